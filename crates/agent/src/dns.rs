@@ -1,0 +1,13 @@
+//! The workload's resolver: names of the mesh are answered here, all others by the upstream resolver.
+//!
+//! Source: Istio `pkg/dns/client`. Queries that this resolver does not answer are forwarded byte by byte.
+
+mod forward;
+mod index;
+mod message;
+mod server;
+
+pub use forward::{Forwarder, UpstreamForwarder};
+pub use index::{Answer, NameIndex, Names};
+pub use message::{Query, Rcode, RecordType};
+pub use server::{DnsOptions, DnsServer};

@@ -1,0 +1,200 @@
+//! UDP and TCP on one address.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+
+use super::message::{Parsed, error_for, error_reply, parse};
+use super::{Answer, Forwarder, Names, Rcode};
+use crate::AgentMetrics;
+
+/// How the server behaves.
+#[derive(Debug, Clone)]
+pub struct DnsOptions {
+    /// 127.0.0.1:15053; port 0 lets the system choose.
+    pub address: SocketAddr,
+    /// For short names, in order.
+    pub search: Vec<String>,
+    /// Domains that belong to the mesh alone; names in them that do not exist are denied here instead of being asked
+    /// for upstream. Empty where the upstream knows them too (Kubernetes).
+    pub zones: Vec<String>,
+    /// Time to live of our answers. Source: Istio, 30 s.
+    pub ttl: u32,
+    /// Forwarded queries at a time; further ones are dropped (UDP clients ask again) until one is answered.
+    pub in_flight: usize,
+    /// TCP connections at a time.
+    pub connections: usize,
+    /// A TCP connection without a query for this long is closed.
+    pub idle: Duration,
+}
+
+impl DnsOptions {
+    /// Istio's values.
+    pub fn new(search: Vec<String>) -> Self {
+        Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 15053)),
+            search,
+            zones: Vec::new(),
+            ttl: 30,
+            in_flight: 1024,
+            connections: 128,
+            idle: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A bound server.
+pub struct DnsServer {
+    shared: Arc<Shared>,
+    udp: Arc<UdpSocket>,
+    tcp: TcpListener,
+}
+
+struct Shared {
+    options: DnsOptions,
+    names: Names,
+    forwarder: Arc<dyn Forwarder>,
+    metrics: AgentMetrics,
+    in_flight: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
+}
+
+impl DnsServer {
+    /// Binds both transports to one port.
+    pub async fn bind(options: DnsOptions, names: Names, forwarder: Arc<dyn Forwarder>, metrics: AgentMetrics) -> io::Result<Self> {
+        let mut attempts = 0;
+        let (udp, tcp) = loop {
+            let udp = UdpSocket::bind(options.address).await?;
+            match TcpListener::bind(udp.local_addr()?).await {
+                Ok(tcp) => break (udp, tcp),
+                // A port that the system chose for UDP may be taken for TCP.
+                Err(error) if options.address.port() == 0 && attempts < 16 && error.kind() == io::ErrorKind::AddrInUse => attempts += 1,
+                Err(error) => return Err(error),
+            }
+        };
+        let (in_flight, connections) = (Arc::new(Semaphore::new(options.in_flight)), Arc::new(Semaphore::new(options.connections)));
+        let shared = Shared { options, names, forwarder, metrics, in_flight, connections };
+        Ok(Self { shared: Arc::new(shared), udp: Arc::new(udp), tcp })
+    }
+
+    /// Where it listens, on both transports.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.udp.local_addr()
+    }
+
+    /// Serves until it is dropped; everything that it spawned ends with it.
+    pub async fn run(self) {
+        let mut tasks = JoinSet::new();
+        let mut buffer = vec![0; 65_535];
+        loop {
+            tokio::select! {
+                received = self.udp.recv_from(&mut buffer) => match received {
+                    Ok((length, peer)) => self.datagram(&buffer[..length], peer, &mut tasks),
+                    // A client that is gone (ICMP) is reported on the next call; it concerns nobody else.
+                    Err(error) => tracing::debug!(%error, "dns: receive"),
+                },
+                accepted = self.tcp.accept() => match (accepted, self.shared.connections.clone().try_acquire_owned()) {
+                    (Ok((stream, _)), Ok(permit)) => _ = tasks.spawn(converse(self.shared.clone(), stream, permit)),
+                    (Ok(_), Err(_)) => self.shared.metrics.dns_dropped.add_shared(1),
+                    (Err(error), _) => {
+                        tracing::warn!(%error, "dns: accept");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                },
+                Some(_) = tasks.join_next() => {}
+            }
+        }
+    }
+
+    fn datagram(&self, query: &[u8], peer: SocketAddr, tasks: &mut JoinSet<()>) {
+        let shared = &self.shared;
+        shared.metrics.dns_requests.add_shared(1);
+        match shared.local(query, true) {
+            Local::Reply(answer) => _ = self.udp.try_send_to(&answer, peer),
+            Local::Silence => {}
+            Local::Forward => match shared.in_flight.clone().try_acquire_owned() {
+                Err(_) => shared.metrics.dns_dropped.add_shared(1),
+                Ok(permit) => {
+                    let (shared, udp, query) = (shared.clone(), self.udp.clone(), query.to_vec());
+                    tasks.spawn(async move {
+                        let _permit = permit;
+                        if let Some(answer) = shared.upstream(&query, false).await {
+                            let _ = udp.send_to(&answer, peer).await;
+                        }
+                    });
+                }
+            },
+        }
+    }
+}
+
+/// What can be said without asking anybody.
+enum Local {
+    Reply(Vec<u8>),
+    Forward,
+    Silence,
+}
+
+impl Shared {
+    fn local(&self, bytes: &[u8], udp: bool) -> Local {
+        let query = match parse(bytes) {
+            Parsed::Query(query) => query,
+            Parsed::Foreign => return Local::Forward,
+            Parsed::Malformed(None) => return Local::Silence,
+            Parsed::Malformed(Some(id)) => return Local::Reply(error_reply(id, Rcode::FormErr)),
+        };
+        let options = &self.options;
+        match self.names.answer(&query.name, query.record, &options.search, &options.zones) {
+            Answer::Known { alias, addresses } => Local::Reply(query.answer(alias.as_deref(), &addresses, options.ttl, udp)),
+            Answer::Absent => Local::Reply(query.empty(Rcode::NxDomain)),
+            Answer::NotYet => Local::Reply(query.empty(Rcode::ServFail)),
+            Answer::Foreign => Local::Forward,
+        }
+    }
+
+    async fn upstream(&self, query: &[u8], over_tcp: bool) -> Option<Vec<u8>> {
+        self.metrics.dns_upstream.add_shared(1);
+        match self.forwarder.forward(query, over_tcp).await {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                self.metrics.dns_upstream_failures.add_shared(1);
+                tracing::debug!(%error, "dns: upstream");
+                error_for(query, Rcode::ServFail)
+            }
+        }
+    }
+}
+
+/// One TCP connection: queries in order, RFC 7766.
+async fn converse(shared: Arc<Shared>, mut stream: TcpStream, _permit: OwnedSemaphorePermit) {
+    loop {
+        let read = async {
+            let length = stream.read_u16().await?;
+            let mut query = vec![0; usize::from(length)];
+            stream.read_exact(&mut query).await?;
+            io::Result::Ok(query)
+        };
+        let Ok(Ok(query)) = tokio::time::timeout(shared.options.idle, read).await else { return };
+        shared.metrics.dns_requests.add_shared(1);
+        let answer = match shared.local(&query, false) {
+            Local::Reply(answer) => Some(answer),
+            Local::Silence => None,
+            Local::Forward => match shared.in_flight.try_acquire() {
+                Ok(_in_flight) => shared.upstream(&query, true).await,
+                Err(_) => error_for(&query, Rcode::ServFail),
+            },
+        };
+        let Some(answer) = answer.filter(|answer| answer.len() <= usize::from(u16::MAX)) else { return };
+        let framed = [&(answer.len() as u16).to_be_bytes()[..], &answer].concat();
+        let written = tokio::time::timeout(shared.options.idle, stream.write_all(&framed));
+        if !matches!(written.await, Ok(Ok(()))) {
+            return;
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Our proxy in the sidecar's process.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meltemi_proto::envoy::config::core::v3::Node;
+use meltemi_tls::SecretStore;
+
+use super::{Parts, Running};
+use crate::{BoxFuture, ControlPlane};
+
+/// What the proxy is fed with.
+pub struct EmbeddedFeed {
+    /// Who it is.
+    pub node: Node,
+    /// Makes connections for its discovery client: [`ControlPlane::connector`].
+    pub control_plane: ControlPlane,
+    /// `default` and `ROOTCA`, rotating.
+    pub secrets: SecretStore,
+    /// SO_MARK of its upstream connections.
+    pub mark: Option<u32>,
+}
+
+/// A proxy that runs on threads of its own. Dropping it ends it at once.
+pub trait EmbeddedProxy: Send + Sync + 'static {
+    /// Prometheus text.
+    fn metrics(&self) -> String;
+    /// Whether its listeners serve; the error says what is missing.
+    fn ready(&self) -> Result<(), String>;
+    /// Ends when its threads end by themselves, with the reason. Cancel safe.
+    fn exited(&self) -> BoxFuture<'_, String>;
+    /// No new work; open work may finish within the grace.
+    fn drain(&self, grace: Duration) -> BoxFuture<'_, ()>;
+}
+
+/// Starts the proxy once its feed is known.
+pub struct Embedded(Box<dyn FnOnce(EmbeddedFeed) -> anyhow::Result<Arc<dyn EmbeddedProxy>> + Send>);
+
+impl Embedded {
+    /// From whatever starts it.
+    pub fn new(start: impl FnOnce(EmbeddedFeed) -> anyhow::Result<Arc<dyn EmbeddedProxy>> + Send + 'static) -> Self {
+        Self(Box::new(start))
+    }
+
+    pub(super) fn start(self, parts: Parts) -> anyhow::Result<Box<dyn Running>> {
+        let Parts { node, control_plane, secrets, options, .. } = parts;
+        let proxy = (self.0)(EmbeddedFeed { node, control_plane, secrets, mark: options.mark })?;
+        Ok(Box::new(RunningEmbedded(proxy)))
+    }
+}
+
+struct RunningEmbedded(Arc<dyn EmbeddedProxy>);
+
+impl Running for RunningEmbedded {
+    fn metrics(&self) -> Arc<dyn Fn() -> BoxFuture<'static, io::Result<String>> + Send + Sync> {
+        let proxy = self.0.clone();
+        Arc::new(move || {
+            let text = proxy.metrics();
+            Box::pin(std::future::ready(Ok(text)))
+        })
+    }
+
+    fn ready(&self) -> Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync> {
+        let proxy = self.0.clone();
+        Arc::new(move || Box::pin(std::future::ready(proxy.ready())))
+    }
+
+    fn exited(&mut self) -> BoxFuture<'_, anyhow::Error> {
+        Box::pin(async { anyhow::anyhow!("the proxy ended by itself: {}", self.0.exited().await) })
+    }
+
+    fn drain_and_stop(self: Box<Self>, grace: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(async move { self.0.drain(grace).await })
+    }
+}

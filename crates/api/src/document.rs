@@ -1,0 +1,380 @@
+//! Files to objects: documents, lists, kinds, metadata.
+
+use std::sync::Arc;
+
+use meltemi_types::{Diagnostic, ObjectRef, Position, Severity};
+use serde_json::{Map, Value};
+
+use crate::core::{ConfigMap, DeploymentSpec, Pod, Secret, ServiceSpec};
+use crate::extensions::{TrafficExtension, WasmPlugin};
+use crate::kind::{Kind, ObjectKey, Recognised};
+use crate::networking::{
+    DestinationRule, EnvoyFilter, Gateway, ProxyConfigResource, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
+    WorkloadGroup,
+};
+use crate::object::{Meta, Object, Source, Spec, attach};
+use crate::positions::Positions;
+use crate::schema::{Field, Finding, Report, UnknownFields, closest};
+use crate::security::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
+use crate::telemetry::Telemetry;
+use crate::yaml;
+
+pub use yaml::to_yaml;
+
+/// What a file says.
+#[derive(Debug, Default)]
+pub struct Parsed {
+    /// Objects without a fault of form. Whether they make sense, [`crate::validate`] tells.
+    pub objects: Vec<Object>,
+    /// Objects that are written here but cannot be read; whoever holds an older version of one keeps it.
+    pub refused: Vec<ObjectKey>,
+    /// Documents of which not even kind and name could be read.
+    pub unreadable: usize,
+    /// Everything there is to say.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// One document's text in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chunk {
+    /// First byte; that of the separator line, if there is one.
+    pub start: usize,
+    /// Past the last byte.
+    pub end: usize,
+    /// Line of the first byte, from 1.
+    pub line: u32,
+}
+
+/// Splits a file at its `---` lines, before anything is parsed: a broken document does not take the others along.
+pub fn chunks(text: &str) -> Vec<Chunk> {
+    let mut found = Vec::new();
+    let mut open = Chunk { start: 0, end: 0, line: 1 };
+    let (mut at, mut number) = (0, 1);
+    for line in text.split_inclusive('\n') {
+        let separates = line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        if separates && at > 0 {
+            found.push(Chunk { end: at, ..open });
+            open = Chunk { start: at, end: at, line: number };
+        }
+        at += line.len();
+        number += 1;
+    }
+    found.push(Chunk { end: at, ..open });
+    found
+}
+
+/// Reads a file. `file` is its name as diagnostics shall show it.
+pub fn parse(file: &str, text: &str) -> Parsed {
+    parse_in(file, text, "default")
+}
+
+/// Reads a file whose objects belong to `namespace` where they name none, as with `kubectl -n`.
+pub fn parse_in(file: &str, text: &str, namespace: &str) -> Parsed {
+    let mut parsed = Parsed::default();
+    let file: Arc<str> = Arc::from(file);
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    for (number, chunk) in chunks(text).into_iter().enumerate() {
+        match yaml::parse_all(&text[chunk.start..chunk.end], chunk.line) {
+            Ok(documents) => {
+                for document in documents {
+                    read_document(&file, number, document, namespace, &mut parsed);
+                }
+            }
+            Err(fault) => {
+                parsed.unreadable += 1;
+                parsed.diagnostics.push(Diagnostic {
+                    code: "MEL0101".to_owned(),
+                    severity: Severity::Error,
+                    object: guess(&text[chunk.start..chunk.end]),
+                    field: String::new(),
+                    position: Position { file: file.to_string(), line: fault.line, column: fault.column },
+                    message: format!("not valid YAML: {}", fault.message),
+                    remedy: "correct the text here or in the line before; the other documents of the file are not affected".to_owned(),
+                });
+            }
+        }
+    }
+    parsed
+}
+
+/// [`parse`], without the keys of refused objects.
+pub fn parse_documents(file: &str, text: &str) -> (Vec<Object>, Vec<Diagnostic>) {
+    let parsed = parse(file, text);
+    (parsed.objects, parsed.diagnostics)
+}
+
+/// The value of a document's text, unread; for rewriting it. `None` if it is not one document.
+pub fn value_of(text: &str) -> Option<Value> {
+    yaml::parse_one(text).ok().map(|document| document.value)
+}
+
+/// Reads an object that an API server sent.
+pub fn object_from_value(value: Value) -> Parsed {
+    let mut parsed = Parsed::default();
+    read_object(value, Source::default(), Vec::new(), "default", &mut parsed);
+    parsed
+}
+
+/// Kind and name of a document that does not parse, as far as its lines show them.
+fn guess(text: &str) -> ObjectRef {
+    let mut object = ObjectRef::default();
+    for line in text.lines().take(200) {
+        let value = |key: &str| line.strip_prefix(key).map(|rest| rest.trim().trim_matches(['"', '\'']).to_owned());
+        if let (Some(kind), true) = (value("kind:"), object.kind.is_empty()) {
+            object.kind = kind;
+        } else if let (Some(name), true) = (value("  name:"), object.name.is_empty()) {
+            object.name = name;
+        } else if let (Some(namespace), true) = (value("  namespace:"), object.namespace.is_empty()) {
+            object.namespace = namespace;
+        }
+    }
+    if !object.kind.is_empty() && !object.name.is_empty() && object.namespace.is_empty() {
+        object.namespace = "default".to_owned();
+    }
+    object
+}
+
+fn read_document(file: &Arc<str>, number: usize, document: yaml::Document, namespace: &str, parsed: &mut Parsed) {
+    let yaml::Document { value, positions, duplicates } = document;
+    if value.is_null() {
+        return;
+    }
+    let source = Source { file: file.clone(), document: number, item: None, positions };
+    let is_list = value.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List"))
+        && value.get("items").is_some_and(Value::is_array);
+    if !is_list {
+        return read_object(value, source, duplicates, namespace, parsed);
+    }
+    let Value::Object(mut list) = value else { return };
+    let Some(Value::Array(items)) = list.remove("items") else { return };
+    for (index, item) in items.into_iter().enumerate() {
+        let prefix = format!("items[{index}]");
+        let positions = source.positions.below(&prefix).cloned().unwrap_or_else(|| {
+            let (line, column) = source.positions.find(&prefix);
+            Positions { line, column, ..Positions::default() }
+        });
+        let inside = |(path, line, column): &(String, u32, u32)| {
+            path.strip_prefix(&prefix).map(|rest| (rest.trim_start_matches('.').to_owned(), *line, *column))
+        };
+        let duplicates = duplicates.iter().filter_map(inside).collect();
+        let source = Source { file: source.file.clone(), document: source.document, item: Some(index), positions };
+        read_object(item, source, duplicates, namespace, parsed);
+    }
+}
+
+fn read_object(mut value: Value, source: Source, duplicates: Vec<(String, u32, u32)>, namespace: &str, parsed: &mut Parsed) {
+    let nameless = |source: &Source, kind: &str, field: &str, message: String, remedy: &str| Diagnostic {
+        code: "MEL0107".to_owned(),
+        severity: Severity::Error,
+        object: ObjectRef::new(kind, "", ""),
+        field: field.to_owned(),
+        position: source.position(field),
+        message,
+        remedy: remedy.to_owned(),
+    };
+    let Some(map) = value.as_object() else {
+        parsed.unreadable += 1;
+        parsed.diagnostics.push(nameless(
+            &source,
+            "",
+            "",
+            "this is not a Kubernetes object".to_owned(),
+            "an object is a mapping with apiVersion, kind and metadata",
+        ));
+        return;
+    };
+    let word = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default();
+    let (api_version, kind_word) = (word("apiVersion").to_owned(), word("kind").to_owned());
+    for (key, value) in [("apiVersion", &api_version), ("kind", &kind_word)] {
+        if value.is_empty() {
+            parsed.unreadable += 1;
+            let message = format!("{key} is missing or not a string");
+            parsed.diagnostics.push(nameless(&source, &kind_word, key, message, "every object has apiVersion and kind"));
+            return;
+        }
+    }
+    let (kind, version_fault) = match Kind::recognise(&api_version, &kind_word) {
+        Recognised::Kind(kind) => (kind, None),
+        Recognised::WrongVersion(versions) => {
+            let fault = format!("{kind_word} has no version {:?}; it has {}", api_version, versions.join(", "));
+            (Kind::from_word(&kind_word).unwrap_or(Kind::Other(kind_word.as_str().into())), Some(fault))
+        }
+        Recognised::WrongGroup(group) => {
+            let fault = format!("{kind_word} is not in the API group of {api_version:?} but in {group:?}");
+            (Kind::from_word(&kind_word).unwrap_or(Kind::Other(kind_word.as_str().into())), Some(fault))
+        }
+    };
+
+    let policy = if kind.is_mesh() { UnknownFields::Refuse } else { UnknownFields::Ignore };
+    let mut report = Report::new("", policy);
+    if let Some(fault) = version_fault {
+        report.field("apiVersion", |report| report.error("MEL0106", fault, "correct apiVersion"));
+    }
+    let meta = read_meta(map, &kind, namespace, &mut report);
+    if meta.name.is_empty() {
+        let foreign = matches!(kind, Kind::Other(_));
+        parsed.unreadable += 1;
+        let diagnostics = report.into_findings().into_iter().map(|mut finding| {
+            // An IstioOperator, or the configuration of some tool: without name, and nothing to the mesh either way.
+            if foreign {
+                finding.severity = Severity::Warning;
+            }
+            let position = source.position(&finding.field);
+            attach(finding, ObjectRef::new(kind_word.clone(), "", ""), position)
+        });
+        parsed.diagnostics.extend(diagnostics);
+        return;
+    }
+    let spec = read_spec(&kind, &api_version, &kind_word, map, &mut report);
+
+    if let Kind::Other(_) = &kind {
+        let known: Vec<String> = Kind::all().map(|kind| kind.word().to_owned()).collect();
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        let remedy = match closest(&kind_word, &known) {
+            Some(word) if word != kind_word => format!("did you mean {word}?"),
+            _ => "it may stay: it is kept and has no effect".to_owned(),
+        };
+        report.field("kind", |report| {
+            report.warn("MEL0106", format!("the mesh does not read {kind_word} of {api_version}"), remedy);
+        });
+    }
+
+    let key = ObjectKey::new(kind.clone(), meta.namespace.clone(), meta.name.clone());
+    let object = key.object_ref();
+    let faulty = report.has_errors();
+    for finding in report.into_findings() {
+        let position = source.position(&finding.field);
+        parsed.diagnostics.push(attach(finding, object.clone(), position));
+    }
+    let mut doubled = false;
+    for (field, line, column) in duplicates {
+        doubled |= kind.is_mesh();
+        let finding = Finding {
+            code: "MEL0108",
+            severity: if kind.is_mesh() { Severity::Error } else { Severity::Warning },
+            field,
+            message: "this field is written twice".to_owned(),
+            remedy: "remove one of them".to_owned(),
+        };
+        parsed.diagnostics.push(attach(finding, object.clone(), Position { file: source.file.to_string(), line, column }));
+    }
+    if faulty || doubled {
+        parsed.refused.push(key);
+        return;
+    }
+    if kind.is_namespaced()
+        && let Some(Value::Object(written)) = value.get_mut("metadata")
+    {
+        written.insert("namespace".to_owned(), Value::String(meta.namespace.clone()));
+    }
+    parsed.objects.push(Object { kind, api_version, meta, spec, source, raw: value });
+}
+
+fn read_meta(map: &Map<String, Value>, kind: &Kind, namespace: &str, report: &mut Report) -> Meta {
+    let mut meta = Meta::default();
+    let Some(written) = map.get("metadata").filter(|value| !value.is_null()) else {
+        report.required("metadata");
+        return meta;
+    };
+    // Kubernetes adds fields to metadata with every version, and none of them is the mesh's.
+    let mut inner = Report::new("metadata", UnknownFields::Ignore);
+    meta.read(written, &mut inner);
+    if meta.name.is_empty() {
+        let remedy = if written.get("generateName").is_some() { "generateName does not work in files: add the field name" } else { "add the field name" };
+        inner.field("name", |report| report.error("MEL0104", "Required value: name is required", remedy));
+    } else if !is_object_name(&meta.name, kind) {
+        let message = format!(
+            "a name must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric \
+             character: {:?}",
+            crate::schema::shorten(&meta.name)
+        );
+        inner.field("name", |report| report.error("MEL0110", message, "choose another name"));
+    }
+    if kind.is_namespaced() {
+        if meta.namespace.is_empty() {
+            namespace.clone_into(&mut meta.namespace);
+        } else if !is_dns_label(&meta.namespace) {
+            let message = format!("{:?} is not a namespace's name", crate::schema::shorten(&meta.namespace));
+            inner.field("namespace", |report| report.error("MEL0110", message, "a namespace is a lower-case DNS label"));
+        }
+    } else {
+        meta.namespace.clear();
+    }
+    for finding in inner.into_findings() {
+        report.push(finding);
+    }
+    meta
+}
+
+/// RFC 1123 label.
+pub(crate) fn is_dns_label(text: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    !text.is_empty() && text.len() <= 63 && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
+}
+
+/// RFC 1123 subdomain; RBAC's names may hold `:` too, and none of them a path separator.
+fn is_object_name(name: &str, kind: &Kind) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.');
+    let edge = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    if name.len() > 253 {
+        return false;
+    }
+    if matches!(kind, Kind::Other(_)) {
+        return !name.contains(['/', '%', '\0']) && name != "." && name != "..";
+    }
+    name.bytes().all(inner) && name.as_bytes().first().is_some_and(|b| edge(b)) && name.as_bytes().last().is_some_and(|b| edge(b))
+}
+
+fn body<T: Field + Default>(map: &Map<String, Value>, required: bool, report: &mut Report) -> Arc<T> {
+    let mut spec = T::default();
+    match map.get("spec") {
+        Some(Value::Null) | None => {
+            if required {
+                report.required("spec");
+            }
+        }
+        Some(value) => report.field("spec", |report| spec.read(value, report)),
+    }
+    Arc::new(spec)
+}
+
+fn whole<T: Field + Default>(map: &Map<String, Value>, report: &mut Report) -> Arc<T> {
+    let mut object = T::default();
+    object.read(&Value::Object(map.clone()), report);
+    Arc::new(object)
+}
+
+fn read_spec(kind: &Kind, api_version: &str, kind_word: &str, map: &Map<String, Value>, report: &mut Report) -> Spec {
+    if kind.is_mesh() {
+        for key in map.keys() {
+            if !matches!(key.as_str(), "apiVersion" | "kind" | "metadata" | "spec" | "status") {
+                report.unknown_field(key, &["apiVersion", "kind", "metadata", "spec", "status"]);
+            }
+        }
+    }
+    match kind {
+        Kind::Namespace => Spec::Namespace,
+        Kind::ServiceAccount => Spec::ServiceAccount,
+        Kind::ConfigMap => Spec::ConfigMap(whole::<ConfigMap>(map, report)),
+        Kind::Secret => Spec::Secret(whole::<Secret>(map, report)),
+        Kind::Service => Spec::Service(body::<ServiceSpec>(map, false, report)),
+        Kind::Pod => Spec::Pod(whole::<Pod>(map, report)),
+        Kind::Deployment => Spec::Deployment(body::<DeploymentSpec>(map, false, report)),
+        Kind::VirtualService => Spec::VirtualService(body::<VirtualService>(map, false, report)),
+        Kind::DestinationRule => Spec::DestinationRule(body::<DestinationRule>(map, false, report)),
+        Kind::Gateway => Spec::Gateway(body::<Gateway>(map, false, report)),
+        Kind::ServiceEntry => Spec::ServiceEntry(body::<ServiceEntry>(map, true, report)),
+        Kind::WorkloadEntry => Spec::WorkloadEntry(body::<WorkloadEntry>(map, true, report)),
+        Kind::WorkloadGroup => Spec::WorkloadGroup(body::<WorkloadGroup>(map, true, report)),
+        Kind::Sidecar => Spec::Sidecar(body::<Sidecar>(map, false, report)),
+        Kind::EnvoyFilter => Spec::EnvoyFilter(body::<EnvoyFilter>(map, false, report)),
+        Kind::ProxyConfig => Spec::ProxyConfig(body::<ProxyConfigResource>(map, false, report)),
+        Kind::PeerAuthentication => Spec::PeerAuthentication(body::<PeerAuthentication>(map, false, report)),
+        Kind::RequestAuthentication => Spec::RequestAuthentication(body::<RequestAuthentication>(map, false, report)),
+        Kind::AuthorizationPolicy => Spec::AuthorizationPolicy(body::<AuthorizationPolicy>(map, false, report)),
+        Kind::Telemetry => Spec::Telemetry(body::<Telemetry>(map, false, report)),
+        Kind::WasmPlugin => Spec::WasmPlugin(body::<WasmPlugin>(map, true, report)),
+        Kind::TrafficExtension => Spec::TrafficExtension(body::<TrafficExtension>(map, true, report)),
+        Kind::Other(_) => Spec::Other { api_version: api_version.to_owned(), kind: kind_word.to_owned() },
+    }
+}

@@ -1,0 +1,175 @@
+//! How a written MeshConfig meets the defaults. Source: Istio `pkg/config/mesh`, `ApplyMeshConfig`.
+
+use meltemi_types::{Diagnostic, ObjectRef, Position};
+use serde_json::Value;
+
+use super::{ExtensionProvider, MeshConfig};
+use crate::object::attach;
+use crate::positions::Positions;
+use crate::schema::{Field, Report, UnknownFields};
+use crate::yaml;
+
+/// Name of the ConfigMap, in the root namespace.
+pub const MESH_CONFIG_NAME: &str = "istio";
+/// Key in it.
+pub const MESH_CONFIG_KEY: &str = "mesh";
+
+impl MeshConfig {
+    /// Reads the text of key `mesh` over the defaults. Faults are diagnostics at `position` (the ConfigMap's key); what is
+    /// faulty stays as in `self`.
+    ///
+    /// A field of the top level replaces the default's, except that `defaultConfig` is merged field by field (and its
+    /// `proxyMetadata` key by key), `extensionProviders` by name, `trustDomainAliases` and `defaultProviders` as sets.
+    #[must_use]
+    pub fn overlay(&self, text: &str, object: &ObjectRef, position: &Position) -> (Self, Vec<Diagnostic>) {
+        let mut report = Report::new("", UnknownFields::Warn);
+        let mut merged = self.clone();
+        let mut positions = Positions::default();
+        match yaml::parse_one(text) {
+            Ok(document) => {
+                if !document.value.is_null() {
+                    merged.apply(&document.value, &mut report);
+                }
+                positions = document.positions;
+            }
+            Err(fault) => {
+                positions.line = fault.line;
+                report.error("MEL0101", fault.message, "correct the YAML under the key mesh");
+            }
+        }
+        let refused = report.has_errors();
+        let place = |mut finding: crate::schema::Finding| {
+            let mut position = position.clone();
+            // The key's value is a block scalar, so its first line is the next one of the file; its indentation is unknown.
+            if position.line > 0 {
+                position.line += positions.find(&finding.field).0;
+                position.column = 0;
+            }
+            finding.field = match finding.field.as_str() {
+                "" => format!("data.{MESH_CONFIG_KEY}"),
+                field => format!("data.{MESH_CONFIG_KEY}: {field}"),
+            };
+            attach(finding, object.clone(), position)
+        };
+        let diagnostics = report.into_findings().into_iter().map(place).collect();
+        (if refused { self.clone() } else { merged }, diagnostics)
+    }
+
+    /// Istio's defaults with `text` over them; see [`MeshConfig::overlay`].
+    #[must_use]
+    pub fn from_yaml(text: &str, object: &ObjectRef, position: &Position) -> (Self, Vec<Diagnostic>) {
+        Self::istio_default().overlay(text, object, position)
+    }
+
+    fn apply(&mut self, value: &Value, report: &mut Report) {
+        let Some(map) = report.object(value) else { return };
+        let previous = self.clone();
+        // What a message or map of the top level held before must not shine through, so it starts empty.
+        let blank = Self::default();
+        for key in map.keys() {
+            match key.as_str() {
+                "outboundTrafficPolicy" => self.outbound_traffic_policy = blank.outbound_traffic_policy.clone(),
+                "inboundTrafficPolicy" => self.inbound_traffic_policy = blank.inbound_traffic_policy.clone(),
+                "localityLbSetting" => self.locality_lb_setting = None,
+                "tcpKeepalive" => self.tcp_keepalive = None,
+                "pathNormalization" => self.path_normalization = blank.path_normalization.clone(),
+                "defaultHttpRetryPolicy" => self.default_http_retry_policy = None,
+                "defaultInboundHttpRetryPolicy" => self.default_inbound_http_retry_policy = None,
+                "meshMTLS" => self.mesh_mtls = None,
+                "tlsDefaults" => self.tls_defaults = None,
+                "defaultProviders" => self.default_providers = None,
+                _ => {}
+            }
+        }
+        self.read(value, report);
+        self.extension_providers = merge_providers(previous.extension_providers, &self.extension_providers);
+        merge_set(&mut self.trust_domain_aliases, &previous.trust_domain_aliases);
+        if let (Some(merged), Some(before)) = (&mut self.default_providers, &previous.default_providers) {
+            merge_set(&mut merged.tracing, &before.tracing);
+            merge_set(&mut merged.metrics, &before.metrics);
+            merge_set(&mut merged.access_logging, &before.access_logging);
+        }
+        check(self, report);
+    }
+}
+
+/// Later providers replace earlier ones of the same name, in their place.
+fn merge_providers(mut providers: Vec<ExtensionProvider>, later: &[ExtensionProvider]) -> Vec<ExtensionProvider> {
+    for provider in later {
+        match providers.iter_mut().find(|known| known.name == provider.name) {
+            Some(known) => known.clone_from(provider),
+            None => providers.push(provider.clone()),
+        }
+    }
+    providers
+}
+
+fn merge_set(merged: &mut Vec<String>, before: &[String]) {
+    for item in before {
+        if !merged.contains(item) {
+            merged.push(item.clone());
+        }
+    }
+}
+
+fn check(mesh: &MeshConfig, report: &mut Report) {
+    for (key, port) in [("proxyListenPort", mesh.proxy_listen_port), ("proxyInboundListenPort", mesh.proxy_inbound_listen_port)] {
+        if !(1..=65535).contains(&port) {
+            report.field(key, |report| report.error("MEL0201", "port must be between 1-65535", "write a port number"));
+        }
+    }
+    if let Err(error) = meltemi_types::TrustDomain::new(&mesh.trust_domain) {
+        report.field("trustDomain", |report| report.error("MEL0210", error.to_string(), "write a lower-case DNS name"));
+    }
+    if mesh.root_namespace.is_empty() {
+        report.field("rootNamespace", |report| {
+            report.error("MEL0210", "the root namespace must not be empty", "remove the field, or name a namespace");
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::{AccessLogEncoding, OutboundTrafficMode};
+
+    fn read(text: &str) -> (MeshConfig, Vec<Diagnostic>) {
+        MeshConfig::from_yaml(text, &ObjectRef::new("ConfigMap", "istio-system", "istio"), &Position::default())
+    }
+
+    #[test]
+    fn nothing_written_is_istios_default() {
+        let (mesh, diagnostics) = read("");
+        assert_eq!(diagnostics, vec![]);
+        assert_eq!(mesh, MeshConfig::istio_default());
+        assert_eq!(mesh.default_config.discovery_address, "istiod.istio-system.svc:15012");
+    }
+
+    #[test]
+    fn the_top_level_replaces_and_the_proxys_settings_merge() {
+        let (mesh, diagnostics) = read(
+            "accessLogFile: /dev/stdout\naccessLogEncoding: JSON\noutboundTrafficPolicy: {mode: REGISTRY_ONLY}\n\
+             localityLbSetting: {failoverPriority: [a]}\ndefaultConfig:\n  concurrency: 4\n  proxyMetadata: {A: b}\n\
+             extensionProviders:\n- name: envoy\n  envoyFileAccessLog: {path: /tmp/log}\n- name: mine\n  prometheus: {}\n",
+        );
+        assert_eq!(diagnostics, vec![]);
+        assert_eq!(mesh.access_log_encoding, AccessLogEncoding::Json);
+        assert_eq!(mesh.outbound_traffic_policy.mode, OutboundTrafficMode::RegistryOnly);
+        assert_eq!(mesh.locality_lb_setting.as_ref().and_then(|locality| locality.enabled), None);
+        assert_eq!(mesh.default_config.concurrency, Some(4));
+        assert_eq!(mesh.default_config.status_port, 15020);
+        let names: Vec<_> = mesh.extension_providers.iter().map(|provider| provider.name.as_str()).collect();
+        assert_eq!(names, ["prometheus", "stackdriver", "envoy", "mine"]);
+        let log = mesh.extension_providers[2].envoy_file_access_log.as_ref().expect("a file log");
+        assert_eq!(log.path, "/tmp/log");
+    }
+
+    #[test]
+    fn a_fault_keeps_what_was() {
+        let (mesh, diagnostics) = read("accessLogFile: /dev/stdout\ntrustDomain: 'NOT A DOMAIN'\n");
+        assert_eq!(mesh, MeshConfig::istio_default());
+        assert_eq!(diagnostics.len(), 1);
+        let (_, diagnostics) = read("acessLogFile: /dev/stdout\n");
+        assert_eq!(diagnostics[0].remedy, "did you mean accessLogFile?");
+    }
+}

@@ -1,0 +1,64 @@
+//! Rules that one object can break on its own. Source: Istio `pkg/config/validation` and the CEL rules of its CRDs.
+//!
+//! Messages are Istio's where it has one. What is valid but surely not meant is a warning.
+
+mod authorization;
+mod destination_rule;
+mod extensions;
+mod gateway;
+mod kubernetes;
+mod rules;
+mod security;
+mod service_entry;
+mod sidecar;
+mod telemetry;
+mod virtual_service;
+mod workload;
+
+use meltemi_types::Diagnostic;
+
+use crate::mesh::{MESH_CONFIG_KEY, MESH_CONFIG_NAME, MeshConfig};
+use crate::object::{Object, Spec};
+use crate::schema::{Report, UnknownFields};
+
+/// Whether it is the ConfigMap that holds MeshConfig.
+fn is_mesh_config(object: &Object) -> bool {
+    object.meta.name == MESH_CONFIG_NAME && object.meta.namespace == "istio-system"
+}
+
+/// Applies Istio's rules to an object; every finding names its field and place.
+pub fn validate(object: &Object) -> Vec<Diagnostic> {
+    let mut report = Report::new("spec", UnknownFields::Refuse);
+    let at = &mut report;
+    match &object.spec {
+        Spec::VirtualService(spec) => virtual_service::check(spec, at),
+        Spec::DestinationRule(spec) => destination_rule::check(spec, at),
+        Spec::Gateway(spec) => gateway::check(spec, at),
+        Spec::ServiceEntry(spec) => service_entry::check(spec, at),
+        Spec::WorkloadEntry(spec) => workload::check_entry(spec, at),
+        Spec::WorkloadGroup(spec) => workload::check_group(spec, at),
+        Spec::Sidecar(spec) => sidecar::check(spec, at),
+        Spec::EnvoyFilter(spec) => extensions::check_envoy_filter(spec, at),
+        Spec::ProxyConfig(spec) => extensions::check_proxy_config(spec, at),
+        Spec::PeerAuthentication(spec) => security::check_peer_authentication(spec, at),
+        Spec::RequestAuthentication(spec) => security::check_request_authentication(spec, at),
+        Spec::AuthorizationPolicy(spec) => authorization::check(spec, at),
+        Spec::Telemetry(spec) => telemetry::check(spec, at),
+        Spec::WasmPlugin(spec) => extensions::check_wasm_plugin(spec, at),
+        Spec::TrafficExtension(spec) => extensions::check_traffic_extension(spec, at),
+        Spec::Service(spec) => kubernetes::check_service(spec, at),
+        Spec::Deployment(spec) => kubernetes::check_deployment(spec, at),
+        Spec::ConfigMap(map) if is_mesh_config(object) => {
+            let Some(text) = map.data.get(MESH_CONFIG_KEY) else { return Vec::new() };
+            let position = object.source.position("data.mesh");
+            return MeshConfig::from_yaml(text, &object.object_ref(), &position).1;
+        }
+        Spec::Namespace
+        | Spec::ConfigMap(_)
+        | Spec::Secret(_)
+        | Spec::ServiceAccount
+        | Spec::Pod(_)
+        | Spec::Other { .. } => {}
+    }
+    report.into_findings().into_iter().map(|finding| object.diagnostic(finding)).collect()
+}

@@ -1,0 +1,204 @@
+//! Gateway.
+
+use super::rules::*;
+use crate::networking::{Gateway, Port, Server, ServerTlsMode, ServerTlsSettings, TlsProtocol};
+use crate::schema::{Report, shorten};
+
+/// Protocols that a gateway serves, in any case.
+const PROTOCOLS: &[&str] = &["HTTP", "HTTPS", "GRPC", "GRPC-WEB", "HTTP2", "MONGO", "TCP", "TLS", "HBONE"];
+
+pub(super) fn check(spec: &Gateway, at: &mut Report) {
+    let Gateway { selector, servers } = spec;
+    check_labels("selector", &selector.0, at);
+    if servers.is_empty() {
+        at.field("servers", |at| at.error(MISSING, "gateway must have at least one server", "add a server with port and hosts"));
+    }
+    let mut names = Once::new();
+    at.field("servers", |at| {
+        for (index, server) in servers.iter().enumerate() {
+            at.index(index, |at| {
+                check_server(server, at);
+                if !server.port.name.is_empty() && !names.insert(&server.port.name) {
+                    at.field("port", |at| {
+                        at.field("name", |at| {
+                            let message = format!("port names in servers must be unique: duplicate name {}", server.port.name);
+                            at.error(DUPLICATE, message, "rename one of them");
+                        });
+                    });
+                }
+            });
+        }
+    });
+}
+
+fn check_server(server: &Server, at: &mut Report) {
+    let Server { name: _, port, bind, hosts, tls, default_endpoint } = server;
+    if hosts.is_empty() {
+        at.field("hosts", |at| at.error(MISSING, "server config must contain at least one host", "add a host; * is any"));
+    }
+    let mut seen = Once::new();
+    at.field("hosts", |at| {
+        for (index, host) in hosts.iter().enumerate() {
+            at.index(index, |at| {
+                check_scoped_host(host, at);
+                if !seen.insert(host) {
+                    at.error(DUPLICATE, format!("duplicate host {host} in server"), "remove one of them");
+                }
+            });
+        }
+    });
+    at.field("port", |at| check_server_port(port, bind, at));
+    if !bind.is_empty() && !is_ip(bind) && !bind.starts_with("unix://") {
+        at.field("bind", |at| at.error(INVALID, format!("{:?} is not an IP address or unix:// socket", shorten(bind)), "write an address"));
+    }
+    if !default_endpoint.is_empty() {
+        at.field("defaultEndpoint", |at| at.warn(WITHOUT_EFFECT, "defaultEndpoint is not implemented", "route with a VirtualService"));
+    }
+    let is_tls = matches!(port.protocol.to_ascii_uppercase().as_str(), "HTTPS" | "TLS");
+    let is_http = matches!(port.protocol.to_ascii_uppercase().as_str(), "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB");
+    match tls {
+        None if is_tls => {
+            at.field("tls", |at| at.error(MISSING, "server must have TLS settings for HTTPS/TLS protocols", "add tls with a mode"));
+        }
+        Some(tls) if !is_tls && is_http && *tls != only_redirect(tls) => {
+            at.field("tls", |at| {
+                at.error(CONFLICT, "server cannot have TLS settings for plain text HTTP ports", "use protocol HTTPS, or keep httpsRedirect alone");
+            });
+        }
+        Some(tls) if is_tls => {
+            if tls.https_redirect {
+                at.field("tls", |at| {
+                    at.field("httpsRedirect", |at| {
+                        at.warn(WITHOUT_EFFECT, "tls.httpsRedirect should only be used with http servers", "set it on the HTTP port");
+                    });
+                });
+            }
+            at.field("tls", |at| check_tls(tls, at));
+        }
+        _ => {}
+    }
+}
+
+fn only_redirect(tls: &ServerTlsSettings) -> ServerTlsSettings {
+    ServerTlsSettings { https_redirect: tls.https_redirect, ..ServerTlsSettings::default() }
+}
+
+fn check_server_port(port: &Port, bind: &str, at: &mut Report) {
+    let Port { number, protocol, name, target_port } = port;
+    if !bind.starts_with("unix://") || *number != 0 {
+        at.field("number", |at| check_port(*number, at));
+    }
+    if !PROTOCOLS.contains(&protocol.to_ascii_uppercase().as_str()) {
+        let remedy = crate::schema::closest(protocol, PROTOCOLS).map_or_else(|| format!("use one of {}", PROTOCOLS.join(", ")), |word| format!("did you mean {word}?"));
+        at.field("protocol", |at| at.error(INVALID, format!("invalid protocol {:?}, supported protocols are HTTP, HTTP2, GRPC, GRPC-WEB, MONGO, TCP, TLS, HTTPS", shorten(protocol)), remedy));
+    }
+    if name.is_empty() {
+        at.field("name", |at| at.error(MISSING, "port name must be set", "name the port, for example http"));
+    }
+    if *target_port != 0 {
+        at.field("targetPort", |at| at.warn(WITHOUT_EFFECT, "targetPort has no impact on Gateways", "remove it"));
+    }
+}
+
+/// `host`, or `namespace/host`, where namespace may be `.` or `*`.
+fn check_scoped_host(host: &str, at: &mut Report) {
+    let (namespace, host) = host.split_once('/').map_or((None, host), |(namespace, host)| (Some(namespace), host));
+    if let Some(namespace) = namespace
+        && !matches!(namespace, "." | "*")
+        && !crate::document::is_dns_label(namespace)
+    {
+        at.error(INVALID, format!("namespace {:?} is not valid", shorten(namespace)), "write NAMESPACE/HOST, ./HOST or */HOST");
+    }
+    if !is_ip(host) {
+        check_wildcard_host(host, at);
+    }
+}
+
+pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
+    let ServerTlsSettings {
+        https_redirect: _,
+        mode,
+        server_certificate,
+        private_key,
+        ca_certificates,
+        ca_crl: _,
+        credential_name,
+        credential_names,
+        ca_cert_credential_name,
+        tls_certificates,
+        subject_alt_names: _,
+        verify_certificate_spki: _,
+        verify_certificate_hash: _,
+        min_protocol_version,
+        max_protocol_version,
+        cipher_suites,
+        ecdh_curves: _,
+        insecure_skip_verify: _,
+    } = tls;
+    let remedy = "keep one of credentialName, credentialNames, tlsCertificates and serverCertificate";
+    if !tls_certificates.is_empty() && !credential_names.is_empty() {
+        at.error(CONFLICT, "only one of credentialNames or tlsCertificates can be set", remedy);
+    }
+    if !credential_name.is_empty() && !credential_names.is_empty() {
+        at.error(CONFLICT, "only one of credentialName or credentialNames can be set", remedy);
+    }
+    for (key, count) in [("credentialNames", credential_names.len()), ("tlsCertificates", tls_certificates.len())] {
+        if count > 2 {
+            at.field(key, |at| at.error(INVALID, format!("{} in body should have at most 2 items", at.path()), "keep one RSA and one ECDSA"));
+        }
+    }
+    let from_secret = !credential_name.is_empty() || !credential_names.is_empty();
+    let from_files = !server_certificate.is_empty() || !private_key.is_empty() || !tls_certificates.is_empty();
+    match mode {
+        ServerTlsMode::IstioMutual => {
+            for (what, set) in [
+                ("server certificate", !server_certificate.is_empty()),
+                ("private key", !private_key.is_empty()),
+                ("CA bundle", !ca_certificates.is_empty()),
+                ("credentialName", from_secret),
+            ] {
+                if set {
+                    at.error(CONFLICT, format!("ISTIO_MUTUAL TLS cannot have associated {what}"), "remove it: the workload's certificate is used");
+                }
+            }
+        }
+        ServerTlsMode::Passthrough | ServerTlsMode::AutoPassthrough => {
+            if from_secret || from_files || !ca_certificates.is_empty() {
+                at.warn(WITHOUT_EFFECT, format!("{} mode does not use certificates, they will be ignored", mode.as_str()), "remove them");
+            }
+        }
+        ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual => {
+            let word = mode.as_str();
+            if from_secret && from_files {
+                at.error(CONFLICT, "only one of credentialName or serverCertificate can be set", remedy);
+            }
+            if !from_secret && tls_certificates.is_empty() {
+                let advice = "add credentialName with the name of a Secret";
+                if server_certificate.is_empty() {
+                    at.error(MISSING, format!("{word} TLS requires a server certificate"), advice);
+                }
+                if private_key.is_empty() {
+                    at.error(MISSING, format!("{word} TLS requires a private key"), advice);
+                }
+            }
+            let has_roots = from_secret
+                || !ca_cert_credential_name.is_empty()
+                || !ca_certificates.is_empty()
+                || tls_certificates.iter().any(|certificate| !certificate.ca_certificates.is_empty());
+            if *mode != ServerTlsMode::Simple && !has_roots {
+                at.error(MISSING, format!("{word} TLS requires a client CA bundle"), "add caCertificates or credentialName");
+            }
+        }
+    }
+    if *min_protocol_version != TlsProtocol::Auto && *max_protocol_version != TlsProtocol::Auto && min_protocol_version > max_protocol_version {
+        at.field("minProtocolVersion", |at| at.error(CONFLICT, "minProtocolVersion is newer than maxProtocolVersion", "swap them"));
+    }
+    let mut seen = Once::new();
+    at.field("cipherSuites", |at| {
+        for (index, suite) in cipher_suites.iter().enumerate() {
+            if !seen.insert(suite) {
+                at.index(index, |at| at.warn(DOUBTFUL, format!("duplicate cipher suite {:?} is ignored", shorten(suite)), "remove it"));
+            }
+        }
+    });
+}

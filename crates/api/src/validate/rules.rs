@@ -1,0 +1,353 @@
+//! Rules that several kinds share: names, addresses, ports, selectors, expressions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::document::is_dns_label;
+use crate::duration::Duration;
+use crate::schema::{Report, shorten};
+use crate::shared::{Percent, StringMatch, TargetReference, WorkloadSelector};
+
+/// A value breaks a rule of its field.
+pub(super) const INVALID: &str = "MEL0201";
+/// Fields contradict each other.
+pub(super) const CONFLICT: &str = "MEL0202";
+/// Something that the rule needs is missing.
+pub(super) const MISSING: &str = "MEL0203";
+/// Something is there twice.
+pub(super) const DUPLICATE: &str = "MEL0204";
+/// Valid, and most likely not meant.
+pub(super) const DOUBTFUL: &str = "MEL0205";
+/// Deprecated or never implemented.
+pub(super) const WITHOUT_EFFECT: &str = "MEL0206";
+
+/// Longest expression that is compiled; a longer one is an attack or a mistake.
+const MAX_REGEX: usize = 32 << 10;
+
+/// RFC 1123 label, upper case too (Istio's `labels.IsDNS1123Label` takes both).
+fn is_host_label(text: &str) -> bool {
+    is_dns_label(&text.to_ascii_lowercase())
+}
+
+/// A host name, fully qualified or not; `None` if it is one, else why not.
+pub(super) fn host_fault(host: &str) -> Option<String> {
+    let name = host.strip_suffix('.').unwrap_or(host);
+    if name.is_empty() {
+        return Some("empty domain name not allowed".to_owned());
+    }
+    if name.len() > 255 {
+        return Some(format!("domain name {:?} too long (max 255)", shorten(host)));
+    }
+    name.split('.').find(|label| !is_host_label(label)).map(|label| {
+        format!("domain name {:?} invalid (label {:?} invalid)", shorten(host), shorten(label))
+    })
+}
+
+/// A host name whose first label may be, or begin with, `*`.
+pub(super) fn wildcard_host_fault(host: &str) -> Option<String> {
+    if host == "*" {
+        return None;
+    }
+    match host.strip_prefix('*') {
+        Some(rest) => {
+            let rest = rest.strip_prefix(['.', '-']).unwrap_or(rest);
+            host_fault(rest).map(|_| format!("wildcard domain {:?} invalid: only the first label can be or begin with *", shorten(host)))
+        }
+        None => host_fault(host),
+    }
+}
+
+pub(super) fn is_ip(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok()
+}
+
+/// An address or a CIDR.
+pub(super) fn is_ip_or_cidr(text: &str) -> bool {
+    match text.split_once('/') {
+        None => is_ip(text),
+        Some((address, bits)) => {
+            let most = match address.parse::<IpAddr>() {
+                Ok(IpAddr::V4(_)) => 32,
+                Ok(IpAddr::V6(_)) => 128,
+                Err(_) => return false,
+            };
+            !bits.is_empty() && bits.bytes().all(|b| b.is_ascii_digit()) && bits.parse::<u32>().is_ok_and(|bits| bits <= most)
+        }
+    }
+}
+
+pub(super) fn check_host(host: &str, at: &mut Report) {
+    if let Some(fault) = host_fault(host) {
+        at.error(INVALID, fault, "write a DNS name, for example reviews or reviews.default.svc.cluster.local");
+    }
+}
+
+pub(super) fn check_wildcard_host(host: &str, at: &mut Report) {
+    if let Some(fault) = wildcard_host_fault(host) {
+        at.error(INVALID, fault, "write a DNS name, or one that begins with *.");
+    }
+}
+
+pub(super) fn check_port(port: u32, at: &mut Report) {
+    if !(1..=65535).contains(&port) {
+        at.error(INVALID, "port must be between 1-65535", "write a port number");
+    }
+}
+
+/// As [`check_port`], where 0 means that none is written.
+pub(super) fn check_optional_port(port: u32, at: &mut Report) {
+    if port != 0 {
+        check_port(port, at);
+    }
+}
+
+pub(super) fn check_ip_or_cidr(text: &str, at: &mut Report) {
+    if !is_ip_or_cidr(text) {
+        at.error(INVALID, format!("{:?} is not a valid IP address or CIDR range", shorten(text)), "write for example 10.0.0.1 or 10.0.0.0/8");
+    }
+}
+
+/// Durations that must not be shorter than what proxies can measure.
+pub(super) fn check_duration(key: &str, duration: Option<Duration>, at: &mut Report) {
+    if duration.is_some_and(|duration| duration.as_micros() < 1000) {
+        at.field(key, |at| {
+            at.error(INVALID, "must be a valid duration greater than 1ms", "write 1ms or more, or remove the field");
+        });
+    }
+}
+
+pub(super) fn check_percent(key: &str, percent: &Option<Percent>, at: &mut Report) {
+    if let Some(percent) = percent
+        && !(0.0..=100.0).contains(&percent.value)
+    {
+        at.field(key, |at| {
+            at.field("value", |at| at.error(INVALID, format!("percentage {} is not in range 0..100", percent.value), "write 0 to 100"));
+        });
+    }
+}
+
+/// An expression as proxies read it. Istio says RE2; look-around and back-references are in neither.
+pub(super) fn check_regex(text: &str, at: &mut Report) {
+    if text.len() > MAX_REGEX {
+        let message = format!("the expression is {} bytes long, more than {MAX_REGEX}", text.len());
+        return at.error(INVALID, message, "use a prefix match, or several shorter matches");
+    }
+    let compiled = regex::RegexBuilder::new(text).size_limit(4 << 20).nest_limit(64).build();
+    if let Err(error) = compiled {
+        let reason = match error {
+            regex::Error::CompiledTooBig(_) => "it is too large when compiled".to_owned(),
+            other => other.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned(),
+        };
+        let message = format!("{:?}: {reason}; Istio uses RE2 style regex-based match", shorten(text));
+        at.error(INVALID, message, "see https://github.com/google/re2/wiki/Syntax");
+    }
+}
+
+/// A string match whose text must not be empty.
+pub(super) fn check_string_match(matcher: &StringMatch, at: &mut Report) {
+    let (key, text) = match matcher {
+        StringMatch::Present => return,
+        StringMatch::Exact(text) => ("exact", text),
+        StringMatch::Prefix(text) => ("prefix", text),
+        StringMatch::Regex(text) => ("regex", text),
+    };
+    at.field(key, |at| {
+        if text.is_empty() {
+            at.error(INVALID, format!("{key} string match should not be empty"), "write a text, or remove the match");
+        } else if key == "regex" {
+            check_regex(text, at);
+        }
+    });
+}
+
+/// `exportTo`: `.`, `*`, `~`, or namespaces.
+pub(super) fn check_export_to(export_to: &[String], at: &mut Report) {
+    at.field("exportTo", |at| {
+        let mut seen = BTreeSet::new();
+        for (index, target) in export_to.iter().enumerate() {
+            at.index(index, |at| {
+                if !matches!(target.as_str(), "." | "*" | "~") && !is_dns_label(target) {
+                    at.error(INVALID, format!("{:?} is not a namespace", shorten(target)), "write a namespace, . for this one, or * for all");
+                } else if !seen.insert(target) {
+                    at.error(DUPLICATE, format!("duplicate entries in exportTo: {target}"), "remove one of them");
+                }
+            });
+        }
+        if export_to.len() > 1 && seen.iter().any(|target| matches!(target.as_str(), "*" | "~")) {
+            at.error(CONFLICT, "* and ~ can only stand alone in exportTo", "keep either the wildcard or the namespaces");
+        }
+    });
+}
+
+pub(super) fn check_selector(key: &str, selector: &Option<WorkloadSelector>, at: &mut Report) {
+    if let Some(selector) = selector {
+        at.field(key, |at| {
+            at.field("matchLabels", |at| {
+                for (label, value) in &selector.match_labels.0 {
+                    at.field(label, |at| check_selector_pair(label, value, at));
+                }
+            });
+        });
+    }
+}
+
+fn check_selector_pair(label: &str, value: &str, at: &mut Report) {
+    let remedy = "a selector compares whole labels: write the label as the pods have it";
+    if label.is_empty() {
+        at.error(INVALID, "key must not be empty", remedy);
+    }
+    if label.contains('*') {
+        at.error(INVALID, "wildcard not allowed in label key match", remedy);
+    }
+    if value.contains('*') {
+        at.error(INVALID, "wildcard not allowed in label value match", remedy);
+    }
+    if value.len() > 63 {
+        at.error(INVALID, "may not be more than 63 bytes", remedy);
+    }
+}
+
+/// The older selector, `workloadSelector.labels`.
+pub(super) fn check_label_selector(labels: &BTreeMap<String, String>, at: &mut Report) {
+    at.field("workloadSelector", |at| {
+        at.field("labels", |at| {
+            for (label, value) in labels {
+                at.field(label, |at| {
+                    if label.contains('*') || value.contains('*') {
+                        at.error(INVALID, "wildcard is not supported in selector", "write the label as the pods have it");
+                    }
+                    if label.is_empty() {
+                        at.error(INVALID, "empty key is not supported in selector", "write the label as the pods have it");
+                    }
+                });
+            }
+        });
+    });
+}
+
+/// Labels of a workload: keys and values as Kubernetes takes them.
+pub(super) fn check_labels(key: &str, labels: &BTreeMap<String, String>, at: &mut Report) {
+    at.field(key, |at| {
+        for (label, value) in labels {
+            at.field(label, |at| {
+                let name = label.rsplit_once('/').map_or(label.as_str(), |(_, name)| name);
+                if !is_label_part(name) || name.is_empty() {
+                    at.error(INVALID, format!("invalid tag key: {:?}", shorten(label)), "letters, digits, - _ and ., at most 63 of them");
+                }
+                if !is_label_part(value) {
+                    at.error(INVALID, format!("invalid tag value: {:?}", shorten(value)), "letters, digits, - _ and ., at most 63 of them");
+                }
+            });
+        }
+    });
+}
+
+fn is_label_part(text: &str) -> bool {
+    let edge = |b: Option<&u8>| b.is_none_or(u8::is_ascii_alphanumeric);
+    text.len() <= 63
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && edge(text.as_bytes().first())
+        && edge(text.as_bytes().last())
+}
+
+/// A policy is for workloads or for targets.
+pub(super) fn check_targets(
+    selector: &Option<WorkloadSelector>,
+    target_ref: &Option<TargetReference>,
+    target_refs: &[TargetReference],
+    at: &mut Report,
+) {
+    let chosen = usize::from(selector.is_some()) + usize::from(target_ref.is_some()) + usize::from(!target_refs.is_empty());
+    if chosen > 1 {
+        at.error(CONFLICT, "only one of targetRefs or selector can be set", "keep one of selector, targetRef and targetRefs");
+    }
+    check_selector("selector", selector, at);
+    at.some("targetRef", target_ref, check_target);
+    at.each("targetRefs", target_refs, check_target);
+    if target_refs.len() > 16 {
+        at.field("targetRefs", |at| at.error(INVALID, "must have at most 16 items", "write several policies"));
+    }
+}
+
+fn check_target(target: &TargetReference, at: &mut Report) {
+    let TargetReference { group, kind, name, namespace } = target;
+    let is_group = group.is_empty() || group.split('.').all(is_dns_label);
+    if !is_group {
+        at.field("group", |at| {
+            let message = format!("{} in body should match '^$|^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$'", at.path());
+            at.error(INVALID, message, "write an API group, for example gateway.networking.k8s.io, or leave it empty for core");
+        });
+    }
+    let is_kind = kind.as_bytes().first().is_none_or(u8::is_ascii_alphabetic)
+        && kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        && !kind.ends_with('-')
+        && kind.len() <= 63;
+    if !is_kind {
+        at.field("kind", |at| {
+            let message = format!("{} in body should match '^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$'", at.path());
+            at.error(INVALID, message, "write Gateway, GatewayClass, Service or ServiceEntry");
+        });
+    } else if is_group && !kind.is_empty() {
+        let known = matches!(
+            (group.as_str(), kind.as_str()),
+            ("", "Service") | ("gateway.networking.k8s.io", "Gateway" | "GatewayClass") | ("networking.istio.io", "ServiceEntry")
+        );
+        if !known {
+            at.warn(DOUBTFUL, format!("a policy cannot attach to {group}/{kind}"), "use Gateway, GatewayClass, Service or ServiceEntry");
+        }
+    }
+    if name.len() > 253 {
+        at.field("name", |at| at.error(INVALID, "may not be more than 253 bytes", "write the target's name"));
+    }
+    if !namespace.is_empty() {
+        at.field("namespace", |at| {
+            at.error(INVALID, "cross namespace referencing is not currently supported", "write the policy in the target's namespace");
+        });
+    }
+}
+
+/// A header name, RFC 9110 §5.1 without the exotic part.
+pub(super) fn is_header_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+}
+
+/// Something may be there once.
+pub(super) struct Once<'a>(BTreeSet<&'a str>);
+
+impl<'a> Once<'a> {
+    pub fn new() -> Self {
+        Self(BTreeSet::new())
+    }
+
+    /// Whether `item` is there for the first time.
+    pub fn insert(&mut self, item: &'a str) -> bool {
+        self.0.insert(item)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_and_addresses() {
+        for good in ["reviews", "reviews.default.svc.cluster.local", "Example.com", "a.b.", "1.2.3.4", "x-1"] {
+            assert_eq!(host_fault(good), None, "{good}");
+        }
+        for bad in ["", ".", "a..b", "-a", "a-", "a_b", "a b", "*.a", &"a".repeat(64), &"a.".repeat(200)] {
+            assert!(host_fault(bad).is_some(), "{bad}");
+        }
+        for good in ["*", "*.com", "*x", "*-x.com", "a.com"] {
+            assert_eq!(wildcard_host_fault(good), None, "{good}");
+        }
+        for bad in ["**", "a.*.com", "*.", "*..com", "a*"] {
+            assert!(wildcard_host_fault(bad).is_some(), "{bad}");
+        }
+        for good in ["10.0.0.1", "10.0.0.0/8", "::1", "fe80::/10", "0.0.0.0/0"] {
+            assert!(is_ip_or_cidr(good), "{good}");
+        }
+        for bad in ["10.0.0", "10.0.0.1/33", "10.0.0.1/", "10.0.0.1/+8", "::1/129", "010.0.0.1", "a/8", "fe80::1%eth0"] {
+            assert!(!is_ip_or_cidr(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What users get wrong, and what they are told.
+
+use std::time::Instant;
+
+use meltemi_api::{Kind, ObjectKey, Spec, parse, validate};
+use meltemi_types::{Diagnostic, Severity};
+
+/// Everything there is to say about a text.
+fn findings(text: &str) -> Vec<Diagnostic> {
+    let parsed = parse("test.yaml", text);
+    let mut all = parsed.diagnostics;
+    all.extend(parsed.objects.iter().flat_map(validate));
+    all
+}
+
+fn virtual_service(spec: &str) -> String {
+    format!("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata:\n  name: reviews\nspec:\n{spec}")
+}
+
+#[test]
+fn a_misspelt_field_is_named_with_its_place() {
+    let all = findings(&virtual_service("  hosts: [reviews]\n  http:\n  - rute:\n    - destination:\n        host: reviews\n"));
+    assert_eq!(all.len(), 1, "{all:?}");
+    assert_eq!(
+        all[0].to_string(),
+        "test.yaml:8:5: error[MEL0103]: VirtualService/reviews.default: spec.http[0].rute: unknown field \"rute\" (did you mean route?)"
+    );
+}
+
+#[test]
+fn all_faults_are_told_at_once() {
+    let all = findings(&virtual_service("  hosts: reviews\n  http:\n  - timeout: soon\n    retries: {attempts: '3'}\n    fault: {abort: {percentage: {value: x}}}\n"));
+    let fields: Vec<&str> = all.iter().map(|d| d.field.as_str()).collect();
+    let expected =
+        ["spec.hosts", "spec.http[0].timeout", "spec.http[0].retries.attempts", "spec.http[0].fault.abort.percentage.value"];
+    assert_eq!(fields, expected);
+}
+
+#[test]
+fn virtual_services_rules() {
+    let route = "route: [{destination: {host: reviews}}]";
+    for (spec, wanted) in [
+        (format!("  hosts: [a]\n  http: [{{{route}, redirect: {{uri: /x}}}}]\n"), "HTTP route cannot contain both route and redirect"),
+        (format!("  hosts: [a]\n  http: [{{{route}, directResponse: {{status: 200}}}}]\n"), "both route and direct_response"),
+        ("  hosts: [a]\n  http: [{}]\n".to_owned(), "HTTP route, redirect or direct_response is required"),
+        ("  hosts: [a]\n".to_owned(), "http, tcp or tls must be provided"),
+        (format!("  hosts: ['*']\n  http: [{{{route}}}]\n"), "wildcard host * is not allowed"),
+        (format!("  hosts: [a, a]\n  http: [{{{route}}}]\n"), "duplicate hosts"),
+        (format!("  hosts: [a_b]\n  http: [{{{route}}}]\n"), "domain name \"a_b\" invalid"),
+        (format!("  hosts: [a]\n  http: [{{{route}, timeout: 0.1ms}}]\n"), "must be a valid duration greater than 1ms"),
+        (format!("  hosts: [a]\n  http: [{{{route}, match: [{{uri: {{exact: a, prefix: b}}}}]}}]\n"), "only one of exact, prefix or regex"),
+        (format!("  hosts: [a]\n  http: [{{{route}, match: [{{uri: {{regex: '(?=x)'}}}}]}}]\n"), "RE2"),
+        (format!("  hosts: [a]\n  http: [{{{route}, match: [{{port: 70000}}]}}]\n"), "port must be between 1-65535"),
+        (format!("  hosts: [a]\n  http: [{{{route}, retries: {{attempts: 1, retryOn: '5xxx'}}}}]\n"), "not a valid retryOn policy"),
+        (format!("  hosts: [a]\n  http: [{{{route}, fault: {{delay: {{fixedDelay: 1s, percentage: {{value: 101}}}}}}}}]\n"), "not in range 0..100"),
+        (
+            "  hosts: [a]\n  http: [{route: [{destination: {host: a}, weight: 0}, {destination: {host: b}, weight: 0}]}]\n".to_owned(),
+            "total destination weight = 0",
+        ),
+        ("  hosts: [a]\n  http: [{route: [{destination: {host: a}, weight: -1}]}]\n".to_owned(), "weight -1 < 0"),
+        (
+            "  hosts: [a]\n  http: [{route: [{destination: {host: a}, weight: 2147483648}]}]\n".to_owned(),
+            "should be between -2147483648 and 2147483647",
+        ),
+        ("  hosts: [a.com]\n  tls: [{match: [{sniHosts: [b.com]}], route: [{destination: {host: a}}]}]\n".to_owned(), "not a compatible subset"),
+    ] {
+        let all = findings(&virtual_service(&spec));
+        let hit = all.iter().find(|d| d.severity == Severity::Error && d.message.contains(wanted));
+        assert!(hit.is_some_and(|d| d.position.line > 4), "{spec}: wants {wanted:?}, has {all:?}");
+    }
+    let fine = findings(&virtual_service(&format!("  hosts: [a]\n  http: [{{{route}}}, {{{route}}}]\n")));
+    assert_eq!(fine.len(), 1, "{fine:?}");
+    assert!(fine[0].severity == Severity::Warning && fine[0].message.contains("never used"));
+}
+
+#[test]
+fn other_kinds_rules() {
+    let object = |kind: &str, group: &str, spec: &str| format!("apiVersion: {group}.istio.io/v1\nkind: {kind}\nmetadata: {{name: x}}\nspec: {spec}\n");
+    for (text, wanted) in [
+        (object("DestinationRule", "networking", "{host: a, subsets: [{name: v1}, {name: v1}]}"), "duplicate subset names"),
+        (object("DestinationRule", "networking", "{host: a, trafficPolicy: {}}"), "at least one field"),
+        (object("DestinationRule", "networking", "{host: a, trafficPolicy: {tls: {mode: MUTUAL}}}"), "client certificate required"),
+        (object("DestinationRule", "networking", "{host: a, trafficPolicy: {tls: {mode: MUTAL}}}"), "Unsupported value: \"MUTAL\""),
+        (object("DestinationRule", "networking", "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {}}}}"), "what is hashed"),
+        (object("DestinationRule", "networking", "{host: a, trafficPolicy: {loadBalancer: {simple: RANDOM, consistentHash: {useSourceIp: true}}}}"), "only one of simple"),
+        (object("Gateway", "networking", "{servers: [{port: {number: 80, name: http, protocol: HTPP}, hosts: ['*']}]}"), "invalid protocol"),
+        (object("Gateway", "networking", "{servers: [{port: {number: 443, name: https, protocol: HTTPS}, hosts: ['*']}]}"), "must have TLS settings"),
+        (object("Gateway", "networking", "{servers: [{port: {number: 443, name: https, protocol: HTTPS}, hosts: ['*'], tls: {mode: SIMPLE}}]}"), "requires a server certificate"),
+        (object("ServiceEntry", "networking", "{hosts: ['*'], ports: [{number: 80, name: http}]}"), "hostname cannot be wildcard"),
+        (object("ServiceEntry", "networking", "{hosts: ['*.com'], resolution: DNS, ports: [{number: 80, name: http}]}"), "hosts must be FQDN"),
+        (object("ServiceEntry", "networking", "{hosts: [a.com], resolution: DNS, addresses: [10.0.0.0/8], ports: [{number: 80, name: http}]}"), "CIDR addresses are allowed only"),
+        (object("Sidecar", "networking", "{egress: [{hosts: [reviews]}]}"), "namespace/dnsName"),
+        (object("Sidecar", "networking", "{}"), "empty configuration"),
+        (object("PeerAuthentication", "security", "{portLevelMtls: {80: {mode: STRICT}}}"), "portLevelMtls requires selector"),
+        (object("AuthorizationPolicy", "security", "{action: CUSTOM, rules: [{}]}"), "provider.name"),
+        (object("AuthorizationPolicy", "security", "{rules: [{from: [{source: {ipBlocks: [10.0.0.300]}}]}]}"), "not a valid IP address"),
+        (object("AuthorizationPolicy", "security", "{rules: [{to: [{operation: {ports: [80]}}]}]}"), "must be of type string"),
+        (object("AuthorizationPolicy", "security", "{rules: [{when: [{key: 'request.header[x]', values: [a]}]}]}"), "unknown attribute"),
+        (object("Telemetry", "telemetry", "{tracing: [{randomSamplingPercentage: 101}]}"), "range [0..100]"),
+        (object("VirtualService", "security", "{}"), "API group"),
+        ("apiVersion: networking.istio.io/v9\nkind: Gateway\nmetadata: {name: x}\n".to_owned(), "no version"),
+        ("apiVersion: v1\nkind: Pod\nmetadata: {name: ../x}\n".to_owned(), "lower case alphanumeric"),
+        ("apiVersion: v1\nkind: Pod\nmetadata: {name: x, namespace: ../x}\n".to_owned(), "not a namespace's name"),
+        ("kind: Pod\n".to_owned(), "apiVersion is missing"),
+        ("- a\n".to_owned(), "not a Kubernetes object"),
+    ] {
+        let all = findings(&text);
+        assert!(all.iter().any(|d| d.severity == Severity::Error && d.message.contains(wanted)), "{text}: wants {wanted:?}, has {all:?}");
+    }
+}
+
+#[test]
+fn a_broken_document_leaves_the_others_alone() {
+    let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\nkind: Gateway\nmetadata:\n  name: broken\nspec: [\n---\n\
+                apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: ServiceAccount\n  metadata: {name: b, namespace: c}\n\
+                - apiVersion: networking.istio.io/v1\n  kind: Sidecar\n  metadata: {name: d}\n  spec: {egres: []}\n";
+    let parsed = parse("x.yaml", text);
+    let keys: Vec<ObjectKey> = parsed.objects.iter().map(|object| object.key()).collect();
+    assert_eq!(keys, [ObjectKey::new(Kind::Namespace, "", "a"), ObjectKey::new(Kind::ServiceAccount, "c", "b")]);
+    assert_eq!((parsed.unreadable, parsed.refused), (1, vec![ObjectKey::new(Kind::Sidecar, "default", "d")]));
+    assert_eq!(parsed.diagnostics.len(), 2, "{:?}", parsed.diagnostics);
+    assert_eq!(parsed.diagnostics[0].object.name, "broken");
+    assert_eq!((parsed.diagnostics[1].position.line, parsed.diagnostics[1].remedy.as_str()), (19, "did you mean egress?"));
+}
+
+#[test]
+fn foreign_fields_and_kinds_are_no_errors() {
+    let text = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a, managedFields: []}\nspec:\n  strategy: {type: Recreate}\n  template:\n    \
+                spec: {containers: [{name: x, image: app, resources: {limits: {cpu: 1}}}]}\n---\napiVersion: batch/v1\nkind: Job\nmetadata: {name: b}\n";
+    let all = findings(text);
+    assert!(all.iter().all(|d| d.severity == Severity::Warning), "{all:?}");
+    assert_eq!(all.len(), 1);
+}
+
+#[test]
+fn an_invalid_mesh_config_is_told_with_its_line() {
+    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |-\n    accessLogFile: /dev/stdout\n    outboundTrafficPolicy:\n      mode: NONE\n";
+    let all = findings(text);
+    assert_eq!(all.len(), 1, "{all:?}");
+    assert_eq!((all[0].position.line, all[0].field.as_str()), (8, "data.mesh: outboundTrafficPolicy.mode"));
+}
+
+/// Not a benchmark: what is quadratic takes minutes with these.
+#[test]
+fn hostile_sizes_end_soon() {
+    let start = Instant::now();
+    let long = "a".repeat(1 << 20);
+    let all = findings(&virtual_service(&format!(
+        "  hosts: [a]\n  http:\n  - match: [{{uri: {{regex: '{long}'}}}}]\n    route: [{{destination: {{host: a}}}}]\n"
+    )));
+    assert!(all.len() == 1 && all[0].message.len() < 200, "{all:?}");
+
+    let route = "  - match: [{uri: {exact: /a}, headers: {x: {exact: b}}}]\n    route:\n    - destination: {host: a, port: {number: 80}}\n";
+    let parsed = parse("x.yaml", &virtual_service(&format!("  hosts: [a]\n  http:\n{}", route.repeat(10_000))));
+    let Spec::VirtualService(spec) = &parsed.objects[0].spec else { panic!("a VirtualService") };
+    assert_eq!(spec.http.len(), 10_000);
+    assert_eq!(validate(&parsed.objects[0]), vec![]);
+
+    let wrong = "  - rute: 1\n";
+    let all = findings(&virtual_service(&format!("  hosts: [a]\n  http:\n{}", wrong.repeat(10_000))));
+    assert_eq!(all.len(), 100);
+    eprintln!("hostile sizes: {:?}", start.elapsed());
+}

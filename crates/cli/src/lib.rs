@@ -1,0 +1,36 @@
+//! The command line: what people type, and what they see.
+//!
+//! In: arguments, and the sockets of a running mesh. Out: tables, YAML or JSON, exit codes as kubectl's. Commands that start
+//! processes (`demo`, `up`, `proxy`) are only parsed here; the binary carries them out. Imports nothing of the data path.
+
+pub mod args;
+mod mesh;
+mod objects;
+mod output;
+mod status;
+mod table;
+mod workloads;
+
+pub use args::{Cli, Command, ProxyArgs, UpArgs};
+
+/// Carries out a command that talks to a running mesh, and tells the exit code.
+///
+/// # Errors
+/// Whatever keeps the command from being done, as a sentence for the user.
+pub fn run(mesh: &str, command: args::MeshCommand) -> anyhow::Result<i32> {
+    use args::MeshCommand as C;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match command {
+            C::Apply(args) => objects::apply(mesh, args).await,
+            C::Get(args) => objects::get(mesh, args).await,
+            C::Delete(args) => objects::delete(mesh, args).await,
+            C::Status(args) => status::status(mesh, args).await,
+            C::Run(args) => workloads::run(mesh, args).await,
+            C::Logs(args) => workloads::logs(mesh, args).await,
+            C::Exec(args) => workloads::exec(mesh, args).await,
+            C::Stop(args) => workloads::stop(mesh, args).await,
+            C::Restart(args) => workloads::restart(mesh, args).await,
+        }
+    })
+}

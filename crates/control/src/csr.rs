@@ -1,0 +1,116 @@
+//! The CSR API: certificates for whom the caller proved to be, whatever the request says.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use meltemi_admin_api::CertificateStatus;
+use meltemi_ca::{CertificateAuthority, SignError};
+use meltemi_proto::ca::{CertificateRequest, CertificateResponse, CertificateService};
+use meltemi_tls::{certificates_from_pem, info_of};
+use tonic::{Request, Response, Status};
+
+use crate::auth::{Authenticator, Peer};
+use crate::clock::{millis_of, now_ms};
+use crate::metrics::Metrics;
+
+/// How many workloads' newest certificates are remembered for status.
+const REMEMBERED: usize = 20_000;
+
+/// The newest certificate of each workload: by identity and address.
+#[derive(Default)]
+pub(crate) struct Issued {
+    newest: Mutex<BTreeMap<(String, String), CertificateStatus>>,
+}
+
+impl Issued {
+    fn record(&self, certificate: CertificateStatus) {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = now_ms();
+        if newest.len() >= REMEMBERED {
+            newest.retain(|_, certificate| certificate.expires_at_ms > now);
+        }
+        if newest.len() < REMEMBERED {
+            newest.insert((certificate.identity.clone(), certificate.peer.clone()), certificate);
+        }
+    }
+
+    /// Certificates that are still valid.
+    pub(crate) fn valid(&self) -> Vec<CertificateStatus> {
+        let now = now_ms();
+        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        newest.values().filter(|certificate| certificate.expires_at_ms > now).cloned().collect()
+    }
+}
+
+pub(crate) struct Csr {
+    pub(crate) authority: Arc<CertificateAuthority>,
+    pub(crate) authenticator: Arc<Authenticator>,
+    pub(crate) issued: Arc<Issued>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+#[tonic::async_trait]
+impl CertificateService for Csr {
+    async fn create_certificate(&self, request: Request<CertificateRequest>) -> Result<Response<CertificateResponse>, Status> {
+        self.metrics.csr_count.add(1);
+        let peer = request.extensions().get::<Peer>().cloned();
+        let address = peer.as_ref().map(|peer| peer.address.ip().to_string()).unwrap_or_default();
+        let authenticated = self.authenticator.authenticate(peer.as_ref(), request.metadata()).await;
+        let identity = match authenticated {
+            Ok(authenticated) => authenticated.identity,
+            Err(status) => {
+                self.metrics.csr_unauthenticated.add(1);
+                tracing::warn!(target: "audit", peer = %address, reason = status.message(), "certificate request without proof");
+                return Err(status);
+            }
+        };
+        let Some(identity) = identity else {
+            self.metrics.csr_unauthenticated.add(1);
+            return Err(Status::unauthenticated("a certificate needs a token or a client certificate"));
+        };
+        let request = request.into_inner();
+        if let Some(metadata) = &request.metadata
+            && let Some(key) = ["ImpersonatedIdentity", "CertSigner"].into_iter().find(|key| metadata.fields.contains_key(*key))
+        {
+            tracing::warn!(target: "audit", caller = %identity, peer = %address, key, "certificate request asks for more than its own");
+            return Err(Status::permission_denied(format!("{key} is not offered: a certificate names its caller, signed by the mesh")));
+        }
+        let ttl = Duration::from_secs(u64::try_from(request.validity_duration).unwrap_or(0));
+        match self.authority.sign(&request.csr, &identity, ttl) {
+            Ok(cert_chain) => {
+                self.metrics.csr_issued.add(1);
+                self.remember(&identity.to_string(), &address, &cert_chain);
+                Ok(Response::new(CertificateResponse { cert_chain }))
+            }
+            Err(error) => {
+                self.metrics.csr_refused.add(1);
+                if matches!(error, SignError::ForeignIdentity { .. }) {
+                    tracing::warn!(target: "audit", caller = %identity, peer = %address, %error, "certificate of another workload asked for");
+                    return Err(Status::permission_denied(error.to_string()));
+                }
+                tracing::warn!(caller = %identity, peer = %address, %error, "no certificate issued");
+                Err(match error.is_callers_fault() {
+                    true => Status::invalid_argument(error.to_string()),
+                    false => Status::internal(error.to_string()),
+                })
+            }
+        }
+    }
+}
+
+impl Csr {
+    fn remember(&self, identity: &str, peer: &str, chain: &[String]) {
+        let leaf = chain.first().and_then(|leaf| certificates_from_pem(leaf.as_bytes()).ok());
+        let Some(info) = leaf.and_then(|leaf| info_of(leaf.first()?).ok()) else { return };
+        tracing::info!(%identity, peer, serial = %info.serial, "certificate issued");
+        self.issued.record(CertificateStatus {
+            identity: identity.to_owned(),
+            peer: peer.to_owned(),
+            serial: info.serial,
+            sha256: info.sha256,
+            issued_at_ms: now_ms(),
+            expires_at_ms: millis_of(info.not_after),
+        });
+    }
+}

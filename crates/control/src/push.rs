@@ -1,0 +1,280 @@
+//! Whom to push what: each connected proxy follows the world by itself, and translation is shared out among them.
+//!
+//! A proxy has one pending push: while it waits for its turn or its last push is in flight, newer worlds replace older
+//! ones. There is no fixed waiting; the first change of a burst is translated at once.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use meltemi_proto::Any;
+use crate::shim::World;
+use meltemi_translate::{Memo, Proxy, Resource, Translated, translate};
+use meltemi_types::Diagnostic;
+use meltemi_xds::{Feed, Observer, Opening, Packed, ResourceSet, SessionView, Source, Variant, Verdict};
+use tokio::sync::{Semaphore, watch};
+use tonic::Status;
+
+use crate::auth::{Authenticated, Authenticator, Peer, authorize};
+use crate::clock::now_ms;
+use crate::metrics::Metrics;
+
+/// A connected proxy.
+pub(crate) struct Connection {
+    pub(crate) proxy: Proxy,
+    pub(crate) authenticated: Authenticated,
+    pub(crate) peer: String,
+    pub(crate) variant: Variant,
+    pub(crate) user_agent: String,
+    pub(crate) istio_version: String,
+    pub(crate) connected_at_ms: u64,
+    pub(crate) last_push_ms: AtomicU64,
+    pub(crate) session: Arc<dyn SessionView>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    diagnostics: Vec<Diagnostic>,
+    /// When the change was seen whose effect has not been sent yet.
+    waiting_since: Option<Instant>,
+}
+
+impl Connection {
+    pub(crate) fn diagnostics(&self) -> Vec<Diagnostic> {
+        self.state().diagnostics.clone()
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All connected proxies.
+#[derive(Default)]
+pub(crate) struct Connections {
+    by_number: Mutex<BTreeMap<u64, Arc<Connection>>>,
+    next: AtomicU64,
+}
+
+impl Connections {
+    /// In the order in which they connected.
+    pub(crate) fn all(&self) -> Vec<Arc<Connection>> {
+        self.by_number.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn add(self: &Arc<Self>, connection: Arc<Connection>) -> Registered {
+        let number = self.next.fetch_add(1, Relaxed);
+        self.by_number.lock().unwrap_or_else(PoisonError::into_inner).insert(number, connection);
+        Registered { connections: self.clone(), number }
+    }
+}
+
+/// Takes a connection off the list when its stream ends, however it ends.
+struct Registered {
+    connections: Arc<Connections>,
+    number: u64,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.connections.by_number.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+    }
+}
+
+/// Serves proxies from the store's worlds.
+pub(crate) struct Pusher {
+    pub(crate) worlds: watch::Receiver<Arc<World>>,
+    pub(crate) memo: Arc<Memo>,
+    pub(crate) authenticator: Arc<Authenticator>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Translations at a time.
+    pub(crate) turns: Arc<Semaphore>,
+}
+
+#[tonic::async_trait]
+impl Source for Pusher {
+    async fn open(&self, opening: Opening) -> Result<Feed, Status> {
+        let Opening { node, variant, metadata, extensions, session } = opening;
+        let peer = extensions.get::<Peer>();
+        let address = peer.map(|peer| peer.address.to_string()).unwrap_or_default();
+        let refused = |status: Status| {
+            tracing::warn!(node = %node.id, peer = %address, reason = status.message(), "proxy refused");
+            status
+        };
+        let authenticated = self.authenticator.authenticate(peer, &metadata).await.map_err(refused)?;
+        let proxy = Proxy::from_node(&node).map_err(|error| refused(Status::invalid_argument(error.to_string())))?;
+        authorize(&proxy, &node, authenticated.identity.as_ref()).map_err(refused)?;
+        tracing::info!(proxy = %proxy.id, peer = %address, %variant, by = authenticated.proof.word(), "proxy connected");
+        let (sender, receiver) = watch::channel(None);
+        let connection = Arc::new(Connection {
+            authenticated,
+            peer: address,
+            variant,
+            user_agent: user_agent(&node),
+            istio_version: text(&node, "ISTIO_VERSION"),
+            connected_at_ms: now_ms(),
+            last_push_ms: AtomicU64::new(0),
+            session,
+            state: Mutex::default(),
+            proxy,
+        });
+        let registered = self.connections.add(connection.clone());
+        self.metrics.triggers_proxy.add(1);
+        let follower = Follower {
+            worlds: self.worlds.clone(),
+            memo: self.memo.clone(),
+            metrics: self.metrics.clone(),
+            turns: self.turns.clone(),
+            connection: connection.clone(),
+            sender,
+        };
+        tokio::spawn(follower.run());
+        let observer = Watcher { connection, metrics: self.metrics.clone(), _registered: registered };
+        Ok(Feed { resources: receiver, observer: Box::new(observer) })
+    }
+}
+
+/// Keeps one proxy's resources up to date.
+struct Follower {
+    worlds: watch::Receiver<Arc<World>>,
+    memo: Arc<Memo>,
+    metrics: Arc<Metrics>,
+    turns: Arc<Semaphore>,
+    connection: Arc<Connection>,
+    sender: watch::Sender<Option<Arc<ResourceSet>>>,
+}
+
+impl Follower {
+    async fn run(mut self) {
+        loop {
+            if !self.follow().await {
+                return;
+            }
+            tokio::select! {
+                changed = self.worlds.changed() => if changed.is_err() { return },
+                // The stream is gone.
+                () = self.sender.closed() => return,
+            }
+        }
+    }
+
+    /// Translates the newest world; false when there is nothing to live for.
+    async fn follow(&mut self) -> bool {
+        // Before the sources were read once there is nothing to say: an empty set would take everything away from a
+        // proxy that comes back after a restart of ours.
+        if !self.worlds.borrow().is_ready() {
+            return true;
+        }
+        let seen = Instant::now();
+        self.connection.state().waiting_since.get_or_insert(seen);
+        let Ok(turn) = self.turns.clone().acquire_owned().await else { return false };
+        self.metrics.queue.time(seen.elapsed());
+        // The newest at the time of the turn, not of the change.
+        let world = self.worlds.borrow_and_update().clone();
+        let (memo, connection) = (self.memo.clone(), self.connection.clone());
+        let started = Instant::now();
+        let translated = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            let translated = translate(&world.snapshot, &connection.proxy, &memo);
+            let set = resource_set(&translated);
+            (set, translated.diagnostics)
+        });
+        match translated.await {
+            Ok((set, diagnostics)) => {
+                self.metrics.push_time.time(started.elapsed());
+                self.connection.state().diagnostics = diagnostics;
+                self.sender.send_replace(Some(Arc::new(set)));
+            }
+            Err(error) => {
+                // A bug in translation must not cost a proxy its connection; it keeps what it has.
+                self.metrics.translation_failures.add(1);
+                tracing::error!(proxy = %self.connection.proxy.id, %error, "translation broke off; the proxy keeps what it has");
+            }
+        }
+        true
+    }
+}
+
+/// A resource as the memo shares it.
+struct Shared(Arc<Resource>);
+
+impl Packed for Shared {
+    fn any(&self) -> &Any {
+        &self.0.any
+    }
+}
+
+fn resource_set(translated: &Translated) -> ResourceSet {
+    let mut set = ResourceSet::new();
+    for (type_url, resources) in &translated.resources {
+        for resource in resources {
+            set.insert(type_url, &resource.name, format!("{:016x}", resource.version), Shared(resource.clone()));
+        }
+    }
+    set
+}
+
+/// Hears what happens on a stream.
+struct Watcher {
+    connection: Arc<Connection>,
+    metrics: Arc<Metrics>,
+    _registered: Registered,
+}
+
+impl Observer for Watcher {
+    fn sent(&mut self, type_url: &str, resources: usize, removed: usize, bytes: usize) {
+        self.metrics.pushes.of(type_url).add(1);
+        self.metrics.sizes.record(bytes as f64);
+        self.connection.last_push_ms.store(now_ms(), Relaxed);
+        if let Some(since) = self.connection.state().waiting_since.take() {
+            self.metrics.convergence.time(since.elapsed());
+        }
+        let short = meltemi_proto::type_url::short(type_url);
+        tracing::debug!(proxy = %self.connection.proxy.id, r#type = short, resources, removed, bytes, "pushed");
+    }
+
+    fn verdict(&mut self, verdict: &Verdict) {
+        if let Verdict::Nacked { type_url, names, reason, .. } = verdict {
+            self.metrics.rejects.of(type_url).add(1);
+            let short = meltemi_proto::type_url::short(type_url);
+            let named = names.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
+            tracing::warn!(proxy = %self.connection.proxy.id, r#type = short, resources = %named, count = names.len(), %reason, "NACK");
+        }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        tracing::info!(proxy = %self.connection.proxy.id, "proxy disconnected");
+    }
+}
+
+/// Counts changes by what they are, and lets the memo forget what two worlds did not use.
+pub(crate) async fn account(mut worlds: watch::Receiver<Arc<World>>, memo: Arc<Memo>, metrics: Arc<Metrics>) {
+    while worlds.changed().await.is_ok() {
+        let endpoints_only = worlds.borrow_and_update().changes.is_endpoints_only();
+        if endpoints_only { metrics.triggers_endpoint.add(1) } else { metrics.triggers_config.add(1) }
+        memo.sweep();
+    }
+}
+
+fn text(node: &meltemi_proto::envoy::config::core::v3::Node, key: &str) -> String {
+    use meltemi_proto::istio::StructExt;
+    node.metadata.as_ref().and_then(|metadata| metadata.text(key)).unwrap_or_default().to_owned()
+}
+
+fn user_agent(node: &meltemi_proto::envoy::config::core::v3::Node) -> String {
+    use meltemi_proto::envoy::config::core::v3::node::UserAgentVersionType;
+    let version = match &node.user_agent_version_type {
+        Some(UserAgentVersionType::UserAgentVersion(version)) => version.clone(),
+        Some(UserAgentVersionType::UserAgentBuildVersion(build)) => match &build.version {
+            Some(v) => format!("{}.{}.{}", v.major_number, v.minor_number, v.patch),
+            None => String::new(),
+        },
+        None => String::new(),
+    };
+    format!("{} {version}", node.user_agent_name).trim().to_owned()
+}

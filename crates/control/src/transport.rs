@@ -1,0 +1,208 @@
+//! Connections of agents: plaintext, or TLS with the control plane's own, rotated certificate.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use meltemi_ca::CertificateAuthority;
+use meltemi_tls::{ClientAuth, PeerRule, ServerTerms};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::{Peer, WithPeer};
+
+/// A handshake that takes longer ends.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Handshakes at a time; further connections wait in the kernel's queue.
+const HANDSHAKES: usize = 256;
+/// The least time between two attempts to issue the server certificate.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The names under which Istio's agents know the control plane.
+const SERVER_NAMES: &[&str] = &[
+    "istiod.istio-system.svc",
+    "istiod.istio-system",
+    "istiod.istio-system.svc.cluster.local",
+    "istiod",
+    "istio-pilot.istio-system.svc",
+    "localhost",
+];
+
+/// The control plane's own certificate: issued by its own CA, renewed at half of its life.
+pub(crate) struct ServerCertificate {
+    authority: Arc<CertificateAuthority>,
+    names: Vec<String>,
+    addresses: Vec<IpAddr>,
+    lifetime: Duration,
+    config: ArcSwap<rustls::ServerConfig>,
+}
+
+impl ServerCertificate {
+    pub(crate) fn new(
+        authority: Arc<CertificateAuthority>,
+        extra_names: &[String],
+        mut addresses: Vec<IpAddr>,
+        lifetime: Duration,
+    ) -> anyhow::Result<Self> {
+        let names = SERVER_NAMES.iter().map(|&name| name.to_owned()).chain(extra_names.iter().cloned());
+        let mut names: Vec<String> = names.collect();
+        names.dedup();
+        addresses.retain(|address| !address.is_unspecified());
+        addresses.extend([IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])]);
+        addresses.sort();
+        addresses.dedup();
+        let (config, _) = issue(&authority, &names, &addresses, lifetime)?;
+        Ok(Self { authority, names, addresses, lifetime, config: ArcSwap::from(config) })
+    }
+
+    fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.config.load_full())
+    }
+
+    /// Renews until cancelled.
+    pub(crate) async fn rotate(self: Arc<Self>, stop: CancellationToken) {
+        let mut wait = self.lifetime / 2;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait.max(RETRY)) => {}
+            }
+            match issue(&self.authority, &self.names, &self.addresses, self.lifetime) {
+                Ok((config, expires)) => {
+                    self.config.store(config);
+                    let left = expires.duration_since(SystemTime::now()).unwrap_or_default();
+                    tracing::info!(lifetime = ?left, "control plane certificate renewed");
+                    wait = left / 2;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "control plane certificate not renewed; trying again");
+                    wait = RETRY;
+                }
+            }
+        }
+    }
+}
+
+fn issue(
+    authority: &CertificateAuthority,
+    names: &[String],
+    addresses: &[IpAddr],
+    lifetime: Duration,
+) -> anyhow::Result<(Arc<rustls::ServerConfig>, SystemTime)> {
+    let identity = authority.server_identity(names, addresses, lifetime)?;
+    let terms = ServerTerms {
+        alpn: vec!["h2".to_owned()],
+        // A client without a certificate may still have a token; a wrong certificate is never welcome.
+        client_auth: ClientAuth::Optional,
+        rule: PeerRule::Spiffe,
+        ..ServerTerms::default()
+    };
+    let config = meltemi_tls::server_config(&terms, &identity, Some(&authority.trust()?))?;
+    Ok((config, identity.not_after()))
+}
+
+/// Accepted connections as tonic takes them.
+pub(crate) type Incoming<S> = ReceiverStream<io::Result<WithPeer<S>>>;
+
+/// Accepts TLS connections until cancelled. Handshakes run beside each other, so a slow one holds nobody up.
+pub(crate) fn accept_tls(listener: TcpListener, certificate: Arc<ServerCertificate>, stop: CancellationToken) -> Incoming<TlsStream<TcpStream>> {
+    let (sender, receiver) = mpsc::channel(16);
+    let places = Arc::new(Semaphore::new(HANDSHAKES));
+    tokio::spawn(async move {
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let Some((stream, address)) = accept(&listener, &stop).await else { return };
+            let (acceptor, sender) = (certificate.acceptor(), sender.clone());
+            tokio::spawn(async move {
+                let shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
+                drop(place);
+                match shaken {
+                    Ok(Ok(stream)) => {
+                        let chain = stream.get_ref().1.peer_certificates();
+                        let certificate = chain.and_then(|chain| meltemi_tls::peer_spiffe(chain).ok());
+                        let peer = Peer { address, certificate, is_secure: true };
+                        _ = sender.send(Ok(WithPeer { stream, peer })).await;
+                    }
+                    Ok(Err(error)) => tracing::warn!(%address, %error, "TLS handshake refused"),
+                    Err(_) => tracing::warn!(%address, "TLS handshake took too long"),
+                }
+            });
+        }
+    });
+    ReceiverStream::new(receiver)
+}
+
+/// Accepts plaintext connections until cancelled.
+pub(crate) fn accept_plaintext(listener: TcpListener, stop: CancellationToken) -> Incoming<TcpStream> {
+    let (sender, receiver) = mpsc::channel(16);
+    tokio::spawn(async move {
+        while let Some((stream, address)) = accept(&listener, &stop).await {
+            let peer = Peer { address, certificate: None, is_secure: false };
+            if sender.send(Ok(WithPeer { stream, peer })).await.is_err() {
+                return;
+            }
+        }
+    });
+    ReceiverStream::new(receiver)
+}
+
+/// The next connection; `None` when cancelled. Running out of file descriptors passes.
+async fn accept(listener: &TcpListener, stop: &CancellationToken) -> Option<(TcpStream, SocketAddr)> {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, address)) => {
+                    _ = stream.set_nodelay(true);
+                    return Some((stream, address));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+}
+
+mod io_impls {
+    //! Reading and writing pass through.
+
+    use std::io;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+    use crate::auth::WithPeer;
+
+    impl<S: AsyncRead + Unpin> AsyncRead for WithPeer<S> {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.stream).poll_read(cx, buf)
+        }
+    }
+
+    impl<S: AsyncWrite + Unpin> AsyncWrite for WithPeer<S> {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.stream).poll_write(cx, buf)
+        }
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.stream).poll_flush(cx)
+        }
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.stream).poll_shutdown(cx)
+        }
+        fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        }
+        fn is_write_vectored(&self) -> bool {
+            self.stream.is_write_vectored()
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Cross-origin requests: `envoy.filters.http.cors`, whose policy is the route's.
+
+use bytes::Bytes;
+use meltemi_proto::envoy::config::route::v3 as route;
+use meltemi_proto::envoy::extensions::filters::http::cors::v3 as filter;
+
+use crate::finding::{Rejection, Scope};
+use crate::http::{RequestContext, ResponseContext};
+use crate::matcher::{Fraction, StringMatch};
+use crate::reply::{Cause, LocalReply, Step};
+
+/// Who may ask for what from where.
+#[derive(Debug, Clone)]
+pub struct CorsPolicy {
+    origins: Vec<StringMatch>,
+    methods: Box<str>,
+    headers: Box<str>,
+    expose: Box<str>,
+    max_age: Box<str>,
+    credentials: bool,
+    private_network: bool,
+    /// Preflights from other origins go to the upstream; else they are answered without permissions.
+    forward_unmatched: bool,
+    enabled: Fraction,
+}
+
+/// A cross-origin request from an origin that is allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CorsRequest {
+    origin: Bytes,
+}
+
+impl CorsPolicy {
+    /// Compiles the filter's message for a route.
+    pub fn compile(message: &filter::CorsPolicy, scope: &mut Scope) -> Result<Self, Rejection> {
+        scope.unsupported("shadow_enabled", message.shadow_enabled.is_some());
+        Ok(Self {
+            origins: scope.each("allow_origin_string_match", &message.allow_origin_string_match, |scope, origin| {
+                StringMatch::compile(origin, scope)
+            })?,
+            methods: message.allow_methods.as_str().into(),
+            headers: message.allow_headers.as_str().into(),
+            expose: message.expose_headers.as_str().into(),
+            max_age: message.max_age.as_str().into(),
+            credentials: message.allow_credentials.as_ref().is_some_and(|on| on.value),
+            private_network: message.allow_private_network_access.as_ref().is_some_and(|on| on.value),
+            forward_unmatched: message.forward_not_matching_preflights.as_ref().is_none_or(|on| on.value),
+            enabled: Fraction::from_runtime(message.filter_enabled.as_ref(), Fraction::ALL),
+        })
+    }
+
+    /// Compiles the older message that stands in routes themselves.
+    pub fn compile_route(message: &route::CorsPolicy, scope: &mut Scope) -> Result<Self, Rejection> {
+        let filter_enabled = message.enabled_specifier.as_ref().map(|specifier| {
+            let route::cors_policy::EnabledSpecifier::FilterEnabled(enabled) = specifier;
+            enabled.clone()
+        });
+        let message = filter::CorsPolicy {
+            allow_origin_string_match: message.allow_origin_string_match.clone(),
+            allow_methods: message.allow_methods.clone(),
+            allow_headers: message.allow_headers.clone(),
+            expose_headers: message.expose_headers.clone(),
+            max_age: message.max_age.clone(),
+            allow_credentials: message.allow_credentials,
+            filter_enabled,
+            shadow_enabled: message.shadow_enabled.clone(),
+            allow_private_network_access: message.allow_private_network_access,
+            forward_not_matching_preflights: message.forward_not_matching_preflights,
+        };
+        Self::compile(&message, scope)
+    }
+
+    /// Answers preflights; notes other cross-origin requests.
+    pub fn on_request(&self, cx: &mut RequestContext<'_>) -> Step {
+        let Some(origin) = cx.head.get("origin").filter(|origin| !origin.is_empty()) else { return Step::Continue };
+        if !self.enabled.hits(cx.entropy.draw()) {
+            return Step::Continue;
+        }
+        let is_preflight = cx.head.method() == "OPTIONS"
+            && cx.head.get("access-control-request-method").is_some_and(|method| !method.is_empty());
+        if !self.origins.iter().any(|allowed| allowed.is_match(origin)) {
+            return match is_preflight && !self.forward_unmatched {
+                true => LocalReply::new(200, "", "cors_response", Cause::Cors).step(),
+                false => Step::Continue,
+            };
+        }
+        let origin = Bytes::copy_from_slice(origin);
+        if !is_preflight {
+            cx.state.cors = Some(CorsRequest { origin });
+            return Step::Continue;
+        }
+        let mut reply =
+            LocalReply::new(200, "", "cors_response", Cause::Cors).header("access-control-allow-origin", origin);
+        let permissions = [
+            ("access-control-allow-credentials", if self.credentials { "true" } else { "" }),
+            ("access-control-allow-methods", &self.methods),
+            ("access-control-allow-headers", &self.headers),
+            ("access-control-max-age", &self.max_age),
+        ];
+        for (name, value) in permissions.into_iter().filter(|(_, value)| !value.is_empty()) {
+            reply = reply.header(name, value.as_bytes().to_vec());
+        }
+        let wants_private = cx.head.get("access-control-request-private-network") == Some(b"true");
+        if self.private_network && wants_private {
+            reply = reply.header("access-control-allow-private-network", "true");
+        }
+        reply.step()
+    }
+
+    /// Tells the browser that it may read the response.
+    pub fn on_response(&self, cx: &mut ResponseContext<'_>) {
+        let Some(request) = &cx.state.cors else { return };
+        cx.head.set("access-control-allow-origin", &request.origin);
+        if self.credentials {
+            cx.head.set("access-control-allow-credentials", b"true");
+        }
+        if !self.expose.is_empty() {
+            cx.head.set("access-control-expose-headers", self.expose.as_bytes());
+        }
+    }
+}

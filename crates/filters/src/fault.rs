@@ -1,0 +1,201 @@
+//! Fault injection: `envoy.filters.http.fault`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use meltemi_proto::envoy::extensions::filters::common::fault::v3::fault_delay::FaultDelaySecifier;
+use meltemi_proto::envoy::extensions::filters::http::fault::v3 as proto;
+
+use crate::finding::{Rejection, Scope};
+use crate::flag::ResponseFlag;
+use crate::http::RequestContext;
+use crate::matcher::{Fraction, HeaderMatch};
+use crate::reply::{Call, Cause, LocalReply, Step};
+
+/// What is injected into which requests.
+#[derive(Debug)]
+pub struct Fault {
+    delay: Option<(Delay, Fraction)>,
+    abort: Option<(Abort, Fraction)>,
+    abort_body: Bytes,
+    /// Only requests to this cluster; all if empty.
+    cluster: Box<str>,
+    headers: Box<[HeaderMatch]>,
+    max_active: Option<u32>,
+    active: Arc<AtomicU32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Delay {
+    Fixed(Duration),
+    /// `x-envoy-fault-delay-request`, in milliseconds.
+    Header,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Abort {
+    Http(u16),
+    Grpc(u32),
+    /// `x-envoy-fault-abort-request`, `x-envoy-fault-abort-grpc-request`.
+    Header,
+}
+
+/// Counts an active fault for as long as the stream holds it.
+#[derive(Debug)]
+pub struct FaultGuard(Arc<AtomicU32>);
+
+impl Drop for FaultGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Fault {
+    /// Compiles Envoy's message.
+    pub fn compile(message: &proto::HttpFault, scope: &mut Scope) -> Result<Self, Rejection> {
+        scope.unsupported("response_rate_limit", message.response_rate_limit.is_some());
+        let delay = match &message.delay {
+            None => None,
+            Some(delay) => {
+                let kind = match &delay.fault_delay_secifier {
+                    Some(FaultDelaySecifier::FixedDelay(fixed)) => {
+                        Delay::Fixed(scope.duration("delay.fixed_delay", Some(fixed))?.unwrap_or_default())
+                    }
+                    Some(FaultDelaySecifier::HeaderDelay(_)) => Delay::Header,
+                    None => return scope.refuse("delay without fixed_delay or header_delay"),
+                };
+                Some((kind, Fraction::from_option(delay.percentage.as_ref(), Fraction::NONE)))
+            }
+        };
+        let abort = match &message.abort {
+            None => None,
+            Some(abort) => {
+                let kind = match &abort.error_type {
+                    Some(proto::fault_abort::ErrorType::HttpStatus(status)) => {
+                        let status = u16::try_from(*status).ok().filter(|status| (200..600).contains(status));
+                        Abort::Http(status.ok_or_else(|| scope.reject("abort.http_status is not a status"))?)
+                    }
+                    Some(proto::fault_abort::ErrorType::GrpcStatus(status)) => Abort::Grpc(*status),
+                    Some(proto::fault_abort::ErrorType::HeaderAbort(_)) => Abort::Header,
+                    None => return scope.refuse("abort without status"),
+                };
+                Some((kind, Fraction::from_option(abort.percentage.as_ref(), Fraction::NONE)))
+            }
+        };
+        if !message.downstream_nodes.is_empty() {
+            // Leaving the condition out would inject faults into requests of others.
+            return scope.refuse("downstream_nodes is unknown");
+        }
+        let body = message.abort.as_ref().map(|abort| abort.response_body.clone()).unwrap_or_default();
+        Ok(Self {
+            delay,
+            abort,
+            abort_body: if body.is_empty() { Bytes::from_static(b"fault filter abort") } else { body.into() },
+            cluster: message.upstream_cluster.as_str().into(),
+            headers: HeaderMatch::compile_all("headers", &message.headers, scope)?,
+            max_active: message.max_active_faults.as_ref().map(|max| max.value),
+            active: Arc::new(AtomicU32::new(0)),
+        })
+    }
+
+    /// Delays, or aborts at once.
+    pub fn on_request(&self, cx: &mut RequestContext<'_>) -> Step {
+        let wanted = (self.cluster.is_empty() || cx.cluster == Some(&self.cluster))
+            && self.headers.iter().all(|matcher| matcher.is_match(cx.head));
+        if !wanted {
+            return Step::Continue;
+        }
+        if let Some((delay, fraction)) = &self.delay
+            && let Some(delay) = delay.of(cx)
+            && !delay.is_zero()
+            && fraction.hits(cx.entropy.draw())
+            && self.activate(cx)
+        {
+            cx.flag(ResponseFlag::DelayInjected);
+            return Step::Call(Call::Sleep(delay));
+        }
+        self.after_delay(cx)
+    }
+
+    /// Aborts, or lets the request go on. Only called where [`Fault::on_request`] found the request to be meant.
+    pub fn after_delay(&self, cx: &mut RequestContext<'_>) -> Step {
+        let Some((abort, fraction)) = &self.abort else { return Step::Continue };
+        let Some(abort) = abort.of(cx) else { return Step::Continue };
+        if !fraction.hits(cx.entropy.draw()) || !(cx.state.fault.is_some() || self.activate(cx)) {
+            return Step::Continue;
+        }
+        cx.flag(ResponseFlag::FaultInjected);
+        let (status, grpc_status) = match abort {
+            Abort::Http(status) => (status, None),
+            Abort::Grpc(status) => (http_of_grpc(status), Some(status)),
+            Abort::Header => return Step::Continue,
+        };
+        let cause = Cause::Fault("envoy.filters.http.fault".into());
+        let mut reply = LocalReply::new(status, self.abort_body.clone(), "fault_filter_abort", cause)
+            .flagged(ResponseFlag::FaultInjected);
+        reply.grpc_status = grpc_status;
+        reply.step()
+    }
+
+    /// Counts the fault, unless too many are active.
+    fn activate(&self, cx: &mut RequestContext<'_>) -> bool {
+        let max = self.max_active.unwrap_or(u32::MAX);
+        let counted = self.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < max).then_some(n + 1));
+        if counted.is_ok() {
+            cx.state.fault = Some(FaultGuard(self.active.clone()));
+        }
+        counted.is_ok()
+    }
+}
+
+impl Delay {
+    fn of(self, cx: &RequestContext<'_>) -> Option<Duration> {
+        match self {
+            Self::Fixed(delay) => Some(delay),
+            // A client may ask for no more than an hour.
+            Self::Header => number(cx, "x-envoy-fault-delay-request")
+                .map(|ms| Duration::from_millis(ms).min(Duration::from_secs(3600))),
+        }
+    }
+}
+
+impl Abort {
+    fn of(self, cx: &RequestContext<'_>) -> Option<Self> {
+        match self {
+            Self::Header => {
+                let http = number(cx, "x-envoy-fault-abort-request")
+                    .and_then(|status| u16::try_from(status).ok())
+                    .filter(|status| (200..600).contains(status));
+                let grpc = || {
+                    number(cx, "x-envoy-fault-abort-grpc-request").and_then(|status| u32::try_from(status).ok())
+                };
+                http.map(Self::Http).or_else(|| grpc().map(Self::Grpc))
+            }
+            fixed => Some(fixed),
+        }
+    }
+}
+
+fn number(cx: &RequestContext<'_>, name: &str) -> Option<u64> {
+    cx.head.get_str(name)?.trim().parse().ok()
+}
+
+/// The HTTP status that stands for a gRPC status. Source: Envoy `Grpc::Utility::grpcToHttpStatus`.
+pub fn http_of_grpc(status: u32) -> u16 {
+    match status {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    }
+}

@@ -1,0 +1,169 @@
+//! Envoy's response flags: one word on why a request or connection ended as it did.
+
+use std::fmt;
+
+macro_rules! flags {
+    ($($(#[doc = $doc:literal])* $name:ident = $short:literal, $long:literal;)*) => {
+        /// One reason, with Envoy's short and long names. Source: Envoy `stream_info/utility.cc`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum ResponseFlag {
+            $($(#[doc = $doc])* $name,)*
+        }
+
+        impl ResponseFlag {
+            /// Every flag, in the order in which they are printed.
+            pub const ALL: &'static [ResponseFlag] = &[$(ResponseFlag::$name,)*];
+
+            /// As `%RESPONSE_FLAGS%` prints it.
+            pub const fn short(self) -> &'static str {
+                match self { $(ResponseFlag::$name => $short,)* }
+            }
+
+            /// As `%RESPONSE_FLAGS_LONG%` prints it.
+            pub const fn long(self) -> &'static str {
+                match self { $(ResponseFlag::$name => $long,)* }
+            }
+
+            /// The flag of a short name.
+            pub fn from_short(name: &str) -> Option<Self> {
+                match name { $($short => Some(ResponseFlag::$name),)* _ => None }
+            }
+        }
+    };
+}
+
+flags! {
+    /// The local service failed its health check.
+    FailedLocalHealthCheck = "LH", "FailedLocalHealthCheck";
+    /// No healthy endpoint in the upstream cluster.
+    NoHealthyUpstream = "UH", "NoHealthyUpstream";
+    /// The request or an attempt timed out.
+    UpstreamRequestTimeout = "UT", "UpstreamRequestTimeout";
+    /// The proxy reset the stream.
+    LocalReset = "LR", "LocalReset";
+    /// The upstream reset the stream.
+    UpstreamRemoteReset = "UR", "UpstreamRemoteReset";
+    /// No connection to the upstream could be made.
+    UpstreamConnectionFailure = "UF", "UpstreamConnectionFailure";
+    /// The upstream closed the connection.
+    UpstreamConnectionTermination = "UC", "UpstreamConnectionTermination";
+    /// A circuit breaker is open.
+    UpstreamOverflow = "UO", "UpstreamOverflow";
+    /// No route or no filter chain matches.
+    NoRouteFound = "NR", "NoRouteFound";
+    /// A fault filter delayed the request.
+    DelayInjected = "DI", "DelayInjected";
+    /// A fault filter aborted the request.
+    FaultInjected = "FI", "FaultInjected";
+    /// A local or global rate limit refused the request.
+    RateLimited = "RL", "RateLimited";
+    /// Authorization by an external service denied the request.
+    UnauthorizedExternalService = "UAEX", "UnauthorizedExternalService";
+    /// The rate limit service failed.
+    RateLimitServiceError = "RLSE", "RateLimitServiceError";
+    /// The downstream closed the connection.
+    DownstreamConnectionTermination = "DC", "DownstreamConnectionTermination";
+    /// Attempts are used up.
+    UpstreamRetryLimitExceeded = "URX", "UpstreamRetryLimitExceeded";
+    /// The stream was idle for too long.
+    StreamIdleTimeout = "SI", "StreamIdleTimeout";
+    /// A header that must hold a valid value does not.
+    InvalidEnvoyRequestHeaders = "IH", "InvalidEnvoyRequestHeaders";
+    /// The downstream broke the protocol.
+    DownstreamProtocolError = "DPE", "DownstreamProtocolError";
+    /// A TCP proxy could not connect within its attempts.
+    UpstreamMaxStreamDurationReached = "UMSDR", "UpstreamMaxStreamDurationReached";
+    /// The response came from a cache.
+    ResponseFromCacheFilter = "RFCF", "ResponseFromCacheFilter";
+    /// No filter configuration was found.
+    NoFilterConfigFound = "NFCF", "NoFilterConfigFound";
+    /// The connection lived as long as it may.
+    DurationTimeout = "DT", "DurationTimeout";
+    /// The upstream broke the protocol.
+    UpstreamProtocolError = "UPE", "UpstreamProtocolError";
+    /// The named cluster does not exist.
+    NoClusterFound = "NC", "NoClusterFound";
+    /// The overload manager ended the request.
+    OverloadManagerTerminated = "OM", "OverloadManagerTerminated";
+    /// The upstream's name could not be resolved.
+    DnsResolutionFailed = "DF", "DnsResolutionFailed";
+    /// Load was dropped as the endpoints' policy says.
+    DropOverload = "DO", "DropOverload";
+    /// The downstream reset the stream.
+    DownstreamRemoteReset = "DR", "DownstreamRemoteReset";
+    /// Load was dropped without a configured policy.
+    UnconditionalDropOverload = "UDO", "UnconditionalDropOverload";
+}
+
+/// A set of [`ResponseFlag`]s.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct ResponseFlags(u64);
+
+impl ResponseFlags {
+    /// Adds a flag.
+    pub fn insert(&mut self, flag: ResponseFlag) {
+        self.0 |= 1 << flag as u8;
+    }
+
+    /// Whether the flag is set.
+    pub fn contains(self, flag: ResponseFlag) -> bool {
+        self.0 & (1 << flag as u8) != 0
+    }
+
+    /// Whether no flag is set.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether a flag is in both sets.
+    pub fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// The flags that are set.
+    pub fn iter(self) -> impl Iterator<Item = ResponseFlag> {
+        ResponseFlag::ALL.iter().copied().filter(move |flag| self.contains(*flag))
+    }
+}
+
+impl FromIterator<ResponseFlag> for ResponseFlags {
+    fn from_iter<I: IntoIterator<Item = ResponseFlag>>(flags: I) -> Self {
+        let mut set = Self::default();
+        flags.into_iter().for_each(|flag| set.insert(flag));
+        set
+    }
+}
+
+impl fmt::Display for ResponseFlags {
+    /// As `%RESPONSE_FLAGS%`: comma-separated short names, `-` if there is none.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return f.write_str("-");
+        }
+        for (index, flag) in self.iter().enumerate() {
+            if index > 0 {
+                f.write_str(",")?;
+            }
+            f.write_str(flag.short())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_print_as_envoy_does() {
+        let mut flags = ResponseFlags::default();
+        assert_eq!(flags.to_string(), "-");
+        flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+        flags.insert(ResponseFlag::UpstreamConnectionFailure);
+        assert_eq!(flags.to_string(), "UF,URX");
+        for flag in ResponseFlag::ALL {
+            assert_eq!(ResponseFlag::from_short(flag.short()), Some(*flag));
+        }
+    }
+}

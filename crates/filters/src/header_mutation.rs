@@ -1,0 +1,84 @@
+//! `envoy.filters.http.header_mutation`.
+
+use meltemi_proto::envoy::extensions::filters::http::header_mutation::v3 as proto;
+
+use crate::finding::{Rejection, Scope};
+use crate::header_ops::HeaderOps;
+use crate::http::{HeaderFacts, RequestContext, ResponseContext};
+
+/// Changes to the heads of requests and responses.
+#[derive(Debug, Clone, Default)]
+pub struct HeaderMutation {
+    request: HeaderOps,
+    response: HeaderOps,
+    most_specific_wins: bool,
+}
+
+impl HeaderMutation {
+    /// Compiles the filter's message.
+    pub fn compile(message: &proto::HeaderMutation, scope: &mut Scope) -> Result<Self, Rejection> {
+        let mut own = Self::compile_mutations(message.mutations.as_ref(), scope)?;
+        own.most_specific_wins = message.most_specific_header_mutations_wins;
+        Ok(own)
+    }
+
+    /// Compiles a route's message.
+    pub fn compile_route(message: &proto::HeaderMutationPerRoute, scope: &mut Scope) -> Result<Self, Rejection> {
+        Self::compile_mutations(message.mutations.as_ref(), scope)
+    }
+
+    fn compile_mutations(message: Option<&proto::Mutations>, scope: &mut Scope) -> Result<Self, Rejection> {
+        let Some(message) = message else { return Ok(Self::default()) };
+        scope.unsupported("query_parameter_mutations", !message.query_parameter_mutations.is_empty());
+        scope.unsupported("request_trailers_mutations", !message.request_trailers_mutations.is_empty());
+        scope.unsupported("response_trailers_mutations", !message.response_trailers_mutations.is_empty());
+        Ok(Self {
+            request: HeaderOps::compile_mutations("request_mutations", &message.request_mutations, scope)?,
+            response: HeaderOps::compile_mutations("response_mutations", &message.response_mutations, scope)?,
+            most_specific_wins: false,
+        })
+    }
+
+    /// Changes a request: the filter's changes first, the route's last, or the other way round as configured.
+    pub fn on_request(&self, route: Option<&Self>, cx: &mut RequestContext<'_>) {
+        for ops in self.ordered(route).into_iter().flatten().map(|own| &own.request).filter(|ops| !ops.is_empty()) {
+            // Templates look at the head as it is before these changes.
+            let before = cx.head.clone();
+            let facts = HeaderFacts {
+                request: Some(&before),
+                response: None,
+                conn: cx.conn,
+                remote: cx.remote,
+                state: cx.state,
+                cluster: cx.cluster,
+                route: None,
+            };
+            ops.apply(cx.head, &facts);
+        }
+    }
+
+    /// Changes a response likewise.
+    pub fn on_response(&self, route: Option<&Self>, cx: &mut ResponseContext<'_>) {
+        for ops in self.ordered(route).into_iter().flatten().map(|own| &own.response).filter(|ops| !ops.is_empty()) {
+            let before = cx.head.clone();
+            let facts = HeaderFacts {
+                request: Some(cx.request),
+                response: Some(&before),
+                conn: cx.conn,
+                remote: cx.remote,
+                state: cx.state,
+                cluster: None,
+                route: None,
+            };
+            ops.apply(cx.head, &facts);
+        }
+    }
+
+    fn ordered<'a>(&'a self, route: Option<&'a Self>) -> [Option<&'a Self>; 2] {
+        // Most specific wins: it is applied last. Envoy's default applies the route's first.
+        match self.most_specific_wins {
+            true => [Some(self), route],
+            false => [route, Some(self)],
+        }
+    }
+}

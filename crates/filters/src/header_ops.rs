@@ -1,0 +1,321 @@
+//! Changes to header fields, as routes and filters ask for them.
+
+use meltemi_proto::envoy::config::core::v3 as core;
+use meltemi_proto::envoy::config::common::mutation_rules::v3 as rules;
+
+use crate::finding::{Rejection, Scope};
+use crate::format::{Facts, Template};
+use crate::head::{RequestHead, ResponseHead};
+use crate::matcher::StringMatch;
+
+/// A list of changes, in order.
+#[derive(Debug, Clone, Default)]
+pub struct HeaderOps {
+    ops: Box<[Op]>,
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Remove(Box<str>),
+    RemoveMatching(StringMatch),
+    Write { name: Box<str>, value: Value, action: AppendAction, keep_empty: bool },
+}
+
+#[derive(Debug, Clone)]
+enum Value {
+    Constant(Box<[u8]>),
+    Template(Template),
+}
+
+/// What happens where the field is there already. Source: Envoy `HeaderAppendAction`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum AppendAction {
+    /// Another line.
+    #[default]
+    Append,
+    /// Nothing.
+    AddIfAbsent,
+    /// The field is replaced, or added.
+    Overwrite,
+    /// The field is replaced if it is there.
+    OverwriteIfExists,
+}
+
+/// Fields that no configuration may touch: who changes them changes where a message ends.
+const FRAMING: [&str; 4] = ["content-length", "transfer-encoding", "connection", "upgrade"];
+
+/// A head that can be changed.
+pub trait HeadMut {
+    /// Whether the field is there.
+    fn contains(&self, name: &str) -> bool;
+    /// Replaces every line of a field by one.
+    fn set(&mut self, name: &str, value: &[u8]);
+    /// Adds a line.
+    fn append(&mut self, name: &str, value: &[u8]);
+    /// Drops a field.
+    fn remove(&mut self, name: &str);
+    /// Names of all fields.
+    fn names(&self) -> Vec<String>;
+}
+
+impl HeadMut for RequestHead {
+    fn contains(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+    fn set(&mut self, name: &str, value: &[u8]) {
+        Self::set(self, name, value);
+    }
+    fn append(&mut self, name: &str, value: &[u8]) {
+        Self::append(self, name, value);
+    }
+    fn remove(&mut self, name: &str) {
+        Self::remove(self, name);
+    }
+    fn names(&self) -> Vec<String> {
+        self.iter().map(|(name, _)| name.to_owned()).collect()
+    }
+}
+
+impl HeadMut for ResponseHead {
+    fn contains(&self, name: &str) -> bool {
+        self.fields().contains(name)
+    }
+    fn set(&mut self, name: &str, value: &[u8]) {
+        Self::set(self, name, value);
+    }
+    fn append(&mut self, name: &str, value: &[u8]) {
+        Self::append(self, name, value);
+    }
+    fn remove(&mut self, name: &str) {
+        Self::remove(self, name);
+    }
+    fn names(&self) -> Vec<String> {
+        self.iter().map(|(name, _)| name.to_owned()).collect()
+    }
+}
+
+impl HeaderOps {
+    /// Compiles what routes have: names to remove, then values to add. Envoy removes first as well.
+    pub fn compile(
+        field: &str,
+        add: &[core::HeaderValueOption],
+        remove: &[String],
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
+        let mut ops = Vec::with_capacity(add.len() + remove.len());
+        for name in remove {
+            if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
+                return scope.refuse(format!("{field}: {name:?} cannot be removed"));
+            }
+            let name = checked_name(name, scope)?;
+            if !is_framing(&name, scope) {
+                ops.push(Op::Remove(name));
+            }
+        }
+        ops.extend(scope.each(field, add, |scope, option| compile_write(option, scope))?.into_iter().flatten());
+        Ok(Self { ops: ops.into() })
+    }
+
+    /// Compiles what the header mutation filter has.
+    pub fn compile_mutations(field: &str, list: &[rules::HeaderMutation], scope: &mut Scope) -> Result<Self, Rejection> {
+        let ops = scope.each(field, list, |scope, mutation| {
+            use rules::header_mutation::Action;
+            match scope.required("action", mutation.action.as_ref())? {
+                Action::Remove(name) => {
+                    let name = checked_name(name, scope)?;
+                    Ok((!is_framing(&name, scope)).then_some(Op::Remove(name)))
+                }
+                Action::Append(option) => compile_write(option, scope),
+                Action::RemoveOnMatch(on) => {
+                    let matcher = scope.required("key_matcher", on.key_matcher.as_ref())?;
+                    Ok(Some(Op::RemoveMatching(StringMatch::compile(matcher, scope)?)))
+                }
+            }
+        })?;
+        Ok(Self { ops: ops.into_iter().flatten().collect() })
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    /// Applies the changes in order.
+    pub fn apply(&self, head: &mut impl HeadMut, facts: &dyn Facts) {
+        let mut rendered = Vec::new();
+        for op in &self.ops {
+            match op {
+                Op::Remove(name) => head.remove(name),
+                Op::RemoveMatching(matcher) => {
+                    for name in head.names().iter().filter(|name| matcher.is_match(name.as_bytes())) {
+                        if !FRAMING.contains(&name.as_str()) {
+                            head.remove(name);
+                        }
+                    }
+                }
+                Op::Write { name, value, action, keep_empty } => {
+                    let value = match value {
+                        Value::Constant(value) => value,
+                        Value::Template(template) => {
+                            rendered.clear();
+                            template.render(facts, "", &mut rendered);
+                            rendered.as_slice()
+                        }
+                    };
+                    if value.is_empty() && !keep_empty {
+                        continue;
+                    }
+                    match action {
+                        AppendAction::Append => head.append(name, value),
+                        AppendAction::AddIfAbsent => {
+                            if !head.contains(name) {
+                                head.append(name, value);
+                            }
+                        }
+                        AppendAction::Overwrite => head.set(name, value),
+                        AppendAction::OverwriteIfExists => {
+                            if head.contains(name) {
+                                head.set(name, value);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Renders the changes as name and value each, for who cannot apply them to a head. Removals are left out.
+    pub fn render(&self, facts: &dyn Facts) -> Vec<(&str, Vec<u8>)> {
+        let mut list = Vec::new();
+        for op in &self.ops {
+            if let Op::Write { name, value, keep_empty, .. } = op {
+                let value = match value {
+                    Value::Constant(value) => value.to_vec(),
+                    Value::Template(template) => {
+                        let mut out = Vec::new();
+                        template.render(facts, "", &mut out);
+                        out
+                    }
+                };
+                if !value.is_empty() || *keep_empty {
+                    list.push((&**name, value));
+                }
+            }
+        }
+        list
+    }
+}
+
+fn compile_write(option: &core::HeaderValueOption, scope: &mut Scope) -> Result<Option<Op>, Rejection> {
+    use core::header_value_option::HeaderAppendAction;
+    let header = scope.required("header", option.header.as_ref())?;
+    #[allow(deprecated)]
+    let action = match (&option.append, HeaderAppendAction::try_from(option.append_action)) {
+        (_, Err(_)) => return scope.refuse(format!("unknown append_action {}", option.append_action)),
+        (Some(append), Ok(HeaderAppendAction::AppendIfExistsOrAdd)) if !append.value => AppendAction::Overwrite,
+        (_, Ok(HeaderAppendAction::AppendIfExistsOrAdd)) => AppendAction::Append,
+        (_, Ok(HeaderAppendAction::AddIfAbsent)) => AppendAction::AddIfAbsent,
+        (_, Ok(HeaderAppendAction::OverwriteIfExistsOrAdd)) => AppendAction::Overwrite,
+        (_, Ok(HeaderAppendAction::OverwriteIfExists)) => AppendAction::OverwriteIfExists,
+    };
+    let name = checked_name(&header.key, scope)?;
+    if is_framing(&name, scope) {
+        return Ok(None);
+    }
+    let value = match header.raw_value.as_slice() {
+        [] => match Template::parse(&header.value) {
+            Ok(template) => match template.as_literal() {
+                Some(text) => Value::Constant(text.as_bytes().into()),
+                None => Value::Template(template),
+            },
+            Err(reason) => return scope.refuse(format!("value of {name:?}: {reason}")),
+        },
+        raw => Value::Constant(raw.into()),
+    };
+    if let Value::Constant(constant) = &value
+        && constant.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0))
+    {
+        return scope.refuse(format!("value of {name:?} holds a line break or NUL"));
+    }
+    Ok(Some(Op::Write { name, value, action, keep_empty: option.keep_empty_value }))
+}
+
+/// A lower-case field name, or a pseudo-header that may be written.
+fn checked_name(name: &str, scope: &Scope) -> Result<Box<str>, Rejection> {
+    let lower = name.to_ascii_lowercase();
+    let bare = lower.strip_prefix(':').unwrap_or(&lower);
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if bare.is_empty() || !bare.bytes().all(token) {
+        return scope.refuse(format!("{name:?} is not a header name"));
+    }
+    if lower.starts_with(':') && !matches!(lower.as_str(), ":authority" | ":path" | ":method" | ":scheme" | ":status") {
+        return scope.refuse(format!("unknown pseudo-header {name:?}"));
+    }
+    Ok(lower.into())
+}
+
+/// Fields that frame the message are left alone, with a warning.
+fn is_framing(name: &str, scope: &mut Scope) -> bool {
+    let framing = FRAMING.contains(&name);
+    if framing {
+        scope.warn("", format!("{name:?} frames the message and is left alone"));
+    }
+    framing
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::NoFacts;
+    use core::header_value_option::HeaderAppendAction;
+
+    fn option(name: &str, value: &str, action: HeaderAppendAction) -> core::HeaderValueOption {
+        core::HeaderValueOption {
+            header: Some(core::HeaderValue { key: name.into(), value: value.into(), raw_value: vec![] }),
+            append_action: action as i32,
+            ..Default::default()
+        }
+    }
+
+    fn compile(add: &[core::HeaderValueOption], remove: &[&str]) -> Result<HeaderOps, Rejection> {
+        let remove: Vec<String> = remove.iter().map(|name| (*name).to_owned()).collect();
+        HeaderOps::compile("request_headers_to_add", add, &remove, &mut Scope::new())
+    }
+
+    #[test]
+    fn the_four_actions() {
+        use HeaderAppendAction::*;
+        let ops = compile(
+            &[
+                option("X-Append", "2", AppendIfExistsOrAdd),
+                option("x-absent", "2", AddIfAbsent),
+                option("x-over", "2", OverwriteIfExistsOrAdd),
+                option("x-never", "2", OverwriteIfExists),
+                option(":authority", "other", OverwriteIfExistsOrAdd),
+                option("x-unknown", "%REQ(none)%", OverwriteIfExistsOrAdd),
+            ],
+            &["x-gone"],
+        )
+        .expect("compiles");
+        let mut head = RequestHead::of("GET", "host", "/");
+        for name in ["x-append", "x-absent", "x-over", "x-gone"] {
+            head.append(name, b"1");
+        }
+        ops.apply(&mut head, &NoFacts);
+        assert_eq!(head.get_all("x-append").collect::<Vec<_>>(), [b"1", b"2"]);
+        assert_eq!(head.get("x-absent"), Some(b"1".as_slice()));
+        assert_eq!(head.get("x-over"), Some(b"2".as_slice()));
+        assert_eq!((head.get("x-never"), head.get("x-gone"), head.get("x-unknown")), (None, None, None));
+        assert_eq!(head.authority(), "other");
+    }
+
+    #[test]
+    fn framing_is_out_of_reach() {
+        let set = |name, value| compile(&[option(name, value, HeaderAppendAction::OverwriteIfExistsOrAdd)], &[]);
+        assert!(set("Content-Length", "0").expect("left out").is_empty());
+        assert!(set("x", "a\r\nb: c").is_err());
+        assert!(set("a b", "x").is_err());
+        assert!(compile(&[], &["host"]).is_err());
+        assert!(compile(&[], &["transfer-encoding"]).expect("left out").is_empty());
+    }
+}

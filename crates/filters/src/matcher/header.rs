@@ -1,0 +1,314 @@
+//! Conditions on header fields, query parameters and cookies, with Envoy's rules on absence and repetition.
+
+use meltemi_proto::envoy::config::route::v3 as proto;
+use proto::header_matcher::HeaderMatchSpecifier;
+use proto::query_parameter_matcher::QueryParameterMatchSpecifier;
+
+use super::{FullRegex, StringMatch};
+use crate::finding::{Rejection, Scope};
+use crate::head::{Fields, RequestHead, ResponseHead};
+
+/// Whatever has header fields.
+pub trait HeaderSource {
+    /// All lines of a field joined by a comma; pseudo-fields as they are.
+    fn joined(&self, name: &str) -> Option<std::borrow::Cow<'_, [u8]>>;
+    /// Every line of a field.
+    fn lines<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a;
+}
+
+impl HeaderSource for RequestHead {
+    fn joined(&self, name: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
+        RequestHead::joined(self, name)
+    }
+    fn lines<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
+        self.get_all(name)
+    }
+}
+
+impl HeaderSource for Fields {
+    fn joined(&self, name: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
+        Fields::joined(self, name)
+    }
+    fn lines<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
+        self.get_all(name)
+    }
+}
+
+impl HeaderSource for ResponseHead {
+    fn joined(&self, name: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
+        self.fields().joined(name)
+    }
+    fn lines<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
+        self.fields().get_all(name)
+    }
+}
+
+/// A condition on one header field. Source: Envoy `HeaderMatcher`.
+#[derive(Debug, Clone)]
+pub struct HeaderMatch {
+    name: Box<str>,
+    kind: Kind,
+    invert: bool,
+    missing_is_empty: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Present(bool),
+    Range(i64, i64),
+    Value(StringMatch),
+}
+
+/// Which way to err where a field occurs more than once. A policy must not be passed by repeating a field, so its
+/// lines are judged one by one: a DENY matches if any line does, an ALLOW only if all do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Judge {
+    /// As routing does it: the lines joined by a comma are the value.
+    Joined,
+    /// Any line, or all of them joined.
+    Any,
+    /// Every line.
+    All,
+}
+
+impl Judge {
+    /// What is the cautious reading inside a negation.
+    pub fn flipped(self) -> Self {
+        match self {
+            Self::Joined => Self::Joined,
+            Self::Any => Self::All,
+            Self::All => Self::Any,
+        }
+    }
+}
+
+impl HeaderMatch {
+    /// Compiles Envoy's message.
+    #[allow(deprecated)] // the older specifiers are still what Istio sends
+    pub fn compile(message: &proto::HeaderMatcher, scope: &mut Scope) -> Result<Self, Rejection> {
+        let text = |text: &String| text.as_bytes().into();
+        let kind = match &message.header_match_specifier {
+            None => Kind::Present(true),
+            Some(HeaderMatchSpecifier::PresentMatch(present)) => Kind::Present(*present),
+            Some(HeaderMatchSpecifier::RangeMatch(range)) => Kind::Range(range.start, range.end),
+            Some(HeaderMatchSpecifier::ExactMatch(value)) => Kind::Value(StringMatch::Exact(text(value))),
+            Some(HeaderMatchSpecifier::PrefixMatch(value)) => Kind::Value(StringMatch::Prefix(text(value))),
+            Some(HeaderMatchSpecifier::SuffixMatch(value)) => Kind::Value(StringMatch::Suffix(text(value))),
+            Some(HeaderMatchSpecifier::ContainsMatch(value)) => Kind::Value(StringMatch::contains(value.as_bytes())),
+            Some(HeaderMatchSpecifier::SafeRegexMatch(regex)) => {
+                Kind::Value(StringMatch::Regex(FullRegex::compile(regex, scope)?))
+            }
+            Some(HeaderMatchSpecifier::StringMatch(value)) => Kind::Value(StringMatch::compile(value, scope)?),
+        };
+        if message.name.is_empty() {
+            return scope.refuse("a header matcher without name");
+        }
+        Ok(Self {
+            name: message.name.to_ascii_lowercase().into(),
+            kind,
+            invert: message.invert_match,
+            missing_is_empty: message.treat_missing_header_as_empty,
+        })
+    }
+
+    /// Compiles a list of matchers, all of which must match.
+    pub fn compile_all(
+        field: &str,
+        messages: &[proto::HeaderMatcher],
+        scope: &mut Scope,
+    ) -> Result<Box<[Self]>, Rejection> {
+        Ok(scope.each(field, messages, |scope, message| Self::compile(message, scope))?.into())
+    }
+
+    /// The field that is looked at, lower case.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the head matches, as routing sees it.
+    pub fn is_match(&self, head: &impl HeaderSource) -> bool {
+        let value = match (head.joined(&self.name), self.missing_is_empty) {
+            (Some(value), _) => value,
+            (None, true) => b"".as_slice().into(),
+            // Absence satisfies nothing but a matcher that asks for it; inverting does not help.
+            (None, false) => return matches!(self.kind, Kind::Present(present) if present == self.invert),
+        };
+        self.kind.is_match(&value) != self.invert
+    }
+
+    /// Whether the head matches where security hangs on it.
+    pub fn is_match_judged(&self, head: &impl HeaderSource, judge: Judge) -> bool {
+        let joined = self.is_match(head);
+        let mut lines = head.lines(&self.name);
+        // Reading on is only needed where there is a second line.
+        if judge == Judge::Joined || lines.by_ref().nth(1).is_none() {
+            return joined;
+        }
+        let judge_line = |line: &[u8]| self.kind.is_match(line) != self.invert;
+        let mut lines = head.lines(&self.name);
+        match judge {
+            Judge::Any => joined || lines.any(judge_line),
+            Judge::All => lines.all(judge_line),
+            Judge::Joined => joined,
+        }
+    }
+
+}
+
+impl Kind {
+    fn is_match(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Present(present) => *present,
+            Self::Value(pattern) => pattern.is_match(value),
+            Self::Range(start, end) => std::str::from_utf8(value)
+                .ok()
+                .and_then(|text| text.trim().parse::<i64>().ok())
+                .is_some_and(|number| number >= *start && number < *end),
+        }
+    }
+}
+
+/// A condition on one query parameter. Source: Envoy `QueryParameterMatcher`; the first value counts, undecoded.
+#[derive(Debug, Clone)]
+pub struct QueryMatch {
+    name: Box<str>,
+    value: Option<StringMatch>,
+    present: bool,
+}
+
+impl QueryMatch {
+    /// Compiles Envoy's message.
+    pub fn compile(message: &proto::QueryParameterMatcher, scope: &mut Scope) -> Result<Self, Rejection> {
+        let (value, present) = match &message.query_parameter_match_specifier {
+            Some(QueryParameterMatchSpecifier::StringMatch(value)) => (Some(StringMatch::compile(value, scope)?), true),
+            Some(QueryParameterMatchSpecifier::PresentMatch(present)) => (None, *present),
+            None => (None, true),
+        };
+        Ok(Self { name: message.name.as_str().into(), value, present })
+    }
+
+    /// Whether a query (what follows `?`) matches.
+    pub fn is_match(&self, query: Option<&str>) -> bool {
+        match (query.and_then(|query| query_parameter(query, &self.name)), &self.value) {
+            (Some(found), Some(pattern)) => pattern.is_match(found.as_bytes()),
+            (found, None) => found.is_some() == self.present,
+            (None, Some(_)) => false,
+        }
+    }
+}
+
+/// The first value of a query parameter; a name without `=` has an empty one.
+pub fn query_parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
+    query.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key == name).then_some(value)
+    })
+}
+
+/// A condition on one cookie. Source: Envoy `CookieMatcher`.
+#[derive(Debug, Clone)]
+pub struct CookieMatch {
+    name: Box<str>,
+    value: StringMatch,
+    invert: bool,
+}
+
+impl CookieMatch {
+    /// Compiles Envoy's message.
+    pub fn compile(message: &proto::CookieMatcher, scope: &mut Scope) -> Result<Self, Rejection> {
+        let value = scope.required("string_match", message.string_match.as_ref())?;
+        let value = StringMatch::compile(value, scope)?;
+        Ok(Self { name: message.name.as_str().into(), value, invert: message.invert_match })
+    }
+
+    /// Whether the request's cookies match; a missing cookie matches nothing but an inverted condition.
+    pub fn is_match(&self, head: &RequestHead) -> bool {
+        cookie(head, &self.name).is_some_and(|value| self.value.is_match(value)) != self.invert
+    }
+}
+
+/// The first cookie of this name, without quotes around its value.
+pub fn cookie<'h>(head: &'h RequestHead, name: &str) -> Option<&'h [u8]> {
+    head.get_all("cookie").flat_map(|line| line.split(|byte| *byte == b';')).find_map(|pair| {
+        let pair = pair.trim_ascii();
+        let at = memchr::memchr(b'=', pair)?;
+        let value = pair[at + 1..].trim_ascii();
+        (pair[..at] == *name.as_bytes()).then(|| {
+            value.strip_prefix(b"\"").and_then(|inner| inner.strip_suffix(b"\"")).unwrap_or(value)
+        })
+    })
+}
+
+#[cfg(test)]
+#[allow(deprecated)]
+mod tests {
+    use super::*;
+    use meltemi_proto::envoy::r#type::v3::Int64Range;
+
+    fn matcher(specifier: Option<HeaderMatchSpecifier>, invert: bool, missing_is_empty: bool) -> HeaderMatch {
+        let message = proto::HeaderMatcher {
+            name: "X-Test".into(),
+            invert_match: invert,
+            treat_missing_header_as_empty: missing_is_empty,
+            header_match_specifier: specifier,
+        };
+        HeaderMatch::compile(&message, &mut Scope::new()).expect("compiles")
+    }
+
+    fn head(values: &[&str]) -> RequestHead {
+        let mut head = RequestHead::of("GET", "host", "/p?a=1&b&a=2");
+        values.iter().for_each(|value| head.append("x-test", value.as_bytes()));
+        head
+    }
+
+    #[test]
+    fn absence_follows_envoys_table() {
+        let exact = || Some(HeaderMatchSpecifier::ExactMatch("v".into()));
+        let present = |yes| Some(HeaderMatchSpecifier::PresentMatch(yes));
+        let none = head(&[]);
+        assert!(!matcher(exact(), false, false).is_match(&none));
+        assert!(!matcher(exact(), true, false).is_match(&none), "inverting does not make absence match");
+        assert!(matcher(exact(), true, true).is_match(&none), "unless absence counts as empty");
+        assert!(matcher(present(true), true, false).is_match(&none));
+        assert!(matcher(present(false), false, false).is_match(&none));
+        assert!(!matcher(present(true), false, false).is_match(&none));
+        assert!(matcher(None, false, false).is_match(&head(&["x"])));
+        assert!(!matcher(present(false), false, false).is_match(&head(&["x"])));
+    }
+
+    #[test]
+    fn numbers_lie_in_half_open_ranges() {
+        let range = matcher(Some(HeaderMatchSpecifier::RangeMatch(Int64Range { start: -1, end: 10 })), false, false);
+        assert!(range.is_match(&head(&["-1"])) && range.is_match(&head(&["9"])));
+        assert!(!range.is_match(&head(&["10"])) && !range.is_match(&head(&["9x"])));
+    }
+
+    #[test]
+    fn repeating_a_field_passes_no_policy() {
+        let exact = matcher(Some(HeaderMatchSpecifier::ExactMatch("bad".into())), false, false);
+        let twice = head(&["good", "bad"]);
+        assert!(!exact.is_match(&twice), "routing sees good,bad");
+        assert!(exact.is_match_judged(&twice, Judge::Any), "a DENY sees the bad one");
+        assert!(!exact.is_match_judged(&twice, Judge::All), "an ALLOW wants all of them");
+        assert!(exact.is_match_judged(&head(&["bad", "bad"]), Judge::All));
+        let not = matcher(Some(HeaderMatchSpecifier::ExactMatch("bad".into())), true, false);
+        assert!(not.is_match(&twice) && !not.is_match_judged(&twice, Judge::All), "nor does an inverted condition");
+        let present = matcher(None, false, false);
+        assert!(present.is_match_judged(&twice, Judge::All) && present.is_match_judged(&twice, Judge::Any));
+    }
+
+    #[test]
+    fn queries_and_cookies_are_found() {
+        let head = {
+            let mut head = head(&[]);
+            head.append("cookie", b"a=1; b=\"2\"");
+            head.append("cookie", b"c=3");
+            head
+        };
+        assert_eq!(query_parameter(head.query().expect("query"), "a"), Some("1"));
+        assert_eq!(query_parameter(head.query().expect("query"), "b"), Some(""));
+        assert_eq!(cookie(&head, "b"), Some(b"2".as_slice()));
+        assert_eq!(cookie(&head, "c"), Some(b"3".as_slice()));
+        assert_eq!(cookie(&head, "d"), None);
+    }
+}

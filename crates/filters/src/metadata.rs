@@ -1,0 +1,138 @@
+//! Metadata: values by filter name and path. Static on routes, clusters and endpoints; dynamic on a stream.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use meltemi_proto::envoy::config::core::v3::Metadata as ProtoMetadata;
+use meltemi_proto::google::protobuf::{Struct, Value as ProtoValue, value::Kind};
+
+/// How deep a value may nest; deeper parts are null. Protobuf decoding stops at 100 anyway.
+const MAX_DEPTH: usize = 32;
+
+/// A JSON-like value, ordered, so that equal values are equal bytes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Value {
+    /// Nothing.
+    #[default]
+    Null,
+    /// True or false.
+    Bool(bool),
+    /// A number; protobuf knows only doubles.
+    Number(f64),
+    /// Text.
+    String(Arc<str>),
+    /// A list.
+    List(Vec<Value>),
+    /// Fields by name.
+    Struct(BTreeMap<Arc<str>, Value>),
+}
+
+impl Value {
+    /// Text.
+    pub fn string(text: &str) -> Self {
+        Self::String(text.into())
+    }
+
+    /// The text, if it is text.
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Self::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// A field, if it is a struct that has it.
+    pub fn field(&self, name: &str) -> Option<&Value> {
+        match self {
+            Self::Struct(fields) => fields.get(name),
+            _ => None,
+        }
+    }
+
+    /// Lowers a protobuf value.
+    pub fn from_proto(value: &ProtoValue) -> Self {
+        Self::lower(value, 0)
+    }
+
+    /// Lowers a protobuf struct.
+    pub fn from_struct(fields: &Struct) -> Self {
+        Self::lower_struct(fields, 0)
+    }
+
+    fn lower(value: &ProtoValue, depth: usize) -> Self {
+        if depth > MAX_DEPTH {
+            return Self::Null;
+        }
+        match &value.kind {
+            None | Some(Kind::NullValue(_)) => Self::Null,
+            Some(Kind::BoolValue(value)) => Self::Bool(*value),
+            Some(Kind::NumberValue(value)) => Self::Number(*value),
+            Some(Kind::StringValue(value)) => Self::string(value),
+            Some(Kind::ListValue(list)) => Self::List(list.values.iter().map(|v| Self::lower(v, depth + 1)).collect()),
+            Some(Kind::StructValue(fields)) => Self::lower_struct(fields, depth + 1),
+        }
+    }
+
+    fn lower_struct(fields: &Struct, depth: usize) -> Self {
+        let fields = fields.fields.iter().map(|(name, value)| (name.as_str().into(), Self::lower(value, depth + 1)));
+        Self::Struct(fields.collect())
+    }
+}
+
+/// Values by filter name.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Metadata {
+    filters: BTreeMap<Arc<str>, Value>,
+}
+
+impl Metadata {
+    /// Lowers Envoy's message; typed metadata has no reader here and is left out.
+    pub fn from_proto(metadata: &ProtoMetadata) -> Self {
+        let filters = metadata.filter_metadata.iter();
+        Self { filters: filters.map(|(name, fields)| (name.as_str().into(), Value::from_struct(fields))).collect() }
+    }
+
+    /// Lowers an optional message; absent means empty.
+    pub fn from_option(metadata: Option<&ProtoMetadata>) -> Self {
+        metadata.map(Self::from_proto).unwrap_or_default()
+    }
+
+    /// Everything that one filter has.
+    pub fn filter(&self, filter: &str) -> Option<&Value> {
+        self.filters.get(filter)
+    }
+
+    /// The value at a path below a filter's struct.
+    pub fn at<S: AsRef<str>>(&self, filter: &str, path: &[S]) -> Option<&Value> {
+        path.iter().try_fold(self.filters.get(filter)?, |value, segment| value.field(segment.as_ref()))
+    }
+
+    /// Sets one field of a filter's struct.
+    pub fn set(&mut self, filter: &str, field: &str, value: Value) {
+        let slot = match self.filters.get_mut(filter) {
+            Some(slot) => slot,
+            None => self.filters.entry(filter.into()).or_default(),
+        };
+        if !matches!(slot, Value::Struct(_)) {
+            *slot = Value::Struct(BTreeMap::new());
+        }
+        if let Value::Struct(fields) = slot {
+            fields.insert(field.into(), value);
+        }
+    }
+
+    /// Replaces everything that one filter has.
+    pub fn replace(&mut self, filter: &str, value: Value) {
+        self.filters.insert(filter.into(), value);
+    }
+
+    /// Whether no filter has anything.
+    pub fn is_empty(&self) -> bool {
+        self.filters.is_empty()
+    }
+
+    /// Filters and what they have, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.filters.iter().map(|(name, value)| (&**name, value))
+    }
+}

@@ -1,0 +1,298 @@
+//! Who the peer is, by Istio's means: headers between HTTP proxies, a preamble on TCP connections.
+//!
+//! Both carry the node metadata as a protobuf `Struct`. What a peer says of itself is used for metrics and logs alone,
+//! never for authorization.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use meltemi_proto::Any;
+use meltemi_proto::google::protobuf::value::Kind;
+use meltemi_proto::google::protobuf::{Struct, Value};
+use meltemi_proto::istio::{PeerMetadataConfig, StructExt};
+use meltemi_types::Labels;
+use prost::Message;
+
+use crate::finding::{Rejection, Scope};
+use crate::http::{RequestContext, ResponseContext};
+
+/// The metadata, base64.
+pub const HEADER: &str = "x-envoy-peer-metadata";
+/// The node's id.
+pub const HEADER_ID: &str = "x-envoy-peer-metadata-id";
+
+/// What Istio's metrics tell of a workload.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct PeerInfo {
+    /// The pod.
+    pub name: Box<str>,
+    /// Its namespace.
+    pub namespace: Box<str>,
+    /// The cluster it runs in.
+    pub cluster: Box<str>,
+    /// The workload, for example the Deployment.
+    pub workload: Box<str>,
+    /// Its owner, as a URI.
+    pub owner: Box<str>,
+    /// Label `app`.
+    pub app: Box<str>,
+    /// Label `version`.
+    pub version: Box<str>,
+    /// `service.istio.io/canonical-name` and what stands for it.
+    pub canonical_service: Box<str>,
+    /// `service.istio.io/canonical-revision` and what stands for it.
+    pub canonical_revision: Box<str>,
+}
+
+/// Longest metadata that is read.
+const MAX_ENCODED: usize = 16 * 1024;
+
+impl PeerInfo {
+    /// From a node's metadata.
+    pub fn from_struct(metadata: &Struct) -> Self {
+        let text = |key: &str| Box::<str>::from(metadata.text(key).unwrap_or_default());
+        let labels: Labels = match metadata.fields.get("LABELS").and_then(|labels| labels.kind.as_ref()) {
+            Some(Kind::StructValue(labels)) => {
+                labels.fields.keys().filter_map(|key| Some((key.as_str(), labels.text(key)?))).collect()
+            }
+            _ => Labels::default(),
+        };
+        let workload = text("WORKLOAD_NAME");
+        Self {
+            name: text("NAME"),
+            namespace: text("NAMESPACE"),
+            cluster: text("CLUSTER_ID"),
+            owner: text("OWNER"),
+            app: labels.value("app").unwrap_or_default().into(),
+            version: labels.value("version").unwrap_or_default().into(),
+            canonical_service: labels.canonical_service(&workload).into(),
+            canonical_revision: labels.canonical_revision().into(),
+            workload,
+        }
+    }
+
+    /// As a node's metadata, with the labels that stand for what is told.
+    pub fn to_struct(&self) -> Struct {
+        let text = |value: &str| Value { kind: Some(Kind::StringValue(value.to_owned())) };
+        let fields = |pairs: &[(&str, &str)]| Struct {
+            fields: pairs
+                .iter()
+                .filter(|(_, value)| !value.is_empty())
+                .map(|(key, value)| ((*key).to_owned(), text(value)))
+                .collect(),
+        };
+        let labels = fields(&[
+            ("app", &self.app),
+            ("version", &self.version),
+            ("service.istio.io/canonical-name", &self.canonical_service),
+            ("service.istio.io/canonical-revision", &self.canonical_revision),
+        ]);
+        let mut metadata = fields(&[
+            ("NAME", &self.name),
+            ("NAMESPACE", &self.namespace),
+            ("CLUSTER_ID", &self.cluster),
+            ("WORKLOAD_NAME", &self.workload),
+            ("OWNER", &self.owner),
+        ]);
+        metadata.fields.insert("LABELS".to_owned(), Value { kind: Some(Kind::StructValue(labels)) });
+        metadata
+    }
+
+    /// As the header carries it.
+    pub fn encode(&self) -> String {
+        STANDARD.encode(self.to_struct().encode_to_vec())
+    }
+
+    /// From the header; `None` if it is not what it should be.
+    pub fn decode(header: &[u8]) -> Option<Self> {
+        if header.len() > MAX_ENCODED {
+            return None;
+        }
+        let trimmed = header.strip_suffix(b"==").or_else(|| header.strip_suffix(b"=")).unwrap_or(header);
+        let bytes = STANDARD_NO_PAD.decode(trimmed).ok()?;
+        Struct::decode(bytes.as_slice()).ok().map(|metadata| Self::from_struct(&metadata))
+    }
+}
+
+/// Peers by id, so that metadata is decoded once a peer and not once a request. One for each worker.
+#[derive(Debug, Default)]
+pub struct PeerCache {
+    peers: HashMap<Box<[u8]>, (u64, Arc<PeerInfo>)>,
+}
+
+/// How many peers are remembered, as Istio has it; then all are forgotten.
+const MAX_PEERS: usize = 500;
+
+impl PeerCache {
+    /// The peer of these headers.
+    pub fn decode(&mut self, id: &[u8], header: &[u8]) -> Option<Arc<PeerInfo>> {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        header.hash(&mut hasher);
+        let hash = hasher.finish();
+        if let Some((known, peer)) = self.peers.get(id)
+            && *known == hash
+        {
+            return Some(peer.clone());
+        }
+        let peer = Arc::new(PeerInfo::decode(header)?);
+        if !id.is_empty() && id.len() <= 1024 {
+            if self.peers.len() >= MAX_PEERS {
+                self.peers.clear();
+            }
+            self.peers.insert(id.into(), (hash, peer.clone()));
+        }
+        Some(peer)
+    }
+}
+
+/// Istio's filter `peer_metadata`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PeerMetadata {
+    /// Read who sent the request.
+    pub downstream_discovery: bool,
+    /// Read who answers.
+    pub upstream_discovery: bool,
+    /// Tell the downstream who we are, if it told us.
+    pub downstream_propagation: bool,
+    /// Tell the upstream who we are.
+    pub upstream_propagation: bool,
+    /// But not outside the mesh.
+    pub skip_external: bool,
+}
+
+impl PeerMetadata {
+    /// Compiles Istio's message.
+    pub fn compile(message: &PeerMetadataConfig, scope: &mut Scope) -> Result<Self, Rejection> {
+        let mut headers = |field: &str, methods: &[meltemi_proto::istio::PeerMethod]| {
+            if methods.iter().any(|method| method.istio_headers.is_none()) {
+                scope.warn(field, "only the method istio_headers is known");
+            }
+            methods.iter().any(|method| method.istio_headers.is_some())
+        };
+        Ok(Self {
+            downstream_discovery: headers("downstream_discovery", &message.downstream_discovery),
+            upstream_discovery: headers("upstream_discovery", &message.upstream_discovery),
+            downstream_propagation: headers("downstream_propagation", &message.downstream_propagation),
+            upstream_propagation: headers("upstream_propagation", &message.upstream_propagation),
+            skip_external: message
+                .upstream_propagation
+                .iter()
+                .filter_map(|method| method.istio_headers.as_ref())
+                .any(|headers| headers.skip_external_clusters),
+        })
+    }
+
+    /// Reads who sent the request and tells the upstream who we are.
+    pub fn on_request(&self, cx: &mut RequestContext<'_>) {
+        if self.downstream_discovery {
+            let id = cx.head.get(HEADER_ID).unwrap_or_default();
+            cx.state.downstream_exchanges = !id.is_empty();
+            if let Some(header) = cx.head.get(HEADER)
+                && let Some(peer) = cx.peers.decode(id, header)
+            {
+                cx.state.downstream_peer = Some(peer);
+            }
+        }
+        if self.downstream_discovery || self.upstream_propagation {
+            // What others said of themselves is not passed on as ours.
+            cx.head.remove(HEADER);
+            cx.head.remove(HEADER_ID);
+        }
+        if self.upstream_propagation && (cx.upstream_in_mesh || !self.skip_external) {
+            cx.head.append(HEADER, cx.local.encoded.as_bytes());
+            cx.head.append(HEADER_ID, cx.local.id.as_bytes());
+        }
+    }
+
+    /// Reads who answered and tells the downstream who we are.
+    pub fn on_response(&self, cx: &mut ResponseContext<'_>) {
+        if self.upstream_discovery {
+            let id = cx.head.fields().get(HEADER_ID).unwrap_or_default();
+            if let Some(header) = cx.head.fields().get(HEADER)
+                && let Some(peer) = cx.peers.decode(id, header)
+            {
+                cx.state.upstream_peer = Some(peer);
+            }
+        }
+        if self.upstream_discovery || self.downstream_propagation {
+            cx.head.remove(HEADER);
+            cx.head.remove(HEADER_ID);
+        }
+        if self.downstream_propagation && cx.state.downstream_exchanges {
+            cx.head.append(HEADER, cx.local.encoded.as_bytes());
+            cx.head.append(HEADER_ID, cx.local.id.as_bytes());
+        }
+    }
+}
+
+/// The preamble that both sides of a TCP connection with ALPN `istio-peer-exchange` send first. Source: Istio proxy
+/// `metadata_exchange.cc`.
+pub mod preamble {
+    use super::*;
+
+    /// What it begins with.
+    pub const MAGIC: u32 = 0x3d23_0467;
+    /// Magic and length, both big-endian.
+    pub const HEADER_LEN: usize = 8;
+    /// The longest body that is read.
+    pub const MAX_BODY: usize = 64 * 1024;
+
+    /// What reading found.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum Read {
+        /// More bytes are needed: this many in all.
+        More(usize),
+        /// There is no preamble: the bytes are the application's.
+        Absent,
+        /// A preamble of so many bytes, and the peer if its body could be read.
+        Peer(usize, Option<Arc<PeerInfo>>),
+    }
+
+    /// Reads the preamble at the start of a connection.
+    pub fn read(bytes: &[u8]) -> Read {
+        let magic = MAGIC.to_be_bytes();
+        let known = bytes.len().min(magic.len());
+        if bytes[..known] != magic[..known] {
+            return Read::Absent;
+        }
+        let Some(length) = bytes.get(4..HEADER_LEN) else { return Read::More(HEADER_LEN) };
+        let length = length.iter().fold(0usize, |length, byte| length << 8 | usize::from(*byte));
+        if length > MAX_BODY {
+            return Read::Absent;
+        }
+        let end = HEADER_LEN + length;
+        match bytes.get(HEADER_LEN..end) {
+            None => Read::More(end),
+            Some(body) => Read::Peer(end, peer_of(body)),
+        }
+    }
+
+    fn peer_of(body: &[u8]) -> Option<Arc<PeerInfo>> {
+        let any = Any::decode(body).ok()?;
+        let outer: Struct = meltemi_proto::unpack(&any).ok()?;
+        match outer.fields.get(HEADER)?.kind.as_ref()? {
+            Kind::StructValue(metadata) => Some(Arc::new(PeerInfo::from_struct(metadata))),
+            _ => None,
+        }
+    }
+
+    /// Writes our own.
+    pub fn write(id: &str, info: &PeerInfo) -> Vec<u8> {
+        let text = Value { kind: Some(Kind::StringValue(id.to_owned())) };
+        let metadata = Value { kind: Some(Kind::StructValue(info.to_struct())) };
+        let outer = Struct { fields: [(HEADER.to_owned(), metadata), (HEADER_ID.to_owned(), text)].into() };
+        let body = Any {
+            type_url: "type.googleapis.com/google.protobuf.Struct".to_owned(),
+            value: outer.encode_to_vec(),
+        }
+        .encode_to_vec();
+        let mut out = MAGIC.to_be_bytes().to_vec();
+        // A node's metadata is far below 4 GiB.
+        out.extend_from_slice(&(body.len() as u32).to_be_bytes());
+        out.extend_from_slice(&body);
+        out
+    }
+}

@@ -1,0 +1,184 @@
+//! Authorization: `envoy.filters.http.rbac` and `envoy.filters.network.rbac`, on one engine.
+//!
+//! What is unknown in a policy refuses the whole resource: leaving a condition out would open a door. Where a header
+//! occurs more than once its lines are judged one by one, in the direction that refuses.
+
+mod compile;
+mod engine;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::conn::ConnInfo;
+use crate::flag::ResponseFlag;
+use crate::head::RequestHead;
+use crate::matcher::{Cidr, HeaderMatch, MetadataMatch, PathTemplate, StringMatch};
+use crate::metadata::{Metadata, Value};
+use crate::reply::{Cause, LocalReply, Step};
+
+/// Rules that are enforced, and rules that are only watched.
+#[derive(Debug, Clone, Default)]
+pub struct Rbac {
+    /// `None`: everything is allowed.
+    pub rules: Option<Rules>,
+    /// For metrics of the rules.
+    pub rules_stat_prefix: Box<str>,
+    /// Judged, but without effect (dry run).
+    pub shadow_rules: Option<Rules>,
+    /// Before the names of the shadow rules' results in dynamic metadata and metrics.
+    pub shadow_stat_prefix: Box<str>,
+}
+
+/// An action and the policies it depends on, in order of their names.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// What a match means.
+    pub action: Action,
+    policies: Vec<Policy>,
+}
+
+/// What a match means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Only what matches may pass.
+    Allow,
+    /// What matches may not pass.
+    Deny,
+    /// Everything passes; what matches is marked for access logs.
+    Log,
+}
+
+#[derive(Debug, Clone)]
+struct Policy {
+    id: Arc<str>,
+    /// Any of these.
+    permissions: Vec<Condition>,
+    /// And any of these.
+    principals: Vec<Condition>,
+}
+
+/// One condition of a permission or a principal.
+#[derive(Debug, Clone)]
+enum Condition {
+    Constant(bool),
+    All(Vec<Condition>),
+    Any(Vec<Condition>),
+    Not(Box<Condition>),
+    Header(HeaderMatch),
+    Path(StringMatch),
+    PathTemplate(PathTemplate),
+    DestinationIp(Cidr),
+    /// At least the first, below the second.
+    DestinationPort(u32, u32),
+    ServerName(StringMatch),
+    Metadata(MetadataMatch),
+    RouteMetadata(MetadataMatch),
+    /// A peer with a certificate of which a name matches; any TLS peer if `None`.
+    Authenticated(Option<StringMatch>),
+    /// A peer whose certificate was verified, and of which a name of the kind matches.
+    Validated(Option<(NameKind, StringMatch)>),
+    /// The address of the connection's client (PROXY protocol).
+    SourceIp(Cidr),
+    /// The other end of the socket.
+    DirectRemoteIp(Cidr),
+    /// The client of the request (`x-forwarded-for`).
+    RemoteIp(Cidr),
+}
+
+/// A kind of name in a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NameKind {
+    Uri,
+    Dns,
+}
+
+/// What is judged.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// The connection.
+    pub conn: &'a ConnInfo,
+    /// The client of this request, or of the connection.
+    pub remote: SocketAddr,
+    /// The request; `None` on connections, where conditions on requests do not match.
+    pub head: Option<&'a RequestHead>,
+    /// What filters found out so far.
+    pub metadata: &'a Metadata,
+    /// The route's static metadata.
+    pub route_metadata: Option<&'a Metadata>,
+}
+
+/// The judgement of one set of rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether it may pass.
+    pub allowed: bool,
+    /// The policy that matched.
+    pub policy: Option<Arc<str>>,
+}
+
+/// Where results are told to later filters and logs.
+const METADATA_NAMESPACE: &str = "envoy.filters.http.rbac";
+
+impl Rbac {
+    /// Judges the enforced rules.
+    pub fn enforce(&self, facts: &Facts<'_>) -> Verdict {
+        match &self.rules {
+            Some(rules) => rules.judge(facts),
+            None => Verdict { allowed: true, policy: None },
+        }
+    }
+
+    /// Judges the shadow rules, if there are any.
+    pub fn shadow(&self, facts: &Facts<'_>) -> Option<Verdict> {
+        self.shadow_rules.as_ref().map(|rules| rules.judge(facts))
+    }
+
+    /// Judges a request. Results of shadow rules and of LOG go into `metadata`.
+    pub fn on_request(&self, facts: &Facts<'_>, metadata: &mut Vec<(&'static str, String, Value)>) -> Step {
+        if let Some(verdict) = self.shadow(facts) {
+            let key = |name: &str| format!("{}{name}", self.shadow_stat_prefix);
+            if let Some(policy) = &verdict.policy {
+                let value = Value::String(policy.clone());
+                metadata.push((METADATA_NAMESPACE, key("shadow_effective_policy_id"), value));
+            }
+            let result = Value::string(if verdict.allowed { "allowed" } else { "denied" });
+            metadata.push((METADATA_NAMESPACE, key("shadow_engine_result"), result));
+        }
+        let Some(rules) = &self.rules else { return Step::Continue };
+        let verdict = rules.judge(facts);
+        if rules.action == Action::Log {
+            metadata.push(("envoy.common", "access_log_hint".to_owned(), Value::Bool(verdict.policy.is_some())));
+        }
+        match verdict.allowed {
+            true => Step::Continue,
+            false => verdict.into_reply().step(),
+        }
+    }
+}
+
+impl Verdict {
+    /// `%RESPONSE_CODE_DETAILS%` of a refused request, `%CONNECTION_TERMINATION_DETAILS%` of a refused connection.
+    pub fn details(&self) -> String {
+        let policy = self.policy.as_deref().unwrap_or("none");
+        // Logs are split at white space.
+        let policy: String = policy.chars().map(|c| if c.is_whitespace() { '_' } else { c }).collect();
+        format!("rbac_access_denied_matched_policy[{policy}]")
+    }
+
+    /// What caused the refusal.
+    pub fn cause(&self) -> Cause {
+        Cause::Policy(self.policy.clone())
+    }
+
+    /// The answer to a refused request.
+    pub fn into_reply(self) -> LocalReply {
+        let details = self.details();
+        let mut reply = LocalReply::new(403, "RBAC: access denied", details, Cause::Policy(self.policy));
+        // Envoy sets no flag here.
+        reply.flag = None::<ResponseFlag>;
+        reply
+    }
+}
+
+#[cfg(test)]
+mod tests;

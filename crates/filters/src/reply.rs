@@ -1,0 +1,137 @@
+//! What a filter's step says: go on, answer now, or ask for a call and be stepped again with its result.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::flag::ResponseFlag;
+
+/// The result of one step of one filter.
+#[derive(Debug)]
+pub enum Step {
+    /// The next filter, please.
+    Continue,
+    /// The request ends here, with this answer.
+    Reply(Box<LocalReply>),
+    /// The proxy performs the call, then steps the filter with its result.
+    Call(Call),
+}
+
+/// What a filter cannot do itself, since it does no IO.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Call {
+    /// Wait, then resume the filter.
+    Sleep(Duration),
+}
+
+/// A response that the proxy makes itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalReply {
+    /// The HTTP status.
+    pub status: u16,
+    /// The body, `text/plain` unless a header says otherwise; for gRPC requests it becomes `grpc-message`.
+    pub body: Bytes,
+    /// Further headers: lower-case name, value.
+    pub headers: SmallVec<[(Cow<'static, str>, Bytes); 2]>,
+    /// A gRPC status that the reply must carry instead of the one that follows from the HTTP status.
+    pub grpc_status: Option<u32>,
+    /// The response flag, if Envoy has one for the reason.
+    pub flag: Option<ResponseFlag>,
+    /// `%RESPONSE_CODE_DETAILS%`, in Envoy's words.
+    pub details: Cow<'static, str>,
+    /// What in the configuration or the world caused it.
+    pub cause: Cause,
+}
+
+impl LocalReply {
+    /// A reply with a body and nothing else.
+    pub fn new(status: u16, body: impl Into<Bytes>, details: impl Into<Cow<'static, str>>, cause: Cause) -> Self {
+        Self {
+            status,
+            body: body.into(),
+            headers: SmallVec::new(),
+            grpc_status: None,
+            flag: None,
+            details: details.into(),
+            cause,
+        }
+    }
+
+    /// With a response flag.
+    pub fn flagged(mut self, flag: ResponseFlag) -> Self {
+        self.flag = Some(flag);
+        self
+    }
+
+    /// With one more header; the name is lower case.
+    pub fn header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Bytes>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// As a step.
+    pub fn step(self) -> Step {
+        Step::Reply(Box::new(self))
+    }
+}
+
+/// What made the proxy answer itself, or refuse a connection. Names are those of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// An authorization policy: its id, or `None` if no ALLOW policy matched.
+    Policy(Option<Arc<str>>),
+    /// A route's own action (redirect, direct response), by the route's name.
+    Route(Arc<str>),
+    /// No virtual host or no route matches; the route table's name.
+    NoRoute(Arc<str>),
+    /// No filter chain matches; the listener's name.
+    NoFilterChain(Arc<str>),
+    /// A cluster that the route names is not there.
+    NoCluster(Arc<str>),
+    /// A cluster without an endpoint that may be used.
+    NoEndpoint(Arc<str>),
+    /// A circuit breaker: the cluster and which threshold.
+    Breaker(Arc<str>, &'static str),
+    /// An endpoint failed: the cluster, the address and how.
+    Endpoint(Arc<str>, std::net::SocketAddr, Cow<'static, str>),
+    /// A fault that configuration injects; the filter's name.
+    Fault(Arc<str>),
+    /// A rate limit; the filter's statistics prefix.
+    RateLimit(Arc<str>),
+    /// A CORS preflight that the filter answers.
+    Cors,
+    /// A timeout, and which one.
+    Timeout(&'static str),
+    /// The peer broke the protocol, and how.
+    Protocol(Cow<'static, str>),
+    /// A certificate or handshake, and why.
+    Tls(Cow<'static, str>),
+    /// The proxy drains or is overloaded.
+    Overload(&'static str),
+}
+
+impl std::fmt::Display for Cause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Policy(Some(policy)) => write!(f, "policy {policy}"),
+            Self::Policy(None) => f.write_str("no ALLOW policy matched"),
+            Self::Route(route) => write!(f, "route {route}"),
+            Self::NoRoute(table) => write!(f, "no route in {table}"),
+            Self::NoFilterChain(listener) => write!(f, "no filter chain in {listener}"),
+            Self::NoCluster(cluster) => write!(f, "no cluster {cluster}"),
+            Self::NoEndpoint(cluster) => write!(f, "no usable endpoint in {cluster}"),
+            Self::Breaker(cluster, which) => write!(f, "circuit breaker {which} of {cluster}"),
+            Self::Endpoint(cluster, address, how) => write!(f, "endpoint {address} of {cluster}: {how}"),
+            Self::Fault(filter) => write!(f, "fault injected by {filter}"),
+            Self::RateLimit(prefix) => write!(f, "rate limit {prefix}"),
+            Self::Cors => f.write_str("CORS preflight"),
+            Self::Timeout(which) => write!(f, "timeout {which}"),
+            Self::Protocol(how) => write!(f, "protocol error: {how}"),
+            Self::Tls(why) => write!(f, "TLS: {why}"),
+            Self::Overload(why) => write!(f, "overload: {why}"),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! The binary `meltemi`: picks the role of the process, wires it, and turns failures into messages and exit codes.
+//!
+//! Roles that people type are parsed by `meltemi-cli`; `control`, `sidecar` and `sample` are started by the node; the
+//! hidden roles that enter namespaces come first of all, before any thread exists.
+
+mod roles;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser};
+use meltemi_cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let Some(code) = meltemi_node::launch::dispatch(&arguments) {
+        return exit_code(code);
+    }
+    clap_complete::CompleteEnv::with_factory(Cli::command).complete();
+    match run(&arguments) {
+        Ok(code) => exit_code(code),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code.clamp(0, 255)).unwrap_or(1))
+}
+
+fn run(arguments: &[String]) -> anyhow::Result<i32> {
+    // Roles that the node starts: their flags are between the node and the binary.
+    let rest = || arguments.iter().skip(1);
+    match arguments.get(1).map(String::as_str) {
+        Some("control") => return roles::control(roles::ControlArgs::parse_from(rest())),
+        Some("sidecar") => return roles::sidecar(roles::SidecarArgs::parse_from(rest())),
+        Some("sample") => {
+            meltemi_samples::run(meltemi_samples::SampleOptions::parse_from(rest()))?;
+            return Ok(0);
+        }
+        _ => {}
+    }
+    let cli = Cli::from_arg_matches(&Cli::command().get_matches_from(arguments))?;
+    match cli.command {
+        Command::Demo(args) => up::demo(&cli.mesh, args),
+        Command::Up(args) => up::up(&cli.mesh, args),
+        Command::Proxy(args) => roles::proxy(args),
+        Command::Mesh(command) => meltemi_cli::run(&cli.mesh, command),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "meltemi", &mut std::io::stdout());
+            Ok(0)
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! `demo` and `up`: from what was typed to a mesh that runs until Ctrl-C.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, bail, ensure};
+use meltemi_cli::UpArgs;
+use meltemi_node::{DialMap, Event, ImageMap, UpOptions};
+
+const DEMO: &[(&str, &str)] = &[
+    ("bookinfo.yaml", include_str!("../demo/bookinfo.yaml")),
+    ("gateway.yaml", include_str!("../demo/gateway.yaml")),
+    ("mesh.yaml", include_str!("../demo/mesh.yaml")),
+];
+const DEMO_IMAGES: &str = include_str!("../demo/images.yaml");
+
+/// Bookinfo, and whatever `-f` adds to it.
+pub(crate) fn demo(mesh: &str, args: UpArgs) -> Result<i32> {
+    let mut options = options(mesh, args)?;
+    options.embedded = DEMO.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+    options.images.push(ImageMap::parse("demo/images.yaml", DEMO_IMAGES)?);
+    println!("Bookinfo is starting: six workloads, each in a network namespace of its own with a sidecar beside it.");
+    run(options, Some(mesh.to_owned()))
+}
+
+/// The user's own directories.
+pub(crate) fn up(mesh: &str, args: UpArgs) -> Result<i32> {
+    if args.dirs.is_empty() {
+        bail!("which configuration? Name a directory of YAML: meltemi up -f DIR (or try meltemi demo)");
+    }
+    run(options(mesh, args)?, None)
+}
+
+fn options(mesh: &str, args: UpArgs) -> Result<UpOptions> {
+    ensure!(
+        !mesh.is_empty() && mesh.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'),
+        "--mesh {mesh:?}: a mesh's name is of letters, digits, - and _"
+    );
+    let mut options = UpOptions::new(mesh);
+    for dir in &args.dirs {
+        ensure!(dir.is_dir(), "{} is not a directory: -f takes directories, which are watched", dir.display());
+    }
+    options.dirs = args.dirs;
+    options.images = args.images.iter().map(|file| ImageMap::load(file)).collect::<Result<_>>()?;
+    if let Some(file) = &args.dial_map {
+        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        options.dial_map = DialMap::parse(&text).with_context(|| format!("{}", file.display()))?;
+    }
+    options.run_dir = args.run_dir;
+    options.state_dir = args.state_dir;
+    options.publish_address = args.publish_address;
+    options.publish = args.publish.into_iter().collect();
+    options.gateways = !args.no_gateways;
+    options.envoy = args.envoy;
+    options.proxies = args.proxy;
+    if let Some(lifetime) = args.certificate_lifetime {
+        options.sidecar_args.extend(["--certificate-lifetime".to_owned(), format!("{}s", lifetime.as_secs_f64())]);
+    }
+    if let Some(workers) = args.concurrency {
+        options.sidecar_args.extend(["--concurrency".to_owned(), workers.to_string()]);
+    }
+    Ok(options)
+}
+
+fn run(mut options: UpOptions, demo: Option<String>) -> Result<i32> {
+    let mut published: Vec<(u16, SocketAddr)> = Vec::new();
+    let started = std::time::Instant::now();
+    options.on_event = Box::new(move |event| match event {
+        Event::Published { gateway, port, address } => {
+            println!("{gateway} port {port}: http://{address}");
+            published.push((port, address));
+        }
+        Event::AllReady => {
+            println!("ready after {:.1} s", started.elapsed().as_secs_f64());
+            if let Some(mesh) = &demo {
+                hints(mesh, &published);
+            }
+        }
+        Event::Warning(text) => eprintln!("warning: {text}"),
+        Event::Failed(text) => eprintln!("error: {text}"),
+        Event::NodeUp | Event::ControlUp | Event::WorkloadReady { .. } => {}
+    });
+    meltemi_node::up(options)?;
+    Ok(0)
+}
+
+/// Where to look and what to try next.
+fn hints(mesh: &str, published: &[(u16, SocketAddr)]) {
+    let page = published.iter().find(|(port, _)| *port == 8080).map_or_else(String::new, |(_, address)| format!("http://{address}/productpage"));
+    let meltemi = match mesh {
+        "default" => "meltemi".to_owned(),
+        other => format!("meltemi --mesh {other}"),
+    };
+    println!(
+        "
+Look:   {page}   (reload: the stars change as reviews v1, v2, v3 take turns)
+Try, in another terminal:
+  {meltemi} status
+  {meltemi} logs productpage-v1 -c proxy
+  {meltemi} exec productpage-v1 -- curl -s http://reviews:9080/reviews/0
+  {meltemi} apply -f - <<'YAML'
+  apiVersion: networking.istio.io/v1
+  kind: VirtualService
+  metadata: {{name: reviews}}
+  spec:
+    hosts: [reviews]
+    http:
+    - fault: {{abort: {{httpStatus: 503, percentage: {{value: 50}}}}}}
+      route: [{{destination: {{host: reviews}}}}]
+  YAML
+Ctrl-C ends everything."
+    );
+}

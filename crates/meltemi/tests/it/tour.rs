@@ -1,0 +1,181 @@
+//! The Bookinfo tour with Istio's own files, unchanged: each file in, its effect in real requests, the file out, the effect gone.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::mesh::{Mesh, Plan};
+
+/// Istio's file of this name.
+fn networking(samples: &Path, name: &str) -> PathBuf {
+    samples.join("bookinfo/networking").join(name)
+}
+
+/// Who answered for reviews, by what the page shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Shown {
+    /// reviews v1: no stars.
+    None,
+    /// reviews v2.
+    Black,
+    /// reviews v3.
+    Red,
+    /// The stars could not be had.
+    NoRatings,
+    /// The reviews could not be had.
+    NoReviews,
+}
+
+fn page(mesh: &Mesh, user: Option<&str>) -> (Shown, String) {
+    let cookie = user.map(|user| format!("session={user}"));
+    let headers: Vec<(&str, &str)> = cookie.iter().map(|cookie| ("cookie", cookie.as_str())).collect();
+    let answer = mesh.get("/productpage", &headers);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let has = |text: &str| answer.body.contains(text);
+    let shown = if has("reviews are currently unavailable") {
+        Shown::NoReviews
+    } else if has("Ratings service is currently unavailable") {
+        Shown::NoRatings
+    } else if has("color:red") {
+        Shown::Red
+    } else if has("color:black") {
+        Shown::Black
+    } else {
+        Shown::None
+    };
+    (shown, answer.body)
+}
+
+fn shown(mesh: &Mesh, user: Option<&str>) -> Shown {
+    page(mesh, user).0
+}
+
+fn tally(mesh: &Mesh, user: Option<&str>, requests: usize) -> BTreeMap<Shown, usize> {
+    let mut tally = BTreeMap::new();
+    for _ in 0..requests {
+        *tally.entry(shown(mesh, user)).or_default() += 1;
+    }
+    tally
+}
+
+/// Waits until `user` sees only `wanted`, ten times in a row.
+fn settles(mesh: &Mesh, what: &str, user: Option<&str>, wanted: Shown) {
+    mesh.wait(what, || (0..10).all(|_| shown(mesh, user) == wanted));
+}
+
+/// Whether `count` of `n` lies within five standard deviations of the share `p`: a chance of one in a million to be wrong.
+fn is_share(count: usize, n: usize, p: f64) -> bool {
+    let (count, n) = (count as f64, n as f64);
+    (count - n * p).abs() <= 5.0 * (n * p * (1.0 - p)).sqrt()
+}
+
+fn start(samples: &Path, plan: Plan) -> Mesh {
+    plan.sample(&samples.join("bookinfo/platform/kube/bookinfo.yaml"))
+        .sample(&networking(samples, "bookinfo-gateway.yaml"))
+        .sample(&networking(samples, "destination-rule-all.yaml"))
+        .start()
+}
+
+/// The whole tour, on a mesh whose sidecars are whichever proxies.
+pub fn tour(samples: &Path, plan: Plan) {
+    let mesh = start(samples, plan);
+    mesh.wait("the page through the gateway", || mesh.get("/productpage", &[]).status == 200);
+    let everyone = |mesh: &Mesh| tally(mesh, None, 60);
+    let versions_rotate = |mesh: &Mesh| {
+        let tally = everyone(mesh);
+        [Shown::None, Shown::Black, Shown::Red].iter().all(|version| tally.contains_key(version))
+    };
+    mesh.wait("all three versions take turns", || versions_rotate(&mesh));
+    assert!(page(&mesh, None).1.contains("1234567890"), "details are on the page");
+    assert_eq!(mesh.get("/nowhere", &[]).status, 404, "the gateway routes what bookinfo-gateway.yaml names");
+    assert_eq!(mesh.get("/api/v1/products/0/ratings", &[]).status, 200);
+
+    let file = |name: &str| networking(samples, name);
+    // One after the other: in, the effect, out, the effect gone.
+    let through = |name: &str, effect: &dyn Fn(&Mesh)| {
+        println!("tour: {name}");
+        mesh.put(&file(name));
+        effect(&mesh);
+        mesh.take_out(name);
+        mesh.wait(&format!("{name} is gone"), || versions_rotate(&mesh));
+    };
+
+    through("virtual-service-all-v1.yaml", &|mesh| {
+        settles(mesh, "all v1: no stars", None, Shown::None);
+        assert_eq!(tally(mesh, Some("jason"), 30), BTreeMap::from([(Shown::None, 30)]));
+    });
+    for (name, first, second, share) in [
+        ("virtual-service-reviews-80-20.yaml", Shown::None, Shown::Black, 0.2),
+        ("virtual-service-reviews-90-10.yaml", Shown::None, Shown::Black, 0.1),
+        ("virtual-service-reviews-50-v3.yaml", Shown::None, Shown::Red, 0.5),
+        ("virtual-service-reviews-v2-v3.yaml", Shown::Black, Shown::Red, 0.5),
+    ] {
+        through(name, &|mesh| {
+            mesh.wait(name, || tally(mesh, None, 40).keys().all(|shown| [first, second].contains(shown)));
+            let n = 400;
+            let tally = tally(mesh, None, n);
+            assert_eq!(tally.values().sum::<usize>(), n);
+            assert!(tally.keys().all(|shown| [first, second].contains(shown)), "{name}: {tally:?}");
+            let count = tally.get(&second).copied().unwrap_or_default();
+            assert!(is_share(count, n, share), "{name}: {tally:?}");
+        });
+    }
+    through("virtual-service-reviews-v3.yaml", &|mesh| settles(mesh, "all v3: red stars", None, Shown::Red));
+    through("virtual-service-reviews-test-v2.yaml", &|mesh| {
+        settles(mesh, "jason sees v2", Some("jason"), Shown::Black);
+        settles(mesh, "everybody else sees v1", None, Shown::None);
+        assert_eq!(tally(mesh, Some("anna"), 20), BTreeMap::from([(Shown::None, 20)]));
+    });
+    through("virtual-service-reviews-jason-v2-v3.yaml", &|mesh| {
+        settles(mesh, "jason sees v2", Some("jason"), Shown::Black);
+        settles(mesh, "everybody else sees v3", None, Shown::Red);
+    });
+
+    // Faults on the way to ratings are seen where reviews has stars.
+    mesh.put(&file("virtual-service-reviews-v3.yaml"));
+    settles(&mesh, "red stars before the faults", None, Shown::Red);
+    mesh.put(&file("virtual-service-ratings-test-abort.yaml"));
+    settles(&mesh, "an abort for jason", Some("jason"), Shown::NoRatings);
+    assert_eq!(tally(&mesh, None, 30), BTreeMap::from([(Shown::Red, 30)]), "nobody else is hit");
+    mesh.take_out("virtual-service-ratings-test-abort.yaml");
+    settles(&mesh, "the abort is gone", Some("jason"), Shown::Red);
+
+    mesh.put(&file("virtual-service-ratings-test-delay.yaml"));
+    // The page waits twice 3 s for reviews, which waits 7 s for ratings.
+    mesh.wait("a delay for jason", || shown(&mesh, Some("jason")) == Shown::NoReviews);
+    let before = Instant::now();
+    assert_eq!(shown(&mesh, None), Shown::Red);
+    assert!(before.elapsed().as_secs() < 5, "nobody else waits");
+    mesh.take_out("virtual-service-ratings-test-delay.yaml");
+    settles(&mesh, "the delay is gone", Some("jason"), Shown::Red);
+
+    // Versions that do not run: no healthy upstream, and the page says so.
+    mesh.put(&file("virtual-service-ratings-db.yaml"));
+    settles(&mesh, "ratings v2 does not run", None, Shown::NoRatings);
+    mesh.take_out("virtual-service-ratings-db.yaml");
+    mesh.take_out("virtual-service-reviews-v3.yaml");
+    mesh.wait("three versions again", || versions_rotate(&mesh));
+
+    for name in ["fault-injection-details-v1.yaml", "virtual-service-details-v2.yaml"] {
+        through(name, &|mesh| {
+            mesh.wait(name, || page(mesh, None).1.contains("product details are currently unavailable"));
+        });
+        mesh.wait("details are back", || page(&mesh, None).1.contains("1234567890"));
+    }
+    for name in ["destination-rule-all-mtls.yaml", "destination-rule-reviews.yaml"] {
+        // The same hosts as destination-rule-all.yaml, whose subsets stay in force.
+        through(name, &|mesh| {
+            mesh.put(&file("virtual-service-reviews-v3.yaml"));
+            settles(mesh, name, None, Shown::Red);
+            mesh.take_out("virtual-service-reviews-v3.yaml");
+        });
+    }
+}
+
+#[test]
+fn bookinfo_with_istios_files() {
+    let Some(shared) = crate::shared() else {
+        return crate::skip("bookinfo_with_istios_files", "Istio's samples are not beside the workspace");
+    };
+    tour(&shared.join("istio/samples"), Plan::new());
+}

@@ -1,0 +1,20 @@
+//! What is wrong between objects: references to nothing, conflicts, policies that select nobody.
+//!
+//! Findings only; nothing here changes the snapshot. Codes are those of Istio's analyzers where one says the same.
+
+mod conflicts;
+mod references;
+mod selectors;
+
+use meltemi_types::Diagnostic;
+
+use crate::Snapshot;
+
+/// All findings about one state of the mesh.
+pub(crate) fn analyze(snapshot: &Snapshot) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    references::analyze(snapshot, &mut found);
+    conflicts::analyze(snapshot, &mut found);
+    selectors::analyze(snapshot, &mut found);
+    found
+}

@@ -1,0 +1,45 @@
+//! The normalised, immutable world: services, workloads, endpoints, routes and policies, as translation wants them.
+//!
+//! In: [`Tables`] of typed objects (crate `api`) from any source, and the previous [`Snapshot`]. Out: a [`Build`]: the next
+//! snapshot, what was found wrong, and what changed. A reference to nothing is a finding, never a failure. Every API is
+//! lowered to this one model in one place (`lower`); nothing downstream knows which API a route came from.
+//!
+//! Pure: no IO, no clock, no randomness; the same tables give the same snapshot. It imports `types` and `api`, and knows
+//! nothing of xDS.
+
+mod allocate;
+mod analyze;
+mod changes;
+mod gateway;
+mod host;
+mod lower;
+mod meta;
+mod query;
+mod route;
+mod security;
+mod service;
+mod sidecar;
+mod snapshot;
+mod tables;
+mod telemetry;
+mod traffic_policy;
+mod workload;
+
+pub use changes::ChangeSet;
+pub use gateway::*;
+pub use host::Hostname;
+pub use meltemi_api::{Kind, MeshConfig, Object, ObjectKey};
+pub use meltemi_types::{Diagnostic, Labels, Severity};
+pub use meta::*;
+pub use query::credentials::Credential;
+pub use query::names::NameEntry;
+pub use query::services::ServiceTarget;
+pub use route::*;
+pub use security::*;
+pub use service::*;
+pub use sidecar::*;
+pub use snapshot::{Build, BuildOptions, Snapshot};
+pub use tables::{Table, Tables};
+pub use telemetry::*;
+pub use traffic_policy::*;
+pub use workload::*;

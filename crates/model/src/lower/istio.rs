@@ -1,0 +1,10 @@
+//! Istio's own APIs to the model.
+
+pub(crate) mod delegate;
+pub(crate) mod destination_rule;
+pub(crate) mod gateway;
+pub(crate) mod route;
+pub(crate) mod security;
+pub(crate) mod sidecar;
+pub(crate) mod telemetry;
+pub(crate) mod virtual_service;

@@ -1,0 +1,85 @@
+//! VirtualService to the route model; delegates stay references until all objects are known.
+
+use meltemi_api::networking::{self as api};
+use meltemi_api::{Object, Spec};
+
+use super::route::{RouteNames, lower_http_route, lower_tcp_route, lower_tls_route};
+use crate::lower::{Context, Findings, origin, visibility};
+use crate::{GatewayRef, Hostname, HttpRoute, NamespacedName, VirtualService};
+
+/// A VirtualService whose rules may still hand over to others.
+#[derive(Debug, Clone)]
+pub(crate) struct LoweredVirtualService {
+    /// Everything but `http`.
+    pub base: VirtualService,
+    pub http: Vec<HttpRule>,
+}
+
+/// One rule: complete, or the conditions and defaults under which another VirtualService's rules apply.
+#[derive(Debug, Clone)]
+pub(crate) enum HttpRule {
+    Route(HttpRoute),
+    Delegate { root: HttpRoute, to: NamespacedName, field: String },
+}
+
+impl LoweredVirtualService {
+    /// Without hosts it has no effect of its own.
+    pub fn is_delegate(&self) -> bool {
+        self.base.hosts.is_empty()
+    }
+}
+
+pub(crate) fn lower_virtual_service(context: &Context<'_>, object: &Object, findings: &mut Findings<'_>) -> LoweredVirtualService {
+    let empty = api::VirtualService::default();
+    let spec = if let Spec::VirtualService(spec) = &object.spec { spec.as_ref() } else { &empty };
+    let namespace = object.meta.namespace.as_str();
+    let origin = origin(object);
+    let source = origin.name();
+    let names = RouteNames { namespace, domain: context.domain, source: &source };
+    let mut http = Vec::new();
+    for (index, route) in spec.http.iter().enumerate() {
+        let field = format!("spec.http[{index}]");
+        let Some(lowered) = lower_http_route(&names, route, &field, findings) else { continue };
+        http.push(match &route.delegate {
+            Some(delegate) => {
+                let of = if delegate.namespace.is_empty() { namespace } else { delegate.namespace.as_str() };
+                HttpRule::Delegate { root: lowered, to: NamespacedName::new(of, &delegate.name), field: format!("{field}.delegate") }
+            }
+            None => HttpRule::Route(lowered),
+        });
+    }
+    let l4 = |(index, kind): (usize, &str)| format!("spec.{kind}[{index}]");
+    let tls = spec.tls.iter().enumerate().filter_map(|(index, route)| lower_tls_route(&names, route, &l4((index, "tls")), findings)).collect();
+    let tcp = spec.tcp.iter().enumerate().filter_map(|(index, route)| lower_tcp_route(&names, route, &l4((index, "tcp")), findings)).collect();
+    let gateways = if spec.gateways.is_empty() {
+        vec![GatewayRef::Mesh]
+    } else {
+        spec.gateways.iter().map(|name| gateway_ref(name, namespace)).collect()
+    };
+    let base = VirtualService {
+        origin,
+        hosts: spec.hosts.iter().map(|host| Hostname::resolve(host, namespace, context.domain)).collect(),
+        gateways,
+        export_to: visibility(&spec.export_to, &context.mesh.default_virtual_service_export_to, namespace),
+        http: Vec::new(),
+        tls,
+        tcp,
+    };
+    LoweredVirtualService { base, http }
+}
+
+/// `mesh`, `name`, `ns/name`, and the older `name.ns.svc.cluster.local`. Source: Istio `resolveGatewayName`.
+pub(crate) fn gateway_ref(name: &str, namespace: &str) -> GatewayRef {
+    if name == "mesh" {
+        return GatewayRef::Mesh;
+    }
+    let (of, name) = match name.split_once('/') {
+        Some((".", name)) => (namespace, name),
+        Some((of, name)) => (of, name),
+        None => match name.split_once('.') {
+            Some((name, rest)) => (rest.split('.').next().unwrap_or(rest), name),
+            None => (namespace, name),
+        },
+    };
+    GatewayRef::Gateway(NamespacedName::new(of, name))
+}

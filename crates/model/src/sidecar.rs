@@ -1,0 +1,162 @@
+//! Sidecars: what a workload's proxy knows of the mesh, and which ports it serves.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use meltemi_types::{Protocol, Selector};
+
+use crate::{ConnectionPool, Destination, Hostname, NamespaceScope, Origin, ServerTls, Service, ServiceKey, VirtualService};
+
+/// One Sidecar object.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Sidecar {
+    /// The object.
+    pub origin: Origin,
+    /// Which workloads; `None` for the whole namespace (or mesh, in the root namespace).
+    pub selector: Option<Selector>,
+    /// What it serves; empty for what services say.
+    pub ingress: Vec<IngressListener>,
+    /// What it reaches; empty for everything.
+    pub egress: Vec<EgressListener>,
+    /// inboundConnectionPool.
+    pub inbound_connection_pool: Option<ConnectionPool>,
+    /// outboundTrafficPolicy; `None` is the mesh's.
+    pub outbound_policy: Option<OutboundPolicy>,
+}
+
+/// Sidecar.ingress[].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct IngressListener {
+    /// The port that is served.
+    pub port: u16,
+    /// Its name.
+    pub port_name: String,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// Address to listen on; `None` is the workload's.
+    pub bind: Option<IpAddr>,
+    /// Whether traffic comes by capture.
+    pub capture: CaptureMode,
+    /// Where the application is; `None` for the port itself.
+    pub default_endpoint: Option<IngressEndpoint>,
+    /// TLS that this listener terminates itself, instead of the mesh's.
+    pub tls: Option<ServerTls>,
+    /// connectionPool.
+    pub connection_pool: Option<ConnectionPool>,
+}
+
+/// Where an ingress listener forwards to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum IngressEndpoint {
+    /// 127.0.0.1:port or [::1]:port.
+    Loopback(SocketAddr),
+    /// 0.0.0.0:port or [::]:port: the workload's own address.
+    Instance(u16),
+    /// A Unix socket.
+    Unix(String),
+}
+
+/// Sidecar.egress[].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct EgressListener {
+    /// Only this port; `None` for all ports that no other listener names.
+    pub port: Option<EgressPort>,
+    /// Address or Unix socket to listen on; empty if unset.
+    pub bind: String,
+    /// Whether traffic comes by capture.
+    pub capture: CaptureMode,
+    /// What is reachable.
+    pub hosts: Vec<EgressHost>,
+}
+
+/// Sidecar.egress[].port.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct EgressPort {
+    /// Its number; 0 with a Unix socket.
+    pub number: u16,
+    /// Its name.
+    pub name: String,
+    /// What it speaks.
+    pub protocol: Protocol,
+}
+
+/// `ns/dns` in Sidecar.egress[].hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct EgressHost {
+    /// Of which namespace.
+    pub namespace: NamespaceScope,
+    /// Which host.
+    pub host: Hostname,
+}
+
+/// captureMode.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum CaptureMode {
+    /// As the workload is set up.
+    #[default]
+    Default,
+    /// By redirection.
+    Iptables,
+    /// Clients connect to the listener themselves.
+    None,
+}
+
+/// outboundTrafficPolicy.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct OutboundPolicy {
+    /// What happens to unknown destinations.
+    pub mode: OutboundMode,
+    /// Where they are sent instead.
+    pub egress_proxy: Option<Destination>,
+}
+
+/// outboundTrafficPolicy.mode.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum OutboundMode {
+    /// Passed on.
+    #[default]
+    AllowAny,
+    /// Refused.
+    RegistryOnly,
+    /// HTTP is passed on by resolving its authority.
+    AllowAnyDynamicDns,
+}
+
+/// What one proxy knows: the result of applying its Sidecar, or none, to the mesh.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SidecarScope {
+    /// The Sidecar that applies, if any.
+    pub sidecar: Option<Arc<Sidecar>>,
+    /// The namespace of the proxy.
+    pub namespace: String,
+    /// At least one; the default is a single one for all ports that imports `*/*`.
+    pub egress: Vec<ScopedEgress>,
+    /// Every service of any egress listener, by host; one namespace's for each host.
+    pub services: Vec<Arc<Service>>,
+    /// What happens to unknown destinations, the mesh's default applied.
+    pub outbound_policy: OutboundPolicy,
+}
+
+/// One egress listener with what it imports.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScopedEgress {
+    /// As written; `None` for the default listener.
+    pub listener: Option<EgressListener>,
+    /// Imported services, by host.
+    pub services: Vec<Arc<Service>>,
+    /// Imported routes for sidecars, in the order in which they win.
+    pub virtual_services: Vec<Arc<VirtualService>>,
+}
+
+impl SidecarScope {
+    /// The service that this proxy means by `host`.
+    pub fn service(&self, host: &Hostname) -> Option<&Arc<Service>> {
+        let at = self.services.binary_search_by(|service| service.key.host.cmp(host)).ok()?;
+        self.services.get(at)
+    }
+
+    /// Whether a change of the service matters to the proxy.
+    pub fn knows(&self, key: &ServiceKey) -> bool {
+        self.service(&key.host).is_some_and(|service| service.key == *key)
+    }
+}

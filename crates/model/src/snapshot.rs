@@ -1,0 +1,149 @@
+//! The snapshot: every derived table, immutable and shared, and how the next one is built from the last.
+
+pub(crate) mod build;
+pub(crate) mod endpoints;
+pub(crate) mod rules;
+pub(crate) mod services;
+pub(crate) mod workloads;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use meltemi_api::MeshConfig;
+use meltemi_types::{Diagnostic, TrustDomain};
+
+use crate::lower::Lowered;
+use crate::tables::Tables;
+use crate::{
+    AuthorizationPolicy, ChangeSet, Cidr, DestinationRule, Gateway, NamespacedName, PeerAuthentication, RequestAuthentication, Sidecar, SidecarScope, Telemetry,
+};
+use build::LoweredKinds;
+use endpoints::EndpointTable;
+use rules::{DestinationRuleTable, RouteTable};
+use services::ServiceTable;
+use workloads::WorkloadTable;
+
+/// What a build needs besides objects.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BuildOptions {
+    /// Domain of Kubernetes Services, `cluster.local`.
+    pub domain: String,
+    /// The ConfigMap that holds MeshConfig below `mesh`.
+    pub mesh_config_map: NamespacedName,
+    /// What holds where the ConfigMap says nothing.
+    pub mesh_defaults: Arc<MeshConfig>,
+    /// Where Services without clusterIP get an address.
+    pub service_cidr: Cidr,
+    /// Where ServiceEntries without addresses get one.
+    pub service_entry_cidr: Cidr,
+    /// Name of this cluster.
+    pub cluster_id: String,
+}
+
+impl Default for BuildOptions {
+    fn default() -> Self {
+        Self {
+            domain: "cluster.local".to_owned(),
+            mesh_config_map: NamespacedName::new("istio-system", "istio"),
+            mesh_defaults: Arc::new(MeshConfig::istio_default()),
+            service_cidr: "10.45.0.0/16".parse().expect("a network"),
+            service_entry_cidr: "240.240.0.0/16".parse().expect("a network"),
+            cluster_id: "Kubernetes".to_owned(),
+        }
+    }
+}
+
+/// One consistent state of the mesh. All queries are methods (module `query`); clones share everything.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// What it was built with.
+    pub options: Arc<BuildOptions>,
+    /// The effective MeshConfig.
+    pub mesh: Arc<MeshConfig>,
+    /// The mesh's own trust domain.
+    pub trust_domain: TrustDomain,
+    pub(crate) mesh_diagnostics: Arc<[Diagnostic]>,
+    pub(crate) tables: Tables,
+    pub(crate) lowered: LoweredKinds,
+    pub(crate) services: Arc<ServiceTable>,
+    pub(crate) workloads: Arc<WorkloadTable>,
+    pub(crate) endpoints: Arc<EndpointTable>,
+    pub(crate) routes: Arc<RouteTable>,
+    pub(crate) destination_rules: Arc<DestinationRuleTable>,
+    /// Scopes are worked out when first asked for: they depend on nothing but the tables, and most namespaces need one.
+    pub(crate) scopes: Arc<ScopeCache>,
+}
+
+/// The proxy's namespace, and the Sidecar that applies.
+pub(crate) type ScopeKey = (String, Option<NamespacedName>);
+
+#[derive(Debug, Default)]
+pub(crate) struct ScopeCache(pub Mutex<BTreeMap<ScopeKey, Arc<SidecarScope>>>);
+
+/// What a build hands over.
+#[derive(Debug, Clone)]
+pub struct Build {
+    /// The next state.
+    pub snapshot: Snapshot,
+    /// Everything that is wrong now, sorted by object; not only what is new.
+    pub diagnostics: Vec<Diagnostic>,
+    /// What differs from the previous snapshot.
+    pub changes: ChangeSet,
+}
+
+impl Snapshot {
+    /// Builds the next snapshot; only what depends on changed objects is worked out anew. Never fails: what is wrong is
+    /// left out and told.
+    pub fn build(prev: Option<&Self>, tables: &Tables, options: &BuildOptions) -> Build {
+        build::build(prev, tables, options)
+    }
+
+    /// The objects that it was built from.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// The namespace of policies for the whole mesh.
+    pub fn root_namespace(&self) -> &str {
+        &self.mesh.root_namespace
+    }
+
+    /// Every Gateway, by namespace and name.
+    pub fn gateways(&self) -> impl Iterator<Item = &Arc<Gateway>> {
+        values(&self.lowered.gateways)
+    }
+
+    /// Every Sidecar, by namespace and name.
+    pub fn sidecars(&self) -> impl Iterator<Item = &Arc<Sidecar>> {
+        values(&self.lowered.sidecars)
+    }
+
+    /// Every DestinationRule as written, before merging.
+    pub fn written_destination_rules(&self) -> impl Iterator<Item = &Arc<DestinationRule>> {
+        values(&self.lowered.destination_rules)
+    }
+
+    /// Every PeerAuthentication.
+    pub fn written_peer_authentications(&self) -> impl Iterator<Item = &Arc<PeerAuthentication>> {
+        values(&self.lowered.peer_authentications)
+    }
+
+    /// Every AuthorizationPolicy.
+    pub fn written_authorization_policies(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+        values(&self.lowered.authorization_policies)
+    }
+
+    /// Every RequestAuthentication.
+    pub fn written_request_authentications(&self) -> impl Iterator<Item = &Arc<RequestAuthentication>> {
+        values(&self.lowered.request_authentications)
+    }
+
+    /// Every Telemetry.
+    pub fn written_telemetries(&self) -> impl Iterator<Item = &Arc<Telemetry>> {
+        values(&self.lowered.telemetries)
+    }
+}
+
+fn values<T>(lowered: &Lowered<T>) -> impl Iterator<Item = &Arc<T>> {
+    lowered.values()
+}

@@ -1,0 +1,182 @@
+//! The service table: lowered Services and ServiceEntries with addresses allocated and aliases resolved.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use meltemi_api::Object;
+use meltemi_types::{Diagnostic, Severity};
+
+use super::BuildOptions;
+use crate::allocate::allocate;
+use crate::lower::service::LoweredService;
+use crate::lower::service_entry::LoweredEntry;
+use crate::lower::{Lowered, finding};
+use crate::{Cidr, Endpoint, EndpointAddress, Health, Hostname, Registry, Resolution, Service, ServiceKey, TlsMode};
+use meltemi_types::{Labels, Locality};
+
+/// Every service, and the endpoints that ServiceEntries list themselves.
+#[derive(Debug, Default)]
+pub(crate) struct ServiceTable {
+    /// By host, then namespace.
+    pub by_key: BTreeMap<ServiceKey, Arc<Service>>,
+    by_namespace: BTreeMap<String, Vec<Arc<Service>>>,
+    /// Endpoints listed by the declaring ServiceEntry, by port number.
+    pub listed: BTreeMap<ServiceKey, BTreeMap<u16, Vec<Endpoint>>>,
+    allocated: BTreeMap<ServiceKey, IpAddr>,
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl ServiceTable {
+    /// The services with this host, by namespace.
+    pub fn of_host(&self, host: &Hostname) -> impl Iterator<Item = &Arc<Service>> {
+        let from = ServiceKey { host: host.clone(), namespace: String::new() };
+        self.by_key.range(from..).map(|(_, service)| service).take_while(move |service| service.key.host == *host)
+    }
+
+    /// The services that a namespace declares.
+    pub fn in_namespace(&self, namespace: &str) -> &[Arc<Service>] {
+        self.by_namespace.get(namespace).map_or(&[], Vec::as_slice)
+    }
+
+    /// The services whose ServiceEntry lists endpoints.
+    pub fn with_listed_endpoints(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.listed.keys().filter_map(|key| self.by_key.get(key))
+    }
+
+    pub fn build(prev: Option<&Self>, services: &Lowered<Vec<LoweredService>>, entries: &Lowered<LoweredEntry>, options: &BuildOptions) -> Self {
+        let mut table = Self::default();
+        let mut wanting = BTreeSet::new();
+        let mut aliases: Vec<(&Object, &LoweredService, &Hostname)> = Vec::new();
+        let mut drafts: BTreeMap<ServiceKey, Service> = BTreeMap::new();
+
+        let of_services = services.entries.values().flat_map(|entry| entry.value.iter().map(move |lowered| (entry.object.as_ref(), lowered)));
+        let of_entries = entries.entries.values().flat_map(|entry| entry.value.services.iter().map(move |lowered| (entry.object.as_ref(), lowered)));
+        // Kubernetes first: what it declares no ServiceEntry of the same namespace takes away. Entries: oldest first.
+        let mut of_entries: Vec<_> = of_entries.collect();
+        of_entries.sort_by(|a, b| a.1.service.origin.age.cmp(&b.1.service.origin.age));
+        for (object, lowered) in of_services.chain(of_entries) {
+            let key = &lowered.service.key;
+            if let Some(alias_of) = &lowered.alias_of {
+                aliases.push((object, lowered, alias_of));
+                continue;
+            }
+            match drafts.get_mut(key) {
+                None => {
+                    if lowered.wants_address {
+                        wanting.insert(key.clone());
+                    }
+                    drafts.insert(key.clone(), lowered.service.clone());
+                }
+                Some(first) => {
+                    let message = format!("host {} is declared by {} already; ports that it does not have are added, the rest is ignored", key.host, first.origin.object);
+                    table.diagnostics.push(finding(object, Severity::Warning, "MEL0310", "spec.hosts", message, "declare a host once in a namespace"));
+                    let more: Vec<_> = lowered.service.ports.iter().filter(|port| first.port(port.number).is_none()).cloned().collect();
+                    first.ports.extend(more);
+                }
+            }
+        }
+        for (object, lowered, alias_of) in aliases {
+            let target = drafts.values_mut().filter(|service| service.key.host == *alias_of).min_by_key(|service| service.registry);
+            match target {
+                Some(target) => target.aliases.push(lowered.service.key.clone()),
+                None => {
+                    // It stays what it is to DNS; the mesh has nothing to route.
+                    let message = format!("externalName {alias_of} is no host that the mesh knows, so this name gets no routes");
+                    table.diagnostics.push(finding(object, Severity::Info, "MEL0312", "spec.externalName", message, "declare a ServiceEntry for it"));
+                }
+            }
+        }
+        table.listed = listed_endpoints(entries, &drafts);
+        table.allocate(prev, &mut drafts, &wanting, services, entries, options);
+        for (key, draft) in drafts {
+            // The same allocation as before if nothing differs: that is how later stages see it.
+            let held = prev.and_then(|prev| prev.by_key.get(&key)).filter(|held| ***held == draft);
+            let service = held.cloned().unwrap_or_else(|| Arc::new(draft));
+            table.by_namespace.entry(key.namespace.clone()).or_default().push(service.clone());
+            table.by_key.insert(key, service);
+        }
+        table
+    }
+
+    fn allocate(
+        &mut self,
+        prev: Option<&Self>,
+        drafts: &mut BTreeMap<ServiceKey, Service>,
+        wanting: &BTreeSet<ServiceKey>,
+        services: &Lowered<Vec<LoweredService>>,
+        entries: &Lowered<LoweredEntry>,
+        options: &BuildOptions,
+    ) {
+        let taken: BTreeSet<IpAddr> = drafts.values().flat_map(|service| &service.addresses).filter(|cidr| cidr.is_host()).map(|cidr| cidr.address).collect();
+        let nothing = BTreeMap::new();
+        let held = prev.map_or(&nothing, |prev| &prev.allocated);
+        for (registry, pool) in [(Registry::Kubernetes, options.service_cidr), (Registry::ServiceEntry, options.service_entry_cidr)] {
+            let of_registry = |key: &&ServiceKey| drafts.get(key).is_some_and(|service| service.registry == registry);
+            let wanting: BTreeSet<ServiceKey> = wanting.iter().filter(of_registry).cloned().collect();
+            for (key, ip) in allocate(pool, &wanting, held, &taken) {
+                let Some(draft) = drafts.get_mut(&key) else { continue };
+                match ip {
+                    Some(ip) => {
+                        draft.addresses = vec![Cidr::host(ip)];
+                        draft.is_address_allocated = true;
+                        self.allocated.insert(key, ip);
+                    }
+                    None => {
+                        let name = draft.origin.name();
+                        let object = match registry {
+                            Registry::Kubernetes => services.entries.get(&name).map(|entry| &entry.object),
+                            Registry::ServiceEntry => entries.entries.get(&name).map(|entry| &entry.object),
+                        };
+                        if let Some(object) = object {
+                            let message = format!("no address is left in {pool} for {}; it is reached by its endpoints' addresses only", key.host);
+                            self.diagnostics.push(finding(object, Severity::Warning, "MEL0311", "", message, "enlarge the address range, or write an address"));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The endpoints that entries list, by service and port. DNS without endpoints: the host is its own endpoint.
+fn listed_endpoints(entries: &Lowered<LoweredEntry>, drafts: &BTreeMap<ServiceKey, Service>) -> BTreeMap<ServiceKey, BTreeMap<u16, Vec<Endpoint>>> {
+    let mut listed: BTreeMap<ServiceKey, BTreeMap<u16, Vec<Endpoint>>> = BTreeMap::new();
+    for entry in entries.values() {
+        for lowered in &entry.services {
+            let service = &lowered.service;
+            // Selected endpoints come from workloads; both at once is refused by validation.
+            if service.selector.is_some() || !drafts.contains_key(&service.key) {
+                continue;
+            }
+            for (number, endpoints) in &entry.endpoints {
+                let of_port = listed.entry(service.key.clone()).or_default().entry(*number).or_default();
+                of_port.extend(endpoints.iter().cloned());
+                let is_dns = matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
+                if endpoints.is_empty() && is_dns && !service.host().is_wildcard() {
+                    of_port.push(host_endpoint(service, *number));
+                }
+            }
+        }
+    }
+    listed
+}
+
+fn host_endpoint(service: &Service, number: u16) -> Endpoint {
+    let target = match service.port(number).map(|port| &port.target) {
+        Some(crate::TargetPort::Number(target)) => *target,
+        _ => number,
+    };
+    Endpoint {
+        address: EndpointAddress::Dns(service.host().clone()),
+        port: target,
+        workload: None,
+        labels: Labels::default(),
+        weight: 1,
+        locality: Locality::default(),
+        network: String::new(),
+        health: Health::Healthy,
+        tls_mode: TlsMode::Disabled,
+        identity: None,
+    }
+}

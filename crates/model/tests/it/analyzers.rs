@@ -1,0 +1,109 @@
+//! Istio's own analyzer fixtures, where they lie beside the repository: the same objects get the same codes.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use meltemi_api::parse_documents;
+use meltemi_model::{BuildOptions, Snapshot, Tables};
+use serde_json::Value;
+
+/// What the fixtures' harness holds besides each case.
+const HARNESS: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: istio-ingressgateway, namespace: istio-system, labels: {istio: ingressgateway}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: istio-ingressgateway, namespace: istio-system}
+spec:
+  selector: {istio: ingressgateway}
+  ports: [{name: http2, port: 80}, {name: https, port: 443}, {name: tls, port: 15443}]
+";
+
+/// The analyzers that the model covers, with the codes that it has of them.
+const COVERED: &[(&str, &[&str])] = &[
+    ("virtualservice.DestinationHostAnalyzer", &["IST0101", "IST0112"]),
+    ("virtualservice.DestinationRuleAnalyzer", &["IST0101"]),
+    ("virtualservice.GatewayAnalyzer", &["IST0132"]),
+    ("authz.AuthorizationPoliciesAnalyzer", &["IST0127"]),
+    ("gateway.SecretAnalyzer", &["IST0101"]),
+];
+
+fn shared() -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let folder = std::env::var_os("MELTEMI_SHARED").map_or_else(|| root.join("../shared"), PathBuf::from).join("golden/analyze");
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    eprintln!("skipped: no analyzer fixtures at {}; set MELTEMI_SHARED", folder.display());
+    None
+}
+
+#[test]
+fn the_same_objects_get_the_same_codes() {
+    let Some(folder) = shared() else { return };
+    let cases = fs::read_to_string(folder.join("cases.jsonl")).expect("part of the fixtures");
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for line in cases.lines() {
+        let case: Value = serde_json::from_str(line).expect("JSON");
+        let analyzer = case["analyzer"].as_str().unwrap_or_default();
+        let Some((_, codes)) = COVERED.iter().find(|(name, _)| *name == analyzer) else { continue };
+        // Gateways of the Gateway API are not lowered yet.
+        if case["inputs"].as_array().into_iter().flatten().any(|input| input == "virtualservice_kubernetes_gateways.yaml") {
+            continue;
+        }
+        seen += 1;
+        let mut tables = Tables::default();
+        let inputs = case["inputs"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let texts = inputs.map(|input| fs::read_to_string(folder.join(input)).expect("part of the fixtures"));
+        for text in texts.chain([HARNESS.to_owned()]) {
+            for object in parse_documents("case.yaml", &text).0 {
+                tables.apply(object.into());
+            }
+        }
+        let known: BTreeSet<String> = tables.iter().map(|object| format!("{} {}/{}", object.kind.word(), object.meta.namespace, object.meta.name)).collect();
+        let build = Snapshot::build(None, &tables, &BuildOptions::default());
+        let kind = if analyzer.starts_with("virtualservice.") { "VirtualService" } else if analyzer.starts_with("authz.") { "AuthorizationPolicy" } else { "Gateway" };
+        let found: BTreeSet<_> = build
+            .diagnostics
+            .iter()
+            .filter(|found| codes.contains(&found.code.as_str()) && found.object.kind == kind && is_of(analyzer, &found.field))
+            .map(|found| (found.code.clone(), format!("{} {}/{}", found.object.kind, found.object.namespace, found.object.name)))
+            .collect();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let expected: BTreeSet<_> = case["expected"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|expected| (text(&expected["code"]), qualified(&text(&expected["resource"]))))
+            // What cannot be read at all is refused before the model sees it.
+            .filter(|(code, resource)| codes.contains(&code.as_str()) && known.contains(resource))
+            .collect();
+        if found != expected {
+            wrong.push(format!("{}:\n  found {found:?}\n  expected {expected:?}", text(&case["name"])));
+        }
+    }
+    assert!(seen > 0, "the fixtures name no analyzer that is covered");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Analyzers share codes; the field tells which one would have spoken.
+fn is_of(analyzer: &str, field: &str) -> bool {
+    match analyzer {
+        "virtualservice.DestinationHostAnalyzer" => !field.ends_with(".subset") && (field.contains(".route[") || field.contains(".mirror")),
+        "virtualservice.DestinationRuleAnalyzer" => field.ends_with(".subset"),
+        "gateway.SecretAnalyzer" => field.ends_with(".credentialName"),
+        _ => true,
+    }
+}
+
+/// `Kind name` is in namespace default.
+fn qualified(resource: &str) -> String {
+    match resource.split_once(' ') {
+        Some((kind, name)) if !name.contains('/') => format!("{kind} default/{name}"),
+        _ => resource.to_owned(),
+    }
+}

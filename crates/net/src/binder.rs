@@ -1,0 +1,83 @@
+//! Where listening sockets come from.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use crate::fdpass::{self, Reply, Request};
+use crate::socket::{ListenOptions, is_taken, listen};
+
+/// Opens listening sockets, one for each worker. Called rarely, off the workers' threads; may block briefly.
+pub trait Binder: Send + Sync {
+    /// `count` non-blocking sockets that share one address.
+    fn bind(&self, options: &ListenOptions, count: usize) -> io::Result<Vec<TcpListener>>;
+}
+
+/// Asks the operating system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OsBinder;
+
+impl Binder for OsBinder {
+    fn bind(&self, options: &ListenOptions, count: usize) -> io::Result<Vec<TcpListener>> {
+        if is_taken(options.address) {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, format!("{} is taken", options.address)));
+        }
+        let first = listen(options)?;
+        let address = first.local_addr()?;
+        let mut sockets = vec![first];
+        for _ in 1..count {
+            sockets.push(listen(&ListenOptions { address, ..options.clone() })?);
+        }
+        Ok(sockets)
+    }
+}
+
+/// Asks a process in another network namespace, over [`fdpass`], for some addresses, and the operating system for the
+/// rest. All workers share the one socket that comes back.
+#[derive(Debug, Clone)]
+pub struct SocketBinder {
+    /// The server's socket.
+    pub path: PathBuf,
+    /// The ports to ask it for; all others are the operating system's.
+    pub ports: Vec<u16>,
+}
+
+impl Binder for SocketBinder {
+    fn bind(&self, options: &ListenOptions, count: usize) -> io::Result<Vec<TcpListener>> {
+        if !self.ports.contains(&options.address.port()) {
+            return OsBinder.bind(options, count);
+        }
+        let first = ask(&self.path, options.address)?;
+        first.set_nonblocking(true)?;
+        let mut sockets = Vec::with_capacity(count);
+        for _ in 1..count {
+            sockets.push(first.try_clone()?);
+        }
+        sockets.push(first);
+        Ok(sockets)
+    }
+}
+
+fn ask(path: &std::path::Path, address: SocketAddr) -> io::Result<TcpListener> {
+    match fdpass::ask_blocking(path, &Request::Listen(address))? {
+        (Reply::Socket(_), Some(fd)) => Ok(TcpListener::from(OwnedFd::from(fd))),
+        (Reply::Refused(why), _) => Err(io::Error::other(format!("{address}: {why}"))),
+        (other, _) => Err(io::Error::other(format!("{address}: unexpected reply {other:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_share_one_port() {
+        let options = ListenOptions::new("127.0.0.1:0".parse().expect("literal"));
+        let sockets = OsBinder.bind(&options, 3).expect("binds");
+        let ports: Vec<_> = sockets.iter().map(|s| s.local_addr().expect("bound").port()).collect();
+        assert!(ports.iter().all(|port| *port == ports[0]));
+        let taken = ListenOptions::new(sockets[0].local_addr().expect("bound"));
+        assert_eq!(OsBinder.bind(&taken, 1).expect_err("taken").kind(), io::ErrorKind::AddrInUse);
+    }
+}

@@ -1,0 +1,208 @@
+//! What the first bytes of a connection are. Bytes go in as they arrive; nothing here reads a socket.
+
+use rustls::server::{Accepted, Acceptor};
+
+/// Longest ClientHello that is looked at, in bytes (C7: one hello in many writes, or a very long one).
+pub const MAX_HELLO: usize = 16 * 1024;
+/// Longest first line that the HTTP sniffer waits for.
+pub const MAX_FIRST_LINE: usize = 8 * 1024;
+/// Most protocols that are read from one ALPN list.
+const MAX_ALPN: usize = 32;
+
+/// What the TLS sniffer says after more bytes.
+pub enum TlsSniff {
+    /// Could still become a ClientHello.
+    NeedMore,
+    /// Certainly not TLS.
+    NotTls,
+    /// A ClientHello. `accepted` can finish the handshake; the bytes are with it.
+    Hello(Box<Hello>),
+    /// Begins like TLS, but is broken or too long.
+    Broken(&'static str),
+}
+
+/// A whole ClientHello.
+pub struct Hello {
+    /// SNI, lower case; `None` if there is none.
+    pub server_name: Option<String>,
+    /// The client's ALPN list; what is not UTF-8 is left out.
+    pub alpn: Vec<String>,
+    /// Continues the handshake.
+    pub accepted: Accepted,
+}
+
+/// Feeds bytes to the same parser that terminates TLS.
+pub struct TlsSniffer {
+    acceptor: Acceptor,
+    fed: usize,
+}
+
+impl Default for TlsSniffer {
+    fn default() -> Self {
+        Self { acceptor: Acceptor::default(), fed: 0 }
+    }
+}
+
+impl TlsSniffer {
+    /// Looks at `bytes`, all that has arrived so far, from the first byte on.
+    pub fn feed(&mut self, bytes: &[u8]) -> TlsSniff {
+        // RFC 8446 §5.1: a handshake record, and a legacy version of 3.x.
+        match bytes {
+            [] | [0x16] => return TlsSniff::NeedMore,
+            [0x16, 0x03, ..] => {}
+            _ => return TlsSniff::NotTls,
+        }
+        let mut rest = &bytes[self.fed..];
+        while !rest.is_empty() {
+            match self.acceptor.read_tls(&mut rest) {
+                Ok(0) => break,
+                Ok(n) => self.fed += n,
+                Err(_) => return TlsSniff::Broken("ClientHello too long"),
+            }
+            match self.acceptor.accept() {
+                Ok(None) => {}
+                Ok(Some(accepted)) => return TlsSniff::Hello(Box::new(Hello::read(accepted))),
+                Err(_) => return TlsSniff::Broken("malformed ClientHello"),
+            }
+        }
+        if self.fed >= MAX_HELLO { TlsSniff::Broken("ClientHello too long") } else { TlsSniff::NeedMore }
+    }
+
+    /// How many of the bytes the [`Hello::accepted`] has taken; the rest must follow it.
+    pub fn taken(&self) -> usize {
+        self.fed
+    }
+}
+
+impl Hello {
+    fn read(accepted: Accepted) -> Self {
+        let hello = accepted.client_hello();
+        let server_name = hello.server_name().map(str::to_ascii_lowercase);
+        let alpn = hello
+            .alpn()
+            .map(|list| {
+                list.take(MAX_ALPN).filter_map(|p| std::str::from_utf8(p).ok().map(str::to_owned)).collect()
+            })
+            .unwrap_or_default();
+        Self { server_name, alpn, accepted }
+    }
+}
+
+/// What the HTTP sniffer says about the first bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HttpSniff {
+    /// Could still become HTTP.
+    NeedMore,
+    /// An HTTP/1.0 request line.
+    Http10,
+    /// An HTTP/1.1 request line.
+    Http11,
+    /// The HTTP/2 connection preface.
+    Http2,
+    /// Something else.
+    Other,
+}
+
+impl HttpSniff {
+    /// The protocol name that filter chains match, as Envoy's http_inspector sets it.
+    pub fn alpn(self) -> Option<&'static str> {
+        match self {
+            Self::Http10 => Some("http/1.0"),
+            Self::Http11 => Some("http/1.1"),
+            Self::Http2 => Some("h2c"),
+            Self::NeedMore | Self::Other => None,
+        }
+    }
+}
+
+/// RFC 9113 §3.4.
+pub const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Looks at all bytes that have arrived so far.
+pub fn sniff_http(bytes: &[u8]) -> HttpSniff {
+    let common = bytes.len().min(H2_PREFACE.len());
+    if bytes[..common] == H2_PREFACE[..common] {
+        return if common == H2_PREFACE.len() { HttpSniff::Http2 } else { HttpSniff::NeedMore };
+    }
+    let Some(end) = bytes.iter().position(|b| *b == b'\n') else {
+        return if bytes.len() < MAX_FIRST_LINE && could_be_request_line(bytes) {
+            HttpSniff::NeedMore
+        } else {
+            HttpSniff::Other
+        };
+    };
+    let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
+    if !could_be_request_line(line) {
+        return HttpSniff::Other;
+    }
+    let mut words = line.split(|b| *b == b' ');
+    match (words.next(), words.next(), words.next(), words.next()) {
+        (Some(_), Some(target), Some(b"HTTP/1.1"), None) if !target.is_empty() => HttpSniff::Http11,
+        (Some(_), Some(target), Some(b"HTTP/1.0"), None) if !target.is_empty() => HttpSniff::Http10,
+        _ => HttpSniff::Other,
+    }
+}
+
+/// A method (RFC 9110 §9.1: a token; longer than 32 bytes nobody uses), then printable bytes.
+fn could_be_request_line(line: &[u8]) -> bool {
+    let method = line.iter().position(|b| *b == b' ').unwrap_or(line.len());
+    method > 0
+        && method <= 32
+        && line[..method].iter().all(|b| b.is_ascii_alphabetic() || matches!(b, b'-' | b'_'))
+        && line[method..].iter().all(|b| *b >= 0x20 || *b == b'\r')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_lines_are_told_apart_however_they_are_cut() {
+        for (line, wanted) in [
+            (&b"GET / HTTP/1.1\r\n"[..], HttpSniff::Http11),
+            (b"GET / HTTP/1.0\r\n", HttpSniff::Http10),
+            (H2_PREFACE, HttpSniff::Http2),
+            (b"PING\r\n", HttpSniff::Other),
+            (b"GET / HTTP/3.1\r\n", HttpSniff::Other),
+        ] {
+            for cut in 1..line.len() {
+                let sniffed = sniff_http(&line[..cut]);
+                assert!(sniffed == HttpSniff::NeedMore || sniffed == wanted, "{line:?} cut at {cut}: {sniffed:?}");
+            }
+            assert_eq!(sniff_http(line), wanted, "{line:?}");
+        }
+        assert_eq!(sniff_http(b"\x00\x01"), HttpSniff::Other);
+        assert_eq!(sniff_http(b"*1\r\n$4\r\n"), HttpSniff::Other);
+    }
+
+    #[test]
+    fn a_client_hello_in_single_bytes_is_read_once() {
+        let config = rustls::ClientConfig::builder_with_provider(meltemi_tls::provider())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        let mut config = config;
+        config.alpn_protocols = vec![b"istio-http/1.1".to_vec(), b"istio".to_vec()];
+        let name = "Reviews.Default".to_owned().try_into().expect("a name");
+        let mut client = rustls::ClientConnection::new(std::sync::Arc::new(config), name).expect("client");
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello).expect("to memory");
+        let mut sniffer = TlsSniffer::default();
+        for cut in 1..hello.len() {
+            assert!(matches!(sniffer.feed(&hello[..cut]), TlsSniff::NeedMore), "at {cut}");
+        }
+        let TlsSniff::Hello(read) = sniffer.feed(&hello) else { panic!("a whole hello") };
+        assert_eq!(read.server_name.as_deref(), Some("reviews.default"));
+        assert_eq!(read.alpn, ["istio-http/1.1", "istio"]);
+        assert_eq!(sniffer.taken(), hello.len());
+    }
+
+    #[test]
+    fn other_bytes_are_not_tls_and_junk_in_tls_clothes_is_broken() {
+        assert!(matches!(TlsSniffer::default().feed(b"GET"), TlsSniff::NotTls));
+        let mut junk = vec![0x16, 0x03, 0x01, 0x00, 0x05];
+        junk.extend_from_slice(&[0xff; 5]);
+        assert!(matches!(TlsSniffer::default().feed(&junk), TlsSniff::Broken(_)));
+    }
+}

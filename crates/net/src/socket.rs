@@ -1,0 +1,195 @@
+//! Listening, connecting, and where a redirected connection wanted to go.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpSocket, TcpStream};
+
+/// How to listen.
+#[derive(Debug, Clone)]
+pub struct ListenOptions {
+    /// Port 0 lets the system choose.
+    pub address: SocketAddr,
+    /// Connections the system may hold before they are accepted.
+    pub backlog: u32,
+    /// IP_TRANSPARENT, for TPROXY capture; needs CAP_NET_ADMIN.
+    pub transparent: bool,
+    /// IP_FREEBIND: the address need not exist yet.
+    pub freebind: bool,
+    /// SO_REUSEPORT, so that every worker has a socket of its own.
+    pub reuse_port: bool,
+}
+
+impl ListenOptions {
+    /// A listener with Envoy-like defaults.
+    pub fn new(address: SocketAddr) -> Self {
+        Self { address, backlog: 4096, transparent: false, freebind: false, reuse_port: true }
+    }
+}
+
+/// TCP keepalive probes; `None` leaves the system's value.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Keepalive {
+    /// Unanswered probes before the connection counts as dead.
+    pub probes: Option<u32>,
+    /// Idle time before the first probe.
+    pub time: Option<Duration>,
+    /// Time between probes.
+    pub interval: Option<Duration>,
+}
+
+/// How to connect.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectOptions {
+    /// SO_MARK, so that capture rules let the connection pass.
+    pub mark: Option<u32>,
+    /// The local address to come from, for example 127.0.0.6 for inbound passthrough.
+    pub source: Option<IpAddr>,
+    /// Keepalive probes, if asked for.
+    pub keepalive: Option<Keepalive>,
+}
+
+/// A bound, listening, non-blocking socket.
+pub fn listen(options: &ListenOptions) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(options.address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if options.reuse_port {
+        socket.set_reuse_port(true)?;
+    }
+    match options.address {
+        SocketAddr::V4(_) => {
+            if options.transparent {
+                socket.set_ip_transparent_v4(true)?;
+            }
+            if options.freebind {
+                socket.set_freebind_v4(true)?;
+            }
+        }
+        SocketAddr::V6(_) => {
+            // An IPv6 wildcard must not take the IPv4 port as well: listeners name their family.
+            socket.set_only_v6(true)?;
+            if options.freebind {
+                socket.set_freebind_v6(true)?;
+            }
+        }
+    }
+    socket.bind(&options.address.into())?;
+    socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
+    Ok(socket.into())
+}
+
+/// Whether somebody else, even the same user, listens on the address already. A second SO_REUSEPORT bind would
+/// succeed silently and steal half of the connections, so the first bind is tried without it.
+pub fn is_taken(address: SocketAddr) -> bool {
+    if address.port() == 0 {
+        return false;
+    }
+    let probe = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).and_then(|socket| {
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(1)
+    });
+    matches!(probe, Err(error) if error.kind() == io::ErrorKind::AddrInUse)
+}
+
+/// Connects; the caller bounds the time. Cancellation-safe: dropping the future closes the socket.
+pub async fn connect(to: SocketAddr, options: &ConnectOptions) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if let Some(mark) = options.mark {
+        socket.set_mark(mark)?;
+    }
+    if let Some(source) = options.source.filter(|source| source.is_ipv4() == to.is_ipv4()) {
+        // The port is chosen at connect time, so that many destinations can share a source port.
+        bind_address_no_port(&socket);
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    if let Some(keepalive) = &options.keepalive {
+        set_keepalive(SockRef::from(&socket), keepalive)?;
+    }
+    socket.set_tcp_nodelay(true)?;
+    TcpSocket::from_std_stream(socket.into()).connect(to).await
+}
+
+/// IP_BIND_ADDRESS_NO_PORT; without it one source address has only as many connections as there are ports.
+#[allow(unsafe_code)]
+fn bind_address_no_port(socket: &Socket) {
+    use std::os::fd::AsRawFd;
+    let on: libc::c_int = 1;
+    // SAFETY: the descriptor is open for as long as `socket` is borrowed, and the option takes an int of that size.
+    // Failing leaves the early choice of a port, which is no error.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        );
+    }
+}
+
+/// Turns keepalive probes on.
+pub fn set_keepalive(socket: SockRef<'_>, keepalive: &Keepalive) -> io::Result<()> {
+    let mut params = TcpKeepalive::new();
+    if let Some(time) = keepalive.time {
+        params = params.with_time(time);
+    }
+    if let Some(interval) = keepalive.interval {
+        params = params.with_interval(interval);
+    }
+    if let Some(probes) = keepalive.probes {
+        params = params.with_retries(probes);
+    }
+    socket.set_keepalive(true)?;
+    socket.set_tcp_keepalive(&params)
+}
+
+/// Where a connection wanted to go before a REDIRECT rule took it (SO_ORIGINAL_DST); `None` if no rule did.
+pub fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
+    let socket = SockRef::from(stream);
+    let local = stream.local_addr().ok()?;
+    let address = match local {
+        SocketAddr::V4(_) => socket.original_dst_v4(),
+        SocketAddr::V6(address) if address.ip().to_ipv4_mapped().is_some() => socket.original_dst_v4(),
+        SocketAddr::V6(_) => socket.original_dst_v6(),
+    };
+    // Without connection tracking the kernel answers ENOENT or ENOPROTOOPT: the connection was not redirected.
+    address.ok()?.as_socket()
+}
+
+/// Makes close() send RST instead of FIN.
+pub fn reset_on_close(stream: &TcpStream) {
+    // Failing leaves an ordinary close, which is all that is lost.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_is_noticed_in_spite_of_reuse_port() {
+        let any: SocketAddr = "127.0.0.1:0".parse().expect("literal");
+        let first = listen(&ListenOptions::new(any)).expect("listens");
+        let address = first.local_addr().expect("bound");
+        assert!(is_taken(address));
+        listen(&ListenOptions::new(address)).expect("a second worker's socket");
+        drop(first);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_nobody_redirected_has_no_other_destination() {
+        let listener = listen(&ListenOptions::new("127.0.0.1:0".parse().expect("literal"))).expect("listens");
+        let listener = tokio::net::TcpListener::from_std(listener).expect("non-blocking");
+        let address = listener.local_addr().expect("bound");
+        let options = ConnectOptions { source: Some("127.0.0.6".parse().expect("literal")), ..Default::default() };
+        let (client, served) = tokio::join!(connect(address, &options), listener.accept());
+        let (served, peer) = served.expect("accepted");
+        assert_eq!(peer.ip().to_string(), "127.0.0.6");
+        assert_eq!(client.expect("connected").peer_addr().expect("peer"), address);
+        let original = original_destination(&served);
+        assert!(original.is_none() || original == Some(address), "{original:?}");
+    }
+}

@@ -1,0 +1,103 @@
+//! The node's end: many requests in flight over one socket.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::oneshot;
+
+use super::{Answer, Failure, Reply, Request, ToSupervisor};
+use crate::events::Event;
+use crate::fd_socket::FdSocket;
+
+type Waiting = HashMap<u64, oneshot::Sender<(Result<Answer, Failure>, Vec<OwnedFd>)>>;
+
+/// Asks the supervisor for sockets and answers of the machine's own network.
+#[derive(Debug)]
+pub(crate) struct Dialler {
+    socket: FdSocket,
+    waiting: Mutex<Waiting>,
+    next: AtomicU64,
+}
+
+impl Dialler {
+    /// Starts reading answers; the second value ends when the supervisor does.
+    pub(crate) fn start(socket: OwnedFd) -> io::Result<(Arc<Self>, tokio::task::JoinHandle<()>)> {
+        let dialler = Arc::new(Self { socket: FdSocket::new(socket)?, waiting: Mutex::default(), next: AtomicU64::new(1) });
+        let reading = tokio::spawn(Arc::clone(&dialler).read());
+        Ok((dialler, reading))
+    }
+
+    async fn read(self: Arc<Self>) {
+        loop {
+            match self.socket.receive::<Reply>().await {
+                Ok(Some((reply, fds))) => {
+                    let waiting = self.waiting.lock().expect("nothing panics while it holds the table").remove(&reply.id);
+                    if let Some(waiting) = waiting {
+                        let _ = waiting.send((reply.answer, fds));
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::error!(%error, "the supervisor's channel failed");
+                    break;
+                }
+            }
+        }
+        // Whoever still waits is told by its sender being dropped.
+        self.waiting.lock().expect("nothing panics while it holds the table").clear();
+    }
+
+    async fn ask(&self, request: Request) -> io::Result<(Answer, Vec<OwnedFd>)> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        self.waiting.lock().expect("nothing panics while it holds the table").insert(id, answer);
+        let sent = self.socket.send(&ToSupervisor::Ask(id, request), &[]).await;
+        let outcome = match sent {
+            Ok(()) => answered.await.map_err(|_| io::Error::other("the supervisor is gone")),
+            Err(e) => Err(e),
+        };
+        self.waiting.lock().expect("nothing panics while it holds the table").remove(&id);
+        let (answer, fds) = outcome?;
+        answer.map(|answer| (answer, fds)).map_err(|failure| match failure.os_error {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::other(failure),
+        })
+    }
+
+    /// Connects from the machine's own network.
+    pub(crate) async fn connect(&self, to: SocketAddr) -> io::Result<std::net::TcpStream> {
+        let (_, fds) = self.ask(Request::Connect(to)).await?;
+        let fd = fds.into_iter().next().ok_or_else(|| io::Error::other("no socket came with the answer"))?;
+        Ok(fd.into())
+    }
+
+    /// Listens on the machine.
+    pub(crate) async fn listen(&self, port: u16, count: u16) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
+        match self.ask(Request::Listen { port, count }).await? {
+            (Answer::Listening(address), fds) => Ok((address, fds)),
+            _ => Err(io::Error::other("the supervisor answered something else")),
+        }
+    }
+
+    /// Stops listening on the machine.
+    pub(crate) async fn release(&self, port: u16) -> io::Result<()> {
+        self.ask(Request::Release(port)).await.map(|_| ())
+    }
+
+    /// Asks the machine's resolver.
+    pub(crate) async fn dns(&self, query: Vec<u8>, tcp: bool) -> io::Result<Vec<u8>> {
+        match self.ask(Request::Dns { query, tcp }).await? {
+            (Answer::Dns(bytes), _) => Ok(bytes),
+            _ => Err(io::Error::other("the supervisor answered something else")),
+        }
+    }
+
+    /// Shows the user something; lost when the supervisor is gone.
+    pub(crate) async fn tell(&self, event: Event) {
+        let _ = self.socket.send(&ToSupervisor::Tell(event), &[]).await;
+    }
+}

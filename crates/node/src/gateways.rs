@@ -1,0 +1,98 @@
+//! The gateways that the node brings: workloads without application, and their Services.
+
+use std::collections::BTreeMap;
+
+use meltemi_types::Labels;
+
+use crate::spec::{Origin, ProxyKind, WorkloadKey, WorkloadSpec};
+
+/// Namespace of the gateways.
+pub(crate) const NAMESPACE: &str = "istio-system";
+
+/// The gateways' workloads.
+pub(crate) fn workloads() -> Vec<WorkloadSpec> {
+    ["istio-ingressgateway", "istio-egressgateway"].map(workload).to_vec()
+}
+
+fn workload(name: &str) -> WorkloadSpec {
+    let role = name.strip_prefix("istio-").unwrap_or(name);
+    let labels = [("app", name), ("istio", role), ("service.istio.io/canonical-name", name)];
+    WorkloadSpec {
+        key: WorkloadKey { namespace: NAMESPACE.into(), pod: format!("{name}-0") },
+        workload: name.into(),
+        origin: Origin::Gateway,
+        service_account: format!("{name}-service-account"),
+        labels: labels.into_iter().collect::<Labels>(),
+        annotations: BTreeMap::new(),
+        proxy: ProxyKind::Meltemi,
+        app: None,
+        ports: Vec::new(),
+        container: "istio-proxy".into(),
+        image: "meltemi".into(),
+    }
+}
+
+/// The gateways' Services and service accounts, for the control plane to read.
+pub(crate) const OBJECTS: &str = r#"apiVersion: v1
+kind: Namespace
+metadata:
+  name: istio-system
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: istio-ingressgateway-service-account
+  namespace: istio-system
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: istio-egressgateway-service-account
+  namespace: istio-system
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: istio-ingressgateway
+  namespace: istio-system
+  labels: {app: istio-ingressgateway, istio: ingressgateway}
+spec:
+  type: LoadBalancer
+  selector: {app: istio-ingressgateway, istio: ingressgateway}
+  ports:
+  - {name: status-port, port: 15021, targetPort: 15021, protocol: TCP}
+  - {name: http2, port: 80, targetPort: 8080, protocol: TCP}
+  - {name: https, port: 443, targetPort: 8443, protocol: TCP}
+  - {name: tcp, port: 31400, targetPort: 31400, protocol: TCP}
+  - {name: tls, port: 15443, targetPort: 15443, protocol: TCP}
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: istio-egressgateway
+  namespace: istio-system
+  labels: {app: istio-egressgateway, istio: egressgateway}
+spec:
+  selector: {app: istio-egressgateway, istio: egressgateway}
+  ports:
+  - {name: http2, port: 80, targetPort: 8080, protocol: TCP}
+  - {name: https, port: 443, targetPort: 8443, protocol: TCP}
+"#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_select_the_workloads() {
+        let (objects, diagnostics) = meltemi_api::parse_documents("gateways.yaml", OBJECTS);
+        assert!(diagnostics.is_empty(), "{diagnostics:?}");
+        for spec in workloads() {
+            let selects = objects.iter().any(|o| match &o.spec {
+                meltemi_api::Spec::Service(s) => o.meta.namespace == spec.key.namespace && s.selector.matches(&spec.labels),
+                _ => false,
+            });
+            assert!(selects, "{}", spec.key);
+        }
+    }
+}

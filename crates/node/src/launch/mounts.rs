@@ -1,0 +1,37 @@
+//! Mounts of a process's own mount namespace.
+
+use std::io;
+use std::path::Path;
+
+use anyhow::Context as _;
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
+
+/// Mounts of the machine still appear here; ours never appear there.
+pub(crate) fn detach() -> anyhow::Result<()> {
+    let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    mount_change("/", flags).context("making mounts private")
+}
+
+/// Shows `source` in place of `target`; answers false when there is no target to cover.
+pub(crate) fn cover(source: &Path, target: &Path) -> anyhow::Result<bool> {
+    match mount_bind(source, target) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::NOENT) if source.exists() => Ok(false),
+        Err(e) => Err(e).with_context(|| format!("mounting {} over {}", source.display(), target.display())),
+    }
+}
+
+/// Shows an empty read-only directory in place of `target`.
+pub(crate) fn hide(target: &Path) -> anyhow::Result<()> {
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    match mount("tmpfs", target, "tmpfs", flags, Some(c"size=4k,mode=555")) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(e) => Err(e).with_context(|| format!("hiding {}", target.display())),
+    }
+}
+
+/// Mounts the process table of the current PID namespace.
+pub(crate) fn proc() -> io::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    Ok(mount("proc", "/proc", "proc", flags, None)?)
+}

@@ -1,0 +1,52 @@
+//! One machine as a mesh: workloads as processes in network namespaces of their own, with captured traffic, without root.
+//!
+//! In: directories of Kubernetes YAML (Deployments become workloads), an image map, programs added by hand. Out: running
+//! processes, `core/v1` Pods in files for the control plane to read, and an API on a Unix socket.
+//! The supervisor ([`up()`]) stays in the machine's own namespaces; the node runs in namespaces of its own; clients use
+//! [`client`]. [`launch::dispatch`] must be the first thing that `main` calls.
+//!
+//! Never imports the proxy, translation or xDS: sidecars and the control plane are programs that it starts.
+
+pub mod api;
+pub mod client;
+pub mod config;
+pub mod launch;
+
+mod addresses;
+mod api_server;
+mod child;
+mod context;
+mod control;
+mod desired;
+mod dialler;
+mod dns_wire;
+mod events;
+mod fd_socket;
+mod gateways;
+mod host_sockets;
+mod images;
+mod keeper;
+mod kernel;
+mod links;
+mod log;
+mod netns;
+mod node;
+mod objects;
+mod part;
+mod pods;
+mod relay;
+mod resolver;
+mod services;
+mod spec;
+mod surroundings;
+mod sys;
+mod up;
+mod workload;
+
+pub use client::{Client, ClientError};
+pub use config::UpOptions;
+pub use dialler::{DialMap, DialMapError};
+pub use events::Event;
+pub use images::{ImageEntry, ImageMap, ImageMapError};
+pub use spec::{ContainerPort, Origin, ProxyKind, WorkloadKey};
+pub use up::up;

@@ -1,0 +1,206 @@
+//! The node: brings up the network, the control plane and the workloads, and keeps them as the objects say.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use meltemi_ca::TokenSigner;
+use meltemi_redirect::{RouterPlan, apply};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::addresses::Addresses;
+use crate::config::{NodeConfig, POD_PREFIX, RELAY_PORT, ROUTER, inside, pods};
+use crate::context::Context;
+use crate::desired::desired;
+use crate::dialler::Dialler;
+use crate::events::Event;
+use crate::resolver::Resolver;
+use crate::spec::{WorkloadKey, WorkloadSpec};
+use crate::workload::{self, Command, Handle};
+use crate::{api_server, control, gateways, host_sockets, kernel, links, objects, relay, services};
+
+/// What the API and the main loop share.
+pub(crate) struct Node {
+    pub(crate) context: Arc<Context>,
+    pub(crate) state: Mutex<State>,
+    /// Something changed in [`State::runs`].
+    pub(crate) changed: Notify,
+}
+
+/// What runs, and what was added by hand.
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) handles: BTreeMap<WorkloadKey, Handle>,
+    pub(crate) runs: BTreeMap<WorkloadKey, WorkloadSpec>,
+}
+
+/// Runs until told to stop; the exit code.
+pub(crate) fn run(config: NodeConfig, channel: OwnedFd) -> i32 {
+    log_to_file(&config);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(_) => return 1,
+    };
+    runtime.block_on(async {
+        let Ok((dialler, supervisor)) = Dialler::start(channel) else { return 1 };
+        let outcome = tokio::select! {
+            outcome = serve(config, Arc::clone(&dialler)) => outcome,
+            _ = supervisor => Ok(()),
+        };
+        match outcome {
+            Ok(()) => 0,
+            Err(error) => {
+                dialler.tell(Event::Failed(format!("{error:#}"))).await;
+                1
+            }
+        }
+    })
+}
+
+fn log_to_file(config: &NodeConfig) {
+    if let Ok(file) = std::fs::File::create(config.run_dir.join("node.log")) {
+        let filter = std::env::var("MELTEMI_LOG").unwrap_or_else(|_| "info".into());
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+            .with_ansi(false)
+            .with_writer(Mutex::new(file))
+            .try_init();
+    }
+}
+
+async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    links::set_up_router(ROUTER, POD_PREFIX).map_err(|e| anyhow::anyhow!(kernel::explain_router(&e)))?;
+    kernel::check().map_err(anyhow::Error::msg)?;
+    let plan = RouterPlan { bridge: links::BRIDGE, pods: pods(), relay_port: RELAY_PORT, dns_port: 53 };
+    apply(&plan.rules())?;
+
+    let relay = TcpListener::bind(("0.0.0.0", RELAY_PORT)).await.context("binding the relay's port")?;
+    tokio::spawn(relay::serve(relay, Arc::clone(&dialler), inside()));
+
+    std::fs::write(config.objects_dir().join("gateways.yaml"), if config.gateways { gateways::OBJECTS } else { "" })?;
+    let mut dirs = config.dirs.clone();
+    dirs.extend([config.objects_dir(), config.applied_dir()]);
+    let mut objects = objects::follow(dirs);
+
+    let services = services::follow(&config);
+    for address in [ROUTER, std::net::Ipv4Addr::LOCALHOST] {
+        // Each by itself: an answer from a socket bound to any address would not leave from the address that was asked.
+        let resolver = Resolver { services: services.clone(), dialler: Arc::clone(&dialler), domain: "cluster.local".into() };
+        resolver.start(SocketAddr::from((address, 53))).await.context("binding the resolver's port")?;
+    }
+
+    let signer = TokenSigner::load_or_create(&config.state_dir.join("token-key.pem"))?;
+    std::fs::write(config.run_dir.join("token-public.pem"), signer.public_key_pem())?;
+    let (control_up, control_ready) = watch::channel(false);
+    let base_env = std::env::vars().collect();
+    let context = Arc::new(Context { config, dialler: Arc::clone(&dialler), signer, services, control_ready, base_env });
+    let node = Arc::new(Node { context: Arc::clone(&context), state: Mutex::default(), changed: Notify::new() });
+    tokio::spawn(control::keep_running(Arc::clone(&context), control_up));
+    host_sockets::start(&context)?;
+    api_server::start(Arc::clone(&node))?;
+    dialler.tell(Event::NodeUp).await;
+
+    let mut addresses = Addresses::load(&context.config.state_dir.join("addresses.json"));
+    let mut told = BTreeSet::new();
+    let mut announced = false;
+    loop {
+        let wanted = wanted(&node, &objects.borrow_and_update().clone(), &mut told).await;
+        reconcile(&node, wanted, &mut addresses).await;
+        if !announced {
+            announced = true;
+            tokio::spawn(announce(Arc::clone(&node)));
+        }
+        tokio::select! {
+            changed = objects.changed() => changed.context("the folders are no longer followed")?,
+            () = node.changed.notified() => {}
+            _ = terminate.recv() => break,
+        }
+    }
+    let none = BTreeMap::new();
+    reconcile(&node, none, &mut addresses).await;
+    Ok(())
+}
+
+/// Everything that should run now. Each problem is told once, until it goes away.
+async fn wanted(
+    node: &Node,
+    objects: &[meltemi_api::Object],
+    told: &mut BTreeSet<String>,
+) -> BTreeMap<WorkloadKey, WorkloadSpec> {
+    let (mut specs, problems) = desired(objects, &node.context.config.images);
+    if node.context.config.gateways {
+        specs.extend(gateways::workloads().into_iter().map(|spec| (spec.key.clone(), spec)));
+    }
+    for problem in problems.iter().filter(|p| !told.contains(*p)) {
+        node.context.warn(problem.clone()).await;
+    }
+    *told = problems.into_iter().collect();
+    let state = node.state.lock().expect("nothing panics while it holds the state");
+    for (key, spec) in &state.runs {
+        specs.entry(key.clone()).or_insert_with(|| spec.clone());
+    }
+    specs
+}
+
+/// Ends what is not wanted, or wanted otherwise, then starts what is missing.
+async fn reconcile(node: &Arc<Node>, wanted: BTreeMap<WorkloadKey, WorkloadSpec>, addresses: &mut Addresses) {
+    let ending: Vec<(WorkloadKey, oneshot::Receiver<()>)> = {
+        let state = node.state.lock().expect("nothing panics while it holds the state");
+        let stale = state.handles.iter().filter(|(key, handle)| wanted.get(key) != Some(&*handle.spec));
+        stale
+            .map(|(key, handle)| {
+                let (done, ended) = oneshot::channel();
+                let _ = handle.commands.send(Command::Stop(done));
+                (key.clone(), ended)
+            })
+            .collect()
+    };
+    for (key, ended) in ending {
+        let _ = ended.await;
+        let mut state = node.state.lock().expect("nothing panics while it holds the state");
+        state.handles.remove(&key);
+        addresses.release(&key.to_string());
+    }
+    for (key, spec) in wanted {
+        let mut state = node.state.lock().expect("nothing panics while it holds the state");
+        if state.handles.contains_key(&key) {
+            continue;
+        }
+        match addresses.take(&key.to_string()) {
+            Some(address) => {
+                let handle = workload::start(Arc::clone(&node.context), spec, address);
+                state.handles.insert(key, handle);
+            }
+            None => tracing::error!(workload = %key, "no address is left in 10.44.0.0/16"),
+        }
+    }
+}
+
+/// Tells the user about each workload of the start as it becomes ready, and when all are.
+async fn announce(node: Arc<Node>) {
+    let mut statuses: Vec<_> = {
+        let state = node.state.lock().expect("nothing panics while it holds the state");
+        state.handles.iter().map(|(key, handle)| (key.clone(), handle.status.clone())).collect()
+    };
+    while !statuses.is_empty() {
+        let mut waiting = Vec::new();
+        for (key, status) in statuses {
+            if status.borrow().ready {
+                node.context.dialler.tell(Event::WorkloadReady { namespace: key.namespace, name: key.pod }).await;
+            } else if status.has_changed().is_ok() {
+                waiting.push((key, status));
+            }
+        }
+        statuses = waiting;
+        if !statuses.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    node.context.dialler.tell(Event::AllReady).await;
+}

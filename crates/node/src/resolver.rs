@@ -1,0 +1,101 @@
+//! The node's DNS server: names of the mesh for workloads without sidecar, and the way to the machine's resolver for all.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{Semaphore, watch};
+
+use crate::dialler::Dialler;
+use crate::dns_wire::{self, A, NO_ERROR, NO_SUCH_NAME, SERVER_FAILURE};
+use crate::services::Services;
+
+/// Queries in flight; more are dropped, as a busy resolver does, and asked again.
+const IN_FLIGHT: usize = 256;
+const TCP_IDLE: Duration = Duration::from_secs(10);
+
+/// Answers queries.
+pub(crate) struct Resolver {
+    pub(crate) services: watch::Receiver<Arc<Services>>,
+    pub(crate) dialler: Arc<Dialler>,
+    /// Suffix of the names that the mesh alone decides about.
+    pub(crate) domain: String,
+}
+
+impl Resolver {
+    /// Binds UDP and TCP and serves for ever.
+    pub(crate) async fn start(self, address: SocketAddr) -> io::Result<()> {
+        let udp = Arc::new(UdpSocket::bind(address).await?);
+        let tcp = TcpListener::bind(address).await?;
+        let resolver = Arc::new(self);
+        let permits = Arc::new(Semaphore::new(IN_FLIGHT));
+        tokio::spawn(Arc::clone(&resolver).serve_udp(udp, Arc::clone(&permits)));
+        tokio::spawn(resolver.serve_tcp(tcp, permits));
+        Ok(())
+    }
+
+    async fn serve_udp(self: Arc<Self>, socket: Arc<UdpSocket>, permits: Arc<Semaphore>) {
+        let mut buffer = vec![0; 4096];
+        loop {
+            let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
+            let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { continue };
+            let (resolver, socket, query) = (Arc::clone(&self), Arc::clone(&socket), buffer[..length].to_vec());
+            tokio::spawn(async move {
+                if let Some(answer) = resolver.answer(query, false).await {
+                    let _ = socket.send_to(&answer, from).await;
+                }
+                drop(permit);
+            });
+        }
+    }
+
+    async fn serve_tcp(self: Arc<Self>, listener: TcpListener, permits: Arc<Semaphore>) {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else { continue };
+            let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { continue };
+            let resolver = Arc::clone(&self);
+            tokio::spawn(async move {
+                let _ = resolver.converse(stream).await;
+                drop(permit);
+            });
+        }
+    }
+
+    async fn converse(&self, mut stream: TcpStream) -> io::Result<()> {
+        loop {
+            let read = async {
+                let mut query = vec![0; usize::from(stream.read_u16().await?)];
+                stream.read_exact(&mut query).await?;
+                io::Result::Ok(query)
+            };
+            let query = tokio::time::timeout(TCP_IDLE, read).await??;
+            let Some(answer) = self.answer(query, true).await else { return Ok(()) };
+            let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
+            stream.write_all(&[&length.to_be_bytes()[..], &answer].concat()).await?;
+        }
+    }
+
+    async fn answer(&self, query: Vec<u8>, tcp: bool) -> Option<Vec<u8>> {
+        let question = dns_wire::question(&query)?;
+        let known: Option<Vec<Ipv4Addr>> = self.services.borrow().addresses(&question.name);
+        if let Some(addresses) = known {
+            let addresses = if question.kind == A { addresses } else { Vec::new() };
+            return Some(dns_wire::answer(&query, &question, NO_ERROR, &addresses));
+        }
+        // Search domains make every outside name pass here first; the machine's resolver knows none of these.
+        let ours = question.name.strip_suffix(&self.domain).is_some_and(|head| head.is_empty() || head.ends_with('.'));
+        if ours || !question.name.contains('.') {
+            return Some(dns_wire::answer(&query, &question, NO_SUCH_NAME, &[]));
+        }
+        match self.dialler.dns(query.clone(), tcp).await {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                tracing::debug!(name = question.name, %error, "the machine's resolver did not answer");
+                Some(dns_wire::answer(&query, &question, SERVER_FAILURE, &[]))
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! What is to run: one value for each replica of each workload.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use meltemi_redirect::{Cidr, Exempt, SidecarPlan, plan};
+use meltemi_types::Labels;
+use serde::{Deserialize, Serialize};
+
+/// Namespace and name of one replica: the pod's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct WorkloadKey {
+    /// Namespace.
+    pub namespace: String,
+    /// The pod's name, `NAME-<i>`.
+    pub pod: String,
+}
+
+impl fmt::Display for WorkloadKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.pod)
+    }
+}
+
+/// What stands beside the application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyKind {
+    /// No sidecar, no capture.
+    None,
+    /// The mesh's own proxy.
+    Meltemi,
+    /// Stock Envoy.
+    Envoy,
+}
+
+/// One replica.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct WorkloadSpec {
+    pub(crate) key: WorkloadKey,
+    /// The Deployment's name, or the name given to `run`.
+    pub(crate) workload: String,
+    pub(crate) origin: Origin,
+    pub(crate) service_account: String,
+    pub(crate) labels: Labels,
+    pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) proxy: ProxyKind,
+    /// Gateways have a proxy and no application.
+    pub(crate) app: Option<Program>,
+    pub(crate) ports: Vec<ContainerPort>,
+    /// The container as its object names it.
+    pub(crate) container: String,
+    pub(crate) image: String,
+}
+
+/// Who wants it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// A Deployment of the configuration.
+    Deployment,
+    /// `meltemi run`.
+    Run,
+    /// A gateway that the node brings.
+    Gateway,
+}
+
+/// A program of this machine. An empty first word means this binary.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Program {
+    pub(crate) argv: Vec<String>,
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) cwd: Option<PathBuf>,
+}
+
+/// A port that a container declares.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerPort {
+    /// Its name, possibly empty.
+    pub name: String,
+    /// Its number.
+    pub number: u16,
+    /// `TCP` or `UDP`.
+    pub protocol: String,
+}
+
+impl WorkloadSpec {
+    pub(crate) fn is_gateway(&self) -> bool {
+        self.origin == Origin::Gateway
+    }
+
+    pub(crate) fn is_meshed(&self) -> bool {
+        self.proxy != ProxyKind::None
+    }
+
+    /// Capture rules, with Istio's annotations for exceptions; and what of them could not be read.
+    pub(crate) fn capture(&self) -> (SidecarPlan, Vec<String>) {
+        let mut plan = SidecarPlan::new(Exempt::Mark(plan::PROXY_MARK));
+        let mut problems = Vec::new();
+        let value = |suffix: &str| {
+            let name = format!("traffic.sidecar.istio.io/{suffix}");
+            self.annotations.get(&name).map(|text| (name, text.trim()))
+        };
+        let mut read_ports = |found: Option<(String, &str)>| -> Option<Vec<u16>> {
+            let (name, text) = found?;
+            list(text, &name, "port", &mut problems)
+        };
+        if let Some(ports) = read_ports(value("excludeInboundPorts")) {
+            plan.exclude_inbound_ports.extend(ports);
+        }
+        if let Some(found) = value("includeInboundPorts").filter(|(_, text)| *text != "*") {
+            plan.include_inbound_ports = read_ports(Some(found)).or(plan.include_inbound_ports);
+        }
+        plan.exclude_outbound_ports.extend(read_ports(value("excludeOutboundPorts")).unwrap_or_default());
+        plan.include_outbound_ports.extend(read_ports(value("includeOutboundPorts")).unwrap_or_default());
+        if let Some((name, text)) = value("includeOutboundIPRanges").filter(|(_, text)| *text != "*") {
+            plan.include_outbound = list::<Cidr>(text, &name, "address block", &mut problems).or(plan.include_outbound);
+        }
+        if let Some((name, text)) = value("excludeOutboundIPRanges") {
+            plan.exclude_outbound = list(text, &name, "address block", &mut problems).unwrap_or_default();
+        }
+        (plan, problems)
+    }
+}
+
+fn list<T: std::str::FromStr>(text: &str, name: &str, what: &str, problems: &mut Vec<String>) -> Option<Vec<T>> {
+    let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+    match words.map(|word| word.parse().map_err(|_| word)).collect() {
+        Ok(values) => Some(values),
+        Err(word) => {
+            problems.push(format!("annotation {name}: {word:?} is no {what}; the annotation is ignored"));
+            None
+        }
+    }
+}

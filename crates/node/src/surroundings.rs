@@ -1,0 +1,51 @@
+//! Files that a workload finds under other content than the machine has: resolver, hosts, name service switch.
+
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use crate::config::ROUTER;
+
+/// Writes the files of one workload below `folder`; answers what is to be shown where.
+pub(crate) fn write(folder: &Path, namespace: &str, pod: &str, address: Ipv4Addr) -> io::Result<Vec<(PathBuf, PathBuf)>> {
+    fs::create_dir_all(folder)?;
+    let machine = fs::read_to_string("/etc/nsswitch.conf").unwrap_or_default();
+    let files = [
+        ("/etc/resolv.conf", resolv_conf(namespace)),
+        ("/etc/hosts", format!("127.0.0.1\tlocalhost\n{address}\t{pod}\n")),
+        ("/etc/nsswitch.conf", nsswitch(&machine)),
+    ];
+    let mut shown = Vec::new();
+    for (target, text) in files {
+        let source = folder.join(target.rsplit('/').next().unwrap_or(target));
+        fs::write(&source, text)?;
+        shown.push((source, PathBuf::from(target)));
+    }
+    Ok(shown)
+}
+
+fn resolv_conf(namespace: &str) -> String {
+    // As on Kubernetes. A captured workload's queries never arrive at the router: its sidecar answers in its place.
+    format!("nameserver {ROUTER}\nsearch {namespace}.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n")
+}
+
+/// The machine's own, with names looked up by DNS alone: a local resolver daemon is asked over a Unix socket, which no
+/// network namespace stops, and it knows nothing of the mesh.
+fn nsswitch(machine: &str) -> String {
+    let others = machine.lines().filter(|line| !line.trim_start().starts_with("hosts:"));
+    let mut out: String = others.flat_map(|line| [line, "\n"]).collect();
+    out.push_str("hosts: files dns\n");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_go_by_dns_alone() {
+        assert_eq!(nsswitch("passwd: files\nhosts: files resolve [!UNAVAIL=return] dns\n"), "passwd: files\nhosts: files dns\n");
+        assert!(resolv_conf("shop").contains("search shop.svc.cluster.local svc.cluster.local cluster.local"));
+    }
+}

@@ -1,0 +1,154 @@
+//! The few system calls that have no safe wrapper: forking, signals, and handing file descriptors to a child.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::process::Command;
+
+use rustix::process::Pid;
+
+/// Which side of a fork this is.
+pub(crate) enum Fork {
+    /// The new process.
+    Child,
+    /// The old one, with the new one's id.
+    Parent(Pid),
+}
+
+/// Forks a process that has one thread.
+pub(crate) fn fork() -> io::Result<Fork> {
+    debug_assert_eq!(thread_count(), 1, "forking a process with threads");
+    // SAFETY: the launcher's processes have one thread, so no lock is held by a thread that the child lacks.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        pid => Ok(Fork::Parent(Pid::from_raw(pid).expect("fork answers a positive id"))),
+    }
+}
+
+fn thread_count() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
+}
+
+/// Keeps `fds` open, under their numbers, in the program that `command` starts.
+///
+/// The flag is cleared in the child alone, so that no other child that happens to start now inherits them. The caller
+/// keeps the descriptors open until the command was spawned.
+pub(crate) fn inherit(command: &mut Command, fds: Vec<RawFd>) {
+    use std::os::unix::process::CommandExt as _;
+    // SAFETY: fcntl on numbers that were copied before the fork is async-signal-safe.
+    unsafe {
+        command.pre_exec(move || {
+            for fd in &fds {
+                rustix::io::fcntl_setfd(BorrowedFd::borrow_raw(*fd), rustix::io::FdFlags::empty())?;
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Keeps `fd` open across this process's own exec.
+pub(crate) fn keep_across_exec(fd: RawFd) -> io::Result<()> {
+    // SAFETY: used for one call; a number that is not open answers EBADF.
+    Ok(rustix::io::fcntl_setfd(unsafe { BorrowedFd::borrow_raw(fd) }, rustix::io::FdFlags::empty())?)
+}
+
+/// Takes ownership of an inherited descriptor.
+pub(crate) fn inherited(fd: RawFd) -> io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd as _;
+    // SAFETY: used for one call; a number that is not open answers EBADF.
+    rustix::io::fcntl_setfd(unsafe { BorrowedFd::borrow_raw(fd) }, rustix::io::FdFlags::CLOEXEC)?;
+    // SAFETY: the number is open (checked above), was handed to this process by the one that started it, and is taken once.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
+}
+
+/// Blocks every signal in this process; what a parent of one child reads with [`next_signal`].
+pub(crate) fn block_signals() {
+    // SAFETY: the set is initialised by sigfillset; changing the mask of the calling thread has no other condition.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigfillset(&raw mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// Gives signals back their default: nothing blocked, nothing ignored.
+pub(crate) fn reset_signals() {
+    // SAFETY: as above; SIG_DFL is valid for every signal, and refused ones (KILL, STOP) are left alone.
+    unsafe {
+        for signal in 1..32 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// Waits for a blocked signal.
+pub(crate) fn next_signal() -> i32 {
+    loop {
+        // SAFETY: the set is initialised; a null info is allowed.
+        let signal = unsafe {
+            let mut set = std::mem::zeroed();
+            libc::sigfillset(&raw mut set);
+            libc::sigwaitinfo(&raw const set, std::ptr::null_mut())
+        };
+        if signal > 0 {
+            return signal;
+        }
+    }
+}
+
+/// Sends a signal by number, to a process of whatever namespace this process sees.
+pub(crate) fn kill(pid: Pid, signal: i32) {
+    // SAFETY: no memory is involved; an id that is gone answers ESRCH.
+    unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) };
+}
+
+/// Reaps one child that ended: its id and raw wait status. `None` when none has.
+pub(crate) fn reap() -> Option<(Pid, i32)> {
+    let mut status = 0;
+    // SAFETY: status is a valid place for the answer.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+    // 0: none has ended; -1: there is none.
+    (pid > 0).then(|| Pid::from_raw(pid)).flatten().map(|pid| (pid, status))
+}
+
+/// The exit code that a shell would show for a raw wait status.
+pub(crate) fn shell_code(status: i32) -> i32 {
+    if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 128 + libc::WTERMSIG(status) }
+}
+
+/// Ends the process at once, without running anybody's destructors.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit never returns and touches no memory of ours.
+    unsafe { libc::_exit(code) }
+}
+
+/// The index of an interface of the calling thread's network namespace.
+pub(crate) fn interface_index(name: &str) -> io::Result<u32> {
+    let name = std::ffi::CString::new(name)?;
+    // SAFETY: a zero-terminated name that lives through the call.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        index => Ok(index),
+    }
+}
+
+/// Moves the calling thread into a new network namespace.
+pub(crate) fn new_network_namespace() -> io::Result<()> {
+    unshare(rustix::thread::UnshareFlags::NEWNET)
+}
+
+/// Leaves namespaces for new ones.
+pub(crate) fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
+    // SAFETY: only namespaces are unshared, never the table of file descriptors, so nobody's descriptor changes its meaning.
+    Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
+}
+
+/// Watches a descriptor within the runtime.
+pub(crate) fn register(fd: std::os::fd::OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>> {
+    // SAFETY: an OwnedFd keeps its descriptor open, and the same one, for as long as it lives.
+    Ok(unsafe { tokio::io::unix::AsyncFd::register(fd) }?)
+}

@@ -1,0 +1,175 @@
+//! The supervisor: stays in the machine's own namespaces, opens its sockets, starts the node, ends everything.
+
+use std::fs;
+use std::io::{Seek as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{NodeConfig, UpOptions, run_dir, state_dir};
+use crate::dialler::{Server, ServerOptions};
+use crate::events::Event;
+use crate::launch::{NODE_ROLE, TITLE};
+use crate::{fd_socket, sys};
+
+/// How long the node may take to stop before it is killed.
+const STOP_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Runs a mesh until Ctrl-C, SIGTERM, SIGHUP, or a failure; afterwards nothing of it is left.
+///
+/// Called by a process without a runtime, from its main thread: the node dies with the thread that started it.
+///
+/// # Errors
+/// When the mesh cannot start (the message says what is missing and what to do), or the node ended by itself.
+pub fn up(options: UpOptions) -> anyhow::Result<()> {
+    let UpOptions {
+        name,
+        dirs,
+        embedded,
+        images,
+        run_dir: run,
+        state_dir: state,
+        publish_address,
+        publish,
+        dial_map,
+        gateways,
+        control_args,
+        sidecar_args,
+        envoy,
+        mut on_event,
+    } = options;
+    let run = run.unwrap_or_else(|| run_dir(&name));
+    let state = state.unwrap_or_else(|| state_dir(&name));
+    let dirs = dirs
+        .iter()
+        .map(|dir| fs::canonicalize(dir).with_context(|| format!("directory {}", dir.display())))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+
+    private_dir(&state)?;
+    let lock = lock(&state, &name)?;
+    // A supervisor that was killed together with its keeper leaves the folder behind; the lock says nobody uses it.
+    if run.exists() {
+        fs::remove_dir_all(&run).with_context(|| format!("removing what an earlier run left in {}", run.display()))?;
+    }
+    private_dir(&run)?;
+    let config = NodeConfig {
+        name,
+        dirs,
+        images,
+        run_dir: fs::canonicalize(&run)?,
+        state_dir: fs::canonicalize(&state)?,
+        gateways,
+        control_args,
+        sidecar_args,
+        envoy,
+        supervisor: rustix::process::getpid().as_raw_nonzero().get(),
+        channel: -1,
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+    };
+    for dir in [config.pods_dir(), config.objects_dir(), config.applied_dir()] {
+        private_dir(&dir)?;
+    }
+    for (file, text) in &embedded {
+        fs::write(config.objects_dir().join(file), text)?;
+    }
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let server_options = ServerOptions { publish_address, publish, map: dial_map };
+    let outcome = runtime.block_on(supervise(config, server_options, &mut *on_event));
+    drop(runtime);
+    // The keeper has done so already, unless it was killed.
+    let _ = fs::remove_dir_all(&run);
+    if let Some(parent) = run.parent().filter(|p| p.starts_with("/tmp")) {
+        let _ = fs::remove_dir(parent);
+    }
+    drop(lock);
+    outcome
+}
+
+fn private_dir(path: &Path) -> anyhow::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| format!("creating {}", path.display()))
+}
+
+fn lock(state: &Path, name: &str) -> anyhow::Result<fs::File> {
+    let file = fs::File::create(state.join("lock"))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            bail!("the mesh {name:?} is already running on this machine; stop it first, or give this one another name")
+        }
+        Err(e) => Err(e).context("locking the mesh's state folder"),
+    }
+}
+
+async fn supervise(mut config: NodeConfig, options: ServerOptions, on_event: &mut (dyn FnMut(Event) + Send)) -> anyhow::Result<()> {
+    let (ours, theirs) = fd_socket::pair()?;
+    let server = Server::new(ours, options)?;
+    config.channel = theirs.as_raw_fd();
+    let told = json_file(&config)?;
+
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(format!("{TITLE} node {}", config.name)).arg(NODE_ROLE).arg(told.as_raw_fd().to_string());
+    command.stdin(Stdio::null());
+    sys::inherit(&mut command, vec![told.as_raw_fd(), theirs.as_raw_fd()]);
+    let mut child = tokio::process::Command::from(command).spawn().context("starting the node")?;
+    drop((told, theirs));
+
+    let failed = Arc::new(std::sync::Mutex::new(None::<String>));
+    let seen = Arc::clone(&failed);
+    let serving = server.serve(move |event| {
+        if let Event::Failed(why) = &event {
+            *seen.lock().expect("nothing panics while it holds the text") = Some(why.clone());
+        }
+        on_event(event);
+    });
+    tokio::pin!(serving);
+    let (mut interrupt, mut terminate, mut hangup) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+    let asked_to_stop = tokio::select! {
+        _ = interrupt.recv() => true,
+        _ = terminate.recv() => true,
+        _ = hangup.recv() => true,
+        // The node's end of the channel closes when it ends; its exit is looked at below.
+        served = &mut serving => { served.context("channel to the node")?; false }
+    };
+    if asked_to_stop && let Some(pid) = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())) {
+        sys::kill(pid, libc::SIGTERM);
+    }
+    // It may still ask for something while it stops.
+    let stopped = async {
+        tokio::select! {
+            status = child.wait() => status,
+            () = async { let _ = (&mut serving).await; std::future::pending().await }, if asked_to_stop => unreachable!("pending for ever"),
+        }
+    };
+    let ended = tokio::time::timeout(STOP_TIMEOUT, stopped).await;
+    let status = match ended {
+        Ok(status) => status?,
+        Err(_) => {
+            child.kill().await?;
+            child.wait().await?
+        }
+    };
+    if asked_to_stop {
+        return Ok(());
+    }
+    let why = failed.lock().expect("nothing panics while it holds the text").take();
+    bail!("{}", why.unwrap_or_else(|| format!("the node ended by itself ({status})")))
+}
+
+/// A memory file with `value` as JSON, to be inherited.
+pub(crate) fn json_file<T: serde::Serialize>(value: &T) -> anyhow::Result<fs::File> {
+    let fd = rustix::fs::memfd_create("meltemi", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut file = fs::File::from(fd);
+    file.write_all(&serde_json::to_vec(value)?)?;
+    file.rewind()?;
+    Ok(file)
+}

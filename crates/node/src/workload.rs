@@ -1,0 +1,460 @@
+//! One workload: its network, its proxy, its application, from start to end.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsRawFd as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meltemi_redirect::apply;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::api::{PartStatus, Phase, WorkloadStatus};
+use crate::child::{self, Output};
+use crate::config::{CONTROL_PORT, POD_PREFIX, ROUTER};
+use crate::context::Context;
+use crate::desired::POD_IP;
+use crate::launch::{Identity, LaunchSpec};
+use crate::log::Log;
+use crate::netns::{Netns, is_listening};
+use crate::part::{Part, PartEvent};
+use crate::services::Services;
+use crate::spec::{ProxyKind, WorkloadSpec};
+use crate::{links, pods, surroundings};
+
+/// What a program gets to end by itself.
+const GRACE: Duration = Duration::from_secs(2);
+/// A declared port that nobody listens on makes the workload wait this long before it is called ready all the same.
+const LISTEN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What others ask of a workload.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// End; answered when everything is gone.
+    Stop(oneshot::Sender<()>),
+    /// End the application and start it anew.
+    RestartApp,
+    /// End the proxy and start it anew, possibly as another one.
+    RestartProxy(Option<ProxyKind>),
+}
+
+/// The node's view of a running workload.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pub(crate) spec: Arc<WorkloadSpec>,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) status: watch::Receiver<WorkloadStatus>,
+    pub(crate) commands: mpsc::UnboundedSender<Command>,
+    pub(crate) app_log: Arc<Log>,
+    pub(crate) proxy_log: Arc<Log>,
+    pub(crate) netns: Arc<std::sync::OnceLock<Netns>>,
+}
+
+/// Starts a workload.
+pub(crate) fn start(context: Arc<Context>, spec: WorkloadSpec, address: Ipv4Addr) -> Handle {
+    let spec = Arc::new(spec);
+    let folder = context.config.run_dir.join("workloads").join(format!("{}_{}", spec.key.namespace, spec.key.pod));
+    let (app_log, proxy_log) = (Log::new(&folder.join("app.log")), Log::new(&folder.join("proxy.log")));
+    let (commands, orders) = mpsc::unbounded_channel();
+    let (status, seen) = watch::channel(WorkloadStatus::new(&spec, address));
+    let netns = Arc::new(std::sync::OnceLock::new());
+    let workload = Workload {
+        proxy_kind: spec.proxy,
+        spec: Arc::clone(&spec),
+        address,
+        folder,
+        app_log: Arc::clone(&app_log),
+        proxy_log: Arc::clone(&proxy_log),
+        netns: Arc::clone(&netns),
+        files: Vec::new(),
+        app: Part::default(),
+        proxy: Part::default(),
+        proxy_ready: false,
+        app_ready: false,
+        message: None,
+        created: context.now(),
+        written: None,
+        status,
+        context,
+    };
+    tokio::spawn(workload.run(orders));
+    Handle { spec, address, status: seen, commands, app_log, proxy_log, netns }
+}
+
+struct Workload {
+    context: Arc<Context>,
+    spec: Arc<WorkloadSpec>,
+    proxy_kind: ProxyKind,
+    address: Ipv4Addr,
+    folder: PathBuf,
+    app_log: Arc<Log>,
+    proxy_log: Arc<Log>,
+    netns: Arc<std::sync::OnceLock<Netns>>,
+    files: Vec<(PathBuf, PathBuf)>,
+    app: Part,
+    proxy: Part,
+    proxy_ready: bool,
+    app_ready: bool,
+    message: Option<String>,
+    created: String,
+    /// Readiness as the pod's file says it.
+    written: Option<bool>,
+    status: watch::Sender<WorkloadStatus>,
+}
+
+impl Workload {
+    async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Command>) {
+        let mut services = self.context.services.clone();
+        if let Err(error) = self.set_up().await {
+            self.message = Some(format!("{error:#}"));
+            self.context.warn(format!("workload {}: {error:#}", self.spec.key)).await;
+            self.publish();
+            // Nothing to run; wait to be told to go.
+            while let Some(order) = orders.recv().await {
+                if let Command::Stop(done) = order {
+                    self.tear_down(done);
+                    return;
+                }
+            }
+            return;
+        }
+        if self.spec.is_meshed() {
+            self.proxy.start_now();
+        } else {
+            self.apply_services(&services.borrow_and_update().clone());
+            self.proxy_ready = true;
+            self.app.start_now();
+        }
+        let mut control = self.context.control_ready.clone();
+        loop {
+            self.publish();
+            let has_control = *control.borrow_and_update();
+            let awaits_proxy = self.spec.is_meshed() && self.proxy.is_running() && !self.proxy_ready;
+            let awaits_app = self.app.is_running() && !self.app_ready;
+            tokio::select! {
+                order = orders.recv() => match order {
+                    Some(Command::Stop(done)) => {
+                        self.stop().await;
+                        self.tear_down(done);
+                        return;
+                    }
+                    Some(order) => self.obey(order).await,
+                    None => {
+                        self.stop().await;
+                        return;
+                    }
+                },
+                // Without the control plane's root certificate a proxy could only fail.
+                event = self.proxy.next(), if has_control => match event {
+                    PartEvent::Due => self.start_proxy(),
+                    PartEvent::Exited(status) => {
+                        let why = self.proxy.ended(status).to_owned();
+                        self.proxy_ready = false;
+                        self.proxy_log.write(format!("meltemi: proxy ended: {why}\n").as_bytes());
+                        tracing::warn!(workload = %self.spec.key, why, "proxy ended");
+                    }
+                },
+                _ = control.changed(), if !has_control => {}
+                () = proxy_answers(self.address), if awaits_proxy => {
+                    self.proxy_ready = true;
+                    if self.spec.app.is_some() && !self.app.is_running() && self.app.due.is_none() {
+                        self.app.start_now();
+                    }
+                }
+                event = self.app.next() => match event {
+                    PartEvent::Due => self.start_app(),
+                    PartEvent::Exited(status) => {
+                        let why = self.app.ended(status).to_owned();
+                        self.app_ready = false;
+                        self.app_log.write(format!("meltemi: {} ended: {why}\n", self.spec.container).as_bytes());
+                        tracing::info!(workload = %self.spec.key, why, "application ended");
+                    }
+                },
+                silent = listens(&self.netns, &self.spec), if awaits_app => {
+                    self.app_ready = true;
+                    self.message = silent;
+                }
+                changed = services.changed(), if !self.spec.is_meshed() => {
+                    if changed.is_ok() {
+                        let new = services.borrow_and_update().clone();
+                        self.apply_services(&new);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Network namespace, cable, rules, files.
+    async fn set_up(&mut self) -> anyhow::Result<()> {
+        use anyhow::Context as _;
+        let netns = Netns::create().context("creating its network namespace")?;
+        // Left over from a workload of this name that has just ended.
+        let _ = links::disconnect_workload(self.address);
+        links::connect_workload(&netns, self.address, POD_PREFIX, ROUTER).context("connecting it to the bridge")?;
+        if self.spec.is_meshed() && !self.spec.is_gateway() {
+            let (plan, problems) = self.spec.capture();
+            for problem in problems {
+                self.context.warn(format!("workload {}: {problem}", self.spec.key)).await;
+            }
+            netns.run(|| apply(&plan.rules()).map_err(std::io::Error::other)).context("applying its capture rules")?;
+        }
+        self.files = surroundings::write(&self.folder.join("etc"), &self.spec.key.namespace, &self.spec.key.pod, self.address)
+            .context("writing its resolver's files")?;
+        let _ = self.netns.set(netns);
+        Ok(())
+    }
+
+    fn apply_services(&self, services: &Services) {
+        let Some(netns) = self.netns.get() else { return };
+        let rules = services.rule_set();
+        if let Err(error) = netns.run(|| apply(&rules).map_err(std::io::Error::other)) {
+            tracing::warn!(workload = %self.spec.key, %error, "services are not reachable by their addresses");
+        }
+    }
+
+    fn start_proxy(&mut self) {
+        self.proxy_ready = false;
+        match self.try_start_proxy() {
+            Ok(child) => self.proxy.started(child),
+            Err(error) => {
+                self.proxy_log.write(format!("meltemi: cannot start: {error:#}\n").as_bytes());
+                self.proxy.failed(format!("{error:#}"));
+            }
+        }
+    }
+
+    fn try_start_proxy(&self) -> anyhow::Result<tokio::process::Child> {
+        use anyhow::Context as _;
+        let netns = self.netns.get().context("it has no network namespace")?;
+        let token = self.context.token(&self.spec)?;
+        let own = self.folder.join("proxy");
+        std::fs::create_dir_all(&own)?;
+        let role = if self.spec.is_gateway() { "gateway" } else { "sidecar" };
+        let spec = LaunchSpec {
+            argv: proxy_arguments(&self.context, &self.spec, self.proxy_kind, self.address, &own, token.as_raw_fd()),
+            title: Some(format!("meltemi: {role} {}", self.spec.key.pod)),
+            env: self.context.base_env.clone().into_iter().collect(),
+            netns: Some(netns.raw()),
+            files: self.files.clone(),
+            keep: vec![token.as_raw_fd()],
+            ..LaunchSpec::default()
+        };
+        child::spawn(&spec, &format!("{role} {}", self.spec.key.pod), Output::Log(Arc::clone(&self.proxy_log)))
+    }
+
+    fn start_app(&mut self) {
+        self.app_ready = false;
+        let started = self
+            .netns
+            .get()
+            .and_then(|netns| app_spec(&self.context, &self.spec, self.address, &self.files, netns))
+            .ok_or_else(|| anyhow::anyhow!("it has no program"))
+            .and_then(|spec| child::spawn(&spec, &format!("app {}", self.spec.key.pod), Output::Log(Arc::clone(&self.app_log))));
+        match started {
+            Ok(child) => self.app.started(child),
+            Err(error) => self.app.failed(format!("{error:#}")),
+        }
+    }
+
+    async fn obey(&mut self, order: Command) {
+        match order {
+            Command::Stop(_) => unreachable!("handled by the caller"),
+            Command::RestartApp => {
+                if self.spec.app.is_some() {
+                    if let Some(child) = self.app.take() {
+                        child::stop(child, GRACE).await;
+                    }
+                    self.app_ready = false;
+                    self.app.start_now();
+                }
+            }
+            Command::RestartProxy(kind) => {
+                if self.spec.is_meshed() {
+                    self.proxy_kind = kind.unwrap_or(self.proxy_kind);
+                    self.proxy_ready = false;
+                    self.publish();
+                    if let Some(child) = self.proxy.take() {
+                        child::stop(child, GRACE).await;
+                    }
+                    self.proxy.start_now();
+                }
+            }
+        }
+    }
+
+    async fn stop(&mut self) {
+        pods::remove(&self.context.config.pods_dir(), &self.spec.key);
+        if let Some(app) = self.app.take() {
+            child::stop(app, GRACE).await;
+        }
+        if let Some(proxy) = self.proxy.take() {
+            child::stop(proxy, GRACE).await;
+        }
+    }
+
+    fn tear_down(&self, done: oneshot::Sender<()>) {
+        let _ = links::disconnect_workload(self.address);
+        let _ = std::fs::remove_dir_all(self.folder.join("etc"));
+        let _ = done.send(());
+    }
+
+    fn is_ready(&self) -> bool {
+        self.proxy_ready && (self.spec.app.is_none() || (self.app.is_running() && self.app_ready))
+    }
+
+    /// Tells the control plane and whoever asks.
+    fn publish(&mut self) {
+        let ready = self.is_ready();
+        if self.written != Some(ready) {
+            let dir = self.context.config.pods_dir();
+            match pods::write(&dir, &self.spec, self.address, ready, &self.created) {
+                Ok(()) => self.written = Some(ready),
+                Err(error) => tracing::warn!(workload = %self.spec.key, %error, "the pod's file cannot be written"),
+            }
+        }
+        let part = |part: &Part| PartStatus {
+            running: part.is_running(),
+            pid: part.pid(),
+            restarts: part.restarts,
+            last_exit: part.last_exit.clone(),
+        };
+        let phase = match () {
+            () if self.netns.get().is_none() => Phase::Failed,
+            () if self.app.is_crashing() || self.proxy.is_crashing() => Phase::BackOff,
+            () if ready => Phase::Running,
+            () => Phase::Starting,
+        };
+        let new = WorkloadStatus {
+            phase,
+            ready,
+            proxy_kind: self.proxy_kind,
+            app: self.spec.app.as_ref().map(|_| part(&self.app)),
+            proxy: self.spec.is_meshed().then(|| part(&self.proxy)),
+            message: self.message.clone(),
+            ..WorkloadStatus::new(&self.spec, self.address)
+        };
+        self.status.send_if_modified(|old| {
+            let changed = *old != new;
+            *old = new;
+            changed
+        });
+    }
+}
+
+/// The launch of the application itself, or of a program in its place.
+pub(crate) fn app_spec(
+    context: &Context,
+    spec: &WorkloadSpec,
+    address: Ipv4Addr,
+    files: &[(PathBuf, PathBuf)],
+    netns: &Netns,
+) -> Option<LaunchSpec> {
+    let program = spec.app.as_ref()?;
+    let mut env = context.app_env(spec);
+    env.extend(program.env.clone());
+    for value in env.values_mut().filter(|value| *value == POD_IP) {
+        *value = address.to_string();
+    }
+    let own = program.argv.first().is_some_and(String::is_empty);
+    Some(LaunchSpec {
+        argv: program.argv.clone(),
+        title: own.then(|| format!("meltemi: {} {}", spec.container, spec.key.pod)),
+        env: env.into_iter().collect(),
+        cwd: program.cwd.clone(),
+        netns: Some(netns.raw()),
+        files: files.to_vec(),
+        // Sockets, logs, keys: an application runs as the same user, and files know no other difference.
+        hide: vec![context.config.run_dir.clone(), context.config.state_dir.clone()],
+        isolate: Some(Identity { uid: context.config.uid, gid: context.config.gid, hostname: spec.key.pod.clone() }),
+        ..LaunchSpec::default()
+    })
+}
+
+/// Command line of a sidecar or gateway.
+pub(crate) fn proxy_arguments(
+    context: &Context,
+    spec: &WorkloadSpec,
+    kind: ProxyKind,
+    address: Ipv4Addr,
+    own_folder: &std::path::Path,
+    token: i32,
+) -> Vec<String> {
+    let labels: Vec<String> =
+        pods::labels(spec).iter().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect();
+    let config = &context.config;
+    let node_type = if spec.is_gateway() { "router" } else { "sidecar" };
+    let id = format!("{node_type}~{address}~{}.{ns}~{ns}.svc.cluster.local", spec.key.pod, ns = spec.key.namespace);
+    let mut argv: Vec<String> = vec![String::new(), "sidecar".into()];
+    let mut flag = |name: &str, value: String| argv.extend([format!("--{name}"), value]);
+    flag("id", id);
+    flag("namespace", spec.key.namespace.clone());
+    flag("service-account", spec.service_account.clone());
+    flag("pod", spec.key.pod.clone());
+    flag("workload", spec.workload.clone());
+    flag("labels", labels.join(","));
+    flag("ip", address.to_string());
+    flag("control", SocketAddr::from((ROUTER, CONTROL_PORT)).to_string());
+    flag("root-cert", config.run_dir.join("root-cert.pem").display().to_string());
+    flag("token-fd", token.to_string());
+    flag("mark", meltemi_redirect::plan::PROXY_MARK.to_string());
+    flag("run-dir", own_folder.display().to_string());
+    if spec.is_gateway() {
+        if let Some(socket) = context.host_socket(spec) {
+            flag("host-socket", socket.display().to_string());
+        }
+        argv.push("--router".into());
+    } else if kind == ProxyKind::Envoy {
+        flag("proxy", "envoy".into());
+        if let Some(envoy) = &config.envoy {
+            flag("envoy-path", envoy.display().to_string());
+        }
+    }
+    argv.extend(config.sidecar_args.iter().cloned());
+    argv
+}
+
+/// Waits until the proxy says that it is ready, on the port that capture leaves alone.
+async fn proxy_answers(address: Ipv4Addr) {
+    let mut pause = Duration::from_millis(10);
+    loop {
+        if tokio::time::timeout(Duration::from_secs(2), ask_ready(address)).await.unwrap_or(false) {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+async fn ask_ready(address: Ipv4Addr) -> bool {
+    let ask = async {
+        let mut stream = TcpStream::connect((address, 15021)).await?;
+        stream.write_all(b"GET /healthz/ready HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").await?;
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).await?;
+        std::io::Result::Ok(&status[8..] == b" 200")
+    };
+    ask.await.unwrap_or(false)
+}
+
+/// Waits until somebody listens on each declared TCP port; answers what is still silent after some patience.
+///
+/// Looks at the kernel's table: a connection would reach the application as a request of nobody's.
+async fn listens(netns: &std::sync::OnceLock<Netns>, spec: &WorkloadSpec) -> Option<String> {
+    let Some(netns) = netns.get() else { return None };
+    let ports: Vec<u16> = spec.ports.iter().filter(|p| p.protocol == "TCP").map(|p| p.number).collect();
+    let until = tokio::time::Instant::now() + LISTEN_PATIENCE;
+    let mut pause = Duration::from_millis(10);
+    loop {
+        let silent = netns.run(|| Ok(ports.iter().copied().find(|port| !is_listening(*port)))).ok().flatten();
+        match silent {
+            None => return None,
+            Some(port) if tokio::time::Instant::now() >= until => {
+                return Some(format!("nobody listens on port {port}, which the container declares"));
+            }
+            Some(_) => tokio::time::sleep(pause).await,
+        }
+        pause = (pause * 2).min(Duration::from_millis(200));
+    }
+}

@@ -1,0 +1,173 @@
+//! Access logs: where lines go, what they hold, which streams they tell of.
+
+use meltemi_filters::format::Template;
+use meltemi_filters::matcher::{Fraction, HeaderMatch, MetadataMatch};
+use meltemi_filters::metadata::Metadata;
+use meltemi_filters::{RequestHead, ResponseFlags};
+
+/// One access log.
+#[derive(Debug)]
+pub struct AccessLog {
+    /// Where lines go.
+    pub sink: LogSink,
+    /// What they hold.
+    pub format: LogFormat,
+    /// Which streams are logged; all if `None`.
+    pub filter: Option<LogFilter>,
+}
+
+/// Where lines go.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum LogSink {
+    /// Standard output (also the file `/dev/stdout`).
+    Stdout,
+    /// Standard error (also the file `/dev/stderr`).
+    Stderr,
+    /// A file.
+    File(Box<str>),
+}
+
+/// What a line holds.
+#[derive(Debug)]
+pub enum LogFormat {
+    /// Text, as it is: the template ends in its own newline.
+    Text(Template),
+    /// A JSON object; each value is a template. A newline follows.
+    Json(JsonFormat),
+}
+
+/// A JSON value with templates in its leaves; fields in order of their names.
+#[derive(Debug)]
+pub enum JsonFormat {
+    /// Fields.
+    Object(Vec<(Box<str>, JsonFormat)>),
+    /// Elements.
+    Array(Vec<JsonFormat>),
+    /// A leaf; one that is a single numeric operator prints as a number.
+    Text(Template),
+    /// A constant that is not text.
+    Constant(serde_json::Value),
+}
+
+/// Envoy's default format for text.
+pub const DEFAULT_FORMAT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
+%RESPONSE_CODE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \
+\"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\"\n";
+
+/// Which streams are logged.
+#[derive(Debug)]
+pub enum LogFilter {
+    /// By HTTP status.
+    Status(Comparison),
+    /// By duration in milliseconds.
+    Duration(Comparison),
+    /// A share of all.
+    Share(Fraction),
+    /// All of these.
+    All(Vec<LogFilter>),
+    /// Any of these.
+    Any(Vec<LogFilter>),
+    /// By a request header.
+    Header(HeaderMatch),
+    /// Streams with one of these flags; with any flag if empty.
+    Flags(ResponseFlags),
+    /// By gRPC status; `exclude` turns it around.
+    Grpc {
+        /// The codes.
+        statuses: Vec<u32>,
+        /// Log the others instead.
+        exclude: bool,
+    },
+    /// By dynamic metadata; `or_missing`: also where it is not there.
+    Metadata {
+        /// The condition.
+        matcher: Box<MetadataMatch>,
+        /// Log where the key is missing.
+        or_missing: bool,
+    },
+    /// Not the proxy's own health checks.
+    NotHealthCheck,
+}
+
+/// A comparison with a constant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Comparison {
+    /// How.
+    pub op: ComparisonOp,
+    /// With what.
+    pub value: u32,
+}
+
+/// How to compare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ComparisonOp {
+    /// Equal.
+    Eq,
+    /// At least.
+    Ge,
+    /// At most.
+    Le,
+    /// Different.
+    Ne,
+}
+
+impl Comparison {
+    fn holds(self, value: u64) -> bool {
+        let wanted = u64::from(self.value);
+        match self.op {
+            ComparisonOp::Eq => value == wanted,
+            ComparisonOp::Ge => value >= wanted,
+            ComparisonOp::Le => value <= wanted,
+            ComparisonOp::Ne => value != wanted,
+        }
+    }
+}
+
+/// What a filter decides on, when a stream or connection has ended.
+#[derive(Debug, Clone, Copy)]
+pub struct LogRecord<'a> {
+    /// The request; `None` for TCP.
+    pub request: Option<&'a RequestHead>,
+    /// The status, 0 if none was sent.
+    pub status: u16,
+    /// Whole milliseconds.
+    pub duration_ms: u64,
+    /// Response flags.
+    pub flags: ResponseFlags,
+    /// The gRPC status, if there is one.
+    pub grpc_status: Option<u32>,
+    /// Dynamic metadata.
+    pub metadata: &'a Metadata,
+    /// A random number, the same for all logs of this stream.
+    pub random: u64,
+}
+
+impl AccessLog {
+    /// Whether this log tells of the stream.
+    pub fn wants(&self, record: &LogRecord<'_>) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter.wants(record))
+    }
+}
+
+impl LogFilter {
+    fn wants(&self, record: &LogRecord<'_>) -> bool {
+        match self {
+            Self::Status(comparison) => comparison.holds(u64::from(record.status)),
+            Self::Duration(comparison) => comparison.holds(record.duration_ms),
+            Self::Share(fraction) => fraction.hits(record.random),
+            Self::All(filters) => filters.iter().all(|filter| filter.wants(record)),
+            Self::Any(filters) => filters.iter().any(|filter| filter.wants(record)),
+            Self::Header(matcher) => record.request.is_some_and(|request| matcher.is_match(request)),
+            Self::Flags(flags) if flags.is_empty() => !record.flags.is_empty(),
+            Self::Flags(flags) => record.flags.intersects(*flags),
+            Self::Grpc { statuses, exclude } => {
+                record.grpc_status.is_some_and(|status| statuses.contains(&status)) != *exclude
+            }
+            Self::Metadata { matcher, or_missing } => match matcher.finds(record.metadata) {
+                true => matcher.is_match(record.metadata),
+                false => *or_missing,
+            },
+            Self::NotHealthCheck => true,
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! Routes: which virtual host and route a request takes, and what the route says.
+//!
+//! [`RouteTable::select`] decides; nothing in it allocates unless a host is longer than 128 bytes or a header that a
+//! condition names occurs twice.
+
+mod action;
+mod hash;
+mod redirect;
+mod retry;
+mod table;
+mod vhost;
+
+pub use action::{
+    Chosen, ClusterChoice, ClusterRef, Forward, HashPolicies, HostRewrite, Mirror, PathRewrite, RouteAction, Timeouts, WeightedCluster,
+    WeightedClusters,
+};
+pub use hash::{CookieSpec, HashOutcome, HashPolicy};
+pub use meltemi_filters::header_ops::{AppendAction, HeaderOps};
+pub use redirect::{DirectResponse, Redirect};
+pub use retry::{AttemptFailure, RetryOn, RetryPolicy};
+pub use table::{Position, RouteContext, RouteDecision, RouteSettings, RouteTable};
+pub use vhost::{PathMatch, Route, RouteMatch, Target, VirtualHost};

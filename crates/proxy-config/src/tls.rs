@@ -1,0 +1,215 @@
+//! Terms of TLS, as plain data: what the proxy hands to the TLS crate once the named secrets are there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use meltemi_filters::matcher::StringMatch;
+
+/// The server side of a filter chain.
+#[derive(Debug, Clone)]
+pub struct DownstreamTls {
+    /// Certificates, versions, ALPN, how peers are verified.
+    pub common: CommonTls,
+    /// Whether a client must present a certificate.
+    pub require_client_certificate: bool,
+    /// Whether a client must send SNI.
+    pub require_sni: bool,
+    /// No resumption by tickets.
+    pub disable_tickets: bool,
+    /// No resumption by session ids.
+    pub disable_sessions: bool,
+}
+
+/// The client side of a cluster or of one of its transport socket matches.
+#[derive(Debug, Clone)]
+pub struct UpstreamTls {
+    /// Certificates, versions, ALPN, how peers are verified.
+    pub common: CommonTls,
+    /// SNI to send; empty sends none.
+    pub sni: Box<str>,
+    /// Send the request's host as SNI instead.
+    pub auto_host_sni: bool,
+    /// The peer's certificate must be for the SNI that was sent.
+    pub auto_sni_san_validation: bool,
+}
+
+/// What both sides share. Source: Envoy `CommonTlsContext`.
+#[derive(Debug, Clone)]
+pub struct CommonTls {
+    /// Our own certificate; empty presents none.
+    pub certificates: Vec<CertificateSource>,
+    /// How the peer is verified.
+    pub validation: Validation,
+    /// Protocols to offer or accept, most wanted first.
+    pub alpn: Arc<[Box<str>]>,
+    /// The lowest version.
+    pub min_version: TlsVersion,
+    /// The highest version.
+    pub max_version: TlsVersion,
+    /// OpenSSL names of cipher suites; empty means the default.
+    pub cipher_suites: Vec<Box<str>>,
+    /// Names of key exchange groups; empty means the default.
+    pub ecdh_curves: Vec<Box<str>>,
+}
+
+/// A version of TLS that this proxy speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    V12,
+    /// TLS 1.3.
+    V13,
+}
+
+/// Where a certificate and its key come from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum CertificateSource {
+    /// A secret that arrives over SDS.
+    Secret(SecretRef),
+    /// Written in the configuration, or in files.
+    Inline {
+        /// The chain in PEM, leaf first.
+        chain: DataSource,
+        /// The private key in PEM.
+        key: DataSource,
+    },
+}
+
+/// A secret by name, and who delivers it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SecretRef {
+    /// For example `default` or `kubernetes://cert`.
+    pub name: Arc<str>,
+    /// From whom.
+    pub source: SecretSource,
+}
+
+/// Who delivers a secret.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum SecretSource {
+    /// The ADS stream.
+    Ads,
+    /// An SDS server that a cluster of the bootstrap names, as `sds-grpc`.
+    Cluster(Arc<str>),
+    /// A secret in the bootstrap's static resources, or a file of discovery responses.
+    Static,
+}
+
+/// Bytes in the configuration or elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum DataSource {
+    /// A file.
+    File(Box<str>),
+    /// The bytes themselves.
+    Inline(Box<[u8]>),
+    /// An environment variable.
+    Environment(Box<str>),
+}
+
+/// How the peer's certificate is verified.
+#[derive(Debug, Clone)]
+pub struct Validation {
+    /// What vouches for the peer. None of them: the peer is not verified.
+    pub trust: Trust,
+    /// Any of these must match a subject alternative name; empty accepts all.
+    pub san_matchers: Vec<SanMatch>,
+    /// Base64 SHA-256 of an accepted public key; empty accepts all.
+    pub spki_pins: Vec<Box<str>>,
+    /// Hexadecimal SHA-256 of an accepted certificate; empty accepts all.
+    pub certificate_pins: Vec<Box<str>>,
+    /// Revoked certificates.
+    pub crl: Option<DataSource>,
+    /// Only the leaf is looked up in the list.
+    pub crl_leaf_only: bool,
+    /// An expired certificate is no reason to refuse.
+    pub allow_expired: bool,
+    /// The chain need not lead to a root; the peer is known by pins or not at all.
+    pub accept_untrusted: bool,
+}
+
+/// Where trust roots come from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Trust {
+    /// Nothing is configured: no verification.
+    None,
+    /// A secret that arrives over SDS, as `ROOTCA`.
+    Secret(SecretRef),
+    /// PEM in the configuration or a file.
+    Inline(DataSource),
+    /// The roots of the public web.
+    System,
+}
+
+/// A condition on one subject alternative name.
+#[derive(Debug, Clone)]
+pub struct SanMatch {
+    /// Which kind of name.
+    pub kind: SanKind,
+    /// The name.
+    pub value: StringMatch,
+}
+
+/// A kind of subject alternative name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SanKind {
+    /// Any kind (Envoy's deprecated untyped matcher).
+    Any,
+    /// A DNS name.
+    Dns,
+    /// A URI, as SPIFFE has it.
+    Uri,
+    /// An IP address.
+    Ip,
+    /// An e-mail address.
+    Email,
+}
+
+/// How to speak to an endpoint.
+#[derive(Debug, Clone)]
+pub enum UpstreamTransport {
+    /// Plaintext.
+    Plaintext,
+    /// TLS.
+    Tls(Arc<UpstreamTls>),
+    /// The PROXY protocol in front of the inner transport; the version is 1 or 2.
+    ProxyProtocol(u8, Box<UpstreamTransport>),
+    /// Through an internal listener.
+    Internal(Box<UpstreamTransport>),
+}
+
+/// How a filter chain is spoken to.
+#[derive(Debug, Clone)]
+pub enum DownstreamTransport {
+    /// Plaintext, or TLS that passes through.
+    Plaintext,
+    /// TLS ends here.
+    Tls(Arc<DownstreamTls>),
+}
+
+impl DownstreamTransport {
+    /// The terms, if TLS ends here.
+    pub fn tls(&self) -> Option<&Arc<DownstreamTls>> {
+        match self {
+            Self::Plaintext => None,
+            Self::Tls(tls) => Some(tls),
+        }
+    }
+}
+
+impl CommonTls {
+    /// Every secret that must arrive before these terms can be used.
+    pub fn secrets(&self) -> impl Iterator<Item = &SecretRef> {
+        let own = self.certificates.iter().filter_map(|certificate| match certificate {
+            CertificateSource::Secret(secret) => Some(secret),
+            CertificateSource::Inline { .. } => None,
+        });
+        let trust = match &self.validation.trust {
+            Trust::Secret(secret) => Some(secret),
+            _ => None,
+        };
+        own.chain(trust)
+    }
+}
+
+/// How long a handshake may take; Envoy's `transport_socket_connect_timeout`, off unless set.
+pub type HandshakeTimeout = Option<Duration>;

@@ -1,0 +1,411 @@
+//! Bodies on their way through: read from one protocol, written to either, in place where that can be.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::task::Poll;
+
+use bytes::Bytes;
+use http::HeaderMap;
+
+use crate::http1::body::{BodyError, BodyReader};
+use crate::http1::input::Input;
+use crate::io::Io;
+
+/// A piece of payload, lent by the reader's buffer or owned.
+#[derive(Debug)]
+pub enum Data<'a> {
+    /// Valid until the reader goes on.
+    Lent(&'a [u8]),
+    /// A piece of its own.
+    Owned(Bytes),
+}
+
+impl Data<'_> {
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Lent(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+
+    /// As an owned piece; copies what is lent.
+    pub fn into_bytes(self) -> Bytes {
+        match self {
+            Self::Lent(bytes) => Bytes::copy_from_slice(bytes),
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+/// A body that comes in.
+#[derive(Debug)]
+pub enum BodyIn<'a> {
+    /// None.
+    Empty,
+    /// From an HTTP/1.1 connection.
+    H1(H1BodyIn<'a>),
+    /// From an HTTP/2 stream.
+    H2(H2BodyIn),
+}
+
+/// See [`BodyIn::H1`].
+#[derive(Debug)]
+pub struct H1BodyIn<'a> {
+    /// The connection.
+    pub io: &'a Io,
+    /// Its unread bytes.
+    pub input: &'a mut Input,
+    /// Where in the body we are.
+    pub reader: &'a mut BodyReader,
+    /// The peer waits for a 100 before it sends. Shared with the writer of the response: a final response that comes
+    /// first makes it pointless.
+    pub wants_continue: &'a Cell<bool>,
+    /// How much the last piece was.
+    pub lent: usize,
+}
+
+/// See [`BodyIn::H2`].
+#[derive(Debug)]
+pub struct H2BodyIn {
+    /// The stream.
+    pub stream: h2::RecvStream,
+    /// Flow control that the last piece holds.
+    pub held: usize,
+}
+
+/// Why a body did not come through.
+#[derive(Debug, thiserror::Error)]
+pub enum PumpError {
+    /// Reading failed.
+    #[error("{0}")]
+    Read(BodyError),
+    /// Writing failed.
+    #[error("{0}")]
+    Write(io::Error),
+}
+
+impl<'a> BodyIn<'a> {
+    /// A body from an HTTP/2 stream; `Empty` if the stream has ended already.
+    pub fn from_h2(stream: h2::RecvStream) -> Self {
+        if stream.is_end_stream() { Self::Empty } else { Self::H2(H2BodyIn { stream, held: 0 }) }
+    }
+
+    /// Whether there is certainly nothing (more) to come.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::H1(body) => body.reader.is_done(),
+            Self::H2(body) => body.stream.is_end_stream(),
+        }
+    }
+
+    /// The next piece; `None` at the end. Cancellation-safe.
+    pub async fn next(&mut self) -> Result<Option<Data<'_>>, BodyError> {
+        match self {
+            Self::Empty => Ok(None),
+            Self::H1(body) => {
+                settle_h1(body);
+                if body.wants_continue.get() && body.input.is_empty() {
+                    body.io.write_all([b"HTTP/1.1 100 Continue\r\n\r\n", b"", b""]).await?;
+                    body.wants_continue.set(false);
+                }
+                let n = body.reader.ready(body.io, body.input).await?;
+                body.lent = n;
+                Ok((n > 0).then(|| Data::Lent(&body.input.bytes()[..n])))
+            }
+            Self::H2(body) => {
+                if body.held > 0 {
+                    // Fails only when the stream is gone, which the next line reports.
+                    let _ = body.stream.flow_control().release_capacity(body.held);
+                    body.held = 0;
+                }
+                match poll_fn(|cx| body.stream.poll_data(cx)).await {
+                    None => Ok(None),
+                    Some(Ok(bytes)) => {
+                        body.held = bytes.len();
+                        Ok(Some(Data::Owned(bytes)))
+                    }
+                    Some(Err(error)) => Err(h2_error(error)),
+                }
+            }
+        }
+    }
+
+    /// The trailers, after the last piece.
+    pub async fn trailers(&mut self) -> Result<Option<HeaderMap>, BodyError> {
+        match self {
+            Self::H2(body) => poll_fn(|cx| body.stream.poll_trailers(cx)).await.map_err(h2_error),
+            Self::Empty | Self::H1(_) => Ok(None),
+        }
+    }
+
+    /// Resolves when the peer is gone after its whole body has been read; never, where that cannot be told.
+    pub async fn gone(&mut self) {
+        if let Self::H1(body) = self {
+            settle_h1(body);
+            if body.reader.is_done()
+                && body.input.is_empty()
+                && matches!(body.input.fill(body.io).await, Ok(0) | Err(_))
+            {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Uses up what was lent last, for whoever stops reading here.
+    pub fn settle(&mut self) {
+        if let Self::H1(body) = self {
+            settle_h1(body);
+        }
+    }
+}
+
+fn settle_h1(body: &mut H1BodyIn<'_>) {
+    if body.lent > 0 {
+        body.reader.consume(body.input, body.lent);
+        body.lent = 0;
+    }
+}
+
+fn h2_error(error: h2::Error) -> BodyError {
+    if error.is_io() {
+        return error.into_io().map_or(BodyError::Truncated, BodyError::Io);
+    }
+    BodyError::Malformed("stream was reset")
+}
+
+/// A body that goes out.
+#[derive(Debug)]
+pub enum BodyOut<'a> {
+    /// Nobody wants it.
+    Discard,
+    /// To an HTTP/1.1 connection.
+    H1 {
+        /// The connection.
+        io: &'a Io,
+        /// A head that waits to go out with the first piece.
+        head: Vec<u8>,
+        /// In chunks.
+        chunked: bool,
+    },
+    /// To an HTTP/2 stream.
+    H2(h2::SendStream<Bytes>),
+}
+
+impl BodyOut<'_> {
+    /// Sends what waits.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        if let Self::H1 { io, head, .. } = self
+            && !head.is_empty()
+        {
+            io.write_all([head, b"", b""]).await?;
+            head.clear();
+        }
+        Ok(())
+    }
+
+    /// Sends one piece.
+    pub async fn data(&mut self, data: Data<'_>) -> io::Result<()> {
+        match self {
+            Self::Discard => Ok(()),
+            Self::H1 { io, head, chunked } => {
+                let bytes = data.as_slice();
+                if bytes.is_empty() {
+                    return Ok(());
+                }
+                if *chunked {
+                    let mut digits = [0_u8; 18];
+                    head.extend_from_slice(chunk_size(bytes.len(), &mut digits));
+                    io.write_all([head, bytes, b"\r\n"]).await?;
+                } else {
+                    io.write_all([head, bytes, b""]).await?;
+                }
+                head.clear();
+                Ok(())
+            }
+            Self::H2(stream) => send_h2(stream, data.into_bytes()).await,
+        }
+    }
+
+    /// Sends the last piece of a body whose end is known with it.
+    pub async fn last(&mut self, data: Data<'_>) -> io::Result<()> {
+        if let Self::H1 { io, head, chunked: true } = self {
+            let bytes = data.as_slice();
+            let mut digits = [0_u8; 18];
+            if bytes.is_empty() {
+                head.extend_from_slice(b"0\r\n\r\n");
+                io.write_all([head, b"", b""]).await?;
+            } else {
+                head.extend_from_slice(chunk_size(bytes.len(), &mut digits));
+                io.write_all([head, bytes, b"\r\n0\r\n\r\n"]).await?;
+            }
+            head.clear();
+            return Ok(());
+        }
+        self.data(data).await?;
+        self.finish(None).await
+    }
+
+    /// Ends the body.
+    pub async fn finish(&mut self, trailers: Option<HeaderMap>) -> io::Result<()> {
+        match self {
+            Self::Discard => Ok(()),
+            Self::H1 { io, head, chunked } => {
+                if *chunked {
+                    head.extend_from_slice(b"0\r\n\r\n");
+                }
+                if !head.is_empty() {
+                    io.write_all([head, b"", b""]).await?;
+                    head.clear();
+                }
+                Ok(())
+            }
+            Self::H2(stream) => match trailers {
+                Some(trailers) => stream.send_trailers(trailers).map_err(gone),
+                None => stream.send_data(Bytes::new(), true).map_err(gone),
+            },
+        }
+    }
+
+    /// Breaks the body off, so that the peer cannot take it for whole.
+    pub fn abort(&mut self, reason: h2::Reason) {
+        if let Self::H2(stream) = self {
+            stream.send_reset(reason);
+        }
+    }
+}
+
+fn chunk_size(n: usize, digits: &mut [u8; 18]) -> &[u8] {
+    digits[16..].copy_from_slice(b"\r\n");
+    let (mut at, mut rest) = (16, n);
+    loop {
+        at -= 1;
+        digits[at] = b"0123456789abcdef"[rest & 15];
+        rest >>= 4;
+        if rest == 0 {
+            return &digits[at..];
+        }
+    }
+}
+
+fn gone(error: h2::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, error)
+}
+
+/// Sends within the peer's flow control.
+async fn send_h2(stream: &mut h2::SendStream<Bytes>, mut bytes: Bytes) -> io::Result<()> {
+    while !bytes.is_empty() {
+        stream.reserve_capacity(bytes.len());
+        let n = match stream.capacity() {
+            0 => match poll_fn(|cx| stream.poll_capacity(cx)).await {
+                Some(Ok(n)) => n,
+                Some(Err(error)) => return Err(gone(error)),
+                None => return Err(io::ErrorKind::BrokenPipe.into()),
+            },
+            n => n,
+        };
+        if n == 0 {
+            continue;
+        }
+        let piece = bytes.split_to(n.min(bytes.len()));
+        stream.send_data(piece, false).map_err(gone)?;
+    }
+    Ok(())
+}
+
+/// A copy of a body's beginning, for a second attempt or a mirror.
+#[derive(Debug)]
+pub struct Tee {
+    /// What went by so far.
+    pub bytes: Vec<u8>,
+    /// How much may be kept.
+    pub limit: usize,
+    /// More went by than may be kept, or nobody wants a copy any more.
+    pub lost: bool,
+    /// The whole body is here.
+    pub whole: bool,
+}
+
+impl Tee {
+    /// Keeps up to `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        Self { bytes: Vec::new(), limit, lost: limit == 0, whole: false }
+    }
+
+    fn see(&mut self, bytes: &[u8]) {
+        if self.lost {
+            return;
+        }
+        if self.bytes.len() + bytes.len() > self.limit {
+            self.give_up();
+        } else {
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
+
+    /// Drops the copy.
+    pub fn give_up(&mut self) {
+        self.lost = true;
+        self.bytes = Vec::new();
+    }
+}
+
+/// Moves a body from one side to the other, to its end.
+pub async fn pump(
+    from: &mut BodyIn<'_>,
+    to: &mut BodyOut<'_>,
+    moved: &Cell<u64>,
+    tee: Option<&RefCell<Tee>>,
+    on_trailers: impl FnOnce(&mut HeaderMap),
+) -> Result<(), PumpError> {
+    loop {
+        let ended = {
+            let mut next = pin!(from.next());
+            let piece = match poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await {
+                Poll::Ready(piece) => piece,
+                Poll::Pending => {
+                    // Nothing there yet: the head must not wait for it.
+                    to.flush().await.map_err(PumpError::Write)?;
+                    next.await
+                }
+            };
+            match piece.map_err(PumpError::Read)? {
+                Some(data) => {
+                    moved.set(moved.get() + data.as_slice().len() as u64);
+                    if let Some(tee) = tee {
+                        tee.borrow_mut().see(data.as_slice());
+                    }
+                    to.data(data).await.map_err(PumpError::Write)?;
+                    false
+                }
+                None => true,
+            }
+        };
+        if ended {
+            let mut trailers = from.trailers().await.map_err(PumpError::Read)?;
+            if let Some(tee) = tee {
+                tee.borrow_mut().whole = true;
+            }
+            if let Some(trailers) = &mut trailers {
+                on_trailers(trailers);
+            }
+            return to.finish(trailers).await.map_err(PumpError::Write);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunk_sizes_are_hexadecimal() {
+        assert_eq!(chunk_size(0, &mut [0; 18]), b"0\r\n");
+        assert_eq!(chunk_size(0xbeef, &mut [0; 18]), b"beef\r\n");
+        assert_eq!(chunk_size(usize::MAX, &mut [0; 18]), b"ffffffffffffffff\r\n");
+    }
+}

@@ -1,0 +1,155 @@
+//! A downstream connection as its worker knows it, and the configuration that its next request runs under.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use meltemi_filters::{Cause, ConnInfo};
+use meltemi_proxy_config::http::{HttpConnectionManager, RouteSource};
+use meltemi_proxy_config::listener::{FilterChain, Listener, Terminal};
+use meltemi_proxy_config::route::RouteTable;
+use tokio::sync::Notify;
+
+use crate::worker::Worker;
+
+/// Why a connection is asked to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DrainReason {
+    /// Its filter chain is gone, or speaks on other terms.
+    ChainChanged,
+    /// Network authorization would refuse it now; the policy, if one denies.
+    Forbidden(Option<Arc<str>>),
+    /// The listener or the proxy drains.
+    Draining,
+}
+
+impl DrainReason {
+    /// As a cause in logs.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::ChainChanged => Cause::Overload("filter chain changed"),
+            Self::Forbidden(policy) => Cause::Policy(policy.clone()),
+            Self::Draining => Cause::Overload("draining"),
+        }
+    }
+}
+
+/// What a request runs under: one version of a filter chain, with its routes.
+#[derive(Debug)]
+pub struct ChainView {
+    /// The worker's configuration that this was looked up in.
+    pub generation: u64,
+    /// The listener.
+    pub listener: Arc<Listener>,
+    /// The chain.
+    pub chain: Arc<FilterChain>,
+    /// The chain's HTTP settings, if it serves HTTP.
+    pub http: Option<Arc<HttpConnectionManager>>,
+    /// Its routes; `None` while a named table has not arrived.
+    pub routes: Option<Arc<RouteTable>>,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct Downstream {
+    /// Unique in the process.
+    pub id: u64,
+    /// Addresses, what was sniffed, who the peer is.
+    pub info: ConnInfo,
+    /// The name of the listener that serves it.
+    pub listener: Arc<str>,
+    /// The chain that serves it.
+    pub chain: Arc<str>,
+    /// When it was accepted.
+    pub since: Instant,
+    /// Requests so far.
+    pub requests: Cell<u64>,
+    view: RefCell<Rc<ChainView>>,
+    drain: RefCell<Option<DrainReason>>,
+    notify: Notify,
+}
+
+impl Downstream {
+    /// A connection that a chain has just taken.
+    pub fn new(id: u64, info: ConnInfo, view: Rc<ChainView>) -> Self {
+        Self {
+            id,
+            info,
+            listener: view.listener.name.clone(),
+            chain: view.chain.name.clone(),
+            since: Instant::now(),
+            requests: Cell::new(0),
+            view: RefCell::new(view),
+            drain: RefCell::default(),
+            notify: Notify::new(),
+        }
+    }
+
+    /// What the next request runs under: the newest version of the chain. If the chain is gone the connection is asked
+    /// to drain, and the last version serves what still comes.
+    pub fn view(&self, worker: &Worker) -> Rc<ChainView> {
+        let current = self.view.borrow().clone();
+        if current.generation == worker.generation() {
+            return current;
+        }
+        match worker.renew(&self.info, &current) {
+            Some(view) => {
+                let view = Rc::new(view);
+                *self.view.borrow_mut() = view.clone();
+                view
+            }
+            None => {
+                self.ask_to_drain(DrainReason::ChainChanged);
+                current
+            }
+        }
+    }
+
+    /// Asks the connection to end in order; the first reason stays.
+    pub fn ask_to_drain(&self, reason: DrainReason) {
+        self.drain.borrow_mut().get_or_insert(reason);
+        self.notify.notify_waiters();
+    }
+
+    /// Whether it was asked to end.
+    pub fn drain_reason(&self) -> Option<DrainReason> {
+        self.drain.borrow().clone()
+    }
+
+    /// Whether it was asked to end; cheap.
+    pub fn is_draining(&self) -> bool {
+        self.drain.borrow().is_some()
+    }
+
+    /// Resolves when it is asked to end.
+    pub async fn draining(&self) {
+        loop {
+            let notified = self.notify.notified();
+            if self.is_draining() {
+                return;
+            }
+            notified.await;
+        }
+    }
+}
+
+impl ChainView {
+    /// Puts a chain and its routes together; `table` finds a named route table.
+    pub fn new(
+        generation: u64,
+        listener: Arc<Listener>,
+        chain: Arc<FilterChain>,
+        table: impl Fn(&str) -> Option<Arc<RouteTable>>,
+    ) -> Self {
+        let http = match &chain.terminal {
+            Terminal::Http(http) => Some(http.clone()),
+            Terminal::Tcp(_) => None,
+        };
+        let routes = http.as_ref().and_then(|http| match &http.routes {
+            RouteSource::Inline(table) => Some(table.clone()),
+            RouteSource::Rds(name) => table(name),
+        });
+        Self { generation, listener, chain, http, routes }
+    }
+}

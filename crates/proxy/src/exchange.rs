@@ -1,0 +1,340 @@
+//! One request and its response, whichever protocols carry them: prepare, filter, route, forward or answer, log.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use meltemi_filters::head::{Known, RequestHead, ResponseHead};
+use meltemi_filters::{Cause, LocalReply, ResponseFlag};
+use meltemi_proxy_config::http::HttpConnectionManager;
+use meltemi_proxy_config::route::{Chosen, RouteContext, RouteDecision};
+
+use crate::body::{BodyIn, Data};
+use crate::downstream::{ChainView, Downstream};
+use crate::info::{LogFacts, StreamInfo};
+use crate::prepare;
+use crate::report;
+use crate::respond::{Follows, Responder};
+use crate::router;
+use crate::steps::{self, Around};
+use crate::worker::Worker;
+
+/// A request that has come.
+#[derive(Debug)]
+pub struct Exchange<'a> {
+    /// The worker.
+    pub worker: &'a Rc<Worker>,
+    /// The connection.
+    pub conn: &'a Rc<Downstream>,
+    /// What it runs under, to its end.
+    pub view: Rc<ChainView>,
+    /// Its head.
+    pub head: &'a mut RequestHead,
+    /// It asks for an upgrade.
+    pub upgrade: bool,
+    /// Its body.
+    pub body: BodyIn<'a>,
+    /// The way back.
+    pub responder: Responder<'a>,
+}
+
+/// How an exchange left the downstream connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// A whole response was sent.
+    Whole,
+    /// A response could not be finished; the connection must not look as if it had been.
+    Broken,
+    /// The connection spoke another protocol and is finished.
+    Switched,
+}
+
+/// What one exchange carries through its stages.
+#[derive(Debug)]
+pub struct Run<'a> {
+    /// The worker.
+    pub worker: &'a Rc<Worker>,
+    /// The connection.
+    pub conn: &'a Rc<Downstream>,
+    /// Configuration.
+    pub view: &'a ChainView,
+    /// HTTP settings.
+    pub http: &'a HttpConnectionManager,
+    /// The record.
+    pub info: StreamInfo,
+    /// The client.
+    pub remote: SocketAddr,
+    /// The response's head, as it was sent.
+    pub response: ResponseHead,
+    /// The response's trailers, if there were any.
+    pub trailers: Option<http::HeaderMap>,
+    /// The upstream is in the mesh.
+    pub in_mesh: bool,
+}
+
+impl<'a> Run<'a> {
+    fn new(worker: &'a Rc<Worker>, conn: &'a Rc<Downstream>, view: &'a ChainView, http: &'a HttpConnectionManager) -> Self {
+        Self {
+            info: StreamInfo::new(worker.random()),
+            remote: conn.info.remote,
+            response: ResponseHead::default(),
+            trailers: None,
+            in_mesh: false,
+            worker,
+            conn,
+            view,
+            http,
+        }
+    }
+
+    /// What filters see beside the heads.
+    pub fn around<'b>(&'b self, decision: Option<&'b RouteDecision<'b>>, cluster: Option<&'b str>) -> Around<'b> {
+        Around {
+            worker: self.worker,
+            conn: &self.conn.info,
+            remote: self.remote,
+            decision,
+            cluster,
+            in_mesh: self.in_mesh,
+        }
+    }
+
+    /// Lets filters and the connection manager finish a response head.
+    pub fn finish_head(&mut self, decision: Option<&RouteDecision<'_>>, request: &RequestHead, is_local: bool) {
+        let mut response = std::mem::take(&mut self.response);
+        let cluster = self.info.cluster.clone();
+        let around = Around {
+            worker: self.worker,
+            conn: &self.conn.info,
+            remote: self.remote,
+            decision,
+            cluster: cluster.as_deref(),
+            in_mesh: self.in_mesh,
+        };
+        steps::response(&self.http.filters, around, request, &mut response, &mut self.info, is_local);
+        prepare::response(self.worker, self.http, request, &mut response);
+        self.info.status = response.status;
+        if let Some(status) = response.fields().known_str(Known::GrpcStatus) {
+            self.info.grpc_status = status.parse().ok();
+        }
+        self.response = response;
+    }
+
+    fn log(&mut self, request: &RequestHead) {
+        let facts = LogFacts {
+            request: Some(request),
+            response: Some(&self.response),
+            trailers: self.trailers.as_ref(),
+            ..LogFacts::new(&self.info, self.conn, self.view)
+        };
+        self.worker.log(&self.http.access_logs, &self.info, facts);
+        report::http(self, request);
+    }
+}
+
+/// Serves one request to its end.
+pub async fn serve(exchange: Exchange<'_>) -> Ended {
+    let Exchange { worker, conn, view, head, upgrade, body, responder } = exchange;
+    let Some(http) = view.http.clone() else { return Ended::Broken };
+    let mut run = Run::new(worker, conn, &view, &http);
+    run.info.protocol = Some(head.version);
+    let ended = stages(&mut run, head, upgrade, body, responder).await;
+    run.log(head);
+    ended
+}
+
+async fn stages(
+    run: &mut Run<'_>,
+    head: &mut RequestHead,
+    upgrade: bool,
+    body: BodyIn<'_>,
+    mut responder: Responder<'_>,
+) -> Ended {
+    if body.is_empty() {
+        run.info.request_end.set(Some(run.info.start));
+    }
+    match prepare::request(run.worker, run.http, run.conn, head) {
+        Ok(client) => run.remote = client.remote,
+        Err(reply) => return answer(run, None, head, responder, *reply).await,
+    }
+    let table = run.view.routes.clone();
+    let decision = table.as_ref().and_then(|table| {
+        let context =
+            RouteContext { random: run.info.random, metadata: &run.info.state.metadata, conn: Some(&run.conn.info) };
+        table.select(head, &context)
+    });
+    if let Some(decision) = &decision {
+        run.info.route = Some(decision.route.name.clone());
+        run.info.host = Some(decision.host.name.clone());
+    }
+    let named = match decision.as_ref().map(|decision| decision.chosen) {
+        Some(Chosen::Forward(forward)) => match forward.cluster_name() {
+            Some(name) => Some(name.clone()),
+            None => forward.cluster(head).map(Into::into),
+        },
+        _ => None,
+    };
+    run.in_mesh = named.as_deref().is_some_and(|name| report::is_in_mesh(run.worker, name));
+    {
+        let around = Around {
+            worker: run.worker,
+            conn: &run.conn.info,
+            remote: run.remote,
+            decision: decision.as_ref(),
+            cluster: named.as_deref(),
+            in_mesh: run.in_mesh,
+        };
+        if let Err(reply) = steps::request(&run.http.filters, around, head, &mut run.info).await {
+            return answer(run, decision.as_ref(), head, responder, *reply).await;
+        }
+    }
+    let Some(decision) = decision else {
+        let table = table.as_ref().map_or_else(|| "(not yet there)".into(), |table| table.name.clone());
+        let reply = LocalReply::new(404, "", "route_not_found", Cause::NoRoute(table)).flagged(ResponseFlag::NoRouteFound);
+        return answer(run, None, head, responder, reply).await;
+    };
+    match decision.chosen {
+        Chosen::Forward(forward) => {
+            let Some(cluster) = named else {
+                let cause = Cause::NoCluster("(header missing)".into());
+                let reply = LocalReply::new(forward.action.cluster_not_found_status, "", "cluster_not_found", cause)
+                    .flagged(ResponseFlag::NoClusterFound);
+                return answer(run, Some(&decision), head, responder, reply).await;
+            };
+            let plan = router::Plan { decision: &decision, forward, cluster_name: cluster, upgrade };
+            match router::forward(run, &plan, head, body, &mut responder).await {
+                Ok(ended) => ended,
+                Err(reply) => answer(run, Some(&decision), head, responder, *reply).await,
+            }
+        }
+        Chosen::Redirect(redirect) => {
+            let location = redirect.location(head, &decision.route.matcher.path);
+            let reply = LocalReply::new(redirect.status, "", "direct_response", Cause::Route(decision.route.name.clone()))
+                .header("location", location);
+            answer(run, Some(&decision), head, responder, reply).await
+        }
+        Chosen::Direct(direct) => {
+            let cause = Cause::Route(decision.route.name.clone());
+            let reply = LocalReply::new(direct.status, direct.body.clone(), "direct_response", cause);
+            answer(run, Some(&decision), head, responder, reply).await
+        }
+        Chosen::NonForwarding => {
+            let cause = Cause::Route(decision.route.name.clone());
+            let reply = LocalReply::new(404, "", "non_forwarding_action", cause);
+            answer(run, Some(&decision), head, responder, reply).await
+        }
+    }
+}
+
+/// Sends a local reply.
+async fn answer(
+    run: &mut Run<'_>,
+    decision: Option<&RouteDecision<'_>>,
+    head: &RequestHead,
+    mut responder: Responder<'_>,
+    reply: LocalReply,
+) -> Ended {
+    run.info.note(&reply);
+    let mut body = reply.body.clone();
+    run.response.clear();
+    run.response.status = reply.status;
+    if head.is_grpc() {
+        // Errors of gRPC travel as status, not as body: a response of trailers only.
+        run.response.status = 200;
+        run.response.append("content-type", b"application/grpc");
+        let status = reply.grpc_status.unwrap_or_else(|| grpc_of_http(reply.status));
+        run.response.append("grpc-status", status.to_string().as_bytes());
+        if !body.is_empty() {
+            run.response.append("grpc-message", percent(&body).as_bytes());
+        }
+        body = Bytes::new();
+    } else {
+        if !body.is_empty() {
+            run.response.append("content-type", b"text/plain");
+        }
+        if !matches!(reply.status, 204 | 304) {
+            run.response.append("content-length", body.len().to_string().as_bytes());
+        }
+    }
+    for (name, value) in &reply.headers {
+        run.response.set(name, value);
+    }
+    if let Some(decision) = decision
+        && matches!(decision.chosen, Chosen::Direct(_) | Chosen::Redirect(_))
+    {
+        router::apply_response_headers(run, decision, head);
+    }
+    run.finish_head(decision, head, true);
+    let follows = match head.method() == "HEAD" || matches!(reply.status, 204 | 304) {
+        true => Follows::Nothing,
+        false if body.is_empty() => Follows::Empty,
+        false => Follows::Body,
+    };
+    let sent = async {
+        let mut out = responder.start(&mut run.response, follows)?;
+        if follows == Follows::Body {
+            run.info.sent.set(body.len() as u64);
+            out.last(Data::Owned(body)).await
+        } else {
+            out.finish(None).await
+        }
+    };
+    match sent.await {
+        Ok(()) => Ended::Whole,
+        Err(_) => {
+            run.info.state.flags.insert(ResponseFlag::DownstreamConnectionTermination);
+            Ended::Broken
+        }
+    }
+}
+
+/// Answers what never became a request.
+pub async fn reply_only(
+    worker: &Rc<Worker>,
+    conn: &Rc<Downstream>,
+    view: Rc<ChainView>,
+    head: &mut RequestHead,
+    responder: Responder<'_>,
+    reply: LocalReply,
+) {
+    let Some(http) = view.http.clone() else { return };
+    let mut run = Run::new(worker, conn, &view, &http);
+    run.info.protocol = Some(head.version);
+    answer(&mut run, None, head, responder, reply).await;
+    run.log(head);
+}
+
+/// Source: gRPC "HTTP to gRPC status code mapping".
+pub fn grpc_of_http(status: u16) -> u32 {
+    match status {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502 | 503 | 504 => 14,
+        _ => 2,
+    }
+}
+
+/// gRPC's percent encoding of messages.
+fn percent(text: &[u8]) -> String {
+    use std::fmt::Write;
+    text.iter().fold(String::with_capacity(text.len()), |mut out, byte| {
+        match byte {
+            0x20..=0x7e if *byte != b'%' => out.push(char::from(*byte)),
+            // Writing to a String cannot fail.
+            _ => _ = write!(out, "%{byte:02X}"),
+        }
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_messages_are_percent_encoded() {
+        assert_eq!(percent("a b%\u{e9}\n".as_bytes()), "a b%25%C3%A9%0A");
+    }
+}

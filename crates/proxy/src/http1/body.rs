@@ -1,0 +1,249 @@
+//! Bodies of HTTP/1.1 messages, piece by piece and in place.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use super::codec::Framing;
+use super::input::Input;
+use crate::io::Io;
+
+/// Chunk extensions of one message, all together.
+const MAX_EXTENSION_BYTES: usize = 16 * 1024;
+/// The trailer section.
+const MAX_TRAILER_BYTES: usize = 16 * 1024;
+
+/// Why a body could not be read to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The connection failed.
+    #[error("connection failed: {0}")]
+    Io(#[from] io::Error),
+    /// The connection ended too early.
+    #[error("connection ended before the body did")]
+    Truncated,
+    /// The peer broke the protocol.
+    #[error("malformed body: {0}")]
+    Malformed(&'static str),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Digits of a chunk size.
+    Size { digits: u8, size: u64 },
+    /// After the digits, up to CR.
+    Extension { size: u64 },
+    /// LF after a chunk size line.
+    SizeLf { size: u64 },
+    /// Inside a chunk, or a body of known length.
+    Data { left: u64, chunked: bool },
+    /// CR after a chunk.
+    DataCr,
+    /// LF after a chunk.
+    DataLf,
+    /// The trailer section.
+    Trailers,
+    UntilClose,
+    Done,
+}
+
+/// Where in a body we are. The bytes stay in the connection's [`Input`].
+#[derive(Debug)]
+pub struct BodyReader {
+    state: State,
+    extension_bytes: usize,
+}
+
+impl BodyReader {
+    /// At the beginning of a body.
+    pub fn new(framing: Framing) -> Self {
+        let state = match framing {
+            Framing::Empty | Framing::Length(0) => State::Done,
+            Framing::Length(left) => State::Data { left, chunked: false },
+            Framing::Chunked => State::Size { digits: 0, size: 0 },
+            Framing::UntilClose => State::UntilClose,
+        };
+        Self { state, extension_bytes: 0 }
+    }
+
+    /// Whether the whole body has been used up.
+    pub fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    /// Makes payload available at the beginning of `input`: so many bytes, 0 at the end of the body.
+    pub fn poll_ready(&mut self, cx: &mut Context<'_>, io: &Io, input: &mut Input) -> Poll<Result<usize, BodyError>> {
+        loop {
+            match self.advance(input)? {
+                Some(n) => return Poll::Ready(Ok(n)),
+                None => {
+                    if ready!(input.poll_fill(cx, io))? == 0 {
+                        if self.state == State::UntilClose {
+                            self.state = State::Done;
+                            return Poll::Ready(Ok(0));
+                        }
+                        return Poll::Ready(Err(BodyError::Truncated));
+                    }
+                }
+            }
+        }
+    }
+
+    /// See [`BodyReader::poll_ready`]; cancellation-safe.
+    pub async fn ready(&mut self, io: &Io, input: &mut Input) -> Result<usize, BodyError> {
+        poll_fn(|cx| self.poll_ready(cx, io, input)).await
+    }
+
+    /// Uses up `n` bytes of what [`BodyReader::poll_ready`] promised.
+    pub fn consume(&mut self, input: &mut Input, n: usize) {
+        input.consume(n);
+        if let State::Data { left, chunked } = self.state {
+            let left = left.saturating_sub(n as u64);
+            self.state = match (left, chunked) {
+                (0, true) => State::DataCr,
+                (0, false) => State::Done,
+                _ => State::Data { left, chunked },
+            };
+        }
+    }
+
+    /// Works through framing bytes. `None`: more bytes are needed.
+    fn advance(&mut self, input: &mut Input) -> Result<Option<usize>, BodyError> {
+        loop {
+            match self.state {
+                State::Done => return Ok(Some(0)),
+                State::UntilClose => {
+                    let n = input.bytes().len();
+                    return Ok((n > 0).then_some(n));
+                }
+                State::Data { left, .. } => {
+                    let n = input.bytes().len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                    return Ok((n > 0).then_some(n));
+                }
+                State::Trailers => return self.trailers(input),
+                _ => {}
+            }
+            let Some(&byte) = input.bytes().first() else { return Ok(None) };
+            self.state = self.framing_byte(byte)?;
+            input.consume(1);
+        }
+    }
+
+    fn framing_byte(&mut self, byte: u8) -> Result<State, BodyError> {
+        Ok(match (self.state, byte) {
+            (State::Size { digits, size }, b) if b.is_ascii_hexdigit() => {
+                // 15 digits are an exabyte; a 17th would overflow.
+                if digits == 15 {
+                    return Err(BodyError::Malformed("chunk size overflows"));
+                }
+                let digit = (b as char).to_digit(16).unwrap_or_default();
+                State::Size { digits: digits + 1, size: size * 16 + u64::from(digit) }
+            }
+            (State::Size { digits: 0, .. }, _) => return Err(BodyError::Malformed("chunk size is missing")),
+            (State::Size { size, .. } | State::Extension { size }, b'\r') => State::SizeLf { size },
+            (State::Size { size, .. }, b';' | b' ' | b'\t') => State::Extension { size },
+            (State::Extension { size }, b) if b == b'\t' || (b >= 0x20 && b != 0x7f) => {
+                self.extension_bytes += 1;
+                if self.extension_bytes > MAX_EXTENSION_BYTES {
+                    return Err(BodyError::Malformed("chunk extensions are too long"));
+                }
+                State::Extension { size }
+            }
+            (State::SizeLf { size: 0 }, b'\n') => State::Trailers,
+            (State::SizeLf { size }, b'\n') => State::Data { left: size, chunked: true },
+            (State::DataCr, b'\r') => State::DataLf,
+            (State::DataLf, b'\n') => State::Size { digits: 0, size: 0 },
+            _ => return Err(BodyError::Malformed("bad chunk framing")),
+        })
+    }
+
+    /// Trailers are checked and dropped: Envoy does not forward them over HTTP/1.1 either.
+    fn trailers(&mut self, input: &mut Input) -> Result<Option<usize>, BodyError> {
+        let bytes = input.bytes();
+        if bytes.starts_with(b"\r\n") {
+            input.consume(2);
+            self.state = State::Done;
+            return Ok(Some(0));
+        }
+        match memchr::memmem::find(bytes, b"\r\n\r\n") {
+            Some(end) => {
+                let mut fields = [httparse::EMPTY_HEADER; 64];
+                let whole = &bytes[..end + 4];
+                let bare = memchr::memchr_iter(b'\n', whole).any(|lf| lf == 0 || whole[lf - 1] != b'\r');
+                match httparse::parse_headers(whole, &mut fields) {
+                    Ok(httparse::Status::Complete(_)) if !bare => {}
+                    _ => return Err(BodyError::Malformed("bad trailers")),
+                }
+                input.consume(end + 4);
+                self.state = State::Done;
+                Ok(Some(0))
+            }
+            None if bytes.len() > MAX_TRAILER_BYTES => Err(BodyError::Malformed("trailers are too long")),
+            None => Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use meltemi_net::Buffers;
+
+    use super::*;
+
+    fn decode(pieces: &[&[u8]], framing: Framing) -> Result<(Vec<u8>, Vec<u8>), BodyError> {
+        let mut reader = BodyReader::new(framing);
+        let (mut payload, mut waiting) = (Vec::new(), Vec::new());
+        for piece in pieces {
+            waiting.extend_from_slice(piece);
+            let mut input = Input::new(Buffers::new(64), std::mem::take(&mut waiting));
+            loop {
+                match reader.advance(&mut input)? {
+                    Some(0) => return Ok((payload, input.take())),
+                    Some(n) => {
+                        payload.extend_from_slice(&input.bytes()[..n]);
+                        reader.consume(&mut input, n);
+                    }
+                    None => break,
+                }
+            }
+            waiting = input.take();
+        }
+        Err(BodyError::Truncated)
+    }
+
+    #[test]
+    fn chunks_come_out_whole_however_they_are_cut() {
+        let text = b"4;x=y\r\nWiki\r\nA\r\npedia in  \r\n0\r\nx: y\r\n\r\nNEXT";
+        let bytes: Vec<&[u8]> = text.chunks(1).collect();
+        let (payload, _) = decode(&bytes, Framing::Chunked).expect("well formed");
+        assert_eq!(payload, b"Wikipedia in  ");
+        let (payload, rest) = decode(&[text], Framing::Chunked).expect("well formed");
+        assert_eq!((payload.as_slice(), rest.as_slice()), (&b"Wikipedia in  "[..], &b"NEXT"[..]));
+    }
+
+    #[test]
+    fn bad_chunks_are_refused() {
+        let long = format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(1 << 20));
+        for bad in [
+            "g\r\n",
+            "\r\n",
+            "1\na\n0\n\n",
+            "1\r\nab\r\n0\r\n\r\n",
+            "11111111111111111\r\n",
+            "-1\r\n",
+            "1 \0\r\n",
+            "0\r\nx y\r\n\r\n",
+            "0\r\nx: y\nz: z\r\n\r\n",
+            long.as_str(),
+        ] {
+            let result = decode(&[bad.as_bytes()], Framing::Chunked);
+            assert!(matches!(result, Err(BodyError::Malformed(_))), "{:?}: {result:?}", &bad[..bad.len().min(30)]);
+        }
+    }
+
+    #[test]
+    fn a_length_is_exact() {
+        let (payload, rest) = decode(&[b"ab", b"cdNEXT"], Framing::Length(4)).expect("enough");
+        assert_eq!((payload.as_slice(), rest.as_slice()), (&b"abcd"[..], &b"NEXT"[..]));
+    }
+}

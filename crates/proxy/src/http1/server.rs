@@ -1,0 +1,231 @@
+//! Serves one downstream HTTP/1.1 connection: request after request, in order.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use meltemi_filters::head::RequestHead;
+use meltemi_filters::{Cause, LocalReply, ResponseFlag};
+use tokio::time::Instant;
+
+use super::body::BodyReader;
+use super::codec::{self, Limits, Refusal, RequestTerms};
+use super::input::Input;
+use crate::body::{BodyIn, H1BodyIn};
+use crate::downstream::Downstream;
+use crate::exchange::{self, Exchange, Ended};
+use crate::io::Io;
+use crate::respond::{H1Responder, Responder};
+use crate::timer::LazyTimer;
+use crate::worker::Worker;
+
+/// What is left of a request body after its response is read and thrown away up to here; beyond, the connection ends.
+const DRAIN_BYTES: usize = 64 * 1024;
+/// How long reading that may take, and how long a closing connection waits for the peer to close.
+const LINGER: Duration = Duration::from_secs(1);
+
+enum Next {
+    Request(RequestTerms),
+    Refused(Refusal),
+    /// Nothing was lost by closing: the peer closed, or was idle for too long, or the connection drains.
+    Quiet,
+    /// A head did not become whole in time.
+    Slow,
+}
+
+/// Serves until the connection ends. `first` was read already.
+pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<u8>) {
+    let mut input = Input::new(worker.buffers.clone(), first);
+    let mut timer = LazyTimer::default();
+    let mut head = worker.take_head();
+    loop {
+        let view = conn.view(&worker);
+        let Some(http) = view.http.clone() else { break };
+        let limits = Limits {
+            head_bytes: http.max_head_bytes as usize,
+            fields: http.max_head_fields as usize,
+            http10: http.http1.accept_http_10,
+        };
+        let waits = Waits { idle: http.idle_timeout, headers: http.request_headers_timeout };
+        let terms = match next(&conn, &io, &mut input, &mut timer, &limits, waits, &mut head).await {
+            Next::Request(terms) => terms,
+            Next::Quiet => break,
+            Next::Refused(refusal) => {
+                refuse(&worker, &conn, &io, head, refusal).await;
+                linger(&io, &mut input).await;
+                return;
+            }
+            Next::Slow => {
+                let refusal = Refusal { status: 408, details: "request_header_timeout" };
+                refuse(&worker, &conn, &io, head, refusal).await;
+                linger(&io, &mut input).await;
+                return;
+            }
+        };
+        // The head may have been long in coming: what it runs under is the newest.
+        let view = conn.view(&worker);
+        conn.requests.set(conn.requests.get() + 1);
+        let limit = http.max_requests_per_connection;
+        let last = limit > 0 && conn.requests.get() >= u64::from(limit);
+        let keep_alive = Cell::new(terms.keep_alive && !last && !conn.is_draining());
+        let wants_continue = Cell::new(terms.expects_continue && terms.framing != codec::Framing::Empty);
+        let mut reader = BodyReader::new(terms.framing);
+        let http10 = head.version == meltemi_filters::head::HttpVersion::Http10;
+        let buffers = worker.buffers.clone();
+        let ended = exchange::serve(Exchange {
+            worker: &worker,
+            conn: &conn,
+            view,
+            head: &mut head,
+            upgrade: terms.upgrade,
+            body: BodyIn::H1(H1BodyIn {
+                io: &io,
+                input: &mut input,
+                reader: &mut reader,
+                wants_continue: &wants_continue,
+                lent: 0,
+            }),
+            responder: Responder::H1(H1Responder {
+                io: &io,
+                keep_alive: &keep_alive,
+                wants_continue: &wants_continue,
+                http10,
+                buffers: &buffers,
+            }),
+        })
+        .await;
+        match ended {
+            Ended::Whole if keep_alive.get() => {
+                // The next request must not be read from this one's body.
+                if !reader.is_done() && !drain(&io, &mut input, &mut reader).await {
+                    break;
+                }
+            }
+            Ended::Whole => {
+                let _ = io.shutdown().await;
+                linger(&io, &mut input).await;
+                break;
+            }
+            Ended::Broken => {
+                io.with(|stream| meltemi_net::socket::reset_on_close(stream.socket()));
+                break;
+            }
+            Ended::Switched => break,
+        }
+    }
+    worker.give_head(head);
+    let _ = tokio::time::timeout(LINGER, io.shutdown()).await;
+}
+
+#[derive(Clone, Copy)]
+struct Waits {
+    idle: Option<Duration>,
+    headers: Option<Duration>,
+}
+
+async fn next(
+    conn: &Downstream,
+    io: &Io,
+    input: &mut Input,
+    timer: &mut LazyTimer,
+    limits: &Limits,
+    waits: Waits,
+    head: &mut RequestHead,
+) -> Next {
+    let mut scanned = 0;
+    let mut started = None;
+    let asked = Instant::now();
+    let mut draining = std::pin::pin!(conn.draining());
+    loop {
+        if !input.is_empty() {
+            match codec::read_request(input.bytes(), &mut scanned, limits, head) {
+                Ok(Some((n, terms))) => {
+                    input.consume(n);
+                    return Next::Request(terms);
+                }
+                Ok(None) => {}
+                Err(refusal) => return Next::Refused(refusal),
+            }
+            started.get_or_insert_with(Instant::now);
+        }
+        let deadline = match started {
+            Some(started) => waits.headers.map(|wait| started + wait),
+            None => waits.idle.map(|wait| asked + wait),
+        };
+        let filled = poll_fn(|cx| {
+            if let Poll::Ready(filled) = input.poll_fill(cx, io) {
+                return Poll::Ready(Ok(filled));
+            }
+            if started.is_none() && std::future::Future::poll(draining.as_mut(), cx).is_ready() {
+                return Poll::Ready(Err(false));
+            }
+            timer.poll(cx, deadline).map(|()| Err(started.is_some()))
+        })
+        .await;
+        match filled {
+            Ok(Ok(0) | Err(_)) => return Next::Quiet,
+            Ok(Ok(_)) => {}
+            Err(true) => return Next::Slow,
+            Err(false) => return Next::Quiet,
+        }
+    }
+}
+
+/// Answers what is not a request, logs it like one, and lets the caller close.
+async fn refuse(worker: &Rc<Worker>, conn: &Rc<Downstream>, io: &Io, mut head: RequestHead, refusal: Refusal) {
+    let reply = LocalReply::new(
+        refusal.status,
+        meltemi_filters::head::reason(refusal.status),
+        refusal.details,
+        Cause::Protocol(refusal.details.into()),
+    )
+    .flagged(ResponseFlag::DownstreamProtocolError);
+    let (keep_alive, wants_continue) = (Cell::new(false), Cell::new(false));
+    let buffers = worker.buffers.clone();
+    let responder = Responder::H1(H1Responder {
+        io,
+        keep_alive: &keep_alive,
+        wants_continue: &wants_continue,
+        http10: false,
+        buffers: &buffers,
+    });
+    let view = conn.view(worker);
+    exchange::reply_only(worker, conn, view, &mut head, responder, reply).await;
+}
+
+/// Reads what is left of a body; `false` if it is too much or too slow.
+async fn drain(io: &Io, input: &mut Input, reader: &mut BodyReader) -> bool {
+    let mut left = DRAIN_BYTES;
+    let drained = tokio::time::timeout(LINGER, async {
+        loop {
+            match reader.ready(io, input).await {
+                Ok(0) => return true,
+                Ok(n) if n <= left => {
+                    left -= n;
+                    reader.consume(input, n);
+                }
+                _ => return false,
+            }
+        }
+    });
+    drained.await.unwrap_or(false)
+}
+
+/// Waits for the peer to close after our answer: closing with unread bytes would reset it away (RFC 9112 §9.6).
+async fn linger(io: &Io, input: &mut Input) {
+    let mut left = DRAIN_BYTES;
+    let _ = tokio::time::timeout(LINGER, async {
+        let _ = io.shutdown().await;
+        loop {
+            let n = input.bytes().len();
+            input.consume(n);
+            left = left.saturating_sub(n);
+            if left == 0 || matches!(input.fill(io).await, Ok(0) | Err(_)) {
+                return;
+            }
+        }
+    })
+    .await;
+}

@@ -1,0 +1,164 @@
+//! An HTTP/2 connection to an upstream, shared by the streams of one worker.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use tokio::task::JoinHandle;
+
+use crate::io::Stream;
+
+/// Settings of upstream connections.
+#[derive(Debug, Clone)]
+pub struct H2Settings {
+    /// Window of a stream.
+    pub stream_window: u32,
+    /// Window of the connection.
+    pub connection_window: u32,
+    /// Decoded size of a response head.
+    pub head_bytes: u32,
+    /// PING so often.
+    pub keepalive_interval: Option<Duration>,
+    /// A PING must be answered by then.
+    pub keepalive_timeout: Duration,
+}
+
+impl Default for H2Settings {
+    fn default() -> Self {
+        Self {
+            stream_window: 256 * 1024,
+            connection_window: 1024 * 1024,
+            head_bytes: 60 * 1024,
+            keepalive_interval: None,
+            keepalive_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// A connection. Dropping the last handle ends it once its streams have ended.
+#[derive(Debug)]
+pub struct H2Connection {
+    send: SendRequest<Bytes>,
+    state: Rc<State>,
+    driver: JoinHandle<()>,
+    /// Requests that it has carried.
+    pub requests: Cell<u32>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    closed: Cell<bool>,
+    active: Cell<u32>,
+}
+
+/// Counts one stream for as long as it lives.
+#[derive(Debug)]
+pub struct ActiveStream(Rc<State>);
+
+impl Drop for ActiveStream {
+    fn drop(&mut self) {
+        self.0.active.set(self.0.active.get().saturating_sub(1));
+    }
+}
+
+impl H2Connection {
+    /// Speaks the preface on a connected stream and starts the connection's task. `guard` lives as long as the
+    /// connection does.
+    pub async fn start<G: std::fmt::Debug + 'static>(
+        stream: Stream,
+        settings: &H2Settings,
+        guard: G,
+    ) -> io::Result<Rc<Self>> {
+        let mut builder = h2::client::Builder::new();
+        builder
+            .initial_window_size(settings.stream_window)
+            .initial_connection_window_size(settings.connection_window)
+            .max_header_list_size(settings.head_bytes)
+            .enable_push(false)
+            .max_concurrent_reset_streams(64);
+        let (send, mut connection) = builder.handshake::<_, Bytes>(stream).await.map_err(other)?;
+        let state = Rc::new(State::default());
+        let ended = state.clone();
+        let mut ping = settings.keepalive_interval.and_then(|interval| Some((interval, connection.ping_pong()?)));
+        let timeout = settings.keepalive_timeout;
+        let driver = tokio::task::spawn_local(async move {
+            let _guard = guard;
+            match &mut ping {
+                None => {
+                    if let Err(error) = connection.await {
+                        tracing::debug!(%error, "upstream HTTP/2 connection ended");
+                    }
+                }
+                Some((interval, ping)) => {
+                    tokio::select! {
+                        _ = &mut connection => {}
+                        () = keep_alive(ping, *interval, timeout) => tracing::debug!("upstream HTTP/2 keepalive failed"),
+                    }
+                }
+            }
+            ended.closed.set(true);
+        });
+        Ok(Rc::new(Self { send, state, driver, requests: Cell::new(0) }))
+    }
+
+    /// Whether it takes new streams at all.
+    pub fn is_open(&self) -> bool {
+        !self.state.closed.get() && !self.driver.is_finished()
+    }
+
+    /// Streams that are open now.
+    pub fn active(&self) -> u32 {
+        self.state.active.get()
+    }
+
+    /// How many streams the peer allows at a time.
+    pub fn allowed(&self) -> usize {
+        self.send.current_max_send_streams()
+    }
+
+    /// Opens a stream. Fails if the connection is going away: then nothing was sent.
+    pub async fn open(
+        &self,
+        request: http::Request<()>,
+        end: bool,
+    ) -> Result<(ResponseFuture, h2::SendStream<Bytes>, ActiveStream), h2::Error> {
+        self.state.active.set(self.state.active.get() + 1);
+        let active = ActiveStream(self.state.clone());
+        let mut send = match self.send.clone().ready().await {
+            Ok(send) => send,
+            Err(error) => {
+                // GOAWAY or end of the connection: nobody else should try it.
+                self.state.closed.set(true);
+                return Err(error);
+            }
+        };
+        let (response, body) = send.send_request(request, end)?;
+        self.requests.set(self.requests.get() + 1);
+        Ok((response, body, active))
+    }
+
+    /// Takes it out of service; its streams go on.
+    pub fn retire(&self) {
+        self.state.closed.set(true);
+    }
+}
+
+async fn keep_alive(ping: &mut h2::PingPong, interval: Duration, timeout: Duration) {
+    loop {
+        tokio::time::sleep(interval).await;
+        match tokio::time::timeout(timeout, ping.ping(h2::Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            _ => return,
+        }
+    }
+}
+
+fn other(error: h2::Error) -> io::Error {
+    if error.is_io() {
+        return error.into_io().unwrap_or_else(|| io::ErrorKind::Other.into());
+    }
+    io::Error::other(error)
+}

@@ -1,0 +1,376 @@
+//! What becomes known of a request or connection on its way, for logs, metrics and the cause of its end.
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use meltemi_filters::format::{Fact, Facts, Head, MetadataOf, Moment};
+use meltemi_filters::head::{HttpVersion, RequestHead, ResponseHead};
+use meltemi_filters::http::StreamState;
+use meltemi_filters::metadata::Value;
+use meltemi_filters::{Cause, LocalReply, ResponseFlag};
+
+use crate::downstream::{ChainView, Downstream};
+
+/// The record of one request or TCP connection.
+#[derive(Debug)]
+pub struct StreamInfo {
+    /// When it began, for durations.
+    pub start: Instant,
+    /// When it began, for people.
+    pub start_time: SystemTime,
+    /// `None` for TCP.
+    pub protocol: Option<HttpVersion>,
+    /// The status that was sent; 0 before.
+    pub status: u16,
+    /// `grpc-status`, from head or trailers.
+    pub grpc_status: Option<u32>,
+    /// What filters share: flags, metadata, peers.
+    pub state: StreamState,
+    /// `%RESPONSE_CODE_DETAILS%`.
+    pub details: Cow<'static, str>,
+    /// `%CONNECTION_TERMINATION_DETAILS%`.
+    pub termination: Cow<'static, str>,
+    /// What caused a local reply or refusal.
+    pub cause: Option<Cause>,
+    /// Body bytes from the downstream.
+    pub received: Cell<u64>,
+    /// Body bytes to the downstream.
+    pub sent: Cell<u64>,
+    /// The route's name.
+    pub route: Option<Arc<str>>,
+    /// The virtual host's name.
+    pub host: Option<Arc<str>>,
+    /// The cluster.
+    pub cluster: Option<Arc<str>>,
+    /// The endpoint.
+    pub upstream: Option<SocketAddr>,
+    /// Our end of the upstream connection.
+    pub upstream_local: Option<SocketAddr>,
+    /// Who the endpoint proved to be.
+    pub upstream_principal: Option<Arc<str>>,
+    /// Why a transport failed.
+    pub transport_failure: String,
+    /// Attempts so far.
+    pub attempts: u32,
+    /// When the whole request had arrived.
+    pub request_end: Cell<Option<Instant>>,
+    /// When the response head had arrived.
+    pub response_start: Option<Instant>,
+    /// One random number for all decisions on it.
+    pub random: u64,
+    /// gRPC messages to the upstream and back, if somebody counts them.
+    pub messages: (u64, u64),
+}
+
+impl StreamInfo {
+    /// Begins now.
+    pub fn new(random: u64) -> Self {
+        Self {
+            start: Instant::now(),
+            start_time: SystemTime::now(),
+            protocol: None,
+            status: 0,
+            grpc_status: None,
+            state: StreamState::default(),
+            details: Cow::Borrowed(""),
+            termination: Cow::Borrowed(""),
+            cause: None,
+            received: Cell::new(0),
+            sent: Cell::new(0),
+            route: None,
+            host: None,
+            cluster: None,
+            upstream: None,
+            upstream_local: None,
+            upstream_principal: None,
+            transport_failure: String::new(),
+            attempts: 0,
+            request_end: Cell::new(None),
+            response_start: None,
+            random,
+            messages: (0, 0),
+        }
+    }
+
+    /// Notes what a local reply says.
+    pub fn note(&mut self, reply: &LocalReply) {
+        if let Some(flag) = reply.flag {
+            self.state.flags.insert(flag);
+        }
+        self.details = reply.details.clone();
+        self.cause = Some(reply.cause.clone());
+    }
+
+    /// Notes an end without reply.
+    pub fn end(&mut self, flag: ResponseFlag, details: impl Into<Cow<'static, str>>, cause: Option<Cause>) {
+        self.state.flags.insert(flag);
+        self.details = details.into();
+        if cause.is_some() {
+            self.cause = cause;
+        }
+    }
+}
+
+/// Everything a log line can name.
+#[derive(Clone, Copy)]
+pub struct LogFacts<'a> {
+    /// The record.
+    pub info: &'a StreamInfo,
+    /// `None` for TCP.
+    pub request: Option<&'a RequestHead>,
+    /// `None` before a response.
+    pub response: Option<&'a ResponseHead>,
+    /// Trailers of the response.
+    pub trailers: Option<&'a http::HeaderMap>,
+    /// The connection.
+    pub conn: &'a Downstream,
+    /// Its configuration.
+    pub view: &'a ChainView,
+    raw: bool,
+}
+
+impl<'a> LogFacts<'a> {
+    /// Of a request or connection.
+    pub fn new(info: &'a StreamInfo, conn: &'a Downstream, view: &'a ChainView) -> Self {
+        Self { info, request: None, response: None, trailers: None, conn, view, raw: false }
+    }
+
+    /// For a writer that escapes by itself.
+    pub fn unescaped(self) -> Self {
+        Self { raw: true, ..self }
+    }
+}
+
+impl std::fmt::Debug for LogFacts<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LogFacts").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+/// Bytes from the wire must not forge a line: quotes, backslashes and what does not print become `\xNN`.
+fn escape(value: &[u8]) -> Cow<'_, [u8]> {
+    let plain = |b: &u8| (0x20..0x7f).contains(b) && *b != b'"' && *b != b'\\';
+    if value.iter().all(plain) {
+        return Cow::Borrowed(value);
+    }
+    let mut out = Vec::with_capacity(value.len() + 8);
+    for byte in value {
+        if plain(byte) {
+            out.push(*byte);
+        } else {
+            // Writing to memory cannot fail.
+            let _ = write!(out, "\\x{byte:02x}");
+        }
+    }
+    Cow::Owned(out)
+}
+
+fn millis(duration: Duration, out: &mut Vec<u8>) -> bool {
+    put(duration.as_millis(), out)
+}
+
+fn put(value: impl std::fmt::Display, out: &mut Vec<u8>) -> bool {
+    // Writing to memory cannot fail.
+    write!(out, "{value}").is_ok()
+}
+
+fn put_text(value: &str, out: &mut Vec<u8>) -> bool {
+    out.extend_from_slice(value.as_bytes());
+    !value.is_empty()
+}
+
+impl Facts for LogFacts<'_> {
+    fn header(&self, head: Head, name: &str) -> Option<Cow<'_, [u8]>> {
+        let value = match head {
+            Head::Request => Cow::Borrowed(self.request?.get(name)?),
+            Head::Response => self.response?.get(name)?,
+            Head::Trailer => Cow::Borrowed(self.trailers?.get(name)?.as_bytes()),
+        };
+        Some(match (self.raw, value) {
+            (true, value) => value,
+            (false, Cow::Borrowed(value)) => escape(value),
+            (false, Cow::Owned(value)) => Cow::Owned(escape(&value).into_owned()),
+        })
+    }
+
+    fn fact(&self, fact: Fact, out: &mut Vec<u8>) -> bool {
+        let info = self.info;
+        let conn = &self.conn.info;
+        let tls = conn.tls.as_deref();
+        let address = |address: Option<SocketAddr>, out: &mut Vec<u8>| address.is_some_and(|address| put(address, out));
+        let ip = |address: Option<SocketAddr>, out: &mut Vec<u8>| address.is_some_and(|a| put(a.ip(), out));
+        let port = |address: Option<SocketAddr>, out: &mut Vec<u8>| address.is_some_and(|a| put(a.port(), out));
+        let joined = |names: Option<&Vec<String>>, out: &mut Vec<u8>| names.is_some_and(|n| put_text(&n.join(","), out));
+        match fact {
+            Fact::Protocol => info.protocol.is_some_and(|version| put(version.as_str(), out)),
+            Fact::ResponseCode => put(info.status, out),
+            Fact::ResponseCodeDetails => put_text(&info.details, out),
+            Fact::ConnectionTerminationDetails => put_text(&info.termination, out),
+            Fact::ResponseFlags => put(info.state.flags, out),
+            Fact::ResponseFlagsLong => {
+                let names: Vec<_> = info.state.flags.iter().map(ResponseFlag::long).collect();
+                put_text(&names.join(","), out)
+            }
+            Fact::BytesReceived => put(info.received.get(), out),
+            Fact::BytesSent => put(info.sent.get(), out),
+            Fact::Duration => millis(info.start.elapsed(), out),
+            Fact::RequestDuration => {
+                info.request_end.get().is_some_and(|end| millis(end.saturating_duration_since(info.start), out))
+            }
+            Fact::ResponseDuration => {
+                info.response_start.is_some_and(|at| millis(at.saturating_duration_since(info.start), out))
+            }
+            Fact::ResponseTxDuration => info.response_start.is_some_and(|at| millis(at.elapsed(), out)),
+            Fact::UpstreamHost | Fact::UpstreamRemoteAddress => address(info.upstream, out),
+            Fact::UpstreamRemoteAddressWithoutPort => ip(info.upstream, out),
+            Fact::UpstreamRemotePort => port(info.upstream, out),
+            Fact::UpstreamCluster | Fact::UpstreamClusterRaw => {
+                info.cluster.as_ref().is_some_and(|cluster| put_text(cluster, out))
+            }
+            Fact::UpstreamLocalAddress => address(info.upstream_local, out),
+            Fact::UpstreamLocalAddressWithoutPort => ip(info.upstream_local, out),
+            Fact::UpstreamLocalPort => port(info.upstream_local, out),
+            Fact::UpstreamTransportFailureReason => put_text(&info.transport_failure, out),
+            Fact::UpstreamRequestAttemptCount => put(info.attempts, out),
+            Fact::UpstreamPeerUriSan => {
+                info.upstream_principal.as_ref().is_some_and(|principal| put(format_args!("spiffe://{principal}"), out))
+            }
+            Fact::DownstreamRemoteAddress => address(Some(conn.remote), out),
+            Fact::DownstreamRemoteAddressWithoutPort => ip(Some(conn.remote), out),
+            Fact::DownstreamRemotePort => port(Some(conn.remote), out),
+            Fact::DownstreamDirectRemoteAddress => address(Some(conn.direct_remote), out),
+            Fact::DownstreamDirectRemoteAddressWithoutPort => ip(Some(conn.direct_remote), out),
+            Fact::DownstreamDirectRemotePort => port(Some(conn.direct_remote), out),
+            Fact::DownstreamLocalAddress => address(Some(conn.local), out),
+            Fact::DownstreamLocalAddressWithoutPort => ip(Some(conn.local), out),
+            Fact::DownstreamLocalPort => port(Some(conn.local), out),
+            Fact::DownstreamTlsCipher => tls.is_some_and(|tls| put_text(&tls.cipher, out)),
+            Fact::DownstreamTlsVersion => tls.is_some_and(|tls| put_text(tls.version, out)),
+            Fact::DownstreamPeerSubject => tls.is_some_and(|tls| put_text(&tls.subject, out)),
+            Fact::DownstreamPeerIssuer => tls.is_some_and(|tls| put_text(&tls.issuer, out)),
+            Fact::DownstreamPeerUriSan => joined(tls.map(|tls| &tls.uri_sans), out),
+            Fact::DownstreamPeerDnsSan => joined(tls.map(|tls| &tls.dns_sans), out),
+            Fact::DownstreamPeerFingerprint256 => tls.is_some_and(|tls| put_text(&tls.fingerprint, out)),
+            Fact::DownstreamLocalUriSan => joined(tls.map(|tls| &tls.local_uri_sans), out),
+            Fact::RequestedServerName => conn.server_name.as_ref().is_some_and(|name| {
+                out.extend_from_slice(&escape(name.as_bytes()));
+                true
+            }),
+            Fact::ConnectionId => put(self.conn.id, out),
+            Fact::RouteName => info.route.as_ref().is_some_and(|name| put_text(name, out)),
+            Fact::FilterChainName => put_text(&self.conn.chain, out),
+            Fact::GrpcStatusNumber => info.grpc_status.is_some_and(|status| put(status, out)),
+            Fact::GrpcStatus => info.grpc_status.is_some_and(|status| put_text(grpc_name(status), out)),
+            // `%LOCAL_REPLY_BODY%` has no use in a log; here it tells the cause.
+            Fact::LocalReplyBody => info.cause.as_ref().is_some_and(|cause| put(cause, out)),
+            _ => false,
+        }
+    }
+
+    fn time(&self, moment: Moment, format: &str, out: &mut Vec<u8>) -> bool {
+        let at = match moment {
+            Moment::Start => self.info.start_time,
+            Moment::EmitLog => SystemTime::now(),
+            _ => return false,
+        };
+        write_time(at, format, out);
+        true
+    }
+
+    fn metadata(&self, of: MetadataOf, filter: &str, path: &[Box<str>]) -> Option<&Value> {
+        match of {
+            MetadataOf::Dynamic => self.info.state.metadata.at(filter, path),
+            MetadataOf::Listener => self.view.listener.metadata.at(filter, path),
+            MetadataOf::ListenerFilterChain => self.view.chain.metadata.at(filter, path),
+            _ => None,
+        }
+    }
+}
+
+/// The name of a gRPC status.
+pub fn grpc_name(status: u32) -> &'static str {
+    const NAMES: [&str; 17] = [
+        "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists",
+        "PermissionDenied", "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented",
+        "Internal", "Unavailable", "DataLoss", "Unauthenticated",
+    ];
+    NAMES.get(status as usize).copied().unwrap_or("InvalidCode")
+}
+
+/// Writes UTC by a strftime pattern: the conversions that log formats use. Empty is Envoy's own,
+/// `%Y-%m-%dT%H:%M:%S.%3fZ`.
+pub fn write_time(at: SystemTime, format: &str, out: &mut Vec<u8>) {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let format = if format.is_empty() { "%Y-%m-%dT%H:%M:%S.%3fZ" } else { format };
+    let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    let (year, month, day) = civil(days);
+    let mut rest = format;
+    while let Some(at) = rest.find('%') {
+        out.extend_from_slice(&rest.as_bytes()[..at]);
+        rest = &rest[at + 1..];
+        let Some(first) = rest.chars().next() else { break };
+        let mut used = first.len_utf8();
+        let nanos = since.subsec_nanos();
+        let _ = match first {
+            'Y' => write!(out, "{year:04}"),
+            'm' => write!(out, "{month:02}"),
+            'd' => write!(out, "{day:02}"),
+            'H' => write!(out, "{:02}", seconds / 3600),
+            'M' => write!(out, "{:02}", seconds / 60 % 60),
+            'S' => write!(out, "{:02}", seconds % 60),
+            'F' => write!(out, "{year:04}-{month:02}-{day:02}"),
+            'T' => write!(out, "{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60),
+            'z' => write!(out, "+0000"),
+            'Z' => write!(out, "UTC"),
+            's' => write!(out, "{}", since.as_secs()),
+            'f' => write!(out, "{nanos:09}"),
+            '%' => write!(out, "%"),
+            digit if digit.is_ascii_digit() && rest[used..].starts_with('f') => {
+                used += 1;
+                let digits = digit.to_digit(10).unwrap_or(9).clamp(1, 9);
+                write!(out, "{:0width$}", nanos / 10_u32.pow(9 - digits), width = digits as usize)
+            }
+            other => write!(out, "%{other}"),
+        };
+        rest = &rest[used..];
+    }
+    out.extend_from_slice(rest.as_bytes());
+}
+
+/// Days since 1970 as year, month and day. Howard Hinnant, "chrono-compatible low-level date algorithms".
+fn civil(days: u64) -> (u64, u64, u64) {
+    let z = days + 719_468;
+    let (era, doe) = (z / 146_097, z % 146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    (yoe + era * 400 + u64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_utc() {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_709_210_096_007);
+        let show = |format| {
+            let mut out = Vec::new();
+            write_time(at, format, &mut out);
+            String::from_utf8(out).expect("ASCII")
+        };
+        assert_eq!(show(""), "2024-02-29T12:34:56.007Z");
+        assert_eq!(show("%s.%6f 100%%"), "1709210096.007000 100%");
+    }
+
+    #[test]
+    fn what_does_not_print_is_spelled_out() {
+        assert_eq!(&*escape(b"a\"\n\\"), b"a\\x22\\x0a\\x5c");
+        assert!(matches!(escape(b"plain"), Cow::Borrowed(_)));
+    }
+}

@@ -1,0 +1,349 @@
+//! Accepts connections and brings them to what serves them: original destination, first bytes, filter chain, TLS,
+//! network filters.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meltemi_filters::{Cause, ConnInfo, ResponseFlag, TlsPeer, TransportProtocol};
+use meltemi_net::inspect::Hello;
+use meltemi_net::{HttpSniff, TlsSniff, TlsSniffer, sniff_http};
+use meltemi_proxy_config::http::Codec;
+use meltemi_proxy_config::listener::{FilterChain, Keepalive, Listener, NetworkFilter, Terminal};
+use meltemi_proxy_config::tls::DownstreamTls;
+use rustls_pki_types::CertificateDer;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::server::StartHandshake;
+
+use crate::downstream::Downstream;
+use crate::http1;
+use crate::http2;
+use crate::info::{LogFacts, StreamInfo};
+use crate::io::{Io, Prefixed, Stream};
+use crate::tcp;
+use crate::worker::Worker;
+
+/// A TLS handshake takes no longer, unless configuration says otherwise.
+const HANDSHAKE: Duration = Duration::from_secs(15);
+/// After `accept` failed (no descriptors left, say).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// Bytes that inspection may hold.
+const MAX_INSPECTED: usize = 16 * 1024;
+
+/// Accepts for a listener, for as long as the task lives.
+pub async fn accept(worker: Rc<Worker>, name: Arc<str>, socket: std::net::TcpListener) {
+    let listener = match TcpListener::from_std(socket) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(listener = %name, %error, "socket cannot be used");
+            return;
+        }
+    };
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                // Latency counts for more than packets.
+                let _ = stream.set_nodelay(true);
+                let worker = worker.clone();
+                let name = name.clone();
+                tokio::task::spawn_local(async move { serve(worker, &name, stream, peer).await });
+            }
+            Err(error) => {
+                tracing::warn!(listener = %name, %error, "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// What inspection has found.
+#[derive(Default)]
+struct Inspected {
+    bytes: Vec<u8>,
+    hello: Option<Box<Hello>>,
+    http: Option<HttpSniff>,
+    closed: bool,
+}
+
+async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: SocketAddr) {
+    let Some(mut listener) = worker.published().listeners.get(name).cloned() else { return };
+    let Ok(mut local) = stream.local_addr() else { return };
+    if listener.filters.restores_original_dst() || listener.use_original_dst {
+        local = meltemi_net::original_destination(&stream).unwrap_or(local);
+    }
+    if let Some(keepalive) = &listener.keepalive {
+        let Keepalive { probes, time, interval } = *keepalive;
+        let keepalive = meltemi_net::Keepalive { probes, time, interval };
+        // A connection without probes is still a connection.
+        let _ = meltemi_net::socket::set_keepalive((&stream).into(), &keepalive);
+    }
+    let mut info = ConnInfo::plain(local, peer);
+    if listener.use_original_dst
+        && let Some(other) = worker.listener_for(info.local)
+        && !Arc::ptr_eq(&other, &listener)
+    {
+        listener = other;
+    }
+    let mut inspected = Inspected::default();
+    let inspection = inspect(&listener, &mut stream, &mut info, &mut inspected);
+    let finished = match listener.filters.timeout {
+        None => Some(inspection.await),
+        Some(limit) => tokio::time::timeout(limit, inspection).await.ok(),
+    };
+    match finished {
+        Some(Ok(())) => {}
+        None if listener.filters.continue_on_timeout => {}
+        Some(Err(_)) | None => return,
+    }
+    let Some(chain) = listener.chains.select(&info).cloned() else {
+        refuse_unmatched(&worker, &listener, info);
+        return;
+    };
+    let stream = match chain.transport.tls().cloned() {
+        None => Stream::Plain(stream),
+        Some(terms) => match terminate(&worker, &chain, &terms, stream, &mut inspected, &mut info).await {
+            Ok(stream) => stream,
+            Err(reason) => {
+                tracing::debug!(listener = %listener.name, %peer, %reason, "downstream TLS failed");
+                worker.common.tls_errors.add_shared(1);
+                return;
+            }
+        },
+    };
+    let view = Rc::new(worker.view_for(&listener, &chain));
+    let registered = worker.register(info, view.clone());
+    let conn = registered.conn.clone();
+    if let Some(policy) = refused_now(&chain, &conn.info) {
+        tcp::refuse(&worker, &conn, &view, policy);
+        return;
+    }
+    match &chain.terminal {
+        Terminal::Tcp(_) => tcp::serve(worker, conn, view, stream, inspected.bytes).await,
+        Terminal::Http(http) => serve_http(worker, conn, http.codec, stream, inspected).await,
+    }
+    drop(registered);
+}
+
+/// Reads first bytes until every sniffer that is on knows enough. They stay in `inspected`.
+async fn inspect(
+    listener: &Listener,
+    stream: &mut TcpStream,
+    info: &mut ConnInfo,
+    inspected: &mut Inspected,
+) -> io::Result<()> {
+    let port = info.local.port();
+    let (tls, http) = (listener.filters.inspects_tls(port), listener.filters.inspects_http(port));
+    if !tls && !http {
+        return Ok(());
+    }
+    let mut sniffer = TlsSniffer::default();
+    let mut may_be_tls = tls;
+    loop {
+        let mut more = false;
+        if may_be_tls {
+            match sniffer.feed(&inspected.bytes) {
+                TlsSniff::NeedMore => more = true,
+                TlsSniff::NotTls => may_be_tls = false,
+                TlsSniff::Hello(hello) => {
+                    info.transport = TransportProtocol::Tls;
+                    info.server_name = hello.server_name.as_deref().map(Into::into);
+                    info.application_protocols = hello.alpn.iter().map(|name| name.as_str().into()).collect();
+                    inspected.hello = Some(hello);
+                    return Ok(());
+                }
+                TlsSniff::Broken(reason) => return Err(io::Error::new(io::ErrorKind::InvalidData, reason)),
+            }
+        }
+        if !more && http {
+            match sniff_http(&inspected.bytes) {
+                HttpSniff::NeedMore => more = true,
+                found => {
+                    inspected.http = Some(found);
+                    info.application_protocols = found.alpn().map(Into::into).into_iter().collect();
+                }
+            }
+        }
+        if !more || inspected.closed || inspected.bytes.len() >= MAX_INSPECTED {
+            return Ok(());
+        }
+        // A client that closes early is served with what it said.
+        if stream.read_buf(&mut inspected.bytes).await? == 0 {
+            inspected.closed = true;
+        }
+    }
+}
+
+/// Ends TLS here. Fills in what the handshake proves.
+async fn terminate(
+    worker: &Worker,
+    chain: &FilterChain,
+    terms: &Arc<DownstreamTls>,
+    mut stream: TcpStream,
+    inspected: &mut Inspected,
+    info: &mut ConnInfo,
+) -> Result<Stream, String> {
+    let limit = chain.handshake_timeout.unwrap_or(HANDSHAKE);
+    let handshake = async {
+        let hello = match inspected.hello.take() {
+            Some(hello) => hello,
+            None => hello(&mut stream, &mut inspected.bytes).await?,
+        };
+        inspected.bytes = Vec::new();
+        if terms.require_sni && hello.server_name.is_none() {
+            return Err("the client sent no server name".to_owned());
+        }
+        let config = worker.tls.server(terms, &hello.alpn).map_err(|error| error.to_string())?;
+        let start = StartHandshake::from_parts(hello.accepted, stream);
+        start.into_stream(config).await.map_err(|error| meltemi_tls::cause_of_io(&error))
+    };
+    let stream = tokio::time::timeout(limit, handshake).await.map_err(|_| "handshake timeout".to_owned())??;
+    let (_, session) = stream.get_ref();
+    let own = worker.tls.own_names(terms);
+    info.tls = Some(Arc::new(peer(session, own)));
+    info.transport = TransportProtocol::Tls;
+    if info.server_name.is_none() {
+        info.server_name = session.server_name().map(|name| name.to_ascii_lowercase().into());
+    }
+    Ok(Stream::Tls(Box::new(stream.into())))
+}
+
+async fn hello(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<Box<Hello>, String> {
+    let mut sniffer = TlsSniffer::default();
+    loop {
+        match sniffer.feed(bytes) {
+            TlsSniff::Hello(hello) => return Ok(hello),
+            TlsSniff::NotTls => return Err("plaintext where TLS is required".to_owned()),
+            TlsSniff::Broken(reason) => return Err(reason.to_owned()),
+            TlsSniff::NeedMore => {}
+        }
+        match stream.read_buf(bytes).await {
+            Ok(0) => return Err("closed before a ClientHello".to_owned()),
+            Ok(_) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+fn peer(session: &rustls::ServerConnection, local_uri_sans: Vec<String>) -> TlsPeer {
+    let version = match session.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
+        _ => "TLSv1.3",
+    };
+    let base = TlsPeer {
+        local_uri_sans,
+        alpn: session.alpn_protocol().map(|alpn| String::from_utf8_lossy(alpn).into_owned()),
+        version,
+        cipher: session.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite())).unwrap_or_default(),
+        ..TlsPeer::default()
+    };
+    let leaf: Option<&CertificateDer<'_>> = session.peer_certificates().and_then(<[_]>::first);
+    match leaf.map(meltemi_tls::info_of) {
+        Some(Ok(certificate)) => TlsPeer {
+            presented: true,
+            // A certificate that does not verify ends the handshake.
+            validated: true,
+            uri_sans: certificate.uri_sans,
+            dns_sans: certificate.dns_sans,
+            subject: certificate.subject,
+            issuer: certificate.issuer,
+            fingerprint: certificate.sha256,
+            ..base
+        },
+        _ => base,
+    }
+}
+
+/// Whether the chain's network authorization refuses the connection; the policy that denies, if one does.
+pub fn refused_now(chain: &FilterChain, info: &ConnInfo) -> Option<Option<Arc<str>>> {
+    chain.filters.iter().find_map(|filter| match filter {
+        NetworkFilter::Rbac(rbac) => crate::steps::network_rbac(rbac, info),
+        _ => None,
+    })
+}
+
+/// Nobody serves this: closed, and logged as Envoy logs it.
+fn refuse_unmatched(worker: &Rc<Worker>, listener: &Arc<Listener>, info: ConnInfo) {
+    tracing::debug!(listener = %listener.name, peer = %info.remote, destination = %info.local, "no filter chain matches");
+    worker.common.unmatched.add_shared(1);
+    if listener.access_logs.is_empty() {
+        return;
+    }
+    let Some(any) = listener.chains.iter().next() else { return };
+    let view = Rc::new(worker.view_for(listener, any));
+    let conn = Rc::new(Downstream::new(0, info, view.clone()));
+    let mut record = StreamInfo::new(worker.random());
+    record.end(ResponseFlag::NoRouteFound, "filter_chain_not_found", Some(Cause::NoFilterChain(listener.name.clone())));
+    worker.log(&listener.access_logs, &record, LogFacts::new(&record, &conn, &view));
+}
+
+async fn serve_http(worker: Rc<Worker>, conn: Rc<Downstream>, codec: Codec, stream: Stream, inspected: Inspected) {
+    let mut first = inspected.bytes;
+    let alpn = conn.info.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
+    let mut stream = stream;
+    let http2 = match (codec, alpn) {
+        (Codec::Http1, _) => false,
+        (Codec::Http2, _) => true,
+        (Codec::Auto, Some(alpn)) => alpn == "h2" || alpn == "istio-h2",
+        (Codec::Auto, None) => match inspected.http {
+            Some(found) => found == HttpSniff::Http2,
+            None => match prior_knowledge(&worker, &conn, &mut stream, &mut first).await {
+                Some(http2) => http2,
+                None => return,
+            },
+        },
+    };
+    if http2 {
+        if first.is_empty() {
+            http2::server::serve(worker, conn, stream).await;
+        } else {
+            http2::server::serve(worker, conn, Prefixed::new(first, stream)).await;
+        }
+    } else {
+        http1::server::serve(worker, conn, Io::new(stream), first).await;
+    }
+}
+
+/// Reads until it is clear whether the client begins with the HTTP/2 preface; `None`: it went away, or is silent.
+async fn prior_knowledge(
+    worker: &Worker,
+    conn: &Downstream,
+    stream: &mut Stream,
+    first: &mut Vec<u8>,
+) -> Option<bool> {
+    let idle = conn.view(worker).http.as_ref().and_then(|http| http.idle_timeout);
+    loop {
+        let preface = meltemi_net::inspect::H2_PREFACE;
+        let common = first.len().min(preface.len());
+        if first[..common] != preface[..common] {
+            return Some(false);
+        }
+        if common == preface.len() {
+            return Some(true);
+        }
+        let io_read = async {
+            if first.capacity() == first.len() {
+                first.reserve(4096);
+            }
+            stream.read_buf(first).await
+        };
+        let read = tokio::select! {
+            read = io_read => read,
+            () = conn.draining() => return None,
+            () = sleep(idle) => return None,
+        };
+        if !matches!(read, Ok(n) if n > 0) {
+            return None;
+        }
+    }
+}
+
+/// Sleeps, or for ever.
+pub async fn sleep(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,51 @@
+//! What the control thread publishes and every worker serves from: immutable, swapped as a whole.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use meltemi_proxy_config::cluster::Cluster;
+use meltemi_proxy_config::endpoint::{Endpoint, EndpointSet};
+use meltemi_proxy_config::listener::Listener;
+use meltemi_proxy_config::route::RouteTable;
+
+use crate::upstream::live::{ClusterLive, HostLive};
+
+/// One generation of configuration, with the live records that belong to it.
+#[derive(Debug, Default)]
+pub struct Published {
+    /// Grows by one with each publication.
+    pub generation: u64,
+    /// Listeners by name.
+    pub listeners: BTreeMap<Arc<str>, Arc<Listener>>,
+    /// Clusters by name.
+    pub clusters: HashMap<Arc<str>, Arc<ClusterEntry>>,
+    /// Named route tables.
+    pub routes: HashMap<Arc<str>, Arc<RouteTable>>,
+    /// The proxy drains: every connection is asked to end.
+    pub draining: bool,
+}
+
+/// A cluster with its endpoints of the moment.
+#[derive(Debug)]
+pub struct ClusterEntry {
+    /// Its configuration. The same allocation for as long as it does not change.
+    pub cluster: Arc<Cluster>,
+    /// Its endpoints, names resolved.
+    pub endpoints: Arc<EndpointSet>,
+    /// Its breakers and outlier records.
+    pub live: Arc<ClusterLive>,
+    /// The record of each endpoint; `None` where its address is no IP address.
+    pub hosts: Vec<Option<Arc<HostLive>>>,
+}
+
+impl ClusterEntry {
+    /// Puts a cluster, its endpoints and their records together.
+    pub fn new(cluster: Arc<Cluster>, endpoints: Arc<EndpointSet>, live: Arc<ClusterLive>) -> Self {
+        let address = |endpoint: &Arc<Endpoint>| endpoint.address.socket();
+        let hosts = endpoints.endpoints.iter().map(|endpoint| Some(live.host(address(endpoint)?))).collect();
+        let known: std::collections::HashSet<SocketAddr> = endpoints.endpoints.iter().filter_map(address).collect();
+        live.keep_hosts(|address| known.contains(address));
+        Self { cluster, endpoints, live, hosts }
+    }
+}

@@ -1,0 +1,118 @@
+//! The way back to the downstream, whichever protocol it speaks.
+
+use std::cell::Cell;
+use std::io;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use meltemi_filters::head::{Known, ResponseHead};
+use meltemi_net::Buffers;
+
+use crate::body::BodyOut;
+use crate::http1::codec;
+use crate::http2::heads;
+use crate::io::Io;
+
+/// Where a response goes.
+#[derive(Debug)]
+pub enum Responder<'a> {
+    /// To an HTTP/1.1 connection.
+    H1(H1Responder<'a>),
+    /// To an HTTP/2 stream.
+    H2(h2::server::SendResponse<Bytes>),
+}
+
+/// See [`Responder::H1`].
+#[derive(Debug)]
+pub struct H1Responder<'a> {
+    /// The connection.
+    pub io: &'a Io,
+    /// Whether another request may follow; a response can decide otherwise.
+    pub keep_alive: &'a Cell<bool>,
+    /// The client still waits for a 100.
+    pub wants_continue: &'a Cell<bool>,
+    /// The request came with HTTP/1.0.
+    pub http10: bool,
+    /// Spare buffers.
+    pub buffers: &'a Buffers,
+}
+
+/// What follows a response head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Follows {
+    /// Nothing, and `content-length` is whatever the head says (HEAD, 204, 304).
+    Nothing,
+    /// An empty body.
+    Empty,
+    /// A body; its length stands in the head or is not known.
+    Body,
+}
+
+impl<'a> Responder<'a> {
+    /// Prepares the head; it goes out with the first piece of the body, or when the body is flushed or finished.
+    pub fn start(&mut self, head: &mut ResponseHead, follows: Follows) -> io::Result<BodyOut<'a>> {
+        match self {
+            Self::H1(to) => {
+                to.wants_continue.set(false);
+                codec::strip_hop_by_hop(head.fields_mut());
+                if follows == Follows::Empty && !matches!(head.status, 204 | 304) {
+                    head.fields_mut().set("content-length", b"0");
+                }
+                let unknown = follows == Follows::Body && !head.fields().has(Known::ContentLength);
+                if unknown && to.http10 {
+                    to.keep_alive.set(false);
+                }
+                let chunked = unknown && !to.http10;
+                let mut out = to.buffers.take();
+                head.write_h1(&mut out);
+                if to.http10 && to.keep_alive.get() {
+                    out.extend_from_slice(b"connection: keep-alive\r\n");
+                }
+                codec::end_head(&mut out, chunked, !to.keep_alive.get());
+                Ok(BodyOut::H1 { io: to.io, head: out, chunked })
+            }
+            Self::H2(to) => {
+                let end = follows != Follows::Body;
+                let sent = to.send_response(heads::response_to(head), end);
+                let stream = sent.map_err(|error| io::Error::new(io::ErrorKind::BrokenPipe, error))?;
+                Ok(if end { BodyOut::Discard } else { BodyOut::H2(stream) })
+            }
+        }
+    }
+
+    /// Sends a 101 and leaves the connection to its new protocol.
+    pub async fn switch(&mut self, head: &ResponseHead) -> io::Result<()> {
+        if let Self::H1(to) = self {
+            to.keep_alive.set(false);
+            let mut out = to.buffers.take();
+            head.write_h1(&mut out);
+            out.extend_from_slice(b"connection: upgrade\r\n\r\n");
+            to.io.write_all([&out, b"", b""]).await?;
+            to.buffers.give(out);
+        }
+        Ok(())
+    }
+
+    /// Whether the downstream has reset the stream. HTTP/1.1 is watched through its body.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::H1(_) => Poll::Pending,
+            Self::H2(to) => to.poll_reset(cx).map(|_| ()),
+        }
+    }
+
+    /// The connection cannot serve another request after this one.
+    pub fn close_after(&self) {
+        if let Self::H1(to) = self {
+            to.keep_alive.set(false);
+        }
+    }
+
+    /// Breaks off without a response.
+    pub fn reset(&mut self, reason: h2::Reason) {
+        match self {
+            Self::H1(to) => to.keep_alive.set(false),
+            Self::H2(to) => to.send_reset(reason),
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! The router: picks an endpoint, forwards, retries, and turns what goes wrong into an answer.
+
+pub mod attempt;
+pub mod mirror;
+pub mod timeout;
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use meltemi_filters::head::{HttpVersion, Known, RequestHead};
+use meltemi_filters::http::HeaderFacts;
+use meltemi_filters::{Cause, LocalReply, ResponseFlag};
+use meltemi_proxy_config::route::{AttemptFailure, Forward, RetryPolicy, RouteDecision};
+
+use crate::body::{BodyIn, Tee};
+use crate::exchange::{Ended, Run};
+use crate::respond::Responder;
+use crate::steps;
+use crate::upstream::acquire::{Acquired, Ask, acquire};
+use crate::upstream::cluster::{Wish, WorkerCluster, WorkerHost};
+use crate::upstream::live::{HostResult, Resource, epoch_ms};
+use attempt::{AttemptEnd, Failure};
+use timeout::{Clocks, Limit, Timeouts};
+
+/// How much of a request body is kept for another attempt or a mirror.
+const REPLAY_BYTES: usize = 64 * 1024;
+
+/// What was decided for a request.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// The route.
+    pub decision: &'a RouteDecision<'a>,
+    /// What it does.
+    pub forward: Forward<'a>,
+    /// The cluster.
+    pub cluster_name: Arc<str>,
+    /// The client asks for an upgrade.
+    pub upgrade: bool,
+}
+
+/// Retries that are left, and what they cost.
+pub(crate) struct Retries<'a> {
+    policy: Option<&'a RetryPolicy>,
+    left: u32,
+    done: u32,
+    permit: Option<crate::upstream::live::Permit>,
+    tried: Vec<SocketAddr>,
+    failed_priorities: Vec<u32>,
+    /// Another attempt was wanted and there was none left.
+    exhausted: bool,
+    /// A pooled connection turned out to be dead once already.
+    stale: bool,
+}
+
+type Reply = Box<LocalReply>;
+
+fn reply(status: u16, body: impl Into<bytes::Bytes>, details: impl Into<std::borrow::Cow<'static, str>>, cause: Cause, flag: ResponseFlag) -> Reply {
+    Box::new(LocalReply::new(status, body, details, cause).flagged(flag))
+}
+
+/// Forwards a request. `Err` is the answer instead of an upstream's.
+pub async fn forward(
+    run: &mut Run<'_>,
+    plan: &Plan<'_>,
+    head: &mut RequestHead,
+    mut body: BodyIn<'_>,
+    responder: &mut Responder<'_>,
+) -> Result<Ended, Reply> {
+    let action = plan.forward.action;
+    let name = &plan.cluster_name;
+    run.info.cluster = Some(name.clone());
+    let Some(cluster) = run.worker.cluster(name) else {
+        let cause = Cause::NoCluster(name.clone());
+        return Err(reply(action.cluster_not_found_status, "", "cluster_not_found", cause, ResponseFlag::NoClusterFound));
+    };
+    if cluster.entry.endpoints.drops(run.worker.random()).is_some() {
+        let cause = Cause::Overload("drop_overload");
+        return Err(reply(503, "drop overload", "drop_overload", cause, ResponseFlag::DropOverload));
+    }
+    if plan.upgrade {
+        let protocol = head.fields().known_str(Known::Upgrade).unwrap_or_default();
+        if !action.allows_upgrade(protocol, run.http) {
+            let cause = Cause::Protocol("upgrade is not allowed here".into());
+            return Err(Box::new(LocalReply::new(403, "", "upgrade_failed", cause)));
+        }
+    }
+    let router = steps::router(&run.http.filters).cloned().unwrap_or_default();
+    let policy = action.retry.as_deref().filter(|policy| policy.admits(head));
+    let timeouts = Timeouts::of(run, plan, policy, head);
+    rewrite(run, plan, head, router.suppress_envoy_headers);
+    if let (Some(total), false) = (timeouts.total, router.suppress_envoy_headers) {
+        head.fields_mut().set("x-envoy-expected-rq-timeout-ms", total.as_millis().to_string().as_bytes());
+    }
+    let live = &cluster.entry.live;
+    let Some(_place) = live.admit(action.high_priority, Resource::Requests) else {
+        let cause = Cause::Breaker(name.clone(), Resource::Requests.threshold());
+        return Err(overflow(cause));
+    };
+    let hash = if action.hash.is_empty() {
+        None
+    } else {
+        let outcome = action.hash.hash(head, run.remote.ip(), run.worker.random());
+        if let Some(cookie) = outcome.set_cookie() {
+            run.info.set_cookie = Some(cookie);
+        }
+        outcome.hash
+    };
+    let mirrors = mirror::chosen(action, run.worker.random(), head);
+    let mut retries = Retries {
+        left: policy.map_or(0, |policy| policy.num_retries),
+        policy,
+        done: 0,
+        permit: None,
+        tried: Vec::new(),
+        failed_priorities: Vec::new(),
+        exhausted: false,
+        stale: false,
+    };
+    let keeps = (policy.is_some() || !mirrors.is_empty()) && !body.is_empty();
+    let tee = keeps.then(|| RefCell::new(Tee::new(REPLAY_BYTES)));
+    let clocks = Clocks::new(timeouts, body.is_empty());
+    let result =
+        attempts(run, plan, head, &mut body, tee.as_ref(), responder, &cluster, hash, &mut retries, &clocks, &router).await;
+    body.settle();
+    if !mirrors.is_empty() {
+        mirror::fire(run.worker, run.conn, &mirrors, head, tee.map(RefCell::into_inner));
+    }
+    result
+}
+
+fn overflow(cause: Cause) -> Reply {
+    let body = "upstream connect error or disconnect/reset before headers. reset reason: overflow";
+    let reply = LocalReply::new(503, body, "upstream_reset_before_response_started{overflow}", cause);
+    // Envoy tells a client that looks for it why.
+    Box::new(reply.flagged(ResponseFlag::UpstreamOverflow).header("x-envoy-overloaded", "true"))
+}
+
+#[allow(clippy::too_many_arguments)]
+async fn attempts(
+    run: &mut Run<'_>,
+    plan: &Plan<'_>,
+    head: &mut RequestHead,
+    body: &mut BodyIn<'_>,
+    tee: Option<&RefCell<Tee>>,
+    responder: &mut Responder<'_>,
+    cluster: &WorkerCluster,
+    hash: Option<u64>,
+    retries: &mut Retries<'_>,
+    clocks: &Clocks,
+    router: &meltemi_filters::http::Router,
+) -> Result<Ended, Reply> {
+    let action = plan.forward.action;
+    let name = &plan.cluster_name;
+    let live = cluster.entry.live.clone();
+    let subset = plan.forward.metadata_match();
+    loop {
+        let now = epoch_ms(Instant::now());
+        let picked = cluster.pick(&Wish {
+            random: run.worker.random(),
+            hash,
+            subset,
+            tried: if retries.policy.is_some_and(|policy| policy.avoid_previous_hosts) { &retries.tried } else { &[] },
+            attempts: retries.policy.map_or(1, |policy| policy.host_selection_attempts),
+            failed_priorities: &retries.failed_priorities,
+            original: Some(run.conn.info.local),
+            now,
+        });
+        let Some((host, priority)) = picked else {
+            let cause = Cause::NoEndpoint(name.clone());
+            return Err(reply(503, "no healthy upstream", "no_healthy_upstream", cause, ResponseFlag::NoHealthyUpstream));
+        };
+        run.info.attempts += 1;
+        run.info.upstream = Some(host.address);
+        if action.request_attempt_count {
+            head.fields_mut().set("x-envoy-attempt-count", run.info.attempts.to_string().as_bytes());
+        }
+        rewrite_host(plan, head, &host);
+        clocks.begin_attempt(retries.policy.and_then(|policy| policy.per_try_timeout));
+        let end = one(run, plan, head, body, tee, responder, cluster, &host, retries, clocks, router).await;
+        let failure = match end {
+            AttemptEnd::Ended(ended) => return Ok(ended),
+            AttemptEnd::Again => None,
+            AttemptEnd::Failed(failure) => Some(failure),
+        };
+        if let Some(failure) = &failure {
+            if failure.blames_host {
+                live.report(&host.live, HostResult::LocalFailure, epoch_ms(Instant::now()), cluster.len());
+            }
+            run.info.transport_failure.clone_from(&failure.transport);
+            let replayable = tee.is_none_or(|tee| !tee.borrow().lost) && (tee.is_some() || body.is_empty());
+            // RFC 9112 §9.3.1: an idempotent request may be sent again by itself if a connection that had been used
+            // before turns out to be closed.
+            if failure.stale && !retries.stale && replayable && is_idempotent(head.method()) {
+                retries.stale = true;
+                run.info.attempts -= 1;
+                continue;
+            }
+            if !(replayable && may_retry(retries, cluster, action.high_priority, |policy| {
+                failure.kind.is_some_and(|kind| policy.retries_failure(kind))
+            })) {
+                let exhausted = retries.exhausted && failure.kind.is_some();
+                if exhausted {
+                    run.info.state.flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+                }
+                return Err(failure.reply(name, retries.done));
+            }
+        }
+        retries.tried.push(host.address);
+        retries.done += 1;
+        if let Some(every) = retries.policy.and_then(|policy| policy.previous_priorities)
+            && retries.done % every == 0
+            && !retries.failed_priorities.contains(&priority)
+        {
+            retries.failed_priorities.push(priority);
+        }
+        if let Some(policy) = retries.policy {
+            let pause = policy.backoff(retries.done, run.worker.random());
+            if let Some(limit) = clocks.sleep(pause).await {
+                return Err(limit_reply(limit, name));
+            }
+        }
+    }
+}
+
+/// Whether another attempt may be made; takes it from what is left.
+pub(crate) fn may_retry(
+    retries: &mut Retries<'_>,
+    cluster: &WorkerCluster,
+    high: bool,
+    wants: impl FnOnce(&RetryPolicy) -> bool,
+) -> bool {
+    let Some(policy) = retries.policy else { return false };
+    if !wants(policy) {
+        return false;
+    }
+    if retries.left == 0 {
+        retries.exhausted = true;
+        return false;
+    }
+    // The place of the retry before is given back first.
+    retries.permit = None;
+    let live = &cluster.entry.live;
+    let budget = cluster.entry.cluster.breakers[usize::from(high)].retry_budget;
+    let permit = match budget {
+        Some(budget) => {
+            let active = u64::from(live.in_use(Resource::Requests) + live.in_use(Resource::Pending));
+            let free = u64::from(live.in_use(Resource::Retries)) < budget.allowed(active);
+            free.then(|| live.admit_over(high, Resource::Retries))
+        }
+        None => live.admit(high, Resource::Retries),
+    };
+    let Some(permit) = permit else { return false };
+    retries.permit = Some(permit);
+    retries.left -= 1;
+    true
+}
+
+#[allow(clippy::too_many_arguments)]
+async fn one(
+    run: &mut Run<'_>,
+    plan: &Plan<'_>,
+    head: &RequestHead,
+    body: &mut BodyIn<'_>,
+    tee: Option<&RefCell<Tee>>,
+    responder: &mut Responder<'_>,
+    cluster: &WorkerCluster,
+    host: &std::rc::Rc<WorkerHost>,
+    retries: &mut Retries<'_>,
+    clocks: &Clocks,
+    router: &meltemi_filters::http::Router,
+) -> AttemptEnd {
+    let http2 = head.version == HttpVersion::Http2;
+    let from_state: Option<Vec<Box<str>>> =
+        run.info.state.filter_state.upstream_alpn().map(|list| list.map(Into::into).collect());
+    let overrides = run.info.state.alpn.clone();
+    let alpn: Option<&[Box<str>]> = match (&from_state, overrides.as_deref()) {
+        (Some(list), _) => Some(list),
+        (None, Some(overrides)) => {
+            use meltemi_proxy_config::cluster::UpstreamProtocol::{Auto, Downstream, Http1, Http2};
+            let list = match (cluster.entry.cluster.protocol, http2) {
+                (Http2, _) | (Downstream | Auto, true) => &overrides.http2,
+                (Http1, _) | (Downstream | Auto, false) if head.version == HttpVersion::Http10 => &overrides.http10,
+                _ => &overrides.http11,
+            };
+            (!list.is_empty()).then_some(list)
+        }
+        (None, None) => None,
+    };
+    let server_name: Option<Box<str>> = run.info.state.filter_state.upstream_server_name().map(Into::into);
+    let ask = Ask {
+        cluster,
+        host,
+        alpn,
+        server_name: server_name.as_deref(),
+        http2_downstream: http2,
+        authority: head.authority(),
+        http1_only: plan.upgrade,
+        high: plan.forward.action.high_priority,
+        conn: run.conn,
+    };
+    let acquired = tokio::select! {
+        biased;
+        acquired = acquire(run.worker, &ask) => acquired,
+        limit = clocks.expired() => return AttemptEnd::Failed(Failure::limit(limit)),
+        () = body.gone(), if body.is_empty() => return attempt::gone(run),
+        () = std::future::poll_fn(|cx| responder.poll_gone(cx)) => return attempt::gone(run),
+    };
+    let acquired = match acquired {
+        Ok(acquired) => acquired,
+        Err(error) => {
+            let blames_host = error.flag() == ResponseFlag::UpstreamConnectionFailure;
+            return AttemptEnd::Failed(Failure {
+                kind: blames_host.then_some(AttemptFailure::Connect),
+                flag: error.flag(),
+                reason: error.reset_reason(),
+                transport: match &error {
+                    crate::upstream::acquire::NotAcquired::Dial(error) => error.to_string(),
+                    crate::upstream::acquire::NotAcquired::Overflow(_) => String::new(),
+                },
+                cause: error.cause(&plan.cluster_name, host),
+                limit: None,
+                stale: false,
+                blames_host,
+            });
+        }
+    };
+    cluster.entry.live.requests_total.fetch_add(1, Relaxed);
+    let _active = host.live.begin();
+    let facts = match &acquired {
+        Acquired::H1(pooled, ..) => &pooled.facts,
+        Acquired::H2(pooled) => &pooled.facts,
+    };
+    run.info.upstream_local = facts.local;
+    run.info.upstream_principal.clone_from(&facts.principal);
+    attempt::run(run, plan, head, body, tee, responder, cluster, host, acquired, retries, clocks, router).await
+}
+
+fn is_idempotent(method: &str) -> bool {
+    matches!(method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE")
+}
+
+fn limit_reply(limit: Limit, cluster: &Arc<str>) -> Reply {
+    Failure::limit(limit).reply(cluster, 0)
+}
+
+/// Request headers, path: once, before the first attempt.
+fn rewrite(run: &Run<'_>, plan: &Plan<'_>, head: &mut RequestHead, suppress: bool) {
+    let decision = plan.decision;
+    let mut original = None;
+    for ops in decision.request_headers() {
+        // Templates may name fields that the operations before have changed.
+        let before = head.clone();
+        let facts = HeaderFacts {
+            request: Some(&before),
+            response: None,
+            conn: &run.conn.info,
+            remote: run.remote,
+            state: &run.info.state,
+            cluster: Some(&plan.cluster_name),
+            route: Some(&decision.route.name),
+        };
+        ops.apply(head, &facts);
+    }
+    {
+        let mut scratch = run.worker.scratch.borrow_mut();
+        scratch.clear();
+        if decision.route.rewrite_path(head, &mut scratch)
+            && let Ok(path) = std::str::from_utf8(&scratch)
+        {
+            original = Some(head.path().to_owned());
+            head.set_path(path);
+        }
+    }
+    if let (Some(original), false) = (original, suppress) {
+        head.fields_mut().set("x-envoy-original-path", original.as_bytes());
+    }
+}
+
+fn rewrite_host(plan: &Plan<'_>, head: &mut RequestHead, host: &WorkerHost) {
+    let action = plan.forward.action;
+    if action.host_rewrite.is_none() && plan.forward.weighted.is_none_or(|weighted| weighted.host_rewrite.is_none()) {
+        return;
+    }
+    let endpoint = host.endpoint.as_ref().map(|endpoint| &*endpoint.hostname);
+    let mut new = Vec::new();
+    if action.rewrite_host(plan.forward.weighted, head, endpoint, &mut new)
+        && let Ok(new) = std::str::from_utf8(&new)
+        && new != head.authority()
+    {
+        if action.append_x_forwarded_host {
+            let old = head.authority().to_owned();
+            head.fields_mut().append_joined("x-forwarded-host", b",", old.as_bytes());
+        }
+        head.set_authority(new);
+    }
+}
+
+/// Response headers of route, virtual host, table and weighted cluster.
+pub fn apply_response_headers(run: &mut Run<'_>, decision: &RouteDecision<'_>, request: &RequestHead) {
+    for ops in decision.response_headers() {
+        let before = run.response.clone();
+        let facts = HeaderFacts {
+            request: Some(request),
+            response: Some(&before),
+            conn: &run.conn.info,
+            remote: run.remote,
+            state: &run.info.state,
+            cluster: run.info.cluster.as_deref(),
+            route: Some(&decision.route.name),
+        };
+        ops.apply(&mut run.response, &facts);
+    }
+}

@@ -1,0 +1,128 @@
+//! Runs a chain's filters, phase by phase, and performs the calls that they ask for.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use meltemi_filters::http::{Entropy, HttpFilter, HttpFilterSlot, RequestContext, ResponseContext, Router};
+use meltemi_filters::metadata::Metadata;
+use meltemi_filters::rbac::{self, Rbac};
+use meltemi_filters::{Call, ConnInfo, LocalReply, RequestHead, ResponseHead, Step};
+use meltemi_proxy_config::route::RouteDecision;
+
+use crate::info::StreamInfo;
+use crate::worker::Worker;
+
+/// What filters need beside the heads.
+#[derive(Debug, Clone, Copy)]
+pub struct Around<'a> {
+    /// The worker.
+    pub worker: &'a Worker,
+    /// The connection.
+    pub conn: &'a ConnInfo,
+    /// The client.
+    pub remote: SocketAddr,
+    /// The route.
+    pub decision: Option<&'a RouteDecision<'a>>,
+    /// The cluster.
+    pub cluster: Option<&'a str>,
+    /// The upstream is in the mesh.
+    pub in_mesh: bool,
+}
+
+/// Lets every filter see the request, in order; the first that answers ends it.
+pub async fn request(
+    slots: &[HttpFilterSlot],
+    around: Around<'_>,
+    head: &mut RequestHead,
+    info: &mut StreamInfo,
+) -> Result<(), Box<LocalReply>> {
+    let mut entropy = Entropy::new(info.random);
+    for slot in slots {
+        let setting = around.decision.and_then(|decision| decision.setting(&slot.name));
+        let Some(setting) = slot.settings(setting) else { continue };
+        if matches!(slot.filter, HttpFilter::Router(_)) {
+            break;
+        }
+        let mut resumed = false;
+        loop {
+            let step = {
+                let mut peers = around.worker.peers.borrow_mut();
+                let mut cx = RequestContext {
+                    head,
+                    conn: around.conn,
+                    remote: around.remote,
+                    state: &mut info.state,
+                    entropy: &mut entropy,
+                    now: around.worker.uptime(),
+                    route_metadata: around.decision.map(|decision| &decision.route.metadata),
+                    cluster: around.cluster,
+                    upstream_in_mesh: around.in_mesh,
+                    local: &around.worker.common.local,
+                    peers: &mut peers,
+                };
+                match resumed {
+                    false => slot.filter.on_request(setting, &mut cx),
+                    true => slot.filter.resume(setting, &mut cx),
+                }
+            };
+            match step {
+                Step::Continue => break,
+                Step::Reply(reply) => return Err(reply),
+                Step::Call(Call::Sleep(time)) => tokio::time::sleep(time).await,
+            }
+            resumed = true;
+        }
+    }
+    Ok(())
+}
+
+/// Lets every filter see the response, last first.
+pub fn response(
+    slots: &[HttpFilterSlot],
+    around: Around<'_>,
+    request: &RequestHead,
+    head: &mut ResponseHead,
+    info: &mut StreamInfo,
+    is_local: bool,
+) {
+    for slot in slots.iter().rev() {
+        if matches!(slot.filter, HttpFilter::Router(_) | HttpFilter::Stats | HttpFilter::Rbac(_)) {
+            continue;
+        }
+        let setting = around.decision.and_then(|decision| decision.setting(&slot.name));
+        let Some(setting) = slot.settings(setting) else { continue };
+        let mut peers = around.worker.peers.borrow_mut();
+        let mut cx = ResponseContext {
+            head,
+            request,
+            conn: around.conn,
+            remote: around.remote,
+            state: &mut info.state,
+            is_local,
+            local: &around.worker.common.local,
+            peers: &mut peers,
+        };
+        slot.filter.on_response(setting, &mut cx);
+    }
+}
+
+/// The router's settings.
+pub fn router(slots: &[HttpFilterSlot]) -> Option<&Router> {
+    slots.iter().rev().find_map(|slot| match &slot.filter {
+        HttpFilter::Router(router) => Some(router),
+        _ => None,
+    })
+}
+
+/// Whether Istio's metrics are wanted.
+pub fn counts(slots: &[HttpFilterSlot]) -> bool {
+    slots.iter().any(|slot| matches!(slot.filter, HttpFilter::Stats))
+}
+
+/// Judges a connection: the policy that refuses it, if one does.
+pub fn network_rbac(rbac: &Rbac, conn: &ConnInfo) -> Option<Option<Arc<str>>> {
+    let nothing = Metadata::default();
+    let facts = rbac::Facts { conn, remote: conn.remote, head: None, metadata: &nothing, route_metadata: None };
+    let verdict = rbac.enforce(&facts);
+    (!verdict.allowed).then_some(verdict.policy)
+}

@@ -1,0 +1,305 @@
+//! Connections served as bytes: TCP proxy, SNI passthrough, original destinations.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use meltemi_filters::{Cause, ResponseFlag};
+use meltemi_lb::SubsetMatch;
+use meltemi_net::{ConnectOptions, CopyEnd, CopyOptions, Meter, copy_both_ways};
+use meltemi_proxy_config::listener::{NetworkFilter, Terminal};
+use meltemi_proxy_config::tcp::TcpProxy;
+
+use crate::downstream::{ChainView, Downstream};
+use crate::info::{LogFacts, StreamInfo};
+use crate::io::Stream;
+use crate::listener::sleep;
+use crate::report::TcpReport;
+use crate::upstream::cluster::{Wish, WorkerCluster, WorkerHost};
+use crate::upstream::connect::{Dial, DialError, Dialled, dial};
+use crate::upstream::live::{HostResult, Permit, Resource, epoch_ms};
+use crate::worker::Worker;
+
+/// A draining connection gets this long to end by itself.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Why no upstream connection came about.
+struct Failed {
+    flag: ResponseFlag,
+    details: &'static str,
+    cause: Cause,
+    transport: String,
+}
+
+/// Serves one connection. `first` was read already.
+pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>, stream: Stream, first: Vec<u8>) {
+    let Terminal::Tcp(proxy) = &view.chain.terminal else { return };
+    let mut info = StreamInfo::new(worker.random());
+    let mut stream = stream;
+    let _permits = match Limits::of(&view) {
+        Ok(permits) => permits,
+        Err(()) => {
+            info.end(ResponseFlag::UpstreamOverflow, "connection_limit", Some(Cause::Overload("connection limit")));
+            finish(&worker, &conn, &view, proxy, &info);
+            return;
+        }
+    };
+    let name = cluster_name(&view, proxy, &conn, info.random);
+    let (cluster_name, subset) = match &name {
+        Named::Cluster(name, subset) => (name.clone(), *subset),
+        Named::Missing(name) => {
+            info.end(ResponseFlag::NoClusterFound, "cluster_not_found", Some(Cause::NoCluster(name.clone())));
+            finish(&worker, &conn, &view, proxy, &info);
+            return;
+        }
+    };
+    info.cluster = Some(cluster_name.clone());
+    let connected = connect(&worker, &conn, proxy, &cluster_name, subset, &mut info).await;
+    let Connected { mut upstream, host, permit } = match connected {
+        Ok(connected) => connected,
+        Err(failed) => {
+            info.end(failed.flag, failed.details, Some(failed.cause));
+            info.transport_failure = failed.transport;
+            finish(&worker, &conn, &view, proxy, &info);
+            return;
+        }
+    };
+    let report = TcpReport::open(&worker, &conn, &view, &info, &host);
+    let meter = Meter::default();
+    let options = CopyOptions { idle: proxy.idle_timeout };
+    let end = {
+        let copy = copy_both_ways(&mut stream, &mut upstream, (first, Vec::new()), options, &worker.buffers, &meter);
+        let interval = report.as_ref().map(TcpReport::interval);
+        let told_to_end = async {
+            conn.draining().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        let mut copy = std::pin::pin!(copy);
+        let mut told_to_end = std::pin::pin!(told_to_end);
+        let mut too_long = std::pin::pin!(sleep(proxy.max_duration));
+        loop {
+            tokio::select! {
+                end = &mut copy => break Some(end),
+                () = &mut told_to_end => {
+                    let cause = conn.drain_reason().map(|reason| reason.cause());
+                    info.end(ResponseFlag::LocalReset, "connection_drained", cause);
+                    break None;
+                }
+                () = &mut too_long => {
+                    info.end(ResponseFlag::DurationTimeout, "max_downstream_connection_duration", Some(Cause::Timeout("max_duration")));
+                    break None;
+                }
+                () = sleep(interval) => {
+                    if let Some(report) = &report {
+                        report.progress(&meter);
+                    }
+                }
+            }
+        }
+    };
+    info.received.set(meter.received.get());
+    info.sent.set(meter.sent.get());
+    match end {
+        Some(CopyEnd::Idle) => info.end(ResponseFlag::StreamIdleTimeout, "idle_timeout", Some(Cause::Timeout("idle"))),
+        Some(CopyEnd::Upstream(error)) => {
+            info.end(ResponseFlag::UpstreamConnectionTermination, "upstream_connection_termination", None);
+            info.transport_failure = error.to_string();
+        }
+        Some(CopyEnd::Downstream(_)) => {
+            info.end(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect", None);
+        }
+        Some(CopyEnd::Closed) | None => {}
+    }
+    if let Some(report) = report {
+        report.close(&worker, &meter, &info);
+    }
+    finish(&worker, &conn, &view, proxy, &info);
+    drop(permit);
+}
+
+enum Named<'a> {
+    Cluster(Arc<str>, Option<&'a SubsetMatch>),
+    Missing(Arc<str>),
+}
+
+fn cluster_name<'a>(view: &ChainView, proxy: &'a TcpProxy, conn: &Downstream, random: u64) -> Named<'a> {
+    if view.chain.filters.iter().any(|filter| matches!(filter, NetworkFilter::SniCluster)) {
+        return match &conn.info.server_name {
+            Some(name) => Named::Cluster((&**name).into(), None),
+            None => Named::Missing("(no server name)".into()),
+        };
+    }
+    let (name, subset) = proxy.select(random);
+    Named::Cluster(name.clone(), subset)
+}
+
+struct Connected {
+    upstream: Stream,
+    host: Rc<WorkerHost>,
+    permit: (Permit, crate::upstream::live::ActiveRequest),
+}
+
+async fn connect(
+    worker: &Rc<Worker>,
+    conn: &Downstream,
+    proxy: &TcpProxy,
+    name: &Arc<str>,
+    subset: Option<&SubsetMatch>,
+    info: &mut StreamInfo,
+) -> Result<Connected, Failed> {
+    let Some(cluster) = worker.cluster(name) else {
+        return Err(Failed {
+            flag: ResponseFlag::NoClusterFound,
+            details: "cluster_not_found",
+            cause: Cause::NoCluster(name.clone()),
+            transport: String::new(),
+        });
+    };
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    let hash = proxy.hash_source_ip.then(|| meltemi_lb::hash::xx64(conn.info.remote.ip().to_string().as_bytes()));
+    let mut last = None;
+    for _ in 0..proxy.max_connect_attempts.max(1) {
+        let wish = Wish {
+            random: worker.random(),
+            hash,
+            subset,
+            tried: &tried,
+            attempts: 3,
+            failed_priorities: &[],
+            original: Some(conn.info.local),
+            now: epoch_ms(Instant::now()),
+        };
+        let Some((host, _)) = cluster.pick(&wish) else {
+            return Err(Failed {
+                flag: ResponseFlag::NoHealthyUpstream,
+                details: "no_healthy_upstream",
+                cause: Cause::NoEndpoint(name.clone()),
+                transport: String::new(),
+            });
+        };
+        let Some(permit) = cluster.entry.live.admit(false, Resource::Connections) else {
+            return Err(Failed {
+                flag: ResponseFlag::UpstreamOverflow,
+                details: "upstream_overflow",
+                cause: Cause::Breaker(name.clone(), Resource::Connections.threshold()),
+                transport: String::new(),
+            });
+        };
+        info.attempts += 1;
+        info.upstream = Some(host.address);
+        match open(worker, conn, &cluster, &host).await {
+            Ok(dialled) => {
+                info.upstream_local = dialled.stream.socket().local_addr().ok();
+                info.upstream_principal = dialled.principal;
+                cluster.entry.live.report(&host.live, HostResult::Status(200), wish.now, cluster.len());
+                let active = host.live.begin();
+                return Ok(Connected { upstream: dialled.stream, host, permit: (permit, active) });
+            }
+            Err(error) => {
+                cluster.entry.live.connect_fail.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                cluster.entry.live.report(&host.live, HostResult::LocalFailure, wish.now, cluster.len());
+                tried.push(host.address);
+                last = Some((host.address, error));
+            }
+        }
+    }
+    let (address, error) = last.map_or((conn.info.local, DialError::Timeout), |last| last);
+    Err(Failed {
+        flag: ResponseFlag::UpstreamConnectionFailure,
+        details: "upstream_connection_failure",
+        cause: Cause::Endpoint(name.clone(), address, error.to_string().into()),
+        transport: error.to_string(),
+    })
+}
+
+async fn open(
+    worker: &Worker,
+    conn: &Downstream,
+    cluster: &WorkerCluster,
+    host: &WorkerHost,
+) -> Result<Dialled, DialError> {
+    let options = connect_options(worker, cluster, host.address);
+    let dialling = Dial {
+        address: host.address,
+        transport: &host.transport,
+        alpn: None,
+        server_name: None,
+        host: conn.info.server_name.as_deref(),
+        ends: Some((conn.info.remote, conn.info.local)),
+        options: &options,
+        timeout: cluster.entry.cluster.connect_timeout,
+    };
+    dial(dialling, &worker.tls).await
+}
+
+/// Socket options of a connection to an endpoint.
+pub fn connect_options(worker: &Worker, cluster: &WorkerCluster, address: SocketAddr) -> ConnectOptions {
+    let terms = &cluster.entry.cluster;
+    let source = terms.bind.as_ref().and_then(|bind| bind.source_for(address)).map(|source| source.ip());
+    let keepalive = terms.keepalive.map(|keepalive| meltemi_net::Keepalive {
+        probes: keepalive.probes,
+        time: keepalive.time,
+        interval: keepalive.interval,
+    });
+    ConnectOptions {
+        mark: worker.common.mark,
+        source: source.filter(|source| !source.is_unspecified()),
+        keepalive,
+    }
+}
+
+/// Refuses a connection that network authorization forbids, as Envoy logs it.
+pub fn refuse(worker: &Rc<Worker>, conn: &Rc<Downstream>, view: &Rc<ChainView>, policy: Option<Arc<str>>) {
+    let mut info = StreamInfo::new(worker.random());
+    info.cause = Some(Cause::Policy(policy.clone()));
+    let name = policy.as_deref().unwrap_or("none");
+    info.termination = format!("rbac_access_denied_matched_policy[{name}]").into();
+    worker.common.rbac_denied.add_shared(1);
+    let logs = match &view.chain.terminal {
+        Terminal::Tcp(proxy) => &proxy.access_logs,
+        Terminal::Http(http) => &http.access_logs,
+    };
+    if let Some(report) = TcpReport::refused(worker, conn, view, &info) {
+        report.close(worker, &Meter::default(), &info);
+    }
+    worker.log(logs, &info, LogFacts::new(&info, conn, view));
+}
+
+fn finish(worker: &Worker, conn: &Downstream, view: &ChainView, proxy: &TcpProxy, info: &StreamInfo) {
+    worker.log(&proxy.access_logs, info, LogFacts::new(info, conn, view));
+}
+
+/// Places under `envoy.filters.network.connection_limit`, per worker.
+struct Limits(Vec<Rc<Cell<u64>>>);
+
+thread_local! {
+    static OPEN: std::cell::RefCell<std::collections::HashMap<Arc<str>, Rc<Cell<u64>>>> = Default::default();
+}
+
+impl Limits {
+    fn of(view: &ChainView) -> Result<Self, ()> {
+        let mut taken = Self(Vec::new());
+        for filter in &view.chain.filters {
+            let NetworkFilter::ConnectionLimit(limit) = filter else { continue };
+            let count = OPEN.with_borrow_mut(|open| open.entry(key(view, &limit.stat_prefix)).or_default().clone());
+            if count.get() >= limit.max {
+                return Err(());
+            }
+            count.set(count.get() + 1);
+            taken.0.push(count);
+        }
+        Ok(taken)
+    }
+}
+
+fn key(view: &ChainView, prefix: &str) -> Arc<str> {
+    format!("{}/{prefix}", view.listener.name).into()
+}
+
+impl Drop for Limits {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|count| count.set(count.get().saturating_sub(1)));
+    }
+}

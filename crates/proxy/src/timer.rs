@@ -1,0 +1,55 @@
+//! A timer for a connection that mostly does not fire: it stays registered and is moved only when it must.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::time::{Instant, Sleep};
+
+/// Polls a moving deadline; costs a timer registration only when the deadline comes nearer or the old one fires.
+#[derive(Debug, Default)]
+pub struct LazyTimer {
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl LazyTimer {
+    /// Ready once `deadline` has passed; `None` never is.
+    pub fn poll(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Poll<()> {
+        let Some(deadline) = deadline else { return Poll::Pending };
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if sleep.deadline() > deadline {
+            sleep.as_mut().reset(deadline);
+        }
+        loop {
+            match sleep.as_mut().poll(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(()) if sleep.deadline() >= deadline => return Poll::Ready(()),
+                Poll::Ready(()) => sleep.as_mut().reset(deadline),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_deadline_moves_both_ways() {
+        let mut timer = LazyTimer::default();
+        let start = Instant::now();
+        let at = |seconds| Some(start + Duration::from_secs(seconds));
+        poll_fn(|cx| {
+            assert!(timer.poll(cx, at(10)).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        poll_fn(|cx| timer.poll(cx, at(20))).await;
+        assert_eq!(start.elapsed().as_secs(), 20);
+        poll_fn(|cx| timer.poll(cx, at(30)).map(|()| ()).is_ready().then_some(()).map_or(Poll::Pending, Poll::Ready)).await;
+        assert_eq!(start.elapsed().as_secs(), 30);
+    }
+}

@@ -1,0 +1,203 @@
+//! One worker's side of a cluster: its balancer, its pools, whom to send the next request to.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use meltemi_lb::{Balancer, Cursor, Health, PickContext, SubsetMatch};
+use meltemi_proxy_config::cluster::Discovery;
+use meltemi_proxy_config::endpoint::Endpoint;
+use meltemi_proxy_config::tls::UpstreamTransport;
+
+use super::live::HostLive;
+use super::pool::HostPool;
+use crate::published::ClusterEntry;
+
+/// An endpoint with everything that a request to it needs.
+#[derive(Debug)]
+pub struct WorkerHost {
+    /// Its configuration; `None` for original destinations.
+    pub endpoint: Option<Arc<Endpoint>>,
+    /// Where it is.
+    pub address: SocketAddr,
+    /// Its record.
+    pub live: Arc<HostLive>,
+    /// Our connections to it.
+    pub pool: Rc<HostPool>,
+    /// How it is spoken to.
+    pub transport: UpstreamTransport,
+}
+
+/// A worker's side of a cluster.
+#[derive(Debug)]
+pub struct WorkerCluster {
+    /// What is shared.
+    pub entry: Arc<ClusterEntry>,
+    hosts: Vec<Option<Rc<WorkerHost>>>,
+    balancer: RefCell<Rc<Balancer>>,
+    balancer_of: Cell<u64>,
+    cursor: Cell<Cursor>,
+    original: RefCell<HashMap<SocketAddr, Rc<WorkerHost>>>,
+}
+
+/// Whom to avoid and what to go by.
+#[derive(Debug)]
+pub struct Wish<'a> {
+    /// 64 random bits.
+    pub random: u64,
+    /// What consistent hashing goes by.
+    pub hash: Option<u64>,
+    /// Metadata that the endpoint must have.
+    pub subset: Option<&'a SubsetMatch>,
+    /// Endpoints that were tried.
+    pub tried: &'a [SocketAddr],
+    /// How often another one is drawn.
+    pub attempts: u32,
+    /// Priorities to leave out.
+    pub failed_priorities: &'a [u32],
+    /// Where the connection was going.
+    pub original: Option<SocketAddr>,
+    /// Milliseconds, as outlier records count them.
+    pub now: u64,
+}
+
+impl WorkerCluster {
+    /// Builds it; pools of an earlier version of the same configuration are taken over.
+    pub fn new(entry: Arc<ClusterEntry>, before: Option<&WorkerCluster>, random: u64) -> Self {
+        let before = before.filter(|before| Arc::ptr_eq(&before.entry.cluster, &entry.cluster));
+        let mut pools: HashMap<SocketAddr, Rc<HostPool>> = HashMap::new();
+        for host in before.iter().flat_map(|before| before.hosts.iter().flatten()) {
+            pools.insert(host.address, host.pool.clone());
+        }
+        let hosts = entry.endpoints.endpoints.iter().zip(&entry.hosts).map(|(endpoint, live)| {
+            let live = live.clone()?;
+            let (transport, _) = entry.cluster.transport_for(&endpoint.metadata);
+            Some(Rc::new(WorkerHost {
+                address: live.address,
+                pool: pools.entry(live.address).or_default().clone(),
+                endpoint: Some(endpoint.clone()),
+                transport: transport.clone(),
+                live,
+            }))
+        });
+        let hosts = hosts.collect();
+        let now = super::live::epoch_ms(Instant::now());
+        let balancer = balancer(&entry, now);
+        Self {
+            balancer: RefCell::new(Rc::new(balancer)),
+            balancer_of: Cell::new(entry.live.health_generation(now)),
+            cursor: Cell::new(before.map_or_else(|| Cursor::seeded(random), |before| before.cursor.get())),
+            original: RefCell::new(before.map(|before| before.original.take()).unwrap_or_default()),
+            hosts,
+            entry,
+        }
+    }
+
+    /// Chooses an endpoint; `None`: there is none that may be used.
+    pub fn pick(&self, wish: &Wish<'_>) -> Option<(Rc<WorkerHost>, u32)> {
+        if let Discovery::OriginalDst(terms) = &self.entry.cluster.discovery {
+            let mut address = wish.original?;
+            if let Some(port) = terms.port {
+                address.set_port(port);
+            }
+            return Some((self.original(address), 0));
+        }
+        let generation = self.entry.live.health_generation(wish.now);
+        if generation != self.balancer_of.get() {
+            *self.balancer.borrow_mut() = Rc::new(balancer(&self.entry, wish.now));
+            self.balancer_of.set(generation);
+        }
+        let balancer = self.balancer.borrow();
+        let mut cursor = self.cursor.get();
+        let active = |host: u32| match self.hosts.get(host as usize) {
+            Some(Some(host)) => host.live.active.load(std::sync::atomic::Ordering::Relaxed),
+            _ => u32::MAX,
+        };
+        let avoid = |host: u32| match self.hosts.get(host as usize) {
+            Some(Some(host)) => wish.tried.contains(&host.address),
+            _ => true,
+        };
+        let picked = balancer.pick(&mut PickContext {
+            random: wish.random,
+            hash: wish.hash,
+            active: &active,
+            cursor: &mut cursor,
+            subset: wish.subset,
+            avoid: &avoid,
+            attempts: if wish.tried.is_empty() { 1 } else { wish.attempts },
+            failed_priorities: wish.failed_priorities,
+        });
+        self.cursor.set(cursor);
+        let picked = picked?;
+        let host = self.hosts.get(picked.host as usize)?.clone()?;
+        Some((host, picked.priority))
+    }
+
+    fn original(&self, address: SocketAddr) -> Rc<WorkerHost> {
+        let mut original = self.original.borrow_mut();
+        if let Some(host) = original.get(&address) {
+            return host.clone();
+        }
+        let host = Rc::new(WorkerHost {
+            endpoint: None,
+            address,
+            live: self.entry.live.host(address),
+            pool: Rc::default(),
+            transport: self.entry.cluster.transport.clone(),
+        });
+        original.insert(address, host.clone());
+        host
+    }
+
+    /// Drops connections that ended or waited too long, and original destinations that nobody uses.
+    pub fn sweep(&self, now: Instant) {
+        let idle = self.entry.cluster.http.idle_timeout;
+        for host in self.hosts.iter().flatten() {
+            host.pool.sweep(now, idle);
+        }
+        let mut original = self.original.borrow_mut();
+        let before = original.len();
+        original.retain(|_, host| host.pool.sweep(now, idle) || Rc::strong_count(host) > 1);
+        if original.len() < before {
+            let known: std::collections::HashSet<SocketAddr> = original.keys().copied().collect();
+            drop(original);
+            if self.hosts.is_empty() && known.is_empty() {
+                self.entry.live.keep_hosts(|_| false);
+            }
+        }
+    }
+
+    /// How many endpoints there are.
+    pub fn len(&self) -> usize {
+        self.hosts.len()
+    }
+
+    /// Whether there is no endpoint.
+    pub fn is_empty(&self) -> bool {
+        self.hosts.is_empty()
+    }
+}
+
+fn balancer(entry: &ClusterEntry, now: u64) -> Balancer {
+    let health = |number: u32| {
+        let (Some(endpoint), Some(Some(live))) =
+            (entry.endpoints.endpoints.get(number as usize), entry.hosts.get(number as usize))
+        else {
+            // An address that cannot be connected to (a name that has not been resolved).
+            return Health::Excluded;
+        };
+        if live.is_ejected(now) { Health::Unhealthy } else { endpoint.status.health() }
+    };
+    entry.endpoints.balancer(&entry.cluster.lb, entry.cluster.hash_by_hostname, health)
+}
+
+impl WorkerCluster {
+    /// Open connections by endpoint.
+    pub fn open(&self) -> impl Iterator<Item = (SocketAddr, usize)> + '_ {
+        let originals: Vec<_> = self.original.borrow().values().map(|host| (host.address, host.pool.len())).collect();
+        self.hosts.iter().flatten().map(|host| (host.address, host.pool.len())).chain(originals)
+    }
+}

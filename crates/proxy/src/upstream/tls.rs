@@ -1,0 +1,237 @@
+//! rustls configurations from compiled terms and the secrets of the moment. Rebuilt when a secret changes; connections
+//! that stand keep what they have.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use meltemi_proxy_config::tls::{
+    CertificateSource, CommonTls, DataSource, DownstreamTls, SanKind, SanMatch, TlsVersion, Trust, UpstreamTls,
+};
+use meltemi_tls::{
+    ClientAuth, ClientTerms, Identity, PeerRule, ROOT_SECRET, SanMatcher, SecretStore, ServerRule, ServerTerms,
+    TextMatch, TrustBundle,
+};
+use tokio::sync::watch;
+
+/// Why there is no configuration (yet).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TlsUnready {
+    /// A secret has not arrived.
+    #[error("secret {0} has not arrived")]
+    Missing(Arc<str>),
+    /// What arrived cannot be used.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+type ClientKey = (usize, Option<Box<[Box<str>]>>);
+
+/// One worker's configurations, made on first use.
+#[derive(Debug)]
+pub struct TlsConfigs {
+    secrets: SecretStore,
+    changes: watch::Receiver<u64>,
+    made: RefCell<Made>,
+}
+
+#[derive(Debug, Default)]
+struct Made {
+    generation: u64,
+    // The terms are kept, so that an address cannot come to mean other terms.
+    clients: HashMap<ClientKey, (Arc<UpstreamTls>, Arc<rustls::ClientConfig>)>,
+    servers: HashMap<(usize, bool), (Arc<DownstreamTls>, Arc<rustls::ServerConfig>)>,
+}
+
+/// More than any configuration has at a time; beyond it the old ones go.
+const MAX_MADE: usize = 4096;
+
+impl TlsConfigs {
+    /// URI names of our own certificate, as XFCC and logs tell them.
+    pub fn own_names(&self, terms: &DownstreamTls) -> Vec<String> {
+        let identities = identities(&self.secrets, &terms.common).unwrap_or_default();
+        identities.first().map(|identity| identity.info().uri_sans.clone()).unwrap_or_default()
+    }
+
+    /// Over the process's secrets.
+    pub fn new(secrets: SecretStore) -> Self {
+        Self { changes: secrets.changes(), secrets, made: RefCell::default() }
+    }
+
+    fn refresh(&self, made: &mut Made) {
+        let generation = *self.changes.borrow();
+        if made.generation != generation || made.clients.len() + made.servers.len() > MAX_MADE {
+            *made = Made { generation, ..Made::default() };
+        }
+    }
+
+    /// For connecting with these terms. `alpn` replaces the terms' own list.
+    pub fn client(
+        &self,
+        terms: &Arc<UpstreamTls>,
+        alpn: Option<&[Box<str>]>,
+    ) -> Result<Arc<rustls::ClientConfig>, TlsUnready> {
+        let mut made = self.made.borrow_mut();
+        self.refresh(&mut made);
+        let key = (Arc::as_ptr(terms) as usize, alpn.map(Into::into));
+        if let Some((_, config)) = made.clients.get(&key) {
+            return Ok(config.clone());
+        }
+        let config = client_config(&self.secrets, terms, alpn)?;
+        made.clients.insert(key, (terms.clone(), config.clone()));
+        Ok(config)
+    }
+
+    /// For serving a client that offers these protocols. One that offers none of ours is served without ALPN, as
+    /// BoringSSL does; rustls by itself would refuse it.
+    pub fn server(&self, terms: &Arc<DownstreamTls>, offered: &[String]) -> Result<Arc<rustls::ServerConfig>, TlsUnready> {
+        let mut made = self.made.borrow_mut();
+        self.refresh(&mut made);
+        let agrees = offered.is_empty() || terms.common.alpn.iter().any(|own| offered.iter().any(|one| **one == **own));
+        let key = (Arc::as_ptr(terms) as usize, agrees);
+        if let Some((_, config)) = made.servers.get(&key) {
+            return Ok(config.clone());
+        }
+        let mut config = server_config(&self.secrets, terms)?;
+        if !agrees {
+            let mut without = (*config).clone();
+            without.alpn_protocols.clear();
+            config = Arc::new(without);
+        }
+        made.servers.insert(key, (terms.clone(), config.clone()));
+        Ok(config)
+    }
+}
+
+fn unusable(error: impl std::fmt::Display) -> TlsUnready {
+    TlsUnready::Unusable(error.to_string())
+}
+
+fn read(source: &DataSource) -> Result<Vec<u8>, TlsUnready> {
+    match source {
+        DataSource::Inline(bytes) => Ok(bytes.to_vec()),
+        // Rare and small: once for a configuration.
+        DataSource::File(path) => std::fs::read(&**path).map_err(|error| unusable(format!("{path}: {error}"))),
+        DataSource::Environment(name) => {
+            std::env::var(&**name).map(String::into_bytes).map_err(|error| unusable(format!("{name}: {error}")))
+        }
+    }
+}
+
+fn identities(secrets: &SecretStore, common: &CommonTls) -> Result<Vec<Identity>, TlsUnready> {
+    let one = |source: &CertificateSource| match source {
+        CertificateSource::Secret(secret) => secrets
+            .get(&secret.name)
+            .and_then(|secret| secret.identity.clone())
+            .ok_or_else(|| TlsUnready::Missing(secret.name.clone())),
+        CertificateSource::Inline { chain, key } => Identity::from_pem(&read(chain)?, &read(key)?).map_err(unusable),
+    };
+    common.certificates.iter().map(one).collect()
+}
+
+fn trust(secrets: &SecretStore, common: &CommonTls) -> Result<Option<TrustBundle>, TlsUnready> {
+    let validation = &common.validation;
+    // What is asked for and not done must not pass for done.
+    if !validation.spki_pins.is_empty() || !validation.certificate_pins.is_empty() {
+        return Err(unusable("certificate pins are not supported"));
+    }
+    let bundle = match &validation.trust {
+        Trust::None => return Ok(None),
+        Trust::Secret(secret) => secrets
+            .get(&secret.name)
+            .and_then(|secret| secret.trust.clone())
+            .ok_or_else(|| TlsUnready::Missing(secret.name.clone()))?,
+        Trust::Inline(source) => TrustBundle::from_pem(&read(source)?).map_err(unusable)?,
+        Trust::System => TrustBundle::system(),
+    };
+    match &validation.crl {
+        Some(crl) => bundle.with_crls(&read(crl)?).map(Some).map_err(unusable),
+        None => Ok(Some(bundle)),
+    }
+}
+
+fn is_mesh(common: &CommonTls) -> bool {
+    matches!(&common.validation.trust, Trust::Secret(secret) if &*secret.name == ROOT_SECRET)
+}
+
+fn version(version: TlsVersion) -> meltemi_tls::TlsVersion {
+    match version {
+        TlsVersion::V12 => meltemi_tls::TlsVersion::V1_2,
+        TlsVersion::V13 => meltemi_tls::TlsVersion::V1_3,
+    }
+}
+
+fn san(matchers: &[SanMatch]) -> Result<Vec<SanMatcher>, TlsUnready> {
+    matchers.iter().map(san_matcher).collect()
+}
+
+fn client_config(
+    secrets: &SecretStore,
+    terms: &UpstreamTls,
+    alpn: Option<&[Box<str>]>,
+) -> Result<Arc<rustls::ClientConfig>, TlsUnready> {
+    let common = &terms.common;
+    let identity = identities(secrets, common)?.into_iter().next();
+    let trust = trust(secrets, common)?;
+    let rule = match &trust {
+        None => ServerRule::Insecure,
+        Some(_) if is_mesh(common) => ServerRule::Spiffe,
+        Some(_) if terms.auto_sni_san_validation && !terms.sni.is_empty() => ServerRule::Host(terms.sni.to_string()),
+        Some(_) => ServerRule::Chain,
+    };
+    let client = ClientTerms {
+        alpn: alpn.unwrap_or(&common.alpn).iter().map(|name| name.to_string()).collect(),
+        no_sni: terms.sni.is_empty() && !terms.auto_host_sni,
+        rule,
+        san: san(&common.validation.san_matchers)?,
+        min_version: Some(version(common.min_version)),
+        max_version: Some(version(common.max_version)),
+    };
+    let trust = trust.unwrap_or_default();
+    meltemi_tls::client_config(&client, identity.as_ref(), &trust).map_err(unusable)
+}
+
+fn server_config(secrets: &SecretStore, terms: &DownstreamTls) -> Result<Arc<rustls::ServerConfig>, TlsUnready> {
+    let common = &terms.common;
+    let identities = identities(secrets, common)?;
+    let trust = trust(secrets, common)?;
+    let client_auth = match (terms.require_client_certificate, &trust) {
+        (true, _) => ClientAuth::Required,
+        (false, Some(_)) => ClientAuth::Optional,
+        (false, None) => ClientAuth::None,
+    };
+    let server = ServerTerms {
+        alpn: common.alpn.iter().map(|name| name.to_string()).collect(),
+        client_auth,
+        rule: if is_mesh(common) { PeerRule::Spiffe } else { PeerRule::Chain },
+        san: san(&common.validation.san_matchers)?,
+        min_version: Some(version(common.min_version)),
+        max_version: Some(version(common.max_version)),
+    };
+    meltemi_tls::server_config_with(&server, &identities, trust.as_ref()).map_err(unusable)
+}
+
+fn san_matcher(matcher: &SanMatch) -> Result<SanMatcher, TlsUnready> {
+    use meltemi_filters::matcher::{IgnoreCase, StringMatch};
+    let kind = match matcher.kind {
+        SanKind::Any => meltemi_tls::SanKind::Any,
+        SanKind::Dns => meltemi_tls::SanKind::Dns,
+        SanKind::Uri => meltemi_tls::SanKind::Uri,
+        SanKind::Ip => meltemi_tls::SanKind::Ip,
+        SanKind::Email => return Err(unusable("e-mail names are not supported")),
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (value, fold) = match &matcher.value {
+        StringMatch::Exact(value) => (TextMatch::Exact(text(value)), false),
+        StringMatch::Prefix(value) => (TextMatch::Prefix(text(value)), false),
+        StringMatch::Suffix(value) => (TextMatch::Suffix(text(value)), false),
+        StringMatch::Contains(value) => (TextMatch::Contains(text(value.needle())), false),
+        StringMatch::Regex(regex) => (TextMatch::regex(regex.as_str()).map_err(unusable)?, false),
+        StringMatch::IgnoreCase(IgnoreCase::Exact(value)) => (TextMatch::Exact(text(value)), true),
+        StringMatch::IgnoreCase(IgnoreCase::Prefix(value)) => (TextMatch::Prefix(text(value)), true),
+        StringMatch::IgnoreCase(IgnoreCase::Suffix(value)) => (TextMatch::Suffix(text(value)), true),
+        StringMatch::IgnoreCase(IgnoreCase::Contains(value)) => (TextMatch::Contains(text(value)), true),
+    };
+    let matcher = SanMatcher::new(kind, value);
+    Ok(if fold { matcher.ignoring_case() } else { matcher })
+}

@@ -1,0 +1,301 @@
+//! One worker: a thread with its own runtime, listening sockets, pools and share of the metrics. Nothing in it is
+//! touched by another thread; configuration arrives as messages.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use meltemi_filters::ConnInfo;
+use meltemi_filters::head::RequestHead;
+use meltemi_net::Buffers;
+use meltemi_proxy_config::listener::{FilterChain, Listener};
+use meltemi_telemetry::Shard;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use crate::common::Common;
+use crate::downstream::{ChainView, Downstream, DrainReason};
+use crate::listener;
+use crate::published::Published;
+use crate::report::Series;
+use crate::upstream::cluster::WorkerCluster;
+use crate::upstream::tls::TlsConfigs;
+
+/// How often pools are swept.
+const SWEEP: Duration = Duration::from_secs(5);
+/// Heads that are kept for reuse.
+const KEEP_HEADS: usize = 256;
+
+/// What the control thread tells a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// Serve from this from now on.
+    Publish(Arc<Published>),
+    /// Accept on this socket for the listener of this name.
+    Listen(Arc<str>, SocketAddr, std::net::TcpListener),
+    /// Stop accepting for this listener; its connections go on unless configuration says otherwise.
+    Unlisten(Arc<str>, SocketAddr),
+    /// Tell how many connections there are.
+    Count(tokio::sync::oneshot::Sender<usize>),
+    /// Describe the upstream pools: cluster, address, open connections.
+    Pools(tokio::sync::oneshot::Sender<Vec<(Arc<str>, SocketAddr, usize)>>),
+    /// End every connection and the thread.
+    Stop,
+}
+
+/// A worker's state.
+#[derive(Debug)]
+pub struct Worker {
+    /// What all workers share.
+    pub common: Arc<Common>,
+    /// Spare buffers.
+    pub buffers: Buffers,
+    /// TLS configurations.
+    pub tls: TlsConfigs,
+    /// Our share of the metrics.
+    pub shard: Arc<Shard>,
+    /// Series that were looked up already.
+    pub series: Series,
+    number: u64,
+    published: RefCell<Arc<Published>>,
+    generation: Cell<u64>,
+    clusters: RefCell<HashMap<Arc<str>, Rc<WorkerCluster>>>,
+    random: Cell<u64>,
+    heads: RefCell<Vec<RequestHead>>,
+    connections: RefCell<HashMap<u64, Rc<Downstream>>>,
+    next_connection: Cell<u64>,
+}
+
+impl Worker {
+    /// A worker with an empty configuration.
+    pub fn new(common: Arc<Common>, number: u64, seed: u64) -> Rc<Self> {
+        let shard = common.registry.shard();
+        Rc::new(Self {
+            buffers: Buffers::default(),
+            tls: TlsConfigs::new(common.secrets.clone()),
+            series: Series::default(),
+            shard,
+            number,
+            published: RefCell::default(),
+            generation: Cell::new(0),
+            clusters: RefCell::default(),
+            random: Cell::new(seed | 1),
+            heads: RefCell::default(),
+            connections: RefCell::default(),
+            next_connection: Cell::new(1),
+            common,
+        })
+    }
+
+    /// 64 random bits; not for secrets.
+    pub fn random(&self) -> u64 {
+        // splitmix64
+        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.set(state);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// The generation of the configuration that is served.
+    pub fn generation(&self) -> u64 {
+        self.generation.get()
+    }
+
+    /// The configuration that is served.
+    pub fn published(&self) -> Arc<Published> {
+        self.published.borrow().clone()
+    }
+
+    /// An empty head, used before or new.
+    pub fn take_head(&self) -> RequestHead {
+        self.heads.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Gives a head back.
+    pub fn give_head(&self, mut head: RequestHead) {
+        let mut heads = self.heads.borrow_mut();
+        if heads.len() < KEEP_HEADS {
+            head.clear();
+            heads.push(head);
+        }
+    }
+
+    /// Our side of a cluster, made at its first use.
+    pub fn cluster(&self, name: &str) -> Option<Rc<WorkerCluster>> {
+        if let Some(cluster) = self.clusters.borrow().get(name) {
+            return Some(cluster.clone());
+        }
+        let published = self.published.borrow();
+        let (name, entry) = published.clusters.get_key_value(name)?;
+        let cluster = Rc::new(WorkerCluster::new(entry.clone(), None, self.random()));
+        self.clusters.borrow_mut().insert(name.clone(), cluster.clone());
+        Some(cluster)
+    }
+
+    /// Registers a connection for draining.
+    pub fn register(self: &Rc<Self>, info: ConnInfo, view: Rc<ChainView>) -> Registered {
+        let id = self.next_connection.get();
+        self.next_connection.set(id + 1);
+        let conn = Rc::new(Downstream::new(id << 8 | self.number & 0xff, info, view));
+        self.connections.borrow_mut().insert(conn.id, conn.clone());
+        self.common.connections.add(1);
+        Registered { worker: self.clone(), conn }
+    }
+
+    /// The newest version of a connection's chain; `None` if it would now be served by another one, or on other terms.
+    pub fn renew(&self, info: &ConnInfo, current: &ChainView) -> Option<ChainView> {
+        let published = self.published.borrow();
+        let listener = published.listeners.get(&current.listener.name)?;
+        let chain = if Arc::ptr_eq(listener, &current.listener) {
+            &current.chain
+        } else {
+            let chain = listener.chains.select(info)?;
+            if !same_terms(chain, &current.chain) {
+                return None;
+            }
+            chain
+        };
+        let table = |name: &str| published.routes.get(name).cloned();
+        Some(ChainView::new(published.generation, listener.clone(), chain.clone(), table))
+    }
+
+    /// The chain for a new connection.
+    pub fn view_for(&self, listener: &Arc<Listener>, chain: &Arc<FilterChain>) -> ChainView {
+        let published = self.published.borrow();
+        let table = |name: &str| published.routes.get(name).cloned();
+        ChainView::new(published.generation, listener.clone(), chain.clone(), table)
+    }
+
+    /// The listener that serves an original destination: its own address, else the wildcard with its port.
+    pub fn listener_for(&self, destination: SocketAddr) -> Option<Arc<Listener>> {
+        let published = self.published.borrow();
+        let serves = |listener: &&Arc<Listener>, exact: bool| {
+            let addresses = std::iter::once(&listener.address).chain(&listener.additional_addresses);
+            addresses.filter_map(|address| address.socket()).any(|address| match exact {
+                true => address == destination,
+                false => {
+                    address.ip().is_unspecified()
+                        && address.port() == destination.port()
+                        && address.is_ipv4() == destination.is_ipv4()
+                }
+            })
+        };
+        let found = published.listeners.values().find(|listener| serves(listener, true));
+        found.or_else(|| published.listeners.values().find(|listener| serves(listener, false))).cloned()
+    }
+
+    fn publish(&self, published: Arc<Published>) {
+        let before = self.published.replace(published.clone());
+        self.generation.set(published.generation);
+        {
+            let mut clusters = self.clusters.borrow_mut();
+            clusters.retain(|name, _| published.clusters.contains_key(name));
+            for (name, cluster) in clusters.iter_mut() {
+                if let Some(entry) = published.clusters.get(name)
+                    && !Arc::ptr_eq(entry, &cluster.entry)
+                {
+                    *cluster = Rc::new(WorkerCluster::new(entry.clone(), Some(cluster), self.random()));
+                }
+            }
+        }
+        let listeners_changed = before.listeners.len() != published.listeners.len()
+            || before.listeners.iter().zip(&published.listeners).any(|(a, b)| a.0 != b.0 || !Arc::ptr_eq(a.1, b.1));
+        if !listeners_changed && !published.draining {
+            return;
+        }
+        for conn in self.connections.borrow().values() {
+            if published.draining {
+                conn.ask_to_drain(DrainReason::Draining);
+                continue;
+            }
+            let view = conn.view(self);
+            if let Some(policy) = listener::refused_now(&view.chain, &conn.info) {
+                conn.ask_to_drain(DrainReason::Forbidden(policy));
+            }
+        }
+    }
+
+    fn sweep(&self) {
+        let now = Instant::now();
+        for cluster in self.clusters.borrow().values() {
+            cluster.sweep(now);
+        }
+    }
+
+    fn pools(&self) -> Vec<(Arc<str>, SocketAddr, usize)> {
+        let clusters = self.clusters.borrow();
+        clusters.iter().flat_map(|(name, cluster)| cluster.open().map(|(at, n)| (name.clone(), at, n)).collect::<Vec<_>>()).collect()
+    }
+
+    /// Serves until told to stop.
+    pub async fn run(self: Rc<Self>, mut commands: mpsc::UnboundedReceiver<Command>) {
+        let mut accepting: HashMap<(Arc<str>, SocketAddr), AbortHandle> = HashMap::new();
+        let mut sweep = tokio::time::interval(SWEEP);
+        loop {
+            let command = tokio::select! {
+                command = commands.recv() => command,
+                _ = sweep.tick() => {
+                    self.sweep();
+                    continue;
+                }
+            };
+            match command {
+                Some(Command::Publish(published)) => self.publish(published),
+                Some(Command::Listen(name, address, socket)) => {
+                    let task = tokio::task::spawn_local(listener::accept(self.clone(), name.clone(), socket));
+                    if let Some(before) = accepting.insert((name, address), task.abort_handle()) {
+                        before.abort();
+                    }
+                }
+                Some(Command::Unlisten(name, address)) => {
+                    if let Some(task) = accepting.remove(&(name, address)) {
+                        task.abort();
+                    }
+                }
+                Some(Command::Count(answer)) => {
+                    let _ = answer.send(self.connections.borrow().len());
+                }
+                Some(Command::Pools(answer)) => {
+                    let _ = answer.send(self.pools());
+                }
+                Some(Command::Stop) | None => return,
+            }
+        }
+    }
+}
+
+/// Whether a connection may go on under the newer chain: the same name, and TLS on the same terms. Compared by their
+/// debug form, which shows every field; only when configuration changes.
+fn same_terms(new: &FilterChain, old: &FilterChain) -> bool {
+    use meltemi_proxy_config::listener::Terminal;
+    let transport = match (new.transport.tls(), old.transport.tls()) {
+        (None, None) => true,
+        (Some(new), Some(old)) => Arc::ptr_eq(new, old) || format!("{new:?}") == format!("{old:?}"),
+        _ => false,
+    };
+    let kind = matches!(
+        (&new.terminal, &old.terminal),
+        (Terminal::Http(_), Terminal::Http(_)) | (Terminal::Tcp(_), Terminal::Tcp(_))
+    );
+    new.name == old.name && transport && kind
+}
+
+/// A connection in its worker's table, for as long as it lives.
+#[derive(Debug)]
+pub struct Registered {
+    worker: Rc<Worker>,
+    /// The connection.
+    pub conn: Rc<Downstream>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.worker.connections.borrow_mut().remove(&self.conn.id);
+        self.worker.common.connections.add(-1);
+    }
+}

@@ -1,0 +1,91 @@
+//! The rule set as text for `iptables-restore --noflush` (and `ip6tables-restore`).
+//!
+//! Chains of our own are flushed by their declaration, so a second run replaces them. The jumps from the built-in chains
+//! are the one thing that a second run would double: [`Entry::Present`] leaves them out.
+
+use std::fmt::Write as _;
+
+use crate::rules::{Hook, Match, Rule, RuleSet, Verdict};
+
+/// Whether the built-in chains already jump to ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// First run: insert the jumps.
+    Absent,
+    /// A rule set of ours is in place: replace the chains alone.
+    Present,
+}
+
+/// The text for one family.
+pub fn iptables(rules: &RuleSet, ipv6: bool, entry: Entry) -> String {
+    let mut out = String::from("*nat\n");
+    for chain in &rules.chains {
+        let _ = writeln!(out, ":{} - [0:0]", name(chain.name));
+    }
+    for chain in &rules.chains {
+        for rule in chain.rules.iter().filter(|r| RuleSet::fits(r, ipv6)) {
+            let _ = writeln!(out, "-A {}{}", name(chain.name), arguments(rule));
+        }
+        if let (Some(hook), Entry::Absent) = (chain.hook, entry) {
+            let _ = writeln!(out, "-I {} -j {}", builtin(hook), name(chain.name));
+        }
+    }
+    out.push_str("COMMIT\n");
+    out
+}
+
+/// The text that takes the rules out again; it fails where they are not in place.
+pub fn iptables_remove(rules: &RuleSet) -> String {
+    let mut out = String::from("*nat\n");
+    for chain in &rules.chains {
+        if let Some(hook) = chain.hook {
+            let _ = writeln!(out, "-D {} -j {}", builtin(hook), name(chain.name));
+        }
+    }
+    // Emptied before any is deleted: a chain that is still jumped to cannot go.
+    for command in ["-F", "-X"] {
+        for chain in &rules.chains {
+            let _ = writeln!(out, "{command} {}", name(chain.name));
+        }
+    }
+    out.push_str("COMMIT\n");
+    out
+}
+
+fn name(chain: &str) -> String {
+    format!("MELTEMI_{}", chain.to_ascii_uppercase())
+}
+
+fn builtin(hook: Hook) -> &'static str {
+    match hook {
+        Hook::Prerouting => "PREROUTING",
+        Hook::Output => "OUTPUT",
+    }
+}
+
+fn arguments(rule: &Rule) -> String {
+    let mut out = String::new();
+    for condition in &rule.matches {
+        let _ = match condition {
+            Match::Transport(t) => write!(out, " -p {}", t.name()),
+            Match::Port(p) => write!(out, " --dport {p}"),
+            Match::NotPort(p) => write!(out, " ! --dport {p}"),
+            Match::To(c) => write!(out, " -d {c}"),
+            Match::NotTo(c) => write!(out, " ! -d {c}"),
+            Match::From(c) => write!(out, " -s {c}"),
+            Match::In(name) => write!(out, " -i {name}"),
+            Match::Out(name) => write!(out, " -o {name}"),
+            Match::Mark(mark) => write!(out, " -m mark --mark {mark}"),
+            Match::Uid(id) => write!(out, " -m owner --uid-owner {id}"),
+            Match::Gid(id) => write!(out, " -m owner --gid-owner {id}"),
+            Match::Every(n) => write!(out, " -m statistic --mode nth --every {n} --packet 0"),
+        };
+    }
+    let _ = match &rule.verdict {
+        Verdict::Return => write!(out, " -j RETURN"),
+        Verdict::Jump(chain) => write!(out, " -j {}", name(chain)),
+        Verdict::Redirect(port) => write!(out, " -j REDIRECT --to-ports {port}"),
+        Verdict::Dnat(to) => write!(out, " -j DNAT --to-destination {to}"),
+    };
+    out
+}

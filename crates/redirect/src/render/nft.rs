@@ -1,0 +1,66 @@
+//! The rule set as a file for `nft -f`: replaces the table in one transaction, however often it is run.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+
+use crate::cidr::Cidr;
+use crate::rules::{Hook, Match, Rule, RuleSet, TABLE, Verdict};
+
+/// The text for `nft -f`.
+pub fn nft(rules: &RuleSet) -> String {
+    let mut out = String::new();
+    for ipv6 in [false, true].into_iter().take(1 + usize::from(rules.ipv6)) {
+        let family = if ipv6 { "ip6" } else { "ip" };
+        // Declared first so that the deletion succeeds on a fresh machine as well.
+        let _ = writeln!(out, "table {family} {TABLE}\ndelete table {family} {TABLE}\ntable {family} {TABLE} {{");
+        for chain in &rules.chains {
+            let _ = writeln!(out, "\tchain {} {{", chain.name);
+            if let Some(hook) = chain.hook {
+                let hook = match hook {
+                    Hook::Prerouting => "prerouting",
+                    Hook::Output => "output",
+                };
+                let _ = writeln!(out, "\t\ttype nat hook {hook} priority -100; policy accept;");
+            }
+            for rule in chain.rules.iter().filter(|r| RuleSet::fits(r, ipv6)) {
+                let _ = writeln!(out, "\t\t{}", statement(rule, family));
+            }
+            out.push_str("\t}\n");
+        }
+        out.push_str("}\n");
+    }
+    out
+}
+
+fn statement(rule: &Rule, family: &str) -> String {
+    let mut words: Vec<String> = rule.matches.iter().map(|m| condition(m, family)).collect();
+    words.push(match &rule.verdict {
+        Verdict::Return => "return".into(),
+        Verdict::Jump(chain) => format!("jump {chain}"),
+        Verdict::Redirect(port) => format!("redirect to :{port}"),
+        Verdict::Dnat(SocketAddr::V4(to)) => format!("dnat to {to}"),
+        Verdict::Dnat(SocketAddr::V6(to)) => format!("dnat to {to}"),
+    });
+    words.join(" ")
+}
+
+fn condition(condition: &Match, family: &str) -> String {
+    let block = |c: &Cidr| {
+        let host = c.prefix() == if c.address().is_ipv4() { 32 } else { 128 };
+        if host { c.address().to_string() } else { c.to_string() }
+    };
+    match condition {
+        Match::Transport(t) => format!("meta l4proto {}", t.name()),
+        Match::Port(p) => format!("th dport {p}"),
+        Match::NotPort(p) => format!("th dport != {p}"),
+        Match::To(c) => format!("{family} daddr {}", block(c)),
+        Match::NotTo(c) => format!("{family} daddr != {}", block(c)),
+        Match::From(c) => format!("{family} saddr {}", block(c)),
+        Match::In(name) => format!("iifname \"{name}\""),
+        Match::Out(name) => format!("oifname \"{name}\""),
+        Match::Mark(mark) => format!("meta mark {mark}"),
+        Match::Uid(id) => format!("meta skuid {id}"),
+        Match::Gid(id) => format!("meta skgid {id}"),
+        Match::Every(n) => format!("numgen inc mod {n} 0"),
+    }
+}

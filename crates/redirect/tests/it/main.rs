@@ -1,0 +1,4 @@
+//! Plans against goldens, and rules against a real kernel in namespaces of the test's own.
+
+mod golden;
+mod kernel;

@@ -1,0 +1,61 @@
+//! Calling another service by name, with a deadline and the headers of the trace.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::{HeaderMap, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+/// What a service passes on, so that a mesh can tell which calls belong together, and who the user is.
+const PASSED_ON: &[&str] = &[
+    "end-user",
+    "user-agent",
+    "authorization",
+    "x-request-id",
+    "traceparent",
+    "tracestate",
+    "b3",
+    "x-b3-traceid",
+    "x-b3-spanid",
+    "x-b3-parentspanid",
+    "x-b3-sampled",
+    "x-b3-flags",
+];
+const LARGEST_ANSWER: usize = 1 << 20;
+
+/// Where a service is: its own name on port 9080, unless `<NAME>_HOSTNAME` and `<NAME>_SERVICE_PORT` say otherwise.
+pub(crate) fn address_of(name: &str) -> (String, u16) {
+    let upper = name.to_ascii_uppercase();
+    let host = std::env::var(format!("{upper}_HOSTNAME")).unwrap_or_else(|_| name.to_owned());
+    let port = std::env::var(format!("{upper}_SERVICE_PORT")).ok().and_then(|port| port.parse().ok());
+    (host, port.unwrap_or(9080))
+}
+
+/// GETs JSON from a service; anything but 200 is an error that says what came instead.
+pub(crate) async fn get_json(service: &str, path: &str, from: &HeaderMap, deadline: Duration) -> anyhow::Result<serde_json::Value> {
+    tokio::time::timeout(deadline, get(service, path, from))
+        .await
+        .with_context(|| format!("{service} did not answer within {deadline:?}"))?
+}
+
+async fn get(service: &str, path: &str, from: &HeaderMap) -> anyhow::Result<serde_json::Value> {
+    let (host, port) = address_of(service);
+    let stream = TcpStream::connect((host.as_str(), port)).await.with_context(|| format!("cannot reach {host}:{port}"))?;
+    stream.set_nodelay(true)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::task::spawn_local(connection);
+    let mut request = Request::get(path).header("host", format!("{host}:{port}"));
+    for name in PASSED_ON {
+        if let Some(value) = from.get(*name) {
+            request = request.header(*name, value);
+        }
+    }
+    let answer = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), LARGEST_ANSWER).collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();
+    ensure!(status == StatusCode::OK, "{service} answered {status}: {}", String::from_utf8_lossy(&body));
+    Ok(serde_json::from_slice(&body)?)
+}

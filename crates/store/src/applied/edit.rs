@@ -1,0 +1,147 @@
+//! One document of a file is changed or removed; every other byte of the file stays.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use meltemi_api::{Chunk, Object, ObjectKey, chunks, parse, to_yaml, value_of};
+use serde_json::Value;
+
+use super::ApplyError;
+
+/// An object's place in a file.
+#[derive(Debug)]
+pub(super) struct Located {
+    pub file: PathBuf,
+    text: String,
+    chunk: Chunk,
+    /// If the document is a list, which item.
+    item: Option<usize>,
+    /// The object as it is there, if it could be read.
+    held: Option<Object>,
+    /// How many objects the document holds beside it, outside of lists.
+    neighbours: usize,
+}
+
+impl Located {
+    /// Looks for an object in a file. An object that is there but faulty is found too: it is to be replaced.
+    pub fn find(file: &Path, key: &ObjectKey) -> Option<Self> {
+        let text = fs::read_to_string(file).ok()?;
+        // Most files hold other objects; parsing each of them for every object would be quadratic.
+        if !text.contains(&key.name) {
+            return None;
+        }
+        let name = file.to_string_lossy();
+        for chunk in chunks(&text) {
+            let document = &text[chunk.start..chunk.end];
+            if !document.contains(&key.name) {
+                continue;
+            }
+            let parsed = parse(&name, document);
+            let neighbours = (parsed.objects.len() + parsed.refused.len()).saturating_sub(1);
+            let held = parsed.objects.into_iter().find(|object| object.key() == *key);
+            if let Some(held) = held {
+                return Some(Self { file: file.to_owned(), chunk, item: held.source.item, held: Some(held), neighbours, text: text.clone() });
+            }
+            let broken = parsed.unreadable == 1
+                && parsed.diagnostics.iter().any(|finding| finding.object == key.object_ref());
+            if parsed.refused.contains(key) || broken {
+                let item = list_index(document, key);
+                return Some(Self { file: file.to_owned(), chunk, item, held: None, neighbours, text: text.clone() });
+            }
+        }
+        None
+    }
+
+    /// The document's text, without its separator line.
+    pub fn document(&self) -> &str {
+        body(&self.text[self.chunk.start..self.chunk.end])
+    }
+
+    /// Whether the object there says the same already.
+    pub fn says(&self, object: &Object) -> bool {
+        self.held.as_ref().is_some_and(|held| held == object)
+    }
+
+    /// The file's text with the object as `document`.
+    pub fn with(&self, key: &ObjectKey, object: &Object, document: &str) -> Result<String, ApplyError> {
+        if self.is_json() || self.item.is_some() {
+            return self.rewrite(key, Some(&object.raw));
+        }
+        self.sole(key)?;
+        Ok(self.replace(document))
+    }
+
+    /// The file's text without the object.
+    pub fn without(&self, key: &ObjectKey) -> Result<String, ApplyError> {
+        if self.item.is_some() {
+            return self.rewrite(key, None);
+        }
+        self.sole(key)?;
+        let (before, after) = (&self.text[..self.chunk.start], &self.text[self.chunk.end..]);
+        // The first document's separator would be left over in front of the next one.
+        let after = if before.trim().is_empty() { body(after) } else { after };
+        Ok(format!("{before}{after}"))
+    }
+
+    fn is_json(&self) -> bool {
+        self.document().trim_start().starts_with('{')
+    }
+
+    fn sole(&self, key: &ObjectKey) -> Result<(), ApplyError> {
+        if self.neighbours == 0 {
+            return Ok(());
+        }
+        Err(self.not_editable(key, "several documents share the lines between two --- separators"))
+    }
+
+    fn not_editable(&self, key: &ObjectKey, reason: &str) -> ApplyError {
+        ApplyError::NotEditable { key: key.clone(), file: self.file.clone(), reason: reason.to_owned() }
+    }
+
+    /// The document written anew: an item of a list, or JSON, has no lines of its own.
+    fn rewrite(&self, key: &ObjectKey, object: Option<&Value>) -> Result<String, ApplyError> {
+        let mut value = value_of(self.document()).ok_or_else(|| self.not_editable(key, "the document around it is not valid YAML"))?;
+        match (self.item, object) {
+            (Some(index), object) => {
+                let items = value.get_mut("items").and_then(Value::as_array_mut);
+                let items = items.filter(|items| index < items.len()).ok_or_else(|| self.not_editable(key, "its list was not found"))?;
+                match object {
+                    Some(object) => items[index] = object.clone(),
+                    None => {
+                        items.remove(index);
+                    }
+                }
+            }
+            (None, Some(object)) => value = object.clone(),
+            (None, None) => {}
+        }
+        let text = if self.is_json() { format!("{value:#}\n") } else { to_yaml(&value) };
+        Ok(self.replace(&text))
+    }
+
+    fn replace(&self, document: &str) -> String {
+        let chunk = &self.text[self.chunk.start..self.chunk.end];
+        let head = &chunk[..chunk.len() - body(chunk).len()];
+        let head = if head.is_empty() || head.ends_with('\n') { head.to_owned() } else { format!("{head}\n") };
+        let (before, after) = (&self.text[..self.chunk.start], &self.text[self.chunk.end..]);
+        format!("{before}{head}{document}{after}")
+    }
+}
+
+/// A chunk without its separator line; what stands behind `---` on that line is part of the document.
+pub(super) fn body(chunk: &str) -> &str {
+    let Some(rest) = chunk.strip_prefix("---") else { return chunk };
+    let line_end = rest.find('\n').map_or(rest.len(), |at| at + 1);
+    let line = rest[..line_end].trim();
+    if line.is_empty() || line.starts_with('#') { &rest[line_end..] } else { rest }
+}
+
+fn list_index(document: &str, key: &ObjectKey) -> Option<usize> {
+    let value = value_of(body(document))?;
+    let items = value.get("items")?.as_array()?;
+    items.iter().position(|item| {
+        item.get("kind").and_then(Value::as_str) == Some(key.kind.word())
+            && item.pointer("/metadata/name").and_then(Value::as_str) == Some(&key.name)
+            && item.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or(if key.kind.is_namespaced() { "default" } else { "" }) == key.namespace
+    })
+}

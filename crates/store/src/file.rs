@@ -1,0 +1,243 @@
+//! Directories of YAML as a source: watched, settled, diffed.
+//!
+//! One thread: it sleeps until the kernel reports a change (or the time for a look of its own has come), waits until the writing
+//! has settled, scans, and sends what differs. All decisions are in `set`, which knows no clock and no disk.
+
+mod last_good;
+mod scan;
+mod set;
+
+use std::path::PathBuf;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use meltemi_types::{Diagnostic, ObjectRef, Position, Severity};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use tracing::{debug, info, warn};
+
+use crate::delta::{SourceSender, SourceUpdate};
+use last_good::LastGood;
+use scan::Scanner;
+use set::FileSet;
+
+/// A directory to read.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether the last good versions of its objects are kept across a restart. Off for what a program writes anew at each
+    /// start.
+    pub remembers: bool,
+}
+
+impl Directory {
+    /// A directory that users write.
+    pub fn of_users(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), remembers: true }
+    }
+
+    /// A directory that programs write.
+    pub fn of_programs(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), remembers: false }
+    }
+}
+
+/// How to read directories.
+#[derive(Debug, Clone)]
+pub struct FileSourceOptions {
+    /// In order of precedence: of an object that is written twice, the first one counts.
+    pub directories: Vec<Directory>,
+    /// Where last good versions are kept; `None` keeps them in memory only.
+    pub state: Option<PathBuf>,
+    /// How long nothing must happen before a scan; 10 ms.
+    pub settle: Duration,
+    /// When to look without being told; 30 s.
+    pub rescan: Duration,
+}
+
+impl FileSourceOptions {
+    /// The usual times.
+    pub fn new(directories: Vec<Directory>, state: Option<PathBuf>) -> Self {
+        Self { directories, state, settle: Duration::from_millis(10), rescan: Duration::from_secs(30) }
+    }
+}
+
+/// The files of a directory that a source reads, in its order.
+pub(crate) fn readable_files(directory: &std::path::Path) -> Vec<PathBuf> {
+    scan::list(directory)
+}
+
+/// A running source. Dropping it ends its thread.
+#[derive(Debug)]
+pub struct FileSource {
+    wake: mpsc::Sender<Wake>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+enum Wake {
+    Changed,
+    Stop,
+}
+
+/// Someone who never stops writing does not keep the mesh from seeing it.
+const MAX_SETTLE: Duration = Duration::from_millis(100);
+/// While a directory cannot be watched, it is looked at this often.
+const UNWATCHED_RESCAN: Duration = Duration::from_secs(1);
+
+impl FileSource {
+    /// Starts the thread; its first update is a complete listing.
+    pub fn start(options: FileSourceOptions, sender: SourceSender) -> std::io::Result<Self> {
+        let (wake, woken) = mpsc::channel();
+        let events = wake.clone();
+        let run = move || Runner::new(options, events).run(&woken, &sender);
+        let thread = std::thread::Builder::new().name("file-source".to_owned()).spawn(run)?;
+        Ok(Self { wake, thread: Some(thread) })
+    }
+
+    /// Looks now, without waiting for the kernel's word.
+    pub fn rescan(&self) {
+        let _ = self.wake.send(Wake::Changed);
+    }
+}
+
+impl Drop for FileSource {
+    fn drop(&mut self) {
+        let _ = self.wake.send(Wake::Stop);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            warn!("the file source had panicked");
+        }
+    }
+}
+
+struct Runner {
+    options: FileSourceOptions,
+    scanner: Scanner,
+    set: FileSet,
+    last_good: LastGood,
+    watcher: Option<RecommendedWatcher>,
+    watched: Vec<bool>,
+    sent: Option<Vec<Diagnostic>>,
+}
+
+impl Runner {
+    fn new(options: FileSourceOptions, events: mpsc::Sender<Wake>) -> Self {
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Our own reading opens files; only what changes them counts.
+            if event.map_or(true, |event| !event.kind.is_access() || is_close_after_write(&event.kind)) {
+                let _ = events.send(Wake::Changed);
+            }
+        });
+        let watcher = watcher.inspect_err(|error| warn!(%error, "directories are not watched but looked at")).ok();
+        let last_good = LastGood::open(options.state.clone());
+        Self {
+            scanner: Scanner::new(options.directories.clone()),
+            set: FileSet::default(),
+            watched: vec![false; options.directories.len()],
+            options,
+            last_good,
+            watcher,
+            sent: None,
+        }
+    }
+
+    fn run(&mut self, woken: &mpsc::Receiver<Wake>, sender: &SourceSender) {
+        loop {
+            // Watch first: what changes during the scan wakes the next one.
+            let watch_findings = self.watch();
+            if !self.scan(watch_findings, sender) {
+                return debug!("the store has ended");
+            }
+            let all_watched = self.watched.iter().all(|watched| *watched);
+            let patience = if all_watched { self.options.rescan } else { UNWATCHED_RESCAN.min(self.options.rescan) };
+            match woken.recv_timeout(patience) {
+                Ok(Wake::Changed) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let first = Instant::now();
+            loop {
+                match woken.recv_timeout(self.options.settle) {
+                    Ok(Wake::Changed) if first.elapsed() < MAX_SETTLE => {}
+                    Ok(Wake::Changed) | Err(RecvTimeoutError::Timeout) => break,
+                    Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                }
+            }
+        }
+    }
+
+    /// Watches the directories that are not watched yet.
+    fn watch(&mut self) -> Vec<Diagnostic> {
+        let mut findings = Vec::new();
+        for (directory, watched) in self.options.directories.iter().zip(&mut self.watched) {
+            if *watched && directory.path.is_dir() {
+                continue;
+            }
+            let path = &directory.path;
+            if *watched && let Some(watcher) = &mut self.watcher {
+                // The directory was removed; whatever takes its name is another one.
+                let _ = watcher.unwatch(path);
+            }
+            let result = match &mut self.watcher {
+                Some(watcher) if path.is_dir() => watcher.watch(path, RecursiveMode::Recursive).map_err(|error| error.to_string()),
+                Some(_) => {
+                    // That it is missing, the scan tells.
+                    *watched = false;
+                    continue;
+                }
+                None => Err("the kernel's file watch is not available".to_owned()),
+            };
+            *watched = result.is_ok();
+            if let Err(error) = result {
+                findings.push(Diagnostic {
+                    code: "MEL0304".to_owned(),
+                    severity: Severity::Warning,
+                    object: ObjectRef::default(),
+                    field: String::new(),
+                    position: Position { file: path.display().to_string(), ..Position::default() },
+                    message: format!("changes are found within {} s only, since the directory cannot be watched: {error}", UNWATCHED_RESCAN.as_secs()),
+                    remedy: "raise fs.inotify.max_user_watches and fs.inotify.max_user_instances".to_owned(),
+                });
+            }
+        }
+        findings
+    }
+
+    /// Scans and sends; false if nobody listens any more.
+    fn scan(&mut self, mut findings: Vec<Diagnostic>, sender: &SourceSender) -> bool {
+        let first = self.sent.is_none();
+        let changes = self.scanner.scan();
+        if !first && changes.is_empty() && findings.is_empty() && !self.last_good.has_work() && !self.scanner.findings_changed() {
+            return true;
+        }
+        for change in changes {
+            let remembers = self.options.directories.get(change.file.directory).is_some_and(|directory| directory.remembers);
+            self.set.change(change, if remembers { Some(&mut self.last_good) } else { None });
+        }
+        let deltas = self.set.deltas(first);
+        findings.extend(self.scanner.findings().iter().cloned());
+        findings.extend(self.set.findings());
+        findings.extend(self.last_good.findings().iter().cloned());
+        findings.sort();
+        findings.dedup();
+
+        let changed = self.sent.as_ref() != Some(&findings);
+        let mut alive = true;
+        if first || changed || !deltas.is_empty() {
+            info!(changes = deltas.len(), findings = findings.len(), "files read");
+            let diagnostics = changed.then(|| findings.clone());
+            alive = sender.send_blocking(SourceUpdate { deltas, diagnostics });
+        }
+        self.sent = Some(findings);
+        // After sending: a proxy does not wait for our disk.
+        self.last_good.write();
+        alive
+    }
+}
+
+fn is_close_after_write(kind: &notify::EventKind) -> bool {
+    use notify::event::{AccessKind, AccessMode};
+    matches!(kind, notify::EventKind::Access(AccessKind::Close(AccessMode::Write)))
+}

@@ -1,0 +1,296 @@
+//! Counters, gauges and histograms in per-worker shards.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Upper bounds of Envoy's default histogram buckets; Istio uses them for milliseconds and bytes alike.
+pub const BUCKETS: [f64; 19] = [
+    0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0, 30000.0, 60000.0, 300000.0,
+    600000.0, 1800000.0, 3600000.0,
+];
+
+/// A number that only grows. One thread adds, any thread reads.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds one.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// Adds `n`. Shards have one writer, so no locked instruction is needed.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    /// Adds `n` where several threads may write.
+    pub fn add_shared(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    /// The current value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A number that goes up and down.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicI64);
+
+impl Gauge {
+    /// Adds `n`, which may be negative.
+    pub fn add(&self, n: i64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    /// Sets the value.
+    pub fn set(&self, n: i64) {
+        self.0.store(n, Relaxed);
+    }
+
+    /// The current value.
+    pub fn get(&self) -> i64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A distribution over [`BUCKETS`]. One thread records, any thread reads.
+#[derive(Debug)]
+pub struct Histogram {
+    counts: [AtomicU64; BUCKETS.len() + 1],
+    sum: AtomicU64,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { counts: [const { AtomicU64::new(0) }; BUCKETS.len() + 1], sum: AtomicU64::new(0) }
+    }
+}
+
+impl Histogram {
+    /// Records one value.
+    pub fn record(&self, value: f64) {
+        let bucket = BUCKETS.iter().position(|bound| value <= *bound).unwrap_or(BUCKETS.len());
+        let count = &self.counts[bucket];
+        count.store(count.load(Relaxed) + 1, Relaxed);
+        let sum = f64::from_bits(self.sum.load(Relaxed)) + value;
+        self.sum.store(sum.to_bits(), Relaxed);
+    }
+
+    /// Counts per bucket (not cumulative; the last is beyond every bound) and the sum of all values.
+    pub fn read(&self) -> ([u64; BUCKETS.len() + 1], f64) {
+        (std::array::from_fn(|i| self.counts[i].load(Relaxed)), f64::from_bits(self.sum.load(Relaxed)))
+    }
+}
+
+/// What kind of series a family holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// A distribution.
+    Histogram,
+}
+
+/// How many series a registry may hold. Beyond it, new label sets fold into one series a family whose label values
+/// are all `other`, so that random paths or hosts cannot grow memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Budget {
+    /// Series in one shard; default 4,000.
+    pub series: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { series: 4_000 }
+    }
+}
+
+/// Label names and values, in the order in which they are printed.
+pub type LabelSet = Vec<(&'static str, Arc<str>)>;
+
+#[derive(Debug, Clone)]
+enum Cell {
+    Counter(Arc<Counter>),
+    Gauge(Arc<Gauge>),
+    Histogram(Arc<Histogram>),
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    series: HashMap<(&'static str, LabelSet), Cell>,
+    folded: u64,
+}
+
+/// One worker's share of every series.
+#[derive(Debug)]
+pub struct Shard {
+    budget: Budget,
+    table: Mutex<Table>,
+}
+
+/// A panicking scrape must not stop the workers: the table stays usable.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shard {
+    fn cell(&self, family: &'static str, labels: LabelSet, make: fn() -> Cell) -> Cell {
+        let mut table = lock(&self.table);
+        if let Some(cell) = table.series.get(&(family, labels.clone())) {
+            return cell.clone();
+        }
+        let labels = if table.series.len() < self.budget.series {
+            labels
+        } else {
+            table.folded += 1;
+            labels.into_iter().map(|(name, _)| (name, Arc::from("other"))).collect()
+        };
+        table.series.entry((family, labels)).or_insert_with(make).clone()
+    }
+
+    /// The counter of this family with these labels; made if it is new. A cold call: keep what it returns.
+    pub fn counter(&self, family: &'static str, labels: LabelSet) -> Arc<Counter> {
+        match self.cell(family, labels, || Cell::Counter(Arc::default())) {
+            Cell::Counter(counter) => counter,
+            // A family name with two kinds is a programming error; its values go nowhere.
+            _ => Arc::default(),
+        }
+    }
+
+    /// The gauge of this family with these labels.
+    pub fn gauge(&self, family: &'static str, labels: LabelSet) -> Arc<Gauge> {
+        match self.cell(family, labels, || Cell::Gauge(Arc::default())) {
+            Cell::Gauge(gauge) => gauge,
+            _ => Arc::default(),
+        }
+    }
+
+    /// The histogram of this family with these labels.
+    pub fn histogram(&self, family: &'static str, labels: LabelSet) -> Arc<Histogram> {
+        match self.cell(family, labels, || Cell::Histogram(Arc::default())) {
+            Cell::Histogram(histogram) => histogram,
+            _ => Arc::default(),
+        }
+    }
+}
+
+/// One series as a scrape sees it, added up over the shards.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Sample {
+    /// A counter's value.
+    Counter(u64),
+    /// A gauge's value.
+    Gauge(i64),
+    /// Counts per bucket and the sum.
+    Histogram(Box<[u64; BUCKETS.len() + 1]>, f64),
+}
+
+/// All shards of a process.
+#[derive(Debug, Default)]
+pub struct Registry {
+    budget: Budget,
+    shards: Mutex<Vec<Arc<Shard>>>,
+}
+
+impl Registry {
+    /// A registry whose shards each hold to `budget`.
+    pub fn new(budget: Budget) -> Self {
+        Self { budget, shards: Mutex::default() }
+    }
+
+    /// A new shard, for one worker.
+    pub fn shard(&self) -> Arc<Shard> {
+        let shard = Arc::new(Shard { budget: self.budget, table: Mutex::default() });
+        lock(&self.shards).push(shard.clone());
+        shard
+    }
+
+    /// Every series, sorted by family and labels.
+    pub fn gather(&self) -> Vec<(&'static str, LabelSet, Sample)> {
+        let mut merged: HashMap<(&'static str, LabelSet), Sample> = HashMap::new();
+        for shard in lock(&self.shards).iter() {
+            for (key, cell) in &lock(&shard.table).series {
+                let sample = match cell {
+                    Cell::Counter(counter) => Sample::Counter(counter.get()),
+                    Cell::Gauge(gauge) => Sample::Gauge(gauge.get()),
+                    Cell::Histogram(histogram) => {
+                        let (counts, sum) = histogram.read();
+                        Sample::Histogram(Box::new(counts), sum)
+                    }
+                };
+                match merged.get_mut(key) {
+                    None => {
+                        merged.insert(key.clone(), sample);
+                    }
+                    Some(total) => total.add(sample),
+                }
+            }
+        }
+        let mut all: Vec<_> = merged.into_iter().map(|((family, labels), sample)| (family, labels, sample)).collect();
+        all.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        all
+    }
+
+    /// How many label sets were folded into `other`.
+    pub fn folded(&self) -> u64 {
+        lock(&self.shards).iter().map(|shard| lock(&shard.table).folded).sum()
+    }
+}
+
+impl Sample {
+    fn add(&mut self, other: Sample) {
+        match (self, other) {
+            (Self::Counter(a), Self::Counter(b)) => *a += b,
+            (Self::Gauge(a), Self::Gauge(b)) => *a += b,
+            (Self::Histogram(counts, sum), Self::Histogram(more, more_sum)) => {
+                for (count, n) in counts.iter_mut().zip(more.iter()) {
+                    *count += n;
+                }
+                *sum += more_sum;
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(value: &str) -> LabelSet {
+        vec![("path", Arc::from(value))]
+    }
+
+    #[test]
+    fn shards_add_up() {
+        let registry = Registry::default();
+        let (a, b) = (registry.shard(), registry.shard());
+        a.counter("hits", labels("/")).add(2);
+        b.counter("hits", labels("/")).add(3);
+        a.histogram("took", labels("/")).record(0.7);
+        b.histogram("took", labels("/")).record(7_000_000.0);
+        let all = registry.gather();
+        assert_eq!(all[0].2, Sample::Counter(5));
+        let Sample::Histogram(counts, sum) = &all[1].2 else { panic!("took is a histogram") };
+        assert_eq!((counts[1], counts[BUCKETS.len()], *sum), (1, 1, 7_000_000.7));
+    }
+
+    #[test]
+    fn random_labels_fold_once_the_budget_is_spent() {
+        let registry = Registry::new(Budget { series: 10 });
+        let shard = registry.shard();
+        for i in 0..1_000 {
+            shard.counter("hits", labels(&format!("/{i}"))).inc();
+        }
+        let all = registry.gather();
+        assert_eq!(all.len(), 11);
+        assert!(all.iter().any(|(_, labels, sample)| &*labels[0].1 == "other" && *sample == Sample::Counter(990)));
+        assert_eq!(registry.folded(), 990);
+    }
+}

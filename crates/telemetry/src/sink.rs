@@ -1,0 +1,161 @@
+//! Where log lines go: one writer thread a file, fed by the workers' buffers, never the other way round.
+
+use std::cell::RefCell;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread;
+
+/// A worker hands its lines over at this size, or when it calls [`LogWriter::flush`].
+const CHUNK: usize = 16 * 1024;
+/// Chunks in flight; beyond it lines are dropped and counted, the traffic goes on.
+const QUEUE: usize = 256;
+
+/// A file, or standard output, that any number of workers write lines to.
+#[derive(Debug, Clone)]
+pub struct LogSink {
+    chunks: SyncSender<Vec<u8>>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl LogSink {
+    /// Opens a path for appending; `/dev/stdout` and `/dev/stderr` are the process's own streams.
+    pub fn open(path: &str) -> io::Result<Self> {
+        let stream: Box<dyn Write + Send> = match path {
+            "/dev/stdout" => Box::new(io::stdout()),
+            "/dev/stderr" => Box::new(io::stderr()),
+            path => Box::new(append(Path::new(path))?),
+        };
+        Self::to(stream)
+    }
+
+    /// Writes to a stream of the caller's.
+    pub fn to(stream: Box<dyn Write + Send>) -> io::Result<Self> {
+        let (chunks, receiver) = sync_channel(QUEUE);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let lost = dropped.clone();
+        thread::Builder::new().name("access-log".to_owned()).spawn(move || drain(&receiver, stream, &lost))?;
+        Ok(Self { chunks, dropped })
+    }
+
+    /// A worker's own buffer in front of the sink.
+    pub fn writer(&self) -> LogWriter {
+        LogWriter { sink: self.clone(), buffer: RefCell::default() }
+    }
+
+    /// Lines lost since the start, because the disk was full or slower than the traffic.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Relaxed)
+    }
+
+    fn send(&self, chunk: Vec<u8>) {
+        if let Err(TrySendError::Full(chunk) | TrySendError::Disconnected(chunk)) = self.chunks.try_send(chunk) {
+            self.dropped.fetch_add(lines(&chunk), Relaxed);
+        }
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+fn lines(chunk: &[u8]) -> u64 {
+    chunk.iter().filter(|byte| **byte == b'\n').count() as u64
+}
+
+fn drain(chunks: &Receiver<Vec<u8>>, mut stream: Box<dyn Write + Send>, dropped: &AtomicU64) {
+    for chunk in chunks {
+        if stream.write_all(&chunk).and_then(|()| stream.flush()).is_err() {
+            dropped.fetch_add(lines(&chunk), Relaxed);
+        }
+    }
+}
+
+/// One worker's buffer; not shared between threads.
+#[derive(Debug)]
+pub struct LogWriter {
+    sink: LogSink,
+    buffer: RefCell<Vec<u8>>,
+}
+
+impl LogWriter {
+    /// Lets `line` append to the buffer, and hands the buffer over once it is full.
+    pub fn write(&self, line: impl FnOnce(&mut Vec<u8>)) {
+        let mut buffer = self.buffer.borrow_mut();
+        line(&mut buffer);
+        if buffer.len() >= CHUNK {
+            self.sink.send(std::mem::take(&mut buffer));
+        }
+    }
+
+    /// Hands over what there is. Workers call it between turns, every 50 ms or so, and before they end.
+    pub fn flush(&self) {
+        let mut buffer = self.buffer.borrow_mut();
+        if !buffer.is_empty() {
+            self.sink.send(std::mem::take(&mut buffer));
+        }
+    }
+}
+
+impl Drop for LogWriter {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{Sender, channel};
+
+    struct Tell(Sender<Vec<u8>>);
+    impl Write for Tell {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.send(bytes.to_vec()).map_err(io::Error::other)?;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_arrive_after_a_flush() {
+        let (tell, told) = channel();
+        let sink = LogSink::to(Box::new(Tell(tell))).expect("a thread starts");
+        let writer = sink.writer();
+        writer.write(|out| out.extend_from_slice(b"one\n"));
+        writer.write(|out| out.extend_from_slice(b"two\n"));
+        writer.flush();
+        assert_eq!(told.recv().expect("the sink writes"), b"one\ntwo\n");
+        assert_eq!(sink.dropped(), 0);
+    }
+
+    #[test]
+    fn a_full_disk_loses_lines_and_counts_them() {
+        struct Full(Sender<()>);
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                self.0.send(()).map_err(io::Error::other)?;
+                Err(io::Error::from(io::ErrorKind::StorageFull))
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (tell, told) = channel();
+        let sink = LogSink::to(Box::new(Full(tell))).expect("a thread starts");
+        let writer = sink.writer();
+        for _ in 0..2 {
+            writer.write(|out| out.extend_from_slice(b"one\ntwo\n"));
+            writer.flush();
+            told.recv().expect("the sink tried");
+        }
+        drop(writer);
+        // The second attempt began after the first was counted.
+        assert!(sink.dropped() >= 2);
+    }
+}

@@ -1,0 +1,174 @@
+//! What a certificate says of itself: names, serial, time, fingerprint.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use meltemi_types::SpiffeId;
+use rustls_pki_types::CertificateDer;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::prelude::FromDer;
+
+use crate::PeerError;
+use crate::xfcc::rfc2253;
+
+/// A certificate, read once. What `/certs`, access logs, `x-forwarded-client-cert` and policies speak of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateInfo {
+    /// RFC 2253; empty for workload certificates.
+    pub subject: String,
+    /// RFC 2253.
+    pub issuer: String,
+    /// Lower-case hexadecimal without separators.
+    pub serial: String,
+    /// URI names, in order.
+    pub uri_sans: Vec<String>,
+    /// DNS names, in order.
+    pub dns_sans: Vec<String>,
+    /// Addresses, in order.
+    pub ip_sans: Vec<IpAddr>,
+    /// Names of kinds that the mesh never issues (otherName, e-mail, directory names, ...), or that cannot be read.
+    pub foreign_sans: usize,
+    /// Start of validity.
+    pub not_before: SystemTime,
+    /// End of validity.
+    pub not_after: SystemTime,
+    /// SHA-256 of the DER, lower-case hexadecimal.
+    pub sha256: String,
+}
+
+impl CertificateInfo {
+    /// The one SPIFFE identity: exactly one URI name, well formed, and no name of a foreign kind beside it.
+    pub fn spiffe(&self) -> Result<SpiffeId, PeerError> {
+        let [uri] = self.uri_sans.as_slice() else {
+            return Err(PeerError::UriCount { presented: self.names() });
+        };
+        if self.foreign_sans > 0 {
+            return Err(PeerError::Malformed(format!(
+                "{} subject alternative names beside {uri:?} are of a kind that a workload certificate never has",
+                self.foreign_sans
+            )));
+        }
+        uri.parse().map_err(|error: meltemi_types::SpiffeError| PeerError::NotSpiffe {
+            presented: uri.clone(),
+            reason: error.to_string(),
+        })
+    }
+
+    /// The names in one line, for messages; at most eight, since a hostile certificate may hold thousands.
+    pub fn names(&self) -> String {
+        const SHOWN: usize = 8;
+        let uris = self.uri_sans.iter().map(|name| format!("URI:{name}"));
+        let dns = self.dns_sans.iter().map(|name| format!("DNS:{name}"));
+        let ips = self.ip_sans.iter().map(|name| format!("IP:{name}"));
+        let total = self.uri_sans.len() + self.dns_sans.len() + self.ip_sans.len() + self.foreign_sans;
+        let mut shown: Vec<String> =
+            uris.chain(dns).chain(ips).take(SHOWN).map(|name| name.chars().take(256).collect::<String>()).collect();
+        let rest = total - shown.len();
+        match (total, rest) {
+            (0, _) => return "no subject alternative name".to_owned(),
+            (_, 0) => {}
+            _ => shown.push(format!("{rest} more")),
+        }
+        shown.join(", ")
+    }
+
+    /// Whole days until the end of validity, 0 if it is over; Envoy's `days_until_expiration`.
+    pub fn days_until_expiration(&self, now: SystemTime) -> u64 {
+        self.not_after.duration_since(now).map_or(0, |left| left.as_secs() / 86_400)
+    }
+}
+
+/// Reads a certificate.
+pub fn info_of(certificate: &CertificateDer<'_>) -> Result<CertificateInfo, PeerError> {
+    let malformed = |error: String| PeerError::Malformed(error);
+    let (rest, parsed) = X509Certificate::from_der(certificate).map_err(|error| malformed(error.to_string()))?;
+    if !rest.is_empty() {
+        return Err(malformed(format!("{} bytes follow the certificate", rest.len())));
+    }
+    let mut info = CertificateInfo {
+        subject: rfc2253(parsed.subject()),
+        issuer: rfc2253(parsed.issuer()),
+        serial: hex(parsed.raw_serial()),
+        uri_sans: Vec::new(),
+        dns_sans: Vec::new(),
+        ip_sans: Vec::new(),
+        foreign_sans: 0,
+        not_before: system_time(parsed.validity().not_before.timestamp()),
+        not_after: system_time(parsed.validity().not_after.timestamp()),
+        sha256: sha256_hex(certificate),
+    };
+    let mut extensions = 0;
+    for extension in parsed.extensions() {
+        match extension.parsed_extension() {
+            ParsedExtension::SubjectAlternativeName(names) => {
+                extensions += 1;
+                for name in &names.general_names {
+                    read_name(name, &mut info)?;
+                }
+            }
+            // An extension that claims to be the list of names and cannot be read must not count as "no names".
+            ParsedExtension::ParseError { .. } if extension.oid == x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME => {
+                return Err(malformed("its subject alternative names cannot be read".to_owned()));
+            }
+            _ => {}
+        }
+    }
+    match extensions {
+        0 | 1 => Ok(info),
+        more => Err(malformed(format!("it has {more} extensions for subject alternative names"))),
+    }
+}
+
+fn read_name(name: &GeneralName<'_>, info: &mut CertificateInfo) -> Result<(), PeerError> {
+    // A NUL or another control character ends a name early in somebody else's parser: refuse it everywhere.
+    let plain = |text: &str| match text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(text.to_owned()),
+        false => Err(PeerError::Malformed(format!("its name {text:?} holds a character that no name has"))),
+    };
+    match name {
+        GeneralName::URI(text) => info.uri_sans.push(plain(text)?),
+        GeneralName::DNSName(text) => info.dns_sans.push(plain(text)?),
+        GeneralName::IPAddress(bytes) => match (<[u8; 4]>::try_from(*bytes), <[u8; 16]>::try_from(*bytes)) {
+            (Ok(v4), _) => info.ip_sans.push(v4.into()),
+            (_, Ok(v6)) => info.ip_sans.push(v6.into()),
+            _ => info.foreign_sans += 1,
+        },
+        _ => info.foreign_sans += 1,
+    }
+    Ok(())
+}
+
+/// The identity of a peer, from the chain that it presented; call it after the handshake has verified the chain.
+pub fn peer_spiffe(chain: &[CertificateDer<'_>]) -> Result<SpiffeId, PeerError> {
+    info_of(chain.first().ok_or(PeerError::None)?)?.spiffe()
+}
+
+/// SHA-256 as lower-case hexadecimal.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
+}
+
+/// A short name for a certificate (or any secret's public part) in logs: the first 16 digits of its SHA-256.
+pub fn fingerprint(bytes: &[u8]) -> String {
+    let mut digits = sha256_hex(bytes);
+    digits.truncate(16);
+    digits
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}
+
+fn system_time(unix_seconds: i64) -> SystemTime {
+    let distance = Duration::from_secs(unix_seconds.unsigned_abs());
+    match unix_seconds < 0 {
+        true => SystemTime::UNIX_EPOCH.checked_sub(distance),
+        false => SystemTime::UNIX_EPOCH.checked_add(distance),
+    }
+    .unwrap_or(SystemTime::UNIX_EPOCH)
+}

@@ -1,0 +1,119 @@
+//! Terms, identity and trust put together into rustls configurations.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
+
+use crate::verify::{ClientVerifier, ServerVerifier};
+use crate::{ClientAuth, ClientTerms, Identity, ServerRule, ServerTerms, TlsError, TlsVersion, TrustBundle, provider};
+
+/// A server with one certificate. Roots are needed as soon as clients are asked for theirs.
+pub fn server_config(terms: &ServerTerms, identity: &Identity, trust: Option<&TrustBundle>) -> Result<Arc<ServerConfig>, TlsError> {
+    server_config_with(terms, std::slice::from_ref(identity), trust)
+}
+
+/// A server with several certificates for the same names (RSA beside ECDSA): the first whose key the client can verify
+/// is served.
+pub fn server_config_with(
+    terms: &ServerTerms,
+    identities: &[Identity],
+    trust: Option<&TrustBundle>,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let ServerTerms { alpn, client_auth, rule, san, min_version, max_version } = terms;
+    if identities.is_empty() {
+        return Err(TlsError::Certificate("a server needs a certificate".to_owned()));
+    }
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&versions(*min_version, *max_version)?)
+        .map_err(|error| TlsError::Terms(error.to_string()))?;
+    let builder = match client_auth {
+        ClientAuth::None => builder.with_no_client_auth(),
+        asked => {
+            let trust = trust.filter(|trust| !trust.is_empty()).ok_or(TlsError::NoRoots)?;
+            builder.with_client_cert_verifier(Arc::new(ClientVerifier::new(*rule, *asked, trust.clone(), san.clone())))
+        }
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(BySignature(identities.iter().map(Identity::certified_key).collect())));
+    config.alpn_protocols = protocols(alpn);
+    if *client_auth != ClientAuth::None {
+        // A ticket would outlive a rotation, a revocation and a change of policy: every connection is judged anew.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        config.max_early_data_size = 0;
+    }
+    Ok(Arc::new(config))
+}
+
+/// A client. With an identity it shows its certificate to servers that ask.
+pub fn client_config(terms: &ClientTerms, identity: Option<&Identity>, trust: &TrustBundle) -> Result<Arc<ClientConfig>, TlsError> {
+    let ClientTerms { alpn, no_sni, rule, san, min_version, max_version } = terms;
+    if *rule != ServerRule::Insecure && trust.is_empty() {
+        return Err(TlsError::NoRoots);
+    }
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&versions(*min_version, *max_version)?)
+        .map_err(|error| TlsError::Terms(error.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(rule.clone(), trust.clone(), san.clone())));
+    let mut config = match identity {
+        Some(identity) => builder.with_client_cert_resolver(Arc::new(OneIdentity(identity.certified_key()))),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = protocols(alpn);
+    config.enable_sni = !no_sni;
+    if identity.is_some() || *rule == ServerRule::Spiffe {
+        config.resumption = Resumption::disabled();
+    }
+    Ok(Arc::new(config))
+}
+
+fn protocols(alpn: &[String]) -> Vec<Vec<u8>> {
+    alpn.iter().map(|name| name.as_bytes().to_vec()).collect()
+}
+
+fn versions(min: Option<TlsVersion>, max: Option<TlsVersion>) -> Result<Vec<&'static SupportedProtocolVersion>, TlsError> {
+    let (min, max) = (min.unwrap_or(TlsVersion::V1_2), max.unwrap_or(TlsVersion::V1_3));
+    let all = [(TlsVersion::V1_3, &rustls::version::TLS13), (TlsVersion::V1_2, &rustls::version::TLS12)];
+    let chosen: Vec<_> = all.into_iter().filter(|(version, _)| (min..=max).contains(version)).map(|(_, known)| known).collect();
+    match chosen.is_empty() {
+        true => Err(TlsError::Terms(format!("maximum version {max:?} is below minimum version {min:?}"))),
+        false => Ok(chosen),
+    }
+}
+
+struct BySignature(Vec<Arc<CertifiedKey>>);
+
+impl fmt::Debug for BySignature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BySignature({} certificates)", self.0.len())
+    }
+}
+
+impl ResolvesServerCert for BySignature {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let usable = self.0.iter().find(|key| key.key.choose_scheme(hello.signature_schemes()).is_some());
+        usable.or_else(|| self.0.first()).cloned()
+    }
+}
+
+struct OneIdentity(Arc<CertifiedKey>);
+
+impl fmt::Debug for OneIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OneIdentity")
+    }
+}
+
+impl rustls::client::ResolvesClientCert for OneIdentity {
+    fn resolve(&self, _root_hints: &[&[u8]], schemes: &[rustls::SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.0.key.choose_scheme(schemes).map(|_| self.0.clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}

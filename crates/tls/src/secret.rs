@@ -1,0 +1,124 @@
+//! Named secrets that change under running connections.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::watch;
+
+use crate::{Identity, TrustBundle};
+
+/// The workload's own certificate, as Istio and Envoy name it over SDS.
+pub const DEFAULT_SECRET: &str = "default";
+/// The roots of the mesh, as Istio and Envoy name them over SDS.
+pub const ROOT_SECRET: &str = "ROOTCA";
+
+/// What a name stands for. A gateway's `credentialName` may bring both.
+#[derive(Debug, Clone, Default)]
+pub struct Secret {
+    /// Certificate and key.
+    pub identity: Option<Identity>,
+    /// Roots.
+    pub trust: Option<TrustBundle>,
+}
+
+impl Secret {
+    /// A secret that is a certificate and key.
+    pub fn identity(identity: Identity) -> Self {
+        Self { identity: Some(identity), trust: None }
+    }
+
+    /// A secret that is roots.
+    pub fn trust(trust: TrustBundle) -> Self {
+        Self { identity: None, trust: Some(trust) }
+    }
+}
+
+type Slot = watch::Sender<Option<Arc<Secret>>>;
+
+/// All secrets of a process. Cheap to clone; clones share their content. A name that nobody has set yet can be watched:
+/// that is how a listener waits for its certificate.
+#[derive(Debug, Clone)]
+pub struct SecretStore {
+    slots: Arc<RwLock<BTreeMap<String, Slot>>>,
+    generation: watch::Sender<u64>,
+}
+
+impl Default for SecretStore {
+    fn default() -> Self {
+        Self { slots: Arc::default(), generation: watch::Sender::new(0) }
+    }
+}
+
+impl SecretStore {
+    /// Empty.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Follows one name; `None` until it is set, and after it is removed.
+    pub fn watch(&self, name: &str) -> watch::Receiver<Option<Arc<Secret>>> {
+        if let Some(slot) = self.read().get(name) {
+            return slot.subscribe();
+        }
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        slots.entry(name.to_owned()).or_insert_with(|| watch::Sender::new(None)).subscribe()
+    }
+
+    /// The current value.
+    pub fn get(&self, name: &str) -> Option<Arc<Secret>> {
+        self.read().get(name).and_then(|slot| slot.borrow().clone())
+    }
+
+    /// Sets or replaces a secret; watchers see it at once.
+    pub fn set(&self, name: &str, secret: Secret) {
+        self.put(name, Some(Arc::new(secret)));
+    }
+
+    /// Takes a secret away; watchers see `None`.
+    pub fn remove(&self, name: &str) {
+        self.put(name, None);
+    }
+
+    /// The names that are set, sorted.
+    pub fn names(&self) -> Vec<String> {
+        self.read().iter().filter(|(_, slot)| slot.borrow().is_some()).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// A number that grows with every change of any secret, and can be awaited.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    fn put(&self, name: &str, value: Option<Arc<Secret>>) {
+        {
+            let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+            slots.entry(name.to_owned()).or_insert_with(|| watch::Sender::new(None)).send_replace(value);
+        }
+        self.generation.send_modify(|generation| *generation += 1);
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Slot>> {
+        // A panic elsewhere leaves the map whole: no operation on it can stop half way.
+        self.slots.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_that_came_first_sees_the_secret() {
+        let store = SecretStore::new();
+        let mut early = store.watch(DEFAULT_SECRET);
+        let mut changes = store.changes();
+        assert!(early.borrow_and_update().is_none());
+        store.set(DEFAULT_SECRET, Secret::trust(TrustBundle::web_pki()));
+        assert!(early.has_changed().expect("the store lives"));
+        assert!(early.borrow_and_update().is_some());
+        assert_eq!(*changes.borrow_and_update(), 1);
+        assert_eq!(store.names(), [DEFAULT_SECRET]);
+        store.remove(DEFAULT_SECRET);
+        assert!(store.get(DEFAULT_SECRET).is_none() && store.names().is_empty());
+    }
+}

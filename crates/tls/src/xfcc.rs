@@ -1,0 +1,124 @@
+//! The header `x-forwarded-client-cert`, and distinguished names as it spells them. Source: Envoy, RFC 2253.
+
+use x509_parser::x509::X509Name;
+
+use crate::CertificateInfo;
+
+/// Which parts of an element are written; `By` (where known) and `Hash` always are.
+/// Source: Envoy `set_current_client_cert_details`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct XfccFields {
+    /// `Subject="..."`.
+    pub subject: bool,
+    /// `URI=...`, once a name.
+    pub uri: bool,
+    /// `DNS=...`, once a name.
+    pub dns: bool,
+}
+
+/// The element that a proxy adds for the client in front of it. `local` is the URI name of the proxy's own certificate.
+pub fn xfcc_element(local: Option<&str>, peer: &CertificateInfo, fields: XfccFields) -> String {
+    let XfccFields { subject, uri, dns } = fields;
+    let mut parts = Vec::with_capacity(5);
+    if let Some(local) = local {
+        parts.push(format!("By={}", plain(local)));
+    }
+    parts.push(format!("Hash={}", peer.sha256));
+    if subject {
+        parts.push(format!("Subject=\"{}\"", peer.subject.replace('\\', "\\\\").replace('"', "\\\"")));
+    }
+    if uri {
+        parts.extend(peer.uri_sans.iter().map(|name| format!("URI={}", plain(name))));
+    }
+    if dns {
+        parts.extend(peer.dns_sans.iter().map(|name| format!("DNS={}", plain(name))));
+    }
+    parts.join(";")
+}
+
+/// A value with a separator in it is quoted, so that no name of a peer can add a field or an element.
+fn plain(value: &str) -> String {
+    match value.contains([',', ';', '=', '"', '\\']) {
+        true => format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"")),
+        false => value.to_owned(),
+    }
+}
+
+/// Most significant part last, separated by commas, special characters escaped.
+pub(crate) fn rfc2253(name: &X509Name<'_>) -> String {
+    let sets: Vec<String> = name
+        .iter_rdn()
+        .map(|set| {
+            let pairs: Vec<String> = set
+                .iter()
+                .map(|attribute| {
+                    let oid = attribute.attr_type().to_id_string();
+                    let key = short_name(&oid).unwrap_or(&oid);
+                    format!("{key}={}", escape(attribute.as_str().unwrap_or("?")))
+                })
+                .collect();
+            pairs.join("+")
+        })
+        .collect();
+    sets.into_iter().rev().collect::<Vec<_>>().join(",")
+}
+
+fn short_name(oid: &str) -> Option<&'static str> {
+    Some(match oid {
+        "2.5.4.3" => "CN",
+        "2.5.4.5" => "serialNumber",
+        "2.5.4.6" => "C",
+        "2.5.4.7" => "L",
+        "2.5.4.8" => "ST",
+        "2.5.4.9" => "STREET",
+        "2.5.4.10" => "O",
+        "2.5.4.11" => "OU",
+        "0.9.2342.19200300.100.1.1" => "UID",
+        "0.9.2342.19200300.100.1.25" => "DC",
+        "1.2.840.113549.1.9.1" => "emailAddress",
+        _ => return None,
+    })
+}
+
+fn escape(value: &str) -> String {
+    let last = value.chars().count().saturating_sub(1);
+    let mut out = String::with_capacity(value.len());
+    for (position, c) in value.chars().enumerate() {
+        match c {
+            ',' | '+' | '"' | '\\' | '<' | '>' | ';' => out.extend(['\\', c]),
+            '#' if position == 0 => out.push_str("\\#"),
+            ' ' if position == 0 || position == last => out.push_str("\\ "),
+            // No control character may reach a header.
+            c if c.is_control() => out.extend(c.to_string().bytes().map(|byte| format!("\\{byte:02X}")).collect::<Vec<_>>().concat().chars()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Authority, LeafSpec};
+
+    #[test]
+    fn an_element_names_both_sides() {
+        let authority = Authority::new("cluster.local");
+        let leaf = authority.leaf(LeafSpec { uris: &["spiffe://cluster.local/ns/a/sa/b"], dns: &["b.a"], common_name: Some("x,\"y\""), ..LeafSpec::default() });
+        let info = leaf.info().clone();
+        let element = xfcc_element(Some("spiffe://cluster.local/ns/c/sa/d"), &info, XfccFields { subject: true, uri: true, dns: true });
+        let expected = format!(
+            "By=spiffe://cluster.local/ns/c/sa/d;Hash={};Subject=\"CN=x\\\\,\\\\\\\"y\\\\\\\"\";URI=spiffe://cluster.local/ns/a/sa/b;DNS=b.a",
+            info.sha256
+        );
+        assert_eq!(element, expected);
+    }
+
+    #[test]
+    fn a_name_with_separators_cannot_add_a_field() {
+        let authority = Authority::new("cluster.local");
+        let leaf = authority.leaf(LeafSpec { uris: &["spiffe://x/a,By=evil;URI=b"], ..LeafSpec::default() });
+        let element = xfcc_element(None, leaf.info(), XfccFields { uri: true, ..XfccFields::default() });
+        assert!(element.ends_with(";URI=\"spiffe://x/a,By=evil;URI=b\""), "{element}");
+    }
+}

@@ -1,0 +1,498 @@
+//! What a sidecar does with its application's connections: the virtual listener, one listener for each port or address,
+//! and the route tables behind them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use meltemi_model::{
+    CaptureMode, Cidr, EndpointAddress, GatewayRef, Hostname, OutboundMode, RouteContext, ScopedEgress, Service,
+    ServicePort, VirtualService, WorkloadMode,
+};
+use meltemi_types::Protocol;
+
+use super::cluster::{BLACK_HOLE, PASSTHROUGH};
+use super::{Plan, View, http_route, l4};
+use crate::authz::AuthzInput;
+use crate::filters::{Direction, HttpInput, RouteSource, TcpInput};
+use crate::listener::{ChainFilters, ChainInput, ChainMatch, Inspect, ListenerInput, Transport};
+use crate::route::{RouteInput, RouteTableInput, VirtualHostInput};
+use crate::tls::DownstreamTls;
+
+const WILDCARD: &str = "0.0.0.0";
+
+/// What listens on one address and port.
+#[derive(Debug, Default)]
+struct PortPlan {
+    /// The route table for requests; several services share the wildcard address's.
+    routes: Option<String>,
+    is_grpc_web: bool,
+    /// Whether every HTTP service here was sniffed, not declared.
+    all_sniffed: bool,
+    /// TLS by server name or address, most specific matches first.
+    tls: Vec<(ChainMatch, TcpInput)>,
+    /// Plain TCP by destination network.
+    by_network: Vec<(ChainMatch, TcpInput)>,
+    /// Everything else.
+    tcp: Option<TcpInput>,
+}
+
+/// Plans listeners and route tables.
+pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
+    let claimed: BTreeSet<u16> = view
+        .scope
+        .egress
+        .iter()
+        .filter_map(|egress| egress.listener.as_ref()?.port.as_ref())
+        .map(|port| port.number)
+        .collect();
+    let mut ports: BTreeMap<(String, u16), PortPlan> = BTreeMap::new();
+    let mut tables: BTreeMap<u16, Vec<&ScopedEgress>> = BTreeMap::new();
+    for egress in &view.scope.egress {
+        report_unserved(view, egress, plan);
+        let only = egress.listener.as_ref().and_then(|listener| listener.port.as_ref());
+        for service in &egress.services {
+            for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
+                let wanted = match only {
+                    Some(only) => only.number == port.number,
+                    None => !claimed.contains(&port.number),
+                };
+                if wanted {
+                    add_port(view, egress, service, port, &mut ports, &mut tables, plan);
+                }
+            }
+        }
+        // An HTTP port that a Sidecar names is served even if no service has it.
+        if let Some(port) = only.filter(|port| port.protocol.is_http() && port.number != 0) {
+            let entry = ports.entry((WILDCARD.to_owned(), port.number)).or_default();
+            entry.routes.get_or_insert_with(|| port.number.to_string());
+            let scopes = tables.entry(port.number).or_default();
+            if !scopes.iter().any(|held| std::ptr::eq(*held, egress)) {
+                scopes.push(egress);
+            }
+        }
+    }
+    for (number, scopes) in &tables {
+        plan.routes.push(Arc::new(port_table(view, *number, scopes)));
+    }
+    plan.listeners.push(virtual_outbound(view));
+    for ((address, port), port_plan) in ports {
+        plan.listeners.push(listener(view, address, port, port_plan));
+    }
+}
+
+fn report_unserved(view: &View<'_>, egress: &ScopedEgress, plan: &mut Plan) {
+    let Some(listener) = &egress.listener else { return };
+    let Some(sidecar) = &view.scope.sidecar else { return };
+    if listener.capture == CaptureMode::None || listener.bind.starts_with("unix:") {
+        plan.diagnostics.push(view.warning(
+            &sidecar.origin.object,
+            "MEL0502",
+            "spec.egress",
+            "an egress listener that applications connect to themselves (captureMode NONE, or a Unix socket) is not served",
+            "leave captureMode and bind away, so that traffic is captured",
+        ));
+    }
+}
+
+fn add_port<'a>(
+    view: &View<'_>,
+    egress: &'a ScopedEgress,
+    service: &Arc<Service>,
+    port: &ServicePort,
+    ports: &mut BTreeMap<(String, u16), PortPlan>,
+    tables: &mut BTreeMap<u16, Vec<&'a ScopedEgress>>,
+    plan: &mut Plan,
+) {
+    let number = port.number;
+    let key = |address: &str| (address.to_owned(), number);
+    if port.protocol.is_http() || (port.protocol.is_sniffed() && addresses(view, service, port).is_empty()) {
+        let entry = ports.entry(key(WILDCARD)).or_default();
+        let is_first = entry.routes.is_none();
+        entry.all_sniffed = port.protocol.is_sniffed() && (is_first || entry.all_sniffed);
+        entry.routes.get_or_insert_with(|| number.to_string());
+        entry.is_grpc_web |= port.protocol == Protocol::GrpcWeb;
+        let scopes = tables.entry(number).or_default();
+        if !scopes.iter().any(|held| std::ptr::eq(*held, egress)) {
+            scopes.push(egress);
+        }
+        return;
+    }
+    let chains = tcp_chains(view, egress, service, port);
+    let own_addresses = addresses(view, service, port);
+    let table = port.protocol.is_sniffed().then(|| format!("{}:{number}", service.host()));
+    if let Some(name) = &table {
+        plan.routes.push(Arc::new(service_table(view, name, egress, service, number)));
+    }
+    let hosts = own_addresses.iter().filter(|network| network.is_host());
+    for network in hosts {
+        let entry = ports.entry(key(&network.address.to_string())).or_default();
+        if let Some(name) = &table {
+            entry.all_sniffed = true;
+            entry.routes.get_or_insert_with(|| name.clone());
+        }
+        for (condition, tcp) in &chains {
+            add_chain(entry, port.protocol, condition.clone(), tcp.clone());
+        }
+    }
+    let networks: Vec<Cidr> = own_addresses.iter().filter(|network| !network.is_host()).copied().collect();
+    if own_addresses.is_empty() || !networks.is_empty() {
+        let entry = ports.entry(key(WILDCARD)).or_default();
+        for (condition, tcp) in chains {
+            let mut condition = condition;
+            if condition.destinations.is_empty() {
+                condition.destinations.clone_from(&networks);
+            }
+            // On the shared address, the server's name tells services apart.
+            if port.protocol.is_tls() && condition.server_names.is_empty() && condition.destinations.is_empty() {
+                condition.server_names = vec![service.host().to_string()];
+            }
+            add_chain(entry, port.protocol, condition, tcp);
+        }
+    }
+}
+
+/// Where connections to a service port arrive: its addresses, or for a headless service those of its endpoints.
+fn addresses(view: &View<'_>, service: &Service, port: &ServicePort) -> Vec<Cidr> {
+    if !service.addresses.is_empty() || !service.is_headless() {
+        return service.addresses.clone();
+    }
+    let mut found = Vec::new();
+    for endpoint in view.endpoints(service, port).iter() {
+        let EndpointAddress::Ip(ip) = endpoint.address else { continue };
+        // The proxy's own address is its application's: such a call is not to come round again.
+        if endpoint.port == port.number && !view.proxy.ips.contains(&ip) && !found.contains(&Cidr::host(ip)) {
+            found.push(Cidr::host(ip));
+        }
+    }
+    found
+}
+
+fn add_chain(entry: &mut PortPlan, protocol: Protocol, condition: ChainMatch, tcp: TcpInput) {
+    let list = match () {
+        () if protocol.is_tls() && !condition.server_names.is_empty() => &mut entry.tls,
+        () if !condition.destinations.is_empty() => &mut entry.by_network,
+        () => {
+            // The first service on an address keeps it. Source: Istio's conflict rule, oldest first.
+            entry.tcp.get_or_insert(tcp);
+            return;
+        }
+    };
+    if !list.iter().any(|(held, _)| *held == condition) {
+        list.push((condition, tcp));
+    }
+}
+
+/// The chains of a TCP or TLS port: those of a VirtualService, else one to the service.
+fn tcp_chains(
+    view: &View<'_>,
+    egress: &ScopedEgress,
+    service: &Arc<Service>,
+    port: &ServicePort,
+) -> Vec<(ChainMatch, TcpInput)> {
+    let context = mesh_context(view, port.number);
+    let mut chains = Vec::new();
+    let applying = egress
+        .virtual_services
+        .iter()
+        .filter(|vs| vs.hosts.iter().any(|host| service.host().is_within(host)))
+        .find(|vs| !vs.tcp.is_empty() || !vs.tls.is_empty());
+    if let Some(vs) = applying {
+        if port.protocol.is_tls() {
+            for route in &vs.tls {
+                let Some(held) = route.matches_for(&context, vs) else { continue };
+                for one in held {
+                    let condition = ChainMatch {
+                        server_names: server_names(&one.sni_hosts),
+                        destinations: one.destination_subnets.clone(),
+                        ..ChainMatch::default()
+                    };
+                    chains.push((condition, l4::route(view, route, port.number, Direction::Outbound)));
+                }
+            }
+        }
+        let by_name = port.protocol.is_tls() && !chains.is_empty();
+        for route in vs.tcp.iter().filter(|_| !by_name) {
+            let Some(held) = route.matches_for(&context, vs) else { continue };
+            let tcp = l4::route(view, route, port.number, Direction::Outbound);
+            if held.is_empty() {
+                chains.push((ChainMatch::default(), tcp));
+                break;
+            }
+            let mut takes_all = false;
+            for one in held {
+                takes_all |= one.destination_subnets.is_empty();
+                let condition =
+                    ChainMatch { destinations: one.destination_subnets.clone(), ..ChainMatch::default() };
+                chains.push((condition, tcp.clone()));
+            }
+            if takes_all {
+                break;
+            }
+        }
+    }
+    if chains.is_empty() {
+        chains.push((ChainMatch::default(), service_tcp(view, service, port.number)));
+    }
+    chains
+}
+
+/// Names as Envoy takes them: `*` is written as none.
+pub(super) fn server_names(hosts: &[Hostname]) -> Vec<String> {
+    if hosts.iter().any(|host| *host == "*") {
+        return Vec::new();
+    }
+    hosts.iter().map(ToString::to_string).collect()
+}
+
+fn service_tcp(view: &View<'_>, service: &Service, port: u16) -> TcpInput {
+    let destination = meltemi_model::WeightedDestination {
+        destination: meltemi_model::Destination {
+            host: service.host().clone(),
+            subset: String::new(),
+            port: Some(port),
+        },
+        weight: 100,
+        headers: Default::default(),
+    };
+    l4::destinations(view, &[destination], port, Direction::Outbound)
+}
+
+fn mesh_context<'a>(view: &'a View<'_>, port: u16) -> RouteContext<'a> {
+    RouteContext { namespace: &view.proxy.namespace, labels: view.labels(), gateway: &GatewayRef::Mesh, port }
+}
+
+/// The table of one HTTP port: a virtual host for each service and each host of a VirtualService, then the fall-back.
+fn port_table(view: &View<'_>, number: u16, scopes: &[&ScopedEgress]) -> RouteTableInput {
+    let mut hosts = Hosts::new(view, number);
+    for egress in scopes {
+        hosts.add_virtual_services(&egress.virtual_services, &egress.services);
+        for service in &egress.services {
+            hosts.add_service(service);
+        }
+    }
+    hosts.add_fallback();
+    RouteTableInput { name: number.to_string(), hosts: hosts.list, ignore_port: true }
+}
+
+/// The table of one sniffed service: whatever host the request names, it came to this service's address.
+fn service_table(view: &View<'_>, name: &str, egress: &ScopedEgress, service: &Arc<Service>, number: u16) -> RouteTableInput {
+    let context = mesh_context(view, number);
+    let routes = egress
+        .virtual_services
+        .iter()
+        .filter(|vs| vs.hosts.iter().any(|host| service.host().is_within(host)))
+        .map(|vs| http_route::rules(view, vs, &context))
+        .find(|routes| !routes.is_empty())
+        .unwrap_or_else(|| vec![http_route::default_route(view, service, number)]);
+    let host = VirtualHostInput {
+        name: format!("{}:{number}", service.host()),
+        domains: vec!["*".to_owned()],
+        routes,
+        require_tls: false,
+    };
+    RouteTableInput { name: name.to_owned(), hosts: vec![Arc::new(host)], ignore_port: true }
+}
+
+/// Virtual hosts of one table, each domain once.
+struct Hosts<'a, 'v> {
+    view: &'a View<'v>,
+    port: u16,
+    list: Vec<Arc<VirtualHostInput>>,
+    names: BTreeSet<String>,
+    domains: BTreeSet<String>,
+}
+
+impl<'a, 'v> Hosts<'a, 'v> {
+    fn new(view: &'a View<'v>, port: u16) -> Self {
+        Self { view, port, list: Vec::new(), names: BTreeSet::new(), domains: BTreeSet::new() }
+    }
+
+    /// The most specific host of any VirtualService decides: exact names first, then the longer wildcard.
+    fn add_virtual_services(&mut self, all: &[Arc<VirtualService>], services: &[Arc<Service>]) {
+        let mut claims = Vec::new();
+        for vs in all.iter().filter(|vs| !vs.http.is_empty()) {
+            let routes = http_route::rules(self.view, vs, &mesh_context(self.view, self.port));
+            if !routes.is_empty() {
+                claims.extend(vs.hosts.iter().map(|host| (host, routes.clone())));
+            }
+        }
+        // Stable: of equal hosts the first VirtualService stays first.
+        claims.sort_by_key(|(host, _)| (host.is_wildcard(), std::cmp::Reverse(host.as_str().len())));
+        for (host, routes) in claims {
+            let covered: Vec<_> = services.iter().filter(|service| service.host().is_within(host)).collect();
+            for service in covered.iter().filter(|service| self.serves_http(service)).collect::<Vec<_>>() {
+                self.add(service.host(), Some(service), routes.clone());
+            }
+            if host.is_wildcard() || covered.is_empty() {
+                self.add(host, None, routes);
+            }
+        }
+    }
+
+    fn serves_http(&self, service: &Service) -> bool {
+        service.port(self.port).is_some_and(|port| port.protocol.is_http() || port.protocol.is_sniffed())
+    }
+
+    fn add_service(&mut self, service: &Arc<Service>) {
+        if self.serves_http(service) {
+            let route = http_route::default_route(self.view, service, self.port);
+            self.add(service.host(), Some(service), vec![route]);
+        }
+    }
+
+    fn add(&mut self, host: &Hostname, service: Option<&Arc<Service>>, routes: Vec<RouteInput>) {
+        let name = format!("{host}:{}", self.port);
+        if self.names.contains(&name) {
+            return;
+        }
+        let mut domains = http_route::domains(self.view, host, service.map(Arc::as_ref));
+        if let Some(service) = service {
+            for alias in &service.aliases {
+                domains.extend(http_route::domains(self.view, &alias.host, None));
+            }
+        }
+        domains.retain(|domain| self.domains.insert(domain.clone()));
+        if domains.is_empty() {
+            return;
+        }
+        self.names.insert(name.clone());
+        self.list.push(Arc::new(VirtualHostInput { name, domains, routes, require_tls: false }));
+    }
+
+    fn add_fallback(&mut self) {
+        if !self.domains.insert("*".to_owned()) {
+            return;
+        }
+        let policy = self.view.outbound_policy();
+        let (name, route) = match (policy.mode, &policy.egress_proxy) {
+            (OutboundMode::RegistryOnly, _) => {
+                ("block_all", RouteInput::Refuse { name: "block_all".to_owned(), status: 502 })
+            }
+            (_, Some(proxy)) => {
+                ("allow_any", RouteInput::Passthrough { cluster: self.view.cluster_of(proxy, self.port).0 })
+            }
+            (_, None) => ("allow_any", RouteInput::Passthrough { cluster: PASSTHROUGH.to_owned() }),
+        };
+        self.list.push(Arc::new(VirtualHostInput {
+            name: name.to_owned(),
+            domains: vec!["*".to_owned()],
+            routes: vec![route],
+            require_tls: false,
+        }));
+    }
+}
+
+/// Where unknown connections go.
+fn unknown_destination(view: &View<'_>) -> String {
+    let policy = view.outbound_policy();
+    match (policy.mode, &policy.egress_proxy) {
+        (OutboundMode::RegistryOnly, _) => BLACK_HOLE.to_owned(),
+        (_, Some(proxy)) => {
+            view.cluster_of(proxy, proxy.port.unwrap_or_default()).0
+        }
+        (_, None) => PASSTHROUGH.to_owned(),
+    }
+}
+
+fn tcp_chain(name: &str, matched: ChainMatch, tcp: TcpInput) -> ChainInput {
+    ChainInput { name: name.to_owned(), matched, tls: DownstreamTls::Off, filters: ChainFilters::Tcp(Box::new(tcp)) }
+}
+
+fn virtual_outbound(view: &View<'_>) -> ListenerInput {
+    let port = u16::try_from(view.snapshot.mesh.proxy_listen_port).ok().filter(|port| *port != 0).unwrap_or(15001);
+    let mut catch_all = l4::towards(view, &unknown_destination(view), Direction::Outbound);
+    catch_all.stat_prefix.clone_from(&unknown_destination(view));
+    ListenerInput {
+        name: "virtualOutbound".to_owned(),
+        address: WILDCARD.to_owned(),
+        port,
+        bind_to_port: true,
+        use_original_dst: true,
+        direction: Direction::Outbound,
+        inspect: Inspect::default(),
+        chains: vec![
+            tcp_chain(
+                "virtualOutbound-blackhole",
+                // Someone calls the capture port itself: to forward that would be a loop.
+                ChainMatch { destination_port: Some(port), ..ChainMatch::default() },
+                l4::towards(view, BLACK_HOLE, Direction::Outbound),
+            ),
+            tcp_chain("virtualOutbound-catchall-tcp", ChainMatch::default(), catch_all),
+        ],
+        default_chain: None,
+        logs: view.listener_logs(WorkloadMode::Client),
+    }
+}
+
+fn listener(view: &View<'_>, address: String, port: u16, plan: PortPlan) -> ListenerInput {
+    let PortPlan { routes, is_grpc_web, all_sniffed, tls, by_network, tcp } = plan;
+    let name = format!("{address}_{port}");
+    let mut chains = Vec::new();
+    let inspect = Inspect { tls: !tls.is_empty() || routes.is_some(), http: routes.is_some(), ..Inspect::default() };
+    let mut names: BTreeSet<(Vec<Cidr>, String)> = BTreeSet::new();
+    for (mut matched, tcp) in tls {
+        // A server name leads to one chain only: Envoy refuses a listener where two claim it.
+        let networks = matched.destinations.clone();
+        matched.server_names.retain(|name| names.insert((networks.clone(), name.clone())));
+        if !matched.server_names.is_empty() {
+            chains.push(tcp_chain(&name, matched, tcp));
+        }
+    }
+    let mut networks: BTreeSet<Cidr> = BTreeSet::new();
+    for (mut matched, tcp) in by_network {
+        matched.destinations.retain(|network| networks.insert(*network));
+        if !matched.destinations.is_empty() {
+            chains.push(tcp_chain(&name, matched, tcp));
+        }
+    }
+    if let Some(table) = routes {
+        let http = |upstream_alpn: &[&str]| HttpInput {
+            stat_prefix: format!("outbound_{name};"),
+            direction: Direction::Outbound,
+            routes: RouteSource::Rds(table.clone()),
+            authz: AuthzInput::default(),
+            abilities: view.abilities,
+            logs: view.access_logs(WorkloadMode::Client),
+            is_grpc_web,
+            upstream_alpn: upstream_alpn.iter().map(|protocol| (*protocol).to_owned()).collect(),
+        };
+        let http_chain = |alpn: &[&str], input| ChainInput {
+            name: name.clone(),
+            matched: ChainMatch {
+                transport: Some(Transport::Raw),
+                alpn: alpn.iter().map(|protocol| (*protocol).to_owned()).collect(),
+                ..ChainMatch::default()
+            },
+            tls: DownstreamTls::Off,
+            filters: ChainFilters::Http(Box::new(input)),
+        };
+        if all_sniffed && !view.abilities.istio_alpn && view.abilities.http_filter_state {
+            // Upstream speaks what downstream spoke: each chain knows which ALPN that is.
+            chains.push(http_chain(&["http/1.1"], http(&["istio-http/1.1", "istio", "http/1.1"])));
+            chains.push(http_chain(&["h2c"], http(&["istio-h2", "istio", "h2"])));
+        } else {
+            chains.push(http_chain(&["http/1.1", "h2c"], http(&[])));
+        }
+    }
+    // TLS to a declared TCP port, and what is no HTTP on an HTTP port, goes on as it is.
+    let fallback = match tcp {
+        Some(tcp) => tcp_chain(&name, ChainMatch::default(), tcp),
+        None => {
+            let cluster = unknown_destination(view);
+            tcp_chain("PassthroughFilterChain", ChainMatch::default(), l4::towards(view, &cluster, Direction::Outbound))
+        }
+    };
+    ListenerInput {
+        name,
+        address,
+        port,
+        bind_to_port: false,
+        use_original_dst: false,
+        direction: Direction::Outbound,
+        inspect,
+        // A listener with nothing to tell apart needs no default beside its one chain.
+        default_chain: (!chains.is_empty()).then(|| fallback.clone()),
+        chains: if chains.is_empty() { vec![fallback] } else { chains },
+        logs: view.listener_logs(WorkloadMode::Client),
+    }
+}

@@ -1,0 +1,148 @@
+//! Real Envoy reads what stock Envoy is sent: every cluster, listener and route table, as static resources.
+//!
+//! The binary comes from `MELTEMI_ENVOY`, else from the peers that `cargo xtask test` installs; without it the test
+//! says that it was skipped.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use meltemi_proto::envoy::config::bootstrap::v3::{Bootstrap, bootstrap::DynamicResources, bootstrap::StaticResources};
+use meltemi_proto::envoy::config::cluster::v3::{
+    Cluster,
+    cluster::{ClusterDiscoveryType, DiscoveryType},
+};
+use meltemi_proto::envoy::config::core::v3::{
+    Address, ApiConfigSource, ApiVersion, GrpcService, Node, Pipe, SocketAddress, address, api_config_source::ApiType,
+    grpc_service, socket_address::PortSpecifier,
+};
+use meltemi_proto::envoy::config::endpoint::v3::{
+    ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
+};
+use meltemi_proto::envoy::config::listener::v3::{Filter, FilterChain, Listener, filter};
+use meltemi_proto::envoy::config::route::v3::RouteConfiguration;
+use meltemi_proto::envoy::extensions::filters::http::router::v3::Router;
+use meltemi_proto::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, HttpFilter, http_connection_manager::RouteSpecifier, http_filter,
+};
+use meltemi_proto::google::protobuf::Duration;
+use meltemi_proto::{pack, type_url, unpack};
+use meltemi_translate::Translated;
+use prost::Message;
+
+fn envoy() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("MELTEMI_ENVOY") {
+        return Some(path.into());
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/peers/python/lib");
+    let versions = std::fs::read_dir(root).ok()?;
+    versions
+        .filter_map(|entry| Some(entry.ok()?.path().join("site-packages/envoy/_bin/envoy")))
+        .find(|path| path.is_file())
+}
+
+#[test]
+fn real_envoy_accepts_every_resource() {
+    let Some(envoy) = envoy() else {
+        eprintln!("SKIPPED: no Envoy (set MELTEMI_ENVOY, or run cargo xtask test)");
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, proxy) in [("front", super::front()), ("ledger", super::ledger()), ("entry", super::entry())] {
+        let mut proxy = proxy;
+        proxy.is_meltemi = false;
+        let file = folder.path().join(format!("{name}.pb"));
+        std::fs::write(&file, bootstrap(&super::shop(&proxy), &proxy.id).encode_to_vec()).expect("a file");
+        let output = Command::new(&envoy)
+            .args(["--mode", "validate", "--log-level", "warning", "-c"])
+            .arg(&file)
+            .output()
+            .expect("Envoy runs");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{name}: {text}");
+    }
+}
+
+fn bootstrap(translated: &Translated, id: &str) -> Bootstrap {
+    let mut clusters: Vec<Cluster> =
+        translated.of(type_url::CLUSTER).iter().map(|one| unpack(&one.any).expect("a cluster")).collect();
+    clusters.extend(["sds-grpc", "xds-grpc"].map(agent));
+    let mut listeners: Vec<Listener> =
+        translated.of(type_url::LISTENER).iter().map(|one| unpack(&one.any).expect("a listener")).collect();
+    for (index, table) in translated.of(type_url::ROUTE).iter().enumerate() {
+        listeners.push(serving(unpack(&table.any).expect("a table"), 20_000 + index));
+    }
+    Bootstrap {
+        node: Some(Node { id: id.to_owned(), cluster: "test".to_owned(), ..Node::default() }),
+        static_resources: Some(StaticResources { listeners, clusters, secrets: Vec::new() }),
+        dynamic_resources: Some(DynamicResources {
+            ads_config: Some(ApiConfigSource {
+                api_type: ApiType::Grpc as i32,
+                transport_api_version: ApiVersion::V3 as i32,
+                grpc_services: vec![GrpcService {
+                    target_specifier: Some(grpc_service::TargetSpecifier::EnvoyGrpc(grpc_service::EnvoyGrpc {
+                        cluster_name: "xds-grpc".to_owned(),
+                        ..Default::default()
+                    })),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// The cluster of an agent's socket, as a bootstrap has it.
+fn agent(name: &str) -> Cluster {
+    let at = address::Address::Pipe(Pipe { path: "./agent.sock".to_owned(), mode: 0 });
+    let endpoint = Endpoint { address: Some(Address { address: Some(at) }), ..Default::default() };
+    Cluster {
+        name: name.to_owned(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32)),
+        connect_timeout: Some(Duration { seconds: 1, nanos: 0 }),
+        load_assignment: Some(ClusterLoadAssignment {
+            cluster_name: name.to_owned(),
+            endpoints: vec![LocalityLbEndpoints {
+                lb_endpoints: vec![LbEndpoint {
+                    host_identifier: Some(HostIdentifier::Endpoint(endpoint)),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            }],
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// A listener that serves a table, so that it is read.
+fn serving(table: RouteConfiguration, port: usize) -> Listener {
+    let manager = HttpConnectionManager {
+        stat_prefix: table.name.clone(),
+        http_filters: vec![HttpFilter {
+            name: "envoy.filters.http.router".to_owned(),
+            config_type: Some(http_filter::ConfigType::TypedConfig(pack(&Router::default()))),
+            ..Default::default()
+        }],
+        route_specifier: Some(RouteSpecifier::RouteConfig(table)),
+        ..Default::default()
+    };
+    let at = address::Address::SocketAddress(SocketAddress {
+        address: "127.0.0.1".to_owned(),
+        port_specifier: Some(PortSpecifier::PortValue(u32::try_from(port).expect("a port"))),
+        ..Default::default()
+    });
+    Listener {
+        name: format!("table_{port}"),
+        address: Some(Address { address: Some(at) }),
+        filter_chains: vec![FilterChain {
+            filters: vec![Filter {
+                name: "envoy.filters.network.http_connection_manager".to_owned(),
+                config_type: Some(filter::ConfigType::TypedConfig(pack(&manager))),
+            }],
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}

@@ -1,0 +1,112 @@
+//! The one shape of everything the control plane has to say about configuration.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// How bad it is. Only [`Severity::Error`] keeps an object out of the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Worth knowing.
+    Info,
+    /// It works, but most likely not as meant.
+    Warning,
+    /// The object, or the part that is named, has no effect.
+    Error,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        })
+    }
+}
+
+/// The object that a diagnostic speaks of, in kubectl's words.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ObjectRef {
+    /// For example `VirtualService`; empty where the text was not an object at all.
+    pub kind: String,
+    /// Empty for cluster-scoped kinds.
+    pub namespace: String,
+    /// The object's name; empty if it has none.
+    pub name: String,
+}
+
+impl ObjectRef {
+    /// Names an object.
+    pub fn new(kind: impl Into<String>, namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { kind: kind.into(), namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.namespace.is_empty(), self.name.is_empty()) {
+            (_, true) => f.write_str(&self.kind),
+            (true, false) => write!(f, "{}/{}", self.kind, self.name),
+            (false, false) => write!(f, "{}/{}.{}", self.kind, self.name, self.namespace),
+        }
+    }
+}
+
+/// Where in a source the object, or the field, stands. Lines and columns count from 1.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Position {
+    /// The file as the user named it; empty for objects from an API server.
+    pub file: String,
+    /// 0 if unknown.
+    pub line: u32,
+    /// 0 if unknown.
+    pub column: u32,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.line, self.column) {
+            (0, _) => f.write_str(&self.file),
+            (line, 0) => write!(f, "{}:{line}", self.file),
+            (line, column) => write!(f, "{}:{line}:{column}", self.file),
+        }
+    }
+}
+
+/// One finding about one object: from parsing, validation, lowering, analysis or translation.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Diagnostic {
+    /// Stable and greppable, for example `MEL0102`; Istio's own code (`IST0101`) where its analyzers have one.
+    pub code: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// Which object.
+    pub object: ObjectRef,
+    /// The field, as a path: `spec.http[0].route[1].destination.host`. Empty for the object as a whole.
+    pub field: String,
+    /// Where it is written.
+    pub position: Position,
+    /// What is wrong, in a sentence.
+    pub message: String,
+    /// What to do about it, in a sentence; never empty for errors.
+    pub remedy: String,
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.position.file.is_empty() {
+            write!(f, "{}: ", self.position)?;
+        }
+        write!(f, "{}[{}]: {}", self.severity, self.code, self.object)?;
+        if !self.field.is_empty() {
+            write!(f, ": {}", self.field)?;
+        }
+        write!(f, ": {}", self.message)?;
+        if !self.remedy.is_empty() {
+            write!(f, " ({})", self.remedy)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,17 @@
+//! The value vocabulary that both planes share.
+//!
+//! Small, immutable values with one spelling everywhere: identities, labels, protocols, localities, and the
+//! [`Diagnostic`] that every stage of the control plane emits. No IO, no configuration formats, no wire messages;
+//! this crate imports nothing of ours.
+
+mod diagnostic;
+mod labels;
+mod locality;
+mod protocol;
+mod spiffe;
+
+pub use diagnostic::{Diagnostic, ObjectRef, Position, Severity};
+pub use labels::{Labels, Selector};
+pub use locality::Locality;
+pub use protocol::Protocol;
+pub use spiffe::{SpiffeError, SpiffeId, TrustDomain};

@@ -1,0 +1,435 @@
+//! The client's half of the protocol, without IO: subscriptions and answers in, requests out; responses in, updates out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use meltemi_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource};
+use meltemi_proto::envoy::config::core::v3::Node;
+use meltemi_proto::{Any, google, type_url};
+use prost::Message;
+
+use super::{NamedResource, Subscription, Update};
+use crate::Variant;
+use crate::naming::{WRAPPED, name_of};
+
+/// `google.rpc.Code.INVALID_ARGUMENT`, what Envoy puts into a NACK.
+const INVALID_ARGUMENT: i32 = 3;
+
+/// A request of the session's variant.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ClientRequest {
+    /// Incremental.
+    Delta(DeltaDiscoveryRequest),
+    /// State of the world.
+    Sotw(DiscoveryRequest),
+}
+
+/// A response of the session's variant.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ClientResponse {
+    /// Incremental.
+    Delta(DeltaDiscoveryResponse),
+    /// State of the world.
+    Sotw(DiscoveryResponse),
+}
+
+/// What became of a response.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Received {
+    /// To be applied and answered.
+    Update(Update),
+    /// Not well formed; the session has NACKed it.
+    Refused {
+        /// Of which type.
+        type_url: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The state of one client over all its connections.
+#[derive(Debug)]
+pub struct ClientSession {
+    variant: Variant,
+    node: Node,
+    types: Vec<TypeState>,
+    epoch: u64,
+    connected: bool,
+    node_sent: bool,
+}
+
+#[derive(Debug)]
+struct TypeState {
+    type_url: String,
+    wanted: Subscription,
+    /// Names and versions that were applied; what `initial_resource_versions` tells the next server.
+    held: BTreeMap<String, String>,
+    /// Whether this connection knows the type at all.
+    announced: bool,
+    /// Changes of the subscription that this connection does not know yet.
+    subscribe: BTreeSet<String>,
+    unsubscribe: BTreeSet<String>,
+    changed: bool,
+    /// Updates that their owner has not answered, by the nonce that the owner was given.
+    unanswered: HashMap<String, Applied>,
+    /// Answers that this connection has not been told.
+    answers: VecDeque<Answer>,
+    /// State of the world: the last version that was applied, the last nonce that came.
+    version: String,
+    nonce: String,
+}
+
+/// What an update leaves behind when it is applied.
+#[derive(Debug)]
+struct Applied {
+    epoch: u64,
+    nonce: String,
+    set: Vec<(String, String)>,
+    removed: Vec<String>,
+    version: String,
+}
+
+#[derive(Debug)]
+struct Answer {
+    nonce: String,
+    error: Option<String>,
+}
+
+impl ClientSession {
+    /// A session that is not connected.
+    pub fn new(variant: Variant, node: Node, initial: Vec<(String, Subscription)>) -> Self {
+        let types = initial.into_iter().map(|(type_url, wanted)| TypeState::new(type_url, wanted)).collect();
+        Self { variant, node, types, epoch: 0, connected: false, node_sent: false }
+    }
+
+    /// A new connection: everything is announced again, with what is held. Returns the connection's number.
+    pub fn connected(&mut self) -> u64 {
+        self.epoch += 1;
+        self.connected = true;
+        self.node_sent = false;
+        for state in &mut self.types {
+            state.forget_connection();
+        }
+        self.epoch
+    }
+
+    /// The connection is gone; what is held stays.
+    pub fn disconnected(&mut self) {
+        self.connected = false;
+        // Makes requests of the old stream end even before the next connection.
+        self.epoch += 1;
+    }
+
+    /// The number of the current connection.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Subscribes to names; names that are subscribed to already are asked for again.
+    pub fn subscribe(&mut self, type_url: &str, names: impl Iterator<Item = String>) {
+        let state = self.state(type_url);
+        for name in names {
+            state.unsubscribe.remove(&name);
+            state.subscribe.insert(name.clone());
+            state.wanted.names.insert(name);
+            state.changed = true;
+        }
+    }
+
+    /// Subscribes to everything of a type.
+    pub fn subscribe_all(&mut self, type_url: &str) {
+        let state = self.state(type_url);
+        if !state.wanted.wildcard {
+            state.wanted.wildcard = true;
+            state.subscribe.insert("*".to_owned());
+            state.changed = true;
+        }
+    }
+
+    /// Drops names.
+    pub fn unsubscribe(&mut self, type_url: &str, names: impl Iterator<Item = String>) {
+        let state = self.state(type_url);
+        for name in names {
+            if state.wanted.names.remove(&name) {
+                state.subscribe.remove(&name);
+                if !state.wanted.wildcard {
+                    state.held.remove(&name);
+                }
+                state.unsubscribe.insert(name);
+                state.changed = true;
+            }
+        }
+    }
+
+    /// The owner applied an update.
+    pub fn ack(&mut self, type_url: &str, nonce: &str) {
+        self.answer(type_url, nonce, None);
+    }
+
+    /// The owner refused an update.
+    pub fn nack(&mut self, type_url: &str, nonce: &str, message: String) {
+        self.answer(type_url, nonce, Some(message));
+    }
+
+    /// What to send next, if there is anything.
+    pub fn next_request(&mut self) -> Option<ClientRequest> {
+        if !self.connected {
+            return None;
+        }
+        // Subscriptions of all types before any answer: a server that waits with routes until new clusters have their
+        // endpoints must hear of the endpoints before it hears that the clusters were taken.
+        let (variant, epoch) = (self.variant, self.epoch);
+        let announced = self.types.iter_mut().find_map(|state| state.next_subscription(variant, epoch));
+        let mut request = match announced {
+            Some(request) => request,
+            None => self.types.iter_mut().find_map(|state| state.next_answer(variant))?,
+        };
+        if !self.node_sent {
+            self.node_sent = true;
+            let node = Some(self.node.clone());
+            match &mut request {
+                ClientRequest::Delta(request) => request.node = node,
+                ClientRequest::Sotw(request) => request.node = node,
+            }
+        }
+        Some(request)
+    }
+
+    /// Takes a response apart.
+    pub fn response(&mut self, response: ClientResponse) -> Received {
+        let (type_url, nonce, version) = match &response {
+            ClientResponse::Delta(r) => (r.type_url.clone(), r.nonce.clone(), r.system_version_info.clone()),
+            ClientResponse::Sotw(r) => (r.type_url.clone(), r.nonce.clone(), r.version_info.clone()),
+        };
+        let epoch = self.epoch;
+        let Some(state) = self.types.iter_mut().find(|state| state.type_url == type_url) else {
+            // No state, so no NACK either: an answer would announce the type.
+            return Received::Refused { type_url, reason: "nobody asked for this type".to_owned() };
+        };
+        state.nonce.clone_from(&nonce);
+        let parsed = match response {
+            ClientResponse::Delta(response) => parse_delta(response),
+            ClientResponse::Sotw(response) => parse_sotw(response).map(|set| (set, Vec::new())),
+        };
+        let (set, mut removed) = match parsed.and_then(|(set, removed)| unique(set).map(|set| (set, removed))) {
+            Ok(parsed) => parsed,
+            Err(reason) => {
+                state.answers.push_back(Answer { nonce, error: Some(reason.clone()) });
+                return Received::Refused { type_url, reason };
+            }
+        };
+        let full = self.variant == Variant::Sotw && is_full_type(&type_url);
+        if full {
+            let named: BTreeSet<&str> = set.iter().map(|resource| resource.name.as_str()).collect();
+            removed = state.held.keys().filter(|name| !named.contains(name.as_str())).cloned().collect();
+        }
+        let applied = Applied {
+            epoch,
+            nonce: nonce.clone(),
+            set: set.iter().map(|resource| (resource.name.clone(), resource.version.clone())).collect(),
+            removed: removed.clone(),
+            version: version.clone(),
+        };
+        // Servers may count nonces from 1 on every stream; the owner's answer must not hit a later stream's update.
+        let ticket = format!("{epoch}/{nonce}");
+        state.unanswered.insert(ticket.clone(), applied);
+        Received::Update(Update { type_url, set, removed, nonce: ticket, full, version })
+    }
+
+    /// Names and versions that were applied.
+    pub fn held(&self, type_url: &str) -> impl Iterator<Item = (&str, &str)> {
+        let state = self.types.iter().find(|state| state.type_url == type_url);
+        state.into_iter().flat_map(|state| state.held.iter().map(|(name, version)| (name.as_str(), version.as_str())))
+    }
+
+    fn answer(&mut self, type_url: &str, nonce: &str, error: Option<String>) {
+        let epoch = self.epoch;
+        let Some(state) = self.types.iter_mut().find(|state| state.type_url == type_url) else { return };
+        let Some(applied) = state.unanswered.remove(nonce) else { return };
+        if error.is_none() {
+            for (name, version) in applied.set {
+                if state.wanted.wildcard || state.wanted.names.contains(&name) || name.is_empty() {
+                    state.held.insert(name, version);
+                }
+            }
+            for name in &applied.removed {
+                state.held.remove(name);
+            }
+            state.version = applied.version;
+        }
+        // An answer to a connection that is gone has nobody to go to, but what was applied stays applied.
+        if applied.epoch == epoch {
+            state.answers.push_back(Answer { nonce: applied.nonce, error });
+        }
+    }
+
+    fn state(&mut self, type_url: &str) -> &mut TypeState {
+        let at = self.types.iter().position(|state| state.type_url == type_url).unwrap_or_else(|| {
+            self.types.push(TypeState::new(type_url.to_owned(), Subscription::default()));
+            self.types.len() - 1
+        });
+        &mut self.types[at]
+    }
+}
+
+impl TypeState {
+    fn new(type_url: String, wanted: Subscription) -> Self {
+        Self {
+            type_url,
+            wanted,
+            held: BTreeMap::new(),
+            announced: false,
+            subscribe: BTreeSet::new(),
+            unsubscribe: BTreeSet::new(),
+            changed: false,
+            unanswered: HashMap::new(),
+            answers: VecDeque::new(),
+            version: String::new(),
+            nonce: String::new(),
+        }
+    }
+
+    fn forget_connection(&mut self) {
+        self.announced = false;
+        self.subscribe.clear();
+        self.unsubscribe.clear();
+        self.changed = false;
+        self.answers.clear();
+        self.nonce.clear();
+    }
+
+    fn next_subscription(&mut self, variant: Variant, epoch: u64) -> Option<ClientRequest> {
+        let first = !self.announced;
+        // An empty first request would mean the wildcard.
+        if (first && self.wanted.is_empty()) || (!first && !self.changed) {
+            return None;
+        }
+        // In state of the world an unanswered response makes every other nonce stale; the answer will carry the names.
+        if variant == Variant::Sotw && self.unanswered.values().any(|applied| applied.epoch == epoch) {
+            return None;
+        }
+        self.announced = true;
+        self.changed = false;
+        let subscribe = std::mem::take(&mut self.subscribe);
+        let unsubscribe = std::mem::take(&mut self.unsubscribe);
+        Some(match variant {
+            Variant::Sotw => ClientRequest::Sotw(self.sotw(None)),
+            Variant::Delta if first => ClientRequest::Delta(DeltaDiscoveryRequest {
+                type_url: self.type_url.clone(),
+                resource_names_subscribe: self.all_names(),
+                initial_resource_versions: self.held.iter().map(|(n, v)| (n.clone(), v.clone())).collect(),
+                ..DeltaDiscoveryRequest::default()
+            }),
+            Variant::Delta => ClientRequest::Delta(DeltaDiscoveryRequest {
+                type_url: self.type_url.clone(),
+                resource_names_subscribe: subscribe.into_iter().collect(),
+                resource_names_unsubscribe: unsubscribe.into_iter().collect(),
+                ..DeltaDiscoveryRequest::default()
+            }),
+        })
+    }
+
+    fn next_answer(&mut self, variant: Variant) -> Option<ClientRequest> {
+        while let Some(answer) = self.answers.pop_front() {
+            match variant {
+                Variant::Delta => {
+                    return Some(ClientRequest::Delta(DeltaDiscoveryRequest {
+                        type_url: self.type_url.clone(),
+                        response_nonce: answer.nonce,
+                        error_detail: answer.error.map(status),
+                        ..DeltaDiscoveryRequest::default()
+                    }));
+                }
+                // Only the newest response can be answered. The answer carries changed names along.
+                Variant::Sotw if answer.nonce == self.nonce => {
+                    self.changed = false;
+                    self.subscribe.clear();
+                    self.unsubscribe.clear();
+                    return Some(ClientRequest::Sotw(self.sotw(answer.error)));
+                }
+                Variant::Sotw => {}
+            }
+        }
+        None
+    }
+
+    fn sotw(&self, error: Option<String>) -> DiscoveryRequest {
+        DiscoveryRequest {
+            type_url: self.type_url.clone(),
+            version_info: self.version.clone(),
+            resource_names: self.all_names(),
+            response_nonce: self.nonce.clone(),
+            error_detail: error.map(status),
+            ..DiscoveryRequest::default()
+        }
+    }
+
+    /// The wildcard alone is said in the old way, by naming nothing, which every server understands.
+    fn all_names(&self) -> Vec<String> {
+        let wildcard = (self.wanted.wildcard && !self.wanted.names.is_empty()).then(|| "*".to_owned());
+        wildcard.into_iter().chain(self.wanted.names.iter().cloned()).collect()
+    }
+}
+
+/// In state of the world a response holds all clusters or listeners, but only some endpoints, routes or secrets.
+pub(crate) fn is_full_type(url: &str) -> bool {
+    !matches!(url, type_url::ENDPOINT | type_url::ROUTE | type_url::VIRTUAL_HOST | type_url::SECRET | type_url::EXTENSION_CONFIG)
+}
+
+fn status(message: String) -> google::rpc::Status {
+    google::rpc::Status { code: INVALID_ARGUMENT, message, details: Vec::new() }
+}
+
+fn parse_delta(response: DeltaDiscoveryResponse) -> Result<(Vec<NamedResource>, Vec<String>), String> {
+    let mut set = Vec::with_capacity(response.resources.len());
+    for resource in response.resources {
+        let name = match resource.resource_name {
+            Some(named) if resource.name.is_empty() => named.name,
+            _ => resource.name,
+        };
+        match resource.resource {
+            Some(any) => set.push(NamedResource { any: checked(any, &response.type_url, &name)?, name, version: resource.version }),
+            // A heartbeat for a resource with a time to live carries no content.
+            None if resource.ttl.is_some() => {}
+            None => return Err(format!("resource {name:?} has no content")),
+        }
+    }
+    let mut removed = response.removed_resources;
+    removed.extend(response.removed_resource_names.into_iter().map(|named| named.name));
+    Ok((set, removed))
+}
+
+fn parse_sotw(response: DiscoveryResponse) -> Result<Vec<NamedResource>, String> {
+    let mut set = Vec::with_capacity(response.resources.len());
+    for any in response.resources {
+        let (name, any) = if any.type_url == WRAPPED {
+            let wrapped = Resource::decode(any.value.as_slice()).map_err(|error| format!("a wrapped resource: {error}"))?;
+            let name = wrapped.name;
+            let any = wrapped.resource.ok_or_else(|| format!("resource {name:?} has no content"))?;
+            let name = if name.is_empty() { name_of(&any).unwrap_or_default() } else { name };
+            (name, any)
+        } else {
+            let name = name_of(&any).ok_or_else(|| format!("a resource of type {} is not such a message", any.type_url))?;
+            (name, any)
+        };
+        let any = checked(any, &response.type_url, &name)?;
+        set.push(NamedResource { name, version: response.version_info.clone(), any });
+    }
+    Ok(set)
+}
+
+fn checked(any: Any, type_url: &str, name: &str) -> Result<Any, String> {
+    if any.type_url == type_url {
+        Ok(any)
+    } else {
+        Err(format!("resource {name:?} is a {} in a response of type {type_url}", any.type_url))
+    }
+}
+
+fn unique(set: Vec<NamedResource>) -> Result<Vec<NamedResource>, String> {
+    let mut names = BTreeSet::new();
+    if let Some(twice) = set.iter().find(|resource| !names.insert(resource.name.as_str())) {
+        return Err(format!("resource {:?} comes twice in one response", twice.name));
+    }
+    drop(names);
+    Ok(set)
+}

@@ -1,0 +1,73 @@
+//! What a server serves: per type, resources by name, each with a version that changes when its content does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use meltemi_proto::Any;
+
+/// Holds a packed message: an `Any`, or whatever its owner shares it in.
+pub trait Packed: Send + Sync + 'static {
+    /// The message.
+    fn any(&self) -> &Any;
+}
+
+impl Packed for Any {
+    fn any(&self) -> &Any {
+        self
+    }
+}
+
+/// One resource as it is served. Cheap to clone.
+#[derive(Clone)]
+pub struct Resource {
+    /// Changes exactly when the content does; a content hash, so that it means the same after a restart.
+    pub version: Arc<str>,
+    /// The packed message.
+    pub content: Arc<dyn Packed>,
+}
+
+impl std::fmt::Debug for Resource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.content.any().type_url, self.version)
+    }
+}
+
+/// The resources of one type, by name.
+pub type TypeSet = BTreeMap<String, Resource>;
+
+/// Everything that one client may see, by type URL. Types that are absent are served as empty.
+#[derive(Debug, Clone, Default)]
+pub struct ResourceSet {
+    types: BTreeMap<String, TypeSet>,
+}
+
+impl ResourceSet {
+    /// An empty set.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a resource, or replaces the one of that name.
+    pub fn insert(&mut self, type_url: &str, name: impl Into<String>, version: impl Into<Arc<str>>, content: impl Packed) {
+        let resource = Resource { version: version.into(), content: Arc::new(content) };
+        match self.types.get_mut(type_url) {
+            Some(set) => _ = set.insert(name.into(), resource),
+            None => _ = self.types.insert(type_url.to_owned(), BTreeMap::from([(name.into(), resource)])),
+        }
+    }
+
+    /// The resources of one type, if there are any.
+    pub fn of(&self, type_url: &str) -> Option<&TypeSet> {
+        self.types.get(type_url)
+    }
+
+    /// One resource.
+    pub fn get(&self, type_url: &str, name: &str) -> Option<&Resource> {
+        self.types.get(type_url)?.get(name)
+    }
+
+    /// All types that hold something, by URL.
+    pub fn types(&self) -> impl Iterator<Item = (&str, &TypeSet)> {
+        self.types.iter().map(|(url, set)| (url.as_str(), set))
+    }
+}

@@ -1,0 +1,202 @@
+//! Our server and our client over tonic, in one process.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use meltemi_proto::envoy::config::core::v3::Node;
+use meltemi_proto::type_url::{CLUSTER, ENDPOINT};
+use meltemi_proto::{Any, pack};
+use meltemi_xds::{
+    AdsServer, Backoff, Client, ClientConfig, ClientEvent, ClientHandle, Connection, Feed, Observer, Opening, ResourceSet,
+    ServerTerms, SessionView, Source, Subscription, TypeStatus, Update, Variant, Verdict,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::TcpListenerStream;
+
+struct Everything {
+    resources: watch::Receiver<Option<Arc<ResourceSet>>>,
+    verdicts: mpsc::UnboundedSender<Verdict>,
+    sessions: Arc<Mutex<Vec<Arc<dyn SessionView>>>>,
+}
+
+struct Listener(mpsc::UnboundedSender<Verdict>);
+
+impl Observer for Listener {
+    fn sent(&mut self, _: &str, _: usize, _: usize, bytes: usize) {
+        assert!(bytes > 0);
+    }
+    fn verdict(&mut self, verdict: &Verdict) {
+        _ = self.0.send(verdict.clone());
+    }
+}
+
+#[tonic::async_trait]
+impl Source for Everything {
+    async fn open(&self, opening: Opening) -> Result<Feed, tonic::Status> {
+        if opening.metadata.get("authorization").is_none() {
+            return Err(tonic::Status::unauthenticated("no token"));
+        }
+        assert_eq!(opening.node.id, "me");
+        self.sessions.lock().expect("no panic").push(opening.session);
+        Ok(Feed { resources: self.resources.clone(), observer: Box::new(Listener(self.verdicts.clone())) })
+    }
+}
+
+struct Server {
+    address: SocketAddr,
+    resources: watch::Sender<Option<Arc<ResourceSet>>>,
+    verdicts: mpsc::UnboundedReceiver<Verdict>,
+    sessions: Arc<Mutex<Vec<Arc<dyn SessionView>>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Server {
+    async fn start(address: &str, set: Arc<ResourceSet>) -> Self {
+        let listener = tokio::net::TcpListener::bind(address).await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let (resources, receiver) = watch::channel(Some(set));
+        let (verdict_sender, verdicts) = mpsc::unbounded_channel();
+        let sessions = Arc::new(Mutex::new(Vec::new()));
+        let source = Arc::new(Everything { resources: receiver, verdicts: verdict_sender, sessions: sessions.clone() });
+        let service = AdsServer::service(source, ServerTerms::default());
+        let task = tokio::spawn(async move {
+            let server = tonic::transport::Server::builder().add_service(service);
+            server.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("serves");
+        });
+        Self { address, resources, verdicts, sessions, task }
+    }
+
+    /// As a SIGKILL would: listener and connections are gone. Dropping the sender ends each stream.
+    async fn kill(self) -> SocketAddr {
+        self.task.abort();
+        _ = self.task.await;
+        self.address
+    }
+
+    fn status(&self, url: &str) -> TypeStatus {
+        let sessions = self.sessions.lock().expect("no panic");
+        let status = sessions.last().expect("a stream").status();
+        status.into_iter().find(|status| status.type_url == url).expect("subscribed")
+    }
+}
+
+fn endpoint(name: &str) -> Any {
+    pack(&meltemi_proto::envoy::config::endpoint::v3::ClusterLoadAssignment { cluster_name: name.into(), ..Default::default() })
+}
+
+fn cluster(name: &str) -> Any {
+    pack(&meltemi_proto::envoy::config::cluster::v3::Cluster { name: name.into(), ..Default::default() })
+}
+
+fn world(clusters: &[(&str, &str)]) -> Arc<ResourceSet> {
+    let mut set = ResourceSet::new();
+    for (name, version) in clusters {
+        set.insert(CLUSTER, *name, *version, cluster(name));
+        set.insert(ENDPOINT, *name, "1", endpoint(name));
+    }
+    Arc::new(set)
+}
+
+fn client(address: SocketAddr, variant: Variant) -> (ClientHandle, mpsc::Receiver<ClientEvent>) {
+    let connect = move || async move {
+        let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}"))?.connect().await?;
+        let mut connection = Connection::from(channel);
+        connection.metadata.insert("authorization", "Bearer x".parse()?);
+        Ok(connection)
+    };
+    let initial = vec![
+        (CLUSTER.to_owned(), Subscription::wildcard()),
+        (ENDPOINT.to_owned(), Subscription::names::<String>([])),
+    ];
+    let node = Node { id: "me".into(), ..Node::default() };
+    let backoff = Backoff { first: std::time::Duration::from_millis(1), longest: std::time::Duration::from_millis(20) };
+    Client::spawn(ClientConfig { variant, backoff, ..ClientConfig::new(connect, node, initial) })
+}
+
+async fn update(events: &mut mpsc::Receiver<ClientEvent>) -> Update {
+    loop {
+        if let ClientEvent::Update(update) = events.recv().await.expect("the driver lives") {
+            return update;
+        }
+    }
+}
+
+fn names(update: &Update) -> Vec<&str> {
+    update.set.iter().map(|resource| resource.name.as_str()).collect()
+}
+
+async fn a_change_a_refusal_and_a_restart(variant: Variant) {
+    let mut server = Server::start("127.0.0.1:0", world(&[("a", "1"), ("b", "1")])).await;
+    let (handle, mut events) = client(server.address, variant);
+    let first = update(&mut events).await;
+    assert_eq!((first.type_url.as_str(), names(&first)), (CLUSTER, vec!["a", "b"]));
+    assert_eq!(first.full, variant == Variant::Sotw);
+    handle.subscribe(ENDPOINT, ["a", "b"]);
+    handle.ack(CLUSTER, &first.nonce);
+    let endpoints = update(&mut events).await;
+    assert_eq!((endpoints.type_url.as_str(), names(&endpoints)), (ENDPOINT, vec!["a", "b"]));
+    handle.ack(ENDPOINT, &endpoints.nonce);
+    for url in [CLUSTER, ENDPOINT] {
+        let verdict = server.verdicts.recv().await.expect("the stream lives");
+        assert!(matches!(verdict, Verdict::Acked { type_url, .. } if type_url == url));
+    }
+    assert!(server.status(CLUSTER).is_synced());
+
+    // A removal and a bad cluster.
+    server.resources.send_replace(Some(world(&[("a", "1"), ("c", "1")])));
+    let second = update(&mut events).await;
+    assert_eq!(second.removed, ["b"]);
+    handle.nack(CLUSTER, &second.nonce, "cluster c is bad");
+    let verdict = server.verdicts.recv().await.expect("the stream lives");
+    assert!(matches!(verdict, Verdict::Nacked { names, .. } if names == ["c"]));
+    assert_eq!(server.status(CLUSTER).resources["c"].nack.as_ref().expect("refused").reason, "cluster c is bad");
+
+    // The server dies and comes back at the same address with a repaired cluster.
+    let address = server.kill().await;
+    loop {
+        // In between the refused removal may come again.
+        match events.recv().await.expect("the driver lives") {
+            ClientEvent::Disconnected { .. } => break,
+            ClientEvent::Update(again) => handle.ack(&again.type_url, &again.nonce),
+            ClientEvent::Connected => {}
+        }
+    }
+    let server = Server::start(&address.to_string(), world(&[("a", "1"), ("c", "2")])).await;
+    let third = update(&mut events).await;
+    assert_eq!(third.type_url, CLUSTER);
+    match variant {
+        // Only what the client does not hold: it said that it holds a.
+        Variant::Delta => assert_eq!(names(&third), ["c"]),
+        Variant::Sotw => assert_eq!(names(&third), ["a", "c"]),
+    }
+    handle.ack(CLUSTER, &third.nonce);
+    drop(events);
+    drop(server);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn delta_survives_refusal_and_restart() {
+    a_change_a_refusal_and_a_restart(Variant::Delta).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn state_of_the_world_survives_refusal_and_restart() {
+    a_change_a_refusal_and_a_restart(Variant::Sotw).await;
+}
+
+#[tokio::test]
+async fn a_refused_stream_says_why() {
+    let server = Server::start("127.0.0.1:0", world(&[])).await;
+    let address = server.address;
+    let connect = move || async move {
+        Ok(Connection::from(tonic::transport::Endpoint::from_shared(format!("http://{address}"))?.connect().await?))
+    };
+    let initial = vec![(CLUSTER.to_owned(), Subscription::wildcard())];
+    let (_handle, mut events) = Client::spawn(ClientConfig::new(connect, Node::default(), initial));
+    let reason = loop {
+        if let ClientEvent::Disconnected { reason } = events.recv().await.expect("the driver lives") {
+            break reason;
+        }
+    };
+    assert!(reason.contains("no token"), "{reason}");
+}

@@ -1,0 +1,37 @@
+//! Chores of the repository: `cargo xtask CHORE`.
+
+mod bench;
+mod peers;
+mod shell;
+mod test;
+mod tidy;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "\
+cargo xtask CHORE
+
+  test [FILTER]   set up what the tests need, then run all of them; says what was skipped and why
+  tidy            the architecture test: crate edges, forbidden imports, front pages
+  bench [CASE..]  our proxy beside Envoy in one run, ratios printed (cases: h1, pair, rss)
+  peers           only set up the peers that tests and benchmarks use, below target/peers
+";
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (chore, rest) = match arguments.split_first() {
+        Some((chore, rest)) => (chore.as_str(), rest),
+        None => ("", &[][..]),
+    };
+    match chore {
+        "test" => test::run(rest),
+        "tidy" => tidy::run(),
+        "bench" => bench::run(rest),
+        "peers" => peers::set_up().map(|peers| println!("{peers:#?}")),
+        "" | "help" | "-h" | "--help" => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        other => bail!("there is no chore {other:?}\n\n{USAGE}"),
+    }
+}
