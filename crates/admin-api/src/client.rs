@@ -61,9 +61,10 @@ impl Client {
         self.get("/status").await
     }
 
-    /// Applies YAML or JSON text; answers what became of each object, also when they are refused.
-    pub async fn apply(&self, text: String, dry_run: bool) -> Result<ApplyResponse, ClientError> {
-        let query = encode(&[("dry_run", if dry_run { "true" } else { "" })]);
+    /// Applies YAML or JSON text; objects that name no namespace belong to `namespace`. Answers what became of each
+    /// object, also when they are refused.
+    pub async fn apply(&self, text: String, namespace: &str, dry_run: bool) -> Result<ApplyResponse, ClientError> {
+        let query = encode(&[("ns", namespace), ("dry_run", if dry_run { "true" } else { "" })]);
         let (status, body) = self.call(Method::POST, &format!("/apis/apply?{query}"), text).await?;
         match status {
             StatusCode::OK | StatusCode::UNPROCESSABLE_ENTITY => Ok(serde_json::from_slice(&body)?),
@@ -80,7 +81,8 @@ impl Client {
     /// Deletes applied objects.
     pub async fn delete(&self, which: &ObjectSelector, dry_run: bool) -> Result<ApplyResponse, ClientError> {
         let ObjectSelector { kind, ns, name } = which;
-        let query = encode(&[("kind", kind), ("ns", ns), ("name", name), ("dry_run", if dry_run { "true" } else { "" })]);
+        let query =
+            encode(&[("kind", kind), ("ns", ns), ("name", name), ("dry_run", if dry_run { "true" } else { "" })]);
         let (status, body) = self.call(Method::DELETE, &format!("/apis/objects?{query}"), String::new()).await?;
         match status {
             StatusCode::OK | StatusCode::UNPROCESSABLE_ENTITY => Ok(serde_json::from_slice(&body)?),
@@ -114,7 +116,8 @@ impl Client {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| transport(&error))?;
         let driver = tokio::spawn(connection);
-        let request = Request::builder().method(method).uri(path).header("host", "localhost").body(Full::new(Bytes::from(body)));
+        let request =
+            Request::builder().method(method).uri(path).header("host", "localhost").body(Full::new(Bytes::from(body)));
         let request = request.map_err(|error| transport(&error))?;
         let response = sender.send_request(request).await.map_err(|error| transport(&error))?;
         let status = response.status();

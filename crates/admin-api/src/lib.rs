@@ -12,6 +12,6 @@ pub use client::{Client, ClientError};
 pub use objects::{Action, Applied, ApplyResponse, ErrorBody, ObjectList, ObjectSelector, ObjectView, Origin};
 pub use query::{decode, encode};
 pub use status::{
-    CertificateStatus, ConfigDump, DumpedResource, DumpedType, EndpointView, ProxyStatus, RegistryService, Rejection, Status,
-    SyncState, SyncStatus, TypeSync, VersionInfo,
+    CertificateStatus, ConfigDump, DumpedResource, DumpedType, EndpointView, ProxyStatus, RegistryService, Rejection,
+    Status, SyncState, SyncStatus, TypeSync, VersionInfo,
 };

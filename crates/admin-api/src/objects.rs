@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
-    /// In a file of the user's; changed there.
+    /// In a file of the user's; applying changes it there.
     #[default]
     File,
     /// In the mesh's own state; changed by applying.
@@ -51,13 +51,19 @@ pub struct Applied {
     pub object: ObjectRef,
     /// What became of it.
     pub action: Action,
+    /// The file that holds it; empty if there is none yet.
+    #[serde(default)]
+    pub file: String,
+    /// Whether that is a file of the user's, not the mesh's own state.
+    #[serde(default)]
+    pub in_users_file: bool,
 }
 
-/// The answer to apply and delete. Either all objects were taken or none was.
+/// The answer to apply and delete. Sound objects are taken also where others beside them are refused.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ApplyResponse {
-    /// Whether the objects were taken (or, on a dry run, would be).
+    /// Whether all objects were taken (or, on a dry run, would be).
     pub ok: bool,
     /// Nothing was changed because that was asked for.
     pub dry_run: bool,

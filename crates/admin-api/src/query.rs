@@ -24,7 +24,10 @@ pub fn encode(pairs: &[(&str, &str)]) -> String {
 /// The decoded pairs of a query; what is not UTF-8 after decoding is replaced.
 pub fn decode(query: &str) -> Vec<(String, String)> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
-    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(key, value)| (plain(key), plain(value))).collect()
+    pairs
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .map(|(key, value)| (plain(key), plain(value)))
+        .collect()
 }
 
 fn plain(text: &str) -> String {
@@ -64,6 +67,9 @@ mod tests {
 
     #[test]
     fn broken_escapes_stay_as_they_are() {
-        assert_eq!(decode("a=%&b=%f&c=%ff"), [("a".into(), "%".into()), ("b".into(), "%f".into()), ("c".into(), "\u{fffd}".into())]);
+        assert_eq!(
+            decode("a=%&b=%f&c=%ff"),
+            [("a".into(), "%".into()), ("b".into(), "%f".into()), ("c".into(), "\u{fffd}".into())]
+        );
     }
 }

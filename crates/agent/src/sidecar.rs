@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use meltemi_proto::envoy::config::core::v3::Node;
+use meltemi_proto::envoy::config::core::v3::{Node, node::UserAgentVersionType};
 use meltemi_tls::{DEFAULT_SECRET, SecretStore};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -93,7 +93,12 @@ pub async fn run(options: SidecarOptions, shutdown: impl Future<Output = ()> + S
     let (secrets, metrics, names) = (SecretStore::new(), AgentMetrics::default(), Names::default());
     let mark = control_plane.mark;
     let control_plane = ControlPlane::new(control_plane, secrets.clone());
-    let node = node_of(&workload);
+    let mut node = node_of(&workload);
+    if matches!(proxy, ProxyChoice::Embedded(_)) {
+        // By this the control plane knows which filters it may send.
+        node.user_agent_name = "meltemi".to_owned();
+        node.user_agent_version_type = Some(UserAgentVersionType::UserAgentVersion(env!("CARGO_PKG_VERSION").to_owned()));
+    }
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
 
     // Sockets first: a port that is taken must be known before anything else starts.

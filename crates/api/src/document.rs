@@ -51,7 +51,8 @@ pub fn chunks(text: &str) -> Vec<Chunk> {
     let mut open = Chunk { start: 0, end: 0, line: 1 };
     let (mut at, mut number) = (0, 1);
     for line in text.split_inclusive('\n') {
-        let separates = line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        let separates =
+            line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
         if separates && at > 0 {
             found.push(Chunk { end: at, ..open });
             open = Chunk { start: at, end: at, line: number };
@@ -89,7 +90,9 @@ pub fn parse_in(file: &str, text: &str, namespace: &str) -> Parsed {
                     field: String::new(),
                     position: Position { file: file.to_string(), line: fault.line, column: fault.column },
                     message: format!("not valid YAML: {}", fault.message),
-                    remedy: "correct the text here or in the line before; the other documents of the file are not affected".to_owned(),
+                    remedy:
+                        "correct the text here or in the line before; the other documents of the file are not affected"
+                            .to_owned(),
                 });
             }
         }
@@ -162,7 +165,13 @@ fn read_document(file: &Arc<str>, number: usize, document: yaml::Document, names
     }
 }
 
-fn read_object(mut value: Value, source: Source, duplicates: Vec<(String, u32, u32)>, namespace: &str, parsed: &mut Parsed) {
+fn read_object(
+    mut value: Value,
+    source: Source,
+    duplicates: Vec<(String, u32, u32)>,
+    namespace: &str,
+    parsed: &mut Parsed,
+) {
     let nameless = |source: &Source, kind: &str, field: &str, message: String, remedy: &str| Diagnostic {
         code: "MEL0107".to_owned(),
         severity: Severity::Error,
@@ -189,7 +198,13 @@ fn read_object(mut value: Value, source: Source, duplicates: Vec<(String, u32, u
         if value.is_empty() {
             parsed.unreadable += 1;
             let message = format!("{key} is missing or not a string");
-            parsed.diagnostics.push(nameless(&source, &kind_word, key, message, "every object has apiVersion and kind"));
+            parsed.diagnostics.push(nameless(
+                &source,
+                &kind_word,
+                key,
+                message,
+                "every object has apiVersion and kind",
+            ));
             return;
         }
     }
@@ -256,7 +271,11 @@ fn read_object(mut value: Value, source: Source, duplicates: Vec<(String, u32, u
             message: "this field is written twice".to_owned(),
             remedy: "remove one of them".to_owned(),
         };
-        parsed.diagnostics.push(attach(finding, object.clone(), Position { file: source.file.to_string(), line, column }));
+        parsed.diagnostics.push(attach(
+            finding,
+            object.clone(),
+            Position { file: source.file.to_string(), line, column },
+        ));
     }
     if faulty || doubled {
         parsed.refused.push(key);
@@ -280,7 +299,11 @@ fn read_meta(map: &Map<String, Value>, kind: &Kind, namespace: &str, report: &mu
     let mut inner = Report::new("metadata", UnknownFields::Ignore);
     meta.read(written, &mut inner);
     if meta.name.is_empty() {
-        let remedy = if written.get("generateName").is_some() { "generateName does not work in files: add the field name" } else { "add the field name" };
+        let remedy = if written.get("generateName").is_some() {
+            "generateName does not work in files: add the field name"
+        } else {
+            "add the field name"
+        };
         inner.field("name", |report| report.error("MEL0104", "Required value: name is required", remedy));
     } else if !is_object_name(&meta.name, kind) {
         let message = format!(
@@ -295,7 +318,8 @@ fn read_meta(map: &Map<String, Value>, kind: &Kind, namespace: &str, report: &mu
             namespace.clone_into(&mut meta.namespace);
         } else if !is_dns_label(&meta.namespace) {
             let message = format!("{:?} is not a namespace's name", crate::schema::shorten(&meta.namespace));
-            inner.field("namespace", |report| report.error("MEL0110", message, "a namespace is a lower-case DNS label"));
+            inner
+                .field("namespace", |report| report.error("MEL0110", message, "a namespace is a lower-case DNS label"));
         }
     } else {
         meta.namespace.clear();
@@ -322,7 +346,7 @@ fn is_object_name(name: &str, kind: &Kind) -> bool {
     if matches!(kind, Kind::Other(_)) {
         return !name.contains(['/', '%', '\0']) && name != "." && name != "..";
     }
-    name.bytes().all(inner) && name.as_bytes().first().is_some_and(|b| edge(b)) && name.as_bytes().last().is_some_and(|b| edge(b))
+    name.bytes().all(inner) && name.as_bytes().first().is_some_and(edge) && name.as_bytes().last().is_some_and(edge)
 }
 
 fn body<T: Field + Default>(map: &Map<String, Value>, required: bool, report: &mut Report) -> Arc<T> {

@@ -48,7 +48,10 @@ impl Duration {
             rest = tail;
         }
         // Go's limit is an i64 of nanoseconds.
-        u64::try_from(total).ok().filter(|nanos| i64::try_from(*nanos).is_ok()).map(|nanos| Self(StdDuration::from_nanos(nanos)))
+        u64::try_from(total)
+            .ok()
+            .filter(|nanos| i64::try_from(*nanos).is_ok())
+            .map(|nanos| Self(StdDuration::from_nanos(nanos)))
     }
 }
 

@@ -79,9 +79,27 @@ const TABLE: &[Row] = &[
     (Kind::Sidecar, "Sidecar", "networking.istio.io", ISTIO_NETWORKING, &["sidecars"]),
     (Kind::EnvoyFilter, "EnvoyFilter", "networking.istio.io", &["v1alpha3"], &["envoyfilters"]),
     (Kind::ProxyConfig, "ProxyConfig", "networking.istio.io", &["v1beta1"], &["proxyconfigs"]),
-    (Kind::PeerAuthentication, "PeerAuthentication", "security.istio.io", &["v1", "v1beta1"], &["peerauthentications", "pa"]),
-    (Kind::RequestAuthentication, "RequestAuthentication", "security.istio.io", &["v1", "v1beta1"], &["requestauthentications", "ra"]),
-    (Kind::AuthorizationPolicy, "AuthorizationPolicy", "security.istio.io", &["v1", "v1beta1"], &["authorizationpolicies", "ap"]),
+    (
+        Kind::PeerAuthentication,
+        "PeerAuthentication",
+        "security.istio.io",
+        &["v1", "v1beta1"],
+        &["peerauthentications", "pa"],
+    ),
+    (
+        Kind::RequestAuthentication,
+        "RequestAuthentication",
+        "security.istio.io",
+        &["v1", "v1beta1"],
+        &["requestauthentications", "ra"],
+    ),
+    (
+        Kind::AuthorizationPolicy,
+        "AuthorizationPolicy",
+        "security.istio.io",
+        &["v1", "v1beta1"],
+        &["authorizationpolicies", "ap"],
+    ),
     (Kind::Telemetry, "Telemetry", "telemetry.istio.io", &["v1", "v1alpha1"], &["telemetries", "telemetry"]),
     (Kind::WasmPlugin, "WasmPlugin", "extensions.istio.io", &["v1alpha1"], &["wasmplugins"]),
     (Kind::TrafficExtension, "TrafficExtension", "extensions.istio.io", &["v1alpha1"], &["trafficextensions"]),
@@ -125,7 +143,11 @@ impl Kind {
     pub fn recognise(api_version: &str, kind: &str) -> Recognised {
         let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
         if let Some(row) = TABLE.iter().find(|row| row.1 == kind && row.2 == group) {
-            return if row.3.contains(&version) { Recognised::Kind(row.0.clone()) } else { Recognised::WrongVersion(row.3) };
+            return if row.3.contains(&version) {
+                Recognised::Kind(row.0.clone())
+            } else {
+                Recognised::WrongVersion(row.3)
+            };
         }
         // A VirtualService of `istio.io` is a slip, a Gateway of `gateway.networking.k8s.io` is not.
         if let Some(row) = TABLE.iter().find(|row| row.1 == kind)

@@ -176,7 +176,11 @@ impl PartialEq for Object {
 /// Without the raw text, which may hold keys.
 impl fmt::Debug for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Object").field("meta", &self.meta).field("spec", &self.spec).field("file", &self.source.file).finish()
+        f.debug_struct("Object")
+            .field("meta", &self.meta)
+            .field("spec", &self.spec)
+            .field("file", &self.source.file)
+            .finish()
     }
 }
 

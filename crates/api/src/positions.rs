@@ -91,8 +91,14 @@ mod tests {
     #[test]
     fn paths_are_taken_apart() {
         let steps: Vec<_> = Steps("spec.http[12].headers[\"a.b[0]\"].exact").collect();
-        let expected =
-            [Step::Key("spec"), Step::Key("http"), Step::Index(12), Step::Key("headers"), Step::Key("a.b[0]"), Step::Key("exact")];
+        let expected = [
+            Step::Key("spec"),
+            Step::Key("http"),
+            Step::Index(12),
+            Step::Key("headers"),
+            Step::Key("a.b[0]"),
+            Step::Key("exact"),
+        ];
         assert_eq!(steps, expected);
         assert_eq!(Steps("[").count() + Steps("[\"x").count() + Steps("").count() + Steps("[x]").count(), 0);
     }

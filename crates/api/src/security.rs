@@ -249,10 +249,15 @@ impl Field for PortLevelMtls {
                     Ok(Ok(port)) if port > 0 => {
                         self.0.insert(port, mode);
                     }
-                    Ok(_) => report.error("MEL0201", "port must be between 1-65535", "write the workload's port number"),
+                    Ok(_) => {
+                        report.error("MEL0201", "port must be between 1-65535", "write the workload's port number")
+                    }
                     Err(_) => report.error(
                         "MEL0201",
-                        format!("type conversion error from 'string' to 'int': {:?} is not a port", crate::schema::shorten(key)),
+                        format!(
+                            "type conversion error from 'string' to 'int': {:?} is not a port",
+                            crate::schema::shorten(key)
+                        ),
                         "write the workload's port number, not a name",
                     ),
                 }

@@ -116,7 +116,10 @@ struct Builder<'t> {
 impl<'t> Builder<'t> {
     fn place(&self, line: usize, column: usize) -> Place {
         let line = u32::try_from(line).unwrap_or(u32::MAX).max(1);
-        Place { line: line.saturating_add(self.first_line - 1), column: u32::try_from(column).unwrap_or(u32::MAX).saturating_add(1) }
+        Place {
+            line: line.saturating_add(self.first_line - 1),
+            column: u32::try_from(column).unwrap_or(u32::MAX).saturating_add(1),
+        }
     }
 
     fn next(&mut self) -> Result<(Event<'t>, Place), Fault> {
@@ -172,11 +175,13 @@ impl<'t> Builder<'t> {
                 if self.open_anchors.contains(&id) {
                     return Err(place.fault("an alias refers to the node that it is part of"));
                 }
-                let (value, weight) = self.anchors.get(&id).ok_or_else(|| place.fault("an alias refers to no anchor"))?;
+                let (value, weight) =
+                    self.anchors.get(&id).ok_or_else(|| place.fault("an alias refers to no anchor"))?;
                 let weight = *weight;
-                self.budget = self.budget.checked_sub(weight).ok_or_else(|| {
-                    place.fault(format!("aliases expand to more than {} MiB", ALIAS_BUDGET >> 20))
-                })?;
+                self.budget = self
+                    .budget
+                    .checked_sub(weight)
+                    .ok_or_else(|| place.fault(format!("aliases expand to more than {} MiB", ALIAS_BUDGET >> 20)))?;
                 Ok(Node { value: value.clone(), positions: positions(Children::None), weight })
             }
             other => Err(place.fault(format!("unexpected {other:?}"))),
@@ -218,7 +223,8 @@ impl<'t> Builder<'t> {
                 }
                 continue;
             }
-            let below = Positions { line: key_place.line, column: key_place.column, children: value.positions.children };
+            let below =
+                Positions { line: key_place.line, column: key_place.column, children: value.positions.children };
             if map.insert(key_text.clone(), value.value).is_some() {
                 self.duplicates.push((self.path.clone(), key_place.line, key_place.column));
                 fields.retain(|(name, _)| **name != *key_text);
@@ -227,7 +233,9 @@ impl<'t> Builder<'t> {
             self.path.truncate(length);
         }
         for merge in merges {
-            let Value::Object(merged) = merge else { return Err(place.fault("a merge key needs a mapping or a list of mappings")) };
+            let Value::Object(merged) = merge else {
+                return Err(place.fault("a merge key needs a mapping or a list of mappings"));
+            };
             for (key, value) in merged {
                 map.entry(key).or_insert(value);
             }
@@ -262,7 +270,11 @@ fn scalar_value(text: &str, style: ScalarStyle, tag: Option<&Tag>, place: Place)
                 "float" => value.is_number(),
                 _ => true,
             };
-            if fits { Ok(value) } else { Err(place.fault(format!("cannot read {:?} as !!{wanted}", crate::schema::shorten(text)))) }
+            if fits {
+                Ok(value)
+            } else {
+                Err(place.fault(format!("cannot read {:?} as !!{wanted}", crate::schema::shorten(text))))
+            }
         }
     }
 }

@@ -165,6 +165,9 @@ pub struct ApplyArgs {
     /// A file, a directory, or - for standard input; may be given several times
     #[arg(short = 'f', long = "filename", value_name = "FILE", required = true)]
     pub files: Vec<PathBuf>,
+    /// Namespace of objects that name none
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
     /// Only say what would be done
     #[arg(long)]
     pub dry_run: bool,
@@ -284,5 +287,7 @@ fn port_pair(text: &str) -> Result<(u16, u16), String> {
 
 /// A duration as Istio and Go write it: `30s`, `1h30m`, `500ms`.
 fn duration(text: &str) -> Result<std::time::Duration, String> {
-    meltemi_api::Duration::parse(text).map(|duration| duration.0).ok_or_else(|| format!("{text:?} is no duration; write 30s, 15m or 24h"))
+    meltemi_api::Duration::parse(text)
+        .map(|duration| duration.0)
+        .ok_or_else(|| format!("{text:?} is no duration; write 30s, 15m or 24h"))
 }

@@ -16,7 +16,7 @@ use crate::output;
 use crate::table::{Table, age};
 
 pub(crate) async fn apply(mesh: &str, args: ApplyArgs) -> Result<i32> {
-    let response = control(mesh).apply(read_all(&args.files)?, args.dry_run).await?;
+    let response = control(mesh).apply(read_all(&args.files)?, &args.namespace, args.dry_run).await?;
     if !output::machine(args.output, &response)? {
         print(&response);
     }

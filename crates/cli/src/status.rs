@@ -43,7 +43,10 @@ pub(crate) async fn status(mesh: &str, args: StatusArgs) -> Result<i32> {
     if let Some(control) = &whole.control {
         for proxy in &control.proxies {
             for rejection in &proxy.rejections {
-                eprintln!("warning: {} refuses {} {}: {}", proxy.name, rejection.short, rejection.name, rejection.reason);
+                eprintln!(
+                    "warning: {} refuses {} {}: {}",
+                    proxy.name, rejection.short, rejection.name, rejection.reason
+                );
             }
         }
         output::diagnostics(&control.diagnostics);
@@ -77,7 +80,9 @@ fn table(whole: &Whole, wide: bool) -> String {
             proxy.and_then(|proxy| certificate(whole, proxy)).map_or_else(String::new, lifetime),
         ];
         if wide {
-            let of = |short: &str| proxy.and_then(|proxy| proxy.types.iter().find(|t| t.short == short)).map_or_else(String::new, sync);
+            let of = |short: &str| {
+                proxy.and_then(|proxy| proxy.types.iter().find(|t| t.short == short)).map_or_else(String::new, sync)
+            };
             let version = proxy.map_or_else(String::new, |proxy| {
                 let acked: Vec<&str> = proxy.types.iter().map(|t| t.acked.as_str()).filter(|v| !v.is_empty()).collect();
                 acked.first().map_or_else(String::new, |first| first.chars().take(8).collect())
@@ -146,7 +151,12 @@ fn word(state: SyncState) -> &'static str {
 /// The newest certificate that was issued to this proxy's address.
 fn certificate<'a>(whole: &'a Whole, proxy: &ProxyStatus) -> Option<&'a CertificateStatus> {
     let certificates = &whole.control.as_ref()?.certificates;
-    let from = |peer: &str| proxy.ips.iter().any(|ip| peer.strip_prefix(ip.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(':')));
+    let from = |peer: &str| {
+        proxy
+            .ips
+            .iter()
+            .any(|ip| peer.strip_prefix(ip.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(':')))
+    };
     certificates.iter().filter(|c| c.identity == proxy.identity && from(&c.peer)).max_by_key(|c| c.issued_at_ms)
 }
 

@@ -85,11 +85,17 @@ impl Authenticator {
             return Ok(Authenticated { identity: Some(identity), proof: Proof::Certificate });
         }
         let header = match metadata.get("authorization") {
-            Some(value) => value.to_str().map_err(|_| Status::unauthenticated("the authorization header is not text"))?,
+            Some(value) => {
+                value.to_str().map_err(|_| Status::unauthenticated("the authorization header is not text"))?
+            }
             None if peer.is_some_and(|peer| !peer.is_secure) => {
                 return Ok(Authenticated { identity: None, proof: Proof::Nothing });
             }
-            None => return Err(Status::unauthenticated("show a client certificate, or a token as `authorization: Bearer ...`")),
+            None => {
+                return Err(Status::unauthenticated(
+                    "show a client certificate, or a token as `authorization: Bearer ...`",
+                ));
+            }
         };
         let identity = self.review(header).await?;
         Ok(Authenticated { identity: Some(identity), proof: Proof::Token })
@@ -164,8 +170,12 @@ mod tests {
     #[test]
     fn a_proxy_cannot_ask_as_another() {
         let id = "sidecar~10.0.0.1~cart-1.shop~shop.svc.cluster.local";
-        let other_account = allowed(id, &[("NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "bank")]).expect_err("not its account");
-        assert!(other_account.contains("service account \"bank\"") && other_account.contains("/sa/cart"), "{other_account}");
+        let other_account =
+            allowed(id, &[("NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "bank")]).expect_err("not its account");
+        assert!(
+            other_account.contains("service account \"bank\"") && other_account.contains("/sa/cart"),
+            "{other_account}"
+        );
         assert!(allowed(id, &[("NAMESPACE", "bank"), ("SERVICE_ACCOUNT", "cart")]).is_err());
         let other_id = "sidecar~10.0.0.1~cart-1.bank~bank.svc.cluster.local";
         assert!(allowed(other_id, &[("NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "cart")]).is_err());

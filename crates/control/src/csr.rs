@@ -52,7 +52,10 @@ pub(crate) struct Csr {
 
 #[tonic::async_trait]
 impl CertificateService for Csr {
-    async fn create_certificate(&self, request: Request<CertificateRequest>) -> Result<Response<CertificateResponse>, Status> {
+    async fn create_certificate(
+        &self,
+        request: Request<CertificateRequest>,
+    ) -> Result<Response<CertificateResponse>, Status> {
         self.metrics.csr_count.add(1);
         let peer = request.extensions().get::<Peer>().cloned();
         let address = peer.as_ref().map(|peer| peer.address.ip().to_string()).unwrap_or_default();
@@ -71,10 +74,13 @@ impl CertificateService for Csr {
         };
         let request = request.into_inner();
         if let Some(metadata) = &request.metadata
-            && let Some(key) = ["ImpersonatedIdentity", "CertSigner"].into_iter().find(|key| metadata.fields.contains_key(*key))
+            && let Some(key) =
+                ["ImpersonatedIdentity", "CertSigner"].into_iter().find(|key| metadata.fields.contains_key(*key))
         {
             tracing::warn!(target: "audit", caller = %identity, peer = %address, key, "certificate request asks for more than its own");
-            return Err(Status::permission_denied(format!("{key} is not offered: a certificate names its caller, signed by the mesh")));
+            return Err(Status::permission_denied(format!(
+                "{key} is not offered: a certificate names its caller, signed by the mesh"
+            )));
         }
         let ttl = Duration::from_secs(u64::try_from(request.validity_duration).unwrap_or(0));
         match self.authority.sign(&request.csr, &identity, ttl) {

@@ -19,12 +19,13 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use meltemi_admin_api::{
-    ConfigDump, DumpedResource, DumpedType, EndpointView, ErrorBody, ObjectSelector, RegistryService, Status, VersionInfo, decode,
+    ConfigDump, DumpedResource, DumpedType, EndpointView, ErrorBody, ObjectSelector, RegistryService, Status,
+    VersionInfo, decode,
 };
 use meltemi_ca::CertificateAuthority;
 use meltemi_model::{Health, Snapshot};
 use meltemi_proto::type_url;
-use crate::shim::World;
+use meltemi_store::World;
 use meltemi_translate::Memo;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -91,7 +92,12 @@ pub(crate) async fn serve_tcp(listener: TcpListener, api: Arc<Api>, stop: Cancel
 /// Opens the socket, for its owner alone. What an earlier process left there is replaced.
 pub(crate) fn bind_socket(path: &Path) -> std::io::Result<UnixListener> {
     match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => return Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, format!("another control plane serves {}", path.display()))),
+        Ok(_) => {
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::AddrInUse,
+                format!("another control plane serves {}", path.display()),
+            ));
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(_) => _ = std::fs::remove_file(path),
     }
@@ -128,7 +134,12 @@ async fn pause(error: std::io::Error) {
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
-async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, api: Arc<Api>, door: Door, stop: CancellationToken) {
+async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    api: Arc<Api>,
+    door: Door,
+    stop: CancellationToken,
+) {
     let service = service_fn(move |request| {
         let api = api.clone();
         async move { Ok::<_, Infallible>(api.answer(request, door).await) }
@@ -152,7 +163,8 @@ impl Api {
     async fn answer(&self, request: Request<Incoming>, door: Door) -> Reply {
         let path = request.uri().path().to_owned();
         let query = decode(request.uri().query().unwrap_or_default());
-        let of = |key: &str| query.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone()).unwrap_or_default();
+        let of =
+            |key: &str| query.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone()).unwrap_or_default();
         let is_open = matches!(path.as_str(), "/ready" | "/metrics" | "/version");
         if !is_open && let Err(refused) = self.admit(&request, door).await {
             return refused;
@@ -167,16 +179,15 @@ impl Api {
                 let dry_run = is_true(&of("dry_run"));
                 let body = match Limited::new(request.into_body(), MAX_BODY).collect().await {
                     Ok(body) => body.to_bytes(),
-                    Err(_) => return error(StatusCode::PAYLOAD_TOO_LARGE, "the text is larger than 16 MiB, or broke off"),
+                    Err(_) => {
+                        return error(StatusCode::PAYLOAD_TOO_LARGE, "the text is larger than 16 MiB, or broke off");
+                    }
                 };
                 let Ok(text) = std::str::from_utf8(&body) else {
                     return error(StatusCode::BAD_REQUEST, "the text is not UTF-8");
                 };
-                match self.objects.apply(text, dry_run).await {
-                    Ok(response) if response.ok => json(StatusCode::OK, &response),
-                    Ok(response) => json(StatusCode::UNPROCESSABLE_ENTITY, &response),
-                    Err(reason) => error(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot keep the objects: {reason}; nothing was applied")),
-                }
+                let response = self.objects.apply(text, &of("ns"), dry_run).await;
+                json(if response.ok { StatusCode::OK } else { StatusCode::UNPROCESSABLE_ENTITY }, &response)
             }
             (&Method::GET, "/apis/objects") => {
                 let which = ObjectSelector { kind: of("kind"), ns: of("ns"), name: of("name") };
@@ -207,11 +218,16 @@ impl Api {
                 Err(reason) => error(StatusCode::NOT_FOUND, &reason),
             },
             (&Method::GET, "/debug/registryz") => json(StatusCode::OK, &registry(&world.snapshot)),
-            (&Method::GET, "/debug/endpointz" | "/debug/endpointShardz") => json(StatusCode::OK, &endpoints(&world.snapshot)),
+            (&Method::GET, "/debug/endpointz" | "/debug/endpointShardz") => {
+                json(StatusCode::OK, &endpoints(&world.snapshot))
+            }
             (_, "/apis/apply" | "/apis/objects" | "/ready" | "/metrics" | "/version" | "/status") => {
                 error(StatusCode::METHOD_NOT_ALLOWED, "this endpoint has other methods")
             }
-            _ => error(StatusCode::NOT_FOUND, "no such endpoint; there are /ready /metrics /version /status /debug/{syncz,proxies,config_dump,registryz,endpointz} and, on the Unix socket, /apis/{apply,objects}"),
+            _ => error(
+                StatusCode::NOT_FOUND,
+                "no such endpoint; there are /ready /metrics /version /status /debug/{syncz,proxies,config_dump,registryz,endpointz} and, on the Unix socket, /apis/{apply,objects}",
+            ),
         }
     }
 
@@ -220,14 +236,18 @@ impl Api {
         let Door::Tcp(address) = door else { return Ok(()) };
         if address.to_canonical().is_loopback() {
             // A page in a browser can reach the loopback address under its own name (DNS rebinding).
-            let host = request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+            let host =
+                request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
             return match is_local_name(host) {
                 true => Ok(()),
                 false => Err(error(StatusCode::FORBIDDEN, "call this endpoint as localhost or by its address")),
             };
         }
         let Some(header) = request.headers().get(http::header::AUTHORIZATION) else {
-            return Err(error(StatusCode::UNAUTHORIZED, "from elsewhere than this host this endpoint needs a bearer token"));
+            return Err(error(
+                StatusCode::UNAUTHORIZED,
+                "from elsewhere than this host this endpoint needs a bearer token",
+            ));
         };
         let identity = self
             .authenticator
@@ -244,7 +264,7 @@ impl Api {
 
     fn status(&self, world: &World, with_versions: bool) -> Status {
         let mut objects = std::collections::BTreeMap::new();
-        for object in world.tables().iter() {
+        for object in world.tables.iter() {
             *objects.entry(object.kind.word().to_owned()).or_insert(0) += 1;
         }
         Status {
@@ -254,7 +274,7 @@ impl Api {
             objects,
             proxies: status::proxies(&self.connections, with_versions),
             certificates: self.issued.valid(),
-            diagnostics: world.diagnostics.clone(),
+            diagnostics: world.diagnostics.to_vec(),
         }
     }
 
@@ -265,7 +285,7 @@ impl Api {
             connected: self.connections.all().len(),
             services: world.snapshot.services().count(),
             virtual_services: world.snapshot.virtual_services().count(),
-            objects: world.tables().len(),
+            objects: world.tables.len(),
             rejecting: status::rejecting(&self.connections),
             cache_entries: cache.entries,
             cache_hits: cache.hits,
@@ -280,7 +300,9 @@ impl Api {
         let fits = |connection: &&Arc<crate::push::Connection>| {
             let proxy = &connection.proxy;
             !proxy_id.is_empty()
-                && (proxy.id == proxy_id || proxy.name == proxy_id || format!("{}.{}", proxy.name, proxy.namespace) == proxy_id)
+                && (proxy.id == proxy_id
+                    || proxy.name == proxy_id
+                    || format!("{}.{}", proxy.name, proxy.namespace) == proxy_id)
         };
         let Some(connection) = all.iter().find(fits) else {
             return Err(format!("no connected proxy {proxy_id:?}; say ?proxyID=POD.NAMESPACE"));
@@ -291,7 +313,11 @@ impl Api {
             let resources = resources.iter().map(|(name, resource)| DumpedResource {
                 name: name.clone(),
                 version: resource.version.to_string(),
-                value: if url == type_url::SECRET { String::new() } else { BASE64.encode(&resource.content.any().value) },
+                value: if url == type_url::SECRET {
+                    String::new()
+                } else {
+                    BASE64.encode(&resource.content.any().value)
+                },
             });
             types.push(DumpedType { type_url: url.to_owned(), resources: resources.collect() });
         }

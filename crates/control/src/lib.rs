@@ -14,7 +14,6 @@ mod objects;
 mod options;
 mod push;
 mod run;
-mod shim;
 mod status;
 mod transport;
 

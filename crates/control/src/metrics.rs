@@ -76,7 +76,8 @@ impl Histogram {
     fn write(&self, out: &mut String, name: &str, help: &str) {
         head(out, name, "histogram", help);
         let mut total = 0;
-        for (count, bound) in self.counts.iter().zip(self.bounds.iter().map(f64::to_string).chain(["+Inf".to_owned()])) {
+        for (count, bound) in self.counts.iter().zip(self.bounds.iter().map(f64::to_string).chain(["+Inf".to_owned()]))
+        {
             total += count.load(Relaxed);
             _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {total}");
         }
@@ -156,16 +157,23 @@ impl Metrics {
             gauge(out, &format!("pilot_xds_{label}_reject"), "Proxies that refuse something now.", proxies);
         }
         head(out, "pilot_push_triggers", "counter", "What made pushes.");
-        for (label, counter) in
-            [("config", &self.triggers_config), ("endpoint", &self.triggers_endpoint), ("proxyrequest", &self.triggers_proxy)]
-        {
+        for (label, counter) in [
+            ("config", &self.triggers_config),
+            ("endpoint", &self.triggers_endpoint),
+            ("proxyrequest", &self.triggers_proxy),
+        ] {
             _ = writeln!(out, "pilot_push_triggers{{type=\"{label}\"}} {}", counter.get());
         }
         self.convergence.write(out, "pilot_proxy_convergence_time", "Seconds from a change to a response on its way.");
         self.queue.write(out, "pilot_proxy_queue_time", "Seconds that a proxy waits for its translation.");
         self.push_time.write(out, "pilot_xds_push_time", "Seconds that a translation takes.");
         self.sizes.write(out, "pilot_xds_config_size_bytes", "Bytes of a response.");
-        counter(out, "meltemi_translation_failures", "Translations that broke off; the proxy keeps what it has.", &self.translation_failures);
+        counter(
+            out,
+            "meltemi_translation_failures",
+            "Translations that broke off; the proxy keeps what it has.",
+            &self.translation_failures,
+        );
         gauge(out, "pilot_services", "Services known.", gauges.services);
         gauge(out, "pilot_virt_services", "Virtual services known.", gauges.virtual_services);
         gauge(out, "meltemi_objects", "Configuration objects in force.", gauges.objects);
@@ -173,12 +181,26 @@ impl Metrics {
         counter(out, "galley_validation_failed", "Applied objects that were refused.", &self.invalid);
         gauge(out, "xds_cache_size", "Built resources that proxies share.", gauges.cache_entries);
         head(out, "xds_cache_reads", "counter", "Look-ups of built resources.");
-        _ = writeln!(out, "xds_cache_reads{{type=\"hit\"}} {}\nxds_cache_reads{{type=\"miss\"}} {}", gauges.cache_hits, gauges.cache_misses);
+        _ = writeln!(
+            out,
+            "xds_cache_reads{{type=\"hit\"}} {}\nxds_cache_reads{{type=\"miss\"}} {}",
+            gauges.cache_hits, gauges.cache_misses
+        );
         counter(out, "citadel_server_csr_count", "Certificate requests.", &self.csr_count);
-        counter(out, "citadel_server_authentication_failure_count", "Certificate requests without proof.", &self.csr_unauthenticated);
+        counter(
+            out,
+            "citadel_server_authentication_failure_count",
+            "Certificate requests without proof.",
+            &self.csr_unauthenticated,
+        );
         counter(out, "citadel_server_success_cert_issuance_count", "Certificates issued.", &self.csr_issued);
         counter(out, "citadel_server_csr_sign_err_count", "Certificate requests refused.", &self.csr_refused);
-        gauge(out, "citadel_server_root_cert_expiry_timestamp", "End of the issuing certificate, seconds since 1970.", gauges.root_expiry_seconds);
+        gauge(
+            out,
+            "citadel_server_root_cert_expiry_timestamp",
+            "End of the issuing certificate, seconds since 1970.",
+            gauges.root_expiry_seconds,
+        );
         std::mem::take(out)
     }
 }

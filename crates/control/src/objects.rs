@@ -1,10 +1,6 @@
-//! Apply, get and delete: the mesh's own state as files, one per object, which the store reads like the user's.
-//!
-//! An object that a user's file holds is changed in that file; applying it is refused with the file's name.
+//! Apply, get and delete: over the store's own files, or the user's where those hold the object.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,93 +8,110 @@ use std::time::Duration;
 use meltemi_admin_api::{Action, Applied, ApplyResponse, ObjectList, ObjectSelector, ObjectView, Origin};
 use meltemi_api::{Kind, Object, ObjectKey};
 use meltemi_model::{BuildOptions, Snapshot, Tables};
-use crate::shim::World;
+use meltemi_store::{AppliedStore, ApplyError, Outcome, World};
 use meltemi_types::{Diagnostic, ObjectRef, Position, Severity};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 
 /// How long an answer waits until the store has taken up what was written, so that `get` after `apply` shows it.
 const TAKE_UP: Duration = Duration::from_secs(2);
 
-/// Where objects live.
-#[derive(Debug, Clone)]
-pub(crate) struct Places {
-    /// Objects that were applied; this process alone writes here.
-    pub(crate) applied: PathBuf,
-    /// What the node writes about what it runs.
-    pub(crate) runtime: Vec<PathBuf>,
-}
-
-impl Places {
-    fn origin(&self, object: &Object) -> Origin {
-        let file = Path::new(&*object.source.file);
-        if file.starts_with(&self.applied) {
-            Origin::Applied
-        } else if self.runtime.iter().any(|folder| file.starts_with(folder)) {
-            Origin::Runtime
-        } else {
-            Origin::File
-        }
-    }
-}
-
 pub(crate) struct Objects {
-    pub(crate) places: Places,
+    pub(crate) applied: Arc<AppliedStore>,
+    /// Where the mesh's own state keeps what was applied.
+    pub(crate) applied_folder: PathBuf,
+    /// Where the node writes what it runs.
+    pub(crate) runtime: Vec<PathBuf>,
     pub(crate) worlds: watch::Receiver<Arc<World>>,
     pub(crate) options: Arc<BuildOptions>,
     pub(crate) metrics: Arc<Metrics>,
-    /// One writer at a time: check and write belong together.
-    pub(crate) writing: Mutex<()>,
 }
 
 impl Objects {
-    /// Takes all objects of a text, or none.
-    pub(crate) async fn apply(&self, text: &str, dry_run: bool) -> io::Result<ApplyResponse> {
-        let _writing = self.writing.lock().await;
+    /// Takes the objects of a text that are sound. A text with an unreadable part or an object twice is refused whole.
+    pub(crate) async fn apply(&self, text: &str, namespace: &str, dry_run: bool) -> ApplyResponse {
+        let namespace = if namespace.is_empty() { "default" } else { namespace };
         let world = self.worlds.borrow().clone();
-        let parsed = meltemi_api::parse("applied", text);
+        let parsed = meltemi_api::parse_in("applied", text, namespace);
         let mut diagnostics = parsed.diagnostics;
-        for object in &parsed.objects {
-            diagnostics.extend(meltemi_api::validate(object));
-            diagnostics.extend(self.forbidden(&world, object));
+        diagnostics.extend(parsed.objects.iter().flat_map(meltemi_api::validate));
+        let mut forbidden: Vec<Diagnostic> = doubles(&parsed.objects);
+        forbidden.extend(parsed.objects.iter().filter_map(|object| self.forbidden(&world, object)));
+        if parsed.objects.is_empty() && diagnostics.is_empty() {
+            let remedy = "give YAML or JSON with apiVersion, kind and metadata.name";
+            forbidden.push(about(ObjectRef::default(), "the text holds no object".to_owned(), remedy));
         }
-        diagnostics.extend(doubles(&parsed.objects));
-        let refused = parsed.objects.is_empty() || parsed.unreadable > 0 || diagnostics.iter().any(|d| d.severity == Severity::Error);
-        if refused && diagnostics.is_empty() {
-            diagnostics.push(about(ObjectRef::default(), "the text holds no object".to_owned(), "give YAML or JSON with apiVersion, kind and metadata.name"));
+        let is_refused = !forbidden.is_empty() || parsed.unreadable > 0;
+        diagnostics.extend(forbidden);
+        let errors: BTreeSet<ObjectRef> = diagnostics
+            .iter()
+            .filter(|finding| finding.severity == Severity::Error)
+            .map(|finding| finding.object.clone())
+            .collect();
+        diagnostics.extend(self.consequences(&world, &parsed.objects, &errors));
+        let is_sound = |object: &Object| !is_refused && !errors.contains(&object.object_ref());
+        self.metrics.validated.add(parsed.objects.iter().filter(|object| is_sound(object)).count() as u64);
+        self.metrics.invalid.add(errors.len() as u64);
+        let planned = parsed.objects.iter().map(|object| Applied {
+            action: match world.tables.get(&object.key()) {
+                _ if !is_sound(object) => Action::Refused,
+                None => Action::Created,
+                Some(held) if **held == *object => Action::Unchanged,
+                Some(_) => Action::Configured,
+            },
+            ..self.described(&object.key(), world.tables.get(&object.key()))
+        });
+        let mut response =
+            ApplyResponse { ok: !is_refused && errors.is_empty(), dry_run, objects: planned.collect(), diagnostics };
+        if is_refused || dry_run {
+            return response;
         }
-        let counter = if refused { &self.metrics.invalid } else { &self.metrics.validated };
-        counter.add(parsed.objects.len().max(1) as u64);
-        let action = |object: &Object| match world.tables().get(&object.key()) {
-            _ if refused => Action::Refused,
-            None => Action::Created,
-            Some(held) if **held == *object => Action::Unchanged,
-            Some(_) => Action::Configured,
+        let (store, owned, namespace) = (self.applied.clone(), text.to_owned(), namespace.to_owned());
+        let written = tokio::task::spawn_blocking(move || store.apply("applied", &owned, &namespace)).await;
+        let report = match written {
+            Ok(report) => report,
+            Err(error) => {
+                response.ok = false;
+                response.diagnostics.push(about(
+                    ObjectRef::default(),
+                    format!("applying broke off: {error}"),
+                    "apply it again",
+                ));
+                return response;
+            }
         };
-        let objects: Vec<Applied> =
-            parsed.objects.iter().map(|object| Applied { object: object.object_ref(), action: action(object) }).collect();
-        if refused {
-            return Ok(ApplyResponse { ok: false, dry_run, objects, diagnostics });
+        for outcome in &report.outcomes {
+            let reference = outcome.key.object_ref();
+            if let Some(planned) = response.objects.iter_mut().find(|planned| planned.object == reference) {
+                *planned = told(outcome);
+            }
         }
-        diagnostics.extend(self.consequences(&world, &parsed.objects));
-        if !dry_run {
-            let changed: Vec<&Object> =
-                parsed.objects.iter().zip(&objects).filter(|(_, applied)| applied.action != Action::Unchanged).map(|(o, _)| o).collect();
-            self.write(&changed)?;
-            self.taken_up(|tables| changed.iter().all(|object| tables.get(&object.key()).is_some_and(|held| **held == **object))).await;
+        for failure in &report.failures {
+            response.ok = false;
+            let finding = failed(failure);
+            if let Some(planned) = response.objects.iter_mut().find(|planned| planned.object == finding.object) {
+                planned.action = Action::Refused;
+            }
+            response.diagnostics.push(finding);
         }
-        Ok(ApplyResponse { ok: true, dry_run, objects, diagnostics })
+        let taken: Vec<&Object> =
+            parsed.objects.iter().filter(|o| report.outcomes.iter().any(|outcome| outcome.key == o.key())).collect();
+        self.taken_up(|tables| {
+            taken.iter().all(|object| tables.get(&object.key()).is_some_and(|held| **held == **object))
+        })
+        .await;
+        response
     }
 
     /// The objects in force.
     pub(crate) fn get(&self, which: &ObjectSelector) -> Result<ObjectList, String> {
         let kind = kind_of(&which.kind)?;
         let world = self.worlds.borrow().clone();
-        let items = world.tables().iter().filter(|object| selects(which, kind.as_ref(), object)).map(|object| {
+        let items = world.tables.iter().filter(|object| selects(which, kind.as_ref(), object)).map(|object| {
             let reference = object.object_ref();
             ObjectView {
-                origin: self.places.origin(object),
+                origin: self.origin(Path::new(&*object.source.file)),
                 position: object.source.position(""),
                 value: shown(object),
                 diagnostics: world.diagnostics.iter().filter(|d| d.object == reference).cloned().collect(),
@@ -108,121 +121,125 @@ impl Objects {
         Ok(ObjectList { items: items.collect() })
     }
 
-    /// Deletes applied objects; all that are meant, or none.
+    /// Deletes one object by kind and name.
     pub(crate) async fn delete(&self, which: &ObjectSelector, dry_run: bool) -> Result<ApplyResponse, String> {
-        if which.kind.is_empty() || which.name.is_empty() {
+        let (Some(kind), false) = (kind_of(&which.kind)?, which.name.is_empty()) else {
             return Err("say which object: kind and name, and ns where it is not default".to_owned());
+        };
+        let namespace = match (kind.is_namespaced(), which.ns.as_str()) {
+            (false, _) => "",
+            (true, "") => "default",
+            (true, named) => named,
+        };
+        let key = ObjectKey::new(kind, namespace, &which.name);
+        let held = self.worlds.borrow().tables.get(&key).cloned();
+        let mut response = ApplyResponse { ok: true, dry_run, objects: Vec::new(), diagnostics: Vec::new() };
+        let planned = Applied { action: Action::Deleted, ..self.described(&key, held.as_ref()) };
+        if let Some(finding) = held.as_ref().and_then(|object| self.runs(object)) {
+            response.ok = false;
+            response.objects.push(Applied { action: Action::Refused, ..planned });
+            response.diagnostics.push(finding);
+            return Ok(response);
         }
-        let kind = kind_of(&which.kind)?;
-        let _writing = self.writing.lock().await;
-        let world = self.worlds.borrow().clone();
-        let found: Vec<&Arc<Object>> = world.tables().iter().filter(|object| selects(which, kind.as_ref(), object)).collect();
-        let mut diagnostics = Vec::new();
-        if found.is_empty() {
-            return Err(format!("{} {:?} not found", which.kind, which.name));
+        if dry_run {
+            return match held {
+                Some(_) => Ok(ApplyResponse { objects: vec![planned], ..response }),
+                None => Err(ApplyError::NotFound(key).to_string()),
+            };
         }
-        for object in &found {
-            if self.places.origin(object) != Origin::Applied {
-                diagnostics.push(self.lives_elsewhere(object, "delete"));
+        let (store, wanted) = (self.applied.clone(), key.clone());
+        match tokio::task::spawn_blocking(move || store.delete(&wanted)).await.map_err(|error| error.to_string())? {
+            Ok(outcome) => {
+                response.objects.push(told(&outcome));
+                self.taken_up(|tables| tables.get(&key).is_none()).await;
+            }
+            Err(error @ ApplyError::NotFound(_)) => return Err(error.to_string()),
+            Err(error) => {
+                response.ok = false;
+                response.objects.push(Applied { action: Action::Refused, ..planned });
+                response.diagnostics.push(failed(&error));
             }
         }
-        let ok = diagnostics.is_empty();
-        let action = if ok { Action::Deleted } else { Action::Refused };
-        let objects = found.iter().map(|object| Applied { object: object.object_ref(), action }).collect();
-        if ok && !dry_run {
-            for object in &found {
-                remove(&self.path(&object.key())).map_err(|error| error.to_string())?;
-            }
-            let keys: Vec<ObjectKey> = found.iter().map(|object| object.key()).collect();
-            self.taken_up(|tables| keys.iter().all(|key| tables.get(key).is_none())).await;
-        }
-        Ok(ApplyResponse { ok, dry_run, objects, diagnostics })
+        Ok(response)
     }
 
-    /// What keeps a well-formed object from being applied here.
+    fn origin(&self, file: &Path) -> Origin {
+        if file.starts_with(&self.applied_folder) {
+            Origin::Applied
+        } else if self.runtime.iter().any(|folder| file.starts_with(folder)) {
+            Origin::Runtime
+        } else {
+            Origin::File
+        }
+    }
+
+    fn described(&self, key: &ObjectKey, held: Option<&Arc<Object>>) -> Applied {
+        let file = held.map(|object| object.source.file.to_string()).unwrap_or_default();
+        let in_users_file = held.is_some() && self.origin(Path::new(&file)) == Origin::File;
+        Applied { object: key.object_ref(), action: Action::Unchanged, file, in_users_file }
+    }
+
+    /// What keeps a well-formed object from being applied.
     fn forbidden(&self, world: &World, object: &Object) -> Option<Diagnostic> {
         if matches!(object.kind, Kind::Other(_)) {
-            let message = format!("kind {:?} of {:?} has no effect in this mesh", object.kind.word(), object.api_version);
+            let message =
+                format!("kind {:?} of {:?} has no effect in this mesh", object.kind.word(), object.api_version);
             return Some(about(object.object_ref(), message, "apply kinds that the mesh reads; leave this object out"));
         }
-        let held = world.tables().get(&object.key())?;
-        (self.places.origin(held) != Origin::Applied).then(|| self.lives_elsewhere(held, "change"))
+        world.tables.get(&object.key()).and_then(|held| self.runs(held))
     }
 
-    fn lives_elsewhere(&self, object: &Object, verb: &str) -> Diagnostic {
+    /// What the node writes about what it runs is not for users to change.
+    fn runs(&self, object: &Object) -> Option<Diagnostic> {
         let file = &object.source.file;
-        let (message, remedy) = match self.places.origin(object) {
-            Origin::Runtime => (format!("the node writes this object about what it runs ({file})"), format!("{verb} the workload instead")),
-            _ => (format!("this object lives in {file}"), format!("{verb} it there; the mesh follows the file")),
-        };
-        Diagnostic { position: object.source.position(""), ..about(object.object_ref(), message, &remedy) }
+        (self.origin(Path::new(&**file)) == Origin::Runtime).then(|| {
+            let message = format!("the node writes this object about what it runs ({file})");
+            about(object.object_ref(), message, "change the workload instead")
+        })
     }
 
     /// What the mesh as a whole would have to say about these objects: references to nothing, conflicts.
-    fn consequences(&self, world: &World, objects: &[Object]) -> Vec<Diagnostic> {
-        let mut tables = world.tables().clone();
-        let concerned: BTreeSet<ObjectRef> = objects.iter().map(Object::object_ref).collect();
-        for object in objects {
+    fn consequences(&self, world: &World, objects: &[Object], errors: &BTreeSet<ObjectRef>) -> Vec<Diagnostic> {
+        let sound = || objects.iter().filter(|object| !errors.contains(&object.object_ref()));
+        let mut tables = world.tables.clone();
+        for object in sound() {
             tables.apply(Arc::new(object.clone()));
         }
+        let concerned: BTreeSet<ObjectRef> = sound().map(Object::object_ref).collect();
         let build = Snapshot::build(Some(&world.snapshot), &tables, &self.options);
         build.diagnostics.into_iter().filter(|d| concerned.contains(&d.object)).collect()
     }
 
-    /// Writes every object, then puts all in place: what fails in the middle of writing leaves nothing behind.
-    fn write(&self, objects: &[&Object]) -> io::Result<()> {
-        std::fs::create_dir_all(&self.places.applied)?;
-        let mut written = Vec::with_capacity(objects.len());
-        for object in objects {
-            let path = self.path(&object.key());
-            // The suffix keeps the store from reading half of a file.
-            let temporary = path.with_extension("new");
-            let result = meltemi_ca::write_private(&temporary, meltemi_api::to_yaml(&object.raw).as_bytes());
-            written.push((temporary, path));
-            if let Err(error) = result {
-                for (temporary, _) in written {
-                    _ = remove(&temporary);
-                }
-                return Err(error);
-            }
-        }
-        written.into_iter().try_for_each(|(temporary, path)| std::fs::rename(temporary, path))
-    }
-
-    fn path(&self, key: &ObjectKey) -> PathBuf {
-        let namespace = if key.namespace.is_empty() { "_" } else { &key.namespace };
-        let group = key.kind.group();
-        let kind = if group.is_empty() { key.kind.word().to_owned() } else { format!("{}.{group}", key.kind.word()) };
-        self.places.applied.join(plain(namespace)).join(format!("{}~{}.yaml", plain(&kind), plain(&key.name)))
-    }
-
     async fn taken_up(&self, is_there: impl Fn(&Tables) -> bool) {
         let mut worlds = self.worlds.clone();
-        let seen = tokio::time::timeout(TAKE_UP, worlds.wait_for(|world| is_there(world.tables()))).await;
+        let seen = tokio::time::timeout(TAKE_UP, worlds.wait_for(|world| is_there(&world.tables))).await;
         if seen.is_err() {
             tracing::warn!("the store has not taken up what was applied yet");
         }
     }
 }
 
-/// A name as part of a file name: everything unusual as `%XX`, so that no name reaches out of the directory.
-fn plain(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for (at, byte) in text.bytes().enumerate() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => out.push(char::from(byte)),
-            b'.' if at > 0 => out.push('.'),
-            _ => _ = write!(out, "%{byte:02X}"),
-        }
-    }
-    out
+fn told(outcome: &Outcome) -> Applied {
+    use meltemi_store::Action as Done;
+    let action = match outcome.action {
+        Done::Created => Action::Created,
+        Done::Configured => Action::Configured,
+        Done::Unchanged => Action::Unchanged,
+        Done::Deleted => Action::Deleted,
+    };
+    let file = outcome.file.display().to_string();
+    Applied { object: outcome.key.object_ref(), action, file, in_users_file: outcome.is_users }
 }
 
-fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+fn failed(error: &ApplyError) -> Diagnostic {
+    let (object, file) = match error {
+        ApplyError::NotFound(key) => (key.object_ref(), None),
+        ApplyError::NotEditable { key, file, .. } => (key.object_ref(), Some(file)),
+        ApplyError::Io { file, .. } => (ObjectRef::default(), Some(file)),
+    };
+    let position =
+        Position { file: file.map(|file| file.display().to_string()).unwrap_or_default(), ..Position::default() };
+    Diagnostic { position, ..about(object, error.to_string(), "change the file, then apply again") }
 }
 
 /// The same object twice in one text: neither is the right one.
@@ -273,17 +290,4 @@ fn shown(object: &Object) -> serde_json::Value {
         }
     }
     value
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_name_reaches_out_of_its_directory() {
-        assert_eq!(plain("reviews-v1.example"), "reviews-v1.example");
-        assert_eq!(plain("../../etc/passwd"), "%2E.%2F..%2Fetc%2Fpasswd");
-        assert_eq!(plain(".."), "%2E.");
-        assert_eq!(plain("a~b"), "a%7Eb");
-    }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use meltemi_proto::Any;
-use crate::shim::World;
+use meltemi_store::World;
 use meltemi_translate::{Memo, Proxy, Resource, Translated, translate};
 use meltemi_types::Diagnostic;
 use meltemi_xds::{Feed, Observer, Opening, Packed, ResourceSet, SessionView, Source, Variant, Verdict};
@@ -130,6 +130,7 @@ impl Source for Pusher {
             turns: self.turns.clone(),
             connection: connection.clone(),
             sender,
+            version: 0,
         };
         tokio::spawn(follower.run());
         let observer = Watcher { connection, metrics: self.metrics.clone(), _registered: registered };
@@ -145,6 +146,8 @@ struct Follower {
     turns: Arc<Semaphore>,
     connection: Arc<Connection>,
     sender: watch::Sender<Option<Arc<ResourceSet>>>,
+    /// The world that was last translated; 0 before the first.
+    version: u64,
 }
 
 impl Follower {
@@ -164,8 +167,12 @@ impl Follower {
     /// Translates the newest world; false when there is nothing to live for.
     async fn follow(&mut self) -> bool {
         // Before the sources were read once there is nothing to say: an empty set would take everything away from a
-        // proxy that comes back after a restart of ours.
-        if !self.worlds.borrow().is_ready() {
+        // proxy that comes back after a restart of ours. Findings alone (a file that became invalid) are no change.
+        let is_news = {
+            let world = self.worlds.borrow();
+            world.is_ready() && (self.version == 0 || !world.changes_since(self.version).is_empty())
+        };
+        if !is_news {
             return true;
         }
         let seen = Instant::now();
@@ -174,6 +181,7 @@ impl Follower {
         self.metrics.queue.time(seen.elapsed());
         // The newest at the time of the turn, not of the change.
         let world = self.worlds.borrow_and_update().clone();
+        self.version = world.version;
         let (memo, connection) = (self.memo.clone(), self.connection.clone());
         let started = Instant::now();
         let translated = tokio::task::spawn_blocking(move || {
@@ -254,9 +262,16 @@ impl Drop for Watcher {
 
 /// Counts changes by what they are, and lets the memo forget what two worlds did not use.
 pub(crate) async fn account(mut worlds: watch::Receiver<Arc<World>>, memo: Arc<Memo>, metrics: Arc<Metrics>) {
+    let mut version = 0;
     while worlds.changed().await.is_ok() {
-        let endpoints_only = worlds.borrow_and_update().changes.is_endpoints_only();
-        if endpoints_only { metrics.triggers_endpoint.add(1) } else { metrics.triggers_config.add(1) }
+        let world = worlds.borrow_and_update().clone();
+        let changes = world.changes_since(version);
+        version = world.version;
+        match (changes.is_empty(), changes.is_endpoints_only()) {
+            (true, _) => continue,
+            (false, true) => metrics.triggers_endpoint.add(1),
+            (false, false) => metrics.triggers_config.add(1),
+        }
         memo.sweep();
     }
 }

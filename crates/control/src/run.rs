@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use meltemi_proto::ca::CertificateServiceServer;
-use crate::shim::World;
+use meltemi_store::{AppliedStore, Directory, FileSource, FileSourceOptions, Store, World};
 use meltemi_translate::Memo;
 use meltemi_xds::{AdsServer, ServerTerms};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -21,7 +21,7 @@ use crate::clock::now_ms;
 use crate::csr::{Csr, Issued};
 use crate::http::{Api, bind_socket, serve_socket, serve_tcp};
 use crate::metrics::Metrics;
-use crate::objects::{Objects, Places};
+use crate::objects::Objects;
 use crate::options::ControlOptions;
 use crate::push::{Connections, Pusher, account};
 use crate::transport::{Incoming, ServerCertificate, accept_plaintext, accept_tls};
@@ -46,7 +46,7 @@ pub struct ControlPlane {
     worlds: watch::Receiver<Arc<World>>,
     stop: CancellationToken,
     tasks: JoinSet<()>,
-    _store: crate::shim::Store,
+    _sources: Sources,
 }
 
 /// Runs a control plane until cancelled, or until one of its parts ends, which it never should.
@@ -73,7 +73,9 @@ impl ControlPlane {
             None => None,
         };
         let socket = match &options.socket {
-            Some(path) => Some(bind_socket(path).with_context(|| format!("cannot open the socket {}", path.display()))?),
+            Some(path) => {
+                Some(bind_socket(path).with_context(|| format!("cannot open the socket {}", path.display()))?)
+            }
             None => None,
         };
         let addresses = Addresses {
@@ -81,16 +83,17 @@ impl ControlPlane {
             plaintext: plaintext.as_ref().map(TcpListener::local_addr).transpose()?,
             http: http.as_ref().map(TcpListener::local_addr).transpose()?,
         };
-        let places = Places { applied: options.state.join("applied"), runtime: options.runtime.clone() };
-        let (store, worlds) = start_store(&options, &places)?;
+        let (sources, applied) = start_store(&options)?;
+        let worlds = sources.store.worlds();
 
         let authority = options.authority.clone();
         let trust_domain = authority.trust_domain().clone();
         let authenticator = Arc::new(Authenticator::new(options.tokens.clone(), trust_domain));
         let mut names = options.server_addresses.clone();
         names.push(addresses.secure.ip());
-        let certificate = ServerCertificate::new(authority.clone(), &options.server_names, names, options.server_lifetime)
-            .context("cannot issue the control plane's own certificate")?;
+        let certificate =
+            ServerCertificate::new(authority.clone(), &options.server_names, names, options.server_lifetime)
+                .context("cannot issue the control plane's own certificate")?;
         let certificate = Arc::new(certificate);
 
         let (metrics, memo) = (Arc::new(Metrics::new()), Arc::new(Memo::new()));
@@ -131,11 +134,12 @@ impl ControlPlane {
             authority,
             authenticator,
             objects: Objects {
-                places,
+                applied: Arc::new(applied),
+                applied_folder: options.state.join("applied"),
+                runtime: options.runtime.clone(),
                 worlds: worlds.clone(),
                 options: Arc::new(options.build),
                 metrics,
-                writing: tokio::sync::Mutex::default(),
             },
             started_at_ms: now_ms(),
         });
@@ -146,7 +150,7 @@ impl ControlPlane {
             tasks.spawn(serve_socket(listener, api, stop.clone()));
         }
         tracing::info!(secure = %addresses.secure, http = ?addresses.http, "control plane serves");
-        Ok(Self { addresses, worlds, stop, tasks, _store: store })
+        Ok(Self { addresses, worlds, stop, tasks, _sources: sources })
     }
 
     /// Where it listens; ports that were 0 are filled in.
@@ -173,12 +177,32 @@ impl Drop for ControlPlane {
     }
 }
 
-fn start_store(_: &ControlOptions, _: &Places) -> anyhow::Result<(crate::shim::Store, watch::Receiver<Arc<World>>)> {
-    anyhow::bail!("shim")
+/// The user's directories count before what the node writes, and that before what was applied.
+fn start_store(options: &ControlOptions) -> anyhow::Result<(Sources, AppliedStore)> {
+    let applied = options.state.join("applied");
+    let applied = AppliedStore::open(&applied, options.config.clone())
+        .with_context(|| format!("cannot keep applied objects in {}", applied.display()))?;
+    let mut directories: Vec<Directory> = options.config.iter().map(Directory::of_users).collect();
+    directories.extend(options.runtime.iter().map(Directory::of_programs));
+    directories.push(applied.source());
+    let mut builder = Store::builder(options.build.clone());
+    let sender = builder.source("files");
+    let source = FileSourceOptions::new(directories, Some(options.state.join("last-good")));
+    let files = FileSource::start(source, sender).context("cannot start reading the configuration")?;
+    let store = builder.start().context("cannot start the store")?;
+    Ok((Sources { store, _files: files }, applied))
+}
+
+/// What feeds the worlds; ends in this order.
+struct Sources {
+    store: Store,
+    _files: FileSource,
 }
 
 async fn bind(address: SocketAddr, what: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} for {what}; is another control plane running?"))
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} for {what}; is another control plane running?"))
 }
 
 async fn serve<S>(incoming: Incoming<S>, pusher: Arc<Pusher>, terms: ServerTerms, csr: Csr, stop: CancellationToken)

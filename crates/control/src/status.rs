@@ -62,7 +62,12 @@ fn proxy(connection: &Arc<Connection>, with_versions: bool) -> ProxyStatus {
         user_agent: connection.user_agent.clone(),
         connected_at_ms: connection.connected_at_ms,
         last_push_ms: connection.last_push_ms.load(Relaxed),
-        state: types.iter().map(|sync| sync.state).filter(|state| *state != SyncState::NotSent).max().unwrap_or(SyncState::NotSent),
+        state: types
+            .iter()
+            .map(|sync| sync.state)
+            .filter(|state| *state != SyncState::NotSent)
+            .max()
+            .unwrap_or(SyncState::NotSent),
         rejections: status.iter().flat_map(rejections).collect(),
         diagnostics: connection.diagnostics(),
         types,

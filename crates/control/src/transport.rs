@@ -111,7 +111,11 @@ fn issue(
 pub(crate) type Incoming<S> = ReceiverStream<io::Result<WithPeer<S>>>;
 
 /// Accepts TLS connections until cancelled. Handshakes run beside each other, so a slow one holds nobody up.
-pub(crate) fn accept_tls(listener: TcpListener, certificate: Arc<ServerCertificate>, stop: CancellationToken) -> Incoming<TlsStream<TcpStream>> {
+pub(crate) fn accept_tls(
+    listener: TcpListener,
+    certificate: Arc<ServerCertificate>,
+    stop: CancellationToken,
+) -> Incoming<TlsStream<TcpStream>> {
     let (sender, receiver) = mpsc::channel(16);
     let places = Arc::new(Semaphore::new(HANDSHAKES));
     tokio::spawn(async move {
@@ -198,7 +202,11 @@ mod io_impls {
         fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
             Pin::new(&mut self.stream).poll_shutdown(cx)
         }
-        fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bufs: &[io::IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
             Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
         }
         fn is_write_vectored(&self) -> bool {

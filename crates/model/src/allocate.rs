@@ -40,17 +40,19 @@ fn probe(pool: Cidr, key: &ServiceKey, used: &BTreeSet<IpAddr>) -> Option<IpAddr
     // Neither the first address (the network's) nor the last (broadcast, where that means anything).
     let size = 1_u64.checked_shl(32 - u32::from(pool.prefix))?.checked_sub(2).filter(|size| *size > 0)?;
     let start = hash(key) % size;
-    (0..size).map(|step| {
-        let offset = 1 + (start + step) % size;
-        IpAddr::V4(Ipv4Addr::from(u32::from(base) + u32::try_from(offset).unwrap_or(u32::MAX)))
-    })
-    .find(|ip| !used.contains(ip))
+    (0..size)
+        .map(|step| {
+            let offset = 1 + (start + step) % size;
+            IpAddr::V4(Ipv4Addr::from(u32::from(base) + u32::try_from(offset).unwrap_or(u32::MAX)))
+        })
+        .find(|ip| !used.contains(ip))
 }
 
 /// FNV-1a, finished by a mix so that names which differ in the last letter do not lie side by side.
 fn hash(key: &ServiceKey) -> u64 {
     let bytes = key.host.as_str().bytes().chain([b'/']).chain(key.namespace.bytes());
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash =
+        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     hash ^ (hash >> 33)
 }

@@ -27,12 +27,20 @@ pub struct ChangeSet {
 impl ChangeSet {
     /// Whether nothing that a proxy is sent can differ.
     pub fn is_empty(&self) -> bool {
-        !self.is_first && !self.mesh && self.objects.is_empty() && self.services.is_empty() && self.endpoints.is_empty() && self.workloads.is_empty()
+        !self.is_first
+            && !self.mesh
+            && self.objects.is_empty()
+            && self.services.is_empty()
+            && self.endpoints.is_empty()
+            && self.workloads.is_empty()
     }
 
     /// Whether pushing endpoints is enough for every proxy, but those of `workloads` themselves.
     pub fn is_endpoints_only(&self) -> bool {
-        !self.is_first && !self.mesh && self.services.is_empty() && self.objects.iter().all(|key| Self::only_feeds_services(&key.kind))
+        !self.is_first
+            && !self.mesh
+            && self.services.is_empty()
+            && self.objects.iter().all(|key| Self::only_feeds_services(&key.kind))
     }
 
     /// The kinds of the changed objects.
@@ -55,7 +63,16 @@ impl ChangeSet {
     fn only_feeds_services(kind: &Kind) -> bool {
         matches!(
             kind,
-            Kind::Pod | Kind::WorkloadEntry | Kind::Service | Kind::ServiceEntry | Kind::Deployment | Kind::ServiceAccount | Kind::Namespace | Kind::WorkloadGroup | Kind::ConfigMap | Kind::Other(_)
+            Kind::Pod
+                | Kind::WorkloadEntry
+                | Kind::Service
+                | Kind::ServiceEntry
+                | Kind::Deployment
+                | Kind::ServiceAccount
+                | Kind::Namespace
+                | Kind::WorkloadGroup
+                | Kind::ConfigMap
+                | Kind::Other(_)
         )
     }
 }

@@ -46,7 +46,8 @@ pub struct Server {
 impl Server {
     /// Whether requests are read: HTTP in plaintext, or HTTPS that is terminated here.
     pub fn is_http(&self) -> bool {
-        self.protocol.is_http() || (self.protocol == Protocol::Https && self.tls.as_ref().is_some_and(|tls| !tls.mode.is_passthrough()))
+        self.protocol.is_http()
+            || (self.protocol == Protocol::Https && self.tls.as_ref().is_some_and(|tls| !tls.mode.is_passthrough()))
     }
 
     /// Whether TLS is terminated here.

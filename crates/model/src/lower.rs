@@ -52,8 +52,14 @@ impl<T> Default for Lowered<T> {
 
 impl<T> Lowered<T> {
     /// Lowers the objects of a table that differ from those of `prev`, and takes the others over.
-    pub fn update(prev: Option<&Arc<Self>>, table: &Table, lower: impl Fn(&Object, &mut Findings<'_>) -> T) -> Arc<Self> {
-        let is_held = |(name, object): (&NamespacedName, &Arc<Object>), held: &Self| held.entries.get(name).is_some_and(|entry| Arc::ptr_eq(&entry.object, object));
+    pub fn update(
+        prev: Option<&Arc<Self>>,
+        table: &Table,
+        lower: impl Fn(&Object, &mut Findings<'_>) -> T,
+    ) -> Arc<Self> {
+        let is_held = |(name, object): (&NamespacedName, &Arc<Object>), held: &Self| {
+            held.entries.get(name).is_some_and(|entry| Arc::ptr_eq(&entry.object, object))
+        };
         if let Some(prev) = prev
             && prev.entries.len() == table.len()
             && table.iter().all(|pair| is_held(pair, prev))
@@ -61,7 +67,9 @@ impl<T> Lowered<T> {
             return prev.clone();
         }
         let entries = table.iter().map(|(name, object)| {
-            if let Some(entry) = prev.and_then(|prev| prev.entries.get(name)).filter(|entry| Arc::ptr_eq(&entry.object, object)) {
+            if let Some(entry) =
+                prev.and_then(|prev| prev.entries.get(name)).filter(|entry| Arc::ptr_eq(&entry.object, object))
+            {
                 return (name.clone(), entry.clone());
             }
             let mut findings = Findings::new(object);
@@ -94,7 +102,14 @@ impl<'a> Findings<'a> {
     }
 
     /// Notes a finding about `field`, with its position in the text.
-    pub fn push(&mut self, severity: Severity, code: &str, field: &str, message: impl Into<String>, remedy: impl Into<String>) {
+    pub fn push(
+        &mut self,
+        severity: Severity,
+        code: &str,
+        field: &str,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
         self.list.push(finding(self.object, severity, code, field, message, remedy));
     }
 
@@ -132,7 +147,11 @@ pub(crate) fn origin(object: &Object) -> Origin {
     let meta = &object.meta;
     Origin {
         object: object.object_ref(),
-        age: Age { created: meta.creation.clone().unwrap_or_default(), name: meta.name.clone(), namespace: meta.namespace.clone() },
+        age: Age {
+            created: meta.creation.clone().unwrap_or_default(),
+            name: meta.name.clone(),
+            namespace: meta.namespace.clone(),
+        },
     }
 }
 

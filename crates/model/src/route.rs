@@ -160,14 +160,32 @@ impl HttpMatch {
 
     /// Whether every request fits.
     pub fn is_catch_all(&self) -> bool {
-        let Self { name: _, uri, ignore_uri_case: _, scheme, method, authority, headers, without_headers, query_params, source: _, stat_prefix: _ } = self;
+        let Self {
+            name: _,
+            uri,
+            ignore_uri_case: _,
+            scheme,
+            method,
+            authority,
+            headers,
+            without_headers,
+            query_params,
+            source: _,
+            stat_prefix: _,
+        } = self;
         let any_path = match uri {
             None => true,
             Some(StringMatch::Prefix(prefix)) => prefix == "/",
             Some(StringMatch::Regex(regex)) => regex == ".*" || regex == "*",
             Some(_) => false,
         };
-        any_path && scheme.is_none() && method.is_none() && authority.is_none() && headers.is_empty() && without_headers.is_empty() && query_params.is_empty()
+        any_path
+            && scheme.is_none()
+            && method.is_none()
+            && authority.is_none()
+            && headers.is_empty()
+            && without_headers.is_empty()
+            && query_params.is_empty()
     }
 }
 

@@ -207,7 +207,8 @@ impl Cidr {
 
     /// Whether `ip` lies in it.
     pub fn contains(&self, ip: IpAddr) -> bool {
-        ip.is_ipv4() == self.address.is_ipv4() && Self::new(ip, self.prefix).is_some_and(|net| net.address == self.address)
+        ip.is_ipv4() == self.address.is_ipv4()
+            && Self::new(ip, self.prefix).is_some_and(|net| net.address == self.address)
     }
 }
 

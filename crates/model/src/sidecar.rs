@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use meltemi_types::{Protocol, Selector};
 
-use crate::{ConnectionPool, Destination, Hostname, NamespaceScope, Origin, ServerTls, Service, ServiceKey, VirtualService};
+use crate::{
+    ConnectionPool, Destination, Hostname, NamespaceScope, Origin, ServerTls, Service, ServiceKey, VirtualService,
+};
 
 /// One Sidecar object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -15,7 +15,8 @@ use meltemi_types::{Diagnostic, TrustDomain};
 use crate::lower::Lowered;
 use crate::tables::Tables;
 use crate::{
-    AuthorizationPolicy, ChangeSet, Cidr, DestinationRule, Gateway, NamespacedName, PeerAuthentication, RequestAuthentication, Sidecar, SidecarScope, Telemetry,
+    AuthorizationPolicy, ChangeSet, Cidr, DestinationRule, Gateway, NamespacedName, PeerAuthentication,
+    RequestAuthentication, Sidecar, SidecarScope, Telemetry,
 };
 use build::LoweredKinds;
 use endpoints::EndpointTable;

@@ -80,7 +80,9 @@ impl Tables {
         let mut changed = BTreeSet::new();
         for kind in kinds.into_iter().filter(|kind| !self.is_same(kind, other)) {
             let (own, others) = (self.table(kind), other.table(kind));
-            let is_held = |name: &NamespacedName, object: &Arc<Object>| others.get(name).is_some_and(|held| Arc::ptr_eq(held, object));
+            let is_held = |name: &NamespacedName, object: &Arc<Object>| {
+                others.get(name).is_some_and(|held| Arc::ptr_eq(held, object))
+            };
             let newer = own.iter().filter(|(name, object)| !is_held(name, object)).map(|(name, _)| name);
             let gone = others.keys().filter(|name| !own.contains_key(*name));
             changed.extend(newer.chain(gone).map(|name| ObjectKey::new(kind.clone(), &name.namespace, &name.name)));

@@ -41,6 +41,10 @@ fn main() -> anyhow::Result<()> {
         match words[..] {
             ["control", ..] => control(&flags(&words)).await,
             ["sidecar", ..] => sidecar(&flags(&words)).await,
+            ["mark"] => Ok(match SockRef::from(&TcpSocket::new_v4()?).set_mark(1337) {
+                Ok(()) => 0,
+                Err(_) => 13,
+            }),
             ["answer", port, text] => answer(port.parse()?, text).await,
             _ => client(Client::new(&folder("RUN").unwrap_or_default()), &words).await,
         }
@@ -67,7 +71,8 @@ async fn sidecar(flags: &BTreeMap<&str, &str>) -> anyhow::Result<i32> {
     if let Some(path) = flags.get("host-socket") {
         // Blocking, and once: a stand-in.
         let wanted = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080));
-        let (reply, fd) = meltemi_net::fdpass::ask_blocking(path.as_ref(), &meltemi_net::fdpass::Request::Listen(wanted))?;
+        let (reply, fd) =
+            meltemi_net::fdpass::ask_blocking(path.as_ref(), &meltemi_net::fdpass::Request::Listen(wanted))?;
         println!("host socket: {reply:?}");
         if let Some(fd) = fd {
             let listener = std::net::TcpListener::from(fd);

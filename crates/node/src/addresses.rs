@@ -77,7 +77,7 @@ mod tests {
         let mut again = Addresses::load(&file);
         assert_eq!(again.take("default/c").unwrap(), Ipv4Addr::new(10, 44, 0, 4));
         assert_eq!(again.take("default/a").unwrap(), a);
-        std::fs::write(&file, "{").unwrap();
+        fs::write(&file, "{").unwrap();
         assert_eq!(Addresses::load(&file).take("x").unwrap(), a);
     }
 }

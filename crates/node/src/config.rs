@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use meltemi_redirect::Cidr;
 use serde::{Deserialize, Serialize};
 
+use crate::desired::ProxyChoice;
 use crate::dialler::DialMap;
 use crate::events::Event;
 use crate::images::ImageMap;
@@ -57,7 +58,9 @@ pub struct UpOptions {
     pub control_args: Vec<String>,
     /// Further arguments of every sidecar and gateway.
     pub sidecar_args: Vec<String>,
-    /// Path of an Envoy binary, for workloads that ask for it.
+    /// Which proxy sidecars are: `envoy` for all, `WORKLOAD=envoy` for one; later words win.
+    pub proxies: Vec<String>,
+    /// Path of an Envoy binary, for workloads that ask for it; else `envoy` is looked up on the PATH.
     pub envoy: Option<PathBuf>,
     /// Called for what the user should see.
     pub on_event: Box<dyn FnMut(Event) + Send>,
@@ -79,6 +82,7 @@ impl UpOptions {
             gateways: true,
             control_args: Vec::new(),
             sidecar_args: Vec::new(),
+            proxies: Vec::new(),
             envoy: None,
             on_event: Box::new(|_| {}),
         }
@@ -115,6 +119,7 @@ pub(crate) struct NodeConfig {
     pub(crate) gateways: bool,
     pub(crate) control_args: Vec<String>,
     pub(crate) sidecar_args: Vec<String>,
+    pub(crate) proxies: ProxyChoice,
     pub(crate) envoy: Option<PathBuf>,
     /// The supervisor's process id, as the machine sees it.
     pub(crate) supervisor: i32,

@@ -47,8 +47,10 @@ impl Context {
 
     /// Environment of an application, before its own.
     pub(crate) fn app_env(&self, spec: &WorkloadSpec) -> BTreeMap<String, String> {
-        const PASSED: [&str; 10] = ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "TERM", "LD_LIBRARY_PATH"];
-        let passed = self.base_env.iter().filter(|(name, _)| PASSED.contains(&name.as_str()) || name.starts_with("LC_"));
+        const PASSED: [&str; 10] =
+            ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "TERM", "LD_LIBRARY_PATH"];
+        let passed =
+            self.base_env.iter().filter(|(name, _)| PASSED.contains(&name.as_str()) || name.starts_with("LC_"));
         let mut env: BTreeMap<String, String> = passed.map(|(k, v)| (k.clone(), v.clone())).collect();
         env.insert("HOSTNAME".into(), spec.key.pod.clone());
         env

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use meltemi_api::core::{Container, DeploymentSpec, EnvVar};
 use meltemi_api::{Object, Spec};
 use meltemi_types::Labels;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::images::ImageMap;
@@ -16,10 +17,47 @@ const INJECT: &str = "sidecar.istio.io/inject";
 /// Annotation that chooses stock Envoy as the sidecar.
 pub(crate) const PROXY_ANNOTATION: &str = "meltemi.io/proxy";
 
+/// Which proxy sidecars are, where no annotation says it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProxyChoice {
+    all: ProxyKind,
+    of: BTreeMap<String, ProxyKind>,
+}
+
+impl ProxyChoice {
+    /// Reads words such as `envoy` (all) and `reviews-v1=envoy` (one workload).
+    pub(crate) fn parse(words: &[String]) -> Result<Self, String> {
+        let mut choice = Self { all: ProxyKind::Meltemi, of: BTreeMap::new() };
+        for word in words {
+            let (workload, kind) = word.split_once('=').map_or((None, word.as_str()), |(w, k)| (Some(w), k));
+            let kind = match kind {
+                "meltemi" => ProxyKind::Meltemi,
+                "envoy" => ProxyKind::Envoy,
+                other => return Err(format!("{other:?} is no proxy; there are meltemi and envoy")),
+            };
+            match workload {
+                Some(workload) => _ = choice.of.insert(workload.to_owned(), kind),
+                None => choice.all = kind,
+            }
+        }
+        Ok(choice)
+    }
+
+    fn of(&self, workload: &str) -> ProxyKind {
+        self.of.get(workload).copied().unwrap_or(self.all)
+    }
+
+    /// Whether any sidecar is Envoy by this choice.
+    pub(crate) fn names_envoy(&self) -> bool {
+        self.all == ProxyKind::Envoy || self.of.values().any(|kind| *kind == ProxyKind::Envoy)
+    }
+}
+
 /// The replicas that the objects ask for, and what stands in the way of some.
 pub(crate) fn desired<'a>(
     objects: impl IntoIterator<Item = &'a Object> + Clone,
     images: &[ImageMap],
+    proxies: &ProxyChoice,
 ) -> (BTreeMap<WorkloadKey, WorkloadSpec>, Vec<String>) {
     let mut specs = BTreeMap::new();
     let mut problems = Vec::new();
@@ -32,7 +70,7 @@ pub(crate) fn desired<'a>(
     for object in objects {
         if let Spec::Deployment(deployment) = &object.spec {
             let is_meshed = !unmeshed.contains(&object.meta.namespace.as_str());
-            replicas(object, deployment, is_meshed, images, &mut specs, &mut problems);
+            replicas(object, deployment, is_meshed, (images, proxies), &mut specs, &mut problems);
         }
     }
     (specs, problems)
@@ -42,7 +80,7 @@ fn replicas(
     object: &Object,
     deployment: &DeploymentSpec,
     is_meshed: bool,
-    images: &[ImageMap],
+    (images, proxies): (&[ImageMap], &ProxyChoice),
     specs: &mut BTreeMap<WorkloadKey, WorkloadSpec>,
     problems: &mut Vec<String>,
 ) {
@@ -83,10 +121,11 @@ fn replicas(
         (Some("false"), _) => ProxyKind::None,
         (None, _) if !is_meshed => ProxyKind::None,
         (_, Some("envoy")) => ProxyKind::Envoy,
-        _ => ProxyKind::Meltemi,
+        _ => proxies.of(&object.meta.name),
     };
     for index in 0..count {
-        let key = WorkloadKey { namespace: object.meta.namespace.clone(), pod: format!("{}-{index}", object.meta.name) };
+        let key =
+            WorkloadKey { namespace: object.meta.namespace.clone(), pod: format!("{}-{index}", object.meta.name) };
         let spec = WorkloadSpec {
             key: key.clone(),
             workload: object.meta.name.clone(),
@@ -209,7 +248,8 @@ mod tests {
     fn plan(yaml: &str, map: &str) -> (BTreeMap<WorkloadKey, WorkloadSpec>, Vec<String>) {
         let (objects, diagnostics) = meltemi_api::parse_documents("t.yaml", yaml);
         assert!(diagnostics.is_empty(), "{diagnostics:?}");
-        desired(objects.iter(), &[ImageMap::parse("map", map).unwrap()])
+        let proxies = ProxyChoice::parse(&["chosen=envoy".to_owned()]).unwrap();
+        desired(objects.iter(), &[ImageMap::parse("map", map).unwrap()], &proxies)
     }
 
     const DEPLOYMENT: &str = r#"
@@ -238,7 +278,10 @@ spec:
 
     #[test]
     fn replicas_become_workloads() {
-        let (specs, problems) = plan(DEPLOYMENT, "images: [{image: examples-bookinfo-reviews-v1, command: [meltemi, sample, reviews], env: {LOG_DIR: /x}}]");
+        let (specs, problems) = plan(
+            DEPLOYMENT,
+            "images: [{image: examples-bookinfo-reviews-v1, command: [meltemi, sample, reviews], env: {LOG_DIR: /x}}]",
+        );
         assert_eq!(problems, Vec::<String>::new());
         let names: Vec<_> = specs.keys().map(ToString::to_string).collect();
         assert_eq!(names, ["shop/reviews-v1-0", "shop/reviews-v1-1"]);
@@ -247,7 +290,10 @@ spec:
         assert_eq!(app.argv, ["", "sample", "reviews"]);
         assert_eq!(app.env["FILE"], "/tmp/logs/a$(X)");
         assert_eq!(app.env["ME"], "reviews-v1-0");
-        assert_eq!((spec.service_account.as_str(), spec.proxy, spec.ports[0].number), ("bookinfo", ProxyKind::Meltemi, 9080));
+        assert_eq!(
+            (spec.service_account.as_str(), spec.proxy, spec.ports[0].number),
+            ("bookinfo", ProxyKind::Meltemi, 9080)
+        );
         assert_eq!(spec.capture().0.exclude_outbound_ports, [25, 26]);
     }
 
@@ -255,8 +301,14 @@ spec:
     fn an_unknown_image_is_named_with_its_line() {
         let (specs, problems) = plan(DEPLOYMENT, "images: []");
         assert!(specs.is_empty());
-        assert!(problems[0].starts_with("t.yaml:") && problems[0].contains("reviews-v1:1.20.3 is no program"), "{problems:?}");
-        let with_command = DEPLOYMENT.replace("        env:", "        command: [python3, -m, http.server]\n        args: ['9080']\n        env:");
+        assert!(
+            problems[0].starts_with("t.yaml:") && problems[0].contains("reviews-v1:1.20.3 is no program"),
+            "{problems:?}"
+        );
+        let with_command = DEPLOYMENT.replace(
+            "        env:",
+            "        command: [python3, -m, http.server]\n        args: ['9080']\n        env:",
+        );
         let (specs, _) = plan(&with_command, "images: []");
         assert_eq!(specs.values().next().unwrap().app.as_ref().unwrap().argv, ["python3", "-m", "http.server", "9080"]);
     }
@@ -266,9 +318,14 @@ spec:
         let label = DEPLOYMENT.replace("version: v1}", "version: v1, sidecar.istio.io/inject: 'false'}");
         let map = "images: [{image: '*', command: [x]}]";
         assert!(plan(&label, map).0.values().all(|s| s.proxy == ProxyKind::None));
-        let namespace = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{istio-injection: disabled}}}}\n---{DEPLOYMENT}");
+        let namespace = format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{istio-injection: disabled}}}}\n---{DEPLOYMENT}"
+        );
         assert!(plan(&namespace, map).0.values().all(|s| s.proxy == ProxyKind::None));
         let envoy = DEPLOYMENT.replace("annotations: {", "annotations: {meltemi.io/proxy: envoy, ");
         assert!(plan(&envoy, map).0.values().all(|s| s.proxy == ProxyKind::Envoy));
+        let chosen = DEPLOYMENT.replace("name: reviews-v1,", "name: chosen,");
+        assert!(plan(&chosen, map).0.values().all(|s| s.proxy == ProxyKind::Envoy));
+        assert!(ProxyChoice::parse(&["nginx".to_owned()]).unwrap_err().contains("\"nginx\" is no proxy"));
     }
 }

@@ -35,8 +35,6 @@ pub(crate) enum Request {
         /// How many sockets share it.
         count: u16,
     },
-    /// Gives a port back.
-    Release(u16),
     /// The machine's resolver's answer to a raw query.
     Dns {
         /// The query.
@@ -56,7 +54,7 @@ pub(crate) struct Reply {
 /// What accompanies a success; sockets travel beside it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
-    /// Connected, or released.
+    /// Connected.
     Done,
     /// Listening on this address of the machine.
     Listening(SocketAddr),

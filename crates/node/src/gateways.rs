@@ -89,7 +89,9 @@ mod tests {
         assert!(diagnostics.is_empty(), "{diagnostics:?}");
         for spec in workloads() {
             let selects = objects.iter().any(|o| match &o.spec {
-                meltemi_api::Spec::Service(s) => o.meta.namespace == spec.key.namespace && s.selector.matches(&spec.labels),
+                meltemi_api::Spec::Service(s) => {
+                    o.meta.namespace == spec.key.namespace && s.selector.selects(&spec.labels)
+                }
                 _ => false,
             });
             assert!(selects, "{}", spec.key);

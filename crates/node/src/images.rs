@@ -31,7 +31,9 @@ pub struct ImageEntry {
 
 /// Why a text is no image map.
 #[derive(Debug, thiserror::Error)]
-#[error("image map {file}: {message}; it looks like `images: [{{image: my-app, command: [./my-server, --port, \"8080\"]}}]`")]
+#[error(
+    "image map {file}: {message}; it looks like `images: [{{image: my-app, command: [./my-server, --port, \"8080\"]}}]`"
+)]
 pub struct ImageMapError {
     file: String,
     message: String,
@@ -88,9 +90,9 @@ fn spellings(image: &str) -> [&str; 4] {
 fn fits(pattern: &str, text: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == text,
-        Some((head, tail)) => text.strip_prefix(head).is_some_and(|rest| {
-            (0..=rest.len()).any(|at| rest.is_char_boundary(at) && fits(tail, &rest[at..]))
-        }),
+        Some((head, tail)) => text
+            .strip_prefix(head)
+            .is_some_and(|rest| (0..=rest.len()).any(|at| rest.is_char_boundary(at) && fits(tail, &rest[at..]))),
     }
 }
 

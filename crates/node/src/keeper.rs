@@ -39,7 +39,11 @@ pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
             sys::reset_signals();
             if let Err(e) = mount_proc() {
                 let error = anyhow::Error::from(e).context("mounting /proc in the node's namespaces");
-                let _ = fd_socket::send(&channel, &dialler::ToSupervisor::Tell(Event::Failed(kernel::explain(&error))), &[]);
+                let _ = fd_socket::send(
+                    &channel,
+                    &dialler::ToSupervisor::Tell(Event::Failed(kernel::explain(&error))),
+                    &[],
+                );
                 sys::exit_now(1);
             }
             run_as_init()?; // process 1 stays init; here: the node
@@ -59,7 +63,8 @@ fn enter_namespaces() -> anyhow::Result<()> {
 }
 
 fn keep(config: &NodeConfig, child: Pid) -> i32 {
-    let is_orphan = || rustix::process::getppid().is_none_or(|parent| parent.as_raw_nonzero().get() != config.supervisor);
+    let is_orphan =
+        || rustix::process::getppid().is_none_or(|parent| parent.as_raw_nonzero().get() != config.supervisor);
     let mut code = None;
     if is_orphan() {
         sys::kill(child, libc::SIGKILL);

@@ -28,7 +28,8 @@ pub(crate) fn explain(error: &anyhow::Error) -> String {
 
 /// Tries each part that workloads need, so that one clear message comes before any workload fails.
 pub(crate) fn check() -> Result<(), String> {
-    let netns = Netns::create().map_err(|e| explain(&anyhow::Error::from(e).context("creating a network namespace")))?;
+    let netns =
+        Netns::create().map_err(|e| explain(&anyhow::Error::from(e).context("creating a network namespace")))?;
     let probe = std::net::Ipv4Addr::new(10, 44, 255, 254);
     crate::links::connect_workload(&netns, probe, 16, crate::config::ROUTER).map_err(|e| {
         format!("cannot create a veth pair ({e}): the kernel lacks it (CONFIG_VETH); as root: `modprobe veth`")

@@ -79,6 +79,9 @@ impl Log {
     pub(crate) fn tail(&self, lines: usize) -> u64 {
         let state = self.state.lock().expect("nothing panics while it holds the log");
         let oldest = state.total - state.ring.len() as u64;
+        if lines == 0 {
+            return state.total;
+        }
         let mut left = lines;
         let body = state.ring.len().saturating_sub(1); // a closing line feed begins no further line
         for at in (0..body).rev() {
@@ -89,7 +92,7 @@ impl Log {
                 }
             }
         }
-        if lines == 0 { state.total } else { oldest }
+        oldest
     }
 
     /// Waits until there is something behind `offset`. Cancellation safe.
@@ -127,7 +130,13 @@ mod tests {
         assert_eq!(log.read(log.tail(9)).0, b"one\ntwo\nthree\n");
         assert_eq!(log.read(log.tail(0)).0, b"");
         let (_, end) = log.read(0);
-        let (waited, ()) = tokio::join!(async { log.wait(end).await; log.read(end).0 }, async { log.write(b"four\n") });
+        let (waited, ()) = tokio::join!(
+            async {
+                log.wait(end).await;
+                log.read(end).0
+            },
+            async { log.write(b"four\n") }
+        );
         assert_eq!(waited, b"four\n");
         log.write(&vec![b'x'; 2 * RING]);
         assert_eq!(log.read(0).0.len(), RING);

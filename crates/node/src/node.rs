@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use meltemi_ca::TokenSigner;
 use meltemi_redirect::{RouterPlan, apply};
+use meltemi_store::World;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, oneshot, watch};
@@ -22,7 +23,7 @@ use crate::events::Event;
 use crate::resolver::Resolver;
 use crate::spec::{WorkloadKey, WorkloadSpec};
 use crate::workload::{self, Command, Handle};
-use crate::{api_server, control, gateways, host_sockets, kernel, links, objects, relay, services};
+use crate::{api_server, control, gateways, host_sockets, kernel, links, objects, relay, run_services, services};
 
 /// What the API and the main loop share.
 pub(crate) struct Node {
@@ -64,7 +65,7 @@ pub(crate) fn run(config: NodeConfig, channel: OwnedFd) -> i32 {
 
 fn log_to_file(config: &NodeConfig) {
     if let Ok(file) = std::fs::File::create(config.run_dir.join("node.log")) {
-        let filter = std::env::var("MELTEMI_LOG").unwrap_or_else(|_| "info".into());
+        let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into());
         let _ = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
             .with_ansi(false)
@@ -84,14 +85,14 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
     tokio::spawn(relay::serve(relay, Arc::clone(&dialler), inside()));
 
     std::fs::write(config.objects_dir().join("gateways.yaml"), if config.gateways { gateways::OBJECTS } else { "" })?;
-    let mut dirs = config.dirs.clone();
-    dirs.extend([config.objects_dir(), config.applied_dir()]);
-    let mut objects = objects::follow(dirs);
-
-    let services = services::follow(&config);
+    let view = objects::View::start(&config).context("reading the configuration")?;
+    let mut worlds = view.worlds();
+    worlds.wait_for(|world| world.is_ready()).await.context("reading the configuration")?;
+    let services = services::follow(view.worlds());
     for address in [ROUTER, std::net::Ipv4Addr::LOCALHOST] {
         // Each by itself: an answer from a socket bound to any address would not leave from the address that was asked.
-        let resolver = Resolver { services: services.clone(), dialler: Arc::clone(&dialler), domain: "cluster.local".into() };
+        let resolver =
+            Resolver { services: services.clone(), dialler: Arc::clone(&dialler), domain: "cluster.local".into() };
         resolver.start(SocketAddr::from((address, 53))).await.context("binding the resolver's port")?;
     }
 
@@ -99,7 +100,8 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
     std::fs::write(config.run_dir.join("token-public.pem"), signer.public_key_pem())?;
     let (control_up, control_ready) = watch::channel(false);
     let base_env = std::env::vars().collect();
-    let context = Arc::new(Context { config, dialler: Arc::clone(&dialler), signer, services, control_ready, base_env });
+    let context =
+        Arc::new(Context { config, dialler: Arc::clone(&dialler), signer, services, control_ready, base_env });
     let node = Arc::new(Node { context: Arc::clone(&context), state: Mutex::default(), changed: Notify::new() });
     tokio::spawn(control::keep_running(Arc::clone(&context), control_up));
     host_sockets::start(&context)?;
@@ -110,14 +112,15 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
     let mut told = BTreeSet::new();
     let mut announced = false;
     loop {
-        let wanted = wanted(&node, &objects.borrow_and_update().clone(), &mut told).await;
+        let world = worlds.borrow_and_update().clone();
+        let wanted = wanted(&node, &world, &mut told).await;
         reconcile(&node, wanted, &mut addresses).await;
         if !announced {
             announced = true;
             tokio::spawn(announce(Arc::clone(&node)));
         }
         tokio::select! {
-            changed = objects.changed() => changed.context("the folders are no longer followed")?,
+            changed = worlds.changed() => changed.context("the configuration is no longer followed")?,
             () = node.changed.notified() => {}
             _ = terminate.recv() => break,
         }
@@ -128,13 +131,10 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
 }
 
 /// Everything that should run now. Each problem is told once, until it goes away.
-async fn wanted(
-    node: &Node,
-    objects: &[meltemi_api::Object],
-    told: &mut BTreeSet<String>,
-) -> BTreeMap<WorkloadKey, WorkloadSpec> {
-    let (mut specs, problems) = desired(objects, &node.context.config.images);
-    if node.context.config.gateways {
+async fn wanted(node: &Node, world: &World, told: &mut BTreeSet<String>) -> BTreeMap<WorkloadKey, WorkloadSpec> {
+    let config = &node.context.config;
+    let (mut specs, problems) = desired(objects::of_workloads(world), &config.images, &config.proxies);
+    if config.gateways {
         specs.extend(gateways::workloads().into_iter().map(|spec| (spec.key.clone(), spec)));
     }
     for problem in problems.iter().filter(|p| !told.contains(*p)) {
@@ -144,6 +144,9 @@ async fn wanted(
     let state = node.state.lock().expect("nothing panics while it holds the state");
     for (key, spec) in &state.runs {
         specs.entry(key.clone()).or_insert_with(|| spec.clone());
+    }
+    if let Err(error) = run_services::write(&config.objects_dir(), &run_services::missing(&state.runs, world)) {
+        tracing::warn!(%error, "Services of added programs cannot be written");
     }
     specs
 }

@@ -32,7 +32,8 @@ fn file(dir: &Path, key: &WorkloadKey) -> PathBuf {
 pub(crate) fn labels(spec: &WorkloadSpec) -> Map<String, Value> {
     let mut labels: Map<String, Value> = spec.labels.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect();
     let first = |names: &[&str]| names.iter().find_map(|name| spec.labels.value(name)).map(str::to_owned);
-    let canonical = first(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]).unwrap_or_else(|| spec.workload.clone());
+    let canonical = first(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"])
+        .unwrap_or_else(|| spec.workload.clone());
     let revision = first(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
     labels.insert("service.istio.io/canonical-name".into(), canonical.into());
     labels.insert("service.istio.io/canonical-revision".into(), revision.unwrap_or_else(|| "latest".into()).into());
@@ -44,7 +45,19 @@ pub(crate) fn labels(spec: &WorkloadSpec) -> Map<String, Value> {
 }
 
 fn pod(spec: &WorkloadSpec, address: Ipv4Addr, ready: bool, created: &str) -> Value {
-    let WorkloadSpec { key, workload, origin, service_account, annotations, app, ports, container, image, labels: _, proxy: _ } = spec;
+    let WorkloadSpec {
+        key,
+        workload,
+        origin,
+        service_account,
+        annotations,
+        app,
+        ports,
+        container,
+        image,
+        labels: _,
+        proxy: _,
+    } = spec;
     let mut annotations = annotations.clone();
     if spec.is_meshed() {
         annotations.insert("sidecar.istio.io/status".into(), json!({ "containers": ["istio-proxy"] }).to_string());

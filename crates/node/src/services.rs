@@ -1,9 +1,15 @@
 //! Names and addresses of services, for workloads that have no sidecar to know them.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
+use meltemi_model::{EndpointAddress, Health, Registry, Service, ServicePort, Snapshot};
+use meltemi_redirect::rules::Transport;
 use meltemi_redirect::{RuleSet, ServicePlan, ServiceRule};
+use meltemi_store::World;
+use meltemi_types::Protocol;
+use tokio::sync::watch;
 
 /// What an unmeshed workload needs to reach services.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,6 +21,37 @@ pub(crate) struct Services {
 }
 
 impl Services {
+    /// What a snapshot says of Kubernetes Services. Other hosts are outside the mesh, where a workload without sidecar is, too.
+    pub(crate) fn of(snapshot: &Snapshot) -> Self {
+        let mut out = Self::default();
+        for service in snapshot.services().filter(|service| service.registry == Registry::Kubernetes) {
+            let own: Vec<IpAddr> =
+                service.addresses.iter().filter(|cidr| cidr.is_host()).map(|cidr| cidr.address).collect();
+            let mut named = own.clone();
+            for port in &service.ports {
+                let endpoints = endpoints(snapshot, service, port);
+                if service.is_headless() {
+                    named.extend(endpoints.iter().map(SocketAddr::ip));
+                }
+                let transport = if port.protocol == Protocol::Udp { Transport::Udp } else { Transport::Tcp };
+                out.rules.extend(own.iter().filter(|_| !endpoints.is_empty()).map(|address| ServiceRule {
+                    address: *address,
+                    port: port.number,
+                    transport,
+                    endpoints: endpoints.clone(),
+                }));
+            }
+            named.sort_unstable();
+            named.dedup();
+            let named = named.into_iter().filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None });
+            let named: Vec<Ipv4Addr> = named.collect();
+            if !named.is_empty() {
+                out.names.insert(service.host().as_str().to_owned(), named);
+            }
+        }
+        out
+    }
+
     /// Addresses of a name; `None` when the mesh has no such name.
     pub(crate) fn addresses(&self, name: &str) -> Option<Vec<Ipv4Addr>> {
         self.names.get(name).cloned()
@@ -26,7 +63,71 @@ impl Services {
     }
 }
 
+fn endpoints(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Vec<SocketAddr> {
+    let all = snapshot.endpoints(&service.key, port.number);
+    let usable = all.iter().filter(|e| e.health == Health::Healthy || service.publish_not_ready);
+    usable
+        .filter_map(|endpoint| match endpoint.address {
+            EndpointAddress::Ip(ip) => Some(SocketAddr::new(ip, endpoint.port)),
+            _ => None,
+        })
+        .collect()
+}
+
 /// Follows the services of the mesh.
-pub(crate) fn follow(_config: &crate::config::NodeConfig) -> tokio::sync::watch::Receiver<std::sync::Arc<Services>> {
-    tokio::sync::watch::channel(std::sync::Arc::default()).1
+pub(crate) fn follow(mut worlds: watch::Receiver<Arc<World>>) -> watch::Receiver<Arc<Services>> {
+    let (out, services) = watch::channel(Arc::new(Services::of(&worlds.borrow_and_update().snapshot)));
+    tokio::spawn(async move {
+        while worlds.changed().await.is_ok() {
+            let new = Services::of(&worlds.borrow_and_update().snapshot);
+            out.send_if_modified(|old| {
+                let changed = **old != new;
+                *old = Arc::new(new);
+                changed
+            });
+        }
+    });
+    services
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use meltemi_model::{BuildOptions, Tables};
+
+    #[test]
+    fn services_are_what_the_model_says() {
+        let yaml = r"
+apiVersion: v1
+kind: Service
+metadata: {name: reviews, namespace: shop}
+spec: {selector: {app: reviews}, ports: [{name: http, port: 80, targetPort: 9080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: shop}
+spec: {clusterIP: None, selector: {app: reviews}, ports: [{name: tcp, port: 9080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: reviews-0, namespace: shop, labels: {app: reviews}}
+spec: {containers: [{name: reviews}]}
+status: {phase: Running, podIP: 10.44.0.7, conditions: [{type: Ready, status: 'True'}]}
+";
+        let (objects, diagnostics) = meltemi_api::parse_documents("t.yaml", yaml);
+        assert!(diagnostics.is_empty(), "{diagnostics:?}");
+        let mut tables = Tables::default();
+        for object in objects {
+            tables.apply(Arc::new(object));
+        }
+        let services = Services::of(&Snapshot::build(None, &tables, &BuildOptions::default()).snapshot);
+        assert_eq!(services.addresses("db.shop.svc.cluster.local").unwrap(), [Ipv4Addr::new(10, 44, 0, 7)]);
+        let [rule] = &services.rules[..] else { panic!("{:?}", services.rules) };
+        assert_eq!(
+            services.addresses("reviews.shop.svc.cluster.local").unwrap(),
+            [rule.address.to_string().parse::<Ipv4Addr>().unwrap()]
+        );
+        assert_eq!((rule.port, &rule.endpoints[..]), (80, &["10.44.0.7:9080".parse().unwrap()][..]));
+        assert_eq!(services.addresses("nobody.shop.svc.cluster.local"), None);
+    }
 }

@@ -8,7 +8,12 @@ use std::path::{Path, PathBuf};
 use crate::config::ROUTER;
 
 /// Writes the files of one workload below `folder`; answers what is to be shown where.
-pub(crate) fn write(folder: &Path, namespace: &str, pod: &str, address: Ipv4Addr) -> io::Result<Vec<(PathBuf, PathBuf)>> {
+pub(crate) fn write(
+    folder: &Path,
+    namespace: &str,
+    pod: &str,
+    address: Ipv4Addr,
+) -> io::Result<Vec<(PathBuf, PathBuf)>> {
     fs::create_dir_all(folder)?;
     let machine = fs::read_to_string("/etc/nsswitch.conf").unwrap_or_default();
     let files = [
@@ -27,7 +32,9 @@ pub(crate) fn write(folder: &Path, namespace: &str, pod: &str, address: Ipv4Addr
 
 fn resolv_conf(namespace: &str) -> String {
     // As on Kubernetes. A captured workload's queries never arrive at the router: its sidecar answers in its place.
-    format!("nameserver {ROUTER}\nsearch {namespace}.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n")
+    format!(
+        "nameserver {ROUTER}\nsearch {namespace}.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n"
+    )
 }
 
 /// The machine's own, with names looked up by DNS alone: a local resolver daemon is asked over a Unix socket, which no
@@ -45,7 +52,10 @@ mod tests {
 
     #[test]
     fn names_go_by_dns_alone() {
-        assert_eq!(nsswitch("passwd: files\nhosts: files resolve [!UNAVAIL=return] dns\n"), "passwd: files\nhosts: files dns\n");
+        assert_eq!(
+            nsswitch("passwd: files\nhosts: files resolve [!UNAVAIL=return] dns\n"),
+            "passwd: files\nhosts: files dns\n"
+        );
         assert!(resolv_conf("shop").contains("search shop.svc.cluster.local svc.cluster.local cluster.local"));
     }
 }

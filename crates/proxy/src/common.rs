@@ -5,7 +5,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use meltemi_net::Binder;
-use meltemi_telemetry::{Gauge, Peer, Registry};
+use meltemi_filters::http::LocalPeer;
+use meltemi_telemetry::{Counter, Gauge, Registry};
 use meltemi_tls::SecretStore;
 
 use crate::logs::Logs;
@@ -22,10 +23,16 @@ pub struct Common {
     pub logs: Logs,
     /// Where listening sockets come from.
     pub binder: Arc<dyn Binder>,
-    /// Who we are, in Istio's labels.
-    pub local: Arc<Peer>,
+    /// Who we are, as peers and metrics are told.
+    pub local: LocalPeer,
     /// Node id.
     pub node_id: Arc<str>,
+    /// Downstream handshakes that failed.
+    pub tls_errors: Counter,
+    /// Connections that no filter chain took.
+    pub unmatched: Counter,
+    /// Connections that network authorization refused.
+    pub rbac_denied: Counter,
     /// Open downstream connections.
     pub connections: Gauge,
     /// Start of the process's service.

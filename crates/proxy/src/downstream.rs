@@ -3,12 +3,13 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
-use meltemi_filters::{Cause, ConnInfo};
+use meltemi_filters::{Cause, ConnInfo, TlsPeer};
 use meltemi_proxy_config::http::{HttpConnectionManager, RouteSource};
 use meltemi_proxy_config::listener::{FilterChain, Listener, Terminal};
 use meltemi_proxy_config::route::RouteTable;
+use meltemi_tls::{CertificateInfo, XfccFields};
 use tokio::sync::Notify;
 
 use crate::worker::Worker;
@@ -65,6 +66,9 @@ pub struct Downstream {
     pub since: Instant,
     /// Requests so far.
     pub requests: Cell<u64>,
+    principal: Option<Arc<str>>,
+    own_principal: Option<Arc<str>>,
+    xfcc: RefCell<Option<(usize, Rc<str>)>>,
     view: RefCell<Rc<ChainView>>,
     drain: RefCell<Option<DrainReason>>,
     notify: Notify,
@@ -73,7 +77,13 @@ pub struct Downstream {
 impl Downstream {
     /// A connection that a chain has just taken.
     pub fn new(id: u64, info: ConnInfo, view: Rc<ChainView>) -> Self {
+        let principal = info.peer_principal().map(Arc::from);
+        let own = info.tls.as_ref().and_then(|tls| tls.local_uri_sans.first());
+        let own_principal = own.and_then(|uri| uri.strip_prefix("spiffe://")).map(Arc::from);
         Self {
+            principal,
+            own_principal,
+            xfcc: RefCell::default(),
             id,
             info,
             listener: view.listener.name.clone(),
@@ -104,6 +114,44 @@ impl Downstream {
                 current
             }
         }
+    }
+
+    /// Who the peer proved to be, without the scheme.
+    pub fn peer_principal(&self) -> Option<Arc<str>> {
+        self.principal.clone()
+    }
+
+    /// Who we proved to be.
+    pub fn own_principal(&self) -> Option<Arc<str>> {
+        self.own_principal.clone()
+    }
+
+    /// This connection's element of `x-forwarded-client-cert`; the same for all its requests.
+    pub fn xfcc(&self, http: &HttpConnectionManager, tls: &TlsPeer) -> Rc<str> {
+        let key = std::ptr::from_ref(http) as usize;
+        if let Some((made_for, element)) = &*self.xfcc.borrow()
+            && *made_for == key
+        {
+            return element.clone();
+        }
+        let parts = http.client_cert_parts;
+        let fields = XfccFields { subject: parts.subject, uri: parts.uri, dns: parts.dns };
+        let own = tls.local_uri_sans.first().map(String::as_str);
+        let certificate = CertificateInfo {
+            subject: tls.subject.clone(),
+            issuer: tls.issuer.clone(),
+            serial: String::new(),
+            uri_sans: tls.uri_sans.clone(),
+            dns_sans: tls.dns_sans.clone(),
+            ip_sans: Vec::new(),
+            foreign_sans: 0,
+            not_before: SystemTime::UNIX_EPOCH,
+            not_after: SystemTime::UNIX_EPOCH,
+            sha256: tls.fingerprint.clone(),
+        };
+        let element: Rc<str> = meltemi_tls::xfcc_element(own, &certificate, fields).into();
+        *self.xfcc.borrow_mut() = Some((key, element.clone()));
+        element
     }
 
     /// Asks the connection to end in order; the first reason stays.

@@ -11,6 +11,7 @@ use meltemi_filters::format::{Fact, Facts, Head, MetadataOf, Moment};
 use meltemi_filters::head::{HttpVersion, RequestHead, ResponseHead};
 use meltemi_filters::http::StreamState;
 use meltemi_filters::metadata::Value;
+use meltemi_filters::peer_metadata::PeerInfo;
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
 
 use crate::downstream::{ChainView, Downstream};
@@ -62,8 +63,10 @@ pub struct StreamInfo {
     pub response_start: Option<Instant>,
     /// One random number for all decisions on it.
     pub random: u64,
-    /// gRPC messages to the upstream and back, if somebody counts them.
-    pub messages: (u64, u64),
+    /// What the endpoint's metadata says of its workload.
+    pub workload: Option<Arc<PeerInfo>>,
+    /// A cookie that consistent hashing wants set.
+    pub set_cookie: Option<String>,
 }
 
 impl StreamInfo {
@@ -92,7 +95,8 @@ impl StreamInfo {
             request_end: Cell::new(None),
             response_start: None,
             random,
-            messages: (0, 0),
+            workload: None,
+            set_cookie: None,
         }
     }
 
@@ -341,6 +345,19 @@ pub fn write_time(at: SystemTime, format: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(rest.as_bytes());
 }
 
+/// RFC 9110 §5.6.7: `Sun, 06 Nov 1994 08:49:37 GMT`.
+pub fn write_http_date(seconds: u64, out: &mut Vec<u8>) {
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = civil(days);
+    let (weekday, month) = (DAYS[(days % 7) as usize], MONTHS[(month as usize + 11) % 12]);
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    // Writing to memory cannot fail.
+    let _ = write!(out, "{weekday}, {day:02} {month} {year:04} {hour:02}:{minute:02}:{second:02} GMT");
+}
+
 /// Days since 1970 as year, month and day. Howard Hinnant, "chrono-compatible low-level date algorithms".
 fn civil(days: u64) -> (u64, u64, u64) {
     let z = days + 719_468;
@@ -366,6 +383,13 @@ mod tests {
         };
         assert_eq!(show(""), "2024-02-29T12:34:56.007Z");
         assert_eq!(show("%s.%6f 100%%"), "1709210096.007000 100%");
+    }
+
+    #[test]
+    fn dates_are_as_http_writes_them() {
+        let mut out = Vec::new();
+        write_http_date(784_111_777, &mut out);
+        assert_eq!(out, b"Sun, 06 Nov 1994 08:49:37 GMT");
     }
 
     #[test]

@@ -89,7 +89,7 @@ pub async fn forward(
     }
     let router = steps::router(&run.http.filters).cloned().unwrap_or_default();
     let policy = action.retry.as_deref().filter(|policy| policy.admits(head));
-    let timeouts = Timeouts::of(run, plan, policy, head);
+    let timeouts = Timeouts::of(run, plan, head);
     rewrite(run, plan, head, router.suppress_envoy_headers);
     if let (Some(total), false) = (timeouts.total, router.suppress_envoy_headers) {
         head.fields_mut().set("x-envoy-expected-rq-timeout-ms", total.as_millis().to_string().as_bytes());
@@ -103,9 +103,7 @@ pub async fn forward(
         None
     } else {
         let outcome = action.hash.hash(head, run.remote.ip(), run.worker.random());
-        if let Some(cookie) = outcome.set_cookie() {
-            run.info.set_cookie = Some(cookie);
-        }
+        run.info.set_cookie = outcome.set_cookie.map(|(cookie, value)| cookie.header_value(&value));
         outcome.hash
     };
     let mirrors = mirror::chosen(action, run.worker.random(), head);
@@ -333,6 +331,7 @@ async fn one(
         Acquired::H1(pooled, ..) => &pooled.facts,
         Acquired::H2(pooled) => &pooled.facts,
     };
+    run.info.workload = crate::report::workload(run.worker, host);
     run.info.upstream_local = facts.local;
     run.info.upstream_principal.clone_from(&facts.principal);
     attempt::run(run, plan, head, body, tee, responder, cluster, host, acquired, retries, clocks, router).await

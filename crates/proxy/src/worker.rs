@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use meltemi_filters::ConnInfo;
 use meltemi_filters::head::RequestHead;
+use meltemi_filters::peer_metadata::{PeerCache, PeerInfo};
 use meltemi_net::Buffers;
+use meltemi_proxy_config::access_log::{AccessLog, LogRecord};
 use meltemi_proxy_config::listener::{FilterChain, Listener};
 use meltemi_telemetry::Shard;
 use tokio::sync::mpsc;
@@ -18,7 +20,9 @@ use tokio::task::AbortHandle;
 
 use crate::common::Common;
 use crate::downstream::{ChainView, Downstream, DrainReason};
+use crate::info::{LogFacts, StreamInfo};
 use crate::listener;
+use crate::logs::WorkerLogs;
 use crate::published::Published;
 use crate::report::Series;
 use crate::upstream::cluster::WorkerCluster;
@@ -59,6 +63,13 @@ pub struct Worker {
     pub shard: Arc<Shard>,
     /// Series that were looked up already.
     pub series: Series,
+    /// Peers that told who they are.
+    pub peers: RefCell<PeerCache>,
+    /// A buffer for paths and the like; nobody keeps anything in it.
+    pub scratch: RefCell<Vec<u8>>,
+    logs: WorkerLogs,
+    own_peer: Arc<PeerInfo>,
+    date: RefCell<(u64, Vec<u8>)>,
     number: u64,
     published: RefCell<Arc<Published>>,
     generation: Cell<u64>,
@@ -77,6 +88,11 @@ impl Worker {
             buffers: Buffers::default(),
             tls: TlsConfigs::new(common.secrets.clone()),
             series: Series::default(),
+            peers: RefCell::default(),
+            scratch: RefCell::default(),
+            logs: WorkerLogs::new(common.logs.clone()),
+            own_peer: Arc::new(common.local.info.clone()),
+            date: RefCell::default(),
             shard,
             number,
             published: RefCell::default(),
@@ -99,6 +115,53 @@ impl Worker {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+
+    /// Time since the process began to serve.
+    pub fn uptime(&self) -> Duration {
+        self.common.since.elapsed()
+    }
+
+    /// Who we are, as metrics tell it.
+    pub fn own_peer(&self) -> Arc<PeerInfo> {
+        self.own_peer.clone()
+    }
+
+    /// The identity of our own certificate, if there is one.
+    pub fn own_principal(&self) -> Option<Arc<str>> {
+        self.tls.own_principal()
+    }
+
+    /// Writes to the logs that want the record.
+    pub fn log(&self, logs: &[Arc<AccessLog>], info: &StreamInfo, facts: LogFacts<'_>) {
+        if logs.is_empty() {
+            return;
+        }
+        let record = LogRecord {
+            request: facts.request,
+            status: info.status,
+            duration_ms: u64::try_from(info.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            flags: info.state.flags,
+            grpc_status: info.grpc_status,
+            metadata: &info.state.metadata,
+            random: info.random,
+        };
+        for log in logs.iter().filter(|log| log.wants(&record)) {
+            self.logs.write(log, &facts);
+        }
+    }
+
+    /// The date as HTTP writes it; made once a second.
+    pub fn with_date<T>(&self, use_it: impl FnOnce(&[u8]) -> T) -> T {
+        let now = std::time::SystemTime::now();
+        let second = now.duration_since(std::time::SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let mut date = self.date.borrow_mut();
+        if date.0 != second {
+            date.0 = second;
+            date.1.clear();
+            crate::info::write_http_date(second, &mut date.1);
+        }
+        use_it(&date.1)
     }
 
     /// The generation of the configuration that is served.
@@ -236,9 +299,11 @@ impl Worker {
     pub async fn run(self: Rc<Self>, mut commands: mpsc::UnboundedReceiver<Command>) {
         let mut accepting: HashMap<(Arc<str>, SocketAddr), AbortHandle> = HashMap::new();
         let mut sweep = tokio::time::interval(SWEEP);
+        let mut flushing = std::pin::pin!(self.logs.keep_flushing());
         loop {
             let command = tokio::select! {
                 command = commands.recv() => command,
+                () = &mut flushing => continue,
                 _ = sweep.tick() => {
                     self.sweep();
                     continue;
@@ -263,7 +328,10 @@ impl Worker {
                 Some(Command::Pools(answer)) => {
                     let _ = answer.send(self.pools());
                 }
-                Some(Command::Stop) | None => return,
+                Some(Command::Stop) | None => {
+                    self.logs.flush();
+                    return;
+                }
             }
         }
     }

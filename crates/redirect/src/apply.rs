@@ -13,7 +13,9 @@ pub enum ApplyError {
     #[error("changing packet rules is not permitted here (CAP_NET_ADMIN in this network namespace is missing)")]
     Forbidden,
     /// The kernel lacks nf_tables or one of its parts.
-    #[error("the kernel lacks nf_tables or one of its parts (needs NF_TABLES, NFT_NAT, NFT_REDIR, NFT_NUMGEN): {0}; try `modprobe nf_tables nft_redir nft_nat nft_numgen` as root")]
+    #[error(
+        "the kernel lacks nf_tables or one of its parts (needs NF_TABLES, NFT_NAT, NFT_REDIR, NFT_NUMGEN): {0}; try `modprobe nf_tables nft_redir nft_nat nft_numgen` as root"
+    )]
     Unsupported(io::Error),
     /// Anything else.
     #[error("the kernel refused the packet rules: {0}")]
@@ -39,9 +41,7 @@ impl ApplyError {
 /// # Errors
 /// The old rules stay in force when the new ones are refused.
 pub fn apply(rules: &RuleSet) -> Result<(), ApplyError> {
-    Socket::open(Family::Netfilter)
-        .and_then(|socket| apply_on(&socket, rules))
-        .map_err(ApplyError::from_io)
+    Socket::open(Family::Netfilter).and_then(|socket| apply_on(&socket, rules)).map_err(ApplyError::from_io)
 }
 
 /// As [`apply`], through a netfilter socket that was opened in the wanted namespace.

@@ -5,7 +5,9 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with, sockopt};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with, sockopt,
+};
 
 /// Asks for an acknowledgement.
 pub const NLM_F_ACK: u16 = 4;
@@ -31,7 +33,13 @@ pub struct Messages {
 
 impl Messages {
     /// Adds a message: its fixed header (`ifinfomsg`, `nfgenmsg`, …), then what `attributes` writes.
-    pub fn push(&mut self, kind: u16, flags: u16, header: &[u8], attributes: impl FnOnce(&mut Attributes<'_>)) -> &mut Self {
+    pub fn push(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        header: &[u8],
+        attributes: impl FnOnce(&mut Attributes<'_>),
+    ) -> &mut Self {
         let start = self.bytes.len();
         self.sequence += 1;
         self.bytes.extend_from_slice(&[0; 4]);

@@ -35,7 +35,12 @@ pub(crate) fn address_of(name: &str) -> (String, u16) {
 }
 
 /// GETs JSON from a service; anything but 200 is an error that says what came instead.
-pub(crate) async fn get_json(service: &str, path: &str, from: &HeaderMap, deadline: Duration) -> anyhow::Result<serde_json::Value> {
+pub(crate) async fn get_json(
+    service: &str,
+    path: &str,
+    from: &HeaderMap,
+    deadline: Duration,
+) -> anyhow::Result<serde_json::Value> {
     tokio::time::timeout(deadline, get(service, path, from))
         .await
         .with_context(|| format!("{service} did not answer within {deadline:?}"))?
@@ -43,7 +48,8 @@ pub(crate) async fn get_json(service: &str, path: &str, from: &HeaderMap, deadli
 
 async fn get(service: &str, path: &str, from: &HeaderMap) -> anyhow::Result<serde_json::Value> {
     let (host, port) = address_of(service);
-    let stream = TcpStream::connect((host.as_str(), port)).await.with_context(|| format!("cannot reach {host}:{port}"))?;
+    let stream =
+        TcpStream::connect((host.as_str(), port)).await.with_context(|| format!("cannot reach {host}:{port}"))?;
     stream.set_nodelay(true)?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::task::spawn_local(connection);
@@ -55,7 +61,8 @@ async fn get(service: &str, path: &str, from: &HeaderMap) -> anyhow::Result<serd
     }
     let answer = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
     let status = answer.status();
-    let body = Limited::new(answer.into_body(), LARGEST_ANSWER).collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();
+    let body =
+        Limited::new(answer.into_body(), LARGEST_ANSWER).collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();
     ensure!(status == StatusCode::OK, "{service} answered {status}: {}", String::from_utf8_lossy(&body));
     Ok(serde_json::from_slice(&body)?)
 }

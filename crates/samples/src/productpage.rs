@@ -135,7 +135,10 @@ fn frame(user: Option<&str>, body: &str) -> String {
 }
 
 fn index() -> String {
-    frame(None, "<main><section><h1>Bookinfo</h1><p>Four small services and one page: <a href=\"/productpage\">the book</a>.</p></section></main>")
+    frame(
+        None,
+        "<main><section><h1>Bookinfo</h1><p>Four small services and one page: <a href=\"/productpage\">the book</a>.</p></section></main>",
+    )
 }
 
 fn page(user: Option<&str>, details: &anyhow::Result<Value>, reviews: &anyhow::Result<Value>) -> String {
@@ -168,7 +171,12 @@ fn page(user: Option<&str>, details: &anyhow::Result<Value>, reviews: &anyhow::R
         Ok(reviews) => {
             for review in reviews["reviews"].as_array().into_iter().flatten() {
                 let text = |key: &str| escape(review[key].as_str().unwrap_or_default());
-                body.push_str(&format!("<blockquote><p>{}</p><p class=\"by\">{}</p>{}</blockquote>", text("text"), text("reviewer"), stars(&review["rating"])));
+                body.push_str(&format!(
+                    "<blockquote><p>{}</p><p class=\"by\">{}</p>{}</blockquote>",
+                    text("text"),
+                    text("reviewer"),
+                    stars(&review["rating"])
+                ));
             }
             let text = |key: &str| escape(reviews[key].as_str().unwrap_or_default());
             body.push_str(&format!("<p class=\"by\">reviews {} on {}</p>", text("version"), text("podname")));

@@ -22,7 +22,8 @@ where
     H: Fn(Request<Incoming>) -> F + Clone + 'static,
     F: Future<Output = Answer> + 'static,
 {
-    let listener = TcpListener::bind(("0.0.0.0", port)).await.with_context(|| format!("cannot listen on port {port}"))?;
+    let listener =
+        TcpListener::bind(("0.0.0.0", port)).await.with_context(|| format!("cannot listen on port {port}"))?;
     println!("listening on port {port}");
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

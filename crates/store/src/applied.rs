@@ -183,14 +183,12 @@ impl AppliedStore {
 
 /// The object's own lines of the text, comments included, where it has such; else new YAML.
 fn document_text(object: &Object, text: &str) -> String {
-    let namespace_written = !object.kind.is_namespaced() || object.source.positions.below("metadata.namespace").is_some();
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if object.source.item.is_none()
-        && namespace_written
         && let Some(chunk) = chunks(text).get(object.source.document)
     {
         let lines = edit::body(&text[chunk.start..chunk.end]);
-        // JSON, and texts with several documents in a chunk, are written anew.
+        // JSON, several documents in a chunk, and an object whose namespace was given beside the text, are written anew.
         let again = parse("", lines);
         if !lines.trim_start().starts_with('{') && again.objects.len() == 1 && again.objects[0] == *object {
             let mut lines = lines.trim_end().to_owned();
@@ -210,7 +208,11 @@ fn write(file: &Path, text: &str) -> Result<(), ApplyError> {
 /// One name for each key, within what file systems take.
 fn file_name(key: &ObjectKey) -> String {
     use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-    let group = if key.kind.is_mesh() || key.kind.group().is_empty() { String::new() } else { format!(".{}", key.kind.group().replace('/', "_")) };
+    let group = if key.kind.is_mesh() || key.kind.group().is_empty() {
+        String::new()
+    } else {
+        format!(".{}", key.kind.group().replace('/', "_"))
+    };
     let readable = format!("{}{group}.{}.{}", key.kind.word().to_ascii_lowercase(), key.namespace, key.name);
     if readable.len() <= 200 && !readable.contains('/') {
         return format!("{readable}.yaml");

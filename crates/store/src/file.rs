@@ -181,7 +181,9 @@ impl Runner {
                 let _ = watcher.unwatch(path);
             }
             let result = match &mut self.watcher {
-                Some(watcher) if path.is_dir() => watcher.watch(path, RecursiveMode::Recursive).map_err(|error| error.to_string()),
+                Some(watcher) if path.is_dir() => {
+                    watcher.watch(path, RecursiveMode::Recursive).map_err(|error| error.to_string())
+                }
                 Some(_) => {
                     // That it is missing, the scan tells.
                     *watched = false;
@@ -197,7 +199,10 @@ impl Runner {
                     object: ObjectRef::default(),
                     field: String::new(),
                     position: Position { file: path.display().to_string(), ..Position::default() },
-                    message: format!("changes are found within {} s only, since the directory cannot be watched: {error}", UNWATCHED_RESCAN.as_secs()),
+                    message: format!(
+                        "changes are found within {} s only, since the directory cannot be watched: {error}",
+                        UNWATCHED_RESCAN.as_secs()
+                    ),
                     remedy: "raise fs.inotify.max_user_watches and fs.inotify.max_user_instances".to_owned(),
                 });
             }
@@ -209,11 +214,17 @@ impl Runner {
     fn scan(&mut self, mut findings: Vec<Diagnostic>, sender: &SourceSender) -> bool {
         let first = self.sent.is_none();
         let changes = self.scanner.scan();
-        if !first && changes.is_empty() && findings.is_empty() && !self.last_good.has_work() && !self.scanner.findings_changed() {
+        if !first
+            && changes.is_empty()
+            && findings.is_empty()
+            && !self.last_good.has_work()
+            && !self.scanner.findings_changed()
+        {
             return true;
         }
         for change in changes {
-            let remembers = self.options.directories.get(change.file.directory).is_some_and(|directory| directory.remembers);
+            let remembers =
+                self.options.directories.get(change.file.directory).is_some_and(|directory| directory.remembers);
             self.set.change(change, if remembers { Some(&mut self.last_good) } else { None });
         }
         let deltas = self.set.deltas(first);

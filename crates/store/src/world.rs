@@ -34,7 +34,10 @@ impl World {
     /// Everything that changed after `version`. Who lags too far behind gets a first change: everything is new.
     pub fn changes_since(&self, version: u64) -> ChangeSet {
         let missed = self.version.saturating_sub(version);
-        if version == 0 || usize::try_from(missed).is_ok_and(|missed| missed > self.recent.len()) || version > self.version {
+        if version == 0
+            || usize::try_from(missed).is_ok_and(|missed| missed > self.recent.len())
+            || version > self.version
+        {
             return ChangeSet { is_first: true, ..ChangeSet::default() };
         }
         let mut changes = ChangeSet::default();
@@ -213,7 +216,8 @@ impl Merger {
                 }
                 Delta::InitDone => {
                     if let Some(listing) = state.listing.take() {
-                        let gone: Vec<ObjectKey> = state.objects.keys().filter(|key| !listing.contains(*key)).cloned().collect();
+                        let gone: Vec<ObjectKey> =
+                            state.objects.keys().filter(|key| !listing.contains(*key)).cloned().collect();
                         for key in gone {
                             state.objects.remove(&key);
                             self.touched.insert(key);
@@ -247,7 +251,8 @@ impl Merger {
             return None;
         }
         let previous = self.built.then(|| self.snapshot.clone());
-        let Build { snapshot, mut diagnostics, changes } = Snapshot::build(previous.as_deref(), &self.tables, &self.options);
+        let Build { snapshot, mut diagnostics, changes } =
+            Snapshot::build(previous.as_deref(), &self.tables, &self.options);
         self.built = true;
         self.snapshot = Arc::new(snapshot);
         self.version += 1;
@@ -275,7 +280,9 @@ impl Merger {
         let mut findings = Vec::new();
         for (index, source) in self.sources.iter().enumerate().skip(1) {
             for (key, object) in &source.objects {
-                let earlier = self.sources[..index].iter().find_map(|earlier| earlier.objects.get(key).map(|winner| (earlier, winner)));
+                let earlier = self.sources[..index]
+                    .iter()
+                    .find_map(|earlier| earlier.objects.get(key).map(|winner| (earlier, winner)));
                 let Some((earlier, winner)) = earlier else { continue };
                 let place = winner.source.position("metadata.name");
                 let place = if place.file.is_empty() { String::new() } else { format!(" ({place})") };
@@ -301,7 +308,8 @@ mod tests {
     use super::*;
 
     fn object(name: &str, port: u16) -> Arc<Object> {
-        let text = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: {port}}}]}}\n");
+        let text =
+            format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: {port}}}]}}\n");
         Arc::new(parse("x.yaml", &text).objects.remove(0))
     }
 
@@ -316,7 +324,7 @@ mod tests {
     fn the_first_source_counts_and_the_second_stands_in() {
         let mut merger = Merger::new(vec!["files".to_owned(), "cluster".to_owned()], BuildOptions::default());
         let (ours, theirs) = (object("a", 1), object("a", 2));
-        assert!(merger.take((0, listing(&[ours.clone()]))));
+        assert!(merger.take((0, listing(std::slice::from_ref(&ours)))));
         assert!(merger.build().is_none(), "the second source has listed nothing yet");
         assert!(merger.take((1, listing(&[theirs.clone(), object("b", 3)]))));
         let first = merger.build().expect("both have listed");

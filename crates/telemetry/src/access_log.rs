@@ -204,7 +204,10 @@ fn json_value(value: &Value) -> Result<JsonValue, FormatError> {
     Ok(match value {
         Value::String(template) => JsonValue::Template(parse(template)?),
         Value::Object(fields) => JsonValue::Object(
-            fields.iter().map(|(key, value)| Ok((key.clone(), json_value(value)?))).collect::<Result<_, FormatError>>()?,
+            fields
+                .iter()
+                .map(|(key, value)| Ok((key.clone(), json_value(value)?)))
+                .collect::<Result<_, FormatError>>()?,
         ),
         Value::Array(items) => JsonValue::List(items.iter().map(json_value).collect::<Result<_, _>>()?),
         constant => JsonValue::Constant(constant.clone()),

@@ -167,7 +167,13 @@ const DESTINATION: [&str; 8] = [
     "destination_cluster",
 ];
 
-fn base(reporter: Reporter, source: &Peer, destination: &Peer, service: [&Arc<str>; 3], protocol: &'static str) -> LabelSet {
+fn base(
+    reporter: Reporter,
+    source: &Peer,
+    destination: &Peer,
+    service: [&Arc<str>; 3],
+    protocol: &'static str,
+) -> LabelSet {
     let mut labels = LabelSet::with_capacity(25);
     labels.push(("reporter", Arc::from(reporter.as_str())));
     peer_labels(&mut labels, SOURCE, source);

@@ -96,7 +96,10 @@ mod tests {
         shard.counter("hits", vec![("path", Arc::from("/\"a\\\n"))]).add(2);
         shard.histogram("took", vec![]).record(0.25);
         let text = encode(&registry, &[("hits", "Requests.")]);
-        assert!(text.starts_with("# HELP hits Requests.\n# TYPE hits counter\nhits{path=\"/\\\"a\\\\\\n\"} 2\n"), "{text}");
+        assert!(
+            text.starts_with("# HELP hits Requests.\n# TYPE hits counter\nhits{path=\"/\\\"a\\\\\\n\"} 2\n"),
+            "{text}"
+        );
         assert!(text.contains("took_bucket{le=\"0.5\"} 1\n"), "{text}");
         assert!(text.contains("took_bucket{le=\"+Inf\"} 1\ntook_sum 0.25\ntook_count 1\n"), "{text}");
     }

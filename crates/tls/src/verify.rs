@@ -30,9 +30,16 @@ struct Rules {
     trust: TrustBundle,
     san: Vec<SanMatcher>,
     algorithms: WebPkiSupportedAlgorithms,
+    /// Every root, for rules that do not look at trust domains: put together once, not for each handshake.
+    all: Vec<TrustAnchor<'static>>,
 }
 
 impl Rules {
+    fn new(trust: TrustBundle, san: Vec<SanMatcher>, by_domain: bool) -> Self {
+        let all = if by_domain { Vec::new() } else { trust.all_anchors() };
+        Self { trust, san, algorithms: algorithms(), all }
+    }
+
     fn spiffe(&self, side: Side, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>], now: UnixTime) -> Result<(), PeerError> {
         let info = info_of(leaf)?;
         let id = info.spiffe()?;
@@ -46,7 +53,7 @@ impl Rules {
 
     fn any(&self, side: Side, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>], now: UnixTime) -> Result<CertificateInfo, PeerError> {
         let info = info_of(leaf)?;
-        self.chain(side, &info, leaf, rest, &self.trust.all_anchors(), "any", now)?;
+        self.chain(side, &info, leaf, rest, &self.all, "any", now)?;
         self.names(&info)?;
         Ok(info)
     }
@@ -139,7 +146,7 @@ pub(crate) struct ClientVerifier {
 
 impl ClientVerifier {
     pub(crate) fn new(rule: PeerRule, auth: ClientAuth, trust: TrustBundle, san: Vec<SanMatcher>) -> Self {
-        Self { rules: Rules { trust, san, algorithms: algorithms() }, rule, auth }
+        Self { rules: Rules::new(trust, san, rule == PeerRule::Spiffe), rule, auth }
     }
 
     pub(crate) fn judge(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>], now: UnixTime) -> Result<(), PeerError> {
@@ -206,7 +213,7 @@ pub(crate) struct ServerVerifier {
 
 impl ServerVerifier {
     pub(crate) fn new(rule: ServerRule, trust: TrustBundle, san: Vec<SanMatcher>) -> Self {
-        Self { rules: Rules { trust, san, algorithms: algorithms() }, rule }
+        Self { rules: Rules::new(trust, san, rule == ServerRule::Spiffe), rule }
     }
 
     pub(crate) fn judge(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>], now: UnixTime) -> Result<(), PeerError> {
@@ -266,7 +273,7 @@ impl ServerCertVerifier for ServerVerifier {
 pub fn verify_workload(chain: &[CertificateDer<'_>], trust: &TrustBundle, now: SystemTime) -> Result<(), PeerError> {
     let (leaf, rest) = chain.split_first().ok_or(PeerError::None)?;
     let now = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
-    let rules = Rules { trust: trust.clone(), san: Vec::new(), algorithms: algorithms() };
+    let rules = Rules::new(trust.clone(), Vec::new(), true);
     rules.spiffe(Side::Client, leaf, rest, now)?;
     rules.spiffe(Side::Server, leaf, rest, now)
 }

@@ -89,7 +89,7 @@ fn escape(value: &str) -> String {
             '#' if position == 0 => out.push_str("\\#"),
             ' ' if position == 0 || position == last => out.push_str("\\ "),
             // No control character may reach a header.
-            c if c.is_control() => out.extend(c.to_string().bytes().map(|byte| format!("\\{byte:02X}")).collect::<Vec<_>>().concat().chars()),
+            c if c.is_control() => c.to_string().bytes().for_each(|byte| out.push_str(&format!("\\{byte:02X}"))),
             c => out.push(c),
         }
     }

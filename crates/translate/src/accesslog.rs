@@ -72,14 +72,13 @@ fn message(input: &AccessLog, place: Place) -> accesslog::AccessLog {
             config_type: Some(accesslog::extension_filter::ConfigType::TypedConfig(pack(&config))),
         })
     });
-    let no_route = (place == Place::Listener).then(|| {
-        FilterSpecifier::ResponseFlagFilter(accesslog::ResponseFlagFilter { flags: vec!["NR".to_owned()] })
-    });
+    let no_route = (place == Place::Listener)
+        .then(|| FilterSpecifier::ResponseFlagFilter(accesslog::ResponseFlagFilter { flags: vec!["NR".to_owned()] }));
     let wrap = |specifier| accesslog::AccessLogFilter { filter_specifier: Some(specifier) };
     let filter = match (no_route, expression) {
-        (Some(first), Some(second)) => Some(wrap(FilterSpecifier::AndFilter(accesslog::AndFilter {
-            filters: vec![wrap(first), wrap(second)],
-        }))),
+        (Some(first), Some(second)) => {
+            Some(wrap(FilterSpecifier::AndFilter(accesslog::AndFilter { filters: vec![wrap(first), wrap(second)] })))
+        }
         (one, other) => one.or(other).map(wrap),
     };
     let config = FileAccessLog {

@@ -51,12 +51,15 @@ pub(crate) fn http_filters(input: &AuthzInput) -> Vec<HttpFilter> {
     build(input, Layer::Http)
         .into_iter()
         .map(|built| {
-            http_filter(HTTP_FILTER, &http_rbac::Rbac {
-                rules: built.rules,
-                shadow_rules: built.shadow,
-                shadow_rules_stat_prefix: built.shadow_prefix.to_owned(),
-                ..Default::default()
-            })
+            http_filter(
+                HTTP_FILTER,
+                &http_rbac::Rbac {
+                    rules: built.rules,
+                    shadow_rules: built.shadow,
+                    shadow_rules_stat_prefix: built.shadow_prefix.to_owned(),
+                    ..Default::default()
+                },
+            )
         })
         .collect()
 }
@@ -66,13 +69,16 @@ pub(crate) fn network_filters(input: &AuthzInput) -> Vec<listener::Filter> {
     build(input, Layer::Tcp)
         .into_iter()
         .map(|built| {
-            network_filter(NETWORK_FILTER, pack(&network_rbac::Rbac {
-                rules: built.rules,
-                shadow_rules: built.shadow,
-                shadow_rules_stat_prefix: built.shadow_prefix.to_owned(),
-                stat_prefix: "tcp.".to_owned(),
-                ..Default::default()
-            }))
+            network_filter(
+                NETWORK_FILTER,
+                pack(&network_rbac::Rbac {
+                    rules: built.rules,
+                    shadow_rules: built.shadow,
+                    shadow_rules_stat_prefix: built.shadow_prefix.to_owned(),
+                    stat_prefix: "tcp.".to_owned(),
+                    ..Default::default()
+                }),
+            )
         })
         .collect()
 }
@@ -87,11 +93,9 @@ fn build(input: &AuthzInput, layer: Layer) -> Vec<Built> {
         }
         filters.push(Built { rules: Some(rules), shadow: None, shadow_prefix: "istio_dry_run_deny_" });
     }
-    for (policies, action) in [
-        (audit, rbac::rbac::Action::Log),
-        (deny, rbac::rbac::Action::Deny),
-        (allow, rbac::rbac::Action::Allow),
-    ] {
+    for (policies, action) in
+        [(audit, rbac::rbac::Action::Log), (deny, rbac::rbac::Action::Deny), (allow, rbac::rbac::Action::Allow)]
+    {
         let (mut enforced, mut shadow) = (None, None);
         for policy in policies {
             let slot = if policy.dry_run { &mut shadow } else { &mut enforced };

@@ -214,8 +214,7 @@ fn cluster_message(input: &ClusterInput) -> cluster::Cluster {
     };
     match discovery {
         Discovery::Eds => {
-            message.eds_cluster_config =
-                Some(EdsClusterConfig { eds_config: ads(), service_name: name.clone() });
+            message.eds_cluster_config = Some(EdsClusterConfig { eds_config: ads(), service_name: name.clone() });
         }
         Discovery::StrictDns(_) | Discovery::LogicalDns(_) => {
             message.dns_lookup_family = DnsLookupFamily::V4Only as i32;
@@ -257,9 +256,8 @@ fn lb_config(policy: &ClusterPolicy) -> Option<cluster::cluster::LbConfig> {
                 ..Default::default()
             })
         }),
-        Lb::RoundRobin => slow_start.map(|slow_start| {
-            LbConfig::RoundRobinLbConfig(RoundRobinLbConfig { slow_start_config: Some(slow_start) })
-        }),
+        Lb::RoundRobin => slow_start
+            .map(|slow_start| LbConfig::RoundRobinLbConfig(RoundRobinLbConfig { slow_start_config: Some(slow_start) })),
         Lb::RingHash { minimum_size } => Some(LbConfig::RingHashLbConfig(RingHashLbConfig {
             minimum_ring_size: u64v(*minimum_size),
             ..Default::default()
@@ -322,7 +320,8 @@ fn outlier(input: &Outlier) -> cluster::OutlierDetection {
 }
 
 fn tcp_keepalive(input: &Keepalive) -> core::TcpKeepalive {
-    let whole = |value: Option<Duration>| value.and_then(|value| u32v(u32::try_from(value.as_secs()).unwrap_or(u32::MAX)));
+    let whole =
+        |value: Option<Duration>| value.and_then(|value| u32v(u32::try_from(value.as_secs()).unwrap_or(u32::MAX)));
     core::TcpKeepalive {
         keepalive_probes: input.probes.and_then(u32v),
         keepalive_time: whole(input.time),
@@ -359,9 +358,8 @@ fn apply_http(message: &mut cluster::Cluster, http: UpstreamHttp, policy: &Clust
         }),
         ..Default::default()
     };
-    let explicit = |config| {
-        UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(config) })
-    };
+    let explicit =
+        |config| UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(config) });
     let options = upstream_http::HttpProtocolOptions {
         common_http_protocol_options: has_common.then(|| core::HttpProtocolOptions {
             idle_timeout: idle_timeout.and_then(duration),

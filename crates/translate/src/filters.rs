@@ -1,9 +1,7 @@
 //! Network and HTTP filters of a chain, in Istio's order, as far as the client has them.
 
 use meltemi_model::AccessLog;
-use meltemi_proto::istio::{
-    AlpnConfig, AlpnOverride, IstioHeaders, PeerMetadataConfig, PeerMethod, StatsConfig,
-};
+use meltemi_proto::istio::{AlpnConfig, AlpnOverride, IstioHeaders, PeerMetadataConfig, PeerMethod, StatsConfig};
 use meltemi_proto::pack;
 
 use crate::accesslog::{self, Place};
@@ -49,6 +47,17 @@ impl Abilities {
     }
 }
 
+/// How paths are made canonical before anything decides on them. Source: MeshConfig.pathNormalization.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct PathRules {
+    /// RFC 3986: dot segments, case of percent encodings.
+    pub normalize: bool,
+    /// `//` is `/`.
+    pub merge_slashes: bool,
+    /// `%2F` and `%5C` are slashes.
+    pub unescape_slashes: bool,
+}
+
 /// Which way a chain's traffic goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Direction {
@@ -70,6 +79,7 @@ pub(crate) struct HttpInput {
     pub abilities: Abilities,
     pub logs: Vec<AccessLog>,
     pub is_grpc_web: bool,
+    pub paths: PathRules,
     /// The ALPN that requests of this chain offer upstream, for clients that cannot decide it per request.
     pub upstream_alpn: Vec<String>,
 }
@@ -120,16 +130,21 @@ fn manager_message(input: &HttpInput) -> hcm::HttpConnectionManager {
         abilities: _,
         logs,
         is_grpc_web: _,
+        paths,
         upstream_alpn: _,
     } = input;
     let mut message = connection_manager(stat_prefix);
+    message.normalize_path = boolv(paths.normalize);
+    message.merge_slashes = paths.merge_slashes;
+    if paths.unescape_slashes {
+        message.path_with_escaped_slashes_action = m::PathWithEscapedSlashesAction::UnescapeAndForward as i32;
+    }
     message.http_filters = http_filters(input);
     message.access_log = accesslog::messages(logs, Place::Chain);
     message.route_specifier = Some(match routes {
-        RouteSource::Rds(name) => m::RouteSpecifier::Rds(hcm::Rds {
-            config_source: ads(),
-            route_config_name: name.clone(),
-        }),
+        RouteSource::Rds(name) => {
+            m::RouteSpecifier::Rds(hcm::Rds { config_source: ads(), route_config_name: name.clone() })
+        }
         RouteSource::Inline(table) => m::RouteSpecifier::RouteConfig(table_message(table)),
     });
     message.use_remote_address = boolv(*direction == Direction::Gateway);
@@ -163,6 +178,7 @@ fn http_filters(input: &HttpInput) -> Vec<hcm::HttpFilter> {
         abilities,
         logs: _,
         is_grpc_web,
+        paths: _,
         upstream_alpn,
     } = input;
     let mut filters = Vec::new();
@@ -177,20 +193,26 @@ fn http_filters(input: &HttpInput) -> Vec<hcm::HttpFilter> {
     }
     if abilities.grpc_stats {
         use grpc_stats::v3::filter_config::PerMethodStatSpecifier;
-        filters.push(http_filter("envoy.filters.http.grpc_stats", &grpc_stats::v3::FilterConfig {
-            emit_filter_state: true,
-            per_method_stat_specifier: boolv(false).map(PerMethodStatSpecifier::StatsForAllMethods),
-            ..Default::default()
-        }));
+        filters.push(http_filter(
+            "envoy.filters.http.grpc_stats",
+            &grpc_stats::v3::FilterConfig {
+                emit_filter_state: true,
+                per_method_stat_specifier: boolv(false).map(PerMethodStatSpecifier::StatsForAllMethods),
+                ..Default::default()
+            },
+        ));
     }
     if *direction != Direction::Inbound {
         if abilities.istio_alpn {
             filters.push(http_filter("istio.alpn", &alpn_overrides()));
         } else if !upstream_alpn.is_empty() && abilities.http_filter_state {
-            filters.push(http_filter("envoy.filters.http.set_filter_state", &set_filter_state::v3::Config {
-                on_request_headers: vec![offered_protocols(upstream_alpn)],
-                clear_route_cache: false,
-            }));
+            filters.push(http_filter(
+                "envoy.filters.http.set_filter_state",
+                &set_filter_state::v3::Config {
+                    on_request_headers: vec![offered_protocols(upstream_alpn)],
+                    clear_route_cache: false,
+                },
+            ));
         }
     }
     if abilities.fault {
@@ -207,9 +229,8 @@ fn http_filters(input: &HttpInput) -> Vec<hcm::HttpFilter> {
 }
 
 fn peer_metadata(direction: Direction) -> PeerMetadataConfig {
-    let headers = |skip_external_clusters| {
-        vec![PeerMethod { istio_headers: Some(IstioHeaders { skip_external_clusters }) }]
-    };
+    let headers =
+        |skip_external_clusters| vec![PeerMethod { istio_headers: Some(IstioHeaders { skip_external_clusters }) }];
     match direction {
         Direction::Inbound => PeerMetadataConfig {
             downstream_discovery: headers(false),
@@ -263,17 +284,8 @@ fn offered_protocols(protocols: &[String]) -> filter_state::FilterStateValue {
 
 /// The network filters of a TCP chain.
 pub(crate) fn tcp_chain(input: &TcpInput) -> Vec<listener::Filter> {
-    let TcpInput {
-        stat_prefix,
-        direction,
-        target,
-        authz,
-        abilities,
-        logs,
-        idle_timeout,
-        hash_source,
-        upstream_alpn,
-    } = input;
+    let TcpInput { stat_prefix, direction, target, authz, abilities, logs, idle_timeout, hash_source, upstream_alpn } =
+        input;
     let mut filters = authz::network_filters(authz);
     if abilities.istio_stats {
         filters.push(network_filter("istio.stats", pack(&stats(*direction))));

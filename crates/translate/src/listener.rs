@@ -177,7 +177,10 @@ fn match_message(input: &ChainMatch) -> listener::FilterChainMatch {
     let ChainMatch { destination_port, destinations, server_names, transport, alpn } = input;
     listener::FilterChainMatch {
         destination_port: destination_port.and_then(|port| u32v(u32::from(port))),
-        prefix_ranges: destinations.iter().filter_map(|network| cidr(&format!("{}/{}", network.address, network.prefix))).collect(),
+        prefix_ranges: destinations
+            .iter()
+            .filter_map(|network| cidr(&format!("{}/{}", network.address, network.prefix)))
+            .collect(),
         server_names: server_names.clone(),
         transport_protocol: match transport {
             None => String::new(),

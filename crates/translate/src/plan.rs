@@ -10,6 +10,7 @@ mod inbound;
 mod l4;
 mod outbound;
 mod view;
+mod virtual_host;
 
 use std::sync::Arc;
 

@@ -233,8 +233,7 @@ fn forward(cluster: &str) -> route::RouteAction {
 }
 
 fn decorator(operation: &str) -> Option<route::Decorator> {
-    (!operation.is_empty())
-        .then(|| route::Decorator { operation: operation.to_owned(), ..Default::default() })
+    (!operation.is_empty()).then(|| route::Decorator { operation: operation.to_owned(), ..Default::default() })
 }
 
 /// The object that wrote a route, where Istio puts it.

@@ -239,12 +239,9 @@ pub(crate) fn hash_policies(settings: &PolicySettings) -> Vec<HashPolicy> {
     };
     vec![match &hash.key {
         HashKey::Header(name) => HashPolicy::Header(name.clone()),
-        HashKey::Cookie { name, path, ttl, attributes } => HashPolicy::Cookie {
-            name: name.clone(),
-            path: path.clone(),
-            ttl: *ttl,
-            attributes: attributes.clone(),
-        },
+        HashKey::Cookie { name, path, ttl, attributes } => {
+            HashPolicy::Cookie { name: name.clone(), path: path.clone(), ttl: *ttl, attributes: attributes.clone() }
+        }
         HashKey::SourceIp => HashPolicy::SourceIp,
         HashKey::QueryParameter(name) => HashPolicy::Query(name.clone()),
     }]

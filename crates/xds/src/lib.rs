@@ -17,7 +17,10 @@ mod session;
 
 pub use backoff::Backoff;
 pub use client::session::{ClientRequest, ClientResponse, ClientSession, Received};
-pub use client::{BoxError, Client, ClientConfig, ClientEvent, ClientHandle, Connection, Connector, NamedResource, Subscription, Update};
+pub use client::{
+    BoxError, Client, ClientConfig, ClientEvent, ClientHandle, Connection, Connector, NamedResource, Subscription,
+    Update,
+};
 pub use naming::name_of;
 pub use resource::{Packed, Resource, ResourceSet, TypeSet};
 pub use server::{AdsServer, Feed, Observer, Opening, ServerTerms, SessionView, Source};

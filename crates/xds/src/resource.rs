@@ -48,7 +48,13 @@ impl ResourceSet {
     }
 
     /// Adds a resource, or replaces the one of that name.
-    pub fn insert(&mut self, type_url: &str, name: impl Into<String>, version: impl Into<Arc<str>>, content: impl Packed) {
+    pub fn insert(
+        &mut self,
+        type_url: &str,
+        name: impl Into<String>,
+        version: impl Into<Arc<str>>,
+        content: impl Packed,
+    ) {
         let resource = Resource { version: version.into(), content: Arc::new(content) };
         match self.types.get_mut(type_url) {
             Some(set) => _ = set.insert(name.into(), resource),

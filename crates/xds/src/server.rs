@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use meltemi_proto::discovery::{
-    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer, DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest,
-    DiscoveryResponse,
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer, DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+    DiscoveryRequest, DiscoveryResponse,
 };
 use meltemi_proto::envoy::config::core::v3::Node;
 use prost::Message;
@@ -102,7 +102,8 @@ impl AdsServer {
         let (metadata, extensions, inbound) = request.into_parts();
         // One response waits for the transport; what changes meanwhile merges in the session.
         let (outbound, receiver) = mpsc::channel(1);
-        let stream = Stream::<S> { source: self.source.clone(), terms: self.terms, inbound, outbound: outbound.clone() };
+        let stream =
+            Stream::<S> { source: self.source.clone(), terms: self.terms, inbound, outbound: outbound.clone() };
         tokio::spawn(async move {
             if let Err(status) = stream.run(metadata, extensions).await {
                 // A client that does not read learns nothing, as after a reset.
@@ -154,7 +155,8 @@ impl<S: ServerSession> Stream<S> {
             return Err(Status::invalid_argument("the first request of a stream must carry its node"));
         };
         let session = Arc::new(Mutex::new(S::new()));
-        let opening = Opening { node, variant: S::VARIANT, metadata, extensions, session: Arc::new(Look(session.clone())) };
+        let opening =
+            Opening { node, variant: S::VARIANT, metadata, extensions, session: Arc::new(Look(session.clone())) };
         let mut feed = self.source.open(opening).await?;
         take::<S>(&session, &mut feed, first)?;
         let current = feed.resources.borrow_and_update().clone();

@@ -92,10 +92,10 @@ impl NameIndex {
             return Some((None, addresses));
         }
         // Only short names: `a.b.c` is left to the client's own search, or a typo could reach somebody else's service.
-        if name.split('.').count() <= 3 {
-            if let Some(addresses) = search.iter().find_map(|domain| self.hosts.get(&format!("{name}.{domain}"))) {
-                return Some((None, addresses));
-            }
+        if name.split('.').count() <= 3
+            && let Some(addresses) = search.iter().find_map(|domain| self.hosts.get(&format!("{name}.{domain}")))
+        {
+            return Some((None, addresses));
         }
         search.iter().find_map(|domain| {
             let real = name.strip_suffix(domain.as_str())?.strip_suffix('.')?;

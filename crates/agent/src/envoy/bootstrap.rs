@@ -56,6 +56,9 @@ pub struct Bootstrap {
 const SOL_SOCKET: u32 = 1;
 const SO_MARK: u32 = 36;
 
+/// Connections from applications and peers that one Envoy holds at a time.
+const MAX_CONNECTIONS: u64 = 100_000;
+
 /// Istio's tags: without them, metrics carry cluster and listener names inside their own.
 const TAGS: &[(&str, &str)] = &[
     ("cluster_name", r"^cluster\.((.+?(\..+?\.svc\.cluster\.local)?)\.)"),
@@ -77,11 +80,17 @@ pub fn render(bootstrap: &Bootstrap) -> Value {
         "node": node_json(node),
         "layered_runtime": { "layers": [
             { "name": "global config", "static_layer": {
-                "overload.global_downstream_max_connections": "2147483647",
                 "re2.max_program_size.error_level": "32768",
             } },
             { "name": "admin", "admin_layer": {} },
         ] },
+        "overload_manager": { "resource_monitors": [{
+            "name": "envoy.resource_monitors.global_downstream_max_connections",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                "max_active_downstream_connections": MAX_CONNECTIONS,
+            },
+        }] },
         "stats_config": { "use_all_default_tags": false, "stats_tags": tags(), "stats_matcher": { "inclusion_list": { "patterns": patterns(stats) } } },
         "admin": { "address": address("127.0.0.1", *admin_port) },
         "dynamic_resources": {

@@ -1,6 +1,7 @@
 //! The agent against peers in the same process: a CA and a discovery server over TLS, resolvers, probers.
 
 mod dns;
+mod envoy;
 mod identity;
 mod peers;
 mod sidecar;

@@ -41,7 +41,7 @@ async fn channel(path: PathBuf) -> Channel {
     Endpoint::from_static("http://envoy").connect_with_connector(ToSocket(path)).await.expect("connected")
 }
 
-fn certificate(authority: &CertificateAuthority) -> Identity {
+pub(crate) fn certificate(authority: &CertificateAuthority) -> Identity {
     let key = rcgen::KeyPair::generate().expect("key");
     let csr = rcgen::CertificateParams::default().serialize_request(&key).expect("CSR").pem().expect("PEM");
     let chain = authority.sign(&csr, &sleep_id(), Duration::ZERO).expect("signed");

@@ -113,7 +113,9 @@ fn merge_set(merged: &mut Vec<String>, before: &[String]) {
 }
 
 fn check(mesh: &MeshConfig, report: &mut Report) {
-    for (key, port) in [("proxyListenPort", mesh.proxy_listen_port), ("proxyInboundListenPort", mesh.proxy_inbound_listen_port)] {
+    for (key, port) in
+        [("proxyListenPort", mesh.proxy_listen_port), ("proxyInboundListenPort", mesh.proxy_inbound_listen_port)]
+    {
         if !(1..=65535).contains(&port) {
             report.field(key, |report| report.error("MEL0201", "port must be between 1-65535", "write a port number"));
         }

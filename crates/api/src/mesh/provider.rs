@@ -246,7 +246,10 @@ impl ExtensionProvider {
             Self { prometheus: Some(Empty {}), ..named("prometheus") },
             Self { stackdriver: Some(Value::Object(serde_json::Map::new())), ..named("stackdriver") },
             Self {
-                envoy_file_access_log: Some(FileAccessLog { path: "/dev/stdout".to_owned(), ..FileAccessLog::default() }),
+                envoy_file_access_log: Some(FileAccessLog {
+                    path: "/dev/stdout".to_owned(),
+                    ..FileAccessLog::default()
+                }),
                 ..named("envoy")
             },
         ]

@@ -234,7 +234,9 @@ impl Field for Base64Bytes {
         let compact: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
         match base64::engine::general_purpose::STANDARD.decode(compact) {
             Ok(bytes) => self.0 = bytes,
-            Err(error) => report.error("MEL0102", format!("illegal base64 data: {error}"), "encode the value with base64"),
+            Err(error) => {
+                report.error("MEL0102", format!("illegal base64 data: {error}"), "encode the value with base64")
+            }
         }
     }
 

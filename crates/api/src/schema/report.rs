@@ -121,7 +121,13 @@ impl Report {
     }
 
     /// Records a fault at the place of the walk.
-    pub fn add(&mut self, severity: Severity, code: &'static str, message: impl Into<String>, remedy: impl Into<String>) {
+    pub fn add(
+        &mut self,
+        severity: Severity,
+        code: &'static str,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
         if self.has_room(severity) {
             let (message, remedy) = (message.into(), remedy.into());
             self.findings.push(Finding { code, severity, field: self.path.clone(), message, remedy });
@@ -184,7 +190,11 @@ impl Report {
                 Some(word) => format!("did you mean {word}?"),
                 None => "use one of the supported values".to_owned(),
             };
-            self.error("MEL0105", format!("Unsupported value: {:?}: supported values: {supported}", shorten(text)), remedy);
+            self.error(
+                "MEL0105",
+                format!("Unsupported value: {:?}: supported values: {supported}", shorten(text)),
+                remedy,
+            );
         }
         index
     }
@@ -193,9 +203,10 @@ impl Report {
     pub fn wrong_type(&mut self, expected: &str, value: &Value) {
         let (found, remedy) = match value {
             Value::Null => ("null", format!("write a value of type {expected}, or remove the field")),
-            Value::Bool(_) if expected == "string" => {
-                ("boolean", "put the value in quotes: unquoted true, yes, on, y and their opposites are booleans".to_owned())
-            }
+            Value::Bool(_) if expected == "string" => (
+                "boolean",
+                "put the value in quotes: unquoted true, yes, on, y and their opposites are booleans".to_owned(),
+            ),
             Value::Number(_) if expected == "string" => ("number", "put the value in quotes".to_owned()),
             Value::Bool(_) => ("boolean", format!("write a value of type {expected}")),
             Value::Number(_) => ("number", format!("write a value of type {expected}")),

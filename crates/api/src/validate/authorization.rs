@@ -32,27 +32,40 @@ pub(super) fn check(spec: &AuthorizationPolicy, at: &mut Report) {
         }
     } else if provider.is_some() {
         at.field("provider", |at| {
-            let message = format!("`provider.name` must not be set with {} action, only used with CUSTOM action", action.as_str());
+            let message = format!(
+                "`provider.name` must not be set with {} action, only used with CUSTOM action",
+                action.as_str()
+            );
             at.error(CONFLICT, message, "remove provider, or use action CUSTOM");
         });
     }
     if rules.is_empty() && *action != AuthorizationAction::Allow {
-        at.warn(DOUBTFUL, format!("{} action without rules never matches", action.as_str()), "add rules; `- {}` matches everything");
+        at.warn(
+            DOUBTFUL,
+            format!("{} action without rules never matches", action.as_str()),
+            "add rules; `- {}` matches everything",
+        );
     }
     if rules.len() > 512 {
         at.field("rules", |at| at.error(INVALID, "must have at most 512 items", "write several policies"));
     }
-    at.each("rules", rules, |rule, at| check_rule(rule, at));
+    at.each("rules", rules, check_rule);
 }
 
 fn check_rule(rule: &Rule, at: &mut Report) {
     let Rule { from, to, when } = rule;
     at.each("from", from, |from, at| match &from.source {
         Some(source) if *source != Source::default() => at.field("source", |at| check_source(source, at)),
-        _ => at.error(MISSING, "`from.source` must have at least one attribute", "add for example principals or namespaces"),
+        _ => at.error(
+            MISSING,
+            "`from.source` must have at least one attribute",
+            "add for example principals or namespaces",
+        ),
     });
     at.each("to", to, |to, at| match &to.operation {
-        Some(operation) if *operation != Operation::default() => at.field("operation", |at| check_operation(operation, at)),
+        Some(operation) if *operation != Operation::default() => {
+            at.field("operation", |at| check_operation(operation, at))
+        }
         _ => at.error(MISSING, "`to.operation` must have at least one attribute", "add for example methods or paths"),
     });
     at.each("when", when, check_condition);
@@ -78,7 +91,11 @@ fn check_source(source: &Source, at: &mut Report) {
     let by_account = !service_accounts.is_empty() || !not_service_accounts.is_empty();
     let by_identity = [principals, not_principals, namespaces, not_namespaces].iter().any(|list| !list.is_empty());
     if by_account && by_identity {
-        at.error(CONFLICT, "Cannot set serviceAccounts with namespaces or principals", "write two sources, or use principals alone");
+        at.error(
+            CONFLICT,
+            "Cannot set serviceAccounts with namespaces or principals",
+            "write two sources, or use principals alone",
+        );
     }
     for (key, list) in [
         ("principals", principals),
@@ -93,7 +110,11 @@ fn check_source(source: &Source, at: &mut Report) {
         at.each(key, list, |value, at| {
             check_value(value, at);
             if key.ends_with("rincipals") && value.starts_with("spiffe://") {
-                at.warn(DOUBTFUL, "principals are written without spiffe://, so this never matches", "remove spiffe://");
+                at.warn(
+                    DOUBTFUL,
+                    "principals are written without spiffe://, so this never matches",
+                    "remove spiffe://",
+                );
             }
         });
     }
@@ -101,8 +122,16 @@ fn check_source(source: &Source, at: &mut Report) {
         at.each(key, list, |account, at| {
             check_value(account, at);
             let parts: Vec<&str> = account.split('/').collect();
-            if parts.len() > 2 || parts.iter().any(|part| part.is_empty()) || account.contains('*') || account.len() > 320 {
-                at.error(INVALID, format!("{:?} is not a service account", shorten(account)), "write NAMESPACE/NAME, or NAME");
+            if parts.len() > 2
+                || parts.iter().any(|part| part.is_empty())
+                || account.contains('*')
+                || account.len() > 320
+            {
+                at.error(
+                    INVALID,
+                    format!("{:?} is not a service account", shorten(account)),
+                    "write NAMESPACE/NAME, or NAME",
+                );
             }
         });
     }
@@ -122,7 +151,11 @@ fn check_operation(operation: &Operation, at: &mut Report) {
         at.each(key, list, |value, at| {
             check_value(value, at);
             if key.ends_with("ethods") && value.bytes().any(|b| b.is_ascii_lowercase()) {
-                at.warn(DOUBTFUL, format!("method {:?} is compared exactly, and requests have upper case", shorten(value)), "write it in upper case");
+                at.warn(
+                    DOUBTFUL,
+                    format!("method {:?} is compared exactly, and requests have upper case", shorten(value)),
+                    "write it in upper case",
+                );
             }
         });
     }
@@ -139,7 +172,11 @@ fn check_operation(operation: &Operation, at: &mut Report) {
 
 fn check_port_text(port: &str, at: &mut Report) {
     if !port.parse::<u16>().is_ok_and(|port| port > 0) {
-        at.error(INVALID, format!("invalid port {:?}: port must be between 1-65535", shorten(port)), "write a port number in quotes");
+        at.error(
+            INVALID,
+            format!("invalid port {:?}: port must be between 1-65535", shorten(port)),
+            "write a port number in quotes",
+        );
     }
 }
 
@@ -156,7 +193,11 @@ fn check_path_template(path: &str, at: &mut Report) {
     }
     let remedy = "use {*} for one segment and {**}, once and last but literals, for several";
     if path == "{*}" || path == "{**}" || !path.starts_with('/') {
-        return at.error(INVALID, format!("invalid or unsupported path {:?}: a template begins with /", shorten(path)), remedy);
+        return at.error(
+            INVALID,
+            format!("invalid or unsupported path {:?}: a template begins with /", shorten(path)),
+            remedy,
+        );
     }
     let mut deep = false;
     for segment in path.split('/') {
@@ -180,7 +221,9 @@ fn check_path_template(path: &str, at: &mut Report) {
 
 fn check_condition(condition: &Condition, at: &mut Report) {
     let Condition { key, values, not_values } = condition;
-    let bracketed = |prefix: &str| key.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('[') && rest.ends_with(']') && rest.len() > 2);
+    let bracketed = |prefix: &str| {
+        key.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('[') && rest.ends_with(']') && rest.len() > 2)
+    };
     let known = KEYS.contains(&key.as_str())
         || bracketed("request.headers")
         || bracketed("request.auth.claims")
@@ -190,11 +233,19 @@ fn check_condition(condition: &Condition, at: &mut Report) {
             Some(word) => format!("did you mean {word}?"),
             None => format!("use request.headers[NAME], request.auth.claims[NAME] or one of {}", KEYS.join(", ")),
         };
-        let message = if key.is_empty() { "`key` must not be empty".to_owned() } else { format!("unknown attribute: {:?}", shorten(key)) };
+        let message = if key.is_empty() {
+            "`key` must not be empty".to_owned()
+        } else {
+            format!("unknown attribute: {:?}", shorten(key))
+        };
         at.field("key", |at| at.error(INVALID, message, remedy));
     }
     if values.is_empty() && not_values.is_empty() {
-        at.error(MISSING, format!("at least one of `values` or `notValues` must be set for key {:?}", shorten(key)), "add values; * is any");
+        at.error(
+            MISSING,
+            format!("at least one of `values` or `notValues` must be set for key {:?}", shorten(key)),
+            "add values; * is any",
+        );
     }
     for (list_key, list) in [("values", values), ("notValues", not_values)] {
         at.each(list_key, list, |value, at| match key.as_str() {

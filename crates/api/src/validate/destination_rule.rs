@@ -2,9 +2,9 @@
 
 use super::rules::*;
 use crate::networking::{
-    ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, ConsistentHashLb, DestinationRule, HttpSettings, H2UpgradePolicy,
-    LoadBalancerSettings, LocalityLbSetting, OutlierDetection, PortTrafficPolicy, SimpleLb, Subset, TcpSettings, TrafficPolicy,
-    TunnelSettings,
+    ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, ConsistentHashLb, DestinationRule, H2UpgradePolicy,
+    HttpSettings, LoadBalancerSettings, LocalityLbSetting, OutlierDetection, PortTrafficPolicy, SimpleLb, Subset,
+    TcpSettings, TrafficPolicy, TunnelSettings,
 };
 use crate::schema::{Report, shorten};
 
@@ -18,7 +18,9 @@ pub(super) fn check(spec: &DestinationRule, at: &mut Report) {
             at.index(index, |at| {
                 check_subset(subset, at);
                 if !names.insert(&subset.name) {
-                    at.field("name", |at| at.error(DUPLICATE, format!("duplicate subset names: {}", subset.name), "rename one of them"));
+                    at.field("name", |at| {
+                        at.error(DUPLICATE, format!("duplicate subset names: {}", subset.name), "rename one of them")
+                    });
                 }
             });
         }
@@ -26,14 +28,20 @@ pub(super) fn check(spec: &DestinationRule, at: &mut Report) {
     check_export_to(export_to, at);
     check_selector("workloadSelector", workload_selector, at);
     if workload_selector.as_ref().is_some_and(|selector| selector.match_labels.is_empty()) {
-        at.field("workloadSelector", |at| at.warn(DOUBTFUL, "workloadSelector specified without labels", "add matchLabels, or remove it"));
+        at.field("workloadSelector", |at| {
+            at.warn(DOUBTFUL, "workloadSelector specified without labels", "add matchLabels, or remove it")
+        });
     }
 }
 
 fn check_subset(subset: &Subset, at: &mut Report) {
     let Subset { name, labels, traffic_policy } = subset;
     if !crate::document::is_dns_label(&name.to_ascii_lowercase()) {
-        let message = if name.is_empty() { "subset name cannot be empty".to_owned() } else { format!("subset name is invalid: {:?}", shorten(name)) };
+        let message = if name.is_empty() {
+            "subset name cannot be empty".to_owned()
+        } else {
+            format!("subset name is invalid: {:?}", shorten(name))
+        };
         at.field("name", |at| at.error(INVALID, message, "write a DNS label, for example v1"));
     }
     check_labels("labels", &labels.0, at);
@@ -61,7 +69,9 @@ fn check_policy(policy: &TrafficPolicy, at: &mut Report) {
     at.each("portLevelSettings", port_level_settings, |settings, at| {
         let PortTrafficPolicy { port, load_balancer, connection_pool, outlier_detection, tls } = settings;
         match port {
-            None => at.field("port", |at| at.error(MISSING, "portLevelSettings must specify a port", "add port.number")),
+            None => {
+                at.field("port", |at| at.error(MISSING, "portLevelSettings must specify a port", "add port.number"))
+            }
             Some(port) => at.field("port", |at| at.field("number", |at| check_port(port.number, at))),
         }
         at.some("loadBalancer", load_balancer, check_load_balancer);
@@ -71,7 +81,9 @@ fn check_policy(policy: &TrafficPolicy, at: &mut Report) {
     });
     at.some("tunnel", tunnel, |TunnelSettings { protocol, target_host, target_port }, at| {
         if !matches!(protocol.as_str(), "" | "CONNECT" | "POST") {
-            at.field("protocol", |at| at.error(INVALID, "tunnel protocol must be \"CONNECT\" or \"POST\"", "write CONNECT or POST"));
+            at.field("protocol", |at| {
+                at.error(INVALID, "tunnel protocol must be \"CONNECT\" or \"POST\"", "write CONNECT or POST")
+            });
         }
         at.field("targetHost", |at| {
             if !is_ip(target_host) {
@@ -97,7 +109,9 @@ fn check_load_balancer(settings: &LoadBalancerSettings, at: &mut Report) {
         warmup_duration_secs,
         warmup,
     } = settings;
-    let chosen = usize::from(simple.is_some()) + usize::from(consistent_hash.is_some()) + usize::from(backend_utilization.is_some());
+    let chosen = usize::from(simple.is_some())
+        + usize::from(consistent_hash.is_some())
+        + usize::from(backend_utilization.is_some());
     if chosen > 1 {
         at.error(CONFLICT, "only one of simple, consistentHash or backendUtilization can be set", "keep one of them");
     }
@@ -108,15 +122,26 @@ fn check_load_balancer(settings: &LoadBalancerSettings, at: &mut Report) {
             at.error(CONFLICT, "only one of localityLbSetting or zoneAwareLbSetting can be set", "keep one of them");
         }
         if zone.min_cluster_size == Some(0) {
-            at.field("zoneAwareLbSetting", |at| at.error(INVALID, "minClusterSize must be at least 1", "write 1 or more"));
+            at.field("zoneAwareLbSetting", |at| {
+                at.error(INVALID, "minClusterSize must be at least 1", "write 1 or more")
+            });
         }
     }
     check_duration("warmupDurationSecs", *warmup_duration_secs, at);
     if warmup_duration_secs.is_some() || warmup.is_some() {
         let suits = consistent_hash.is_none()
-            && matches!(simple, None | Some(SimpleLb::Unspecified | SimpleLb::RoundRobin | SimpleLb::LeastRequest | SimpleLb::LeastConn));
+            && matches!(
+                simple,
+                None | Some(
+                    SimpleLb::Unspecified | SimpleLb::RoundRobin | SimpleLb::LeastRequest | SimpleLb::LeastConn
+                )
+            );
         if !suits {
-            at.error(CONFLICT, "warmup is only supported with ROUND_ROBIN and LEAST_REQUEST", "choose one of these, or remove the warm-up");
+            at.error(
+                CONFLICT,
+                "warmup is only supported with ROUND_ROBIN and LEAST_REQUEST",
+                "choose one of these, or remove the warm-up",
+            );
         }
         if warmup_duration_secs.is_some() && warmup.is_some() {
             at.error(CONFLICT, "only one of warmupDurationSecs or warmup can be set", "keep warmup");
@@ -125,10 +150,14 @@ fn check_load_balancer(settings: &LoadBalancerSettings, at: &mut Report) {
     at.some("warmup", warmup, |warmup, at| {
         check_duration("duration", warmup.duration, at);
         if warmup.minimum_percent.is_some_and(|percent| !(0.0..=100.0).contains(&percent)) {
-            at.field("minimumPercent", |at| at.error(INVALID, "minimumPercent must be in range 0..100", "write 0 to 100"));
+            at.field("minimumPercent", |at| {
+                at.error(INVALID, "minimumPercent must be in range 0..100", "write 0 to 100")
+            });
         }
         if warmup.aggression.is_some_and(|aggression| aggression < 1.0) {
-            at.field("aggression", |at| at.error(INVALID, "aggression should be greater than or equal to 1", "write 1 or more"));
+            at.field("aggression", |at| {
+                at.error(INVALID, "aggression should be greater than or equal to 1", "write 1 or more")
+            });
         }
     });
 }
@@ -149,9 +178,17 @@ fn check_hash(hash: &ConsistentHashLb, at: &mut Report) {
         + usize::from(http_query_parameter_name.is_some());
     let remedy = "keep one of httpHeaderName, httpCookie, useSourceIp and httpQueryParameterName";
     match keys {
-        0 => at.error(MISSING, "consistentHash must say what is hashed", "add one of httpHeaderName, httpCookie, useSourceIp, httpQueryParameterName"),
+        0 => at.error(
+            MISSING,
+            "consistentHash must say what is hashed",
+            "add one of httpHeaderName, httpCookie, useSourceIp, httpQueryParameterName",
+        ),
         1 => {}
-        _ => at.error(CONFLICT, "only one of httpHeaderName, httpCookie, useSourceIp or httpQueryParameterName can be set", remedy),
+        _ => at.error(
+            CONFLICT,
+            "only one of httpHeaderName, httpCookie, useSourceIp or httpQueryParameterName can be set",
+            remedy,
+        ),
     }
     for (key, name) in [("httpHeaderName", http_header_name), ("httpQueryParameterName", http_query_parameter_name)] {
         if name.as_ref().is_some_and(String::is_empty) {
@@ -164,7 +201,9 @@ fn check_hash(hash: &ConsistentHashLb, at: &mut Report) {
         }
         at.each("attributes", &cookie.attributes, |attribute, at| {
             if attribute.name.is_empty() {
-                at.field("name", |at| at.error(MISSING, "name required for a cookie's attribute", "name the attribute"));
+                at.field("name", |at| {
+                    at.error(MISSING, "name required for a cookie's attribute", "name the attribute")
+                });
             }
         });
     });
@@ -173,7 +212,11 @@ fn check_hash(hash: &ConsistentHashLb, at: &mut Report) {
     }
     if *minimum_ring_size > 0 && ring_hash.is_some() {
         at.field("minimumRingSize", |at| {
-            at.error(CONFLICT, "minimumRingSize can be defined in either ConsistentHashLB or the RingHash", "keep that of ringHash");
+            at.error(
+                CONFLICT,
+                "minimumRingSize can be defined in either ConsistentHashLB or the RingHash",
+                "keep that of ringHash",
+            );
         });
     }
     if ring_hash.as_ref().is_some_and(|ring| ring.minimum_ring_size > 8 << 20) || *minimum_ring_size > 8 << 20 {
@@ -182,44 +225,65 @@ fn check_hash(hash: &ConsistentHashLb, at: &mut Report) {
     at.some("maglev", maglev, |maglev, at| {
         if maglev.table_size != 0 && (maglev.table_size > 5_000_011 || !is_prime(maglev.table_size)) {
             at.field("tableSize", |at| {
-                at.error(INVALID, "tableSize must be a prime number of at most 5000011 for maglev", "write for example 65537");
+                at.error(
+                    INVALID,
+                    "tableSize must be a prime number of at most 5000011 for maglev",
+                    "write for example 65537",
+                );
             });
         }
     });
 }
 
 fn is_prime(number: u64) -> bool {
-    number >= 2 && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| number % divisor != 0)
+    number >= 2
+        && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| !number.is_multiple_of(divisor))
 }
 
 fn check_locality(locality: &LocalityLbSetting, at: &mut Report) {
     let LocalityLbSetting { enabled: _, distribute, failover, failover_priority } = locality;
     if !distribute.is_empty() && (!failover.is_empty() || !failover_priority.is_empty()) {
-        at.error(CONFLICT, "can not simultaneously specify 'distribute' and 'failover'", "keep one of distribute, failover and failoverPriority");
+        at.error(
+            CONFLICT,
+            "can not simultaneously specify 'distribute' and 'failover'",
+            "keep one of distribute, failover and failoverPriority",
+        );
     }
     at.each("distribute", distribute, |distribute, at| {
         if distribute.from.is_empty() {
-            at.field("from", |at| at.error(MISSING, "from must not be empty", "write a locality, for example us-west/*"));
+            at.field("from", |at| {
+                at.error(MISSING, "from must not be empty", "write a locality, for example us-west/*")
+            });
         }
         let total: u64 = distribute.to.values().map(|weight| u64::from(*weight)).sum();
         if !distribute.to.is_empty() && total != 100 {
-            at.field("to", |at| at.error(INVALID, format!("total locality weight {total} != 100"), "make the shares sum up to 100"));
+            at.field("to", |at| {
+                at.error(INVALID, format!("total locality weight {total} != 100"), "make the shares sum up to 100")
+            });
         }
         at.field("to", |at| {
             for (region, weight) in &distribute.to {
                 if *weight == 0 {
-                    at.field(region, |at| at.error(INVALID, "locality weight must be in range [1, 100]", "remove this locality"));
+                    at.field(region, |at| {
+                        at.error(INVALID, "locality weight must be in range [1, 100]", "remove this locality")
+                    });
                 }
             }
         });
     });
     at.each("failover", failover, |failover, at| {
         if failover.from == failover.to {
-            at.error(CONFLICT, "locality lb failover settings must specify different regions", "name another region in to");
+            at.error(
+                CONFLICT,
+                "locality lb failover settings must specify different regions",
+                "name another region in to",
+            );
         }
         for (key, region) in [("from", &failover.from), ("to", &failover.to)] {
             if region.contains(['*', '/']) {
-                at.field(key, |at| at.error(INVALID, "locality lb failover region must not contain '*' or '/'", "write a region alone"));
+                at.field(key, |at| {
+                    at.error(INVALID, "locality lb failover region must not contain '*' or '/'", "write a region alone")
+                });
             }
         }
     });
@@ -231,7 +295,8 @@ pub(super) fn check_pool(pool: &ConnectionPoolSettings, at: &mut Report) {
         at.error(MISSING, "connection pool must have at least one field", "add tcp or http, or remove connectionPool");
     }
     at.some("tcp", tcp, |tcp, at| {
-        let TcpSettings { max_connections, connect_timeout, tcp_keepalive, max_connection_duration, idle_timeout: _ } = tcp;
+        let TcpSettings { max_connections, connect_timeout, tcp_keepalive, max_connection_duration, idle_timeout: _ } =
+            tcp;
         check_not_negative("maxConnections", "max connections", *max_connections, at);
         check_duration("connectTimeout", *connect_timeout, at);
         check_duration("maxConnectionDuration", *max_connection_duration, at);
@@ -260,7 +325,11 @@ pub(super) fn check_pool(pool: &ConnectionPoolSettings, at: &mut Report) {
         check_duration("idleTimeout", *idle_timeout, at);
         if *use_client_protocol && *h2_upgrade_policy == H2UpgradePolicy::Upgrade {
             at.field("useClientProtocol", |at| {
-                at.error(CONFLICT, "use client protocol must not be true when H2UpgradePolicy is UPGRADE", "keep one of them");
+                at.error(
+                    CONFLICT,
+                    "use client protocol must not be true when H2UpgradePolicy is UPGRADE",
+                    "keep one of them",
+                );
             });
         }
         at.some("http2KeepAlive", http2_keep_alive, |keepalive, at| {
@@ -291,7 +360,11 @@ fn check_outlier(outlier: &OutlierDetection, at: &mut Report) {
     } = outlier;
     if *consecutive_errors != 0 {
         at.field("consecutiveErrors", |at| {
-            at.warn(WITHOUT_EFFECT, "outlier detection consecutive errors is deprecated", "use consecutiveGatewayErrors or consecutive5xxErrors");
+            at.warn(
+                WITHOUT_EFFECT,
+                "outlier detection consecutive errors is deprecated",
+                "use consecutiveGatewayErrors or consecutive5xxErrors",
+            );
         });
     }
     if !split_external_local_origin_errors && consecutive_local_origin_failures.is_some_and(|failures| failures > 0) {
@@ -307,7 +380,9 @@ fn check_outlier(outlier: &OutlierDetection, at: &mut Report) {
     check_duration("baseEjectionTime", *base_ejection_time, at);
     for (key, percent) in [("maxEjectionPercent", *max_ejection_percent), ("minHealthPercent", *min_health_percent)] {
         if !(0..=100).contains(&percent) {
-            at.field(key, |at| at.error(INVALID, format!("percentage {percent} is not in range 0..100"), "write 0 to 100"));
+            at.field(key, |at| {
+                at.error(INVALID, format!("percentage {percent} is not in range 0..100"), "write 0 to 100")
+            });
         }
     }
     at.each("outlierDetectionHttpErrorCodes", outlier_detection_http_error_codes, |code, at| {
@@ -329,26 +404,47 @@ fn check_tls(tls: &ClientTlsSettings, at: &mut Report) {
         sni: _,
         insecure_skip_verify,
     } = tls;
-    if *insecure_skip_verify == Some(true) && (!ca_certificates.is_empty() || !subject_alt_names.is_empty()) && *mode != ClientTlsMode::IstioMutual {
-        at.error(CONFLICT, "cannot specify CaCertificates or SubjectAltNames if InsecureSkipVerify is set true", "remove insecureSkipVerify");
+    if *insecure_skip_verify == Some(true)
+        && (!ca_certificates.is_empty() || !subject_alt_names.is_empty())
+        && *mode != ClientTlsMode::IstioMutual
+    {
+        at.error(
+            CONFLICT,
+            "cannot specify CaCertificates or SubjectAltNames if InsecureSkipVerify is set true",
+            "remove insecureSkipVerify",
+        );
     }
     if matches!(mode, ClientTlsMode::Simple | ClientTlsMode::Mutual) && !credential_name.is_empty() {
         if !client_certificate.is_empty() || !ca_certificates.is_empty() || !private_key.is_empty() {
-            at.error(CONFLICT, "cannot specify client certificates or CA certificate If credentialName is set", "keep credentialName or the files");
+            at.error(
+                CONFLICT,
+                "cannot specify client certificates or CA certificate If credentialName is set",
+                "keep credentialName or the files",
+            );
         }
         return;
     }
     match mode {
         ClientTlsMode::Mutual => {
             if client_certificate.is_empty() {
-                at.field("clientCertificate", |at| at.error(MISSING, "client certificate required for mutual tls", "add it, or credentialName"));
+                at.field("clientCertificate", |at| {
+                    at.error(MISSING, "client certificate required for mutual tls", "add it, or credentialName")
+                });
             }
             if private_key.is_empty() {
-                at.field("privateKey", |at| at.error(MISSING, "private key required for mutual tls", "add it, or credentialName"));
+                at.field("privateKey", |at| {
+                    at.error(MISSING, "private key required for mutual tls", "add it, or credentialName")
+                });
             }
         }
-        ClientTlsMode::IstioMutual if !client_certificate.is_empty() || !private_key.is_empty() || !ca_certificates.is_empty() => {
-            at.warn(WITHOUT_EFFECT, "ISTIO_MUTUAL uses the workload's certificate, not these files", "remove the files, or use MUTUAL");
+        ClientTlsMode::IstioMutual
+            if !client_certificate.is_empty() || !private_key.is_empty() || !ca_certificates.is_empty() =>
+        {
+            at.warn(
+                WITHOUT_EFFECT,
+                "ISTIO_MUTUAL uses the workload's certificate, not these files",
+                "remove the files, or use MUTUAL",
+            );
         }
         _ => {}
     }

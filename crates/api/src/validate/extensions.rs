@@ -2,7 +2,9 @@
 
 use super::rules::*;
 use crate::extensions::{EnvValueSource, TrafficExtension, TrafficSelector, VmConfig, WasmPlugin};
-use crate::networking::{ApplyTo, EnvoyConfigObjectPatch, EnvoyFilter, PatchContext, PatchOperation, ProxyConfigResource};
+use crate::networking::{
+    ApplyTo, EnvoyConfigObjectPatch, EnvoyFilter, PatchContext, PatchOperation, ProxyConfigResource,
+};
 use crate::schema::{Report, shorten};
 
 pub(super) fn check_envoy_filter(spec: &EnvoyFilter, at: &mut Report) {
@@ -26,10 +28,14 @@ fn check_patch(patch: &EnvoyConfigObjectPatch, at: &mut Report) {
         None => at.field("patch", |at| at.error(MISSING, "Envoy filter: missing patch", "add operation and value")),
         Some(patch) => at.field("patch", |at| {
             if patch.operation == PatchOperation::Invalid {
-                at.field("operation", |at| at.error(MISSING, "Envoy filter: missing patch operation", "add MERGE, ADD, REMOVE, ..."));
+                at.field("operation", |at| {
+                    at.error(MISSING, "Envoy filter: missing patch operation", "add MERGE, ADD, REMOVE, ...")
+                });
             }
             if !matches!(patch.operation, PatchOperation::Remove | PatchOperation::Invalid) && patch.value.is_null() {
-                at.field("value", |at| at.error(MISSING, "Envoy filter: missing patch value for non-remove operation", "add value"));
+                at.field("value", |at| {
+                    at.error(MISSING, "Envoy filter: missing patch value for non-remove operation", "add value")
+                });
             }
         }),
     }
@@ -39,7 +45,11 @@ fn check_patch(patch: &EnvoyConfigObjectPatch, at: &mut Report) {
             + usize::from(matcher.cluster.is_some())
             + usize::from(matcher.waypoint.is_some());
         if chosen > 1 {
-            at.error(CONFLICT, "only one of listener, routeConfiguration, cluster or waypoint can be set", "keep one of them");
+            at.error(
+                CONFLICT,
+                "only one of listener, routeConfiguration, cluster or waypoint can be set",
+                "keep one of them",
+            );
         }
         if matcher.waypoint.is_some() && matcher.context != PatchContext::Waypoint {
             at.error(CONFLICT, "only support waypointMatch when context is WAYPOINT", "use context WAYPOINT");
@@ -50,10 +60,14 @@ fn check_patch(patch: &EnvoyConfigObjectPatch, at: &mut Report) {
             }
         });
         let suits = match apply_to {
-            ApplyTo::Listener | ApplyTo::FilterChain | ApplyTo::NetworkFilter | ApplyTo::HttpFilter | ApplyTo::ListenerFilter => {
-                matcher.route_configuration.is_none() && matcher.cluster.is_none()
+            ApplyTo::Listener
+            | ApplyTo::FilterChain
+            | ApplyTo::NetworkFilter
+            | ApplyTo::HttpFilter
+            | ApplyTo::ListenerFilter => matcher.route_configuration.is_none() && matcher.cluster.is_none(),
+            ApplyTo::RouteConfiguration | ApplyTo::VirtualHost | ApplyTo::HttpRoute => {
+                matcher.listener.is_none() && matcher.cluster.is_none()
             }
-            ApplyTo::RouteConfiguration | ApplyTo::VirtualHost | ApplyTo::HttpRoute => matcher.listener.is_none() && matcher.cluster.is_none(),
             ApplyTo::Cluster => matcher.listener.is_none() && matcher.route_configuration.is_none(),
             ApplyTo::Invalid | ApplyTo::ExtensionConfig | ApplyTo::Bootstrap => true,
         };
@@ -67,7 +81,9 @@ fn check_patch(patch: &EnvoyConfigObjectPatch, at: &mut Report) {
 pub(super) fn check_proxy_config(spec: &ProxyConfigResource, at: &mut Report) {
     check_selector("selector", &spec.selector, at);
     if spec.concurrency.is_some_and(|threads| threads < 0) {
-        at.field("concurrency", |at| at.error(INVALID, "concurrency must be greater than or equal to 0", "write 0 for all cores"));
+        at.field("concurrency", |at| {
+            at.error(INVALID, "concurrency must be greater than or equal to 0", "write 0 for all cores")
+        });
     }
 }
 
@@ -85,7 +101,9 @@ pub(super) fn check_traffic_extension(spec: &TrafficExtension, at: &mut Report) 
     at.some("wasm", &spec.wasm, |wasm, at| check_module(&wasm.url, &wasm.sha256, &wasm.vm_config, at));
     at.some("lua", &spec.lua, |lua, at| {
         if lua.inline_code.len() > 65536 {
-            at.field("inlineCode", |at| at.error(INVALID, "may not be more than 65536 bytes", "write a shorter script"));
+            at.field("inlineCode", |at| {
+                at.error(INVALID, "may not be more than 65536 bytes", "write a shorter script")
+            });
         }
     });
     check_traffic(&spec.r#match, at);
@@ -95,9 +113,12 @@ fn check_module(url: &str, sha256: &str, vm_config: &Option<VmConfig>, at: &mut 
     if let Some((scheme, _)) = url.split_once("://")
         && !matches!(scheme, "http" | "https" | "file" | "oci")
     {
-        at.field("url", |at| at.error(INVALID, "url must have schema one of [http, https, file, oci]", "use one of these"));
+        at.field("url", |at| {
+            at.error(INVALID, "url must have schema one of [http, https, file, oci]", "use one of these")
+        });
     }
-    let is_sum = sha256.is_empty() || (sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)));
+    let is_sum = sha256.is_empty()
+        || (sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)));
     if !is_sum {
         at.field("sha256", |at| {
             let message = format!("{} in body should match '(^$|^[a-f0-9]{{64}}$)'", at.path());
@@ -110,7 +131,11 @@ fn check_module(url: &str, sha256: &str, vm_config: &Option<VmConfig>, at: &mut 
             for (index, variable) in vm.env.iter().enumerate() {
                 at.index(index, |at| {
                     if !names.insert(&variable.name) {
-                        at.error(DUPLICATE, format!("Duplicate value: {:?}", shorten(&variable.name)), "remove one of them");
+                        at.error(
+                            DUPLICATE,
+                            format!("Duplicate value: {:?}", shorten(&variable.name)),
+                            "remove one of them",
+                        );
                     }
                     if variable.value_from == EnvValueSource::Host && variable.value.is_some() {
                         at.error(CONFLICT, "value may only be set when valueFrom is INLINE", "remove value");

@@ -11,7 +11,9 @@ pub(super) fn check(spec: &Gateway, at: &mut Report) {
     let Gateway { selector, servers } = spec;
     check_labels("selector", &selector.0, at);
     if servers.is_empty() {
-        at.field("servers", |at| at.error(MISSING, "gateway must have at least one server", "add a server with port and hosts"));
+        at.field("servers", |at| {
+            at.error(MISSING, "gateway must have at least one server", "add a server with port and hosts")
+        });
     }
     let mut names = Once::new();
     at.field("servers", |at| {
@@ -21,7 +23,8 @@ pub(super) fn check(spec: &Gateway, at: &mut Report) {
                 if !server.port.name.is_empty() && !names.insert(&server.port.name) {
                     at.field("port", |at| {
                         at.field("name", |at| {
-                            let message = format!("port names in servers must be unique: duplicate name {}", server.port.name);
+                            let message =
+                                format!("port names in servers must be unique: duplicate name {}", server.port.name);
                             at.error(DUPLICATE, message, "rename one of them");
                         });
                     });
@@ -34,7 +37,9 @@ pub(super) fn check(spec: &Gateway, at: &mut Report) {
 fn check_server(server: &Server, at: &mut Report) {
     let Server { name: _, port, bind, hosts, tls, default_endpoint } = server;
     if hosts.is_empty() {
-        at.field("hosts", |at| at.error(MISSING, "server config must contain at least one host", "add a host; * is any"));
+        at.field("hosts", |at| {
+            at.error(MISSING, "server config must contain at least one host", "add a host; * is any")
+        });
     }
     let mut seen = Once::new();
     at.field("hosts", |at| {
@@ -49,27 +54,41 @@ fn check_server(server: &Server, at: &mut Report) {
     });
     at.field("port", |at| check_server_port(port, bind, at));
     if !bind.is_empty() && !is_ip(bind) && !bind.starts_with("unix://") {
-        at.field("bind", |at| at.error(INVALID, format!("{:?} is not an IP address or unix:// socket", shorten(bind)), "write an address"));
+        at.field("bind", |at| {
+            at.error(INVALID, format!("{:?} is not an IP address or unix:// socket", shorten(bind)), "write an address")
+        });
     }
     if !default_endpoint.is_empty() {
-        at.field("defaultEndpoint", |at| at.warn(WITHOUT_EFFECT, "defaultEndpoint is not implemented", "route with a VirtualService"));
+        at.field("defaultEndpoint", |at| {
+            at.warn(WITHOUT_EFFECT, "defaultEndpoint is not implemented", "route with a VirtualService")
+        });
     }
     let is_tls = matches!(port.protocol.to_ascii_uppercase().as_str(), "HTTPS" | "TLS");
     let is_http = matches!(port.protocol.to_ascii_uppercase().as_str(), "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB");
     match tls {
         None if is_tls => {
-            at.field("tls", |at| at.error(MISSING, "server must have TLS settings for HTTPS/TLS protocols", "add tls with a mode"));
+            at.field("tls", |at| {
+                at.error(MISSING, "server must have TLS settings for HTTPS/TLS protocols", "add tls with a mode")
+            });
         }
         Some(tls) if !is_tls && is_http && *tls != only_redirect(tls) => {
             at.field("tls", |at| {
-                at.error(CONFLICT, "server cannot have TLS settings for plain text HTTP ports", "use protocol HTTPS, or keep httpsRedirect alone");
+                at.error(
+                    CONFLICT,
+                    "server cannot have TLS settings for plain text HTTP ports",
+                    "use protocol HTTPS, or keep httpsRedirect alone",
+                );
             });
         }
         Some(tls) if is_tls => {
             if tls.https_redirect {
                 at.field("tls", |at| {
                     at.field("httpsRedirect", |at| {
-                        at.warn(WITHOUT_EFFECT, "tls.httpsRedirect should only be used with http servers", "set it on the HTTP port");
+                        at.warn(
+                            WITHOUT_EFFECT,
+                            "tls.httpsRedirect should only be used with http servers",
+                            "set it on the HTTP port",
+                        );
                     });
                 });
             }
@@ -89,7 +108,8 @@ fn check_server_port(port: &Port, bind: &str, at: &mut Report) {
         at.field("number", |at| check_port(*number, at));
     }
     if !PROTOCOLS.contains(&protocol.to_ascii_uppercase().as_str()) {
-        let remedy = crate::schema::closest(protocol, PROTOCOLS).map_or_else(|| format!("use one of {}", PROTOCOLS.join(", ")), |word| format!("did you mean {word}?"));
+        let remedy = crate::schema::closest(protocol, PROTOCOLS)
+            .map_or_else(|| format!("use one of {}", PROTOCOLS.join(", ")), |word| format!("did you mean {word}?"));
         at.field("protocol", |at| at.error(INVALID, format!("invalid protocol {:?}, supported protocols are HTTP, HTTP2, GRPC, GRPC-WEB, MONGO, TCP, TLS, HTTPS", shorten(protocol)), remedy));
     }
     if name.is_empty() {
@@ -107,7 +127,11 @@ fn check_scoped_host(host: &str, at: &mut Report) {
         && !matches!(namespace, "." | "*")
         && !crate::document::is_dns_label(namespace)
     {
-        at.error(INVALID, format!("namespace {:?} is not valid", shorten(namespace)), "write NAMESPACE/HOST, ./HOST or */HOST");
+        at.error(
+            INVALID,
+            format!("namespace {:?} is not valid", shorten(namespace)),
+            "write NAMESPACE/HOST, ./HOST or */HOST",
+        );
     }
     if !is_ip(host) {
         check_wildcard_host(host, at);
@@ -144,7 +168,13 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
     }
     for (key, count) in [("credentialNames", credential_names.len()), ("tlsCertificates", tls_certificates.len())] {
         if count > 2 {
-            at.field(key, |at| at.error(INVALID, format!("{} in body should have at most 2 items", at.path()), "keep one RSA and one ECDSA"));
+            at.field(key, |at| {
+                at.error(
+                    INVALID,
+                    format!("{} in body should have at most 2 items", at.path()),
+                    "keep one RSA and one ECDSA",
+                )
+            });
         }
     }
     let from_secret = !credential_name.is_empty() || !credential_names.is_empty();
@@ -158,13 +188,21 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
                 ("credentialName", from_secret),
             ] {
                 if set {
-                    at.error(CONFLICT, format!("ISTIO_MUTUAL TLS cannot have associated {what}"), "remove it: the workload's certificate is used");
+                    at.error(
+                        CONFLICT,
+                        format!("ISTIO_MUTUAL TLS cannot have associated {what}"),
+                        "remove it: the workload's certificate is used",
+                    );
                 }
             }
         }
         ServerTlsMode::Passthrough | ServerTlsMode::AutoPassthrough => {
             if from_secret || from_files || !ca_certificates.is_empty() {
-                at.warn(WITHOUT_EFFECT, format!("{} mode does not use certificates, they will be ignored", mode.as_str()), "remove them");
+                at.warn(
+                    WITHOUT_EFFECT,
+                    format!("{} mode does not use certificates, they will be ignored", mode.as_str()),
+                    "remove them",
+                );
             }
         }
         ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual => {
@@ -186,18 +224,29 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
                 || !ca_certificates.is_empty()
                 || tls_certificates.iter().any(|certificate| !certificate.ca_certificates.is_empty());
             if *mode != ServerTlsMode::Simple && !has_roots {
-                at.error(MISSING, format!("{word} TLS requires a client CA bundle"), "add caCertificates or credentialName");
+                at.error(
+                    MISSING,
+                    format!("{word} TLS requires a client CA bundle"),
+                    "add caCertificates or credentialName",
+                );
             }
         }
     }
-    if *min_protocol_version != TlsProtocol::Auto && *max_protocol_version != TlsProtocol::Auto && min_protocol_version > max_protocol_version {
-        at.field("minProtocolVersion", |at| at.error(CONFLICT, "minProtocolVersion is newer than maxProtocolVersion", "swap them"));
+    if *min_protocol_version != TlsProtocol::Auto
+        && *max_protocol_version != TlsProtocol::Auto
+        && min_protocol_version > max_protocol_version
+    {
+        at.field("minProtocolVersion", |at| {
+            at.error(CONFLICT, "minProtocolVersion is newer than maxProtocolVersion", "swap them")
+        });
     }
     let mut seen = Once::new();
     at.field("cipherSuites", |at| {
         for (index, suite) in cipher_suites.iter().enumerate() {
             if !seen.insert(suite) {
-                at.index(index, |at| at.warn(DOUBTFUL, format!("duplicate cipher suite {:?} is ignored", shorten(suite)), "remove it"));
+                at.index(index, |at| {
+                    at.warn(DOUBTFUL, format!("duplicate cipher suite {:?} is ignored", shorten(suite)), "remove it")
+                });
             }
         }
     });

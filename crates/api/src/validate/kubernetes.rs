@@ -12,24 +12,40 @@ pub(super) fn check_service(spec: &ServiceSpec, at: &mut Report) {
             at.index(index, |at| {
                 at.field("port", |at| check_port(u32::from(port.port), at));
                 if spec.ports.len() > 1 && port.name.is_empty() {
-                    at.field("name", |at| at.error(MISSING, "Required value: a Service with several ports must name them", "name the port"));
+                    at.field("name", |at| {
+                        at.error(
+                            MISSING,
+                            "Required value: a Service with several ports must name them",
+                            "name the port",
+                        )
+                    });
                 } else if !names.insert(&port.name) {
-                    at.field("name", |at| at.error(DUPLICATE, format!("Duplicate value: {:?}", shorten(&port.name)), "rename one of them"));
+                    at.field("name", |at| {
+                        at.error(DUPLICATE, format!("Duplicate value: {:?}", shorten(&port.name)), "rename one of them")
+                    });
                 }
                 if !matches!(port.protocol.as_str(), "" | "TCP" | "UDP" | "SCTP") {
                     at.field("protocol", |at| {
-                        at.error(INVALID, format!("Unsupported value: {:?}", shorten(&port.protocol)), "use TCP, UDP or SCTP");
+                        at.error(
+                            INVALID,
+                            format!("Unsupported value: {:?}", shorten(&port.protocol)),
+                            "use TCP, UDP or SCTP",
+                        );
                     });
                 }
                 if !numbers.insert((port.port, if port.protocol.is_empty() { "TCP" } else { &port.protocol })) {
-                    at.field("port", |at| at.error(DUPLICATE, format!("Duplicate value: {}", port.port), "remove one of them"));
+                    at.field("port", |at| {
+                        at.error(DUPLICATE, format!("Duplicate value: {}", port.port), "remove one of them")
+                    });
                 }
             });
         }
     });
     let address = spec.cluster_ip.as_str();
     if !address.is_empty() && address != "None" && !is_ip(address) {
-        at.field("clusterIP", |at| at.error(INVALID, format!("{:?} is not an IP address", shorten(address)), "remove it: one is allocated"));
+        at.field("clusterIP", |at| {
+            at.error(INVALID, format!("{:?} is not an IP address", shorten(address)), "remove it: one is allocated")
+        });
     }
     if spec.r#type == "ExternalName" {
         at.field("externalName", |at| check_host(&spec.external_name, at));
@@ -45,7 +61,13 @@ pub(super) fn check_deployment(spec: &DeploymentSpec, at: &mut Report) {
     if !spec.selector.match_labels.is_empty() && !spec.selector.match_labels.selects(&spec.template.metadata.labels) {
         at.field("template", |at| {
             at.field("metadata", |at| {
-                at.field("labels", |at| at.error(CONFLICT, "`selector` does not match template `labels`", "give the template the selector's labels"));
+                at.field("labels", |at| {
+                    at.error(
+                        CONFLICT,
+                        "`selector` does not match template `labels`",
+                        "give the template the selector's labels",
+                    )
+                });
             });
         });
     }

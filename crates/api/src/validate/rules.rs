@@ -38,9 +38,9 @@ pub(super) fn host_fault(host: &str) -> Option<String> {
     if name.len() > 255 {
         return Some(format!("domain name {:?} too long (max 255)", shorten(host)));
     }
-    name.split('.').find(|label| !is_host_label(label)).map(|label| {
-        format!("domain name {:?} invalid (label {:?} invalid)", shorten(host), shorten(label))
-    })
+    name.split('.')
+        .find(|label| !is_host_label(label))
+        .map(|label| format!("domain name {:?} invalid (label {:?} invalid)", shorten(host), shorten(label)))
 }
 
 /// A host name whose first label may be, or begin with, `*`.
@@ -51,7 +51,9 @@ pub(super) fn wildcard_host_fault(host: &str) -> Option<String> {
     match host.strip_prefix('*') {
         Some(rest) => {
             let rest = rest.strip_prefix(['.', '-']).unwrap_or(rest);
-            host_fault(rest).map(|_| format!("wildcard domain {:?} invalid: only the first label can be or begin with *", shorten(host)))
+            host_fault(rest).map(|_| {
+                format!("wildcard domain {:?} invalid: only the first label can be or begin with *", shorten(host))
+            })
         }
         None => host_fault(host),
     }
@@ -71,7 +73,9 @@ pub(super) fn is_ip_or_cidr(text: &str) -> bool {
                 Ok(IpAddr::V6(_)) => 128,
                 Err(_) => return false,
             };
-            !bits.is_empty() && bits.bytes().all(|b| b.is_ascii_digit()) && bits.parse::<u32>().is_ok_and(|bits| bits <= most)
+            !bits.is_empty()
+                && bits.bytes().all(|b| b.is_ascii_digit())
+                && bits.parse::<u32>().is_ok_and(|bits| bits <= most)
         }
     }
 }
@@ -103,7 +107,11 @@ pub(super) fn check_optional_port(port: u32, at: &mut Report) {
 
 pub(super) fn check_ip_or_cidr(text: &str, at: &mut Report) {
     if !is_ip_or_cidr(text) {
-        at.error(INVALID, format!("{:?} is not a valid IP address or CIDR range", shorten(text)), "write for example 10.0.0.1 or 10.0.0.0/8");
+        at.error(
+            INVALID,
+            format!("{:?} is not a valid IP address or CIDR range", shorten(text)),
+            "write for example 10.0.0.1 or 10.0.0.0/8",
+        );
     }
 }
 
@@ -121,7 +129,9 @@ pub(super) fn check_percent(key: &str, percent: &Option<Percent>, at: &mut Repor
         && !(0.0..=100.0).contains(&percent.value)
     {
         at.field(key, |at| {
-            at.field("value", |at| at.error(INVALID, format!("percentage {} is not in range 0..100", percent.value), "write 0 to 100"));
+            at.field("value", |at| {
+                at.error(INVALID, format!("percentage {} is not in range 0..100", percent.value), "write 0 to 100")
+            });
         });
     }
 }
@@ -167,14 +177,22 @@ pub(super) fn check_export_to(export_to: &[String], at: &mut Report) {
         for (index, target) in export_to.iter().enumerate() {
             at.index(index, |at| {
                 if !matches!(target.as_str(), "." | "*" | "~") && !is_dns_label(target) {
-                    at.error(INVALID, format!("{:?} is not a namespace", shorten(target)), "write a namespace, . for this one, or * for all");
+                    at.error(
+                        INVALID,
+                        format!("{:?} is not a namespace", shorten(target)),
+                        "write a namespace, . for this one, or * for all",
+                    );
                 } else if !seen.insert(target) {
                     at.error(DUPLICATE, format!("duplicate entries in exportTo: {target}"), "remove one of them");
                 }
             });
         }
         if export_to.len() > 1 && seen.iter().any(|target| matches!(target.as_str(), "*" | "~")) {
-            at.error(CONFLICT, "* and ~ can only stand alone in exportTo", "keep either the wildcard or the namespaces");
+            at.error(
+                CONFLICT,
+                "* and ~ can only stand alone in exportTo",
+                "keep either the wildcard or the namespaces",
+            );
         }
     });
 }
@@ -214,10 +232,18 @@ pub(super) fn check_label_selector(labels: &BTreeMap<String, String>, at: &mut R
             for (label, value) in labels {
                 at.field(label, |at| {
                     if label.contains('*') || value.contains('*') {
-                        at.error(INVALID, "wildcard is not supported in selector", "write the label as the pods have it");
+                        at.error(
+                            INVALID,
+                            "wildcard is not supported in selector",
+                            "write the label as the pods have it",
+                        );
                     }
                     if label.is_empty() {
-                        at.error(INVALID, "empty key is not supported in selector", "write the label as the pods have it");
+                        at.error(
+                            INVALID,
+                            "empty key is not supported in selector",
+                            "write the label as the pods have it",
+                        );
                     }
                 });
             }
@@ -232,10 +258,18 @@ pub(super) fn check_labels(key: &str, labels: &BTreeMap<String, String>, at: &mu
             at.field(label, |at| {
                 let name = label.rsplit_once('/').map_or(label.as_str(), |(_, name)| name);
                 if !is_label_part(name) || name.is_empty() {
-                    at.error(INVALID, format!("invalid tag key: {:?}", shorten(label)), "letters, digits, - _ and ., at most 63 of them");
+                    at.error(
+                        INVALID,
+                        format!("invalid tag key: {:?}", shorten(label)),
+                        "letters, digits, - _ and ., at most 63 of them",
+                    );
                 }
                 if !is_label_part(value) {
-                    at.error(INVALID, format!("invalid tag value: {:?}", shorten(value)), "letters, digits, - _ and ., at most 63 of them");
+                    at.error(
+                        INVALID,
+                        format!("invalid tag value: {:?}", shorten(value)),
+                        "letters, digits, - _ and ., at most 63 of them",
+                    );
                 }
             });
         }
@@ -257,9 +291,14 @@ pub(super) fn check_targets(
     target_refs: &[TargetReference],
     at: &mut Report,
 ) {
-    let chosen = usize::from(selector.is_some()) + usize::from(target_ref.is_some()) + usize::from(!target_refs.is_empty());
+    let chosen =
+        usize::from(selector.is_some()) + usize::from(target_ref.is_some()) + usize::from(!target_refs.is_empty());
     if chosen > 1 {
-        at.error(CONFLICT, "only one of targetRefs or selector can be set", "keep one of selector, targetRef and targetRefs");
+        at.error(
+            CONFLICT,
+            "only one of targetRefs or selector can be set",
+            "keep one of selector, targetRef and targetRefs",
+        );
     }
     check_selector("selector", selector, at);
     at.some("targetRef", target_ref, check_target);
@@ -274,8 +313,15 @@ fn check_target(target: &TargetReference, at: &mut Report) {
     let is_group = group.is_empty() || group.split('.').all(is_dns_label);
     if !is_group {
         at.field("group", |at| {
-            let message = format!("{} in body should match '^$|^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$'", at.path());
-            at.error(INVALID, message, "write an API group, for example gateway.networking.k8s.io, or leave it empty for core");
+            let message = format!(
+                "{} in body should match '^$|^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$'",
+                at.path()
+            );
+            at.error(
+                INVALID,
+                message,
+                "write an API group, for example gateway.networking.k8s.io, or leave it empty for core",
+            );
         });
     }
     let is_kind = kind.as_bytes().first().is_none_or(u8::is_ascii_alphabetic)
@@ -290,10 +336,16 @@ fn check_target(target: &TargetReference, at: &mut Report) {
     } else if is_group && !kind.is_empty() {
         let known = matches!(
             (group.as_str(), kind.as_str()),
-            ("", "Service") | ("gateway.networking.k8s.io", "Gateway" | "GatewayClass") | ("networking.istio.io", "ServiceEntry")
+            ("", "Service")
+                | ("gateway.networking.k8s.io", "Gateway" | "GatewayClass")
+                | ("networking.istio.io", "ServiceEntry")
         );
         if !known {
-            at.warn(DOUBTFUL, format!("a policy cannot attach to {group}/{kind}"), "use Gateway, GatewayClass, Service or ServiceEntry");
+            at.warn(
+                DOUBTFUL,
+                format!("a policy cannot attach to {group}/{kind}"),
+                "use Gateway, GatewayClass, Service or ServiceEntry",
+            );
         }
     }
     if name.len() > 253 {
@@ -301,7 +353,11 @@ fn check_target(target: &TargetReference, at: &mut Report) {
     }
     if !namespace.is_empty() {
         at.field("namespace", |at| {
-            at.error(INVALID, "cross namespace referencing is not currently supported", "write the policy in the target's namespace");
+            at.error(
+                INVALID,
+                "cross namespace referencing is not currently supported",
+                "write the policy in the target's namespace",
+            );
         });
     }
 }
@@ -346,7 +402,8 @@ mod tests {
         for good in ["10.0.0.1", "10.0.0.0/8", "::1", "fe80::/10", "0.0.0.0/0"] {
             assert!(is_ip_or_cidr(good), "{good}");
         }
-        for bad in ["10.0.0", "10.0.0.1/33", "10.0.0.1/", "10.0.0.1/+8", "::1/129", "010.0.0.1", "a/8", "fe80::1%eth0"] {
+        for bad in ["10.0.0", "10.0.0.1/33", "10.0.0.1/", "10.0.0.1/+8", "::1/129", "010.0.0.1", "a/8", "fe80::1%eth0"]
+        {
             assert!(!is_ip_or_cidr(bad), "{bad}");
         }
     }

@@ -36,12 +36,15 @@ fn check_rule(rule: &JwtRule, at: &mut Report) {
         presence: _,
     } = rule;
     if issuer.is_empty() {
-        at.field("issuer", |at| at.warn(DOUBTFUL, "without issuer, tokens of every issuer with these keys are accepted", "add the issuer"));
+        at.field("issuer", |at| {
+            at.warn(DOUBTFUL, "without issuer, tokens of every issuer with these keys are accepted", "add the issuer")
+        });
     }
     if !jwks_uri.is_empty() && !jwks.is_empty() {
         at.error(CONFLICT, "only one of jwks or jwksUri can be set", "keep one of them");
     }
-    if !jwks_uri.is_empty() && !(jwks_uri.starts_with("http://") || jwks_uri.starts_with("https://")) {
+    let has_scheme = ["http://", "https://"].iter().any(|scheme| jwks_uri.starts_with(scheme));
+    if !jwks_uri.is_empty() && !has_scheme {
         at.field("jwksUri", |at| at.error(INVALID, "url must have scheme http:// or https://", "write an https URL"));
     }
     if jwks_uri.len() > 2048 {
@@ -52,13 +55,23 @@ fn check_rule(rule: &JwtRule, at: &mut Report) {
             let keys = serde_json::from_str::<serde_json::Value>(jwks);
             let is_set = keys.as_ref().is_ok_and(|keys| keys.get("keys").is_some_and(serde_json::Value::is_array));
             if !is_set {
-                at.error(INVALID, "not a JSON Web Key Set: an object with a list named keys is wanted", "paste the issuer's JWKS document");
+                at.error(
+                    INVALID,
+                    "not a JSON Web Key Set: an object with a list named keys is wanted",
+                    "paste the issuer's JWKS document",
+                );
             }
         });
     }
     at.each("fromHeaders", from_headers, |header, at| {
         if !header.name.is_empty() && !is_header_name(&header.name) {
-            at.field("name", |at| at.error(INVALID, format!("{:?} is not a header name", shorten(&header.name)), "letters, digits, - _ and ."));
+            at.field("name", |at| {
+                at.error(
+                    INVALID,
+                    format!("{:?} is not a header name", shorten(&header.name)),
+                    "letters, digits, - _ and .",
+                )
+            });
         }
     });
     if !output_payload_to_header.is_empty() && !is_header_name(output_payload_to_header) {

@@ -6,9 +6,21 @@ use crate::networking::{Location, Resolution, ServiceEntry};
 use crate::schema::{Report, shorten};
 
 pub(super) fn check(spec: &ServiceEntry, at: &mut Report) {
-    let ServiceEntry { hosts, addresses, ports, location, resolution, endpoints, workload_selector, export_to, subject_alt_names: _ } = spec;
+    let ServiceEntry {
+        hosts,
+        addresses,
+        ports,
+        location,
+        resolution,
+        endpoints,
+        workload_selector,
+        export_to,
+        subject_alt_names: _,
+    } = spec;
     if hosts.is_empty() {
-        at.field("hosts", |at| at.error(MISSING, format!("{} in body should have at least 1 items", at.path()), "add a host"));
+        at.field("hosts", |at| {
+            at.error(MISSING, format!("{} in body should have at least 1 items", at.path()), "add a host")
+        });
     }
     at.each("hosts", hosts, |host, at| {
         if host == "*" {
@@ -20,7 +32,11 @@ pub(super) fn check(spec: &ServiceEntry, at: &mut Report) {
     at.each("addresses", addresses, |address, at| {
         check_ip_or_cidr(address, at);
         if address.contains('/') && !matches!(resolution, Resolution::None | Resolution::Static) {
-            at.error(CONFLICT, "CIDR addresses are allowed only for NONE/STATIC resolution types", "write a single address");
+            at.error(
+                CONFLICT,
+                "CIDR addresses are allowed only for NONE/STATIC resolution types",
+                "write a single address",
+            );
         }
     });
     check_ports(spec, at);
@@ -30,7 +46,9 @@ pub(super) fn check(spec: &ServiceEntry, at: &mut Report) {
     if let Some(selector) = workload_selector {
         check_label_selector(&selector.labels.0, at);
         if selector.labels.is_empty() {
-            at.field("workloadSelector", |at| at.warn(DOUBTFUL, "workloadSelector specified without labels", "add labels, or remove it"));
+            at.field("workloadSelector", |at| {
+                at.warn(DOUBTFUL, "workloadSelector specified without labels", "add labels, or remove it")
+            });
         }
     }
     check_resolution(spec, at);
@@ -40,16 +58,29 @@ pub(super) fn check(spec: &ServiceEntry, at: &mut Report) {
             for name in endpoint.ports.keys() {
                 if !ports.iter().any(|port| port.name == *name) {
                     at.field(name, |at| {
-                        at.error(INVALID, format!("endpoint port {:?} is not defined in the ports section", shorten(name)), "name a port of the ServiceEntry");
+                        at.error(
+                            INVALID,
+                            format!("endpoint port {:?} is not defined in the ports section", shorten(name)),
+                            "name a port of the ServiceEntry",
+                        );
                     });
                 }
             }
         });
     });
     let is_tcp = |protocol: &str| matches!(protocol.to_ascii_uppercase().as_str(), "" | "TCP");
-    if *location == Location::MeshExternal && addresses.is_empty() && ports.iter().any(|port| is_tcp(&port.protocol)) && *resolution == Resolution::None {
+    if *location == Location::MeshExternal
+        && addresses.is_empty()
+        && ports.iter().any(|port| is_tcp(&port.protocol))
+        && *resolution == Resolution::None
+    {
         at.field("addresses", |at| {
-            at.add(meltemi_types::Severity::Info, DOUBTFUL, "TCP ports without addresses are told apart by port alone", "add addresses");
+            at.add(
+                meltemi_types::Severity::Info,
+                DOUBTFUL,
+                "TCP ports without addresses are told apart by port alone",
+                "add addresses",
+            );
         });
     }
     check_export_to(export_to, at);
@@ -71,7 +102,11 @@ fn check_ports(spec: &ServiceEntry, at: &mut Report) {
                 });
                 at.field("name", |at| {
                     if !names.insert(&port.name) {
-                        at.error(DUPLICATE, format!("Duplicate value: {:?}", shorten(&port.name)), "rename one of the ports");
+                        at.error(
+                            DUPLICATE,
+                            format!("Duplicate value: {:?}", shorten(&port.name)),
+                            "rename one of the ports",
+                        );
                     } else if !crate::document::is_dns_label(&port.name.to_ascii_lowercase()) {
                         at.error(INVALID, format!("invalid port name: {:?}", shorten(&port.name)), "write a DNS label");
                     }
@@ -79,7 +114,11 @@ fn check_ports(spec: &ServiceEntry, at: &mut Report) {
                 at.field("targetPort", |at| check_optional_port(port.target_port, at));
                 at.field("protocol", |at| {
                     if !port.protocol.is_empty() && meltemi_types::Protocol::from_word(&port.protocol).is_none() {
-                        at.error(INVALID, format!("unsupported protocol: {:?}", shorten(&port.protocol)), "use HTTP, HTTPS, GRPC, HTTP2, MONGO, TCP or TLS");
+                        at.error(
+                            INVALID,
+                            format!("unsupported protocol: {:?}", shorten(&port.protocol)),
+                            "use HTTP, HTTPS, GRPC, HTTP2, MONGO, TCP or TLS",
+                        );
                     }
                 });
             });
@@ -93,19 +132,28 @@ fn check_resolution(spec: &ServiceEntry, at: &mut Report) {
     match resolution {
         Resolution::None => {
             if !endpoints.is_empty() {
-                at.field("endpoints", |at| at.error(CONFLICT, "NONE mode cannot set endpoints", "use resolution STATIC or DNS"));
+                at.field("endpoints", |at| {
+                    at.error(CONFLICT, "NONE mode cannot set endpoints", "use resolution STATIC or DNS")
+                });
             }
         }
         Resolution::Static => {
             at.each("endpoints", endpoints, |endpoint, at| {
-                if !endpoint.address.is_empty() && !endpoint.address.starts_with("unix://") && !is_ip(&endpoint.address) {
+                if !endpoint.address.is_empty() && !endpoint.address.starts_with("unix://") && !is_ip(&endpoint.address)
+                {
                     at.field("address", |at| {
-                        at.error(INVALID, format!("endpoint address {:?} is not an IP address", shorten(&endpoint.address)), "use resolution DNS");
+                        at.error(
+                            INVALID,
+                            format!("endpoint address {:?} is not an IP address", shorten(&endpoint.address)),
+                            "use resolution DNS",
+                        );
                     });
                 }
             });
             if endpoints.is_empty() && spec.workload_selector.is_none() {
-                at.field("endpoints", |at| at.warn(DOUBTFUL, "STATIC resolution without endpoints: calls end with 503", "add endpoints"));
+                at.field("endpoints", |at| {
+                    at.warn(DOUBTFUL, "STATIC resolution without endpoints: calls end with 503", "add endpoints")
+                });
             }
         }
         Resolution::Dns | Resolution::DnsRoundRobin => {
@@ -117,20 +165,38 @@ fn check_resolution(spec: &ServiceEntry, at: &mut Report) {
                 });
             }
             if *resolution == Resolution::DnsRoundRobin && endpoints.len() > 1 {
-                at.field("endpoints", |at| at.error(CONFLICT, "DNS_ROUND_ROBIN mode cannot have multiple endpoints", "keep one, or use resolution DNS"));
+                at.field("endpoints", |at| {
+                    at.error(
+                        CONFLICT,
+                        "DNS_ROUND_ROBIN mode cannot have multiple endpoints",
+                        "keep one, or use resolution DNS",
+                    )
+                });
             }
             at.each("endpoints", endpoints, |endpoint, at| {
                 if endpoint.address.starts_with("unix://") {
-                    at.field("address", |at| at.error(CONFLICT, format!("unix sockets cannot be resolved by {word}"), "use resolution STATIC"));
+                    at.field("address", |at| {
+                        at.error(
+                            CONFLICT,
+                            format!("unix sockets cannot be resolved by {word}"),
+                            "use resolution STATIC",
+                        )
+                    });
                 }
             });
         }
         Resolution::DynamicDns => {
             if !endpoints.is_empty() || spec.workload_selector.is_some() {
-                at.error(CONFLICT, "DYNAMIC_DNS mode cannot set endpoints or workloadSelector", "remove them, or use resolution DNS");
+                at.error(
+                    CONFLICT,
+                    "DYNAMIC_DNS mode cannot set endpoints or workloadSelector",
+                    "remove them, or use resolution DNS",
+                );
             }
             if spec.location == Location::MeshInternal {
-                at.field("location", |at| at.error(CONFLICT, "DYNAMIC_DNS is only supported for MESH_EXTERNAL", "use MESH_EXTERNAL"));
+                at.field("location", |at| {
+                    at.error(CONFLICT, "DYNAMIC_DNS is only supported for MESH_EXTERNAL", "use MESH_EXTERNAL")
+                });
             }
         }
     }

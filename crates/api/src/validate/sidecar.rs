@@ -3,7 +3,9 @@
 use super::destination_rule::check_pool;
 use super::rules::*;
 use super::virtual_service::check_destination;
-use crate::networking::{CaptureMode, IstioEgressListener, IstioIngressListener, Sidecar, SidecarOutboundTrafficMode, SidecarPort};
+use crate::networking::{
+    CaptureMode, IstioEgressListener, IstioIngressListener, Sidecar, SidecarOutboundTrafficMode, SidecarPort,
+};
 use crate::schema::{Report, shorten};
 
 pub(super) fn check(spec: &Sidecar, at: &mut Report) {
@@ -11,7 +13,8 @@ pub(super) fn check(spec: &Sidecar, at: &mut Report) {
     if let Some(selector) = workload_selector {
         check_label_selector(&selector.labels.0, at);
     }
-    if ingress.is_empty() && egress.is_empty() && inbound_connection_pool.is_none() && outbound_traffic_policy.is_none() {
+    if ingress.is_empty() && egress.is_empty() && inbound_connection_pool.is_none() && outbound_traffic_policy.is_none()
+    {
         at.error(MISSING, "sidecar: empty configuration provided", "add ingress, egress or outboundTrafficPolicy");
     }
     let mut ports = std::collections::BTreeSet::new();
@@ -20,7 +23,13 @@ pub(super) fn check(spec: &Sidecar, at: &mut Report) {
             at.index(index, |at| {
                 check_ingress(listener, at);
                 if !ports.insert(listener.port.number) {
-                    at.field("port", |at| at.error(DUPLICATE, "sidecar: ports on IP bound listeners must be unique", "merge the two listeners"));
+                    at.field("port", |at| {
+                        at.error(
+                            DUPLICATE,
+                            "sidecar: ports on IP bound listeners must be unique",
+                            "merge the two listeners",
+                        )
+                    });
                 }
             });
         }
@@ -40,7 +49,13 @@ pub(super) fn check(spec: &Sidecar, at: &mut Report) {
                 if let Some(port) = &listener.port
                     && !bound.insert((port.number, listener.bind.as_str()))
                 {
-                    at.field("port", |at| at.error(DUPLICATE, "sidecar: ports on IP bound listeners must be unique", "merge the two listeners"));
+                    at.field("port", |at| {
+                        at.error(
+                            DUPLICATE,
+                            "sidecar: ports on IP bound listeners must be unique",
+                            "merge the two listeners",
+                        )
+                    });
                 }
             });
         }
@@ -49,7 +64,11 @@ pub(super) fn check(spec: &Sidecar, at: &mut Report) {
     at.some("outboundTrafficPolicy", outbound_traffic_policy, |policy, at| {
         at.some("egressProxy", &policy.egress_proxy, |proxy, at| {
             if policy.mode != SidecarOutboundTrafficMode::AllowAny {
-                at.error(CONFLICT, "sidecar: egress_proxy must be set only with ALLOW_ANY outbound_traffic_policy mode", "use mode ALLOW_ANY");
+                at.error(
+                    CONFLICT,
+                    "sidecar: egress_proxy must be set only with ALLOW_ANY outbound_traffic_policy mode",
+                    "use mode ALLOW_ANY",
+                );
             }
             if proxy.port.is_none() {
                 at.field("port", |at| at.error(MISSING, "sidecar: egress_proxy port must be set", "add port.number"));
@@ -63,7 +82,13 @@ fn check_listener_port(port: &SidecarPort, at: &mut Report) {
     let SidecarPort { number, protocol, name: _, target_port } = port;
     at.field("number", |at| check_port(*number, at));
     if !protocol.is_empty() && meltemi_types::Protocol::from_word(protocol).is_none() {
-        at.field("protocol", |at| at.error(INVALID, format!("unsupported protocol: {:?}", shorten(protocol)), "use HTTP, HTTPS, GRPC, HTTP2, MONGO, TCP or TLS"));
+        at.field("protocol", |at| {
+            at.error(
+                INVALID,
+                format!("unsupported protocol: {:?}", shorten(protocol)),
+                "use HTTP, HTTPS, GRPC, HTTP2, MONGO, TCP or TLS",
+            )
+        });
     }
     if *target_port != 0 {
         at.field("targetPort", |at| at.warn(WITHOUT_EFFECT, "targetPort has no impact on Sidecars", "remove it"));
@@ -74,7 +99,9 @@ fn check_ingress(listener: &IstioIngressListener, at: &mut Report) {
     let IstioIngressListener { port, bind, capture_mode: _, default_endpoint, tls, connection_pool } = listener;
     at.field("port", |at| check_listener_port(port, at));
     if !bind.is_empty() && !is_ip(bind) {
-        at.field("bind", |at| at.error(INVALID, format!("{:?} is not a valid IP", shorten(bind)), "write an address of the workload"));
+        at.field("bind", |at| {
+            at.error(INVALID, format!("{:?} is not a valid IP", shorten(bind)), "write an address of the workload")
+        });
     }
     if !default_endpoint.is_empty() {
         at.field("defaultEndpoint", |at| check_default_endpoint(default_endpoint, at));
@@ -98,32 +125,52 @@ fn check_default_endpoint(endpoint: &str, at: &mut Report) {
         at.error(INVALID, "sidecar: defaultEndpoint must be of form 127.0.0.1:<port>, 0.0.0.0:<port>, [::1]:<port>, [::]:<port> or unix://filepath", remedy);
     }
     if !port.parse::<u16>().is_ok_and(|port| port > 0) {
-        at.error(INVALID, format!("sidecar: defaultEndpoint port ({:?}) is not a number: port must be between 1-65535", shorten(port)), remedy);
+        at.error(
+            INVALID,
+            format!(
+                "sidecar: defaultEndpoint port ({:?}) is not a number: port must be between 1-65535",
+                shorten(port)
+            ),
+            remedy,
+        );
     }
 }
 
 fn check_egress(listener: &IstioEgressListener, at: &mut Report) {
     let IstioEgressListener { port, bind, capture_mode, hosts } = listener;
     if !bind.is_empty() && !is_ip(bind) && !bind.starts_with("unix://") {
-        at.field("bind", |at| at.error(INVALID, format!("{:?} is not a valid IP or unix:// socket", shorten(bind)), "write an address"));
+        at.field("bind", |at| {
+            at.error(INVALID, format!("{:?} is not a valid IP or unix:// socket", shorten(bind)), "write an address")
+        });
     }
     match port {
-        Some(port) if bind.starts_with("unix://") => {
-            if port.number != 0 {
-                at.field("port", |at| at.error(CONFLICT, "sidecar: unix domain socket listeners must have port 0", "remove the number"));
-            }
+        Some(port) if bind.starts_with("unix://") && port.number != 0 => {
+            at.field("port", |at| {
+                at.error(CONFLICT, "sidecar: unix domain socket listeners must have port 0", "remove the number")
+            });
         }
+        Some(_) if bind.starts_with("unix://") => {}
         Some(port) => at.field("port", |at| check_listener_port(port, at)),
         None if !bind.is_empty() => {
-            at.field("bind", |at| at.error(CONFLICT, "sidecar: bind is not allowed without a port", "add a port, or remove bind"));
+            at.field("bind", |at| {
+                at.error(CONFLICT, "sidecar: bind is not allowed without a port", "add a port, or remove bind")
+            });
         }
         None if *capture_mode == CaptureMode::None => {
-            at.field("captureMode", |at| at.error(CONFLICT, "sidecar: captureMode must be DEFAULT/IPTABLES without a port", "add a port"));
+            at.field("captureMode", |at| {
+                at.error(CONFLICT, "sidecar: captureMode must be DEFAULT/IPTABLES without a port", "add a port")
+            });
         }
         None => {}
     }
     if hosts.is_empty() {
-        at.field("hosts", |at| at.error(MISSING, "sidecar: egress listener must contain at least one host", "add ./* for the own namespace"));
+        at.field("hosts", |at| {
+            at.error(
+                MISSING,
+                "sidecar: egress listener must contain at least one host",
+                "add ./* for the own namespace",
+            )
+        });
     }
     let mut seen = Once::new();
     at.field("hosts", |at| {
@@ -131,7 +178,11 @@ fn check_egress(listener: &IstioEgressListener, at: &mut Report) {
             at.index(index, |at| {
                 check_namespaced_host(host, at);
                 if !seen.insert(host) {
-                    at.error(DUPLICATE, format!("sidecar: duplicate egress host {}", shorten(host)), "remove one of them");
+                    at.error(
+                        DUPLICATE,
+                        format!("sidecar: duplicate egress host {}", shorten(host)),
+                        "remove one of them",
+                    );
                 }
             });
         }
@@ -140,10 +191,18 @@ fn check_egress(listener: &IstioEgressListener, at: &mut Report) {
 
 fn check_namespaced_host(host: &str, at: &mut Report) {
     let Some((namespace, name)) = host.split_once('/') else {
-        return at.error(INVALID, format!("sidecar: host must be of form namespace/dnsName: {:?}", shorten(host)), "write ./HOST, */HOST or NAMESPACE/HOST");
+        return at.error(
+            INVALID,
+            format!("sidecar: host must be of form namespace/dnsName: {:?}", shorten(host)),
+            "write ./HOST, */HOST or NAMESPACE/HOST",
+        );
     };
     if !matches!(namespace, "." | "*" | "~") && !crate::document::is_dns_label(namespace) {
-        at.error(INVALID, format!("sidecar: namespace {:?} is not valid", shorten(namespace)), "write a namespace, . for this one, * for all, ~ for none");
+        at.error(
+            INVALID,
+            format!("sidecar: namespace {:?} is not valid", shorten(namespace)),
+            "write a namespace, . for this one, * for all, ~ for none",
+        );
     }
     check_wildcard_host(name, at);
 }

@@ -8,19 +8,27 @@ pub(super) fn check(spec: &Telemetry, at: &mut Report) {
     let Telemetry { selector, target_ref, target_refs, tracing, metrics, access_logging } = spec;
     check_targets(selector, target_ref, target_refs, at);
     if tracing.len() > 1 {
-        at.field("tracing", |at| at.warn(WITHOUT_EFFECT, "multiple tracing is not currently supported: the first one counts", "keep one"));
+        at.field("tracing", |at| {
+            at.warn(WITHOUT_EFFECT, "multiple tracing is not currently supported: the first one counts", "keep one")
+        });
     }
     if metrics.len() > 1 {
-        at.field("metrics", |at| at.warn(WITHOUT_EFFECT, "multiple metrics is not currently supported: the first one counts", "keep one"));
+        at.field("metrics", |at| {
+            at.warn(WITHOUT_EFFECT, "multiple metrics is not currently supported: the first one counts", "keep one")
+        });
     }
     at.each("tracing", tracing, check_tracing);
     at.each("metrics", metrics, check_metrics);
     at.each("accessLogging", access_logging, |logging: &AccessLogging, at| {
         at.some("filter", &logging.filter, |filter, at| {
             if filter.expression.is_empty() {
-                at.field("expression", |at| at.error(MISSING, "filter expression must not be empty", "write a CEL expression"));
+                at.field("expression", |at| {
+                    at.error(MISSING, "filter expression must not be empty", "write a CEL expression")
+                });
             } else if let Some(fault) = unbalanced(&filter.expression) {
-                at.field("expression", |at| at.error(INVALID, format!("not a CEL expression: {fault}"), "correct the expression"));
+                at.field("expression", |at| {
+                    at.error(INVALID, format!("not a CEL expression: {fault}"), "correct the expression")
+                });
             }
         });
     });
@@ -49,9 +57,16 @@ fn check_tracing(tracing: &Tracing, at: &mut Report) {
 
 fn check_tag(tag: &CustomTag, at: &mut Report) {
     let CustomTag { literal, environment, header, formatter } = tag;
-    let chosen = usize::from(literal.is_some()) + usize::from(environment.is_some()) + usize::from(header.is_some()) + usize::from(formatter.is_some());
+    let chosen = usize::from(literal.is_some())
+        + usize::from(environment.is_some())
+        + usize::from(header.is_some())
+        + usize::from(formatter.is_some());
     match chosen {
-        0 => at.error(MISSING, "a custom tag must say where its value comes from", "add literal, environment, header or formatter"),
+        0 => at.error(
+            MISSING,
+            "a custom tag must say where its value comes from",
+            "add literal, environment, header or formatter",
+        ),
         1 => {}
         _ => at.error(CONFLICT, "only one of literal, environment, header or formatter can be set", "keep one of them"),
     }
@@ -71,7 +86,9 @@ fn check_metrics(metrics: &Metrics, at: &mut Report) {
                     (TagOperation::Remove, Some(_)) => {
                         at.error(CONFLICT, "value must not be set when operation is REMOVE", "remove value");
                     }
-                    (TagOperation::Upsert, None) => at.error(MISSING, "value must be set when operation is UPSERT", "add a CEL expression"),
+                    (TagOperation::Upsert, None) => {
+                        at.error(MISSING, "value must be set when operation is UPSERT", "add a CEL expression")
+                    }
                     (TagOperation::Upsert, Some(value)) if value.is_empty() => {
                         at.error(MISSING, "value must be set when operation is UPSERT", "add a CEL expression");
                     }

@@ -27,7 +27,11 @@ fn check_common(entry: &WorkloadEntry, at: &mut Report) {
             at.field(name, |at| {
                 let inner = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
                 if name.is_empty() || name.len() >= 63 || !inner || name.starts_with('-') || name.ends_with('-') {
-                    at.error(INVALID, format!("port name must be valid: {:?}", shorten(name)), "letters, digits and -, fewer than 63");
+                    at.error(
+                        INVALID,
+                        format!("port name must be valid: {:?}", shorten(name)),
+                        "letters, digits and -, fewer than 63",
+                    );
                 }
                 check_port(*port, at);
             });
@@ -35,7 +39,9 @@ fn check_common(entry: &WorkloadEntry, at: &mut Report) {
     });
     check_labels("labels", &labels.0, at);
     if service_account.len() > 253 {
-        at.field("serviceAccount", |at| at.error(INVALID, "may not be more than 253 bytes", "write the account's name"));
+        at.field("serviceAccount", |at| {
+            at.error(INVALID, "may not be more than 253 bytes", "write the account's name")
+        });
     }
 }
 
@@ -84,7 +90,10 @@ fn check_probe(probe: &ReadinessProbe, at: &mut Report) {
             at.field(key, |at| at.error(INVALID, format!("{key} must be non-negative"), "write 0 or more"));
         }
     }
-    let chosen = usize::from(http_get.is_some()) + usize::from(tcp_socket.is_some()) + usize::from(exec.is_some()) + usize::from(grpc.is_some());
+    let chosen = usize::from(http_get.is_some())
+        + usize::from(tcp_socket.is_some())
+        + usize::from(exec.is_some())
+        + usize::from(grpc.is_some());
     if chosen > 1 {
         at.error(CONFLICT, "only one of httpGet, tcpSocket, exec or grpc can be set", "keep one of them");
     }
@@ -94,7 +103,9 @@ fn check_probe(probe: &ReadinessProbe, at: &mut Report) {
             at.field("scheme", |at| at.error(INVALID, "scheme must be one of [HTTP, HTTPS]", "write HTTP or HTTPS"));
         }
         at.each("httpHeaders", &http.http_headers, |header, at| {
-            if header.name.is_empty() || !header.name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')) {
+            if header.name.is_empty()
+                || !header.name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+            {
                 at.field("name", |at| {
                     let message = format!("{} in body should match '^[-_A-Za-z0-9]+$'", at.path());
                     at.error(INVALID, message, "letters, digits, - and _");

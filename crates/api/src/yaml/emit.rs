@@ -98,7 +98,9 @@ fn wants_block(text: &str) -> bool {
         && !text.ends_with("\n\n")
         && text.trim_end_matches('\n').lines().all(|line| !line.ends_with([' ', '\t']))
         && !text.split('\n').any(|line| line.starts_with("---") || line.starts_with("..."))
-        && text.chars().all(|c| c == '\n' || (!c.is_control() && !matches!(c, '\u{85}' | '\u{2028}' | '\u{2029}' | '\u{feff}')))
+        && text
+            .chars()
+            .all(|c| c == '\n' || (!c.is_control() && !matches!(c, '\u{85}' | '\u{2028}' | '\u{2029}' | '\u{feff}')))
 }
 
 fn text(text: &str, out: &mut String) {
@@ -119,7 +121,10 @@ fn text(text: &str, out: &mut String) {
 
 /// Whether a string can stand without quotes: it resolves to itself, and no character has a meaning.
 fn is_plain(text: &str) -> bool {
-    let safe = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b'/' | b'+' | b'~' | b'(' | b')' | b'^' | b'$' | b' ' | b':');
+    let safe = |b: u8| {
+        b.is_ascii_alphanumeric()
+            || matches!(b, b'_' | b'-' | b'.' | b'/' | b'+' | b'~' | b'(' | b')' | b'^' | b'$' | b' ' | b':')
+    };
     let first = text.as_bytes().first().copied();
     first.is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'_' | b'.'))
         && text.len() < 512

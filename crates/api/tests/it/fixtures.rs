@@ -22,7 +22,8 @@ fn istios_fixtures_agree() {
         let parsed = parse(&name, &stripped);
         let mut found = parsed.diagnostics;
         found.extend(parsed.objects.iter().flat_map(validate));
-        let errors: Vec<String> = found.iter().filter(|d| d.severity == Severity::Error).map(ToString::to_string).collect();
+        let errors: Vec<String> =
+            found.iter().filter(|d| d.severity == Severity::Error).map(ToString::to_string).collect();
         for diagnostic in &found {
             assert!(diagnostic.severity != Severity::Error || !diagnostic.remedy.is_empty(), "{diagnostic}");
             assert!(diagnostic.position.line > 0, "{diagnostic}");

@@ -2,6 +2,7 @@
 
 mod findings;
 mod fixtures;
+mod mutations;
 mod samples;
 
 use std::path::PathBuf;

@@ -16,7 +16,9 @@ use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
 use meltemi_proto::value_of;
 use meltemi_tls::{ClientTerms, Identity, ServerRule, TrustBundle};
 use meltemi_types::TrustDomain;
-use meltemi_xds::{Backoff, BoxError, Client, ClientConfig, ClientEvent, ClientHandle, Connection, Subscription, Update, Variant};
+use meltemi_xds::{
+    Backoff, BoxError, Client, ClientConfig, ClientEvent, ClientHandle, Connection, Subscription, Update, Variant,
+};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -38,7 +40,12 @@ pub struct Proxy {
     pub events: mpsc::Receiver<ClientEvent>,
 }
 
-fn options(folder: &Path, signer: &TokenSigner, authority: Arc<CertificateAuthority>, secure: SocketAddr) -> ControlOptions {
+fn options(
+    folder: &Path,
+    signer: &TokenSigner,
+    authority: Arc<CertificateAuthority>,
+    secure: SocketAddr,
+) -> ControlOptions {
     let tokens = Arc::new(JwtTokenReview::new(signer.public_key_pem()).expect("a sound key"));
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     ControlOptions {
@@ -85,11 +92,18 @@ impl Mesh {
 
     pub async fn ready(&self) {
         let mut worlds = self.control.worlds();
-        tokio::time::timeout(PATIENCE, worlds.wait_for(|world| world.is_ready())).await.expect("in time").expect("the store lives");
+        tokio::time::timeout(PATIENCE, worlds.wait_for(|world| world.is_ready()))
+            .await
+            .expect("in time")
+            .expect("the store lives");
     }
 
     pub fn write(&self, name: &str, text: &str) {
         std::fs::write(self.folder.path().join("config").join(name), text).expect("written");
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.folder.path().join("config").join(name)).expect("there")
     }
 
     pub fn admin(&self) -> Admin {
@@ -125,11 +139,19 @@ impl Mesh {
         self.client(token, identity, node, variant, initial)
     }
 
-    fn client(&self, token: Option<String>, identity: Option<Identity>, node: Node, variant: Variant, initial: Vec<(String, Subscription)>) -> Proxy {
+    fn client(
+        &self,
+        token: Option<String>,
+        identity: Option<Identity>,
+        node: Node,
+        variant: Variant,
+        initial: Vec<(String, Subscription)>,
+    ) -> Proxy {
         let (address, roots) = (self.control.addresses().secure, self.authority.roots_pem().to_owned());
         let connect = move || dial(address, roots.clone(), token.clone(), identity.clone());
         let backoff = Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(50) };
-        let (handle, events) = Client::spawn(ClientConfig { variant, backoff, ..ClientConfig::new(connect, node, initial) });
+        let (handle, events) =
+            Client::spawn(ClientConfig { variant, backoff, ..ClientConfig::new(connect, node, initial) });
         Proxy { handle, events }
     }
 
@@ -138,7 +160,12 @@ impl Mesh {
     }
 }
 
-async fn dial(address: SocketAddr, roots: String, token: Option<String>, identity: Option<Identity>) -> Result<Connection, BoxError> {
+async fn dial(
+    address: SocketAddr,
+    roots: String,
+    token: Option<String>,
+    identity: Option<Identity>,
+) -> Result<Connection, BoxError> {
     let name = "istiod.istio-system.svc";
     let terms = ClientTerms { alpn: vec!["h2".into()], rule: ServerRule::Host(name.into()), ..ClientTerms::default() };
     let config = meltemi_tls::client_config(&terms, identity.as_ref(), &TrustBundle::from_pem(roots.as_bytes())?)?;
@@ -171,7 +198,12 @@ impl tower_service::Service<http::Uri> for Once {
 
 /// The node of the pod `productpage-1`.
 pub fn proxy_node(namespace: &str, account: &str) -> Node {
-    let fields = [("NAME", "productpage-1"), ("NAMESPACE", namespace), ("SERVICE_ACCOUNT", account), ("INSTANCE_IPS", "10.44.0.9")];
+    let fields = [
+        ("NAME", "productpage-1"),
+        ("NAMESPACE", namespace),
+        ("SERVICE_ACCOUNT", account),
+        ("INSTANCE_IPS", "10.44.0.9"),
+    ];
     let fields = fields.into_iter().map(|(key, value)| (key.to_owned(), value_of(value))).collect();
     Node {
         id: format!("sidecar~10.44.0.9~productpage-1.{namespace}~{namespace}.svc.cluster.local"),

@@ -32,10 +32,15 @@ async fn a_proxy_gets_its_configuration(variant: Variant) {
     let mesh = Mesh::start().await;
     let mut client = mesh.proxy("default", "bookinfo-productpage", variant);
     let seen = start_up(&mut client).await;
-    let of = |url: &str| seen.iter().filter(|(seen, _)| seen == url).flat_map(|(_, names)| names.clone()).collect::<Vec<_>>();
+    let of = |url: &str| {
+        seen.iter().filter(|(seen, _)| seen == url).flat_map(|(_, names)| names.clone()).collect::<Vec<_>>()
+    };
     assert!(of(CLUSTER).contains(&REVIEWS.to_owned()), "{seen:?}");
     assert!(of(ENDPOINT).contains(&REVIEWS.to_owned()), "{seen:?}");
-    assert!(of(LISTENER).contains(&"virtualOutbound".to_owned()) && of(LISTENER).contains(&"virtualInbound".to_owned()), "{seen:?}");
+    assert!(
+        of(LISTENER).contains(&"virtualOutbound".to_owned()) && of(LISTENER).contains(&"virtualInbound".to_owned()),
+        "{seen:?}"
+    );
     let types: Vec<&str> = seen.iter().map(|(url, _)| url.as_str()).collect();
     let first = |url: &str| types.iter().position(|seen| *seen == url);
     assert!(first(CLUSTER) < first(ENDPOINT) && first(ENDPOINT) < first(LISTENER), "{types:?}");
@@ -70,7 +75,12 @@ async fn a_proxy_can_only_ask_as_itself() {
     let cases = [
         (Some(ratings), proxy_node("default", "bookinfo-productpage"), "PermissionDenied", "can only ask as itself"),
         (None, proxy_node("default", "bookinfo-productpage"), "Unauthenticated", "token"),
-        (Some("nonsense".to_owned()), proxy_node("default", "bookinfo-productpage"), "Unauthenticated", "token refused"),
+        (
+            Some("nonsense".to_owned()),
+            proxy_node("default", "bookinfo-productpage"),
+            "Unauthenticated",
+            "token refused",
+        ),
     ];
     for (token, node, code, words) in cases {
         let mut client = mesh.connect(token, None, node, Variant::Delta);
@@ -107,10 +117,17 @@ async fn a_refusal_is_visible_with_resource_and_reason() {
     assert_eq!(proxy.rejections[0].name, REVIEWS);
     assert!(proxy.rejections[0].reason.contains("I do not like it"));
     let metrics = String::from_utf8(admin.text("/metrics").await.expect("answers").to_vec()).expect("text");
-    assert!(metrics.contains("pilot_xds_cds_reject 1") && metrics.contains("pilot_total_xds_rejects{type=\"cds\"} 1"), "{metrics}");
+    assert!(
+        metrics.contains("pilot_xds_cds_reject 1") && metrics.contains("pilot_total_xds_rejects{type=\"cds\"} 1"),
+        "{metrics}"
+    );
     let dump: meltemi_admin_api::ConfigDump =
         admin.get("/debug/config_dump?proxyID=productpage-1.default").await.expect("the proxy is connected");
-    assert!(dump.types.iter().any(|dumped| dumped.type_url == CLUSTER && dumped.resources.iter().any(|r| r.name == REVIEWS)));
+    assert!(
+        dump.types
+            .iter()
+            .any(|dumped| dumped.type_url == CLUSTER && dumped.resources.iter().any(|r| r.name == REVIEWS))
+    );
     mesh.shutdown().await;
 }
 
@@ -135,7 +152,8 @@ async fn a_certificate_names_its_caller_and_opens_a_stream() {
     let refused = ca.create_certificate(ask(foreign)).await.expect_err("not the caller's");
     assert_eq!(refused.code(), tonic::Code::PermissionDenied);
     // No proof, no certificate.
-    let anonymous = tonic::Request::new(CertificateRequest { csr: harness::request(None).1, validity_duration: 0, metadata: None });
+    let anonymous =
+        tonic::Request::new(CertificateRequest { csr: harness::request(None).1, validity_duration: 0, metadata: None });
     assert_eq!(ca.create_certificate(anonymous).await.expect_err("no token").code(), tonic::Code::Unauthenticated);
 
     // The certificate stands for the token.
@@ -182,22 +200,28 @@ async fn objects_are_applied_shown_and_deleted() {
     let admin: Admin = mesh.admin();
     let which = ObjectSelector { kind: "svc".into(), ns: "default".into(), name: "ratings".into() };
 
-    let dry = admin.apply(harness::service("ratings"), true).await.expect("answers");
+    let dry = admin.apply(harness::service("ratings"), "default", true).await.expect("answers");
     assert!(dry.ok && dry.dry_run && dry.objects[0].action == Action::Created);
     assert!(admin.objects(&which).await.expect("answers").items.is_empty());
 
-    let applied = admin.apply(harness::service("ratings"), false).await.expect("answers");
+    let applied = admin.apply(harness::service("ratings"), "default", false).await.expect("answers");
     assert!(applied.ok, "{applied:?}");
     assert_eq!(admin.objects(&which).await.expect("answers").items.len(), 1);
-    let again = admin.apply(harness::service("ratings"), false).await.expect("answers");
+    let again = admin.apply(harness::service("ratings"), "default", false).await.expect("answers");
     assert_eq!(again.objects[0].action, Action::Unchanged);
 
-    // What a file of the user's holds is changed there.
-    let foreign = admin.apply(harness::service("reviews"), false).await.expect("answers");
-    assert!(!foreign.ok && foreign.objects[0].action == Action::Refused);
-    assert!(foreign.diagnostics.iter().any(|d| d.message.contains("reviews.yaml")), "{foreign:?}");
+    // What a file of the user's holds is changed there, and the answer says which file.
+    let labelled =
+        harness::service("reviews").replace("name: reviews\nspec", "name: reviews\n  labels: {tier: one}\nspec");
+    let changed = admin.apply(labelled, "default", false).await.expect("answers");
+    assert!(
+        changed.ok && changed.objects[0].action == Action::Configured && changed.objects[0].in_users_file,
+        "{changed:?}"
+    );
+    assert!(changed.objects[0].file.ends_with("config/reviews.yaml"), "{changed:?}");
+    assert!(mesh.read("reviews.yaml").contains("tier: one"));
 
-    let broken = admin.apply("kind: [".to_owned(), false).await.expect("answers");
+    let broken = admin.apply("kind: [".to_owned(), "default", false).await.expect("answers");
     assert!(!broken.ok && !broken.diagnostics.is_empty());
 
     // It survives a restart, and goes when it is told to.

@@ -9,6 +9,8 @@ use clap::Parser;
 use meltemi_ca::{CertificateAuthority, JwtTokenReview};
 use meltemi_control::ControlOptions;
 use meltemi_types::TrustDomain;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 /// Flags between the node and its control plane.
 #[derive(Debug, Parser)]
@@ -56,6 +58,18 @@ pub(crate) fn control(args: ControlArgs) -> Result<i32> {
     std::fs::write(&next, root)?;
     std::fs::rename(&next, args.run_dir.join("root-cert.pem"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(meltemi_control::run(options))?;
+    runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let asked = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            asked.cancel();
+        });
+        meltemi_control::run(options, stop).await
+    })?;
     Ok(0)
 }

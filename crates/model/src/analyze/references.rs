@@ -19,7 +19,14 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
         let rule = &entry.value;
         if !is_known_host(snapshot, &rule.origin.object.namespace, &rule.host) {
             let message = format!("Referenced host not found: {:?}", written_host(&entry.object).unwrap_or_default());
-            warn(found, &entry.object, MISSING, "spec.host", message, "correct the host, or declare a Service or ServiceEntry for it");
+            warn(
+                found,
+                &entry.object,
+                MISSING,
+                "spec.host",
+                message,
+                "correct the host, or declare a Service or ServiceEntry for it",
+            );
         }
     }
     for entry in snapshot.lowered.gateways.entries.values() {
@@ -27,11 +34,21 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             let credentials = server.tls.iter().flat_map(|tls| &tls.credential_names);
             for name in credentials.filter(|name| !name.contains("://")) {
                 // The Secret is looked for where the gateway's proxies run; without any, in the Gateway's own namespace.
-                let mut homes = snapshot.workloads().filter(|workload| entry.value.selector.selects(&workload.labels)).map(|workload| workload.namespace.as_str());
+                let mut homes = snapshot
+                    .workloads()
+                    .filter(|workload| entry.value.selector.selects(&workload.labels))
+                    .map(|workload| workload.namespace.as_str());
                 let home = homes.next().unwrap_or(&entry.object.meta.namespace);
                 if snapshot.credential(&NamespacedName::new(home, name)).is_none() {
                     let field = format!("spec.servers[{index}].tls.credentialName");
-                    warn(found, &entry.object, MISSING, &field, format!("Referenced credentialName not found: {name:?}"), format!("create Secret {name} in namespace {home}"));
+                    warn(
+                        found,
+                        &entry.object,
+                        MISSING,
+                        &field,
+                        format!("Referenced credentialName not found: {name:?}"),
+                        format!("create Secret {name} in namespace {home}"),
+                    );
                 }
             }
         }
@@ -40,7 +57,14 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
         if let crate::AuthzAction::Custom { provider } = &entry.value.action
             && !snapshot.mesh.extension_providers.iter().any(|known| known.name == *provider)
         {
-            warn(found, &entry.object, MISSING, "spec.provider.name", format!("Referenced provider not found: {provider:?}"), "add it to extensionProviders of MeshConfig");
+            warn(
+                found,
+                &entry.object,
+                MISSING,
+                "spec.provider.name",
+                format!("Referenced provider not found: {provider:?}"),
+                "add it to extensionProviders of MeshConfig",
+            );
         }
     }
     for entry in snapshot.lowered.telemetries.entries.values() {
@@ -48,9 +72,25 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             for provider in &rule.providers {
                 let field = format!("spec.accessLogging[{index}].providers");
                 match snapshot.mesh.extension_providers.iter().find(|known| known.name == *provider) {
-                    None => warn(found, &entry.object, MISSING, &field, format!("Referenced provider not found: {provider:?}"), "add it to extensionProviders of MeshConfig"),
+                    None => warn(
+                        found,
+                        &entry.object,
+                        MISSING,
+                        &field,
+                        format!("Referenced provider not found: {provider:?}"),
+                        "add it to extensionProviders of MeshConfig",
+                    ),
                     Some(known) if known.envoy_file_access_log.is_none() => {
-                        warn(found, &entry.object, "MEL0307", &field, format!("provider {provider:?} is not a file log, the only kind supported yet; it has no effect"), "use envoyFileAccessLog");
+                        warn(
+                            found,
+                            &entry.object,
+                            "MEL0307",
+                            &field,
+                            format!(
+                                "provider {provider:?} is not a file log, the only kind supported yet; it has no effect"
+                            ),
+                            "use envoyFileAccessLog",
+                        );
                     }
                     Some(_) => {}
                 }
@@ -66,10 +106,19 @@ fn virtual_service(snapshot: &Snapshot, object: &Object, found: &mut Vec<Diagnos
         if let GatewayRef::Gateway(reference) = gateway_ref(name, namespace)
             && snapshot.gateway(&reference).is_none()
         {
-            warn(found, object, MISSING, &format!("spec.gateways[{index}]"), format!("Referenced gateway not found: {name:?}"), "correct the name, or create the Gateway");
+            warn(
+                found,
+                object,
+                MISSING,
+                &format!("spec.gateways[{index}]"),
+                format!("Referenced gateway not found: {name:?}"),
+                "correct the name, or create the Gateway",
+            );
         }
     }
-    let mut check = |field: String, written: &meltemi_api::networking::Destination| destination(snapshot, object, &field, written, found);
+    let mut check = |field: String, written: &meltemi_api::networking::Destination| {
+        destination(snapshot, object, &field, written, found)
+    };
     for (index, route) in spec.http.iter().enumerate() {
         for (at, to) in route.route.iter().enumerate() {
             check(format!("spec.http[{index}].route[{at}].destination"), &to.destination);
@@ -93,20 +142,40 @@ fn virtual_service(snapshot: &Snapshot, object: &Object, found: &mut Vec<Diagnos
     }
 }
 
-fn destination(snapshot: &Snapshot, object: &Object, field: &str, written: &meltemi_api::networking::Destination, found: &mut Vec<Diagnostic>) {
+fn destination(
+    snapshot: &Snapshot,
+    object: &Object,
+    field: &str,
+    written: &meltemi_api::networking::Destination,
+    found: &mut Vec<Diagnostic>,
+) {
     let host = Hostname::resolve(&written.host, &object.meta.namespace, &snapshot.options.domain);
     for namespace in viewers(snapshot, object) {
         let Some(service) = snapshot.service_for(&namespace, &host) else {
             if !is_known_host(snapshot, &namespace, &host) {
                 let message = format!("Referenced host not found: {:?}", written.host);
-                warn(found, object, MISSING, &format!("{field}.host"), message, "correct the host, or declare a Service or ServiceEntry for it");
+                warn(
+                    found,
+                    object,
+                    MISSING,
+                    &format!("{field}.host"),
+                    message,
+                    "correct the host, or declare a Service or ServiceEntry for it",
+                );
             }
             continue;
         };
         match written.port.as_ref().and_then(|selector| u16::try_from(selector.number).ok()) {
             Some(port) if service.port(port).is_none() => {
                 let message = format!("Referenced host:port not found: \"{}:{port}\"", written.host);
-                warn(found, object, MISSING, &format!("{field}.port"), message, format!("use one of its ports: {}", ports(service)));
+                warn(
+                    found,
+                    object,
+                    MISSING,
+                    &format!("{field}.port"),
+                    message,
+                    format!("use one of its ports: {}", ports(service)),
+                );
             }
             None if service.ports.len() > 1 => {
                 let message = format!(
@@ -120,8 +189,16 @@ fn destination(snapshot: &Snapshot, object: &Object, field: &str, written: &melt
         }
     }
     if !written.subset.is_empty() && !is_known_subset(snapshot, &object.meta.namespace, &host, &written.subset) {
-        let message = format!("Referenced host+subset in destinationrule not found: \"{}+{}\"", written.host, written.subset);
-        warn(found, object, MISSING, &format!("{field}.subset"), message, format!("add subset {:?} to a DestinationRule for this host", written.subset));
+        let message =
+            format!("Referenced host+subset in destinationrule not found: \"{}+{}\"", written.host, written.subset);
+        warn(
+            found,
+            object,
+            MISSING,
+            &format!("{field}.subset"),
+            message,
+            format!("add subset {:?} to a DestinationRule for this host", written.subset),
+        );
     }
 }
 
@@ -138,9 +215,12 @@ fn viewers(snapshot: &Snapshot, object: &Object) -> BTreeSet<String> {
 /// Whether a rule that proxies of the namespace may get has the subset.
 fn is_known_subset(snapshot: &Snapshot, namespace: &str, host: &Hostname, subset: &str) -> bool {
     if let Some(service) = snapshot.service_for(namespace, host) {
-        return snapshot.destination_rule(namespace, &Labels::default(), service).is_some_and(|rule| rule.subset(subset).is_some());
+        return snapshot
+            .destination_rule(namespace, &Labels::default(), service)
+            .is_some_and(|rule| rule.subset(subset).is_some());
     }
-    let mut rules = snapshot.destination_rules().filter(|rule| rule.export_to.includes(namespace) && host.is_within(&rule.host));
+    let mut rules =
+        snapshot.destination_rules().filter(|rule| rule.export_to.includes(namespace) && host.is_within(&rule.host));
     rules.any(|rule| rule.subset(subset).is_some())
 }
 
@@ -165,6 +245,13 @@ fn written_host(object: &Object) -> Option<&str> {
     if let Spec::DestinationRule(spec) = &object.spec { Some(&spec.host) } else { None }
 }
 
-fn warn(found: &mut Vec<Diagnostic>, object: &Object, code: &str, field: &str, message: impl Into<String>, remedy: impl Into<String>) {
+fn warn(
+    found: &mut Vec<Diagnostic>,
+    object: &Object,
+    code: &str,
+    field: &str,
+    message: impl Into<String>,
+    remedy: impl Into<String>,
+) {
     found.push(finding(object, Severity::Warning, code, field, message, remedy));
 }

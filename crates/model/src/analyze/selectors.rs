@@ -19,7 +19,14 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
         if !snapshot.workloads().any(|workload| in_scope(&workload.namespace) && selector.selects(&workload.labels)) {
             let pairs = selector.0.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
             let message = format!("No matching workloads for this resource with the following labels: {pairs}");
-            found.push(finding(object, Severity::Warning, "IST0127", field, message, "correct the labels, or start the workload"));
+            found.push(finding(
+                object,
+                Severity::Warning,
+                "IST0127",
+                field,
+                message,
+                "correct the labels, or start the workload",
+            ));
         }
     };
     for entry in lowered.sidecars.entries.values() {
@@ -32,12 +39,24 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
         check(&entry.object, "spec.selector", entry.value.selector.as_ref());
     }
     let mut empty = Vec::new();
-    let of_target = |target: &PolicyTarget| if let PolicyTarget::Workloads(selector) = target { Some(selector.clone()) } else { None };
+    let of_target = |target: &PolicyTarget| {
+        if let PolicyTarget::Workloads(selector) = target { Some(selector.clone()) } else { None }
+    };
     for entry in lowered.authorization_policies.entries.values() {
         let namespace = entry.object.meta.namespace.as_str();
-        if entry.value.target == PolicyTarget::All && namespace != snapshot.root_namespace() && snapshot.workloads.in_namespace(namespace).is_empty() {
+        if entry.value.target == PolicyTarget::All
+            && namespace != snapshot.root_namespace()
+            && snapshot.workloads.in_namespace(namespace).is_empty()
+        {
             let message = format!("No matching workloads for this resource: namespace {namespace} has none");
-            empty.push(finding(&entry.object, Severity::Warning, "IST0127", "metadata.namespace", message, "correct the namespace, or start a workload"));
+            empty.push(finding(
+                &entry.object,
+                Severity::Warning,
+                "IST0127",
+                "metadata.namespace",
+                message,
+                "correct the namespace, or start a workload",
+            ));
         }
         check(&entry.object, "spec.selector", of_target(&entry.value.target).as_ref());
     }
@@ -51,7 +70,14 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
         if !selector.is_empty() && !snapshot.workloads().any(|workload| selector.selects(&workload.labels)) {
             let pairs = selector.0.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
             let message = format!("Referenced selector not found: {pairs:?}");
-            found.push(finding(&entry.object, Severity::Warning, "IST0101", "spec.selector", message, "correct the labels, or start the gateway"));
+            found.push(finding(
+                &entry.object,
+                Severity::Warning,
+                "IST0101",
+                "spec.selector",
+                message,
+                "correct the labels, or start the gateway",
+            ));
         }
     }
 }

@@ -7,7 +7,9 @@ use meltemi_api::{IntOrString, Object, Spec};
 use meltemi_types::Protocol;
 
 use super::{Context, Findings, origin, port, visibility};
-use crate::{Cidr, Hostname, Location, Registry, Resolution, Service, ServiceKey, ServicePort, TargetPort, TrafficDistribution};
+use crate::{
+    Cidr, Hostname, Location, Registry, Resolution, Service, ServiceKey, ServicePort, TargetPort, TrafficDistribution,
+};
 
 /// A Service before addresses are allocated and aliases resolved.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,18 +21,26 @@ pub(crate) struct LoweredService {
     pub alias_of: Option<Hostname>,
 }
 
-pub(crate) fn lower_service(context: &Context<'_>, object: &Object, findings: &mut Findings<'_>) -> Vec<LoweredService> {
+pub(crate) fn lower_service(
+    context: &Context<'_>,
+    object: &Object,
+    findings: &mut Findings<'_>,
+) -> Vec<LoweredService> {
     let Spec::Service(spec) = &object.spec else { return Vec::new() };
     let (name, namespace) = (&object.meta.name, &object.meta.namespace);
     let annotation = |key: &str| object.meta.annotations.get(key).map(String::as_str);
-    let export_to: Vec<String> =
-        annotation("networking.istio.io/exportTo").map(|text| text.split(',').map(|scope| scope.trim().to_owned()).collect()).unwrap_or_default();
+    let export_to: Vec<String> = annotation("networking.istio.io/exportTo")
+        .map(|text| text.split(',').map(|scope| scope.trim().to_owned()).collect())
+        .unwrap_or_default();
     let is_headless = spec.cluster_ip.eq_ignore_ascii_case("None");
     let is_external_name = spec.r#type == "ExternalName";
     let addresses = addresses(spec, findings);
     let distribution = annotation("networking.istio.io/traffic-distribution").unwrap_or(&spec.traffic_distribution);
     let service = Service {
-        key: ServiceKey { host: Hostname::new(&format!("{name}.{namespace}.svc.{}", context.domain)), namespace: namespace.clone() },
+        key: ServiceKey {
+            host: Hostname::new(&format!("{name}.{namespace}.svc.{}", context.domain)),
+            namespace: namespace.clone(),
+        },
         origin: origin(object),
         name: name.clone(),
         registry: Registry::Kubernetes,
@@ -53,7 +63,11 @@ pub(crate) fn lower_service(context: &Context<'_>, object: &Object, findings: &m
         addresses,
     };
     let alias_of = is_external_name.then(|| Hostname::new(&spec.external_name));
-    vec![LoweredService { wants_address: !is_headless && !is_external_name && service.addresses.is_empty(), service, alias_of }]
+    vec![LoweredService {
+        wants_address: !is_headless && !is_external_name && service.addresses.is_empty(),
+        service,
+        alias_of,
+    }]
 }
 
 fn addresses(spec: &ServiceSpec, findings: &mut Findings<'_>) -> Vec<Cidr> {
@@ -65,22 +79,39 @@ fn addresses(spec: &ServiceSpec, findings: &mut Findings<'_>) -> Vec<Cidr> {
         match text.parse::<IpAddr>() {
             Ok(ip) if !found.contains(&Cidr::host(ip)) => found.push(Cidr::host(ip)),
             Ok(_) => {}
-            Err(_) => findings.warn("MEL0302", "spec.clusterIP", format!("{text:?} is not an IP address and is ignored"), "write an IP address, None, or nothing"),
+            Err(_) => findings.warn(
+                "MEL0302",
+                "spec.clusterIP",
+                format!("{text:?} is not an IP address and is ignored"),
+                "write an IP address, None, or nothing",
+            ),
         }
     }
     found
 }
 
-fn lower_port(spec: &meltemi_api::core::ServicePortSpec, all: &[meltemi_api::core::ServicePortSpec], findings: &mut Findings<'_>) -> Option<ServicePort> {
+fn lower_port(
+    spec: &meltemi_api::core::ServicePortSpec,
+    all: &[meltemi_api::core::ServicePortSpec],
+    findings: &mut Findings<'_>,
+) -> Option<ServicePort> {
     let number = port(spec.port)?;
     let target = match &spec.target_port {
         Some(IntOrString::String(name)) if !name.is_empty() => TargetPort::Name(name.clone()),
         Some(IntOrString::Int(target)) => TargetPort::Number(port(*target).unwrap_or(number)),
         _ => TargetPort::Number(number),
     };
-    let is_repeated = all.iter().take_while(|other| !std::ptr::eq(*other, spec)).any(|other| other.port == spec.port && other.protocol == spec.protocol);
+    let is_repeated = all
+        .iter()
+        .take_while(|other| !std::ptr::eq(*other, spec))
+        .any(|other| other.port == spec.port && other.protocol == spec.protocol);
     if is_repeated {
-        findings.warn("MEL0303", "spec.ports", format!("port {number} is declared twice; the first one counts"), "remove one of them");
+        findings.warn(
+            "MEL0303",
+            "spec.ports",
+            format!("port {number} is declared twice; the first one counts"),
+            "remove one of them",
+        );
         return None;
     }
     let protocol = Protocol::of_port(number, &spec.name, spec.app_protocol.as_deref(), &spec.protocol);

@@ -8,7 +8,8 @@ use super::service::LoweredService;
 use super::workload::tls_mode_of_entry;
 use super::{Context, Findings, origin, port, visibility};
 use crate::{
-    Cidr, Endpoint, EndpointAddress, Health, Hostname, Location, Registry, Resolution, Service, ServiceKey, ServicePort, TargetPort, TrafficDistribution,
+    Cidr, Endpoint, EndpointAddress, Health, Hostname, Location, Registry, Resolution, Service, ServiceKey,
+    ServicePort, TargetPort, TrafficDistribution,
 };
 use meltemi_types::{Locality, SpiffeId};
 
@@ -48,14 +49,19 @@ pub(crate) fn lower_service_entry(context: &Context<'_>, object: &Object, findin
                 api::Location::MeshInternal => Location::Internal,
             },
             export_to: visibility(&entry.export_to, &context.mesh.default_service_export_to, namespace),
-            selector: entry.workload_selector.as_ref().map(|selector| selector.labels.clone()).filter(|labels| !labels.is_empty()),
+            selector: entry
+                .workload_selector
+                .as_ref()
+                .map(|selector| selector.labels.clone())
+                .filter(|labels| !labels.is_empty()),
             labels: object.meta.labels.clone(),
             subject_alt_names: entry.subject_alt_names.clone(),
             aliases: Vec::new(),
             traffic_distribution: TrafficDistribution::Any,
             publish_not_ready: false,
         };
-        let wants_address = addresses.is_empty() && is_allocatable && resolution != Resolution::Passthrough && !host.is_wildcard();
+        let wants_address =
+            addresses.is_empty() && is_allocatable && resolution != Resolution::Passthrough && !host.is_wildcard();
         LoweredService { service, wants_address, alias_of: None }
     });
     LoweredEntry { services: services.collect(), endpoints: endpoints(context, object, entry, resolution, findings) }
@@ -66,7 +72,12 @@ fn addresses(entry: &api::ServiceEntry, findings: &mut Findings<'_>) -> Vec<Cidr
     for (index, text) in entry.addresses.iter().enumerate() {
         match text.parse() {
             Ok(cidr) => found.push(cidr),
-            Err(error) => findings.warn("MEL0302", &format!("spec.addresses[{index}]"), error, "write an IP address or a network such as 10.1.0.0/16"),
+            Err(error) => findings.warn(
+                "MEL0302",
+                &format!("spec.addresses[{index}]"),
+                error,
+                "write an IP address or a network such as 10.1.0.0/16",
+            ),
         }
     }
     found
@@ -74,13 +85,25 @@ fn addresses(entry: &api::ServiceEntry, findings: &mut Findings<'_>) -> Vec<Cidr
 
 fn lower_port(spec: &api::ServicePort) -> Option<ServicePort> {
     let number = port(spec.number)?;
-    let protocol = Protocol::from_word(&spec.protocol).unwrap_or_else(|| Protocol::of_port(number, &spec.name, None, "TCP"));
-    Some(ServicePort { name: spec.name.clone(), number, target: TargetPort::Number(port(spec.target_port).unwrap_or(number)), protocol })
+    let protocol =
+        Protocol::from_word(&spec.protocol).unwrap_or_else(|| Protocol::of_port(number, &spec.name, None, "TCP"));
+    Some(ServicePort {
+        name: spec.name.clone(),
+        number,
+        target: TargetPort::Number(port(spec.target_port).unwrap_or(number)),
+        protocol,
+    })
 }
 
 /// The endpoints that the entry itself lists. DNS without endpoints makes the host its own endpoint; that depends on the
-/// host, so it is left to [`Endpoint::of_host`]'s caller.
-fn endpoints(context: &Context<'_>, object: &Object, entry: &api::ServiceEntry, resolution: Resolution, findings: &mut Findings<'_>) -> Vec<(u16, Vec<Endpoint>)> {
+/// host, so it is left to the service table.
+fn endpoints(
+    context: &Context<'_>,
+    object: &Object,
+    entry: &api::ServiceEntry,
+    resolution: Resolution,
+    findings: &mut Findings<'_>,
+) -> Vec<(u16, Vec<Endpoint>)> {
     if matches!(resolution, Resolution::Passthrough | Resolution::DynamicDns) {
         return Vec::new();
     }
@@ -89,11 +112,16 @@ fn endpoints(context: &Context<'_>, object: &Object, entry: &api::ServiceEntry, 
         let Some(number) = port(spec.number) else { continue };
         let default_target = port(spec.target_port).unwrap_or(number);
         let endpoints = entry.endpoints.iter().enumerate().filter_map(|(index, endpoint)| {
-            if resolution == Resolution::ClientSide && matches!(EndpointAddress::parse(&endpoint.address), EndpointAddress::Dns(_)) {
+            if resolution == Resolution::ClientSide
+                && matches!(EndpointAddress::parse(&endpoint.address), EndpointAddress::Dns(_))
+            {
                 findings.warn(
                     "MEL0304",
                     &format!("spec.endpoints[{index}].address"),
-                    format!("{:?} is a name, which resolution STATIC does not resolve; the endpoint is left out", endpoint.address),
+                    format!(
+                        "{:?} is a name, which resolution STATIC does not resolve; the endpoint is left out",
+                        endpoint.address
+                    ),
                     "write an IP address, or use resolution: DNS",
                 );
                 return None;
@@ -105,7 +133,13 @@ fn endpoints(context: &Context<'_>, object: &Object, entry: &api::ServiceEntry, 
     by_port
 }
 
-fn lower_endpoint(context: &Context<'_>, namespace: &str, entry: &WorkloadEntry, port_name: &str, default_target: u16) -> Endpoint {
+fn lower_endpoint(
+    context: &Context<'_>,
+    namespace: &str,
+    entry: &WorkloadEntry,
+    port_name: &str,
+    default_target: u16,
+) -> Endpoint {
     let address = EndpointAddress::parse(&entry.address);
     let target = entry.ports.get(port_name).and_then(|number| port(*number)).unwrap_or(default_target);
     let account = entry.service_account.as_str();
@@ -119,6 +153,10 @@ fn lower_endpoint(context: &Context<'_>, namespace: &str, entry: &WorkloadEntry,
         network: entry.network.clone(),
         health: Health::Healthy,
         tls_mode: tls_mode_of_entry(&entry.labels, account),
-        identity: if account.is_empty() { None } else { SpiffeId::new(context.trust_domain.clone(), namespace, account).ok() },
+        identity: if account.is_empty() {
+            None
+        } else {
+            SpiffeId::new(context.trust_domain.clone(), namespace, account).ok()
+        },
     }
 }

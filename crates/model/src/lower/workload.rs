@@ -81,7 +81,11 @@ pub(crate) fn lower_workload_entry(context: &Context<'_>, object: &Object, _: &m
             .iter()
             .filter_map(|(name, number)| {
                 let number = port(*number)?;
-                Some(WorkloadPort { name: name.clone(), number, protocol: Protocol::of_port(number, name, None, "TCP") })
+                Some(WorkloadPort {
+                    name: name.clone(),
+                    number,
+                    protocol: Protocol::of_port(number, name, None, "TCP"),
+                })
             })
             .collect(),
         health: entry_health(object),
@@ -129,7 +133,11 @@ fn container_ports(spec: &PodSpec) -> Vec<WorkloadPort> {
     declared
         .filter_map(|spec| {
             let number = port(spec.container_port)?;
-            Some(WorkloadPort { name: spec.name.clone(), number, protocol: Protocol::of_port(number, &spec.name, None, &spec.protocol) })
+            Some(WorkloadPort {
+                name: spec.name.clone(),
+                number,
+                protocol: Protocol::of_port(number, &spec.name, None, &spec.protocol),
+            })
         })
         .collect()
 }
@@ -172,7 +180,8 @@ fn owner(object: &Object) -> (String, String) {
     match kind {
         "" => {
             // No owner is written: a template hash inside the name still tells the Deployment.
-            let deployment = hash.and_then(|hash| meta.name.rsplit_once(&format!("-{hash}-")).map(|(name, _)| name.to_owned()));
+            let deployment =
+                hash.and_then(|hash| meta.name.rsplit_once(&format!("-{hash}-")).map(|(name, _)| name.to_owned()));
             match deployment {
                 Some(name) => (name, "Deployment".to_owned()),
                 None => (meta.name.clone(), "Pod".to_owned()),
@@ -182,10 +191,13 @@ fn owner(object: &Object) -> (String, String) {
             Some(deployment) => (deployment, "Deployment".to_owned()),
             None => (name.to_owned(), kind.to_owned()),
         },
-        "Job" => match name.rsplit_once('-').filter(|(_, tail)| tail.len() >= 8 && tail.bytes().all(|b| b.is_ascii_digit())) {
-            Some((cron, _)) => (cron.to_owned(), "CronJob".to_owned()),
-            None => (name.to_owned(), kind.to_owned()),
-        },
+        "Job" => {
+            match name.rsplit_once('-').filter(|(_, tail)| tail.len() >= 8 && tail.bytes().all(|b| b.is_ascii_digit()))
+            {
+                Some((cron, _)) => (cron.to_owned(), "CronJob".to_owned()),
+                None => (name.to_owned(), kind.to_owned()),
+            }
+        }
         _ => (name.to_owned(), kind.to_owned()),
     }
 }

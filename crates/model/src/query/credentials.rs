@@ -38,7 +38,9 @@ impl Snapshot {
     pub fn credential(&self, secret: &NamespacedName) -> Option<Credential> {
         let object = self.tables.table(&Kind::Secret).get(secret)?;
         let Spec::Secret(secret) = &object.spec else { return None };
-        let value = |keys: [&str; 2]| keys.iter().find_map(|key| secret.value(key)).filter(|bytes| !bytes.is_empty()).map(<[u8]>::to_vec);
+        let value = |keys: [&str; 2]| {
+            keys.iter().find_map(|key| secret.value(key)).filter(|bytes| !bytes.is_empty()).map(<[u8]>::to_vec)
+        };
         let credential = Credential {
             certificate_chain: value(["tls.crt", "cert"]),
             private_key: value(["tls.key", "key"]),

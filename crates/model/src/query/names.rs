@@ -34,19 +34,33 @@ impl Snapshot {
 
     fn name_service(&self, service: &Service, names: &mut BTreeMap<Hostname, NameEntry>) {
         let is_kubernetes = service.registry == Registry::Kubernetes;
-        let mut ips: Vec<IpAddr> = service.addresses.iter().filter(|cidr| cidr.is_host()).map(|cidr| cidr.address).collect();
+        let mut ips: Vec<IpAddr> =
+            service.addresses.iter().filter(|cidr| cidr.is_host()).map(|cidr| cidr.address).collect();
         if ips.is_empty() && service.is_headless() {
             for port in &service.ports {
-                for endpoint in self.endpoints(&service.key, port.number).iter().filter(|endpoint| endpoint.health == Health::Healthy || service.publish_not_ready) {
+                for endpoint in self
+                    .endpoints(&service.key, port.number)
+                    .iter()
+                    .filter(|endpoint| endpoint.health == Health::Healthy || service.publish_not_ready)
+                {
                     let EndpointAddress::Ip(ip) = endpoint.address else { continue };
                     if !ips.contains(&ip) {
                         ips.push(ip);
                     }
-                    let Some((pod, subdomain)) = endpoint.workload.as_ref().and_then(|workload| workload.pod_dns.as_ref()) else { continue };
+                    let Some((pod, subdomain)) =
+                        endpoint.workload.as_ref().and_then(|workload| workload.pod_dns.as_ref())
+                    else {
+                        continue;
+                    };
                     if *subdomain == service.name {
                         let host = Hostname::new(&format!("{pod}.{}", service.host()));
                         let short = Some((format!("{pod}.{}", service.name), service.namespace().to_owned()));
-                        names.entry(host.clone()).or_insert(NameEntry { host, ips: vec![ip], registry: service.registry, short });
+                        names.entry(host.clone()).or_insert(NameEntry {
+                            host,
+                            ips: vec![ip],
+                            registry: service.registry,
+                            short,
+                        });
                     }
                 }
             }
@@ -57,7 +71,10 @@ impl Snapshot {
             return;
         }
         let mut insert = |host: &Hostname, short| {
-            names.insert(host.clone(), NameEntry { host: host.clone(), ips: ips.clone(), registry: service.registry, short });
+            names.insert(
+                host.clone(),
+                NameEntry { host: host.clone(), ips: ips.clone(), registry: service.registry, short },
+            );
         };
         insert(service.host(), is_kubernetes.then(|| (service.name.clone(), service.namespace().to_owned())));
         for alias in &service.aliases {

@@ -30,7 +30,12 @@ impl Snapshot {
 
     /// The VirtualServices that a server of a gateway serves, each with the hosts that it serves of them; `namespace` is the
     /// gateway proxy's.
-    pub fn virtual_services_of_server(&self, gateway: &Gateway, server: &Server, namespace: &str) -> Vec<(Arc<VirtualService>, Vec<Hostname>)> {
+    pub fn virtual_services_of_server(
+        &self,
+        gateway: &Gateway,
+        server: &Server,
+        namespace: &str,
+    ) -> Vec<(Arc<VirtualService>, Vec<Hostname>)> {
         let bound = self.virtual_services_for(&GatewayRef::Gateway(gateway.name()), namespace);
         let served = bound.into_iter().map(|vs| {
             let hosts = server.intersect(&vs.origin.object.namespace, &vs.hosts);

@@ -7,17 +7,22 @@ use meltemi_api::mesh::OutboundTrafficMode;
 use meltemi_types::Labels;
 
 use crate::{
-    EgressListener, GatewayRef, HttpAction, OutboundMode, OutboundPolicy, ScopedEgress, Service, Sidecar, SidecarScope, Snapshot, VirtualService,
+    EgressListener, GatewayRef, HttpAction, OutboundMode, OutboundPolicy, ScopedEgress, Service, Sidecar, SidecarScope,
+    Snapshot, VirtualService,
 };
 
 impl Snapshot {
     /// The Sidecar of a workload: one that selects it, else its namespace's, else the root namespace's; the oldest of each.
     pub fn sidecar_for(&self, namespace: &str, labels: &Labels) -> Option<&Arc<Sidecar>> {
-        let oldest = |fits: &dyn Fn(&Sidecar) -> bool| self.sidecars().filter(|sidecar| fits(sidecar)).min_by(|a, b| a.origin.age.cmp(&b.origin.age));
+        let oldest = |fits: &dyn Fn(&Sidecar) -> bool| {
+            self.sidecars().filter(|sidecar| fits(sidecar)).min_by(|a, b| a.origin.age.cmp(&b.origin.age))
+        };
         let is_in = |sidecar: &Sidecar, ns: &str| sidecar.origin.object.namespace == ns;
-        oldest(&|sidecar| is_in(sidecar, namespace) && sidecar.selector.as_ref().is_some_and(|selector| selector.selects(labels)))
-            .or_else(|| oldest(&|sidecar| is_in(sidecar, namespace) && sidecar.selector.is_none()))
-            .or_else(|| oldest(&|sidecar| is_in(sidecar, self.root_namespace()) && sidecar.selector.is_none()))
+        oldest(&|sidecar| {
+            is_in(sidecar, namespace) && sidecar.selector.as_ref().is_some_and(|selector| selector.selects(labels))
+        })
+        .or_else(|| oldest(&|sidecar| is_in(sidecar, namespace) && sidecar.selector.is_none()))
+        .or_else(|| oldest(&|sidecar| is_in(sidecar, self.root_namespace()) && sidecar.selector.is_none()))
     }
 
     /// What a sidecar knows. Worked out once for each namespace and Sidecar, then shared.
@@ -77,9 +82,13 @@ impl Snapshot {
     }
 
     fn scope_listener(&self, namespace: &str, listener: &EgressListener) -> ScopedEgress {
-        let imports = |of: &str, host: &crate::Hostname| listener.hosts.iter().any(|own| own.namespace.includes(of) && host.is_within(&own.host));
+        let imports = |of: &str, host: &crate::Hostname| {
+            listener.hosts.iter().any(|own| own.namespace.includes(of) && host.is_within(&own.host))
+        };
         let mut services: Vec<Arc<Service>> = Vec::new();
-        let visible = self.services().filter(|service| service.export_to.includes(namespace) && imports(service.namespace(), service.host()));
+        let visible = self
+            .services()
+            .filter(|service| service.export_to.includes(namespace) && imports(service.namespace(), service.host()));
         for service in visible {
             match services.last_mut().filter(|last| last.key.host == service.key.host) {
                 None => services.push(service.clone()),
@@ -95,9 +104,15 @@ impl Snapshot {
         // A route counts if some name is both its own and imported.
         let touches = |vs: &VirtualService| {
             let of = vs.origin.object.namespace.as_str();
-            vs.hosts.iter().any(|host| listener.hosts.iter().any(|own| own.namespace.includes(of) && host.overlaps(&own.host)))
+            vs.hosts
+                .iter()
+                .any(|host| listener.hosts.iter().any(|own| own.namespace.includes(of) && host.overlaps(&own.host)))
         };
-        ScopedEgress { listener: Some(listener.clone()), services, virtual_services: virtual_services.into_iter().filter(|vs| touches(vs)).collect() }
+        ScopedEgress {
+            listener: Some(listener.clone()),
+            services,
+            virtual_services: virtual_services.into_iter().filter(|vs| touches(vs)).collect(),
+        }
     }
 }
 
@@ -120,6 +135,10 @@ pub(crate) fn destination_hosts(vs: &VirtualService) -> impl Iterator<Item = &cr
         let mirrors = route.mirrors.iter().map(|mirror| &mirror.destination.host);
         forward.iter().map(|weighted| &weighted.destination.host).chain(mirrors)
     });
-    let l4 = vs.tls.iter().chain(&vs.tcp).flat_map(|route| route.destinations.iter().map(|weighted| &weighted.destination.host));
+    let l4 = vs
+        .tls
+        .iter()
+        .chain(&vs.tcp)
+        .flat_map(|route| route.destinations.iter().map(|weighted| &weighted.destination.host));
     http.chain(l4)
 }

@@ -5,33 +5,46 @@ use std::sync::Arc;
 use meltemi_types::Labels;
 
 use crate::{
-    AuthorizationPolicies, AuthzAction, EffectivePeerAuthentication, MtlsMode, Origin, PeerAuthentication, PolicyTarget, RequestAuthentication, Snapshot,
+    AuthorizationPolicies, AuthzAction, EffectivePeerAuthentication, MtlsMode, Origin, PeerAuthentication,
+    PolicyTarget, RequestAuthentication, Snapshot,
 };
 
 impl Snapshot {
     /// What a workload accepts: port over workload over namespace over mesh; of several in one scope the oldest holds.
     pub fn peer_authentication(&self, namespace: &str, labels: &Labels) -> EffectivePeerAuthentication {
         let all = || self.lowered.peer_authentications.values();
-        let oldest = |fits: &dyn Fn(&PeerAuthentication) -> bool| all().filter(|pa| fits(pa)).min_by(|a, b| a.origin.age.cmp(&b.origin.age));
+        let oldest = |fits: &dyn Fn(&PeerAuthentication) -> bool| {
+            all().filter(|pa| fits(pa)).min_by(|a, b| a.origin.age.cmp(&b.origin.age))
+        };
         let root = self.root_namespace();
         let of_mesh = oldest(&|pa| pa.selector.is_none() && pa.origin.object.namespace == root);
-        let of_namespace = oldest(&|pa| pa.selector.is_none() && pa.origin.object.namespace == namespace && namespace != root);
-        let of_workload =
-            oldest(&|pa| pa.origin.object.namespace == namespace && pa.selector.as_ref().is_some_and(|selector| selector.selects(labels)));
+        let of_namespace =
+            oldest(&|pa| pa.selector.is_none() && pa.origin.object.namespace == namespace && namespace != root);
+        let of_workload = oldest(&|pa| {
+            pa.origin.object.namespace == namespace
+                && pa.selector.as_ref().is_some_and(|selector| selector.selects(labels))
+        });
 
         let mut mode = MtlsMode::Permissive;
         for scope in [of_mesh, of_namespace, of_workload].into_iter().flatten() {
             mode = scope.mode.unwrap_or(mode);
         }
-        let ports = of_workload.map(|pa| pa.ports.iter().map(|(port, own)| (*port, own.unwrap_or(mode))).collect()).unwrap_or_default();
-        let sources = [of_workload, of_namespace, of_mesh].into_iter().flatten().map(|pa| pa.origin.object.clone()).collect();
+        let ports = of_workload
+            .map(|pa| pa.ports.iter().map(|(port, own)| (*port, own.unwrap_or(mode))).collect())
+            .unwrap_or_default();
+        let sources =
+            [of_workload, of_namespace, of_mesh].into_iter().flatten().map(|pa| pa.origin.object.clone()).collect();
         EffectivePeerAuthentication { mode, ports, sources }
     }
 
     /// The AuthorizationPolicies of a workload: those of the root namespace, then those of its own, each oldest first.
     pub fn authorization_policies(&self, namespace: &str, labels: &Labels) -> AuthorizationPolicies {
-        let mut applicable: Vec<_> =
-            self.lowered.authorization_policies.values().filter(|policy| self.is_attached(&policy.origin, &policy.target, namespace, labels)).collect();
+        let mut applicable: Vec<_> = self
+            .lowered
+            .authorization_policies
+            .values()
+            .filter(|policy| self.is_attached(&policy.origin, &policy.target, namespace, labels))
+            .collect();
         applicable.sort_by_key(|policy| self.policy_order(&policy.origin));
         let mut found = AuthorizationPolicies::default();
         for policy in applicable {

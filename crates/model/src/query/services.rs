@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use meltemi_types::{Labels, SpiffeId};
 
-use crate::{EndpointSet, Hostname, NamespacedName, Registry, Service, ServiceKey, ServicePort, Snapshot, TargetPort, Workload};
+use crate::{
+    EndpointSet, Hostname, NamespacedName, Registry, Service, ServiceKey, ServicePort, Snapshot, TargetPort, Workload,
+};
 
 /// A service port that a workload serves, and the workload's own port behind it.
 #[derive(Debug, Clone, PartialEq)]
@@ -97,11 +99,23 @@ impl Snapshot {
         for service in self.services.with_listed_endpoints() {
             for port in &service.ports {
                 let endpoints = self.endpoints(&service.key, port.number);
-                let own = endpoints.iter().find(|endpoint| endpoint.workload.is_none() && endpoint.address.ip().is_some_and(|ip| ips.contains(&ip)));
-                targets.extend(own.map(|endpoint| ServiceTarget { service: service.clone(), port: port.clone(), target_port: endpoint.port }));
+                let own = endpoints.iter().find(|endpoint| {
+                    endpoint.workload.is_none() && endpoint.address.ip().is_some_and(|ip| ips.contains(&ip))
+                });
+                targets.extend(own.map(|endpoint| ServiceTarget {
+                    service: service.clone(),
+                    port: port.clone(),
+                    target_port: endpoint.port,
+                }));
             }
         }
-        targets.sort_by(|a, b| (a.target_port, &a.service.origin.age, a.port.number).cmp(&(b.target_port, &b.service.origin.age, b.port.number)));
+        targets.sort_by(|a, b| {
+            (a.target_port, &a.service.origin.age, a.port.number).cmp(&(
+                b.target_port,
+                &b.service.origin.age,
+                b.port.number,
+            ))
+        });
         targets
     }
 }

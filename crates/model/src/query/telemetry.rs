@@ -15,7 +15,8 @@ impl Snapshot {
     pub fn access_logs(&self, namespace: &str, labels: &Labels, mode: WorkloadMode) -> Vec<AccessLog> {
         let scopes = self.telemetries_for(namespace, labels);
         let rules: Vec<_> = scopes.iter().flat_map(|telemetry| &telemetry.access_logging).collect();
-        let default: &[String] = self.mesh.default_providers.as_ref().map_or(&[], |providers| &providers.access_logging);
+        let default: &[String] =
+            self.mesh.default_providers.as_ref().map_or(&[], |providers| &providers.access_logging);
         if rules.is_empty() && default.is_empty() {
             return self.mesh_access_log().into_iter().collect();
         }
@@ -56,23 +57,36 @@ impl Snapshot {
                 }
             }
         }
-        let sources: Vec<ObjectRef> = scopes.iter().filter(|telemetry| !telemetry.access_logging.is_empty()).map(|telemetry| telemetry.origin.object.clone()).collect();
-        let written = enabled.into_iter().filter_map(|name| self.provider_log(name, filters.get(name).copied().flatten(), &sources));
+        let sources: Vec<ObjectRef> = scopes
+            .iter()
+            .filter(|telemetry| !telemetry.access_logging.is_empty())
+            .map(|telemetry| telemetry.origin.object.clone())
+            .collect();
+        let written = enabled
+            .into_iter()
+            .filter_map(|name| self.provider_log(name, filters.get(name).copied().flatten(), &sources));
         written.collect()
     }
 
     /// The Telemetry objects of a workload: mesh, namespace, workload; the oldest of each.
     pub fn telemetries_for(&self, namespace: &str, labels: &Labels) -> Vec<&Telemetry> {
         let oldest = |fits: &dyn Fn(&Telemetry) -> bool| {
-            self.lowered.telemetries.values().filter(|telemetry| fits(telemetry)).min_by(|a, b| a.origin.age.cmp(&b.origin.age)).map(|telemetry| &**telemetry)
+            self.lowered
+                .telemetries
+                .values()
+                .filter(|telemetry| fits(telemetry))
+                .min_by(|a, b| a.origin.age.cmp(&b.origin.age))
+                .map(|telemetry| &**telemetry)
         };
         let root = self.root_namespace();
-        let whole = |telemetry: &Telemetry, ns: &str| telemetry.selector.is_none() && telemetry.origin.object.namespace == ns;
+        let whole =
+            |telemetry: &Telemetry, ns: &str| telemetry.selector.is_none() && telemetry.origin.object.namespace == ns;
         let scopes = [
             oldest(&|telemetry| whole(telemetry, root)),
             oldest(&|telemetry| namespace != root && whole(telemetry, namespace)),
             oldest(&|telemetry| {
-                telemetry.origin.object.namespace == namespace && telemetry.selector.as_ref().is_some_and(|selector| selector.selects(labels))
+                telemetry.origin.object.namespace == namespace
+                    && telemetry.selector.as_ref().is_some_and(|selector| selector.selects(labels))
             }),
         ];
         scopes.into_iter().flatten().collect()
@@ -81,7 +95,13 @@ impl Snapshot {
     /// MeshConfig.accessLogFile; `None` if logging is off.
     pub fn mesh_access_log(&self) -> Option<AccessLog> {
         let path = &self.mesh.access_log_file;
-        (!path.is_empty()).then(|| AccessLog { provider: "envoy".to_owned(), path: path.clone(), format: self.mesh_log_format(), filter: None, sources: Vec::new() })
+        (!path.is_empty()).then(|| AccessLog {
+            provider: "envoy".to_owned(),
+            path: path.clone(),
+            format: self.mesh_log_format(),
+            filter: None,
+            sources: Vec::new(),
+        })
     }
 
     fn mesh_log_format(&self) -> LogFormat {
@@ -90,9 +110,11 @@ impl Snapshot {
             (AccessLogEncoding::Text, "") => LogFormat::DefaultText,
             (AccessLogEncoding::Text, text) => LogFormat::Text(with_newline(text)),
             (AccessLogEncoding::Json, "") => LogFormat::DefaultJson,
-            (AccessLogEncoding::Json, text) => {
-                serde_json::from_str::<Value>(text).ok().as_ref().and_then(Value::as_object).map_or(LogFormat::DefaultJson, |map| LogFormat::Json(flatten(map)))
-            }
+            (AccessLogEncoding::Json, text) => serde_json::from_str::<Value>(text)
+                .ok()
+                .as_ref()
+                .and_then(Value::as_object)
+                .map_or(LogFormat::DefaultJson, |map| LogFormat::Json(flatten(map))),
         }
     }
 
@@ -109,7 +131,13 @@ impl Snapshot {
             _ => LogFormat::DefaultText,
         };
         let path = if path.is_empty() { "/dev/stdout".to_owned() } else { path.clone() };
-        Some(AccessLog { provider: name.to_owned(), path, format, filter: filter.map(str::to_owned), sources: sources.to_vec() })
+        Some(AccessLog {
+            provider: name.to_owned(),
+            path,
+            format,
+            filter: filter.map(str::to_owned),
+            sources: sources.to_vec(),
+        })
     }
 }
 
@@ -119,5 +147,7 @@ fn with_newline(text: &str) -> String {
 
 /// Values that are no strings are written as JSON text.
 fn flatten(map: &serde_json::Map<String, Value>) -> BTreeMap<String, String> {
-    map.iter().map(|(key, value)| (key.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned))).collect()
+    map.iter()
+        .map(|(key, value)| (key.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
+        .collect()
 }

@@ -16,8 +16,8 @@ use crate::lower::service_entry::LoweredEntry;
 use crate::lower::{Context, Lowered, istio, mesh, service, service_entry, workload};
 use crate::tables::Tables;
 use crate::{
-    AuthorizationPolicy, ChangeSet, DestinationRule, Gateway, PeerAuthentication, RequestAuthentication, Resolution, ServiceKey, Sidecar, Telemetry, Workload,
-    analyze,
+    AuthorizationPolicy, ChangeSet, DestinationRule, Gateway, PeerAuthentication, RequestAuthentication, Resolution,
+    ServiceKey, Sidecar, Telemetry, Workload, analyze,
 };
 use istio::virtual_service::LoweredVirtualService;
 
@@ -42,22 +42,32 @@ impl LoweredKinds {
     fn update(prev: Option<&Self>, tables: &Tables, context: &Context<'_>) -> Self {
         let table = |kind: &Kind| tables.table(kind).as_ref();
         Self {
-            services: Lowered::update(prev.map(|p| &p.services), table(&Kind::Service), |o, f| service::lower_service(context, o, f)),
+            services: Lowered::update(prev.map(|p| &p.services), table(&Kind::Service), |o, f| {
+                service::lower_service(context, o, f)
+            }),
             service_entries: Lowered::update(prev.map(|p| &p.service_entries), table(&Kind::ServiceEntry), |o, f| {
                 service_entry::lower_service_entry(context, o, f)
             }),
             pods: Lowered::update(prev.map(|p| &p.pods), table(&Kind::Pod), |o, f| workload::lower_pod(context, o, f)),
-            workload_entries: Lowered::update(prev.map(|p| &p.workload_entries), table(&Kind::WorkloadEntry), |o, f| {
-                workload::lower_workload_entry(context, o, f)
-            }),
-            virtual_services: Lowered::update(prev.map(|p| &p.virtual_services), table(&Kind::VirtualService), |o, f| {
-                istio::virtual_service::lower_virtual_service(context, o, f)
-            }),
-            destination_rules: Lowered::update(prev.map(|p| &p.destination_rules), table(&Kind::DestinationRule), |o, f| {
-                istio::destination_rule::lower_destination_rule(context, o, f)
-            }),
+            workload_entries: Lowered::update(
+                prev.map(|p| &p.workload_entries),
+                table(&Kind::WorkloadEntry),
+                |o, f| workload::lower_workload_entry(context, o, f),
+            ),
+            virtual_services: Lowered::update(
+                prev.map(|p| &p.virtual_services),
+                table(&Kind::VirtualService),
+                |o, f| istio::virtual_service::lower_virtual_service(context, o, f),
+            ),
+            destination_rules: Lowered::update(
+                prev.map(|p| &p.destination_rules),
+                table(&Kind::DestinationRule),
+                |o, f| istio::destination_rule::lower_destination_rule(context, o, f),
+            ),
             gateways: Lowered::update(prev.map(|p| &p.gateways), table(&Kind::Gateway), istio::gateway::lower_gateway),
-            sidecars: Lowered::update(prev.map(|p| &p.sidecars), table(&Kind::Sidecar), |o, f| istio::sidecar::lower_sidecar(context, o, f)),
+            sidecars: Lowered::update(prev.map(|p| &p.sidecars), table(&Kind::Sidecar), |o, f| {
+                istio::sidecar::lower_sidecar(context, o, f)
+            }),
             peer_authentications: Lowered::update(
                 prev.map(|p| &p.peer_authentications),
                 table(&Kind::PeerAuthentication),
@@ -73,7 +83,11 @@ impl LoweredKinds {
                 table(&Kind::AuthorizationPolicy),
                 istio::security::lower_authorization_policy,
             ),
-            telemetries: Lowered::update(prev.map(|p| &p.telemetries), table(&Kind::Telemetry), istio::telemetry::lower_telemetry),
+            telemetries: Lowered::update(
+                prev.map(|p| &p.telemetries),
+                table(&Kind::Telemetry),
+                istio::telemetry::lower_telemetry,
+            ),
         }
     }
 
@@ -92,9 +106,19 @@ impl LoweredKinds {
             authorization_policies,
             telemetries,
         } = self;
-        let all = services.diagnostics().chain(service_entries.diagnostics()).chain(pods.diagnostics()).chain(workload_entries.diagnostics());
-        let all = all.chain(virtual_services.diagnostics()).chain(destination_rules.diagnostics()).chain(gateways.diagnostics());
-        let all = all.chain(sidecars.diagnostics()).chain(peer_authentications.diagnostics()).chain(request_authentications.diagnostics());
+        let all = services
+            .diagnostics()
+            .chain(service_entries.diagnostics())
+            .chain(pods.diagnostics())
+            .chain(workload_entries.diagnostics());
+        let all = all
+            .chain(virtual_services.diagnostics())
+            .chain(destination_rules.diagnostics())
+            .chain(gateways.diagnostics());
+        let all = all
+            .chain(sidecars.diagnostics())
+            .chain(peer_authentications.diagnostics())
+            .chain(request_authentications.diagnostics());
         all.chain(authorization_policies.diagnostics()).chain(telemetries.diagnostics()).cloned().collect()
     }
 }
@@ -115,13 +139,16 @@ pub(super) fn build(prev: Option<&Snapshot>, tables: &Tables, options: &BuildOpt
         Some(prev) => prev.routes.clone(),
         None => Arc::new(RouteTable::build(prev.map(|prev| &*prev.routes), &lowered.virtual_services)),
     };
-    let destination_rules = match same_mesh.filter(|prev| Arc::ptr_eq(&prev.lowered.destination_rules, &lowered.destination_rules)) {
-        Some(prev) => prev.destination_rules.clone(),
-        None => Arc::new(DestinationRuleTable::build(&lowered.destination_rules)),
-    };
+    let destination_rules =
+        match same_mesh.filter(|prev| Arc::ptr_eq(&prev.lowered.destination_rules, &lowered.destination_rules)) {
+            Some(prev) => prev.destination_rules.clone(),
+            None => Arc::new(DestinationRuleTable::build(&lowered.destination_rules)),
+        };
     let scopes = match same_mesh {
         Some(prev)
-            if Arc::ptr_eq(&prev.services, &services) && Arc::ptr_eq(&prev.routes, &routes) && Arc::ptr_eq(&prev.lowered.sidecars, &lowered.sidecars) =>
+            if Arc::ptr_eq(&prev.services, &services)
+                && Arc::ptr_eq(&prev.routes, &routes)
+                && Arc::ptr_eq(&prev.lowered.sidecars, &lowered.sidecars) =>
         {
             prev.scopes.clone()
         }
@@ -129,8 +156,20 @@ pub(super) fn build(prev: Option<&Snapshot>, tables: &Tables, options: &BuildOpt
     };
     let options = options_kept.unwrap_or_else(|| Arc::new(options.clone()));
     let tables = tables.clone();
-    let snapshot =
-        Snapshot { options, mesh, trust_domain, mesh_diagnostics, tables, lowered, services, workloads, endpoints, routes, destination_rules, scopes };
+    let snapshot = Snapshot {
+        options,
+        mesh,
+        trust_domain,
+        mesh_diagnostics,
+        tables,
+        lowered,
+        services,
+        workloads,
+        endpoints,
+        routes,
+        destination_rules,
+        scopes,
+    };
 
     let mut diagnostics = snapshot.mesh_diagnostics.to_vec();
     diagnostics.extend(snapshot.lowered.diagnostics());
@@ -138,14 +177,19 @@ pub(super) fn build(prev: Option<&Snapshot>, tables: &Tables, options: &BuildOpt
     diagnostics.extend(snapshot.routes.diagnostics.iter().cloned());
     diagnostics.extend(snapshot.destination_rules.diagnostics.iter().cloned());
     diagnostics.extend(analyze::analyze(&snapshot));
-    diagnostics.sort_by(|a, b| (&a.object, &a.field, &a.code, &a.message).cmp(&(&b.object, &b.field, &b.code, &b.message)));
+    diagnostics
+        .sort_by(|a, b| (&a.object, &a.field, &a.code, &a.message).cmp(&(&b.object, &b.field, &b.code, &b.message)));
     diagnostics.dedup();
     let changes = changes(prev, same_mesh.is_some(), &snapshot);
     Build { snapshot, diagnostics, changes }
 }
 
 /// The effective MeshConfig: the same allocation as before if it says the same.
-fn build_mesh(prev: Option<&Snapshot>, tables: &Tables, options: &BuildOptions) -> (Arc<MeshConfig>, Arc<[Diagnostic]>) {
+fn build_mesh(
+    prev: Option<&Snapshot>,
+    tables: &Tables,
+    options: &BuildOptions,
+) -> (Arc<MeshConfig>, Arc<[Diagnostic]>) {
     let config_map = tables.table(&Kind::ConfigMap).get(&options.mesh_config_map);
     if let Some(prev) = prev {
         let held = prev.tables.table(&Kind::ConfigMap).get(&options.mesh_config_map);
@@ -172,7 +216,12 @@ fn build_services(prev: Option<&Snapshot>, lowered: &LoweredKinds, options: &Bui
     {
         return prev.services.clone();
     }
-    Arc::new(ServiceTable::build(prev.map(|prev| &*prev.services), &lowered.services, &lowered.service_entries, options))
+    Arc::new(ServiceTable::build(
+        prev.map(|prev| &*prev.services),
+        &lowered.services,
+        &lowered.service_entries,
+        options,
+    ))
 }
 
 fn build_workloads(prev: Option<&Snapshot>, lowered: &LoweredKinds) -> Arc<WorkloadTable> {
@@ -185,9 +234,14 @@ fn build_workloads(prev: Option<&Snapshot>, lowered: &LoweredKinds) -> Arc<Workl
     Arc::new(WorkloadTable::build(prev.map(|prev| &*prev.workloads), &lowered.pods, &lowered.workload_entries))
 }
 
-fn build_endpoints(prev: Option<&Snapshot>, services: &Arc<ServiceTable>, workloads: &Arc<WorkloadTable>) -> Arc<EndpointTable> {
+fn build_endpoints(
+    prev: Option<&Snapshot>,
+    services: &Arc<ServiceTable>,
+    workloads: &Arc<WorkloadTable>,
+) -> Arc<EndpointTable> {
     let Some(prev) = prev else { return Arc::new(EndpointTable::build(None, services, workloads, &BTreeSet::new())) };
-    let changed = if Arc::ptr_eq(&prev.workloads, workloads) { Vec::new() } else { workloads.changed_since(&prev.workloads) };
+    let changed =
+        if Arc::ptr_eq(&prev.workloads, workloads) { Vec::new() } else { workloads.changed_since(&prev.workloads) };
     if changed.is_empty() && Arc::ptr_eq(&prev.services, services) {
         return prev.endpoints.clone();
     }
@@ -200,7 +254,8 @@ fn changes(prev: Option<&Snapshot>, is_same_mesh: bool, next: &Snapshot) -> Chan
         let objects = next.tables.iter().map(|object| object.key()).collect();
         return ChangeSet { is_first: true, objects, ..ChangeSet::default() };
     };
-    let mut changes = ChangeSet { mesh: !is_same_mesh, objects: next.tables.changed_since(&prev.tables), ..ChangeSet::default() };
+    let mut changes =
+        ChangeSet { mesh: !is_same_mesh, objects: next.tables.changed_since(&prev.tables), ..ChangeSet::default() };
     // A ConfigMap that is not the mesh's means nothing to proxies, nor does the mesh's when it says the same.
     changes.objects.retain(|key: &ObjectKey| key.kind != Kind::ConfigMap || !is_same_mesh);
     if !Arc::ptr_eq(&prev.workloads, &next.workloads) {

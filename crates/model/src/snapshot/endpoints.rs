@@ -27,7 +27,12 @@ impl EndpointTable {
 
     /// Finds the endpoints of every service. Of services in a namespace where no workload changed, and that are themselves
     /// the same, the sets are taken over unseen.
-    pub fn build(prev: Option<(&Self, &ServiceTable)>, services: &ServiceTable, workloads: &WorkloadTable, changed_namespaces: &BTreeSet<&str>) -> Self {
+    pub fn build(
+        prev: Option<(&Self, &ServiceTable)>,
+        services: &ServiceTable,
+        workloads: &WorkloadTable,
+        changed_namespaces: &BTreeSet<&str>,
+    ) -> Self {
         let mut table = Self::default();
         let mut index: Option<(&str, LabelIndex<'_>)> = None;
         // By namespace, so that one index at a time is enough.
@@ -62,7 +67,10 @@ impl EndpointTable {
                     (port.number, held.cloned().unwrap_or_else(|| set.into()))
                 })
                 .collect();
-            let same = held.filter(|held| held.len() == ports.len() && ports.iter().all(|(port, set)| held.get(port).is_some_and(|h| Arc::ptr_eq(h, set))));
+            let same = held.filter(|held| {
+                held.len() == ports.len()
+                    && ports.iter().all(|(port, set)| held.get(port).is_some_and(|h| Arc::ptr_eq(h, set)))
+            });
             table.by_service.insert(service.key.clone(), same.cloned().unwrap_or_else(|| Arc::new(ports)));
         }
         table
@@ -70,7 +78,10 @@ impl EndpointTable {
 
     /// Services whose endpoints differ from `prev`.
     pub fn changed_since<'a>(&'a self, prev: &'a Self) -> impl Iterator<Item = &'a ServiceKey> {
-        let newer = self.by_service.iter().filter(|(key, sets)| prev.by_service.get(key).is_none_or(|held| !Arc::ptr_eq(held, sets)));
+        let newer = self
+            .by_service
+            .iter()
+            .filter(|(key, sets)| prev.by_service.get(key).is_none_or(|held| !Arc::ptr_eq(held, sets)));
         let gone = prev.by_service.keys().filter(|key| !self.by_service.contains_key(key));
         newer.map(|(key, _)| key).chain(gone)
     }
@@ -131,7 +142,10 @@ impl<'a> LabelIndex<'a> {
 
     /// An empty selector selects nothing: a Service without selector has no workloads of its own.
     fn select(&self, selector: &Selector) -> Vec<&'a Arc<Workload>> {
-        let candidates = selector.0.iter().map(|(key, value)| self.by_label.get(&(key.as_str(), value.as_str())).map_or(&[][..], Vec::as_slice));
+        let candidates = selector
+            .0
+            .iter()
+            .map(|(key, value)| self.by_label.get(&(key.as_str(), value.as_str())).map_or(&[][..], Vec::as_slice));
         let fewest = candidates.min_by_key(|list| list.len()).unwrap_or(&[]);
         fewest.iter().copied().filter(|workload| selector.selects(&workload.labels)).collect()
     }

@@ -21,7 +21,8 @@ pub(crate) struct RouteTable {
 impl RouteTable {
     pub fn build(prev: Option<&Self>, lowered: &Lowered<LoweredVirtualService>) -> Self {
         let mut table = Self::default();
-        let held: BTreeMap<_, _> = prev.into_iter().flat_map(|prev| &prev.all).map(|vs| (&vs.origin.object, vs)).collect();
+        let held: BTreeMap<_, _> =
+            prev.into_iter().flat_map(|prev| &prev.all).map(|vs| (&vs.origin.object, vs)).collect();
         for entry in lowered.entries.values() {
             if entry.value.is_delegate() {
                 continue;
@@ -67,8 +68,18 @@ impl DestinationRuleTable {
             let namespace = rule.origin.object.namespace.as_str();
             let repeated = merge(table.local.entry(namespace.to_owned()).or_default(), rule);
             for subset in repeated {
-                let message = format!("subset {subset:?} of host {} is defined by an older DestinationRule already, which counts", rule.host);
-                table.diagnostics.push(finding(&entry.object, Severity::Warning, "MEL0320", "spec.subsets", message, "rename or remove one of the subsets"));
+                let message = format!(
+                    "subset {subset:?} of host {} is defined by an older DestinationRule already, which counts",
+                    rule.host
+                );
+                table.diagnostics.push(finding(
+                    &entry.object,
+                    Severity::Warning,
+                    "MEL0320",
+                    "spec.subsets",
+                    message,
+                    "rename or remove one of the subsets",
+                ));
             }
             if !rule.export_to.is_private_to(namespace) {
                 merge(table.exported.entry(namespace.to_owned()).or_default(), rule);
@@ -108,7 +119,9 @@ fn most_specific<'a>(rules: &'a HostRules, host: &Hostname) -> Option<&'a Vec<Ar
 /// `mergeDestinationRule`.
 fn merge(rules: &mut HostRules, rule: &Arc<DestinationRule>) -> Vec<String> {
     let of_host = rules.entry(rule.host.clone()).or_default();
-    let same = of_host.iter_mut().find(|held| held.workload_selector == rule.workload_selector && held.export_to == rule.export_to);
+    let same = of_host
+        .iter_mut()
+        .find(|held| held.workload_selector == rule.workload_selector && held.export_to == rule.export_to);
     let Some(held) = same else {
         of_host.push(rule.clone());
         return Vec::new();

@@ -44,14 +44,25 @@ impl ServiceTable {
         self.listed.keys().filter_map(|key| self.by_key.get(key))
     }
 
-    pub fn build(prev: Option<&Self>, services: &Lowered<Vec<LoweredService>>, entries: &Lowered<LoweredEntry>, options: &BuildOptions) -> Self {
+    pub fn build(
+        prev: Option<&Self>,
+        services: &Lowered<Vec<LoweredService>>,
+        entries: &Lowered<LoweredEntry>,
+        options: &BuildOptions,
+    ) -> Self {
         let mut table = Self::default();
         let mut wanting = BTreeSet::new();
         let mut aliases: Vec<(&Object, &LoweredService, &Hostname)> = Vec::new();
         let mut drafts: BTreeMap<ServiceKey, Service> = BTreeMap::new();
 
-        let of_services = services.entries.values().flat_map(|entry| entry.value.iter().map(move |lowered| (entry.object.as_ref(), lowered)));
-        let of_entries = entries.entries.values().flat_map(|entry| entry.value.services.iter().map(move |lowered| (entry.object.as_ref(), lowered)));
+        let of_services = services
+            .entries
+            .values()
+            .flat_map(|entry| entry.value.iter().map(move |lowered| (entry.object.as_ref(), lowered)));
+        let of_entries = entries
+            .entries
+            .values()
+            .flat_map(|entry| entry.value.services.iter().map(move |lowered| (entry.object.as_ref(), lowered)));
         // Kubernetes first: what it declares no ServiceEntry of the same namespace takes away. Entries: oldest first.
         let mut of_entries: Vec<_> = of_entries.collect();
         of_entries.sort_by(|a, b| a.1.service.origin.age.cmp(&b.1.service.origin.age));
@@ -69,21 +80,48 @@ impl ServiceTable {
                     drafts.insert(key.clone(), lowered.service.clone());
                 }
                 Some(first) => {
-                    let message = format!("host {} is declared by {} already; ports that it does not have are added, the rest is ignored", key.host, first.origin.object);
-                    table.diagnostics.push(finding(object, Severity::Warning, "MEL0310", "spec.hosts", message, "declare a host once in a namespace"));
-                    let more: Vec<_> = lowered.service.ports.iter().filter(|port| first.port(port.number).is_none()).cloned().collect();
+                    let message = format!(
+                        "host {} is declared by {} already; ports that it does not have are added, the rest is ignored",
+                        key.host, first.origin.object
+                    );
+                    table.diagnostics.push(finding(
+                        object,
+                        Severity::Warning,
+                        "MEL0310",
+                        "spec.hosts",
+                        message,
+                        "declare a host once in a namespace",
+                    ));
+                    let more: Vec<_> = lowered
+                        .service
+                        .ports
+                        .iter()
+                        .filter(|port| first.port(port.number).is_none())
+                        .cloned()
+                        .collect();
                     first.ports.extend(more);
                 }
             }
         }
         for (object, lowered, alias_of) in aliases {
-            let target = drafts.values_mut().filter(|service| service.key.host == *alias_of).min_by_key(|service| service.registry);
+            let target = drafts
+                .values_mut()
+                .filter(|service| service.key.host == *alias_of)
+                .min_by_key(|service| service.registry);
             match target {
                 Some(target) => target.aliases.push(lowered.service.key.clone()),
                 None => {
                     // It stays what it is to DNS; the mesh has nothing to route.
-                    let message = format!("externalName {alias_of} is no host that the mesh knows, so this name gets no routes");
-                    table.diagnostics.push(finding(object, Severity::Info, "MEL0312", "spec.externalName", message, "declare a ServiceEntry for it"));
+                    let message =
+                        format!("externalName {alias_of} is no host that the mesh knows, so this name gets no routes");
+                    table.diagnostics.push(finding(
+                        object,
+                        Severity::Info,
+                        "MEL0312",
+                        "spec.externalName",
+                        message,
+                        "declare a ServiceEntry for it",
+                    ));
                 }
             }
         }
@@ -108,10 +146,17 @@ impl ServiceTable {
         entries: &Lowered<LoweredEntry>,
         options: &BuildOptions,
     ) {
-        let taken: BTreeSet<IpAddr> = drafts.values().flat_map(|service| &service.addresses).filter(|cidr| cidr.is_host()).map(|cidr| cidr.address).collect();
+        let taken: BTreeSet<IpAddr> = drafts
+            .values()
+            .flat_map(|service| &service.addresses)
+            .filter(|cidr| cidr.is_host())
+            .map(|cidr| cidr.address)
+            .collect();
         let nothing = BTreeMap::new();
         let held = prev.map_or(&nothing, |prev| &prev.allocated);
-        for (registry, pool) in [(Registry::Kubernetes, options.service_cidr), (Registry::ServiceEntry, options.service_entry_cidr)] {
+        for (registry, pool) in
+            [(Registry::Kubernetes, options.service_cidr), (Registry::ServiceEntry, options.service_entry_cidr)]
+        {
             let of_registry = |key: &&ServiceKey| drafts.get(key).is_some_and(|service| service.registry == registry);
             let wanting: BTreeSet<ServiceKey> = wanting.iter().filter(of_registry).cloned().collect();
             for (key, ip) in allocate(pool, &wanting, held, &taken) {
@@ -129,8 +174,18 @@ impl ServiceTable {
                             Registry::ServiceEntry => entries.entries.get(&name).map(|entry| &entry.object),
                         };
                         if let Some(object) = object {
-                            let message = format!("no address is left in {pool} for {}; it is reached by its endpoints' addresses only", key.host);
-                            self.diagnostics.push(finding(object, Severity::Warning, "MEL0311", "", message, "enlarge the address range, or write an address"));
+                            let message = format!(
+                                "no address is left in {pool} for {}; it is reached by its endpoints' addresses only",
+                                key.host
+                            );
+                            self.diagnostics.push(finding(
+                                object,
+                                Severity::Warning,
+                                "MEL0311",
+                                "",
+                                message,
+                                "enlarge the address range, or write an address",
+                            ));
                         }
                     }
                 }
@@ -140,7 +195,10 @@ impl ServiceTable {
 }
 
 /// The endpoints that entries list, by service and port. DNS without endpoints: the host is its own endpoint.
-fn listed_endpoints(entries: &Lowered<LoweredEntry>, drafts: &BTreeMap<ServiceKey, Service>) -> BTreeMap<ServiceKey, BTreeMap<u16, Vec<Endpoint>>> {
+fn listed_endpoints(
+    entries: &Lowered<LoweredEntry>,
+    drafts: &BTreeMap<ServiceKey, Service>,
+) -> BTreeMap<ServiceKey, BTreeMap<u16, Vec<Endpoint>>> {
     let mut listed: BTreeMap<ServiceKey, BTreeMap<u16, Vec<Endpoint>>> = BTreeMap::new();
     for entry in entries.values() {
         for lowered in &entry.services {

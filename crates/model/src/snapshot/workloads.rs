@@ -44,8 +44,11 @@ impl WorkloadTable {
 
     /// Names of workloads that differ from `prev`.
     pub fn changed_since(&self, prev: &Self) -> Vec<NamespacedName> {
-        let is_held = |name: &NamespacedName, workload: &Arc<Workload>, other: &Self| other.by_name.get(name).is_some_and(|held| Arc::ptr_eq(held, workload));
-        let newer = self.by_name.iter().filter(|(name, workload)| !is_held(name, workload, prev)).map(|(name, _)| name.clone());
+        let is_held = |name: &NamespacedName, workload: &Arc<Workload>, other: &Self| {
+            other.by_name.get(name).is_some_and(|held| Arc::ptr_eq(held, workload))
+        };
+        let newer =
+            self.by_name.iter().filter(|(name, workload)| !is_held(name, workload, prev)).map(|(name, _)| name.clone());
         let gone = prev.by_name.keys().filter(|name| !self.by_name.contains_key(*name)).cloned();
         newer.chain(gone).collect()
     }

@@ -33,7 +33,8 @@ const COVERED: &[(&str, &[&str])] = &[
 
 fn shared() -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let folder = std::env::var_os("MELTEMI_SHARED").map_or_else(|| root.join("../shared"), PathBuf::from).join("golden/analyze");
+    let folder =
+        std::env::var_os("MELTEMI_SHARED").map_or_else(|| root.join("../shared"), PathBuf::from).join("golden/analyze");
     if folder.is_dir() {
         return Some(folder);
     }
@@ -52,7 +53,12 @@ fn the_same_objects_get_the_same_codes() {
         let analyzer = case["analyzer"].as_str().unwrap_or_default();
         let Some((_, codes)) = COVERED.iter().find(|(name, _)| *name == analyzer) else { continue };
         // Gateways of the Gateway API are not lowered yet.
-        if case["inputs"].as_array().into_iter().flatten().any(|input| input == "virtualservice_kubernetes_gateways.yaml") {
+        if case["inputs"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|input| input == "virtualservice_kubernetes_gateways.yaml")
+        {
             continue;
         }
         seen += 1;
@@ -64,14 +70,27 @@ fn the_same_objects_get_the_same_codes() {
                 tables.apply(object.into());
             }
         }
-        let known: BTreeSet<String> = tables.iter().map(|object| format!("{} {}/{}", object.kind.word(), object.meta.namespace, object.meta.name)).collect();
+        let known: BTreeSet<String> = tables
+            .iter()
+            .map(|object| format!("{} {}/{}", object.kind.word(), object.meta.namespace, object.meta.name))
+            .collect();
         let build = Snapshot::build(None, &tables, &BuildOptions::default());
-        let kind = if analyzer.starts_with("virtualservice.") { "VirtualService" } else if analyzer.starts_with("authz.") { "AuthorizationPolicy" } else { "Gateway" };
+        let kind = if analyzer.starts_with("virtualservice.") {
+            "VirtualService"
+        } else if analyzer.starts_with("authz.") {
+            "AuthorizationPolicy"
+        } else {
+            "Gateway"
+        };
         let found: BTreeSet<_> = build
             .diagnostics
             .iter()
-            .filter(|found| codes.contains(&found.code.as_str()) && found.object.kind == kind && is_of(analyzer, &found.field))
-            .map(|found| (found.code.clone(), format!("{} {}/{}", found.object.kind, found.object.namespace, found.object.name)))
+            .filter(|found| {
+                codes.contains(&found.code.as_str()) && found.object.kind == kind && is_of(analyzer, &found.field)
+            })
+            .map(|found| {
+                (found.code.clone(), format!("{} {}/{}", found.object.kind, found.object.namespace, found.object.name))
+            })
             .collect();
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let expected: BTreeSet<_> = case["expected"]
@@ -93,7 +112,9 @@ fn the_same_objects_get_the_same_codes() {
 /// Analyzers share codes; the field tells which one would have spoken.
 fn is_of(analyzer: &str, field: &str) -> bool {
     match analyzer {
-        "virtualservice.DestinationHostAnalyzer" => !field.ends_with(".subset") && (field.contains(".route[") || field.contains(".mirror")),
+        "virtualservice.DestinationHostAnalyzer" => {
+            !field.ends_with(".subset") && (field.contains(".route[") || field.contains(".mirror"))
+        }
         "virtualservice.DestinationRuleAnalyzer" => field.ends_with(".subset"),
         "gateway.SecretAnalyzer" => field.ends_with(".credentialName"),
         _ => true,

@@ -20,7 +20,10 @@ fn first() -> (Snapshot, Tables) {
 /// The object of the shop with this kind and name, changed in its text.
 fn changed(name: &str, kind: &str, from: &str, to: &str) -> Arc<meltemi_model::Object> {
     let text = data("shop.yaml");
-    let document = text.split("\n---\n").find(|doc| doc.contains(&format!("kind: {kind}\n")) && doc.contains(&format!("name: {name}"))).expect("in the shop");
+    let document = text
+        .split("\n---\n")
+        .find(|doc| doc.contains(&format!("kind: {kind}\n")) && doc.contains(&format!("name: {name}")))
+        .expect("in the shop");
     assert!(document.contains(from), "{document}");
     objects(&document.replace(from, to)).remove(0)
 }
@@ -68,7 +71,10 @@ fn a_headless_services_endpoints_are_its_names() {
     tables.apply(changed("db-0", "Pod", "10.44.0.5", "10.44.0.55"));
     let build = rebuild(&snapshot, &tables);
     assert!(!build.changes.is_endpoints_only());
-    assert_eq!(build.changes.services.iter().map(|key| key.host.as_str()).collect::<Vec<_>>(), ["db.shop.svc.cluster.local"]);
+    assert_eq!(
+        build.changes.services.iter().map(|key| key.host.as_str()).collect::<Vec<_>>(),
+        ["db.shop.svc.cluster.local"]
+    );
 }
 
 #[test]
@@ -102,10 +108,12 @@ fn another_mesh_config_is_another_mesh() {
     let build = rebuild(&snapshot, &tables);
     assert!(build.changes.mesh);
     assert_eq!(build.snapshot.trust_domain.as_str(), "mall.example");
-    let identity = build.snapshot.workloads().find_map(|workload| workload.identity.clone()).expect("one has an identity");
+    let identity =
+        build.snapshot.workloads().find_map(|workload| workload.identity.clone()).expect("one has an identity");
     assert_eq!(identity.trust_domain().as_str(), "mall.example");
     // Allocated addresses stay: clients hold them.
-    let addresses = |snapshot: &Snapshot| snapshot.services().map(|service| service.addresses.clone()).collect::<Vec<_>>();
+    let addresses =
+        |snapshot: &Snapshot| snapshot.services().map(|service| service.addresses.clone()).collect::<Vec<_>>();
     assert_eq!(addresses(&snapshot), addresses(&build.snapshot));
 }
 
@@ -114,7 +122,9 @@ fn another_mesh_config_is_another_mesh() {
 fn a_step_is_the_same_as_a_fresh_start() {
     let (full, all) = first();
     let fresh = |tables: &Tables| Snapshot::build(None, tables, &BuildOptions::default());
-    let facts = |build: &Build| (super::render::snapshot(&build.snapshot), build.diagnostics.clone(), scope_facts(&build.snapshot));
+    let facts = |build: &Build| {
+        (super::render::snapshot(&build.snapshot), build.diagnostics.clone(), scope_facts(&build.snapshot))
+    };
     let before = facts(&fresh(&all));
     for object in all.iter() {
         // Asked before the step, so that a cache that is kept wrongly shows.
@@ -132,7 +142,11 @@ fn a_step_is_the_same_as_a_fresh_start() {
 
 fn scope_facts(snapshot: &Snapshot) -> Vec<String> {
     let scope = snapshot.sidecar_scope("shop", &super::labels(&[]));
-    let routes = scope.egress.iter().flat_map(|listener| &listener.virtual_services).map(|vs| vs.origin.name().to_string());
-    let names = snapshot.name_table("shop", &super::labels(&[])).into_iter().map(|entry| format!("{} {:?}", entry.host, entry.ips));
+    let routes =
+        scope.egress.iter().flat_map(|listener| &listener.virtual_services).map(|vs| vs.origin.name().to_string());
+    let names = snapshot
+        .name_table("shop", &super::labels(&[]))
+        .into_iter()
+        .map(|entry| format!("{} {:?}", entry.host, entry.ips));
     scope.services.iter().map(|service| service.key.to_string()).chain(routes).chain(names).collect()
 }

@@ -7,7 +7,6 @@ mod render;
 mod routes;
 mod samples;
 mod scopes;
-mod scratch;
 mod services;
 mod whole;
 

@@ -10,7 +10,9 @@ fn object(kind: &str, name: &str, namespace: &str, spec: &str) -> String {
         "Telemetry" => "telemetry.istio.io/v1",
         _ => "security.istio.io/v1",
     };
-    format!("---\napiVersion: {group}\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n")
+    format!(
+        "---\napiVersion: {group}\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+    )
 }
 
 const SERVICE: &str = "
@@ -30,17 +32,29 @@ fn web(snapshot: &Snapshot) -> std::sync::Arc<meltemi_model::Service> {
 fn the_clients_rule_beats_the_services_and_that_the_roots() {
     let host = "web.shop.svc.cluster.local";
     let rule = |name: &str, ns: &str, lb: &str, extra: &str| {
-        object("DestinationRule", name, ns, &format!("{{host: {host}, trafficPolicy: {{loadBalancer: {{simple: {lb}}}}}{extra}}}"))
+        object(
+            "DestinationRule",
+            name,
+            ns,
+            &format!("{{host: {host}, trafficPolicy: {{loadBalancer: {{simple: {lb}}}}}{extra}}}"),
+        )
     };
     let text = format!(
         "{SERVICE}{}{}{}{}",
         rule("client", "client", "RANDOM", ""),
         rule("hidden", "shop", "ROUND_ROBIN", ", exportTo: [\".\"]"),
         rule("root", "istio-system", "LEAST_REQUEST", ""),
-        object("DestinationRule", "wide", "wide", "{host: \"*.shop.svc.cluster.local\", trafficPolicy: {loadBalancer: {simple: PASSTHROUGH}}}"),
+        object(
+            "DestinationRule",
+            "wide",
+            "wide",
+            "{host: \"*.shop.svc.cluster.local\", trafficPolicy: {loadBalancer: {simple: PASSTHROUGH}}}"
+        ),
     );
     let snapshot = clean(&text);
-    let of = |ns: &str| snapshot.destination_rule(ns, &labels(&[]), &web(&snapshot)).map(|rule| rule.origin.object.name.clone());
+    let of = |ns: &str| {
+        snapshot.destination_rule(ns, &labels(&[]), &web(&snapshot)).map(|rule| rule.origin.object.name.clone())
+    };
     assert_eq!(of("client").as_deref(), Some("client"));
     assert_eq!(of("shop").as_deref(), Some("hidden"));
     assert_eq!(of("stranger").as_deref(), Some("root"));
@@ -52,8 +66,18 @@ fn rules_of_one_host_merge_and_selected_clients_have_their_own() {
     let text = format!(
         "{SERVICE}{}{}{}",
         object("DestinationRule", "a", "shop", "{host: web, subsets: [{name: v1, labels: {version: v1}}]}"),
-        object("DestinationRule", "b", "shop", "{host: web, trafficPolicy: {loadBalancer: {simple: RANDOM}}, subsets: [{name: v1, labels: {version: x}}, {name: v2, labels: {version: v2}}]}"),
-        object("DestinationRule", "c", "shop", "{host: web, workloadSelector: {matchLabels: {app: special}}, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}}"),
+        object(
+            "DestinationRule",
+            "b",
+            "shop",
+            "{host: web, trafficPolicy: {loadBalancer: {simple: RANDOM}}, subsets: [{name: v1, labels: {version: x}}, {name: v2, labels: {version: v2}}]}"
+        ),
+        object(
+            "DestinationRule",
+            "c",
+            "shop",
+            "{host: web, workloadSelector: {matchLabels: {app: special}}, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}}"
+        ),
     );
     let build = build(&text);
     assert_eq!(codes(&build), ["MEL0320 DestinationRule/b.shop spec.subsets"]);
@@ -90,13 +114,21 @@ fn mutual_tls_is_decided_by_the_narrowest_scope() {
         "{}{}{}",
         object("PeerAuthentication", "default", "istio-system", "{mtls: {mode: STRICT}}"),
         object("PeerAuthentication", "default", "shop", "{mtls: {mode: DISABLE}}"),
-        object("PeerAuthentication", "web", "shop", "{selector: {matchLabels: {app: web}}, mtls: {mode: UNSET}, portLevelMtls: {\"8080\": {mode: PERMISSIVE}, \"9090\": {mode: UNSET}}}"),
+        object(
+            "PeerAuthentication",
+            "web",
+            "shop",
+            "{selector: {matchLabels: {app: web}}, mtls: {mode: UNSET}, portLevelMtls: {\"8080\": {mode: PERMISSIVE}, \"9090\": {mode: UNSET}}}"
+        ),
     );
     let snapshot = clean(&text);
     assert_eq!(snapshot.peer_authentication("other", &labels(&[])).mode, MtlsMode::Strict);
     assert_eq!(snapshot.peer_authentication("shop", &labels(&[])).mode, MtlsMode::Disable);
     let web = snapshot.peer_authentication("shop", &labels(&[("app", "web")]));
-    assert_eq!((web.of_port(80), web.of_port(8080), web.of_port(9090)), (MtlsMode::Disable, MtlsMode::Permissive, MtlsMode::Disable));
+    assert_eq!(
+        (web.of_port(80), web.of_port(8080), web.of_port(9090)),
+        (MtlsMode::Disable, MtlsMode::Permissive, MtlsMode::Disable)
+    );
     assert_eq!(web.sources.len(), 3);
     assert_eq!(clean("").peer_authentication("x", &labels(&[])).mode, MtlsMode::Permissive);
 }
@@ -105,15 +137,27 @@ fn mutual_tls_is_decided_by_the_narrowest_scope() {
 fn authorization_is_sorted_by_action_root_first() {
     let text = format!(
         "{}{}{}{}{}",
-        object("AuthorizationPolicy", "z-mesh", "istio-system", "{action: DENY, rules: [{to: [{operation: {methods: [TRACE]}}]}]}"),
-        object("AuthorizationPolicy", "a", "shop", "{action: DENY, rules: [{from: [{source: {serviceAccounts: [thief, far/thief]}}]}]}"),
+        object(
+            "AuthorizationPolicy",
+            "z-mesh",
+            "istio-system",
+            "{action: DENY, rules: [{to: [{operation: {methods: [TRACE]}}]}]}"
+        ),
+        object(
+            "AuthorizationPolicy",
+            "a",
+            "shop",
+            "{action: DENY, rules: [{from: [{source: {serviceAccounts: [thief, far/thief]}}]}]}"
+        ),
         object("AuthorizationPolicy", "b", "shop", "{}"),
         object("AuthorizationPolicy", "c", "shop", "{selector: {matchLabels: {app: web}}, action: AUDIT, rules: [{}]}"),
         object("AuthorizationPolicy", "d", "other", "{}"),
     );
     let snapshot = clean(&text);
     let found = snapshot.authorization_policies("shop", &labels(&[("app", "web")]));
-    let names = |list: &[std::sync::Arc<meltemi_model::AuthorizationPolicy>]| list.iter().map(|policy| policy.origin.object.name.clone()).collect::<Vec<_>>();
+    let names = |list: &[std::sync::Arc<meltemi_model::AuthorizationPolicy>]| {
+        list.iter().map(|policy| policy.origin.object.name.clone()).collect::<Vec<_>>()
+    };
     assert_eq!(names(&found.deny), ["z-mesh", "a"]);
     assert_eq!(names(&found.allow), ["b"]);
     assert_eq!(names(&found.audit), ["c"]);
@@ -137,16 +181,32 @@ data:
     let text = format!(
         "{mesh}{}{}{}",
         object("Telemetry", "mesh", "istio-system", "{accessLogging: [{providers: [{name: envoy}]}]}"),
-        object("Telemetry", "shop", "shop", "{accessLogging: [{providers: [{name: mine}], filter: {expression: 'response.code >= 400'}}]}"),
-        object("Telemetry", "quiet", "shop", "{selector: {matchLabels: {app: quiet}}, accessLogging: [{match: {mode: CLIENT}, disabled: true}]}"),
+        object(
+            "Telemetry",
+            "shop",
+            "shop",
+            "{accessLogging: [{providers: [{name: mine}], filter: {expression: 'response.code >= 400'}}]}"
+        ),
+        object(
+            "Telemetry",
+            "quiet",
+            "shop",
+            "{selector: {matchLabels: {app: quiet}}, accessLogging: [{match: {mode: CLIENT}, disabled: true}]}"
+        ),
     );
     let snapshot = clean(&text);
     let of = |ns: &str, pairs: &[(&str, &str)], mode| snapshot.access_logs(ns, &labels(pairs), mode);
     let mesh = of("other", &[], WorkloadMode::Server);
-    assert_eq!((mesh[0].path.as_str(), &mesh[0].format, &mesh[0].filter), ("/dev/stdout", &LogFormat::DefaultText, &None));
+    assert_eq!(
+        (mesh[0].path.as_str(), &mesh[0].format, &mesh[0].filter),
+        ("/dev/stdout", &LogFormat::DefaultText, &None)
+    );
     let shop = of("shop", &[], WorkloadMode::Client);
     assert_eq!(shop.len(), 1);
-    assert_eq!((shop[0].path.as_str(), &shop[0].format), ("/dev/stderr", &LogFormat::Text("hi %PROTOCOL%\n".to_owned())));
+    assert_eq!(
+        (shop[0].path.as_str(), &shop[0].format),
+        ("/dev/stderr", &LogFormat::Text("hi %PROTOCOL%\n".to_owned()))
+    );
     assert_eq!(shop[0].filter.as_deref(), Some("response.code >= 400"));
     assert_eq!(of("shop", &[("app", "quiet")], WorkloadMode::Client), vec![]);
     assert_eq!(of("shop", &[("app", "quiet")], WorkloadMode::Server).len(), 1);
@@ -158,5 +218,8 @@ data:
 fn selectors_that_select_nobody_are_told_once_somebody_is_there() {
     let policy = object("AuthorizationPolicy", "typo", "shop", "{selector: {matchLabels: {app: catalog}}}");
     assert_eq!(codes(&build(&policy)), Vec::<String>::new());
-    assert_eq!(codes(&build(&format!("{}\n{policy}", data("shop.yaml")))), ["IST0127 AuthorizationPolicy/typo.shop spec.selector"]);
+    assert_eq!(
+        codes(&build(&format!("{}\n{policy}", data("shop.yaml")))),
+        ["IST0127 AuthorizationPolicy/typo.shop spec.selector"]
+    );
 }

@@ -16,7 +16,9 @@ spec:
 
 fn virtual_service(name: &str, namespace: &str, spec: &str) -> String {
     let spec = spec.trim_matches('\n').lines().map(|line| format!("  {line}\n")).collect::<String>();
-    format!("---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n{spec}")
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n{spec}"
+    )
 }
 
 #[test]
@@ -44,7 +46,9 @@ fn a_gateway_serves_the_narrower_host_to_the_right_namespace() {
     let served = snapshot.virtual_services_of_server(&gateway, &gateway.servers[0], "istio-system");
     assert_eq!(served.len(), 1);
     assert_eq!(served[0].1, ["www.shop.example"]);
-    let hosts = |ns: &str, host: &str| gateway.servers[0].intersect(ns, &[host.into()]).iter().map(ToString::to_string).collect::<Vec<_>>();
+    let hosts = |ns: &str, host: &str| {
+        gateway.servers[0].intersect(ns, &[host.into()]).iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
     assert_eq!(hosts("shop", "*"), ["*.shop.example"]);
     assert_eq!(hosts("shop", "admin.example"), Vec::<String>::new());
     assert_eq!(hosts("other", "admin.example"), ["admin.example"]);
@@ -81,7 +85,13 @@ http:
     assert_eq!(codes(&build), ["MEL0306 VirtualService/root.shop spec.http[0].delegate"]);
     let routes: Vec<_> = build.snapshot.virtual_services().collect();
     let [root] = routes.as_slice() else { panic!("the delegate is not one of its own") };
-    let facts: Vec<_> = root.http.iter().map(|route| (route.name.as_str(), route.matches.first().and_then(|m| m.uri.clone()), route.timeout.map(|t| t.as_secs()))).collect();
+    let facts: Vec<_> = root
+        .http
+        .iter()
+        .map(|route| {
+            (route.name.as_str(), route.matches.first().and_then(|m| m.uri.clone()), route.timeout.map(|t| t.as_secs()))
+        })
+        .collect();
     assert_eq!(
         facts,
         [
@@ -96,22 +106,37 @@ http:
 #[test]
 fn of_two_for_the_same_host_the_older_is_first_and_it_is_told() {
     let rule = "hosts: [web]\nhttp: [{route: [{destination: {host: web}}]}]";
-    let older = virtual_service("z", "shop", rule).replace("namespace: shop}", "namespace: shop, creationTimestamp: \"2024-01-01T00:00:00Z\"}");
-    let younger = virtual_service("a", "shop", rule).replace("namespace: shop}", "namespace: shop, creationTimestamp: \"2025-01-01T00:00:00Z\"}");
+    let older = virtual_service("z", "shop", rule)
+        .replace("namespace: shop}", "namespace: shop, creationTimestamp: \"2024-01-01T00:00:00Z\"}");
+    let younger = virtual_service("a", "shop", rule)
+        .replace("namespace: shop}", "namespace: shop, creationTimestamp: \"2025-01-01T00:00:00Z\"}");
     let build = build(&format!("{SERVICE}{younger}{older}"));
     assert_eq!(codes(&build), ["IST0109 VirtualService/a.shop spec.hosts"]);
-    let order: Vec<_> = build.snapshot.virtual_services_for(&GatewayRef::Mesh, "shop").iter().map(|vs| vs.origin.object.name.clone()).collect();
+    let order: Vec<_> = build
+        .snapshot
+        .virtual_services_for(&GatewayRef::Mesh, "shop")
+        .iter()
+        .map(|vs| vs.origin.object.name.clone())
+        .collect();
     assert_eq!(order, ["z", "a"]);
 }
 
 #[test]
 fn what_is_private_to_a_namespace_wins_there_and_is_unseen_elsewhere() {
-    let rule = "hosts: [web.shop.svc.cluster.local]\nhttp: [{route: [{destination: {host: web.shop.svc.cluster.local}}]}]";
+    let rule =
+        "hosts: [web.shop.svc.cluster.local]\nhttp: [{route: [{destination: {host: web.shop.svc.cluster.local}}]}]";
     let public = virtual_service("a", "shop", rule);
     let private = virtual_service("b", "team", &format!("{rule}\nexportTo: [\".\"]"));
     let named = virtual_service("c", "other", &format!("{rule}\nexportTo: [team]"));
     let build = build(&format!("{SERVICE}{public}{private}{named}"));
-    let order = |ns: &str| build.snapshot.virtual_services_for(&GatewayRef::Mesh, ns).iter().map(|vs| vs.origin.object.name.clone()).collect::<Vec<_>>();
+    let order = |ns: &str| {
+        build
+            .snapshot
+            .virtual_services_for(&GatewayRef::Mesh, ns)
+            .iter()
+            .map(|vs| vs.origin.object.name.clone())
+            .collect::<Vec<_>>()
+    };
     assert_eq!(order("team"), ["b", "c", "a"]);
     assert_eq!(order("shop"), ["a"]);
 }
@@ -142,16 +167,27 @@ http:
             "IST0101 VirtualService/broken.shop spec.http[0].route[1].destination.subset",
         ]
     );
-    assert!(build.diagnostics.iter().all(|found| found.position.line > 0 && !found.remedy.is_empty()), "{:#?}", build.diagnostics);
+    assert!(
+        build.diagnostics.iter().all(|found| found.position.line > 0 && !found.remedy.is_empty()),
+        "{:#?}",
+        build.diagnostics
+    );
     assert_eq!(build.diagnostics[3].message, "Referenced host not found: \"webb\"");
     // It is kept nevertheless: the host may come later.
-    let HttpAction::Forward(destinations) = &build.snapshot.virtual_services().next().expect("kept").http[0].action else { panic!("forwards") };
+    let HttpAction::Forward(destinations) = &build.snapshot.virtual_services().next().expect("kept").http[0].action
+    else {
+        panic!("forwards")
+    };
     assert_eq!(destinations.len(), 2);
 }
 
 #[test]
 fn a_single_destination_takes_all_and_zero_attempts_switch_retries_off() {
-    let vs = virtual_service("w", "shop", "hosts: [web]\nhttp:\n- retries: {attempts: 0}\n  route: [{destination: {host: web}}]");
+    let vs = virtual_service(
+        "w",
+        "shop",
+        "hosts: [web]\nhttp:\n- retries: {attempts: 0}\n  route: [{destination: {host: web}}]",
+    );
     let snapshot = clean(&format!("{SERVICE}{vs}"));
     let route = &snapshot.virtual_services().next().expect("one").http[0];
     let HttpAction::Forward(destinations) = &route.action else { panic!("forwards") };

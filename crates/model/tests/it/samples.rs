@@ -8,7 +8,9 @@ use meltemi_model::{BuildOptions, Severity, Snapshot, Tables};
 
 fn shared() -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let folder = std::env::var_os("MELTEMI_SHARED").map_or_else(|| root.join("../shared"), PathBuf::from).join("istio/samples/bookinfo");
+    let folder = std::env::var_os("MELTEMI_SHARED")
+        .map_or_else(|| root.join("../shared"), PathBuf::from)
+        .join("istio/samples/bookinfo");
     if folder.is_dir() {
         return Some(folder);
     }
@@ -21,7 +23,8 @@ fn every_networking_file_of_bookinfo_builds_over_its_platform() {
     let Some(folder) = shared() else { return };
     let platform = fs::read_to_string(folder.join("platform/kube/bookinfo.yaml")).expect("part of the samples");
     let rules = fs::read_to_string(folder.join("networking/destination-rule-all.yaml")).expect("part of the samples");
-    let mut files: Vec<_> = fs::read_dir(folder.join("networking")).expect("a folder").flatten().map(|entry| entry.path()).collect();
+    let mut files: Vec<_> =
+        fs::read_dir(folder.join("networking")).expect("a folder").flatten().map(|entry| entry.path()).collect();
     files.retain(|path| path.extension().is_some_and(|ext| ext == "yaml"));
     files.sort();
     assert!(files.len() > 10);
@@ -30,7 +33,11 @@ fn every_networking_file_of_bookinfo_builds_over_its_platform() {
         let mut tables = Tables::default();
         for text in [&platform, &rules, &text] {
             let (objects, diagnostics) = parse_documents("sample.yaml", text);
-            assert!(!diagnostics.iter().any(|found| found.severity == Severity::Error), "{}: {diagnostics:#?}", path.display());
+            assert!(
+                !diagnostics.iter().any(|found| found.severity == Severity::Error),
+                "{}: {diagnostics:#?}",
+                path.display()
+            );
             objects.into_iter().for_each(|object| {
                 tables.apply(object.into());
             });
@@ -40,6 +47,11 @@ fn every_networking_file_of_bookinfo_builds_over_its_platform() {
         let worse: Vec<_> = build.diagnostics.iter().filter(|found| found.severity == Severity::Error).collect();
         assert!(worse.is_empty(), "{}: {worse:#?}", path.display());
         assert!(build.snapshot.services().count() >= 4);
-        assert!(build.snapshot.virtual_services().count() + build.snapshot.gateways().count() + build.snapshot.destination_rules().count() > 0);
+        assert!(
+            build.snapshot.virtual_services().count()
+                + build.snapshot.gateways().count()
+                + build.snapshot.destination_rules().count()
+                > 0
+        );
     }
 }

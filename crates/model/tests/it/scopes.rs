@@ -34,7 +34,9 @@ spec:
 ";
 
 fn sidecar(name: &str, namespace: &str, spec: &str) -> String {
-    format!("---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n")
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+    )
 }
 
 fn hosts(services: &[Arc<meltemi_model::Service>]) -> Vec<&str> {
@@ -58,10 +60,16 @@ fn the_narrowest_sidecar_applies_and_routes_bring_what_they_lead_to() {
         "{WORLD}{}{}{}",
         sidecar("root", "istio-system", "{egress: [{hosts: ['~/*']}]}"),
         sidecar("all", "one", "{egress: [{hosts: ['./*']}], outboundTrafficPolicy: {mode: REGISTRY_ONLY}}"),
-        sidecar("some", "one", "{workloadSelector: {labels: {app: x}}, egress: [{port: {number: 90, protocol: TCP, name: tcp}, hosts: ['one/*']}, {hosts: ['two/*']}]}"),
+        sidecar(
+            "some",
+            "one",
+            "{workloadSelector: {labels: {app: x}}, egress: [{port: {number: 90, protocol: TCP, name: tcp}, hosts: ['one/*']}, {hosts: ['two/*']}]}"
+        ),
     );
     let snapshot = clean(&text);
-    let name = |ns: &str, pairs: &[(&str, &str)]| snapshot.sidecar_for(ns, &labels(pairs)).map(|sidecar| sidecar.origin.object.name.clone());
+    let name = |ns: &str, pairs: &[(&str, &str)]| {
+        snapshot.sidecar_for(ns, &labels(pairs)).map(|sidecar| sidecar.origin.object.name.clone())
+    };
     assert_eq!(name("two", &[]).as_deref(), Some("root"));
     assert_eq!(name("one", &[]).as_deref(), Some("all"));
     assert_eq!(name("one", &[("app", "x")]).as_deref(), Some("some"));

@@ -9,7 +9,9 @@ fn key(host: &str, namespace: &str) -> ServiceKey {
 }
 
 fn service(name: &str, extra: &str) -> String {
-    format!("---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: {name}}}\n  ports: [{{name: http, port: 80}}]\n{extra}")
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: {name}}}\n  ports: [{{name: http, port: 80}}]\n{extra}"
+    )
 }
 
 #[test]
@@ -18,7 +20,9 @@ fn an_allocated_address_survives_every_neighbour() {
     let one = Snapshot::build(None, &tables(&service("a", "")), &options).snapshot;
     let many: String = (0..300).map(|i| service(&format!("s{i}"), "")).chain([service("a", "")]).collect();
     let two = Snapshot::build(Some(&one), &tables(&many), &options).snapshot;
-    let at = |snapshot: &Snapshot| snapshot.service(&key("a.default.svc.cluster.local", "default")).and_then(|service| service.address());
+    let at = |snapshot: &Snapshot| {
+        snapshot.service(&key("a.default.svc.cluster.local", "default")).and_then(|service| service.address())
+    };
     assert!(at(&one).is_some());
     assert_eq!(at(&one), at(&two));
     let all: std::collections::BTreeSet<_> = two.services().filter_map(|service| service.address()).collect();
@@ -33,7 +37,8 @@ fn an_external_name_is_another_name_of_a_known_service() {
     let target = snapshot.service(&key("new.default.svc.cluster.local", "default")).expect("declared");
     assert_eq!(target.aliases, [key("old.default.svc.cluster.local", "default")]);
     assert!(snapshot.service(&key("old.default.svc.cluster.local", "default")).is_none());
-    let names: Vec<_> = snapshot.name_table("default", &labels(&[])).into_iter().map(|entry| entry.host.to_string()).collect();
+    let names: Vec<_> =
+        snapshot.name_table("default", &labels(&[])).into_iter().map(|entry| entry.host.to_string()).collect();
     assert_eq!(names, ["new.default.svc.cluster.local", "old.default.svc.cluster.local"]);
 }
 
@@ -86,7 +91,8 @@ spec:
         ]
     );
     assert_eq!(render("none.example", 9000), Vec::<String>::new());
-    let identities: Vec<_> = snapshot.identities(&key("static.example", "default")).into_iter().map(|id| id.to_string()).collect();
+    let identities: Vec<_> =
+        snapshot.identities(&key("static.example", "default")).into_iter().map(|id| id.to_string()).collect();
     assert_eq!(identities, ["spiffe://cluster.local/ns/default/sa/them"]);
     let of = |host| snapshot.service(&key(host, "default")).expect("declared").clone();
     assert_eq!(of("none.example").resolution, Resolution::Passthrough);
@@ -103,8 +109,14 @@ fn a_client_means_its_own_namespaces_service_first() {
              spec:\n  hosts: [x.example]\n  resolution: DNS\n  ports: [{{number: 80, name: http, protocol: HTTP}}]\n{extra}"
         )
     };
-    let snapshot = clean(&format!("{}{}{}", entry("m", "a", ""), entry("m", "b", ""), entry("m", "hidden", "  exportTo: [\".\"]\n")));
-    let of = |ns: &str| snapshot.service_for(ns, &Hostname::new("x.example")).map(|service| service.namespace().to_owned());
+    let snapshot = clean(&format!(
+        "{}{}{}",
+        entry("m", "a", ""),
+        entry("m", "b", ""),
+        entry("m", "hidden", "  exportTo: [\".\"]\n")
+    ));
+    let of =
+        |ns: &str| snapshot.service_for(ns, &Hostname::new("x.example")).map(|service| service.namespace().to_owned());
     assert_eq!(of("a").as_deref(), Some("a"));
     assert_eq!(of("b").as_deref(), Some("b"));
     assert_eq!(of("c").as_deref(), Some("a"));
@@ -115,8 +127,10 @@ fn a_client_means_its_own_namespaces_service_first() {
 #[test]
 fn a_workload_serves_what_selects_it_by_name_or_number() {
     let snapshot = clean(&super::data("shop.yaml"));
-    let targets = snapshot.service_targets("shop", &labels(&[("app", "front")]), &["10.44.0.2".parse().expect("an address")]);
-    let targets: Vec<_> = targets.iter().map(|target| (target.service.name.as_str(), target.port.number, target.target_port)).collect();
+    let targets =
+        snapshot.service_targets("shop", &labels(&[("app", "front")]), &["10.44.0.2".parse().expect("an address")]);
+    let targets: Vec<_> =
+        targets.iter().map(|target| (target.service.name.as_str(), target.port.number, target.target_port)).collect();
     assert_eq!(targets, [("front", 80, 8080)]);
     let targets = snapshot.service_targets("shop", &labels(&[("app", "catalogue")]), &[]);
     let targets: Vec<_> = targets.iter().map(|target| (target.port.number, target.target_port)).collect();

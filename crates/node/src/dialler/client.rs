@@ -26,7 +26,8 @@ pub(crate) struct Dialler {
 impl Dialler {
     /// Starts reading answers; the second value ends when the supervisor does.
     pub(crate) fn start(socket: OwnedFd) -> io::Result<(Arc<Self>, tokio::task::JoinHandle<()>)> {
-        let dialler = Arc::new(Self { socket: FdSocket::new(socket)?, waiting: Mutex::default(), next: AtomicU64::new(1) });
+        let dialler =
+            Arc::new(Self { socket: FdSocket::new(socket)?, waiting: Mutex::default(), next: AtomicU64::new(1) });
         let reading = tokio::spawn(Arc::clone(&dialler).read());
         Ok((dialler, reading))
     }
@@ -35,7 +36,8 @@ impl Dialler {
         loop {
             match self.socket.receive::<Reply>().await {
                 Ok(Some((reply, fds))) => {
-                    let waiting = self.waiting.lock().expect("nothing panics while it holds the table").remove(&reply.id);
+                    let waiting =
+                        self.waiting.lock().expect("nothing panics while it holds the table").remove(&reply.id);
                     if let Some(waiting) = waiting {
                         let _ = waiting.send((reply.answer, fds));
                     }
@@ -81,11 +83,6 @@ impl Dialler {
             (Answer::Listening(address), fds) => Ok((address, fds)),
             _ => Err(io::Error::other("the supervisor answered something else")),
         }
-    }
-
-    /// Stops listening on the machine.
-    pub(crate) async fn release(&self, port: u16) -> io::Result<()> {
-        self.ask(Request::Release(port)).await.map(|_| ())
     }
 
     /// Asks the machine's resolver.

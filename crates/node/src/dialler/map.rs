@@ -37,7 +37,8 @@ impl DialMap {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        let raw: BTreeMap<String, String> = serde_saphyr::from_str(text).map_err(|e| DialMapError::Syntax(e.to_string()))?;
+        let raw: BTreeMap<String, String> =
+            serde_saphyr::from_str(text).map_err(|e| DialMapError::Syntax(e.to_string()))?;
         let mut entries = BTreeMap::new();
         for (key, value) in raw {
             match value.parse() {
@@ -50,7 +51,8 @@ impl DialMap {
 
     /// The address that stands for a mapped name; `None` for a name that is not mapped.
     pub(crate) fn address_of(&mut self, name: &str) -> Option<Ipv4Addr> {
-        let is_mapped = self.entries.keys().any(|key| covers(key.rsplit_once(':').map_or(key.as_str(), |(n, _)| n), name));
+        let is_mapped =
+            self.entries.keys().any(|key| covers(key.rsplit_once(':').map_or(key.as_str(), |(n, _)| n), name));
         if !is_mapped {
             return None;
         }

@@ -86,10 +86,6 @@ impl Server {
                 let (address, fds) = self.listen(port, count)?;
                 Ok((Answer::Listening(address), fds))
             }
-            Request::Release(port) => {
-                self.published.lock().expect("nothing panics while it holds the table").remove(&port);
-                Ok((Answer::Done, Vec::new()))
-            }
             Request::Dns { query, tcp } => Ok((Answer::Dns(self.resolve(&query, tcp).await?), Vec::new())),
         }
     }
@@ -186,7 +182,8 @@ fn host_resolvers() -> Vec<SocketAddr> {
 }
 
 async fn ask_udp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
-    let any: SocketAddr = if server.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { "[::]:0".parse().expect("an address") };
+    let any: SocketAddr =
+        if server.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { "[::]:0".parse().expect("an address") };
     let socket = UdpSocket::bind(any).await?;
     // Connected: answers of anybody else are dropped by the kernel.
     socket.connect(server).await?;
@@ -249,7 +246,6 @@ mod tests {
         assert_eq!(dialler.listen(80, 3).await.unwrap().0, address);
         let queued = std::net::TcpStream::connect(address);
         assert!(queued.is_ok(), "the queue outlives the gateway");
-        dialler.release(80).await.unwrap();
     }
 
     #[test]

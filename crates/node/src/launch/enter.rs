@@ -8,7 +8,9 @@ use std::process::Command;
 
 use anyhow::Context as _;
 use rustix::process::{Signal, set_parent_process_death_signal};
-use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, UnshareFlags, move_into_link_name_space, move_into_thread_name_spaces};
+use rustix::thread::{
+    LinkNameSpaceType, ThreadNameSpaceType, UnshareFlags, move_into_link_name_space, move_into_thread_name_spaces,
+};
 
 use super::spec::{Identity, LaunchSpec};
 use super::{init, mounts, read_json};
@@ -20,7 +22,8 @@ pub(super) fn run(fd: RawFd) -> anyhow::Result<i32> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     if let Some(netns) = spec.netns {
         let netns = sys::inherited(netns).context("network namespace")?;
-        move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).context("entering the network namespace")?;
+        move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
+            .context("entering the network namespace")?;
     }
     if let Some(process) = spec.join {
         let process = sys::inherited(process).context("process to join")?;
@@ -52,7 +55,11 @@ pub(super) fn run(fd: RawFd) -> anyhow::Result<i32> {
 /// What was mounted before is locked for the program: it cannot take a cover away.
 fn isolate(identity: &Identity) -> anyhow::Result<()> {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let flags = UnshareFlags::NEWUSER | UnshareFlags::NEWPID | UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
+    let flags = UnshareFlags::NEWUSER
+        | UnshareFlags::NEWPID
+        | UnshareFlags::NEWNS
+        | UnshareFlags::NEWUTS
+        | UnshareFlags::NEWIPC;
     sys::unshare(flags).context("user and PID namespaces of its own")?;
     map_user(identity.uid, uid, identity.gid, gid)?;
     // Entering a user namespace changes credentials, which clears the request to die with the parent.

@@ -4,12 +4,11 @@ use std::io;
 use std::task::{Context, Waker};
 use std::time::Instant;
 
-use meltemi_filters::head::{RequestHead, ResponseHead};
+use meltemi_filters::head::ResponseHead;
 use meltemi_net::Buffers;
 
 use super::codec::{self, Limits, Refusal, ResponseTerms};
 use super::input::Input;
-use crate::body::BodyIn;
 use crate::io::{Io, Stream};
 
 /// Interim responses that one exchange may bring.
@@ -90,22 +89,4 @@ pub async fn read_head(
             return Err(if began { ReadError::Truncated } else { ReadError::Closed });
         }
     }
-}
-
-/// Writes a request head for an upstream; says whether the body goes out in chunks.
-pub fn write_head(head: &RequestHead, body: &BodyIn<'_>, upgrade: bool, out: &mut Vec<u8>) -> bool {
-    use meltemi_filters::head::Known;
-    head.write_h1(out);
-    let chunked = !body.is_empty() && !head.fields().has(Known::ContentLength);
-    if upgrade {
-        out.extend_from_slice(b"connection: upgrade\r\n");
-    } else if body.is_empty()
-        && !head.fields().has(Known::ContentLength)
-        && matches!(head.method(), "POST" | "PUT" | "PATCH")
-    {
-        // RFC 9110 §8.6: a method that usually has a body says so when it has none.
-        out.extend_from_slice(b"content-length: 0\r\n");
-    }
-    codec::end_head(out, chunked && !upgrade, false);
-    chunked && !upgrade
 }

@@ -38,6 +38,7 @@ pub struct TlsConfigs {
 #[derive(Debug, Default)]
 struct Made {
     generation: u64,
+    principal: Option<Arc<str>>,
     // The terms are kept, so that an address cannot come to mean other terms.
     clients: HashMap<ClientKey, (Arc<UpstreamTls>, Arc<rustls::ClientConfig>)>,
     servers: HashMap<(usize, bool), (Arc<DownstreamTls>, Arc<rustls::ServerConfig>)>,
@@ -56,6 +57,18 @@ impl TlsConfigs {
     /// Over the process's secrets.
     pub fn new(secrets: SecretStore) -> Self {
         Self { changes: secrets.changes(), secrets, made: RefCell::default() }
+    }
+
+    /// The identity of our workload certificate, without its scheme.
+    pub fn own_principal(&self) -> Option<Arc<str>> {
+        let mut made = self.made.borrow_mut();
+        self.refresh(&mut made);
+        if made.principal.is_none() {
+            let secret = self.secrets.get(meltemi_tls::DEFAULT_SECRET)?;
+            let principal = secret.identity.as_ref()?.spiffe()?.principal();
+            made.principal = Some(principal.into());
+        }
+        made.principal.clone()
     }
 
     fn refresh(&self, made: &mut Made) {

@@ -40,10 +40,17 @@ impl Located {
             let neighbours = (parsed.objects.len() + parsed.refused.len()).saturating_sub(1);
             let held = parsed.objects.into_iter().find(|object| object.key() == *key);
             if let Some(held) = held {
-                return Some(Self { file: file.to_owned(), chunk, item: held.source.item, held: Some(held), neighbours, text: text.clone() });
+                return Some(Self {
+                    file: file.to_owned(),
+                    chunk,
+                    item: held.source.item,
+                    held: Some(held),
+                    neighbours,
+                    text: text.clone(),
+                });
             }
-            let broken = parsed.unreadable == 1
-                && parsed.diagnostics.iter().any(|finding| finding.object == key.object_ref());
+            let broken =
+                parsed.unreadable == 1 && parsed.diagnostics.iter().any(|finding| finding.object == key.object_ref());
             if parsed.refused.contains(key) || broken {
                 let item = list_index(document, key);
                 return Some(Self { file: file.to_owned(), chunk, item, held: None, neighbours, text: text.clone() });
@@ -100,11 +107,14 @@ impl Located {
 
     /// The document written anew: an item of a list, or JSON, has no lines of its own.
     fn rewrite(&self, key: &ObjectKey, object: Option<&Value>) -> Result<String, ApplyError> {
-        let mut value = value_of(self.document()).ok_or_else(|| self.not_editable(key, "the document around it is not valid YAML"))?;
+        let mut value = value_of(self.document())
+            .ok_or_else(|| self.not_editable(key, "the document around it is not valid YAML"))?;
         match (self.item, object) {
             (Some(index), object) => {
                 let items = value.get_mut("items").and_then(Value::as_array_mut);
-                let items = items.filter(|items| index < items.len()).ok_or_else(|| self.not_editable(key, "its list was not found"))?;
+                let items = items
+                    .filter(|items| index < items.len())
+                    .ok_or_else(|| self.not_editable(key, "its list was not found"))?;
                 match object {
                     Some(object) => items[index] = object.clone(),
                     None => {
@@ -142,6 +152,10 @@ fn list_index(document: &str, key: &ObjectKey) -> Option<usize> {
     items.iter().position(|item| {
         item.get("kind").and_then(Value::as_str) == Some(key.kind.word())
             && item.pointer("/metadata/name").and_then(Value::as_str) == Some(&key.name)
-            && item.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or(if key.kind.is_namespaced() { "default" } else { "" }) == key.namespace
+            && item.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or(if key.kind.is_namespaced() {
+                "default"
+            } else {
+                ""
+            }) == key.namespace
     })
 }

@@ -28,7 +28,12 @@ impl LastGood {
     pub fn open(directory: Option<PathBuf>) -> Self {
         let mut orphans = BTreeSet::new();
         if let Some(entries) = directory.as_ref().and_then(|directory| fs::read_dir(directory).ok()) {
-            orphans.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|ext| ext == "json")));
+            orphans.extend(
+                entries
+                    .flatten()
+                    .map(|entry| entry.path())
+                    .filter(|path| path.extension().is_some_and(|ext| ext == "json")),
+            );
         }
         Self { directory, pending: BTreeMap::new(), orphans, findings: Vec::new() }
     }
@@ -63,7 +68,8 @@ impl LastGood {
             return;
         }
         let objects: Vec<&Value> = objects.map(|object| &object.raw).collect();
-        let state = (!objects.is_empty()).then(|| json!({"file": file.to_string_lossy(), "objects": objects}).to_string().into_bytes());
+        let state = (!objects.is_empty())
+            .then(|| json!({"file": file.to_string_lossy(), "objects": objects}).to_string().into_bytes());
         self.pending.insert(file.to_owned(), state);
     }
 
@@ -113,7 +119,10 @@ impl LastGood {
                 object: ObjectRef::default(),
                 field: String::new(),
                 position: Position { file: directory.display().to_string(), ..Position::default() },
-                message: format!("the last good versions of {} files cannot be kept for a restart: {error}", failed.len()),
+                message: format!(
+                    "the last good versions of {} files cannot be kept for a restart: {error}",
+                    failed.len()
+                ),
                 remedy: "free space on the disk, or make the directory writable; it is tried again".to_owned(),
             });
         }

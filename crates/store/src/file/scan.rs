@@ -92,7 +92,13 @@ impl Scanner {
         let mut present = BTreeSet::new();
         let mut unknown = BTreeSet::new();
         for (index, directory) in self.directories.iter().enumerate() {
-            let mut walk = Walk { directory: index, present: &mut present, findings: &mut findings, visited: BTreeSet::new(), complete: true };
+            let mut walk = Walk {
+                directory: index,
+                present: &mut present,
+                findings: &mut findings,
+                visited: BTreeSet::new(),
+                complete: true,
+            };
             walk.walk(&directory.path, 0);
             if !walk.complete {
                 unknown.insert(index);
@@ -105,8 +111,12 @@ impl Scanner {
             }
         }
         // What lies in a directory that could not be listed is not gone: nobody knows.
-        let gone: Vec<FileKey> =
-            self.seen.keys().filter(|file| !present.contains(*file) && !unknown.contains(&file.directory)).cloned().collect();
+        let gone: Vec<FileKey> = self
+            .seen
+            .keys()
+            .filter(|file| !present.contains(*file) && !unknown.contains(&file.directory))
+            .cloned()
+            .collect();
         for file in gone {
             self.seen.remove(&file);
             changes.push(FileChange { file, content: Content::Gone });
@@ -168,7 +178,8 @@ impl Stamp {
 /// The files of a directory, in order.
 pub(crate) fn list(directory: &Path) -> Vec<PathBuf> {
     let (mut present, mut findings) = (BTreeSet::new(), Vec::new());
-    let mut walk = Walk { directory: 0, present: &mut present, findings: &mut findings, visited: BTreeSet::new(), complete: true };
+    let mut walk =
+        Walk { directory: 0, present: &mut present, findings: &mut findings, visited: BTreeSet::new(), complete: true };
     walk.walk(directory, 0);
     present.into_iter().map(|file| file.path).collect()
 }
@@ -233,12 +244,25 @@ impl Walk<'_> {
                 if depth < MAX_DEPTH {
                     self.walk(&path, depth + 1);
                 } else {
-                    self.findings.push(finding(&path, Severity::Warning, format!("lies deeper than {MAX_DEPTH} directories and is not read"), "move it up"));
+                    self.findings.push(finding(
+                        &path,
+                        Severity::Warning,
+                        format!("lies deeper than {MAX_DEPTH} directories and is not read"),
+                        "move it up",
+                    ));
                 }
-            } else if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json") {
+            } else if path
+                .extension()
+                .is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json")
+            {
                 if self.present.len() >= MAX_FILES {
                     self.complete = false;
-                    return self.findings.push(finding(&path, Severity::Error, format!("there are more than {MAX_FILES} files; the rest is not read"), "put several objects into one file"));
+                    return self.findings.push(finding(
+                        &path,
+                        Severity::Error,
+                        format!("there are more than {MAX_FILES} files; the rest is not read"),
+                        "put several objects into one file",
+                    ));
                 }
                 self.present.insert(FileKey { directory: self.directory, path });
             }
@@ -247,10 +271,20 @@ impl Walk<'_> {
 
     fn fail(&mut self, path: &Path, error: &std::io::Error) {
         if error.kind() == std::io::ErrorKind::NotFound {
-            self.findings.push(finding(path, Severity::Warning, "the directory does not exist".to_owned(), "create it; it is looked for every second"));
+            self.findings.push(finding(
+                path,
+                Severity::Warning,
+                "the directory does not exist".to_owned(),
+                "create it; it is looked for every second",
+            ));
         } else {
             self.complete = false;
-            self.findings.push(finding(path, Severity::Error, format!("the directory cannot be listed: {error}"), "make it readable; until then its objects stay as they are"));
+            self.findings.push(finding(
+                path,
+                Severity::Error,
+                format!("the directory cannot be listed: {error}"),
+                "make it readable; until then its objects stay as they are",
+            ));
         }
     }
 }

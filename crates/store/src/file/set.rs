@@ -1,5 +1,6 @@
 //! All files together: which objects are in force, what is said about them, what changed. No disk, no clock.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -36,7 +37,9 @@ impl FileSet {
         let previous = self.files.remove(&file);
         let before: Objects = match (previous, &mut last_good) {
             (Some(state), _) => state.objects,
-            (None, Some(last_good)) => last_good.load(&file.path).into_iter().map(|object| (object.key(), object)).collect(),
+            (None, Some(last_good)) => {
+                last_good.load(&file.path).into_iter().map(|object| (object.key(), object)).collect()
+            }
             (None, None) => Objects::new(),
         };
         let state = match content {
@@ -122,11 +125,14 @@ fn read(file: &FileKey, text: &str, before: Objects) -> FileState {
         findings.extend(faults);
         if invalid {
             broken.insert(key);
-        } else if objects.contains_key(&key) {
-            doubles.push(Arc::new(object));
         } else {
-            let object = keep_if_same(object, before.get(&key));
-            objects.insert(key, object);
+            match objects.entry(key) {
+                Entry::Occupied(_) => doubles.push(Arc::new(object)),
+                Entry::Vacant(place) => {
+                    let object = keep_if_same(object, before.get(place.key()));
+                    place.insert(object);
+                }
+            }
         }
     }
     for (key, object) in before {
@@ -135,13 +141,19 @@ fn read(file: &FileKey, text: &str, before: Objects) -> FileState {
         }
         // A document that does not parse may be any of those that are missing now; if its lines show which, it is that one.
         if broken.contains(&key) || (parsed.unreadable > 0 && may_be_unreadable(&key, &findings, parsed.unreadable)) {
-            let position = findings.iter().find(|finding| finding.object == key.object_ref()).map(|finding| finding.position.clone());
+            let position = findings
+                .iter()
+                .find(|finding| finding.object == key.object_ref())
+                .map(|finding| finding.position.clone());
             findings.push(Diagnostic {
                 code: "MEL0303".to_owned(),
                 severity: Severity::Warning,
                 object: key.object_ref(),
                 field: String::new(),
-                position: position.unwrap_or_else(|| meltemi_types::Position { file: file.path.display().to_string(), ..Default::default() }),
+                position: position.unwrap_or_else(|| meltemi_types::Position {
+                    file: file.path.display().to_string(),
+                    ..Default::default()
+                }),
                 message: "the last good version stays in force".to_owned(),
                 remedy: "correct the errors, or remove the object".to_owned(),
             });
@@ -154,14 +166,20 @@ fn read(file: &FileKey, text: &str, before: Objects) -> FileState {
 /// An object that says the same at the same place keeps its allocation, by which changes are told.
 fn keep_if_same(object: Object, before: Option<&Arc<Object>>) -> Arc<Object> {
     let same = |held: &&Arc<Object>| {
-        ***held == object && held.source.positions == object.source.positions && held.source.document == object.source.document
+        ***held == object
+            && held.source.positions == object.source.positions
+            && held.source.document == object.source.document
     };
     before.filter(same).cloned().unwrap_or_else(|| Arc::new(object))
 }
 
 fn may_be_unreadable(key: &ObjectKey, findings: &[Diagnostic], unreadable: usize) -> bool {
-    let named: Vec<&Diagnostic> =
-        findings.iter().filter(|finding| finding.code == "MEL0101" && !finding.object.name.is_empty() && !finding.object.kind.is_empty()).collect();
+    let named: Vec<&Diagnostic> = findings
+        .iter()
+        .filter(|finding| {
+            finding.code == "MEL0101" && !finding.object.name.is_empty() && !finding.object.kind.is_empty()
+        })
+        .collect();
     let fits = |finding: &&Diagnostic| {
         finding.object.kind == key.kind.word()
             && finding.object.name == key.name

@@ -159,9 +159,9 @@ pub(super) fn of_key(input: &AuthzCondition, authz: &AuthzInput, layer: Layer) -
         "source.serviceAccount" => peer(principals(values, |account| Some(value::service_account(account)))),
         "source.trustDomain" => peer(principals(values, |domain| Some(value::trust_domain(domain)))),
         "source.principal" => peer(principals(&with_aliases(values, authz), |text| Some(value::peer(text)))),
-        "request.auth.principal" => peer(http_only(layer, values, || {
-            principals(values, |text| Some(value::request_principal(text)))
-        })?),
+        "request.auth.principal" => {
+            peer(http_only(layer, values, || principals(values, |text| Some(value::request_principal(text))))?)
+        }
         "request.auth.audiences" => peer(claim(layer, values, &["aud"])?),
         "request.auth.presenter" => peer(claim(layer, values, &["azp"])?),
         "destination.ip" => operation(permissions(values, |block| value::block(block).map(Rule::DestinationIp))),

@@ -3,9 +3,9 @@
 use crate::envoy::core::CidrRange;
 use crate::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use crate::envoy::matcher::{exact, header, header_present, ignoring_case, matches, prefix, quote, suffix, wildcard};
+use crate::envoy::rbac::Principal;
 use crate::envoy::rbac::permission::Rule;
 use crate::envoy::rbac::principal::{Authenticated, Identifier, Set};
-use crate::envoy::rbac::Principal;
 use crate::envoy::types::matcher::v3 as matcher;
 use crate::envoy::value::{cidr, extension};
 
@@ -113,7 +113,9 @@ fn any_value(values: &[String]) -> matcher::ValueMatcher {
     let value_matchers: Vec<_> = values.iter().map(|value| string_value(wildcard(value))).collect();
     match value_matchers.as_slice() {
         [one] => one.clone(),
-        _ => matcher::ValueMatcher { match_pattern: Some(MatchPattern::OrMatch(matcher::OrMatcher { value_matchers })) },
+        _ => {
+            matcher::ValueMatcher { match_pattern: Some(MatchPattern::OrMatch(matcher::OrMatcher { value_matchers })) }
+        }
     }
 }
 
@@ -137,13 +139,12 @@ pub(super) fn claim(path: &[&str], values: &[String]) -> Identifier {
     use matcher::list_matcher::MatchPattern as ListPattern;
     use matcher::value_matcher::MatchPattern;
     let list = matcher::ListMatcher { match_pattern: Some(ListPattern::OneOf(Box::new(any_value(values)))) };
-    let value_matchers = vec![
-        matcher::ValueMatcher { match_pattern: Some(MatchPattern::ListMatch(Box::new(list))) },
-        any_value(values),
-    ];
-    payload_identifier(path, matcher::ValueMatcher {
-        match_pattern: Some(MatchPattern::OrMatch(matcher::OrMatcher { value_matchers })),
-    })
+    let value_matchers =
+        vec![matcher::ValueMatcher { match_pattern: Some(MatchPattern::ListMatch(Box::new(list))) }, any_value(values)];
+    payload_identifier(
+        path,
+        matcher::ValueMatcher { match_pattern: Some(MatchPattern::OrMatch(matcher::OrMatcher { value_matchers })) },
+    )
 }
 
 /// `issuer/subject` with a wildcard at either end.

@@ -4,14 +4,11 @@ use meltemi_proto::{Any, pack};
 use prost::{Message, Name};
 
 use super::extensions::filters::network::http_connection_manager::v3 as hcm;
-use super::value::{boolv, seconds};
+use super::value::seconds;
 use super::{core, listener};
 
 pub(crate) fn network_filter(name: &str, config: Any) -> listener::Filter {
-    listener::Filter {
-        name: name.to_owned(),
-        config_type: Some(listener::filter::ConfigType::TypedConfig(config)),
-    }
+    listener::Filter { name: name.to_owned(), config_type: Some(listener::filter::ConfigType::TypedConfig(config)) }
 }
 
 pub(crate) fn listener_filter<M: Message + Name>(name: &str, config: &M) -> listener::ListenerFilter {
@@ -39,9 +36,7 @@ pub(crate) fn connection_manager(stat_prefix: &str) -> hcm::HttpConnectionManage
         server_name: "istio-envoy".to_owned(),
         // Stream idle timeouts are off: long polls and streams live as long as they like.
         stream_idle_timeout: seconds(0),
-        normalize_path: boolv(true),
         path_with_escaped_slashes_action: m::PathWithEscapedSlashesAction::KeepUnchanged as i32,
-        request_id_extension: None,
         upgrade_configs: vec![m::UpgradeConfig { upgrade_type: "websocket".to_owned(), ..Default::default() }],
         http_protocol_options: Some(core::Http1ProtocolOptions { ..Default::default() }),
         ..Default::default()

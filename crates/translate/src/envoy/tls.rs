@@ -27,7 +27,10 @@ pub(crate) fn pushed_secret(name: &str) -> tls::SdsSecretConfig {
 }
 
 /// Validation against a secret's roots, with a list of acceptable names (any of them) on top.
-pub(crate) fn validation(secret: tls::SdsSecretConfig, names: Vec<tls::SubjectAltNameMatcher>) -> ValidationContextType {
+pub(crate) fn validation(
+    secret: tls::SdsSecretConfig,
+    names: Vec<tls::SubjectAltNameMatcher>,
+) -> ValidationContextType {
     ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
         default_validation_context: Some(tls::CertificateValidationContext {
             match_typed_subject_alt_names: names,
@@ -64,11 +67,7 @@ pub(crate) fn any_name(text: &str) -> tls::SubjectAltNameMatcher {
         () if text.parse::<std::net::IpAddr>().is_ok() => SanType::IpAddress,
         () => SanType::Dns,
     };
-    tls::SubjectAltNameMatcher {
-        san_type: san_type as i32,
-        matcher: Some(matcher::exact(text)),
-        oid: String::new(),
-    }
+    tls::SubjectAltNameMatcher { san_type: san_type as i32, matcher: Some(matcher::exact(text)), oid: String::new() }
 }
 
 pub(crate) fn alpn<S: AsRef<str>>(protocols: &[S]) -> Vec<String> {

@@ -79,8 +79,7 @@ pub(crate) fn metadata(parts: BTreeMap<&str, wkt::Struct>) -> Option<core::Metad
     let filter_metadata = parts.into_iter().filter(|(_, fields)| !fields.fields.is_empty());
     let filter_metadata: std::collections::HashMap<_, _> =
         filter_metadata.map(|(namespace, fields)| (namespace.to_owned(), fields)).collect();
-    (!filter_metadata.is_empty())
-        .then(|| core::Metadata { filter_metadata, typed_filter_metadata: Default::default() })
+    (!filter_metadata.is_empty()).then(|| core::Metadata { filter_metadata, typed_filter_metadata: Default::default() })
 }
 
 pub(crate) fn extension<M: Message + Name>(name: &str, message: &M) -> core::TypedExtensionConfig {

@@ -111,16 +111,19 @@ fn plan_cluster(
     let identities = view.identities(service);
     let auto = auto_tls(view, service, port, discovery == Discovery::OriginalDst);
     let credential = settings.tls.as_ref().and_then(|tls| view.credential(&tls.credential_name, plan));
-    let tls = upstream_tls(settings.tls.as_ref(), TlsContext {
-        auto,
-        default_sni: sni_name(port.number, subset_name, service.host().as_str()),
-        identities: &identities,
-        subject_alt_names: &service.subject_alt_names,
-        alpn: mesh_alpn(view, port.protocol, http),
-        http,
-        is_http: port.protocol.is_http(),
-        credential,
-    });
+    let tls = upstream_tls(
+        settings.tls.as_ref(),
+        TlsContext {
+            auto,
+            default_sni: sni_name(port.number, subset_name, service.host().as_str()),
+            identities: &identities,
+            subject_alt_names: &service.subject_alt_names,
+            alpn: mesh_alpn(view, port.protocol, http),
+            http,
+            is_http: port.protocol.is_http(),
+            credential,
+        },
+    );
     plan.clusters.push(ClusterInput {
         name,
         discovery,
@@ -144,10 +147,8 @@ pub(super) fn service_ref(service: &Service) -> ServiceRef {
 /// How endpoints are found; the endpoints themselves go into the plan where they travel apart.
 fn discovery(view: &View<'_>, plan: &mut Plan, name: &str, selection: &Selection<'_>) -> (Discovery, bool) {
     let Selection { service, settings, .. } = selection;
-    let is_passthrough = matches!(
-        settings.load_balancer.as_ref().map(|lb| &lb.policy),
-        Some(LbPolicy::Passthrough)
-    ) || service.resolution == Resolution::Passthrough;
+    let is_passthrough = matches!(settings.load_balancer.as_ref().map(|lb| &lb.policy), Some(LbPolicy::Passthrough))
+        || service.resolution == Resolution::Passthrough;
     // A gateway's connections have no original destination: it takes the endpoints. Source: Istio `convertResolution`.
     if is_passthrough && view.proxy.kind == ProxyKind::Sidecar {
         return (Discovery::OriginalDst, false);
@@ -182,8 +183,7 @@ fn auto_tls(view: &View<'_>, service: &Service, port: &ServicePort, is_original_
     }
     // Without endpoints of its own the cluster cannot match by endpoint: mutual TLS only if all of them have a proxy.
     let endpoints = view.endpoints(service, port);
-    let all_meshed =
-        !endpoints.is_empty() && endpoints.iter().all(|endpoint| view.takes_mutual_tls(endpoint));
+    let all_meshed = !endpoints.is_empty() && endpoints.iter().all(|endpoint| view.takes_mutual_tls(endpoint));
     if all_meshed { AutoTls::Always } else { AutoTls::Off }
 }
 
@@ -221,7 +221,12 @@ pub(super) fn expected_identities(
 }
 
 /// The settings that hold for a destination of a route.
-pub(super) fn destination_settings(view: &View<'_>, host: &meltemi_model::Hostname, subset: &str, port: u16) -> PolicySettings {
+pub(super) fn destination_settings(
+    view: &View<'_>,
+    host: &meltemi_model::Hostname,
+    subset: &str,
+    port: u16,
+) -> PolicySettings {
     let subset = (!subset.is_empty()).then_some(subset);
     view.destination_rule(host).map(|rule| rule.effective(subset, port)).unwrap_or_default()
 }

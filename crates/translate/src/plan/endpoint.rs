@@ -144,8 +144,9 @@ fn distribute(groups: &mut Vec<LocalityGroup>, own: &Locality, lb: &LocalityLb) 
     let Some((_, shares)) = lb.distribute.iter().find(|(from, _)| locality_fits(own, from)) else { return false };
     let mut kept = Vec::new();
     for (to, share) in shares {
-        let members: Vec<usize> =
-            (0..groups.len()).filter(|index| locality_fits(&groups[*index].locality, to) && !kept.contains(index)).collect();
+        let members: Vec<usize> = (0..groups.len())
+            .filter(|index| locality_fits(&groups[*index].locality, to) && !kept.contains(index))
+            .collect();
         let total: u64 = members.iter().map(|index| u64::from(groups[*index].weight.max(1))).sum();
         for index in members {
             let part = u64::from(*share) * 1000 * u64::from(groups[index].weight.max(1)) / total.max(1);
@@ -196,16 +197,20 @@ fn input(view: &View<'_>, endpoint: &Endpoint, is_ready: bool) -> EndpointInput 
         weight: endpoint.weight,
         health: if is_ready { Health::Healthy } else { Health::Unhealthy },
         mesh_tls: view.takes_mutual_tls(endpoint),
-        workload: endpoint.workload.as_ref().map(|workload| {
-            let cluster = if workload.cluster.is_empty() { &view.proxy.cluster_id } else { &workload.cluster };
-            format!(
-                "{};{};{};{};{cluster}",
-                workload.workload_name,
-                workload.namespace,
-                workload.canonical_service(),
-                workload.canonical_revision(),
-            )
-        }).unwrap_or_default(),
+        workload: endpoint
+            .workload
+            .as_ref()
+            .map(|workload| {
+                let cluster = if workload.cluster.is_empty() { &view.proxy.cluster_id } else { &workload.cluster };
+                format!(
+                    "{};{};{};{};{cluster}",
+                    workload.workload_name,
+                    workload.namespace,
+                    workload.canonical_service(),
+                    workload.canonical_revision(),
+                )
+            })
+            .unwrap_or_default(),
     }
 }
 
@@ -234,10 +239,7 @@ mod tests {
         };
         let mut groups = vec![group("eu/a", 1), group("eu/b", 3), group("us/a", 1), group("ap/a", 1)];
         let lb = LocalityLb {
-            distribute: vec![(
-                "eu/*".into(),
-                BTreeMap::from([("eu/*".to_owned(), 80), ("us/*".to_owned(), 20)]),
-            )],
+            distribute: vec![("eu/*".into(), BTreeMap::from([("eu/*".to_owned(), 80), ("us/*".to_owned(), 20)]))],
             ..LocalityLb::default()
         };
         assert!(distribute(&mut groups, &Locality::parse("eu/a"), &lb));

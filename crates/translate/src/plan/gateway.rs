@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use meltemi_model::{
-    Gateway, GatewayRef, Hostname, RouteContext, Server, ServerTls as ModelTls, ServerTlsMode, TlsVersion as ModelVersion,
-    VirtualService, WorkloadMode,
+    Gateway, GatewayRef, Hostname, RouteContext, Server, ServerTls as ModelTls, ServerTlsMode,
+    TlsVersion as ModelVersion, VirtualService, WorkloadMode,
 };
 use meltemi_types::{Diagnostic, Severity};
 
@@ -61,12 +61,18 @@ fn plan_port(view: &View<'_>, bind: &str, port: u16, servers: &[Declared], plan:
     // The oldest Gateway decides whether a port speaks plaintext HTTP, plaintext TCP or TLS.
     let kind = |server: &Server| (server.protocol.is_tls(), server.protocol.is_http());
     let decided = servers.first().map(|(_, server)| kind(server)).unwrap_or_default();
+    let is_plain_tcp = decided == (false, false);
     let mut usable = Vec::new();
     for (gateway, server) in servers {
-        if kind(server) == decided {
+        // Nothing tells plaintext TCP servers apart: the port is one Gateway's. Source: Istio `MergeGateways`.
+        let is_shared = !is_plain_tcp
+            || usable.first().is_none_or(|(first, _): &(&Arc<Gateway>, _)| first.name() == gateway.name());
+        if kind(server) == decided && is_shared {
             usable.push((gateway, server));
         } else {
-            let message = format!("port {port} speaks something else in an older Gateway; this server is left out");
+            let message = format!(
+                "port {port} belongs to an older Gateway, or speaks something else there; this server is left out"
+            );
             plan.diagnostics.push(finding(gateway, Severity::Error, "MEL0511", message, "use another port"));
         }
     }
@@ -119,7 +125,13 @@ fn add_tls_server(
 ) {
     let Some(tls) = &server.tls else {
         let message = format!("the TLS server on port {port} has no tls settings; it is left out");
-        plan.diagnostics.push(finding(gateway, Severity::Error, "MEL0512", message, "write tls with mode and credentialName"));
+        plan.diagnostics.push(finding(
+            gateway,
+            Severity::Error,
+            "MEL0512",
+            message,
+            "write tls with mode and credentialName",
+        ));
         return;
     };
     match tls.mode {
@@ -132,7 +144,10 @@ fn add_tls_server(
         _ => {
             if let Some(missing) = missing_credential(view, tls, plan) {
                 // A secret that never comes would keep the whole listener from serving.
-                let message = format!("credential {missing:?} is not in namespace {:?}; this server is left out", view.proxy.namespace);
+                let message = format!(
+                    "credential {missing:?} is not in namespace {:?}; this server is left out",
+                    view.proxy.namespace
+                );
                 let remedy = "create the Secret in the namespace of the gateway's proxy";
                 plan.diagnostics.push(finding(gateway, Severity::Error, "IST0101", message, remedy));
                 return;
@@ -163,7 +178,11 @@ fn missing_credential(view: &View<'_>, tls: &ModelTls, plan: &mut Plan) -> Optio
             return Some(name.clone());
         }
         if wants_clients && !has(&roots_name(tls, name)) {
-            return Some(if tls.ca_credential_name.is_empty() { format!("{name}-cacert") } else { tls.ca_credential_name.clone() });
+            return Some(if tls.ca_credential_name.is_empty() {
+                format!("{name}-cacert")
+            } else {
+                tls.ca_credential_name.clone()
+            });
         }
     }
     None
@@ -255,6 +274,7 @@ impl Chains<'_, '_> {
             abilities: self.view.abilities,
             logs: self.view.access_logs(WorkloadMode::Client),
             is_grpc_web: false,
+            paths: self.view.paths(),
             upstream_alpn: Vec::new(),
         }))
     }

@@ -81,14 +81,14 @@ pub(super) fn default_route(view: &View<'_>, service: &Service, port: u16) -> Ro
 pub(super) fn domains(view: &View<'_>, host: &Hostname, service: Option<&Service>) -> Vec<String> {
     let domain = view.snapshot.options.domain.as_str();
     let mut names = vec![host.to_string()];
-    if let Some(stem) = host.as_str().strip_suffix(&format!(".svc.{domain}")) {
-        if let Some((name, namespace)) = stem.rsplit_once('.') {
-            if namespace == view.proxy.namespace {
-                names.push(name.to_owned());
-            }
-            names.push(stem.to_owned());
-            names.push(format!("{stem}.svc"));
+    if let Some(stem) = host.as_str().strip_suffix(&format!(".svc.{domain}"))
+        && let Some((name, namespace)) = stem.rsplit_once('.')
+    {
+        if namespace == view.proxy.namespace {
+            names.push(name.to_owned());
         }
+        names.push(stem.to_owned());
+        names.push(format!("{stem}.svc"));
     }
     let Some(service) = service else { return names };
     if service.is_headless() {

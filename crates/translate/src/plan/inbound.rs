@@ -43,14 +43,17 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
     let sidecar = view.scope.sidecar.clone();
     let ingress = sidecar.as_deref().map(|sidecar| sidecar.ingress.as_slice()).unwrap_or_default();
     let pool = sidecar.as_deref().and_then(|sidecar| sidecar.inbound_connection_pool.as_ref());
-    let served = if ingress.is_empty() { of_services(view, pool, plan) } else { of_ingress(view, ingress, pool, &sidecar, plan) };
+    let served = if ingress.is_empty() {
+        of_services(view, pool, plan)
+    } else {
+        of_ingress(view, ingress, pool, &sidecar, plan)
+    };
     plan.listeners.push(virtual_inbound(view, &served));
 }
 
 /// The ports of the services that select the workload; of two that share a target port the older decides.
 fn of_services(view: &View<'_>, pool: Option<&ConnectionPool>, plan: &mut Plan) -> Vec<Served> {
-    let targets =
-        view.snapshot.service_targets(&view.proxy.namespace, view.labels(), &view.proxy.ips);
+    let targets = view.snapshot.service_targets(&view.proxy.namespace, view.labels(), &view.proxy.ips);
     let mut served: Vec<Served> = Vec::new();
     for target in targets.iter().filter(|target| target.port.protocol != Protocol::Udp) {
         if served.last().is_some_and(|last| last.port == target.target_port) {
@@ -108,7 +111,9 @@ fn of_ingress(
         plan.clusters.push(application(view, &cluster, *protocol, discovery, Vec::new(), pool));
         let own_tls = tls
             .as_ref()
-            .filter(|tls| matches!(tls.mode, ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual))
+            .filter(|tls| {
+                matches!(tls.mode, ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual)
+            })
             .map(|tls| gateway::downstream_tls(view, tls, protocol.is_http(), plan));
         served.push(Served { port: *port, protocol: *protocol, cluster, tls: own_tls });
     }
@@ -297,6 +302,7 @@ impl Shared<'_, '_> {
                 abilities: self.view.abilities,
                 logs: self.logs.clone(),
                 is_grpc_web: protocol == Protocol::GrpcWeb,
+                paths: self.view.paths(),
                 upstream_alpn: Vec::new(),
             })),
             Reads::Tcp => ChainFilters::Tcp(Box::new(TcpInput {

@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use meltemi_model::{
     CaptureMode, Cidr, EndpointAddress, GatewayRef, Hostname, OutboundMode, RouteContext, ScopedEgress, Service,
-    ServicePort, VirtualService, WorkloadMode,
+    ServicePort, WorkloadMode,
 };
 use meltemi_types::Protocol;
 
 use super::cluster::{BLACK_HOLE, PASSTHROUGH};
-use super::{Plan, View, http_route, l4};
+use super::virtual_host::{port_table, service_table};
+use super::{Plan, View, l4};
 use crate::authz::AuthzInput;
 use crate::filters::{Direction, HttpInput, RouteSource, TcpInput};
 use crate::listener::{ChainFilters, ChainInput, ChainMatch, Inspect, ListenerInput, Transport};
-use crate::route::{RouteInput, RouteTableInput, VirtualHostInput};
 use crate::tls::DownstreamTls;
 
 const WILDCARD: &str = "0.0.0.0";
@@ -221,8 +221,7 @@ fn tcp_chains(
             let mut takes_all = false;
             for one in held {
                 takes_all |= one.destination_subnets.is_empty();
-                let condition =
-                    ChainMatch { destinations: one.destination_subnets.clone(), ..ChainMatch::default() };
+                let condition = ChainMatch { destinations: one.destination_subnets.clone(), ..ChainMatch::default() };
                 chains.push((condition, tcp.clone()));
             }
             if takes_all {
@@ -257,129 +256,8 @@ fn service_tcp(view: &View<'_>, service: &Service, port: u16) -> TcpInput {
     l4::destinations(view, &[destination], port, Direction::Outbound)
 }
 
-fn mesh_context<'a>(view: &'a View<'_>, port: u16) -> RouteContext<'a> {
+pub(super) fn mesh_context<'a>(view: &'a View<'_>, port: u16) -> RouteContext<'a> {
     RouteContext { namespace: &view.proxy.namespace, labels: view.labels(), gateway: &GatewayRef::Mesh, port }
-}
-
-/// The table of one HTTP port: a virtual host for each service and each host of a VirtualService, then the fall-back.
-fn port_table(view: &View<'_>, number: u16, scopes: &[&ScopedEgress]) -> RouteTableInput {
-    let mut hosts = Hosts::new(view, number);
-    for egress in scopes {
-        hosts.add_virtual_services(&egress.virtual_services, &egress.services);
-        for service in &egress.services {
-            hosts.add_service(service);
-        }
-    }
-    hosts.add_fallback();
-    RouteTableInput { name: number.to_string(), hosts: hosts.list, ignore_port: true }
-}
-
-/// The table of one sniffed service: whatever host the request names, it came to this service's address.
-fn service_table(view: &View<'_>, name: &str, egress: &ScopedEgress, service: &Arc<Service>, number: u16) -> RouteTableInput {
-    let context = mesh_context(view, number);
-    let routes = egress
-        .virtual_services
-        .iter()
-        .filter(|vs| vs.hosts.iter().any(|host| service.host().is_within(host)))
-        .map(|vs| http_route::rules(view, vs, &context))
-        .find(|routes| !routes.is_empty())
-        .unwrap_or_else(|| vec![http_route::default_route(view, service, number)]);
-    let host = VirtualHostInput {
-        name: format!("{}:{number}", service.host()),
-        domains: vec!["*".to_owned()],
-        routes,
-        require_tls: false,
-    };
-    RouteTableInput { name: name.to_owned(), hosts: vec![Arc::new(host)], ignore_port: true }
-}
-
-/// Virtual hosts of one table, each domain once.
-struct Hosts<'a, 'v> {
-    view: &'a View<'v>,
-    port: u16,
-    list: Vec<Arc<VirtualHostInput>>,
-    names: BTreeSet<String>,
-    domains: BTreeSet<String>,
-}
-
-impl<'a, 'v> Hosts<'a, 'v> {
-    fn new(view: &'a View<'v>, port: u16) -> Self {
-        Self { view, port, list: Vec::new(), names: BTreeSet::new(), domains: BTreeSet::new() }
-    }
-
-    /// The most specific host of any VirtualService decides: exact names first, then the longer wildcard.
-    fn add_virtual_services(&mut self, all: &[Arc<VirtualService>], services: &[Arc<Service>]) {
-        let mut claims = Vec::new();
-        for vs in all.iter().filter(|vs| !vs.http.is_empty()) {
-            let routes = http_route::rules(self.view, vs, &mesh_context(self.view, self.port));
-            if !routes.is_empty() {
-                claims.extend(vs.hosts.iter().map(|host| (host, routes.clone())));
-            }
-        }
-        // Stable: of equal hosts the first VirtualService stays first.
-        claims.sort_by_key(|(host, _)| (host.is_wildcard(), std::cmp::Reverse(host.as_str().len())));
-        for (host, routes) in claims {
-            let covered: Vec<_> = services.iter().filter(|service| service.host().is_within(host)).collect();
-            for service in covered.iter().filter(|service| self.serves_http(service)).collect::<Vec<_>>() {
-                self.add(service.host(), Some(service), routes.clone());
-            }
-            if host.is_wildcard() || covered.is_empty() {
-                self.add(host, None, routes);
-            }
-        }
-    }
-
-    fn serves_http(&self, service: &Service) -> bool {
-        service.port(self.port).is_some_and(|port| port.protocol.is_http() || port.protocol.is_sniffed())
-    }
-
-    fn add_service(&mut self, service: &Arc<Service>) {
-        if self.serves_http(service) {
-            let route = http_route::default_route(self.view, service, self.port);
-            self.add(service.host(), Some(service), vec![route]);
-        }
-    }
-
-    fn add(&mut self, host: &Hostname, service: Option<&Arc<Service>>, routes: Vec<RouteInput>) {
-        let name = format!("{host}:{}", self.port);
-        if self.names.contains(&name) {
-            return;
-        }
-        let mut domains = http_route::domains(self.view, host, service.map(Arc::as_ref));
-        if let Some(service) = service {
-            for alias in &service.aliases {
-                domains.extend(http_route::domains(self.view, &alias.host, None));
-            }
-        }
-        domains.retain(|domain| self.domains.insert(domain.clone()));
-        if domains.is_empty() {
-            return;
-        }
-        self.names.insert(name.clone());
-        self.list.push(Arc::new(VirtualHostInput { name, domains, routes, require_tls: false }));
-    }
-
-    fn add_fallback(&mut self) {
-        if !self.domains.insert("*".to_owned()) {
-            return;
-        }
-        let policy = self.view.outbound_policy();
-        let (name, route) = match (policy.mode, &policy.egress_proxy) {
-            (OutboundMode::RegistryOnly, _) => {
-                ("block_all", RouteInput::Refuse { name: "block_all".to_owned(), status: 502 })
-            }
-            (_, Some(proxy)) => {
-                ("allow_any", RouteInput::Passthrough { cluster: self.view.cluster_of(proxy, self.port).0 })
-            }
-            (_, None) => ("allow_any", RouteInput::Passthrough { cluster: PASSTHROUGH.to_owned() }),
-        };
-        self.list.push(Arc::new(VirtualHostInput {
-            name: name.to_owned(),
-            domains: vec!["*".to_owned()],
-            routes: vec![route],
-            require_tls: false,
-        }));
-    }
 }
 
 /// Where unknown connections go.
@@ -387,9 +265,7 @@ fn unknown_destination(view: &View<'_>) -> String {
     let policy = view.outbound_policy();
     match (policy.mode, &policy.egress_proxy) {
         (OutboundMode::RegistryOnly, _) => BLACK_HOLE.to_owned(),
-        (_, Some(proxy)) => {
-            view.cluster_of(proxy, proxy.port.unwrap_or_default()).0
-        }
+        (_, Some(proxy)) => view.cluster_of(proxy, proxy.port.unwrap_or_default()).0,
         (_, None) => PASSTHROUGH.to_owned(),
     }
 }
@@ -454,6 +330,7 @@ fn listener(view: &View<'_>, address: String, port: u16, plan: PortPlan) -> List
             abilities: view.abilities,
             logs: view.access_logs(WorkloadMode::Client),
             is_grpc_web,
+            paths: view.paths(),
             upstream_alpn: upstream_alpn.iter().map(|protocol| (*protocol).to_owned()).collect(),
         };
         let http_chain = |alpn: &[&str], input| ChainInput {

@@ -14,7 +14,7 @@ use meltemi_types::{Diagnostic, Labels, ObjectRef, Severity};
 use super::Plan;
 use super::cluster::{expected_identities, has_proxy, outbound_name};
 use crate::authz::AuthzInput;
-use crate::filters::Abilities;
+use crate::filters::{Abilities, PathRules};
 use crate::proxy::{Proxy, ProxyKind};
 use crate::route::InboundRetries;
 use crate::secret::SecretInput;
@@ -112,14 +112,24 @@ impl<'a> View<'a> {
         }
         let Some(workload) = &endpoint.workload else { return true };
         let mut accepted = self.accepted.borrow_mut();
-        let policy = accepted.entry(workload.key()).or_insert_with(|| {
-            Arc::new(self.snapshot.peer_authentication(&workload.namespace, &workload.labels))
-        });
+        let policy = accepted
+            .entry(workload.key())
+            .or_insert_with(|| Arc::new(self.snapshot.peer_authentication(&workload.namespace, &workload.labels)));
         policy.of_port(endpoint.port) != MtlsMode::Disable
     }
 
     pub fn auto_mtls(&self) -> bool {
         self.snapshot.mesh.auto_mtls()
+    }
+
+    pub fn paths(&self) -> PathRules {
+        use meltemi_api::mesh::NormalizationType as Steps;
+        let steps = self.snapshot.mesh.path_normalization.normalization;
+        PathRules {
+            normalize: steps != Steps::None,
+            merge_slashes: matches!(steps, Steps::MergeSlashes | Steps::DecodeAndMergeSlashes),
+            unescape_slashes: steps == Steps::DecodeAndMergeSlashes,
+        }
     }
 
     pub fn upgrades_to_h2(&self) -> bool {
@@ -208,9 +218,8 @@ impl<'a> View<'a> {
             }
         };
         let held = of(name);
-        if let Some((chain, key)) = held
-            .as_ref()
-            .and_then(|held| Some((held.certificate_chain.clone()?, held.private_key.clone()?)))
+        if let Some((chain, key)) =
+            held.as_ref().and_then(|held| Some((held.certificate_chain.clone()?, held.private_key.clone()?)))
         {
             add(SecretInput::Certificate { name: secret_name(name), chain, key });
         }

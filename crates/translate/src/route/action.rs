@@ -58,16 +58,14 @@ pub(super) fn rule_message(input: &RuleInput) -> route::Route {
             apply_timeout(&mut action, *timeout);
             action.retry_policy = retry_policy(retries, !hash.is_empty());
             action.hash_policy = hash.iter().map(hash_policy).collect();
-            action.request_mirror_policies = mirror_rules
-                .iter()
-                .zip(mirrors)
-                .map(|(rule, cluster)| mirror_policy(cluster, rule.percent))
-                .collect();
+            action.request_mirror_policies =
+                mirror_rules.iter().zip(mirrors).map(|(rule, cluster)| mirror_policy(cluster, rule.percent)).collect();
             if let Some(rewrite) = rewrite {
                 apply_rewrite(&mut action, rewrite);
             }
             if let Some(host) = authority_change(&headers.request) {
-                action.host_rewrite_specifier = Some(route::route_action::HostRewriteSpecifier::HostRewriteLiteral(host));
+                action.host_rewrite_specifier =
+                    Some(route::route_action::HostRewriteSpecifier::HostRewriteLiteral(host));
             }
             if clusters.is_empty() || total_weight(destinations) == 0 {
                 // Nothing takes traffic: an answer that says so, rather than a table that Envoy refuses.
@@ -102,8 +100,7 @@ fn forward_action(
 ) -> route::RouteAction {
     use route::route_action::{ClusterSpecifier, HostRewriteSpecifier};
     use route::weighted_cluster::{ClusterWeight, cluster_weight};
-    let taking: Vec<_> =
-        destinations.iter().zip(clusters).filter(|(destination, _)| destination.weight > 0).collect();
+    let taking: Vec<_> = destinations.iter().zip(clusters).filter(|(destination, _)| destination.weight > 0).collect();
     if let [(destination, cluster)] = taking.as_slice() {
         add_header_changes(message, &destination.headers);
         let mut action = super::forward(cluster);
@@ -218,10 +215,8 @@ fn retry_policy(retries: &Retries, is_hashed: bool) -> Option<route::RetryPolicy
             ))),
         });
     }
-    message.retry_back_off = backoff.map(|base| route::retry_policy::RetryBackOff {
-        base_interval: duration(base),
-        max_interval: None,
-    });
+    message.retry_back_off =
+        backoff.map(|base| route::retry_policy::RetryBackOff { base_interval: duration(base), max_interval: None });
     Some(message)
 }
 
@@ -249,9 +244,7 @@ pub(super) fn hash_policy(input: &HashPolicy) -> route::route_action::HashPolicy
                 .map(|(name, value)| h::CookieAttribute { name: name.clone(), value: value.clone() })
                 .collect(),
         }),
-        HashPolicy::SourceIp => {
-            h::PolicySpecifier::ConnectionProperties(h::ConnectionProperties { source_ip: true })
-        }
+        HashPolicy::SourceIp => h::PolicySpecifier::ConnectionProperties(h::ConnectionProperties { source_ip: true }),
         HashPolicy::Query(name) => h::PolicySpecifier::QueryParameter(h::QueryParameter { name: name.clone() }),
     };
     route::route_action::HashPolicy { terminal: false, policy_specifier: Some(specifier) }

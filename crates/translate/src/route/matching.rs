@@ -26,7 +26,8 @@ pub(super) fn match_message(input: Option<&HttpMatch>) -> RouteMatch {
         source: _,
         stat_prefix: _,
     } = input;
-    let mut held: Vec<HeaderMatcher> = headers.iter().map(|(name, condition)| header_condition(name, condition)).collect();
+    let mut held: Vec<HeaderMatcher> =
+        headers.iter().map(|(name, condition)| header_condition(name, condition)).collect();
     for (name, condition) in without_headers {
         let mut matcher = header_condition(name, condition);
         matcher.invert_match = true;

@@ -33,7 +33,8 @@ fn istios_cases_give_equivalent_filters() {
     };
     let mut cases = 0;
     let mut wrong = Vec::new();
-    let mut files: Vec<_> = std::fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("an entry").path()).collect();
+    let mut files: Vec<_> =
+        std::fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("an entry").path()).collect();
     files.sort();
     for file in files {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -173,7 +174,8 @@ fn permission_json(input: &Permission) -> Value {
         Rule::RequestedServerName(name) => json!({ "requestedServerName": string(name) }),
         Rule::Metadata(matcher) => json!({ "metadata": metadata(matcher) }),
         Rule::UriTemplate(template) => {
-            let config: UriTemplateMatchConfig = unpack(template.typed_config.as_ref().expect("a config")).expect("a template");
+            let config: UriTemplateMatchConfig =
+                unpack(template.typed_config.as_ref().expect("a config")).expect("a template");
             json!({ "uriTemplate": { "name": template.name, "typedConfig": {
                 "@type": "type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig",
                 "pathTemplate": config.path_template,

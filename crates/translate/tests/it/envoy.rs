@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use meltemi_model::Snapshot;
 use meltemi_proto::envoy::config::bootstrap::v3::{Bootstrap, bootstrap::DynamicResources, bootstrap::StaticResources};
 use meltemi_proto::envoy::config::cluster::v3::{
     Cluster,
@@ -26,7 +27,7 @@ use meltemi_proto::envoy::extensions::filters::network::http_connection_manager:
 };
 use meltemi_proto::google::protobuf::Duration;
 use meltemi_proto::{pack, type_url, unpack};
-use meltemi_translate::Translated;
+use meltemi_translate::{Memo, Proxy, Translated, translate};
 use prost::Message;
 
 fn envoy() -> Option<PathBuf> {
@@ -47,19 +48,58 @@ fn real_envoy_accepts_every_resource() {
         return;
     };
     let folder = tempfile::tempdir().expect("a folder");
-    for (name, proxy) in [("front", super::front()), ("ledger", super::ledger()), ("entry", super::entry())] {
-        let mut proxy = proxy;
-        proxy.is_meltemi = false;
-        let file = folder.path().join(format!("{name}.pb"));
-        std::fs::write(&file, bootstrap(&super::shop(&proxy), &proxy.id).encode_to_vec()).expect("a file");
-        let output = Command::new(&envoy)
-            .args(["--mode", "validate", "--log-level", "warning", "-c"])
-            .arg(&file)
-            .output()
-            .expect("Envoy runs");
-        let text = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{name}: {text}");
+    let logs = "\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    accessLogFile: /dev/stdout\n    accessLogEncoding: JSON\n    pathNormalization: {normalization: MERGE_SLASHES}\n";
+    let snapshot = super::snapshot_of(&format!("{}{logs}", super::SHOP));
+    for proxy in [super::front(), super::ledger(), super::entry()] {
+        assert_accepted(&envoy, &folder.path().join("shop.pb"), &snapshot, proxy, "shop");
     }
+}
+
+#[test]
+fn real_envoy_accepts_what_istios_samples_become() {
+    let shared = std::env::var_os("MELTEMI_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"), PathBuf::from);
+    let samples = shared.join("istio/samples/bookinfo");
+    let (Some(envoy), true) = (envoy(), samples.is_dir()) else {
+        eprintln!("SKIPPED: no Envoy (MELTEMI_ENVOY) or no Istio samples (MELTEMI_SHARED)");
+        return;
+    };
+    let read = |path: PathBuf| std::fs::read_to_string(path).expect("a file");
+    let base = read(samples.join("platform/kube/bookinfo.yaml"));
+    let rules = read(samples.join("networking/destination-rule-all.yaml"));
+    let gateway = read(samples.join("networking/bookinfo-gateway.yaml"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut files: Vec<PathBuf> = std::fs::read_dir(samples.join("networking"))
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "yaml"))
+        .collect();
+    files.sort();
+    for file in files {
+        let snapshot = super::snapshot_of(&[base.as_str(), &rules, &gateway, &read(file.clone())].join("\n---\n"));
+        let page = [("app", "productpage"), ("version", "v1")];
+        let sidecar = "sidecar~10.44.0.2~productpage-1.default~default.svc.cluster.local";
+        let router = "router~10.44.0.9~gateway-1.istio-system~istio-system.svc.cluster.local";
+        for proxy in [
+            super::proxy(sidecar, "bookinfo-productpage", &page),
+            super::proxy(router, "gateway", &[("istio", "ingressgateway")]),
+        ] {
+            assert_accepted(&envoy, &folder.path().join("bookinfo.pb"), &snapshot, proxy, &file.to_string_lossy());
+        }
+    }
+}
+
+fn assert_accepted(envoy: &Path, file: &Path, snapshot: &Snapshot, mut proxy: Proxy, name: &str) {
+    proxy.is_meltemi = false;
+    let translated = translate(snapshot, &proxy, &Memo::new());
+    std::fs::write(file, bootstrap(&translated, &proxy.id).encode_to_vec()).expect("a file");
+    let output = Command::new(envoy)
+        .args(["--mode", "validate", "--log-level", "warning", "-c"])
+        .arg(file)
+        .output()
+        .expect("Envoy runs");
+    let is_accepted = output.status.success() && String::from_utf8_lossy(&output.stdout).contains("OK");
+    assert!(is_accepted, "{name}, {}: {}", proxy.id, String::from_utf8_lossy(&output.stderr));
 }
 
 fn bootstrap(translated: &Translated, id: &str) -> Bootstrap {

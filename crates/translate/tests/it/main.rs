@@ -52,8 +52,13 @@ fn entry() -> Proxy {
 fn stock(mut proxy: Proxy) -> Proxy {
     proxy.is_meltemi = false;
     let names = [
-        "envoy.filters.http.router", "envoy.filters.http.fault", "envoy.filters.http.cors", "envoy.filters.http.rbac",
-        "envoy.filters.http.grpc_stats", "envoy.filters.http.set_filter_state", "envoy.filters.network.rbac",
+        "envoy.filters.http.router",
+        "envoy.filters.http.fault",
+        "envoy.filters.http.cors",
+        "envoy.filters.http.rbac",
+        "envoy.filters.http.grpc_stats",
+        "envoy.filters.http.set_filter_state",
+        "envoy.filters.network.rbac",
         "envoy.filters.network.tcp_proxy",
     ];
     proxy.extensions = names.map(|name| Extension { name: name.to_owned(), ..Extension::default() }.name).into();
@@ -146,6 +151,29 @@ fn registry_only_refuses_the_unknown() {
     let text = summary::of(&translate(&snapshot_of(&format!("{SHOP}{mesh}")), &front(), &Memo::new()));
     assert!(text.contains("host block_all"), "{text}");
     assert!(!text.contains("tcp PassthroughCluster"), "{text}");
+}
+
+#[test]
+fn a_plaintext_tcp_port_belongs_to_one_gateway() {
+    let gateway = |namespace: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: gw, namespace: {namespace}}}\nspec:\n  selector: {{istio: ingressgateway}}\n  servers:\n  - port: {{number: 3306, name: tcp, protocol: TCP}}\n    hosts: [\"*\"]\n"
+        )
+    };
+    let route = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: sql, namespace: bank}\nspec:\n  hosts: [\"*\"]\n  gateways: [bank/gw]\n  tcp:\n  - route: [{destination: {host: ledger, port: {number: 5432}}}]\n";
+    let text = |older: &str| {
+        let world = format!("{SHOP}---\n{}---\n{}---\n{route}", gateway("bank"), gateway(older));
+        summary::of(&translate(&snapshot_of(&world), &entry(), &Memo::new()))
+    };
+    assert!(text("zoo").contains("listener 0.0.0.0_3306"), "bank/gw comes first");
+    assert!(!text("ark").contains("listener 0.0.0.0_3306"), "ark/gw comes first, and has no route");
+}
+
+#[test]
+fn a_redirect_to_https_needs_no_route() {
+    let gateway = "---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: gw, namespace: shop}\nspec:\n  selector: {istio: ingressgateway}\n  servers:\n  - port: {number: 8000, name: http, protocol: HTTP}\n    hosts: [a.example.com]\n    tls: {httpsRedirect: true}\n";
+    let text = summary::of(&translate(&snapshot_of(&format!("{SHOP}{gateway}")), &entry(), &Memo::new()));
+    assert!(text.contains(r#"host a.example.com:8000 ["a.example.com"] https-only"#), "{text}");
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use meltemi_proto::envoy::config::cluster::v3::{Cluster, cluster::ClusterDiscoveryType, cluster::DiscoveryType, cluster::LbPolicy};
+use meltemi_proto::envoy::config::cluster::v3::{
+    Cluster, cluster::ClusterDiscoveryType, cluster::DiscoveryType, cluster::LbPolicy,
+};
 use meltemi_proto::envoy::config::core::v3::{TransportSocket, address::Address as Kind, transport_socket};
 use meltemi_proto::envoy::config::endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier};
 use meltemi_proto::envoy::config::listener::v3::{Filter, FilterChain, Listener, filter, listener_filter};
@@ -89,7 +91,11 @@ fn cluster(out: &mut String, message: &Cluster) {
 fn socket(message: &TransportSocket) -> String {
     let Some(transport_socket::ConfigType::TypedConfig(config)) = &message.config_type else { return "?".into() };
     if let Ok(context) = unpack::<UpstreamTlsContext>(config) {
-        return format!("tls sni={:?} {}", context.sni, common(context.common_tls_context.as_ref().expect("a context")));
+        return format!(
+            "tls sni={:?} {}",
+            context.sni,
+            common(context.common_tls_context.as_ref().expect("a context"))
+        );
     }
     if let Ok(context) = unpack::<DownstreamTlsContext>(config) {
         let asks = context.require_client_certificate.is_some_and(|asks| asks.value);
@@ -99,15 +105,22 @@ fn socket(message: &TransportSocket) -> String {
 }
 
 fn common(context: &CommonTlsContext) -> String {
-    let secrets: Vec<_> = context.tls_certificate_sds_secret_configs.iter().map(|secret| secret.name.as_str()).collect();
+    let secrets: Vec<_> =
+        context.tls_certificate_sds_secret_configs.iter().map(|secret| secret.name.as_str()).collect();
     let (mut roots, mut names) = (String::new(), Vec::new());
     if let Some(ValidationContextType::CombinedValidationContext(combined)) = &context.validation_context_type {
-        roots = combined.validation_context_sds_secret_config.as_ref().map(|secret| secret.name.clone()).unwrap_or_default();
+        roots = combined
+            .validation_context_sds_secret_config
+            .as_ref()
+            .map(|secret| secret.name.clone())
+            .unwrap_or_default();
         let context = combined.default_validation_context.as_ref().expect("a context");
         names = context
             .match_typed_subject_alt_names
             .iter()
-            .map(|name| format!("{:?}", name.matcher.as_ref().and_then(|m| m.match_pattern.as_ref()).expect("a pattern")))
+            .map(|name| {
+                format!("{:?}", name.matcher.as_ref().and_then(|m| m.match_pattern.as_ref()).expect("a pattern"))
+            })
             .collect();
     }
     format!("cert={secrets:?} roots={roots} alpn={:?} names={names:?}", context.alpn_protocols)
@@ -176,9 +189,12 @@ fn chain(out: &mut String, word: &str, message: &FilterChain) {
 }
 
 fn filter_line(out: &mut String, message: &Filter) {
-    let Some(filter::ConfigType::TypedConfig(config)) = &message.config_type else { panic!("{} has no config", message.name) };
+    let Some(filter::ConfigType::TypedConfig(config)) = &message.config_type else {
+        panic!("{} has no config", message.name)
+    };
     if let Ok(manager) = unpack::<HttpConnectionManager>(config) {
-        let names: Vec<_> = manager.http_filters.iter().map(|one| one.name.rsplit('.').next().unwrap_or_default()).collect();
+        let names: Vec<_> =
+            manager.http_filters.iter().map(|one| one.name.rsplit('.').next().unwrap_or_default()).collect();
         match manager.route_specifier.as_ref().expect("routes") {
             RouteSpecifier::Rds(rds) => writeln!(out, "    http rds={} {names:?}", rds.route_config_name).unwrap(),
             RouteSpecifier::RouteConfig(inline) => {
@@ -191,7 +207,8 @@ fn filter_line(out: &mut String, message: &Filter) {
         match proxy.cluster_specifier.expect("a cluster") {
             tcp_proxy::ClusterSpecifier::Cluster(name) => writeln!(out, "    tcp {name}").unwrap(),
             tcp_proxy::ClusterSpecifier::WeightedClusters(weighted) => {
-                let shares: Vec<_> = weighted.clusters.iter().map(|one| format!("{}={}", one.name, one.weight)).collect();
+                let shares: Vec<_> =
+                    weighted.clusters.iter().map(|one| format!("{}={}", one.name, one.weight)).collect();
                 writeln!(out, "    tcp {shares:?}").unwrap();
             }
         }
@@ -255,7 +272,9 @@ fn route(message: &Route) -> String {
             }
             write!(line, " hashes={}", action.hash_policy.len()).unwrap();
         }
-        Action::Redirect(redirect) => write!(line, "redirect {} {:?}", redirect.response_code, redirect.path_rewrite_specifier).unwrap(),
+        Action::Redirect(redirect) => {
+            write!(line, "redirect {} {:?}", redirect.response_code, redirect.path_rewrite_specifier).unwrap()
+        }
         Action::DirectResponse(answer) => write!(line, "answer {}", answer.status).unwrap(),
         other => write!(line, "{other:?}").unwrap(),
     }

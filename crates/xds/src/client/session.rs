@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use meltemi_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource};
+use meltemi_proto::discovery::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+};
 use meltemi_proto::envoy::config::core::v3::Node;
 use meltemi_proto::{Any, google, type_url};
 use prost::Message;
@@ -372,7 +374,10 @@ impl TypeState {
 
 /// In state of the world a response holds all clusters or listeners, but only some endpoints, routes or secrets.
 pub(crate) fn is_full_type(url: &str) -> bool {
-    !matches!(url, type_url::ENDPOINT | type_url::ROUTE | type_url::VIRTUAL_HOST | type_url::SECRET | type_url::EXTENSION_CONFIG)
+    !matches!(
+        url,
+        type_url::ENDPOINT | type_url::ROUTE | type_url::VIRTUAL_HOST | type_url::SECRET | type_url::EXTENSION_CONFIG
+    )
 }
 
 fn status(message: String) -> google::rpc::Status {
@@ -387,7 +392,11 @@ fn parse_delta(response: DeltaDiscoveryResponse) -> Result<(Vec<NamedResource>, 
             _ => resource.name,
         };
         match resource.resource {
-            Some(any) => set.push(NamedResource { any: checked(any, &response.type_url, &name)?, name, version: resource.version }),
+            Some(any) => set.push(NamedResource {
+                any: checked(any, &response.type_url, &name)?,
+                name,
+                version: resource.version,
+            }),
             // A heartbeat for a resource with a time to live carries no content.
             None if resource.ttl.is_some() => {}
             None => return Err(format!("resource {name:?} has no content")),
@@ -402,13 +411,15 @@ fn parse_sotw(response: DiscoveryResponse) -> Result<Vec<NamedResource>, String>
     let mut set = Vec::with_capacity(response.resources.len());
     for any in response.resources {
         let (name, any) = if any.type_url == WRAPPED {
-            let wrapped = Resource::decode(any.value.as_slice()).map_err(|error| format!("a wrapped resource: {error}"))?;
+            let wrapped =
+                Resource::decode(any.value.as_slice()).map_err(|error| format!("a wrapped resource: {error}"))?;
             let name = wrapped.name;
             let any = wrapped.resource.ok_or_else(|| format!("resource {name:?} has no content"))?;
             let name = if name.is_empty() { name_of(&any).unwrap_or_default() } else { name };
             (name, any)
         } else {
-            let name = name_of(&any).ok_or_else(|| format!("a resource of type {} is not such a message", any.type_url))?;
+            let name =
+                name_of(&any).ok_or_else(|| format!("a resource of type {} is not such a message", any.type_url))?;
             (name, any)
         };
         let any = checked(any, &response.type_url, &name)?;

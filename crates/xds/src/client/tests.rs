@@ -1,6 +1,8 @@
 //! The client's half, request by request.
 
-use meltemi_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource};
+use meltemi_proto::discovery::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+};
 use meltemi_proto::envoy::config::cluster::v3::Cluster;
 use meltemi_proto::envoy::config::core::v3::Node;
 use meltemi_proto::pack;
@@ -129,7 +131,8 @@ fn malformed_responses_are_refused_by_the_session() {
     assert!(matches!(session.response(ClientResponse::Delta(response)), Received::Refused { .. }));
     let foreign = DeltaDiscoveryResponse { type_url: "example.com/T".into(), ..Default::default() };
     assert!(matches!(session.response(ClientResponse::Delta(foreign)), Received::Refused { .. }));
-    let wrong = DeltaDiscoveryResponse { type_url: ENDPOINT.into(), resources: vec![named("a", "1")], ..Default::default() };
+    let wrong =
+        DeltaDiscoveryResponse { type_url: ENDPOINT.into(), resources: vec![named("a", "1")], ..Default::default() };
     assert!(matches!(session.response(ClientResponse::Delta(wrong)), Received::Refused { .. }));
 }
 

@@ -399,7 +399,11 @@ fn state_of_the_world_refusal_is_recorded_with_what_was_new() {
     session.set_resources(set(&[(CLUSTER, "a", "1"), (CLUSTER, "b", "1")]));
     let second = session.next_response().expect("a change");
     let error_detail = Some(google::rpc::Status { code: 3, message: "no".into(), details: Vec::new() });
-    let refusal = DiscoveryRequest { error_detail, version_info: first.version_info.clone(), ..want(CLUSTER, &[], Some(&second)) };
+    let refusal = DiscoveryRequest {
+        error_detail,
+        version_info: first.version_info.clone(),
+        ..want(CLUSTER, &[], Some(&second))
+    };
     session.on_request(refusal).expect("fine");
     let status = session.status();
     let status = of(&status, CLUSTER);

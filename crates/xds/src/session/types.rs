@@ -217,7 +217,8 @@ impl TypeState {
     /// the reason names some and the client may have dropped the rest of the response as well, the rest is sent again.
     pub(crate) fn nacked(&mut self, flight: InFlight, reason: &str, resend: bool) -> Vec<String> {
         self.nack_count += 1;
-        let (mut at_fault, innocent): (Vec<_>, Vec<_>) = flight.set.into_iter().partition(|(name, _)| names_it(reason, name));
+        let (mut at_fault, innocent): (Vec<_>, Vec<_>) =
+            flight.set.into_iter().partition(|(name, _)| names_it(reason, name));
         if at_fault.is_empty() {
             at_fault = innocent;
         } else if resend {

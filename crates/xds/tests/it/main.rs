@@ -7,8 +7,8 @@ use meltemi_proto::envoy::config::core::v3::Node;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT};
 use meltemi_proto::{Any, pack};
 use meltemi_xds::{
-    AdsServer, Backoff, Client, ClientConfig, ClientEvent, ClientHandle, Connection, Feed, Observer, Opening, ResourceSet,
-    ServerTerms, SessionView, Source, Subscription, TypeStatus, Update, Variant, Verdict,
+    AdsServer, Backoff, Client, ClientConfig, ClientEvent, ClientHandle, Connection, Feed, Observer, Opening,
+    ResourceSet, ServerTerms, SessionView, Source, Subscription, TypeStatus, Update, Variant, Verdict,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -81,7 +81,10 @@ impl Server {
 }
 
 fn endpoint(name: &str) -> Any {
-    pack(&meltemi_proto::envoy::config::endpoint::v3::ClusterLoadAssignment { cluster_name: name.into(), ..Default::default() })
+    pack(&meltemi_proto::envoy::config::endpoint::v3::ClusterLoadAssignment {
+        cluster_name: name.into(),
+        ..Default::default()
+    })
 }
 
 fn cluster(name: &str) -> Any {
@@ -104,10 +107,8 @@ fn client(address: SocketAddr, variant: Variant) -> (ClientHandle, mpsc::Receive
         connection.metadata.insert("authorization", "Bearer x".parse()?);
         Ok(connection)
     };
-    let initial = vec![
-        (CLUSTER.to_owned(), Subscription::wildcard()),
-        (ENDPOINT.to_owned(), Subscription::names::<String>([])),
-    ];
+    let initial =
+        vec![(CLUSTER.to_owned(), Subscription::wildcard()), (ENDPOINT.to_owned(), Subscription::names::<String>([]))];
     let node = Node { id: "me".into(), ..Node::default() };
     let backoff = Backoff { first: std::time::Duration::from_millis(1), longest: std::time::Duration::from_millis(20) };
     Client::spawn(ClientConfig { variant, backoff, ..ClientConfig::new(connect, node, initial) })

@@ -11,7 +11,11 @@ use crate::lower::{Entry, Lowered, finding};
 use crate::{HttpMatch, HttpRoute, Retries, StringMatch, VirtualService};
 
 /// The VirtualService with every delegation replaced by the delegate's rules.
-pub(crate) fn merge_delegates(root: &Entry<LoweredVirtualService>, all: &Lowered<LoweredVirtualService>, diagnostics: &mut Vec<Diagnostic>) -> VirtualService {
+pub(crate) fn merge_delegates(
+    root: &Entry<LoweredVirtualService>,
+    all: &Lowered<LoweredVirtualService>,
+    diagnostics: &mut Vec<Diagnostic>,
+) -> VirtualService {
     let mut merged = root.value.base.clone();
     let own_namespace = merged.origin.object.namespace.clone();
     for rule in &root.value.http {
@@ -26,7 +30,11 @@ pub(crate) fn merge_delegates(root: &Entry<LoweredVirtualService>, all: &Lowered
             diagnostics.push(finding(&root.object, Severity::Warning, code, field, message, remedy));
         };
         let Some(delegate) = all.entries.get(to) else {
-            tell("IST0101", format!("Referenced delegate not found: {to:?}", to = to.to_string()), "create the VirtualService, or correct the name");
+            tell(
+                "IST0101",
+                format!("Referenced delegate not found: {to:?}", to = to.to_string()),
+                "create the VirtualService, or correct the name",
+            );
             continue;
         };
         if !delegate.value.is_delegate() {
@@ -34,17 +42,29 @@ pub(crate) fn merge_delegates(root: &Entry<LoweredVirtualService>, all: &Lowered
             continue;
         }
         if !delegate.value.base.export_to.includes(&own_namespace) {
-            tell("MEL0306", format!("{to} is not exported to namespace {own_namespace}"), "add the namespace to its exportTo");
+            tell(
+                "MEL0306",
+                format!("{to} is not exported to namespace {own_namespace}"),
+                "add the namespace to its exportTo",
+            );
             continue;
         }
         for inner in &delegate.value.http {
             match inner {
                 // One level only, as in Istio.
-                HttpRule::Delegate { .. } => tell("MEL0306", format!("{to} delegates itself, which has no effect"), "delegate from the root directly"),
+                HttpRule::Delegate { .. } => tell(
+                    "MEL0306",
+                    format!("{to} delegates itself, which has no effect"),
+                    "delegate from the root directly",
+                ),
                 HttpRule::Route(inner) => match merge_route(outer, inner) {
                     Some(route) => merged.http.push(route),
                     None => {
-                        tell("MEL0306", format!("a rule of {to} matches nothing that this rule matches, and is left out"), "make its match narrower than the root's");
+                        tell(
+                            "MEL0306",
+                            format!("a rule of {to} matches nothing that this rule matches, and is left out"),
+                            "make its match narrower than the root's",
+                        );
                     }
                 },
             }
@@ -129,10 +149,20 @@ fn merge_match(outer: &HttpMatch, inner: &HttpMatch) -> HttpMatch {
 
 /// Whether nothing that the inner match asks for contradicts the outer.
 fn fits(outer: &HttpMatch, inner: &HttpMatch) -> bool {
-    let strings = [(&outer.uri, &inner.uri), (&outer.scheme, &inner.scheme), (&outer.method, &inner.method), (&outer.authority, &inner.authority)];
+    let strings = [
+        (&outer.uri, &inner.uri),
+        (&outer.scheme, &inner.scheme),
+        (&outer.method, &inner.method),
+        (&outer.authority, &inner.authority),
+    ];
     let strings_fit = strings.iter().all(|(outer, inner)| string_fits(outer.as_ref(), inner.as_ref()));
-    let maps = [(&outer.headers, &inner.headers), (&outer.without_headers, &inner.without_headers), (&outer.query_params, &inner.query_params)];
-    let maps_fit = maps.iter().all(|(outer, inner)| inner.iter().all(|(name, inner)| string_fits(outer.get(name), Some(inner))));
+    let maps = [
+        (&outer.headers, &inner.headers),
+        (&outer.without_headers, &inner.without_headers),
+        (&outer.query_params, &inner.query_params),
+    ];
+    let maps_fit =
+        maps.iter().all(|(outer, inner)| inner.iter().all(|(name, inner)| string_fits(outer.get(name), Some(inner))));
     let (from, to) = (&outer.source, &inner.source);
     strings_fit
         && maps_fit
@@ -153,7 +183,9 @@ fn string_fits(outer: Option<&StringMatch>, inner: Option<&StringMatch>) -> bool
     match (outer, inner) {
         (StringMatch::Present, _) => true,
         (StringMatch::Exact(outer), StringMatch::Exact(inner)) => outer == inner,
-        (StringMatch::Prefix(outer), StringMatch::Exact(inner) | StringMatch::Prefix(inner)) => inner.starts_with(outer.as_str()),
+        (StringMatch::Prefix(outer), StringMatch::Exact(inner) | StringMatch::Prefix(inner)) => {
+            inner.starts_with(outer.as_str())
+        }
         (StringMatch::Exact(_) | StringMatch::Prefix(_) | StringMatch::Regex(_), _) => false,
     }
 }

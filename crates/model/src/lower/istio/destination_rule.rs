@@ -7,11 +7,16 @@ use meltemi_api::{Object, Spec};
 
 use crate::lower::{Context, Findings, origin, port, positive, visibility};
 use crate::{
-    ClientTls, ClientTlsMode, ConnectionPool, ConsistentHash, DestinationRule, HashAlgorithm, HashKey, Hostname, Keepalive, LbPolicy, LoadBalancer, LocalityLb,
-    OutlierDetection, Percent, PolicySettings, ProxyProtocol, RetryBudget, Subset, TrafficPolicy, Tunnel, Warmup,
+    ClientTls, ClientTlsMode, ConnectionPool, ConsistentHash, DestinationRule, HashAlgorithm, HashKey, Hostname,
+    Keepalive, LbPolicy, LoadBalancer, LocalityLb, OutlierDetection, Percent, PolicySettings, ProxyProtocol,
+    RetryBudget, Subset, TrafficPolicy, Tunnel, Warmup,
 };
 
-pub(crate) fn lower_destination_rule(context: &Context<'_>, object: &Object, findings: &mut Findings<'_>) -> DestinationRule {
+pub(crate) fn lower_destination_rule(
+    context: &Context<'_>,
+    object: &Object,
+    findings: &mut Findings<'_>,
+) -> DestinationRule {
     let empty = api::DestinationRule::default();
     let spec = if let Spec::DestinationRule(spec) = &object.spec { spec.as_ref() } else { &empty };
     let namespace = object.meta.namespace.as_str();
@@ -21,7 +26,11 @@ pub(crate) fn lower_destination_rule(context: &Context<'_>, object: &Object, fin
         origin,
         host: Hostname::resolve(&spec.host, namespace, context.domain),
         export_to: visibility(&spec.export_to, &context.mesh.default_destination_rule_export_to, namespace),
-        workload_selector: spec.workload_selector.as_ref().map(|selector| selector.match_labels.clone()).filter(|labels| !labels.is_empty()),
+        workload_selector: spec
+            .workload_selector
+            .as_ref()
+            .map(|selector| selector.match_labels.clone())
+            .filter(|labels| !labels.is_empty()),
         policy: lower_policy(spec.traffic_policy.as_ref(), "spec.trafficPolicy", findings),
         subsets: spec
             .subsets
@@ -30,7 +39,11 @@ pub(crate) fn lower_destination_rule(context: &Context<'_>, object: &Object, fin
             .map(|(index, subset)| Subset {
                 name: subset.name.clone(),
                 labels: subset.labels.clone(),
-                policy: lower_policy(subset.traffic_policy.as_ref(), &format!("spec.subsets[{index}].trafficPolicy"), findings),
+                policy: lower_policy(
+                    subset.traffic_policy.as_ref(),
+                    &format!("spec.subsets[{index}].trafficPolicy"),
+                    findings,
+                ),
             })
             .collect(),
     }
@@ -38,7 +51,9 @@ pub(crate) fn lower_destination_rule(context: &Context<'_>, object: &Object, fin
 
 fn lower_policy(written: Option<&api::TrafficPolicy>, field: &str, findings: &mut Findings<'_>) -> TrafficPolicy {
     let Some(written) = written else { return TrafficPolicy::default() };
-    let mut block = |field: &str, lb: Option<&api::LoadBalancerSettings>| lb.map(|lb| lower_load_balancer(lb, &format!("{field}.loadBalancer"), findings));
+    let mut block = |field: &str, lb: Option<&api::LoadBalancerSettings>| {
+        lb.map(|lb| lower_load_balancer(lb, &format!("{field}.loadBalancer"), findings))
+    };
     let ports: BTreeMap<u16, PolicySettings> = written
         .port_level_settings
         .iter()
@@ -75,9 +90,17 @@ fn lower_policy(written: Option<&api::TrafficPolicy>, field: &str, findings: &mu
 }
 
 fn lower_load_balancer(written: &api::LoadBalancerSettings, field: &str, findings: &mut Findings<'_>) -> LoadBalancer {
-    for (is_set, name) in [(written.backend_utilization.is_some(), "backendUtilization"), (written.zone_aware_lb_setting.is_some(), "zoneAwareLbSetting")] {
+    for (is_set, name) in [
+        (written.backend_utilization.is_some(), "backendUtilization"),
+        (written.zone_aware_lb_setting.is_some(), "zoneAwareLbSetting"),
+    ] {
         if is_set {
-            findings.warn("MEL0307", &format!("{field}.{name}"), format!("{name} is not supported yet and has no effect"), "use localityLbSetting or simple");
+            findings.warn(
+                "MEL0307",
+                &format!("{field}.{name}"),
+                format!("{name} is not supported yet and has no effect"),
+                "use localityLbSetting or simple",
+            );
         }
     }
     let policy = match (&written.consistent_hash, written.simple) {
@@ -95,7 +118,9 @@ fn lower_load_balancer(written: &api::LoadBalancerSettings, field: &str, finding
             // `as` saturates and maps NaN to 0; validation asks for at least 1.
             aggression_thousandths: (warmup.aggression.unwrap_or(1.0) * 1000.0).round() as u32,
         }),
-        (None, Some(duration)) => Some(Warmup { duration: duration.0, minimum: Percent::from_percent(10.0), aggression_thousandths: 1000 }),
+        (None, Some(duration)) => {
+            Some(Warmup { duration: duration.0, minimum: Percent::from_percent(10.0), aggression_thousandths: 1000 })
+        }
         (None, None) => None,
     };
     LoadBalancer { policy, locality: written.locality_lb_setting.as_ref().map(lower_locality), warmup }
@@ -109,7 +134,11 @@ fn lower_hash(written: &api::ConsistentHashLb) -> Option<ConsistentHash> {
             name: cookie.name.clone(),
             path: cookie.path.clone(),
             ttl: cookie.ttl.map(|ttl| ttl.0),
-            attributes: cookie.attributes.iter().map(|attribute| (attribute.name.clone(), attribute.value.clone())).collect(),
+            attributes: cookie
+                .attributes
+                .iter()
+                .map(|attribute| (attribute.name.clone(), attribute.value.clone()))
+                .collect(),
         }
     } else if let Some(name) = &written.http_query_parameter_name {
         HashKey::QueryParameter(name.clone())
@@ -120,8 +149,12 @@ fn lower_hash(written: &api::ConsistentHashLb) -> Option<ConsistentHash> {
     };
     let algorithm = match (&written.maglev, &written.ring_hash) {
         (Some(maglev), _) => HashAlgorithm::Maglev { table_size: Some(maglev.table_size).filter(|size| *size > 0) },
-        (None, Some(ring)) => HashAlgorithm::Ring { minimum_size: if ring.minimum_ring_size == 0 { 1024 } else { ring.minimum_ring_size } },
-        (None, None) => HashAlgorithm::Ring { minimum_size: if written.minimum_ring_size == 0 { 1024 } else { written.minimum_ring_size } },
+        (None, Some(ring)) => HashAlgorithm::Ring {
+            minimum_size: if ring.minimum_ring_size == 0 { 1024 } else { ring.minimum_ring_size },
+        },
+        (None, None) => HashAlgorithm::Ring {
+            minimum_size: if written.minimum_ring_size == 0 { 1024 } else { written.minimum_ring_size },
+        },
     };
     Some(ConsistentHash { key, algorithm })
 }
@@ -163,7 +196,10 @@ pub(crate) fn lower_connection_pool(written: &api::ConnectionPoolSettings) -> Co
         };
         pool.use_client_protocol = http.use_client_protocol;
         pool.max_concurrent_streams = positive(http.max_concurrent_streams);
-        pool.http2_keepalive = http.http2_keep_alive.as_ref().and_then(|keepalive| Some((keepalive.interval?.0, keepalive.timeout.map(|timeout| timeout.0))));
+        pool.http2_keepalive = http
+            .http2_keep_alive
+            .as_ref()
+            .and_then(|keepalive| Some((keepalive.interval?.0, keepalive.timeout.map(|timeout| timeout.0))));
     }
     pool
 }
@@ -178,7 +214,11 @@ fn lower_outlier(written: &api::OutlierDetection) -> OutlierDetection {
         base_ejection_time: written.base_ejection_time.map(|time| time.0),
         max_ejection_percent: positive(written.max_ejection_percent).unwrap_or(0).min(100),
         min_health_percent: positive(written.min_health_percent).unwrap_or(0).min(100),
-        error_codes: written.outlier_detection_http_error_codes.iter().filter_map(|code| u16::try_from(*code).ok()).collect(),
+        error_codes: written
+            .outlier_detection_http_error_codes
+            .iter()
+            .filter_map(|code| u16::try_from(*code).ok())
+            .collect(),
     }
 }
 

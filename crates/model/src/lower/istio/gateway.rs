@@ -20,7 +20,12 @@ pub(crate) fn lower_gateway(object: &Object, findings: &mut Findings<'_>) -> Gat
                 Ok(ip) => Some(ip),
                 Err(_) => {
                     let field = format!("spec.servers[{index}].bind");
-                    findings.warn("MEL0308", &field, format!("{text:?} is not an IP address; the server listens on every address"), "write an IP address");
+                    findings.warn(
+                        "MEL0308",
+                        &field,
+                        format!("{text:?} is not an IP address; the server listens on every address"),
+                        "write an IP address",
+                    );
                     None
                 }
             },
@@ -69,7 +74,11 @@ pub(crate) fn lower_server_tls(written: &api::ServerTlsSettings) -> ServerTls {
         private_key: written.private_key.clone(),
         ca_certificates: written.ca_certificates.clone(),
         ca_crl: written.ca_crl.clone(),
-        credential_names: if written.credential_names.is_empty() { single.cloned().into_iter().collect() } else { written.credential_names.clone() },
+        credential_names: if written.credential_names.is_empty() {
+            single.cloned().into_iter().collect()
+        } else {
+            written.credential_names.clone()
+        },
         ca_credential_name: written.ca_cert_credential_name.clone(),
         subject_alt_names: written.subject_alt_names.clone(),
         verify_spki: written.verify_certificate_spki.clone(),

@@ -9,9 +9,10 @@ use meltemi_types::Selector;
 use super::virtual_service::gateway_ref;
 use crate::lower::{Findings, port};
 use crate::{
-    AbortStatus, Cidr, Cors, Destination, DirectResponse, Fault, FaultAbort, FaultDelay, HeaderChanges, HeaderOps, Hostname, HttpAction, HttpMatch, HttpRoute,
-    L4Match, L4Route, Mirror, NamespacedName, Percent, Redirect, RedirectPath, RedirectPort, Retries, RetryPolicy, Rewrite, RewritePath, SourceMatch,
-    StringMatch, WeightedDestination,
+    AbortStatus, Cidr, Cors, Destination, DirectResponse, Fault, FaultAbort, FaultDelay, HeaderChanges, HeaderOps,
+    Hostname, HttpAction, HttpMatch, HttpRoute, L4Match, L4Route, Mirror, NamespacedName, Percent, Redirect,
+    RedirectPath, RedirectPort, Retries, RetryPolicy, Rewrite, RewritePath, SourceMatch, StringMatch,
+    WeightedDestination,
 };
 
 /// What short names in a VirtualService stand for.
@@ -41,14 +42,24 @@ impl RouteNames<'_> {
 }
 
 /// One HTTP rule; `None` if it does nothing at all, which is told.
-pub(crate) fn lower_http_route(names: &RouteNames<'_>, route: &api::HttpRoute, field: &str, findings: &mut Findings<'_>) -> Option<HttpRoute> {
+pub(crate) fn lower_http_route(
+    names: &RouteNames<'_>,
+    route: &api::HttpRoute,
+    field: &str,
+    findings: &mut Findings<'_>,
+) -> Option<HttpRoute> {
     let action = match (&route.redirect, &route.direct_response) {
         (Some(redirect), _) => HttpAction::Redirect(lower_redirect(redirect)),
         (None, Some(direct)) => HttpAction::DirectResponse(lower_direct_response(direct)),
         (None, None) => {
             let destinations = http_destinations(names, &route.route);
             if destinations.is_empty() && route.delegate.is_none() {
-                findings.error("MEL0305", field, "the rule leads nowhere and is left out", "write route, redirect, directResponse or delegate");
+                findings.error(
+                    "MEL0305",
+                    field,
+                    "the rule leads nowhere and is left out",
+                    "write route, redirect, directResponse or delegate",
+                );
                 return None;
             }
             HttpAction::Forward(destinations)
@@ -92,11 +103,17 @@ fn weight(written: i32, is_single: bool) -> u32 {
 
 fn lower_match(names: &RouteNames<'_>, written: &api::HttpMatchRequest) -> HttpMatch {
     let all = |matches: &BTreeMap<String, ApiMatch>, fold_case: bool| {
-        matches.iter().map(|(name, value)| (if fold_case { name.to_ascii_lowercase() } else { name.clone() }, string_match(value))).collect()
+        matches
+            .iter()
+            .map(|(name, value)| {
+                (if fold_case { name.to_ascii_lowercase() } else { name.clone() }, string_match(value))
+            })
+            .collect()
     };
     // Headers are case-insensitive, but `@request.auth.claims.Sub` names a claim, which is not.
     let headers = |matches: &BTreeMap<String, ApiMatch>| {
-        let (claims, plain): (BTreeMap<_, _>, BTreeMap<_, _>) = matches.clone().into_iter().partition(|(name, _)| name.starts_with('@'));
+        let (claims, plain): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            matches.clone().into_iter().partition(|(name, _)| name.starts_with('@'));
         let mut folded: BTreeMap<String, StringMatch> = all(&plain, true);
         folded.extend(all(&claims, false) as BTreeMap<String, StringMatch>);
         folded
@@ -245,7 +262,10 @@ pub(crate) fn grpc_status(text: &str) -> Option<u32> {
 
 fn mirrors(names: &RouteNames<'_>, route: &api::HttpRoute) -> Vec<Mirror> {
     if !route.mirrors.is_empty() {
-        let all = route.mirrors.iter().map(|mirror| Mirror { destination: names.destination(&mirror.destination), percent: share(mirror.percentage.as_ref()) });
+        let all = route.mirrors.iter().map(|mirror| Mirror {
+            destination: names.destination(&mirror.destination),
+            percent: share(mirror.percentage.as_ref()),
+        });
         return all.filter(|mirror| mirror.percent.0 > 0).collect();
     }
     let Some(mirror) = &route.mirror else { return Vec::new() };
@@ -259,8 +279,14 @@ fn mirrors(names: &RouteNames<'_>, route: &api::HttpRoute) -> Vec<Mirror> {
 
 fn lower_cors(written: &api::CorsPolicy) -> Cors {
     // The deprecated list is of exact origins, with `*` for all.
-    let older = written.allow_origin.iter().map(|origin| if origin == "*" { StringMatch::Regex(".*".to_owned()) } else { StringMatch::Exact(origin.clone()) });
-    let allow_origins = if written.allow_origins.is_empty() { older.collect() } else { written.allow_origins.iter().map(string_match).collect() };
+    let older = written.allow_origin.iter().map(|origin| {
+        if origin == "*" { StringMatch::Regex(".*".to_owned()) } else { StringMatch::Exact(origin.clone()) }
+    });
+    let allow_origins = if written.allow_origins.is_empty() {
+        older.collect()
+    } else {
+        written.allow_origins.iter().map(string_match).collect()
+    };
     Cors {
         allow_origins,
         allow_methods: written.allow_methods.clone(),
@@ -279,24 +305,46 @@ fn lower_cors(written: &api::CorsPolicy) -> Cors {
 fn lower_headers(written: Option<&api::Headers>) -> HeaderOps {
     let changes = |written: Option<&api::HeaderOperations>| {
         let Some(api::HeaderOperations { set, add, remove }) = written else { return HeaderChanges::default() };
-        let fold = |map: &BTreeMap<String, String>| map.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect();
-        HeaderChanges { set: fold(set), add: fold(add), remove: remove.iter().map(|name| name.to_ascii_lowercase()).collect() }
+        let fold = |map: &BTreeMap<String, String>| {
+            map.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect()
+        };
+        HeaderChanges {
+            set: fold(set),
+            add: fold(add),
+            remove: remove.iter().map(|name| name.to_ascii_lowercase()).collect(),
+        }
     };
     match written {
-        Some(headers) => HeaderOps { request: changes(headers.request.as_ref()), response: changes(headers.response.as_ref()) },
+        Some(headers) => {
+            HeaderOps { request: changes(headers.request.as_ref()), response: changes(headers.response.as_ref()) }
+        }
         None => HeaderOps::default(),
     }
 }
 
 /// A rule by SNI; `None` if it leads nowhere.
-pub(crate) fn lower_tls_route(names: &RouteNames<'_>, route: &api::TlsRoute, field: &str, findings: &mut Findings<'_>) -> Option<L4Route> {
+pub(crate) fn lower_tls_route(
+    names: &RouteNames<'_>,
+    route: &api::TlsRoute,
+    field: &str,
+    findings: &mut Findings<'_>,
+) -> Option<L4Route> {
     let mut matches = Vec::new();
     for (index, written) in route.r#match.iter().enumerate() {
-        let Some(destination_subnets) = subnets(&written.destination_subnets, &format!("{field}.match[{index}]"), findings) else { continue };
+        let Some(destination_subnets) =
+            subnets(&written.destination_subnets, &format!("{field}.match[{index}]"), findings)
+        else {
+            continue;
+        };
         matches.push(L4Match {
             sni_hosts: written.sni_hosts.iter().map(|host| Hostname::new(host)).collect(),
             destination_subnets,
-            source: names.source_match(written.port, &written.source_labels, &written.source_namespace, &written.gateways),
+            source: names.source_match(
+                written.port,
+                &written.source_labels,
+                &written.source_namespace,
+                &written.gateways,
+            ),
         });
     }
     // Without any match that holds the rule would match everything.
@@ -304,14 +352,28 @@ pub(crate) fn lower_tls_route(names: &RouteNames<'_>, route: &api::TlsRoute, fie
 }
 
 /// A rule for opaque TCP; `None` if it leads nowhere.
-pub(crate) fn lower_tcp_route(names: &RouteNames<'_>, route: &api::TcpRoute, field: &str, findings: &mut Findings<'_>) -> Option<L4Route> {
+pub(crate) fn lower_tcp_route(
+    names: &RouteNames<'_>,
+    route: &api::TcpRoute,
+    field: &str,
+    findings: &mut Findings<'_>,
+) -> Option<L4Route> {
     let mut matches = Vec::new();
     for (index, written) in route.r#match.iter().enumerate() {
-        let Some(destination_subnets) = subnets(&written.destination_subnets, &format!("{field}.match[{index}]"), findings) else { continue };
+        let Some(destination_subnets) =
+            subnets(&written.destination_subnets, &format!("{field}.match[{index}]"), findings)
+        else {
+            continue;
+        };
         matches.push(L4Match {
             sni_hosts: Vec::new(),
             destination_subnets,
-            source: names.source_match(written.port, &written.source_labels, &written.source_namespace, &written.gateways),
+            source: names.source_match(
+                written.port,
+                &written.source_labels,
+                &written.source_namespace,
+                &written.gateways,
+            ),
         });
     }
     if matches.is_empty() && !route.r#match.is_empty() {
@@ -320,7 +382,13 @@ pub(crate) fn lower_tcp_route(names: &RouteNames<'_>, route: &api::TcpRoute, fie
     l4_route(names, matches, &route.route, field, findings)
 }
 
-fn l4_route(names: &RouteNames<'_>, matches: Vec<L4Match>, routes: &[api::RouteDestination], field: &str, findings: &mut Findings<'_>) -> Option<L4Route> {
+fn l4_route(
+    names: &RouteNames<'_>,
+    matches: Vec<L4Match>,
+    routes: &[api::RouteDestination],
+    field: &str,
+    findings: &mut Findings<'_>,
+) -> Option<L4Route> {
     if routes.is_empty() {
         findings.error("MEL0305", field, "the rule leads nowhere and is left out", "write route");
         return None;
@@ -340,7 +408,12 @@ fn subnets(written: &[String], field: &str, findings: &mut Findings<'_>) -> Opti
     match parsed {
         Ok(subnets) => Some(subnets),
         Err(error) => {
-            findings.error("MEL0302", &format!("{field}.destinationSubnets"), format!("{error}; the match is left out"), "write networks such as 10.1.0.0/16");
+            findings.error(
+                "MEL0302",
+                &format!("{field}.destinationSubnets"),
+                format!("{error}; the match is left out"),
+                "write networks such as 10.1.0.0/16",
+            );
             None
         }
     }

@@ -5,8 +5,8 @@ use meltemi_api::{Object, Spec, TargetReference, WorkloadSelector};
 
 use crate::lower::{Findings, origin};
 use crate::{
-    AuthorizationPolicy, AuthzAction, AuthzCondition, AuthzOperation, AuthzRule, AuthzSource, JwtRule, MtlsMode, PeerAuthentication, PolicyTarget,
-    RequestAuthentication, TargetRef, Values,
+    AuthorizationPolicy, AuthzAction, AuthzCondition, AuthzOperation, AuthzRule, AuthzSource, JwtRule, MtlsMode,
+    PeerAuthentication, PolicyTarget, RequestAuthentication, TargetRef, Values,
 };
 use meltemi_types::Selector;
 
@@ -31,7 +31,12 @@ fn selector(written: Option<&WorkloadSelector>) -> Option<Selector> {
     written.map(|selector| selector.match_labels.clone()).filter(|labels| !labels.is_empty())
 }
 
-fn target(namespace: &str, workloads: Option<&WorkloadSelector>, one: Option<&TargetReference>, many: &[TargetReference]) -> PolicyTarget {
+fn target(
+    namespace: &str,
+    workloads: Option<&WorkloadSelector>,
+    one: Option<&TargetReference>,
+    many: &[TargetReference],
+) -> PolicyTarget {
     let references: Vec<TargetRef> = one
         .into_iter()
         .chain(many)
@@ -60,9 +65,9 @@ pub(crate) fn lower_authorization_policy(object: &Object, _: &mut Findings<'_>) 
             api::AuthorizationAction::Allow => AuthzAction::Allow,
             api::AuthorizationAction::Deny => AuthzAction::Deny,
             api::AuthorizationAction::Audit => AuthzAction::Audit,
-            api::AuthorizationAction::Custom => {
-                AuthzAction::Custom { provider: spec.provider.as_ref().map(|provider| provider.name.clone()).unwrap_or_default() }
-            }
+            api::AuthorizationAction::Custom => AuthzAction::Custom {
+                provider: spec.provider.as_ref().map(|provider| provider.name.clone()).unwrap_or_default(),
+            },
         },
         rules: spec.rules.iter().map(|rule| lower_rule(rule, namespace)).collect(),
         dry_run: object.meta.annotations.get("istio.io/dry-run").is_some_and(|value| value == "true"),
@@ -71,9 +76,21 @@ pub(crate) fn lower_authorization_policy(object: &Object, _: &mut Findings<'_>) 
 
 fn lower_rule(rule: &api::Rule, namespace: &str) -> AuthzRule {
     AuthzRule {
-        from: rule.from.iter().filter_map(|from| from.source.as_ref()).map(|source| lower_source(source, namespace)).collect(),
+        from: rule
+            .from
+            .iter()
+            .filter_map(|from| from.source.as_ref())
+            .map(|source| lower_source(source, namespace))
+            .collect(),
         to: rule.to.iter().filter_map(|to| to.operation.as_ref()).map(lower_operation).collect(),
-        when: rule.when.iter().map(|condition| AuthzCondition { key: condition.key.clone(), values: values(&condition.values, &condition.not_values) }).collect(),
+        when: rule
+            .when
+            .iter()
+            .map(|condition| AuthzCondition {
+                key: condition.key.clone(),
+                values: values(&condition.values, &condition.not_values),
+            })
+            .collect(),
     }
 }
 
@@ -100,7 +117,10 @@ fn lower_source(source: &api::Source, namespace: &str) -> AuthzSource {
         not_trust_domains,
     } = source;
     let qualified = |accounts: &[String]| -> Vec<String> {
-        accounts.iter().map(|account| if account.contains('/') { account.clone() } else { format!("{namespace}/{account}") }).collect()
+        accounts
+            .iter()
+            .map(|account| if account.contains('/') { account.clone() } else { format!("{namespace}/{account}") })
+            .collect()
     };
     AuthzSource {
         principals: values(principals, not_principals),
@@ -115,7 +135,12 @@ fn lower_source(source: &api::Source, namespace: &str) -> AuthzSource {
 
 fn lower_operation(operation: &api::Operation) -> AuthzOperation {
     let api::Operation { hosts, not_hosts, ports, not_ports, methods, not_methods, paths, not_paths } = operation;
-    AuthzOperation { hosts: values(hosts, not_hosts), ports: values(ports, not_ports), methods: values(methods, not_methods), paths: values(paths, not_paths) }
+    AuthzOperation {
+        hosts: values(hosts, not_hosts),
+        ports: values(ports, not_ports),
+        methods: values(methods, not_methods),
+        paths: values(paths, not_paths),
+    }
 }
 
 pub(crate) fn lower_request_authentication(object: &Object, _: &mut Findings<'_>) -> RequestAuthentication {
@@ -153,7 +178,10 @@ fn lower_jwt_rule(rule: &api::JwtRule) -> JwtRule {
         from_params: from_params.clone(),
         from_cookies: from_cookies.clone(),
         output_payload_to_header: output_payload_to_header.clone(),
-        output_claim_to_headers: output_claim_to_headers.iter().map(|output| (output.header.clone(), output.claim.clone())).collect(),
+        output_claim_to_headers: output_claim_to_headers
+            .iter()
+            .map(|output| (output.header.clone(), output.claim.clone()))
+            .collect(),
         forward_original_token: *forward_original_token,
         timeout: timeout.map(|timeout| timeout.0),
         space_delimited_claims: space_delimited_claims.clone(),

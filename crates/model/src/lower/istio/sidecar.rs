@@ -10,18 +10,26 @@ use super::destination_rule::lower_connection_pool;
 use super::gateway::lower_server_tls;
 use crate::lower::{Context, Findings, origin, port};
 use crate::{
-    CaptureMode, Destination, EgressHost, EgressListener, EgressPort, Hostname, IngressEndpoint, IngressListener, NamespaceScope, OutboundMode, OutboundPolicy,
-    Sidecar,
+    CaptureMode, Destination, EgressHost, EgressListener, EgressPort, Hostname, IngressEndpoint, IngressListener,
+    NamespaceScope, OutboundMode, OutboundPolicy, Sidecar,
 };
 
 pub(crate) fn lower_sidecar(context: &Context<'_>, object: &Object, findings: &mut Findings<'_>) -> Sidecar {
     let empty = api::Sidecar::default();
     let spec = if let Spec::Sidecar(spec) = &object.spec { spec.as_ref() } else { &empty };
     let namespace = object.meta.namespace.as_str();
-    let ingress = spec.ingress.iter().enumerate().filter_map(|(index, listener)| lower_ingress(listener, &format!("spec.ingress[{index}]"), findings));
+    let ingress = spec
+        .ingress
+        .iter()
+        .enumerate()
+        .filter_map(|(index, listener)| lower_ingress(listener, &format!("spec.ingress[{index}]"), findings));
     Sidecar {
         origin: origin(object),
-        selector: spec.workload_selector.as_ref().map(|selector| selector.labels.clone()).filter(|labels| !labels.is_empty()),
+        selector: spec
+            .workload_selector
+            .as_ref()
+            .map(|selector| selector.labels.clone())
+            .filter(|labels| !labels.is_empty()),
         ingress: ingress.collect(),
         egress: spec.egress.iter().map(|listener| lower_egress(listener, namespace)).collect(),
         inbound_connection_pool: spec.inbound_connection_pool.as_ref().map(lower_connection_pool),
@@ -51,14 +59,20 @@ fn capture(written: api::CaptureMode) -> CaptureMode {
     }
 }
 
-fn lower_ingress(written: &api::IstioIngressListener, field: &str, findings: &mut Findings<'_>) -> Option<IngressListener> {
+fn lower_ingress(
+    written: &api::IstioIngressListener,
+    field: &str,
+    findings: &mut Findings<'_>,
+) -> Option<IngressListener> {
     let number = port(written.port.number)?;
     let default_endpoint = match written.default_endpoint.as_str() {
         "" => None,
         text => match ingress_endpoint(text) {
             Some(endpoint) => Some(endpoint),
             None => {
-                let message = format!("{text:?} is not 127.0.0.1:PORT, [::1]:PORT, 0.0.0.0:PORT, [::]:PORT or unix:///PATH; the listener is left out");
+                let message = format!(
+                    "{text:?} is not 127.0.0.1:PORT, [::1]:PORT, 0.0.0.0:PORT, [::]:PORT or unix:///PATH; the listener is left out"
+                );
                 findings.error("MEL0309", &format!("{field}.defaultEndpoint"), message, "write one of these forms");
                 return None;
             }

@@ -11,7 +11,12 @@ pub(crate) fn lower_telemetry(object: &Object, findings: &mut Findings<'_>) -> T
     let spec = if let Spec::Telemetry(spec) = &object.spec { spec.as_ref() } else { &empty };
     for (is_set, name) in [(!spec.tracing.is_empty(), "tracing"), (!spec.metrics.is_empty(), "metrics")] {
         if is_set {
-            findings.warn("MEL0307", &format!("spec.{name}"), format!("{name} is not supported yet and has no effect"), "only accessLogging is read so far");
+            findings.warn(
+                "MEL0307",
+                &format!("spec.{name}"),
+                format!("{name} is not supported yet and has no effect"),
+                "only accessLogging is read so far",
+            );
         }
     }
     let has_target = spec.target_ref.is_some() || !spec.target_refs.is_empty();
@@ -23,11 +28,19 @@ pub(crate) fn lower_telemetry(object: &Object, findings: &mut Findings<'_>) -> T
         },
         providers: rule.providers.iter().map(|provider| provider.name.clone()).collect(),
         disabled: rule.disabled,
-        filter: rule.filter.as_ref().map(|filter| filter.expression.clone()).filter(|expression| !expression.is_empty()),
+        filter: rule
+            .filter
+            .as_ref()
+            .map(|filter| filter.expression.clone())
+            .filter(|expression| !expression.is_empty()),
     });
     Telemetry {
         origin: origin(object),
-        selector: spec.selector.as_ref().map(|selector| selector.match_labels.clone()).filter(|labels| !labels.is_empty()),
+        selector: spec
+            .selector
+            .as_ref()
+            .map(|selector| selector.match_labels.clone())
+            .filter(|labels| !labels.is_empty()),
         // What is attached to a Gateway or Service is not for sidecars.
         access_logging: if has_target { Vec::new() } else { access_logging.collect() },
     }

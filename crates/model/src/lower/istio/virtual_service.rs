@@ -29,7 +29,11 @@ impl LoweredVirtualService {
     }
 }
 
-pub(crate) fn lower_virtual_service(context: &Context<'_>, object: &Object, findings: &mut Findings<'_>) -> LoweredVirtualService {
+pub(crate) fn lower_virtual_service(
+    context: &Context<'_>,
+    object: &Object,
+    findings: &mut Findings<'_>,
+) -> LoweredVirtualService {
     let empty = api::VirtualService::default();
     let spec = if let Spec::VirtualService(spec) = &object.spec { spec.as_ref() } else { &empty };
     let namespace = object.meta.namespace.as_str();
@@ -43,14 +47,28 @@ pub(crate) fn lower_virtual_service(context: &Context<'_>, object: &Object, find
         http.push(match &route.delegate {
             Some(delegate) => {
                 let of = if delegate.namespace.is_empty() { namespace } else { delegate.namespace.as_str() };
-                HttpRule::Delegate { root: lowered, to: NamespacedName::new(of, &delegate.name), field: format!("{field}.delegate") }
+                HttpRule::Delegate {
+                    root: lowered,
+                    to: NamespacedName::new(of, &delegate.name),
+                    field: format!("{field}.delegate"),
+                }
             }
             None => HttpRule::Route(lowered),
         });
     }
     let l4 = |(index, kind): (usize, &str)| format!("spec.{kind}[{index}]");
-    let tls = spec.tls.iter().enumerate().filter_map(|(index, route)| lower_tls_route(&names, route, &l4((index, "tls")), findings)).collect();
-    let tcp = spec.tcp.iter().enumerate().filter_map(|(index, route)| lower_tcp_route(&names, route, &l4((index, "tcp")), findings)).collect();
+    let tls = spec
+        .tls
+        .iter()
+        .enumerate()
+        .filter_map(|(index, route)| lower_tls_route(&names, route, &l4((index, "tls")), findings))
+        .collect();
+    let tcp = spec
+        .tcp
+        .iter()
+        .enumerate()
+        .filter_map(|(index, route)| lower_tcp_route(&names, route, &l4((index, "tcp")), findings))
+        .collect();
     let gateways = if spec.gateways.is_empty() {
         vec![GatewayRef::Mesh]
     } else {

@@ -1,0 +1,84 @@
+//! How a workload's programs are launched: the application, isolated; the proxy beside it, with its command line.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use crate::config::{CONTROL_PORT, ROUTER};
+use crate::context::Context;
+use crate::desired::POD_IP;
+use crate::launch::{Identity, LaunchSpec};
+use crate::netns::Netns;
+use crate::pods;
+use crate::spec::{ProxyKind, WorkloadSpec};
+
+/// The launch of the application itself, or of a program in its place.
+pub(crate) fn app_spec(
+    context: &Context,
+    spec: &WorkloadSpec,
+    address: Ipv4Addr,
+    files: &[(PathBuf, PathBuf)],
+    netns: &Netns,
+) -> Option<LaunchSpec> {
+    let program = spec.app.as_ref()?;
+    let mut env = context.app_env(spec);
+    env.extend(program.env.clone());
+    for value in env.values_mut().filter(|value| *value == POD_IP) {
+        *value = address.to_string();
+    }
+    let own = program.argv.first().is_some_and(String::is_empty);
+    Some(LaunchSpec {
+        argv: program.argv.clone(),
+        title: own.then(|| format!("meltemi: {} {}", spec.container, spec.key.pod)),
+        env: env.into_iter().collect(),
+        cwd: program.cwd.clone(),
+        netns: Some(netns.raw()),
+        files: files.to_vec(),
+        // Sockets, logs, keys: an application runs as the same user, and files know no other difference.
+        hide: vec![context.config.run_dir.clone(), context.config.state_dir.clone()],
+        isolate: Some(Identity { uid: context.config.uid, gid: context.config.gid, hostname: spec.key.pod.clone() }),
+        ..LaunchSpec::default()
+    })
+}
+
+/// Command line of a sidecar or gateway.
+pub(crate) fn proxy_arguments(
+    context: &Context,
+    spec: &WorkloadSpec,
+    kind: ProxyKind,
+    address: Ipv4Addr,
+    own_folder: &Path,
+    token: i32,
+) -> Vec<String> {
+    let labels: Vec<String> =
+        pods::labels(spec).iter().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect();
+    let config = &context.config;
+    let node_type = if spec.is_gateway() { "router" } else { "sidecar" };
+    let id = format!("{node_type}~{address}~{}.{ns}~{ns}.svc.cluster.local", spec.key.pod, ns = spec.key.namespace);
+    let mut argv: Vec<String> = vec![String::new(), "sidecar".into()];
+    let mut flag = |name: &str, value: String| argv.extend([format!("--{name}"), value]);
+    flag("id", id);
+    flag("namespace", spec.key.namespace.clone());
+    flag("service-account", spec.service_account.clone());
+    flag("pod", spec.key.pod.clone());
+    flag("workload", spec.workload.clone());
+    flag("labels", labels.join(","));
+    flag("ip", address.to_string());
+    flag("control", SocketAddr::from((ROUTER, CONTROL_PORT)).to_string());
+    flag("root-cert", config.run_dir.join("root-cert.pem").display().to_string());
+    flag("token-fd", token.to_string());
+    flag("mark", meltemi_redirect::plan::PROXY_MARK.to_string());
+    flag("run-dir", own_folder.display().to_string());
+    if spec.is_gateway() {
+        if let Some(socket) = context.host_socket(spec) {
+            flag("host-socket", socket.display().to_string());
+        }
+        argv.push("--router".into());
+    } else if kind == ProxyKind::Envoy {
+        flag("proxy", "envoy".into());
+        if let Some(envoy) = &config.envoy {
+            flag("envoy-path", envoy.display().to_string());
+        }
+    }
+    argv.extend(config.sidecar_args.iter().cloned());
+    argv
+}

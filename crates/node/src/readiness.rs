@@ -1,0 +1,58 @@
+//! When a workload may get traffic.
+
+use std::net::Ipv4Addr;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::netns::{Netns, is_listening};
+use crate::spec::WorkloadSpec;
+
+/// A declared port that nobody listens on makes the workload wait this long before it is called ready all the same.
+const LISTEN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Waits until the proxy says that it is ready, on the port that capture leaves alone.
+pub(crate) async fn proxy_answers(address: Ipv4Addr) {
+    let mut pause = Duration::from_millis(10);
+    loop {
+        if tokio::time::timeout(Duration::from_secs(2), ask_ready(address)).await.unwrap_or(false) {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+async fn ask_ready(address: Ipv4Addr) -> bool {
+    let ask = async {
+        let mut stream = TcpStream::connect((address, 15021)).await?;
+        stream.write_all(b"GET /healthz/ready HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").await?;
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).await?;
+        std::io::Result::Ok(&status[8..] == b" 200")
+    };
+    ask.await.unwrap_or(false)
+}
+
+/// Waits until somebody listens on each declared TCP port; answers what is still silent after some patience.
+///
+/// Looks at the kernel's table: a connection would reach the application as a request of nobody's.
+pub(crate) async fn listens(netns: &OnceLock<Netns>, spec: &WorkloadSpec) -> Option<String> {
+    let netns = netns.get()?;
+    let ports: Vec<u16> = spec.ports.iter().filter(|p| p.protocol == "TCP").map(|p| p.number).collect();
+    let until = tokio::time::Instant::now() + LISTEN_PATIENCE;
+    let mut pause = Duration::from_millis(10);
+    loop {
+        let silent = netns.run(|| Ok(ports.iter().copied().find(|port| !is_listening(*port)))).ok().flatten();
+        match silent {
+            None => return None,
+            Some(port) if tokio::time::Instant::now() >= until => {
+                return Some(format!("nobody listens on port {port}, which the container declares"));
+            }
+            Some(_) => tokio::time::sleep(pause).await,
+        }
+        pause = (pause * 2).min(Duration::from_millis(200));
+    }
+}

@@ -1,0 +1,40 @@
+//! Secrets that arrive as resources.
+
+use meltemi_proto::Any;
+use meltemi_proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
+use meltemi_proto::envoy::extensions::transport_sockets::tls::v3::{Secret as Message, secret::Type};
+use meltemi_tls::{Identity, Secret, SecretStore, TrustBundle};
+
+/// Reads one secret into the store. The error names no byte of it.
+pub fn apply(store: &SecretStore, name: &str, any: &Any) -> Result<(), String> {
+    let message: Message = meltemi_proto::unpack(any).map_err(|error| error.to_string())?;
+    let secret = match &message.r#type {
+        Some(Type::TlsCertificate(certificate)) => {
+            let chain = bytes(certificate.certificate_chain.as_ref())?;
+            let key = bytes(certificate.private_key.as_ref())?;
+            Secret::identity(Identity::from_pem(&chain, &key).map_err(|error| error.to_string())?)
+        }
+        Some(Type::ValidationContext(context)) => {
+            let mut trust = TrustBundle::from_pem(&bytes(context.trusted_ca.as_ref())?).map_err(|error| error.to_string())?;
+            if let Some(crl) = &context.crl {
+                trust = trust.with_crls(&bytes(Some(crl))?).map_err(|error| error.to_string())?;
+            }
+            Secret::trust(trust)
+        }
+        Some(_) | None => return Err("only certificates and validation contexts are known".to_owned()),
+    };
+    store.set(name, secret);
+    Ok(())
+}
+
+fn bytes(source: Option<&DataSource>) -> Result<Vec<u8>, String> {
+    match source.and_then(|source| source.specifier.as_ref()) {
+        Some(Specifier::InlineBytes(bytes)) => Ok(bytes.clone()),
+        Some(Specifier::InlineString(text)) => Ok(text.clone().into_bytes()),
+        Some(Specifier::Filename(path)) => std::fs::read(path).map_err(|error| format!("{path}: {error}")),
+        Some(Specifier::EnvironmentVariable(name)) => {
+            std::env::var(name).map(String::into_bytes).map_err(|error| format!("{name}: {error}"))
+        }
+        None => Err("a data source is missing".to_owned()),
+    }
+}

@@ -1,0 +1,453 @@
+//! Resources as they were received, what of them is warm, and the generation that follows.
+//!
+//! A resource that does not compile is refused by itself and its last good version goes on serving. A cluster replaces
+//! its last version once its endpoints are there, a listener once its routes and secrets are.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use meltemi_filters::Warning;
+use meltemi_proto::Any;
+use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
+use meltemi_proxy_config::cluster::{Cluster, Discovery};
+use meltemi_proxy_config::endpoint::EndpointSet;
+use meltemi_proxy_config::http::RouteSource;
+use meltemi_proxy_config::listener::{FilterChain, Listener, Terminal};
+use meltemi_proxy_config::route::RouteTable;
+use meltemi_proxy_config::tls::{CommonTls, SecretRef, UpstreamTransport};
+
+use super::secrets;
+use crate::published::{ClusterEntry, Published};
+use crate::upstream::live::{ClusterLive, OutlierTerms, Thresholds};
+
+/// Where a resource comes from; a static one is never removed by a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The bootstrap.
+    Static,
+    /// A server.
+    Dynamic,
+}
+
+/// A resource as it was received, for `/config_dump`.
+#[derive(Debug, Clone)]
+pub struct Received {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its version in the server's words.
+    pub version: String,
+    /// The packed message.
+    pub any: Any,
+    /// When it came.
+    pub at: SystemTime,
+    /// Where from.
+    pub origin: Origin,
+    /// What is left out of it.
+    pub warnings: Vec<Warning>,
+    /// Why a newer version was refused, if one was.
+    pub refused: Option<String>,
+}
+
+#[derive(Debug)]
+struct Slot<T> {
+    active: Option<Arc<T>>,
+    warming: Option<Arc<T>>,
+    received: Received,
+}
+
+/// What is known of one type.
+type Slots<T> = BTreeMap<Arc<str>, Slot<T>>;
+
+/// Everything that was received.
+#[derive(Debug, Default)]
+pub struct State {
+    listeners: Slots<Listener>,
+    clusters: Slots<Cluster>,
+    routes: BTreeMap<Arc<str>, (Arc<RouteTable>, Received)>,
+    endpoints: BTreeMap<Arc<str>, (Arc<EndpointSet>, Option<Received>)>,
+    resolved: HashMap<Arc<str>, Arc<EndpointSet>>,
+    entries: HashMap<Arc<str>, Arc<ClusterEntry>>,
+    generation: u64,
+    /// The proxy drains.
+    pub draining: bool,
+}
+
+/// What a batch of resources came to.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Resources that were refused: name and reason.
+    pub refused: Vec<(String, String)>,
+    /// Parts that are left out, over all resources.
+    pub warnings: usize,
+}
+
+impl Applied {
+    /// What a NACK says.
+    pub fn nack(&self) -> Option<String> {
+        if self.refused.is_empty() {
+            return None;
+        }
+        let each: Vec<String> = self.refused.iter().map(|(name, reason)| format!("{name}: {reason}")).collect();
+        Some(each.join("; "))
+    }
+}
+
+/// A resource to apply: name, version, message.
+pub type Named<'a> = (&'a str, &'a str, &'a Any);
+
+impl State {
+    /// Applies new and changed resources of one type, then removals. Unknown types are refused.
+    pub fn apply<'a>(
+        &mut self,
+        type_url: &str,
+        set: impl IntoIterator<Item = Named<'a>>,
+        removed: &[String],
+        origin: Origin,
+    ) -> Applied {
+        let mut applied = Applied::default();
+        for (name, version, any) in set {
+            let result = match type_url {
+                CLUSTER => self.set_cluster(name, version, any, origin),
+                ENDPOINT => self.set_endpoints(name, version, any, origin),
+                LISTENER => self.set_listener(name, version, any, origin),
+                ROUTE => self.set_route(name, version, any, origin),
+                other => Err(format!("resources of type {other} are not served")),
+            };
+            match result {
+                Ok(warnings) => applied.warnings += warnings,
+                Err(reason) => applied.refused.push((name.to_owned(), reason)),
+            }
+        }
+        for name in removed {
+            self.remove(type_url, name);
+        }
+        applied
+    }
+
+    fn set_cluster(&mut self, name: &str, version: &str, any: &Any, origin: Origin) -> Result<usize, String> {
+        let compiled = meltemi_proto::unpack(any).map_err(|error| error.to_string());
+        let compiled = compiled.and_then(|message| {
+            meltemi_proxy_config::compile_cluster(&message).map_err(|rejection| rejection.to_string())
+        });
+        set(&mut self.clusters, name, version, any, origin, compiled)
+    }
+
+    fn set_listener(&mut self, name: &str, version: &str, any: &Any, origin: Origin) -> Result<usize, String> {
+        let compiled = meltemi_proto::unpack(any).map_err(|error| error.to_string());
+        let compiled = compiled.and_then(|message| {
+            meltemi_proxy_config::compile_listener(&message).map_err(|rejection| rejection.to_string())
+        });
+        set(&mut self.listeners, name, version, any, origin, compiled)
+    }
+
+    fn set_route(&mut self, name: &str, version: &str, any: &Any, origin: Origin) -> Result<usize, String> {
+        let message = meltemi_proto::unpack(any).map_err(|error| error.to_string())?;
+        match meltemi_proxy_config::compile_route(&message) {
+            Ok((table, warnings)) => {
+                let count = warnings.len();
+                let received = received(name, version, any, origin, warnings);
+                self.routes.insert(received.name.clone(), (Arc::new(table), received));
+                Ok(count)
+            }
+            Err(rejection) => {
+                if let Some((_, received)) = self.routes.get_mut(name) {
+                    received.refused = Some(rejection.to_string());
+                }
+                Err(rejection.to_string())
+            }
+        }
+    }
+
+    fn set_endpoints(&mut self, name: &str, version: &str, any: &Any, origin: Origin) -> Result<usize, String> {
+        let message = meltemi_proto::unpack(any).map_err(|error| error.to_string())?;
+        match meltemi_proxy_config::compile_endpoints(&message) {
+            Ok((endpoints, warnings)) => {
+                let count = warnings.len();
+                let received = received(name, version, any, origin, warnings);
+                // The same endpoints again must not cost a balancer.
+                let same = self.endpoints.get(name).filter(|(before, _)| **before == endpoints);
+                let endpoints = same.map_or_else(|| Arc::new(endpoints), |(before, _)| before.clone());
+                self.endpoints.insert(received.name.clone(), (endpoints, Some(received)));
+                Ok(count)
+            }
+            Err(rejection) => Err(rejection.to_string()),
+        }
+    }
+
+    fn remove(&mut self, type_url: &str, name: &str) {
+        let is_dynamic = |origin| origin == Origin::Dynamic;
+        match type_url {
+            CLUSTER if self.clusters.get(name).is_some_and(|slot| is_dynamic(slot.received.origin)) => {
+                self.clusters.remove(name);
+            }
+            LISTENER if self.listeners.get(name).is_some_and(|slot| is_dynamic(slot.received.origin)) => {
+                self.listeners.remove(name);
+            }
+            ROUTE => {
+                // Whoever still names it gets 404, and does not wait for it.
+                if let Some((table, _)) = self.routes.get_mut(name) {
+                    *table = Arc::new(RouteTable::empty(name));
+                } else {
+                    let empty = received(name, "", &Any::default(), Origin::Dynamic, Vec::new());
+                    self.routes.insert(name.into(), (Arc::new(RouteTable::empty(name)), empty));
+                }
+            }
+            ENDPOINT => {
+                // It does not exist: nobody need wait for it. Endpoints that were there stay, as Envoy keeps them.
+                let none = || (Arc::new(EndpointSet { name: name.into(), overprovisioning_factor: 140, ..Default::default() }), None);
+                self.endpoints.entry(name.into()).or_insert_with(none);
+            }
+            _ => {}
+        }
+    }
+
+    /// The addresses that a cluster's names resolve to.
+    pub fn set_resolved(&mut self, cluster: &str, endpoints: EndpointSet) {
+        if self.resolved.get(cluster).is_none_or(|before| **before != endpoints) {
+            self.resolved.insert(cluster.into(), Arc::new(endpoints));
+        }
+    }
+
+    /// Clusters whose names must be kept resolved.
+    pub fn to_resolve(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        newest(&self.clusters)
+            .filter(|cluster| matches!(cluster.discovery, Discovery::StrictDns(..) | Discovery::LogicalDns(..)))
+    }
+
+    /// EDS resources that clusters need.
+    pub fn wanted_endpoints(&self) -> BTreeSet<Arc<str>> {
+        newest(&self.clusters).filter_map(|cluster| cluster.eds().cloned()).collect()
+    }
+
+    /// RDS resources that listeners need.
+    pub fn wanted_routes(&self) -> BTreeSet<Arc<str>> {
+        newest(&self.listeners).flat_map(|listener| tables(listener)).collect()
+    }
+
+    /// Secrets that somebody needs, whoever delivers them.
+    pub fn wanted_secrets(&self) -> Vec<SecretRef> {
+        let mut wanted: Vec<SecretRef> = Vec::new();
+        let mut add = |terms: &CommonTls| {
+            for secret in terms.secrets() {
+                if !wanted.contains(secret) {
+                    wanted.push(secret.clone());
+                }
+            }
+        };
+        for listener in newest(&self.listeners) {
+            for chain in listener.chains.iter() {
+                if let Some(terms) = chain.transport.tls() {
+                    add(&terms.common);
+                }
+            }
+        }
+        for cluster in newest(&self.clusters) {
+            for transport in cluster.transports() {
+                if let Some(terms) = terms_of(transport) {
+                    add(terms);
+                }
+            }
+        }
+        wanted
+    }
+
+    /// Forgets endpoints and routes that nobody names any more.
+    pub fn forget_unused(&mut self) {
+        let endpoints = self.wanted_endpoints();
+        self.endpoints.retain(|name, _| endpoints.contains(name));
+        let mut routes = self.wanted_routes();
+        routes.extend(self.listeners.values().filter_map(|slot| slot.active.as_ref()).flat_map(|l| tables(l)));
+        self.routes.retain(|name, (_, received)| received.origin == Origin::Static || routes.contains(name));
+        let clusters = &self.clusters;
+        self.resolved.retain(|name, _| clusters.contains_key(name));
+    }
+
+    /// Lets what is warm serve, and puts the next generation together. `None`: nothing changed.
+    pub fn publish(&mut self, has_secret: impl Fn(&str) -> bool) -> Published {
+        for slot in self.clusters.values_mut() {
+            let ready = slot.warming.as_ref().is_some_and(|cluster| match &cluster.discovery {
+                Discovery::Eds(name) => self.endpoints.contains_key(name),
+                Discovery::StrictDns(..) | Discovery::LogicalDns(..) => self.resolved.contains_key(&cluster.name),
+                Discovery::Static(_) | Discovery::OriginalDst(_) => true,
+            });
+            if ready {
+                slot.active = slot.warming.take();
+            }
+        }
+        for slot in self.listeners.values_mut() {
+            let ready = slot.warming.as_ref().is_some_and(|listener| {
+                tables(listener).all(|name| self.routes.contains_key(&name))
+                    && listener.chains.iter().all(|chain| secrets_of(chain).all(|secret| has_secret(&secret.name)))
+            });
+            if ready {
+                slot.active = slot.warming.take();
+            }
+        }
+        self.generation += 1;
+        Published {
+            generation: self.generation,
+            listeners: actives(&self.listeners).map(|(name, listener)| (name.clone(), listener.clone())).collect(),
+            clusters: self.cluster_entries(),
+            routes: self.routes.iter().map(|(name, (table, _))| (name.clone(), table.clone())).collect(),
+            draining: self.draining,
+        }
+    }
+
+    fn cluster_entries(&mut self) -> HashMap<Arc<str>, Arc<ClusterEntry>> {
+        let mut entries = HashMap::with_capacity(self.clusters.len());
+        for (name, cluster) in actives(&self.clusters) {
+            let nothing = || Arc::new(EndpointSet::default());
+            let endpoints = match &cluster.discovery {
+                Discovery::Static(endpoints) => endpoints.clone(),
+                Discovery::Eds(eds) => self.endpoints.get(eds).map_or_else(nothing, |(endpoints, _)| endpoints.clone()),
+                Discovery::StrictDns(..) | Discovery::LogicalDns(..) => {
+                    self.resolved.get(name).cloned().unwrap_or_else(nothing)
+                }
+                Discovery::OriginalDst(_) => nothing(),
+            };
+            let before = self.entries.get(name).filter(|entry| Arc::ptr_eq(&entry.cluster, cluster));
+            let entry = match before {
+                Some(entry) if Arc::ptr_eq(&entry.endpoints, &endpoints) || both_empty(&entry.endpoints, &endpoints) => {
+                    entry.clone()
+                }
+                Some(entry) => Arc::new(ClusterEntry::new(cluster.clone(), endpoints, entry.live.clone())),
+                None => Arc::new(ClusterEntry::new(cluster.clone(), endpoints, Arc::new(live(cluster)))),
+            };
+            entries.insert(name.clone(), entry);
+        }
+        self.entries.clone_from(&entries);
+        entries
+    }
+
+    /// Whether nothing waits for anything.
+    pub fn is_warm(&self) -> bool {
+        self.clusters.values().all(|slot| slot.warming.is_none())
+            && self.listeners.values().all(|slot| slot.warming.is_none())
+    }
+
+    /// What still waits: type and name.
+    pub fn warming(&self) -> Vec<(&'static str, Arc<str>)> {
+        let clusters = self.clusters.iter().filter(|(_, slot)| slot.warming.is_some());
+        let listeners = self.listeners.iter().filter(|(_, slot)| slot.warming.is_some());
+        clusters.map(|(name, _)| ("cluster", name.clone())).chain(listeners.map(|(name, _)| ("listener", name.clone()))).collect()
+    }
+
+    /// Everything that was received, by type, for dumps.
+    pub fn received(&self) -> Vec<(&'static str, Vec<&Received>)> {
+        vec![
+            (CLUSTER, self.clusters.values().map(|slot| &slot.received).collect()),
+            (LISTENER, self.listeners.values().map(|slot| &slot.received).collect()),
+            (ROUTE, self.routes.values().map(|(_, received)| received).collect()),
+            (ENDPOINT, self.endpoints.values().filter_map(|(_, received)| received.as_ref()).collect()),
+        ]
+    }
+}
+
+fn both_empty(a: &EndpointSet, b: &EndpointSet) -> bool {
+    a.endpoints.is_empty() && b.endpoints.is_empty()
+}
+
+fn set<T: std::fmt::Debug>(
+    slots: &mut Slots<T>,
+    name: &str,
+    version: &str,
+    any: &Any,
+    origin: Origin,
+    compiled: Result<(T, Vec<Warning>), String>,
+) -> Result<usize, String> {
+    let (value, warnings) = match compiled {
+        Ok(compiled) => compiled,
+        Err(reason) => {
+            if let Some(slot) = slots.get_mut(name) {
+                slot.received.refused = Some(reason.clone());
+            }
+            return Err(reason);
+        }
+    };
+    let count = warnings.len();
+    let received = received(name, version, any, origin, warnings);
+    let Some(slot) = slots.get_mut(name) else {
+        let slot = Slot { active: None, warming: Some(Arc::new(value)), received };
+        slots.insert(name.into(), slot);
+        return Ok(count);
+    };
+    if slot.received.origin == Origin::Static && origin == Origin::Dynamic {
+        // The bootstrap's own word stands.
+        return Ok(0);
+    }
+    // Sent again without a change: what serves, with its pools and connections, stays. The debug form shows every
+    // field, in order; encoded bytes would not do, since maps have no order on the wire.
+    let text = format!("{value:?}");
+    let same = slot.active.as_ref().is_some_and(|active| format!("{active:?}") == text);
+    slot.warming = (!same).then(|| Arc::new(value));
+    slot.received = received;
+    Ok(count)
+}
+
+fn received(name: &str, version: &str, any: &Any, origin: Origin, warnings: Vec<Warning>) -> Received {
+    for warning in &warnings {
+        tracing::debug!(resource = name, %warning, "left out");
+    }
+    Received {
+        name: name.into(),
+        version: version.to_owned(),
+        any: any.clone(),
+        at: SystemTime::now(),
+        origin,
+        warnings,
+        refused: None,
+    }
+}
+
+fn newest<T>(slots: &Slots<T>) -> impl Iterator<Item = &Arc<T>> {
+    slots.values().filter_map(|slot| slot.warming.as_ref().or(slot.active.as_ref()))
+}
+
+fn actives<T>(slots: &Slots<T>) -> impl Iterator<Item = (&Arc<str>, &Arc<T>)> {
+    slots.iter().filter_map(|(name, slot)| Some((name, slot.active.as_ref()?)))
+}
+
+fn tables(listener: &Listener) -> impl Iterator<Item = Arc<str>> + '_ {
+    listener.chains.iter().filter_map(|chain| match &chain.terminal {
+        Terminal::Http(http) => match &http.routes {
+            RouteSource::Rds(name) => Some(name.clone()),
+            RouteSource::Inline(_) => None,
+        },
+        Terminal::Tcp(_) => None,
+    })
+}
+
+fn secrets_of(chain: &FilterChain) -> impl Iterator<Item = &SecretRef> {
+    chain.transport.tls().into_iter().flat_map(|terms| terms.common.secrets())
+}
+
+fn terms_of(transport: &UpstreamTransport) -> Option<&CommonTls> {
+    match transport {
+        UpstreamTransport::Plaintext => None,
+        UpstreamTransport::Tls(terms) => Some(&terms.common),
+        UpstreamTransport::ProxyProtocol(_, inner) | UpstreamTransport::Internal(inner) => terms_of(inner),
+    }
+}
+
+fn live(cluster: &Cluster) -> ClusterLive {
+    let thresholds = cluster.breakers.map(|breakers| Thresholds {
+        connections: breakers.max_connections,
+        pending: breakers.max_pending,
+        requests: breakers.max_requests,
+        retries: breakers.max_retries,
+    });
+    let outlier = cluster.outlier.as_ref().map(|terms| OutlierTerms {
+        consecutive_5xx: (terms.enforcing_5xx > 0).then_some(terms.consecutive_5xx),
+        consecutive_gateway: (terms.enforcing_gateway > 0).then_some(terms.consecutive_gateway),
+        consecutive_local: (terms.enforcing_local > 0).then_some(terms.consecutive_local),
+        split_local: terms.split_local,
+        base: terms.base_ejection,
+        max: terms.max_ejection,
+        max_percent: terms.max_ejection_percent,
+    });
+    ClusterLive::new(thresholds, outlier)
+}
+
+/// Reads secrets of an update into the store; see [`secrets::apply`].
+pub use secrets::apply as apply_secrets;

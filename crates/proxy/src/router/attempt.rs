@@ -1,0 +1,594 @@
+//! One attempt on one connection: the request up, the response down, both at once.
+
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use bytes::Bytes;
+use meltemi_filters::head::{Known, RequestHead, ResponseHead};
+use meltemi_filters::http::Router;
+use meltemi_filters::{Cause, LocalReply, ResponseFlag};
+use meltemi_net::{CopyOptions, Meter, copy_both_ways};
+use meltemi_proxy_config::route::AttemptFailure;
+
+use super::timeout::{Clocks, Limit};
+use super::{Plan, Retries, apply_response_headers, may_retry};
+use crate::body::{BodyIn, BodyOut, Data, H1BodyIn, H2BodyIn, PumpError, Tee, pump};
+use crate::exchange::{Ended, Run};
+use crate::http1::body::{BodyError, BodyReader};
+use crate::http1::client::{self, ReadError};
+use crate::http1::codec::{Framing, Limits, ResponseTerms};
+use crate::http1::input::Input;
+use crate::http2::heads;
+use crate::io::{Io, IoRef};
+use crate::respond::{Follows, Responder};
+use crate::upstream::acquire::Acquired;
+use crate::upstream::cluster::{WorkerCluster, WorkerHost};
+use crate::upstream::live::{HostResult, epoch_ms};
+
+/// How an attempt ended.
+pub enum AttemptEnd {
+    /// The exchange is over: a response went out, or nobody wants one any more.
+    Ended(Ended),
+    /// The response was thrown away; another attempt has been allowed.
+    Again,
+    /// There was no response.
+    Failed(Failure),
+}
+
+/// Why there was no response.
+#[derive(Debug)]
+pub struct Failure {
+    /// As retry policies see it; `None` is never retried.
+    pub kind: Option<AttemptFailure>,
+    /// Envoy's flag.
+    pub flag: ResponseFlag,
+    /// Envoy's reset reason.
+    pub reason: &'static str,
+    /// Why the transport failed.
+    pub transport: String,
+    /// What caused it.
+    pub cause: Cause,
+    /// A time limit passed.
+    pub limit: Option<Limit>,
+    /// A pooled connection was found closed before it had answered anything.
+    pub stale: bool,
+    /// Counts against the endpoint.
+    pub blames_host: bool,
+}
+
+impl Failure {
+    /// A time limit passed.
+    pub fn limit(limit: Limit) -> Self {
+        let which = match limit {
+            Limit::Total => "route timeout",
+            Limit::PerTry => "per-try timeout",
+            Limit::Idle => "stream idle timeout",
+            Limit::Stream => "max stream duration",
+        };
+        Self {
+            kind: (limit == Limit::PerTry).then_some(AttemptFailure::PerTryTimeout),
+            flag: match limit {
+                Limit::Total | Limit::PerTry => ResponseFlag::UpstreamRequestTimeout,
+                Limit::Idle => ResponseFlag::StreamIdleTimeout,
+                Limit::Stream => ResponseFlag::UpstreamMaxStreamDurationReached,
+            },
+            reason: "",
+            transport: String::new(),
+            cause: Cause::Timeout(which),
+            limit: Some(limit),
+            stale: false,
+            blames_host: matches!(limit, Limit::Total | Limit::PerTry),
+        }
+    }
+
+    fn of(plan: &Plan<'_>, host: &WorkerHost, kind: AttemptFailure, flag: ResponseFlag, reason: &'static str, how: String) -> Self {
+        let cause = Cause::Endpoint(plan.cluster_name.clone(), host.address, how.into());
+        Self { kind: Some(kind), flag, reason, transport: String::new(), cause, limit: None, stale: false, blames_host: true }
+    }
+
+    /// The answer, in Envoy's words.
+    pub fn reply(self, _cluster: &Arc<str>, retries: u32) -> Box<LocalReply> {
+        let (status, body, details): (u16, Cow<'static, str>, Cow<'static, str>) = match self.limit {
+            Some(Limit::Total) => (504, "upstream request timeout".into(), "response_timeout".into()),
+            Some(Limit::PerTry) => (504, "upstream request timeout".into(), "upstream_per_try_timeout".into()),
+            Some(Limit::Idle) => (504, "stream timeout".into(), "stream_idle_timeout".into()),
+            Some(Limit::Stream) => (504, "stream timeout".into(), "max_duration_timeout".into()),
+            None => {
+                let how = if retries > 0 { "retried and the latest reset reason: " } else { "reset reason: " };
+                let mut body = format!("upstream connect error or disconnect/reset before headers. {how}{}", self.reason);
+                let mut details = format!("upstream_reset_before_response_started{{{}", self.reason.replace(' ', "_"));
+                if !self.transport.is_empty() {
+                    body.push_str(", transport failure reason: ");
+                    body.push_str(&self.transport);
+                    details.push('|');
+                    details.push_str(&self.transport.replace(' ', "_"));
+                }
+                details.push('}');
+                let status = if self.flag == ResponseFlag::UpstreamProtocolError { 502 } else { 503 };
+                (status, body.into(), details.into())
+            }
+        };
+        let body = Bytes::from(body.into_owned());
+        Box::new(LocalReply::new(status, body, details, self.cause).flagged(self.flag))
+    }
+}
+
+/// The downstream has gone; there is nobody to answer.
+pub fn gone(run: &mut Run<'_>) -> AttemptEnd {
+    run.info.end(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect", None);
+    AttemptEnd::Ended(Ended::Broken)
+}
+
+/// What the upstream half is, once the request is on its way.
+enum Upstream<'u> {
+    H1 { io: &'u Io, input: &'u mut Input },
+    H2 { response: h2::client::ResponseFuture },
+}
+
+/// A response head, and where its body comes from.
+struct Arrived {
+    terms: ResponseTerms,
+    stream: Option<h2::RecvStream>,
+}
+
+enum NoResponse {
+    H1(ReadError),
+    H2(h2::Error),
+    BadHead(&'static str),
+}
+
+impl Upstream<'_> {
+    async fn head(&mut self, method: &str, limits: &Limits, head: &mut ResponseHead) -> Result<Arrived, NoResponse> {
+        match self {
+            Self::H1 { io, input } => {
+                let terms = client::read_head(io, input, method, limits, head).await.map_err(NoResponse::H1)?;
+                Ok(Arrived { terms, stream: None })
+            }
+            Self::H2 { response } => {
+                let (parts, stream) = response.await.map_err(NoResponse::H2)?.into_parts();
+                heads::response_from(&parts, head).map_err(|bad| NoResponse::BadHead(bad.0))?;
+                let framing = if stream.is_end_stream() { Framing::Empty } else { Framing::UntilClose };
+                Ok(Arrived { terms: ResponseTerms { framing, keep_alive: true }, stream: Some(stream) })
+            }
+        }
+    }
+}
+
+enum UploadEnd {
+    /// The request body broke off.
+    Broken(BodyError),
+    /// The downstream closed after its request.
+    Gone,
+}
+
+enum First {
+    Head(Result<Arrived, NoResponse>),
+    Upload(UploadEnd),
+    Limit(Limit),
+    Gone,
+}
+
+/// Sends what was kept of the body, then the rest of it.
+async fn send_body(
+    body: &mut BodyIn<'_>,
+    to: &mut BodyOut<'_>,
+    tee: Option<&RefCell<Tee>>,
+    received: &Cell<u64>,
+) -> Result<(), PumpError> {
+    let kept = tee.map(|tee| Bytes::copy_from_slice(&tee.borrow().bytes)).filter(|kept| !kept.is_empty());
+    if let Some(kept) = kept {
+        to.data(Data::Owned(kept)).await.map_err(PumpError::Write)?;
+    }
+    if tee.is_some_and(|tee| tee.borrow().whole) || matches!(body, BodyIn::Empty) {
+        return to.finish(None).await.map_err(PumpError::Write);
+    }
+    pump(body, to, received, tee, |_| {}).await
+}
+
+/// Runs the attempt to its end.
+#[allow(clippy::too_many_arguments)]
+pub(crate) async fn run(
+    run: &mut Run<'_>,
+    plan: &Plan<'_>,
+    head: &RequestHead,
+    body: &mut BodyIn<'_>,
+    tee: Option<&RefCell<Tee>>,
+    responder: &mut Responder<'_>,
+    cluster: &WorkerCluster,
+    host: &Rc<WorkerHost>,
+    acquired: Acquired,
+    retries: &mut Retries<'_>,
+    clocks: &Clocks,
+    router: &Router,
+) -> AttemptEnd {
+    let started = Instant::now();
+    let limits = Limits {
+        fields: cluster.entry.cluster.http.max_head_fields as usize,
+        ..Limits::default()
+    };
+    let no_body = body.is_empty() && tee.is_none_or(|tee| tee.borrow().bytes.is_empty());
+    let (mut pooled, lane, reused, opened) = match acquired {
+        Acquired::H1(pooled, lane, reused) => (Some(pooled), lane, reused, None),
+        Acquired::H2(shared) => {
+            let request = match heads::request_to(head) {
+                Ok(request) => request,
+                Err(bad) => {
+                    let cause = Cause::Protocol(bad.0.into());
+                    let failure = Failure { kind: None, flag: ResponseFlag::UpstreamProtocolError, reason: "protocol error", transport: bad.0.to_owned(), cause, limit: None, stale: false, blames_host: false };
+                    return AttemptEnd::Failed(failure);
+                }
+            };
+            let opened = tokio::select! {
+                biased;
+                opened = shared.connection.open(request, no_body) => opened,
+                limit = clocks.expired() => return AttemptEnd::Failed(Failure::limit(limit)),
+                () = poll_fn(|cx| responder.poll_gone(cx)) => return gone(run),
+            };
+            match opened {
+                Ok(opened) => (None, (0, 0), false, Some(opened)),
+                Err(error) => return AttemptEnd::Failed(h2_failure(plan, host, &error)),
+            }
+        }
+    };
+    let (mut upstream, mut to, _stream) = match (&mut pooled, opened) {
+        (Some(pooled), _) => {
+            pooled.connection.requests += 1;
+            let mut out = run.worker.buffers.take();
+            let chunked = write_head(head, no_body, plan.upgrade, &mut out);
+            let io = &pooled.connection.io;
+            (Upstream::H1 { io, input: &mut pooled.connection.input }, BodyOut::H1 { io, head: out, chunked }, None)
+        }
+        (None, Some((response, send, active))) => {
+            let to = if no_body { BodyOut::Discard } else { BodyOut::H2(send) };
+            (Upstream::H2 { response }, to, Some(active))
+        }
+        (None, None) => return gone(run),
+    };
+
+    let uploaded = Cell::new(false);
+    let write_failed: Cell<Option<String>> = Cell::new(None);
+    let received = Cell::new(run.info.received.get());
+    let sent = Cell::new(0_u64);
+    let mut response = std::mem::take(&mut run.response);
+    let mut upload = Box::pin(async {
+        match send_body(body, &mut to, tee, &received).await {
+            Ok(()) => {
+                uploaded.set(true);
+                clocks.uploaded();
+            }
+            Err(PumpError::Write(error)) => {
+                // The upstream may have answered early; its answer, or its end, will tell.
+                write_failed.set(Some(error.to_string()));
+                std::future::pending::<()>().await;
+            }
+            Err(PumpError::Read(error)) => {
+                to.abort(h2::Reason::CANCEL);
+                return UploadEnd::Broken(error);
+            }
+        }
+        body.gone().await;
+        UploadEnd::Gone
+    });
+    let first = {
+        let mut read = pin!(upstream.head(head.method(), &limits, &mut response));
+        poll_fn(|cx| {
+            // Upload first: the request must be on its way before a response can come.
+            if let Poll::Ready(end) = upload.as_mut().poll(cx) {
+                return Poll::Ready(First::Upload(end));
+            }
+            if let Poll::Ready(read) = read.as_mut().poll(cx) {
+                return Poll::Ready(First::Head(read));
+            }
+            if responder.poll_gone(cx).is_ready() {
+                return Poll::Ready(First::Gone);
+            }
+            clocks.poll(cx, received.get()).map(First::Limit)
+        })
+        .await
+    };
+    run.info.received.set(received.get());
+    if uploaded.get() {
+        run.info.request_end.set(Some(run.info.request_end.get().unwrap_or_else(Instant::now)));
+    }
+    let arrived = match first {
+        First::Head(Ok(arrived)) => arrived,
+        First::Head(Err(error)) => {
+            drop(upload);
+            run.response = response;
+            let written = write_failed.take();
+            return AttemptEnd::Failed(read_failure(plan, host, error, written, reused));
+        }
+        First::Upload(UploadEnd::Gone) | First::Gone => return gone(run),
+        First::Upload(UploadEnd::Broken(error)) => {
+            drop(upload);
+            run.response = response;
+            if let BodyError::Malformed(how) = error {
+                responder.close_after();
+                let cause = Cause::Protocol(how.into());
+                let failure = Failure { kind: None, flag: ResponseFlag::DownstreamProtocolError, reason: "", transport: String::new(), cause, limit: None, stale: false, blames_host: false };
+                return bad_body(run, failure);
+            }
+            return gone(run);
+        }
+        First::Limit(limit) => {
+            drop(upload);
+            run.response = response;
+            if !uploaded.get() {
+                responder.close_after();
+            }
+            return AttemptEnd::Failed(Failure::limit(limit));
+        }
+    };
+
+    // A response: the endpoint is judged, and perhaps another one asked instead.
+    let now = epoch_ms(Instant::now());
+    cluster.entry.live.report(&host.live, HostResult::Status(response.status), now, cluster.len());
+    let switching = arrived.terms.framing == Framing::Empty && response.status == 101;
+    let replayable = match tee {
+        Some(tee) => !tee.borrow().lost,
+        None => no_body,
+    };
+    let mut wanted = false;
+    if !switching && replayable {
+        let again = may_retry(retries, cluster, plan.forward.action.high_priority, |policy| {
+            wanted = policy.retries_response(&response);
+            wanted
+        });
+        if again {
+            drop(upload);
+            run.response = response;
+            return AttemptEnd::Again;
+        }
+    }
+    if wanted && retries.exhausted {
+        run.info.state.flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+    }
+    if let Some(tee) = tee
+        && !tee.borrow().whole
+    {
+        // Only mirrors still want the rest.
+        if plan.forward.action.mirrors.is_empty() {
+            tee.borrow_mut().give_up();
+        }
+    }
+    clocks.responded();
+    run.info.response_start = Some(Instant::now());
+    run.info.details = Cow::Borrowed("via_upstream");
+    if switching && !plan.upgrade {
+        drop(upload);
+        run.response = response;
+        let how = "unexpected 101".to_owned();
+        return AttemptEnd::Failed(Failure::of(plan, host, AttemptFailure::Reset, ResponseFlag::UpstreamProtocolError, "protocol error", how));
+    }
+    if !router.suppress_envoy_headers {
+        let took = started.elapsed().as_millis();
+        let mut digits = itoa::Buffer::new();
+        response.fields_mut().set("x-envoy-upstream-service-time", digits.format(took).as_bytes());
+    }
+    if plan.forward.action.response_attempt_count {
+        response.fields_mut().set("x-envoy-attempt-count", run.info.attempts.to_string().as_bytes());
+    }
+    if let Some(cookie) = run.info.set_cookie.take() {
+        response.append("set-cookie", cookie.as_bytes());
+    }
+    run.response = response;
+    apply_response_headers(run, plan.decision, head);
+    run.finish_head(Some(plan.decision), head, false);
+
+    if switching {
+        drop(upload);
+        let Upstream::H1 { io, input } = upstream else { return gone(run) };
+        return tunnel(run, body, responder, io, input).await;
+    }
+    if plan.upgrade {
+        // Bytes that the client sent for the other protocol must not be read as a request (A6).
+        responder.close_after();
+    }
+
+    let follows = match arrived.terms.framing {
+        _ if head.method() == "HEAD" || matches!(run.response.status, 204 | 304) => Follows::Nothing,
+        Framing::Empty => Follows::Empty,
+        _ => Follows::Body,
+    };
+    let mut out = match responder.start(&mut run.response, follows) {
+        Ok(out) => out,
+        Err(_) => return gone(run),
+    };
+    let mut reader = BodyReader::new(arrived.terms.framing);
+    let no_continue = Cell::new(false);
+    let trailers: RefCell<Option<http::HeaderMap>> = RefCell::default();
+    let (mut h1_rest, mut from) = match (upstream, arrived.stream) {
+        (Upstream::H1 { io, input }, _) => (
+            Some(io),
+            BodyIn::H1(H1BodyIn { io, input, reader: &mut reader, wants_continue: &no_continue, lent: 0 }),
+        ),
+        (Upstream::H2 { .. }, Some(stream)) => (None, BodyIn::H2(H2BodyIn { stream, held: 0 })),
+        (Upstream::H2 { .. }, None) => (None, BodyIn::Empty),
+    };
+    enum Second {
+        Down(Result<(), PumpError>),
+        Limit(Limit),
+        Gone,
+        UploadBroken,
+    }
+    let second = {
+        let mut upload_over = false;
+        let mut down = pin!(pump(&mut from, &mut out, &sent, None, |map| {
+            *trailers.borrow_mut() = Some(map.clone());
+        }));
+        poll_fn(|cx| {
+            if let Poll::Ready(result) = down.as_mut().poll(cx) {
+                return Poll::Ready(Second::Down(result));
+            }
+            if !upload_over && let Poll::Ready(end) = upload.as_mut().poll(cx) {
+                match end {
+                    UploadEnd::Gone => return Poll::Ready(Second::Gone),
+                    UploadEnd::Broken(_) => {
+                        upload_over = true;
+                        return Poll::Ready(Second::UploadBroken);
+                    }
+                }
+            }
+            clocks.poll(cx, received.get() + sent.get()).map(Second::Limit)
+        })
+        .await
+    };
+    let whole_upload = uploaded.get();
+    drop(upload);
+    from.settle();
+    drop(from);
+    run.info.received.set(received.get());
+    run.info.sent.set(sent.get());
+    if let Some(map) = trailers.take() {
+        if let Some(status) = map.get("grpc-status").and_then(|value| value.to_str().ok()) {
+            run.info.grpc_status = status.parse().ok();
+        }
+        run.trailers = Some(map);
+    }
+    if let BodyOut::H1 { head, .. } = &mut out {
+        run.worker.buffers.give(std::mem::take(head));
+    }
+    if let BodyOut::H1 { head, .. } = &mut to {
+        run.worker.buffers.give(std::mem::take(head));
+    }
+    let ended = match second {
+        Second::Down(Ok(())) => Ended::Whole,
+        Second::Down(Err(PumpError::Read(error))) => {
+            let (flag, reason) = match error {
+                BodyError::Malformed("stream was reset") => (ResponseFlag::UpstreamRemoteReset, "remote_reset"),
+                BodyError::Malformed(_) => (ResponseFlag::UpstreamProtocolError, "protocol_error"),
+                _ => (ResponseFlag::UpstreamConnectionTermination, "connection_termination"),
+            };
+            let cause = Cause::Endpoint(plan.cluster_name.clone(), host.address, error.to_string().into());
+            run.info.end(flag, format!("upstream_reset_after_response_started{{{reason}}}"), Some(cause));
+            cluster.entry.live.report(&host.live, HostResult::LocalFailure, now, cluster.len());
+            out.abort(h2::Reason::INTERNAL_ERROR);
+            Ended::Broken
+        }
+        Second::Limit(limit) => {
+            let failure = Failure::limit(limit);
+            run.info.end(failure.flag, "response_timeout", Some(failure.cause));
+            out.abort(h2::Reason::INTERNAL_ERROR);
+            Ended::Broken
+        }
+        Second::Down(Err(PumpError::Write(_))) | Second::Gone | Second::UploadBroken => {
+            run.info.end(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect", None);
+            out.abort(h2::Reason::CANCEL);
+            Ended::Broken
+        }
+    };
+    h1_rest.take();
+    if let Some(pooled) = pooled {
+        let max = cluster.entry.cluster.http.max_requests_per_connection;
+        let usable = ended == Ended::Whole
+            && whole_upload
+            && arrived.terms.keep_alive
+            && reader.is_done()
+            // Bytes after a response belong to no request of ours (A15).
+            && pooled.connection.input.is_empty()
+            && !(max > 0 && pooled.connection.requests >= max);
+        if usable {
+            host.pool.give_h1(lane, *pooled, Instant::now());
+        }
+    }
+    AttemptEnd::Ended(ended)
+}
+
+fn write_head(head: &RequestHead, no_body: bool, upgrade: bool, out: &mut Vec<u8>) -> bool {
+    head.write_h1(out);
+    let sized = head.fields().has(Known::ContentLength);
+    let chunked = !no_body && !sized;
+    if upgrade {
+        out.extend_from_slice(b"connection: upgrade\r\n");
+    } else if no_body && !sized && matches!(head.method(), "POST" | "PUT" | "PATCH") {
+        // RFC 9110 §8.6: a method that usually has a body says so when it has none.
+        out.extend_from_slice(b"content-length: 0\r\n");
+    }
+    crate::http1::codec::end_head(out, chunked, false);
+    chunked
+}
+
+fn bad_body(run: &mut Run<'_>, failure: Failure) -> AttemptEnd {
+    run.info.end(failure.flag, "http1.codec_error", Some(failure.cause));
+    AttemptEnd::Ended(Ended::Broken)
+}
+
+fn read_failure(plan: &Plan<'_>, host: &WorkerHost, error: NoResponse, written: Option<String>, reused: bool) -> Failure {
+    match error {
+        NoResponse::H2(error) => h2_failure(plan, host, &error),
+        NoResponse::BadHead(how) => {
+            Failure::of(plan, host, AttemptFailure::Reset, ResponseFlag::UpstreamProtocolError, "protocol error", how.to_owned())
+        }
+        NoResponse::H1(ReadError::Malformed(refusal)) => Failure::of(
+            plan,
+            host,
+            AttemptFailure::Reset,
+            ResponseFlag::UpstreamProtocolError,
+            "protocol error",
+            refusal.details.to_owned(),
+        ),
+        NoResponse::H1(error) => {
+            let stale = reused && matches!(error, ReadError::Closed | ReadError::Io(_));
+            // Nothing of the request reached a connection that refused the first byte.
+            let kind = if written.is_some() { AttemptFailure::ResetBeforeRequest } else { AttemptFailure::Reset };
+            let how = written.unwrap_or_else(|| error.to_string());
+            let failure = Failure::of(plan, host, kind, ResponseFlag::UpstreamConnectionTermination, "connection termination", how);
+            Failure { stale, ..failure }
+        }
+    }
+}
+
+fn h2_failure(plan: &Plan<'_>, host: &WorkerHost, error: &h2::Error) -> Failure {
+    let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM) || (error.is_go_away() && error.is_remote());
+    let (kind, flag, reason) = if refused {
+        (AttemptFailure::Refused, ResponseFlag::UpstreamRemoteReset, "remote refused stream reset")
+    } else if error.is_reset() && error.is_remote() {
+        (AttemptFailure::Reset, ResponseFlag::UpstreamRemoteReset, "remote reset")
+    } else if error.is_io() {
+        (AttemptFailure::Reset, ResponseFlag::UpstreamConnectionTermination, "connection termination")
+    } else {
+        (AttemptFailure::Reset, ResponseFlag::UpstreamProtocolError, "protocol error")
+    };
+    Failure::of(plan, host, kind, flag, reason, error.to_string())
+}
+
+/// After a 101: bytes both ways, until either side ends or authorization is withdrawn.
+async fn tunnel(
+    run: &mut Run<'_>,
+    body: &mut BodyIn<'_>,
+    responder: &mut Responder<'_>,
+    upstream: &Io,
+    upstream_input: &mut Input,
+) -> AttemptEnd {
+    body.settle();
+    if responder.switch(&run.response).await.is_err() {
+        return gone(run);
+    }
+    let BodyIn::H1(downstream) = body else { return gone(run) };
+    let first = (downstream.input.take(), upstream_input.take());
+    let meter = Meter::default();
+    let options = CopyOptions { idle: run.http.stream_idle_timeout };
+    let (mut down, mut up) = (IoRef(downstream.io), IoRef(upstream));
+    {
+        let copy = copy_both_ways(&mut down, &mut up, first, options, &run.worker.buffers, &meter);
+        tokio::select! {
+            _ = copy => {}
+            () = async {
+                run.conn.draining().await;
+                tokio::time::sleep(run.http.drain_timeout).await;
+            } => {}
+        }
+    }
+    if let Some(reason) = run.conn.drain_reason() {
+        run.info.end(ResponseFlag::LocalReset, "connection_drained", Some(reason.cause()));
+    }
+    run.info.received.set(meter.received.get());
+    run.info.sent.set(meter.sent.get());
+    AttemptEnd::Ended(Ended::Switched)
+}

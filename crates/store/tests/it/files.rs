@@ -1,0 +1,170 @@
+//! The file source.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use meltemi_store::Directory;
+
+use crate::{Running, has, key, timeout, virtual_service};
+
+#[tokio::test]
+async fn what_is_written_is_in_force_and_what_is_broken_changes_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("a.yaml");
+    fs::write(&file, virtual_service("a", "1s")).expect("written");
+    let mut running = Running::start(vec![Directory::of_users(dir.path())], None);
+    let first = running.wait(|world| world.is_ready()).await;
+    assert_eq!(timeout(&first, "a"), Some(1));
+
+    // Changed, in place, with as many bytes.
+    fs::write(&file, virtual_service("a", "2s")).expect("written");
+    let second = running.wait(|world| timeout(world, "a") == Some(2)).await;
+    assert!(second.changes_since(first.version).objects.contains(&key("a")));
+
+    // Valid YAML, invalid object; then not YAML at all.
+    fs::write(&file, virtual_service("a", "soon")).expect("written");
+    let world = running.wait(|world| has(world, "MEL0303", "a")).await;
+    assert_eq!(timeout(&world, "a"), Some(2));
+    let refusal = world.diagnostics.iter().find(|finding| finding.code == "MEL0111").expect("the fault");
+    assert_eq!((refusal.position.line, refusal.position.file.as_str()), (8, &*file.to_string_lossy()));
+    fs::write(&file, virtual_service("a", "[")).expect("written");
+    let world = running.wait(|world| has(world, "MEL0101", "a")).await;
+    assert_eq!(timeout(&world, "a"), Some(2));
+    fs::write(&file, [0xff, 0xfe, b'a']).expect("written");
+    let world = running.wait(|world| world.diagnostics.iter().any(|finding| finding.code == "MEL0301")).await;
+    assert_eq!(timeout(&world, "a"), Some(2));
+
+    // Corrected; then more files, below too; then gone.
+    fs::write(&file, virtual_service("a", "3s")).expect("written");
+    let world = running.wait(|world| timeout(world, "a") == Some(3)).await;
+    assert!(!world.diagnostics.iter().any(|finding| finding.code.starts_with("MEL03")), "{:?}", world.diagnostics);
+    fs::create_dir_all(dir.path().join("x/y")).expect("made");
+    fs::write(dir.path().join("x/y/b.yml"), virtual_service("b", "4s")).expect("written");
+    fs::write(dir.path().join("x/.hidden.yaml"), virtual_service("c", "4s")).expect("written");
+    let world = running.wait(|world| timeout(world, "b") == Some(4)).await;
+    assert_eq!(timeout(&world, "c"), None);
+    fs::remove_file(&file).expect("removed");
+    let world = running.wait(|world| timeout(world, "a").is_none()).await;
+    assert_eq!(timeout(&world, "b"), Some(4));
+}
+
+#[tokio::test]
+async fn the_last_good_version_survives_a_restart() {
+    let (dir, state) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let state = state.path().join("last-good");
+    let file = dir.path().join("a.yaml");
+    fs::write(&file, format!("{}---\n{}", virtual_service("a", "1s"), virtual_service("b", "1s"))).expect("written");
+    let mut running = Running::start(vec![Directory::of_users(dir.path())], Some(&state));
+    running.wait(|world| world.is_ready()).await;
+    drop(running);
+
+    // One document invalid, one broken, and nobody saw the change.
+    fs::write(&file, format!("{}---\n{}", virtual_service("a", "-1s"), virtual_service("b", "["))).expect("written");
+    let mut running = Running::start(vec![Directory::of_users(dir.path())], Some(&state));
+    let world = running.wait(|world| world.is_ready()).await;
+    assert_eq!((timeout(&world, "a"), timeout(&world, "b")), (Some(1), Some(1)));
+    assert!(has(&world, "MEL0303", "a") && has(&world, "MEL0303", "b"));
+    drop(running);
+
+    // Once more, with a damaged state: nothing to keep, nothing to fall over.
+    for entry in fs::read_dir(&state).expect("the state") {
+        fs::write(entry.expect("an entry").path(), "{").expect("written");
+    }
+    let mut running = Running::start(vec![Directory::of_users(dir.path())], Some(&state));
+    let world = running.wait(|world| world.is_ready()).await;
+    assert_eq!((timeout(&world, "a"), timeout(&world, "b")), (None, None));
+    drop(running);
+
+    // Removed while nobody looked: its state goes too.
+    fs::write(&file, virtual_service("a", "5s")).expect("written");
+    drop({
+        let mut running = Running::start(vec![Directory::of_users(dir.path())], Some(&state));
+        running.wait(|world| timeout(world, "a") == Some(5)).await;
+        running
+    });
+    fs::remove_file(&file).expect("removed");
+    let mut running = Running::start(vec![Directory::of_users(dir.path())], Some(&state));
+    let world = running.wait(|world| world.is_ready()).await;
+    assert!(world.tables.is_empty());
+    drop(running);
+    assert_eq!(fs::read_dir(&state).expect("the state").count(), 0);
+}
+
+#[tokio::test]
+async fn a_state_that_cannot_be_written_is_told_and_hurts_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let occupied = dir.path().join("occupied");
+    fs::write(&occupied, "not a directory").expect("written");
+    fs::write(dir.path().join("a.yaml"), virtual_service("a", "1s")).expect("written");
+    let mut running = Running::start(vec![Directory::of_users(dir.path())], Some(&occupied));
+    running.wait(|world| timeout(world, "a") == Some(1)).await;
+    running.source.rescan();
+    running.wait(|world| world.diagnostics.iter().any(|finding| finding.code == "MEL0305")).await;
+}
+
+#[tokio::test]
+async fn a_half_broken_file_yields_its_good_half() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = format!("{}---\nkind: [\n---\n{}", virtual_service("a", "1s"), virtual_service("b", "2s"));
+    fs::write(dir.path().join("a.yaml"), text).expect("written");
+    let mut running = Running::start(vec![Directory::of_users(dir.path())], None);
+    let world = running.wait(|world| world.is_ready()).await;
+    assert_eq!((timeout(&world, "a"), timeout(&world, "b")), (Some(1), Some(2)));
+    assert_eq!(world.diagnostics.iter().filter(|finding| finding.code == "MEL0101").count(), 1);
+}
+
+#[tokio::test]
+async fn of_two_the_first_file_counts_and_both_are_named() {
+    let (dir, second) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let (one, two) = (dir.path().join("1.yaml"), dir.path().join("2.yaml"));
+    fs::write(&one, virtual_service("a", "1s")).expect("written");
+    fs::write(&two, virtual_service("a", "2s")).expect("written");
+    fs::write(second.path().join("0.yaml"), virtual_service("a", "3s")).expect("written");
+    let mut running =
+        Running::start(vec![Directory::of_users(dir.path()), Directory::of_programs(second.path())], None);
+    let world = running.wait(|world| world.is_ready()).await;
+    assert_eq!(timeout(&world, "a"), Some(1));
+    let doubles: Vec<_> = world.diagnostics.iter().filter(|finding| finding.code == "MEL0302").collect();
+    assert_eq!(doubles.len(), 2, "{doubles:?}");
+    assert!(doubles.iter().all(|double| double.message.contains(&*one.to_string_lossy())), "{doubles:?}");
+    assert!(doubles.iter().any(|double| double.position.file == two.to_string_lossy()), "{doubles:?}");
+    fs::remove_file(&one).expect("removed");
+    running.wait(|world| timeout(world, "a") == Some(2)).await;
+}
+
+#[tokio::test]
+async fn a_mounted_config_map_is_swapped_by_its_link() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let swap = |version: &str, text: &str| {
+        fs::create_dir(dir.path().join(version)).expect("made");
+        fs::write(dir.path().join(version).join("a.yaml"), text).expect("written");
+        symlink(version, dir.path().join("..data_tmp")).expect("linked");
+        fs::rename(dir.path().join("..data_tmp"), dir.path().join("..data")).expect("swapped");
+    };
+    swap("..1", &virtual_service("a", "1s"));
+    symlink("..data/a.yaml", dir.path().join("a.yaml")).expect("linked");
+    let mut running = Running::start(vec![Directory::of_users(dir.path())], None);
+    let world = running.wait(|world| world.is_ready()).await;
+    assert_eq!(timeout(&world, "a"), Some(1));
+    swap("..2", &virtual_service("a", "2s"));
+    running.wait(|world| timeout(world, "a") == Some(2)).await;
+}
+
+#[tokio::test]
+async fn a_directory_may_come_later_and_loop() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let later = dir.path().join("later");
+    let mut running = Running::start(vec![Directory::of_users(&later)], None);
+    let world = running.wait(|world| world.is_ready()).await;
+    assert!(
+        world.diagnostics.iter().any(|finding| finding.message.contains("does not exist")),
+        "{:?}",
+        world.diagnostics
+    );
+    fs::create_dir(&later).expect("made");
+    symlink(&later, later.join("loop")).expect("linked");
+    fs::write(later.join("a.yaml"), virtual_service("a", "1s")).expect("written");
+    running.source.rescan();
+    let world = running.wait(|world| timeout(world, "a") == Some(1)).await;
+    assert!(!has(&world, "MEL0302", "a"), "{:?}", world.diagnostics);
+}
