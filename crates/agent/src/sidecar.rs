@@ -1,6 +1,7 @@
 //! The whole sidecar, or gateway, put together: identity, discovery, DNS, probes, and one of two proxies.
 
 mod embedded;
+mod meltemi;
 mod with_envoy;
 
 use std::net::SocketAddr;

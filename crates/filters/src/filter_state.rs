@@ -48,6 +48,7 @@ pub struct SetFilterState {
 
 impl SetFilterState {
     /// Compiles Envoy's message.
+    #[allow(deprecated)] // text_format is what is sent
     pub fn compile(message: &Config, scope: &mut Scope) -> Result<Self, Rejection> {
         let values = scope.each("on_request_headers", &message.on_request_headers, |scope, value| {
             let common::filter_state_value::Key::ObjectKey(key) = scope.required("key", value.key.as_ref())?;

@@ -267,7 +267,7 @@ fn is_framing(name: &str, scope: &mut Scope) -> bool {
 mod tests {
     use super::*;
     use crate::format::NoFacts;
-    use core::header_value_option::HeaderAppendAction;
+    use super::core::header_value_option::HeaderAppendAction;
 
     fn option(name: &str, value: &str, action: HeaderAppendAction) -> core::HeaderValueOption {
         core::HeaderValueOption {

@@ -103,6 +103,12 @@ impl Overrides {
         Self(settings)
     }
 
+    /// With one more.
+    pub fn with(mut self, filter: Box<str>, setting: Override) -> Self {
+        self.0.push((filter, setting));
+        self
+    }
+
     /// The settings for a filter. Nearly always there is nothing to search.
     pub fn find(&self, filter: &str) -> Option<&Override> {
         self.0.iter().find(|(name, _)| &**name == filter).map(|(_, setting)| setting)
@@ -433,3 +439,6 @@ impl<'a> RequestContext<'a> {
         self.state.flags.insert(flag);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,3 +1,23 @@
-//! NOTE to builder F from the coordinator: by a mistake of mine lib.rs, hash.rs, maglev.rs, priority.rs and ring.rs of
-//! this crate were overwritten at 08:27 and are now removed. Your design wins: please write these five files again as
-//! you had them (and remove this note). balancer*, config, subset, weighted are untouched.
+//! Endpoint selection: which endpoint of a cluster takes a request.
+//!
+//! In: a cluster's load balancing settings, its endpoints, their health. Out: [`Balancer`], an immutable value that is
+//! built anew when endpoints or health change, and [`Balancer::pick`], which costs no allocation and draws what it
+//! needs from one random number that the caller hands in. Same input, same endpoint: no clock, no randomness, no IO.
+//!
+//! What lives (round robin positions, active requests) is the caller's: a [`Cursor`] and a closure.
+//!
+//! Must never import: wire messages, tokio, anything of the proxy.
+
+mod balancer;
+mod config;
+pub mod hash;
+mod maglev;
+mod priority;
+mod ring;
+mod subset;
+mod weighted;
+
+pub use balancer::{Balancer, Cursor, Pick, PickContext};
+pub use config::{Config, Health, Host, LocalitySpec, Policy, RingHashFunction};
+pub use priority::PriorityLoad;
+pub use subset::{Fallback, SubsetConfig, SubsetMatch, SubsetSelector};

@@ -10,7 +10,7 @@ use crate::socket::{ListenOptions, is_taken, listen};
 
 /// Opens listening sockets, one for each worker. Called rarely, off the workers' threads; may block briefly.
 pub trait Binder: Send + Sync {
-    /// `count` non-blocking sockets that share one address.
+    /// Non-blocking sockets for `count` workers, a multiple of `count` of them; the first `count` share one address.
     fn bind(&self, options: &ListenOptions, count: usize) -> io::Result<Vec<TcpListener>>;
 }
 
@@ -33,28 +33,26 @@ impl Binder for OsBinder {
     }
 }
 
-/// Asks a process in another network namespace, over [`fdpass`], for some addresses, and the operating system for the
-/// rest. All workers share the one socket that comes back.
+/// Beside the operating system's sockets, one more for each port from a process in another network namespace, over
+/// [`fdpass`]: a gateway's way to be reached from the machine. A port that the other side refuses is served here alone.
 #[derive(Debug, Clone)]
-pub struct SocketBinder {
+pub struct PublishingBinder {
     /// The server's socket.
     pub path: PathBuf,
-    /// The ports to ask it for; all others are the operating system's.
-    pub ports: Vec<u16>,
 }
 
-impl Binder for SocketBinder {
+impl Binder for PublishingBinder {
     fn bind(&self, options: &ListenOptions, count: usize) -> io::Result<Vec<TcpListener>> {
-        if !self.ports.contains(&options.address.port()) {
-            return OsBinder.bind(options, count);
+        let mut sockets = OsBinder.bind(options, count)?;
+        match ask(&self.path, options.address).and_then(|socket| socket.set_nonblocking(true).map(|()| socket)) {
+            Ok(socket) => {
+                // All workers share the one socket that comes back.
+                let copies = (1..count).map(|_| socket.try_clone()).collect::<io::Result<Vec<_>>>()?;
+                sockets.extend(copies);
+                sockets.push(socket);
+            }
+            Err(error) => tracing::warn!(address = %options.address, %error, "the port is not published"),
         }
-        let first = ask(&self.path, options.address)?;
-        first.set_nonblocking(true)?;
-        let mut sockets = Vec::with_capacity(count);
-        for _ in 1..count {
-            sockets.push(first.try_clone()?);
-        }
-        sockets.push(first);
         Ok(sockets)
     }
 }

@@ -11,7 +11,7 @@ pub mod fdpass;
 pub mod inspect;
 pub mod socket;
 
-pub use binder::{Binder, OsBinder, SocketBinder};
+pub use binder::{Binder, OsBinder, PublishingBinder};
 pub use buffers::Buffers;
 pub use copy::{CopyEnd, CopyOptions, Meter, copy_both_ways};
 pub use inspect::{HttpSniff, TlsSniff, TlsSniffer, sniff_http};

@@ -69,6 +69,7 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         fs::remove_dir_all(&run).with_context(|| format!("removing what an earlier run left in {}", run.display()))?;
     }
     private_dir(&run)?;
+    check_run_dir(&run, &name)?;
     let config = NodeConfig {
         name,
         dirs,
@@ -115,6 +116,24 @@ fn private_dir(path: &Path) -> anyhow::Result<()> {
         .mode(0o700)
         .create(path)
         .with_context(|| format!("creating {}", path.display()))
+}
+
+/// In a folder that others may write to, somebody may have been here first; and a socket's path has 107 bytes.
+fn check_run_dir(run: &Path, name: &str) -> anyhow::Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+    let own = rustix::process::geteuid().as_raw();
+    // A folder that the user chose is in a place that the user knows.
+    let parent = run.parent().filter(|_| run == run_dir(name));
+    for dir in std::iter::once(run).chain(parent) {
+        let owner = fs::symlink_metadata(dir)?.uid();
+        if owner != own && owner != 0 {
+            bail!("{} belongs to another user ({owner}); choose another folder with --run-dir", dir.display());
+        }
+    }
+    if run.join("control.sock").as_os_str().len() > 107 {
+        bail!("{} is too long a path for Unix sockets; choose a shorter one with --run-dir", run.display());
+    }
+    Ok(())
 }
 
 fn lock(state: &Path, name: &str) -> anyhow::Result<fs::File> {

@@ -5,6 +5,7 @@
 
 pub mod ca;
 pub mod istio;
+pub mod json;
 mod pack;
 pub mod type_url;
 

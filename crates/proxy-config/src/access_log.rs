@@ -1,5 +1,7 @@
 //! Access logs: where lines go, what they hold, which streams they tell of.
 
+pub(crate) mod compile;
+
 use meltemi_filters::format::Template;
 use meltemi_filters::matcher::{Fraction, HeaderMatch, MetadataMatch};
 use meltemi_filters::metadata::Metadata;

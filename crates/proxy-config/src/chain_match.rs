@@ -266,3 +266,6 @@ fn port_of(port: u32, scope: &Scope) -> Result<u16, Rejection> {
         _ => scope.refuse(format!("{port} is not a port")),
     }
 }
+
+#[cfg(test)]
+mod tests;

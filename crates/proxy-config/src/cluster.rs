@@ -1,5 +1,7 @@
 //! Clusters: how endpoints are found, chosen, spoken to and given up on.
 
+mod compile;
+
 use std::sync::Arc;
 use std::time::Duration;
 

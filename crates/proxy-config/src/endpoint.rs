@@ -120,6 +120,7 @@ impl EndpointSet {
         Ok(set)
     }
 
+    #[allow(deprecated)] // the list in lb_config means the same as the older field
     fn compile_locality(&mut self, group: &proto::LocalityLbEndpoints, scope: &mut Scope) -> Result<(), Rejection> {
         if group.priority > MAX_PRIORITY {
             return scope.refuse(format!("priority {} is above {MAX_PRIORITY}", group.priority));

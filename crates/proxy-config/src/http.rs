@@ -1,5 +1,7 @@
 //! The HTTP connection manager's settings.
 
+mod compile;
+
 use std::sync::Arc;
 use std::time::Duration;
 

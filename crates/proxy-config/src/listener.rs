@@ -1,5 +1,7 @@
 //! Listeners: where connections arrive, what is sniffed, and which filter chain serves them.
 
+pub(crate) mod compile;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -4,6 +4,7 @@
 //! condition names occurs twice.
 
 mod action;
+mod compile;
 mod hash;
 mod redirect;
 mod retry;
@@ -20,3 +21,6 @@ pub use redirect::{DirectResponse, Redirect};
 pub use retry::{AttemptFailure, RetryOn, RetryPolicy};
 pub use table::{Position, RouteContext, RouteDecision, RouteSettings, RouteTable};
 pub use vhost::{PathMatch, Route, RouteMatch, Target, VirtualHost};
+
+#[cfg(test)]
+mod tests;

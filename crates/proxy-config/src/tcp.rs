@@ -1,5 +1,7 @@
 //! Forwarding bytes: `tcp_proxy`.
 
+mod compile;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! Terms of TLS, as plain data: what the proxy hands to the TLS crate once the named secrets are there.
 
+pub(crate) mod compile;
+
 use std::sync::Arc;
 use std::time::Duration;
 

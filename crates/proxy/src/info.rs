@@ -134,7 +134,7 @@ pub struct LogFacts<'a> {
     pub conn: &'a Downstream,
     /// Its configuration.
     pub view: &'a ChainView,
-    raw: bool,
+    pub(crate) raw: bool,
 }
 
 impl<'a> LogFacts<'a> {

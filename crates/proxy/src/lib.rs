@@ -1,7 +1,38 @@
-//! TODO
+//! The data path: listeners, HTTP and TCP serving, upstream pools, retries, breakers, outliers, logs, admin.
+//!
+//! In: compiled configuration (`proxy-config`, fed by xDS resources), secrets, connections. Out: bytes, access logs,
+//! metrics, and for every answer of its own a response flag and a cause. Decisions are made by `proxy-config`,
+//! `filters` and `lb`; this crate does the IO that they do not.
+//!
+//! [`start`] begins it all; [`worker`] is a thread's state; [`listener`] takes connections to [`http1`], [`http2`] or
+//! [`tcp`]; [`exchange`] serves a request, [`router`] forwards it over [`upstream`]; [`control`] applies configuration.
+//!
+//! Must never import: `api`, `model`, `translate`: it knows xDS only.
+
+pub mod admin;
 pub mod body;
-pub mod http1 { pub mod body; pub mod client; pub mod codec; pub mod input; }
-pub mod http2 { pub mod client; pub mod heads; }
+pub mod common;
+pub mod control;
+pub mod downstream;
+pub mod exchange;
+pub mod http1;
+pub mod http2;
+pub mod info;
 pub mod io;
+pub mod listener;
+pub mod logs;
+pub mod prepare;
+pub mod published;
+pub mod report;
+pub mod respond;
+pub mod router;
+pub mod start;
+pub mod steps;
+pub mod tcp;
 pub mod timer;
-pub mod upstream { pub mod live; pub mod pool; }
+pub mod upstream;
+pub mod worker;
+
+pub use control::driver::Status;
+pub use logs::Logs;
+pub use start::{Proxy, ProxyHandle, ProxyOptions};

@@ -183,7 +183,7 @@ async fn attempts(
             AttemptEnd::Again => None,
             AttemptEnd::Failed(failure) => Some(failure),
         };
-        if let Some(failure) = &failure {
+        if let Some(failure) = failure {
             if failure.blames_host {
                 live.report(&host.live, HostResult::LocalFailure, epoch_ms(Instant::now()), cluster.len());
             }

@@ -158,7 +158,7 @@ async fn connect(
         });
     };
     let mut tried: Vec<SocketAddr> = Vec::new();
-    let hash = proxy.hash_source_ip.then(|| meltemi_lb::hash::xx64(conn.info.remote.ip().to_string().as_bytes()));
+    let hash = proxy.hash_source_ip.then(|| meltemi_lb::hash::xxh64(conn.info.remote.ip().to_string().as_bytes(), 0));
     let mut last = None;
     for _ in 0..proxy.max_connect_attempts.max(1) {
         let wish = Wish {

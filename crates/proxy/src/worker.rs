@@ -297,7 +297,7 @@ impl Worker {
 
     /// Serves until told to stop.
     pub async fn run(self: Rc<Self>, mut commands: mpsc::UnboundedReceiver<Command>) {
-        let mut accepting: HashMap<(Arc<str>, SocketAddr), AbortHandle> = HashMap::new();
+        let mut accepting: HashMap<(Arc<str>, SocketAddr), Vec<AbortHandle>> = HashMap::new();
         let mut sweep = tokio::time::interval(SWEEP);
         let mut flushing = std::pin::pin!(self.logs.keep_flushing());
         loop {
@@ -313,14 +313,10 @@ impl Worker {
                 Some(Command::Publish(published)) => self.publish(published),
                 Some(Command::Listen(name, address, socket)) => {
                     let task = tokio::task::spawn_local(listener::accept(self.clone(), name.clone(), socket));
-                    if let Some(before) = accepting.insert((name, address), task.abort_handle()) {
-                        before.abort();
-                    }
+                    accepting.entry((name, address)).or_default().push(task.abort_handle());
                 }
                 Some(Command::Unlisten(name, address)) => {
-                    if let Some(task) = accepting.remove(&(name, address)) {
-                        task.abort();
-                    }
+                    accepting.remove(&(name, address)).into_iter().flatten().for_each(|task| task.abort());
                 }
                 Some(Command::Count(answer)) => {
                     let _ = answer.send(self.connections.borrow().len());

@@ -164,18 +164,38 @@ impl SidecarPlan {
             }
         }
 
-        RuleSet {
-            ipv6: *ipv6,
-            chains: vec![
-                chain("inbound_redirect", None, vec![rule([&tcp], Verdict::Redirect(*inbound_port))]),
-                chain("outbound_redirect", None, vec![rule([&tcp], Verdict::Redirect(*outbound_port))]),
-                chain("outbound", None, outbound),
-                chain("inbound", None, inbound),
-                chain("output", Some(Hook::Output), entry),
-                chain("prerouting", Some(Hook::Prerouting), vec![rule([&tcp], Verdict::Jump("inbound"))]),
-            ],
+        let mut chains = vec![];
+        if let Some(dns_port) = dns_port {
+            chains.extend(dns_zones(&own, *dns_port));
         }
+        chains.extend([
+            chain("inbound_redirect", None, vec![rule([&tcp], Verdict::Redirect(*inbound_port))]),
+            chain("outbound_redirect", None, vec![rule([&tcp], Verdict::Redirect(*outbound_port))]),
+            chain("outbound", None, outbound),
+            chain("inbound", None, inbound),
+            chain("output", Some(Hook::Output), entry),
+            chain("prerouting", Some(Hook::Prerouting), vec![rule([&tcp], Verdict::Jump("inbound"))]),
+        ]);
+        RuleSet { ipv6: *ipv6, chains }
     }
+}
+
+/// Zones of connection tracking that keep the application's queries and the resolver's own apart.
+///
+/// Both go from the pod's address to the same server. A query that the resolver forwards from a port which the application
+/// used a moment ago would be taken for the application's, and redirected to the resolver itself.
+fn dns_zones(own: &[Match], dns_port: u16) -> [Chain; 2] {
+    const RESOLVERS: u16 = 1;
+    const APPLICATIONS: u16 = 2;
+    let udp = Match::Transport(Transport::Udp);
+    let query = [udp.clone(), Match::Port(53)];
+    // The zone that is set first holds.
+    let mut sent: Vec<Rule> =
+        own.iter().map(|mine| rule(query.iter().chain([mine]), Verdict::Zone(RESOLVERS))).collect();
+    sent.push(rule(&query, Verdict::Zone(APPLICATIONS)));
+    sent.push(rule([&udp, &Match::SourcePort(dns_port)], Verdict::Zone(APPLICATIONS)));
+    let arriving = vec![rule([&udp, &Match::SourcePort(53)], Verdict::Zone(RESOLVERS))];
+    [chain("zones_output", Some(Hook::RawOutput), sent), chain("zones_prerouting", Some(Hook::RawPrerouting), arriving)]
 }
 
 /// The way out of a machine's mesh: what no workload answers goes to a relay of the router's namespace.

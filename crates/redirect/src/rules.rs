@@ -27,13 +27,29 @@ pub struct Chain {
     pub rules: Vec<Rule>,
 }
 
-/// Where a chain of type `nat` hooks in (priority `dstnat`, -100).
+/// Where a chain sees packets, and for what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
-    /// Packets that arrive from outside the namespace.
+    /// Packets that arrive from outside the namespace; to rewrite destinations (priority -100).
     Prerouting,
-    /// Packets that a process of the namespace sends.
+    /// Packets that a process of the namespace sends; to rewrite destinations (priority -100).
     Output,
+    /// Packets that arrive, before connections are looked up (priority -300).
+    RawPrerouting,
+    /// Packets that are sent, before connections are looked up (priority -300).
+    RawOutput,
+}
+
+impl Hook {
+    /// True before connection tracking.
+    pub(crate) fn is_raw(self) -> bool {
+        matches!(self, Self::RawPrerouting | Self::RawOutput)
+    }
+
+    /// True for packets that arrive.
+    pub(crate) fn is_arriving(self) -> bool {
+        matches!(self, Self::Prerouting | Self::RawPrerouting)
+    }
 }
 
 /// All matches hold: the verdict applies.
@@ -80,6 +96,8 @@ pub enum Match {
     Port(u16),
     /// Destination port differs.
     NotPort(u16),
+    /// Source port equals.
+    SourcePort(u16),
     /// Destination address lies in the block.
     To(Cidr),
     /// Destination address lies outside the block.
@@ -111,6 +129,8 @@ pub enum Verdict {
     Redirect(u16),
     /// Rewrite the destination.
     Dnat(SocketAddr),
+    /// Look the connection up in this zone, and go on with the next rule. In chains of raw hooks only.
+    Zone(u16),
 }
 
 impl RuleSet {

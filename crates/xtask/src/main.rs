@@ -13,7 +13,7 @@ cargo xtask CHORE
 
   test [FILTER]   set up what the tests need, then run all of them; says what was skipped and why
   tidy            the architecture test: crate edges, forbidden imports, front pages
-  bench [CASE..]  our proxy beside Envoy in one run, ratios printed (cases: h1, pair, rss)
+  bench [CASE..]  our proxy beside Envoy in one run, ratios printed (bench --help: cases and options)
   peers           only set up the peers that tests and benchmarks use, below target/peers
 ";
 
@@ -27,6 +27,9 @@ fn main() -> Result<()> {
         "test" => test::run(rest),
         "tidy" => tidy::run(),
         "bench" => bench::run(rest),
+        // Programs that the benchmark runs inside workloads.
+        "bench-backend" => bench::backend::run(rest),
+        "bench-poll" => bench::poll::run(rest),
         "peers" => peers::set_up().map(|peers| println!("{peers:#?}")),
         "" | "help" | "-h" | "--help" => {
             print!("{USAGE}");

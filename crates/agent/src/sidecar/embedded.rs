@@ -1,4 +1,4 @@
-//! Our proxy in the sidecar's process.
+//! A proxy in the sidecar's own process.
 
 use std::io;
 use std::sync::Arc;
@@ -9,6 +9,9 @@ use meltemi_tls::SecretStore;
 
 use super::{Parts, Running};
 use crate::{BoxFuture, ControlPlane};
+
+/// How often a proxy is asked whether its threads still run.
+const WATCH: Duration = Duration::from_millis(500);
 
 /// What the proxy is fed with.
 pub struct EmbeddedFeed {
@@ -25,13 +28,13 @@ pub struct EmbeddedFeed {
 /// A proxy that runs on threads of its own. Dropping it ends it at once.
 pub trait EmbeddedProxy: Send + Sync + 'static {
     /// Prometheus text.
-    fn metrics(&self) -> String;
+    fn metrics(&self) -> BoxFuture<'_, String>;
     /// Whether its listeners serve; the error says what is missing.
-    fn ready(&self) -> Result<(), String>;
-    /// Ends when its threads end by themselves, with the reason. Cancel safe.
-    fn exited(&self) -> BoxFuture<'_, String>;
-    /// No new work; open work may finish within the grace.
-    fn drain(&self, grace: Duration) -> BoxFuture<'_, ()>;
+    fn ready(&self) -> BoxFuture<'_, Result<(), String>>;
+    /// Whether its threads run.
+    fn is_running(&self) -> bool;
+    /// No new work; open work may finish within the grace; then its threads end.
+    fn shutdown(&self, grace: Duration) -> BoxFuture<'_, ()>;
 }
 
 /// Starts the proxy once its feed is known.
@@ -56,21 +59,29 @@ impl Running for RunningEmbedded {
     fn metrics(&self) -> Arc<dyn Fn() -> BoxFuture<'static, io::Result<String>> + Send + Sync> {
         let proxy = self.0.clone();
         Arc::new(move || {
-            let text = proxy.metrics();
-            Box::pin(std::future::ready(Ok(text)))
+            let proxy = proxy.clone();
+            Box::pin(async move { Ok(proxy.metrics().await) })
         })
     }
 
     fn ready(&self) -> Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync> {
         let proxy = self.0.clone();
-        Arc::new(move || Box::pin(std::future::ready(proxy.ready())))
+        Arc::new(move || {
+            let proxy = proxy.clone();
+            Box::pin(async move { proxy.ready().await })
+        })
     }
 
     fn exited(&mut self) -> BoxFuture<'_, anyhow::Error> {
-        Box::pin(async { anyhow::anyhow!("the proxy ended by itself: {}", self.0.exited().await) })
+        Box::pin(async {
+            while self.0.is_running() {
+                tokio::time::sleep(WATCH).await;
+            }
+            anyhow::anyhow!("a thread of the proxy ended by itself; its reason is in the log")
+        })
     }
 
     fn drain_and_stop(self: Box<Self>, grace: Duration) -> BoxFuture<'static, ()> {
-        Box::pin(async move { self.0.drain(grace).await })
+        Box::pin(async move { self.0.shutdown(grace).await })
     }
 }

@@ -21,16 +21,16 @@ struct Idle {
 }
 
 impl EmbeddedProxy for Idle {
-    fn metrics(&self) -> String {
-        "idle 1\n".into()
+    fn metrics(&self) -> BoxFuture<'_, String> {
+        Box::pin(std::future::ready("idle 1\n".into()))
     }
-    fn ready(&self) -> Result<(), String> {
-        Ok(())
+    fn ready(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(std::future::ready(Ok(())))
     }
-    fn exited(&self) -> BoxFuture<'_, String> {
-        Box::pin(std::future::pending())
+    fn is_running(&self) -> bool {
+        true
     }
-    fn drain(&self, _: Duration) -> BoxFuture<'_, ()> {
+    fn shutdown(&self, _: Duration) -> BoxFuture<'_, ()> {
         self.drained.store(true, Ordering::Relaxed);
         Box::pin(std::future::ready(()))
     }

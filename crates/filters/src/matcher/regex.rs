@@ -30,6 +30,11 @@ impl FullRegex {
     pub fn is_match(&self, text: &[u8]) -> bool {
         self.0.is_match(text)
     }
+
+    /// The pattern, anchored at both ends.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
 }
 
 impl PartialEq for FullRegex {

@@ -84,6 +84,7 @@ fn compile_policy(id: &str, message: &proto::Policy, scope: &mut Scope) -> Resul
     })
 }
 
+#[allow(deprecated)] // metadata is what Istio sends
 fn permission(message: &proto::Permission, scope: &mut Scope, depth: usize) -> Result<Condition, Rejection> {
     if depth > MAX_DEPTH {
         return scope.refuse("rules are nested too deeply");

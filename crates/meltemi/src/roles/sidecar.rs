@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -9,6 +10,8 @@ use clap::Parser;
 use meltemi_agent::dns::DnsOptions;
 use meltemi_agent::sidecar::{Embedded, EnvoySidecar, ProxyChoice, SidecarDns, SidecarOptions};
 use meltemi_agent::{ControlPlaneOptions, IdentityOptions, NodeKind, Token, Workload};
+use meltemi_net::{Binder, OsBinder, PublishingBinder};
+use meltemi_proxy::ProxyOptions;
 use meltemi_types::{Labels, Locality, SpiffeId, TrustDomain};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -78,7 +81,7 @@ pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
         workload_name: args.workload,
         cluster_id: "Kubernetes".to_owned(),
         locality: Locality::default(),
-        node_name: "localhost".to_owned(),
+        node_name: "meltemi".to_owned(),
         domain_suffix: "cluster.local".to_owned(),
         extra: std::collections::BTreeMap::new(),
     };
@@ -95,8 +98,17 @@ pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
             ProxyChoice::Envoy(envoy)
         }
         _ => {
-            let (host_socket, concurrency) = (args.host_socket, args.concurrency);
-            ProxyChoice::Embedded(Embedded::new(move |feed| super::proxy::embedded(feed, host_socket, concurrency)))
+            let binder: Arc<dyn Binder> = match args.host_socket {
+                Some(path) => Arc::new(PublishingBinder { path }),
+                None => Arc::new(OsBinder),
+            };
+            ProxyChoice::Embedded(Embedded::meltemi(ProxyOptions {
+                workers: args.concurrency.unwrap_or(2),
+                admin: Some(([127, 0, 0, 1], 15000).into()),
+                metrics: Some(([0, 0, 0, 0], 15090).into()),
+                binder,
+                ..ProxyOptions::default()
+            }))
         }
     };
     let dns = (!args.router).then(|| {

@@ -1,6 +1,6 @@
 """A small xDS server that shares no line with Meltemi: grpcio and Envoy's published messages.
 
-    xds_server.py RESOURCES.json
+    xds_server.py RESOURCES.json [PORT]
 
 RESOURCES.json is an object from type URL to a list of resources in protobuf JSON. The server prints `port N` when it
 listens. A line on standard input makes it read the file again and push what changed. What clients say is printed as one
@@ -169,7 +169,7 @@ def main():
     world = World(sys.argv[1])
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=16))
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(Ads(world), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{sys.argv[2] if len(sys.argv) > 2 else 0}")
     server.start()
     print(f"port {port}", flush=True)
     for _ in sys.stdin:

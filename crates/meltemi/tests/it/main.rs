@@ -3,11 +3,16 @@
 //! Every test starts the built binary (`MELTEMI_BIN`, else the one cargo built for the tests). What the machine cannot do
 //! is a visible, counted skip: see [`skip`].
 
+mod envoy;
 mod foreign;
 mod http;
+mod lifecycle;
 mod mesh;
-mod tour;
+mod peers;
+mod protocols;
 mod security;
+mod soak;
+mod tour;
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -1,11 +1,11 @@
 //! A mesh of its own for a test: a directory to put files into, a gateway to call, commands to run.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::http::{self, Answer};
@@ -27,7 +27,8 @@ images:
 /// A running mesh; it ends with the value.
 pub struct Mesh {
     supervisor: Child,
-    home: tempfile::TempDir,
+    plan: Plan,
+    said: Arc<Mutex<Vec<String>>>,
     /// What the gateway's port 8080 is published as.
     pub gateway: SocketAddr,
 }
@@ -36,6 +37,7 @@ pub struct Mesh {
 pub struct Plan {
     home: tempfile::TempDir,
     arguments: Vec<String>,
+    environment: Vec<(String, PathBuf)>,
 }
 
 impl Plan {
@@ -46,13 +48,24 @@ impl Plan {
             fs::create_dir(home.path().join(folder)).expect("a fresh folder");
         }
         fs::write(home.path().join("images.yaml"), BOOKINFO_IMAGES).expect("a writable folder");
-        Self { home, arguments: Vec::new() }
+        Self { home, arguments: Vec::new(), environment: Vec::new() }
     }
 
     /// A further argument of `meltemi up`.
     pub fn argument(mut self, argument: &str) -> Self {
         self.arguments.push(argument.to_owned());
         self
+    }
+
+    /// A variable of the environment of `meltemi up`.
+    pub fn environment(mut self, name: &str, value: &Path) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A file of the test's own beside the mesh.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
     }
 
     /// A file of configuration, as text.
@@ -70,35 +83,28 @@ impl Plan {
 
     /// Starts it and waits until everything is ready.
     pub fn start(self) -> Mesh {
+        let mut mesh = self.launch();
+        mesh.until_ready();
+        mesh
+    }
+
+    /// Starts it and waits for nothing.
+    pub fn launch(self) -> Mesh {
+        let (supervisor, said) = self.spawn();
+        Mesh { supervisor, plan: self, said, gateway: ([127, 0, 0, 1], 0).into() }
+    }
+
+    fn spawn(&self) -> (Child, Arc<Mutex<Vec<String>>>) {
         let mut command = command(self.home.path());
-        command.args(["up", "--publish", "8080=0", "-f"]).arg(self.home.path().join("config"));
-        command.arg("--images").arg(self.home.path().join("images.yaml")).args(&self.arguments);
-        let mut supervisor = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("the binary starts");
-        let lines = lines(&mut supervisor);
-        let deadline = Instant::now() + PATIENCE;
-        let mut gateway = None;
-        let mut seen = Vec::new();
-        loop {
-            match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) => {
-                    // "ingress port 8080: http://127.0.0.1:40123"
-                    if let Some((_, address)) = line.split_once("port 8080").and_then(|(_, rest)| rest.split_once("http://")) {
-                        gateway = address.trim_end_matches('/').parse().ok();
-                    }
-                    let ready = line.starts_with("ready");
-                    seen.push(line);
-                    if ready {
-                        break;
-                    }
-                }
-                Err(_) => {
-                    let _ = supervisor.kill();
-                    panic!("the mesh did not come up; it said:\n{}", seen.join("\n"));
-                }
-            }
-        }
-        let gateway = gateway.unwrap_or_else(|| ([127, 0, 0, 1], 0).into());
-        Mesh { supervisor, home: self.home, gateway }
+        command.args(["up", "--publish", "8080=0", "-f"]).arg(self.path("config"));
+        command.arg("--images").arg(self.path("images.yaml")).args(&self.arguments);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut supervisor = command.spawn().expect("the binary starts");
+        let said = Arc::new(Mutex::new(Vec::new()));
+        collect(supervisor.stdout.take().expect("its output is piped"), Arc::clone(&said));
+        collect(supervisor.stderr.take().expect("its errors are piped"), Arc::clone(&said));
+        (supervisor, said)
     }
 }
 
@@ -108,29 +114,73 @@ fn command(home: &Path) -> Command {
     command
 }
 
-fn lines(child: &mut Child) -> Receiver<String> {
-    let (send, receive) = channel();
-    let stdout = child.stdout.take().expect("its output is piped");
+/// Reads on for ever, so that the mesh never waits for us.
+fn collect(from: impl Read + Send + 'static, into: Arc<Mutex<Vec<String>>>) {
     std::thread::spawn(move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
             println!("mesh: {line}");
-            if send.send(line).is_err() {
-                // The test is past the start; go on reading so that the mesh never waits for us.
-            }
+            into.lock().expect("nothing panics while it holds the lines").push(line);
         }
     });
-    receive
 }
 
 impl Mesh {
+    /// Waits until it says that everything is ready.
+    pub fn until_ready(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.said("ready after") {
+            let ended = self.supervisor.try_wait().ok().flatten();
+            if ended.is_some() || Instant::now() > deadline {
+                let _ = self.supervisor.kill();
+                panic!("the mesh did not come up ({ended:?}); it said:\n{}", self.lines().join("\n"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.gateway = self.published(8080).unwrap_or(self.gateway);
+    }
+
+    /// Everything that `meltemi up` has printed, errors and warnings among it.
+    pub fn lines(&self) -> Vec<String> {
+        self.said.lock().expect("nothing panics while it holds the lines").clone()
+    }
+
+    /// Whether `meltemi up` has printed this.
+    pub fn said(&self, text: &str) -> bool {
+        self.lines().iter().any(|line| line.contains(text))
+    }
+
+    /// The machine's address of a gateway's port, as `meltemi up` printed it.
+    pub fn published(&self, port: u16) -> Option<SocketAddr> {
+        // "istio-ingressgateway port 8080: http://127.0.0.1:40123"
+        let (wanted, lines) = (format!(" port {port}: http://"), self.lines());
+        lines.iter().rev().find_map(|line| line.split_once(&wanted)?.1.trim_end_matches('/').parse().ok())
+    }
+
+    /// Ends it as Ctrl-C does; tells how the supervisor ended.
+    pub fn stop(&mut self) -> ExitStatus {
+        signal(self.supervisor.id(), "INT");
+        self.supervisor.wait().expect("it is a child")
+    }
+
+    /// Starts it anew over the same folders, after [`Mesh::stop`].
+    pub fn start_again(&mut self) {
+        (self.supervisor, self.said) = self.plan.spawn();
+        self.until_ready();
+    }
+
+    /// The folder of sockets and logs while the mesh runs.
+    pub fn run_dir(&self) -> PathBuf {
+        self.path("run/meltemi/default")
+    }
+
     /// The watched directory.
     pub fn config(&self) -> PathBuf {
-        self.home.path().join("config")
+        self.plan.home.path().join("config")
     }
 
     /// A file of the test's own beside the mesh.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.home.path().join(name)
+        self.plan.home.path().join(name)
     }
 
     /// Puts a file of Istio's into the directory, whole at once.
@@ -141,7 +191,7 @@ impl Mesh {
 
     /// Writes a file into the directory, whole at once.
     pub fn write(&self, name: &str, text: &str) {
-        let beside = self.home.path().join("next");
+        let beside = self.plan.home.path().join("next");
         fs::write(&beside, text).expect("a writable folder");
         fs::rename(&beside, self.config().join(name)).expect("one file system");
     }
@@ -153,12 +203,12 @@ impl Mesh {
 
     /// Runs a command of the CLI against this mesh.
     pub fn cli(&self, arguments: &[&str]) -> Output {
-        command(self.home.path()).args(arguments).stdin(Stdio::null()).output().expect("the binary starts")
+        command(self.plan.home.path()).args(arguments).stdin(Stdio::null()).output().expect("the binary starts")
     }
 
     /// A command of the CLI, to be started by the test.
     pub fn cli_command(&self) -> Command {
-        command(self.home.path())
+        command(self.plan.home.path())
     }
 
     /// What a successful command prints.
@@ -177,7 +227,8 @@ impl Mesh {
 
     /// GETs a page through the ingress gateway.
     pub fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
-        http::get(self.gateway, path, headers).unwrap_or_else(|error| panic!("GET {path} through the gateway: {error}"))
+        let gateway = self.published(8080).unwrap_or(self.gateway);
+        http::get(gateway, path, headers).unwrap_or_else(|error| panic!("GET {path} through the gateway: {error}"))
     }
 
     /// Waits until `holds` does; a change takes a moment to reach every proxy.
@@ -200,9 +251,11 @@ impl Mesh {
 
 impl Drop for Mesh {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            show_logs(&self.run_dir());
+        }
         if matches!(self.supervisor.try_wait(), Ok(None)) {
-            let id = self.supervisor.id().to_string();
-            let _ = Command::new("kill").args(["-TERM", &id]).status();
+            signal(self.supervisor.id(), "TERM");
             let deadline = Instant::now() + Duration::from_secs(15);
             while matches!(self.supervisor.try_wait(), Ok(None)) && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(20));
@@ -210,9 +263,24 @@ impl Drop for Mesh {
             let _ = self.supervisor.kill();
             let _ = self.supervisor.wait();
         }
-        if std::thread::panicking() {
-            let logs = self.home.path().join("run");
-            eprintln!("what was left in {}: {:?}", logs.display(), fs::read_dir(&logs).map(|d| d.count()));
+    }
+}
+
+/// The ends of all logs, for whoever has to find out why a test failed.
+fn show_logs(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            show_logs(&path);
+        } else if path.extension().is_some_and(|extension| extension == "log") {
+            let bytes = fs::read(&path).unwrap_or_default();
+            let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(3_000)..]);
+            eprintln!("--- {}\n{text}", path.display());
         }
     }
+}
+
+/// Sends a signal to a process of this machine.
+pub fn signal(process: u32, name: &str) {
+    let _ = Command::new("kill").args([&format!("-{name}"), &process.to_string()]).status();
 }

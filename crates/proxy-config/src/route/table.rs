@@ -215,33 +215,25 @@ impl HostIndex {
     }
 
     fn find(&self, host: &str) -> Option<u32> {
-        if let Some(found) = self.find_spelled(host) {
-            return Some(found);
-        }
-        // An absolute name means the same host; a policy on the host must not be passed by a dot.
-        let (name, port) = split_port(host);
-        if let Some(relative) = name.strip_suffix('.').filter(|relative| !relative.is_empty()) {
-            let found = match port {
-                None => self.find_spelled(relative),
-                Some(port) => {
-                    use std::io::Write;
-                    let mut spelled: SmallVec<[u8; 128]> = SmallVec::new();
-                    // Writing to memory cannot fail.
-                    let _ = write!(spelled, "{relative}:{port}");
-                    std::str::from_utf8(&spelled).ok().and_then(|spelled| self.find_spelled(spelled))
-                }
-            };
-            if found.is_some() {
-                return found;
-            }
-        }
-        self.any
-    }
-
-    fn find_spelled(&self, host: &str) -> Option<u32> {
         if let Some(found) = self.exact.get(host) {
             return Some(*found);
         }
+        // An absolute name means the same host; a policy on the host must not be passed by a dot. Only a domain that is
+        // itself written with the dot has taken it before.
+        let (name, port) = split_port(host);
+        let found = match (name.strip_suffix('.').filter(|relative| !relative.is_empty()), port) {
+            (None, _) => self.find_wildcard(host),
+            (Some(relative), None) => self.exact.get(relative).copied().or_else(|| self.find_wildcard(relative)),
+            (Some(relative), Some(port)) => {
+                // Rare enough to allocate.
+                let relative = format!("{relative}:{port}");
+                self.exact.get(&*relative).copied().or_else(|| self.find_wildcard(&relative))
+            }
+        };
+        found.or(self.any)
+    }
+
+    fn find_wildcard(&self, host: &str) -> Option<u32> {
         let bytes = host.as_bytes();
         // The wildcard stands for at least one character.
         let suffix = self.suffixes.iter().filter(|(length, _)| *length < bytes.len()).find_map(|(length, group)| {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use meltemi_proxy_config::address::Address;
+use meltemi_proxy_config::Address;
 use meltemi_proxy_config::cluster::{Cluster, Discovery, Dns, DnsFamily};
 use meltemi_proxy_config::endpoint::EndpointSet;
 use tokio::sync::mpsc;

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use meltemi_filters::Warning;
 use meltemi_proto::Any;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
+use meltemi_proxy_config::Compiler;
 use meltemi_proxy_config::cluster::{Cluster, Discovery};
 use meltemi_proxy_config::endpoint::EndpointSet;
 use meltemi_proxy_config::http::RouteSource;
@@ -62,6 +63,7 @@ type Slots<T> = BTreeMap<Arc<str>, Slot<T>>;
 /// Everything that was received.
 #[derive(Debug, Default)]
 pub struct State {
+    compiler: Compiler,
     listeners: Slots<Listener>,
     clusters: Slots<Cluster>,
     routes: BTreeMap<Arc<str>, (Arc<RouteTable>, Received)>,
@@ -128,7 +130,7 @@ impl State {
     fn set_cluster(&mut self, name: &str, version: &str, any: &Any, origin: Origin) -> Result<usize, String> {
         let compiled = meltemi_proto::unpack(any).map_err(|error| error.to_string());
         let compiled = compiled.and_then(|message| {
-            meltemi_proxy_config::compile_cluster(&message).map_err(|rejection| rejection.to_string())
+            self.compiler.cluster(&message).map_err(|rejection| rejection.to_string())
         });
         set(&mut self.clusters, name, version, any, origin, compiled)
     }
@@ -136,18 +138,18 @@ impl State {
     fn set_listener(&mut self, name: &str, version: &str, any: &Any, origin: Origin) -> Result<usize, String> {
         let compiled = meltemi_proto::unpack(any).map_err(|error| error.to_string());
         let compiled = compiled.and_then(|message| {
-            meltemi_proxy_config::compile_listener(&message).map_err(|rejection| rejection.to_string())
+            self.compiler.listener(&message).map_err(|rejection| rejection.to_string())
         });
         set(&mut self.listeners, name, version, any, origin, compiled)
     }
 
     fn set_route(&mut self, name: &str, version: &str, any: &Any, origin: Origin) -> Result<usize, String> {
         let message = meltemi_proto::unpack(any).map_err(|error| error.to_string())?;
-        match meltemi_proxy_config::compile_route(&message) {
+        match self.compiler.route(&message) {
             Ok((table, warnings)) => {
                 let count = warnings.len();
                 let received = received(name, version, any, origin, warnings);
-                self.routes.insert(received.name.clone(), (Arc::new(table), received));
+                self.routes.insert(received.name.clone(), (table, received));
                 Ok(count)
             }
             Err(rejection) => {
@@ -161,13 +163,13 @@ impl State {
 
     fn set_endpoints(&mut self, name: &str, version: &str, any: &Any, origin: Origin) -> Result<usize, String> {
         let message = meltemi_proto::unpack(any).map_err(|error| error.to_string())?;
-        match meltemi_proxy_config::compile_endpoints(&message) {
+        match self.compiler.endpoints(&message) {
             Ok((endpoints, warnings)) => {
                 let count = warnings.len();
                 let received = received(name, version, any, origin, warnings);
                 // The same endpoints again must not cost a balancer.
-                let same = self.endpoints.get(name).filter(|(before, _)| **before == endpoints);
-                let endpoints = same.map_or_else(|| Arc::new(endpoints), |(before, _)| before.clone());
+                let same = self.endpoints.get(name).filter(|(before, _)| *before == endpoints);
+                let endpoints = same.map_or(endpoints, |(before, _)| before.clone());
                 self.endpoints.insert(received.name.clone(), (endpoints, Some(received)));
                 Ok(count)
             }
@@ -354,7 +356,7 @@ fn set<T: std::fmt::Debug>(
     version: &str,
     any: &Any,
     origin: Origin,
-    compiled: Result<(T, Vec<Warning>), String>,
+    compiled: Result<(Arc<T>, Vec<Warning>), String>,
 ) -> Result<usize, String> {
     let (value, warnings) = match compiled {
         Ok(compiled) => compiled,
@@ -368,7 +370,7 @@ fn set<T: std::fmt::Debug>(
     let count = warnings.len();
     let received = received(name, version, any, origin, warnings);
     let Some(slot) = slots.get_mut(name) else {
-        let slot = Slot { active: None, warming: Some(Arc::new(value)), received };
+        let slot = Slot { active: None, warming: Some(value), received };
         slots.insert(name.into(), slot);
         return Ok(count);
     };
@@ -380,7 +382,7 @@ fn set<T: std::fmt::Debug>(
     // field, in order; encoded bytes would not do, since maps have no order on the wire.
     let text = format!("{value:?}");
     let same = slot.active.as_ref().is_some_and(|active| format!("{active:?}") == text);
-    slot.warming = (!same).then(|| Arc::new(value));
+    slot.warming = (!same).then_some(value);
     slot.received = received;
     Ok(count)
 }

@@ -1,7 +1,7 @@
 //! Serves one downstream HTTP/1.1 connection: request after request, in order.
 
 use std::cell::Cell;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -158,7 +158,7 @@ async fn next(
             if let Poll::Ready(filled) = input.poll_fill(cx, io) {
                 return Poll::Ready(Ok(filled));
             }
-            if started.is_none() && std::future::Future::poll(draining.as_mut(), cx).is_ready() {
+            if started.is_none() && draining.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(false));
             }
             timer.poll(cx, deadline).map(|()| Err(started.is_some()))

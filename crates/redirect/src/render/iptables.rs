@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use crate::rules::{Hook, Match, Rule, RuleSet, Verdict};
+use crate::rules::{Chain, Hook, Match, Rule, RuleSet, Verdict};
 
 /// Whether the built-in chains already jump to ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,38 +18,59 @@ pub enum Entry {
 
 /// The text for one family.
 pub fn iptables(rules: &RuleSet, ipv6: bool, entry: Entry) -> String {
-    let mut out = String::from("*nat\n");
-    for chain in &rules.chains {
-        let _ = writeln!(out, ":{} - [0:0]", name(chain.name));
-    }
-    for chain in &rules.chains {
-        for rule in chain.rules.iter().filter(|r| RuleSet::fits(r, ipv6)) {
-            let _ = writeln!(out, "-A {}{}", name(chain.name), arguments(rule));
+    let mut out = String::new();
+    for table in TABLES {
+        let chains = || rules.chains.iter().filter(|chain| table_of(chain) == table);
+        if chains().next().is_none() {
+            continue;
         }
-        if let (Some(hook), Entry::Absent) = (chain.hook, entry) {
-            let _ = writeln!(out, "-I {} -j {}", builtin(hook), name(chain.name));
+        let _ = writeln!(out, "*{table}");
+        for chain in chains() {
+            let _ = writeln!(out, ":{} - [0:0]", name(chain.name));
         }
+        for chain in chains() {
+            for rule in chain.rules.iter().filter(|r| RuleSet::fits(r, ipv6)) {
+                let _ = writeln!(out, "-A {}{}", name(chain.name), arguments(rule));
+            }
+            if let (Some(hook), Entry::Absent) = (chain.hook, entry) {
+                let _ = writeln!(out, "-I {} -j {}", builtin(hook), name(chain.name));
+            }
+        }
+        out.push_str("COMMIT\n");
     }
-    out.push_str("COMMIT\n");
     out
 }
 
 /// The text that takes the rules out again; it fails where they are not in place.
 pub fn iptables_remove(rules: &RuleSet) -> String {
-    let mut out = String::from("*nat\n");
-    for chain in &rules.chains {
-        if let Some(hook) = chain.hook {
-            let _ = writeln!(out, "-D {} -j {}", builtin(hook), name(chain.name));
+    let mut out = String::new();
+    for table in TABLES {
+        let chains = || rules.chains.iter().filter(|chain| table_of(chain) == table);
+        if chains().next().is_none() {
+            continue;
         }
-    }
-    // Emptied before any is deleted: a chain that is still jumped to cannot go.
-    for command in ["-F", "-X"] {
-        for chain in &rules.chains {
-            let _ = writeln!(out, "{command} {}", name(chain.name));
+        let _ = writeln!(out, "*{table}");
+        for chain in chains() {
+            if let Some(hook) = chain.hook {
+                let _ = writeln!(out, "-D {} -j {}", builtin(hook), name(chain.name));
+            }
         }
+        // Emptied before any is deleted: a chain that is still jumped to cannot go.
+        for command in ["-F", "-X"] {
+            for chain in chains() {
+                let _ = writeln!(out, "{command} {}", name(chain.name));
+            }
+        }
+        out.push_str("COMMIT\n");
     }
-    out.push_str("COMMIT\n");
     out
+}
+
+const TABLES: [&str; 2] = ["raw", "nat"];
+
+/// Chains without a hook are jumped to from those that rewrite destinations.
+fn table_of(chain: &Chain) -> &'static str {
+    if chain.hook.is_some_and(Hook::is_raw) { "raw" } else { "nat" }
 }
 
 fn name(chain: &str) -> String {
@@ -57,10 +78,7 @@ fn name(chain: &str) -> String {
 }
 
 fn builtin(hook: Hook) -> &'static str {
-    match hook {
-        Hook::Prerouting => "PREROUTING",
-        Hook::Output => "OUTPUT",
-    }
+    if hook.is_arriving() { "PREROUTING" } else { "OUTPUT" }
 }
 
 fn arguments(rule: &Rule) -> String {
@@ -70,6 +88,7 @@ fn arguments(rule: &Rule) -> String {
             Match::Transport(t) => write!(out, " -p {}", t.name()),
             Match::Port(p) => write!(out, " --dport {p}"),
             Match::NotPort(p) => write!(out, " ! --dport {p}"),
+            Match::SourcePort(p) => write!(out, " --sport {p}"),
             Match::To(c) => write!(out, " -d {c}"),
             Match::NotTo(c) => write!(out, " ! -d {c}"),
             Match::From(c) => write!(out, " -s {c}"),
@@ -86,6 +105,7 @@ fn arguments(rule: &Rule) -> String {
         Verdict::Jump(chain) => write!(out, " -j {}", name(chain)),
         Verdict::Redirect(port) => write!(out, " -j REDIRECT --to-ports {port}"),
         Verdict::Dnat(to) => write!(out, " -j DNAT --to-destination {to}"),
+        Verdict::Zone(zone) => write!(out, " -j CT --zone {zone}"),
     };
     out
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::cidr::Cidr;
 use crate::netlink::{Attributes, Messages, NLM_F_APPEND, NLM_F_CREATE};
-use crate::rules::{Chain, Hook, Match, Rule, RuleSet, TABLE, Verdict};
+use crate::rules::{Chain, Match, Rule, RuleSet, TABLE, Verdict};
 
 /// nf_tables' number among the netfilter subsystems.
 pub const SUBSYSTEM: u16 = 10;
@@ -63,14 +63,12 @@ fn new_chain(out: &mut Messages, chain: &Chain, ipv6: bool) {
     push(out, NEW_CHAIN, NLM_F_CREATE, ipv6, |a| {
         a.text(1, TABLE).text(3, chain.name);
         if let Some(hook) = chain.hook {
-            let number = match hook {
-                Hook::Prerouting => 0,
-                Hook::Output => 3,
-            };
+            let number = if hook.is_arriving() { 0 } else { 3 };
+            let (kind, priority) = if hook.is_raw() { ("filter", -300_i32) } else { ("nat", -100) };
             a.nest(4, |a| {
-                a.be32(1, number).be32(2, (-100_i32).cast_unsigned());
+                a.be32(1, number).be32(2, priority.cast_unsigned());
             });
-            a.be32(5, 1).text(7, "nat");
+            a.be32(5, 1).text(7, kind);
         }
     });
 }
@@ -108,6 +106,10 @@ fn condition(list: &mut Attributes<'_>, condition: &Match) {
         Match::NotPort(port) => {
             payload(list, 2, 2, 2);
             compare(list, DIFFERENT, &port.to_be_bytes());
+        }
+        Match::SourcePort(port) => {
+            payload(list, 2, 0, 2);
+            compare(list, EQUAL, &port.to_be_bytes());
         }
         Match::To(block) => address(list, block, 16, 24, EQUAL),
         Match::NotTo(block) => address(list, block, 16, 24, DIFFERENT),
@@ -209,6 +211,12 @@ fn verdict(list: &mut Attributes<'_>, verdict: &Verdict, ipv6: bool) {
             load(list, REGISTER, &port.to_be_bytes());
             expression(list, "redir", |a| {
                 a.be32(1, REGISTER);
+            });
+        }
+        Verdict::Zone(zone) => {
+            load(list, REGISTER, &zone.to_ne_bytes());
+            expression(list, "ct", |a| {
+                a.be32(2, 17).be32(4, REGISTER);
             });
         }
         Verdict::Dnat(to) => {

@@ -1,10 +1,9 @@
 //! The rule set as a file for `nft -f`: replaces the table in one transaction, however often it is run.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 
 use crate::cidr::Cidr;
-use crate::rules::{Hook, Match, Rule, RuleSet, TABLE, Verdict};
+use crate::rules::{Match, Rule, RuleSet, TABLE, Verdict};
 
 /// The text for `nft -f`.
 pub fn nft(rules: &RuleSet) -> String {
@@ -16,11 +15,9 @@ pub fn nft(rules: &RuleSet) -> String {
         for chain in &rules.chains {
             let _ = writeln!(out, "\tchain {} {{", chain.name);
             if let Some(hook) = chain.hook {
-                let hook = match hook {
-                    Hook::Prerouting => "prerouting",
-                    Hook::Output => "output",
-                };
-                let _ = writeln!(out, "\t\ttype nat hook {hook} priority -100; policy accept;");
+                let name = if hook.is_arriving() { "prerouting" } else { "output" };
+                let (kind, priority) = if hook.is_raw() { ("filter", -300) } else { ("nat", -100) };
+                let _ = writeln!(out, "\t\ttype {kind} hook {name} priority {priority}; policy accept;");
             }
             for rule in chain.rules.iter().filter(|r| RuleSet::fits(r, ipv6)) {
                 let _ = writeln!(out, "\t\t{}", statement(rule, family));
@@ -38,8 +35,8 @@ fn statement(rule: &Rule, family: &str) -> String {
         Verdict::Return => "return".into(),
         Verdict::Jump(chain) => format!("jump {chain}"),
         Verdict::Redirect(port) => format!("redirect to :{port}"),
-        Verdict::Dnat(SocketAddr::V4(to)) => format!("dnat to {to}"),
-        Verdict::Dnat(SocketAddr::V6(to)) => format!("dnat to {to}"),
+        Verdict::Dnat(to) => format!("dnat to {to}"),
+        Verdict::Zone(zone) => format!("ct zone set {zone}"),
     });
     words.join(" ")
 }
@@ -53,6 +50,7 @@ fn condition(condition: &Match, family: &str) -> String {
         Match::Transport(t) => format!("meta l4proto {}", t.name()),
         Match::Port(p) => format!("th dport {p}"),
         Match::NotPort(p) => format!("th dport != {p}"),
+        Match::SourcePort(p) => format!("th sport {p}"),
         Match::To(c) => format!("{family} daddr {}", block(c)),
         Match::NotTo(c) => format!("{family} daddr != {}", block(c)),
         Match::From(c) => format!("{family} saddr {}", block(c)),

@@ -165,6 +165,19 @@ fn a_sidecar_is_captured_and_its_proxy_is_not() {
         let length = client.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..length], b"answer");
 
+        // The resolver's own query from the very port that the application just used leaves all the same.
+        let port = client.local_addr().unwrap().port();
+        drop(client);
+        let own = socket2::Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        own.set_mark(1337).unwrap();
+        own.bind(&SocketAddr::from((Ipv4Addr::new(10, 44, 0, 2), port)).into()).unwrap();
+        own.connect(&SocketAddr::from(([10, 44, 0, 1], 53)).into()).unwrap();
+        own.send(b"forwarded").unwrap();
+        let other = UdpSocket::bind("0.0.0.0:0").unwrap();
+        other.send_to(b"next", "10.44.0.1:53").unwrap();
+        let length = resolver.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"next");
+
         remove(false).unwrap();
         remove(false).unwrap();
         call("10.44.0.2:9080", None, 1337, &application);

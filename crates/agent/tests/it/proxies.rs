@@ -1,13 +1,13 @@
-//! A real Envoy as the sidecar's proxy: fed through the two sockets, serving with the certificate of the moment.
+//! The sidecar with a real proxy, Envoy's or ours, serving with the certificate of the moment.
 //!
-//! The program is named by `MELTEMI_ENVOY`, or unpacked below `target/peers`; without it the test says so and is skipped.
+//! Envoy's program is named by `MELTEMI_ENVOY`, or unpacked below `target/peers`; without it its test says so and is skipped.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use meltemi_agent::sidecar::{EnvoySidecar, ProxyChoice, SidecarOptions, run};
+use meltemi_agent::sidecar::{Embedded, EnvoySidecar, ProxyChoice, SidecarOptions, run};
 use meltemi_agent::{IdentityOptions, NodeKind, Workload};
 use meltemi_proto::envoy::config::core::v3 as core;
 use meltemi_proto::envoy::config::listener::v3 as listener;
@@ -16,6 +16,7 @@ use meltemi_proto::envoy::extensions::filters::http::router::v3::Router;
 use meltemi_proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use meltemi_proto::envoy::extensions::transport_sockets::tls::v3 as tls;
 use meltemi_proto::{Any, pack, type_url};
+use meltemi_proxy::ProxyOptions;
 use meltemi_tls::{ClientTerms, SanMatcher, client_config, info_of};
 use meltemi_types::Locality;
 use meltemi_xds::ResourceSet;
@@ -130,24 +131,14 @@ async fn ask(port: u16, client: Arc<tokio_rustls::rustls::ClientConfig>) -> Opti
     Some((String::from_utf8_lossy(&text).into_owned(), serial))
 }
 
-#[tokio::test]
-async fn envoy_serves_with_a_certificate_that_rotates_under_it() {
-    let Some(program) = program() else {
-        eprintln!("SKIPPED: no Envoy here; set MELTEMI_ENVOY");
-        return;
-    };
+/// A control plane that serves one secure listener on `port`, and the options of a sidecar under it. Certificates live
+/// for two to three seconds, so that they rotate while a test looks.
+async fn bench(port: u16, status: SocketAddr, choose: impl FnOnce(&Peers) -> ProxyChoice) -> (Peers, SidecarOptions) {
     let peers = Peers::start().await;
-    // Half of 2 to 3 s: a rotation happens while the test looks.
     *peers.csr.ttl.lock().expect("lock") = Some(Duration::from_secs(2));
-    let port = free_port().await;
     let mut set = ResourceSet::new();
     set.insert(type_url::LISTENER, "secure", "1", secure_listener(port));
     peers.resources.send_replace(Some(Arc::new(set)));
-
-    let (admin, prometheus, status, health) = (free_port().await, free_port().await, free_port().await, free_port().await);
-    let mut envoy = EnvoySidecar::new(program, peers.folder());
-    (envoy.concurrency, envoy.admin_port, envoy.prometheus_port, envoy.health_port) = (1, admin, prometheus, health);
-    let status = SocketAddr::from(([127, 0, 0, 1], status));
     let options = SidecarOptions {
         workload: Workload {
             kind: NodeKind::Sidecar,
@@ -169,21 +160,21 @@ async fn envoy_serves_with_a_certificate_that_rotates_under_it() {
         status,
         health: None,
         termination_drain: Duration::from_millis(100),
-        proxy: ProxyChoice::Envoy(envoy),
+        proxy: choose(&peers),
     };
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let sidecar = tokio::spawn(run(options, async move { _ = stopped.await }));
+    (peers, options)
+}
 
+async fn is_ready(status: SocketAddr) {
     until("readiness", async || {
         tokio::net::TcpStream::connect(status).await.ok()?;
         (http(status, "GET", "/healthz/ready").await.0 == 200).then_some(())
     })
     .await;
-    // The probe's own way, through Envoy to the agent and back.
-    let probe = SocketAddr::from(([127, 0, 0, 1], health));
-    assert_eq!(http(probe, "GET", "/healthz/ready").await.0, 200);
-    assert!(http(status, "GET", "/stats/prometheus").await.1.contains("envoy_server_live"));
+}
 
+/// Requests are answered over mutual TLS with the workload's identity, and the certificate changes under them.
+async fn serves_and_rotates(peers: &Peers, port: u16) {
     let trust = peers.authority.trust().expect("roots");
     let client_id = crate::unix_sockets::certificate(&peers.authority);
     let terms = ClientTerms { san: vec![SanMatcher::uri(sleep_id().to_string())], ..ClientTerms::default() };
@@ -191,8 +182,47 @@ async fn envoy_serves_with_a_certificate_that_rotates_under_it() {
     let (answer, first) = until("an answer", async || ask(port, client.clone()).await).await;
     assert!(answer.ends_with("meshed"), "{answer}");
     until("another certificate", async || ask(port, client.clone()).await.filter(|(_, serial)| *serial != first)).await;
+    let nobody = client_config(&terms, None, &trust).expect("terms");
+    assert!(ask(port, nobody).await.is_none_or(|(answer, _)| answer.is_empty()), "without a certificate there is no answer");
+}
 
+#[tokio::test]
+async fn envoy_serves_with_a_certificate_that_rotates_under_it() {
+    let Some(program) = program() else {
+        eprintln!("SKIPPED: no Envoy here; set MELTEMI_ENVOY");
+        return;
+    };
+    let (port, admin, prometheus, health) = (free_port().await, free_port().await, free_port().await, free_port().await);
+    let status = SocketAddr::from(([127, 0, 0, 1], free_port().await));
+    let (peers, options) = bench(port, status, |peers| {
+        let mut envoy = EnvoySidecar::new(program, peers.folder());
+        (envoy.concurrency, envoy.admin_port, envoy.prometheus_port, envoy.health_port) = (1, admin, prometheus, health);
+        ProxyChoice::Envoy(envoy)
+    })
+    .await;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let sidecar = tokio::spawn(run(options, async move { _ = stopped.await }));
+    is_ready(status).await;
+    // The probe's own way, through Envoy to the agent and back.
+    assert_eq!(http(SocketAddr::from(([127, 0, 0, 1], health)), "GET", "/healthz/ready").await.0, 200);
+    assert!(http(status, "GET", "/stats/prometheus").await.1.contains("envoy_server_live"));
+    serves_and_rotates(&peers, port).await;
     stop.send(()).expect("it runs");
     sidecar.await.expect("no panic").expect("a good end");
     assert!(tokio::net::TcpStream::connect(("127.0.0.1", admin)).await.is_err(), "no Envoy is left behind");
+}
+
+#[tokio::test]
+async fn our_proxy_serves_with_a_certificate_that_rotates_under_it() {
+    let port = free_port().await;
+    let status = SocketAddr::from(([127, 0, 0, 1], free_port().await));
+    let (peers, options) = bench(port, status, |_| ProxyChoice::Embedded(Embedded::meltemi(ProxyOptions::default()))).await;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let sidecar = tokio::spawn(run(options, async move { _ = stopped.await }));
+    is_ready(status).await;
+    serves_and_rotates(&peers, port).await;
+    assert_eq!(http(status, "GET", "/stats/prometheus").await.0, 200);
+    stop.send(()).expect("it runs");
+    sidecar.await.expect("no panic").expect("a good end");
+    assert!(tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err(), "no listener is left behind");
 }

@@ -1,0 +1,79 @@
+//! Our own proxy, embedded.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use meltemi_proxy::{Proxy, ProxyHandle, ProxyOptions};
+use meltemi_tls::{DEFAULT_SECRET, SecretStore};
+use meltemi_xds::ClientConfig;
+use tokio::sync::RwLock;
+
+use super::{Embedded, EmbeddedFeed, EmbeddedProxy};
+use crate::{BoxFuture, ControlPlane};
+
+/// How long the first discovery stream waits for a certificate before it shows the token instead.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+impl Embedded {
+    /// Our proxy. Who it is, its mark, its secrets and its server of configuration are filled in by the sidecar; all
+    /// else (workers, admin address, binder, logs) is the caller's.
+    pub fn meltemi(options: ProxyOptions) -> Self {
+        Self::new(move |feed| {
+            let EmbeddedFeed { node, control_plane, secrets, mark } = feed;
+            let xds = ClientConfig::new(patient(control_plane, secrets.clone()), node.clone(), Vec::new());
+            let handle = Proxy::start(ProxyOptions { node, mark, secrets, xds: Some(xds), ..options }).context("starting the proxy")?;
+            Ok(Arc::new(Meltemi(RwLock::new(Some(handle)))))
+        })
+    }
+}
+
+/// A connector that gives the certificate a moment: a stream that began with the token would be known by it until its end.
+fn patient(control_plane: ControlPlane, secrets: SecretStore) -> impl meltemi_xds::Connector {
+    let connect = Arc::new(control_plane.connector());
+    move || {
+        let (mut issued, connect) = (secrets.watch(DEFAULT_SECRET), connect.clone());
+        async move {
+            let _ = tokio::time::timeout(PATIENCE, issued.wait_for(Option::is_some)).await;
+            connect().await
+        }
+    }
+}
+
+/// Empty once it is shut down.
+struct Meltemi(RwLock<Option<ProxyHandle>>);
+
+impl EmbeddedProxy for Meltemi {
+    fn metrics(&self) -> BoxFuture<'_, String> {
+        Box::pin(async { self.0.read().await.as_ref().map(ProxyHandle::metrics).unwrap_or_default() })
+    }
+
+    fn ready(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async {
+            let handle = self.0.read().await;
+            let Some(proxy) = handle.as_ref() else { return Err("the proxy has ended".to_owned()) };
+            if proxy.is_ready() {
+                return Ok(());
+            }
+            let waiting: Vec<String> =
+                proxy.warming().await.iter().map(|(url, name)| format!("{} {name}", meltemi_proto::type_url::short(url))).collect();
+            Err(match waiting.is_empty() {
+                true => "the proxy waits for its first configuration".to_owned(),
+                false => format!("the proxy waits for {}", waiting.join(", ")),
+            })
+        })
+    }
+
+    fn is_running(&self) -> bool {
+        // A lock that is taken is taken by somebody who shuts the proxy down in order.
+        self.0.try_read().map_or(true, |handle| handle.as_ref().is_some_and(ProxyHandle::is_running))
+    }
+
+    fn shutdown(&self, grace: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if let Some(handle) = self.0.write().await.take() {
+                handle.shutdown(grace).await;
+            }
+        })
+    }
+}

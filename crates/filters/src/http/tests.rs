@@ -1,0 +1,350 @@
+use bytes::Bytes;
+use meltemi_proto::envoy::config::core::v3 as core;
+use meltemi_proto::envoy::config::route::v3 as route;
+use meltemi_proto::envoy::extensions::filters::common::fault::v3 as common;
+use meltemi_proto::envoy::extensions::filters::http as proto;
+use meltemi_proto::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
+use meltemi_proto::envoy::r#type::v3::{FractionalPercent, TokenBucket as ProtoBucket};
+use meltemi_proto::google::protobuf::{BoolValue, Duration as ProtoDuration, UInt32Value};
+use proptest::prelude::*;
+
+use super::*;
+use crate::finding::Scope;
+use crate::peer_metadata::preamble;
+use crate::rate_limit::{BucketSpec, Buckets, TokenBucket};
+use crate::reply::{Call, Cause};
+
+/// Everything that a context borrows.
+struct Stream {
+    head: RequestHead,
+    response: ResponseHead,
+    conn: ConnInfo,
+    state: StreamState,
+    entropy: Entropy,
+    now: Duration,
+    local: LocalPeer,
+    peers: PeerCache,
+}
+
+impl Stream {
+    fn new(head: RequestHead) -> Self {
+        let address = |text: &str| text.parse().expect("address");
+        Self {
+            head,
+            response: ResponseHead::of(200),
+            conn: ConnInfo::plain(address("10.0.0.2:80"), address("10.0.0.1:4000")),
+            state: StreamState::default(),
+            entropy: Entropy::new(1),
+            now: Duration::ZERO,
+            local: LocalPeer { id: "sidecar~10.0.0.2".into(), encoded: "AA==".into(), info: PeerInfo::default() },
+            peers: PeerCache::default(),
+        }
+    }
+
+    fn request(&mut self, filter: &HttpFilter, setting: Option<&Override>) -> Step {
+        self.with(|cx| filter.on_request(setting, cx))
+    }
+
+    fn resume(&mut self, filter: &HttpFilter) -> Step {
+        self.with(|cx| filter.resume(None, cx))
+    }
+
+    fn with(&mut self, run: impl FnOnce(&mut RequestContext<'_>) -> Step) -> Step {
+        run(&mut RequestContext {
+            head: &mut self.head,
+            conn: &self.conn,
+            remote: self.conn.remote,
+            state: &mut self.state,
+            entropy: &mut self.entropy,
+            now: self.now,
+            route_metadata: None,
+            cluster: Some("outbound|80||a"),
+            upstream_in_mesh: false,
+            local: &self.local,
+            peers: &mut self.peers,
+        })
+    }
+
+    fn respond(&mut self, filter: &HttpFilter, setting: Option<&Override>) {
+        let mut cx = ResponseContext {
+            head: &mut self.response,
+            request: &self.head,
+            conn: &self.conn,
+            remote: self.conn.remote,
+            state: &mut self.state,
+            is_local: false,
+            local: &self.local,
+            peers: &mut self.peers,
+        };
+        filter.on_response(setting, &mut cx);
+    }
+}
+
+fn all() -> Option<FractionalPercent> {
+    Some(FractionalPercent { numerator: 100, denominator: 0 })
+}
+
+fn fault(message: proto::fault::v3::HttpFault) -> HttpFilter {
+    HttpFilter::Fault(Box::new(Fault::compile(&message, &mut Scope::new()).expect("compiles")))
+}
+
+fn delay(seconds: i64) -> Option<common::FaultDelay> {
+    let fixed = ProtoDuration { seconds, nanos: 0 };
+    Some(common::FaultDelay {
+        percentage: all(),
+        fault_delay_secifier: Some(common::fault_delay::FaultDelaySecifier::FixedDelay(fixed)),
+    })
+}
+
+fn abort(error: proto::fault::v3::fault_abort::ErrorType) -> Option<proto::fault::v3::FaultAbort> {
+    Some(proto::fault::v3::FaultAbort { percentage: all(), error_type: Some(error), ..Default::default() })
+}
+
+fn user(name: &str) -> route::HeaderMatcher {
+    let exact = StringMatcher { ignore_case: false, match_pattern: Some(MatchPattern::Exact(name.into())) };
+    route::HeaderMatcher {
+        name: "end-user".into(),
+        header_match_specifier: Some(route::header_matcher::HeaderMatchSpecifier::StringMatch(exact)),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_delay_then_an_abort_and_both_flags() {
+    use proto::fault::v3::fault_abort::ErrorType;
+    let filter = fault(proto::fault::v3::HttpFault {
+        delay: delay(7),
+        abort: abort(ErrorType::HttpStatus(555)),
+        headers: vec![user("jason")],
+        ..Default::default()
+    });
+    let mut stream = Stream::new(RequestHead::of("GET", "ratings", "/"));
+    assert!(matches!(stream.request(&filter, None), Step::Continue), "others are left alone");
+    stream.head.append("end-user", b"jason");
+    assert!(matches!(stream.request(&filter, None), Step::Call(Call::Sleep(time)) if time == Duration::from_secs(7)));
+    let Step::Reply(reply) = stream.resume(&filter) else { panic!("aborted") };
+    assert_eq!((reply.status, &*reply.details), (555, "fault_filter_abort"));
+    assert_eq!(reply.body, Bytes::from_static(b"fault filter abort"));
+    assert_eq!(stream.state.flags.to_string(), "DI,FI");
+    assert!(matches!(reply.cause, Cause::Fault(_)));
+}
+
+#[test]
+fn active_faults_are_counted_until_the_stream_ends() {
+    let filter = fault(proto::fault::v3::HttpFault {
+        delay: delay(1),
+        max_active_faults: Some(UInt32Value { value: 1 }),
+        ..Default::default()
+    });
+    let head = || RequestHead::of("GET", "h", "/");
+    let mut first = Stream::new(head());
+    assert!(matches!(first.request(&filter, None), Step::Call(_)));
+    assert!(matches!(Stream::new(head()).request(&filter, None), Step::Continue), "one at a time");
+    first.state.clear();
+    assert!(matches!(Stream::new(head()).request(&filter, None), Step::Call(_)));
+}
+
+#[test]
+fn a_grpc_abort_keeps_its_status() {
+    use proto::fault::v3::fault_abort::ErrorType;
+    let filter = fault(proto::fault::v3::HttpFault { abort: abort(ErrorType::GrpcStatus(14)), ..Default::default() });
+    let Step::Reply(reply) = Stream::new(RequestHead::of("POST", "h", "/s/m")).request(&filter, None) else {
+        panic!("aborted")
+    };
+    assert_eq!((reply.status, reply.grpc_status), (503, Some(14)));
+}
+
+#[test]
+fn a_route_can_turn_a_fault_off() {
+    use proto::fault::v3::fault_abort::ErrorType;
+    let abort = abort(ErrorType::HttpStatus(500));
+    let filter = fault(proto::fault::v3::HttpFault { abort, ..Default::default() });
+    let none = Fault::compile(&Default::default(), &mut Scope::new()).expect("compiles");
+    let setting = Override::Fault(Box::new(none));
+    assert!(matches!(Stream::new(RequestHead::of("GET", "h", "/")).request(&filter, Some(&setting)), Step::Continue));
+    let slot = HttpFilterSlot { name: "f".into(), filter, disabled: false };
+    assert!(slot.settings(Some(&Override::Disabled)).is_none());
+    assert!(slot.settings(None).is_some());
+}
+
+fn cors() -> Override {
+    let origin = StringMatcher { ignore_case: false, match_pattern: Some(MatchPattern::Exact("https://a.example".into())) };
+    let message = proto::cors::v3::CorsPolicy {
+        allow_origin_string_match: vec![origin],
+        allow_methods: "GET,POST".into(),
+        allow_headers: "x-a".into(),
+        expose_headers: "x-b".into(),
+        max_age: "86400".into(),
+        allow_credentials: Some(BoolValue { value: true }),
+        ..Default::default()
+    };
+    Override::Cors(Box::new(CorsPolicy::compile(&message, &mut Scope::new()).expect("compiles")))
+}
+
+#[test]
+fn preflights_are_answered_and_others_are_marked() {
+    let setting = cors();
+    let request = |method: &str, origin: &str| {
+        let mut head = RequestHead::of(method, "h", "/");
+        head.append("origin", origin.as_bytes());
+        head.append("access-control-request-method", b"POST");
+        Stream::new(head)
+    };
+    let Step::Reply(reply) = request("OPTIONS", "https://a.example").request(&HttpFilter::Cors, Some(&setting)) else {
+        panic!("answered")
+    };
+    assert_eq!(reply.status, 200);
+    let value = |name: &str| reply.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.clone());
+    assert_eq!(value("access-control-allow-origin").as_deref(), Some(b"https://a.example".as_slice()));
+    assert_eq!(value("access-control-allow-methods").as_deref(), Some(b"GET,POST".as_slice()));
+    assert_eq!(value("access-control-max-age").as_deref(), Some(b"86400".as_slice()));
+    let mut stream = request("OPTIONS", "https://b.example");
+    assert!(matches!(stream.request(&HttpFilter::Cors, Some(&setting)), Step::Continue), "forwarded by default");
+    let mut stream = request("GET", "https://a.example");
+    assert!(matches!(stream.request(&HttpFilter::Cors, Some(&setting)), Step::Continue));
+    stream.respond(&HttpFilter::Cors, Some(&setting));
+    assert_eq!(stream.response.get_str("access-control-expose-headers"), Some("x-b"));
+    assert_eq!(stream.response.get_str("access-control-allow-credentials"), Some("true"));
+    let mut stream = request("GET", "https://b.example");
+    stream.request(&HttpFilter::Cors, Some(&setting));
+    stream.respond(&HttpFilter::Cors, Some(&setting));
+    assert_eq!(stream.response.get_str("access-control-allow-origin"), None);
+}
+
+#[test]
+fn a_bucket_refuses_when_empty_and_fills_with_time() {
+    let runtime = core::RuntimeFractionalPercent { default_value: all(), runtime_key: String::new() };
+    let message = proto::local_ratelimit::v3::LocalRateLimit {
+        stat_prefix: "http_local_rate_limiter".into(),
+        token_bucket: Some(ProtoBucket {
+            max_tokens: 2,
+            tokens_per_fill: Some(UInt32Value { value: 1 }),
+            fill_interval: Some(ProtoDuration { seconds: 60, nanos: 0 }),
+        }),
+        filter_enabled: Some(runtime.clone()),
+        filter_enforced: Some(runtime),
+        response_headers_to_add: vec![core::HeaderValueOption {
+            header: Some(core::HeaderValue { key: "x-limited".into(), value: "yes".into(), raw_value: vec![] }),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let buckets = Buckets::default();
+    let compile = || {
+        let limit = LocalRateLimit::compile(&message, "listener/chain", &buckets, &mut Scope::new()).expect("compiles");
+        HttpFilter::LocalRateLimit(Box::new(limit))
+    };
+    let filter = compile();
+    let mut stream = Stream::new(RequestHead::of("GET", "h", "/"));
+    assert!(matches!(stream.request(&filter, None), Step::Continue));
+    assert!(matches!(stream.request(&filter, None), Step::Continue));
+    let again = compile();
+    let Step::Reply(reply) = stream.request(&again, None) else { panic!("a new version must not fill the bucket") };
+    assert_eq!((reply.status, reply.flag), (429, Some(ResponseFlag::RateLimited)));
+    stream.respond(&again, None);
+    assert_eq!(stream.response.get_str("x-limited"), Some("yes"));
+    stream.now = Duration::from_secs(61);
+    assert!(matches!(stream.request(&filter, None), Step::Continue), "one token came");
+    assert!(matches!(stream.request(&filter, None), Step::Reply(_)));
+}
+
+#[test]
+fn peers_introduce_each_other() {
+    let info = PeerInfo {
+        name: "productpage-v1-abc".into(),
+        namespace: "default".into(),
+        workload: "productpage-v1".into(),
+        app: "productpage".into(),
+        version: "v1".into(),
+        canonical_service: "productpage".into(),
+        canonical_revision: "v1".into(),
+        ..PeerInfo::default()
+    };
+    let inbound = HttpFilter::PeerMetadata(PeerMetadata {
+        downstream_discovery: true,
+        downstream_propagation: true,
+        ..PeerMetadata::default()
+    });
+    let mut head = RequestHead::of("GET", "h", "/");
+    head.append("x-envoy-peer-metadata", info.encode().as_bytes());
+    head.append("x-envoy-peer-metadata-id", b"sidecar~10.0.0.1");
+    let mut stream = Stream::new(head);
+    stream.request(&inbound, None);
+    assert_eq!(stream.state.downstream_peer.as_deref(), Some(&info));
+    assert_eq!(stream.head.get("x-envoy-peer-metadata"), None, "the application does not see it");
+    stream.respond(&inbound, None);
+    assert_eq!(stream.response.get_str("x-envoy-peer-metadata-id"), Some("sidecar~10.0.0.2"));
+    let outbound = HttpFilter::PeerMetadata(PeerMetadata {
+        upstream_discovery: true,
+        upstream_propagation: true,
+        skip_external: true,
+        ..PeerMetadata::default()
+    });
+    let mut stream = Stream::new(RequestHead::of("GET", "h", "/"));
+    stream.request(&outbound, None);
+    assert_eq!(stream.head.get("x-envoy-peer-metadata"), None, "nothing leaves the mesh");
+    stream.response.append("x-envoy-peer-metadata", info.encode().as_bytes());
+    stream.respond(&outbound, None);
+    assert_eq!(stream.state.upstream_peer.as_deref(), Some(&info));
+    assert_eq!(stream.response.get_str("x-envoy-peer-metadata"), None);
+}
+
+#[test]
+fn the_preamble_is_read_in_any_pieces() {
+    let info = PeerInfo { namespace: "a".into(), workload: "b".into(), canonical_service: "b".into(), canonical_revision: "latest".into(), ..PeerInfo::default() };
+    let mut bytes = preamble::write("id", &info);
+    let length = bytes.len();
+    bytes.extend_from_slice(b"payload");
+    for cut in 0..length {
+        assert!(matches!(preamble::read(&bytes[..cut]), preamble::Read::More(_)), "{cut}");
+    }
+    assert_eq!(preamble::read(&bytes), preamble::Read::Peer(length, Some(Arc::new(info))));
+    assert_eq!(preamble::read(b"GET / HTTP/1.1"), preamble::Read::Absent);
+    assert_eq!(preamble::read(&[0x3d, 0x23, 0x04, 0x67, 0xff, 0xff, 0xff, 0xff]), preamble::Read::Absent);
+}
+
+#[test]
+fn filter_state_sets_alpn() {
+    use meltemi_proto::envoy::extensions::filters::common::set_filter_state::v3 as common;
+    #[allow(deprecated)]
+    let format = core::substitution_format_string::Format::TextFormat("istio-%REQ(x-kind)%,istio".into());
+    let value = common::FilterStateValue {
+        key: Some(common::filter_state_value::Key::ObjectKey("envoy.network.application_protocols".into())),
+        value: Some(common::filter_state_value::Value::FormatString(core::SubstitutionFormatString {
+            format: Some(format),
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    let message = proto::set_filter_state::v3::Config { on_request_headers: vec![value], ..Default::default() };
+    let set = SetFilterState::compile(&message, &mut Scope::new()).expect("compiles");
+    let mut head = RequestHead::of("GET", "h", "/");
+    head.append("x-kind", b"h2");
+    let mut stream = Stream::new(head);
+    stream.request(&HttpFilter::SetFilterState(Box::new(set)), None);
+    let alpn: Vec<&str> = stream.state.filter_state.upstream_alpn().expect("set").collect();
+    assert_eq!(alpn, ["istio-h2", "istio"]);
+}
+
+proptest! {
+    #[test]
+    fn no_metadata_is_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        PeerInfo::decode(&bytes);
+        preamble::read(&bytes);
+        let framed: Vec<u8> = preamble::MAGIC.to_be_bytes().into_iter()
+            .chain((bytes.len() as u32).to_be_bytes()).chain(bytes).collect();
+        preamble::read(&framed);
+    }
+
+    #[test]
+    fn a_bucket_never_gives_more_than_it_gets(steps in prop::collection::vec(0u64..500, 1..60), max in 1u32..10, per_fill in 1u32..5) {
+        let spec = BucketSpec { max, per_fill, interval: Duration::from_millis(100) };
+        let bucket = TokenBucket::new(spec);
+        let (mut now, mut taken) = (0, 0);
+        for step in steps {
+            now += step;
+            taken += u64::from(bucket.take(Duration::from_millis(now)));
+            prop_assert!(taken <= u64::from(max) + now / 100 * u64::from(per_fill));
+        }
+    }
+}

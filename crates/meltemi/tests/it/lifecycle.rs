@@ -1,0 +1,473 @@
+//! What users do to a mesh, and what happens to it: objects, mistakes, deaths, the end.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::mesh::{Mesh, Plan, signal};
+use crate::peers::{App, Dialogue, Peers, curl, yaml};
+
+fn teapot(name: &str, status: u16) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata:
+  name: {name}
+spec:
+  hosts: [{name}]
+  http:
+  - fault:
+      abort:
+        httpStatus: {status}
+        percentage: {{value: 100}}
+    route:
+    - destination: {{host: {name}}}
+"
+    )
+}
+
+fn both(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+fn apply(mesh: &Mesh, text: &str) -> Output {
+    let file = mesh.path("applied.yaml");
+    fs::write(&file, text).expect("a writable folder");
+    mesh.cli(&["apply", "-f", &file.display().to_string()])
+}
+
+#[test]
+fn objects_are_applied_shown_deleted_and_survive_a_restart() {
+    let Some(peers) = Peers::of("objects_are_applied_shown_deleted_and_survive_a_restart") else { return };
+    let apps = [peers.recorder("ledger"), peers.recorder("diary"), App::idle("inside")];
+    let plan = Plan::new().argument("--no-gateways").file("apps.yaml", &yaml(&apps)).file("diary.yaml", &teapot("diary", 418));
+    let mut mesh = plan.start();
+    let ledger = |mesh: &Mesh| curl(mesh, "inside", &["http://ledger:9080/"]).status;
+    let diary = |mesh: &Mesh| curl(mesh, "inside", &["http://diary:9080/"]).status;
+    mesh.wait("a file of the directory is in force", || ledger(&mesh) == 200 && diary(&mesh) == 418);
+
+    // Apply: new, the same, another.
+    let dry = mesh.path("dry.yaml");
+    fs::write(&dry, teapot("ledger", 418)).expect("a writable folder");
+    assert!(mesh.cli_ok(&["apply", "--dry-run", "-f", &dry.display().to_string()]).contains("virtualservice/ledger created (dry run)"));
+    assert_eq!(mesh.cli(&["get", "virtualservice", "ledger"]).status.code(), Some(1), "a dry run changes nothing");
+    for (status, word) in [(418, "created"), (418, "unchanged"), (451, "configured")] {
+        let output = apply(&mesh, &teapot("ledger", status));
+        assert!(output.status.success() && both(&output).contains(&format!("virtualservice/ledger {word}")), "{output:?}");
+        mesh.wait("what was applied is in force", || ledger(&mesh) == status);
+    }
+
+    // Get, in every form.
+    assert_eq!(mesh.cli_ok(&["get", "vs", "-o", "name"]), "virtualservice/diary\nvirtualservice/ledger\n");
+    let one: Value = serde_json::from_str(&mesh.cli_ok(&["get", "vs/ledger", "-o", "json"])).expect("JSON");
+    assert_eq!(one["spec"]["http"][0]["fault"]["abort"]["httpStatus"], 451);
+    assert!(mesh.cli_ok(&["get", "virtualservices", "-o", "yaml"]).contains("kind: List"));
+    let wide = mesh.cli_ok(&["get", "virtualservices", "-o", "wide"]);
+    assert!(wide.contains("diary.yaml") && wide.contains("applied"), "{wide}");
+    assert!(both(&mesh.cli(&["get", "vs", "-n", "elsewhere"])).contains("No objects found in namespace elsewhere."));
+    let unknown = mesh.cli(&["get", "virtualservice", "nobody"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(both(&unknown).contains("not found"), "{unknown:?}");
+
+    // An object that the directory holds is changed there, and the answer says where.
+    let output = apply(&mesh, &teapot("diary", 451));
+    assert!(output.status.success() && both(&output).contains("diary.yaml"), "{output:?}");
+    mesh.wait("the directory's object is changed", || diary(&mesh) == 451);
+    let text = fs::read_to_string(mesh.config().join("diary.yaml")).expect("it is still there");
+    assert!(text.contains("451"), "{text}");
+
+    // A refused object changes nothing and is told with its place.
+    let output = apply(&mesh, &teapot("ledger", 418).replace("httpStatus", "httpStats"));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(both(&output).contains("httpStats") && both(&output).contains("did you mean httpStatus?"), "{output:?}");
+    assert_eq!(ledger(&mesh), 451);
+
+    mesh.stop();
+    mesh.start_again();
+    mesh.wait("what was applied survives", || ledger(&mesh) == 451 && diary(&mesh) == 451);
+
+    let file = mesh.path("applied.yaml").display().to_string();
+    fs::write(&file, teapot("ledger", 451)).expect("a writable folder");
+    assert!(mesh.cli_ok(&["delete", "-f", &file]).contains("virtualservice/ledger deleted"));
+    mesh.wait("the deleted object is gone", || ledger(&mesh) == 200);
+    let again = mesh.cli(&["delete", "virtualservice", "ledger"]);
+    assert!(again.status.code() == Some(1) && both(&again).contains("not found"), "{again:?}");
+    mesh.cli_ok(&["delete", "vs/diary"]);
+    mesh.wait("deleted from the directory", || diary(&mesh) == 200);
+    let left = fs::read_to_string(mesh.config().join("diary.yaml")).unwrap_or_default();
+    assert!(!left.contains("VirtualService"), "{left}");
+}
+
+#[test]
+fn mistakes_are_told_with_their_place_and_the_last_good_object_stays() {
+    let Some(peers) = Peers::of("mistakes_are_told_with_their_place_and_the_last_good_object_stays") else { return };
+    let apps = [peers.recorder("ledger"), App::idle("inside")];
+    let plan = Plan::new().argument("--no-gateways").file("apps.yaml", &yaml(&apps)).file("ledger.yaml", &teapot("ledger", 418));
+    let mut mesh = plan.start();
+    let ledger = |mesh: &Mesh| curl(mesh, "inside", &["http://ledger:9080/"]).status;
+    let told = |mesh: &Mesh| both(&mesh.cli(&["status"]));
+    let says = |mesh: &Mesh, what: &str, words: &[&str]| {
+        mesh.wait(&format!("{what}: status says {words:?}"), || {
+            let told = told(mesh);
+            words.iter().all(|word| told.contains(word))
+        });
+    };
+    mesh.wait("the good object is in force", || ledger(&mesh) == 418);
+
+    // Not YAML at all, in line 6.
+    mesh.write("ledger.yaml", &teapot("ledger", 451).replace("hosts: [ledger]", "hosts: [ledger"));
+    says(&mesh, "broken YAML", &["ledger.yaml:", "error"]);
+    let line = told(&mesh).lines().find(|line| line.contains("ledger.yaml:")).map(str::to_owned).expect("a line");
+    let place: Vec<&str> = line.split("ledger.yaml:").nth(1).expect("a place").splitn(3, ':').collect();
+    assert!(place.len() == 3 && place[..2].iter().all(|n| n.parse::<u32>().is_ok()), "file:line:column in {line:?}");
+    assert_eq!(ledger(&mesh), 418, "the last good object stays");
+
+    // Across a restart, too.
+    mesh.stop();
+    mesh.start_again();
+    mesh.wait("the last good object is in force after a restart", || ledger(&mesh) == 418);
+    says(&mesh, "after the restart", &["ledger.yaml:"]);
+
+    // A field that does not exist: line 9, column 9 is `httpStats`.
+    mesh.write("ledger.yaml", &teapot("ledger", 451).replace("httpStatus", "httpStats"));
+    says(&mesh, "unknown field", &["ledger.yaml:10:9", "httpStats", "did you mean httpStatus?"]);
+    assert_eq!(ledger(&mesh), 418);
+
+    // A value that cannot be.
+    mesh.write("ledger.yaml", &teapot("ledger", 451).replace("451", "many"));
+    says(&mesh, "wrong type", &["ledger.yaml:10:", "httpStatus"]);
+    assert_eq!(ledger(&mesh), 418);
+
+    // Repaired: the finding goes, the object comes.
+    mesh.write("ledger.yaml", &teapot("ledger", 451));
+    mesh.wait("the repaired object is in force", || ledger(&mesh) == 451);
+    mesh.wait("nothing is left to say", || !told(&mesh).contains("ledger.yaml"));
+
+    // The same object in two files: the first file counts.
+    mesh.write("twice.yaml", &teapot("ledger", 418));
+    says(&mesh, "duplicate", &["twice.yaml", "ledger.yaml"]);
+    assert_eq!(ledger(&mesh), 451);
+    mesh.take_out("twice.yaml");
+    mesh.wait("the duplicate is gone", || !told(&mesh).contains("twice.yaml"));
+
+    // A kind and a host that nobody knows.
+    mesh.write("unknown.yaml", "apiVersion: networking.istio.io/v1\nkind: VirtualServise\nmetadata: {name: x}\nspec: {}\n");
+    says(&mesh, "unknown kind", &["unknown.yaml:", "VirtualServise", "did you mean VirtualService?"]);
+    mesh.write("unknown.yaml", &teapot("diary", 418));
+    says(&mesh, "reference to nothing", &["unknown.yaml:", "diary"]);
+    mesh.take_out("unknown.yaml");
+
+    // An image that is no program of this machine.
+    let deployment = App::idle("other").yaml().replace("        image: none\n", "        image: registry.example/other:1\n");
+    let without_command: String = deployment.lines().filter(|line| !line.contains("command:")).flat_map(|line| [line, "\n"]).collect();
+    mesh.write("other.yaml", &without_command);
+    mesh.wait("the image is named", || mesh.said("registry.example/other:1 is no program of this machine"));
+    assert!(mesh.lines().iter().any(|line| line.contains("other.yaml:") && line.contains("image map")), "{:?}", mesh.lines());
+
+    // A program that is not there, and one that ends.
+    let crasher = |command: &[&str]| App::new("crasher", &[], command.iter().map(|word| (*word).to_owned()).collect()).yaml();
+    mesh.write("crasher.yaml", &crasher(&["no-such-program"]));
+    let state = |mesh: &Mesh| workload(mesh, "crasher-0");
+    mesh.wait("a missing program is told", || {
+        state(&mesh).is_some_and(|w| w["app"]["last_exit"].as_str().is_some_and(|text| text.contains("not found")))
+    });
+    mesh.write("crasher.yaml", &crasher(&["sh", "-c", "echo oops; exit 3"]));
+    mesh.wait("it is started again and again", || {
+        state(&mesh).is_some_and(|w| w["app"]["restarts"].as_u64() >= Some(3) && w["app"]["last_exit"] == "exit code 3")
+    });
+    mesh.wait("its status shows it", || {
+        mesh.cli_ok(&["status"]).lines().any(|line| line.contains("crasher-0") && line.contains("CrashLoopBackOff"))
+    });
+    assert!(mesh.cli_ok(&["logs", "crasher"]).contains("oops"));
+    assert_eq!(ledger(&mesh), 451, "the rest keeps running");
+}
+
+fn workload(mesh: &Mesh, pod: &str) -> Option<Value> {
+    let status: Value = serde_json::from_str(&mesh.cli_ok(&["status", "-o", "json"])).expect("JSON");
+    status["workloads"].as_array()?.iter().find(|w| w["key"]["pod"] == pod).cloned()
+}
+
+/// Processes of a mesh whose command line holds `word`.
+fn processes(mesh: &mut Mesh, word: &str) -> Vec<u32> {
+    let supervisor = mesh.supervisor().id();
+    let named = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.replace('\0', " ").contains(word));
+    below(supervisor).into_iter().map(|(pid, _)| pid).filter(named).collect()
+}
+
+/// A process and everything below it, each with its time of start: numbers are used again.
+fn below(process: u32) -> Vec<(u32, u64)> {
+    let all: Vec<(u32, u32, u64)> = fs::read_dir("/proc")
+        .expect("/proc")
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| stat(pid).map(|(parent, start)| (pid, parent, start)))
+        .collect();
+    let mut family: Vec<(u32, u64)> = all.iter().filter(|(pid, ..)| *pid == process).map(|(pid, _, start)| (*pid, *start)).collect();
+    let mut next = 0;
+    while next < family.len() {
+        let parent = family[next].0;
+        family.extend(all.iter().filter(|(_, p, _)| *p == parent).map(|(pid, _, start)| (*pid, *start)));
+        next += 1;
+    }
+    family
+}
+
+/// Parent and time of start.
+fn stat(pid: u32) -> Option<(u32, u64)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything.
+    let fields: Vec<&str> = text.rsplit_once(") ")?.1.split(' ').collect();
+    (fields[0] != "Z").then_some(())?;
+    Some((fields.get(1)?.parse().ok()?, fields.get(19)?.parse().ok()?))
+}
+
+#[test]
+fn whatever_dies_comes_back_and_the_rest_goes_on() {
+    let Some(peers) = Peers::of("whatever_dies_comes_back_and_the_rest_goes_on") else { return };
+    let apps = [peers.recorder("ledger"), peers.recorder("diary"), App::idle("inside"), App::idle("outside").unmeshed()];
+    let mut mesh = Plan::new().argument("--no-gateways").file("apps.yaml", &yaml(&apps)).start();
+    let calls = |mesh: &Mesh, from: &str, host: &str| curl(mesh, from, &[&format!("http://{host}:9080/")]).status;
+    mesh.wait("everybody answers", || calls(&mesh, "inside", "ledger") == 200 && calls(&mesh, "inside", "diary") == 200);
+
+    // By name, short and whole, and by the Service's address; from inside the mesh and from outside it.
+    for from in ["inside", "outside"] {
+        for host in ["ledger", "ledger.default", "ledger.default.svc", "ledger.default.svc.cluster.local"] {
+            assert_eq!(calls(&mesh, from, host), 200, "{from} calls {host}");
+        }
+        let found = mesh.exec(from, &["getent", "ahostsv4", "ledger"]);
+        let text = String::from_utf8_lossy(&found.stdout).into_owned();
+        let address = text.split_whitespace().next().unwrap_or_else(|| panic!("{from} resolves ledger: {found:?}")).to_owned();
+        assert!(address.starts_with("10.45."), "a Service address: {address}");
+        assert_eq!(calls(&mesh, from, &address), 200, "{from} calls {address}");
+        let pod = workload(&mesh, "ledger-0").and_then(|w| w["ip"].as_str().map(str::to_owned)).expect("an address");
+        assert_eq!(calls(&mesh, from, &pod), 200, "{from} calls {pod}");
+    }
+    let outside = workload(&mesh, "outside-0").expect("it runs");
+    assert!(outside["proxy"].is_null() && outside["ready"] == true, "no sidecar beside it: {outside}");
+
+    let mut load = Dialogue::inside(&mesh, "inside", &peers.program("load.py", &["diary", "9080", "/"]));
+    assert_eq!(load.hear(), "started");
+    let mut held = Dialogue::talk(&mesh, &peers, "inside", "diary", 9081);
+    assert_eq!(held.ask("send before"), "received before");
+
+    // A sidecar, an application: they come back, and only they are counted as restarted.
+    for (part, title) in [("proxy", "meltemi: sidecar ledger-0"), ("app", "recorder.py ledger")] {
+        let before = workload(&mesh, "ledger-0").expect("it runs")[part]["restarts"].as_u64();
+        let victims = processes(&mut mesh, title);
+        assert!(!victims.is_empty(), "{title}");
+        victims.iter().for_each(|pid| signal(*pid, "KILL"));
+        mesh.wait(&format!("the {part} runs again"), || {
+            workload(&mesh, "ledger-0").is_some_and(|w| w["ready"] == true && w[part]["restarts"].as_u64() > before)
+        });
+        mesh.wait("and answers", || calls(&mesh, "inside", "ledger") == 200);
+    }
+
+    // The control plane, three times: proxies go on with what they have, and then take what is new.
+    for round in 0..3 {
+        let victims = processes(&mut mesh, "meltemi: control plane");
+        assert!(!victims.is_empty());
+        victims.iter().for_each(|pid| signal(*pid, "KILL"));
+        assert_eq!(calls(&mesh, "inside", "ledger"), 200, "without a control plane");
+        let status = [418, 451, 429][round];
+        mesh.write("ledger.yaml", &teapot("ledger", status));
+        mesh.wait("a change after the restart is taken", || calls(&mesh, "inside", "ledger") == status);
+        mesh.take_out("ledger.yaml");
+        mesh.wait("and taken back", || calls(&mesh, "inside", "ledger") == 200);
+    }
+    assert_eq!(held.ask("send after"), "received after");
+    let counts: Value = serde_json::from_str(&load.end()).expect("JSON");
+    assert_eq!(counts["failures"], serde_json::json!([]), "what did not die is not hurt: {counts}");
+    assert_eq!(workload(&mesh, "diary-0").expect("it runs")["proxy"]["restarts"], 0);
+
+    commands_behave_as_in_a_shell(&mesh);
+}
+
+fn commands_behave_as_in_a_shell(mesh: &Mesh) {
+    for code in [0, 7, 255] {
+        assert_eq!(mesh.exec("inside", &["sh", "-c", &format!("exit {code}")]).status.code(), Some(code));
+    }
+    assert_eq!(mesh.exec("inside", &["sh", "-c", "kill -9 $$"]).status.code(), Some(137));
+    assert_eq!(mesh.exec("inside", &["no-such-program"]).status.code(), Some(127));
+    let mut cat = mesh.cli_command();
+    let mut cat = cat.args(["exec", "inside-0", "--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+    let text: Vec<u8> = (0..200_000_u32).map(|n| n as u8).collect();
+    let mut input = cat.stdin.take().expect("piped");
+    let sent = text.clone();
+    std::thread::spawn(move || std::io::Write::write_all(&mut input, &sent));
+    let output = cat.wait_with_output().expect("it ends");
+    assert!(output.status.success() && output.stdout == text, "stdin comes out of stdout, byte by byte");
+    let split = mesh.exec("inside", &["sh", "-c", "echo out; echo err >&2"]);
+    assert_eq!((&split.stdout[..], &split.stderr[..]), (&b"out\n"[..], &b"err\n"[..]));
+
+    for (arguments, code, words) in [
+        (&["exec", "nobody", "--", "true"][..], 1, "no workload \"nobody\""),
+        (&["exec", "inside", "-n", "elsewhere", "--", "true"], 1, "there is one in namespace default"),
+        (&["logs", "nobody"], 1, "no workload \"nobody\""),
+        (&["get", "nonsense"], 1, "nonsense"),
+        (&["apply", "-f", "/no/such/file.yaml"], 1, "/no/such/file.yaml"),
+        (&["--mesh", "another", "status"], 1, "no mesh is running"),
+        (&["frobnicate"], 2, "frobnicate"),
+    ] {
+        let output = mesh.cli(arguments);
+        assert!(output.status.code() == Some(code) && both(&output).contains(words), "{arguments:?}: {output:?}");
+    }
+    let completion = mesh.cli_ok(&["completion", "bash"]);
+    assert!(completion.contains("meltemi"), "{completion}");
+}
+
+/// What a running mesh has on this machine.
+struct Traces {
+    processes: Vec<(u32, u64)>,
+    namespaces: BTreeSet<PathBuf>,
+    home: PathBuf,
+    run_dir: PathBuf,
+}
+
+const NAMESPACES: [&str; 4] = ["user", "net", "mnt", "pid"];
+
+fn namespaces_of(process: &str) -> BTreeSet<PathBuf> {
+    NAMESPACES.iter().filter_map(|kind| fs::read_link(format!("/proc/{process}/ns/{kind}")).ok()).collect()
+}
+
+impl Traces {
+    fn of(mesh: &mut Mesh) -> Self {
+        let processes = below(mesh.supervisor().id());
+        let own = namespaces_of("self");
+        let all = processes.iter().flat_map(|(pid, _)| namespaces_of(&pid.to_string()));
+        let namespaces: BTreeSet<PathBuf> = all.filter(|namespace| !own.contains(namespace)).collect();
+        assert!(processes.len() > 6 && namespaces.len() > 6, "{processes:?} {namespaces:?}");
+        Self { processes, namespaces, home: mesh.path(""), run_dir: mesh.run_dir() }
+    }
+
+    /// What of it is still there.
+    fn left(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        for (pid, start) in &self.processes {
+            if stat(*pid).is_some_and(|(_, now)| now == *start) {
+                left.push(format!("process {pid}: {}", fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default()));
+            }
+        }
+        let numbers = fs::read_dir("/proc").expect("/proc").flatten().filter_map(|e| e.file_name().into_string().ok());
+        for pid in numbers.filter(|name| name.bytes().all(|b| b.is_ascii_digit())) {
+            let shared: Vec<_> = namespaces_of(&pid).intersection(&self.namespaces).cloned().collect();
+            if !shared.is_empty() {
+                left.push(format!("process {pid} in {shared:?}"));
+            }
+        }
+        let home = self.home.display().to_string();
+        for table in ["/proc/self/mountinfo", "/proc/net/unix"] {
+            let text = fs::read_to_string(table).unwrap_or_default();
+            left.extend(text.lines().filter(|line| line.contains(&home)).map(|line| format!("{table}: {line}")));
+        }
+        if self.run_dir.exists() {
+            left.push(format!("{}", self.run_dir.display()));
+        }
+        left
+    }
+}
+
+fn interfaces() -> BTreeSet<String> {
+    fs::read_dir("/sys/class/net").into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
+}
+
+const GATEWAY: &str = "apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: way-in}
+spec:
+  selector: {istio: ingressgateway}
+  servers:
+  - port: {number: 8080, name: http, protocol: HTTP}
+    hosts: ['*']
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: way-in}
+spec:
+  hosts: ['*']
+  gateways: [way-in]
+  http:
+  - route: [{destination: {host: ledger, port: {number: 9080}}}]
+";
+
+#[test]
+fn nothing_is_left_whichever_way_the_supervisor_ends() {
+    let Some(peers) = Peers::of("nothing_is_left_whichever_way_the_supervisor_ends") else { return };
+    let apps = [peers.recorder("ledger"), App::idle("outside").unmeshed()];
+    let mut mesh = Plan::new().file("apps.yaml", &yaml(&apps)).file("gateway.yaml", GATEWAY).start();
+    for (name, is_orderly) in [("INT", true), ("KILL", false), ("TERM", true)] {
+        mesh.wait("the way in", || mesh.published(8080).is_some());
+        mesh.wait("an answer from outside", || mesh.get("/", &[]).status == 200);
+        let gateway = mesh.published(8080).expect("published");
+        // Somebody is inside, and a program was added: they end as well.
+        let mut guest = Dialogue::inside(&mesh, "ledger", &["cat".to_owned()]);
+        assert_eq!(guest.ask("hello"), "hello");
+        mesh.cli_ok(&["run", "--app", "added", "--detach", "--", "sleep", "86400"]);
+        mesh.wait("the added one runs", || workload(&mesh, "added-v1-0").is_some_and(|w| w["ready"] == true));
+
+        // A second mesh of the same name is refused and hurts nothing.
+        let second = mesh.cli(&["up", "-f", &mesh.config().display().to_string()]);
+        assert_eq!(second.status.code(), Some(1));
+        assert!(both(&second).contains("already running"), "{second:?}");
+        assert_eq!(mesh.get("/", &[]).status, 200);
+
+        let before = interfaces();
+        let traces = Traces::of(&mut mesh);
+        signal(mesh.supervisor().id(), name);
+        let ended = mesh.supervisor().wait().expect("a child");
+        assert_eq!(ended.success(), is_orderly, "{name}: {ended}");
+        mesh.wait(&format!("nothing is left after {name}: {:?}", traces.left()), || traces.left().is_empty());
+        assert!(TcpStream::connect(gateway).is_err(), "{name}: the port is free");
+        assert_eq!(interfaces(), before, "the machine's own network is not touched");
+        if name != "TERM" {
+            mesh.start_again();
+        }
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_is_named_and_the_rest_runs() {
+    let Some(peers) = Peers::of("a_port_that_is_taken_is_named_and_the_rest_runs") else { return };
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("bound").port();
+    let apps = [peers.recorder("ledger"), App::idle("inside")];
+    let plan = Plan::new().argument("--publish").argument(&format!("8080={port}"));
+    let mesh = plan.file("apps.yaml", &yaml(&apps)).file("gateway.yaml", GATEWAY).launch();
+    mesh.wait("the port is named", || mesh.said(&format!("port {port} of 127.0.0.1 is taken by another program")));
+    assert!(mesh.said("--publish 8080=OTHER"), "{:?}", mesh.lines());
+    mesh.wait("the rest runs", || curl(&mesh, "inside", &["http://ledger:9080/"]).status == 200);
+    // Another program of the same user that shares its port must be noticed as well.
+    assert!(mesh.published(8080).is_none(), "{:?}", mesh.lines());
+    drop(taken);
+}
+
+#[test]
+fn namespaces_that_are_forbidden_are_explained() {
+    const TEST: &str = "namespaces_that_are_forbidden_are_explained";
+    if Peers::of(TEST).is_none() {
+        return;
+    }
+    let home = tempfile::tempdir().expect("a temporary folder");
+    // In a user namespace whose own limit of user namespaces is 0, as an administrator would set it.
+    let script = format!(
+        "echo 0 > /proc/sys/user/max_user_namespaces && exec {} up -f {}",
+        crate::binary().display(),
+        home.path().display()
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "sh", "-c", &script]);
+    command.env("XDG_RUNTIME_DIR", home.path()).env("XDG_STATE_HOME", home.path()).stdin(Stdio::null());
+    let output = command.output().expect("unshare starts");
+    let told = both(&output);
+    if told.contains("max_user_namespaces: ") && told.contains("denied") {
+        return crate::skip(TEST, "the limit cannot be set here");
+    }
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("user namespace") && told.contains("max_user_namespaces"), "what is missing, and what to do: {told}");
+    assert!(!Path::new(&home.path().join("meltemi/default/node.sock")).exists());
+    assert!(fs::metadata(home.path()).is_ok_and(|m| m.nlink() >= 2));
+}

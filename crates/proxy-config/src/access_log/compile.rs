@@ -1,0 +1,224 @@
+//! Compiling access logs. A sink that is unknown is left out with a warning: a log is no guard.
+
+use std::sync::Arc;
+
+use meltemi_filters::format::Template;
+use meltemi_filters::matcher::{Fraction, HeaderMatch, MetadataMatch};
+use meltemi_filters::metadata::Value;
+use meltemi_filters::{Rejection, ResponseFlag, Scope};
+use meltemi_proto::envoy::config::accesslog::v3 as proto;
+use meltemi_proto::envoy::config::core::v3 as core;
+use meltemi_proto::envoy::extensions::access_loggers::file::v3 as file;
+use meltemi_proto::envoy::extensions::access_loggers::stream::v3 as stream;
+use meltemi_proto::google::protobuf::Struct;
+use proto::access_log_filter::FilterSpecifier;
+
+use super::*;
+use crate::tls::compile::type_name;
+
+/// How deep filters and JSON may nest.
+const MAX_DEPTH: usize = 16;
+
+/// Compiles a list of access logs; unknown ones are left out.
+pub(crate) fn compile_all(
+    messages: &[proto::AccessLog],
+    scope: &mut Scope,
+) -> Result<Vec<Arc<AccessLog>>, Rejection> {
+    let logs = scope.each("access_log", messages, |scope, message| AccessLog::compile(message, scope))?;
+    Ok(logs.into_iter().flatten().map(Arc::new).collect())
+}
+
+impl AccessLog {
+    /// Compiles Envoy's message; `None` for a sink that is unknown.
+    pub fn compile(message: &proto::AccessLog, scope: &mut Scope) -> Result<Option<Self>, Rejection> {
+        let Some(proto::access_log::ConfigType::TypedConfig(any)) = &message.config_type else {
+            return scope.refuse("an access log without typed_config");
+        };
+        let (sink, format) = match type_name(any) {
+            "envoy.extensions.access_loggers.file.v3.FileAccessLog" => {
+                let config: file::FileAccessLog = scope.unpack(any)?;
+                let sink = match config.path.as_str() {
+                    "" => return scope.refuse("a file access log without path"),
+                    "/dev/stdout" => LogSink::Stdout,
+                    "/dev/stderr" => LogSink::Stderr,
+                    path => LogSink::File(path.into()),
+                };
+                (sink, file_format(&config, scope)?)
+            }
+            "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog" => {
+                let config: stream::StdoutAccessLog = scope.unpack(any)?;
+                let format = config.access_log_format.as_ref().map(|format| {
+                    let stream::stdout_access_log::AccessLogFormat::LogFormat(format) = format;
+                    format
+                });
+                (LogSink::Stdout, substitution(format, scope)?)
+            }
+            "envoy.extensions.access_loggers.stream.v3.StderrAccessLog" => {
+                let config: stream::StderrAccessLog = scope.unpack(any)?;
+                let format = config.access_log_format.as_ref().map(|format| {
+                    let stream::stderr_access_log::AccessLogFormat::LogFormat(format) = format;
+                    format
+                });
+                (LogSink::Stderr, substitution(format, scope)?)
+            }
+            other => {
+                scope.warn("", format!("access log {other:?} is unknown and left out"));
+                return Ok(None);
+            }
+        };
+        let filter = match &message.filter {
+            None => None,
+            Some(filter) => scope.within("filter", |scope| LogFilter::compile(filter, scope, 0))?,
+        };
+        Ok(Some(Self { sink, format, filter }))
+    }
+}
+
+#[allow(deprecated)] // the older forms of formats are still sent
+fn file_format(config: &file::FileAccessLog, scope: &mut Scope) -> Result<LogFormat, Rejection> {
+    use file::file_access_log::AccessLogFormat;
+    match &config.access_log_format {
+        None => Ok(LogFormat::Text(template(DEFAULT_FORMAT, scope))),
+        Some(AccessLogFormat::Format(text)) if text.is_empty() => Ok(LogFormat::Text(template(DEFAULT_FORMAT, scope))),
+        Some(AccessLogFormat::Format(text)) => Ok(LogFormat::Text(template(text, scope))),
+        Some(AccessLogFormat::JsonFormat(fields) | AccessLogFormat::TypedJsonFormat(fields)) => {
+            Ok(LogFormat::Json(json(fields, scope)))
+        }
+        Some(AccessLogFormat::LogFormat(format)) => substitution(Some(format), scope),
+    }
+}
+
+#[allow(deprecated)] // text_format is what is sent
+fn substitution(format: Option<&core::SubstitutionFormatString>, scope: &mut Scope) -> Result<LogFormat, Rejection> {
+    use core::data_source::Specifier;
+    use core::substitution_format_string::Format;
+    match format.and_then(|format| format.format.as_ref()) {
+        None => Ok(LogFormat::Text(template(DEFAULT_FORMAT, scope))),
+        Some(Format::TextFormat(text)) => Ok(LogFormat::Text(template(text, scope))),
+        Some(Format::JsonFormat(fields)) => Ok(LogFormat::Json(json(fields, scope))),
+        Some(Format::TextFormatSource(source)) => match &source.specifier {
+            Some(Specifier::InlineString(text)) => Ok(LogFormat::Text(template(text, scope))),
+            Some(Specifier::InlineBytes(bytes)) => Ok(LogFormat::Text(template(&String::from_utf8_lossy(bytes), scope))),
+            _ => scope.refuse("a log format must stand in the configuration"),
+        },
+    }
+}
+
+/// A format, or what is left of it: an operator that is unknown is printed as it is written.
+fn template(text: &str, scope: &mut Scope) -> Template {
+    match Template::parse(text) {
+        Ok(template) => template,
+        Err(reason) => {
+            scope.warn("log_format", format!("{reason}; it is printed as it is"));
+            salvage(text)
+        }
+    }
+}
+
+/// Doubles the percent signs of operators that do not parse.
+fn salvage(text: &str) -> Template {
+    let mut kept = String::with_capacity(text.len() + 8);
+    let mut rest = text;
+    while let Some(at) = rest.find('%') {
+        kept.push_str(&rest[..at]);
+        let operator_end = rest[at + 1..].find('%').map(|end| at + 1 + end + 1);
+        match operator_end {
+            Some(end) if Template::parse(&rest[at..end]).is_ok() => {
+                kept.push_str(&rest[at..end]);
+                rest = &rest[end..];
+            }
+            _ => {
+                kept.push_str("%%");
+                rest = &rest[at + 1..];
+            }
+        }
+    }
+    kept.push_str(rest);
+    Template::parse(&kept).unwrap_or_else(|_| Template::literal(text))
+}
+
+fn json(fields: &Struct, scope: &mut Scope) -> JsonFormat {
+    json_value(&Value::from_struct(fields), scope, 0)
+}
+
+fn json_value(value: &Value, scope: &mut Scope, depth: usize) -> JsonFormat {
+    match value {
+        _ if depth > MAX_DEPTH => JsonFormat::Constant(serde_json::Value::Null),
+        Value::String(text) => JsonFormat::Text(template(text, scope)),
+        Value::Struct(fields) => JsonFormat::Object(
+            fields.iter().map(|(name, value)| ((&**name).into(), json_value(value, scope, depth + 1))).collect(),
+        ),
+        Value::List(list) => JsonFormat::Array(list.iter().map(|value| json_value(value, scope, depth + 1)).collect()),
+        constant => JsonFormat::Constant(meltemi_filters::format::json_of(constant)),
+    }
+}
+
+impl LogFilter {
+    /// Compiles Envoy's message; `None` where the filter is unknown, so that all is logged.
+    fn compile(message: &proto::AccessLogFilter, scope: &mut Scope, depth: usize) -> Result<Option<Self>, Rejection> {
+        if depth > MAX_DEPTH {
+            return scope.refuse("access log filters are nested too deeply");
+        }
+        let compare = |comparison: &Option<proto::ComparisonFilter>, scope: &mut Scope| {
+            let comparison = scope.required("comparison", comparison.as_ref())?;
+            let op = match proto::comparison_filter::Op::try_from(comparison.op) {
+                Ok(proto::comparison_filter::Op::Eq) => ComparisonOp::Eq,
+                Ok(proto::comparison_filter::Op::Ge) => ComparisonOp::Ge,
+                Ok(proto::comparison_filter::Op::Le) => ComparisonOp::Le,
+                Ok(proto::comparison_filter::Op::Ne) => ComparisonOp::Ne,
+                Err(_) => return scope.refuse(format!("unknown op {}", comparison.op)),
+            };
+            Ok(Comparison { op, value: comparison.value.as_ref().map_or(0, |value| value.default_value) })
+        };
+        let list = |filters: &[proto::AccessLogFilter], scope: &mut Scope| {
+            scope.each("filters", filters, |scope, filter| Self::compile(filter, scope, depth + 1))
+        };
+        Ok(match scope.required("filter_specifier", message.filter_specifier.as_ref())? {
+            FilterSpecifier::StatusCodeFilter(filter) => Some(Self::Status(compare(&filter.comparison, scope)?)),
+            FilterSpecifier::DurationFilter(filter) => Some(Self::Duration(compare(&filter.comparison, scope)?)),
+            FilterSpecifier::NotHealthCheckFilter(_) => Some(Self::NotHealthCheck),
+            FilterSpecifier::RuntimeFilter(filter) => {
+                Some(Self::Share(Fraction::from_option(filter.percent_sampled.as_ref(), Fraction::NONE)))
+            }
+            // An unknown part of an AND is left out, an unknown part of an OR admits everything.
+            FilterSpecifier::AndFilter(and) => Some(Self::All(list(&and.filters, scope)?.into_iter().flatten().collect())),
+            FilterSpecifier::OrFilter(or) => {
+                list(&or.filters, scope)?.into_iter().collect::<Option<Vec<_>>>().map(Self::Any)
+            }
+            FilterSpecifier::HeaderFilter(filter) => {
+                let header = scope.required("header", filter.header.as_ref())?;
+                Some(Self::Header(HeaderMatch::compile(header, scope)?))
+            }
+            FilterSpecifier::ResponseFlagFilter(filter) => {
+                let mut flags = ResponseFlags::default();
+                for name in &filter.flags {
+                    match ResponseFlag::from_short(name) {
+                        Some(flag) => flags.insert(flag),
+                        None => scope.warn("flags", format!("unknown flag {name:?}")),
+                    }
+                }
+                Some(Self::Flags(flags))
+            }
+            FilterSpecifier::GrpcStatusFilter(filter) => Some(Self::Grpc {
+                statuses: filter.statuses.iter().filter_map(|status| u32::try_from(*status).ok()).collect(),
+                exclude: filter.exclude,
+            }),
+            FilterSpecifier::MetadataFilter(filter) => {
+                let or_missing = crate::convert::boolean(filter.match_if_key_not_found.as_ref(), true);
+                match &filter.matcher {
+                    Some(matcher) => {
+                        let matcher = Box::new(MetadataMatch::compile(matcher, scope)?);
+                        Some(Self::Metadata { matcher, or_missing })
+                    }
+                    None => None,
+                }
+            }
+            FilterSpecifier::TraceableFilter(_)
+            | FilterSpecifier::LogTypeFilter(_)
+            | FilterSpecifier::ExtensionFilter(_) => {
+                scope.warn("", "this access log filter is unknown; all is logged");
+                None
+            }
+        })
+    }
+}

@@ -1,0 +1,292 @@
+//! Compiling the HTTP connection manager.
+
+use meltemi_filters::{Rejection, Scope};
+use meltemi_proto::envoy::config::core::v3 as core;
+use meltemi_proto::envoy::extensions::filters::network::http_connection_manager::v3 as proto;
+use meltemi_proto::envoy::r#type::v3::Percent;
+use proto::http_connection_manager as hcm;
+
+use super::*;
+use crate::compiler::Compiler;
+use crate::convert::{boolean, http1_options, http2_options, limit, number};
+use crate::http_filter::compile_slots;
+use crate::normalize::EscapedSlashes;
+
+impl HttpConnectionManager {
+    pub(crate) fn compile(
+        message: &proto::HttpConnectionManager,
+        owner: &str,
+        compiler: &Compiler,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
+        let unknown = |field: &str, value: i32, scope: &Scope| scope.reject(format!("unknown {field} {value}"));
+        let codec = match hcm::CodecType::try_from(message.codec_type) {
+            Ok(hcm::CodecType::Auto) => Codec::Auto,
+            Ok(hcm::CodecType::Http1) => Codec::Http1,
+            Ok(hcm::CodecType::Http2) => Codec::Http2,
+            Ok(hcm::CodecType::Http3) => return scope.refuse("HTTP/3 is not spoken"),
+            Err(_) => return Err(unknown("codec_type", message.codec_type, scope)),
+        };
+        let routes = match scope.required("route_specifier", message.route_specifier.as_ref())? {
+            hcm::RouteSpecifier::RouteConfig(config) => {
+                let table = scope.within("route_config", |scope| RouteTable::compile(config, compiler, scope))?;
+                RouteSource::Inline(Arc::new(table))
+            }
+            hcm::RouteSpecifier::Rds(rds) if rds.route_config_name.is_empty() => {
+                return scope.refuse("rds.route_config_name is empty");
+            }
+            hcm::RouteSpecifier::Rds(rds) => RouteSource::Rds(rds.route_config_name.as_str().into()),
+            hcm::RouteSpecifier::ScopedRoutes(_) => return scope.refuse("scoped routes are unknown"),
+        };
+        if message.forward_client_cert_matcher.is_some() {
+            return scope.refuse("forward_client_cert_matcher is unknown");
+        }
+        if !message.original_ip_detection_extensions.is_empty() {
+            return scope.refuse("original_ip_detection_extensions are unknown");
+        }
+        scope.unsupported("early_header_mutation_extensions", !message.early_header_mutation_extensions.is_empty());
+        scope.unsupported("local_reply_config", message.local_reply_config.is_some());
+        scope.unsupported("request_id_extension", message.request_id_extension.is_some());
+        scope.unsupported("proxy_status_config", message.proxy_status_config.is_some());
+        scope.unsupported("path_normalization_options", message.path_normalization_options.is_some());
+        scope.unsupported("typed_header_validation_config", message.typed_header_validation_config.is_some());
+        let common = message.common_http_protocol_options.clone().unwrap_or_default();
+        let filters = compile_slots(&message.http_filters, owner, compiler, scope)?;
+        #[allow(deprecated)]
+        let parts = message.set_current_client_cert_details.clone().unwrap_or_default();
+        Ok(Self {
+            codec,
+            stat_prefix: message.stat_prefix.as_str().into(),
+            routes,
+            filters: filters.into(),
+            access_logs: crate::access_log::compile::compile_all(&message.access_log, scope)?,
+            server_name: match message.server_name.as_str() {
+                "" => "envoy".into(),
+                name => name.into(),
+            },
+            server_header: match hcm::ServerHeaderTransformation::try_from(message.server_header_transformation) {
+                Ok(hcm::ServerHeaderTransformation::Overwrite) => ServerHeader::Overwrite,
+                Ok(hcm::ServerHeaderTransformation::AppendIfAbsent) => ServerHeader::AppendIfAbsent,
+                Ok(hcm::ServerHeaderTransformation::PassThrough) => ServerHeader::PassThrough,
+                Err(_) => {
+                    return Err(unknown("server_header_transformation", message.server_header_transformation, scope));
+                }
+            },
+            use_remote_address: boolean(message.use_remote_address.as_ref(), false),
+            xff_trusted_hops: message.xff_num_trusted_hops,
+            skip_xff_append: message.skip_xff_append,
+            via: message.via.as_str().into(),
+            generate_request_id: boolean(message.generate_request_id.as_ref(), true),
+            preserve_external_request_id: message.preserve_external_request_id,
+            request_id_in_response: message.always_set_request_id_in_response,
+            client_cert: match hcm::ForwardClientCertDetails::try_from(message.forward_client_cert_details) {
+                Ok(hcm::ForwardClientCertDetails::Sanitize) => ForwardClientCert::Sanitize,
+                Ok(hcm::ForwardClientCertDetails::ForwardOnly) => ForwardClientCert::ForwardOnly,
+                Ok(hcm::ForwardClientCertDetails::AppendForward) => ForwardClientCert::AppendForward,
+                Ok(hcm::ForwardClientCertDetails::SanitizeSet) => ForwardClientCert::SanitizeSet,
+                Ok(hcm::ForwardClientCertDetails::AlwaysForwardOnly) => ForwardClientCert::AlwaysForwardOnly,
+                Err(_) => {
+                    return Err(unknown("forward_client_cert_details", message.forward_client_cert_details, scope));
+                }
+            },
+            client_cert_parts: ClientCertParts {
+                subject: boolean(parts.subject.as_ref(), false),
+                cert: parts.cert,
+                chain: parts.chain,
+                dns: parts.dns,
+                uri: parts.uri,
+            },
+            path: path_normalization(message, scope)?,
+            strip_port: match (message.strip_matching_host_port, &message.strip_port_mode) {
+                (_, Some(hcm::StripPortMode::StripAnyHostPort(true))) => StripPort::Any,
+                (true, _) => StripPort::Matching,
+                _ => StripPort::Keep,
+            },
+            strip_trailing_host_dot: message.strip_trailing_host_dot,
+            upgrades: upgrades(&message.upgrade_configs, scope),
+            stream_idle_timeout: limit(
+                "stream_idle_timeout",
+                message.stream_idle_timeout.as_ref(),
+                Some(Duration::from_secs(300)),
+                scope,
+            )?,
+            request_timeout: limit("request_timeout", message.request_timeout.as_ref(), None, scope)?,
+            request_headers_timeout: limit(
+                "request_headers_timeout",
+                message.request_headers_timeout.as_ref(),
+                None,
+                scope,
+            )?,
+            idle_timeout: limit("idle_timeout", common.idle_timeout.as_ref(), Some(Duration::from_secs(3600)), scope)?,
+            max_connection_duration: limit(
+                "max_connection_duration",
+                common.max_connection_duration.as_ref(),
+                None,
+                scope,
+            )?,
+            max_stream_duration: limit("max_stream_duration", common.max_stream_duration.as_ref(), None, scope)?,
+            max_requests_per_connection: number(common.max_requests_per_connection.as_ref(), 0),
+            drain_timeout: scope
+                .duration("drain_timeout", message.drain_timeout.as_ref())?
+                .unwrap_or(Duration::from_secs(5)),
+            max_head_bytes: number(message.max_request_headers_kb.as_ref(), 60).clamp(1, 8192) * 1024,
+            max_head_fields: number(common.max_headers_count.as_ref(), 100).max(1),
+            underscores: underscores(common.headers_with_underscores_action, scope)?,
+            http1: http1_options(message.http_protocol_options.as_ref(), scope),
+            http2: http2_options(message.http2_protocol_options.as_ref(), scope)?,
+            internal_addresses: match &message.internal_address_config {
+                None => Vec::new(),
+                Some(config) => scope.each("internal_address_config.cidr_ranges", &config.cidr_ranges, |scope, range| {
+                    Cidr::compile(range, scope)
+                })?,
+            },
+            append_x_forwarded_port: message.append_x_forwarded_port,
+            proxy_100_continue: message.proxy_100_continue,
+            scheme_overwrite: message
+                .scheme_header_transformation
+                .as_ref()
+                .and_then(|scheme| scheme.transformation.as_ref())
+                .map(|transformation| {
+                    let core::scheme_header_transformation::Transformation::SchemeToOverwrite(scheme) = transformation;
+                    scheme.as_str().into()
+                }),
+            tracing: match &message.tracing {
+                None => None,
+                Some(tracing) => Some(scope.within("tracing", |scope| Tracing::compile(tracing, scope))?),
+            },
+        })
+    }
+}
+
+fn underscores(action: i32, scope: &Scope) -> Result<Underscores, Rejection> {
+    use core::http_protocol_options::HeadersWithUnderscoresAction as Proto;
+    match Proto::try_from(action) {
+        Ok(Proto::Allow) => Ok(Underscores::Allow),
+        Ok(Proto::RejectRequest) => Ok(Underscores::Reject),
+        Ok(Proto::DropHeader) => Ok(Underscores::Drop),
+        Err(_) => scope.refuse(format!("unknown headers_with_underscores_action {action}")),
+    }
+}
+
+fn path_normalization(message: &proto::HttpConnectionManager, scope: &Scope) -> Result<PathNormalization, Rejection> {
+    use hcm::PathWithEscapedSlashesAction as Action;
+    let escaped_slashes = match Action::try_from(message.path_with_escaped_slashes_action) {
+        Ok(Action::ImplementationSpecificDefault | Action::KeepUnchanged) => EscapedSlashes::Keep,
+        Ok(Action::RejectRequest) => EscapedSlashes::Reject,
+        Ok(Action::UnescapeAndRedirect) => EscapedSlashes::Redirect,
+        Ok(Action::UnescapeAndForward) => EscapedSlashes::Forward,
+        Err(_) => return scope.refuse("unknown path_with_escaped_slashes_action"),
+    };
+    Ok(PathNormalization {
+        normalize: boolean(message.normalize_path.as_ref(), false),
+        merge_slashes: message.merge_slashes,
+        escaped_slashes,
+    })
+}
+
+fn upgrades(messages: &[hcm::UpgradeConfig], scope: &mut Scope) -> Vec<(Box<str>, bool)> {
+    let compile = |upgrade: &hcm::UpgradeConfig| {
+        scope.unsupported("upgrade_configs.filters", !upgrade.filters.is_empty());
+        (upgrade.upgrade_type.to_ascii_lowercase().into(), boolean(upgrade.enabled.as_ref(), true))
+    };
+    messages.iter().map(compile).collect()
+}
+
+impl Tracing {
+    fn compile(message: &hcm::Tracing, scope: &mut Scope) -> Result<Self, Rejection> {
+        let share = |percent: &Option<Percent>| {
+            percent.as_ref().map_or(Fraction::ALL, |percent| Fraction::from_percent(percent.value))
+        };
+        Ok(Self {
+            random_sampling: share(&message.random_sampling),
+            client_sampling: share(&message.client_sampling),
+            overall_sampling: share(&message.overall_sampling),
+            tags: custom_tags(&message.custom_tags, scope),
+            provider: match &message.provider {
+                None => None,
+                Some(provider) => TraceProvider::compile(provider, scope)?,
+            },
+            max_path_tag_length: number(message.max_path_tag_length.as_ref(), 256),
+        })
+    }
+}
+
+fn custom_tags(
+    messages: &[meltemi_proto::envoy::r#type::tracing::v3::CustomTag],
+    scope: &mut Scope,
+) -> Vec<(Box<str>, TagSource)> {
+    use meltemi_proto::envoy::r#type::tracing::v3::custom_tag::Type;
+    let mut tags = Vec::new();
+    for message in messages {
+        let source = match &message.r#type {
+            Some(Type::Literal(literal)) => TagSource::Literal(literal.value.as_str().into()),
+            Some(Type::Environment(variable)) => {
+                TagSource::Environment(variable.name.as_str().into(), variable.default_value.as_str().into())
+            }
+            Some(Type::RequestHeader(header)) => {
+                TagSource::Header(header.name.to_ascii_lowercase().into(), header.default_value.as_str().into())
+            }
+            _ => {
+                scope.warn("custom_tags", format!("the source of tag {:?} is not known", message.tag));
+                continue;
+            }
+        };
+        tags.push((message.tag.as_str().into(), source));
+    }
+    tags
+}
+
+impl TraceProvider {
+    fn compile(
+        message: &meltemi_proto::envoy::config::trace::v3::tracing::Http,
+        scope: &mut Scope,
+    ) -> Result<Option<Self>, Rejection> {
+        use core::grpc_service::TargetSpecifier;
+        use core::http_uri::HttpUpstreamType;
+        use meltemi_proto::envoy::config::trace::v3 as trace;
+        let Some(trace::tracing::http::ConfigType::TypedConfig(any)) = &message.config_type else {
+            scope.warn("provider", "no typed_config");
+            return Ok(None);
+        };
+        match crate::tls::compile::type_name(any) {
+            "envoy.config.trace.v3.ZipkinConfig" => {
+                let config: trace::ZipkinConfig = scope.unpack(any)?;
+                Ok(Some(Self::Zipkin {
+                    host: match config.collector_hostname.as_str() {
+                        "" => config.collector_cluster.as_str().into(),
+                        host => host.into(),
+                    },
+                    cluster: config.collector_cluster.as_str().into(),
+                    path: config.collector_endpoint.as_str().into(),
+                }))
+            }
+            "envoy.config.trace.v3.OpenTelemetryConfig" => {
+                let config: trace::OpenTelemetryConfig = scope.unpack(any)?;
+                let service = Box::from(config.service_name.as_str());
+                let grpc = config.grpc_service.as_ref().and_then(|service| service.target_specifier.as_ref());
+                let http = config.http_service.as_ref().and_then(|service| service.http_uri.as_ref());
+                match (grpc, http) {
+                    (Some(TargetSpecifier::EnvoyGrpc(grpc)), _) => {
+                        Ok(Some(Self::OpenTelemetryGrpc { cluster: grpc.cluster_name.as_str().into(), service }))
+                    }
+                    (_, Some(uri)) => match &uri.http_upstream_type {
+                        Some(HttpUpstreamType::Cluster(cluster)) => Ok(Some(Self::OpenTelemetryHttp {
+                            cluster: cluster.as_str().into(),
+                            uri: uri.uri.as_str().into(),
+                            service,
+                        })),
+                        None => Ok(None),
+                    },
+                    _ => {
+                        scope.warn("provider", "neither an Envoy gRPC cluster nor an HTTP service");
+                        Ok(None)
+                    }
+                }
+            }
+            other => {
+                scope.warn("provider", format!("tracer {other:?} is unknown; nothing is traced"));
+                Ok(None)
+            }
+        }
+    }
+}

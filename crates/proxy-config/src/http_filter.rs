@@ -1,0 +1,233 @@
+//! Compiling HTTP filters, and the settings that routes have for them.
+//!
+//! A filter that is unknown refuses the resource unless it says that it is optional: nobody knows what it would have
+//! kept out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use meltemi_filters::alpn::AlpnOverrides;
+use meltemi_filters::cors::CorsPolicy;
+use meltemi_filters::fault::Fault;
+use meltemi_filters::filter_state::SetFilterState;
+use meltemi_filters::header_mutation::HeaderMutation;
+use meltemi_filters::http::{HttpFilter, HttpFilterSlot, Override, Overrides, Router};
+use meltemi_filters::peer_metadata::PeerMetadata;
+use meltemi_filters::rate_limit::LocalRateLimit;
+use meltemi_filters::rbac::Rbac;
+use meltemi_filters::{Rejection, Scope};
+use meltemi_proto::Any;
+use meltemi_proto::envoy::config::route::v3::FilterConfig;
+use meltemi_proto::envoy::extensions::filters::http as proto;
+use meltemi_proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use meltemi_proto::istio::{AlpnConfig, PeerMetadataConfig};
+
+use crate::compiler::Compiler;
+use crate::listener::compile::typed_struct_kind;
+use crate::tls::compile::type_name;
+
+/// Compiles a connection manager's filters; the last must be the router.
+pub(crate) fn compile_slots(
+    messages: &[hcm::HttpFilter],
+    owner: &str,
+    compiler: &Compiler,
+    scope: &mut Scope,
+) -> Result<Vec<HttpFilterSlot>, Rejection> {
+    let slots = scope.each("http_filters", messages, |scope, message| compile_slot(message, owner, compiler, scope))?;
+    let slots: Vec<HttpFilterSlot> = slots.into_iter().flatten().collect();
+    match slots.split_last() {
+        Some((last, others)) if matches!(last.filter, HttpFilter::Router(_)) => {
+            match others.iter().find(|slot| matches!(slot.filter, HttpFilter::Router(_))) {
+                Some(_) => scope.refuse("a router that is not the last HTTP filter"),
+                None => Ok(slots),
+            }
+        }
+        _ => scope.refuse("the last HTTP filter is not the router"),
+    }
+}
+
+fn compile_slot(
+    message: &hcm::HttpFilter,
+    owner: &str,
+    compiler: &Compiler,
+    scope: &mut Scope,
+) -> Result<Option<HttpFilterSlot>, Rejection> {
+    let any = match &message.config_type {
+        Some(hcm::http_filter::ConfigType::TypedConfig(any)) => any,
+        Some(hcm::http_filter::ConfigType::ConfigDiscovery(_)) if message.is_optional => {
+            scope.warn("", format!("filter {:?} by discovery is left out", message.name));
+            return Ok(None);
+        }
+        Some(hcm::http_filter::ConfigType::ConfigDiscovery(_)) => {
+            return scope.refuse(format!("filter {:?} by discovery is unknown", message.name));
+        }
+        None => &Any::default(),
+    };
+    let filter = match compile_filter(&message.name, any, owner, compiler, scope)? {
+        Some(filter) => filter,
+        None if message.is_optional => {
+            scope.warn("", format!("optional filter {:?} ({}) is unknown and left out", message.name, type_name(any)));
+            return Ok(None);
+        }
+        None => return scope.refuse(format!("unknown HTTP filter {:?} ({})", message.name, type_name(any))),
+    };
+    Ok(Some(HttpFilterSlot { name: message.name.as_str().into(), filter, disabled: message.disabled }))
+}
+
+/// `None`: unknown.
+fn compile_filter(
+    name: &str,
+    any: &Any,
+    owner: &str,
+    compiler: &Compiler,
+    scope: &mut Scope,
+) -> Result<Option<HttpFilter>, Rejection> {
+    let kind = kind_of(any, name, scope)?;
+    Ok(Some(match &*kind {
+        "envoy.extensions.filters.http.router.v3.Router" => {
+            let config: proto::router::v3::Router = scope.unpack(any)?;
+            scope.unsupported("upstream_log", !config.upstream_log.is_empty());
+            if !config.upstream_http_filters.is_empty() {
+                return scope.refuse("upstream_http_filters are unknown");
+            }
+            HttpFilter::Router(Router {
+                suppress_envoy_headers: config.suppress_envoy_headers,
+                respect_expected_timeout: config.respect_expected_rq_timeout,
+            })
+        }
+        "envoy.extensions.filters.http.rbac.v3.RBAC" => {
+            HttpFilter::Rbac(Box::new(Rbac::compile_http(&scope.unpack(any)?, scope)?))
+        }
+        "envoy.extensions.filters.http.fault.v3.HTTPFault" => {
+            HttpFilter::Fault(Box::new(Fault::compile(&scope.unpack(any)?, scope)?))
+        }
+        "envoy.extensions.filters.http.cors.v3.Cors" => HttpFilter::Cors,
+        "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig" => {
+            let config: AlpnConfig = scope.unpack(any)?;
+            HttpFilter::Alpn(Arc::new(AlpnOverrides::compile(&config, scope)?))
+        }
+        "io.istio.http.peer_metadata.Config" => {
+            let config: PeerMetadataConfig = scope.unpack(any)?;
+            HttpFilter::PeerMetadata(PeerMetadata::compile(&config, scope)?)
+        }
+        "stats.PluginConfig" => HttpFilter::Stats,
+        "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => HttpFilter::GrpcStats,
+        "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb" => HttpFilter::GrpcWeb,
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation" => {
+            HttpFilter::HeaderMutation(Box::new(HeaderMutation::compile(&scope.unpack(any)?, scope)?))
+        }
+        "envoy.extensions.filters.http.set_filter_state.v3.Config" => {
+            HttpFilter::SetFilterState(Box::new(SetFilterState::compile(&scope.unpack(any)?, scope)?))
+        }
+        "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
+            let limit = LocalRateLimit::compile(&scope.unpack(any)?, owner, &compiler.buckets, scope)?;
+            HttpFilter::LocalRateLimit(Box::new(limit))
+        }
+        _ => return Ok(None),
+    }))
+}
+
+/// The type that decides: the message's, or the one that a `TypedStruct` stands for, or the filter's name where there
+/// is no message (Envoy's old way for filters without settings).
+fn kind_of<'m>(any: &'m Any, name: &'m str, scope: &Scope) -> Result<std::borrow::Cow<'m, str>, Rejection> {
+    Ok(match type_name(any) {
+        "" => match name {
+            "envoy.filters.http.cors" => "envoy.extensions.filters.http.cors.v3.Cors".into(),
+            "envoy.filters.http.grpc_stats" => "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig".into(),
+            "envoy.filters.http.grpc_web" => "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb".into(),
+            "istio.stats" => "stats.PluginConfig".into(),
+            other => other.into(),
+        },
+        "udpa.type.v1.TypedStruct" | "xds.type.v3.TypedStruct" => match &*typed_struct_kind(any, scope)? {
+            // Metrics look at no setting of it; everything else must be sent as its own message.
+            "stats.PluginConfig" => "stats.PluginConfig".into(),
+            other => format!("{other} as TypedStruct").into(),
+        },
+        kind => kind.into(),
+    })
+}
+
+/// Compiles what a route, virtual host or weighted cluster has for filters. `owner` names it for token buckets.
+pub(crate) fn compile_overrides(
+    messages: &HashMap<String, Any>,
+    owner: &str,
+    compiler: &Compiler,
+    scope: &mut Scope,
+) -> Result<Overrides, Rejection> {
+    let mut settings = Vec::with_capacity(messages.len());
+    for (name, any) in messages {
+        let setting = scope.within(format_args!("typed_per_filter_config[{name}]"), |scope| {
+            compile_override(any, owner, compiler, scope)
+        })?;
+        if let Some(setting) = setting {
+            settings.push((name.as_str().into(), setting));
+        }
+    }
+    settings.sort_by(|(a, _): &(Box<str>, _), (b, _)| a.cmp(b));
+    Ok(Overrides::new(settings))
+}
+
+fn compile_override(
+    any: &Any,
+    owner: &str,
+    compiler: &Compiler,
+    scope: &mut Scope,
+) -> Result<Option<Override>, Rejection> {
+    let mut any = any;
+    let wrapper: FilterConfig;
+    let mut is_optional = false;
+    if type_name(any) == "envoy.config.route.v3.FilterConfig" {
+        wrapper = scope.unpack(any)?;
+        if wrapper.disabled {
+            return Ok(Some(Override::Disabled));
+        }
+        is_optional = wrapper.is_optional;
+        match &wrapper.config {
+            Some(inner) => any = inner,
+            None => return Ok(Some(Override::Enabled)),
+        }
+    }
+    Ok(Some(match type_name(any) {
+        "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => {
+            let config: proto::rbac::v3::RbacPerRoute = scope.unpack(any)?;
+            match &config.rbac {
+                Some(rbac) => Override::Rbac(Box::new(Rbac::compile_http(rbac, scope)?)),
+                // Envoy: an empty one turns authorization off for the route.
+                None => Override::Disabled,
+            }
+        }
+        "envoy.extensions.filters.http.fault.v3.HTTPFault" => {
+            Override::Fault(Box::new(Fault::compile(&scope.unpack(any)?, scope)?))
+        }
+        "envoy.extensions.filters.http.cors.v3.CorsPolicy" => {
+            Override::Cors(Box::new(CorsPolicy::compile(&scope.unpack(any)?, scope)?))
+        }
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute" => {
+            Override::HeaderMutation(Box::new(HeaderMutation::compile_route(&scope.unpack(any)?, scope)?))
+        }
+        "envoy.extensions.filters.http.set_filter_state.v3.Config" => {
+            Override::SetFilterState(Box::new(SetFilterState::compile(&scope.unpack(any)?, scope)?))
+        }
+        "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
+            let limit = LocalRateLimit::compile(&scope.unpack(any)?, owner, &compiler.buckets, scope)?;
+            Override::LocalRateLimit(Box::new(limit))
+        }
+        other if is_optional => {
+            scope.warn("", format!("optional setting {other:?} is unknown and left out"));
+            return Ok(None);
+        }
+        other => return scope.refuse(format!("unknown filter setting {other:?}")),
+    }))
+}
+
+/// Adds the CORS policy that stands in a route itself, unless the filter has one.
+pub(crate) fn with_cors(overrides: Overrides, policy: Option<CorsPolicy>) -> Overrides {
+    match policy {
+        Some(policy) if overrides.find(CORS).is_none() => {
+            overrides.with(CORS.into(), Override::Cors(Box::new(policy)))
+        }
+        _ => overrides,
+    }
+}
+
+const CORS: &str = "envoy.filters.http.cors";

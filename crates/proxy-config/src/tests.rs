@@ -1,0 +1,450 @@
+//! Whole resources: listeners, clusters, endpoints, bootstrap, snapshots.
+
+use std::sync::Arc;
+
+use meltemi_filters::http::HttpFilter;
+use meltemi_filters::metadata::{Metadata, Value};
+use meltemi_filters::ConnInfo;
+use meltemi_lb::{Cursor, PickContext, Policy};
+use meltemi_proto::Any;
+use meltemi_proto::envoy::config::bootstrap::v3 as bootstrap;
+use meltemi_proto::envoy::config::cluster::v3 as cluster;
+use meltemi_proto::envoy::config::core::v3 as core;
+use meltemi_proto::envoy::config::endpoint::v3 as endpoint;
+use meltemi_proto::envoy::config::listener::v3 as listener;
+use meltemi_proto::envoy::config::route::v3 as route;
+use meltemi_proto::envoy::extensions::filters::http as http_filters;
+use meltemi_proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use meltemi_proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
+use meltemi_proto::envoy::extensions::transport_sockets::tls::v3 as tls;
+use meltemi_proto::google::protobuf::{BoolValue, Struct, UInt32Value};
+use meltemi_proto::{pack, value_of};
+use proptest::prelude::*;
+use prost::Message;
+
+use crate::bootstrap::Bootstrap;
+use crate::cluster::{Discovery, UpstreamProtocol};
+use crate::compiler::*;
+use crate::listener::Terminal;
+use crate::snapshot::ProxySnapshot;
+use crate::tls::{SecretSource, Trust, UpstreamTransport};
+
+fn socket(ip: &str, port: u32) -> Option<core::Address> {
+    let socket = core::SocketAddress {
+        address: ip.into(),
+        port_specifier: Some(core::socket_address::PortSpecifier::PortValue(port)),
+        ..Default::default()
+    };
+    Some(core::Address { address: Some(core::address::Address::SocketAddress(socket)) })
+}
+
+fn network(name: &str, any: Any) -> listener::Filter {
+    listener::Filter { name: name.into(), config_type: Some(listener::filter::ConfigType::TypedConfig(any)) }
+}
+
+fn tcp_proxy(cluster: &str) -> listener::Filter {
+    let message = tcp::TcpProxy {
+        stat_prefix: cluster.into(),
+        cluster_specifier: Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(cluster.into())),
+        ..Default::default()
+    };
+    network("envoy.filters.network.tcp_proxy", pack(&message))
+}
+
+fn http_filter(name: &str, any: Any) -> hcm::HttpFilter {
+    hcm::HttpFilter {
+        name: name.into(),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(any)),
+        ..Default::default()
+    }
+}
+
+fn router() -> hcm::HttpFilter {
+    http_filter("envoy.filters.http.router", pack(&http_filters::router::v3::Router::default()))
+}
+
+fn manager(filters: Vec<hcm::HttpFilter>) -> listener::Filter {
+    let message = hcm::HttpConnectionManager {
+        stat_prefix: "outbound".into(),
+        http_filters: filters,
+        route_specifier: Some(hcm::http_connection_manager::RouteSpecifier::RouteConfig(
+            route::RouteConfiguration::default(),
+        )),
+        normalize_path: Some(BoolValue { value: true }),
+        ..Default::default()
+    };
+    network("envoy.filters.network.http_connection_manager", pack(&message))
+}
+
+fn chain(filters: Vec<listener::Filter>) -> listener::FilterChain {
+    listener::FilterChain { filters, ..Default::default() }
+}
+
+fn simple(name: &str, ip: &str, port: u32, filters: Vec<listener::Filter>) -> listener::Listener {
+    listener::Listener {
+        name: name.into(),
+        address: socket(ip, port),
+        filter_chains: vec![chain(filters)],
+        bind_to_port: Some(BoolValue { value: false }),
+        ..Default::default()
+    }
+}
+
+fn unknown() -> Any {
+    Any { type_url: "type.googleapis.com/envoy.extensions.filters.http.oauth2.v3.OAuth2".into(), value: vec![] }
+}
+
+#[test]
+fn unknown_filters_refuse_the_listener_unless_optional() {
+    let compile = |filters| compile_listener(&simple("l", "0.0.0.0", 80, vec![manager(filters)]));
+    let error = compile(vec![http_filter("oauth2", unknown()), router()]).expect_err("refused");
+    assert_eq!(error.path, "filter_chains[0].filters[0].http_filters[0]");
+    let jwt = Any { type_url: "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication".into(), value: vec![] };
+    assert!(compile(vec![http_filter("envoy.filters.http.jwt_authn", jwt), router()]).is_err());
+    let mut optional = http_filter("oauth2", unknown());
+    optional.is_optional = true;
+    let (compiled, warnings) = compile(vec![optional, router()]).expect("left out");
+    assert_eq!(warnings.len(), 1);
+    let Terminal::Http(manager) = &compiled.chains.all[0].terminal else { panic!("HTTP") };
+    assert!(matches!(manager.filters[0].filter, HttpFilter::Router(_)) && manager.path.normalize);
+    assert!(compile(vec![]).is_err(), "without a router nothing is served");
+    let other = compile_listener(&simple("l", "0.0.0.0", 80, vec![network("x", unknown()), tcp_proxy("c")]));
+    assert!(other.is_err(), "nor are unknown network filters left out");
+    assert!(compile_listener(&simple("l", "0.0.0.0", 80, vec![])).is_err());
+    assert!(compile_listener(&simple("l", "0.0.0.0", 80, vec![tcp_proxy("a"), tcp_proxy("b")])).is_err());
+}
+
+fn downstream_tls(require: bool, trust: Option<tls::common_tls_context::ValidationContextType>) -> core::TransportSocket {
+    let ads = core::ConfigSource {
+        config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::ApiConfigSource(core::ApiConfigSource {
+            grpc_services: vec![core::GrpcService {
+                target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(core::grpc_service::EnvoyGrpc {
+                    cluster_name: "sds-grpc".into(),
+                    ..Default::default()
+                })),
+                ..Default::default()
+            }],
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    let context = tls::DownstreamTlsContext {
+        common_tls_context: Some(tls::CommonTlsContext {
+            tls_certificate_sds_secret_configs: vec![tls::SdsSecretConfig { name: "default".into(), sds_config: Some(ads) }],
+            alpn_protocols: vec!["h2".into(), "http/1.1".into()],
+            validation_context_type: trust,
+            ..Default::default()
+        }),
+        require_client_certificate: Some(BoolValue { value: require }),
+        ..Default::default()
+    };
+    core::TransportSocket {
+        name: "envoy.transport_sockets.tls".into(),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(pack(&context))),
+    }
+}
+
+#[test]
+fn tls_terms_are_plain_data_and_never_left_out() {
+    use tls::common_tls_context::ValidationContextType;
+    let compile = |socket| {
+        let mut message = simple("l", "0.0.0.0", 443, vec![tcp_proxy("c")]);
+        message.filter_chains[0].transport_socket = Some(socket);
+        compile_listener(&message)
+    };
+    let root = ValidationContextType::ValidationContextSdsSecretConfig(tls::SdsSecretConfig {
+        name: "ROOTCA".into(),
+        sds_config: None,
+    });
+    let (compiled, _) = compile(downstream_tls(true, Some(root))).expect("compiles");
+    let terms = compiled.chains.all[0].transport.tls().expect("TLS");
+    assert!(terms.require_client_certificate);
+    assert!(matches!(&terms.common.validation.trust, Trust::Secret(secret) if &*secret.name == "ROOTCA"));
+    let secrets: Vec<_> = terms.common.secrets().map(|secret| (&*secret.name, &secret.source)).collect();
+    assert_eq!(secrets[0], ("default", &SecretSource::Cluster("sds-grpc".into())));
+    assert!(compile(downstream_tls(true, None)).is_err(), "nothing to verify the client by");
+    let unknown = core::TransportSocket {
+        name: "x".into(),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(unknown())),
+    };
+    assert!(compile(unknown).is_err(), "an unknown transport is not plaintext");
+}
+
+#[test]
+fn original_destinations_find_their_listener() {
+    let mut outbound = simple("virtualOutbound", "0.0.0.0", 15001, vec![tcp_proxy("PassthroughCluster")]);
+    outbound.use_original_dst = Some(BoolValue { value: true });
+    outbound.bind_to_port = None;
+    let compiler = Compiler::default();
+    let mut builder = ProxySnapshot::default().edit();
+    for message in [
+        outbound,
+        simple("0.0.0.0_9080", "0.0.0.0", 9080, vec![manager(vec![router()])]),
+        simple("10.45.0.1_3306", "10.45.0.1", 3306, vec![tcp_proxy("outbound|3306||mysql")]),
+    ] {
+        builder.set_listener(compiler.listener(&message).expect("compiles").0);
+    }
+    let snapshot = builder.build();
+    let at = snapshot.listener("virtualOutbound").expect("is there");
+    let name = |destination: &str| {
+        let destination = destination.parse().expect("address");
+        let conn = ConnInfo::plain(destination, "10.44.0.5:999".parse().expect("address"));
+        let (listener, chain) = snapshot.select_filter_chain(at, &conn).expect("is served");
+        assert!(Arc::ptr_eq(chain, &listener.chains.all[0]));
+        listener.name.clone()
+    };
+    assert_eq!(&*name("10.45.0.7:9080"), "0.0.0.0_9080");
+    assert_eq!(&*name("10.45.0.1:3306"), "10.45.0.1_3306");
+    assert_eq!(&*name("10.45.0.2:3306"), "virtualOutbound");
+    assert_eq!(&*name("[::ffff:10.45.0.1]:3306"), "10.45.0.1_3306");
+    // What a push does not name stays the same value.
+    let mut builder = snapshot.edit();
+    builder.remove_listener("10.45.0.1_3306");
+    let next = builder.build();
+    assert!(next.find_original_dst("10.45.0.1:3306".parse().expect("address")).is_none());
+    let same = |name: &str| Arc::ptr_eq(snapshot.listener(name).expect("old"), next.listener(name).expect("new"));
+    assert!(same("0.0.0.0_9080") && same("virtualOutbound"));
+}
+
+fn eds(name: &str) -> cluster::Cluster {
+    cluster::Cluster {
+        name: name.into(),
+        cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(
+            cluster::cluster::DiscoveryType::Eds as i32,
+        )),
+        lb_policy: cluster::cluster::LbPolicy::LeastRequest as i32,
+        ..Default::default()
+    }
+}
+
+fn fields(pairs: &[(&str, &str)]) -> Struct {
+    Struct { fields: pairs.iter().map(|(key, value)| ((*key).to_owned(), value_of(*value))).collect() }
+}
+
+#[test]
+fn auto_mtls_goes_by_the_endpoints_metadata() {
+    let context = tls::UpstreamTlsContext { sni: "outbound_.9080_._.details".into(), ..Default::default() };
+    let socket = |any: Any| {
+        Some(core::TransportSocket {
+            name: String::new(),
+            config_type: Some(core::transport_socket::ConfigType::TypedConfig(any)),
+        })
+    };
+    let raw = meltemi_proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer::default();
+    let message = cluster::Cluster {
+        transport_socket_matches: vec![
+            cluster::cluster::TransportSocketMatch {
+                name: "tlsMode-istio".into(),
+                r#match: Some(fields(&[("tlsMode", "istio")])),
+                transport_socket: socket(pack(&context)),
+            },
+            cluster::cluster::TransportSocketMatch {
+                name: "tlsMode-disabled".into(),
+                r#match: Some(Struct::default()),
+                transport_socket: socket(pack(&raw)),
+            },
+        ],
+        ..eds("outbound|9080||details")
+    };
+    let (compiled, warnings) = compile_cluster(&message).expect("compiles");
+    assert_eq!(warnings, []);
+    let mut meshed = Metadata::default();
+    meshed.set("envoy.transport_socket_match", "tlsMode", Value::string("istio"));
+    let (transport, name) = compiled.transport_for(&meshed);
+    assert_eq!(name.map(|name| &**name), Some("tlsMode-istio"));
+    assert_eq!(transport.tls().map(|tls| &*tls.sni), Some("outbound_.9080_._.details"));
+    let (transport, name) = compiled.transport_for(&Metadata::default());
+    assert_eq!(name.map(|name| &**name), Some("tlsMode-disabled"));
+    assert!(matches!(transport, UpstreamTransport::Plaintext));
+}
+
+#[test]
+fn clusters_have_envoys_defaults_and_say_what_they_want() {
+    let (compiled, _) = compile_cluster(&eds("c")).expect("compiles");
+    assert_eq!(compiled.lb.policy, Policy::LeastRequest { choices: 2 });
+    assert_eq!(compiled.breakers[0].max_requests, 1024);
+    assert_eq!(compiled.connect_timeout.as_secs(), 5);
+    assert_eq!(compiled.protocol, UpstreamProtocol::Http1);
+    assert_eq!(compiled.eds().map(|name| &**name), Some("c"));
+    use meltemi_proto::envoy::extensions::upstreams::http::v3 as upstream;
+    use upstream::http_protocol_options::{ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config};
+    let http2 = upstream::HttpProtocolOptions {
+        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+            protocol_config: Some(explicit_http_config::ProtocolConfig::Http2ProtocolOptions(Default::default())),
+        })),
+        ..Default::default()
+    };
+    let mut message = eds("c");
+    message
+        .typed_extension_protocol_options
+        .insert("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(), pack(&http2));
+    assert_eq!(compile_cluster(&message).expect("compiles").0.protocol, UpstreamProtocol::Http2);
+    let maglev = cluster::Cluster { lb_policy: cluster::cluster::LbPolicy::Maglev as i32, ..eds("c") };
+    assert_eq!(compile_cluster(&maglev).expect("compiles").0.lb.policy, Policy::Maglev { table_size: 65537 });
+    let not_prime = cluster::Cluster {
+        lb_config: Some(cluster::cluster::LbConfig::MaglevLbConfig(cluster::cluster::MaglevLbConfig {
+            table_size: Some(meltemi_proto::google::protobuf::UInt64Value { value: 65536 }),
+        })),
+        ..maglev
+    };
+    assert!(compile_cluster(&not_prime).is_err());
+    let original = cluster::Cluster {
+        name: "PassthroughCluster".into(),
+        cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(
+            cluster::cluster::DiscoveryType::OriginalDst as i32,
+        )),
+        lb_policy: cluster::cluster::LbPolicy::ClusterProvided as i32,
+        ..Default::default()
+    };
+    assert!(matches!(compile_cluster(&original).expect("compiles").0.discovery, Discovery::OriginalDst(_)));
+}
+
+fn lb_endpoint(ip: &str, weight: u32, health: core::HealthStatus) -> endpoint::LbEndpoint {
+    endpoint::LbEndpoint {
+        health_status: health as i32,
+        load_balancing_weight: Some(UInt32Value { value: weight }),
+        host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint::Endpoint {
+            address: socket(ip, 9080),
+            ..Default::default()
+        })),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn endpoints_are_balanced_by_weight_health_and_priority() {
+    use core::HealthStatus::{Draining, Healthy, Unknown};
+    let group = |priority, endpoints| endpoint::LocalityLbEndpoints {
+        priority,
+        lb_endpoints: endpoints,
+        load_balancing_weight: Some(UInt32Value { value: 1 }),
+        ..Default::default()
+    };
+    let message = endpoint::ClusterLoadAssignment {
+        cluster_name: "c".into(),
+        endpoints: vec![
+            group(0, vec![
+                lb_endpoint("10.0.0.1", 1, Healthy),
+                lb_endpoint("10.0.0.2", 1, Unknown),
+                lb_endpoint("10.0.0.3", 1, Draining),
+            ]),
+            group(1, vec![lb_endpoint("10.0.1.1", 1, Healthy)]),
+        ],
+        ..Default::default()
+    };
+    let (set, _) = compile_endpoints(&message).expect("compiles");
+    assert_eq!(&*set.endpoints[0].hash_key, "10.0.0.1:9080");
+    let (compiled, _) = compile_cluster(&eds("c")).expect("compiles");
+    let balancer = set.balancer(&compiled.lb, false, |host| set.endpoints[host as usize].status.health());
+    let mut counts = [0; 4];
+    let mut cursor = Cursor::default();
+    for random in 0..2000u64 {
+        let mut context = PickContext {
+            random: random.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            hash: None,
+            active: &|_| 0,
+            cursor: &mut cursor,
+            subset: None,
+            avoid: &|_| false,
+            attempts: 1,
+            failed_priorities: &[],
+        };
+        counts[balancer.pick(&mut context).expect("somebody").host as usize] += 1;
+    }
+    assert!(counts[0] > 700 && counts[1] > 700 && counts[2] == 0, "{counts:?}");
+    assert!((50..250).contains(&counts[3]), "7 % spill over, for two thirds times 140 % are 93 %: {counts:?}");
+}
+
+#[test]
+fn a_bootstrap_says_how_to_begin() {
+    let ads = core::ApiConfigSource {
+        api_type: core::api_config_source::ApiType::DeltaGrpc as i32,
+        grpc_services: vec![core::GrpcService {
+            target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(core::grpc_service::EnvoyGrpc {
+                cluster_name: "xds-grpc".into(),
+                ..Default::default()
+            })),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let over_ads = Some(core::ConfigSource {
+        config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::Ads(Default::default())),
+        ..Default::default()
+    });
+    let mut message = bootstrap::Bootstrap {
+        node: Some(core::Node { id: "sidecar~1.2.3.4~a.b~b.svc.cluster.local".into(), ..Default::default() }),
+        admin: Some(bootstrap::Admin { address: socket("127.0.0.1", 15000), ..Default::default() }),
+        static_resources: Some(bootstrap::bootstrap::StaticResources {
+            clusters: vec![cluster::Cluster { name: "xds-grpc".into(), ..Default::default() }],
+            ..Default::default()
+        }),
+        dynamic_resources: Some(bootstrap::bootstrap::DynamicResources {
+            ads_config: Some(ads),
+            lds_config: over_ads.clone(),
+            cds_config: over_ads,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let compiled = Bootstrap::compile(&message, &Compiler::default()).expect("compiles");
+    assert!(compiled.lds && compiled.cds);
+    assert_eq!(compiled.ads.map(|ads| (ads.cluster, ads.delta)), Some(("xds-grpc".into(), true)));
+    assert_eq!(compiled.admin.and_then(|admin| admin.port()), Some(15000));
+    message.static_resources = None;
+    assert!(Bootstrap::compile(&message, &Compiler::default()).is_err(), "the control plane's cluster must be static");
+}
+
+fn some_bytes() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(any::<u8>(), 0..300)
+}
+
+/// A real message with some of its bytes changed gets deeper than noise does.
+fn mutated(original: Vec<u8>, changes: &[(prop::sample::Index, u8)]) -> Vec<u8> {
+    let mut bytes = original;
+    for (at, value) in changes {
+        if !bytes.is_empty() {
+            let at = at.index(bytes.len());
+            bytes[at] = *value;
+        }
+    }
+    bytes
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_are_a_panic(bytes in some_bytes(), changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6)) {
+        let listener = simple("l", "0.0.0.0", 80, vec![manager(vec![router()])]).encode_to_vec();
+        let cluster = eds("c").encode_to_vec();
+        let assignment = endpoint::ClusterLoadAssignment {
+            cluster_name: "c".into(),
+            endpoints: vec![endpoint::LocalityLbEndpoints {
+                lb_endpoints: vec![lb_endpoint("10.0.0.1", 1, core::HealthStatus::Healthy)],
+                ..Default::default()
+            }],
+            ..Default::default()
+        }.encode_to_vec();
+        for (original, kind) in [(listener, 0), (cluster, 1), (assignment, 2), (bytes.clone(), 0), (bytes.clone(), 1), (bytes.clone(), 2), (bytes, 3)] {
+            let bytes = mutated(original, &changes);
+            match kind {
+                0 => if let Ok(message) = listener::Listener::decode(bytes.as_slice()) {
+                    if let Ok((compiled, _)) = compile_listener(&message) {
+                        let address = "10.0.0.1:80".parse().expect("address");
+                        compiled.chains.select(&ConnInfo::plain(address, address));
+                    }
+                },
+                1 => if let Ok(message) = cluster::Cluster::decode(bytes.as_slice()) {
+                    let _ = compile_cluster(&message);
+                },
+                2 => if let Ok(message) = endpoint::ClusterLoadAssignment::decode(bytes.as_slice()) {
+                    if let Ok((set, _)) = compile_endpoints(&message) {
+                        set.balancer(&meltemi_lb::Config::default(), false, |_| meltemi_lb::Health::Healthy);
+                    }
+                },
+                _ => if let Ok(message) = bootstrap::Bootstrap::decode(bytes.as_slice()) {
+                    let _ = Bootstrap::compile(&message, &Compiler::default());
+                },
+            }
+        }
+    }
+}

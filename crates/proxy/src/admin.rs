@@ -1,0 +1,146 @@
+//! The admin interface: Envoy's pages, as far as people and tools use them, over plain HTTP on a local address.
+
+mod dump;
+mod json;
+mod pages;
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use meltemi_telemetry::{istio, prometheus};
+use tokio::net::TcpListener;
+
+use crate::common::Common;
+use crate::control::driver::Request as Ask;
+use crate::start::Inspector;
+
+/// Serves for as long as the task lives.
+pub async fn serve(socket: std::net::TcpListener, inspector: Inspector, only_metrics: bool) {
+    let listener = match TcpListener::from_std(socket) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, "the admin socket cannot be used");
+            return;
+        }
+    };
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            continue;
+        };
+        let inspector = inspector.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let inspector = inspector.clone();
+                async move { Ok::<_, Infallible>(answer(&inspector, request, only_metrics).await) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .max_buf_size(64 * 1024)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "admin connection ended");
+            }
+        });
+    }
+}
+
+type Page = Response<Full<Bytes>>;
+
+fn page(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Page {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    headers.insert("x-content-type-options", http::HeaderValue::from_static("nosniff"));
+    headers.insert(http::header::CACHE_CONTROL, http::HeaderValue::from_static("no-cache, max-age=0"));
+    response
+}
+
+const TEXT: &str = "text/plain; charset=UTF-8";
+const JSON: &str = "application/json";
+
+fn text(body: impl Into<Bytes>) -> Page {
+    page(StatusCode::OK, TEXT, body)
+}
+
+fn json(value: &serde_json::Value) -> Page {
+    page(StatusCode::OK, JSON, serde_json::to_vec_pretty(value).unwrap_or_default())
+}
+
+/// A page that was asked for by name (a foreign web page in a browser must not reach this interface, so the host is an
+/// address or `localhost`).
+fn is_local_host(request: &Request<Incoming>) -> bool {
+    let host = request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    name.is_empty() || name == "localhost" || name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok()
+}
+
+async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics: bool) -> Page {
+    let path = request.uri().path();
+    let query = request.uri().query().unwrap_or_default();
+    if only_metrics && path != "/stats/prometheus" && path != "/metrics" {
+        return page(StatusCode::NOT_FOUND, TEXT, "only /stats/prometheus is served here\n");
+    }
+    if !only_metrics && !is_local_host(&request) {
+        return page(StatusCode::FORBIDDEN, TEXT, "the host must be an address or localhost\n");
+    }
+    let changes = matches!(path, "/drain_listeners" | "/quitquitquit" | "/healthcheck/fail" | "/logging");
+    let reads_only = path == "/logging" && query.is_empty();
+    if changes && !reads_only && request.method() != Method::POST {
+        return page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "POST, please: this changes the proxy\n");
+    }
+    let wants_json = query.split('&').any(|pair| pair == "format=json");
+    match path {
+        "/" | "/help" => text(pages::HELP),
+        "/ready" => match inspector.common.ready.load(std::sync::atomic::Ordering::Relaxed) {
+            true => text("LIVE\n"),
+            false => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "INITIALIZING\n"),
+        },
+        "/stats/prometheus" | "/metrics" => {
+            page(StatusCode::OK, prometheus::CONTENT_TYPE, metrics(&inspector.common))
+        }
+        "/stats" => match query.split('&').any(|pair| pair == "format=prometheus") {
+            true => page(StatusCode::OK, prometheus::CONTENT_TYPE, metrics(&inspector.common)),
+            false => text(pages::stats(inspector).await),
+        },
+        "/clusters" if wants_json => json(&pages::clusters_json(inspector).await),
+        "/clusters" => text(pages::clusters_text(inspector).await),
+        "/listeners" if wants_json => json(&pages::listeners_json(inspector).await),
+        "/listeners" => text(pages::listeners_text(inspector).await),
+        "/certs" => json(&pages::certs(&inspector.common)),
+        "/server_info" => json(&pages::server_info(&inspector.common)),
+        "/config_dump" => json(&dump::config(inspector, query).await),
+        "/logging" => text("levels are set where the process was started (RUST_LOG)\n"),
+        "/drain_listeners" => {
+            if !query.split('&').any(|pair| pair == "graceful") {
+                inspector.ask(Ask::StopListening).await;
+            }
+            inspector.ask(Ask::Drain).await;
+            text("OK\n")
+        }
+        "/healthcheck/fail" => {
+            inspector.common.ready.store(false, std::sync::atomic::Ordering::Relaxed);
+            text("OK\n")
+        }
+        "/quitquitquit" => {
+            inspector.ask(Ask::Stop).await;
+            text("OK\n")
+        }
+        _ => page(StatusCode::NOT_FOUND, TEXT, pages::HELP),
+    }
+}
+
+/// Everything that is counted, as Prometheus reads it.
+pub fn metrics(common: &Common) -> String {
+    let mut out = prometheus::encode(&common.registry, istio::HELP);
+    pages::own_metrics(common, &mut out);
+    out
+}

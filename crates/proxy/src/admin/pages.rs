@@ -1,0 +1,278 @@
+//! The pages that are not dumps of configuration.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Instant, SystemTime};
+
+use meltemi_proxy_config::endpoint::EndpointStatus;
+use serde_json::{Value, json};
+
+use crate::common::Common;
+use crate::published::ClusterEntry;
+use crate::start::Inspector;
+use crate::upstream::live::{Resource, epoch_ms};
+
+/// What there is.
+pub const HELP: &str = "admin commands are:
+  /certs: certificates and roots
+  /clusters: clusters and endpoints (?format=json)
+  /config_dump: what was received (?include_eds, ?resource=..., ?name_regex=...)
+  /drain_listeners (POST): end connections in order (?graceful: go on accepting)
+  /healthcheck/fail (POST): answer /ready with 503
+  /listeners: where listeners listen (?format=json)
+  /logging: levels
+  /quitquitquit (POST): end
+  /ready: whether traffic may come
+  /server_info: who this is
+  /stats: counters (?format=prometheus)
+  /stats/prometheus: counters for Prometheus
+";
+
+/// Families of the proxy itself, beside those of the registry.
+pub fn own_metrics(common: &Common, out: &mut String) {
+    let uptime = common.since.elapsed().as_secs();
+    let live = u8::from(common.ready.load(Relaxed));
+    let rows: [(&str, &str, String); 7] = [
+        ("envoy_server_uptime", "gauge", uptime.to_string()),
+        ("envoy_server_live", "gauge", live.to_string()),
+        ("envoy_server_total_connections", "gauge", common.connections.get().to_string()),
+        ("meltemi_downstream_tls_errors_total", "counter", common.tls_errors.get().to_string()),
+        ("meltemi_downstream_unmatched_total", "counter", common.unmatched.get().to_string()),
+        ("meltemi_network_rbac_denied_total", "counter", common.rbac_denied.get().to_string()),
+        ("meltemi_access_log_dropped_total", "counter", common.logs.dropped().to_string()),
+    ];
+    for (name, kind, value) in rows {
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "# TYPE {name} {kind}\n{name} {value}");
+    }
+    let version = env!("CARGO_PKG_VERSION");
+    let _ = writeln!(out, "# TYPE istio_build gauge\nistio_build{{component=\"proxy\",tag=\"meltemi-{version}\"}} 1");
+}
+
+/// `/stats`, Envoy's own names.
+pub async fn stats(inspector: &Inspector) -> String {
+    let mut out = String::new();
+    let rows = inspector.look(|_, published, status| {
+        let mut rows: Vec<(String, u64)> = Vec::new();
+        for (name, entry) in &published.clusters {
+            let live = &entry.live;
+            let prefix = format!("cluster.{name}");
+            rows.push((format!("{prefix}.upstream_rq_total"), live.requests_total.load(Relaxed)));
+            rows.push((format!("{prefix}.upstream_rq_active"), u64::from(live.in_use(Resource::Requests))));
+            rows.push((format!("{prefix}.upstream_rq_pending_active"), u64::from(live.in_use(Resource::Pending))));
+            rows.push((format!("{prefix}.upstream_rq_pending_overflow"), live.overflow.load(Relaxed)));
+            rows.push((format!("{prefix}.upstream_cx_active"), u64::from(live.in_use(Resource::Connections))));
+            rows.push((format!("{prefix}.upstream_cx_connect_fail"), live.connect_fail.load(Relaxed)));
+            rows.push((format!("{prefix}.outlier_detection.ejections_enforced_total"), u64::from(live.ejections())));
+            rows.push((format!("{prefix}.membership_total"), entry.endpoints.endpoints.len() as u64));
+        }
+        rows.push(("control_plane.connected_state".to_owned(), u64::from(status.connected)));
+        for (type_url, (taken, refused)) in &status.updates {
+            let short = meltemi_proto::type_url::short(type_url).to_lowercase();
+            rows.push((format!("{short}.update_success"), *taken));
+            rows.push((format!("{short}.update_rejected"), *refused));
+        }
+        rows.push(("listener_manager.total_listeners_active".to_owned(), published.listeners.len() as u64));
+        rows.push(("cluster_manager.active_clusters".to_owned(), published.clusters.len() as u64));
+        rows
+    });
+    let mut rows = rows.await.unwrap_or_default();
+    let common = &inspector.common;
+    rows.push(("server.uptime".to_owned(), common.since.elapsed().as_secs()));
+    rows.push(("server.live".to_owned(), u64::from(common.ready.load(Relaxed))));
+    rows.push(("server.total_connections".to_owned(), u64::try_from(common.connections.get()).unwrap_or(0)));
+    rows.sort();
+    for (name, value) in rows {
+        let _ = writeln!(out, "{name}: {value}");
+    }
+    out
+}
+
+type Entries = Vec<(Arc<str>, Arc<ClusterEntry>)>;
+
+async fn entries(inspector: &Inspector) -> (Entries, HashMap<(Arc<str>, SocketAddr), usize>) {
+    let all = inspector.look(|_, published, _| {
+        let mut all: Entries = published.clusters.iter().map(|(name, entry)| (name.clone(), entry.clone())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    });
+    let all = all.await.unwrap_or_default();
+    let mut open = HashMap::new();
+    for (cluster, address, count) in inspector.pools().await {
+        *open.entry((cluster, address)).or_default() += count;
+    }
+    (all, open)
+}
+
+fn health(status: EndpointStatus) -> &'static str {
+    match status {
+        EndpointStatus::Healthy => "HEALTHY",
+        EndpointStatus::Unhealthy => "UNHEALTHY",
+        EndpointStatus::Draining => "DRAINING",
+        EndpointStatus::Timeout => "TIMEOUT",
+        EndpointStatus::Degraded => "DEGRADED",
+    }
+}
+
+/// `/clusters`
+pub async fn clusters_text(inspector: &Inspector) -> String {
+    let (all, open) = entries(inspector).await;
+    let now = epoch_ms(Instant::now());
+    let mut out = String::new();
+    for (name, entry) in all {
+        let cluster = &entry.cluster;
+        let _ = writeln!(out, "{name}::observability_name::{name}");
+        for (priority, breakers) in ["default_priority", "high_priority"].iter().zip(&cluster.breakers) {
+            let _ = writeln!(out, "{name}::{priority}::max_connections::{}", breakers.max_connections);
+            let _ = writeln!(out, "{name}::{priority}::max_pending_requests::{}", breakers.max_pending);
+            let _ = writeln!(out, "{name}::{priority}::max_requests::{}", breakers.max_requests);
+            let _ = writeln!(out, "{name}::{priority}::max_retries::{}", breakers.max_retries);
+        }
+        for (endpoint, live) in entry.endpoints.endpoints.iter().zip(&entry.hosts) {
+            let at = endpoint.address.to_string();
+            let place = entry.endpoints.localities.get(endpoint.locality as usize);
+            if let Some(live) = live {
+                let connections = open.get(&(name.clone(), live.address)).copied().unwrap_or_default();
+                let _ = writeln!(out, "{name}::{at}::cx_active::{connections}");
+                let _ = writeln!(out, "{name}::{at}::rq_total::{}", live.total.load(Relaxed));
+                let _ = writeln!(out, "{name}::{at}::rq_error::{}", live.errors.load(Relaxed));
+                let _ = writeln!(out, "{name}::{at}::rq_active::{}", live.active.load(Relaxed));
+                let flags = match (live.is_ejected(now), endpoint.status) {
+                    (true, _) => "/failed_outlier_check",
+                    (false, EndpointStatus::Healthy | EndpointStatus::Degraded) => "healthy",
+                    (false, _) => "/failed_eds_health",
+                };
+                let _ = writeln!(out, "{name}::{at}::health_flags::{flags}");
+            }
+            let _ = writeln!(out, "{name}::{at}::weight::{}", endpoint.weight);
+            if let Some(place) = place {
+                let _ = writeln!(out, "{name}::{at}::region::{}", place.locality.region);
+                let _ = writeln!(out, "{name}::{at}::zone::{}", place.locality.zone);
+                let _ = writeln!(out, "{name}::{at}::sub_zone::{}", place.locality.subzone);
+            }
+            let _ = writeln!(out, "{name}::{at}::priority::{}", endpoint.priority);
+        }
+    }
+    out
+}
+
+fn socket(address: SocketAddr) -> Value {
+    json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
+}
+
+/// `/clusters?format=json`, in the shape of `envoy.admin.v3.Clusters`.
+pub async fn clusters_json(inspector: &Inspector) -> Value {
+    let (all, open) = entries(inspector).await;
+    let now = epoch_ms(Instant::now());
+    let statuses: Vec<Value> = all
+        .iter()
+        .map(|(name, entry)| {
+            let hosts: Vec<Value> = entry
+                .endpoints
+                .endpoints
+                .iter()
+                .zip(&entry.hosts)
+                .filter_map(|(endpoint, live)| {
+                    let live = live.as_ref()?;
+                    let place = entry.endpoints.localities.get(endpoint.locality as usize);
+                    let count = |name: &str, value: u64| json!({ "name": name, "value": value.to_string() });
+                    let connections = open.get(&(name.clone(), live.address)).copied().unwrap_or_default();
+                    Some(json!({
+                        "address": socket(live.address),
+                        "stats": [
+                            count("rq_total", live.total.load(Relaxed)),
+                            count("rq_error", live.errors.load(Relaxed)),
+                            json!({ "name": "rq_active", "type": "GAUGE", "value": live.active.load(Relaxed).to_string() }),
+                            json!({ "name": "cx_active", "type": "GAUGE", "value": connections.to_string() }),
+                        ],
+                        "health_status": {
+                            "eds_health_status": health(endpoint.status),
+                            "failed_outlier_check": live.is_ejected(now),
+                        },
+                        "weight": endpoint.weight,
+                        "priority": endpoint.priority,
+                        "locality": place.map(|place| json!({
+                            "region": place.locality.region,
+                            "zone": place.locality.zone,
+                            "sub_zone": place.locality.subzone,
+                        })),
+                    }))
+                })
+                .collect();
+            let thresholds: Vec<Value> = ["DEFAULT", "HIGH"]
+                .iter()
+                .zip(&entry.cluster.breakers)
+                .map(|(priority, breakers)| {
+                    json!({
+                        "priority": priority,
+                        "max_connections": breakers.max_connections,
+                        "max_pending_requests": breakers.max_pending,
+                        "max_requests": breakers.max_requests,
+                        "max_retries": breakers.max_retries,
+                    })
+                })
+                .collect();
+            json!({
+                "name": name,
+                "observability_name": name,
+                "host_statuses": hosts,
+                "circuit_breakers": { "thresholds": thresholds },
+            })
+        })
+        .collect();
+    json!({ "cluster_statuses": statuses })
+}
+
+/// `/listeners`
+pub async fn listeners_text(inspector: &Inspector) -> String {
+    inspector.addresses().await.iter().fold(String::new(), |mut out, (name, address)| {
+        let _ = writeln!(out, "{name}::{address}");
+        out
+    })
+}
+
+/// `/listeners?format=json`
+pub async fn listeners_json(inspector: &Inspector) -> Value {
+    let all = inspector.addresses().await;
+    let each = all.iter().map(|(name, address)| json!({ "name": name, "local_address": socket(*address) }));
+    json!({ "listener_statuses": each.collect::<Vec<_>>() })
+}
+
+/// `/certs`: what is known of certificates, never keys.
+pub fn certs(common: &Common) -> Value {
+    let now = SystemTime::now();
+    let each = common.secrets.names().into_iter().filter_map(|name| {
+        let secret = common.secrets.get(&name)?;
+        let show = |info: &meltemi_tls::CertificateInfo| {
+            json!({
+                "path": format!("<secret {name}>"),
+                "serial_number": info.serial,
+                "subject_alt_names": info.uri_sans.iter().map(|uri| json!({ "uri": uri }))
+                    .chain(info.dns_sans.iter().map(|dns| json!({ "dns": dns }))).collect::<Vec<_>>(),
+                "days_until_expiration": info.days_until_expiration(now).to_string(),
+                "valid_from": super::json::time(info.not_before),
+                "expiration_time": super::json::time(info.not_after),
+            })
+        };
+        let chain = secret.identity.as_ref().map(|identity| vec![show(identity.info())]);
+        let roots = secret.trust.as_ref().map(|trust| {
+            trust.certificates().filter_map(|root| Some(show(&meltemi_tls::info_of(root).ok()?))).collect::<Vec<_>>()
+        });
+        Some(json!({ "ca_cert": roots.unwrap_or_default(), "cert_chain": chain.unwrap_or_default() }))
+    });
+    json!({ "certificates": each.collect::<Vec<_>>() })
+}
+
+/// `/server_info`
+pub fn server_info(common: &Common) -> Value {
+    json!({
+        "version": format!("meltemi/{}", env!("CARGO_PKG_VERSION")),
+        "state": if common.ready.load(Relaxed) { "LIVE" } else { "INITIALIZING" },
+        "uptime_current_epoch": format!("{}s", common.since.elapsed().as_secs()),
+        "uptime_all_epochs": format!("{}s", common.since.elapsed().as_secs()),
+        "node": { "id": &*common.node_id },
+    })
+}

@@ -1,0 +1,361 @@
+//! Starts a proxy inside this process: worker threads, the control thread, and a handle to both.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use meltemi_filters::http::LocalPeer;
+use meltemi_filters::peer_metadata::PeerInfo;
+use meltemi_net::{Binder, OsBinder};
+use meltemi_proto::Any;
+use meltemi_proto::envoy::config::bootstrap::v3::Bootstrap;
+use meltemi_proto::envoy::config::core::v3::Node;
+use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET};
+use meltemi_telemetry::Registry;
+use meltemi_tls::SecretStore;
+use meltemi_xds::{ClientConfig, Subscription};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::admin;
+use crate::common::Common;
+use crate::control::driver::{Driver, Request, Status};
+use crate::control::state::{State, apply_secrets};
+use crate::logs::Logs;
+use crate::published::Published;
+use crate::worker::{Command, Worker};
+
+/// What a proxy is started with.
+pub struct ProxyOptions {
+    /// Who we are.
+    pub node: Node,
+    /// Worker threads; at least 1.
+    pub workers: usize,
+    /// SO_MARK of upstream connections, so that capture rules let them pass.
+    pub mark: Option<u32>,
+    /// Where the admin interface listens.
+    pub admin: Option<SocketAddr>,
+    /// Where metrics alone are served (15090).
+    pub metrics: Option<SocketAddr>,
+    /// Where listening sockets come from.
+    pub binder: Arc<dyn Binder>,
+    /// Secrets by name; whoever runs us fills it.
+    pub secrets: SecretStore,
+    /// The server of configuration. Its `initial` subscriptions are set here.
+    pub xds: Option<ClientConfig>,
+    /// Static resources.
+    pub bootstrap: Option<Bootstrap>,
+    /// Metrics.
+    pub registry: Arc<Registry>,
+    /// Access logs.
+    pub logs: Logs,
+    /// How long draining connections may take.
+    pub drain_time: Duration,
+}
+
+impl Default for ProxyOptions {
+    fn default() -> Self {
+        Self {
+            node: Node::default(),
+            workers: 1,
+            mark: None,
+            admin: None,
+            metrics: None,
+            binder: Arc::new(OsBinder),
+            secrets: SecretStore::new(),
+            xds: None,
+            bootstrap: None,
+            registry: Arc::default(),
+            logs: Logs::default(),
+            drain_time: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A running proxy. Dropping the handle stops it at once; see [`ProxyHandle::shutdown`] for an end in order.
+#[derive(Debug)]
+pub struct ProxyHandle {
+    common: Arc<Common>,
+    requests: mpsc::Sender<Request>,
+    ready: watch::Receiver<bool>,
+    threads: Vec<JoinHandle<()>>,
+    admin: Vec<SocketAddr>,
+}
+
+/// The entry.
+#[derive(Debug)]
+pub struct Proxy;
+
+impl Proxy {
+    /// Starts the threads. Fails if a thread or the admin socket cannot be had, or if a static resource is refused.
+    pub fn start(options: ProxyOptions) -> io::Result<ProxyHandle> {
+        let ProxyOptions {
+            node,
+            workers,
+            mark,
+            admin: admin_address,
+            metrics,
+            binder,
+            secrets,
+            mut xds,
+            bootstrap,
+            registry,
+            logs,
+            drain_time,
+        } = options;
+        let info = node.metadata.as_ref().map(PeerInfo::from_struct).unwrap_or_default();
+        let common = Arc::new(Common {
+            mark,
+            secrets,
+            registry,
+            logs,
+            binder,
+            local: LocalPeer { id: node.id.as_str().into(), encoded: info.encode().into(), info },
+            node_id: node.id.as_str().into(),
+            tls_errors: Default::default(),
+            unmatched: Default::default(),
+            rbac_denied: Default::default(),
+            connections: Default::default(),
+            since: Instant::now(),
+            ready: AtomicBool::new(false),
+            drain_time,
+        });
+        let mut threads = Vec::new();
+        let mut senders = Vec::new();
+        for number in 0..workers.max(1) {
+            let (sender, commands) = mpsc::unbounded_channel();
+            threads.push(worker_thread(common.clone(), number as u64, commands)?);
+            senders.push(sender);
+        }
+        if let Some(config) = &mut xds {
+            config.initial = vec![
+                (CLUSTER.to_owned(), Subscription::wildcard()),
+                (ENDPOINT.to_owned(), Subscription::default()),
+                (LISTENER.to_owned(), Subscription::wildcard()),
+                (ROUTE.to_owned(), Subscription::default()),
+                (SECRET.to_owned(), Subscription::default()),
+            ];
+        }
+        let (ready_sender, ready) = watch::channel(false);
+        let (mut driver, resolved) = Driver::new(common.clone(), senders.clone(), ready_sender);
+        if let Some(bootstrap) = &bootstrap {
+            apply_bootstrap(&mut driver, &common, bootstrap).map_err(io::Error::other)?;
+        }
+        let (requests, inbox) = mpsc::channel(64);
+        let mut admin_sockets = Vec::new();
+        for (address, only_metrics) in [(admin_address, false), (metrics, true)] {
+            if let Some(address) = address {
+                let socket = std::net::TcpListener::bind(address)?;
+                socket.set_nonblocking(true)?;
+                admin_sockets.push((socket, only_metrics));
+            }
+        }
+        let admin = admin_sockets.iter().filter_map(|(socket, _)| socket.local_addr().ok()).collect();
+        let inspector = Inspector { common: common.clone(), requests: requests.clone(), workers: senders };
+        threads.push(control_thread(driver, inbox, resolved, xds, admin_sockets, inspector)?);
+        Ok(ProxyHandle { common, requests, ready, threads, admin })
+    }
+}
+
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0)
+}
+
+fn worker_thread(common: Arc<Common>, number: u64, commands: mpsc::UnboundedReceiver<Command>) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default());
+        match runtime {
+            Ok(runtime) => runtime.block_on(async {
+                let worker = Worker::new(common, number, seed());
+                worker.run(commands).await;
+            }),
+            Err(error) => tracing::error!(%error, "a worker cannot start"),
+        }
+    })
+}
+
+fn control_thread(
+    driver: Driver,
+    inbox: mpsc::Receiver<Request>,
+    resolved: mpsc::Receiver<(Arc<str>, meltemi_proxy_config::endpoint::EndpointSet)>,
+    xds: Option<ClientConfig>,
+    sockets: Vec<(std::net::TcpListener, bool)>,
+    inspector: Inspector,
+) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        match runtime {
+            Ok(runtime) => runtime.block_on(async {
+                for (socket, only_metrics) in sockets {
+                    tokio::spawn(admin::serve(socket, inspector.clone(), only_metrics));
+                }
+                drop(inspector);
+                driver.run(inbox, resolved, xds).await;
+            }),
+            Err(error) => tracing::error!(%error, "the control thread cannot start"),
+        }
+    })
+}
+
+fn apply_bootstrap(driver: &mut Driver, common: &Common, bootstrap: &Bootstrap) -> Result<(), String> {
+    let Some(resources) = &bootstrap.static_resources else { return Ok(()) };
+    for secret in &resources.secrets {
+        apply_secrets(&common.secrets, &secret.name, &meltemi_proto::pack(secret))?;
+    }
+    let clusters: Vec<(String, Any)> =
+        resources.clusters.iter().map(|cluster| (cluster.name.clone(), meltemi_proto::pack(cluster))).collect();
+    driver.apply_static(CLUSTER, &clusters)?;
+    let listeners: Vec<(String, Any)> = resources
+        .listeners
+        .iter()
+        .enumerate()
+        .map(|(number, listener)| {
+            let name = if listener.name.is_empty() { format!("listener_{number}") } else { listener.name.clone() };
+            (name, meltemi_proto::pack(listener))
+        })
+        .collect();
+    driver.apply_static(LISTENER, &listeners)
+}
+
+/// How admin pages see the process.
+#[derive(Clone)]
+pub struct Inspector {
+    /// What is shared.
+    pub common: Arc<Common>,
+    requests: mpsc::Sender<Request>,
+    workers: Vec<mpsc::UnboundedSender<Command>>,
+}
+
+impl Inspector {
+    /// Runs a look on the control side and brings back what it saw.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&State, &Published, &Status) -> T + Send + 'static,
+    ) -> Option<T> {
+        look_through(&self.requests, look).await
+    }
+
+    /// Where listeners listen.
+    pub async fn addresses(&self) -> Vec<(Arc<str>, SocketAddr)> {
+        let (answer, receiver) = oneshot::channel();
+        let _ = self.requests.send(Request::Addresses(answer)).await;
+        receiver.await.unwrap_or_default()
+    }
+
+    /// Asks for something without answer.
+    pub async fn ask(&self, request: Request) {
+        let _ = self.requests.send(request).await;
+    }
+
+    /// Open upstream connections, over all workers: cluster, endpoint, connections.
+    pub async fn pools(&self) -> Vec<(Arc<str>, SocketAddr, usize)> {
+        let mut all = Vec::new();
+        for worker in &self.workers {
+            let (answer, receiver) = oneshot::channel();
+            if worker.send(Command::Pools(answer)).is_ok() {
+                all.extend(receiver.await.unwrap_or_default());
+            }
+        }
+        all
+    }
+}
+
+async fn look_through<T: Send + 'static>(
+    requests: &mpsc::Sender<Request>,
+    look: impl FnOnce(&State, &Published, &Status) -> T + Send + 'static,
+) -> Option<T> {
+    let (answer, receiver) = oneshot::channel();
+    let look = Box::new(move |state: &State, published: &Published, status: &Status| {
+        let _ = answer.send(look(state, published, status));
+    });
+    requests.send(Request::Inspect(look)).await.ok()?;
+    receiver.await.ok()
+}
+
+impl ProxyHandle {
+    /// Applies resources without a server; `Err` names those that were refused, the others serve.
+    pub async fn apply(&self, type_url: &'static str, resources: Vec<(String, Any)>, removed: Vec<String>) -> Result<(), String> {
+        let (answer, receiver) = oneshot::channel();
+        let gone = || "the proxy has stopped".to_owned();
+        self.requests.send(Request::Apply(type_url, resources, removed, answer)).await.map_err(|_| gone())?;
+        receiver.await.map_err(|_| gone())?
+    }
+
+    /// Whether everything that was needed at start has arrived.
+    pub fn is_ready(&self) -> bool {
+        self.common.ready.load(Relaxed)
+    }
+
+    /// Whether every thread runs; a thread that ended by itself takes the proxy with it.
+    pub fn is_running(&self) -> bool {
+        !self.threads.iter().any(JoinHandle::is_finished)
+    }
+
+    /// Resolves once everything that was needed at start has arrived.
+    pub async fn ready(&self) {
+        let mut ready = self.ready.clone();
+        // Fails only when the proxy has stopped.
+        let _ = ready.wait_for(|ready| *ready).await;
+    }
+
+    /// Where listeners listen: name and actual address.
+    pub async fn addresses(&self) -> Vec<(Arc<str>, SocketAddr)> {
+        let (answer, receiver) = oneshot::channel();
+        let _ = self.requests.send(Request::Addresses(answer)).await;
+        receiver.await.unwrap_or_default()
+    }
+
+    /// Where the admin interface and the metrics listen.
+    pub fn admin_addresses(&self) -> &[SocketAddr] {
+        &self.admin
+    }
+
+    /// What still waits for endpoints, routes or secrets: type and name.
+    pub async fn warming(&self) -> Vec<(&'static str, Arc<str>)> {
+        look_through(&self.requests, |state, _, _| state.warming()).await.unwrap_or_default()
+    }
+
+    /// How it stands with its server.
+    pub async fn status(&self) -> Status {
+        look_through(&self.requests, |_, _, status| status.clone()).await.unwrap_or_default()
+    }
+
+    /// Open downstream connections.
+    pub fn connections(&self) -> i64 {
+        self.common.connections.get()
+    }
+
+    /// The metrics as text.
+    pub fn metrics(&self) -> String {
+        admin::metrics(&self.common)
+    }
+
+    /// Asks every connection to end in order, while new ones are still served.
+    pub async fn drain(&self) {
+        let _ = self.requests.send(Request::Drain).await;
+    }
+
+    /// Drains, waits until no connection is left or the time is up, and ends the threads.
+    pub async fn shutdown(mut self, time: Duration) {
+        let _ = self.requests.send(Request::StopListening).await;
+        let _ = self.requests.send(Request::Drain).await;
+        let end = tokio::time::Instant::now() + time;
+        while self.connections() > 0 && tokio::time::Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let _ = self.requests.send(Request::Stop).await;
+        let threads = std::mem::take(&mut self.threads);
+        let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| _ = thread.join()));
+        let _ = joined.await;
+    }
+}
+
+impl Drop for ProxyHandle {
+    fn drop(&mut self) {
+        // A full queue means that the control side still lives and sees the sender go.
+        let _ = self.requests.try_send(Request::Stop);
+    }
+}
