@@ -82,7 +82,9 @@ impl TokenBucket {
 /// Buckets that are in use, by what they belong to and their settings: so that a push that changes something else
 /// does not fill them.
 #[derive(Debug, Clone, Default)]
-pub struct Buckets(Arc<Mutex<HashMap<(String, BucketSpec), Weak<TokenBucket>>>>);
+pub struct Buckets(Arc<Mutex<BucketMap>>);
+
+type BucketMap = HashMap<(String, BucketSpec), Weak<TokenBucket>>;
 
 impl Buckets {
     /// The bucket, kept from before or new.

@@ -125,7 +125,7 @@ mod tests {
                 }
             }
             for (count, weight) in counts.iter().zip(&weights) {
-                let wanted = if total == 0 { 0 } else { rounds * u64::from(*weight) / total };
+                let wanted = (rounds * u64::from(*weight)).checked_div(total).unwrap_or(0);
                 prop_assert_eq!(*count, wanted);
             }
         }

@@ -204,7 +204,8 @@ impl ChainTree {
 
 impl Names {
     fn find(&self, name: &str) -> Option<&Transports> {
-        if !name.is_empty() && !(self.exact.is_empty() && self.wildcard.is_empty()) {
+        let named = !self.exact.is_empty() || !self.wildcard.is_empty();
+        if named && !name.is_empty() {
             if let Some(found) = self.exact.get(name) {
                 return Some(found);
             }

@@ -112,8 +112,11 @@ pub struct OriginalDst {
     /// Another port than the original one.
     pub port: Option<u16>,
     /// Metadata that names the destination instead: filter and path.
-    pub metadata_key: Option<(Box<str>, Box<[Box<str>]>)>,
+    pub metadata_key: Option<MetadataKey>,
 }
+
+/// Where in metadata a value is: filter and path.
+pub type MetadataKey = (Box<str>, Box<[Box<str>]>);
 
 /// Limits of one priority. Envoy's defaults are 1024, 1024, 1024, 3; Istio sets all to 4294967295.
 #[derive(Debug, Clone, Copy, PartialEq)]

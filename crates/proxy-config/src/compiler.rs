@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use meltemi_filters::rate_limit::Buckets;
 use meltemi_filters::{Rejection, Scope, Warning};
+use meltemi_proto::Any;
 use meltemi_proto::envoy::config::cluster::v3::Cluster as ProtoCluster;
 use meltemi_proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use meltemi_proto::envoy::config::listener::v3::Listener as ProtoListener;
@@ -12,18 +13,41 @@ use meltemi_proto::envoy::config::route::v3::{RouteConfiguration, VirtualHost as
 use crate::cluster::Cluster;
 use crate::endpoint::EndpointSet;
 use crate::listener::Listener;
+use crate::memo::Memo;
 use crate::route::{RouteTable, VirtualHost};
 
 /// What came of compiling a resource: the value and what was left out, or the reason for a NACK.
 pub type Compiled<T> = Result<(T, Vec<Warning>), Rejection>;
 
-/// Compiles resources. Keep one for the life of a proxy: token buckets survive in it from version to version.
+/// Compiles resources. Keep one for the life of a proxy: token buckets survive in it from version to version, and a
+/// resource that arrives again with the same bytes is the same `Arc`.
 #[derive(Debug, Clone, Default)]
 pub struct Compiler {
     pub(crate) buckets: Buckets,
+    memo: Memo,
 }
 
 impl Compiler {
+    /// A listener as a server sends it. The same bytes give the same `Arc` for as long as it is in use.
+    pub fn listener_from(&self, any: &Any) -> Compiled<Arc<Listener>> {
+        self.memo.get(any, |message| self.listener(message))
+    }
+
+    /// A cluster as a server sends it; see [`Compiler::listener_from`].
+    pub fn cluster_from(&self, any: &Any) -> Compiled<Arc<Cluster>> {
+        self.memo.get(any, |message| self.cluster(message))
+    }
+
+    /// A route table as a server sends it; see [`Compiler::listener_from`].
+    pub fn route_from(&self, any: &Any) -> Compiled<Arc<RouteTable>> {
+        self.memo.get(any, |message| self.route(message))
+    }
+
+    /// Endpoints as a server sends them; see [`Compiler::listener_from`].
+    pub fn endpoints_from(&self, any: &Any) -> Compiled<Arc<EndpointSet>> {
+        self.memo.get(any, |message| self.endpoints(message))
+    }
+
     /// A listener.
     pub fn listener(&self, message: &ProtoListener) -> Compiled<Arc<Listener>> {
         run(|scope| Listener::compile(message, self, scope))

@@ -22,6 +22,7 @@ mod fast_hash;
 pub mod http;
 mod http_filter;
 pub mod listener;
+mod memo;
 pub mod normalize;
 pub mod route;
 mod snapshot;

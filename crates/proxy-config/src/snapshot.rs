@@ -1,8 +1,8 @@
 //! Everything that a proxy serves by, as one immutable value.
 //!
 //! A snapshot is swapped as a whole; its parts are shared. A part that a push did not name keeps its `Arc`, and
-//! [`SnapshotBuilder::apply`]-like methods compare what they are given by the identity of its bytes, so "same `Arc`"
-//! means "same configuration" and connections need not care about pushes of others.
+//! [`Compiler::listener_from`](crate::Compiler::listener_from) and its kin give the same `Arc` for the same bytes: so
+//! "same `Arc`" means "same configuration", and connections need not care about pushes of others.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

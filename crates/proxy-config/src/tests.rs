@@ -206,6 +206,18 @@ fn original_destinations_find_their_listener() {
     assert!(same("0.0.0.0_9080") && same("virtualOutbound"));
 }
 
+#[test]
+fn the_same_bytes_are_the_same_value() {
+    let compiler = Compiler::default();
+    let any = pack(&simple("l", "0.0.0.0", 80, vec![tcp_proxy("a")]));
+    let (first, _) = compiler.listener_from(&any).expect("compiles");
+    let (second, _) = compiler.listener_from(&any).expect("compiles");
+    assert!(Arc::ptr_eq(&first, &second));
+    let other = pack(&simple("l", "0.0.0.0", 80, vec![tcp_proxy("b")]));
+    assert!(!Arc::ptr_eq(&first, &compiler.listener_from(&other).expect("compiles").0));
+    assert!(compiler.cluster_from(&any).is_err(), "another type is refused");
+}
+
 fn eds(name: &str) -> cluster::Cluster {
     cluster::Cluster {
         name: name.into(),
@@ -427,19 +439,19 @@ proptest! {
         for (original, kind) in [(listener, 0), (cluster, 1), (assignment, 2), (bytes.clone(), 0), (bytes.clone(), 1), (bytes.clone(), 2), (bytes, 3)] {
             let bytes = mutated(original, &changes);
             match kind {
-                0 => if let Ok(message) = listener::Listener::decode(bytes.as_slice()) {
-                    if let Ok((compiled, _)) = compile_listener(&message) {
-                        let address = "10.0.0.1:80".parse().expect("address");
-                        compiled.chains.select(&ConnInfo::plain(address, address));
-                    }
+                0 => if let Ok(message) = listener::Listener::decode(bytes.as_slice())
+                    && let Ok((compiled, _)) = compile_listener(&message)
+                {
+                    let address = "10.0.0.1:80".parse().expect("address");
+                    compiled.chains.select(&ConnInfo::plain(address, address));
                 },
                 1 => if let Ok(message) = cluster::Cluster::decode(bytes.as_slice()) {
                     let _ = compile_cluster(&message);
                 },
-                2 => if let Ok(message) = endpoint::ClusterLoadAssignment::decode(bytes.as_slice()) {
-                    if let Ok((set, _)) = compile_endpoints(&message) {
-                        set.balancer(&meltemi_lb::Config::default(), false, |_| meltemi_lb::Health::Healthy);
-                    }
+                2 => if let Ok(message) = endpoint::ClusterLoadAssignment::decode(bytes.as_slice())
+                    && let Ok((set, _)) = compile_endpoints(&message)
+                {
+                    set.balancer(&meltemi_lb::Config::default(), false, |_| meltemi_lb::Health::Healthy);
                 },
                 _ => if let Ok(message) = bootstrap::Bootstrap::decode(bytes.as_slice()) {
                     let _ = Bootstrap::compile(&message, &Compiler::default());

@@ -45,6 +45,8 @@ pub enum Ended {
     Whole,
     /// A response could not be finished; the connection must not look as if it had been.
     Broken,
+    /// The downstream left before its response was whole.
+    Gone,
     /// The connection spoke another protocol and is finished.
     Switched,
 }
@@ -283,7 +285,7 @@ async fn answer(
         Ok(()) => Ended::Whole,
         Err(_) => {
             run.info.state.flags.insert(ResponseFlag::DownstreamConnectionTermination);
-            Ended::Broken
+            Ended::Gone
         }
     }
 }

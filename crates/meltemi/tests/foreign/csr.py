@@ -76,7 +76,8 @@ def main():
         credentials = grpc.ssl_channel_credentials(file.read())
     channel = grpc.secure_channel(control, credentials, [("grpc.ssl_target_name_override", "istiod.istio-system.svc")])
     sign = channel.unary_unary("/istio.v1.auth.IstioCertificateService/CreateCertificate")
-    csr = field(1, request_for(other).encode())
+    own = f"{other.rpartition('/')[0]}/{pod.rpartition('-')[0]}"
+    csr, csr_of_other = field(1, request_for(own).encode()), field(1, request_for(other).encode())
     impersonated = struct_pb2.Struct()
     impersonated.update({"ImpersonatedIdentity": other})
     head, _, signature = token.rpartition(".")
@@ -86,7 +87,8 @@ def main():
         return [("authorization", f"Bearer {text}")]
 
     for attempt, message, metadata in [
-        ("own token", csr, bearer(token)),
+        ("own identity", csr, bearer(token)),
+        ("identity of another", csr_of_other, bearer(token)),
         ("impersonation", csr + field(4, impersonated.SerializeToString()), bearer(token)),
         ("no token", csr, []),
         ("forged token", csr, bearer(forged)),

@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
@@ -133,7 +132,7 @@ fn mistakes_are_told_with_their_place_and_the_last_good_object_stays() {
     mesh.wait("the last good object is in force after a restart", || ledger(&mesh) == 418);
     says(&mesh, "after the restart", &["ledger.yaml:"]);
 
-    // A field that does not exist: line 9, column 9 is `httpStats`.
+    // A field that does not exist.
     mesh.write("ledger.yaml", &teapot("ledger", 451).replace("httpStatus", "httpStats"));
     says(&mesh, "unknown field", &["ledger.yaml:10:9", "httpStats", "did you mean httpStatus?"]);
     assert_eq!(ledger(&mesh), 418);
@@ -468,6 +467,5 @@ fn namespaces_that_are_forbidden_are_explained() {
     }
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(told.contains("user namespace") && told.contains("max_user_namespaces"), "what is missing, and what to do: {told}");
-    assert!(!Path::new(&home.path().join("meltemi/default/node.sock")).exists());
-    assert!(fs::metadata(home.path()).is_ok_and(|m| m.nlink() >= 2));
+    assert!(!home.path().join("meltemi/default/node.sock").exists());
 }

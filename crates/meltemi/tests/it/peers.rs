@@ -205,10 +205,15 @@ impl Dialogue {
         self.lines.recv_timeout(PATIENCE).unwrap_or_else(|error| format!("no answer: {error}"))
     }
 
+    /// Says a line.
+    pub fn say(&mut self, line: &str) {
+        writeln!(self.input.as_mut().expect("still open"), "{line}").unwrap_or_else(|error| panic!("{line}: {error}"));
+    }
+
     /// Says a line and hears the answer.
     pub fn ask(&mut self, line: &str) -> String {
-        let said = writeln!(self.input.as_mut().expect("still open"), "{line}");
-        said.map_or_else(|error| format!("no answer: {error}"), |()| self.hear())
+        self.say(line);
+        self.hear()
     }
 
     /// Closes its input and hears the last line.

@@ -380,7 +380,7 @@ fn maglev(size: Option<u64>, scope: &Scope) -> Result<Policy, Rejection> {
 }
 
 fn is_prime(number: u64) -> bool {
-    number >= 2 && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| number % divisor != 0)
+    number >= 2 && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| !number.is_multiple_of(divisor))
 }
 
 /// The first policy of the list that is known, as Envoy has it.

@@ -50,10 +50,10 @@ impl HttpConnectionManager {
         scope.unsupported("proxy_status_config", message.proxy_status_config.is_some());
         scope.unsupported("path_normalization_options", message.path_normalization_options.is_some());
         scope.unsupported("typed_header_validation_config", message.typed_header_validation_config.is_some());
-        let common = message.common_http_protocol_options.clone().unwrap_or_default();
+        let common = message.common_http_protocol_options.unwrap_or_default();
         let filters = compile_slots(&message.http_filters, owner, compiler, scope)?;
         #[allow(deprecated)]
-        let parts = message.set_current_client_cert_details.clone().unwrap_or_default();
+        let parts = message.set_current_client_cert_details.unwrap_or_default();
         Ok(Self {
             codec,
             stat_prefix: message.stat_prefix.as_str().into(),

@@ -21,7 +21,7 @@ pub struct HashPolicy {
 enum Source {
     Header(Box<str>, Option<Box<Substitution>>),
     Cookie(CookieSpec),
-    SourceIp,
+    Address,
     Query(Box<str>),
 }
 
@@ -86,7 +86,7 @@ impl HashPolicy {
                 ttl: scope.duration("cookie.ttl", cookie.ttl.as_ref())?,
                 attributes: cookie.attributes.iter().map(|a| (a.name.as_str().into(), a.value.as_str().into())).collect(),
             }),
-            PolicySpecifier::ConnectionProperties(properties) if properties.source_ip => Source::SourceIp,
+            PolicySpecifier::ConnectionProperties(properties) if properties.source_ip => Source::Address,
             PolicySpecifier::ConnectionProperties(_) => return Ok(None),
             PolicySpecifier::QueryParameter(parameter) => Source::Query(parameter.name.as_str().into()),
             PolicySpecifier::FilterState(_) => {
@@ -103,7 +103,7 @@ pub(super) fn combine<'a>(policies: &'a [HashPolicy], head: &RequestHead, source
     for policy in policies {
         let new = match &policy.source {
             Source::Header(name, rewrite) => hash_header(head, name, rewrite.as_deref()),
-            Source::SourceIp => Some(hash_ip(source)),
+            Source::Address => Some(hash_ip(source)),
             Source::Query(name) => {
                 head.query().and_then(|query| query_parameter(query, name)).map(|value| xxh64(value.as_bytes(), 0))
             }

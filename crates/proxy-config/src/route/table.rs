@@ -80,13 +80,16 @@ pub struct Position {
     weighted: Option<u32>,
 }
 
+/// Hosts by name, or by what is left of a wildcard.
+type Hosts = HashMap<Box<str>, u32, FastHash>;
+
 #[derive(Debug, Default)]
 struct HostIndex {
-    exact: HashMap<Box<str>, u32, FastHash>,
+    exact: Hosts,
     /// `*.example.com` as `.example.com`, grouped by length, longest first.
-    suffixes: Vec<(usize, HashMap<Box<str>, u32, FastHash>)>,
+    suffixes: Vec<(usize, Hosts)>,
     /// `example.*` as `example.`, likewise.
-    prefixes: Vec<(usize, HashMap<Box<str>, u32, FastHash>)>,
+    prefixes: Vec<(usize, Hosts)>,
     any: Option<u32>,
 }
 

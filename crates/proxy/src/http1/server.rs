@@ -74,7 +74,8 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
         let mut reader = BodyReader::new(terms.framing);
         let http10 = head.version == meltemi_filters::head::HttpVersion::Http10;
         let buffers = worker.buffers.clone();
-        let ended = exchange::serve(Exchange {
+        // Boxed, so that an idle connection does not carry the room that a request needs.
+        let ended = Box::pin(exchange::serve(Exchange {
             worker: &worker,
             conn: &conn,
             view,
@@ -94,7 +95,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
                 http10,
                 buffers: &buffers,
             }),
-        })
+        }))
         .await;
         match ended {
             Ended::Whole if keep_alive.get() => {
@@ -108,7 +109,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
                 linger(&io, &mut input).await;
                 break;
             }
-            Ended::Broken => {
+            Ended::Broken | Ended::Gone => {
                 io.with(|stream| meltemi_net::socket::reset_on_close(stream.socket()));
                 break;
             }

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use h2::server::Builder;
 use meltemi_filters::head::RequestHead;
@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use super::heads;
 use crate::body::BodyIn;
 use crate::downstream::Downstream;
-use crate::exchange::{self, Exchange};
+use crate::exchange::{self, Ended, Exchange};
 use crate::respond::Responder;
 use crate::worker::Worker;
 
@@ -25,13 +25,28 @@ const MAX_STREAMS: u32 = 100;
 const MAX_PENDING_RESETS: usize = 50;
 /// Streams that we reset because of the peer's errors (MadeYouReset).
 const MAX_LOCAL_ERROR_RESETS: usize = 256;
+/// Streams that the peer opened and reset soon after, while most of its streams end so. Source: Envoy
+/// `premature_reset_total_stream_count`; lower, since nobody honest comes near it.
+const MAX_ABANDONED: usize = 200;
+/// A stream that lived longer was not abandoned.
+const ABANDONED_WITHIN: Duration = Duration::from_secs(1);
 /// Unsent bytes of one stream.
 const MAX_SEND_BUFFER: usize = 256 * 1024;
 
 /// Counts the streams of a connection.
 struct Streams {
     active: Cell<usize>,
+    opened: Cell<usize>,
+    abandoned: Cell<usize>,
     ended: Notify,
+}
+
+impl Streams {
+    /// Whether the peer opens streams only to reset them (CVE-2023-44487).
+    fn is_flood(&self) -> bool {
+        let abandoned = self.abandoned.get();
+        abandoned > MAX_ABANDONED && abandoned * 2 > self.opened.get()
+    }
 }
 
 struct ActiveGuard(Rc<Streams>);
@@ -68,7 +83,7 @@ where
     let handshake = builder(&http).handshake(stream);
     let limit = http.request_headers_timeout.or(http.idle_timeout).unwrap_or(Duration::from_secs(60));
     let Ok(Ok(mut connection)) = tokio::time::timeout(limit, handshake).await else { return };
-    let streams = Rc::new(Streams { active: Cell::new(0), ended: Notify::new() });
+    let streams = Rc::new(Streams { active: Cell::new(0), opened: Cell::new(0), abandoned: Cell::new(0), ended: Notify::new() });
     let mut ping = http.http2.keepalive_interval.and_then(|interval| Some((interval, connection.ping_pong()?)));
     let ping_timeout = http.http2.keepalive_timeout.unwrap_or(Duration::from_secs(20));
     let mut keepalive = std::pin::pin!(async move {
@@ -103,6 +118,14 @@ where
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => {
                     streams.active.set(streams.active.get() + 1);
+                    streams.opened.set(streams.opened.get() + 1);
+                    if streams.is_flood() {
+                        tracing::debug!(conn = conn.id, "flood of resets");
+                        connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+                        // Says goodbye, as far as the peer listens.
+                        let _ = tokio::time::timeout(ping_timeout, connection.accept()).await;
+                        return;
+                    }
                     conn.requests.set(conn.requests.get() + 1);
                     let limit = http.max_requests_per_connection;
                     if !draining && limit > 0 && conn.requests.get() >= u64::from(limit) {
@@ -112,8 +135,11 @@ where
                     let guard = ActiveGuard(streams.clone());
                     let (worker, conn) = (worker.clone(), conn.clone());
                     tokio::task::spawn_local(async move {
-                        let _guard = guard;
-                        one(worker, conn, request, respond).await;
+                        let since = Instant::now();
+                        let ended = one(worker, conn, request, respond).await;
+                        if ended == Ended::Gone && since.elapsed() < ABANDONED_WITHIN {
+                            guard.0.abandoned.set(guard.0.abandoned.get() + 1);
+                        }
                     });
                 }
                 Some(Err(error)) => {
@@ -140,15 +166,16 @@ async fn one(
     conn: Rc<Downstream>,
     request: http::Request<h2::RecvStream>,
     respond: h2::server::SendResponse<bytes::Bytes>,
-) {
+) -> Ended {
     let view = conn.view(&worker);
     let (parts, body) = request.into_parts();
     let mut head: RequestHead = worker.take_head();
     let responder = Responder::H2(respond);
-    if let Err(bad) = heads::request_from(&parts, &mut head) {
+    let ended = if let Err(bad) = heads::request_from(&parts, &mut head) {
         let reply = LocalReply::new(400, "Bad Request", bad.0, Cause::Protocol(bad.0.into()))
             .flagged(ResponseFlag::DownstreamProtocolError);
         exchange::reply_only(&worker, &conn, view, &mut head, responder, reply).await;
+        Ended::Whole
     } else {
         drop(parts);
         exchange::serve(Exchange {
@@ -160,7 +187,8 @@ async fn one(
             body: BodyIn::from_h2(body),
             responder,
         })
-        .await;
-    }
+        .await
+    };
     worker.give_head(head);
+    ended
 }

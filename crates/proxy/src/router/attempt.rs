@@ -122,7 +122,7 @@ impl Failure {
 /// The downstream has gone; there is nobody to answer.
 pub fn gone(run: &mut Run<'_>) -> AttemptEnd {
     run.info.end(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect", None);
-    AttemptEnd::Ended(Ended::Broken)
+    AttemptEnd::Ended(Ended::Gone)
 }
 
 /// What the upstream half is, once the request is on its way.
@@ -480,7 +480,7 @@ pub(crate) async fn run(
         Second::Down(Err(PumpError::Write(_))) | Second::Gone | Second::UploadBroken => {
             run.info.end(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect", None);
             out.abort(h2::Reason::CANCEL);
-            Ended::Broken
+            Ended::Gone
         }
     };
     h1_rest.take();

@@ -1,0 +1,10 @@
+//! The proxy in process: real sockets on port 0, servers and clients of the test's own.
+
+mod config;
+mod http1;
+mod http2;
+mod live;
+mod peers;
+mod tcp;
+mod tls;
+mod xds;
