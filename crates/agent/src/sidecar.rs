@@ -22,6 +22,9 @@ use crate::identity::{IdentityAgent, IdentityOptions, IdentityView};
 use crate::status::{AppMetrics, StatusOptions, StatusServer, StatusSources};
 use crate::{AgentMetrics, BoxFuture, Clock, ControlPlane, ControlPlaneOptions, SystemClock, Workload, follow_names, node_of};
 
+/// How often certificate files are looked at.
+const FILES: Duration = Duration::from_secs(5);
+
 /// Which proxy carries the traffic.
 pub enum ProxyChoice {
     /// Ours, in this process.
@@ -133,6 +136,15 @@ pub async fn run(options: SidecarOptions, shutdown: impl Future<Output = ()> + S
             Ok(())
         });
     }
+
+    let files = secrets.clone();
+    tasks.spawn(async move {
+        let mut tick = tokio::time::interval(FILES);
+        loop {
+            tick.tick().await;
+            files.refresh_files();
+        }
+    });
 
     let app_metrics = AppMetrics::from_annotations(&workload.annotations);
     let parts = Parts {

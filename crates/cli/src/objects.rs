@@ -113,7 +113,9 @@ fn print(response: &ApplyResponse) {
     let suffix = if response.dry_run { " (dry run)" } else { "" };
     for applied in &response.objects {
         if applied.action != Action::Refused {
-            println!("{}/{} {}{suffix}", applied.object.kind.to_lowercase(), applied.object.name, applied.action);
+            // Whose file it is decides who has to know: the mesh's own state is nobody's to look into.
+            let place = if applied.in_users_file { format!(" in {}", applied.file) } else { String::new() };
+            println!("{}/{} {}{place}{suffix}", applied.object.kind.to_lowercase(), applied.object.name, applied.action);
         }
     }
     output::diagnostics(&response.diagnostics);

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use crate::fdpass::{self, Reply, Request};
@@ -59,7 +58,7 @@ impl Binder for PublishingBinder {
 
 fn ask(path: &std::path::Path, address: SocketAddr) -> io::Result<TcpListener> {
     match fdpass::ask_blocking(path, &Request::Listen(address))? {
-        (Reply::Socket(_), Some(fd)) => Ok(TcpListener::from(OwnedFd::from(fd))),
+        (Reply::Socket(_), Some(fd)) => Ok(TcpListener::from(fd)),
         (Reply::Refused(why), _) => Err(io::Error::other(format!("{address}: {why}"))),
         (other, _) => Err(io::Error::other(format!("{address}: unexpected reply {other:?}"))),
     }

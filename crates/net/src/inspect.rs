@@ -32,15 +32,10 @@ pub struct Hello {
 }
 
 /// Feeds bytes to the same parser that terminates TLS.
+#[derive(Default)]
 pub struct TlsSniffer {
     acceptor: Acceptor,
     fed: usize,
-}
-
-impl Default for TlsSniffer {
-    fn default() -> Self {
-        Self { acceptor: Acceptor::default(), fed: 0 }
-    }
 }
 
 impl TlsSniffer {
@@ -143,12 +138,13 @@ pub fn sniff_http(bytes: &[u8]) -> HttpSniff {
     }
 }
 
-/// A method (RFC 9110 §9.1: a token; longer than 32 bytes nobody uses), then printable bytes.
+/// A method, then printable bytes. Methods are tokens (RFC 9110 §9.1), but all that are in use are of capital letters and
+/// shorter than 32; as with Envoy's http_inspector, other protocols' words must not be waited on for the end of a line.
 fn could_be_request_line(line: &[u8]) -> bool {
     let method = line.iter().position(|b| *b == b' ').unwrap_or(line.len());
     method > 0
         && method <= 32
-        && line[..method].iter().all(|b| b.is_ascii_alphabetic() || matches!(b, b'-' | b'_'))
+        && line[..method].iter().all(|b| b.is_ascii_uppercase() || matches!(b, b'-' | b'_'))
         && line[method..].iter().all(|b| *b >= 0x20 || *b == b'\r')
 }
 
@@ -172,6 +168,7 @@ mod tests {
             assert_eq!(sniff_http(line), wanted, "{line:?}");
         }
         assert_eq!(sniff_http(b"\x00\x01"), HttpSniff::Other);
+        assert_eq!(sniff_http(b"hello"), HttpSniff::Other, "who speaks without line feeds is not kept waiting");
         assert_eq!(sniff_http(b"*1\r\n$4\r\n"), HttpSniff::Other);
     }
 

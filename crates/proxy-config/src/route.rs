@@ -20,7 +20,7 @@ pub use meltemi_filters::header_ops::{AppendAction, HeaderOps};
 pub use redirect::{DirectResponse, Redirect};
 pub use retry::{AttemptFailure, RetryOn, RetryPolicy};
 pub use table::{Position, RouteContext, RouteDecision, RouteSettings, RouteTable};
-pub use vhost::{PathMatch, Route, RouteMatch, Target, VirtualHost};
+pub use vhost::{PathMatch, RequireTls, Route, RouteMatch, Target, VirtualHost};
 
 #[cfg(test)]
 mod tests;

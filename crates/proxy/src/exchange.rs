@@ -7,7 +7,7 @@ use bytes::Bytes;
 use meltemi_filters::head::{Known, RequestHead, ResponseHead};
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
 use meltemi_proxy_config::http::HttpConnectionManager;
-use meltemi_proxy_config::route::{Chosen, RouteContext, RouteDecision};
+use meltemi_proxy_config::route::{Chosen, RequireTls, RouteContext, RouteDecision, RouteTable};
 
 use crate::body::{BodyIn, Data};
 use crate::downstream::{ChainView, Downstream};
@@ -155,11 +155,25 @@ async fn stages(
     if body.is_empty() {
         run.info.request_end.set(Some(run.info.start));
     }
+    let internal;
     match prepare::request(run.worker, run.http, run.conn, head) {
-        Ok(client) => run.remote = client.remote,
+        Ok(client) => {
+            run.remote = client.remote;
+            internal = client.internal;
+        }
         Err(reply) => return answer(run, None, head, responder, *reply).await,
     }
     let table = run.view.routes.clone();
+    if let Some(table) = &table {
+        if !internal {
+            for name in &table.settings.internal_only_headers {
+                head.remove(name);
+            }
+        }
+        if let Some(reply) = insists_on_tls(table, head, internal) {
+            return answer(run, None, head, responder, reply).await;
+        }
+    }
     let decision = table.as_ref().and_then(|table| {
         let context =
             RouteContext { random: run.info.random, metadata: &run.info.state.metadata, conn: Some(&run.conn.info) };
@@ -226,6 +240,21 @@ async fn stages(
             answer(run, Some(&decision), head, responder, reply).await
         }
     }
+}
+
+/// A virtual host that is only for HTTPS sends others there.
+fn insists_on_tls(table: &RouteTable, head: &RequestHead, internal: bool) -> Option<LocalReply> {
+    let host = table.host(head.authority())?;
+    let insists = match host.requires_tls {
+        RequireTls::No => false,
+        RequireTls::External => !internal,
+        RequireTls::All => true,
+    };
+    if !insists || head.scheme() == "https" {
+        return None;
+    }
+    let location = format!("https://{}{}", head.authority(), head.path());
+    Some(LocalReply::new(301, "", "direct_response", Cause::Route(host.name.clone())).header("location", location))
 }
 
 /// Sends a local reply.

@@ -21,6 +21,7 @@ pub mod info;
 pub mod io;
 pub mod listener;
 pub mod logs;
+pub mod peer_exchange;
 pub mod prepare;
 pub mod published;
 pub mod report;

@@ -48,12 +48,14 @@ pub struct ServiceName {
 
 type Keep = (Arc<Peer>, Arc<Peer>, Arc<ServiceName>);
 type PeerKey = (usize, Option<Arc<str>>);
+type KnownPeer = (Option<Arc<PeerInfo>>, Arc<Peer>);
+type KnownSeries = (Rc<HttpSeries>, Keep);
 
 /// One worker's looked-up series and the values that their keys point to.
 #[derive(Debug, Default)]
 pub struct Series {
-    http: RefCell<HashMap<Key, (Rc<HttpSeries>, Keep)>>,
-    peers: RefCell<HashMap<PeerKey, (Option<Arc<PeerInfo>>, Arc<Peer>)>>,
+    http: RefCell<HashMap<Key, KnownSeries>>,
+    peers: RefCell<HashMap<PeerKey, KnownPeer>>,
     workloads: RefCell<HashMap<Arc<str>, Arc<PeerInfo>>>,
     services: RefCell<HashMap<Arc<str>, (usize, Arc<ServiceName>)>>,
 }

@@ -209,7 +209,7 @@ async fn attempts(
         retries.tried.push(host.address);
         retries.done += 1;
         if let Some(every) = retries.policy.and_then(|policy| policy.previous_priorities)
-            && retries.done % every == 0
+            && retries.done.is_multiple_of(every)
             && !retries.failed_priorities.contains(&priority)
         {
             retries.failed_priorities.push(priority);

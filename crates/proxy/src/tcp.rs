@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use meltemi_filters::{Cause, ResponseFlag};
 use meltemi_lb::SubsetMatch;
@@ -16,14 +16,12 @@ use crate::downstream::{ChainView, Downstream};
 use crate::info::{LogFacts, StreamInfo};
 use crate::io::Stream;
 use crate::listener::sleep;
+use crate::peer_exchange;
 use crate::report::TcpReport;
 use crate::upstream::cluster::{Wish, WorkerCluster, WorkerHost};
 use crate::upstream::connect::{Dial, DialError, Dialled, dial};
 use crate::upstream::live::{HostResult, Permit, Resource, epoch_ms};
 use crate::worker::Worker;
-
-/// A draining connection gets this long to end by itself.
-const DRAIN: Duration = Duration::from_secs(5);
 
 /// Why no upstream connection came about.
 struct Failed {
@@ -37,7 +35,13 @@ struct Failed {
 pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>, stream: Stream, first: Vec<u8>) {
     let Terminal::Tcp(proxy) = &view.chain.terminal else { return };
     let mut info = StreamInfo::new(worker.random());
-    let mut stream = stream;
+    let (mut stream, mut first) = (stream, first);
+    if exchanges(&view, &conn) {
+        match peer_exchange::exchange(&mut stream, &mut first, &worker.common.local).await {
+            Ok(peer) => info.state.downstream_peer = peer,
+            Err(_) => return,
+        }
+    }
     let _permits = match Limits::of(&view) {
         Ok(permits) => permits,
         Err(()) => {
@@ -57,7 +61,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>
     };
     info.cluster = Some(cluster_name.clone());
     let connected = connect(&worker, &conn, proxy, &cluster_name, subset, &mut info).await;
-    let Connected { mut upstream, host, permit } = match connected {
+    let Connected { mut upstream, mut upstream_first, host, permit } = match connected {
         Ok(connected) => connected,
         Err(failed) => {
             info.end(failed.flag, failed.details, Some(failed.cause));
@@ -70,11 +74,12 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>
     let meter = Meter::default();
     let options = CopyOptions { idle: proxy.idle_timeout };
     let end = {
-        let copy = copy_both_ways(&mut stream, &mut upstream, (first, Vec::new()), options, &worker.buffers, &meter);
+        let copy = copy_both_ways(&mut stream, &mut upstream, (first, std::mem::take(&mut upstream_first)), options, &worker.buffers, &meter);
         let interval = report.as_ref().map(TcpReport::interval);
         let told_to_end = async {
             conn.draining().await;
-            tokio::time::sleep(DRAIN).await;
+            // A stated time to end by itself.
+            tokio::time::sleep(worker.common.drain_time).await;
         };
         let mut copy = std::pin::pin!(copy);
         let mut told_to_end = std::pin::pin!(told_to_end);
@@ -119,6 +124,12 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>
     drop(permit);
 }
 
+/// Whether the client's proxy will say who it is first.
+fn exchanges(view: &ChainView, conn: &Downstream) -> bool {
+    let agreed = conn.info.tls.as_ref().is_some_and(|tls| tls.alpn.as_deref() == Some(peer_exchange::ALPN));
+    agreed && view.chain.filters.iter().any(|filter| matches!(filter, NetworkFilter::MetadataExchange))
+}
+
 enum Named<'a> {
     Cluster(Arc<str>, Option<&'a SubsetMatch>),
     Missing(Arc<str>),
@@ -137,6 +148,7 @@ fn cluster_name<'a>(view: &ChainView, proxy: &'a TcpProxy, conn: &Downstream, ra
 
 struct Connected {
     upstream: Stream,
+    upstream_first: Vec<u8>,
     host: Rc<WorkerHost>,
     permit: (Permit, crate::upstream::live::ActiveRequest),
 }
@@ -190,12 +202,21 @@ async fn connect(
         info.attempts += 1;
         info.upstream = Some(host.address);
         match open(worker, conn, &cluster, &host).await {
-            Ok(dialled) => {
+            Ok(mut dialled) => {
+                let mut upstream_first = Vec::new();
+                if cluster.entry.cluster.exchanges_metadata
+                    && dialled.alpn.as_deref() == Some(peer_exchange::ALPN.as_bytes())
+                {
+                    let own = &worker.common.local;
+                    let exchanged = peer_exchange::exchange(&mut dialled.stream, &mut upstream_first, own).await;
+                    // An upstream that fails here fails again at the first byte, and is reported then.
+                    info.state.upstream_peer = exchanged.unwrap_or_default();
+                }
                 info.upstream_local = dialled.stream.socket().local_addr().ok();
                 info.upstream_principal = dialled.principal;
                 cluster.entry.live.report(&host.live, HostResult::Status(200), wish.now, cluster.len());
                 let active = host.live.begin();
-                return Ok(Connected { upstream: dialled.stream, host, permit: (permit, active) });
+                return Ok(Connected { upstream: dialled.stream, upstream_first, host, permit: (permit, active) });
             }
             Err(error) => {
                 cluster.entry.live.connect_fail.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

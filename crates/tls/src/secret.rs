@@ -1,11 +1,14 @@
 //! Named secrets that change under running connections.
 
+mod file;
+
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tokio::sync::watch;
 
 use crate::{Identity, TrustBundle};
+use file::FileName;
 
 /// The workload's own certificate, as Istio and Envoy name it over SDS.
 pub const DEFAULT_SECRET: &str = "default";
@@ -36,16 +39,19 @@ impl Secret {
 type Slot = watch::Sender<Option<Arc<Secret>>>;
 
 /// All secrets of a process. Cheap to clone; clones share their content. A name that nobody has set yet can be watched:
-/// that is how a listener waits for its certificate.
+/// that is how a listener waits for its certificate. Names of files (`file-root:PATH`, `file-cert:CERT~KEY`) are read when
+/// they are first asked for, and again by [`SecretStore::refresh_files`].
 #[derive(Debug, Clone)]
 pub struct SecretStore {
     slots: Arc<RwLock<BTreeMap<String, Slot>>>,
+    /// Hashes of files that were read, by name.
+    files: Arc<Mutex<BTreeMap<String, Option<u64>>>>,
     generation: watch::Sender<u64>,
 }
 
 impl Default for SecretStore {
     fn default() -> Self {
-        Self { slots: Arc::default(), generation: watch::Sender::new(0) }
+        Self { slots: Arc::default(), files: Arc::default(), generation: watch::Sender::new(0) }
     }
 }
 
@@ -57,6 +63,7 @@ impl SecretStore {
 
     /// Follows one name; `None` until it is set, and after it is removed.
     pub fn watch(&self, name: &str) -> watch::Receiver<Option<Arc<Secret>>> {
+        self.read_file_once(name);
         if let Some(slot) = self.read().get(name) {
             return slot.subscribe();
         }
@@ -66,6 +73,7 @@ impl SecretStore {
 
     /// The current value.
     pub fn get(&self, name: &str) -> Option<Arc<Secret>> {
+        self.read_file_once(name);
         self.read().get(name).and_then(|slot| slot.borrow().clone())
     }
 
@@ -87,6 +95,35 @@ impl SecretStore {
     /// A number that grows with every change of any secret, and can be awaited.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
+    }
+
+    /// Reads again the files that were asked for; those that changed are set. A file that cannot be read keeps what it
+    /// brought before.
+    pub fn refresh_files(&self) {
+        let names: Vec<String> = self.files.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
+        names.iter().for_each(|name| self.read_file(name));
+    }
+
+    fn read_file_once(&self, name: &str) {
+        if FileName::of(name).is_some() && !self.files.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name) {
+            self.read_file(name);
+        }
+    }
+
+    fn read_file(&self, name: &str) {
+        let Some(file) = FileName::of(name) else { return };
+        let before = {
+            let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+            *files.entry(name.to_owned()).or_default()
+        };
+        match file.read(before) {
+            Ok(None) => {}
+            Ok(Some((secret, hash))) => {
+                self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), Some(hash));
+                self.set(name, secret);
+            }
+            Err(error) => tracing::warn!(secret = name, %error, "cannot be read; what it brought before stays"),
+        }
     }
 
     fn put(&self, name: &str, value: Option<Arc<Secret>>) {

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 
 import grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
@@ -110,13 +111,18 @@ def main():
         request = discovery_pb2.DeltaDiscoveryRequest(type_url=CLUSTERS)
         request.node.id, request.node.cluster = node, "test"
         json_format.ParseDict({"NAMESPACE": "default", "SERVICE_ACCOUNT": account}, request.node.metadata)
+        answered = threading.Event()
+
+        def requests(request=request, answered=answered):
+            yield request
+            answered.wait(20)
+
         try:
-            response = next(ads.DeltaAggregatedResources(iter([request]), metadata=metadata, timeout=20))
+            response = next(ads.DeltaAggregatedResources(requests(), metadata=metadata, timeout=20))
             print(json.dumps({"attempt": attempt, "code": "OK", "clusters": len(response.resources)}), flush=True)
         except grpc.RpcError as error:
             print(json.dumps({"attempt": attempt, "code": error.code().name, "says": error.details()}), flush=True)
-        except StopIteration:
-            print(json.dumps({"attempt": attempt, "code": "ENDED"}), flush=True)
+        answered.set()
 
 
 main()

@@ -321,7 +321,5 @@ fn a_bootstrap_is_validated_without_serving() {
     let mut bad = sound;
     bad["static_resources"]["clusters"][0]["connect_timeout"] = json!("-1s");
     let (code, told) = check("cluster.json", &bad.to_string());
-    assert!(code == Some(1) && told.contains("xds"), "the cluster is named: {told}");
-    let (code, told) = check("none.json", "{}");
-    assert_eq!(code, Some(1), "a proxy without a node and without listeners: {told}");
+    assert!(code == Some(1) && told.contains("clusters[0]") && told.contains("connect_timeout"), "{told}");
 }

@@ -25,7 +25,7 @@ spec:
         httpStatus: {status}
         percentage: {{value: 100}}
     route:
-    - destination: {{host: {name}}}
+    - destination: {{host: {name}, port: {{number: 9080}}}}
 "
     )
 }
@@ -95,7 +95,7 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
     assert!(mesh.cli_ok(&["delete", "-f", &file]).contains("virtualservice/ledger deleted"));
     mesh.wait("the deleted object is gone", || ledger(&mesh) == 200);
     let again = mesh.cli(&["delete", "virtualservice", "ledger"]);
-    assert!(again.status.code() == Some(1) && both(&again).contains("not found"), "{again:?}");
+    assert!(again.status.code() == Some(1) && both(&again).contains("VirtualService/ledger.default is not there"), "{again:?}");
     mesh.cli_ok(&["delete", "vs/diary"]);
     mesh.wait("deleted from the directory", || diary(&mesh) == 200);
     let left = fs::read_to_string(mesh.config().join("diary.yaml")).unwrap_or_default();

@@ -39,7 +39,7 @@ apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: alpha}
 spec:
-  hosts: [alpha]
+  hosts: [alpha, alpha.example.test, beta.example.test]
   tls:
   - match: [{port: 8443, sniHosts: [beta.example.test]}]
     route: [{destination: {host: beta, port: {number: 8443}}}]

@@ -286,8 +286,10 @@ fn the_bridge_carries_no_plaintext_between_meshed_workloads() {
     assert_eq!(capture.hear(), "capturing");
 
     let seen = |capture: &mut Dialogue, line: &str| capture.ask(line).parse::<u32>().expect("a number");
-    // By name and by the pod's own address, over HTTP and TCP.
-    let direct = format!("http://{ledger}:9080/open-sesame");
+    // By name and by address, over HTTP and TCP.
+    let found = mesh.exec("inside", &["getent", "ahostsv4", "ledger"]);
+    let service = String::from_utf8_lossy(&found.stdout).split_whitespace().next().map(str::to_owned).expect("an address");
+    let direct = format!("http://{service}:9080/open-sesame");
     for url in ["http://ledger:9080/open-sesame", "http://ledger:9081/open-sesame", &direct] {
         let answer = curl(&mesh, "inside", &["-H", "x-word: open-sesame", "-d", "open-sesame", url]);
         assert_eq!(answer.status, 200, "{url}: {answer:?}");

@@ -22,6 +22,9 @@ use crate::common::Common;
 use crate::published::Published;
 use crate::worker::Command;
 
+/// A look at what was received and what serves.
+pub type Look = Box<dyn FnOnce(&State, &Published, &Status) + Send>;
+
 /// What the rest of the process asks of the control side.
 pub enum Request {
     /// Resources that need no server: type, name and message each; and names to remove.
@@ -29,7 +32,7 @@ pub enum Request {
     /// Where listeners listen: name and actual address.
     Addresses(oneshot::Sender<Vec<(Arc<str>, SocketAddr)>>),
     /// Looks at what was received and what serves.
-    Inspect(Box<dyn FnOnce(&State, &Published, &Status) + Send>),
+    Inspect(Look),
     /// Ends in order: connections are asked to, new ones are served until the listeners are gone.
     Drain,
     /// Stops accepting.

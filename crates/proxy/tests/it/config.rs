@@ -249,7 +249,7 @@ impl Running {
     pub fn start(options: ProxyOptions) -> Self {
         let log = LogBook::default();
         let logs = Logs::to(Box::new(log.clone())).expect("a thread for the log");
-        let handle = Proxy::start(ProxyOptions { logs, ..options }).expect("starts");
+        let handle = Proxy::start(ProxyOptions { logs, drain_time: Duration::from_millis(50), ..options }).expect("starts");
         Self { handle, log }
     }
 

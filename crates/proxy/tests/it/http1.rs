@@ -344,3 +344,14 @@ async fn endpoints_that_fail_are_left_out() {
     }
     assert_eq!(answers.iter().filter(|answer| *answer == "bad").count(), 2, "{answers:?}");
 }
+
+#[tokio::test]
+async fn a_host_for_https_only_sends_others_there_before_any_route() {
+    let mut routes = table("r", vec![forward("/", "up")]);
+    routes.virtual_hosts[0].require_tls = route::virtual_host::TlsRequirementType::All as i32;
+    let manager = manager(inline(routes));
+    let up = static_cluster("up", &[peers::echo("up").await]);
+    let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
+    let (head, _) = get(running.at("in").await, "/a?b").await;
+    assert!(head.starts_with("HTTP/1.1 301 ") && head.contains("location: https://example/a?b\r\n"), "{head}");
+}

@@ -1,0 +1,168 @@
+//! Filters as the data path runs them, and what it counts.
+
+use std::time::{Duration, Instant};
+
+use meltemi_proto::envoy::config::core::v3 as core;
+use meltemi_proto::envoy::config::listener::v3 as proto;
+use meltemi_proto::envoy::config::rbac::v3 as rbac;
+use meltemi_proto::envoy::config::route::v3 as route;
+use meltemi_proto::envoy::extensions::filters::common::fault::v3 as fault_common;
+use meltemi_proto::envoy::extensions::filters::http::fault::v3 as fault;
+use meltemi_proto::envoy::extensions::filters::http::rbac::v3::Rbac;
+use meltemi_proto::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
+use meltemi_proto::google::protobuf::{Struct, Value, value::Kind};
+use meltemi_proto::istio::StatsConfig;
+use meltemi_proto::pack;
+use tokio::sync::mpsc;
+
+use crate::config::*;
+use crate::peers;
+
+fn all() -> Option<FractionalPercent> {
+    Some(FractionalPercent { numerator: 100, denominator: DenominatorType::Hundred as i32 })
+}
+
+fn text(value: &str) -> Value {
+    Value { kind: Some(Kind::StringValue(value.to_owned())) }
+}
+
+/// As Istio names the service in a cluster.
+fn service(host: &str, name: &str, namespace: &str) -> core::Metadata {
+    let fields = [("host", host), ("name", name), ("namespace", namespace)];
+    let service = Struct { fields: fields.map(|(key, value)| (key.to_owned(), text(value))).into() };
+    let list = meltemi_proto::google::protobuf::ListValue {
+        values: vec![Value { kind: Some(Kind::StructValue(service)) }],
+    };
+    let istio = Struct { fields: [("services".to_owned(), Value { kind: Some(Kind::ListValue(list)) })].into() };
+    core::Metadata { filter_metadata: [("istio".to_owned(), istio)].into(), ..Default::default() }
+}
+
+#[tokio::test]
+async fn requests_are_counted_with_istios_labels_and_denied_by_policy() {
+    let mut manager = manager(inline(table("r", vec![forward("/", "up")])));
+    let private = rbac::Policy {
+        permissions: vec![rbac::Permission {
+            rule: Some(rbac::permission::Rule::Header(route::HeaderMatcher {
+                name: "x-secret".into(),
+                header_match_specifier: Some(route::header_matcher::HeaderMatchSpecifier::PresentMatch(true)),
+                ..Default::default()
+            })),
+        }],
+        principals: vec![rbac::Principal { identifier: Some(rbac::principal::Identifier::Any(true)) }],
+        ..Default::default()
+    };
+    let deny = Rbac {
+        rules: Some(rbac::Rbac {
+            action: rbac::rbac::Action::Deny as i32,
+            policies: [("ns[a]-policy[private]-rule[0]".to_owned(), private)].into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    manager.http_filters.insert(0, http_filter("envoy.filters.http.rbac", pack(&deny)));
+    manager.http_filters.insert(1, http_filter("istio.stats", pack(&StatsConfig::default())));
+    let mut up = static_cluster("up", &[peers::echo("up").await]);
+    up.metadata = Some(service("reviews.default.svc.cluster.local", "reviews", "default"));
+    let mut inbound = listener("in", vec![http_chain(&manager)]);
+    inbound.traffic_direction = core::TrafficDirection::Inbound as i32;
+    let running = Running::with(vec![up], vec![inbound]).await;
+    let at = running.at("in").await;
+    for _ in 0..3 {
+        peers::get(at, "/").await;
+    }
+    let mut client = peers::Client::connect(at).await;
+    let (head, body) = client.ask("GET / HTTP/1.1\nhost: a\nx-secret: 1\n\n").await;
+    assert!(head.starts_with("HTTP/1.1 403 ") && body == "RBAC: access denied", "{head}{body}");
+    running.log.line_with("403 - rbac_access_denied_matched_policy[ns[a]-policy[private]-rule[0]] ").await;
+    let metrics = running.handle.metrics();
+    let wanted = |code: &str, count: &str| {
+        metrics.lines().any(|line| {
+            line.starts_with("istio_requests_total{reporter=\"destination\"")
+                && line.contains(&format!("response_code=\"{code}\""))
+                && line.contains("request_protocol=\"http\"")
+                && line.ends_with(&format!("}} {count}"))
+        })
+    };
+    assert!(wanted("200", "3") && wanted("403", "1"), "{metrics}");
+    assert!(metrics.contains("destination_service=\"reviews.default.svc.cluster.local\",destination_service_name=\"reviews\""), "{metrics}");
+    assert!(metrics.contains("connection_security_policy=\"none\""), "{metrics}");
+}
+
+#[tokio::test]
+async fn faults_delay_and_abort() {
+    let mut manager = manager(inline(table("r", vec![forward("/", "up")])));
+    let config = fault::HttpFault {
+        delay: Some(fault_common::FaultDelay {
+            percentage: all(),
+            fault_delay_secifier: Some(fault_common::fault_delay::FaultDelaySecifier::FixedDelay(duration(Duration::from_millis(50)))),
+            ..Default::default()
+        }),
+        abort: Some(fault::FaultAbort {
+            percentage: all(),
+            error_type: Some(fault::fault_abort::ErrorType::HttpStatus(418)),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    manager.http_filters.insert(0, http_filter("envoy.filters.http.fault", pack(&config)));
+    let running = Running::with(vec![static_cluster("up", &[])], vec![listener("in", vec![http_chain(&manager)])]).await;
+    let start = Instant::now();
+    let (head, body) = peers::get(running.at("in").await, "/").await;
+    assert!(start.elapsed() >= Duration::from_millis(50), "the delay comes first");
+    assert!(head.starts_with("HTTP/1.1 418 ") && body == "fault filter abort", "{head}{body}");
+    running.log.line_with("418 DI,FI fault_filter_abort").await;
+}
+
+#[tokio::test]
+async fn a_mirror_gets_a_copy_and_nobody_waits_for_it() {
+    let (sender, mut copies) = mpsc::unbounded_channel();
+    let shadow = peers::http_server(move |head, body| {
+        let _ = sender.send(format!("{head}{}", String::from_utf8_lossy(body)));
+        b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n".to_vec()
+    })
+    .await;
+    let mirrored = tune(forward("/", "up"), |action| {
+        action.request_mirror_policies = vec![route::route_action::RequestMirrorPolicy {
+            cluster: "shadow".into(),
+            runtime_fraction: Some(core::RuntimeFractionalPercent { default_value: all(), ..Default::default() }),
+            ..Default::default()
+        }];
+    });
+    let manager = manager(inline(table("r", vec![mirrored])));
+    let running = Running::with(
+        vec![static_cluster("up", &[peers::echo("up").await]), static_cluster("shadow", &[shadow])],
+        vec![listener("in", vec![http_chain(&manager)])],
+    )
+    .await;
+    let mut client = peers::Client::connect(running.at("in").await).await;
+    let (head, _) = client.ask("POST /a HTTP/1.1\nhost: svc:80\ncontent-length: 4\n\nbody").await;
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    let copy = copies.recv().await.expect("a copy");
+    assert!(copy.contains("host: svc-shadow:80\r\n") && copy.ends_with("body"), "{copy}");
+}
+
+#[tokio::test]
+async fn an_original_destination_is_where_the_client_was_going() {
+    use meltemi_proto::envoy::config::cluster::v3 as cluster;
+    let up = peers::echo("up").await;
+    let mut passthrough = static_cluster("PassthroughCluster", &[]);
+    passthrough.load_assignment = None;
+    passthrough.cluster_discovery_type =
+        Some(cluster::cluster::ClusterDiscoveryType::Type(cluster::cluster::DiscoveryType::OriginalDst as i32));
+    passthrough.lb_policy = cluster::cluster::LbPolicy::ClusterProvided as i32;
+    passthrough.lb_config = Some(cluster::cluster::LbConfig::OriginalDstLbConfig(cluster::cluster::OriginalDstLbConfig {
+        upstream_port_override: Some(meltemi_proto::google::protobuf::UInt32Value { value: up.port().into() }),
+        ..Default::default()
+    }));
+    let mut outbound = listener("in", vec![tcp_chain("PassthroughCluster")]);
+    outbound.listener_filters = vec![proto::ListenerFilter {
+        name: "envoy.filters.listener.original_dst".into(),
+        config_type: Some(proto::listener_filter::ConfigType::TypedConfig(pack(
+            &meltemi_proto::envoy::extensions::filters::listener::original_dst::v3::OriginalDst::default(),
+        ))),
+        ..Default::default()
+    }];
+    let running = Running::with(vec![passthrough], vec![outbound]).await;
+    let (head, _) = peers::get(running.at("in").await, "/").await;
+    assert!(head.contains("x-name: up"), "{head}");
+}
