@@ -4,18 +4,34 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCompleter;
+
+use crate::completion;
 
 /// A service mesh in one binary: on this machine without Kubernetes and without root, configured by Istio's YAML.
 #[derive(Debug, Parser)]
-#[command(name = "meltemi", version, max_term_width = 100)]
+#[command(name = "meltemi", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
-    /// Which mesh of this machine; several may run beside each other.
-    #[arg(long, global = true, env = "MELTEMI_MESH", default_value = "default")]
+    /// Which mesh of this machine; several may run beside each other
+    #[arg(
+        long,
+        global = true,
+        env = "MELTEMI_MESH",
+        default_value = "default",
+        value_name = "NAME",
+        add = ArgValueCompleter::new(completion::meshes)
+    )]
     pub mesh: String,
+    /// Folder of the mesh's sockets and logs, where it was started with one
+    #[arg(long, global = true, env = "MELTEMI_RUN_DIR", value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 not found, refused, or no mesh; 2 the command line is not understood. \
+                          `exec` ends with the code of its program.";
 
 /// Everything the binary does.
 #[derive(Debug, Subcommand)]
@@ -29,7 +45,7 @@ pub enum Command {
     /// Talk to a running mesh.
     #[command(flatten)]
     Mesh(MeshCommand),
-    /// Print a completion script for a shell
+    /// Print a completion script for a shell: `source <(meltemi completion bash)`
     Completion {
         /// Which shell.
         #[arg(value_enum)]
@@ -49,6 +65,7 @@ pub enum MeshCommand {
     /// Delete configuration objects
     Delete(DeleteArgs),
     /// Show workloads and proxies, their configuration and certificates
+    #[command(alias = "ps", alias = "proxy-status")]
     Status(StatusArgs),
     /// Print what a workload wrote
     Logs(LogsArgs),
@@ -87,9 +104,6 @@ pub struct UpArgs {
     /// Lifetime of workload certificates, 30s or more, such as 24h
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub certificate_lifetime: Option<std::time::Duration>,
-    /// Where the mesh keeps sockets and logs while it runs
-    #[arg(long, value_name = "DIR")]
-    pub run_dir: Option<PathBuf>,
     /// Where the mesh keeps what outlives it
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -137,7 +151,7 @@ pub struct RunArgs {
     #[arg(long = "port", value_name = "PORT")]
     pub ports: Vec<u16>,
     /// Its namespace
-    #[arg(short, long, default_value = "default")]
+    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(completion::namespaces))]
     pub namespace: String,
     /// Its service account, which is its identity
     #[arg(long, default_value = "default")]
@@ -166,7 +180,7 @@ pub struct ApplyArgs {
     #[arg(short = 'f', long = "filename", value_name = "FILE", required = true)]
     pub files: Vec<PathBuf>,
     /// Namespace of objects that name none
-    #[arg(short, long, default_value = "default")]
+    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(completion::namespaces))]
     pub namespace: String,
     /// Only say what would be done
     #[arg(long)]
@@ -179,16 +193,18 @@ pub struct ApplyArgs {
 /// `get`.
 #[derive(Debug, Clone, Args)]
 pub struct GetArgs {
-    /// A kind, such as virtualservices, vs or `all`; KIND/NAME names one object
-    pub kind: String,
-    /// Only the object of this name
-    pub name: Option<String>,
-    /// Only this namespace; default: `default`
-    #[arg(short, long)]
-    pub namespace: Option<String>,
+    /// KIND, KIND,KIND, KIND NAME..., or KIND/NAME...; kinds as kubectl knows them (vs, virtualservices), or `all`
+    #[arg(required = true, value_name = "KIND [NAME]", add = ArgValueCompleter::new(completion::Objects))]
+    pub what: Vec<String>,
+    /// Their namespace
+    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(completion::namespaces))]
+    pub namespace: String,
     /// Every namespace
     #[arg(short = 'A', long)]
     pub all_namespaces: bool,
+    /// Only objects with these labels: KEY=VALUE, KEY!=VALUE or KEY, separated by commas
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    pub selector: Option<String>,
     /// Output form
     #[arg(short, long, value_enum)]
     pub output: Option<Output>,
@@ -197,17 +213,18 @@ pub struct GetArgs {
 /// `delete`.
 #[derive(Debug, Clone, Args)]
 pub struct DeleteArgs {
-    /// A kind; KIND/NAME names one object
-    #[arg(required_unless_present = "files")]
-    pub kind: Option<String>,
-    /// The object's name
-    pub name: Option<String>,
-    /// Its namespace
-    #[arg(short, long, default_value = "default")]
+    /// KIND NAME... or KIND/NAME...
+    #[arg(required_unless_present = "files", value_name = "KIND NAME", add = ArgValueCompleter::new(completion::Objects))]
+    pub what: Vec<String>,
+    /// Their namespace
+    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(completion::namespaces))]
     pub namespace: String,
     /// Delete the objects that these files name
-    #[arg(short = 'f', long = "filename", value_name = "FILE", conflicts_with = "kind")]
+    #[arg(short = 'f', long = "filename", value_name = "FILE", conflicts_with = "what")]
     pub files: Vec<PathBuf>,
+    /// An object that is not there is no failure
+    #[arg(long)]
+    pub ignore_not_found: bool,
     /// Only say what would be done
     #[arg(long)]
     pub dry_run: bool,
@@ -216,9 +233,15 @@ pub struct DeleteArgs {
 /// `status`.
 #[derive(Debug, Clone, Args)]
 pub struct StatusArgs {
+    /// Only this workload: a Deployment's name, or one replica's
+    #[arg(add = ArgValueCompleter::new(completion::workloads))]
+    pub workload: Option<String>,
     /// Only this namespace
-    #[arg(short, long)]
+    #[arg(short, long, value_name = "NAME", add = ArgValueCompleter::new(completion::namespaces))]
     pub namespace: Option<String>,
+    /// Every namespace, which is the default
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    pub all_namespaces: bool,
     /// Output form
     #[arg(short, long, value_enum)]
     pub output: Option<Output>,
@@ -228,29 +251,37 @@ pub struct StatusArgs {
 #[derive(Debug, Clone, Args)]
 pub struct LogsArgs {
     /// A Deployment's name, or one replica's
+    #[arg(add = ArgValueCompleter::new(completion::workloads))]
     pub workload: String,
     /// Its namespace
-    #[arg(short, long, default_value = "default")]
+    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(completion::namespaces))]
     pub namespace: String,
     /// `app` or `proxy`
     #[arg(short, long, default_value = "app", value_parser = ["app", "proxy", "istio-proxy"])]
     pub container: String,
     /// Go on printing
-    #[arg(short = 'F', long)]
+    #[arg(short, long)]
     pub follow: bool,
-    /// Only the last lines
-    #[arg(long, value_name = "LINES")]
-    pub tail: Option<usize>,
+    /// Only the last lines; -1 is all that is kept
+    #[arg(long, value_name = "LINES", default_value_t = -1, allow_negative_numbers = true)]
+    pub tail: i64,
 }
 
 /// `exec`.
 #[derive(Debug, Clone, Args)]
 pub struct ExecArgs {
     /// A Deployment's name, or one replica's
+    #[arg(add = ArgValueCompleter::new(completion::workloads))]
     pub workload: String,
     /// Its namespace
-    #[arg(short, long, default_value = "default")]
+    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(completion::namespaces))]
     pub namespace: String,
+    /// As with kubectl; the command has this terminal's input in any case
+    #[arg(short = 'i', long)]
+    pub stdin: bool,
+    /// As with kubectl; the command has this terminal in any case
+    #[arg(short = 't', long)]
+    pub tty: bool,
     /// The command and its arguments
     #[arg(last = true, required = true)]
     pub command: Vec<String>,
@@ -260,9 +291,10 @@ pub struct ExecArgs {
 #[derive(Debug, Clone, Args)]
 pub struct WorkloadArgs {
     /// A Deployment's name, or one replica's
+    #[arg(add = ArgValueCompleter::new(completion::workloads))]
     pub workload: String,
     /// Its namespace
-    #[arg(short, long, default_value = "default")]
+    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(completion::namespaces))]
     pub namespace: String,
 }
 

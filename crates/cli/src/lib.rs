@@ -4,23 +4,29 @@
 //! processes (`demo`, `up`, `proxy`) are only parsed here; the binary carries them out. Imports nothing of the data path.
 
 pub mod args;
+mod columns;
+mod completion;
 mod mesh;
+mod names;
 mod objects;
 mod output;
+mod sources;
 mod status;
 mod table;
 mod workloads;
 
 pub use args::{Cli, Command, ProxyArgs, UpArgs};
+pub use completion::{answer_shell, print_completion};
+pub use mesh::Mesh;
 
 /// Carries out a command that talks to a running mesh, and tells the exit code.
 ///
 /// # Errors
 /// Whatever keeps the command from being done, as a sentence for the user.
-pub fn run(mesh: &str, command: args::MeshCommand) -> anyhow::Result<i32> {
+pub fn run(mesh: &Mesh, command: args::MeshCommand) -> anyhow::Result<i32> {
     use args::MeshCommand as C;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let done = runtime.block_on(async {
         match command {
             C::Apply(args) => objects::apply(mesh, args).await,
             C::Get(args) => objects::get(mesh, args).await,
@@ -32,5 +38,9 @@ pub fn run(mesh: &str, command: args::MeshCommand) -> anyhow::Result<i32> {
             C::Stop(args) => workloads::stop(mesh, args).await,
             C::Restart(args) => workloads::restart(mesh, args).await,
         }
-    })
+    });
+    match done {
+        Err(error) if error.is::<output::ReaderLeft>() => Ok(output::READER_LEFT),
+        other => other,
+    }
 }

@@ -1,8 +1,106 @@
-//! Finding the sockets of a running mesh.
+//! Finding a running mesh, and saying what is the matter when there is none.
 
-use meltemi_admin_api::Client;
+use std::fmt::Write as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 
-/// The control plane of a mesh.
-pub(crate) fn control(mesh: &str) -> Client {
-    Client::unix(meltemi_node::config::run_dir(mesh).join("control.sock"))
+use anyhow::{Error, anyhow};
+use meltemi_admin_api::{Client, ClientError};
+use meltemi_node::ClientError as NodeError;
+
+/// A mesh of this machine, as the user names it.
+#[derive(Debug, Clone)]
+pub struct Mesh {
+    name: String,
+    run_dir: PathBuf,
+}
+
+impl Mesh {
+    /// A mesh by name, or by the folder of its sockets where it was started with one.
+    pub fn new(name: &str, run_dir: Option<&Path>) -> Self {
+        let run_dir = run_dir.map_or_else(|| meltemi_node::config::run_dir(name), Path::to_owned);
+        Self { name: name.to_owned(), run_dir }
+    }
+
+    /// Its control plane.
+    pub(crate) fn control(&self) -> Client {
+        Client::unix(self.run_dir.join("control.sock"))
+    }
+
+    /// Its node.
+    pub(crate) fn node(&self) -> meltemi_node::Client {
+        meltemi_node::Client::new(&self.run_dir)
+    }
+
+    /// A failure of the control plane, with its reason as this machine shows it.
+    pub(crate) fn control_error(&self, error: ClientError) -> Error {
+        match error {
+            ClientError::Connect { .. } if is_alive(&self.run_dir) => anyhow!(
+                "the control plane of mesh {:?} does not answer; its node starts it again, and traffic goes on meanwhile (its log is {})",
+                self.name,
+                self.run_dir.join("control.log").display()
+            ),
+            ClientError::Connect { .. } => self.absent(),
+            other => other.into(),
+        }
+    }
+
+    /// A failure of the node, with its reason as this machine shows it.
+    pub(crate) fn node_error(&self, error: NodeError) -> Error {
+        match error {
+            NodeError::NotRunning { .. } => self.absent(),
+            other => other.into(),
+        }
+    }
+
+    fn absent(&self) -> Error {
+        let mut text = format!("no mesh {:?} is running (there is no socket in {})", self.name, self.run_dir.display());
+        let others = running();
+        match others.as_slice() {
+            [] => text.push_str("; start one with `meltemi demo` or `meltemi up -f DIR`"),
+            others => _ = write!(text, "; running: {} (choose with --mesh NAME)", others.join(", ")),
+        }
+        Error::msg(text)
+    }
+}
+
+/// The meshes of this user that run in the usual folder.
+pub(crate) fn running() -> Vec<String> {
+    let one = meltemi_node::config::run_dir("default");
+    let Some(folder) = one.parent() else { return Vec::new() };
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter(|entry| is_alive(&entry.path()))
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names
+}
+
+/// A socket that nobody listens at is left by a mesh that was killed.
+fn is_alive(run_dir: &Path) -> bool {
+    // The node's socket is of another type than a stream; that it is refused for its type shows that somebody listens.
+    match UnixStream::connect(run_dir.join("node.sock")) {
+        Ok(_) => true,
+        Err(error) => error.raw_os_error() == Some(EPROTOTYPE),
+    }
+}
+
+/// `EPROTOTYPE` on Linux: right address, wrong type of socket.
+const EPROTOTYPE: i32 = 91;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mesh_that_does_not_run_is_named_with_its_folder() {
+        let folder = std::env::temp_dir().join("meltemi-cli-nobody");
+        let mesh = Mesh::new("shop", Some(&folder));
+        let error = ClientError::Connect { path: folder.clone(), error: std::io::ErrorKind::NotFound.into() };
+        let text = mesh.control_error(error).to_string();
+        assert!(text.starts_with("no mesh \"shop\" is running") && text.contains("meltemi-cli-nobody"), "{text}");
+        let refused = ClientError::Refused { status: 404, message: "not there".into() };
+        assert_eq!(mesh.control_error(refused).to_string(), "not there");
+    }
 }

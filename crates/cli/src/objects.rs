@@ -1,174 +1,207 @@
 //! `apply`, `get`, `delete`.
 
-use std::fs;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, ensure};
-use meltemi_admin_api::{Action, ApplyResponse, ObjectSelector, ObjectView, Origin};
-
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use anyhow::{Result, ensure};
+use meltemi_admin_api::{Action, ApplyResponse, ClientError, ObjectSelector, ObjectView};
 
 use crate::args::{ApplyArgs, DeleteArgs, GetArgs, Output};
-use crate::mesh::control;
+use crate::columns::{Live, columns, needs_live};
+use crate::mesh::Mesh;
+use crate::names::{LabelFilter, Wanted, wanted};
 use crate::output;
-use crate::table::{Table, age};
+use crate::sources::Sources;
+use crate::table::Table;
 
-pub(crate) async fn apply(mesh: &str, args: ApplyArgs) -> Result<i32> {
-    let response = control(mesh).apply(read_all(&args.files)?, &args.namespace, args.dry_run).await?;
-    if !output::machine(args.output, &response)? {
-        print(&response);
+pub(crate) async fn apply(mesh: &Mesh, args: ApplyArgs) -> Result<i32> {
+    let sources = Sources::read(&args.files)?;
+    let answer = mesh.control().apply(sources.text.clone(), &args.namespace, args.dry_run).await;
+    let mut response = answer.map_err(|error| mesh.control_error(error))?;
+    sources.place(&mut response.diagnostics);
+    match args.output {
+        Some(Output::Name) => {
+            for applied in response.objects.iter().filter(|applied| applied.action != Action::Refused) {
+                output::line(format_args!("{}/{}", applied.object.kind.to_lowercase(), applied.object.name))?;
+            }
+            output::diagnostics(&response.diagnostics);
+        }
+        form if output::machine(form, &response)? => {}
+        _ => print(&response)?,
     }
     Ok(i32::from(!response.ok))
 }
 
-pub(crate) async fn delete(mesh: &str, args: DeleteArgs) -> Result<i32> {
-    let which = match &args.kind {
-        Some(kind) => {
-            let (kind, name) = kind_and_name(kind, args.name.as_deref());
-            ensure!(!name.is_empty(), "which {kind}? Name one: meltemi delete {kind} NAME");
-            vec![ObjectSelector { kind, ns: args.namespace.clone(), name }]
+pub(crate) async fn delete(mesh: &Mesh, args: DeleteArgs) -> Result<i32> {
+    let which = if args.what.is_empty() {
+        let sources = Sources::read(&args.files)?;
+        selectors(&sources, &args.namespace)?
+    } else {
+        let of = |Wanted { kind, name }| ObjectSelector { kind, ns: args.namespace.clone(), name };
+        let all: Vec<_> = wanted(&args.what)?.into_iter().map(of).collect();
+        for one in &all {
+            ensure!(!one.name.is_empty(), "which {kind}? Name one: meltemi delete {kind} NAME", kind = one.kind);
         }
-        None => selectors(&read_all(&args.files)?, &args.namespace)?,
+        all
     };
     let mut code = 0;
     for selector in &which {
-        let response = control(mesh).delete(selector, args.dry_run).await?;
-        print(&response);
-        if response.objects.is_empty() && response.diagnostics.is_empty() {
-            eprintln!("error: {} {:?} not found in namespace {}", selector.kind, selector.name, selector.ns);
-            code = 1;
+        match mesh.control().delete(selector, args.dry_run).await {
+            Ok(response) => {
+                print(&response)?;
+                code |= i32::from(!response.ok);
+            }
+            // One that is not there keeps nobody from deleting the others.
+            Err(ClientError::Refused { message, .. }) => {
+                if !(args.ignore_not_found && message.ends_with("is not there")) {
+                    output::note(format_args!("error: {message}"));
+                    code = 1;
+                }
+            }
+            Err(error) => return Err(mesh.control_error(error)),
         }
-        code |= i32::from(!response.ok);
     }
     Ok(code)
 }
 
-pub(crate) async fn get(mesh: &str, args: GetArgs) -> Result<i32> {
-    let (kind, name) = kind_and_name(&args.kind, args.name.as_deref());
-    let everything = kind == "all";
-    let ns = match (args.all_namespaces, args.namespace) {
-        (true, _) => String::new(),
-        (false, Some(namespace)) => namespace,
-        (false, None) => "default".to_owned(),
-    };
-    let selector = ObjectSelector { kind: if everything { String::new() } else { kind }, ns, name: name.clone() };
-    let list = control(mesh).objects(&selector).await?;
-    if list.items.is_empty() {
-        match name.is_empty() {
-            true if selector.ns.is_empty() => eprintln!("No objects found."),
-            true => eprintln!("No objects found in namespace {}.", selector.ns),
-            false => eprintln!("error: {} {name:?} not found in namespace {}", args.kind, selector.ns),
+pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
+    let wanted = wanted(&args.what)?;
+    let filter = args.selector.as_deref().map(LabelFilter::parse).transpose()?;
+    let ns = if args.all_namespaces { "" } else { args.namespace.as_str() };
+    let is_named = wanted.iter().all(Wanted::is_named);
+    let mut items: Vec<ObjectView> = Vec::new();
+    let mut code = 0;
+    for one in &wanted {
+        let found = objects(mesh, one, ns).await?;
+        if found.is_empty() && one.is_named() {
+            output::note(format_args!("error: {} {:?} not found{}", one.kind, one.name, place(ns)));
+            if let Some(elsewhere) = objects(mesh, one, "").await?.first() {
+                let namespace = &elsewhere.object.namespace;
+                output::note(format_args!("there is one in namespace {namespace} (-n {namespace})"));
+            }
+            code = 1;
         }
-        return Ok(i32::from(!name.is_empty()));
+        for item in found {
+            if filter.as_ref().is_none_or(|filter| filter.fits(&labels(&item))) && !items.contains(&item) {
+                items.push(item);
+            }
+        }
     }
     match args.output {
         Some(Output::Name) => {
-            list.items.iter().for_each(|item| println!("{}/{}", item.object.kind.to_lowercase(), item.object.name));
-        }
-        Some(form @ (Output::Json | Output::Yaml)) => {
-            if let ([only], false) = (list.items.as_slice(), name.is_empty()) {
-                output::machine(Some(form), &only.value)?;
-            } else {
-                let items: Vec<_> = list.items.iter().map(|item| &item.value).collect();
-                output::machine(Some(form), &serde_json::json!({"apiVersion": "v1", "kind": "List", "items": items}))?;
+            for item in &items {
+                output::line(format_args!("{}/{}", item.object.kind.to_lowercase(), item.object.name))?;
             }
         }
-        wide => print!("{}", table(&list.items, wide.is_some())),
+        Some(form @ (Output::Json | Output::Yaml)) => match (items.as_slice(), is_named && wanted.len() == 1) {
+            ([only], true) => _ = output::machine(Some(form), &only.value)?,
+            ([], true) => {}
+            (all, _) => {
+                let values: Vec<_> = all.iter().map(|item| &item.value).collect();
+                output::machine(Some(form), &serde_json::json!({"apiVersion": "v1", "kind": "List", "items": values}))?;
+            }
+        },
+        _ if items.is_empty() && !is_named => output::note(format_args!("No objects found{}.", place(ns))),
+        form => {
+            let live = live(mesh, &items).await;
+            output::text(&tables(&items, &live, args.all_namespaces, form == Some(Output::Wide)))?;
+        }
     }
-    Ok(0)
+    Ok(code)
 }
 
-fn table(items: &[ObjectView], wide: bool) -> String {
-    let mut header = vec!["KIND", "NAMESPACE", "NAME", "AGE"];
-    if wide {
-        header.extend(["FROM", "FINDINGS"]);
+async fn objects(mesh: &Mesh, one: &Wanted, ns: &str) -> Result<Vec<ObjectView>> {
+    let kind = if one.kind == "all" { String::new() } else { one.kind.clone() };
+    let selector = ObjectSelector { kind, ns: ns.to_owned(), name: one.name.clone() };
+    Ok(mesh.control().objects(&selector).await.map_err(|error| mesh.control_error(error))?.items)
+}
+
+/// What runs, for the kinds that show it. Without an answer their columns show less.
+async fn live(mesh: &Mesh, items: &[ObjectView]) -> Live {
+    if !items.iter().any(|item| needs_live(&item.object.kind)) {
+        return Live::default();
     }
-    let mut table = Table::new(&header);
-    for item in items {
-        let object = &item.object;
-        let mut row = vec![object.kind.clone(), object.namespace.clone(), object.name.clone(), created(item)];
-        if wide {
-            let origin = match item.origin {
-                Origin::File => item.position.to_string(),
-                Origin::Applied => "applied".to_owned(),
-                Origin::Runtime => "the node".to_owned(),
+    Live {
+        workloads: mesh.node().list().await.unwrap_or_default(),
+        services: mesh.control().get("/debug/registryz").await.unwrap_or_default(),
+    }
+}
+
+fn place(ns: &str) -> String {
+    if ns.is_empty() { String::new() } else { format!(" in namespace {ns:?}") }
+}
+
+fn labels(item: &ObjectView) -> BTreeMap<&str, &str> {
+    let labels = item.value["metadata"]["labels"].as_object().into_iter().flatten();
+    labels.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?))).collect()
+}
+
+/// One table a kind; where there are several, names carry their kind.
+fn tables(items: &[ObjectView], live: &Live, all_namespaces: bool, wide: bool) -> String {
+    let of_one_kind: Vec<&[ObjectView]> = items.chunk_by(|a, b| a.object.kind == b.object.kind).collect();
+    let is_mixed = of_one_kind.len() > 1;
+    let one = |items: &&[ObjectView]| {
+        let mut table = Table::default();
+        for (index, item) in items.iter().enumerate() {
+            let object = &item.object;
+            let name = match is_mixed {
+                true => format!("{}/{}", object.kind.to_lowercase(), object.name),
+                false => object.name.clone(),
             };
-            row.extend([origin, item.diagnostics.len().to_string()]);
+            let namespace = all_namespaces.then(|| ("NAMESPACE", object.namespace.clone()));
+            let columns = namespace.into_iter().chain([("NAME", name)]).chain(columns(item, live, wide));
+            let (headings, cells): (Vec<&str>, Vec<String>) = columns.unzip();
+            if index == 0 {
+                table = Table::new(&headings);
+            }
+            table.row(cells);
         }
-        table.row(row);
-    }
-    table.render()
+        table.render()
+    };
+    of_one_kind.iter().map(one).collect::<Vec<_>>().join("\n")
 }
 
-/// Age by `metadata.creationTimestamp`, where the object has one.
-fn created(item: &ObjectView) -> String {
-    let text = item.value["metadata"]["creationTimestamp"].as_str().unwrap_or_default();
-    let Ok(at) = OffsetDateTime::parse(text, &Rfc3339) else { return String::new() };
-    age((OffsetDateTime::now_utc() - at).whole_seconds().try_into().unwrap_or(0))
-}
-
-fn print(response: &ApplyResponse) {
+fn print(response: &ApplyResponse) -> Result<()> {
     let suffix = if response.dry_run { " (dry run)" } else { "" };
-    for applied in &response.objects {
-        if applied.action != Action::Refused {
-            // Whose file it is decides who has to know: the mesh's own state is nobody's to look into.
-            let place = if applied.in_users_file { format!(" in {}", applied.file) } else { String::new() };
-            println!("{}/{} {}{place}{suffix}", applied.object.kind.to_lowercase(), applied.object.name, applied.action);
-        }
+    for applied in response.objects.iter().filter(|applied| applied.action != Action::Refused) {
+        // Whose file it is decides who has to know: the mesh's own state is nobody's to look into.
+        let place = if applied.in_users_file { format!(" in {}", applied.file) } else { String::new() };
+        let (kind, name) = (applied.object.kind.to_lowercase(), &applied.object.name);
+        output::line(format_args!("{kind}/{name} {}{place}{suffix}", applied.action))?;
     }
     output::diagnostics(&response.diagnostics);
-}
-
-fn kind_and_name(kind: &str, name: Option<&str>) -> (String, String) {
-    match kind.split_once('/') {
-        Some((kind, name)) => (kind.to_owned(), name.to_owned()),
-        None => (kind.to_owned(), name.unwrap_or_default().to_owned()),
-    }
-}
-
-fn selectors(text: &str, namespace: &str) -> Result<Vec<ObjectSelector>> {
-    let (objects, diagnostics) = meltemi_api::parse_documents("the given files", text);
-    output::diagnostics(&diagnostics);
-    ensure!(!objects.is_empty(), "the given files name no object");
-    let of = |object: &meltemi_api::Object| {
-        let named = &object.object_ref();
-        let ns = if named.namespace.is_empty() { namespace.to_owned() } else { named.namespace.clone() };
-        ObjectSelector { kind: named.kind.clone(), ns, name: named.name.clone() }
-    };
-    Ok(objects.iter().map(of).collect())
-}
-
-/// All files as one stream of documents.
-fn read_all(files: &[PathBuf]) -> Result<String> {
-    let mut all = String::new();
-    for file in files {
-        if file == Path::new("-") {
-            std::io::stdin().read_to_string(&mut all)?;
-        } else if file.is_dir() {
-            let mut inside: Vec<PathBuf> = fs::read_dir(file)
-                .with_context(|| format!("cannot read {}", file.display()))?
-                .filter_map(|entry| Some(entry.ok()?.path()))
-                .filter(|path| path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json"))
-                .collect();
-            inside.sort();
-            ensure!(!inside.is_empty(), "{} holds no .yaml, .yml or .json file", file.display());
-            for path in inside {
-                append(&mut all, &path)?;
-            }
-        } else {
-            append(&mut all, file)?;
-        }
-    }
-    Ok(all)
-}
-
-fn append(all: &mut String, path: &Path) -> Result<()> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    if !all.is_empty() && !all.ends_with("\n---\n") {
-        all.push_str("\n---\n");
-    }
-    all.push_str(&text);
     Ok(())
+}
+
+fn selectors(sources: &Sources, namespace: &str) -> Result<Vec<ObjectSelector>> {
+    let mut parsed = meltemi_api::parse_in("applied", &sources.text, namespace);
+    sources.place(&mut parsed.diagnostics);
+    output::diagnostics(&parsed.diagnostics);
+    ensure!(!parsed.objects.is_empty(), "the given files name no object");
+    let of = |object: &meltemi_api::Object| {
+        let named = object.object_ref();
+        ObjectSelector { kind: named.kind, ns: named.namespace, name: named.name }
+    };
+    Ok(parsed.objects.iter().map(of).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use meltemi_types::ObjectRef;
+
+    fn item(kind: &str, name: &str) -> ObjectView {
+        let value = serde_json::json!({"metadata": {"creationTimestamp": "2999-01-01T00:00:00Z"}, "spec": {"host": "x"}});
+        ObjectView { object: ObjectRef::new(kind, "shop", name), value, ..ObjectView::default() }
+    }
+
+    #[test]
+    fn each_kind_has_a_table_of_its_own() {
+        let items = [item("DestinationRule", "a"), item("DestinationRule", "bb"), item("Sidecar", "c")];
+        assert_eq!(tables(&items[..2], &Live::default(), false, false), "NAME   HOST   AGE\na      x      0s\nbb     x      0s\n");
+        assert_eq!(
+            tables(&items[1..], &Live::default(), true, false),
+            "NAMESPACE   NAME                 HOST   AGE\nshop        destinationrule/bb   x      0s\n\n\
+             NAMESPACE   NAME        AGE\nshop        sidecar/c   0s\n"
+        );
+    }
 }

@@ -1,4 +1,7 @@
-//! YAML, JSON, and where diagnostics go.
+//! Standard output and standard error: YAML, JSON, text, and readers that leave early.
+
+use std::fmt::Display;
+use std::io::{self, Write as _};
 
 use anyhow::Result;
 use meltemi_types::Diagnostic;
@@ -6,24 +9,56 @@ use serde::Serialize;
 
 use crate::args::Output;
 
+/// Whoever read standard output has left (`| head`): no failure of ours, and nothing more to do.
+#[derive(Debug)]
+pub(crate) struct ReaderLeft;
+
+impl Display for ReaderLeft {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the reader of the output left")
+    }
+}
+
+impl std::error::Error for ReaderLeft {}
+
+/// Exit code when the reader left: 128 + SIGPIPE, as other commands end.
+pub(crate) const READER_LEFT: i32 = 141;
+
+/// Writes to standard output.
+pub(crate) fn bytes(bytes: &[u8]) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ReaderLeft.into()),
+        other => Ok(other?),
+    }
+}
+
+/// Writes text to standard output.
+pub(crate) fn text(text: &str) -> Result<()> {
+    bytes(text.as_bytes())
+}
+
+/// Writes a line to standard output.
+pub(crate) fn line(text: impl Display) -> Result<()> {
+    bytes(format!("{text}\n").as_bytes())
+}
+
+/// Writes a line to standard error; nobody can be told when that fails.
+pub(crate) fn note(text: impl Display) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
 /// Prints a value in a machine's form; false if a table was asked for.
 pub(crate) fn machine(output: Option<Output>, value: &impl Serialize) -> Result<bool> {
     match output {
-        Some(Output::Json) => println!("{}", serde_json::to_string_pretty(value)?),
-        Some(Output::Yaml) => print!("{}", yaml(value)?),
+        Some(Output::Json) => line(serde_json::to_string_pretty(value)?)?,
+        Some(Output::Yaml) => text(&serde_saphyr::to_string(value)?)?,
         _ => return Ok(false),
     }
     Ok(true)
 }
 
-/// A value as YAML.
-pub(crate) fn yaml(value: &impl Serialize) -> Result<String> {
-    Ok(serde_saphyr::to_string(value)?)
-}
-
 /// Findings go to standard error, one a line.
 pub(crate) fn diagnostics(all: &[Diagnostic]) {
-    for diagnostic in all {
-        eprintln!("{diagnostic}");
-    }
+    all.iter().for_each(note);
 }

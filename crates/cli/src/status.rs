@@ -1,15 +1,16 @@
 //! `status`: workloads as the node runs them beside proxies as the control plane sees them.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow, bail};
 use meltemi_admin_api::{CertificateStatus, ProxyStatus, Status, SyncState, TypeSync};
+use meltemi_node::ProxyKind;
 use meltemi_node::api::{PartStatus, Phase, WorkloadStatus};
-use meltemi_node::{Client, ProxyKind};
 use serde::Serialize;
 
 use crate::args::{Output, StatusArgs};
-use crate::mesh::control;
+use crate::mesh::Mesh;
+use crate::names;
 use crate::output;
 use crate::table::{Table, age};
 
@@ -20,43 +21,77 @@ struct Whole {
     control: Option<Status>,
 }
 
-pub(crate) async fn status(mesh: &str, args: StatusArgs) -> Result<i32> {
-    let mut workloads = Client::new(&meltemi_node::config::run_dir(mesh)).list().await?;
+/// A control plane that does not answer by then is shown as one that does not.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+pub(crate) async fn status(mesh: &Mesh, args: StatusArgs) -> Result<i32> {
+    let mut workloads = mesh.node().list().await.map_err(|error| mesh.node_error(error))?;
     // The control plane may be starting again; the workloads are worth showing all the same.
-    let control = control(mesh).status().await;
+    let control = match tokio::time::timeout(PATIENCE, mesh.control().status()).await {
+        Ok(answer) => answer.map_err(|error| mesh.control_error(error)),
+        Err(_) => Err(anyhow!("the control plane does not answer within {} s", PATIENCE.as_secs())),
+    };
     if let Some(namespace) = &args.namespace {
         workloads.retain(|workload| workload.key.namespace == *namespace);
     }
+    if let Some(name) = args.workload.as_deref().map(names::workload) {
+        workloads.retain(|workload| workload.key.pod == name || workload.workload == name);
+        if workloads.is_empty() {
+            let place = args.namespace.map_or_else(String::new, |namespace| format!(" in namespace {namespace:?}"));
+            bail!("no workload {name:?}{place}");
+        }
+    }
     let problem = control.as_ref().err().map(ToString::to_string);
-    let whole = Whole { workloads, control: control.ok() };
-    if output::machine(args.output, &whole)? {
-        return Ok(0);
+    let mut whole = Whole { workloads, control: control.ok() };
+    if (args.namespace.is_some() || args.workload.is_some())
+        && let Some(control) = &mut whole.control
+    {
+        control.proxies.retain(|proxy| whole.workloads.iter().any(|workload| is_of(proxy, workload)));
     }
-    if args.output == Some(Output::Name) {
-        whole.workloads.iter().for_each(|workload| println!("workload/{}", workload.key.pod));
-        return Ok(0);
+    match args.output {
+        Some(Output::Name) => {
+            for workload in &whole.workloads {
+                output::line(format_args!("workload/{}", workload.key.pod))?;
+            }
+        }
+        form if output::machine(form, &whole)? => {}
+        _ if whole.workloads.is_empty() => output::note("No workloads found."),
+        form => {
+            output::text(&table(&whole, form == Some(Output::Wide)))?;
+            remarks(&whole);
+        }
     }
-    print!("{}", table(&whole, args.output == Some(Output::Wide)));
-    if let Some(problem) = problem {
-        eprintln!("warning: {problem}");
+    match problem {
+        Some(problem) => {
+            output::note(format_args!("warning: {problem}"));
+            Ok(1)
+        }
+        None => Ok(0),
     }
+}
+
+/// What is wrong, below the table.
+fn remarks(whole: &Whole) {
     if let Some(control) = &whole.control {
         for proxy in &control.proxies {
             for rejection in &proxy.rejections {
-                eprintln!(
+                output::note(format_args!(
                     "warning: {} refuses {} {}: {}",
                     proxy.name, rejection.short, rejection.name, rejection.reason
-                );
+                ));
             }
         }
         output::diagnostics(&control.diagnostics);
     }
     for workload in &whole.workloads {
         if let Some(message) = &workload.message {
-            eprintln!("warning: {}: {message}", workload.key.pod);
+            output::note(format_args!("warning: {}: {message}", workload.key.pod));
         }
     }
-    Ok(0)
+}
+
+fn is_of(proxy: &ProxyStatus, workload: &WorkloadStatus) -> bool {
+    proxy.name == workload.key.pod && proxy.namespace == workload.key.namespace
 }
 
 fn table(whole: &Whole, wide: bool) -> String {
@@ -66,9 +101,8 @@ fn table(whole: &Whole, wide: bool) -> String {
     }
     let mut table = Table::new(&header);
     for workload in &whole.workloads {
-        let proxy = whole.control.as_ref().and_then(|control| {
-            control.proxies.iter().find(|p| p.name == workload.key.pod && p.namespace == workload.key.namespace)
-        });
+        let proxy =
+            whole.control.as_ref().and_then(|control| control.proxies.iter().find(|proxy| is_of(proxy, workload)));
         let mut row = vec![
             workload.key.namespace.clone(),
             workload.key.pod.clone(),
@@ -76,7 +110,7 @@ fn table(whole: &Whole, wide: bool) -> String {
             restarts(workload),
             workload.ip.to_string(),
             kind(workload.proxy_kind).to_owned(),
-            config(workload, proxy),
+            config(workload, whole.control.is_some(), proxy),
             proxy.and_then(|proxy| certificate(whole, proxy)).map_or_else(String::new, lifetime),
         ];
         if wide {
@@ -95,7 +129,7 @@ fn table(whole: &Whole, wide: bool) -> String {
     table.render()
 }
 
-fn state(workload: &WorkloadStatus) -> String {
+pub(crate) fn state(workload: &WorkloadStatus) -> String {
     match (workload.phase, workload.ready) {
         (Phase::Running, true) => "Running",
         (Phase::Running, false) => "NotReady",
@@ -110,7 +144,7 @@ fn parts(workload: &WorkloadStatus) -> impl Iterator<Item = &PartStatus> {
     workload.app.iter().chain(&workload.proxy)
 }
 
-fn restarts(workload: &WorkloadStatus) -> String {
+pub(crate) fn restarts(workload: &WorkloadStatus) -> String {
     parts(workload).map(|part| part.restarts).sum::<u32>().to_string()
 }
 
@@ -127,9 +161,10 @@ fn kind(kind: ProxyKind) -> &'static str {
 }
 
 /// Whether the proxy's configuration is the wanted one.
-fn config(workload: &WorkloadStatus, proxy: Option<&ProxyStatus>) -> String {
+fn config(workload: &WorkloadStatus, is_known: bool, proxy: Option<&ProxyStatus>) -> String {
     match (workload.proxy_kind, proxy) {
         (ProxyKind::None, _) => String::new(),
+        (_, None) if !is_known => "UNKNOWN".to_owned(),
         (_, None) => "NOT CONNECTED".to_owned(),
         (_, Some(proxy)) => word(proxy.state).to_owned(),
     }
@@ -165,5 +200,60 @@ fn lifetime(certificate: &CertificateStatus) -> String {
     match certificate.expires_at_ms.checked_sub(now) {
         Some(left) => format!("valid for {}", age(left / 1_000)),
         None => "EXPIRED".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workload() -> WorkloadStatus {
+        serde_json::from_value(serde_json::json!({
+            "key": {"namespace": "shop", "pod": "reviews-v1-0"}, "workload": "reviews-v1", "origin": "deployment",
+            "service_account": "default", "labels": {}, "ip": "10.44.0.2", "phase": "Running", "ready": true,
+            "proxy_kind": "meltemi", "app": {"running": true, "pid": 7, "restarts": 2, "last_exit": "exit code 3"},
+            "proxy": {"running": true, "pid": 8, "restarts": 1, "last_exit": null}, "message": null,
+        }))
+        .unwrap()
+    }
+
+    fn row(whole: &Whole) -> Vec<String> {
+        let text = table(whole, false);
+        text.lines().nth(1).unwrap().split("   ").map(|cell| cell.trim().to_owned()).filter(|c| !c.is_empty()).collect()
+    }
+
+    #[test]
+    fn a_proxy_is_found_by_its_pod_and_its_certificate_by_its_address() {
+        let identity = "spiffe://cluster.local/ns/shop/sa/default".to_owned();
+        let proxy = ProxyStatus {
+            name: "reviews-v1-0".into(),
+            namespace: "shop".into(),
+            ips: vec!["10.44.0.2".into()],
+            identity: identity.clone(),
+            state: SyncState::Stale,
+            ..ProxyStatus::default()
+        };
+        let certificate = |peer: &str, issued_at_ms| CertificateStatus {
+            identity: identity.clone(),
+            peer: peer.into(),
+            issued_at_ms,
+            expires_at_ms: issued_at_ms,
+            ..CertificateStatus::default()
+        };
+        // 10.44.0.21 begins with the same digits and is another's.
+        let certificates = vec![certificate("10.44.0.2:5000", 1), certificate("10.44.0.21:5000", u64::MAX)];
+        let control = Status { proxies: vec![proxy], certificates, ..Status::default() };
+        let whole = Whole { workloads: vec![workload()], control: Some(control) };
+        assert_eq!(row(&whole), ["shop", "reviews-v1-0", "Running", "3", "10.44.0.2", "meltemi", "STALE", "EXPIRED"]);
+    }
+
+    #[test]
+    fn without_a_control_plane_nothing_is_claimed() {
+        let mut whole = Whole { workloads: vec![workload()], control: None };
+        assert_eq!(row(&whole)[5..], ["meltemi", "UNKNOWN", "-"]);
+        whole.control = Some(Status::default());
+        assert_eq!(row(&whole)[5..], ["meltemi", "NOT CONNECTED", "-"]);
+        whole.workloads[0].proxy_kind = ProxyKind::None;
+        assert_eq!(row(&whole)[5..], ["-", "-", "-"]);
     }
 }

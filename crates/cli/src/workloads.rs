@@ -1,19 +1,20 @@
 //! `run`, `logs`, `exec`: what goes on inside workloads.
 
-use std::io::Write as _;
-
 use anyhow::{Context as _, Result, bail};
+use meltemi_node::ProxyKind;
 use meltemi_node::api::{Run, Target};
-use meltemi_node::{Client, ProxyKind};
 use meltemi_types::Labels;
 
 use crate::args::{ExecArgs, LogsArgs, RunArgs, WorkloadArgs};
+use crate::mesh::Mesh;
+use crate::names;
+use crate::output::{bytes, line, note};
 
-fn node(mesh: &str) -> Client {
-    Client::new(&meltemi_node::config::run_dir(mesh))
+fn target(namespace: String, name: &str) -> Target {
+    Target { namespace, name: names::workload(name).to_owned() }
 }
 
-pub(crate) async fn run(mesh: &str, args: RunArgs) -> Result<i32> {
+pub(crate) async fn run(mesh: &Mesh, args: RunArgs) -> Result<i32> {
     let proxy = match (args.no_sidecar, args.proxy.as_str()) {
         (true, _) => ProxyKind::None,
         (false, "envoy") => ProxyKind::Envoy,
@@ -37,9 +38,9 @@ pub(crate) async fn run(mesh: &str, args: RunArgs) -> Result<i32> {
         detach: args.detach,
     };
     let detached = run.detach;
-    let (keys, mut output) = node(mesh).run(run).await?;
+    let (keys, mut output) = mesh.node().run(run).await.map_err(|error| mesh.node_error(error))?;
     for key in &keys {
-        eprintln!("workload {} runs in namespace {}", key.pod, key.namespace);
+        note(format_args!("workload {} runs in namespace {}", key.pod, key.namespace));
     }
     if detached {
         return Ok(0);
@@ -49,7 +50,7 @@ pub(crate) async fn run(mesh: &str, args: RunArgs) -> Result<i32> {
     loop {
         tokio::select! {
             piece = output.output() => match piece? {
-                Some(bytes) => print(&bytes)?,
+                Some(piece) => bytes(&piece)?,
                 None => return Ok(0),
             },
             // Leaving is what ends it.
@@ -59,36 +60,34 @@ pub(crate) async fn run(mesh: &str, args: RunArgs) -> Result<i32> {
     }
 }
 
-pub(crate) async fn logs(mesh: &str, args: LogsArgs) -> Result<i32> {
-    let target = Target { namespace: args.namespace, name: args.workload };
+pub(crate) async fn logs(mesh: &Mesh, args: LogsArgs) -> Result<i32> {
     let proxy = args.container != "app";
-    let mut output = node(mesh).logs(target, proxy, args.tail, args.follow).await?;
-    while let Some(bytes) = output.output().await? {
-        print(&bytes)?;
+    // Below zero means all, as with kubectl.
+    let tail = usize::try_from(args.tail).ok();
+    let output = mesh.node().logs(target(args.namespace, &args.workload), proxy, tail, args.follow).await;
+    let mut output = output.map_err(|error| mesh.node_error(error))?;
+    while let Some(piece) = output.output().await? {
+        bytes(&piece)?;
     }
     Ok(0)
 }
 
-pub(crate) async fn exec(mesh: &str, args: ExecArgs) -> Result<i32> {
-    let target = Target { namespace: args.namespace, name: args.workload };
+pub(crate) async fn exec(mesh: &Mesh, args: ExecArgs) -> Result<i32> {
     let env = std::env::var("TERM").map(|term| ("TERM".to_owned(), term));
-    Ok(node(mesh).exec(target, args.command, env.into_iter().collect()).await?)
+    let done = mesh.node().exec(target(args.namespace, &args.workload), args.command, env.into_iter().collect()).await;
+    done.map_err(|error| mesh.node_error(error))
 }
 
-pub(crate) async fn stop(mesh: &str, args: WorkloadArgs) -> Result<i32> {
-    println!("{}", node(mesh).stop(Target { namespace: args.namespace, name: args.workload }).await?);
+pub(crate) async fn stop(mesh: &Mesh, args: WorkloadArgs) -> Result<i32> {
+    let done = mesh.node().stop(target(args.namespace, &args.workload)).await;
+    line(done.map_err(|error| mesh.node_error(error))?)?;
     Ok(0)
 }
 
-pub(crate) async fn restart(mesh: &str, args: WorkloadArgs) -> Result<i32> {
-    println!("{}", node(mesh).restart(Target { namespace: args.namespace, name: args.workload }, None).await?);
+pub(crate) async fn restart(mesh: &Mesh, args: WorkloadArgs) -> Result<i32> {
+    let done = mesh.node().restart(target(args.namespace, &args.workload), None).await;
+    line(done.map_err(|error| mesh.node_error(error))?)?;
     Ok(0)
-}
-
-fn print(bytes: &[u8]) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(bytes)?;
-    Ok(out.flush()?)
 }
 
 fn pairs(words: &[String], flag: &str) -> Result<Vec<(String, String)>> {

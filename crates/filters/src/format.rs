@@ -24,6 +24,8 @@ enum Part {
 pub enum Operator {
     /// `%REQ(name?alternative)%` and its kin; names lower case.
     Header(Head, Box<str>, Option<Box<str>>),
+    /// `%REQ_WITHOUT_QUERY(name?alternative)%` and `%PATH(NQ)%`: a request header up to its query.
+    WithoutQuery(Box<str>, Option<Box<str>>),
     /// An operator without parameters.
     Fact(Fact),
     /// `%START_TIME(format)%` and its kin; an empty format is ISO 8601 with milliseconds.
@@ -36,8 +38,6 @@ pub enum Operator {
     CommonDuration(Box<str>, Box<str>, Box<str>),
     /// `%ENVIRONMENT(name)%`: for the caller to look up, since nothing here reads the environment.
     Environment(Box<str>),
-    /// `%PATH(WQ|NQ)%`: with the query or without, `true` for without.
-    Path(bool),
 }
 
 /// A head of the exchange.
@@ -176,6 +176,7 @@ facts! {
     GrpcStatus = "GRPC_STATUS";
     GrpcStatusNumber = "GRPC_STATUS_NUMBER", number;
     LocalReplyBody = "LOCAL_REPLY_BODY";
+    Cause = "CAUSE";
     UniqueId = "UNIQUE_ID";
     TraceId = "TRACE_ID";
     SpanId = "SPAN_ID";
@@ -271,16 +272,50 @@ impl Template {
         }
     }
 
-    /// The only operator, if there is nothing else: what a typed JSON field is.
-    pub fn as_operator(&self) -> Option<&Operator> {
-        match self.parts.as_slice() {
-            [Part::Operator(operator, _)] => Some(operator),
-            _ => None,
-        }
-    }
-
     /// Renders; what is unknown becomes `unknown` (`-` in logs, nothing in headers).
     pub fn render(&self, facts: &dyn Facts, unknown: &str, out: &mut Vec<u8>) {
+        self.render_each(facts, unknown, out, |_, _| {});
+    }
+
+    /// Renders for a log of lines. Whatever an operator stands for may hold bytes from the wire, and those must forge
+    /// neither a line nor a quote: they are escaped.
+    pub fn render_line(&self, facts: &dyn Facts, out: &mut Vec<u8>) {
+        self.render_each(facts, "-", out, escape_from);
+    }
+
+    /// Renders for a writer that escapes by itself and knows types, as JSON does.
+    pub fn render_typed(&self, facts: &dyn Facts, out: &mut Vec<u8>) -> Shape {
+        let [Part::Operator(operator, length)] = self.parts.as_slice() else {
+            self.render(facts, "-", out);
+            return Shape::Text;
+        };
+        let start = out.len();
+        if let Operator::Metadata(of, filter, path) = operator {
+            return match facts.metadata(*of, filter, path) {
+                None | Some(Value::Null) => Shape::Nothing,
+                Some(Value::String(text)) => {
+                    out.extend_from_slice(text.as_bytes());
+                    cut(out, start, *length);
+                    Shape::Text
+                }
+                Some(value) => {
+                    write_value(value, out);
+                    Shape::Json
+                }
+            };
+        }
+        if !operator.render(facts, out) {
+            out.truncate(start);
+            return Shape::Nothing;
+        }
+        if matches!(operator, Operator::Fact(fact) if fact.is_number()) {
+            return Shape::Json;
+        }
+        cut(out, start, *length);
+        Shape::Text
+    }
+
+    fn render_each(&self, facts: &dyn Facts, unknown: &str, out: &mut Vec<u8>, finish: fn(&mut Vec<u8>, usize)) {
         for part in &self.parts {
             match part {
                 Part::Text(text) => out.extend_from_slice(text.as_bytes()),
@@ -290,11 +325,42 @@ impl Template {
                         out.truncate(start);
                         out.extend_from_slice(unknown.as_bytes());
                     }
-                    if let Some(length) = length {
-                        out.truncate(start.saturating_add(*length).min(out.len()));
-                    }
+                    // Cut first: a cut must not go through an escape.
+                    cut(out, start, *length);
+                    finish(out, start);
                 }
             }
+        }
+    }
+}
+
+/// What [`Template::render_typed`] has written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// Nothing is known.
+    Nothing,
+    /// A number, or JSON as it stands.
+    Json,
+    /// Text that is not escaped.
+    Text,
+}
+
+fn cut(out: &mut Vec<u8>, start: usize, length: Option<usize>) {
+    if let Some(length) = length {
+        out.truncate(start.saturating_add(length).min(out.len()));
+    }
+}
+
+/// Quotes, backslashes and everything that is not printable ASCII become `\xNN`.
+fn escape_from(out: &mut Vec<u8>, start: usize) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let plain = |byte: u8| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
+    let Some(first) = out[start..].iter().position(|byte| !plain(*byte)) else { return };
+    for byte in out.split_off(start + first) {
+        if plain(byte) {
+            out.push(byte);
+        } else {
+            out.extend_from_slice(&[b'\\', b'x', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
         }
     }
 }
@@ -315,13 +381,12 @@ impl Operator {
                 let value = value.or_else(|| alternative.as_ref().and_then(|name| facts.header(*head, name)));
                 bytes(value, out)
             }
-            Self::Path(without_query) => {
-                let Some(path) = facts.header(Head::Request, ":path") else { return false };
-                let end = match without_query {
-                    true => memchr::memchr2(b'?', b'#', &path).unwrap_or(path.len()),
-                    false => path.len(),
-                };
-                out.extend_from_slice(&path[..end]);
+            Self::WithoutQuery(name, alternative) => {
+                let value = facts.header(Head::Request, name);
+                let value = value.or_else(|| facts.header(Head::Request, alternative.as_ref()?));
+                let Some(value) = value else { return false };
+                let end = memchr::memchr2(b'?', b'#', &value).unwrap_or(value.len());
+                out.extend_from_slice(&value[..end]);
                 true
             }
             Self::Fact(fact) => facts.fact(*fact, out),
@@ -395,14 +460,14 @@ fn parse_operator(rest: &str) -> Result<(Operator, Option<usize>, &str), String>
 
 fn operator(word: &str, parameter: Option<&str>) -> Result<Operator, String> {
     let needed = || parameter.ok_or_else(|| format!("%{word}% needs a parameter in parentheses"));
-    let header = |head| {
-        let name = needed()?;
-        let (name, alternative) = match name.split_once('?') {
-            Some((name, alternative)) => (name, Some(alternative.to_ascii_lowercase().into())),
-            None => (name, None),
-        };
-        Ok::<_, String>(Operator::Header(head, name.to_ascii_lowercase().into(), alternative))
+    let names = || {
+        let name = needed()?.to_ascii_lowercase();
+        Ok::<_, String>(match name.split_once('?') {
+            Some((name, alternative)) => (name.into(), Some(alternative.into())),
+            None => (name.into(), None),
+        })
     };
+    let header = |head| names().map(|(name, alternative)| Operator::Header(head, name, alternative));
     let metadata = |of| {
         let mut segments = needed()?.split(':').map(Box::from);
         let filter = segments.next().unwrap_or_default();
@@ -455,11 +520,8 @@ fn operator(word: &str, parameter: Option<&str>) -> Result<Operator, String> {
             Ok(Operator::CommonDuration(next()?, next()?, next().unwrap_or_else(|_| "ms".into())))
         }
         "ENVIRONMENT" => Ok(Operator::Environment(needed()?.into())),
-        "REQ_WITHOUT_QUERY" | "REQUEST_HEADER_WITHOUT_QUERY" => match needed()?.to_ascii_lowercase().as_str() {
-            ":path" | "x-envoy-original-path?:path" => Ok(Operator::Path(true)),
-            name => Ok(Operator::Header(Head::Request, name.into(), None)),
-        },
-        "PATH" => Ok(Operator::Path(parameter.is_some_and(|parameter| parameter.starts_with("NQ")))),
+        "REQ_WITHOUT_QUERY" => names().map(|(name, alternative)| Operator::WithoutQuery(name, alternative)),
+        "PATH" => path(parameter.unwrap_or_default()),
         "GRPC_STATUS" => Ok(Operator::Fact(match parameter {
             Some("NUMBER") => Fact::GrpcStatusNumber,
             _ => Fact::GrpcStatus,
@@ -470,54 +532,131 @@ fn operator(word: &str, parameter: Option<&str>) -> Result<Operator, String> {
     }
 }
 
+/// `%PATH(X:Y)%`: X is WQ (with the query) or NQ, Y which path: ORIG, PATH, or the one and else the other.
+fn path(parameter: &str) -> Result<Operator, String> {
+    let (query, which) = parameter.split_once(':').unwrap_or((parameter, ""));
+    let (name, alternative): (Box<str>, Option<Box<str>>) = match which {
+        "" | "ORIG_OR_PATH" => ("x-envoy-original-path".into(), Some(":path".into())),
+        "ORIG" => ("x-envoy-original-path".into(), None),
+        "PATH" => (":path".into(), None),
+        other => return Err(format!("%PATH(...:{other})%: ORIG, PATH and ORIG_OR_PATH are known")),
+    };
+    match query {
+        "" | "WQ" => Ok(Operator::Header(Head::Request, name, alternative)),
+        "NQ" => Ok(Operator::WithoutQuery(name, alternative)),
+        other => Err(format!("%PATH({other})%: WQ and NQ are known")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    struct Example;
+    /// Istio's default text format (one line with its line feed).
+    const ISTIO: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER_RAW% %UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n";
+
+    /// Request headers, and facts of one request.
+    struct Example(&'static [(&'static str, &'static str)]);
+
+    const REQUEST: Example = Example(&[
+        (":method", "GET"),
+        (":path", "/very/long/path?x=1"),
+        (":authority", "details:9080"),
+        ("user-agent", "curl/8.0"),
+    ]);
+
     impl Facts for Example {
         fn header(&self, head: Head, name: &str) -> Option<Cow<'_, [u8]>> {
-            match (head, name) {
-                (Head::Request, ":path") => Some(Cow::Borrowed(b"/a?b")),
-                (Head::Request, "user-agent") => Some(Cow::Borrowed(b"curl/8.0")),
-                _ => None,
-            }
+            let found = self.0.iter().find(|(n, _)| *n == name).filter(|_| head == Head::Request)?;
+            Some(Cow::Borrowed(found.1.as_bytes()))
         }
         fn fact(&self, fact: Fact, out: &mut Vec<u8>) -> bool {
-            match fact {
-                Fact::ResponseCode => out.extend_from_slice(b"200"),
+            let text = match fact {
+                Fact::Protocol => "HTTP/1.1",
+                Fact::ResponseCode => "200",
+                Fact::ResponseCodeDetails => "via_upstream",
+                Fact::BytesReceived => "0",
+                Fact::BytesSent => "51",
+                Fact::Duration => "12",
+                Fact::UpstreamHost => "10.44.0.7:9080",
+                Fact::UpstreamClusterRaw => "outbound|9080||details.default.svc.cluster.local",
+                Fact::RouteName => "default",
+                Fact::RequestedServerName => "a\"b\\c",
+                Fact::Cause => "policy p",
                 _ => return false,
-            }
-            true
+            };
+            out.extend_from_slice(text.as_bytes());
+            !matches!(fact, Fact::RequestedServerName) || self.0.is_empty()
+        }
+        fn time(&self, moment: Moment, format: &str, out: &mut Vec<u8>) -> bool {
+            out.extend_from_slice(if format.is_empty() { b"2023-11-14T22:13:20.123Z" } else { format.as_bytes() });
+            moment == Moment::Start
         }
     }
 
-    fn render(format: &str) -> String {
+    fn line_of(format: &str, facts: &Example) -> String {
         let mut out = Vec::new();
-        Template::parse(format).expect(format).render(&Example, "-", &mut out);
-        String::from_utf8(out).expect("text")
+        Template::parse(format).expect(format).render_line(facts, &mut out);
+        String::from_utf8(out).expect("ASCII")
+    }
+
+    fn render(format: &str) -> String {
+        line_of(format, &REQUEST)
+    }
+
+    fn typed(format: &str, facts: &Example) -> (Shape, String) {
+        let mut out = Vec::new();
+        let shape = Template::parse(format).expect(format).render_typed(facts, &mut out);
+        (shape, String::from_utf8(out).expect("text"))
     }
 
     #[test]
     fn operators_are_rendered() {
-        assert_eq!(render("100%% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%"), "100% /a?b");
+        assert_eq!(render("100%% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%"), "100% /very/long/path?x=1");
         assert_eq!(render("%REQ(User-Agent):4% %RESPONSE_CODE% %RESP(X)%"), "curl 200 -");
-        assert_eq!(render("%PATH(NQ)%"), "/a");
-        let operator = Template::parse("%RESPONSE_CODE%").expect("parses");
-        assert!(matches!(operator.as_operator(), Some(Operator::Fact(fact)) if fact.is_number()));
+        assert_eq!(render("%REQ(X-ENVOY-ORIGINAL-PATH?:PATH):5%"), "/very");
+        assert_eq!(render("%CAUSE%"), "policy p");
+        assert_eq!(render("%START_TIME(%Y/%m/%d %H:%M:%S.%3f)% x"), "%Y/%m/%d %H:%M:%S.%3f x");
     }
 
     #[test]
-    fn istios_default_access_log_parses() {
-        let format = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% \
-            %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \
-            \"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% \
-            %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \
-            \"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER_RAW% \
-            %UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% \
-            %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n";
-        assert!(render(format).contains("\" 200 - - - \"-\""));
+    fn queries_are_left_out_where_that_is_asked_for() {
+        assert_eq!(render("%REQ_WITHOUT_QUERY(:PATH)%"), "/very/long/path");
+        assert_eq!(render("%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH):5%"), "/very");
+        assert_eq!(render("%PATH(NQ)% %PATH% %PATH(WQ:ORIG)%"), "/very/long/path /very/long/path?x=1 -");
+        let rewritten = Example(&[(":path", "/new?y"), ("x-envoy-original-path", "/old?x")]);
+        assert_eq!(line_of("%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH)% %PATH(NQ:PATH)%", &rewritten), "/old /new");
+    }
+
+    #[test]
+    fn istios_default_line() {
+        assert_eq!(
+            render(ISTIO),
+            "[2023-11-14T22:13:20.123Z] \"GET /very/long/path?x=1 HTTP/1.1\" 200 - via_upstream - \"-\" 0 51 12 - \"-\" \"curl/8.0\" \"-\" \
+             \"details:9080\" \"10.44.0.7:9080\" outbound|9080||details.default.svc.cluster.local - - - - default\n"
+        );
+    }
+
+    #[test]
+    fn bytes_from_the_wire_cannot_forge_a_line() {
+        let hostile = Example(&[("user-agent", "a\"\r\n[x]\u{1b}[31m\0\u{7f}\\\u{9b}")]);
+        assert_eq!(
+            line_of("\"%REQ(USER-AGENT)%\"\n", &hostile),
+            "\"a\\x22\\x0d\\x0a[x]\\x1b[31m\\x00\\x7f\\x5c\\xc2\\x9b\"\n"
+        );
+        assert_eq!(line_of("%REQ(USER-AGENT):3%", &hostile), "a\\x22\\x0d", "a cut does not go through an escape");
+        // Not headers alone: a server name, a subject and a cause are the peer's words as well.
+        assert_eq!(line_of("%REQUESTED_SERVER_NAME%", &Example(&[])), "a\\x22b\\x5cc");
+        assert_eq!(typed("%REQ(USER-AGENT)%", &hostile).1.as_bytes(), hostile.0[0].1.as_bytes(), "JSON escapes by itself");
+    }
+
+    #[test]
+    fn types_are_kept_where_there_are_types() {
+        assert_eq!(typed("%RESPONSE_CODE%", &REQUEST), (Shape::Json, "200".to_owned()));
+        assert_eq!(typed("%REQ(X)%", &REQUEST), (Shape::Nothing, String::new()));
+        assert_eq!(typed("%REQ(USER-AGENT):4%", &REQUEST), (Shape::Text, "curl".to_owned()));
+        assert_eq!(typed("%PROTOCOL% %BYTES_SENT% %REQ(X)%", &REQUEST), (Shape::Text, "HTTP/1.1 51 -".to_owned()));
     }
 
     #[test]
@@ -525,6 +664,8 @@ mod tests {
         for format in ["%", "%REQ%", "%REQ(x%", "%NOPE%", "%REQ(x):a%", "%METADATA(X:y)%", "%DURATION", "%METADATA(Y)%"] {
             assert!(Template::parse(format).is_err(), "{format}");
         }
+        assert!(Template::parse("%NOPE%").expect_err("unknown").contains("%NOPE%"));
+        assert!(Template::parse("%PATH(XQ)%").is_err() && Template::parse("%PATH(NQ:X)%").is_err());
     }
 
     proptest! {

@@ -6,8 +6,10 @@
 //! `run` offers so many requests a second of each kind: each on a new connection (its name looked up anew), on kept
 //! connections one after the other, and as streams of HTTP/2 connections in plaintext. It makes every request that it
 //! offered, late if it must, and prints one line of JSON: per kind the requests that were to be made, went well, failed, and
-//! connections that somebody else ended; and the first failures in words. Nothing is tried twice.
+//! connections that somebody else ended; the first failures in words; and every value of the header `x-step` that answers
+//! bore. Nothing is tried twice.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -91,6 +93,7 @@ struct Tally {
     failed: u64,
     closed: u64,
     told: Vec<String>,
+    steps: BTreeSet<String>,
 }
 
 #[derive(Clone)]
@@ -105,9 +108,13 @@ impl Counter {
         change(&mut self.0.lock().expect("nothing panics while it counts"));
     }
 
-    fn outcome(&self, outcome: Result<()>) {
+    /// A request is over; a good one tells its answer's step.
+    fn outcome(&self, outcome: Result<Option<String>>) {
         match outcome {
-            Ok(()) => self.with(|tally| tally.ok += 1),
+            Ok(step) => self.with(|tally| {
+                tally.ok += 1;
+                tally.steps.extend(step);
+            }),
             Err(error) => {
                 self.with(|tally| tally.failed += 1);
                 self.tell(&format!("failed: {error:#}"));
@@ -150,14 +157,16 @@ async fn run(plan: Plan) -> Result<()> {
     while let Some(done) = tasks.join_next().await {
         done?;
     }
-    let (mut kinds, mut told) = (serde_json::Map::new(), Vec::new());
+    let (mut kinds, mut told, mut steps) = (serde_json::Map::new(), Vec::new(), BTreeSet::new());
     for counter in &counters {
-        counter.with(|Tally { kind, wanted, ok, failed, closed, told: words }| {
+        counter.with(|Tally { kind, wanted, ok, failed, closed, told: words, steps: seen }| {
             kinds.insert((*kind).to_owned(), json!({ "wanted": wanted, "ok": ok, "failed": failed, "closed": closed }));
             told.append(words);
+            steps.append(seen);
         });
     }
-    println!("{}", json!({ "kinds": kinds, "failures": told, "seconds": started.elapsed().as_secs_f64() }));
+    let seconds = started.elapsed().as_secs_f64();
+    println!("{}", json!({ "kinds": kinds, "failures": told, "steps": steps, "seconds": seconds }));
     Ok(())
 }
 
@@ -202,12 +211,11 @@ async fn keep_alive(target: String, rate: u32, count: u32, counter: Counter) {
             let request = Request::get("/kept").header(HOST, &target).body(Empty::new())?;
             let answer = held.0.send_request(request).await.context("exchange")?;
             let farewell = answer.headers().get(CONNECTION).cloned();
-            check(answer).await?;
-            anyhow::Ok((held, farewell))
+            anyhow::Ok((held, farewell, check(answer).await?))
         };
         match within(outcome).await {
-            Ok((held, farewell)) => {
-                counter.outcome(Ok(()));
+            Ok((held, farewell, step)) => {
+                counter.outcome(Ok(step));
                 if farewell.as_ref().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close")) {
                     counter.closed("the answer says connection: close");
                 } else if held.1.is_finished() {
@@ -280,13 +288,14 @@ async fn connect2(target: &str) -> Result<(http2::SendRequest<Empty<Bytes>>, Dri
     Ok((sender, tokio::spawn(async move { drop(connection.await) })))
 }
 
-/// A whole answer, and the right one.
-async fn check(answer: Response<Incoming>) -> Result<()> {
+/// A whole answer, and the right one; the step that it bears.
+async fn check(answer: Response<Incoming>) -> Result<Option<String>> {
+    let step = answer.headers().get("x-step").and_then(|value| value.to_str().ok()).map(str::to_owned);
     let status = answer.status();
     let body = answer.into_body().collect().await.context("body")?.to_bytes();
     ensure!(status == StatusCode::OK, "status {status}: {}", String::from_utf8_lossy(&body));
     ensure!(body == BODY, "another body: {:?}", String::from_utf8_lossy(&body));
-    Ok(())
+    Ok(step)
 }
 
 async fn within<T>(outcome: impl Future<Output = Result<T>>) -> Result<T> {

@@ -9,14 +9,14 @@ mod up;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
-use meltemi_cli::{Cli, Command};
+use meltemi_cli::{Cli, Command, Mesh};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     if let Some(code) = meltemi_node::launch::dispatch(&arguments) {
         return exit_code(code);
     }
-    clap_complete::CompleteEnv::with_factory(Cli::command).complete();
+    meltemi_cli::answer_shell();
     match run(&arguments) {
         Ok(code) => exit_code(code),
         Err(error) => {
@@ -44,13 +44,10 @@ fn run(arguments: &[String]) -> anyhow::Result<i32> {
     }
     let cli = Cli::from_arg_matches(&Cli::command().get_matches_from(arguments))?;
     match cli.command {
-        Command::Demo(args) => up::demo(&cli.mesh, args),
-        Command::Up(args) => up::up(&cli.mesh, args),
+        Command::Demo(args) => up::demo(&cli.mesh, cli.run_dir, args),
+        Command::Up(args) => up::up(&cli.mesh, cli.run_dir, args),
         Command::Proxy(args) => roles::proxy(args),
-        Command::Mesh(command) => meltemi_cli::run(&cli.mesh, command),
-        Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "meltemi", &mut std::io::stdout());
-            Ok(0)
-        }
+        Command::Mesh(command) => meltemi_cli::run(&Mesh::new(&cli.mesh, cli.run_dir.as_deref()), command),
+        Command::Completion { shell } => meltemi_cli::print_completion(shell),
     }
 }

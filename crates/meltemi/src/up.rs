@@ -1,6 +1,7 @@
 //! `demo` and `up`: from what was typed to a mesh that runs until Ctrl-C.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use meltemi_cli::UpArgs;
@@ -14,8 +15,8 @@ const DEMO: &[(&str, &str)] = &[
 const DEMO_IMAGES: &str = include_str!("../demo/images.yaml");
 
 /// Bookinfo, and whatever `-f` adds to it.
-pub(crate) fn demo(mesh: &str, args: UpArgs) -> Result<i32> {
-    let mut options = options(mesh, args)?;
+pub(crate) fn demo(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<i32> {
+    let mut options = options(mesh, run_dir, args)?;
     options.embedded = DEMO.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
     options.images.push(ImageMap::parse("demo/images.yaml", DEMO_IMAGES)?);
     println!("Bookinfo is starting: six workloads, each in a network namespace of its own with a sidecar beside it.");
@@ -23,14 +24,14 @@ pub(crate) fn demo(mesh: &str, args: UpArgs) -> Result<i32> {
 }
 
 /// The user's own directories.
-pub(crate) fn up(mesh: &str, args: UpArgs) -> Result<i32> {
+pub(crate) fn up(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<i32> {
     if args.dirs.is_empty() {
         bail!("which configuration? Name a directory of YAML: meltemi up -f DIR (or try meltemi demo)");
     }
-    run(options(mesh, args)?, None)
+    run(options(mesh, run_dir, args)?, None)
 }
 
-fn options(mesh: &str, args: UpArgs) -> Result<UpOptions> {
+fn options(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<UpOptions> {
     ensure!(
         !mesh.is_empty() && mesh.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'),
         "--mesh {mesh:?}: a mesh's name is of letters, digits, - and _"
@@ -45,7 +46,7 @@ fn options(mesh: &str, args: UpArgs) -> Result<UpOptions> {
         let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
         options.dial_map = DialMap::parse(&text).with_context(|| format!("{}", file.display()))?;
     }
-    options.run_dir = args.run_dir;
+    options.run_dir = run_dir;
     options.state_dir = args.state_dir;
     options.publish_address = args.publish_address;
     options.publish = args.publish.into_iter().collect();

@@ -15,9 +15,10 @@ pub(crate) struct Addresses {
     used: BTreeSet<String>,
 }
 
-/// First and last host of 10.44.0.0/16 that a workload may get; the router is 10.44.0.1, the last one probes the kernel.
+/// First and last host of 10.44.0.0/16 that a workload may get; the router is 10.44.0.1 and 10.44.255.253, the last one probes
+/// the kernel.
 const FIRST: u32 = u32::from_be_bytes([10, 44, 0, 2]);
-const LAST: u32 = u32::from_be_bytes([10, 44, 255, 253]);
+const LAST: u32 = u32::from_be_bytes([10, 44, 255, 252]);
 
 impl Addresses {
     /// Reads the table; a damaged one is begun anew, since it is only a memory.

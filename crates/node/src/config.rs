@@ -15,6 +15,8 @@ use crate::images::ImageMap;
 
 /// Address of the router: control plane, resolver, relay.
 pub const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 44, 0, 1);
+/// The router's resolver once more, under an address that capture leaves alone: proxies ask it.
+pub(crate) const PROXY_RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 44, 255, 253);
 /// Prefix length of the workloads' block, 10.44.0.0/16.
 pub const POD_PREFIX: u8 = 16;
 /// Port of the control plane on the router.

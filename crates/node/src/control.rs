@@ -19,7 +19,7 @@ use crate::surroundings;
 pub(crate) async fn keep_running(context: Arc<Context>, up: watch::Sender<bool>) {
     let log = Log::new(&context.config.run_dir.join("control.log"));
     let folder = context.config.run_dir.join("workloads").join("control");
-    let files = surroundings::write(&folder, "istio-system", "istiod", ROUTER).unwrap_or_default();
+    let files = surroundings::write(&folder, "istio-system", "istiod", ROUTER, ROUTER).unwrap_or_default();
     let mut part = Part::default();
     part.start_now();
     loop {

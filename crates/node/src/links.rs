@@ -23,8 +23,8 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NET_NS_FD: u16 = 28;
 
-/// Brings up the router's side in the calling process's namespace.
-pub(crate) fn set_up_router(address: Ipv4Addr, prefix: u8) -> io::Result<()> {
+/// Brings up the router's side in the calling process's namespace, with a second address beside its own.
+pub(crate) fn set_up_router(address: Ipv4Addr, prefix: u8, second: Ipv4Addr) -> io::Result<()> {
     crate::netns::settings();
     let route = Socket::open(Family::Route)?;
     up(&route, "lo")?;
@@ -37,6 +37,7 @@ pub(crate) fn set_up_router(address: Ipv4Addr, prefix: u8) -> io::Result<()> {
     route.request(m)?;
     up(&route, BRIDGE)?;
     add_address(&route, BRIDGE, address, prefix)?;
+    add_address(&route, BRIDGE, second, 32)?;
     // Processes of the router's namespace reach the outside by the relay: a packet needs a route before it can be redirected.
     default_route(&route, BRIDGE, None)
 }

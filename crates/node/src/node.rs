@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::addresses::Addresses;
-use crate::config::{NodeConfig, POD_PREFIX, RELAY_PORT, ROUTER, inside, pods};
+use crate::config::{NodeConfig, POD_PREFIX, PROXY_RESOLVER, RELAY_PORT, ROUTER, inside, pods};
 use crate::context::Context;
 use crate::desired::desired;
 use crate::dialler::Dialler;
@@ -76,7 +76,7 @@ fn log_to_file(config: &NodeConfig) {
 
 async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
-    links::set_up_router(ROUTER, POD_PREFIX).map_err(|e| anyhow::anyhow!(kernel::explain_router(&e)))?;
+    links::set_up_router(ROUTER, POD_PREFIX, PROXY_RESOLVER).map_err(|e| anyhow::anyhow!(kernel::explain_router(&e)))?;
     kernel::check().map_err(anyhow::Error::msg)?;
     let plan = RouterPlan { bridge: links::BRIDGE, pods: pods(), relay_port: RELAY_PORT, dns_port: 53 };
     apply(&plan.rules())?;
@@ -89,7 +89,7 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
     let mut worlds = view.worlds();
     worlds.wait_for(|world| world.is_ready()).await.context("reading the configuration")?;
     let services = services::follow(view.worlds());
-    for address in [ROUTER, std::net::Ipv4Addr::LOCALHOST] {
+    for address in [ROUTER, PROXY_RESOLVER, std::net::Ipv4Addr::LOCALHOST] {
         // Each by itself: an answer from a socket bound to any address would not leave from the address that was asked.
         let resolver =
             Resolver { services: services.clone(), dialler: Arc::clone(&dialler), domain: "cluster.local".into() };

@@ -97,6 +97,7 @@ impl WorkloadSpec {
     /// Capture rules, with Istio's annotations for exceptions; and what of them could not be read.
     pub(crate) fn capture(&self) -> (SidecarPlan, Vec<String>) {
         let mut plan = SidecarPlan::new(Exempt::Mark(plan::PROXY_MARK));
+        plan.direct_dns = Some(crate::config::PROXY_RESOLVER.into());
         let mut problems = Vec::new();
         let value = |suffix: &str| {
             let name = format!("traffic.sidecar.istio.io/{suffix}");

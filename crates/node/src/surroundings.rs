@@ -5,19 +5,19 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use crate::config::ROUTER;
-
-/// Writes the files of one workload below `folder`; answers what is to be shown where.
+/// Writes the files of one workload below `folder`; `resolver` is asked for names. Answers what is to be
+/// shown where.
 pub(crate) fn write(
     folder: &Path,
     namespace: &str,
     pod: &str,
     address: Ipv4Addr,
+    resolver: Ipv4Addr,
 ) -> io::Result<Vec<(PathBuf, PathBuf)>> {
     fs::create_dir_all(folder)?;
     let machine = fs::read_to_string("/etc/nsswitch.conf").unwrap_or_default();
     let files = [
-        ("/etc/resolv.conf", resolv_conf(namespace)),
+        ("/etc/resolv.conf", resolv_conf(namespace, resolver)),
         ("/etc/hosts", format!("127.0.0.1\tlocalhost\n{address}\t{pod}\n")),
         ("/etc/nsswitch.conf", nsswitch(&machine)),
     ];
@@ -30,10 +30,10 @@ pub(crate) fn write(
     Ok(shown)
 }
 
-fn resolv_conf(namespace: &str) -> String {
+fn resolv_conf(namespace: &str, resolver: Ipv4Addr) -> String {
     // As on Kubernetes. A captured workload's queries never arrive at the router: its sidecar answers in its place.
     format!(
-        "nameserver {ROUTER}\nsearch {namespace}.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n"
+        "nameserver {resolver}\nsearch {namespace}.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n"
     )
 }
 
@@ -56,6 +56,6 @@ mod tests {
             nsswitch("passwd: files\nhosts: files resolve [!UNAVAIL=return] dns\n"),
             "passwd: files\nhosts: files dns\n"
         );
-        assert!(resolv_conf("shop").contains("search shop.svc.cluster.local svc.cluster.local cluster.local"));
+        assert!(resolv_conf("shop", Ipv4Addr::LOCALHOST).contains("search shop.svc.cluster.local svc.cluster.local cluster.local"));
     }
 }

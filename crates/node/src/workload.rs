@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::api::{PartStatus, Phase, WorkloadStatus};
 use crate::child::{self, Output};
-use crate::config::{POD_PREFIX, ROUTER};
+use crate::config::{POD_PREFIX, PROXY_RESOLVER, ROUTER};
 use crate::context::Context;
 use crate::launch::LaunchSpec;
 use crate::log::Log;
@@ -66,6 +66,7 @@ pub(crate) fn start(context: Arc<Context>, spec: WorkloadSpec, address: Ipv4Addr
         proxy_log: Arc::clone(&proxy_log),
         netns: Arc::clone(&netns),
         files: Vec::new(),
+        proxy_files: Vec::new(),
         app: Part::default(),
         proxy: Part::default(),
         proxy_ready: false,
@@ -90,6 +91,8 @@ struct Workload {
     proxy_log: Arc<Log>,
     netns: Arc<std::sync::OnceLock<Netns>>,
     files: Vec<(PathBuf, PathBuf)>,
+    /// The same for the proxy, whose queries are not captured.
+    proxy_files: Vec<(PathBuf, PathBuf)>,
     app: Part,
     proxy: Part,
     proxy_ready: bool,
@@ -197,9 +200,13 @@ impl Workload {
             }
             netns.run(|| apply(&plan.rules()).map_err(std::io::Error::other)).context("applying its capture rules")?;
         }
-        self.files =
-            surroundings::write(&self.folder.join("etc"), &self.spec.key.namespace, &self.spec.key.pod, self.address)
-                .context("writing its resolver's files")?;
+        let surroundings = |folder: &str, resolver| {
+            let key = &self.spec.key;
+            surroundings::write(&self.folder.join(folder), &key.namespace, &key.pod, self.address, resolver)
+                .context("writing its resolver's files")
+        };
+        self.files = surroundings("etc", ROUTER)?;
+        self.proxy_files = surroundings("proxy-etc", PROXY_RESOLVER)?;
         let _ = self.netns.set(netns);
         Ok(())
     }
@@ -235,7 +242,7 @@ impl Workload {
             title: Some(format!("meltemi: {role} {}", self.spec.key.pod)),
             env: self.context.base_env.clone().into_iter().collect(),
             netns: Some(netns.raw()),
-            files: self.files.clone(),
+            files: self.proxy_files.clone(),
             keep: vec![token.as_raw_fd()],
             ..LaunchSpec::default()
         };
@@ -296,7 +303,9 @@ impl Workload {
 
     fn tear_down(&self, done: oneshot::Sender<()>) {
         let _ = links::disconnect_workload(self.address);
-        let _ = std::fs::remove_dir_all(self.folder.join("etc"));
+        for folder in ["etc", "proxy-etc"] {
+            let _ = std::fs::remove_dir_all(self.folder.join(folder));
+        }
         let _ = done.send(());
     }
 

@@ -2,7 +2,7 @@
 
 pub(crate) mod compile;
 
-use meltemi_filters::format::Template;
+use meltemi_filters::format::{Facts, Shape, Template};
 use meltemi_filters::matcher::{Fraction, HeaderMatch, MetadataMatch};
 use meltemi_filters::metadata::Metadata;
 use meltemi_filters::{RequestHead, ResponseFlags};
@@ -113,6 +113,62 @@ pub enum ComparisonOp {
     Ne,
 }
 
+impl LogFormat {
+    /// Appends one line.
+    pub fn render(&self, facts: &dyn Facts, out: &mut Vec<u8>) {
+        match self {
+            Self::Text(template) => template.render_line(facts, out),
+            Self::Json(format) => {
+                format.render(facts, out);
+                out.push(b'\n');
+            }
+        }
+    }
+}
+
+impl JsonFormat {
+    fn render(&self, facts: &dyn Facts, out: &mut Vec<u8>) {
+        match self {
+            Self::Object(fields) => {
+                out.push(b'{');
+                for (at, (key, value)) in fields.iter().enumerate() {
+                    if at > 0 {
+                        out.push(b',');
+                    }
+                    quoted(key, out);
+                    out.push(b':');
+                    value.render(facts, out);
+                }
+                out.push(b'}');
+            }
+            Self::Array(items) => {
+                out.push(b'[');
+                for (at, item) in items.iter().enumerate() {
+                    if at > 0 {
+                        out.push(b',');
+                    }
+                    item.render(facts, out);
+                }
+                out.push(b']');
+            }
+            Self::Constant(value) => out.extend_from_slice(value.to_string().as_bytes()),
+            Self::Text(template) => {
+                let mut rendered = Vec::new();
+                match template.render_typed(facts, &mut rendered) {
+                    Shape::Nothing => out.extend_from_slice(b"null"),
+                    Shape::Json => out.extend_from_slice(&rendered),
+                    Shape::Text => quoted(&String::from_utf8_lossy(&rendered), out),
+                }
+            }
+        }
+    }
+}
+
+fn quoted(text: &str, out: &mut Vec<u8>) {
+    // Text always serialises, and writing to memory cannot fail.
+    let _ = serde_json::to_writer(out, text);
+}
+
 impl Comparison {
     fn holds(self, value: u64) -> bool {
         let wanted = u64::from(self.value);
@@ -171,5 +227,68 @@ impl LogFilter {
             },
             Self::NotHealthCheck => true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use meltemi_filters::format::{Fact, Head, MetadataOf};
+    use meltemi_filters::metadata::Value;
+
+    use super::*;
+
+    struct Example(Value);
+    impl Facts for Example {
+        fn header(&self, head: Head, name: &str) -> Option<Cow<'_, [u8]>> {
+            (head == Head::Request && name == "user-agent").then_some(Cow::Borrowed(b"a\"\r\n[x]\x1b[31m\0\xff"))
+        }
+        fn fact(&self, fact: Fact, out: &mut Vec<u8>) -> bool {
+            let text = match fact {
+                Fact::ResponseCode => "200",
+                Fact::Protocol => "HTTP/1.1",
+                Fact::BytesSent => "51",
+                Fact::Duration => "12",
+                _ => return false,
+            };
+            out.extend_from_slice(text.as_bytes());
+            true
+        }
+        fn metadata(&self, _: MetadataOf, _: &str, _: &[Box<str>]) -> Option<&Value> {
+            Some(&self.0)
+        }
+    }
+
+    fn line(format: serde_json::Value) -> String {
+        fn compile(value: serde_json::Value) -> JsonFormat {
+            match value {
+                serde_json::Value::String(text) => JsonFormat::Text(Template::parse(&text).expect("a good format")),
+                serde_json::Value::Object(fields) => {
+                    JsonFormat::Object(fields.into_iter().map(|(name, value)| (name.into(), compile(value))).collect())
+                }
+                serde_json::Value::Array(items) => JsonFormat::Array(items.into_iter().map(compile).collect()),
+                constant => JsonFormat::Constant(constant),
+            }
+        }
+        let mut out = Vec::new();
+        LogFormat::Json(compile(format)).render(&Example(Value::List(vec![Value::Number(1.0), Value::Bool(true)])), &mut out);
+        String::from_utf8(out).expect("JSON")
+    }
+
+    #[test]
+    fn json_keeps_numbers_and_nulls() {
+        let format = serde_json::json!({
+            "code": "%RESPONSE_CODE%", "who": "%REQ(X)%", "both": "%PROTOCOL% %BYTES_SENT%", "n": {"d": "%DURATION%"},
+            "list": ["%RESPONSE_CODE%", true], "meta": "%DYNAMIC_METADATA(a:b)%"
+        });
+        let wanted = r#"{"code":200,"who":null,"both":"HTTP/1.1 51","n":{"d":12},"list":[200,true],"meta":[1,true]}"#;
+        assert_eq!(line(format), format!("{wanted}\n"));
+    }
+
+    #[test]
+    fn bytes_from_the_wire_stay_inside_their_json_string() {
+        let wanted = "{\"ua\":\"a\\\"\\r\\n[x]\\u001b[31m\\u0000\u{fffd}\",\"cut\":\"a\\\"\"}\n";
+        assert_eq!(line(serde_json::json!({"ua": "%REQ(USER-AGENT)%", "cut": "%REQ(USER-AGENT):2%"})), wanted);
     }
 }

@@ -1,7 +1,6 @@
 //! The admin interface: Envoy's pages, as far as people and tools use them, over plain HTTP on a local address.
 
 mod dump;
-mod json;
 mod pages;
 
 use std::convert::Infallible;

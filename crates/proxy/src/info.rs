@@ -134,18 +134,12 @@ pub struct LogFacts<'a> {
     pub conn: &'a Downstream,
     /// Its configuration.
     pub view: &'a ChainView,
-    pub(crate) raw: bool,
 }
 
 impl<'a> LogFacts<'a> {
     /// Of a request or connection.
     pub fn new(info: &'a StreamInfo, conn: &'a Downstream, view: &'a ChainView) -> Self {
-        Self { info, request: None, response: None, trailers: None, conn, view, raw: false }
-    }
-
-    /// For a writer that escapes by itself.
-    pub fn unescaped(self) -> Self {
-        Self { raw: true, ..self }
+        Self { info, request: None, response: None, trailers: None, conn, view }
     }
 }
 
@@ -153,24 +147,6 @@ impl std::fmt::Debug for LogFacts<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LogFacts").field("info", &self.info).finish_non_exhaustive()
     }
-}
-
-/// Bytes from the wire must not forge a line: quotes, backslashes and what does not print become `\xNN`.
-fn escape(value: &[u8]) -> Cow<'_, [u8]> {
-    let plain = |b: &u8| (0x20..0x7f).contains(b) && *b != b'"' && *b != b'\\';
-    if value.iter().all(plain) {
-        return Cow::Borrowed(value);
-    }
-    let mut out = Vec::with_capacity(value.len() + 8);
-    for byte in value {
-        if plain(byte) {
-            out.push(*byte);
-        } else {
-            // Writing to memory cannot fail.
-            let _ = write!(out, "\\x{byte:02x}");
-        }
-    }
-    Cow::Owned(out)
 }
 
 fn millis(duration: Duration, out: &mut Vec<u8>) -> bool {
@@ -189,15 +165,10 @@ fn put_text(value: &str, out: &mut Vec<u8>) -> bool {
 
 impl Facts for LogFacts<'_> {
     fn header(&self, head: Head, name: &str) -> Option<Cow<'_, [u8]>> {
-        let value = match head {
+        Some(match head {
             Head::Request => Cow::Borrowed(self.request?.get(name)?),
             Head::Response => self.response?.get(name)?,
             Head::Trailer => Cow::Borrowed(self.trailers?.get(name)?.as_bytes()),
-        };
-        Some(match (self.raw, value) {
-            (true, value) => value,
-            (false, Cow::Borrowed(value)) => escape(value),
-            (false, Cow::Owned(value)) => Cow::Owned(escape(&value).into_owned()),
         })
     }
 
@@ -260,17 +231,13 @@ impl Facts for LogFacts<'_> {
             Fact::DownstreamPeerDnsSan => joined(tls.map(|tls| &tls.dns_sans), out),
             Fact::DownstreamPeerFingerprint256 => tls.is_some_and(|tls| put_text(&tls.fingerprint, out)),
             Fact::DownstreamLocalUriSan => joined(tls.map(|tls| &tls.local_uri_sans), out),
-            Fact::RequestedServerName => conn.server_name.as_ref().is_some_and(|name| {
-                out.extend_from_slice(&escape(name.as_bytes()));
-                true
-            }),
+            Fact::RequestedServerName => conn.server_name.as_ref().is_some_and(|name| put_text(name, out)),
             Fact::ConnectionId => put(self.conn.id, out),
             Fact::RouteName => info.route.as_ref().is_some_and(|name| put_text(name, out)),
             Fact::FilterChainName => put_text(&self.conn.chain, out),
             Fact::GrpcStatusNumber => info.grpc_status.is_some_and(|status| put(status, out)),
             Fact::GrpcStatus => info.grpc_status.is_some_and(|status| put_text(grpc_name(status), out)),
-            // `%LOCAL_REPLY_BODY%` has no use in a log; here it tells the cause.
-            Fact::LocalReplyBody => info.cause.as_ref().is_some_and(|cause| put(cause, out)),
+            Fact::Cause => info.cause.as_ref().is_some_and(|cause| put(cause, out)),
             _ => false,
         }
     }
@@ -328,6 +295,7 @@ pub fn write_time(at: SystemTime, format: &str, out: &mut Vec<u8>) {
             'S' => write!(out, "{:02}", seconds % 60),
             'F' => write!(out, "{year:04}-{month:02}-{day:02}"),
             'T' => write!(out, "{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60),
+            'b' => write!(out, "{}", MONTHS[(month as usize + 11) % 12]),
             'z' => write!(out, "+0000"),
             'Z' => write!(out, "UTC"),
             's' => write!(out, "{}", since.as_secs()),
@@ -345,11 +313,11 @@ pub fn write_time(at: SystemTime, format: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(rest.as_bytes());
 }
 
+const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+
 /// RFC 9110 §5.6.7: `Sun, 06 Nov 1994 08:49:37 GMT`.
 pub fn write_http_date(seconds: u64, out: &mut Vec<u8>) {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil(days);
     let (weekday, month) = (DAYS[(days % 7) as usize], MONTHS[(month as usize + 11) % 12]);
@@ -383,6 +351,8 @@ mod tests {
         };
         assert_eq!(show(""), "2024-02-29T12:34:56.007Z");
         assert_eq!(show("%s.%6f 100%%"), "1709210096.007000 100%");
+        assert_eq!(show("%Y/%m/%d %H:%M:%S.%3f"), "2024/02/29 12:34:56.007");
+        assert_eq!(show("%d %b %F %T %z %Z %q %"), "29 Feb 2024-02-29 12:34:56 +0000 UTC %q ");
     }
 
     #[test]
@@ -390,11 +360,5 @@ mod tests {
         let mut out = Vec::new();
         write_http_date(784_111_777, &mut out);
         assert_eq!(out, b"Sun, 06 Nov 1994 08:49:37 GMT");
-    }
-
-    #[test]
-    fn what_does_not_print_is_spelled_out() {
-        assert_eq!(&*escape(b"a\"\n\\"), b"a\\x22\\x0a\\x5c");
-        assert!(matches!(escape(b"plain"), Cow::Borrowed(_)));
     }
 }

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use meltemi_proxy_config::access_log::{AccessLog, JsonFormat, LogFormat, LogSink as Place};
+use meltemi_proxy_config::access_log::{AccessLog, LogSink as Place};
 use meltemi_telemetry::{LogSink, LogWriter};
 use tokio::sync::Notify;
 
@@ -77,13 +77,7 @@ impl WorkerLogs {
             writers.insert(log.sink.clone(), self.logs.writer(&log.sink));
         }
         let Some(Some(writer)) = writers.get(&log.sink) else { return };
-        writer.write(|out| match &log.format {
-            LogFormat::Text(template) => template.render(facts, "-", out),
-            LogFormat::Json(format) => {
-                json(format, facts, out);
-                out.push(b'\n');
-            }
-        });
+        writer.write(|out| log.format.render(facts, out));
         if !self.waiting.replace(true) {
             self.wake.notify_one();
         }
@@ -103,55 +97,4 @@ impl WorkerLogs {
     pub fn flush(&self) {
         self.writers.borrow().values().flatten().for_each(LogWriter::flush);
     }
-}
-
-fn json(format: &JsonFormat, facts: &LogFacts<'_>, out: &mut Vec<u8>) {
-    match format {
-        JsonFormat::Object(fields) => {
-            out.push(b'{');
-            for (at, (key, value)) in fields.iter().enumerate() {
-                if at > 0 {
-                    out.push(b',');
-                }
-                text(key, out);
-                out.push(b':');
-                json(value, facts, out);
-            }
-            out.push(b'}');
-        }
-        JsonFormat::Array(items) => {
-            out.push(b'[');
-            for (at, item) in items.iter().enumerate() {
-                if at > 0 {
-                    out.push(b',');
-                }
-                json(item, facts, out);
-            }
-            out.push(b']');
-        }
-        JsonFormat::Constant(value) => out.extend_from_slice(value.to_string().as_bytes()),
-        JsonFormat::Text(template) => {
-            let mut rendered = Vec::new();
-            let facts = facts.unescaped();
-            match template.as_operator() {
-                Some(operator) => {
-                    if !operator.render(&facts, &mut rendered) {
-                        out.extend_from_slice(b"null");
-                        return;
-                    }
-                    if matches!(operator, meltemi_filters::format::Operator::Fact(fact) if fact.is_number()) {
-                        out.extend_from_slice(&rendered);
-                        return;
-                    }
-                }
-                None => template.render(&facts, "-", &mut rendered),
-            }
-            text(&String::from_utf8_lossy(&rendered), out);
-        }
-    }
-}
-
-fn text(value: &str, out: &mut Vec<u8>) {
-    // Text always serialises, and writing to memory cannot fail.
-    let _ = serde_json::to_writer(out, value);
 }

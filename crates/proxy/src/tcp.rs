@@ -247,6 +247,7 @@ async fn open(
         transport: &host.transport,
         alpn: None,
         server_name: None,
+        check_name: false,
         host: conn.info.server_name.as_deref(),
         ends: Some((conn.info.remote, conn.info.local)),
         options: &options,

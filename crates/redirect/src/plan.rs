@@ -50,6 +50,9 @@ pub struct SidecarPlan {
     pub inbound_port: u16,
     /// Where DNS queries go (15053), or `None` to leave DNS alone.
     pub dns_port: Option<u16>,
+    /// A DNS server that is asked directly: the proxy's own, since the C library's resolver marks no socket. It must know
+    /// real addresses: those that the captured resolver makes up lead back to the proxy.
+    pub direct_dns: Option<IpAddr>,
     /// Inbound ports to capture; `None` captures all, an empty list none.
     pub include_inbound_ports: Option<Vec<u16>>,
     /// Inbound ports to leave alone, beside the proxy's own.
@@ -74,6 +77,7 @@ impl SidecarPlan {
             outbound_port: 15001,
             inbound_port: 15006,
             dns_port: Some(15053),
+            direct_dns: None,
             include_inbound_ports: None,
             exclude_inbound_ports: vec![15020, 15021, 15090],
             include_outbound_ports: Vec::new(),
@@ -91,6 +95,7 @@ impl SidecarPlan {
             outbound_port,
             inbound_port,
             dns_port,
+            direct_dns,
             include_inbound_ports,
             exclude_inbound_ports,
             include_outbound_ports,
@@ -108,6 +113,9 @@ impl SidecarPlan {
             // The resolver's own forwarded queries must leave, or they would come back to it for ever.
             for mine in &own {
                 entry.push(rule(query.iter().chain([mine]), Verdict::Return));
+            }
+            for direct in direct_dns {
+                entry.push(rule(query.iter().chain([&Match::To(Cidr::host(*direct))]), Verdict::Return));
             }
             entry.push(rule(&query, Verdict::Redirect(dns_port.expect("iterated only with a DNS port"))));
         }

@@ -1,8 +1,8 @@
 //! `cargo xtask bench`: our proxy beside Envoy, in one run.
 //!
 //! One mesh, started as a user starts it: workloads in network namespaces, traffic captured, configuration from the control
-//! plane. The same clients and servers exist twice, once with each proxy. Load comes in short slices; each slice of ours
-//! lies between two of Envoy's and is compared with their mean, so that a machine whose speed drifts drops out of the ratio.
+//! plane. The same client and server exist once for each proxy. Load comes in short slices; each slice lies between two of
+//! plain Envoy's and is compared with their mean, so that a machine whose speed drifts drops out of the ratio.
 //! The proxies run on one core, load and backend on another. What counts is requests per second of CPU that the proxies took.
 
 pub mod backend;
@@ -52,20 +52,42 @@ enum Case {
     Propagation,
 }
 
-/// One of the two that are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// One of those that are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Peer {
+    /// Ours, with access log and Istio's metrics.
     Meltemi,
+    /// Stock Envoy without an access log: what all others are compared with.
     Envoy,
+    /// Stock Envoy with the same access log as ours.
+    EnvoyLogged,
 }
 
 impl Peer {
-    const BOTH: [Self; 2] = [Self::Meltemi, Self::Envoy];
+    const ALL: [Self; 3] = [Self::Meltemi, Self::Envoy, Self::EnvoyLogged];
 
     fn name(self) -> &'static str {
         match self {
             Self::Meltemi => "meltemi",
             Self::Envoy => "envoy",
+            Self::EnvoyLogged => "envoy-logged",
+        }
+    }
+
+    /// In tables.
+    fn title(self) -> &'static str {
+        match self {
+            Self::Meltemi => "meltemi",
+            Self::Envoy => "Envoy 1.40, plain",
+            Self::EnvoyLogged => "Envoy 1.40 with the access log",
+        }
+    }
+
+    /// Which proxy the node is asked for.
+    fn proxy(self) -> &'static str {
+        match self {
+            Self::Meltemi => "meltemi",
+            Self::Envoy | Self::EnvoyLogged => "envoy",
         }
     }
 

@@ -5,6 +5,7 @@
 Says `connected`, then answers each line of standard input with one line:
     get PATH [METHOD]   an HTTP/1.1 request: `STATUS BODY`
     send TEXT           bytes out and as many back: `received TEXT`
+    line TEXT           the same with a line feed behind it
     hear                what the other side says unasked: `received TEXT`
     until-closed        `closed` as soon as the other side ends the connection
 Whenever the connection has ended, the answer is `closed`.
@@ -81,6 +82,8 @@ def main():
                 answer = connection.get(*words)
             elif verb == "send":
                 answer = connection.send(words[0])
+            elif verb == "line":
+                answer = connection.send(words[0] + "\n").rstrip()
             elif verb == "hear":
                 answer = "received " + connection.until(b"\n").decode(errors="replace")
             else:

@@ -69,10 +69,12 @@ impl Server {
     fn start(peers: &Peers, resources: &Value, port: Option<u16>) -> Self {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         fs::write(file.path(), resources.to_string()).expect("writable");
-        let words = peers.program("xds_server.py", &[&file.path().display().to_string(), &port.unwrap_or(0).to_string()]);
+        let words =
+            peers.program("xds_server.py", &[&file.path().display().to_string(), &port.unwrap_or(0).to_string()]);
         let dialogue = Dialogue::start(Command::new(&words[0]).args(&words[1..]));
         let said = dialogue.hear();
-        let port = said.strip_prefix("port ").and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("it said {said:?}"));
+        let port =
+            said.strip_prefix("port ").and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("it said {said:?}"));
         Self { dialogue, file, port, heard: Vec::new() }
     }
 
@@ -129,7 +131,12 @@ impl Proxy {
         let file = folder.path().join("bootstrap.json");
         fs::write(&file, bootstrap.to_string()).expect("writable");
         let mut command = Command::new(crate::binary());
-        command.args(["proxy", "--concurrency", "2", "-c"]).arg(&file).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(["proxy", "--concurrency", "2", "-c"])
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary starts");
         let said = Arc::new(Mutex::new(String::new()));
         collect(child.stdout.take().expect("piped"), Arc::clone(&said));
@@ -214,18 +221,25 @@ fn scenarios(test: &str, variant: &str) {
     wait("listener, route, cluster and endpoints are in force", || body("/") == "one");
     wait("the proxy says so", || http::get(proxy.admin, "/ready", &[]).is_ok_and(|answer| answer.status == 200));
     let mut kept = Client::connect(address).expect("it listens");
-    let mut on_kept = |path: &str| kept.get(path, &[]).map(|answer| answer.body).unwrap_or_else(|error| format!("failed: {error}"));
+    let mut on_kept =
+        |path: &str| kept.get(path, &[]).map(|answer| answer.body).unwrap_or_else(|error| format!("failed: {error}"));
     assert_eq!(on_kept("/"), "one");
 
     // A change of routes, on the open connection too.
-    world[ROUTE] = json!([routes("routes", &json!([
-        all("/second", "second"),
-        { "match": { "path": "/here" }, "direct_response": { "status": 200, "body": { "inline_string": "the proxy itself" } } },
-        all("/", "first"),
-    ]))]);
+    world[ROUTE] = json!([routes(
+        "routes",
+        &json!([
+            all("/second", "second"),
+            { "match": { "path": "/here" }, "direct_response": { "status": 200, "body": { "inline_string": "the proxy itself" } } },
+            all("/", "first"),
+        ])
+    )]);
     server.push(&world);
     wait("a changed route is taken", || body("/second") == "two");
-    assert_eq!((on_kept("/second").as_str(), on_kept("/").as_str(), on_kept("/here").as_str()), ("two", "one", "the proxy itself"));
+    assert_eq!(
+        (on_kept("/second").as_str(), on_kept("/").as_str(), on_kept("/here").as_str()),
+        ("two", "one", "the proxy itself")
+    );
 
     // A change of endpoints.
     world[ENDPOINT] = json!([assignment("first", &[two]), assignment("second", &[one])]);
@@ -234,7 +248,8 @@ fn scenarios(test: &str, variant: &str) {
 
     // A new cluster and a route to it, together.
     world[CLUSTER] = json!([cluster("first"), cluster("second"), cluster("third")]);
-    world[ENDPOINT] = json!([assignment("first", &[two]), assignment("second", &[one]), assignment("third", &[one, two])]);
+    world[ENDPOINT] =
+        json!([assignment("first", &[two]), assignment("second", &[one]), assignment("third", &[one, two])]);
     let third = json!([all("/third", "third"), all("/second", "second"), all("/", "first")]);
     world[ROUTE] = json!([routes("routes", &third)]);
     server.push(&world);
@@ -264,7 +279,8 @@ fn scenarios(test: &str, variant: &str) {
 
     // A bad cluster: named; calls to it fail, others do not.
     world = good.clone();
-    world[CLUSTER] = json!([cluster("first"), cluster("second"), { "name": "third", "type": "EDS", "connect_timeout": "-1s" }]);
+    world[CLUSTER] =
+        json!([cluster("first"), cluster("second"), { "name": "third", "type": "EDS", "connect_timeout": "-1s" }]);
     server.push(&world);
     let (url, reason) = server.refusal();
     assert_eq!(url, CLUSTER);
@@ -285,7 +301,11 @@ fn scenarios(test: &str, variant: &str) {
     world[ENDPOINT] = json!([assignment("first", &[one]), assignment("second", &[two]), assignment("third", &[one])]);
     let _server = Server::start(&peers, &world, Some(xds));
     wait("what the new server says is taken", || body("/") == "one" && body("/second") == "two");
-    assert_eq!(before.get("/", &[]).map(|answer| answer.body).ok().as_deref(), Some("one"), "on the old connection too");
+    assert_eq!(
+        before.get("/", &[]).map(|answer| answer.body).ok().as_deref(),
+        Some("one"),
+        "on the old connection too"
+    );
 
     let dump = proxy.admin("/config_dump");
     assert!(["way-in", "routes", "first", "third"].iter().all(|name| dump.contains(name)), "{dump}");
@@ -310,8 +330,15 @@ fn a_bootstrap_is_validated_without_serving() {
     let check = |name: &str, text: &str| {
         let file = folder.path().join(name);
         fs::write(&file, text).expect("writable");
-        let output = Command::new(crate::binary()).args(["proxy", "--validate", "-c"]).arg(&file).output().expect("the binary starts");
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout))
+        let output = Command::new(crate::binary())
+            .args(["proxy", "--validate", "-c"])
+            .arg(&file)
+            .output()
+            .expect("the binary starts");
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout),
+        )
     };
     let sound = bootstrap("DELTA_GRPC", 1, 2);
     let (code, told) = check("sound.json", &sound.to_string());

@@ -8,6 +8,7 @@ mod foreign;
 mod http;
 mod lifecycle;
 mod mesh;
+mod objects;
 mod peers;
 mod protocols;
 mod security;

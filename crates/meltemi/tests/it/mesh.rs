@@ -77,7 +77,8 @@ impl Plan {
     /// A file of Istio's samples, unchanged.
     pub fn sample(self, path: &Path) -> Self {
         let name = path.file_name().expect("a file");
-        fs::copy(path, self.home.path().join("config").join(name)).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        fs::copy(path, self.home.path().join("config").join(name))
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         self
     }
 
@@ -110,7 +111,10 @@ impl Plan {
 
 fn command(home: &Path) -> Command {
     let mut command = Command::new(crate::binary());
-    command.env("XDG_RUNTIME_DIR", home.join("run")).env("XDG_STATE_HOME", home.join("state")).env_remove("MELTEMI_MESH");
+    command
+        .env("XDG_RUNTIME_DIR", home.join("run"))
+        .env("XDG_STATE_HOME", home.join("state"))
+        .env_remove("MELTEMI_MESH");
     command
 }
 
@@ -215,7 +219,12 @@ impl Mesh {
     pub fn cli_ok(&self, arguments: &[&str]) -> String {
         let output = self.cli(arguments);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{arguments:?}: {}\n{text}{}", output.status, String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}\n{text}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
         text
     }
 

@@ -39,7 +39,8 @@ impl Peers {
         if !succeeds(Command::new("unshare").args(namespaces)) {
             return missing("this machine forbids user namespaces");
         }
-        if let Some(program) = ["curl", "openssl"].iter().find(|program| !succeeds(Command::new(program).arg("--help"))) {
+        if let Some(program) = ["curl", "openssl"].iter().find(|program| !succeeds(Command::new(program).arg("--help")))
+        {
             return missing(&format!("{program} is not installed"));
         }
         Self::python(test)
@@ -48,7 +49,9 @@ impl Peers {
     /// Python alone, for tests without a mesh.
     pub fn python(test: &str) -> Option<Self> {
         let python = place("MELTEMI_PYTHON", "python");
-        if !succeeds(Command::new(&python).args(["-c", "import envoy.service.discovery.v3.ads_pb2_grpc, grpc, websockets"])) {
+        if !succeeds(
+            Command::new(&python).args(["-c", "import envoy.service.discovery.v3.ads_pb2_grpc, grpc, websockets"]),
+        ) {
             crate::skip(test, "there is no Python with grpcio, xds-protos and websockets (cargo xtask peers)");
             return None;
         }
@@ -89,7 +92,12 @@ fn script(name: &str) -> String {
 }
 
 fn succeeds(command: &mut Command) -> bool {
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
 }
 
 /// A Deployment, its service account, and a Service if it has ports.
@@ -260,7 +268,8 @@ pub fn curl(mesh: &Mesh, workload: &str, arguments: &[&str]) -> Curl {
 
 /// Calls a URL from the machine itself.
 pub fn curl_here(arguments: &[&str]) -> Curl {
-    let output = Command::new("curl").args(["-sS", "--max-time", "20", "-w", "\n%{http_code}"]).args(arguments).output();
+    let output =
+        Command::new("curl").args(["-sS", "--max-time", "20", "-w", "\n%{http_code}"]).args(arguments).output();
     told(&output.expect("curl starts"))
 }
 

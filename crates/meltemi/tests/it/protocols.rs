@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 
 use crate::mesh::{Mesh, Plan, signal};
-use crate::peers::{App, Dialogue, Peers, certificates, curl, curl_here, yaml};
+use crate::peers::{App, Curl, Dialogue, Peers, certificates, curl, curl_here, envoy, yaml};
 
 const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default}\nspec: {mtls: {mode: STRICT}}\n";
 
@@ -78,11 +78,16 @@ fn protocols_between_programs_that_are_not_ours() {
     }
     let tls = |name: &str| {
         let file = |suffix: &str| plan.path(&format!("{name}.{suffix}")).display().to_string();
-        App::new(name, &[("tls", 8443)], peers.program("tls_server.py", &["0.0.0.0", "8443", name, &file("pem"), &file("key")]))
+        App::new(
+            name,
+            &[("tls", 8443)],
+            peers.program("tls_server.py", &["0.0.0.0", "8443", name, &file("pem"), &file("key")]),
+        )
     };
     // `data` declares nothing: what it carries is found out.
     let ports = [("http", 9080), ("tcp", 9081), ("data", 9082), ("tcp-greeting", 9083)];
-    let plain = App::new("plain", &ports, peers.program("recorder.py", &["plain", "9080", "9081", "9082", "9083:greet"]));
+    let plain =
+        App::new("plain", &ports, peers.program("recorder.py", &["plain", "9080", "9081", "9082", "9083:greet"]));
     let apps = [
         plain,
         App::new("speaker", &[("grpc", 50051), ("undeclared", 50052)], {
@@ -101,7 +106,11 @@ fn protocols_between_programs_that_are_not_ours() {
         App::idle("inside"),
     ];
     let (apps, authority) = (yaml(&apps), plan.path("ca.pem").display().to_string());
-    let plan = plan.file("apps.yaml", &apps).file("strict.yaml", STRICT).file("tls.yaml", PASS_THROUGH).file("teapot.yaml", TEAPOT);
+    let plan = plan
+        .file("apps.yaml", &apps)
+        .file("strict.yaml", STRICT)
+        .file("tls.yaml", PASS_THROUGH)
+        .file("teapot.yaml", TEAPOT);
     let mesh = plan.start();
     mesh.wait("a first answer", || curl(&mesh, "inside", &["http://plain:9080/"]).status == 200);
 
@@ -120,14 +129,22 @@ fn http1(mesh: &Mesh) {
         let answer = curl(mesh, "inside", &[&url]);
         assert_eq!((answer.status, answer.text.as_str()), (200, "plain GET /x"), "{url}");
         let answer = curl(mesh, "inside", &["-H", "x-teapot: yes", &url]);
-        assert_eq!((answer.status, answer.text.as_str()), (418, "short and stout"), "{url} is HTTP, declared or found out");
+        assert_eq!(
+            (answer.status, answer.text.as_str()),
+            (418, "short and stout"),
+            "{url} is HTTP, declared or found out"
+        );
         let head = curl(mesh, "inside", &["-I", &url]);
         assert!(head.status == 200 && head.text.contains("content-length"), "{head:?}");
         // A body with its length, one in chunks, one that is asked for first (Expect).
         let file = mesh.path("body");
         fs::write(&file, vec![b'x'; 3_000_000]).expect("a writable folder");
         let body = format!("@{}", file.display());
-        for extra in [&["-H", "expect:"][..], &["-H", "transfer-encoding: chunked", "-H", "expect:"], &["-H", "expect: 100-continue"]] {
+        for extra in [
+            &["-H", "expect:"][..],
+            &["-H", "transfer-encoding: chunked", "-H", "expect:"],
+            &["-H", "expect: 100-continue"],
+        ] {
             let answer = curl(mesh, "inside", &[extra, &["--data-binary", &body, &url]].concat());
             assert_eq!((answer.status, answer.text.as_str()), (200, "plain POST /x"), "{extra:?}");
         }
@@ -165,7 +182,8 @@ fn http2(mesh: &Mesh) {
 
 fn grpc(mesh: &Mesh, peers: &Peers) {
     for port in [50051, 50052] {
-        let told = json_of(&exec(mesh, "inside", &peers.program("grpc_peer.py", &["client", &format!("speaker:{port}")])));
+        let told =
+            json_of(&exec(mesh, "inside", &peers.program("grpc_peer.py", &["client", &format!("speaker:{port}")])));
         let wanted = json!({
             "unary": ["said word 0", "said word 1", "said word 2"],
             "status": "NOT_FOUND: nobody of that name",
@@ -191,7 +209,11 @@ fn pass_through(mesh: &Mesh, authority: &str) {
         let (url, resolve) = (format!("https://{host}:{port}/from-outside"), format!("{host}:{port}:127.0.0.1"));
         let call = || curl_here(&["--cacert", authority, "--resolve", &resolve, &url]);
         mesh.wait(&format!("{host} from outside"), || call().status == 200);
-        assert_eq!(call().text, format!("{name} sni={host} host={host}:{port} path=/from-outside"), "its own certificate, unopened");
+        assert_eq!(
+            call().text,
+            format!("{name} sni={host} host={host}:{port} path=/from-outside"),
+            "its own certificate, unopened"
+        );
     }
     let nobody = format!("nobody.example.test:{port}:127.0.0.1");
     assert_eq!(curl_here(&["-k", "--resolve", &nobody, &format!("https://nobody.example.test:{port}/")]).status, 0);
@@ -202,7 +224,8 @@ fn pass_through(mesh: &Mesh, authority: &str) {
     let address = String::from_utf8_lossy(&mesh.exec("inside", &["getent", "ahostsv4", "alpha"]).stdout).into_owned();
     let address = address.split_whitespace().next().expect("an address").to_owned();
     let resolve = format!("beta.example.test:8443:{address}");
-    let answer = curl(mesh, "inside", &["--cacert", authority, "--resolve", &resolve, "https://beta.example.test:8443/"]);
+    let answer =
+        curl(mesh, "inside", &["--cacert", authority, "--resolve", &resolve, "https://beta.example.test:8443/"]);
     assert_eq!((answer.status, answer.text.split(' ').next()), (200, Some("beta")), "{answer:?}");
 }
 
@@ -219,10 +242,13 @@ fn programs_added_by_hand(mesh: &Mesh) {
     let python = ["--app", "files", "--port", "8000", "--detach", "--", "python3", "-m", "http.server", "8000"];
     let started = run(&python).output().expect("it starts");
     assert!(started.status.success() && String::from_utf8_lossy(&started.stderr).contains("files-v1-0"), "{started:?}");
-    mesh.wait("it is called by name from inside the mesh", || curl(mesh, "inside", &["http://files:8000/page.txt"]).status == 200);
+    mesh.wait("it is called by name from inside the mesh", || {
+        curl(mesh, "inside", &["http://files:8000/page.txt"]).status == 200
+    });
 
     // STRICT is in force: only a meshed caller gets an answer, so curl has a sidecar of its own.
-    let caller = ["--app", "caller", "--", "curl", "-sS", "--retry", "20", "--retry-all-errors", "http://files:8000/page.txt"];
+    let caller =
+        ["--app", "caller", "--", "curl", "-sS", "--retry", "20", "--retry-all-errors", "http://files:8000/page.txt"];
     let dialogue = Dialogue::start(&mut run(&caller));
     assert_eq!(dialogue.hear().split("server").next(), Some("a page of a file "));
     let status = mesh.cli_ok(&["status"]);
@@ -232,14 +258,20 @@ fn programs_added_by_hand(mesh: &Mesh) {
     assert!(mesh.cli_ok(&["stop", "files-v1"]).contains("stopped files-v1-0"));
     mesh.wait("stopped", || !mesh.cli_ok(&["status"]).contains("files-v1-0"));
     let refused = mesh.cli(&["stop", "inside"]);
-    assert!(refused.status.code() == Some(1) && String::from_utf8_lossy(&refused.stderr).contains("comes from the configuration"), "{refused:?}");
+    assert!(
+        refused.status.code() == Some(1)
+            && String::from_utf8_lossy(&refused.stderr).contains("comes from the configuration"),
+        "{refused:?}"
+    );
 }
 
 #[test]
 fn egress_with_istios_rule_for_google_apis() {
     const TEST: &str = "egress_with_istios_rule_for_google_apis";
-    let Some(shared) = crate::shared() else { return crate::skip(TEST, "Istio's samples are not beside the workspace") };
-    let Some(peers) = Peers::of(TEST) else { return };
+    let Some(shared) = crate::shared() else {
+        return crate::skip(TEST, "Istio's samples are not beside the workspace");
+    };
+    let (Some(peers), Some(envoy)) = (Peers::of(TEST), envoy(TEST)) else { return };
     let plan = Plan::new();
     let folder: PathBuf = plan.path("");
     certificates(&folder, "google", &["www.googleapis.com"]);
@@ -254,32 +286,48 @@ fn egress_with_istios_rule_for_google_apis() {
     let (_google, google) = server("google");
     let (impostor_says, impostor) = server("impostor");
     let map = plan.path("dial.yaml");
-    fs::write(&map, format!("www.googleapis.com:443: 127.0.0.1:{google}\nimpostor.test:443: 127.0.0.1:{impostor}\n")).expect("a writable folder");
+    fs::write(&map, format!("www.googleapis.com:443: 127.0.0.1:{google}\nimpostor.test:443: 127.0.0.1:{impostor}\n"))
+        .expect("a writable folder");
     let rule = shared.join("istio/samples/bookinfo/networking/egress-rule-google-apis.yaml");
     let text = fs::read_to_string(&rule).expect("Istio's file");
     // The same for a host whose server shows another name's certificate.
     let impostor_rule = text.replace("www.googleapis.com", "impostor.test").replace("googleapis", "impostor");
     let authority = plan.path("ca.pem");
-    let plan = plan.argument("--dial-map").argument(&map.display().to_string()).environment("SSL_CERT_FILE", &authority);
-    let plan = plan.argument("--no-gateways").file("apps.yaml", &yaml(&[App::idle("inside")])).file("impostor.yaml", &impostor_rule);
+    let plan =
+        plan.argument("--dial-map").argument(&map.display().to_string()).environment("SSL_CERT_FILE", &authority);
+    let plan = plan
+        .argument("--no-gateways")
+        .argument("--envoy")
+        .argument(&envoy.display().to_string())
+        .file("apps.yaml", &yaml(&[App::idle("inside"), App::idle("beside-envoy").with_envoy()]))
+        .file("impostor.yaml", &impostor_rule);
     let mesh = plan.start();
-    let call = |url: &str| curl(&mesh, "inside", &[url]);
-    assert_ne!(call("http://www.googleapis.com/books").status, 200, "port 80 leads nowhere without the rule");
+    // Behind our proxy and behind Envoy.
+    let callers = ["inside", "beside-envoy"];
+    let everywhere =
+        |url: &str, holds: &dyn Fn(&Curl) -> bool| callers.iter().all(|from| holds(&curl(&mesh, from, &[url])));
+    assert!(
+        everywhere("http://www.googleapis.com/", &|answer| answer.status != 200),
+        "nothing is there without the rule"
+    );
 
     mesh.put(&rule);
-    mesh.wait("the application's HTTP leaves as HTTPS", || call("http://www.googleapis.com/books").status == 200);
-    let answer = call("http://www.googleapis.com/books?q=isbn");
-    assert_eq!(answer.text, "google sni=www.googleapis.com host=www.googleapis.com path=/books?q=isbn");
-    // An application that speaks TLS itself is passed through.
-    let own = curl(&mesh, "inside", &["--cacert", &authority.display().to_string(), "https://www.googleapis.com/own"]);
-    assert_eq!((own.status, own.text.split(' ').next()), (200, Some("google")), "{own:?}");
-
-    // SIMPLE verifies the server's name.
-    let refused = call("http://impostor.test/");
-    assert_eq!(refused.status, 503, "{refused:?}");
-    assert!(refused.text.contains("TLS"), "{refused:?}");
+    mesh.wait("the applications' HTTP leaves as HTTPS", || {
+        everywhere("http://www.googleapis.com/books", &|answer| answer.status == 200)
+    });
+    for from in callers {
+        let answer = curl(&mesh, from, &["http://www.googleapis.com/books?q=isbn"]);
+        assert_eq!(answer.text, "google sni=www.googleapis.com host=www.googleapis.com path=/books?q=isbn", "{from}");
+        // An application that speaks TLS itself is passed through.
+        let own = curl(&mesh, from, &["--cacert", &authority.display().to_string(), "https://www.googleapis.com/own"]);
+        assert_eq!((own.status, own.text.split(' ').next()), (200, Some("google")), "{from}: {own:?}");
+        // SIMPLE verifies the server's name.
+        let refused = curl(&mesh, from, &["http://impostor.test/"]);
+        assert_eq!(refused.status, 503, "{from}: {refused:?}");
+        assert!(refused.text.contains("TLS"), "{from}: {refused:?}");
+    }
     drop(impostor_says);
 
     mesh.take_out("egress-rule-google-apis.yaml");
-    mesh.wait("the rule is gone", || call("http://www.googleapis.com/books").status != 200);
+    mesh.wait("the rule is gone", || everywhere("http://www.googleapis.com/books", &|answer| answer.status != 200));
 }

@@ -18,7 +18,12 @@ struct Case {
 }
 
 const CASES: &[Case] = &[
-    Case { name: "namespace", policy: "metadata: {name: default}\nspec: {mtls: {mode: STRICT}}", refuses: (true, true), refuses_diary: true },
+    Case {
+        name: "namespace",
+        policy: "metadata: {name: default}\nspec: {mtls: {mode: STRICT}}",
+        refuses: (true, true),
+        refuses_diary: true,
+    },
     Case {
         name: "workload",
         policy: "metadata: {name: ledger}\nspec: {selector: {matchLabels: {app: ledger}}, mtls: {mode: STRICT}}",
@@ -74,10 +79,14 @@ fn strict(mesh: &Mesh, peers: &Peers, case: &Case) {
     let before = app_log(mesh, "ledger").len();
 
     mesh.write("policy.yaml", &format!("apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n{policy}\n"));
-    let shut: Vec<&str> = [("http://ledger:9080/probe", http), ("http://ledger:9081/probe", tcp), ("http://diary:9080/probe", refuses_diary)]
-        .into_iter()
-        .filter_map(|(url, refused)| refused.then_some(url))
-        .collect();
+    let shut: Vec<&str> = [
+        ("http://ledger:9080/probe", http),
+        ("http://ledger:9081/probe", tcp),
+        ("http://diary:9080/probe", refuses_diary),
+    ]
+    .into_iter()
+    .filter_map(|(url, refused)| refused.then_some(url))
+    .collect();
     for url in &shut {
         mesh.wait(&format!("{name}: {url} refuses plaintext"), || outside(url).code != 0);
     }
@@ -104,7 +113,9 @@ fn strict(mesh: &Mesh, peers: &Peers, case: &Case) {
         }
     }
     assert_eq!(curl(mesh, "inside", &["http://ledger:9080/fence-2"]).status, 200, "{name}");
-    mesh.wait("the second fence is in the log", || app_log(mesh, "ledger").iter().any(|line| line.contains("/fence-2")));
+    mesh.wait("the second fence is in the log", || {
+        app_log(mesh, "ledger").iter().any(|line| line.contains("/fence-2"))
+    });
     let log = app_log(mesh, "ledger");
     let new = &log[seen.len()..];
     let smuggled: Vec<&String> = new.iter().filter(|line| line.contains("smuggled")).collect();
@@ -115,7 +126,10 @@ fn strict(mesh: &Mesh, peers: &Peers, case: &Case) {
                 new.iter().filter(|line| line.contains(what)).filter_map(|line| line.split(' ').next()).collect()
             };
             let strangers: Vec<_> = ids(" accepted ").difference(&ids("/fence-")).copied().collect();
-            assert!(strangers.is_empty(), "{name}: connections without a request reached the application: {strangers:?} of {new:#?}");
+            assert!(
+                strangers.is_empty(),
+                "{name}: connections without a request reached the application: {strangers:?} of {new:#?}"
+            );
         }
         _ => assert_eq!(smuggled.len(), 3, "{name}: only the open port's: {smuggled:?}"),
     }
@@ -174,7 +188,8 @@ fn policies_deny_the_wrong_identity_also_on_open_connections() {
     let plan = Plan::new().argument("--no-gateways").file("mesh.yaml", ACCESS_LOG).file("apps.yaml", &yaml(&apps));
     let mesh = plan.start();
     let denied = "403 RBAC: access denied";
-    let call = |from: &str, method: &str, path: &str| curl(&mesh, from, &["-X", method, &format!("http://ledger:9080{path}")]);
+    let call =
+        |from: &str, method: &str, path: &str| curl(&mesh, from, &["-X", method, &format!("http://ledger:9080{path}")]);
     mesh.wait("everybody may call", || ["friend", "foe"].iter().all(|from| call(from, "GET", "/public").status == 200));
     let mut foe = Dialogue::talk(&mesh, &peers, "foe", "ledger", 9080);
     let mut friend = Dialogue::talk(&mesh, &peers, "friend", "ledger", 9080);
@@ -233,7 +248,9 @@ fn policies_deny_the_wrong_identity_also_on_open_connections() {
 }
 
 fn log_names(mesh: &Mesh, words: &str) {
-    mesh.wait(&format!("the access log says {words}"), || mesh.cli_ok(&["logs", "ledger", "-c", "proxy"]).contains(words));
+    mesh.wait(&format!("the access log says {words}"), || {
+        mesh.cli_ok(&["logs", "ledger", "-c", "proxy"]).contains(words)
+    });
 }
 
 /// The signing service and the discovery service, asked with a real workload's token for more than it is.
@@ -250,8 +267,10 @@ fn identity_is_ones_own(mesh: &Mesh, peers: &Peers) {
     let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
     let output = mesh.exec("@router", &asked);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let told: Vec<Value> = String::from_utf8_lossy(&output.stdout).lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let attempt = |name: &str| told.iter().find(|t| t["attempt"] == name).unwrap_or_else(|| panic!("{name}: {told:#?}"));
+    let told: Vec<Value> =
+        String::from_utf8_lossy(&output.stdout).lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let attempt =
+        |name: &str| told.iter().find(|t| t["attempt"] == name).unwrap_or_else(|| panic!("{name}: {told:#?}"));
     let friend = "spiffe://cluster.local/ns/default/sa/friend";
     assert_eq!(attempt("own identity")["identity"], friend, "{told:#?}");
     for name in ["identity of another", "impersonation"] {
@@ -288,7 +307,8 @@ fn the_bridge_carries_no_plaintext_between_meshed_workloads() {
     let seen = |capture: &mut Dialogue, line: &str| capture.ask(line).parse::<u32>().expect("a number");
     // By name and by address, over HTTP and TCP.
     let found = mesh.exec("inside", &["getent", "ahostsv4", "ledger"]);
-    let service = String::from_utf8_lossy(&found.stdout).split_whitespace().next().map(str::to_owned).expect("an address");
+    let service =
+        String::from_utf8_lossy(&found.stdout).split_whitespace().next().map(str::to_owned).expect("an address");
     let direct = format!("http://{service}:9080/open-sesame");
     for url in ["http://ledger:9080/open-sesame", "http://ledger:9081/open-sesame", &direct] {
         let answer = curl(&mesh, "inside", &["-H", "x-word: open-sesame", "-d", "open-sesame", url]);
@@ -316,7 +336,8 @@ fn certificates_rotate_without_a_failing_request() {
     let mesh = plan.file("strict.yaml", strict).file("apps.yaml", &yaml(&apps)).start();
     mesh.wait("a first answer", || curl(&mesh, "inside", &["http://ledger:9080/"]).status == 200);
     let first = certificates(&mesh);
-    let lifetime = |c: &Value| c["expires_at_ms"].as_u64().zip(c["issued_at_ms"].as_u64()).map(|(end, start)| end - start);
+    let lifetime =
+        |c: &Value| c["expires_at_ms"].as_u64().zip(c["issued_at_ms"].as_u64()).map(|(end, start)| end - start);
     assert!(first.iter().all(|c| lifetime(c).is_some_and(|ms| ms <= 90_000)), "{first:#?}");
     let mut held = Dialogue::talk(&mesh, &peers, "inside", "ledger", 9081);
     assert_eq!(held.ask("send before"), "received before");
@@ -327,9 +348,14 @@ fn certificates_rotate_without_a_failing_request() {
     let last = first.iter().filter_map(|c| c["expires_at_ms"].as_u64()).max().expect("certificates");
     mesh.wait("both sides have new certificates, the old ones have run out", || {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis();
-        now > u128::from(last) && certificates(&mesh).iter().all(|new| !first.iter().any(|old| old["serial"] == new["serial"]))
+        now > u128::from(last)
+            && certificates(&mesh).iter().all(|new| !first.iter().any(|old| old["serial"] == new["serial"]))
     });
-    assert_eq!(held.ask("send after"), "received after", "an open connection outlives the certificate that it began with");
+    assert_eq!(
+        held.ask("send after"),
+        "received after",
+        "an open connection outlives the certificate that it began with"
+    );
     let counts: Value = serde_json::from_str(&load.end()).expect("JSON");
     println!("load over a rotation: {counts}");
     assert_eq!(counts["failures"], serde_json::json!([]), "{counts}");
@@ -344,7 +370,11 @@ fn certificates(mesh: &Mesh) -> Vec<Value> {
         .iter()
         .map(|account| {
             let of = |c: &&Value| c["identity"] == format!("spiffe://cluster.local/ns/default/sa/{account}");
-            all.iter().filter(of).max_by_key(|c| c["issued_at_ms"].as_u64()).cloned().unwrap_or_else(|| panic!("{account}: {all:#?}"))
+            all.iter()
+                .filter(of)
+                .max_by_key(|c| c["issued_at_ms"].as_u64())
+                .cloned()
+                .unwrap_or_else(|| panic!("{account}: {all:#?}"))
         })
         .collect()
 }

@@ -15,6 +15,7 @@ const CHANGES: u32 = 100;
 const KILLS: u32 = 3;
 /// Requests a second on new connections, on kept ones, and as streams of HTTP/2.
 const RATES: [u32; 3] = [250, 450, 400];
+const ROUTE: &str = "route.yaml";
 const WEBSOCKET: &str = "websocket:8765";
 const GRPC: &str = "stream:50051";
 
@@ -109,7 +110,7 @@ spec:
 ",
         destinations.join(", ")
     );
-    ("route.yaml", Some(text))
+    (ROUTE, Some(text))
 }
 
 /// A policy that goes on permitting the client, in ever other words.
@@ -267,7 +268,7 @@ fn nothing_fails_while_everything_changes() {
         .file("mesh.yaml", ACCESS_LOG)
         .file("workloads.yaml", &workloads(&load))
         .file("subsets.yaml", &first_subsets)
-        .file("route.yaml", &first_route)
+        .file(ROUTE, &first_route)
         .start();
     let streams = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/foreign/streams.py");
     let (python, streams) = (python.as_str(), streams.to_str().expect("a readable path"));
@@ -311,7 +312,7 @@ fn nothing_fails_while_everything_changes() {
     let (_, Some(last_route)) = route(CHANGES + 1, &[("v1", 50), ("v2", 50)], "") else {
         unreachable!("it has a text")
     };
-    mesh.write("route.yaml", &last_route);
+    mesh.write(ROUTE, &last_route);
 
     let report: Value = serde_json::from_str(&output(running, "the load")).expect("its last line is JSON");
     let (websocket, grpc) = (output(websocket, "the WebSocket"), output(grpc, "the gRPC stream"));
@@ -335,6 +336,10 @@ fn nothing_fails_while_everything_changes() {
         let count: u32 = count.trim().parse().expect("a number");
         assert!(count > 0, "{what}: no message came back");
     }
+    // Changes made while nobody listens become one; the others were in force one by one.
+    let seen = report["steps"].as_array().expect("a list").len();
+    let routes = (1..=CHANGES).filter(|step| change(*step).0 == ROUTE).count();
+    assert!(seen > routes / 2, "of {routes} routes {seen} were seen in answers: {}", report["steps"]);
     killed.dedup();
     assert_eq!(killed.len(), KILLS as usize, "each time it had been started again: {killed:?}");
     mesh.wait("the last change is in force", || step_in_force(&mesh) == (CHANGES + 1).to_string());

@@ -1,9 +1,10 @@
 //! `/config_dump`: what was received, by type, in the shape of Envoy's.
 
+use meltemi_proto::json::Reflection;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
 use serde_json::{Map, Value, json};
 
-use super::json::{Descriptors, time};
+use super::pages::time;
 use crate::control::state::{Origin, Received};
 use crate::start::Inspector;
 
@@ -20,7 +21,14 @@ pub async fn config(inspector: &Inspector, query: &str) -> Value {
         .await
         .unwrap_or_default();
     let shown = tokio::task::spawn_blocking(move || {
-        let descriptors = Descriptors::read();
+        // Large and rarely wanted: made for one dump and dropped after it.
+        let reflection = match Reflection::new() {
+            Ok(reflection) => reflection,
+            Err(error) => {
+                tracing::error!(%error, "configuration cannot be shown");
+                return Vec::new();
+            }
+        };
         let mut configs = Vec::new();
         for (type_url, mut list) in all {
             if type_url == ENDPOINT && !with_endpoints {
@@ -29,7 +37,7 @@ pub async fn config(inspector: &Inspector, query: &str) -> Value {
             if let Some(part) = &part {
                 list.retain(|received| received.name.contains(part.as_str()));
             }
-            configs.push(one_type(&descriptors, type_url, &list));
+            configs.push(one_type(&reflection, type_url, &list));
         }
         configs
     });
@@ -48,7 +56,7 @@ pub async fn config(inspector: &Inspector, query: &str) -> Value {
     }
 }
 
-fn one_type(descriptors: &Descriptors, type_url: &str, list: &[Received]) -> Value {
+fn one_type(reflection: &Reflection, type_url: &str, list: &[Received]) -> Value {
     let (dump, key, fixed, dynamic) = match type_url {
         CLUSTER => ("ClustersConfigDump", "cluster", "static_clusters", "dynamic_active_clusters"),
         LISTENER => ("ListenersConfigDump", "listener", "static_listeners", "dynamic_listeners"),
@@ -60,7 +68,7 @@ fn one_type(descriptors: &Descriptors, type_url: &str, list: &[Received]) -> Val
         if !received.version.is_empty() {
             entry.insert("version_info".to_owned(), json!(received.version));
         }
-        entry.insert(key.to_owned(), descriptors.show(&received.any));
+        entry.insert(key.to_owned(), reflection.to_json(&received.any));
         entry.insert("last_updated".to_owned(), json!(time(received.at)));
         let mut entry = Value::Object(entry);
         if type_url == LISTENER && received.origin == Origin::Dynamic {

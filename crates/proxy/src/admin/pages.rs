@@ -253,8 +253,8 @@ pub fn certs(common: &Common) -> Value {
                 "subject_alt_names": info.uri_sans.iter().map(|uri| json!({ "uri": uri }))
                     .chain(info.dns_sans.iter().map(|dns| json!({ "dns": dns }))).collect::<Vec<_>>(),
                 "days_until_expiration": info.days_until_expiration(now).to_string(),
-                "valid_from": super::json::time(info.not_before),
-                "expiration_time": super::json::time(info.not_after),
+                "valid_from": time(info.not_before),
+                "expiration_time": time(info.not_after),
             })
         };
         let chain = secret.identity.as_ref().map(|identity| vec![show(identity.info())]);
@@ -275,4 +275,11 @@ pub fn server_info(common: &Common) -> Value {
         "uptime_all_epochs": format!("{}s", common.since.elapsed().as_secs()),
         "node": { "id": &*common.node_id },
     })
+}
+
+/// ISO 8601, UTC.
+pub fn time(at: SystemTime) -> String {
+    let mut out = Vec::new();
+    crate::info::write_time(at, "", &mut out);
+    String::from_utf8_lossy(&out).into_owned()
 }

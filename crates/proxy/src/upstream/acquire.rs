@@ -95,9 +95,25 @@ fn lane(ask: &Ask<'_>) -> LaneKey {
         }
     };
     let own = ask.cluster.entry.cluster.pool_per_downstream || carries_addresses(&ask.host.transport);
-    let alpn = words(ask.alpn.into_iter().flatten().map(|name| &**name).chain(ask.server_name));
+    let name = server_name(ask).map(|(name, _)| name);
+    let alpn = words(ask.alpn.into_iter().flatten().map(|name| &**name).chain(name));
     // A connection that says who the downstream is belongs to that downstream.
     (terms, if own { alpn ^ (ask.conn.id as usize) << 1 | 1 } else { alpn })
+}
+
+/// The SNI in place of the transport's, and whether the certificate must be for it. Envoy: `auto_sni` takes the request's
+/// host unless that is an address, `auto_san_validation` has the certificate checked against it.
+fn server_name<'a>(ask: &Ask<'a>) -> Option<(&'a str, bool)> {
+    let http = &ask.cluster.entry.cluster.http;
+    let of_host = http.auto_sni.then(|| host_name(ask.authority)).flatten();
+    of_host.map(|host| (host, http.auto_san_validation)).or(ask.server_name.map(|name| (name, false)))
+}
+
+/// The authority without its port; `None` for an address.
+fn host_name(authority: &str) -> Option<&str> {
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    let is_address = authority.starts_with('[') || host.parse::<std::net::Ipv4Addr>().is_ok();
+    (!is_address && !host.is_empty()).then_some(host)
 }
 
 /// FNV-1a over a list of words; 0 for none.
@@ -242,11 +258,13 @@ async fn acquire_auto(worker: &Worker, ask: &Ask<'_>, key: LaneKey) -> Result<Ac
 
 async fn connect(worker: &Worker, ask: &Ask<'_>) -> Result<Dialled, NotAcquired> {
     let options = crate::tcp::connect_options(worker, ask.cluster, ask.host.address);
+    let name = server_name(ask);
     let dialling = Dial {
         address: ask.host.address,
         transport: &ask.host.transport,
         alpn: ask.alpn,
-        server_name: ask.server_name,
+        server_name: name.map(|(name, _)| name),
+        check_name: name.is_some_and(|(_, is_checked)| is_checked),
         host: Some(ask.authority),
         ends: Some((ask.conn.info.remote, ask.conn.info.local)),
         options: &options,
@@ -257,4 +275,18 @@ async fn connect(worker: &Worker, ask: &Ask<'_>) -> Result<Dialled, NotAcquired>
         ask.cluster.entry.live.connect_fail.fetch_add(1, Relaxed);
         NotAcquired::Dial(error)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::host_name;
+
+    #[test]
+    fn hosts_are_names_and_addresses_are_not() {
+        assert_eq!(host_name("www.googleapis.com"), Some("www.googleapis.com"));
+        assert_eq!(host_name("www.googleapis.com:443"), Some("www.googleapis.com"));
+        for address in ["10.0.0.1", "10.0.0.1:80", "[::1]", "[::1]:80", ""] {
+            assert_eq!(host_name(address), None, "{address}");
+        }
+    }
 }

@@ -24,6 +24,8 @@ pub struct Dial<'a> {
     pub alpn: Option<&'a [Box<str>]>,
     /// Replaces the transport's SNI.
     pub server_name: Option<&'a str>,
+    /// Whether the certificate must be for that name.
+    pub check_name: bool,
     /// The request's host, for transports that send it as SNI.
     pub host: Option<&'a str>,
     /// For the PROXY protocol: source and destination of the downstream.
@@ -85,7 +87,7 @@ async fn dial_unbounded(dial: &Dial<'_>, tls: &TlsConfigs) -> Result<Dialled, Di
         }
     };
     // Before the connection: a missing certificate must not cost the upstream one.
-    let config = terms.map(|terms| tls.client(terms, dial.alpn)).transpose()?;
+    let config = terms.map(|terms| tls.client(terms, dial.alpn, dial.server_name.map(|name| (name, dial.check_name)))).transpose()?;
     let mut stream = meltemi_net::connect(dial.address, dial.options).await.map_err(DialError::Connect)?;
     if let Some(prelude) = prelude {
         stream.write_all(&prelude).await.map_err(DialError::Connect)?;

@@ -25,7 +25,8 @@ pub enum TlsUnready {
     Unusable(String),
 }
 
-type ClientKey = (usize, Option<Box<[Box<str>]>>);
+/// The terms, their ALPN list's replacement, and for SNI: whether it is replaced, and the name that is checked.
+type ClientKey = (usize, Option<Box<[Box<str>]>>, bool, Option<Box<str>>);
 
 /// One worker's configurations, made on first use.
 #[derive(Debug)]
@@ -78,19 +79,22 @@ impl TlsConfigs {
         }
     }
 
-    /// For connecting with these terms. `alpn` replaces the terms' own list.
+    /// For connecting with these terms. `alpn` replaces the terms' own list, `name` their SNI; with it comes whether the
+    /// certificate must be for that name.
     pub fn client(
         &self,
         terms: &Arc<UpstreamTls>,
         alpn: Option<&[Box<str>]>,
+        name: Option<(&str, bool)>,
     ) -> Result<Arc<rustls::ClientConfig>, TlsUnready> {
+        let checked = name.and_then(|(name, is_checked)| is_checked.then_some(name));
         let mut made = self.made.borrow_mut();
         self.refresh(&mut made);
-        let key = (Arc::as_ptr(terms) as usize, alpn.map(Into::into));
+        let key = (Arc::as_ptr(terms) as usize, alpn.map(Into::into), name.is_some(), checked.map(Into::into));
         if let Some((_, config)) = made.clients.get(&key) {
             return Ok(config.clone());
         }
-        let config = client_config(&self.secrets, terms, alpn)?;
+        let config = client_config(&self.secrets, terms, alpn, name.is_some(), checked)?;
         made.clients.insert(key, (terms.clone(), config.clone()));
         Ok(config)
     }
@@ -182,19 +186,22 @@ fn client_config(
     secrets: &SecretStore,
     terms: &UpstreamTls,
     alpn: Option<&[Box<str>]>,
+    has_name: bool,
+    checked: Option<&str>,
 ) -> Result<Arc<rustls::ClientConfig>, TlsUnready> {
     let common = &terms.common;
     let identity = identities(secrets, common)?.into_iter().next();
     let trust = trust(secrets, common)?;
-    let rule = match &trust {
-        None => ServerRule::Insecure,
-        Some(_) if is_mesh(common) => ServerRule::Spiffe,
-        Some(_) if terms.auto_sni_san_validation && !terms.sni.is_empty() => ServerRule::Host(terms.sni.to_string()),
-        Some(_) => ServerRule::Chain,
+    let rule = match (&trust, checked) {
+        (None, _) => ServerRule::Insecure,
+        (Some(_), _) if is_mesh(common) => ServerRule::Spiffe,
+        (Some(_), Some(name)) => ServerRule::Host(name.to_owned()),
+        (Some(_), None) if terms.auto_sni_san_validation && !terms.sni.is_empty() => ServerRule::Host(terms.sni.to_string()),
+        (Some(_), None) => ServerRule::Chain,
     };
     let client = ClientTerms {
         alpn: alpn.unwrap_or(&common.alpn).iter().map(|name| name.to_string()).collect(),
-        no_sni: terms.sni.is_empty() && !terms.auto_host_sni,
+        no_sni: !has_name && terms.sni.is_empty() && !terms.auto_host_sni,
         rule,
         san: san(&common.validation.san_matchers)?,
         min_version: Some(version(common.min_version)),

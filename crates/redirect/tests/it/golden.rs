@@ -18,7 +18,9 @@ fn check(name: &str, rules: &RuleSet) {
 
 #[test]
 fn sidecar_by_mark() {
-    check("sidecar_by_mark", &SidecarPlan::new(Exempt::Mark(1337)).rules());
+    let mut plan = SidecarPlan::new(Exempt::Mark(1337));
+    plan.direct_dns = Some("10.44.255.253".parse().unwrap());
+    check("sidecar_by_mark", &plan.rules());
 }
 
 #[test]

@@ -4,24 +4,29 @@ use anyhow::{Context, Result, ensure};
 
 use super::machine::Steal;
 use super::mesh::{Mesh, PLAIN, PORT, Sidecars};
-use super::process::Tree;
+use super::process::{Cpu, Tree};
 use super::report::{Section, number};
-use super::{Case, Options, Peer, median};
+use super::{Case, Options, Peer, median, quantile};
 
 /// One slice.
 #[derive(Debug, Clone, Copy)]
 struct Slice {
+    /// Requests that were answered.
+    requests: f64,
     /// Requests a second.
     rate: f64,
     /// Requests for each second of CPU time that the proxies took.
     per_cpu: f64,
+    /// Microseconds that a request took outside and inside the kernel.
+    user: f64,
+    kernel: f64,
     /// Share of the slice that the proxies' core worked for them.
     busy: f64,
     /// Share of the machine that its hypervisor took away.
     steal: f64,
 }
 
-/// Slices of both, each of ours between two of Envoy's.
+/// Slices of all, each of the others' between two of plain Envoy's.
 pub fn measure(case: Case, mesh: &Mesh, sidecars: &Sidecars, options: &Options) -> Result<Section> {
     let (title, what) = match case {
         Case::H1 => ("h1", "HTTP/1.1 keep-alive, plaintext: client, its sidecar, a server outside the mesh"),
@@ -35,7 +40,7 @@ pub fn measure(case: Case, mesh: &Mesh, sidecars: &Sidecars, options: &Options) 
         };
         let slice = run(mesh, &peer.client(), &url, &proxies, options.slice.as_secs())?;
         println!(
-            "{title} {:8} {:>8.0} requests/s {:>8.0} per CPU second, core {:>3.0} % busy, {:.0} % stolen",
+            "{title} {:12} {:>8.0} requests/s {:>8.0} per CPU second, core {:>3.0} % busy, {:.0} % stolen",
             peer.name(),
             slice.rate,
             slice.per_cpu,
@@ -44,53 +49,107 @@ pub fn measure(case: Case, mesh: &Mesh, sidecars: &Sidecars, options: &Options) 
         );
         Ok(slice)
     };
-    for peer in Peer::BOTH {
+    let counted = |peer: Peer| mesh.metric(&peer.client(), "istio_requests_total");
+    for peer in Peer::ALL {
         slice(peer).with_context(|| format!("warming up {title} with {}", peer.name()))?;
     }
     println!("{title}: warm; {} rounds", options.rounds);
-    let mut envoy = vec![slice(Peer::Envoy)?];
-    let mut ours = Vec::new();
+    let before = counted(Peer::Meltemi)?;
+    let others = [Peer::Meltemi, Peer::EnvoyLogged];
+    let mut reference = vec![slice(Peer::Envoy)?];
+    let mut measured: [Vec<Slice>; 2] = Default::default();
     for _ in 0..options.rounds {
-        ours.push(slice(Peer::Meltemi)?);
-        envoy.push(slice(Peer::Envoy)?);
+        for (peer, slices) in others.into_iter().zip(&mut measured) {
+            slices.push(slice(peer)?);
+            reference.push(slice(Peer::Envoy)?);
+        }
     }
-    let ratios = |value: fn(&Slice) -> f64| -> Vec<f64> {
-        let around = envoy.windows(2).map(|pair| f64::midpoint(value(&pair[0]), value(&pair[1])));
-        ours.iter().zip(around).map(|(slice, around)| value(slice) / around).collect()
-    };
-    let row = |name: &str, slices: &[Slice], ratio: [String; 2]| -> Vec<String> {
-        let middle = |value: fn(&Slice) -> f64| median(slices.iter().map(value));
-        let [per_cpu, rate] = ratio;
-        let busy = format!("{:.0} %", middle(|s| s.busy) * 100.0);
-        vec![name.to_owned(), number(middle(|s| s.per_cpu)), per_cpu, number(middle(|s| s.rate)), rate, busy]
-    };
-    let (per_cpu, rate) = (ratios(|s| s.per_cpu), ratios(|s| s.rate));
-    let spread = |all: &[f64]| {
-        let (low, high) = (super::quantile(all, 0.25), super::quantile(all, 0.75));
-        format!("**{:.2}** ({low:.2} to {high:.2})", median(all.iter().copied()))
-    };
-    let one = || ["1".to_owned(), "1".to_owned()];
+    let [ours, logged] = measured;
+    let sent: f64 = ours.iter().map(|slice| slice.requests).sum();
+    let metered = counted(Peer::Meltemi)? - before;
+    ensure!(
+        metered >= sent,
+        "{title}: {sent} requests, but our metrics count {metered}: the comparison would not be fair"
+    );
+    for (peer, writes) in [(Peer::Meltemi, true), (Peer::Envoy, false), (Peer::EnvoyLogged, true)] {
+        let line = mesh.last_log_line(&peer.client())?;
+        let wrote = line.contains("\"GET / HTTP/1.1\"");
+        ensure!(
+            wrote == writes,
+            "{title}: the access log of {} is not as it should be, its last line is {line:?}",
+            peer.name()
+        );
+    }
+    let lost = mesh.metric(&Peer::Meltemi.client(), "meltemi_access_log_dropped_total")?;
+    let rows = vec![
+        row(Peer::Envoy, &reference, None),
+        row(Peer::EnvoyLogged, &logged, Some(&around(&reference, 1))),
+        row(Peer::Meltemi, &ours, Some(&around(&reference, 0))),
+    ];
     Ok(Section {
         title: format!("{title}: {what}"),
-        header: ["", "requests per CPU second", "ratio (quartiles)", "requests/s", "ratio", "proxies' core busy"]
-            .map(str::to_owned)
-            .to_vec(),
-        rows: vec![
-            row("Envoy 1.40", &envoy, one()),
-            row("meltemi", &ours, [spread(&per_cpu), format!("{:.2}", median(rate))]),
-        ],
-        notes: vec![format!("{} slices of {} s, 32 connections.", ours.len(), options.slice.as_secs())],
+        header: [
+            "",
+            "requests per CPU second",
+            "ratio (quartiles)",
+            "requests/s",
+            "ratio",
+            "CPU a request, user + kernel",
+            "core busy",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        rows,
+        notes: vec![format!(
+            "{} slices of {} s, 32 connections. Our metrics counted {} of {} requests; lines of the access log lost: {}.",
+            ours.len(),
+            options.slice.as_secs(),
+            number(metered),
+            number(sent),
+            number(lost)
+        )],
     })
 }
 
+/// The two slices of the reference around each slice of one of the two others that take turns between them.
+fn around(reference: &[Slice], turn: usize) -> Vec<[Slice; 2]> {
+    reference.windows(2).skip(turn).step_by(2).map(|pair| [pair[0], pair[1]]).collect()
+}
+
+fn row(peer: Peer, slices: &[Slice], around: Option<&[[Slice; 2]]>) -> Vec<String> {
+    let middle = |value: fn(&Slice) -> f64| median(slices.iter().map(value));
+    let ratios = |value: fn(&Slice) -> f64| -> Option<Vec<f64>> {
+        let pairs = slices.iter().zip(around?);
+        Some(pairs.map(|(slice, [before, after])| value(slice) / f64::midpoint(value(before), value(after))).collect())
+    };
+    let spread = |all: Vec<f64>| {
+        let (low, high) = (quantile(&all, 0.25), quantile(&all, 0.75));
+        format!("**{:.2}** ({low:.2} to {high:.2})", median(all))
+    };
+    let one = || "1".to_owned();
+    vec![
+        peer.title().to_owned(),
+        number(middle(|slice| slice.per_cpu)),
+        ratios(|slice| slice.per_cpu).map_or_else(one, spread),
+        number(middle(|slice| slice.rate)),
+        ratios(|slice| slice.rate).map_or_else(one, |all| format!("{:.2}", median(all))),
+        format!("{:.1} + {:.1} µs", middle(|slice| slice.user), middle(|slice| slice.kernel)),
+        format!("{:.0} %", middle(|slice| slice.busy) * 100.0),
+    ]
+}
+
 fn run(mesh: &Mesh, client: &str, url: &str, proxies: &[&Tree], seconds: u64) -> Result<Slice> {
-    let cpu = || proxies.iter().map(|tree| tree.cpu()).sum::<Result<std::time::Duration>>();
+    let cpu = || proxies.iter().map(|tree| tree.cpu()).sum::<Result<Cpu>>();
     let (steal, before) = (Steal::now()?, cpu()?);
     let text = mesh.output(client, &["wrk", "-t1", "-c32", &format!("-d{seconds}s"), url])?;
-    let (taken, steal) = (cpu()?.saturating_sub(before).as_secs_f64(), steal.since()?);
-    let counted = Counted::parse(&text).with_context(|| format!("wrk said:\n{text}"))?;
-    ensure!(counted.errors == 0, "{url}: requests failed; wrk said:\n{text}");
-    Ok(Slice { rate: counted.rate, per_cpu: counted.requests / taken, busy: taken / counted.seconds, steal })
+    let (Cpu { user, system }, steal) = (cpu()?.since(before), steal.since()?);
+    let Counted { requests, seconds, rate, errors } =
+        Counted::parse(&text).with_context(|| format!("wrk said:\n{text}"))?;
+    ensure!(errors == 0, "{url}: requests failed; wrk said:\n{text}");
+    let [user, kernel] = [user, system].map(|time| time.as_secs_f64());
+    let all = user + kernel;
+    let [user, kernel] = [user, kernel].map(|time| time * 1e6 / requests);
+    Ok(Slice { requests, rate, per_cpu: requests / all, user, kernel, busy: all / seconds, steal })
 }
 
 /// What wrk counted.

@@ -1,5 +1,6 @@
 //! The mesh that is measured: started by the same command as a user's, in folders of its own.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ pub const PLAIN: &str = "server-plain";
 /// Every server's port.
 pub const PORT: u16 = 8080;
 
+/// Access log on; and what is not mutual TLS is refused, so that a pair's figures are those of mutual TLS.
 const SETTINGS: &str = "\
 apiVersion: v1
 kind: ConfigMap
@@ -26,6 +28,11 @@ metadata: {name: istio, namespace: istio-system}
 data:
   mesh: |
     accessLogFile: /dev/stdout
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: istio-system}
+spec: {mtls: {mode: STRICT}}
 ";
 
 /// A running mesh; it ends with the value.
@@ -38,19 +45,13 @@ pub struct Mesh {
     peers: Peers,
 }
 
-/// The proxies that are compared, as process trees: for Envoy its agent is the root.
-pub struct Sidecars {
-    meltemi: [Tree; 2],
-    envoy: [Tree; 2],
-}
+/// The proxies that are compared, the client's and the server's, as process trees: for Envoy its agent is the root.
+pub struct Sidecars(BTreeMap<Peer, [Tree; 2]>);
 
 impl Sidecars {
     /// The client's and the server's.
     pub fn of(&self, peer: Peer) -> &[Tree; 2] {
-        match peer {
-            Peer::Meltemi => &self.meltemi,
-            Peer::Envoy => &self.envoy,
-        }
+        &self.0[&peer]
     }
 }
 
@@ -96,17 +97,15 @@ impl Mesh {
     /// The processes of the proxies that are compared.
     pub fn sidecars(&self) -> Result<Sidecars> {
         let all = self.processes()?;
-        let both = |peer: Peer| -> Result<[Tree; 2]> {
+        let mut sidecars = BTreeMap::new();
+        for peer in Peer::ALL {
             let one = |workload: String| all.named(&format!("meltemi: sidecar {workload}-0"));
-            Ok([one(peer.client())?, one(peer.server())?])
-        };
-        let sidecars = Sidecars { meltemi: both(Peer::Meltemi)?, envoy: both(Peer::Envoy)? };
-        ensure!(
-            sidecars.envoy.iter().all(|tree| tree.pids.len() == 2),
-            "an Envoy sidecar is an agent and Envoy: {:?}",
-            sidecars.envoy
-        );
-        Ok(sidecars)
+            let both = [one(peer.client())?, one(peer.server())?];
+            let processes = if peer == Peer::Meltemi { 1 } else { 2 };
+            ensure!(both.iter().all(|tree| tree.pids.len() == processes), "sidecars of {}: {both:?}", peer.name());
+            sidecars.insert(peer, both);
+        }
+        Ok(Sidecars(sidecars))
     }
 
     fn processes(&self) -> Result<Tree> {
@@ -116,7 +115,7 @@ impl Mesh {
     /// The proxies onto one core, all else onto the other.
     pub fn pin(&self, sidecars: &Sidecars) -> Result<()> {
         self.processes()?.pin(LOAD_CORE)?;
-        Peer::BOTH.iter().flat_map(|peer| sidecars.of(*peer)).try_for_each(|tree| tree.pin(PROXY_CORE))
+        sidecars.0.values().flatten().try_for_each(|tree| tree.pin(PROXY_CORE))
     }
 
     /// A command that runs inside a workload, on the load's core.
@@ -128,11 +127,23 @@ impl Mesh {
 
     /// What a program inside a workload prints.
     pub fn output(&self, workload: &str, program: &[&str]) -> Result<String> {
-        let mut command = self.exec(workload, program);
-        let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output()?;
-        let text = String::from_utf8_lossy(&stdout).into_owned();
-        ensure!(status.success(), "{}: {status}\n{text}{}", shown(&command), String::from_utf8_lossy(&stderr));
-        Ok(text)
+        output(&mut self.exec(workload, program))
+    }
+
+    /// Metrics of a workload's proxy, as Prometheus reads them: the sum over all labels of one.
+    pub fn metric(&self, workload: &str, name: &str) -> Result<f64> {
+        let text = self.output(workload, &["curl", "-sSf", "http://127.0.0.1:15090/stats/prometheus"])?;
+        let lines = text.lines().filter_map(|line| line.strip_prefix(name)?.rsplit_once(' '));
+        Ok(lines
+            .filter(|(labels, _)| labels.is_empty() || labels.starts_with('{'))
+            .filter_map(|(_, value)| value.parse::<f64>().ok())
+            .sum())
+    }
+
+    /// The last line that a workload's proxy wrote.
+    pub fn last_log_line(&self, workload: &str) -> Result<String> {
+        let mut command = command(&self.meltemi, &self.home, &self.peers);
+        output(command.args(["logs", workload, "-c", "proxy", "--tail", "1"]))
     }
 
     /// Puts a file into the watched directory, whole at once.
@@ -171,15 +182,26 @@ fn command(meltemi: &Path, home: &Path, peers: &Peers) -> Command {
     command
 }
 
-/// Clients that only wait to be used, and the same server three times.
+/// What a command prints; its errors are in ours.
+fn output(command: &mut Command) -> Result<String> {
+    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output()?;
+    let text = String::from_utf8_lossy(&stdout).into_owned();
+    ensure!(status.success(), "{}: {status}\n{text}{}", shown(command), String::from_utf8_lossy(&stderr));
+    Ok(text)
+}
+
+/// Clients that only wait to be used, and the same server once for each of them and once outside the mesh.
 fn workloads(programs: &Path) -> String {
     let server = format!("[{}, bench-backend, \"{PORT}\"]", quoted(programs));
     let mut all = String::new();
-    for peer in Peer::BOTH {
-        let proxy = format!("meltemi.io/proxy: {}", peer.name());
+    for peer in Peer::ALL {
+        let proxy = format!("meltemi.io/proxy: {}", peer.proxy());
         all += &deployment(&peer.client(), "[sleep, infinity]", &proxy);
         all += &deployment(&peer.server(), &server, &proxy);
         all += &service(&peer.server());
+    }
+    for workload in [Peer::Envoy.client(), Peer::Envoy.server()] {
+        all += &without_log(&workload);
     }
     all += &deployment(PLAIN, &server, "sidecar.istio.io/inject: \"false\"");
     all += &service(PLAIN);
@@ -213,6 +235,19 @@ spec:
       - name: app
         image: bench
         command: {command}{ports}
+"
+    )
+}
+
+fn without_log(app: &str) -> String {
+    format!(
+        "---
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {{name: {app}}}
+spec:
+  selector: {{matchLabels: {{app: {app}}}}}
+  accessLogging: [{{disabled: true}}]
 "
     )
 }

@@ -18,6 +18,15 @@ pub struct Tree {
     pub pids: Vec<i32>,
 }
 
+/// Processor time of some processes.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Cpu {
+    /// Outside the kernel.
+    pub user: Duration,
+    /// In the kernel, on their behalf.
+    pub system: Duration,
+}
+
 /// Memory of some processes.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Memory {
@@ -55,8 +64,8 @@ impl Tree {
         Self::of(found[0])
     }
 
-    /// User and system time that all of them have taken.
-    pub fn cpu(&self) -> Result<Duration> {
+    /// Time that all of them have taken.
+    pub fn cpu(&self) -> Result<Cpu> {
         self.pids.iter().map(|pid| cpu(*pid)).sum()
     }
 
@@ -103,11 +112,11 @@ fn parent(pid: i32) -> Option<i32> {
     stat(pid)?.get(1)?.parse().ok()
 }
 
-fn cpu(pid: i32) -> Result<Duration> {
+fn cpu(pid: i32) -> Result<Cpu> {
     let fields = stat(pid).with_context(|| format!("process {pid} has ended"))?;
     // proc(5): utime and stime are fields 14 and 15; the name is the second.
     let ticks = |at: usize| fields.get(at - 3).and_then(|field| field.parse::<u32>().ok()).context("/proc/PID/stat");
-    Ok(TICK * (ticks(14)? + ticks(15)?))
+    Ok(Cpu { user: TICK * ticks(14)?, system: TICK * ticks(15)? })
 }
 
 fn memory(pid: i32) -> Result<Memory> {
@@ -119,6 +128,19 @@ fn memory(pid: i32) -> Result<Memory> {
         anyhow::Ok(kilobytes / 1024.0)
     };
     Ok(Memory { rss: field("Rss")?, pss: field("Pss")? })
+}
+
+impl Cpu {
+    /// What was taken since an earlier reading.
+    pub fn since(self, before: Self) -> Self {
+        Self { user: self.user.saturating_sub(before.user), system: self.system.saturating_sub(before.system) }
+    }
+}
+
+impl std::iter::Sum for Cpu {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self { user: sum.user + one.user, system: sum.system + one.system })
+    }
 }
 
 impl std::iter::Sum for Memory {

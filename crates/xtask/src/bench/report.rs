@@ -51,9 +51,9 @@ impl Report {
             commit()?,
             self.command
         );
-        text += "\nBoth proxies get their configuration from the same control plane and write Istio's access log to standard output. \
-                 Ours also keeps Istio's metrics; stock Envoy lacks Istio's own filters (`istio.stats`, `istio.alpn`, \
-                 `envoy.filters.http.peer_metadata`) and is sent none of them, so its figures are plain Envoy's.\n";
+        text += "\nAll get their configuration from the same control plane. Ours writes Istio's access log to standard output and keeps \
+                 Istio's metrics. Stock Envoy lacks Istio's own filters (`istio.stats`, `istio.alpn`, \
+                 `envoy.filters.http.peer_metadata`) and is sent none of them; plain means that it writes no access log either.\n";
         for section in &self.sections {
             text += &section.markdown();
         }
