@@ -9,7 +9,9 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use meltemi_net::{ConnectOptions, connect};
 use meltemi_proto::ca::{CertificateRequest, CertificateServiceClient};
-use meltemi_tls::{ClientTerms, DEFAULT_SECRET, Identity, SecretStore, ServerRule, TlsError, TrustBundle, cause_of_io, client_config};
+use meltemi_tls::{
+    ClientTerms, DEFAULT_SECRET, Identity, SecretStore, ServerRule, TlsError, TrustBundle, cause_of_io, client_config,
+};
 use meltemi_xds::Connection;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -19,8 +21,8 @@ use tokio_rustls::client::TlsStream;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::identity::{CertificateSource, FetchError};
 use crate::BoxFuture;
+use crate::identity::{CertificateSource, FetchError};
 
 /// One step of connecting (resolving, TCP, TLS) takes at most this.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -111,7 +113,10 @@ impl ControlPlane {
     }
 
     /// For `xds::ClientConfig`: each call makes a connection with the newest credential.
-    pub fn connector(&self) -> impl Fn() -> BoxFuture<'static, Result<Connection, Box<dyn std::error::Error + Send + Sync>>> + Send + Sync + use<> {
+    pub fn connector(
+        &self,
+    ) -> impl Fn() -> BoxFuture<'static, Result<Connection, Box<dyn std::error::Error + Send + Sync>>> + Send + Sync + use<>
+    {
         let this = self.clone();
         move || {
             let this = this.clone();
@@ -180,9 +185,9 @@ impl ControlPlane {
                 (text, path_text)
             }
         };
-        let mut value: MetadataValue<Ascii> = format!("Bearer {}", text.trim())
-            .parse()
-            .map_err(|_| ConnectError::Material { path, reason: "the token holds characters that a header cannot carry".to_owned() })?;
+        let mut value: MetadataValue<Ascii> = format!("Bearer {}", text.trim()).parse().map_err(|_| {
+            ConnectError::Material { path, reason: "the token holds characters that a header cannot carry".to_owned() }
+        })?;
         value.set_sensitive(true);
         Ok(Some(value))
     }
@@ -199,8 +204,12 @@ impl ControlPlane {
             ..ClientTerms::default()
         };
         let config = client_config(&terms, identity, &trust).map_err(|error| material(error.to_string()))?;
-        let name = ServerName::try_from(options.server_name.clone()).map_err(|error| self.unreachable(error.to_string()))?;
-        let refused = |error: std::io::Error| ConnectError::Handshake { address: options.address.clone(), reason: cause_of_io(&error) };
+        let name =
+            ServerName::try_from(options.server_name.clone()).map_err(|error| self.unreachable(error.to_string()))?;
+        let refused = |error: std::io::Error| ConnectError::Handshake {
+            address: options.address.clone(),
+            reason: cause_of_io(&error),
+        };
         let late = |step: &str| self.unreachable(format!("{step} took more than {STEP_TIMEOUT:?}"));
 
         let tcp = tokio::time::timeout(STEP_TIMEOUT, self.tcp()).await.map_err(|_| late("connecting"))??;
@@ -217,8 +226,9 @@ impl ControlPlane {
 
     async fn tcp(&self) -> Result<TcpStream, ConnectError> {
         let options = ConnectOptions { mark: self.options.mark, ..ConnectOptions::default() };
-        let addresses =
-            tokio::net::lookup_host(&self.options.address).await.map_err(|error| self.unreachable(error.to_string()))?;
+        let addresses = tokio::net::lookup_host(&self.options.address)
+            .await
+            .map_err(|error| self.unreachable(error.to_string()))?;
         let mut last = self.unreachable("the name has no address".to_owned());
         for address in addresses {
             match connect(address, &options).await {

@@ -11,7 +11,7 @@ mod sockets;
 
 pub use ads::AdsRelay;
 pub use bootstrap::{Bootstrap, StatsInclusion, render};
-pub use process::{EnvoyOptions, EnvoyProcess};
 pub(crate) use process::write_bootstrap;
+pub use process::{EnvoyOptions, EnvoyProcess};
 pub use sds::{SdsServer, sds_resources};
 pub use sockets::serve_sockets;

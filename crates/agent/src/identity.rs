@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use meltemi_tls::{
-    CertificateInfo, DEFAULT_SECRET, Identity, ROOT_SECRET, Secret, SecretStore, TrustBundle, certificates_from_pem, key_from_pem,
-    verify_workload,
+    CertificateInfo, DEFAULT_SECRET, Identity, ROOT_SECRET, Secret, SecretStore, TrustBundle, certificates_from_pem,
+    key_from_pem, verify_workload,
 };
 use meltemi_types::SpiffeId;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
@@ -214,7 +214,12 @@ fn request(identity: &SpiffeId) -> Result<(String, String), FetchError> {
 }
 
 /// An answer counts only if a peer would accept it as ours.
-fn accept(expected: &SpiffeId, chain: &[String], key_pem: &str, now: SystemTime) -> Result<(Identity, TrustBundle), FetchError> {
+fn accept(
+    expected: &SpiffeId,
+    chain: &[String],
+    key_pem: &str,
+    now: SystemTime,
+) -> Result<(Identity, TrustBundle), FetchError> {
     let unusable = |error: &dyn std::fmt::Display| FetchError::Unusable(error.to_string());
     let [links @ .., roots] = chain else { return Err(unusable(&"it is empty")) };
     let links = certificates_from_pem(links.concat().as_bytes()).map_err(|error| unusable(&error))?;

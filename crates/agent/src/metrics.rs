@@ -41,7 +41,10 @@ impl Default for AgentMetrics {
         let shard = registry.shard();
         let csr = || vec![("request_type", Arc::from("csr"))];
         Self {
-            cert_expiry: shard.gauge("istio_agent_cert_expiry_seconds", vec![("resource_name", Arc::from(meltemi_tls::DEFAULT_SECRET))]),
+            cert_expiry: shard.gauge(
+                "istio_agent_cert_expiry_seconds",
+                vec![("resource_name", Arc::from(meltemi_tls::DEFAULT_SECRET))],
+            ),
             csr_requests: shard.counter("istio_agent_num_outgoing_requests", csr()),
             csr_failures: shard.counter("istio_agent_num_failed_outgoing_requests", csr()),
             dns_requests: shard.counter("istio_agent_dns_requests_total", vec![]),

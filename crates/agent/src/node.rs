@@ -74,7 +74,8 @@ impl Workload {
     fn metadata(&self) -> Vec<(String, Value)> {
         let text = |key: &str, value: &str| (key.to_owned(), value_of(value));
         let object = |pairs: &std::collections::BTreeMap<String, String>| {
-            let fields: HashMap<String, Value> = pairs.iter().map(|(key, value)| (key.clone(), value_of(value.as_str()))).collect();
+            let fields: HashMap<String, Value> =
+                pairs.iter().map(|(key, value)| (key.clone(), value_of(value.as_str()))).collect();
             Value { kind: Some(Kind::StructValue(Struct { fields })) }
         };
         let namespace = self.identity.namespace();
@@ -89,7 +90,10 @@ impl Workload {
             text("CLUSTER_ID", &self.cluster_id),
             text("MESH_ID", self.identity.trust_domain().as_str()),
             text("WORKLOAD_NAME", &self.workload_name),
-            text("OWNER", &format!("kubernetes://apis/apps/v1/namespaces/{namespace}/deployments/{}", self.workload_name)),
+            text(
+                "OWNER",
+                &format!("kubernetes://apis/apps/v1/namespaces/{namespace}/deployments/{}", self.workload_name),
+            ),
             text("NODE_NAME", &self.node_name),
             text("INTERCEPTION_MODE", "REDIRECT"),
             text("DNS_CAPTURE", "true"),

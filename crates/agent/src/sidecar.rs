@@ -20,7 +20,9 @@ pub use with_envoy::EnvoySidecar;
 use crate::dns::{DnsOptions, DnsServer, Names, UpstreamForwarder};
 use crate::identity::{IdentityAgent, IdentityOptions, IdentityView};
 use crate::status::{AppMetrics, StatusOptions, StatusServer, StatusSources};
-use crate::{AgentMetrics, BoxFuture, Clock, ControlPlane, ControlPlaneOptions, SystemClock, Workload, follow_names, node_of};
+use crate::{
+    AgentMetrics, BoxFuture, Clock, ControlPlane, ControlPlaneOptions, SystemClock, Workload, follow_names, node_of,
+};
 
 /// How often certificate files are looked at.
 const FILES: Duration = Duration::from_secs(5);
@@ -101,7 +103,8 @@ pub async fn run(options: SidecarOptions, shutdown: impl Future<Output = ()> + S
     if matches!(proxy, ProxyChoice::Embedded(_)) {
         // By this the control plane knows which filters it may send.
         node.user_agent_name = "meltemi".to_owned();
-        node.user_agent_version_type = Some(UserAgentVersionType::UserAgentVersion(env!("CARGO_PKG_VERSION").to_owned()));
+        node.user_agent_version_type =
+            Some(UserAgentVersionType::UserAgentVersion(env!("CARGO_PKG_VERSION").to_owned()));
     }
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
 

@@ -5,11 +5,13 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use meltemi_tls::{CertificateInfo, Identity, TlsError, TrustBundle, certificates_from_pem, certificates_to_pem, info_of};
+use meltemi_tls::{
+    CertificateInfo, Identity, TlsError, TrustBundle, certificates_from_pem, certificates_to_pem, info_of,
+};
 use meltemi_types::{SpiffeId, TrustDomain};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
@@ -132,7 +134,8 @@ impl CertificateAuthority {
         let key = parse_key(&read(KEY_FILE)?, &folder.join(KEY_FILE))?;
         let certificate = first_certificate(&read(CERTIFICATE_FILE)?, &folder.join(CERTIFICATE_FILE))?;
         let material = |name: &str, text: &str| {
-            certificates_from_pem(text.as_bytes()).map_err(|error| AuthorityError::Material { path: folder.join(name), error })
+            certificates_from_pem(text.as_bytes())
+                .map_err(|error| AuthorityError::Material { path: folder.join(name), error })
         };
         let roots_pem = read(ROOT_FILE)?;
         let roots = material(ROOT_FILE, &roots_pem)?;
@@ -160,8 +163,8 @@ impl CertificateAuthority {
     ) -> Result<Self, AuthorityError> {
         let mismatch = |reason: String| AuthorityError::Mismatch { folder: folder.to_owned(), reason };
         let info = info_of(&certificate).map_err(|error| mismatch(error.to_string()))?;
-        let (_, parsed) =
-            x509_parser::certificate::X509Certificate::from_der(&certificate).map_err(|error| mismatch(error.to_string()))?;
+        let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(&certificate)
+            .map_err(|error| mismatch(error.to_string()))?;
         if !parsed.is_ca() {
             return Err(mismatch(format!("certificate {:?} is no authority; give one with CA:TRUE", info.subject)));
         }
@@ -174,7 +177,9 @@ impl CertificateAuthority {
         let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
         let authority = Self { trust_domain, origin, issuer, info, intermediates, roots_pem };
         // One leaf to prove that what we sign is accepted under the roots that we hand out.
-        authority.prove().map_err(|error| mismatch(format!("certificates it signs do not verify under {ROOT_FILE}: {error}")))?;
+        authority
+            .prove()
+            .map_err(|error| mismatch(format!("certificates it signs do not verify under {ROOT_FILE}: {error}")))?;
         Ok(authority)
     }
 
@@ -210,12 +215,19 @@ impl CertificateAuthority {
     }
 
     /// [`CertificateAuthority::sign`] at a given time.
-    pub fn sign_at(&self, csr_pem: &str, identity: &SpiffeId, ttl: Duration, now: SystemTime) -> Result<Vec<String>, SignError> {
+    pub fn sign_at(
+        &self,
+        csr_pem: &str,
+        identity: &SpiffeId,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<Vec<String>, SignError> {
         if identity.trust_domain() != &self.trust_domain {
             return Err(SignError::TrustDomain { identity: identity.to_string(), ours: self.trust_domain.to_string() });
         }
         let key = read_request(csr_pem, identity)?;
-        let uri = identity.to_string().try_into().map_err(|error: rcgen::Error| SignError::Crypto(error.to_string()))?;
+        let uri =
+            identity.to_string().try_into().map_err(|error: rcgen::Error| SignError::Crypto(error.to_string()))?;
         let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let leaf = self.leaf(&key, vec![SanType::URI(uri)], usages, ttl, now)?;
         let mut chain = vec![leaf.pem()];
@@ -236,7 +248,8 @@ impl CertificateAuthority {
         let leaf = self.leaf(&key, names, vec![ExtendedKeyUsagePurpose::ServerAuth], ttl, SystemTime::now())?;
         let mut chain = vec![leaf.der().clone()];
         chain.extend(self.intermediates.iter().cloned());
-        let key = meltemi_tls::key_from_pem(key.serialize_pem().as_bytes()).map_err(|error| SignError::Crypto(error.to_string()))?;
+        let key = meltemi_tls::key_from_pem(key.serialize_pem().as_bytes())
+            .map_err(|error| SignError::Crypto(error.to_string()))?;
         Identity::new(chain, key).map_err(|error| SignError::Crypto(error.to_string()))
     }
 
@@ -273,7 +286,10 @@ impl CertificateAuthority {
     fn prove(&self) -> Result<(), String> {
         let id = SpiffeId::new(self.trust_domain.clone(), "meltemi", "self-test").map_err(|error| error.to_string())?;
         let key = KeyPair::generate().map_err(|error| error.to_string())?;
-        let csr = CertificateParams::default().serialize_request(&key).and_then(|csr| csr.pem()).map_err(|error| error.to_string())?;
+        let csr = CertificateParams::default()
+            .serialize_request(&key)
+            .and_then(|csr| csr.pem())
+            .map_err(|error| error.to_string())?;
         let mut chain = self.sign(&csr, &id, Duration::from_secs(60)).map_err(|error| error.to_string())?;
         chain.pop();
         let trust = self.trust().map_err(|error| error.to_string())?;
@@ -285,7 +301,14 @@ impl CertificateAuthority {
 /// Never shows the key.
 impl fmt::Debug for CertificateAuthority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "CertificateAuthority({}, {:?}, {:?}, sha256 {})", self.trust_domain, self.origin, self.info.subject, &self.info.sha256[..16])
+        write!(
+            f,
+            "CertificateAuthority({}, {:?}, {:?}, sha256 {})",
+            self.trust_domain,
+            self.origin,
+            self.info.subject,
+            &self.info.sha256[..16]
+        )
     }
 }
 

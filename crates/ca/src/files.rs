@@ -10,7 +10,8 @@ use std::path::Path;
 pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name"))?;
+    let name =
+        path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path has no file name"))?;
     // The process id keeps two processes that start at once from writing into one file; the rename then decides.
     let temporary = folder.join(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
     let written = (|| {

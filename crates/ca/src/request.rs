@@ -54,7 +54,8 @@ pub(crate) fn read_request(csr_pem: &str, identity: &SpiffeId) -> Result<impl Pu
     if csr_pem.len() > MAX_PEM {
         return Err(SignError::Request(format!("{} bytes are more than the limit of {MAX_PEM}", csr_pem.len())));
     }
-    let csr = CertificateSigningRequestParams::from_pem(csr_pem).map_err(|error| SignError::Request(error.to_string()))?;
+    let csr =
+        CertificateSigningRequestParams::from_pem(csr_pem).map_err(|error| SignError::Request(error.to_string()))?;
     for name in &csr.params.subject_alt_names {
         let SanType::URI(uri) = name else { continue };
         // Agents may not know the mesh's trust domain, so only namespace and account are compared; a name that is no

@@ -86,7 +86,10 @@ fn c13_a_request_for_somebody_else_is_refused() {
     let authority = CertificateAuthority::in_memory(TrustDomain::default()).expect("authority");
     let (csr, _) = request(&["spiffe://cluster.local/ns/kube-system/sa/admin"]);
     let refused = authority.sign(&csr, &id(), Duration::ZERO);
-    assert!(matches!(&refused, Err(SignError::ForeignIdentity { asked, .. }) if asked.contains("kube-system")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(SignError::ForeignIdentity { asked, .. }) if asked.contains("kube-system")),
+        "{refused:?}"
+    );
     let foreign: SpiffeId = "spiffe://other.example/ns/default/sa/sleep".parse().expect("an identity");
     let (csr, _) = request(&[]);
     assert!(matches!(authority.sign(&csr, &foreign, Duration::ZERO), Err(SignError::TrustDomain { .. })));
@@ -104,7 +107,8 @@ fn broken_requests_are_refused() {
     let (mut one, two) = (engine.decode(der(&good)).expect("base64"), engine.decode(der(&other)).expect("base64"));
     let tail = one.len() - 20;
     one[tail..].copy_from_slice(&two[two.len() - 20..]);
-    let forged = format!("-----BEGIN CERTIFICATE REQUEST-----\n{}\n-----END CERTIFICATE REQUEST-----\n", engine.encode(one));
+    let forged =
+        format!("-----BEGIN CERTIFICATE REQUEST-----\n{}\n-----END CERTIFICATE REQUEST-----\n", engine.encode(one));
     for bad in ["", "hello", &forged, &good[..good.len() / 2], &"x".repeat(1 << 20)] {
         let refused = authority.sign(bad, &id(), Duration::ZERO);
         assert!(matches!(&refused, Err(error) if error.is_callers_fault()), "{refused:?}");
@@ -127,7 +131,8 @@ fn a_root_of_our_own_survives_a_restart_and_is_private() {
     // A crash between the two files: the key is kept, the certificate is made anew.
     std::fs::remove_file(home.join("root-cert.pem")).expect("removed");
     CertificateAuthority::self_signed(&home, TrustDomain::default()).expect("healed");
-    let left: Vec<_> = std::fs::read_dir(&home).expect("folder").map(|entry| entry.expect("entry").file_name()).collect();
+    let left: Vec<_> =
+        std::fs::read_dir(&home).expect("folder").map(|entry| entry.expect("entry").file_name()).collect();
     assert_eq!(left.len(), 2, "{left:?}");
 }
 
@@ -153,7 +158,9 @@ fn plug_in(folder: &Path, key: &str, chain_with_root: bool) {
         "" => ca_key.serialize_pem(),
         other => other.to_owned(),
     };
-    for (name, text) in [("ca-cert.pem", &ca_pem), ("ca-key.pem", &key), ("cert-chain.pem", &chain), ("root-cert.pem", &root_pem)] {
+    for (name, text) in
+        [("ca-cert.pem", &ca_pem), ("ca-key.pem", &key), ("cert-chain.pem", &chain), ("root-cert.pem", &root_pem)]
+    {
         std::fs::write(folder.join(name), text).expect("written");
     }
 }
@@ -176,7 +183,10 @@ fn plug_in_certificates_give_leaf_intermediate_and_root() {
 #[test]
 fn plug_in_certificates_that_do_not_fit_are_refused() {
     let folder = tempfile::tempdir().expect("folder");
-    assert!(matches!(CertificateAuthority::plug_in(folder.path(), TrustDomain::default()), Err(AuthorityError::Io { .. })));
+    assert!(matches!(
+        CertificateAuthority::plug_in(folder.path(), TrustDomain::default()),
+        Err(AuthorityError::Io { .. })
+    ));
     plug_in(folder.path(), &KeyPair::generate().expect("key").serialize_pem(), false);
     let wrong_key = CertificateAuthority::plug_in(folder.path(), TrustDomain::default()).expect_err("another key");
     assert!(wrong_key.to_string().contains("is not the key of"), "{wrong_key}");
@@ -212,7 +222,11 @@ fn plug_in_keys_may_be_pkcs1() {
 fn the_control_planes_certificate_is_for_its_names() {
     let authority = CertificateAuthority::in_memory(TrustDomain::default()).expect("authority");
     let identity = authority
-        .server_identity(&["istiod.istio-system.svc".into()], &["10.44.0.1".parse().expect("an address")], Duration::ZERO)
+        .server_identity(
+            &["istiod.istio-system.svc".into()],
+            &["10.44.0.1".parse().expect("an address")],
+            Duration::ZERO,
+        )
         .expect("issued");
     assert_eq!(identity.info().dns_sans, ["istiod.istio-system.svc"]);
     assert_eq!(identity.info().ip_sans.len(), 1);

@@ -82,7 +82,8 @@ impl TokenSigner {
     }
 
     fn from_pair(pair: &KeyPair) -> Result<Self, TokenError> {
-        let key = EncodingKey::from_ec_pem(pair.serialize_pem().as_bytes()).map_err(|error| TokenError::Key(error.to_string()))?;
+        let key = EncodingKey::from_ec_pem(pair.serialize_pem().as_bytes())
+            .map_err(|error| TokenError::Key(error.to_string()))?;
         Ok(Self { key, public_pem: pair.public_key_pem() })
     }
 
@@ -113,7 +114,8 @@ impl TokenSigner {
                 pod: pod.clone().map(|name| Named { name }),
             },
         };
-        jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &self.key).map_err(|error| TokenError::Key(error.to_string()))
+        jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &self.key)
+            .map_err(|error| TokenError::Key(error.to_string()))
     }
 }
 
@@ -133,7 +135,8 @@ pub struct JwtTokenReview {
 impl JwtTokenReview {
     /// From the public key (`PUBLIC KEY` in PEM).
     pub fn new(public_key_pem: &str) -> Result<Self, TokenError> {
-        let key = DecodingKey::from_ec_pem(public_key_pem.as_bytes()).map_err(|error| TokenError::Key(error.to_string()))?;
+        let key =
+            DecodingKey::from_ec_pem(public_key_pem.as_bytes()).map_err(|error| TokenError::Key(error.to_string()))?;
         // The algorithm is ours to choose, never the token's.
         let mut validation = Validation::new(Algorithm::ES256);
         validation.set_issuer(&[ISSUER]);
@@ -154,7 +157,10 @@ impl JwtTokenReview {
         let Bound { namespace, serviceaccount, pod } = claims.kubernetes;
         let subject = format!("system:serviceaccount:{namespace}:{}", serviceaccount.name);
         if claims.sub != subject {
-            return Err(ReviewError::Refused(format!("its subject is {:?} but it is bound to {subject:?}", claims.sub)));
+            return Err(ReviewError::Refused(format!(
+                "its subject is {:?} but it is bound to {subject:?}",
+                claims.sub
+            )));
         }
         Ok(Caller { namespace, service_account: serviceaccount.name, pod: pod.map(|pod| pod.name) })
     }

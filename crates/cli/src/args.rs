@@ -102,7 +102,7 @@ pub struct UpArgs {
     #[arg(long, value_name = "FILE")]
     pub dial_map: Option<PathBuf>,
     /// Lifetime of workload certificates, 30s or more, such as 24h
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = lifetime)]
     pub certificate_lifetime: Option<std::time::Duration>,
     /// Where the mesh keeps what outlives it
     #[arg(long, value_name = "DIR")]
@@ -317,9 +317,26 @@ fn port_pair(text: &str) -> Result<(u16, u16), String> {
     Ok((parse(gateway)?, parse(machine)?))
 }
 
-/// A duration as Istio and Go write it: `30s`, `1h30m`, `500ms`.
-fn duration(text: &str) -> Result<std::time::Duration, String> {
-    meltemi_api::Duration::parse(text)
-        .map(|duration| duration.0)
-        .ok_or_else(|| format!("{text:?} is no duration; write 30s, 15m or 24h"))
+/// A duration as Istio and Go write it (`30s`, `1h30m`), long enough for a certificate to be rotated in.
+fn lifetime(text: &str) -> Result<std::time::Duration, String> {
+    let shortest = std::time::Duration::from_secs(30);
+    match meltemi_api::Duration::parse(text).map(|duration| duration.0) {
+        None => Err(format!("{text:?} is no duration; write 30s, 15m or 24h")),
+        Some(duration) if duration < shortest => Err("a certificate lives 30s at least".to_owned()),
+        Some(duration) => Ok(duration),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_ports_are_checked_where_they_are_typed() {
+        assert_eq!(lifetime("1h30m"), Ok(std::time::Duration::from_secs(5400)));
+        assert!(lifetime("29s").unwrap_err().contains("30s at least"));
+        assert!(lifetime("soon").is_err());
+        assert_eq!(port_pair("8080=0"), Ok((8080, 0)));
+        assert!(port_pair("8080").is_err() && port_pair("8080=http").unwrap_err().contains("\"http\""));
+    }
 }

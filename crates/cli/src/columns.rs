@@ -31,7 +31,11 @@ pub(crate) fn columns(item: &ObjectView, live: &Live, wide: bool) -> Vec<(&'stat
     let mut columns = match item.object.kind.as_str() {
         "VirtualService" => vec![("GATEWAYS", json(&spec["gateways"])), ("HOSTS", json(&spec["hosts"]))],
         "DestinationRule" => vec![("HOST", word(&spec["host"]))],
-        "Gateway" => vec![("SELECTOR", labels(&spec["selector"])), ("PORTS", gateway_ports(spec)), ("HOSTS", gateway_hosts(spec))],
+        "Gateway" => vec![
+            ("SELECTOR", labels(&spec["selector"])),
+            ("PORTS", gateway_ports(spec)),
+            ("HOSTS", gateway_hosts(spec)),
+        ],
         "ServiceEntry" => vec![
             ("HOSTS", json(&spec["hosts"])),
             ("LOCATION", word(&spec["location"])),
@@ -150,7 +154,9 @@ fn deployment(item: &ObjectView, live: &Live) -> Vec<(&'static str, String)> {
 }
 
 fn gateway_ports(spec: &Value) -> String {
-    each(&spec["servers"], |server| format!("{}/{}", scalar(&server["port"]["number"]), word(&server["port"]["protocol"])))
+    each(&spec["servers"], |server| {
+        format!("{}/{}", scalar(&server["port"]["number"]), word(&server["port"]["protocol"]))
+    })
 }
 
 fn gateway_hosts(spec: &Value) -> String {
@@ -240,7 +246,10 @@ mod tests {
             ..Live::default()
         };
         let value = json!({"spec": {"ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}]}});
-        assert_eq!(shown("Service", value, &live), "TYPE=ClusterIP CLUSTER-IP=10.45.0.7 PORT(S)=80/TCP,53/UDP AGE=<unknown>");
+        assert_eq!(
+            shown("Service", value, &live),
+            "TYPE=ClusterIP CLUSTER-IP=10.45.0.7 PORT(S)=80/TCP,53/UDP AGE=<unknown>"
+        );
         let headless = json!({"spec": {"clusterIP": "None", "ports": []}});
         assert_eq!(shown("Service", headless, &live), "TYPE=ClusterIP CLUSTER-IP=None PORT(S)=<none> AGE=<unknown>");
     }

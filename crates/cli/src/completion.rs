@@ -184,7 +184,10 @@ mod tests {
         assert_eq!((typed.mesh.as_deref(), typed.namespace()), (Some("shop"), "web"));
         assert_eq!(typed.words, ["logs", "rev"]);
         let typed = read("meltemi -- meltemi get --namespace=web -A vs -o yaml reviews");
-        assert_eq!((typed.namespace(), typed.words.as_slice()), ("", &["get".into(), "vs".into(), "reviews".into()][..]));
+        assert_eq!(
+            (typed.namespace(), typed.words.as_slice()),
+            ("", &["get".into(), "vs".into(), "reviews".into()][..])
+        );
         assert_eq!(read("meltemi -- meltemi exec a -- b").words, ["exec", "a"]);
         assert_eq!(read("meltemi status").words, Vec::<String>::new());
     }

@@ -119,7 +119,9 @@ mod tests {
 
     #[test]
     fn workloads_may_carry_their_type() {
-        for word in ["reviews-v1", "deploy/reviews-v1", "Deployment/reviews-v1", "pod/reviews-v1", "workload/reviews-v1"] {
+        for word in
+            ["reviews-v1", "deploy/reviews-v1", "Deployment/reviews-v1", "pod/reviews-v1", "workload/reviews-v1"]
+        {
             assert_eq!(workload(word), "reviews-v1");
         }
         assert_eq!(workload("svc/reviews"), "svc/reviews");

@@ -190,14 +190,18 @@ mod tests {
     use meltemi_types::ObjectRef;
 
     fn item(kind: &str, name: &str) -> ObjectView {
-        let value = serde_json::json!({"metadata": {"creationTimestamp": "2999-01-01T00:00:00Z"}, "spec": {"host": "x"}});
+        let value =
+            serde_json::json!({"metadata": {"creationTimestamp": "2999-01-01T00:00:00Z"}, "spec": {"host": "x"}});
         ObjectView { object: ObjectRef::new(kind, "shop", name), value, ..ObjectView::default() }
     }
 
     #[test]
     fn each_kind_has_a_table_of_its_own() {
         let items = [item("DestinationRule", "a"), item("DestinationRule", "bb"), item("Sidecar", "c")];
-        assert_eq!(tables(&items[..2], &Live::default(), false, false), "NAME   HOST   AGE\na      x      0s\nbb     x      0s\n");
+        assert_eq!(
+            tables(&items[..2], &Live::default(), false, false),
+            "NAME   HOST   AGE\na      x      0s\nbb     x      0s\n"
+        );
         assert_eq!(
             tables(&items[1..], &Live::default(), true, false),
             "NAMESPACE   NAME                 HOST   AGE\nshop        destinationrule/bb   x      0s\n\n\

@@ -1,5 +1,6 @@
 //! `status`: workloads as the node runs them beside proxies as the control plane sees them.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, anyhow, bail};
@@ -82,6 +83,9 @@ fn remarks(whole: &Whole) {
             }
         }
         output::diagnostics(&control.diagnostics);
+        // What translation leaves out, it leaves out for many proxies alike.
+        let left_out: BTreeSet<_> = control.proxies.iter().flat_map(|proxy| &proxy.diagnostics).collect();
+        left_out.into_iter().filter(|finding| !control.diagnostics.contains(finding)).for_each(output::note);
     }
     for workload in &whole.workloads {
         if let Some(message) = &workload.message {

@@ -1,8 +1,10 @@
 //! `run`, `logs`, `exec`: what goes on inside workloads.
 
-use anyhow::{Context as _, Result, bail};
-use meltemi_node::ProxyKind;
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, Result, anyhow, bail};
 use meltemi_node::api::{Run, Target};
+use meltemi_node::{ClientError, ProxyKind};
 use meltemi_types::Labels;
 
 use crate::args::{ExecArgs, LogsArgs, RunArgs, WorkloadArgs};
@@ -10,8 +12,20 @@ use crate::mesh::Mesh;
 use crate::names;
 use crate::output::{bytes, line, note};
 
-fn target(namespace: String, name: &str) -> Target {
-    Target { namespace, name: names::workload(name).to_owned() }
+fn target(namespace: &str, name: &str) -> Target {
+    Target { namespace: namespace.to_owned(), name: names::workload(name).to_owned() }
+}
+
+/// A failure of the node; where a name is wrong, with the names that there are.
+async fn explained(mesh: &Mesh, namespace: &str, error: ClientError) -> anyhow::Error {
+    let ClientError::NotFound(message) = &error else { return mesh.node_error(error) };
+    let all = mesh.node().list().await.unwrap_or_default();
+    let here: BTreeSet<String> =
+        all.into_iter().filter(|one| one.key.namespace == namespace).map(|one| one.workload).collect();
+    match here.len() {
+        0 => anyhow!("{message}"),
+        _ => anyhow!("{message}; there: {}", here.into_iter().collect::<Vec<_>>().join(", ")),
+    }
 }
 
 pub(crate) async fn run(mesh: &Mesh, args: RunArgs) -> Result<i32> {
@@ -64,30 +78,41 @@ pub(crate) async fn logs(mesh: &Mesh, args: LogsArgs) -> Result<i32> {
     let proxy = args.container != "app";
     // Below zero means all, as with kubectl.
     let tail = usize::try_from(args.tail).ok();
-    let output = mesh.node().logs(target(args.namespace, &args.workload), proxy, tail, args.follow).await;
-    let mut output = output.map_err(|error| mesh.node_error(error))?;
-    while let Some(piece) = output.output().await? {
-        bytes(&piece)?;
+    let print = async {
+        let mut output = mesh.node().logs(target(&args.namespace, &args.workload), proxy, tail, args.follow).await?;
+        while let Some(piece) = output.output().await? {
+            if let Err(error) = bytes(&piece) {
+                return Ok(Err(error));
+            }
+        }
+        Ok(Ok(0))
+    };
+    match print.await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(explained(mesh, &args.namespace, error).await),
     }
-    Ok(0)
 }
 
 pub(crate) async fn exec(mesh: &Mesh, args: ExecArgs) -> Result<i32> {
     let env = std::env::var("TERM").map(|term| ("TERM".to_owned(), term));
-    let done = mesh.node().exec(target(args.namespace, &args.workload), args.command, env.into_iter().collect()).await;
-    done.map_err(|error| mesh.node_error(error))
+    match mesh.node().exec(target(&args.namespace, &args.workload), args.command, env.into_iter().collect()).await {
+        Ok(code) => Ok(code),
+        Err(error) => Err(explained(mesh, &args.namespace, error).await),
+    }
 }
 
 pub(crate) async fn stop(mesh: &Mesh, args: WorkloadArgs) -> Result<i32> {
-    let done = mesh.node().stop(target(args.namespace, &args.workload)).await;
-    line(done.map_err(|error| mesh.node_error(error))?)?;
-    Ok(0)
+    match mesh.node().stop(target(&args.namespace, &args.workload)).await {
+        Ok(done) => line(done).map(|()| 0),
+        Err(error) => Err(explained(mesh, &args.namespace, error).await),
+    }
 }
 
 pub(crate) async fn restart(mesh: &Mesh, args: WorkloadArgs) -> Result<i32> {
-    let done = mesh.node().restart(target(args.namespace, &args.workload), None).await;
-    line(done.map_err(|error| mesh.node_error(error))?)?;
-    Ok(0)
+    match mesh.node().restart(target(&args.namespace, &args.workload), None).await {
+        Ok(done) => line(done).map(|()| 0),
+        Err(error) => Err(explained(mesh, &args.namespace, error).await),
+    }
 }
 
 fn pairs(words: &[String], flag: &str) -> Result<Vec<(String, String)>> {

@@ -168,9 +168,8 @@ impl Abort {
                 let http = number(cx, "x-envoy-fault-abort-request")
                     .and_then(|status| u16::try_from(status).ok())
                     .filter(|status| (200..600).contains(status));
-                let grpc = || {
-                    number(cx, "x-envoy-fault-abort-grpc-request").and_then(|status| u32::try_from(status).ok())
-                };
+                let grpc =
+                    || number(cx, "x-envoy-fault-abort-grpc-request").and_then(|status| u32::try_from(status).ok());
                 http.map(Self::Http).or_else(|| grpc().map(Self::Grpc))
             }
             fixed => Some(fixed),

@@ -115,7 +115,11 @@ impl Scope {
     }
 
     /// A protobuf duration; negative ones are refused.
-    pub fn duration(&self, field: &str, value: Option<&ProtoDuration>) -> Result<Option<std::time::Duration>, Rejection> {
+    pub fn duration(
+        &self,
+        field: &str,
+        value: Option<&ProtoDuration>,
+    ) -> Result<Option<std::time::Duration>, Rejection> {
         let Some(value) = value else { return Ok(None) };
         match (u64::try_from(value.seconds), u32::try_from(value.nanos)) {
             // Envoy's own bound; also keeps sums of deadlines from overflowing.

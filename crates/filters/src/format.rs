@@ -440,7 +440,8 @@ pub fn json_of(value: &Value) -> serde_json::Value {
 
 /// What stands after a percent sign: the operator, a length limit, and what follows the closing percent sign.
 fn parse_operator(rest: &str) -> Result<(Operator, Option<usize>, &str), String> {
-    let word_end = rest.find(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')).unwrap_or(rest.len());
+    let word_end =
+        rest.find(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')).unwrap_or(rest.len());
     let (word, mut tail) = rest.split_at(word_end);
     let mut parameter = None;
     if let Some(inner) = tail.strip_prefix('(') {
@@ -626,7 +627,10 @@ mod tests {
         assert_eq!(render("%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH):5%"), "/very");
         assert_eq!(render("%PATH(NQ)% %PATH% %PATH(WQ:ORIG)%"), "/very/long/path /very/long/path?x=1 -");
         let rewritten = Example(&[(":path", "/new?y"), ("x-envoy-original-path", "/old?x")]);
-        assert_eq!(line_of("%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH)% %PATH(NQ:PATH)%", &rewritten), "/old /new");
+        assert_eq!(
+            line_of("%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH)% %PATH(NQ:PATH)%", &rewritten),
+            "/old /new"
+        );
     }
 
     #[test]
@@ -648,7 +652,11 @@ mod tests {
         assert_eq!(line_of("%REQ(USER-AGENT):3%", &hostile), "a\\x22\\x0d", "a cut does not go through an escape");
         // Not headers alone: a server name, a subject and a cause are the peer's words as well.
         assert_eq!(line_of("%REQUESTED_SERVER_NAME%", &Example(&[])), "a\\x22b\\x5cc");
-        assert_eq!(typed("%REQ(USER-AGENT)%", &hostile).1.as_bytes(), hostile.0[0].1.as_bytes(), "JSON escapes by itself");
+        assert_eq!(
+            typed("%REQ(USER-AGENT)%", &hostile).1.as_bytes(),
+            hostile.0[0].1.as_bytes(),
+            "JSON escapes by itself"
+        );
     }
 
     #[test]
@@ -661,7 +669,8 @@ mod tests {
 
     #[test]
     fn broken_formats_are_refused() {
-        for format in ["%", "%REQ%", "%REQ(x%", "%NOPE%", "%REQ(x):a%", "%METADATA(X:y)%", "%DURATION", "%METADATA(Y)%"] {
+        for format in ["%", "%REQ%", "%REQ(x%", "%NOPE%", "%REQ(x):a%", "%METADATA(X:y)%", "%DURATION", "%METADATA(Y)%"]
+        {
             assert!(Template::parse(format).is_err(), "{format}");
         }
         assert!(Template::parse("%NOPE%").expect_err("unknown").contains("%NOPE%"));

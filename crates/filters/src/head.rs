@@ -209,9 +209,9 @@ impl Fields {
     }
 
     fn find(&self, name: &str) -> Option<usize> {
-        self.index.iter().position(|f| {
-            f.name_len as usize == name.len() && self.name_of(f).eq_ignore_ascii_case(name.as_bytes())
-        })
+        self.index
+            .iter()
+            .position(|f| f.name_len as usize == name.len() && self.name_of(f).eq_ignore_ascii_case(name.as_bytes()))
     }
 
     /// The first value of a field; case of `name` does not matter.
@@ -335,9 +335,10 @@ impl Fields {
 
     /// Adds to the last line of a field, after `separator`, or makes the line.
     pub fn append_joined(&mut self, name: &str, separator: &[u8], value: &[u8]) {
-        let last = self.index.iter().rposition(|f| {
-            f.name_len as usize == name.len() && self.name_of(f).eq_ignore_ascii_case(name.as_bytes())
-        });
+        let last = self
+            .index
+            .iter()
+            .rposition(|f| f.name_len as usize == name.len() && self.name_of(f).eq_ignore_ascii_case(name.as_bytes()));
         let Some(last) = last else { return self.append(name, value) };
         let old = self.index[last];
         let at = self.arena.len();

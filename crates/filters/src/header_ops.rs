@@ -1,7 +1,7 @@
 //! Changes to header fields, as routes and filters ask for them.
 
-use meltemi_proto::envoy::config::core::v3 as core;
 use meltemi_proto::envoy::config::common::mutation_rules::v3 as rules;
+use meltemi_proto::envoy::config::core::v3 as core;
 
 use crate::finding::{Rejection, Scope};
 use crate::format::{Facts, Template};
@@ -117,7 +117,11 @@ impl HeaderOps {
     }
 
     /// Compiles what the header mutation filter has.
-    pub fn compile_mutations(field: &str, list: &[rules::HeaderMutation], scope: &mut Scope) -> Result<Self, Rejection> {
+    pub fn compile_mutations(
+        field: &str,
+        list: &[rules::HeaderMutation],
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
         let ops = scope.each(field, list, |scope, mutation| {
             use rules::header_mutation::Action;
             match scope.required("action", mutation.action.as_ref())? {
@@ -265,9 +269,9 @@ fn is_framing(name: &str, scope: &mut Scope) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::core::header_value_option::HeaderAppendAction;
     use super::*;
     use crate::format::NoFacts;
-    use super::core::header_value_option::HeaderAppendAction;
 
     fn option(name: &str, value: &str, action: HeaderAppendAction) -> core::HeaderValueOption {
         core::HeaderValueOption {

@@ -284,11 +284,9 @@ pub mod preamble {
         let text = Value { kind: Some(Kind::StringValue(id.to_owned())) };
         let metadata = Value { kind: Some(Kind::StructValue(info.to_struct())) };
         let outer = Struct { fields: [(HEADER.to_owned(), metadata), (HEADER_ID.to_owned(), text)].into() };
-        let body = Any {
-            type_url: "type.googleapis.com/google.protobuf.Struct".to_owned(),
-            value: outer.encode_to_vec(),
-        }
-        .encode_to_vec();
+        let body =
+            Any { type_url: "type.googleapis.com/google.protobuf.Struct".to_owned(), value: outer.encode_to_vec() }
+                .encode_to_vec();
         let mut out = MAGIC.to_be_bytes().to_vec();
         // A node's metadata is far below 4 GiB.
         out.extend_from_slice(&(body.len() as u32).to_be_bytes());

@@ -120,7 +120,9 @@ impl LocalRateLimit {
         scope.unsupported("enable_x_ratelimit_headers", message.enable_x_ratelimit_headers != 0);
         let bucket = match &message.token_bucket {
             None => None,
-            Some(bucket) => Some(buckets.get(&format!("{owner}/{}", message.stat_prefix), compile_bucket(bucket, scope)?)),
+            Some(bucket) => {
+                Some(buckets.get(&format!("{owner}/{}", message.stat_prefix), compile_bucket(bucket, scope)?))
+            }
         };
         let status = message.status.as_ref().and_then(|status| u16::try_from(status.code).ok());
         Ok(Self {
@@ -130,7 +132,12 @@ impl LocalRateLimit {
             // Envoy's default for both is nothing.
             enabled: Fraction::from_runtime(message.filter_enabled.as_ref(), Fraction::NONE),
             enforced: Fraction::from_runtime(message.filter_enforced.as_ref(), Fraction::NONE),
-            response_headers: HeaderOps::compile("response_headers_to_add", &message.response_headers_to_add, &[], scope)?,
+            response_headers: HeaderOps::compile(
+                "response_headers_to_add",
+                &message.response_headers_to_add,
+                &[],
+                scope,
+            )?,
             request_headers_not_enforced: HeaderOps::compile(
                 "request_headers_to_add_when_not_enforced",
                 &message.request_headers_to_add_when_not_enforced,

@@ -85,6 +85,8 @@ pub enum Cause {
     Policy(Option<Arc<str>>),
     /// A route's own action (redirect, direct response), by the route's name.
     Route(Arc<str>),
+    /// A route and its connection manager do not allow the upgrade that was asked for; the route's name.
+    Upgrade(Arc<str>),
     /// No virtual host or no route matches; the route table's name.
     NoRoute(Arc<str>),
     /// No filter chain matches; the listener's name.
@@ -95,6 +97,10 @@ pub enum Cause {
     NoEndpoint(Arc<str>),
     /// A circuit breaker: the cluster and which threshold.
     Breaker(Arc<str>, &'static str),
+    /// A limit on connections; its statistics prefix.
+    ConnectionLimit(Arc<str>),
+    /// Load is dropped as the policy of a cluster's endpoints says; the cluster.
+    Drop(Arc<str>),
     /// An endpoint failed: the cluster, the address and how.
     Endpoint(Arc<str>, std::net::SocketAddr, Cow<'static, str>),
     /// A fault that configuration injects; the filter's name.
@@ -103,14 +109,43 @@ pub enum Cause {
     RateLimit(Arc<str>),
     /// A CORS preflight that the filter answers.
     Cors,
-    /// A timeout, and which one.
-    Timeout(&'static str),
+    /// A timeout: which one, and whose: a route, filter chain or listener.
+    Timeout(&'static str, Arc<str>),
     /// The peer broke the protocol, and how.
     Protocol(Cow<'static, str>),
     /// A certificate or handshake, and why.
     Tls(Cow<'static, str>),
-    /// The proxy drains or is overloaded.
+    /// The connection is asked to end: why, and its filter chain.
+    Drain(&'static str, Arc<str>),
+    /// More than the proxy takes on at a time, and of what.
     Overload(&'static str),
+}
+
+impl Cause {
+    /// The kind alone, for labels of metrics: a fixed, short list.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Policy(_) => "policy",
+            Self::Route(_) => "route",
+            Self::Upgrade(_) => "upgrade",
+            Self::NoRoute(_) => "no_route",
+            Self::NoFilterChain(_) => "no_filter_chain",
+            Self::NoCluster(_) => "no_cluster",
+            Self::NoEndpoint(_) => "no_endpoint",
+            Self::Breaker(..) => "breaker",
+            Self::ConnectionLimit(_) => "connection_limit",
+            Self::Drop(_) => "drop",
+            Self::Endpoint(..) => "endpoint",
+            Self::Fault(_) => "fault",
+            Self::RateLimit(_) => "rate_limit",
+            Self::Cors => "cors",
+            Self::Timeout(..) => "timeout",
+            Self::Protocol(_) => "protocol",
+            Self::Tls(_) => "tls",
+            Self::Drain(..) => "drain",
+            Self::Overload(_) => "overload",
+        }
+    }
 }
 
 impl std::fmt::Display for Cause {
@@ -119,19 +154,46 @@ impl std::fmt::Display for Cause {
             Self::Policy(Some(policy)) => write!(f, "policy {policy}"),
             Self::Policy(None) => f.write_str("no ALLOW policy matched"),
             Self::Route(route) => write!(f, "route {route}"),
+            Self::Upgrade(route) => write!(f, "route {route} does not allow the upgrade"),
             Self::NoRoute(table) => write!(f, "no route in {table}"),
             Self::NoFilterChain(listener) => write!(f, "no filter chain in {listener}"),
             Self::NoCluster(cluster) => write!(f, "no cluster {cluster}"),
             Self::NoEndpoint(cluster) => write!(f, "no usable endpoint in {cluster}"),
             Self::Breaker(cluster, which) => write!(f, "circuit breaker {which} of {cluster}"),
+            Self::ConnectionLimit(prefix) => write!(f, "connection limit {prefix}"),
+            Self::Drop(cluster) => write!(f, "load of {cluster} is dropped by its endpoints' policy"),
             Self::Endpoint(cluster, address, how) => write!(f, "endpoint {address} of {cluster}: {how}"),
             Self::Fault(filter) => write!(f, "fault injected by {filter}"),
             Self::RateLimit(prefix) => write!(f, "rate limit {prefix}"),
             Self::Cors => f.write_str("CORS preflight"),
-            Self::Timeout(which) => write!(f, "timeout {which}"),
+            Self::Timeout(which, whose) => write!(f, "{which} of {whose}"),
             Self::Protocol(how) => write!(f, "protocol error: {how}"),
             Self::Tls(why) => write!(f, "TLS: {why}"),
+            Self::Drain(why, chain) => write!(f, "{why}: filter chain {chain}"),
             Self::Overload(why) => write!(f, "overload: {why}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_names_what_it_is_and_its_kind_does_not() {
+        let name = || Arc::from("reviews");
+        for (cause, text, kind) in [
+            (Cause::Policy(Some("ns[a]-policy[p]-rule[0]".into())), "policy ns[a]-policy[p]-rule[0]", "policy"),
+            (Cause::Breaker(name(), "max_requests"), "circuit breaker max_requests of reviews", "breaker"),
+            (
+                Cause::Endpoint(name(), ([10, 0, 0, 1], 80).into(), "refused".into()),
+                "endpoint 10.0.0.1:80 of reviews: refused",
+                "endpoint",
+            ),
+            (Cause::Timeout("route timeout", name()), "route timeout of reviews", "timeout"),
+            (Cause::Drain("draining", name()), "draining: filter chain reviews", "drain"),
+        ] {
+            assert_eq!((cause.to_string().as_str(), cause.kind()), (text, kind));
         }
     }
 }

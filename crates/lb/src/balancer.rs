@@ -82,7 +82,10 @@ struct Priority {
 #[derive(Debug)]
 enum Chooser {
     /// Localities by weight, and endpoints within each. Without locality weights there is one of them.
-    Lists { localities: Weighted, lists: Vec<Weighted> },
+    Lists {
+        localities: Weighted,
+        lists: Vec<Weighted>,
+    },
     Ring(Ring),
     Maglev(Maglev),
 }
@@ -183,7 +186,13 @@ impl Balancer {
     }
 
     /// The least loaded of several drawn by weight: the first drawn unless another has fewer requests for its weight.
-    fn least_request(&self, list: &Weighted, choices: u32, state: &mut u64, active: &dyn Fn(u32) -> u32) -> Option<u32> {
+    fn least_request(
+        &self,
+        list: &Weighted,
+        choices: u32,
+        state: &mut u64,
+        active: &dyn Fn(u32) -> u32,
+    ) -> Option<u32> {
         let mut best = list.draw(next(state))?;
         if list.len() == 1 {
             return Some(best);
@@ -257,7 +266,8 @@ impl Group {
                 return self.at(point % u64::from(left), &usable);
             }
             // Load that the failed priorities had goes to the first other one with endpoints.
-            let other = self.priorities.iter().enumerate().find(|(at, priority)| usable(*at) && !priority.healthy.is_empty());
+            let other =
+                self.priorities.iter().enumerate().find(|(at, priority)| usable(*at) && !priority.healthy.is_empty());
             if let Some((at, priority)) = other {
                 return Some((&priority.healthy, self.loads[at].panic));
             }

@@ -86,15 +86,17 @@ fn run(mut options: UpOptions, demo: Option<String>) -> Result<i32> {
 
 /// Where to look and what to try next.
 fn hints(mesh: &str, published: &[(u16, SocketAddr)]) {
-    let page = published.iter().find(|(port, _)| *port == 8080).map_or_else(String::new, |(_, address)| format!("http://{address}/productpage"));
+    // A gateway port that is taken has been told about; then there is no page.
+    let page = published.iter().find(|(port, _)| *port == 8080).map_or_else(String::new, |(_, address)| {
+        format!("Look:   http://{address}/productpage   (reload: the stars change as reviews v1, v2, v3 take turns)\n")
+    });
     let meltemi = match mesh {
         "default" => "meltemi".to_owned(),
         other => format!("meltemi --mesh {other}"),
     };
     println!(
         "
-Look:   {page}   (reload: the stars change as reviews v1, v2, v3 take turns)
-Try, in another terminal:
+{page}Try, in another terminal:
   {meltemi} status
   {meltemi} logs productpage-v1 -c proxy
   {meltemi} exec productpage-v1 -- curl -s http://reviews:9080/reviews/0

@@ -5,6 +5,7 @@
 mod conflicts;
 mod references;
 mod selectors;
+mod unsupported;
 
 use meltemi_types::Diagnostic;
 
@@ -16,5 +17,6 @@ pub(crate) fn analyze(snapshot: &Snapshot) -> Vec<Diagnostic> {
     references::analyze(snapshot, &mut found);
     conflicts::analyze(snapshot, &mut found);
     selectors::analyze(snapshot, &mut found);
+    unsupported::analyze(snapshot, &mut found);
     found
 }

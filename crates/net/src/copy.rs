@@ -195,7 +195,14 @@ mod tests {
         let (mut client, mut down) = duplex(64);
         let (mut up, mut server) = duplex(64);
         let (buffers, meter) = (Buffers::default(), Meter::default());
-        let copy = copy_both_ways(&mut down, &mut up, (b"first ".to_vec(), Vec::new()), CopyOptions::default(), &buffers, &meter);
+        let copy = copy_both_ways(
+            &mut down,
+            &mut up,
+            (b"first ".to_vec(), Vec::new()),
+            CopyOptions::default(),
+            &buffers,
+            &meter,
+        );
         let talk = async {
             client.write_all(b"question").await.expect("written");
             client.shutdown().await.expect("half-closed");
@@ -219,7 +226,8 @@ mod tests {
         let (mut up, _server) = duplex(64);
         let options = CopyOptions { idle: Some(Duration::from_secs(3600)) };
         let end =
-            copy_both_ways(&mut down, &mut up, Default::default(), options, &Buffers::default(), &Meter::default()).await;
+            copy_both_ways(&mut down, &mut up, Default::default(), options, &Buffers::default(), &Meter::default())
+                .await;
         assert!(matches!(end, CopyEnd::Idle));
     }
 

@@ -75,9 +75,7 @@ impl Hello {
         let server_name = hello.server_name().map(str::to_ascii_lowercase);
         let alpn = hello
             .alpn()
-            .map(|list| {
-                list.take(MAX_ALPN).filter_map(|p| std::str::from_utf8(p).ok().map(str::to_owned)).collect()
-            })
+            .map(|list| list.take(MAX_ALPN).filter_map(|p| std::str::from_utf8(p).ok().map(str::to_owned)).collect())
             .unwrap_or_default();
         Self { server_name, alpn, accepted }
     }

@@ -76,7 +76,8 @@ fn log_to_file(config: &NodeConfig) {
 
 async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
-    links::set_up_router(ROUTER, POD_PREFIX, PROXY_RESOLVER).map_err(|e| anyhow::anyhow!(kernel::explain_router(&e)))?;
+    links::set_up_router(ROUTER, POD_PREFIX, PROXY_RESOLVER)
+        .map_err(|e| anyhow::anyhow!(kernel::explain_router(&e)))?;
     kernel::check().map_err(anyhow::Error::msg)?;
     let plan = RouterPlan { bridge: links::BRIDGE, pods: pods(), relay_port: RELAY_PORT, dns_port: 53 };
     apply(&plan.rules())?;

@@ -56,6 +56,9 @@ mod tests {
             nsswitch("passwd: files\nhosts: files resolve [!UNAVAIL=return] dns\n"),
             "passwd: files\nhosts: files dns\n"
         );
-        assert!(resolv_conf("shop", Ipv4Addr::LOCALHOST).contains("search shop.svc.cluster.local svc.cluster.local cluster.local"));
+        assert!(
+            resolv_conf("shop", Ipv4Addr::LOCALHOST)
+                .contains("search shop.svc.cluster.local svc.cluster.local cluster.local")
+        );
     }
 }

@@ -94,57 +94,92 @@ fn own_files() -> Vec<FileDescriptorProto> {
     use Type::{Bool, Int32, Message as Msg, String as Str};
     let one = Label::Optional;
     let many = Label::Repeated;
-    let typed_struct = || message("TypedStruct", vec![field("type_url", 1, one, Str, ""), field("value", 2, one, Msg, ".google.protobuf.Struct")]);
+    let typed_struct = || {
+        message(
+            "TypedStruct",
+            vec![field("type_url", 1, one, Str, ""), field("value", 2, one, Msg, ".google.protobuf.Struct")],
+        )
+    };
     vec![
-        file("stats", vec![message(
-            "PluginConfig",
+        file(
+            "stats",
+            vec![message(
+                "PluginConfig",
+                vec![
+                    field("disable_host_header_fallback", 6, one, Bool, ""),
+                    field("tcp_reporting_duration", 7, one, Msg, ".google.protobuf.Duration"),
+                ],
+            )],
+        ),
+        file(
+            "io.istio.http.peer_metadata",
             vec![
-                field("disable_host_header_fallback", 6, one, Bool, ""),
-                field("tcp_reporting_duration", 7, one, Msg, ".google.protobuf.Duration"),
+                message("IstioHeaders", vec![field("skip_external_clusters", 1, one, Bool, "")]),
+                message(
+                    "PeerMethod",
+                    vec![field("istio_headers", 3, one, Msg, ".io.istio.http.peer_metadata.IstioHeaders")],
+                ),
+                message(
+                    "Config",
+                    ["downstream_discovery", "upstream_discovery", "downstream_propagation", "upstream_propagation"]
+                        .into_iter()
+                        .zip(1..)
+                        .map(|(name, number)| field(name, number, many, Msg, ".io.istio.http.peer_metadata.PeerMethod"))
+                        .collect(),
+                ),
             ],
-        )]),
-        file("io.istio.http.peer_metadata", vec![
-            message("IstioHeaders", vec![field("skip_external_clusters", 1, one, Bool, "")]),
-            message("PeerMethod", vec![field("istio_headers", 3, one, Msg, ".io.istio.http.peer_metadata.IstioHeaders")]),
-            message(
-                "Config",
-                ["downstream_discovery", "upstream_discovery", "downstream_propagation", "upstream_propagation"]
-                    .into_iter()
-                    .zip(1..)
-                    .map(|(name, number)| field(name, number, many, Msg, ".io.istio.http.peer_metadata.PeerMethod"))
-                    .collect(),
-            ),
-        ]),
-        file("istio.envoy.config.filter.http.alpn.v2alpha1", vec![
-            message("AlpnOverride", vec![field("upstream_protocol", 1, one, Int32, ""), field("alpn_override", 2, many, Str, "")]),
-            message(
-                "FilterConfig",
-                vec![field("alpn_override", 1, many, Msg, ".istio.envoy.config.filter.http.alpn.v2alpha1.AlpnOverride")],
-            ),
-        ]),
+        ),
+        file(
+            "istio.envoy.config.filter.http.alpn.v2alpha1",
+            vec![
+                message(
+                    "AlpnOverride",
+                    vec![field("upstream_protocol", 1, one, Int32, ""), field("alpn_override", 2, many, Str, "")],
+                ),
+                message(
+                    "FilterConfig",
+                    vec![field(
+                        "alpn_override",
+                        1,
+                        many,
+                        Msg,
+                        ".istio.envoy.config.filter.http.alpn.v2alpha1.AlpnOverride",
+                    )],
+                ),
+            ],
+        ),
         file("xds.type.v3", vec![typed_struct()]),
         file("udpa.type.v1", vec![typed_struct()]),
-        file("istio.networking.nds.v1", vec![
-            message(
-                "NameInfo",
-                vec![
-                    field("ips", 1, many, Str, ""),
-                    field("registry", 2, one, Str, ""),
-                    field("shortname", 3, one, Str, ""),
-                    field("namespace", 4, one, Str, ""),
-                ],
-            ),
-            DescriptorProto {
-                nested_type: vec![DescriptorProto {
-                    options: Some(MessageOptions { map_entry: Some(true), ..Default::default() }),
+        file(
+            "istio.networking.nds.v1",
+            vec![
+                message(
+                    "NameInfo",
+                    vec![
+                        field("ips", 1, many, Str, ""),
+                        field("registry", 2, one, Str, ""),
+                        field("shortname", 3, one, Str, ""),
+                        field("namespace", 4, one, Str, ""),
+                    ],
+                ),
+                DescriptorProto {
+                    nested_type: vec![DescriptorProto {
+                        options: Some(MessageOptions { map_entry: Some(true), ..Default::default() }),
+                        ..message(
+                            "TableEntry",
+                            vec![
+                                field("key", 1, one, Str, ""),
+                                field("value", 2, one, Msg, ".istio.networking.nds.v1.NameInfo"),
+                            ],
+                        )
+                    }],
                     ..message(
-                        "TableEntry",
-                        vec![field("key", 1, one, Str, ""), field("value", 2, one, Msg, ".istio.networking.nds.v1.NameInfo")],
+                        "NameTable",
+                        vec![field("table", 1, many, Msg, ".istio.networking.nds.v1.NameTable.TableEntry")],
                     )
-                }],
-                ..message("NameTable", vec![field("table", 1, many, Msg, ".istio.networking.nds.v1.NameTable.TableEntry")])
-            },
-        ]),
+                },
+            ],
+        ),
     ]
 }
 
@@ -205,7 +240,11 @@ mod tests {
         let stats = crate::istio::StatsConfig { disable_host_header_fallback: true, tcp_reporting_duration: None };
         assert_eq!(reflection.to_json(&crate::pack(&stats))["disable_host_header_fallback"], true);
         let table = crate::istio::NameTable {
-            table: [("a.b".to_owned(), crate::istio::NameInfo { ips: vec!["1.2.3.4".to_owned()], ..Default::default() })].into(),
+            table: [(
+                "a.b".to_owned(),
+                crate::istio::NameInfo { ips: vec!["1.2.3.4".to_owned()], ..Default::default() },
+            )]
+            .into(),
         };
         assert_eq!(reflection.to_json(&crate::pack(&table))["table"]["a.b"]["ips"][0], "1.2.3.4");
         let unknown = Any { type_url: "type.googleapis.com/no.Such".to_owned(), value: b"ab".to_vec() };

@@ -272,7 +272,8 @@ mod tests {
             }
         }
         let mut out = Vec::new();
-        LogFormat::Json(compile(format)).render(&Example(Value::List(vec![Value::Number(1.0), Value::Bool(true)])), &mut out);
+        LogFormat::Json(compile(format))
+            .render(&Example(Value::List(vec![Value::Number(1.0), Value::Bool(true)])), &mut out);
         String::from_utf8(out).expect("JSON")
     }
 

@@ -50,7 +50,9 @@ impl Address {
             Some(core::socket_address::PortSpecifier::PortValue(port)) => {
                 u16::try_from(*port).map_err(|_| scope.reject(format!("{port} is not a port")))?
             }
-            Some(core::socket_address::PortSpecifier::NamedPort(_)) => return scope.refuse("named ports are not served"),
+            Some(core::socket_address::PortSpecifier::NamedPort(_)) => {
+                return scope.refuse("named ports are not served");
+            }
             None => 0,
         };
         if message.address.is_empty() {

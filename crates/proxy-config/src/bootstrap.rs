@@ -86,7 +86,10 @@ impl SecretContent {
     fn compile_scoped(message: &Secret, scope: &mut Scope) -> Result<Self, Rejection> {
         match scope.required("type", message.r#type.as_ref())? {
             Type::TlsCertificate(certificate) => {
-                if certificate.private_key_provider.is_some() || certificate.pkcs12.is_some() || certificate.password.is_some() {
+                if certificate.private_key_provider.is_some()
+                    || certificate.pkcs12.is_some()
+                    || certificate.password.is_some()
+                {
                     return scope.refuse("private key providers, PKCS #12 and encrypted keys are unknown");
                 }
                 let chain = scope.required("certificate_chain", certificate.certificate_chain.as_ref())?;
@@ -112,8 +115,9 @@ impl Bootstrap {
             let listeners = scope.each("listeners", &resources.listeners, |scope, listener| {
                 Listener::compile(listener, compiler, scope).map(Arc::new)
             })?;
-            let clusters = scope
-                .each("clusters", &resources.clusters, |scope, cluster| Cluster::compile(cluster, scope).map(Arc::new))?;
+            let clusters = scope.each("clusters", &resources.clusters, |scope, cluster| {
+                Cluster::compile(cluster, scope).map(Arc::new)
+            })?;
             let secrets = scope.each("secrets", &resources.secrets, |scope, secret| {
                 let content = SecretContent::compile_scoped(secret, scope)?;
                 Ok(StaticSecret { name: secret.name.as_str().into(), content })
@@ -130,7 +134,9 @@ impl Bootstrap {
             match source.and_then(|source| source.config_source_specifier.as_ref()) {
                 None => Ok(false),
                 Some(ConfigSourceSpecifier::Ads(_)) if ads.is_some() => Ok(true),
-                Some(ConfigSourceSpecifier::Ads(_)) => scope.refuse(format!("{field} wants ADS, but ads_config is missing")),
+                Some(ConfigSourceSpecifier::Ads(_)) => {
+                    scope.refuse(format!("{field} wants ADS, but ads_config is missing"))
+                }
                 Some(_) => scope.refuse(format!("{field}: only ADS is known")),
             }
         };
@@ -156,9 +162,9 @@ impl Bootstrap {
             cds,
             upstream_bind: match manager.and_then(|manager| manager.upstream_bind_config.as_ref()) {
                 None => None,
-                Some(bind) => Some(scope.within("cluster_manager.upstream_bind_config", |scope| {
-                    UpstreamBind::compile(bind, scope)
-                })?),
+                Some(bind) => Some(
+                    scope.within("cluster_manager.upstream_bind_config", |scope| UpstreamBind::compile(bind, scope))?,
+                ),
             },
             stats_flush: scope
                 .duration("stats_flush_interval", message.stats_flush_interval.as_ref())?

@@ -70,10 +70,7 @@ impl<V: Default> PrefixMap<V> {
     }
 
     fn find(&self, address: IpAddr) -> Option<&V> {
-        self.lengths
-            .iter()
-            .find_map(|length| self.map.get(&Cidr::containing(address, *length)))
-            .or(self.any.as_deref())
+        self.lengths.iter().find_map(|length| self.map.get(&Cidr::containing(address, *length))).or(self.any.as_deref())
     }
 }
 
@@ -130,7 +127,8 @@ impl ChainTree {
         let destinations = ranges("prefix_ranges", &message.prefix_ranges, scope)?;
         let direct = ranges("direct_source_prefix_ranges", &message.direct_source_prefix_ranges, scope)?;
         let sources = ranges("source_prefix_ranges", &message.source_prefix_ranges, scope)?;
-        let source_ports = or_any(scope.each("source_ports", &message.source_ports, |scope, port| port_of(*port, scope))?);
+        let source_ports =
+            or_any(scope.each("source_ports", &message.source_ports, |scope, port| port_of(*port, scope))?);
         let names = or_any(scope.each("server_names", &message.server_names, |scope, name| server_name(name, scope))?);
         let applications: Vec<Option<Box<str>>> =
             or_any(message.application_protocols.iter().map(|name| name.as_str().into()).collect());
@@ -143,8 +141,10 @@ impl ChainTree {
         };
         let kind = ConnectionSourceType::try_from(message.source_type)
             .map_err(|_| scope.reject(format!("unknown source_type {}", message.source_type)))?;
-        let leaves = [destinations.len(), names.len(), applications.len(), direct.len(), sources.len(), source_ports.len()];
-        if leaves.iter().try_fold(1usize, |product, length| product.checked_mul(*length)).is_none_or(|n| n > MAX_LEAVES) {
+        let leaves =
+            [destinations.len(), names.len(), applications.len(), direct.len(), sources.len(), source_ports.len()];
+        if leaves.iter().try_fold(1usize, |product, length| product.checked_mul(*length)).is_none_or(|n| n > MAX_LEAVES)
+        {
             return scope.refuse(format!("filter_chain_match stands for more than {MAX_LEAVES} combinations"));
         }
         for destination in &destinations {
@@ -243,7 +243,9 @@ enum Name {
 fn server_name(name: &str, scope: &mut Scope) -> Result<Name, Rejection> {
     let lower = name.to_ascii_lowercase();
     match lower.strip_prefix('*') {
-        _ if lower.is_empty() || lower == "*" => scope.refuse("an empty server name, or *; leave the list empty instead"),
+        _ if lower.is_empty() || lower == "*" => {
+            scope.refuse("an empty server name, or *; leave the list empty instead")
+        }
         Some(suffix) if suffix.starts_with('.') && !suffix.contains('*') => Ok(Name::Wildcard(suffix.into())),
         None if !lower.contains('*') => Ok(Name::Exact(lower.into())),
         _ => scope.refuse(format!("partial wildcard {name:?} in a server name")),

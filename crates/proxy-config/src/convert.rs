@@ -46,9 +46,10 @@ pub(crate) fn canonical_value(value: &Value) -> Arc<str> {
 /// What endpoints must have: `envoy.lb` of a `metadata_match`.
 pub(crate) fn subset_match(metadata: Option<&core::Metadata>) -> Option<SubsetMatch> {
     let fields = metadata?.filter_metadata.get("envoy.lb")?;
-    let pairs = fields.fields.iter().map(|(key, value)| {
-        (Arc::<str>::from(key.as_str()), canonical_value(&Value::from_proto(value)))
-    });
+    let pairs = fields
+        .fields
+        .iter()
+        .map(|(key, value)| (Arc::<str>::from(key.as_str()), canonical_value(&Value::from_proto(value))));
     Some(SubsetMatch::new(pairs)).filter(|criteria| !criteria.is_empty())
 }
 

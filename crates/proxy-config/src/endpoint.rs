@@ -97,11 +97,8 @@ const MAX_PRIORITY: u32 = 128;
 impl EndpointSet {
     /// Compiles Envoy's message.
     pub fn compile(message: &proto::ClusterLoadAssignment, scope: &mut Scope) -> Result<Self, Rejection> {
-        let mut set = Self {
-            name: message.cluster_name.as_str().into(),
-            overprovisioning_factor: 140,
-            ..Self::default()
-        };
+        let mut set =
+            Self { name: message.cluster_name.as_str().into(), overprovisioning_factor: 140, ..Self::default() };
         if let Some(policy) = &message.policy {
             if let Some(factor) = &policy.overprovisioning_factor {
                 set.overprovisioning_factor = factor.value.max(1);
@@ -169,16 +166,24 @@ impl EndpointSet {
 }
 
 impl Endpoint {
-    fn compile(message: &proto::LbEndpoint, locality: u32, priority: u32, scope: &mut Scope) -> Result<Self, Rejection> {
+    fn compile(
+        message: &proto::LbEndpoint,
+        locality: u32,
+        priority: u32,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
         let endpoint = match &message.host_identifier {
             Some(proto::lb_endpoint::HostIdentifier::Endpoint(endpoint)) => endpoint,
-            Some(proto::lb_endpoint::HostIdentifier::EndpointName(_)) => return scope.refuse("named endpoints are unknown"),
+            Some(proto::lb_endpoint::HostIdentifier::EndpointName(_)) => {
+                return scope.refuse("named endpoints are unknown");
+            }
             None => return scope.refuse("an endpoint without address"),
         };
         let address = Address::compile_required(endpoint.address.as_ref(), scope)?;
-        let additional_addresses = scope.each("additional_addresses", &endpoint.additional_addresses, |scope, more| {
-            Address::compile_required(more.address.as_ref(), scope)
-        })?;
+        let additional_addresses =
+            scope.each("additional_addresses", &endpoint.additional_addresses, |scope, more| {
+                Address::compile_required(more.address.as_ref(), scope)
+            })?;
         let metadata = Metadata::from_option(message.metadata.as_ref());
         let hash_key = metadata.at("envoy.lb", &["hash_key"]).and_then(Value::as_str).filter(|key| !key.is_empty());
         let status = match HealthStatus::try_from(message.health_status) {
@@ -225,10 +230,9 @@ impl Endpoint {
 
     fn host(&self, hash_by_hostname: bool) -> Host {
         let subset_values = match self.metadata.filter("envoy.lb") {
-            Some(Value::Struct(fields)) => fields
-                .iter()
-                .map(|(key, value)| (key.clone(), crate::convert::canonical_value(value)))
-                .collect(),
+            Some(Value::Struct(fields)) => {
+                fields.iter().map(|(key, value)| (key.clone(), crate::convert::canonical_value(value))).collect()
+            }
             _ => Vec::new(),
         };
         Host {

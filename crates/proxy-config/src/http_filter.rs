@@ -223,9 +223,7 @@ fn compile_override(
 /// Adds the CORS policy that stands in a route itself, unless the filter has one.
 pub(crate) fn with_cors(overrides: Overrides, policy: Option<CorsPolicy>) -> Overrides {
     match policy {
-        Some(policy) if overrides.find(CORS).is_none() => {
-            overrides.with(CORS.into(), Override::Cors(Box::new(policy)))
-        }
+        Some(policy) if overrides.find(CORS).is_none() => overrides.with(CORS.into(), Override::Cors(Box::new(policy))),
         _ => overrides,
     }
 }

@@ -132,7 +132,9 @@ fn canonical(path: &[u8]) -> Option<Vec<u8>> {
                 match high << 4 | low {
                     0 => return None,
                     // RFC 3986 §6.2.2.2: unreserved characters mean the same either way.
-                    byte if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') => decoded.push(byte),
+                    byte if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') => {
+                        decoded.push(byte)
+                    }
                     byte => {
                         const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
                         decoded.extend([b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use meltemi_filters::ConnInfo;
 use meltemi_filters::http::HttpFilter;
 use meltemi_filters::metadata::{Metadata, Value};
-use meltemi_filters::ConnInfo;
 use meltemi_lb::{Cursor, PickContext, Policy};
 use meltemi_proto::Any;
 use meltemi_proto::envoy::config::bootstrap::v3 as bootstrap;
@@ -99,7 +99,10 @@ fn unknown_filters_refuse_the_listener_unless_optional() {
     let compile = |filters| compile_listener(&simple("l", "0.0.0.0", 80, vec![manager(filters)]));
     let error = compile(vec![http_filter("oauth2", unknown()), router()]).expect_err("refused");
     assert_eq!(error.path, "filter_chains[0].filters[0].http_filters[0]");
-    let jwt = Any { type_url: "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication".into(), value: vec![] };
+    let jwt = Any {
+        type_url: "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication".into(),
+        value: vec![],
+    };
     assert!(compile(vec![http_filter("envoy.filters.http.jwt_authn", jwt), router()]).is_err());
     let mut optional = http_filter("oauth2", unknown());
     optional.is_optional = true;
@@ -114,23 +117,30 @@ fn unknown_filters_refuse_the_listener_unless_optional() {
     assert!(compile_listener(&simple("l", "0.0.0.0", 80, vec![tcp_proxy("a"), tcp_proxy("b")])).is_err());
 }
 
-fn downstream_tls(require: bool, trust: Option<tls::common_tls_context::ValidationContextType>) -> core::TransportSocket {
+fn downstream_tls(
+    require: bool,
+    trust: Option<tls::common_tls_context::ValidationContextType>,
+) -> core::TransportSocket {
     let ads = core::ConfigSource {
-        config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::ApiConfigSource(core::ApiConfigSource {
-            grpc_services: vec![core::GrpcService {
-                target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(core::grpc_service::EnvoyGrpc {
-                    cluster_name: "sds-grpc".into(),
+        config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::ApiConfigSource(
+            core::ApiConfigSource {
+                grpc_services: vec![core::GrpcService {
+                    target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(
+                        core::grpc_service::EnvoyGrpc { cluster_name: "sds-grpc".into(), ..Default::default() },
+                    )),
                     ..Default::default()
-                })),
+                }],
                 ..Default::default()
-            }],
-            ..Default::default()
-        })),
+            },
+        )),
         ..Default::default()
     };
     let context = tls::DownstreamTlsContext {
         common_tls_context: Some(tls::CommonTlsContext {
-            tls_certificate_sds_secret_configs: vec![tls::SdsSecretConfig { name: "default".into(), sds_config: Some(ads) }],
+            tls_certificate_sds_secret_configs: vec![tls::SdsSecretConfig {
+                name: "default".into(),
+                sds_config: Some(ads),
+            }],
             alpn_protocols: vec!["h2".into(), "http/1.1".into()],
             validation_context_type: trust,
             ..Default::default()
@@ -168,6 +178,84 @@ fn tls_terms_are_plain_data_and_never_left_out() {
         config_type: Some(core::transport_socket::ConfigType::TypedConfig(unknown())),
     };
     assert!(compile(unknown).is_err(), "an unknown transport is not plaintext");
+}
+
+#[test]
+fn verification_that_cannot_be_done_refuses_and_pins_are_read() {
+    use tls::common_tls_context::ValidationContextType;
+    let compile = |change: &dyn Fn(&mut tls::CommonTlsContext, &mut tls::CertificateValidationContext)| {
+        let mut validation = tls::CertificateValidationContext {
+            trusted_ca: Some(core::DataSource {
+                specifier: Some(core::data_source::Specifier::InlineString("roots".into())),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let mut common = tls::CommonTlsContext::default();
+        change(&mut common, &mut validation);
+        common.validation_context_type = Some(ValidationContextType::ValidationContext(validation));
+        let context = tls::UpstreamTlsContext { common_tls_context: Some(common), ..Default::default() };
+        let socket = core::TransportSocket {
+            name: "envoy.transport_sockets.tls".into(),
+            config_type: Some(core::transport_socket::ConfigType::TypedConfig(pack(&context))),
+        };
+        compile_cluster(&cluster::Cluster { transport_socket: Some(socket), ..eds("c") })
+    };
+    let spki = "NvqYIYSbgK2vCJpQhObf77vv+bQWtc5ek5RIOwPiC9A=";
+    let hash = "DF:6F:F7:2F:E9:11:65:21:26:8F:6F:2D:D4:96:6F:51:DF:47:98:83:FE:70:37:B3:9F:75:91:6A:C3:04:9D:1A";
+    let (pinned, warnings) = compile(&|_, validation| {
+        validation.verify_certificate_spki = vec![spki.into()];
+        validation.verify_certificate_hash = vec![hash.into(), hash.replace(':', "").to_lowercase()];
+    })
+    .expect("good pins");
+    let validation = &pinned.transport.tls().expect("TLS").common.validation;
+    assert_eq!((validation.spki_pins.len(), validation.certificate_pins[0][0]), (1, 0xdf));
+    assert_eq!(validation.certificate_pins[0], validation.certificate_pins[1]);
+    assert!(
+        validation.accepts_pin(&validation.certificate_pins[0], &[0; 32])
+            && validation.accepts_pin(&[0; 32], &validation.spki_pins[0])
+    );
+    assert!(!validation.accepts_pin(&[0; 32], &[0; 32]));
+    assert!(warnings.is_empty());
+    type Change = fn(&mut tls::CommonTlsContext, &mut tls::CertificateValidationContext);
+    let refused: [(&str, Change); 9] = [
+        ("verify_certificate_spki[0]", |_, v| v.verify_certificate_spki = vec!["AAAA".into()]),
+        ("verify_certificate_hash[0]", |_, v| v.verify_certificate_hash = vec!["zz".into()]),
+        ("max_verify_depth", |_, v| v.max_verify_depth = Some(UInt32Value { value: 1 })),
+        ("nothing vouches", |_, v| {
+            v.trusted_ca = None;
+            v.match_typed_subject_alt_names = vec![tls::SubjectAltNameMatcher {
+                san_type: tls::subject_alt_name_matcher::SanType::Dns as i32,
+                matcher: Some(meltemi_proto::envoy::r#type::matcher::v3::StringMatcher {
+                    match_pattern: Some(
+                        meltemi_proto::envoy::r#type::matcher::v3::string_matcher::MatchPattern::Exact("a".into()),
+                    ),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }];
+        }),
+        ("crl without", |_, v| v.crl = v.trusted_ca.take()),
+        ("no suite", |c, _| {
+            c.tls_params = Some(tls::TlsParameters { cipher_suites: vec!["AES128-SHA".into()], ..Default::default() })
+        }),
+        ("no group", |c, _| {
+            c.tls_params = Some(tls::TlsParameters { ecdh_curves: vec!["P-521".into()], ..Default::default() })
+        }),
+        ("signature_algorithms", |c, _| {
+            c.tls_params =
+                Some(tls::TlsParameters { signature_algorithms: vec!["ed25519".into()], ..Default::default() });
+        }),
+        ("compliance_policies", |c, _| {
+            c.tls_params = Some(tls::TlsParameters { compliance_policies: vec![0], ..Default::default() })
+        }),
+    ];
+    for (wanted, change) in refused {
+        let rejection = compile(&change).expect_err(wanted).to_string();
+        assert!(rejection.contains(wanted), "{wanted}: {rejection}");
+    }
+    let (_, warnings) = compile(&|_, v| v.only_verify_leaf_cert_crl = true).expect("stricter than asked for");
+    assert_eq!(warnings.len(), 1);
 }
 
 #[test]
@@ -335,11 +423,14 @@ fn endpoints_are_balanced_by_weight_health_and_priority() {
     let message = endpoint::ClusterLoadAssignment {
         cluster_name: "c".into(),
         endpoints: vec![
-            group(0, vec![
-                lb_endpoint("10.0.0.1", 1, Healthy),
-                lb_endpoint("10.0.0.2", 1, Unknown),
-                lb_endpoint("10.0.0.3", 1, Draining),
-            ]),
+            group(
+                0,
+                vec![
+                    lb_endpoint("10.0.0.1", 1, Healthy),
+                    lb_endpoint("10.0.0.2", 1, Unknown),
+                    lb_endpoint("10.0.0.3", 1, Draining),
+                ],
+            ),
             group(1, vec![lb_endpoint("10.0.1.1", 1, Healthy)]),
         ],
         ..Default::default()

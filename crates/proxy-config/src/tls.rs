@@ -1,5 +1,6 @@
 //! Terms of TLS, as plain data: what the proxy hands to the TLS crate once the named secrets are there.
 
+mod algorithms;
 pub(crate) mod compile;
 
 use std::sync::Arc;
@@ -48,10 +49,10 @@ pub struct CommonTls {
     pub min_version: TlsVersion,
     /// The highest version.
     pub max_version: TlsVersion,
-    /// OpenSSL names of cipher suites; empty means the default.
-    pub cipher_suites: Vec<Box<str>>,
-    /// Names of key exchange groups; empty means the default.
-    pub ecdh_curves: Vec<Box<str>>,
+    /// Cipher suites of TLS 1.2 by their IANA numbers; empty means all that there are.
+    pub cipher_suites: Box<[u16]>,
+    /// Key exchange groups by their IANA numbers, most wanted first; empty means the default.
+    pub groups: Box<[u16]>,
 }
 
 /// A version of TLS that this proxy speaks.
@@ -115,18 +116,24 @@ pub struct Validation {
     pub trust: Trust,
     /// Any of these must match a subject alternative name; empty accepts all.
     pub san_matchers: Vec<SanMatch>,
-    /// Base64 SHA-256 of an accepted public key; empty accepts all.
-    pub spki_pins: Vec<Box<str>>,
-    /// Hexadecimal SHA-256 of an accepted certificate; empty accepts all.
-    pub certificate_pins: Vec<Box<str>>,
+    /// SHA-256 of accepted public keys (the whole SubjectPublicKeyInfo).
+    pub spki_pins: Vec<[u8; 32]>,
+    /// SHA-256 of accepted certificates. Without pins of either kind every one is accepted, else any of either kind.
+    pub certificate_pins: Vec<[u8; 32]>,
     /// Revoked certificates.
     pub crl: Option<DataSource>,
-    /// Only the leaf is looked up in the list.
-    pub crl_leaf_only: bool,
-    /// An expired certificate is no reason to refuse.
-    pub allow_expired: bool,
-    /// The chain need not lead to a root; the peer is known by pins or not at all.
-    pub accept_untrusted: bool,
+}
+
+impl Validation {
+    /// Whether the peer's certificate must be one of those that are pinned.
+    pub fn is_pinned(&self) -> bool {
+        !self.spki_pins.is_empty() || !self.certificate_pins.is_empty()
+    }
+
+    /// Whether a leaf with these SHA-256 digests is among those that are pinned, if any are.
+    pub fn accepts_pin(&self, certificate: &[u8; 32], spki: &[u8; 32]) -> bool {
+        !self.is_pinned() || self.certificate_pins.contains(certificate) || self.spki_pins.contains(spki)
+    }
 }
 
 /// Where trust roots come from.

@@ -14,7 +14,8 @@ use hyper_util::rt::TokioIo;
 use meltemi_telemetry::{istio, prometheus};
 use tokio::net::TcpListener;
 
-use crate::common::Common;
+use crate::causes;
+use crate::common::{Common, Levels};
 use crate::control::driver::Request as Ask;
 use crate::start::Inspector;
 
@@ -103,9 +104,7 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
             true => text("LIVE\n"),
             false => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "INITIALIZING\n"),
         },
-        "/stats/prometheus" | "/metrics" => {
-            page(StatusCode::OK, prometheus::CONTENT_TYPE, metrics(&inspector.common))
-        }
+        "/stats/prometheus" | "/metrics" => page(StatusCode::OK, prometheus::CONTENT_TYPE, metrics(&inspector.common)),
         "/stats" => match query.split('&').any(|pair| pair == "format=prometheus") {
             true => page(StatusCode::OK, prometheus::CONTENT_TYPE, metrics(&inspector.common)),
             false => text(pages::stats(inspector).await),
@@ -117,7 +116,7 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
         "/certs" => json(&pages::certs(&inspector.common)),
         "/server_info" => json(&pages::server_info(&inspector.common)),
         "/config_dump" => json(&dump::config(inspector, query).await),
-        "/logging" => text("levels are set where the process was started (RUST_LOG)\n"),
+        "/logging" => logging(inspector.common.levels.as_deref(), query),
         "/drain_listeners" => {
             if !query.split('&').any(|pair| pair == "graceful") {
                 inspector.ask(Ask::StopListening).await;
@@ -137,9 +136,57 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
     }
 }
 
+/// `/logging`: shows the levels, or changes them as Envoy's page does: `level=debug` for all, `paths=a:debug,b:info` or
+/// `a=debug` for some. A level is put in force for its target beside those that stand.
+fn logging(levels: Option<&dyn Levels>, query: &str) -> Page {
+    let Some(levels) = levels else {
+        return text("levels are set where the process was started (RUST_LOG)\n");
+    };
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let filter = match key {
+            "level" => value.to_owned(),
+            "paths" => {
+                with_targets(&levels.show(), value.split(',').map(|part| part.rsplit_once(':').unwrap_or((part, ""))))
+            }
+            target => with_targets(&levels.show(), std::iter::once((target, value))),
+        };
+        if let Err(reason) = levels.set(&filter) {
+            return page(StatusCode::BAD_REQUEST, TEXT, format!("{reason}\n"));
+        }
+    }
+    text(format!("active loggers: {}\n", levels.show()))
+}
+
+/// A filter with other levels for some targets.
+fn with_targets<'a>(filter: &str, changes: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let mut parts: Vec<String> = filter.split(',').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+    for (target, level) in changes {
+        parts.retain(|part| part.split_once('=').is_none_or(|(name, _)| name != target));
+        parts.push(format!("{target}={level}"));
+    }
+    parts.join(",")
+}
+
 /// Everything that is counted, as Prometheus reads it.
 pub fn metrics(common: &Common) -> String {
-    let mut out = prometheus::encode(&common.registry, istio::HELP);
+    let mut out = prometheus::encode(&common.registry, &[istio::HELP, causes::HELP].concat());
     pages::own_metrics(common, &mut out);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_targets;
+
+    #[test]
+    fn a_target_has_one_level() {
+        let change = |filter, target, level| with_targets(filter, std::iter::once((target, level)));
+        assert_eq!(change("info", "meltemi_proxy", "debug"), "info,meltemi_proxy=debug");
+        assert_eq!(
+            change("info,h2=off,meltemi_proxy=debug", "meltemi_proxy", "warn"),
+            "info,h2=off,meltemi_proxy=warn"
+        );
+        assert_eq!(change("", "h2", "off"), "h2=off");
+    }
 }

@@ -1,15 +1,19 @@
 //! What all threads of a proxy share.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use meltemi_net::Binder;
 use meltemi_filters::http::LocalPeer;
-use meltemi_telemetry::{Counter, Gauge, Registry};
+use meltemi_net::Binder;
+use meltemi_telemetry::{Gauge, Registry};
 use meltemi_tls::SecretStore;
 
 use crate::logs::Logs;
+
+/// Open connections by cluster and endpoint, over all workers.
+type OpenConnections = HashMap<(Arc<str>, Box<str>), Arc<AtomicU64>>;
 
 /// Made once, at start.
 pub struct Common {
@@ -27,12 +31,6 @@ pub struct Common {
     pub local: LocalPeer,
     /// Node id.
     pub node_id: Arc<str>,
-    /// Downstream handshakes that failed.
-    pub tls_errors: Counter,
-    /// Connections that no filter chain took.
-    pub unmatched: Counter,
-    /// Connections that network authorization refused.
-    pub rbac_denied: Counter,
     /// Open downstream connections.
     pub connections: Gauge,
     /// Start of the process's service.
@@ -41,6 +39,25 @@ pub struct Common {
     pub ready: AtomicBool,
     /// How long a draining connection may take to end.
     pub drain_time: std::time::Duration,
+    /// What is logged of the process, where it can be changed.
+    pub levels: Option<Arc<dyn Levels>>,
+    pub(crate) limited: Mutex<OpenConnections>,
+}
+
+/// The levels of the process's own log: whoever made the log lends this.
+pub trait Levels: Send + Sync {
+    /// The filter that is in force, in the words of [`Levels::set`].
+    fn show(&self) -> String;
+    /// Puts a filter in force: `info`, or `info,meltemi_proxy=debug`. The error says what is wrong with it.
+    fn set(&self, filter: &str) -> Result<(), String>;
+}
+
+impl Common {
+    /// The open connections under one limit, over all workers. Once for a connection, and only where there is a limit.
+    pub(crate) fn connection_count(&self, listener: &Arc<str>, prefix: &str) -> Arc<AtomicU64> {
+        let mut limited = self.limited.lock().unwrap_or_else(PoisonError::into_inner);
+        limited.entry((listener.clone(), prefix.into())).or_default().clone()
+    }
 }
 
 impl std::fmt::Debug for Common {

@@ -26,12 +26,12 @@ pub enum DrainReason {
 }
 
 impl DrainReason {
-    /// As a cause in logs.
-    pub fn cause(&self) -> Cause {
+    /// As a cause in logs, of a connection that this chain serves.
+    pub fn cause(&self, chain: &Arc<str>) -> Cause {
         match self {
-            Self::ChainChanged => Cause::Overload("filter chain changed"),
+            Self::ChainChanged => Cause::Drain("filter chain changed", chain.clone()),
             Self::Forbidden(policy) => Cause::Policy(policy.clone()),
-            Self::Draining => Cause::Overload("draining"),
+            Self::Draining => Cause::Drain("draining", chain.clone()),
         }
     }
 }

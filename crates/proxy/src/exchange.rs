@@ -75,7 +75,12 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(worker: &'a Rc<Worker>, conn: &'a Rc<Downstream>, view: &'a ChainView, http: &'a HttpConnectionManager) -> Self {
+    fn new(
+        worker: &'a Rc<Worker>,
+        conn: &'a Rc<Downstream>,
+        view: &'a ChainView,
+        http: &'a HttpConnectionManager,
+    ) -> Self {
         Self {
             info: StreamInfo::new(worker.random()),
             remote: conn.info.remote,
@@ -206,7 +211,8 @@ async fn stages(
     }
     let Some(decision) = decision else {
         let table = table.as_ref().map_or_else(|| "(not yet there)".into(), |table| table.name.clone());
-        let reply = LocalReply::new(404, "", "route_not_found", Cause::NoRoute(table)).flagged(ResponseFlag::NoRouteFound);
+        let reply =
+            LocalReply::new(404, "", "route_not_found", Cause::NoRoute(table)).flagged(ResponseFlag::NoRouteFound);
         return answer(run, None, head, responder, reply).await;
     };
     match decision.chosen {
@@ -225,17 +231,17 @@ async fn stages(
         }
         Chosen::Redirect(redirect) => {
             let location = redirect.location(head, &decision.route.matcher.path);
-            let reply = LocalReply::new(redirect.status, "", "direct_response", Cause::Route(decision.route.name.clone()))
+            let reply = LocalReply::new(redirect.status, "", "direct_response", Cause::Route(decision.label().clone()))
                 .header("location", location);
             answer(run, Some(&decision), head, responder, reply).await
         }
         Chosen::Direct(direct) => {
-            let cause = Cause::Route(decision.route.name.clone());
+            let cause = Cause::Route(decision.label().clone());
             let reply = LocalReply::new(direct.status, direct.body.clone(), "direct_response", cause);
             answer(run, Some(&decision), head, responder, reply).await
         }
         Chosen::NonForwarding => {
-            let cause = Cause::Route(decision.route.name.clone());
+            let cause = Cause::Route(decision.label().clone());
             let reply = LocalReply::new(404, "", "non_forwarding_action", cause);
             answer(run, Some(&decision), head, responder, reply).await
         }
@@ -266,6 +272,7 @@ async fn answer(
     reply: LocalReply,
 ) -> Ended {
     run.info.note(&reply);
+    run.worker.causes.reply(&reply.cause, reply.flag);
     let mut body = reply.body.clone();
     run.response.clear();
     run.response.status = reply.status;
@@ -310,10 +317,19 @@ async fn answer(
             out.finish(None).await
         }
     };
-    match sent.await {
-        Ok(()) => Ended::Whole,
-        Err(_) => {
+    // A client that reads nothing holds its stream no longer than one that says nothing (B7).
+    let sent = match run.http.stream_idle_timeout {
+        None => Ok(sent.await),
+        Some(idle) => tokio::time::timeout(idle, sent).await,
+    };
+    match sent {
+        Ok(Ok(())) => Ended::Whole,
+        Ok(Err(_)) => {
             run.info.state.flags.insert(ResponseFlag::DownstreamConnectionTermination);
+            Ended::Gone
+        }
+        Err(_) => {
+            run.info.state.flags.insert(ResponseFlag::StreamIdleTimeout);
             Ended::Gone
         }
     }

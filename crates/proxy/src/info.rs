@@ -179,7 +179,8 @@ impl Facts for LogFacts<'_> {
         let address = |address: Option<SocketAddr>, out: &mut Vec<u8>| address.is_some_and(|address| put(address, out));
         let ip = |address: Option<SocketAddr>, out: &mut Vec<u8>| address.is_some_and(|a| put(a.ip(), out));
         let port = |address: Option<SocketAddr>, out: &mut Vec<u8>| address.is_some_and(|a| put(a.port(), out));
-        let joined = |names: Option<&Vec<String>>, out: &mut Vec<u8>| names.is_some_and(|n| put_text(&n.join(","), out));
+        let joined =
+            |names: Option<&Vec<String>>, out: &mut Vec<u8>| names.is_some_and(|n| put_text(&n.join(","), out));
         match fact {
             Fact::Protocol => info.protocol.is_some_and(|version| put(version.as_str(), out)),
             Fact::ResponseCode => put(info.status, out),
@@ -223,6 +224,10 @@ impl Facts for LogFacts<'_> {
             Fact::DownstreamLocalAddress => address(Some(conn.local), out),
             Fact::DownstreamLocalAddressWithoutPort => ip(Some(conn.local), out),
             Fact::DownstreamLocalPort => port(Some(conn.local), out),
+            Fact::DownstreamTransportFailureReason => match &info.cause {
+                Some(Cause::Tls(why)) => put_text(why, out),
+                _ => false,
+            },
             Fact::DownstreamTlsCipher => tls.is_some_and(|tls| put_text(&tls.cipher, out)),
             Fact::DownstreamTlsVersion => tls.is_some_and(|tls| put_text(tls.version, out)),
             Fact::DownstreamPeerSubject => tls.is_some_and(|tls| put_text(&tls.subject, out)),
@@ -265,9 +270,23 @@ impl Facts for LogFacts<'_> {
 /// The name of a gRPC status.
 pub fn grpc_name(status: u32) -> &'static str {
     const NAMES: [&str; 17] = [
-        "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists",
-        "PermissionDenied", "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented",
-        "Internal", "Unavailable", "DataLoss", "Unauthenticated",
+        "OK",
+        "Canceled",
+        "Unknown",
+        "InvalidArgument",
+        "DeadlineExceeded",
+        "NotFound",
+        "AlreadyExists",
+        "PermissionDenied",
+        "ResourceExhausted",
+        "FailedPrecondition",
+        "Aborted",
+        "OutOfRange",
+        "Unimplemented",
+        "Internal",
+        "Unavailable",
+        "DataLoss",
+        "Unauthenticated",
     ];
     NAMES.get(status as usize).copied().unwrap_or("InvalidCode")
 }

@@ -11,10 +11,12 @@
 
 pub mod admin;
 pub mod body;
+pub mod causes;
 pub mod common;
 pub mod control;
 pub mod downstream;
 pub mod exchange;
+pub mod halfopen;
 pub mod http1;
 pub mod http2;
 pub mod info;
@@ -34,6 +36,7 @@ pub mod timer;
 pub mod upstream;
 pub mod worker;
 
+pub use common::Levels;
 pub use control::driver::Status;
 pub use logs::Logs;
 pub use start::{Proxy, ProxyHandle, ProxyOptions};

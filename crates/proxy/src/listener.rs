@@ -18,6 +18,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::server::StartHandshake;
 
+use crate::causes::TlsReason;
 use crate::downstream::Downstream;
 use crate::http1;
 use crate::http2;
@@ -70,6 +71,10 @@ struct Inspected {
 
 async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: SocketAddr) {
     let Some(mut listener) = worker.published().listeners.get(name).cloned() else { return };
+    let Some(half_open) = worker.half_open.admit(peer.ip()) else {
+        worker.causes.refusal(&Cause::Overload("half-open connections"), Some(ResponseFlag::OverloadManagerTerminated));
+        return;
+    };
     let Ok(mut local) = stream.local_addr() else { return };
     if listener.filters.restores_original_dst() || listener.use_original_dst {
         local = meltemi_net::original_destination(&stream).unwrap_or(local);
@@ -96,23 +101,44 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
     match finished {
         Some(Ok(())) => {}
         None if listener.filters.continue_on_timeout => {}
-        Some(Err(_)) | None => return,
+        Some(Err(error)) => {
+            if error.kind() == io::ErrorKind::InvalidData {
+                let cause = Cause::Protocol(error.to_string().into());
+                refuse(
+                    &worker,
+                    &listener,
+                    None,
+                    info,
+                    Some(ResponseFlag::DownstreamProtocolError),
+                    "listener_filter_error",
+                    cause,
+                );
+            }
+            return;
+        }
+        None => {
+            let cause = Cause::Timeout("listener filters timeout", listener.name.clone());
+            refuse(&worker, &listener, None, info, None, "listener_filter_timeout", cause);
+            return;
+        }
     }
     let Some(chain) = listener.chains.select(&info).cloned() else {
-        refuse_unmatched(&worker, &listener, info);
+        let cause = Cause::NoFilterChain(listener.name.clone());
+        refuse(&worker, &listener, None, info, Some(ResponseFlag::NoRouteFound), "filter_chain_not_found", cause);
         return;
     };
     let stream = match chain.transport.tls().cloned() {
         None => Stream::Plain(stream),
         Some(terms) => match terminate(&worker, &chain, &terms, stream, &mut inspected, &mut info).await {
             Ok(stream) => stream,
-            Err(reason) => {
-                tracing::debug!(listener = %listener.name, %peer, %reason, "downstream TLS failed");
-                worker.common.tls_errors.add_shared(1);
+            Err((reason, why)) => {
+                worker.causes.handshake(reason);
+                refuse(&worker, &listener, Some(&chain), info, None, "", Cause::Tls(why.into()));
                 return;
             }
         },
     };
+    drop(half_open);
     let view = Rc::new(worker.view_for(&listener, &chain));
     let registered = worker.register(info, view.clone());
     let conn = registered.conn.clone();
@@ -120,6 +146,13 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
         tcp::refuse(&worker, &conn, &view, policy);
         return;
     }
+    let _places = match tcp::Limits::of(&worker, &view) {
+        Ok(places) => places,
+        Err(prefix) => {
+            tcp::refuse_over_limit(&worker, &conn, &view, prefix);
+            return;
+        }
+    };
     match &chain.terminal {
         Terminal::Tcp(_) => tcp::serve(worker, conn, view, stream, inspected.bytes).await,
         Terminal::Http(http) => serve_http(worker, conn, http.codec, stream, inspected).await,
@@ -184,7 +217,7 @@ async fn terminate(
     mut stream: TcpStream,
     inspected: &mut Inspected,
     info: &mut ConnInfo,
-) -> Result<Stream, String> {
+) -> Result<Stream, (TlsReason, String)> {
     let limit = chain.handshake_timeout.unwrap_or(HANDSHAKE);
     let handshake = async {
         let hello = match inspected.hello.take() {
@@ -193,14 +226,18 @@ async fn terminate(
         };
         inspected.bytes = Vec::new();
         if terms.require_sni && hello.server_name.is_none() {
-            return Err("the client sent no server name".to_owned());
+            return Err((TlsReason::NoServerName, "the client sent no server name".to_owned()));
         }
-        let config = worker.tls.server(terms, &hello.alpn).map_err(|error| error.to_string())?;
+        let config = worker.tls.server(terms, &hello.alpn).map_err(|error| (TlsReason::Unready, error.to_string()))?;
         let start = StartHandshake::from_parts(hello.accepted, stream);
-        start.into_stream(config).await.map_err(|error| meltemi_tls::cause_of_io(&error))
+        let stream = start.into_stream(config).await;
+        stream.map_err(|error| (TlsReason::of(&error), meltemi_tls::cause_of_io(&error)))
     };
-    let stream = tokio::time::timeout(limit, handshake).await.map_err(|_| "handshake timeout".to_owned())??;
+    let late = |_| (TlsReason::Timeout, "handshake timeout".to_owned());
+    let stream = tokio::time::timeout(limit, handshake).await.map_err(late)??;
     let (_, session) = stream.get_ref();
+    crate::upstream::tls::check_pins(&terms.common.validation, session.peer_certificates())
+        .map_err(|why| (TlsReason::Certificate, why))?;
     let own = worker.tls.own_names(terms);
     info.tls = Some(Arc::new(peer(session, own)));
     info.transport = TransportProtocol::Tls;
@@ -210,19 +247,19 @@ async fn terminate(
     Ok(Stream::Tls(Box::new(stream.into())))
 }
 
-async fn hello(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<Box<Hello>, String> {
+async fn hello(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<Box<Hello>, (TlsReason, String)> {
     let mut sniffer = TlsSniffer::default();
     loop {
         match sniffer.feed(bytes) {
             TlsSniff::Hello(hello) => return Ok(hello),
-            TlsSniff::NotTls => return Err("plaintext where TLS is required".to_owned()),
-            TlsSniff::Broken(reason) => return Err(reason.to_owned()),
+            TlsSniff::NotTls => return Err((TlsReason::Plaintext, "plaintext where TLS is required".to_owned())),
+            TlsSniff::Broken(reason) => return Err((TlsReason::Malformed, reason.to_owned())),
             TlsSniff::NeedMore => {}
         }
         match stream.read_buf(bytes).await {
-            Ok(0) => return Err("closed before a ClientHello".to_owned()),
+            Ok(0) => return Err((TlsReason::Closed, "closed before a ClientHello".to_owned())),
             Ok(_) => {}
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err((TlsReason::Closed, error.to_string())),
         }
     }
 }
@@ -264,18 +301,30 @@ pub fn refused_now(chain: &FilterChain, info: &ConnInfo) -> Option<Option<Arc<st
     })
 }
 
-/// Nobody serves this: closed, and logged as Envoy logs it.
-fn refuse_unmatched(worker: &Rc<Worker>, listener: &Arc<Listener>, info: ConnInfo) {
-    tracing::debug!(listener = %listener.name, peer = %info.remote, destination = %info.local, "no filter chain matches");
-    worker.common.unmatched.add_shared(1);
+/// Nobody serves this: counted, logged as Envoy logs it, and closed.
+fn refuse(
+    worker: &Rc<Worker>,
+    listener: &Arc<Listener>,
+    chain: Option<&Arc<FilterChain>>,
+    info: ConnInfo,
+    flag: Option<ResponseFlag>,
+    details: &'static str,
+    cause: Cause,
+) {
+    tracing::debug!(listener = %listener.name, peer = %info.remote, destination = %info.local, %cause, "refused");
+    worker.causes.refusal(&cause, flag);
     if listener.access_logs.is_empty() {
         return;
     }
-    let Some(any) = listener.chains.iter().next() else { return };
+    let Some(any) = chain.or_else(|| listener.chains.iter().next()) else { return };
     let view = Rc::new(worker.view_for(listener, any));
     let conn = Rc::new(Downstream::new(0, info, view.clone()));
     let mut record = StreamInfo::new(worker.random());
-    record.end(ResponseFlag::NoRouteFound, "filter_chain_not_found", Some(Cause::NoFilterChain(listener.name.clone())));
+    if let Some(flag) = flag {
+        record.state.flags.insert(flag);
+    }
+    record.details = details.into();
+    record.cause = Some(cause);
     worker.log(&listener.access_logs, &record, LogFacts::new(&record, &conn, &view));
 }
 
@@ -307,12 +356,7 @@ async fn serve_http(worker: Rc<Worker>, conn: Rc<Downstream>, codec: Codec, stre
 }
 
 /// Reads until it is clear whether the client begins with the HTTP/2 preface; `None`: it went away, or is silent.
-async fn prior_knowledge(
-    worker: &Worker,
-    conn: &Downstream,
-    stream: &mut Stream,
-    first: &mut Vec<u8>,
-) -> Option<bool> {
+async fn prior_knowledge(worker: &Worker, conn: &Downstream, stream: &mut Stream, first: &mut Vec<u8>) -> Option<bool> {
     let idle = conn.view(worker).http.as_ref().and_then(|http| http.idle_timeout);
     loop {
         let preface = meltemi_net::inspect::H2_PREFACE;

@@ -16,7 +16,11 @@ pub const ALPN: &str = "istio-peer-exchange";
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Says who we are and reads who they are. `bytes` is what was read already; afterwards what is the application's.
-pub async fn exchange<S>(stream: &mut S, bytes: &mut Vec<u8>, local: &LocalPeer) -> std::io::Result<Option<Arc<PeerInfo>>>
+pub async fn exchange<S>(
+    stream: &mut S,
+    bytes: &mut Vec<u8>,
+    local: &LocalPeer,
+) -> std::io::Result<Option<Arc<PeerInfo>>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {

@@ -5,9 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use meltemi_filters::head::{Known, RequestHead, ResponseHead};
 use meltemi_filters::{Cause, LocalReply};
-use meltemi_proxy_config::http::{
-    ForwardClientCert, HttpConnectionManager, ServerHeader, StripPort, Underscores,
-};
+use meltemi_proxy_config::http::{ForwardClientCert, HttpConnectionManager, ServerHeader, StripPort, Underscores};
 use meltemi_proxy_config::normalize::PathOutcome;
 
 use crate::downstream::Downstream;
@@ -61,7 +59,8 @@ pub fn request(
     }
     let scheme = if tls { "https" } else { "http" };
     let known = head.fields().known(Known::XForwardedProto);
-    let trusted = known.is_some_and(|value| value.eq_ignore_ascii_case(b"http") || value.eq_ignore_ascii_case(b"https"));
+    let trusted =
+        known.is_some_and(|value| value.eq_ignore_ascii_case(b"http") || value.eq_ignore_ascii_case(b"https"));
     if !trusted || (http.use_remote_address && http.xff_trusted_hops == 0) {
         head.fields_mut().set("x-forwarded-proto", scheme.as_bytes());
         head.set_scheme(scheme);
@@ -109,7 +108,9 @@ fn host(http: &HttpConnectionManager, conn: &Downstream, head: &mut RequestHead)
             kept = &host[..at];
         }
     }
-    if http.strip_trailing_host_dot && let Some(shorter) = kept.strip_suffix('.') {
+    if http.strip_trailing_host_dot
+        && let Some(shorter) = kept.strip_suffix('.')
+    {
         kept = shorter;
     }
     if kept.len() != host.len() {
@@ -236,7 +237,9 @@ pub fn response(worker: &Worker, http: &HttpConnectionManager, request: &Request
     fields.remove_known(Known::XEnvoyDecoratorOperation);
     match http.server_header {
         ServerHeader::Overwrite => fields.set("server", http.server_name.as_bytes()),
-        ServerHeader::AppendIfAbsent if !fields.has(Known::Server) => fields.append("server", http.server_name.as_bytes()),
+        ServerHeader::AppendIfAbsent if !fields.has(Known::Server) => {
+            fields.append("server", http.server_name.as_bytes())
+        }
         ServerHeader::AppendIfAbsent | ServerHeader::PassThrough => {}
     }
     if !fields.has(Known::Date) {
@@ -245,7 +248,9 @@ pub fn response(worker: &Worker, http: &HttpConnectionManager, request: &Request
     if !http.via.is_empty() {
         fields.append_joined("via", b", ", http.via.as_bytes());
     }
-    if http.request_id_in_response && let Some(id) = request.fields().known(Known::XRequestId) {
+    if http.request_id_in_response
+        && let Some(id) = request.fields().known(Known::XRequestId)
+    {
         head.fields_mut().set("x-request-id", id);
     }
 }

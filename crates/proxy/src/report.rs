@@ -21,6 +21,9 @@ use crate::steps;
 use crate::upstream::cluster::WorkerHost;
 use crate::worker::Worker;
 
+/// Names of services by cluster, each with the address of the cluster it was read from.
+type ServiceNames = HashMap<Arc<str>, (usize, Arc<ServiceName>)>;
+
 /// More looked-up series than this are forgotten; they are found again.
 const MAX_CACHED: usize = 4096;
 
@@ -57,7 +60,7 @@ pub struct Series {
     http: RefCell<HashMap<Key, KnownSeries>>,
     peers: RefCell<HashMap<PeerKey, KnownPeer>>,
     workloads: RefCell<HashMap<Arc<str>, Arc<PeerInfo>>>,
-    services: RefCell<HashMap<Arc<str>, (usize, Arc<ServiceName>)>>,
+    services: RefCell<ServiceNames>,
 }
 
 impl Series {
@@ -191,9 +194,9 @@ pub fn is_in_mesh(worker: &Worker, cluster: &str) -> bool {
     if cluster.ends_with("PassthroughCluster") || cluster == "BlackHoleCluster" {
         return false;
     }
-    worker.cluster(cluster).is_some_and(|cluster| {
-        cluster.entry.cluster.metadata.at("istio", &["external"]) != Some(&Value::Bool(true))
-    })
+    worker
+        .cluster(cluster)
+        .is_some_and(|cluster| cluster.entry.cluster.metadata.at("istio", &["external"]) != Some(&Value::Bool(true)))
 }
 
 /// Source and destination, seen from our side.
@@ -288,7 +291,13 @@ pub struct TcpReport {
 }
 
 impl TcpReport {
-    fn new(worker: &Worker, conn: &Downstream, view: &ChainView, info: &StreamInfo, host: Option<&WorkerHost>) -> Option<Self> {
+    fn new(
+        worker: &Worker,
+        conn: &Downstream,
+        view: &ChainView,
+        info: &StreamInfo,
+        host: Option<&WorkerHost>,
+    ) -> Option<Self> {
         let interval = view.chain.filters.iter().find_map(|filter| match filter {
             NetworkFilter::Stats { interval } => Some(*interval),
             _ => None,
@@ -321,7 +330,13 @@ impl TcpReport {
     }
 
     /// A connection that has an upstream; `None` if nobody asked for metrics.
-    pub fn open(worker: &Worker, conn: &Downstream, view: &ChainView, info: &StreamInfo, host: &WorkerHost) -> Option<Self> {
+    pub fn open(
+        worker: &Worker,
+        conn: &Downstream,
+        view: &ChainView,
+        info: &StreamInfo,
+        host: &WorkerHost,
+    ) -> Option<Self> {
         Self::new(worker, conn, view, info, Some(host))
     }
 

@@ -23,7 +23,7 @@ use crate::upstream::acquire::{Acquired, Ask, acquire};
 use crate::upstream::cluster::{Wish, WorkerCluster, WorkerHost};
 use crate::upstream::live::{HostResult, Resource, epoch_ms};
 use attempt::{AttemptEnd, Failure};
-use timeout::{Clocks, Limit, Timeouts};
+use timeout::{Clocks, Timeouts};
 
 /// How much of a request body is kept for another attempt or a mirror.
 const REPLAY_BYTES: usize = 64 * 1024;
@@ -57,7 +57,13 @@ pub(crate) struct Retries<'a> {
 
 type Reply = Box<LocalReply>;
 
-fn reply(status: u16, body: impl Into<bytes::Bytes>, details: impl Into<std::borrow::Cow<'static, str>>, cause: Cause, flag: ResponseFlag) -> Reply {
+fn reply(
+    status: u16,
+    body: impl Into<bytes::Bytes>,
+    details: impl Into<std::borrow::Cow<'static, str>>,
+    cause: Cause,
+    flag: ResponseFlag,
+) -> Reply {
     Box::new(LocalReply::new(status, body, details, cause).flagged(flag))
 }
 
@@ -74,22 +80,28 @@ pub async fn forward(
     run.info.cluster = Some(name.clone());
     let Some(cluster) = run.worker.cluster(name) else {
         let cause = Cause::NoCluster(name.clone());
-        return Err(reply(action.cluster_not_found_status, "", "cluster_not_found", cause, ResponseFlag::NoClusterFound));
+        return Err(reply(
+            action.cluster_not_found_status,
+            "",
+            "cluster_not_found",
+            cause,
+            ResponseFlag::NoClusterFound,
+        ));
     };
     if cluster.entry.endpoints.drops(run.worker.random()).is_some() {
-        let cause = Cause::Overload("drop_overload");
+        let cause = Cause::Drop(name.clone());
         return Err(reply(503, "drop overload", "drop_overload", cause, ResponseFlag::DropOverload));
     }
     if plan.upgrade {
         let protocol = head.fields().known_str(Known::Upgrade).unwrap_or_default();
         if !action.allows_upgrade(protocol, run.http) {
-            let cause = Cause::Protocol("upgrade is not allowed here".into());
+            let cause = Cause::Upgrade(plan.decision.label().clone());
             return Err(Box::new(LocalReply::new(403, "", "upgrade_failed", cause)));
         }
     }
     let router = steps::router(&run.http.filters).cloned().unwrap_or_default();
     let policy = action.retry.as_deref().filter(|policy| policy.admits(head));
-    let timeouts = Timeouts::of(run, plan, head);
+    let timeouts = Timeouts::of(run, plan, head, &cluster);
     rewrite(run, plan, head, router.suppress_envoy_headers);
     if let (Some(total), false) = (timeouts.total, router.suppress_envoy_headers) {
         head.fields_mut().set("x-envoy-expected-rq-timeout-ms", total.as_millis().to_string().as_bytes());
@@ -119,9 +131,10 @@ pub async fn forward(
     };
     let keeps = (policy.is_some() || !mirrors.is_empty()) && !body.is_empty();
     let tee = keeps.then(|| RefCell::new(Tee::new(REPLAY_BYTES)));
-    let clocks = Clocks::new(timeouts, body.is_empty());
+    let clocks = Clocks::new(timeouts, body.is_empty(), run.info.start);
     let result =
-        attempts(run, plan, head, &mut body, tee.as_ref(), responder, &cluster, hash, &mut retries, &clocks, &router).await;
+        attempts(run, plan, head, &mut body, tee.as_ref(), responder, &cluster, hash, &mut retries, &clocks, &router)
+            .await;
     body.settle();
     if !mirrors.is_empty() {
         mirror::fire(run.worker, run.conn, &mirrors, head, tee.map(RefCell::into_inner));
@@ -168,7 +181,13 @@ async fn attempts(
         });
         let Some((host, priority)) = picked else {
             let cause = Cause::NoEndpoint(name.clone());
-            return Err(reply(503, "no healthy upstream", "no_healthy_upstream", cause, ResponseFlag::NoHealthyUpstream));
+            return Err(reply(
+                503,
+                "no healthy upstream",
+                "no_healthy_upstream",
+                cause,
+                ResponseFlag::NoHealthyUpstream,
+            ));
         };
         run.info.attempts += 1;
         run.info.upstream = Some(host.address);
@@ -176,7 +195,11 @@ async fn attempts(
             head.fields_mut().set("x-envoy-attempt-count", run.info.attempts.to_string().as_bytes());
         }
         rewrite_host(plan, head, &host);
-        clocks.begin_attempt(retries.policy.and_then(|policy| policy.per_try_timeout));
+        let policy = retries.policy;
+        clocks.begin_attempt(
+            policy.and_then(|policy| policy.per_try_timeout),
+            policy.and_then(|policy| policy.per_try_idle_timeout),
+        );
         let end = one(run, plan, head, body, tee, responder, cluster, &host, retries, clocks, router).await;
         let failure = match end {
             AttemptEnd::Ended(ended) => return Ok(ended),
@@ -196,14 +219,16 @@ async fn attempts(
                 run.info.attempts -= 1;
                 continue;
             }
-            if !(replayable && may_retry(retries, cluster, action.high_priority, |policy| {
-                failure.kind.is_some_and(|kind| policy.retries_failure(kind))
-            })) {
+            if !(replayable
+                && may_retry(retries, cluster, action.high_priority, |policy| {
+                    failure.kind.is_some_and(|kind| policy.retries_failure(kind))
+                }))
+            {
                 let exhausted = retries.exhausted && failure.kind.is_some();
                 if exhausted {
                     run.info.state.flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
                 }
-                return Err(failure.reply(name, retries.done));
+                return Err(failure.reply(retries.done));
             }
         }
         retries.tried.push(host.address);
@@ -217,7 +242,7 @@ async fn attempts(
         if let Some(policy) = retries.policy {
             let pause = policy.backoff(retries.done, run.worker.random());
             if let Some(limit) = clocks.sleep(pause).await {
-                return Err(limit_reply(limit, name));
+                return Err(Failure::limit(limit, plan, clocks).reply(0));
             }
         }
     }
@@ -294,7 +319,10 @@ async fn one(
         alpn,
         server_name: server_name.as_deref(),
         http2_downstream: http2,
-        authority: head.authority(),
+        authority: match &cluster.entry.cluster.http.auto_sni_header {
+            Some(name) => head.get_str(name).filter(|host| !host.is_empty()).unwrap_or(head.authority()),
+            None => head.authority(),
+        },
         http1_only: plan.upgrade,
         high: plan.forward.action.high_priority,
         conn: run.conn,
@@ -302,22 +330,19 @@ async fn one(
     let acquired = tokio::select! {
         biased;
         acquired = acquire(run.worker, &ask) => acquired,
-        limit = clocks.expired() => return AttemptEnd::Failed(Failure::limit(limit)),
+        limit = clocks.expired() => return AttemptEnd::Failed(Failure::limit(limit, plan, clocks)),
         () = body.gone(), if body.is_empty() => return attempt::gone(run),
         () = std::future::poll_fn(|cx| responder.poll_gone(cx)) => return attempt::gone(run),
     };
     let acquired = match acquired {
         Ok(acquired) => acquired,
         Err(error) => {
-            let blames_host = error.flag() == ResponseFlag::UpstreamConnectionFailure;
+            let blames_host = error.blames_host();
             return AttemptEnd::Failed(Failure {
                 kind: blames_host.then_some(AttemptFailure::Connect),
                 flag: error.flag(),
                 reason: error.reset_reason(),
-                transport: match &error {
-                    crate::upstream::acquire::NotAcquired::Dial(error) => error.to_string(),
-                    crate::upstream::acquire::NotAcquired::Overflow(_) => String::new(),
-                },
+                transport: error.transport(),
                 cause: error.cause(&plan.cluster_name, host),
                 limit: None,
                 stale: false,
@@ -339,10 +364,6 @@ async fn one(
 
 fn is_idempotent(method: &str) -> bool {
     matches!(method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE")
-}
-
-fn limit_reply(limit: Limit, cluster: &Arc<str>) -> Reply {
-    Failure::limit(limit).reply(cluster, 0)
 }
 
 /// Request headers, path: once, before the first attempt.

@@ -20,7 +20,7 @@ use meltemi_xds::{ClientConfig, Subscription};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::admin;
-use crate::common::Common;
+use crate::common::{Common, Levels};
 use crate::control::driver::{Driver, Request, Status};
 use crate::control::state::{State, apply_secrets};
 use crate::logs::Logs;
@@ -53,6 +53,8 @@ pub struct ProxyOptions {
     pub logs: Logs,
     /// How long draining connections may take.
     pub drain_time: Duration,
+    /// The levels of the process's own log, for `/logging`; without them they cannot be changed there.
+    pub levels: Option<Arc<dyn Levels>>,
 }
 
 impl Default for ProxyOptions {
@@ -70,6 +72,7 @@ impl Default for ProxyOptions {
             registry: Arc::default(),
             logs: Logs::default(),
             drain_time: Duration::from_secs(5),
+            levels: None,
         }
     }
 }
@@ -104,6 +107,7 @@ impl Proxy {
             registry,
             logs,
             drain_time,
+            levels,
         } = options;
         let info = node.metadata.as_ref().map(PeerInfo::from_struct).unwrap_or_default();
         let common = Arc::new(Common {
@@ -114,13 +118,12 @@ impl Proxy {
             binder,
             local: LocalPeer { id: node.id.as_str().into(), encoded: info.encode().into(), info },
             node_id: node.id.as_str().into(),
-            tls_errors: Default::default(),
-            unmatched: Default::default(),
-            rbac_denied: Default::default(),
             connections: Default::default(),
             since: Instant::now(),
             ready: AtomicBool::new(false),
             drain_time,
+            levels,
+            limited: Default::default(),
         });
         let mut threads = Vec::new();
         let mut senders = Vec::new();
@@ -164,7 +167,11 @@ fn seed() -> u64 {
     RandomState::new().hash_one(0)
 }
 
-fn worker_thread(common: Arc<Common>, number: u64, commands: mpsc::UnboundedReceiver<Command>) -> io::Result<JoinHandle<()>> {
+fn worker_thread(
+    common: Arc<Common>,
+    number: u64,
+    commands: mpsc::UnboundedReceiver<Command>,
+) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default());
         match runtime {
@@ -277,7 +284,12 @@ async fn look_through<T: Send + 'static>(
 
 impl ProxyHandle {
     /// Applies resources without a server; `Err` names those that were refused, the others serve.
-    pub async fn apply(&self, type_url: &'static str, resources: Vec<(String, Any)>, removed: Vec<String>) -> Result<(), String> {
+    pub async fn apply(
+        &self,
+        type_url: &'static str,
+        resources: Vec<(String, Any)>,
+        removed: Vec<String>,
+    ) -> Result<(), String> {
         let (answer, receiver) = oneshot::channel();
         let gone = || "the proxy has stopped".to_owned();
         self.requests.send(Request::Apply(type_url, resources, removed, answer)).await.map_err(|_| gone())?;

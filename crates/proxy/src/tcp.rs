@@ -1,9 +1,9 @@
 //! Connections served as bytes: TCP proxy, SNI passthrough, original destinations.
 
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use meltemi_filters::{Cause, ResponseFlag};
@@ -42,19 +42,13 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>
             Err(_) => return,
         }
     }
-    let _permits = match Limits::of(&view) {
-        Ok(permits) => permits,
-        Err(()) => {
-            info.end(ResponseFlag::UpstreamOverflow, "connection_limit", Some(Cause::Overload("connection limit")));
-            finish(&worker, &conn, &view, proxy, &info);
-            return;
-        }
-    };
     let name = cluster_name(&view, proxy, &conn, info.random);
     let (cluster_name, subset) = match &name {
         Named::Cluster(name, subset) => (name.clone(), *subset),
         Named::Missing(name) => {
-            info.end(ResponseFlag::NoClusterFound, "cluster_not_found", Some(Cause::NoCluster(name.clone())));
+            let cause = Cause::NoCluster(name.clone());
+            worker.causes.refusal(&cause, Some(ResponseFlag::NoClusterFound));
+            info.end(ResponseFlag::NoClusterFound, "cluster_not_found", Some(cause));
             finish(&worker, &conn, &view, proxy, &info);
             return;
         }
@@ -64,6 +58,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>
     let Connected { mut upstream, mut upstream_first, host, permit } = match connected {
         Ok(connected) => connected,
         Err(failed) => {
+            worker.causes.refusal(&failed.cause, Some(failed.flag));
             info.end(failed.flag, failed.details, Some(failed.cause));
             info.transport_failure = failed.transport;
             finish(&worker, &conn, &view, proxy, &info);
@@ -73,8 +68,16 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>
     let report = TcpReport::open(&worker, &conn, &view, &info, &host);
     let meter = Meter::default();
     let options = CopyOptions { idle: proxy.idle_timeout };
+    let timeout = |which| Cause::Timeout(which, conn.chain.clone());
     let end = {
-        let copy = copy_both_ways(&mut stream, &mut upstream, (first, std::mem::take(&mut upstream_first)), options, &worker.buffers, &meter);
+        let copy = copy_both_ways(
+            &mut stream,
+            &mut upstream,
+            (first, std::mem::take(&mut upstream_first)),
+            options,
+            &worker.buffers,
+            &meter,
+        );
         let interval = report.as_ref().map(TcpReport::interval);
         let told_to_end = async {
             conn.draining().await;
@@ -88,12 +91,12 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>
             tokio::select! {
                 end = &mut copy => break Some(end),
                 () = &mut told_to_end => {
-                    let cause = conn.drain_reason().map(|reason| reason.cause());
+                    let cause = conn.drain_reason().map(|reason| reason.cause(&conn.chain));
                     info.end(ResponseFlag::LocalReset, "connection_drained", cause);
                     break None;
                 }
                 () = &mut too_long => {
-                    info.end(ResponseFlag::DurationTimeout, "max_downstream_connection_duration", Some(Cause::Timeout("max_duration")));
+                    info.end(ResponseFlag::DurationTimeout, "max_downstream_connection_duration", Some(timeout("max_downstream_connection_duration")));
                     break None;
                 }
                 () = sleep(interval) => {
@@ -107,7 +110,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>
     info.received.set(meter.received.get());
     info.sent.set(meter.sent.get());
     match end {
-        Some(CopyEnd::Idle) => info.end(ResponseFlag::StreamIdleTimeout, "idle_timeout", Some(Cause::Timeout("idle"))),
+        Some(CopyEnd::Idle) => info.end(ResponseFlag::StreamIdleTimeout, "idle_timeout", Some(timeout("idle_timeout"))),
         Some(CopyEnd::Upstream(error)) => {
             info.end(ResponseFlag::UpstreamConnectionTermination, "upstream_connection_termination", None);
             info.transport_failure = error.to_string();
@@ -219,7 +222,7 @@ async fn connect(
                 return Ok(Connected { upstream: dialled.stream, upstream_first, host, permit: (permit, active) });
             }
             Err(error) => {
-                cluster.entry.live.connect_fail.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                cluster.entry.live.connect_fail.fetch_add(1, Relaxed);
                 cluster.entry.live.report(&host.live, HostResult::LocalFailure, wish.now, cluster.len());
                 tried.push(host.address);
                 last = Some((host.address, error));
@@ -248,7 +251,7 @@ async fn open(
         alpn: None,
         server_name: None,
         check_name: false,
-        host: conn.info.server_name.as_deref(),
+        hostname: host.hostname(),
         ends: Some((conn.info.remote, conn.info.local)),
         options: &options,
         timeout: cluster.entry.cluster.connect_timeout,
@@ -265,20 +268,28 @@ pub fn connect_options(worker: &Worker, cluster: &WorkerCluster, address: Socket
         time: keepalive.time,
         interval: keepalive.interval,
     });
-    ConnectOptions {
-        mark: worker.common.mark,
-        source: source.filter(|source| !source.is_unspecified()),
-        keepalive,
-    }
+    ConnectOptions { mark: worker.common.mark, source: source.filter(|source| !source.is_unspecified()), keepalive }
 }
 
 /// Refuses a connection that network authorization forbids, as Envoy logs it.
 pub fn refuse(worker: &Rc<Worker>, conn: &Rc<Downstream>, view: &Rc<ChainView>, policy: Option<Arc<str>>) {
     let mut info = StreamInfo::new(worker.random());
-    info.cause = Some(Cause::Policy(policy.clone()));
     let name = policy.as_deref().unwrap_or("none");
     info.termination = format!("rbac_access_denied_matched_policy[{name}]").into();
-    worker.common.rbac_denied.add_shared(1);
+    refused(worker, conn, view, info, Cause::Policy(policy));
+}
+
+/// Refuses a connection beyond a limit.
+pub fn refuse_over_limit(worker: &Rc<Worker>, conn: &Rc<Downstream>, view: &Rc<ChainView>, prefix: Arc<str>) {
+    let mut info = StreamInfo::new(worker.random());
+    info.details = "connection_limit".into();
+    info.state.flags.insert(ResponseFlag::UpstreamOverflow);
+    refused(worker, conn, view, info, Cause::ConnectionLimit(prefix));
+}
+
+fn refused(worker: &Rc<Worker>, conn: &Rc<Downstream>, view: &Rc<ChainView>, mut info: StreamInfo, cause: Cause) {
+    worker.causes.refusal(&cause, info.state.flags.iter().next());
+    info.cause = Some(cause);
     let logs = match &view.chain.terminal {
         Terminal::Tcp(proxy) => &proxy.access_logs,
         Terminal::Http(http) => &http.access_logs,
@@ -293,35 +304,30 @@ fn finish(worker: &Worker, conn: &Downstream, view: &ChainView, proxy: &TcpProxy
     worker.log(&proxy.access_logs, info, LogFacts::new(info, conn, view));
 }
 
-/// Places under `envoy.filters.network.connection_limit`, per worker.
-struct Limits(Vec<Rc<Cell<u64>>>);
-
-thread_local! {
-    static OPEN: std::cell::RefCell<std::collections::HashMap<Arc<str>, Rc<Cell<u64>>>> = Default::default();
-}
+/// Places under `envoy.filters.network.connection_limit`: one count for all workers, by listener and statistics prefix.
+pub struct Limits(Vec<Arc<AtomicU64>>);
 
 impl Limits {
-    fn of(view: &ChainView) -> Result<Self, ()> {
+    /// Takes a place under every limit of the chain; the prefix of the one that has none left.
+    pub fn of(worker: &Worker, view: &ChainView) -> Result<Self, Arc<str>> {
         let mut taken = Self(Vec::new());
         for filter in &view.chain.filters {
             let NetworkFilter::ConnectionLimit(limit) = filter else { continue };
-            let count = OPEN.with_borrow_mut(|open| open.entry(key(view, &limit.stat_prefix)).or_default().clone());
-            if count.get() >= limit.max {
-                return Err(());
+            let count = worker.common.connection_count(&view.listener.name, &limit.stat_prefix);
+            if count.fetch_add(1, Relaxed) >= limit.max {
+                count.fetch_sub(1, Relaxed);
+                return Err((&*limit.stat_prefix).into());
             }
-            count.set(count.get() + 1);
             taken.0.push(count);
         }
         Ok(taken)
     }
 }
 
-fn key(view: &ChainView, prefix: &str) -> Arc<str> {
-    format!("{}/{prefix}", view.listener.name).into()
-}
-
 impl Drop for Limits {
     fn drop(&mut self) {
-        self.0.iter().for_each(|count| count.set(count.get().saturating_sub(1)));
+        for count in &self.0 {
+            count.fetch_sub(1, Relaxed);
+        }
     }
 }

@@ -18,8 +18,10 @@ use meltemi_telemetry::Shard;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
+use crate::causes::Causes;
 use crate::common::Common;
 use crate::downstream::{ChainView, Downstream, DrainReason};
+use crate::halfopen::HalfOpen;
 use crate::info::{LogFacts, StreamInfo};
 use crate::listener;
 use crate::logs::WorkerLogs;
@@ -63,6 +65,10 @@ pub struct Worker {
     pub shard: Arc<Shard>,
     /// Series that were looked up already.
     pub series: Series,
+    /// Counts of what we answered ourselves and refused.
+    pub causes: Causes,
+    /// Connections that are not known yet.
+    pub half_open: HalfOpen,
     /// Peers that told who they are.
     pub peers: RefCell<PeerCache>,
     /// A buffer for paths and the like; nobody keeps anything in it.
@@ -88,6 +94,8 @@ impl Worker {
             buffers: Buffers::default(),
             tls: TlsConfigs::new(common.secrets.clone()),
             series: Series::default(),
+            causes: Causes::new(shard.clone()),
+            half_open: HalfOpen::default(),
             peers: RefCell::default(),
             scratch: RefCell::default(),
             logs: WorkerLogs::new(common.logs.clone()),
@@ -292,7 +300,10 @@ impl Worker {
 
     fn pools(&self) -> Vec<(Arc<str>, SocketAddr, usize)> {
         let clusters = self.clusters.borrow();
-        clusters.iter().flat_map(|(name, cluster)| cluster.open().map(|(at, n)| (name.clone(), at, n)).collect::<Vec<_>>()).collect()
+        clusters
+            .iter()
+            .flat_map(|(name, cluster)| cluster.open().map(|(at, n)| (name.clone(), at, n)).collect::<Vec<_>>())
+            .collect()
     }
 
     /// Serves until told to stop.

@@ -114,7 +114,7 @@ impl SidecarPlan {
             for mine in &own {
                 entry.push(rule(query.iter().chain([mine]), Verdict::Return));
             }
-            for direct in direct_dns {
+            if let Some(direct) = direct_dns {
                 entry.push(rule(query.iter().chain([&Match::To(Cidr::host(*direct))]), Verdict::Return));
             }
             entry.push(rule(&query, Verdict::Redirect(dns_port.expect("iterated only with a DNS port"))));

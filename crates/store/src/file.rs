@@ -194,7 +194,7 @@ impl Runner {
             *watched = result.is_ok();
             if let Err(error) = result {
                 findings.push(Diagnostic {
-                    code: "MEL0304".to_owned(),
+                    code: "MEL0404".to_owned(),
                     severity: Severity::Warning,
                     object: ObjectRef::default(),
                     field: String::new(),

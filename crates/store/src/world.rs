@@ -287,7 +287,7 @@ impl Merger {
                 let place = winner.source.position("metadata.name");
                 let place = if place.file.is_empty() { String::new() } else { format!(" ({place})") };
                 findings.push(Diagnostic {
-                    code: "MEL0302".to_owned(),
+                    code: "MEL0402".to_owned(),
                     severity: Severity::Error,
                     object: key.object_ref(),
                     field: String::new(),
@@ -330,13 +330,13 @@ mod tests {
         let first = merger.build().expect("both have listed");
         assert_eq!((first.version, first.tables.len()), (1, 2));
         assert!(Arc::ptr_eq(first.tables.get(&ours.key()).expect("a"), &ours));
-        assert_eq!(first.diagnostics.iter().filter(|d| d.code == "MEL0302").count(), 1);
+        assert_eq!(first.diagnostics.iter().filter(|d| d.code == "MEL0402").count(), 1);
         assert!(first.changes_since(0).is_first);
 
         merger.take((0, SourceUpdate { deltas: vec![Delta::Delete(ours.key())], diagnostics: None }));
         let second = merger.build().expect("a change");
         assert!(Arc::ptr_eq(second.tables.get(&ours.key()).expect("a"), &theirs));
-        assert_eq!(second.diagnostics.iter().filter(|d| d.code == "MEL0302").count(), 0);
+        assert_eq!(second.diagnostics.iter().filter(|d| d.code == "MEL0402").count(), 0);
 
         // A new listing without b removes it.
         merger.take((1, listing(&[theirs])));

@@ -108,7 +108,9 @@ pub fn info_of(certificate: &CertificateDer<'_>) -> Result<CertificateInfo, Peer
                 }
             }
             // An extension that claims to be the list of names and cannot be read must not count as "no names".
-            ParsedExtension::ParseError { .. } if extension.oid == x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME => {
+            ParsedExtension::ParseError { .. }
+                if extension.oid == x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME =>
+            {
                 return Err(malformed("its subject alternative names cannot be read".to_owned()));
             }
             _ => {}
@@ -142,6 +144,19 @@ fn read_name(name: &GeneralName<'_>, info: &mut CertificateInfo) -> Result<(), P
 /// The identity of a peer, from the chain that it presented; call it after the handshake has verified the chain.
 pub fn peer_spiffe(chain: &[CertificateDer<'_>]) -> Result<SpiffeId, PeerError> {
     info_of(chain.first().ok_or(PeerError::None)?)?.spiffe()
+}
+
+/// SHA-256 of a certificate and of its public key (the whole SubjectPublicKeyInfo): what pins are compared with.
+pub fn pin_digests(certificate: &CertificateDer<'_>) -> Result<([u8; 32], [u8; 32]), PeerError> {
+    let (_, parsed) =
+        X509Certificate::from_der(certificate).map_err(|error| PeerError::Malformed(error.to_string()))?;
+    Ok((sha256(certificate), sha256(parsed.public_key().raw)))
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref());
+    out
 }
 
 /// SHA-256 as lower-case hexadecimal.

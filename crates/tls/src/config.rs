@@ -4,15 +4,22 @@ use std::fmt;
 use std::sync::Arc;
 
 use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
+use rustls::{ClientConfig, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
 
 use crate::verify::{ClientVerifier, ServerVerifier};
-use crate::{ClientAuth, ClientTerms, Identity, ServerRule, ServerTerms, TlsError, TlsVersion, TrustBundle, provider};
+use crate::{
+    Algorithms, ClientAuth, ClientTerms, Identity, ServerRule, ServerTerms, TlsError, TlsVersion, TrustBundle, provider,
+};
 
 /// A server with one certificate. Roots are needed as soon as clients are asked for theirs.
-pub fn server_config(terms: &ServerTerms, identity: &Identity, trust: Option<&TrustBundle>) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn server_config(
+    terms: &ServerTerms,
+    identity: &Identity,
+    trust: Option<&TrustBundle>,
+) -> Result<Arc<ServerConfig>, TlsError> {
     server_config_with(terms, std::slice::from_ref(identity), trust)
 }
 
@@ -23,11 +30,11 @@ pub fn server_config_with(
     identities: &[Identity],
     trust: Option<&TrustBundle>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let ServerTerms { alpn, client_auth, rule, san, min_version, max_version } = terms;
+    let ServerTerms { alpn, client_auth, rule, san, min_version, max_version, algorithms } = terms;
     if identities.is_empty() {
         return Err(TlsError::Certificate("a server needs a certificate".to_owned()));
     }
-    let builder = ServerConfig::builder_with_provider(provider())
+    let builder = ServerConfig::builder_with_provider(narrowed(algorithms)?)
         .with_protocol_versions(&versions(*min_version, *max_version)?)
         .map_err(|error| TlsError::Terms(error.to_string()))?;
     let builder = match client_auth {
@@ -37,7 +44,8 @@ pub fn server_config_with(
             builder.with_client_cert_verifier(Arc::new(ClientVerifier::new(*rule, *asked, trust.clone(), san.clone())))
         }
     };
-    let mut config = builder.with_cert_resolver(Arc::new(BySignature(identities.iter().map(Identity::certified_key).collect())));
+    let mut config =
+        builder.with_cert_resolver(Arc::new(BySignature(identities.iter().map(Identity::certified_key).collect())));
     config.alpn_protocols = protocols(alpn);
     if *client_auth != ClientAuth::None {
         // A ticket would outlive a rotation, a revocation and a change of policy: every connection is judged anew.
@@ -49,12 +57,16 @@ pub fn server_config_with(
 }
 
 /// A client. With an identity it shows its certificate to servers that ask.
-pub fn client_config(terms: &ClientTerms, identity: Option<&Identity>, trust: &TrustBundle) -> Result<Arc<ClientConfig>, TlsError> {
-    let ClientTerms { alpn, no_sni, rule, san, min_version, max_version } = terms;
+pub fn client_config(
+    terms: &ClientTerms,
+    identity: Option<&Identity>,
+    trust: &TrustBundle,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let ClientTerms { alpn, no_sni, rule, san, min_version, max_version, algorithms } = terms;
     if *rule != ServerRule::Insecure && trust.is_empty() {
         return Err(TlsError::NoRoots);
     }
-    let builder = ClientConfig::builder_with_provider(provider())
+    let builder = ClientConfig::builder_with_provider(narrowed(algorithms)?)
         .with_protocol_versions(&versions(*min_version, *max_version)?)
         .map_err(|error| TlsError::Terms(error.to_string()))?
         .dangerous()
@@ -75,10 +87,39 @@ fn protocols(alpn: &[String]) -> Vec<Vec<u8>> {
     alpn.iter().map(|name| name.as_bytes().to_vec()).collect()
 }
 
-fn versions(min: Option<TlsVersion>, max: Option<TlsVersion>) -> Result<Vec<&'static SupportedProtocolVersion>, TlsError> {
+/// The provider with nothing but what the terms allow.
+fn narrowed(algorithms: &Algorithms) -> Result<Arc<CryptoProvider>, TlsError> {
+    let Algorithms { tls12_suites, groups } = algorithms;
+    let whole = provider();
+    if tls12_suites.is_empty() && groups.is_empty() {
+        return Ok(whole);
+    }
+    let mut narrow = (*whole).clone();
+    if !tls12_suites.is_empty() {
+        let allowed = |suite: &SupportedCipherSuite| match suite {
+            SupportedCipherSuite::Tls12(_) => tls12_suites.contains(&suite.suite().into()),
+            SupportedCipherSuite::Tls13(_) => true,
+        };
+        narrow.cipher_suites.retain(allowed);
+    }
+    if !groups.is_empty() {
+        let find = |number: &u16| whole.kx_groups.iter().find(|group| u16::from(group.name()) == *number).copied();
+        narrow.kx_groups = groups.iter().filter_map(find).collect();
+    }
+    match narrow.kx_groups.is_empty() || narrow.cipher_suites.is_empty() {
+        true => Err(TlsError::Terms("none of the wanted cipher suites or groups is there".to_owned())),
+        false => Ok(Arc::new(narrow)),
+    }
+}
+
+fn versions(
+    min: Option<TlsVersion>,
+    max: Option<TlsVersion>,
+) -> Result<Vec<&'static SupportedProtocolVersion>, TlsError> {
     let (min, max) = (min.unwrap_or(TlsVersion::V1_2), max.unwrap_or(TlsVersion::V1_3));
     let all = [(TlsVersion::V1_3, &rustls::version::TLS13), (TlsVersion::V1_2, &rustls::version::TLS12)];
-    let chosen: Vec<_> = all.into_iter().filter(|(version, _)| (min..=max).contains(version)).map(|(_, known)| known).collect();
+    let chosen: Vec<_> =
+        all.into_iter().filter(|(version, _)| (min..=max).contains(version)).map(|(_, known)| known).collect();
     match chosen.is_empty() {
         true => Err(TlsError::Terms(format!("maximum version {max:?} is below minimum version {min:?}"))),
         false => Ok(chosen),

@@ -130,7 +130,9 @@ impl From<PeerError> for rustls::Error {
 /// What a TLS error means, in words for logs and causes; the peer rule's own text where one was broken.
 pub fn cause_of(error: &rustls::Error) -> String {
     match error {
-        rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(inner))) => inner.to_string(),
+        rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(inner))) => {
+            inner.to_string()
+        }
         rustls::Error::NoCertificatesPresented => PeerError::None.to_string(),
         rustls::Error::AlertReceived(alert) => format!("the peer refused the handshake with alert {alert:?}"),
         other => other.to_string(),

@@ -8,7 +8,9 @@ use meltemi_types::SpiffeId;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::{CertificateInfo, TlsError, certificates_from_pem, certificates_to_pem, info_of, key_from_pem, key_to_pem, provider};
+use crate::{
+    CertificateInfo, TlsError, certificates_from_pem, certificates_to_pem, info_of, key_from_pem, key_to_pem, provider,
+};
 
 /// A certificate chain with its private key, checked to belong together. Cheap to clone.
 #[derive(Clone)]
@@ -29,8 +31,8 @@ impl Identity {
         let leaf = chain.first().ok_or_else(|| TlsError::Certificate("the chain is empty".to_owned()))?;
         let info = info_of(leaf).map_err(|error| TlsError::Certificate(error.to_string()))?;
         let spiffe = info.spiffe().ok();
-        let certified =
-            CertifiedKey::from_der(chain, key.clone_key(), &provider()).map_err(|error| TlsError::Key(error.to_string()))?;
+        let certified = CertifiedKey::from_der(chain, key.clone_key(), &provider())
+            .map_err(|error| TlsError::Key(error.to_string()))?;
         Ok(Self { inner: Arc::new(Inner { certified: Arc::new(certified), key, info, spiffe }) })
     }
 

@@ -19,7 +19,7 @@ mod trust;
 mod verify;
 mod xfcc;
 
-pub use certificate::{CertificateInfo, fingerprint, info_of, peer_spiffe, sha256_hex};
+pub use certificate::{CertificateInfo, fingerprint, info_of, peer_spiffe, pin_digests, sha256_hex};
 pub use config::{client_config, server_config, server_config_with};
 pub use error::{PeerError, TlsError, cause_of, cause_of_io};
 pub use identity::Identity;
@@ -27,7 +27,7 @@ pub use matcher::{SanKind, SanMatcher, TextMatch};
 pub use pem::{certificates_from_pem, certificates_to_pem, key_from_pem, key_to_pem};
 pub use provider::{install_default, provider};
 pub use secret::{DEFAULT_SECRET, ROOT_SECRET, Secret, SecretStore};
-pub use terms::{ClientAuth, ClientTerms, PeerRule, ServerRule, ServerTerms, TlsVersion};
+pub use terms::{Algorithms, ClientAuth, ClientTerms, PeerRule, ServerRule, ServerTerms, TlsVersion};
 pub use trust::TrustBundle;
 pub use verify::verify_workload;
 pub use xfcc::{XfccFields, xfcc_element};

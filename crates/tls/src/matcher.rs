@@ -125,7 +125,9 @@ impl SanMatcher {
         let text = self.text.lower();
         // Envoy: an exact matcher is the host name, so a wildcard in the certificate applies to it (RFC 6125 §6.4.3).
         let wildcard = match (&text, name.strip_prefix("*.")) {
-            (TextMatch::Exact(host), Some(parent)) => host.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest == parent),
+            (TextMatch::Exact(host), Some(parent)) => {
+                host.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest == parent)
+            }
             _ => false,
         };
         wildcard || text.matches(&name)

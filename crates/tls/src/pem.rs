@@ -72,7 +72,11 @@ mod tests {
         for length in [1usize, 2, 3, 47, 48, 49, 500] {
             let der = CertificateDer::from((0..length).map(|i| i as u8).collect::<Vec<_>>());
             let text = certificates_to_pem(&[der.clone(), der.clone()]);
-            assert_eq!(certificates_from_pem(text.as_bytes()).expect("own PEM"), vec![der.clone(), der], "{length} bytes");
+            assert_eq!(
+                certificates_from_pem(text.as_bytes()).expect("own PEM"),
+                vec![der.clone(), der],
+                "{length} bytes"
+            );
         }
     }
 

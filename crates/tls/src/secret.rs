@@ -105,7 +105,8 @@ impl SecretStore {
     }
 
     fn read_file_once(&self, name: &str) {
-        if FileName::of(name).is_some() && !self.files.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name) {
+        if FileName::of(name).is_some() && !self.files.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
+        {
             self.read_file(name);
         }
     }

@@ -47,6 +47,15 @@ pub enum ServerRule {
     Insecure,
 }
 
+/// Which of the provider's algorithms may be used, by their IANA numbers; an empty list: all of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Algorithms {
+    /// Cipher suites of TLS 1.2. Those of TLS 1.3 are not chosen by anybody.
+    pub tls12_suites: Box<[u16]>,
+    /// Key exchange groups, most wanted first.
+    pub groups: Box<[u16]>,
+}
+
 /// A server's side of a connection.
 #[derive(Debug, Clone, Default)]
 pub struct ServerTerms {
@@ -62,6 +71,8 @@ pub struct ServerTerms {
     pub min_version: Option<TlsVersion>,
     /// `None`: TLS 1.3.
     pub max_version: Option<TlsVersion>,
+    /// What may be agreed on.
+    pub algorithms: Algorithms,
 }
 
 /// A client's side of a connection.
@@ -79,4 +90,6 @@ pub struct ClientTerms {
     pub min_version: Option<TlsVersion>,
     /// `None`: TLS 1.3.
     pub max_version: Option<TlsVersion>,
+    /// What may be agreed on.
+    pub algorithms: Algorithms,
 }

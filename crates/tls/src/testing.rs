@@ -1,8 +1,8 @@
 //! Certificates for the tests of this crate, right ones and wrong ones.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
-    KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -72,7 +72,9 @@ impl Authority {
         params.subject_alt_names = spec.uris.iter().map(|uri| SanType::URI(ia5(uri))).collect();
         params.subject_alt_names.extend(spec.dns.iter().map(|name| SanType::DnsName(ia5(name))));
         if spec.other_name {
-            params.subject_alt_names.push(SanType::OtherName((vec![1, 3, 6, 1, 4, 1, 311, 20, 2, 3], "root@evil".into())));
+            params
+                .subject_alt_names
+                .push(SanType::OtherName((vec![1, 3, 6, 1, 4, 1, 311, 20, 2, 3], "root@evil".into())));
         }
         params.extended_key_usages = spec.usages.to_vec();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -12,8 +12,12 @@ use webpki::{CertRevocationList, OwnedCertRevocationList};
 use crate::{TlsError, certificates_from_pem, certificates_to_pem, sha256_hex};
 
 /// Where distributions keep the bundle of public authorities.
-const SYSTEM_BUNDLES: &[&str] =
-    &["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem", "/etc/ssl/cert.pem"];
+const SYSTEM_BUNDLES: &[&str] = &[
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
 
 /// Roots. A SPIFFE identity is verified with the roots of its own trust domain; the roots for any domain stand in where
 /// that domain has none of its own. Cheap to clone.
@@ -78,7 +82,8 @@ impl TrustBundle {
         let crls = CertificateRevocationListDer::pem_slice_iter(pem)
             .map(|der| {
                 let der = der.map_err(|error| TlsError::Crl(error.to_string()))?;
-                let owned = OwnedCertRevocationList::from_der(&der).map_err(|error| TlsError::Crl(error.to_string()))?;
+                let owned =
+                    OwnedCertRevocationList::from_der(&der).map_err(|error| TlsError::Crl(error.to_string()))?;
                 Ok(Arc::new(CertRevocationList::from(owned)))
             })
             .collect::<Result<Vec<_>, TlsError>>()?;
@@ -99,15 +104,20 @@ impl TrustBundle {
     /// Reads a file.
     pub fn system() -> Self {
         let named = std::env::var("SSL_CERT_FILE").ok();
-        let texts = named.iter().map(String::as_str).chain(SYSTEM_BUNDLES.iter().copied()).filter_map(|path| std::fs::read(path).ok());
+        let texts = named
+            .iter()
+            .map(String::as_str)
+            .chain(SYSTEM_BUNDLES.iter().copied())
+            .filter_map(|path| std::fs::read(path).ok());
         for text in texts {
             // Distributions ship roots that webpki cannot read; one of them must not take the others away.
-            let anchors: Vec<_> = CertificateDer::pem_slice_iter(&text)
-                .filter_map(Result::ok)
-                .filter_map(|certificate| Some(webpki::anchor_from_trusted_cert(&certificate).ok()?.to_owned()))
-                .collect();
+            let read = CertificateDer::pem_slice_iter(&text).filter_map(Result::ok).filter_map(|certificate| {
+                let anchor = webpki::anchor_from_trusted_cert(&certificate).ok()?.to_owned();
+                Some((certificate, anchor))
+            });
+            let (certificates, anchors): (Vec<_>, Vec<_>) = read.unzip();
             if !anchors.is_empty() {
-                return Self { inner: Arc::new(Inner { any: Roots { certificates: Vec::new(), anchors }, ..Inner::default() }) };
+                return Self { inner: Arc::new(Inner { any: Roots { certificates, anchors }, ..Inner::default() }) };
             }
         }
         Self::web_pki()
@@ -143,7 +153,11 @@ impl TrustBundle {
 
     /// The root certificates; empty for public authorities.
     pub fn certificates(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
-        self.inner.any.certificates.iter().chain(self.inner.domains.values().flat_map(|roots| roots.certificates.iter()))
+        self.inner
+            .any
+            .certificates
+            .iter()
+            .chain(self.inner.domains.values().flat_map(|roots| roots.certificates.iter()))
     }
 
     /// The root certificates as PEM, for the local SDS socket.

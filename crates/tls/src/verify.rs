@@ -10,7 +10,9 @@ use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
-use webpki::{EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy};
+use webpki::{
+    EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
+};
 
 use crate::{CertificateInfo, ClientAuth, PeerError, PeerRule, SanMatcher, ServerRule, TrustBundle, info_of};
 
@@ -40,7 +42,13 @@ impl Rules {
         Self { trust, san, algorithms: algorithms(), all }
     }
 
-    fn spiffe(&self, side: Side, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>], now: UnixTime) -> Result<(), PeerError> {
+    fn spiffe(
+        &self,
+        side: Side,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), PeerError> {
         let info = info_of(leaf)?;
         let id = info.spiffe()?;
         let anchors = self.trust.anchors_for(id.trust_domain());
@@ -51,7 +59,13 @@ impl Rules {
         self.names(&info)
     }
 
-    fn any(&self, side: Side, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>], now: UnixTime) -> Result<CertificateInfo, PeerError> {
+    fn any(
+        &self,
+        side: Side,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<CertificateInfo, PeerError> {
         let info = info_of(leaf)?;
         self.chain(side, &info, leaf, rest, &self.all, "any", now)?;
         self.names(&info)?;
@@ -119,7 +133,9 @@ fn refusal(side: Side, info: &CertificateInfo, domain: &str, error: &webpki::Err
         E::UnknownRevocationStatus => {
             PeerError::Validity { presented, reason: "no revocation list of its issuer is at hand".to_owned() }
         }
-        E::CrlExpired { .. } => PeerError::Validity { presented, reason: "the revocation list of its issuer is out of date".to_owned() },
+        E::CrlExpired { .. } => {
+            PeerError::Validity { presented, reason: "the revocation list of its issuer is out of date".to_owned() }
+        }
         E::RequiredEkuNotFoundContext(_) => PeerError::Usage {
             expected: match side {
                 Side::Client => "client",
@@ -149,7 +165,12 @@ impl ClientVerifier {
         Self { rules: Rules::new(trust, san, rule == PeerRule::Spiffe), rule, auth }
     }
 
-    pub(crate) fn judge(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>], now: UnixTime) -> Result<(), PeerError> {
+    pub(crate) fn judge(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), PeerError> {
         match self.rule {
             PeerRule::Spiffe => self.rules.spiffe(Side::Client, leaf, rest, now),
             PeerRule::Chain => self.rules.any(Side::Client, leaf, rest, now).map(|_| ()),
@@ -216,7 +237,12 @@ impl ServerVerifier {
         Self { rules: Rules::new(trust, san, rule == ServerRule::Spiffe), rule }
     }
 
-    pub(crate) fn judge(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>], now: UnixTime) -> Result<(), PeerError> {
+    pub(crate) fn judge(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), PeerError> {
         match &self.rule {
             ServerRule::Insecure => Ok(()),
             ServerRule::Spiffe => self.rules.spiffe(Side::Server, leaf, rest, now),
@@ -224,8 +250,10 @@ impl ServerVerifier {
             ServerRule::Host(host) => {
                 let info = self.rules.any(Side::Server, leaf, rest, now)?;
                 let refused = |presented| PeerError::Name { expected: host.clone(), presented };
-                let name = ServerName::try_from(host.as_str()).map_err(|_| refused("nothing: it is not a host name".to_owned()))?;
-                let certificate = EndEntityCert::try_from(leaf).map_err(|error| PeerError::Malformed(error.to_string()))?;
+                let name = ServerName::try_from(host.as_str())
+                    .map_err(|_| refused("nothing: it is not a host name".to_owned()))?;
+                let certificate =
+                    EndEntityCert::try_from(leaf).map_err(|error| PeerError::Malformed(error.to_string()))?;
                 certificate.verify_is_valid_for_subject_name(&name).map_err(|_| refused(info.names()))
             }
         }

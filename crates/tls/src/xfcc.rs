@@ -104,9 +104,18 @@ mod tests {
     #[test]
     fn an_element_names_both_sides() {
         let authority = Authority::new("cluster.local");
-        let leaf = authority.leaf(LeafSpec { uris: &["spiffe://cluster.local/ns/a/sa/b"], dns: &["b.a"], common_name: Some("x,\"y\""), ..LeafSpec::default() });
+        let leaf = authority.leaf(LeafSpec {
+            uris: &["spiffe://cluster.local/ns/a/sa/b"],
+            dns: &["b.a"],
+            common_name: Some("x,\"y\""),
+            ..LeafSpec::default()
+        });
         let info = leaf.info().clone();
-        let element = xfcc_element(Some("spiffe://cluster.local/ns/c/sa/d"), &info, XfccFields { subject: true, uri: true, dns: true });
+        let element = xfcc_element(
+            Some("spiffe://cluster.local/ns/c/sa/d"),
+            &info,
+            XfccFields { subject: true, uri: true, dns: true },
+        );
         let expected = format!(
             "By=spiffe://cluster.local/ns/c/sa/d;Hash={};Subject=\"CN=x\\\\,\\\\\\\"y\\\\\\\"\";URI=spiffe://cluster.local/ns/a/sa/b;DNS=b.a",
             info.sha256

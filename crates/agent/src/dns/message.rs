@@ -244,7 +244,8 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn query(name: &str, kind: u16, edns: Option<u16>) -> Vec<u8> {
-        let mut out: Vec<u8> = [0x1234u16, 0x0100, 1, 0, 0, u16::from(edns.is_some())].into_iter().flat_map(u16::to_be_bytes).collect();
+        let mut out: Vec<u8> =
+            [0x1234u16, 0x0100, 1, 0, 0, u16::from(edns.is_some())].into_iter().flat_map(u16::to_be_bytes).collect();
         out.extend(encode_name(name).expect("a name"));
         out.extend(kind.to_be_bytes());
         out.extend(1u16.to_be_bytes());

@@ -67,18 +67,28 @@ struct Shared {
 
 impl DnsServer {
     /// Binds both transports to one port.
-    pub async fn bind(options: DnsOptions, names: Names, forwarder: Arc<dyn Forwarder>, metrics: AgentMetrics) -> io::Result<Self> {
+    pub async fn bind(
+        options: DnsOptions,
+        names: Names,
+        forwarder: Arc<dyn Forwarder>,
+        metrics: AgentMetrics,
+    ) -> io::Result<Self> {
         let mut attempts = 0;
         let (udp, tcp) = loop {
             let udp = UdpSocket::bind(options.address).await?;
             match TcpListener::bind(udp.local_addr()?).await {
                 Ok(tcp) => break (udp, tcp),
                 // A port that the system chose for UDP may be taken for TCP.
-                Err(error) if options.address.port() == 0 && attempts < 16 && error.kind() == io::ErrorKind::AddrInUse => attempts += 1,
+                Err(error)
+                    if options.address.port() == 0 && attempts < 16 && error.kind() == io::ErrorKind::AddrInUse =>
+                {
+                    attempts += 1
+                }
                 Err(error) => return Err(error),
             }
         };
-        let (in_flight, connections) = (Arc::new(Semaphore::new(options.in_flight)), Arc::new(Semaphore::new(options.connections)));
+        let (in_flight, connections) =
+            (Arc::new(Semaphore::new(options.in_flight)), Arc::new(Semaphore::new(options.connections)));
         let shared = Shared { options, names, forwarder, metrics, in_flight, connections };
         Ok(Self { shared: Arc::new(shared), udp: Arc::new(udp), tcp })
     }
@@ -151,7 +161,9 @@ impl Shared {
         };
         let options = &self.options;
         match self.names.answer(&query.name, query.record, &options.search, &options.zones) {
-            Answer::Known { alias, addresses } => Local::Reply(query.answer(alias.as_deref(), &addresses, options.ttl, udp)),
+            Answer::Known { alias, addresses } => {
+                Local::Reply(query.answer(alias.as_deref(), &addresses, options.ttl, udp))
+            }
             Answer::Absent => Local::Reply(query.empty(Rcode::NxDomain)),
             Answer::NotYet => Local::Reply(query.empty(Rcode::ServFail)),
             Answer::Foreign => Local::Forward,

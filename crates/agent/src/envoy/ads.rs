@@ -7,8 +7,8 @@ use std::pin::Pin;
 
 use futures_util::{Stream, StreamExt as _};
 use meltemi_proto::discovery::{
-    AggregatedDiscoveryService, AggregatedDiscoveryServiceClient, AggregatedDiscoveryServiceServer, DeltaDiscoveryRequest,
-    DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceClient, AggregatedDiscoveryServiceServer,
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use meltemi_xds::MAX_MESSAGE_BYTES;
 use tokio::sync::{mpsc, watch};
@@ -31,7 +31,11 @@ type Outbound<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
 
 impl AdsRelay {
     /// `streams` counts those that stand; readiness asks for one.
-    pub fn service(control_plane: ControlPlane, metrics: AgentMetrics, streams: watch::Sender<usize>) -> AggregatedDiscoveryServiceServer<Self> {
+    pub fn service(
+        control_plane: ControlPlane,
+        metrics: AgentMetrics,
+        streams: watch::Sender<usize>,
+    ) -> AggregatedDiscoveryServiceServer<Self> {
         AggregatedDiscoveryServiceServer::new(Self { control_plane, metrics, streams })
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)

@@ -23,7 +23,12 @@ impl StatsInclusion {
     pub fn from_annotations(annotations: &BTreeMap<String, String>) -> Self {
         let list = |kind: &str| {
             let text = annotations.get(&format!("sidecar.istio.io/statsInclusion{kind}"));
-            text.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+            text.iter()
+                .flat_map(|text| text.split(','))
+                .map(str::trim)
+                .filter(|part| !part.is_empty())
+                .map(str::to_owned)
+                .collect()
         };
         Self { prefixes: list("Prefixes"), suffixes: list("Suffixes"), regexps: list("Regexps") }
     }
@@ -65,17 +70,22 @@ const TAGS: &[(&str, &str)] = &[
     ("tcp_prefix", r"^tcp\.((.*?)\.)\w+?$"),
     ("response_code", r"(response_code=\.=(.+?);\.;)|_rq(_(\.d{3}))$"),
     ("response_code_class", r"_rq(_(\dxx))$"),
-    ("http_conn_manager_listener_prefix", r"^listener(?=\.).*?\.http\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)"),
+    (
+        "http_conn_manager_listener_prefix",
+        r"^listener(?=\.).*?\.http\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)",
+    ),
     ("http_conn_manager_prefix", r"^http\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)"),
     ("listener_address", r"^listener\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)"),
 ];
 
 /// Statistics that the mesh's own views are made from.
-const KEPT: &[&str] = &["cluster_manager", "listener_manager", "server", "cluster.xds-grpc", "wasm", "reporter=", "component"];
+const KEPT: &[&str] =
+    &["cluster_manager", "listener_manager", "server", "cluster.xds-grpc", "wasm", "reporter=", "component"];
 
 /// The bootstrap's JSON.
 pub fn render(bootstrap: &Bootstrap) -> Value {
-    let Bootstrap { node, xds_socket, sds_socket, admin_port, prometheus_port, status_port, health_port, mark, stats } = bootstrap;
+    let Bootstrap { node, xds_socket, sds_socket, admin_port, prometheus_port, status_port, health_port, mark, stats } =
+        bootstrap;
     let mut out = json!({
         "node": node_json(node),
         "layered_runtime": { "layers": [
@@ -237,7 +247,9 @@ mod tests {
             status_port: 15020,
             health_port: 15021,
             mark: Some(1337),
-            stats: StatsInclusion::from_annotations(&[("sidecar.istio.io/statsInclusionPrefixes".to_owned(), "cluster.outbound, http".to_owned())].into()),
+            stats: StatsInclusion::from_annotations(
+                &[("sidecar.istio.io/statsInclusionPrefixes".to_owned(), "cluster.outbound, http".to_owned())].into(),
+            ),
         }
     }
 
@@ -253,9 +265,19 @@ mod tests {
         assert_eq!(out["node"]["metadata"]["LABELS"]["app"], "sleep");
         let option = &out["cluster_manager"]["upstream_bind_config"]["socket_options"][0];
         assert_eq!((&option["level"], &option["name"], &option["int_value"]), (&json!(1), &json!(36), &json!(1337)));
-        let clusters: Vec<_> = out["static_resources"]["clusters"].as_array().expect("a list").iter().map(|c| c["name"].as_str().unwrap_or("")).collect();
+        let clusters: Vec<_> = out["static_resources"]["clusters"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|c| c["name"].as_str().unwrap_or(""))
+            .collect();
         assert_eq!(clusters, ["prometheus_stats", "agent", "sds-grpc", "xds-grpc"]);
-        assert!(out.pointer("/stats_config/stats_matcher/inclusion_list/patterns").expect("a list").to_string().contains(r#"{"prefix":"cluster.outbound"}"#));
+        assert!(
+            out.pointer("/stats_config/stats_matcher/inclusion_list/patterns")
+                .expect("a list")
+                .to_string()
+                .contains(r#"{"prefix":"cluster.outbound"}"#)
+        );
         let mut unmarked = bootstrap();
         unmarked.mark = None;
         assert!(render(&unmarked).get("cluster_manager").is_none());

@@ -53,7 +53,9 @@ impl EnvoyProcess {
         if options.concurrency > 0 {
             command.args(["--concurrency", &options.concurrency.to_string()]);
         }
-        let child = command.spawn().map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", options.program.display())))?;
+        let child = command
+            .spawn()
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", options.program.display())))?;
         Ok(Self { child, admin: SocketAddr::from(([127, 0, 0, 1], options.admin_port)) })
     }
 
@@ -95,12 +97,16 @@ pub(crate) fn write_bootstrap(path: &Path, json: &serde_json::Value) -> io::Resu
 async fn post(address: SocketAddr, path: &str) -> io::Result<()> {
     let exchange = async {
         let stream = TcpStream::connect(address).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        let request = Request::post(path).header(header::HOST, "admin").body(Empty::<Bytes>::new()).map_err(io::Error::other)?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let request =
+            Request::post(path).header(header::HOST, "admin").body(Empty::<Bytes>::new()).map_err(io::Error::other)?;
         tokio::select! {
             answer = sender.send_request(request) => answer.map(|_| ()).map_err(io::Error::other),
             ended = connection => ended.map_err(io::Error::other),
         }
     };
-    tokio::time::timeout(Duration::from_secs(2), exchange).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    tokio::time::timeout(Duration::from_secs(2), exchange)
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }

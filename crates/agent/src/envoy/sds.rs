@@ -44,11 +44,17 @@ impl SecretDiscoveryService for SdsServer {
     type DeltaSecretsStream = Outbound<DeltaDiscoveryResponse>;
     type StreamSecretsStream = Outbound<DiscoveryResponse>;
 
-    async fn delta_secrets(&self, request: Request<Streaming<DeltaDiscoveryRequest>>) -> Result<Response<Self::DeltaSecretsStream>, Status> {
+    async fn delta_secrets(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
         Ok(self.start::<DeltaSession>(request.into_inner()))
     }
 
-    async fn stream_secrets(&self, request: Request<Streaming<DiscoveryRequest>>) -> Result<Response<Self::StreamSecretsStream>, Status> {
+    async fn stream_secrets(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamSecretsStream>, Status> {
         Ok(self.start::<SotwSession>(request.into_inner()))
     }
 
@@ -58,7 +64,11 @@ impl SecretDiscoveryService for SdsServer {
 }
 
 /// One stream's life; ends with its client.
-async fn stream<S: ServerSession>(secrets: SecretStore, mut inbound: Streaming<S::Request>, outbound: mpsc::Sender<Result<S::Response, Status>>) {
+async fn stream<S: ServerSession>(
+    secrets: SecretStore,
+    mut inbound: Streaming<S::Request>,
+    outbound: mpsc::Sender<Result<S::Response, Status>>,
+) {
     let session = Mutex::new(S::new());
     let lock = || session.lock().unwrap_or_else(PoisonError::into_inner);
     let mut changes = secrets.changes();
@@ -68,6 +78,8 @@ async fn stream<S: ServerSession>(secrets: SecretStore, mut inbound: Streaming<S
             biased;
             message = inbound.message() => match message {
                 Ok(Some(request)) => {
+                    // Names of files are read when they are first asked for; that is a change of the store.
+                    S::names(&request).iter().for_each(|name| _ = secrets.get(name));
                     let taken = lock().on_request(request);
                     match taken {
                         Ok(Some(Verdict::Nacked { names, reason, .. })) => tracing::warn!(?names, %reason, "sds: refused by the proxy"),
@@ -97,7 +109,10 @@ async fn stream<S: ServerSession>(secrets: SecretStore, mut inbound: Streaming<S
 }
 
 /// Sends what there is to say; pending while there is nothing. `None`: the client is gone. Cancel safe.
-async fn send_next<S: ServerSession>(session: &Mutex<S>, outbound: &mpsc::Sender<Result<S::Response, Status>>) -> Option<()> {
+async fn send_next<S: ServerSession>(
+    session: &Mutex<S>,
+    outbound: &mpsc::Sender<Result<S::Response, Status>>,
+) -> Option<()> {
     let place = outbound.reserve().await.ok()?;
     let next = session.lock().unwrap_or_else(PoisonError::into_inner).next_response();
     match next {
@@ -126,18 +141,25 @@ pub fn sds_resources(secrets: &SecretStore) -> ResourceSet {
 }
 
 fn resource(name: &str, secret: &Secret) -> Option<(SecretResource, String)> {
-    let inline = |text: String| Some(DataSource { specifier: Some(Specifier::InlineBytes(text.into_bytes())), ..DataSource::default() });
+    let inline = |text: String| {
+        Some(DataSource { specifier: Some(Specifier::InlineBytes(text.into_bytes())), ..DataSource::default() })
+    };
     let (kind, version) = match (&secret.identity, &secret.trust) {
         (Some(identity), _) => {
             let chain = identity.chain_pem();
             let version = sha256_hex(chain.as_bytes());
-            let certificate = TlsCertificate { certificate_chain: inline(chain), private_key: inline(identity.key_pem()), ..TlsCertificate::default() };
+            let certificate = TlsCertificate {
+                certificate_chain: inline(chain),
+                private_key: inline(identity.key_pem()),
+                ..TlsCertificate::default()
+            };
             (SecretType::TlsCertificate(certificate), version)
         }
         (None, Some(trust)) => {
             let roots = trust.to_pem();
             let version = sha256_hex(roots.as_bytes());
-            let context = CertificateValidationContext { trusted_ca: inline(roots), ..CertificateValidationContext::default() };
+            let context =
+                CertificateValidationContext { trusted_ca: inline(roots), ..CertificateValidationContext::default() };
             (SecretType::ValidationContext(context), version)
         }
         (None, None) => return None,

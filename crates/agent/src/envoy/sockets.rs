@@ -24,8 +24,11 @@ pub fn serve_sockets(
     streams: watch::Sender<usize>,
 ) -> io::Result<impl Future<Output = anyhow::Result<()>> + Send + use<>> {
     let (xds, sds) = (bind(xds)?, bind(sds)?);
-    let xds = Server::builder().add_service(AdsRelay::service(control_plane, metrics, streams)).serve_with_incoming(UnixListenerStream::new(xds));
-    let sds = Server::builder().add_service(SdsServer::service(secrets)).serve_with_incoming(UnixListenerStream::new(sds));
+    let xds = Server::builder()
+        .add_service(AdsRelay::service(control_plane, metrics, streams))
+        .serve_with_incoming(UnixListenerStream::new(xds));
+    let sds =
+        Server::builder().add_service(SdsServer::service(secrets)).serve_with_incoming(UnixListenerStream::new(sds));
     Ok(async move {
         tokio::try_join!(xds, sds)?;
         Ok(())

@@ -34,7 +34,8 @@ impl Rotation {
 /// The delay before an attempt after `failures` failed ones: doubling from half a second to 15 s, between half of that
 /// and all of it.
 pub fn retry_delay(failures: u32, random: u64) -> Duration {
-    let bound = Duration::from_millis(500).saturating_mul(1 << failures.saturating_sub(1).min(8)).min(Duration::from_secs(15));
+    let bound =
+        Duration::from_millis(500).saturating_mul(1 << failures.saturating_sub(1).min(8)).min(Duration::from_secs(15));
     let half = bound / 2;
     half + Duration::from_millis(random % (u64::try_from(half.as_millis()).unwrap_or(u64::MAX).saturating_add(1)))
 }

@@ -22,7 +22,8 @@ impl Embedded {
         Self::new(move |feed| {
             let EmbeddedFeed { node, control_plane, secrets, mark } = feed;
             let xds = ClientConfig::new(patient(control_plane, secrets.clone()), node.clone(), Vec::new());
-            let handle = Proxy::start(ProxyOptions { node, mark, secrets, xds: Some(xds), ..options }).context("starting the proxy")?;
+            let handle = Proxy::start(ProxyOptions { node, mark, secrets, xds: Some(xds), ..options })
+                .context("starting the proxy")?;
             Ok(Arc::new(Meltemi(RwLock::new(Some(handle)))))
         })
     }
@@ -55,8 +56,12 @@ impl EmbeddedProxy for Meltemi {
             if proxy.is_ready() {
                 return Ok(());
             }
-            let waiting: Vec<String> =
-                proxy.warming().await.iter().map(|(url, name)| format!("{} {name}", meltemi_proto::type_url::short(url))).collect();
+            let waiting: Vec<String> = proxy
+                .warming()
+                .await
+                .iter()
+                .map(|(url, name)| format!("{} {name}", meltemi_proto::type_url::short(url)))
+                .collect();
             Err(match waiting.is_empty() {
                 true => "the proxy waits for its first configuration".to_owned(),
                 false => format!("the proxy waits for {}", waiting.join(", ")),

@@ -51,11 +51,17 @@ impl EnvoySidecar {
         }
     }
 
-    pub(super) fn start(self, parts: Parts, tasks: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<Box<dyn Running>> {
+    pub(super) fn start(
+        self,
+        parts: Parts,
+        tasks: &mut JoinSet<anyhow::Result<()>>,
+    ) -> anyhow::Result<Box<dyn Running>> {
         let Parts { node, control_plane, secrets, metrics, options } = parts;
         let (xds, sds, config) = (self.folder.join("XDS"), self.folder.join("SDS"), self.folder.join("envoy.json"));
         let streams = watch::Sender::new(0);
-        tasks.spawn(serve_sockets(&xds, &sds, control_plane, secrets, metrics, streams.clone()).context("sockets for Envoy")?);
+        tasks.spawn(
+            serve_sockets(&xds, &sds, control_plane, secrets, metrics, streams.clone()).context("sockets for Envoy")?,
+        );
         let bootstrap = render(&Bootstrap {
             node,
             xds_socket: xds,
@@ -105,7 +111,9 @@ impl Running for RunningEnvoy {
             Box::pin(async move {
                 match fetch(admin, "/ready", Duration::from_secs(1)).await {
                     Ok(_) => Ok(()),
-                    Err(error) if streams == 0 => Err(format!("Envoy is not connected to the control plane yet ({error})")),
+                    Err(error) if streams == 0 => {
+                        Err(format!("Envoy is not connected to the control plane yet ({error})"))
+                    }
                     Err(error) => Err(format!("Envoy is not ready: {error}")),
                 }
             })

@@ -28,14 +28,16 @@ impl AppMetrics {
     /// `prometheus.istio.io/merge-metrics`. A path that points back to us is `None` too.
     pub fn from_annotations(annotations: &BTreeMap<String, String>) -> Option<Self> {
         let value = |key: &str| annotations.get(key).map(|text| text.trim());
-        if value("prometheus.io/scrape") != Some("true") || value("prometheus.istio.io/merge-metrics") == Some("false") {
+        if value("prometheus.io/scrape") != Some("true") || value("prometheus.istio.io/merge-metrics") == Some("false")
+        {
             return None;
         }
         // An agent cannot speak TLS to the application on its behalf.
         if value("prometheus.io/scheme").is_some_and(|scheme| scheme != "http") {
             return None;
         }
-        let port = value("prometheus.io/port").unwrap_or("80").parse().ok().filter(|port| !matches!(port, 0 | 15020))?;
+        let port =
+            value("prometheus.io/port").unwrap_or("80").parse().ok().filter(|port| !matches!(port, 0 | 15020))?;
         let path = value("prometheus.io/path").filter(|path| !path.is_empty()).unwrap_or("/metrics");
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
         Some(Self { port, path })
@@ -46,7 +48,8 @@ impl AppMetrics {
 pub async fn fetch(address: SocketAddr, path: &str, within: Duration) -> io::Result<Bytes> {
     let exchange = async {
         let stream = TcpStream::connect(address).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         let request = Request::get(path)
             .header(header::HOST, address.to_string())
             .header(header::ACCEPT, "text/plain;version=0.0.4;q=1,*/*;q=0.1")
@@ -96,7 +99,8 @@ mod tests {
         let app = |pairs: &[(&str, &str)]| AppMetrics::from_annotations(&annotations(pairs));
         assert_eq!(app(&[]), None);
         assert_eq!(app(&[("prometheus.io/scrape", "true")]), Some(AppMetrics { port: 80, path: "/metrics".into() }));
-        let full = app(&[("prometheus.io/scrape", "true"), ("prometheus.io/port", "9080"), ("prometheus.io/path", "stats")]);
+        let full =
+            app(&[("prometheus.io/scrape", "true"), ("prometheus.io/port", "9080"), ("prometheus.io/path", "stats")]);
         assert_eq!(full, Some(AppMetrics { port: 9080, path: "/stats".into() }));
         assert_eq!(app(&[("prometheus.io/scrape", "true"), ("prometheus.istio.io/merge-metrics", "false")]), None);
         assert_eq!(app(&[("prometheus.io/scrape", "true"), ("prometheus.io/port", "15020")]), None, "a loop");

@@ -62,7 +62,11 @@ pub struct StatusOptions {
 
 impl Default for StatusOptions {
     fn default() -> Self {
-        Self { scrape_timeout: Duration::from_secs(10), probe_timeout: Duration::from_secs(1), header_timeout: Duration::from_secs(10) }
+        Self {
+            scrape_timeout: Duration::from_secs(10),
+            probe_timeout: Duration::from_secs(1),
+            header_timeout: Duration::from_secs(10),
+        }
     }
 }
 
@@ -130,7 +134,12 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Reply {
     reply(status, "text/plain; charset=utf-8", body)
 }
 
-async fn answer(sources: StatusSources, options: StatusOptions, peer: SocketAddr, request: Request<Incoming>) -> Result<Reply, Infallible> {
+async fn answer(
+    sources: StatusSources,
+    options: StatusOptions,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> Result<Reply, Infallible> {
     let get = matches!(*request.method(), Method::GET | Method::HEAD);
     Ok(match (request.uri().path(), get) {
         ("/healthz/ready", true) => match ready(&sources, options).await {
@@ -148,7 +157,9 @@ async fn answer(sources: StatusSources, options: StatusOptions, peer: SocketAddr
 }
 
 async fn ready(sources: &StatusSources, options: StatusOptions) -> Result<(), String> {
-    tokio::time::timeout(options.probe_timeout, (sources.ready)()).await.unwrap_or_else(|_| Err("the proxy does not answer".to_owned()))
+    tokio::time::timeout(options.probe_timeout, (sources.ready)())
+        .await
+        .unwrap_or_else(|_| Err("the proxy does not answer".to_owned()))
 }
 
 /// Only the workload itself, or who is in its pod, may end it.
@@ -168,7 +179,9 @@ async fn scrape(sources: &StatusSources, options: StatusOptions) -> Reply {
     let proxy = tokio::time::timeout(options.scrape_timeout, (sources.proxy_metrics)());
     let app = async {
         match &sources.app_metrics {
-            Some(app) => Some(fetch(SocketAddr::from(([127, 0, 0, 1], app.port)), &app.path, options.scrape_timeout).await),
+            Some(app) => {
+                Some(fetch(SocketAddr::from(([127, 0, 0, 1], app.port)), &app.path, options.scrape_timeout).await)
+            }
             None => None,
         }
     };

@@ -48,7 +48,11 @@ fn names() -> Names {
 
 fn options() -> DnsOptions {
     let search = ["default.svc.cluster.local", "svc.cluster.local", "cluster.local"].map(str::to_owned).to_vec();
-    DnsOptions { address: SocketAddr::from(([127, 0, 0, 1], 0)), zones: vec!["cluster.local".into()], ..DnsOptions::new(search) }
+    DnsOptions {
+        address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        zones: vec!["cluster.local".into()],
+        ..DnsOptions::new(search)
+    }
 }
 
 async fn serve(options: DnsOptions, forwarder: Arc<dyn Forwarder>) -> (SocketAddr, tokio::task::JoinHandle<()>) {
@@ -60,7 +64,10 @@ async fn ask(server: SocketAddr, query: &[u8]) -> Vec<u8> {
     let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bound");
     socket.send_to(query, server).await.expect("sent");
     let mut buffer = vec![0; 4096];
-    let length = tokio::time::timeout(Duration::from_secs(10), socket.recv(&mut buffer)).await.expect("an answer").expect("received");
+    let length = tokio::time::timeout(Duration::from_secs(10), socket.recv(&mut buffer))
+        .await
+        .expect("an answer")
+        .expect("received");
     buffer.truncate(length);
     buffer
 }

@@ -93,7 +93,10 @@ async fn two_second_certificates_rotate_at_half_of_their_life() {
         assert!(serials.insert(identity.info().serial.clone()), "round {round}: the same certificate twice");
         assert_eq!(identity.spiffe(), Some(&sleep_id()));
         // Two to three seconds of life, since X.509 counts whole ones: half of it, and one per cent.
-        assert!(slept >= Duration::from_millis(950) && slept <= Duration::from_millis(1530), "round {round}: {slept:?}");
+        assert!(
+            slept >= Duration::from_millis(950) && slept <= Duration::from_millis(1530),
+            "round {round}: {slept:?}"
+        );
         assert!(bench.secrets.get(ROOT_SECRET).expect("roots").trust.is_some());
     }
     let _parked = bench.asleep().await;
@@ -159,7 +162,13 @@ async fn a_certificate_for_somebody_else_is_not_used() {
     let clock = StepClock { ahead_ms: Arc::default(), started: SystemTime::now(), asleep };
     // The token says sleep, the agent believes to be httpbin: whoever mixed them up must be told.
     let options = IdentityOptions::new("spiffe://cluster.local/ns/default/sa/httpbin".parse().expect("an identity"));
-    let agent = IdentityAgent::new(options, Arc::new(peers.control_plane(&secrets)), Arc::new(clock), secrets.clone(), AgentMetrics::default());
+    let agent = IdentityAgent::new(
+        options,
+        Arc::new(peers.control_plane(&secrets)),
+        Arc::new(clock),
+        secrets.clone(),
+        AgentMetrics::default(),
+    );
     let view = agent.state();
     let agent = tokio::spawn(agent.run());
     let _parked = sleeps.recv().await;

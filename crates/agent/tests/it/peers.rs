@@ -79,11 +79,13 @@ impl Peers {
     /// On the same port again.
     pub(crate) async fn restart(&mut self) {
         let listener = until("the port is free", async || std::net::TcpListener::bind(self.address).ok()).await;
-        self.server = Some(serve(listener, self.authority.clone(), self.csr.clone(), self.resources.clone(), self.nodes.clone()));
+        self.server =
+            Some(serve(listener, self.authority.clone(), self.csr.clone(), self.resources.clone(), self.nodes.clone()));
     }
 
     pub(crate) fn token(&self) -> String {
-        let caller = Caller { namespace: "default".into(), service_account: "sleep".into(), pod: Some("sleep-1".into()) };
+        let caller =
+            Caller { namespace: "default".into(), service_account: "sleep".into(), pod: Some("sleep-1".into()) };
         self.signer.sign(&caller, Duration::from_secs(3600)).expect("token")
     }
 
@@ -184,7 +186,10 @@ struct PeerId(Option<SpiffeId>);
 
 #[tonic::async_trait]
 impl CertificateService for Shared {
-    async fn create_certificate(&self, request: Request<CertificateRequest>) -> Result<Response<CertificateResponse>, Status> {
+    async fn create_certificate(
+        &self,
+        request: Request<CertificateRequest>,
+    ) -> Result<Response<CertificateResponse>, Status> {
         let this = &self.0;
         if let Some(status) = this.failing.lock().expect("lock").clone() {
             return Err(status);
@@ -192,9 +197,11 @@ impl CertificateService for Shared {
         let (identity, proof) = match request.extensions().get::<PeerId>().and_then(|peer| peer.0.clone()) {
             Some(identity) => (identity, Proof::Certificate),
             None => {
-                let header = request.metadata().get("authorization").ok_or_else(|| Status::unauthenticated("no proof"))?;
+                let header =
+                    request.metadata().get("authorization").ok_or_else(|| Status::unauthenticated("no proof"))?;
                 let token = header.to_str().ok().and_then(|text| text.strip_prefix("Bearer ")).unwrap_or_default();
-                let caller = this.review.review(token).await.map_err(|error| Status::unauthenticated(error.to_string()))?;
+                let caller =
+                    this.review.review(token).await.map_err(|error| Status::unauthenticated(error.to_string()))?;
                 (caller.identity(&TrustDomain::default()).expect("an identity"), Proof::Token)
             }
         };
@@ -203,7 +210,10 @@ impl CertificateService for Shared {
         let asked = Duration::from_secs(request.validity_duration.unsigned_abs());
         let ttl = this.ttl.lock().expect("lock").unwrap_or(asked);
         let now = this.now.lock().expect("lock").unwrap_or_else(SystemTime::now);
-        let chain = this.authority.sign_at(&request.csr, &identity, ttl, now).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let chain = this
+            .authority
+            .sign_at(&request.csr, &identity, ttl, now)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
         Ok(Response::new(CertificateResponse { cert_chain: chain }))
     }
 }
@@ -223,7 +233,9 @@ impl Observer for Deaf {
 #[tonic::async_trait]
 impl Source for NameSource {
     async fn open(&self, opening: Opening) -> Result<Feed, Status> {
-        if opening.extensions.get::<PeerId>().is_none_or(|peer| peer.0.is_none()) && opening.metadata.get("authorization").is_none() {
+        if opening.extensions.get::<PeerId>().is_none_or(|peer| peer.0.is_none())
+            && opening.metadata.get("authorization").is_none()
+        {
             return Err(Status::unauthenticated("no proof"));
         }
         self.nodes.lock().expect("lock").push(opening.node.id);
@@ -254,13 +266,23 @@ impl tokio::io::AsyncRead for Tls {
 }
 
 impl tokio::io::AsyncWrite for Tls {
-    fn poll_write(mut self: std::pin::Pin<&mut Self>, context: &mut std::task::Context<'_>, bytes: &[u8]) -> std::task::Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        bytes: &[u8],
+    ) -> std::task::Poll<std::io::Result<usize>> {
         std::pin::Pin::new(&mut self.stream).poll_write(context, bytes)
     }
-    fn poll_flush(mut self: std::pin::Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<std::io::Result<()>> {
+    fn poll_flush(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
         std::pin::Pin::new(&mut self.stream).poll_flush(context)
     }
-    fn poll_shutdown(mut self: std::pin::Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<std::io::Result<()>> {
+    fn poll_shutdown(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
         std::pin::Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

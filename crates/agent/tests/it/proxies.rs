@@ -52,7 +52,10 @@ fn address(port: u16) -> Option<core::Address> {
 /// As translation writes it: the secret comes from the cluster `sds-grpc`.
 fn from_agent(name: &str) -> tls::SdsSecretConfig {
     let envoy = core::grpc_service::EnvoyGrpc { cluster_name: "sds-grpc".into(), ..Default::default() };
-    let service = core::GrpcService { target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(envoy)), ..Default::default() };
+    let service = core::GrpcService {
+        target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(envoy)),
+        ..Default::default()
+    };
     let source = core::ApiConfigSource {
         api_type: core::api_config_source::ApiType::Grpc.into(),
         transport_api_version: core::ApiVersion::V3.into(),
@@ -73,14 +76,25 @@ fn from_agent(name: &str) -> tls::SdsSecretConfig {
 
 /// A listener that answers every request itself, over mutual TLS with the workload's certificate.
 fn secure_listener(port: u16) -> Any {
-    let body = core::DataSource { specifier: Some(core::data_source::Specifier::InlineString("meshed".into())), ..Default::default() };
+    let body = core::DataSource {
+        specifier: Some(core::data_source::Specifier::InlineString("meshed".into())),
+        ..Default::default()
+    };
     let direct = route::DirectResponseAction { status: 200, body: Some(body), ..Default::default() };
     let everything = route::Route {
-        r#match: Some(route::RouteMatch { path_specifier: Some(route::route_match::PathSpecifier::Prefix("/".into())), ..Default::default() }),
+        r#match: Some(route::RouteMatch {
+            path_specifier: Some(route::route_match::PathSpecifier::Prefix("/".into())),
+            ..Default::default()
+        }),
         action: Some(route::route::Action::DirectResponse(direct)),
         ..Default::default()
     };
-    let host = route::VirtualHost { name: "all".into(), domains: vec!["*".into()], routes: vec![everything], ..Default::default() };
+    let host = route::VirtualHost {
+        name: "all".into(),
+        domains: vec!["*".into()],
+        routes: vec![everything],
+        ..Default::default()
+    };
     let table = route::RouteConfiguration { name: "table".into(), virtual_hosts: vec![host], ..Default::default() };
     let manager = hcm::HttpConnectionManager {
         stat_prefix: "test".into(),
@@ -96,7 +110,9 @@ fn secure_listener(port: u16) -> Any {
         require_client_certificate: Some(meltemi_proto::google::protobuf::BoolValue { value: true }),
         common_tls_context: Some(tls::CommonTlsContext {
             tls_certificate_sds_secret_configs: vec![from_agent("default")],
-            validation_context_type: Some(tls::common_tls_context::ValidationContextType::ValidationContextSdsSecretConfig(from_agent("ROOTCA"))),
+            validation_context_type: Some(
+                tls::common_tls_context::ValidationContextType::ValidationContextSdsSecretConfig(from_agent("ROOTCA")),
+            ),
             ..Default::default()
         }),
         ..Default::default()
@@ -183,7 +199,10 @@ async fn serves_and_rotates(peers: &Peers, port: u16) {
     assert!(answer.ends_with("meshed"), "{answer}");
     until("another certificate", async || ask(port, client.clone()).await.filter(|(_, serial)| *serial != first)).await;
     let nobody = client_config(&terms, None, &trust).expect("terms");
-    assert!(ask(port, nobody).await.is_none_or(|(answer, _)| answer.is_empty()), "without a certificate there is no answer");
+    assert!(
+        ask(port, nobody).await.is_none_or(|(answer, _)| answer.is_empty()),
+        "without a certificate there is no answer"
+    );
 }
 
 #[tokio::test]
@@ -192,11 +211,13 @@ async fn envoy_serves_with_a_certificate_that_rotates_under_it() {
         eprintln!("SKIPPED: no Envoy here; set MELTEMI_ENVOY");
         return;
     };
-    let (port, admin, prometheus, health) = (free_port().await, free_port().await, free_port().await, free_port().await);
+    let (port, admin, prometheus, health) =
+        (free_port().await, free_port().await, free_port().await, free_port().await);
     let status = SocketAddr::from(([127, 0, 0, 1], free_port().await));
     let (peers, options) = bench(port, status, |peers| {
         let mut envoy = EnvoySidecar::new(program, peers.folder());
-        (envoy.concurrency, envoy.admin_port, envoy.prometheus_port, envoy.health_port) = (1, admin, prometheus, health);
+        (envoy.concurrency, envoy.admin_port, envoy.prometheus_port, envoy.health_port) =
+            (1, admin, prometheus, health);
         ProxyChoice::Envoy(envoy)
     })
     .await;
@@ -216,7 +237,8 @@ async fn envoy_serves_with_a_certificate_that_rotates_under_it() {
 async fn our_proxy_serves_with_a_certificate_that_rotates_under_it() {
     let port = free_port().await;
     let status = SocketAddr::from(([127, 0, 0, 1], free_port().await));
-    let (peers, options) = bench(port, status, |_| ProxyChoice::Embedded(Embedded::meltemi(ProxyOptions::default()))).await;
+    let (peers, options) =
+        bench(port, status, |_| ProxyChoice::Embedded(Embedded::meltemi(ProxyOptions::default()))).await;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let sidecar = tokio::spawn(run(options, async move { _ = stopped.await }));
     is_ready(status).await;

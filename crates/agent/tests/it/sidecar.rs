@@ -59,7 +59,8 @@ async fn a_sidecar_becomes_ready_and_drains_when_told_to_end() {
         extra: Default::default(),
     };
     let status = free_port().await;
-    let dns = DnsOptions { address: SocketAddr::from(([127, 0, 0, 1], 0)), ..DnsOptions::new(workload.search_domains()) };
+    let dns =
+        DnsOptions { address: SocketAddr::from(([127, 0, 0, 1], 0)), ..DnsOptions::new(workload.search_domains()) };
     let proxy = Arc::new(Idle::default());
     let started = proxy.clone();
     let options = SidecarOptions {
@@ -92,7 +93,10 @@ async fn a_sidecar_becomes_ready_and_drains_when_told_to_end() {
     assert!(http(status, "GET", "/debug/ndsz").await.1.contains("details.default.svc.cluster.local"));
     assert!(http(status, "GET", "/certs").await.1.contains("spiffe://cluster.local/ns/default/sa/sleep"));
     assert!(http(status, "GET", "/metrics").await.1.contains("idle 1"));
-    assert_eq!(peers.nodes.lock().expect("lock").as_slice(), ["sidecar~10.44.0.7~sleep-1.default~default.svc.cluster.local"]);
+    assert_eq!(
+        peers.nodes.lock().expect("lock").as_slice(),
+        ["sidecar~10.44.0.7~sleep-1.default~default.svc.cluster.local"]
+    );
 
     assert_eq!(http(status, "POST", "/quitquitquit").await.0, 200);
     sidecar.await.expect("no panic").expect("a good end");

@@ -13,7 +13,8 @@ use tokio::sync::Notify;
 
 pub(crate) async fn http(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.expect("connected");
-    let request = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("sent");
     let mut text = String::new();
     stream.read_to_string(&mut text).await.expect("an answer");
@@ -28,7 +29,9 @@ async fn application() -> u16 {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut request = vec![0; 1024];
             let _ = stream.read(&mut request).await;
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 18\r\nconnection: close\r\n\r\napp_hits 3\n# EOF\n\n").await;
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 18\r\nconnection: close\r\n\r\napp_hits 3\n# EOF\n\n")
+                .await;
         }
     });
     port
@@ -48,7 +51,9 @@ async fn start(app: Option<AppMetrics>, ready: Arc<AtomicBool>, quit: Arc<Notify
         quit,
         drain: Arc::default(),
     };
-    let server = StatusServer::bind(SocketAddr::from(([127, 0, 0, 1], 0)), sources, StatusOptions::default()).await.expect("bound");
+    let server = StatusServer::bind(SocketAddr::from(([127, 0, 0, 1], 0)), sources, StatusOptions::default())
+        .await
+        .expect("bound");
     let address = server.address().expect("bound");
     tokio::spawn(server.run());
     address

@@ -48,10 +48,15 @@ pub(crate) fn certificate(authority: &CertificateAuthority) -> Identity {
     Identity::from_pem(chain[0].as_bytes(), key.serialize_pem().as_bytes()).expect("an identity")
 }
 
-fn sockets(peers: &Peers, secrets: &SecretStore, control_plane: ControlPlane) -> (PathBuf, PathBuf, watch::Sender<usize>) {
+fn sockets(
+    peers: &Peers,
+    secrets: &SecretStore,
+    control_plane: ControlPlane,
+) -> (PathBuf, PathBuf, watch::Sender<usize>) {
     let (xds, sds) = (peers.folder().join("XDS"), peers.folder().join("SDS"));
     let streams = watch::Sender::new(0);
-    let served = serve_sockets(&xds, &sds, control_plane, secrets.clone(), AgentMetrics::default(), streams.clone()).expect("bound");
+    let served = serve_sockets(&xds, &sds, control_plane, secrets.clone(), AgentMetrics::default(), streams.clone())
+        .expect("bound");
     tokio::spawn(served);
     (xds, sds, streams)
 }
@@ -75,22 +80,31 @@ async fn secrets_come_in_both_variants_and_rotate() {
     let opening = client.delta_secrets(ReceiverStream::new(requests));
     let mut inbound = opening.await.expect("a stream").into_inner();
     let first = certificate(&peers.authority);
-    secrets.set(ROOT_SECRET, Secret::trust(TrustBundle::from_pem(peers.authority.roots_pem().as_bytes()).expect("roots")));
+    secrets
+        .set(ROOT_SECRET, Secret::trust(TrustBundle::from_pem(peers.authority.roots_pem().as_bytes()).expect("roots")));
     secrets.set(DEFAULT_SECRET, Secret::identity(first.clone()));
 
     let mut serials = Vec::new();
     for round in 0..2 {
         let response = inbound.message().await.expect("a response").expect("the stream lives");
         assert!(response.removed_resources.is_empty());
-        let secret: SecretResource = unpack(response.resources[0].resource.as_ref().expect("a resource")).expect("a secret");
+        let secret: SecretResource =
+            unpack(response.resources[0].resource.as_ref().expect("a resource")).expect("a secret");
         let Some(Type::TlsCertificate(tls)) = secret.r#type else { panic!("{:?}", secret.name) };
-        let bytes = |source: Option<meltemi_proto::envoy::config::core::v3::DataSource>| match source.and_then(|source| source.specifier) {
+        let bytes = |source: Option<meltemi_proto::envoy::config::core::v3::DataSource>| match source
+            .and_then(|source| source.specifier)
+        {
             Some(Specifier::InlineBytes(bytes)) => bytes,
             other => panic!("{other:?}"),
         };
-        let identity = Identity::from_pem(&bytes(tls.certificate_chain), &bytes(tls.private_key)).expect("chain and key belong together");
+        let identity = Identity::from_pem(&bytes(tls.certificate_chain), &bytes(tls.private_key))
+            .expect("chain and key belong together");
         serials.push(identity.info().serial.clone());
-        let ack = DeltaDiscoveryRequest { type_url: type_url::SECRET.into(), response_nonce: response.nonce, ..DeltaDiscoveryRequest::default() };
+        let ack = DeltaDiscoveryRequest {
+            type_url: type_url::SECRET.into(),
+            response_nonce: response.nonce,
+            ..DeltaDiscoveryRequest::default()
+        };
         delta.send(ack).await.expect("sent");
         if round == 0 {
             secrets.set(DEFAULT_SECRET, Secret::identity(certificate(&peers.authority)));
@@ -112,6 +126,39 @@ async fn secrets_come_in_both_variants_and_rotate() {
     assert!(secret.name == ROOT_SECRET && matches!(secret.r#type, Some(Type::ValidationContext(_))));
 }
 
+/// A DestinationRule's `caCertificates`, and the machine's own authorities where there are none, are names of files.
+#[tokio::test]
+async fn roots_that_are_files_are_served_by_name() {
+    let peers = Peers::start().await;
+    let secrets = SecretStore::new();
+    secrets.set(DEFAULT_SECRET, Secret::identity(certificate(&peers.authority)));
+    let file = peers.folder().join("roots.pem");
+    std::fs::write(&file, peers.authority.roots_pem()).expect("written");
+    let names = [format!("file-root:{}", file.display()), "file-root:system".to_owned()];
+    let (_, sds, _) = sockets(&peers, &secrets, peers.control_plane(&secrets));
+    let mut client = SecretDiscoveryServiceClient::new(channel(sds).await);
+    for name in names {
+        let (delta, requests) = mpsc::channel(1);
+        let subscribe = DeltaDiscoveryRequest {
+            node: Some(Node { id: "envoy".into(), ..Node::default() }),
+            type_url: type_url::SECRET.into(),
+            resource_names_subscribe: vec![name.clone()],
+            ..DeltaDiscoveryRequest::default()
+        };
+        delta.send(subscribe).await.expect("sent");
+        let mut inbound = client.delta_secrets(ReceiverStream::new(requests)).await.expect("a stream").into_inner();
+        let response = inbound.message().await.expect("a response").expect("the stream lives");
+        let secret: SecretResource =
+            unpack(response.resources[0].resource.as_ref().expect("a resource")).expect("a secret");
+        let Some(Type::ValidationContext(context)) = secret.r#type else { panic!("{:?}", secret.name) };
+        let Some(Specifier::InlineBytes(roots)) = context.trusted_ca.and_then(|ca| ca.specifier) else {
+            panic!("{name}")
+        };
+        let is_there = TrustBundle::from_pem(&roots).is_ok_and(|roots| !roots.is_empty());
+        assert!(secret.name == name && is_there, "{name}");
+    }
+}
+
 #[tokio::test]
 async fn discovery_goes_through_with_the_agents_credential_and_comes_back_after_a_restart() {
     let mut peers = Peers::start().await;
@@ -128,7 +175,8 @@ async fn discovery_goes_through_with_the_agents_credential_and_comes_back_after_
     for round in 1..=2 {
         let (sender, requests) = mpsc::channel(8);
         sender.send(subscribe()).await.expect("sent");
-        let mut inbound = client.delta_aggregated_resources(ReceiverStream::new(requests)).await.expect("a stream").into_inner();
+        let mut inbound =
+            client.delta_aggregated_resources(ReceiverStream::new(requests)).await.expect("a stream").into_inner();
         let response = inbound.message().await.expect("a response").expect("the stream lives");
         assert_eq!((response.type_url.as_str(), response.resources.len()), (type_url::NAME_TABLE, 1));
         assert_eq!(*streams.borrow(), 1);
@@ -140,7 +188,8 @@ async fn discovery_goes_through_with_the_agents_credential_and_comes_back_after_
             until("the stream is counted out", async || (*streams.borrow() == 0).then_some(())).await;
             let (sender, requests) = mpsc::channel(8);
             sender.send(subscribe()).await.expect("sent");
-            let refused = client.delta_aggregated_resources(ReceiverStream::new(requests)).await.expect_err("nobody there");
+            let refused =
+                client.delta_aggregated_resources(ReceiverStream::new(requests)).await.expect_err("nobody there");
             assert_eq!(refused.code(), tonic::Code::Unavailable);
             peers.restart().await;
         }

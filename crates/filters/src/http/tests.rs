@@ -168,7 +168,8 @@ fn a_route_can_turn_a_fault_off() {
 }
 
 fn cors() -> Override {
-    let origin = StringMatcher { ignore_case: false, match_pattern: Some(MatchPattern::Exact("https://a.example".into())) };
+    let origin =
+        StringMatcher { ignore_case: false, match_pattern: Some(MatchPattern::Exact("https://a.example".into())) };
     let message = proto::cors::v3::CorsPolicy {
         allow_origin_string_match: vec![origin],
         allow_methods: "GET,POST".into(),
@@ -291,7 +292,13 @@ fn peers_introduce_each_other() {
 
 #[test]
 fn the_preamble_is_read_in_any_pieces() {
-    let info = PeerInfo { namespace: "a".into(), workload: "b".into(), canonical_service: "b".into(), canonical_revision: "latest".into(), ..PeerInfo::default() };
+    let info = PeerInfo {
+        namespace: "a".into(),
+        workload: "b".into(),
+        canonical_service: "b".into(),
+        canonical_revision: "latest".into(),
+        ..PeerInfo::default()
+    };
     let mut bytes = preamble::write("id", &info);
     let length = bytes.len();
     bytes.extend_from_slice(b"payload");

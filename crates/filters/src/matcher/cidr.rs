@@ -35,11 +35,12 @@ impl Cidr {
 
     /// Compiles Envoy's message; an absent length is 0, as Envoy has it.
     pub fn compile(message: &CidrRange, scope: &mut Scope) -> Result<Self, Rejection> {
-        Self::parse(&message.address_prefix, message.prefix_len.as_ref().map_or(0, |length| length.value))
-            .ok_or_else(|| {
+        Self::parse(&message.address_prefix, message.prefix_len.as_ref().map_or(0, |length| length.value)).ok_or_else(
+            || {
                 let length = message.prefix_len.as_ref().map_or(0, |length| length.value);
                 scope.reject(format!("{:?}/{length} is not an address range", message.address_prefix))
-            })
+            },
+        )
     }
 
     /// An address as text, without octal or short forms, and a length.

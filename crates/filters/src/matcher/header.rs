@@ -152,7 +152,6 @@ impl HeaderMatch {
             Judge::Joined => joined,
         }
     }
-
 }
 
 impl Kind {
@@ -233,9 +232,8 @@ pub fn cookie<'h>(head: &'h RequestHead, name: &str) -> Option<&'h [u8]> {
         let pair = pair.trim_ascii();
         let at = memchr::memchr(b'=', pair)?;
         let value = pair[at + 1..].trim_ascii();
-        (pair[..at] == *name.as_bytes()).then(|| {
-            value.strip_prefix(b"\"").and_then(|inner| inner.strip_suffix(b"\"")).unwrap_or(value)
-        })
+        (pair[..at] == *name.as_bytes())
+            .then(|| value.strip_prefix(b"\"").and_then(|inner| inner.strip_suffix(b"\"")).unwrap_or(value))
     })
 }
 

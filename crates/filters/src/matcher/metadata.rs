@@ -89,9 +89,11 @@ impl ValueMatch {
                 }
                 None => return scope.refuse("a list matcher without pattern"),
             },
-            MatchPattern::OrMatch(any) => Self::Any(
-                scope.each("value_matchers", &any.value_matchers, |scope, value| Self::compile(value, scope, depth + 1))?,
-            ),
+            MatchPattern::OrMatch(any) => {
+                Self::Any(scope.each("value_matchers", &any.value_matchers, |scope, value| {
+                    Self::compile(value, scope, depth + 1)
+                })?)
+            }
         })
     }
 
@@ -124,9 +126,8 @@ mod tests {
             match_pattern: Some(proto::string_matcher::MatchPattern::Exact(text.to_owned())),
         };
         let element = proto::ValueMatcher { match_pattern: Some(MatchPattern::StringMatch(string("b"))) };
-        let list = proto::ListMatcher {
-            match_pattern: Some(proto::list_matcher::MatchPattern::OneOf(Box::new(element))),
-        };
+        let list =
+            proto::ListMatcher { match_pattern: Some(proto::list_matcher::MatchPattern::OneOf(Box::new(element))) };
         let mut message = proto::MetadataMatcher {
             filter: "jwt".into(),
             path: vec![proto::metadata_matcher::PathSegment {

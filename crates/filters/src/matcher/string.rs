@@ -1,8 +1,8 @@
 //! Envoy's `StringMatcher`, compiled.
 
-use memchr::memmem;
 use meltemi_proto::envoy::r#type::matcher::v3::StringMatcher;
 use meltemi_proto::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use memchr::memmem;
 
 use super::FullRegex;
 use crate::finding::{Rejection, Scope};

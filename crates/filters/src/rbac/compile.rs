@@ -91,12 +91,12 @@ fn permission(message: &proto::Permission, scope: &mut Scope, depth: usize) -> R
     }
     Ok(match scope.required("rule", message.rule.as_ref())? {
         Rule::Any(value) => Condition::Constant(*value),
-        Rule::AndRules(set) => Condition::All(
-            scope.each("and_rules", &set.rules, |scope, message| permission(message, scope, depth + 1))?,
-        ),
-        Rule::OrRules(set) => Condition::Any(
-            scope.each("or_rules", &set.rules, |scope, message| permission(message, scope, depth + 1))?,
-        ),
+        Rule::AndRules(set) => {
+            Condition::All(scope.each("and_rules", &set.rules, |scope, message| permission(message, scope, depth + 1))?)
+        }
+        Rule::OrRules(set) => {
+            Condition::Any(scope.each("or_rules", &set.rules, |scope, message| permission(message, scope, depth + 1))?)
+        }
         Rule::NotRule(rule) => {
             Condition::Not(Box::new(scope.within("not_rule", |scope| permission(rule, scope, depth + 1))?))
         }

@@ -3,7 +3,9 @@ use std::collections::HashMap;
 use meltemi_proto::envoy::config::rbac::v3 as proto;
 use meltemi_proto::envoy::config::route::v3::{HeaderMatcher, header_matcher::HeaderMatchSpecifier};
 use meltemi_proto::envoy::extensions::filters::http::rbac::v3 as http;
-use meltemi_proto::envoy::r#type::matcher::v3::{PathMatcher, StringMatcher, path_matcher, string_matcher::MatchPattern};
+use meltemi_proto::envoy::r#type::matcher::v3::{
+    PathMatcher, StringMatcher, path_matcher, string_matcher::MatchPattern,
+};
 use proptest::prelude::*;
 use prost::Message;
 use proto::permission::Rule;
@@ -81,7 +83,8 @@ fn allow_needs_a_match_and_names_it() {
     let head = RequestHead::of("GET", "h", "/api/x?y");
     let verdict = judge(&rules, &conn(Some(BOB)), Some(&head));
     assert_eq!((verdict.allowed, verdict.policy.as_deref()), (true, Some("ns[a]-policy[p]-rule[0]")));
-    for (conn, path) in [(conn(None), "/api"), (conn(Some(BOB)), "/ap"), (conn(Some("spiffe://x/ns/a/sa/bob")), "/api")] {
+    for (conn, path) in [(conn(None), "/api"), (conn(Some(BOB)), "/ap"), (conn(Some("spiffe://x/ns/a/sa/bob")), "/api")]
+    {
         let verdict = judge(&rules, &conn, Some(&RequestHead::of("GET", "h", path)));
         assert!(!verdict.allowed);
         assert_eq!(verdict.details(), "rbac_access_denied_matched_policy[none]");
@@ -142,10 +145,7 @@ fn mapped_addresses_are_canonical() {
     let principal = proto::Principal { identifier: Some(Identifier::DirectRemoteIp(range)) };
     let any = proto::Permission { rule: Some(Rule::Any(true)) };
     let deny = rules(proto::rbac::Action::Deny, vec![("d", any, principal)]);
-    let conn = ConnInfo::plain(
-        "[::1]:1".parse().expect("address"),
-        "[::ffff:10.1.2.3]:5".parse().expect("address"),
-    );
+    let conn = ConnInfo::plain("[::1]:1".parse().expect("address"), "[::ffff:10.1.2.3]:5".parse().expect("address"));
     assert!(!judge(&deny, &conn, None).allowed);
 }
 

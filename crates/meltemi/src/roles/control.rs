@@ -43,7 +43,8 @@ pub(crate) fn control(args: ControlArgs) -> Result<i32> {
     meltemi_tls::install_default();
     let authority = CertificateAuthority::self_signed(&args.state_dir.join("ca"), TrustDomain::default())
         .context("cannot open the certificate authority")?;
-    let key = std::fs::read_to_string(&args.token_key).with_context(|| format!("cannot read {}", args.token_key.display()))?;
+    let key = std::fs::read_to_string(&args.token_key)
+        .with_context(|| format!("cannot read {}", args.token_key.display()))?;
     let tokens = JwtTokenReview::new(&key).with_context(|| format!("{}", args.token_key.display()))?;
     let root = authority.roots_pem().to_owned();
     let mut options = ControlOptions::new(args.state_dir, Arc::new(authority), Arc::new(tokens));

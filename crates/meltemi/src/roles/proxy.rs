@@ -15,12 +15,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tonic::transport::Endpoint;
 
 pub(crate) fn proxy(args: ProxyArgs) -> Result<i32> {
-    super::log("info");
+    let levels = super::log("info");
     meltemi_tls::install_default();
     let file = args.config.display();
     let bootstrap = read(&args.config).with_context(|| format!("{file}"))?;
     if args.validate {
-        meltemi_proxy_config::bootstrap::Bootstrap::compile(&bootstrap, &Default::default()).map_err(|rejection| anyhow::anyhow!("{file}: {rejection}"))?;
+        meltemi_proxy_config::bootstrap::Bootstrap::compile(&bootstrap, &Default::default())
+            .map_err(|rejection| anyhow::anyhow!("{file}: {rejection}"))?;
         println!("configuration '{file}' OK");
         return Ok(0);
     }
@@ -37,6 +38,7 @@ pub(crate) fn proxy(args: ProxyArgs) -> Result<i32> {
         xds,
         bootstrap: Some(bootstrap),
         logs: Logs::default(),
+        levels,
         ..ProxyOptions::default()
     };
     let handle = Proxy::start(options).with_context(|| format!("{file}"))?;
@@ -66,7 +68,8 @@ async fn ended(handle: &meltemi_proxy::ProxyHandle) {
 /// YAML or JSON, which is YAML.
 fn read(path: &Path) -> Result<Bootstrap> {
     let text = std::fs::read_to_string(path).context("cannot read the file")?;
-    let value: serde_json::Value = serde_saphyr::from_str(&text).map_err(|error| anyhow::anyhow!("not YAML: {error}"))?;
+    let value: serde_json::Value =
+        serde_saphyr::from_str(&text).map_err(|error| anyhow::anyhow!("not YAML: {error}"))?;
     // The descriptors go as soon as the file is read.
     Reflection::new()?.from_json(&value).context("not an Envoy bootstrap")
 }
@@ -75,10 +78,13 @@ fn socket(address: &Address) -> Result<SocketAddr> {
     match &address.address {
         Some(address::Address::SocketAddress(socket)) => {
             let port = match socket.port_specifier {
-                Some(socket_address::PortSpecifier::PortValue(port)) => u16::try_from(port).context("port_value is above 65535")?,
+                Some(socket_address::PortSpecifier::PortValue(port)) => {
+                    u16::try_from(port).context("port_value is above 65535")?
+                }
                 _ => bail!("socket_address needs a port_value"),
             };
-            let ip: IpAddr = if socket.address.is_empty() { Ipv4Addr::UNSPECIFIED.into() } else { socket.address.parse()? };
+            let ip: IpAddr =
+                if socket.address.is_empty() { Ipv4Addr::UNSPECIFIED.into() } else { socket.address.parse()? };
             Ok((ip, port).into())
         }
         _ => bail!("only socket_address is supported here"),

@@ -68,7 +68,7 @@ pub(crate) struct SidecarArgs {
 }
 
 pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
-    super::log("info");
+    let levels = super::log("info");
     meltemi_tls::install_default();
     let identity = SpiffeId::new(TrustDomain::default(), &args.namespace, &args.service_account)?;
     let workload = Workload {
@@ -107,6 +107,7 @@ pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
                 admin: Some(([127, 0, 0, 1], 15000).into()),
                 metrics: Some(([0, 0, 0, 0], 15090).into()),
                 binder,
+                levels,
                 ..ProxyOptions::default()
             }))
         }

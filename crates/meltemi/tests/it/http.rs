@@ -79,7 +79,8 @@ impl Client {
         if answer.header("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
             loop {
                 let line = self.line()?;
-                let size = usize::from_str_radix(line.split(';').next().unwrap_or_default(), 16).map_err(|_| bad(&line))?;
+                let size =
+                    usize::from_str_radix(line.split(';').next().unwrap_or_default(), 16).map_err(|_| bad(&line))?;
                 let mut chunk = vec![0; size];
                 self.reader.read_exact(&mut chunk)?;
                 body.extend(chunk);

@@ -142,7 +142,7 @@ fn commands_behave_as_in_a_shell(mesh: &Mesh) {
         (&["logs", "nobody"], 1, "no workload \"nobody\""),
         (&["get", "nonsense"], 1, "nonsense"),
         (&["apply", "-f", "/no/such/file.yaml"], 1, "/no/such/file.yaml"),
-        (&["--mesh", "another", "status"], 1, "no mesh is running"),
+        (&["--mesh", "another", "status"], 1, "no mesh \"another\" is running"),
         (&["frobnicate"], 2, "frobnicate"),
     ] {
         let output = mesh.cli(arguments);

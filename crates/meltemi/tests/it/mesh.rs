@@ -135,7 +135,6 @@ impl Mesh {
         while !self.said("ready after") {
             let ended = self.supervisor.try_wait().ok().flatten();
             if ended.is_some() || Instant::now() > deadline {
-                let _ = self.supervisor.kill();
                 panic!("the mesh did not come up ({ended:?}); it said:\n{}", self.lines().join("\n"));
             }
             std::thread::sleep(Duration::from_millis(5));

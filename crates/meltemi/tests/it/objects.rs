@@ -74,7 +74,7 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
     assert!(mesh.cli_ok(&["get", "virtualservices", "-o", "yaml"]).contains("kind: List"));
     let wide = mesh.cli_ok(&["get", "virtualservices", "-o", "wide"]);
     assert!(wide.contains("diary.yaml") && wide.contains("applied"), "{wide}");
-    assert!(both(&mesh.cli(&["get", "vs", "-n", "elsewhere"])).contains("No objects found in namespace elsewhere."));
+    assert!(both(&mesh.cli(&["get", "vs", "-n", "elsewhere"])).contains("No objects found in namespace \"elsewhere\""));
     let unknown = mesh.cli(&["get", "virtualservice", "nobody"]);
     assert_eq!(unknown.status.code(), Some(1));
     assert!(both(&unknown).contains("not found"), "{unknown:?}");

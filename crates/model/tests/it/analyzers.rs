@@ -128,3 +128,56 @@ fn qualified(resource: &str) -> String {
         _ => resource.to_owned(),
     }
 }
+
+/// What is read and does nothing is told: nobody may think that a policy holds which does not.
+#[test]
+fn what_has_no_effect_yet_is_told() {
+    let build = super::build(
+        r"
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: jwt}
+spec: {jwtRules: [{issuer: x, jwks: '{}'}]}
+---
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: patch}
+spec: {}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: out}
+spec: {hosts: [x.org], location: MESH_EXTERNAL, resolution: DNS, ports: [{number: 443, name: tls, protocol: TLS}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: out}
+spec:
+  host: x.org
+  trafficPolicy:
+    tls: {mode: SIMPLE, caCrl: /crl.pem}
+    outlierDetection: {outlierDetectionHttpErrorCodes: [418]}
+  subsets: [{name: a, trafficPolicy: {tunnel: {targetHost: y.org, targetPort: 443}}}]
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data:
+  mesh: |
+    accessLogFile: /dev/stdout
+    meshMTLS: {minProtocolVersion: TLSV1_3}
+",
+    );
+    let told: Vec<_> = super::codes(&build).into_iter().filter(|line| line.starts_with("MEL0307")).collect();
+    assert_eq!(
+        told,
+        [
+            "MEL0307 ConfigMap/istio.istio-system data.mesh: meshMTLS",
+            "MEL0307 DestinationRule/out.default spec.subsets[0].trafficPolicy.tunnel",
+            "MEL0307 DestinationRule/out.default spec.trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes",
+            "MEL0307 DestinationRule/out.default spec.trafficPolicy.tls.caCrl",
+            "MEL0307 EnvoyFilter/patch.default spec",
+            "MEL0307 RequestAuthentication/jwt.default spec",
+        ]
+    );
+}

@@ -20,10 +20,7 @@ use crate::tls::compile::type_name;
 const MAX_DEPTH: usize = 16;
 
 /// Compiles a list of access logs; unknown ones are left out.
-pub(crate) fn compile_all(
-    messages: &[proto::AccessLog],
-    scope: &mut Scope,
-) -> Result<Vec<Arc<AccessLog>>, Rejection> {
+pub(crate) fn compile_all(messages: &[proto::AccessLog], scope: &mut Scope) -> Result<Vec<Arc<AccessLog>>, Rejection> {
     let logs = scope.each("access_log", messages, |scope, message| AccessLog::compile(message, scope))?;
     Ok(logs.into_iter().flatten().map(Arc::new).collect())
 }
@@ -98,7 +95,9 @@ fn substitution(format: Option<&core::SubstitutionFormatString>, scope: &mut Sco
         Some(Format::JsonFormat(fields)) => Ok(LogFormat::Json(json(fields, scope))),
         Some(Format::TextFormatSource(source)) => match &source.specifier {
             Some(Specifier::InlineString(text)) => Ok(LogFormat::Text(template(text, scope))),
-            Some(Specifier::InlineBytes(bytes)) => Ok(LogFormat::Text(template(&String::from_utf8_lossy(bytes), scope))),
+            Some(Specifier::InlineBytes(bytes)) => {
+                Ok(LogFormat::Text(template(&String::from_utf8_lossy(bytes), scope)))
+            }
             _ => scope.refuse("a log format must stand in the configuration"),
         },
     }
@@ -181,7 +180,9 @@ impl LogFilter {
                 Some(Self::Share(Fraction::from_option(filter.percent_sampled.as_ref(), Fraction::NONE)))
             }
             // An unknown part of an AND is left out, an unknown part of an OR admits everything.
-            FilterSpecifier::AndFilter(and) => Some(Self::All(list(&and.filters, scope)?.into_iter().flatten().collect())),
+            FilterSpecifier::AndFilter(and) => {
+                Some(Self::All(list(&and.filters, scope)?.into_iter().flatten().collect()))
+            }
             FilterSpecifier::OrFilter(or) => {
                 list(&or.filters, scope)?.into_iter().collect::<Option<Vec<_>>>().map(Self::Any)
             }

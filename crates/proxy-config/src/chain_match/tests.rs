@@ -121,7 +121,8 @@ fn sources_by_kind_range_and_port() {
         source(ConnectionSourceType::Any, vec![range("10.9.0.0", 16)], vec![]),
         source(ConnectionSourceType::Any, vec![], vec![]),
     ]);
-    let from = |remote: &str| ConnInfo::plain("10.0.0.1:80".parse().expect("address"), remote.parse().expect("address"));
+    let from =
+        |remote: &str| ConnInfo::plain("10.0.0.1:80".parse().expect("address"), remote.parse().expect("address"));
     assert_eq!(tree.find(&from("127.0.0.1:1")), Some(0));
     assert_eq!(tree.find(&from("10.0.0.1:1")), Some(0));
     assert_eq!(tree.find(&from("10.9.1.1:5000")), Some(1));

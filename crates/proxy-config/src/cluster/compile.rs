@@ -227,10 +227,11 @@ fn compile_http(message: &proto::Cluster, scope: &mut Scope) -> Result<(Upstream
         message.protocol_selection,
         message.max_requests_per_connection.as_ref(),
     );
-    let options: Option<upstream::HttpProtocolOptions> = match message.typed_extension_protocol_options.get(HTTP_OPTIONS) {
-        Some(any) => Some(scope.within(HTTP_OPTIONS, |scope| scope.unpack(any))?),
-        None => None,
-    };
+    let options: Option<upstream::HttpProtocolOptions> =
+        match message.typed_extension_protocol_options.get(HTTP_OPTIONS) {
+            Some(any) => Some(scope.within(HTTP_OPTIONS, |scope| scope.unpack(any))?),
+            None => None,
+        };
     if let Some(any) = message.typed_extension_protocol_options.keys().find(|key| *key != HTTP_OPTIONS) {
         scope.warn("typed_extension_protocol_options", format!("{any:?} is not honoured"));
     }
@@ -283,9 +284,8 @@ fn compile_http(message: &proto::Cluster, scope: &mut Scope) -> Result<(Upstream
     if let Some(options) = upstream_options {
         http.auto_sni = options.auto_sni;
         http.auto_san_validation = options.auto_san_validation;
-        http.auto_sni_header = Some(options.override_auto_sni_header.to_ascii_lowercase())
-            .filter(|name| !name.is_empty())
-            .map(Into::into);
+        http.auto_sni_header =
+            Some(options.override_auto_sni_header.to_ascii_lowercase()).filter(|name| !name.is_empty()).map(Into::into);
     }
     Ok((protocol, http))
 }
@@ -380,7 +380,8 @@ fn maglev(size: Option<u64>, scope: &Scope) -> Result<Policy, Rejection> {
 }
 
 fn is_prime(number: u64) -> bool {
-    number >= 2 && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| !number.is_multiple_of(divisor))
+    number >= 2
+        && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| !number.is_multiple_of(divisor))
 }
 
 /// The first policy of the list that is known, as Envoy has it.
@@ -391,12 +392,12 @@ fn compile_policies(
     scope: &mut Scope,
 ) -> Result<Policy, Rejection> {
     use policies::common::v3::locality_lb_config::LocalityConfigSpecifier as Locality;
-    let mut locality = |own: Option<&policies::common::v3::LocalityLbConfig>, scope: &mut Scope| {
-        match own.and_then(|own| own.locality_config_specifier.as_ref()) {
-            Some(Locality::LocalityWeightedLbConfig(_)) => config.locality_weighted = true,
-            Some(Locality::ZoneAwareLbConfig(_)) => scope.warn("zone_aware_lb_config", "not honoured by this proxy"),
-            None => {}
-        }
+    let mut locality = |own: Option<&policies::common::v3::LocalityLbConfig>, scope: &mut Scope| match own
+        .and_then(|own| own.locality_config_specifier.as_ref())
+    {
+        Some(Locality::LocalityWeightedLbConfig(_)) => config.locality_weighted = true,
+        Some(Locality::ZoneAwareLbConfig(_)) => scope.warn("zone_aware_lb_config", "not honoured by this proxy"),
+        None => {}
     };
     for policy in &list.policies {
         let Some(any) = policy.typed_extension_config.as_ref().and_then(|config| config.typed_config.as_ref()) else {
@@ -441,7 +442,9 @@ fn compile_policies(
             "envoy.extensions.load_balancing_policies.cluster_provided.v3.ClusterProvided" => {
                 return Ok(Policy::OriginalDst);
             }
-            other => scope.warn("load_balancing_policy", format!("{other:?} is unknown; the next of the list is tried")),
+            other => {
+                scope.warn("load_balancing_policy", format!("{other:?} is unknown; the next of the list is tried"))
+            }
         }
     }
     scope.refuse("no policy of load_balancing_policy is known")
@@ -483,9 +486,13 @@ fn compile_subsets(message: &proto::cluster::LbSubsetConfig, scope: &mut Scope) 
             Ok(General::DefaultSubset) => Fallback::Default,
             Err(_) => return scope.refuse(format!("unknown fallback_policy {}", message.fallback_policy)),
         },
-        default: SubsetMatch::new(message.default_subset.iter().flat_map(|fields| &fields.fields).map(|(key, value)| {
-            (Arc::from(key.as_str()), canonical_value(&Value::from_proto(value)))
-        })),
+        default: SubsetMatch::new(
+            message
+                .default_subset
+                .iter()
+                .flat_map(|fields| &fields.fields)
+                .map(|(key, value)| (Arc::from(key.as_str()), canonical_value(&Value::from_proto(value)))),
+        ),
     })
 }
 
@@ -519,11 +526,14 @@ impl OutlierDetection {
     fn compile(message: &proto::OutlierDetection, scope: &mut Scope) -> Result<Self, Rejection> {
         scope.unsupported("monitors", !message.monitors.is_empty());
         scope.unsupported("detect_degraded_hosts", boolean(message.detect_degraded_hosts.as_ref(), false));
-        let base_ejection =
-            scope.duration("base_ejection_time", message.base_ejection_time.as_ref())?.unwrap_or(Duration::from_secs(30));
-        let max_ejection =
-            scope.duration("max_ejection_time", message.max_ejection_time.as_ref())?.unwrap_or(Duration::from_secs(300));
-        let percent = |value: Option<&meltemi_proto::google::protobuf::UInt32Value>, default| number(value, default).min(100);
+        let base_ejection = scope
+            .duration("base_ejection_time", message.base_ejection_time.as_ref())?
+            .unwrap_or(Duration::from_secs(30));
+        let max_ejection = scope
+            .duration("max_ejection_time", message.max_ejection_time.as_ref())?
+            .unwrap_or(Duration::from_secs(300));
+        let percent =
+            |value: Option<&meltemi_proto::google::protobuf::UInt32Value>, default| number(value, default).min(100);
         Ok(Self {
             consecutive_5xx: number(message.consecutive_5xx.as_ref(), 5),
             enforcing_5xx: percent(message.enforcing_consecutive_5xx.as_ref(), 100),
@@ -538,7 +548,9 @@ impl OutlierDetection {
                 .unwrap_or(Duration::from_secs(10)),
             base_ejection,
             max_ejection: max_ejection.max(base_ejection),
-            jitter: scope.duration("max_ejection_time_jitter", message.max_ejection_time_jitter.as_ref())?.unwrap_or_default(),
+            jitter: scope
+                .duration("max_ejection_time_jitter", message.max_ejection_time_jitter.as_ref())?
+                .unwrap_or_default(),
             max_ejection_percent: percent(message.max_ejection_percent.as_ref(), 10),
             always_eject_one: boolean(message.always_eject_one_host.as_ref(), false),
             success_rate: SuccessRate {

@@ -50,7 +50,20 @@ impl HttpConnectionManager {
         scope.unsupported("proxy_status_config", message.proxy_status_config.is_some());
         scope.unsupported("path_normalization_options", message.path_normalization_options.is_some());
         scope.unsupported("typed_header_validation_config", message.typed_header_validation_config.is_some());
+        if message.forward_proto_config.is_some() {
+            return scope.refuse(
+                "forward_proto_config is unknown, so x-forwarded-proto would be trusted otherwise than is meant",
+            );
+        }
+        scope.unsupported("stream_flush_timeout", message.stream_flush_timeout.is_some());
+        scope.unsupported("delayed_close_timeout", message.delayed_close_timeout.is_some());
+        scope.unsupported("access_log_options", message.access_log_options.is_some());
+        scope.unsupported("append_local_overload", message.append_local_overload);
         let common = message.common_http_protocol_options.unwrap_or_default();
+        scope.unsupported(
+            "common_http_protocol_options.max_connection_duration_jitter",
+            common.max_connection_duration_jitter.is_some(),
+        );
         let filters = compile_slots(&message.http_filters, owner, compiler, scope)?;
         #[allow(deprecated)]
         let parts = message.set_current_client_cert_details.unwrap_or_default();
@@ -136,9 +149,11 @@ impl HttpConnectionManager {
             http2: http2_options(message.http2_protocol_options.as_ref(), scope)?,
             internal_addresses: match &message.internal_address_config {
                 None => Vec::new(),
-                Some(config) => scope.each("internal_address_config.cidr_ranges", &config.cidr_ranges, |scope, range| {
-                    Cidr::compile(range, scope)
-                })?,
+                Some(config) => {
+                    scope.each("internal_address_config.cidr_ranges", &config.cidr_ranges, |scope, range| {
+                        Cidr::compile(range, scope)
+                    })?
+                }
             },
             append_x_forwarded_port: message.append_x_forwarded_port,
             proxy_100_continue: message.proxy_100_continue,

@@ -5,7 +5,7 @@ use meltemi_proto::Any;
 use meltemi_proto::envoy::config::core::v3::TrafficDirection;
 use meltemi_proto::envoy::config::listener::v3 as proto;
 use meltemi_proto::envoy::extensions::filters::listener as listener_filters;
-use meltemi_proto::envoy::extensions::filters::network as network;
+use meltemi_proto::envoy::extensions::filters::network;
 use meltemi_proto::istio::{StatsConfig, TypedStruct};
 use proto::listener_filter_chain_match_predicate::Rule;
 
@@ -20,7 +20,11 @@ const MAX_DEPTH: usize = 16;
 const BUFFER_LIMIT: u32 = 1 << 20;
 
 impl Listener {
-    pub(crate) fn compile(message: &proto::Listener, compiler: &Compiler, scope: &mut Scope) -> Result<Self, Rejection> {
+    pub(crate) fn compile(
+        message: &proto::Listener,
+        compiler: &Compiler,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
         if message.filter_chain_matcher.is_some() || message.fcds_config.is_some() {
             return scope.refuse("filter_chain_matcher and fcds_config are unknown");
         }
@@ -29,15 +33,18 @@ impl Listener {
         }
         scope.unsupported("socket_options", !message.socket_options.is_empty());
         let address = match &message.listener_specifier {
-            Some(proto::listener::ListenerSpecifier::InternalListener(_)) => Address::Internal(message.name.as_str().into()),
+            Some(proto::listener::ListenerSpecifier::InternalListener(_)) => {
+                Address::Internal(message.name.as_str().into())
+            }
             None => Address::compile_required(message.address.as_ref(), scope)?,
         };
         if matches!(address, Address::Name(..)) {
             return scope.refuse("a listener needs an IP address");
         }
-        let additional_addresses = scope.each("additional_addresses", &message.additional_addresses, |scope, more| {
-            Address::compile_required(more.address.as_ref(), scope)
-        })?;
+        let additional_addresses =
+            scope.each("additional_addresses", &message.additional_addresses, |scope, more| {
+                Address::compile_required(more.address.as_ref(), scope)
+            })?;
         let chains = FilterChains::compile(message, compiler, scope)?;
         if chains.all.is_empty() && chains.default.is_none() {
             return scope.refuse("no filter chain");
@@ -107,7 +114,8 @@ impl ListenerFilters {
             "envoy.filters.listener.original_dst" | "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => {
                 self.original_dst = Some(disabled);
             }
-            "envoy.filters.listener.tls_inspector" | "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => {
+            "envoy.filters.listener.tls_inspector"
+            | "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => {
                 self.tls_inspector = Some(disabled);
             }
             "envoy.filters.listener.http_inspector"
@@ -131,7 +139,9 @@ impl ListenerFilters {
                 scope.warn("", "original_src is not honoured: the workload sees the proxy's address");
             }
             // Istio's waypoints; it sets what sidecars do not need.
-            "envoy.extensions.filters.listener.set_filter_state.v3.Config" => scope.warn("", "set_filter_state is not honoured"),
+            "envoy.extensions.filters.listener.set_filter_state.v3.Config" => {
+                scope.warn("", "set_filter_state is not honoured")
+            }
             other => return scope.refuse(format!("unknown listener filter {other:?}")),
         }
         Ok(())

@@ -196,7 +196,8 @@ impl Route {
                 #[allow(deprecated)]
                 let cors = compile_cors(action.cors.as_ref(), scope)?;
                 overrides = with_cors(std::mem::take(&mut overrides), cors);
-                RouteAction::compile(action, &owner, general, compiler, scope).map(|action| Target::Forward(Box::new(action)))
+                RouteAction::compile(action, &owner, general, compiler, scope)
+                    .map(|action| Target::Forward(Box::new(action)))
             })?,
             proto::route::Action::Redirect(redirect) => {
                 let redirect = scope.within("redirect", |scope| Redirect::compile(redirect, scope))?;
@@ -273,7 +274,8 @@ impl PathMatch {
             PathSpecifier::Path(path) => Self::ExactIgnoreCase(path.as_str().into()),
             PathSpecifier::PathSeparatedPrefix(prefix) => {
                 if !prefix.starts_with('/') || prefix.ends_with('/') || prefix.contains(['?', '#']) {
-                    return scope.refuse(format!("path_separated_prefix {prefix:?} must begin and not end with a slash"));
+                    return scope
+                        .refuse(format!("path_separated_prefix {prefix:?} must begin and not end with a slash"));
                 }
                 Self::Separated(prefix.as_str().into(), case)
             }
@@ -284,10 +286,7 @@ impl PathMatch {
     }
 }
 
-fn mirrors(
-    messages: &[proto::route_action::RequestMirrorPolicy],
-    scope: &mut Scope,
-) -> Result<Vec<Mirror>, Rejection> {
+fn mirrors(messages: &[proto::route_action::RequestMirrorPolicy], scope: &mut Scope) -> Result<Vec<Mirror>, Rejection> {
     scope.each("request_mirror_policies", messages, |scope, mirror| {
         scope.unsupported("request_headers_mutations", !mirror.request_headers_mutations.is_empty());
         Ok(Mirror {

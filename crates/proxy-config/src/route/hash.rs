@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use meltemi_filters::matcher::{Substitution, cookie, query_parameter};
-use meltemi_filters::{RequestHead, Rejection, Scope};
+use meltemi_filters::{Rejection, RequestHead, Scope};
 use meltemi_lb::hash::xxh64;
 use meltemi_proto::envoy::config::route::v3::route_action as proto;
 use smallvec::SmallVec;
@@ -84,7 +84,11 @@ impl HashPolicy {
                 name: cookie.name.as_str().into(),
                 path: cookie.path.as_str().into(),
                 ttl: scope.duration("cookie.ttl", cookie.ttl.as_ref())?,
-                attributes: cookie.attributes.iter().map(|a| (a.name.as_str().into(), a.value.as_str().into())).collect(),
+                attributes: cookie
+                    .attributes
+                    .iter()
+                    .map(|a| (a.name.as_str().into(), a.value.as_str().into()))
+                    .collect(),
             }),
             PolicySpecifier::ConnectionProperties(properties) if properties.source_ip => Source::Address,
             PolicySpecifier::ConnectionProperties(_) => return Ok(None),
@@ -98,7 +102,12 @@ impl HashPolicy {
     }
 }
 
-pub(super) fn combine<'a>(policies: &'a [HashPolicy], head: &RequestHead, source: IpAddr, seed: u64) -> HashOutcome<'a> {
+pub(super) fn combine<'a>(
+    policies: &'a [HashPolicy],
+    head: &RequestHead,
+    source: IpAddr,
+    seed: u64,
+) -> HashOutcome<'a> {
     let mut outcome = HashOutcome::default();
     for policy in policies {
         let new = match &policy.source {

@@ -1,7 +1,7 @@
 //! Routes that the proxy answers itself.
 
 use meltemi_filters::matcher::Substitution;
-use meltemi_filters::{RequestHead, Rejection, Scope};
+use meltemi_filters::{Rejection, RequestHead, Scope};
 use meltemi_proto::envoy::config::core::v3::data_source::Specifier;
 use meltemi_proto::envoy::config::route::v3 as proto;
 use proto::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
@@ -62,7 +62,9 @@ impl Redirect {
             Some(PathRewriteSpecifier::RegexRewrite(rewrite)) => {
                 RedirectPath::Regex(Box::new(Substitution::compile(rewrite, scope)?))
             }
-            Some(PathRewriteSpecifier::PathRewrite(_)) => return scope.refuse("path_rewrite with formatters is unknown"),
+            Some(PathRewriteSpecifier::PathRewrite(_)) => {
+                return scope.refuse("path_rewrite with formatters is unknown");
+            }
         };
         Ok(Self {
             status,

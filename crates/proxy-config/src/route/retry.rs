@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use meltemi_filters::matcher::HeaderMatch;
-use meltemi_filters::{RequestHead, ResponseHead, Rejection, Scope};
+use meltemi_filters::{Rejection, RequestHead, ResponseHead, Scope};
 use meltemi_proto::envoy::config::route::v3 as proto;
 
 /// `RetryPolicy`, compiled.
@@ -120,7 +120,8 @@ pub enum AttemptFailure {
 impl RetryPolicy {
     /// Compiles Envoy's message.
     pub fn compile(message: &proto::RetryPolicy, scope: &mut Scope) -> Result<Self, Rejection> {
-        let mut codes: Vec<u16> = message.retriable_status_codes.iter().filter_map(|c| u16::try_from(*c).ok()).collect();
+        let mut codes: Vec<u16> =
+            message.retriable_status_codes.iter().filter_map(|c| u16::try_from(*c).ok()).collect();
         let mut unknown = Vec::new();
         let mut on = RetryOn::parse(&message.retry_on, |word| unknown.push(word.to_owned()));
         for word in unknown {
@@ -170,7 +171,9 @@ impl RetryPolicy {
         Ok(Self {
             on,
             num_retries: message.num_retries.as_ref().map_or(1, |n| n.value),
-            per_try_timeout: scope.duration("per_try_timeout", message.per_try_timeout.as_ref())?.filter(|t| !t.is_zero()),
+            per_try_timeout: scope
+                .duration("per_try_timeout", message.per_try_timeout.as_ref())?
+                .filter(|t| !t.is_zero()),
             per_try_idle_timeout: scope
                 .duration("per_try_idle_timeout", message.per_try_idle_timeout.as_ref())?
                 .filter(|t| !t.is_zero()),

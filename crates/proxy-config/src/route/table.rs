@@ -239,9 +239,11 @@ impl HostIndex {
     fn find_wildcard(&self, host: &str) -> Option<u32> {
         let bytes = host.as_bytes();
         // The wildcard stands for at least one character.
-        let suffix = self.suffixes.iter().filter(|(length, _)| *length < bytes.len()).find_map(|(length, group)| {
-            host.get(bytes.len() - length..).and_then(|suffix| group.get(suffix))
-        });
+        let suffix = self
+            .suffixes
+            .iter()
+            .filter(|(length, _)| *length < bytes.len())
+            .find_map(|(length, group)| host.get(bytes.len() - length..).and_then(|suffix| group.get(suffix)));
         let prefix = || {
             self.prefixes
                 .iter()
@@ -253,6 +255,14 @@ impl HostIndex {
 }
 
 impl<'a> RouteDecision<'a> {
+    /// The route's name, or its virtual host's where it has none: what a cause names.
+    pub fn label(&self) -> &'a Arc<str> {
+        match self.route.name.is_empty() {
+            true => &self.host.name,
+            false => &self.route.name,
+        }
+    }
+
     /// The most specific setting for a filter: weighted cluster, route, virtual host, table.
     pub fn setting(&self, filter: &str) -> Option<&'a Override> {
         if let Chosen::Forward(Forward { weighted: Some(weighted), .. }) = self.chosen

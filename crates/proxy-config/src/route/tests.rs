@@ -205,7 +205,8 @@ fn weights_are_exact_over_a_cycle() {
     assert_eq!(v2, 200);
     let metadata = Metadata::default();
     let decision = table.select(&head, &RouteContext { random: 85, metadata: &metadata, conn: None }).expect("route");
-    let rendered: Vec<_> = decision.request_headers().flat_map(|ops| ops.render(&meltemi_filters::format::NoFacts)).collect();
+    let rendered: Vec<_> =
+        decision.request_headers().flat_map(|ops| ops.render(&meltemi_filters::format::NoFacts)).collect();
     assert_eq!(rendered, [("x-cluster", b"v2".to_vec())]);
     let broken = proto::RouteConfiguration {
         virtual_hosts: vec![host("h", &["*"], vec![route(PathSpecifier::Prefix("/".into()), weighted(&[("a", 0)]))])],
@@ -237,7 +238,8 @@ fn paths_and_hosts_are_rewritten() {
     let rewrite = |path: &str| {
         let head = RequestHead::of("GET", "h", path);
         let metadata = Metadata::default();
-        let decision = table.select(&head, &RouteContext { random: 0, metadata: &metadata, conn: None }).expect("route");
+        let decision =
+            table.select(&head, &RouteContext { random: 0, metadata: &metadata, conn: None }).expect("route");
         let mut out = Vec::new();
         let changed = decision.route.rewrite_path(&head, &mut out);
         (changed, String::from_utf8(out).expect("text"))
@@ -284,7 +286,8 @@ fn the_most_specific_setting_wins() {
     let setting = |path: &str| {
         let head = RequestHead::of("GET", "h", path);
         let metadata = Metadata::default();
-        let decision = table.select(&head, &RouteContext { random: 0, metadata: &metadata, conn: None }).expect("route");
+        let decision =
+            table.select(&head, &RouteContext { random: 0, metadata: &metadata, conn: None }).expect("route");
         decision.setting(&name).map(|setting| matches!(setting, Override::Disabled))
     };
     assert_eq!(setting("/off"), Some(true));
@@ -303,10 +306,8 @@ fn unknown_conditions_and_settings_are_refused() {
         meltemi_proto::Any { type_url: "type.googleapis.com/unknown.Filter".into(), value: vec![] },
     );
     for route in [with_state, with_setting, proto::Route::default()] {
-        let message = proto::RouteConfiguration {
-            virtual_hosts: vec![host("h", &["*"], vec![route])],
-            ..Default::default()
-        };
+        let message =
+            proto::RouteConfiguration { virtual_hosts: vec![host("h", &["*"], vec![route])], ..Default::default() };
         let error = compile_route(&message).expect_err("refused");
         assert!(error.path.starts_with("virtual_hosts[0].routes[0]"), "{error}");
     }
@@ -319,7 +320,8 @@ fn virtual_hosts_can_arrive_one_by_one() {
     let (empty, _) = compiler.route(&message).expect("compiles");
     assert!(empty.uses_vhds && get(&empty, "a", "/").is_none());
     let (host, _) = compiler.virtual_host("80", &host("80/a", &["a"], vec![prefix("/", "a")])).expect("compiles");
-    let table = RouteTable::assemble(empty.name.clone(), empty.settings.clone(), vec![host], true).expect("no conflict");
+    let table =
+        RouteTable::assemble(empty.name.clone(), empty.settings.clone(), vec![host], true).expect("no conflict");
     assert_eq!(get(&table, "a", "/").as_deref(), Some("a"));
 }
 

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use meltemi_filters::RequestHead;
 use meltemi_filters::http::Overrides;
-use meltemi_filters::matcher::{CookieMatch, Fraction, FullRegex, HeaderMatch, MetadataMatch, PathTemplate, QueryMatch};
+use meltemi_filters::matcher::{
+    CookieMatch, Fraction, FullRegex, HeaderMatch, MetadataMatch, PathTemplate, QueryMatch,
+};
 use meltemi_filters::metadata::Metadata;
 
 use super::{DirectResponse, HeaderOps, Redirect, RouteAction, RouteContext};

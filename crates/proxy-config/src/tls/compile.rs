@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use meltemi_filters::matcher::StringMatch;
 use meltemi_filters::{Rejection, Scope};
 use meltemi_proto::Any;
@@ -107,12 +109,16 @@ impl DownstreamTls {
         if common.certificates.is_empty() {
             return scope.refuse("a server needs a certificate");
         }
+        if common.validation.is_pinned() && common.validation.trust == Trust::None {
+            return scope.refuse("pins of clients need a trusted_ca");
+        }
         if require_client_certificate && common.validation.verifies_nothing() {
             return scope.refuse("require_client_certificate without anything to verify it by");
         }
         if message.ocsp_staple_policy == proto::downstream_tls_context::OcspStaplePolicy::MustStaple as i32 {
             return scope.refuse("OCSP stapling is unknown, so MUST_STAPLE cannot be kept");
         }
+        scope.unsupported("session_timeout", message.session_timeout.is_some());
         let disable_tickets = match &message.session_ticket_keys_type {
             Some(SessionTicketKeysType::DisableStatelessSessionResumption(disable)) => *disable,
             Some(_) => {
@@ -136,8 +142,13 @@ impl UpstreamTls {
     pub fn compile(message: &proto::UpstreamTlsContext, scope: &mut Scope) -> Result<Self, Rejection> {
         let default = proto::CommonTlsContext::default();
         let common = message.common_tls_context.as_ref().unwrap_or(&default);
+        let common = scope.within("common_tls_context", |scope| CommonTls::compile(common, scope))?;
+        if message.auto_sni_san_validation && common.validation.trust == Trust::None {
+            return scope.refuse("auto_sni_san_validation without anything that vouches for the certificate");
+        }
+        scope.unsupported("allow_renegotiation", message.allow_renegotiation);
         Ok(Self {
-            common: scope.within("common_tls_context", |scope| CommonTls::compile(common, scope))?,
+            common,
             sni: message.sni.as_str().into(),
             auto_host_sni: message.auto_host_sni,
             auto_sni_san_validation: message.auto_sni_san_validation,
@@ -178,8 +189,10 @@ impl CommonTls {
             }
             Some(_) => return scope.refuse("certificate providers are unknown"),
         };
+        validation.check(scope)?;
         let parameters = message.tls_params.clone().unwrap_or_default();
-        let version = |value: i32, default: TlsVersion, lowest: bool, scope: &Scope| match TlsProtocol::try_from(value) {
+        let version = |value: i32, default: TlsVersion, lowest: bool, scope: &Scope| match TlsProtocol::try_from(value)
+        {
             Ok(TlsProtocol::TlsAuto) => Ok(default),
             Ok(TlsProtocol::TlSv12) => Ok(TlsVersion::V12),
             Ok(TlsProtocol::TlSv13) => Ok(TlsVersion::V13),
@@ -192,15 +205,26 @@ impl CommonTls {
         if min_version > max_version {
             return scope.refuse("tls_minimum_protocol_version is above the maximum");
         }
-        scope.unsupported("tls_params.signature_algorithms", !parameters.signature_algorithms.is_empty());
+        // Both narrow what may be agreed on: without them more would be accepted than is meant.
+        if !parameters.signature_algorithms.is_empty() || !parameters.compliance_policies.is_empty() {
+            return scope.refuse("tls_params.signature_algorithms and compliance_policies are unknown");
+        }
+        if message.tls_certificate_provider_instance.is_some() {
+            return scope.refuse("certificate providers are unknown");
+        }
+        let cipher_suites = match min_version {
+            // They have no say in TLS 1.3.
+            TlsVersion::V13 => Box::default(),
+            TlsVersion::V12 => algorithms::cipher_suites(&parameters.cipher_suites, scope)?,
+        };
         Ok(Self {
             certificates,
             validation,
             alpn: message.alpn_protocols.iter().map(|name| name.as_str().into()).collect(),
             min_version,
             max_version,
-            cipher_suites: parameters.cipher_suites.iter().map(|name| name.as_str().into()).collect(),
-            ecdh_curves: parameters.ecdh_curves.iter().map(|name| name.as_str().into()).collect(),
+            cipher_suites,
+            groups: algorithms::groups(&parameters.ecdh_curves, scope)?,
         })
     }
 }
@@ -214,15 +238,12 @@ impl Validation {
             spki_pins: Vec::new(),
             certificate_pins: Vec::new(),
             crl: None,
-            crl_leaf_only: false,
-            allow_expired: false,
-            accept_untrusted: false,
         }
     }
 
     /// Whether any certificate would do.
     pub fn verifies_nothing(&self) -> bool {
-        self.trust == Trust::None && self.spki_pins.is_empty() && self.certificate_pins.is_empty()
+        self.trust == Trust::None && !self.is_pinned()
     }
 
     /// Compiles Envoy's message, as it stands in a context or in a secret.
@@ -234,7 +255,14 @@ impl Validation {
         if boolean(message.require_signed_certificate_timestamp.as_ref(), false) {
             return scope.refuse("signed certificate timestamps are unknown");
         }
-        scope.unsupported("max_verify_depth", message.max_verify_depth.is_some());
+        if message.max_verify_depth.is_some() {
+            return scope.refuse("max_verify_depth is unknown; chains have at most 10 certificates");
+        }
+        // Without these more is refused than is meant, which is safe.
+        let untrusted = proto::certificate_validation_context::TrustChainVerification::AcceptUntrusted as i32;
+        scope.unsupported("allow_expired_certificate", message.allow_expired_certificate);
+        scope.unsupported("trust_chain_verification", message.trust_chain_verification == untrusted);
+        scope.unsupported("only_verify_leaf_cert_crl", message.only_verify_leaf_cert_crl);
         let mut san_matchers =
             scope.each("match_typed_subject_alt_names", &message.match_typed_subject_alt_names, |scope, san| {
                 let kind = match SanType::try_from(san.san_type) {
@@ -257,26 +285,52 @@ impl Validation {
             (None, Some(_)) => Trust::System,
             (None, None) => Trust::None,
         };
-        let untrusted = proto::certificate_validation_context::TrustChainVerification::AcceptUntrusted as i32;
+        let spki_pins = scope.each("verify_certificate_spki", &message.verify_certificate_spki, |scope, pin| {
+            let bytes = STANDARD.decode(pin).ok().and_then(|bytes| bytes.try_into().ok());
+            bytes.ok_or_else(|| scope.reject("not the SHA-256 of a public key in base64"))
+        })?;
+        let certificate_pins =
+            scope.each("verify_certificate_hash", &message.verify_certificate_hash, |scope, pin| {
+                sha256_of_hex(pin).ok_or_else(|| scope.reject("not the SHA-256 of a certificate in hexadecimal"))
+            })?;
         Ok(Self {
             trust,
             san_matchers,
-            spki_pins: message.verify_certificate_spki.iter().map(|pin| pin.as_str().into()).collect(),
-            certificate_pins: message
-                .verify_certificate_hash
-                .iter()
-                // With or without colons, in either case.
-                .map(|pin| pin.replace(':', "").to_ascii_lowercase().into())
-                .collect(),
+            spki_pins,
+            certificate_pins,
             crl: match &message.crl {
                 Some(source) => Some(data_source(source, scope)?),
                 None => None,
             },
-            crl_leaf_only: message.only_verify_leaf_cert_crl,
-            allow_expired: message.allow_expired_certificate,
-            accept_untrusted: message.trust_chain_verification == untrusted,
         })
     }
+
+    /// What only makes sense once it is clear what vouches for the peer.
+    fn check(&self, scope: &Scope) -> Result<(), Rejection> {
+        if self.trust != Trust::None {
+            return Ok(());
+        }
+        if !self.san_matchers.is_empty() {
+            return scope.refuse("names of certificates that nothing vouches for prove nothing: trusted_ca is missing");
+        }
+        if self.crl.is_some() {
+            return scope.refuse("a crl without trusted_ca");
+        }
+        Ok(())
+    }
+}
+
+/// With or without colons, in either case.
+fn sha256_of_hex(text: &str) -> Option<[u8; 32]> {
+    let digits = text.replace(':', "");
+    if digits.len() != 64 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).ok()?;
+    }
+    Some(bytes)
 }
 
 fn certificate(scope: &mut Scope, message: &proto::TlsCertificate) -> Result<CertificateSource, Rejection> {
@@ -311,7 +365,9 @@ fn secret(message: &proto::SdsSecretConfig, scope: &Scope) -> Result<SecretRef, 
         Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => SecretSource::Ads,
         Some(ConfigSourceSpecifier::ApiConfigSource(api)) => match grpc_cluster(api) {
             Some(cluster) => SecretSource::Cluster(cluster.into()),
-            None => return scope.refuse(format!("secret {:?} comes from neither ADS nor an Envoy cluster", message.name)),
+            None => {
+                return scope.refuse(format!("secret {:?} comes from neither ADS nor an Envoy cluster", message.name));
+            }
         },
         #[allow(deprecated)]
         Some(ConfigSourceSpecifier::Path(_)) => SecretSource::Static,

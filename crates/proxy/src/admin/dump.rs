@@ -100,10 +100,8 @@ fn secrets(inspector: &Inspector) -> Value {
         let secret = store.get(&name)?;
         let mut message = Map::new();
         message.insert("name".to_owned(), json!(name));
-        message.insert(
-            "@type".to_owned(),
-            json!("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"),
-        );
+        message
+            .insert("@type".to_owned(), json!("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"));
         if let Some(identity) = &secret.identity {
             message.insert(
                 "tls_certificate".to_owned(),
@@ -114,10 +112,8 @@ fn secrets(inspector: &Inspector) -> Value {
             );
         }
         if let Some(trust) = &secret.trust {
-            message.insert(
-                "validation_context".to_owned(),
-                json!({ "trusted_ca": { "inline_string": trust.to_pem() } }),
-            );
+            message
+                .insert("validation_context".to_owned(), json!({ "trusted_ca": { "inline_string": trust.to_pem() } }));
         }
         Some(json!({ "name": name, "secret": message }))
     });

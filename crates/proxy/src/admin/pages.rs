@@ -23,7 +23,7 @@ pub const HELP: &str = "admin commands are:
   /drain_listeners (POST): end connections in order (?graceful: go on accepting)
   /healthcheck/fail (POST): answer /ready with 503
   /listeners: where listeners listen (?format=json)
-  /logging: levels
+  /logging: levels (POST ?level=debug, ?paths=meltemi_proxy:debug,h2:info or ?meltemi_proxy=debug: change them)
   /quitquitquit (POST): end
   /ready: whether traffic may come
   /server_info: who this is
@@ -35,13 +35,10 @@ pub const HELP: &str = "admin commands are:
 pub fn own_metrics(common: &Common, out: &mut String) {
     let uptime = common.since.elapsed().as_secs();
     let live = u8::from(common.ready.load(Relaxed));
-    let rows: [(&str, &str, String); 7] = [
+    let rows: [(&str, &str, String); 4] = [
         ("envoy_server_uptime", "gauge", uptime.to_string()),
         ("envoy_server_live", "gauge", live.to_string()),
         ("envoy_server_total_connections", "gauge", common.connections.get().to_string()),
-        ("meltemi_downstream_tls_errors_total", "counter", common.tls_errors.get().to_string()),
-        ("meltemi_downstream_unmatched_total", "counter", common.unmatched.get().to_string()),
-        ("meltemi_network_rbac_denied_total", "counter", common.rbac_denied.get().to_string()),
         ("meltemi_access_log_dropped_total", "counter", common.logs.dropped().to_string()),
     ];
     for (name, kind, value) in rows {

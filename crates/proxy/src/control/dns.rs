@@ -21,7 +21,8 @@ pub async fn keep(cluster: Arc<Cluster>, answers: mpsc::Sender<(Arc<str>, Endpoi
     loop {
         let resolved = resolve(set, dns, logical).await;
         let failed = resolved.is_none();
-        if let Some(endpoints) = resolved.or_else(|| first.then(|| EndpointSet { endpoints: Vec::new(), ..copy(set) })) {
+        if let Some(endpoints) = resolved.or_else(|| first.then(|| EndpointSet { endpoints: Vec::new(), ..copy(set) }))
+        {
             if answers.send((cluster.name.clone(), endpoints)).await.is_err() {
                 return;
             }
@@ -76,8 +77,20 @@ fn of_family(ips: Vec<IpAddr>, family: DnsFamily) -> Vec<IpAddr> {
     match family {
         DnsFamily::V4 => v4,
         DnsFamily::V6 => v6,
-        DnsFamily::V4Preferred => if v4.is_empty() { v6 } else { v4 },
-        DnsFamily::Auto => if v6.is_empty() { v4 } else { v6 },
+        DnsFamily::V4Preferred => {
+            if v4.is_empty() {
+                v6
+            } else {
+                v4
+            }
+        }
+        DnsFamily::Auto => {
+            if v6.is_empty() {
+                v4
+            } else {
+                v6
+            }
+        }
         DnsFamily::All => [v4, v6].concat(),
     }
 }

@@ -2,7 +2,9 @@
 
 use meltemi_proto::Any;
 use meltemi_proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
-use meltemi_proto::envoy::extensions::transport_sockets::tls::v3::{Secret as Message, secret::Type};
+use meltemi_proto::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, Secret as Message, secret::Type,
+};
 use meltemi_tls::{Identity, Secret, SecretStore, TrustBundle};
 
 /// Reads one secret into the store. The error names no byte of it.
@@ -15,7 +17,22 @@ pub fn apply(store: &SecretStore, name: &str, any: &Any) -> Result<(), String> {
             Secret::identity(Identity::from_pem(&chain, &key).map_err(|error| error.to_string())?)
         }
         Some(Type::ValidationContext(context)) => {
-            let mut trust = TrustBundle::from_pem(&bytes(context.trusted_ca.as_ref())?).map_err(|error| error.to_string())?;
+            // Only roots and revocation lists are taken from a secret; whatever else narrows whom to trust would be lost.
+            let known = CertificateValidationContext {
+                trusted_ca: context.trusted_ca.clone(),
+                crl: context.crl.clone(),
+                watched_directory: context.watched_directory.clone(),
+                allow_expired_certificate: context.allow_expired_certificate,
+                only_verify_leaf_cert_crl: context.only_verify_leaf_cert_crl,
+                suppress_client_ca_list: context.suppress_client_ca_list,
+                trust_chain_verification: context.trust_chain_verification,
+                ..Default::default()
+            };
+            if known != *context {
+                return Err("of a validation context only trusted_ca and crl may come in a secret".to_owned());
+            }
+            let mut trust =
+                TrustBundle::from_pem(&bytes(context.trusted_ca.as_ref())?).map_err(|error| error.to_string())?;
             if let Some(crl) = &context.crl {
                 trust = trust.with_crls(&bytes(Some(crl))?).map_err(|error| error.to_string())?;
             }

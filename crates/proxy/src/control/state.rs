@@ -128,24 +128,29 @@ impl State {
     }
 
     fn set_cluster(&mut self, name: &str, version: &str, any: &Any, origin: Origin) -> Result<usize, String> {
-        let compiled = meltemi_proto::unpack(any).map_err(|error| error.to_string());
-        let compiled = compiled.and_then(|message| {
-            self.compiler.cluster(&message).map_err(|rejection| rejection.to_string())
+        let compiled = self.compiler.cluster_from(any).map_err(|rejection| rejection.to_string());
+        let usable = compiled.and_then(|(cluster, warnings)| {
+            cluster.transports().filter_map(terms_of).try_for_each(check)?;
+            Ok((cluster, warnings))
         });
-        set(&mut self.clusters, name, version, any, origin, compiled)
+        set(&mut self.clusters, name, version, any, origin, usable)
     }
 
     fn set_listener(&mut self, name: &str, version: &str, any: &Any, origin: Origin) -> Result<usize, String> {
-        let compiled = meltemi_proto::unpack(any).map_err(|error| error.to_string());
-        let compiled = compiled.and_then(|message| {
-            self.compiler.listener(&message).map_err(|rejection| rejection.to_string())
+        let compiled = self.compiler.listener_from(any).map_err(|rejection| rejection.to_string());
+        let usable = compiled.and_then(|(listener, warnings)| {
+            listener
+                .chains
+                .iter()
+                .filter_map(|chain| chain.transport.tls())
+                .try_for_each(|terms| check(&terms.common))?;
+            Ok((listener, warnings))
         });
-        set(&mut self.listeners, name, version, any, origin, compiled)
+        set(&mut self.listeners, name, version, any, origin, usable)
     }
 
     fn set_route(&mut self, name: &str, version: &str, any: &Any, origin: Origin) -> Result<usize, String> {
-        let message = meltemi_proto::unpack(any).map_err(|error| error.to_string())?;
-        match self.compiler.route(&message) {
+        match self.compiler.route_from(any) {
             Ok((table, warnings)) => {
                 let count = warnings.len();
                 let received = received(name, version, any, origin, warnings);
@@ -162,8 +167,7 @@ impl State {
     }
 
     fn set_endpoints(&mut self, name: &str, version: &str, any: &Any, origin: Origin) -> Result<usize, String> {
-        let message = meltemi_proto::unpack(any).map_err(|error| error.to_string())?;
-        match self.compiler.endpoints(&message) {
+        match self.compiler.endpoints_from(any) {
             Ok((endpoints, warnings)) => {
                 let count = warnings.len();
                 let received = received(name, version, any, origin, warnings);
@@ -197,7 +201,12 @@ impl State {
             }
             ENDPOINT => {
                 // It does not exist: nobody need wait for it. Endpoints that were there stay, as Envoy keeps them.
-                let none = || (Arc::new(EndpointSet { name: name.into(), overprovisioning_factor: 140, ..Default::default() }), None);
+                let none = || {
+                    (
+                        Arc::new(EndpointSet { name: name.into(), overprovisioning_factor: 140, ..Default::default() }),
+                        None,
+                    )
+                };
                 self.endpoints.entry(name.into()).or_insert_with(none);
             }
             _ => {}
@@ -310,7 +319,9 @@ impl State {
             };
             let before = self.entries.get(name).filter(|entry| Arc::ptr_eq(&entry.cluster, cluster));
             let entry = match before {
-                Some(entry) if Arc::ptr_eq(&entry.endpoints, &endpoints) || both_empty(&entry.endpoints, &endpoints) => {
+                Some(entry)
+                    if Arc::ptr_eq(&entry.endpoints, &endpoints) || both_empty(&entry.endpoints, &endpoints) =>
+                {
                     entry.clone()
                 }
                 Some(entry) => Arc::new(ClusterEntry::new(cluster.clone(), endpoints, entry.live.clone())),
@@ -332,7 +343,10 @@ impl State {
     pub fn warming(&self) -> Vec<(&'static str, Arc<str>)> {
         let clusters = self.clusters.iter().filter(|(_, slot)| slot.warming.is_some());
         let listeners = self.listeners.iter().filter(|(_, slot)| slot.warming.is_some());
-        clusters.map(|(name, _)| ("cluster", name.clone())).chain(listeners.map(|(name, _)| ("listener", name.clone()))).collect()
+        clusters
+            .map(|(name, _)| ("cluster", name.clone()))
+            .chain(listeners.map(|(name, _)| ("listener", name.clone())))
+            .collect()
     }
 
     /// Everything that was received, by type, for dumps.
@@ -378,10 +392,11 @@ fn set<T: std::fmt::Debug>(
         // The bootstrap's own word stands.
         return Ok(0);
     }
-    // Sent again without a change: what serves, with its pools and connections, stays. The debug form shows every
-    // field, in order; encoded bytes would not do, since maps have no order on the wire.
-    let text = format!("{value:?}");
-    let same = slot.active.as_ref().is_some_and(|active| format!("{active:?}") == text);
+    // Sent again without a change: what serves, with its pools and connections, stays. The same bytes are the same
+    // allocation. Other bytes may still say the same, since maps have no order on the wire; the debug form shows every
+    // field, in order.
+    let same = |active: &Arc<T>| Arc::ptr_eq(active, &value) || format!("{active:?}") == format!("{value:?}");
+    let same = slot.active.as_ref().is_some_and(same);
     slot.warming = (!same).then_some(value);
     slot.received = received;
     Ok(count)
@@ -422,6 +437,11 @@ fn tables(listener: &Listener) -> impl Iterator<Item = Arc<str>> + '_ {
 
 fn secrets_of(chain: &FilterChain) -> impl Iterator<Item = &SecretRef> {
     chain.transport.tls().into_iter().flat_map(|terms| terms.common.secrets())
+}
+
+/// Certificates and lists that stand in the configuration must be readable.
+fn check(terms: &CommonTls) -> Result<(), String> {
+    crate::upstream::tls::check(terms).map_err(|error| error.to_string())
 }
 
 fn terms_of(transport: &UpstreamTransport) -> Option<&CommonTls> {

@@ -30,13 +30,23 @@ pub enum BodyError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Digits of a chunk size.
-    Size { digits: u8, size: u64 },
+    Size {
+        digits: u8,
+        size: u64,
+    },
     /// After the digits, up to CR.
-    Extension { size: u64 },
+    Extension {
+        size: u64,
+    },
     /// LF after a chunk size line.
-    SizeLf { size: u64 },
+    SizeLf {
+        size: u64,
+    },
     /// Inside a chunk, or a body of known length.
-    Data { left: u64, chunked: bool },
+    Data {
+        left: u64,
+        chunked: bool,
+    },
     /// CR after a chunk.
     DataCr,
     /// LF after a chunk.

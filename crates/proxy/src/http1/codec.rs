@@ -270,7 +270,8 @@ pub fn read_response(
     let bytes = &bytes[..end];
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut response = httparse::Response::new(&mut []);
-    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, bytes, &mut fields);
+    let parsed =
+        httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, bytes, &mut fields);
     match parsed {
         Ok(httparse::Status::Complete(n)) if n == end => {}
         Ok(_) | Err(_) => return Err(refuse("http1.codec_error")),
@@ -393,8 +394,7 @@ pub fn end_head(out: &mut Vec<u8>, chunked: bool, close: bool) {
 
 /// Drops what must not cross from another protocol into an HTTP/1.1 head.
 pub fn strip_hop_by_hop(fields: &mut meltemi_filters::head::Fields) {
-    for known in
-        [Known::Connection, Known::KeepAlive, Known::ProxyConnection, Known::TransferEncoding, Known::Upgrade]
+    for known in [Known::Connection, Known::KeepAlive, Known::ProxyConnection, Known::TransferEncoding, Known::Upgrade]
     {
         fields.remove_known(known);
     }
@@ -508,9 +508,11 @@ mod tests {
     fn responses_are_read_as_strictly() {
         let read = |text: &[u8], method: &str| {
             let mut head = ResponseHead::default();
-            read_response(text, &mut 0, &Limits::default(), method, &mut head).map(|r| r.map(|(_, terms)| (head, terms)))
+            read_response(text, &mut 0, &Limits::default(), method, &mut head)
+                .map(|r| r.map(|(_, terms)| (head, terms)))
         };
-        let (head, terms) = read(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: y\r\n\r\n", "GET").expect("ok").expect("whole");
+        let (head, terms) =
+            read(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: y\r\n\r\n", "GET").expect("ok").expect("whole");
         assert_eq!((head.status, terms.framing, terms.keep_alive), (200, Framing::Length(5), true));
         let framing = |text: &[u8], method: &str| read(text, method).expect("ok").expect("whole").1;
         assert_eq!(framing(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", "HEAD").framing, Framing::Empty);

@@ -15,7 +15,7 @@ use super::codec::{self, Limits, Refusal, RequestTerms};
 use super::input::Input;
 use crate::body::{BodyIn, H1BodyIn};
 use crate::downstream::Downstream;
-use crate::exchange::{self, Exchange, Ended};
+use crate::exchange::{self, Ended, Exchange};
 use crate::io::Io;
 use crate::respond::{H1Responder, Responder};
 use crate::timer::LazyTimer;
@@ -31,8 +31,8 @@ enum Next {
     Refused(Refusal),
     /// Nothing was lost by closing: the peer closed, or was idle for too long, or the connection drains.
     Quiet,
-    /// A head did not become whole in time.
-    Slow,
+    /// A head did not become whole in time: which limit, and Envoy's words for the client and for logs.
+    Slow(&'static str, &'static str, &'static str),
 }
 
 /// Serves until the connection ends. `first` was read already.
@@ -48,18 +48,26 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
             fields: http.max_head_fields as usize,
             http10: http.http1.accept_http_10,
         };
-        let waits = Waits { idle: http.idle_timeout, headers: http.request_headers_timeout };
+        let expires = http.max_connection_duration.map(|longest| Instant::from_std(conn.since) + longest);
+        let waits = Waits {
+            idle: http.idle_timeout,
+            headers: http.request_headers_timeout,
+            stream_idle: http.stream_idle_timeout,
+            expires,
+        };
         let terms = match next(&conn, &io, &mut input, &mut timer, &limits, waits, &mut head).await {
             Next::Request(terms) => terms,
             Next::Quiet => break,
-            Next::Refused(refusal) => {
-                refuse(&worker, &conn, &io, head, refusal).await;
+            Next::Refused(Refusal { status, details }) => {
+                let body = meltemi_filters::head::reason(status);
+                let reply = LocalReply::new(status, body, details, Cause::Protocol(details.into()));
+                refuse(&worker, &conn, &io, head, reply.flagged(ResponseFlag::DownstreamProtocolError)).await;
                 linger(&io, &mut input).await;
                 return;
             }
-            Next::Slow => {
-                let refusal = Refusal { status: 408, details: "request_header_timeout" };
-                refuse(&worker, &conn, &io, head, refusal).await;
+            Next::Slow(which, body, details) => {
+                let reply = LocalReply::new(408, body, details, Cause::Timeout(which, conn.chain.clone()));
+                refuse(&worker, &conn, &io, head, reply).await;
                 linger(&io, &mut input).await;
                 return;
             }
@@ -69,7 +77,8 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
         conn.requests.set(conn.requests.get() + 1);
         let limit = http.max_requests_per_connection;
         let last = limit > 0 && conn.requests.get() >= u64::from(limit);
-        let keep_alive = Cell::new(terms.keep_alive && !last && !conn.is_draining());
+        let is_old = expires.is_some_and(|expires| Instant::now() >= expires);
+        let keep_alive = Cell::new(terms.keep_alive && !last && !is_old && !conn.is_draining());
         let wants_continue = Cell::new(terms.expects_continue && terms.framing != codec::Framing::Empty);
         let mut reader = BodyReader::new(terms.framing);
         let http10 = head.version == meltemi_filters::head::HttpVersion::Http10;
@@ -124,6 +133,32 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
 struct Waits {
     idle: Option<Duration>,
     headers: Option<Duration>,
+    stream_idle: Option<Duration>,
+    expires: Option<Instant>,
+}
+
+impl Waits {
+    /// Until when a head that began at `started` must be whole, or else one must have begun.
+    fn deadline(&self, asked: Instant, started: Option<Instant>) -> Option<Instant> {
+        match started {
+            Some(started) => self.slowest().map(|wait| started + wait),
+            None => [self.idle.map(|wait| asked + wait), self.expires].into_iter().flatten().min(),
+        }
+    }
+
+    fn slowest(&self) -> Option<Duration> {
+        [self.headers, self.stream_idle].into_iter().flatten().min()
+    }
+
+    /// What a head that was not whole in time has exceeded.
+    fn exceeded(&self) -> Next {
+        match self.headers {
+            Some(headers) if Some(headers) == self.slowest() => {
+                Next::Slow("request headers timeout", "request header timeout", "request_header_timeout")
+            }
+            _ => Next::Slow("stream idle timeout", "stream timeout", "stream_idle_timeout"),
+        }
+    }
 }
 
 async fn next(
@@ -151,10 +186,7 @@ async fn next(
             }
             started.get_or_insert_with(Instant::now);
         }
-        let deadline = match started {
-            Some(started) => waits.headers.map(|wait| started + wait),
-            None => waits.idle.map(|wait| asked + wait),
-        };
+        let deadline = waits.deadline(asked, started);
         let filled = poll_fn(|cx| {
             if let Poll::Ready(filled) = input.poll_fill(cx, io) {
                 return Poll::Ready(Ok(filled));
@@ -168,21 +200,14 @@ async fn next(
         match filled {
             Ok(Ok(0) | Err(_)) => return Next::Quiet,
             Ok(Ok(_)) => {}
-            Err(true) => return Next::Slow,
+            Err(true) => return waits.exceeded(),
             Err(false) => return Next::Quiet,
         }
     }
 }
 
 /// Answers what is not a request, logs it like one, and lets the caller close.
-async fn refuse(worker: &Rc<Worker>, conn: &Rc<Downstream>, io: &Io, mut head: RequestHead, refusal: Refusal) {
-    let reply = LocalReply::new(
-        refusal.status,
-        meltemi_filters::head::reason(refusal.status),
-        refusal.details,
-        Cause::Protocol(refusal.details.into()),
-    )
-    .flagged(ResponseFlag::DownstreamProtocolError);
+async fn refuse(worker: &Rc<Worker>, conn: &Rc<Downstream>, io: &Io, mut head: RequestHead, reply: LocalReply) {
     let (keep_alive, wants_continue) = (Cell::new(false), Cell::new(false));
     let buffers = worker.buffers.clone();
     let responder = Responder::H1(H1Responder {

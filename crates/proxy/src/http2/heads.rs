@@ -111,12 +111,10 @@ pub fn request_to(head: &RequestHead) -> Result<Request<()>, BadHead> {
     *request.method_mut() =
         Method::from_bytes(head.method().as_bytes()).map_err(|_| BadHead("http2.invalid_method"))?;
     let mut parts = http::uri::Parts::default();
-    parts.authority =
-        Some(head.authority().parse().map_err(|_| BadHead("http2.invalid_host"))?);
+    parts.authority = Some(head.authority().parse().map_err(|_| BadHead("http2.invalid_host"))?);
     if !head.path().is_empty() {
         parts.scheme = Some(if head.scheme() == "https" { Scheme::HTTPS } else { Scheme::HTTP });
-        parts.path_and_query =
-            Some(head.path().parse::<PathAndQuery>().map_err(|_| BadHead("http2.invalid_path"))?);
+        parts.path_and_query = Some(head.path().parse::<PathAndQuery>().map_err(|_| BadHead("http2.invalid_path"))?);
     }
     *request.uri_mut() = Uri::from_parts(parts).map_err(|_| BadHead("http2.invalid_path"))?;
     *request.headers_mut() = header_map(head.fields());

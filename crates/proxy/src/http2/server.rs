@@ -83,7 +83,8 @@ where
     let handshake = builder(&http).handshake(stream);
     let limit = http.request_headers_timeout.or(http.idle_timeout).unwrap_or(Duration::from_secs(60));
     let Ok(Ok(mut connection)) = tokio::time::timeout(limit, handshake).await else { return };
-    let streams = Rc::new(Streams { active: Cell::new(0), opened: Cell::new(0), abandoned: Cell::new(0), ended: Notify::new() });
+    let streams =
+        Rc::new(Streams { active: Cell::new(0), opened: Cell::new(0), abandoned: Cell::new(0), ended: Notify::new() });
     let mut ping = http.http2.keepalive_interval.and_then(|interval| Some((interval, connection.ping_pong()?)));
     let ping_timeout = http.http2.keepalive_timeout.unwrap_or(Duration::from_secs(20));
     let mut keepalive = std::pin::pin!(async move {
@@ -99,6 +100,13 @@ where
         }
     });
     let mut draining = false;
+    let expires = http.max_connection_duration.map(|longest| tokio::time::Instant::from_std(conn.since) + longest);
+    let mut expired = std::pin::pin!(async move {
+        match expires {
+            Some(expires) => tokio::time::sleep_until(expires).await,
+            None => std::future::pending().await,
+        }
+    });
     loop {
         let idle = async {
             // Idle means: no stream for so long. A stream that ends starts the time anew.
@@ -121,6 +129,8 @@ where
                     streams.opened.set(streams.opened.get() + 1);
                     if streams.is_flood() {
                         tracing::debug!(conn = conn.id, "flood of resets");
+                        let cause = Cause::Overload("flood of resets");
+                        worker.causes.refusal(&cause, Some(ResponseFlag::OverloadManagerTerminated));
                         connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
                         // Says goodbye, as far as the peer listens.
                         let _ = tokio::time::timeout(ping_timeout, connection.accept()).await;
@@ -143,12 +153,20 @@ where
                     });
                 }
                 Some(Err(error)) => {
+                    if !error.is_io() && !error.is_remote() {
+                        let cause = Cause::Protocol("HTTP/2 connection error".into());
+                        worker.causes.refusal(&cause, Some(ResponseFlag::DownstreamProtocolError));
+                    }
                     tracing::debug!(%error, conn = conn.id, "downstream HTTP/2 connection ended");
                     return;
                 }
                 None => return,
             },
             () = conn.draining(), if !draining => {
+                draining = true;
+                connection.graceful_shutdown();
+            }
+            () = &mut expired, if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
             }

@@ -5,7 +5,6 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
@@ -54,8 +53,8 @@ pub struct Failure {
     pub transport: String,
     /// What caused it.
     pub cause: Cause,
-    /// A time limit passed.
-    pub limit: Option<Limit>,
+    /// A time limit passed, and the status that says so where it depends on who was slow.
+    pub limit: Option<(Limit, u16)>,
     /// A pooled connection was found closed before it had answered anything.
     pub stale: bool,
     /// Counts against the endpoint.
@@ -64,44 +63,57 @@ pub struct Failure {
 
 impl Failure {
     /// A time limit passed.
-    pub fn limit(limit: Limit) -> Self {
-        let which = match limit {
-            Limit::Total => "route timeout",
-            Limit::PerTry => "per-try timeout",
-            Limit::Idle => "stream idle timeout",
-            Limit::Stream => "max stream duration",
-        };
+    pub fn limit(limit: Limit, plan: &Plan<'_>, clocks: &Clocks) -> Self {
+        // A client that has not sent all yet is itself the slow one.
+        let waits_for_client = !clocks.is_uploaded();
         Self {
-            kind: (limit == Limit::PerTry).then_some(AttemptFailure::PerTryTimeout),
-            flag: match limit {
-                Limit::Total | Limit::PerTry => ResponseFlag::UpstreamRequestTimeout,
-                Limit::Idle => ResponseFlag::StreamIdleTimeout,
-                Limit::Stream => ResponseFlag::UpstreamMaxStreamDurationReached,
-            },
+            kind: limit.is_of_attempt().then_some(AttemptFailure::PerTryTimeout),
+            flag: limit.flag(),
             reason: "",
             transport: String::new(),
-            cause: Cause::Timeout(which),
-            limit: Some(limit),
+            cause: Cause::Timeout(limit.name(), plan.decision.label().clone()),
+            limit: Some((limit, if waits_for_client { 408 } else { 504 })),
             stale: false,
-            blames_host: matches!(limit, Limit::Total | Limit::PerTry),
+            blames_host: limit == Limit::Total || limit.is_of_attempt(),
         }
     }
 
-    fn of(plan: &Plan<'_>, host: &WorkerHost, kind: AttemptFailure, flag: ResponseFlag, reason: &'static str, how: String) -> Self {
+    fn of(
+        plan: &Plan<'_>,
+        host: &WorkerHost,
+        kind: AttemptFailure,
+        flag: ResponseFlag,
+        reason: &'static str,
+        how: String,
+    ) -> Self {
         let cause = Cause::Endpoint(plan.cluster_name.clone(), host.address, how.into());
-        Self { kind: Some(kind), flag, reason, transport: String::new(), cause, limit: None, stale: false, blames_host: true }
+        Self {
+            kind: Some(kind),
+            flag,
+            reason,
+            transport: String::new(),
+            cause,
+            limit: None,
+            stale: false,
+            blames_host: true,
+        }
     }
 
     /// The answer, in Envoy's words.
-    pub fn reply(self, _cluster: &Arc<str>, retries: u32) -> Box<LocalReply> {
+    pub fn reply(self, retries: u32) -> Box<LocalReply> {
         let (status, body, details): (u16, Cow<'static, str>, Cow<'static, str>) = match self.limit {
-            Some(Limit::Total) => (504, "upstream request timeout".into(), "response_timeout".into()),
-            Some(Limit::PerTry) => (504, "upstream request timeout".into(), "upstream_per_try_timeout".into()),
-            Some(Limit::Idle) => (504, "stream timeout".into(), "stream_idle_timeout".into()),
-            Some(Limit::Stream) => (504, "stream timeout".into(), "max_duration_timeout".into()),
+            Some((limit, slow)) => {
+                let status = match limit {
+                    Limit::Total | Limit::PerTry | Limit::PerTryIdle => 504,
+                    Limit::Idle | Limit::Stream => slow,
+                    Limit::Request | Limit::Upstream => 408,
+                };
+                (status, limit.body().into(), limit.details().into())
+            }
             None => {
                 let how = if retries > 0 { "retried and the latest reset reason: " } else { "reset reason: " };
-                let mut body = format!("upstream connect error or disconnect/reset before headers. {how}{}", self.reason);
+                let mut body =
+                    format!("upstream connect error or disconnect/reset before headers. {how}{}", self.reason);
                 let mut details = format!("upstream_reset_before_response_started{{{}", self.reason.replace(' ', "_"));
                 if !self.transport.is_empty() {
                     body.push_str(", transport failure reason: ");
@@ -208,10 +220,7 @@ pub(crate) async fn run(
     router: &Router,
 ) -> AttemptEnd {
     let started = Instant::now();
-    let limits = Limits {
-        fields: cluster.entry.cluster.http.max_head_fields as usize,
-        ..Limits::default()
-    };
+    let limits = Limits { fields: cluster.entry.cluster.http.max_head_fields as usize, ..Limits::default() };
     let no_body = body.is_empty() && tee.is_none_or(|tee| tee.borrow().bytes.is_empty());
     let (mut pooled, lane, reused, opened) = match acquired {
         Acquired::H1(pooled, lane, reused) => (Some(pooled), lane, reused, None),
@@ -220,14 +229,23 @@ pub(crate) async fn run(
                 Ok(request) => request,
                 Err(bad) => {
                     let cause = Cause::Protocol(bad.0.into());
-                    let failure = Failure { kind: None, flag: ResponseFlag::UpstreamProtocolError, reason: "protocol error", transport: bad.0.to_owned(), cause, limit: None, stale: false, blames_host: false };
+                    let failure = Failure {
+                        kind: None,
+                        flag: ResponseFlag::UpstreamProtocolError,
+                        reason: "protocol error",
+                        transport: bad.0.to_owned(),
+                        cause,
+                        limit: None,
+                        stale: false,
+                        blames_host: false,
+                    };
                     return AttemptEnd::Failed(failure);
                 }
             };
             let opened = tokio::select! {
                 biased;
                 opened = shared.connection.open(request, no_body) => opened,
-                limit = clocks.expired() => return AttemptEnd::Failed(Failure::limit(limit)),
+                limit = clocks.expired() => return AttemptEnd::Failed(Failure::limit(limit, plan, clocks)),
                 () = poll_fn(|cx| responder.poll_gone(cx)) => return gone(run),
             };
             match opened {
@@ -311,7 +329,16 @@ pub(crate) async fn run(
             if let BodyError::Malformed(how) = error {
                 responder.close_after();
                 let cause = Cause::Protocol(how.into());
-                let failure = Failure { kind: None, flag: ResponseFlag::DownstreamProtocolError, reason: "", transport: String::new(), cause, limit: None, stale: false, blames_host: false };
+                let failure = Failure {
+                    kind: None,
+                    flag: ResponseFlag::DownstreamProtocolError,
+                    reason: "",
+                    transport: String::new(),
+                    cause,
+                    limit: None,
+                    stale: false,
+                    blames_host: false,
+                };
                 return bad_body(run, failure);
             }
             return gone(run);
@@ -322,7 +349,7 @@ pub(crate) async fn run(
             if !uploaded.get() {
                 responder.close_after();
             }
-            return AttemptEnd::Failed(Failure::limit(limit));
+            return AttemptEnd::Failed(Failure::limit(limit, plan, clocks));
         }
     };
 
@@ -364,7 +391,14 @@ pub(crate) async fn run(
         drop(upload);
         run.response = response;
         let how = "unexpected 101".to_owned();
-        return AttemptEnd::Failed(Failure::of(plan, host, AttemptFailure::Reset, ResponseFlag::UpstreamProtocolError, "protocol error", how));
+        return AttemptEnd::Failed(Failure::of(
+            plan,
+            host,
+            AttemptFailure::Reset,
+            ResponseFlag::UpstreamProtocolError,
+            "protocol error",
+            how,
+        ));
     }
     if !router.suppress_envoy_headers {
         let took = started.elapsed().as_millis();
@@ -404,10 +438,9 @@ pub(crate) async fn run(
     let no_continue = Cell::new(false);
     let trailers: RefCell<Option<http::HeaderMap>> = RefCell::default();
     let (mut h1_rest, mut from) = match (upstream, arrived.stream) {
-        (Upstream::H1 { io, input }, _) => (
-            Some(io),
-            BodyIn::H1(H1BodyIn { io, input, reader: &mut reader, wants_continue: &no_continue, lent: 0 }),
-        ),
+        (Upstream::H1 { io, input }, _) => {
+            (Some(io), BodyIn::H1(H1BodyIn { io, input, reader: &mut reader, wants_continue: &no_continue, lent: 0 }))
+        }
         (Upstream::H2 { .. }, Some(stream)) => (None, BodyIn::H2(H2BodyIn { stream, held: 0 })),
         (Upstream::H2 { .. }, None) => (None, BodyIn::Empty),
     };
@@ -472,8 +505,8 @@ pub(crate) async fn run(
             Ended::Broken
         }
         Second::Limit(limit) => {
-            let failure = Failure::limit(limit);
-            run.info.end(failure.flag, "response_timeout", Some(failure.cause));
+            let failure = Failure::limit(limit, plan, clocks);
+            run.info.end(failure.flag, limit.details(), Some(failure.cause));
             out.abort(h2::Reason::INTERNAL_ERROR);
             Ended::Broken
         }
@@ -519,12 +552,23 @@ fn bad_body(run: &mut Run<'_>, failure: Failure) -> AttemptEnd {
     AttemptEnd::Ended(Ended::Broken)
 }
 
-fn read_failure(plan: &Plan<'_>, host: &WorkerHost, error: NoResponse, written: Option<String>, reused: bool) -> Failure {
+fn read_failure(
+    plan: &Plan<'_>,
+    host: &WorkerHost,
+    error: NoResponse,
+    written: Option<String>,
+    reused: bool,
+) -> Failure {
     match error {
         NoResponse::H2(error) => h2_failure(plan, host, &error),
-        NoResponse::BadHead(how) => {
-            Failure::of(plan, host, AttemptFailure::Reset, ResponseFlag::UpstreamProtocolError, "protocol error", how.to_owned())
-        }
+        NoResponse::BadHead(how) => Failure::of(
+            plan,
+            host,
+            AttemptFailure::Reset,
+            ResponseFlag::UpstreamProtocolError,
+            "protocol error",
+            how.to_owned(),
+        ),
         NoResponse::H1(ReadError::Malformed(refusal)) => Failure::of(
             plan,
             host,
@@ -538,7 +582,14 @@ fn read_failure(plan: &Plan<'_>, host: &WorkerHost, error: NoResponse, written: 
             // Nothing of the request reached a connection that refused the first byte.
             let kind = if written.is_some() { AttemptFailure::ResetBeforeRequest } else { AttemptFailure::Reset };
             let how = written.unwrap_or_else(|| error.to_string());
-            let failure = Failure::of(plan, host, kind, ResponseFlag::UpstreamConnectionTermination, "connection termination", how);
+            let failure = Failure::of(
+                plan,
+                host,
+                kind,
+                ResponseFlag::UpstreamConnectionTermination,
+                "connection termination",
+                how,
+            );
             Failure { stale, ..failure }
         }
     }
@@ -586,7 +637,7 @@ async fn tunnel(
         }
     }
     if let Some(reason) = run.conn.drain_reason() {
-        run.info.end(ResponseFlag::LocalReset, "connection_drained", Some(reason.cause()));
+        run.info.end(ResponseFlag::LocalReset, "connection_drained", Some(reason.cause(&run.conn.chain)));
     }
     run.info.received.set(meter.received.get());
     run.info.sent.set(meter.sent.get());

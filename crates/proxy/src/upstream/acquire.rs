@@ -3,10 +3,12 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 use meltemi_filters::{Cause, ResponseFlag};
 use meltemi_proxy_config::cluster::UpstreamProtocol;
 use meltemi_proxy_config::tls::UpstreamTransport;
+use rustls_pki_types::ServerName;
 
 use super::cluster::{WorkerCluster, WorkerHost};
 use super::connect::{Dial, DialError, Dialled, dial};
@@ -33,6 +35,8 @@ pub enum NotAcquired {
     Overflow(Resource),
     /// Connecting failed.
     Dial(DialError),
+    /// The certificate must be for the request's host, and that is no name.
+    Name,
 }
 
 impl NotAcquired {
@@ -40,7 +44,21 @@ impl NotAcquired {
     pub fn flag(&self) -> ResponseFlag {
         match self {
             Self::Overflow(_) => ResponseFlag::UpstreamOverflow,
-            Self::Dial(_) => ResponseFlag::UpstreamConnectionFailure,
+            Self::Dial(_) | Self::Name => ResponseFlag::UpstreamConnectionFailure,
+        }
+    }
+
+    /// Whether it counts against the endpoint.
+    pub fn blames_host(&self) -> bool {
+        matches!(self, Self::Dial(_))
+    }
+
+    /// Why the transport failed, for logs.
+    pub fn transport(&self) -> String {
+        match self {
+            Self::Dial(error) => error.to_string(),
+            Self::Overflow(_) => String::new(),
+            Self::Name => "the host is no name that a certificate could be for".to_owned(),
         }
     }
 
@@ -49,7 +67,7 @@ impl NotAcquired {
         match self {
             Self::Overflow(_) => "overflow",
             Self::Dial(DialError::Timeout) => "connection timeout",
-            Self::Dial(_) => "remote connection failure",
+            Self::Dial(_) | Self::Name => "remote connection failure",
         }
     }
 
@@ -57,7 +75,7 @@ impl NotAcquired {
     pub fn cause(&self, cluster: &Arc<str>, host: &WorkerHost) -> Cause {
         match self {
             Self::Overflow(resource) => Cause::Breaker(cluster.clone(), resource.threshold()),
-            Self::Dial(error) => Cause::Endpoint(cluster.clone(), host.address, error.to_string().into()),
+            Self::Dial(_) | Self::Name => Cause::Endpoint(cluster.clone(), host.address, self.transport().into()),
         }
     }
 }
@@ -75,7 +93,7 @@ pub struct Ask<'a> {
     pub server_name: Option<&'a str>,
     /// The downstream speaks HTTP/2.
     pub http2_downstream: bool,
-    /// The request's host.
+    /// The request's host, or the header that the cluster takes in its place for automatic SNI.
     pub authority: &'a str,
     /// The request must have HTTP/1.1 (an upgrade).
     pub http1_only: bool,
@@ -95,32 +113,52 @@ fn lane(ask: &Ask<'_>) -> LaneKey {
         }
     };
     let own = ask.cluster.entry.cluster.pool_per_downstream || carries_addresses(&ask.host.transport);
-    let name = server_name(ask).map(|(name, _)| name);
-    let alpn = words(ask.alpn.into_iter().flatten().map(|name| &**name).chain(name));
+    let mut alpn = words(ask.alpn.into_iter().flatten().map(|name| &**name));
+    if let Some((name, _)) = server_name(ask) {
+        alpn ^= keyed(name);
+    }
     // A connection that says who the downstream is belongs to that downstream.
     (terms, if own { alpn ^ (ask.conn.id as usize) << 1 | 1 } else { alpn })
 }
 
 /// The SNI in place of the transport's, and whether the certificate must be for it. Envoy: `auto_sni` takes the request's
-/// host unless that is an address, `auto_san_validation` has the certificate checked against it.
+/// host unless that is an address, `auto_san_validation` has the certificate checked against it, addresses too.
 fn server_name<'a>(ask: &Ask<'a>) -> Option<(&'a str, bool)> {
     let http = &ask.cluster.entry.cluster.http;
-    let of_host = http.auto_sni.then(|| host_name(ask.authority)).flatten();
-    of_host.map(|host| (host, http.auto_san_validation)).or(ask.server_name.map(|name| (name, false)))
+    let own = ask.server_name.map(|name| (name, false));
+    if !http.auto_sni {
+        return own;
+    }
+    let host = host_of(ask.authority);
+    match ServerName::try_from(host) {
+        Ok(ServerName::DnsName(_)) => Some((host, http.auto_san_validation)),
+        // An address is checked and never sent.
+        _ if http.auto_san_validation => Some((host, true)),
+        _ => own,
+    }
 }
 
-/// The authority without its port; `None` for an address.
-fn host_name(authority: &str) -> Option<&str> {
-    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-    let is_address = authority.starts_with('[') || host.parse::<std::net::Ipv4Addr>().is_ok();
-    (!is_address && !host.is_empty()).then_some(host)
+/// The authority without its port and brackets.
+fn host_of(authority: &str) -> &str {
+    match authority.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').map_or(rest, |(host, _)| host),
+        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+    }
+}
+
+/// A hash that nobody outside can aim: names come from requests, and two names must not share a connection.
+fn keyed(name: &str) -> usize {
+    use std::hash::{BuildHasher, RandomState};
+    thread_local! {
+        static KEY: RandomState = RandomState::new();
+    }
+    KEY.with(|key| key.hash_one(name)) as usize
 }
 
 /// FNV-1a over a list of words; 0 for none.
 fn words<'a>(list: impl Iterator<Item = &'a str>) -> usize {
-    list.flat_map(|word| word.bytes().chain([0])).fold(0, |hash: usize, byte| {
-        (hash ^ usize::from(byte)).wrapping_add(1).wrapping_mul(0x0100_0000_01b3)
-    })
+    list.flat_map(|word| word.bytes().chain([0]))
+        .fold(0, |hash: usize, byte| (hash ^ usize::from(byte)).wrapping_add(1).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn carries_addresses(transport: &UpstreamTransport) -> bool {
@@ -166,18 +204,24 @@ async fn acquire_h1(worker: &Worker, ask: &Ask<'_>, key: LaneKey) -> Result<Acqu
     };
     let open = pool.open_one();
     let dialled = connect(worker, ask).await?;
-    Ok(h1(worker, dialled, permit, open, key))
+    Ok(h1(worker, ask, dialled, permit, open, key))
+}
+
+/// When a connection that is made now must no longer be used.
+fn expiry(ask: &Ask<'_>) -> Option<Instant> {
+    ask.cluster.entry.cluster.http.max_connection_duration.map(|longest| Instant::now() + longest)
 }
 
 fn h1(
     worker: &Worker,
+    ask: &Ask<'_>,
     dialled: Dialled,
     permit: super::live::Permit,
     open: super::pool::OpenHere,
     key: LaneKey,
 ) -> Acquired {
     let local = dialled.stream.socket().local_addr().ok();
-    let facts = UpstreamFacts { principal: dialled.principal, local };
+    let facts = UpstreamFacts { principal: dialled.principal, local, expires: expiry(ask) };
     let connection = H1Connection::new(dialled.stream, worker.buffers.clone());
     Acquired::H1(Box::new(PooledH1 { connection, facts, permit, open }), key, false)
 }
@@ -213,7 +257,11 @@ async fn acquire_h2(worker: &Worker, ask: &Ask<'_>, key: LaneKey) -> Result<Acqu
     }
 }
 
-async fn h2<G: std::fmt::Debug + 'static>(ask: &Ask<'_>, dialled: Dialled, guard: G) -> Result<Rc<PooledH2>, NotAcquired> {
+async fn h2<G: std::fmt::Debug + 'static>(
+    ask: &Ask<'_>,
+    dialled: Dialled,
+    guard: G,
+) -> Result<Rc<PooledH2>, NotAcquired> {
     let options = &ask.cluster.entry.cluster.http.http2;
     let defaults = H2Settings::default();
     let settings = H2Settings {
@@ -224,7 +272,7 @@ async fn h2<G: std::fmt::Debug + 'static>(ask: &Ask<'_>, dialled: Dialled, guard
         ..defaults
     };
     let local = dialled.stream.socket().local_addr().ok();
-    let facts = UpstreamFacts { principal: dialled.principal, local };
+    let facts = UpstreamFacts { principal: dialled.principal, local, expires: expiry(ask) };
     let connection = H2Connection::start(dialled.stream, &settings, guard).await;
     let connection = connection.map_err(|error| NotAcquired::Dial(DialError::Connect(error)))?;
     Ok(Rc::new(PooledH2 { connection, facts }))
@@ -253,19 +301,22 @@ async fn acquire_auto(worker: &Worker, ask: &Ask<'_>, key: LaneKey) -> Result<Ac
         pool.give_h2(key, pooled.clone());
         return Ok(Acquired::H2(pooled));
     }
-    Ok(h1(worker, dialled, permit, open, key))
+    Ok(h1(worker, ask, dialled, permit, open, key))
 }
 
 async fn connect(worker: &Worker, ask: &Ask<'_>) -> Result<Dialled, NotAcquired> {
     let options = crate::tcp::connect_options(worker, ask.cluster, ask.host.address);
     let name = server_name(ask);
+    if name.is_some_and(|(name, _)| ServerName::try_from(name).is_err()) {
+        return Err(NotAcquired::Name);
+    }
     let dialling = Dial {
         address: ask.host.address,
         transport: &ask.host.transport,
         alpn: ask.alpn,
         server_name: name.map(|(name, _)| name),
         check_name: name.is_some_and(|(_, is_checked)| is_checked),
-        host: Some(ask.authority),
+        hostname: ask.host.hostname(),
         ends: Some((ask.conn.info.remote, ask.conn.info.local)),
         options: &options,
         timeout: ask.cluster.entry.cluster.connect_timeout,
@@ -279,14 +330,25 @@ async fn connect(worker: &Worker, ask: &Ask<'_>) -> Result<Dialled, NotAcquired>
 
 #[cfg(test)]
 mod tests {
-    use super::host_name;
+    use super::*;
 
     #[test]
-    fn hosts_are_names_and_addresses_are_not() {
-        assert_eq!(host_name("www.googleapis.com"), Some("www.googleapis.com"));
-        assert_eq!(host_name("www.googleapis.com:443"), Some("www.googleapis.com"));
-        for address in ["10.0.0.1", "10.0.0.1:80", "[::1]", "[::1]:80", ""] {
-            assert_eq!(host_name(address), None, "{address}");
+    fn hosts_have_neither_port_nor_brackets() {
+        for (authority, host) in [
+            ("www.googleapis.com", "www.googleapis.com"),
+            ("www.googleapis.com:443", "www.googleapis.com"),
+            ("10.0.0.1:80", "10.0.0.1"),
+            ("[::1]:80", "::1"),
+            ("[::1]", "::1"),
+            ("", ""),
+        ] {
+            assert_eq!(host_of(authority), host);
         }
+    }
+
+    #[test]
+    fn names_have_hashes_of_their_own() {
+        assert_ne!(keyed("a"), keyed("b"));
+        assert_eq!(keyed("a"), keyed("a"));
     }
 }

@@ -31,6 +31,13 @@ pub struct WorkerHost {
     pub transport: UpstreamTransport,
 }
 
+impl WorkerHost {
+    /// Its own name, if it is known by one.
+    pub fn hostname(&self) -> Option<&str> {
+        self.endpoint.as_ref().map(|endpoint| &*endpoint.hostname).filter(|name| !name.is_empty())
+    }
+}
+
 /// A worker's side of a cluster.
 #[derive(Debug)]
 pub struct WorkerCluster {

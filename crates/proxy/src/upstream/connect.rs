@@ -26,8 +26,8 @@ pub struct Dial<'a> {
     pub server_name: Option<&'a str>,
     /// Whether the certificate must be for that name.
     pub check_name: bool,
-    /// The request's host, for transports that send it as SNI.
-    pub host: Option<&'a str>,
+    /// The endpoint's own name, for transports that send it as SNI.
+    pub hostname: Option<&'a str>,
     /// For the PROXY protocol: source and destination of the downstream.
     pub ends: Option<(SocketAddr, SocketAddr)>,
     /// Socket options.
@@ -87,18 +87,23 @@ async fn dial_unbounded(dial: &Dial<'_>, tls: &TlsConfigs) -> Result<Dialled, Di
         }
     };
     // Before the connection: a missing certificate must not cost the upstream one.
-    let config = terms.map(|terms| tls.client(terms, dial.alpn, dial.server_name.map(|name| (name, dial.check_name)))).transpose()?;
+    let (name, config) = match terms {
+        None => ("", None),
+        Some(terms) => {
+            let replaced = dial.server_name.or(dial.hostname.filter(|_| terms.auto_host_sni));
+            let is_checked = dial.check_name || terms.auto_sni_san_validation;
+            (
+                replaced.unwrap_or(&terms.sni),
+                Some(tls.client(terms, dial.alpn, replaced.map(|name| (name, is_checked)))?),
+            )
+        }
+    };
     let mut stream = meltemi_net::connect(dial.address, dial.options).await.map_err(DialError::Connect)?;
     if let Some(prelude) = prelude {
         stream.write_all(&prelude).await.map_err(DialError::Connect)?;
     }
     let (Some(terms), Some(config)) = (terms, config) else {
         return Ok(Dialled { stream: Stream::Plain(stream), alpn: None, principal: None });
-    };
-    let name = match (dial.server_name, terms.auto_host_sni, dial.host) {
-        (Some(name), _, _) => name,
-        (None, true, Some(host)) => host.rsplit_once(':').map_or(host, |(host, _)| host),
-        _ => &*terms.sni,
     };
     let name = match name {
         "" => ServerName::IpAddress(dial.address.ip().into()),
@@ -109,6 +114,7 @@ async fn dial_unbounded(dial: &Dial<'_>, tls: &TlsConfigs) -> Result<Dialled, Di
         .await
         .map_err(|error| DialError::Tls(meltemi_tls::cause_of_io(&error)))?;
     let (_, session) = stream.get_ref();
+    super::tls::check_pins(&terms.common.validation, session.peer_certificates()).map_err(DialError::Tls)?;
     let alpn = session.alpn_protocol().map(<[u8]>::to_vec);
     let principal = session
         .peer_certificates()
@@ -121,7 +127,8 @@ async fn dial_unbounded(dial: &Dial<'_>, tls: &TlsConfigs) -> Result<Dialled, Di
 fn proxy_header(version: u8, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
     if version == 1 {
         let family = if source.is_ipv4() { "TCP4" } else { "TCP6" };
-        let line = format!("PROXY {family} {} {} {} {}\r\n", source.ip(), destination.ip(), source.port(), destination.port());
+        let line =
+            format!("PROXY {family} {} {} {} {}\r\n", source.ip(), destination.ip(), source.port(), destination.port());
         return line.into_bytes();
     }
     let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();

@@ -275,7 +275,8 @@ impl ClusterLive {
     pub fn health_generation(&self, now: u64) -> u64 {
         if self.next_return_ms.load(Relaxed) <= now {
             let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-            let next = hosts.values().map(|host| host.ejected_until_ms.load(Relaxed)).filter(|until| *until > now).min();
+            let next =
+                hosts.values().map(|host| host.ejected_until_ms.load(Relaxed)).filter(|until| *until > now).min();
             self.next_return_ms.store(next.unwrap_or(u64::MAX), Relaxed);
             self.health_generation.fetch_add(1, Relaxed);
         }

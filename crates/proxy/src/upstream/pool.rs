@@ -23,6 +23,15 @@ pub struct UpstreamFacts {
     pub principal: Option<Arc<str>>,
     /// Our end.
     pub local: Option<SocketAddr>,
+    /// From then on it takes no new request; Envoy: max_connection_duration.
+    pub expires: Option<Instant>,
+}
+
+impl UpstreamFacts {
+    /// Reads the clock only where there is a limit.
+    fn is_expired(&self) -> bool {
+        self.expires.is_some_and(|expires| Instant::now() >= expires)
+    }
 }
 
 /// A pooled HTTP/1.1 connection with its place in the breaker.
@@ -56,6 +65,16 @@ pub struct PooledH2 {
     pub connection: Rc<H2Connection>,
     /// What is known of it.
     pub facts: UpstreamFacts,
+}
+
+impl PooledH2 {
+    /// Whether it takes new streams. One that has lived its time is taken out of service; its streams go on.
+    fn is_open(&self) -> bool {
+        if self.facts.is_expired() {
+            self.connection.retire();
+        }
+        self.connection.is_open()
+    }
 }
 
 #[derive(Debug)]
@@ -118,7 +137,7 @@ impl HostPool {
         let mut stale = Vec::new();
         self.with(key, |lane| {
             while let Some(pooled) = lane.h1.pop() {
-                if pooled.connection.is_quiet() {
+                if !pooled.facts.is_expired() && pooled.connection.is_quiet() {
                     return Ok(pooled);
                 }
                 stale.push(pooled);
@@ -130,6 +149,10 @@ impl HostPool {
 
     /// Gives a connection back after a whole exchange.
     pub fn give_h1(&self, key: LaneKey, mut pooled: PooledH1, now: Instant) {
+        if pooled.facts.is_expired() {
+            // Dropped here; whoever waits for a place is told.
+            return;
+        }
         pooled.connection.idle_since = now;
         // Put first, so that whoever is woken finds it.
         self.with(key, |lane| lane.h1.push(pooled));
@@ -155,8 +178,9 @@ impl HostPool {
     /// An HTTP/2 connection with room for a stream.
     pub fn find_h2(self: &Rc<Self>, key: LaneKey) -> H2Lookup {
         self.with(key, |lane| {
-            lane.h2.retain(|pooled| pooled.connection.is_open());
-            let free = lane.h2.iter().find(|pooled| (pooled.connection.active() as usize) < pooled.connection.allowed());
+            lane.h2.retain(|pooled| pooled.is_open());
+            let free =
+                lane.h2.iter().find(|pooled| (pooled.connection.active() as usize) < pooled.connection.allowed());
             if let Some(pooled) = free {
                 return H2Lookup::Open(pooled.clone());
             }
@@ -173,7 +197,7 @@ impl HostPool {
     pub fn open_h2(&self, key: LaneKey) -> Option<Rc<PooledH2>> {
         self.with(key, |lane| {
             let free = |pooled: &&Rc<PooledH2>| {
-                pooled.connection.is_open() && (pooled.connection.active() as usize) < pooled.connection.allowed()
+                pooled.is_open() && (pooled.connection.active() as usize) < pooled.connection.allowed()
             };
             lane.h2.iter().find(free).cloned()
         })
@@ -189,8 +213,10 @@ impl HostPool {
         let mut lanes = self.lanes.borrow_mut();
         let too_long = |since: Instant| idle.is_some_and(|idle| now.saturating_duration_since(since) >= idle);
         for lane in lanes.iter_mut() {
-            lane.h1.retain(|pooled| !too_long(pooled.connection.idle_since) && pooled.connection.is_quiet());
-            lane.h2.retain(|pooled| pooled.connection.is_open());
+            lane.h1.retain(|pooled| {
+                !too_long(pooled.connection.idle_since) && !pooled.facts.is_expired() && pooled.connection.is_quiet()
+            });
+            lane.h2.retain(|pooled| pooled.is_open());
         }
         lanes.retain(|lane| !lane.h1.is_empty() || !lane.h2.is_empty() || lane.connecting.is_some());
         !lanes.is_empty()

@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use meltemi_proxy_config::tls::{
     CertificateSource, CommonTls, DataSource, DownstreamTls, SanKind, SanMatch, TlsVersion, Trust, UpstreamTls,
+    Validation,
 };
 use meltemi_tls::{
-    ClientAuth, ClientTerms, Identity, PeerRule, ROOT_SECRET, SanMatcher, SecretStore, ServerRule, ServerTerms,
-    TextMatch, TrustBundle,
+    Algorithms, ClientAuth, ClientTerms, Identity, PeerRule, ROOT_SECRET, SanMatcher, SecretStore, ServerRule,
+    ServerTerms, TextMatch, TrustBundle,
 };
+use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
 /// Why there is no configuration (yet).
@@ -101,7 +103,11 @@ impl TlsConfigs {
 
     /// For serving a client that offers these protocols. One that offers none of ours is served without ALPN, as
     /// BoringSSL does; rustls by itself would refuse it.
-    pub fn server(&self, terms: &Arc<DownstreamTls>, offered: &[String]) -> Result<Arc<rustls::ServerConfig>, TlsUnready> {
+    pub fn server(
+        &self,
+        terms: &Arc<DownstreamTls>,
+        offered: &[String],
+    ) -> Result<Arc<rustls::ServerConfig>, TlsUnready> {
         let mut made = self.made.borrow_mut();
         self.refresh(&mut made);
         let agrees = offered.is_empty() || terms.common.alpn.iter().any(|own| offered.iter().any(|one| **one == **own));
@@ -148,10 +154,6 @@ fn identities(secrets: &SecretStore, common: &CommonTls) -> Result<Vec<Identity>
 
 fn trust(secrets: &SecretStore, common: &CommonTls) -> Result<Option<TrustBundle>, TlsUnready> {
     let validation = &common.validation;
-    // What is asked for and not done must not pass for done.
-    if !validation.spki_pins.is_empty() || !validation.certificate_pins.is_empty() {
-        return Err(unusable("certificate pins are not supported"));
-    }
     let bundle = match &validation.trust {
         Trust::None => return Ok(None),
         Trust::Secret(secret) => secrets
@@ -196,7 +198,7 @@ fn client_config(
         (None, _) => ServerRule::Insecure,
         (Some(_), _) if is_mesh(common) => ServerRule::Spiffe,
         (Some(_), Some(name)) => ServerRule::Host(name.to_owned()),
-        (Some(_), None) if terms.auto_sni_san_validation && !terms.sni.is_empty() => ServerRule::Host(terms.sni.to_string()),
+        (Some(_), None) if terms.auto_sni_san_validation && !has_name => ServerRule::Host(terms.sni.to_string()),
         (Some(_), None) => ServerRule::Chain,
     };
     let client = ClientTerms {
@@ -206,6 +208,7 @@ fn client_config(
         san: san(&common.validation.san_matchers)?,
         min_version: Some(version(common.min_version)),
         max_version: Some(version(common.max_version)),
+        algorithms: algorithms(common),
     };
     let trust = trust.unwrap_or_default();
     meltemi_tls::client_config(&client, identity.as_ref(), &trust).map_err(unusable)
@@ -227,8 +230,53 @@ fn server_config(secrets: &SecretStore, terms: &DownstreamTls) -> Result<Arc<rus
         san: san(&common.validation.san_matchers)?,
         min_version: Some(version(common.min_version)),
         max_version: Some(version(common.max_version)),
+        algorithms: algorithms(common),
     };
-    meltemi_tls::server_config_with(&server, &identities, trust.as_ref()).map_err(unusable)
+    let config = meltemi_tls::server_config_with(&server, &identities, trust.as_ref()).map_err(unusable)?;
+    if !terms.disable_tickets && !terms.disable_sessions {
+        return Ok(config);
+    }
+    let mut config = (*config).clone();
+    // rustls resumes from one store, whichever way the client asks.
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+fn algorithms(common: &CommonTls) -> Algorithms {
+    Algorithms { tls12_suites: common.cipher_suites.clone(), groups: common.groups.clone() }
+}
+
+/// Reads what stands in the configuration or in files that it names, so that what can never be used is refused when it
+/// arrives. Secrets by name are judged when they come.
+pub fn check(common: &CommonTls) -> Result<(), TlsUnready> {
+    for certificate in &common.certificates {
+        if let CertificateSource::Inline { chain, key } = certificate {
+            Identity::from_pem(&read(chain)?, &read(key)?).map_err(unusable)?;
+        }
+    }
+    if let Trust::Inline(source) = &common.validation.trust {
+        TrustBundle::from_pem(&read(source)?).map_err(unusable)?;
+    }
+    if let Some(crl) = &common.validation.crl {
+        TrustBundle::default().with_crls(&read(crl)?).map_err(unusable)?;
+    }
+    san(&common.validation.san_matchers).map(|_| ())
+}
+
+/// Whether the peer's certificate is one of those that are pinned, if any are. A handshake has proved that the peer has
+/// its key; nothing has been said to it yet.
+pub fn check_pins(validation: &Validation, chain: Option<&[CertificateDer<'_>]>) -> Result<(), String> {
+    if !validation.is_pinned() {
+        return Ok(());
+    }
+    // A client that shows nothing where it need not has been let in by the terms themselves.
+    let Some(leaf) = chain.and_then(<[_]>::first) else { return Ok(()) };
+    let (certificate, key) = meltemi_tls::pin_digests(leaf).map_err(|error| error.to_string())?;
+    match validation.accepts_pin(&certificate, &key) {
+        true => Ok(()),
+        false => Err(format!("certificate {} is not one of those that are pinned", meltemi_tls::sha256_hex(leaf))),
+    }
 }
 
 fn san_matcher(matcher: &SanMatch) -> Result<SanMatcher, TlsUnready> {

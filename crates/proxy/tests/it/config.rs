@@ -61,8 +61,10 @@ pub fn static_cluster(name: &str, endpoints: &[SocketAddr]) -> cluster::Cluster 
 
 /// Makes a cluster speak HTTP/2.
 pub fn http2(mut cluster: cluster::Cluster) -> cluster::Cluster {
+    use http::http_protocol_options::{
+        ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
+    };
     use meltemi_proto::envoy::extensions::upstreams::http::v3 as http;
-    use http::http_protocol_options::{ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig};
     let options = http::HttpProtocolOptions {
         upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
             protocol_config: Some(ProtocolConfig::Http2ProtocolOptions(Default::default())),
@@ -155,7 +157,8 @@ pub fn log() -> meltemi_proto::envoy::config::accesslog::v3::AccessLog {
     use core::substitution_format_string::Format;
     use meltemi_proto::envoy::config::accesslog::v3::{AccessLog, access_log::ConfigType};
     use meltemi_proto::envoy::extensions::access_loggers::file::v3 as file;
-    let format = "%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %REQ(:PATH)% %UPSTREAM_CLUSTER% %BYTES_SENT%\n";
+    let format =
+        "%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %REQ(:PATH)% %UPSTREAM_CLUSTER% %BYTES_SENT%\n";
     let config = file::FileAccessLog {
         path: "/dev/stdout".into(),
         access_log_format: Some(file::file_access_log::AccessLogFormat::LogFormat(core::SubstitutionFormatString {
@@ -174,10 +177,7 @@ pub fn log() -> meltemi_proto::envoy::config::accesslog::v3::AccessLog {
 }
 
 pub fn network_filter(name: &str, config: Any) -> listener::Filter {
-    listener::Filter {
-        name: name.into(),
-        config_type: Some(listener::filter::ConfigType::TypedConfig(config)),
-    }
+    listener::Filter { name: name.into(), config_type: Some(listener::filter::ConfigType::TypedConfig(config)) }
 }
 
 pub fn http_chain(manager: &hcm::HttpConnectionManager) -> listener::FilterChain {
@@ -249,7 +249,8 @@ impl Running {
     pub fn start(options: ProxyOptions) -> Self {
         let log = LogBook::default();
         let logs = Logs::to(Box::new(log.clone())).expect("a thread for the log");
-        let handle = Proxy::start(ProxyOptions { logs, drain_time: Duration::from_millis(50), ..options }).expect("starts");
+        let handle =
+            Proxy::start(ProxyOptions { logs, drain_time: Duration::from_millis(50), ..options }).expect("starts");
         Self { handle, log }
     }
 

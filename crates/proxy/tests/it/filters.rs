@@ -30,9 +30,8 @@ fn text(value: &str) -> Value {
 fn service(host: &str, name: &str, namespace: &str) -> core::Metadata {
     let fields = [("host", host), ("name", name), ("namespace", namespace)];
     let service = Struct { fields: fields.map(|(key, value)| (key.to_owned(), text(value))).into() };
-    let list = meltemi_proto::google::protobuf::ListValue {
-        values: vec![Value { kind: Some(Kind::StructValue(service)) }],
-    };
+    let list =
+        meltemi_proto::google::protobuf::ListValue { values: vec![Value { kind: Some(Kind::StructValue(service)) }] };
     let istio = Struct { fields: [("services".to_owned(), Value { kind: Some(Kind::ListValue(list)) })].into() };
     core::Metadata { filter_metadata: [("istio".to_owned(), istio)].into(), ..Default::default() }
 }
@@ -84,7 +83,11 @@ async fn requests_are_counted_with_istios_labels_and_denied_by_policy() {
         })
     };
     assert!(wanted("200", "3") && wanted("403", "1"), "{metrics}");
-    assert!(metrics.contains("destination_service=\"reviews.default.svc.cluster.local\",destination_service_name=\"reviews\""), "{metrics}");
+    assert!(
+        metrics
+            .contains("destination_service=\"reviews.default.svc.cluster.local\",destination_service_name=\"reviews\""),
+        "{metrics}"
+    );
     assert!(metrics.contains("connection_security_policy=\"none\""), "{metrics}");
 }
 
@@ -94,8 +97,9 @@ async fn faults_delay_and_abort() {
     let config = fault::HttpFault {
         delay: Some(fault_common::FaultDelay {
             percentage: all(),
-            fault_delay_secifier: Some(fault_common::fault_delay::FaultDelaySecifier::FixedDelay(duration(Duration::from_millis(50)))),
-            ..Default::default()
+            fault_delay_secifier: Some(fault_common::fault_delay::FaultDelaySecifier::FixedDelay(duration(
+                Duration::from_millis(50),
+            ))),
         }),
         abort: Some(fault::FaultAbort {
             percentage: all(),
@@ -105,7 +109,8 @@ async fn faults_delay_and_abort() {
         ..Default::default()
     };
     manager.http_filters.insert(0, http_filter("envoy.filters.http.fault", pack(&config)));
-    let running = Running::with(vec![static_cluster("up", &[])], vec![listener("in", vec![http_chain(&manager)])]).await;
+    let running =
+        Running::with(vec![static_cluster("up", &[])], vec![listener("in", vec![http_chain(&manager)])]).await;
     let start = Instant::now();
     let (head, body) = peers::get(running.at("in").await, "/").await;
     assert!(start.elapsed() >= Duration::from_millis(50), "the delay comes first");
@@ -150,10 +155,11 @@ async fn an_original_destination_is_where_the_client_was_going() {
     passthrough.cluster_discovery_type =
         Some(cluster::cluster::ClusterDiscoveryType::Type(cluster::cluster::DiscoveryType::OriginalDst as i32));
     passthrough.lb_policy = cluster::cluster::LbPolicy::ClusterProvided as i32;
-    passthrough.lb_config = Some(cluster::cluster::LbConfig::OriginalDstLbConfig(cluster::cluster::OriginalDstLbConfig {
-        upstream_port_override: Some(meltemi_proto::google::protobuf::UInt32Value { value: up.port().into() }),
-        ..Default::default()
-    }));
+    passthrough.lb_config =
+        Some(cluster::cluster::LbConfig::OriginalDstLbConfig(cluster::cluster::OriginalDstLbConfig {
+            upstream_port_override: Some(meltemi_proto::google::protobuf::UInt32Value { value: up.port().into() }),
+            ..Default::default()
+        }));
     let mut outbound = listener("in", vec![tcp_chain("PassthroughCluster")]);
     outbound.listener_filters = vec![proto::ListenerFilter {
         name: "envoy.filters.listener.original_dst".into(),

@@ -33,7 +33,9 @@ async fn pipelined_requests_are_answered_in_order_and_bodies_in_chunks_pass() {
     for n in 0..50 {
         all.push_str(&format!("GET /{n} HTTP/1.1\r\nhost: a\r\n\r\n"));
     }
-    all.push_str("POST /last HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
+    all.push_str(
+        "POST /last HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
+    );
     client.send(all).await;
     for n in 0..50 {
         let (_, body) = client.receive().await.expect("a response");
@@ -126,7 +128,12 @@ async fn local_replies_say_what_envoy_says() {
     .await;
     let at = running.at("in").await;
     for (path, status, body, log) in [
-        ("/down", "503", "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure", " UF upstream_reset_before_response_started{remote_connection_failure"),
+        (
+            "/down",
+            "503",
+            "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure",
+            " UF upstream_reset_before_response_started{remote_connection_failure",
+        ),
         ("/none", "503", "no healthy upstream", " UH no_healthy_upstream /none"),
         ("/missing", "503", "", " NC cluster_not_found /missing"),
         ("/other", "404", "", " NR route_not_found /other"),
@@ -164,7 +171,10 @@ async fn a_broken_upstream_is_a_502_or_503_and_its_connection_is_not_used_again(
     assert!(get(at, "/split").await.0.starts_with("HTTP/1.1 502 "));
     running.log.line_with("502 UPE ").await;
     let (head, body) = get(at, "/gone").await;
-    assert!(head.starts_with("HTTP/1.1 503 ") && body.ends_with("reset reason: connection termination"), "{head}{body}");
+    assert!(
+        head.starts_with("HTTP/1.1 503 ") && body.ends_with("reset reason: connection termination"),
+        "{head}{body}"
+    );
     running.log.line_with("503 UC upstream_reset_before_response_started{connection_termination}").await;
     assert_eq!(get(at, "/extra").await.1, "a");
     let (_, first) = get(at, "/ok").await;
@@ -192,11 +202,7 @@ async fn a_slow_upstream_is_a_504() {
 }
 
 fn retrying(on: &str, retries: u32) -> route::RetryPolicy {
-    route::RetryPolicy {
-        retry_on: on.into(),
-        num_retries: Some(UInt32Value { value: retries }),
-        ..Default::default()
-    }
+    route::RetryPolicy { retry_on: on.into(), num_retries: Some(UInt32Value { value: retries }), ..Default::default() }
 }
 
 #[tokio::test]
@@ -301,7 +307,9 @@ async fn a_websocket_becomes_a_tunnel() {
         let mut waiting = Vec::new();
         let Some((head, _)) = peers::read_message(&mut stream, &mut waiting).await else { return };
         assert!(head.contains("upgrade: websocket\r\n") && head.contains("connection: upgrade\r\n"), "{head}");
-        let _ = stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\r\nhello").await;
+        let _ = stream
+            .write_all(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\r\nhello")
+            .await;
         let mut echo = [0; 64];
         while let Ok(n) = stream.read(&mut echo).await {
             if n == 0 || stream.write_all(&echo[..n]).await.is_err() {

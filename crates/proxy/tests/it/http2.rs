@@ -52,7 +52,9 @@ async fn grpc_passes_with_its_trailers() {
     let up = http2(static_cluster("up", &[h2_server().await]));
     let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
     let mut send = connect(running.at("in").await).await;
-    let request = Request::post("http://svc/pkg.Service/Method").header("te", "trailers").header("content-type", "application/grpc");
+    let request = Request::post("http://svc/pkg.Service/Method")
+        .header("te", "trailers")
+        .header("content-type", "application/grpc");
     let (response, mut body) = send.send_request(request.body(()).expect("good"), false).expect("sent");
     // A conversation: the response begins before the request has ended.
     let response = response.await.expect("a response");

@@ -7,9 +7,8 @@ use crate::peers::{self, Client};
 async fn the_next_request_on_a_connection_runs_under_the_newest_routes() {
     let (one, two) = (peers::echo("one").await, peers::echo("two").await);
     let clusters = vec![static_cluster("one", &[one]), static_cluster("two", &[two])];
-    let to = |cluster: &str| {
-        listener("in", vec![http_chain(&manager(inline(table("r", vec![forward("/", cluster)]))))])
-    };
+    let to =
+        |cluster: &str| listener("in", vec![http_chain(&manager(inline(table("r", vec![forward("/", cluster)]))))]);
     let running = Running::with(clusters, vec![to("one")]).await;
     let mut client = Client::connect(running.at("in").await).await;
     let ask = "GET / HTTP/1.1\nhost: a\n\n";

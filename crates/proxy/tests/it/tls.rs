@@ -47,18 +47,19 @@ fn sds(name: &str) -> tls::SdsSecretConfig {
     tls::SdsSecretConfig {
         name: name.into(),
         sds_config: Some(core::ConfigSource {
-            config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::ApiConfigSource(core::ApiConfigSource {
-                api_type: core::api_config_source::ApiType::Grpc as i32,
-                transport_api_version: core::ApiVersion::V3 as i32,
-                grpc_services: vec![core::GrpcService {
-                    target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(core::grpc_service::EnvoyGrpc {
-                        cluster_name: "sds-grpc".into(),
+            config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::ApiConfigSource(
+                core::ApiConfigSource {
+                    api_type: core::api_config_source::ApiType::Grpc as i32,
+                    transport_api_version: core::ApiVersion::V3 as i32,
+                    grpc_services: vec![core::GrpcService {
+                        target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(
+                            core::grpc_service::EnvoyGrpc { cluster_name: "sds-grpc".into(), ..Default::default() },
+                        )),
                         ..Default::default()
-                    })),
+                    }],
                     ..Default::default()
-                }],
-                ..Default::default()
-            })),
+                },
+            )),
             resource_api_version: core::ApiVersion::V3 as i32,
             ..Default::default()
         }),

@@ -53,7 +53,8 @@ impl Server {
         let address = listener.local_addr().expect("bound");
         let (resources, receiver) = watch::channel(Some(Arc::new(set)));
         let (sender, verdicts) = mpsc::unbounded_channel();
-        let service = AdsServer::service(Arc::new(Everything { resources: receiver, verdicts: sender }), ServerTerms::default());
+        let service =
+            AdsServer::service(Arc::new(Everything { resources: receiver, verdicts: sender }), ServerTerms::default());
         let task = tokio::spawn(async move {
             let server = tonic::transport::Server::builder().add_service(service);
             server.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("serves");
@@ -84,7 +85,10 @@ fn eds_cluster(name: &str) -> cluster::Cluster {
         cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(
             cluster::cluster::DiscoveryType::Eds as i32,
         )),
-        eds_cluster_config: Some(cluster::cluster::EdsClusterConfig { eds_config: Some(ads), service_name: name.into() }),
+        eds_cluster_config: Some(cluster::cluster::EdsClusterConfig {
+            eds_config: Some(ads),
+            service_name: name.into(),
+        }),
         load_assignment: None,
         ..static_cluster(name, &[])
     }

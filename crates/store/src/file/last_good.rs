@@ -114,7 +114,7 @@ impl LastGood {
         if let Some(error) = first_error.filter(|_| !failed.is_empty()) {
             warn!(%error, files = failed.len(), "last good versions cannot be written");
             self.findings.push(Diagnostic {
-                code: "MEL0305".to_owned(),
+                code: "MEL0405".to_owned(),
                 severity: Severity::Warning,
                 object: ObjectRef::default(),
                 field: String::new(),

@@ -200,7 +200,7 @@ fn read(path: &Path) -> Result<String, String> {
 
 fn finding(path: &Path, severity: Severity, message: String, remedy: &str) -> Diagnostic {
     Diagnostic {
-        code: "MEL0301".to_owned(),
+        code: "MEL0401".to_owned(),
         severity,
         object: ObjectRef::default(),
         field: String::new(),

@@ -101,7 +101,7 @@ impl FileSet {
 
 fn double(object: &Object, winner: &Object) -> Diagnostic {
     Diagnostic {
-        code: "MEL0302".to_owned(),
+        code: "MEL0402".to_owned(),
         severity: Severity::Error,
         object: object.object_ref(),
         field: String::new(),
@@ -146,7 +146,7 @@ fn read(file: &FileKey, text: &str, before: Objects) -> FileState {
                 .find(|finding| finding.object == key.object_ref())
                 .map(|finding| finding.position.clone());
             findings.push(Diagnostic {
-                code: "MEL0303".to_owned(),
+                code: "MEL0403".to_owned(),
                 severity: Severity::Warning,
                 object: key.object_ref(),
                 field: String::new(),

@@ -23,7 +23,7 @@ async fn what_is_written_is_in_force_and_what_is_broken_changes_nothing() {
 
     // Valid YAML, invalid object; then not YAML at all.
     fs::write(&file, virtual_service("a", "soon")).expect("written");
-    let world = running.wait(|world| has(world, "MEL0303", "a")).await;
+    let world = running.wait(|world| has(world, "MEL0403", "a")).await;
     assert_eq!(timeout(&world, "a"), Some(2));
     let refusal = world.diagnostics.iter().find(|finding| finding.code == "MEL0111").expect("the fault");
     assert_eq!((refusal.position.line, refusal.position.file.as_str()), (8, &*file.to_string_lossy()));
@@ -31,7 +31,7 @@ async fn what_is_written_is_in_force_and_what_is_broken_changes_nothing() {
     let world = running.wait(|world| has(world, "MEL0101", "a")).await;
     assert_eq!(timeout(&world, "a"), Some(2));
     fs::write(&file, [0xff, 0xfe, b'a']).expect("written");
-    let world = running.wait(|world| world.diagnostics.iter().any(|finding| finding.code == "MEL0301")).await;
+    let world = running.wait(|world| world.diagnostics.iter().any(|finding| finding.code == "MEL0401")).await;
     assert_eq!(timeout(&world, "a"), Some(2));
 
     // Corrected; then more files, below too; then gone.
@@ -63,7 +63,7 @@ async fn the_last_good_version_survives_a_restart() {
     let mut running = Running::start(vec![Directory::of_users(dir.path())], Some(&state));
     let world = running.wait(|world| world.is_ready()).await;
     assert_eq!((timeout(&world, "a"), timeout(&world, "b")), (Some(1), Some(1)));
-    assert!(has(&world, "MEL0303", "a") && has(&world, "MEL0303", "b"));
+    assert!(has(&world, "MEL0403", "a") && has(&world, "MEL0403", "b"));
     drop(running);
 
     // Once more, with a damaged state: nothing to keep, nothing to fall over.
@@ -99,7 +99,7 @@ async fn a_state_that_cannot_be_written_is_told_and_hurts_nothing() {
     let mut running = Running::start(vec![Directory::of_users(dir.path())], Some(&occupied));
     running.wait(|world| timeout(world, "a") == Some(1)).await;
     running.source.rescan();
-    running.wait(|world| world.diagnostics.iter().any(|finding| finding.code == "MEL0305")).await;
+    running.wait(|world| world.diagnostics.iter().any(|finding| finding.code == "MEL0405")).await;
 }
 
 #[tokio::test]
@@ -124,7 +124,7 @@ async fn of_two_the_first_file_counts_and_both_are_named() {
         Running::start(vec![Directory::of_users(dir.path()), Directory::of_programs(second.path())], None);
     let world = running.wait(|world| world.is_ready()).await;
     assert_eq!(timeout(&world, "a"), Some(1));
-    let doubles: Vec<_> = world.diagnostics.iter().filter(|finding| finding.code == "MEL0302").collect();
+    let doubles: Vec<_> = world.diagnostics.iter().filter(|finding| finding.code == "MEL0402").collect();
     assert_eq!(doubles.len(), 2, "{doubles:?}");
     assert!(doubles.iter().all(|double| double.message.contains(&*one.to_string_lossy())), "{doubles:?}");
     assert!(doubles.iter().any(|double| double.position.file == two.to_string_lossy()), "{doubles:?}");
@@ -166,5 +166,5 @@ async fn a_directory_may_come_later_and_loop() {
     fs::write(later.join("a.yaml"), virtual_service("a", "1s")).expect("written");
     running.source.rescan();
     let world = running.wait(|world| timeout(world, "a") == Some(1)).await;
-    assert!(!has(&world, "MEL0302", "a"), "{:?}", world.diagnostics);
+    assert!(!has(&world, "MEL0402", "a"), "{:?}", world.diagnostics);
 }

@@ -70,7 +70,8 @@ mod tests {
 
     #[test]
     fn a_file_is_read_once_until_it_changes_and_errors_name_it() {
-        let (_, first) = FileName::of("file-root:system").expect("a name").read(None).expect("always there").expect("new");
+        let (_, first) =
+            FileName::of("file-root:system").expect("a name").read(None).expect("always there").expect("new");
         assert!(FileName::Root(SYSTEM).read(Some(first)).expect("always there").is_none());
         let error = FileName::Root("/no/such/file").read(None).expect_err("it does not exist");
         assert!(error.contains("/no/such/file"), "{error}");

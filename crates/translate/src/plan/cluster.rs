@@ -120,7 +120,6 @@ fn plan_cluster(
             subject_alt_names: &service.subject_alt_names,
             alpn: mesh_alpn(view, port.protocol, http),
             http,
-            is_http: port.protocol.is_http(),
             credential,
         },
     );

@@ -102,6 +102,10 @@ impl ServerSession for DeltaSession {
         request.node.as_ref()
     }
 
+    fn names(request: &DeltaDiscoveryRequest) -> &[String] {
+        &request.resource_names_subscribe
+    }
+
     fn describe(response: &DeltaDiscoveryResponse) -> (&str, usize, usize) {
         (&response.type_url, response.resources.len(), response.removed_resources.len())
     }

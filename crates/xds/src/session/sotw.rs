@@ -94,6 +94,10 @@ impl ServerSession for SotwSession {
         request.node.as_ref()
     }
 
+    fn names(request: &DiscoveryRequest) -> &[String] {
+        &request.resource_names
+    }
+
     fn describe(response: &DiscoveryResponse) -> (&str, usize, usize) {
         (&response.type_url, response.resources.len(), 0)
     }

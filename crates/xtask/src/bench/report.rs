@@ -96,7 +96,9 @@ fn commit() -> Result<String> {
     let git = |words: &[&str]| output(Command::new("git").args(words).current_dir(root()));
     let id = git(&["rev-parse", "--short=12", "HEAD"])?.trim().to_owned();
     let changed = !git(&["status", "--porcelain", "--untracked-files=no"])?.trim().is_empty();
-    Ok(if changed { format!("{id}, with changes") } else { id })
+    let given = std::env::var_os("MELTEMI_BIN").is_some();
+    let notes = [(changed, ", with changes"), (given, ", binary built earlier (MELTEMI_BIN)")];
+    Ok(notes.into_iter().filter(|(holds, _)| *holds).fold(id, |text, (_, note)| text + note))
 }
 
 /// A count, its thousands separated.

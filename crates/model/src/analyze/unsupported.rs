@@ -1,0 +1,133 @@
+//! What is read and has no effect yet: kinds, fields, settings of the mesh. Silence would let a policy seem to hold.
+
+use meltemi_api::networking::{ClientTlsSettings, TrafficPolicy};
+use meltemi_api::security::AuthorizationAction;
+use meltemi_api::{Kind, MeshConfig, Object, Spec};
+use meltemi_types::{Diagnostic, Severity};
+
+use crate::Snapshot;
+use crate::lower::finding;
+
+/// The one code of everything that is not supported yet.
+const UNSUPPORTED: &str = "MEL0307";
+
+pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
+    for object in snapshot.tables.iter() {
+        match &object.spec {
+            Spec::RequestAuthentication(_) => {
+                let message = "RequestAuthentication is not served yet: tokens are not checked, and no request has a request principal";
+                tell(object, "spec", message, "check tokens in the application, or in a proxy in front of it", found);
+            }
+            Spec::EnvoyFilter(_) | Spec::WasmPlugin(_) | Spec::TrafficExtension(_) => {
+                let message = format!("{} is not served yet and has no effect", object.kind);
+                tell(object, "spec", message, "remove it, or use a kind that is served", found);
+            }
+            Spec::ProxyConfig(_) => {
+                let message = "ProxyConfig is not read yet and has no effect";
+                tell(object, "spec", message, "set workers with --concurrency", found);
+            }
+            Spec::WorkloadGroup(_) => {
+                let message = "WorkloadGroup is not read yet and has no effect";
+                tell(object, "spec", message, "write WorkloadEntries", found);
+            }
+            Spec::AuthorizationPolicy(spec) if spec.action == AuthorizationAction::Custom => {
+                let message = "no external authorizer is asked yet: what the rules select is denied";
+                tell(object, "spec.action", message, "use ALLOW or DENY", found);
+            }
+            Spec::DestinationRule(spec) => {
+                if let Some(policy) = &spec.traffic_policy {
+                    traffic_policy(object, "spec.trafficPolicy", policy, found);
+                }
+                for (index, subset) in spec.subsets.iter().enumerate() {
+                    if let Some(policy) = &subset.traffic_policy {
+                        traffic_policy(object, &format!("spec.subsets[{index}].trafficPolicy"), policy, found);
+                    }
+                }
+            }
+            Spec::Gateway(spec) => {
+                for (index, server) in spec.servers.iter().enumerate() {
+                    if server.tls.as_ref().is_some_and(|tls| !tls.ca_crl.is_empty()) {
+                        revocation(object, &format!("spec.servers[{index}].tls.caCrl"), found);
+                    }
+                }
+            }
+            Spec::VirtualService(spec) => {
+                for (index, route) in spec.http.iter().enumerate() {
+                    for (at, matched) in route.r#match.iter().enumerate() {
+                        let claims = matched.headers.keys().chain(matched.without_headers.keys());
+                        if claims.into_iter().any(|name| name.starts_with('@')) {
+                            let field = format!("spec.http[{index}].match[{at}].headers");
+                            let message = "claims of tokens are not read yet: a request has none";
+                            tell(object, &field, message, "match on a plain header", found);
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    if let Some(object) = snapshot.tables.table(&Kind::ConfigMap).get(&snapshot.options.mesh_config_map) {
+        for name in unread(&snapshot.mesh) {
+            let message = format!("{name} is not read yet and has no effect");
+            tell(object, &format!("data.mesh: {name}"), message, "remove it, so that nobody relies on it", found);
+        }
+    }
+}
+
+fn traffic_policy(object: &Object, field: &str, policy: &TrafficPolicy, found: &mut Vec<Diagnostic>) {
+    if policy.tunnel.is_some() {
+        let message = "tunnel is not supported yet: connections go out as they are";
+        tell(object, &format!("{field}.tunnel"), message, "route through an egress gateway", found);
+    }
+    let mut one = |field: &str, tls: Option<&ClientTlsSettings>, codes: Option<&[u32]>| {
+        if tls.is_some_and(|tls| !tls.ca_crl.is_empty()) {
+            revocation(object, &format!("{field}.tls.caCrl"), found);
+        }
+        if codes.is_some_and(|codes| !codes.is_empty()) {
+            let field = format!("{field}.outlierDetection.outlierDetectionHttpErrorCodes");
+            let message = "outlierDetectionHttpErrorCodes is not supported yet: statuses from 500 on count as errors";
+            tell(object, &field, message, "use consecutive5xxErrors", found);
+        }
+    };
+    let codes = policy.outlier_detection.as_ref().map(|outlier| outlier.outlier_detection_http_error_codes.as_slice());
+    one(field, policy.tls.as_ref(), codes);
+    for (index, level) in policy.port_level_settings.iter().enumerate() {
+        let codes =
+            level.outlier_detection.as_ref().map(|outlier| outlier.outlier_detection_http_error_codes.as_slice());
+        one(&format!("{field}.portLevelSettings[{index}]"), level.tls.as_ref(), codes);
+    }
+}
+
+fn revocation(object: &Object, field: &str, found: &mut Vec<Diagnostic>) {
+    let message = "caCrl is not supported yet: revoked certificates are accepted";
+    tell(object, field, message, "replace the root that issued them", found);
+}
+
+/// Settings of the mesh that differ from the default and that nothing reads.
+fn unread(mesh: &MeshConfig) -> Vec<&'static str> {
+    let default = MeshConfig::istio_default();
+    let settings = [
+        ("ca", mesh.ca.is_some()),
+        ("caCertificates", !mesh.ca_certificates.is_empty()),
+        ("certificates", !mesh.certificates.is_empty()),
+        ("configSources", !mesh.config_sources.is_empty()),
+        ("defaultConfig", mesh.default_config != default.default_config),
+        ("defaultHttpRetryPolicy", mesh.default_http_retry_policy.is_some()),
+        ("discoverySelectors", !mesh.discovery_selectors.is_empty()),
+        ("dnsRefreshRate", mesh.dns_refresh_rate != default.dns_refresh_rate),
+        ("enableEnvoyAccessLogService", mesh.enable_envoy_access_log_service),
+        ("inboundTrafficPolicy", mesh.inbound_traffic_policy != default.inbound_traffic_policy),
+        ("meshMTLS", mesh.mesh_mtls.is_some()),
+        ("protocolDetectionTimeout", mesh.protocol_detection_timeout != default.protocol_detection_timeout),
+        ("proxyHttpPort", mesh.proxy_http_port != 0),
+        ("serviceScopeConfigs", !mesh.service_scope_configs.is_empty()),
+        ("serviceSettings", !mesh.service_settings.is_empty()),
+        ("tlsDefaults", mesh.tls_defaults.is_some()),
+        ("verifyCertificateAtClient", mesh.verify_certificate_at_client.is_some()),
+    ];
+    settings.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name).collect()
+}
+
+fn tell(object: &Object, field: &str, message: impl Into<String>, remedy: &str, found: &mut Vec<Diagnostic>) {
+    found.push(finding(object, Severity::Warning, UNSUPPORTED, field, message, remedy));
+}
