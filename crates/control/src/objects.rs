@@ -186,7 +186,8 @@ impl Objects {
                 format!("kind {:?} of {:?} has no effect in this mesh", object.kind.word(), object.api_version);
             return Some(about(object.object_ref(), message, "apply kinds that the mesh reads; leave this object out"));
         }
-        world.tables.get(&object.key()).and_then(|held| self.runs(held))
+        // Mesh configuration that comes with the program (the demo's) is there to be replaced: applied objects come first.
+        world.tables.get(&object.key()).filter(|held| !held.kind.is_mesh()).and_then(|held| self.runs(held))
     }
 
     /// What the node writes about what it runs is not for users to change.

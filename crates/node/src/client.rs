@@ -31,6 +31,9 @@ pub enum ClientError {
     /// The connection broke.
     #[error("talking to the node: {0}")]
     Io(#[from] io::Error),
+    /// The node went away before it answered.
+    #[error("the mesh ended before it answered")]
+    Ended,
     /// An answer that does not belong to the request.
     #[error("the node's answer is not understood; are both of the same version?")]
     Unexpected,
@@ -115,7 +118,8 @@ impl Client {
             tokio::select! {
                 reply = receive(&socket) => return match reply? {
                     Some(Reply::Exited(code)) => Ok(code),
-                    _ => Err(ClientError::Unexpected),
+                    None => Err(ClientError::Ended),
+                    Some(_) => Err(ClientError::Unexpected),
                 },
                 signal = signals.next() => socket.send(&Further::Signal(signal), &[]).await?,
             }

@@ -46,8 +46,19 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             }
             Spec::Gateway(spec) => {
                 for (index, server) in spec.servers.iter().enumerate() {
-                    if server.tls.as_ref().is_some_and(|tls| !tls.ca_crl.is_empty()) {
-                        revocation(object, &format!("spec.servers[{index}].tls.caCrl"), found);
+                    let Some(tls) = &server.tls else { continue };
+                    let field = |name: &str| format!("spec.servers[{index}].tls.{name}");
+                    if !tls.ca_crl.is_empty() {
+                        revocation(object, &field("caCrl"), found);
+                    }
+                    let rest = [
+                        ("ecdhCurves", !tls.ecdh_curves.is_empty()),
+                        ("tlsCertificates", !tls.tls_certificates.is_empty()),
+                        ("insecureSkipVerify", tls.insecure_skip_verify.is_some()),
+                    ];
+                    for (name, _) in rest.iter().filter(|(_, is_set)| *is_set) {
+                        let message = format!("{name} is not supported yet and has no effect");
+                        tell(object, &field(name), message, "remove it, so that nobody relies on it", found);
                     }
                 }
             }

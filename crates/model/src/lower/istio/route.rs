@@ -212,7 +212,7 @@ fn lower_fault(written: &api::HttpFaultInjection) -> Fault {
         // The deprecated integer counts only where the percentage is not written.
         let percent = match (&delay.percentage, delay.percent) {
             (Some(percentage), _) => Percent::from_percent(percentage.value),
-            (None, 0) => Percent::ALL,
+            // Zero, if nothing is written: no request is delayed.
             (None, percent) => Percent::from_percent(f64::from(percent)),
         };
         Some(FaultDelay { fixed, percent })
@@ -223,7 +223,9 @@ fn lower_fault(written: &api::HttpFaultInjection) -> Fault {
             (None, Some(status)) => AbortStatus::Grpc(grpc_status(status)?),
             (None, None) => return None,
         };
-        Some(FaultAbort { status, percent: share(abort.percentage.as_ref()) })
+        // Absent is none here, other than for a mirror.
+        let percent = Percent::from_percent(abort.percentage.as_ref().map_or(0.0, |percentage| percentage.value));
+        Some(FaultAbort { status, percent })
     });
     Fault { delay, abort }
 }
