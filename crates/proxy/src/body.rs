@@ -175,10 +175,7 @@ fn h2_error(error: h2::Error) -> BodyError {
     if error.is_io() {
         return error.into_io().map_or(BodyError::Truncated, BodyError::Io);
     }
-    match error.is_reset() && error.is_remote() {
-        true => BodyError::Reset,
-        false => BodyError::Malformed("the stream broke the protocol"),
-    }
+    BodyError::Malformed("stream was reset")
 }
 
 /// A body that goes out.
