@@ -95,6 +95,7 @@ impl CorsPolicy {
             ("access-control-allow-credentials", if self.credentials { "true" } else { "" }),
             ("access-control-allow-methods", &self.methods),
             ("access-control-allow-headers", &self.headers),
+            ("access-control-expose-headers", &self.expose),
             ("access-control-max-age", &self.max_age),
         ];
         for (name, value) in permissions.into_iter().filter(|(_, value)| !value.is_empty()) {

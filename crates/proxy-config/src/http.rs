@@ -81,7 +81,7 @@ pub struct HttpConnectionManager {
     pub http1: Http1Options,
     /// HTTP/2.
     pub http2: Http2Options,
-    /// Addresses that count as internal for `x-envoy-internal`; RFC 1918 and loopback if empty.
+    /// Addresses that count as internal, so that their `x-envoy-*` headers are obeyed; none if empty.
     pub internal_addresses: Vec<Cidr>,
     /// Report the protocol of the original request, do not overwrite.
     pub append_x_forwarded_port: bool,

@@ -77,8 +77,6 @@ pub struct Keepalive {
 /// What runs on an accepted socket before a chain is chosen, in this order.
 #[derive(Debug, Clone, Default)]
 pub struct ListenerFilters {
-    /// Read a PROXY protocol header.
-    pub proxy_protocol: Option<ProxyProtocol>,
     /// Restore the original destination.
     pub original_dst: Option<PortPredicate>,
     /// Peek for a ClientHello.
@@ -106,17 +104,6 @@ impl ListenerFilters {
     pub fn restores_original_dst(&self) -> bool {
         self.original_dst.is_some()
     }
-}
-
-/// The PROXY protocol on accepted sockets.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ProxyProtocol {
-    /// Connections without a header are served as well.
-    pub optional: bool,
-    /// Version 1 is refused.
-    pub refuse_v1: bool,
-    /// Version 2 is refused.
-    pub refuse_v2: bool,
 }
 
 /// Destination ports for which a listener filter is off. Source: Envoy `ListenerFilterChainMatchPredicate`.

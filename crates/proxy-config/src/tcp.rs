@@ -8,7 +8,6 @@ use std::time::Duration;
 use meltemi_lb::SubsetMatch;
 
 use crate::access_log::AccessLog;
-use crate::route::HeaderOps;
 
 /// `envoy.filters.network.tcp_proxy`.
 #[derive(Debug)]
@@ -29,8 +28,6 @@ pub struct TcpProxy {
     pub metadata_match: Option<SubsetMatch>,
     /// The client's address decides the endpoint.
     pub hash_source_ip: bool,
-    /// Bytes travel in an HTTP CONNECT or POST.
-    pub tunneling: Option<Tunneling>,
 }
 
 /// Where a TCP connection goes.
@@ -57,17 +54,6 @@ pub struct TcpWeight {
     pub cluster: Arc<str>,
     /// Endpoints with this metadata.
     pub metadata_match: Option<SubsetMatch>,
-}
-
-/// `tunneling_config`.
-#[derive(Debug)]
-pub struct Tunneling {
-    /// The authority of the CONNECT; may hold `%...%`.
-    pub hostname: meltemi_filters::format::Template,
-    /// POST instead of CONNECT, to this path.
-    pub post_path: Option<Box<str>>,
-    /// Further headers.
-    pub headers: HeaderOps,
 }
 
 impl TcpProxy {

@@ -175,7 +175,10 @@ fn h2_error(error: h2::Error) -> BodyError {
     if error.is_io() {
         return error.into_io().map_or(BodyError::Truncated, BodyError::Io);
     }
-    BodyError::Malformed("stream was reset")
+    match error.is_reset() && error.is_remote() {
+        true => BodyError::Reset,
+        false => BodyError::Malformed("the stream broke the protocol"),
+    }
 }
 
 /// A body that goes out.

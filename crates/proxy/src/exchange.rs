@@ -164,6 +164,7 @@ async fn stages(
     match prepare::request(run.worker, run.http, run.conn, head) {
         Ok(client) => {
             run.remote = client.remote;
+            run.info.remote = Some(client.remote);
             internal = client.internal;
         }
         Err(reply) => return answer(run, None, head, responder, *reply).await,
@@ -195,6 +196,8 @@ async fn stages(
         },
         _ => None,
     };
+    // Whoever answers from here on: this is where the request was going.
+    run.info.cluster = named.clone().filter(|name| run.worker.cluster(name).is_some());
     run.in_mesh = named.as_deref().is_some_and(|name| report::is_in_mesh(run.worker, name));
     {
         let around = Around {
@@ -226,7 +229,15 @@ async fn stages(
             let plan = router::Plan { decision: &decision, forward, cluster_name: cluster, upgrade };
             match router::forward(run, &plan, head, body, &mut responder).await {
                 Ok(ended) => ended,
-                Err(reply) => answer(run, Some(&decision), head, responder, *reply).await,
+                Err(mut reply) => {
+                    if forward.action.response_attempt_count
+                        && reply.flag.is_some_and(|flag| flag != ResponseFlag::NoClusterFound)
+                    {
+                        let attempts = run.info.attempts.max(1).to_string();
+                        reply.headers.push(("x-envoy-attempt-count".into(), attempts.into()));
+                    }
+                    answer(run, Some(&decision), head, responder, *reply).await
+                }
             }
         }
         Chosen::Redirect(redirect) => {
@@ -271,6 +282,10 @@ async fn answer(
     mut responder: Responder<'_>,
     reply: LocalReply,
 ) -> Ended {
+    if head.fields().has(Known::Upgrade) || head.method() == "CONNECT" {
+        // What the client has sent for the other protocol must not be read as a request (A6, A7).
+        responder.close_after();
+    }
     run.info.note(&reply);
     run.worker.causes.reply(&reply.cause, reply.flag);
     let mut body = reply.body.clone();

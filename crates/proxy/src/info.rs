@@ -25,6 +25,8 @@ pub struct StreamInfo {
     pub start_time: SystemTime,
     /// `None` for TCP.
     pub protocol: Option<HttpVersion>,
+    /// The client, where it is another than the peer of the connection: from `x-forwarded-for`.
+    pub remote: Option<SocketAddr>,
     /// The status that was sent; 0 before.
     pub status: u16,
     /// `grpc-status`, from head or trailers.
@@ -76,6 +78,7 @@ impl StreamInfo {
             start: Instant::now(),
             start_time: SystemTime::now(),
             protocol: None,
+            remote: None,
             status: 0,
             grpc_status: None,
             state: StreamState::default(),
@@ -176,6 +179,7 @@ impl Facts for LogFacts<'_> {
         let info = self.info;
         let conn = &self.conn.info;
         let tls = conn.tls.as_deref();
+        let remote = info.remote.unwrap_or(conn.remote);
         let address = |address: Option<SocketAddr>, out: &mut Vec<u8>| address.is_some_and(|address| put(address, out));
         let ip = |address: Option<SocketAddr>, out: &mut Vec<u8>| address.is_some_and(|a| put(a.ip(), out));
         let port = |address: Option<SocketAddr>, out: &mut Vec<u8>| address.is_some_and(|a| put(a.port(), out));
@@ -215,9 +219,9 @@ impl Facts for LogFacts<'_> {
             Fact::UpstreamPeerUriSan => {
                 info.upstream_principal.as_ref().is_some_and(|principal| put(format_args!("spiffe://{principal}"), out))
             }
-            Fact::DownstreamRemoteAddress => address(Some(conn.remote), out),
-            Fact::DownstreamRemoteAddressWithoutPort => ip(Some(conn.remote), out),
-            Fact::DownstreamRemotePort => port(Some(conn.remote), out),
+            Fact::DownstreamRemoteAddress => address(Some(remote), out),
+            Fact::DownstreamRemoteAddressWithoutPort => ip(Some(remote), out),
+            Fact::DownstreamRemotePort => port(Some(remote), out),
             Fact::DownstreamDirectRemoteAddress => address(Some(conn.direct_remote), out),
             Fact::DownstreamDirectRemoteAddressWithoutPort => ip(Some(conn.direct_remote), out),
             Fact::DownstreamDirectRemotePort => port(Some(conn.direct_remote), out),

@@ -42,6 +42,7 @@ pub fn request(
         if edge {
             fields.remove_known(Known::XEnvoyDecoratorOperation);
             fields.remove_known(Known::XEnvoyOriginalPath);
+            fields.set("x-envoy-external-address", client.remote.ip().to_string().as_bytes());
         }
         // Only the mesh itself may tune how we forward (D6).
         for known in [
@@ -140,13 +141,8 @@ fn path(worker: &Worker, http: &HttpConnectionManager, head: &mut RequestHead) -
 
 fn forwarded(http: &HttpConnectionManager, conn: &Downstream, head: &mut RequestHead) -> Client {
     let direct = conn.info.remote;
-    let internal = |ip: IpAddr| match http.internal_addresses.is_empty() {
-        true => match ip {
-            IpAddr::V4(ip) => ip.is_private() || ip.is_loopback(),
-            IpAddr::V6(ip) => ip.is_loopback() || (ip.segments()[0] & 0xfe00) == 0xfc00,
-        },
-        false => http.internal_addresses.iter().any(|range| range.contains(ip)),
-    };
+    // Nobody is, unless configuration says so: that a client comes from a private network proves nothing.
+    let internal = |ip: IpAddr| http.internal_addresses.iter().any(|range| range.contains(ip));
     if http.use_remote_address {
         let hops = http.xff_trusted_hops as usize;
         let had = head.fields().has(Known::XForwardedFor);

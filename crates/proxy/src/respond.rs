@@ -53,7 +53,10 @@ impl<'a> Responder<'a> {
     pub fn start(&mut self, head: &mut ResponseHead, follows: Follows) -> io::Result<BodyOut<'a>> {
         match self {
             Self::H1(to) => {
-                to.wants_continue.set(false);
+                if to.wants_continue.replace(false) {
+                    // The client may send its body now or not (RFC 9110 §10.1.1): what comes next could be either (A16).
+                    to.keep_alive.set(false);
+                }
                 codec::strip_hop_by_hop(head.fields_mut());
                 if follows == Follows::Empty && !matches!(head.status, 204 | 304) {
                     head.fields_mut().set("content-length", b"0");

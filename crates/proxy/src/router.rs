@@ -77,7 +77,6 @@ pub async fn forward(
 ) -> Result<Ended, Reply> {
     let action = plan.forward.action;
     let name = &plan.cluster_name;
-    run.info.cluster = Some(name.clone());
     let Some(cluster) = run.worker.cluster(name) else {
         let cause = Cause::NoCluster(name.clone());
         return Err(reply(
@@ -91,6 +90,11 @@ pub async fn forward(
     if cluster.entry.endpoints.drops(run.worker.random()).is_some() {
         let cause = Cause::Drop(name.clone());
         return Err(reply(503, "drop overload", "drop_overload", cause, ResponseFlag::DropOverload));
+    }
+    if head.method() == "CONNECT" {
+        // Nothing here turns a request into a tunnel.
+        let cause = Cause::Upgrade(plan.decision.label().clone());
+        return Err(Box::new(LocalReply::new(403, "", "upgrade_failed", cause)));
     }
     if plan.upgrade {
         let protocol = head.fields().known_str(Known::Upgrade).unwrap_or_default();
@@ -194,7 +198,7 @@ async fn attempts(
         if action.request_attempt_count {
             head.fields_mut().set("x-envoy-attempt-count", run.info.attempts.to_string().as_bytes());
         }
-        rewrite_host(plan, head, &host);
+        rewrite_host(plan, head, &host, router.suppress_envoy_headers);
         let policy = retries.policy;
         clocks.begin_attempt(
             policy.and_then(|policy| policy.per_try_timeout),
@@ -399,7 +403,7 @@ fn rewrite(run: &Run<'_>, plan: &Plan<'_>, head: &mut RequestHead, suppress: boo
     }
 }
 
-fn rewrite_host(plan: &Plan<'_>, head: &mut RequestHead, host: &WorkerHost) {
+fn rewrite_host(plan: &Plan<'_>, head: &mut RequestHead, host: &WorkerHost, suppress: bool) {
     let action = plan.forward.action;
     if action.host_rewrite.is_none() && plan.forward.weighted.is_none_or(|weighted| weighted.host_rewrite.is_none()) {
         return;
@@ -410,8 +414,11 @@ fn rewrite_host(plan: &Plan<'_>, head: &mut RequestHead, host: &WorkerHost) {
         && let Ok(new) = std::str::from_utf8(&new)
         && new != head.authority()
     {
+        let old = head.authority().to_owned();
+        if !suppress {
+            head.fields_mut().set("x-envoy-original-host", old.as_bytes());
+        }
         if action.append_x_forwarded_host {
-            let old = head.authority().to_owned();
             head.fields_mut().append_joined("x-forwarded-host", b",", old.as_bytes());
         }
         head.set_authority(new);

@@ -34,6 +34,12 @@ impl Cluster {
         );
         scope.unsupported("preconnect_policy", message.preconnect_policy.is_some());
         scope.unsupported("upstream_config", message.upstream_config.is_some());
+        // Endpoints are as healthy as EDS and outlier detection say; nobody is probed.
+        scope.unsupported("health_checks", !message.health_checks.is_empty());
+        scope.unsupported("alt_stat_name", !message.alt_stat_name.is_empty());
+        scope.unsupported("per_connection_buffer_limit_bytes", message.per_connection_buffer_limit_bytes.is_some());
+        scope.unsupported("close_connections_on_host_health_failure", message.close_connections_on_host_health_failure);
+        scope.unsupported("ignore_health_on_host_removal", message.ignore_health_on_host_removal);
         let (lb, hash_by_hostname) = compile_lb(message, &common, scope)?;
         Ok(Self {
             name: message.name.as_str().into(),
@@ -139,6 +145,7 @@ fn compile_discovery(message: &proto::Cluster, scope: &mut Scope) -> Result<Disc
                 "" => "x-envoy-original-dst-host",
                 name => name,
             };
+            scope.unsupported("original_dst_lb_config.metadata_key", config.metadata_key.is_some());
             Discovery::OriginalDst(OriginalDst {
                 header: config.use_http_header.then(|| header.to_ascii_lowercase().into()),
                 port: match &config.upstream_port_override {
@@ -171,6 +178,7 @@ fn compile_dns(message: &proto::Cluster, scope: &mut Scope) -> Result<Dns, Rejec
         message.respect_dns_ttl,
         message.dns_lookup_family,
     );
+    scope.unsupported("respect_dns_ttl", respect_ttl);
     let refresh = limit("dns_refresh_rate", refresh, Some(Duration::from_secs(5)), scope)?;
     let refresh = refresh.unwrap_or(Duration::from_secs(5));
     let base = scope.duration("dns_failure_refresh_rate", failure.and_then(|f| f.base_interval.as_ref()))?;
@@ -515,6 +523,7 @@ fn compile_breakers(message: Option<&proto::CircuitBreakers>, scope: &mut Scope)
             max_connections_per_host: own.max_connections_per_host,
         };
     }
+    scope.unsupported("circuit_breakers.per_host_thresholds", !message.per_host_thresholds.is_empty());
     for thresholds in &message.per_host_thresholds {
         let own = &mut breakers[usize::from(thresholds.priority == core::RoutingPriority::High as i32)];
         own.max_connections_per_host = thresholds.max_connections.as_ref().map(|max| max.value);
@@ -525,6 +534,10 @@ fn compile_breakers(message: Option<&proto::CircuitBreakers>, scope: &mut Scope)
 impl OutlierDetection {
     fn compile(message: &proto::OutlierDetection, scope: &mut Scope) -> Result<Self, Rejection> {
         scope.unsupported("monitors", !message.monitors.is_empty());
+        scope.unsupported("always_eject_one_host", boolean(message.always_eject_one_host.as_ref(), false));
+        // Envoy enforces success rates unless told otherwise.
+        scope.unsupported("enforcing_success_rate", number(message.enforcing_success_rate.as_ref(), 100) > 0);
+        scope.unsupported("enforcing_failure_percentage", number(message.enforcing_failure_percentage.as_ref(), 0) > 0);
         scope.unsupported("detect_degraded_hosts", boolean(message.detect_degraded_hosts.as_ref(), false));
         let base_ejection = scope
             .duration("base_ejection_time", message.base_ejection_time.as_ref())?
@@ -626,6 +639,7 @@ impl UpstreamBind {
         let extra = scope.each("extra_source_addresses", &message.extra_source_addresses, |scope, extra| {
             socket(scope.required("address", extra.address.as_ref())?, scope)
         })?;
+        scope.unsupported("socket_options", !message.socket_options.is_empty());
         let mut socket_options = Vec::new();
         for option in &message.socket_options {
             use core::socket_option::Value;

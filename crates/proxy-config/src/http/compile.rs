@@ -59,6 +59,9 @@ impl HttpConnectionManager {
         scope.unsupported("delayed_close_timeout", message.delayed_close_timeout.is_some());
         scope.unsupported("access_log_options", message.access_log_options.is_some());
         scope.unsupported("append_local_overload", message.append_local_overload);
+        scope.unsupported("append_x_forwarded_port", message.append_x_forwarded_port);
+        scope.unsupported("proxy_100_continue", message.proxy_100_continue);
+        scope.unsupported("tracing", message.tracing.is_some());
         let common = message.common_http_protocol_options.unwrap_or_default();
         scope.unsupported(
             "common_http_protocol_options.max_connection_duration_jitter",
@@ -67,6 +70,8 @@ impl HttpConnectionManager {
         let filters = compile_slots(&message.http_filters, owner, compiler, scope)?;
         #[allow(deprecated)]
         let parts = message.set_current_client_cert_details.unwrap_or_default();
+        scope.unsupported("set_current_client_cert_details.cert", parts.cert);
+        scope.unsupported("set_current_client_cert_details.chain", parts.chain);
         Ok(Self {
             codec,
             stat_prefix: message.stat_prefix.as_str().into(),

@@ -4,7 +4,6 @@ use meltemi_filters::{Rejection, Scope};
 use meltemi_proto::Any;
 use meltemi_proto::envoy::config::core::v3::TrafficDirection;
 use meltemi_proto::envoy::config::listener::v3 as proto;
-use meltemi_proto::envoy::extensions::filters::listener as listener_filters;
 use meltemi_proto::envoy::extensions::filters::network;
 use meltemi_proto::istio::{StatsConfig, TypedStruct};
 use proto::listener_filter_chain_match_predicate::Rule;
@@ -32,6 +31,7 @@ impl Listener {
             return scope.refuse("API and UDP listeners are not served");
         }
         scope.unsupported("socket_options", !message.socket_options.is_empty());
+        scope.unsupported("per_connection_buffer_limit_bytes", message.per_connection_buffer_limit_bytes.is_some());
         let address = match &message.listener_specifier {
             Some(proto::listener::ListenerSpecifier::InternalListener(_)) => {
                 Address::Internal(message.name.as_str().into())
@@ -97,7 +97,6 @@ impl ListenerFilters {
     }
 
     fn add(&mut self, filter: &proto::ListenerFilter, scope: &mut Scope) -> Result<(), Rejection> {
-        use listener_filters::proxy_protocol::v3 as pp;
         let disabled = match &filter.filter_disabled {
             None => PortPredicate::Never,
             Some(predicate) => PortPredicate::compile(predicate, scope, 0)?,
@@ -123,17 +122,7 @@ impl ListenerFilters {
                 self.http_inspector = Some(disabled);
             }
             "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol" => {
-                let config: pp::ProxyProtocol = match any {
-                    Some(any) => scope.unpack(any)?,
-                    None => pp::ProxyProtocol::default(),
-                };
-                scope.unsupported("rules", !config.rules.is_empty());
-                let refuses = |version: i32| config.disallowed_versions.contains(&version);
-                self.proxy_protocol = Some(ProxyProtocol {
-                    optional: config.allow_requests_without_proxy_protocol,
-                    refuse_v1: refuses(0),
-                    refuse_v2: refuses(1),
-                });
+                return scope.refuse("PROXY protocol is not read: every caller would have the load balancer's address");
             }
             "envoy.extensions.filters.listener.original_src.v3.OriginalSrc" => {
                 scope.warn("", "original_src is not honoured: the workload sees the proxy's address");

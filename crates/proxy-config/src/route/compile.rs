@@ -41,6 +41,7 @@ impl RouteTable {
             return scope.refuse("ignore_path_parameters_in_path_matching is unknown");
         }
         scope.unsupported("cluster_specifier_plugins", !message.cluster_specifier_plugins.is_empty());
+        scope.unsupported("vhds", message.vhds.is_some());
         let limit = message
             .max_direct_response_body_size_bytes
             .as_ref()
@@ -315,6 +316,10 @@ impl RouteAction {
         }
         scope.unsupported("hedge_policy", message.hedge_policy.is_some());
         scope.unsupported("internal_redirect_policy", message.internal_redirect_policy.is_some());
+        scope.unsupported(
+            "upgrade_configs.connect_config",
+            message.upgrade_configs.iter().any(|upgrade| upgrade.connect_config.is_some()),
+        );
         scope.unsupported("rate_limits", !message.rate_limits.is_empty());
         let metadata_match = subset_match(message.metadata_match.as_ref());
         let mut weight_header = None;

@@ -1,6 +1,5 @@
 //! Compiling `tcp_proxy`.
 
-use meltemi_filters::format::Template;
 use meltemi_filters::{Rejection, Scope};
 use meltemi_proto::envoy::extensions::filters::network::tcp_proxy::v3 as proto;
 use proto::tcp_proxy::ClusterSpecifier;
@@ -36,20 +35,9 @@ impl TcpProxy {
                 TcpDestination::Weighted(TcpWeights { table, total })
             }
         };
-        let tunneling = match &message.tunneling_config {
-            None => None,
-            Some(tunneling) => Some(scope.within("tunneling_config", |scope| {
-                Ok::<_, Rejection>(Tunneling {
-                    hostname: Template::parse(&tunneling.hostname).map_err(|reason| scope.reject(reason))?,
-                    post_path: match (tunneling.use_post, tunneling.post_path.as_str()) {
-                        (false, _) => None,
-                        (true, "") => Some("/".into()),
-                        (true, path) => Some(path.into()),
-                    },
-                    headers: HeaderOps::compile("headers_to_add", &tunneling.headers_to_add, &[], scope)?,
-                })
-            })?),
-        };
+        if message.tunneling_config.is_some() {
+            return scope.refuse("tunneling_config is unknown: connections would go out bare");
+        }
         let hour = Some(Duration::from_secs(3600));
         Ok(Self {
             stat_prefix: message.stat_prefix.as_str().into(),
@@ -68,7 +56,6 @@ impl TcpProxy {
                 .hash_policy
                 .iter()
                 .any(|policy| matches!(policy.policy_specifier, Some(PolicySpecifier::SourceIp(_)))),
-            tunneling,
         })
     }
 }

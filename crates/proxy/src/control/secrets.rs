@@ -55,3 +55,23 @@ fn bytes(source: Option<&DataSource>) -> Result<Vec<u8>, String> {
         None => Err("a data source is missing".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_context_that_says_more_than_roots_is_refused() {
+        let inline = |text: &str| {
+            Some(DataSource { specifier: Some(Specifier::InlineString(text.into())), ..Default::default() })
+        };
+        let context = CertificateValidationContext {
+            trusted_ca: inline("x"),
+            verify_certificate_hash: vec!["00".repeat(32)],
+            ..Default::default()
+        };
+        let message = Message { name: "ROOTCA".into(), r#type: Some(Type::ValidationContext(context)) };
+        let reason = apply(&SecretStore::new(), "ROOTCA", &meltemi_proto::pack(&message)).expect_err("refused");
+        assert!(reason.contains("trusted_ca"), "{reason}");
+    }
+}

@@ -473,3 +473,43 @@ fn live(cluster: &Cluster) -> ClusterLive {
 
 /// Reads secrets of an update into the store; see [`secrets::apply`].
 pub use secrets::apply as apply_secrets;
+
+#[cfg(test)]
+mod tests {
+    use meltemi_proto::envoy::config::cluster::v3 as cluster;
+    use meltemi_proto::google::protobuf::{Struct, Value, value::Kind};
+
+    use super::*;
+
+    fn message(timeout: i64) -> cluster::Cluster {
+        let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
+        let fields = Struct { fields: (0..16).map(|n| (format!("key{n}"), text("value"))).collect() };
+        cluster::Cluster {
+            name: "c".to_owned(),
+            connect_timeout: Some(meltemi_proto::google::protobuf::Duration { seconds: timeout, nanos: 0 }),
+            metadata: Some(meltemi_proto::envoy::config::core::v3::Metadata {
+                filter_metadata: [("istio".to_owned(), fields)].into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    fn served(state: &mut State, any: &Any) -> Arc<ClusterEntry> {
+        assert_eq!(state.apply(CLUSTER, [("c", "", any)], &[], Origin::Dynamic).nack(), None);
+        state.publish(|_| true).clusters["c"].clone()
+    }
+
+    #[test]
+    fn what_is_sent_again_keeps_what_lives_in_it() {
+        let mut state = State::default();
+        let one = meltemi_proto::pack(&message(1));
+        let first = served(&mut state, &one);
+        assert!(Arc::ptr_eq(&first, &served(&mut state, &one)));
+        // Maps are written in any order: other bytes, the same cluster.
+        let other = (0..1000).map(|_| meltemi_proto::pack(&message(1))).find(|any| *any != one).expect("another order");
+        assert!(Arc::ptr_eq(&first, &served(&mut state, &other)));
+        let changed = served(&mut state, &meltemi_proto::pack(&message(2)));
+        assert!(!Arc::ptr_eq(&first.cluster, &changed.cluster));
+    }
+}

@@ -22,6 +22,9 @@ pub enum BodyError {
     /// The connection ended too early.
     #[error("connection ended before the body did")]
     Truncated,
+    /// The peer gave the stream up (HTTP/2).
+    #[error("stream was reset")]
+    Reset,
     /// The peer broke the protocol.
     #[error("malformed body: {0}")]
     Malformed(&'static str),

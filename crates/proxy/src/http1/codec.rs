@@ -90,6 +90,13 @@ fn head_end(bytes: &[u8], from: &mut usize) -> Result<Option<usize>, Refusal> {
     Ok(None)
 }
 
+/// RFC 9110 §15.5.15: 414 if the first line alone was too long.
+fn too_large(bytes: &[u8], limits: &Limits) -> Refusal {
+    let start = &bytes[..limits.head_bytes.min(bytes.len())];
+    let status = if memchr::memchr(b'\n', start).is_none() { 414 } else { 431 };
+    Refusal { status, details: "http1.headers_too_large" }
+}
+
 /// Reads a request head from the beginning of `bytes`. `scanned` remembers how far earlier calls looked; start with 0.
 /// `None`: more bytes are needed. Otherwise how many bytes the head takes.
 pub fn read_request(
@@ -99,15 +106,10 @@ pub fn read_request(
     head: &mut RequestHead,
 ) -> Result<Option<(usize, RequestTerms)>, Refusal> {
     let Some(end) = head_end(bytes, scanned)? else {
-        if bytes.len() >= limits.head_bytes {
-            // RFC 9110 §15.5.15: the first line alone was too long.
-            let status = if memchr::memchr(b'\n', bytes).is_none() { 414 } else { 431 };
-            return Err(Refusal { status, details: "http1.headers_too_large" });
-        }
-        return Ok(None);
+        return if bytes.len() >= limits.head_bytes { Err(too_large(bytes, limits)) } else { Ok(None) };
     };
     if end > limits.head_bytes {
-        return Err(Refusal { status: 431, details: "http1.headers_too_large" });
+        return Err(too_large(bytes, limits));
     }
     let bytes = &bytes[..end];
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];

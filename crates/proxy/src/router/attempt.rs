@@ -110,14 +110,15 @@ impl Failure {
                 };
                 (status, limit.body().into(), limit.details().into())
             }
+            None if self.flag == ResponseFlag::DownstreamProtocolError => {
+                (400, "Bad Request".into(), "http1.codec_error".into())
+            }
             None => {
                 let how = if retries > 0 { "retried and the latest reset reason: " } else { "reset reason: " };
-                let mut body =
-                    format!("upstream connect error or disconnect/reset before headers. {how}{}", self.reason);
+                let body = format!("upstream connect error or disconnect/reset before headers. {how}{}", self.reason);
                 let mut details = format!("upstream_reset_before_response_started{{{}", self.reason.replace(' ', "_"));
+                // Why a transport failed is for us to know: not in the body.
                 if !self.transport.is_empty() {
-                    body.push_str(", transport failure reason: ");
-                    body.push_str(&self.transport);
                     details.push('|');
                     details.push_str(&self.transport.replace(' ', "_"));
                 }
@@ -339,7 +340,7 @@ pub(crate) async fn run(
                     stale: false,
                     blames_host: false,
                 };
-                return bad_body(run, failure);
+                return AttemptEnd::Failed(failure);
             }
             return gone(run);
         }
@@ -494,7 +495,7 @@ pub(crate) async fn run(
         Second::Down(Ok(())) => Ended::Whole,
         Second::Down(Err(PumpError::Read(error))) => {
             let (flag, reason) = match error {
-                BodyError::Malformed("stream was reset") => (ResponseFlag::UpstreamRemoteReset, "remote_reset"),
+                BodyError::Reset => (ResponseFlag::UpstreamRemoteReset, "remote_reset"),
                 BodyError::Malformed(_) => (ResponseFlag::UpstreamProtocolError, "protocol_error"),
                 _ => (ResponseFlag::UpstreamConnectionTermination, "connection_termination"),
             };
@@ -545,11 +546,6 @@ fn write_head(head: &RequestHead, no_body: bool, upgrade: bool, out: &mut Vec<u8
     }
     crate::http1::codec::end_head(out, chunked, false);
     chunked
-}
-
-fn bad_body(run: &mut Run<'_>, failure: Failure) -> AttemptEnd {
-    run.info.end(failure.flag, "http1.codec_error", Some(failure.cause));
-    AttemptEnd::Ended(Ended::Broken)
 }
 
 fn read_failure(

@@ -51,7 +51,7 @@ pub struct Dialled {
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     /// TCP failed.
-    #[error("delayed connect error: {0}")]
+    #[error("delayed connect error: {}", words(.0))]
     Connect(io::Error),
     /// It took too long.
     #[error("connection timeout")]
@@ -62,6 +62,12 @@ pub enum DialError {
     /// There is no configuration for TLS yet.
     #[error("TLS is not ready: {0}")]
     Unready(#[from] TlsUnready),
+}
+
+/// What the system says, without its number: as Envoy has it.
+fn words(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split_once(" (os error").map_or(&*text, |(words, _)| words).to_owned()
 }
 
 /// Connects; cancellation closes what was opened.

@@ -152,15 +152,20 @@ pub fn rds(name: &str) -> hcm::http_connection_manager::RouteSpecifier {
     })
 }
 
-/// Flag, details, status, path, cluster: what tests look for in the log.
+/// Flag, details, status, path, cluster, cause: what tests look for in the log.
 pub fn log() -> meltemi_proto::envoy::config::accesslog::v3::AccessLog {
+    let format = "%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %REQ(:PATH)% %UPSTREAM_CLUSTER% \
+                  %BYTES_SENT% <%CAUSE%>\n";
+    log_as("/dev/stdout", format)
+}
+
+/// A log in a format.
+pub fn log_as(path: &str, format: &str) -> meltemi_proto::envoy::config::accesslog::v3::AccessLog {
     use core::substitution_format_string::Format;
     use meltemi_proto::envoy::config::accesslog::v3::{AccessLog, access_log::ConfigType};
     use meltemi_proto::envoy::extensions::access_loggers::file::v3 as file;
-    let format =
-        "%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %REQ(:PATH)% %UPSTREAM_CLUSTER% %BYTES_SENT%\n";
     let config = file::FileAccessLog {
-        path: "/dev/stdout".into(),
+        path: path.into(),
         access_log_format: Some(file::file_access_log::AccessLogFormat::LogFormat(core::SubstitutionFormatString {
             format: Some(Format::TextFormatSource(core::DataSource {
                 specifier: Some(core::data_source::Specifier::InlineString(format.into())),

@@ -78,3 +78,40 @@ async fn the_admin_interface_tells_what_serves() {
     let mut foreign = Client::connect(admin).await;
     assert!(foreign.ask("GET /certs HTTP/1.1\nhost: evil.example\n\n").await.0.starts_with("HTTP/1.1 403 "));
 }
+
+#[derive(Default)]
+struct Shown(std::sync::Mutex<String>);
+
+impl meltemi_proxy::Levels for Shown {
+    fn show(&self) -> String {
+        self.0.lock().expect("nobody panics").clone()
+    }
+    fn set(&self, filter: &str) -> Result<(), String> {
+        if filter.contains("loud") {
+            return Err("no such level: loud".to_owned());
+        }
+        *self.0.lock().expect("nobody panics") = filter.to_owned();
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn levels_of_the_log_can_be_changed() {
+    let running = Running::start(meltemi_proxy::ProxyOptions {
+        admin: Some(([127, 0, 0, 1], 0).into()),
+        levels: Some(std::sync::Arc::new(Shown::default())),
+        ..Default::default()
+    });
+    let admin = running.handle.admin_addresses()[0];
+    let ask =
+        async |line: &str| Client::connect(admin).await.ask(&format!("{line} HTTP/1.1\nhost: localhost\n\n")).await;
+    assert!(ask("GET /logging?level=debug").await.0.starts_with("HTTP/1.1 405 "));
+    assert_eq!(ask("POST /logging?level=info").await.1, "active loggers: info\n");
+    let both = "active loggers: info,h2=warn,meltemi_proxy::router=debug\n";
+    assert_eq!(ask("POST /logging?paths=h2:warn,meltemi_proxy::router:debug").await.1, both);
+    let off = "active loggers: info,meltemi_proxy::router=debug,h2=off\n";
+    assert_eq!(ask("POST /logging?h2=off").await.1, off);
+    let (head, body) = ask("POST /logging?level=loud").await;
+    assert!(head.starts_with("HTTP/1.1 400 ") && body == "no such level: loud\n", "{head}{body}");
+    assert_eq!(ask("GET /logging").await.1, off);
+}

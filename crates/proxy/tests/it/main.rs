@@ -1,9 +1,13 @@
 //! The proxy in process: real sockets on port 0, servers and clients of the test's own.
 
+mod causes;
 mod config;
+mod differential;
+mod envoy;
 mod filters;
 mod http1;
 mod http2;
+mod limits;
 mod live;
 mod peers;
 mod tcp;

@@ -35,7 +35,8 @@ pub async fn read_message(stream: &mut TcpStream, waiting: &mut Vec<u8>) -> Opti
             return None;
         }
     };
-    let head = String::from_utf8(waiting.drain(..end).collect()).expect("heads are ASCII here");
+    let head: Vec<u8> = waiting.drain(..end).collect();
+    let head = String::from_utf8_lossy(&head).into_owned();
     let lower = head.to_ascii_lowercase();
     let mut body = Vec::new();
     if let Some(length) = lower.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next()) {
@@ -68,6 +69,25 @@ pub async fn read_message(stream: &mut TcpStream, waiting: &mut Vec<u8>) -> Opti
         }
     }
     Some((head, body))
+}
+
+/// Reads one response with a length, from a stream of many.
+pub async fn read_body(stream: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> String {
+    use tokio::io::AsyncBufReadExt;
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).await.expect("a line");
+        if let Some(value) = line.strip_prefix("content-length: ") {
+            length = value.trim().parse().expect("a length");
+        }
+        if line == "\r\n" || line.is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.expect("a body");
+    String::from_utf8(body).expect("text")
 }
 
 /// An HTTP/1.1 server: `answer` turns head and body into a whole response.

@@ -10,13 +10,13 @@ use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, 
 use crate::config::*;
 use crate::peers;
 
-struct Authority {
+pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let key = KeyPair::generate().expect("key");
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -25,9 +25,13 @@ impl Authority {
     }
 
     fn identity(&self, spiffe: &str) -> Identity {
+        self.identity_of(SanType::URI(spiffe.try_into().expect("IA5")))
+    }
+
+    fn identity_of(&self, name: SanType) -> Identity {
         let key = KeyPair::generate().expect("key");
         let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![SanType::URI(spiffe.try_into().expect("IA5"))];
+        params.subject_alt_names = vec![name];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.not_after = time::OffsetDateTime::now_utc() + time::Duration::hours(1);
         params.not_before = time::OffsetDateTime::now_utc() - time::Duration::hours(1);
@@ -101,7 +105,7 @@ fn socket(config: meltemi_proto::Any) -> core::TransportSocket {
 }
 
 /// The server's side: TLS with client certificates, the client's identity in XFCC.
-async fn inbound(authority: &Authority, upstream: std::net::SocketAddr) -> Running {
+pub async fn inbound(authority: &Authority, upstream: std::net::SocketAddr) -> Running {
     use meltemi_proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as hcm;
     let mut manager = manager(inline(table("r", vec![forward("/", "app")])));
     manager.forward_client_cert_details = hcm::ForwardClientCertDetails::AppendForward as i32;
@@ -119,7 +123,7 @@ async fn inbound(authority: &Authority, upstream: std::net::SocketAddr) -> Runni
     running
 }
 
-async fn outbound(authority: &Authority, to: std::net::SocketAddr, san: &str) -> Running {
+pub async fn outbound(authority: &Authority, to: std::net::SocketAddr, san: &str) -> Running {
     let mut up = static_cluster("server", &[to]);
     up.transport_socket = Some(socket(pack(&tls::UpstreamTlsContext {
         common_tls_context: Some(common(&["istio-http/1.1", "istio", "http/1.1"], &[san])),
@@ -146,7 +150,8 @@ async fn identities_are_proved_both_ways() {
 
     let wrong = outbound(&authority, to, "spiffe://cluster.local/ns/default/sa/other").await;
     let (head, body) = peers::get(wrong.at("outbound").await, "/secret").await;
-    assert!(head.starts_with("HTTP/1.1 503 ") && body.contains("TLS error"), "{head}{body}");
+    assert!(head.starts_with("HTTP/1.1 503 ") && !body.contains("TLS"), "{head}{body}");
+    assert!(wrong.log.line_with(" UF ").await.contains("TLS_error"));
 
     let stranger = Authority::new();
     let foreign = outbound(&stranger, to, "spiffe://cluster.local/ns/default/sa/server").await;
@@ -197,4 +202,191 @@ async fn a_listener_waits_for_its_secrets_and_rotation_cuts_nothing() {
     let (head, body) = connection.ask("GET /2 HTTP/1.1\nhost: a\n\n").await;
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     assert!(body.contains("sa/client") || body.contains("sa/renewed"), "{body}");
+}
+
+#[tokio::test]
+async fn pinned_certificates_are_the_only_ones_that_are_taken() {
+    let authority = Authority::new();
+    let inbound_secrets = authority.secrets("spiffe://cluster.local/ns/default/sa/server");
+    let outbound_secrets = authority.secrets("spiffe://cluster.local/ns/default/sa/client");
+    let pin_of = |secrets: &SecretStore| {
+        let secret = secrets.get("default").expect("set");
+        secret.identity.as_ref().expect("an identity").info().sha256.clone()
+    };
+    let (servers, clients) = (pin_of(&inbound_secrets), pin_of(&outbound_secrets));
+    let pinned = |pin: &str| {
+        use tls::common_tls_context::ValidationContextType::CombinedValidationContext;
+        let mut context = common(&["http/1.1"], &[]);
+        if let Some(CombinedValidationContext(combined)) = &mut context.validation_context_type
+            && let Some(validation) = &mut combined.default_validation_context
+        {
+            validation.verify_certificate_hash = vec![pin.to_owned()];
+        }
+        context
+    };
+    let cases = [(&clients, &servers, "200"), (&servers, &servers, "503"), (&clients, &clients, "503")];
+    for (client_pin, server_pin, status) in cases {
+        let mut chain = http_chain(&manager(inline(table("r", vec![forward("/", "app")]))));
+        chain.transport_socket = Some(socket(pack(&tls::DownstreamTlsContext {
+            common_tls_context: Some(pinned(client_pin)),
+            require_client_certificate: Some(meltemi_proto::google::protobuf::BoolValue { value: true }),
+            ..Default::default()
+        })));
+        let server = Running::start(ProxyOptions { secrets: inbound_secrets.clone(), ..Default::default() });
+        let app = static_cluster("app", &[peers::echo("app").await]);
+        server.apply(vec![app], vec![listener("inbound", vec![chain])]).await;
+        let mut up = static_cluster("server", &[server.at("inbound").await]);
+        up.transport_socket = Some(socket(pack(&tls::UpstreamTlsContext {
+            common_tls_context: Some(pinned(server_pin)),
+            sni: "server".into(),
+            ..Default::default()
+        })));
+        let client = Running::start(ProxyOptions { secrets: outbound_secrets.clone(), ..Default::default() });
+        let plain = http_chain(&manager(inline(table("r", vec![forward("/", "server")]))));
+        client.apply(vec![up], vec![listener("outbound", vec![plain])]).await;
+        let (head, body) = peers::get(client.at("outbound").await, "/").await;
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}{body}");
+        if client_pin == &servers {
+            let metrics = server.handle.metrics();
+            assert!(metrics.contains("meltemi_downstream_tls_errors_total{reason=\"certificate\"} 1\n"), "{metrics}");
+        }
+        if server_pin == &clients {
+            assert!(client.log.line_with(" UF ").await.contains("pinned"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn handshakes_that_fail_are_counted_by_reason() {
+    let authority = Authority::new();
+    let server = inbound(&authority, peers::echo("app").await).await;
+    let to = server.at("inbound").await;
+    let mut plain = peers::Client::connect(to).await;
+    plain.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert!(plain.closed().await);
+    let mut gone = peers::Client::connect(to).await;
+    gone.send([0x16, 0x03, 0x01]).await;
+    tokio::io::AsyncWriteExt::shutdown(&mut gone.stream).await.expect("half-closed");
+    assert!(gone.closed().await);
+    let stranger = Authority::new();
+    let foreign = outbound(&stranger, to, "spiffe://cluster.local/ns/default/sa/server").await;
+    peers::get(foreign.at("outbound").await, "/").await;
+    // The stranger ends the handshake, since it does not know us either; the alert may come a moment later.
+    let all = "meltemi_refused_connections_total{cause_kind=\"tls\",flag=\"-\"} 3\n";
+    let metrics = loop {
+        let metrics = server.handle.metrics();
+        if metrics.contains(all) {
+            break metrics;
+        }
+        tokio::task::yield_now().await;
+    };
+    for reason in ["plaintext", "closed", "alert"] {
+        let line = format!("meltemi_downstream_tls_errors_total{{reason=\"{reason}\"}} 1\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
+}
+
+/// Answers with the server name that it was asked for.
+async fn named_server(authority: &Authority) -> std::net::SocketAddr {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let identity = authority.identity_of(SanType::DnsName("a.example".try_into().expect("IA5")));
+    let config = meltemi_tls::server_config(&meltemi_tls::ServerTerms::default(), &identity, None).expect("a server");
+    let acceptor = tokio_rustls::TlsAcceptor::from(config);
+    peers::server(move |stream, _| {
+        let acceptor = acceptor.clone();
+        async move {
+            let Ok(mut stream) = acceptor.accept(stream).await else { return };
+            let name = stream.get_ref().1.server_name().unwrap_or("-").to_owned();
+            let mut seen = Vec::new();
+            while stream.read_buf(&mut seen).await.is_ok_and(|n| n > 0) {
+                if seen.ends_with(b"\r\n\r\n") {
+                    seen.clear();
+                    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}", name.len());
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                    let _ = stream.flush().await;
+                }
+            }
+        }
+    })
+    .await
+}
+
+fn inline_source(text: &str) -> core::DataSource {
+    core::DataSource { specifier: Some(core::data_source::Specifier::InlineString(text.into())), ..Default::default() }
+}
+
+#[tokio::test]
+async fn the_requests_host_is_the_server_name_and_the_certificate_must_be_for_it() {
+    let authority = Authority::new();
+    let at = named_server(&authority).await;
+    let up = |name: &str, checked: bool, header: &str| {
+        let mut up = static_cluster(name, &[at]);
+        let validation =
+            tls::CertificateValidationContext { trusted_ca: Some(inline_source(&authority.pem)), ..Default::default() };
+        up.transport_socket = Some(socket(pack(&tls::UpstreamTlsContext {
+            common_tls_context: Some(tls::CommonTlsContext {
+                validation_context_type: Some(tls::common_tls_context::ValidationContextType::ValidationContext(
+                    validation,
+                )),
+                ..Default::default()
+            }),
+            ..Default::default()
+        })));
+        let options = meltemi_proto::envoy::extensions::upstreams::http::v3::HttpProtocolOptions {
+            upstream_http_protocol_options: Some(core::UpstreamHttpProtocolOptions {
+                auto_sni: true,
+                auto_san_validation: checked,
+                override_auto_sni_header: header.into(),
+            }),
+            ..Default::default()
+        };
+        up.typed_extension_protocol_options
+            .insert("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(), pack(&options));
+        up
+    };
+    let routes = vec![forward("/checked", "checked"), forward("/header", "header"), forward("/free", "free")];
+    let running = Running::with(
+        vec![up("checked", true, ""), up("header", true, "x-name"), up("free", false, "")],
+        vec![listener("in", vec![http_chain(&manager(inline(table("r", routes))))])],
+    )
+    .await;
+    let to = running.at("in").await;
+    let ask = async |path: &str, host: &str| {
+        let request = format!("GET {path} HTTP/1.1\nhost: {host}\nx-name: a.example\n\n");
+        peers::Client::connect(to).await.ask(&request).await
+    };
+    assert_eq!(ask("/checked", "a.example:443").await.1, "a.example");
+    assert_eq!(ask("/header", "other.example").await.1, "a.example");
+    assert_eq!(ask("/free", "other.example").await.1, "other.example");
+    assert_eq!(ask("/free", "10.0.0.1").await.1, "-", "an address is never sent");
+    // B12
+    let long = "a".repeat(300);
+    assert_eq!(ask("/free", &long).await.1, "-", "nor what is no name");
+    for host in ["other.example", "10.0.0.1", "[::1]:443", long.as_str()] {
+        let (head, body) = ask("/checked", host).await;
+        assert!(head.starts_with("HTTP/1.1 503 "), "{host}: {head}{body}");
+    }
+}
+
+#[tokio::test]
+async fn certificates_that_cannot_be_read_refuse_the_resource() {
+    let running = Running::start(ProxyOptions::default());
+    let mut chain = http_chain(&manager(inline(table("r", vec![]))));
+    chain.transport_socket = Some(socket(pack(&tls::DownstreamTlsContext {
+        common_tls_context: Some(tls::CommonTlsContext {
+            tls_certificates: vec![tls::TlsCertificate {
+                certificate_chain: Some(inline_source("not a certificate")),
+                private_key: Some(inline_source("not a key")),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }),
+        ..Default::default()
+    })));
+    let message = listener("in", vec![chain]);
+    let resources = vec![("in".into(), pack(&message))];
+    let refused = running.handle.apply(meltemi_proto::type_url::LISTENER, resources, vec![]).await;
+    let reason = refused.expect_err("refused");
+    assert!(reason.starts_with("in: ") && reason.contains("PEM"), "{reason}");
+    assert!(running.handle.addresses().await.is_empty());
 }
