@@ -13,12 +13,29 @@ fn main() {
 }
 
 /// Where cargo keeps a dependency's sources.
+///
+/// Asked for a package that depends on it alone: of the whole workspace cargo could tell only with the tests' and the
+/// chores' dependencies downloaded, which a build of the binary does without.
 fn package_folder(name: &str) -> PathBuf {
-    let cargo = env::var_os("CARGO").expect("cargo sets CARGO");
-    let output = Command::new(cargo)
+    let variable = |name: &str| PathBuf::from(env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name}")));
+    let (here, question) = (variable("CARGO_MANIFEST_DIR"), variable("OUT_DIR").join("question"));
+    let lock = here.ancestors().map(|folder| folder.join("Cargo.lock")).find(|lock| lock.is_file());
+    let lock = lock.expect("the workspace has a lock file");
+    println!("cargo::rerun-if-changed={}", lock.display());
+    let manifest = format!(
+        "[package]\nname = \"question\"\nedition = \"2024\"\n[lib]\npath = \"lib.rs\"\n[dependencies]\n{name} = \"*\"\n[workspace]\n"
+    );
+    let write = |file: &str, text: &[u8]| fs::write(question.join(file), text).expect("OUT_DIR is writable");
+    fs::create_dir_all(&question).expect("OUT_DIR is writable");
+    write("Cargo.toml", manifest.as_bytes());
+    write("Cargo.lock", &fs::read(lock).expect("a readable lock file"));
+    write("lib.rs", b"");
+    let output = Command::new(variable("CARGO"))
         .args(["metadata", "--format-version", "1", "--offline", "--filter-platform"])
-        .arg(env::var("TARGET").expect("cargo sets TARGET"))
-        .current_dir(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"))
+        .arg(variable("TARGET"))
+        .arg("--manifest-path")
+        .arg(question.join("Cargo.toml"))
+        .current_dir(here)
         .output()
         .expect("cargo runs");
     assert!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));

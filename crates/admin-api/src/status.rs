@@ -19,7 +19,7 @@ pub struct Status {
     pub objects: BTreeMap<String, usize>,
     /// Connected proxies, by id.
     pub proxies: Vec<ProxyStatus>,
-    /// The certificates that this control plane issued, newest per workload.
+    /// The newest certificate of each workload: issued by this control plane, or shown by a proxy that connected.
     pub certificates: Vec<CertificateStatus>,
     /// Findings about the configuration as a whole.
     pub diagnostics: Vec<Diagnostic>,
@@ -141,19 +141,19 @@ pub struct Rejection {
     pub reason: String,
 }
 
-/// A certificate that was issued.
+/// A workload's certificate.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CertificateStatus {
     /// SPIFFE identity.
     pub identity: String,
-    /// Whom it was issued to: an address.
+    /// The workload's address.
     pub peer: String,
     /// Lower-case hexadecimal.
     pub serial: String,
     /// SHA-256 of the certificate.
     pub sha256: String,
-    /// Milliseconds since 1970.
+    /// Milliseconds since 1970: when it was issued, or, of one that was shown, the start of its validity.
     pub issued_at_ms: u64,
     /// Milliseconds since 1970.
     pub expires_at_ms: u64,

@@ -86,8 +86,8 @@ trait Running: Send {
     fn metrics(&self) -> Arc<dyn Fn() -> BoxFuture<'static, std::io::Result<String>> + Send + Sync>;
     /// Whether it serves.
     fn ready(&self) -> Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
-    /// Its end; nobody asked for it. Cancel safe.
-    fn exited(&mut self) -> BoxFuture<'_, anyhow::Error>;
+    /// Its end that did not come from here: in order if its admin interface was asked for it. Cancel safe.
+    fn exited(&mut self) -> BoxFuture<'_, anyhow::Result<()>>;
     /// No new work; open work may finish within the grace; then it ends.
     fn drain_and_stop(self: Box<Self>, grace: Duration) -> BoxFuture<'static, ()>;
 }
@@ -188,7 +188,7 @@ pub async fn run(options: SidecarOptions, shutdown: impl Future<Output = ()> + S
         () = quit.notified() => Ok(()),
         // Draining ends with the process: what asked for it does not want the workload back.
         () = drain.notified() => Ok(()),
-        error = proxy.exited() => Err(error),
+        ended = proxy.exited() => ended,
         Some(part) = tasks.join_next() => match part {
             Ok(Ok(())) => Err(anyhow::anyhow!("a part of the sidecar ended by itself")),
             Ok(Err(error)) => Err(error),

@@ -174,6 +174,13 @@ impl Kind {
         TABLE.iter().find(fits).map(|row| row.0.clone())
     }
 
+    /// Whether a user's word means this kind; for kinds that [`Kind::from_word`] does not know.
+    pub fn is_called(&self, word: &str) -> bool {
+        let word = word.to_ascii_lowercase();
+        let (bare, group) = word.split_once('.').unwrap_or((&word, ""));
+        (bare.eq_ignore_ascii_case(self.word()) || bare == self.plural()) && (group.is_empty() || group == self.group())
+    }
+
     fn row(&self) -> Option<&'static Row> {
         TABLE.iter().find(|row| row.0 == *self)
     }
@@ -198,7 +205,15 @@ impl Kind {
     pub fn plural(&self) -> String {
         match self.row() {
             Some(row) => row.4[0].to_owned(),
-            None => format!("{}s", self.word().to_ascii_lowercase()),
+            None => plural(&self.word().to_ascii_lowercase()),
+        }
+    }
+
+    /// `virtualservices.networking.istio.io`; [`Kind::from_word`] takes it.
+    pub fn resource(&self) -> String {
+        match self.group() {
+            "" => self.plural(),
+            group => format!("{}.{group}", self.plural()),
         }
     }
 
@@ -216,6 +231,21 @@ impl Kind {
     pub fn is_namespaced(&self) -> bool {
         *self != Self::Namespace && !(matches!(self, Self::Other(_)) && CLUSTER_SCOPED.contains(&self.word()))
     }
+}
+
+/// As Kubernetes guesses it for kinds of which it knows nothing else.
+fn plural(word: &str) -> String {
+    match word.strip_suffix('y') {
+        Some(stem) if !stem.ends_with(['a', 'e', 'i', 'o', 'u']) => format!("{stem}ies"),
+        _ if word.ends_with(['s', 'x']) || word.ends_with("ch") => format!("{word}es"),
+        _ => format!("{word}s"),
+    }
+}
+
+/// What is said of an object that is not there: `virtualservices.networking.istio.io "x" not found in namespace "shop"`.
+pub fn not_found(resource: &str, namespace: &str, name: &str) -> String {
+    let place = if namespace.is_empty() { String::new() } else { format!(" in namespace {namespace:?}") };
+    format!("{resource} {name:?} not found{place}")
 }
 
 impl fmt::Display for Kind {
@@ -280,5 +310,18 @@ mod tests {
         }
         assert_eq!(Kind::from_word("services"), Some(Kind::Service));
         assert_eq!(Kind::from_word("gizmo"), None);
+        let foreign = Kind::Other("gateway.networking.k8s.io/GatewayClass".into());
+        for word in ["gatewayclass", "GatewayClasses", "gatewayclasses.gateway.networking.k8s.io"] {
+            assert!(foreign.is_called(word) && Kind::from_word(word).is_none(), "{word}");
+        }
+        assert!(!foreign.is_called("gatewayclasses.example.com"));
+        let gateway = Kind::Other("gateway.networking.k8s.io/Gateway".into());
+        assert_eq!(
+            (gateway.resource().as_str(), Kind::from_word(&gateway.resource())),
+            ("gateways.gateway.networking.k8s.io", None)
+        );
+        for kind in Kind::all() {
+            assert_eq!(Kind::from_word(&kind.resource()), Some(kind));
+        }
     }
 }

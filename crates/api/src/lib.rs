@@ -26,7 +26,7 @@ mod yaml;
 
 pub use document::{Chunk, Parsed, chunks, object_from_value, parse, parse_documents, parse_in, to_yaml, value_of};
 pub use duration::Duration;
-pub use kind::{Kind, ObjectKey, Recognised};
+pub use kind::{Kind, ObjectKey, Recognised, not_found};
 pub use mesh::{MeshConfig, ProxyConfig};
 pub use object::{Meta, Object, OwnerReference, Source, Spec};
 pub use positions::Positions;

@@ -167,6 +167,21 @@ impl Object {
     }
 }
 
+impl Object {
+    /// Whether it says the same, whenever either was created: `metadata.creationTimestamp` is not the user's to say.
+    pub fn says_as(&self, other: &Self) -> bool {
+        self == other || (self.kind == other.kind && ageless(&self.raw) == ageless(&other.raw))
+    }
+}
+
+fn ageless(raw: &Value) -> Value {
+    let mut raw = raw.clone();
+    if let Some(metadata) = raw.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("creationTimestamp");
+    }
+    raw
+}
+
 impl PartialEq for Object {
     fn eq(&self, other: &Self) -> bool {
         self.kind == other.kind && self.raw == other.raw

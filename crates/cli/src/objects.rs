@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 use meltemi_admin_api::{Action, ApplyResponse, ClientError, ObjectSelector, ObjectView};
+use meltemi_api::{Kind, not_found};
 
 use crate::args::{ApplyArgs, DeleteArgs, GetArgs, Output};
 use crate::columns::{Live, columns, needs_live};
@@ -12,6 +13,9 @@ use crate::names::{LabelFilter, Wanted, wanted};
 use crate::output;
 use crate::sources::Sources;
 use crate::table::Table;
+
+/// The status code of an answer about an object that is not there.
+const NOT_FOUND: u16 = 404;
 
 pub(crate) async fn apply(mesh: &Mesh, args: ApplyArgs) -> Result<i32> {
     let sources = Sources::read(&args.files)?;
@@ -51,8 +55,8 @@ pub(crate) async fn delete(mesh: &Mesh, args: DeleteArgs) -> Result<i32> {
                 code |= i32::from(!response.ok);
             }
             // One that is not there keeps nobody from deleting the others.
-            Err(ClientError::Refused { message, .. }) => {
-                if !(args.ignore_not_found && message.ends_with("is not there")) {
+            Err(ClientError::Refused { message, status }) => {
+                if !(args.ignore_not_found && status == NOT_FOUND) {
                     output::note(format_args!("error: {message}"));
                     code = 1;
                 }
@@ -73,7 +77,8 @@ pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
     for one in &wanted {
         let found = objects(mesh, one, ns).await?;
         if found.is_empty() && one.is_named() {
-            output::note(format_args!("error: {} {:?} not found{}", one.kind, one.name, place(ns)));
+            let resource = Kind::from_word(&one.kind).map_or_else(|| one.kind.clone(), |kind| kind.resource());
+            output::note(format_args!("error: {}", not_found(&resource, ns, &one.name)));
             if let Some(elsewhere) = objects(mesh, one, "").await?.first() {
                 let namespace = &elsewhere.object.namespace;
                 output::note(format_args!("there is one in namespace {namespace} (-n {namespace})"));
@@ -178,8 +183,8 @@ fn selectors(sources: &Sources, namespace: &str) -> Result<Vec<ObjectSelector>> 
     output::diagnostics(&parsed.diagnostics);
     ensure!(!parsed.objects.is_empty(), "the given files name no object");
     let of = |object: &meltemi_api::Object| {
-        let named = object.object_ref();
-        ObjectSelector { kind: named.kind, ns: named.namespace, name: named.name }
+        let meltemi_api::ObjectKey { kind, namespace, name } = object.key();
+        ObjectSelector { kind: kind.resource(), ns: namespace, name }
     };
     Ok(parsed.objects.iter().map(of).collect())
 }

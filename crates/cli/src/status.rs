@@ -59,6 +59,7 @@ pub(crate) async fn status(mesh: &Mesh, args: StatusArgs) -> Result<i32> {
         _ if whole.workloads.is_empty() => output::note("No workloads found."),
         form => {
             output::text(&table(&whole, form == Some(Output::Wide)))?;
+            output::text(&ways_in(&whole.workloads))?;
             remarks(&whole);
         }
     }
@@ -133,6 +134,14 @@ fn table(whole: &Whole, wide: bool) -> String {
     table.render()
 }
 
+/// Where the machine listens for gateways.
+fn ways_in(workloads: &[WorkloadStatus]) -> String {
+    let one = |workload: &WorkloadStatus| {
+        workload.published.iter().map(|port| format!("{} {port}\n", workload.workload)).collect::<String>()
+    };
+    workloads.iter().map(one).filter(|lines| !lines.is_empty()).map(|lines| format!("\n{lines}")).collect()
+}
+
 pub(crate) fn state(workload: &WorkloadStatus) -> String {
     match (workload.phase, workload.ready) {
         (Phase::Running, true) => "Running",
@@ -187,7 +196,7 @@ fn word(state: SyncState) -> &'static str {
     }
 }
 
-/// The newest certificate that was issued to this proxy's address.
+/// The newest certificate that is known of this proxy's address.
 fn certificate<'a>(whole: &'a Whole, proxy: &ProxyStatus) -> Option<&'a CertificateStatus> {
     let certificates = &whole.control.as_ref()?.certificates;
     let from = |peer: &str| {
@@ -249,6 +258,23 @@ mod tests {
         let control = Status { proxies: vec![proxy], certificates, ..Status::default() };
         let whole = Whole { workloads: vec![workload()], control: Some(control) };
         assert_eq!(row(&whole), ["shop", "reviews-v1-0", "Running", "3", "10.44.0.2", "meltemi", "STALE", "EXPIRED"]);
+    }
+
+    #[test]
+    fn a_gateway_shows_where_the_machine_listens() {
+        let mut gateway = workload();
+        assert_eq!(ways_in(std::slice::from_ref(&gateway)), "");
+        gateway.workload = "istio-ingressgateway".into();
+        gateway.published = serde_json::from_value(serde_json::json!([
+            {"port": 8080, "address": "127.0.0.1:8080", "gateway_ports": [80], "protocol": "Http"},
+            {"port": 31400, "address": "127.0.0.1:31400", "gateway_ports": [31400], "protocol": "Tcp"},
+        ]))
+        .unwrap();
+        assert_eq!(
+            ways_in(&[workload(), gateway]),
+            "\nistio-ingressgateway port 8080 (Gateway port 80): http://127.0.0.1:8080\n\
+             istio-ingressgateway port 31400: 127.0.0.1:31400, TCP\n"
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use meltemi_ca::{ReviewError, TokenReview};
 use meltemi_proto::envoy::config::core::v3::Node;
+use meltemi_tls::CertificateInfo;
 use meltemi_translate::Proxy;
 use meltemi_types::{SpiffeId, TrustDomain};
 use tonic::Status;
@@ -16,10 +17,19 @@ use tonic::transport::server::Connected;
 pub struct Peer {
     /// Where the caller connects from.
     pub address: SocketAddr,
-    /// The identity of a verified client certificate.
-    pub certificate: Option<SpiffeId>,
+    /// The verified client certificate.
+    pub certificate: Option<PeerCertificate>,
     /// Whether the connection is TLS.
     pub is_secure: bool,
+}
+
+/// A client certificate that was verified in the handshake.
+#[derive(Debug, Clone)]
+pub struct PeerCertificate {
+    /// Whom it names.
+    pub identity: SpiffeId,
+    /// All of it that status shows.
+    pub info: Arc<CertificateInfo>,
 }
 
 /// A stream that knows its peer.
@@ -81,8 +91,9 @@ impl Authenticator {
 
     /// The caller's proven identity.
     pub async fn authenticate(&self, peer: Option<&Peer>, metadata: &MetadataMap) -> Result<Authenticated, Status> {
-        if let Some(identity) = peer.and_then(|peer| peer.certificate.clone()) {
-            return Ok(Authenticated { identity: Some(identity), proof: Proof::Certificate });
+        if let Some(certificate) = peer.and_then(|peer| peer.certificate.as_ref()) {
+            let identity = Some(certificate.identity.clone());
+            return Ok(Authenticated { identity, proof: Proof::Certificate });
         }
         let header = match metadata.get("authorization") {
             Some(value) => {

@@ -7,31 +7,46 @@ use std::time::Duration;
 use meltemi_admin_api::CertificateStatus;
 use meltemi_ca::{CertificateAuthority, SignError};
 use meltemi_proto::ca::{CertificateRequest, CertificateResponse, CertificateService};
-use meltemi_tls::{certificates_from_pem, info_of};
+use meltemi_tls::{CertificateInfo, certificates_from_pem, info_of};
 use tonic::{Request, Response, Status};
 
-use crate::auth::{Authenticator, Peer};
+use crate::auth::{Authenticator, Peer, PeerCertificate};
 use crate::clock::{millis_of, now_ms};
 use crate::metrics::Metrics;
 
 /// How many workloads' newest certificates are remembered for status.
 const REMEMBERED: usize = 20_000;
 
-/// The newest certificate of each workload: by identity and address.
+/// The newest certificate of each workload, by identity and address: those that were issued here, and those that proxies show
+/// when they connect, since an earlier process of ours, or another control plane, may have issued them.
 #[derive(Default)]
 pub(crate) struct Issued {
     newest: Mutex<BTreeMap<(String, String), CertificateStatus>>,
 }
 
 impl Issued {
+    /// Notes what was issued.
     fn record(&self, certificate: CertificateStatus) {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         let now = now_ms();
         if newest.len() >= REMEMBERED {
             newest.retain(|_, certificate| certificate.expires_at_ms > now);
         }
-        if newest.len() < REMEMBERED {
-            newest.insert((certificate.identity.clone(), certificate.peer.clone()), certificate);
+        let key = (certificate.identity.clone(), certificate.peer.clone());
+        if newest.len() < REMEMBERED || newest.contains_key(&key) {
+            newest.insert(key, certificate);
+        }
+    }
+
+    /// Notes what a proxy showed, unless a later one is known: a stream outlives the certificate that it began with.
+    pub(crate) fn shown(&self, peer: &Peer) {
+        let Some(PeerCertificate { identity, info }) = &peer.certificate else { return };
+        let new = status_of(&identity.to_string(), &peer.address.ip().to_string(), info, millis_of(info.not_before));
+        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = newest.get(&(new.identity.clone(), new.peer.clone())).map(|held| held.expires_at_ms);
+        drop(newest);
+        if held.is_none_or(|held| held < new.expires_at_ms) {
+            self.record(new);
         }
     }
 
@@ -110,13 +125,17 @@ impl Csr {
         let leaf = chain.first().and_then(|leaf| certificates_from_pem(leaf.as_bytes()).ok());
         let Some(info) = leaf.and_then(|leaf| info_of(leaf.first()?).ok()) else { return };
         tracing::info!(%identity, peer, serial = %info.serial, "certificate issued");
-        self.issued.record(CertificateStatus {
-            identity: identity.to_owned(),
-            peer: peer.to_owned(),
-            serial: info.serial,
-            sha256: info.sha256,
-            issued_at_ms: now_ms(),
-            expires_at_ms: millis_of(info.not_after),
-        });
+        self.issued.record(status_of(identity, peer, &info, now_ms()));
+    }
+}
+
+fn status_of(identity: &str, peer: &str, info: &CertificateInfo, issued_at_ms: u64) -> CertificateStatus {
+    CertificateStatus {
+        identity: identity.to_owned(),
+        peer: peer.to_owned(),
+        serial: info.serial.clone(),
+        sha256: info.sha256.clone(),
+        issued_at_ms,
+        expires_at_ms: millis_of(info.not_after),
     }
 }

@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::Authenticator;
 use crate::csr::Issued;
 use crate::metrics::{Gauges, Metrics};
-use crate::objects::Objects;
+use crate::objects::{Objects, Refusal};
 use crate::push::Connections;
 use crate::status;
 
@@ -201,7 +201,8 @@ impl Api {
                 match self.objects.delete(&which, is_true(&of("dry_run"))).await {
                     Ok(response) if response.ok => json(StatusCode::OK, &response),
                     Ok(response) => json(StatusCode::UNPROCESSABLE_ENTITY, &response),
-                    Err(reason) => error(StatusCode::NOT_FOUND, &reason),
+                    Err(Refusal::Unclear(reason)) => error(StatusCode::BAD_REQUEST, &reason),
+                    Err(Refusal::NotFound(reason)) => error(StatusCode::NOT_FOUND, &reason),
                 }
             }
             (&Method::GET | &Method::HEAD, "/ready") => match world.is_ready() {

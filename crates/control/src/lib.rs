@@ -17,6 +17,6 @@ mod run;
 mod status;
 mod transport;
 
-pub use auth::{Authenticated, Authenticator, Peer, Proof, authorize};
+pub use auth::{Authenticated, Authenticator, Peer, PeerCertificate, Proof, authorize};
 pub use options::ControlOptions;
 pub use run::{Addresses, ControlPlane, run};

@@ -1,6 +1,6 @@
 //! Apply, get and delete: over the store's own files, or the user's where those hold the object.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,86 +28,113 @@ pub(crate) struct Objects {
     pub(crate) metrics: Arc<Metrics>,
 }
 
+/// Why nothing was deleted.
+pub(crate) enum Refusal {
+    /// The request cannot be understood.
+    Unclear(String),
+    /// There is no such object.
+    NotFound(String),
+}
+
 impl Objects {
-    /// Takes the objects of a text that are sound. A text with an unreadable part or an object twice is refused whole.
+    /// Takes the objects of a text that are sound, one after the other; each of the others is refused for itself.
     pub(crate) async fn apply(&self, text: &str, namespace: &str, dry_run: bool) -> ApplyResponse {
         let namespace = if namespace.is_empty() { "default" } else { namespace };
         let world = self.worlds.borrow().clone();
-        let parsed = meltemi_api::parse_in("applied", text, namespace);
-        let mut diagnostics = parsed.diagnostics;
-        diagnostics.extend(parsed.objects.iter().flat_map(meltemi_api::validate));
-        let mut forbidden: Vec<Diagnostic> = doubles(&parsed.objects);
-        forbidden.extend(parsed.objects.iter().filter_map(|object| self.forbidden(&world, object)));
-        if parsed.objects.is_empty() && diagnostics.is_empty() {
+        let meltemi_api::Parsed { objects, refused, mut diagnostics, .. } =
+            meltemi_api::parse_in("applied", text, namespace);
+        if objects.is_empty() && diagnostics.is_empty() {
             let remedy = "give YAML or JSON with apiVersion, kind and metadata.name";
-            forbidden.push(about(ObjectRef::default(), "the text holds no object".to_owned(), remedy));
+            diagnostics.push(about(ObjectRef::default(), "the text holds no object".to_owned(), remedy));
         }
-        let is_refused = !forbidden.is_empty() || parsed.unreadable > 0;
-        diagnostics.extend(forbidden);
-        let errors: BTreeSet<ObjectRef> = diagnostics
-            .iter()
-            .filter(|finding| finding.severity == Severity::Error)
-            .map(|finding| finding.object.clone())
-            .collect();
-        diagnostics.extend(self.consequences(&world, &parsed.objects, &errors));
-        let is_sound = |object: &Object| !is_refused && !errors.contains(&object.object_ref());
-        self.metrics.validated.add(parsed.objects.iter().filter(|object| is_sound(object)).count() as u64);
-        self.metrics.invalid.add(errors.len() as u64);
-        let planned = parsed.objects.iter().map(|object| Applied {
-            action: match world.tables.get(&object.key()) {
-                _ if !is_sound(object) => Action::Refused,
-                None => Action::Created,
-                Some(held) if **held == *object => Action::Unchanged,
-                Some(_) => Action::Configured,
-            },
-            ..self.described(&object.key(), world.tables.get(&object.key()))
+        let is_error = |finding: &Diagnostic| finding.severity == Severity::Error;
+        let mut sound = Vec::new();
+        let mut planned = Vec::new();
+        let mut earlier: BTreeMap<ObjectKey, &Object> = BTreeMap::new();
+        for object in &objects {
+            let key = object.key();
+            let held = world.tables.get(&key);
+            let mut findings = meltemi_api::validate(object);
+            findings.extend(self.forbidden(&world, object));
+            let action = if findings.iter().any(is_error) {
+                Action::Refused
+            } else {
+                let before = earlier.insert(key.clone(), object);
+                if before.is_some() {
+                    findings.push(twice(object));
+                }
+                sound.push(object.clone());
+                match before.or(held.map(|held| &**held)) {
+                    None => Action::Created,
+                    Some(before) if before.says_as(object) => Action::Unchanged,
+                    Some(_) => Action::Configured,
+                }
+            };
+            planned.push(Applied { action, ..self.described(&key, held) });
+            diagnostics.extend(findings);
+        }
+        for key in &refused {
+            planned.push(Applied { action: Action::Refused, ..self.described(key, world.tables.get(key)) });
+        }
+        let ok = !diagnostics.iter().any(is_error);
+        // Some of it validation has said already.
+        let consequences = self.consequences(&world, &sound).into_iter();
+        let news: Vec<Diagnostic> = consequences.filter(|finding| !diagnostics.contains(finding)).collect();
+        diagnostics.extend(news);
+        self.metrics.validated.add(sound.len() as u64);
+        self.metrics.invalid.add((planned.len() - sound.len()) as u64);
+        let mut response = ApplyResponse { ok, dry_run, objects: planned, diagnostics };
+        if !dry_run {
+            self.write(sound, text, &mut response).await;
+        }
+        response
+    }
+
+    /// Writes sound objects, and puts what became of each into the response.
+    async fn write(&self, sound: Vec<Object>, text: &str, response: &mut ApplyResponse) {
+        let (store, owned, sound) = (self.applied.clone(), text.to_owned(), Arc::new(sound));
+        let written = tokio::task::spawn_blocking({
+            let sound = sound.clone();
+            move || store.apply(&sound, &owned)
         });
-        let mut response =
-            ApplyResponse { ok: !is_refused && errors.is_empty(), dry_run, objects: planned.collect(), diagnostics };
-        if is_refused || dry_run {
-            return response;
-        }
-        let (store, owned, namespace) = (self.applied.clone(), text.to_owned(), namespace.to_owned());
-        let written = tokio::task::spawn_blocking(move || store.apply("applied", &owned, &namespace)).await;
-        let report = match written {
-            Ok(report) => report,
+        let written = match written.await {
+            Ok(written) => written,
             Err(error) => {
+                let message = format!("applying broke off: {error}");
                 response.ok = false;
-                response.diagnostics.push(about(
-                    ObjectRef::default(),
-                    format!("applying broke off: {error}"),
-                    "apply it again",
-                ));
-                return response;
+                return response.diagnostics.push(about(ObjectRef::default(), message, "apply it again"));
             }
         };
-        for outcome in &report.outcomes {
-            let reference = outcome.key.object_ref();
-            if let Some(planned) = response.objects.iter_mut().find(|planned| planned.object == reference) {
-                *planned = told(outcome);
+        let mut taken: BTreeMap<ObjectKey, &Object> = BTreeMap::new();
+        let planned = response.objects.iter_mut().filter(|planned| planned.action != Action::Refused);
+        for ((planned, object), outcome) in planned.zip(&*sound).zip(written) {
+            match outcome {
+                Ok(outcome) => {
+                    let before = planned.action;
+                    *planned = told(&outcome);
+                    if planned.action == Action::Created {
+                        // New in our state, and perhaps in the place of one that the mesh brings.
+                        planned.action = before;
+                    }
+                    taken.insert(object.key(), object);
+                }
+                Err(error) => {
+                    planned.action = Action::Refused;
+                    response.ok = false;
+                    response.diagnostics.push(failed(&error));
+                }
             }
         }
-        for failure in &report.failures {
-            response.ok = false;
-            let finding = failed(failure);
-            if let Some(planned) = response.objects.iter_mut().find(|planned| planned.object == finding.object) {
-                planned.action = Action::Refused;
-            }
-            response.diagnostics.push(finding);
-        }
-        let taken: Vec<&Object> =
-            parsed.objects.iter().filter(|o| report.outcomes.iter().any(|outcome| outcome.key == o.key())).collect();
         self.taken_up(|tables| {
-            taken.iter().all(|object| tables.get(&object.key()).is_some_and(|held| **held == **object))
+            taken.iter().all(|(key, object)| tables.get(key).is_some_and(|held| held.says_as(object)))
         })
         .await;
-        response
     }
 
     /// The objects in force.
     pub(crate) fn get(&self, which: &ObjectSelector) -> Result<ObjectList, String> {
-        let kind = kind_of(&which.kind)?;
         let world = self.worlds.borrow().clone();
+        let kind = kind_of(&world, &which.kind)?;
         let items = world.tables.iter().filter(|object| selects(which, kind.as_ref(), object)).map(|object| {
             let reference = object.object_ref();
             ObjectView {
@@ -122,9 +149,11 @@ impl Objects {
     }
 
     /// Deletes one object by kind and name.
-    pub(crate) async fn delete(&self, which: &ObjectSelector, dry_run: bool) -> Result<ApplyResponse, String> {
-        let (Some(kind), false) = (kind_of(&which.kind)?, which.name.is_empty()) else {
-            return Err("say which object: kind and name, and ns where it is not default".to_owned());
+    pub(crate) async fn delete(&self, which: &ObjectSelector, dry_run: bool) -> Result<ApplyResponse, Refusal> {
+        let kind = kind_of(&self.worlds.borrow(), &which.kind).map_err(Refusal::Unclear)?;
+        let (Some(kind), false) = (kind, which.name.is_empty()) else {
+            let what = "say which object: kind and name, and ns where it is not default";
+            return Err(Refusal::Unclear(what.to_owned()));
         };
         let namespace = match (kind.is_namespaced(), which.ns.as_str()) {
             (false, _) => "",
@@ -135,7 +164,7 @@ impl Objects {
         let held = self.worlds.borrow().tables.get(&key).cloned();
         let mut response = ApplyResponse { ok: true, dry_run, objects: Vec::new(), diagnostics: Vec::new() };
         let planned = Applied { action: Action::Deleted, ..self.described(&key, held.as_ref()) };
-        if let Some(finding) = held.as_ref().and_then(|object| self.runs(object)) {
+        if let Some(finding) = held.as_ref().and_then(|object| self.brought(object)) {
             response.ok = false;
             response.objects.push(Applied { action: Action::Refused, ..planned });
             response.diagnostics.push(finding);
@@ -144,16 +173,27 @@ impl Objects {
         if dry_run {
             return match held {
                 Some(_) => Ok(ApplyResponse { objects: vec![planned], ..response }),
-                None => Err(ApplyError::NotFound(key).to_string()),
+                None => Err(Refusal::NotFound(ApplyError::NotFound(key).to_string())),
             };
         }
         let (store, wanted) = (self.applied.clone(), key.clone());
-        match tokio::task::spawn_blocking(move || store.delete(&wanted)).await.map_err(|error| error.to_string())? {
+        let deleted = tokio::task::spawn_blocking(move || store.delete(&wanted)).await;
+        match deleted.map_err(|error| Refusal::Unclear(format!("deleting broke off: {error}")))? {
             Ok(outcome) => {
+                // What the mesh brings may stand behind it, and is in force again.
+                let is_gone = |tables: &Tables| {
+                    tables.get(&key).is_none_or(|next| held.as_ref().is_some_and(|held| !Arc::ptr_eq(held, next)))
+                };
+                self.taken_up(is_gone).await;
                 response.objects.push(told(&outcome));
-                self.taken_up(|tables| tables.get(&key).is_none()).await;
+                let next = self.worlds.borrow().tables.get(&key).cloned();
+                if let Some(next) = next.filter(|next| self.brought(next).is_some()) {
+                    let message = format!("the one that the mesh brings ({}) is in force again", next.source.file);
+                    let finding = about(key.object_ref(), message, "to change it, apply another one");
+                    response.diagnostics.push(Diagnostic { severity: Severity::Info, ..finding });
+                }
             }
-            Err(error @ ApplyError::NotFound(_)) => return Err(error.to_string()),
+            Err(error @ ApplyError::NotFound(_)) => return Err(Refusal::NotFound(error.to_string())),
             Err(error) => {
                 response.ok = false;
                 response.objects.push(Applied { action: Action::Refused, ..planned });
@@ -179,34 +219,31 @@ impl Objects {
         Applied { object: key.object_ref(), action: Action::Unchanged, file, in_users_file }
     }
 
-    /// What keeps a well-formed object from being applied.
+    /// What keeps a well-formed object from being applied: a Pod that the node runs is as it is. What else the mesh brings
+    /// is there to be replaced, since applied objects come first.
     fn forbidden(&self, world: &World, object: &Object) -> Option<Diagnostic> {
-        if matches!(object.kind, Kind::Other(_)) {
-            let message =
-                format!("kind {:?} of {:?} has no effect in this mesh", object.kind.word(), object.api_version);
-            return Some(about(object.object_ref(), message, "apply kinds that the mesh reads; leave this object out"));
-        }
-        // Mesh configuration that comes with the program (the demo's) is there to be replaced: applied objects come first.
-        world.tables.get(&object.key()).filter(|held| !held.kind.is_mesh()).and_then(|held| self.runs(held))
+        world.tables.get(&object.key()).filter(|held| held.kind == Kind::Pod).and_then(|held| self.brought(held))
     }
 
-    /// What the node writes about what it runs is not for users to change.
-    fn runs(&self, object: &Object) -> Option<Diagnostic> {
+    /// What is said of an object that the mesh brings, and that is not the user's to delete.
+    fn brought(&self, object: &Object) -> Option<Diagnostic> {
         let file = &object.source.file;
         (self.origin(Path::new(&**file)) == Origin::Runtime).then(|| {
-            let message = format!("the node writes this object about what it runs ({file})");
-            about(object.object_ref(), message, "change the workload instead")
+            let (message, remedy) = match object.kind {
+                Kind::Pod => ("the node writes this object about what it runs", "change the workload instead"),
+                _ => ("this object comes with the mesh", "to change it, apply another one of this name"),
+            };
+            about(object.object_ref(), format!("{message} ({file})"), remedy)
         })
     }
 
     /// What the mesh as a whole would have to say about these objects: references to nothing, conflicts.
-    fn consequences(&self, world: &World, objects: &[Object], errors: &BTreeSet<ObjectRef>) -> Vec<Diagnostic> {
-        let sound = || objects.iter().filter(|object| !errors.contains(&object.object_ref()));
+    fn consequences(&self, world: &World, sound: &[Object]) -> Vec<Diagnostic> {
         let mut tables = world.tables.clone();
-        for object in sound() {
+        for object in sound {
             tables.apply(Arc::new(object.clone()));
         }
-        let concerned: BTreeSet<ObjectRef> = sound().map(Object::object_ref).collect();
+        let concerned: BTreeSet<ObjectRef> = sound.iter().map(Object::object_ref).collect();
         let build = Snapshot::build(Some(&world.snapshot), &tables, &self.options);
         build.diagnostics.into_iter().filter(|d| concerned.contains(&d.object)).collect()
     }
@@ -233,26 +270,30 @@ fn told(outcome: &Outcome) -> Applied {
 }
 
 fn failed(error: &ApplyError) -> Diagnostic {
-    let (object, file) = match error {
-        ApplyError::NotFound(key) => (key.object_ref(), None),
-        ApplyError::NotEditable { key, file, .. } => (key.object_ref(), Some(file)),
-        ApplyError::Io { file, .. } => (ObjectRef::default(), Some(file)),
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let (key, file, remedy) = match error {
+        ApplyError::NotFound(key) => (key, None, "name another object".to_owned()),
+        ApplyError::NotEditable { key, file, .. } => (key, Some(file), "change the file by hand".to_owned()),
+        ApplyError::Io { key, file, error } => {
+            let folder = file.parent().unwrap_or(file).display();
+            let remedy = match error.kind() {
+                StorageFull | QuotaExceeded => format!("free space on the file system of {folder}, then do it again"),
+                _ => format!("make {folder} writable, then do it again"),
+            };
+            (key, Some(file), remedy)
+        }
     };
     let position =
         Position { file: file.map(|file| file.display().to_string()).unwrap_or_default(), ..Position::default() };
-    Diagnostic { position, ..about(object, error.to_string(), "change the file, then apply again") }
+    Diagnostic { position, ..about(key.object_ref(), error.to_string(), &remedy) }
 }
 
-/// The same object twice in one text: neither is the right one.
-fn doubles(objects: &[Object]) -> Vec<Diagnostic> {
-    let mut seen = BTreeSet::new();
-    let twice = objects.iter().filter(|object| !seen.insert(object.key()));
-    twice
-        .map(|object| Diagnostic {
-            position: object.source.position(""),
-            ..about(object.object_ref(), "the object stands twice in this text".to_owned(), "keep one of them")
-        })
-        .collect()
+/// The same object twice in one text is applied twice, as with kubectl, and most likely a slip.
+fn twice(object: &Object) -> Diagnostic {
+    let message = "the object stands twice in this text; this one counts".to_owned();
+    let position = object.source.position("");
+    let finding = about(object.object_ref(), message, "keep one of them");
+    Diagnostic { position, severity: Severity::Warning, ..finding }
 }
 
 fn about(object: ObjectRef, message: String, remedy: &str) -> Diagnostic {
@@ -267,11 +308,13 @@ fn about(object: ObjectRef, message: String, remedy: &str) -> Diagnostic {
     }
 }
 
-fn kind_of(word: &str) -> Result<Option<Kind>, String> {
+fn kind_of(world: &World, word: &str) -> Result<Option<Kind>, String> {
     if word.is_empty() {
         return Ok(None);
     }
-    Kind::from_word(word).map(Some).ok_or_else(|| format!("the mesh knows no kind {word:?}"))
+    // Objects of kinds that the mesh does not read are kept, and go by their name as well.
+    let held = || world.tables.iter().map(|object| &object.kind).find(|kind| kind.is_called(word)).cloned();
+    Kind::from_word(word).or_else(held).map(Some).ok_or_else(|| format!("the mesh knows no kind {word:?}"))
 }
 
 fn selects(which: &ObjectSelector, kind: Option<&Kind>, object: &Object) -> bool {

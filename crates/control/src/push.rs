@@ -18,6 +18,7 @@ use tonic::Status;
 
 use crate::auth::{Authenticated, Authenticator, Peer, authorize};
 use crate::clock::now_ms;
+use crate::csr::Issued;
 use crate::metrics::Metrics;
 
 /// A connected proxy.
@@ -89,6 +90,7 @@ pub(crate) struct Pusher {
     pub(crate) memo: Arc<Memo>,
     pub(crate) authenticator: Arc<Authenticator>,
     pub(crate) connections: Arc<Connections>,
+    pub(crate) issued: Arc<Issued>,
     pub(crate) metrics: Arc<Metrics>,
     /// Translations at a time.
     pub(crate) turns: Arc<Semaphore>,
@@ -107,6 +109,9 @@ impl Source for Pusher {
         let authenticated = self.authenticator.authenticate(peer, &metadata).await.map_err(refused)?;
         let proxy = Proxy::from_node(&node).map_err(|error| refused(Status::invalid_argument(error.to_string())))?;
         authorize(&proxy, &node, authenticated.identity.as_ref()).map_err(refused)?;
+        if let Some(peer) = peer {
+            self.issued.shown(peer);
+        }
         tracing::info!(proxy = %proxy.id, peer = %address, %variant, by = authenticated.proof.word(), "proxy connected");
         let (sender, receiver) = watch::channel(None);
         let connection = Arc::new(Connection {

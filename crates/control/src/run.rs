@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use meltemi_api::mesh::FixedField;
 use meltemi_proto::ca::CertificateServiceServer;
 use meltemi_store::{AppliedStore, Directory, FileSource, FileSourceOptions, Store, World};
 use meltemi_translate::Memo;
@@ -62,7 +63,10 @@ pub async fn run(options: ControlOptions, stop: CancellationToken) -> anyhow::Re
 
 impl ControlPlane {
     /// Binds everything, then starts to read the sources and to serve. Errors name what is in the way.
-    pub async fn start(options: ControlOptions) -> anyhow::Result<Self> {
+    pub async fn start(mut options: ControlOptions) -> anyhow::Result<Self> {
+        // The authority signs for one trust domain, whatever MeshConfig says.
+        Arc::make_mut(&mut options.build.mesh_defaults).trust_domain = options.authority.trust_domain().to_string();
+        options.build.mesh_fixed.push(FixedField::TrustDomain);
         let secure = bind(options.secure, "xDS (15012)").await?;
         let plaintext = match options.plaintext {
             Some(address) => Some(bind(address, "plaintext xDS (15010)").await?),
@@ -104,6 +108,7 @@ impl ControlPlane {
             memo: memo.clone(),
             authenticator: authenticator.clone(),
             connections: connections.clone(),
+            issued: issued.clone(),
             metrics: metrics.clone(),
             turns: Arc::new(Semaphore::new(cores)),
         });
@@ -177,14 +182,14 @@ impl Drop for ControlPlane {
     }
 }
 
-/// The user's directories count before what the node writes, and that before what was applied.
+/// The user's directories count before what was applied, and that before what the mesh brings.
 fn start_store(options: &ControlOptions) -> anyhow::Result<(Sources, AppliedStore)> {
     let applied = options.state.join("applied");
     let applied = AppliedStore::open(&applied, options.config.clone())
         .with_context(|| format!("cannot keep applied objects in {}", applied.display()))?;
     let mut directories: Vec<Directory> = options.config.iter().map(Directory::of_users).collect();
-    directories.extend(options.runtime.iter().map(Directory::of_programs));
     directories.push(applied.source());
+    directories.extend(options.runtime.iter().map(Directory::of_programs));
     let mut builder = Store::builder(options.build.clone());
     let sender = builder.source("files");
     let source = FileSourceOptions::new(directories, Some(options.state.join("last-good")));

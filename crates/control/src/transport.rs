@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use meltemi_ca::CertificateAuthority;
 use meltemi_tls::{ClientAuth, PeerRule, ServerTerms};
+use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
@@ -15,7 +16,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::{Peer, WithPeer};
+use crate::auth::{Peer, PeerCertificate, WithPeer};
 
 /// A handshake that takes longer ends.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -129,7 +130,7 @@ pub(crate) fn accept_tls(
                 match shaken {
                     Ok(Ok(stream)) => {
                         let chain = stream.get_ref().1.peer_certificates();
-                        let certificate = chain.and_then(|chain| meltemi_tls::peer_spiffe(chain).ok());
+                        let certificate = chain.and_then(|chain| shown(chain.first()?));
                         let peer = Peer { address, certificate, is_secure: true };
                         _ = sender.send(Ok(WithPeer { stream, peer })).await;
                     }
@@ -140,6 +141,12 @@ pub(crate) fn accept_tls(
         }
     });
     ReceiverStream::new(receiver)
+}
+
+/// What a client's certificate says; the handshake has verified it.
+fn shown(leaf: &CertificateDer<'_>) -> Option<PeerCertificate> {
+    let info = meltemi_tls::info_of(leaf).ok()?;
+    Some(PeerCertificate { identity: info.spiffe().ok()?, info: Arc::new(info) })
 }
 
 /// Accepts plaintext connections until cancelled.

@@ -66,9 +66,9 @@ fn run(mut options: UpOptions, demo: Option<String>) -> Result<i32> {
     let mut published: Vec<(u16, SocketAddr)> = Vec::new();
     let started = std::time::Instant::now();
     options.on_event = Box::new(move |event| match event {
-        Event::Published { gateway, port, address } => {
-            println!("{gateway} port {port}: http://{address}");
-            published.push((port, address));
+        Event::Published { gateway, port } => {
+            println!("{gateway} {port}");
+            published.push((port.port, port.address));
         }
         Event::AllReady => {
             println!("ready after {:.1} s", started.elapsed().as_secs_f64());
@@ -77,7 +77,8 @@ fn run(mut options: UpOptions, demo: Option<String>) -> Result<i32> {
             }
         }
         Event::Warning(text) => eprintln!("warning: {text}"),
-        Event::Failed(text) => eprintln!("error: {text}"),
+        // The mesh ends with this as its error.
+        Event::Failed(_) => {}
         Event::NodeUp | Event::ControlUp | Event::WorkloadReady { .. } => {}
     });
     meltemi_node::up(options)?;

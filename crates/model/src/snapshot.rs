@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use meltemi_api::MeshConfig;
+use meltemi_api::mesh::FixedField;
 use meltemi_types::{Diagnostic, TrustDomain};
 
 use crate::lower::Lowered;
@@ -33,6 +34,8 @@ pub struct BuildOptions {
     pub mesh_config_map: NamespacedName,
     /// What holds where the ConfigMap says nothing.
     pub mesh_defaults: Arc<MeshConfig>,
+    /// What the ConfigMap cannot change: it is built into what runs.
+    pub mesh_fixed: Vec<FixedField>,
     /// Where Services without clusterIP get an address.
     pub service_cidr: Cidr,
     /// Where ServiceEntries without addresses get one.
@@ -47,6 +50,7 @@ impl Default for BuildOptions {
             domain: "cluster.local".to_owned(),
             mesh_config_map: NamespacedName::new("istio-system", "istio"),
             mesh_defaults: Arc::new(MeshConfig::istio_default()),
+            mesh_fixed: Vec::new(),
             service_cidr: "10.45.0.0/16".parse().expect("a network"),
             service_entry_cidr: "240.240.0.0/16".parse().expect("a network"),
             cluster_id: "Kubernetes".to_owned(),

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use meltemi_types::Labels;
 use serde::{Deserialize, Serialize};
 
+use crate::events::PublishedPort;
 use crate::spec::{Origin, ProxyKind, WorkloadKey, WorkloadSpec};
 
 /// First packet of a connection.
@@ -164,6 +165,9 @@ pub struct WorkloadStatus {
     pub proxy: Option<PartStatus>,
     /// What is wrong, if something is.
     pub message: Option<String>,
+    /// Ports of a gateway that the machine listens on.
+    #[serde(default)]
+    pub published: Vec<PublishedPort>,
 }
 
 /// What a workload is doing.
@@ -207,6 +211,7 @@ impl WorkloadStatus {
             app: None,
             proxy: None,
             message: None,
+            published: Vec::new(),
         }
     }
 }

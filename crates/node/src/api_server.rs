@@ -19,6 +19,7 @@ use crate::node::Node;
 use crate::programs::app_spec;
 use crate::spec::{ContainerPort, Origin, Program, ProxyKind, WorkloadKey, WorkloadSpec};
 use crate::workload::{Command, Handle};
+use crate::{gateways, host_sockets};
 
 /// Programs that a client left get this long to end by themselves.
 const GRACE: Duration = Duration::from_secs(2);
@@ -216,8 +217,14 @@ impl Client {
 }
 
 fn list(node: &Node) -> Vec<crate::api::WorkloadStatus> {
-    let state = node.state.lock().expect("nothing panics while it holds the state");
-    state.handles.values().map(|handle| handle.status.borrow().clone()).collect()
+    let mut all: Vec<_> = {
+        let state = node.state.lock().expect("nothing panics while it holds the state");
+        state.handles.values().map(|handle| handle.status.borrow().clone()).collect()
+    };
+    if let Some(ingress) = all.iter_mut().find(|w| w.origin == Origin::Gateway && w.workload == gateways::INGRESS) {
+        ingress.published = host_sockets::published(&node.context);
+    }
+    all
 }
 
 /// Replicas that a name means: a replica's own name first, else all of a Deployment.

@@ -3,16 +3,19 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use meltemi_ca::{Caller, TokenSigner};
+use meltemi_store::World;
 use tokio::sync::watch;
 
 use crate::config::NodeConfig;
 use crate::dialler::Dialler;
 use crate::events::Event;
+use crate::gateways;
 use crate::services::Services;
 use crate::spec::WorkloadSpec;
 
@@ -24,6 +27,9 @@ pub(crate) struct Context {
     pub(crate) dialler: Arc<Dialler>,
     pub(crate) signer: TokenSigner,
     pub(crate) services: watch::Receiver<Arc<Services>>,
+    pub(crate) worlds: watch::Receiver<Arc<World>>,
+    /// Ports of the ingress gateway, and where the machine listens for them.
+    pub(crate) published: Mutex<BTreeMap<u16, SocketAddr>>,
     /// True once the control plane's root certificate is there.
     pub(crate) control_ready: watch::Receiver<bool>,
     /// Environment of the mesh's own programs.
@@ -58,7 +64,7 @@ impl Context {
 
     /// Where a gateway asks for sockets of the machine. Only the ingress gateway is published.
     pub(crate) fn host_socket(&self, spec: &WorkloadSpec) -> Option<PathBuf> {
-        (spec.workload == "istio-ingressgateway").then(|| self.config.run_dir.join("host.sock"))
+        (spec.is_gateway() && spec.workload == gateways::INGRESS).then(|| self.config.run_dir.join("host.sock"))
     }
 
     pub(crate) async fn warn(&self, text: String) {

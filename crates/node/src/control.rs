@@ -32,9 +32,16 @@ pub(crate) async fn keep_running(context: Arc<Context>, up: watch::Sender<bool>)
                 },
                 PartEvent::Exited(status) => {
                     let why = part.ended(status).to_owned();
+                    let said = last_words(&log);
                     log.write(format!("meltemi: control plane ended: {why}\n").as_bytes());
                     let path = context.config.run_dir.join("control.log");
-                    context.warn(format!("the control plane ended ({why}) and is started again; its log is {}", path.display())).await;
+                    let what = match part.complaint() {
+                        Some(complaint) => Some(complaint),
+                        None => part.failed_once().then(|| format!("ended ({why}) and is started again")),
+                    };
+                    if let Some(what) = what {
+                        context.warn(format!("the control plane {what}{said}; its log is {}", path.display())).await;
+                    }
                 }
             },
             () = answers(&context.config), if awaits => {
@@ -42,6 +49,15 @@ pub(crate) async fn keep_running(context: Arc<Context>, up: watch::Sender<bool>)
                 context.dialler.tell(Event::ControlUp).await;
             }
         }
+    }
+}
+
+/// Its last line, where that is an error.
+fn last_words(log: &Log) -> String {
+    let (bytes, _) = log.read(log.tail(1));
+    match String::from_utf8_lossy(&bytes).trim().strip_prefix("error: ") {
+        Some(error) => format!(": {}", error.chars().take(400).collect::<String>()),
+        None => String::new(),
     }
 }
 

@@ -34,6 +34,8 @@ pub(crate) enum Request {
         port: u16,
         /// How many sockets share it.
         count: u16,
+        /// Every port of the gateway: the machine's ports of these numbers are theirs.
+        others: Vec<u16>,
     },
     /// The machine's resolver's answer to a raw query.
     Dns {

@@ -9,12 +9,16 @@ use crate::spec::{Origin, ProxyKind, WorkloadKey, WorkloadSpec};
 /// Namespace of the gateways.
 pub(crate) const NAMESPACE: &str = "istio-system";
 
+/// The one whose ports are published on the machine.
+pub(crate) const INGRESS: &str = "istio-ingressgateway";
+
 /// The gateways' workloads.
 pub(crate) fn workloads() -> Vec<WorkloadSpec> {
-    ["istio-ingressgateway", "istio-egressgateway"].map(workload).to_vec()
+    [INGRESS, "istio-egressgateway"].map(workload).to_vec()
 }
 
-fn workload(name: &str) -> WorkloadSpec {
+/// One of them.
+pub(crate) fn workload(name: &str) -> WorkloadSpec {
     let role = name.strip_prefix("istio-").unwrap_or(name);
     let labels = [("app", name), ("istio", role), ("service.istio.io/canonical-name", name)];
     WorkloadSpec {

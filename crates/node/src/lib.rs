@@ -49,7 +49,7 @@ mod workload;
 pub use client::{Client, ClientError};
 pub use config::UpOptions;
 pub use dialler::{DialMap, DialMapError};
-pub use events::Event;
+pub use events::{Event, PublishedPort};
 pub use images::{ImageEntry, ImageMap, ImageMapError};
 pub use spec::{ContainerPort, Origin, ProxyKind, WorkloadKey};
 pub use up::up;

@@ -97,12 +97,22 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
         resolver.start(SocketAddr::from((address, 53))).await.context("binding the resolver's port")?;
     }
 
-    let signer = TokenSigner::load_or_create(&config.state_dir.join("token-key.pem"))?;
+    let key = config.state_dir.join("token-key.pem");
+    let signer = TokenSigner::load_or_create(&key)
+        .map_err(|error| anyhow::anyhow!("{} can be neither read nor made: {error}", key.display()))?;
     std::fs::write(config.run_dir.join("token-public.pem"), signer.public_key_pem())?;
     let (control_up, control_ready) = watch::channel(false);
     let base_env = std::env::vars().collect();
-    let context =
-        Arc::new(Context { config, dialler: Arc::clone(&dialler), signer, services, control_ready, base_env });
+    let context = Arc::new(Context {
+        config,
+        dialler: Arc::clone(&dialler),
+        signer,
+        services,
+        worlds: view.worlds(),
+        published: Mutex::default(),
+        control_ready,
+        base_env,
+    });
     let node = Arc::new(Node { context: Arc::clone(&context), state: Mutex::default(), changed: Notify::new() });
     tokio::spawn(control::keep_running(Arc::clone(&context), control_up));
     host_sockets::start(&context)?;

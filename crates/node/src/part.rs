@@ -30,6 +30,8 @@ pub(crate) struct Part {
     pub(crate) due: Option<Instant>,
     pub(crate) restarts: u32,
     pub(crate) last_exit: Option<String>,
+    /// That it fails again and again has been told.
+    told: bool,
 }
 
 impl Part {
@@ -88,6 +90,7 @@ impl Part {
         self.child = None;
         if self.started.is_some_and(|at| at.elapsed() >= FORGET) {
             self.delay = None;
+            self.told = false;
         }
         self.last_exit = Some(describe(status));
         self.schedule();
@@ -99,6 +102,21 @@ impl Part {
         self.delay = Some(delay);
         self.restarts += 1;
         self.due = Some(Instant::now() + delay);
+    }
+
+    /// Whether it has just failed for the first time in a row.
+    pub(crate) fn failed_once(&self) -> bool {
+        self.child.is_none() && self.delay == Some(FIRST)
+    }
+
+    /// How it failed and what is done about it; once, when it has failed for the second time in a row.
+    pub(crate) fn complaint(&mut self) -> Option<String> {
+        let delay = self.delay.filter(|delay| *delay > FIRST && self.child.is_none() && !self.told)?;
+        self.told = true;
+        let why = self.last_exit.as_deref().unwrap_or("it cannot be started");
+        Some(format!(
+            "fails again and again ({why}); it is started anew after {delay:?}, then after twice that and so on, up to {LONGEST:?}"
+        ))
     }
 
     /// Starts again at once, whatever happened before.
@@ -141,8 +159,21 @@ mod tests {
         assert_eq!(delays[..3], [FIRST, FIRST * 2, FIRST * 4]);
         assert_eq!(delays[8], LONGEST);
         assert_eq!((part.restarts, part.last_exit.as_deref()), (9, Some("exit code 1")));
+        assert!(part.complaint().is_some_and(|text| text.contains("(exit code 1)") && text.contains("after 30s")));
         part.start_now();
         assert!(matches!(part.next().await, PartEvent::Due));
         assert_eq!(describe(ExitStatus::from_raw(137 << 8)), "killed by signal 9");
+    }
+
+    #[test]
+    fn a_loop_is_told_once() {
+        let mut part = Part::default();
+        part.ended(ExitStatus::from_raw(3 << 8));
+        assert_eq!((part.complaint(), part.failed_once()), (None, true), "once may be chance");
+        part.failed("no such file".into());
+        let told = part.complaint().expect("twice is not");
+        assert!(told.contains("(no such file)") && told.contains("after 500ms"), "{told}");
+        part.ended(ExitStatus::from_raw(3 << 8));
+        assert_eq!(part.complaint(), None, "not for every restart");
     }
 }

@@ -62,6 +62,9 @@ pub(crate) fn proxy_arguments(
     flag("pod", spec.key.pod.clone());
     flag("workload", spec.workload.clone());
     flag("labels", labels.join(","));
+    if !spec.annotations.is_empty() {
+        flag("annotations", serde_json::json!(spec.annotations).to_string());
+    }
     flag("ip", address.to_string());
     flag("control", SocketAddr::from((ROUTER, CONTROL_PORT)).to_string());
     flag("root-cert", config.run_dir.join("root-cert.pem").display().to_string());

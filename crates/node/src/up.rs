@@ -90,7 +90,8 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         private_dir(&dir)?;
     }
     for (file, text) in &embedded {
-        fs::write(config.objects_dir().join(file), text)?;
+        let path = config.objects_dir().join(file);
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     }
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -137,7 +138,8 @@ fn check_run_dir(run: &Path, name: &str) -> anyhow::Result<()> {
 }
 
 fn lock(state: &Path, name: &str) -> anyhow::Result<fs::File> {
-    let file = fs::File::create(state.join("lock"))?;
+    let path = state.join("lock");
+    let file = fs::File::create(&path).with_context(|| format!("creating {}", path.display()))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => {

@@ -130,6 +130,7 @@ impl Workload {
         let mut control = self.context.control_ready.clone();
         loop {
             self.publish();
+            self.complain().await;
             let has_control = *control.borrow_and_update();
             let awaits_proxy = self.spec.is_meshed() && self.proxy.is_running() && !self.proxy_ready;
             let awaits_app = self.app.is_running() && !self.app_ready;
@@ -209,6 +210,21 @@ impl Workload {
         self.proxy_files = surroundings("proxy-etc", PROXY_RESOLVER)?;
         let _ = self.netns.set(netns);
         Ok(())
+    }
+
+    /// Tells of a program that fails again and again, and where its last words are.
+    async fn complain(&mut self) {
+        let key = &self.spec.key;
+        let mesh = match self.context.config.name.as_str() {
+            "default" => String::new(),
+            name => format!(" --mesh {name}"),
+        };
+        for (part, what, flag) in [(&mut self.app, "its program", ""), (&mut self.proxy, "its proxy", " -c proxy")] {
+            if let Some(complaint) = part.complaint() {
+                let logs = format!("meltemi{mesh} logs -n {} {}{flag}", key.namespace, key.pod);
+                self.context.warn(format!("workload {key}: {what} {complaint}; `{logs}` shows what it said")).await;
+            }
+        }
     }
 
     fn apply_services(&self, services: &Services) {

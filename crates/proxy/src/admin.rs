@@ -2,6 +2,7 @@
 
 mod dump;
 mod pages;
+mod query;
 
 use std::convert::Infallible;
 
@@ -14,8 +15,9 @@ use hyper_util::rt::TokioIo;
 use meltemi_telemetry::{istio, prometheus};
 use tokio::net::TcpListener;
 
+use self::query::Query;
 use crate::causes;
-use crate::common::{Common, Levels};
+use crate::common::{Common, Levels, ServerState};
 use crate::control::driver::Request as Ask;
 use crate::start::Inspector;
 
@@ -68,6 +70,10 @@ fn text(body: impl Into<Bytes>) -> Page {
     page(StatusCode::OK, TEXT, body)
 }
 
+fn refused(why: String) -> Page {
+    page(StatusCode::BAD_REQUEST, TEXT, why)
+}
+
 fn json(value: &serde_json::Value) -> Page {
     page(StatusCode::OK, JSON, serde_json::to_vec_pretty(value).unwrap_or_default())
 }
@@ -85,50 +91,64 @@ fn is_local_host(request: &Request<Incoming>) -> bool {
 
 async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics: bool) -> Page {
     let path = request.uri().path();
-    let query = request.uri().query().unwrap_or_default();
+    let query = Query::of(request.uri().query().unwrap_or_default());
     if only_metrics && path != "/stats/prometheus" && path != "/metrics" {
         return page(StatusCode::NOT_FOUND, TEXT, "only /stats/prometheus is served here\n");
     }
     if !only_metrics && !is_local_host(&request) {
         return page(StatusCode::FORBIDDEN, TEXT, "the host must be an address or localhost\n");
     }
-    let changes = matches!(path, "/drain_listeners" | "/quitquitquit" | "/healthcheck/fail" | "/logging");
-    let reads_only = path == "/logging" && query.is_empty();
-    if changes && !reads_only && request.method() != Method::POST {
+    let changes = match path {
+        "/drain_listeners" | "/quitquitquit" | "/healthcheck/fail" | "/healthcheck/ok" => true,
+        "/logging" => query.pairs().next().is_some(),
+        _ => false,
+    };
+    if changes && request.method() != Method::POST {
         return page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "POST, please: this changes the proxy\n");
     }
-    let wants_json = query.split('&').any(|pair| pair == "format=json");
+    let wants_json = query.get("format") == Some("json");
+    let common = &inspector.common;
     match path {
         "/" | "/help" => text(pages::HELP),
-        "/ready" => match inspector.common.ready.load(std::sync::atomic::Ordering::Relaxed) {
-            true => text("LIVE\n"),
-            false => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "INITIALIZING\n"),
+        "/ready" => match common.state() {
+            ServerState::Live => text("LIVE\n"),
+            state => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{}\n", state.name())),
         },
-        "/stats/prometheus" | "/metrics" => page(StatusCode::OK, prometheus::CONTENT_TYPE, metrics(&inspector.common)),
-        "/stats" => match query.split('&').any(|pair| pair == "format=prometheus") {
-            true => page(StatusCode::OK, prometheus::CONTENT_TYPE, metrics(&inspector.common)),
-            false => text(pages::stats(inspector).await),
+        "/stats/prometheus" | "/metrics" => page(StatusCode::OK, prometheus::CONTENT_TYPE, metrics(common)),
+        "/stats" if query.get("format") == Some("prometheus") => {
+            page(StatusCode::OK, prometheus::CONTENT_TYPE, metrics(common))
+        }
+        "/stats" => match query.regex("filter") {
+            Err(why) => refused(why),
+            Ok(filter) => {
+                let stats = pages::stats(inspector, filter.as_ref(), query.has("usedonly")).await;
+                if wants_json { json(&pages::stats_json(&stats)) } else { text(pages::stats_text(&stats)) }
+            }
         },
         "/clusters" if wants_json => json(&pages::clusters_json(inspector).await),
         "/clusters" => text(pages::clusters_text(inspector).await),
         "/listeners" if wants_json => json(&pages::listeners_json(inspector).await),
         "/listeners" => text(pages::listeners_text(inspector).await),
-        "/certs" => json(&pages::certs(&inspector.common)),
-        "/server_info" => json(&pages::server_info(&inspector.common)),
-        "/config_dump" => json(&dump::config(inspector, query).await),
-        "/logging" => logging(inspector.common.levels.as_deref(), query),
+        "/certs" => json(&pages::certs(common)),
+        "/server_info" => json(&pages::server_info(common)),
+        "/config_dump" => match dump::config(inspector, &query).await {
+            Ok(dump) => json(&dump),
+            Err(why) => refused(why),
+        },
+        "/logging" => logging(common.levels.as_deref(), &query),
         "/drain_listeners" => {
-            if !query.split('&').any(|pair| pair == "graceful") {
+            if !query.has("graceful") {
                 inspector.ask(Ask::StopListening).await;
             }
             inspector.ask(Ask::Drain).await;
             text("OK\n")
         }
-        "/healthcheck/fail" => {
-            inspector.common.ready.store(false, std::sync::atomic::Ordering::Relaxed);
+        "/healthcheck/fail" | "/healthcheck/ok" => {
+            common.failed.store(path == "/healthcheck/fail", std::sync::atomic::Ordering::Relaxed);
             text("OK\n")
         }
         "/quitquitquit" => {
+            common.quit.store(true, std::sync::atomic::Ordering::Relaxed);
             inspector.ask(Ask::Stop).await;
             text("OK\n")
         }
@@ -138,12 +158,11 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
 
 /// `/logging`: shows the levels, or changes them as Envoy's page does: `level=debug` for all, `paths=a:debug,b:info` or
 /// `a=debug` for some. A level is put in force for its target beside those that stand.
-fn logging(levels: Option<&dyn Levels>, query: &str) -> Page {
+fn logging(levels: Option<&dyn Levels>, query: &Query<'_>) -> Page {
     let Some(levels) = levels else {
         return text("levels are set where the process was started (RUST_LOG)\n");
     };
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+    for (key, value) in query.pairs() {
         let filter = match key {
             "level" => value.to_owned(),
             "paths" => {
@@ -152,7 +171,7 @@ fn logging(levels: Option<&dyn Levels>, query: &str) -> Page {
             target => with_targets(&levels.show(), std::iter::once((target, value))),
         };
         if let Err(reason) = levels.set(&filter) {
-            return page(StatusCode::BAD_REQUEST, TEXT, format!("{reason}\n"));
+            return refused(format!("{reason}\n"));
         }
     }
     text(format!("active loggers: {}\n", levels.show()))

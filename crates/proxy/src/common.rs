@@ -1,7 +1,7 @@
 //! What all threads of a proxy share.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -37,6 +37,10 @@ pub struct Common {
     pub since: Instant,
     /// Everything that was needed at start has arrived.
     pub ready: AtomicBool,
+    /// Somebody asked for `/healthcheck/fail`.
+    pub failed: AtomicBool,
+    /// Somebody asked for `/quitquitquit`.
+    pub quit: AtomicBool,
     /// How long a draining connection may take to end.
     pub drain_time: std::time::Duration,
     /// What is logged of the process, where it can be changed.
@@ -52,7 +56,38 @@ pub trait Levels: Send + Sync {
     fn set(&self, filter: &str) -> Result<(), String>;
 }
 
+/// What `/ready` says. Source: Envoy `ServerInfo.State`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerState {
+    /// Configuration is awaited.
+    Initializing,
+    /// It serves.
+    Live,
+    /// It serves, and wants no new traffic.
+    Draining,
+}
+
+impl ServerState {
+    /// Envoy's word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Initializing => "INITIALIZING",
+            Self::Live => "LIVE",
+            Self::Draining => "DRAINING",
+        }
+    }
+}
+
 impl Common {
+    /// Whether traffic may come.
+    pub fn state(&self) -> ServerState {
+        match (self.ready.load(Relaxed), self.failed.load(Relaxed)) {
+            (false, _) => ServerState::Initializing,
+            (true, true) => ServerState::Draining,
+            (true, false) => ServerState::Live,
+        }
+    }
+
     /// The open connections under one limit, over all workers. Once for a connection, and only where there is a limit.
     pub(crate) fn connection_count(&self, listener: &Arc<str>, prefix: &str) -> Arc<AtomicU64> {
         let mut limited = self.limited.lock().unwrap_or_else(PoisonError::into_inner);

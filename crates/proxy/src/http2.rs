@@ -2,4 +2,5 @@
 
 pub mod client;
 pub mod heads;
+pub mod meter;
 pub mod server;

@@ -20,7 +20,7 @@ use meltemi_xds::{ClientConfig, Subscription};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::admin;
-use crate::common::{Common, Levels};
+use crate::common::{Common, Levels, ServerState};
 use crate::control::driver::{Driver, Request, Status};
 use crate::control::state::{State, apply_secrets};
 use crate::logs::Logs;
@@ -121,6 +121,8 @@ impl Proxy {
             connections: Default::default(),
             since: Instant::now(),
             ready: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            quit: AtomicBool::new(false),
             drain_time,
             levels,
             limited: Default::default(),
@@ -296,14 +298,19 @@ impl ProxyHandle {
         receiver.await.map_err(|_| gone())?
     }
 
-    /// Whether everything that was needed at start has arrived.
+    /// Whether everything that was needed at start has arrived, and nobody said that traffic shall stay away.
     pub fn is_ready(&self) -> bool {
-        self.common.ready.load(Relaxed)
+        self.common.state() == ServerState::Live
     }
 
     /// Whether every thread runs; a thread that ended by itself takes the proxy with it.
     pub fn is_running(&self) -> bool {
         !self.threads.iter().any(JoinHandle::is_finished)
+    }
+
+    /// Whether the admin interface was asked for the proxy's end.
+    pub fn was_asked_to_end(&self) -> bool {
+        self.common.quit.load(Relaxed)
     }
 
     /// Resolves once everything that was needed at start has arrived.

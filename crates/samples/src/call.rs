@@ -9,6 +9,8 @@ use hyper::{HeaderMap, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use crate::metrics;
+
 /// What a service passes on, so that a mesh can tell which calls belong together, and who the user is.
 const PASSED_ON: &[&str] = &[
     "end-user",
@@ -41,12 +43,15 @@ pub(crate) async fn get_json(
     from: &HeaderMap,
     deadline: Duration,
 ) -> anyhow::Result<serde_json::Value> {
-    tokio::time::timeout(deadline, get(service, path, from))
-        .await
-        .with_context(|| format!("{service} did not answer within {deadline:?}"))?
+    let answer = tokio::time::timeout(deadline, get(service, path, from)).await;
+    let status = answer.as_ref().ok().and_then(|answer| answer.as_ref().ok()).map(|(status, _)| status.as_u16());
+    metrics::count(service, status.unwrap_or_default());
+    let (status, body) = answer.with_context(|| format!("{service} did not answer within {deadline:?}"))??;
+    ensure!(status == StatusCode::OK, "{service} answered {status}: {}", String::from_utf8_lossy(&body));
+    Ok(serde_json::from_slice(&body)?)
 }
 
-async fn get(service: &str, path: &str, from: &HeaderMap) -> anyhow::Result<serde_json::Value> {
+async fn get(service: &str, path: &str, from: &HeaderMap) -> anyhow::Result<(StatusCode, Bytes)> {
     let (host, port) = address_of(service);
     let stream =
         TcpStream::connect((host.as_str(), port)).await.with_context(|| format!("cannot reach {host}:{port}"))?;
@@ -63,6 +68,5 @@ async fn get(service: &str, path: &str, from: &HeaderMap) -> anyhow::Result<serd
     let status = answer.status();
     let body =
         Limited::new(answer.into_body(), LARGEST_ANSWER).collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();
-    ensure!(status == StatusCode::OK, "{service} answered {status}: {}", String::from_utf8_lossy(&body));
-    Ok(serde_json::from_slice(&body)?)
+    Ok((status, body))
 }

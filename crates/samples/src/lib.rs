@@ -5,6 +5,7 @@
 
 mod call;
 mod details;
+mod metrics;
 mod productpage;
 mod ratings;
 mod reviews;

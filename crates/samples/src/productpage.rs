@@ -10,7 +10,8 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::call::get_json;
-use crate::serve::{Answer, html, id_of, json as answer_json, not_found};
+use crate::metrics;
+use crate::serve::{self, Answer, html, id_of, json as answer_json, not_found};
 
 /// As in Istio's tutorial: a wait of 3 s, and for reviews one more try.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -25,6 +26,7 @@ pub(crate) async fn answer(request: Request<Incoming>) -> Answer {
         (_, "/logout") => go_to_page("session=; Path=/; Max-Age=0; HttpOnly; SameSite=Lax".to_owned()),
         (_, "/" | "/index.html") => html(StatusCode::OK, index()),
         (_, "/health") => answer_json(StatusCode::OK, &json!({"status": "Product page is healthy"})),
+        (_, "/metrics") => serve::metrics(metrics::text()),
         (_, "/productpage") => {
             let headers = with_user(request.headers(), user.as_deref());
             let (details, reviews) = tokio::join!(details(0, &headers), reviews(0, &headers));

@@ -68,6 +68,11 @@ pub(crate) fn html(status: StatusCode, text: String) -> Answer {
     with_type(status, "text/html; charset=utf-8", text)
 }
 
+/// Metrics for Prometheus.
+pub(crate) fn metrics(text: String) -> Answer {
+    with_type(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
+}
+
 /// Nothing here.
 pub(crate) fn not_found() -> Answer {
     json(StatusCode::NOT_FOUND, &serde_json::json!({"error": "no such page"}))

@@ -5,12 +5,15 @@
 
 mod edit;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+use std::{fs, io};
 
-use meltemi_api::{Object, ObjectKey, chunks, parse, parse_in, to_yaml, validate};
-use meltemi_types::{Diagnostic, Severity};
+use meltemi_api::{Object, ObjectKey, chunks, not_found, parse, to_yaml};
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::atomic;
 use crate::file::{Directory, readable_files};
@@ -20,7 +23,7 @@ use edit::Located;
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// Nobody holds it.
-    #[error("{0} is not there")]
+    #[error("{}", not_found(&.0.kind.resource(), &.0.namespace, &.0.name))]
     NotFound(ObjectKey),
     /// It stands where it cannot be changed by program.
     #[error("{key} is in {}, which has to be edited by hand: {reason}", file.display())]
@@ -32,13 +35,15 @@ pub enum ApplyError {
         /// Why.
         reason: String,
     },
-    /// Reading or writing failed; nothing has changed.
-    #[error("{}: {error}; nothing was changed", file.display())]
+    /// Writing failed; nothing has changed.
+    #[error("{} cannot be written: {error}; nothing was changed", file.display())]
     Io {
+        /// The object.
+        key: ObjectKey,
         /// Where.
         file: PathBuf,
         /// Why.
-        error: std::io::Error,
+        error: io::Error,
     },
 }
 
@@ -68,24 +73,6 @@ pub struct Outcome {
     pub is_users: bool,
 }
 
-/// What became of a text of objects.
-#[derive(Debug, Default)]
-pub struct ApplyReport {
-    /// Objects that are in force as written, in order.
-    pub outcomes: Vec<Outcome>,
-    /// Objects that could not be written, and why.
-    pub failures: Vec<ApplyError>,
-    /// What was found in the text; an object with an error was not applied.
-    pub diagnostics: Vec<Diagnostic>,
-}
-
-impl ApplyReport {
-    /// Whether everything is in force.
-    pub fn is_success(&self) -> bool {
-        self.failures.is_empty() && self.diagnostics.iter().all(|finding| finding.severity != Severity::Error)
-    }
-}
-
 /// Keeps applied objects. Calls are served one after the other.
 #[derive(Debug)]
 pub struct AppliedStore {
@@ -96,9 +83,10 @@ pub struct AppliedStore {
 
 impl AppliedStore {
     /// `directory` is the mesh's own, made if it is missing; `users` are the directories that users write.
-    pub fn open(directory: impl Into<PathBuf>, users: Vec<PathBuf>) -> std::io::Result<Self> {
+    pub fn open(directory: impl Into<PathBuf>, users: Vec<PathBuf>) -> io::Result<Self> {
         let directory = directory.into();
         atomic::make_private_directory(&directory)?;
+        atomic::sweep(&directory);
         Ok(Self { directory, users, turn: Mutex::new(()) })
     }
 
@@ -107,24 +95,11 @@ impl AppliedStore {
         Directory::of_users(&self.directory)
     }
 
-    /// Applies every object of a text; those that name no namespace belong to `namespace`. `file` names the text in findings.
-    /// Objects with errors are left out, the others are applied.
-    pub fn apply(&self, file: &str, text: &str, namespace: &str) -> ApplyReport {
+    /// Applies sound objects, one after the other; what fails keeps the others from nothing. `text` is what they were read
+    /// from: what is kept are its lines, comments included.
+    pub fn apply(&self, objects: &[Object], text: &str) -> Vec<Result<Outcome, ApplyError>> {
         let _turn = self.turn();
-        let parsed = parse_in(file, text, namespace);
-        let mut report = ApplyReport { diagnostics: parsed.diagnostics, ..ApplyReport::default() };
-        for object in &parsed.objects {
-            let findings = validate(object);
-            let invalid = findings.iter().any(|finding| finding.severity == Severity::Error);
-            report.diagnostics.extend(findings);
-            if !invalid {
-                match self.apply_object(object, text) {
-                    Ok(outcome) => report.outcomes.push(outcome),
-                    Err(error) => report.failures.push(error),
-                }
-            }
-        }
-        report
+        objects.iter().map(|object| self.apply_object(object, text)).collect()
     }
 
     /// Removes an object from the file that holds it.
@@ -132,34 +107,30 @@ impl AppliedStore {
         let _turn = self.turn();
         let (located, is_users) = self.locate(key).ok_or_else(|| ApplyError::NotFound(key.clone()))?;
         let rest = located.without(key)?;
-        if rest.trim().is_empty() {
-            atomic::remove(&located.file).map_err(|error| ApplyError::Io { file: located.file.clone(), error })?;
-        } else {
-            write(&located.file, &rest)?;
-        }
+        let written = if rest.trim().is_empty() { atomic::remove(&located.file) } else { write(&located.file, &rest) };
+        written.map_err(|error| ApplyError::Io { key: key.clone(), file: located.file.clone(), error })?;
         Ok(Outcome { key: key.clone(), action: Action::Deleted, file: located.file, is_users })
-    }
-
-    /// The text of an object as it is written, and its file.
-    pub fn written(&self, key: &ObjectKey) -> Option<(PathBuf, String)> {
-        let (located, _) = self.locate(key)?;
-        let text = located.document().to_owned();
-        Some((located.file, text))
     }
 
     fn apply_object(&self, object: &Object, text: &str) -> Result<Outcome, ApplyError> {
         let key = object.key();
         let document = document_text(object, text);
-        if let Some((located, is_users)) = self.locate(&key) {
-            let action = if located.says(object) { Action::Unchanged } else { Action::Configured };
-            if action == Action::Configured {
-                write(&located.file, &located.with(&key, object, &document)?)?;
-            }
-            return Ok(Outcome { key, action, file: located.file, is_users });
+        let held = self.locate(&key);
+        let (file, is_users) = match &held {
+            Some((located, is_users)) => (located.file.clone(), *is_users),
+            None => (self.directory.join(file_name(&key)), false),
+        };
+        let (action, content) = match &held {
+            Some((located, _)) if located.says(object) => (Action::Unchanged, None),
+            // The user's own file says what the user writes.
+            Some((located, true)) => (Action::Configured, Some(located.with(&key, object, &document)?)),
+            Some((located, false)) => (Action::Configured, Some(stamped(object, &document, &located.created()))),
+            None => (Action::Created, Some(stamped(object, &document, &rfc3339(SystemTime::now())))),
+        };
+        if let Some(content) = content {
+            write(&file, &content).map_err(|error| ApplyError::Io { key: key.clone(), file: file.clone(), error })?;
         }
-        let file = self.directory.join(file_name(&key));
-        write(&file, &document)?;
-        Ok(Outcome { key, action: Action::Created, file, is_users: false })
+        Ok(Outcome { key, action, file, is_users })
     }
 
     /// Where an object is: users' directories first, as for the file source.
@@ -199,10 +170,37 @@ fn document_text(object: &Object, text: &str) -> String {
     to_yaml(&object.raw)
 }
 
-fn write(file: &Path, text: &str) -> Result<(), ApplyError> {
+/// The document with the time of its object's creation, as an API server would have it: what the user says about that does
+/// not count.
+fn stamped(object: &Object, document: &str, created: &str) -> String {
+    let mut wanted = object.clone();
+    if let Some(metadata) = wanted.raw.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.insert("creationTimestamp".to_owned(), created.into());
+    }
+    // A line of its own, where metadata is written in lines.
+    let metadata = document.find("\nmetadata:\n").map(|at| at + "\nmetadata:\n".len());
+    let metadata = metadata.or_else(|| document.starts_with("metadata:\n").then_some("metadata:\n".len()));
+    if let (Some(at), None) = (metadata, &object.meta.creation) {
+        let indent: String = document[at..].chars().take_while(|c| *c == ' ').collect();
+        let text = format!("{}{indent}creationTimestamp: \"{created}\"\n{}", &document[..at], &document[at..]);
+        let again = parse("", &text);
+        if again.objects.len() == 1 && again.objects[0] == wanted {
+            return text;
+        }
+    }
+    to_yaml(&wanted.raw)
+}
+
+/// Whole seconds, as an API server writes times.
+fn rfc3339(at: SystemTime) -> String {
+    let at = OffsetDateTime::from(at);
+    at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default()
+}
+
+fn write(file: &Path, text: &str) -> io::Result<()> {
     // Through a link, so that the link stays.
     let target = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
-    atomic::write(&target, text.as_bytes()).map_err(|error| ApplyError::Io { file: file.to_owned(), error })
+    atomic::write(&target, text.as_bytes())
 }
 
 /// One name for each key, within what file systems take.

@@ -16,7 +16,7 @@ use meltemi_types::{Diagnostic, ObjectRef, Position, Severity};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tracing::{debug, info, warn};
 
-use crate::delta::{SourceSender, SourceUpdate};
+use crate::delta::{Delta, SourceSender, SourceUpdate};
 use last_good::LastGood;
 use scan::Scanner;
 use set::FileSet;
@@ -29,17 +29,19 @@ pub struct Directory {
     /// Whether the last good versions of its objects are kept across a restart. Off for what a program writes anew at each
     /// start.
     pub remembers: bool,
+    /// Whether its objects give way without a word to those of earlier directories. Pods never do: they say what runs.
+    pub yields: bool,
 }
 
 impl Directory {
     /// A directory that users write.
     pub fn of_users(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), remembers: true }
+        Self { path: path.into(), remembers: true, yields: false }
     }
 
-    /// A directory that programs write.
+    /// A directory that programs write: what a user has of the same name replaces it.
     pub fn of_programs(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), remembers: false }
+        Self { path: path.into(), remembers: false, yields: true }
     }
 }
 
@@ -83,7 +85,7 @@ enum Wake {
 
 /// Someone who never stops writing does not keep the mesh from seeing it.
 const MAX_SETTLE: Duration = Duration::from_millis(100);
-/// While a directory cannot be watched, it is looked at this often.
+/// While a directory cannot be watched, or the state cannot be written, it is looked at this often.
 const UNWATCHED_RESCAN: Duration = Duration::from_secs(1);
 
 impl FileSource {
@@ -151,8 +153,9 @@ impl Runner {
             if !self.scan(watch_findings, sender) {
                 return debug!("the store has ended");
             }
-            let all_watched = self.watched.iter().all(|watched| *watched);
-            let patience = if all_watched { self.options.rescan } else { UNWATCHED_RESCAN.min(self.options.rescan) };
+            // Nothing reports that a disk has room again.
+            let is_quiet = self.watched.iter().all(|watched| *watched) && !self.last_good.has_work();
+            let patience = if is_quiet { self.options.rescan } else { UNWATCHED_RESCAN.min(self.options.rescan) };
             match woken.recv_timeout(patience) {
                 Ok(Wake::Changed) | Err(RecvTimeoutError::Timeout) => {}
                 Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
@@ -229,22 +232,26 @@ impl Runner {
         }
         let deltas = self.set.deltas(first);
         findings.extend(self.scanner.findings().iter().cloned());
-        findings.extend(self.set.findings());
+        findings.extend(self.set.findings(&self.options.directories));
+        let alive = self.tell(deltas, findings.clone(), sender);
+        // After sending: a proxy does not wait for our disk. What the disk says is told at once, and so is its recovery.
+        self.last_good.write();
+        alive && self.tell(Vec::new(), findings, sender)
+    }
+
+    /// Sends what is new; false if nobody listens any more.
+    fn tell(&mut self, deltas: Vec<Delta>, mut findings: Vec<Diagnostic>, sender: &SourceSender) -> bool {
         findings.extend(self.last_good.findings().iter().cloned());
         findings.sort();
         findings.dedup();
-
         let changed = self.sent.as_ref() != Some(&findings);
-        let mut alive = true;
-        if first || changed || !deltas.is_empty() {
-            info!(changes = deltas.len(), findings = findings.len(), "files read");
-            let diagnostics = changed.then(|| findings.clone());
-            alive = sender.send_blocking(SourceUpdate { deltas, diagnostics });
+        if !changed && deltas.is_empty() {
+            return true;
         }
+        info!(changes = deltas.len(), findings = findings.len(), "files read");
+        let diagnostics = changed.then(|| findings.clone());
         self.sent = Some(findings);
-        // After sending: a proxy does not wait for our disk.
-        self.last_good.write();
-        alive
+        sender.send_blocking(SourceUpdate { deltas, diagnostics })
     }
 }
 

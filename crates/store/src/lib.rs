@@ -15,7 +15,7 @@ mod delta;
 mod file;
 mod world;
 
-pub use applied::{Action, AppliedStore, ApplyError, ApplyReport, Outcome};
+pub use applied::{Action, AppliedStore, ApplyError, Outcome};
 pub use delta::{Delta, SourceSender, SourceUpdate};
 pub use file::{Directory, FileSource, FileSourceOptions};
 pub use world::{Store, StoreBuilder, World};

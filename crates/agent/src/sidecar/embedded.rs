@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use meltemi_proto::envoy::config::core::v3::Node;
 use meltemi_tls::SecretStore;
 
@@ -33,6 +34,8 @@ pub trait EmbeddedProxy: Send + Sync + 'static {
     fn ready(&self) -> BoxFuture<'_, Result<(), String>>;
     /// Whether its threads run.
     fn is_running(&self) -> bool;
+    /// Whether its admin interface was asked for its end.
+    fn was_asked_to_end(&self) -> bool;
     /// No new work; open work may finish within the grace; then its threads end.
     fn shutdown(&self, grace: Duration) -> BoxFuture<'_, ()>;
 }
@@ -72,12 +75,13 @@ impl Running for RunningEmbedded {
         })
     }
 
-    fn exited(&mut self) -> BoxFuture<'_, anyhow::Error> {
+    fn exited(&mut self) -> BoxFuture<'_, anyhow::Result<()>> {
         Box::pin(async {
             while self.0.is_running() {
                 tokio::time::sleep(WATCH).await;
             }
-            anyhow::anyhow!("a thread of the proxy ended by itself; its reason is in the log")
+            let asked = self.0.was_asked_to_end();
+            asked.then_some(()).context("a thread of the proxy ended by itself; its reason is in the log")
         })
     }
 

@@ -74,6 +74,10 @@ impl EmbeddedProxy for Meltemi {
         self.0.try_read().map_or(true, |handle| handle.as_ref().is_some_and(ProxyHandle::is_running))
     }
 
+    fn was_asked_to_end(&self) -> bool {
+        self.0.try_read().is_ok_and(|handle| handle.as_ref().is_some_and(ProxyHandle::was_asked_to_end))
+    }
+
     fn shutdown(&self, grace: Duration) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             if let Some(handle) = self.0.write().await.take() {

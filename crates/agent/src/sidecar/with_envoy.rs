@@ -120,11 +120,12 @@ impl Running for RunningEnvoy {
         })
     }
 
-    fn exited(&mut self) -> BoxFuture<'_, anyhow::Error> {
+    fn exited(&mut self) -> BoxFuture<'_, anyhow::Result<()>> {
         Box::pin(async {
             match self.process.exited().await {
-                Ok(status) => anyhow::anyhow!("Envoy ended by itself: {status}"),
-                Err(error) => anyhow::anyhow!("Envoy cannot be watched: {error}"),
+                Ok(status) if status.success() => Ok(()),
+                Ok(status) => Err(anyhow::anyhow!("Envoy ended by itself: {status}")),
+                Err(error) => Err(anyhow::anyhow!("Envoy cannot be watched: {error}")),
             }
         })
     }

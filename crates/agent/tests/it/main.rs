@@ -7,3 +7,5 @@ mod proxies;
 mod sidecar;
 mod status;
 mod unix_sockets;
+
+include!("../../../xtask/skip.rs");

@@ -208,7 +208,7 @@ async fn serves_and_rotates(peers: &Peers, port: u16) {
 #[tokio::test]
 async fn envoy_serves_with_a_certificate_that_rotates_under_it() {
     let Some(program) = program() else {
-        eprintln!("SKIPPED: no Envoy here; set MELTEMI_ENVOY");
+        crate::skip("envoy_serves_with_a_certificate_that_rotates_under_it", "there is no Envoy (cargo xtask peers)");
         return;
     };
     let (port, admin, prometheus, health) =

@@ -30,6 +30,9 @@ impl EmbeddedProxy for Idle {
     fn is_running(&self) -> bool {
         true
     }
+    fn was_asked_to_end(&self) -> bool {
+        false
+    }
     fn shutdown(&self, _: Duration) -> BoxFuture<'_, ()> {
         self.drained.store(true, Ordering::Relaxed);
         Box::pin(std::future::ready(()))

@@ -1,5 +1,7 @@
 //! How a written MeshConfig meets the defaults. Source: Istio `pkg/config/mesh`, `ApplyMeshConfig`.
 
+use std::fmt::Display;
+
 use meltemi_types::{Diagnostic, ObjectRef, Position};
 use serde_json::Value;
 
@@ -20,8 +22,16 @@ impl MeshConfig {
     ///
     /// A field of the top level replaces the default's, except that `defaultConfig` is merged field by field (and its
     /// `proxyMetadata` key by key), `extensionProviders` by name, `trustDomainAliases` and `defaultProviders` as sets.
+    ///
+    /// The `fixed` fields stay as in `self` whatever is written: what they say is built into the mesh that runs.
     #[must_use]
-    pub fn overlay(&self, text: &str, object: &ObjectRef, position: &Position) -> (Self, Vec<Diagnostic>) {
+    pub fn overlay(
+        &self,
+        text: &str,
+        fixed: &[FixedField],
+        object: &ObjectRef,
+        position: &Position,
+    ) -> (Self, Vec<Diagnostic>) {
         let mut report = Report::new("", UnknownFields::Warn);
         let mut merged = self.clone();
         let mut positions = Positions::default();
@@ -38,6 +48,9 @@ impl MeshConfig {
             }
         }
         let refused = report.has_errors();
+        if !refused {
+            fixed.iter().for_each(|field| field.hold(&mut merged, self, &mut report));
+        }
         let place = |mut finding: crate::schema::Finding| {
             let mut position = position.clone();
             // The key's value is a block scalar, so its first line is the next one of the file; its indentation is unknown.
@@ -58,7 +71,7 @@ impl MeshConfig {
     /// Istio's defaults with `text` over them; see [`MeshConfig::overlay`].
     #[must_use]
     pub fn from_yaml(text: &str, object: &ObjectRef, position: &Position) -> (Self, Vec<Diagnostic>) {
-        Self::istio_default().overlay(text, object, position)
+        Self::istio_default().overlay(text, &[], object, position)
     }
 
     fn apply(&mut self, value: &Value, report: &mut Report) {
@@ -90,6 +103,39 @@ impl MeshConfig {
             merge_set(&mut merged.access_logging, &before.access_logging);
         }
         check(self, report);
+    }
+}
+
+/// A setting that a running mesh may be unable to change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FixedField {
+    /// `trustDomain`: every certificate carries it.
+    TrustDomain,
+    /// `proxyListenPort`: the capture rules lead there.
+    ListenPort,
+    /// `proxyInboundListenPort`: the capture rules lead there.
+    InboundListenPort,
+}
+
+impl FixedField {
+    /// Puts the value back that runs, and tells.
+    fn hold(self, merged: &mut MeshConfig, runs: &MeshConfig, report: &mut Report) {
+        match self {
+            Self::TrustDomain => hold("trustDomain", &mut merged.trust_domain, &runs.trust_domain, report),
+            Self::ListenPort => hold("proxyListenPort", &mut merged.proxy_listen_port, &runs.proxy_listen_port, report),
+            Self::InboundListenPort => {
+                let (written, runs) = (&mut merged.proxy_inbound_listen_port, &runs.proxy_inbound_listen_port);
+                hold("proxyInboundListenPort", written, runs, report);
+            }
+        }
+    }
+}
+
+fn hold<T: Clone + PartialEq + Display>(key: &str, written: &mut T, runs: &T, report: &mut Report) {
+    if written != runs {
+        let message = format!("{written} has no effect: this mesh runs with {runs}, which cannot be changed");
+        report.field(key, |report| report.error("MEL0313", message, format!("remove the field, or write {runs}")));
+        written.clone_from(runs);
     }
 }
 
@@ -167,11 +213,53 @@ mod tests {
     }
 
     #[test]
+    fn what_is_built_in_stays_and_the_rest_counts() {
+        let text =
+            "accessLogFile: /dev/stdout\ntrustDomain: example.org\nproxyListenPort: 15001\nproxyInboundListenPort: 9\n";
+        let fixed = [FixedField::TrustDomain, FixedField::ListenPort, FixedField::InboundListenPort];
+        let place = Position { file: "mesh.yaml".into(), line: 10, column: 1 };
+        let object = ObjectRef::new("ConfigMap", "istio-system", "istio");
+        let (mesh, diagnostics) = MeshConfig::istio_default().overlay(text, &fixed, &object, &place);
+        assert_eq!(mesh, MeshConfig { access_log_file: "/dev/stdout".into(), ..MeshConfig::istio_default() });
+        let told: Vec<_> =
+            diagnostics.iter().map(|d| (d.code.as_str(), d.field.as_str(), d.position.line, &*d.message)).collect();
+        assert_eq!(
+            told,
+            [
+                (
+                    "MEL0313",
+                    "data.mesh: trustDomain",
+                    12,
+                    "example.org has no effect: this mesh runs with cluster.local, which cannot be changed"
+                ),
+                (
+                    "MEL0313",
+                    "data.mesh: proxyInboundListenPort",
+                    14,
+                    "9 has no effect: this mesh runs with 15006, which cannot be changed"
+                ),
+            ]
+        );
+        let (mesh, _) = MeshConfig::istio_default().overlay(text, &[], &object, &place);
+        assert_eq!((mesh.trust_domain.as_str(), mesh.proxy_inbound_listen_port), ("example.org", 9));
+    }
+
+    #[test]
     fn a_fault_keeps_what_was() {
         let (mesh, diagnostics) = read("accessLogFile: /dev/stdout\ntrustDomain: 'NOT A DOMAIN'\n");
         assert_eq!(mesh, MeshConfig::istio_default());
         assert_eq!(diagnostics.len(), 1);
         let (_, diagnostics) = read("acessLogFile: /dev/stdout\n");
         assert_eq!(diagnostics[0].remedy, "did you mean accessLogFile?");
+        let (_, diagnostics) = read("banana: 1\ninboundTrafficPolicy: {banana: 1}\n");
+        let remedies: Vec<_> = diagnostics.iter().map(|finding| finding.remedy.as_str()).collect();
+        let fields = MeshConfig::FIELDS.len();
+        assert_eq!(
+            remedies,
+            [
+                format!("remove it: none of the {fields} fields that can stand here has a similar name"),
+                "remove it, or use one of: mode".to_owned(),
+            ]
+        );
     }
 }

@@ -44,6 +44,9 @@ pub struct Report {
 /// A document with ten thousand faults is told about the first so many.
 const MAX_FINDINGS: usize = 100;
 
+/// A longer list of fields is a reference, not a remedy.
+const MAX_LISTED: usize = 120;
+
 /// Appends `.key`, or `["key"]` where the key itself holds other characters than letters, digits, `-` and `_`.
 pub fn push_key(path: &mut String, key: &str) {
     if !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
@@ -233,7 +236,10 @@ impl Report {
         let remedy = match closest(key, known) {
             Some(name) => format!("did you mean {name}?"),
             None if known.is_empty() => "remove it: nothing can be set here".to_owned(),
-            None => format!("remove it, or use one of: {}", known.join(", ")),
+            None => match known.join(", ") {
+                all if all.len() <= MAX_LISTED => format!("remove it, or use one of: {all}"),
+                _ => format!("remove it: none of the {} fields that can stand here has a similar name", known.len()),
+            },
         };
         self.field(key, |report| report.add(severity, "MEL0103", format!("unknown field {:?}", shorten(key)), remedy));
     }

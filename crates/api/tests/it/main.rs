@@ -7,6 +7,8 @@ mod samples;
 
 use std::path::PathBuf;
 
+include!("../../../xtask/skip.rs");
+
 /// The folder of reference material: `MELTEMI_SHARED`, or `../shared` beside the workspace. Without it the tests that need it
 /// say so and pass.
 fn shared(below: &str) -> Option<PathBuf> {
@@ -18,7 +20,8 @@ fn shared(below: &str) -> Option<PathBuf> {
     if folder.is_dir() {
         return Some(folder);
     }
-    eprintln!("skipped: {} is not there", folder.display());
+    let test = std::thread::current();
+    skip(test.name().unwrap_or(below), &format!("{} is not there (MELTEMI_SHARED)", folder.display()));
     None
 }
 

@@ -14,6 +14,7 @@ use meltemi_proto::envoy::config::core::v3::Node;
 use meltemi_proto::google::protobuf::Struct;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
 use meltemi_proto::value_of;
+use meltemi_store::World;
 use meltemi_tls::{ClientTerms, Identity, ServerRule, TrustBundle};
 use meltemi_types::TrustDomain;
 use meltemi_xds::{
@@ -50,6 +51,7 @@ fn options(
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     ControlOptions {
         config: vec![folder.join("config")],
+        runtime: vec![folder.join("runtime")],
         secure,
         http: Some(any),
         socket: Some(folder.join("control.sock")),
@@ -61,7 +63,9 @@ impl Mesh {
     /// With the service `reviews` and one pod of it.
     pub async fn start() -> Self {
         let folder = tempfile::tempdir().expect("a temporary directory");
-        std::fs::create_dir(folder.path().join("config")).expect("made");
+        for name in ["config", "runtime"] {
+            std::fs::create_dir(folder.path().join(name)).expect("made");
+        }
         std::fs::write(folder.path().join("config/reviews.yaml"), service("reviews")).expect("written");
         let signer = TokenSigner::generate().expect("a key");
         let authority = Arc::new(CertificateAuthority::in_memory(TrustDomain::default()).expect("an authority"));
@@ -98,8 +102,35 @@ impl Mesh {
             .expect("the store lives");
     }
 
+    /// The newest state.
+    pub fn world(&self) -> Arc<World> {
+        self.control.worlds().borrow().clone()
+    }
+
+    /// Waits for a state.
+    pub async fn see(&self, wanted: impl FnMut(&Arc<World>) -> bool) {
+        let mut worlds = self.control.worlds();
+        tokio::time::timeout(PATIENCE, worlds.wait_for(wanted)).await.expect("in time").expect("the store lives");
+    }
+
+    /// Lets every applied object be as old as this.
+    pub fn age_applied(&self, created: &str) {
+        for entry in std::fs::read_dir(self.folder.path().join("state/applied")).expect("there") {
+            let path = entry.expect("an entry").path();
+            let text = std::fs::read_to_string(&path).expect("an object");
+            let (before, rest) = text.split_once("creationTimestamp: ").expect("a time");
+            let rest = rest.split_once('\n').expect("a line").1;
+            std::fs::write(&path, format!("{before}creationTimestamp: '{created}'\n{rest}")).expect("written");
+        }
+    }
+
     pub fn write(&self, name: &str, text: &str) {
         std::fs::write(self.folder.path().join("config").join(name), text).expect("written");
+    }
+
+    /// Writes what the node would write.
+    pub fn bring(&self, name: &str, text: &str) {
+        std::fs::write(self.folder.path().join("runtime").join(name), text).expect("written");
     }
 
     pub fn read(&self, name: &str) -> String {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use harness::{Mesh, nothing_more, proxy_node, update};
 use meltemi_admin_api::{Action, Client as Admin, ObjectSelector, SyncState};
 use meltemi_ca::Caller;
+use meltemi_model::GatewayRef;
 use meltemi_proto::ca::{CertificateRequest, CertificateServiceClient};
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, NAME_TABLE, ROUTE};
 use meltemi_xds::{ClientEvent, Variant};
@@ -166,6 +167,20 @@ async fn a_certificate_names_its_caller_and_opens_a_stream() {
     assert_eq!(status.proxies[0].authenticated_by, "mtls");
     assert_eq!(status.certificates.len(), 1);
     assert_eq!(status.certificates[0].identity, "spiffe://cluster.local/ns/default/sa/bookinfo-productpage");
+
+    // Another process has issued nothing yet, and knows the certificate as soon as the proxy is back.
+    let issued = status.certificates[0].clone();
+    let mesh = mesh.restart().await;
+    let shown = loop {
+        let status = mesh.admin().status().await.expect("answers");
+        match status.proxies.is_empty() {
+            true => tokio::task::yield_now().await,
+            false => break status.certificates,
+        }
+    };
+    assert_eq!(shown.len(), 1);
+    assert_eq!((&shown[0].serial, &shown[0].peer), (&issued.serial, &issued.peer));
+    assert_eq!(shown[0].expires_at_ms, issued.expires_at_ms);
     mesh.shutdown().await;
 }
 
@@ -221,9 +236,6 @@ async fn objects_are_applied_shown_and_deleted() {
     assert!(changed.objects[0].file.ends_with("config/reviews.yaml"), "{changed:?}");
     assert!(mesh.read("reviews.yaml").contains("tier: one"));
 
-    let broken = admin.apply("kind: [".to_owned(), "default", false).await.expect("answers");
-    assert!(!broken.ok && !broken.diagnostics.is_empty());
-
     // It survives a restart, and goes when it is told to.
     let mesh = mesh.restart().await;
     let admin = mesh.admin();
@@ -232,6 +244,157 @@ async fn objects_are_applied_shown_and_deleted() {
     let deleted = admin.delete(&which, false).await.expect("answers");
     assert_eq!(deleted.objects[0].action, Action::Deleted);
     assert!(admin.objects(&which).await.expect("answers").items.is_empty());
+    mesh.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_object_of_a_text_stands_for_itself() {
+    let mesh = Mesh::start().await;
+    let admin = mesh.admin();
+    let account = |name: &str, label: &str| {
+        format!("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}, labels: {{is: {label}}}}}\n")
+    };
+    let virtual_service = |name: &str, field: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}}}\nspec: {{{field}: [{name}]}}\n"
+        )
+    };
+    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: way}\nspec: {x: y}\n";
+    let parts = [
+        account("a", "first"),
+        "kind: [\n".to_owned(),
+        virtual_service("bad", "hostz"),
+        route.to_owned(),
+        account("a", "second"),
+        account("b", "only"),
+    ];
+    let text = parts.join("---\n");
+    let tell = |response: &meltemi_admin_api::ApplyResponse| {
+        let line = |applied: &meltemi_admin_api::Applied| format!("{} {}", applied.object, applied.action);
+        response.objects.iter().map(line).collect::<Vec<_>>()
+    };
+    let expected = [
+        "ServiceAccount/a.default created",
+        "HTTPRoute/way.default created",
+        "ServiceAccount/a.default configured",
+        "ServiceAccount/b.default created",
+        "VirtualService/bad.default refused",
+    ];
+    for dry_run in [true, false] {
+        let response = admin.apply(text.clone(), "default", dry_run).await.expect("answers");
+        assert_eq!((response.ok, tell(&response)), (false, expected.map(str::to_owned).to_vec()), "{dry_run}");
+        let codes: Vec<_> = response.diagnostics.iter().map(|d| (d.code.as_str(), d.severity.to_string())).collect();
+        let expected = [("MEL0101", "error"), ("MEL0103", "error"), ("MEL0106", "warning"), ("MEL0601", "warning")];
+        assert_eq!(codes, expected.map(|(code, severity)| (code, severity.to_owned())), "{:?}", response.diagnostics);
+    }
+    let find = |kind: &str, name: &str| {
+        let which = ObjectSelector { kind: kind.into(), ns: "default".into(), name: name.into() };
+        let admin = mesh.admin();
+        async move { admin.objects(&which).await.map(|list| list.items) }
+    };
+    let a = find("sa", "a").await.expect("answers");
+    assert_eq!(a[0].value["metadata"]["labels"]["is"], "second", "the last one counts");
+    assert_eq!(find("vs", "bad").await.expect("answers"), []);
+
+    // An unread kind is kept, told about, listed and deleted like any other; alone it is no failure.
+    let again = admin.apply(route.to_owned(), "default", false).await.expect("answers");
+    assert_eq!((again.ok, tell(&again)), (true, vec!["HTTPRoute/way.default unchanged".to_owned()]));
+    assert_eq!(again.diagnostics[0].code, "MEL0106");
+    assert_eq!(find("httproutes", "way").await.expect("answers").len(), 1);
+    let kind = "httproutes.gateway.networking.k8s.io";
+    let which = ObjectSelector { kind: kind.into(), ns: "default".into(), name: "way".into() };
+    assert_eq!(admin.delete(&which, false).await.expect("answers").objects[0].action, Action::Deleted);
+    assert!(find("httproutes", "way").await.is_err_and(|error| error.to_string().contains("knows no kind")));
+
+    // What is not there is another failure than what makes no sense.
+    let gone = ObjectSelector { kind: "vs".into(), ns: "default".into(), name: "bad".into() };
+    let error = admin.delete(&gone, false).await.expect_err("it is not there");
+    let meltemi_admin_api::ClientError::Refused { status: 404, message } = error else { panic!("{error}") };
+    assert_eq!(message, "virtualservices.networking.istio.io \"bad\" not found in namespace \"default\"");
+    let nonsense = ObjectSelector { kind: "gizmo".into(), ..gone };
+    let error = admin.delete(&nonsense, false).await.expect_err("no such kind");
+    assert!(matches!(error, meltemi_admin_api::ClientError::Refused { status: 400, .. }), "{error}");
+
+    let empty = admin.apply("# nothing\n".to_owned(), "default", false).await.expect("answers");
+    assert!(!empty.ok && empty.diagnostics[0].message.contains("holds no object"), "{empty:?}");
+    mesh.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_built_into_the_mesh_cannot_be_configured() {
+    let mesh = Mesh::start().await;
+    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    \
+                accessLogFile: /dev/stdout\n    trustDomain: example.org\n    banana: 1\n";
+    let applied = mesh.admin().apply(text.to_owned(), "", false).await.expect("answers");
+    assert!(applied.ok && applied.objects[0].action == Action::Created, "{applied:?}");
+    let told: Vec<_> = applied.diagnostics.iter().map(|finding| (finding.code.as_str(), &*finding.field)).collect();
+    assert_eq!(told, [("MEL0103", "data.mesh: banana"), ("MEL0313", "data.mesh: trustDomain")]);
+    let world = mesh.world();
+    assert_eq!(world.snapshot.mesh.access_log_file, "/dev/stdout");
+    assert_eq!(world.snapshot.trust_domain.as_str(), "cluster.local");
+    mesh.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_mesh_brings_is_replaced_and_comes_back_but_pods_are_as_they_are() {
+    let mesh = Mesh::start().await;
+    let account = |label: &str| {
+        format!("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: own, labels: {{is: {label}}}}}\n")
+    };
+    let pod = |ip: &str| format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nstatus: {{podIP: {ip}}}\n");
+    mesh.bring("own.yaml", &format!("{}---\n{}", account("brought"), pod("10.44.0.8")));
+    let label = |world: &meltemi_store::World| {
+        let key = meltemi_model::ObjectKey::new(meltemi_model::Kind::ServiceAccount, "default", "own");
+        world.tables.get(&key).and_then(|own| own.meta.labels.value("is").map(str::to_owned))
+    };
+    mesh.see(|world| label(world).as_deref() == Some("brought")).await;
+    let admin = mesh.admin();
+    let text = format!("{}---\n{}", account("applied"), pod("10.44.0.9"));
+    let response = admin.apply(text, "default", false).await.expect("answers");
+    let actions: Vec<Action> = response.objects.iter().map(|applied| applied.action).collect();
+    assert_eq!((response.ok, actions), (false, vec![Action::Configured, Action::Refused]), "{response:?}");
+    assert!(response.diagnostics.iter().any(|finding| finding.remedy == "change the workload instead"));
+    assert_eq!(label(&mesh.world()).as_deref(), Some("applied"), "{:?}", mesh.world().diagnostics);
+    assert!(mesh.world().diagnostics.iter().all(|finding| finding.code != "MEL0402"), "nobody is told of a double");
+
+    let which = ObjectSelector { kind: "sa".into(), ns: "default".into(), name: "own".into() };
+    let deleted = admin.delete(&which, false).await.expect("answers");
+    assert_eq!((deleted.ok, deleted.objects[0].action), (true, Action::Deleted));
+    assert!(deleted.diagnostics[0].message.contains("is in force again"), "{deleted:?}");
+    assert_eq!(label(&mesh.world()).as_deref(), Some("brought"));
+    let refused = admin.delete(&which, false).await.expect("answers");
+    assert_eq!((refused.ok, refused.objects[0].action), (false, Action::Refused));
+    mesh.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_oldest_applied_object_comes_first() {
+    let mesh = Mesh::start().await;
+    let admin = mesh.admin();
+    let text = |name: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}}}\nspec:\n  hosts: [reviews]\n  \
+             http: [{{route: [{{destination: {{host: reviews}}}}], name: {name}}}]\n"
+        )
+    };
+    // As if it had been applied long ago: it is kept through a change, and counts before a lesser name.
+    admin.apply(text("z"), "default", false).await.expect("answers");
+    mesh.age_applied("2001-02-03T04:05:06Z");
+    mesh.see(|world| {
+        format!("{:?}", world.tables.iter().map(|o| o.meta.creation.clone()).collect::<Vec<_>>()).contains("2001")
+    })
+    .await;
+    admin.apply(text("z").replace("name: z}]", "name: again}]"), "default", false).await.expect("answers");
+    admin.apply(text("a"), "default", false).await.expect("answers");
+    let order: Vec<String> = {
+        let applied = mesh.world().snapshot.virtual_services_for(&GatewayRef::Mesh, "default");
+        applied.iter().map(|one| one.origin.object.name.clone()).collect()
+    };
+    assert_eq!(order, ["z", "a"]);
+    let which = ObjectSelector { kind: "vs".into(), ns: "default".into(), name: "z".into() };
+    let shown = admin.objects(&which).await.expect("answers").items.remove(0).value;
+    assert_eq!(shown["metadata"]["creationTimestamp"], "2001-02-03T04:05:06Z");
+    assert_eq!(shown["spec"]["http"][0]["name"], "again");
     mesh.shutdown().await;
 }
 

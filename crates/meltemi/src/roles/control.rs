@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use meltemi_api::mesh::FixedField;
 use meltemi_ca::{CertificateAuthority, JwtTokenReview};
 use meltemi_control::ControlOptions;
 use meltemi_types::TrustDomain;
@@ -49,6 +50,8 @@ pub(crate) fn control(args: ControlArgs) -> Result<i32> {
     let root = authority.roots_pem().to_owned();
     let mut options = ControlOptions::new(args.state_dir, Arc::new(authority), Arc::new(tokens));
     (options.runtime, options.config) = args.dirs.into_iter().partition(|dir| dir.starts_with(&args.run_dir));
+    // The node's capture rules lead to the usual ports.
+    options.build.mesh_fixed = vec![FixedField::ListenPort, FixedField::InboundListenPort];
     options.secure.set_ip(args.address);
     options.plaintext = args.plaintext.then_some((args.address, 15010).into());
     options.http = Some((args.address, 15014).into());
@@ -56,8 +59,9 @@ pub(crate) fn control(args: ControlArgs) -> Result<i32> {
     options.server_addresses = vec![args.address];
     // Whole or not at all: agents read it as soon as it is there.
     let next = args.run_dir.join("root-cert.pem.next");
-    std::fs::write(&next, root)?;
-    std::fs::rename(&next, args.run_dir.join("root-cert.pem"))?;
+    std::fs::write(&next, root)
+        .and_then(|()| std::fs::rename(&next, args.run_dir.join("root-cert.pem")))
+        .with_context(|| format!("cannot write {}", next.display()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let stop = CancellationToken::new();

@@ -48,14 +48,14 @@ pub(crate) fn proxy(args: ProxyArgs) -> Result<i32> {
         for (name, address) in handle.addresses().await {
             tracing::info!(listener = %name, %address, "listening");
         }
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            // `/quitquitquit` on the admin interface.
-            () = ended(&handle) => {}
-        }
+        let in_order = tokio::select! {
+            _ = terminate.recv() => true,
+            _ = interrupt.recv() => true,
+            // `/quitquitquit` on the admin interface, or a thread's own end.
+            () = ended(&handle) => handle.was_asked_to_end(),
+        };
         handle.shutdown(Duration::from_secs(5)).await;
-        Ok(0)
+        Ok(i32::from(!in_order))
     })
 }
 

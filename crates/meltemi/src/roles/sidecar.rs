@@ -32,6 +32,9 @@ pub(crate) struct SidecarArgs {
     /// KEY=VALUE,...
     #[arg(long, default_value = "")]
     labels: String,
+    /// The pod's annotations: a JSON object of strings.
+    #[arg(long, default_value = "{}")]
+    annotations: String,
     #[arg(long)]
     ip: IpAddr,
     /// Of the control plane.
@@ -77,7 +80,7 @@ pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
         pod: args.pod,
         ips: vec![args.ip],
         labels: Labels::from_iter(args.labels.split(',').filter_map(|pair| pair.split_once('='))),
-        annotations: std::collections::BTreeMap::new(),
+        annotations: serde_json::from_str(&args.annotations).context("--annotations")?,
         workload_name: args.workload,
         cluster_id: "Kubernetes".to_owned(),
         locality: Locality::default(),

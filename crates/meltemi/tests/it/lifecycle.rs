@@ -13,7 +13,7 @@ use crate::objects::{both, teapot, workload};
 use crate::peers::{App, Dialogue, Peers, curl, yaml};
 
 /// Processes of a mesh whose command line holds `word`.
-fn processes(mesh: &mut Mesh, word: &str) -> Vec<u32> {
+pub fn processes(mesh: &mut Mesh, word: &str) -> Vec<u32> {
     let supervisor = mesh.supervisor().id();
     let named = |pid: &u32| {
         fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.replace('\0', " ").contains(word))
@@ -100,6 +100,11 @@ fn whatever_dies_comes_back_and_the_rest_goes_on() {
         assert!(!victims.is_empty());
         victims.iter().for_each(|pid| signal(*pid, "KILL"));
         assert_eq!(calls(&mesh, "inside", "ledger"), 200, "without a control plane");
+        mesh.wait("the certificates that go on are known to the new one", || {
+            let status = both(&mesh.cli(&["status"]));
+            let meshed: Vec<&str> = status.lines().filter(|line| line.contains(" meltemi ")).collect();
+            meshed.len() == 3 && meshed.iter().all(|line| line.contains("SYNCED") && line.contains("valid for "))
+        });
         let status = [418, 451, 429][round];
         mesh.write("ledger.yaml", &teapot("ledger", status));
         mesh.wait("a change after the restart is taken", || calls(&mesh, "inside", "ledger") == status);
@@ -243,6 +248,8 @@ fn nothing_is_left_whichever_way_the_supervisor_ends() {
         mesh.wait("the way in", || mesh.published(8080).is_some());
         mesh.wait("an answer from outside", || mesh.get("/", &[]).status == 200);
         let gateway = mesh.published(8080).expect("published");
+        let shown = format!("istio-ingressgateway port 8080: http://{gateway}");
+        assert!(mesh.said(&shown) && mesh.cli_ok(&["status"]).contains(&shown), "{:?}", mesh.lines());
         // Somebody is inside, and a program was added: they end as well.
         let mut guest = Dialogue::inside(&mesh, "ledger", &["cat".to_owned()]);
         assert_eq!(guest.ask("hello"), "hello");

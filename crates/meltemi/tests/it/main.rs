@@ -3,29 +3,23 @@
 //! Every test starts the built binary (`MELTEMI_BIN`, else the one cargo built for the tests). What the machine cannot do
 //! is a visible, counted skip: see [`skip`].
 
+mod disk;
 mod envoy;
 mod foreign;
 mod http;
 mod lifecycle;
 mod mesh;
 mod objects;
+mod observability;
 mod peers;
 mod protocols;
 mod security;
 mod soak;
 mod tour;
 
-use std::io::Write;
 use std::path::PathBuf;
 
-/// Says why a test is skipped, and counts it in the file that `MELTEMI_SKIPS` names.
-pub fn skip(test: &str, why: &str) {
-    eprintln!("SKIPPED {test}: {why}");
-    if let Some(file) = std::env::var_os("MELTEMI_SKIPS") {
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(file);
-        let _ = file.and_then(|mut file| writeln!(file, "{test}: {why}"));
-    }
-}
+include!("../../../xtask/skip.rs");
 
 /// The folder of Istio's samples and CRDs, if it is here: `MELTEMI_SHARED`, else `../shared` beside the workspace.
 pub fn shared() -> Option<PathBuf> {

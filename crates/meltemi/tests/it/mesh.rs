@@ -36,8 +36,12 @@ pub struct Mesh {
 /// A mesh about to be started.
 pub struct Plan {
     home: tempfile::TempDir,
+    /// `up`, or `demo`.
+    command: &'static str,
     arguments: Vec<String>,
     environment: Vec<(String, PathBuf)>,
+    /// Size of the file system that the state is on, if it has one of its own.
+    state_size: Option<String>,
 }
 
 impl Plan {
@@ -48,7 +52,13 @@ impl Plan {
             fs::create_dir(home.path().join(folder)).expect("a fresh folder");
         }
         fs::write(home.path().join("images.yaml"), BOOKINFO_IMAGES).expect("a writable folder");
-        Self { home, arguments: Vec::new(), environment: Vec::new() }
+        Self { home, command: "up", arguments: Vec::new(), environment: Vec::new(), state_size: None }
+    }
+
+    /// Bookinfo as the program brings it, instead of nothing.
+    pub fn demo(mut self) -> Self {
+        self.command = "demo";
+        self
     }
 
     /// A further argument of `meltemi up`.
@@ -60,6 +70,12 @@ impl Plan {
     /// A variable of the environment of `meltemi up`.
     pub fn environment(mut self, name: &str, value: &Path) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Puts the state onto a file system of its own, of this size, that the mesh alone sees.
+    pub fn state_of(mut self, size: &str) -> Self {
+        self.state_size = Some(size.to_owned());
         self
     }
 
@@ -96,8 +112,17 @@ impl Plan {
     }
 
     fn spawn(&self) -> (Child, Arc<Mutex<Vec<String>>>) {
-        let mut command = command(self.home.path());
-        command.args(["up", "--publish", "8080=0", "-f"]).arg(self.path("config"));
+        let mut command = match &self.state_size {
+            None => command(self.home.path()),
+            Some(size) => {
+                let mut command = Command::new("unshare");
+                command.args(["--user", "--map-root-user", "--mount", "sh", "-c"]);
+                command.arg("mount -t tmpfs -o size=$0,mode=700 state \"$1\" && shift && exec \"$@\"");
+                command.arg(size).arg(self.path("state")).arg(crate::binary());
+                at_home(command, self.home.path())
+            }
+        };
+        command.args([self.command, "--publish", "8080=0", "-f"]).arg(self.path("config"));
         command.arg("--images").arg(self.path("images.yaml")).args(&self.arguments);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -110,7 +135,10 @@ impl Plan {
 }
 
 fn command(home: &Path) -> Command {
-    let mut command = Command::new(crate::binary());
+    at_home(Command::new(crate::binary()), home)
+}
+
+fn at_home(mut command: Command, home: &Path) -> Command {
     command
         .env("XDG_RUNTIME_DIR", home.join("run"))
         .env("XDG_STATE_HOME", home.join("state"))
@@ -154,9 +182,14 @@ impl Mesh {
 
     /// The machine's address of a gateway's port, as `meltemi up` printed it.
     pub fn published(&self, port: u16) -> Option<SocketAddr> {
-        // "istio-ingressgateway port 8080: http://127.0.0.1:40123"
-        let (wanted, lines) = (format!(" port {port}: http://"), self.lines());
-        lines.iter().rev().find_map(|line| line.split_once(&wanted)?.1.trim_end_matches('/').parse().ok())
+        // "istio-ingressgateway port 8080 (Gateway port 80): http://127.0.0.1:40123", or "…: 127.0.0.1:40124, TCP"
+        let (wanted, lines) = (format!("istio-ingressgateway port {port}"), self.lines());
+        lines.iter().rev().find_map(|line| {
+            let rest = line.strip_prefix(&wanted)?;
+            let address = rest.strip_prefix(':').or_else(|| Some(rest.strip_prefix(" (")?.split_once("):")?.1))?;
+            let address = address.trim_start().trim_start_matches("http://").trim_start_matches("https://");
+            address.split(',').next()?.parse().ok()
+        })
     }
 
     /// Ends it as Ctrl-C does; tells how the supervisor ended.

@@ -74,6 +74,8 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
     assert!(mesh.cli_ok(&["get", "virtualservices", "-o", "yaml"]).contains("kind: List"));
     let wide = mesh.cli_ok(&["get", "virtualservices", "-o", "wide"]);
     assert!(wide.contains("diary.yaml") && wide.contains("applied"), "{wide}");
+    let created = one["metadata"]["creationTimestamp"].as_str().expect("when it was applied").to_owned();
+    assert!(mesh.cli_ok(&["get", "vs/ledger", "-o", "yaml"]).contains(&created));
     assert!(both(&mesh.cli(&["get", "vs", "-n", "elsewhere"])).contains("No objects found in namespace \"elsewhere\""));
     let unknown = mesh.cli(&["get", "virtualservice", "nobody"]);
     assert_eq!(unknown.status.code(), Some(1));
@@ -95,6 +97,8 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
     mesh.stop();
     mesh.start_again();
     mesh.wait("what was applied survives", || ledger(&mesh) == 451 && diary(&mesh) == 451);
+    let one: Value = serde_json::from_str(&mesh.cli_ok(&["get", "vs/ledger", "-o", "json"])).expect("JSON");
+    assert_eq!(one["metadata"]["creationTimestamp"], created, "it is as old as it was");
 
     let file = mesh.path("applied.yaml").display().to_string();
     fs::write(&file, teapot("ledger", 451)).expect("a writable folder");
@@ -102,9 +106,13 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
     mesh.wait("the deleted object is gone", || ledger(&mesh) == 200);
     let again = mesh.cli(&["delete", "virtualservice", "ledger"]);
     assert!(
-        again.status.code() == Some(1) && both(&again).contains("VirtualService/ledger.default is not there"),
+        again.status.code() == Some(1)
+            && both(&again)
+                .contains("virtualservices.networking.istio.io \"ledger\" not found in namespace \"default\""),
         "{again:?}"
     );
+    assert_eq!(both(&again), both(&unknown).replace("nobody", "ledger"), "one wording");
+    assert!(mesh.cli(&["delete", "vs", "ledger", "--ignore-not-found"]).status.success());
     mesh.cli_ok(&["delete", "vs/diary"]);
     mesh.wait("deleted from the directory", || diary(&mesh) == 200);
     let left = fs::read_to_string(mesh.config().join("diary.yaml")).unwrap_or_default();
@@ -205,7 +213,59 @@ fn mistakes_are_told_with_their_place_and_the_last_good_object_stays() {
         mesh.cli_ok(&["status"]).lines().any(|line| line.contains("crasher-0") && line.contains("CrashLoopBackOff"))
     });
     assert!(mesh.cli_ok(&["logs", "crasher"]).contains("oops"));
+    let told = |text: &str| mesh.lines().iter().filter(|line| line.contains(text)).count();
+    assert_eq!(told("workload default/crasher-0: its program fails again and again (exit code 3)"), 1, "told once");
+    assert_eq!(told("`meltemi logs -n default crasher-0` shows what it said"), 1, "{:?}", mesh.lines());
     assert_eq!(ledger(&mesh), 451, "the rest keeps running");
+}
+
+#[test]
+fn the_demo_gives_way_to_what_the_user_says() {
+    if Peers::of("the_demo_gives_way_to_what_the_user_says").is_none() {
+        return;
+    }
+    let way_in = |status: u16| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: bookinfo}}\nspec:\n  hosts: ['*']\n  \
+             gateways: [bookinfo-gateway]\n  http: [{{directResponse: {{status: {status}}}}}]\n"
+        )
+    };
+    let mesh = Plan::new().demo().file("way-in.yaml", &way_in(418)).start();
+    mesh.wait("the directory's object counts", || mesh.get("/productpage", &[]).status == 418);
+    let told = both(&mesh.cli(&["status"]));
+    assert!(!told.contains("MEL0402") && !told.contains("bookinfo"), "{told}");
+    mesh.take_out("way-in.yaml");
+    mesh.wait("without it the demo's own does", || mesh.get("/productpage", &[]).status == 200);
+
+    // Applied objects come before the demo's, and go again.
+    assert!(both(&apply(&mesh, &way_in(429))).contains("virtualservice/bookinfo configured"));
+    mesh.wait("what was applied counts", || mesh.get("/productpage", &[]).status == 429);
+    let deleted = both(&mesh.cli(&["delete", "vs", "bookinfo"]));
+    assert!(deleted.contains("virtualservice/bookinfo deleted") && deleted.contains("is in force again"), "{deleted}");
+    mesh.wait("the demo's own is back", || mesh.get("/productpage", &[]).status == 200);
+
+    // What the mesh is built on cannot be configured away: it is told, and the rest of the text counts.
+    let settings = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    \
+                    trustDomain: example.org\n    proxyListenPort: 16001\n    proxyInboundListenPort: 16006\n    \
+                    accessLogFile: /dev/stdout\n    accessLogFormat: \"counted %RESPONSE_CODE%\\n\"\n";
+    let output = apply(&mesh, settings);
+    let told = both(&output);
+    assert!(output.status.success() && told.contains("configmap/istio configured"), "{told}");
+    for words in [
+        "applied.yaml:6: error[MEL0313]: ConfigMap/istio.istio-system: data.mesh: trustDomain: example.org",
+        "applied.yaml:7: error[MEL0313]: ConfigMap/istio.istio-system: data.mesh: proxyListenPort: 16001",
+        "applied.yaml:8: error[MEL0313]: ConfigMap/istio.istio-system: data.mesh: proxyInboundListenPort: 16006",
+        "remove the field, or write cluster.local",
+    ] {
+        assert!(told.contains(words), "{words:?} in {told}");
+    }
+    mesh.wait("the rest of it is in force", || {
+        let call = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "http://reviews:9080/reviews/0"];
+        let answer = mesh.exec("productpage-v1", &call);
+        assert_eq!(String::from_utf8_lossy(&answer.stdout), "200", "calls go on: {answer:?}");
+        mesh.cli_ok(&["logs", "productpage-v1", "-c", "proxy"]).contains("\ncounted 200")
+    });
+    assert!(both(&mesh.cli(&["status"])).contains("MEL0313"));
 }
 
 /// What the status says of one replica.

@@ -204,6 +204,8 @@ fn websocket(mesh: &Mesh, peers: &Peers) {
 fn pass_through(mesh: &Mesh, authority: &str) {
     mesh.wait("the way in", || mesh.published(8080).is_some());
     let port = mesh.published(8080).expect("published").port();
+    let shown = format!("istio-ingressgateway port 8080: 127.0.0.1:{port}, TLS");
+    assert!(mesh.said(&shown) && mesh.cli_ok(&["status"]).contains(&shown), "{:?}", mesh.lines());
     for name in ["alpha", "beta"] {
         let host = format!("{name}.example.test");
         let (url, resolve) = (format!("https://{host}:{port}/from-outside"), format!("{host}:{port}:127.0.0.1"));

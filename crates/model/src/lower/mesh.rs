@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use meltemi_api::mesh::FixedField;
 use meltemi_api::{MeshConfig, Object, Spec};
 use meltemi_types::{Diagnostic, Severity};
 
@@ -11,11 +12,12 @@ use super::Findings;
 pub(crate) fn lower_mesh_config(
     config_map: Option<&Arc<Object>>,
     defaults: &MeshConfig,
+    fixed: &[FixedField],
 ) -> (MeshConfig, Vec<Diagnostic>) {
     let Some(object) = config_map else { return (defaults.clone(), Vec::new()) };
     let Spec::ConfigMap(config) = &object.spec else { return (defaults.clone(), Vec::new()) };
     match config.data.get("mesh") {
-        Some(text) => defaults.overlay(text, &object.object_ref(), &object.source.position("data.mesh")),
+        Some(text) => defaults.overlay(text, fixed, &object.object_ref(), &object.source.position("data.mesh")),
         None => {
             let mut findings = Findings::new(object);
             findings.push(

@@ -64,6 +64,15 @@ impl Snapshot {
         self.endpoints.identities(service)
     }
 
+    /// Where a gateway workload listens for a port that a Gateway names: the target ports of the Services before it, or the
+    /// port itself. Source: Istio `MergeGateways`.
+    pub fn gateway_ports(&self, namespace: &str, labels: &Labels, ips: &[IpAddr], port: u16) -> BTreeSet<u16> {
+        let targets = self.service_targets(namespace, labels, ips);
+        let mapped: BTreeSet<u16> =
+            targets.iter().filter(|target| target.port.number == port).map(|target| target.target_port).collect();
+        if mapped.is_empty() { BTreeSet::from([port]) } else { mapped }
+    }
+
     /// Every workload, by namespace and name.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.by_name.values()

@@ -202,7 +202,7 @@ fn build_mesh(
             return (prev.mesh.clone(), prev.mesh_diagnostics.clone());
         }
     }
-    let (mesh, diagnostics) = mesh::lower_mesh_config(config_map, &options.mesh_defaults);
+    let (mesh, diagnostics) = mesh::lower_mesh_config(config_map, &options.mesh_defaults, &options.mesh_fixed);
     let held = prev.map(|prev| &prev.mesh).filter(|held| ***held == mesh);
     (held.cloned().unwrap_or_else(|| Arc::new(mesh)), diagnostics.into())
 }

@@ -78,8 +78,13 @@ impl Dialler {
     }
 
     /// Listens on the machine.
-    pub(crate) async fn listen(&self, port: u16, count: u16) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
-        match self.ask(Request::Listen { port, count }).await? {
+    pub(crate) async fn listen(
+        &self,
+        port: u16,
+        count: u16,
+        others: Vec<u16>,
+    ) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
+        match self.ask(Request::Listen { port, count, others }).await? {
             (Answer::Listening(address), fds) => Ok((address, fds)),
             _ => Err(io::Error::other("the supervisor answered something else")),
         }

@@ -82,8 +82,8 @@ impl Server {
                 let stream = self.connect(to).await?;
                 Ok((Answer::Done, vec![stream.into_std()?.into()]))
             }
-            Request::Listen { port, count } => {
-                let (address, fds) = self.listen(port, count)?;
+            Request::Listen { port, count, others } => {
+                let (address, fds) = self.listen(port, count, &others)?;
                 Ok((Answer::Listening(address), fds))
             }
             Request::Dns { query, tcp } => Ok((Answer::Dns(self.resolve(&query, tcp).await?), Vec::new())),
@@ -102,7 +102,7 @@ impl Server {
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
-    fn listen(&self, port: u16, count: u16) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
+    fn listen(&self, port: u16, count: u16, others: &[u16]) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
         let count = usize::from(count).clamp(1, MAX_FDS);
         let mut published = self.published.lock().expect("nothing panics while it holds the table");
         if let Some((address, sockets)) = published.get_mut(&port) {
@@ -112,7 +112,9 @@ impl Server {
             let copies = sockets.iter().take(count).map(OwnedFd::try_clone).collect::<io::Result<_>>()?;
             return Ok((*address, copies));
         }
-        let outer = self.options.publish.get(&port).copied().unwrap_or_else(|| published_port(port));
+        let own: Vec<u16> = published.values().map(|(address, _)| address.port()).collect();
+        let chosen = self.options.publish.get(&port).copied();
+        let outer = chosen.unwrap_or_else(|| published_port(port, others, &own));
         let wanted = SocketAddr::new(self.options.publish_address, outer);
         let taken = |e: io::Error| match e.kind() {
             io::ErrorKind::AddrInUse => io::Error::other(format!(
@@ -154,9 +156,14 @@ impl Server {
     }
 }
 
-/// The machine's port for a gateway's port.
-pub(crate) fn published_port(port: u16) -> u16 {
-    if port < 1024 { port + PRIVILEGED_OFFSET } else { port }
+/// The machine's port for a gateway's port: its own number, or a higher one where that needs privileges. Where that is the
+/// number of `others` of the gateway, or is published already, the next one 10,000 higher that is free; in the end, whatever
+/// the kernel gives.
+fn published_port(port: u16, others: &[u16], published: &[u16]) -> u16 {
+    let first = if port < 1024 { port + PRIVILEGED_OFFSET } else { port };
+    let is_free = |number: &u16| !published.contains(number) && (*number == port || !others.contains(number));
+    let candidates = std::iter::successors(Some(first), |number| number.checked_add(10_000));
+    candidates.into_iter().find(is_free).unwrap_or(0)
 }
 
 fn listener(address: SocketAddr, shared: bool) -> io::Result<Socket> {
@@ -240,16 +247,28 @@ mod tests {
     #[tokio::test]
     async fn a_gateway_that_asks_again_gets_the_same_port() {
         let dialler = start("");
-        let (address, sockets) = dialler.listen(80, 2).await.unwrap();
+        let (address, sockets) = dialler.listen(80, 2, Vec::new()).await.unwrap();
         assert_eq!(sockets.len(), 2);
         drop(sockets);
-        assert_eq!(dialler.listen(80, 3).await.unwrap().0, address);
+        assert_eq!(dialler.listen(80, 3, Vec::new()).await.unwrap().0, address);
         let queued = std::net::TcpStream::connect(address);
         assert!(queued.is_ok(), "the queue outlives the gateway");
     }
 
     #[test]
     fn privileged_ports_are_published_higher() {
-        assert_eq!([80, 443, 1023, 1024, 8080].map(published_port), [8080, 8443, 9023, 1024, 8080]);
+        assert_eq!(
+            [80, 443, 1023, 1024, 8080].map(|port| published_port(port, &[], &[])),
+            [8080, 8443, 9023, 1024, 8080]
+        );
+    }
+
+    #[test]
+    fn a_port_that_names_itself_comes_before_one_that_was_moved() {
+        let all = [25, 80, 8025, 8080];
+        assert_eq!(all.map(|port| published_port(port, &all, &[])), [18025, 18080, 8025, 8080]);
+        assert_eq!(published_port(25, &[8025], &[18025]), 28025);
+        assert_eq!(published_port(8025, &[25], &[8025]), 18025, "it came later");
+        assert_eq!(published_port(25, &[], &[8025, 18025, 28025, 38025, 48025, 58025]), 0);
     }
 }

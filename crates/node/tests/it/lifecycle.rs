@@ -32,7 +32,7 @@ fn calls_are_captured_and_nothing_is_left() {
         // The published port.
         let told = mesh.told();
         let published = told.iter().find(|line| line.contains("Published")).expect("the gateway's port is published");
-        let at = published.split("address: ").nth(1).unwrap().trim_end_matches(" }");
+        let at = published.split("address: ").nth(1).and_then(|rest| rest.split([',', ' ']).next()).unwrap();
         let mut stream = std::net::TcpStream::connect(at).unwrap();
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
         let mut text = String::new();

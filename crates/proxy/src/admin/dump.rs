@@ -5,15 +5,15 @@ use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
 use serde_json::{Map, Value, json};
 
 use super::pages::time;
+use super::query::Query;
 use crate::control::state::{Origin, Received};
 use crate::start::Inspector;
 
-/// The dump. Endpoints only with `include_eds`; `resource=` picks one list, `name_regex=` is taken as a part of names.
-pub async fn config(inspector: &Inspector, query: &str) -> Value {
-    let pairs = || query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    let with_endpoints = pairs().any(|(key, _)| key == "include_eds");
-    let wanted = pairs().find(|(key, _)| *key == "resource").map(|(_, value)| value.to_owned());
-    let part = pairs().find(|(key, _)| *key == "name_regex").map(|(_, value)| value.to_owned());
+/// The dump. Endpoints only with `include_eds`; `resource=` picks one list, `name_regex=` resources by their names.
+pub async fn config(inspector: &Inspector, query: &Query<'_>) -> Result<Value, String> {
+    let with_endpoints = query.has("include_eds");
+    let wanted = query.get("resource");
+    let names = query.regex("name_regex")?;
     let all: Vec<(&'static str, Vec<Received>)> = inspector
         .look(|state, _, _| {
             state.received().into_iter().map(|(url, list)| (url, list.into_iter().cloned().collect())).collect()
@@ -34,8 +34,8 @@ pub async fn config(inspector: &Inspector, query: &str) -> Value {
             if type_url == ENDPOINT && !with_endpoints {
                 continue;
             }
-            if let Some(part) = &part {
-                list.retain(|received| received.name.contains(part.as_str()));
+            if let Some(names) = &names {
+                list.retain(|received| names.is_match(&received.name));
             }
             configs.push(one_type(&reflection, type_url, &list));
         }
@@ -43,17 +43,17 @@ pub async fn config(inspector: &Inspector, query: &str) -> Value {
     });
     let mut configs = shown.await.unwrap_or_default();
     configs.push(secrets(inspector));
-    match wanted {
+    Ok(match wanted {
         None => json!({ "configs": configs }),
         Some(wanted) => {
-            let lists = configs.into_iter().filter_map(|mut config| config.get_mut(&wanted).map(Value::take));
+            let lists = configs.into_iter().filter_map(|mut config| config.get_mut(wanted).map(Value::take));
             let flat = lists.flat_map(|list| match list {
                 Value::Array(items) => items,
                 other => vec![other],
             });
             json!({ "configs": flat.collect::<Vec<_>>() })
         }
-    }
+    })
 }
 
 fn one_type(reflection: &Reflection, type_url: &str, list: &[Received]) -> Value {

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Instant, SystemTime};
 
 use meltemi_proxy_config::endpoint::EndpointStatus;
+use regex::Regex;
 use serde_json::{Value, json};
 
 use crate::common::Common;
@@ -19,15 +20,16 @@ use crate::upstream::live::{Resource, epoch_ms};
 pub const HELP: &str = "admin commands are:
   /certs: certificates and roots
   /clusters: clusters and endpoints (?format=json)
-  /config_dump: what was received (?include_eds, ?resource=..., ?name_regex=...)
+  /config_dump: what was received (?include_eds, ?resource=..., ?name_regex=REGEX)
   /drain_listeners (POST): end connections in order (?graceful: go on accepting)
   /healthcheck/fail (POST): answer /ready with 503
+  /healthcheck/ok (POST): no longer
   /listeners: where listeners listen (?format=json)
   /logging: levels (POST ?level=debug, ?paths=meltemi_proxy:debug,h2:info or ?meltemi_proxy=debug: change them)
   /quitquitquit (POST): end
   /ready: whether traffic may come
   /server_info: who this is
-  /stats: counters (?format=prometheus)
+  /stats: counters (?filter=REGEX, ?usedonly, ?format=json or prometheus)
   /stats/prometheus: counters for Prometheus
 ";
 
@@ -49,9 +51,8 @@ pub fn own_metrics(common: &Common, out: &mut String) {
     let _ = writeln!(out, "# TYPE istio_build gauge\nistio_build{{component=\"proxy\",tag=\"meltemi-{version}\"}} 1");
 }
 
-/// `/stats`, Envoy's own names.
-pub async fn stats(inspector: &Inspector) -> String {
-    let mut out = String::new();
+/// `/stats`, Envoy's own names: those that the filter is found in; `used`: those that are not 0.
+pub async fn stats(inspector: &Inspector, filter: Option<&Regex>, used: bool) -> Vec<(String, u64)> {
     let rows = inspector.look(|_, published, status| {
         let mut rows: Vec<(String, u64)> = Vec::new();
         for (name, entry) in &published.clusters {
@@ -81,11 +82,20 @@ pub async fn stats(inspector: &Inspector) -> String {
     rows.push(("server.uptime".to_owned(), common.since.elapsed().as_secs()));
     rows.push(("server.live".to_owned(), u64::from(common.ready.load(Relaxed))));
     rows.push(("server.total_connections".to_owned(), u64::try_from(common.connections.get()).unwrap_or(0)));
+    rows.retain(|(name, value)| filter.is_none_or(|filter| filter.is_match(name)) && (!used || *value != 0));
     rows.sort();
-    for (name, value) in rows {
-        let _ = writeln!(out, "{name}: {value}");
-    }
-    out
+    rows
+}
+
+/// One line each.
+pub fn stats_text(rows: &[(String, u64)]) -> String {
+    rows.iter().map(|(name, value)| format!("{name}: {value}\n")).collect()
+}
+
+/// `?format=json`
+pub fn stats_json(rows: &[(String, u64)]) -> Value {
+    let stats: Vec<Value> = rows.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
+    json!({ "stats": stats })
 }
 
 type Entries = Vec<(Arc<str>, Arc<ClusterEntry>)>;
@@ -267,7 +277,7 @@ pub fn certs(common: &Common) -> Value {
 pub fn server_info(common: &Common) -> Value {
     json!({
         "version": format!("meltemi/{}", env!("CARGO_PKG_VERSION")),
-        "state": if common.ready.load(Relaxed) { "LIVE" } else { "INITIALIZING" },
+        "state": common.state().name(),
         "uptime_current_epoch": format!("{}s", common.since.elapsed().as_secs()),
         "uptime_all_epochs": format!("{}s", common.since.elapsed().as_secs()),
         "node": { "id": &*common.node_id },

@@ -90,6 +90,19 @@ fn head_end(bytes: &[u8], from: &mut usize) -> Result<Option<usize>, Refusal> {
     Ok(None)
 }
 
+/// Whether the beginning of a head begins with a method. RFC 9110 §9.1, and empty lines before it: RFC 9112 §2.2.
+fn could_be_request(bytes: &[u8]) -> bool {
+    let start = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(bytes.len());
+    let method = bytes[start..].iter().take_while(|b| **b != b' ');
+    method.take(32).all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
+}
+
+/// Whether the beginning of a head begins with a version.
+fn could_be_response(bytes: &[u8]) -> bool {
+    let start = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(bytes.len());
+    bytes[start..].iter().zip(b"HTTP/1.").all(|(byte, wanted)| byte == wanted)
+}
+
 /// RFC 9110 §15.5.15: 414 if the first line alone was too long.
 fn too_large(bytes: &[u8], limits: &Limits) -> Refusal {
     let start = &bytes[..limits.head_bytes.min(bytes.len())];
@@ -106,7 +119,12 @@ pub fn read_request(
     head: &mut RequestHead,
 ) -> Result<Option<(usize, RequestTerms)>, Refusal> {
     let Some(end) = head_end(bytes, scanned)? else {
-        return if bytes.len() >= limits.head_bytes { Err(too_large(bytes, limits)) } else { Ok(None) };
+        return match bytes.len() >= limits.head_bytes {
+            true => Err(too_large(bytes, limits)),
+            false if could_be_request(bytes) => Ok(None),
+            // Whoever speaks something else need not be waited for.
+            false => Err(refuse("http1.codec_error")),
+        };
     };
     if end > limits.head_bytes {
         return Err(too_large(bytes, limits));
@@ -264,7 +282,11 @@ pub fn read_response(
     head: &mut ResponseHead,
 ) -> Result<Option<(usize, ResponseTerms)>, Refusal> {
     let Some(end) = head_end(bytes, scanned)? else {
-        return if bytes.len() >= limits.head_bytes { Err(refuse("http1.headers_too_large")) } else { Ok(None) };
+        return match bytes.len() >= limits.head_bytes {
+            true => Err(refuse("http1.headers_too_large")),
+            false if could_be_response(bytes) => Ok(None),
+            false => Err(refuse("http1.codec_error")),
+        };
     };
     if end > limits.head_bytes {
         return Err(refuse("http1.headers_too_large"));
@@ -477,6 +499,9 @@ mod tests {
             (b"GET  / HTTP/1.1\r\nhost: a\r\n\r\n", 400),
             (b"GET /\xc3\xa9 HTTP/1.1\r\nhost: a\r\n\r\n", 400),
             (b"GET / HTTP/1.1\r\nhost: a\r\nexpect: coffee\r\n\r\n", 417),
+            (b"\x16\x03\x01\x02\x00\x01", 400),
+            (b"GET", 0),
+            (b"\r\n", 0),
         ] {
             assert_eq!(status(text), wanted, "{}", String::from_utf8_lossy(text));
         }
@@ -529,6 +554,7 @@ mod tests {
             b"HTTP/1.1 200 OK\nx: y\n\n",
             b"HTTP/1.1 200 OK\r\nx: 1\r\n y\r\n\r\n",
             b"SSH-2.0-OpenSSH\r\n\r\n",
+            b"220 mail.example ESMTP",
         ] {
             assert!(read(bad, "GET").is_err(), "{}", String::from_utf8_lossy(bad));
         }

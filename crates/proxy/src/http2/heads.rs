@@ -6,17 +6,28 @@ use meltemi_filters::head::{Fields, HttpVersion, Known, RequestHead, ResponseHea
 
 use crate::http1::codec::is_authority;
 
-/// Why a head cannot cross.
+/// Why a head cannot cross, with the status that says so to a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct BadHead(pub &'static str);
+#[error("{details}")]
+pub struct BadHead {
+    /// Of the answer.
+    pub status: u16,
+    /// `%RESPONSE_CODE_DETAILS%`.
+    pub details: &'static str,
+}
 
-/// Most fields of one head; the decoded size is limited by the codec.
+const fn bad(details: &'static str) -> BadHead {
+    BadHead { status: 400, details }
+}
+
+/// Most fields of a response's head; the decoded size is limited by the codec.
 const MAX_FIELDS: usize = 256;
 
-fn add_fields(headers: &HeaderMap, fields: &mut Fields, request: bool) -> Result<(), BadHead> {
-    if headers.len() > MAX_FIELDS {
-        return Err(BadHead("http2.too_many_headers"));
+fn add_fields(headers: &HeaderMap, limit: usize, fields: &mut Fields, request: bool) -> Result<(), BadHead> {
+    // Crumbs of cookies become one field.
+    let crumbs = |headers: &HeaderMap| headers.get_all(http::header::COOKIE).iter().count();
+    if headers.len() > limit && headers.len() - crumbs(headers) >= limit {
+        return Err(BadHead { status: 431, details: "http2.too_many_headers" });
     }
     let mut cookies: Vec<u8> = Vec::new();
     for (name, value) in headers {
@@ -38,15 +49,15 @@ fn add_fields(headers: &HeaderMap, fields: &mut Fields, request: bool) -> Result
     Ok(())
 }
 
-/// A request as it came over HTTP/2. RFC 9113 §8.3.1.
-pub fn request_from(parts: &http::request::Parts, head: &mut RequestHead) -> Result<(), BadHead> {
+/// A request as it came over HTTP/2, of so many fields at most. RFC 9113 §8.3.1.
+pub fn request_from(parts: &http::request::Parts, limit: usize, head: &mut RequestHead) -> Result<(), BadHead> {
     head.clear();
     head.version = HttpVersion::Http2;
-    add_fields(&parts.headers, head.fields_mut(), true)?;
+    add_fields(&parts.headers, limit, head.fields_mut(), true)?;
     head.set_method(parts.method.as_str());
     if let Some(scheme) = parts.uri.scheme_str() {
         if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
-            return Err(BadHead("http2.invalid_scheme"));
+            return Err(bad("http2.invalid_scheme"));
         }
         head.set_scheme(scheme);
     }
@@ -54,32 +65,32 @@ pub fn request_from(parts: &http::request::Parts, head: &mut RequestHead) -> Res
     let mut hosts = parts.headers.get_all(http::header::HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
-        return Err(BadHead("http2.duplicate_host"));
+        return Err(bad("http2.duplicate_host"));
     }
     let host = match host {
-        Some(host) => Some(host.to_str().map_err(|_| BadHead("http2.invalid_host"))?),
+        Some(host) => Some(host.to_str().map_err(|_| bad("http2.invalid_host"))?),
         None => None,
     };
     let authority = match (named, host) {
         (Some(named), Some(host)) if !named.eq_ignore_ascii_case(host) => {
-            return Err(BadHead("http2.authority_and_host_differ"));
+            return Err(bad("http2.authority_and_host_differ"));
         }
         (Some(authority), _) | (None, Some(authority)) => authority,
-        (None, None) => return Err(BadHead("missing_host_header")),
+        (None, None) => return Err(bad("missing_host_header")),
     };
     if authority.is_empty() || !is_authority(authority) {
-        return Err(BadHead("http2.invalid_host"));
+        return Err(bad("http2.invalid_host"));
     }
     head.set_authority(authority);
     match parts.uri.path_and_query() {
         Some(path) => {
             if !path.as_str().bytes().all(|b| b > 0x20 && b < 0x7f) {
-                return Err(BadHead("http2.invalid_path"));
+                return Err(bad("http2.invalid_path"));
             }
             head.set_path(path.as_str());
         }
         None if parts.method == Method::CONNECT => head.set_path(""),
-        None => return Err(BadHead("http2.missing_path")),
+        None => return Err(bad("http2.missing_path")),
     }
     Ok(())
 }
@@ -109,14 +120,14 @@ pub fn request_to(head: &RequestHead) -> Result<Request<()>, BadHead> {
     let mut request = Request::new(());
     *request.version_mut() = Version::HTTP_2;
     *request.method_mut() =
-        Method::from_bytes(head.method().as_bytes()).map_err(|_| BadHead("http2.invalid_method"))?;
+        Method::from_bytes(head.method().as_bytes()).map_err(|_| bad("http2.invalid_method"))?;
     let mut parts = http::uri::Parts::default();
-    parts.authority = Some(head.authority().parse().map_err(|_| BadHead("http2.invalid_host"))?);
+    parts.authority = Some(head.authority().parse().map_err(|_| bad("http2.invalid_host"))?);
     if !head.path().is_empty() {
         parts.scheme = Some(if head.scheme() == "https" { Scheme::HTTPS } else { Scheme::HTTP });
-        parts.path_and_query = Some(head.path().parse::<PathAndQuery>().map_err(|_| BadHead("http2.invalid_path"))?);
+        parts.path_and_query = Some(head.path().parse::<PathAndQuery>().map_err(|_| bad("http2.invalid_path"))?);
     }
-    *request.uri_mut() = Uri::from_parts(parts).map_err(|_| BadHead("http2.invalid_path"))?;
+    *request.uri_mut() = Uri::from_parts(parts).map_err(|_| bad("http2.invalid_path"))?;
     *request.headers_mut() = header_map(head.fields());
     Ok(request)
 }
@@ -126,7 +137,7 @@ pub fn response_from(parts: &http::response::Parts, head: &mut ResponseHead) -> 
     head.clear();
     head.version = HttpVersion::Http2;
     head.status = parts.status.as_u16();
-    add_fields(&parts.headers, head.fields_mut(), false)
+    add_fields(&parts.headers, MAX_FIELDS, head.fields_mut(), false)
 }
 
 /// A response for an HTTP/2 downstream.
@@ -155,7 +166,7 @@ mod tests {
             .header("cookie", "b=2")
             .header("x", "y");
         let mut head = RequestHead::new();
-        request_from(&parts(request), &mut head).expect("accepted");
+        request_from(&parts(request), 100, &mut head).expect("accepted");
         assert_eq!((head.authority(), head.path()), ("reviews:9080", "/a?b"));
         assert_eq!(head.get_str("cookie"), Some("a=1; b=2"));
         let back = request_to(&head).expect("crosses");
@@ -165,10 +176,10 @@ mod tests {
     #[test]
     fn two_hosts_are_refused() {
         let request = Request::builder().uri("http://a/").header("host", "b");
-        assert!(request_from(&parts(request), &mut RequestHead::new()).is_err());
+        assert!(request_from(&parts(request), 100, &mut RequestHead::new()).is_err());
         let request = Request::builder().uri("/").header("host", "b");
         let mut head = RequestHead::new();
-        request_from(&parts(request), &mut head).expect("accepted");
+        request_from(&parts(request), 100, &mut head).expect("accepted");
         assert_eq!(head.authority(), "b");
     }
 

@@ -5,12 +5,13 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use h2::server::Builder;
-use meltemi_filters::head::RequestHead;
+use meltemi_filters::head::{RequestHead, reason};
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
 use meltemi_proxy_config::http::HttpConnectionManager;
 use tokio::sync::Notify;
 
 use super::heads;
+use super::meter::{Alarm, Metered};
 use crate::body::BodyIn;
 use crate::downstream::Downstream;
 use crate::exchange::{self, Ended, Exchange};
@@ -30,6 +31,8 @@ const MAX_LOCAL_ERROR_RESETS: usize = 256;
 const MAX_ABANDONED: usize = 200;
 /// A stream that lived longer was not abandoned.
 const ABANDONED_WITHIN: Duration = Duration::from_secs(1);
+/// How long a peer that floods may take to hear why it is left.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// Unsent bytes of one stream.
 const MAX_SEND_BUFFER: usize = 256 * 1024;
 
@@ -80,7 +83,8 @@ where
 {
     let view = conn.view(&worker);
     let Some(http) = view.http.clone() else { return };
-    let handshake = builder(&http).handshake(stream);
+    let alarm = Rc::new(Alarm::default());
+    let handshake = builder(&http).handshake(Metered::new(stream, alarm.clone()));
     let limit = http.request_headers_timeout.or(http.idle_timeout).unwrap_or(Duration::from_secs(60));
     let Ok(Ok(mut connection)) = tokio::time::timeout(limit, handshake).await else { return };
     let streams =
@@ -99,7 +103,7 @@ where
             },
         }
     });
-    let mut draining = false;
+    let mut drains_since: Option<tokio::time::Instant> = None;
     let expires = http.max_connection_duration.map(|longest| tokio::time::Instant::from_std(conn.since) + longest);
     let mut expired = std::pin::pin!(async move {
         match expires {
@@ -107,7 +111,8 @@ where
             None => std::future::pending().await,
         }
     });
-    loop {
+    let flood = loop {
+        let draining = drains_since.is_some();
         let idle = async {
             // Idle means: no stream for so long. A stream that ends starts the time anew.
             loop {
@@ -121,6 +126,16 @@ where
                 }
             }
         };
+        // A peer that was asked to go and does not even answer is left when its last stream has ended.
+        let gone = async {
+            match drains_since {
+                Some(since) => tokio::time::sleep_until(since + http.drain_timeout).await,
+                None => std::future::pending().await,
+            }
+            while streams.active.get() > 0 {
+                streams.ended.notified().await;
+            }
+        };
         tokio::select! {
             biased;
             accepted = connection.accept() => match accepted {
@@ -128,18 +143,12 @@ where
                     streams.active.set(streams.active.get() + 1);
                     streams.opened.set(streams.opened.get() + 1);
                     if streams.is_flood() {
-                        tracing::debug!(conn = conn.id, "flood of resets");
-                        let cause = Cause::Overload("flood of resets");
-                        worker.causes.refusal(&cause, Some(ResponseFlag::OverloadManagerTerminated));
-                        connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
-                        // Says goodbye, as far as the peer listens.
-                        let _ = tokio::time::timeout(ping_timeout, connection.accept()).await;
-                        return;
+                        break "flood of resets";
                     }
                     conn.requests.set(conn.requests.get() + 1);
                     let limit = http.max_requests_per_connection;
                     if !draining && limit > 0 && conn.requests.get() >= u64::from(limit) {
-                        draining = true;
+                        drains_since = Some(tokio::time::Instant::now());
                         connection.graceful_shutdown();
                     }
                     let guard = ActiveGuard(streams.clone());
@@ -163,20 +172,28 @@ where
                 None => return,
             },
             () = conn.draining(), if !draining => {
-                draining = true;
+                drains_since = Some(tokio::time::Instant::now());
                 connection.graceful_shutdown();
             }
             () = &mut expired, if !draining => {
-                draining = true;
+                drains_since = Some(tokio::time::Instant::now());
                 connection.graceful_shutdown();
             }
             () = idle, if !draining => {
-                draining = true;
+                drains_since = Some(tokio::time::Instant::now());
                 connection.graceful_shutdown();
             }
+            () = gone => return,
+            () = std::future::poll_fn(|_| alarm.poll()) => break "flood of control frames",
             () = &mut keepalive => return,
         }
-    }
+    };
+    tracing::debug!(conn = conn.id, flood);
+    let cause = Cause::Overload(flood);
+    worker.causes.refusal(&cause, Some(ResponseFlag::OverloadManagerTerminated));
+    connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+    // Says goodbye, as far as the peer listens.
+    let _ = tokio::time::timeout(GOODBYE, connection.accept()).await;
 }
 
 async fn one(
@@ -186,11 +203,12 @@ async fn one(
     respond: h2::server::SendResponse<bytes::Bytes>,
 ) -> Ended {
     let view = conn.view(&worker);
+    let limit = view.http.as_ref().map_or(0, |http| http.max_head_fields as usize);
     let (parts, body) = request.into_parts();
     let mut head: RequestHead = worker.take_head();
     let responder = Responder::H2(respond);
-    let ended = if let Err(bad) = heads::request_from(&parts, &mut head) {
-        let reply = LocalReply::new(400, "Bad Request", bad.0, Cause::Protocol(bad.0.into()))
+    let ended = if let Err(bad) = heads::request_from(&parts, limit, &mut head) {
+        let reply = LocalReply::new(bad.status, reason(bad.status), bad.details, Cause::Protocol(bad.details.into()))
             .flagged(ResponseFlag::DownstreamProtocolError);
         exchange::reply_only(&worker, &conn, view, &mut head, responder, reply).await;
         Ended::Whole

@@ -165,7 +165,7 @@ impl Upstream<'_> {
             }
             Self::H2 { response } => {
                 let (parts, stream) = response.await.map_err(NoResponse::H2)?.into_parts();
-                heads::response_from(&parts, head).map_err(|bad| NoResponse::BadHead(bad.0))?;
+                heads::response_from(&parts, head).map_err(|bad| NoResponse::BadHead(bad.details))?;
                 let framing = if stream.is_end_stream() { Framing::Empty } else { Framing::UntilClose };
                 Ok(Arrived { terms: ResponseTerms { framing, keep_alive: true }, stream: Some(stream) })
             }
@@ -229,12 +229,12 @@ pub(crate) async fn run(
             let request = match heads::request_to(head) {
                 Ok(request) => request,
                 Err(bad) => {
-                    let cause = Cause::Protocol(bad.0.into());
+                    let cause = Cause::Protocol(bad.details.into());
                     let failure = Failure {
                         kind: None,
                         flag: ResponseFlag::UpstreamProtocolError,
                         reason: "protocol error",
-                        transport: bad.0.to_owned(),
+                        transport: bad.details.to_owned(),
                         cause,
                         limit: None,
                         stale: false,

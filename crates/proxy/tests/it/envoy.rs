@@ -22,12 +22,7 @@ pub fn program(test: &str) -> Option<PathBuf> {
     if program.is_file() {
         return Some(program);
     }
-    eprintln!("SKIPPED {test}: there is no Envoy (cargo xtask peers)");
-    if let Some(file) = std::env::var_os("MELTEMI_SKIPS") {
-        use std::io::Write;
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(file);
-        let _ = file.and_then(|mut file| writeln!(file, "{test}: there is no Envoy"));
-    }
+    crate::skip(test, "there is no Envoy (cargo xtask peers)");
     None
 }
 

@@ -5,6 +5,7 @@ mod config;
 mod differential;
 mod envoy;
 mod filters;
+mod hostile;
 mod http1;
 mod http2;
 mod limits;
@@ -13,3 +14,5 @@ mod peers;
 mod tcp;
 mod tls;
 mod xds;
+
+include!("../../../xtask/skip.rs");

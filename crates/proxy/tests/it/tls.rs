@@ -1,6 +1,8 @@
 //! Two proxies in a row with mutual TLS between them, as two sidecars are.
 
+use meltemi_proto::envoy::config::cluster::v3::Cluster;
 use meltemi_proto::envoy::config::core::v3 as core;
+use meltemi_proto::envoy::config::listener::v3::FilterChain;
 use meltemi_proto::envoy::extensions::transport_sockets::tls::v3 as tls;
 use meltemi_proto::pack;
 use meltemi_proxy::ProxyOptions;
@@ -106,6 +108,15 @@ fn socket(config: meltemi_proto::Any) -> core::TransportSocket {
 
 /// The server's side: TLS with client certificates, the client's identity in XFCC.
 pub async fn inbound(authority: &Authority, upstream: std::net::SocketAddr) -> Running {
+    inbound_with(authority, upstream, |_| {}).await
+}
+
+/// The server's side, with changes to its chain.
+pub async fn inbound_with(
+    authority: &Authority,
+    upstream: std::net::SocketAddr,
+    change: impl FnOnce(&mut FilterChain),
+) -> Running {
     use meltemi_proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as hcm;
     let mut manager = manager(inline(table("r", vec![forward("/", "app")])));
     manager.forward_client_cert_details = hcm::ForwardClientCertDetails::AppendForward as i32;
@@ -117,19 +128,32 @@ pub async fn inbound(authority: &Authority, upstream: std::net::SocketAddr) -> R
         require_client_certificate: Some(meltemi_proto::google::protobuf::BoolValue { value: true }),
         ..Default::default()
     })));
+    change(&mut chain);
     let secrets = authority.secrets("spiffe://cluster.local/ns/default/sa/server");
     let running = Running::start(ProxyOptions { secrets, ..Default::default() });
     running.apply(vec![static_cluster("app", &[upstream])], vec![listener("inbound", vec![chain])]).await;
     running
 }
 
+/// The client's side.
 pub async fn outbound(authority: &Authority, to: std::net::SocketAddr, san: &str) -> Running {
+    outbound_with(authority, to, san, |_| {}).await
+}
+
+/// The client's side, with changes to its cluster.
+pub async fn outbound_with(
+    authority: &Authority,
+    to: std::net::SocketAddr,
+    san: &str,
+    change: impl FnOnce(&mut Cluster),
+) -> Running {
     let mut up = static_cluster("server", &[to]);
     up.transport_socket = Some(socket(pack(&tls::UpstreamTlsContext {
         common_tls_context: Some(common(&["istio-http/1.1", "istio", "http/1.1"], &[san])),
         sni: "outbound_.9080_._.server.default.svc.cluster.local".into(),
         ..Default::default()
     })));
+    change(&mut up);
     let manager = manager(inline(table("r", vec![forward("/", "server")])));
     let secrets = authority.secrets("spiffe://cluster.local/ns/default/sa/client");
     let running = Running::start(ProxyOptions { secrets, ..Default::default() });

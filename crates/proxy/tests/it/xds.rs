@@ -40,15 +40,15 @@ impl Source for Everything {
     }
 }
 
-struct Server {
+pub struct Server {
     address: SocketAddr,
-    resources: watch::Sender<Option<Arc<ResourceSet>>>,
-    verdicts: mpsc::UnboundedReceiver<Verdict>,
+    pub resources: watch::Sender<Option<Arc<ResourceSet>>>,
+    pub verdicts: mpsc::UnboundedReceiver<Verdict>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Server {
-    async fn start(set: ResourceSet) -> Self {
+    pub async fn start(set: ResourceSet) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let address = listener.local_addr().expect("bound");
         let (resources, receiver) = watch::channel(Some(Arc::new(set)));
@@ -62,7 +62,7 @@ impl Server {
         Self { address, resources, verdicts, task }
     }
 
-    fn client(&self) -> ClientConfig {
+    pub fn client(&self) -> ClientConfig {
         let to = format!("http://{}", self.address);
         let connect = move || {
             let to = to.clone();
@@ -75,7 +75,7 @@ impl Server {
     }
 }
 
-fn eds_cluster(name: &str) -> cluster::Cluster {
+pub fn eds_cluster(name: &str) -> cluster::Cluster {
     let ads = core::ConfigSource {
         config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::Ads(Default::default())),
         resource_api_version: core::ApiVersion::V3 as i32,
@@ -95,7 +95,7 @@ fn eds_cluster(name: &str) -> cluster::Cluster {
 }
 
 /// A listener with routes by name, a cluster with endpoints by name.
-fn set(version: &str, endpoint: SocketAddr) -> ResourceSet {
+pub fn set(version: &str, endpoint: SocketAddr) -> ResourceSet {
     let mut set = ResourceSet::new();
     set.insert(CLUSTER, "up", version, pack(&eds_cluster("up")));
     set.insert(ENDPOINT, "up", version, pack(&assignment("up", &[endpoint])));
@@ -104,7 +104,7 @@ fn set(version: &str, endpoint: SocketAddr) -> ResourceSet {
     set
 }
 
-async fn says(at: SocketAddr, name: &str) {
+pub async fn says(at: SocketAddr, name: &str) {
     for _ in 0..500 {
         if peers::get(at, "/").await.0.contains(&format!("x-name: {name}\r\n")) {
             return;

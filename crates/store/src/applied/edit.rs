@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use meltemi_api::{Chunk, Object, ObjectKey, chunks, parse, to_yaml, value_of};
 use serde_json::Value;
 
-use super::ApplyError;
+use super::{ApplyError, rfc3339};
 
 /// An object's place in a file.
 #[derive(Debug)]
@@ -66,7 +67,16 @@ impl Located {
 
     /// Whether the object there says the same already.
     pub fn says(&self, object: &Object) -> bool {
-        self.held.as_ref().is_some_and(|held| held == object)
+        self.held.as_ref().is_some_and(|held| held.says_as(object))
+    }
+
+    /// When the object there was created: as it says, else when its file was written last.
+    pub fn created(&self) -> String {
+        let said = self.held.as_ref().and_then(|held| held.meta.creation.clone());
+        said.unwrap_or_else(|| {
+            let written = fs::metadata(&self.file).and_then(|file| file.modified());
+            rfc3339(written.unwrap_or_else(|_| SystemTime::now()))
+        })
     }
 
     /// The file's text with the object as `document`.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use meltemi_api::{Object, object_from_value};
 use meltemi_types::{Diagnostic, ObjectRef, Position, Severity};
 use serde_json::{Value, json};
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::atomic;
 
@@ -27,6 +27,9 @@ pub(crate) struct LastGood {
 impl LastGood {
     pub fn open(directory: Option<PathBuf>) -> Self {
         let mut orphans = BTreeSet::new();
+        if let Some(directory) = &directory {
+            atomic::sweep(directory);
+        }
         if let Some(entries) = directory.as_ref().and_then(|directory| fs::read_dir(directory).ok()) {
             orphans.extend(
                 entries
@@ -86,7 +89,7 @@ impl LastGood {
     /// Writes what waits. What cannot be written goes on waiting.
     pub fn write(&mut self) {
         let Some(directory) = self.directory.clone() else { return };
-        self.findings.clear();
+        let before = std::mem::take(&mut self.findings);
         for orphan in std::mem::take(&mut self.orphans) {
             if is_orphan(&orphan) {
                 let _ = atomic::remove(&orphan);
@@ -112,8 +115,7 @@ impl LastGood {
             }
         }
         if let Some(error) = first_error.filter(|_| !failed.is_empty()) {
-            warn!(%error, files = failed.len(), "last good versions cannot be written");
-            self.findings.push(Diagnostic {
+            let finding = Diagnostic {
                 code: "MEL0405".to_owned(),
                 severity: Severity::Warning,
                 object: ObjectRef::default(),
@@ -124,7 +126,13 @@ impl LastGood {
                     failed.len()
                 ),
                 remedy: "free space on the disk, or make the directory writable; it is tried again".to_owned(),
-            });
+            };
+            if before.first() != Some(&finding) {
+                warn!(%error, files = failed.len(), "last good versions cannot be written");
+            }
+            self.findings.push(finding);
+        } else if !before.is_empty() {
+            info!("last good versions can be written again");
         }
         self.pending = failed;
     }

@@ -4,14 +4,18 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use meltemi_api::{Object, ObjectKey, parse, validate};
+use meltemi_api::{Kind, Object, ObjectKey, parse, validate};
 use meltemi_types::{Diagnostic, Severity};
 
+use super::Directory;
 use super::last_good::LastGood;
 use super::scan::{Content, FileChange, FileKey};
 use crate::delta::Delta;
 
 type Objects = BTreeMap<ObjectKey, Arc<Object>>;
+
+/// The object that counts, and the index of its directory.
+type Winner = (usize, Arc<Object>);
 
 /// One file's share.
 #[derive(Debug, Default)]
@@ -27,7 +31,7 @@ struct FileState {
 #[derive(Debug, Default)]
 pub(crate) struct FileSet {
     files: BTreeMap<FileKey, FileState>,
-    winners: Objects,
+    winners: BTreeMap<ObjectKey, Winner>,
 }
 
 impl FileSet {
@@ -60,20 +64,22 @@ impl FileSet {
 
     /// What changed since the last call; a complete listing if `listing`.
     pub fn deltas(&mut self, listing: bool) -> Vec<Delta> {
-        let mut winners = Objects::new();
-        for (key, object) in self.files.values().flat_map(|state| &state.objects) {
-            winners.entry(key.clone()).or_insert_with(|| object.clone());
+        let mut winners = BTreeMap::new();
+        for (file, state) in &self.files {
+            for (key, object) in &state.objects {
+                winners.entry(key.clone()).or_insert_with(|| (file.directory, object.clone()));
+            }
         }
         let mut deltas = Vec::new();
         if listing {
             deltas.push(Delta::Init);
-            deltas.extend(winners.values().cloned().map(Delta::Apply));
+            deltas.extend(winners.values().map(|(_, object)| Delta::Apply(object.clone())));
             deltas.push(Delta::InitDone);
         } else {
             let gone = self.winners.keys().filter(|key| !winners.contains_key(*key));
             deltas.extend(gone.cloned().map(Delta::Delete));
-            for (key, object) in &winners {
-                if !self.winners.get(key).is_some_and(|held| Arc::ptr_eq(held, object)) {
+            for (key, (_, object)) in &winners {
+                if !self.winners.get(key).is_some_and(|(_, held)| Arc::ptr_eq(held, object)) {
                     deltas.push(Delta::Apply(object.clone()));
                 }
             }
@@ -83,13 +89,15 @@ impl FileSet {
     }
 
     /// Everything there is to say, as of the last `deltas`.
-    pub fn findings(&self) -> Vec<Diagnostic> {
+    pub fn findings(&self, directories: &[Directory]) -> Vec<Diagnostic> {
         let mut findings = Vec::new();
-        for state in self.files.values() {
+        for (file, state) in &self.files {
             findings.extend(state.findings.iter().cloned());
+            let yields = directories.get(file.directory).is_some_and(|directory| directory.yields);
             for object in state.objects.values().chain(&state.doubles) {
-                if let Some(winner) = self.winners.get(&object.key())
+                if let Some((directory, winner)) = self.winners.get(&object.key())
                     && !Arc::ptr_eq(winner, object)
+                    && !(yields && *directory < file.directory && object.kind != Kind::Pod)
                 {
                     findings.push(double(object, winner));
                 }

@@ -2,10 +2,23 @@
 
 use std::fs;
 
-use meltemi_api::{Kind, ObjectKey};
-use meltemi_store::{Action, AppliedStore, ApplyError};
+use meltemi_api::{Kind, ObjectKey, parse_in, validate};
+use meltemi_store::{Action, AppliedStore, ApplyError, Outcome};
+use meltemi_types::Severity;
 
 use crate::{Running, key, timeout, virtual_service};
+
+/// Applies the sound objects of a text, as the control plane does.
+fn apply(store: &AppliedStore, text: &str, namespace: &str) -> Vec<Outcome> {
+    let mut objects = parse_in("x.yaml", text, namespace).objects;
+    objects.retain(|object| validate(object).iter().all(|finding| finding.severity != Severity::Error));
+    store.apply(&objects, text).into_iter().map(|outcome| outcome.expect("written")).collect()
+}
+
+/// Without the line that says when it was created.
+fn ageless(text: &str) -> String {
+    text.lines().filter(|line| !line.contains("creationTimestamp")).flat_map(|line| [line, "\n"]).collect()
+}
 
 #[tokio::test]
 async fn applied_objects_take_effect_and_survive() {
@@ -16,23 +29,21 @@ async fn applied_objects_take_effect_and_survive() {
     running.wait(|world| world.is_ready()).await;
 
     let text = format!("# mine\n{}", virtual_service("a", "1s"));
-    let report = store.apply("a.yaml", &text, "default");
-    assert!(report.is_success(), "{report:?}");
-    assert_eq!((report.outcomes[0].action, report.outcomes[0].is_users), (Action::Created, false));
+    let outcomes = apply(&store, &text, "default");
+    assert_eq!((outcomes[0].action, outcomes[0].is_users), (Action::Created, false));
     running.wait(|world| timeout(world, "a") == Some(1)).await;
-    assert_eq!(fs::read_to_string(&report.outcomes[0].file).expect("kept"), text);
+    let kept = fs::read_to_string(&outcomes[0].file).expect("kept");
+    assert_eq!(ageless(&kept), text);
 
-    assert_eq!(store.apply("a.yaml", &text, "default").outcomes[0].action, Action::Unchanged);
-    assert_eq!(store.apply("a.yaml", &virtual_service("a", "2s"), "default").outcomes[0].action, Action::Configured);
+    assert_eq!(apply(&store, &text, "default")[0].action, Action::Unchanged);
+    assert_eq!(apply(&store, &kept, "default")[0].action, Action::Unchanged);
+    assert_eq!(apply(&store, &virtual_service("a", "2s"), "default")[0].action, Action::Configured);
     running.wait(|world| timeout(world, "a") == Some(2)).await;
 
-    // Invalid objects are refused, the others of the text applied; a namespace beside the text is written into it.
-    let report =
-        store.apply("x.yaml", &format!("{}---\n{}", virtual_service("a", "soon"), virtual_service("b", "3s")), "other");
-    assert!(!report.is_success());
-    assert_eq!(report.outcomes.len(), 1);
-    assert_eq!(report.outcomes[0].key, ObjectKey::new(Kind::VirtualService, "other", "b"));
-    running.wait(|world| world.tables.get(&report.outcomes[0].key).is_some()).await;
+    // A namespace beside the text is written into it.
+    let outcomes = apply(&store, &virtual_service("b", "3s"), "other");
+    assert_eq!(outcomes[0].key, ObjectKey::new(Kind::VirtualService, "other", "b"));
+    running.wait(|world| world.tables.get(&outcomes[0].key).is_some()).await;
     drop(running);
 
     let mut running = Running::start(vec![store.source()], None);
@@ -41,6 +52,40 @@ async fn applied_objects_take_effect_and_survive() {
     assert_eq!(store.delete(&key("a")).expect("deleted").action, Action::Deleted);
     assert!(matches!(store.delete(&key("a")), Err(ApplyError::NotFound(_))));
     running.wait(|world| timeout(world, "a").is_none()).await;
+}
+
+#[test]
+fn an_applied_object_keeps_the_time_of_its_creation() {
+    let root = tempfile::tempdir().expect("a directory");
+    let open = || AppliedStore::open(root.path().join("applied"), vec![]).expect("opened");
+    let created = |outcome: &Outcome| {
+        let text = fs::read_to_string(&outcome.file).expect("kept");
+        meltemi_api::parse("", &text).objects.remove(0).meta.creation.expect("a time")
+    };
+    let flow = |timeout: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: f, creationTimestamp: '1999-01-01T00:00:00Z'}}\n\
+             spec: {{hosts: [f], http: [{{timeout: {timeout}, route: [{{destination: {{host: f}}}}]}}]}}\n"
+        )
+    };
+    for text in [|timeout: &str| virtual_service("a", timeout), flow] as [fn(&str) -> String; 2] {
+        let outcome = apply(&open(), &text("1s"), "default").remove(0);
+        let first = created(&outcome);
+        assert!(first.len() == "2026-01-01T00:00:00Z".len() && !first.starts_with("1999"), "{first}");
+        // As if it had been made long ago: every later version, also after a restart, is as old.
+        let aged = fs::read_to_string(&outcome.file).expect("kept").replace(&first, "2001-02-03T04:05:06Z");
+        fs::write(&outcome.file, aged).expect("written");
+        for timeout in ["2s", "3s"] {
+            let outcome = apply(&open(), &text(timeout), "default").remove(0);
+            assert_eq!((outcome.action, created(&outcome).as_str()), (Action::Configured, "2001-02-03T04:05:06Z"));
+        }
+    }
+    // Kept by an earlier program, without a time: the file's own.
+    let outcome = apply(&open(), &virtual_service("old", "1s"), "default").remove(0);
+    fs::write(&outcome.file, virtual_service("old", "1s")).expect("written");
+    let file = fs::File::options().write(true).open(&outcome.file).expect("there");
+    file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(86_400)).expect("set");
+    assert_eq!(created(&apply(&open(), &virtual_service("old", "2s"), "default")[0]), "1970-01-02T00:00:00Z");
 }
 
 #[test]
@@ -58,12 +103,8 @@ fn an_object_of_the_users_directory_is_changed_there() {
     fs::write(&file, &before).expect("written");
     let store = AppliedStore::open(root.path().join("applied"), vec![users]).expect("opened");
 
-    let report = store.apply("b.yaml", &virtual_service("b", "2s"), "default");
-    assert!(report.is_success(), "{report:?}");
-    assert_eq!(
-        (report.outcomes[0].action, report.outcomes[0].is_users, &report.outcomes[0].file),
-        (Action::Configured, true, &file)
-    );
+    let outcomes = apply(&store, &virtual_service("b", "2s"), "default");
+    assert_eq!((outcomes[0].action, outcomes[0].is_users, &outcomes[0].file), (Action::Configured, true, &file));
     let expected = before.replacen(&virtual_service("b", "1s"), &virtual_service("b", "2s"), 1);
     assert_eq!(fs::read_to_string(&file).expect("there"), expected);
     assert_eq!(fs::read_dir(root.path().join("applied")).expect("there").count(), 0);
@@ -71,7 +112,7 @@ fn an_object_of_the_users_directory_is_changed_there() {
     // A document that was broken by hand is the one that is replaced.
     let broken = before.replacen(&virtual_service("b", "1s"), &virtual_service("b", "["), 1);
     fs::write(&file, &broken).expect("written");
-    assert!(store.apply("b.yaml", &virtual_service("b", "2s"), "default").is_success());
+    apply(&store, &virtual_service("b", "2s"), "default");
     assert_eq!(fs::read_to_string(&file).expect("there"), expected);
 
     store.delete(&key("a")).expect("deleted");
@@ -108,10 +149,9 @@ fn lists_json_and_links_are_changed_too() {
         format!("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}, labels: {{new: label}}}}\n")
     };
     for name in ["x", "j", "l"] {
-        let report = store.apply("sa.yaml", &labelled(name), "default");
-        assert!(report.is_success() && report.outcomes[0].is_users, "{report:?}");
-        assert_eq!(report.outcomes[0].action, Action::Configured, "{name}");
-        assert_eq!(store.apply("sa.yaml", &labelled(name), "default").outcomes[0].action, Action::Unchanged, "{name}");
+        let outcomes = apply(&store, &labelled(name), "default");
+        assert_eq!((outcomes[0].action, outcomes[0].is_users), (Action::Configured, true), "{name}");
+        assert_eq!(apply(&store, &labelled(name), "default")[0].action, Action::Unchanged, "{name}");
     }
     assert!(
         fs::read_to_string(users.join("list.yaml"))
@@ -145,14 +185,13 @@ fn hostile_names_stay_in_the_directory() {
         object("Foo", "../x/v1", "ok"),
         object("../Foo", "x/v1", "ok2"),
     ] {
-        store.apply("x.yaml", &text, "default");
+        apply(&store, &text, "default");
     }
     assert_eq!(fs::read_dir(root.path()).expect("there").count(), 1);
     // The longest names that there are, and two that differ at their end alone.
     let long = "a".repeat(252);
     for end in ["b", "c"] {
-        let report = store.apply("x.yaml", &object("ServiceAccount", "v1", &format!("{long}{end}")), &"n".repeat(63));
-        assert!(report.is_success(), "{report:?}");
-        assert_eq!(report.outcomes[0].action, Action::Created);
+        let outcomes = apply(&store, &object("ServiceAccount", "v1", &format!("{long}{end}")), &"n".repeat(63));
+        assert_eq!(outcomes[0].action, Action::Created);
     }
 }

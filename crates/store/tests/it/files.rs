@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use meltemi_store::Directory;
+use meltemi_store::{Directory, World};
 
 use crate::{Running, has, key, timeout, virtual_service};
 
@@ -98,8 +98,12 @@ async fn a_state_that_cannot_be_written_is_told_and_hurts_nothing() {
     fs::write(dir.path().join("a.yaml"), virtual_service("a", "1s")).expect("written");
     let mut running = Running::start(vec![Directory::of_users(dir.path())], Some(&occupied));
     running.wait(|world| timeout(world, "a") == Some(1)).await;
-    running.source.rescan();
-    running.wait(|world| world.diagnostics.iter().any(|finding| finding.code == "MEL0405")).await;
+    let is_told = |world: &World| world.diagnostics.iter().any(|finding| finding.code == "MEL0405");
+    running.wait(|world| is_told(world)).await;
+    // As soon as it can be written, it is, and nothing is left to say.
+    fs::remove_file(&occupied).expect("removed");
+    running.wait(|world| !is_told(world)).await;
+    assert_eq!(fs::read_dir(&occupied).expect("made").count(), 1);
 }
 
 #[tokio::test]
@@ -120,8 +124,7 @@ async fn of_two_the_first_file_counts_and_both_are_named() {
     fs::write(&one, virtual_service("a", "1s")).expect("written");
     fs::write(&two, virtual_service("a", "2s")).expect("written");
     fs::write(second.path().join("0.yaml"), virtual_service("a", "3s")).expect("written");
-    let mut running =
-        Running::start(vec![Directory::of_users(dir.path()), Directory::of_programs(second.path())], None);
+    let mut running = Running::start(vec![Directory::of_users(dir.path()), Directory::of_users(second.path())], None);
     let world = running.wait(|world| world.is_ready()).await;
     assert_eq!(timeout(&world, "a"), Some(1));
     let doubles: Vec<_> = world.diagnostics.iter().filter(|finding| finding.code == "MEL0402").collect();
@@ -130,6 +133,26 @@ async fn of_two_the_first_file_counts_and_both_are_named() {
     assert!(doubles.iter().any(|double| double.position.file == two.to_string_lossy()), "{doubles:?}");
     fs::remove_file(&one).expect("removed");
     running.wait(|world| timeout(world, "a") == Some(2)).await;
+}
+
+#[tokio::test]
+async fn what_a_program_brings_gives_way_without_a_word() {
+    let (dir, program) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {}\n";
+    for (folder, timeout) in [(dir.path(), "1s"), (program.path(), "2s")] {
+        fs::write(folder.join("a.yaml"), format!("{}---\n{pod}", virtual_service("a", timeout))).expect("written");
+    }
+    let mut running =
+        Running::start(vec![Directory::of_users(dir.path()), Directory::of_programs(program.path())], None);
+    let world = running.wait(|world| world.is_ready()).await;
+    assert_eq!(timeout(&world, "a"), Some(1));
+    // A Pod that runs is another matter.
+    assert!(!has(&world, "MEL0402", "a") && has(&world, "MEL0402", "p"), "{:?}", world.diagnostics);
+    fs::remove_file(dir.path().join("a.yaml")).expect("removed");
+    running.wait(|world| timeout(world, "a") == Some(2)).await;
+    // Twice in one place is a slip of the program's.
+    fs::write(program.path().join("b.yaml"), virtual_service("a", "3s")).expect("written");
+    running.wait(|world| has(world, "MEL0402", "a")).await;
 }
 
 #[tokio::test]

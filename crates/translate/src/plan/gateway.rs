@@ -27,7 +27,8 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
     for gateway in view.snapshot.gateways_for(view.labels()) {
         for server in &gateway.servers {
             let bind = server.bind.map_or_else(|| "0.0.0.0".to_owned(), |ip| ip.to_string());
-            for port in listening_ports(view, server.port) {
+            let proxy = &view.proxy;
+            for port in view.snapshot.gateway_ports(&proxy.namespace, view.labels(), &proxy.ips, server.port) {
                 ports.entry((bind.clone(), port)).or_default().push((gateway.clone(), server.clone()));
             }
         }
@@ -35,14 +36,6 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
     for ((bind, port), servers) in ports {
         plan_port(view, &bind, port, &servers, plan);
     }
-}
-
-/// A Gateway names the port of the Service before it; the proxy listens on the target port. Source: Istio `MergeGateways`.
-fn listening_ports(view: &View<'_>, port: u16) -> Vec<u16> {
-    let targets = view.snapshot.service_targets(&view.proxy.namespace, view.labels(), &view.proxy.ips);
-    let mapped: BTreeSet<u16> =
-        targets.iter().filter(|target| target.port.number == port).map(|target| target.target_port).collect();
-    if mapped.is_empty() { vec![port] } else { mapped.into_iter().collect() }
 }
 
 fn finding(gateway: &Gateway, severity: Severity, code: &str, message: String, remedy: &str) -> Diagnostic {

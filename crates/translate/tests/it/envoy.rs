@@ -44,7 +44,7 @@ fn envoy() -> Option<PathBuf> {
 #[test]
 fn real_envoy_accepts_every_resource() {
     let Some(envoy) = envoy() else {
-        eprintln!("SKIPPED: no Envoy (set MELTEMI_ENVOY, or run cargo xtask test)");
+        super::skip("real_envoy_accepts_every_resource", "there is no Envoy (cargo xtask peers)");
         return;
     };
     let folder = tempfile::tempdir().expect("a folder");
@@ -61,7 +61,10 @@ fn real_envoy_accepts_what_istios_samples_become() {
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"), PathBuf::from);
     let samples = shared.join("istio/samples/bookinfo");
     let (Some(envoy), true) = (envoy(), samples.is_dir()) else {
-        eprintln!("SKIPPED: no Envoy (MELTEMI_ENVOY) or no Istio samples (MELTEMI_SHARED)");
+        super::skip(
+            "real_envoy_accepts_what_istios_samples_become",
+            "there is no Envoy (cargo xtask peers), or there are no Istio samples (MELTEMI_SHARED)",
+        );
         return;
     };
     let read = |path: PathBuf| std::fs::read_to_string(path).expect("a file");
