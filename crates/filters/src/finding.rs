@@ -75,6 +75,25 @@ impl Scope {
             .collect()
     }
 
+    /// Compiles every element of a repeated field whose elements have names: a place is told by its name, which a reader
+    /// finds in the file, or by its number if it has none.
+    pub fn each_named<'m, M, T>(
+        &mut self,
+        field: &str,
+        messages: &'m [M],
+        name: impl Fn(&M) -> &str,
+        mut compile: impl FnMut(&mut Self, &'m M) -> Result<T, Rejection>,
+    ) -> Result<Vec<T>, Rejection> {
+        let compile_one = |(index, message)| {
+            let place = match name(message) {
+                "" => format!("{field}[{index}]"),
+                name => format!("{field}[{name:?}]"),
+            };
+            self.within(place, |scope| compile(scope, message))
+        };
+        messages.iter().enumerate().map(compile_one).collect()
+    }
+
     /// A refusal at this place.
     pub fn reject(&self, reason: impl Into<String>) -> Rejection {
         Rejection { path: self.path.clone(), reason: reason.into() }

@@ -294,3 +294,6 @@ pub mod preamble {
         out
     }
 }
+
+#[cfg(test)]
+mod laws;

@@ -147,6 +147,8 @@ fn could_be_request_line(line: &[u8]) -> bool {
 }
 
 #[cfg(test)]
+mod laws;
+#[cfg(test)]
 mod tests {
     use super::*;
 

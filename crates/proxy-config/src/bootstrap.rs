@@ -112,16 +112,27 @@ impl Bootstrap {
         let scope = &mut Scope::new();
         let resources = message.static_resources.clone().unwrap_or_default();
         let (listeners, clusters, secrets) = scope.within("static_resources", |scope| {
-            let listeners = scope.each("listeners", &resources.listeners, |scope, listener| {
-                Listener::compile(listener, compiler, scope).map(Arc::new)
-            })?;
-            let clusters = scope.each("clusters", &resources.clusters, |scope, cluster| {
-                Cluster::compile(cluster, scope).map(Arc::new)
-            })?;
-            let secrets = scope.each("secrets", &resources.secrets, |scope, secret| {
-                let content = SecretContent::compile_scoped(secret, scope)?;
-                Ok(StaticSecret { name: secret.name.as_str().into(), content })
-            })?;
+            let listeners = scope.each_named(
+                "listeners",
+                &resources.listeners,
+                |listener| &listener.name,
+                |scope, listener| Listener::compile(listener, compiler, scope).map(Arc::new),
+            )?;
+            let clusters = scope.each_named(
+                "clusters",
+                &resources.clusters,
+                |cluster| &cluster.name,
+                |scope, cluster| Cluster::compile(cluster, scope).map(Arc::new),
+            )?;
+            let secrets = scope.each_named(
+                "secrets",
+                &resources.secrets,
+                |secret| &secret.name,
+                |scope, secret| {
+                    let content = SecretContent::compile_scoped(secret, scope)?;
+                    Ok(StaticSecret { name: secret.name.as_str().into(), content })
+                },
+            )?;
             Ok::<_, Rejection>((listeners, clusters, secrets))
         })?;
         let dynamic = message.dynamic_resources.clone().unwrap_or_default();

@@ -35,4 +35,6 @@ pub use meltemi_filters::{ConnInfo, Rejection, Warning};
 pub use snapshot::{ProxySnapshot, SnapshotBuilder};
 
 #[cfg(test)]
+mod laws;
+#[cfg(test)]
 mod tests;

@@ -115,11 +115,38 @@ fn unescape_slashes(path: &[u8]) -> Vec<u8> {
     out
 }
 
+/// Bytes that a canonical path does not have, or that may have to go.
+const SUSPECT: [bool; 256] = {
+    let mut suspect = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        suspect[byte] = matches!(byte as u8, 0 | b'%' | b'\\') || is_encoded(byte as u8);
+        byte += 1;
+    }
+    suspect
+};
+
 fn needs_canonical(path: &[u8]) -> bool {
-    memchr::memchr2(b'%', b'\\', path).is_some() || memchr::memmem::find(path, b"/.").is_some() || path.contains(&0)
+    path.iter().any(|byte| SUSPECT[usize::from(*byte)]) || memchr::memmem::find(path, b"/.").is_some()
 }
 
-/// Decodes what needs no encoding, then resolves dot segments. `None`: the path is not valid (`%00`, a broken code).
+/// What a path has in codes alone. Source: WHATWG URL, path percent-encode set, and `^` and `|` as Envoy has it.
+const fn is_encoded(byte: u8) -> bool {
+    matches!(byte, b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}')
+}
+
+/// Whether a code stands here, or will.
+fn becomes_code(byte: u8) -> bool {
+    byte == b'%' || is_encoded(byte)
+}
+
+fn encode(byte: u8, out: &mut Vec<u8>) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    out.extend([b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+}
+
+/// Decodes what needs no code, encodes what does, then resolves dot segments. `None`: the path is not valid (`%00`), or
+/// would be decoded a second time into something else (`%%32%65`).
 fn canonical(path: &[u8]) -> Option<Vec<u8>> {
     let mut decoded = Vec::with_capacity(path.len());
     let mut rest = path;
@@ -127,22 +154,26 @@ fn canonical(path: &[u8]) -> Option<Vec<u8>> {
         match first {
             0 => return None,
             b'\\' => decoded.push(b'/'),
-            b'%' => {
-                let (high, low) = (hex(*rest.get(1)?)?, hex(*rest.get(2)?)?);
-                match high << 4 | low {
-                    0 => return None,
-                    // RFC 3986 §6.2.2.2: unreserved characters mean the same either way.
-                    byte if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') => {
-                        decoded.push(byte)
+            b'%' => match (rest.get(1).copied(), rest.get(2).copied()) {
+                (Some(high), Some(low)) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+                    match hex(high) << 4 | hex(low) {
+                        0 => return None,
+                        // RFC 3986 §6.2.2.2: unreserved characters mean the same either way.
+                        byte if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') => {
+                            decoded.push(byte)
+                        }
+                        // As it came: Envoy leaves the digits' case to the client.
+                        _ => decoded.extend_from_slice(&rest[..3]),
                     }
-                    byte => {
-                        const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-                        decoded.extend([b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
-                    }
+                    rest = &rest[3..];
+                    continue;
                 }
-                rest = &rest[3..];
-                continue;
-            }
+                // A percent sign by itself, as in `100%`, unless what follows would make a code with it.
+                (Some(next), _) if becomes_code(next) => return None,
+                (Some(next), Some(last)) if next.is_ascii_hexdigit() && becomes_code(last) => return None,
+                _ => decoded.push(b'%'),
+            },
+            byte if is_encoded(*byte) => encode(*byte, &mut decoded),
             byte => decoded.push(*byte),
         }
         rest = tail;
@@ -177,8 +208,12 @@ fn canonical(path: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-fn hex(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
+/// The value of a hexadecimal digit.
+fn hex(digit: u8) -> u8 {
+    match digit {
+        b'0'..=b'9' => digit - b'0',
+        _ => (digit | 0x20) - b'a' + 10,
+    }
 }
 
 #[cfg(test)]
@@ -207,7 +242,9 @@ mod tests {
             ("/a\\..\\admin", "/admin"),
             ("/a/..", "/"),
             ("/a/.", "/a/"),
-            ("/a%2fb", "/a%2Fb"),
+            ("/%61%2fb%7c", "/a%2fb%7c"),
+            ("/a|b<c>", "/a%7Cb%3Cc%3E"),
+            ("/100%/%61", "/100%/a"),
         ] {
             let (outcome, out) = apply(ISTIO, path);
             match canonical {
@@ -215,7 +252,8 @@ mod tests {
                 canonical => assert_eq!((outcome, out.as_str()), (PathOutcome::Changed, canonical), "{path}"),
             }
         }
-        for path in ["/", "/a/b", "/a//b", "/.well-known/x", "/a?b=../c", "*"] {
+        for path in ["/", "/a/b", "/a//b", "/.well-known/x", "/a?b=../c", "/a%2fb%5C%ff", "/100%", "/a%2", "/a%zz", "*"]
+        {
             assert!(matches!(apply(ISTIO, path).0, PathOutcome::Unchanged | PathOutcome::Changed), "{path}");
         }
         assert_eq!(apply(ISTIO, "/a//b").0, PathOutcome::Unchanged);
@@ -223,7 +261,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_folded_is_refused() {
-        for path in ["/admin#x", "/a%00b", "/a%zz", "/a%2", "relative"] {
+        for path in ["/admin#x", "/a%00b", "/%%32%65/", "/%2%65/", "/%%2e", "/%|", "/%2|", "relative"] {
             assert!(matches!(apply(ISTIO, path).0, PathOutcome::Reject(_)), "{path}");
         }
         let reject = PathNormalization { escaped_slashes: EscapedSlashes::Reject, ..ISTIO };
@@ -234,7 +272,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn normalizing_twice_changes_nothing(path in "/([a-z./%\\\\]|%2[ef]|%5c|%41){0,12}", merge in any::<bool>()) {
+        fn normalizing_twice_changes_nothing(path in "/([a-z0-9./%|\\\\]|%2[ef]|%5c|%41|%32){0,12}", merge in any::<bool>()) {
             let rule = PathNormalization { normalize: true, merge_slashes: merge, escaped_slashes: EscapedSlashes::Forward };
             let mut once = Vec::new();
             if rule.apply(&path, &mut once) == PathOutcome::Changed {

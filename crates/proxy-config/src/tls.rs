@@ -4,7 +4,6 @@ mod algorithms;
 pub(crate) mod compile;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use meltemi_filters::matcher::StringMatch;
 
@@ -219,6 +218,3 @@ impl CommonTls {
         own.chain(trust)
     }
 }
-
-/// How long a handshake may take; Envoy's `transport_socket_connect_timeout`, off unless set.
-pub type HandshakeTimeout = Option<Duration>;

@@ -7,6 +7,8 @@ pub mod body;
 pub mod client;
 pub mod codec;
 pub mod input;
+#[cfg(test)]
+mod laws;
 pub mod server;
 
 pub use body::BodyReader;

@@ -14,6 +14,7 @@ use meltemi_filters::metadata::Value;
 use meltemi_filters::peer_metadata::PeerInfo;
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
 
+use crate::digits;
 use crate::downstream::{ChainView, Downstream};
 
 /// The record of one request or TCP connection.
@@ -153,7 +154,12 @@ impl std::fmt::Debug for LogFacts<'_> {
 }
 
 fn millis(duration: Duration, out: &mut Vec<u8>) -> bool {
-    put(duration.as_millis(), out)
+    number(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX), out)
+}
+
+fn number(value: impl itoa::Integer, out: &mut Vec<u8>) -> bool {
+    digits::integer(value, out);
+    true
 }
 
 fn put(value: impl std::fmt::Display, out: &mut Vec<u8>) -> bool {
@@ -180,14 +186,15 @@ impl Facts for LogFacts<'_> {
         let conn = &self.conn.info;
         let tls = conn.tls.as_deref();
         let remote = info.remote.unwrap_or(conn.remote);
-        let address = |address: Option<SocketAddr>, out: &mut Vec<u8>| address.is_some_and(|address| put(address, out));
-        let ip = |address: Option<SocketAddr>, out: &mut Vec<u8>| address.is_some_and(|a| put(a.ip(), out));
-        let port = |address: Option<SocketAddr>, out: &mut Vec<u8>| address.is_some_and(|a| put(a.port(), out));
+        let address =
+            |address: Option<SocketAddr>, out: &mut Vec<u8>| address.map(|a| digits::address(a, out)).is_some();
+        let ip = |address: Option<SocketAddr>, out: &mut Vec<u8>| address.map(|a| digits::ip(a.ip(), out)).is_some();
+        let port = |address: Option<SocketAddr>, out: &mut Vec<u8>| address.is_some_and(|a| number(a.port(), out));
         let joined =
             |names: Option<&Vec<String>>, out: &mut Vec<u8>| names.is_some_and(|n| put_text(&n.join(","), out));
         match fact {
-            Fact::Protocol => info.protocol.is_some_and(|version| put(version.as_str(), out)),
-            Fact::ResponseCode => put(info.status, out),
+            Fact::Protocol => info.protocol.is_some_and(|version| put_text(version.as_str(), out)),
+            Fact::ResponseCode => number(info.status, out),
             Fact::ResponseCodeDetails => put_text(&info.details, out),
             Fact::ConnectionTerminationDetails => put_text(&info.termination, out),
             Fact::ResponseFlags => put(info.state.flags, out),
@@ -195,8 +202,8 @@ impl Facts for LogFacts<'_> {
                 let names: Vec<_> = info.state.flags.iter().map(ResponseFlag::long).collect();
                 put_text(&names.join(","), out)
             }
-            Fact::BytesReceived => put(info.received.get(), out),
-            Fact::BytesSent => put(info.sent.get(), out),
+            Fact::BytesReceived => number(info.received.get(), out),
+            Fact::BytesSent => number(info.sent.get(), out),
             Fact::Duration => millis(info.start.elapsed(), out),
             Fact::RequestDuration => {
                 info.request_end.get().is_some_and(|end| millis(end.saturating_duration_since(info.start), out))
@@ -215,7 +222,7 @@ impl Facts for LogFacts<'_> {
             Fact::UpstreamLocalAddressWithoutPort => ip(info.upstream_local, out),
             Fact::UpstreamLocalPort => port(info.upstream_local, out),
             Fact::UpstreamTransportFailureReason => put_text(&info.transport_failure, out),
-            Fact::UpstreamRequestAttemptCount => put(info.attempts, out),
+            Fact::UpstreamRequestAttemptCount => number(info.attempts, out),
             Fact::UpstreamPeerUriSan => {
                 info.upstream_principal.as_ref().is_some_and(|principal| put(format_args!("spiffe://{principal}"), out))
             }
@@ -241,10 +248,10 @@ impl Facts for LogFacts<'_> {
             Fact::DownstreamPeerFingerprint256 => tls.is_some_and(|tls| put_text(&tls.fingerprint, out)),
             Fact::DownstreamLocalUriSan => joined(tls.map(|tls| &tls.local_uri_sans), out),
             Fact::RequestedServerName => conn.server_name.as_ref().is_some_and(|name| put_text(name, out)),
-            Fact::ConnectionId => put(self.conn.id, out),
+            Fact::ConnectionId => number(self.conn.id, out),
             Fact::RouteName => info.route.as_ref().is_some_and(|name| put_text(name, out)),
             Fact::FilterChainName => put_text(&self.conn.chain, out),
-            Fact::GrpcStatusNumber => info.grpc_status.is_some_and(|status| put(status, out)),
+            Fact::GrpcStatusNumber => info.grpc_status.is_some_and(|status| number(status, out)),
             Fact::GrpcStatus => info.grpc_status.is_some_and(|status| put_text(grpc_name(status), out)),
             Fact::Cause => info.cause.as_ref().is_some_and(|cause| put(cause, out)),
             _ => false,
@@ -298,39 +305,43 @@ pub fn grpc_name(status: u32) -> &'static str {
 /// Writes UTC by a strftime pattern: the conversions that log formats use. Empty is Envoy's own,
 /// `%Y-%m-%dT%H:%M:%S.%3fZ`.
 pub fn write_time(at: SystemTime, format: &str, out: &mut Vec<u8>) {
+    if format.is_empty() {
+        return digits::timestamp(at, out);
+    }
     let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let format = if format.is_empty() { "%Y-%m-%dT%H:%M:%S.%3fZ" } else { format };
-    let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    let (year, month, day) = civil(days);
+    let (year, month, day) = digits::civil(since.as_secs() / 86_400);
+    let (second, nanos) = ((since.as_secs() % 86_400) as u32, since.subsec_nanos());
     let mut rest = format;
     while let Some(at) = rest.find('%') {
         out.extend_from_slice(&rest.as_bytes()[..at]);
         rest = &rest[at + 1..];
         let Some(first) = rest.chars().next() else { break };
         let mut used = first.len_utf8();
-        let nanos = since.subsec_nanos();
-        let _ = match first {
-            'Y' => write!(out, "{year:04}"),
-            'm' => write!(out, "{month:02}"),
-            'd' => write!(out, "{day:02}"),
-            'H' => write!(out, "{:02}", seconds / 3600),
-            'M' => write!(out, "{:02}", seconds / 60 % 60),
-            'S' => write!(out, "{:02}", seconds % 60),
-            'F' => write!(out, "{year:04}-{month:02}-{day:02}"),
-            'T' => write!(out, "{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60),
-            'b' => write!(out, "{}", MONTHS[(month as usize + 11) % 12]),
-            'z' => write!(out, "+0000"),
-            'Z' => write!(out, "UTC"),
-            's' => write!(out, "{}", since.as_secs()),
-            'f' => write!(out, "{nanos:09}"),
-            '%' => write!(out, "%"),
+        match first {
+            'Y' => digits::padded(year, 4, out),
+            'm' => digits::padded(month, 2, out),
+            'd' => digits::padded(day, 2, out),
+            'H' => digits::padded(second / 3600, 2, out),
+            'M' => digits::padded(second / 60 % 60, 2, out),
+            'S' => digits::padded(second % 60, 2, out),
+            'F' => digits::date(since, out),
+            'T' => digits::clock(since, out),
+            'b' => out.extend_from_slice(MONTHS[(month as usize + 11) % 12].as_bytes()),
+            'z' => out.extend_from_slice(b"+0000"),
+            'Z' => out.extend_from_slice(b"UTC"),
+            's' => digits::integer(since.as_secs(), out),
+            'f' => digits::padded(nanos, 9, out),
+            '%' => out.push(b'%'),
             digit if digit.is_ascii_digit() && rest[used..].starts_with('f') => {
                 used += 1;
-                let digits = digit.to_digit(10).unwrap_or(9).clamp(1, 9);
-                write!(out, "{:0width$}", nanos / 10_u32.pow(9 - digits), width = digits as usize)
+                let wanted = digit.to_digit(10).unwrap_or(9).clamp(1, 9);
+                digits::padded(nanos / 10_u32.pow(9 - wanted), wanted as usize, out);
             }
-            other => write!(out, "%{other}"),
-        };
+            other => {
+                out.push(b'%');
+                out.extend_from_slice(other.encode_utf8(&mut [0; 4]).as_bytes());
+            }
+        }
         rest = &rest[used..];
     }
     out.extend_from_slice(rest.as_bytes());
@@ -342,22 +353,11 @@ const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Au
 pub fn write_http_date(seconds: u64, out: &mut Vec<u8>) {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    let (year, month, day) = civil(days);
+    let (year, month, day) = digits::civil(days);
     let (weekday, month) = (DAYS[(days % 7) as usize], MONTHS[(month as usize + 11) % 12]);
     let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
     // Writing to memory cannot fail.
     let _ = write!(out, "{weekday}, {day:02} {month} {year:04} {hour:02}:{minute:02}:{second:02} GMT");
-}
-
-/// Days since 1970 as year, month and day. Howard Hinnant, "chrono-compatible low-level date algorithms".
-fn civil(days: u64) -> (u64, u64, u64) {
-    let z = days + 719_468;
-    let (era, doe) = (z / 146_097, z % 146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    (yoe + era * 400 + u64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod body;
 pub mod causes;
 pub mod common;
 pub mod control;
+pub mod digits;
 pub mod downstream;
 pub mod exchange;
 pub mod halfopen;

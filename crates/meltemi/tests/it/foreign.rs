@@ -348,5 +348,5 @@ fn a_bootstrap_is_validated_without_serving() {
     let mut bad = sound;
     bad["static_resources"]["clusters"][0]["connect_timeout"] = json!("-1s");
     let (code, told) = check("cluster.json", &bad.to_string());
-    assert!(code == Some(1) && told.contains("clusters[0]") && told.contains("connect_timeout"), "{told}");
+    assert!(code == Some(1) && told.contains("clusters[\"xds\"]") && told.contains("connect_timeout"), "{told}");
 }

@@ -35,9 +35,8 @@ impl Peers {
             crate::skip(test, why);
             None
         };
-        let namespaces = ["--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "true"];
-        if !succeeds(Command::new("unshare").args(namespaces)) {
-            return missing("this machine forbids user namespaces");
+        if !has_namespaces(test) {
+            return None;
         }
         if let Some(program) = ["curl", "openssl"].iter().find(|program| !succeeds(Command::new(program).arg("--help")))
         {
@@ -69,6 +68,16 @@ impl Peers {
     pub fn recorder(&self, name: &str) -> App {
         App::new(name, &[("http", 9080), ("tcp", 9081)], self.program("recorder.py", &[name, "9080", "9081"]))
     }
+}
+
+/// Whether a mesh can run here; false after a visible skip.
+pub fn has_namespaces(test: &str) -> bool {
+    let namespaces = ["--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "true"];
+    let has = succeeds(Command::new("unshare").args(namespaces));
+    if !has {
+        crate::skip(test, "this machine forbids user namespaces");
+    }
+    has
 }
 
 /// Stock Envoy; `None` after a visible skip.

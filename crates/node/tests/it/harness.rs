@@ -32,6 +32,8 @@ fn is_root() -> bool {
 pub struct Mesh {
     user: Option<u32>,
     folder: tempfile::TempDir,
+    /// The supervisor, where its user can start it.
+    pub program: PathBuf,
     supervisor: Option<Child>,
     events: Option<Receiver<String>>,
     seen: Vec<String>,
@@ -50,12 +52,16 @@ impl Mesh {
             fs::create_dir_all(&path).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
         }
-        Self { user, folder, supervisor: None, events: None, seen: Vec::new() }
-    }
-
-    pub fn program() -> PathBuf {
         let own = std::env::current_exe().unwrap();
-        own.parent().and_then(Path::parent).unwrap().join("examples/mesh")
+        let mut program = own.parent().and_then(Path::parent).unwrap().join("examples/mesh");
+        if user.is_some() {
+            // Others may not look into root's folders. `cp`, because a file that this process wrote could still be open in
+            // a child that another test is starting, and would be "busy".
+            let copied = Command::new("cp").arg(&program).arg(folder.path()).status().unwrap();
+            assert!(copied.success());
+            program = folder.path().join("mesh");
+        }
+        Self { user, folder, program, supervisor: None, events: None, seen: Vec::new() }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -77,8 +83,9 @@ impl Mesh {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(Self::program());
+        let mut command = Command::new(&self.program);
         command.args(arguments).env("RUN", self.path("run")).env("STATE", self.path("state"));
+        command.current_dir(self.folder.path());
         if let Some(user) = self.user {
             command.uid(user).gid(user);
         }
@@ -108,7 +115,7 @@ impl Mesh {
         let outcome = self.wait_for_event("AllReady", "Failed(");
         if let Err(why) = &outcome {
             if ["namespace", "AppArmor", "seccomp"].iter().any(|word| why.contains(word)) {
-                eprintln!("SKIP: this machine forbids what a mesh is made of: {why}");
+                skip(&format!("this machine forbids what a mesh is made of: {}", why.trim()));
                 return false;
             }
             panic!("the mesh did not start: {why}");
@@ -120,15 +127,17 @@ impl Mesh {
     pub fn start_where_namespaces_are_forbidden(&mut self) -> Option<String> {
         let script = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$0\" up \"$1\"";
         let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "sh", "-c", script]).arg(Self::program()).arg(self.path("conf"));
+        command.args(["--user", "--map-root-user", "sh", "-c", script]).arg(&self.program).arg(self.path("conf"));
         command.env("RUN", self.path("run")).env("STATE", self.path("state"));
         if let Some(user) = self.user {
             command.uid(user).gid(user);
         }
         match command.output() {
-            Ok(output) if !output.status.success() => Some(String::from_utf8_lossy(&output.stderr).into_owned()),
+            Ok(output) if !output.status.success() && !output.stderr.starts_with(b"unshare:") => {
+                Some(String::from_utf8_lossy(&output.stderr).into_owned())
+            }
             other => {
-                eprintln!("SKIP: a namespace without namespaces cannot be made here: {other:?}");
+                skip(&format!("a namespace without namespaces cannot be made here: {other:?}"));
                 None
             }
         }
@@ -174,7 +183,7 @@ impl Mesh {
 
     /// A GET from inside a workload.
     pub fn get(&self, from: &str, to: &str) -> Output {
-        let program = Self::program();
+        let program = &self.program;
         self.client(&["exec", from, program.to_str().unwrap(), "get", to])
     }
 
@@ -242,4 +251,9 @@ impl Drop for Mesh {
 pub fn signal(pid: u32, name: &str) {
     let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap();
     assert!(status.success());
+}
+
+/// The test that runs is skipped.
+fn skip(why: &str) {
+    crate::skip(std::thread::current().name().unwrap_or("a mesh"), why);
 }

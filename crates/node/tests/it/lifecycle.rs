@@ -40,7 +40,7 @@ fn calls_are_captured_and_nothing_is_left() {
         assert!(text.ends_with("gateway"), "{text}");
 
         // What an application may not do.
-        let program = Mesh::program();
+        let program = &mesh.program;
         let forbidden = mesh.client(&["exec", "hello-0", program.to_str().unwrap(), "mark"]);
         assert_eq!(forbidden.status.code(), Some(13), "an application marked its socket as the proxy's: {forbidden:?}");
         let run = mesh.path("run");
@@ -143,7 +143,7 @@ fn a_program_is_added_and_leaves_with_its_client() {
         mesh.deployment("hello", 1, "", "hello");
         mesh.deployment("bare", 1, ", sidecar.istio.io/inject: 'false'", "hello");
         mesh.until("hello is ready", |m| ready(m, &["hello-0", "bare-0"]));
-        let program = Mesh::program();
+        let program = &mesh.program;
         let mut client = mesh.spawn(&["run", "extra", "7000", program.to_str().unwrap(), "answer", "7000", "added"]);
         mesh.until("it is ready", |m| ready(m, &["extra-0"]));
         // No Service selected it, so it got one, and is called by name.

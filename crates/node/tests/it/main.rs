@@ -2,3 +2,5 @@
 
 mod harness;
 mod lifecycle;
+
+include!("../../../xtask/skip.rs");

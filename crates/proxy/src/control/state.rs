@@ -5,9 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use meltemi_filters::Warning;
 use meltemi_proto::Any;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
 use meltemi_proxy_config::Compiler;
@@ -19,46 +17,10 @@ use meltemi_proxy_config::route::RouteTable;
 use meltemi_proxy_config::tls::{CommonTls, SecretRef, UpstreamTransport};
 
 use super::secrets;
+pub use super::slots::{Origin, Received};
+use super::slots::{Slots, actives, newest, received, set};
 use crate::published::{ClusterEntry, Published};
 use crate::upstream::live::{ClusterLive, OutlierTerms, Thresholds};
-
-/// Where a resource comes from; a static one is never removed by a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
-    /// The bootstrap.
-    Static,
-    /// A server.
-    Dynamic,
-}
-
-/// A resource as it was received, for `/config_dump`.
-#[derive(Debug, Clone)]
-pub struct Received {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Its version in the server's words.
-    pub version: String,
-    /// The packed message.
-    pub any: Any,
-    /// When it came.
-    pub at: SystemTime,
-    /// Where from.
-    pub origin: Origin,
-    /// What is left out of it.
-    pub warnings: Vec<Warning>,
-    /// Why a newer version was refused, if one was.
-    pub refused: Option<String>,
-}
-
-#[derive(Debug)]
-struct Slot<T> {
-    active: Option<Arc<T>>,
-    warming: Option<Arc<T>>,
-    received: Received,
-}
-
-/// What is known of one type.
-type Slots<T> = BTreeMap<Arc<str>, Slot<T>>;
 
 /// Everything that was received.
 #[derive(Debug, Default)]
@@ -362,67 +324,6 @@ impl State {
 
 fn both_empty(a: &EndpointSet, b: &EndpointSet) -> bool {
     a.endpoints.is_empty() && b.endpoints.is_empty()
-}
-
-fn set<T: std::fmt::Debug>(
-    slots: &mut Slots<T>,
-    name: &str,
-    version: &str,
-    any: &Any,
-    origin: Origin,
-    compiled: Result<(Arc<T>, Vec<Warning>), String>,
-) -> Result<usize, String> {
-    let (value, warnings) = match compiled {
-        Ok(compiled) => compiled,
-        Err(reason) => {
-            if let Some(slot) = slots.get_mut(name) {
-                slot.received.refused = Some(reason.clone());
-            }
-            return Err(reason);
-        }
-    };
-    let count = warnings.len();
-    let received = received(name, version, any, origin, warnings);
-    let Some(slot) = slots.get_mut(name) else {
-        let slot = Slot { active: None, warming: Some(value), received };
-        slots.insert(name.into(), slot);
-        return Ok(count);
-    };
-    if slot.received.origin == Origin::Static && origin == Origin::Dynamic {
-        // The bootstrap's own word stands.
-        return Ok(0);
-    }
-    // Sent again without a change: what serves, with its pools and connections, stays. The same bytes are the same
-    // allocation. Other bytes may still say the same, since maps have no order on the wire; the debug form shows every
-    // field, in order.
-    let same = |active: &Arc<T>| Arc::ptr_eq(active, &value) || format!("{active:?}") == format!("{value:?}");
-    let same = slot.active.as_ref().is_some_and(same);
-    slot.warming = (!same).then_some(value);
-    slot.received = received;
-    Ok(count)
-}
-
-fn received(name: &str, version: &str, any: &Any, origin: Origin, warnings: Vec<Warning>) -> Received {
-    for warning in &warnings {
-        tracing::debug!(resource = name, %warning, "left out");
-    }
-    Received {
-        name: name.into(),
-        version: version.to_owned(),
-        any: any.clone(),
-        at: SystemTime::now(),
-        origin,
-        warnings,
-        refused: None,
-    }
-}
-
-fn newest<T>(slots: &Slots<T>) -> impl Iterator<Item = &Arc<T>> {
-    slots.values().filter_map(|slot| slot.warming.as_ref().or(slot.active.as_ref()))
-}
-
-fn actives<T>(slots: &Slots<T>) -> impl Iterator<Item = (&Arc<str>, &Arc<T>)> {
-    slots.iter().filter_map(|(name, slot)| Some((name, slot.active.as_ref()?)))
 }
 
 fn tables(listener: &Listener) -> impl Iterator<Item = Arc<str>> + '_ {

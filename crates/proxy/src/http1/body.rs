@@ -121,7 +121,7 @@ impl BodyReader {
     }
 
     /// Works through framing bytes. `None`: more bytes are needed.
-    fn advance(&mut self, input: &mut Input) -> Result<Option<usize>, BodyError> {
+    pub(super) fn advance(&mut self, input: &mut Input) -> Result<Option<usize>, BodyError> {
         loop {
             match self.state {
                 State::Done => return Ok(Some(0)),

@@ -146,8 +146,9 @@ impl Waits {
         }
     }
 
+    /// Where nothing else limits a head that never ends, it has the time of a connection that never begins one.
     fn slowest(&self) -> Option<Duration> {
-        [self.headers, self.stream_idle].into_iter().flatten().min()
+        [self.headers, self.stream_idle].into_iter().flatten().min().or(self.idle)
     }
 
     /// What a head that was not whole in time has exceeded.

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use tokio::task::JoinHandle;
 
+use super::meter::{Alarm, Metered};
 use crate::io::Stream;
 
 /// Settings of upstream connections.
@@ -79,25 +80,30 @@ impl H2Connection {
             .max_header_list_size(settings.head_bytes)
             .enable_push(false)
             .max_concurrent_reset_streams(64);
-        let (send, mut connection) = builder.handshake::<_, Bytes>(stream).await.map_err(other)?;
+        let alarm = Rc::new(Alarm::default());
+        let watched = Metered::upstream(stream, alarm.clone());
+        let (send, mut connection) = builder.handshake::<_, Bytes>(watched).await.map_err(other)?;
         let state = Rc::new(State::default());
         let ended = state.clone();
         let mut ping = settings.keepalive_interval.and_then(|interval| Some((interval, connection.ping_pong()?)));
         let timeout = settings.keepalive_timeout;
         let driver = tokio::task::spawn_local(async move {
             let _guard = guard;
-            match &mut ping {
-                None => {
-                    if let Err(error) = connection.await {
+            let alive = async {
+                match &mut ping {
+                    None => std::future::pending().await,
+                    Some((interval, ping)) => keep_alive(ping, *interval, timeout).await,
+                }
+            };
+            tokio::select! {
+                biased;
+                end = &mut connection => {
+                    if let Err(error) = end {
                         tracing::debug!(%error, "upstream HTTP/2 connection ended");
                     }
                 }
-                Some((interval, ping)) => {
-                    tokio::select! {
-                        _ = &mut connection => {}
-                        () = keep_alive(ping, *interval, timeout) => tracing::debug!("upstream HTTP/2 keepalive failed"),
-                    }
-                }
+                () = std::future::poll_fn(|_| alarm.poll()) => tracing::debug!("upstream HTTP/2 connection floods"),
+                () = alive => tracing::debug!("upstream HTTP/2 keepalive failed"),
             }
             ended.closed.set(true);
         });

@@ -4,7 +4,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use meltemi_filters::head::{Fields, HttpVersion, Known, RequestHead, ResponseHead};
 
-use crate::http1::codec::is_authority;
+use crate::http1::codec::{is_authority, is_method};
 
 /// Why a head cannot cross, with the status that says so to a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +54,9 @@ pub fn request_from(parts: &http::request::Parts, limit: usize, head: &mut Reque
     head.clear();
     head.version = HttpVersion::Http2;
     add_fields(&parts.headers, limit, head.fields_mut(), true)?;
+    if !is_method(parts.method.as_str()) {
+        return Err(bad("http2.invalid_method"));
+    }
     head.set_method(parts.method.as_str());
     if let Some(scheme) = parts.uri.scheme_str() {
         if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
@@ -119,8 +122,7 @@ fn header_map(fields: &Fields) -> HeaderMap {
 pub fn request_to(head: &RequestHead) -> Result<Request<()>, BadHead> {
     let mut request = Request::new(());
     *request.version_mut() = Version::HTTP_2;
-    *request.method_mut() =
-        Method::from_bytes(head.method().as_bytes()).map_err(|_| bad("http2.invalid_method"))?;
+    *request.method_mut() = Method::from_bytes(head.method().as_bytes()).map_err(|_| bad("http2.invalid_method"))?;
     let mut parts = http::uri::Parts::default();
     parts.authority = Some(head.authority().parse().map_err(|_| bad("http2.invalid_host"))?);
     if !head.path().is_empty() {

@@ -1,4 +1,4 @@
-//! Watches the frames of a downstream HTTP/2 connection as they are read: frames that cost work and carry nothing
+//! Watches the frames of an HTTP/2 connection, on either side, as they are read: frames that cost work and carry nothing
 //! (SETTINGS, PING, PRIORITY, WINDOW_UPDATE, RST_STREAM, CONTINUATION, unknown ones) must stand in some proportion to
 //! those that carry something, and to what we send. The codec limits what it must hold; it does not limit these.
 //!
@@ -37,8 +37,8 @@ struct Scanner {
 }
 
 impl Scanner {
-    fn new() -> Self {
-        Self { head: [0; FRAME_HEAD], filled: 0, skip: H2_PREFACE.len() }
+    fn after(preface: usize) -> Self {
+        Self { head: [0; FRAME_HEAD], filled: 0, skip: preface }
     }
 
     /// Tells each frame's type and length.
@@ -94,7 +94,7 @@ impl Balance {
     }
 }
 
-/// Tells the connection's server that its peer floods it.
+/// Tells whoever serves the connection that its peer floods it.
 #[derive(Debug, Default)]
 pub struct Alarm {
     sent: Cell<u64>,
@@ -118,10 +118,19 @@ pub struct Metered<S> {
 }
 
 impl<S> Metered<S> {
-    /// Watches a stream from the preface on.
-    pub fn new(stream: S, alarm: Rc<Alarm>) -> Self {
+    /// Watches what a client says, from the preface on.
+    pub fn downstream(stream: S, alarm: Rc<Alarm>) -> Self {
+        Self::after(H2_PREFACE.len(), stream, alarm)
+    }
+
+    /// Watches what a server says.
+    pub fn upstream(stream: S, alarm: Rc<Alarm>) -> Self {
+        Self::after(0, stream, alarm)
+    }
+
+    fn after(preface: usize, stream: S, alarm: Rc<Alarm>) -> Self {
         let balance = Balance { since: Some(Instant::now()), ..Balance::default() };
-        Self { stream, scanner: Scanner::new(), balance, alarm }
+        Self { stream, scanner: Scanner::after(preface), balance, alarm }
     }
 
     fn sent(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -189,7 +198,7 @@ mod tests {
         bytes.extend([0, 0, 0, 0, 1, 0, 0, 0, 1]);
         bytes.extend([0, 0, 2, 1, 5, 0, 0, 0, 1, 9, 9]);
         for size in 1..=bytes.len() {
-            let (mut scanner, mut found) = (Scanner::new(), Vec::new());
+            let (mut scanner, mut found) = (Scanner::after(H2_PREFACE.len()), Vec::new());
             for piece in bytes.chunks(size) {
                 scanner.see(piece, |kind, length| found.push((kind, length)));
             }

@@ -31,6 +31,8 @@ const MAX_LOCAL_ERROR_RESETS: usize = 256;
 const MAX_ABANDONED: usize = 200;
 /// A stream that lived longer was not abandoned.
 const ABANDONED_WITHIN: Duration = Duration::from_secs(1);
+/// How long a peer may be silent after a GOAWAY where idle connections have no limit. Envoy's default idle timeout.
+const LONGEST_GOODBYE: Duration = Duration::from_secs(3600);
 /// How long a peer that floods may take to hear why it is left.
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Unsent bytes of one stream.
@@ -84,7 +86,7 @@ where
     let view = conn.view(&worker);
     let Some(http) = view.http.clone() else { return };
     let alarm = Rc::new(Alarm::default());
-    let handshake = builder(&http).handshake(Metered::new(stream, alarm.clone()));
+    let handshake = builder(&http).handshake(Metered::downstream(stream, alarm.clone()));
     let limit = http.request_headers_timeout.or(http.idle_timeout).unwrap_or(Duration::from_secs(60));
     let Ok(Ok(mut connection)) = tokio::time::timeout(limit, handshake).await else { return };
     let streams =
@@ -103,7 +105,7 @@ where
             },
         }
     });
-    let mut drains_since: Option<tokio::time::Instant> = None;
+    let mut draining = false;
     let expires = http.max_connection_duration.map(|longest| tokio::time::Instant::from_std(conn.since) + longest);
     let mut expired = std::pin::pin!(async move {
         match expires {
@@ -112,28 +114,19 @@ where
         }
     });
     let flood = loop {
-        let draining = drains_since.is_some();
+        // A peer that was asked to go and does not even answer has the idle time once more.
+        let limit = http.idle_timeout.or(draining.then_some(LONGEST_GOODBYE));
         let idle = async {
             // Idle means: no stream for so long. A stream that ends starts the time anew.
             loop {
                 let ended = streams.ended.notified();
-                match (streams.active.get(), http.idle_timeout) {
+                match (streams.active.get(), limit) {
                     (0, Some(limit)) => match tokio::time::timeout(limit, ended).await {
                         Ok(()) => {}
                         Err(_) => return,
                     },
                     _ => ended.await,
                 }
-            }
-        };
-        // A peer that was asked to go and does not even answer is left when its last stream has ended.
-        let gone = async {
-            match drains_since {
-                Some(since) => tokio::time::sleep_until(since + http.drain_timeout).await,
-                None => std::future::pending().await,
-            }
-            while streams.active.get() > 0 {
-                streams.ended.notified().await;
             }
         };
         tokio::select! {
@@ -148,7 +141,7 @@ where
                     conn.requests.set(conn.requests.get() + 1);
                     let limit = http.max_requests_per_connection;
                     if !draining && limit > 0 && conn.requests.get() >= u64::from(limit) {
-                        drains_since = Some(tokio::time::Instant::now());
+                        draining = true;
                         connection.graceful_shutdown();
                     }
                     let guard = ActiveGuard(streams.clone());
@@ -172,18 +165,20 @@ where
                 None => return,
             },
             () = conn.draining(), if !draining => {
-                drains_since = Some(tokio::time::Instant::now());
+                draining = true;
                 connection.graceful_shutdown();
             }
             () = &mut expired, if !draining => {
-                drains_since = Some(tokio::time::Instant::now());
+                draining = true;
                 connection.graceful_shutdown();
             }
-            () = idle, if !draining => {
-                drains_since = Some(tokio::time::Instant::now());
+            () = idle => {
+                if draining {
+                    return;
+                }
+                draining = true;
                 connection.graceful_shutdown();
             }
-            () = gone => return,
             () = std::future::poll_fn(|_| alarm.poll()) => break "flood of control frames",
             () = &mut keepalive => return,
         }

@@ -1,5 +1,9 @@
 //! One attempt on one connection: the request up, the response down, both at once.
 
+mod failure;
+mod tunnel;
+mod upstream;
+
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -8,23 +12,22 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Instant;
 
-use bytes::Bytes;
-use meltemi_filters::head::{Known, RequestHead, ResponseHead};
+pub use failure::Failure;
+use failure::{h2_failure, read_failure};
+use meltemi_filters::head::RequestHead;
 use meltemi_filters::http::Router;
-use meltemi_filters::{Cause, LocalReply, ResponseFlag};
-use meltemi_net::{CopyOptions, Meter, copy_both_ways};
+use meltemi_filters::{Cause, ResponseFlag};
 use meltemi_proxy_config::route::AttemptFailure;
+use tunnel::tunnel;
+use upstream::{Arrived, NoResponse, Upstream, send_body, write_head};
 
 use super::timeout::{Clocks, Limit};
 use super::{Plan, Retries, apply_response_headers, may_retry};
-use crate::body::{BodyIn, BodyOut, Data, H1BodyIn, H2BodyIn, PumpError, Tee, pump};
+use crate::body::{BodyIn, BodyOut, H1BodyIn, H2BodyIn, PumpError, Tee, pump};
 use crate::exchange::{Ended, Run};
 use crate::http1::body::{BodyError, BodyReader};
-use crate::http1::client::{self, ReadError};
-use crate::http1::codec::{Framing, Limits, ResponseTerms};
-use crate::http1::input::Input;
+use crate::http1::codec::{Framing, Limits};
 use crate::http2::heads;
-use crate::io::{Io, IoRef};
 use crate::respond::{Follows, Responder};
 use crate::upstream::acquire::Acquired;
 use crate::upstream::cluster::{WorkerCluster, WorkerHost};
@@ -40,137 +43,10 @@ pub enum AttemptEnd {
     Failed(Failure),
 }
 
-/// Why there was no response.
-#[derive(Debug)]
-pub struct Failure {
-    /// As retry policies see it; `None` is never retried.
-    pub kind: Option<AttemptFailure>,
-    /// Envoy's flag.
-    pub flag: ResponseFlag,
-    /// Envoy's reset reason.
-    pub reason: &'static str,
-    /// Why the transport failed.
-    pub transport: String,
-    /// What caused it.
-    pub cause: Cause,
-    /// A time limit passed, and the status that says so where it depends on who was slow.
-    pub limit: Option<(Limit, u16)>,
-    /// A pooled connection was found closed before it had answered anything.
-    pub stale: bool,
-    /// Counts against the endpoint.
-    pub blames_host: bool,
-}
-
-impl Failure {
-    /// A time limit passed.
-    pub fn limit(limit: Limit, plan: &Plan<'_>, clocks: &Clocks) -> Self {
-        // A client that has not sent all yet is itself the slow one.
-        let waits_for_client = !clocks.is_uploaded();
-        Self {
-            kind: limit.is_of_attempt().then_some(AttemptFailure::PerTryTimeout),
-            flag: limit.flag(),
-            reason: "",
-            transport: String::new(),
-            cause: Cause::Timeout(limit.name(), plan.decision.label().clone()),
-            limit: Some((limit, if waits_for_client { 408 } else { 504 })),
-            stale: false,
-            blames_host: limit == Limit::Total || limit.is_of_attempt(),
-        }
-    }
-
-    fn of(
-        plan: &Plan<'_>,
-        host: &WorkerHost,
-        kind: AttemptFailure,
-        flag: ResponseFlag,
-        reason: &'static str,
-        how: String,
-    ) -> Self {
-        let cause = Cause::Endpoint(plan.cluster_name.clone(), host.address, how.into());
-        Self {
-            kind: Some(kind),
-            flag,
-            reason,
-            transport: String::new(),
-            cause,
-            limit: None,
-            stale: false,
-            blames_host: true,
-        }
-    }
-
-    /// The answer, in Envoy's words.
-    pub fn reply(self, retries: u32) -> Box<LocalReply> {
-        let (status, body, details): (u16, Cow<'static, str>, Cow<'static, str>) = match self.limit {
-            Some((limit, slow)) => {
-                let status = match limit {
-                    Limit::Total | Limit::PerTry | Limit::PerTryIdle => 504,
-                    Limit::Idle | Limit::Stream => slow,
-                    Limit::Request | Limit::Upstream => 408,
-                };
-                (status, limit.body().into(), limit.details().into())
-            }
-            None if self.flag == ResponseFlag::DownstreamProtocolError => {
-                (400, "Bad Request".into(), "http1.codec_error".into())
-            }
-            None => {
-                let how = if retries > 0 { "retried and the latest reset reason: " } else { "reset reason: " };
-                let body = format!("upstream connect error or disconnect/reset before headers. {how}{}", self.reason);
-                let mut details = format!("upstream_reset_before_response_started{{{}", self.reason.replace(' ', "_"));
-                // Why a transport failed is for us to know: not in the body.
-                if !self.transport.is_empty() {
-                    details.push('|');
-                    details.push_str(&self.transport.replace(' ', "_"));
-                }
-                details.push('}');
-                let status = if self.flag == ResponseFlag::UpstreamProtocolError { 502 } else { 503 };
-                (status, body.into(), details.into())
-            }
-        };
-        let body = Bytes::from(body.into_owned());
-        Box::new(LocalReply::new(status, body, details, self.cause).flagged(self.flag))
-    }
-}
-
 /// The downstream has gone; there is nobody to answer.
 pub fn gone(run: &mut Run<'_>) -> AttemptEnd {
     run.info.end(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect", None);
     AttemptEnd::Ended(Ended::Gone)
-}
-
-/// What the upstream half is, once the request is on its way.
-enum Upstream<'u> {
-    H1 { io: &'u Io, input: &'u mut Input },
-    H2 { response: h2::client::ResponseFuture },
-}
-
-/// A response head, and where its body comes from.
-struct Arrived {
-    terms: ResponseTerms,
-    stream: Option<h2::RecvStream>,
-}
-
-enum NoResponse {
-    H1(ReadError),
-    H2(h2::Error),
-    BadHead(&'static str),
-}
-
-impl Upstream<'_> {
-    async fn head(&mut self, method: &str, limits: &Limits, head: &mut ResponseHead) -> Result<Arrived, NoResponse> {
-        match self {
-            Self::H1 { io, input } => {
-                let terms = client::read_head(io, input, method, limits, head).await.map_err(NoResponse::H1)?;
-                Ok(Arrived { terms, stream: None })
-            }
-            Self::H2 { response } => {
-                let (parts, stream) = response.await.map_err(NoResponse::H2)?.into_parts();
-                heads::response_from(&parts, head).map_err(|bad| NoResponse::BadHead(bad.details))?;
-                let framing = if stream.is_end_stream() { Framing::Empty } else { Framing::UntilClose };
-                Ok(Arrived { terms: ResponseTerms { framing, keep_alive: true }, stream: Some(stream) })
-            }
-        }
-    }
 }
 
 enum UploadEnd {
@@ -185,23 +61,6 @@ enum First {
     Upload(UploadEnd),
     Limit(Limit),
     Gone,
-}
-
-/// Sends what was kept of the body, then the rest of it.
-async fn send_body(
-    body: &mut BodyIn<'_>,
-    to: &mut BodyOut<'_>,
-    tee: Option<&RefCell<Tee>>,
-    received: &Cell<u64>,
-) -> Result<(), PumpError> {
-    let kept = tee.map(|tee| Bytes::copy_from_slice(&tee.borrow().bytes)).filter(|kept| !kept.is_empty());
-    if let Some(kept) = kept {
-        to.data(Data::Owned(kept)).await.map_err(PumpError::Write)?;
-    }
-    if tee.is_some_and(|tee| tee.borrow().whole) || matches!(body, BodyIn::Empty) {
-        return to.finish(None).await.map_err(PumpError::Write);
-    }
-    pump(body, to, received, tee, |_| {}).await
 }
 
 /// Runs the attempt to its end.
@@ -532,110 +391,4 @@ pub(crate) async fn run(
         }
     }
     AttemptEnd::Ended(ended)
-}
-
-fn write_head(head: &RequestHead, no_body: bool, upgrade: bool, out: &mut Vec<u8>) -> bool {
-    head.write_h1(out);
-    let sized = head.fields().has(Known::ContentLength);
-    let chunked = !no_body && !sized;
-    if upgrade {
-        out.extend_from_slice(b"connection: upgrade\r\n");
-    } else if no_body && !sized && matches!(head.method(), "POST" | "PUT" | "PATCH") {
-        // RFC 9110 §8.6: a method that usually has a body says so when it has none.
-        out.extend_from_slice(b"content-length: 0\r\n");
-    }
-    crate::http1::codec::end_head(out, chunked, false);
-    chunked
-}
-
-fn read_failure(
-    plan: &Plan<'_>,
-    host: &WorkerHost,
-    error: NoResponse,
-    written: Option<String>,
-    reused: bool,
-) -> Failure {
-    match error {
-        NoResponse::H2(error) => h2_failure(plan, host, &error),
-        NoResponse::BadHead(how) => Failure::of(
-            plan,
-            host,
-            AttemptFailure::Reset,
-            ResponseFlag::UpstreamProtocolError,
-            "protocol error",
-            how.to_owned(),
-        ),
-        NoResponse::H1(ReadError::Malformed(refusal)) => Failure::of(
-            plan,
-            host,
-            AttemptFailure::Reset,
-            ResponseFlag::UpstreamProtocolError,
-            "protocol error",
-            refusal.details.to_owned(),
-        ),
-        NoResponse::H1(error) => {
-            let stale = reused && matches!(error, ReadError::Closed | ReadError::Io(_));
-            // Nothing of the request reached a connection that refused the first byte.
-            let kind = if written.is_some() { AttemptFailure::ResetBeforeRequest } else { AttemptFailure::Reset };
-            let how = written.unwrap_or_else(|| error.to_string());
-            let failure = Failure::of(
-                plan,
-                host,
-                kind,
-                ResponseFlag::UpstreamConnectionTermination,
-                "connection termination",
-                how,
-            );
-            Failure { stale, ..failure }
-        }
-    }
-}
-
-fn h2_failure(plan: &Plan<'_>, host: &WorkerHost, error: &h2::Error) -> Failure {
-    let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM) || (error.is_go_away() && error.is_remote());
-    let (kind, flag, reason) = if refused {
-        (AttemptFailure::Refused, ResponseFlag::UpstreamRemoteReset, "remote refused stream reset")
-    } else if error.is_reset() && error.is_remote() {
-        (AttemptFailure::Reset, ResponseFlag::UpstreamRemoteReset, "remote reset")
-    } else if error.is_io() {
-        (AttemptFailure::Reset, ResponseFlag::UpstreamConnectionTermination, "connection termination")
-    } else {
-        (AttemptFailure::Reset, ResponseFlag::UpstreamProtocolError, "protocol error")
-    };
-    Failure::of(plan, host, kind, flag, reason, error.to_string())
-}
-
-/// After a 101: bytes both ways, until either side ends or authorization is withdrawn.
-async fn tunnel(
-    run: &mut Run<'_>,
-    body: &mut BodyIn<'_>,
-    responder: &mut Responder<'_>,
-    upstream: &Io,
-    upstream_input: &mut Input,
-) -> AttemptEnd {
-    body.settle();
-    if responder.switch(&run.response).await.is_err() {
-        return gone(run);
-    }
-    let BodyIn::H1(downstream) = body else { return gone(run) };
-    let first = (downstream.input.take(), upstream_input.take());
-    let meter = Meter::default();
-    let options = CopyOptions { idle: run.http.stream_idle_timeout };
-    let (mut down, mut up) = (IoRef(downstream.io), IoRef(upstream));
-    {
-        let copy = copy_both_ways(&mut down, &mut up, first, options, &run.worker.buffers, &meter);
-        tokio::select! {
-            _ = copy => {}
-            () = async {
-                run.conn.draining().await;
-                tokio::time::sleep(run.http.drain_timeout).await;
-            } => {}
-        }
-    }
-    if let Some(reason) = run.conn.drain_reason() {
-        run.info.end(ResponseFlag::LocalReset, "connection_drained", Some(reason.cause(&run.conn.chain)));
-    }
-    run.info.received.set(meter.received.get());
-    run.info.sent.set(meter.sent.get());
-    AttemptEnd::Ended(Ended::Switched)
 }

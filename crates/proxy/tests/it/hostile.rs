@@ -4,6 +4,7 @@
 //! B HTTP/2, C TLS, D names and paths, H configuration.
 
 mod differential;
+mod floods;
 mod frames;
 mod http1;
 mod http2;

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use meltemi_proto::envoy::config::core::v3 as core;
 use meltemi_proto::envoy::config::route::v3 as route;
+use meltemi_proto::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit;
 use meltemi_proto::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
-use meltemi_proto::google::protobuf::UInt32Value;
+use meltemi_proto::google::protobuf::{UInt32Value, UInt64Value};
 use meltemi_proto::pack;
+use meltemi_proxy::ProxyOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::config::*;
@@ -165,5 +167,43 @@ async fn an_upstream_connection_lives_its_time() {
     let mut client = Client::connect(running.at("in").await).await;
     for number in ["00", "01", "02"] {
         assert_eq!(client.ask("GET / HTTP/1.1\nhost: a\n\n").await.1, number);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_limit_is_one_for_all_workers() {
+    const MOST: usize = 5;
+    let mut chain = http_chain(&manager(inline(table("r", vec![forward("/", "up")]))));
+    let limit = ConnectionLimit {
+        stat_prefix: "few".into(),
+        max_connections: Some(UInt64Value { value: MOST as u64 }),
+        ..Default::default()
+    };
+    chain.filters.insert(0, network_filter("envoy.filters.network.connection_limit", pack(&limit)));
+    let running = Running::start(ProxyOptions { workers: 4, ..Default::default() });
+    let up = static_cluster("up", &[peers::echo("up").await]);
+    running.apply(vec![up], vec![listener("in", vec![chain])]).await;
+    let at = running.at("in").await;
+    let request = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    let mut held = Vec::new();
+    // Enough for every worker to be asked, wherever the kernel sends them.
+    for n in 0..40 {
+        let mut client = Client::connect(at).await;
+        // The refused are closed, perhaps before this.
+        let _ = client.stream.write_all(request.as_bytes()).await;
+        match client.receive().await {
+            Some(_) => held.push(client),
+            None => assert!(held.len() == MOST, "refused as number {n}"),
+        }
+    }
+    assert_eq!(held.len(), MOST);
+    // A place that is given back is there for whoever comes next, at any worker.
+    held.pop();
+    loop {
+        let mut client = Client::connect(at).await;
+        let _ = client.stream.write_all(request.as_bytes()).await;
+        if client.receive().await.is_some() {
+            break;
+        }
     }
 }

@@ -48,7 +48,7 @@ fn in_namespaces(test: &str, body: fn()) {
     }
     match command.status() {
         Ok(status) => assert!(status.success(), "{test} failed inside its namespaces: {status}"),
-        Err(e) => eprintln!("SKIP {test}: user and network namespaces are not available here: {e}"),
+        Err(e) => crate::skip(test, &format!("user and network namespaces are not available here: {e}")),
     }
 }
 

@@ -2,3 +2,5 @@
 
 mod golden;
 mod kernel;
+
+include!("../../../xtask/skip.rs");

@@ -119,6 +119,8 @@ pub struct Said {
     pub resets: BTreeMap<u32, u32>,
     /// Streams that it answered, with the status.
     pub statuses: BTreeMap<u32, u16>,
+    /// It ended the connection before it had all that was sent.
+    pub cut: bool,
 }
 
 impl Said {
@@ -216,12 +218,13 @@ impl Raw {
                 batch.extend(make(n));
                 if batch.len() > 16 * 1024 || n + 1 == most {
                     if write.write_all(&batch).await.is_err() {
-                        return;
+                        return true;
                     }
                     batch.clear();
                 }
             }
             let _ = write.shutdown().await;
+            false
         };
         let listening = async {
             let mut said = Said::default();
@@ -231,7 +234,8 @@ impl Raw {
             }
             said
         };
-        soon(async { tokio::join!(writing, listening).1 }).await
+        let (cut, said) = soon(async { tokio::join!(writing, listening) }).await;
+        Said { cut, ..said }
     }
 
     /// Sends frames, and then listens to the end of the connection, or until a stream has its outcome.

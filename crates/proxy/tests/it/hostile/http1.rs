@@ -38,10 +38,22 @@ async fn is_refused(bystander: &Bystander, name: &str, request: &[u8], status: &
 
 /// Name, request head with what follows it, status.
 const HEADS: &[(&str, &str, &str)] = &[
-    ("A1 length, then chunked", "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", "400"),
-    ("A1 chunked, then length", "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ncontent-length: 4\r\n\r\n0\r\n\r\n", "400"),
+    (
+        "A1 length, then chunked",
+        "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        "400",
+    ),
+    (
+        "A1 chunked, then length",
+        "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ncontent-length: 4\r\n\r\n0\r\n\r\n",
+        "400",
+    ),
     ("A2 two lengths", "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\ncontent-length: 37\r\n\r\n", "400"),
-    ("A2 the same length twice", "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\ncontent-length: 0\r\n\r\n", "400"),
+    (
+        "A2 the same length twice",
+        "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\ncontent-length: 0\r\n\r\n",
+        "400",
+    ),
     ("A2 signed length", "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: +5\r\n\r\n", "400"),
     ("A2 negative length", "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n", "400"),
     ("A2 list of lengths", "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 5,5\r\n\r\n", "400"),
@@ -53,7 +65,11 @@ const HEADS: &[(&str, &str, &str)] = &[
     ("A3 chunked, identity", "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, identity\r\n\r\n", "501"),
     ("A3 gzip, chunked", "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n", "501"),
     ("A3 identity", "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: identity\r\n\r\n", "501"),
-    ("A3 chunked twice", "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n", "501"),
+    (
+        "A3 chunked twice",
+        "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n",
+        "501",
+    ),
     ("A3 quoted", "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: \"chunked\"\r\n\r\n", "501"),
     ("A3 vertical tab", "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: \x0bchunked\r\n\r\n", "400"),
     ("A3 blank before the colon", "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding : chunked\r\n\r\n", "400"),
@@ -73,6 +89,7 @@ const HEADS: &[(&str, &str, &str)] = &[
     ("A5 two blanks in the request line", "GET  /a HTTP/1.1\r\nhost: a\r\n\r\n", "400"),
     ("A5 tab in the request line", "GET\t/a\tHTTP/1.1\r\nhost: a\r\n\r\n", "400"),
     ("A5 a third part of the target", "GET /a b HTTP/1.1\r\nhost: a\r\n\r\n", "400"),
+    ("D12 lower-case method", "get /a HTTP/1.1\r\nhost: a\r\n\r\n", "400"),
     ("A5 lower-case version", "GET /a http/1.1\r\nhost: a\r\n\r\n", "400"),
     ("A5 HTTP/1.2", "GET /a HTTP/1.2\r\nhost: a\r\n\r\n", "400"),
     ("A5 HTTP/2.0", "GET /a HTTP/2.0\r\nhost: a\r\n\r\n", "400"),
@@ -160,13 +177,23 @@ async fn a6_a7_bytes_for_another_protocol_are_never_a_request() {
     for (name, request, status) in [
         // The application answers 200 where 101 was asked for.
         ("A6 upgrade", "GET /ws HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n", "200"),
-        ("A6 not allowed", "GET /a HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n", "403"),
-        ("A6 with a body", "POST /a HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\ntransfer-encoding: chunked\r\n\r\n", "400"),
+        ("A6 not allowed", "GET /a HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: spdy\r\n\r\n", "403"),
+        (
+            "A6 with a body",
+            "POST /a HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\ntransfer-encoding: chunked\r\n\r\n",
+            "400",
+        ),
         ("A7 connect", "CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\n", "404"),
     ] {
         is_refused(&bystander, name, format!("{request}{SMUGGLED}").as_bytes(), status).await;
     }
     bystander.is_served().await;
+    // The upgrade to HTTP/2 is nothing that anybody has to take up, and many clients ask for it.
+    let request = "GET /h2c HTTP/1.1\nhost: a\nconnection: Upgrade, HTTP2-Settings\nupgrade: h2c\n\
+                   http2-settings: AAMAAABk\n\n";
+    let (head, seen) = Client::connect(bystander.at).await.ask(request).await;
+    assert!(head.starts_with("HTTP/1.1 200 ") && !head.contains("connection: close"), "{head}");
+    assert!(!seen.to_ascii_lowercase().contains("upgrade") && !seen.contains("settings"), "{seen}");
     assert!(app.saw("GET /ws ") && !app.saw("/a ") && !app.saw("smuggled") && !app.saw("CONNECT"));
 }
 
@@ -204,17 +231,17 @@ async fn a11_a_client_cannot_have_fields_of_others_taken_away() {
     let app = App::start().await;
     let (_running, mut bystander) = in_front(&app, |m| m.use_remote_address = Some(BoolValue { value: true })).await;
     let mut client = Client::connect(bystander.at).await;
-    let nominated = "authorization, x-forwarded-for, x-request-id, x-forwarded-proto, cookie, close";
+    let nominated = "authorization, x-forwarded-for, x-request-id, x-forwarded-proto, cookie, x-hop, close";
     let (_, seen) = client
         .ask(&format!(
-            "GET /a HTTP/1.1\nhost: a\nauthorization: Bearer t\ncookie: a=b\nconnection: {nominated}\nkeep-alive: 1\n\
+            "GET /a HTTP/1.1\nhost: a\nauthorization: Bearer t\ncookie: a=b\nX-Hop: 1\nconnection: {nominated}\nkeep-alive: 1\n\
              proxy-connection: x\nte: gzip\n\n"
         ))
         .await;
     for kept in ["authorization: Bearer t", "cookie: a=b", "x-forwarded-for: 127.0.0.1", "x-forwarded-proto: http"] {
         assert!(seen.contains(&format!("\r\n{kept}\r\n")), "{kept}: {seen}");
     }
-    for gone in ["\r\nconnection:", "\r\nkeep-alive:", "\r\nproxy-connection:", "\r\nte:"] {
+    for gone in ["\r\nconnection:", "\r\nkeep-alive:", "\r\nproxy-connection:", "\r\nte:", "\r\nx-hop:"] {
         assert!(!seen.contains(gone), "{gone}: {seen}");
     }
     bystander.is_served().await;
@@ -230,6 +257,7 @@ async fn a12_heads_without_measure_are_refused() {
     let large = format!("GET /a HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "y".repeat(1 << 20));
     let method = format!("{} /a HTTP/1.1\r\nhost: a\r\n\r\n", "G".repeat(64 * 1024));
     let host = format!("GET /a HTTP/1.1\r\nhost: {}\r\n\r\n", "a".repeat(8 * 1024));
+    let options = format!("GET /a HTTP/1.1\r\nhost: a\r\nconnection: {}\r\n\r\n", "x,".repeat(20_000));
     for (name, request, status) in [
         ("line", line, "414"),
         ("many", many, "431"),
@@ -237,6 +265,7 @@ async fn a12_heads_without_measure_are_refused() {
         ("large", large, "431"),
         ("method", method, "414"),
         ("host", host, "400"),
+        ("connection options", options, "400"),
     ] {
         is_refused(&bystander, name, request.as_bytes(), status).await;
     }

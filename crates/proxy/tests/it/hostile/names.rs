@@ -1,6 +1,7 @@
 //! Names and paths: one canonical form for routing, authorization and forwarding, and nothing from outside that passes
 //! for the mesh's own.
 
+use matcher::string_matcher::MatchPattern;
 use meltemi_proto::envoy::config::core::v3 as core;
 use meltemi_proto::envoy::config::rbac::v3 as rbac;
 use meltemi_proto::envoy::config::route::v3 as route;
@@ -10,7 +11,6 @@ use meltemi_proto::envoy::r#type::matcher::v3 as matcher;
 use meltemi_proto::google::protobuf::BoolValue;
 use meltemi_proto::istio::{IstioHeaders, PeerMetadataConfig, PeerMethod};
 use meltemi_proto::pack;
-use matcher::string_matcher::MatchPattern;
 
 use super::{App, Bystander};
 use crate::config::*;
@@ -26,16 +26,17 @@ fn string(pattern: MatchPattern) -> matcher::StringMatcher {
 
 /// An authorization that denies what one rule says.
 fn denies(rule: rbac::permission::Rule) -> hcm::HttpFilter {
+    authorizes(rbac::rbac::Action::Deny, rule)
+}
+
+fn authorizes(action: rbac::rbac::Action, rule: rbac::permission::Rule) -> hcm::HttpFilter {
     let policy = rbac::Policy {
         permissions: vec![rbac::Permission { rule: Some(rule) }],
         principals: vec![rbac::Principal { identifier: Some(rbac::principal::Identifier::Any(true)) }],
         ..Default::default()
     };
-    let rules = rbac::Rbac {
-        action: rbac::rbac::Action::Deny as i32,
-        policies: [("denied".to_owned(), policy)].into(),
-        ..Default::default()
-    };
+    let rules =
+        rbac::Rbac { action: action as i32, policies: [("policy".to_owned(), policy)].into(), ..Default::default() };
     http_filter("envoy.filters.http.rbac", pack(&Rbac { rules: Some(rules), ..Default::default() }))
 }
 
@@ -131,8 +132,7 @@ async fn d1_escaped_slashes_can_be_refused_or_sent_back() {
     use hcm::http_connection_manager::PathWithEscapedSlashesAction as Action;
     for (action, status_wanted) in [(Action::RejectRequest, "400"), (Action::UnescapeAndRedirect, "307")] {
         let app = App::start().await;
-        let (_running, mut bystander) =
-            in_front(&app, |m| m.path_with_escaped_slashes_action = action as i32).await;
+        let (_running, mut bystander) = in_front(&app, |m| m.path_with_escaped_slashes_action = action as i32).await;
         for path in ["/x%2fadmin", "/x%5Cadmin?y"] {
             let status = status(bystander.at, &format!("GET {path} HTTP/1.1\nhost: a\n\n")).await;
             assert_eq!(status, status_wanted, "{path}");
@@ -189,7 +189,8 @@ async fn d3_hosts_are_folded_before_every_decision() {
 async fn d4_each_of_several_values_is_judged() {
     let app = App::start().await;
     let (_running, mut bystander) =
-        in_front(&app, |m| m.http_filters.insert(0, denies(header("x-role", MatchPattern::Exact("admin".into()))))).await;
+        in_front(&app, |m| m.http_filters.insert(0, denies(header("x-role", MatchPattern::Exact("admin".into())))))
+            .await;
     for (fields, wanted) in [
         ("x-role: admin", "403"),
         ("X-ROLE: admin", "403"),
@@ -206,6 +207,34 @@ async fn d4_each_of_several_values_is_judged() {
 }
 
 #[tokio::test]
+async fn d4_all_of_several_values_must_be_allowed() {
+    let app = App::start().await;
+    let rule = header("x-role", MatchPattern::Exact("user".into()));
+    let allows = authorizes(rbac::rbac::Action::Allow, rule);
+    let (_running, at) = {
+        let mut manager = manager(inline(table("r", vec![forward("/", "up")])));
+        manager.http_filters.insert(0, allows);
+        let up = static_cluster("up", &[app.at]);
+        let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
+        let at = running.at("in").await;
+        (running, at)
+    };
+    for (fields, wanted) in [
+        ("x-role: user", "200"),
+        ("x-role: user\nx-role: user", "200"),
+        ("x-role: user\nx-role: admin", "403"),
+        ("x-role: admin\nx-role: user", "403"),
+        ("x-role: user,admin", "403"),
+        ("x-role: ", "403"),
+        ("x-other: user", "403"),
+    ] {
+        let status = status(at, &format!("GET /d4 HTTP/1.1\nhost: a\n{fields}\n\n")).await;
+        assert_eq!(status, wanted, "{fields:?}");
+    }
+    assert!(!app.saw("admin"));
+}
+
+#[tokio::test]
 async fn d5_underscores_are_refused_or_dropped_where_that_is_asked_for() {
     use core::http_protocol_options::HeadersWithUnderscoresAction as Action;
     for (action, wanted, arrives) in
@@ -213,8 +242,10 @@ async fn d5_underscores_are_refused_or_dropped_where_that_is_asked_for() {
     {
         let app = App::start().await;
         let (_running, mut bystander) = in_front(&app, |m| {
-            m.common_http_protocol_options =
-                Some(core::HttpProtocolOptions { headers_with_underscores_action: action as i32, ..Default::default() });
+            m.common_http_protocol_options = Some(core::HttpProtocolOptions {
+                headers_with_underscores_action: action as i32,
+                ..Default::default()
+            });
         })
         .await;
         for name in ["x_user", "X_User", "_x", "x_"] {
@@ -292,15 +323,11 @@ async fn d6_a_certificate_is_not_claimed_by_header() {
 
 #[tokio::test]
 async fn d6_metadata_of_peers_stops_at_the_proxy() {
-    let headers =
-        || vec![PeerMethod { istio_headers: Some(IstioHeaders::default()), ..Default::default() }];
+    let headers = || vec![PeerMethod { istio_headers: Some(IstioHeaders::default()) }];
     let app = App::start().await;
     // As Istio configures an inbound listener.
-    let metadata = PeerMetadataConfig {
-        downstream_discovery: headers(),
-        downstream_propagation: headers(),
-        ..Default::default()
-    };
+    let metadata =
+        PeerMetadataConfig { downstream_discovery: headers(), downstream_propagation: headers(), ..Default::default() };
     let (_running, mut bystander) =
         in_front(&app, |m| m.http_filters.insert(0, http_filter("istio.peer_metadata", pack(&metadata)))).await;
     for fields in [
@@ -311,7 +338,8 @@ async fn d6_metadata_of_peers_stops_at_the_proxy() {
         "x-envoy-peer-metadata: secret",
         "connection: x-envoy-peer-metadata\nx-envoy-peer-metadata: secret",
     ] {
-        let (head, _) = Client::connect(bystander.at).await.ask(&format!("GET /peer HTTP/1.1\nhost: a\n{fields}\n\n")).await;
+        let (head, _) =
+            Client::connect(bystander.at).await.ask(&format!("GET /peer HTTP/1.1\nhost: a\n{fields}\n\n")).await;
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     }
     bystander.is_served().await;
@@ -348,13 +376,15 @@ async fn d11_with_n_trusted_proxies_the_nth_from_the_right_is_the_client() {
 async fn d12_methods_are_words_of_their_own() {
     let app = App::start().await;
     let (_running, mut bystander) =
-        in_front(&app, |m| m.http_filters.insert(0, denies(header(":method", MatchPattern::Exact("PUT".into()))))).await;
+        in_front(&app, |m| m.http_filters.insert(0, denies(header(":method", MatchPattern::Exact("PUT".into())))))
+            .await;
     let long = "M".repeat(1024);
-    for (method, wanted) in [("PUT", "403"), ("TRACE", "200"), ("put", "200"), ("PUTS", "200"), (&long, "200")] {
+    for (method, wanted) in
+        [("PUT", "403"), ("TRACE", "200"), ("put", "400"), ("Put", "400"), ("PUTS", "200"), (&long, "200")]
+    {
         let status = status(bystander.at, &format!("{method} /d12 HTTP/1.1\nhost: a\n\n")).await;
         assert_eq!(status, wanted, "{method}");
     }
     bystander.is_served().await;
-    // As it came: a server that knows no `put` says so itself.
-    assert!(app.saw("put /d12 ") && app.saw("TRACE /d12 ") && !app.saw("PUT /d12 "));
+    assert!(app.saw("TRACE /d12 ") && app.saw("PUTS /d12 ") && !app.saw("PUT /d12 "));
 }

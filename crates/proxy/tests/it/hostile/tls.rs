@@ -296,8 +296,7 @@ async fn c7_a_name_is_found_in_any_case_and_nothing_else_passes_for_it() {
         ..Default::default()
     }];
     sniffing.listener_filters_timeout = Some(duration(Duration::from_secs(2)));
-    let clusters =
-        vec![static_cluster("secret", &[named("S").await]), static_cluster("other", &[named("O").await])];
+    let clusters = vec![static_cluster("secret", &[named("S").await]), static_cluster("other", &[named("O").await])];
     let running = Running::with(clusters, vec![sniffing]).await;
     let at = running.at("in").await;
     let of = |name: &[u8]| records(&hello(0x303, &[names(&[name])]), 16_000);

@@ -122,9 +122,11 @@ async fn h1_what_contradicts_itself_is_refused() {
                 weight: Some(meltemi_proto::google::protobuf::UInt32Value { value: weight }),
                 ..Default::default()
             };
-            action.cluster_specifier = Some(route::route_action::ClusterSpecifier::WeightedClusters(
-                route::WeightedCluster { clusters: vec![share(u32::MAX), share(u32::MAX)], ..Default::default() },
-            ));
+            action.cluster_specifier =
+                Some(route::route_action::ClusterSpecifier::WeightedClusters(route::WeightedCluster {
+                    clusters: vec![share(u32::MAX), share(u32::MAX)],
+                    ..Default::default()
+                }));
         });
         listener("in", vec![http_chain(&manager(inline(table("r", vec![one]))))])
     };
@@ -169,9 +171,8 @@ async fn h1_rules_within_rules_without_end_are_refused() {
 #[tokio::test]
 async fn h1_what_is_large_is_applied_while_others_are_served() {
     let (app, running, mut bystander) = serving().await;
-    let many: Vec<_> = (0..50_000_u32)
-        .map(|n| std::net::SocketAddr::from((std::net::Ipv4Addr::from(0x0a00_0000 + n), 80)))
-        .collect();
+    let many: Vec<_> =
+        (0..50_000_u32).map(|n| std::net::SocketAddr::from((std::net::Ipv4Addr::from(0x0a00_0000 + n), 80))).collect();
     let large = vec![("large".to_owned(), pack(&static_cluster("large", &many)))];
     let routes: Vec<_> = (0..10_000).map(|n| forward(&format!("/route-{n}/"), "up")).collect();
     let mut wide = listener("wide", vec![http_chain(&manager(inline(table("wide", routes))))]);

@@ -1,0 +1,186 @@
+//! What a format string can ask for, and who answers.
+
+use std::borrow::Cow;
+
+use crate::metadata::Value;
+
+/// A head of the exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Head {
+    Request,
+    Response,
+    Trailer,
+}
+
+/// A moment of the exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Moment {
+    Start,
+    EmitLog,
+    DownstreamPeerCertStart,
+    DownstreamPeerCertEnd,
+    UpstreamPeerCertStart,
+    UpstreamPeerCertEnd,
+}
+
+/// Whose metadata.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum MetadataOf {
+    Dynamic,
+    Route,
+    VirtualHost,
+    Cluster,
+    UpstreamHost,
+    Listener,
+    ListenerFilterChain,
+}
+
+macro_rules! facts {
+    ($($name:ident = $word:literal $(, $number:ident)?;)*) => {
+        /// An operator without parameters.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[allow(missing_docs)]
+        pub enum Fact { $($name,)* }
+
+        impl Fact {
+            /// The operator as it is written between the percent signs.
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$name => $word,)* }
+            }
+
+            /// Whether it is a number where types matter (JSON).
+            pub fn is_number(self) -> bool {
+                match self { $(Self::$name => facts!(@number $($number)?),)* }
+            }
+
+            pub(super) fn from_word(word: &str) -> Option<Self> {
+                match word { $($word => Some(Self::$name),)* _ => None }
+            }
+        }
+    };
+    (@number) => { false };
+    (@number $number:ident) => { true };
+}
+
+facts! {
+    Protocol = "PROTOCOL";
+    UpstreamProtocol = "UPSTREAM_PROTOCOL";
+    ResponseCode = "RESPONSE_CODE", number;
+    ResponseCodeDetails = "RESPONSE_CODE_DETAILS";
+    ConnectionTerminationDetails = "CONNECTION_TERMINATION_DETAILS";
+    ResponseFlags = "RESPONSE_FLAGS";
+    ResponseFlagsLong = "RESPONSE_FLAGS_LONG";
+    BytesReceived = "BYTES_RECEIVED", number;
+    BytesSent = "BYTES_SENT", number;
+    UpstreamWireBytesSent = "UPSTREAM_WIRE_BYTES_SENT", number;
+    UpstreamWireBytesReceived = "UPSTREAM_WIRE_BYTES_RECEIVED", number;
+    DownstreamWireBytesSent = "DOWNSTREAM_WIRE_BYTES_SENT", number;
+    DownstreamWireBytesReceived = "DOWNSTREAM_WIRE_BYTES_RECEIVED", number;
+    UpstreamHeaderBytesSent = "UPSTREAM_HEADER_BYTES_SENT", number;
+    UpstreamHeaderBytesReceived = "UPSTREAM_HEADER_BYTES_RECEIVED", number;
+    DownstreamHeaderBytesSent = "DOWNSTREAM_HEADER_BYTES_SENT", number;
+    DownstreamHeaderBytesReceived = "DOWNSTREAM_HEADER_BYTES_RECEIVED", number;
+    Duration = "DURATION", number;
+    RequestDuration = "REQUEST_DURATION", number;
+    RequestTxDuration = "REQUEST_TX_DURATION", number;
+    ResponseDuration = "RESPONSE_DURATION", number;
+    ResponseTxDuration = "RESPONSE_TX_DURATION", number;
+    DownstreamHandshakeDuration = "DOWNSTREAM_HANDSHAKE_DURATION", number;
+    RoundtripDuration = "ROUNDTRIP_DURATION", number;
+    UpstreamHost = "UPSTREAM_HOST";
+    UpstreamHostName = "UPSTREAM_HOST_NAME";
+    UpstreamHostNameWithoutPort = "UPSTREAM_HOST_NAME_WITHOUT_PORT";
+    UpstreamHostsAttempted = "UPSTREAM_HOSTS_ATTEMPTED";
+    UpstreamConnectionId = "UPSTREAM_CONNECTION_ID", number;
+    UpstreamCluster = "UPSTREAM_CLUSTER";
+    UpstreamClusterRaw = "UPSTREAM_CLUSTER_RAW";
+    UpstreamLocalAddress = "UPSTREAM_LOCAL_ADDRESS";
+    UpstreamLocalAddressWithoutPort = "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT";
+    UpstreamLocalPort = "UPSTREAM_LOCAL_PORT", number;
+    UpstreamRemoteAddress = "UPSTREAM_REMOTE_ADDRESS";
+    UpstreamRemoteAddressWithoutPort = "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT";
+    UpstreamRemotePort = "UPSTREAM_REMOTE_PORT", number;
+    UpstreamTransportFailureReason = "UPSTREAM_TRANSPORT_FAILURE_REASON";
+    UpstreamRequestAttemptCount = "UPSTREAM_REQUEST_ATTEMPT_COUNT", number;
+    UpstreamTlsCipher = "UPSTREAM_TLS_CIPHER";
+    UpstreamTlsVersion = "UPSTREAM_TLS_VERSION";
+    UpstreamPeerSubject = "UPSTREAM_PEER_SUBJECT";
+    UpstreamPeerUriSan = "UPSTREAM_PEER_URI_SAN";
+    UpstreamPeerDnsSan = "UPSTREAM_PEER_DNS_SAN";
+    UpstreamLocalUriSan = "UPSTREAM_LOCAL_URI_SAN";
+    DownstreamRemoteAddress = "DOWNSTREAM_REMOTE_ADDRESS";
+    DownstreamRemoteAddressWithoutPort = "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT";
+    DownstreamRemotePort = "DOWNSTREAM_REMOTE_PORT", number;
+    DownstreamDirectRemoteAddress = "DOWNSTREAM_DIRECT_REMOTE_ADDRESS";
+    DownstreamDirectRemoteAddressWithoutPort = "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT";
+    DownstreamDirectRemotePort = "DOWNSTREAM_DIRECT_REMOTE_PORT", number;
+    DownstreamLocalAddress = "DOWNSTREAM_LOCAL_ADDRESS";
+    DownstreamLocalAddressWithoutPort = "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT";
+    DownstreamLocalPort = "DOWNSTREAM_LOCAL_PORT", number;
+    DownstreamTransportFailureReason = "DOWNSTREAM_TRANSPORT_FAILURE_REASON";
+    DownstreamTlsCipher = "DOWNSTREAM_TLS_CIPHER";
+    DownstreamTlsVersion = "DOWNSTREAM_TLS_VERSION";
+    DownstreamPeerSubject = "DOWNSTREAM_PEER_SUBJECT";
+    DownstreamPeerIssuer = "DOWNSTREAM_PEER_ISSUER";
+    DownstreamPeerUriSan = "DOWNSTREAM_PEER_URI_SAN";
+    DownstreamPeerDnsSan = "DOWNSTREAM_PEER_DNS_SAN";
+    DownstreamPeerFingerprint256 = "DOWNSTREAM_PEER_FINGERPRINT_256";
+    DownstreamPeerCert = "DOWNSTREAM_PEER_CERT";
+    DownstreamLocalUriSan = "DOWNSTREAM_LOCAL_URI_SAN";
+    RequestedServerName = "REQUESTED_SERVER_NAME";
+    ConnectionId = "CONNECTION_ID", number;
+    StreamId = "STREAM_ID";
+    RouteName = "ROUTE_NAME";
+    VirtualHostName = "VIRTUAL_CLUSTER_NAME";
+    FilterChainName = "FILTER_CHAIN_NAME";
+    Hostname = "HOSTNAME";
+    GrpcStatus = "GRPC_STATUS";
+    GrpcStatusNumber = "GRPC_STATUS_NUMBER", number;
+    LocalReplyBody = "LOCAL_REPLY_BODY";
+    Cause = "CAUSE";
+    UniqueId = "UNIQUE_ID";
+    TraceId = "TRACE_ID";
+    SpanId = "SPAN_ID";
+    AccessLogType = "ACCESS_LOG_TYPE";
+}
+
+/// What a renderer knows of an exchange. Everything is optional.
+pub trait Facts {
+    /// A header's first line.
+    fn header(&self, _head: Head, _name: &str) -> Option<Cow<'_, [u8]>> {
+        None
+    }
+    /// Writes a fact; `false`: unknown.
+    fn fact(&self, _fact: Fact, _out: &mut Vec<u8>) -> bool {
+        false
+    }
+    /// Writes a moment in a `strftime` format (with `%3f` and `%s`); `false`: unknown.
+    fn time(&self, _moment: Moment, _format: &str, _out: &mut Vec<u8>) -> bool {
+        false
+    }
+    /// Metadata at a path.
+    fn metadata(&self, _of: MetadataOf, _filter: &str, _path: &[Box<str>]) -> Option<&Value> {
+        None
+    }
+    /// Filter state as text.
+    fn filter_state(&self, _key: &str) -> Option<Cow<'_, str>> {
+        None
+    }
+    /// Writes the time between two points in a unit (`ms`, `us`, `ns`); `false`: unknown.
+    fn duration_between(&self, _from: &str, _to: &str, _precision: &str, _out: &mut Vec<u8>) -> bool {
+        false
+    }
+    /// An environment variable.
+    fn environment(&self, _name: &str) -> Option<Cow<'_, str>> {
+        None
+    }
+}
+
+/// Nothing is known.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoFacts;
+
+impl Facts for NoFacts {}

@@ -1,0 +1,165 @@
+//! Why an attempt brought no response, and the answer that the client gets in its place.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use meltemi_filters::{Cause, LocalReply, ResponseFlag};
+use meltemi_proxy_config::route::AttemptFailure;
+
+use super::upstream::NoResponse;
+use crate::http1::client::ReadError;
+use crate::router::Plan;
+use crate::router::timeout::{Clocks, Limit};
+use crate::upstream::cluster::WorkerHost;
+
+/// Why there was no response.
+#[derive(Debug)]
+pub struct Failure {
+    /// As retry policies see it; `None` is never retried.
+    pub kind: Option<AttemptFailure>,
+    /// Envoy's flag.
+    pub flag: ResponseFlag,
+    /// Envoy's reset reason.
+    pub reason: &'static str,
+    /// Why the transport failed.
+    pub transport: String,
+    /// What caused it.
+    pub cause: Cause,
+    /// A time limit passed, and the status that says so where it depends on who was slow.
+    pub limit: Option<(Limit, u16)>,
+    /// A pooled connection was found closed before it had answered anything.
+    pub stale: bool,
+    /// Counts against the endpoint.
+    pub blames_host: bool,
+}
+
+impl Failure {
+    /// A time limit passed.
+    pub fn limit(limit: Limit, plan: &Plan<'_>, clocks: &Clocks) -> Self {
+        // A client that has not sent all yet is itself the slow one.
+        let waits_for_client = !clocks.is_uploaded();
+        Self {
+            kind: limit.is_of_attempt().then_some(AttemptFailure::PerTryTimeout),
+            flag: limit.flag(),
+            reason: "",
+            transport: String::new(),
+            cause: Cause::Timeout(limit.name(), plan.decision.label().clone()),
+            limit: Some((limit, if waits_for_client { 408 } else { 504 })),
+            stale: false,
+            blames_host: limit == Limit::Total || limit.is_of_attempt(),
+        }
+    }
+
+    /// The upstream, or the way to it, failed.
+    pub(super) fn of(
+        plan: &Plan<'_>,
+        host: &WorkerHost,
+        kind: AttemptFailure,
+        flag: ResponseFlag,
+        reason: &'static str,
+        how: String,
+    ) -> Self {
+        let cause = Cause::Endpoint(plan.cluster_name.clone(), host.address, how.into());
+        Self {
+            kind: Some(kind),
+            flag,
+            reason,
+            transport: String::new(),
+            cause,
+            limit: None,
+            stale: false,
+            blames_host: true,
+        }
+    }
+
+    /// The answer, in Envoy's words.
+    pub fn reply(self, retries: u32) -> Box<LocalReply> {
+        let (status, body, details): (u16, Cow<'static, str>, Cow<'static, str>) = match self.limit {
+            Some((limit, slow)) => {
+                let status = match limit {
+                    Limit::Total | Limit::PerTry | Limit::PerTryIdle => 504,
+                    Limit::Idle | Limit::Stream => slow,
+                    Limit::Request | Limit::Upstream => 408,
+                };
+                (status, limit.body().into(), limit.details().into())
+            }
+            None if self.flag == ResponseFlag::DownstreamProtocolError => {
+                (400, "Bad Request".into(), "http1.codec_error".into())
+            }
+            None => {
+                let how = if retries > 0 { "retried and the latest reset reason: " } else { "reset reason: " };
+                let body = format!("upstream connect error or disconnect/reset before headers. {how}{}", self.reason);
+                let mut details = format!("upstream_reset_before_response_started{{{}", self.reason.replace(' ', "_"));
+                // Why a transport failed is for us to know: not in the body.
+                if !self.transport.is_empty() {
+                    details.push('|');
+                    details.push_str(&self.transport.replace(' ', "_"));
+                }
+                details.push('}');
+                let status = if self.flag == ResponseFlag::UpstreamProtocolError { 502 } else { 503 };
+                (status, body.into(), details.into())
+            }
+        };
+        let body = Bytes::from(body.into_owned());
+        Box::new(LocalReply::new(status, body, details, self.cause).flagged(self.flag))
+    }
+}
+
+/// No response head came.
+pub(super) fn read_failure(
+    plan: &Plan<'_>,
+    host: &WorkerHost,
+    error: NoResponse,
+    written: Option<String>,
+    reused: bool,
+) -> Failure {
+    match error {
+        NoResponse::H2(error) => h2_failure(plan, host, &error),
+        NoResponse::BadHead(how) => Failure::of(
+            plan,
+            host,
+            AttemptFailure::Reset,
+            ResponseFlag::UpstreamProtocolError,
+            "protocol error",
+            how.to_owned(),
+        ),
+        NoResponse::H1(ReadError::Malformed(refusal)) => Failure::of(
+            plan,
+            host,
+            AttemptFailure::Reset,
+            ResponseFlag::UpstreamProtocolError,
+            "protocol error",
+            refusal.details.to_owned(),
+        ),
+        NoResponse::H1(error) => {
+            let stale = reused && matches!(error, ReadError::Closed | ReadError::Io(_));
+            // Nothing of the request reached a connection that refused the first byte.
+            let kind = if written.is_some() { AttemptFailure::ResetBeforeRequest } else { AttemptFailure::Reset };
+            let how = written.unwrap_or_else(|| error.to_string());
+            let failure = Failure::of(
+                plan,
+                host,
+                kind,
+                ResponseFlag::UpstreamConnectionTermination,
+                "connection termination",
+                how,
+            );
+            Failure { stale, ..failure }
+        }
+    }
+}
+
+/// An HTTP/2 stream failed.
+pub(super) fn h2_failure(plan: &Plan<'_>, host: &WorkerHost, error: &h2::Error) -> Failure {
+    let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM) || (error.is_go_away() && error.is_remote());
+    let (kind, flag, reason) = if refused {
+        (AttemptFailure::Refused, ResponseFlag::UpstreamRemoteReset, "remote refused stream reset")
+    } else if error.is_reset() && error.is_remote() {
+        (AttemptFailure::Reset, ResponseFlag::UpstreamRemoteReset, "remote reset")
+    } else if error.is_io() {
+        (AttemptFailure::Reset, ResponseFlag::UpstreamConnectionTermination, "connection termination")
+    } else {
+        (AttemptFailure::Reset, ResponseFlag::UpstreamProtocolError, "protocol error")
+    };
+    Failure::of(plan, host, kind, flag, reason, error.to_string())
+}
