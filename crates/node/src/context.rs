@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Seek as _, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -32,6 +33,8 @@ pub(crate) struct Context {
     pub(crate) published: Mutex<BTreeMap<u16, SocketAddr>>,
     /// True once the control plane's root certificate is there.
     pub(crate) control_ready: watch::Receiver<bool>,
+    /// Everything ends; nobody is left to be spared.
+    pub(crate) ending: AtomicBool,
     /// Environment of the mesh's own programs.
     pub(crate) base_env: BTreeMap<String, String>,
 }

@@ -62,6 +62,8 @@ pub enum Event {
     },
     /// Every workload that was wanted at the start is ready.
     AllReady,
+    /// Something is wrong with the configuration: place, code, and what to do.
+    Finding(String),
     /// Something is wrong but the rest goes on.
     Warning(String),
     /// The node cannot go on.

@@ -37,6 +37,7 @@ mod pods;
 mod programs;
 mod readiness;
 mod relay;
+mod reporter;
 mod resolver;
 mod run_services;
 mod services;

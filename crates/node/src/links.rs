@@ -18,6 +18,7 @@ const DELETE_LINK: u16 = 17;
 const NEW_ADDRESS: u16 = 20;
 const NEW_ROUTE: u16 = 24;
 
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
@@ -30,7 +31,8 @@ pub(crate) fn set_up_router(address: Ipv4Addr, prefix: u8, second: Ipv4Addr) -> 
     up(&route, "lo")?;
     let mut m = Messages::default();
     m.push(NEW_LINK, NLM_F_CREATE | NLM_F_EXCL, &link(0, false), |a| {
-        a.text(IFLA_IFNAME, BRIDGE).nest(IFLA_LINKINFO, |a| {
+        // Else it is the lowest of its ports' addresses, which come and go.
+        a.text(IFLA_IFNAME, BRIDGE).bytes(IFLA_ADDRESS, &hardware_address(address)).nest(IFLA_LINKINFO, |a| {
             a.text(1, "bridge");
         });
     });
@@ -53,7 +55,8 @@ pub(crate) fn connect_workload(netns: &Netns, address: Ipv4Addr, prefix: u8, rou
         a.text(IFLA_IFNAME, &name).ne32(IFLA_MASTER, bridge).nest(IFLA_LINKINFO, |a| {
             a.text(1, "veth").nest(2, |a| {
                 a.nest(1, |a| {
-                    a.raw(&link(0, false)).text(IFLA_IFNAME, "eth0").ne32(IFLA_NET_NS_FD, fd.cast_unsigned());
+                    a.raw(&link(0, false)).text(IFLA_IFNAME, "eth0").bytes(IFLA_ADDRESS, &hardware_address(address));
+                    a.ne32(IFLA_NET_NS_FD, fd.cast_unsigned());
                 });
             });
         });
@@ -77,6 +80,13 @@ pub(crate) fn disconnect_workload(address: Ipv4Addr) -> io::Result<()> {
     header[4..8].copy_from_slice(&index.to_ne_bytes());
     m.push(DELETE_LINK, 0, &header, |_| {});
     route.request(m)
+}
+
+/// A workload that is made anew under its old address is found at once: the others' ARP caches hold what was true before, and
+/// would be believed for ten seconds.
+fn hardware_address(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x02, 0, a, b, c, d]
 }
 
 /// Name of the bridge's end of a workload's pair: the address tells whose it is.

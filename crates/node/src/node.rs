@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,10 +21,15 @@ use crate::context::Context;
 use crate::desired::desired;
 use crate::dialler::Dialler;
 use crate::events::Event;
+use crate::images::ImageMap;
+use crate::relay::Relay;
 use crate::resolver::Resolver;
-use crate::spec::{WorkloadKey, WorkloadSpec};
+use crate::spec::{NO_ENVOY, ProxyKind, WorkloadKey, WorkloadSpec};
 use crate::workload::{self, Command, Handle};
-use crate::{api_server, control, gateways, host_sockets, kernel, links, objects, relay, run_services, services};
+use crate::{
+    api_server, control, gateways, host_sockets, images, kernel, links, objects, relay, reporter, run_services,
+    services,
+};
 
 /// What the API and the main loop share.
 pub(crate) struct Node {
@@ -38,6 +44,8 @@ pub(crate) struct Node {
 pub(crate) struct State {
     pub(crate) handles: BTreeMap<WorkloadKey, Handle>,
     pub(crate) runs: BTreeMap<WorkloadKey, WorkloadSpec>,
+    /// Deployments of which something does not run as it is written, and why.
+    pub(crate) problems: Vec<String>,
 }
 
 /// Runs until told to stop; the exit code.
@@ -82,14 +90,21 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
     let plan = RouterPlan { bridge: links::BRIDGE, pods: pods(), relay_port: RELAY_PORT, dns_port: 53 };
     apply(&plan.rules())?;
 
-    let relay = TcpListener::bind(("0.0.0.0", RELAY_PORT)).await.context("binding the relay's port")?;
-    tokio::spawn(relay::serve(relay, Arc::clone(&dialler), inside()));
-
     std::fs::write(config.objects_dir().join("gateways.yaml"), if config.gateways { gateways::OBJECTS } else { "" })?;
     let view = objects::View::start(&config).context("reading the configuration")?;
     let mut worlds = view.worlds();
     worlds.wait_for(|world| world.is_ready()).await.context("reading the configuration")?;
     let services = services::follow(view.worlds());
+    let listener = TcpListener::bind(("0.0.0.0", RELAY_PORT)).await.context("binding the relay's port")?;
+    let relay = Relay {
+        dialler: Arc::clone(&dialler),
+        inside: inside(),
+        services: services.clone(),
+        turn: AtomicUsize::new(0),
+    };
+    tokio::spawn(relay::serve(listener, relay));
+    tokio::spawn(reporter::tell(view.worlds(), Arc::clone(&dialler)));
+    let mut images = images::follow(config.image_files.clone(), config.images.clone(), Arc::clone(&dialler));
     for address in [ROUTER, PROXY_RESOLVER, std::net::Ipv4Addr::LOCALHOST] {
         // Each by itself: an answer from a socket bound to any address would not leave from the address that was asked.
         let resolver =
@@ -111,6 +126,7 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
         worlds: view.worlds(),
         published: Mutex::default(),
         control_ready,
+        ending: AtomicBool::new(false),
         base_env,
     });
     let node = Arc::new(Node { context: Arc::clone(&context), state: Mutex::default(), changed: Notify::new() });
@@ -124,7 +140,8 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
     let mut announced = false;
     loop {
         let world = worlds.borrow_and_update().clone();
-        let wanted = wanted(&node, &world, &mut told).await;
+        let maps = images.borrow_and_update().clone();
+        let wanted = wanted(&node, &world, &maps, &mut told).await;
         reconcile(&node, wanted, &mut addresses).await;
         if !announced {
             announced = true;
@@ -133,26 +150,38 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
         tokio::select! {
             changed = worlds.changed() => changed.context("the configuration is no longer followed")?,
             () = node.changed.notified() => {}
+            Ok(()) = images.changed() => {}
             _ = terminate.recv() => break,
         }
     }
+    node.context.ending.store(true, Ordering::Relaxed);
     let none = BTreeMap::new();
     reconcile(&node, none, &mut addresses).await;
     Ok(())
 }
 
 /// Everything that should run now. Each problem is told once, until it goes away.
-async fn wanted(node: &Node, world: &World, told: &mut BTreeSet<String>) -> BTreeMap<WorkloadKey, WorkloadSpec> {
+async fn wanted(
+    node: &Node,
+    world: &World,
+    images: &[ImageMap],
+    told: &mut BTreeSet<String>,
+) -> BTreeMap<WorkloadKey, WorkloadSpec> {
     let config = &node.context.config;
-    let (mut specs, problems) = desired(objects::of_workloads(world), &config.images, &config.proxies);
+    let (mut specs, mut problems) = desired(objects::of_workloads(world), images, &config.proxies);
+    if config.envoy.is_none() {
+        let lacking = specs.values().filter(|spec| spec.proxy == ProxyKind::Envoy);
+        problems.extend(lacking.map(|spec| format!("workload {}: {NO_ENVOY}", spec.key)));
+    }
     if config.gateways {
         specs.extend(gateways::workloads().into_iter().map(|spec| (spec.key.clone(), spec)));
     }
     for problem in problems.iter().filter(|p| !told.contains(*p)) {
         node.context.warn(problem.clone()).await;
     }
-    *told = problems.into_iter().collect();
-    let state = node.state.lock().expect("nothing panics while it holds the state");
+    *told = problems.iter().cloned().collect();
+    let mut state = node.state.lock().expect("nothing panics while it holds the state");
+    state.problems = problems;
     for (key, spec) in &state.runs {
         specs.entry(key.clone()).or_insert_with(|| spec.clone());
     }

@@ -25,6 +25,21 @@ pub(crate) async fn proxy_answers(address: Ipv4Addr) {
     }
 }
 
+/// A proxy that does not say that it is ready, asked this often in a row, is not.
+const FAILURES: u32 = 3;
+const PERIOD: Duration = Duration::from_secs(5);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Waits until a proxy that was ready has not been so for a while: stopped, stuck, or draining.
+pub(crate) async fn proxy_falls_silent(address: Ipv4Addr) {
+    let mut failures = 0;
+    while failures < FAILURES {
+        tokio::time::sleep(PERIOD).await;
+        let answers = tokio::time::timeout(PROBE_TIMEOUT, ask_ready(address)).await.unwrap_or(false);
+        failures = if answers { 0 } else { failures + 1 };
+    }
+}
+
 async fn ask_ready(address: Ipv4Addr) -> bool {
     let ask = async {
         let mut stream = TcpStream::connect((address, 15021)).await?;

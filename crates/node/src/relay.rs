@@ -1,24 +1,39 @@
 //! The way out for what no workload answers: connections that the router's rules redirected here are dialled from the
 //! machine's own network and copied both ways.
+//!
+//! What is for a service's own address goes to one of its endpoints, as kube-proxy would have it: a proxy passes such
+//! connections on as they are when its configuration does not know the service (Sidecar, PASSTHROUGH, excluded ports).
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use meltemi_redirect::Cidr;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::dialler::Dialler;
+use crate::services::Services;
 
 /// Connections to the outside at a time; further ones wait in the listener's queue.
 const CONNECTIONS: usize = 4096;
 
+/// What connections are decided by.
+pub(crate) struct Relay {
+    pub(crate) dialler: Arc<Dialler>,
+    /// Blocks that are the mesh's own: nothing outside answers them.
+    pub(crate) inside: Vec<Cidr>,
+    pub(crate) services: watch::Receiver<Arc<Services>>,
+    /// Deals connections to endpoints round robin.
+    pub(crate) turn: AtomicUsize,
+}
+
 /// Accepts for ever.
-pub(crate) async fn serve(listener: TcpListener, dialler: Arc<Dialler>, inside: Vec<Cidr>) {
+pub(crate) async fn serve(listener: TcpListener, relay: Relay) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
-    let inside: Arc<[Cidr]> = inside.into();
+    let relay = Arc::new(relay);
     loop {
         let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
         let stream = match listener.accept().await {
@@ -29,33 +44,41 @@ pub(crate) async fn serve(listener: TcpListener, dialler: Arc<Dialler>, inside: 
                 continue;
             }
         };
-        let (dialler, inside) = (Arc::clone(&dialler), Arc::clone(&inside));
+        let relay = Arc::clone(&relay);
         tokio::spawn(async move {
-            relay(stream, &dialler, &inside).await;
+            relay.carry(stream).await;
             drop(permit);
         });
     }
 }
 
-async fn relay(mut inner: TcpStream, dialler: &Dialler, inside: &[Cidr]) {
-    let Some(to) = original_destination(&inner) else { return reset(&inner) };
-    // A service's own address that no sidecar and no rule took: nothing outside answers it.
-    if inside.iter().any(|block| block.contains(to.ip())) || is_own(&inner, to.ip()) {
-        return reset(&inner);
-    }
-    let dialled = dialler.connect(to).await.and_then(TcpStream::from_std);
-    match dialled {
-        Ok(mut outer) => {
-            let _ = (inner.set_nodelay(true), outer.set_nodelay(true));
-            if tokio::io::copy_bidirectional(&mut inner, &mut outer).await.is_err() {
+impl Relay {
+    async fn carry(&self, mut inner: TcpStream) {
+        let Some(to) = original_destination(&inner) else { return reset(&inner) };
+        match self.dial(&inner, to).await {
+            Ok(mut outer) => {
+                let _ = (inner.set_nodelay(true), outer.set_nodelay(true));
+                if tokio::io::copy_bidirectional(&mut inner, &mut outer).await.is_err() {
+                    reset(&inner);
+                    reset(&outer);
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%to, %error, "nobody answered");
                 reset(&inner);
-                reset(&outer);
             }
         }
-        Err(error) => {
-            tracing::debug!(%to, %error, "the outside did not answer");
-            reset(&inner);
+    }
+
+    async fn dial(&self, inner: &TcpStream, to: SocketAddr) -> std::io::Result<TcpStream> {
+        let endpoint = self.services.borrow().endpoint(to, self.turn.fetch_add(1, Ordering::Relaxed));
+        if let Some(endpoint) = endpoint {
+            return TcpStream::connect(endpoint).await;
         }
+        if self.inside.iter().any(|block| block.contains(to.ip())) || is_own(inner, to.ip()) {
+            return Err(std::io::ErrorKind::AddrNotAvailable.into());
+        }
+        self.dialler.connect(to).await.and_then(TcpStream::from_std)
     }
 }
 

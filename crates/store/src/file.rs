@@ -1,25 +1,27 @@
 //! Directories of YAML as a source: watched, settled, diffed.
 //!
 //! One thread: it sleeps until the kernel reports a change (or the time for a look of its own has come), waits until the writing
-//! has settled, scans, and sends what differs. All decisions are in `set`, which knows no clock and no disk.
+//! has settled, scans, and sends what differs. A file that is still open for writing stays what it was. All decisions are in
+//! `set`, which knows no clock and no disk.
 
 mod last_good;
 mod scan;
 mod set;
+mod watch;
 
 use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use meltemi_types::{Diagnostic, ObjectRef, Position, Severity};
-use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use meltemi_types::Diagnostic;
 use tracing::{debug, info, warn};
 
 use crate::delta::{Delta, SourceSender, SourceUpdate};
 use last_good::LastGood;
 use scan::Scanner;
 use set::FileSet;
+use watch::{Wake, Watch, Writers};
 
 /// A directory to read.
 #[derive(Debug, Clone)]
@@ -77,12 +79,6 @@ pub struct FileSource {
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Debug)]
-enum Wake {
-    Changed,
-    Stop,
-}
-
 /// Someone who never stops writing does not keep the mesh from seeing it.
 const MAX_SETTLE: Duration = Duration::from_millis(100);
 /// While a directory cannot be watched, or the state cannot be written, it is looked at this often.
@@ -120,28 +116,21 @@ struct Runner {
     scanner: Scanner,
     set: FileSet,
     last_good: LastGood,
-    watcher: Option<RecommendedWatcher>,
-    watched: Vec<bool>,
+    watch: Watch,
+    writers: Writers,
     sent: Option<Vec<Diagnostic>>,
 }
 
 impl Runner {
     fn new(options: FileSourceOptions, events: mpsc::Sender<Wake>) -> Self {
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Our own reading opens files; only what changes them counts.
-            if event.map_or(true, |event| !event.kind.is_access() || is_close_after_write(&event.kind)) {
-                let _ = events.send(Wake::Changed);
-            }
-        });
-        let watcher = watcher.inspect_err(|error| warn!(%error, "directories are not watched but looked at")).ok();
         let last_good = LastGood::open(options.state.clone());
         Self {
             scanner: Scanner::new(options.directories.clone()),
             set: FileSet::default(),
-            watched: vec![false; options.directories.len()],
+            watch: Watch::new(options.directories.len(), events),
+            writers: Writers::default(),
             options,
             last_good,
-            watcher,
             sent: None,
         }
     }
@@ -149,74 +138,50 @@ impl Runner {
     fn run(&mut self, woken: &mpsc::Receiver<Wake>, sender: &SourceSender) {
         loop {
             // Watch first: what changes during the scan wakes the next one.
-            let watch_findings = self.watch();
+            let watch_findings = self.watch.directories(&self.options.directories);
+            let next_writer = self.writers.expire(Instant::now());
             if !self.scan(watch_findings, sender) {
                 return debug!("the store has ended");
             }
+            // What was written to a link's target before it was watched is found by looking once more.
+            if self.watch.links(self.scanner.links(), &self.options.directories) {
+                continue;
+            }
             // Nothing reports that a disk has room again.
-            let is_quiet = self.watched.iter().all(|watched| *watched) && !self.last_good.has_work();
+            let is_quiet = self.watch.is_complete() && !self.last_good.has_work();
             let patience = if is_quiet { self.options.rescan } else { UNWATCHED_RESCAN.min(self.options.rescan) };
+            let patience = next_writer.map_or(patience, |next| patience.min(next));
             match woken.recv_timeout(patience) {
-                Ok(Wake::Changed) | Err(RecvTimeoutError::Timeout) => {}
-                Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(wake) => {
+                    if !self.writers.note(wake, Instant::now()) {
+                        return;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
             }
             let first = Instant::now();
             loop {
                 match woken.recv_timeout(self.options.settle) {
-                    Ok(Wake::Changed) if first.elapsed() < MAX_SETTLE => {}
-                    Ok(Wake::Changed) | Err(RecvTimeoutError::Timeout) => break,
-                    Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                    Ok(wake) => {
+                        if !self.writers.note(wake, Instant::now()) {
+                            return;
+                        }
+                        if first.elapsed() >= MAX_SETTLE {
+                            break;
+                        }
+                    }
+                    Err(RecvTimeoutError::Timeout) => break,
+                    Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
         }
-    }
-
-    /// Watches the directories that are not watched yet.
-    fn watch(&mut self) -> Vec<Diagnostic> {
-        let mut findings = Vec::new();
-        for (directory, watched) in self.options.directories.iter().zip(&mut self.watched) {
-            if *watched && directory.path.is_dir() {
-                continue;
-            }
-            let path = &directory.path;
-            if *watched && let Some(watcher) = &mut self.watcher {
-                // The directory was removed; whatever takes its name is another one.
-                let _ = watcher.unwatch(path);
-            }
-            let result = match &mut self.watcher {
-                Some(watcher) if path.is_dir() => {
-                    watcher.watch(path, RecursiveMode::Recursive).map_err(|error| error.to_string())
-                }
-                Some(_) => {
-                    // That it is missing, the scan tells.
-                    *watched = false;
-                    continue;
-                }
-                None => Err("the kernel's file watch is not available".to_owned()),
-            };
-            *watched = result.is_ok();
-            if let Err(error) = result {
-                findings.push(Diagnostic {
-                    code: "MEL0404".to_owned(),
-                    severity: Severity::Warning,
-                    object: ObjectRef::default(),
-                    field: String::new(),
-                    position: Position { file: path.display().to_string(), ..Position::default() },
-                    message: format!(
-                        "changes are found within {} s only, since the directory cannot be watched: {error}",
-                        UNWATCHED_RESCAN.as_secs()
-                    ),
-                    remedy: "raise fs.inotify.max_user_watches and fs.inotify.max_user_instances".to_owned(),
-                });
-            }
-        }
-        findings
     }
 
     /// Scans and sends; false if nobody listens any more.
     fn scan(&mut self, mut findings: Vec<Diagnostic>, sender: &SourceSender) -> bool {
         let first = self.sent.is_none();
-        let changes = self.scanner.scan();
+        let changes = self.scanner.scan(&self.writers);
         if !first
             && changes.is_empty()
             && findings.is_empty()
@@ -253,9 +218,4 @@ impl Runner {
         self.sent = Some(findings);
         sender.send_blocking(SourceUpdate { deltas, diagnostics })
     }
-}
-
-fn is_close_after_write(kind: &notify::EventKind) -> bool {
-    use notify::event::{AccessKind, AccessMode};
-    matches!(kind, notify::EventKind::Access(AccessKind::Close(AccessMode::Write)))
 }

@@ -164,7 +164,8 @@ fn manager_message(input: &HttpInput) -> hcm::HttpConnectionManager {
             message.forward_client_cert_details = m::ForwardClientCertDetails::SanitizeSet as i32;
             message.set_current_client_cert_details = Some(client_certificate(true));
         }
-        Direction::Outbound => {}
+        // Istio leaves the name out here: callers within the mesh see Envoy's default, `server: envoy`.
+        Direction::Outbound => message.server_name.clear(),
     }
     message
 }

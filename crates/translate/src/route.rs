@@ -166,7 +166,8 @@ fn host_message(input: &VirtualHostInput) -> route::VirtualHost {
         domains: domains.clone(),
         routes: routes.iter().map(route_message).collect(),
         require_tls: if *require_tls { TlsRequirementType::All } else { TlsRequirementType::None } as i32,
-        include_request_attempt_count: true,
+        // The caller's proxy has counted; the server's passes on what it says.
+        include_request_attempt_count: !routes.iter().any(|route| matches!(route, RouteInput::Inbound { .. })),
         ..Default::default()
     }
 }
@@ -241,4 +242,21 @@ fn origin_metadata(kind: &str, namespace: &str, name: &str) -> Option<core::Meta
     let path = format!("/apis/networking.istio.io/v1/namespaces/{namespace}/{kind}/{name}");
     let fields = [("config".to_owned(), value_of(path))];
     metadata(BTreeMap::from([("istio", wkt::Struct { fields: fields.into_iter().collect() })]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_callers_proxy_counts_attempts_and_the_servers_passes_the_count_on() {
+        let counts = |route| {
+            let (name, domains) = ("v".to_owned(), vec!["*".to_owned()]);
+            host_message(&VirtualHostInput { name, domains, routes: vec![route], require_tls: false })
+                .include_request_attempt_count
+        };
+        let cluster = || "c".to_owned();
+        assert!(counts(RouteInput::Passthrough { cluster: cluster() }));
+        assert!(!counts(RouteInput::Inbound { cluster: cluster(), is_grpc: false, retries: None }));
+    }
 }

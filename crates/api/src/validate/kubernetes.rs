@@ -58,6 +58,13 @@ pub(super) fn check_deployment(spec: &DeploymentSpec, at: &mut Report) {
     if spec.replicas.is_some_and(|replicas| replicas < 0) {
         at.field("replicas", |at| at.error(INVALID, "must be greater than or equal to 0", "write 0 or more"));
     }
+    at.field("template", |at| {
+        at.field("spec", |at| {
+            if spec.template.spec.containers.is_empty() {
+                at.field("containers", |at| at.error(MISSING, "Required value", "add a container"));
+            }
+        });
+    });
     if !spec.selector.match_labels.is_empty() && !spec.selector.match_labels.selects(&spec.template.metadata.labels) {
         at.field("template", |at| {
             at.field("metadata", |at| {

@@ -174,6 +174,11 @@ fn other_kinds_rules() {
             "unknown attribute",
         ),
         (object("Telemetry", "telemetry", "{tracing: [{randomSamplingPercentage: 101}]}"), "range [0..100]"),
+        (
+            // Half written: the rest is still to come.
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec:\n  replicas: 2\n".to_owned(),
+            "Required value",
+        ),
         (object("VirtualService", "security", "{}"), "API group"),
         ("apiVersion: networking.istio.io/v9\nkind: Gateway\nmetadata: {name: x}\n".to_owned(), "no version"),
         ("apiVersion: v1\nkind: Pod\nmetadata: {name: ../x}\n".to_owned(), "lower case alphanumeric"),

@@ -304,6 +304,8 @@ async fn each_object_of_a_text_stands_for_itself() {
     let kind = "httproutes.gateway.networking.k8s.io";
     let which = ObjectSelector { kind: kind.into(), ns: "default".into(), name: "way".into() };
     assert_eq!(admin.delete(&which, false).await.expect("answers").objects[0].action, Action::Deleted);
+    let slip = find("virtualservics", "").await.expect_err("no kind").to_string();
+    assert!(slip.contains("did you mean virtualservices?"), "{slip}");
     assert!(find("httproutes", "way").await.is_err_and(|error| error.to_string().contains("knows no kind")));
 
     // What is not there is another failure than what makes no sense.

@@ -116,8 +116,8 @@ pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
         }
     };
     let dns = (!args.router).then(|| {
-        let mut server = DnsOptions::new(workload.search_domains());
-        server.zones = vec![workload.domain_suffix.clone()];
+        // No zone is ours alone: the node's resolver also knows the services that a Sidecar hides from this proxy.
+        let server = DnsOptions::new(workload.search_domains());
         SidecarDns { server, upstreams: vec![(router, 53).into()] }
     });
     let own_health = !matches!(proxy, ProxyChoice::Envoy(_));

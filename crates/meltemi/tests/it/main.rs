@@ -3,11 +3,13 @@
 //! Every test starts the built binary (`MELTEMI_BIN`, else the one cargo built for the tests). What the machine cannot do
 //! is a visible, counted skip: see [`skip`].
 
+mod changes;
 mod disk;
 mod envoy;
 mod foreign;
 mod http;
 mod lifecycle;
+mod machine;
 mod mesh;
 mod objects;
 mod observability;

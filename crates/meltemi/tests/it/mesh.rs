@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::http::{self, Answer};
+use crate::machine::Machine;
 
 /// How long a mesh may take to come up, and a change to show; far beyond what either takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -31,6 +32,8 @@ pub struct Mesh {
     said: Arc<Mutex<Vec<String>>>,
     /// What the gateway's port 8080 is published as.
     pub gateway: SocketAddr,
+    /// Given back when the mesh has ended.
+    _machine: Machine,
 }
 
 /// A mesh about to be started.
@@ -42,6 +45,7 @@ pub struct Plan {
     environment: Vec<(String, PathBuf)>,
     /// Size of the file system that the state is on, if it has one of its own.
     state_size: Option<String>,
+    alone: bool,
 }
 
 impl Plan {
@@ -52,7 +56,7 @@ impl Plan {
             fs::create_dir(home.path().join(folder)).expect("a fresh folder");
         }
         fs::write(home.path().join("images.yaml"), BOOKINFO_IMAGES).expect("a writable folder");
-        Self { home, command: "up", arguments: Vec::new(), environment: Vec::new(), state_size: None }
+        Self { home, command: "up", arguments: Vec::new(), environment: Vec::new(), state_size: None, alone: false }
     }
 
     /// Bookinfo as the program brings it, instead of nothing.
@@ -76,6 +80,12 @@ impl Plan {
     /// Puts the state onto a file system of its own, of this size, that the mesh alone sees.
     pub fn state_of(mut self, size: &str) -> Self {
         self.state_size = Some(size.to_owned());
+        self
+    }
+
+    /// With no other mesh on the machine meanwhile.
+    pub fn alone(mut self) -> Self {
+        self.alone = true;
         self
     }
 
@@ -107,8 +117,9 @@ impl Plan {
 
     /// Starts it and waits for nothing.
     pub fn launch(self) -> Mesh {
+        let machine = if self.alone { Machine::alone() } else { Machine::shared() };
         let (supervisor, said) = self.spawn();
-        Mesh { supervisor, plan: self, said, gateway: ([127, 0, 0, 1], 0).into() }
+        Mesh { supervisor, plan: self, said, gateway: ([127, 0, 0, 1], 0).into(), _machine: machine }
     }
 
     fn spawn(&self) -> (Child, Arc<Mutex<Vec<String>>>) {

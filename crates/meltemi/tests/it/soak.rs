@@ -263,6 +263,7 @@ fn nothing_fails_while_everything_changes() {
     let (_, Some(first_subsets)) = subsets(false, "simple: ROUND_ROBIN") else { unreachable!("it has a text") };
     let (_, Some(first_route)) = route(0, &[("v1", 50), ("v2", 50)], "") else { unreachable!("it has a text") };
     let mut mesh = Plan::new()
+        .alone()
         .argument("--no-gateways")
         .argument("--certificate-lifetime=30s")
         .file("mesh.yaml", ACCESS_LOG)

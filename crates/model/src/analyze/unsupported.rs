@@ -1,7 +1,7 @@
 //! What is read and has no effect yet: kinds, fields, settings of the mesh. Silence would let a policy seem to hold.
 
 use meltemi_api::networking::{ClientTlsSettings, TrafficPolicy};
-use meltemi_api::security::AuthorizationAction;
+use meltemi_api::security::{AuthorizationAction, AuthorizationPolicy, Source};
 use meltemi_api::{Kind, MeshConfig, Object, Spec};
 use meltemi_types::{Diagnostic, Severity};
 
@@ -10,6 +10,7 @@ use crate::lower::finding;
 
 /// The one code of everything that is not supported yet.
 const UNSUPPORTED: &str = "MEL0307";
+const NO_TOKENS: &str = "tokens are not checked yet: no request has a request principal or claims";
 
 pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
     for object in snapshot.tables.iter() {
@@ -30,10 +31,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                 let message = "WorkloadGroup is not read yet and has no effect";
                 tell(object, "spec", message, "write WorkloadEntries", found);
             }
-            Spec::AuthorizationPolicy(spec) if spec.action == AuthorizationAction::Custom => {
-                let message = "no external authorizer is asked yet: what the rules select is denied";
-                tell(object, "spec.action", message, "use ALLOW or DENY", found);
-            }
+            Spec::AuthorizationPolicy(spec) => authorization(object, spec, found),
             Spec::DestinationRule(spec) => {
                 if let Some(policy) = &spec.traffic_policy {
                     traffic_policy(object, "spec.trafficPolicy", policy, found);
@@ -81,6 +79,36 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
         for name in unread(&snapshot.mesh) {
             let message = format!("{name} is not read yet and has no effect");
             tell(object, &format!("data.mesh: {name}"), message, "remove it, so that nobody relies on it", found);
+        }
+    }
+}
+
+fn authorization(object: &Object, spec: &AuthorizationPolicy, found: &mut Vec<Diagnostic>) {
+    if spec.action == AuthorizationAction::Custom {
+        let message = "no external authorizer is asked yet: what the rules select is denied";
+        tell(object, "spec.action", message, "use ALLOW or DENY", found);
+    }
+    for (field, is_set) in
+        [("spec.targetRef", spec.target_ref.is_some()), ("spec.targetRefs", !spec.target_refs.is_empty())]
+    {
+        if is_set {
+            let message = "what it refers to is not served yet: the policy is in force nowhere";
+            tell(object, field, message, "choose workloads by selector", found);
+        }
+    }
+    for (index, rule) in spec.rules.iter().enumerate() {
+        for (at, from) in rule.from.iter().enumerate() {
+            let is_named =
+                |source: &Source| !(source.request_principals.is_empty() && source.not_request_principals.is_empty());
+            if from.source.as_ref().is_some_and(is_named) {
+                let field = format!("spec.rules[{index}].from[{at}].source");
+                tell(object, &field, NO_TOKENS, "use principals", found);
+            }
+        }
+        for (at, condition) in rule.when.iter().enumerate() {
+            if condition.key.starts_with("request.auth.") {
+                tell(object, &format!("spec.rules[{index}].when[{at}].key"), NO_TOKENS, "use source.principal", found);
+            }
         }
     }
 }

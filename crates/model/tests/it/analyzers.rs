@@ -160,6 +160,19 @@ spec:
     outlierDetection: {outlierDetectionHttpErrorCodes: [418]}
   subsets: [{name: a, trafficPolicy: {tunnel: {targetHost: y.org, targetPort: 443}}}]
 ---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: attached}
+spec: {targetRefs: [{kind: Service, group: '', name: x}], action: DENY, rules: [{}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: tokens}
+spec:
+  rules:
+  - from: [{source: {principals: [a]}}, {source: {notRequestPrincipals: ['*']}}]
+    when: [{key: 'request.auth.claims[iss]', values: [x]}, {key: source.ip, values: [10.0.0.1]}]
+---
 apiVersion: v1
 kind: ConfigMap
 metadata: {name: istio, namespace: istio-system}
@@ -173,6 +186,9 @@ data:
     assert_eq!(
         told,
         [
+            "MEL0307 AuthorizationPolicy/attached.default spec.targetRefs",
+            "MEL0307 AuthorizationPolicy/tokens.default spec.rules[0].from[1].source",
+            "MEL0307 AuthorizationPolicy/tokens.default spec.rules[0].when[0].key",
             "MEL0307 ConfigMap/istio.istio-system data.mesh: meshMTLS",
             "MEL0307 DestinationRule/out.default spec.subsets[0].trafficPolicy.tunnel",
             "MEL0307 DestinationRule/out.default spec.trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes",

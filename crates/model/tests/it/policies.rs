@@ -194,7 +194,10 @@ data:
             "{selector: {matchLabels: {app: quiet}}, accessLogging: [{match: {mode: CLIENT}, disabled: true}]}"
         ),
     );
-    let snapshot = clean(&text);
+    let build = build(&text);
+    // That the filter is for Envoy alone.
+    assert_eq!(codes(&build), ["MEL0307 Telemetry/shop.shop spec.accessLogging[0].filter"]);
+    let snapshot = build.snapshot;
     let of = |ns: &str, pairs: &[(&str, &str)], mode| snapshot.access_logs(ns, &labels(pairs), mode);
     let mesh = of("other", &[], WorkloadMode::Server);
     assert_eq!(

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use meltemi_types::{Diagnostic, ObjectRef, Position, Severity};
 
 use super::Directory;
+use super::watch::Writers;
 
 /// A file by directory and path: the order of precedence.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,11 +70,19 @@ pub(crate) struct Scanner {
     seen: BTreeMap<FileKey, Seen>,
     findings: Vec<Diagnostic>,
     findings_changed: bool,
+    /// Where links lead, as of the last scan.
+    links: BTreeSet<PathBuf>,
 }
 
 impl Scanner {
     pub fn new(directories: Vec<Directory>) -> Self {
-        Self { directories, seen: BTreeMap::new(), findings: Vec::new(), findings_changed: false }
+        Self {
+            directories,
+            seen: BTreeMap::new(),
+            findings: Vec::new(),
+            findings_changed: false,
+            links: BTreeSet::new(),
+        }
     }
 
     /// What is wrong with directories, as of the last scan.
@@ -86,16 +95,23 @@ impl Scanner {
         self.findings_changed
     }
 
-    /// Looks, and answers what changed, in order of precedence.
-    pub fn scan(&mut self) -> Vec<FileChange> {
+    /// Where links among files and directories lead, as of the last scan.
+    pub fn links(&self) -> &BTreeSet<PathBuf> {
+        &self.links
+    }
+
+    /// Looks, and answers what changed, in order of precedence. Files that somebody is writing are as they were.
+    pub fn scan(&mut self, writers: &Writers) -> Vec<FileChange> {
         let mut findings = Vec::new();
         let mut present = BTreeSet::new();
         let mut unknown = BTreeSet::new();
+        let mut links = BTreeSet::new();
         for (index, directory) in self.directories.iter().enumerate() {
             let mut walk = Walk {
                 directory: index,
                 present: &mut present,
                 findings: &mut findings,
+                links: &mut links,
                 visited: BTreeSet::new(),
                 complete: true,
             };
@@ -104,8 +120,9 @@ impl Scanner {
                 unknown.insert(index);
             }
         }
+        self.links = links;
         let mut changes = Vec::new();
-        for file in &present {
+        for file in present.iter().filter(|file| !writers.has(&file.path, !self.links.is_empty())).collect::<Vec<_>>() {
             if let Some(content) = self.look(file) {
                 changes.push(FileChange { file: file.clone(), content });
             }
@@ -177,21 +194,28 @@ impl Stamp {
 
 /// The files of a directory, in order.
 pub(crate) fn list(directory: &Path) -> Vec<PathBuf> {
-    let (mut present, mut findings) = (BTreeSet::new(), Vec::new());
-    let mut walk =
-        Walk { directory: 0, present: &mut present, findings: &mut findings, visited: BTreeSet::new(), complete: true };
+    let (mut present, mut findings, mut links) = (BTreeSet::new(), Vec::new(), BTreeSet::new());
+    let mut walk = Walk {
+        directory: 0,
+        present: &mut present,
+        findings: &mut findings,
+        links: &mut links,
+        visited: BTreeSet::new(),
+        complete: true,
+    };
     walk.walk(directory, 0);
     present.into_iter().map(|file| file.path).collect()
 }
 
 fn read(path: &Path) -> Result<String, String> {
-    let file = fs::File::open(path).map_err(|error| format!("cannot be read: {error}"))?;
-    let metadata = file.metadata().map_err(|error| format!("cannot be read: {error}"))?;
-    if !metadata.is_file() {
+    let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
+    // Before it is opened: a named pipe without a writer would make us wait for ever.
+    if !fs::metadata(path).map_err(unreadable)?.is_file() {
         return Err("is not a regular file".to_owned());
     }
+    let file = fs::File::open(path).map_err(unreadable)?;
     let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| format!("cannot be read: {error}"))?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(format!("is larger than {} MiB", MAX_FILE_BYTES >> 20));
     }
@@ -214,6 +238,7 @@ struct Walk<'a> {
     directory: usize,
     present: &'a mut BTreeSet<FileKey>,
     findings: &'a mut Vec<Diagnostic>,
+    links: &'a mut BTreeSet<PathBuf>,
     visited: BTreeSet<(u64, u64)>,
     /// Whether everything could be listed.
     complete: bool,
@@ -238,6 +263,11 @@ impl Walk<'_> {
                 continue;
             }
             let path = entry.path();
+            if entry.file_type().is_ok_and(|kind| kind.is_symlink())
+                && let Ok(target) = fs::canonicalize(&path)
+            {
+                self.links.insert(target);
+            }
             // Follows links. A link to nothing is told when it is read.
             let is_directory = fs::metadata(&path).is_ok_and(|metadata| metadata.is_dir());
             if is_directory {

@@ -1,6 +1,7 @@
 //! The file source.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::symlink;
 
 use meltemi_store::{Directory, World};
@@ -190,4 +191,68 @@ async fn a_directory_may_come_later_and_loop() {
     running.source.rescan();
     let world = running.wait(|world| timeout(world, "a") == Some(1)).await;
     assert!(!has(&world, "MEL0402", "a"), "{:?}", world.diagnostics);
+}
+
+#[tokio::test]
+async fn a_file_is_read_when_its_writer_has_closed_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("a.yaml");
+    fs::write(&file, virtual_service("a", "1s")).expect("written");
+    let mut running = Running::start(vec![Directory::of_users(dir.path())], None);
+    running.wait(|world| timeout(world, "a") == Some(1)).await;
+
+    // As `helm template > a.yaml` does: empty at once, half of it a moment later, closed at the end.
+    let text = virtual_service("a", "2s");
+    let (half, rest) = text.split_at(text.find("spec:").expect("there"));
+    let mut writer = fs::File::create(&file).expect("emptied");
+    for (number, part) in [(1, half), (2, rest)] {
+        // What is seen after the emptying, and after each part, is the old object: another file's change tells that it was looked.
+        let other = format!("other{number}");
+        fs::write(dir.path().join(format!("{other}.yaml")), virtual_service(&other, "1s")).expect("written");
+        let world = running.wait(|world| timeout(world, &other).is_some()).await;
+        assert_eq!(timeout(&world, "a"), Some(1), "{:?}", world.diagnostics);
+        assert!(world.diagnostics.iter().all(|finding| finding.code != "MEL0101"), "{:?}", world.diagnostics);
+        writer.write_all(part.as_bytes()).expect("written");
+    }
+    drop(writer);
+    running.wait(|world| timeout(world, "a") == Some(2)).await;
+}
+
+#[tokio::test]
+async fn what_links_lead_to_is_watched() {
+    let root = tempfile::tempdir().expect("a directory");
+    let (dir, outside, folder) = (root.path().join("dir"), root.path().join("a.yaml"), root.path().join("folder"));
+    fs::create_dir_all(folder.join("deep")).expect("made");
+    fs::create_dir(&dir).expect("made");
+    let deep = folder.join("deep/b.yaml");
+    fs::write(&outside, virtual_service("a", "1s")).expect("written");
+    fs::write(&deep, virtual_service("b", "1s")).expect("written");
+    symlink(&outside, dir.join("a.yaml")).expect("linked");
+    symlink(&folder, dir.join("folder")).expect("linked");
+    // Nobody looks by himself within the time of this test.
+    let mut running = Running::start(vec![Directory::of_users(&dir)], None);
+    running.wait(|world| timeout(world, "a") == Some(1) && timeout(world, "b") == Some(1)).await;
+
+    fs::write(&outside, virtual_service("a", "2s")).expect("written");
+    running.wait(|world| timeout(world, "a") == Some(2)).await;
+    fs::write(&deep, virtual_service("b", "2s")).expect("written");
+    running.wait(|world| timeout(world, "b") == Some(2)).await;
+    // Replaced as editors do, twice: the second one is a file that was not there when the first was watched.
+    for seconds in [3, 4] {
+        let new = root.path().join("new");
+        fs::write(&new, virtual_service("a", &format!("{seconds}s"))).expect("written");
+        fs::rename(&new, &outside).expect("renamed");
+        running.wait(|world| timeout(world, "a") == Some(seconds)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_file_is_told_and_holds_nothing_up() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let made = std::process::Command::new("mkfifo").arg(dir.path().join("pipe.yaml")).status().expect("mkfifo");
+    assert!(made.success());
+    fs::write(dir.path().join("z.yaml"), virtual_service("z", "1s")).expect("written");
+    let mut running = Running::start(vec![Directory::of_users(dir.path())], None);
+    let world = running.wait(|world| timeout(world, "z") == Some(1)).await;
+    assert!(world.diagnostics.iter().any(|finding| finding.message.contains("is not a regular file")));
 }

@@ -19,6 +19,16 @@ pub(crate) fn lower_telemetry(object: &Object, findings: &mut Findings<'_>) -> T
             );
         }
     }
+    for (index, rule) in spec.access_logging.iter().enumerate() {
+        if rule.filter.as_ref().is_some_and(|filter| !filter.expression.is_empty()) {
+            findings.warn(
+                "MEL0307",
+                &format!("spec.accessLogging[{index}].filter"),
+                "only sidecars that are Envoy obey the filter; the others log every request".to_owned(),
+                "choose by selector and match.mode",
+            );
+        }
+    }
     let has_target = spec.target_ref.is_some() || !spec.target_refs.is_empty();
     let access_logging = spec.access_logging.iter().map(|rule| AccessLoggingRule {
         mode: match rule.r#match.as_ref().map(|matcher| matcher.mode) {

@@ -1,0 +1,217 @@
+//! What the kernel says of changes: whom to ask it about, and which files somebody is writing right now.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use meltemi_types::{Diagnostic, ObjectRef, Position, Severity};
+use notify::event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use tracing::{debug, warn};
+
+use super::{Directory, UNWATCHED_RESCAN};
+
+/// A file that was written to is read once its writer has closed it, or has written nothing for this long: `helm template >
+/// FILE` empties the file seconds before it fills it.
+const WRITER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the thread of a source is woken for.
+#[derive(Debug)]
+pub(crate) enum Wake {
+    /// Something is otherwise.
+    Changed,
+    /// Somebody has begun to write this file, or goes on writing.
+    Written(PathBuf),
+    /// Nobody writes this file any more.
+    Closed(PathBuf),
+    /// The source ends.
+    Stop,
+}
+
+/// The kernel's watches.
+pub(crate) struct Watch {
+    watcher: Option<RecommendedWatcher>,
+    watched: Vec<bool>,
+    /// Files and directories outside, to which links lead, as they were when they were watched.
+    outside: BTreeMap<PathBuf, (u64, u64)>,
+}
+
+impl Watch {
+    /// Nothing is watched yet; `events` hears what happens.
+    pub fn new(directories: usize, events: mpsc::Sender<Wake>) -> Self {
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            for wake in event.map_or_else(|_| vec![Wake::Changed], wakes) {
+                let _ = events.send(wake);
+            }
+        });
+        let watcher = watcher.inspect_err(|error| warn!(%error, "directories are not watched but looked at")).ok();
+        Self { watcher, watched: vec![false; directories], outside: BTreeMap::new() }
+    }
+
+    /// Whether the kernel reports every change.
+    pub fn is_complete(&self) -> bool {
+        self.watched.iter().all(|watched| *watched)
+    }
+
+    /// Watches the directories that are not watched yet.
+    pub fn directories(&mut self, directories: &[Directory]) -> Vec<Diagnostic> {
+        let mut findings = Vec::new();
+        for (directory, watched) in directories.iter().zip(&mut self.watched) {
+            if *watched && directory.path.is_dir() {
+                continue;
+            }
+            let path = &directory.path;
+            if *watched && let Some(watcher) = &mut self.watcher {
+                // The directory was removed; whatever takes its name is another one.
+                let _ = watcher.unwatch(path);
+            }
+            let result = match &mut self.watcher {
+                Some(watcher) if path.is_dir() => {
+                    watcher.watch(path, RecursiveMode::Recursive).map_err(|error| error.to_string())
+                }
+                Some(_) => {
+                    // That it is missing, the scan tells.
+                    *watched = false;
+                    continue;
+                }
+                None => Err("the kernel's file watch is not available".to_owned()),
+            };
+            *watched = result.is_ok();
+            if let Err(error) = result {
+                findings.push(unwatched(path, &error));
+            }
+        }
+        findings
+    }
+
+    /// Watches what links lead to, beside what the directories hold themselves. True if something is watched that was not.
+    pub fn links(&mut self, targets: &BTreeSet<PathBuf>, directories: &[Directory]) -> bool {
+        let Some(watcher) = self.watcher.as_mut().filter(|_| !(targets.is_empty() && self.outside.is_empty())) else {
+            return false;
+        };
+        let roots: Vec<PathBuf> = directories.iter().filter_map(|one| fs::canonicalize(&one.path).ok()).collect();
+        // One inode has one watch: what lies below a watched directory must not be named a second time.
+        let is_covered = |path: &Path| {
+            let above = path.ancestors().skip(1).any(|above| targets.contains(above) && above.is_dir());
+            above || roots.iter().any(|root| path.starts_with(root))
+        };
+        let mut wanted = BTreeMap::new();
+        for target in targets.iter().filter(|target| !is_covered(target)) {
+            if let Ok(metadata) = fs::metadata(target) {
+                wanted.insert(target.clone(), (metadata.dev(), metadata.ino()));
+            }
+        }
+        self.outside.retain(|path, inode| {
+            let stays = wanted.get(path) == Some(inode);
+            if !stays {
+                let _ = watcher.unwatch(path);
+            }
+            stays
+        });
+        let mut is_more = false;
+        for (path, inode) in wanted {
+            if self.outside.contains_key(&path) {
+                continue;
+            }
+            match watcher.watch(&path, RecursiveMode::Recursive) {
+                Ok(()) => {
+                    self.outside.insert(path, inode);
+                    is_more = true;
+                }
+                Err(error) => debug!(path = %path.display(), %error, "a link's target is not watched but looked at"),
+            }
+        }
+        is_more
+    }
+}
+
+fn unwatched(path: &Path, error: &str) -> Diagnostic {
+    Diagnostic {
+        code: "MEL0404".to_owned(),
+        severity: Severity::Warning,
+        object: ObjectRef::default(),
+        field: String::new(),
+        position: Position { file: path.display().to_string(), ..Position::default() },
+        message: format!(
+            "changes are found within {} s only, since the directory cannot be watched: {error}",
+            UNWATCHED_RESCAN.as_secs()
+        ),
+        remedy: "raise fs.inotify.max_user_watches and fs.inotify.max_user_instances".to_owned(),
+    }
+}
+
+/// What an event means. Our own reading opens files; only what changes them counts.
+fn wakes(event: notify::Event) -> Vec<Wake> {
+    if event.need_rescan() || event.paths.is_empty() {
+        return vec![Wake::Changed];
+    }
+    let each = |wake: fn(PathBuf) -> Wake| event.paths.iter().cloned().map(wake).collect();
+    match event.kind {
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => each(Wake::Closed),
+        EventKind::Access(_) => Vec::new(),
+        EventKind::Modify(ModifyKind::Data(_)) => each(Wake::Written),
+        // Whoever creates a file goes on to write it. A link is complete at once.
+        EventKind::Create(CreateKind::File) => each(|path| {
+            let is_written =
+                fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.nlink() == 1);
+            if is_written { Wake::Written(path) } else { Wake::Changed }
+        }),
+        EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => each(Wake::Closed),
+        _ => vec![Wake::Changed],
+    }
+}
+
+/// Files that somebody is writing. No clock of its own.
+#[derive(Debug, Default)]
+pub(crate) struct Writers(BTreeMap<PathBuf, Instant>);
+
+impl Writers {
+    /// Takes in why the thread was woken; false if it should end.
+    pub fn note(&mut self, wake: Wake, now: Instant) -> bool {
+        match wake {
+            Wake::Stop => return false,
+            Wake::Changed => {}
+            Wake::Written(path) => _ = self.0.insert(path, now),
+            Wake::Closed(path) => _ = self.0.remove(&path),
+        }
+        true
+    }
+
+    /// Forgets writers that have been silent for too long; answers how long the next one may still be.
+    pub fn expire(&mut self, now: Instant) -> Option<Duration> {
+        self.0.retain(|_, last| now.saturating_duration_since(*last) < WRITER_PATIENCE);
+        self.0.values().map(|last| WRITER_PATIENCE - now.saturating_duration_since(*last)).min()
+    }
+
+    /// Whether a file is being written; `links` says that it may be reached by other names.
+    pub fn has(&self, path: &Path, links: bool) -> bool {
+        !self.0.is_empty()
+            && (self.0.contains_key(path)
+                || links && fs::canonicalize(path).is_ok_and(|target| self.0.contains_key(&target)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_is_waited_for_until_it_closes_or_falls_silent() {
+        let (mut writers, path, start) = (Writers::default(), PathBuf::from("/x/a.yaml"), Instant::now());
+        assert!(writers.note(Wake::Written(path.clone()), start));
+        assert!(writers.has(&path, false) && !writers.has(Path::new("/x/b.yaml"), true));
+        assert_eq!(writers.expire(start + Duration::from_secs(1)), Some(Duration::from_secs(4)));
+        // It goes on.
+        writers.note(Wake::Written(path.clone()), start + Duration::from_secs(4));
+        assert_eq!(writers.expire(start + Duration::from_secs(8)), Some(Duration::from_secs(1)));
+        assert!(writers.has(&path, false));
+        writers.note(Wake::Closed(path.clone()), start);
+        assert!(!writers.has(&path, false));
+        writers.note(Wake::Written(path.clone()), start);
+        assert_eq!(writers.expire(start + WRITER_PATIENCE), None);
+        assert!(!writers.has(&path, false) && !writers.note(Wake::Stop, start));
+    }
+}
