@@ -21,7 +21,8 @@ use crate::respond::Responder;
 use crate::steps;
 use crate::upstream::acquire::{Acquired, Ask, acquire};
 use crate::upstream::cluster::{Wish, WorkerCluster, WorkerHost};
-use crate::upstream::live::{HostResult, Resource, epoch_ms};
+use crate::upstream::live::{Resource, epoch_ms};
+use crate::upstream::outlier::HostResult;
 use attempt::{AttemptEnd, Failure};
 use timeout::{Clocks, Timeouts};
 
@@ -212,7 +213,7 @@ async fn attempts(
         };
         if let Some(failure) = failure {
             if failure.blames_host {
-                live.report(&host.live, HostResult::LocalFailure, epoch_ms(Instant::now()), cluster.len());
+                live.report(&host.live, HostResult::LocalFailure, epoch_ms(Instant::now()));
             }
             run.info.transport_failure.clone_from(&failure.transport);
             let replayable = tee.is_none_or(|tee| !tee.borrow().lost) && (tee.is_some() || body.is_empty());

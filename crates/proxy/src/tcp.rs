@@ -20,7 +20,8 @@ use crate::peer_exchange;
 use crate::report::TcpReport;
 use crate::upstream::cluster::{Wish, WorkerCluster, WorkerHost};
 use crate::upstream::connect::{Dial, DialError, Dialled, dial};
-use crate::upstream::live::{HostResult, Permit, Resource, epoch_ms};
+use crate::upstream::live::{Permit, Resource, epoch_ms};
+use crate::upstream::outlier::HostResult;
 use crate::worker::Worker;
 
 /// Why no upstream connection came about.
@@ -217,13 +218,13 @@ async fn connect(
                 }
                 info.upstream_local = dialled.stream.socket().local_addr().ok();
                 info.upstream_principal = dialled.principal;
-                cluster.entry.live.report(&host.live, HostResult::Status(200), wish.now, cluster.len());
+                cluster.entry.live.report(&host.live, HostResult::Status(200), wish.now);
                 let active = host.live.begin();
                 return Ok(Connected { upstream: dialled.stream, upstream_first, host, permit: (permit, active) });
             }
             Err(error) => {
                 cluster.entry.live.connect_fail.fetch_add(1, Relaxed);
-                cluster.entry.live.report(&host.live, HostResult::LocalFailure, wish.now, cluster.len());
+                cluster.entry.live.report(&host.live, HostResult::LocalFailure, wish.now);
                 tried.push(host.address);
                 last = Some((host.address, error));
             }

@@ -15,6 +15,7 @@ use crate::common::Common;
 use crate::published::ClusterEntry;
 use crate::start::Inspector;
 use crate::upstream::live::{Resource, epoch_ms};
+use crate::upstream::outlier::Reason;
 
 /// What there is.
 pub const HELP: &str = "admin commands are:
@@ -64,7 +65,18 @@ pub async fn stats(inspector: &Inspector, filter: Option<&Regex>, used: bool) ->
             rows.push((format!("{prefix}.upstream_rq_pending_overflow"), live.overflow.load(Relaxed)));
             rows.push((format!("{prefix}.upstream_cx_active"), u64::from(live.in_use(Resource::Connections))));
             rows.push((format!("{prefix}.upstream_cx_connect_fail"), live.connect_fail.load(Relaxed)));
-            rows.push((format!("{prefix}.outlier_detection.ejections_enforced_total"), u64::from(live.ejections())));
+            if let Some(outlier) = &live.outlier {
+                rows.push((format!("{prefix}.outlier_detection.ejections_active"), live.ejected() as u64));
+                rows.push((format!("{prefix}.outlier_detection.ejections_overflow"), outlier.overflow.load(Relaxed)));
+                let mut total = 0;
+                for (reason, name) in Reason::ALL {
+                    let (detected, enforced) = outlier.ejections(reason);
+                    total += enforced;
+                    rows.push((format!("{prefix}.outlier_detection.ejections_detected_{name}"), detected));
+                    rows.push((format!("{prefix}.outlier_detection.ejections_enforced_{name}"), enforced));
+                }
+                rows.push((format!("{prefix}.outlier_detection.ejections_enforced_total"), total));
+            }
             rows.push((format!("{prefix}.membership_total"), entry.endpoints.endpoints.len() as u64));
         }
         rows.push(("control_plane.connected_state".to_owned(), u64::from(status.connected)));
@@ -107,6 +119,8 @@ async fn entries(inspector: &Inspector) -> (Entries, HashMap<(Arc<str>, SocketAd
         all
     });
     let all = all.await.unwrap_or_default();
+    let now = epoch_ms(Instant::now());
+    all.iter().for_each(|(_, entry)| entry.live.look(now));
     let mut open = HashMap::new();
     for (cluster, address, count) in inspector.pools().await {
         *open.entry((cluster, address)).or_default() += count;
@@ -127,7 +141,6 @@ fn health(status: EndpointStatus) -> &'static str {
 /// `/clusters`
 pub async fn clusters_text(inspector: &Inspector) -> String {
     let (all, open) = entries(inspector).await;
-    let now = epoch_ms(Instant::now());
     let mut out = String::new();
     for (name, entry) in all {
         let cluster = &entry.cluster;
@@ -147,7 +160,7 @@ pub async fn clusters_text(inspector: &Inspector) -> String {
                 let _ = writeln!(out, "{name}::{at}::rq_total::{}", live.total.load(Relaxed));
                 let _ = writeln!(out, "{name}::{at}::rq_error::{}", live.errors.load(Relaxed));
                 let _ = writeln!(out, "{name}::{at}::rq_active::{}", live.active.load(Relaxed));
-                let flags = match (live.is_ejected(now), endpoint.status) {
+                let flags = match (live.is_ejected(), endpoint.status) {
                     (true, _) => "/failed_outlier_check",
                     (false, EndpointStatus::Healthy | EndpointStatus::Degraded) => "healthy",
                     (false, _) => "/failed_eds_health",
@@ -173,7 +186,6 @@ fn socket(address: SocketAddr) -> Value {
 /// `/clusters?format=json`, in the shape of `envoy.admin.v3.Clusters`.
 pub async fn clusters_json(inspector: &Inspector) -> Value {
     let (all, open) = entries(inspector).await;
-    let now = epoch_ms(Instant::now());
     let statuses: Vec<Value> = all
         .iter()
         .map(|(name, entry)| {
@@ -197,7 +209,7 @@ pub async fn clusters_json(inspector: &Inspector) -> Value {
                         ],
                         "health_status": {
                             "eds_health_status": health(endpoint.status),
-                            "failed_outlier_check": live.is_ejected(now),
+                            "failed_outlier_check": live.is_ejected(),
                         },
                         "weight": endpoint.weight,
                         "priority": endpoint.priority,

@@ -20,7 +20,8 @@ use super::secrets;
 pub use super::slots::{Origin, Received};
 use super::slots::{Slots, actives, newest, received, set};
 use crate::published::{ClusterEntry, Published};
-use crate::upstream::live::{ClusterLive, OutlierTerms, Thresholds};
+use crate::upstream::live::{ClusterLive, Thresholds};
+use crate::upstream::outlier::Outlier;
 
 /// Everything that was received.
 #[derive(Debug, Default)]
@@ -360,15 +361,7 @@ fn live(cluster: &Cluster) -> ClusterLive {
         requests: breakers.max_requests,
         retries: breakers.max_retries,
     });
-    let outlier = cluster.outlier.as_ref().map(|terms| OutlierTerms {
-        consecutive_5xx: (terms.enforcing_5xx > 0).then_some(terms.consecutive_5xx),
-        consecutive_gateway: (terms.enforcing_gateway > 0).then_some(terms.consecutive_gateway),
-        consecutive_local: (terms.enforcing_local > 0).then_some(terms.consecutive_local),
-        split_local: terms.split_local,
-        base: terms.base_ejection,
-        max: terms.max_ejection,
-        max_percent: terms.max_ejection_percent,
-    });
+    let outlier = cluster.outlier.clone().map(Outlier::new);
     ClusterLive::new(thresholds, outlier)
 }
 

@@ -31,7 +31,8 @@ use crate::http2::heads;
 use crate::respond::{Follows, Responder};
 use crate::upstream::acquire::Acquired;
 use crate::upstream::cluster::{WorkerCluster, WorkerHost};
-use crate::upstream::live::{HostResult, epoch_ms};
+use crate::upstream::live::epoch_ms;
+use crate::upstream::outlier::HostResult;
 
 /// How an attempt ended.
 pub enum AttemptEnd {
@@ -215,7 +216,7 @@ pub(crate) async fn run(
 
     // A response: the endpoint is judged, and perhaps another one asked instead.
     let now = epoch_ms(Instant::now());
-    cluster.entry.live.report(&host.live, HostResult::Status(response.status), now, cluster.len());
+    cluster.entry.live.report(&host.live, HostResult::Status(response.status), now);
     let switching = arrived.terms.framing == Framing::Empty && response.status == 101;
     let replayable = match tee {
         Some(tee) => !tee.borrow().lost,
@@ -360,7 +361,7 @@ pub(crate) async fn run(
             };
             let cause = Cause::Endpoint(plan.cluster_name.clone(), host.address, error.to_string().into());
             run.info.end(flag, format!("upstream_reset_after_response_started{{{reason}}}"), Some(cause));
-            cluster.entry.live.report(&host.live, HostResult::LocalFailure, now, cluster.len());
+            cluster.entry.live.report(&host.live, HostResult::LocalFailure, now);
             out.abort(h2::Reason::INTERNAL_ERROR);
             Ended::Broken
         }

@@ -92,10 +92,12 @@ impl WorkerCluster {
         });
         let hosts = hosts.collect();
         let now = super::live::epoch_ms(Instant::now());
-        let balancer = balancer(&entry, now);
+        // First: it may bring endpoints back.
+        let generation = entry.live.health_generation(now);
+        let balancer = balancer(&entry);
         Self {
             balancer: RefCell::new(Rc::new(balancer)),
-            balancer_of: Cell::new(entry.live.health_generation(now)),
+            balancer_of: Cell::new(generation),
             cursor: Cell::new(before.map_or_else(|| Cursor::seeded(random), |before| before.cursor.get())),
             original: RefCell::new(before.map(|before| before.original.take()).unwrap_or_default()),
             hosts,
@@ -114,7 +116,7 @@ impl WorkerCluster {
         }
         let generation = self.entry.live.health_generation(wish.now);
         if generation != self.balancer_of.get() {
-            *self.balancer.borrow_mut() = Rc::new(balancer(&self.entry, wish.now));
+            *self.balancer.borrow_mut() = Rc::new(balancer(&self.entry));
             self.balancer_of.set(generation);
         }
         let balancer = self.balancer.borrow();
@@ -188,7 +190,7 @@ impl WorkerCluster {
     }
 }
 
-fn balancer(entry: &ClusterEntry, now: u64) -> Balancer {
+fn balancer(entry: &ClusterEntry) -> Balancer {
     let health = |number: u32| {
         let (Some(endpoint), Some(Some(live))) =
             (entry.endpoints.endpoints.get(number as usize), entry.hosts.get(number as usize))
@@ -196,7 +198,7 @@ fn balancer(entry: &ClusterEntry, now: u64) -> Balancer {
             // An address that cannot be connected to (a name that has not been resolved).
             return Health::Excluded;
         };
-        if live.is_ejected(now) { Health::Unhealthy } else { endpoint.status.health() }
+        if live.is_ejected() { Health::Unhealthy } else { endpoint.status.health() }
     };
     entry.endpoints.balancer(&entry.cluster.lb, entry.cluster.hash_by_hostname, health)
 }

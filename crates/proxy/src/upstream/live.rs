@@ -1,4 +1,4 @@
-//! What all workers share of a cluster while it serves: breakers, and for each endpoint its outlier record.
+//! What all workers share of a cluster while it serves: breakers, and of each endpoint what is under way and how it went.
 //!
 //! Everything here is atomic and nothing is locked while a request is served. A cluster's record is found by name and
 //! configuration hash, so it survives changes elsewhere.
@@ -6,8 +6,10 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::outlier::{HostResult, Outlier, Record};
 
 /// What a breaker counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,11 +65,10 @@ struct Counts([AtomicU32; 4]);
 pub struct ClusterLive {
     thresholds: [Thresholds; 2],
     counts: [Counts; 2],
-    outlier: Option<OutlierTerms>,
+    /// Outlier detection.
+    pub outlier: Option<Outlier>,
     hosts: Mutex<HashMap<SocketAddr, Arc<HostLive>>>,
-    ejected: AtomicU32,
     health_generation: AtomicU64,
-    next_return_ms: AtomicU64,
     /// Requests that a breaker refused.
     pub overflow: AtomicU64,
     /// Requests that reached an endpoint.
@@ -90,34 +91,6 @@ impl Drop for Permit {
     }
 }
 
-/// When an endpoint is ejected. Source: Envoy `OutlierDetection`; `None` enforces nothing.
-#[derive(Debug, Clone, PartialEq)]
-pub struct OutlierTerms {
-    /// Consecutive 5xx, local failures among them unless they are split off.
-    pub consecutive_5xx: Option<u32>,
-    /// Consecutive 502, 503, 504.
-    pub consecutive_gateway: Option<u32>,
-    /// Consecutive failures to connect, time-outs, resets; only if they are split off.
-    pub consecutive_local: Option<u32>,
-    /// Local failures are counted by themselves.
-    pub split_local: bool,
-    /// How long the first ejection lasts; the n-th lasts n times as long.
-    pub base: Duration,
-    /// Bound of that.
-    pub max: Duration,
-    /// At most this share of the endpoints, in percent; one always may.
-    pub max_percent: u32,
-}
-
-/// How a request ended, for the outlier record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HostResult {
-    /// A response with this status.
-    Status(u16),
-    /// No connection, a reset or a time-out.
-    LocalFailure,
-}
-
 /// An endpoint as it lives.
 #[derive(Debug)]
 pub struct HostLive {
@@ -129,11 +102,7 @@ pub struct HostLive {
     pub total: AtomicU64,
     /// Requests that failed.
     pub errors: AtomicU64,
-    ejected_until_ms: AtomicU64,
-    ejections: AtomicU32,
-    consecutive_5xx: AtomicU32,
-    consecutive_gateway: AtomicU32,
-    consecutive_local: AtomicU32,
+    outlier: Record,
 }
 
 /// Counts one request on an endpoint for as long as it runs.
@@ -148,15 +117,13 @@ impl Drop for ActiveRequest {
 
 impl ClusterLive {
     /// A record with nothing in it yet.
-    pub fn new(thresholds: [Thresholds; 2], outlier: Option<OutlierTerms>) -> Self {
+    pub fn new(thresholds: [Thresholds; 2], outlier: Option<Outlier>) -> Self {
         Self {
             thresholds,
             counts: Default::default(),
             outlier,
             hosts: Mutex::default(),
-            ejected: AtomicU32::new(0),
             health_generation: AtomicU64::new(0),
-            next_return_ms: AtomicU64::new(u64::MAX),
             overflow: AtomicU64::new(0),
             requests_total: AtomicU64::new(0),
             connect_fail: AtomicU64::new(0),
@@ -196,96 +163,53 @@ impl ClusterLive {
         Permit { cluster: self.clone(), high, resource }
     }
 
+    fn hosts(&self) -> MutexGuard<'_, HashMap<SocketAddr, Arc<HostLive>>> {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The record of an endpoint, made if it is new. Not for the path of a request.
     pub fn host(&self, address: SocketAddr) -> Arc<HostLive> {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        hosts.entry(address).or_insert_with(|| Arc::new(HostLive::new(address))).clone()
+        self.hosts().entry(address).or_insert_with(|| Arc::new(HostLive::new(address))).clone()
     }
 
     /// Forgets endpoints that are gone.
     pub fn keep_hosts(&self, keep: impl Fn(&SocketAddr) -> bool) {
-        self.hosts.lock().unwrap_or_else(PoisonError::into_inner).retain(|address, _| keep(address));
+        self.hosts().retain(|address, _| keep(address));
     }
 
-    /// Tells how a request ended; `now` counts milliseconds from [`epoch_ms`]'s origin, `endpoints` is how many there
-    /// are. Says whether the endpoint is now ejected.
-    pub fn report(&self, host: &HostLive, result: HostResult, now: u64, endpoints: usize) -> bool {
-        let failed = match result {
-            HostResult::Status(status) => status >= 500,
-            HostResult::LocalFailure => true,
-        };
-        if failed {
+    /// How many endpoints outlier detection holds out of service.
+    pub fn ejected(&self) -> usize {
+        self.hosts().values().filter(|host| host.is_ejected()).count()
+    }
+
+    /// Tells how a request ended; `now` counts milliseconds from [`epoch_ms`]'s origin.
+    pub fn report(&self, host: &HostLive, result: HostResult, now: u64) {
+        if !matches!(result, HostResult::Status(..500)) {
             host.errors.fetch_add(1, Relaxed);
         }
-        let Some(terms) = &self.outlier else { return false };
-        let over = |count: &AtomicU32, failed: bool, limit: Option<u32>| {
-            if !failed {
-                // Most requests: read, do not write.
-                if count.load(Relaxed) != 0 {
-                    count.store(0, Relaxed);
-                }
-                return false;
+        let Some(outlier) = &self.outlier else { return };
+        for reason in outlier.note(&host.outlier, result).into_iter().flatten() {
+            let hosts = self.hosts();
+            if outlier.eject(&host.outlier, reason, now, hosts.values().map(|host| &host.outlier)) {
+                self.health_generation.fetch_add(1, Relaxed);
             }
-            let reached = count.fetch_add(1, Relaxed) + 1;
-            limit.is_some_and(|limit| limit > 0 && reached >= limit)
-        };
-        let gateway = matches!(result, HostResult::Status(502..=504));
-        let local = result == HostResult::LocalFailure;
-        let eject = if terms.split_local {
-            if local {
-                over(&host.consecutive_local, true, terms.consecutive_local)
-            } else {
-                over(&host.consecutive_local, false, None);
-                over(&host.consecutive_5xx, failed, terms.consecutive_5xx)
-                    | over(&host.consecutive_gateway, gateway, terms.consecutive_gateway)
-            }
-        } else {
-            // A failure of our own counts as a 503.
-            over(&host.consecutive_5xx, failed, terms.consecutive_5xx)
-                | over(&host.consecutive_gateway, gateway || local, terms.consecutive_gateway)
-        };
-        eject && self.eject(host, terms, now, endpoints)
-    }
-
-    fn eject(&self, host: &HostLive, terms: &OutlierTerms, now: u64, endpoints: usize) -> bool {
-        if host.is_ejected(now) {
-            return false;
         }
-        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        let ejected = hosts.values().filter(|host| host.is_ejected(now)).count();
-        drop(hosts);
-        // Envoy lets the first one go whatever the share is.
-        if ejected > 0 && ejected * 100 >= terms.max_percent as usize * endpoints.max(1) {
-            return false;
-        }
-        for count in [&host.consecutive_5xx, &host.consecutive_gateway, &host.consecutive_local] {
-            count.store(0, Relaxed);
-        }
-        let times = host.ejections.fetch_add(1, Relaxed) + 1;
-        let length = terms.base.saturating_mul(times).min(terms.max.max(terms.base));
-        let until = now + u64::try_from(length.as_millis()).unwrap_or(u64::MAX / 2);
-        host.ejected_until_ms.store(until, Relaxed);
-        self.next_return_ms.fetch_min(until, Relaxed);
-        self.ejected.fetch_add(1, Relaxed);
-        self.health_generation.fetch_add(1, Relaxed);
-        true
     }
 
     /// Changes whenever an endpoint is ejected or comes back, so that balancers know when to be built anew.
     pub fn health_generation(&self, now: u64) -> u64 {
-        if self.next_return_ms.load(Relaxed) <= now {
-            let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-            let next =
-                hosts.values().map(|host| host.ejected_until_ms.load(Relaxed)).filter(|until| *until > now).min();
-            self.next_return_ms.store(next.unwrap_or(u64::MAX), Relaxed);
-            self.health_generation.fetch_add(1, Relaxed);
-        }
+        self.look(now);
         self.health_generation.load(Relaxed)
     }
 
-    /// Ejections so far.
-    pub fn ejections(&self) -> u32 {
-        self.ejected.load(Relaxed)
+    /// What outlier detection does once an interval, if that has passed.
+    pub fn look(&self, now: u64) {
+        if let Some(outlier) = self.outlier.as_ref().filter(|outlier| outlier.is_due(now)) {
+            let hosts = self.hosts();
+            if outlier.look(now, hosts.values().map(|host| &host.outlier)) {
+                self.health_generation.fetch_add(1, Relaxed);
+            }
+        }
     }
 }
 
@@ -296,17 +220,13 @@ impl HostLive {
             active: AtomicU32::new(0),
             total: AtomicU64::new(0),
             errors: AtomicU64::new(0),
-            ejected_until_ms: AtomicU64::new(0),
-            ejections: AtomicU32::new(0),
-            consecutive_5xx: AtomicU32::new(0),
-            consecutive_gateway: AtomicU32::new(0),
-            consecutive_local: AtomicU32::new(0),
+            outlier: Record::default(),
         }
     }
 
-    /// Whether it is out of service at this moment.
-    pub fn is_ejected(&self, now: u64) -> bool {
-        self.ejected_until_ms.load(Relaxed) > now
+    /// Whether outlier detection holds it out of service.
+    pub fn is_ejected(&self) -> bool {
+        self.outlier.is_ejected()
     }
 
     /// Counts a request that starts.
@@ -328,22 +248,6 @@ pub fn epoch_ms(now: Instant) -> u64 {
 mod tests {
     use super::*;
 
-    fn address(n: u8) -> SocketAddr {
-        SocketAddr::from(([10, 0, 0, n], 80))
-    }
-
-    fn terms() -> OutlierTerms {
-        OutlierTerms {
-            consecutive_5xx: Some(3),
-            consecutive_gateway: None,
-            consecutive_local: Some(2),
-            split_local: false,
-            base: Duration::from_secs(30),
-            max: Duration::from_secs(300),
-            max_percent: 50,
-        }
-    }
-
     #[test]
     fn a_breaker_counts_what_is_open() {
         let thresholds = Thresholds { requests: 2, ..Thresholds::default() };
@@ -355,29 +259,5 @@ mod tests {
         assert!(cluster.admit(true, Resource::Requests).is_some(), "the other priority has a breaker of its own");
         drop(first);
         assert!(cluster.admit(false, Resource::Requests).is_some());
-    }
-
-    #[test]
-    fn consecutive_errors_eject_for_longer_each_time_and_never_too_many() {
-        let cluster = ClusterLive::new([Thresholds::default(); 2], Some(terms()));
-        let hosts: Vec<_> = (0..2).map(|n| cluster.host(address(n))).collect();
-        let fail = |host: &HostLive, now| (0..3).any(|_| cluster.report(host, HostResult::Status(500), now, 2));
-        assert!(!cluster.report(&hosts[0], HostResult::Status(500), 1, 2));
-        assert!(!cluster.report(&hosts[0], HostResult::Status(200), 1, 2));
-        assert!(fail(&hosts[0], 1));
-        assert!(hosts[0].is_ejected(30_000) && !hosts[0].is_ejected(30_002));
-        assert!(!fail(&hosts[1], 1), "half of the endpoints are out already");
-        assert!(fail(&hosts[0], 40_000));
-        assert!(hosts[0].is_ejected(99_000), "the second time lasts twice as long");
-    }
-
-    #[test]
-    fn local_failures_can_be_counted_by_themselves() {
-        let cluster = ClusterLive::new([Thresholds::default(); 2], Some(OutlierTerms { split_local: true, ..terms() }));
-        let host = cluster.host(address(1));
-        assert!(!cluster.report(&host, HostResult::LocalFailure, 1, 1));
-        assert!(!cluster.report(&host, HostResult::Status(500), 1, 1), "an answer ends the row of local failures");
-        assert!(!cluster.report(&host, HostResult::LocalFailure, 1, 1));
-        assert!(cluster.report(&host, HostResult::LocalFailure, 1, 1));
     }
 }
