@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::engine::ArgValueCompleter;
 
-use crate::completion;
+use crate::candidates;
+use crate::output::Output;
 
 /// A service mesh in one binary: on this machine without Kubernetes and without root, configured by Istio's YAML.
 #[derive(Debug, Parser)]
@@ -19,7 +20,7 @@ pub struct Cli {
         env = "MELTEMI_MESH",
         default_value = "default",
         value_name = "NAME",
-        add = ArgValueCompleter::new(completion::meshes)
+        add = ArgValueCompleter::new(candidates::meshes)
     )]
     pub mesh: String,
     /// Folder of the mesh's sockets and logs, where it was started with one
@@ -151,7 +152,7 @@ pub struct RunArgs {
     #[arg(long = "port", value_name = "PORT")]
     pub ports: Vec<u16>,
     /// Its namespace
-    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(completion::namespaces))]
+    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
     pub namespace: String,
     /// Its service account, which is its identity
     #[arg(long, default_value = "default")]
@@ -180,7 +181,7 @@ pub struct ApplyArgs {
     #[arg(short = 'f', long = "filename", value_name = "FILE", required = true)]
     pub files: Vec<PathBuf>,
     /// Namespace of objects that name none
-    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(completion::namespaces))]
+    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
     pub namespace: String,
     /// Only say what would be done
     #[arg(long)]
@@ -194,10 +195,10 @@ pub struct ApplyArgs {
 #[derive(Debug, Clone, Args)]
 pub struct GetArgs {
     /// KIND, KIND,KIND, KIND NAME..., or KIND/NAME...; kinds as kubectl knows them (vs, virtualservices), or `all`
-    #[arg(required = true, value_name = "KIND [NAME]", add = ArgValueCompleter::new(completion::Objects))]
+    #[arg(required = true, value_name = "KIND [NAME]", add = ArgValueCompleter::new(candidates::Objects))]
     pub what: Vec<String>,
     /// Their namespace
-    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(completion::namespaces))]
+    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
     pub namespace: String,
     /// Every namespace
     #[arg(short = 'A', long)]
@@ -214,10 +215,10 @@ pub struct GetArgs {
 #[derive(Debug, Clone, Args)]
 pub struct DeleteArgs {
     /// KIND NAME... or KIND/NAME...
-    #[arg(required_unless_present = "files", value_name = "KIND NAME", add = ArgValueCompleter::new(completion::Objects))]
+    #[arg(required_unless_present = "files", value_name = "KIND NAME", add = ArgValueCompleter::new(candidates::Objects))]
     pub what: Vec<String>,
     /// Their namespace
-    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(completion::namespaces))]
+    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
     pub namespace: String,
     /// Delete the objects that these files name
     #[arg(short = 'f', long = "filename", value_name = "FILE", conflicts_with = "what")]
@@ -234,10 +235,10 @@ pub struct DeleteArgs {
 #[derive(Debug, Clone, Args)]
 pub struct StatusArgs {
     /// Only this workload: a Deployment's name, or one replica's
-    #[arg(add = ArgValueCompleter::new(completion::workloads))]
+    #[arg(add = ArgValueCompleter::new(candidates::workloads))]
     pub workload: Option<String>,
     /// Only this namespace
-    #[arg(short, long, value_name = "NAME", add = ArgValueCompleter::new(completion::namespaces))]
+    #[arg(short, long, value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
     pub namespace: Option<String>,
     /// Every namespace, which is the default
     #[arg(short = 'A', long, conflicts_with = "namespace")]
@@ -251,13 +252,13 @@ pub struct StatusArgs {
 #[derive(Debug, Clone, Args)]
 pub struct LogsArgs {
     /// A Deployment's name, or one replica's
-    #[arg(add = ArgValueCompleter::new(completion::workloads))]
+    #[arg(add = ArgValueCompleter::new(candidates::workloads))]
     pub workload: String,
     /// Its namespace
-    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(completion::namespaces))]
+    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
     pub namespace: String,
     /// `app` (or the container's own name), or `proxy` (or `istio-proxy`)
-    #[arg(short, long, default_value = "app", add = ArgValueCompleter::new(completion::containers))]
+    #[arg(short, long, default_value = "app", add = ArgValueCompleter::new(candidates::containers))]
     pub container: String,
     /// What it wrote before it was started again
     #[arg(short, long, conflicts_with = "follow")]
@@ -274,10 +275,10 @@ pub struct LogsArgs {
 #[derive(Debug, Clone, Args)]
 pub struct ExecArgs {
     /// A Deployment's name, or one replica's
-    #[arg(add = ArgValueCompleter::new(completion::workloads))]
+    #[arg(add = ArgValueCompleter::new(candidates::workloads))]
     pub workload: String,
     /// Its namespace
-    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(completion::namespaces))]
+    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
     pub namespace: String,
     /// As with kubectl; the command has this terminal's input in any case
     #[arg(short = 'i', long)]
@@ -286,7 +287,7 @@ pub struct ExecArgs {
     #[arg(short = 't', long)]
     pub tty: bool,
     /// As with kubectl; the command runs beside the application, whose network the proxy shares
-    #[arg(short = 'c', long, add = ArgValueCompleter::new(completion::containers))]
+    #[arg(short = 'c', long, add = ArgValueCompleter::new(candidates::containers))]
     pub container: Option<String>,
     /// The command and its arguments
     #[arg(last = true, required = true)]
@@ -297,24 +298,11 @@ pub struct ExecArgs {
 #[derive(Debug, Clone, Args)]
 pub struct WorkloadArgs {
     /// A Deployment's name, or one replica's
-    #[arg(add = ArgValueCompleter::new(completion::workloads))]
+    #[arg(add = ArgValueCompleter::new(candidates::workloads))]
     pub workload: String,
     /// Its namespace
-    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(completion::namespaces))]
+    #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
     pub namespace: String,
-}
-
-/// How results are printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    /// A table with more columns.
-    Wide,
-    /// YAML.
-    Yaml,
-    /// JSON.
-    Json,
-    /// KIND/NAME only.
-    Name,
 }
 
 fn port_pair(text: &str) -> Result<(u16, u16), String> {

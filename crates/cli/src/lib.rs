@@ -4,6 +4,7 @@
 //! processes (`demo`, `up`, `proxy`) are only parsed here; the binary carries them out. Imports nothing of the data path.
 
 pub mod args;
+mod candidates;
 mod columns;
 mod completion;
 mod mesh;
@@ -18,6 +19,7 @@ mod workloads;
 pub use args::{Cli, Command, ProxyArgs, UpArgs};
 pub use completion::{answer_shell, print_completion};
 pub use mesh::Mesh;
+pub use output::Output;
 
 /// Carries out a command that talks to a running mesh, and tells the exit code.
 ///

@@ -6,11 +6,11 @@ use anyhow::{Result, ensure};
 use meltemi_admin_api::{Action, ApplyResponse, ClientError, ObjectSelector, ObjectView};
 use meltemi_api::{Kind, not_found};
 
-use crate::args::{ApplyArgs, DeleteArgs, GetArgs, Output};
+use crate::args::{ApplyArgs, DeleteArgs, GetArgs};
 use crate::columns::{Live, columns, needs_live};
 use crate::mesh::Mesh;
 use crate::names::{LabelFilter, Wanted, wanted};
-use crate::output;
+use crate::output::{self, Output};
 use crate::sources::Sources;
 use crate::table::Table;
 

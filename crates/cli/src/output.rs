@@ -4,10 +4,22 @@ use std::fmt::Display;
 use std::io::{self, Write as _};
 
 use anyhow::Result;
+use clap::ValueEnum;
 use meltemi_types::Diagnostic;
 use serde::Serialize;
 
-use crate::args::Output;
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A table with more columns.
+    Wide,
+    /// YAML.
+    Yaml,
+    /// JSON.
+    Json,
+    /// KIND/NAME only.
+    Name,
+}
 
 /// Whoever read standard output has left (`| head`): no failure of ours, and nothing more to do.
 #[derive(Debug)]

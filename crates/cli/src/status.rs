@@ -9,10 +9,10 @@ use meltemi_node::ProxyKind;
 use meltemi_node::api::{PartStatus, Phase, WorkloadStatus};
 use serde::Serialize;
 
-use crate::args::{Output, StatusArgs};
+use crate::args::StatusArgs;
 use crate::mesh::Mesh;
 use crate::names;
-use crate::output;
+use crate::output::{self, Output};
 use crate::table::{Table, age};
 
 /// Everything, for machines.

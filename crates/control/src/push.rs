@@ -14,7 +14,8 @@ use meltemi_translate::{Memo, Proxy, Resource, Translated, translate};
 use meltemi_types::Diagnostic;
 use meltemi_xds::{Feed, Observer, Opening, Packed, ResourceSet, SessionView, Source, Variant, Verdict};
 use tokio::sync::{Semaphore, watch};
-use tonic::Status;
+use tonic::metadata::MetadataMap;
+use tonic::{Extensions, Status};
 
 use crate::auth::{Authenticated, Authenticator, Peer, authorize};
 use crate::clock::now_ms;
@@ -98,15 +99,27 @@ pub(crate) struct Pusher {
 
 #[tonic::async_trait]
 impl Source for Pusher {
+    async fn admit(&self, metadata: &MetadataMap, extensions: &mut Extensions) -> Result<(), Status> {
+        let peer = extensions.get::<Peer>();
+        let authenticated = self.authenticator.authenticate(peer, metadata).await.inspect_err(|status| {
+            let peer = peer.map(|peer| peer.address.to_string()).unwrap_or_default();
+            tracing::warn!(%peer, reason = status.message(), "stream refused");
+        })?;
+        extensions.insert(authenticated);
+        Ok(())
+    }
+
     async fn open(&self, opening: Opening) -> Result<Feed, Status> {
-        let Opening { node, variant, metadata, extensions, session } = opening;
+        let Opening { node, variant, mut extensions, session } = opening;
+        let Some(authenticated) = extensions.remove::<Authenticated>() else {
+            return Err(Status::internal("nobody has looked at who comes"));
+        };
         let peer = extensions.get::<Peer>();
         let address = peer.map(|peer| peer.address.to_string()).unwrap_or_default();
         let refused = |status: Status| {
             tracing::warn!(node = %node.id, peer = %address, reason = status.message(), "proxy refused");
             status
         };
-        let authenticated = self.authenticator.authenticate(peer, &metadata).await.map_err(refused)?;
         let proxy = Proxy::from_node(&node).map_err(|error| refused(Status::invalid_argument(error.to_string())))?;
         authorize(&proxy, &node, authenticated.identity.as_ref()).map_err(refused)?;
         if let Some(peer) = peer {
@@ -181,7 +194,8 @@ impl Follower {
             return true;
         }
         let seen = Instant::now();
-        self.connection.state().waiting_since.get_or_insert(seen);
+        let waiting_since = self.connection.state().waiting_since;
+        self.connection.state().waiting_since = waiting_since.or(Some(seen));
         let Ok(turn) = self.turns.clone().acquire_owned().await else { return false };
         self.metrics.queue.time(seen.elapsed());
         // The newest at the time of the turn, not of the change.
@@ -198,8 +212,16 @@ impl Follower {
         match translated.await {
             Ok((set, diagnostics)) => {
                 self.metrics.push_time.time(started.elapsed());
-                self.connection.state().diagnostics = diagnostics;
-                self.sender.send_replace(Some(Arc::new(set)));
+                let is_same = self.sender.borrow().as_ref().is_some_and(|before| before.is_same(&set));
+                let mut state = self.connection.state();
+                state.diagnostics = diagnostics;
+                if is_same {
+                    // Nothing will be sent, unless for a change before this one.
+                    state.waiting_since = waiting_since;
+                } else {
+                    drop(state);
+                    self.sender.send_replace(Some(Arc::new(set)));
+                }
             }
             Err(error) => {
                 // A bug in translation must not cost a proxy its connection; it keeps what it has.

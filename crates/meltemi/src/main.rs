@@ -13,7 +13,7 @@ use meltemi_cli::{Cli, Command, Mesh};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
-    if let Some(code) = meltemi_node::launch::dispatch(&arguments) {
+    if let Some(code) = meltemi_node::dispatch(&arguments) {
         return exit_code(code);
     }
     meltemi_cli::answer_shell();

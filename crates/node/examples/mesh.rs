@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
-    if let Some(code) = meltemi_node::launch::dispatch(&arguments) {
+    if let Some(code) = meltemi_node::dispatch(&arguments) {
         exit(code);
     }
     let folder = |name: &str| std::env::var_os(name).map(PathBuf::from);

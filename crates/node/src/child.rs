@@ -9,8 +9,7 @@ use tokio::process::Child;
 
 use crate::launch::{LAUNCH_ROLE, LaunchSpec, TITLE};
 use crate::log::Log;
-use crate::sys;
-use crate::up::json_file;
+use crate::{memfd, sys};
 
 /// Where a program's input comes from and its output goes.
 pub(crate) enum Output {
@@ -25,7 +24,7 @@ pub(crate) enum Output {
 /// The descriptors that `spec` names must stay open until this returns. Must be called on the node's main thread: children
 /// are killed when the thread that started them ends.
 pub(crate) fn spawn(spec: &LaunchSpec, title: &str, output: Output) -> anyhow::Result<Child> {
-    let told = json_file(spec)?;
+    let told = memfd::json(spec)?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0(format!("{TITLE} {title}")).arg(LAUNCH_ROLE).arg(told.as_raw_fd().to_string());
     let mut fds: Vec<RawFd> = vec![told.as_raw_fd()];

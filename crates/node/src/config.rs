@@ -5,34 +5,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use meltemi_redirect::Cidr;
 use serde::{Deserialize, Serialize};
 
-use crate::desired::ProxyChoice;
 use crate::dialler::DialMap;
 use crate::events::Event;
 use crate::images::ImageMap;
-
-/// Address of the router: control plane, resolver, relay.
-pub const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 44, 0, 1);
-/// The router's resolver once more, under an address that capture leaves alone: proxies ask it.
-pub(crate) const PROXY_RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 44, 255, 253);
-/// Prefix length of the workloads' block, 10.44.0.0/16.
-pub const POD_PREFIX: u8 = 16;
-/// Port of the control plane on the router.
-pub const CONTROL_PORT: u16 = 15012;
-/// Port of the relay on the router.
-pub(crate) const RELAY_PORT: u16 = 15001;
-
-/// The workloads' block of addresses.
-pub fn pods() -> Cidr {
-    Cidr::v4(10, 44, 0, 0, POD_PREFIX)
-}
-
-/// Blocks that are the mesh's own and are never dialled outside: pods, services, allocated ServiceEntry addresses.
-pub(crate) fn inside() -> Vec<Cidr> {
-    vec![pods(), Cidr::v4(10, 45, 0, 0, 16), Cidr::v4(240, 240, 0, 0, 16)]
-}
+use crate::spec::ProxyChoice;
 
 /// A mesh on this machine, as the user asks for it.
 pub struct UpOptions {

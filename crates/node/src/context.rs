@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Seek as _, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -16,9 +15,9 @@ use tokio::sync::watch;
 use crate::config::NodeConfig;
 use crate::dialler::Dialler;
 use crate::events::Event;
-use crate::gateways;
 use crate::services::Services;
 use crate::spec::WorkloadSpec;
+use crate::{gateways, memfd};
 
 /// How long a workload's first token is good for.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(12 * 3600);
@@ -48,10 +47,7 @@ impl Context {
             pod: Some(spec.key.pod.clone()),
         };
         let token = self.signer.sign(&caller, TOKEN_LIFETIME)?;
-        let mut file = File::from(rustix::fs::memfd_create("token", rustix::fs::MemfdFlags::CLOEXEC)?);
-        file.write_all(token.as_bytes())?;
-        file.rewind()?;
-        Ok(file)
+        memfd::holding(c"token", token.as_bytes())
     }
 
     /// Environment of an application, before its own.

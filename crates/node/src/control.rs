@@ -7,11 +7,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::child::{self, Output};
-use crate::config::{NodeConfig, ROUTER};
+use crate::config::NodeConfig;
 use crate::context::Context;
 use crate::events::Event;
 use crate::launch::LaunchSpec;
 use crate::log::Log;
+use crate::network::ROUTER;
 use crate::part::{Part, PartEvent};
 use crate::surroundings;
 

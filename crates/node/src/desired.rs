@@ -5,53 +5,17 @@ use std::collections::BTreeMap;
 use meltemi_api::core::{Container, DeploymentSpec, EnvVar};
 use meltemi_api::{Object, Spec};
 use meltemi_types::Labels;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::images::ImageMap;
-use crate::spec::{ContainerPort, Origin, Program, ProxyKind, WorkloadKey, WorkloadSpec};
+use crate::network::ROUTER;
+use crate::spec::{ContainerPort, Origin, POD_IP, Program, ProxyChoice, ProxyKind, WorkloadKey, WorkloadSpec};
 
 /// More replicas than this are a slip on one machine.
 const MAX_REPLICAS: i32 = 100;
 const INJECT: &str = "sidecar.istio.io/inject";
 /// Annotation that chooses stock Envoy as the sidecar.
 pub(crate) const PROXY_ANNOTATION: &str = "meltemi.io/proxy";
-
-/// Which proxy sidecars are, where no annotation says it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ProxyChoice {
-    all: ProxyKind,
-    of: BTreeMap<String, ProxyKind>,
-}
-
-impl ProxyChoice {
-    /// Reads words such as `envoy` (all) and `reviews-v1=envoy` (one workload).
-    pub(crate) fn parse(words: &[String]) -> Result<Self, String> {
-        let mut choice = Self { all: ProxyKind::Meltemi, of: BTreeMap::new() };
-        for word in words {
-            let (workload, kind) = word.split_once('=').map_or((None, word.as_str()), |(w, k)| (Some(w), k));
-            let kind = match kind {
-                "meltemi" => ProxyKind::Meltemi,
-                "envoy" => ProxyKind::Envoy,
-                other => return Err(format!("{other:?} is no proxy; there are meltemi and envoy")),
-            };
-            match workload {
-                Some(workload) => _ = choice.of.insert(workload.to_owned(), kind),
-                None => choice.all = kind,
-            }
-        }
-        Ok(choice)
-    }
-
-    fn of(&self, workload: &str) -> ProxyKind {
-        self.of.get(workload).copied().unwrap_or(self.all)
-    }
-
-    /// Whether any sidecar is Envoy by this choice.
-    pub(crate) fn names_envoy(&self) -> bool {
-        self.all == ProxyKind::Envoy || self.of.values().any(|kind| *kind == ProxyKind::Envoy)
-    }
-}
 
 /// The replicas that the objects ask for, and what stands in the way of some.
 pub(crate) fn desired<'a>(
@@ -199,9 +163,6 @@ fn with_pod_env(mut spec: WorkloadSpec, container: &Container) -> WorkloadSpec {
     spec
 }
 
-/// Stands for the pod's address until it is known.
-pub(crate) const POD_IP: &str = "\u{1}podIP";
-
 fn field_reference(source: &Value, spec: &WorkloadSpec) -> Option<String> {
     let path = source.get("fieldRef")?.get("fieldPath")?.as_str()?;
     let labels: &Labels = &spec.labels;
@@ -211,7 +172,7 @@ fn field_reference(source: &Value, spec: &WorkloadSpec) -> Option<String> {
         "spec.serviceAccountName" => spec.service_account.clone(),
         "spec.nodeName" => "meltemi".to_owned(),
         "status.podIP" => POD_IP.to_owned(),
-        "status.hostIP" => crate::config::ROUTER.to_string(),
+        "status.hostIP" => ROUTER.to_string(),
         _ => {
             let key = path.strip_prefix("metadata.labels['")?.strip_suffix("']")?;
             labels.value(key)?.to_owned()

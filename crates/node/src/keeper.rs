@@ -10,13 +10,13 @@ use rustix::thread::UnshareFlags;
 
 use crate::config::NodeConfig;
 use crate::events::Event;
-use crate::launch::{Lifeline, detach_mounts, map_user, mount_proc, read_json, run_as_init};
+use crate::launch::{Lifeline, detach_mounts, map_user, mount_proc, run_as_init};
 use crate::sys::{self, Fork};
-use crate::{dialler, fd_socket, kernel, node};
+use crate::{dialler, fd_socket, kernel, memfd, node};
 
 /// The hidden role: reads its configuration from `fd`.
 pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
-    let config: NodeConfig = read_json(fd)?;
+    let config: NodeConfig = memfd::read_json(fd)?;
     let channel = sys::inherited(config.channel).context("channel to the supervisor")?;
     // Ctrl-C at the terminal is the supervisor's to hear.
     let _ = rustix::process::setsid();

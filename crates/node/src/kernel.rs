@@ -2,7 +2,9 @@
 
 use std::fs;
 
+use crate::links;
 use crate::netns::Netns;
+use crate::network::{POD_PREFIX, ROUTER};
 
 /// A failure to set up namespaces, with its likely reason on this machine and the remedy.
 pub(crate) fn explain(error: &anyhow::Error) -> String {
@@ -31,10 +33,10 @@ pub(crate) fn check() -> Result<(), String> {
     let netns =
         Netns::create().map_err(|e| explain(&anyhow::Error::from(e).context("creating a network namespace")))?;
     let probe = std::net::Ipv4Addr::new(10, 44, 255, 254);
-    crate::links::connect_workload(&netns, probe, 16, crate::config::ROUTER).map_err(|e| {
+    links::connect_workload(&netns, probe, POD_PREFIX, ROUTER).map_err(|e| {
         format!("cannot create a veth pair ({e}): the kernel lacks it (CONFIG_VETH); as root: `modprobe veth`")
     })?;
-    let _ = crate::links::disconnect_workload(probe);
+    let _ = links::disconnect_workload(probe);
     Ok(())
 }
 

@@ -3,17 +3,15 @@
 //! In: directories of Kubernetes YAML (Deployments become workloads), an image map, programs added by hand. Out: running
 //! processes, `core/v1` Pods in files for the control plane to read, and an API on a Unix socket.
 //! The supervisor ([`up()`]) stays in the machine's own namespaces; the node runs in namespaces of its own; clients use
-//! [`client`]. [`launch::dispatch`] must be the first thing that `main` calls.
+//! [`client`]. [`dispatch`] must be the first thing that `main` calls.
 //!
 //! Never imports the proxy, translation or xDS: sidecars and the control plane are programs that it starts.
 
 pub mod api;
 pub mod client;
 pub mod config;
-pub mod launch;
 
 mod addresses;
-mod api_server;
 mod child;
 mod context;
 mod control;
@@ -24,12 +22,16 @@ mod events;
 mod fd_socket;
 mod gateways;
 mod host_sockets;
+mod image_files;
 mod images;
 mod keeper;
 mod kernel;
+mod launch;
 mod links;
 mod log;
+mod memfd;
 mod netns;
+mod network;
 mod node;
 mod objects;
 mod part;
@@ -39,7 +41,9 @@ mod readiness;
 mod relay;
 mod reporter;
 mod resolver;
+mod roles;
 mod run_services;
+mod sandbox;
 mod services;
 mod spec;
 mod surroundings;
@@ -52,5 +56,6 @@ pub use config::UpOptions;
 pub use dialler::{DialMap, DialMapError};
 pub use events::{Event, PublishedPort};
 pub use images::{ImageEntry, ImageMap, ImageMapError};
+pub use roles::dispatch;
 pub use spec::{ContainerPort, Origin, ProxyKind, WorkloadKey};
 pub use up::up;

@@ -1,52 +1,35 @@
 //! The node: brings up the network, the control plane and the workloads, and keeps them as the objects say.
 
+mod api_server;
+mod exec;
+mod reconcile;
+mod requests;
+mod state;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use meltemi_ca::TokenSigner;
 use meltemi_redirect::{RouterPlan, apply};
-use meltemi_store::World;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::watch;
 
+use self::reconcile::{announce, reconcile, wanted};
+use self::state::Node;
 use crate::addresses::Addresses;
-use crate::config::{NodeConfig, POD_PREFIX, PROXY_RESOLVER, RELAY_PORT, ROUTER, inside, pods};
+use crate::config::NodeConfig;
 use crate::context::Context;
-use crate::desired::desired;
 use crate::dialler::Dialler;
 use crate::events::Event;
-use crate::images::ImageMap;
+use crate::network::{POD_PREFIX, PROXY_RESOLVER, RELAY_PORT, ROUTER, inside, pods};
 use crate::relay::Relay;
 use crate::resolver::Resolver;
-use crate::spec::{NO_ENVOY, ProxyKind, WorkloadKey, WorkloadSpec};
-use crate::workload::{self, Command, Handle};
-use crate::{
-    api_server, control, gateways, host_sockets, images, kernel, links, objects, relay, reporter, run_services,
-    services,
-};
-
-/// What the API and the main loop share.
-pub(crate) struct Node {
-    pub(crate) context: Arc<Context>,
-    pub(crate) state: Mutex<State>,
-    /// Something changed in [`State::runs`].
-    pub(crate) changed: Notify,
-}
-
-/// What runs, and what was added by hand.
-#[derive(Default)]
-pub(crate) struct State {
-    pub(crate) handles: BTreeMap<WorkloadKey, Handle>,
-    pub(crate) runs: BTreeMap<WorkloadKey, WorkloadSpec>,
-    /// Deployments of which something does not run as it is written, and why.
-    pub(crate) problems: Vec<String>,
-}
+use crate::{control, gateways, host_sockets, image_files, kernel, links, objects, relay, reporter, services};
 
 /// Runs until told to stop; the exit code.
 pub(crate) fn run(config: NodeConfig, channel: OwnedFd) -> i32 {
@@ -104,7 +87,7 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
     };
     tokio::spawn(relay::serve(listener, relay));
     tokio::spawn(reporter::tell(view.worlds(), Arc::clone(&dialler)));
-    let mut images = images::follow(config.image_files.clone(), config.images.clone(), Arc::clone(&dialler));
+    let mut images = image_files::follow(config.image_files.clone(), config.images.clone(), Arc::clone(&dialler));
     for address in [ROUTER, PROXY_RESOLVER, std::net::Ipv4Addr::LOCALHOST] {
         // Each by itself: an answer from a socket bound to any address would not leave from the address that was asked.
         let resolver =
@@ -129,7 +112,7 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
         ending: AtomicBool::new(false),
         base_env,
     });
-    let node = Arc::new(Node { context: Arc::clone(&context), state: Mutex::default(), changed: Notify::new() });
+    let node = Node::new(Arc::clone(&context));
     tokio::spawn(control::keep_running(Arc::clone(&context), control_up));
     host_sockets::start(&context)?;
     api_server::start(Arc::clone(&node))?;
@@ -158,92 +141,4 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
     let none = BTreeMap::new();
     reconcile(&node, none, &mut addresses).await;
     Ok(())
-}
-
-/// Everything that should run now. Each problem is told once, until it goes away.
-async fn wanted(
-    node: &Node,
-    world: &World,
-    images: &[ImageMap],
-    told: &mut BTreeSet<String>,
-) -> BTreeMap<WorkloadKey, WorkloadSpec> {
-    let config = &node.context.config;
-    let (mut specs, mut problems) = desired(objects::of_workloads(world), images, &config.proxies);
-    if config.envoy.is_none() {
-        let lacking = specs.values().filter(|spec| spec.proxy == ProxyKind::Envoy);
-        problems.extend(lacking.map(|spec| format!("workload {}: {NO_ENVOY}", spec.key)));
-    }
-    if config.gateways {
-        specs.extend(gateways::workloads().into_iter().map(|spec| (spec.key.clone(), spec)));
-    }
-    for problem in problems.iter().filter(|p| !told.contains(*p)) {
-        node.context.warn(problem.clone()).await;
-    }
-    *told = problems.iter().cloned().collect();
-    let mut state = node.state.lock().expect("nothing panics while it holds the state");
-    state.problems = problems;
-    for (key, spec) in &state.runs {
-        specs.entry(key.clone()).or_insert_with(|| spec.clone());
-    }
-    if let Err(error) = run_services::write(&config.objects_dir(), &run_services::missing(&state.runs, world)) {
-        tracing::warn!(%error, "Services of added programs cannot be written");
-    }
-    specs
-}
-
-/// Ends what is not wanted, or wanted otherwise, then starts what is missing.
-async fn reconcile(node: &Arc<Node>, wanted: BTreeMap<WorkloadKey, WorkloadSpec>, addresses: &mut Addresses) {
-    let ending: Vec<(WorkloadKey, oneshot::Receiver<()>)> = {
-        let state = node.state.lock().expect("nothing panics while it holds the state");
-        let stale = state.handles.iter().filter(|(key, handle)| wanted.get(key) != Some(&*handle.spec));
-        stale
-            .map(|(key, handle)| {
-                let (done, ended) = oneshot::channel();
-                let _ = handle.commands.send(Command::Stop(done));
-                (key.clone(), ended)
-            })
-            .collect()
-    };
-    for (key, ended) in ending {
-        let _ = ended.await;
-        let mut state = node.state.lock().expect("nothing panics while it holds the state");
-        state.handles.remove(&key);
-        addresses.release(&key.to_string());
-    }
-    for (key, spec) in wanted {
-        let mut state = node.state.lock().expect("nothing panics while it holds the state");
-        if state.handles.contains_key(&key) {
-            continue;
-        }
-        match addresses.take(&key.to_string()) {
-            Some(address) => {
-                let handle = workload::start(Arc::clone(&node.context), spec, address);
-                state.handles.insert(key, handle);
-            }
-            None => tracing::error!(workload = %key, "no address is left in 10.44.0.0/16"),
-        }
-    }
-}
-
-/// Tells the user about each workload of the start as it becomes ready, and when all are.
-async fn announce(node: Arc<Node>) {
-    let mut statuses: Vec<_> = {
-        let state = node.state.lock().expect("nothing panics while it holds the state");
-        state.handles.iter().map(|(key, handle)| (key.clone(), handle.status.clone())).collect()
-    };
-    while !statuses.is_empty() {
-        let mut waiting = Vec::new();
-        for (key, status) in statuses {
-            if status.borrow().ready {
-                node.context.dialler.tell(Event::WorkloadReady { namespace: key.namespace, name: key.pod }).await;
-            } else if status.has_changed().is_ok() {
-                waiting.push((key, status));
-            }
-        }
-        statuses = waiting;
-        if !statuses.is_empty() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-    node.context.dialler.tell(Event::AllReady).await;
 }

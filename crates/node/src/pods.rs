@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use crate::config::ROUTER;
+use crate::network::ROUTER;
 use crate::spec::{Origin, WorkloadKey, WorkloadSpec};
 
 /// Writes the pod's file, in one step, so that a reader never sees half of it.

@@ -1,29 +1,22 @@
 //! How a workload's programs are launched: the application, isolated; the proxy beside it, with its command line.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::config::{CONTROL_PORT, ROUTER};
 use crate::context::Context;
-use crate::desired::POD_IP;
 use crate::launch::{Identity, LaunchSpec};
-use crate::netns::Netns;
+use crate::network::{CONTROL_PORT, ROUTER};
 use crate::pods;
-use crate::spec::{ProxyKind, WorkloadSpec};
+use crate::sandbox::Sandbox;
+use crate::spec::{POD_IP, ProxyKind, WorkloadSpec};
 
 /// The launch of the application itself, or of a program in its place.
-pub(crate) fn app_spec(
-    context: &Context,
-    spec: &WorkloadSpec,
-    address: Ipv4Addr,
-    files: &[(PathBuf, PathBuf)],
-    netns: &Netns,
-) -> Option<LaunchSpec> {
+pub(crate) fn app_spec(context: &Context, spec: &WorkloadSpec, sandbox: &Sandbox) -> Option<LaunchSpec> {
     let program = spec.app.as_ref()?;
     let mut env = context.app_env(spec);
     env.extend(program.env.clone());
     for value in env.values_mut().filter(|value| *value == POD_IP) {
-        *value = address.to_string();
+        *value = sandbox.address.to_string();
     }
     let own = program.argv.first().is_some_and(String::is_empty);
     Some(LaunchSpec {
@@ -31,8 +24,8 @@ pub(crate) fn app_spec(
         title: own.then(|| format!("meltemi: {} {}", spec.container, spec.key.pod)),
         env: env.into_iter().collect(),
         cwd: program.cwd.clone(),
-        netns: Some(netns.raw()),
-        files: files.to_vec(),
+        netns: Some(sandbox.netns.raw()),
+        files: sandbox.files.clone(),
         // Sockets, logs, keys: an application runs as the same user, and files know no other difference.
         hide: vec![context.config.run_dir.clone(), context.config.state_dir.clone()],
         isolate: Some(Identity { uid: context.config.uid, gid: context.config.gid, hostname: spec.key.pod.clone() }),

@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::netns::{Netns, is_listening};
+use crate::netns::is_listening;
+use crate::sandbox::Sandbox;
 use crate::spec::WorkloadSpec;
 
 /// A declared port that nobody listens on makes the workload wait this long before it is called ready all the same.
@@ -54,8 +55,8 @@ async fn ask_ready(address: Ipv4Addr) -> bool {
 /// Waits until somebody listens on each declared TCP port; answers what is still silent after some patience.
 ///
 /// Looks at the kernel's table: a connection would reach the application as a request of nobody's.
-pub(crate) async fn listens(netns: &OnceLock<Netns>, spec: &WorkloadSpec) -> Option<String> {
-    let netns = netns.get()?;
+pub(crate) async fn listens(sandbox: &OnceLock<Sandbox>, spec: &WorkloadSpec) -> Option<String> {
+    let netns = &sandbox.get()?.netns;
     let ports: Vec<u16> = spec.ports.iter().filter(|p| p.protocol == "TCP").map(|p| p.number).collect();
     let until = tokio::time::Instant::now() + LISTEN_PATIENCE;
     let mut pause = Duration::from_millis(10);

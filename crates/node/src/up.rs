@@ -1,7 +1,7 @@
 //! The supervisor: stays in the machine's own namespaces, opens its sockets, starts the node, ends everything.
 
 use std::fs;
-use std::io::{Seek as _, Write as _};
+use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -14,13 +14,12 @@ use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{NodeConfig, UpOptions, run_dir, state_dir};
-use crate::desired::ProxyChoice;
 use crate::dialler::{Server, ServerOptions};
 use crate::events::Event;
 use crate::images::ImageMap;
 use crate::launch::{NODE_ROLE, TITLE};
-use crate::spec::NO_ENVOY;
-use crate::{fd_socket, sys};
+use crate::spec::{NO_ENVOY, ProxyChoice};
+use crate::{fd_socket, memfd, sys};
 
 /// How long the node may take to stop before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(8);
@@ -177,7 +176,7 @@ async fn supervise(
     let (ours, theirs) = fd_socket::pair()?;
     let server = Server::new(ours, options)?;
     config.channel = theirs.as_raw_fd();
-    let told = json_file(&config)?;
+    let told = memfd::json(&config)?;
 
     let mut command = Command::new("/proc/self/exe");
     command.arg0(format!("{TITLE} node {}", config.name)).arg(NODE_ROLE).arg(told.as_raw_fd().to_string());
@@ -227,13 +226,4 @@ async fn supervise(
     }
     let why = failed.lock().expect("nothing panics while it holds the text").take();
     bail!("{}", why.unwrap_or_else(|| format!("the node ended by itself ({status})")))
-}
-
-/// A memory file with `value` as JSON, to be inherited.
-pub(crate) fn json_file<T: serde::Serialize>(value: &T) -> anyhow::Result<fs::File> {
-    let fd = rustix::fs::memfd_create("meltemi", rustix::fs::MemfdFlags::CLOEXEC)?;
-    let mut file = fs::File::from(fd);
-    file.write_all(&serde_json::to_vec(value)?)?;
-    file.rewind()?;
-    Ok(file)
 }

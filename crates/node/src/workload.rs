@@ -1,28 +1,26 @@
-//! One workload: its network, its proxy, its application, from start to end.
+//! One workload: its sandbox, its proxy, its application, from start to end.
 
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use meltemi_redirect::apply;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::api::{PartStatus, Phase, WorkloadStatus};
 use crate::child::{self, Output};
-use crate::config::{POD_PREFIX, PROXY_RESOLVER, ROUTER};
 use crate::context::Context;
 use crate::launch::LaunchSpec;
 use crate::log::Log;
-use crate::netns::Netns;
 use crate::part::{Part, PartEvent};
+use crate::pods;
 use crate::programs::{app_spec, proxy_arguments};
 use crate::readiness::{listens, proxy_answers, proxy_falls_silent};
+use crate::sandbox::{self, Sandbox};
 use crate::services::Services;
 use crate::spec::{ProxyKind, WorkloadSpec};
-use crate::{links, pods, surroundings};
 
 /// What a program gets to end by itself.
 const GRACE: Duration = Duration::from_secs(2);
@@ -48,12 +46,19 @@ pub(crate) enum Command {
 #[derive(Debug)]
 pub(crate) struct Handle {
     pub(crate) spec: Arc<WorkloadSpec>,
-    pub(crate) address: Ipv4Addr,
     pub(crate) status: watch::Receiver<WorkloadStatus>,
-    pub(crate) commands: mpsc::UnboundedSender<Command>,
     pub(crate) app_log: Arc<Log>,
     pub(crate) proxy_log: Arc<Log>,
-    pub(crate) netns: Arc<std::sync::OnceLock<Netns>>,
+    /// Empty until it is made, and where it cannot be made.
+    pub(crate) sandbox: Arc<OnceLock<Sandbox>>,
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+impl Handle {
+    /// Passes a command on; a workload that has just ended hears none.
+    pub(crate) fn send(&self, command: Command) {
+        let _ = self.commands.send(command);
+    }
 }
 
 /// Starts a workload.
@@ -63,7 +68,7 @@ pub(crate) fn start(context: Arc<Context>, spec: WorkloadSpec, address: Ipv4Addr
     let (app_log, proxy_log) = (Log::new(&folder.join("app.log")), Log::new(&folder.join("proxy.log")));
     let (commands, orders) = mpsc::unbounded_channel();
     let (status, seen) = watch::channel(WorkloadStatus::new(&spec, address));
-    let netns = Arc::new(std::sync::OnceLock::new());
+    let sandbox = Arc::new(OnceLock::new());
     let workload = Workload {
         proxy_kind: spec.proxy,
         spec: Arc::clone(&spec),
@@ -71,9 +76,7 @@ pub(crate) fn start(context: Arc<Context>, spec: WorkloadSpec, address: Ipv4Addr
         folder,
         app_log: Arc::clone(&app_log),
         proxy_log: Arc::clone(&proxy_log),
-        netns: Arc::clone(&netns),
-        files: Vec::new(),
-        proxy_files: Vec::new(),
+        sandbox: Arc::clone(&sandbox),
         app: Part::default(),
         proxy: Part::default(),
         proxy_ready: false,
@@ -86,7 +89,7 @@ pub(crate) fn start(context: Arc<Context>, spec: WorkloadSpec, address: Ipv4Addr
         context,
     };
     tokio::spawn(workload.run(orders));
-    Handle { spec, address, status: seen, commands, app_log, proxy_log, netns }
+    Handle { spec, status: seen, app_log, proxy_log, sandbox, commands }
 }
 
 struct Workload {
@@ -97,10 +100,7 @@ struct Workload {
     folder: PathBuf,
     app_log: Arc<Log>,
     proxy_log: Arc<Log>,
-    netns: Arc<std::sync::OnceLock<Netns>>,
-    files: Vec<(PathBuf, PathBuf)>,
-    /// The same for the proxy, whose queries are not captured.
-    proxy_files: Vec<(PathBuf, PathBuf)>,
+    sandbox: Arc<OnceLock<Sandbox>>,
     app: Part,
     proxy: Part,
     proxy_ready: bool,
@@ -117,18 +117,9 @@ struct Workload {
 impl Workload {
     async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Command>) {
         let mut services = self.context.services.clone();
-        if let Err(error) = self.set_up().await {
-            self.message = Some(format!("{error:#}"));
-            self.context.warn(format!("workload {}: {error:#}", self.spec.key)).await;
-            self.publish();
-            // Nothing to run; wait to be told to go.
-            while let Some(order) = orders.recv().await {
-                if let Command::Stop(done) = order {
-                    self.tear_down(done);
-                    return;
-                }
-            }
-            return;
+        match Sandbox::create(&self.context, &self.spec, self.address, &self.folder).await {
+            Ok(sandbox) => _ = self.sandbox.set(sandbox),
+            Err(error) => return self.fail(error, orders).await,
         }
         if self.spec.is_meshed() {
             self.proxy.start_now();
@@ -190,7 +181,7 @@ impl Workload {
                         tracing::info!(workload = %self.spec.key, why, "application ended");
                     }
                 },
-                silent = listens(&self.netns, &self.spec), if awaits_app => {
+                silent = listens(&self.sandbox, &self.spec), if awaits_app => {
                     self.app_ready = true;
                     self.message = silent;
                 }
@@ -204,29 +195,16 @@ impl Workload {
         }
     }
 
-    /// Network namespace, cable, rules, files.
-    async fn set_up(&mut self) -> anyhow::Result<()> {
-        use anyhow::Context as _;
-        let netns = Netns::create().context("creating its network namespace")?;
-        // Left over from a workload of this name that has just ended.
-        let _ = links::disconnect_workload(self.address);
-        links::connect_workload(&netns, self.address, POD_PREFIX, ROUTER).context("connecting it to the bridge")?;
-        if self.spec.is_meshed() && !self.spec.is_gateway() {
-            let (plan, problems) = self.spec.capture();
-            for problem in problems {
-                self.context.warn(format!("workload {}: {problem}", self.spec.key)).await;
+    /// There is nothing to run in: says why, and waits to be told to go.
+    async fn fail(&mut self, error: anyhow::Error, mut orders: mpsc::UnboundedReceiver<Command>) {
+        self.message = Some(format!("{error:#}"));
+        self.context.warn(format!("workload {}: {error:#}", self.spec.key)).await;
+        self.publish();
+        while let Some(order) = orders.recv().await {
+            if let Command::Stop(done) = order {
+                return self.tear_down(done);
             }
-            netns.run(|| apply(&plan.rules()).map_err(std::io::Error::other)).context("applying its capture rules")?;
         }
-        let surroundings = |folder: &str, resolver| {
-            let key = &self.spec.key;
-            surroundings::write(&self.folder.join(folder), &key.namespace, &key.pod, self.address, resolver)
-                .context("writing its resolver's files")
-        };
-        self.files = surroundings("etc", ROUTER)?;
-        self.proxy_files = surroundings("proxy-etc", PROXY_RESOLVER)?;
-        let _ = self.netns.set(netns);
-        Ok(())
     }
 
     /// Tells of a program that fails again and again, and where its last words are.
@@ -245,9 +223,8 @@ impl Workload {
     }
 
     fn apply_services(&self, services: &Services) {
-        let Some(netns) = self.netns.get() else { return };
-        let rules = services.rule_set();
-        if let Err(error) = netns.run(|| apply(&rules).map_err(std::io::Error::other)) {
+        let Some(sandbox) = self.sandbox.get() else { return };
+        if let Err(error) = sandbox.apply(&services.rule_set()) {
             tracing::warn!(workload = %self.spec.key, %error, "services are not reachable by their addresses");
         }
     }
@@ -266,7 +243,7 @@ impl Workload {
 
     fn try_start_proxy(&self) -> anyhow::Result<tokio::process::Child> {
         use anyhow::Context as _;
-        let netns = self.netns.get().context("it has no network namespace")?;
+        let sandbox = self.sandbox.get().context("it has no network namespace")?;
         let token = self.context.token(&self.spec)?;
         let own = self.folder.join("proxy");
         std::fs::create_dir_all(&own)?;
@@ -275,8 +252,8 @@ impl Workload {
             argv: proxy_arguments(&self.context, &self.spec, self.proxy_kind, self.address, &own, token.as_raw_fd()),
             title: Some(format!("meltemi: {role} {}", self.spec.key.pod)),
             env: self.context.base_env.clone().into_iter().collect(),
-            netns: Some(netns.raw()),
-            files: self.proxy_files.clone(),
+            netns: Some(sandbox.netns.raw()),
+            files: sandbox.proxy_files.clone(),
             keep: vec![token.as_raw_fd()],
             ..LaunchSpec::default()
         };
@@ -286,9 +263,9 @@ impl Workload {
     fn start_app(&mut self) {
         self.app_ready = false;
         let started = self
-            .netns
+            .sandbox
             .get()
-            .and_then(|netns| app_spec(&self.context, &self.spec, self.address, &self.files, netns))
+            .and_then(|sandbox| app_spec(&self.context, &self.spec, sandbox))
             .ok_or_else(|| anyhow::anyhow!("it has no program"))
             .and_then(|spec| {
                 child::spawn(&spec, &format!("app {}", self.spec.key.pod), Output::Log(Arc::clone(&self.app_log)))
@@ -356,10 +333,7 @@ impl Workload {
     }
 
     fn tear_down(&self, done: oneshot::Sender<()>) {
-        let _ = links::disconnect_workload(self.address);
-        for folder in ["etc", "proxy-etc"] {
-            let _ = std::fs::remove_dir_all(self.folder.join(folder));
-        }
+        sandbox::remove(self.address, &self.folder);
         let _ = done.send(());
     }
 
@@ -384,7 +358,7 @@ impl Workload {
             last_exit: part.last_exit.clone(),
         };
         let phase = match () {
-            () if self.netns.get().is_none() => Phase::Failed,
+            () if self.sandbox.get().is_none() => Phase::Failed,
             () if self.app.is_crashing() || self.proxy.is_crashing() => Phase::BackOff,
             () if ready || self.proxy_silent => Phase::Running,
             () => Phase::Starting,

@@ -5,21 +5,29 @@ mod pages;
 mod query;
 
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use meltemi_telemetry::{istio, prometheus};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use self::query::Query;
 use crate::causes;
 use crate::common::{Common, Levels, ServerState};
 use crate::control::driver::Request as Ask;
 use crate::start::Inspector;
+
+/// Connections at a time, per port; readers and scrapers are few.
+const CONNECTIONS: usize = 64;
+/// A connection without a request for so long is closed.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// Serves for as long as the task lives.
 pub async fn serve(socket: std::net::TcpListener, inspector: Inspector, only_metrics: bool) {
@@ -30,18 +38,24 @@ pub async fn serve(socket: std::net::TcpListener, inspector: Inspector, only_met
             return;
         }
     };
+    let limit = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
+        // Metrics are for everybody in the network: nobody takes the descriptors that requests need.
+        let Ok(permit) = limit.clone().try_acquire_owned() else { continue };
         let inspector = inspector.clone();
         tokio::spawn(async move {
+            let _permit = permit;
             let service = service_fn(move |request| {
                 let inspector = inspector.clone();
                 async move { Ok::<_, Infallible>(answer(&inspector, request, only_metrics).await) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(SILENCE)
                 .max_buf_size(64 * 1024)
                 .serve_connection(TokioIo::new(stream), service);
             if let Err(error) = connection.await {

@@ -189,7 +189,10 @@ fn worker_thread(
 fn control_thread(
     driver: Driver,
     inbox: mpsc::Receiver<Request>,
-    resolved: mpsc::Receiver<(Arc<str>, meltemi_proxy_config::endpoint::EndpointSet)>,
+    resolved: mpsc::Receiver<(
+        Arc<meltemi_proxy_config::cluster::Cluster>,
+        meltemi_proxy_config::endpoint::EndpointSet,
+    )>,
     xds: Option<ClientConfig>,
     sockets: Vec<(std::net::TcpListener, bool)>,
     inspector: Inspector,

@@ -72,6 +72,18 @@ impl ResourceSet {
         self.types.get(type_url)?.get(name)
     }
 
+    /// Whether both hold the same resources in the same versions.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let of_type = |(url, set): (&String, &TypeSet)| {
+            let theirs = other.types.get(url);
+            theirs.is_some_and(|theirs| {
+                theirs.len() == set.len()
+                    && set.iter().zip(theirs).all(|((a, x), (b, y))| a == b && x.version == y.version)
+            })
+        };
+        self.types.len() == other.types.len() && self.types.iter().all(of_type)
+    }
+
     /// All types that hold something, by URL.
     pub fn types(&self) -> impl Iterator<Item = (&str, &TypeSet)> {
         self.types.iter().map(|(url, set)| (url.as_str(), set))

@@ -29,9 +29,7 @@ pub struct Opening {
     pub node: Node,
     /// Which protocol it speaks.
     pub variant: Variant,
-    /// The stream's request headers: tokens are here.
-    pub metadata: MetadataMap,
-    /// What the transport knows: addresses, certificates.
+    /// What the transport knows (addresses, certificates) and [`Source::admit`] has found out.
     pub extensions: Extensions,
     /// Looks into the session for as long as the stream lives.
     pub session: Arc<dyn SessionView>,
@@ -64,7 +62,13 @@ pub trait Observer: Send + 'static {
 /// Decides who may open a stream and what it then sees.
 #[tonic::async_trait]
 pub trait Source: Send + Sync + 'static {
-    /// Admits a stream, or refuses it with the status that the client gets.
+    /// Looks at who comes, before anything that it sends is read; what is found out may be left in the extensions. A refusal is the
+    /// status that the client gets.
+    async fn admit(&self, _metadata: &MetadataMap, _extensions: &mut Extensions) -> Result<(), Status> {
+        Ok(())
+    }
+
+    /// Lets a stream in, or refuses it with the status that the client gets.
     async fn open(&self, opening: Opening) -> Result<Feed, Status>;
 }
 
@@ -144,7 +148,8 @@ struct Stream<S: ServerSession> {
 }
 
 impl<S: ServerSession> Stream<S> {
-    async fn run(mut self, metadata: MetadataMap, extensions: Extensions) -> Result<(), Status> {
+    async fn run(mut self, metadata: MetadataMap, mut extensions: Extensions) -> Result<(), Status> {
+        self.source.admit(&metadata, &mut extensions).await?;
         let first = tokio::time::timeout(self.terms.first_request, self.inbound.message());
         let first = match first.await {
             Ok(Ok(Some(first))) => first,
@@ -155,8 +160,7 @@ impl<S: ServerSession> Stream<S> {
             return Err(Status::invalid_argument("the first request of a stream must carry its node"));
         };
         let session = Arc::new(Mutex::new(S::new()));
-        let opening =
-            Opening { node, variant: S::VARIANT, metadata, extensions, session: Arc::new(Look(session.clone())) };
+        let opening = Opening { node, variant: S::VARIANT, extensions, session: Arc::new(Look(session.clone())) };
         let mut feed = self.source.open(opening).await?;
         take::<S>(&session, &mut feed, first)?;
         let current = feed.resources.borrow_and_update().clone();

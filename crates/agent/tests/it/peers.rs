@@ -19,8 +19,9 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
 use tonic::transport::server::Connected;
-use tonic::{Request, Response, Status};
+use tonic::{Extensions, Request, Response, Status};
 
 pub(crate) const SERVER_NAME: &str = "istiod.istio-system.svc";
 
@@ -232,12 +233,15 @@ impl Observer for Deaf {
 
 #[tonic::async_trait]
 impl Source for NameSource {
-    async fn open(&self, opening: Opening) -> Result<Feed, Status> {
-        if opening.extensions.get::<PeerId>().is_none_or(|peer| peer.0.is_none())
-            && opening.metadata.get("authorization").is_none()
-        {
-            return Err(Status::unauthenticated("no proof"));
+    async fn admit(&self, metadata: &MetadataMap, extensions: &mut Extensions) -> Result<(), Status> {
+        let is_known = extensions.get::<PeerId>().is_some_and(|peer| peer.0.is_some());
+        match is_known || metadata.get("authorization").is_some() {
+            true => Ok(()),
+            false => Err(Status::unauthenticated("no proof")),
         }
+    }
+
+    async fn open(&self, opening: Opening) -> Result<Feed, Status> {
         self.nodes.lock().expect("lock").push(opening.node.id);
         Ok(Feed { resources: self.resources.subscribe(), observer: Box::new(Deaf) })
     }

@@ -159,6 +159,8 @@ fn commands_behave_as_in_a_shell(mesh: &Mesh) {
 
 /// What a running mesh has on this machine.
 struct Traces {
+    /// When this was written down, in ticks since the machine started.
+    at: u64,
     processes: Vec<(u32, u64)>,
     namespaces: BTreeSet<PathBuf>,
     home: PathBuf,
@@ -178,7 +180,10 @@ impl Traces {
         let all = processes.iter().flat_map(|(pid, _)| namespaces_of(&pid.to_string()));
         let namespaces: BTreeSet<PathBuf> = all.filter(|namespace| !own.contains(namespace)).collect();
         assert!(processes.len() > 6 && namespaces.len() > 6, "{processes:?} {namespaces:?}");
-        Self { processes, namespaces, home: mesh.path(""), run_dir: mesh.run_dir() }
+        // USER_HZ is 100 on every architecture that the mesh runs on.
+        let uptime = fs::read_to_string("/proc/uptime").expect("/proc").split(' ').next().map(str::parse::<f64>);
+        let at = (uptime.expect("a number").expect("a number") * 100.0) as u64;
+        Self { at, processes, namespaces, home: mesh.path(""), run_dir: mesh.run_dir() }
     }
 
     /// What of it is still there.
@@ -193,7 +198,9 @@ impl Traces {
             }
         }
         let numbers = fs::read_dir("/proc").expect("/proc").flatten().filter_map(|e| e.file_name().into_string().ok());
-        for pid in numbers.filter(|name| name.bytes().all(|b| b.is_ascii_digit())) {
+        // The kernel gives a namespace's number to the next one: whoever began later is somebody else's.
+        let began_before = |pid: &String| pid.parse().ok().and_then(stat).is_some_and(|(_, began)| began <= self.at);
+        for pid in numbers.filter(began_before) {
             let shared: Vec<_> = namespaces_of(&pid).intersection(&self.namespaces).cloned().collect();
             if !shared.is_empty() {
                 left.push(format!("process {pid} in {shared:?}"));

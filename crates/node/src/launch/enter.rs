@@ -13,12 +13,12 @@ use rustix::thread::{
 };
 
 use super::spec::{Identity, LaunchSpec};
-use super::{init, mounts, read_json};
-use crate::sys;
+use super::{LAUNCH_FAILED, init, mounts};
+use crate::{memfd, sys};
 
 /// Reads the specification and becomes the program; returns only on failure.
-pub(super) fn run(fd: RawFd) -> anyhow::Result<i32> {
-    let spec: LaunchSpec = read_json(fd)?;
+pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
+    let spec: LaunchSpec = memfd::read_json(fd)?;
     set_parent_process_death_signal(Some(Signal::KILL))?;
     if let Some(netns) = spec.netns {
         let netns = sys::inherited(netns).context("network namespace")?;
@@ -108,5 +108,5 @@ fn execute(spec: &LaunchSpec) -> anyhow::Result<i32> {
     };
     eprintln!("meltemi: cannot start {program}: {error}{hint}");
     // As a shell: 127 not found, 126 not executable.
-    Ok(if error.kind() == std::io::ErrorKind::NotFound { 127 } else { super::LAUNCH_FAILED })
+    Ok(if error.kind() == std::io::ErrorKind::NotFound { 127 } else { LAUNCH_FAILED })
 }

@@ -7,36 +7,36 @@ use serde::{Deserialize, Serialize};
 
 /// A program and the surroundings that it is to have.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LaunchSpec {
+pub(crate) struct LaunchSpec {
     /// Program and arguments. Empty program name: this very binary.
-    pub argv: Vec<String>,
+    pub(crate) argv: Vec<String>,
     /// What `ps` shows as the program's name, if not `argv[0]`.
-    pub title: Option<String>,
+    pub(crate) title: Option<String>,
     /// The whole environment.
-    pub env: Vec<(String, String)>,
+    pub(crate) env: Vec<(String, String)>,
     /// Working directory, if not the node's.
-    pub cwd: Option<PathBuf>,
+    pub(crate) cwd: Option<PathBuf>,
     /// Network namespace to enter.
-    pub netns: Option<RawFd>,
+    pub(crate) netns: Option<RawFd>,
     /// Files shown under another path: (source, target). A target that does not exist is left out.
-    pub files: Vec<(PathBuf, PathBuf)>,
+    pub(crate) files: Vec<(PathBuf, PathBuf)>,
     /// Directories shown empty and read-only.
-    pub hide: Vec<PathBuf>,
+    pub(crate) hide: Vec<PathBuf>,
     /// A user and PID namespace of its own, for programs that must not touch what stands beside them.
-    pub isolate: Option<Identity>,
+    pub(crate) isolate: Option<Identity>,
     /// A process whose namespaces are entered (PID file descriptor), instead of new ones.
-    pub join: Option<RawFd>,
+    pub(crate) join: Option<RawFd>,
     /// Descriptors that the program inherits.
-    pub keep: Vec<RawFd>,
+    pub(crate) keep: Vec<RawFd>,
 }
 
 /// Who an isolated program is to itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// User id that it sees as its own.
-    pub uid: u32,
+    pub(crate) uid: u32,
     /// Group id that it sees as its own.
-    pub gid: u32,
+    pub(crate) gid: u32,
     /// Host name that it sees.
-    pub hostname: String,
+    pub(crate) hostname: String,
 }

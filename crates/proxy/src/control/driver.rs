@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use meltemi_net::ListenOptions;
 use meltemi_proto::Any;
@@ -56,6 +57,9 @@ pub struct Status {
     pub bind_errors: BTreeMap<Arc<str>, String>,
 }
 
+/// How long after a socket could not be opened it is tried again.
+const BIND_AGAIN: Duration = Duration::from_secs(1);
+
 /// The control side.
 pub struct Driver {
     common: Arc<Common>,
@@ -68,7 +72,7 @@ pub struct Driver {
     asked: BTreeMap<&'static str, BTreeSet<Arc<str>>>,
     first: BTreeSet<String>,
     resolving: HashMap<Arc<str>, (Arc<Cluster>, AbortHandle)>,
-    answers: mpsc::Sender<(Arc<str>, EndpointSet)>,
+    answers: mpsc::Sender<(Arc<Cluster>, EndpointSet)>,
     ready: watch::Sender<bool>,
     listening: bool,
 }
@@ -79,7 +83,7 @@ impl Driver {
         common: Arc<Common>,
         workers: Vec<mpsc::UnboundedSender<Command>>,
         ready: watch::Sender<bool>,
-    ) -> (Self, mpsc::Receiver<(Arc<str>, EndpointSet)>) {
+    ) -> (Self, mpsc::Receiver<(Arc<Cluster>, EndpointSet)>) {
         let (answers, resolved) = mpsc::channel(64);
         let driver = Self {
             common,
@@ -112,7 +116,7 @@ impl Driver {
     pub async fn run(
         mut self,
         mut requests: mpsc::Receiver<Request>,
-        mut resolved: mpsc::Receiver<(Arc<str>, EndpointSet)>,
+        mut resolved: mpsc::Receiver<(Arc<Cluster>, EndpointSet)>,
         xds: Option<meltemi_xds::ClientConfig>,
     ) {
         let mut events = xds.map(|config| {
@@ -136,6 +140,10 @@ impl Driver {
                 Some((cluster, endpoints)) = resolved.recv() => {
                     self.state.set_resolved(&cluster, endpoints);
                     self.reconcile();
+                }
+                // Whoever has the port may give it up.
+                () = tokio::time::sleep(BIND_AGAIN), if !self.status.bind_errors.is_empty() => {
+                    self.listen(&self.published.clone());
                 }
                 request = requests.recv() => match request {
                     Some(Request::Stop) | None => break,
@@ -292,6 +300,7 @@ impl Driver {
                 wanted.insert(name, sockets.collect());
             }
         }
+        self.status.bind_errors.retain(|name, _| wanted.contains_key(name));
         let workers = &self.workers;
         self.bound.retain(|name, bound| {
             let keep = wanted.get(name);

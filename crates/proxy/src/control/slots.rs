@@ -109,6 +109,11 @@ pub(super) fn newest<T>(slots: &Slots<T>) -> impl Iterator<Item = &Arc<T>> {
     slots.values().filter_map(|slot| slot.warming.as_ref().or(slot.active.as_ref()))
 }
 
+/// What serves and what waits to: both need what they refer to.
+pub(super) fn used<T>(slots: &Slots<T>) -> impl Iterator<Item = &Arc<T>> {
+    slots.values().flat_map(|slot| slot.warming.iter().chain(&slot.active))
+}
+
 /// What serves.
 pub(super) fn actives<T>(slots: &Slots<T>) -> impl Iterator<Item = (&Arc<str>, &Arc<T>)> {
     slots.iter().filter_map(|(name, slot)| Some((name, slot.active.as_ref()?)))

@@ -18,7 +18,7 @@ use meltemi_proxy_config::tls::{CommonTls, SecretRef, UpstreamTransport};
 
 use super::secrets;
 pub use super::slots::{Origin, Received};
-use super::slots::{Slots, actives, newest, received, set};
+use super::slots::{Slots, actives, newest, received, set, used};
 use crate::published::{ClusterEntry, Published};
 use crate::upstream::live::{ClusterLive, Thresholds};
 use crate::upstream::outlier::Outlier;
@@ -31,7 +31,8 @@ pub struct State {
     clusters: Slots<Cluster>,
     routes: BTreeMap<Arc<str>, (Arc<RouteTable>, Received)>,
     endpoints: BTreeMap<Arc<str>, (Arc<EndpointSet>, Option<Received>)>,
-    resolved: HashMap<Arc<str>, Arc<EndpointSet>>,
+    /// What names resolve to, by the cluster's address in memory, which it keeps for as long as it stands here.
+    resolved: HashMap<usize, (Arc<Cluster>, Arc<EndpointSet>)>,
     entries: HashMap<Arc<str>, Arc<ClusterEntry>>,
     generation: u64,
     /// The proxy drains.
@@ -176,11 +177,18 @@ impl State {
         }
     }
 
-    /// The addresses that a cluster's names resolve to.
-    pub fn set_resolved(&mut self, cluster: &str, endpoints: EndpointSet) {
-        if self.resolved.get(cluster).is_none_or(|before| **before != endpoints) {
-            self.resolved.insert(cluster.into(), Arc::new(endpoints));
+    /// The addresses that a cluster's names resolve to; answers for a version of it that is gone are nobody's.
+    pub fn set_resolved(&mut self, cluster: &Arc<Cluster>, endpoints: EndpointSet) {
+        let slot = self.clusters.get(&cluster.name);
+        let is_used =
+            slot.is_some_and(|slot| slot.warming.iter().chain(&slot.active).any(|used| Arc::ptr_eq(used, cluster)));
+        if is_used && self.resolved(cluster).is_none_or(|before| **before != endpoints) {
+            self.resolved.insert(Arc::as_ptr(cluster).addr(), (cluster.clone(), Arc::new(endpoints)));
         }
+    }
+
+    fn resolved(&self, cluster: &Arc<Cluster>) -> Option<&Arc<EndpointSet>> {
+        self.resolved.get(&Arc::as_ptr(cluster).addr()).map(|(_, endpoints)| endpoints)
     }
 
     /// Clusters whose names must be kept resolved.
@@ -191,12 +199,12 @@ impl State {
 
     /// EDS resources that clusters need.
     pub fn wanted_endpoints(&self) -> BTreeSet<Arc<str>> {
-        newest(&self.clusters).filter_map(|cluster| cluster.eds().cloned()).collect()
+        used(&self.clusters).filter_map(|cluster| cluster.eds().cloned()).collect()
     }
 
     /// RDS resources that listeners need.
     pub fn wanted_routes(&self) -> BTreeSet<Arc<str>> {
-        newest(&self.listeners).flat_map(|listener| tables(listener)).collect()
+        used(&self.listeners).flat_map(|listener| tables(listener)).collect()
     }
 
     /// Secrets that somebody needs, whoever delivers them.
@@ -209,14 +217,14 @@ impl State {
                 }
             }
         };
-        for listener in newest(&self.listeners) {
+        for listener in used(&self.listeners) {
             for chain in listener.chains.iter() {
                 if let Some(terms) = chain.transport.tls() {
                     add(&terms.common);
                 }
             }
         }
-        for cluster in newest(&self.clusters) {
+        for cluster in used(&self.clusters) {
             for transport in cluster.transports() {
                 if let Some(terms) = terms_of(transport) {
                     add(terms);
@@ -230,19 +238,20 @@ impl State {
     pub fn forget_unused(&mut self) {
         let endpoints = self.wanted_endpoints();
         self.endpoints.retain(|name, _| endpoints.contains(name));
-        let mut routes = self.wanted_routes();
-        routes.extend(self.listeners.values().filter_map(|slot| slot.active.as_ref()).flat_map(|l| tables(l)));
+        let routes = self.wanted_routes();
         self.routes.retain(|name, (_, received)| received.origin == Origin::Static || routes.contains(name));
-        let clusters = &self.clusters;
-        self.resolved.retain(|name, _| clusters.contains_key(name));
+        let clusters: BTreeSet<usize> = used(&self.clusters).map(|cluster| Arc::as_ptr(cluster).addr()).collect();
+        self.resolved.retain(|address, _| clusters.contains(address));
     }
 
-    /// Lets what is warm serve, and puts the next generation together. `None`: nothing changed.
+    /// Lets what is warm serve, and puts the next generation together.
     pub fn publish(&mut self, has_secret: impl Fn(&str) -> bool) -> Published {
         for slot in self.clusters.values_mut() {
             let ready = slot.warming.as_ref().is_some_and(|cluster| match &cluster.discovery {
                 Discovery::Eds(name) => self.endpoints.contains_key(name),
-                Discovery::StrictDns(..) | Discovery::LogicalDns(..) => self.resolved.contains_key(&cluster.name),
+                Discovery::StrictDns(..) | Discovery::LogicalDns(..) => {
+                    self.resolved.contains_key(&Arc::as_ptr(cluster).addr())
+                }
                 Discovery::Static(_) | Discovery::OriginalDst(_) => true,
             });
             if ready {
@@ -276,7 +285,7 @@ impl State {
                 Discovery::Static(endpoints) => endpoints.clone(),
                 Discovery::Eds(eds) => self.endpoints.get(eds).map_or_else(nothing, |(endpoints, _)| endpoints.clone()),
                 Discovery::StrictDns(..) | Discovery::LogicalDns(..) => {
-                    self.resolved.get(name).cloned().unwrap_or_else(nothing)
+                    self.resolved(cluster).cloned().unwrap_or_else(nothing)
                 }
                 Discovery::OriginalDst(_) => nothing(),
             };
@@ -371,6 +380,7 @@ pub use secrets::apply as apply_secrets;
 #[cfg(test)]
 mod tests {
     use meltemi_proto::envoy::config::cluster::v3 as cluster;
+    use meltemi_proto::envoy::config::core::v3 as core;
     use meltemi_proto::google::protobuf::{Struct, Value, value::Kind};
 
     use super::*;
@@ -392,6 +402,66 @@ mod tests {
     fn served(state: &mut State, any: &Any) -> Arc<ClusterEntry> {
         assert_eq!(state.apply(CLUSTER, [("c", "", any)], &[], Origin::Dynamic).nack(), None);
         state.publish(|_| true).clusters["c"].clone()
+    }
+
+    #[test]
+    fn what_serves_keeps_its_endpoints_while_its_successor_waits() {
+        use meltemi_proto::envoy::config::endpoint::v3 as endpoint;
+        let mut state = State::default();
+        let kind = |kind: cluster::cluster::DiscoveryType| {
+            let assignment = endpoint::ClusterLoadAssignment { cluster_name: "c".to_owned(), ..Default::default() };
+            meltemi_proto::pack(&cluster::Cluster {
+                load_assignment: (kind == cluster::cluster::DiscoveryType::StrictDns).then_some(assignment),
+                cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(kind as i32)),
+                ..message(1)
+            })
+        };
+        let apply = |state: &mut State, type_url: &str, any: &Any| {
+            assert_eq!(state.apply(type_url, [("c", "", any)], &[], Origin::Dynamic).nack(), None);
+        };
+        let count = |state: &mut State| {
+            state.forget_unused();
+            state.publish(|_| true).clusters["c"].endpoints.endpoints.len()
+        };
+        apply(&mut state, CLUSTER, &kind(cluster::cluster::DiscoveryType::Eds));
+        let address = core::Address {
+            address: Some(core::address::Address::SocketAddress(core::SocketAddress {
+                address: "10.0.0.1".to_owned(),
+                port_specifier: Some(core::socket_address::PortSpecifier::PortValue(80)),
+                ..Default::default()
+            })),
+        };
+        let host = endpoint::LbEndpoint {
+            host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint::Endpoint {
+                address: Some(address),
+                ..Default::default()
+            })),
+            ..Default::default()
+        };
+        let endpoints = endpoint::ClusterLoadAssignment {
+            cluster_name: "c".to_owned(),
+            endpoints: vec![endpoint::LocalityLbEndpoints { lb_endpoints: vec![host], ..Default::default() }],
+            ..Default::default()
+        };
+        apply(&mut state, ENDPOINT, &meltemi_proto::pack(&endpoints));
+        assert_eq!(count(&mut state), 1);
+        apply(&mut state, CLUSTER, &kind(cluster::cluster::DiscoveryType::StrictDns));
+        assert_eq!((count(&mut state), state.wanted_endpoints().len()), (1, 1), "the first answer is awaited");
+
+        // An answer is for the version that asked.
+        let first = state.to_resolve().next().expect("names to resolve").clone();
+        let mut again = kind(cluster::cluster::DiscoveryType::StrictDns);
+        again = {
+            let mut message: cluster::Cluster = meltemi_proto::unpack(&again).expect("a cluster");
+            message.connect_timeout = Some(meltemi_proto::google::protobuf::Duration { seconds: 9, nanos: 0 });
+            meltemi_proto::pack(&message)
+        };
+        apply(&mut state, CLUSTER, &again);
+        state.set_resolved(&first, EndpointSet::default());
+        assert_eq!(count(&mut state), 1);
+        let second = state.to_resolve().next().expect("names to resolve").clone();
+        state.set_resolved(&second, EndpointSet::default());
+        assert_eq!((count(&mut state), state.wanted_endpoints().len()), (0, 0));
     }
 
     #[test]

@@ -65,6 +65,8 @@ struct TypeState {
     wanted: Subscription,
     /// Names and versions that were applied; what `initial_resource_versions` tells the next server.
     held: BTreeMap<String, String>,
+    /// Names that were handed to the owner and may be in force: what the next full update lacks is removed.
+    given: BTreeSet<String>,
     /// Whether this connection knows the type at all.
     announced: bool,
     /// Changes of the subscription that this connection does not know yet.
@@ -222,7 +224,9 @@ impl ClientSession {
         let full = self.variant == Variant::Sotw && is_full_type(&type_url);
         if full {
             let named: BTreeSet<&str> = set.iter().map(|resource| resource.name.as_str()).collect();
-            removed = state.held.keys().filter(|name| !named.contains(name.as_str())).cloned().collect();
+            // Of an update that was refused the owner may have taken a part.
+            removed = state.given.iter().filter(|name| !named.contains(name.as_str())).cloned().collect();
+            state.given.extend(named.into_iter().map(str::to_owned));
         }
         let applied = Applied {
             epoch,
@@ -255,6 +259,10 @@ impl ClientSession {
             }
             for name in &applied.removed {
                 state.held.remove(name);
+                // Unless it has come back since.
+                if !state.unanswered.values().any(|later| later.set.iter().any(|(given, _)| given == name)) {
+                    state.given.remove(name);
+                }
             }
             state.version = applied.version;
         }
@@ -279,6 +287,7 @@ impl TypeState {
             type_url,
             wanted,
             held: BTreeMap::new(),
+            given: BTreeSet::new(),
             announced: false,
             subscribe: BTreeSet::new(),
             unsubscribe: BTreeSet::new(),

@@ -165,4 +165,15 @@ fn state_of_the_world_finds_removals_and_keeps_the_accepted_version() {
     session.connected();
     let again = sotw(&mut session).expect("clusters");
     assert_eq!((again.version_info.as_str(), again.response_nonce.as_str()), ("v1", ""));
+    // Of what was refused as a whole, the owner may have taken c.
+    let third = updated(session.response(list("v3", "1", &["b"])));
+    assert_eq!(third.removed, ["a", "c"]);
+    session.ack(CLUSTER, &third.nonce);
+    let fourth = updated(session.response(list("v4", "2", &[])));
+    assert_eq!(fourth.removed, ["b"]);
+    // What comes back before the answer stays.
+    let fifth = updated(session.response(list("v5", "3", &["b"])));
+    session.ack(CLUSTER, &fourth.nonce);
+    session.ack(CLUSTER, &fifth.nonce);
+    assert_eq!(updated(session.response(list("v6", "4", &[]))).removed, ["b"]);
 }

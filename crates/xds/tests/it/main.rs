@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
+use meltemi_proto::discovery::{AggregatedDiscoveryServiceClient, DeltaDiscoveryRequest};
 use meltemi_proto::envoy::config::core::v3::Node;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT};
 use meltemi_proto::{Any, pack};
@@ -12,6 +13,8 @@ use meltemi_xds::{
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::Extensions;
+use tonic::metadata::MetadataMap;
 
 struct Everything {
     resources: watch::Receiver<Option<Arc<ResourceSet>>>,
@@ -32,10 +35,14 @@ impl Observer for Listener {
 
 #[tonic::async_trait]
 impl Source for Everything {
-    async fn open(&self, opening: Opening) -> Result<Feed, tonic::Status> {
-        if opening.metadata.get("authorization").is_none() {
-            return Err(tonic::Status::unauthenticated("no token"));
+    async fn admit(&self, metadata: &MetadataMap, _: &mut Extensions) -> Result<(), tonic::Status> {
+        match metadata.get("authorization") {
+            Some(_) => Ok(()),
+            None => Err(tonic::Status::unauthenticated("no token")),
         }
+    }
+
+    async fn open(&self, opening: Opening) -> Result<Feed, tonic::Status> {
         assert_eq!(opening.node.id, "me");
         self.sessions.lock().expect("no panic").push(opening.session);
         Ok(Feed { resources: self.resources.clone(), observer: Box::new(Listener(self.verdicts.clone())) })
@@ -200,4 +207,18 @@ async fn a_refused_stream_says_why() {
         }
     };
     assert!(reason.contains("no token"), "{reason}");
+}
+
+#[tokio::test]
+async fn nobody_is_listened_to_before_it_is_known_who_it_is() {
+    let server = Server::start("127.0.0.1:0", world(&[])).await;
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", server.address)).expect("a URI");
+    let mut client = AggregatedDiscoveryServiceClient::new(endpoint.connect().await.expect("connected"));
+    // The stream never says a word, and is refused all the same.
+    let answer = client.delta_aggregated_resources(tokio_stream::pending::<DeltaDiscoveryRequest>()).await;
+    let refusal = match answer {
+        Ok(answer) => answer.into_inner().message().await.expect_err("refused"),
+        Err(refusal) => refusal,
+    };
+    assert_eq!(refusal.code(), tonic::Code::Unauthenticated);
 }

@@ -1,0 +1,187 @@
+//! Serves [`crate::api`] at `RUN/node.sock`: one connection a request, and what goes to and fro while it is served.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meltemi_net::fdpass;
+
+use super::exec;
+use super::requests::{self, Refusal, refused};
+use super::state::Node;
+use crate::api::{Further, Reply, Request, Run, Target};
+use crate::fd_socket::FdSocket;
+use crate::log::Log;
+use crate::spec::WorkloadKey;
+use crate::{child, sys};
+
+/// Programs that a client left get this long to end by themselves.
+const GRACE: Duration = Duration::from_secs(2);
+const CHUNK: usize = 32 * 1024;
+
+/// Serves for ever.
+pub(super) fn start(node: Arc<Node>) -> anyhow::Result<()> {
+    let listener = fdpass::listen_blocking(&node.context.config.run_dir.join("node.sock"))?;
+    rustix::io::ioctl_fionbio(&listener, true)?;
+    let listener = sys::register(listener)?;
+    tokio::spawn(async move {
+        loop {
+            let Ok(mut ready) = listener.readable().await else { return };
+            let Ok(accepted) = ready.try_io(|l| fdpass::accept_blocking(l.get_ref())) else { continue };
+            if let Ok(client) = accepted.and_then(FdSocket::new) {
+                let node = Arc::clone(&node);
+                tokio::spawn(async move {
+                    let client = Client { socket: client };
+                    if let Err(error) = client.serve(&node).await {
+                        tracing::debug!(%error, "a client left");
+                    }
+                });
+            }
+        }
+    });
+    Ok(())
+}
+
+struct Client {
+    socket: FdSocket,
+}
+
+impl Client {
+    async fn send(&self, reply: Reply) -> io::Result<()> {
+        self.socket.send(&reply, &[]).await
+    }
+
+    /// Ends when the client closes its side; packets of its that nobody expects are dropped.
+    async fn left(&self) {
+        while let Ok(Some(_)) = self.socket.receive::<Further>().await {}
+    }
+
+    async fn serve(self, node: &Arc<Node>) -> io::Result<()> {
+        let Some((request, fds)) = self.socket.receive::<Request>().await? else { return Ok(()) };
+        let outcome = match request {
+            Request::List => Ok(Reply::Workloads(requests::list(node))),
+            Request::Problems => Ok(Reply::Problems(node.state().problems.clone())),
+            Request::Logs { target, proxy, tail, follow } => {
+                return self.logs(node, &target, proxy, tail, follow).await;
+            }
+            Request::Exec { target, argv, env } => return self.exec(node, &target, argv, env, fds).await,
+            Request::Run(run) => return self.run(node, *run).await,
+            Request::Stop(target) => requests::stop(node, &target),
+            Request::Restart { target, part } => requests::restart(node, &target, part),
+            Request::Proxy { target, kind } => requests::set_proxy(node, &target, kind),
+        };
+        match outcome {
+            Ok(reply) => self.send(reply).await,
+            Err(refusal) => self.refuse(refusal).await,
+        }
+    }
+
+    async fn refuse(&self, refusal: Refusal) -> io::Result<()> {
+        self.send(Reply::Refused { not_found: refusal.not_found, message: refusal.message }).await
+    }
+
+    async fn logs(
+        &self,
+        node: &Node,
+        target: &Target,
+        proxy: bool,
+        tail: Option<usize>,
+        follow: bool,
+    ) -> io::Result<()> {
+        let log = match requests::log(node, target, proxy) {
+            Ok(log) => log,
+            Err(refusal) => return self.refuse(refusal).await,
+        };
+        let offset = tail.map_or(0, |lines| log.tail(lines));
+        tokio::select! {
+            outcome = self.copy_log(&log, offset, follow) => outcome,
+            () = self.left() => Ok(()),
+        }
+    }
+
+    async fn copy_log(&self, log: &Log, mut offset: u64, follow: bool) -> io::Result<()> {
+        loop {
+            let (bytes, end) = log.read(offset);
+            offset = end;
+            for chunk in bytes.chunks(CHUNK) {
+                self.send(Reply::Output(chunk.to_vec())).await?;
+            }
+            if !follow {
+                return Ok(());
+            }
+            log.wait(offset).await;
+        }
+    }
+
+    async fn exec(
+        &self,
+        node: &Node,
+        target: &Target,
+        argv: Vec<String>,
+        env: Vec<(String, String)>,
+        fds: Vec<OwnedFd>,
+    ) -> io::Result<()> {
+        let spawned = <[OwnedFd; 3]>::try_from(fds)
+            .or_else(|_| refused("exec needs the client's input, output and errors"))
+            .and_then(|fds| exec::spawn(node, target, argv, env, fds));
+        let mut child = match spawned {
+            Ok(child) => child,
+            Err(refusal) => return self.refuse(refusal).await,
+        };
+        loop {
+            tokio::select! {
+                status = child.wait() => {
+                    let code = status.map_or(1, |s| s.code().unwrap_or(1));
+                    return self.send(Reply::Exited(code)).await;
+                }
+                further = self.socket.receive::<Further>() => match further {
+                    Ok(Some((Further::Signal(signal), _))) => child::signal(&child, signal),
+                    _ => {
+                        child::stop(child, GRACE).await;
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn run(&self, node: &Arc<Node>, run: Run) -> io::Result<()> {
+        let detach = run.detach;
+        let keys = match requests::add(node, run) {
+            Ok(keys) => keys,
+            Err(refusal) => return self.refuse(refusal).await,
+        };
+        self.send(Reply::Started(keys.clone())).await?;
+        if detach {
+            return Ok(());
+        }
+        let outcome = tokio::select! {
+            outcome = self.follow(node, &keys) => outcome,
+            () = self.left() => Ok(()),
+        };
+        node.end_runs(&keys);
+        outcome
+    }
+
+    /// Output of the first replica, until the workload is stopped.
+    async fn follow(&self, node: &Node, keys: &[WorkloadKey]) -> io::Result<()> {
+        let Some(first) = keys.first() else { return Ok(()) };
+        let started = || node.state().handles.get(first).map(|handle| Arc::clone(&handle.app_log));
+        let log = loop {
+            if let Some(log) = started() {
+                break log;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        let stopped = async {
+            while node.state().runs.contains_key(first) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::select! {
+            outcome = self.copy_log(&log, 0, true) => outcome,
+            () = stopped => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Keeps the workloads as the objects, and those who add programs by hand, want them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use meltemi_store::World;
+use tokio::sync::oneshot;
+
+use super::state::Node;
+use crate::addresses::Addresses;
+use crate::desired::desired;
+use crate::events::Event;
+use crate::images::ImageMap;
+use crate::spec::{NO_ENVOY, ProxyKind, WorkloadKey, WorkloadSpec};
+use crate::workload::{self, Command};
+use crate::{gateways, objects, run_services};
+
+/// Everything that should run now. Each problem is told once, until it goes away.
+pub(super) async fn wanted(
+    node: &Node,
+    world: &World,
+    images: &[ImageMap],
+    told: &mut BTreeSet<String>,
+) -> BTreeMap<WorkloadKey, WorkloadSpec> {
+    let config = &node.context.config;
+    let (mut specs, mut problems) = desired(objects::of_workloads(world), images, &config.proxies);
+    if config.envoy.is_none() {
+        let lacking = specs.values().filter(|spec| spec.proxy == ProxyKind::Envoy);
+        problems.extend(lacking.map(|spec| format!("workload {}: {NO_ENVOY}", spec.key)));
+    }
+    if config.gateways {
+        specs.extend(gateways::workloads().into_iter().map(|spec| (spec.key.clone(), spec)));
+    }
+    for problem in problems.iter().filter(|p| !told.contains(*p)) {
+        node.context.warn(problem.clone()).await;
+    }
+    *told = problems.iter().cloned().collect();
+    let mut state = node.state();
+    state.problems = problems;
+    for (key, spec) in &state.runs {
+        specs.entry(key.clone()).or_insert_with(|| spec.clone());
+    }
+    if let Err(error) = run_services::write(&config.objects_dir(), &run_services::missing(&state.runs, world)) {
+        tracing::warn!(%error, "Services of added programs cannot be written");
+    }
+    specs
+}
+
+/// Ends what is not wanted, or wanted otherwise, then starts what is missing.
+pub(super) async fn reconcile(node: &Node, wanted: BTreeMap<WorkloadKey, WorkloadSpec>, addresses: &mut Addresses) {
+    let ending: Vec<(WorkloadKey, oneshot::Receiver<()>)> = {
+        let state = node.state();
+        let stale = state.handles.iter().filter(|(key, handle)| wanted.get(key) != Some(&*handle.spec));
+        stale
+            .map(|(key, handle)| {
+                let (done, ended) = oneshot::channel();
+                handle.send(Command::Stop(done));
+                (key.clone(), ended)
+            })
+            .collect()
+    };
+    for (key, ended) in ending {
+        let _ = ended.await;
+        node.state().handles.remove(&key);
+        addresses.release(&key.to_string());
+    }
+    for (key, spec) in wanted {
+        let mut state = node.state();
+        if state.handles.contains_key(&key) {
+            continue;
+        }
+        match addresses.take(&key.to_string()) {
+            Some(address) => {
+                let handle = workload::start(Arc::clone(&node.context), spec, address);
+                state.handles.insert(key, handle);
+            }
+            None => tracing::error!(workload = %key, "no address is left in 10.44.0.0/16"),
+        }
+    }
+}
+
+/// Tells the user about each workload of the start as it becomes ready, and when all are.
+pub(super) async fn announce(node: Arc<Node>) {
+    let mut statuses: Vec<_> = {
+        let state = node.state();
+        state.handles.iter().map(|(key, handle)| (key.clone(), handle.status.clone())).collect()
+    };
+    while !statuses.is_empty() {
+        let mut waiting = Vec::new();
+        for (key, status) in statuses {
+            if status.borrow().ready {
+                node.context.dialler.tell(Event::WorkloadReady { namespace: key.namespace, name: key.pod }).await;
+            } else if status.has_changed().is_ok() {
+                waiting.push((key, status));
+            }
+        }
+        statuses = waiting;
+        if !statuses.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    node.context.dialler.tell(Event::AllReady).await;
+}
