@@ -27,6 +27,7 @@ use meltemi_model::{Health, Snapshot};
 use meltemi_proto::type_url;
 use meltemi_store::World;
 use meltemi_translate::Memo;
+use meltemi_types::is_local_host;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
@@ -239,7 +240,7 @@ impl Api {
             // A page in a browser can reach the loopback address under its own name (DNS rebinding).
             let host =
                 request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-            return match is_local_name(host) {
+            return match is_local_host(host) {
                 true => Ok(()),
                 false => Err(error(StatusCode::FORBIDDEN, "call this endpoint as localhost or by its address")),
             };
@@ -364,15 +365,6 @@ fn is_true(value: &str) -> bool {
     matches!(value, "true" | "1" | "All")
 }
 
-/// `localhost` or an address, with or without port.
-fn is_local_name(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    };
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
-}
-
 fn json(status: StatusCode, value: &impl Serialize) -> Reply {
     match serde_json::to_vec(value) {
         Ok(body) => reply(status, "application/json", body),
@@ -395,19 +387,4 @@ fn reply(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Reply
     headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
     headers.insert(http::header::X_CONTENT_TYPE_OPTIONS, http::HeaderValue::from_static("nosniff"));
     reply
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_local_names_pass_for_the_loopback() {
-        for local in ["localhost", "localhost:15014", "127.0.0.1:15014", "[::1]:15014", "10.0.0.1"] {
-            assert!(is_local_name(local), "{local}");
-        }
-        for foreign in ["", "evil.example", "evil.example:15014", "localhost.evil.example"] {
-            assert!(!is_local_name(foreign), "{foreign}");
-        }
-    }
 }

@@ -92,15 +92,10 @@ fn json(value: &serde_json::Value) -> Page {
     page(StatusCode::OK, JSON, serde_json::to_vec_pretty(value).unwrap_or_default())
 }
 
-/// A page that was asked for by name (a foreign web page in a browser must not reach this interface, so the host is an
-/// address or `localhost`).
+/// Whether nobody but a program of this machine's user can have sent it: browsers always name a host.
 fn is_local_host(request: &Request<Incoming>) -> bool {
-    let host = request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => host,
-    };
-    name.is_empty() || name == "localhost" || name.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok()
+    let host = request.headers().get(http::header::HOST).map(|host| host.to_str().unwrap_or("?"));
+    host.is_none_or(meltemi_types::is_local_host)
 }
 
 async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics: bool) -> Page {

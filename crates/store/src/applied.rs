@@ -203,20 +203,21 @@ fn write(file: &Path, text: &str) -> io::Result<()> {
     atomic::write(&target, text.as_bytes())
 }
 
-/// One name for each key, within what file systems take.
+/// One name for each key, within what file systems take. A group may hold dots, as a name may: no name holds a plus.
 fn file_name(key: &ObjectKey) -> String {
-    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-    let group = if key.kind.is_mesh() || key.kind.group().is_empty() {
-        String::new()
-    } else {
-        format!(".{}", key.kind.group().replace('/', "_"))
+    let group = match key.kind.group() {
+        group if key.kind.is_mesh() || group.is_empty() => String::new(),
+        group => format!("+{}+", group.replace('/', "_")),
     };
     let readable = format!("{}{group}.{}.{}", key.kind.word().to_ascii_lowercase(), key.namespace, key.name);
     if readable.len() <= 200 && !readable.contains('/') {
         return format!("{readable}.yaml");
     }
-    let mut hasher = DefaultHasher::new();
-    key.hash(&mut hasher);
     let start: String = readable.chars().filter(|c| *c != '/').take(150).collect();
-    format!("{start}-{:016x}.yaml", hasher.finish())
+    format!("{start}-{:016x}.yaml", fnv1a(readable.as_bytes()))
+}
+
+/// FNV-1a, 64 bits (RFC 9923): the same in every release, since it names files.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }

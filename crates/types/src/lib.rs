@@ -5,12 +5,14 @@
 //! this crate imports nothing of ours.
 
 mod diagnostic;
+mod host;
 mod labels;
 mod locality;
 mod protocol;
 mod spiffe;
 
 pub use diagnostic::{Diagnostic, ObjectRef, Position, Severity};
+pub use host::is_local_host;
 pub use labels::{Labels, Selector};
 pub use locality::Locality;
 pub use protocol::Protocol;

@@ -32,9 +32,30 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                 tell(object, "spec", message, "write WorkloadEntries", found);
             }
             Spec::AuthorizationPolicy(spec) => authorization(object, spec, found),
+            Spec::ServiceEntry(spec) => {
+                for (index, endpoint) in spec.endpoints.iter().enumerate() {
+                    network(object, &format!("spec.endpoints[{index}].network"), &endpoint.network, found);
+                }
+            }
+            Spec::WorkloadEntry(spec) => network(object, "spec.network", &spec.network, found),
+            Spec::Sidecar(spec) => {
+                for (index, ingress) in spec.ingress.iter().enumerate().filter(|(_, ingress)| !ingress.bind.is_empty())
+                {
+                    let message =
+                        format!("bind {:?} has no effect: captured traffic comes in at every address", ingress.bind);
+                    tell(object, &format!("spec.ingress[{index}].bind"), message, "remove it", found);
+                }
+            }
             Spec::DestinationRule(spec) => {
                 if let Some(policy) = &spec.traffic_policy {
                     traffic_policy(object, "spec.trafficPolicy", policy, found);
+                }
+                let tls = spec.traffic_policy.as_ref().and_then(|policy| policy.tls.as_ref());
+                if spec.workload_selector.is_some() && tls.is_some_and(|tls| !tls.credential_name.is_empty()) {
+                    let message =
+                        "only gateways read credentialName yet: the sidecars that are selected have no certificate";
+                    let remedy = "use clientCertificate, privateKey and caCertificates";
+                    tell(object, "spec.trafficPolicy.tls.credentialName", message, remedy, found);
                 }
                 for (index, subset) in spec.subsets.iter().enumerate() {
                     if let Some(policy) = &subset.traffic_policy {
@@ -137,6 +158,13 @@ fn traffic_policy(object: &Object, field: &str, policy: &TrafficPolicy, found: &
     }
 }
 
+fn network(object: &Object, field: &str, network: &str, found: &mut Vec<Diagnostic>) {
+    if !network.is_empty() {
+        let message = "networks are not told apart yet: the address is called directly";
+        tell(object, field, message, "write an address that callers can reach", found);
+    }
+}
+
 fn revocation(object: &Object, field: &str, found: &mut Vec<Diagnostic>) {
     let message = "caCrl is not supported yet: revoked certificates are accepted";
     tell(object, field, message, "replace the root that issued them", found);
@@ -155,8 +183,15 @@ fn unread(mesh: &MeshConfig) -> Vec<&'static str> {
         ("discoverySelectors", !mesh.discovery_selectors.is_empty()),
         ("dnsRefreshRate", mesh.dns_refresh_rate != default.dns_refresh_rate),
         ("enableEnvoyAccessLogService", mesh.enable_envoy_access_log_service),
+        ("enablePrometheusMerge", mesh.enable_prometheus_merge != default.enable_prometheus_merge),
+        ("inboundClusterStatName", !mesh.inbound_cluster_stat_name.is_empty()),
         ("inboundTrafficPolicy", mesh.inbound_traffic_policy != default.inbound_traffic_policy),
+        ("ingressClass", mesh.ingress_class != default.ingress_class),
+        ("ingressControllerMode", mesh.ingress_controller_mode != default.ingress_controller_mode),
+        ("ingressSelector", !mesh.ingress_selector.is_empty()),
+        ("ingressService", mesh.ingress_service != default.ingress_service),
         ("meshMTLS", mesh.mesh_mtls.is_some()),
+        ("outboundClusterStatName", !mesh.outbound_cluster_stat_name.is_empty()),
         ("protocolDetectionTimeout", mesh.protocol_detection_timeout != default.protocol_detection_timeout),
         ("proxyHttpPort", mesh.proxy_http_port != 0),
         ("serviceScopeConfigs", !mesh.service_scope_configs.is_empty()),

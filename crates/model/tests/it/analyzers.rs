@@ -160,6 +160,26 @@ spec:
     outlierDetection: {outlierDetectionHttpErrorCodes: [418]}
   subsets: [{name: a, trafficPolicy: {tunnel: {targetHost: y.org, targetPort: 443}}}]
 ---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: secret}
+spec:
+  host: z.org
+  workloadSelector: {matchLabels: {app: a}}
+  trafficPolicy: {tls: {mode: SIMPLE, credentialName: client}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: far}
+spec: {address: 10.0.0.1, network: other}
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: bound}
+spec:
+  workloadSelector: {labels: {app: a}}
+  ingress: [{port: {number: 80, protocol: HTTP, name: http}, bind: 10.0.0.1, defaultEndpoint: '127.0.0.1:8080'}]
+---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: attached}
@@ -179,6 +199,7 @@ metadata: {name: istio, namespace: istio-system}
 data:
   mesh: |
     accessLogFile: /dev/stdout
+    ingressService: mine
     meshMTLS: {minProtocolVersion: TLSV1_3}
 ",
     );
@@ -189,12 +210,16 @@ data:
             "MEL0307 AuthorizationPolicy/attached.default spec.targetRefs",
             "MEL0307 AuthorizationPolicy/tokens.default spec.rules[0].from[1].source",
             "MEL0307 AuthorizationPolicy/tokens.default spec.rules[0].when[0].key",
+            "MEL0307 ConfigMap/istio.istio-system data.mesh: ingressService",
             "MEL0307 ConfigMap/istio.istio-system data.mesh: meshMTLS",
             "MEL0307 DestinationRule/out.default spec.subsets[0].trafficPolicy.tunnel",
             "MEL0307 DestinationRule/out.default spec.trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes",
             "MEL0307 DestinationRule/out.default spec.trafficPolicy.tls.caCrl",
+            "MEL0307 DestinationRule/secret.default spec.trafficPolicy.tls.credentialName",
             "MEL0307 EnvoyFilter/patch.default spec",
             "MEL0307 RequestAuthentication/jwt.default spec",
+            "MEL0307 Sidecar/bound.default spec.ingress[0].bind",
+            "MEL0307 WorkloadEntry/far.default spec.network",
         ]
     );
 }

@@ -124,6 +124,19 @@ fn an_object_of_the_users_directory_is_changed_there() {
 }
 
 #[test]
+fn objects_of_unread_kinds_never_share_a_file() {
+    let root = tempfile::tempdir().expect("a directory");
+    let store = AppliedStore::open(root.path().join("applied"), vec![]).expect("opened");
+    let object = |group: &str, namespace: &str, name: &str| {
+        format!("apiVersion: {group}/v1\nkind: Thing\nmetadata: {{name: {name}, namespace: {namespace}}}\n")
+    };
+    for (group, namespace, name) in [("a.b", "c", "d"), ("a", "b", "c.d")] {
+        assert_eq!(apply(&store, &object(group, namespace, name), "default")[0].action, Action::Created);
+    }
+    assert_eq!(fs::read_dir(root.path().join("applied")).expect("there").count(), 2);
+}
+
+#[test]
 fn lists_json_and_links_are_changed_too() {
     let root = tempfile::tempdir().expect("a directory");
     let (users, elsewhere) = (root.path().join("mine"), root.path().join("elsewhere"));
