@@ -111,6 +111,9 @@ pub struct UpArgs {
     /// Worker threads of every proxy
     #[arg(long, value_name = "N")]
     pub concurrency: Option<usize>,
+    /// Serve xDS on port 15010 as well, in plaintext and to every workload without proof of who it is
+    #[arg(long)]
+    pub plaintext_xds: bool,
     /// Do not start the ingress and egress gateways
     #[arg(long)]
     pub no_gateways: bool,
@@ -160,9 +163,9 @@ pub struct RunArgs {
     /// Leave it outside the mesh
     #[arg(long)]
     pub no_sidecar: bool,
-    /// Use Envoy as its sidecar
-    #[arg(long, value_parser = ["meltemi", "envoy"], default_value = "meltemi")]
-    pub proxy: String,
+    /// Which proxy its sidecar is; default: as `up --proxy` says
+    #[arg(long, value_parser = ["meltemi", "envoy"])]
+    pub proxy: Option<String>,
     /// Further labels, KEY=VALUE
     #[arg(short = 'l', long = "labels", value_name = "KEY=VALUE")]
     pub labels: Vec<String>,
@@ -195,8 +198,11 @@ pub struct ApplyArgs {
 #[derive(Debug, Clone, Args)]
 pub struct GetArgs {
     /// KIND, KIND,KIND, KIND NAME..., or KIND/NAME...; kinds as kubectl knows them (vs, virtualservices), or `all`
-    #[arg(required = true, value_name = "KIND [NAME]", add = ArgValueCompleter::new(candidates::Objects))]
+    #[arg(required_unless_present = "files", value_name = "KIND [NAME]", add = ArgValueCompleter::new(candidates::Objects))]
     pub what: Vec<String>,
+    /// The objects that these files name, as they are in force
+    #[arg(short = 'f', long = "filename", value_name = "FILE", conflicts_with_all = ["what", "all_namespaces"])]
+    pub files: Vec<PathBuf>,
     /// Their namespace
     #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
     pub namespace: String,

@@ -15,10 +15,6 @@ impl Wanted {
     fn new(kind: &str, name: &str) -> Self {
         Self { kind: kind.to_owned(), name: name.to_owned() }
     }
-
-    pub(crate) fn is_named(&self) -> bool {
-        !self.name.is_empty()
-    }
 }
 
 /// What words such as `vs`, `vs,dr`, `vs a b` and `vs/a dr/b` ask for.

@@ -68,18 +68,24 @@ pub(crate) async fn delete(mesh: &Mesh, args: DeleteArgs) -> Result<i32> {
 }
 
 pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
-    let wanted = wanted(&args.what)?;
-    let filter = args.selector.as_deref().map(LabelFilter::parse).transpose()?;
     let ns = if args.all_namespaces { "" } else { args.namespace.as_str() };
-    let is_named = wanted.iter().all(Wanted::is_named);
+    let which = if args.what.is_empty() {
+        selectors(&Sources::read(&args.files)?, ns)?
+    } else {
+        let of = |Wanted { kind, name }| ObjectSelector { kind, ns: ns.to_owned(), name };
+        wanted(&args.what)?.into_iter().map(of).collect()
+    };
+    let filter = args.selector.as_deref().map(LabelFilter::parse).transpose()?;
+    let is_named = which.iter().all(|one| !one.name.is_empty());
     let mut items: Vec<ObjectView> = Vec::new();
     let mut code = 0;
-    for one in &wanted {
-        let found = objects(mesh, one, ns).await?;
-        if found.is_empty() && one.is_named() {
+    for one in &which {
+        let found = objects(mesh, one).await?;
+        if found.is_empty() && !one.name.is_empty() {
             let resource = Kind::from_word(&one.kind).map_or_else(|| one.kind.clone(), |kind| kind.resource());
-            output::note(format_args!("error: {}", not_found(&resource, ns, &one.name)));
-            if let Some(elsewhere) = objects(mesh, one, "").await?.first() {
+            output::note(format_args!("error: {}", not_found(&resource, &one.ns, &one.name)));
+            if let Some(elsewhere) = objects(mesh, &ObjectSelector { ns: String::new(), ..one.clone() }).await?.first()
+            {
                 let namespace = &elsewhere.object.namespace;
                 output::note(format_args!("there is one in namespace {namespace} (-n {namespace})"));
             }
@@ -97,7 +103,7 @@ pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
                 output::line(format_args!("{}/{}", item.object.kind.to_lowercase(), item.object.name))?;
             }
         }
-        Some(form @ (Output::Json | Output::Yaml)) => match (items.as_slice(), is_named && wanted.len() == 1) {
+        Some(form @ (Output::Json | Output::Yaml)) => match (items.as_slice(), is_named && which.len() == 1) {
             ([only], true) => _ = output::machine(Some(form), &only.value)?,
             ([], true) => {}
             (all, _) => {
@@ -108,15 +114,17 @@ pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
         _ if items.is_empty() && !is_named => output::note(format_args!("No objects found{}.", place(ns))),
         form => {
             let live = live(mesh, &items).await;
-            output::text(&tables(&items, &live, args.all_namespaces, form == Some(Output::Wide)))?;
+            let namespaces =
+                args.all_namespaces || items.iter().any(|item| item.object.namespace != items[0].object.namespace);
+            output::text(&tables(&items, &live, namespaces, form == Some(Output::Wide)))?;
         }
     }
     Ok(code)
 }
 
-async fn objects(mesh: &Mesh, one: &Wanted, ns: &str) -> Result<Vec<ObjectView>> {
+async fn objects(mesh: &Mesh, one: &ObjectSelector) -> Result<Vec<ObjectView>> {
     let kind = if one.kind == "all" { String::new() } else { one.kind.clone() };
-    let selector = ObjectSelector { kind, ns: ns.to_owned(), name: one.name.clone() };
+    let selector = ObjectSelector { kind, ..one.clone() };
     Ok(mesh.control().objects(&selector).await.map_err(|error| mesh.control_error(error))?.items)
 }
 

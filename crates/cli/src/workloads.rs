@@ -29,10 +29,11 @@ async fn explained(mesh: &Mesh, namespace: &str, error: ClientError) -> anyhow::
 }
 
 pub(crate) async fn run(mesh: &Mesh, args: RunArgs) -> Result<i32> {
-    let proxy = match (args.no_sidecar, args.proxy.as_str()) {
-        (true, _) => ProxyKind::None,
-        (false, "envoy") => ProxyKind::Envoy,
-        (false, _) => ProxyKind::Meltemi,
+    let proxy = match (args.no_sidecar, args.proxy.as_deref()) {
+        (true, _) => Some(ProxyKind::None),
+        (false, Some("envoy")) => Some(ProxyKind::Envoy),
+        (false, Some(_)) => Some(ProxyKind::Meltemi),
+        (false, None) => None,
     };
     if let Some(missing) = not_a_program(&args.command) {
         note(format_args!("error: {missing}: no such program; is it installed and on the PATH?"));

@@ -129,7 +129,8 @@ impl Fault {
         cx.flag(ResponseFlag::FaultInjected);
         let (status, grpc_status) = match abort {
             Abort::Http(status) => (status, None),
-            Abort::Grpc(status) => (http_of_grpc(status), Some(status)),
+            // As Envoy: who speaks no gRPC gets 200 and the text.
+            Abort::Grpc(status) => (200, Some(status)),
             Abort::Header => return Step::Continue,
         };
         let cause = Cause::Fault("envoy.filters.http.fault".into());
@@ -179,22 +180,4 @@ impl Abort {
 
 fn number(cx: &RequestContext<'_>, name: &str) -> Option<u64> {
     cx.head.get_str(name)?.trim().parse().ok()
-}
-
-/// The HTTP status that stands for a gRPC status. Source: Envoy `Grpc::Utility::grpcToHttpStatus`.
-pub fn http_of_grpc(status: u32) -> u16 {
-    match status {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
-    }
 }

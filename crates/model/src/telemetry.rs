@@ -1,6 +1,6 @@
 //! Access logging, as MeshConfig and Telemetry objects ask for it.
 
-use std::collections::BTreeMap;
+use serde_json::Value;
 
 use meltemi_types::{ObjectRef, Selector};
 
@@ -63,6 +63,6 @@ pub enum LogFormat {
     DefaultJson,
     /// A format string of Envoy's; ends with a newline.
     Text(String),
-    /// Keys with format strings.
-    Json(BTreeMap<String, String>),
+    /// An object whose strings are format strings.
+    Json(serde_json::Map<String, Value>),
 }

@@ -2,6 +2,8 @@
 
 use meltemi_model::{AccessLog, LogFormat};
 use meltemi_proto::{pack, value_of};
+use serde_json::Value;
+use wkt::value::Kind;
 
 use crate::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log::AccessLogFormat};
 use crate::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
@@ -100,21 +102,45 @@ fn format_message(input: &LogFormat) -> core::SubstitutionFormatString {
             ..Default::default()
         })
     };
-    let json = |pairs: &mut dyn Iterator<Item = (&str, &str)>| {
-        Format::JsonFormat(wkt::Struct {
-            fields: pairs.map(|(key, format)| (key.to_owned(), value_of(format))).collect(),
-        })
-    };
+    let defaults = || DEFAULT_JSON.iter().map(|(key, format)| ((*key).to_owned(), value_of(*format))).collect();
     let (format, formatters) = match input {
         LogFormat::DefaultText => (text(DEFAULT_TEXT), Vec::new()),
-        LogFormat::DefaultJson => (json(&mut DEFAULT_JSON.iter().copied()), Vec::new()),
+        LogFormat::DefaultJson => (Format::JsonFormat(wkt::Struct { fields: defaults() }), Vec::new()),
         LogFormat::Text(line) => (text(line), formatters(std::iter::once(line.as_str()))),
-        LogFormat::Json(fields) => (
-            json(&mut fields.iter().map(|(key, format)| (key.as_str(), format.as_str()))),
-            formatters(fields.values().map(String::as_str)),
-        ),
+        LogFormat::Json(fields) => {
+            let mut formats = Vec::new();
+            fields.values().for_each(|value| strings(value, &mut formats));
+            (Format::JsonFormat(object(fields)), formatters(formats.into_iter()))
+        }
     };
     core::SubstitutionFormatString { format: Some(format), formatters, ..Default::default() }
+}
+
+fn object(fields: &serde_json::Map<String, Value>) -> wkt::Struct {
+    wkt::Struct { fields: fields.iter().map(|(key, value)| (key.clone(), wire(value))).collect() }
+}
+
+/// A value as the wire has it. A whole number may be too large for it, and is then the nearest.
+fn wire(value: &Value) -> wkt::Value {
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(truth) => Kind::BoolValue(*truth),
+        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
+        Value::String(text) => Kind::StringValue(text.clone()),
+        Value::Array(items) => Kind::ListValue(wkt::ListValue { values: items.iter().map(wire).collect() }),
+        Value::Object(fields) => Kind::StructValue(object(fields)),
+    };
+    wkt::Value { kind: Some(kind) }
+}
+
+/// Every string in a value.
+fn strings<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+    match value {
+        Value::String(text) => found.push(text),
+        Value::Array(items) => items.iter().for_each(|item| strings(item, found)),
+        Value::Object(fields) => fields.values().for_each(|value| strings(value, found)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
 /// The extensions that a format needs beyond the built-in commands.
@@ -142,11 +168,21 @@ fn formatters<'a>(formats: impl Iterator<Item = &'a str>) -> Vec<core::TypedExte
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     #[test]
     fn formatters_are_added_when_used() {
-        let json = LogFormat::Json(BTreeMap::from([("p".to_owned(), "%REQ_WITHOUT_QUERY(:PATH)%".to_owned())]));
+        let format = serde_json::json!({"n": {"p": "%REQ_WITHOUT_QUERY(:PATH)%", "list": [1, null]}});
+        let json = LogFormat::Json(format.as_object().cloned().expect("an object"));
+        let nested = wkt::Struct {
+            fields: [
+                ("list".to_owned(), wire(&serde_json::json!([1.0, null]))),
+                ("p".to_owned(), value_of("%REQ_WITHOUT_QUERY(:PATH)%")),
+            ]
+            .into(),
+        };
+        let fields = [("n".to_owned(), wkt::Value { kind: Some(Kind::StructValue(nested)) })].into();
+        let wanted = core::substitution_format_string::Format::JsonFormat(wkt::Struct { fields });
+        assert_eq!(format_message(&json).format, Some(wanted));
         let names: Vec<_> = format_message(&json).formatters.into_iter().map(|f| f.name).collect();
         assert_eq!(names, ["envoy.formatter.req_without_query"]);
         assert!(format_message(&LogFormat::DefaultText).formatters.is_empty());

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use meltemi_types::{Diagnostic, ObjectRef, Position};
 use serde_json::Value;
 
-use super::{ExtensionProvider, MeshConfig};
+use super::{AccessLogEncoding, ExtensionProvider, MeshConfig};
 use crate::object::attach;
 use crate::positions::Positions;
 use crate::schema::{Field, Report, UnknownFields};
@@ -102,6 +102,19 @@ impl MeshConfig {
             merge_set(&mut merged.metrics, &before.metrics);
             merge_set(&mut merged.access_logging, &before.access_logging);
         }
+        if self.access_log_encoding == AccessLogEncoding::Json && !self.access_log_format.is_empty() {
+            let parsed = serde_json::from_str::<serde_json::Map<String, Value>>(&self.access_log_format);
+            if let Err(error) = parsed {
+                report.field("accessLogFormat", |report| {
+                    let message = format!("not a JSON object, as accessLogEncoding: JSON wants it: {error}");
+                    report.error(
+                        "MEL0210",
+                        message,
+                        "write an object; operators stand in strings: {\"took\": \"%DURATION%\"}",
+                    );
+                });
+            }
+        }
         check(self, report);
     }
 }
@@ -179,7 +192,7 @@ fn check(mesh: &MeshConfig, report: &mut Report) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh::{AccessLogEncoding, OutboundTrafficMode};
+    use crate::mesh::OutboundTrafficMode;
 
     fn read(text: &str) -> (MeshConfig, Vec<Diagnostic>) {
         MeshConfig::from_yaml(text, &ObjectRef::new("ConfigMap", "istio-system", "istio"), &Position::default())
@@ -210,6 +223,15 @@ mod tests {
         assert_eq!(names, ["prometheus", "stackdriver", "envoy", "mine"]);
         let log = mesh.extension_providers[2].envoy_file_access_log.as_ref().expect("a file log");
         assert_eq!(log.path, "/tmp/log");
+    }
+
+    #[test]
+    fn a_json_log_has_a_json_format() {
+        let (_, diagnostics) = read("accessLogEncoding: JSON\naccessLogFormat: '{\"took\": %DURATION%}'\n");
+        let told: Vec<_> = diagnostics.iter().map(|d| (d.code.as_str(), d.field.as_str())).collect();
+        assert_eq!(told, [("MEL0210", "data.mesh: accessLogFormat")]);
+        let (mesh, diagnostics) = read("accessLogEncoding: JSON\naccessLogFormat: '{\"took\": \"%DURATION%\"}'\n");
+        assert!(diagnostics.is_empty() && !mesh.access_log_format.is_empty());
     }
 
     #[test]

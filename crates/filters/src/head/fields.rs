@@ -1,7 +1,5 @@
 //! The arena and its index.
 
-use std::borrow::Cow;
-
 use super::known::Known;
 
 /// One field in the index: offsets into the arena.
@@ -125,7 +123,7 @@ impl Fields {
     }
 
     /// The first value as text. `None` also where the value is not UTF-8, so a decision that must not be fooled uses
-    /// [`Fields::get`] or [`Fields::joined`].
+    /// [`Fields::get`] or [`Fields::get_all`].
     pub fn get_str(&self, name: &str) -> Option<&str> {
         self.get(name).and_then(|value| std::str::from_utf8(value).ok())
     }
@@ -150,27 +148,6 @@ impl Fields {
 
     /// All values of a field, in order.
     pub fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
-        self.index
-            .iter()
-            .filter(move |f| f.name_len as usize == name.len() && self.name_of(f).eq_ignore_ascii_case(name.as_bytes()))
-            .map(|f| self.value_of(f))
-    }
-
-    /// All values of a field joined by a comma, as Envoy's matchers see a field that occurs twice.
-    pub fn joined(&self, name: &str) -> Option<Cow<'_, [u8]>> {
-        let mut values = self.get_all_at(name);
-        let first = values.next()?;
-        let Some(second) = values.next() else { return Some(Cow::Borrowed(first)) };
-        let mut all = [first, b",", second].concat();
-        for value in values {
-            all.push(b',');
-            all.extend_from_slice(value);
-        }
-        Some(Cow::Owned(all))
-    }
-
-    // Ties the items to `self` alone, where `get_all` ties them to the name as well.
-    fn get_all_at<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.index
             .iter()
             .filter(move |f| f.name_len as usize == name.len() && self.name_of(f).eq_ignore_ascii_case(name.as_bytes()))

@@ -1,7 +1,5 @@
 //! A request without its body.
 
-use std::borrow::Cow;
-
 use super::fields::{Fields, Span};
 use super::{HttpVersion, Known, is_grpc_content_type};
 
@@ -135,14 +133,6 @@ impl RequestHead {
     /// As [`RequestHead::get`], as text; see [`Fields::get_str`].
     pub fn get_str(&self, name: &str) -> Option<&str> {
         self.get(name).and_then(|value| std::str::from_utf8(value).ok())
-    }
-
-    /// All lines of a field joined by a comma; pseudo-fields as they are.
-    pub fn joined(&self, name: &str) -> Option<Cow<'_, [u8]>> {
-        match self.pseudo(name) {
-            Some(value) => value.map(|v| Cow::Borrowed(v.as_bytes())),
-            None => self.fields.joined(name),
-        }
     }
 
     /// All lines of a field.

@@ -10,34 +10,23 @@ use crate::head::{Fields, RequestHead, ResponseHead};
 
 /// Whatever has header fields.
 pub trait HeaderSource {
-    /// All lines of a field joined by a comma; pseudo-fields as they are.
-    fn joined(&self, name: &str) -> Option<std::borrow::Cow<'_, [u8]>>;
-    /// Every line of a field.
+    /// Every line of a field, or a pseudo-field.
     fn lines<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a;
 }
 
 impl HeaderSource for RequestHead {
-    fn joined(&self, name: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
-        RequestHead::joined(self, name)
-    }
     fn lines<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
         self.get_all(name)
     }
 }
 
 impl HeaderSource for Fields {
-    fn joined(&self, name: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
-        Fields::joined(self, name)
-    }
     fn lines<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
         self.get_all(name)
     }
 }
 
 impl HeaderSource for ResponseHead {
-    fn joined(&self, name: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
-        self.fields().joined(name)
-    }
     fn lines<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
         self.fields().get_all(name)
     }
@@ -59,13 +48,11 @@ enum Kind {
     Value(StringMatch),
 }
 
-/// Which way to err where a field occurs more than once. A policy must not be passed by repeating a field, so its
-/// lines are judged one by one: a DENY matches if any line does, an ALLOW only if all do.
+/// Which way to err where a field occurs more than once. A policy must not be passed by repeating a field: a DENY matches if any
+/// line does, an ALLOW only if all do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Judge {
-    /// As routing does it: the lines joined by a comma are the value.
-    Joined,
-    /// Any line, or all of them joined.
+    /// Any line.
     Any,
     /// Every line.
     All,
@@ -75,7 +62,6 @@ impl Judge {
     /// What is the cautious reading inside a negation.
     pub fn flipped(self) -> Self {
         match self {
-            Self::Joined => Self::Joined,
             Self::Any => Self::All,
             Self::All => Self::Any,
         }
@@ -125,31 +111,27 @@ impl HeaderMatch {
         &self.name
     }
 
-    /// Whether the head matches, as routing sees it.
+    /// Whether the head matches, as routing sees it: any line does, or with `invert_match` none.
     pub fn is_match(&self, head: &impl HeaderSource) -> bool {
-        let value = match (head.joined(&self.name), self.missing_is_empty) {
-            (Some(value), _) => value,
-            (None, true) => b"".as_slice().into(),
+        let mut lines = head.lines(&self.name).peekable();
+        match (lines.peek().is_some(), self.missing_is_empty) {
+            (true, _) => lines.any(|line| self.kind.is_match(line)) != self.invert,
+            (false, true) => self.kind.is_match(b"") != self.invert,
             // Absence satisfies nothing but a matcher that asks for it; inverting does not help.
-            (None, false) => return matches!(self.kind, Kind::Present(present) if present == self.invert),
-        };
-        self.kind.is_match(&value) != self.invert
+            (false, false) => matches!(self.kind, Kind::Present(present) if present == self.invert),
+        }
     }
 
     /// Whether the head matches where security hangs on it.
     pub fn is_match_judged(&self, head: &impl HeaderSource, judge: Judge) -> bool {
-        let joined = self.is_match(head);
-        let mut lines = head.lines(&self.name);
-        // Reading on is only needed where there is a second line.
-        if judge == Judge::Joined || lines.by_ref().nth(1).is_none() {
-            return joined;
+        let mut lines = head.lines(&self.name).peekable();
+        if lines.peek().is_none() {
+            return self.is_match(head);
         }
         let judge_line = |line: &[u8]| self.kind.is_match(line) != self.invert;
-        let mut lines = head.lines(&self.name);
         match judge {
-            Judge::Any => joined || lines.any(judge_line),
+            Judge::Any => lines.any(judge_line),
             Judge::All => lines.all(judge_line),
-            Judge::Joined => joined,
         }
     }
 }
@@ -285,12 +267,14 @@ mod tests {
     fn repeating_a_field_passes_no_policy() {
         let exact = matcher(Some(HeaderMatchSpecifier::ExactMatch("bad".into())), false, false);
         let twice = head(&["good", "bad"]);
-        assert!(!exact.is_match(&twice), "routing sees good,bad");
+        assert!(exact.is_match(&twice), "routing takes any line");
         assert!(exact.is_match_judged(&twice, Judge::Any), "a DENY sees the bad one");
         assert!(!exact.is_match_judged(&twice, Judge::All), "an ALLOW wants all of them");
         assert!(exact.is_match_judged(&head(&["bad", "bad"]), Judge::All));
         let not = matcher(Some(HeaderMatchSpecifier::ExactMatch("bad".into())), true, false);
-        assert!(not.is_match(&twice) && !not.is_match_judged(&twice, Judge::All), "nor does an inverted condition");
+        assert!(!not.is_match(&twice) && !not.is_match_judged(&twice, Judge::All), "nor does an inverted condition");
+        let joined = matcher(Some(HeaderMatchSpecifier::ExactMatch("good,bad".into())), false, false);
+        assert!(!joined.is_match(&twice), "and no line is what the lines are together");
         let present = matcher(None, false, false);
         assert!(present.is_match_judged(&twice, Judge::All) && present.is_match_judged(&twice, Judge::Any));
     }

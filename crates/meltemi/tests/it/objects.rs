@@ -69,8 +69,12 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
 
     // Get, in every form.
     assert_eq!(mesh.cli_ok(&["get", "vs", "-o", "name"]), "virtualservice/diary\nvirtualservice/ledger\n");
-    let one: Value = serde_json::from_str(&mesh.cli_ok(&["get", "vs/ledger", "-o", "json"])).expect("JSON");
-    assert_eq!(one["spec"]["http"][0]["fault"]["abort"]["httpStatus"], 451);
+    let json = |arguments: &[&str]| serde_json::from_str::<Value>(&mesh.cli_ok(arguments)).expect("JSON");
+    // The file still says 418.
+    for arguments in [&["get", "vs/ledger", "-o", "json"][..], &["get", "-f", &dry.display().to_string(), "-o", "json"]]
+    {
+        assert_eq!(json(arguments)["spec"]["http"][0]["fault"]["abort"]["httpStatus"], 451, "{arguments:?}");
+    }
     assert!(mesh.cli_ok(&["get", "virtualservices", "-o", "yaml"]).contains("kind: List"));
     let wide = mesh.cli_ok(&["get", "virtualservices", "-o", "wide"]);
     assert!(wide.contains("diary.yaml") && wide.contains("applied"), "{wide}");

@@ -110,11 +110,10 @@ impl Snapshot {
             (AccessLogEncoding::Text, "") => LogFormat::DefaultText,
             (AccessLogEncoding::Text, text) => LogFormat::Text(with_newline(text)),
             (AccessLogEncoding::Json, "") => LogFormat::DefaultJson,
-            (AccessLogEncoding::Json, text) => serde_json::from_str::<Value>(text)
-                .ok()
-                .as_ref()
-                .and_then(Value::as_object)
-                .map_or(LogFormat::DefaultJson, |map| LogFormat::Json(flatten(map))),
+            // What is no object was refused when the settings were read.
+            (AccessLogEncoding::Json, text) => {
+                serde_json::from_str(text).map_or(LogFormat::DefaultJson, LogFormat::Json)
+            }
         }
     }
 
@@ -125,7 +124,7 @@ impl Snapshot {
         let format = match log_format.as_ref().map(|format| (&format.text, &format.labels)) {
             Some((Some(text), _)) if !text.is_empty() => LogFormat::Text(with_newline(text)),
             Some((_, Some(Value::Object(map)))) if map.is_empty() => LogFormat::DefaultJson,
-            Some((_, Some(Value::Object(map)))) => LogFormat::Json(flatten(map)),
+            Some((_, Some(Value::Object(map)))) => LogFormat::Json(map.clone()),
             // The built-in provider follows MeshConfig's encoding and format.
             _ if name == "envoy" => self.mesh_log_format(),
             _ => LogFormat::DefaultText,
@@ -143,11 +142,4 @@ impl Snapshot {
 
 fn with_newline(text: &str) -> String {
     if text.ends_with('\n') { text.to_owned() } else { format!("{text}\n") }
-}
-
-/// Values that are no strings are written as JSON text.
-fn flatten(map: &serde_json::Map<String, Value>) -> BTreeMap<String, String> {
-    map.iter()
-        .map(|(key, value)| (key.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
-        .collect()
 }

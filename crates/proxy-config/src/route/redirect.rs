@@ -109,6 +109,9 @@ impl Redirect {
             },
         };
         let has_query = new_path.contains('?');
+        if !new_path.starts_with('/') {
+            location.push('/');
+        }
         location.push_str(&new_path);
         if let Some(query) = head.query().filter(|_| !self.strip_query && !has_query) {
             location.push('?');
