@@ -8,7 +8,7 @@ use meltemi_proto::envoy::config::core::v3 as core;
 use meltemi_proto::envoy::extensions::transport_sockets::tls::v3::{Secret, secret::Type};
 
 use crate::address::Address;
-use crate::cluster::{Cluster, UpstreamBind};
+use crate::cluster::Cluster;
 use crate::compiler::Compiler;
 use crate::listener::Listener;
 use crate::tls::compile::{data_source, grpc_cluster};
@@ -33,10 +33,6 @@ pub struct Bootstrap {
     pub lds: bool,
     /// Clusters come over ADS.
     pub cds: bool,
-    /// The local side of all connections to endpoints, unless the cluster says otherwise.
-    pub upstream_bind: Option<UpstreamBind>,
-    /// Seconds between flushes of statistics; default 5.
-    pub stats_flush: std::time::Duration,
     /// What was left out.
     pub warnings: Vec<Warning>,
 }
@@ -158,7 +154,8 @@ impl Bootstrap {
         {
             return scope.refuse(format!("ads_config names cluster {:?}, which is not static", ads.cluster));
         }
-        let manager = message.cluster_manager.as_ref();
+        let bind = message.cluster_manager.as_ref().and_then(|manager| manager.upstream_bind_config.as_ref());
+        scope.unsupported("cluster_manager.upstream_bind_config", bind.is_some());
         Ok(Self {
             node: message.node.clone().unwrap_or_default(),
             admin: match message.admin.as_ref().and_then(|admin| admin.address.as_ref()) {
@@ -171,15 +168,6 @@ impl Bootstrap {
             ads,
             lds,
             cds,
-            upstream_bind: match manager.and_then(|manager| manager.upstream_bind_config.as_ref()) {
-                None => None,
-                Some(bind) => Some(
-                    scope.within("cluster_manager.upstream_bind_config", |scope| UpstreamBind::compile(bind, scope))?,
-                ),
-            },
-            stats_flush: scope
-                .duration("stats_flush_interval", message.stats_flush_interval.as_ref())?
-                .unwrap_or(std::time::Duration::from_secs(5)),
             warnings: std::mem::take(scope).into_warnings(),
         })
     }

@@ -68,11 +68,8 @@ pub(crate) fn http1_options(message: Option<&core::Http1ProtocolOptions>, scope:
     let Some(message) = message else { return Http1Options::default() };
     scope.unsupported("header_key_format", message.header_key_format.is_some());
     scope.unsupported("allow_chunked_length", message.allow_chunked_length);
-    Http1Options {
-        accept_http_10: message.accept_http_10,
-        default_host_for_http_10: message.default_host_for_http_10.as_str().into(),
-        trailers: message.enable_trailers,
-    }
+    scope.unsupported("default_host_for_http_10", !message.default_host_for_http_10.is_empty());
+    Http1Options { accept_http_10: message.accept_http_10, trailers: message.enable_trailers }
 }
 
 /// HTTP/2 settings.
@@ -83,12 +80,12 @@ pub(crate) fn http2_options(
     let Some(message) = message else { return Ok(Http2Options::default()) };
     let value = |value: &Option<UInt32Value>| value.as_ref().map(|value| value.value);
     let keepalive = message.connection_keepalive.as_ref();
+    scope.unsupported("hpack_table_size", message.hpack_table_size.is_some());
+    scope.unsupported("allow_connect", message.allow_connect);
     Ok(Http2Options {
         max_concurrent_streams: value(&message.max_concurrent_streams),
         initial_stream_window: value(&message.initial_stream_window_size),
         initial_connection_window: value(&message.initial_connection_window_size),
-        hpack_table_size: value(&message.hpack_table_size),
-        allow_connect: message.allow_connect,
         keepalive_interval: limit("keepalive.interval", keepalive.and_then(|k| k.interval.as_ref()), None, scope)?,
         keepalive_timeout: limit("keepalive.timeout", keepalive.and_then(|k| k.timeout.as_ref()), None, scope)?,
     })

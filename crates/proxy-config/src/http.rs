@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meltemi_filters::http::HttpFilterSlot;
-use meltemi_filters::matcher::{Cidr, Fraction};
+use meltemi_filters::matcher::Cidr;
 
 use crate::access_log::AccessLog;
 use crate::normalize::PathNormalization;
@@ -83,14 +83,8 @@ pub struct HttpConnectionManager {
     pub http2: Http2Options,
     /// Addresses that count as internal, so that their `x-envoy-*` headers are obeyed; none if empty.
     pub internal_addresses: Vec<Cidr>,
-    /// Report the protocol of the original request, do not overwrite.
-    pub append_x_forwarded_port: bool,
-    /// Forward `100-continue` instead of answering it.
-    pub proxy_100_continue: bool,
     /// The scheme that requests are said to have.
     pub scheme_overwrite: Option<Box<str>>,
-    /// Tracing, if on.
-    pub tracing: Option<Tracing>,
 }
 
 /// Which versions of HTTP a connection may speak.
@@ -186,8 +180,6 @@ pub enum Underscores {
 pub struct Http1Options {
     /// HTTP/1.0 is spoken.
     pub accept_http_10: bool,
-    /// The host of HTTP/1.0 requests that name none.
-    pub default_host_for_http_10: Box<str>,
     /// Trailers are forwarded.
     pub trailers: bool,
 }
@@ -201,72 +193,10 @@ pub struct Http2Options {
     pub initial_stream_window: Option<u32>,
     /// Window of a connection.
     pub initial_connection_window: Option<u32>,
-    /// Size of the HPACK table.
-    pub hpack_table_size: Option<u32>,
-    /// Extended CONNECT.
-    pub allow_connect: bool,
     /// PING so often.
     pub keepalive_interval: Option<Duration>,
     /// A PING must be answered by then.
     pub keepalive_timeout: Option<Duration>,
-}
-
-/// Which requests are traced.
-#[derive(Debug, Clone)]
-pub struct Tracing {
-    /// The share that is traced at random.
-    pub random_sampling: Fraction,
-    /// The share of those with `x-client-trace-id`.
-    pub client_sampling: Fraction,
-    /// The share that is traced at most.
-    pub overall_sampling: Fraction,
-    /// Tags of every span: name and template.
-    pub tags: Vec<(Box<str>, TagSource)>,
-    /// The cluster of the collector, and its protocol.
-    pub provider: Option<TraceProvider>,
-    /// Longest path in a tag.
-    pub max_path_tag_length: u32,
-}
-
-/// Where a span's tag comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TagSource {
-    /// A constant.
-    Literal(Box<str>),
-    /// An environment variable and its default.
-    Environment(Box<str>, Box<str>),
-    /// A request header and its default.
-    Header(Box<str>, Box<str>),
-}
-
-/// Who receives spans.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TraceProvider {
-    /// Zipkin v2 JSON: cluster, path, host.
-    Zipkin {
-        /// The collector's cluster.
-        cluster: Arc<str>,
-        /// The path of the endpoint.
-        path: Box<str>,
-        /// The host header.
-        host: Box<str>,
-    },
-    /// OTLP over gRPC: cluster and service name.
-    OpenTelemetryGrpc {
-        /// The collector's cluster.
-        cluster: Arc<str>,
-        /// The service's name.
-        service: Box<str>,
-    },
-    /// OTLP over HTTP: cluster, URI, service name.
-    OpenTelemetryHttp {
-        /// The collector's cluster.
-        cluster: Arc<str>,
-        /// The whole URI.
-        uri: Box<str>,
-        /// The service's name.
-        service: Box<str>,
-    },
 }
 
 impl HttpConnectionManager {

@@ -1,7 +1,6 @@
 //! Routes: which virtual host and route a request takes, and what the route says.
 //!
-//! [`RouteTable::select`] decides; nothing in it allocates unless a host is longer than 128 bytes or a header that a
-//! condition names occurs twice.
+//! [`RouteTable::select`] decides; nothing in it allocates unless a host is longer than 128 bytes.
 
 mod action;
 mod compile;

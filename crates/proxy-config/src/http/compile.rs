@@ -3,7 +3,6 @@
 use meltemi_filters::{Rejection, Scope};
 use meltemi_proto::envoy::config::core::v3 as core;
 use meltemi_proto::envoy::extensions::filters::network::http_connection_manager::v3 as proto;
-use meltemi_proto::envoy::r#type::v3::Percent;
 use proto::http_connection_manager as hcm;
 
 use super::*;
@@ -160,8 +159,6 @@ impl HttpConnectionManager {
                     })?
                 }
             },
-            append_x_forwarded_port: message.append_x_forwarded_port,
-            proxy_100_continue: message.proxy_100_continue,
             scheme_overwrite: message
                 .scheme_header_transformation
                 .as_ref()
@@ -170,10 +167,6 @@ impl HttpConnectionManager {
                     let core::scheme_header_transformation::Transformation::SchemeToOverwrite(scheme) = transformation;
                     scheme.as_str().into()
                 }),
-            tracing: match &message.tracing {
-                None => None,
-                Some(tracing) => Some(scope.within("tracing", |scope| Tracing::compile(tracing, scope))?),
-            },
         })
     }
 }
@@ -210,103 +203,4 @@ fn upgrades(messages: &[hcm::UpgradeConfig], scope: &mut Scope) -> Vec<(Box<str>
         (upgrade.upgrade_type.to_ascii_lowercase().into(), boolean(upgrade.enabled.as_ref(), true))
     };
     messages.iter().map(compile).collect()
-}
-
-impl Tracing {
-    fn compile(message: &hcm::Tracing, scope: &mut Scope) -> Result<Self, Rejection> {
-        let share = |percent: &Option<Percent>| {
-            percent.as_ref().map_or(Fraction::ALL, |percent| Fraction::from_percent(percent.value))
-        };
-        Ok(Self {
-            random_sampling: share(&message.random_sampling),
-            client_sampling: share(&message.client_sampling),
-            overall_sampling: share(&message.overall_sampling),
-            tags: custom_tags(&message.custom_tags, scope),
-            provider: match &message.provider {
-                None => None,
-                Some(provider) => TraceProvider::compile(provider, scope)?,
-            },
-            max_path_tag_length: number(message.max_path_tag_length.as_ref(), 256),
-        })
-    }
-}
-
-fn custom_tags(
-    messages: &[meltemi_proto::envoy::r#type::tracing::v3::CustomTag],
-    scope: &mut Scope,
-) -> Vec<(Box<str>, TagSource)> {
-    use meltemi_proto::envoy::r#type::tracing::v3::custom_tag::Type;
-    let mut tags = Vec::new();
-    for message in messages {
-        let source = match &message.r#type {
-            Some(Type::Literal(literal)) => TagSource::Literal(literal.value.as_str().into()),
-            Some(Type::Environment(variable)) => {
-                TagSource::Environment(variable.name.as_str().into(), variable.default_value.as_str().into())
-            }
-            Some(Type::RequestHeader(header)) => {
-                TagSource::Header(header.name.to_ascii_lowercase().into(), header.default_value.as_str().into())
-            }
-            _ => {
-                scope.warn("custom_tags", format!("the source of tag {:?} is not known", message.tag));
-                continue;
-            }
-        };
-        tags.push((message.tag.as_str().into(), source));
-    }
-    tags
-}
-
-impl TraceProvider {
-    fn compile(
-        message: &meltemi_proto::envoy::config::trace::v3::tracing::Http,
-        scope: &mut Scope,
-    ) -> Result<Option<Self>, Rejection> {
-        use core::grpc_service::TargetSpecifier;
-        use core::http_uri::HttpUpstreamType;
-        use meltemi_proto::envoy::config::trace::v3 as trace;
-        let Some(trace::tracing::http::ConfigType::TypedConfig(any)) = &message.config_type else {
-            scope.warn("provider", "no typed_config");
-            return Ok(None);
-        };
-        match crate::tls::compile::type_name(any) {
-            "envoy.config.trace.v3.ZipkinConfig" => {
-                let config: trace::ZipkinConfig = scope.unpack(any)?;
-                Ok(Some(Self::Zipkin {
-                    host: match config.collector_hostname.as_str() {
-                        "" => config.collector_cluster.as_str().into(),
-                        host => host.into(),
-                    },
-                    cluster: config.collector_cluster.as_str().into(),
-                    path: config.collector_endpoint.as_str().into(),
-                }))
-            }
-            "envoy.config.trace.v3.OpenTelemetryConfig" => {
-                let config: trace::OpenTelemetryConfig = scope.unpack(any)?;
-                let service = Box::from(config.service_name.as_str());
-                let grpc = config.grpc_service.as_ref().and_then(|service| service.target_specifier.as_ref());
-                let http = config.http_service.as_ref().and_then(|service| service.http_uri.as_ref());
-                match (grpc, http) {
-                    (Some(TargetSpecifier::EnvoyGrpc(grpc)), _) => {
-                        Ok(Some(Self::OpenTelemetryGrpc { cluster: grpc.cluster_name.as_str().into(), service }))
-                    }
-                    (_, Some(uri)) => match &uri.http_upstream_type {
-                        Some(HttpUpstreamType::Cluster(cluster)) => Ok(Some(Self::OpenTelemetryHttp {
-                            cluster: cluster.as_str().into(),
-                            uri: uri.uri.as_str().into(),
-                            service,
-                        })),
-                        None => Ok(None),
-                    },
-                    _ => {
-                        scope.warn("provider", "neither an Envoy gRPC cluster nor an HTTP service");
-                        Ok(None)
-                    }
-                }
-            }
-            other => {
-                scope.warn("provider", format!("tracer {other:?} is unknown; nothing is traced"));
-                Ok(None)
-            }
-        }
-    }
 }

@@ -35,8 +35,6 @@ pub struct RouteAction {
     pub mirrors: Vec<Mirror>,
     /// Upgrades that differ from the connection manager's.
     pub upgrades: Vec<(Box<str>, bool)>,
-    /// Terminate CONNECT here and forward the bytes.
-    pub connect_terminates: bool,
     /// Which of the two sets of circuit breakers counts.
     pub high_priority: bool,
     /// Tell the attempt's number to the upstream.

@@ -61,10 +61,6 @@ pub struct Route {
     pub overrides: Overrides,
     /// Static metadata.
     pub metadata: Metadata,
-    /// The operation's name in traces (`decorator`); empty if none.
-    pub operation: Box<str>,
-    /// Share of requests traced at random, if it differs from the connection manager's.
-    pub random_sampling: Option<Fraction>,
     /// For metrics of this route.
     pub stat_prefix: Box<str>,
 }
