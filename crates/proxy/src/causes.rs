@@ -9,12 +9,14 @@ use meltemi_telemetry::{Counter, Shard};
 
 const REPLIES: &str = "meltemi_local_replies_total";
 const REFUSED: &str = "meltemi_refused_connections_total";
+const UNMIRRORED: &str = "meltemi_unmirrored_requests_total";
 const TLS: &str = "meltemi_downstream_tls_errors_total";
 
 /// HELP lines of these families.
 pub const HELP: &[(&str, &str)] = &[
     (REPLIES, "Responses that the proxy made itself, by kind of cause and response flag."),
     (REFUSED, "Connections that the proxy refused or could not serve, by kind of cause and response flag."),
+    (UNMIRRORED, "Copies of requests that were not sent to a mirror, by reason."),
     (TLS, "TLS handshakes with clients that failed, by reason."),
 ];
 
@@ -108,13 +110,22 @@ impl Causes {
         self.add(REFUSED, cause, flag);
     }
 
-    /// A handshake that failed.
-    pub fn handshake(&self, reason: TlsReason) {
+    fn because(&self, family: &'static str, reason: &'static str) {
         let mut known = self.known.borrow_mut();
         let counter = known
-            .entry((TLS, reason.label(), ""))
-            .or_insert_with(|| self.shard.counter(TLS, vec![("reason", reason.label().into())]));
+            .entry((family, reason, ""))
+            .or_insert_with(|| self.shard.counter(family, vec![("reason", reason.into())]));
         counter.inc();
+    }
+
+    /// A copy that a mirror did not get.
+    pub fn unmirrored(&self, reason: &'static str) {
+        self.because(UNMIRRORED, reason);
+    }
+
+    /// A handshake that failed.
+    pub fn handshake(&self, reason: TlsReason) {
+        self.because(TLS, reason.label());
     }
 }
 

@@ -16,7 +16,7 @@ use crate::prepare;
 use crate::report;
 use crate::respond::{Follows, Responder};
 use crate::router;
-use crate::steps::{self, Around};
+use crate::steps::{self, Around, Stop};
 use crate::worker::Worker;
 
 /// A request that has come.
@@ -106,6 +106,12 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Notes that the client left before it was answered.
+    pub fn gone(&mut self) -> Ended {
+        self.info.end(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect", None);
+        Ended::Gone
+    }
+
     /// Lets filters and the connection manager finish a response head.
     pub fn finish_head(&mut self, decision: Option<&RouteDecision<'_>>, request: &RequestHead, is_local: bool) {
         let mut response = std::mem::take(&mut self.response);
@@ -154,7 +160,7 @@ async fn stages(
     run: &mut Run<'_>,
     head: &mut RequestHead,
     upgrade: bool,
-    body: BodyIn<'_>,
+    mut body: BodyIn<'_>,
     mut responder: Responder<'_>,
 ) -> Ended {
     if body.is_empty() {
@@ -208,8 +214,11 @@ async fn stages(
             cluster: named.as_deref(),
             in_mesh: run.in_mesh,
         };
-        if let Err(reply) = steps::request(&run.http.filters, around, head, &mut run.info).await {
-            return answer(run, decision.as_ref(), head, responder, *reply).await;
+        let left = responder.left(&mut body);
+        match steps::request(&run.http.filters, around, head, &mut run.info, left).await {
+            Ok(()) => {}
+            Err(Stop::Reply(reply)) => return answer(run, decision.as_ref(), head, responder, *reply).await,
+            Err(Stop::Gone) => return run.gone(),
         }
     }
     let Some(decision) = decision else {

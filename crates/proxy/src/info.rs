@@ -172,6 +172,15 @@ fn put_text(value: &str, out: &mut Vec<u8>) -> bool {
     !value.is_empty()
 }
 
+/// What this machine or container is called.
+fn hostname() -> &'static str {
+    static NAME: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    NAME.get_or_init(|| {
+        let own = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        std::env::var("HOSTNAME").unwrap_or_else(|_| own()).trim().to_owned()
+    })
+}
+
 impl Facts for LogFacts<'_> {
     fn header(&self, head: Head, name: &str) -> Option<Cow<'_, [u8]>> {
         Some(match head {
@@ -179,6 +188,10 @@ impl Facts for LogFacts<'_> {
             Head::Response => self.response?.get(name)?,
             Head::Trailer => Cow::Borrowed(self.trailers?.get(name)?.as_bytes()),
         })
+    }
+
+    fn environment(&self, name: &str) -> Option<Cow<'_, str>> {
+        std::env::var(name).ok().map(Cow::Owned)
     }
 
     fn fact(&self, fact: Fact, out: &mut Vec<u8>) -> bool {
@@ -194,6 +207,7 @@ impl Facts for LogFacts<'_> {
             |names: Option<&Vec<String>>, out: &mut Vec<u8>| names.is_some_and(|n| put_text(&n.join(","), out));
         match fact {
             Fact::Protocol => info.protocol.is_some_and(|version| put_text(version.as_str(), out)),
+            Fact::Hostname => put_text(hostname(), out),
             Fact::ResponseCode => number(info.status, out),
             Fact::ResponseCodeDetails => put_text(&info.details, out),
             Fact::ConnectionTerminationDetails => put_text(&info.termination, out),

@@ -1,6 +1,6 @@
 //! One connection's bytes, plain or under TLS, with reading and writing that may go on at the same time.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -93,13 +93,14 @@ impl AsyncWrite for Stream {
 pub struct Io {
     stream: RefCell<Stream>,
     tls: bool,
+    sent: Cell<u64>,
 }
 
 impl Io {
     /// Wraps a stream.
     pub fn new(stream: Stream) -> Self {
         let tls = matches!(stream, Stream::Tls(_));
-        Self { stream: RefCell::new(stream), tls }
+        Self { stream: RefCell::new(stream), tls, sent: Cell::new(0) }
     }
 
     /// Gives the stream back.
@@ -124,6 +125,11 @@ impl Io {
         Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, &mut buf).map(|_| ())
     }
 
+    /// Changes whenever [`Io::write_all`] may have sent something.
+    pub fn sent(&self) -> u64 {
+        self.sent.get()
+    }
+
     /// Writes all of the slices, one after the other, and flushes TLS.
     pub async fn write_all(&self, parts: [&[u8]; 3]) -> io::Result<()> {
         let mut written = 0;
@@ -142,15 +148,21 @@ impl Io {
                             used += 1;
                         }
                     }
-                    match &slices[..used] {
-                        [one] => ready!(Pin::new(&mut *stream).poll_write(cx, one))?,
-                        several => ready!(Pin::new(&mut *stream).poll_write_vectored(cx, several))?,
+                    let taken = match &slices[..used] {
+                        [one] => ready!(Pin::new(&mut *stream).poll_write(cx, one)),
+                        several => ready!(Pin::new(&mut *stream).poll_write_vectored(cx, several)),
+                    };
+                    if self.tls && taken.is_err() {
+                        // Some of its records may have gone out before.
+                        self.sent.set(self.sent.get() + 1);
                     }
+                    taken?
                 };
                 if n == 0 {
                     return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
                 }
                 written += n;
+                self.sent.set(self.sent.get() + n as u64);
             }
             Poll::Ready(io::Result::Ok(()))
         })

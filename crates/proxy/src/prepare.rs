@@ -161,8 +161,13 @@ fn forwarded(http: &HttpConnectionManager, conn: &Downstream, head: &mut Request
     let Some(last) = nth_last(head, http.xff_trusted_hops as usize) else {
         return Client { remote: direct, internal: false };
     };
-    let single = head.fields().joined("x-forwarded-for").is_some_and(|list| !list.contains(&b','));
+    let single = forwarded_for(head).count() == 1;
     Client { remote: SocketAddr::new(last, 0), internal: single && internal(last) }
+}
+
+/// The elements of `x-forwarded-for`, of all its lines.
+fn forwarded_for(head: &RequestHead) -> impl Iterator<Item = &[u8]> {
+    head.fields().get_all("x-forwarded-for").flat_map(|line| line.split(|byte| *byte == b','))
 }
 
 /// The n-th address from the right; what is no address counts for nothing.
@@ -170,9 +175,9 @@ fn nth_last(head: &RequestHead, n: usize) -> Option<IpAddr> {
     if !head.fields().has(Known::XForwardedFor) {
         return None;
     }
-    let list = head.fields().joined("x-forwarded-for")?;
-    let text = std::str::from_utf8(&list).ok()?;
-    let ip: IpAddr = text.rsplit(',').nth(n)?.trim().parse().ok()?;
+    let at = forwarded_for(head).count().checked_sub(n)?.checked_sub(1)?;
+    let text = std::str::from_utf8(forwarded_for(head).nth(at)?).ok()?;
+    let ip: IpAddr = text.trim().parse().ok()?;
     Some(ip.to_canonical())
 }
 

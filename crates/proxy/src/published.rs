@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use meltemi_proxy_config::cluster::Cluster;
+use meltemi_proxy_config::cluster::{Cluster, Discovery};
 use meltemi_proxy_config::endpoint::{Endpoint, EndpointSet};
 use meltemi_proxy_config::listener::Listener;
 use meltemi_proxy_config::route::RouteTable;
@@ -45,7 +45,11 @@ impl ClusterEntry {
         let address = |endpoint: &Arc<Endpoint>| endpoint.address.socket();
         let hosts = endpoints.endpoints.iter().map(|endpoint| Some(live.host(address(endpoint)?))).collect();
         let known: std::collections::HashSet<SocketAddr> = endpoints.endpoints.iter().filter_map(address).collect();
-        live.keep_hosts(|address| known.contains(address));
+        if matches!(cluster.discovery, Discovery::OriginalDst(_)) {
+            live.forget_unused_hosts();
+        } else {
+            live.keep_hosts(|address| known.contains(address));
+        }
         Self { cluster, endpoints, live, hosts }
     }
 }

@@ -1,6 +1,7 @@
 //! The way back to the downstream, whichever protocol it speaks.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll};
 
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use meltemi_filters::head::{Known, ResponseHead};
 use meltemi_net::Buffers;
 
-use crate::body::BodyOut;
+use crate::body::{BodyIn, BodyOut};
 use crate::http1::codec;
 use crate::http2::heads;
 use crate::io::Io;
@@ -101,6 +102,16 @@ impl<'a> Responder<'a> {
         match self {
             Self::H1(_) => Poll::Pending,
             Self::H2(to) => to.poll_reset(cx).map(|_| ()),
+        }
+    }
+
+    /// Resolves when nobody waits for the response any more: the stream was reset, or the connection ended after a
+    /// whole request. Cancellation-safe.
+    pub async fn left(&mut self, body: &mut BodyIn<'_>) {
+        tokio::select! {
+            biased;
+            () = body.gone() => {}
+            () = poll_fn(|cx| self.poll_gone(cx)) => {}
         }
     }
 

@@ -10,23 +10,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use meltemi_filters::head::{HttpVersion, Known, RequestHead};
+use meltemi_filters::head::{Known, RequestHead};
 use meltemi_filters::http::HeaderFacts;
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
-use meltemi_proxy_config::route::{AttemptFailure, Forward, RetryPolicy, RouteDecision};
+use meltemi_proxy_config::route::{Forward, RetryPolicy, RouteDecision};
 
 use crate::body::{BodyIn, Tee};
 use crate::exchange::{Ended, Run};
 use crate::respond::Responder;
 use crate::steps;
-use crate::upstream::acquire::{Acquired, Ask, acquire};
 use crate::upstream::cluster::{Wish, WorkerCluster, WorkerHost};
 use crate::upstream::live::{Resource, epoch_ms};
 use crate::upstream::outlier::HostResult;
-use attempt::{AttemptEnd, Failure};
+use attempt::{AttemptEnd, Failure, carrier};
 use timeout::{Clocks, Timeouts};
 
-/// How much of a request body is kept for another attempt or a mirror.
+/// How much of a request body is kept for another attempt or a mirror; `docs/configuration.md` says so of mirrors.
 const REPLAY_BYTES: usize = 64 * 1024;
 
 /// What was decided for a request.
@@ -54,6 +53,8 @@ pub(crate) struct Retries<'a> {
     exhausted: bool,
     /// A pooled connection turned out to be dead once already.
     stale: bool,
+    /// The request came with a body, whether or not that has been read since.
+    has_body: bool,
 }
 
 type Reply = Box<LocalReply>;
@@ -124,6 +125,7 @@ pub async fn forward(
         outcome.hash
     };
     let mirrors = mirror::chosen(action, run.worker.random(), head);
+    let has_body = !body.is_empty();
     let mut retries = Retries {
         left: policy.map_or(0, |policy| policy.num_retries),
         policy,
@@ -133,10 +135,11 @@ pub async fn forward(
         failed_priorities: Vec::new(),
         exhausted: false,
         stale: false,
+        has_body,
     };
-    let keeps = (policy.is_some() || !mirrors.is_empty()) && !body.is_empty();
+    let keeps = (policy.is_some() || !mirrors.is_empty()) && has_body;
     let tee = keeps.then(|| RefCell::new(Tee::new(REPLAY_BYTES)));
-    let clocks = Clocks::new(timeouts, body.is_empty(), run.info.start);
+    let clocks = Clocks::new(timeouts, !has_body, run.info.start);
     let result =
         attempts(run, plan, head, &mut body, tee.as_ref(), responder, &cluster, hash, &mut retries, &clocks, &router)
             .await;
@@ -216,7 +219,7 @@ async fn attempts(
                 live.report(&host.live, HostResult::LocalFailure, epoch_ms(Instant::now()));
             }
             run.info.transport_failure.clone_from(&failure.transport);
-            let replayable = tee.is_none_or(|tee| !tee.borrow().lost) && (tee.is_some() || body.is_empty());
+            let replayable = tee.map_or(!retries.has_body, |tee| !tee.borrow().lost);
             // RFC 9112 §9.3.1: an idempotent request may be sent again by itself if a connection that had been used
             // before turns out to be closed.
             if failure.stale && !retries.stale && replayable && is_idempotent(head.method()) {
@@ -246,7 +249,12 @@ async fn attempts(
         }
         if let Some(policy) = retries.policy {
             let pause = policy.backoff(retries.done, run.worker.random());
-            if let Some(limit) = clocks.sleep(pause).await {
+            let limit = tokio::select! {
+                biased;
+                limit = clocks.sleep(pause) => limit,
+                () = responder.left(body) => return Ok(run.gone()),
+            };
+            if let Some(limit) = limit {
                 return Err(Failure::limit(limit, plan, clocks).reply(0));
             }
         }
@@ -276,7 +284,7 @@ pub(crate) fn may_retry(
         Some(budget) => {
             let active = u64::from(live.in_use(Resource::Requests) + live.in_use(Resource::Pending));
             let free = u64::from(live.in_use(Resource::Retries)) < budget.allowed(active);
-            free.then(|| live.admit_over(high, Resource::Retries))
+            if free { Some(live.admit_over(high, Resource::Retries)) } else { live.refuse(Resource::Retries) }
         }
         None => live.admit(high, Resource::Retries),
     };
@@ -300,71 +308,17 @@ async fn one(
     clocks: &Clocks,
     router: &meltemi_filters::http::Router,
 ) -> AttemptEnd {
-    let http2 = head.version == HttpVersion::Http2;
-    let from_state: Option<Vec<Box<str>>> =
-        run.info.state.filter_state.upstream_alpn().map(|list| list.map(Into::into).collect());
-    let overrides = run.info.state.alpn.clone();
-    let alpn: Option<&[Box<str>]> = match (&from_state, overrides.as_deref()) {
-        (Some(list), _) => Some(list),
-        (None, Some(overrides)) => {
-            use meltemi_proxy_config::cluster::UpstreamProtocol::{Auto, Downstream, Http1, Http2};
-            let list = match (cluster.entry.cluster.protocol, http2) {
-                (Http2, _) | (Downstream | Auto, true) => &overrides.http2,
-                (Http1, _) | (Downstream | Auto, false) if head.version == HttpVersion::Http10 => &overrides.http10,
-                _ => &overrides.http11,
-            };
-            (!list.is_empty()).then_some(list)
-        }
-        (None, None) => None,
-    };
-    let server_name: Option<Box<str>> = run.info.state.filter_state.upstream_server_name().map(Into::into);
-    let ask = Ask {
-        cluster,
-        host,
-        alpn,
-        server_name: server_name.as_deref(),
-        http2_downstream: http2,
-        authority: match &cluster.entry.cluster.http.auto_sni_header {
-            Some(name) => head.get_str(name).filter(|host| !host.is_empty()).unwrap_or(head.authority()),
-            None => head.authority(),
-        },
-        http1_only: plan.upgrade,
-        high: plan.forward.action.high_priority,
-        conn: run.conn,
-    };
-    let acquired = tokio::select! {
-        biased;
-        acquired = acquire(run.worker, &ask) => acquired,
-        limit = clocks.expired() => return AttemptEnd::Failed(Failure::limit(limit, plan, clocks)),
-        () = body.gone(), if body.is_empty() => return attempt::gone(run),
-        () = std::future::poll_fn(|cx| responder.poll_gone(cx)) => return attempt::gone(run),
-    };
-    let acquired = match acquired {
-        Ok(acquired) => acquired,
-        Err(error) => {
-            let blames_host = error.blames_host();
-            return AttemptEnd::Failed(Failure {
-                kind: blames_host.then_some(AttemptFailure::Connect),
-                flag: error.flag(),
-                reason: error.reset_reason(),
-                transport: error.transport(),
-                cause: error.cause(&plan.cluster_name, host),
-                limit: None,
-                stale: false,
-                blames_host,
-            });
-        }
+    let carrier = match carrier::obtain(run, plan, head, body, tee, responder, cluster, host, clocks).await {
+        Ok(carrier) => carrier,
+        Err(end) => return end,
     };
     cluster.entry.live.requests_total.fetch_add(1, Relaxed);
     let _active = host.live.begin();
-    let facts = match &acquired {
-        Acquired::H1(pooled, ..) => &pooled.facts,
-        Acquired::H2(pooled) => &pooled.facts,
-    };
+    let facts = carrier.facts();
     run.info.workload = crate::report::workload(run.worker, host);
     run.info.upstream_local = facts.local;
     run.info.upstream_principal.clone_from(&facts.principal);
-    attempt::run(run, plan, head, body, tee, responder, cluster, host, acquired, retries, clocks, router).await
+    attempt::run(run, plan, head, body, tee, responder, cluster, host, carrier, retries, clocks, router).await
 }
 
 fn is_idempotent(method: &str) -> bool {

@@ -1,6 +1,7 @@
 //! Runs a chain's filters, phase by phase, and performs the calls that they ask for.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 
 use meltemi_filters::http::{Entropy, HttpFilter, HttpFilterSlot, RequestContext, ResponseContext, Router};
@@ -29,13 +30,24 @@ pub struct Around<'a> {
     pub in_mesh: bool,
 }
 
-/// Lets every filter see the request, in order; the first that answers ends it.
+/// Why a request goes no further.
+#[derive(Debug)]
+pub enum Stop {
+    /// A filter answers it.
+    Reply(Box<LocalReply>),
+    /// The client left while a filter waited.
+    Gone,
+}
+
+/// Lets every filter see the request, in order; the first that answers ends it. `left` resolves when the client leaves.
 pub async fn request(
     slots: &[HttpFilterSlot],
     around: Around<'_>,
     head: &mut RequestHead,
     info: &mut StreamInfo,
-) -> Result<(), Box<LocalReply>> {
+    left: impl Future<Output = ()>,
+) -> Result<(), Stop> {
+    let mut left = pin!(left);
     let mut entropy = Entropy::new(info.random);
     for slot in slots {
         let setting = around.decision.and_then(|decision| decision.setting(&slot.name));
@@ -67,8 +79,11 @@ pub async fn request(
             };
             match step {
                 Step::Continue => break,
-                Step::Reply(reply) => return Err(reply),
-                Step::Call(Call::Sleep(time)) => tokio::time::sleep(time).await,
+                Step::Reply(reply) => return Err(Stop::Reply(reply)),
+                Step::Call(Call::Sleep(time)) => tokio::select! {
+                    () = tokio::time::sleep(time) => {}
+                    () = &mut left => return Err(Stop::Gone),
+                },
             }
             resumed = true;
         }

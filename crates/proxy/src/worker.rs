@@ -204,6 +204,7 @@ impl Worker {
         let published = self.published.borrow();
         let (name, entry) = published.clusters.get_key_value(name)?;
         let cluster = Rc::new(WorkerCluster::new(entry.clone(), None, self.random()));
+        sweep_often(&cluster);
         self.clusters.borrow_mut().insert(name.clone(), cluster.clone());
         Some(cluster)
     }
@@ -271,6 +272,7 @@ impl Worker {
                     && !Arc::ptr_eq(entry, &cluster.entry)
                 {
                     *cluster = Rc::new(WorkerCluster::new(entry.clone(), Some(cluster), self.random()));
+                    sweep_often(cluster);
                 }
             }
         }
@@ -342,6 +344,23 @@ impl Worker {
             }
         }
     }
+}
+
+/// Has a cluster's pools swept beside the worker's own sweeps if its idle timeout is too short for those.
+fn sweep_often(cluster: &Rc<WorkerCluster>) {
+    let every = cluster.sweep_every(SWEEP);
+    if every == SWEEP {
+        return;
+    }
+    let cluster = Rc::downgrade(cluster);
+    tokio::task::spawn_local(async move {
+        loop {
+            tokio::time::sleep(every).await;
+            // The task ends with the cluster.
+            let Some(cluster) = cluster.upgrade() else { return };
+            cluster.sweep(Instant::now());
+        }
+    });
 }
 
 /// Whether a connection may go on under the newer chain: the same name, and TLS on the same terms. Compared by their

@@ -65,6 +65,13 @@ impl Default for UpstreamHttp {
     }
 }
 
+impl UpstreamHttp {
+    /// Streams that an HTTP/2 connection carries at a time, if the peer allows as many. Envoy's default is 1024.
+    pub fn max_streams(&self) -> u32 {
+        self.http2.max_concurrent_streams.unwrap_or(1024).max(1)
+    }
+}
+
 pub(super) fn compile(
     message: &proto::Cluster,
     scope: &mut Scope,

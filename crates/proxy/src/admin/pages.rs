@@ -62,7 +62,10 @@ pub async fn stats(inspector: &Inspector, filter: Option<&Regex>, used: bool) ->
             rows.push((format!("{prefix}.upstream_rq_total"), live.requests_total.load(Relaxed)));
             rows.push((format!("{prefix}.upstream_rq_active"), u64::from(live.in_use(Resource::Requests))));
             rows.push((format!("{prefix}.upstream_rq_pending_active"), u64::from(live.in_use(Resource::Pending))));
-            rows.push((format!("{prefix}.upstream_rq_pending_overflow"), live.overflow.load(Relaxed)));
+            let refused = live.refused(Resource::Pending) + live.refused(Resource::Requests);
+            rows.push((format!("{prefix}.upstream_rq_pending_overflow"), refused));
+            rows.push((format!("{prefix}.upstream_rq_retry_overflow"), live.refused(Resource::Retries)));
+            rows.push((format!("{prefix}.upstream_cx_overflow"), live.refused(Resource::Connections)));
             rows.push((format!("{prefix}.upstream_cx_active"), u64::from(live.in_use(Resource::Connections))));
             rows.push((format!("{prefix}.upstream_cx_connect_fail"), live.connect_fail.load(Relaxed)));
             if let Some(outlier) = &live.outlier {

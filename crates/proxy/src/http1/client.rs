@@ -38,7 +38,7 @@ pub struct H1Connection {
     pub io: Io,
     /// Its unread bytes.
     pub input: Input,
-    /// Requests that it has carried.
+    /// Requests that it has carried and that have ended.
     pub requests: u32,
     /// Since when it waits in a pool.
     pub idle_since: Instant,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::meter::{Alarm, Metered};
@@ -49,10 +50,12 @@ pub struct H2Connection {
     pub requests: Cell<u32>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     closed: Cell<bool>,
     active: Cell<u32>,
+    /// Notified whenever a stream ends.
+    freed: Rc<Notify>,
 }
 
 /// Counts one stream for as long as it lives.
@@ -62,15 +65,17 @@ pub struct ActiveStream(Rc<State>);
 impl Drop for ActiveStream {
     fn drop(&mut self) {
         self.0.active.set(self.0.active.get().saturating_sub(1));
+        self.0.freed.notify_one();
     }
 }
 
 impl H2Connection {
-    /// Speaks the preface on a connected stream and starts the connection's task. `guard` lives as long as the
-    /// connection does.
+    /// Speaks the preface on a connected stream and starts the connection's task. `freed` is notified
+    /// of each stream that ends; `guard` lives as long as the connection does.
     pub async fn start<G: std::fmt::Debug + 'static>(
         stream: Stream,
         settings: &H2Settings,
+        freed: Rc<Notify>,
         guard: G,
     ) -> io::Result<Rc<Self>> {
         let mut builder = h2::client::Builder::new();
@@ -83,7 +88,7 @@ impl H2Connection {
         let alarm = Rc::new(Alarm::default());
         let watched = Metered::upstream(stream, alarm.clone());
         let (send, mut connection) = builder.handshake::<_, Bytes>(watched).await.map_err(other)?;
-        let state = Rc::new(State::default());
+        let state = Rc::new(State { closed: Cell::new(false), active: Cell::new(0), freed });
         let ended = state.clone();
         let mut ping = settings.keepalive_interval.and_then(|interval| Some((interval, connection.ping_pong()?)));
         let timeout = settings.keepalive_timeout;
@@ -113,6 +118,11 @@ impl H2Connection {
     /// Whether it takes new streams at all.
     pub fn is_open(&self) -> bool {
         !self.state.closed.get() && !self.driver.is_finished()
+    }
+
+    /// Whether it served somebody and takes no new streams any more: it may have said goodbye since.
+    pub fn is_spent(&self) -> bool {
+        self.requests.get() > 0 && !self.is_open()
     }
 
     /// Streams that are open now.

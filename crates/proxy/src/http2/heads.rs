@@ -20,9 +20,6 @@ const fn bad(details: &'static str) -> BadHead {
     BadHead { status: 400, details }
 }
 
-/// Most fields of a response's head; the decoded size is limited by the codec.
-const MAX_FIELDS: usize = 256;
-
 fn add_fields(headers: &HeaderMap, limit: usize, fields: &mut Fields, request: bool) -> Result<(), BadHead> {
     // Crumbs of cookies become one field.
     let crumbs = |headers: &HeaderMap| headers.get_all(http::header::COOKIE).iter().count();
@@ -134,12 +131,12 @@ pub fn request_to(head: &RequestHead) -> Result<Request<()>, BadHead> {
     Ok(request)
 }
 
-/// A response as it came over HTTP/2.
-pub fn response_from(parts: &http::response::Parts, head: &mut ResponseHead) -> Result<(), BadHead> {
+/// A response as it came over HTTP/2, of so many fields at most.
+pub fn response_from(parts: &http::response::Parts, limit: usize, head: &mut ResponseHead) -> Result<(), BadHead> {
     head.clear();
     head.version = HttpVersion::Http2;
     head.status = parts.status.as_u16();
-    add_fields(&parts.headers, MAX_FIELDS, head.fields_mut(), false)
+    add_fields(&parts.headers, limit, head.fields_mut(), false)
 }
 
 /// A response for an HTTP/2 downstream.

@@ -1,5 +1,6 @@
 //! One attempt on one connection: the request up, the response down, both at once.
 
+pub(crate) mod carrier;
 mod failure;
 mod tunnel;
 mod upstream;
@@ -12,14 +13,15 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Instant;
 
+use carrier::Carrier;
 pub use failure::Failure;
-use failure::{h2_failure, read_failure};
+use failure::read_failure;
 use meltemi_filters::head::RequestHead;
 use meltemi_filters::http::Router;
 use meltemi_filters::{Cause, ResponseFlag};
 use meltemi_proxy_config::route::AttemptFailure;
 use tunnel::tunnel;
-use upstream::{Arrived, NoResponse, Upstream, send_body, write_head};
+use upstream::{Arrived, NoResponse, Upstream, is_bodyless, send_body, write_head};
 
 use super::timeout::{Clocks, Limit};
 use super::{Plan, Retries, apply_response_headers, may_retry};
@@ -27,12 +29,11 @@ use crate::body::{BodyIn, BodyOut, H1BodyIn, H2BodyIn, PumpError, Tee, pump};
 use crate::exchange::{Ended, Run};
 use crate::http1::body::{BodyError, BodyReader};
 use crate::http1::codec::{Framing, Limits};
-use crate::http2::heads;
 use crate::respond::{Follows, Responder};
-use crate::upstream::acquire::Acquired;
 use crate::upstream::cluster::{WorkerCluster, WorkerHost};
 use crate::upstream::live::epoch_ms;
 use crate::upstream::outlier::HostResult;
+use crate::upstream::pool::LaneKey;
 
 /// How an attempt ended.
 pub enum AttemptEnd {
@@ -46,8 +47,7 @@ pub enum AttemptEnd {
 
 /// The downstream has gone; there is nobody to answer.
 pub fn gone(run: &mut Run<'_>) -> AttemptEnd {
-    run.info.end(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect", None);
-    AttemptEnd::Ended(Ended::Gone)
+    AttemptEnd::Ended(run.gone())
 }
 
 enum UploadEnd {
@@ -75,49 +75,20 @@ pub(crate) async fn run(
     responder: &mut Responder<'_>,
     cluster: &WorkerCluster,
     host: &Rc<WorkerHost>,
-    acquired: Acquired,
+    carrier: Carrier,
     retries: &mut Retries<'_>,
     clocks: &Clocks,
     router: &Router,
 ) -> AttemptEnd {
     let started = Instant::now();
     let limits = Limits { fields: cluster.entry.cluster.http.max_head_fields as usize, ..Limits::default() };
-    let no_body = body.is_empty() && tee.is_none_or(|tee| tee.borrow().bytes.is_empty());
-    let (mut pooled, lane, reused, opened) = match acquired {
-        Acquired::H1(pooled, lane, reused) => (Some(pooled), lane, reused, None),
-        Acquired::H2(shared) => {
-            let request = match heads::request_to(head) {
-                Ok(request) => request,
-                Err(bad) => {
-                    let cause = Cause::Protocol(bad.details.into());
-                    let failure = Failure {
-                        kind: None,
-                        flag: ResponseFlag::UpstreamProtocolError,
-                        reason: "protocol error",
-                        transport: bad.details.to_owned(),
-                        cause,
-                        limit: None,
-                        stale: false,
-                        blames_host: false,
-                    };
-                    return AttemptEnd::Failed(failure);
-                }
-            };
-            let opened = tokio::select! {
-                biased;
-                opened = shared.connection.open(request, no_body) => opened,
-                limit = clocks.expired() => return AttemptEnd::Failed(Failure::limit(limit, plan, clocks)),
-                () = poll_fn(|cx| responder.poll_gone(cx)) => return gone(run),
-            };
-            match opened {
-                Ok(opened) => (None, (0, 0), false, Some(opened)),
-                Err(error) => return AttemptEnd::Failed(h2_failure(plan, host, &error)),
-            }
-        }
+    let no_body = is_bodyless(body, tee);
+    let (mut pooled, lane, reused, opened) = match carrier {
+        Carrier::H1(pooled, lane, reused) => (Some(pooled), lane, reused, None),
+        Carrier::H2(response, send, active, _) => (None, LaneKey::default(), false, Some((response, send, active))),
     };
     let (mut upstream, mut to, _stream) = match (&mut pooled, opened) {
         (Some(pooled), _) => {
-            pooled.connection.requests += 1;
             let mut out = run.worker.buffers.take();
             let chunked = write_head(head, no_body, plan.upgrade, &mut out);
             let io = &pooled.connection.io;
@@ -130,6 +101,7 @@ pub(crate) async fn run(
         (None, None) => return gone(run),
     };
 
+    let sent_before = upstream.sent();
     let uploaded = Cell::new(false);
     let write_failed: Cell<Option<String>> = Cell::new(None);
     let received = Cell::new(run.info.received.get());
@@ -180,8 +152,8 @@ pub(crate) async fn run(
         First::Head(Err(error)) => {
             drop(upload);
             run.response = response;
-            let written = write_failed.take();
-            return AttemptEnd::Failed(read_failure(plan, host, error, written, reused));
+            let nothing_sent = upstream.sent() == sent_before;
+            return AttemptEnd::Failed(read_failure(plan, host, error, write_failed.take(), nothing_sent, reused));
         }
         First::Upload(UploadEnd::Gone) | First::Gone => return gone(run),
         First::Upload(UploadEnd::Broken(error)) => {
@@ -302,8 +274,11 @@ pub(crate) async fn run(
         (Upstream::H1 { io, input }, _) => {
             (Some(io), BodyIn::H1(H1BodyIn { io, input, reader: &mut reader, wants_continue: &no_continue, lent: 0 }))
         }
-        (Upstream::H2 { .. }, Some(stream)) => (None, BodyIn::H2(H2BodyIn { stream, held: 0 })),
-        (Upstream::H2 { .. }, None) => (None, BodyIn::Empty),
+        // What must not have a body brings none, whatever the stream still holds: no client could tell it from an answer.
+        (Upstream::H2 { .. }, Some(stream)) if follows == Follows::Body => {
+            (None, BodyIn::H2(H2BodyIn { stream, held: 0 }))
+        }
+        (Upstream::H2 { .. }, _) => (None, BodyIn::Empty),
     };
     enum Second {
         Down(Result<(), PumpError>),
@@ -379,14 +354,12 @@ pub(crate) async fn run(
     };
     h1_rest.take();
     if let Some(pooled) = pooled {
-        let max = cluster.entry.cluster.http.max_requests_per_connection;
         let usable = ended == Ended::Whole
             && whole_upload
             && arrived.terms.keep_alive
             && reader.is_done()
             // Bytes after a response belong to no request of ours (A15).
-            && pooled.connection.input.is_empty()
-            && !(max > 0 && pooled.connection.requests >= max);
+            && pooled.connection.input.is_empty();
         if usable {
             host.pool.give_h1(lane, *pooled, Instant::now());
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use meltemi_filters::head::{RequestHead, ResponseHead};
+use meltemi_filters::head::{HttpVersion, RequestHead, ResponseHead};
 use meltemi_proxy_config::route::{Mirror, RouteAction};
 
 use crate::body::Tee;
@@ -54,12 +54,17 @@ fn shadow(authority: &str) -> String {
     }
 }
 
-/// Sends the copies, if the whole body was kept.
+/// Sends the copies, if the whole body was kept. One that is too long for that is counted.
 pub fn fire(worker: &Rc<Worker>, conn: &Rc<Downstream>, shots: &[Shot], head: &RequestHead, tee: Option<Tee>) {
     let body = match tee {
         None => Bytes::new(),
         Some(tee) if tee.whole && !tee.lost => tee.bytes.into(),
-        Some(_) => return,
+        Some(tee) => {
+            if tee.lost {
+                shots.iter().for_each(|_| worker.causes.unmirrored("body_too_long"));
+            }
+            return;
+        }
     };
     for shot in shots {
         let mut head = head.clone();
@@ -73,7 +78,7 @@ pub fn fire(worker: &Rc<Worker>, conn: &Rc<Downstream>, shots: &[Shot], head: &R
     }
 }
 
-async fn send(worker: &Worker, conn: &Downstream, name: &str, head: &RequestHead, body: Bytes) -> Option<()> {
+async fn send(worker: &Rc<Worker>, conn: &Downstream, name: &str, head: &RequestHead, body: Bytes) -> Option<()> {
     let cluster = worker.cluster(name)?;
     let _place = cluster.entry.live.admit(false, Resource::Requests)?;
     let wish = Wish {
@@ -92,7 +97,7 @@ async fn send(worker: &Worker, conn: &Downstream, name: &str, head: &RequestHead
         host: &host,
         alpn: None,
         server_name: None,
-        http2_downstream: false,
+        http2_downstream: head.version == HttpVersion::Http2,
         authority: head.authority(),
         http1_only: false,
         high: false,

@@ -1,22 +1,21 @@
 //! A connection for one request: from the pool, or new, within what the breakers allow.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
 
 use meltemi_filters::{Cause, ResponseFlag};
 use meltemi_proxy_config::cluster::UpstreamProtocol;
 use meltemi_proxy_config::tls::UpstreamTransport;
 use rustls_pki_types::ServerName;
+use tokio::sync::oneshot;
 
 use super::cluster::{WorkerCluster, WorkerHost};
-use super::connect::{Dial, DialError, Dialled, dial};
+use super::connect::DialError;
 use super::live::Resource;
-use super::pool::{H2Lookup, LaneKey, PooledH1, PooledH2, UpstreamFacts};
+use super::making::Making;
+use super::pool::{HostPool, LaneKey, PooledH1, PooledH2};
 use crate::downstream::Downstream;
-use crate::http1::client::H1Connection;
-use crate::http2::client::{H2Connection, H2Settings};
 use crate::worker::Worker;
 
 /// A connection to use.
@@ -33,8 +32,8 @@ pub enum Acquired {
 pub enum NotAcquired {
     /// A breaker refused.
     Overflow(Resource),
-    /// Connecting failed.
-    Dial(DialError),
+    /// Connecting failed, perhaps for somebody else whose connection was to serve this request too.
+    Dial(Rc<DialError>),
     /// The certificate must be for the request's host, and that is no name.
     Name,
 }
@@ -66,7 +65,7 @@ impl NotAcquired {
     pub fn reset_reason(&self) -> &'static str {
         match self {
             Self::Overflow(_) => "overflow",
-            Self::Dial(DialError::Timeout) => "connection timeout",
+            Self::Dial(error) if matches!(**error, DialError::Timeout) => "connection timeout",
             Self::Dial(_) | Self::Name => "remote connection failure",
         }
     }
@@ -113,12 +112,21 @@ fn lane(ask: &Ask<'_>) -> LaneKey {
         }
     };
     let own = ask.cluster.entry.cluster.pool_per_downstream || carries_addresses(&ask.host.transport);
-    let mut alpn = words(ask.alpn.into_iter().flatten().map(|name| &**name));
+    let mut words = hash_of(ask.alpn.into_iter().flatten().map(|name| &**name));
     if let Some((name, _)) = server_name(ask) {
-        alpn ^= keyed(name);
+        words ^= keyed(name);
     }
-    // A connection that says who the downstream is belongs to that downstream.
-    (terms, if own { alpn ^ (ask.conn.id as usize) << 1 | 1 } else { alpn })
+    if own {
+        // A connection that says who the downstream is belongs to that downstream.
+        words = words ^ (ask.conn.id as usize) << 1 | 1;
+    }
+    let protocol = match ask.cluster.entry.cluster.protocol {
+        _ if ask.http1_only => UpstreamProtocol::Http1,
+        UpstreamProtocol::Downstream if ask.http2_downstream => UpstreamProtocol::Http2,
+        UpstreamProtocol::Downstream => UpstreamProtocol::Http1,
+        protocol => protocol,
+    };
+    LaneKey { terms, words, protocol }
 }
 
 /// The SNI in place of the transport's, and whether the certificate must be for it. Envoy: `auto_sni` takes the request's
@@ -156,7 +164,7 @@ fn keyed(name: &str) -> usize {
 }
 
 /// FNV-1a over a list of words; 0 for none.
-fn words<'a>(list: impl Iterator<Item = &'a str>) -> usize {
+fn hash_of<'a>(list: impl Iterator<Item = &'a str>) -> usize {
     list.flat_map(|word| word.bytes().chain([0]))
         .fold(0, |hash: usize, byte| (hash ^ usize::from(byte)).wrapping_add(1).wrapping_mul(0x0100_0000_01b3))
 }
@@ -170,162 +178,105 @@ fn carries_addresses(transport: &UpstreamTransport) -> bool {
 }
 
 /// Gets a connection. Cancellation-safe.
-pub async fn acquire(worker: &Worker, ask: &Ask<'_>) -> Result<Acquired, NotAcquired> {
+pub async fn acquire(worker: &Rc<Worker>, ask: &Ask<'_>) -> Result<Acquired, NotAcquired> {
     let key = lane(ask);
-    let http2 = match ask.cluster.entry.cluster.protocol {
-        _ if ask.http1_only => false,
-        UpstreamProtocol::Http1 => false,
-        UpstreamProtocol::Http2 => true,
-        UpstreamProtocol::Downstream => ask.http2_downstream,
-        UpstreamProtocol::Auto => return acquire_auto(worker, ask, key).await,
-    };
-    if http2 { acquire_h2(worker, ask, key).await } else { acquire_h1(worker, ask, key).await }
-}
-
-async fn acquire_h1(worker: &Worker, ask: &Ask<'_>, key: LaneKey) -> Result<Acquired, NotAcquired> {
     let pool = &ask.host.pool;
-    if let Some(pooled) = pool.take_h1(key) {
-        return Ok(Acquired::H1(Box::new(pooled), key, true));
+    if let Some(acquired) = pooled(pool, key) {
+        return Ok(acquired);
     }
     let live = &ask.cluster.entry.live;
     let _pending = live.admit(ask.high, Resource::Pending).ok_or(NotAcquired::Overflow(Resource::Pending))?;
+    let places = pool.places(key);
     let permit = loop {
-        if let Some(permit) = live.admit(ask.high, Resource::Connections) {
+        if let Some(permit) = places.admit(live, ask.high) {
             break permit;
         }
-        // An endpoint without any connection may always have one: nobody else could serve those who wait for it.
-        if pool.opened() == 0 {
-            break live.admit_over(ask.high, Resource::Connections);
+        let changed = places.changed().await;
+        if let Some(acquired) = pooled(pool, key) {
+            return Ok(acquired);
         }
-        pool.freed().await;
-        if let Some(pooled) = pool.take_h1(key) {
-            return Ok(Acquired::H1(Box::new(pooled), key, true));
-        }
+        changed.map_err(NotAcquired::Dial)?;
     };
-    let open = pool.open_one();
-    let dialled = connect(worker, ask).await?;
-    Ok(h1(worker, ask, dialled, permit, open, key))
-}
-
-/// When a connection that is made now must no longer be used.
-fn expiry(ask: &Ask<'_>) -> Option<Instant> {
-    ask.cluster.entry.cluster.http.max_connection_duration.map(|longest| Instant::now() + longest)
-}
-
-fn h1(
-    worker: &Worker,
-    ask: &Ask<'_>,
-    dialled: Dialled,
-    permit: super::live::Permit,
-    open: super::pool::OpenHere,
-    key: LaneKey,
-) -> Acquired {
-    let local = dialled.stream.socket().local_addr().ok();
-    let facts = UpstreamFacts { principal: dialled.principal, local, expires: expiry(ask) };
-    let connection = H1Connection::new(dialled.stream, worker.buffers.clone());
-    Acquired::H1(Box::new(PooledH1 { connection, facts, permit, open }), key, false)
-}
-
-async fn acquire_h2(worker: &Worker, ask: &Ask<'_>, key: LaneKey) -> Result<Acquired, NotAcquired> {
-    let pool = &ask.host.pool;
-    let live = &ask.cluster.entry.live;
-    let mut pending = None;
-    loop {
-        match pool.find_h2(key) {
-            H2Lookup::Open(pooled) => return Ok(Acquired::H2(pooled)),
-            H2Lookup::Wait(notify) => {
-                if pending.is_none() {
-                    let permit = live.admit(ask.high, Resource::Pending);
-                    pending = Some(permit.ok_or(NotAcquired::Overflow(Resource::Pending))?);
-                }
-                notify.notified().await;
-            }
-            H2Lookup::Connect(connecting) => {
-                let permit = match live.admit(ask.high, Resource::Connections) {
-                    Some(permit) => permit,
-                    None if pool.opened() == 0 => live.admit_over(ask.high, Resource::Connections),
-                    None => return Err(NotAcquired::Overflow(Resource::Connections)),
-                };
-                let open = pool.open_one();
-                let dialled = connect(worker, ask).await?;
-                let pooled = h2(ask, dialled, (permit, open)).await?;
-                pool.give_h2(key, pooled.clone());
-                drop(connecting);
-                return Ok(Acquired::H2(pooled));
-            }
-        }
-    }
-}
-
-async fn h2<G: std::fmt::Debug + 'static>(
-    ask: &Ask<'_>,
-    dialled: Dialled,
-    guard: G,
-) -> Result<Rc<PooledH2>, NotAcquired> {
-    let options = &ask.cluster.entry.cluster.http.http2;
-    let defaults = H2Settings::default();
-    let settings = H2Settings {
-        stream_window: options.initial_stream_window.unwrap_or(defaults.stream_window),
-        connection_window: options.initial_connection_window.unwrap_or(defaults.connection_window),
-        keepalive_interval: options.keepalive_interval,
-        keepalive_timeout: options.keepalive_timeout.unwrap_or(defaults.keepalive_timeout),
-        ..defaults
-    };
-    let local = dialled.stream.socket().local_addr().ok();
-    let facts = UpstreamFacts { principal: dialled.principal, local, expires: expiry(ask) };
-    let connection = H2Connection::start(dialled.stream, &settings, guard).await;
-    let connection = connection.map_err(|error| NotAcquired::Dial(DialError::Connect(error)))?;
-    Ok(Rc::new(PooledH2 { connection, facts }))
-}
-
-/// What ALPN says; plaintext is HTTP/1.1.
-async fn acquire_auto(worker: &Worker, ask: &Ask<'_>, key: LaneKey) -> Result<Acquired, NotAcquired> {
-    let pool = &ask.host.pool;
-    if let Some(pooled) = pool.open_h2(key) {
-        return Ok(Acquired::H2(pooled));
-    }
-    if let Some(pooled) = pool.take_h1(key) {
-        return Ok(Acquired::H1(Box::new(pooled), key, true));
-    }
-    let live = &ask.cluster.entry.live;
-    let _pending = live.admit(ask.high, Resource::Pending).ok_or(NotAcquired::Overflow(Resource::Pending))?;
-    let permit = match live.admit(ask.high, Resource::Connections) {
-        Some(permit) => permit,
-        None if pool.opened() == 0 => live.admit_over(ask.high, Resource::Connections),
-        None => return Err(NotAcquired::Overflow(Resource::Connections)),
-    };
-    let open = pool.open_one();
-    let dialled = connect(worker, ask).await?;
-    if dialled.alpn.as_deref() == Some(b"h2") {
-        let pooled = h2(ask, dialled, (permit, open)).await?;
-        pool.give_h2(key, pooled.clone());
-        return Ok(Acquired::H2(pooled));
-    }
-    Ok(h1(worker, ask, dialled, permit, open, key))
-}
-
-async fn connect(worker: &Worker, ask: &Ask<'_>) -> Result<Dialled, NotAcquired> {
-    let options = crate::tcp::connect_options(worker, ask.cluster, ask.host.address);
     let name = server_name(ask);
     if name.is_some_and(|(name, _)| ServerName::try_from(name).is_err()) {
         return Err(NotAcquired::Name);
     }
-    let dialling = Dial {
-        address: ask.host.address,
-        transport: &ask.host.transport,
-        alpn: ask.alpn,
-        server_name: name.map(|(name, _)| name),
-        check_name: name.is_some_and(|(_, is_checked)| is_checked),
-        hostname: ask.host.hostname(),
-        ends: Some((ask.conn.info.remote, ask.conn.info.local)),
-        options: &options,
-        timeout: ask.cluster.entry.cluster.connect_timeout,
+    let (mut connecting, open) = places.connect(promise(ask, key));
+    let making = Making {
+        worker: worker.clone(),
+        entry: ask.cluster.entry.clone(),
+        host: ask.host.clone(),
+        key,
+        alpn: ask.alpn.map(Into::into),
+        server_name: name.map(|(name, is_checked)| (name.into(), is_checked)),
+        ends: (ask.conn.info.remote, ask.conn.info.local),
+        options: crate::tcp::connect_options(worker, ask.cluster, ask.host.address),
+        permit,
+        open,
+        freed: places.freed(),
     };
-    let dialled = dial(dialling, &worker.tls).await;
-    dialled.map_err(|error| {
-        ask.cluster.entry.live.connect_fail.fetch_add(1, Relaxed);
-        NotAcquired::Dial(error)
-    })
+    let (mut tell, made) = oneshot::channel();
+    let host = ask.host.clone();
+    // A task of its own, which the connect timeout ends: as with Envoy, a request that gives up leaves the connection to
+    // others. A connection that takes longer than a request would wait would otherwise never be.
+    tokio::task::spawn_local(async move {
+        let mut making = pin!(making.make());
+        let made = tokio::select! {
+            biased;
+            made = &mut making => made,
+            () = tell.closed() => {
+                connecting.abandon();
+                making.await
+            }
+        };
+        let made = match made {
+            Ok(made) => Ok((made, connecting)),
+            Err(error) => {
+                connecting.fail(error.clone());
+                Err(error)
+            }
+        };
+        match tell.send(made) {
+            Err(Ok((Acquired::H1(pooled, key, _), _))) => host.pool.keep_h1(key, *pooled),
+            Err(Ok((Acquired::H2(pooled), _))) => host.pool.give_h2(key, pooled),
+            Ok(()) | Err(Err(_)) => {}
+        }
+    });
+    // An error: the worker ends.
+    let made = made.await.unwrap_or_else(|_| Err(Rc::new(DialError::Timeout)));
+    let (acquired, connecting) = made.map_err(NotAcquired::Dial)?;
+    if let Acquired::H2(pooled) = &acquired {
+        // Now, and not before: the stream that is opened at once is the first.
+        pooled.count_request();
+        pool.give_h2(key, pooled.clone());
+    }
+    drop(connecting);
+    Ok(acquired)
+}
+
+/// A connection of the lane that stands and has room.
+fn pooled(pool: &HostPool, key: LaneKey) -> Option<Acquired> {
+    if key.protocol != UpstreamProtocol::Http1
+        && let Some(pooled) = pool.take_h2(key)
+    {
+        return Some(Acquired::H2(pooled));
+    }
+    if key.protocol != UpstreamProtocol::Http2
+        && let Some(pooled) = pool.take_h1(key)
+    {
+        return Some(Acquired::H1(Box::new(pooled), key, true));
+    }
+    None
+}
+
+/// How many requests a new connection will carry at a time, for all that can be known before it stands.
+fn promise(ask: &Ask<'_>, key: LaneKey) -> u32 {
+    let http = &ask.cluster.entry.cluster.http;
+    match (key.protocol, http.max_requests_per_connection) {
+        (UpstreamProtocol::Http2, 0) => http.max_streams(),
+        (UpstreamProtocol::Http2, most) => http.max_streams().min(most),
+        _ => 1,
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use meltemi_lb::{Balancer, Cursor, Health, PickContext, SubsetMatch};
 use meltemi_proxy_config::cluster::Discovery;
@@ -15,6 +15,9 @@ use meltemi_proxy_config::tls::UpstreamTransport;
 use super::live::HostLive;
 use super::pool::HostPool;
 use crate::published::ClusterEntry;
+
+/// No idle timeout is so short that pools are swept more often.
+const SHORTEST_SWEEP: Duration = Duration::from_millis(10);
 
 /// An endpoint with everything that a request to it needs.
 #[derive(Debug)]
@@ -171,12 +174,15 @@ impl WorkerCluster {
         let before = original.len();
         original.retain(|_, host| host.pool.sweep(now, idle) || Rc::strong_count(host) > 1);
         if original.len() < before {
-            let known: std::collections::HashSet<SocketAddr> = original.keys().copied().collect();
-            drop(original);
-            if self.hosts.is_empty() && known.is_empty() {
-                self.entry.live.keep_hosts(|_| false);
-            }
+            // Other workers may still call them.
+            self.entry.live.forget_unused_hosts();
         }
+    }
+
+    /// How often to sweep it: soon enough for its idle timeout, and within `longest`.
+    pub fn sweep_every(&self, longest: Duration) -> Duration {
+        let idle = self.entry.cluster.http.idle_timeout;
+        idle.map_or(longest, |idle| (idle / 4).clamp(SHORTEST_SWEEP.min(longest), longest))
     }
 
     /// How many endpoints there are.
@@ -208,5 +214,79 @@ impl WorkerCluster {
     pub fn open(&self) -> impl Iterator<Item = (SocketAddr, usize)> + '_ {
         let originals: Vec<_> = self.original.borrow().values().map(|host| (host.address, host.pool.len())).collect();
         self.hosts.iter().flatten().map(|host| (host.address, host.pool.len())).chain(originals)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use meltemi_proto::envoy::config::cluster::v3 as proto;
+    use meltemi_proxy_config::compile_cluster;
+
+    use super::super::live::ClusterLive;
+    use super::*;
+
+    fn entry(message: &proto::Cluster) -> Arc<ClusterEntry> {
+        let (cluster, _) = compile_cluster(message).expect("a good cluster");
+        let live = Arc::new(ClusterLive::new(Default::default(), None));
+        Arc::new(ClusterEntry::new(cluster, Arc::default(), live))
+    }
+
+    fn called(cluster: &WorkerCluster, port: u16) -> Rc<WorkerHost> {
+        cluster.original(SocketAddr::from(([127, 0, 0, 1], port)))
+    }
+
+    #[test]
+    fn original_destinations_are_forgotten_when_no_worker_calls_them() {
+        let original = proto::cluster::DiscoveryType::OriginalDst as i32;
+        let entry = entry(&proto::Cluster {
+            name: "passthrough".to_owned(),
+            cluster_discovery_type: Some(proto::cluster::ClusterDiscoveryType::Type(original)),
+            lb_policy: proto::cluster::LbPolicy::ClusterProvided as i32,
+            ..Default::default()
+        });
+        let known = || {
+            let mut ports: Vec<_> = entry.live.hosts().keys().map(SocketAddr::port).collect();
+            ports.sort_unstable();
+            ports
+        };
+        let [one, other] = [1, 2].map(|seed| WorkerCluster::new(entry.clone(), None, seed));
+        for port in 1..=1000 {
+            called(&one, port);
+        }
+        let (busy, elsewhere) = (called(&one, 7), called(&other, 8));
+        one.sweep(Instant::now());
+        assert_eq!(known(), [7, 8]);
+        drop(busy);
+        one.sweep(Instant::now());
+        assert_eq!(known(), [8], "another worker calls it");
+        // Endpoints of other clusters are forgotten when configuration no longer has them; here it never had any.
+        ClusterEntry::new(entry.cluster.clone(), Arc::default(), entry.live.clone());
+        assert!(Arc::ptr_eq(&elsewhere.live, &entry.live.host(elsewhere.address)));
+        drop(elsewhere);
+        other.sweep(Instant::now());
+        assert_eq!(known(), [0_u16; 0]);
+    }
+
+    #[test]
+    fn short_idle_timeouts_are_swept_for_more_often() {
+        let longest = Duration::from_secs(5);
+        let every = |idle_ms: u64| {
+            let idle = Duration::from_millis(idle_ms);
+            #[allow(deprecated)] // the short way
+            let entry = entry(&proto::Cluster {
+                name: "up".to_owned(),
+                common_http_protocol_options: Some(meltemi_proto::envoy::config::core::v3::HttpProtocolOptions {
+                    idle_timeout: Some(meltemi_proto::google::protobuf::Duration {
+                        seconds: idle.as_secs() as i64,
+                        nanos: idle.subsec_nanos() as i32,
+                    }),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            });
+            WorkerCluster::new(entry, None, 1).sweep_every(longest)
+        };
+        // 0 is no timeout.
+        assert_eq!([0, 1, 2000, 3_600_000].map(every), [longest, SHORTEST_SWEEP, Duration::from_millis(500), longest]);
     }
 }

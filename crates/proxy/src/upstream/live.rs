@@ -69,8 +69,7 @@ pub struct ClusterLive {
     pub outlier: Option<Outlier>,
     hosts: Mutex<HashMap<SocketAddr, Arc<HostLive>>>,
     health_generation: AtomicU64,
-    /// Requests that a breaker refused.
-    pub overflow: AtomicU64,
+    refused: [AtomicU64; 4],
     /// Requests that reached an endpoint.
     pub requests_total: AtomicU64,
     /// Connections that failed.
@@ -124,7 +123,7 @@ impl ClusterLive {
             outlier,
             hosts: Mutex::default(),
             health_generation: AtomicU64::new(0),
-            overflow: AtomicU64::new(0),
+            refused: Default::default(),
             requests_total: AtomicU64::new(0),
             connect_fail: AtomicU64::new(0),
         }
@@ -151,10 +150,20 @@ impl ClusterLive {
         let count = self.count(high, resource);
         if count.fetch_add(1, Relaxed) >= limit {
             count.fetch_sub(1, Relaxed);
-            self.overflow.fetch_add(1, Relaxed);
-            return None;
+            return self.refuse(resource);
         }
         Some(Permit { cluster: self.clone(), high, resource })
+    }
+
+    /// Counts a refusal.
+    pub fn refuse(&self, resource: Resource) -> Option<Permit> {
+        self.refused[resource as usize].fetch_add(1, Relaxed);
+        None
+    }
+
+    /// How often a breaker had no place. Who wanted a connection then may have waited for another one.
+    pub fn refused(&self, resource: Resource) -> u64 {
+        self.refused[resource as usize].load(Relaxed)
     }
 
     /// Takes a place that the breaker does not have.
@@ -163,7 +172,8 @@ impl ClusterLive {
         Permit { cluster: self.clone(), high, resource }
     }
 
-    fn hosts(&self) -> MutexGuard<'_, HashMap<SocketAddr, Arc<HostLive>>> {
+    /// The records of all endpoints, locked.
+    pub(super) fn hosts(&self) -> MutexGuard<'_, HashMap<SocketAddr, Arc<HostLive>>> {
         self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -175,6 +185,12 @@ impl ClusterLive {
     /// Forgets endpoints that are gone.
     pub fn keep_hosts(&self, keep: impl Fn(&SocketAddr) -> bool) {
         self.hosts().retain(|address, _| keep(address));
+    }
+
+    /// Forgets endpoints that nobody else knows.
+    pub fn forget_unused_hosts(&self) {
+        // Others take theirs from here alone, so a count of one stays one while this is locked.
+        self.hosts().retain(|_, host| Arc::strong_count(host) > 1);
     }
 
     /// How many endpoints outlier detection holds out of service.
@@ -256,6 +272,7 @@ mod tests {
         let second = cluster.admit(false, Resource::Requests);
         assert!(first.is_some() && second.is_some());
         assert!(cluster.admit(false, Resource::Requests).is_none());
+        assert_eq!((cluster.refused(Resource::Requests), cluster.refused(Resource::Pending)), (1, 0));
         assert!(cluster.admit(true, Resource::Requests).is_some(), "the other priority has a breaker of its own");
         drop(first);
         assert!(cluster.admit(false, Resource::Requests).is_some());

@@ -1,4 +1,6 @@
-//! One worker's open connections to one endpoint, by transport.
+//! One worker's open connections to one endpoint, in lanes: what is in one lane can stand in for each other.
+//!
+//! A lane is what Envoy calls a connection pool: its connections are counted and waited for apart from other lanes'.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -6,15 +8,24 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use meltemi_proxy_config::cluster::UpstreamProtocol;
 use smallvec::SmallVec;
 
 use super::live::Permit;
+use super::places::{OpenHere, Places};
 use crate::http1::client::H1Connection;
 use crate::http2::client::H2Connection;
 
-/// What makes connections to one endpoint interchangeable: addresses of shared terms, which their owners keep alive for
-/// as long as the pool lives.
-pub type LaneKey = (usize, usize);
+/// What makes connections to one endpoint interchangeable.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LaneKey {
+    /// The address of shared TLS terms, which their owner keeps alive for as long as the pool lives; 0: plaintext.
+    pub terms: usize,
+    /// A hash of names that replace the terms' own, and of the downstream if connections belong to one.
+    pub words: usize,
+    /// What is spoken; never "as downstream", which is decided for each request.
+    pub protocol: UpstreamProtocol,
+}
 
 /// What is known of a connection beside its bytes.
 #[derive(Debug, Clone, Default)]
@@ -25,9 +36,16 @@ pub struct UpstreamFacts {
     pub local: Option<SocketAddr>,
     /// From then on it takes no new request; Envoy: max_connection_duration.
     pub expires: Option<Instant>,
+    /// So many requests are all it takes; 0: any number.
+    pub max_requests: u32,
 }
 
 impl UpstreamFacts {
+    /// Whether it has carried all it may.
+    fn is_spent(&self, requests: u32) -> bool {
+        self.max_requests > 0 && requests >= self.max_requests
+    }
+
     /// Reads the clock only where there is a limit.
     fn is_expired(&self) -> bool {
         self.expires.is_some_and(|expires| Instant::now() >= expires)
@@ -43,37 +61,61 @@ pub struct PooledH1 {
     pub facts: UpstreamFacts,
     /// Its place.
     pub permit: Permit,
-    /// Its place in this pool.
+    /// Its place in its lane.
     pub open: OpenHere,
 }
 
-/// Counts a connection of this pool, in use or idle.
-#[derive(Debug)]
-pub struct OpenHere(Rc<HostPool>);
-
-impl Drop for OpenHere {
-    fn drop(&mut self) {
-        self.0.open.set(self.0.open.get().saturating_sub(1));
-        self.0.freed.notify_one();
-    }
-}
-
-/// A pooled HTTP/2 connection.
+/// A pooled HTTP/2 connection; it holds its places in the breaker and in its lane itself.
 #[derive(Debug)]
 pub struct PooledH2 {
-    /// The connection; it holds its place in the breaker itself.
+    /// The connection.
     pub connection: Rc<H2Connection>,
     /// What is known of it.
     pub facts: UpstreamFacts,
+    /// Streams at a time, whatever the peer allows.
+    streams: u32,
+    /// Requests that it was found for.
+    requests: Cell<u32>,
+    /// How many requests it had carried when it was last looked at, and since when it has carried no other.
+    seen: Cell<(u32, Instant)>,
 }
 
 impl PooledH2 {
+    /// A new connection.
+    pub fn new(connection: Rc<H2Connection>, facts: UpstreamFacts, streams: u32) -> Self {
+        let seen = Cell::new((0, Instant::now()));
+        Self { connection, facts, streams, requests: Cell::new(0), seen }
+    }
+
     /// Whether it takes new streams. One that has lived its time is taken out of service; its streams go on.
     fn is_open(&self) -> bool {
         if self.facts.is_expired() {
             self.connection.retire();
         }
         self.connection.is_open()
+    }
+
+    fn has_room(&self) -> bool {
+        let active = self.connection.active();
+        active < self.streams && (active as usize) < self.connection.allowed()
+    }
+
+    /// Counts a request that it is about to carry; its last one takes it out of service.
+    pub fn count_request(&self) {
+        self.requests.set(self.requests.get().wrapping_add(1));
+        if self.facts.is_spent(self.requests.get()) {
+            self.connection.retire();
+        }
+    }
+
+    /// Whether it has carried nothing for so long, as far as those saw who asked this before.
+    fn is_idle(&self, idle: Duration, now: Instant) -> bool {
+        let (requests, since) = self.seen.get();
+        if self.connection.active() > 0 || requests != self.requests.get() {
+            self.seen.set((self.requests.get(), now));
+            return false;
+        }
+        now.saturating_duration_since(since) >= idle
     }
 }
 
@@ -82,133 +124,89 @@ struct Lane {
     key: LaneKey,
     h1: Vec<PooledH1>,
     h2: Vec<Rc<PooledH2>>,
-    /// An HTTP/2 connection is being made: others wait for it instead of making their own.
-    connecting: Option<Rc<tokio::sync::Notify>>,
+    places: Rc<Places>,
 }
 
 /// The connections to one endpoint.
 #[derive(Debug, Default)]
 pub struct HostPool {
     lanes: RefCell<SmallVec<[Lane; 1]>>,
-    open: Cell<u32>,
-    freed: tokio::sync::Notify,
-}
-
-/// Either an open HTTP/2 connection, or what to do about having none.
-pub enum H2Lookup {
-    /// Use this one.
-    Open(Rc<PooledH2>),
-    /// Somebody connects already: wait, then look again.
-    Wait(Rc<tokio::sync::Notify>),
-    /// Connect, and end the guard when done.
-    Connect(Connecting),
-}
-
-/// Wakes those who wait for a connection, however connecting ends.
-pub struct Connecting {
-    notify: Rc<tokio::sync::Notify>,
-    pool: Rc<HostPool>,
-    key: LaneKey,
-}
-
-impl Drop for Connecting {
-    fn drop(&mut self) {
-        self.pool.with(self.key, |lane| lane.connecting = None);
-        self.notify.notify_waiters();
-    }
 }
 
 impl HostPool {
-    fn with<T>(&self, key: LaneKey, act: impl FnOnce(&mut Lane) -> T) -> T {
-        let mut lanes = self.lanes.borrow_mut();
-        let at = match lanes.iter().position(|lane| lane.key == key) {
-            Some(at) => at,
-            None => {
-                lanes.push(Lane { key, h1: Vec::new(), h2: Vec::new(), connecting: None });
-                lanes.len() - 1
-            }
-        };
-        act(&mut lanes[at])
+    fn with<T>(&self, key: LaneKey, act: impl FnOnce(&mut Lane) -> Option<T>) -> Option<T> {
+        self.lanes.borrow_mut().iter_mut().find(|lane| lane.key == key).and_then(act)
     }
 
-    /// The connection that was used last and still stands.
+    /// The lane's count of connections, and of those who wait for one.
+    pub fn places(&self, key: LaneKey) -> Rc<Places> {
+        if let Some(places) = self.with(key, |lane| Some(lane.places.clone())) {
+            return places;
+        }
+        let lane = Lane { key, h1: Vec::new(), h2: Vec::new(), places: Rc::default() };
+        let places = lane.places.clone();
+        self.lanes.borrow_mut().push(lane);
+        places
+    }
+
+    /// The HTTP/1.1 connection that was used last and still stands.
     pub fn take_h1(&self, key: LaneKey) -> Option<PooledH1> {
         // Closed connections are dropped after the borrow ends: dropping wakes others.
         let mut stale = Vec::new();
         self.with(key, |lane| {
             while let Some(pooled) = lane.h1.pop() {
                 if !pooled.facts.is_expired() && pooled.connection.is_quiet() {
-                    return Ok(pooled);
+                    return Some(pooled);
                 }
                 stale.push(pooled);
             }
-            Err(())
+            None
         })
-        .ok()
     }
 
     /// Gives a connection back after a whole exchange.
     pub fn give_h1(&self, key: LaneKey, mut pooled: PooledH1, now: Instant) {
-        if pooled.facts.is_expired() {
+        pooled.connection.requests = pooled.connection.requests.wrapping_add(1);
+        if pooled.facts.is_spent(pooled.connection.requests) || pooled.facts.is_expired() {
             // Dropped here; whoever waits for a place is told.
             return;
         }
         pooled.connection.idle_since = now;
-        // Put first, so that whoever is woken finds it.
-        self.with(key, |lane| lane.h1.push(pooled));
-        self.freed.notify_one();
+        self.keep_h1(key, pooled);
     }
 
-    /// Counts a connection that is about to be made.
-    pub fn open_one(self: &Rc<Self>) -> OpenHere {
-        self.open.set(self.open.get() + 1);
-        OpenHere(self.clone())
+    /// Keeps a connection that nobody uses now.
+    pub fn keep_h1(&self, key: LaneKey, pooled: PooledH1) {
+        self.with(key, |lane| {
+            // Put first, so that whoever is woken finds it.
+            lane.h1.push(pooled);
+            lane.places.tell_one();
+            Some(())
+        });
     }
 
-    /// Connections in use or idle, of every protocol.
-    pub fn opened(&self) -> u32 {
-        self.open.get()
-    }
-
-    /// Resolves when a connection was given back or closed.
-    pub async fn freed(&self) {
-        self.freed.notified().await;
-    }
-
-    /// An HTTP/2 connection with room for a stream.
-    pub fn find_h2(self: &Rc<Self>, key: LaneKey) -> H2Lookup {
+    /// An HTTP/2 connection with room for a stream, which must be opened before anything else is awaited.
+    pub fn take_h2(&self, key: LaneKey) -> Option<Rc<PooledH2>> {
         self.with(key, |lane| {
             lane.h2.retain(|pooled| pooled.is_open());
-            let free =
-                lane.h2.iter().find(|pooled| (pooled.connection.active() as usize) < pooled.connection.allowed());
-            if let Some(pooled) = free {
-                return H2Lookup::Open(pooled.clone());
-            }
-            if let Some(notify) = &lane.connecting {
-                return H2Lookup::Wait(notify.clone());
-            }
-            let notify = Rc::new(tokio::sync::Notify::new());
-            lane.connecting = Some(notify.clone());
-            H2Lookup::Connect(Connecting { notify, pool: self.clone(), key })
+            let at = lane.h2.iter().position(|pooled| pooled.has_room())?;
+            lane.h2[at].count_request();
+            Some(if lane.h2[at].is_open() { lane.h2[at].clone() } else { lane.h2.swap_remove(at) })
         })
     }
 
-    /// An HTTP/2 connection with room for a stream, if one stands.
-    pub fn open_h2(&self, key: LaneKey) -> Option<Rc<PooledH2>> {
-        self.with(key, |lane| {
-            let free = |pooled: &&Rc<PooledH2>| {
-                pooled.is_open() && (pooled.connection.active() as usize) < pooled.connection.allowed()
-            };
-            lane.h2.iter().find(free).cloned()
-        })
-    }
-
-    /// Adds a new HTTP/2 connection.
+    /// Adds a new HTTP/2 connection, unless its first request is its last.
     pub fn give_h2(&self, key: LaneKey, pooled: Rc<PooledH2>) {
-        self.with(key, |lane| lane.h2.push(pooled));
+        self.with(key, |lane| {
+            if pooled.is_open() {
+                lane.h2.push(pooled);
+            }
+            lane.places.tell_all();
+            Some(())
+        });
     }
 
-    /// Drops connections that ended or waited too long. Says whether any is left.
+    /// Drops connections that ended or waited too long. Says whether any lane is left.
     pub fn sweep(&self, now: Instant, idle: Option<Duration>) -> bool {
         let mut lanes = self.lanes.borrow_mut();
         let too_long = |since: Instant| idle.is_some_and(|idle| now.saturating_duration_since(since) >= idle);
@@ -216,9 +214,10 @@ impl HostPool {
             lane.h1.retain(|pooled| {
                 !too_long(pooled.connection.idle_since) && !pooled.facts.is_expired() && pooled.connection.is_quiet()
             });
-            lane.h2.retain(|pooled| pooled.is_open());
+            lane.h2.retain(|pooled| pooled.is_open() && !idle.is_some_and(|idle| pooled.is_idle(idle, now)));
         }
-        lanes.retain(|lane| !lane.h1.is_empty() || !lane.h2.is_empty() || lane.connecting.is_some());
+        // A connection in use and whoever waits for one hold the lane's places.
+        lanes.retain(|lane| Rc::strong_count(&lane.places) > 1);
         !lanes.is_empty()
     }
 

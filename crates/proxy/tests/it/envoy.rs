@@ -85,7 +85,8 @@ impl Envoy {
         envoy
     }
 
-    async fn admin(&self, path: &str) -> String {
+    /// A page of its admin interface.
+    pub async fn admin(&self, path: &str) -> String {
         let request = format!("GET {path} HTTP/1.1\nhost: localhost\n\n");
         Client::connect(self.admin).await.ask(&request).await.1
     }

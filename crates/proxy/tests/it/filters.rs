@@ -9,6 +9,7 @@ use meltemi_proto::envoy::config::route::v3 as route;
 use meltemi_proto::envoy::extensions::filters::common::fault::v3 as fault_common;
 use meltemi_proto::envoy::extensions::filters::http::fault::v3 as fault;
 use meltemi_proto::envoy::extensions::filters::http::rbac::v3::Rbac;
+use meltemi_proto::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter;
 use meltemi_proto::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
 use meltemi_proto::google::protobuf::{Struct, Value, value::Kind};
 use meltemi_proto::istio::StatsConfig;
@@ -24,6 +25,29 @@ fn all() -> Option<FractionalPercent> {
 
 fn text(value: &str) -> Value {
     Value { kind: Some(Kind::StringValue(value.to_owned())) }
+}
+
+/// A filter that delays every request, or those below a path.
+pub fn delay(time: Duration, below: Option<&str>) -> HttpFilter {
+    use meltemi_proto::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
+    use route::header_matcher::HeaderMatchSpecifier::StringMatch;
+    let prefix = |path: &str| route::HeaderMatcher {
+        name: ":path".into(),
+        header_match_specifier: Some(StringMatch(StringMatcher {
+            match_pattern: Some(MatchPattern::Prefix(path.into())),
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    let config = fault::HttpFault {
+        delay: Some(fault_common::FaultDelay {
+            percentage: all(),
+            fault_delay_secifier: Some(fault_common::fault_delay::FaultDelaySecifier::FixedDelay(duration(time))),
+        }),
+        headers: below.map(prefix).into_iter().collect(),
+        ..Default::default()
+    };
+    http_filter("envoy.filters.http.fault", pack(&config))
 }
 
 /// As Istio names the service in a cluster.
@@ -116,6 +140,81 @@ async fn faults_delay_and_abort() {
     assert!(start.elapsed() >= Duration::from_millis(50), "the delay comes first");
     assert!(head.starts_with("HTTP/1.1 418 ") && body == "fault filter abort", "{head}{body}");
     running.log.line_with("418 DI,FI fault_filter_abort").await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_ends_its_delay() {
+    let mut manager = manager(inline(table("r", vec![forward("/", "up")])));
+    manager.http_filters.insert(0, delay(Duration::from_secs(3600), None));
+    let up = static_cluster("up", &[peers::echo("up").await]);
+    let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
+    let at = running.at("in").await;
+    let mut client = peers::Client::connect(at).await;
+    client.send("GET /left HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    drop(client);
+    running.log.line_with("0 DI,DC downstream_remote_disconnect /left up ").await;
+}
+
+#[tokio::test]
+async fn a_mirror_gets_the_clients_protocol_and_no_body_that_is_too_long() {
+    use meltemi_proto::envoy::extensions::upstreams::http::v3 as upstreams;
+    use upstreams::http_protocol_options::{UpstreamProtocolOptions, UseDownstreamHttpConfig};
+    let (sender, mut copies) = mpsc::unbounded_channel();
+    let shadow = peers::server(move |stream, _| {
+        let sender = sender.clone();
+        async move {
+            let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                let sender = sender.clone();
+                tokio::spawn(async move {
+                    let path = request.uri().path().to_owned();
+                    let mut body = request.into_body();
+                    let mut all = Vec::new();
+                    while let Some(Ok(piece)) = body.data().await {
+                        let _ = body.flow_control().release_capacity(piece.len());
+                        all.extend_from_slice(&piece);
+                    }
+                    let _ = respond.send_response(http::Response::new(()), true);
+                    let _ = sender.send((path, all.len()));
+                });
+            }
+        }
+    })
+    .await;
+    let mirrored = tune(forward("/", "up"), |action| {
+        action.request_mirror_policies = vec![route::route_action::RequestMirrorPolicy {
+            cluster: "shadow".into(),
+            runtime_fraction: Some(core::RuntimeFractionalPercent { default_value: all(), ..Default::default() }),
+            ..Default::default()
+        }];
+    });
+    let mut shadow = static_cluster("shadow", &[shadow]);
+    let options = upstreams::HttpProtocolOptions {
+        upstream_protocol_options: Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(
+            UseDownstreamHttpConfig::default(),
+        )),
+        ..Default::default()
+    };
+    shadow
+        .typed_extension_protocol_options
+        .insert("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(), pack(&options));
+    let manager = manager(inline(table("r", vec![mirrored])));
+    let clusters = vec![static_cluster("up", &[peers::echo("up").await]), shadow];
+    let running = Running::with(clusters, vec![listener("in", vec![http_chain(&manager)])]).await;
+    let stream = tokio::net::TcpStream::connect(running.at("in").await).await.expect("connects");
+    let (send, connection) = h2::client::handshake(stream).await.expect("handshake");
+    let connection = tokio::spawn(connection);
+    for (path, size) in [("/long", 64 * 1024 + 1), ("/short", 64 * 1024)] {
+        let mut send = send.clone().ready().await.expect("ready");
+        let request = http::Request::post(format!("http://a{path}")).body(()).expect("good");
+        let (response, mut body) = send.send_request(request, false).expect("sent");
+        body.send_data(vec![b'x'; size].into(), true).expect("sent");
+        assert_eq!(response.await.expect("a response").status(), 200);
+    }
+    assert_eq!(copies.recv().await.expect("a copy"), ("/short".to_owned(), 64 * 1024));
+    let metrics = running.handle.metrics();
+    assert!(metrics.contains("meltemi_unmirrored_requests_total{reason=\"body_too_long\"} 1\n"), "{metrics}");
+    connection.abort();
 }
 
 #[tokio::test]

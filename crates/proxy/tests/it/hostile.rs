@@ -3,12 +3,14 @@
 //! The letter and number in front of a case is its place in the catalogue of hostile inputs: A framing of HTTP/1.1,
 //! B HTTP/2, C TLS, D names and paths, H configuration.
 
+mod answers;
 mod differential;
 mod floods;
 mod frames;
 mod http1;
 mod http2;
 mod names;
+mod resend;
 mod tls;
 mod upstream;
 mod xds;

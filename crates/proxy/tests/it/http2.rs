@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use crate::config::*;
 use crate::peers;
 
-async fn connect(at: SocketAddr) -> h2::client::SendRequest<Bytes> {
+pub async fn connect(at: SocketAddr) -> h2::client::SendRequest<Bytes> {
     let stream = TcpStream::connect(at).await.expect("connects");
     let (send, connection) = h2::client::handshake(stream).await.expect("handshake");
     tokio::spawn(connection);

@@ -11,6 +11,7 @@ mod http2;
 mod limits;
 mod live;
 mod peers;
+mod pools;
 mod tcp;
 mod tls;
 mod xds;

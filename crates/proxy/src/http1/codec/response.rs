@@ -27,11 +27,16 @@ pub fn read_response(
     }
     let bytes = &bytes[..end];
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let allowed = limits.fields.min(MAX_FIELDS);
     let mut response = httparse::Response::new(&mut []);
-    let parsed =
-        httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, bytes, &mut fields);
+    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+        &mut response,
+        bytes,
+        &mut fields[..allowed],
+    );
     match parsed {
         Ok(httparse::Status::Complete(n)) if n == end => {}
+        Err(httparse::Error::TooManyHeaders) => return Err(refuse("http1.too_many_headers")),
         Ok(_) | Err(_) => return Err(refuse("http1.codec_error")),
     }
     let (Some(status), Some(minor)) = (response.code, response.version) else {
@@ -73,7 +78,9 @@ pub fn read_response(
     }
     let no_body = method == "HEAD" || status < 200 || status == 204 || status == 304;
     let framing = if no_body { Framing::Empty } else { body.framing(Framing::UntilClose) };
-    let persistent = if minor == 1 { !connection.close } else { connection.keep_alive && !connection.close };
+    // RFC 9112 §6.1: chunks of HTTP/1.0 are read, as Envoy does, and then the connection is done.
+    let may_persist = if minor == 1 { true } else { connection.keep_alive && !body.chunked };
+    let persistent = may_persist && !connection.close;
     Ok(Some((end, ResponseTerms { framing, keep_alive: persistent && framing != Framing::UntilClose })))
 }
 

@@ -123,6 +123,14 @@ fn responses_are_read_as_strictly() {
     let until_close = framing(b"HTTP/1.1 200\r\n\r\n", "GET");
     assert!(until_close.framing == Framing::UntilClose && !until_close.keep_alive);
     assert!(!framing(b"HTTP/1.0 200 OK\r\ncontent-length: 1\r\n\r\n", "GET").keep_alive);
+    let alive = framing(b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 1\r\n\r\n", "GET");
+    assert!(alive.keep_alive);
+    let chunks = b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ntransfer-encoding: chunked\r\n\r\n";
+    let chunked = framing(chunks, "GET");
+    assert!(chunked.framing == Framing::Chunked && !chunked.keep_alive, "RFC 9112 §6.1");
+    let fields = |n: usize| format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: y\r\n".repeat(n)).into_bytes();
+    assert!(read(&fields(100), "GET").is_ok());
+    assert_eq!(read(&fields(101), "GET").expect_err("too many").details, "http1.too_many_headers");
     for bad in [
         &b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n"[..],
         b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",

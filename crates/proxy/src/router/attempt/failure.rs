@@ -110,7 +110,8 @@ pub(super) fn read_failure(
     plan: &Plan<'_>,
     host: &WorkerHost,
     error: NoResponse,
-    written: Option<String>,
+    write_error: Option<String>,
+    nothing_sent: bool,
     reused: bool,
 ) -> Failure {
     match error {
@@ -133,9 +134,9 @@ pub(super) fn read_failure(
         ),
         NoResponse::H1(error) => {
             let stale = reused && matches!(error, ReadError::Closed | ReadError::Io(_));
-            // Nothing of the request reached a connection that refused the first byte.
-            let kind = if written.is_some() { AttemptFailure::ResetBeforeRequest } else { AttemptFailure::Reset };
-            let how = written.unwrap_or_else(|| error.to_string());
+            // Once a byte has gone out the upstream may have acted on it.
+            let kind = if nothing_sent { AttemptFailure::ResetBeforeRequest } else { AttemptFailure::Reset };
+            let how = write_error.unwrap_or_else(|| error.to_string());
             let failure = Failure::of(
                 plan,
                 host,

@@ -32,6 +32,14 @@ pub(super) enum NoResponse {
 }
 
 impl Upstream<'_> {
+    /// See [`Io::sent`]. A stream's head has been sent before there was an [`Upstream`].
+    pub fn sent(&self) -> Option<u64> {
+        match self {
+            Self::H1 { io, .. } => Some(io.sent()),
+            Self::H2 { .. } => None,
+        }
+    }
+
     /// The final head.
     pub async fn head(
         &mut self,
@@ -46,12 +54,17 @@ impl Upstream<'_> {
             }
             Self::H2 { response } => {
                 let (parts, stream) = response.await.map_err(NoResponse::H2)?.into_parts();
-                heads::response_from(&parts, head).map_err(|bad| NoResponse::BadHead(bad.details))?;
+                heads::response_from(&parts, limits.fields, head).map_err(|bad| NoResponse::BadHead(bad.details))?;
                 let framing = if stream.is_end_stream() { Framing::Empty } else { Framing::UntilClose };
                 Ok(Arrived { terms: ResponseTerms { framing, keep_alive: true }, stream: Some(stream) })
             }
         }
     }
+}
+
+/// Whether this attempt has nothing to send but a head.
+pub(super) fn is_bodyless(body: &BodyIn<'_>, tee: Option<&RefCell<Tee>>) -> bool {
+    body.is_empty() && tee.is_none_or(|tee| tee.borrow().bytes.is_empty())
 }
 
 /// Sends what was kept of the body, then the rest of it.

@@ -1,5 +1,7 @@
 //! Floods over HTTP/2: frames that cost the proxy more than the client.
 
+use std::time::Duration;
+
 use super::frames::*;
 use super::http2::{in_front, nth};
 use super::{App, until};
@@ -85,6 +87,30 @@ async fn floods_end_the_connection_and_only_that() {
     until("only the bystander is left", || running.handle.connections() == 1).await;
     let metrics = running.handle.metrics();
     assert!(metrics.contains("meltemi_refused_connections_total{cause_kind=\"overload\",flag=\"OM\"}"), "{metrics}");
+}
+
+#[tokio::test]
+async fn b1_resets_of_requests_that_a_fault_delays_are_a_flood_too() {
+    let app = App::start().await;
+    let (running, mut bystander) = in_front(&app, |manager| {
+        manager.http_filters.insert(0, crate::filters::delay(Duration::from_secs(3600), Some("/delayed")));
+    })
+    .await;
+    let at = bystander.at;
+    let reset = frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes());
+    let mut one = Raw::connect(at).await;
+    one.send(&[get(1, "/delayed/one"), reset].concat()).await;
+    running.log.line_with("0 DI,DC downstream_remote_disconnect /delayed/one up ").await;
+    drop(one);
+    let attack = async {
+        Raw::connect(at)
+            .await
+            .flood(20_000, |n| [get(nth(n), "/delayed"), frame(RST_STREAM, 0, nth(n), &8_u32.to_be_bytes())].concat())
+            .await
+    };
+    let said = bystander.while_under(attack).await;
+    assert!(matches!((said.goodbye, said.cut), (Some(CALM), _) | (None, true)), "{:?}", said.goodbye);
+    until("only the bystander is left", || running.handle.connections() == 1).await;
 }
 
 #[tokio::test]

@@ -109,7 +109,7 @@ async fn a15_bytes_after_an_answer_are_nobodys_answer() {
 }
 
 /// An HTTP/2 server that answers the first request of a connection with these frames and then waits for the end.
-async fn h2(answer: Vec<u8>) -> SocketAddr {
+pub async fn h2(answer: Vec<u8>) -> SocketAddr {
     let answer = Arc::new(answer);
     peers::server(move |mut stream, _| {
         let answer = answer.clone();
@@ -217,6 +217,27 @@ async fn broken_bodies_over_http2_break_off() {
         let end = soon(client.stream.read_to_end(&mut all)).await;
         let text = String::from_utf8_lossy(&all);
         assert!(end.is_err() || !text.ends_with("0\r\n\r\n"), "{name}: {text}");
+        bystander.is_served().await;
+    }
+}
+
+#[tokio::test]
+async fn what_has_no_body_brings_none_over_http2_either() {
+    let poison = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison";
+    let app = App::start().await;
+    for (method, status) in [("GET", "204"), ("GET", "304"), ("HEAD", "200")] {
+        let head = frame(HEADERS, END_HEADERS, 1, &block(&[(":status", status)]));
+        let answer = [head, frame(DATA, END, 1, poison)].concat();
+        let (_running, mut bystander) = beside(&app, http2(static_cluster("evil", &[h2(answer).await]))).await;
+        let mut client = Client::connect(bystander.at).await;
+        client.send(format!("{method} /evil HTTP/1.1\r\nhost: a\r\n\r\n")).await;
+        let (head, _) = soon(client.receive()).await.expect("an answer");
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{method} {status}: {head}");
+        // On the same connection the next answer is that of the next request.
+        client.send("GET /next HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let (_, body) = soon(client.receive()).await.expect("an answer");
+        let body = String::from_utf8_lossy(&body);
+        assert!(body.starts_with("GET /next "), "{method} {status}: {body}");
         bystander.is_served().await;
     }
 }

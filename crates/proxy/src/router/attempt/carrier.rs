@@ -1,0 +1,142 @@
+//! What carries an attempt: a connection of its own, or a stream of a shared one.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use h2::client::ResponseFuture;
+use meltemi_filters::head::{HttpVersion, RequestHead};
+use meltemi_filters::{Cause, ResponseFlag};
+use meltemi_proxy_config::route::AttemptFailure;
+
+use super::failure::h2_failure;
+use super::upstream::is_bodyless;
+use super::{AttemptEnd, Failure, gone};
+use crate::body::{BodyIn, Tee};
+use crate::exchange::Run;
+use crate::http2::client::ActiveStream;
+use crate::http2::heads;
+use crate::respond::Responder;
+use crate::router::Plan;
+use crate::router::timeout::Clocks;
+use crate::upstream::acquire::{Acquired, Ask, NotAcquired, acquire};
+use crate::upstream::cluster::{WorkerCluster, WorkerHost};
+use crate::upstream::pool::{LaneKey, PooledH1, UpstreamFacts};
+
+/// See the module.
+pub(crate) enum Carrier {
+    /// The connection, the lane that it goes back to, and whether it came from there.
+    H1(Box<PooledH1>, LaneKey, bool),
+    /// A stream on which the head has been sent, and what is known of its connection.
+    H2(ResponseFuture, h2::SendStream<Bytes>, ActiveStream, UpstreamFacts),
+}
+
+impl Carrier {
+    /// What is known of the connection.
+    pub fn facts(&self) -> &UpstreamFacts {
+        match self {
+            Self::H1(pooled, ..) => &pooled.facts,
+            Self::H2(.., facts) => facts,
+        }
+    }
+}
+
+/// Gets one. `Err` is how the attempt ends without.
+#[allow(clippy::too_many_arguments)]
+pub(crate) async fn obtain(
+    run: &mut Run<'_>,
+    plan: &Plan<'_>,
+    head: &RequestHead,
+    body: &mut BodyIn<'_>,
+    tee: Option<&RefCell<Tee>>,
+    responder: &mut Responder<'_>,
+    cluster: &WorkerCluster,
+    host: &Rc<WorkerHost>,
+    clocks: &Clocks,
+) -> Result<Carrier, AttemptEnd> {
+    let http2 = head.version == HttpVersion::Http2;
+    let from_state: Option<Vec<Box<str>>> =
+        run.info.state.filter_state.upstream_alpn().map(|list| list.map(Into::into).collect());
+    let overrides = run.info.state.alpn.clone();
+    let alpn: Option<&[Box<str>]> = match (&from_state, overrides.as_deref()) {
+        (Some(list), _) => Some(list),
+        (None, Some(overrides)) => {
+            use meltemi_proxy_config::cluster::UpstreamProtocol::{Auto, Downstream, Http1, Http2};
+            let list = match (cluster.entry.cluster.protocol, http2) {
+                (Http2, _) | (Downstream | Auto, true) => &overrides.http2,
+                (Http1, _) | (Downstream | Auto, false) if head.version == HttpVersion::Http10 => &overrides.http10,
+                _ => &overrides.http11,
+            };
+            (!list.is_empty()).then_some(list)
+        }
+        (None, None) => None,
+    };
+    let server_name: Option<Box<str>> = run.info.state.filter_state.upstream_server_name().map(Into::into);
+    let ask = Ask {
+        cluster,
+        host,
+        alpn,
+        server_name: server_name.as_deref(),
+        http2_downstream: http2,
+        authority: match &cluster.entry.cluster.http.auto_sni_header {
+            Some(name) => head.get_str(name).filter(|host| !host.is_empty()).unwrap_or(head.authority()),
+            None => head.authority(),
+        },
+        http1_only: plan.upgrade,
+        high: plan.forward.action.high_priority,
+        conn: run.conn,
+    };
+    loop {
+        let acquired = tokio::select! {
+            biased;
+            acquired = acquire(run.worker, &ask) => acquired,
+            limit = clocks.expired() => return Err(AttemptEnd::Failed(Failure::limit(limit, plan, clocks))),
+            () = responder.left(body) => return Err(gone(run)),
+        };
+        let shared = match acquired {
+            Ok(Acquired::H1(pooled, lane, reused)) => return Ok(Carrier::H1(pooled, lane, reused)),
+            Ok(Acquired::H2(shared)) => shared,
+            Err(error) => return Err(AttemptEnd::Failed(not_acquired(plan, host, &error))),
+        };
+        let request = heads::request_to(head).map_err(|bad| AttemptEnd::Failed(cannot_cross(bad.details)))?;
+        let opened = tokio::select! {
+            biased;
+            opened = shared.connection.open(request, is_bodyless(body, tee)) => opened,
+            limit = clocks.expired() => return Err(AttemptEnd::Failed(Failure::limit(limit, plan, clocks))),
+            () = responder.left(body) => return Err(gone(run)),
+        };
+        match opened {
+            Ok((response, send, active)) => return Ok(Carrier::H2(response, send, active, shared.facts.clone())),
+            // It said goodbye since somebody used it last. Nothing was sent and nobody is to blame; it is not found again.
+            Err(_) if shared.connection.is_spent() => {}
+            Err(error) => return Err(AttemptEnd::Failed(h2_failure(plan, host, &error))),
+        }
+    }
+}
+
+fn not_acquired(plan: &Plan<'_>, host: &WorkerHost, error: &NotAcquired) -> Failure {
+    let blames_host = error.blames_host();
+    Failure {
+        kind: blames_host.then_some(AttemptFailure::Connect),
+        flag: error.flag(),
+        reason: error.reset_reason(),
+        transport: error.transport(),
+        cause: error.cause(&plan.cluster_name, host),
+        limit: None,
+        stale: false,
+        blames_host,
+    }
+}
+
+fn cannot_cross(details: &'static str) -> Failure {
+    Failure {
+        kind: None,
+        flag: ResponseFlag::UpstreamProtocolError,
+        reason: "protocol error",
+        transport: details.to_owned(),
+        cause: Cause::Protocol(details.into()),
+        limit: None,
+        stale: false,
+        blames_host: false,
+    }
+}

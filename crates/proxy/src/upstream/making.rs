@@ -1,0 +1,115 @@
+//! Makes one connection for a lane. Whoever asked for it may give up meanwhile: then it serves the next.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use meltemi_net::ConnectOptions;
+use meltemi_proxy_config::cluster::UpstreamProtocol;
+use tokio::sync::Notify;
+
+use super::acquire::Acquired;
+use super::cluster::WorkerHost;
+use super::connect::{Dial, DialError, Dialled, dial};
+use super::live::Permit;
+use super::places::OpenHere;
+use super::pool::{LaneKey, PooledH1, PooledH2, UpstreamFacts};
+use crate::http1::client::H1Connection;
+use crate::http2::client::{H2Connection, H2Settings};
+use crate::published::ClusterEntry;
+use crate::worker::Worker;
+
+/// All that it takes, and nothing of the request that asked.
+#[derive(Debug)]
+pub struct Making {
+    /// The worker.
+    pub worker: Rc<Worker>,
+    /// The cluster.
+    pub entry: Arc<ClusterEntry>,
+    /// The endpoint.
+    pub host: Rc<WorkerHost>,
+    /// The lane.
+    pub key: LaneKey,
+    /// Replaces the transport's ALPN list.
+    pub alpn: Option<Box<[Box<str>]>>,
+    /// Replaces the transport's SNI, and whether the certificate must be for it.
+    pub server_name: Option<(Box<str>, bool)>,
+    /// Source and destination of the downstream.
+    pub ends: (SocketAddr, SocketAddr),
+    /// Socket options.
+    pub options: ConnectOptions,
+    /// Its place in the breaker.
+    pub permit: Permit,
+    /// Its place in the lane.
+    pub open: OpenHere,
+    /// Who is told when a stream of it ends.
+    pub freed: Rc<Notify>,
+}
+
+impl Making {
+    /// Connects.
+    pub async fn make(self) -> Result<Acquired, Rc<DialError>> {
+        let dialled = self.dial().await.map_err(|error| {
+            self.entry.live.connect_fail.fetch_add(1, Relaxed);
+            Rc::new(error)
+        })?;
+        let http2 = match self.key.protocol {
+            UpstreamProtocol::Http2 => true,
+            // What ALPN says; plaintext is HTTP/1.1.
+            UpstreamProtocol::Auto => dialled.alpn.as_deref() == Some(b"h2"),
+            UpstreamProtocol::Http1 | UpstreamProtocol::Downstream => false,
+        };
+        if http2 { self.http2(dialled).await } else { Ok(self.http1(dialled)) }
+    }
+
+    async fn dial(&self) -> Result<Dialled, DialError> {
+        let name = self.server_name.as_ref();
+        let terms = Dial {
+            address: self.host.address,
+            transport: &self.host.transport,
+            alpn: self.alpn.as_deref(),
+            server_name: name.map(|(name, _)| &**name),
+            check_name: name.is_some_and(|(_, is_checked)| *is_checked),
+            hostname: self.host.hostname(),
+            ends: Some(self.ends),
+            options: &self.options,
+            timeout: self.entry.cluster.connect_timeout,
+        };
+        dial(terms, &self.worker.tls).await
+    }
+
+    fn facts(&self, dialled: &mut Dialled) -> UpstreamFacts {
+        let http = &self.entry.cluster.http;
+        UpstreamFacts {
+            principal: dialled.principal.take(),
+            local: dialled.stream.socket().local_addr().ok(),
+            expires: http.max_connection_duration.map(|longest| Instant::now() + longest),
+            max_requests: http.max_requests_per_connection,
+        }
+    }
+
+    fn http1(self, mut dialled: Dialled) -> Acquired {
+        let facts = self.facts(&mut dialled);
+        let connection = H1Connection::new(dialled.stream, self.worker.buffers.clone());
+        Acquired::H1(Box::new(PooledH1 { connection, facts, permit: self.permit, open: self.open }), self.key, false)
+    }
+
+    async fn http2(self, mut dialled: Dialled) -> Result<Acquired, Rc<DialError>> {
+        let http = &self.entry.cluster.http;
+        let options = &http.http2;
+        let defaults = H2Settings::default();
+        let settings = H2Settings {
+            stream_window: options.initial_stream_window.unwrap_or(defaults.stream_window),
+            connection_window: options.initial_connection_window.unwrap_or(defaults.connection_window),
+            keepalive_interval: options.keepalive_interval,
+            keepalive_timeout: options.keepalive_timeout.unwrap_or(defaults.keepalive_timeout),
+            ..defaults
+        };
+        let facts = self.facts(&mut dialled);
+        let connection = H2Connection::start(dialled.stream, &settings, self.freed, (self.permit, self.open)).await;
+        let connection = connection.map_err(|error| Rc::new(DialError::Connect(error)))?;
+        Ok(Acquired::H2(Rc::new(PooledH2::new(connection, facts, http.max_streams()))))
+    }
+}
