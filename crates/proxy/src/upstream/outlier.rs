@@ -165,7 +165,7 @@ impl Outlier {
             HostResult::LocalFailure => 503,
             HostResult::Status(status) => status,
         };
-        let failed = status >= 500;
+        let failed = (500..600).contains(&status);
         if self.rated[0] {
             record.rates[0].count(!failed);
         }

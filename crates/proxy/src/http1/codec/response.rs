@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use meltemi_filters::head::{HttpVersion, ResponseHead};
 
 use super::fields::{Connection, Lengths};
-use super::{Framing, Limits, MAX_FIELDS, Refusal, ResponseTerms, head_end, refuse};
+use super::{Framing, Limits, MAX_FIELDS, Refusal, ResponseTerms, refuse};
 
 /// Reads a response head from the beginning of `bytes`; see [`super::read_request`]. `method` is that of the request.
 pub fn read_response(
@@ -15,7 +15,7 @@ pub fn read_response(
     method: &str,
     head: &mut ResponseHead,
 ) -> Result<Option<(usize, ResponseTerms)>, Refusal> {
-    let Some(end) = head_end(bytes, scanned)? else {
+    let Some(end) = head_end(bytes, scanned) else {
         return match bytes.len() >= limits.head_bytes {
             true => Err(refuse("http1.headers_too_large")),
             false if could_be_response(bytes) => Ok(None),
@@ -42,7 +42,7 @@ pub fn read_response(
     let (Some(status), Some(minor)) = (response.code, response.version) else {
         return Err(refuse("http1.codec_error"));
     };
-    if !(100..600).contains(&status) {
+    if !(100..1000).contains(&status) {
         return Err(refuse("http1.invalid_status"));
     }
     let at = |part: &[u8]| part.as_ptr() as usize - bytes.as_ptr() as usize;
@@ -82,6 +82,22 @@ pub fn read_response(
     let may_persist = if minor == 1 { true } else { connection.keep_alive && !body.chunked };
     let persistent = may_persist && !connection.close;
     Ok(Some((end, ResponseTerms { framing, keep_alive: persistent && framing != Framing::UntilClose })))
+}
+
+/// Where a head ends in `bytes`, looking on from `from`. Old programs end lines without CR (RFC 9112 §2.2); what follows a
+/// response is its sender's own, so that nothing can be smuggled in by it.
+fn head_end(bytes: &[u8], from: &mut usize) -> Option<usize> {
+    let mut at = *from;
+    while let Some(step) = memchr::memchr(b'\n', &bytes[at..]) {
+        let line = bytes[..at + step].strip_suffix(b"\r").unwrap_or(&bytes[..at + step]);
+        // An empty line ends the head, but for empty lines before the first.
+        if line.last() == Some(&b'\n') && !line.iter().all(|b| matches!(b, b'\r' | b'\n')) {
+            return Some(at + step + 1);
+        }
+        at += step + 1;
+    }
+    *from = at;
+    None
 }
 
 /// Whether the beginning of a head begins with a version.

@@ -30,6 +30,13 @@ fn answers1() -> Vec<(&'static str, String, Vec<u8>)> {
         ("HEAD", "/head".to_owned(), format!("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n{POISON}")),
         ("GET", "/204".to_owned(), format!("HTTP/1.1 204 No Content\r\n\r\n{POISON}")),
         ("GET", "/304".to_owned(), format!("HTTP/1.1 304 Not Modified\r\ncontent-length: 4\r\n\r\n{POISON}")),
+        ("GET", "/lf".to_owned(), "HTTP/1.1 200 OK\ncontent-length: 3\nx: y\n\nabc".to_owned()),
+        ("GET", "/lf-mixed".to_owned(), "HTTP/1.1 200 OK\r\ncontent-length: 3\nx: y\r\n\nabc".to_owned()),
+        ("GET", "/lf-close".to_owned(), "HTTP/1.1 200 OK\n\nabc".to_owned()),
+        ("GET", "/cr".to_owned(), "HTTP/1.1 200 OK\r\nx: y\rz: 1\r\ncontent-length: 3\r\n\r\nabc".to_owned()),
+        ("GET", "/600".to_owned(), "HTTP/1.1 600 Odd\r\ncontent-length: 3\r\n\r\nabc".to_owned()),
+        ("GET", "/999".to_owned(), "HTTP/1.1 999 Odd\r\ncontent-length: 3\r\n\r\nabc".to_owned()),
+        ("GET", "/99".to_owned(), "HTTP/1.1 099 Odd\r\ncontent-length: 3\r\n\r\nabc".to_owned()),
     ];
     for n in [97, 98, 99, 100, 101, 102] {
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n{}\r\n", fields(n - 1));
@@ -59,6 +66,7 @@ fn answers2() -> Vec<(&'static str, String, Vec<u8>)> {
 
 /// Where we decide otherwise than Envoy: path, how our answer begins, and why that is right.
 const OTHERWISE: &[(&str, &str, &str)] = &[
+    ("/cr", "HTTP/1.1 502 ", "a CR alone ends no line, and no value holds one (RFC 9110 §5.5)"),
     ("/h2/fields-100", "HTTP/1.1 200 ", "the status is no field"),
     ("/h2/fields-101", "HTTP/1.1 502 ", "it was not the upstream that reset the stream"),
     ("/h2/fields-102", "HTTP/1.1 502 ", "it was not the upstream that reset the stream"),
