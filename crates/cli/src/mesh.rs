@@ -54,6 +54,13 @@ impl Mesh {
     }
 
     fn absent(&self) -> Error {
+        if self.run_dir.is_dir() {
+            return anyhow!(
+                "the mesh {:?} does not answer: its node is being started (`meltemi up` says so), or everything was killed and left {}",
+                self.name,
+                self.run_dir.display()
+            );
+        }
         let mut text = format!("no mesh {:?} is running (there is no socket in {})", self.name, self.run_dir.display());
         let others = running();
         match others.as_slice() {

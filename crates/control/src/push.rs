@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use meltemi_proto::Any;
+use meltemi_proto::type_url::SECRET;
 use meltemi_store::World;
 use meltemi_translate::{Memo, Proxy, Resource, Translated, translate};
 use meltemi_types::Diagnostic;
@@ -17,7 +18,7 @@ use tokio::sync::{Semaphore, watch};
 use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Status};
 
-use crate::auth::{Authenticated, Authenticator, Peer, authorize};
+use crate::auth::{Authenticated, Authenticator, Peer, Proof, authorize};
 use crate::clock::now_ms;
 use crate::csr::Issued;
 use crate::metrics::Metrics;
@@ -206,7 +207,7 @@ impl Follower {
         let translated = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             let translated = translate(&world.snapshot, &connection.proxy, &memo);
-            let set = resource_set(&translated);
+            let set = resource_set(&translated, connection.authenticated.proof);
             (set, translated.diagnostics)
         });
         match translated.await {
@@ -242,9 +243,11 @@ impl Packed for Shared {
     }
 }
 
-fn resource_set(translated: &Translated) -> ResourceSet {
+/// All that was translated; but keys are for those only who proved whose they are, as in Istio.
+fn resource_set(translated: &Translated, proof: Proof) -> ResourceSet {
     let mut set = ResourceSet::new();
-    for (type_url, resources) in &translated.resources {
+    let may_have = |type_url: &str| type_url != SECRET || proof != Proof::Nothing;
+    for (type_url, resources) in translated.resources.iter().filter(|(type_url, _)| may_have(type_url)) {
         for resource in resources {
             set.insert(type_url, &resource.name, format!("{:016x}", resource.version), Shared(resource.clone()));
         }
@@ -319,4 +322,23 @@ fn user_agent(node: &meltemi_proto::envoy::config::core::v3::Node) -> String {
         None => String::new(),
     };
     format!("{} {version}", node.user_agent_name).trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use meltemi_proto::type_url::CLUSTER;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_for_those_who_prove_who_they_are() {
+        let resource = Resource { name: "shop-cert".to_owned(), version: 1, any: Any::default() };
+        let resources = [(SECRET, vec![Arc::new(resource.clone())]), (CLUSTER, vec![Arc::new(resource)])].into();
+        let translated = Translated { resources, diagnostics: Vec::new() };
+        for proof in [Proof::Certificate, Proof::Token] {
+            assert!(resource_set(&translated, proof).of(SECRET).is_some_and(|secrets| !secrets.is_empty()));
+        }
+        let set = resource_set(&translated, Proof::Nothing);
+        assert!(set.of(SECRET).is_none() && set.of(CLUSTER).is_some_and(|clusters| !clusters.is_empty()));
+    }
 }

@@ -56,6 +56,9 @@ fn options(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<UpOptio
     if let Some(lifetime) = args.certificate_lifetime {
         options.sidecar_args.extend(["--certificate-lifetime".to_owned(), format!("{}s", lifetime.as_secs_f64())]);
     }
+    if args.plaintext_xds {
+        options.control_args.push("--plaintext".to_owned());
+    }
     if let Some(workers) = args.concurrency {
         options.sidecar_args.extend(["--concurrency".to_owned(), workers.to_string()]);
     }
@@ -65,11 +68,16 @@ fn options(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<UpOptio
 fn run(mut options: UpOptions, demo: Option<String>) -> Result<i32> {
     let mut published: Vec<(u16, SocketAddr)> = Vec::new();
     let started = std::time::Instant::now();
+    let mut was_ready = false;
     options.on_event = Box::new(move |event| match event {
         Event::Published { gateway, port } => {
-            println!("{gateway} {port}");
-            published.push((port.port, port.address));
+            // A node that follows another publishes the same.
+            if !published.contains(&(port.port, port.address)) {
+                println!("{gateway} {port}");
+                published.push((port.port, port.address));
+            }
         }
+        Event::AllReady if std::mem::replace(&mut was_ready, true) => println!("ready again"),
         Event::AllReady => {
             println!("ready after {:.1} s", started.elapsed().as_secs_f64());
             if let Some(mesh) = &demo {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::exit;
 
 use meltemi_node::api::{PartName, Run, Target};
-use meltemi_node::{Client, DialMap, ImageMap, ProxyKind, UpOptions};
+use meltemi_node::{Client, DialMap, ImageMap, UpOptions};
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
@@ -170,7 +170,7 @@ async fn client(client: Client, words: &[&str]) -> anyhow::Result<i32> {
                 service_account: "default".into(),
                 replicas: 1,
                 labels: meltemi_types::Labels::default(),
-                proxy: ProxyKind::Meltemi,
+                proxy: None,
                 argv: argv.iter().map(|w| (*w).to_owned()).collect(),
                 env: std::env::vars().collect(),
                 cwd: std::env::current_dir()?,

@@ -130,8 +130,9 @@ pub struct Run {
     pub replicas: u32,
     /// Further labels.
     pub labels: Labels,
-    /// What stands beside it.
-    pub proxy: ProxyKind,
+    /// What stands beside it; `None`: what the mesh has for a workload of its name.
+    #[serde(default)]
+    pub proxy: Option<ProxyKind>,
     /// Program and arguments.
     pub argv: Vec<String>,
     /// Whole environment.

@@ -32,7 +32,7 @@ pub enum ClientError {
     #[error("talking to the node: {0}")]
     Io(#[from] io::Error),
     /// The node went away before it answered.
-    #[error("the mesh ended before it answered")]
+    #[error("the node ended before it answered; `meltemi up` says why, and whether it is started again")]
     Ended,
     /// An answer that does not belong to the request.
     #[error("the node's answer is not understood; are both of the same version?")]

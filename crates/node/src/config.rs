@@ -125,6 +125,11 @@ impl NodeConfig {
         self.run_dir.join("objects")
     }
 
+    /// What `run -d` added.
+    pub(crate) fn runs_dir(&self) -> PathBuf {
+        self.run_dir.join("runs")
+    }
+
     /// Objects applied by the user.
     pub(crate) fn applied_dir(&self) -> PathBuf {
         self.state_dir.join("applied")

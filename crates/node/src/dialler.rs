@@ -6,7 +6,7 @@ mod server;
 
 pub(crate) use client::Dialler;
 pub use map::{DialMap, DialMapError};
-pub(crate) use server::{Server, ServerOptions};
+pub(crate) use server::{Machine, Server, ServerOptions};
 
 use std::net::SocketAddr;
 

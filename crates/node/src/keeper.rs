@@ -1,8 +1,9 @@
 //! The keeper: between the supervisor and the node. It makes the node's namespaces, and when either of the two ends it
-//! ends the other and removes what is left.
+//! ends the other; after the supervisor it removes what is left.
 
 use std::fs;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::process::{Pid, Signal, set_parent_process_death_signal};
@@ -10,7 +11,7 @@ use rustix::thread::UnshareFlags;
 
 use crate::config::NodeConfig;
 use crate::events::Event;
-use crate::launch::{Lifeline, detach_mounts, map_user, mount_proc, run_as_init};
+use crate::launch::{Lifeline, detach_mounts, enter_user_namespace, mount_proc, run_as_init};
 use crate::sys::{self, Fork};
 use crate::{dialler, fd_socket, kernel, memfd, node};
 
@@ -53,9 +54,7 @@ pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
 }
 
 fn enter_namespaces() -> anyhow::Result<()> {
-    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    sys::unshare(UnshareFlags::NEWUSER).context("creating a user namespace")?;
-    map_user(0, uid, 0, gid)?;
+    enter_user_namespace(UnshareFlags::empty(), 0, 0).context("creating a user namespace")?;
     sys::unshare(UnshareFlags::NEWNET).context("creating a network namespace")?;
     sys::unshare(UnshareFlags::NEWNS).context("creating a mount namespace")?;
     sys::unshare(UnshareFlags::NEWPID).context("creating a PID namespace")?;
@@ -83,6 +82,16 @@ fn keep(config: &NodeConfig, child: Pid) -> i32 {
             signal => sys::kill(child, signal),
         }
     }
-    let _ = fs::remove_dir_all(&config.run_dir);
+    // The node hears of the supervisor's death a moment before this process gets another parent.
+    for _ in 0..100 {
+        if code != Some(node::SUPERVISOR_GONE) || is_orphan() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // A supervisor that lives removes the folder itself, or starts another node over it.
+    if is_orphan() {
+        let _ = fs::remove_dir_all(&config.run_dir);
+    }
     code.unwrap_or(1)
 }

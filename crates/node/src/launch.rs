@@ -7,11 +7,13 @@ mod enter;
 mod init;
 mod mounts;
 mod spec;
+mod users;
 
-pub(crate) use enter::{map_user, run};
+pub(crate) use enter::run;
 pub(crate) use init::{Lifeline, run_as_init};
 pub(crate) use mounts::{detach as detach_mounts, proc as mount_proc};
 pub(crate) use spec::{Identity, LaunchSpec};
+pub(crate) use users::enter as enter_user_namespace;
 
 /// The role of the node's own processes.
 pub(crate) const NODE_ROLE: &str = "__node";

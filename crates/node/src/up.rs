@@ -1,35 +1,24 @@
-//! The supervisor: stays in the machine's own namespaces, opens its sockets, starts the node, ends everything.
+//! The supervisor's beginning and end: what the user asked for is looked at, folders are made, and in the end removed.
 
 use std::fs;
 use std::io::Write as _;
-use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{NodeConfig, UpOptions, run_dir, state_dir};
-use crate::dialler::{Server, ServerOptions};
-use crate::events::Event;
+use crate::dialler::ServerOptions;
 use crate::images::ImageMap;
-use crate::launch::{NODE_ROLE, TITLE};
 use crate::spec::{NO_ENVOY, ProxyChoice};
-use crate::{fd_socket, memfd, sys};
-
-/// How long the node may take to stop before it is killed.
-const STOP_TIMEOUT: Duration = Duration::from_secs(8);
+use crate::supervise::supervise;
 
 /// Runs a mesh until Ctrl-C, SIGTERM, SIGHUP, or a failure; afterwards nothing of it is left.
 ///
 /// Called by a process without a runtime, from its main thread: the node dies with the thread that started it.
 ///
 /// # Errors
-/// When the mesh cannot start (the message says what is missing and what to do), or the node ended by itself.
+/// When the mesh cannot start (the message says what is missing and what to do), or no node stays up.
 pub fn up(options: UpOptions) -> anyhow::Result<()> {
     let UpOptions {
         name,
@@ -94,7 +83,7 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
     };
-    for dir in [config.pods_dir(), config.objects_dir(), config.applied_dir()] {
+    for dir in [config.pods_dir(), config.objects_dir(), config.runs_dir(), config.applied_dir()] {
         private_dir(&dir)?;
     }
     for (file, text) in &embedded {
@@ -166,64 +155,4 @@ fn lock(state: &Path, name: &str) -> anyhow::Result<fs::File> {
         }
         Err(e) => Err(e).context("locking the mesh's state folder"),
     }
-}
-
-async fn supervise(
-    mut config: NodeConfig,
-    options: ServerOptions,
-    on_event: &mut (dyn FnMut(Event) + Send),
-) -> anyhow::Result<()> {
-    let (ours, theirs) = fd_socket::pair()?;
-    let server = Server::new(ours, options)?;
-    config.channel = theirs.as_raw_fd();
-    let told = memfd::json(&config)?;
-
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0(format!("{TITLE} node {}", config.name)).arg(NODE_ROLE).arg(told.as_raw_fd().to_string());
-    command.stdin(Stdio::null());
-    sys::inherit(&mut command, vec![told.as_raw_fd(), theirs.as_raw_fd()]);
-    let mut child = tokio::process::Command::from(command).spawn().context("starting the node")?;
-    drop((told, theirs));
-
-    let failed = Arc::new(std::sync::Mutex::new(None::<String>));
-    let seen = Arc::clone(&failed);
-    let serving = server.serve(move |event| {
-        if let Event::Failed(why) = &event {
-            *seen.lock().expect("nothing panics while it holds the text") = Some(why.clone());
-        }
-        on_event(event);
-    });
-    tokio::pin!(serving);
-    let (mut interrupt, mut terminate, mut hangup) =
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
-    let asked_to_stop = tokio::select! {
-        _ = interrupt.recv() => true,
-        _ = terminate.recv() => true,
-        _ = hangup.recv() => true,
-        // The node's end of the channel closes when it ends; its exit is looked at below.
-        served = &mut serving => { served.context("channel to the node")?; false }
-    };
-    if asked_to_stop && let Some(pid) = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())) {
-        sys::kill(pid, libc::SIGTERM);
-    }
-    // It may still ask for something while it stops.
-    let stopped = async {
-        tokio::select! {
-            status = child.wait() => status,
-            () = async { let _ = (&mut serving).await; std::future::pending().await }, if asked_to_stop => unreachable!("pending for ever"),
-        }
-    };
-    let ended = tokio::time::timeout(STOP_TIMEOUT, stopped).await;
-    let status = match ended {
-        Ok(status) => status?,
-        Err(_) => {
-            child.kill().await?;
-            child.wait().await?
-        }
-    };
-    if asked_to_stop {
-        return Ok(());
-    }
-    let why = failed.lock().expect("nothing panics while it holds the text").take();
-    bail!("{}", why.unwrap_or_else(|| format!("the node ended by itself ({status})")))
 }

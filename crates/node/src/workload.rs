@@ -251,9 +251,17 @@ impl Workload {
         let spec = LaunchSpec {
             argv: proxy_arguments(&self.context, &self.spec, self.proxy_kind, self.address, &own, token.as_raw_fd()),
             title: Some(format!("meltemi: {role} {}", self.spec.key.pod)),
-            env: self.context.base_env.clone().into_iter().collect(),
+            env: self
+                .context
+                .base_env
+                .clone()
+                .into_iter()
+                .chain([("HOSTNAME".to_owned(), self.spec.key.pod.clone())])
+                .collect(),
             netns: Some(sandbox.netns.raw()),
             files: sandbox.proxy_files.clone(),
+            // Its Envoy would hold the ports that the next one needs.
+            ends_together: self.proxy_kind == ProxyKind::Envoy,
             keep: vec![token.as_raw_fd()],
             ..LaunchSpec::default()
         };

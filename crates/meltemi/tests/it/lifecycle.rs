@@ -15,20 +15,23 @@ use crate::peers::{App, Dialogue, Peers, curl, yaml};
 /// Processes of a mesh whose command line holds `word`.
 pub fn processes(mesh: &mut Mesh, word: &str) -> Vec<u32> {
     let supervisor = mesh.supervisor().id();
-    let named = |pid: &u32| {
-        fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.replace('\0', " ").contains(word))
-    };
-    below(supervisor).into_iter().map(|(pid, _)| pid).filter(named).collect()
+    below(supervisor).into_iter().map(|(pid, _)| pid).filter(|pid| command_line(*pid).contains(word)).collect()
+}
+
+/// The words of a process's command line; nothing when it has ended.
+pub fn command_line(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ")
 }
 
 /// A process and everything below it, each with its time of start: numbers are used again.
-fn below(process: u32) -> Vec<(u32, u64)> {
+pub fn below(process: u32) -> Vec<(u32, u64)> {
     let all: Vec<(u32, u32, u64)> = fs::read_dir("/proc")
         .expect("/proc")
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter_map(|pid| stat(pid).map(|(parent, start)| (pid, parent, start)))
         .collect();
+    // Outermost first.
     let mut family: Vec<(u32, u64)> =
         all.iter().filter(|(pid, ..)| *pid == process).map(|(pid, _, start)| (*pid, *start)).collect();
     let mut next = 0;
@@ -119,6 +122,28 @@ fn whatever_dies_comes_back_and_the_rest_goes_on() {
     commands_behave_as_in_a_shell(&mesh);
 }
 
+#[test]
+fn programs_of_root_may_become_somebody_else() {
+    const TEST: &str = "programs_of_root_may_become_somebody_else";
+    if Peers::of(TEST).is_none() {
+        return;
+    }
+    let become_guest = ["setpriv", "--reuid", "12345", "--regid", "54321", "--groups", "999", "id"];
+    let here = Command::new(become_guest[0]).args(&become_guest[1..]).output();
+    if !here.is_ok_and(|output| output.status.success()) {
+        return crate::skip(TEST, "this user may not become another one");
+    }
+    let mesh = Plan::new().argument("--no-gateways").file("apps.yaml", &App::idle("inside").yaml()).start();
+    for place in ["@router", "inside"] {
+        let output = mesh.exec(place, &become_guest);
+        let told = both(&output);
+        assert!(output.status.success(), "{place}: {told}");
+        for id in ["uid=12345", "gid=54321", "999"] {
+            assert!(told.contains(id), "{place}: {told}");
+        }
+    }
+}
+
 fn commands_behave_as_in_a_shell(mesh: &Mesh) {
     for code in [0, 7, 255] {
         assert_eq!(mesh.exec("inside", &["sh", "-c", &format!("exit {code}")]).status.code(), Some(code));
@@ -158,7 +183,7 @@ fn commands_behave_as_in_a_shell(mesh: &Mesh) {
 }
 
 /// What a running mesh has on this machine.
-struct Traces {
+pub struct Traces {
     /// When this was written down, in ticks since the machine started.
     at: u64,
     processes: Vec<(u32, u64)>,
@@ -174,7 +199,7 @@ fn namespaces_of(process: &str) -> BTreeSet<PathBuf> {
 }
 
 impl Traces {
-    fn of(mesh: &mut Mesh) -> Self {
+    pub fn of(mesh: &mut Mesh) -> Self {
         let processes = below(mesh.supervisor().id());
         let own = namespaces_of("self");
         let all = processes.iter().flat_map(|(pid, _)| namespaces_of(&pid.to_string()));
@@ -187,7 +212,7 @@ impl Traces {
     }
 
     /// What of it is still there.
-    fn left(&self) -> Vec<String> {
+    pub fn left(&self) -> Vec<String> {
         let mut left = Vec::new();
         for (pid, start) in &self.processes {
             if stat(*pid).is_some_and(|(_, now)| now == *start) {
@@ -227,7 +252,7 @@ fn interfaces() -> BTreeSet<String> {
         .collect()
 }
 
-const GATEWAY: &str = "apiVersion: networking.istio.io/v1
+pub const GATEWAY: &str = "apiVersion: networking.istio.io/v1
 kind: Gateway
 metadata: {name: way-in}
 spec:

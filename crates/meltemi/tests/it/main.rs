@@ -4,6 +4,7 @@
 //! is a visible, counted skip: see [`skip`].
 
 mod changes;
+mod deaths;
 mod disk;
 mod envoy;
 mod foreign;
@@ -15,6 +16,7 @@ mod objects;
 mod observability;
 mod peers;
 mod protocols;
+mod request;
 mod security;
 mod soak;
 mod tour;

@@ -78,6 +78,7 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
     assert!(mesh.cli_ok(&["get", "virtualservices", "-o", "yaml"]).contains("kind: List"));
     let wide = mesh.cli_ok(&["get", "virtualservices", "-o", "wide"]);
     assert!(wide.contains("diary.yaml") && wide.contains("applied"), "{wide}");
+    let one = json(&["get", "vs/ledger", "-o", "json"]);
     let created = one["metadata"]["creationTimestamp"].as_str().expect("when it was applied").to_owned();
     assert!(mesh.cli_ok(&["get", "vs/ledger", "-o", "yaml"]).contains(&created));
     assert!(both(&mesh.cli(&["get", "vs", "-n", "elsewhere"])).contains("No objects found in namespace \"elsewhere\""));

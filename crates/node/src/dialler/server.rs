@@ -35,19 +35,23 @@ pub(crate) struct ServerOptions {
     pub(crate) map: DialMap,
 }
 
-/// Serves one node.
-pub(crate) struct Server {
-    socket: FdSocket,
+/// The machine as nodes may use it: outlives them.
+pub(crate) struct Machine {
     options: ServerOptions,
     map: Mutex<DialMap>,
     /// Sockets of every published port; kept so that a gateway that starts again takes up the same queue.
     published: Mutex<BTreeMap<u16, (SocketAddr, Vec<OwnedFd>)>>,
 }
 
+/// Serves one node.
+pub(crate) struct Server {
+    socket: FdSocket,
+    machine: Arc<Machine>,
+}
+
 impl Server {
-    pub(crate) fn new(socket: OwnedFd, options: ServerOptions) -> io::Result<Arc<Self>> {
-        let map = Mutex::new(options.map.clone());
-        Ok(Arc::new(Self { socket: FdSocket::new(socket)?, options, map, published: Mutex::default() }))
+    pub(crate) fn new(socket: OwnedFd, machine: Arc<Machine>) -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self { socket: FdSocket::new(socket)?, machine }))
     }
 
     /// Answers until the node closes its end.
@@ -64,7 +68,7 @@ impl Server {
             let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
             let server = Arc::clone(&self);
             tokio::spawn(async move {
-                let (answer, fds) = match server.answer(request).await {
+                let (answer, fds) = match server.machine.answer(request).await {
                     Ok((answer, fds)) => (Ok(answer), fds),
                     Err(e) => (Err(Failure { message: e.to_string(), os_error: e.raw_os_error() }), Vec::new()),
                 };
@@ -74,6 +78,14 @@ impl Server {
             });
         }
         Ok(())
+    }
+}
+
+impl Machine {
+    /// With nothing published yet.
+    pub(crate) fn new(options: ServerOptions) -> Arc<Self> {
+        let map = Mutex::new(options.map.clone());
+        Arc::new(Self { options, map, published: Mutex::default() })
     }
 
     async fn answer(&self, request: Request) -> io::Result<(Answer, Vec<OwnedFd>)> {
@@ -220,21 +232,25 @@ mod tests {
     use crate::dialler::Dialler;
     use crate::fd_socket;
 
-    fn start(map: &str) -> Arc<Dialler> {
-        let (ours, theirs) = fd_socket::pair().unwrap();
+    fn machine(map: &str) -> Arc<Machine> {
         let options = ServerOptions {
             publish_address: Ipv4Addr::LOCALHOST.into(),
             publish: [(80, 0), (81, 0)].into(),
             map: DialMap::parse(map).unwrap(),
         };
-        tokio::spawn(Server::new(ours, options).unwrap().serve(|_| {}));
+        Machine::new(options)
+    }
+
+    fn start(machine: &Arc<Machine>) -> Arc<Dialler> {
+        let (ours, theirs) = fd_socket::pair().unwrap();
+        tokio::spawn(Server::new(ours, Arc::clone(machine)).unwrap().serve(|_| {}));
         Dialler::start(theirs).unwrap().0
     }
 
     #[tokio::test]
     async fn connects_where_the_map_leads_and_never_to_loopback() {
         let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let dialler = start(&format!("outside.test: {}", server.local_addr().unwrap()));
+        let dialler = start(&machine(&format!("outside.test: {}", server.local_addr().unwrap())));
         let query = [&[1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], b"\x07outside\x04test\x00\x00\x01\x00\x01"].concat();
         let answer = dialler.dns(query, false).await.unwrap();
         let octets: [u8; 4] = answer[answer.len() - 4..].try_into().unwrap();
@@ -246,13 +262,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_gateway_that_asks_again_gets_the_same_port() {
-        let dialler = start("");
+        let machine = machine("");
+        let dialler = start(&machine);
         let (address, sockets) = dialler.listen(80, 2, Vec::new()).await.unwrap();
         assert_eq!(sockets.len(), 2);
         drop(sockets);
         assert_eq!(dialler.listen(80, 3, Vec::new()).await.unwrap().0, address);
         let queued = std::net::TcpStream::connect(address);
         assert!(queued.is_ok(), "the queue outlives the gateway");
+        drop(dialler);
+        assert_eq!(start(&machine).listen(80, 1, Vec::new()).await.unwrap().0, address, "and the node");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The launcher: surroundings first, then the program.
 
 use std::ffi::CString;
-use std::fs;
 use std::os::fd::{AsFd as _, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -13,7 +12,7 @@ use rustix::thread::{
 };
 
 use super::spec::{Identity, LaunchSpec};
-use super::{LAUNCH_FAILED, init, mounts};
+use super::{LAUNCH_FAILED, init, mounts, users};
 use crate::{memfd, sys};
 
 /// Reads the specification and becomes the program; returns only on failure.
@@ -44,6 +43,10 @@ pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
             mounts::hide(target)?;
         }
     }
+    if spec.ends_together {
+        sys::unshare(UnshareFlags::NEWPID).context("a PID namespace of its own")?;
+        init::run_as_init()?; // the waiting parent in front; here: process 1, which takes the others with it
+    }
     if let Some(identity) = &spec.isolate {
         isolate(identity)?;
     }
@@ -54,14 +57,8 @@ pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
 ///
 /// What was mounted before is locked for the program: it cannot take a cover away.
 fn isolate(identity: &Identity) -> anyhow::Result<()> {
-    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let flags = UnshareFlags::NEWUSER
-        | UnshareFlags::NEWPID
-        | UnshareFlags::NEWNS
-        | UnshareFlags::NEWUTS
-        | UnshareFlags::NEWIPC;
-    sys::unshare(flags).context("user and PID namespaces of its own")?;
-    map_user(identity.uid, uid, identity.gid, gid)?;
+    let flags = UnshareFlags::NEWPID | UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
+    users::enter(flags, identity.uid, identity.gid).context("user and PID namespaces of its own")?;
     // Entering a user namespace changes credentials, which clears the request to die with the parent.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let _ = rustix::system::sethostname(identity.hostname.as_bytes());
@@ -71,14 +68,6 @@ fn isolate(identity: &Identity) -> anyhow::Result<()> {
         tracing::warn!(error = %e, "no process table of its own");
     }
     init::run_as_init()?; // process 1 stays init; here: the program
-    Ok(())
-}
-
-/// Maps one user and one group into the user namespace just entered.
-pub(crate) fn map_user(inner_uid: u32, outer_uid: u32, inner_gid: u32, outer_gid: u32) -> anyhow::Result<()> {
-    fs::write("/proc/self/setgroups", "deny").context("writing setgroups of the user namespace")?;
-    fs::write("/proc/self/uid_map", format!("{inner_uid} {outer_uid} 1")).context("writing the user map")?;
-    fs::write("/proc/self/gid_map", format!("{inner_gid} {outer_gid} 1")).context("writing the group map")?;
     Ok(())
 }
 

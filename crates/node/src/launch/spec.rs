@@ -26,6 +26,8 @@ pub(crate) struct LaunchSpec {
     pub(crate) isolate: Option<Identity>,
     /// A process whose namespaces are entered (PID file descriptor), instead of new ones.
     pub(crate) join: Option<RawFd>,
+    /// Whatever the program starts ends when it does, however that comes about.
+    pub(crate) ends_together: bool,
     /// Descriptors that the program inherits.
     pub(crate) keep: Vec<RawFd>,
 }

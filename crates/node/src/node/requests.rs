@@ -10,7 +10,7 @@ use crate::api::{PartName, Reply, Run, Target, WorkloadStatus};
 use crate::log::Log;
 use crate::spec::{ContainerPort, NO_ENVOY, Origin, Program, ProxyKind, WorkloadKey, WorkloadSpec};
 use crate::workload::{Command, Handle};
-use crate::{gateways, host_sockets};
+use crate::{gateways, host_sockets, run_files};
 
 const MAX_REPLICAS: u32 = 100;
 
@@ -142,29 +142,17 @@ fn names(keys: &[WorkloadKey]) -> String {
 
 /// Adds a program as a workload: the keys of its replicas.
 pub(super) fn add(node: &Node, run: Run) -> Result<Vec<WorkloadKey>, Refusal> {
-    let Run {
-        name,
-        app,
-        version,
-        ports,
-        namespace,
-        service_account,
-        replicas,
-        labels,
-        proxy,
-        argv,
-        env,
-        cwd,
-        detach: _,
-    } = run;
+    let Run { name, app, version, ports, namespace, service_account, replicas, labels, proxy, argv, env, cwd, detach } =
+        run;
     if argv.is_empty() {
         return refused("no program to run");
     }
+    let name =
+        name.unwrap_or_else(|| version.as_ref().map_or_else(|| app.clone(), |version| format!("{app}-{version}")));
+    let proxy = proxy.unwrap_or_else(|| node.context.config.proxies.of(&name));
     if proxy == ProxyKind::Envoy && node.context.config.envoy.is_none() {
         return refused(NO_ENVOY);
     }
-    let name =
-        name.unwrap_or_else(|| version.as_ref().map_or_else(|| app.clone(), |version| format!("{app}-{version}")));
     for (what, value) in [("name", &name), ("namespace", &namespace)] {
         if !is_dns_label(value) {
             return refused(format!("{what} {value:?} must be lower-case letters, digits and '-', at most 63 of them"));
@@ -196,6 +184,11 @@ pub(super) fn add(node: &Node, run: Run) -> Result<Vec<WorkloadKey>, Refusal> {
             container: app.clone(),
             image: argv[0].clone(),
         });
+    }
+    for spec in specs.iter().filter(|_| detach) {
+        if let Err(error) = run_files::keep(&node.context.config.runs_dir(), spec) {
+            tracing::warn!(workload = %spec.key, %error, "it will not be known to a node that follows this one");
+        }
     }
     let keys: Vec<_> = specs.iter().map(|spec| spec.key.clone()).collect();
     state.runs.extend(specs.into_iter().map(|spec| (spec.key.clone(), spec)));

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::context::Context;
+use crate::run_files;
 use crate::spec::{WorkloadKey, WorkloadSpec};
 use crate::workload::Handle;
 
@@ -27,9 +28,10 @@ pub(crate) struct State {
 }
 
 impl Node {
-    /// With no workload yet.
+    /// With no workload yet but what was added to the node before this one.
     pub(crate) fn new(context: Arc<Context>) -> Arc<Self> {
-        Arc::new(Self { context, state: Mutex::default(), changed: Notify::new() })
+        let state = State { runs: run_files::load(&context.config.runs_dir()), ..State::default() };
+        Arc::new(Self { context, state: Mutex::new(state), changed: Notify::new() })
     }
 
     /// The workloads, for as long as nothing is awaited.
@@ -40,6 +42,9 @@ impl Node {
     /// Lets the main loop end what was added by hand.
     pub(crate) fn end_runs(&self, keys: &[WorkloadKey]) {
         self.state().runs.retain(|key, _| !keys.contains(key));
+        for key in keys {
+            run_files::forget(&self.context.config.runs_dir(), key);
+        }
         self.changed.notify_one();
     }
 }

@@ -1,0 +1,100 @@
+//! What is killed and takes others along: a node, with everything that runs in it; an Envoy's agent, with its Envoy.
+
+use serde_json::{Value, json};
+
+use crate::http;
+use crate::lifecycle::{GATEWAY, Traces, below, command_line, processes};
+use crate::mesh::{Mesh, Plan, signal};
+use crate::objects::workload;
+use crate::peers::{App, Peers, curl, envoy, yaml};
+
+fn is_ready(mesh: &Mesh, name: &str) -> bool {
+    workload(mesh, name).is_some_and(|found| found["ready"] == true)
+}
+
+fn said(mesh: &Mesh, text: &str) -> usize {
+    mesh.lines().iter().filter(|line| line.contains(text)).count()
+}
+
+#[test]
+fn a_node_that_is_killed_is_followed_by_another() {
+    let Some(peers) = Peers::of("a_node_that_is_killed_is_followed_by_another") else { return };
+    let apps = [peers.recorder("ledger"), App::idle("inside")];
+    let mut mesh = Plan::new().file("apps.yaml", &yaml(&apps)).file("gateway.yaml", GATEWAY).start();
+    mesh.wait("the way in", || mesh.published(8080).is_some() && mesh.get("/", &[]).status == 200);
+    let gateway = mesh.published(8080).expect("published");
+    let command = peers.program("recorder.py", &["added", "9080"]);
+    for app in ["added", "short"] {
+        let words: Vec<&str> = command.iter().map(String::as_str).collect();
+        mesh.cli_ok(&[&["run", "--app", app, "--port", "9080", "--detach", "--"][..], &words].concat());
+        mesh.wait("the added one runs", || is_ready(&mesh, &format!("{app}-v1-0")));
+    }
+    mesh.cli_ok(&["stop", "short-v1"]);
+    let address = |mesh: &Mesh| workload(mesh, "ledger-0").expect("it runs")["ip"].clone();
+    let before = address(&mesh);
+
+    // The keeper, process 1 of the node's namespace, the node itself: each from the outside in.
+    for round in 0..3 {
+        let node = processes(&mut mesh, "meltemi: node");
+        assert_eq!(node.len(), 3, "{node:?}");
+        signal(node[round], "KILL");
+        mesh.wait("it is told", || said(&mesh, "is started again") == round + 1);
+        mesh.wait("everything is ready again", || said(&mesh, "ready again") == round + 1);
+        // The socket is the same: nobody had to wait for a free port, and no line names another.
+        mesh.wait("an answer from outside", || http::get(gateway, "/", &[]).is_ok_and(|answer| answer.status == 200));
+        assert_eq!((mesh.published(8080), address(&mesh)), (Some(gateway), before.clone()));
+        mesh.wait("a call to what was added", || curl(&mesh, "inside", &["http://added:9080/"]).status == 200);
+        assert!(workload(&mesh, "short-v1-0").is_none(), "what was stopped stays away");
+    }
+    assert!(mesh.said("warning: the node ended by itself (killed by signal 9)"), "{:?}", mesh.lines());
+
+    // One that dies again and again is given up, and then nothing is left.
+    let traces = Traces::of(&mut mesh);
+    let supervisor = mesh.supervisor().id();
+    mesh.wait("the supervisor gives up", || {
+        let family = below(supervisor);
+        let node = family.iter().map(|(pid, _)| *pid).find(|pid| command_line(*pid).contains("meltemi: node"));
+        node.inspect(|pid| signal(*pid, "KILL"));
+        family.is_empty()
+    });
+    assert_eq!(mesh.supervisor().wait().expect("a child").code(), Some(1));
+    mesh.wait("it says why", || mesh.said("error: the node ended by itself") && mesh.said("6th time in a row"));
+    mesh.wait(&format!("nothing is left: {:?}", traces.left()), || traces.left().is_empty());
+}
+
+#[test]
+fn an_envoy_ends_with_its_agent() {
+    const TEST: &str = "an_envoy_ends_with_its_agent";
+    let (Some(peers), Some(envoy)) = (Peers::of(TEST), envoy(TEST)) else { return };
+    let plan = Plan::new().argument("--no-gateways").argument("--envoy").argument(&envoy.display().to_string());
+    let plan =
+        ["added-v1=envoy", "other-v1=envoy"].iter().fold(plan, |plan, word| plan.argument("--proxy").argument(word));
+    let mut mesh = plan.file("apps.yaml", &App::idle("inside").yaml()).start();
+    let command = peers.program("recorder.py", &["added", "9080"]);
+    let words: Vec<&str> = command.iter().map(String::as_str).collect();
+    for (app, own) in [("added", &[][..]), ("other", &["--proxy", "meltemi"])] {
+        mesh.cli_ok(&[&["run", "--app", app, "--port", "9080", "--detach"][..], own, &["--"], &words].concat());
+        mesh.wait("a call to it", || curl(&mesh, "inside", &[&format!("http://{app}:9080/")]).status == 200);
+    }
+    let kind = |name: &str| workload(&mesh, name).map(|found| found["proxy_kind"].clone());
+    assert_eq!(
+        (kind("added-v1-0"), kind("other-v1-0")),
+        (Some(json!("envoy")), Some(json!("meltemi"))),
+        "as `up` says for a workload of this name, unless the run says otherwise"
+    );
+
+    let envoys = |mesh: &mut Mesh| processes(mesh, "--disable-hot-restart");
+    let restarts = |mesh: &Mesh| workload(mesh, "added-v1-0").map_or(Value::Null, |w| w["proxy"]["restarts"].clone());
+    // The process in front of the agent, then the agent itself.
+    for round in 0..2 {
+        let old = envoys(&mut mesh);
+        assert_eq!(old.len(), 1, "one Envoy");
+        let agent = processes(&mut mesh, "meltemi: sidecar added-v1-0");
+        signal(agent[round], "KILL");
+        mesh.wait("another agent is started", || restarts(&mesh) == json!(round + 1));
+        mesh.wait("calls succeed again", || curl(&mesh, "inside", &["http://added:9080/"]).status == 200);
+        let new = envoys(&mut mesh);
+        assert!(new.len() == 1 && new != old, "the old Envoy is gone: {old:?}, {new:?}");
+    }
+    assert_eq!(restarts(&mesh), json!(2), "each next one came up at once");
+}
