@@ -57,11 +57,13 @@ impl Tree {
         Ok(Self { pids })
     }
 
-    /// The process below that calls itself so, with what is below it.
+    /// The process below that calls itself so, with what is below it. One that stands before a PID namespace and the first
+    /// within have the same name.
     pub fn named(&self, title: &str) -> Result<Self> {
         let found: Vec<i32> = self.pids.iter().copied().filter(|pid| argv0(*pid).as_deref() == Some(title)).collect();
-        ensure!(found.len() == 1, "{} processes are called {title:?}", found.len());
-        Self::of(found[0])
+        let whole = Self::of(*found.first().with_context(|| format!("no process is called {title:?}"))?)?;
+        ensure!(found.iter().all(|pid| whole.pids.contains(pid)), "{} processes are called {title:?}", found.len());
+        Ok(whole)
     }
 
     /// Time that all of them have taken.
