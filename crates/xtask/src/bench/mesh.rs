@@ -101,7 +101,8 @@ impl Mesh {
         for peer in Peer::ALL {
             let one = |workload: String| all.named(&format!("meltemi: sidecar {workload}-0"));
             let both = [one(peer.client())?, one(peer.server())?];
-            let processes = if peer == Peer::Meltemi { 1 } else { 2 };
+            // Envoy has its agent beside it, and before both stands what ends them together.
+            let processes = if peer == Peer::Meltemi { 1 } else { 3 };
             ensure!(both.iter().all(|tree| tree.pids.len() == processes), "sidecars of {}: {both:?}", peer.name());
             sidecars.insert(peer, both);
         }
