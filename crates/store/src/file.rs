@@ -153,7 +153,7 @@ impl Runner {
             let patience = next_writer.map_or(patience, |next| patience.min(next));
             match woken.recv_timeout(patience) {
                 Ok(wake) => {
-                    if !self.writers.note(wake, Instant::now()) {
+                    if !self.note(wake) {
                         return;
                     }
                 }
@@ -164,7 +164,7 @@ impl Runner {
             loop {
                 match woken.recv_timeout(self.options.settle) {
                     Ok(wake) => {
-                        if !self.writers.note(wake, Instant::now()) {
+                        if !self.note(wake) {
                             return;
                         }
                         if first.elapsed() >= MAX_SETTLE {
@@ -176,6 +176,12 @@ impl Runner {
                 }
             }
         }
+    }
+
+    /// Takes in why the thread was woken; false if it should end.
+    fn note(&mut self, wake: Wake) -> bool {
+        self.watch.note(&wake, &self.options.directories);
+        self.writers.note(wake, Instant::now())
     }
 
     /// Scans and sends; false if nobody listens any more.

@@ -263,10 +263,9 @@ impl Walk<'_> {
                 continue;
             }
             let path = entry.path();
-            if entry.file_type().is_ok_and(|kind| kind.is_symlink())
-                && let Ok(target) = fs::canonicalize(&path)
-            {
-                self.links.insert(target);
+            if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
+                // A link to nothing stands for itself.
+                self.links.insert(fs::canonicalize(&path).unwrap_or_else(|_| path.clone()));
             }
             // Follows links. A link to nothing is told when it is read.
             let is_directory = fs::metadata(&path).is_ok_and(|metadata| metadata.is_dir());

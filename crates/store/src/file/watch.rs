@@ -27,6 +27,8 @@ pub(crate) enum Wake {
     Written(PathBuf),
     /// Nobody writes this file any more.
     Closed(PathBuf),
+    /// This name leads to something else now, or to nothing.
+    Gone(PathBuf),
     /// The source ends.
     Stop,
 }
@@ -34,9 +36,19 @@ pub(crate) enum Wake {
 /// The kernel's watches.
 pub(crate) struct Watch {
     watcher: Option<RecommendedWatcher>,
-    watched: Vec<bool>,
-    /// Files and directories outside, to which links lead, as they were when they were watched.
-    outside: BTreeMap<PathBuf, (u64, u64)>,
+    /// The directories, in order; those that are not watched have no identity.
+    watched: Vec<Option<Identity>>,
+    /// Files and directories outside, to which links lead.
+    outside: BTreeMap<PathBuf, Identity>,
+    /// Some link leads to nothing; nobody tells when it does again.
+    dangling: bool,
+}
+
+/// Device and inode: what a path led to when it was watched, and what the kernel watches whatever its name.
+type Identity = (u64, u64);
+
+fn identity(path: &Path) -> Option<Identity> {
+    fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 impl Watch {
@@ -48,38 +60,49 @@ impl Watch {
             }
         });
         let watcher = watcher.inspect_err(|error| warn!(%error, "directories are not watched but looked at")).ok();
-        Self { watcher, watched: vec![false; directories], outside: BTreeMap::new() }
+        Self { watcher, watched: vec![None; directories], outside: BTreeMap::new(), dangling: false }
     }
 
     /// Whether the kernel reports every change.
     pub fn is_complete(&self) -> bool {
-        self.watched.iter().all(|watched| *watched)
+        !self.dangling && self.watched.iter().all(Option::is_some)
+    }
+
+    /// Takes in that a path leads elsewhere. When what it led to is freed, which may be after a successor was watched by the
+    /// same name, the watcher drops that name's watch: whatever the name leads to is watched anew.
+    pub fn note(&mut self, wake: &Wake, directories: &[Directory]) {
+        let (Wake::Gone(path), Some(watcher)) = (wake, &mut self.watcher) else { return };
+        let mut is_watched = self.outside.remove(path).is_some();
+        for (directory, watched) in directories.iter().zip(&mut self.watched) {
+            is_watched |= directory.path == *path && watched.take().is_some();
+        }
+        if is_watched {
+            let _ = watcher.unwatch(path);
+        }
     }
 
     /// Watches the directories that are not watched yet.
     pub fn directories(&mut self, directories: &[Directory]) -> Vec<Diagnostic> {
         let mut findings = Vec::new();
         for (directory, watched) in directories.iter().zip(&mut self.watched) {
-            if *watched && directory.path.is_dir() {
+            let path = &directory.path;
+            let now = identity(path).filter(|_| path.is_dir());
+            if now.is_some() && *watched == now {
                 continue;
             }
-            let path = &directory.path;
-            if *watched && let Some(watcher) = &mut self.watcher {
-                // The directory was removed; whatever takes its name is another one.
+            if watched.take().is_some()
+                && let Some(watcher) = &mut self.watcher
+            {
+                // The directory was removed or renamed; whatever takes its name is another one.
                 let _ = watcher.unwatch(path);
             }
+            // That it is missing, the scan tells.
+            let Some(now) = now else { continue };
             let result = match &mut self.watcher {
-                Some(watcher) if path.is_dir() => {
-                    watcher.watch(path, RecursiveMode::Recursive).map_err(|error| error.to_string())
-                }
-                Some(_) => {
-                    // That it is missing, the scan tells.
-                    *watched = false;
-                    continue;
-                }
+                Some(watcher) => watcher.watch(path, RecursiveMode::Recursive).map_err(|error| error.to_string()),
                 None => Err("the kernel's file watch is not available".to_owned()),
             };
-            *watched = result.is_ok();
+            *watched = result.is_ok().then_some(now);
             if let Err(error) = result {
                 findings.push(unwatched(path, &error));
             }
@@ -89,6 +112,7 @@ impl Watch {
 
     /// Watches what links lead to, beside what the directories hold themselves. True if something is watched that was not.
     pub fn links(&mut self, targets: &BTreeSet<PathBuf>, directories: &[Directory]) -> bool {
+        self.dangling = targets.iter().any(|target| identity(target).is_none());
         let Some(watcher) = self.watcher.as_mut().filter(|_| !(targets.is_empty() && self.outside.is_empty())) else {
             return false;
         };
@@ -100,25 +124,25 @@ impl Watch {
         };
         let mut wanted = BTreeMap::new();
         for target in targets.iter().filter(|target| !is_covered(target)) {
-            if let Ok(metadata) = fs::metadata(target) {
-                wanted.insert(target.clone(), (metadata.dev(), metadata.ino()));
+            if let Some(identity) = identity(target) {
+                wanted.insert(target.clone(), identity);
             }
         }
-        self.outside.retain(|path, inode| {
-            let stays = wanted.get(path) == Some(inode);
+        self.outside.retain(|path, identity| {
+            let stays = wanted.get(path) == Some(identity);
             if !stays {
                 let _ = watcher.unwatch(path);
             }
             stays
         });
         let mut is_more = false;
-        for (path, inode) in wanted {
+        for (path, identity) in wanted {
             if self.outside.contains_key(&path) {
                 continue;
             }
             match watcher.watch(&path, RecursiveMode::Recursive) {
                 Ok(()) => {
-                    self.outside.insert(path, inode);
+                    self.outside.insert(path, identity);
                     is_more = true;
                 }
                 Err(error) => debug!(path = %path.display(), %error, "a link's target is not watched but looked at"),
@@ -159,7 +183,7 @@ fn wakes(event: notify::Event) -> Vec<Wake> {
                 fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.nlink() == 1);
             if is_written { Wake::Written(path) } else { Wake::Changed }
         }),
-        EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => each(Wake::Closed),
+        EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => each(Wake::Gone),
         _ => vec![Wake::Changed],
     }
 }
@@ -175,7 +199,7 @@ impl Writers {
             Wake::Stop => return false,
             Wake::Changed => {}
             Wake::Written(path) => _ = self.0.insert(path, now),
-            Wake::Closed(path) => _ = self.0.remove(&path),
+            Wake::Closed(path) | Wake::Gone(path) => _ = self.0.remove(&path),
         }
         true
     }

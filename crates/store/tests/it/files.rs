@@ -237,13 +237,28 @@ async fn what_links_lead_to_is_watched() {
     running.wait(|world| timeout(world, "a") == Some(2)).await;
     fs::write(&deep, virtual_service("b", "2s")).expect("written");
     running.wait(|world| timeout(world, "b") == Some(2)).await;
-    // Replaced as editors do, twice: the second one is a file that was not there when the first was watched.
-    for seconds in [3, 4] {
+    // Replaced as editors do, and more than once: the next one is a file that was not there when the first was watched. The
+    // kernel says that a file is gone when nobody has it open any more, which is after its successor was found.
+    for seconds in 3..6 {
         let new = root.path().join("new");
         fs::write(&new, virtual_service("a", &format!("{seconds}s"))).expect("written");
+        let old = fs::File::open(&outside).expect("opened");
         fs::rename(&new, &outside).expect("renamed");
         running.wait(|world| timeout(world, "a") == Some(seconds)).await;
+        drop(old);
     }
+    // Gone for a while, and the link leads to nothing.
+    fs::remove_file(&outside).expect("removed");
+    running.wait(|world| world.diagnostics.iter().any(|finding| finding.position.file.ends_with("a.yaml"))).await;
+    fs::write(&outside, virtual_service("a", "7s")).expect("written");
+    running.wait(|world| timeout(world, "a") == Some(7)).await;
+    // The directory itself is another one.
+    fs::rename(&dir, root.path().join("old")).expect("renamed");
+    fs::create_dir(&dir).expect("made");
+    fs::write(dir.join("c.yaml"), virtual_service("c", "1s")).expect("written");
+    running.wait(|world| timeout(world, "c") == Some(1)).await;
+    fs::write(dir.join("c.yaml"), virtual_service("c", "2s")).expect("written");
+    running.wait(|world| timeout(world, "c") == Some(2)).await;
 }
 
 #[tokio::test]
