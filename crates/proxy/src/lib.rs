@@ -40,4 +40,4 @@ pub mod worker;
 pub use common::Levels;
 pub use control::driver::Status;
 pub use logs::Logs;
-pub use start::{Proxy, ProxyHandle, ProxyOptions};
+pub use start::{Discover, Proxy, ProxyHandle, ProxyOptions};

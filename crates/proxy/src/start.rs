@@ -45,6 +45,8 @@ pub struct ProxyOptions {
     pub secrets: SecretStore,
     /// The server of configuration. Its `initial` subscriptions are set here.
     pub xds: Option<ClientConfig>,
+    /// What it is asked for.
+    pub discover: Discover,
     /// Static resources.
     pub bootstrap: Option<Bootstrap>,
     /// Metrics.
@@ -68,12 +70,41 @@ impl Default for ProxyOptions {
             binder: Arc::new(OsBinder),
             secrets: SecretStore::new(),
             xds: None,
+            discover: Discover::default(),
             bootstrap: None,
             registry: Arc::default(),
             logs: Logs::default(),
             drain_time: Duration::from_secs(5),
             levels: None,
         }
+    }
+}
+
+/// What the server of configuration is asked for without names; all else is asked for by the names in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Discover {
+    /// Clusters (CDS). Default true.
+    pub clusters: bool,
+    /// Listeners (LDS). Default true.
+    pub listeners: bool,
+}
+
+impl Default for Discover {
+    fn default() -> Self {
+        Self { clusters: true, listeners: true }
+    }
+}
+
+impl Discover {
+    fn subscriptions(self) -> Vec<(String, Subscription)> {
+        let all = |wanted| if wanted { Subscription::wildcard() } else { Subscription::default() };
+        vec![
+            (CLUSTER.to_owned(), all(self.clusters)),
+            (ENDPOINT.to_owned(), Subscription::default()),
+            (LISTENER.to_owned(), all(self.listeners)),
+            (ROUTE.to_owned(), Subscription::default()),
+            (SECRET.to_owned(), Subscription::default()),
+        ]
     }
 }
 
@@ -103,6 +134,7 @@ impl Proxy {
             binder,
             secrets,
             mut xds,
+            discover,
             bootstrap,
             registry,
             logs,
@@ -135,13 +167,7 @@ impl Proxy {
             senders.push(sender);
         }
         if let Some(config) = &mut xds {
-            config.initial = vec![
-                (CLUSTER.to_owned(), Subscription::wildcard()),
-                (ENDPOINT.to_owned(), Subscription::default()),
-                (LISTENER.to_owned(), Subscription::wildcard()),
-                (ROUTE.to_owned(), Subscription::default()),
-                (SECRET.to_owned(), Subscription::default()),
-            ];
+            config.initial = discover.subscriptions();
         }
         let (ready_sender, ready) = watch::channel(false);
         let (mut driver, resolved) = Driver::new(common.clone(), senders.clone(), ready_sender);

@@ -1,15 +1,18 @@
 //! The proxy alone, from an Envoy bootstrap file.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use meltemi_cli::ProxyArgs;
-use meltemi_proto::envoy::config::bootstrap::v3::Bootstrap;
-use meltemi_proto::envoy::config::core::v3::{Address, address, api_config_source, grpc_service, socket_address};
+use meltemi_proto::envoy::config::bootstrap::v3 as proto;
 use meltemi_proto::json::Reflection;
-use meltemi_proxy::{Logs, Proxy, ProxyOptions};
+use meltemi_proxy::{Discover, Logs, Proxy, ProxyOptions};
+use meltemi_proxy_config::Address;
+use meltemi_proxy_config::bootstrap::{Ads, Bootstrap};
+use meltemi_proxy_config::cluster::{Cluster, Discovery};
+use meltemi_proxy_config::tls::UpstreamTransport;
 use meltemi_xds::{ClientConfig, Connection, Variant};
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::transport::Endpoint;
@@ -18,25 +21,31 @@ pub(crate) fn proxy(args: ProxyArgs) -> Result<i32> {
     let levels = super::log("info");
     meltemi_tls::install_default();
     let file = args.config.display();
-    let bootstrap = read(&args.config).with_context(|| format!("{file}"))?;
+    let message = read(&args.config).with_context(|| format!("{file}"))?;
+    let bootstrap =
+        Bootstrap::compile(&message, &Default::default()).map_err(|rejection| anyhow!("{file}: {rejection}"))?;
+    for warning in &bootstrap.warnings {
+        tracing::warn!(%warning, "{file}");
+    }
+    let admin = bootstrap.admin.as_ref().map(socket).transpose().with_context(|| format!("{file}: admin.address"))?;
+    let xds = match &bootstrap.ads {
+        Some(ads) => {
+            Some(server(ads, &bootstrap).with_context(|| format!("{file}: static cluster {:?}", &*ads.cluster))?)
+        }
+        None => None,
+    };
     if args.validate {
-        meltemi_proxy_config::bootstrap::Bootstrap::compile(&bootstrap, &Default::default())
-            .map_err(|rejection| anyhow::anyhow!("{file}: {rejection}"))?;
         println!("configuration '{file}' OK");
         return Ok(0);
     }
-    let admin = match bootstrap.admin.as_ref().and_then(|admin| admin.address.as_ref()) {
-        Some(address) => Some(socket(address).with_context(|| format!("{file}: admin.address"))?),
-        None => None,
-    };
-    let xds = server(&bootstrap).with_context(|| format!("{file}: dynamic_resources.ads_config"))?;
     let workers = args.concurrency.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
     let options = ProxyOptions {
-        node: bootstrap.node.clone().unwrap_or_default(),
+        node: bootstrap.node,
         workers,
         admin,
         xds,
-        bootstrap: Some(bootstrap),
+        discover: Discover { clusters: bootstrap.cds, listeners: bootstrap.lds },
+        bootstrap: Some(message),
         logs: Logs::default(),
         levels,
         ..ProxyOptions::default()
@@ -66,79 +75,51 @@ async fn ended(handle: &meltemi_proxy::ProxyHandle) {
 }
 
 /// YAML or JSON, which is YAML.
-fn read(path: &Path) -> Result<Bootstrap> {
+fn read(path: &Path) -> Result<proto::Bootstrap> {
     let text = std::fs::read_to_string(path).context("cannot read the file")?;
-    let value: serde_json::Value =
-        serde_saphyr::from_str(&text).map_err(|error| anyhow::anyhow!("not YAML: {error}"))?;
+    let value: serde_json::Value = serde_saphyr::from_str(&text).map_err(|error| anyhow!("not YAML: {error}"))?;
     // The descriptors go as soon as the file is read.
     Reflection::new()?.from_json(&value).context("not an Envoy bootstrap")
 }
 
 fn socket(address: &Address) -> Result<SocketAddr> {
-    match &address.address {
-        Some(address::Address::SocketAddress(socket)) => {
-            let port = match socket.port_specifier {
-                Some(socket_address::PortSpecifier::PortValue(port)) => {
-                    u16::try_from(port).context("port_value is above 65535")?
-                }
-                _ => bail!("socket_address needs a port_value"),
-            };
-            let ip: IpAddr =
-                if socket.address.is_empty() { Ipv4Addr::UNSPECIFIED.into() } else { socket.address.parse()? };
-            Ok((ip, port).into())
-        }
-        _ => bail!("only socket_address is supported here"),
+    match address {
+        Address::Socket(address) => Ok(*address),
+        other => bail!("{other:?}: only an IP address and port are supported here"),
     }
 }
 
-/// The ADS server that the bootstrap names: a static cluster, spoken to in plaintext over TCP or a Unix socket.
-fn server(bootstrap: &Bootstrap) -> Result<Option<ClientConfig>> {
-    let Some(ads) = bootstrap.dynamic_resources.as_ref().and_then(|dynamic| dynamic.ads_config.as_ref()) else {
-        return Ok(None);
-    };
-    let target = ads.grpc_services.first().and_then(|service| service.target_specifier.as_ref());
-    let Some(grpc_service::TargetSpecifier::EnvoyGrpc(grpc)) = target else {
-        bail!("grpc_services[0].envoy_grpc.cluster_name must name the server's cluster");
-    };
-    let clusters = bootstrap.static_resources.as_ref().map_or(&[][..], |resources| &resources.clusters);
-    let cluster = clusters
-        .iter()
-        .find(|cluster| cluster.name == grpc.cluster_name)
-        .with_context(|| format!("there is no static cluster {:?}", grpc.cluster_name))?;
+/// The ADS server, spoken to in plaintext over TCP or a Unix socket.
+fn server(ads: &Ads, bootstrap: &Bootstrap) -> Result<ClientConfig> {
+    let cluster = bootstrap.clusters.iter().find(|cluster| cluster.name == ads.cluster);
+    let cluster = cluster.context("does not exist")?;
     ensure!(
-        cluster.transport_socket.is_none(),
-        "cluster {:?}: a transport_socket towards the server is not supported; use an agent or a Unix socket",
-        cluster.name
+        matches!(cluster.transport, UpstreamTransport::Plaintext),
+        "a transport_socket towards the server of configuration is not supported; use an agent or a Unix socket",
     );
-    let endpoint = cluster
-        .load_assignment
-        .iter()
-        .flat_map(|assignment| &assignment.endpoints)
-        .flat_map(|locality| &locality.lb_endpoints)
-        .find_map(|endpoint| match &endpoint.host_identifier {
-            Some(meltemi_proto::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier::Endpoint(endpoint)) => {
-                endpoint.address.as_ref()?.address.as_ref()
-            }
-            _ => None,
-        })
-        .with_context(|| format!("cluster {:?} has no endpoint", cluster.name))?;
-    let server = match endpoint {
-        address::Address::Pipe(pipe) => format!("unix:{}", pipe.path),
-        address::Address::SocketAddress(socket) => match socket.port_specifier {
-            Some(socket_address::PortSpecifier::PortValue(port)) => format!("http://{}:{port}", socket.address),
-            _ => bail!("cluster {:?}: the endpoint needs a port_value", cluster.name),
-        },
-        _ => bail!("cluster {:?}: the endpoint must be a socket_address or a pipe", cluster.name),
+    let server = match address(cluster).context("has no endpoint; it needs a load_assignment")? {
+        Address::Pipe(path) => format!("unix:{path}"),
+        Address::Socket(address) => format!("http://{address}"),
+        Address::Name(name, port) => format!("http://{name}:{port}"),
+        Address::Internal(name) => bail!("internal listener {name:?}: the endpoint must be a socket_address or a pipe"),
     };
-    let node = bootstrap.node.clone().unwrap_or_default();
-    let endpoint = Endpoint::from_shared(server)?.connect_timeout(Duration::from_secs(5));
+    let endpoint = Endpoint::from_shared(server)?.connect_timeout(cluster.connect_timeout);
     let connector = move || {
         let endpoint = endpoint.clone();
         async move { Ok(Connection::from(endpoint.connect().await?)) }
     };
-    let mut config = ClientConfig::new(connector, node, Vec::new());
-    if ads.api_type() != api_config_source::ApiType::DeltaGrpc {
+    let mut config = ClientConfig::new(connector, bootstrap.node.clone(), Vec::new());
+    if !ads.delta {
         config.variant = Variant::Sotw;
     }
-    Ok(Some(config))
+    Ok(config)
+}
+
+fn address(cluster: &Cluster) -> Option<&Address> {
+    match &cluster.discovery {
+        Discovery::Static(set) | Discovery::StrictDns(set, _) | Discovery::LogicalDns(set, _) => {
+            Some(&set.endpoints.first()?.address)
+        }
+        Discovery::Eds(_) | Discovery::OriginalDst(_) => None,
+    }
 }

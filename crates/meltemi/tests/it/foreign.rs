@@ -345,6 +345,13 @@ fn a_bootstrap_is_validated_without_serving() {
     assert_eq!(code, Some(0), "{told}");
     let (code, told) = check("broken.yaml", "node: {id: a\nadmin: [");
     assert!(code == Some(1) && told.contains("broken.yaml"), "{told}");
+    let mut secured = sound.clone();
+    secured["static_resources"]["clusters"][0]["transport_socket"] = json!({
+        "name": "tls",
+        "typed_config": { "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext" },
+    });
+    let (code, told) = check("secured.json", &secured.to_string());
+    assert!(code == Some(1) && told.contains("static cluster \"xds\"") && told.contains("transport_socket"), "{told}");
     let mut bad = sound;
     bad["static_resources"]["clusters"][0]["connect_timeout"] = json!("-1s");
     let (code, told) = check("cluster.json", &bad.to_string());

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use serde_json::Value;
+
+use crate::http::Client;
 use crate::mesh::{Mesh, Plan};
 use crate::peers::has_namespaces;
 
@@ -77,6 +80,28 @@ fn start(samples: &Path, plan: Plan) -> Mesh {
         .start()
 }
 
+/// What a browser sends along after the login form was sent.
+fn log_in(mesh: &Mesh, user: &str) -> String {
+    let gateway = mesh.published(8080).expect("the gateway's port");
+    let form = [("content-type", "application/x-www-form-urlencoded")];
+    let mut client = Client::connect(gateway).expect("a connection");
+    let answer = client.send("POST", "/login", &form, &format!("username={user}&passwd=x")).expect("an answer");
+    assert_eq!((answer.status, answer.header("location")), (302, Some("/productpage")));
+    let cookie = answer.header("set-cookie").expect("a session").to_owned();
+    cookie.split(';').next().expect("a cookie").to_owned()
+}
+
+/// Whether productpage's sidecar has a cluster for this subset of reviews that demands mutual TLS of every endpoint, rather
+/// than of those that have a sidecar.
+fn demands_mutual_tls(mesh: &Mesh, subset: &str) -> bool {
+    let dump = mesh.exec("productpage-v1", &["curl", "-sf", "http://127.0.0.1:15000/config_dump"]);
+    let dump: Value = serde_json::from_slice(&dump.stdout).expect("JSON");
+    let name = format!("outbound|9080|{subset}|reviews.default.svc.cluster.local");
+    let configs = dump["configs"].as_array().expect("configs").iter();
+    let mut clusters = configs.flat_map(|config| config["dynamic_active_clusters"].as_array().into_iter().flatten());
+    clusters.any(|one| one["cluster"]["name"] == *name && one["cluster"]["transport_socket"].is_object())
+}
+
 /// The whole tour, on a mesh whose sidecars are whichever proxies.
 pub fn tour(samples: &Path, plan: Plan) {
     let mesh = start(samples, plan);
@@ -121,11 +146,22 @@ pub fn tour(samples: &Path, plan: Plan) {
             assert!(is_share(count, n, share), "{name}: {tally:?}");
         });
     }
+    through("certmanager-gateway.yaml", &|mesh| {
+        // A second Gateway on the same port; what its route leads to does not run.
+        let status = |path: &str| mesh.get(path, &[]).status;
+        mesh.wait("the route of a second gateway", || status("/.well-known/acme-challenge/token") == 503);
+        assert_eq!(status("/productpage"), 200, "the first gateway's routes stay");
+    });
+    mesh.wait("no such route", || mesh.get("/.well-known/acme-challenge/token", &[]).status == 404);
     through("virtual-service-reviews-v3.yaml", &|mesh| settles(mesh, "all v3: red stars", None, Shown::Red));
     through("virtual-service-reviews-test-v2.yaml", &|mesh| {
         settles(mesh, "jason sees v2", Some("jason"), Shown::Black);
         settles(mesh, "everybody else sees v1", None, Shown::None);
         assert_eq!(tally(mesh, Some("anna"), 20), BTreeMap::from([(Shown::None, 20)]));
+        // As with a browser.
+        let cookie = log_in(mesh, "jason");
+        let body = mesh.get("/productpage", &[("cookie", &cookie)]).body;
+        assert!(body.contains("color:black") && body.contains("jason"), "{body}");
     });
     through("virtual-service-reviews-jason-v2-v3.yaml", &|mesh| {
         settles(mesh, "jason sees v2", Some("jason"), Shown::Black);
@@ -163,13 +199,24 @@ pub fn tour(samples: &Path, plan: Plan) {
         });
         mesh.wait("details are back", || page(&mesh, None).1.contains("1234567890"));
     }
-    for name in ["destination-rule-all-mtls.yaml", "destination-rule-reviews.yaml"] {
-        // The same hosts as destination-rule-all.yaml, whose subsets stay in force.
-        through(name, &|mesh| {
-            mesh.put(&file("virtual-service-reviews-v3.yaml"));
-            settles(mesh, name, None, Shown::Red);
-            mesh.take_out("virtual-service-reviews-v3.yaml");
-        });
+    for name in ["virtual-service-ratings-mysql.yaml", "virtual-service-ratings-mysql-vm.yaml"] {
+        // All reviews from v3, and ratings from versions that do not run.
+        through(name, &|mesh| settles(mesh, name, None, Shown::NoRatings));
+    }
+
+    // Without a DestinationRule no subset exists; each file that brings them is seen to.
+    mesh.put(&file("virtual-service-reviews-v3.yaml"));
+    settles(&mesh, "v3 by destination-rule-all.yaml", None, Shown::Red);
+    assert!(!demands_mutual_tls(&mesh, "v3"));
+    mesh.take_out("destination-rule-all.yaml");
+    settles(&mesh, "a subset that nobody defines", None, Shown::NoReviews);
+    for (name, mutual_tls) in [("destination-rule-all-mtls.yaml", true), ("destination-rule-reviews.yaml", false)] {
+        println!("tour: {name}");
+        mesh.put(&file(name));
+        settles(&mesh, name, None, Shown::Red);
+        assert_eq!(demands_mutual_tls(&mesh, "v3"), mutual_tls, "{name}");
+        mesh.take_out(name);
+        settles(&mesh, &format!("{name} is gone"), None, Shown::NoReviews);
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use meltemi_net::ListenOptions;
 use meltemi_proto::Any;
-use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET};
+use meltemi_proto::type_url::{ENDPOINT, ROUTE, SECRET};
 use meltemi_proxy_config::cluster::Cluster;
 use meltemi_proxy_config::endpoint::EndpointSet;
 use meltemi_proxy_config::listener::Listener;
@@ -70,7 +70,8 @@ pub struct Driver {
     bound: HashMap<Arc<str>, Vec<(SocketAddr, SocketAddr)>>,
     xds: Option<ClientHandle>,
     asked: BTreeMap<&'static str, BTreeSet<Arc<str>>>,
-    first: BTreeSet<String>,
+    /// Types that were asked for as a whole and have not been answered.
+    awaited: BTreeSet<String>,
     resolving: HashMap<Arc<str>, (Arc<Cluster>, AbortHandle)>,
     answers: mpsc::Sender<(Arc<Cluster>, EndpointSet)>,
     ready: watch::Sender<bool>,
@@ -94,7 +95,7 @@ impl Driver {
             bound: HashMap::new(),
             xds: None,
             asked: BTreeMap::new(),
-            first: BTreeSet::new(),
+            awaited: BTreeSet::new(),
             resolving: HashMap::new(),
             answers,
             ready,
@@ -120,6 +121,8 @@ impl Driver {
         xds: Option<meltemi_xds::ClientConfig>,
     ) {
         let mut events = xds.map(|config| {
+            let whole = config.initial.iter().filter(|(_, subscription)| subscription.wildcard);
+            self.awaited = whole.map(|(type_url, _)| type_url.clone()).collect();
             let (handle, events) = meltemi_xds::Client::spawn(config);
             self.xds = Some(handle);
             events
@@ -215,7 +218,7 @@ impl Driver {
             let set = update.set.iter().map(|r| (r.name.as_str(), r.version.as_str(), &r.any));
             self.state.apply(&update.type_url, set, &update.removed, Origin::Dynamic)
         };
-        self.first.insert(update.type_url.clone());
+        self.awaited.remove(&update.type_url);
         // Subscriptions first: a server that sees the ACK then knows what we wait for.
         self.reconcile();
         let Some(xds) = &self.xds else { return };
@@ -252,8 +255,7 @@ impl Driver {
             let _ = worker.send(Command::Publish(published.clone()));
         }
         self.listen(&published);
-        let heard = self.xds.is_none() || [CLUSTER, LISTENER].iter().all(|one| self.first.contains(*one));
-        if heard && self.state.is_warm() && !self.common.ready.swap(true, Relaxed) {
+        if self.awaited.is_empty() && self.state.is_warm() && !self.common.ready.swap(true, Relaxed) {
             self.ready.send_replace(true);
         }
     }

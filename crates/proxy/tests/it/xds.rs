@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use meltemi_proto::envoy::config::bootstrap::v3 as bootstrap;
 use meltemi_proto::envoy::config::cluster::v3 as cluster;
 use meltemi_proto::envoy::config::core::v3 as core;
 use meltemi_proto::envoy::config::core::v3::Node;
 use meltemi_proto::pack;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
-use meltemi_proxy::ProxyOptions;
+use meltemi_proxy::{Discover, ProxyOptions};
 use meltemi_xds::{
     AdsServer, ClientConfig, Connection, Feed, Observer, Opening, ResourceSet, ServerTerms, Source, Verdict,
 };
@@ -166,4 +167,24 @@ async fn a_listener_waits_for_its_routes_and_a_cluster_for_its_endpoints() {
     server.resources.send_replace(Some(Arc::new(whole)));
     running.handle.ready().await;
     says(running.at("in").await, "up").await;
+}
+
+#[tokio::test]
+async fn what_the_bootstrap_does_not_discover_is_neither_asked_for_nor_awaited() {
+    let up = peers::echo("up").await;
+    let server = Server::start(set("1", up)).await;
+    let listeners = vec![listener("own", vec![http_chain(&manager(rds("9080")))])];
+    let running = Running::start(ProxyOptions {
+        xds: Some(server.client()),
+        discover: Discover { listeners: false, ..Default::default() },
+        bootstrap: Some(bootstrap::Bootstrap {
+            static_resources: Some(bootstrap::bootstrap::StaticResources { listeners, ..Default::default() }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    running.handle.ready().await;
+    says(running.at("own").await, "up").await;
+    let served: Vec<_> = running.handle.addresses().await.into_iter().map(|(name, _)| name).collect();
+    assert_eq!(served, ["own".into()], "the server's listener was not asked for");
 }
