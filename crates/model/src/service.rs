@@ -161,11 +161,9 @@ pub enum TrafficDistribution {
     /// No preference of its own.
     #[default]
     Any,
-    /// The same network, region, zone, subzone first (PreferClose).
-    PreferClose,
-    /// The same zone first.
+    /// The same network, region, zone first (PreferSameZone, and PreferClose, its older name).
     PreferSameZone,
-    /// The same node first.
+    /// The same network, region, zone, subzone, node first.
     PreferSameNode,
 }
 

@@ -57,11 +57,6 @@ impl Workload {
         NamespacedName::new(&self.namespace, &self.name)
     }
 
-    /// Whether a sidecar or gateway of the mesh stands before it.
-    pub fn is_meshed(&self) -> bool {
-        self.tls_mode == TlsMode::Istio
-    }
-
     /// `canonical_service` of the standard labels.
     pub fn canonical_service(&self) -> &str {
         self.labels.canonical_service(&self.workload_name)

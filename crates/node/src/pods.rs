@@ -38,10 +38,16 @@ pub(crate) fn labels(spec: &WorkloadSpec) -> Map<String, Value> {
     labels.insert("service.istio.io/canonical-name".into(), canonical.into());
     labels.insert("service.istio.io/canonical-revision".into(), revision.unwrap_or_else(|| "latest".into()).into());
     labels.insert("service.istio.io/workload-name".into(), spec.workload.clone().into());
-    if spec.is_meshed() {
+    // A gateway's servers decide for themselves what they accept. Source: Istio's template `gateway`, which sets no mode.
+    if has_sidecar(spec) {
         labels.insert("security.istio.io/tlsMode".into(), "istio".into());
     }
     labels
+}
+
+/// Whether a proxy stands before an application, which then accepts mutual TLS on every port.
+fn has_sidecar(spec: &WorkloadSpec) -> bool {
+    spec.is_meshed() && !spec.is_gateway()
 }
 
 fn pod(spec: &WorkloadSpec, address: Ipv4Addr, ready: bool, created: &str) -> Value {
@@ -59,7 +65,7 @@ fn pod(spec: &WorkloadSpec, address: Ipv4Addr, ready: bool, created: &str) -> Va
         proxy: _,
     } = spec;
     let mut annotations = annotations.clone();
-    if spec.is_meshed() {
+    if has_sidecar(spec) {
         annotations.insert("sidecar.istio.io/status".into(), json!({ "containers": ["istio-proxy"] }).to_string());
     }
     let mut containers = Vec::new();
@@ -121,8 +127,23 @@ mod tests {
         let meltemi_api::Spec::Pod(pod) = &objects[0].spec else { panic!("no pod") };
         assert!(pod.is_ready());
         assert_eq!(pod.status.pod_ip, "10.44.0.9");
-        assert_eq!(objects[0].meta.labels.value("security.istio.io/tlsMode"), Some("istio"));
+        assert_eq!(objects[0].meta.labels.value("istio"), Some("ingressgateway"));
         remove(dir.path(), &spec.key);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_gateway_is_not_said_to_accept_mutual_tls_on_every_port() {
+        let written =
+            |spec: &WorkloadSpec| pod(spec, Ipv4Addr::LOCALHOST, true, "2026-01-01T00:00:00Z")["metadata"].take();
+        let gateway = gateways::workload(gateways::INGRESS);
+        let sidecar = WorkloadSpec { origin: Origin::Run, ..gateway.clone() };
+        let of = |spec| {
+            let meta = written(spec);
+            let mode = meta["labels"]["security.istio.io/tlsMode"].as_str().map(str::to_owned);
+            (mode, meta["annotations"].get("sidecar.istio.io/status").is_some())
+        };
+        assert_eq!(of(&gateway), (None, false));
+        assert_eq!(of(&sidecar), (Some("istio".to_owned()), true));
     }
 }

@@ -135,6 +135,22 @@ pub struct AlpnOverride {
     pub alpn_override: Vec<String>,
 }
 
+/// `envoy.tcp.metadataexchange.config.MetadataExchange`: who the peer is, by bytes before those of the application.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MetadataExchange {
+    /// The ALPN that both sides must have agreed on: `istio-peer-exchange`.
+    #[prost(string, tag = "1")]
+    pub protocol: String,
+}
+
+impl prost::Name for MetadataExchange {
+    const NAME: &'static str = "MetadataExchange";
+    const PACKAGE: &'static str = "envoy.tcp.metadataexchange.config";
+    fn type_url() -> String {
+        "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange".to_owned()
+    }
+}
+
 /// `udpa.type.v1.TypedStruct` and `xds.type.v3.TypedStruct`, which share their shape: a message as a `Struct`, for
 /// receivers that know its type by URL alone.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -112,6 +112,10 @@ fn own_files() -> Vec<FileDescriptorProto> {
             )],
         ),
         file(
+            "envoy.tcp.metadataexchange.config",
+            vec![message("MetadataExchange", vec![field("protocol", 1, one, Str, "")])],
+        ),
+        file(
             "io.istio.http.peer_metadata",
             vec![
                 message("IstioHeaders", vec![field("skip_external_clusters", 1, one, Bool, "")]),
@@ -239,6 +243,8 @@ mod tests {
         let reflection = Reflection::new().expect("the descriptors decode");
         let stats = crate::istio::StatsConfig { disable_host_header_fallback: true, tcp_reporting_duration: None };
         assert_eq!(reflection.to_json(&crate::pack(&stats))["disable_host_header_fallback"], true);
+        let exchange = crate::istio::MetadataExchange { protocol: "istio-peer-exchange".to_owned() };
+        assert_eq!(reflection.to_json(&crate::pack(&exchange))["protocol"], "istio-peer-exchange");
         let table = crate::istio::NameTable {
             table: [(
                 "a.b".to_owned(),

@@ -3,6 +3,7 @@
 use meltemi_model::MtlsMode;
 use meltemi_types::Protocol;
 
+use crate::filters::PEER_EXCHANGE;
 use crate::listener::{ChainMatch, Transport};
 
 /// What a client of the mesh offers, besides what it would offer anyone.
@@ -72,9 +73,11 @@ pub(crate) fn inbound(mode: MtlsMode, protocol: Protocol, port: Option<u16>) -> 
 }
 
 /// What a terminating chain selects of the client's ALPN. `istio` comes last: a client that offers nothing else is
-/// answered, one that names its protocol gets that. `istio-peer-exchange` is never selected: it promises a preamble.
-pub(crate) fn server_alpn() -> Vec<String> {
-    ["h2", "http/1.1", "istio"].map(str::to_owned).to_vec()
+/// answered, one that names its protocol gets that. `istio-peer-exchange` comes first where the chain `exchanges`: it
+/// promises a preamble of both sides.
+pub(crate) fn server_alpn(exchanges: bool) -> Vec<String> {
+    let first = exchanges.then_some(PEER_EXCHANGE);
+    first.into_iter().chain(["h2", "http/1.1", "istio"]).map(str::to_owned).collect()
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::envoy::value::{
     address, ads, duration, extension, list_value, metadata, seconds, struct_value, text_struct, u32v, u64v,
 };
 use crate::envoy::{cluster, core, types, wkt};
+use crate::filters::metadata_exchange;
 use crate::tls::{UpstreamTls, apply_upstream_tls};
 
 /// No limit, as Istio writes it: circuit breakers are open unless a DestinationRule closes them.
@@ -236,6 +237,13 @@ fn cluster_message(input: &ClusterInput) -> cluster::Cluster {
     message.lb_config = lb_config(policy);
     apply_http(&mut message, *http, policy, tls);
     apply_upstream_tls(&mut message, tls, policy.proxy_protocol);
+    if tls.exchanges_peers() {
+        message.filters.push(cluster::Filter {
+            name: "istio.metadata_exchange".to_owned(),
+            typed_config: Some(pack(&metadata_exchange())),
+            ..Default::default()
+        });
+    }
     message
 }
 
@@ -245,7 +253,8 @@ fn lb_config(policy: &ClusterPolicy) -> Option<cluster::cluster::LbConfig> {
         slow_start_window: duration(warmup.window),
         aggression: Some(core::RuntimeDouble {
             default_value: f64::from(warmup.aggression_permille) / 1000.0,
-            runtime_key: String::new(),
+            // Envoy refuses an empty one.
+            runtime_key: "upstream.warmup_aggression".to_owned(),
         }),
         min_weight_percent: Some(types::v3::Percent { value: f64::from(warmup.minimum_percent) }),
     });
@@ -311,7 +320,9 @@ fn outlier(input: &Outlier) -> cluster::OutlierDetection {
         split_external_local_origin_errors: *split_local_origin,
         consecutive_local_origin_failure: count(consecutive_local_origin),
         enforcing_consecutive_local_origin_failure: enforce(consecutive_local_origin),
+        // Ejection by success rate is nothing that a DestinationRule asks for; Envoy has it on.
         enforcing_success_rate: u32v(0),
+        enforcing_local_origin_success_rate: split_local_origin.then(|| u32v(0)).flatten(),
         interval: interval.and_then(duration),
         base_ejection_time: base_ejection.and_then(duration),
         max_ejection_percent: max_ejection_percent.and_then(u32v),

@@ -1,7 +1,9 @@
 //! Network and HTTP filters of a chain, in Istio's order, as far as the client has them.
 
 use meltemi_model::AccessLog;
-use meltemi_proto::istio::{AlpnConfig, AlpnOverride, IstioHeaders, PeerMetadataConfig, PeerMethod, StatsConfig};
+use meltemi_proto::istio::{
+    AlpnConfig, AlpnOverride, IstioHeaders, MetadataExchange, PeerMetadataConfig, PeerMethod, StatsConfig,
+};
 use meltemi_proto::pack;
 
 use crate::accesslog::{self, Place};
@@ -27,6 +29,8 @@ pub(crate) struct Abilities {
     pub istio_alpn: bool,
     pub istio_stats: bool,
     pub peer_metadata: bool,
+    /// Both ends of a TCP connection say who they are, after ALPN `istio-peer-exchange`.
+    pub peer_exchange: bool,
     pub http_filter_state: bool,
     pub network_filter_state: bool,
 }
@@ -37,10 +41,13 @@ impl Abilities {
             fault: proxy.has(FAULT_FILTER),
             cors: proxy.has(CORS_FILTER),
             grpc_stats: proxy.has("envoy.filters.http.grpc_stats"),
-            grpc_web: proxy.has("envoy.filters.http.grpc_web"),
+            // Our own proxy takes the filter and passes gRPC-Web on as it comes: it is not sent what it does not do.
+            grpc_web: proxy.has("envoy.filters.http.grpc_web") && !proxy.is_meltemi,
             istio_alpn: proxy.has("istio.alpn"),
             istio_stats: proxy.has("istio.stats"),
             peer_metadata: proxy.has("envoy.filters.http.peer_metadata"),
+            // Without the filter that decides the ALPN of every request, requests would offer it, too.
+            peer_exchange: proxy.has("envoy.filters.network.metadata_exchange") && proxy.has("istio.alpn"),
             http_filter_state: proxy.has("envoy.filters.http.set_filter_state"),
             network_filter_state: proxy.has("envoy.filters.network.set_filter_state"),
         }
@@ -251,6 +258,14 @@ fn stats(direction: Direction) -> StatsConfig {
     StatsConfig { disable_host_header_fallback: direction != Direction::Outbound, ..Default::default() }
 }
 
+/// The ALPN of peers that say who they are before the first byte of the application.
+pub(crate) const PEER_EXCHANGE: &str = "istio-peer-exchange";
+
+/// Settings of the filter, on both ends.
+pub(crate) fn metadata_exchange() -> MetadataExchange {
+    MetadataExchange { protocol: PEER_EXCHANGE.to_owned() }
+}
+
 fn alpn_overrides() -> AlpnConfig {
     let entry = |upstream_protocol, own: &str, plain: &str| AlpnOverride {
         upstream_protocol,
@@ -287,7 +302,11 @@ fn offered_protocols(protocols: &[String]) -> filter_state::FilterStateValue {
 pub(crate) fn tcp_chain(input: &TcpInput) -> Vec<listener::Filter> {
     let TcpInput { stat_prefix, direction, target, authz, abilities, logs, idle_timeout, hash_source, upstream_alpn } =
         input;
-    let mut filters = authz::network_filters(authz);
+    let mut filters = Vec::new();
+    if abilities.peer_exchange && *direction == Direction::Inbound {
+        filters.push(network_filter("istio.metadata_exchange", pack(&metadata_exchange())));
+    }
+    filters.extend(authz::network_filters(authz));
     if abilities.istio_stats {
         filters.push(network_filter("istio.stats", pack(&stats(*direction))));
     }

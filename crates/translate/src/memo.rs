@@ -13,7 +13,8 @@ use twox_hash::XxHash64;
 pub struct Resource {
     /// The resource's name, unique within its type.
     pub name: String,
-    /// Hash of the input that it was built from; never of its bytes, since equal messages have many encodings.
+    /// Hash of the input that it was built from, and of the release that built it; never of its bytes, since equal messages
+    /// have many encodings.
     pub version: u64,
     /// The packed message.
     pub any: Any,
@@ -29,6 +30,10 @@ pub struct MemoStats {
     /// Look-ups that had to build.
     pub misses: u64,
 }
+
+/// The release of the builders: another one may build something else of the same input, and a client that comes back to an
+/// upgraded control plane is to be sent that.
+const BUILDER: &str = env!("CARGO_PKG_VERSION");
 
 /// 128 bits of the input: two seeds of xxh64, so that a chance collision is out of reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -70,8 +75,8 @@ impl Memo {
         input: &I,
         build: impl FnOnce(&I) -> Any,
     ) -> Arc<Resource> {
-        let version = hash_with(0, input);
-        let key = Key { type_url, version, check: hash_with(0x6d65_6c74_656d_6900, input) };
+        let version = hash_with(0, BUILDER, input);
+        let key = Key { type_url, version, check: hash_with(0x6d65_6c74_656d_6900, BUILDER, input) };
         let generation = self.generation.load(Ordering::Relaxed);
         if let Some(entry) = self.lock().get_mut(&key) {
             entry.generation = generation;
@@ -105,8 +110,9 @@ impl Memo {
     }
 }
 
-fn hash_with<I: Hash>(seed: u64, input: &I) -> u64 {
+fn hash_with<I: Hash>(seed: u64, builder: &str, input: &I) -> u64 {
     let mut hasher = XxHash64::with_seed(seed);
+    builder.hash(&mut hasher);
     input.hash(&mut hasher);
     hasher.finish()
 }
@@ -131,8 +137,14 @@ mod tests {
 
     #[test]
     fn the_version_outlives_the_process() {
-        assert_eq!(hash_with(0, &"a"), hash_with(0, &"a"));
+        assert_eq!(hash_with(0, BUILDER, &"a"), hash_with(0, BUILDER, &"a"));
         assert_eq!(build(&Memo::new(), "a").version, build(&Memo::new(), "a").version);
+    }
+
+    #[test]
+    fn another_release_gives_other_versions() {
+        assert_ne!(build(&Memo::new(), "a").version, hash_with(0, "another", &"a"));
+        assert_eq!(build(&Memo::new(), "a").version, hash_with(0, env!("CARGO_PKG_VERSION"), &"a"));
     }
 
     #[test]

@@ -120,7 +120,8 @@ impl Proxy {
 }
 
 fn is_istios(extension: &str) -> bool {
-    extension.starts_with("istio.") || extension == "envoy.filters.http.peer_metadata"
+    extension.starts_with("istio.")
+        || ["envoy.filters.http.peer_metadata", "envoy.filters.network.metadata_exchange"].contains(&extension)
 }
 
 fn text_of<'a>(metadata: &'a Struct, key: &str) -> Option<&'a str> {

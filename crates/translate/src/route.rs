@@ -97,6 +97,8 @@ pub(crate) struct RuleInput {
     pub hash: Vec<HashPolicy>,
     /// The listener's port, for redirects that keep the request's.
     pub port: u16,
+    /// Whether the listener terminates TLS, so that requests come as https.
+    pub is_tls: bool,
     pub operation: String,
     /// The filters that the client has for it.
     pub has_fault: bool,

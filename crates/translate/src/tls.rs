@@ -11,6 +11,7 @@ use crate::envoy::tls::{
 };
 use crate::envoy::value::{boolv, text_struct, transport_socket};
 use crate::envoy::{cluster, core, wkt};
+use crate::filters::PEER_EXCHANGE;
 
 /// What upstream connections of a cluster do about TLS.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -67,6 +68,14 @@ impl UpstreamTls {
     /// Whether the TLS peer is outside the mesh.
     pub fn is_foreign(&self) -> bool {
         matches!(self, Self::Foreign(_))
+    }
+
+    /// Whether it offers to exchange who both ends are.
+    pub fn exchanges_peers(&self) -> bool {
+        match self {
+            Self::Auto(mesh) | Self::Mesh(mesh) => mesh.alpn.iter().any(|protocol| protocol == PEER_EXCHANGE),
+            Self::Off | Self::Foreign(_) => false,
+        }
     }
 
     /// Whether SNI comes from the request's host; then whether the certificate must name that host. Also on a port that is

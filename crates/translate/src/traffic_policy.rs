@@ -96,13 +96,19 @@ fn apply_pool(policy: &mut ClusterPolicy, input: &ConnectionPool) {
         policy.connect_timeout = connect_timeout;
     }
     if let Some(keepalive) = keepalive {
-        policy.keepalive = Some(keepalive_of(keepalive));
+        // One by one over the mesh's. Source: Istio `applyTCPKeepalive`.
+        let (own, mesh) = (keepalive_of(keepalive), policy.keepalive.unwrap_or_default());
+        policy.keepalive = Some(Keepalive {
+            probes: own.probes.or(mesh.probes),
+            time: own.time.or(mesh.time),
+            interval: own.interval.or(mesh.interval),
+        });
     }
     policy.tcp_idle_timeout = *tcp_idle_timeout;
     policy.pool = HttpPool {
         // 0 is unlimited, which is Envoy's default and which it does not take as a value.
         max_requests_per_connection: max_requests_per_connection.filter(|limit| *limit > 0),
-        idle_timeout: *http_idle_timeout,
+        idle_timeout: http_idle_timeout.or(*tcp_idle_timeout),
         max_connection_duration: *max_connection_duration,
         max_concurrent_streams: max_concurrent_streams.filter(|limit| *limit > 0),
         // Without a timeout of its own, as long as the interval.
@@ -129,21 +135,30 @@ fn outlier_of(input: &OutlierDetection) -> Outlier {
     }
 }
 
-/// The dialect towards a port: declared HTTP/2 and gRPC, sniffed ports by what the client spoke, upgrades as asked.
+/// The dialect towards a port: as the client if asked, upgrades as asked, declared HTTP/2 and gRPC; sniffed ports by what the
+/// client spoke. Source: Istio `shouldH2Upgrade`, `applyConnectionPool`.
 pub(crate) fn upstream_http(
     protocol: meltemi_types::Protocol,
     settings: &PolicySettings,
     mesh_upgrades: bool,
 ) -> UpstreamHttp {
     let pool = settings.connection_pool.as_ref();
-    if protocol.is_http2() {
-        return UpstreamHttp::Http2;
+    let written = pool.and_then(|pool| pool.h2_upgrade);
+    if !protocol.is_http() && !protocol.is_sniffed() {
+        return UpstreamHttp::Default;
     }
-    if protocol.is_sniffed() || (protocol.is_http() && pool.is_some_and(|pool| pool.use_client_protocol)) {
+    if pool.is_some_and(|pool| pool.use_client_protocol) {
         return UpstreamHttp::UseDownstream;
     }
-    let upgrades = pool.and_then(|pool| pool.h2_upgrade).unwrap_or(mesh_upgrades);
-    if protocol.is_http() && upgrades { UpstreamHttp::Http2 } else { UpstreamHttp::Default }
+    // Whoever writes an upgrade for a sniffed port knows what it speaks; the mesh's setting is for declared ones.
+    if protocol.is_http2() || written == Some(true) {
+        return UpstreamHttp::Http2;
+    }
+    match protocol.is_sniffed() {
+        true => UpstreamHttp::UseDownstream,
+        false if written.unwrap_or(mesh_upgrades) => UpstreamHttp::Http2,
+        false => UpstreamHttp::Default,
+    }
 }
 
 /// What is known of a cluster's peers when its TLS is decided.
@@ -152,10 +167,10 @@ pub(crate) struct TlsContext<'a> {
     /// Whether the mesh's mutual TLS is used where a DestinationRule says nothing, and how.
     pub auto: AutoTls,
     pub default_sni: String,
-    /// Identities of the service's endpoints.
+    /// Names of which the service's endpoints show one: their identities, and ServiceEntry.subjectAltNames.
     pub identities: &'a [String],
-    /// ServiceEntry.subjectAltNames.
-    pub subject_alt_names: &'a [String],
+    /// The same where TLS is not the mesh's own: a ServiceEntry's.
+    pub foreign_names: &'a [String],
     pub alpn: Vec<String>,
     pub http: UpstreamHttp,
     /// Gateways read credentials from secrets of their namespace.
@@ -175,12 +190,12 @@ pub(crate) enum AutoTls {
 
 /// The transport security of a cluster.
 pub(crate) fn upstream_tls(tls: Option<&ClientTls>, context: TlsContext<'_>) -> UpstreamTls {
-    let TlsContext { auto, default_sni, identities, subject_alt_names, alpn, http, credential } = context;
+    let TlsContext { auto, default_sni, identities, foreign_names, alpn, http, credential } = context;
     let names = |written: &[String], fallback: &[String]| {
         if written.is_empty() { fallback.to_vec() } else { written.to_vec() }
     };
     let Some(tls) = tls else {
-        let mesh = MeshTls { sni: default_sni, identities: names(subject_alt_names, identities), alpn };
+        let mesh = MeshTls { sni: default_sni, identities: identities.to_vec(), alpn };
         return match auto {
             AutoTls::Off => UpstreamTls::Off,
             AutoTls::PerEndpoint => UpstreamTls::Auto(mesh),
@@ -209,7 +224,7 @@ pub(crate) fn upstream_tls(tls: Option<&ClientTls>, context: TlsContext<'_>) -> 
         };
         UpstreamTls::Foreign(ForeignTls {
             sni: sni.clone(),
-            names: names(written_names, subject_alt_names),
+            names: names(written_names, foreign_names),
             certificate,
             roots,
             alpn: foreign_alpn.clone(),
@@ -219,7 +234,7 @@ pub(crate) fn upstream_tls(tls: Option<&ClientTls>, context: TlsContext<'_>) -> 
         ClientTlsMode::Disable => UpstreamTls::Off,
         ClientTlsMode::IstioMutual => UpstreamTls::Mesh(MeshTls {
             sni: if sni.is_empty() { default_sni } else { sni.clone() },
-            identities: names(written_names, if subject_alt_names.is_empty() { identities } else { subject_alt_names }),
+            identities: names(written_names, identities),
             alpn,
         }),
         ClientTlsMode::Simple => foreign(None),

@@ -125,7 +125,9 @@ impl Core {
 
     /// Settles the response in flight, if the nonce is its; a stale nonce changes nothing.
     pub(crate) fn answered(&mut self, type_url: &str, nonce: &str, error: Option<String>) -> Option<Verdict> {
-        let resend = self.variant == Variant::Delta;
+        // A list of clusters or listeners that is refused leaves what the client had, and the next one repeats it whole.
+        // Everything else goes out in parts, of which Envoy stops taking at the first that it refuses.
+        let resend = self.variant == Variant::Delta || !is_full_type(type_url);
         let state = self.types.get_mut(type_url)?;
         let flight = state.in_flight.take_if(|flight| flight.nonce == nonce)?;
         let (type_url, nonce) = (type_url.to_owned(), nonce.to_owned());

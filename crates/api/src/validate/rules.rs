@@ -153,7 +153,8 @@ pub(super) fn check_regex(text: &str, at: &mut Report) {
     }
 }
 
-/// A string match whose text must not be empty.
+/// A string match. An exact one may be empty: `queryParams: {debug: {exact: ""}}` is a flag without value. Source: Istio
+/// `validateStringMatch`.
 pub(super) fn check_string_match(matcher: &StringMatch, at: &mut Report) {
     let (key, text) = match matcher {
         StringMatch::Present => return,
@@ -162,7 +163,7 @@ pub(super) fn check_string_match(matcher: &StringMatch, at: &mut Report) {
         StringMatch::Regex(text) => ("regex", text),
     };
     at.field(key, |at| {
-        if text.is_empty() {
+        if text.is_empty() && key != "exact" {
             at.error(INVALID, format!("{key} string match should not be empty"), "write a text, or remove the match");
         } else if key == "regex" {
             check_regex(text, at);

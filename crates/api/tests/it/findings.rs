@@ -247,3 +247,21 @@ fn hostile_sizes_end_soon() {
     let all = findings(&virtual_service(&format!("  hosts: [a]\n  http:\n{}", wrong.repeat(10_000))));
     assert_eq!(all.len(), 100);
 }
+
+#[test]
+fn an_exact_match_may_be_empty() {
+    let with = |matcher: &str| {
+        findings(&virtual_service(&format!(
+            "  hosts: [a]\n  http: [{{match: [{{{matcher}}}], route: [{{destination: {{host: reviews}}}}]}}]\n"
+        )))
+    };
+    for valid in
+        ["queryParams: {debug: {exact: ''}}", "headers: {x-a: {exact: ''}}", "withoutHeaders: {x-a: {exact: ''}}"]
+    {
+        assert_eq!(with(valid), vec![], "{valid}");
+    }
+    for invalid in ["queryParams: {debug: {prefix: ''}}", "headers: {x-a: {regex: ''}}"] {
+        let all = with(invalid);
+        assert!(all.len() == 1 && all[0].message.contains("should not be empty"), "{invalid}: {all:?}");
+    }
+}

@@ -1,4 +1,10 @@
-//! What is killed and takes others along: a node, with everything that runs in it; an Envoy's agent, with its Envoy.
+//! What is killed and takes others along, or does not: a node, with everything that runs in it; an Envoy's agent, with its
+//! Envoy; a gateway, with whom waits for it; a terminal, with what was started in it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::symlink;
 
 use serde_json::{Value, json};
 
@@ -97,4 +103,97 @@ fn an_envoy_ends_with_its_agent() {
         assert!(new.len() == 1 && new != old, "the old Envoy is gone: {old:?}, {new:?}");
     }
     assert_eq!(restarts(&mesh), json!(2), "each next one came up at once");
+
+    // Envoy alone: its agent does not stay behind with nothing to serve.
+    let old = envoys(&mut mesh);
+    old.iter().for_each(|envoy| signal(*envoy, "KILL"));
+    mesh.wait("it is told", || restarts(&mesh) == json!(3));
+    mesh.wait("calls succeed again", || curl(&mesh, "inside", &["http://added:9080/"]).status == 200);
+    let new = envoys(&mut mesh);
+    assert!(new.len() == 1 && new != old, "another one: {old:?}, {new:?}");
+}
+
+#[test]
+fn a_gateway_that_is_killed_loses_no_waiting_connection() {
+    const WAITING: usize = 16;
+    let Some(peers) = Peers::of("a_gateway_that_is_killed_loses_no_waiting_connection") else { return };
+    let mut mesh =
+        Plan::new().file("apps.yaml", &peers.recorder("ledger").yaml()).file("gateway.yaml", GATEWAY).start();
+    mesh.wait("the way in", || mesh.published(8080).is_some() && mesh.get("/", &[]).status == 200);
+    let gateway = mesh.published(8080).expect("published");
+    for round in 0..3 {
+        let victims = processes(&mut mesh, "meltemi: gateway istio-ingressgateway-0");
+        assert!(!victims.is_empty(), "the gateway's processes");
+        // It does not get to accept what comes from now on, and dies.
+        victims.iter().for_each(|pid| signal(*pid, "STOP"));
+        let connect = |number| http::Client::connect(gateway).unwrap_or_else(|error| panic!("{number}: {error}"));
+        let waiting: Vec<http::Client> = (0..WAITING).map(connect).collect();
+        victims.iter().for_each(|pid| signal(*pid, "KILL"));
+        for (number, mut client) in waiting.into_iter().enumerate() {
+            let answer = client.get(&format!("/waited-{round}-{number}"), &[]);
+            let answer = answer.unwrap_or_else(|error| panic!("round {round}, connection {number}: {error}"));
+            assert_eq!(answer.status, 200, "round {round}, connection {number}: {}", answer.body);
+        }
+        mesh.wait("it is told", || {
+            workload(&mesh, "istio-ingressgateway-0").is_some_and(|w| w["proxy"]["restarts"] == json!(round + 1))
+        });
+        assert_eq!(mesh.published(8080), Some(gateway));
+    }
+}
+
+const SECOND: &str = "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: second}
+spec:
+  hosts: [second.example.test]
+  http: [{route: [{destination: {host: ledger}}]}]
+";
+
+/// In surroundings that are not made for it: started by `nohup` with a reader that leaves, in a shell with variables that are
+/// no text, from a directory that is a link.
+#[test]
+fn a_mesh_outlives_its_terminal_and_its_reader() {
+    if Peers::of("a_mesh_outlives_its_terminal_and_its_reader").is_none() {
+        return;
+    }
+    let no_text = OsStr::from_bytes(b"\xff\xfe");
+    let plan = Plan::new().nohup_read_until("ready after").environment("NO_TEXT", no_text.as_ref());
+    // The directory is a release; another one takes its place later.
+    fs::rename(plan.path("config"), plan.path("first")).expect("a folder of our own");
+    symlink("first", plan.path("config")).expect("a folder of our own");
+    let mut mesh = plan.file("apps.yaml", &App::idle("inside").yaml()).start();
+
+    // Something to say on either stream, with nobody who reads.
+    mesh.write("broken.yaml", "kind: [");
+    mesh.write("gateway.yaml", GATEWAY);
+    let told = |mesh: &Mesh| crate::objects::both(&mesh.cli(&["status"]));
+    mesh.wait("a finding and a published port", || {
+        let told = told(&mesh);
+        told.contains("broken.yaml") && told.contains("istio-ingressgateway port 8080")
+    });
+
+    // The terminal closes.
+    signal(mesh.supervisor().id(), "HUP");
+    let mut run = mesh.cli_command();
+    run.args(["run", "--app", "added", "--detach", "--", "sleep", "86400"]).env("NO_TEXT", no_text);
+    let output = run.output().expect("the binary starts");
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("NO_TEXT is not UTF-8"), "{output:?}");
+    mesh.wait("it goes on", || is_ready(&mesh, "added-v1-0"));
+    let wrong = mesh.cli_command().args([OsStr::new("status"), no_text]).output().expect("the binary starts");
+    assert_eq!(wrong.status.code(), Some(2), "an argument that is no text is a mistake like others: {wrong:?}");
+
+    let (first, second, next) = (mesh.path("first"), mesh.path("second"), mesh.path("next-link"));
+    fs::create_dir(&second).expect("a folder of our own");
+    fs::copy(first.join("apps.yaml"), second.join("apps.yaml")).expect("a folder of our own");
+    fs::write(second.join("second.yaml"), SECOND).expect("a folder of our own");
+    symlink("second", &next).expect("a folder of our own");
+    fs::rename(&next, mesh.config()).expect("a folder of our own");
+    mesh.wait("the other release is in force", || {
+        mesh.cli(&["get", "vs", "-o", "name"]).stdout == b"virtualservice/second\n"
+    });
+    assert!(matches!(mesh.supervisor().try_wait(), Ok(None)), "it runs");
+    signal(mesh.supervisor().id(), "TERM");
+    let ended = mesh.supervisor().wait().expect("a child");
+    assert!(ended.success(), "{ended}");
 }

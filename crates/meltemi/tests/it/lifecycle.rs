@@ -57,7 +57,9 @@ fn whatever_dies_comes_back_and_the_rest_goes_on() {
     let Some(peers) = Peers::of("whatever_dies_comes_back_and_the_rest_goes_on") else { return };
     let apps =
         [peers.recorder("ledger"), peers.recorder("diary"), App::idle("inside"), App::idle("outside").unmeshed()];
-    let mut mesh = Plan::new().argument("--no-gateways").file("apps.yaml", &yaml(&apps)).start();
+    let alias = "apiVersion: v1\nkind: Service\nmetadata: {name: alias}\nspec: {type: ExternalName, externalName: ledger.default.svc.cluster.local}\n";
+    let plan = Plan::new().argument("--no-gateways").file("apps.yaml", &yaml(&apps)).file("alias.yaml", alias);
+    let mut mesh = plan.start();
     let calls = |mesh: &Mesh, from: &str, host: &str| curl(mesh, from, &[&format!("http://{host}:9080/")]).status;
     mesh.wait("everybody answers", || {
         calls(&mesh, "inside", "ledger") == 200 && calls(&mesh, "inside", "diary") == 200
@@ -65,7 +67,7 @@ fn whatever_dies_comes_back_and_the_rest_goes_on() {
 
     // By name, short and whole, and by the Service's address; from inside the mesh and from outside it.
     for from in ["inside", "outside"] {
-        for host in ["ledger", "ledger.default", "ledger.default.svc", "ledger.default.svc.cluster.local"] {
+        for host in ["ledger", "ledger.default", "ledger.default.svc", "ledger.default.svc.cluster.local", "alias"] {
             assert_eq!(calls(&mesh, from, host), 200, "{from} calls {host}");
         }
         let found = mesh.exec(from, &["getent", "ahostsv4", "ledger"]);

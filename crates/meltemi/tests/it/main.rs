@@ -4,8 +4,11 @@
 //! is a visible, counted skip: see [`skip`].
 
 mod changes;
+mod commands;
 mod deaths;
 mod disk;
+mod edge;
+mod egress;
 mod envoy;
 mod foreign;
 mod http;

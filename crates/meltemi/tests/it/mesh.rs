@@ -46,6 +46,8 @@ pub struct Plan {
     /// Size of the file system that the state is on, if it has one of its own.
     state_size: Option<String>,
     alone: bool,
+    /// Whoever reads leaves after this.
+    is_read_until: Option<&'static str>,
 }
 
 impl Plan {
@@ -56,7 +58,15 @@ impl Plan {
             fs::create_dir(home.path().join(folder)).expect("a fresh folder");
         }
         fs::write(home.path().join("images.yaml"), BOOKINFO_IMAGES).expect("a writable folder");
-        Self { home, command: "up", arguments: Vec::new(), environment: Vec::new(), state_size: None, alone: false }
+        Self {
+            home,
+            command: "up",
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            state_size: None,
+            alone: false,
+            is_read_until: None,
+        }
     }
 
     /// Bookinfo as the program brings it, instead of nothing.
@@ -80,6 +90,12 @@ impl Plan {
     /// Puts the state onto a file system of its own, of this size, that the mesh alone sees.
     pub fn state_of(mut self, size: &str) -> Self {
         self.state_size = Some(size.to_owned());
+        self
+    }
+
+    /// As `nohup meltemi up 2>&1 | grep -m1 TEXT`: SIGHUP is ignored, and whoever reads leaves with the line of this text.
+    pub fn nohup_read_until(mut self, text: &'static str) -> Self {
+        self.is_read_until = Some(text);
         self
     }
 
@@ -124,6 +140,11 @@ impl Plan {
 
     fn spawn(&self) -> (Child, Arc<Mutex<Vec<String>>>) {
         let mut command = match &self.state_size {
+            None if self.is_read_until.is_some() => {
+                let mut command = Command::new("sh");
+                command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\" 2>&1"]).arg(crate::binary());
+                at_home(command, self.home.path())
+            }
             None => command(self.home.path()),
             Some(size) => {
                 let mut command = Command::new("unshare");
@@ -139,8 +160,9 @@ impl Plan {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut supervisor = command.spawn().expect("the binary starts");
         let said = Arc::new(Mutex::new(Vec::new()));
-        collect(supervisor.stdout.take().expect("its output is piped"), Arc::clone(&said));
-        collect(supervisor.stderr.take().expect("its errors are piped"), Arc::clone(&said));
+        let until = self.is_read_until;
+        collect(supervisor.stdout.take().expect("its output is piped"), Arc::clone(&said), until);
+        collect(supervisor.stderr.take().expect("its errors are piped"), Arc::clone(&said), until);
         (supervisor, said)
     }
 }
@@ -157,12 +179,16 @@ fn at_home(mut command: Command, home: &Path) -> Command {
     command
 }
 
-/// Reads on for ever, so that the mesh never waits for us.
-fn collect(from: impl Read + Send + 'static, into: Arc<Mutex<Vec<String>>>) {
+/// Reads on, so that the mesh never waits for us; for ever, or until the line of a text.
+fn collect(from: impl Read + Send + 'static, into: Arc<Mutex<Vec<String>>>, until: Option<&'static str>) {
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
             println!("mesh: {line}");
+            let is_last = until.is_some_and(|until| line.contains(until));
             into.lock().expect("nothing panics while it holds the lines").push(line);
+            if is_last {
+                return;
+            }
         }
     });
 }

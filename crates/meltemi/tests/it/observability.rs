@@ -39,7 +39,7 @@ const LABELS: [&str; 25] = [
 ];
 
 /// A scrape: names of all families, and the samples of those asked for.
-struct Scrape {
+pub struct Scrape {
     families: Vec<String>,
     samples: Vec<Sample>,
 }
@@ -51,7 +51,7 @@ struct Sample {
 }
 
 impl Scrape {
-    fn of(mesh: &Mesh, peers: &Peers, workload: &str, port: u16, families: &[&str]) -> Self {
+    pub fn of(mesh: &Mesh, peers: &Peers, workload: &str, port: u16, families: &[&str]) -> Self {
         let url = format!("http://127.0.0.1:{port}/stats/prometheus");
         let program = peers.program("scrape.py", &[&[url.as_str()][..], families].concat());
         let said = run(mesh, workload, &program);
@@ -74,7 +74,7 @@ impl Scrape {
     }
 
     /// The sum over all samples of this name with these labels.
-    fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+    pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let fits = |sample: &&Sample| {
             labels.iter().all(|(label, value)| sample.labels.get(*label).is_some_and(|v| v == value))
         };
@@ -187,7 +187,7 @@ fn admin(mesh: &Mesh, peers: &Peers) {
     let foreign = said["foreign"].as_array().expect("a list").iter().filter_map(Value::as_str);
     for name in foreign {
         assert!(
-            ["stats.", "istio.", "io.istio."].iter().any(|of| name.starts_with(of)),
+            ["stats.", "istio.", "io.istio.", "envoy.tcp.metadataexchange."].iter().any(|of| name.starts_with(of)),
             "{name} is Istio's or Envoy's"
         );
     }

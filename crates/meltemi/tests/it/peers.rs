@@ -222,6 +222,11 @@ impl Dialogue {
         self.lines.recv_timeout(PATIENCE).unwrap_or_else(|error| format!("no answer: {error}"))
     }
 
+    /// The next line, where silence is a failure.
+    pub fn hear_or_fail(&self, why: &str) -> String {
+        self.lines.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("{why}: no line came: {error}"))
+    }
+
     /// Says a line.
     pub fn say(&mut self, line: &str) {
         writeln!(self.input.as_mut().expect("still open"), "{line}").unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 
 use crate::mesh::{Mesh, Plan, signal};
+use crate::observability::Scrape;
 use crate::peers::{App, Curl, Dialogue, Peers, certificates, curl, curl_here, envoy, yaml};
 
 const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default}\nspec: {mtls: {mode: STRICT}}\n";
@@ -118,6 +119,7 @@ fn protocols_between_programs_that_are_not_ours() {
     tcp(&mesh, &peers);
     http2(&mesh);
     grpc(&mesh, &peers);
+    counted(&mesh, &peers);
     websocket(&mesh, &peers);
     pass_through(&mesh, &authority);
     programs_added_by_hand(&mesh);
@@ -134,6 +136,9 @@ fn http1(mesh: &Mesh) {
             (418, "short and stout"),
             "{url} is HTTP, declared or found out"
         );
+        // The same host by its absolute name: no way around a route, or a policy.
+        let absolute = format!("host: plain.default.svc.cluster.local.:{port}");
+        assert_eq!(curl(mesh, "inside", &["-H", &absolute, "-H", "x-teapot: yes", &url]).status, 418, "{absolute}");
         let head = curl(mesh, "inside", &["-I", &url]);
         assert!(head.status == 200 && head.text.contains("content-length"), "{head:?}");
         // A body with its length, one in chunks, one that is asked for first (Expect).
@@ -194,6 +199,38 @@ fn grpc(mesh: &Mesh, peers: &Peers) {
         });
         assert_eq!(told, wanted, "port {port}");
     }
+}
+
+/// Both proxies of a connection know both workloads, whether its port is declared or found out, whoever speaks first.
+fn counted(mesh: &Mesh, peers: &Peers) {
+    let opened = |workload: &str, reporter: &str, source: &str| {
+        let scrape = Scrape::of(mesh, peers, workload, 15090, &["istio_tcp_connections_opened"]);
+        let labels = [
+            ("reporter", reporter),
+            ("source_workload", source),
+            ("source_workload_namespace", if source == "unknown" { "unknown" } else { "default" }),
+            ("source_app", source),
+            ("destination_workload", "plain"),
+            ("destination_app", "plain"),
+            ("destination_service_name", "plain"),
+        ];
+        scrape.sum("istio_tcp_connections_opened_total", &labels)
+    };
+    // Two that were asked, one that was greeted, one of curl.
+    for (workload, reporter) in [("inside", "source"), ("plain", "destination")] {
+        assert_eq!(opened(workload, reporter, "inside"), 4.0, "at {workload}");
+        assert_eq!(opened(workload, reporter, "unknown"), 0.0, "at {workload}");
+    }
+    let messages = |workload: &str, reporter: &str| {
+        let families = ["istio_request_messages", "istio_response_messages"];
+        let scrape = Scrape::of(mesh, peers, workload, 15090, &families);
+        let labels = [("reporter", reporter), ("source_workload", "inside"), ("destination_workload", "speaker")];
+        families.map(|family| scrape.sum(&format!("{family}_total"), &labels))
+    };
+    mesh.wait("messages of both sides, counted alike at both ends", || {
+        let (one, other) = (messages("inside", "source"), messages("speaker", "destination"));
+        one == other && one.iter().all(|count| *count >= 6.0)
+    });
 }
 
 fn websocket(mesh: &Mesh, peers: &Peers) {

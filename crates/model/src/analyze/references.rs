@@ -236,8 +236,8 @@ fn is_known_host(snapshot: &Snapshot, namespace: &str, host: &Hostname) -> bool 
     }
     snapshot.services().any(|service| {
         service.export_to.includes(namespace)
-            && (service.aliases.iter().any(|alias| alias.host == *host)
-                || ((host.is_wildcard() || service.host().is_wildcard()) && service.host().overlaps(host)))
+            && (host.is_wildcard() || service.host().is_wildcard())
+            && service.host().overlaps(host)
     })
 }
 

@@ -3,7 +3,7 @@
 use meltemi_api::networking::{ClientTlsSettings, TrafficPolicy};
 use meltemi_api::security::{AuthorizationAction, AuthorizationPolicy, Source};
 use meltemi_api::{Kind, MeshConfig, Object, Spec};
-use meltemi_types::{Diagnostic, Severity};
+use meltemi_types::{Diagnostic, Protocol, Severity};
 
 use crate::Snapshot;
 use crate::lower::finding;
@@ -33,6 +33,12 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             }
             Spec::AuthorizationPolicy(spec) => authorization(object, spec, found),
             Spec::ServiceEntry(spec) => {
+                for (index, port) in spec.ports.iter().enumerate() {
+                    let number = u16::try_from(port.number).unwrap_or_default();
+                    let declared = (!port.protocol.is_empty()).then_some(port.protocol.as_str());
+                    let is = Protocol::of_port(number, &port.name, declared, "TCP");
+                    grpc_web(object, &format!("spec.ports[{index}]"), Some(is), found);
+                }
                 for (index, endpoint) in spec.endpoints.iter().enumerate() {
                     network(object, &format!("spec.endpoints[{index}].network"), &endpoint.network, found);
                 }
@@ -63,8 +69,16 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                     }
                 }
             }
+            Spec::Service(spec) => {
+                for (index, port) in spec.ports.iter().enumerate() {
+                    let is = Protocol::of_port(port.port, &port.name, port.app_protocol.as_deref(), &port.protocol);
+                    grpc_web(object, &format!("spec.ports[{index}]"), Some(is), found);
+                }
+            }
             Spec::Gateway(spec) => {
                 for (index, server) in spec.servers.iter().enumerate() {
+                    let field = format!("spec.servers[{index}].port.protocol");
+                    grpc_web(object, &field, Protocol::from_word(&server.port.protocol), found);
                     let Some(tls) = &server.tls else { continue };
                     let field = |name: &str| format!("spec.servers[{index}].tls.{name}");
                     if !tls.ca_crl.is_empty() {
@@ -78,6 +92,16 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                     for (name, _) in rest.iter().filter(|(_, is_set)| *is_set) {
                         let message = format!("{name} is not supported yet and has no effect");
                         tell(object, &field(name), message, "remove it, so that nobody relies on it", found);
+                    }
+                }
+            }
+            Spec::Telemetry(spec) => {
+                for (field, is_set) in
+                    [("spec.targetRef", spec.target_ref.is_some()), ("spec.targetRefs", !spec.target_refs.is_empty())]
+                {
+                    if is_set {
+                        let message = "what it refers to is not served yet: this Telemetry has no effect";
+                        tell(object, field, message, "choose workloads by selector", found);
                     }
                 }
             }
@@ -170,6 +194,19 @@ fn revocation(object: &Object, field: &str, found: &mut Vec<Diagnostic>) {
     tell(object, field, message, "replace the root that issued them", found);
 }
 
+fn grpc_web(object: &Object, field: &str, protocol: Option<Protocol>, found: &mut Vec<Diagnostic>) {
+    if protocol == Some(Protocol::GrpcWeb) {
+        let message = "gRPC-Web is not translated to gRPC by Meltemi's own proxy: it passes on as HTTP";
+        let remedy = "serve gRPC-Web in the application, or run Envoy beside it (--proxy envoy)";
+        tell(object, field, message, remedy, found);
+    }
+}
+
+fn omits_empty(mesh: &MeshConfig) -> bool {
+    let mut logs = mesh.extension_providers.iter().filter_map(|provider| provider.envoy_file_access_log.as_ref());
+    logs.any(|log| log.omit_empty_values)
+}
+
 /// Settings of the mesh that differ from the default and that nothing reads.
 fn unread(mesh: &MeshConfig) -> Vec<&'static str> {
     let default = MeshConfig::istio_default();
@@ -184,6 +221,7 @@ fn unread(mesh: &MeshConfig) -> Vec<&'static str> {
         ("dnsRefreshRate", mesh.dns_refresh_rate != default.dns_refresh_rate),
         ("enableEnvoyAccessLogService", mesh.enable_envoy_access_log_service),
         ("enablePrometheusMerge", mesh.enable_prometheus_merge != default.enable_prometheus_merge),
+        ("extensionProviders.envoyFileAccessLog.omitEmptyValues", omits_empty(mesh)),
         ("inboundClusterStatName", !mesh.inbound_cluster_stat_name.is_empty()),
         ("inboundTrafficPolicy", mesh.inbound_traffic_policy != default.inbound_traffic_policy),
         ("ingressClass", mesh.ingress_class != default.ingress_class),

@@ -35,7 +35,6 @@ pub(crate) fn lower_service(
     let is_headless = spec.cluster_ip.eq_ignore_ascii_case("None");
     let is_external_name = spec.r#type == "ExternalName";
     let addresses = addresses(spec, findings);
-    let distribution = annotation("networking.istio.io/traffic-distribution").unwrap_or(&spec.traffic_distribution);
     let service = Service {
         key: ServiceKey {
             host: Hostname::new(&format!("{name}.{namespace}.svc.{}", context.domain)),
@@ -53,12 +52,9 @@ pub(crate) fn lower_service(
         labels: object.meta.labels.clone(),
         subject_alt_names: Vec::new(),
         aliases: Vec::new(),
-        traffic_distribution: match distribution {
-            "PreferClose" => TrafficDistribution::PreferClose,
-            "PreferSameZone" => TrafficDistribution::PreferSameZone,
-            "PreferSameNode" => TrafficDistribution::PreferSameNode,
-            _ => TrafficDistribution::Any,
-        },
+        traffic_distribution: distribution(&spec.traffic_distribution)
+            .or_else(|| distribution(annotation("networking.istio.io/traffic-distribution")?))
+            .unwrap_or_default(),
         publish_not_ready: spec.publish_not_ready_addresses,
         addresses,
     };
@@ -68,6 +64,15 @@ pub(crate) fn lower_service(
         service,
         alias_of,
     }]
+}
+
+/// A preference that is known. The field comes before the annotation. Source: Istio `GetTrafficDistribution`.
+fn distribution(text: &str) -> Option<TrafficDistribution> {
+    match text.to_ascii_lowercase().as_str() {
+        "preferclose" | "prefersamezone" => Some(TrafficDistribution::PreferSameZone),
+        "prefersamenode" => Some(TrafficDistribution::PreferSameNode),
+        _ => None,
+    }
 }
 
 fn addresses(spec: &ServiceSpec, findings: &mut Findings<'_>) -> Vec<Cidr> {

@@ -42,12 +42,9 @@ pub(crate) fn lower_pod(context: &Context<'_>, object: &Object, _: &mut Findings
         network: labels.value("topology.istio.io/network").unwrap_or_default().to_owned(),
         cluster: labels.value("topology.istio.io/cluster").unwrap_or_default().to_owned(),
         node: pod.spec.node_name.clone(),
-        tls_mode: match labels.value(TLS_MODE_LABEL) {
-            Some(mode) => tls_mode(mode),
-            // Pods that were injected by other means than the webhook carry only its annotation.
-            None if meta.annotations.contains_key("sidecar.istio.io/status") => TlsMode::Istio,
-            None => TlsMode::Disabled,
-        },
+        // The label alone decides: the annotation `sidecar.istio.io/status` is on injected gateways as well, whose servers
+        // may be plaintext. Source: Istio `GetTLSModeFromEndpointLabels`.
+        tls_mode: labels.value(TLS_MODE_LABEL).map_or(TlsMode::Disabled, tls_mode),
         workload_name,
         workload_kind,
         weight: 0,

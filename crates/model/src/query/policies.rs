@@ -8,7 +8,7 @@ use crate::{DestinationRule, Service, Snapshot};
 
 impl Snapshot {
     /// The rule of a client (its namespace and labels) towards a service: of the client's namespace, else of the service's,
-    /// else of the root namespace. Within a namespace the most specific host wins, and a rule whose workloadSelector fits
+    /// else of the root namespace; of a client in the root namespace only private rules go before the service's. Within a namespace the most specific host wins, and a rule whose workloadSelector fits
     /// the client before one without.
     pub fn destination_rule(
         &self,
@@ -17,9 +17,14 @@ impl Snapshot {
         service: &Service,
     ) -> Option<Arc<DestinationRule>> {
         let root = self.root_namespace();
-        let candidates = self
-            .destination_rules
-            .of_namespace(namespace, service.host())
+        // Rules of the root namespace are for the whole mesh: for its own proxies, which gateways are, they come last, too,
+        // unless they are private. Source: Istio `PushContext.destinationRule`.
+        let own = if namespace == root {
+            self.destination_rules.private_to(namespace, service.host())
+        } else {
+            self.destination_rules.of_namespace(namespace, service.host())
+        };
+        let candidates = own
             .or_else(|| self.destination_rules.exported_from(service.namespace(), service.host(), namespace))
             .or_else(|| self.destination_rules.exported_from(root, service.host(), namespace))?;
         let selected = candidates.iter().find(|rule| {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use meltemi_types::Labels;
 
-use crate::{Destination, Gateway, GatewayRef, Hostname, NamespacedName, Server, Snapshot, VirtualService};
+use crate::{Destination, Gateway, GatewayRef, Hostname, NamespacedName, Server, Service, Snapshot, VirtualService};
 
 impl Snapshot {
     /// Every VirtualService with its delegates merged, oldest first; delegates themselves are not among them.
@@ -56,15 +56,21 @@ impl Snapshot {
         self.lowered.gateways.entries.get(name).map(|entry| &entry.value)
     }
 
-    /// The port that a destination means for a client in `namespace`: its own, else the service's only one, else the
-    /// listener's. Source: Istio `GetDestinationCluster`.
-    pub fn destination_port(&self, namespace: &str, destination: &Destination, listener_port: u16) -> u16 {
-        if let Some(port) = destination.port {
-            return port;
+    /// The port that a destination means if `service` is its host's: its own, else the service's only one, else the only
+    /// one of an ExternalName that stands for the service, else the listener's. Source: Istio `GetDestinationCluster`.
+    pub fn destination_port(&self, destination: &Destination, service: Option<&Service>, listener_port: u16) -> u16 {
+        match (destination.port, service.map(|service| service.ports.as_slice())) {
+            (Some(port), _) => port,
+            (None, Some([only])) => only.number,
+            (None, _) => {
+                let alias = self.services.alias(&destination.host);
+                alias.and_then(|alias| alias.port).unwrap_or(listener_port)
+            }
         }
-        match self.service_for(namespace, &destination.host).map(|service| service.ports.as_slice()) {
-            Some([only]) => only.number,
-            _ => listener_port,
-        }
+    }
+
+    /// What a host stands for: itself, unless it is an ExternalName Service's.
+    pub fn concrete_host<'a>(&'a self, host: &'a Hostname) -> &'a Hostname {
+        self.services.alias(host).map_or(host, |alias| &alias.target)
     }
 }

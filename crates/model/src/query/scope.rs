@@ -58,6 +58,7 @@ impl Snapshot {
         }
         // A route that is imported works only if what it leads to is known as well.
         for host in egress.iter().flat_map(|listener| &listener.virtual_services).flat_map(|vs| destination_hosts(vs)) {
+            let host = self.concrete_host(host);
             if !services.contains_key(host)
                 && let Some(service) = self.service_for(namespace, host)
             {

@@ -33,8 +33,9 @@ impl Snapshot {
     }
 
     /// The service that clients in `namespace` mean by `host`: their own namespace's, else the Kubernetes one, else the
-    /// oldest of those that they may see.
+    /// oldest of those that they may see. An ExternalName Service means the service that it names.
     pub fn service_for(&self, namespace: &str, host: &Hostname) -> Option<&Arc<Service>> {
+        let host = self.concrete_host(host);
         let visible = || self.services.of_host(host).filter(|service| service.export_to.includes(namespace));
         visible()
             .find(|service| service.namespace() == namespace)

@@ -74,7 +74,7 @@ impl Snapshot {
             self.lowered
                 .telemetries
                 .values()
-                .filter(|telemetry| fits(telemetry))
+                .filter(|telemetry| !telemetry.is_attached && fits(telemetry))
                 .min_by(|a, b| a.origin.age.cmp(&b.origin.age))
                 .map(|telemetry| &**telemetry)
         };

@@ -266,6 +266,7 @@ fn changes(prev: Option<&Snapshot>, is_same_mesh: bool, next: &Snapshot) -> Chan
         let newer = new.iter().filter(|(key, service)| old.get(key).is_none_or(|held| !Arc::ptr_eq(held, service)));
         let gone = old.keys().filter(|key| !new.contains_key(*key));
         changes.services.extend(newer.map(|(key, _)| key).chain(gone).cloned());
+        changes.services.extend(next.services.aliased_otherwise(&prev.services));
     }
     if !Arc::ptr_eq(&prev.endpoints, &next.endpoints) {
         for key in next.endpoints.changed_since(&prev.endpoints) {

@@ -50,6 +50,8 @@ impl RouteTable {
 pub(crate) struct DestinationRuleTable {
     /// For clients of the namespace itself: every rule.
     local: BTreeMap<String, HostRules>,
+    /// For clients of the namespace itself: rules for nobody else.
+    private: BTreeMap<String, HostRules>,
     /// For clients of other namespaces: rules that are not private.
     exported: BTreeMap<String, HostRules>,
     pub diagnostics: Vec<Diagnostic>,
@@ -81,9 +83,9 @@ impl DestinationRuleTable {
                     "rename or remove one of the subsets",
                 ));
             }
-            if !rule.export_to.is_private_to(namespace) {
-                merge(table.exported.entry(namespace.to_owned()).or_default(), rule);
-            }
+            let visible =
+                if rule.export_to.is_private_to(namespace) { &mut table.private } else { &mut table.exported };
+            merge(visible.entry(namespace.to_owned()).or_default(), rule);
         }
         table
     }
@@ -91,6 +93,11 @@ impl DestinationRuleTable {
     /// The rules of a namespace for its own clients.
     pub fn of_namespace(&self, namespace: &str, host: &Hostname) -> Option<Vec<Arc<DestinationRule>>> {
         most_specific(self.local.get(namespace)?, host).cloned()
+    }
+
+    /// The rules that a namespace keeps for its own clients.
+    pub fn private_to(&self, namespace: &str, host: &Hostname) -> Option<Vec<Arc<DestinationRule>>> {
+        most_specific(self.private.get(namespace)?, host).cloned()
     }
 
     /// The rules of `namespace` that clients in `viewer` may see.

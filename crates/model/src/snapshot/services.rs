@@ -24,10 +24,35 @@ pub(crate) struct ServiceTable {
     /// Endpoints listed by the declaring ServiceEntry, by port number.
     pub listed: BTreeMap<ServiceKey, BTreeMap<u16, Vec<Endpoint>>>,
     allocated: BTreeMap<ServiceKey, IpAddr>,
+    /// ExternalName Services whose target the mesh knows.
+    aliases: BTreeMap<Hostname, Alias>,
     pub diagnostics: Vec<Diagnostic>,
 }
 
+/// What an ExternalName Service stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Alias {
+    /// A host that is no alias itself.
+    pub target: Hostname,
+    /// Its port, if it declares exactly one.
+    pub port: Option<u16>,
+}
+
 impl ServiceTable {
+    /// What a host stands for, if it is an alias and no service of its own.
+    pub fn alias(&self, host: &Hostname) -> Option<&Alias> {
+        self.aliases.get(host).filter(|_| self.of_host(host).next().is_none())
+    }
+
+    /// The services whose aliases are others than in `prev`, or lead elsewhere within them.
+    pub fn aliased_otherwise(&self, prev: &Self) -> Vec<ServiceKey> {
+        let one_sided = |one: &Self, other: &Self| -> Vec<ServiceKey> {
+            let differing = one.aliases.iter().filter(|(host, alias)| other.aliases.get(*host) != Some(alias));
+            differing.flat_map(|(_, alias)| self.of_host(&alias.target)).map(|service| service.key.clone()).collect()
+        };
+        [one_sided(self, prev), one_sided(prev, self)].concat()
+    }
+
     /// The services with this host, by namespace.
     pub fn of_host(&self, host: &Hostname) -> impl Iterator<Item = &Arc<Service>> {
         let from = ServiceKey { host: host.clone(), namespace: String::new() };
@@ -103,13 +128,23 @@ impl ServiceTable {
                 }
             }
         }
-        for (object, lowered, alias_of) in aliases {
+        let next: BTreeMap<&Hostname, &Hostname> =
+            aliases.iter().map(|(_, lowered, alias_of)| (lowered.service.host(), *alias_of)).collect();
+        for (object, lowered, alias_of) in &aliases {
+            let concrete = follow(alias_of, &next);
             let target = drafts
                 .values_mut()
-                .filter(|service| service.key.host == *alias_of)
+                .filter(|service| service.key.host == *concrete)
                 .min_by_key(|service| service.registry);
             match target {
-                Some(target) => target.aliases.push(lowered.service.key.clone()),
+                Some(target) => {
+                    target.aliases.push(lowered.service.key.clone());
+                    let port = match lowered.service.ports.as_slice() {
+                        [only] => Some(only.number),
+                        _ => None,
+                    };
+                    table.aliases.insert(lowered.service.host().clone(), Alias { target: concrete.clone(), port });
+                }
                 None => {
                     // It stays what it is to DNS; the mesh has nothing to route.
                     let message =
@@ -192,6 +227,13 @@ impl ServiceTable {
             }
         }
     }
+}
+
+/// The end of a chain of ExternalNames; of a circle, some name in it, which is nobody's. Source: Istio
+/// `resolveServiceAliases`.
+fn follow<'a>(first: &'a Hostname, next: &BTreeMap<&'a Hostname, &'a Hostname>) -> &'a Hostname {
+    let steps = std::iter::successors(Some(first), |host| next.get(host).copied());
+    steps.take(next.len() + 1).last().unwrap_or(first)
 }
 
 /// The endpoints that entries list, by service and port. DNS without endpoints: the host is its own endpoint.

@@ -223,3 +223,35 @@ data:
         ]
     );
 }
+
+#[test]
+fn grpc_web_is_told_wherever_a_port_declares_it() {
+    let build = super::build(
+        r"
+apiVersion: v1
+kind: Service
+metadata: {name: shop}
+spec: {selector: {app: shop}, ports: [{name: grpc, port: 80}, {name: grpc-web, port: 81}, {name: x, appProtocol: grpc-web, port: 82}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: out}
+spec: {hosts: [x.org], location: MESH_EXTERNAL, resolution: DNS, ports: [{number: 80, name: web, protocol: GRPC-Web}]}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: door}
+spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: web, protocol: GRPC-Web}, hosts: ['*']}]}
+",
+    );
+    let told: Vec<_> = super::codes(&build).into_iter().filter(|line| line.starts_with("MEL0307")).collect();
+    assert_eq!(
+        told,
+        [
+            "MEL0307 Gateway/door.default spec.servers[0].port.protocol",
+            "MEL0307 Service/shop.default spec.ports[1]",
+            "MEL0307 Service/shop.default spec.ports[2]",
+            "MEL0307 ServiceEntry/out.default spec.ports[0]",
+        ]
+    );
+}

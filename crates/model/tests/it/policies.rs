@@ -62,6 +62,24 @@ fn the_clients_rule_beats_the_services_and_that_the_roots() {
 }
 
 #[test]
+fn a_mesh_wide_rule_does_not_hide_a_services_own_from_gateways() {
+    let rule = |name: &str, ns: &str, spec: &str| object("DestinationRule", name, ns, spec);
+    let wide = "host: \"*.local\", trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}";
+    let own = rule("own", "shop", "{host: web, subsets: [{name: v1, labels: {version: v1}}]}");
+    let of = |text: &str| {
+        let snapshot = clean(&format!("{SERVICE}{text}"));
+        let rule = snapshot.destination_rule("istio-system", &labels(&[]), &web(&snapshot));
+        rule.map(|rule| rule.origin.object.name.clone())
+    };
+    let mesh_wide = rule("wide", "istio-system", &format!("{{{wide}}}"));
+    assert_eq!(of(&format!("{mesh_wide}{own}")).as_deref(), Some("own"));
+    assert_eq!(of(&mesh_wide).as_deref(), Some("wide"));
+    // For the proxies of istio-system alone, it is meant to come first.
+    let private = rule("private", "istio-system", &format!("{{{wide}, exportTo: [\".\"]}}"));
+    assert_eq!(of(&format!("{private}{own}")).as_deref(), Some("private"));
+}
+
+#[test]
 fn rules_of_one_host_merge_and_selected_clients_have_their_own() {
     let text = format!(
         "{SERVICE}{}{}{}",
@@ -147,7 +165,7 @@ fn authorization_is_sorted_by_action_root_first() {
             "AuthorizationPolicy",
             "a",
             "shop",
-            "{action: DENY, rules: [{from: [{source: {serviceAccounts: [thief, far/thief]}}]}]}"
+            "{action: DENY, rules: [{from: [{source: {serviceAccounts: [thief, far/thief]}}], when: [{key: source.serviceAccount, values: [thief, far/thief], notValues: [friend]}]}]}"
         ),
         object("AuthorizationPolicy", "b", "shop", "{}"),
         object("AuthorizationPolicy", "c", "shop", "{selector: {matchLabels: {app: web}}, action: AUDIT, rules: [{}]}"),
@@ -163,6 +181,11 @@ fn authorization_is_sorted_by_action_root_first() {
     assert_eq!(names(&found.audit), ["c"]);
     assert!(found.allow[0].rules.is_empty());
     assert_eq!(found.deny[1].rules[0].from[0].service_accounts.any, ["shop/thief", "far/thief"]);
+    let condition = &found.deny[1].rules[0].when[0].values;
+    assert_eq!(
+        (&condition.any[..], &condition.none[..]),
+        (&["shop/thief", "far/thief"].map(str::to_owned)[..], &["shop/friend".to_owned()][..])
+    );
     assert_eq!(names(&snapshot.authorization_policies("third", &labels(&[])).deny), ["z-mesh"]);
 }
 
@@ -215,6 +238,25 @@ data:
     assert_eq!(of("shop", &[("app", "quiet")], WorkloadMode::Server).len(), 1);
     assert_eq!(clean("").access_logs("x", &labels(&[]), WorkloadMode::Client), vec![]);
     assert_eq!(clean(&data("shop.yaml")).access_logs("shop", &labels(&[]), WorkloadMode::Client).len(), 1);
+}
+
+#[test]
+fn a_telemetry_for_something_else_hides_none() {
+    let target =
+        "targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: gw}], accessLogging: [{disabled: true}]";
+    let text = format!(
+        "{}{}{}",
+        object("Telemetry", "a-attached", "istio-system", &format!("{{{target}}}")),
+        object("Telemetry", "b-attached", "shop", &format!("{{{target}}}")),
+        object("Telemetry", "mesh", "istio-system", "{accessLogging: [{providers: [{name: envoy}]}]}"),
+    );
+    let build = build(&text);
+    let unserved = [
+        "MEL0307 Telemetry/a-attached.istio-system spec.targetRefs",
+        "MEL0307 Telemetry/b-attached.shop spec.targetRefs",
+    ];
+    assert_eq!(codes(&build), unserved);
+    assert_eq!(build.snapshot.access_logs("shop", &labels(&[]), WorkloadMode::Client).len(), 1);
 }
 
 #[test]

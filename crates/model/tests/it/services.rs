@@ -42,6 +42,48 @@ fn an_external_name_is_another_name_of_a_known_service() {
     assert_eq!(names, ["new.default.svc.cluster.local", "old.default.svc.cluster.local"]);
 }
 
+fn external_name(name: &str, target: &str, ports: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{type: ExternalName, externalName: {target}, ports: [{ports}]}}\n"
+    )
+}
+
+#[test]
+fn chains_of_external_names_are_followed_and_circles_lead_nowhere() {
+    let full = |name: &str| format!("{name}.default.svc.cluster.local");
+    let text = [
+        service("new", ""),
+        external_name("middle", &full("new"), ""),
+        external_name("old", &full("middle"), "{name: http, port: 8080}"),
+        external_name("ping", &full("pong"), ""),
+        external_name("pong", &full("ping"), ""),
+    ]
+    .concat();
+    let build = build(&text);
+    assert_eq!(
+        codes(&build),
+        ["MEL0312 Service/ping.default spec.externalName", "MEL0312 Service/pong.default spec.externalName"]
+    );
+    let snapshot = build.snapshot;
+    let host = |name: &str| Hostname::new(&full(name));
+    for name in ["new", "middle", "old"] {
+        let service = snapshot.service_for("default", &host(name)).expect("it leads to new");
+        assert_eq!(service.host().as_str(), full("new"));
+    }
+    assert!(snapshot.service_for("default", &host("ping")).is_none());
+    assert_eq!(snapshot.concrete_host(&host("old")), &host("new"));
+}
+
+#[test]
+fn an_alias_that_leads_elsewhere_changes_what_it_leads_to() {
+    let full = |name: &str| format!("{name}.default.svc.cluster.local");
+    let world = |ports: &str| format!("{}{}", service("new", ""), external_name("old", &full("new"), ports));
+    let options = BuildOptions::default();
+    let first = Snapshot::build(None, &tables(&world("{port: 80}")), &options).snapshot;
+    let second = Snapshot::build(Some(&first), &tables(&world("{port: 81}")), &options);
+    assert!(second.changes.services.contains(&key(&full("new"), "default")), "{:?}", second.changes);
+}
+
 #[test]
 fn entries_resolve_as_they_say() {
     let snapshot = clean(

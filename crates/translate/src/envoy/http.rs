@@ -27,7 +27,7 @@ pub(crate) fn http_filter<M: Message + Name>(name: &str, config: &M) -> hcm::Htt
     }
 }
 
-/// What Istio sets on every connection manager.
+/// What Istio sets on every connection manager; and that `reviews.` is `reviews`, for routes and policies alike.
 pub(crate) fn connection_manager(stat_prefix: &str) -> hcm::HttpConnectionManager {
     use hcm::http_connection_manager as m;
     hcm::HttpConnectionManager {
@@ -38,6 +38,7 @@ pub(crate) fn connection_manager(stat_prefix: &str) -> hcm::HttpConnectionManage
         stream_idle_timeout: seconds(0),
         path_with_escaped_slashes_action: m::PathWithEscapedSlashesAction::KeepUnchanged as i32,
         upgrade_configs: vec![m::UpgradeConfig { upgrade_type: "websocket".to_owned(), ..Default::default() }],
+        strip_trailing_host_dot: true,
         http_protocol_options: Some(core::Http1ProtocolOptions { ..Default::default() }),
         ..Default::default()
     }

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use meltemi_model::{DestinationRule, LbPolicy, PolicySettings, Resolution, Service, ServicePort, TlsMode};
+use meltemi_model::{DestinationRule, LbPolicy, PolicySettings, Registry, Resolution, Service, ServicePort, TlsMode};
 use meltemi_types::Protocol;
 
 use super::endpoint::{Selection, groups};
 use super::{Plan, View};
 use crate::cluster::{ClusterInput, ClusterPolicy, Discovery, Lb, ServiceRef, UpstreamHttp};
 use crate::endpoint::EndpointsInput;
+use crate::filters::PEER_EXCHANGE;
 use crate::proxy::ProxyKind;
 use crate::tls::UpstreamTls;
 use crate::traffic_policy::{AutoTls, TlsContext, cluster_policy, upstream_http, upstream_tls};
@@ -117,7 +118,7 @@ fn plan_cluster(
             auto,
             default_sni: sni_name(port.number, subset_name, service.host().as_str()),
             identities: &identities,
-            subject_alt_names: &service.subject_alt_names,
+            foreign_names: if service.registry == Registry::ServiceEntry { &identities } else { &[] },
             alpn: mesh_alpn(view, port.protocol, http),
             http,
             credential,
@@ -186,11 +187,13 @@ fn auto_tls(view: &View<'_>, service: &Service, port: &ServicePort, is_original_
     if all_meshed { AutoTls::Always } else { AutoTls::Off }
 }
 
-/// The ALPN that the mesh's own TLS offers. `istio-peer-exchange` is not offered: who selects it sends a preamble.
+/// The ALPN that the mesh's own TLS offers. `istio-peer-exchange` promises a preamble, which only connections that are
+/// served as bytes send: requests never offer it, since the client's filter decides what those offer.
 fn mesh_alpn(view: &View<'_>, protocol: Protocol, http: UpstreamHttp) -> Vec<String> {
     let list: &[&str] = match http {
         // Decided per request, by a filter of the client.
         UpstreamHttp::Http2 if view.abilities.istio_alpn => &["istio", "h2"],
+        _ if view.abilities.peer_exchange && !protocol.is_http() => &[PEER_EXCHANGE, "istio"],
         _ if view.abilities.istio_alpn => &["istio"],
         UpstreamHttp::Http2 => &["istio-h2", "istio", "h2"],
         UpstreamHttp::Default if protocol.is_http() => &["istio-http/1.1", "istio", "http/1.1"],

@@ -6,7 +6,7 @@ use meltemi_model::{
     Endpoint, EndpointAddress as ModelAddress, Health as ModelHealth, LocalityLb, PolicySettings, Service, ServicePort,
     TrafficDistribution,
 };
-use meltemi_types::{Locality, Selector};
+use meltemi_types::{Labels, Locality, Selector};
 
 use super::View;
 use crate::endpoint::{EndpointAddress, EndpointInput, Health, LocalityGroup};
@@ -26,21 +26,62 @@ pub(super) struct Found {
     pub locality_weighted: bool,
 }
 
-/// How localities are preferred.
-enum Preference {
-    None,
-    /// Nearest first, the next only when that fails.
-    Failover(LocalityLb),
-    /// The parts that must agree to be of the first priority.
-    Distribution(TrafficDistribution),
+/// Topology as labels, by which `failoverPriority` and traffic distribution name it. Source: Istio `AugmentLabels`.
+mod topology {
+    pub const NETWORK: &str = "topology.istio.io/network";
+    pub const CLUSTER: &str = "topology.istio.io/cluster";
+    pub const REGION: &str = "topology.kubernetes.io/region";
+    pub const ZONE: &str = "topology.kubernetes.io/zone";
+    pub const SUBZONE: &str = "topology.istio.io/subzone";
+    pub const NODE: &str = "kubernetes.io/hostname";
+}
+
+/// The locality setting in force, and whether it fails over without outlier detection, too.
+struct Preference {
+    setting: LocalityLb,
+    fails_over: bool,
+}
+
+/// Where something runs, and its own labels.
+struct Place<'a> {
+    labels: &'a Labels,
+    locality: &'a Locality,
+    network: &'a str,
+    cluster: &'a str,
+    node: &'a str,
+}
+
+impl<'a> Place<'a> {
+    /// A label, derived where the topology says it; empty if there is none.
+    fn value(&self, key: &str) -> &'a str {
+        let written = self.labels.value(key).unwrap_or_default();
+        let derived = match key {
+            topology::REGION => &self.locality.region,
+            topology::ZONE => &self.locality.zone,
+            topology::SUBZONE => &self.locality.subzone,
+            topology::CLUSTER => self.cluster,
+            topology::NODE => self.node,
+            // Here alone the label wins.
+            topology::NETWORK if written.is_empty() => self.network,
+            _ => "",
+        };
+        if derived.is_empty() { written } else { derived }
+    }
 }
 
 pub(super) fn groups(view: &View<'_>, selection: &Selection<'_>) -> Found {
     let Selection { service, port, settings, selector } = selection;
     // Unhealthy endpoints are sent only to clients that count them. Source: Istio `SupportsUnhealthyEndpoints`.
     let counts_unhealthy = settings.outlier.as_ref().is_some_and(|outlier| outlier.min_health_percent > 0);
-    let locality_lb = settings.load_balancer.as_ref().and_then(|lb| lb.locality.clone()).or_else(|| view.locality_lb());
-    let preference = preference(service, settings, locality_lb.as_ref());
+    let preference = preference(view, service, settings);
+    let node = view.node();
+    let own = Place {
+        labels: view.labels(),
+        locality: &view.proxy.locality,
+        network: &view.proxy.network,
+        cluster: &view.proxy.cluster_id,
+        node: &node,
+    };
     let mut grouped: BTreeMap<(u32, Locality), Vec<EndpointInput>> = BTreeMap::new();
     for endpoint in view.endpoints(service, port).iter() {
         let is_ready = endpoint.health == ModelHealth::Healthy || service.publish_not_ready;
@@ -49,7 +90,7 @@ pub(super) fn groups(view: &View<'_>, selection: &Selection<'_>) -> Found {
         if !fits || !(is_ready || is_counted) {
             continue;
         }
-        let priority = priority(view, &preference, endpoint);
+        let priority = preference.as_ref().map_or(0, |preference| priority(&own, preference, endpoint));
         grouped.entry((priority, endpoint.locality.clone())).or_default().push(input(view, endpoint, is_ready));
     }
     if grouped.is_empty() && selector.is_none() && service.resolution.is_dns() && !service.host().is_wildcard() {
@@ -72,76 +113,95 @@ pub(super) fn groups(view: &View<'_>, selection: &Selection<'_>) -> Found {
             endpoints,
         })
         .collect();
-    let locality_weighted = match &locality_lb {
-        Some(locality_lb) if locality_lb.enabled != Some(false) => {
-            distribute(&mut groups, &view.proxy.locality, locality_lb)
-        }
-        _ => false,
-    };
+    if let Some(Preference { setting, .. }) = &preference {
+        distribute(&mut groups, &view.proxy.locality, setting);
+    }
     close_gaps(&mut groups);
+    let locality_weighted = preference.is_some_and(|Preference { setting, fails_over }| {
+        !setting.distribute.is_empty()
+            || (fails_over && !(setting.failover.is_empty() && setting.failover_priority.is_empty()))
+    });
     Found { groups, locality_weighted }
 }
 
-fn preference(service: &Service, settings: &PolicySettings, locality_lb: Option<&LocalityLb>) -> Preference {
-    let written = settings.load_balancer.as_ref().is_some_and(|lb| lb.locality.is_some());
-    if !written && service.traffic_distribution != TrafficDistribution::Any {
-        return Preference::Distribution(service.traffic_distribution);
-    }
-    match locality_lb {
-        // Without ejection a failing locality would never be left. Source: Istio.
-        Some(lb) if lb.enabled != Some(false) && lb.distribute.is_empty() && settings.outlier.is_some() => {
-            Preference::Failover(lb.clone())
+/// What holds: the DestinationRule's setting, else the Service's traffic distribution, else the mesh's setting. Source:
+/// Istio `GetEffectiveLbSetting`.
+fn preference(view: &View<'_>, service: &Service, settings: &PolicySettings) -> Option<Preference> {
+    let written = settings.load_balancer.as_ref().and_then(|lb| lb.locality.clone());
+    let of_service: &[&str] = match service.traffic_distribution {
+        TrafficDistribution::Any => &[],
+        TrafficDistribution::PreferSameZone => &[topology::NETWORK, topology::REGION, topology::ZONE],
+        TrafficDistribution::PreferSameNode => {
+            &[topology::NETWORK, topology::REGION, topology::ZONE, topology::SUBZONE, topology::NODE]
         }
-        _ => Preference::None,
+    };
+    if written.is_none() && !of_service.is_empty() {
+        let failover_priority = of_service.iter().map(|key| (*key).to_owned()).collect();
+        return Some(Preference {
+            setting: LocalityLb { failover_priority, ..LocalityLb::default() },
+            fails_over: true,
+        });
+    }
+    let setting = written.or_else(|| view.locality_lb()).filter(|setting| setting.enabled != Some(false))?;
+    // Without ejection a failing locality would never be left. Source: Istio `ApplyLocalityLoadBalancer`.
+    Some(Preference { setting, fails_over: settings.outlier.is_some() })
+}
+
+fn priority(own: &Place<'_>, preference: &Preference, endpoint: &Endpoint) -> u32 {
+    let LocalityLb { enabled: _, distribute, failover, failover_priority } = &preference.setting;
+    if !preference.fails_over || !distribute.is_empty() {
+        return 0;
+    }
+    if failover_priority.is_empty() {
+        return locality_priority(own.locality, &endpoint.locality, failover);
+    }
+    let by_labels = label_priority(own, endpoint, failover_priority);
+    if failover.is_empty() {
+        return by_labels;
+    }
+    // Both: within each rank of the labels, near ones first.
+    by_labels * 5 + locality_priority(own.locality, &endpoint.locality, failover)
+}
+
+/// The nearest first, 0 to 4: the own subzone, zone, region; the region that `failover` names; all others.
+fn locality_priority(own: &Locality, theirs: &Locality, failover: &[(String, String)]) -> u32 {
+    if own.region != theirs.region {
+        let is_named = failover.iter().any(|(from, to)| *from == own.region && *to == theirs.region);
+        return if is_named { 3 } else { 4 };
+    }
+    match (own.zone == theirs.zone, own.subzone == theirs.subzone) {
+        (true, true) => 0,
+        (true, false) => 1,
+        (false, _) => 2,
     }
 }
 
-fn priority(view: &View<'_>, preference: &Preference, endpoint: &Endpoint) -> u32 {
-    let (own, theirs) = (&view.proxy.locality, &endpoint.locality);
-    let same_region = own.region == theirs.region;
-    let same_zone = same_region && own.zone == theirs.zone;
-    let same_subzone = same_zone && own.subzone == theirs.subzone;
-    match preference {
-        Preference::None => 0,
-        Preference::Failover(lb) if !lb.failover_priority.is_empty() => label_priority(view, lb, endpoint),
-        Preference::Failover(lb) => match (same_region, same_zone, same_subzone) {
-            (_, _, true) => 0,
-            (_, true, _) => 1,
-            (true, _, _) => 2,
-            _ if lb.failover.iter().any(|(from, to)| *from == own.region && *to == theirs.region) => 3,
-            _ => 4,
-        },
-        Preference::Distribution(distribution) => match distribution {
-            TrafficDistribution::Any => 0,
-            TrafficDistribution::PreferClose => {
-                u32::from(!same_region) + u32::from(!same_zone) + u32::from(!same_subzone)
-            }
-            TrafficDistribution::PreferSameZone => u32::from(!same_zone),
-            TrafficDistribution::PreferSameNode => {
-                let node = view.node();
-                u32::from(node.is_empty() || endpoint.workload.as_ref().is_none_or(|workload| workload.node != node))
-            }
-        },
-    }
+/// `failoverPriority`: labels in order, `KEY` or `KEY=VALUE`; the first that differs decides. A network that comes first
+/// and differs puts an endpoint behind all of the own network, ordered by the rest. Source: Istio
+/// `applyFailoverPriorityPerLocality`.
+fn label_priority(own: &Place<'_>, endpoint: &Endpoint, labels: &[String]) -> u32 {
+    let workload = endpoint.workload.as_deref();
+    let theirs = Place {
+        labels: &endpoint.labels,
+        locality: &endpoint.locality,
+        network: &endpoint.network,
+        cluster: workload.map(|one| one.cluster.as_str()).filter(|name| !name.is_empty()).unwrap_or(own.cluster),
+        node: workload.map(|one| one.node.as_str()).unwrap_or_default(),
+    };
+    let agrees = |label: &String| match label.split_once('=') {
+        Some((key, value)) => theirs.value(key) == value,
+        None => theirs.value(label) == own.value(label),
+    };
+    let other_network = labels.first().is_some_and(|label| label == topology::NETWORK && !agrees(label));
+    let from = usize::from(other_network);
+    let agreeing = from + labels[from..].iter().take_while(|label| agrees(label)).count();
+    let base = if other_network { labels.len() } else { 0 };
+    u32::try_from(base + labels.len() - agreeing).unwrap_or(u32::MAX / 5)
 }
 
-/// failoverPriority: labels in order; the first that differs decides.
-fn label_priority(view: &View<'_>, lb: &LocalityLb, endpoint: &Endpoint) -> u32 {
-    let labels = lb.failover_priority.len();
-    let agreeing = lb
-        .failover_priority
-        .iter()
-        .take_while(|entry| match entry.split_once('=') {
-            Some((key, value)) => endpoint.labels.value(key) == Some(value),
-            None => endpoint.labels.value(entry) == view.proxy.labels.value(entry),
-        })
-        .count();
-    u32::try_from(labels - agreeing).unwrap_or(u32::MAX)
-}
-
-/// `distribute`: shares of the first rule for this proxy's locality; answers whether one applied.
-fn distribute(groups: &mut Vec<LocalityGroup>, own: &Locality, lb: &LocalityLb) -> bool {
-    let Some((_, shares)) = lb.distribute.iter().find(|(from, _)| locality_fits(own, from)) else { return false };
+/// `distribute`: shares of the first rule for this proxy's locality.
+fn distribute(groups: &mut Vec<LocalityGroup>, own: &Locality, lb: &LocalityLb) {
+    let Some((_, shares)) = lb.distribute.iter().find(|(from, _)| locality_fits(own, from)) else { return };
     let mut kept = Vec::new();
     for (to, share) in shares {
         let members: Vec<usize> = (0..groups.len())
@@ -159,7 +219,6 @@ fn distribute(groups: &mut Vec<LocalityGroup>, own: &Locality, lb: &LocalityLb) 
         index += 1;
         kept.contains(&(index - 1))
     });
-    true
 }
 
 /// `region/zone/subzone` with `*` for "the rest".
@@ -242,7 +301,7 @@ mod tests {
             distribute: vec![("eu/*".into(), BTreeMap::from([("eu/*".to_owned(), 80), ("us/*".to_owned(), 20)]))],
             ..LocalityLb::default()
         };
-        assert!(distribute(&mut groups, &Locality::parse("eu/a"), &lb));
+        distribute(&mut groups, &Locality::parse("eu/a"), &lb);
         let weights: Vec<_> = groups.iter().map(|group| group.weight).collect();
         assert_eq!(weights, [20_000, 60_000, 20_000]);
     }

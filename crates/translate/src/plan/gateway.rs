@@ -193,7 +193,7 @@ fn roots_name(tls: &ModelTls, credential: &str) -> String {
 pub(super) fn downstream_tls(view: &View<'_>, tls: &ModelTls, is_http: bool, plan: &mut Plan) -> DownstreamTls {
     if tls.mode == ServerTlsMode::IstioMutual {
         let trust_domains = view.trust_domains.iter().map(|domain| format!("spiffe://{domain}/")).collect();
-        return DownstreamTls::Mesh { alpn: chains::server_alpn(), trust_domains };
+        return DownstreamTls::Mesh { alpn: chains::server_alpn(false), trust_domains };
     }
     for name in &tls.credential_names {
         view.add_secrets(name, &tls.ca_credential_name, plan);
@@ -336,7 +336,7 @@ fn route_table(view: &View<'_>, name: &str, servers: &[(&Arc<Gateway>, &Server)]
         let context = context(view, &bound, server.port);
         let redirects = server.tls.as_ref().is_some_and(|tls| tls.https_redirect) && !server.terminates_tls();
         for (vs, names) in view.snapshot.virtual_services_of_server(gateway, server, &view.proxy.namespace) {
-            let routes = http_route::rules(view, &vs, &context);
+            let routes = http_route::rules(view, &vs, &context, server.terminates_tls());
             if routes.is_empty() {
                 continue;
             }

@@ -9,20 +9,26 @@ use super::cluster::{destination_settings, outbound_name};
 use crate::route::{DefaultInput, HashPolicy, RouteInput, Rule, RuleInput};
 use crate::traffic_policy::hash_policies;
 
-/// The routes that a VirtualService has for a proxy, gateway and port; empty if none is for it.
-pub(super) fn rules(view: &View<'_>, of: &Arc<VirtualService>, context: &RouteContext<'_>) -> Vec<RouteInput> {
+/// The routes that a VirtualService has for a proxy, gateway and port; empty if none is for it. `is_tls`: requests come as
+/// https.
+pub(super) fn rules(
+    view: &View<'_>,
+    of: &Arc<VirtualService>,
+    context: &RouteContext<'_>,
+    is_tls: bool,
+) -> Vec<RouteInput> {
     let mut routes = Vec::new();
     for (index, route) in of.http.iter().enumerate() {
         let Some(held) = route.matches_for(context, of) else { continue };
         let rule = Rule { service: of.clone(), index };
         if held.is_empty() {
-            routes.push(rule_input(view, rule, None, context.port));
+            routes.push(rule_input(view, rule, None, context.port, is_tls));
             break;
         }
         let mut takes_all = false;
         for condition in held {
             let at = route.matches.iter().position(|one| std::ptr::eq(one, condition));
-            routes.push(rule_input(view, rule.clone(), at, context.port));
+            routes.push(rule_input(view, rule.clone(), at, context.port, is_tls));
             // What follows a route that matches everything is never reached.
             if condition.is_catch_all() {
                 takes_all = true;
@@ -36,7 +42,7 @@ pub(super) fn rules(view: &View<'_>, of: &Arc<VirtualService>, context: &RouteCo
     routes
 }
 
-fn rule_input(view: &View<'_>, rule: Rule, matched: Option<usize>, port: u16) -> RouteInput {
+fn rule_input(view: &View<'_>, rule: Rule, matched: Option<usize>, port: u16, is_tls: bool) -> RouteInput {
     let (mut clusters, mut hash, mut operation) = (Vec::new(), Vec::<HashPolicy>::new(), String::new());
     if let HttpAction::Forward(destinations) = &rule.action {
         for weighted in destinations {
@@ -46,6 +52,9 @@ fn rule_input(view: &View<'_>, rule: Rule, matched: Option<usize>, port: u16) ->
                 operation = format!("{}:{port}/*", destination.host);
             }
             clusters.push(cluster);
+            if weighted.weight == 0 {
+                continue;
+            }
             for policy in hash_policies(&destination_settings(view, &destination.host, &destination.subset, port)) {
                 if !hash.contains(&policy) {
                     hash.push(policy);
@@ -61,6 +70,7 @@ fn rule_input(view: &View<'_>, rule: Rule, matched: Option<usize>, port: u16) ->
         mirrors,
         hash,
         port,
+        is_tls,
         operation,
         has_fault: view.abilities.fault,
         has_cors: view.abilities.cors,

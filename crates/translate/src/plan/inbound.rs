@@ -233,9 +233,10 @@ fn wildcard(ip: Option<&IpAddr>) -> String {
 }
 
 impl Shared<'_, '_> {
-    fn mesh_tls(&self) -> DownstreamTls {
+    fn mesh_tls(&self, reads: Reads) -> DownstreamTls {
         let unique: BTreeSet<_> = self.view.trust_domains.iter().map(|domain| format!("spiffe://{domain}/")).collect();
-        DownstreamTls::Mesh { alpn: chains::server_alpn(), trust_domains: unique.into_iter().collect() }
+        let exchanges = reads == Reads::Tcp && self.view.abilities.peer_exchange;
+        DownstreamTls::Mesh { alpn: chains::server_alpn(exchanges), trust_domains: unique.into_iter().collect() }
     }
 
     fn add_passthrough(&self, chains: &mut Vec<ChainInput>, port: Option<u16>, mode: MtlsMode) {
@@ -246,7 +247,7 @@ impl Shared<'_, '_> {
             };
             chains.push(ChainInput {
                 name: name.to_owned(),
-                tls: if chain.terminates { self.mesh_tls() } else { DownstreamTls::Off },
+                tls: if chain.terminates { self.mesh_tls(chain.reads) } else { DownstreamTls::Off },
                 filters: self.filters(chain.reads, INBOUND_PASSTHROUGH, Protocol::Unsupported, 0),
                 matched: chain.matched,
             });
@@ -272,7 +273,7 @@ impl Shared<'_, '_> {
         for chain in chains::inbound(mode, served.protocol, Some(served.port)) {
             chains.push(ChainInput {
                 name: name.clone(),
-                tls: if chain.terminates { self.mesh_tls() } else { DownstreamTls::Off },
+                tls: if chain.terminates { self.mesh_tls(chain.reads) } else { DownstreamTls::Off },
                 filters: self.filters(chain.reads, &served.cluster, served.protocol, served.port),
                 matched: chain.matched,
             });

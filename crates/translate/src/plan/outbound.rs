@@ -83,15 +83,15 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
 fn report_unserved(view: &View<'_>, egress: &ScopedEgress, plan: &mut Plan) {
     let Some(listener) = &egress.listener else { return };
     let Some(sidecar) = &view.scope.sidecar else { return };
-    if listener.capture == CaptureMode::None || listener.bind.starts_with("unix:") {
-        plan.diagnostics.push(view.warning(
-            &sidecar.origin.object,
-            "MEL0502",
-            "spec.egress",
-            "an egress listener that applications connect to themselves (captureMode NONE, or a Unix socket) is not served",
-            "leave captureMode and bind away, so that traffic is captured",
-        ));
-    }
+    let message = if listener.capture == CaptureMode::None || listener.bind.starts_with("unix:") {
+        "an egress listener that applications connect to themselves (captureMode NONE, or a Unix socket) is not served"
+    } else if !matches!(listener.bind.as_str(), "" | "0.0.0.0" | "::") {
+        "bind of an egress listener has no effect: captured calls are taken at whatever address they go to"
+    } else {
+        return;
+    };
+    let remedy = "leave captureMode and bind away, so that traffic is captured";
+    plan.diagnostics.push(view.warning(&sidecar.origin.object, "MEL0502", "spec.egress", message, remedy));
 }
 
 fn add_port<'a>(

@@ -9,7 +9,7 @@ use meltemi_model::{
     Hostname, LocalityLb, MtlsMode, NamespacedName, OutboundPolicy, Service, ServicePort, SidecarScope, Snapshot,
     WorkloadMode,
 };
-use meltemi_types::{Diagnostic, Labels, ObjectRef, Severity};
+use meltemi_types::{Diagnostic, Labels, ObjectRef, Severity, SpiffeId};
 
 use super::Plan;
 use super::cluster::{expected_identities, has_proxy, outbound_name};
@@ -76,7 +76,7 @@ impl<'a> View<'a> {
 
     pub fn service(&self, host: &Hostname) -> Option<Arc<Service>> {
         match self.proxy.kind {
-            ProxyKind::Sidecar => self.scope.service(host).cloned(),
+            ProxyKind::Sidecar => self.scope.service(self.snapshot.concrete_host(host)).cloned(),
             ProxyKind::Router => self.snapshot.service_for(&self.proxy.namespace, host).cloned(),
         }
     }
@@ -88,21 +88,29 @@ impl<'a> View<'a> {
 
     /// The cluster that a route's destination means.
     pub fn cluster_of(&self, destination: &Destination, listener_port: u16) -> (String, u16) {
-        let port = match (destination.port, self.service(&destination.host)) {
-            (Some(port), _) => port,
-            (None, Some(service)) if service.ports.len() == 1 => service.ports[0].number,
-            _ => listener_port,
-        };
-        (outbound_name(port, &destination.subset, destination.host.as_str()), port)
+        let service = self.service(&destination.host);
+        let port = self.snapshot.destination_port(destination, service.as_deref(), listener_port);
+        // An ExternalName Service has no cluster of its own: what it stands for has.
+        let host = self.snapshot.concrete_host(&destination.host);
+        (outbound_name(port, &destination.subset, host.as_str()), port)
     }
 
     pub fn endpoints(&self, service: &Service, port: &ServicePort) -> EndpointSet {
         self.snapshot.endpoints(&service.key, port.number)
     }
 
-    /// Identities of which the servers of a service port show one.
+    /// Names of which the servers of a service show one: the endpoints' identities, and what a ServiceEntry adds. Source:
+    /// Istio `addServiceAccounts`.
     pub fn identities(&self, service: &Service) -> Vec<String> {
-        expected_identities(self.snapshot.identities(&service.key).into_iter(), &self.trust_domains)
+        let named = service.subject_alt_names.iter();
+        let (spiffe, others): (Vec<_>, Vec<_>) = named.partition(|name| name.parse::<SpiffeId>().is_ok());
+        let spiffe = spiffe.into_iter().filter_map(|name| name.parse().ok());
+        let found = self.snapshot.identities(&service.key).into_iter().chain(spiffe);
+        let mut all = expected_identities(found, &self.trust_domains);
+        all.extend(others.into_iter().cloned());
+        all.sort();
+        all.dedup();
+        all
     }
 
     /// Whether a client may use the mesh's TLS towards an endpoint: it has a proxy, and its policy does not switch it off.

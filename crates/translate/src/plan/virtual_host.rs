@@ -36,7 +36,7 @@ pub(super) fn service_table(
         .virtual_services
         .iter()
         .filter(|vs| vs.hosts.iter().any(|host| service.host().is_within(host)))
-        .map(|vs| http_route::rules(view, vs, &context))
+        .map(|vs| http_route::rules(view, vs, &context, false))
         .find(|routes| !routes.is_empty())
         .unwrap_or_else(|| vec![http_route::default_route(view, service, number)]);
     let host = VirtualHostInput {
@@ -66,7 +66,7 @@ impl<'a, 'v> Hosts<'a, 'v> {
     fn add_virtual_services(&mut self, all: &[Arc<VirtualService>], services: &[Arc<Service>]) {
         let mut claims = Vec::new();
         for vs in all.iter().filter(|vs| !vs.http.is_empty()) {
-            let routes = http_route::rules(self.view, vs, &mesh_context(self.view, self.port));
+            let routes = http_route::rules(self.view, vs, &mesh_context(self.view, self.port), false);
             if !routes.is_empty() {
                 claims.extend(vs.hosts.iter().map(|host| (host, routes.clone())));
             }

@@ -26,7 +26,7 @@ pub(crate) const FAULT_FILTER: &str = "envoy.filters.http.fault";
 pub(crate) const CORS_FILTER: &str = "envoy.filters.http.cors";
 
 pub(super) fn rule_message(input: &RuleInput) -> route::Route {
-    let RuleInput { rule, matched, clusters, mirrors, hash, port, operation, has_fault, has_cors } = input;
+    let RuleInput { rule, matched, clusters, mirrors, hash, port, is_tls, operation, has_fault, has_cors } = input;
     let condition = matched.and_then(|index| rule.matches.get(index));
     let HttpRoute {
         name,
@@ -56,16 +56,18 @@ pub(super) fn rule_message(input: &RuleInput) -> route::Route {
             message.decorator = super::decorator(operation);
             let mut action = forward_action(destinations, clusters, &mut message);
             apply_timeout(&mut action, *timeout);
-            action.retry_policy = retry_policy(retries, !hash.is_empty());
+            // Shares over several clusters keep no affinity that a retry could break. Source: Istio.
+            action.retry_policy = retry_policy(retries, !hash.is_empty() && clusters.len() == 1);
             action.hash_policy = hash.iter().map(hash_policy).collect();
             action.request_mirror_policies =
                 mirror_rules.iter().zip(mirrors).map(|(rule, cluster)| mirror_policy(cluster, rule.percent)).collect();
-            if let Some(rewrite) = rewrite {
-                apply_rewrite(&mut action, rewrite);
-            }
+            // rewrite.authority before headers.request.set of the route, before that of the destination.
             if let Some(host) = authority_change(&headers.request) {
                 action.host_rewrite_specifier =
                     Some(route::route_action::HostRewriteSpecifier::HostRewriteLiteral(host));
+            }
+            if let Some(rewrite) = rewrite {
+                apply_rewrite(&mut action, rewrite);
             }
             if clusters.is_empty() || total_weight(destinations) == 0 {
                 // Nothing takes traffic: an answer that says so, rather than a table that Envoy refuses.
@@ -74,7 +76,7 @@ pub(super) fn rule_message(input: &RuleInput) -> route::Route {
                 route::route::Action::Route(action)
             }
         }
-        HttpAction::Redirect(redirect) => route::route::Action::Redirect(redirect_action(redirect, *port)),
+        HttpAction::Redirect(redirect) => route::route::Action::Redirect(redirect_action(redirect, *port, *is_tls)),
         HttpAction::DirectResponse(answer) => route::route::Action::DirectResponse(direct_response(answer)),
     });
     add_header_changes(&mut message, headers);
@@ -250,17 +252,21 @@ pub(super) fn hash_policy(input: &HashPolicy) -> route::route_action::HashPolicy
     route::route_action::HashPolicy { terminal: false, policy_specifier: Some(specifier) }
 }
 
-fn redirect_action(input: &Redirect, listener_port: u16) -> route::RedirectAction {
+fn redirect_action(input: &Redirect, listener_port: u16, is_tls: bool) -> route::RedirectAction {
     use route::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
     let Redirect { path, authority, port, scheme, code } = input;
+    let port = match port {
+        // Envoy drops a default port when the scheme changes.
+        RedirectPort::Keep | RedirectPort::SchemeDefault => 0,
+        RedirectPort::Number(number) => *number,
+        RedirectPort::RequestPort => listener_port,
+    };
+    // A scheme's own port is not written. Source: Istio `ApplyRedirect`.
+    let own_scheme = if is_tls { "https" } else { "http" };
+    let is_default = matches!((scheme.as_deref().unwrap_or(own_scheme), port), ("http", 80) | ("https", 443));
     route::RedirectAction {
         host_redirect: authority.clone().unwrap_or_default(),
-        port_redirect: match port {
-            // Envoy drops a default port when the scheme changes.
-            RedirectPort::Keep | RedirectPort::SchemeDefault => 0,
-            RedirectPort::Number(number) => u32::from(*number),
-            RedirectPort::RequestPort => u32::from(listener_port),
-        },
+        port_redirect: if is_default { 0 } else { u32::from(port) },
         response_code: match code {
             302 => RedirectResponseCode::Found,
             303 => RedirectResponseCode::SeeOther,
@@ -328,7 +334,7 @@ fn cors_message(input: &Cors) -> CorsPolicy {
         expose_headers: expose_headers.join(","),
         max_age: max_age.map(|age| age.as_secs().to_string()).unwrap_or_default(),
         allow_credentials: allow_credentials.and_then(boolv),
-        forward_not_matching_preflights: forward_unmatched_preflights.and_then(boolv),
+        forward_not_matching_preflights: boolv(forward_unmatched_preflights.unwrap_or(true)),
         filter_enabled: Some(runtime_fraction(1_000_000)),
         ..Default::default()
     }

@@ -59,6 +59,22 @@ fn istios_cases_give_equivalent_filters() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
+#[test]
+fn a_bare_service_account_is_of_the_policys_namespace() {
+    let policy = |rule: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: foo}}\nspec: {{action: DENY, rules: [{rule}]}}\n"
+        )
+    };
+    let of = |rule: &str| translated(&policy(rule), "http-service-account");
+    let from = of("{from: [{source: {serviceAccounts: [sleep]}}]}");
+    assert_eq!(of("{when: [{key: source.serviceAccount, values: [sleep]}]}"), from);
+    assert_eq!(of("{when: [{key: source.serviceAccount, values: [foo/sleep]}]}"), from);
+    let not_from = of("{from: [{source: {notServiceAccounts: [sleep]}}]}");
+    assert_eq!(of("{when: [{key: source.serviceAccount, notValues: [sleep]}]}"), not_from);
+    assert_ne!(from, not_from);
+}
+
 /// Where two values part first.
 fn difference(expected: &Value, found: &Value, at: String) -> String {
     match (expected, found) {

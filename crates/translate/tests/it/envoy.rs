@@ -56,6 +56,35 @@ fn real_envoy_accepts_every_resource() {
 }
 
 #[test]
+fn real_envoy_accepts_the_seldom_used_settings() {
+    let Some(envoy) = envoy() else {
+        super::skip("real_envoy_accepts_the_seldom_used_settings", "there is no Envoy (cargo xtask peers)");
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, policy) in [
+        ("warmup", "{loadBalancer: {simple: LEAST_REQUEST, warmup: {duration: 60s, aggression: 1.5}}}"),
+        (
+            "split",
+            "{outlierDetection: {splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 5, consecutive5xxErrors: 0}}",
+        ),
+        (
+            "priorities",
+            "{loadBalancer: {localityLbSetting: {failoverPriority: [topology.istio.io/network, kubernetes.io/hostname]}}, outlierDetection: {interval: 10s}}",
+        ),
+        ("maglev", "{loadBalancer: {consistentHash: {httpCookie: {name: user, ttl: 0s}, maglev: {tableSize: 65537}}}}"),
+        (
+            "pool",
+            "{connectionPool: {tcp: {idleTimeout: 5s, tcpKeepalive: {time: 60s}}, http: {useClientProtocol: true, maxConcurrentStreams: 3}}, retryBudget: {percent: 25}}",
+        ),
+    ] {
+        let rules = super::values::destination_rule(policy);
+        let snapshot = super::snapshot_of(&format!("{}---\n{rules}", super::values::WORLD));
+        assert_accepted(&envoy, &folder.path().join("places.pb"), &snapshot, super::values::caller(), name);
+    }
+}
+
+#[test]
 fn real_envoy_accepts_what_istios_samples_become() {
     let shared = std::env::var_os("MELTEMI_SHARED")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"), PathBuf::from);

@@ -3,6 +3,7 @@
 mod authz;
 mod envoy;
 mod summary;
+mod values;
 
 use std::sync::Arc;
 
@@ -94,13 +95,54 @@ fn stock_envoy_is_sent_nothing_that_it_has_not() {
     for resource in translated.resources.values().flatten() {
         // Names of filters, and of their types, are plain text within the message.
         let text = String::from_utf8_lossy(&resource.any.value);
-        for foreign in ["istio.alpn", "istio.stats", "istio.metadata_exchange", "stats.PluginConfig"] {
+        for foreign in ["istio.alpn", "istio.stats", "metadata_exchange", "stats.PluginConfig"] {
             assert!(!text.contains(foreign), "{foreign} in {}", resource.name);
         }
     }
     let text = summary::of(&translated);
     assert!(text.contains(r#"alpn=["istio-http/1.1", "istio", "http/1.1"]"#), "{text}");
     assert!(text.contains("set_filter_state"), "sniffed ports decide their ALPN per request: {text}");
+}
+
+#[test]
+fn both_ends_of_tcp_are_told_to_say_who_they_are_where_both_can() {
+    let ours = summary::of(&shop(&front()));
+    assert!(ours.contains("istio-peer-exchange\", \"istio\"]"), "the client offers: {ours}");
+    let chains = |proxy: &Proxy| {
+        let translated = shop(proxy);
+        let list = translated.of(type_url::LISTENER);
+        let inbound = list.iter().find(|resource| &*resource.name == "virtualInbound").expect("a sidecar's");
+        let message: meltemi_proto::envoy::config::listener::v3::Listener =
+            meltemi_proto::unpack(&inbound.any).expect("a listener");
+        message.filter_chains
+    };
+    for (proxy, exchanges) in [(ledger(), true), (stock(ledger()), false)] {
+        let mut seen = false;
+        for chain in chains(&proxy) {
+            let is_tcp = chain.filters.iter().any(|filter| filter.name == "envoy.filters.network.tcp_proxy");
+            let has_filter = chain.filters.iter().any(|filter| filter.name == "istio.metadata_exchange");
+            assert_eq!(has_filter, is_tcp && exchanges, "{}", chain.name);
+            let Some(tls) = &chain.transport_socket else { continue };
+            let selects = format!("{tls:?}").contains(format!("{:?}", b"istio-peer-exchange").trim_matches(['[', ']']));
+            assert_eq!(selects, is_tcp && exchanges, "{}", chain.name);
+            seen |= is_tcp;
+        }
+        assert!(seen, "a chain that ends mutual TLS for bytes");
+    }
+}
+
+#[test]
+fn grpc_web_is_translated_by_envoy_alone() {
+    let text = SHOP.replace("name: http", "name: grpc-web");
+    assert_ne!(text, SHOP);
+    let has = |proxy: &Proxy| {
+        let translated = translate(&snapshot_of(&text), proxy, &Memo::new());
+        let all = translated.resources.values().flatten();
+        all.clone().any(|resource| String::from_utf8_lossy(&resource.any.value).contains("envoy.filters.http.grpc_web"))
+    };
+    let mut envoy = stock(front());
+    envoy.extensions.insert("envoy.filters.http.grpc_web".to_owned());
+    assert!(has(&envoy) && !has(&front()));
 }
 
 #[test]
@@ -176,6 +218,21 @@ fn a_redirect_to_https_needs_no_route() {
     let gateway = "---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: gw, namespace: shop}\nspec:\n  selector: {istio: ingressgateway}\n  servers:\n  - port: {number: 8000, name: http, protocol: HTTP}\n    hosts: [a.example.com]\n    tls: {httpsRedirect: true}\n";
     let text = summary::of(&translate(&snapshot_of(&format!("{SHOP}{gateway}")), &entry(), &Memo::new()));
     assert!(text.contains(r#"host a.example.com:8000 ["a.example.com"] https-only"#), "{text}");
+}
+
+#[test]
+fn a_bind_that_is_not_honoured_is_told() {
+    let told = |extra: &str| {
+        let sidecar = format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {{name: front, namespace: shop}}\nspec:\n  egress:\n  - port: {{number: 9080, name: http, protocol: HTTP}}\n    hosts: ['*/*']\n{extra}"
+        );
+        let translated = translate(&snapshot_of(&format!("{SHOP}{sidecar}")), &front(), &Memo::new());
+        let codes: Vec<_> = translated.diagnostics.into_iter().map(|finding| finding.code).collect();
+        codes
+    };
+    assert_eq!(told(""), Vec::<String>::new());
+    assert_eq!(told("    bind: 127.0.0.9\n"), ["MEL0502"]);
+    assert_eq!(told("    bind: 127.0.0.9\n    captureMode: NONE\n"), ["MEL0502"]);
 }
 
 #[test]

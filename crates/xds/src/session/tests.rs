@@ -411,3 +411,21 @@ fn state_of_the_world_refusal_is_recorded_with_what_was_new() {
     assert!(status.resources["b"].nack.is_some());
     assert!(session.next_response().is_none(), "a refused list is not repeated");
 }
+
+#[test]
+fn state_of_the_world_sends_again_what_a_refused_part_may_have_cost() {
+    let mut session = sotw(&[(ROUTE, "80", "1"), (ROUTE, "90", "1"), (ROUTE, "bad", "1")]);
+    let wanted = ["80", "90", "bad"];
+    session.on_request(want(ROUTE, &wanted, None)).expect("fine");
+    let first = session.next_response().expect("an answer");
+    assert_eq!(names(&first), wanted);
+    let error_detail = Some(google::rpc::Status { code: 3, message: "route bad: no".into(), details: Vec::new() });
+    session.on_request(DiscoveryRequest { error_detail, ..want(ROUTE, &wanted, Some(&first)) }).expect("fine");
+    let again = session.next_response().expect("Envoy takes the tables of a response one by one, until one is bad");
+    assert_eq!(names(&again), ["80", "90"]);
+    session.on_request(want(ROUTE, &wanted, Some(&again))).expect("fine");
+    assert!(session.next_response().is_none(), "the refused version is not repeated");
+    let status = session.status();
+    let status = of(&status, ROUTE);
+    assert!(status.resources["bad"].nack.is_some() && status.resources["80"].acked.is_some());
+}

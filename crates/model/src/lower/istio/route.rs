@@ -280,15 +280,17 @@ fn mirrors(names: &RouteNames<'_>, route: &api::HttpRoute) -> Vec<Mirror> {
 }
 
 fn lower_cors(written: &api::CorsPolicy) -> Cors {
-    // The deprecated list is of exact origins, with `*` for all.
-    let older = written.allow_origin.iter().map(|origin| {
-        if origin == "*" { StringMatch::Regex(".*".to_owned()) } else { StringMatch::Exact(origin.clone()) }
-    });
-    let allow_origins = if written.allow_origins.is_empty() {
+    // The deprecated list is of exact origins.
+    let older = written.allow_origin.iter().map(|origin| StringMatch::Exact(origin.clone()));
+    let written_origins: Vec<StringMatch> = if written.allow_origins.is_empty() {
         older.collect()
     } else {
         written.allow_origins.iter().map(string_match).collect()
     };
+    // What takes the origin `*` takes all. Source: Envoy's filter `cors`.
+    let all = StringMatch::Exact("*".to_owned());
+    let of = |origin| if origin == all { StringMatch::Regex(".*".to_owned()) } else { origin };
+    let allow_origins = written_origins.into_iter().map(of).collect();
     Cors {
         allow_origins,
         allow_methods: written.allow_methods.clone(),

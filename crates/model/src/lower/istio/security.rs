@@ -88,7 +88,11 @@ fn lower_rule(rule: &api::Rule, namespace: &str) -> AuthzRule {
             .iter()
             .map(|condition| AuthzCondition {
                 key: condition.key.clone(),
-                values: values(&condition.values, &condition.not_values),
+                values: if condition.key == "source.serviceAccount" {
+                    accounts(&condition.values, &condition.not_values, namespace)
+                } else {
+                    values(&condition.values, &condition.not_values)
+                },
             })
             .collect(),
     }
@@ -96,6 +100,16 @@ fn lower_rule(rule: &api::Rule, namespace: &str) -> AuthzRule {
 
 fn values(any: &[String], none: &[String]) -> Values {
     Values { any: any.to_vec(), none: none.to_vec() }
+}
+
+/// Service accounts as `NAMESPACE/NAME`; without one, the policy's own namespace is meant. Source: Istio
+/// `serviceAccountRegex`.
+fn accounts(any: &[String], none: &[String], namespace: &str) -> Values {
+    let qualified = |account: &String| match account.contains('/') {
+        true => account.clone(),
+        false => format!("{namespace}/{account}"),
+    };
+    Values { any: any.iter().map(qualified).collect(), none: none.iter().map(qualified).collect() }
 }
 
 /// Destructured, so that a new field cannot be forgotten: a condition that is left out would permit more.
@@ -116,17 +130,11 @@ fn lower_source(source: &api::Source, namespace: &str) -> AuthzSource {
         trust_domains,
         not_trust_domains,
     } = source;
-    let qualified = |accounts: &[String]| -> Vec<String> {
-        accounts
-            .iter()
-            .map(|account| if account.contains('/') { account.clone() } else { format!("{namespace}/{account}") })
-            .collect()
-    };
     AuthzSource {
         principals: values(principals, not_principals),
         request_principals: values(request_principals, not_request_principals),
         namespaces: values(namespaces, not_namespaces),
-        service_accounts: Values { any: qualified(service_accounts), none: qualified(not_service_accounts) },
+        service_accounts: accounts(service_accounts, not_service_accounts, namespace),
         ip_blocks: values(ip_blocks, not_ip_blocks),
         remote_ip_blocks: values(remote_ip_blocks, not_remote_ip_blocks),
         trust_domains: values(trust_domains, not_trust_domains),

@@ -29,7 +29,6 @@ pub(crate) fn lower_telemetry(object: &Object, findings: &mut Findings<'_>) -> T
             );
         }
     }
-    let has_target = spec.target_ref.is_some() || !spec.target_refs.is_empty();
     let access_logging = spec.access_logging.iter().map(|rule| AccessLoggingRule {
         mode: match rule.r#match.as_ref().map(|matcher| matcher.mode) {
             None | Some(api::WorkloadMode::ClientAndServer) => None,
@@ -51,7 +50,8 @@ pub(crate) fn lower_telemetry(object: &Object, findings: &mut Findings<'_>) -> T
             .as_ref()
             .map(|selector| selector.match_labels.clone())
             .filter(|labels| !labels.is_empty()),
-        // What is attached to a Gateway or Service is not for sidecars.
-        access_logging: if has_target { Vec::new() } else { access_logging.collect() },
+        // What is attached to a Gateway or Service of the Gateway API is for no proxy that is served.
+        is_attached: spec.target_ref.is_some() || !spec.target_refs.is_empty(),
+        access_logging: access_logging.collect(),
     }
 }
