@@ -182,7 +182,7 @@ impl ControlPlane {
                 let path_text = path.display().to_string();
                 let text = std::fs::read_to_string(path)
                     .map_err(|error| ConnectError::Material { path: path_text.clone(), reason: error.to_string() })?;
-                (text, path_text)
+                (newest(&text).to_owned(), path_text)
             }
         };
         let mut value: MetadataValue<Ascii> = format!("Bearer {}", text.trim()).parse().map_err(|_| {
@@ -271,6 +271,13 @@ impl CertificateSource for ControlPlane {
     }
 }
 
+/// The token of a file: all of it, or, where whoever renews it appends lines, the last whole one. A line is whole when its end
+/// is there, so half of a new one is never taken.
+fn newest(text: &str) -> &str {
+    let whole = text.rfind('\n').map_or(text, |end| &text[..end]);
+    whole.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or(text.trim())
+}
+
 /// Hands over one finished connection; when it is gone, the channel's owner asks for a new one.
 struct Once(Option<Stream>);
 
@@ -285,5 +292,45 @@ impl tower_service::Service<Uri> for Once {
 
     fn call(&mut self, _: Uri) -> Self::Future {
         std::future::ready(self.0.take().map(TokioIo::new).ok_or_else(|| std::io::ErrorKind::NotConnected.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_whole_token_of_a_file_counts() {
+        for (text, token) in [
+            ("one", "one"),
+            ("one\n", "one"),
+            (" one \r\n\n", "one"),
+            ("one\ntwo\n", "two"),
+            ("one\ntw", "one"),
+            ("", ""),
+        ] {
+            assert_eq!(newest(text), token, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_anew_for_each_connection() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let plane = ControlPlane::new(
+            ControlPlaneOptions {
+                address: String::new(),
+                server_name: String::new(),
+                roots: PathBuf::new(),
+                token: Some(Token::File(file.path().to_owned())),
+                mark: None,
+                cluster_id: String::new(),
+            },
+            SecretStore::new(),
+        );
+        let shown = || plane.token().unwrap().unwrap().to_str().unwrap().to_owned();
+        std::fs::write(file.path(), "first\n").unwrap();
+        assert_eq!(shown(), "Bearer first");
+        std::fs::write(file.path(), "first\nsecond\n").unwrap();
+        assert_eq!(shown(), "Bearer second");
     }
 }

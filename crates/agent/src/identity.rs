@@ -148,7 +148,7 @@ impl IdentityAgent {
                         state.last_error = Some(error.to_string());
                         state.failures
                     });
-                    let delay = retry_delay(failures, random());
+                    let delay = retry_delay(failures, self.left(now), random());
                     tracing::warn!(%error, failures, took = ?now.duration_since(asked).unwrap_or_default(), retry_in = ?delay, "no certificate");
                     now + delay
                 }
@@ -163,15 +163,20 @@ impl IdentityAgent {
         const SLICE: Duration = Duration::from_secs(30);
         loop {
             let now = self.clock.now();
-            if let Some(identity) = self.secrets.get(DEFAULT_SECRET).and_then(|secret| secret.identity.clone()) {
-                let left = identity.not_after().duration_since(now).unwrap_or_default().as_secs();
-                self.metrics.cert_expiry.set(i64::try_from(left).unwrap_or(i64::MAX));
+            if self.secrets.get(DEFAULT_SECRET).is_some_and(|secret| secret.identity.is_some()) {
+                self.metrics.cert_expiry.set(i64::try_from(self.left(now).as_secs()).unwrap_or(i64::MAX));
             }
             match due.duration_since(now) {
                 Ok(left) if !left.is_zero() => self.clock.sleep(left.min(SLICE)).await,
                 _ => return,
             }
         }
+    }
+
+    /// How long the certificate in use is good for; zero if there is none.
+    fn left(&self, now: SystemTime) -> Duration {
+        let identity = self.secrets.get(DEFAULT_SECRET).and_then(|secret| secret.identity.clone());
+        identity.and_then(|identity| identity.not_after().duration_since(now).ok()).unwrap_or_default()
     }
 
     /// One request, from a new key to the store.

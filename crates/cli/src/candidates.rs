@@ -52,7 +52,7 @@ impl Typed {
     }
 
     fn here() -> Self {
-        Self::read(std::env::args())
+        Self::read(std::env::args_os().map(|word| word.to_string_lossy().into_owned()))
     }
 
     fn mesh(&self) -> Mesh {

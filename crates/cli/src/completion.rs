@@ -20,8 +20,8 @@ pub fn answer_shell() {
 /// # Errors
 /// When the program's own path is not known.
 pub fn print_completion(shell: Shell) -> Result<i32> {
-    let typed = std::env::args().next().unwrap_or_default();
-    let program = match typed.contains('/') {
+    let typed = std::env::args_os().next().unwrap_or_default();
+    let program = match typed.as_encoded_bytes().contains(&b'/') {
         true => std::env::current_exe().context("cannot tell which program this is")?.display().to_string(),
         false => "meltemi".to_owned(),
     };

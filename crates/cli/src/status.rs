@@ -1,6 +1,7 @@
 //! `status`: workloads as the node runs them beside proxies as the control plane sees them.
 
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, anyhow, bail};
@@ -122,7 +123,7 @@ fn is_of(proxy: &ProxyStatus, workload: &WorkloadStatus) -> bool {
 fn table(whole: &Whole, wide: bool) -> String {
     let mut header = vec!["NAMESPACE", "WORKLOAD", "STATE", "RESTARTS", "IP", "PROXY", "CONFIG", "CERTIFICATE"];
     if wide {
-        header.extend(["VERSION", "CDS", "EDS", "LDS", "RDS", "IDENTITY", "LAST EXIT"]);
+        header.extend(["VERSION", "WANTED", "CDS", "EDS", "LDS", "RDS", "IDENTITY", "LAST EXIT"]);
     }
     let mut table = Table::new(&header);
     for workload in &whole.workloads {
@@ -142,12 +143,18 @@ fn table(whole: &Whole, wide: bool) -> String {
             let of = |short: &str| {
                 proxy.and_then(|proxy| proxy.types.iter().find(|t| t.short == short)).map_or_else(String::new, sync)
             };
-            let version = proxy.map_or_else(String::new, |proxy| {
-                let acked: Vec<&str> = proxy.types.iter().map(|t| t.acked.as_str()).filter(|v| !v.is_empty()).collect();
-                acked.first().map_or_else(String::new, |first| first.chars().take(8).collect())
-            });
+            let version = |of: fn(&TypeSync) -> &str| proxy.map_or_else(String::new, |proxy| version(proxy, of));
             let identity = proxy.map(|proxy| proxy.identity.clone()).unwrap_or_default();
-            row.extend([version, of("CDS"), of("EDS"), of("LDS"), of("RDS"), identity, last_exit(workload)]);
+            row.extend([
+                version(|t| &t.acked),
+                version(|t| &t.wanted),
+                of("CDS"),
+                of("EDS"),
+                of("LDS"),
+                of("RDS"),
+                identity,
+                last_exit(workload),
+            ]);
         }
         table.row(row);
     }
@@ -203,8 +210,37 @@ fn config(workload: &WorkloadStatus, is_known: bool, proxy: Option<&ProxyStatus>
     }
 }
 
+/// State, number of resources, and the version that it has, or has and ought to have.
 fn sync(sync: &TypeSync) -> String {
-    format!("{} {}", word(sync.state), sync.resources)
+    let (has, wanted) = (short(&sync.acked), short(&sync.wanted));
+    let versions = match (has == wanted, has.is_empty() && wanted.is_empty()) {
+        (_, true) => String::new(),
+        (true, _) => format!(" {has}"),
+        (false, _) => format!(
+            " {}->{}",
+            if has.is_empty() { "none" } else { has },
+            if wanted.is_empty() { "none" } else { wanted }
+        ),
+    };
+    format!("{} {}{versions}", word(sync.state), sync.resources)
+}
+
+/// As much of a hash as tells a few versions apart.
+fn short(hash: &str) -> &str {
+    hash.get(..8).unwrap_or(hash)
+}
+
+/// One version over all types: equal for proxies that have the same of everything.
+fn version(proxy: &ProxyStatus, of: fn(&TypeSync) -> &str) -> String {
+    let mut known: Vec<(&str, &str)> = proxy.types.iter().map(|t| (t.type_url.as_str(), of(t))).collect();
+    known.retain(|(_, version)| !version.is_empty());
+    if known.is_empty() {
+        return String::new();
+    }
+    known.sort_unstable();
+    let mut hasher = DefaultHasher::new();
+    known.hash(&mut hasher);
+    short(&format!("{:016x}", hasher.finish())).to_owned()
 }
 
 fn word(state: SyncState) -> &'static str {
@@ -280,6 +316,49 @@ mod tests {
         let control = Status { proxies: vec![proxy], certificates, ..Status::default() };
         let whole = Whole { workloads: vec![workload()], problems: Vec::new(), control: Some(control) };
         assert_eq!(row(&whole), ["shop", "reviews-v1-0", "Running", "3", "10.44.0.2", "meltemi", "STALE", "EXPIRED"]);
+    }
+
+    #[test]
+    fn what_a_proxy_has_stands_beside_what_it_ought_to_have() {
+        let of = |short: &str, state, acked: &str, wanted: &str| TypeSync {
+            type_url: format!("type/{short}"),
+            short: short.into(),
+            state,
+            resources: 3,
+            acked: acked.into(),
+            wanted: wanted.into(),
+            ..TypeSync::default()
+        };
+        let (same, old) = ("0123456789abcdef", "fedcba9876543210");
+        let mut types = vec![
+            of("CDS", SyncState::Synced, same, same),
+            of("LDS", SyncState::Stale, old, same),
+            of("RDS", SyncState::Stale, "", same),
+        ];
+        let proxy = |types: &[TypeSync]| ProxyStatus {
+            name: "reviews-v1-0".into(),
+            namespace: "shop".into(),
+            types: types.to_vec(),
+            ..ProxyStatus::default()
+        };
+        let cells = |types: &[TypeSync]| {
+            let control = Status { proxies: vec![proxy(types)], ..Status::default() };
+            let whole = Whole { workloads: vec![workload()], problems: Vec::new(), control: Some(control) };
+            let text = table(&whole, true);
+            let (header, row) = text.split_once('\n').unwrap();
+            let begins = |column: &str| header.find(column).unwrap();
+            let cell = |column: &str| row[begins(column)..].split("   ").next().unwrap().trim().to_owned();
+            ["VERSION", "WANTED", "CDS", "EDS", "LDS", "RDS"].map(cell)
+        };
+        let [version, wanted, cds, eds, lds, rds] = cells(&types);
+        assert_eq!((cds.as_str(), eds.as_str()), ("SYNCED 3 01234567", "-"));
+        assert_eq!((lds.as_str(), rds.as_str()), ("STALE 3 fedcba98->01234567", "STALE 3 none->01234567"));
+        assert!(version != wanted && version.len() == 8 && wanted.len() == 8, "{version} {wanted}");
+        // It catches up: what it has is what was wanted, whatever the order in which the types are told.
+        types.reverse();
+        types.iter_mut().for_each(|one| one.acked.clone_from(&one.wanted));
+        let [version, now, ..] = cells(&types);
+        assert_eq!((version, now), (wanted.clone(), wanted));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `run`, `logs`, `exec`: what goes on inside workloads.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use meltemi_node::api::{Run, Target};
@@ -39,7 +40,7 @@ pub(crate) async fn run(mesh: &Mesh, args: RunArgs) -> Result<i32> {
         note(format_args!("error: {missing}: no such program; is it installed and on the PATH?"));
         return Ok(NOT_FOUND);
     }
-    let mut env: Vec<(String, String)> = std::env::vars().collect();
+    let mut env = environment();
     env.extend(pairs(&args.env, "--env")?);
     let run = Run {
         name: args.name,
@@ -178,6 +179,19 @@ pub(crate) async fn restart(mesh: &Mesh, args: WorkloadArgs) -> Result<i32> {
         Ok(done) => line(done).map(|()| 0),
         Err(error) => Err(explained(mesh, &args.namespace, error).await),
     }
+}
+
+/// This process's environment, as far as it is text, which the mesh passes on as such.
+fn environment() -> Vec<(String, String)> {
+    let text = |(name, value): (OsString, OsString)| {
+        let shown = name.display().to_string();
+        let pair = name.into_string().ok().zip(value.into_string().ok());
+        if pair.is_none() {
+            note(format_args!("warning: the variable {shown} is not UTF-8 and is left out"));
+        }
+        pair
+    };
+    std::env::vars_os().filter_map(text).collect()
 }
 
 fn pairs(words: &[String], flag: &str) -> Result<Vec<(String, String)>> {

@@ -24,6 +24,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HANDSHAKES: usize = 256;
 /// The least time between two attempts to issue the server certificate.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a certificate that ended while the machine slept stays in use after it woke up.
+const SLICE: Duration = Duration::from_secs(5);
 
 /// The names under which Istio's agents know the control plane.
 const SERVER_NAMES: &[&str] = &[
@@ -41,6 +43,8 @@ pub(crate) struct ServerCertificate {
     names: Vec<String>,
     addresses: Vec<IpAddr>,
     lifetime: Duration,
+    /// When the first one ends.
+    expires: SystemTime,
     config: ArcSwap<rustls::ServerConfig>,
 }
 
@@ -58,8 +62,8 @@ impl ServerCertificate {
         addresses.extend([IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])]);
         addresses.sort();
         addresses.dedup();
-        let (config, _) = issue(&authority, &names, &addresses, lifetime)?;
-        Ok(Self { authority, names, addresses, lifetime, config: ArcSwap::from(config) })
+        let (config, expires) = issue(&authority, &names, &addresses, lifetime)?;
+        Ok(Self { authority, names, addresses, lifetime, expires, config: ArcSwap::from(config) })
     }
 
     fn acceptor(&self) -> TlsAcceptor {
@@ -68,18 +72,22 @@ impl ServerCertificate {
 
     /// Renews until cancelled.
     pub(crate) async fn rotate(self: Arc<Self>, stop: CancellationToken) {
-        let mut wait = self.lifetime / 2;
+        self.rotate_by(SystemTime::now, stop).await;
+    }
+
+    async fn rotate_by(&self, clock: impl Fn() -> SystemTime, stop: CancellationToken) {
+        let half = |expires: SystemTime| expires.duration_since(clock()).unwrap_or_default() / 2;
+        let mut wait = half(self.expires);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(wait.max(RETRY)) => {}
+                () = wait_until(clock() + wait.max(RETRY), &clock) => {}
             }
             match issue(&self.authority, &self.names, &self.addresses, self.lifetime) {
                 Ok((config, expires)) => {
                     self.config.store(config);
-                    let left = expires.duration_since(SystemTime::now()).unwrap_or_default();
-                    tracing::info!(lifetime = ?left, "control plane certificate renewed");
-                    wait = left / 2;
+                    wait = half(expires);
+                    tracing::info!(lifetime = ?(wait * 2), "control plane certificate renewed");
                 }
                 Err(error) => {
                     tracing::error!(%error, "control plane certificate not renewed; trying again");
@@ -87,6 +95,15 @@ impl ServerCertificate {
                 }
             }
         }
+    }
+}
+
+/// In slices: the monotonic clock stands still while a laptop sleeps, the certificate's time does not.
+async fn wait_until(due: SystemTime, clock: impl Fn() -> SystemTime) {
+    while let Ok(left) = due.duration_since(clock())
+        && !left.is_zero()
+    {
+        tokio::time::sleep(left.min(SLICE)).await;
     }
 }
 
@@ -219,5 +236,40 @@ mod io_impls {
         fn is_write_vectored(&self) -> bool {
             self.stream.is_write_vectored()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use meltemi_types::TrustDomain;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_that_slept_has_a_valid_certificate_soon_after() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Arc::new(CertificateAuthority::self_signed(dir.path(), TrustDomain::default()).unwrap());
+        let lifetime = Duration::from_secs(24 * 3600);
+        let certificate = Arc::new(ServerCertificate::new(authority, &[], Vec::new(), lifetime).unwrap());
+        // The wall clock goes on while the machine sleeps; the runtime's does not.
+        let (slept, started) = (Arc::new(std::sync::Mutex::new(Duration::ZERO)), tokio::time::Instant::now());
+        let wall = SystemTime::now();
+        let clock = {
+            let slept = Arc::clone(&slept);
+            move || wall + started.elapsed() + *slept.lock().unwrap()
+        };
+        let (stop, first) = (CancellationToken::new(), certificate.config.load_full());
+        let is_first = || Arc::ptr_eq(&first, &certificate.config.load_full());
+        let rotating = {
+            let (certificate, stop) = (Arc::clone(&certificate), stop.clone());
+            tokio::spawn(async move { certificate.rotate_by(clock, stop).await })
+        };
+        tokio::time::sleep(lifetime / 4).await;
+        assert!(is_first(), "a quarter of its life is no time to renew it");
+        *slept.lock().unwrap() = lifetime;
+        tokio::time::sleep(SLICE * 2).await;
+        assert!(!is_first(), "it ended while the machine slept");
+        stop.cancel();
+        rotating.await.unwrap();
     }
 }

@@ -1,18 +1,21 @@
 //! The binary `meltemi`: picks the role of the process, wires it, and turns failures into messages and exit codes.
 //!
 //! Roles that people type are parsed by `meltemi-cli`; `control`, `sidecar` and `sample` are started by the node; the
-//! hidden roles that enter namespaces come first of all, before any thread exists.
+//! hidden roles that enter namespaces come first of all, before any thread exists. No decision is made here: what configuration
+//! means, how a request goes and what a command prints belong to the crates below.
 
 mod roles;
 mod up;
 
+use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use meltemi_cli::{Cli, Command, Mesh};
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().collect();
+    let arguments: Vec<OsString> = std::env::args_os().collect();
     if let Some(code) = meltemi_node::dispatch(&arguments) {
         return exit_code(code);
     }
@@ -20,7 +23,8 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(code) => exit_code(code),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // Whoever reads may be gone.
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -30,10 +34,10 @@ fn exit_code(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code.clamp(0, 255)).unwrap_or(1))
 }
 
-fn run(arguments: &[String]) -> anyhow::Result<i32> {
+fn run(arguments: &[OsString]) -> anyhow::Result<i32> {
     // Roles that the node starts: their flags are between the node and the binary.
     let rest = || arguments.iter().skip(1);
-    match arguments.get(1).map(String::as_str) {
+    match arguments.get(1).and_then(|word| word.to_str()) {
         Some("control") => return roles::control(roles::ControlArgs::parse_from(rest())),
         Some("sidecar") => return roles::sidecar(roles::SidecarArgs::parse_from(rest())),
         Some("sample") => {

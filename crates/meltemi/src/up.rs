@@ -1,11 +1,22 @@
 //! `demo` and `up`: from what was typed to a mesh that runs until Ctrl-C.
 
+use std::io::{Write as _, stderr, stdout};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use meltemi_cli::UpArgs;
 use meltemi_node::{DialMap, Event, ImageMap, UpOptions};
+
+/// Prints a line; whoever reads may leave (`| grep -m1 ready`) while the mesh goes on.
+macro_rules! say {
+    ($($words:tt)*) => { _ = writeln!(stdout(), $($words)*) };
+}
+
+/// As `say`, to standard error.
+macro_rules! complain {
+    ($($words:tt)*) => { _ = writeln!(stderr(), $($words)*) };
+}
 
 const DEMO: &[(&str, &str)] = &[
     ("bookinfo.yaml", include_str!("../demo/bookinfo.yaml")),
@@ -19,7 +30,7 @@ pub(crate) fn demo(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result
     let mut options = options(mesh, run_dir, args)?;
     options.embedded = DEMO.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
     options.images.push(ImageMap::parse("demo/images.yaml", DEMO_IMAGES)?);
-    println!("Bookinfo is starting: six workloads, each in a network namespace of its own with a sidecar beside it.");
+    say!("Bookinfo is starting: six workloads, each in a network namespace of its own with a sidecar beside it.");
     run(options, Some(mesh.to_owned()))
 }
 
@@ -73,19 +84,19 @@ fn run(mut options: UpOptions, demo: Option<String>) -> Result<i32> {
         Event::Published { gateway, port } => {
             // A node that follows another publishes the same.
             if !published.contains(&(port.port, port.address)) {
-                println!("{gateway} {port}");
+                say!("{gateway} {port}");
                 published.push((port.port, port.address));
             }
         }
-        Event::AllReady if std::mem::replace(&mut was_ready, true) => println!("ready again"),
+        Event::AllReady if std::mem::replace(&mut was_ready, true) => say!("ready again"),
         Event::AllReady => {
-            println!("ready after {:.1} s", started.elapsed().as_secs_f64());
+            say!("ready after {:.1} s", started.elapsed().as_secs_f64());
             if let Some(mesh) = &demo {
                 hints(mesh, &published);
             }
         }
-        Event::Finding(text) => eprintln!("{text}"),
-        Event::Warning(text) => eprintln!("warning: {text}"),
+        Event::Finding(text) => complain!("{text}"),
+        Event::Warning(text) => complain!("warning: {text}"),
         // The mesh ends with this as its error.
         Event::Failed(_) => {}
         Event::NodeUp | Event::ControlUp | Event::WorkloadReady { .. } => {}
@@ -104,7 +115,7 @@ fn hints(mesh: &str, published: &[(u16, SocketAddr)]) {
         "default" => "meltemi".to_owned(),
         other => format!("meltemi --mesh {other}"),
     };
-    println!(
+    say!(
         "
 {page}Try, in another terminal:
   {meltemi} status

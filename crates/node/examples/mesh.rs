@@ -15,12 +15,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = std::env::args().collect();
+    let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
     if let Some(code) = meltemi_node::dispatch(&arguments) {
         exit(code);
     }
     let folder = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let words: Vec<&str> = arguments.iter().skip(1).map(String::as_str).collect();
+    let words: Vec<&str> = arguments.iter().skip(1).filter_map(|word| word.to_str()).collect();
     if let ["up", dir, maps @ ..] = &words[..] {
         let mut options = UpOptions::new("example");
         options.dirs = vec![(*dir).into()];

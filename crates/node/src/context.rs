@@ -1,12 +1,11 @@
 //! What every workload of a node shares.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use meltemi_ca::{Caller, TokenSigner};
 use meltemi_store::World;
@@ -15,12 +14,10 @@ use tokio::sync::watch;
 use crate::config::NodeConfig;
 use crate::dialler::Dialler;
 use crate::events::Event;
+use crate::gateways;
 use crate::services::Services;
 use crate::spec::WorkloadSpec;
-use crate::{gateways, memfd};
-
-/// How long a workload's first token is good for.
-const TOKEN_LIFETIME: Duration = Duration::from_secs(12 * 3600);
+use crate::token::TokenFile;
 
 pub(crate) struct Context {
     pub(crate) config: NodeConfig,
@@ -39,15 +36,14 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// A token for a workload's proxy, in a memory file that it inherits.
-    pub(crate) fn token(&self, spec: &WorkloadSpec) -> anyhow::Result<File> {
+    /// A token for a workload's proxy.
+    pub(crate) fn token(&self, spec: &WorkloadSpec) -> anyhow::Result<TokenFile> {
         let caller = Caller {
             namespace: spec.key.namespace.clone(),
             service_account: spec.service_account.clone(),
             pod: Some(spec.key.pod.clone()),
         };
-        let token = self.signer.sign(&caller, TOKEN_LIFETIME)?;
-        memfd::holding(c"token", token.as_bytes())
+        TokenFile::new(&self.signer, caller)
     }
 
     /// Environment of an application, before its own.

@@ -50,6 +50,7 @@ mod spec;
 mod supervise;
 mod surroundings;
 mod sys;
+mod token;
 mod up;
 mod workload;
 

@@ -4,6 +4,8 @@ use std::net::Ipv4Addr;
 
 use meltemi_redirect::Cidr;
 
+/// Suffix of the names that the mesh alone decides about.
+pub(crate) const DOMAIN: &str = "cluster.local";
 /// Address of the router: control plane, resolver, relay.
 pub(crate) const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 44, 0, 1);
 /// The router's resolver once more, under an address that capture leaves alone: proxies ask it.

@@ -26,7 +26,7 @@ use crate::config::NodeConfig;
 use crate::context::Context;
 use crate::dialler::Dialler;
 use crate::events::Event;
-use crate::network::{POD_PREFIX, PROXY_RESOLVER, RELAY_PORT, ROUTER, inside, pods};
+use crate::network::{DOMAIN, POD_PREFIX, PROXY_RESOLVER, RELAY_PORT, ROUTER, inside, pods};
 use crate::relay::Relay;
 use crate::resolver::Resolver;
 use crate::{control, gateways, host_sockets, image_files, kernel, links, objects, relay, reporter, services};
@@ -63,6 +63,8 @@ fn log_to_file(config: &NodeConfig) {
         let _ = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
             .with_ansi(false)
+            // A full disk is no reason to write to whatever terminal the supervisor has, or had.
+            .log_internal_errors(false)
             .with_writer(Mutex::new(file))
             .try_init();
     }
@@ -106,8 +108,7 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
     let mut images = image_files::follow(config.image_files.clone(), config.images.clone(), Arc::clone(&dialler));
     for address in [ROUTER, PROXY_RESOLVER, std::net::Ipv4Addr::LOCALHOST] {
         // Each by itself: an answer from a socket bound to any address would not leave from the address that was asked.
-        let resolver =
-            Resolver { services: services.clone(), dialler: Arc::clone(&dialler), domain: "cluster.local".into() };
+        let resolver = Resolver { services: services.clone(), dialler: Arc::clone(&dialler), domain: DOMAIN.into() };
         resolver.start(SocketAddr::from((address, 53))).await.context("binding the resolver's port")?;
     }
 
@@ -116,7 +117,9 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
         .map_err(|error| anyhow::anyhow!("{} can be neither read nor made: {error}", key.display()))?;
     std::fs::write(config.run_dir.join("token-public.pem"), signer.public_key_pem())?;
     let (control_up, control_ready) = watch::channel(false);
-    let base_env = std::env::vars().collect();
+    // What is no text cannot be passed on as text.
+    let base_env =
+        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
     let context = Arc::new(Context {
         config,
         dialler: Arc::clone(&dialler),

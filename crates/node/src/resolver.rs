@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, watch};
 
 use crate::dialler::Dialler;
-use crate::dns_wire::{self, A, NO_ERROR, NO_SUCH_NAME, SERVER_FAILURE};
+use crate::dns_wire::{self, A, AAAA, NO_ERROR, NO_SUCH_NAME, Question, SERVER_FAILURE};
 use crate::services::Services;
 
 /// Queries in flight; more are dropped, as a busy resolver does, and asked again.
@@ -85,9 +85,12 @@ impl Resolver {
             let addresses = if question.kind == A { addresses } else { Vec::new() };
             return Some(dns_wire::answer(&query, &question, NO_ERROR, &addresses));
         }
+        let target = self.services.borrow().target(&question.name);
+        if let Some(target) = target {
+            return Some(self.answer_alias(&query, &question, &target, tcp).await);
+        }
         // Search domains make every outside name pass here first; the machine's resolver knows none of these.
-        let ours = question.name.strip_suffix(&self.domain).is_some_and(|head| head.is_empty() || head.ends_with('.'));
-        if ours || !question.name.contains('.') {
+        if self.is_ours(&question.name) {
             return Some(dns_wire::answer(&query, &question, NO_SUCH_NAME, &[]));
         }
         match self.dialler.dns(query.clone(), tcp).await {
@@ -97,5 +100,42 @@ impl Resolver {
                 Some(dns_wire::answer(&query, &question, SERVER_FAILURE, &[]))
             }
         }
+    }
+
+    /// Names that the machine's resolver does not know.
+    fn is_ours(&self, name: &str) -> bool {
+        let below = name.strip_suffix(&self.domain).is_some_and(|head| head.is_empty() || head.ends_with('.'));
+        below || !name.contains('.')
+    }
+
+    /// An ExternalName Service: the other name, with its addresses, be it of the mesh or of the world.
+    async fn answer_alias(&self, query: &[u8], question: &Question, target: &str, tcp: bool) -> Vec<u8> {
+        let known = self.services.borrow().addresses(target);
+        let outcome = match known {
+            Some(addresses) if question.kind == A => {
+                Some((NO_ERROR, addresses.iter().map(|address| address.octets().to_vec()).collect()))
+            }
+            Some(_) => Some((NO_ERROR, Vec::new())),
+            None if self.is_ours(target) => Some((NO_SUCH_NAME, Vec::new())),
+            None => self.ask_outside(query, question, target, tcp).await,
+        };
+        outcome
+            .and_then(|(code, found)| dns_wire::answer_alias(query, question, code, target, &found))
+            .unwrap_or_else(|| dns_wire::answer(query, question, SERVER_FAILURE, &[]))
+    }
+
+    /// What the machine's resolver finds for another name: addresses, since other data may be names.
+    async fn ask_outside(
+        &self,
+        query: &[u8],
+        question: &Question,
+        name: &str,
+        tcp: bool,
+    ) -> Option<(u8, Vec<Vec<u8>>)> {
+        let answer = self.dialler.dns(dns_wire::ask(query, question, name)?, tcp).await;
+        let answer =
+            answer.inspect_err(|error| tracing::debug!(name, %error, "the machine's resolver did not answer")).ok()?;
+        let (code, found) = dns_wire::found(&answer, question.kind)?;
+        Some((code, if matches!(question.kind, A | AAAA) { found } else { Vec::new() }))
     }
 }

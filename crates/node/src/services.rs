@@ -4,26 +4,31 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use meltemi_model::{EndpointAddress, Health, Registry, Service, ServicePort, Snapshot};
+use meltemi_api::{Kind, Spec};
+use meltemi_model::{EndpointAddress, Health, Registry, Service, ServicePort, Snapshot, Tables};
 use meltemi_redirect::rules::Transport;
 use meltemi_redirect::{RuleSet, ServicePlan, ServiceRule};
 use meltemi_store::World;
 use meltemi_types::Protocol;
 use tokio::sync::watch;
 
+use crate::network::DOMAIN;
+
 /// What an unmeshed workload needs to reach services.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Services {
     /// Addresses by full name.
     pub(crate) names: HashMap<String, Vec<Ipv4Addr>>,
+    /// ExternalName Services: other names by full name.
+    pub(crate) aliases: HashMap<String, String>,
     /// Endpoints of every service address and port.
     pub(crate) rules: Vec<ServiceRule>,
 }
 
 impl Services {
-    /// What a snapshot says of Kubernetes Services. Other hosts are outside the mesh, where a workload without sidecar is, too.
-    pub(crate) fn of(snapshot: &Snapshot) -> Self {
-        let mut out = Self::default();
+    /// What is known of Kubernetes Services. Other hosts are outside the mesh, where a workload without sidecar is, too.
+    pub(crate) fn of(snapshot: &Snapshot, objects: &Tables) -> Self {
+        let mut out = Self { aliases: aliases(objects), ..Self::default() };
         for service in snapshot.services().filter(|service| service.registry == Registry::Kubernetes) {
             let own: Vec<IpAddr> =
                 service.addresses.iter().filter(|cidr| cidr.is_host()).map(|cidr| cidr.address).collect();
@@ -57,6 +62,19 @@ impl Services {
         self.names.get(name).cloned()
     }
 
+    /// The name that an ExternalName Service stands for, over as many such Services as there are; `None` if it is no such name.
+    pub(crate) fn target(&self, name: &str) -> Option<String> {
+        let mut target = self.aliases.get(name)?;
+        // Some may lead in a circle.
+        for _ in 0..8 {
+            match self.aliases.get(target) {
+                Some(next) => target = next,
+                None => break,
+            }
+        }
+        Some(target.clone())
+    }
+
     /// The endpoint of a service's own address and port whose turn it is.
     pub(crate) fn endpoint(&self, to: SocketAddr, turn: usize) -> Option<SocketAddr> {
         let is_meant =
@@ -69,6 +87,17 @@ impl Services {
     pub(crate) fn rule_set(&self) -> RuleSet {
         ServicePlan { services: self.rules.clone() }.rules()
     }
+}
+
+fn aliases(objects: &Tables) -> HashMap<String, String> {
+    let name = |text: &str| text.trim_end_matches('.').to_ascii_lowercase();
+    let services = objects.table(&Kind::Service).iter().filter_map(|(key, object)| match &object.spec {
+        Spec::Service(spec) if spec.r#type == "ExternalName" && !spec.external_name.is_empty() => {
+            Some((name(&format!("{}.{}.svc.{DOMAIN}", key.name, key.namespace)), name(&spec.external_name)))
+        }
+        _ => None,
+    });
+    services.collect()
 }
 
 fn endpoints(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Vec<SocketAddr> {
@@ -84,10 +113,11 @@ fn endpoints(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Vec<
 
 /// Follows the services of the mesh.
 pub(crate) fn follow(mut worlds: watch::Receiver<Arc<World>>) -> watch::Receiver<Arc<Services>> {
-    let (out, services) = watch::channel(Arc::new(Services::of(&worlds.borrow_and_update().snapshot)));
+    let of = |world: &World| Services::of(&world.snapshot, &world.tables);
+    let (out, services) = watch::channel(Arc::new(of(&worlds.borrow_and_update())));
     tokio::spawn(async move {
         while worlds.changed().await.is_ok() {
-            let new = Services::of(&worlds.borrow_and_update().snapshot);
+            let new = of(&worlds.borrow_and_update());
             out.send_if_modified(|old| {
                 let changed = **old != new;
                 *old = Arc::new(new);
@@ -101,7 +131,7 @@ pub(crate) fn follow(mut worlds: watch::Receiver<Arc<World>>) -> watch::Receiver
 #[cfg(test)]
 mod tests {
     use super::*;
-    use meltemi_model::{BuildOptions, Tables};
+    use meltemi_model::BuildOptions;
 
     #[test]
     fn services_are_what_the_model_says() {
@@ -117,6 +147,26 @@ metadata: {name: db, namespace: shop}
 spec: {clusterIP: None, selector: {app: reviews}, ports: [{name: tcp, port: 9080}]}
 ---
 apiVersion: v1
+kind: Service
+metadata: {name: old, namespace: shop}
+spec: {type: ExternalName, externalName: reviews.shop.svc.cluster.local}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: older, namespace: shop}
+spec: {type: ExternalName, externalName: old.shop.svc.cluster.local}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: world, namespace: shop}
+spec: {type: ExternalName, externalName: WWW.example.org.}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: circle, namespace: shop}
+spec: {type: ExternalName, externalName: circle.shop.svc.cluster.local}
+---
+apiVersion: v1
 kind: Pod
 metadata: {name: reviews-0, namespace: shop, labels: {app: reviews}}
 spec: {containers: [{name: reviews}]}
@@ -128,7 +178,7 @@ status: {phase: Running, podIP: 10.44.0.7, conditions: [{type: Ready, status: 'T
         for object in objects {
             tables.apply(Arc::new(object));
         }
-        let services = Services::of(&Snapshot::build(None, &tables, &BuildOptions::default()).snapshot);
+        let services = Services::of(&Snapshot::build(None, &tables, &BuildOptions::default()).snapshot, &tables);
         assert_eq!(services.addresses("db.shop.svc.cluster.local").unwrap(), [Ipv4Addr::new(10, 44, 0, 7)]);
         let [rule] = &services.rules[..] else { panic!("{:?}", services.rules) };
         assert_eq!(
@@ -140,5 +190,10 @@ status: {phase: Running, podIP: 10.44.0.7, conditions: [{type: Ready, status: 'T
         assert_eq!(services.endpoint(service(80), 7), Some("10.44.0.7:9080".parse().unwrap()));
         assert_eq!(services.endpoint(service(81), 7), None);
         assert_eq!(services.addresses("nobody.shop.svc.cluster.local"), None);
+        let target = |name: &str| services.target(&format!("{name}.shop.svc.cluster.local"));
+        for (alias, meant) in [("old", "reviews"), ("older", "reviews"), ("circle", "circle")] {
+            assert_eq!(target(alias), Some(format!("{meant}.shop.svc.cluster.local")), "{alias}");
+        }
+        assert_eq!((target("world").as_deref(), target("reviews")), (Some("www.example.org"), None));
     }
 }

@@ -143,7 +143,8 @@ impl News<'_> {
 struct Ends {
     interrupt: Signal,
     terminate: Signal,
-    hangup: Signal,
+    /// Of a terminal that closes; `nohup` keeps it from us.
+    hangup: Option<Signal>,
 }
 
 impl Ends {
@@ -151,15 +152,21 @@ impl Ends {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
+            hangup: (!sys::is_ignored(libc::SIGHUP)).then(|| signal(SignalKind::hangup())).transpose()?,
         })
     }
 
     async fn asked(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
+            _ = hangup => {}
         }
     }
 }

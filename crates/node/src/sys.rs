@@ -85,6 +85,15 @@ pub(crate) fn reset_signals() {
     }
 }
 
+/// Whether this process was started with a signal ignored (`nohup`), or ignores it since.
+pub(crate) fn is_ignored(signal: i32) -> bool {
+    // SAFETY: a null action changes nothing; the old one is written to a valid place.
+    unsafe {
+        let mut old: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &raw mut old) == 0 && old.sa_sigaction == libc::SIG_IGN
+    }
+}
+
 /// Waits for a blocked signal.
 pub(crate) fn next_signal() -> i32 {
     loop {

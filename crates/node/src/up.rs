@@ -13,7 +13,7 @@ use crate::images::ImageMap;
 use crate::spec::{NO_ENVOY, ProxyChoice};
 use crate::supervise::supervise;
 
-/// Runs a mesh until Ctrl-C, SIGTERM, SIGHUP, or a failure; afterwards nothing of it is left.
+/// Runs a mesh until Ctrl-C, SIGTERM, SIGHUP (unless it is ignored), or a failure; afterwards nothing of it is left.
 ///
 /// Called by a process without a runtime, from its main thread: the node dies with the thread that started it.
 ///
@@ -50,7 +50,11 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
     }
     let dirs = dirs
         .iter()
-        .map(|dir| fs::canonicalize(dir).with_context(|| format!("directory {}", dir.display())))
+        // By the name that the user gave it: a link may lead elsewhere later.
+        .map(|dir| {
+            let named = fs::metadata(dir).and_then(|_| std::path::absolute(dir));
+            named.with_context(|| format!("directory {}", dir.display()))
+        })
         .collect::<anyhow::Result<Vec<_>>>()?;
 
     let image_files = image_files

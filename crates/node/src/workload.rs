@@ -1,7 +1,6 @@
 //! One workload: its sandbox, its proxy, its application, from start to end.
 
 use std::net::Ipv4Addr;
-use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -21,12 +20,16 @@ use crate::readiness::{listens, proxy_answers, proxy_falls_silent};
 use crate::sandbox::{self, Sandbox};
 use crate::services::Services;
 use crate::spec::{ProxyKind, WorkloadSpec};
+use crate::token::TokenFile;
 
 /// What a program gets to end by itself.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// What is said of a proxy that runs and does not answer.
 const PROXY_SILENT: &str = "its proxy runs and does not say that it is ready (port 15021), so that it gets no traffic; `meltemi restart` starts it anew";
+
+/// What a log says of a program that was ended to be started anew.
+const ON_REQUEST: &str = "a restart was asked for";
 
 /// Callers get this long to learn that a workload goes away before it does.
 const WITHDRAWAL: Duration = Duration::from_millis(200);
@@ -79,6 +82,7 @@ pub(crate) fn start(context: Arc<Context>, spec: WorkloadSpec, address: Ipv4Addr
         sandbox: Arc::clone(&sandbox),
         app: Part::default(),
         proxy: Part::default(),
+        token: None,
         proxy_ready: false,
         proxy_silent: false,
         app_ready: false,
@@ -103,6 +107,8 @@ struct Workload {
     sandbox: Arc<OnceLock<Sandbox>>,
     app: Part,
     proxy: Part,
+    /// What the proxy that runs shows when it has no certificate.
+    token: Option<TokenFile>,
     proxy_ready: bool,
     /// It was ready, runs on, and says so no more.
     proxy_silent: bool,
@@ -135,6 +141,12 @@ impl Workload {
             let has_control = *control.borrow_and_update();
             let awaits_proxy = self.spec.is_meshed() && self.proxy.is_running() && !self.proxy_ready;
             let awaits_app = self.app.is_running() && !self.app_ready;
+            let renewal = async {
+                match &self.token {
+                    Some(token) => token.wait().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 order = orders.recv() => match order {
                     Some(Command::Stop(done)) => {
@@ -160,6 +172,7 @@ impl Workload {
                     }
                 },
                 _ = control.changed(), if !has_control => {}
+                () = renewal => self.renew_token(),
                 () = proxy_answers(self.address), if awaits_proxy => {
                     self.proxy_ready = true;
                     self.proxy_silent = false;
@@ -241,15 +254,16 @@ impl Workload {
         }
     }
 
-    fn try_start_proxy(&self) -> anyhow::Result<tokio::process::Child> {
+    fn try_start_proxy(&mut self) -> anyhow::Result<tokio::process::Child> {
         use anyhow::Context as _;
         let sandbox = self.sandbox.get().context("it has no network namespace")?;
         let token = self.context.token(&self.spec)?;
+        let descriptor = token.descriptor();
         let own = self.folder.join("proxy");
         std::fs::create_dir_all(&own)?;
         let role = if self.spec.is_gateway() { "gateway" } else { "sidecar" };
         let spec = LaunchSpec {
-            argv: proxy_arguments(&self.context, &self.spec, self.proxy_kind, self.address, &own, token.as_raw_fd()),
+            argv: proxy_arguments(&self.context, &self.spec, self.proxy_kind, self.address, &own, descriptor),
             title: Some(format!("meltemi: {role} {}", self.spec.key.pod)),
             env: self
                 .context
@@ -262,10 +276,20 @@ impl Workload {
             files: sandbox.proxy_files.clone(),
             // Its Envoy would hold the ports that the next one needs.
             ends_together: self.proxy_kind == ProxyKind::Envoy,
-            keep: vec![token.as_raw_fd()],
+            keep: vec![descriptor],
             ..LaunchSpec::default()
         };
-        child::spawn(&spec, &format!("{role} {}", self.spec.key.pod), Output::Log(Arc::clone(&self.proxy_log)))
+        let child =
+            child::spawn(&spec, &format!("{role} {}", self.spec.key.pod), Output::Log(Arc::clone(&self.proxy_log)))?;
+        self.token = Some(token);
+        Ok(child)
+    }
+
+    fn renew_token(&mut self) {
+        let Some(token) = &mut self.token else { return };
+        if let Err(error) = token.renew(&self.context.signer) {
+            tracing::warn!(workload = %self.spec.key, %error, "its token is not renewed; it is tried again");
+        }
     }
 
     fn start_app(&mut self) {
@@ -292,6 +316,8 @@ impl Workload {
                     self.withdraw().await;
                     if let Some(child) = self.app.take() {
                         child::stop(child, GRACE).await;
+                        self.app_log
+                            .write(format!("meltemi: {} ended: {ON_REQUEST}\n", self.spec.container).as_bytes());
                     }
                     self.app_ready = false;
                     self.app.start_now();
@@ -304,6 +330,7 @@ impl Workload {
                     self.proxy_ready = false;
                     if let Some(child) = self.proxy.take() {
                         child::stop(child, GRACE).await;
+                        self.proxy_log.write(format!("meltemi: proxy ended: {ON_REQUEST}\n").as_bytes());
                     }
                     self.proxy.start_now();
                 }

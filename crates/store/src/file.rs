@@ -81,7 +81,7 @@ pub struct FileSource {
 
 /// Someone who never stops writing does not keep the mesh from seeing it.
 const MAX_SETTLE: Duration = Duration::from_millis(100);
-/// While a directory cannot be watched, or the state cannot be written, it is looked at this often.
+/// While a directory cannot be watched, or is reached through a link, or the state cannot be written, it is looked at this often.
 const UNWATCHED_RESCAN: Duration = Duration::from_secs(1);
 
 impl FileSource {
@@ -151,7 +151,7 @@ impl Runner {
             let is_quiet = self.watch.is_complete() && !self.last_good.has_work();
             let patience = if is_quiet { self.options.rescan } else { UNWATCHED_RESCAN.min(self.options.rescan) };
             let patience = next_writer.map_or(patience, |next| patience.min(next));
-            match woken.recv_timeout(patience) {
+            match self.wait(woken, patience) {
                 Ok(wake) => {
                     if !self.note(wake) {
                         return;
@@ -174,6 +174,20 @@ impl Runner {
                     Err(RecvTimeoutError::Timeout) => break,
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
+            }
+        }
+    }
+
+    /// Waits to be woken, or until a link on the way to a directory leads elsewhere: that costs a look each second, no scan.
+    fn wait(&self, woken: &mpsc::Receiver<Wake>, patience: Duration) -> Result<Wake, RecvTimeoutError> {
+        let end = Instant::now() + patience;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let slice = if self.watch.is_linked() { left.min(UNWATCHED_RESCAN) } else { left };
+            match woken.recv_timeout(slice) {
+                Err(RecvTimeoutError::Timeout)
+                    if slice < left && !self.watch.is_elsewhere(&self.options.directories) => {}
+                other => return other,
             }
         }
     }

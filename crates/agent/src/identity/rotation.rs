@@ -32,12 +32,16 @@ impl Rotation {
 }
 
 /// The delay before an attempt after `failures` failed ones: doubling from half a second to 15 s, between half of that
-/// and all of it.
-pub fn retry_delay(failures: u32, random: u64) -> Duration {
+/// and all of it. Never more than half of what is `left` of the certificate in use, so that one that is about to end is
+/// asked for again before it does; one that has ended is in no hurry.
+pub fn retry_delay(failures: u32, left: Duration, random: u64) -> Duration {
+    const LEAST: Duration = Duration::from_millis(250);
     let bound =
         Duration::from_millis(500).saturating_mul(1 << failures.saturating_sub(1).min(8)).min(Duration::from_secs(15));
     let half = bound / 2;
-    half + Duration::from_millis(random % (u64::try_from(half.as_millis()).unwrap_or(u64::MAX).saturating_add(1)))
+    let most = if left.is_zero() { bound } else { (left / 2).max(LEAST) };
+    let random = random % (u64::try_from(half.as_millis()).unwrap_or(u64::MAX).saturating_add(1));
+    (half + Duration::from_millis(random)).min(most)
 }
 
 #[cfg(test)]
@@ -67,10 +71,27 @@ mod tests {
 
     #[test]
     fn retries_slow_down_to_a_bound() {
-        assert!(retry_delay(1, 0) == Duration::from_millis(250) && retry_delay(1, 250) == Duration::from_millis(500));
-        for failures in 0..u32::from(u8::MAX) {
-            assert!(retry_delay(failures, u64::MAX) <= Duration::from_secs(15));
+        for left in [Duration::ZERO, Duration::from_secs(3600)] {
+            assert_eq!(retry_delay(1, left, 0), Duration::from_millis(250));
+            assert_eq!(retry_delay(1, left, 250), Duration::from_millis(500));
+            for failures in 0..u32::from(u8::MAX) {
+                assert!(retry_delay(failures, left, u64::MAX) <= Duration::from_secs(15));
+            }
+            assert!(retry_delay(40, left, 0) >= Duration::from_millis(7_500));
         }
-        assert!(retry_delay(40, 0) >= Duration::from_millis(7_500));
+    }
+
+    #[test]
+    fn a_certificate_that_is_about_to_end_is_asked_for_in_time() {
+        let mut left = Duration::from_secs(14);
+        for failures in 5.. {
+            let delay = retry_delay(failures, left, u64::MAX);
+            assert!(delay <= (left / 2).max(Duration::from_millis(250)), "{delay:?} of {left:?}");
+            let Some(next) = left.checked_sub(delay).filter(|next| !next.is_zero()) else {
+                assert!(left <= Duration::from_millis(500), "attempts go on to the end, not up to {left:?}");
+                break;
+            };
+            left = next;
+        }
     }
 }

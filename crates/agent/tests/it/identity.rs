@@ -1,11 +1,12 @@
 //! Certificates: obtained, rotated, kept when the CA fails.
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use meltemi_agent::identity::{IdentityAgent, IdentityView};
-use meltemi_agent::{AgentMetrics, BoxFuture, Clock, IdentityOptions};
+use meltemi_agent::identity::{IdentityAgent, IdentityView, SystemClock};
+use meltemi_agent::{AgentMetrics, BoxFuture, Clock, ControlPlane, ControlPlaneOptions, IdentityOptions, Token};
 use meltemi_tls::{DEFAULT_SECRET, Identity, ROOT_SECRET, SecretStore};
 use tokio::sync::mpsc;
 
@@ -191,4 +192,32 @@ async fn a_new_authority_is_reached_with_the_token() {
     secrets.set(DEFAULT_SECRET, meltemi_tls::Secret::identity(stale));
     let connection = peers.control_plane(&secrets).connect().await.expect("with the token");
     assert!(connection.metadata.get("authorization").is_some());
+}
+
+#[tokio::test]
+async fn a_token_that_has_ended_is_followed_by_the_next_one_of_its_file() {
+    let peers = Peers::start().await;
+    let (secrets, file) = (SecretStore::new(), peers.folder().join("token"));
+    let ended = peers.token_made(SystemTime::now() - Duration::from_secs(2 * 3600));
+    std::fs::write(&file, format!("{ended}\n")).expect("a writable folder");
+    let options = ControlPlaneOptions { token: Some(Token::File(file.clone())), ..peers.options() };
+    let source = Arc::new(ControlPlane::new(options, secrets.clone()));
+    let options = IdentityOptions::new(sleep_id());
+    let agent = IdentityAgent::new(options, source, Arc::new(SystemClock), secrets.clone(), AgentMetrics::default());
+    let view = agent.state();
+    let agent = tokio::spawn(agent.run());
+    let refused = until("a refusal", async || view.get().last_error).await;
+    assert!(refused.contains("ExpiredSignature"), "{refused}");
+
+    // As the node renews it; half of a line is not taken for a token.
+    let next = peers.token();
+    let (half, rest) = next.split_at(next.len() / 2);
+    let mut appended = std::fs::File::options().append(true).open(&file).expect("there");
+    appended.write_all(half.as_bytes()).expect("written");
+    let failures = view.get().failures;
+    until("another refusal", async || (view.get().failures > failures).then_some(())).await;
+    assert!(view.get().last_error.is_some_and(|error| error.contains("ExpiredSignature")));
+    appended.write_all(format!("{rest}\n").as_bytes()).expect("written");
+    until("a certificate", async || secrets.get(DEFAULT_SECRET)).await;
+    agent.abort();
 }

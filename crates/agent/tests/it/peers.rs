@@ -85,9 +85,14 @@ impl Peers {
     }
 
     pub(crate) fn token(&self) -> String {
+        self.token_made(SystemTime::now())
+    }
+
+    /// A token for an hour from then on.
+    pub(crate) fn token_made(&self, at: SystemTime) -> String {
         let caller =
             Caller { namespace: "default".into(), service_account: "sleep".into(), pod: Some("sleep-1".into()) };
-        self.signer.sign(&caller, Duration::from_secs(3600)).expect("token")
+        self.signer.sign_at(&caller, Duration::from_secs(3600), at).expect("token")
     }
 
     pub(crate) fn options(&self) -> ControlPlaneOptions {

@@ -42,7 +42,7 @@ pub(crate) struct SidecarArgs {
     control: SocketAddr,
     #[arg(long)]
     root_cert: PathBuf,
-    /// An inherited file with the first token.
+    /// An inherited file with tokens, a line each; the node appends a new one while the last is good.
     #[arg(long)]
     token_fd: Option<i32>,
     /// SO_MARK of the proxy's own connections.
@@ -126,7 +126,7 @@ pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
             address: args.control.to_string(),
             server_name: "istiod.istio-system.svc".to_owned(),
             roots: args.root_cert,
-            // Opened anew through /proc for each connection: who made the file also renews it.
+            // Opened anew through /proc for each connection: the node renews it.
             token: args.token_fd.map(|fd| Token::File(format!("/proc/self/fd/{fd}").into())),
             mark: args.mark,
             cluster_id: workload.cluster_id.clone(),

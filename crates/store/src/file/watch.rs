@@ -38,6 +38,8 @@ pub(crate) struct Watch {
     watcher: Option<RecommendedWatcher>,
     /// The directories, in order; those that are not watched have no identity.
     watched: Vec<Option<Identity>>,
+    /// Whether the way to one of them passes through a link; nobody tells when that leads elsewhere.
+    is_linked: bool,
     /// Files and directories outside, to which links lead.
     outside: BTreeMap<PathBuf, Identity>,
     /// Some link leads to nothing; nobody tells when it does again.
@@ -51,6 +53,12 @@ fn identity(path: &Path) -> Option<Identity> {
     fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
+/// Whether a path's own name, or one on the way to it, is a link.
+fn passes_a_link(path: &Path) -> bool {
+    let Ok(path) = std::path::absolute(path) else { return false };
+    path.ancestors().any(|above| fs::symlink_metadata(above).is_ok_and(|metadata| metadata.is_symlink()))
+}
+
 impl Watch {
     /// Nothing is watched yet; `events` hears what happens.
     pub fn new(directories: usize, events: mpsc::Sender<Wake>) -> Self {
@@ -60,12 +68,23 @@ impl Watch {
             }
         });
         let watcher = watcher.inspect_err(|error| warn!(%error, "directories are not watched but looked at")).ok();
-        Self { watcher, watched: vec![None; directories], outside: BTreeMap::new(), dangling: false }
+        Self { watcher, watched: vec![None; directories], is_linked: false, outside: BTreeMap::new(), dangling: false }
     }
 
     /// Whether the kernel reports every change.
     pub fn is_complete(&self) -> bool {
         !self.dangling && self.watched.iter().all(Option::is_some)
+    }
+
+    /// Whether the kernel reports every change but one: that a link on the way to a directory leads elsewhere.
+    pub fn is_linked(&self) -> bool {
+        self.is_linked
+    }
+
+    /// Whether the way to a directory leads to another one than what is watched.
+    pub fn is_elsewhere(&self, directories: &[Directory]) -> bool {
+        let mut both = directories.iter().zip(&self.watched);
+        both.any(|(directory, watched)| watched.is_some() && identity(&directory.path) != *watched)
     }
 
     /// Takes in that a path leads elsewhere. When what it led to is freed, which may be after a successor was watched by the
@@ -84,6 +103,7 @@ impl Watch {
     /// Watches the directories that are not watched yet.
     pub fn directories(&mut self, directories: &[Directory]) -> Vec<Diagnostic> {
         let mut findings = Vec::new();
+        self.is_linked = directories.iter().any(|directory| passes_a_link(&directory.path));
         for (directory, watched) in directories.iter().zip(&mut self.watched) {
             let path = &directory.path;
             let now = identity(path).filter(|_| path.is_dir());

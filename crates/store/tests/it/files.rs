@@ -262,6 +262,42 @@ async fn what_links_lead_to_is_watched() {
 }
 
 #[tokio::test]
+async fn a_directory_that_a_link_leads_to_may_be_another_one() {
+    let root = tempfile::tempdir().expect("a directory");
+    let release = |number: u64| {
+        let folder = root.path().join(format!("releases/{number}/conf/deep"));
+        fs::create_dir_all(&folder).expect("made");
+        fs::write(folder.join("a.yaml"), virtual_service("a", &format!("{number}s"))).expect("written");
+    };
+    // As `ln -sfn releases/2 current` does; the link is the directory itself, and on the way to it.
+    let point = |number: u64| {
+        let new = root.path().join("new");
+        symlink(format!("releases/{number}"), &new).expect("linked");
+        fs::rename(&new, root.path().join("current")).expect("swapped");
+    };
+    for directory in ["current", "current/conf"] {
+        (1..=3).for_each(release);
+        point(1);
+        // Nobody looks at everything within the time of this test.
+        let mut running = Running::start(vec![Directory::of_users(root.path().join(directory))], None);
+        running.wait(|world| timeout(world, "a") == Some(1)).await;
+        for number in [2, 3, 1] {
+            point(number);
+            running.wait(|world| timeout(world, "a") == Some(number)).await;
+            // What the link leads to now is watched, and what it led to is of no interest.
+            let file = |number: u64| root.path().join(format!("releases/{number}/conf/deep/a.yaml"));
+            fs::write(file(number), virtual_service("a", &format!("{}s", number + 10))).expect("written");
+            running.wait(|world| timeout(world, "a") == Some(number + 10)).await;
+        }
+        // It leads to nothing for a while: nobody has removed the objects on purpose, but the directory is gone.
+        fs::remove_file(root.path().join("current")).expect("removed");
+        running.wait(|world| world.diagnostics.iter().any(|found| found.message.contains("does not exist"))).await;
+        point(2);
+        running.wait(|world| timeout(world, "a") == Some(12)).await;
+    }
+}
+
+#[tokio::test]
 async fn what_is_no_file_is_told_and_holds_nothing_up() {
     let dir = tempfile::tempdir().expect("a directory");
     let made = std::process::Command::new("mkfifo").arg(dir.path().join("pipe.yaml")).status().expect("mkfifo");
