@@ -39,8 +39,8 @@ pub enum Operator {
     Time(Moment, Box<str>),
     /// `%DYNAMIC_METADATA(filter:key:...)%` and its kin.
     Metadata(MetadataOf, Box<str>, Box<[Box<str>]>),
-    /// `%FILTER_STATE(key:kind)%`.
-    FilterState(Box<str>),
+    /// `%FILTER_STATE(key:kind)%`; with `%FILTER_STATE(key:FIELD:name)%` the field's name.
+    FilterState(Box<str>, Option<Box<str>>),
     /// `%COMMON_DURATION(from:to:precision)%`.
     CommonDuration(Box<str>, Box<str>, Box<str>),
     /// `%ENVIRONMENT(name)%`: for the caller to look up, since nothing here reads the environment.
@@ -224,7 +224,7 @@ impl Operator {
                     true
                 }
             },
-            Self::FilterState(key) => match facts.filter_state(key) {
+            Self::FilterState(key, field) => match facts.filter_state(key, field.as_deref()) {
                 Some(text) => bytes(Some(Cow::Owned(text.into_owned().into_bytes())), out),
                 None => false,
             },

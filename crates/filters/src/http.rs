@@ -54,13 +54,24 @@ pub enum HttpFilter {
     /// A token bucket.
     LocalRateLimit(Box<LocalRateLimit>),
     /// Istio's standard metrics; the proxy counts.
-    Stats,
+    Stats(Stats),
     /// gRPC message counts; the proxy counts.
     GrpcStats,
-    /// gRPC-Web; the proxy translates.
-    GrpcWeb,
     /// Chooses an endpoint and forwards; always the last.
     Router(Router),
+}
+
+/// Istio's `istio.stats`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stats {
+    /// A request to a destination that is no known service is counted under the host that it asked for. Default true.
+    pub host_header_fallback: bool,
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        Self { host_header_fallback: true }
+    }
 }
 
 /// `envoy.filters.http.router`.
@@ -166,6 +177,16 @@ pub struct StreamState {
 }
 
 impl StreamState {
+    /// Filter state by key, and one field of what has fields: Istio's `downstream_peer` and `upstream_peer`.
+    pub fn named(&self, key: &str, field: Option<&str>) -> Option<&str> {
+        match (key, field) {
+            ("downstream_peer", Some(field)) => self.downstream_peer.as_deref()?.field(field),
+            ("upstream_peer", Some(field)) => self.upstream_peer.as_deref()?.field(field),
+            (key, None) => self.filter_state.get(key),
+            _ => None,
+        }
+    }
+
     /// Back to empty.
     pub fn clear(&mut self) {
         *self = Self::default();
@@ -272,7 +293,7 @@ impl HttpFilter {
             }
             (Self::LocalRateLimit(_), Some(Override::LocalRateLimit(own))) => own.on_request(cx),
             (Self::LocalRateLimit(limit), _) => limit.on_request(cx),
-            (Self::Cors | Self::Stats | Self::GrpcStats | Self::GrpcWeb | Self::Router(_), _) => Step::Continue,
+            (Self::Cors | Self::Stats(_) | Self::GrpcStats | Self::Router(_), _) => Step::Continue,
         }
     }
 
@@ -308,9 +329,8 @@ impl HttpFilter {
             Self::HeaderMutation(_) => "envoy.filters.http.header_mutation",
             Self::SetFilterState(_) => "envoy.filters.http.set_filter_state",
             Self::LocalRateLimit(_) => "envoy.filters.http.local_ratelimit",
-            Self::Stats => "istio.stats",
+            Self::Stats(_) => "istio.stats",
             Self::GrpcStats => "envoy.filters.http.grpc_stats",
-            Self::GrpcWeb => "envoy.filters.http.grpc_web",
             Self::Router(_) => "envoy.filters.http.router",
         }
     }
@@ -415,8 +435,8 @@ impl Facts for HeaderFacts<'_> {
         }
     }
 
-    fn filter_state(&self, key: &str) -> Option<std::borrow::Cow<'_, str>> {
-        self.state.filter_state.get(key).map(std::borrow::Cow::Borrowed)
+    fn filter_state(&self, key: &str, field: Option<&str>) -> Option<std::borrow::Cow<'_, str>> {
+        self.state.named(key, field).map(std::borrow::Cow::Borrowed)
     }
 }
 

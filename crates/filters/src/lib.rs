@@ -18,6 +18,7 @@ pub mod filter_state;
 mod finding;
 mod flag;
 pub mod format;
+pub mod grpc;
 pub mod head;
 pub mod header_mutation;
 pub mod header_ops;

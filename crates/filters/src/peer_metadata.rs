@@ -50,6 +50,22 @@ pub struct PeerInfo {
 const MAX_ENCODED: usize = 16 * 1024;
 
 impl PeerInfo {
+    /// One part of it by the name that Istio's `%FILTER_STATE(downstream_peer:FIELD:...)%` knows; `None` if it is empty.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let text = match name {
+            "workload" => &self.workload,
+            "namespace" => &self.namespace,
+            "cluster" => &self.cluster,
+            "service" => &self.canonical_service,
+            "revision" => &self.canonical_revision,
+            "app" => &self.app,
+            "version" => &self.version,
+            "name" => &self.name,
+            _ => return None,
+        };
+        Some(&**text).filter(|text| !text.is_empty())
+    }
+
     /// From a node's metadata.
     pub fn from_struct(metadata: &Struct) -> Self {
         let text = |key: &str| Box::<str>::from(metadata.text(key).unwrap_or_default());

@@ -73,7 +73,7 @@ impl Maglev {
     /// The endpoint of a hash. A further attempt looks elsewhere.
     pub(crate) fn find(&self, hash: u64, attempt: u32) -> Option<u32> {
         // Envoy's way to another slot for a retry.
-        let hash = if attempt > 0 { hash ^ !0u64.wrapping_sub(u64::from(attempt) - 1) } else { hash };
+        let hash = if attempt > 0 { hash ^ (u64::MAX - u64::from(attempt) + 1) } else { hash };
         let slot = hash.checked_rem(self.table.len() as u64)?;
         self.table.get(slot as usize).copied()
     }
@@ -89,5 +89,26 @@ impl Maglev {
 impl Entry {
     fn slot(&self, size: u64) -> u64 {
         (self.offset + self.skip * self.next % size) % size
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_further_attempt_looks_elsewhere_and_where_envoy_looks() {
+        // A table of slots that name themselves.
+        let maglev = Maglev { table: (0..10_007).collect() };
+        for hash in [0, 1, 12_345_678_901_234_567_890] {
+            // Envoy: `hash ^= ~0ULL - attempt + 1`.
+            let envoys = |attempt: u64| ((hash ^ (u64::MAX - attempt + 1)) % 10_007) as u32;
+            let mut found: Vec<u32> = (1..5).map(|attempt| maglev.find(hash, attempt).expect("full")).collect();
+            assert_eq!(found, (1..5).map(envoys).collect::<Vec<_>>());
+            found.push(maglev.find(hash, 0).expect("full"));
+            found.sort_unstable();
+            found.dedup();
+            assert_eq!(found.len(), 5, "{hash}");
+        }
     }
 }

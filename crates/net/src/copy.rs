@@ -42,6 +42,9 @@ pub enum CopyEnd {
     Upstream(io::Error),
 }
 
+/// How long the last words of a side that failed may take to reach the other.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 enum Side {
     Reader(io::Error),
     Writer(io::Error),
@@ -120,8 +123,32 @@ impl Direction {
                 Poll::Ready(Ok(_)) => self.buffer = Some(buffer),
                 Poll::Ready(Err(error)) => {
                     buffers.give(buffer);
+                    // What it said before has still to arrive.
+                    self.ended = true;
                     return Poll::Ready(Err(Side::Reader(error)));
                 }
+            }
+        }
+    }
+
+    /// Passes on what there still is, whatever becomes of the reader.
+    fn finish<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+        buffers: &Buffers,
+        moved: &Cell<u64>,
+    ) -> Poll<()>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        loop {
+            match self.poll(cx, reader, writer, buffers, moved) {
+                // It is not read again.
+                Poll::Ready(Err(Side::Reader(_))) => {}
+                polled => return polled.map(|_| ()),
             }
         }
     }
@@ -145,14 +172,27 @@ where
     let mut forth = Direction::new(first.0);
     let mut back = Direction::new(first.1);
     let mut timer = options.idle.map(|idle| (idle, Box::pin(tokio::time::sleep(idle)), u64::MAX));
+    // How it will end, and how long the side that is left may take to hear what it has still to be told.
+    let mut failure: Option<(CopyEnd, Pin<Box<Sleep>>)> = None;
     poll_fn(|cx| {
-        let forth_state = forth.poll(cx, downstream, upstream, buffers, &meter.received);
-        let back_state = back.poll(cx, upstream, downstream, buffers, &meter.sent);
-        if let Poll::Ready(Err(side)) = forth_state {
-            return Poll::Ready(failed(side, true));
+        if failure.is_none() {
+            let forth_state = forth.poll(cx, downstream, upstream, buffers, &meter.received);
+            let end = match forth_state {
+                Poll::Ready(Err(side)) => Some(failed(side, true)),
+                _ => match back.poll(cx, upstream, downstream, buffers, &meter.sent) {
+                    Poll::Ready(Err(side)) => Some(failed(side, false)),
+                    _ => None,
+                },
+            };
+            failure = end.map(|end| (end, Box::pin(tokio::time::sleep(LAST_WORDS))));
         }
-        if let Poll::Ready(Err(side)) = back_state {
-            return Poll::Ready(failed(side, false));
+        if let Some((end, timer)) = &mut failure {
+            let told = match end {
+                CopyEnd::Upstream(_) => back.finish(cx, upstream, downstream, buffers, &meter.sent),
+                _ => forth.finish(cx, downstream, upstream, buffers, &meter.received),
+            };
+            ready!(if told.is_ready() { Poll::Ready(()) } else { timer.as_mut().poll(cx) });
+            return Poll::Ready(failure.take().map_or(CopyEnd::Closed, |(end, _)| end));
         }
         if forth.done && back.done {
             return Poll::Ready(CopyEnd::Closed);
@@ -247,5 +287,92 @@ mod tests {
         .await;
         assert!(matches!(end, CopyEnd::Upstream(_)), "{end:?}");
         drop(client);
+    }
+
+    /// Passes on what is written to it only when it is flushed, as TLS may, and then bit by bit.
+    struct Lazy(tokio::io::DuplexStream, Vec<u8>);
+
+    impl AsyncRead for Lazy {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut tokio::io::ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Lazy {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            self.1.extend_from_slice(buf);
+            Poll::Ready(Ok(buf.len()))
+        }
+        fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            let this = self.get_mut();
+            while !this.1.is_empty() {
+                let n = ready!(Pin::new(&mut this.0).poll_write(cx, &this.1))?;
+                this.1.drain(..n);
+            }
+            Poll::Ready(Ok(()))
+        }
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            ready!(self.as_mut().poll_flush(cx))?;
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
+    /// Says what it has to say, and then that it was reset.
+    struct Reset(Option<&'static [u8]>);
+
+    impl AsyncRead for Reset {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut tokio::io::ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            let Some(last) = self.0.take() else { return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())) };
+            buf.put_slice(last);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Reset {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+        }
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn the_last_words_of_a_side_that_fails_arrive() {
+        for first in [&b""[..], b"a question that nobody hears"] {
+            let (mut client, down) = duplex(4);
+            let mut down = Lazy(down, Vec::new());
+            let (buffers, meter) = (Buffers::default(), Meter::default());
+            let mut up = Reset(Some(b"last words"));
+            let first = (first.to_vec(), Vec::new());
+            let copy = copy_both_ways(&mut down, &mut up, first, CopyOptions::default(), &buffers, &meter);
+            let mut heard = Vec::new();
+            let (end, read) = tokio::join!(copy, client.read_to_end(&mut heard));
+            read.expect("an end in order");
+            assert!(matches!(end, CopyEnd::Upstream(_)), "{end:?}");
+            assert_eq!(heard, b"last words");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_ever_for_last_words_to_be_heard() {
+        let (_client, down) = duplex(4);
+        let mut down = Lazy(down, Vec::new());
+        let mut up = Reset(Some(b"last words"));
+        let (buffers, meter) = (Buffers::default(), Meter::default());
+        let end =
+            copy_both_ways(&mut down, &mut up, Default::default(), CopyOptions::default(), &buffers, &meter).await;
+        assert!(matches!(end, CopyEnd::Upstream(_)), "{end:?}");
     }
 }

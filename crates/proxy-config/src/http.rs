@@ -69,8 +69,6 @@ pub struct HttpConnectionManager {
     pub max_stream_duration: Option<Duration>,
     /// A connection is drained after so many requests; 0: never.
     pub max_requests_per_connection: u32,
-    /// Between the two GOAWAYs, or until an idle HTTP/1.1 connection is closed. Default 5 s.
-    pub drain_timeout: Duration,
     /// Bytes that a head may have. Default 60 KiB.
     pub max_head_bytes: u32,
     /// Fields that a head may have. Default 100.

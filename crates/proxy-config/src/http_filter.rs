@@ -11,7 +11,7 @@ use meltemi_filters::cors::CorsPolicy;
 use meltemi_filters::fault::Fault;
 use meltemi_filters::filter_state::SetFilterState;
 use meltemi_filters::header_mutation::HeaderMutation;
-use meltemi_filters::http::{HttpFilter, HttpFilterSlot, Override, Overrides, Router};
+use meltemi_filters::http::{HttpFilter, HttpFilterSlot, Override, Overrides, Router, Stats};
 use meltemi_filters::peer_metadata::PeerMetadata;
 use meltemi_filters::rate_limit::LocalRateLimit;
 use meltemi_filters::rbac::Rbac;
@@ -20,10 +20,10 @@ use meltemi_proto::Any;
 use meltemi_proto::envoy::config::route::v3::FilterConfig;
 use meltemi_proto::envoy::extensions::filters::http as proto;
 use meltemi_proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
-use meltemi_proto::istio::{AlpnConfig, PeerMetadataConfig};
+use meltemi_proto::istio::{AlpnConfig, PeerMetadataConfig, StatsConfig};
 
 use crate::compiler::Compiler;
-use crate::listener::compile::typed_struct_kind;
+use crate::listener::compile::{typed_struct, typed_struct_kind};
 use crate::tls::compile::type_name;
 
 /// Compiles a connection manager's filters; the last must be the router.
@@ -63,6 +63,11 @@ fn compile_slot(
         }
         None => &Any::default(),
     };
+    if kind_of(any, &message.name, scope)? == GRPC_WEB {
+        // Nothing here translates it: its requests pass as the HTTP that they are.
+        scope.warn("", format!("filter {:?}: gRPC-Web is passed on as it comes, not translated to gRPC", message.name));
+        return Ok(None);
+    }
     let filter = match compile_filter(&message.name, any, owner, compiler, scope)? {
         Some(filter) => filter,
         None if message.is_optional => {
@@ -110,9 +115,8 @@ fn compile_filter(
             let config: PeerMetadataConfig = scope.unpack(any)?;
             HttpFilter::PeerMetadata(PeerMetadata::compile(&config, scope)?)
         }
-        "stats.PluginConfig" => HttpFilter::Stats,
+        "stats.PluginConfig" => HttpFilter::Stats(Stats { host_header_fallback: !without_host(any, scope)? }),
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => HttpFilter::GrpcStats,
-        "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb" => HttpFilter::GrpcWeb,
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation" => {
             HttpFilter::HeaderMutation(Box::new(HeaderMutation::compile(&scope.unpack(any)?, scope)?))
         }
@@ -134,17 +138,34 @@ fn kind_of<'m>(any: &'m Any, name: &'m str, scope: &Scope) -> Result<std::borrow
         "" => match name {
             "envoy.filters.http.cors" => "envoy.extensions.filters.http.cors.v3.Cors".into(),
             "envoy.filters.http.grpc_stats" => "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig".into(),
-            "envoy.filters.http.grpc_web" => "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb".into(),
+            "envoy.filters.http.grpc_web" => GRPC_WEB.into(),
             "istio.stats" => "stats.PluginConfig".into(),
             other => other.into(),
         },
         "udpa.type.v1.TypedStruct" | "xds.type.v3.TypedStruct" => match &*typed_struct_kind(any, scope)? {
-            // Metrics look at no setting of it; everything else must be sent as its own message.
+            // Istio sends it so; everything else must be sent as its own message.
             "stats.PluginConfig" => "stats.PluginConfig".into(),
             other => format!("{other} as TypedStruct").into(),
         },
         kind => kind.into(),
     })
+}
+
+const GRPC_WEB: &str = "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
+
+/// `disable_host_header_fallback` of Istio's metrics, which come as their own message, as a struct, or as a name alone.
+fn without_host(any: &Any, scope: &Scope) -> Result<bool, Rejection> {
+    use meltemi_proto::google::protobuf::value::Kind;
+    match type_name(any) {
+        "stats.PluginConfig" => Ok(scope.unpack::<StatsConfig>(any)?.disable_host_header_fallback),
+        "udpa.type.v1.TypedStruct" | "xds.type.v3.TypedStruct" => {
+            let fields = typed_struct(any, scope)?.value.unwrap_or_default().fields;
+            let mut named = ["disable_host_header_fallback", "disableHostHeaderFallback"].into_iter();
+            let setting = named.find_map(|name| fields.get(name)?.kind.as_ref());
+            Ok(setting == Some(&Kind::BoolValue(true)))
+        }
+        _ => Ok(false),
+    }
 }
 
 /// Compiles what a route, virtual host or weighted cluster has for filters. `owner` names it for token buckets.

@@ -3,6 +3,7 @@
 mod dump;
 mod pages;
 mod query;
+mod stats;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use self::query::Query;
 use crate::causes;
 use crate::common::{Common, Levels, ServerState};
 use crate::control::driver::Request as Ask;
+use crate::published::Drained;
 use crate::start::Inspector;
 
 /// Connections at a time, per port; readers and scrapers are few.
@@ -124,14 +126,20 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
             state => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{}\n", state.name())),
         },
         "/stats/prometheus" | "/metrics" => page(StatusCode::OK, prometheus::CONTENT_TYPE, metrics(common)),
-        "/stats" if query.get("format") == Some("prometheus") => {
-            page(StatusCode::OK, prometheus::CONTENT_TYPE, metrics(common))
-        }
         "/stats" => match query.regex("filter") {
             Err(why) => refused(why),
             Ok(filter) => {
-                let stats = pages::stats(inspector, filter.as_ref(), query.has("usedonly")).await;
-                if wants_json { json(&pages::stats_json(&stats)) } else { text(pages::stats_text(&stats)) }
+                let used = query.has("usedonly");
+                let rows = stats::stats(inspector, filter.as_ref(), used).await;
+                match query.get("format") {
+                    Some("prometheus") => {
+                        let others = stats::filtered(&metrics(common), filter.as_ref(), used);
+                        page(StatusCode::OK, prometheus::CONTENT_TYPE, others + &stats::prometheus(&rows))
+                    }
+                    Some("json") => json(&stats::as_json(&rows)),
+                    None | Some("text") => text(stats::text(&rows)),
+                    Some(other) => refused(format!("format={other}: there are text, json and prometheus\n")),
+                }
             }
         },
         "/clusters" if wants_json => json(&pages::clusters_json(inspector).await),
@@ -146,10 +154,16 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
         },
         "/logging" => logging(common.levels.as_deref(), &query),
         "/drain_listeners" => {
-            if !query.has("graceful") {
-                inspector.ask(Ask::StopListening).await;
+            let drained = if query.has("inboundonly") { Drained::Inbound } else { Drained::All };
+            match (query.has("graceful"), query.has("skip_exit")) {
+                (false, true) => return refused("skip_exit requires graceful\n".to_owned()),
+                (true, true) => inspector.ask(Ask::Drain(drained)).await,
+                (true, false) => inspector.ask(Ask::DrainAndStop(drained)).await,
+                (false, false) => {
+                    inspector.ask(Ask::StopListening(drained)).await;
+                    inspector.ask(Ask::Drain(drained)).await;
+                }
             }
-            inspector.ask(Ask::Drain).await;
             text("OK\n")
         }
         "/healthcheck/fail" | "/healthcheck/ok" => {

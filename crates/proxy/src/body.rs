@@ -4,10 +4,11 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::HeaderMap;
+use meltemi_filters::grpc::MessageCount;
 
 use crate::http1::body::{BodyError, BodyReader};
 use crate::http1::input::Input;
@@ -274,6 +275,15 @@ impl BodyOut<'_> {
         }
     }
 
+    /// Ready once the peer of a stream wants no more of it: it reset the stream, or its connection ended. A connection of
+    /// HTTP/1.1 is watched where it is read.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        match self {
+            Self::Discard | Self::H1 { .. } => Poll::Pending,
+            Self::H2(stream) => stream.poll_reset(cx).map(|reset| gone(reset.map_or_else(|error| error, Into::into))),
+        }
+    }
+
     /// Breaks the body off, so that the peer cannot take it for whole.
     pub fn abort(&mut self, reason: h2::Reason) {
         if let Self::H2(stream) = self {
@@ -357,11 +367,12 @@ impl Tee {
     }
 }
 
-/// Moves a body from one side to the other, to its end.
+/// Moves a body from one side to the other, to its end; `messages` counts those of gRPC, where somebody asked.
 pub async fn pump(
     from: &mut BodyIn<'_>,
     to: &mut BodyOut<'_>,
     moved: &Cell<u64>,
+    messages: Option<&Cell<MessageCount>>,
     tee: Option<&RefCell<Tee>>,
     on_trailers: impl FnOnce(&mut HeaderMap),
 ) -> Result<(), PumpError> {
@@ -371,14 +382,23 @@ pub async fn pump(
             let piece = match poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await {
                 Poll::Ready(piece) => piece,
                 Poll::Pending => {
-                    // Nothing there yet: the head must not wait for it.
+                    // Nothing there yet: the head must not wait for it, nor anything for somebody who has gone.
                     to.flush().await.map_err(PumpError::Write)?;
-                    next.await
+                    poll_fn(|cx| match next.as_mut().poll(cx) {
+                        Poll::Ready(piece) => Poll::Ready(Ok(piece)),
+                        Poll::Pending => to.poll_gone(cx).map(|gone| Err(PumpError::Write(gone))),
+                    })
+                    .await?
                 }
             };
             match piece.map_err(PumpError::Read)? {
                 Some(data) => {
                     moved.set(moved.get() + data.as_slice().len() as u64);
+                    if let Some(messages) = messages {
+                        let mut count = messages.get();
+                        count.see(data.as_slice());
+                        messages.set(count);
+                    }
                     if let Some(tee) = tee {
                         tee.borrow_mut().see(data.as_slice());
                     }

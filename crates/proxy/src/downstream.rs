@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use meltemi_filters::{Cause, ConnInfo, TlsPeer};
 use meltemi_proxy_config::http::{HttpConnectionManager, RouteSource};
@@ -12,6 +12,7 @@ use meltemi_proxy_config::route::RouteTable;
 use meltemi_tls::{CertificateInfo, XfccFields};
 use tokio::sync::Notify;
 
+use crate::counts::{HttpCounts, Known};
 use crate::worker::Worker;
 
 /// Why a connection is asked to end.
@@ -49,6 +50,8 @@ pub struct ChainView {
     pub http: Option<Arc<HttpConnectionManager>>,
     /// Its routes; `None` while a named table has not arrived.
     pub routes: Option<Arc<RouteTable>>,
+    /// What is counted under the statistics prefix of the chain's HTTP settings.
+    pub counts: Option<Rc<HttpCounts>>,
 }
 
 /// A connection.
@@ -70,7 +73,8 @@ pub struct Downstream {
     own_principal: Option<Arc<str>>,
     xfcc: RefCell<Option<(usize, Rc<str>)>>,
     view: RefCell<Rc<ChainView>>,
-    drain: RefCell<Option<DrainReason>>,
+    /// Why it is asked to end, and since when.
+    drain: RefCell<Option<(DrainReason, Instant)>>,
     notify: Notify,
 }
 
@@ -156,18 +160,37 @@ impl Downstream {
 
     /// Asks the connection to end in order; the first reason stays.
     pub fn ask_to_drain(&self, reason: DrainReason) {
-        self.drain.borrow_mut().get_or_insert(reason);
+        self.drain.borrow_mut().get_or_insert_with(|| (reason, Instant::now()));
         self.notify.notify_waiters();
     }
 
     /// Whether it was asked to end.
     pub fn drain_reason(&self) -> Option<DrainReason> {
-        self.drain.borrow().clone()
+        self.drain.borrow().as_ref().map(|(reason, _)| reason.clone())
     }
 
     /// Whether it was asked to end; cheap.
     pub fn is_draining(&self) -> bool {
         self.drain.borrow().is_some()
+    }
+
+    /// When it must have ended, if it was asked to end and has so long for it.
+    pub fn overdue_at(&self, time: Duration) -> Option<Instant> {
+        self.drain.borrow().as_ref().map(|(_, since)| *since + time)
+    }
+
+    /// Resolves when it was asked to end and has had so long for it.
+    pub async fn overdue(&self, time: Duration) {
+        self.draining().await;
+        if let Some(at) = self.overdue_at(time) {
+            // Rare, and large: not in the future of every request.
+            Box::pin(tokio::time::sleep_until(at.into())).await;
+        }
+    }
+
+    /// Why it was ended, for its log.
+    pub fn drain_cause(&self) -> Option<Cause> {
+        self.drain_reason().map(|reason| reason.cause(&self.chain))
     }
 
     /// Resolves when it is asked to end.
@@ -183,12 +206,13 @@ impl Downstream {
 }
 
 impl ChainView {
-    /// Puts a chain and its routes together; `table` finds a named route table.
+    /// Puts a chain, its routes and its counts together; `table` finds a named route table.
     pub fn new(
         generation: u64,
         listener: Arc<Listener>,
         chain: Arc<FilterChain>,
         table: impl Fn(&str) -> Option<Arc<RouteTable>>,
+        known: &Known,
     ) -> Self {
         let http = match &chain.terminal {
             Terminal::Http(http) => Some(http.clone()),
@@ -198,6 +222,7 @@ impl ChainView {
             RouteSource::Inline(table) => Some(table.clone()),
             RouteSource::Rds(name) => table(name),
         });
-        Self { generation, listener, chain, http, routes }
+        let counts = http.as_ref().map(|http| known.http(&http.stat_prefix));
+        Self { generation, listener, chain, http, routes, counts }
     }
 }

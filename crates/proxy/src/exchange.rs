@@ -10,7 +10,9 @@ use meltemi_proxy_config::http::HttpConnectionManager;
 use meltemi_proxy_config::route::{Chosen, RequireTls, RouteContext, RouteDecision, RouteTable};
 
 use crate::body::{BodyIn, Data};
+use crate::counts::ActiveRequest;
 use crate::downstream::{ChainView, Downstream};
+use crate::grpc::{grpc_of_http, percent};
 use crate::info::{LogFacts, StreamInfo};
 use crate::prepare;
 use crate::report;
@@ -103,6 +105,7 @@ impl<'a> Run<'a> {
             decision,
             cluster,
             in_mesh: self.in_mesh,
+            counts: self.view.counts.as_deref(),
         }
     }
 
@@ -123,6 +126,7 @@ impl<'a> Run<'a> {
             decision,
             cluster: cluster.as_deref(),
             in_mesh: self.in_mesh,
+            counts: self.view.counts.as_deref(),
         };
         steps::response(&self.http.filters, around, request, &mut response, &mut self.info, is_local);
         prepare::response(self.worker, self.http, request, &mut response);
@@ -142,6 +146,12 @@ impl<'a> Run<'a> {
         };
         self.worker.log(&self.http.access_logs, &self.info, facts);
         report::http(self, request);
+        if let Some(counts) = &self.info.counts {
+            counts.codes.note(self.info.status);
+        }
+        if let Some(counts) = &self.view.counts {
+            counts.codes.note(self.info.status);
+        }
     }
 }
 
@@ -149,9 +159,20 @@ impl<'a> Run<'a> {
 pub async fn serve(exchange: Exchange<'_>) -> Ended {
     let Exchange { worker, conn, view, head, upgrade, body, responder } = exchange;
     let Some(http) = view.http.clone() else { return Ended::Broken };
+    let _active = view.counts.clone().map(ActiveRequest::of);
     let mut run = Run::new(worker, conn, &view, &http);
     run.info.protocol = Some(head.version);
-    let ended = stages(&mut run, head, upgrade, body, responder).await;
+    if head.is_grpc() && steps::counts_messages(&http.filters) {
+        run.info.messages = Some(Rc::default());
+    }
+    let ended = tokio::select! {
+        biased;
+        ended = stages(&mut run, head, upgrade, body, responder) => ended,
+        () = conn.overdue(worker.common.drain_time) => {
+            run.info.end(ResponseFlag::LocalReset, "connection_drained", conn.drain_cause());
+            Ended::Broken
+        }
+    };
     run.log(head);
     ended
 }
@@ -213,6 +234,7 @@ async fn stages(
             decision: decision.as_ref(),
             cluster: named.as_deref(),
             in_mesh: run.in_mesh,
+            counts: run.view.counts.as_deref(),
         };
         let left = responder.left(&mut body);
         match steps::request(&run.http.filters, around, head, &mut run.info, left).await {
@@ -369,43 +391,9 @@ pub async fn reply_only(
     reply: LocalReply,
 ) {
     let Some(http) = view.http.clone() else { return };
+    let _active = view.counts.clone().map(ActiveRequest::of);
     let mut run = Run::new(worker, conn, &view, &http);
     run.info.protocol = Some(head.version);
     answer(&mut run, None, head, responder, reply).await;
     run.log(head);
-}
-
-/// Source: gRPC "HTTP to gRPC status code mapping".
-pub fn grpc_of_http(status: u16) -> u32 {
-    match status {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        429 | 502 | 503 | 504 => 14,
-        _ => 2,
-    }
-}
-
-/// gRPC's percent encoding of messages.
-fn percent(text: &[u8]) -> String {
-    use std::fmt::Write;
-    text.iter().fold(String::with_capacity(text.len()), |mut out, byte| {
-        match byte {
-            0x20..=0x7e if *byte != b'%' => out.push(char::from(*byte)),
-            // Writing to a String cannot fail.
-            _ => _ = write!(out, "%{byte:02X}"),
-        }
-        out
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn grpc_messages_are_percent_encoded() {
-        assert_eq!(percent("a b%\u{e9}\n".as_bytes()), "a b%25%C3%A9%0A");
-    }
 }

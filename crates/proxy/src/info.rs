@@ -4,18 +4,30 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use meltemi_filters::format::{Fact, Facts, Head, MetadataOf, Moment};
+use meltemi_filters::grpc::MessageCount;
 use meltemi_filters::head::{HttpVersion, RequestHead, ResponseHead};
 use meltemi_filters::http::StreamState;
 use meltemi_filters::metadata::Value;
 use meltemi_filters::peer_metadata::PeerInfo;
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
 
+use crate::counts::ClusterCounts;
 use crate::digits;
 use crate::downstream::{ChainView, Downstream};
+
+/// gRPC messages of one exchange, both ways; over all its attempts, since what is sent again came once.
+#[derive(Debug, Default)]
+pub struct Messages {
+    /// Of the client.
+    pub requests: Cell<MessageCount>,
+    /// Of the server.
+    pub responses: Cell<MessageCount>,
+}
 
 /// The record of one request or TCP connection.
 #[derive(Debug)]
@@ -70,6 +82,10 @@ pub struct StreamInfo {
     pub workload: Option<Arc<PeerInfo>>,
     /// A cookie that consistent hashing wants set.
     pub set_cookie: Option<String>,
+    /// `None` unless it is gRPC and its messages are counted.
+    pub messages: Option<Rc<Messages>>,
+    /// Of the cluster that it was forwarded to.
+    pub counts: Option<Rc<ClusterCounts>>,
 }
 
 impl StreamInfo {
@@ -101,6 +117,8 @@ impl StreamInfo {
             random,
             workload: None,
             set_cookie: None,
+            messages: None,
+            counts: None,
         }
     }
 
@@ -280,6 +298,17 @@ impl Facts for LogFacts<'_> {
         };
         write_time(at, format, out);
         true
+    }
+
+    fn filter_state(&self, key: &str, field: Option<&str>) -> Option<Cow<'_, str>> {
+        let info = self.info;
+        // A peer that told nothing of itself may be known from its endpoint.
+        let told = info.state.named(key, field);
+        let known = || match key {
+            "upstream_peer" => info.workload.as_deref()?.field(field?),
+            _ => None,
+        };
+        told.or_else(known).map(Cow::Borrowed)
     }
 
     fn metadata(&self, of: MetadataOf, filter: &str, path: &[Box<str>]) -> Option<&Value> {

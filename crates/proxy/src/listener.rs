@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::server::StartHandshake;
 
 use crate::causes::TlsReason;
+use crate::counts::OpenConnection;
 use crate::downstream::Downstream;
 use crate::http1;
 use crate::http2;
@@ -92,6 +93,8 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
     {
         listener = other;
     }
+    let counts = worker.counts.listener(&listener.name);
+    counts.connections.inc();
     let mut inspected = Inspected::default();
     let inspection = inspect(&listener, &mut stream, &mut info, &mut inspected);
     let finished = match listener.filters.timeout {
@@ -123,6 +126,7 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
         }
     }
     let Some(chain) = listener.chains.select(&info).cloned() else {
+        counts.no_chain.inc();
         let cause = Cause::NoFilterChain(listener.name.clone());
         refuse(&worker, &listener, None, info, Some(ResponseFlag::NoRouteFound), "filter_chain_not_found", cause);
         return;
@@ -130,8 +134,12 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
     let stream = match chain.transport.tls().cloned() {
         None => Stream::Plain(stream),
         Some(terms) => match terminate(&worker, &chain, &terms, stream, &mut inspected, &mut info).await {
-            Ok(stream) => stream,
+            Ok(stream) => {
+                counts.handshakes.inc();
+                stream
+            }
             Err((reason, why)) => {
+                counts.failed_handshake(reason);
                 worker.causes.handshake(reason);
                 refuse(&worker, &listener, Some(&chain), info, None, "", Cause::Tls(why.into()));
                 return;
@@ -142,7 +150,13 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
     let view = Rc::new(worker.view_for(&listener, &chain));
     let registered = worker.register(info, view.clone());
     let conn = registered.conn.clone();
-    if let Some(policy) = refused_now(&chain, &conn.info) {
+    let _open = OpenConnection::of(&counts, view.counts.as_ref());
+    let refused = refused_now(&chain, &conn.info);
+    if chain.filters.iter().any(|filter| matches!(filter, NetworkFilter::Rbac(_))) {
+        let (allowed, denied) = &worker.counts.network_rbac;
+        if refused.is_some() { denied.inc() } else { allowed.inc() }
+    }
+    if let Some(policy) = refused {
         tcp::refuse(&worker, &conn, &view, policy);
         return;
     }
@@ -335,7 +349,7 @@ async fn serve_http(worker: Rc<Worker>, conn: Rc<Downstream>, codec: Codec, stre
     let http2 = match (codec, alpn) {
         (Codec::Http1, _) => false,
         (Codec::Http2, _) => true,
-        (Codec::Auto, Some(alpn)) => alpn == "h2" || alpn == "istio-h2",
+        (Codec::Auto, Some(alpn)) => crate::upstream::connect::is_http2(alpn.as_bytes()),
         (Codec::Auto, None) => match inspected.http {
             Some(found) => found == HttpSniff::Http2,
             None => match prior_knowledge(&worker, &conn, &mut stream, &mut first).await {

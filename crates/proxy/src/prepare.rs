@@ -109,10 +109,14 @@ fn host(http: &HttpConnectionManager, conn: &Downstream, head: &mut RequestHead)
             kept = &host[..at];
         }
     }
-    if http.strip_trailing_host_dot
-        && let Some(shorter) = kept.strip_suffix('.')
-    {
-        kept = shorter;
+    if http.strip_trailing_host_dot {
+        if let Some(shorter) = kept.strip_suffix('.') {
+            kept = shorter;
+        } else if let Some((name, port)) = kept.split_once(".:") {
+            let without = format!("{name}:{port}");
+            head.set_authority(&without);
+            return;
+        }
     }
     if kept.len() != host.len() {
         let kept = kept.to_owned();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use meltemi_proxy_config::cluster::{Cluster, Discovery};
 use meltemi_proxy_config::endpoint::{Endpoint, EndpointSet};
-use meltemi_proxy_config::listener::Listener;
+use meltemi_proxy_config::listener::{Direction, Listener};
 use meltemi_proxy_config::route::RouteTable;
 
 use crate::upstream::live::{ClusterLive, HostLive};
@@ -22,8 +22,24 @@ pub struct Published {
     pub clusters: HashMap<Arc<str>, Arc<ClusterEntry>>,
     /// Named route tables.
     pub routes: HashMap<Arc<str>, Arc<RouteTable>>,
-    /// The proxy drains: every connection is asked to end.
-    pub draining: bool,
+    /// Connections of these listeners are asked to end.
+    pub draining: Option<Drained>,
+}
+
+/// Which listeners drain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Drained {
+    /// Those of inbound traffic.
+    Inbound,
+    /// All of them.
+    All,
+}
+
+impl Drained {
+    /// Whether the listener is among them.
+    pub fn has(self, listener: &Listener) -> bool {
+        self == Self::All || listener.direction == Direction::Inbound
+    }
 }
 
 /// A cluster with its endpoints of the moment.

@@ -24,6 +24,14 @@ use crate::worker::Worker;
 /// Names of services by cluster, each with the address of the cluster it was read from.
 type ServiceNames = HashMap<Arc<str>, (usize, Arc<ServiceName>)>;
 
+/// Names made of hosts that clients asked for, with what stood in their place.
+type HostNames = (Arc<ServiceName>, HashMap<Box<str>, Arc<ServiceName>>);
+
+const UNKNOWN: &str = "unknown";
+
+/// No longer host becomes a label; a DNS name with a port is shorter.
+const MAX_HOST: usize = 261;
+
 /// More looked-up series than this are forgotten; they are found again.
 const MAX_CACHED: usize = 4096;
 
@@ -61,6 +69,7 @@ pub struct Series {
     peers: RefCell<HashMap<PeerKey, KnownPeer>>,
     workloads: RefCell<HashMap<Arc<str>, Arc<PeerInfo>>>,
     services: RefCell<ServiceNames>,
+    hosts: RefCell<HashMap<usize, HostNames>>,
 }
 
 impl Series {
@@ -105,7 +114,7 @@ impl Series {
 
     /// The service that a cluster stands for, from its metadata.
     fn service(&self, worker: &Worker, cluster: Option<&Arc<str>>) -> Arc<ServiceName> {
-        let name: Arc<str> = cluster.cloned().unwrap_or_else(|| "unknown".into());
+        let name: Arc<str> = cluster.cloned().unwrap_or_else(|| UNKNOWN.into());
         let entry = worker.cluster(&name);
         let version = entry.as_ref().map_or(0, |entry| Arc::as_ptr(&entry.entry.cluster) as usize);
         let mut services = self.services.borrow_mut();
@@ -121,10 +130,35 @@ impl Series {
         services.insert(name, (version, service.clone()));
         service
     }
+
+    /// The name of a destination that is no known service: the host that the client asked for, as Istio has it. A
+    /// passthrough keeps its own name beside it.
+    fn by_host(&self, unknown: &Arc<ServiceName>, host: &str) -> Arc<ServiceName> {
+        if host.is_empty() || host.len() > MAX_HOST {
+            return unknown.clone();
+        }
+        let mut all = self.hosts.borrow_mut();
+        if all.len() >= MAX_CACHED {
+            all.clear();
+        }
+        let entry = all.entry(Arc::as_ptr(unknown) as usize);
+        let (_, hosts) = entry.or_insert_with(|| (unknown.clone(), HashMap::new()));
+        if let Some(service) = hosts.get(host) {
+            return service.clone();
+        }
+        if hosts.len() >= MAX_CACHED {
+            hosts.clear();
+        }
+        let text: Arc<str> = host.into();
+        let name = if *unknown.name == *UNKNOWN { text.clone() } else { unknown.name.clone() };
+        let service = Arc::new(ServiceName { host: text, name, namespace: unknown.namespace.clone() });
+        hosts.insert(host.into(), service.clone());
+        service
+    }
 }
 
 fn service_of(metadata: Option<&Metadata>, cluster: &Arc<str>) -> ServiceName {
-    let unknown: Arc<str> = "unknown".into();
+    let unknown: Arc<str> = UNKNOWN.into();
     let first = metadata.and_then(|metadata| match metadata.at("istio", &["services"])? {
         Value::List(services) => services.first(),
         _ => None,
@@ -146,8 +180,8 @@ fn service_of(metadata: Option<&Metadata>, cluster: &Arc<str>) -> ServiceName {
 }
 
 fn labels_of(info: Option<&PeerInfo>, principal: Option<&Arc<str>>) -> Peer {
-    let known = |text: &str| -> Arc<str> { if text.is_empty() { "unknown".into() } else { text.into() } };
-    let principal: Arc<str> = principal.map_or_else(|| "unknown".into(), |p| format!("spiffe://{p}").into());
+    let known = |text: &str| -> Arc<str> { if text.is_empty() { UNKNOWN.into() } else { text.into() } };
+    let principal: Arc<str> = principal.map_or_else(|| UNKNOWN.into(), |p| format!("spiffe://{p}").into());
     match info {
         None => Peer { principal, ..Peer::unknown() },
         Some(info) => Peer {
@@ -225,9 +259,7 @@ fn sides(
 
 /// Adds a finished request.
 pub fn http(run: &Run<'_>, request: &RequestHead) {
-    if !steps::counts(&run.http.filters) {
-        return;
-    }
+    let Some(stats) = steps::stats(&run.http.filters) else { return };
     let (worker, conn, info) = (run.worker, run.conn, &run.info);
     let reporter = reporter(run.view);
     let upstream = info.state.upstream_peer.clone().or_else(|| info.workload.clone());
@@ -240,7 +272,10 @@ pub fn http(run: &Run<'_>, request: &RequestHead) {
         info.upstream_principal.as_ref(),
     );
     let series = &worker.series;
-    let service = series.service(worker, info.cluster.as_ref());
+    let mut service = series.service(worker, info.cluster.as_ref());
+    if stats.host_header_fallback && *service.host == *UNKNOWN {
+        service = series.by_host(&service, request.authority());
+    }
     let grpc = request.is_grpc();
     let mutual = is_mutual(conn);
     let key = Key {
@@ -279,6 +314,9 @@ pub fn http(run: &Run<'_>, request: &RequestHead) {
     });
     let heads = (request.fields().byte_len() as u64, run.response.fields().byte_len() as u64);
     found.record(info.start.elapsed(), info.received.get() + heads.0, info.sent.get() + heads.1);
+    if let Some(messages) = &info.messages {
+        found.record_messages(messages.requests.get().messages(), messages.responses.get().messages());
+    }
 }
 
 /// The metrics of one TCP connection.
@@ -291,20 +329,14 @@ pub struct TcpReport {
 }
 
 impl TcpReport {
-    fn new(
-        worker: &Worker,
-        conn: &Downstream,
-        view: &ChainView,
-        info: &StreamInfo,
-        host: Option<&WorkerHost>,
-    ) -> Option<Self> {
+    /// A connection that has an upstream or is refused; `None` if nobody asked for metrics.
+    pub fn of(worker: &Worker, conn: &Downstream, view: &ChainView, info: &StreamInfo) -> Option<Self> {
         let interval = view.chain.filters.iter().find_map(|filter| match filter {
             NetworkFilter::Stats { interval } => Some(*interval),
             _ => None,
         })?;
         let reporter = reporter(view);
-        let workload = host.and_then(workload_of).map(|text| worker.series.workload(text));
-        let upstream = info.state.upstream_peer.clone().or(workload);
+        let upstream = info.state.upstream_peer.clone().or_else(|| info.workload.clone());
         let (source, destination) = sides(
             worker,
             conn,
@@ -327,22 +359,6 @@ impl TcpReport {
         let series = TcpSeries::resolve(&worker.shard, &labels);
         series.opened.inc();
         Some(Self { labels: Box::new(labels), series, interval, told: Default::default() })
-    }
-
-    /// A connection that has an upstream; `None` if nobody asked for metrics.
-    pub fn open(
-        worker: &Worker,
-        conn: &Downstream,
-        view: &ChainView,
-        info: &StreamInfo,
-        host: &WorkerHost,
-    ) -> Option<Self> {
-        Self::new(worker, conn, view, info, Some(host))
-    }
-
-    /// A connection that was refused.
-    pub fn refused(worker: &Worker, conn: &Downstream, view: &ChainView, info: &StreamInfo) -> Option<Self> {
-        Self::new(worker, conn, view, info, None)
     }
 
     /// How often [`TcpReport::progress`] is wanted.
@@ -370,7 +386,7 @@ impl TcpReport {
     }
 }
 
-/// What an endpoint's metadata says of its workload, for requests whose peer told nothing of itself.
+/// What an endpoint's metadata says of its workload, for requests and connections whose peer told nothing of itself.
 pub fn workload(worker: &Worker, host: &WorkerHost) -> Option<Arc<PeerInfo>> {
     workload_of(host).map(|text| worker.series.workload(text))
 }

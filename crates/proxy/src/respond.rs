@@ -10,6 +10,7 @@ use meltemi_filters::head::{Known, ResponseHead};
 use meltemi_net::Buffers;
 
 use crate::body::{BodyIn, BodyOut};
+use crate::downstream::Downstream;
 use crate::http1::codec;
 use crate::http2::heads;
 use crate::io::Io;
@@ -28,6 +29,8 @@ pub enum Responder<'a> {
 pub struct H1Responder<'a> {
     /// The connection.
     pub io: &'a Io,
+    /// What is known of it.
+    pub conn: &'a Downstream,
     /// Whether another request may follow; a response can decide otherwise.
     pub keep_alive: &'a Cell<bool>,
     /// The client still waits for a 100.
@@ -56,6 +59,9 @@ impl<'a> Responder<'a> {
             Self::H1(to) => {
                 if to.wants_continue.replace(false) {
                     // The client may send its body now or not (RFC 9110 §10.1.1): what comes next could be either (A16).
+                    to.keep_alive.set(false);
+                }
+                if to.conn.is_draining() {
                     to.keep_alive.set(false);
                 }
                 codec::strip_hop_by_hop(head.fields_mut());

@@ -1,6 +1,7 @@
 //! The router: picks an endpoint, forwards, retries, and turns what goes wrong into an answer.
 
 pub mod attempt;
+pub mod durations;
 pub mod mirror;
 pub mod timeout;
 
@@ -8,7 +9,7 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use meltemi_filters::head::{Known, RequestHead};
 use meltemi_filters::http::HeaderFacts;
@@ -23,7 +24,8 @@ use crate::upstream::cluster::{Wish, WorkerCluster, WorkerHost};
 use crate::upstream::live::{Resource, epoch_ms};
 use crate::upstream::outlier::HostResult;
 use attempt::{AttemptEnd, Failure, carrier};
-use timeout::{Clocks, Timeouts};
+use durations::Timeouts;
+use timeout::Clocks;
 
 /// How much of a request body is kept for another attempt or a mirror; `docs/configuration.md` says so of mirrors.
 const REPLAY_BYTES: usize = 64 * 1024;
@@ -89,6 +91,7 @@ pub async fn forward(
             ResponseFlag::NoClusterFound,
         ));
     };
+    run.info.counts = Some(cluster.counts.clone());
     if cluster.entry.endpoints.drops(run.worker.random()).is_some() {
         let cause = Cause::Drop(name.clone());
         return Err(reply(503, "drop overload", "drop_overload", cause, ResponseFlag::DropOverload));
@@ -107,22 +110,22 @@ pub async fn forward(
     }
     let router = steps::router(&run.http.filters).cloned().unwrap_or_default();
     let policy = action.retry.as_deref().filter(|policy| policy.admits(head));
-    let timeouts = Timeouts::of(run, plan, head, &cluster);
+    let timeouts = Timeouts::of(run, plan, head, &cluster, &router);
+    timeouts.tell(head, Duration::ZERO, router.suppress_envoy_headers);
     rewrite(run, plan, head, router.suppress_envoy_headers);
-    if let (Some(total), false) = (timeouts.total, router.suppress_envoy_headers) {
-        head.fields_mut().set("x-envoy-expected-rq-timeout-ms", total.as_millis().to_string().as_bytes());
-    }
+    // What binds a client is its request as it is forwarded.
+    let hash = if action.hash.is_empty() {
+        None
+    } else {
+        let ends = (run.conn.info.remote, run.conn.info.local);
+        let outcome = action.hash.hash(head, run.remote.ip(), ends);
+        run.info.set_cookie = outcome.set_cookie.map(|(cookie, value)| cookie.header_value(&value));
+        outcome.hash
+    };
     let live = &cluster.entry.live;
     let Some(_place) = live.admit(action.high_priority, Resource::Requests) else {
         let cause = Cause::Breaker(name.clone(), Resource::Requests.threshold());
         return Err(overflow(cause));
-    };
-    let hash = if action.hash.is_empty() {
-        None
-    } else {
-        let outcome = action.hash.hash(head, run.remote.ip(), run.worker.random());
-        run.info.set_cookie = outcome.set_cookie.map(|(cookie, value)| cookie.header_value(&value));
-        outcome.hash
     };
     let mirrors = mirror::chosen(action, run.worker.random(), head);
     let has_body = !body.is_empty();
@@ -139,7 +142,7 @@ pub async fn forward(
     };
     let keeps = (policy.is_some() || !mirrors.is_empty()) && has_body;
     let tee = keeps.then(|| RefCell::new(Tee::new(REPLAY_BYTES)));
-    let clocks = Clocks::new(timeouts, !has_body, run.info.start);
+    let clocks = Clocks::new(timeouts, !has_body, run.info.start).ending_with(run.conn, run.worker.common.drain_time);
     let result =
         attempts(run, plan, head, &mut body, tee.as_ref(), responder, &cluster, hash, &mut retries, &clocks, &router)
             .await;
@@ -203,11 +206,7 @@ async fn attempts(
             head.fields_mut().set("x-envoy-attempt-count", run.info.attempts.to_string().as_bytes());
         }
         rewrite_host(plan, head, &host, router.suppress_envoy_headers);
-        let policy = retries.policy;
-        clocks.begin_attempt(
-            policy.and_then(|policy| policy.per_try_timeout),
-            policy.and_then(|policy| policy.per_try_idle_timeout),
-        );
+        clocks.begin_attempt(action.retry.as_ref().and_then(|policy| policy.per_try_idle_timeout));
         let end = one(run, plan, head, body, tee, responder, cluster, &host, retries, clocks, router).await;
         let failure = match end {
             AttemptEnd::Ended(ended) => return Ok(ended),
@@ -217,6 +216,9 @@ async fn attempts(
         if let Some(failure) = failure {
             if failure.blames_host {
                 live.report(&host.live, HostResult::LocalFailure, epoch_ms(Instant::now()));
+            }
+            if let Some((limit, _)) = failure.limit {
+                limit.count(&cluster.counts);
             }
             run.info.transport_failure.clone_from(&failure.transport);
             let replayable = tee.map_or(!retries.has_body, |tee| !tee.borrow().lost);
@@ -255,8 +257,10 @@ async fn attempts(
                 () = responder.left(body) => return Ok(run.gone()),
             };
             if let Some(limit) = limit {
+                limit.count(&cluster.counts);
                 return Err(Failure::limit(limit, plan, clocks).reply(0));
             }
+            clocks.timeouts().tell(head, clocks.elapsed(), router.suppress_envoy_headers);
         }
     }
 }
@@ -274,6 +278,7 @@ pub(crate) fn may_retry(
     }
     if retries.left == 0 {
         retries.exhausted = true;
+        cluster.counts.retry_limit_exceeded.inc();
         return false;
     }
     // The place of the retry before is given back first.
@@ -291,6 +296,7 @@ pub(crate) fn may_retry(
     let Some(permit) = permit else { return false };
     retries.permit = Some(permit);
     retries.left -= 1;
+    cluster.counts.retries.inc();
     true
 }
 
@@ -312,7 +318,7 @@ async fn one(
         Ok(carrier) => carrier,
         Err(end) => return end,
     };
-    cluster.entry.live.requests_total.fetch_add(1, Relaxed);
+    cluster.entry.live.totals.requests.fetch_add(1, Relaxed);
     let _active = host.live.begin();
     let facts = carrier.facts();
     run.info.workload = crate::report::workload(run.worker, host);

@@ -14,6 +14,7 @@ use meltemi_proto::Any;
 use meltemi_proto::envoy::config::bootstrap::v3::Bootstrap;
 use meltemi_proto::envoy::config::core::v3::Node;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET};
+use meltemi_proxy_config::Address;
 use meltemi_telemetry::Registry;
 use meltemi_tls::SecretStore;
 use meltemi_xds::{ClientConfig, Subscription};
@@ -23,8 +24,9 @@ use crate::admin;
 use crate::common::{Common, Levels, ServerState};
 use crate::control::driver::{Driver, Request, Status};
 use crate::control::state::{State, apply_secrets};
+use crate::counts::Copied;
 use crate::logs::Logs;
-use crate::published::Published;
+use crate::published::{Drained, Published};
 use crate::worker::{Command, Worker};
 
 /// What a proxy is started with.
@@ -276,16 +278,28 @@ impl Inspector {
         look_through(&self.requests, look).await
     }
 
-    /// Where listeners listen.
-    pub async fn addresses(&self) -> Vec<(Arc<str>, SocketAddr)> {
+    /// The listeners that serve, and the addresses that lead to them.
+    pub async fn listeners(&self) -> Vec<(Arc<str>, Vec<Address>)> {
         let (answer, receiver) = oneshot::channel();
-        let _ = self.requests.send(Request::Addresses(answer)).await;
+        let _ = self.requests.send(Request::Listeners(answer)).await;
         receiver.await.unwrap_or_default()
     }
 
     /// Asks for something without answer.
     pub async fn ask(&self, request: Request) {
         let _ = self.requests.send(request).await;
+    }
+
+    /// What all workers have counted.
+    pub async fn counts(&self) -> Copied {
+        let mut all = Copied::default();
+        for worker in &self.workers {
+            let (answer, receiver) = oneshot::channel();
+            if worker.send(Command::Counts(answer)).is_ok() {
+                all.add(receiver.await.unwrap_or_default());
+            }
+        }
+        all
     }
 
     /// Open upstream connections, over all workers: cluster, endpoint, connections.
@@ -383,13 +397,13 @@ impl ProxyHandle {
 
     /// Asks every connection to end in order, while new ones are still served.
     pub async fn drain(&self) {
-        let _ = self.requests.send(Request::Drain).await;
+        let _ = self.requests.send(Request::Drain(Drained::All)).await;
     }
 
     /// Drains, waits until no connection is left or the time is up, and ends the threads.
     pub async fn shutdown(mut self, time: Duration) {
-        let _ = self.requests.send(Request::StopListening).await;
-        let _ = self.requests.send(Request::Drain).await;
+        let _ = self.requests.send(Request::StopListening(Drained::All)).await;
+        let _ = self.requests.send(Request::Drain(Drained::All)).await;
         let end = tokio::time::Instant::now() + time;
         while self.connections() > 0 && tokio::time::Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 
-use meltemi_filters::http::{Entropy, HttpFilter, HttpFilterSlot, RequestContext, ResponseContext, Router};
+use meltemi_filters::http::{Entropy, HttpFilter, HttpFilterSlot, RequestContext, ResponseContext, Router, Stats};
 use meltemi_filters::metadata::Metadata;
 use meltemi_filters::rbac::{self, Rbac};
 use meltemi_filters::{Call, ConnInfo, LocalReply, RequestHead, ResponseHead, Step};
 use meltemi_proxy_config::route::RouteDecision;
 
+use crate::counts::HttpCounts;
 use crate::info::StreamInfo;
 use crate::worker::Worker;
 
@@ -28,6 +29,8 @@ pub struct Around<'a> {
     pub cluster: Option<&'a str>,
     /// The upstream is in the mesh.
     pub in_mesh: bool,
+    /// What is counted of the connection manager.
+    pub counts: Option<&'a HttpCounts>,
 }
 
 /// Why a request goes no further.
@@ -77,6 +80,11 @@ pub async fn request(
                     true => slot.filter.resume(setting, &mut cx),
                 }
             };
+            if let (HttpFilter::Rbac(rbac), Some(counts)) = (&slot.filter, around.counts)
+                && (rbac.rules.is_some() || setting.is_some())
+            {
+                if matches!(step, Step::Reply(_)) { counts.denied.inc() } else { counts.allowed.inc() }
+            }
             match step {
                 Step::Continue => break,
                 Step::Reply(reply) => return Err(Stop::Reply(reply)),
@@ -101,7 +109,7 @@ pub fn response(
     is_local: bool,
 ) {
     for slot in slots.iter().rev() {
-        if matches!(slot.filter, HttpFilter::Router(_) | HttpFilter::Stats | HttpFilter::Rbac(_)) {
+        if matches!(slot.filter, HttpFilter::Router(_) | HttpFilter::Stats(_) | HttpFilter::Rbac(_)) {
             continue;
         }
         let setting = around.decision.and_then(|decision| decision.setting(&slot.name));
@@ -129,9 +137,17 @@ pub fn router(slots: &[HttpFilterSlot]) -> Option<&Router> {
     })
 }
 
-/// Whether Istio's metrics are wanted.
-pub fn counts(slots: &[HttpFilterSlot]) -> bool {
-    slots.iter().any(|slot| matches!(slot.filter, HttpFilter::Stats))
+/// Istio's metrics, if they are wanted.
+pub fn stats(slots: &[HttpFilterSlot]) -> Option<Stats> {
+    slots.iter().find_map(|slot| match &slot.filter {
+        HttpFilter::Stats(stats) => Some(*stats),
+        _ => None,
+    })
+}
+
+/// Whether messages of gRPC are counted.
+pub fn counts_messages(slots: &[HttpFilterSlot]) -> bool {
+    slots.iter().any(|slot| matches!(slot.filter, HttpFilter::GrpcStats))
 }
 
 /// Judges a connection: the policy that refuses it, if one does.

@@ -11,6 +11,7 @@ use meltemi_lb::SubsetMatch;
 use meltemi_net::{ConnectOptions, CopyEnd, CopyOptions, Meter, copy_both_ways};
 use meltemi_proxy_config::listener::{NetworkFilter, Terminal};
 use meltemi_proxy_config::tcp::TcpProxy;
+use meltemi_proxy_config::tls::UpstreamTransport;
 
 use crate::downstream::{ChainView, Downstream};
 use crate::info::{LogFacts, StreamInfo};
@@ -56,7 +57,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>
     };
     info.cluster = Some(cluster_name.clone());
     let connected = connect(&worker, &conn, proxy, &cluster_name, subset, &mut info).await;
-    let Connected { mut upstream, mut upstream_first, host, permit } = match connected {
+    let Connected { mut upstream, mut upstream_first, permit } = match connected {
         Ok(connected) => connected,
         Err(failed) => {
             worker.causes.refusal(&failed.cause, Some(failed.flag));
@@ -66,7 +67,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>
             return;
         }
     };
-    let report = TcpReport::open(&worker, &conn, &view, &info, &host);
+    let report = TcpReport::of(&worker, &conn, &view, &info);
     let meter = Meter::default();
     let options = CopyOptions { idle: proxy.idle_timeout };
     let timeout = |which| Cause::Timeout(which, conn.chain.clone());
@@ -80,11 +81,8 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>
             &meter,
         );
         let interval = report.as_ref().map(TcpReport::interval);
-        let told_to_end = async {
-            conn.draining().await;
-            // A stated time to end by itself.
-            tokio::time::sleep(worker.common.drain_time).await;
-        };
+        // It has a stated time to end by itself.
+        let told_to_end = conn.overdue(worker.common.drain_time);
         let mut copy = std::pin::pin!(copy);
         let mut told_to_end = std::pin::pin!(told_to_end);
         let mut too_long = std::pin::pin!(sleep(proxy.max_duration));
@@ -92,8 +90,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>
             tokio::select! {
                 end = &mut copy => break Some(end),
                 () = &mut told_to_end => {
-                    let cause = conn.drain_reason().map(|reason| reason.cause(&conn.chain));
-                    info.end(ResponseFlag::LocalReset, "connection_drained", cause);
+                    info.end(ResponseFlag::LocalReset, "connection_drained", conn.drain_cause());
                     break None;
                 }
                 () = &mut too_long => {
@@ -153,7 +150,6 @@ fn cluster_name<'a>(view: &ChainView, proxy: &'a TcpProxy, conn: &Downstream, ra
 struct Connected {
     upstream: Stream,
     upstream_first: Vec<u8>,
-    host: Rc<WorkerHost>,
     permit: (Permit, crate::upstream::live::ActiveRequest),
 }
 
@@ -205,7 +201,9 @@ async fn connect(
         };
         info.attempts += 1;
         info.upstream = Some(host.address);
-        match open(worker, conn, &cluster, &host).await {
+        let opened = open(worker, conn, &cluster, &host).await;
+        cluster.entry.live.connected(&opened);
+        match opened {
             Ok(mut dialled) => {
                 let mut upstream_first = Vec::new();
                 if cluster.entry.cluster.exchanges_metadata
@@ -220,10 +218,10 @@ async fn connect(
                 info.upstream_principal = dialled.principal;
                 cluster.entry.live.report(&host.live, HostResult::Status(200), wish.now);
                 let active = host.live.begin();
-                return Ok(Connected { upstream: dialled.stream, upstream_first, host, permit: (permit, active) });
+                info.workload = crate::report::workload(worker, &host);
+                return Ok(Connected { upstream: dialled.stream, upstream_first, permit: (permit, active) });
             }
             Err(error) => {
-                cluster.entry.live.connect_fail.fetch_add(1, Relaxed);
                 cluster.entry.live.report(&host.live, HostResult::LocalFailure, wish.now);
                 tried.push(host.address);
                 last = Some((host.address, error));
@@ -249,7 +247,7 @@ async fn open(
     let dialling = Dial {
         address: host.address,
         transport: &host.transport,
-        alpn: None,
+        alpn: exchanging(cluster, &host.transport),
         server_name: None,
         check_name: false,
         hostname: host.hostname(),
@@ -258,6 +256,12 @@ async fn open(
         timeout: cluster.entry.cluster.connect_timeout,
     };
     dial(dialling, &worker.tls).await
+}
+
+/// The transport's whole ALPN list, if the cluster's connections say who they are.
+fn exchanging<'a>(cluster: &WorkerCluster, transport: &'a UpstreamTransport) -> Option<&'a [Box<str>]> {
+    let terms = cluster.entry.cluster.exchanges_metadata.then(|| transport.tls()).flatten();
+    terms.map(|terms| &*terms.common.alpn)
 }
 
 /// Socket options of a connection to an endpoint.
@@ -295,7 +299,7 @@ fn refused(worker: &Rc<Worker>, conn: &Rc<Downstream>, view: &Rc<ChainView>, mut
         Terminal::Tcp(proxy) => &proxy.access_logs,
         Terminal::Http(http) => &http.access_logs,
     };
-    if let Some(report) = TcpReport::refused(worker, conn, view, &info) {
+    if let Some(report) = TcpReport::of(worker, conn, view, &info) {
         report.close(worker, &Meter::default(), &info);
     }
     worker.log(logs, &info, LogFacts::new(&info, conn, view));

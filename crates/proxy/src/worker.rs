@@ -20,6 +20,7 @@ use tokio::task::AbortHandle;
 
 use crate::causes::Causes;
 use crate::common::Common;
+use crate::counts::{Copied, Known};
 use crate::downstream::{ChainView, Downstream, DrainReason};
 use crate::halfopen::HalfOpen;
 use crate::info::{LogFacts, StreamInfo};
@@ -46,6 +47,8 @@ pub enum Command {
     Unlisten(Arc<str>, SocketAddr),
     /// Tell how many connections there are.
     Count(tokio::sync::oneshot::Sender<usize>),
+    /// Tell what was counted.
+    Counts(tokio::sync::oneshot::Sender<Copied>),
     /// Describe the upstream pools: cluster, address, open connections.
     Pools(tokio::sync::oneshot::Sender<Vec<(Arc<str>, SocketAddr, usize)>>),
     /// End every connection and the thread.
@@ -65,6 +68,8 @@ pub struct Worker {
     pub shard: Arc<Shard>,
     /// Series that were looked up already.
     pub series: Series,
+    /// What Envoy counts of connection managers and listeners.
+    pub counts: Known,
     /// Counts of what we answered ourselves and refused.
     pub causes: Causes,
     /// Connections that are not known yet.
@@ -94,6 +99,7 @@ impl Worker {
             buffers: Buffers::default(),
             tls: TlsConfigs::new(common.secrets.clone()),
             series: Series::default(),
+            counts: Known::default(),
             causes: Causes::new(shard.clone()),
             half_open: HalfOpen::default(),
             peers: RefCell::default(),
@@ -233,14 +239,14 @@ impl Worker {
             chain
         };
         let table = |name: &str| published.routes.get(name).cloned();
-        Some(ChainView::new(published.generation, listener.clone(), chain.clone(), table))
+        Some(ChainView::new(published.generation, listener.clone(), chain.clone(), table, &self.counts))
     }
 
     /// The chain for a new connection.
     pub fn view_for(&self, listener: &Arc<Listener>, chain: &Arc<FilterChain>) -> ChainView {
         let published = self.published.borrow();
         let table = |name: &str| published.routes.get(name).cloned();
-        ChainView::new(published.generation, listener.clone(), chain.clone(), table)
+        ChainView::new(published.generation, listener.clone(), chain.clone(), table, &self.counts)
     }
 
     /// The listener that serves an original destination: its own address, else the wildcard with its port.
@@ -278,15 +284,16 @@ impl Worker {
         }
         let listeners_changed = before.listeners.len() != published.listeners.len()
             || before.listeners.iter().zip(&published.listeners).any(|(a, b)| a.0 != b.0 || !Arc::ptr_eq(a.1, b.1));
-        if !listeners_changed && !published.draining {
+        if !listeners_changed && published.draining.is_none() {
             return;
         }
+        self.counts.keep(published.listeners.iter());
         for conn in self.connections.borrow().values() {
-            if published.draining {
+            let view = conn.view(self);
+            if published.draining.is_some_and(|drained| drained.has(&view.listener)) {
                 conn.ask_to_drain(DrainReason::Draining);
                 continue;
             }
-            let view = conn.view(self);
             if let Some(policy) = listener::refused_now(&view.chain, &conn.info) {
                 conn.ask_to_drain(DrainReason::Forbidden(policy));
             }
@@ -333,6 +340,11 @@ impl Worker {
                 }
                 Some(Command::Count(answer)) => {
                     let _ = answer.send(self.connections.borrow().len());
+                }
+                Some(Command::Counts(answer)) => {
+                    let clusters = self.clusters.borrow();
+                    let each = clusters.iter().map(|(name, cluster)| (name.clone(), (*cluster.counts).clone()));
+                    let _ = answer.send(self.counts.copy(each.collect()));
                 }
                 Some(Command::Pools(answer)) => {
                     let _ = answer.send(self.pools());

@@ -165,8 +165,8 @@ pub trait Facts {
     fn metadata(&self, _of: MetadataOf, _filter: &str, _path: &[Box<str>]) -> Option<&Value> {
         None
     }
-    /// Filter state as text.
-    fn filter_state(&self, _key: &str) -> Option<Cow<'_, str>> {
+    /// Filter state as text, or one field of it.
+    fn filter_state(&self, _key: &str, _field: Option<&str>) -> Option<Cow<'_, str>> {
         None
     }
     /// Writes the time between two points in a unit (`ms`, `us`, `ns`); `false`: unknown.

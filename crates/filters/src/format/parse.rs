@@ -71,7 +71,10 @@ fn operator(word: &str, parameter: Option<&str>) -> Result<Operator, String> {
         },
         "FILTER_STATE" | "UPSTREAM_FILTER_STATE" => {
             let key = needed()?;
-            Ok(Operator::FilterState(key.split(':').next().unwrap_or_default().into()))
+            let mut parts = key.splitn(3, ':');
+            let key = parts.next().unwrap_or_default().into();
+            let field = (parts.next() == Some("FIELD")).then(|| parts.next()).flatten();
+            Ok(Operator::FilterState(key, field.map(Into::into)))
         }
         "START_TIME" => time(Moment::Start),
         "EMIT_TIME" => time(Moment::EmitLog),

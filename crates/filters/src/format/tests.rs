@@ -124,3 +124,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn fields_of_filter_state_are_asked_for_by_name() {
+    struct Peer;
+    impl Facts for Peer {
+        fn filter_state(&self, key: &str, field: Option<&str>) -> Option<Cow<'_, str>> {
+            Some(format!("{key}/{}", field.unwrap_or("whole")).into())
+        }
+    }
+    for (text, shown) in [
+        ("%FILTER_STATE(upstream_peer:FIELD:workload)%", "upstream_peer/workload"),
+        ("%FILTER_STATE(some.key:PLAIN)%", "some.key/whole"),
+        ("%FILTER_STATE(some.key)%", "some.key/whole"),
+    ] {
+        let mut out = Vec::new();
+        Template::parse(text).expect("known").render_line(&Peer, &mut out);
+        assert_eq!(String::from_utf8(out).expect("text"), shown);
+    }
+}

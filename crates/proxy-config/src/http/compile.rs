@@ -55,6 +55,8 @@ impl HttpConnectionManager {
             );
         }
         scope.unsupported("stream_flush_timeout", message.stream_flush_timeout.is_some());
+        // A connection that is to end is told so at once, and by HTTP/2 as soon as the client has heard it for certain.
+        scope.unsupported("drain_timeout", message.drain_timeout.is_some());
         scope.unsupported("delayed_close_timeout", message.delayed_close_timeout.is_some());
         scope.unsupported("access_log_options", message.access_log_options.is_some());
         scope.unsupported("append_local_overload", message.append_local_overload);
@@ -143,9 +145,6 @@ impl HttpConnectionManager {
             )?,
             max_stream_duration: limit("max_stream_duration", common.max_stream_duration.as_ref(), None, scope)?,
             max_requests_per_connection: number(common.max_requests_per_connection.as_ref(), 0),
-            drain_timeout: scope
-                .duration("drain_timeout", message.drain_timeout.as_ref())?
-                .unwrap_or(Duration::from_secs(5)),
             max_head_bytes: number(message.max_request_headers_kb.as_ref(), 60).clamp(1, 8192) * 1024,
             max_head_fields: number(common.max_headers_count.as_ref(), 100).max(1),
             underscores: underscores(common.headers_with_underscores_action, scope)?,

@@ -311,9 +311,13 @@ impl NetworkItem {
     }
 }
 
+/// A message that came as a struct with the type that it stands for.
+pub(crate) fn typed_struct(any: &Any, scope: &Scope) -> Result<TypedStruct, Rejection> {
+    use prost::Message;
+    TypedStruct::decode(any.value.as_slice()).map_err(|error| scope.reject(error.to_string()))
+}
+
 /// The type that a `TypedStruct` stands for, without its URL's host.
 pub(crate) fn typed_struct_kind(any: &Any, scope: &Scope) -> Result<String, Rejection> {
-    use prost::Message;
-    let typed = TypedStruct::decode(any.value.as_slice()).map_err(|error| scope.reject(error.to_string()))?;
-    Ok(typed.type_url.rsplit('/').next().unwrap_or_default().to_owned())
+    Ok(typed_struct(any, scope)?.type_url.rsplit('/').next().unwrap_or_default().to_owned())
 }

@@ -1,5 +1,6 @@
 //! What a route does with a request that it forwards.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -292,9 +293,9 @@ impl HashPolicies {
         self.0.is_empty()
     }
 
-    /// The hash of a request, as Envoy combines them, and a cookie to set if one must be made. `cookie_seed` is a
-    /// random number for that cookie.
-    pub fn hash(&self, head: &RequestHead, source: std::net::IpAddr, cookie_seed: u64) -> HashOutcome<'_> {
-        super::hash::combine(&self.0, head, source, cookie_seed)
+    /// The hash of a request, as Envoy combines them, and a cookie to set if one must be made: out of the two ends of the
+    /// client's connection, the client's own first.
+    pub fn hash(&self, head: &RequestHead, source: IpAddr, ends: (SocketAddr, SocketAddr)) -> HashOutcome<'_> {
+        super::hash::combine(&self.0, head, source, ends)
     }
 }

@@ -1,7 +1,7 @@
 //! What decides the endpoint under consistent hashing. Source: Envoy `hash_policy.cc`.
 
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use meltemi_filters::matcher::{Substitution, cookie, query_parameter};
@@ -106,7 +106,7 @@ pub(super) fn combine<'a>(
     policies: &'a [HashPolicy],
     head: &RequestHead,
     source: IpAddr,
-    seed: u64,
+    ends: (SocketAddr, SocketAddr),
 ) -> HashOutcome<'a> {
     let mut outcome = HashOutcome::default();
     for policy in policies {
@@ -116,10 +116,11 @@ pub(super) fn combine<'a>(
             Source::Query(name) => {
                 head.query().and_then(|query| query_parameter(query, name)).map(|value| xxh64(value.as_bytes(), 0))
             }
-            Source::Cookie(spec) => match cookie(head, &spec.name) {
+            Source::Cookie(spec) => match cookie(head, &spec.name).filter(|value| !value.is_empty()) {
                 Some(value) => Some(xxh64(value, 0)),
                 None if spec.ttl.is_some() => {
-                    let value = format!("{seed:016x}");
+                    // The same for all requests of a connection: a client that keeps no cookies stays where it is.
+                    let value = format!("{:016x}", xxh64(format!("{}{}", ends.0, ends.1).as_bytes(), 0));
                     let hash = xxh64(value.as_bytes(), 0);
                     outcome.set_cookie = Some((spec, value));
                     Some(hash)
@@ -185,14 +186,15 @@ mod tests {
     }
 
     const IP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+    const ENDS: (SocketAddr, SocketAddr) = (SocketAddr::new(IP, 4711), SocketAddr::new(IP, 80));
 
     #[test]
     fn equal_policies_do_not_cancel_out() {
         let mut head = RequestHead::of("GET", "h", "/");
         head.append("x-user", b"ann");
-        let once = combine(&compile(vec![(header("x-user"), false)]), &head, IP, 0).hash;
+        let once = combine(&compile(vec![(header("x-user"), false)]), &head, IP, ENDS).hash;
         assert_eq!(once, Some(xxh64(b"ann", 0)));
-        let twice = combine(&compile(vec![(header("X-User"), false), (header("x-user"), false)]), &head, IP, 0).hash;
+        let twice = combine(&compile(vec![(header("X-User"), false), (header("x-user"), false)]), &head, IP, ENDS).hash;
         assert!(twice.is_some_and(|hash| hash != 0) && twice != once);
     }
 
@@ -201,9 +203,9 @@ mod tests {
         let source = PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: true });
         let policies = compile(vec![(header("x-user"), true), (source, false)]);
         let mut head = RequestHead::of("GET", "h", "/");
-        assert_eq!(combine(&policies, &head, IP, 0).hash, Some(xxh64(b"10.0.0.1", 0)));
+        assert_eq!(combine(&policies, &head, IP, ENDS).hash, Some(xxh64(b"10.0.0.1", 0)));
         head.append("x-user", b"ann");
-        assert_eq!(combine(&policies, &head, IP, 0).hash, Some(xxh64(b"ann", 0)));
+        assert_eq!(combine(&policies, &head, IP, ENDS).hash, Some(xxh64(b"ann", 0)));
     }
 
     #[test]
@@ -211,10 +213,13 @@ mod tests {
         let spec = Cookie { name: "s".into(), ttl: Some(Default::default()), path: "/p".into(), attributes: vec![] };
         let policies = compile(vec![(PolicySpecifier::Cookie(spec), false)]);
         let mut head = RequestHead::of("GET", "h", "/");
-        let outcome = combine(&policies, &head, IP, 7);
+        let outcome = combine(&policies, &head, IP, ENDS);
         let (spec, value) = outcome.set_cookie.expect("made");
-        assert_eq!(spec.header_value(&value), "s=\"0000000000000007\"; Path=/p; HttpOnly");
+        let wanted = format!("s=\"{:016x}\"; Path=/p; HttpOnly", xxh64(b"10.0.0.1:471110.0.0.1:80", 0));
+        assert_eq!(spec.header_value(&value), wanted);
+        let other = (SocketAddr::new(IP, 4712), ENDS.1);
+        assert_ne!(combine(&policies, &head, IP, other).hash, outcome.hash, "another connection, another cookie");
         head.append("cookie", format!("s={value}").as_bytes());
-        assert_eq!(combine(&policies, &head, IP, 9).hash, outcome.hash, "the cookie leads to the same endpoint");
+        assert_eq!(combine(&policies, &head, IP, other).hash, outcome.hash, "the cookie leads to the same endpoint");
     }
 }

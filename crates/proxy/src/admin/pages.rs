@@ -7,25 +7,25 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Instant, SystemTime};
 
+use meltemi_proxy_config::Address;
 use meltemi_proxy_config::endpoint::EndpointStatus;
-use regex::Regex;
 use serde_json::{Value, json};
 
 use crate::common::Common;
 use crate::published::ClusterEntry;
 use crate::start::Inspector;
-use crate::upstream::live::{Resource, epoch_ms};
-use crate::upstream::outlier::Reason;
+use crate::upstream::live::epoch_ms;
 
 /// What there is.
 pub const HELP: &str = "admin commands are:
   /certs: certificates and roots
   /clusters: clusters and endpoints (?format=json)
   /config_dump: what was received (?include_eds, ?resource=..., ?name_regex=REGEX)
-  /drain_listeners (POST): end connections in order (?graceful: go on accepting)
+  /drain_listeners (POST): stop accepting and end connections in order (?inboundonly; ?graceful: accept until the time
+      for draining has passed; with ?skip_exit for ever)
   /healthcheck/fail (POST): answer /ready with 503
   /healthcheck/ok (POST): no longer
-  /listeners: where listeners listen (?format=json)
+  /listeners: listeners and their addresses (?format=json)
   /logging: levels (POST ?level=debug, ?paths=meltemi_proxy:debug,h2:info or ?meltemi_proxy=debug: change them)
   /quitquitquit (POST): end
   /ready: whether traffic may come
@@ -50,67 +50,6 @@ pub fn own_metrics(common: &Common, out: &mut String) {
     }
     let version = env!("CARGO_PKG_VERSION");
     let _ = writeln!(out, "# TYPE istio_build gauge\nistio_build{{component=\"proxy\",tag=\"meltemi-{version}\"}} 1");
-}
-
-/// `/stats`, Envoy's own names: those that the filter is found in; `used`: those that are not 0.
-pub async fn stats(inspector: &Inspector, filter: Option<&Regex>, used: bool) -> Vec<(String, u64)> {
-    let rows = inspector.look(|_, published, status| {
-        let mut rows: Vec<(String, u64)> = Vec::new();
-        for (name, entry) in &published.clusters {
-            let live = &entry.live;
-            let prefix = format!("cluster.{name}");
-            rows.push((format!("{prefix}.upstream_rq_total"), live.requests_total.load(Relaxed)));
-            rows.push((format!("{prefix}.upstream_rq_active"), u64::from(live.in_use(Resource::Requests))));
-            rows.push((format!("{prefix}.upstream_rq_pending_active"), u64::from(live.in_use(Resource::Pending))));
-            let refused = live.refused(Resource::Pending) + live.refused(Resource::Requests);
-            rows.push((format!("{prefix}.upstream_rq_pending_overflow"), refused));
-            rows.push((format!("{prefix}.upstream_rq_retry_overflow"), live.refused(Resource::Retries)));
-            rows.push((format!("{prefix}.upstream_cx_overflow"), live.refused(Resource::Connections)));
-            rows.push((format!("{prefix}.upstream_cx_active"), u64::from(live.in_use(Resource::Connections))));
-            rows.push((format!("{prefix}.upstream_cx_connect_fail"), live.connect_fail.load(Relaxed)));
-            if let Some(outlier) = &live.outlier {
-                rows.push((format!("{prefix}.outlier_detection.ejections_active"), live.ejected() as u64));
-                rows.push((format!("{prefix}.outlier_detection.ejections_overflow"), outlier.overflow.load(Relaxed)));
-                let mut total = 0;
-                for (reason, name) in Reason::ALL {
-                    let (detected, enforced) = outlier.ejections(reason);
-                    total += enforced;
-                    rows.push((format!("{prefix}.outlier_detection.ejections_detected_{name}"), detected));
-                    rows.push((format!("{prefix}.outlier_detection.ejections_enforced_{name}"), enforced));
-                }
-                rows.push((format!("{prefix}.outlier_detection.ejections_enforced_total"), total));
-            }
-            rows.push((format!("{prefix}.membership_total"), entry.endpoints.endpoints.len() as u64));
-        }
-        rows.push(("control_plane.connected_state".to_owned(), u64::from(status.connected)));
-        for (type_url, (taken, refused)) in &status.updates {
-            let short = meltemi_proto::type_url::short(type_url).to_lowercase();
-            rows.push((format!("{short}.update_success"), *taken));
-            rows.push((format!("{short}.update_rejected"), *refused));
-        }
-        rows.push(("listener_manager.total_listeners_active".to_owned(), published.listeners.len() as u64));
-        rows.push(("cluster_manager.active_clusters".to_owned(), published.clusters.len() as u64));
-        rows
-    });
-    let mut rows = rows.await.unwrap_or_default();
-    let common = &inspector.common;
-    rows.push(("server.uptime".to_owned(), common.since.elapsed().as_secs()));
-    rows.push(("server.live".to_owned(), u64::from(common.ready.load(Relaxed))));
-    rows.push(("server.total_connections".to_owned(), u64::try_from(common.connections.get()).unwrap_or(0)));
-    rows.retain(|(name, value)| filter.is_none_or(|filter| filter.is_match(name)) && (!used || *value != 0));
-    rows.sort();
-    rows
-}
-
-/// One line each.
-pub fn stats_text(rows: &[(String, u64)]) -> String {
-    rows.iter().map(|(name, value)| format!("{name}: {value}\n")).collect()
-}
-
-/// `?format=json`
-pub fn stats_json(rows: &[(String, u64)]) -> Value {
-    let stats: Vec<Value> = rows.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
-    json!({ "stats": stats })
 }
 
 type Entries = Vec<(Arc<str>, Arc<ClusterEntry>)>;
@@ -250,16 +189,34 @@ pub async fn clusters_json(inspector: &Inspector) -> Value {
 
 /// `/listeners`
 pub async fn listeners_text(inspector: &Inspector) -> String {
-    inspector.addresses().await.iter().fold(String::new(), |mut out, (name, address)| {
-        let _ = writeln!(out, "{name}::{address}");
-        out
-    })
+    let mut out = String::new();
+    for (name, addresses) in inspector.listeners().await {
+        for address in addresses {
+            let _ = writeln!(out, "{name}::{address}");
+        }
+    }
+    out
 }
 
-/// `/listeners?format=json`
+/// `/listeners?format=json`, in the shape of `envoy.admin.v3.Listeners`.
 pub async fn listeners_json(inspector: &Inspector) -> Value {
-    let all = inspector.addresses().await;
-    let each = all.iter().map(|(name, address)| json!({ "name": name, "local_address": socket(*address) }));
+    let show = |address: &Address| match address {
+        Address::Socket(address) => socket(*address),
+        Address::Name(name, port) => json!({ "socket_address": { "address": name, "port_value": port } }),
+        Address::Pipe(path) => json!({ "pipe": { "path": path } }),
+        Address::Internal(name) => json!({ "envoy_internal_address": { "server_listener_name": name } }),
+    };
+    let all = inspector.listeners().await;
+    let each = all.iter().map(|(name, addresses)| {
+        let mut status = json!({ "name": name });
+        let mut shown = addresses.iter().map(show);
+        status["local_address"] = shown.next().unwrap_or_default();
+        let additional: Vec<Value> = shown.collect();
+        if !additional.is_empty() {
+            status["additional_local_addresses"] = additional.into();
+        }
+        status
+    });
     json!({ "listener_statuses": each.collect::<Vec<_>>() })
 }
 

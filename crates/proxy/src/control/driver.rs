@@ -9,6 +9,7 @@ use std::time::Duration;
 use meltemi_net::ListenOptions;
 use meltemi_proto::Any;
 use meltemi_proto::type_url::{ENDPOINT, ROUTE, SECRET};
+use meltemi_proxy_config::Address;
 use meltemi_proxy_config::cluster::Cluster;
 use meltemi_proxy_config::endpoint::EndpointSet;
 use meltemi_proxy_config::listener::Listener;
@@ -16,11 +17,12 @@ use meltemi_proxy_config::tls::SecretSource;
 use meltemi_xds::{ClientEvent, ClientHandle, Update};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::dns;
 use super::state::{Applied, Origin, State, apply_secrets};
 use crate::common::Common;
-use crate::published::Published;
+use crate::published::{Drained, Published};
 use crate::worker::Command;
 
 /// A look at what was received and what serves.
@@ -34,10 +36,14 @@ pub enum Request {
     Addresses(oneshot::Sender<Vec<(Arc<str>, SocketAddr)>>),
     /// Looks at what was received and what serves.
     Inspect(Look),
+    /// The listeners that serve, and the addresses that lead to them: the actual ones, where there are sockets.
+    Listeners(oneshot::Sender<Vec<(Arc<str>, Vec<Address>)>>),
     /// Ends in order: connections are asked to, new ones are served until the listeners are gone.
-    Drain,
+    Drain(Drained),
+    /// [`Request::Drain`] now, [`Request::StopListening`] once the time for draining has passed.
+    DrainAndStop(Drained),
     /// Stops accepting.
-    StopListening,
+    StopListening(Drained),
     /// Ends the workers.
     Stop,
 }
@@ -75,7 +81,10 @@ pub struct Driver {
     resolving: HashMap<Arc<str>, (Arc<Cluster>, AbortHandle)>,
     answers: mpsc::Sender<(Arc<Cluster>, EndpointSet)>,
     ready: watch::Sender<bool>,
-    listening: bool,
+    /// Listeners without sockets.
+    stopped: Option<Drained>,
+    /// When more of them lose theirs.
+    stops: Option<(Instant, Drained)>,
 }
 
 impl Driver {
@@ -99,7 +108,8 @@ impl Driver {
             resolving: HashMap::new(),
             answers,
             ready,
-            listening: true,
+            stopped: None,
+            stops: None,
         };
         (driver, resolved)
     }
@@ -148,6 +158,10 @@ impl Driver {
                 () = tokio::time::sleep(BIND_AGAIN), if !self.status.bind_errors.is_empty() => {
                     self.listen(&self.published.clone());
                 }
+                drained = passed(self.stops) => {
+                    self.stops = None;
+                    self.stop(drained);
+                }
                 request = requests.recv() => match request {
                     Some(Request::Stop) | None => break,
                     Some(request) => self.request(request),
@@ -173,16 +187,44 @@ impl Driver {
                 let _ = answer.send(flat.collect());
             }
             Request::Inspect(look) => look(&self.state, &self.published, &self.status),
-            Request::Drain => {
-                self.state.draining = true;
-                self.reconcile();
+            Request::Listeners(answer) => {
+                let _ = answer.send(self.listeners());
             }
-            Request::StopListening => {
-                self.listening = false;
-                self.reconcile();
+            Request::Drain(drained) => self.drain(drained),
+            Request::DrainAndStop(drained) => {
+                self.drain(drained);
+                let at = Instant::now() + self.common.drain_time;
+                // A second call delays nothing, and may mean more listeners.
+                let (at, before) = self.stops.map_or((at, drained), |(sooner, drained)| (sooner.min(at), drained));
+                self.stops = Some((at, before.max(drained)));
             }
+            Request::StopListening(drained) => self.stop(drained),
             Request::Stop => {}
         }
+    }
+
+    fn drain(&mut self, drained: Drained) {
+        self.state.draining = self.state.draining.max(Some(drained));
+        self.reconcile();
+    }
+
+    fn stop(&mut self, drained: Drained) {
+        self.stopped = self.stopped.max(Some(drained));
+        self.reconcile();
+    }
+
+    fn listeners(&self) -> Vec<(Arc<str>, Vec<Address>)> {
+        let serves = self.published.listeners.iter().filter(|(name, _)| !self.status.bind_errors.contains_key(*name));
+        let addressed = serves.map(|(name, listener)| {
+            let bound = self.bound.get(name).map(Vec::as_slice).unwrap_or_default();
+            let actual = |address: &Address| {
+                let asked = address.socket()?;
+                bound.iter().find(|(wanted, _)| *wanted == asked).map(|(_, actual)| Address::Socket(*actual))
+            };
+            let all = std::iter::once(&listener.address).chain(&listener.additional_addresses);
+            (name.clone(), all.map(|address| actual(address).unwrap_or_else(|| address.clone())).collect())
+        });
+        addressed.collect()
     }
 
     fn event(&mut self, event: ClientEvent) {
@@ -295,12 +337,12 @@ impl Driver {
     /// Opens and closes listening sockets.
     fn listen(&mut self, published: &Published) {
         let mut wanted: HashMap<&Arc<str>, Vec<(&Arc<Listener>, SocketAddr)>> = HashMap::new();
-        if self.listening {
-            for (name, listener) in published.listeners.iter().filter(|(_, listener)| listener.bind_to_port) {
-                let addresses = std::iter::once(&listener.address).chain(&listener.additional_addresses);
-                let sockets = addresses.filter_map(|address| Some((listener, address.socket()?)));
-                wanted.insert(name, sockets.collect());
-            }
+        let stays = |listener: &Listener| !self.stopped.is_some_and(|stopped| stopped.has(listener));
+        let listening = published.listeners.iter().filter(|(_, listener)| listener.bind_to_port && stays(listener));
+        for (name, listener) in listening {
+            let addresses = std::iter::once(&listener.address).chain(&listener.additional_addresses);
+            let sockets = addresses.filter_map(|address| Some((listener, address.socket()?)));
+            wanted.insert(name, sockets.collect());
         }
         self.status.bind_errors.retain(|name, _| wanted.contains_key(name));
         let workers = &self.workers;
@@ -344,6 +386,16 @@ impl Driver {
                 }
             }
         }
+    }
+}
+
+async fn passed(stops: Option<(Instant, Drained)>) -> Drained {
+    match stops {
+        Some((at, drained)) => {
+            tokio::time::sleep_until(at).await;
+            drained
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -19,7 +19,7 @@ use meltemi_proxy_config::tls::{CommonTls, SecretRef, UpstreamTransport};
 use super::secrets;
 pub use super::slots::{Origin, Received};
 use super::slots::{Slots, actives, newest, received, set, used};
-use crate::published::{ClusterEntry, Published};
+use crate::published::{ClusterEntry, Drained, Published};
 use crate::upstream::live::{ClusterLive, Thresholds};
 use crate::upstream::outlier::Outlier;
 
@@ -35,8 +35,8 @@ pub struct State {
     resolved: HashMap<usize, (Arc<Cluster>, Arc<EndpointSet>)>,
     entries: HashMap<Arc<str>, Arc<ClusterEntry>>,
     generation: u64,
-    /// The proxy drains.
-    pub draining: bool,
+    /// The listeners that drain.
+    pub draining: Option<Drained>,
 }
 
 /// What a batch of resources came to.
@@ -297,7 +297,13 @@ impl State {
                     entry.clone()
                 }
                 Some(entry) => Arc::new(ClusterEntry::new(cluster.clone(), endpoints, entry.live.clone())),
-                None => Arc::new(ClusterEntry::new(cluster.clone(), endpoints, Arc::new(live(cluster)))),
+                None => {
+                    let live = match self.entries.get(name) {
+                        Some(entry) => live(cluster).after(&entry.live),
+                        None => live(cluster),
+                    };
+                    Arc::new(ClusterEntry::new(cluster.clone(), endpoints, Arc::new(live)))
+                }
             };
             entries.insert(name.clone(), entry);
         }

@@ -90,7 +90,13 @@ impl BodyReader {
             match self.advance(input)? {
                 Some(n) => return Poll::Ready(Ok(n)),
                 None => {
-                    if ready!(input.poll_fill(cx, io))? == 0 {
+                    let read = match ready!(input.poll_fill(cx, io)) {
+                        // TLS without close_notify: as Envoy has it, an end like that of a plain connection. A body whose
+                        // length is known is cut either way.
+                        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
+                        read => read?,
+                    };
+                    if read == 0 {
                         if self.state == State::UntilClose {
                             self.state = State::Done;
                             return Poll::Ready(Ok(0));

@@ -29,6 +29,9 @@ impl Default for Limits {
     }
 }
 
+/// Bytes of empty lines that may come before a head. RFC 9112 §2.2 asks for one at least; nobody honest sends many.
+const MAX_EMPTY: usize = 8;
+
 /// The most field lines any limit can allow.
 const MAX_FIELDS: usize = 256;
 
@@ -80,8 +83,15 @@ pub struct ResponseTerms {
     pub keep_alive: bool,
 }
 
-/// Where a head ends in `bytes`, looking on from `from`. A line that ends without CR is refused at once.
-fn head_end(bytes: &[u8], from: &mut usize) -> Result<Option<usize>, Refusal> {
+/// Where the first line begins, after empty ones, or the end of `bytes`.
+fn first_line(bytes: &[u8]) -> Result<usize, Refusal> {
+    let empty = bytes.iter().take(MAX_EMPTY + 1).take_while(|b| matches!(b, b'\r' | b'\n')).count();
+    if empty > MAX_EMPTY { Err(refuse("http1.codec_error")) } else { Ok(empty) }
+}
+
+/// Where a head ends in `bytes`, looking on from `from`; its first line begins at `start`. A line that ends without CR is
+/// refused at once.
+fn head_end(bytes: &[u8], start: usize, from: &mut usize) -> Result<Option<usize>, Refusal> {
     let mut at = *from;
     while let Some(step) = memchr::memchr(b'\n', &bytes[at..]) {
         let lf = at + step;
@@ -89,7 +99,7 @@ fn head_end(bytes: &[u8], from: &mut usize) -> Result<Option<usize>, Refusal> {
             return Err(refuse("http1.codec_error"));
         }
         // An empty line ends the head, but for empty lines before the first.
-        if lf >= 3 && bytes[lf - 2] == b'\n' && !bytes[..lf - 1].iter().all(|b| matches!(b, b'\r' | b'\n')) {
+        if lf >= 3 && bytes[lf - 2] == b'\n' && start < lf - 1 {
             return Ok(Some(lf + 1));
         }
         at = lf + 1;
@@ -98,10 +108,9 @@ fn head_end(bytes: &[u8], from: &mut usize) -> Result<Option<usize>, Refusal> {
     Ok(None)
 }
 
-/// Whether the beginning of a head begins with a method. RFC 9110 §9.1, and empty lines before it: RFC 9112 §2.2.
-fn could_be_request(bytes: &[u8]) -> bool {
-    let start = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(bytes.len());
-    let method = bytes[start..].iter().take_while(|b| **b != b' ');
+/// Whether the beginning of a first line begins with a method. RFC 9110 §9.1.
+fn could_be_request(line: &[u8]) -> bool {
+    let method = line.iter().take_while(|b| **b != b' ');
     method.take(32).all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
 }
 
@@ -120,10 +129,11 @@ pub fn read_request(
     limits: &Limits,
     head: &mut RequestHead,
 ) -> Result<Option<(usize, RequestTerms)>, Refusal> {
-    let Some(end) = head_end(bytes, scanned)? else {
+    let start = first_line(bytes)?;
+    let Some(end) = head_end(bytes, start, scanned)? else {
         return match bytes.len() >= limits.head_bytes {
             true => Err(too_large(bytes, limits)),
-            false if could_be_request(bytes) => Ok(None),
+            false if could_be_request(&bytes[start..]) => Ok(None),
             // Whoever speaks something else need not be waited for.
             false => Err(refuse("http1.codec_error")),
         };

@@ -99,6 +99,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
             }),
             responder: Responder::H1(H1Responder {
                 io: &io,
+                conn: &conn,
                 keep_alive: &keep_alive,
                 wants_continue: &wants_continue,
                 http10,
@@ -213,6 +214,7 @@ async fn refuse(worker: &Rc<Worker>, conn: &Rc<Downstream>, io: &Io, mut head: R
     let buffers = worker.buffers.clone();
     let responder = Responder::H1(H1Responder {
         io,
+        conn,
         keep_alive: &keep_alive,
         wants_continue: &wants_continue,
         http10: false,

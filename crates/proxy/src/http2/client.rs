@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::meter::{Alarm, Metered};
+use super::{REMEMBERED_RESETS, small_frames};
 use crate::io::Stream;
 
 /// Settings of upstream connections.
@@ -84,7 +85,8 @@ impl H2Connection {
             .initial_connection_window_size(settings.connection_window)
             .max_header_list_size(settings.head_bytes)
             .enable_push(false)
-            .max_concurrent_reset_streams(64);
+            .data_frame_budget(small_frames(settings.stream_window, settings.connection_window))
+            .max_concurrent_reset_streams(REMEMBERED_RESETS);
         let alarm = Rc::new(Alarm::default());
         let watched = Metered::upstream(stream, alarm.clone());
         let (send, mut connection) = builder.handshake::<_, Bytes>(watched).await.map_err(other)?;

@@ -10,8 +10,8 @@ use meltemi_filters::{Cause, LocalReply, ResponseFlag};
 use meltemi_proxy_config::http::HttpConnectionManager;
 use tokio::sync::Notify;
 
-use super::heads;
 use super::meter::{Alarm, Metered};
+use super::{REMEMBERED_RESETS, heads, small_frames};
 use crate::body::BodyIn;
 use crate::downstream::Downstream;
 use crate::exchange::{self, Ended, Exchange};
@@ -24,8 +24,6 @@ const MAX_STREAMS: u32 = 100;
 /// Streams that the peer opened and reset before we looked at them. Rapid reset: beyond it the connection ends with
 /// ENHANCE_YOUR_CALM.
 const MAX_PENDING_RESETS: usize = 50;
-/// Streams that we reset because of the peer's errors (MadeYouReset).
-const MAX_LOCAL_ERROR_RESETS: usize = 256;
 /// Streams that the peer opened and reset soon after, while most of its streams end so. Source: Envoy
 /// `premature_reset_total_stream_count`; lower, since nobody honest comes near it.
 const MAX_ABANDONED: usize = 200;
@@ -33,7 +31,7 @@ const MAX_ABANDONED: usize = 200;
 const ABANDONED_WITHIN: Duration = Duration::from_secs(1);
 /// How long a peer may be silent after a GOAWAY where idle connections have no limit. Envoy's default idle timeout.
 const LONGEST_GOODBYE: Duration = Duration::from_secs(3600);
-/// How long a peer that floods may take to hear why it is left.
+/// How long a peer may take to hear that it is left.
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Unsent bytes of one stream.
 const MAX_SEND_BUFFER: usize = 256 * 1024;
@@ -65,15 +63,18 @@ impl Drop for ActiveGuard {
 
 fn builder(http: &HttpConnectionManager) -> Builder {
     let options = &http.http2;
+    let stream_window = options.initial_stream_window.unwrap_or(256 * 1024);
+    let connection_window = options.initial_connection_window.unwrap_or(1024 * 1024);
     let mut builder = Builder::new();
+    // The codec's own limit is kept for streams that are reset because of the peer's errors (MadeYouReset).
     builder
-        .initial_window_size(options.initial_stream_window.unwrap_or(256 * 1024))
-        .initial_connection_window_size(options.initial_connection_window.unwrap_or(1024 * 1024))
+        .initial_window_size(stream_window)
+        .initial_connection_window_size(connection_window)
+        .data_frame_budget(small_frames(stream_window, connection_window))
         .max_concurrent_streams(options.max_concurrent_streams.unwrap_or(MAX_STREAMS))
         .max_header_list_size(http.max_head_bytes)
-        .max_concurrent_reset_streams(MAX_PENDING_RESETS)
+        .max_concurrent_reset_streams(REMEMBERED_RESETS)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-        .max_local_error_reset_streams(Some(MAX_LOCAL_ERROR_RESETS))
         .max_send_buffer_size(MAX_SEND_BUFFER);
     builder
 }
@@ -113,6 +114,7 @@ where
             None => std::future::pending().await,
         }
     });
+    let drain_time = worker.common.drain_time;
     let flood = loop {
         // A peer that was asked to go and does not even answer has the idle time once more.
         let limit = http.idle_timeout.or(draining.then_some(LONGEST_GOODBYE));
@@ -136,7 +138,7 @@ where
                     streams.active.set(streams.active.get() + 1);
                     streams.opened.set(streams.opened.get() + 1);
                     if streams.is_flood() {
-                        break "flood of resets";
+                        break Some("flood of resets");
                     }
                     conn.requests.set(conn.requests.get() + 1);
                     let limit = http.max_requests_per_connection;
@@ -168,6 +170,7 @@ where
                 draining = true;
                 connection.graceful_shutdown();
             }
+            () = conn.overdue(drain_time) => break None,
             () = &mut expired, if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
@@ -179,14 +182,32 @@ where
                 draining = true;
                 connection.graceful_shutdown();
             }
-            () = std::future::poll_fn(|_| alarm.poll()) => break "flood of control frames",
+            () = std::future::poll_fn(|_| alarm.poll()) => break Some("flood of control frames"),
             () = &mut keepalive => return,
         }
     };
-    tracing::debug!(conn = conn.id, flood);
-    let cause = Cause::Overload(flood);
-    worker.causes.refusal(&cause, Some(ResponseFlag::OverloadManagerTerminated));
-    connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+    let reason = match flood {
+        Some(flood) => {
+            tracing::debug!(conn = conn.id, flood);
+            worker.causes.refusal(&Cause::Overload(flood), Some(ResponseFlag::OverloadManagerTerminated));
+            h2::Reason::ENHANCE_YOUR_CALM
+        }
+        None => {
+            // Its streams end by themselves, and say why in their logs.
+            let last = async {
+                while streams.active.get() > 0 {
+                    streams.ended.notified().await;
+                }
+            };
+            tokio::select! {
+                biased;
+                _ = tokio::time::timeout(GOODBYE, last) => {}
+                () = async { while let Some(Ok(_)) = connection.accept().await {} } => return,
+            }
+            h2::Reason::NO_ERROR
+        }
+    };
+    connection.abrupt_shutdown(reason);
     // Says goodbye, as far as the peer listens.
     let _ = tokio::time::timeout(GOODBYE, connection.accept()).await;
 }

@@ -16,7 +16,7 @@ use std::time::Instant;
 use carrier::Carrier;
 pub use failure::Failure;
 use failure::read_failure;
-use meltemi_filters::head::RequestHead;
+use meltemi_filters::head::{Known, RequestHead, ResponseHead};
 use meltemi_filters::http::Router;
 use meltemi_filters::{Cause, ResponseFlag};
 use meltemi_proxy_config::route::AttemptFailure;
@@ -27,6 +27,7 @@ use super::timeout::{Clocks, Limit};
 use super::{Plan, Retries, apply_response_headers, may_retry};
 use crate::body::{BodyIn, BodyOut, H1BodyIn, H2BodyIn, PumpError, Tee, pump};
 use crate::exchange::{Ended, Run};
+use crate::grpc::http_of_grpc;
 use crate::http1::body::{BodyError, BodyReader};
 use crate::http1::codec::{Framing, Limits};
 use crate::respond::{Follows, Responder};
@@ -62,6 +63,14 @@ enum First {
     Upload(UploadEnd),
     Limit(Limit),
     Gone,
+}
+
+/// The status that an answer is judged by: for gRPC what its own status comes to, if the head has it already.
+fn judged(request: &RequestHead, response: &ResponseHead) -> u16 {
+    match response.fields().known_str(Known::GrpcStatus) {
+        Some(status) if request.is_grpc() => http_of_grpc(status),
+        _ => response.status,
+    }
 }
 
 /// Runs the attempt to its end.
@@ -106,9 +115,11 @@ pub(crate) async fn run(
     let write_failed: Cell<Option<String>> = Cell::new(None);
     let received = Cell::new(run.info.received.get());
     let sent = Cell::new(0_u64);
+    let messages = run.info.messages.clone();
+    let counted = messages.as_deref().map(|messages| &messages.requests);
     let mut response = std::mem::take(&mut run.response);
     let mut upload = Box::pin(async {
-        match send_body(body, &mut to, tee, &received).await {
+        match send_body(body, &mut to, tee, &received, counted).await {
             Ok(()) => {
                 uploaded.set(true);
                 clocks.uploaded();
@@ -188,7 +199,7 @@ pub(crate) async fn run(
 
     // A response: the endpoint is judged, and perhaps another one asked instead.
     let now = epoch_ms(Instant::now());
-    cluster.entry.live.report(&host.live, HostResult::Status(response.status), now);
+    cluster.entry.live.report(&host.live, HostResult::Status(judged(head, &response)), now);
     let switching = arrived.terms.framing == Framing::Empty && response.status == 101;
     let replayable = match tee {
         Some(tee) => !tee.borrow().lost,
@@ -205,6 +216,9 @@ pub(crate) async fn run(
             run.response = response;
             return AttemptEnd::Again;
         }
+    }
+    if retries.done > 0 && !wanted {
+        cluster.counts.retry_success.inc();
     }
     if wanted && retries.exhausted {
         run.info.state.flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
@@ -251,7 +265,7 @@ pub(crate) async fn run(
     if switching {
         drop(upload);
         let Upstream::H1 { io, input } = upstream else { return gone(run) };
-        return tunnel(run, body, responder, io, input).await;
+        return tunnel(run, plan, body, responder, io, input, clocks).await;
     }
     if plan.upgrade {
         // Bytes that the client sent for the other protocol must not be read as a request (A6).
@@ -288,7 +302,9 @@ pub(crate) async fn run(
     }
     let second = {
         let mut upload_over = false;
-        let mut down = pin!(pump(&mut from, &mut out, &sent, None, |map| {
+        // What is no gRPC has no messages.
+        let counted = messages.as_deref().filter(|_| run.response.is_grpc()).map(|messages| &messages.responses);
+        let mut down = pin!(pump(&mut from, &mut out, &sent, counted, None, |map| {
             *trailers.borrow_mut() = Some(map.clone());
         }));
         poll_fn(|cx| {
@@ -341,6 +357,7 @@ pub(crate) async fn run(
             Ended::Broken
         }
         Second::Limit(limit) => {
+            limit.count(&cluster.counts);
             let failure = Failure::limit(limit, plan, clocks);
             run.info.end(failure.flag, limit.details(), Some(failure.cause));
             out.abort(h2::Reason::INTERNAL_ERROR);

@@ -1,18 +1,19 @@
-//! The limits of a forwarded request: all of it, one attempt, silence.
+//! The limits of a forwarded request as they run: all of it, one attempt, silence.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use meltemi_filters::ResponseFlag;
-use meltemi_filters::head::{Known, RequestHead};
+use meltemi_filters::{Cause, ResponseFlag};
 use tokio::time::Instant;
 
 use super::Plan;
-use crate::exchange::Run;
+use super::durations::Timeouts;
+use crate::counts::ClusterCounts;
+use crate::downstream::Downstream;
 use crate::timer::LazyTimer;
-use crate::upstream::cluster::WorkerCluster;
 
 /// Which limit passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,12 +32,23 @@ pub enum Limit {
     Request,
     /// The stream to the upstream, from its beginning.
     Upstream,
+    /// The connection was asked to end, and has had its time for that.
+    Drain,
 }
 
 impl Limit {
     /// Whether another attempt may do better.
     pub fn is_of_attempt(self) -> bool {
         matches!(self, Self::PerTry | Self::PerTryIdle)
+    }
+
+    /// Counts that it passed, where Envoy does.
+    pub fn count(self, counts: &ClusterCounts) {
+        match self {
+            Self::Total => counts.timeout.inc(),
+            Self::PerTry => counts.per_try_timeout.inc(),
+            Self::PerTryIdle | Self::Idle | Self::Stream | Self::Request | Self::Upstream | Self::Drain => {}
+        }
     }
 
     /// Envoy's flag.
@@ -46,6 +58,7 @@ impl Limit {
             Self::Idle => ResponseFlag::StreamIdleTimeout,
             Self::Stream | Self::Request => ResponseFlag::DurationTimeout,
             Self::Upstream => ResponseFlag::UpstreamMaxStreamDurationReached,
+            Self::Drain => ResponseFlag::LocalReset,
         }
     }
 
@@ -59,6 +72,7 @@ impl Limit {
             Self::Stream => "max stream duration",
             Self::Request => "request timeout",
             Self::Upstream => "max upstream stream duration",
+            Self::Drain => "drain time",
         }
     }
 
@@ -72,6 +86,7 @@ impl Limit {
             Self::Stream => "max_duration_timeout",
             Self::Request => "request_overall_timeout",
             Self::Upstream => "upstream_max_stream_duration_reached",
+            Self::Drain => "connection_drained",
         }
     }
 
@@ -83,68 +98,9 @@ impl Limit {
             Self::Stream => "downstream duration timeout",
             Self::Request => "request timeout",
             Self::Upstream => "upstream max stream duration reached",
+            Self::Drain => "connection drained",
         }
     }
-}
-
-/// Durations, as configuration and the request's own headers set them.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Timeouts {
-    /// See [`Limit::Total`].
-    pub total: Option<Duration>,
-    /// See [`Limit::Idle`].
-    pub idle: Option<Duration>,
-    /// See [`Limit::Stream`].
-    pub stream: Option<Duration>,
-    /// See [`Limit::Request`].
-    pub request: Option<Duration>,
-    /// See [`Limit::Upstream`].
-    pub upstream: Option<Duration>,
-}
-
-impl Timeouts {
-    /// For one request. Headers count only from inside; `prepare` has dropped the others.
-    pub fn of(run: &Run<'_>, plan: &Plan<'_>, head: &RequestHead, cluster: &WorkerCluster) -> Self {
-        let own = &plan.forward.action.timeouts;
-        let mut total = own.request;
-        if let Some(max) = own.max_grpc
-            && head.is_grpc()
-            && let Some(asked) = head.fields().known(Known::GrpcTimeout).and_then(grpc_timeout)
-        {
-            let asked = asked.saturating_sub(own.grpc_offset);
-            total = Some(if max.is_zero() { asked } else { asked.min(max) });
-        }
-        if let Some(text) = head.fields().known_str(Known::XEnvoyUpstreamRqTimeoutMs)
-            && let Ok(ms) = text.parse()
-        {
-            total = Some(Duration::from_millis(ms));
-        }
-        Self {
-            total: total.filter(|total| !total.is_zero()),
-            idle: own.idle.unwrap_or(run.http.stream_idle_timeout).filter(|idle| !idle.is_zero()),
-            stream: own.max_stream.unwrap_or(run.http.max_stream_duration).filter(|max| !max.is_zero()),
-            request: run.http.request_timeout,
-            upstream: cluster.entry.cluster.http.max_stream_duration,
-        }
-    }
-}
-
-/// `8S`, `100m`, ... Source: gRPC over HTTP/2, "Timeout".
-fn grpc_timeout(value: &[u8]) -> Option<Duration> {
-    let (unit, digits) = value.split_last()?;
-    if digits.is_empty() || digits.len() > 8 {
-        return None;
-    }
-    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
-    Some(match unit {
-        b'H' => Duration::from_secs(number * 3600),
-        b'M' => Duration::from_secs(number * 60),
-        b'S' => Duration::from_secs(number),
-        b'm' => Duration::from_millis(number),
-        b'u' => Duration::from_micros(number),
-        b'n' => Duration::from_nanos(number),
-        _ => return None,
-    })
 }
 
 /// The running limits of one request.
@@ -162,6 +118,8 @@ pub struct Clocks {
     moved: Cell<Option<Instant>>,
     per_try_idle: Cell<Option<Duration>>,
     moved_in_try: Cell<Option<Instant>>,
+    /// The connection, and how long it has once it is asked to end.
+    drain: Option<(Rc<Downstream>, Duration)>,
     timer: RefCell<LazyTimer>,
 }
 
@@ -182,6 +140,7 @@ impl Clocks {
             moved: Cell::new(timeouts.idle.map(|_| Instant::now())),
             per_try_idle: Cell::new(None),
             moved_in_try: Cell::new(None),
+            drain: None,
             timer: RefCell::default(),
         };
         if whole {
@@ -190,8 +149,19 @@ impl Clocks {
         clocks
     }
 
-    /// A new attempt, with the limits that it has for itself.
-    pub fn begin_attempt(&self, limit: Option<Duration>, idle: Option<Duration>) {
+    /// Ends with its connection, which has so long once it is asked to end.
+    pub fn ending_with(self, conn: &Rc<Downstream>, time: Duration) -> Self {
+        Self { drain: Some((conn.clone(), time)), ..self }
+    }
+
+    /// What they run for.
+    pub fn timeouts(&self) -> &Timeouts {
+        &self.timeouts
+    }
+
+    /// A new attempt, with the limit of silence that it has for itself.
+    pub fn begin_attempt(&self, idle: Option<Duration>) {
+        let limit = self.timeouts.per_try;
         self.per_try.set(limit);
         self.per_try_idle.set(idle);
         self.moved_in_try.set(idle.map(|_| Instant::now()));
@@ -216,6 +186,29 @@ impl Clocks {
         self.uploaded.get()
     }
 
+    /// How long the response has been waited for.
+    pub fn elapsed(&self) -> Duration {
+        let (Some(at), Some(total)) = (self.total_at.get(), self.timeouts.total) else { return Duration::ZERO };
+        total.saturating_sub(at.saturating_duration_since(Instant::now()))
+    }
+
+    /// The request has become a tunnel: it has no end that limits of a response could be counted from.
+    pub fn tunnelled(&self) {
+        self.responded();
+        self.request_at.set(None);
+        self.total_at.set(None);
+        self.per_try_idle.set(None);
+        // Its bytes are counted from here.
+        self.seen.set(0);
+    }
+
+    /// What to name where a limit has passed.
+    pub fn cause(&self, limit: Limit, plan: &Plan<'_>) -> Cause {
+        let drain = self.drain.as_ref().filter(|_| limit == Limit::Drain);
+        let drain = drain.and_then(|(conn, _)| conn.drain_cause());
+        drain.unwrap_or_else(|| Cause::Timeout(limit.name(), plan.decision.label().clone()))
+    }
+
     /// The response has begun: the attempt has succeeded in time.
     pub fn responded(&self) {
         self.try_at.set(None);
@@ -225,7 +218,9 @@ impl Clocks {
     fn next(&self) -> Option<(Instant, Limit)> {
         let idle = self.moved.get().zip(self.timeouts.idle).map(|(at, idle)| at + idle);
         let idle_in_try = self.moved_in_try.get().zip(self.per_try_idle.get()).map(|(at, idle)| at + idle);
+        let drain = self.drain.as_ref().and_then(|(conn, time)| conn.overdue_at(*time));
         let all = [
+            (drain.map(Instant::from_std), Limit::Drain),
             (self.total_at.get(), Limit::Total),
             (self.try_at.get(), Limit::PerTry),
             (idle_in_try, Limit::PerTryIdle),
@@ -273,24 +268,17 @@ impl Clocks {
 mod tests {
     use super::*;
 
-    #[test]
-    fn grpc_timeouts_have_units() {
-        assert_eq!(grpc_timeout(b"8S"), Some(Duration::from_secs(8)));
-        assert_eq!(grpc_timeout(b"100m"), Some(Duration::from_millis(100)));
-        assert_eq!(grpc_timeout(b"S"), None);
-        assert_eq!(grpc_timeout(b"999999999S"), None);
-    }
-
     #[tokio::test(start_paused = true)]
     async fn the_response_clock_starts_when_the_request_has_ended() {
-        let timeouts = Timeouts { total: Some(Duration::from_secs(5)), ..Timeouts::default() };
+        let (total, per_try) = (Some(Duration::from_secs(5)), Some(Duration::from_secs(2)));
+        let timeouts = Timeouts { total, per_try, ..Timeouts::default() };
         let clocks = Clocks::new(timeouts, false, std::time::Instant::now());
-        clocks.begin_attempt(Some(Duration::from_secs(2)), None);
+        clocks.begin_attempt(None);
         tokio::time::sleep(Duration::from_secs(60)).await;
         clocks.uploaded();
         let start = Instant::now();
         assert_eq!(clocks.expired().await, Limit::PerTry);
-        clocks.begin_attempt(None, None);
+        clocks.responded();
         assert_eq!(clocks.expired().await, Limit::Total);
         assert_eq!(start.elapsed().as_secs(), 5);
     }
@@ -302,7 +290,7 @@ mod tests {
         assert_eq!(clocks.expired().await, Limit::Request);
         assert_eq!(start.elapsed().as_secs(), 9);
         clocks.uploaded();
-        clocks.begin_attempt(None, Some(Duration::from_secs(3)));
+        clocks.begin_attempt(Some(Duration::from_secs(3)));
         let began = Instant::now();
         assert!(poll_fn(|cx| Poll::Ready(clocks.poll(cx, 1))).await.is_pending());
         tokio::time::sleep(Duration::from_secs(2)).await;

@@ -103,14 +103,7 @@ pub struct Ask<'a> {
 }
 
 fn lane(ask: &Ask<'_>) -> LaneKey {
-    let mut transport = &ask.host.transport;
-    let terms = loop {
-        match transport {
-            UpstreamTransport::Plaintext => break 0,
-            UpstreamTransport::Tls(terms) => break Arc::as_ptr(terms) as usize,
-            UpstreamTransport::ProxyProtocol(_, inner) | UpstreamTransport::Internal(inner) => transport = inner,
-        }
-    };
+    let terms = ask.host.transport.tls().map_or(0, |terms| Arc::as_ptr(terms) as usize);
     let own = ask.cluster.entry.cluster.pool_per_downstream || carries_addresses(&ask.host.transport);
     let mut words = hash_of(ask.alpn.into_iter().flatten().map(|name| &**name));
     if let Some((name, _)) = server_name(ask) {
@@ -185,6 +178,7 @@ pub async fn acquire(worker: &Rc<Worker>, ask: &Ask<'_>) -> Result<Acquired, Not
         return Ok(acquired);
     }
     let live = &ask.cluster.entry.live;
+    ask.cluster.counts.pending.inc();
     let _pending = live.admit(ask.high, Resource::Pending).ok_or(NotAcquired::Overflow(Resource::Pending))?;
     let places = pool.places(key);
     let permit = loop {

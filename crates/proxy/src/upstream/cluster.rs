@@ -14,6 +14,7 @@ use meltemi_proxy_config::tls::UpstreamTransport;
 
 use super::live::HostLive;
 use super::pool::HostPool;
+use crate::counts::ClusterCounts;
 use crate::published::ClusterEntry;
 
 /// No idle timeout is so short that pools are swept more often.
@@ -46,6 +47,8 @@ impl WorkerHost {
 pub struct WorkerCluster {
     /// What is shared.
     pub entry: Arc<ClusterEntry>,
+    /// What we have counted of it.
+    pub counts: Rc<ClusterCounts>,
     hosts: Vec<Option<Rc<WorkerHost>>>,
     balancer: RefCell<Rc<Balancer>>,
     balancer_of: Cell<u64>,
@@ -77,6 +80,7 @@ pub struct Wish<'a> {
 impl WorkerCluster {
     /// Builds it; pools of an earlier version of the same configuration are taken over.
     pub fn new(entry: Arc<ClusterEntry>, before: Option<&WorkerCluster>, random: u64) -> Self {
+        let counts = before.map(|before| before.counts.clone()).unwrap_or_default();
         let before = before.filter(|before| Arc::ptr_eq(&before.entry.cluster, &entry.cluster));
         let mut pools: HashMap<SocketAddr, Rc<HostPool>> = HashMap::new();
         for host in before.iter().flat_map(|before| before.hosts.iter().flatten()) {
@@ -105,6 +109,7 @@ impl WorkerCluster {
             original: RefCell::new(before.map(|before| before.original.take()).unwrap_or_default()),
             hosts,
             entry,
+            counts,
         }
     }
 

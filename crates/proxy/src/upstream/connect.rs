@@ -70,6 +70,11 @@ fn words(error: &io::Error) -> String {
     text.split_once(" (os error").map_or(&*text, |(words, _)| words).to_owned()
 }
 
+/// Whether a name of ALPN means HTTP/2.
+pub fn is_http2(name: &[u8]) -> bool {
+    matches!(name, b"h2" | b"istio-h2")
+}
+
 /// Connects; cancellation closes what was opened.
 pub async fn dial(dial: Dial<'_>, tls: &TlsConfigs) -> Result<Dialled, DialError> {
     match tokio::time::timeout(dial.timeout, dial_unbounded(&dial, tls)).await {

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use super::connect::{DialError, Dialled};
 use super::outlier::{HostResult, Outlier, Record};
+use crate::io::Stream;
 
 /// What a breaker counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,11 +71,26 @@ pub struct ClusterLive {
     pub outlier: Option<Outlier>,
     hosts: Mutex<HashMap<SocketAddr, Arc<HostLive>>>,
     health_generation: AtomicU64,
+    /// Counts that survive changes of the configuration.
+    pub totals: Arc<Totals>,
+}
+
+/// What has happened so far in a cluster of this name.
+#[derive(Debug, Default)]
+pub struct Totals {
     refused: [AtomicU64; 4],
     /// Requests that reached an endpoint.
-    pub requests_total: AtomicU64,
+    pub requests: AtomicU64,
+    /// Connections that were begun.
+    pub connections: AtomicU64,
     /// Connections that failed.
     pub connect_fail: AtomicU64,
+    /// Those of them that took too long.
+    pub connect_timeout: AtomicU64,
+    /// TLS handshakes that came about.
+    pub handshakes: AtomicU64,
+    /// TLS handshakes that failed.
+    pub tls_errors: AtomicU64,
 }
 
 /// One of a breaker's places, given back on drop.
@@ -123,9 +140,30 @@ impl ClusterLive {
             outlier,
             hosts: Mutex::default(),
             health_generation: AtomicU64::new(0),
-            refused: Default::default(),
-            requests_total: AtomicU64::new(0),
-            connect_fail: AtomicU64::new(0),
+            totals: Arc::default(),
+        }
+    }
+
+    /// Counts on from where an earlier configuration of the cluster stands.
+    pub fn after(self, before: &Self) -> Self {
+        Self { totals: before.totals.clone(), ..self }
+    }
+
+    /// A connection was begun, and came to this.
+    pub fn connected(&self, result: &Result<Dialled, DialError>) {
+        let totals = &self.totals;
+        totals.connections.fetch_add(1, Relaxed);
+        match result {
+            Ok(dialled) if matches!(dialled.stream, Stream::Tls(_)) => _ = totals.handshakes.fetch_add(1, Relaxed),
+            Ok(_) => {}
+            Err(error) => {
+                totals.connect_fail.fetch_add(1, Relaxed);
+                match error {
+                    DialError::Timeout => _ = totals.connect_timeout.fetch_add(1, Relaxed),
+                    DialError::Tls(_) => _ = totals.tls_errors.fetch_add(1, Relaxed),
+                    DialError::Connect(_) | DialError::Unready(_) => {}
+                }
+            }
         }
     }
 
@@ -157,13 +195,13 @@ impl ClusterLive {
 
     /// Counts a refusal.
     pub fn refuse(&self, resource: Resource) -> Option<Permit> {
-        self.refused[resource as usize].fetch_add(1, Relaxed);
+        self.totals.refused[resource as usize].fetch_add(1, Relaxed);
         None
     }
 
     /// How often a breaker had no place. Who wanted a connection then may have waited for another one.
     pub fn refused(&self, resource: Resource) -> u64 {
-        self.refused[resource as usize].load(Relaxed)
+        self.totals.refused[resource as usize].load(Relaxed)
     }
 
     /// Takes a place that the breaker does not have.

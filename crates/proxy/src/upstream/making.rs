@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use meltemi_net::ConnectOptions;
@@ -12,7 +11,7 @@ use tokio::sync::Notify;
 
 use super::acquire::Acquired;
 use super::cluster::WorkerHost;
-use super::connect::{Dial, DialError, Dialled, dial};
+use super::connect::{Dial, DialError, Dialled, dial, is_http2};
 use super::live::Permit;
 use super::places::OpenHere;
 use super::pool::{LaneKey, PooledH1, PooledH2, UpstreamFacts};
@@ -51,14 +50,18 @@ pub struct Making {
 impl Making {
     /// Connects.
     pub async fn make(self) -> Result<Acquired, Rc<DialError>> {
-        let dialled = self.dial().await.map_err(|error| {
-            self.entry.live.connect_fail.fetch_add(1, Relaxed);
-            Rc::new(error)
-        })?;
+        let dialled = self.dial().await;
+        self.entry.live.connected(&dialled);
+        let dialled = dialled.map_err(Rc::new)?;
+        let agreed = dialled.alpn.as_deref().is_some_and(is_http2);
         let http2 = match self.key.protocol {
             UpstreamProtocol::Http2 => true,
             // What ALPN says; plaintext is HTTP/1.1.
-            UpstreamProtocol::Auto => dialled.alpn.as_deref() == Some(b"h2"),
+            UpstreamProtocol::Auto => agreed,
+            UpstreamProtocol::Http1 | UpstreamProtocol::Downstream if agreed => {
+                let why = "HTTP/2 was agreed on where HTTP/1.1 is to be spoken";
+                return Err(Rc::new(DialError::Tls(why.to_owned())));
+            }
             UpstreamProtocol::Http1 | UpstreamProtocol::Downstream => false,
         };
         if http2 { self.http2(dialled).await } else { Ok(self.http1(dialled)) }

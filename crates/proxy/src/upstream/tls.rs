@@ -16,6 +16,8 @@ use meltemi_tls::{
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
+use crate::peer_exchange::ALPN;
+
 /// Why there is no configuration (yet).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TlsUnready {
@@ -202,7 +204,11 @@ fn client_config(
         (Some(_), None) => ServerRule::Chain,
     };
     let client = ClientTerms {
-        alpn: alpn.unwrap_or(&common.alpn).iter().map(|name| name.to_string()).collect(),
+        // Who connects without naming protocols does not send the preamble that this one promises.
+        alpn: match alpn {
+            Some(named) => named.iter().map(|name| name.to_string()).collect(),
+            None => common.alpn.iter().filter(|name| ***name != *ALPN).map(|name| name.to_string()).collect(),
+        },
         no_sni: !has_name && terms.sni.is_empty() && !terms.auto_host_sni,
         rule,
         san: san(&common.validation.san_matchers)?,

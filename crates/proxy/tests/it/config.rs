@@ -251,11 +251,15 @@ pub struct Running {
 }
 
 impl Running {
+    /// With a short time to drain.
     pub fn start(options: ProxyOptions) -> Self {
+        Self::start_with(ProxyOptions { drain_time: Duration::from_millis(50), ..options })
+    }
+
+    pub fn start_with(options: ProxyOptions) -> Self {
         let log = LogBook::default();
         let logs = Logs::to(Box::new(log.clone())).expect("a thread for the log");
-        let handle =
-            Proxy::start(ProxyOptions { logs, drain_time: Duration::from_millis(50), ..options }).expect("starts");
+        let handle = Proxy::start(ProxyOptions { logs, ..options }).expect("starts");
         Self { handle, log }
     }
 

@@ -180,7 +180,7 @@ fn cors_policy() -> cors::CorsPolicy {
 }
 
 fn routes() -> Vec<route::Route> {
-    use cluster_names::{BAD, DOWN, FULL, NONE, ONE, RESET, SILENT, TWO};
+    use cluster_names::{BAD, DOWN, FULL, LIMITED, NONE, ONE, OVERLOADED, RESET, SILENT, TWO};
     let weights = |one: u32, two: u32| {
         let weight = |name: &str, weight: u32| route::weighted_cluster::ClusterWeight {
             name: name.into(),
@@ -204,6 +204,20 @@ fn routes() -> Vec<route::Route> {
             ..Default::default()
         };
         move |action: &mut route::RouteAction| action.retry_policy = Some(policy)
+    };
+    let seconds = |n: u64| duration(Duration::from_secs(n));
+    let per_try = |n: u64| route::RetryPolicy {
+        retry_on: "connect-failure".into(),
+        per_try_timeout: Some(seconds(n)),
+        ..Default::default()
+    };
+    #[allow(deprecated)] // what Istio sends
+    let grpc = |max: Option<u64>, offset: Option<u64>| {
+        move |action: &mut route::RouteAction| {
+            action.timeout = Some(duration(Duration::from_secs(77)));
+            action.max_grpc_timeout = max.map(|max| duration(Duration::from_secs(max)));
+            action.grpc_timeout_offset = offset.map(|offset| duration(Duration::from_secs(offset)));
+        }
     };
     let aborts = fault::HttpFault {
         abort: Some(fault::FaultAbort {
@@ -298,6 +312,22 @@ fn routes() -> Vec<route::Route> {
         per_filter(on(exact("/cors"), to(ONE)), "envoy.filters.http.cors", pack(&cors_policy())),
         on(exact("/retry/status"), to_with(BAD, retrying("5xx"))),
         on(exact("/retry/reset"), to_with(RESET, retrying("reset"))),
+        on(exact("/retry/overloaded"), to_with(OVERLOADED, retrying("5xx"))),
+        on(exact("/retry/limited"), to_with(LIMITED, retrying("5xx,gateway-error"))),
+        on(exact("/retry/limited/asked"), to_with(LIMITED, retrying("envoy-ratelimited"))),
+        on(exact("/grpc/max"), to_with(ONE, grpc(Some(30), Some(2)))),
+        on(exact("/grpc/free"), to_with(ONE, grpc(Some(0), None))),
+        on(exact("/grpc/none"), to_with(ONE, grpc(None, None))),
+        on(
+            exact("/grpc/try"),
+            to_with(ONE, |action| {
+                grpc(Some(30), None)(action);
+                action.retry_policy = Some(per_try(20));
+            }),
+        ),
+        on(exact("/expected"), to(ONE)),
+        on(exact("/expected/try"), to_with(ONE, |action| action.retry_policy = Some(per_try(5)))),
+        on(exact("/expected/long"), to_with(ONE, |action| action.retry_policy = Some(per_try(60)))),
         on(exact("/none"), to(NONE)),
         on(exact("/missing"), to("no-such-cluster")),
         on(exact("/down"), to(DOWN)),
@@ -326,6 +356,16 @@ mod cluster_names {
     pub const RESET: &str = "reset";
     pub const FULL: &str = "full";
     pub const SILENT: &str = "silent";
+    pub const OVERLOADED: &str = "overloaded";
+    pub const LIMITED: &str = "limited";
+}
+
+/// A proxy that says why it refuses.
+async fn refusing(why: &'static str) -> SocketAddr {
+    peers::http_server(move |_, _| {
+        format!("HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n{why}: true\r\n\r\nbusy").into_bytes()
+    })
+    .await
 }
 
 async fn clusters() -> Vec<cluster::Cluster> {
@@ -353,6 +393,8 @@ async fn clusters() -> Vec<cluster::Cluster> {
         static_cluster(ONE, &[witness("one").await]),
         static_cluster(TWO, &[witness("two").await]),
         static_cluster(BAD, &[bad]),
+        static_cluster(OVERLOADED, &[refusing("x-envoy-overloaded").await]),
+        static_cluster(LIMITED, &[refusing("x-envoy-ratelimited").await]),
         static_cluster(NONE, &[]),
         static_cluster(DOWN, &[peers::nobody().await]),
         static_cluster(RESET, &[reset]),
@@ -436,6 +478,26 @@ const CASES: &[(&str, &str, &str)] = &[
     ("cors", "GET /cors\norigin: http://good.example", ""),
     ("retry-status", "GET /retry/status", ""),
     ("retry-reset", "GET /retry/reset", ""),
+    ("retry-overloaded", "GET /retry/overloaded", ""),
+    ("retry-limited", "GET /retry/limited", ""),
+    ("retry-limited-asked", "GET /retry/limited/asked", ""),
+    ("grpc-timeout", "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 20S", "x"),
+    ("grpc-timeout-none", "POST /grpc/max\ncontent-type: application/grpc", "x"),
+    ("grpc-timeout-zero", "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 0S", "x"),
+    ("grpc-timeout-long", "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 100S", "x"),
+    ("grpc-timeout-below-offset", "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 1S", "x"),
+    ("grpc-timeout-offset", "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 2S", "x"),
+    ("grpc-timeout-nonsense", "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 9z", "x"),
+    ("grpc-timeout-nanos", "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 99999999n", "x"),
+    ("grpc-timeout-of-no-grpc", "POST /grpc/max\ngrpc-timeout: 20S", "x"),
+    ("grpc-timeout-free", "POST /grpc/free\ncontent-type: application/grpc\ngrpc-timeout: 40000H", "x"),
+    ("grpc-timeout-free-none", "POST /grpc/free\ncontent-type: application/grpc", "x"),
+    ("grpc-timeout-free-zero", "POST /grpc/free\ncontent-type: application/grpc\ngrpc-timeout: 0m", "x"),
+    ("grpc-timeout-ignored", "POST /grpc/none\ncontent-type: application/grpc\ngrpc-timeout: 20S", "x"),
+    ("grpc-timeout-per-try", "POST /grpc/try\ncontent-type: application/grpc\ngrpc-timeout: 25S", "x"),
+    ("expected", "GET /expected", ""),
+    ("expected-per-try", "GET /expected/try", ""),
+    ("expected-per-try-long", "GET /expected/long", ""),
     ("no-endpoint", "GET /none", ""),
     ("no-endpoint-grpc", "POST /none\ncontent-type: application/grpc", "x"),
     ("no-cluster", "GET /missing", ""),
@@ -513,6 +575,9 @@ async fn envoy_and_we_answer_alike() {
         ("authority", "narrow.example:80"),
         ("authority-wildcard", "x.narrow.example"),
         ("authority-case", "NARROW.example"),
+        ("authority-dot", "narrow.example."),
+        ("authority-dot-port", "narrow.example.:80"),
+        ("authority-dot-wildcard", "x.narrow.example."),
     ];
     let by_host = hosts.iter().map(|(case, host)| (*case, *host, "GET /here", ""));
     let by_host_not = [("authority-no-route", "narrow.example", "GET /exact", "")];

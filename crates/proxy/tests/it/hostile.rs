@@ -6,7 +6,7 @@
 mod answers;
 mod differential;
 mod floods;
-mod frames;
+pub mod frames;
 mod http1;
 mod http2;
 mod names;

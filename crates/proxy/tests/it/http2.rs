@@ -161,3 +161,82 @@ async fn a_flood_of_resets_ends_the_connection() {
     }
     assert!(failed, "20,000 resets went through");
 }
+
+/// Sends more small messages than anybody buffers without being asked, and then answers everybody else.
+async fn chatty(small: usize) -> (SocketAddr, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
+    let connections = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = connections.clone();
+    let at = peers::server(move |stream, _| {
+        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        async move {
+            let mut connection = h2::server::handshake(stream).await.expect("handshake");
+            let said = std::sync::Arc::new(tokio::sync::Notify::new());
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                let said = said.clone();
+                tokio::spawn(async move {
+                    if request.uri().path() == "/many" {
+                        let mut send = respond.send_response(Response::new(()), false).expect("sent");
+                        for _ in 0..small {
+                            send.reserve_capacity(15);
+                            while send.capacity() < 15 {
+                                let more = std::future::poll_fn(|cx| send.poll_capacity(cx)).await;
+                                more.expect("the stream lives").expect("the connection lives");
+                            }
+                            send.send_data(Bytes::from_static(&[b'x'; 15]), false).expect("sent");
+                        }
+                        said.notify_one();
+                        std::future::pending::<()>().await;
+                    }
+                    said.notified().await;
+                    let _ = respond.send_response(Response::new(()), true);
+                });
+            }
+        }
+    })
+    .await;
+    (at, connections)
+}
+
+/// As many messages of 15 bytes as fit into the window of a stream.
+const SMALL: usize = 17_000;
+
+#[tokio::test]
+async fn small_messages_that_wait_to_be_read_cost_no_other_stream_anything() {
+    use crate::hostile::frames::{Outcome, Raw, get};
+    let (at, connections) = chatty(SMALL).await;
+    let manager = manager(inline(table("r", vec![forward("/", "up")])));
+    let up = http2(static_cluster("up", &[at]));
+    let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
+    // SETTINGS_INITIAL_WINDOW_SIZE: nothing may be sent to this client.
+    let mut raw = Raw::with(running.at("in").await, &[(4, 0)]).await;
+    assert_eq!(raw.ask(&get(1, "/many"), 1).await.outcome(1), Outcome::Status(200));
+    let said = raw.ask(&get(3, "/other"), 3).await;
+    assert_eq!(said.outcome(3), Outcome::Status(200));
+    assert!(said.resets.is_empty(), "{said:?}");
+    assert_eq!(connections.load(std::sync::atomic::Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn small_messages_that_wait_to_be_sent_cost_no_other_stream_anything() {
+    use crate::hostile::frames::{DATA, END, Outcome, Raw, SETTINGS, frame, get, post};
+    // An application that takes nothing.
+    let full = peers::server(|stream, _| async move {
+        let mut builder = h2::server::Builder::new();
+        let mut connection = builder.initial_window_size(0).handshake::<_, Bytes>(stream).await.expect("handshake");
+        let mut held = Vec::new();
+        while let Some(Ok(request)) = connection.accept().await {
+            held.push(request);
+        }
+    })
+    .await;
+    let routes = vec![forward("/full", "full"), forward("/", "up")];
+    let manager = manager(inline(table("r", routes)));
+    let clusters = vec![http2(static_cluster("full", &[full])), static_cluster("up", &[peers::echo("up").await])];
+    let running = Running::with(clusters, vec![listener("in", vec![http_chain(&manager)])]).await;
+    let mut raw = Raw::connect(running.at("in").await).await;
+    // The proxy's windows hold once its settings are acknowledged; by its first answer they have come.
+    assert_eq!(raw.ask(&get(1, "/first"), 1).await.outcome(1), Outcome::Status(200));
+    let small = frame(DATA, 0, 3, &[b'x'; 15]).repeat(SMALL);
+    let said = raw.ask(&[frame(SETTINGS, END, 0, &[]), post(3, "/full"), small, get(5, "/other")].concat(), 5).await;
+    assert_eq!(said.outcome(5), Outcome::Status(200), "{said:?}");
+}

@@ -1,5 +1,6 @@
 //! The proxy in process: real sockets on port 0, servers and clients of the test's own.
 
+mod affinity;
 mod causes;
 mod config;
 mod differential;
@@ -10,10 +11,15 @@ mod http1;
 mod http2;
 mod limits;
 mod live;
+mod metrics;
+mod peer_exchange;
 mod peers;
 mod pools;
+mod stats;
+mod streams;
 mod tcp;
 mod tls;
+mod tls_upstream;
 mod xds;
 
 include!("../../../xtask/skip.rs");

@@ -30,7 +30,7 @@ impl Authority {
         self.identity_of(SanType::URI(spiffe.try_into().expect("IA5")))
     }
 
-    fn identity_of(&self, name: SanType) -> Identity {
+    pub fn identity_of(&self, name: SanType) -> Identity {
         let key = KeyPair::generate().expect("key");
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![name];
@@ -41,7 +41,7 @@ impl Authority {
         Identity::from_pem(certificate.pem().as_bytes(), key.serialize_pem().as_bytes()).expect("own leaf")
     }
 
-    fn secrets(&self, spiffe: &str) -> SecretStore {
+    pub fn secrets(&self, spiffe: &str) -> SecretStore {
         let store = SecretStore::new();
         store.set("default", Secret::identity(self.identity(spiffe)));
         store.set("ROOTCA", Secret::trust(TrustBundle::from_pem(self.pem.as_bytes()).expect("root")));
@@ -72,7 +72,7 @@ fn sds(name: &str) -> tls::SdsSecretConfig {
     }
 }
 
-fn common(alpn: &[&str], sans: &[&str]) -> tls::CommonTlsContext {
+pub fn common(alpn: &[&str], sans: &[&str]) -> tls::CommonTlsContext {
     use meltemi_proto::envoy::r#type::matcher::v3 as matcher;
     let san = |name: &&str| tls::SubjectAltNameMatcher {
         san_type: tls::subject_alt_name_matcher::SanType::Uri as i32,
@@ -99,7 +99,7 @@ fn common(alpn: &[&str], sans: &[&str]) -> tls::CommonTlsContext {
     }
 }
 
-fn socket(config: meltemi_proto::Any) -> core::TransportSocket {
+pub fn socket(config: meltemi_proto::Any) -> core::TransportSocket {
     core::TransportSocket {
         name: "envoy.transport_sockets.tls".into(),
         config_type: Some(core::transport_socket::ConfigType::TypedConfig(config)),

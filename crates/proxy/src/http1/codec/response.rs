@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use meltemi_filters::head::{HttpVersion, ResponseHead};
 
 use super::fields::{Connection, Lengths};
-use super::{Framing, Limits, MAX_FIELDS, Refusal, ResponseTerms, refuse};
+use super::{Framing, Limits, MAX_FIELDS, Refusal, ResponseTerms, first_line, refuse};
 
 /// Reads a response head from the beginning of `bytes`; see [`super::read_request`]. `method` is that of the request.
 pub fn read_response(
@@ -15,10 +15,11 @@ pub fn read_response(
     method: &str,
     head: &mut ResponseHead,
 ) -> Result<Option<(usize, ResponseTerms)>, Refusal> {
-    let Some(end) = head_end(bytes, scanned) else {
+    let start = first_line(bytes)?;
+    let Some(end) = head_end(bytes, start, scanned) else {
         return match bytes.len() >= limits.head_bytes {
             true => Err(refuse("http1.headers_too_large")),
-            false if could_be_response(bytes) => Ok(None),
+            false if could_be_response(&bytes[start..]) => Ok(None),
             false => Err(refuse("http1.codec_error")),
         };
     };
@@ -84,14 +85,14 @@ pub fn read_response(
     Ok(Some((end, ResponseTerms { framing, keep_alive: persistent && framing != Framing::UntilClose })))
 }
 
-/// Where a head ends in `bytes`, looking on from `from`. Old programs end lines without CR (RFC 9112 §2.2); what follows a
+/// Where a head ends in `bytes`, looking on from `from`; its first line begins at `start`. Old programs end lines without CR (RFC 9112 §2.2); what follows a
 /// response is its sender's own, so that nothing can be smuggled in by it.
-fn head_end(bytes: &[u8], from: &mut usize) -> Option<usize> {
+fn head_end(bytes: &[u8], start: usize, from: &mut usize) -> Option<usize> {
     let mut at = *from;
     while let Some(step) = memchr::memchr(b'\n', &bytes[at..]) {
         let line = bytes[..at + step].strip_suffix(b"\r").unwrap_or(&bytes[..at + step]);
         // An empty line ends the head, but for empty lines before the first.
-        if line.last() == Some(&b'\n') && !line.iter().all(|b| matches!(b, b'\r' | b'\n')) {
+        if line.last() == Some(&b'\n') && start < line.len() {
             return Some(at + step + 1);
         }
         at += step + 1;
@@ -100,8 +101,7 @@ fn head_end(bytes: &[u8], from: &mut usize) -> Option<usize> {
     None
 }
 
-/// Whether the beginning of a head begins with a version.
-fn could_be_response(bytes: &[u8]) -> bool {
-    let start = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(bytes.len());
-    bytes[start..].iter().zip(b"HTTP/1.").all(|(byte, wanted)| byte == wanted)
+/// Whether the beginning of a first line begins with a version.
+fn could_be_response(line: &[u8]) -> bool {
+    line.iter().zip(b"HTTP/1.").all(|(byte, wanted)| byte == wanted)
 }

@@ -45,6 +45,31 @@ fn a_head_in_single_bytes_is_the_same_head() {
 }
 
 #[test]
+fn a_few_empty_lines_may_come_first_and_no_more() {
+    let (mut head, mut response, limits) = (RequestHead::new(), ResponseHead::default(), Limits::default());
+    for lines in [1, 2] {
+        let empty = "\r\n".repeat(lines);
+        assert_eq!(status(format!("{empty}GET / HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()), 200);
+        let answer = format!("{empty}HTTP/1.1 200 OK\r\n\r\n");
+        assert!(
+            read_response(answer.as_bytes(), &mut 0, &limits, "GET", &mut response).is_ok_and(|read| read.is_some())
+        );
+    }
+    // Whoever sends nothing else is refused long before the limit of a head, and looked at no further.
+    for pieces in [&["\r\n"; 10][..], &["\n"; 30], &["\r\n\r\n"; 5]] {
+        let (mut sent, mut scanned, mut scanned_response) = (String::new(), 0, 0);
+        let (mut refused, mut refused_response) = (false, false);
+        for piece in pieces {
+            sent.push_str(piece);
+            refused |= read_request(sent.as_bytes(), &mut scanned, &limits, &mut head).is_err();
+            let read = read_response(sent.as_bytes(), &mut scanned_response, &limits, "GET", &mut response);
+            refused_response |= read.is_err();
+        }
+        assert!(refused && refused_response, "{pieces:?}");
+    }
+}
+
+#[test]
 fn what_is_ambiguous_is_refused() {
     for (text, wanted) in [
         (&b"GET / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n"[..], 400),

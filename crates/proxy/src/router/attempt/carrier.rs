@@ -16,11 +16,13 @@ use crate::body::{BodyIn, Tee};
 use crate::exchange::Run;
 use crate::http2::client::ActiveStream;
 use crate::http2::heads;
+use crate::peer_exchange;
 use crate::respond::Responder;
 use crate::router::Plan;
 use crate::router::timeout::Clocks;
 use crate::upstream::acquire::{Acquired, Ask, NotAcquired, acquire};
 use crate::upstream::cluster::{WorkerCluster, WorkerHost};
+use crate::upstream::connect::is_http2;
 use crate::upstream::pool::{LaneKey, PooledH1, UpstreamFacts};
 
 /// See the module.
@@ -55,9 +57,21 @@ pub(crate) async fn obtain(
     clocks: &Clocks,
 ) -> Result<Carrier, AttemptEnd> {
     let http2 = head.version == HttpVersion::Http2;
-    let from_state: Option<Vec<Box<str>>> =
+    let mut from_state: Option<Vec<Box<str>>> =
         run.info.state.filter_state.upstream_alpn().map(|list| list.map(Into::into).collect());
     let overrides = run.info.state.alpn.clone();
+    if plan.upgrade {
+        // What is spoken here is HTTP/1.1, whatever the cluster's requests are carried by otherwise.
+        let own = from_state.take().or_else(|| {
+            let listed = overrides.as_deref().map(|overrides| overrides.http11.to_vec());
+            listed.filter(|list| !list.is_empty()).or_else(|| {
+                let terms = host.transport.tls()?;
+                // The preamble that this one promises is for bytes, not for requests.
+                Some(terms.common.alpn.iter().filter(|name| ***name != *peer_exchange::ALPN).cloned().collect())
+            })
+        });
+        from_state = own.map(without_http2);
+    }
     let alpn: Option<&[Box<str>]> = match (&from_state, overrides.as_deref()) {
         (Some(list), _) => Some(list),
         (None, Some(overrides)) => {
@@ -112,6 +126,16 @@ pub(crate) async fn obtain(
             Err(error) => return Err(AttemptEnd::Failed(h2_failure(plan, host, &error))),
         }
     }
+}
+
+/// What may be offered where HTTP/1.1 will be spoken. An empty list stays one: whoever offers nothing agrees on nothing.
+fn without_http2(mut list: Vec<Box<str>>) -> Vec<Box<str>> {
+    let had_any = !list.is_empty();
+    list.retain(|name| !is_http2(name.as_bytes()));
+    if list.is_empty() && had_any {
+        list.push("http/1.1".into());
+    }
+    list
 }
 
 fn not_acquired(plan: &Plan<'_>, host: &WorkerHost, error: &NotAcquired) -> Failure {

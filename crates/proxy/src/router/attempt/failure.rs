@@ -43,7 +43,7 @@ impl Failure {
             flag: limit.flag(),
             reason: "",
             transport: String::new(),
-            cause: Cause::Timeout(limit.name(), plan.decision.label().clone()),
+            cause: clocks.cause(limit, plan),
             limit: Some((limit, if waits_for_client { 408 } else { 504 })),
             stale: false,
             blames_host: limit == Limit::Total || limit.is_of_attempt(),
@@ -80,6 +80,7 @@ impl Failure {
                     Limit::Total | Limit::PerTry | Limit::PerTryIdle => 504,
                     Limit::Idle | Limit::Stream => slow,
                     Limit::Request | Limit::Upstream => 408,
+                    Limit::Drain => 503,
                 };
                 (status, limit.body().into(), limit.details().into())
             }

@@ -1,6 +1,9 @@
 //! A request that became a tunnel.
 
-use meltemi_filters::ResponseFlag;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+
 use meltemi_net::{CopyOptions, Meter, copy_both_ways};
 
 use super::{AttemptEnd, gone};
@@ -9,14 +12,18 @@ use crate::exchange::{Ended, Run};
 use crate::http1::input::Input;
 use crate::io::{Io, IoRef};
 use crate::respond::Responder;
+use crate::router::Plan;
+use crate::router::timeout::Clocks;
 
-/// After a 101: bytes both ways, until either side ends or authorization is withdrawn.
+/// After a 101: bytes both ways, until either side ends, a limit of the stream has passed, or the connection has to end.
 pub(super) async fn tunnel(
     run: &mut Run<'_>,
+    plan: &Plan<'_>,
     body: &mut BodyIn<'_>,
     responder: &mut Responder<'_>,
     upstream: &Io,
     upstream_input: &mut Input,
+    clocks: &Clocks,
 ) -> AttemptEnd {
     body.settle();
     if responder.switch(&run.response).await.is_err() {
@@ -25,20 +32,19 @@ pub(super) async fn tunnel(
     let BodyIn::H1(downstream) = body else { return gone(run) };
     let first = (downstream.input.take(), upstream_input.take());
     let meter = Meter::default();
-    let options = CopyOptions { idle: run.http.stream_idle_timeout };
     let (mut down, mut up) = (IoRef(downstream.io), IoRef(upstream));
-    {
-        let copy = copy_both_ways(&mut down, &mut up, first, options, &run.worker.buffers, &meter);
-        tokio::select! {
-            _ = copy => {}
-            () = async {
-                run.conn.draining().await;
-                tokio::time::sleep(run.http.drain_timeout).await;
-            } => {}
-        }
-    }
-    if let Some(reason) = run.conn.drain_reason() {
-        run.info.end(ResponseFlag::LocalReset, "connection_drained", Some(reason.cause(&run.conn.chain)));
+    clocks.tunnelled();
+    let limit = {
+        let options = CopyOptions::default();
+        let mut copy = pin!(copy_both_ways(&mut down, &mut up, first, options, &run.worker.buffers, &meter));
+        poll_fn(|cx| match copy.as_mut().poll(cx) {
+            Poll::Ready(_) => Poll::Ready(None),
+            Poll::Pending => clocks.poll(cx, meter.received.get() + meter.sent.get()).map(Some),
+        })
+        .await
+    };
+    if let Some(limit) = limit {
+        run.info.end(limit.flag(), limit.details(), Some(clocks.cause(limit, plan)));
     }
     run.info.received.set(meter.received.get());
     run.info.sent.set(meter.sent.get());

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 
 use bytes::Bytes;
+use meltemi_filters::grpc::MessageCount;
 use meltemi_filters::head::{Known, RequestHead, ResponseHead};
 
 use crate::body::{BodyIn, BodyOut, Data, PumpError, Tee, pump};
@@ -73,6 +74,7 @@ pub(super) async fn send_body(
     to: &mut BodyOut<'_>,
     tee: Option<&RefCell<Tee>>,
     received: &Cell<u64>,
+    messages: Option<&Cell<MessageCount>>,
 ) -> Result<(), PumpError> {
     let kept = tee.map(|tee| Bytes::copy_from_slice(&tee.borrow().bytes)).filter(|kept| !kept.is_empty());
     if let Some(kept) = kept {
@@ -81,7 +83,7 @@ pub(super) async fn send_body(
     if tee.is_some_and(|tee| tee.borrow().whole) || matches!(body, BodyIn::Empty) {
         return to.finish(None).await.map_err(PumpError::Write);
     }
-    pump(body, to, received, tee, |_| {}).await
+    pump(body, to, received, messages, tee, |_| {}).await
 }
 
 /// Writes a request's head for HTTP/1.1, to its end; whether the body goes in chunks.

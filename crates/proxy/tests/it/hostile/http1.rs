@@ -274,6 +274,17 @@ async fn a12_heads_without_measure_are_refused() {
 }
 
 #[tokio::test]
+async fn a12_empty_lines_and_nothing_else_are_refused_at_once() {
+    let app = App::start().await;
+    let (_running, mut bystander) = in_front(&app, |_| {}).await;
+    is_refused(&bystander, "empty lines", "\r\n".repeat(30_000).as_bytes(), "400").await;
+    let mut client = Client::connect(bystander.at).await;
+    let (head, _) = client.ask("\n\nGET /bystander HTTP/1.1\nhost: a\n\n").await;
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    bystander.is_served().await;
+}
+
+#[tokio::test]
 async fn a13_many_slow_heads_cost_nobody_else_anything() {
     let app = App::start().await;
     let limit = Duration::from_millis(200);

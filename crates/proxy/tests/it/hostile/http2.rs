@@ -202,6 +202,22 @@ async fn b8_broken_frames_end_with_the_right_error() {
     assert!(!app.saw("/a "));
 }
 
+#[tokio::test]
+async fn mistakes_that_are_rare_end_no_connection_however_long_it_lives() {
+    let app = App::start().await;
+    let (_running, mut bystander) = in_front(&app, |_| {}).await;
+    let mut raw = Raw::connect(bystander.at).await;
+    for n in 0..400 {
+        let mistake = frame(HEADERS, END_HEADERS | END, nth(2 * n), &request("GET", "/a", &[("connection", "close")]));
+        let said = raw.ask(&mistake, nth(2 * n)).await;
+        assert_eq!(said.outcome(nth(2 * n)), Outcome::Reset(PROTOCOL_ERROR), "{n}: {said:?}");
+        let said = raw.ask(&get(nth(2 * n + 1), "/after"), nth(2 * n + 1)).await;
+        assert_eq!(said.outcome(nth(2 * n + 1)), Outcome::Status(200), "{n}: {said:?}");
+    }
+    bystander.is_served().await;
+    assert!(!app.saw("/a "));
+}
+
 /// A malformed request is an error of its stream; RFC 9113 §8.1.1 lets it be one of the connection.
 const MALFORMED_HEAD: &[Outcome] = &[Outcome::Reset(PROTOCOL_ERROR), Outcome::Goodbye(PROTOCOL_ERROR)];
 const BAD: &[Outcome] = &[Outcome::Status(400)];

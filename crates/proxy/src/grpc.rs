@@ -1,0 +1,54 @@
+//! What HTTP says in the words of gRPC, and the other way round.
+
+/// Source: gRPC "HTTP to gRPC status code mapping".
+pub fn grpc_of_http(status: u16) -> u32 {
+    match status {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502 | 503 | 504 => 14,
+        _ => 2,
+    }
+}
+
+/// What a gRPC status would be in HTTP. Source: Envoy `Grpc::Utility::grpcToHttpStatus`.
+pub fn http_of_grpc(status: &str) -> u16 {
+    match status.trim() {
+        "0" => 200,
+        "1" => 499,
+        "3" | "9" | "11" => 400,
+        "4" => 504,
+        "5" => 404,
+        "6" | "10" => 409,
+        "7" => 403,
+        "8" => 429,
+        "12" => 501,
+        "14" => 503,
+        "16" => 401,
+        _ => 500,
+    }
+}
+
+/// gRPC's percent encoding of messages.
+pub fn percent(text: &[u8]) -> String {
+    use std::fmt::Write;
+    text.iter().fold(String::with_capacity(text.len()), |mut out, byte| {
+        match byte {
+            0x20..=0x7e if *byte != b'%' => out.push(char::from(*byte)),
+            // Writing to a String cannot fail.
+            _ => _ = write!(out, "%{byte:02X}"),
+        }
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_messages_are_percent_encoded() {
+        assert_eq!(percent("a b%\u{e9}\n".as_bytes()), "a b%25%C3%A9%0A");
+    }
+}
