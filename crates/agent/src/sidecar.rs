@@ -19,7 +19,7 @@ pub use with_envoy::EnvoySidecar;
 
 use crate::dns::{DnsOptions, DnsServer, Names, UpstreamForwarder};
 use crate::identity::{IdentityAgent, IdentityOptions, IdentityView};
-use crate::status::{AppMetrics, StatusOptions, StatusServer, StatusSources};
+use crate::status::{AppMetrics, Pages, StatusOptions, StatusServer, StatusSources};
 use crate::{
     AgentMetrics, BoxFuture, Clock, ControlPlane, ControlPlaneOptions, SystemClock, Workload, follow_names, node_of,
 };
@@ -173,8 +173,10 @@ pub async fn run(options: SidecarOptions, shutdown: impl Future<Output = ()> + S
         quit: quit.clone(),
         drain: drain.clone(),
     };
-    for address in [Some(status), health].into_iter().flatten() {
-        let server = StatusServer::bind(address, sources.clone(), StatusOptions::default())
+    for (address, pages) in [(Some(status), Pages::All), (health, Pages::Probes)] {
+        let Some(address) = address else { continue };
+        let options = StatusOptions { pages, ..StatusOptions::default() };
+        let server = StatusServer::bind(address, sources.clone(), options)
             .await
             .with_context(|| format!("status server on {address}"))?;
         tasks.spawn(async move {

@@ -4,4 +4,4 @@ mod metrics;
 mod server;
 
 pub use metrics::{AppMetrics, fetch};
-pub use server::{Ready, StatusOptions, StatusServer, StatusSources};
+pub use server::{Pages, Ready, StatusOptions, StatusServer, StatusSources};

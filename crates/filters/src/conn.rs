@@ -86,8 +86,6 @@ pub struct TlsPeer {
     pub issuer: String,
     /// SHA-256 of the DER certificate, hexadecimal.
     pub fingerprint: String,
-    /// The certificate in PEM, percent-encoded, as `x-forwarded-client-cert` carries it; empty unless asked for.
-    pub pem_encoded: String,
     /// URI subject alternative names of our own certificate.
     pub local_uri_sans: Vec<String>,
     /// The application protocol that both sides agreed on.

@@ -5,7 +5,7 @@ use meltemi_proto::envoy::extensions::filters::common::set_filter_state::v3 as c
 use meltemi_proto::envoy::extensions::filters::http::set_filter_state::v3::Config;
 
 use crate::finding::{Rejection, Scope};
-use crate::format::Template;
+use crate::format::{Place, Template};
 use crate::http::RequestContext;
 
 /// Text by key; the last of equal keys counts.
@@ -58,6 +58,9 @@ impl SetFilterState {
                 Some(Format::TextFormat(text)) => Template::parse(text).map_err(|reason| scope.reject(reason))?,
                 _ => return scope.refuse("only a text format is known"),
             };
+            for gap in template.gaps(Place::FilterRequest) {
+                scope.warn("value", gap);
+            }
             Ok((key.as_str().into(), template, value.skip_if_empty))
         })?;
         Ok(Self { values })

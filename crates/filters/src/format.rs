@@ -3,15 +3,22 @@
 //! What an operator stands for is asked of [`Facts`]; what a caller does not know prints as nothing (headers) or `-`
 //! (logs). Source: Envoy "Access logging: command operators".
 
+mod connection;
 mod facts;
 mod parse;
+mod place;
 #[cfg(test)]
 mod tests;
+mod time;
 
 use std::borrow::Cow;
 
-pub use self::facts::{Fact, Facts, Head, MetadataOf, Moment, NoFacts};
+pub use self::connection::connection_fact;
+pub use self::facts::{Fact, Facts, Head, MetadataOf, Moment, NoFacts, Point, Precision};
 use self::parse::parse_operator;
+pub use self::place::Place;
+pub use self::time::{TimeFormat, write_http_date};
+use crate::digits;
 use crate::metadata::Value;
 
 /// A parsed format string.
@@ -35,14 +42,14 @@ pub enum Operator {
     WithoutQuery(Box<str>, Option<Box<str>>),
     /// An operator without parameters.
     Fact(Fact),
-    /// `%START_TIME(format)%` and its kin; an empty format is ISO 8601 with milliseconds.
-    Time(Moment, Box<str>),
+    /// `%START_TIME(format)%` and its kin.
+    Time(Moment, TimeFormat),
     /// `%DYNAMIC_METADATA(filter:key:...)%` and its kin.
     Metadata(MetadataOf, Box<str>, Box<[Box<str>]>),
     /// `%FILTER_STATE(key:kind)%`; with `%FILTER_STATE(key:FIELD:name)%` the field's name.
     FilterState(Box<str>, Option<Box<str>>),
     /// `%COMMON_DURATION(from:to:precision)%`.
-    CommonDuration(Box<str>, Box<str>, Box<str>),
+    CommonDuration(Point, Point, Precision),
     /// `%ENVIRONMENT(name)%`: for the caller to look up, since nothing here reads the environment.
     Environment(Box<str>),
 }
@@ -56,6 +63,24 @@ impl Template {
         if format.len() > MAX_FORMAT {
             return Err("format string is too long".to_owned());
         }
+        Self::read(format, Err)
+    }
+
+    /// Parses what can be parsed: an operator that is unknown or broken stays as it is written. With the reasons.
+    pub fn parse_what_is_known(format: &str) -> (Self, Vec<String>) {
+        if format.len() > MAX_FORMAT {
+            return (Self::literal(format), vec!["format string is too long".to_owned()]);
+        }
+        let mut reasons = Vec::new();
+        let read = Self::read(format, |reason| {
+            reasons.push(reason);
+            Ok(())
+        });
+        (read.unwrap_or_default(), reasons)
+    }
+
+    /// `on_error` says whether a percent sign that begins no operator is text.
+    fn read(format: &str, mut on_error: impl FnMut(String) -> Result<(), String>) -> Result<Self, String> {
         let mut parts = Vec::new();
         let mut text = String::new();
         let mut rest = format;
@@ -67,12 +92,27 @@ impl Template {
                 rest = tail;
                 continue;
             }
-            let (operator, length, tail) = parse_operator(rest)?;
-            if !text.is_empty() {
-                parts.push(Part::Text(std::mem::take(&mut text).into()));
+            match parse_operator(rest) {
+                Ok((operator, length, tail)) => {
+                    if !text.is_empty() {
+                        parts.push(Part::Text(std::mem::take(&mut text).into()));
+                    }
+                    parts.push(Part::Operator(operator, length));
+                    rest = tail;
+                }
+                Err(reason) => {
+                    on_error(reason)?;
+                    text.push('%');
+                    // Its closing sign begins no other one.
+                    let word = rest.bytes().take_while(|byte| byte.is_ascii_alphanumeric() || *byte == b'_').count();
+                    text.push_str(&rest[..word]);
+                    rest = &rest[word..];
+                    if let Some(tail) = rest.strip_prefix('%').filter(|_| word > 0) {
+                        text.push('%');
+                        rest = tail;
+                    }
+                }
             }
-            parts.push(Part::Operator(operator, length));
-            rest = tail;
         }
         text.push_str(rest);
         if !text.is_empty() {
@@ -118,14 +158,15 @@ impl Template {
         let start = out.len();
         if let Operator::Metadata(of, filter, path) = operator {
             return match facts.metadata(*of, filter, path) {
-                None | Some(Value::Null) => Shape::Nothing,
-                Some(Value::String(text)) => {
-                    out.extend_from_slice(text.as_bytes());
+                None => Shape::Nothing,
+                Some(value) if *value == Value::Null => Shape::Nothing,
+                Some(value) if value.as_str().is_some() => {
+                    write_value(&value, out);
                     cut(out, start, *length);
                     Shape::Text
                 }
                 Some(value) => {
-                    write_value(value, out);
+                    write_value(&value, out);
                     Shape::Json
                 }
             };
@@ -134,7 +175,7 @@ impl Template {
             out.truncate(start);
             return Shape::Nothing;
         }
-        if matches!(operator, Operator::Fact(fact) if fact.is_number()) {
+        if operator.is_number() {
             return Shape::Json;
         }
         cut(out, start, *length);
@@ -192,6 +233,15 @@ fn escape_from(out: &mut Vec<u8>, start: usize) {
 }
 
 impl Operator {
+    /// Whether it is a number where types matter (JSON).
+    fn is_number(&self) -> bool {
+        match self {
+            Self::Fact(fact) => fact.is_number(),
+            Self::CommonDuration(..) => true,
+            _ => false,
+        }
+    }
+
     /// Writes the value; `false`: unknown.
     pub fn render(&self, facts: &dyn Facts, out: &mut Vec<u8>) -> bool {
         let bytes = |value: Option<Cow<'_, [u8]>>, out: &mut Vec<u8>| match value {
@@ -216,19 +266,29 @@ impl Operator {
                 true
             }
             Self::Fact(fact) => facts.fact(*fact, out),
-            Self::Time(moment, format) => facts.time(*moment, format, out),
+            Self::Time(moment, format) => facts.time(*moment).map(|at| format.write(at, out)).is_some(),
             Self::Metadata(of, filter, path) => match facts.metadata(*of, filter, path) {
-                None | Some(Value::Null) => false,
-                Some(value) => {
-                    write_value(value, out);
+                Some(value) if *value != Value::Null => {
+                    write_value(&value, out);
                     true
                 }
+                _ => false,
             },
             Self::FilterState(key, field) => match facts.filter_state(key, field.as_deref()) {
                 Some(text) => bytes(Some(Cow::Owned(text.into_owned().into_bytes())), out),
                 None => false,
             },
-            Self::CommonDuration(from, to, precision) => facts.duration_between(from, to, precision, out),
+            Self::CommonDuration(from, to, precision) => {
+                let (Some(from), Some(to)) = (facts.point(*from), facts.point(*to)) else { return false };
+                let Some(between) = to.checked_duration_since(from) else { return false };
+                let count = match precision {
+                    Precision::Milliseconds => between.as_millis(),
+                    Precision::Microseconds => between.as_micros(),
+                    Precision::Nanoseconds => between.as_nanos(),
+                };
+                digits::integer(count, out);
+                true
+            }
             Self::Environment(name) => match facts.environment(name) {
                 Some(text) => {
                     out.extend_from_slice(text.as_bytes());

@@ -3,8 +3,9 @@
 use meltemi_proto::envoy::extensions::filters::http::header_mutation::v3 as proto;
 
 use crate::finding::{Rejection, Scope};
+use crate::format::Place;
 use crate::header_ops::HeaderOps;
-use crate::http::{HeaderFacts, RequestContext, ResponseContext};
+use crate::http::{RequestContext, ResponseContext};
 
 /// Changes to the heads of requests and responses.
 #[derive(Debug, Clone, Default)]
@@ -33,44 +34,33 @@ impl HeaderMutation {
         scope.unsupported("request_trailers_mutations", !message.request_trailers_mutations.is_empty());
         scope.unsupported("response_trailers_mutations", !message.response_trailers_mutations.is_empty());
         Ok(Self {
-            request: HeaderOps::compile_mutations("request_mutations", &message.request_mutations, scope)?,
-            response: HeaderOps::compile_mutations("response_mutations", &message.response_mutations, scope)?,
+            request: HeaderOps::compile_mutations(
+                Place::FilterRequest,
+                "request_mutations",
+                &message.request_mutations,
+                scope,
+            )?,
+            response: HeaderOps::compile_mutations(
+                Place::FilterResponse,
+                "response_mutations",
+                &message.response_mutations,
+                scope,
+            )?,
             most_specific_wins: false,
         })
     }
 
     /// Changes a request: the filter's changes first, the route's last, or the other way round as configured.
     pub fn on_request(&self, route: Option<&Self>, cx: &mut RequestContext<'_>) {
-        for ops in self.ordered(route).into_iter().flatten().map(|own| &own.request).filter(|ops| !ops.is_empty()) {
-            // Templates look at the head as it is before these changes.
-            let before = cx.head.clone();
-            let facts = HeaderFacts {
-                request: Some(&before),
-                response: None,
-                conn: cx.conn,
-                remote: cx.remote,
-                state: cx.state,
-                cluster: cx.cluster,
-                route: None,
-            };
-            ops.apply(cx.head, &facts);
+        for own in self.ordered(route).into_iter().flatten() {
+            cx.change(&own.request);
         }
     }
 
     /// Changes a response likewise.
     pub fn on_response(&self, route: Option<&Self>, cx: &mut ResponseContext<'_>) {
-        for ops in self.ordered(route).into_iter().flatten().map(|own| &own.response).filter(|ops| !ops.is_empty()) {
-            let before = cx.head.clone();
-            let facts = HeaderFacts {
-                request: Some(cx.request),
-                response: Some(&before),
-                conn: cx.conn,
-                remote: cx.remote,
-                state: cx.state,
-                cluster: None,
-                route: None,
-            };
-            ops.apply(cx.head, &facts);
+        for own in self.ordered(route).into_iter().flatten() {
+            cx.change(&own.response);
         }
     }
 

@@ -4,7 +4,7 @@ use meltemi_proto::envoy::config::common::mutation_rules::v3 as rules;
 use meltemi_proto::envoy::config::core::v3 as core;
 
 use crate::finding::{Rejection, Scope};
-use crate::format::{Facts, Template};
+use crate::format::{Facts, Place, Template};
 use crate::head::{RequestHead, ResponseHead};
 use crate::matcher::StringMatch;
 
@@ -95,8 +95,10 @@ impl HeadMut for ResponseHead {
 }
 
 impl HeaderOps {
-    /// Compiles what routes have: names to remove, then values to add. Envoy removes first as well.
+    /// Compiles what routes have: names to remove, then values to add. Envoy removes first as well. Operators without
+    /// a value in this place are warned of: a header that they alone make up is left as it came, as Envoy leaves it.
     pub fn compile(
+        place: Place,
         field: &str,
         add: &[core::HeaderValueOption],
         remove: &[String],
@@ -112,12 +114,13 @@ impl HeaderOps {
                 ops.push(Op::Remove(name));
             }
         }
-        ops.extend(scope.each(field, add, |scope, option| compile_write(option, scope))?.into_iter().flatten());
+        ops.extend(scope.each(field, add, |scope, option| compile_write(place, option, scope))?.into_iter().flatten());
         Ok(Self { ops: ops.into() })
     }
 
     /// Compiles what the header mutation filter has.
     pub fn compile_mutations(
+        place: Place,
         field: &str,
         list: &[rules::HeaderMutation],
         scope: &mut Scope,
@@ -129,7 +132,7 @@ impl HeaderOps {
                     let name = checked_name(name, scope)?;
                     Ok((!is_framing(&name, scope)).then_some(Op::Remove(name)))
                 }
-                Action::Append(option) => compile_write(option, scope),
+                Action::Append(option) => compile_write(place, option, scope),
                 Action::RemoveOnMatch(on) => {
                     let matcher = scope.required("key_matcher", on.key_matcher.as_ref())?;
                     Ok(Some(Op::RemoveMatching(StringMatch::compile(matcher, scope)?)))
@@ -163,6 +166,10 @@ impl HeaderOps {
                         Value::Template(template) => {
                             rendered.clear();
                             template.render(facts, "", &mut rendered);
+                            // A certificate's subject may hold anything. RFC 9110 §5.5.
+                            for byte in rendered.iter_mut().filter(|byte| matches!(byte, b'\r' | b'\n' | 0)) {
+                                *byte = b' ';
+                            }
                             rendered.as_slice()
                         }
                     };
@@ -187,30 +194,9 @@ impl HeaderOps {
             }
         }
     }
-
-    /// Renders the changes as name and value each, for who cannot apply them to a head. Removals are left out.
-    pub fn render(&self, facts: &dyn Facts) -> Vec<(&str, Vec<u8>)> {
-        let mut list = Vec::new();
-        for op in &self.ops {
-            if let Op::Write { name, value, keep_empty, .. } = op {
-                let value = match value {
-                    Value::Constant(value) => value.to_vec(),
-                    Value::Template(template) => {
-                        let mut out = Vec::new();
-                        template.render(facts, "", &mut out);
-                        out
-                    }
-                };
-                if !value.is_empty() || *keep_empty {
-                    list.push((&**name, value));
-                }
-            }
-        }
-        list
-    }
 }
 
-fn compile_write(option: &core::HeaderValueOption, scope: &mut Scope) -> Result<Option<Op>, Rejection> {
+fn compile_write(place: Place, option: &core::HeaderValueOption, scope: &mut Scope) -> Result<Option<Op>, Rejection> {
     use core::header_value_option::HeaderAppendAction;
     let header = scope.required("header", option.header.as_ref())?;
     #[allow(deprecated)]
@@ -230,7 +216,12 @@ fn compile_write(option: &core::HeaderValueOption, scope: &mut Scope) -> Result<
         [] => match Template::parse(&header.value) {
             Ok(template) => match template.as_literal() {
                 Some(text) => Value::Constant(text.as_bytes().into()),
-                None => Value::Template(template),
+                None => {
+                    for gap in template.gaps(place) {
+                        scope.warn("", format!("value of {name:?}: {gap}"));
+                    }
+                    Value::Template(template)
+                }
             },
             Err(reason) => return scope.refuse(format!("value of {name:?}: {reason}")),
         },
@@ -283,7 +274,7 @@ mod tests {
 
     fn compile(add: &[core::HeaderValueOption], remove: &[&str]) -> Result<HeaderOps, Rejection> {
         let remove: Vec<String> = remove.iter().map(|name| (*name).to_owned()).collect();
-        HeaderOps::compile("request_headers_to_add", add, &remove, &mut Scope::new())
+        HeaderOps::compile(Place::RouteRequest, "request_headers_to_add", add, &remove, &mut Scope::new())
     }
 
     #[test]
@@ -311,6 +302,49 @@ mod tests {
         assert_eq!(head.get("x-over"), Some(b"2".as_slice()));
         assert_eq!((head.get("x-never"), head.get("x-gone"), head.get("x-unknown")), (None, None, None));
         assert_eq!(head.authority(), "other");
+    }
+
+    #[test]
+    fn what_a_peer_says_ends_no_line() {
+        struct Hostile;
+        impl Facts for Hostile {
+            fn fact(&self, _: crate::format::Fact, out: &mut Vec<u8>) -> bool {
+                out.extend_from_slice(b"CN=a\r\nx-admin: 1\0");
+                true
+            }
+        }
+        let add = option("x", "%DOWNSTREAM_PEER_SUBJECT%", HeaderAppendAction::OverwriteIfExistsOrAdd);
+        let mut head = RequestHead::of("GET", "host", "/");
+        compile(&[add], &[]).expect("compiles").apply(&mut head, &Hostile);
+        assert_eq!(head.get("x"), Some(b"CN=a  x-admin: 1 ".as_slice()));
+    }
+
+    /// Envoy's `HeaderParser::evaluateHeaders`: what renders to nothing writes nothing, unless that is asked for.
+    #[test]
+    fn an_empty_value_leaves_what_came_unless_it_is_kept() {
+        let mut add = option("x", "%REQ(none)%", HeaderAppendAction::OverwriteIfExistsOrAdd);
+        for (keep, wanted) in [(false, b"forged".as_slice()), (true, b"")] {
+            add.keep_empty_value = keep;
+            let mut head = RequestHead::of("GET", "host", "/");
+            head.append("x", b"forged");
+            compile(&[add.clone()], &[]).expect("compiles").apply(&mut head, &NoFacts);
+            assert_eq!(head.get("x"), Some(wanted));
+        }
+    }
+
+    #[test]
+    fn operators_without_an_answer_are_warned_of() {
+        let add = [
+            option("x", "%TRACE_ID% %UPSTREAM_HOST% %ROUTE_NAME%", HeaderAppendAction::OverwriteIfExistsOrAdd),
+            option("y", "t=%START_TIME(%s.%3f)%", HeaderAppendAction::OverwriteIfExistsOrAdd),
+        ];
+        for (place, wanted) in [(Place::RouteRequest, 2), (Place::RouteResponse, 1)] {
+            let mut scope = Scope::new();
+            HeaderOps::compile(place, "add", &add, &[], &mut scope).expect("compiles");
+            let warnings: Vec<String> = scope.into_warnings().iter().map(ToString::to_string).collect();
+            assert_eq!(warnings.len(), wanted, "{warnings:?}");
+            assert!(warnings[0].starts_with("add[0]: value of \"x\": %TRACE_ID%"), "{warnings:?}");
+        }
     }
 
     #[test]

@@ -4,20 +4,22 @@
 //! [`HttpFilter::resume`] with the result of a [`Call`](crate::Call) if the step asked for one, then
 //! [`HttpFilter::on_response`] in reverse order.
 
+mod facts;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::facts::{HeaderFacts, StreamFacts};
 use crate::alpn::AlpnOverrides;
 use crate::conn::ConnInfo;
 use crate::cors::{CorsPolicy, CorsRequest};
 use crate::fault::{Fault, FaultGuard};
 use crate::filter_state::{FilterState, SetFilterState};
 use crate::flag::{ResponseFlag, ResponseFlags};
-use crate::format::{Fact, Facts, Head, MetadataOf};
 use crate::head::{RequestHead, ResponseHead};
 use crate::header_mutation::HeaderMutation;
-use crate::metadata::{Metadata, Value};
+use crate::metadata::Metadata;
 use crate::peer_metadata::{PeerCache, PeerInfo, PeerMetadata};
 use crate::rate_limit::LocalRateLimit;
 use crate::rbac::{self, Rbac};
@@ -218,6 +220,8 @@ pub struct RequestContext<'a> {
     pub local: &'a LocalPeer,
     /// Peers known already.
     pub peers: &'a mut PeerCache,
+    /// For format strings.
+    pub stream: StreamFacts<'a>,
 }
 
 /// What a filter sees of a response.
@@ -239,6 +243,12 @@ pub struct ResponseContext<'a> {
     pub local: &'a LocalPeer,
     /// Peers known already.
     pub peers: &'a mut PeerCache,
+    /// The route's static metadata, if there is a route.
+    pub route_metadata: Option<&'a Metadata>,
+    /// The cluster, if the request was going to one.
+    pub cluster: Option<&'a str>,
+    /// For format strings.
+    pub stream: StreamFacts<'a>,
 }
 
 /// What this proxy tells its peers of itself.
@@ -359,101 +369,7 @@ fn run_rbac(rbac: &Rbac, cx: &mut RequestContext<'_>) -> Step {
     step
 }
 
-/// What format strings in headers and filter state can ask for.
-#[derive(Debug, Clone, Copy)]
-pub struct HeaderFacts<'a> {
-    /// The request.
-    pub request: Option<&'a RequestHead>,
-    /// The response.
-    pub response: Option<&'a ResponseHead>,
-    /// The connection.
-    pub conn: &'a ConnInfo,
-    /// The client.
-    pub remote: SocketAddr,
-    /// What filters share.
-    pub state: &'a StreamState,
-    /// The cluster.
-    pub cluster: Option<&'a str>,
-    /// The route's name.
-    pub route: Option<&'a str>,
-}
-
-impl Facts for HeaderFacts<'_> {
-    fn header(&self, head: Head, name: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
-        match head {
-            Head::Request => self.request?.get(name).map(std::borrow::Cow::Borrowed),
-            Head::Response => self.response?.get(name),
-            Head::Trailer => None,
-        }
-    }
-
-    fn fact(&self, fact: Fact, out: &mut Vec<u8>) -> bool {
-        use std::io::Write;
-        let peer = self.conn.tls.as_deref();
-        let text = |value: Option<&str>, out: &mut Vec<u8>| {
-            let value = value.filter(|value| !value.is_empty());
-            value.inspect(|value| out.extend_from_slice(value.as_bytes())).is_some()
-        };
-        // Writing to memory cannot fail.
-        let shown = |value: &dyn std::fmt::Display, out: &mut Vec<u8>| write!(out, "{value}").is_ok();
-        match fact {
-            Fact::Protocol => text(self.request.map(|head| head.version.as_str()), out),
-            Fact::ResponseCode => match self.response {
-                Some(head) => shown(&head.status, out),
-                None => false,
-            },
-            Fact::ResponseFlags => shown(&self.state.flags, out),
-            Fact::DownstreamRemoteAddress => shown(&self.remote, out),
-            Fact::DownstreamRemoteAddressWithoutPort => shown(&self.remote.ip(), out),
-            Fact::DownstreamRemotePort => shown(&self.remote.port(), out),
-            Fact::DownstreamDirectRemoteAddress => shown(&self.conn.direct_remote, out),
-            Fact::DownstreamDirectRemoteAddressWithoutPort => shown(&self.conn.direct_remote.ip(), out),
-            Fact::DownstreamDirectRemotePort => shown(&self.conn.direct_remote.port(), out),
-            Fact::DownstreamLocalAddress => shown(&self.conn.local, out),
-            Fact::DownstreamLocalAddressWithoutPort => shown(&self.conn.local.ip(), out),
-            Fact::DownstreamLocalPort => shown(&self.conn.local.port(), out),
-            Fact::RequestedServerName => text(self.conn.server_name.as_deref(), out),
-            Fact::UpstreamCluster | Fact::UpstreamClusterRaw => text(self.cluster, out),
-            Fact::RouteName => text(self.route, out),
-            Fact::DownstreamPeerUriSan => text(peer.map(|peer| peer.uri_sans.join(",")).as_deref(), out),
-            Fact::DownstreamPeerDnsSan => text(peer.map(|peer| peer.dns_sans.join(",")).as_deref(), out),
-            Fact::DownstreamLocalUriSan => text(peer.map(|peer| peer.local_uri_sans.join(",")).as_deref(), out),
-            Fact::DownstreamPeerSubject => text(peer.map(|peer| peer.subject.as_str()), out),
-            Fact::DownstreamPeerIssuer => text(peer.map(|peer| peer.issuer.as_str()), out),
-            Fact::DownstreamPeerFingerprint256 => text(peer.map(|peer| peer.fingerprint.as_str()), out),
-            Fact::DownstreamPeerCert => text(peer.map(|peer| peer.pem_encoded.as_str()), out),
-            Fact::DownstreamTlsVersion => text(peer.map(|peer| peer.version), out),
-            Fact::DownstreamTlsCipher => text(peer.map(|peer| peer.cipher.as_str()), out),
-            _ => false,
-        }
-    }
-
-    fn metadata(&self, of: MetadataOf, filter: &str, path: &[Box<str>]) -> Option<&Value> {
-        match of {
-            MetadataOf::Dynamic => self.state.metadata.at(filter, path),
-            _ => None,
-        }
-    }
-
-    fn filter_state(&self, key: &str, field: Option<&str>) -> Option<std::borrow::Cow<'_, str>> {
-        self.state.named(key, field).map(std::borrow::Cow::Borrowed)
-    }
-}
-
-impl<'a> RequestContext<'a> {
-    /// What format strings can ask for in this phase.
-    pub fn facts(&self) -> HeaderFacts<'_> {
-        HeaderFacts {
-            request: Some(self.head),
-            response: None,
-            conn: self.conn,
-            remote: self.remote,
-            state: self.state,
-            cluster: self.cluster,
-            route: None,
-        }
-    }
-
+impl RequestContext<'_> {
     /// Adds a response flag.
     pub fn flag(&mut self, flag: ResponseFlag) {
         self.state.flags.insert(flag);

@@ -13,6 +13,7 @@
 pub mod alpn;
 pub mod conn;
 pub mod cors;
+pub mod digits;
 pub mod fault;
 pub mod filter_state;
 mod finding;

@@ -13,7 +13,7 @@ use meltemi_proto::envoy::r#type::v3::TokenBucket as ProtoBucket;
 
 use crate::finding::{Rejection, Scope};
 use crate::flag::ResponseFlag;
-use crate::format::NoFacts;
+use crate::format::Place;
 use crate::header_ops::HeaderOps;
 use crate::http::{RequestContext, ResponseContext};
 use crate::matcher::Fraction;
@@ -133,12 +133,14 @@ impl LocalRateLimit {
             enabled: Fraction::from_runtime(message.filter_enabled.as_ref(), Fraction::NONE),
             enforced: Fraction::from_runtime(message.filter_enforced.as_ref(), Fraction::NONE),
             response_headers: HeaderOps::compile(
+                Place::FilterResponse,
                 "response_headers_to_add",
                 &message.response_headers_to_add,
                 &[],
                 scope,
             )?,
             request_headers_not_enforced: HeaderOps::compile(
+                Place::FilterRequest,
                 "request_headers_to_add_when_not_enforced",
                 &message.request_headers_to_add_when_not_enforced,
                 &[],
@@ -155,7 +157,7 @@ impl LocalRateLimit {
             return Step::Continue;
         }
         if !self.enforced.hits(cx.entropy.draw()) {
-            self.request_headers_not_enforced.apply(cx.head, &NoFacts);
+            cx.change(&self.request_headers_not_enforced);
             return Step::Continue;
         }
         cx.flag(ResponseFlag::RateLimited);
@@ -175,7 +177,7 @@ impl LocalRateLimit {
     /// Adds headers to the answer of a refused request.
     pub fn on_response(&self, cx: &mut ResponseContext<'_>) {
         if cx.state.rate_limited {
-            self.response_headers.apply(cx.head, &NoFacts);
+            cx.change(&self.response_headers);
         }
     }
 }

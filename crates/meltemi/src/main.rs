@@ -38,8 +38,14 @@ fn run(arguments: &[OsString]) -> anyhow::Result<i32> {
     // Roles that the node starts: their flags are between the node and the binary.
     let rest = || arguments.iter().skip(1);
     match arguments.get(1).and_then(|word| word.to_str()) {
-        Some("control") => return roles::control(roles::ControlArgs::parse_from(rest())),
-        Some("sidecar") => return roles::sidecar(roles::SidecarArgs::parse_from(rest())),
+        Some("control") => {
+            meltemi_node::raise_open_files();
+            return roles::control(roles::ControlArgs::parse_from(rest()));
+        }
+        Some("sidecar") => {
+            meltemi_node::raise_open_files();
+            return roles::sidecar(roles::SidecarArgs::parse_from(rest()));
+        }
         Some("sample") => {
             meltemi_samples::run(meltemi_samples::SampleOptions::parse_from(rest()))?;
             return Ok(0);
@@ -50,7 +56,10 @@ fn run(arguments: &[OsString]) -> anyhow::Result<i32> {
     match cli.command {
         Command::Demo(args) => up::demo(&cli.mesh, cli.run_dir, args),
         Command::Up(args) => up::up(&cli.mesh, cli.run_dir, args),
-        Command::Proxy(args) => roles::proxy(args),
+        Command::Proxy(args) => {
+            meltemi_node::raise_open_files();
+            roles::proxy(args)
+        }
         Command::Mesh(command) => meltemi_cli::run(&Mesh::new(&cli.mesh, cli.run_dir.as_deref()), command),
         Command::Completion { shell } => meltemi_cli::print_completion(shell),
     }

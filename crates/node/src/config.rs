@@ -112,6 +112,8 @@ pub(crate) struct NodeConfig {
     /// User and group whom the applications see themselves as.
     pub(crate) uid: u32,
     pub(crate) gid: u32,
+    /// Soft limit of open files that applications get; `None`: as the node's.
+    pub(crate) open_files: Option<u64>,
 }
 
 impl NodeConfig {

@@ -1,6 +1,8 @@
 //! The way out of and into the node's namespaces: a process in the machine's own network opens sockets and hands them over.
 
+mod bytes;
 mod client;
+mod lane;
 mod map;
 mod server;
 
@@ -40,6 +42,7 @@ pub(crate) enum Request {
     /// The machine's resolver's answer to a raw query.
     Dns {
         /// The query.
+        #[serde(with = "bytes")]
         query: Vec<u8>,
         /// Ask over TCP.
         tcp: bool,
@@ -61,7 +64,7 @@ pub(crate) enum Answer {
     /// Listening on this address of the machine.
     Listening(SocketAddr),
     /// The resolver's raw answer.
-    Dns(Vec<u8>),
+    Dns(#[serde(with = "bytes")] Vec<u8>),
 }
 
 /// Why the supervisor could not.

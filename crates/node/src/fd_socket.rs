@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 
 /// Most descriptors that one message carries: one listener for each of the gateway's workers.
 pub const MAX_FDS: usize = 64;
-/// Largest message; a DNS answer over TCP as JSON stays below it.
+/// Largest message; a socket may refuse one of half this size.
 const MAX_MESSAGE: usize = 400 * 1024;
 
 /// Two connected ends, closed on exec.
@@ -25,6 +25,9 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// Sends one message, blocking if the socket does.
 pub fn send<T: Serialize>(socket: impl AsFd, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let bytes = serde_json::to_vec(message)?;
+    if bytes.len() > MAX_MESSAGE {
+        return Err(rustix::io::Errno::MSGSIZE.into());
+    }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {

@@ -29,6 +29,7 @@ pub(crate) fn app_spec(context: &Context, spec: &WorkloadSpec, sandbox: &Sandbox
         // Sockets, logs, keys: an application runs as the same user, and files know no other difference.
         hide: vec![context.config.run_dir.clone(), context.config.state_dir.clone()],
         isolate: Some(Identity { uid: context.config.uid, gid: context.config.gid, hostname: spec.key.pod.clone() }),
+        open_files: context.config.open_files,
         ..LaunchSpec::default()
     })
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use meltemi_redirect::Cidr;
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
@@ -57,7 +57,9 @@ impl Relay {
         let Some(to) = original_destination(&inner) else { return reset(&inner) };
         match self.dial(&inner, to).await {
             Ok(mut outer) => {
-                let _ = (inner.set_nodelay(true), outer.set_nodelay(true));
+                for stream in [&inner, &outer] {
+                    let _ = (stream.set_nodelay(true), keep_alive(stream));
+                }
                 if tokio::io::copy_bidirectional(&mut inner, &mut outer).await.is_err() {
                     reset(&inner);
                     reset(&outer);
@@ -91,7 +93,31 @@ fn is_own(stream: &TcpStream, to: IpAddr) -> bool {
     stream.local_addr().is_ok_and(|own| own.ip() == to)
 }
 
+/// Somebody who vanished, as over a suspend, is noticed within a minute and a half; else the connection would be kept for ever.
+fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
+    let probes =
+        TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10)).with_retries(3);
+    SockRef::from(stream).set_tcp_keepalive(&probes)
+}
+
 /// The connection ends with a reset, as a refused one would.
 fn reset(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_remote_that_vanished_is_noticed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        keep_alive(&stream).unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+    }
 }

@@ -15,7 +15,12 @@ use crate::services::Services;
 
 /// Queries in flight; more are dropped, as a busy resolver does, and asked again.
 const IN_FLIGHT: usize = 256;
+/// Connections over TCP; further ones are closed.
+const CONNECTIONS: usize = 256;
+/// How long a connection may take for a whole query, for a turn, and for taking an answer.
 const TCP_IDLE: Duration = Duration::from_secs(10);
+/// After an error that may last.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Answers queries.
 pub(crate) struct Resolver {
@@ -40,7 +45,14 @@ impl Resolver {
     async fn serve_udp(self: Arc<Self>, socket: Arc<UdpSocket>, permits: Arc<Semaphore>) {
         let mut buffer = vec![0; 4096];
         loop {
-            let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
+            let (length, from) = match socket.recv_from(&mut buffer).await {
+                Ok(received) => received,
+                Err(error) => {
+                    tracing::warn!(%error, "resolver cannot receive");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
             let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { continue };
             let (resolver, socket, query) = (Arc::clone(&self), Arc::clone(&socket), buffer[..length].to_vec());
             tokio::spawn(async move {
@@ -53,18 +65,26 @@ impl Resolver {
     }
 
     async fn serve_tcp(self: Arc<Self>, listener: TcpListener, permits: Arc<Semaphore>) {
+        let connections = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
-            let Ok((stream, _)) = listener.accept().await else { continue };
-            let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { continue };
-            let resolver = Arc::clone(&self);
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "resolver cannot accept");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(connection) = Arc::clone(&connections).try_acquire_owned() else { continue };
+            let (resolver, permits) = (Arc::clone(&self), Arc::clone(&permits));
             tokio::spawn(async move {
-                let _ = resolver.converse(stream).await;
-                drop(permit);
+                let _ = resolver.converse(stream, &permits).await;
+                drop(connection);
             });
         }
     }
 
-    async fn converse(&self, mut stream: TcpStream) -> io::Result<()> {
+    async fn converse(&self, mut stream: TcpStream, permits: &Semaphore) -> io::Result<()> {
         loop {
             let read = async {
                 let mut query = vec![0; usize::from(stream.read_u16().await?)];
@@ -72,9 +92,12 @@ impl Resolver {
                 io::Result::Ok(query)
             };
             let query = tokio::time::timeout(TCP_IDLE, read).await??;
+            let permit = tokio::time::timeout(TCP_IDLE, permits.acquire()).await?.map_err(io::Error::other)?;
             let Some(answer) = self.answer(query, true).await else { return Ok(()) };
+            drop(permit);
             let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
-            stream.write_all(&[&length.to_be_bytes()[..], &answer].concat()).await?;
+            let message = [&length.to_be_bytes()[..], &answer].concat();
+            tokio::time::timeout(TCP_IDLE, stream.write_all(&message)).await??;
         }
     }
 
@@ -137,5 +160,45 @@ impl Resolver {
             answer.inspect_err(|error| tracing::debug!(name, %error, "the machine's resolver did not answer")).ok()?;
         let (code, found) = dns_wire::found(&answer, question.kind)?;
         Some((code, if matches!(question.kind, A | AAAA) { found } else { Vec::new() }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fd_socket;
+
+    #[tokio::test]
+    async fn a_connection_that_asks_nothing_takes_nobodys_turn() {
+        let (_supervisor, socket) = fd_socket::pair().unwrap();
+        let services = Services {
+            names: [("a.test".to_owned(), vec![Ipv4Addr::new(10, 45, 0, 3)])].into(),
+            ..Services::default()
+        };
+        let (_keep, services) = watch::channel(Arc::new(services));
+        let resolver =
+            Arc::new(Resolver { services, dialler: Dialler::start(socket).unwrap().0, domain: "cluster.local".into() });
+        let udp = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (udp_address, tcp_address) = (udp.local_addr().unwrap(), tcp.local_addr().unwrap());
+        let permits = Arc::new(Semaphore::new(1));
+        tokio::spawn(Arc::clone(&resolver).serve_udp(udp, Arc::clone(&permits)));
+        tokio::spawn(resolver.serve_tcp(tcp, permits));
+
+        let query = [&[1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], b"\x01a\x04test\x00\x00\x01\x00\x01"].concat();
+        let mut idle = TcpStream::connect(tcp_address).await.unwrap();
+        let length = u16::try_from(query.len()).unwrap();
+        idle.write_all(&[&length.to_be_bytes()[..], &query].concat()).await.unwrap();
+        let mut answer = vec![0; usize::from(idle.read_u16().await.unwrap())];
+        idle.read_exact(&mut answer).await.unwrap();
+        assert!(answer.ends_with(&[10, 45, 0, 3]));
+
+        // It stays, and asks no more.
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        client.send_to(&query, udp_address).await.unwrap();
+        let mut buffer = [0; 512];
+        let (length, _) = client.recv_from(&mut buffer).await.unwrap();
+        assert!(buffer[..length].ends_with(&[10, 45, 0, 3]));
+        drop(idle);
     }
 }

@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 use crate::config::{NodeConfig, UpOptions, run_dir, state_dir};
 use crate::dialler::ServerOptions;
 use crate::images::ImageMap;
+use crate::limits::raise_open_files;
 use crate::spec::{NO_ENVOY, ProxyChoice};
 use crate::supervise::supervise;
 
@@ -86,6 +87,7 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         channel: -1,
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
+        open_files: raise_open_files(),
     };
     for dir in [config.pods_dir(), config.objects_dir(), config.runs_dir(), config.applied_dir()] {
         private_dir(&dir)?;

@@ -255,8 +255,8 @@ mod tests {
             out.extend_from_slice(text.as_bytes());
             true
         }
-        fn metadata(&self, _: MetadataOf, _: &str, _: &[Box<str>]) -> Option<&Value> {
-            Some(&self.0)
+        fn metadata(&self, _: MetadataOf, _: &str, _: &[Box<str>]) -> Option<Cow<'_, Value>> {
+            Some(Cow::Borrowed(&self.0))
         }
     }
 

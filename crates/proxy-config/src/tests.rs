@@ -179,6 +179,59 @@ fn tls_terms_are_plain_data_and_never_left_out() {
 }
 
 #[test]
+fn a_peer_goes_on_under_terms_that_it_would_meet() {
+    use crate::tls::DownstreamTls;
+    use meltemi_proto::envoy::r#type::matcher::v3::{StringMatcher, string_matcher};
+    use tls::common_tls_context::ValidationContextType;
+    let inline = |text: &str| core::DataSource {
+        specifier: Some(core::data_source::Specifier::InlineString(text.to_owned())),
+        ..Default::default()
+    };
+    let terms = |roots: &str, domains: &[&str]| {
+        let sans = domains.iter().map(|domain| tls::SubjectAltNameMatcher {
+            san_type: tls::subject_alt_name_matcher::SanType::Uri as i32,
+            matcher: Some(StringMatcher {
+                match_pattern: Some(string_matcher::MatchPattern::Prefix(format!("spiffe://{domain}/"))),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+        let validation = tls::CertificateValidationContext {
+            trusted_ca: Some(inline(roots)),
+            match_typed_subject_alt_names: sans.collect(),
+            ..Default::default()
+        };
+        let message = tls::DownstreamTlsContext {
+            common_tls_context: Some(tls::CommonTlsContext {
+                tls_certificates: vec![tls::TlsCertificate {
+                    certificate_chain: Some(inline("chain")),
+                    private_key: Some(inline("key")),
+                    ..Default::default()
+                }],
+                validation_context_type: Some(ValidationContextType::ValidationContext(validation)),
+                ..Default::default()
+            }),
+            require_client_certificate: Some(BoolValue { value: true }),
+            ..Default::default()
+        };
+        DownstreamTls::compile(&message, &mut meltemi_filters::Scope::new()).expect("compiles")
+    };
+    let old = terms("roots", &["one"]);
+    let peer = meltemi_filters::TlsPeer {
+        presented: true,
+        validated: true,
+        uri_sans: vec!["spiffe://one/ns/a/sa/b".into()],
+        ..Default::default()
+    };
+    assert!(terms("roots", &["one", "two"]).goes_on_with(&old, &peer), "one more domain is trusted");
+    assert!(terms("roots", &[]).goes_on_with(&old, &peer), "every domain is");
+    assert!(!terms("roots", &["two"]).goes_on_with(&old, &peer), "its own is no longer");
+    assert!(!terms("others", &["one"]).goes_on_with(&old, &peer), "others vouch now");
+    let nobody = meltemi_filters::TlsPeer::default();
+    assert!(!terms("roots", &["one"]).goes_on_with(&old, &nobody), "a certificate is asked for now");
+}
+
+#[test]
 fn verification_that_cannot_be_done_refuses_and_pins_are_read() {
     use tls::common_tls_context::ValidationContextType;
     let compile = |change: &dyn Fn(&mut tls::CommonTlsContext, &mut tls::CertificateValidationContext)| {

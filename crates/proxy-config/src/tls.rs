@@ -5,6 +5,7 @@ pub(crate) mod compile;
 
 use std::sync::Arc;
 
+use meltemi_filters::TlsPeer;
 use meltemi_filters::matcher::StringMatch;
 
 /// The server side of a filter chain.
@@ -20,6 +21,30 @@ pub struct DownstreamTls {
     pub disable_tickets: bool,
     /// No resumption by session ids.
     pub disable_sessions: bool,
+}
+
+impl DownstreamTls {
+    /// Whether a peer that was taken on older terms would be taken on these: who vouches and who is revoked or pinned is
+    /// the same, and its names are among those that are asked for. Our own certificate, versions and protocols are for
+    /// the next handshake.
+    pub fn goes_on_with(&self, older: &Self, peer: &TlsPeer) -> bool {
+        let (new, old) = (&self.common.validation, &older.common.validation);
+        let named = |matcher: &SanMatch| {
+            let among = |names: &[String]| names.iter().any(|name| matcher.value.is_match(name.as_bytes()));
+            match matcher.kind {
+                SanKind::Uri => among(&peer.uri_sans),
+                SanKind::Dns => among(&peer.dns_sans),
+                SanKind::Any => among(&peer.uri_sans) || among(&peer.dns_sans),
+                // Not kept.
+                SanKind::Ip | SanKind::Email => false,
+            }
+        };
+        (peer.validated || !self.require_client_certificate)
+            && new.trust == old.trust
+            && new.crl == old.crl
+            && (&new.spki_pins, &new.certificate_pins) == (&old.spki_pins, &old.certificate_pins)
+            && (!peer.presented || new.san_matchers.is_empty() || new.san_matchers.iter().any(named))
+    }
 }
 
 /// The client side of a cluster or of one of its transport socket matches.

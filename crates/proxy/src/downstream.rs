@@ -18,7 +18,7 @@ use crate::worker::Worker;
 /// Why a connection is asked to end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DrainReason {
-    /// Its filter chain is gone, or speaks on other terms.
+    /// Its filter chain is gone, or speaks on terms that it does not meet.
     ChainChanged,
     /// Network authorization would refuse it now; the policy, if one denies.
     Forbidden(Option<Arc<str>>),
@@ -158,9 +158,13 @@ impl Downstream {
         element
     }
 
-    /// Asks the connection to end in order; the first reason stays.
+    /// Asks the connection to end in order; the first reason stays, unless it was no more than that the proxy drains.
     pub fn ask_to_drain(&self, reason: DrainReason) {
-        self.drain.borrow_mut().get_or_insert_with(|| (reason, Instant::now()));
+        let mut drain = self.drain.borrow_mut();
+        if drain.as_ref().is_none_or(|(first, _)| *first == DrainReason::Draining && reason != *first) {
+            *drain = Some((reason, Instant::now()));
+        }
+        drop(drain);
         self.notify.notify_waiters();
     }
 
@@ -174,17 +178,22 @@ impl Downstream {
         self.drain.borrow().is_some()
     }
 
-    /// When it must have ended, if it was asked to end and has so long for it.
+    /// When it must have ended, if the newest configuration would not accept it and it has so long for it. What only drains
+    /// has all the time that the process has.
     pub fn overdue_at(&self, time: Duration) -> Option<Instant> {
-        self.drain.borrow().as_ref().map(|(_, since)| *since + time)
+        let drain = self.drain.borrow();
+        drain.as_ref().filter(|(reason, _)| *reason != DrainReason::Draining).map(|(_, since)| *since + time)
     }
 
-    /// Resolves when it was asked to end and has had so long for it.
+    /// Resolves when it would not be accepted any more and has had so long to end.
     pub async fn overdue(&self, time: Duration) {
-        self.draining().await;
-        if let Some(at) = self.overdue_at(time) {
-            // Rare, and large: not in the future of every request.
-            Box::pin(tokio::time::sleep_until(at.into())).await;
+        loop {
+            let asked = self.notify.notified();
+            if let Some(at) = self.overdue_at(time) {
+                // Rare, and large: not in the future of every request.
+                return Box::pin(tokio::time::sleep_until(at.into())).await;
+            }
+            asked.await;
         }
     }
 

@@ -100,7 +100,7 @@ impl<'a> Run<'a> {
     pub fn around<'b>(&'b self, decision: Option<&'b RouteDecision<'b>>, cluster: Option<&'b str>) -> Around<'b> {
         Around {
             worker: self.worker,
-            conn: &self.conn.info,
+            conn: self.conn,
             remote: self.remote,
             decision,
             cluster,
@@ -121,7 +121,7 @@ impl<'a> Run<'a> {
         let cluster = self.info.cluster.clone();
         let around = Around {
             worker: self.worker,
-            conn: &self.conn.info,
+            conn: self.conn,
             remote: self.remote,
             decision,
             cluster: cluster.as_deref(),
@@ -142,6 +142,7 @@ impl<'a> Run<'a> {
             request: Some(request),
             response: Some(&self.response),
             trailers: self.trailers.as_ref(),
+            worker: Some(self.worker),
             ..LogFacts::new(&self.info, self.conn, self.view)
         };
         self.worker.log(&self.http.access_logs, &self.info, facts);
@@ -214,6 +215,7 @@ async fn stages(
     });
     if let Some(decision) = &decision {
         run.info.route = Some(decision.route.name.clone());
+        run.info.position = Some(decision.position);
         run.info.host = Some(decision.host.name.clone());
     }
     let named = match decision.as_ref().map(|decision| decision.chosen) {
@@ -229,7 +231,7 @@ async fn stages(
     {
         let around = Around {
             worker: run.worker,
-            conn: &run.conn.info,
+            conn: run.conn,
             remote: run.remote,
             decision: decision.as_ref(),
             cluster: named.as_deref(),

@@ -8,17 +8,22 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use meltemi_filters::format::{Fact, Facts, Head, MetadataOf, Moment};
-use meltemi_filters::grpc::MessageCount;
+use meltemi_filters::format::{Fact, Facts, Head, MetadataOf, Moment, Point, connection_fact};
+use meltemi_filters::grpc::{self, MessageCount};
 use meltemi_filters::head::{HttpVersion, RequestHead, ResponseHead};
-use meltemi_filters::http::StreamState;
+use meltemi_filters::http::{Entropy, StreamState};
 use meltemi_filters::metadata::Value;
 use meltemi_filters::peer_metadata::PeerInfo;
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
+use meltemi_proxy_config::endpoint::Endpoint;
+use meltemi_proxy_config::route::{Position, RouteDecision};
 
 use crate::counts::ClusterCounts;
 use crate::digits;
 use crate::downstream::{ChainView, Downstream};
+use crate::grpc::grpc_of_http;
+use crate::upstream::cluster::WorkerCluster;
+use crate::worker::Worker;
 
 /// gRPC messages of one exchange, both ways; over all its attempts, since what is sent again came once.
 #[derive(Debug, Default)]
@@ -58,12 +63,16 @@ pub struct StreamInfo {
     pub sent: Cell<u64>,
     /// The route's name.
     pub route: Option<Arc<str>>,
+    /// Where the route is in its table.
+    pub position: Option<Position>,
     /// The virtual host's name.
     pub host: Option<Arc<str>>,
     /// The cluster.
     pub cluster: Option<Arc<str>>,
     /// The endpoint.
     pub upstream: Option<SocketAddr>,
+    /// What the upstream is spoken to with.
+    pub upstream_protocol: Option<HttpVersion>,
     /// Our end of the upstream connection.
     pub upstream_local: Option<SocketAddr>,
     /// Who the endpoint proved to be.
@@ -105,9 +114,11 @@ impl StreamInfo {
             received: Cell::new(0),
             sent: Cell::new(0),
             route: None,
+            position: None,
             host: None,
             cluster: None,
             upstream: None,
+            upstream_protocol: None,
             upstream_local: None,
             upstream_principal: None,
             transport_failure: String::new(),
@@ -156,12 +167,47 @@ pub struct LogFacts<'a> {
     pub conn: &'a Downstream,
     /// Its configuration.
     pub view: &'a ChainView,
+    /// Where clusters and endpoints are looked up.
+    pub worker: Option<&'a Worker>,
+    /// `%ACCESS_LOG_TYPE%`; `None`: the end of a request or TCP connection.
+    pub log_type: Option<&'static str>,
 }
+
+/// `%ACCESS_LOG_TYPE%` of what is no log of a request or of a connection that a chain has served.
+pub const NO_LOG_TYPE: &str = "NotSet";
 
 impl<'a> LogFacts<'a> {
     /// Of a request or connection.
     pub fn new(info: &'a StreamInfo, conn: &'a Downstream, view: &'a ChainView) -> Self {
-        Self { info, request: None, response: None, trailers: None, conn, view }
+        Self { info, request: None, response: None, trailers: None, conn, view, worker: None, log_type: None }
+    }
+
+    fn route(&self) -> Option<RouteDecision<'_>> {
+        self.view.routes.as_ref()?.at(self.info.position?)
+    }
+
+    fn cluster(&self) -> Option<Rc<WorkerCluster>> {
+        self.worker?.cluster(self.info.cluster.as_ref()?)
+    }
+
+    fn endpoint(&self) -> Option<Arc<Endpoint>> {
+        let (cluster, upstream) = (self.cluster()?, self.info.upstream?);
+        let entry = &cluster.entry;
+        let at = entry.hosts.iter().position(|host| host.as_ref().is_some_and(|host| host.address == upstream))?;
+        entry.endpoints.endpoints.get(at).cloned()
+    }
+
+    /// The endpoint's own name, else its address.
+    fn upstream_name(&self) -> Option<String> {
+        let name = self.endpoint().map(|endpoint| endpoint.hostname.to_string()).filter(|name| !name.is_empty());
+        name.or_else(|| Some(self.info.upstream?.to_string()))
+    }
+
+    /// Of gRPC requests alone; where nobody told one it follows from the HTTP status, as Envoy has it.
+    fn grpc_status(&self) -> Option<u32> {
+        self.request.filter(|request| request.is_grpc())?;
+        let of_http = || (self.info.status != 0).then(|| grpc_of_http(self.info.status));
+        self.info.grpc_status.or_else(of_http)
     }
 }
 
@@ -183,6 +229,15 @@ fn number(value: impl itoa::Integer, out: &mut Vec<u8>) -> bool {
 fn put(value: impl std::fmt::Display, out: &mut Vec<u8>) -> bool {
     // Writing to memory cannot fail.
     write!(out, "{value}").is_ok()
+}
+
+/// A version 4 UUID from a stream's random number.
+fn uuid(random: u64, out: &mut Vec<u8>) -> bool {
+    let mut entropy = Entropy::new(random);
+    let bits = u128::from(entropy.draw()) << 64 | u128::from(entropy.draw());
+    let bits = bits & !(0xf << 76) & !(0b11 << 62) | 4 << 76 | 0b10 << 62;
+    let [a, b, c, d] = [bits >> 96, bits >> 80 & 0xffff, bits >> 64 & 0xffff, bits >> 48 & 0xffff];
+    put(format_args!("{a:08x}-{b:04x}-{c:04x}-{d:04x}-{:012x}", bits & 0xffff_ffff_ffff), out)
 }
 
 fn put_text(value: &str, out: &mut Vec<u8>) -> bool {
@@ -209,20 +264,26 @@ impl Facts for LogFacts<'_> {
     }
 
     fn environment(&self, name: &str) -> Option<Cow<'_, str>> {
-        std::env::var(name).ok().map(Cow::Owned)
+        // In headers as well, as Envoy has it.
+        Some(std::env::var(name).map_or(Cow::Borrowed("-"), Cow::Owned))
     }
 
     fn fact(&self, fact: Fact, out: &mut Vec<u8>) -> bool {
         let info = self.info;
         let conn = &self.conn.info;
-        let tls = conn.tls.as_deref();
-        let remote = info.remote.unwrap_or(conn.remote);
+        if let Some(is_known) = connection_fact(conn, info.remote.unwrap_or(conn.remote), fact, out) {
+            return is_known;
+        }
         let address =
             |address: Option<SocketAddr>, out: &mut Vec<u8>| address.map(|a| digits::address(a, out)).is_some();
         let ip = |address: Option<SocketAddr>, out: &mut Vec<u8>| address.map(|a| digits::ip(a.ip(), out)).is_some();
         let port = |address: Option<SocketAddr>, out: &mut Vec<u8>| address.is_some_and(|a| number(a.port(), out));
-        let joined =
-            |names: Option<&Vec<String>>, out: &mut Vec<u8>| names.is_some_and(|n| put_text(&n.join(","), out));
+        let grpc = |name: fn(u32) -> Option<&'static str>, out: &mut Vec<u8>| {
+            self.grpc_status().is_some_and(|status| match name(status) {
+                Some(name) => put_text(name, out),
+                None => number(status, out),
+            })
+        };
         match fact {
             Fact::Protocol => info.protocol.is_some_and(|version| put_text(version.as_str(), out)),
             Fact::Hostname => put_text(hostname(), out),
@@ -258,46 +319,52 @@ impl Facts for LogFacts<'_> {
             Fact::UpstreamPeerUriSan => {
                 info.upstream_principal.as_ref().is_some_and(|principal| put(format_args!("spiffe://{principal}"), out))
             }
-            Fact::DownstreamRemoteAddress => address(Some(remote), out),
-            Fact::DownstreamRemoteAddressWithoutPort => ip(Some(remote), out),
-            Fact::DownstreamRemotePort => port(Some(remote), out),
-            Fact::DownstreamDirectRemoteAddress => address(Some(conn.direct_remote), out),
-            Fact::DownstreamDirectRemoteAddressWithoutPort => ip(Some(conn.direct_remote), out),
-            Fact::DownstreamDirectRemotePort => port(Some(conn.direct_remote), out),
-            Fact::DownstreamLocalAddress => address(Some(conn.local), out),
-            Fact::DownstreamLocalAddressWithoutPort => ip(Some(conn.local), out),
-            Fact::DownstreamLocalPort => port(Some(conn.local), out),
             Fact::DownstreamTransportFailureReason => match &info.cause {
                 Some(Cause::Tls(why)) => put_text(why, out),
                 _ => false,
             },
-            Fact::DownstreamTlsCipher => tls.is_some_and(|tls| put_text(&tls.cipher, out)),
-            Fact::DownstreamTlsVersion => tls.is_some_and(|tls| put_text(tls.version, out)),
-            Fact::DownstreamPeerSubject => tls.is_some_and(|tls| put_text(&tls.subject, out)),
-            Fact::DownstreamPeerIssuer => tls.is_some_and(|tls| put_text(&tls.issuer, out)),
-            Fact::DownstreamPeerUriSan => joined(tls.map(|tls| &tls.uri_sans), out),
-            Fact::DownstreamPeerDnsSan => joined(tls.map(|tls| &tls.dns_sans), out),
-            Fact::DownstreamPeerFingerprint256 => tls.is_some_and(|tls| put_text(&tls.fingerprint, out)),
-            Fact::DownstreamLocalUriSan => joined(tls.map(|tls| &tls.local_uri_sans), out),
-            Fact::RequestedServerName => conn.server_name.as_ref().is_some_and(|name| put_text(name, out)),
             Fact::ConnectionId => number(self.conn.id, out),
             Fact::RouteName => info.route.as_ref().is_some_and(|name| put_text(name, out)),
             Fact::FilterChainName => put_text(&self.conn.chain, out),
-            Fact::GrpcStatusNumber => info.grpc_status.is_some_and(|status| number(status, out)),
-            Fact::GrpcStatus => info.grpc_status.is_some_and(|status| put_text(grpc_name(status), out)),
+            Fact::GrpcStatusNumber => self.grpc_status().is_some_and(|status| number(status, out)),
+            Fact::GrpcStatus => grpc(grpc::camel_name, out),
+            Fact::GrpcStatusSnake => grpc(grpc::snake_name, out),
+            Fact::UpstreamProtocol => info.upstream_protocol.is_some_and(|version| put_text(version.as_str(), out)),
+            Fact::UpstreamHostName => self.upstream_name().is_some_and(|name| put_text(&name, out)),
+            Fact::UpstreamHostNameWithoutPort => self.upstream_name().is_some_and(|name| {
+                let bare = name.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok());
+                put_text(bare.map_or(&*name, |(bare, _)| bare), out)
+            }),
+            Fact::StreamId => match self.request.and_then(|request| request.get_str("x-request-id")) {
+                Some(id) => put_text(id, out),
+                None => uuid(info.random, out),
+            },
+            Fact::UniqueId => uuid(!info.random, out),
+            Fact::AccessLogType => {
+                let of_stream = if self.request.is_some() { "DownstreamEnd" } else { "TcpConnectionEnd" };
+                put_text(self.log_type.unwrap_or(of_stream), out)
+            }
             Fact::Cause => info.cause.as_ref().is_some_and(|cause| put(cause, out)),
             _ => false,
         }
     }
 
-    fn time(&self, moment: Moment, format: &str, out: &mut Vec<u8>) -> bool {
-        let at = match moment {
-            Moment::Start => self.info.start_time,
-            Moment::EmitLog => SystemTime::now(),
-            _ => return false,
-        };
-        write_time(at, format, out);
-        true
+    fn time(&self, moment: Moment) -> Option<SystemTime> {
+        match moment {
+            Moment::Start => Some(self.info.start_time),
+            Moment::EmitLog => Some(SystemTime::now()),
+            _ => None,
+        }
+    }
+
+    fn point(&self, point: Point) -> Option<Instant> {
+        match point {
+            Point::RequestStart => Some(self.info.start),
+            Point::RequestEnd => self.info.request_end.get(),
+            Point::ResponseStart => self.info.response_start,
+            Point::End => Some(Instant::now()),
+            Point::Other => None,
+        }
     }
 
     fn filter_state(&self, key: &str, field: Option<&str>) -> Option<Cow<'_, str>> {
@@ -311,96 +378,17 @@ impl Facts for LogFacts<'_> {
         told.or_else(known).map(Cow::Borrowed)
     }
 
-    fn metadata(&self, of: MetadataOf, filter: &str, path: &[Box<str>]) -> Option<&Value> {
+    fn metadata(&self, of: MetadataOf, filter: &str, path: &[Box<str>]) -> Option<Cow<'_, Value>> {
         match of {
-            MetadataOf::Dynamic => self.info.state.metadata.at(filter, path),
-            MetadataOf::Listener => self.view.listener.metadata.at(filter, path),
-            MetadataOf::ListenerFilterChain => self.view.chain.metadata.at(filter, path),
-            _ => None,
+            MetadataOf::Dynamic => self.info.state.metadata.at(filter, path).map(Cow::Borrowed),
+            MetadataOf::Listener => self.view.listener.metadata.at(filter, path).map(Cow::Borrowed),
+            MetadataOf::ListenerFilterChain => self.view.chain.metadata.at(filter, path).map(Cow::Borrowed),
+            MetadataOf::Route => self.route()?.route.metadata.at(filter, path).cloned().map(Cow::Owned),
+            MetadataOf::VirtualHost => self.route()?.host.metadata.at(filter, path).cloned().map(Cow::Owned),
+            MetadataOf::Cluster => self.cluster()?.entry.cluster.metadata.at(filter, path).cloned().map(Cow::Owned),
+            MetadataOf::UpstreamHost => self.endpoint()?.metadata.at(filter, path).cloned().map(Cow::Owned),
         }
     }
-}
-
-/// The name of a gRPC status.
-pub fn grpc_name(status: u32) -> &'static str {
-    const NAMES: [&str; 17] = [
-        "OK",
-        "Canceled",
-        "Unknown",
-        "InvalidArgument",
-        "DeadlineExceeded",
-        "NotFound",
-        "AlreadyExists",
-        "PermissionDenied",
-        "ResourceExhausted",
-        "FailedPrecondition",
-        "Aborted",
-        "OutOfRange",
-        "Unimplemented",
-        "Internal",
-        "Unavailable",
-        "DataLoss",
-        "Unauthenticated",
-    ];
-    NAMES.get(status as usize).copied().unwrap_or("InvalidCode")
-}
-
-/// Writes UTC by a strftime pattern: the conversions that log formats use. Empty is Envoy's own,
-/// `%Y-%m-%dT%H:%M:%S.%3fZ`.
-pub fn write_time(at: SystemTime, format: &str, out: &mut Vec<u8>) {
-    if format.is_empty() {
-        return digits::timestamp(at, out);
-    }
-    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let (year, month, day) = digits::civil(since.as_secs() / 86_400);
-    let (second, nanos) = ((since.as_secs() % 86_400) as u32, since.subsec_nanos());
-    let mut rest = format;
-    while let Some(at) = rest.find('%') {
-        out.extend_from_slice(&rest.as_bytes()[..at]);
-        rest = &rest[at + 1..];
-        let Some(first) = rest.chars().next() else { break };
-        let mut used = first.len_utf8();
-        match first {
-            'Y' => digits::padded(year, 4, out),
-            'm' => digits::padded(month, 2, out),
-            'd' => digits::padded(day, 2, out),
-            'H' => digits::padded(second / 3600, 2, out),
-            'M' => digits::padded(second / 60 % 60, 2, out),
-            'S' => digits::padded(second % 60, 2, out),
-            'F' => digits::date(since, out),
-            'T' => digits::clock(since, out),
-            'b' => out.extend_from_slice(MONTHS[(month as usize + 11) % 12].as_bytes()),
-            'z' => out.extend_from_slice(b"+0000"),
-            'Z' => out.extend_from_slice(b"UTC"),
-            's' => digits::integer(since.as_secs(), out),
-            'f' => digits::padded(nanos, 9, out),
-            '%' => out.push(b'%'),
-            digit if digit.is_ascii_digit() && rest[used..].starts_with('f') => {
-                used += 1;
-                let wanted = digit.to_digit(10).unwrap_or(9).clamp(1, 9);
-                digits::padded(nanos / 10_u32.pow(9 - wanted), wanted as usize, out);
-            }
-            other => {
-                out.push(b'%');
-                out.extend_from_slice(other.encode_utf8(&mut [0; 4]).as_bytes());
-            }
-        }
-        rest = &rest[used..];
-    }
-    out.extend_from_slice(rest.as_bytes());
-}
-
-const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-
-/// RFC 9110 §5.6.7: `Sun, 06 Nov 1994 08:49:37 GMT`.
-pub fn write_http_date(seconds: u64, out: &mut Vec<u8>) {
-    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    let (year, month, day) = digits::civil(days);
-    let (weekday, month) = (DAYS[(days % 7) as usize], MONTHS[(month as usize + 11) % 12]);
-    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-    // Writing to memory cannot fail.
-    let _ = write!(out, "{weekday}, {day:02} {month} {year:04} {hour:02}:{minute:02}:{second:02} GMT");
 }
 
 #[cfg(test)]
@@ -408,23 +396,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_utc() {
-        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_709_210_096_007);
-        let show = |format| {
-            let mut out = Vec::new();
-            write_time(at, format, &mut out);
-            String::from_utf8(out).expect("ASCII")
-        };
-        assert_eq!(show(""), "2024-02-29T12:34:56.007Z");
-        assert_eq!(show("%s.%6f 100%%"), "1709210096.007000 100%");
-        assert_eq!(show("%Y/%m/%d %H:%M:%S.%3f"), "2024/02/29 12:34:56.007");
-        assert_eq!(show("%d %b %F %T %z %Z %q %"), "29 Feb 2024-02-29 12:34:56 +0000 UTC %q ");
-    }
-
-    #[test]
-    fn dates_are_as_http_writes_them() {
+    fn identifiers_are_uuids_of_version_4() {
         let mut out = Vec::new();
-        write_http_date(784_111_777, &mut out);
-        assert_eq!(out, b"Sun, 06 Nov 1994 08:49:37 GMT");
+        assert!(uuid(7, &mut out) && out.len() == 36);
+        assert_eq!((out[8], out[13], out[14], out[18], out[23]), (b'-', b'-', b'4', b'-', b'-'));
+        assert!(b"89ab".contains(&out[19]));
+        let mut other = Vec::new();
+        uuid(8, &mut other);
+        assert_ne!(out, other);
     }
 }

@@ -23,7 +23,7 @@ use crate::counts::OpenConnection;
 use crate::downstream::Downstream;
 use crate::http1;
 use crate::http2;
-use crate::info::{LogFacts, StreamInfo};
+use crate::info::{LogFacts, NO_LOG_TYPE, StreamInfo};
 use crate::io::{Io, Prefixed, Stream};
 use crate::tcp;
 use crate::worker::Worker;
@@ -148,8 +148,11 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
     };
     drop(half_open);
     let view = Rc::new(worker.view_for(&listener, &chain));
-    let registered = worker.register(info, view.clone());
+    let registered = worker.register(info, view);
     let conn = registered.conn.clone();
+    // The handshake took its time: what holds is the newest.
+    let view = conn.view(&worker);
+    let chain = view.chain.clone();
     let _open = OpenConnection::of(&counts, view.counts.as_ref());
     let refused = refused_now(&chain, &conn.info);
     if chain.filters.iter().any(|filter| matches!(filter, NetworkFilter::Rbac(_))) {
@@ -339,7 +342,8 @@ fn refuse(
     }
     record.details = details.into();
     record.cause = Some(cause);
-    worker.log(&listener.access_logs, &record, LogFacts::new(&record, &conn, &view));
+    let facts = LogFacts { log_type: Some(NO_LOG_TYPE), ..LogFacts::new(&record, &conn, &view) };
+    worker.log(&listener.access_logs, &record, facts);
 }
 
 async fn serve_http(worker: Rc<Worker>, conn: Rc<Downstream>, codec: Codec, stream: Stream, inspected: Inspected) {

@@ -1,26 +1,35 @@
 //! Istio's exchange of peer metadata on TCP: both sides say who they are before the first byte of the application.
 //! Source: Istio proxy `metadata_exchange.cc`.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use meltemi_filters::http::LocalPeer;
 use meltemi_filters::peer_metadata::PeerInfo;
 use meltemi_filters::peer_metadata::preamble::{self, Read};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 /// The protocol that both sides must have agreed on.
 pub const ALPN: &str = "istio-peer-exchange";
 /// A peer that agreed and is silent may be waiting for the application's first word (the server speaks first, the
-/// client's proxy sends its part with its first bytes): then the connection goes on without.
+/// client's proxy sends its part with its first bytes): then the connection goes on, and its part may come later.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Says who we are and reads who they are. `bytes` is what was read already; afterwards what is the application's.
-pub async fn exchange<S>(
-    stream: &mut S,
-    bytes: &mut Vec<u8>,
-    local: &LocalPeer,
-) -> std::io::Result<Option<Arc<PeerInfo>>>
+/// What a peer said of itself.
+#[derive(Debug)]
+pub enum Heard {
+    /// Who it is, or something else altogether.
+    Peer(Option<Arc<PeerInfo>>),
+    /// Nothing yet, or not all of it: see [`Late`].
+    NotYet,
+}
+
+/// Says who we are and reads who they are. `bytes` is what was read already; afterwards what is the application's, unless
+/// their part is not there yet.
+pub async fn exchange<S>(stream: &mut S, bytes: &mut Vec<u8>, local: &LocalPeer) -> io::Result<Heard>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -30,16 +39,91 @@ where
         loop {
             match preamble::read(bytes) {
                 Read::More(_) if stream.read_buf(bytes).await? > 0 => {}
-                Read::More(_) | Read::Absent => return Ok(None),
+                Read::More(_) | Read::Absent => return Ok(Heard::Peer(None)),
                 Read::Peer(length, peer) => {
                     bytes.drain(..length);
-                    return Ok(peer);
+                    return Ok(Heard::Peer(peer));
                 }
             }
         }
     };
     // Cancelled between two reads nothing is lost: what was read is in `bytes`.
-    tokio::time::timeout(PATIENCE, reading).await.unwrap_or(Ok(None))
+    tokio::time::timeout(PATIENCE, reading).await.unwrap_or(Ok(Heard::NotYet))
+}
+
+/// A stream whose peer may still say who it is, before its first byte for the application; that part is dropped.
+#[derive(Debug)]
+pub struct Late<'a, S> {
+    stream: &'a mut S,
+    due: Due,
+}
+
+/// What of the first bytes is not passed on yet.
+#[derive(Debug)]
+enum Due {
+    /// Everything was.
+    Nothing,
+    /// The beginning of what may be the peer's part.
+    Part(Vec<u8>),
+    /// The application's.
+    Rest(Vec<u8>),
+}
+
+impl<'a, S> Late<'a, S> {
+    /// `begun` is what was read of a part that is still due; `None` passes everything on.
+    pub fn new(stream: &'a mut S, begun: Option<Vec<u8>>) -> Self {
+        Self { stream, due: begun.map_or(Due::Nothing, Due::Part) }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Late<'_, S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, due } = &mut *self;
+        if let Due::Part(begun) = due {
+            let length = loop {
+                match preamble::read(begun) {
+                    Read::Peer(length, _) => break length,
+                    Read::Absent => break 0,
+                    Read::More(_) => {
+                        let mut room = [0; 1024];
+                        let mut piece = ReadBuf::new(&mut room);
+                        ready!(Pin::new(&mut **stream).poll_read(cx, &mut piece))?;
+                        if piece.filled().is_empty() {
+                            break 0;
+                        }
+                        begun.extend_from_slice(piece.filled());
+                    }
+                }
+            };
+            *due = Due::Rest(begun.split_off(length));
+        }
+        if let Due::Rest(rest) = due {
+            let count = rest.len().min(buf.remaining());
+            buf.put_slice(&rest[..count]);
+            rest.drain(..count);
+            if rest.is_empty() {
+                *due = Due::Nothing;
+            }
+            if count > 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        Pin::new(&mut **stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Late<'_, S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_shutdown(cx)
+    }
 }
 
 #[cfg(test)]
@@ -57,13 +141,17 @@ mod tests {
         let (client, server) = (local("client"), local("server"));
         let (mut from_server, mut from_client) = (Vec::new(), Vec::new());
         let ask = async {
-            let peer = exchange(&mut a, &mut from_server, &client).await.expect("exchanged");
+            let heard = exchange(&mut a, &mut from_server, &client).await.expect("exchanged");
             a.write_all(b"question").await.expect("written");
-            peer
+            heard
         };
         let (seen, heard) = tokio::join!(ask, exchange(&mut b, &mut from_client, &server));
-        assert_eq!(&*seen.expect("a peer").workload, "server");
-        assert_eq!(&*heard.expect("exchanged").expect("a peer").workload, "client");
+        let name = |heard| match heard {
+            Heard::Peer(Some(peer)) => peer.workload.to_string(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(name(seen), "server");
+        assert_eq!(name(heard.expect("exchanged")), "client");
         let mut question = from_client;
         while question.len() < 8 {
             b.read_buf(&mut question).await.expect("read");
@@ -71,14 +159,43 @@ mod tests {
         assert_eq!(question, b"question");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_peer_that_says_something_else_or_nothing_is_let_be() {
+    #[tokio::test]
+    async fn a_peer_that_says_something_else_is_let_be() {
         let (mut a, mut b) = tokio::io::duplex(4096);
         b.write_all(b"SSH-2.0").await.expect("written");
         let mut bytes = Vec::new();
-        assert!(exchange(&mut a, &mut bytes, &local("x")).await.expect("goes on").is_none());
+        let heard = exchange(&mut a, &mut bytes, &local("x")).await.expect("goes on");
+        assert!(matches!(heard, Heard::Peer(None)));
         assert_eq!(bytes, b"SSH-2.0");
-        let (mut a, _b) = tokio::io::duplex(4096);
-        assert!(exchange(&mut a, &mut Vec::new(), &local("x")).await.expect("goes on").is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_peer_says_late_is_never_the_applications() {
+        let said = preamble::write("late", &local("late").info);
+        for (already, later) in [(0, said.len()), (3, 5), (20, 1)] {
+            let (mut a, mut b) = tokio::io::duplex(64 * 1024);
+            b.write_all(&said[..already]).await.expect("written");
+            let mut bytes = Vec::new();
+            let heard = exchange(&mut a, &mut bytes, &local("x")).await.expect("goes on");
+            assert!(matches!(heard, Heard::NotYet));
+            assert_eq!(bytes, said[..already]);
+            let mut late = Late::new(&mut a, Some(bytes));
+            b.write_all(&said[already..already + later]).await.expect("written");
+            tokio::task::yield_now().await;
+            b.write_all(&said[already + later..]).await.expect("written");
+            // Bytes of the application may look like anything.
+            b.write_all(&said[..12]).await.expect("written");
+            b.shutdown().await.expect("shut");
+            let mut heard = Vec::new();
+            while late.read(&mut [0; 5][..]).await.map(|count| heard.push(count)).is_ok() && heard.last() != Some(&0) {}
+            assert_eq!(heard.iter().sum::<usize>(), 12, "{already} {later}");
+        }
+        // A first byte that only begins like it.
+        let (mut a, mut b) = tokio::io::duplex(64);
+        b.write_all(&said[..1]).await.expect("written");
+        b.shutdown().await.expect("shut");
+        let mut heard = Vec::new();
+        Late::new(&mut a, Some(Vec::new())).read_to_end(&mut heard).await.expect("read");
+        assert_eq!(heard, said[..1]);
     }
 }

@@ -31,6 +31,8 @@ const UNKNOWN: &str = "unknown";
 
 /// No longer host becomes a label; a DNS name with a port is shorter.
 const MAX_HOST: usize = 261;
+/// Hosts beside the mesh's services that have series of their own.
+const MAX_HOSTS: usize = 256;
 
 /// More looked-up series than this are forgotten; they are found again.
 const MAX_CACHED: usize = 4096;
@@ -132,7 +134,8 @@ impl Series {
     }
 
     /// The name of a destination that is no known service: the host that the client asked for, as Istio has it. A
-    /// passthrough keeps its own name beside it.
+    /// passthrough keeps its own name beside it. Clients can make up hosts: the first ones are named, so that those
+    /// beyond take no series from the services of the mesh.
     fn by_host(&self, unknown: &Arc<ServiceName>, host: &str) -> Arc<ServiceName> {
         if host.is_empty() || host.len() > MAX_HOST {
             return unknown.clone();
@@ -141,13 +144,14 @@ impl Series {
         if all.len() >= MAX_CACHED {
             all.clear();
         }
+        let count: usize = all.values().map(|(_, hosts)| hosts.len()).sum();
         let entry = all.entry(Arc::as_ptr(unknown) as usize);
         let (_, hosts) = entry.or_insert_with(|| (unknown.clone(), HashMap::new()));
         if let Some(service) = hosts.get(host) {
             return service.clone();
         }
-        if hosts.len() >= MAX_CACHED {
-            hosts.clear();
+        if count >= MAX_HOSTS {
+            return unknown.clone();
         }
         let text: Arc<str> = host.into();
         let name = if *unknown.name == *UNKNOWN { text.clone() } else { unknown.name.clone() };

@@ -12,12 +12,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use meltemi_filters::head::{Known, RequestHead};
-use meltemi_filters::http::HeaderFacts;
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
 use meltemi_proxy_config::route::{Forward, RetryPolicy, RouteDecision};
 
 use crate::body::{BodyIn, Tee};
 use crate::exchange::{Ended, Run};
+use crate::info::{LogFacts, NO_LOG_TYPE};
 use crate::respond::Responder;
 use crate::steps;
 use crate::upstream::cluster::{Wish, WorkerCluster, WorkerHost};
@@ -322,6 +322,7 @@ async fn one(
     let _active = host.live.begin();
     let facts = carrier.facts();
     run.info.workload = crate::report::workload(run.worker, host);
+    run.info.upstream_protocol = Some(carrier.version());
     run.info.upstream_local = facts.local;
     run.info.upstream_principal.clone_from(&facts.principal);
     attempt::run(run, plan, head, body, tee, responder, cluster, host, carrier, retries, clocks, router).await
@@ -338,15 +339,7 @@ fn rewrite(run: &Run<'_>, plan: &Plan<'_>, head: &mut RequestHead, suppress: boo
     for ops in decision.request_headers() {
         // Templates may name fields that the operations before have changed.
         let before = head.clone();
-        let facts = HeaderFacts {
-            request: Some(&before),
-            response: None,
-            conn: &run.conn.info,
-            remote: run.remote,
-            state: &run.info.state,
-            cluster: Some(&plan.cluster_name),
-            route: Some(&decision.route.name),
-        };
+        let facts = LogFacts { request: Some(&before), ..header_facts(run) };
         ops.apply(head, &facts);
     }
     {
@@ -386,19 +379,23 @@ fn rewrite_host(plan: &Plan<'_>, head: &mut RequestHead, host: &WorkerHost, supp
     }
 }
 
+/// What templates of headers can ask for.
+fn header_facts<'a>(run: &'a Run<'_>) -> LogFacts<'a> {
+    LogFacts { worker: Some(run.worker), log_type: Some(NO_LOG_TYPE), ..LogFacts::new(&run.info, run.conn, run.view) }
+}
+
 /// Response headers of route, virtual host, table and weighted cluster.
 pub fn apply_response_headers(run: &mut Run<'_>, decision: &RouteDecision<'_>, request: &RequestHead) {
-    for ops in decision.response_headers() {
-        let before = run.response.clone();
-        let facts = HeaderFacts {
-            request: Some(request),
-            response: Some(&before),
-            conn: &run.conn.info,
-            remote: run.remote,
-            state: &run.info.state,
-            cluster: run.info.cluster.as_deref(),
-            route: Some(&decision.route.name),
-        };
-        ops.apply(&mut run.response, &facts);
+    let mut all = decision.response_headers().peekable();
+    if all.peek().is_none() {
+        return;
     }
+    run.info.status = run.response.status;
+    let mut response = std::mem::take(&mut run.response);
+    for ops in all {
+        let before = response.clone();
+        let facts = LogFacts { request: Some(request), response: Some(&before), ..header_facts(run) };
+        ops.apply(&mut response, &facts);
+    }
+    run.response = response;
 }

@@ -395,6 +395,12 @@ impl ProxyHandle {
         admin::metrics(&self.common)
     }
 
+    /// What [`Self::metrics`] shows, also while [`Self::shutdown`] has the handle.
+    pub fn metrics_source(&self) -> impl Fn() -> String + Send + Sync + 'static {
+        let common = Arc::clone(&self.common);
+        move || admin::metrics(&common)
+    }
+
     /// Asks every connection to end in order, while new ones are still served.
     pub async fn drain(&self) {
         let _ = self.requests.send(Request::Drain(Drained::All)).await;

@@ -4,13 +4,16 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 
-use meltemi_filters::http::{Entropy, HttpFilter, HttpFilterSlot, RequestContext, ResponseContext, Router, Stats};
+use meltemi_filters::http::{
+    Entropy, HttpFilter, HttpFilterSlot, RequestContext, ResponseContext, Router, Stats, StreamFacts,
+};
 use meltemi_filters::metadata::Metadata;
 use meltemi_filters::rbac::{self, Rbac};
 use meltemi_filters::{Call, ConnInfo, LocalReply, RequestHead, ResponseHead, Step};
 use meltemi_proxy_config::route::RouteDecision;
 
 use crate::counts::HttpCounts;
+use crate::downstream::Downstream;
 use crate::info::StreamInfo;
 use crate::worker::Worker;
 
@@ -20,7 +23,7 @@ pub struct Around<'a> {
     /// The worker.
     pub worker: &'a Worker,
     /// The connection.
-    pub conn: &'a ConnInfo,
+    pub conn: &'a Downstream,
     /// The client.
     pub remote: SocketAddr,
     /// The route.
@@ -64,7 +67,7 @@ pub async fn request(
                 let mut peers = around.worker.peers.borrow_mut();
                 let mut cx = RequestContext {
                     head,
-                    conn: around.conn,
+                    conn: &around.conn.info,
                     remote: around.remote,
                     state: &mut info.state,
                     entropy: &mut entropy,
@@ -74,6 +77,13 @@ pub async fn request(
                     upstream_in_mesh: around.in_mesh,
                     local: &around.worker.common.local,
                     peers: &mut peers,
+                    stream: StreamFacts {
+                        start: info.start_time,
+                        connection: around.conn.id,
+                        route: info.route.as_deref(),
+                        upstream: info.upstream,
+                        details: &info.details,
+                    },
                 };
                 match resumed {
                     false => slot.filter.on_request(setting, &mut cx),
@@ -118,12 +128,21 @@ pub fn response(
         let mut cx = ResponseContext {
             head,
             request,
-            conn: around.conn,
+            conn: &around.conn.info,
             remote: around.remote,
             state: &mut info.state,
             is_local,
             local: &around.worker.common.local,
             peers: &mut peers,
+            route_metadata: around.decision.map(|decision| &decision.route.metadata),
+            cluster: around.cluster,
+            stream: StreamFacts {
+                start: info.start_time,
+                connection: around.conn.id,
+                route: info.route.as_deref(),
+                upstream: info.upstream,
+                details: &info.details,
+            },
         };
         slot.filter.on_response(setting, &mut cx);
     }

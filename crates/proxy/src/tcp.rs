@@ -17,7 +17,7 @@ use crate::downstream::{ChainView, Downstream};
 use crate::info::{LogFacts, StreamInfo};
 use crate::io::Stream;
 use crate::listener::sleep;
-use crate::peer_exchange;
+use crate::peer_exchange::{self, Heard, Late};
 use crate::report::TcpReport;
 use crate::upstream::cluster::{Wish, WorkerCluster, WorkerHost};
 use crate::upstream::connect::{Dial, DialError, Dialled, dial};
@@ -38,12 +38,15 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>
     let Terminal::Tcp(proxy) = &view.chain.terminal else { return };
     let mut info = StreamInfo::new(worker.random());
     let (mut stream, mut first) = (stream, first);
+    let mut begun = None;
     if exchanges(&view, &conn) {
         match peer_exchange::exchange(&mut stream, &mut first, &worker.common.local).await {
-            Ok(peer) => info.state.downstream_peer = peer,
+            Ok(Heard::Peer(peer)) => info.state.downstream_peer = peer,
+            Ok(Heard::NotYet) => begun = Some(std::mem::take(&mut first)),
             Err(_) => return,
         }
     }
+    let mut stream = Late::new(&mut stream, begun);
     let name = cluster_name(&view, proxy, &conn, info.random);
     let (cluster_name, subset) = match &name {
         Named::Cluster(name, subset) => (name.clone(), *subset),
@@ -57,7 +60,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>
     };
     info.cluster = Some(cluster_name.clone());
     let connected = connect(&worker, &conn, proxy, &cluster_name, subset, &mut info).await;
-    let Connected { mut upstream, mut upstream_first, permit } = match connected {
+    let Connected { mut upstream, upstream_first, upstream_begun, permit } = match connected {
         Ok(connected) => connected,
         Err(failed) => {
             worker.causes.refusal(&failed.cause, Some(failed.flag));
@@ -67,19 +70,14 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>
             return;
         }
     };
+    let mut upstream = Late::new(&mut upstream, upstream_begun);
     let report = TcpReport::of(&worker, &conn, &view, &info);
     let meter = Meter::default();
     let options = CopyOptions { idle: proxy.idle_timeout };
     let timeout = |which| Cause::Timeout(which, conn.chain.clone());
     let end = {
-        let copy = copy_both_ways(
-            &mut stream,
-            &mut upstream,
-            (first, std::mem::take(&mut upstream_first)),
-            options,
-            &worker.buffers,
-            &meter,
-        );
+        let copy =
+            copy_both_ways(&mut stream, &mut upstream, (first, upstream_first), options, &worker.buffers, &meter);
         let interval = report.as_ref().map(TcpReport::interval);
         // It has a stated time to end by itself.
         let told_to_end = conn.overdue(worker.common.drain_time);
@@ -150,6 +148,8 @@ fn cluster_name<'a>(view: &ChainView, proxy: &'a TcpProxy, conn: &Downstream, ra
 struct Connected {
     upstream: Stream,
     upstream_first: Vec<u8>,
+    /// What was read of the peer's own part, if that is still due.
+    upstream_begun: Option<Vec<u8>>,
     permit: (Permit, crate::upstream::live::ActiveRequest),
 }
 
@@ -205,21 +205,25 @@ async fn connect(
         cluster.entry.live.connected(&opened);
         match opened {
             Ok(mut dialled) => {
-                let mut upstream_first = Vec::new();
+                let (mut upstream_first, mut upstream_begun) = (Vec::new(), None);
                 if cluster.entry.cluster.exchanges_metadata
                     && dialled.alpn.as_deref() == Some(peer_exchange::ALPN.as_bytes())
                 {
                     let own = &worker.common.local;
-                    let exchanged = peer_exchange::exchange(&mut dialled.stream, &mut upstream_first, own).await;
-                    // An upstream that fails here fails again at the first byte, and is reported then.
-                    info.state.upstream_peer = exchanged.unwrap_or_default();
+                    match peer_exchange::exchange(&mut dialled.stream, &mut upstream_first, own).await {
+                        Ok(Heard::Peer(peer)) => info.state.upstream_peer = peer,
+                        Ok(Heard::NotYet) => upstream_begun = Some(std::mem::take(&mut upstream_first)),
+                        // An upstream that fails here fails again at the first byte, and is reported then.
+                        Err(_) => {}
+                    }
                 }
                 info.upstream_local = dialled.stream.socket().local_addr().ok();
                 info.upstream_principal = dialled.principal;
                 cluster.entry.live.report(&host.live, HostResult::Status(200), wish.now);
                 let active = host.live.begin();
                 info.workload = crate::report::workload(worker, &host);
-                return Ok(Connected { upstream: dialled.stream, upstream_first, permit: (permit, active) });
+                let permit = (permit, active);
+                return Ok(Connected { upstream: dialled.stream, upstream_first, upstream_begun, permit });
             }
             Err(error) => {
                 cluster.entry.live.report(&host.live, HostResult::LocalFailure, wish.now);
@@ -302,11 +306,11 @@ fn refused(worker: &Rc<Worker>, conn: &Rc<Downstream>, view: &Rc<ChainView>, mut
     if let Some(report) = TcpReport::of(worker, conn, view, &info) {
         report.close(worker, &Meter::default(), &info);
     }
-    worker.log(logs, &info, LogFacts::new(&info, conn, view));
+    worker.log(logs, &info, LogFacts { worker: Some(worker), ..LogFacts::new(&info, conn, view) });
 }
 
 fn finish(worker: &Worker, conn: &Downstream, view: &ChainView, proxy: &TcpProxy, info: &StreamInfo) {
-    worker.log(&proxy.access_logs, info, LogFacts::new(info, conn, view));
+    worker.log(&proxy.access_logs, info, LogFacts { worker: Some(worker), ..LogFacts::new(info, conn, view) });
 }
 
 /// Places under `envoy.filters.network.connection_limit`: one count for all workers, by listener and statistics prefix.

@@ -173,7 +173,7 @@ impl Worker {
         if date.0 != second {
             date.0 = second;
             date.1.clear();
-            crate::info::write_http_date(second, &mut date.1);
+            meltemi_filters::format::write_http_date(second, &mut date.1);
         }
         use_it(&date.1)
     }
@@ -233,7 +233,7 @@ impl Worker {
             &current.chain
         } else {
             let chain = listener.chains.select(info)?;
-            if !same_terms(chain, &current.chain) {
+            if !same_terms(chain, &current.chain, info) {
                 return None;
             }
             chain
@@ -242,11 +242,13 @@ impl Worker {
         Some(ChainView::new(published.generation, listener.clone(), chain.clone(), table, &self.counts))
     }
 
-    /// The chain for a new connection.
+    /// The chain for a new connection. A listener that was replaced since it was chosen is of an older generation.
     pub fn view_for(&self, listener: &Arc<Listener>, chain: &Arc<FilterChain>) -> ChainView {
         let published = self.published.borrow();
         let table = |name: &str| published.routes.get(name).cloned();
-        ChainView::new(published.generation, listener.clone(), chain.clone(), table, &self.counts)
+        let is_newest = published.listeners.get(&listener.name).is_some_and(|newest| Arc::ptr_eq(newest, listener));
+        let generation = if is_newest { published.generation } else { 0 };
+        ChainView::new(generation, listener.clone(), chain.clone(), table, &self.counts)
     }
 
     /// The listener that serves an original destination: its own address, else the wildcard with its port.
@@ -375,13 +377,17 @@ fn sweep_often(cluster: &Rc<WorkerCluster>) {
     });
 }
 
-/// Whether a connection may go on under the newer chain: the same name, and TLS on the same terms. Compared by their
-/// debug form, which shows every field; only when configuration changes.
-fn same_terms(new: &FilterChain, old: &FilterChain) -> bool {
+/// Whether a connection may go on under the newer chain: the same name and kind, and TLS on the same terms or on terms that
+/// it would meet. Compared by their debug form, which shows every field; only when configuration changes.
+fn same_terms(new: &FilterChain, old: &FilterChain, info: &ConnInfo) -> bool {
     use meltemi_proxy_config::listener::Terminal;
     let transport = match (new.transport.tls(), old.transport.tls()) {
         (None, None) => true,
-        (Some(new), Some(old)) => Arc::ptr_eq(new, old) || format!("{new:?}") == format!("{old:?}"),
+        (Some(new), Some(old)) => {
+            Arc::ptr_eq(new, old)
+                || format!("{new:?}") == format!("{old:?}")
+                || info.tls.as_ref().is_some_and(|peer| new.goes_on_with(old, peer))
+        }
         _ => false,
     };
     let kind = matches!(

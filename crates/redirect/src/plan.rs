@@ -59,11 +59,11 @@ pub struct SidecarPlan {
     pub exclude_inbound_ports: Vec<u16>,
     /// Outbound ports captured whatever their address.
     pub include_outbound_ports: Vec<u16>,
-    /// Outbound ports to leave alone.
+    /// Outbound ports to leave alone; 53 among them leaves DNS alone as well.
     pub exclude_outbound_ports: Vec<u16>,
     /// Destinations to capture; `None` captures all, an empty list none but `include_outbound_ports`.
     pub include_outbound: Option<Vec<Cidr>>,
-    /// Destinations to leave alone.
+    /// Destinations to leave alone, but for DNS: as on Istio, a block around the resolver does not give up the mesh's names.
     pub exclude_outbound: Vec<Cidr>,
     /// Write IPv6 rules as well.
     pub ipv6: bool,
@@ -106,6 +106,8 @@ impl SidecarPlan {
         } = self;
         let tcp = Match::Transport(Transport::Tcp);
         let own = exempt.matches();
+        // Source: Istio's istio-iptables returns excluded ports, of TCP and UDP, before it redirects DNS.
+        let dns_port = &dns_port.filter(|_| !exclude_outbound_ports.contains(&53));
 
         let mut entry = Vec::new();
         for transport in dns_port.map_or(&[][..], |_| &[Transport::Udp, Transport::Tcp]) {
@@ -122,7 +124,10 @@ impl SidecarPlan {
         entry.push(rule([&tcp], Verdict::Jump("outbound")));
 
         let lo = Match::Out("lo");
-        let mut outbound = vec![rule([&lo, &Match::From(Cidr::host(PASSTHROUGH_V4.into()))], Verdict::Return)];
+        // Before connections back to the own pod are redirected, as on Istio.
+        let mut outbound: Vec<Rule> =
+            exclude_outbound_ports.iter().map(|port| rule([&tcp, &Match::Port(*port)], Verdict::Return)).collect();
+        outbound.push(rule([&lo, &Match::From(Cidr::host(PASSTHROUGH_V4.into()))], Verdict::Return));
         if *ipv6 {
             outbound.push(rule([&lo, &Match::From(Cidr::host(PASSTHROUGH_V6.into()))], Verdict::Return));
         }
@@ -143,9 +148,6 @@ impl SidecarPlan {
         }
         // An application that speaks to itself is nobody's business.
         outbound.push(rule([&lo], Verdict::Return));
-        for port in exclude_outbound_ports {
-            outbound.push(rule([&tcp, &Match::Port(*port)], Verdict::Return));
-        }
         for block in exclude_outbound {
             outbound.push(rule([&Match::To(*block)], Verdict::Return));
         }

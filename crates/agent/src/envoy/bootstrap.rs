@@ -78,9 +78,13 @@ const TAGS: &[(&str, &str)] = &[
     ("listener_address", r"^listener\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)"),
 ];
 
-/// Statistics that the mesh's own views are made from.
-const KEPT: &[&str] =
-    &["cluster_manager", "listener_manager", "server", "cluster.xds-grpc", "wasm", "reporter=", "component"];
+/// Statistics that the mesh's own views are made from, by their beginning, end, or form. Source: Istio
+/// `pkg/bootstrap/config.go` and the template's own patterns.
+const KEPT_PREFIXES: &[&str] =
+    &["cluster_manager", "listener_manager", "server", "cluster.xds-grpc", "wasm", "reporter=", "component", "istio"];
+const KEPT_SUFFIXES: &[&str] =
+    &["rbac.allowed", "rbac.denied", "shadow_allowed", "shadow_denied", "downstream_cx_active"];
+const KEPT_REGEXPS: &[&str] = &[r"vhost\.*\.route\.*"];
 
 /// The bootstrap's JSON.
 pub fn render(bootstrap: &Bootstrap) -> Value {
@@ -141,11 +145,13 @@ fn tags() -> Vec<Value> {
 
 fn patterns(stats: &StatsInclusion) -> Vec<Value> {
     let StatsInclusion { prefixes, suffixes, regexps } = stats;
-    let kept = KEPT.iter().map(|text| json!({ "prefix": text }));
-    let prefixes = prefixes.iter().map(|text| json!({ "prefix": text }));
-    let suffixes = suffixes.iter().map(|text| json!({ "suffix": text }));
-    let regexps = regexps.iter().map(|text| json!({ "safe_regex": { "regex": text } }));
-    kept.chain(prefixes).chain(suffixes).chain(regexps).collect()
+    let all = |kept: &[&'static str], wanted: &[String]| -> Vec<String> {
+        kept.iter().map(|text| (*text).to_owned()).chain(wanted.iter().cloned()).collect()
+    };
+    let prefixes = all(KEPT_PREFIXES, prefixes).into_iter().map(|text| json!({ "prefix": text }));
+    let suffixes = all(KEPT_SUFFIXES, suffixes).into_iter().map(|text| json!({ "suffix": text }));
+    let regexps = all(KEPT_REGEXPS, regexps).into_iter().map(|text| json!({ "safe_regex": { "regex": text } }));
+    prefixes.chain(suffixes).chain(regexps).collect()
 }
 
 fn address(host: &str, port: u16) -> Value {
@@ -272,12 +278,16 @@ mod tests {
             .map(|c| c["name"].as_str().unwrap_or(""))
             .collect();
         assert_eq!(clusters, ["prometheus_stats", "agent", "sds-grpc", "xds-grpc"]);
-        assert!(
-            out.pointer("/stats_config/stats_matcher/inclusion_list/patterns")
-                .expect("a list")
-                .to_string()
-                .contains(r#"{"prefix":"cluster.outbound"}"#)
-        );
+        let kept = out.pointer("/stats_config/stats_matcher/inclusion_list/patterns").expect("a list").to_string();
+        let wanted = [
+            r#"{"prefix":"cluster.outbound"}"#,
+            r#"{"suffix":"rbac.denied"}"#,
+            r#"{"suffix":"downstream_cx_active"}"#,
+            r#"{"safe_regex":{"regex":"vhost\\.*\\.route\\.*"}}"#,
+        ];
+        for pattern in wanted {
+            assert!(kept.contains(pattern), "{pattern} is missing in {kept}");
+        }
         let mut unmarked = bootstrap();
         unmarked.mark = None;
         assert!(render(&unmarked).get("cluster_manager").is_none());

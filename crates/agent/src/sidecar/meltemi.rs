@@ -24,7 +24,7 @@ impl Embedded {
             let xds = ClientConfig::new(patient(control_plane, secrets.clone()), node.clone(), Vec::new());
             let handle = Proxy::start(ProxyOptions { node, mark, secrets, xds: Some(xds), ..options })
                 .context("starting the proxy")?;
-            Ok(Arc::new(Meltemi(RwLock::new(Some(handle)))))
+            Ok(Arc::new(Meltemi { metrics: Box::new(handle.metrics_source()), handle: RwLock::new(Some(handle)) }))
         })
     }
 }
@@ -41,18 +41,22 @@ fn patient(control_plane: ControlPlane, secrets: SecretStore) -> impl meltemi_xd
     }
 }
 
-/// Empty once it is shut down.
-struct Meltemi(RwLock<Option<ProxyHandle>>);
+struct Meltemi {
+    /// Beside the lock: connections that end take their time, and a scraper wants to see them.
+    metrics: Box<dyn Fn() -> String + Send + Sync>,
+    /// Empty once it is shut down.
+    handle: RwLock<Option<ProxyHandle>>,
+}
 
 impl EmbeddedProxy for Meltemi {
     fn metrics(&self) -> BoxFuture<'_, String> {
-        Box::pin(async { self.0.read().await.as_ref().map(ProxyHandle::metrics).unwrap_or_default() })
+        Box::pin(std::future::ready((self.metrics)()))
     }
 
     fn ready(&self) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async {
-            let handle = self.0.read().await;
-            let Some(proxy) = handle.as_ref() else { return Err("the proxy has ended".to_owned()) };
+            let handle = self.handle.read().await;
+            let Some(proxy) = handle.as_ref() else { return Err("the proxy ends".to_owned()) };
             if proxy.is_ready() {
                 return Ok(());
             }
@@ -71,18 +75,39 @@ impl EmbeddedProxy for Meltemi {
 
     fn is_running(&self) -> bool {
         // A lock that is taken is taken by somebody who shuts the proxy down in order.
-        self.0.try_read().map_or(true, |handle| handle.as_ref().is_some_and(ProxyHandle::is_running))
+        self.handle.try_read().map_or(true, |handle| handle.as_ref().is_some_and(ProxyHandle::is_running))
     }
 
     fn was_asked_to_end(&self) -> bool {
-        self.0.try_read().is_ok_and(|handle| handle.as_ref().is_some_and(ProxyHandle::was_asked_to_end))
+        self.handle.try_read().is_ok_and(|handle| handle.as_ref().is_some_and(ProxyHandle::was_asked_to_end))
     }
 
     fn shutdown(&self, grace: Duration) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            if let Some(handle) = self.0.write().await.take() {
+            // Not in the condition, where the lock would be held until the end.
+            let handle = self.handle.write().await.take();
+            if let Some(handle) = handle {
                 handle.shutdown(grace).await;
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn metrics_are_shown_until_the_very_end() {
+        let handle = Proxy::start(ProxyOptions { workers: 1, ..ProxyOptions::default() }).expect("started");
+        let proxy = Meltemi { metrics: Box::new(handle.metrics_source()), handle: RwLock::new(Some(handle)) };
+        assert!(!proxy.metrics().await.is_empty());
+        {
+            let _somebody_changes_it = proxy.handle.write().await;
+            assert!(!proxy.metrics().await.is_empty());
+        }
+        proxy.shutdown(Duration::ZERO).await;
+        assert!(!proxy.metrics().await.is_empty());
+        assert!(proxy.ready().await.is_err() && !proxy.is_running());
     }
 }

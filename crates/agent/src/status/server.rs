@@ -58,6 +58,20 @@ pub struct StatusOptions {
     pub probe_timeout: Duration,
     /// Requests must be complete by then.
     pub header_timeout: Duration,
+    /// A connection is asked to end after this time, and ended [`Self::scrape_timeout`] later: whoever never reads would
+    /// otherwise keep its place for ever.
+    pub connection_time: Duration,
+    /// What is answered at all.
+    pub pages: Pages,
+}
+
+/// What a status port answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    /// Everything: 15020.
+    All,
+    /// Probes alone: 15021, which Istio forwards to nothing but `/healthz/ready`.
+    Probes,
 }
 
 impl Default for StatusOptions {
@@ -66,6 +80,8 @@ impl Default for StatusOptions {
             scrape_timeout: Duration::from_secs(10),
             probe_timeout: Duration::from_secs(1),
             header_timeout: Duration::from_secs(10),
+            connection_time: Duration::from_secs(60),
+            pages: Pages::All,
         }
     }
 }
@@ -106,8 +122,12 @@ impl StatusServer {
                                 .header_read_timeout(options.header_timeout)
                                 .max_buf_size(32 * 1024)
                                 .serve_connection(TokioIo::new(stream), service);
+                            tokio::pin!(served);
                             // What a prober does to its own connection is its business.
-                            let _ = served.await;
+                            if tokio::time::timeout(options.connection_time, served.as_mut()).await.is_err() {
+                                served.as_mut().graceful_shutdown();
+                                let _ = tokio::time::timeout(options.scrape_timeout, served).await;
+                            }
                         });
                     }
                     Err(error) => {
@@ -146,6 +166,7 @@ async fn answer(
             Ok(()) => text(StatusCode::OK, ""),
             Err(missing) => text(StatusCode::SERVICE_UNAVAILABLE, missing + "\n"),
         },
+        _ if options.pages == Pages::Probes => text(StatusCode::NOT_FOUND, "probes only: /healthz/ready\n"),
         ("/metrics" | "/stats/prometheus", true) => scrape(&sources, options).await,
         ("/certs", true) => certificates(&sources),
         ("/debug/ndsz", true) => names(&sources),

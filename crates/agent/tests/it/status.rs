@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use meltemi_agent::AgentMetrics;
 use meltemi_agent::dns::Names;
-use meltemi_agent::status::{AppMetrics, StatusOptions, StatusServer, StatusSources};
+use meltemi_agent::status::{AppMetrics, Pages, StatusOptions, StatusServer, StatusSources};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -38,6 +39,15 @@ async fn application() -> u16 {
 }
 
 async fn start(app: Option<AppMetrics>, ready: Arc<AtomicBool>, quit: Arc<Notify>) -> SocketAddr {
+    start_as(StatusOptions::default(), app, ready, quit).await
+}
+
+async fn start_as(
+    options: StatusOptions,
+    app: Option<AppMetrics>,
+    ready: Arc<AtomicBool>,
+    quit: Arc<Notify>,
+) -> SocketAddr {
     let sources = StatusSources {
         ready: Arc::new(move || {
             let ready = ready.load(Ordering::Relaxed);
@@ -51,9 +61,7 @@ async fn start(app: Option<AppMetrics>, ready: Arc<AtomicBool>, quit: Arc<Notify
         quit,
         drain: Arc::default(),
     };
-    let server = StatusServer::bind(SocketAddr::from(([127, 0, 0, 1], 0)), sources, StatusOptions::default())
-        .await
-        .expect("bound");
+    let server = StatusServer::bind(SocketAddr::from(([127, 0, 0, 1], 0)), sources, options).await.expect("bound");
     let address = server.address().expect("bound");
     tokio::spawn(server.run());
     address
@@ -68,6 +76,26 @@ async fn probes_say_what_is_missing() {
     ready.store(true, Ordering::Relaxed);
     assert_eq!(http(address, "GET", "/healthz/ready").await.0, 200);
     assert_eq!(http(address, "GET", "/nothing").await.0, 404);
+}
+
+#[tokio::test]
+async fn the_port_of_probes_answers_nothing_else() {
+    let options = StatusOptions { pages: Pages::Probes, ..StatusOptions::default() };
+    let address = start_as(options, None, Arc::new(AtomicBool::new(true)), Arc::default()).await;
+    assert_eq!(http(address, "GET", "/healthz/ready").await.0, 200);
+    for (method, path) in [("GET", "/metrics"), ("GET", "/certs"), ("GET", "/debug/ndsz"), ("POST", "/quitquitquit")] {
+        assert_eq!(http(address, method, path).await.0, 404, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_never_reads_loses_its_connection() {
+    let short = Duration::from_millis(1);
+    let options = StatusOptions { connection_time: short, scrape_timeout: short, ..StatusOptions::default() };
+    let address = start_as(options, None, Arc::default(), Arc::default()).await;
+    let mut stream = TcpStream::connect(address).await.expect("connected");
+    // Until the answers fill every buffer, and nothing more is read there; then it is ended.
+    while stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n").await.is_ok() {}
 }
 
 #[tokio::test]

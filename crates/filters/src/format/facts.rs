@@ -1,6 +1,7 @@
 //! What a format string can ask for, and who answers.
 
 use std::borrow::Cow;
+use std::time::{Instant, SystemTime};
 
 use crate::metadata::Value;
 
@@ -38,6 +39,40 @@ pub enum MetadataOf {
     ListenerFilterChain,
 }
 
+/// A point that `%COMMON_DURATION%` measures from or to: bytes of downstream (DS) and upstream (US), received (RX) and
+/// sent (TX), connections (CX) and handshakes (HS).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Point {
+    RequestStart,
+    RequestEnd,
+    ResponseStart,
+    End,
+    /// One that this proxy does not note.
+    Other,
+}
+
+impl Point {
+    pub(super) fn from_word(word: &str) -> Self {
+        match word {
+            "DS_RX_BEG" => Self::RequestStart,
+            "DS_RX_END" => Self::RequestEnd,
+            "US_RX_BEG" => Self::ResponseStart,
+            "DS_TX_END" => Self::End,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What `%COMMON_DURATION%` counts in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Precision {
+    Milliseconds,
+    Microseconds,
+    Nanoseconds,
+}
+
 macro_rules! facts {
     ($($name:ident = $word:literal $(, $number:ident)?;)*) => {
         /// An operator without parameters.
@@ -55,6 +90,9 @@ macro_rules! facts {
             pub fn is_number(self) -> bool {
                 match self { $(Self::$name => facts!(@number $($number)?),)* }
             }
+
+            /// Every one.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
 
             pub(super) fn from_word(word: &str) -> Option<Self> {
                 match word { $($word => Some(Self::$name),)* _ => None }
@@ -134,10 +172,11 @@ facts! {
     ConnectionId = "CONNECTION_ID", number;
     StreamId = "STREAM_ID";
     RouteName = "ROUTE_NAME";
-    VirtualHostName = "VIRTUAL_CLUSTER_NAME";
+    VirtualClusterName = "VIRTUAL_CLUSTER_NAME";
     FilterChainName = "FILTER_CHAIN_NAME";
     Hostname = "HOSTNAME";
     GrpcStatus = "GRPC_STATUS";
+    GrpcStatusSnake = "GRPC_STATUS(SNAKE_STRING)";
     GrpcStatusNumber = "GRPC_STATUS_NUMBER", number;
     LocalReplyBody = "LOCAL_REPLY_BODY";
     Cause = "CAUSE";
@@ -157,21 +196,21 @@ pub trait Facts {
     fn fact(&self, _fact: Fact, _out: &mut Vec<u8>) -> bool {
         false
     }
-    /// Writes a moment in a `strftime` format (with `%3f` and `%s`); `false`: unknown.
-    fn time(&self, _moment: Moment, _format: &str, _out: &mut Vec<u8>) -> bool {
-        false
+    /// A moment.
+    fn time(&self, _moment: Moment) -> Option<SystemTime> {
+        None
     }
     /// Metadata at a path.
-    fn metadata(&self, _of: MetadataOf, _filter: &str, _path: &[Box<str>]) -> Option<&Value> {
+    fn metadata(&self, _of: MetadataOf, _filter: &str, _path: &[Box<str>]) -> Option<Cow<'_, Value>> {
         None
     }
     /// Filter state as text, or one field of it.
     fn filter_state(&self, _key: &str, _field: Option<&str>) -> Option<Cow<'_, str>> {
         None
     }
-    /// Writes the time between two points in a unit (`ms`, `us`, `ns`); `false`: unknown.
-    fn duration_between(&self, _from: &str, _to: &str, _precision: &str, _out: &mut Vec<u8>) -> bool {
-        false
+    /// A point, for the time between two.
+    fn point(&self, _point: Point) -> Option<Instant> {
+        None
     }
     /// An environment variable.
     fn environment(&self, _name: &str) -> Option<Cow<'_, str>> {

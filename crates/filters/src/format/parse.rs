@@ -1,6 +1,6 @@
 //! From the text between two percent signs to an operator.
 
-use super::{Fact, Head, MetadataOf, Moment, Operator};
+use super::{Fact, Head, MetadataOf, Moment, Operator, Point, Precision, TimeFormat};
 
 /// What stands after a percent sign: the operator, a length limit, and what follows the closing percent sign.
 pub(super) fn parse_operator(rest: &str) -> Result<(Operator, Option<usize>, &str), String> {
@@ -38,7 +38,11 @@ fn operator(word: &str, parameter: Option<&str>) -> Result<Operator, String> {
         let filter = segments.next().unwrap_or_default();
         Ok::<_, String>(Operator::Metadata(of, filter, segments.collect()))
     };
-    let time = |moment| Ok::<_, String>(Operator::Time(moment, parameter.unwrap_or_default().into()));
+    let time = |moment| {
+        let format =
+            TimeFormat::parse(parameter.unwrap_or_default()).map_err(|reason| format!("%{word}%: {reason}"))?;
+        Ok::<_, String>(Operator::Time(moment, format))
+    };
     match word {
         "REQ" => header(Head::Request),
         "RESP" => header(Head::Response),
@@ -83,16 +87,29 @@ fn operator(word: &str, parameter: Option<&str>) -> Result<Operator, String> {
         "UPSTREAM_PEER_CERT_V_START" => time(Moment::UpstreamPeerCertStart),
         "UPSTREAM_PEER_CERT_V_END" => time(Moment::UpstreamPeerCertEnd),
         "COMMON_DURATION" => {
-            let mut parts = needed()?.splitn(3, ':');
-            let mut next = || parts.next().map(Box::from).ok_or("%COMMON_DURATION% needs from:to:precision".to_owned());
-            Ok(Operator::CommonDuration(next()?, next()?, next().unwrap_or_else(|_| "ms".into())))
+            let mut parts = needed()?.split(':');
+            let (Some(from), Some(to), precision, None) = (parts.next(), parts.next(), parts.next(), parts.next())
+            else {
+                return Err("%COMMON_DURATION% needs from:to or from:to:precision".to_owned());
+            };
+            let precision = match precision {
+                None | Some("ms") => Precision::Milliseconds,
+                Some("us") => Precision::Microseconds,
+                Some("ns") => Precision::Nanoseconds,
+                Some(other) => return Err(format!("%COMMON_DURATION(...:{other})%: ms, us and ns are known")),
+            };
+            Ok(Operator::CommonDuration(Point::from_word(from), Point::from_word(to), precision))
         }
         "ENVIRONMENT" => Ok(Operator::Environment(needed()?.into())),
         "REQ_WITHOUT_QUERY" => names().map(|(name, alternative)| Operator::WithoutQuery(name, alternative)),
         "PATH" => path(parameter.unwrap_or_default()),
         "GRPC_STATUS" => Ok(Operator::Fact(match parameter {
+            None | Some("" | "CAMEL_STRING") => Fact::GrpcStatus,
+            Some("SNAKE_STRING") => Fact::GrpcStatusSnake,
             Some("NUMBER") => Fact::GrpcStatusNumber,
-            _ => Fact::GrpcStatus,
+            Some(other) => {
+                return Err(format!("%GRPC_STATUS({other})%: CAMEL_STRING, SNAKE_STRING and NUMBER are known"));
+            }
         })),
         word => Fact::from_word(word)
             .map(Operator::Fact)

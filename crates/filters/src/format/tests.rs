@@ -1,3 +1,5 @@
+use std::time::{Duration, Instant, SystemTime};
+
 use super::*;
 use proptest::prelude::*;
 
@@ -37,9 +39,18 @@ impl Facts for Example {
         out.extend_from_slice(text.as_bytes());
         !matches!(fact, Fact::RequestedServerName) || self.0.is_empty()
     }
-    fn time(&self, moment: Moment, format: &str, out: &mut Vec<u8>) -> bool {
-        out.extend_from_slice(if format.is_empty() { b"2023-11-14T22:13:20.123Z" } else { format.as_bytes() });
-        moment == Moment::Start
+    fn time(&self, moment: Moment) -> Option<SystemTime> {
+        (moment == Moment::Start).then(|| SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123))
+    }
+    fn point(&self, point: Point) -> Option<Instant> {
+        static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+        let micros = match point {
+            Point::RequestStart => 0,
+            Point::RequestEnd => 1_500,
+            Point::End => 5_000,
+            Point::ResponseStart | Point::Other => return None,
+        };
+        Some(*START + Duration::from_micros(micros))
     }
 }
 
@@ -65,7 +76,7 @@ fn operators_are_rendered() {
     assert_eq!(render("%REQ(User-Agent):4% %RESPONSE_CODE% %RESP(X)%"), "curl 200 -");
     assert_eq!(render("%REQ(X-ENVOY-ORIGINAL-PATH?:PATH):5%"), "/very");
     assert_eq!(render("%CAUSE%"), "policy p");
-    assert_eq!(render("%START_TIME(%Y/%m/%d %H:%M:%S.%3f)% x"), "%Y/%m/%d %H:%M:%S.%3f x");
+    assert_eq!(render("%START_TIME(%Y/%m/%d %H:%M:%S.%3f)% x"), "2023/11/14 22:13:20.123 x");
 }
 
 #[test]
@@ -108,12 +119,56 @@ fn types_are_kept_where_there_are_types() {
 }
 
 #[test]
+fn what_is_unknown_stays_as_it_is_written() {
+    let read = |format: &str| {
+        let (template, reasons) = Template::parse_what_is_known(format);
+        let mut out = Vec::new();
+        template.render_line(&REQUEST, &mut out);
+        (String::from_utf8(out).expect("text"), reasons.len())
+    };
+    assert_eq!(read("%NOPE% %START_TIME(%F)% %RESPONSE_CODE%"), ("%NOPE% 2023-11-14 200".to_owned(), 1));
+    assert_eq!(read("%NOPE%%PROTOCOL% 100% %NOPE(%F)%"), ("%NOPE%HTTP/1.1 100% %NOPE(%F)%".to_owned(), 5));
+    assert_eq!(read("%PROTOCOL%%"), ("HTTP/1.1%".to_owned(), 1));
+}
+
+#[test]
 fn broken_formats_are_refused() {
     for format in ["%", "%REQ%", "%REQ(x%", "%NOPE%", "%REQ(x):a%", "%METADATA(X:y)%", "%DURATION", "%METADATA(Y)%"] {
         assert!(Template::parse(format).is_err(), "{format}");
     }
     assert!(Template::parse("%NOPE%").expect_err("unknown").contains("%NOPE%"));
+    for format in
+        ["%GRPC_STATUS(WORDS)%", "%COMMON_DURATION(DS_RX_BEG)%", "%COMMON_DURATION(a:b:s)%", "%START_TIME(%n)%"]
+    {
+        assert!(Template::parse(format).is_err(), "{format}");
+    }
     assert!(Template::parse("%PATH(XQ)%").is_err() && Template::parse("%PATH(NQ:X)%").is_err());
+}
+
+#[test]
+fn time_between_two_points_is_a_number() {
+    assert_eq!(render("%COMMON_DURATION(DS_RX_BEG:DS_RX_END)% %COMMON_DURATION(DS_RX_END:DS_TX_END:us)%"), "1 3500");
+    assert_eq!(render("%COMMON_DURATION(DS_TX_END:DS_RX_END)% %COMMON_DURATION(DS_RX_BEG:US_RX_BEG)%"), "- -");
+    assert_eq!(typed("%COMMON_DURATION(DS_RX_BEG:DS_RX_END:ns)%", &REQUEST), (Shape::Json, "1500000".to_owned()));
+}
+
+#[test]
+fn what_cannot_be_answered_is_told() {
+    let gaps = |format: &str, place| Template::parse(format).expect(format).gaps(place);
+    assert_eq!(gaps(ISTIO, Place::Log), Vec::<String>::new());
+    assert_eq!(
+        gaps("%TRACE_ID% %START_TIME(%q)% %GRPC_STATUS(SNAKE_STRING)%", Place::Log),
+        [
+            "%TRACE_ID% is not known to this proxy; it prints as \"-\"",
+            "%q in a time format is unknown and printed as it is"
+        ]
+    );
+    let headers = "%START_TIME% %UPSTREAM_HOST% %RESP(x)%";
+    assert_eq!(gaps(headers, Place::RouteResponse), Vec::<String>::new());
+    let wanted =
+        ["UPSTREAM_HOST", "RESP"].map(|word| format!("%{word}% is not known to this proxy; it has no value here"));
+    assert_eq!(gaps(headers, Place::RouteRequest), wanted);
+    assert_eq!(gaps("%COMMON_DURATION(US_TX_BEG:US_TX_END)%", Place::Log).len(), 1);
 }
 
 proptest! {
@@ -121,6 +176,9 @@ proptest! {
     fn no_format_is_a_panic(format in "[%A-Z(:)?a-z0-9é_]{0,60}") {
         if let Ok(template) = Template::parse(&format) {
             template.render(&NoFacts, "-", &mut Vec::new());
+            assert_eq!(Template::parse_what_is_known(&format), (template, Vec::new()));
+        } else {
+            assert!(!Template::parse_what_is_known(&format).1.is_empty());
         }
     }
 }

@@ -8,11 +8,22 @@ use meltemi_proto::envoy::r#type::v3::{FractionalPercent, TokenBucket as ProtoBu
 use meltemi_proto::google::protobuf::{BoolValue, Duration as ProtoDuration, UInt32Value};
 use proptest::prelude::*;
 
+use std::time::SystemTime;
+
 use super::*;
 use crate::finding::Scope;
 use crate::peer_metadata::preamble;
 use crate::rate_limit::{BucketSpec, Buckets, TokenBucket};
 use crate::reply::{Call, Cause};
+
+/// What is known of every stream here.
+const STREAM: StreamFacts<'_> = StreamFacts {
+    start: SystemTime::UNIX_EPOCH,
+    connection: 7,
+    route: Some("a route"),
+    upstream: None,
+    details: "via_upstream",
+};
 
 /// Everything that a context borrows.
 struct Stream {
@@ -62,6 +73,7 @@ impl Stream {
             upstream_in_mesh: false,
             local: &self.local,
             peers: &mut self.peers,
+            stream: STREAM,
         })
     }
 
@@ -75,6 +87,9 @@ impl Stream {
             is_local: false,
             local: &self.local,
             peers: &mut self.peers,
+            route_metadata: None,
+            cluster: Some("outbound|80||a"),
+            stream: StreamFacts { upstream: Some("10.0.0.3:80".parse().expect("an address")), ..STREAM },
         };
         filter.on_response(setting, &mut cx);
     }
@@ -354,4 +369,52 @@ proptest! {
             prop_assert!(taken <= u64::from(max) + now / 100 * u64::from(per_fill));
         }
     }
+}
+
+#[test]
+fn header_mutations_and_rate_limits_fill_in_templates() {
+    use meltemi_proto::envoy::config::common::mutation_rules::v3 as rules;
+    let append = |name: &str, value: &str| core::HeaderValueOption {
+        header: Some(core::HeaderValue { key: name.into(), value: value.into(), ..Default::default() }),
+        ..Default::default()
+    };
+    let mutation = |name: &str, value: &str| rules::HeaderMutation {
+        action: Some(rules::header_mutation::Action::Append(append(name, value))),
+    };
+    let message = proto::header_mutation::v3::HeaderMutation {
+        mutations: Some(proto::header_mutation::v3::Mutations {
+            request_mutations: vec![mutation("x-start", "t=%START_TIME(%s.%3f)% %ROUTE_NAME% %UPSTREAM_HOST%")],
+            response_mutations: vec![mutation("x-up", "%UPSTREAM_HOST% %RESPONSE_CODE_DETAILS% %TRACE_ID%")],
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let mut scope = Scope::new();
+    let filter = HttpFilter::HeaderMutation(Box::new(HeaderMutation::compile(&message, &mut scope).expect("compiles")));
+    let warnings: Vec<String> = scope.into_warnings().iter().map(ToString::to_string).collect();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(warnings[0].contains("%UPSTREAM_HOST%") && warnings[1].contains("%TRACE_ID%"), "{warnings:?}");
+    let mut stream = Stream::new(RequestHead::of("GET", "a", "/"));
+    stream.request(&filter, None);
+    stream.respond(&filter, None);
+    assert_eq!(stream.head.get("x-start"), Some(b"t=0.000 a route ".as_slice()));
+    assert_eq!(stream.response.get("x-up").as_deref(), Some(b"10.0.0.3:80 via_upstream ".as_slice()));
+
+    let message = proto::local_ratelimit::v3::LocalRateLimit {
+        token_bucket: Some(ProtoBucket {
+            max_tokens: 1,
+            fill_interval: Some(ProtoDuration { seconds: 3600, nanos: 0 }),
+            ..Default::default()
+        }),
+        filter_enabled: Some(core::RuntimeFractionalPercent { default_value: all(), ..Default::default() }),
+        filter_enforced: Some(core::RuntimeFractionalPercent { default_value: all(), ..Default::default() }),
+        response_headers_to_add: vec![append("x-limited", "%REQ(:PATH)%")],
+        ..Default::default()
+    };
+    let limit = LocalRateLimit::compile(&message, "t", &Buckets::default(), &mut Scope::new());
+    let filter = HttpFilter::LocalRateLimit(Box::new(limit.expect("compiles")));
+    stream.request(&filter, None);
+    stream.request(&filter, None);
+    stream.respond(&filter, None);
+    assert_eq!(stream.response.get("x-limited").as_deref(), Some(b"/".as_slice()));
 }

@@ -113,6 +113,15 @@ fn an_envoy_ends_with_its_agent() {
     assert!(new.len() == 1 && new != old, "another one: {old:?}, {new:?}");
 }
 
+/// Whether every thread of a process has been stopped: the signal alone does not say so.
+fn stands_still(process: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else { return true };
+    threads.flatten().all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    })
+}
+
 #[test]
 fn a_gateway_that_is_killed_loses_no_waiting_connection() {
     const WAITING: usize = 16;
@@ -126,6 +135,7 @@ fn a_gateway_that_is_killed_loses_no_waiting_connection() {
         assert!(!victims.is_empty(), "the gateway's processes");
         // It does not get to accept what comes from now on, and dies.
         victims.iter().for_each(|pid| signal(*pid, "STOP"));
+        mesh.wait("it stands still", || victims.iter().all(|pid| stands_still(*pid)));
         let connect = |number| http::Client::connect(gateway).unwrap_or_else(|error| panic!("{number}: {error}"));
         let waiting: Vec<http::Client> = (0..WAITING).map(connect).collect();
         victims.iter().for_each(|pid| signal(*pid, "KILL"));

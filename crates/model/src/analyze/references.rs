@@ -177,7 +177,7 @@ fn destination(
                     format!("use one of its ports: {}", ports(service)),
                 );
             }
-            None if service.ports.len() > 1 => {
+            None if service.ports.len() > 1 && !snapshot.alias_has_one_port(&host) => {
                 let message = format!(
                     "This VirtualService routes to a service {:?} that exposes multiple ports [{}]. Specifying a port in the destination is required to disambiguate.",
                     written.host,

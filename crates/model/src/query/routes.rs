@@ -69,6 +69,11 @@ impl Snapshot {
         }
     }
 
+    /// Whether a host is an ExternalName Service's that declares the port that it means.
+    pub(crate) fn alias_has_one_port(&self, host: &Hostname) -> bool {
+        self.services.alias(host).is_some_and(|alias| alias.port.is_some())
+    }
+
     /// What a host stands for: itself, unless it is an ExternalName Service's.
     pub fn concrete_host<'a>(&'a self, host: &'a Hostname) -> &'a Hostname {
         self.services.alias(host).map_or(host, |alias| &alias.target)

@@ -77,6 +77,15 @@ fn a_mesh_wide_rule_does_not_hide_a_services_own_from_gateways() {
     // For the proxies of istio-system alone, it is meant to come first.
     let private = rule("private", "istio-system", &format!("{{{wide}, exportTo: [\".\"]}}"));
     assert_eq!(of(&format!("{private}{own}")).as_deref(), Some("private"));
+    // So is a rule for some workloads, whoever else it is exported to.
+    let selected = "host: \"*.local\", workloadSelector: {matchLabels: {istio: egressgateway}}";
+    let selected = rule("selected", "istio-system", &format!("{{{selected}}}"));
+    let snapshot = clean(&format!("{SERVICE}{selected}{own}"));
+    let of = |ns: &str, client: &[(&str, &str)]| {
+        snapshot.destination_rule(ns, &labels(client), &web(&snapshot)).map(|rule| rule.origin.object.name.clone())
+    };
+    assert_eq!(of("istio-system", &[("istio", "egressgateway")]).as_deref(), Some("selected"));
+    assert_eq!(of("stranger", &[("istio", "egressgateway")]).as_deref(), Some("own"));
 }
 
 #[test]

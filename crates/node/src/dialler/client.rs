@@ -6,12 +6,16 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::{Answer, Failure, Reply, Request, ToSupervisor};
 use crate::events::Event;
 use crate::fd_socket::FdSocket;
+
+/// More than the supervisor takes for anything: the wait for a turn and for whoever is called.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Waiting = HashMap<u64, oneshot::Sender<(Result<Answer, Failure>, Vec<OwnedFd>)>>;
 
@@ -57,11 +61,12 @@ impl Dialler {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         self.waiting.lock().expect("nothing panics while it holds the table").insert(id, answer);
-        let sent = self.socket.send(&ToSupervisor::Ask(id, request), &[]).await;
-        let outcome = match sent {
-            Ok(()) => answered.await.map_err(|_| io::Error::other("the supervisor is gone")),
-            Err(e) => Err(e),
+        let exchange = async {
+            self.socket.send(&ToSupervisor::Ask(id, request), &[]).await?;
+            answered.await.map_err(|_| io::Error::other("the supervisor is gone"))
         };
+        let outcome = tokio::time::timeout(ANSWER_TIMEOUT, exchange).await;
+        let outcome = outcome.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         self.waiting.lock().expect("nothing panics while it holds the table").remove(&id);
         let (answer, fds) = outcome?;
         answer.map(|answer| (answer, fds)).map_err(|failure| match failure.os_error {
@@ -101,5 +106,21 @@ impl Dialler {
     /// Shows the user something; lost when the supervisor is gone.
     pub(crate) async fn tell(&self, event: Event) {
         let _ = self.socket.send(&ToSupervisor::Tell(event), &[]).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fd_socket;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_never_comes_is_not_awaited_for_ever() {
+        let (silent, socket) = fd_socket::pair().unwrap();
+        let (dialler, _) = Dialler::start(socket).unwrap();
+        let error = dialler.dns(vec![0], false).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(dialler.waiting.lock().unwrap().is_empty());
+        drop(silent);
     }
 }

@@ -10,15 +10,17 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
 
+use super::lane::Lane;
 use super::{Answer, DialMap, Failure, Reply, Request, ToSupervisor};
 use crate::dns_wire;
 use crate::events::Event;
 use crate::fd_socket::{FdSocket, MAX_FDS};
 
-/// Requests in flight; more wait in the socket's queue.
-const IN_FLIGHT: usize = 512;
+/// Connections being made, and such as wait; together as many as the relay carries.
+const CONNECTING: (usize, usize) = (1024, 3072);
+/// Questions to the machine's resolver under way, and such as wait.
+const LOOKING_UP: (usize, usize) = (256, 768);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const DNS_TIMEOUT: Duration = Duration::from_secs(2);
 /// A port that needs privileges is published this much higher.
@@ -47,16 +49,22 @@ pub(crate) struct Machine {
 pub(crate) struct Server {
     socket: FdSocket,
     machine: Arc<Machine>,
+    connects: Lane,
+    lookups: Lane,
 }
 
 impl Server {
     pub(crate) fn new(socket: OwnedFd, machine: Arc<Machine>) -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self { socket: FdSocket::new(socket)?, machine }))
+        Ok(Arc::new(Self {
+            socket: FdSocket::new(socket)?,
+            machine,
+            connects: Lane::new(CONNECTING.0, CONNECTING.1),
+            lookups: Lane::new(LOOKING_UP.0, LOOKING_UP.1),
+        }))
     }
 
     /// Answers until the node closes its end.
     pub(crate) async fn serve(self: Arc<Self>, mut on_event: impl FnMut(Event)) -> io::Result<()> {
-        let permits = Arc::new(Semaphore::new(IN_FLIGHT));
         while let Some((message, _)) = self.socket.receive::<ToSupervisor>().await? {
             let (id, request) = match message {
                 ToSupervisor::Tell(event) => {
@@ -65,19 +73,41 @@ impl Server {
                 }
                 ToSupervisor::Ask(id, request) => (id, request),
             };
-            let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
+            let place = match &request {
+                Request::Connect(_) => Some(self.connects.enter()),
+                Request::Dns { .. } => Some(self.lookups.enter()),
+                // At once, and as few as there are gateways.
+                Request::Listen { .. } => None,
+            };
             let server = Arc::clone(&self);
             tokio::spawn(async move {
-                let (answer, fds) = match server.machine.answer(request).await {
-                    Ok((answer, fds)) => (Ok(answer), fds),
-                    Err(e) => (Err(Failure { message: e.to_string(), os_error: e.raw_os_error() }), Vec::new()),
+                let outcome = async {
+                    let place = place.transpose()?;
+                    let _turn = match &place {
+                        Some(place) => Some(place.turn().await?),
+                        None => None,
+                    };
+                    server.machine.answer(request).await
                 };
-                let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
-                let _ = server.socket.send(&Reply { id, answer }, &borrowed).await;
-                drop(permit);
+                let outcome = outcome.await;
+                server.reply(id, outcome).await;
             });
         }
         Ok(())
+    }
+
+    /// Tells the node; also when what it asked for cannot be told, since it waits.
+    async fn reply(&self, id: u64, outcome: io::Result<(Answer, Vec<OwnedFd>)>) {
+        let failed = |e: &io::Error| Err(Failure { message: e.to_string(), os_error: e.raw_os_error() });
+        let (answer, fds) = match outcome {
+            Ok((answer, fds)) => (Ok(answer), fds),
+            Err(e) => (failed(&e), Vec::new()),
+        };
+        let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+        if let Err(error) = self.socket.send(&Reply { id, answer }, &borrowed).await {
+            // Fails again where the node is gone, and then nobody waits.
+            let _ = self.socket.send(&Reply { id, answer: failed(&error) }, &[]).await;
+        }
     }
 }
 
@@ -258,6 +288,51 @@ mod tests {
         server.accept().unwrap();
         let refused = dialler.connect(server.local_addr().unwrap()).await.unwrap_err();
         assert_eq!(refused.to_string(), "permission denied");
+    }
+
+    #[tokio::test]
+    async fn an_answer_as_large_as_dns_allows_arrives_and_a_larger_one_is_a_failure() {
+        let (ours, theirs) = fd_socket::pair().unwrap();
+        let server = Server::new(ours, machine("")).unwrap();
+        server.reply(1, Ok((Answer::Dns(vec![255; 65_535]), Vec::new()))).await;
+        let (reply, _) = fd_socket::receive::<Reply>(&theirs).unwrap().unwrap();
+        assert!(matches!(reply.answer, Ok(Answer::Dns(bytes)) if bytes == [255; 65_535]));
+        server.reply(2, Ok((Answer::Dns(vec![255; 1 << 20]), Vec::new()))).await;
+        let (reply, _) = fd_socket::receive::<Reply>(&theirs).unwrap().unwrap();
+        assert!(reply.id == 2 && reply.answer.is_err());
+    }
+
+    #[tokio::test]
+    async fn connections_that_nobody_answers_hold_nothing_else_up() {
+        let (ours, theirs) = fd_socket::pair().unwrap();
+        let connects = Lane::new(1, 1);
+        // Somebody whom nobody answers: the one behind waits.
+        let ahead = connects.enter().unwrap();
+        let _turn = ahead.turn().await.unwrap();
+        let server = Server {
+            socket: FdSocket::new(ours).unwrap(),
+            machine: machine("outside.test: 127.0.0.1:1"),
+            connects,
+            lookups: Lane::new(1, 1),
+        };
+        let (told, mut events) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(Arc::new(server).serve(move |event| _ = told.send(event)));
+        let node = FdSocket::new(theirs).unwrap();
+        let ask = async |id, request| node.send(&ToSupervisor::Ask(id, request), &[]).await.unwrap();
+        let to = SocketAddr::from(([127, 0, 0, 1], 1));
+        ask(1, Request::Connect(to)).await;
+        ask(2, Request::Connect(to)).await;
+        let query = [&[1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], b"\x07outside\x04test\x00\x00\x01\x00\x01"].concat();
+        ask(3, Request::Dns { query, tcp: false }).await;
+        ask(4, Request::Listen { port: 80, count: 1, others: Vec::new() }).await;
+        node.send(&ToSupervisor::Tell(Event::NodeUp), &[]).await.unwrap();
+        let mut answers = BTreeMap::new();
+        for _ in 0..3 {
+            let (reply, _) = node.receive::<Reply>().await.unwrap().unwrap();
+            answers.insert(reply.id, reply.answer.is_ok());
+        }
+        assert_eq!(answers, [(2, false), (3, true), (4, true)].into());
+        assert!(matches!(events.recv().await, Some(Event::NodeUp)));
     }
 
     #[tokio::test]

@@ -13,7 +13,7 @@ use rustix::thread::{
 
 use super::spec::{Identity, LaunchSpec};
 use super::{LAUNCH_FAILED, init, mounts, users};
-use crate::{memfd, sys};
+use crate::{limits, memfd, sys};
 
 /// Reads the specification and becomes the program; returns only on failure.
 pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
@@ -75,6 +75,9 @@ fn execute(spec: &LaunchSpec) -> anyhow::Result<i32> {
     let (program, arguments) = spec.argv.split_first().context("no program to launch")?;
     for fd in &spec.keep {
         sys::keep_across_exec(*fd).context("descriptor to pass on")?;
+    }
+    if let Some(soft) = spec.open_files {
+        limits::set_open_files(soft).context("limit of open files")?;
     }
     let own = program.is_empty();
     let mut command = Command::new(if own { "/proc/self/exe" } else { program });

@@ -28,6 +28,8 @@ pub(crate) struct LaunchSpec {
     pub(crate) join: Option<RawFd>,
     /// Whatever the program starts ends when it does, however that comes about.
     pub(crate) ends_together: bool,
+    /// Soft limit of open files, if not the node's.
+    pub(crate) open_files: Option<u64>,
     /// Descriptors that the program inherits.
     pub(crate) keep: Vec<RawFd>,
 }

@@ -28,7 +28,8 @@ pub(super) fn spawn(
     };
     if target.name == ROUTER_TARGET {
         let all = node.context.base_env.clone().into_iter().chain(env).collect();
-        return spawn(&LaunchSpec { argv, env: all, ..LaunchSpec::default() }, "exec in the router".into());
+        let open_files = node.context.config.open_files;
+        return spawn(&LaunchSpec { argv, env: all, open_files, ..LaunchSpec::default() }, "exec in the router".into());
     }
     let key = one(node, target)?;
     let state = node.state();

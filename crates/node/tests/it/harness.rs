@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// An ordinary user without an entry anywhere.
 const ORDINARY: u32 = 54_321;
+/// Soft limit of open files where a mesh is started.
+pub const OPEN_FILES: u64 = 512;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs a scenario as the current user and, as root, as an ordinary one as well.
@@ -84,6 +86,11 @@ impl Mesh {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
+        self.configured(&mut command, arguments);
+        command
+    }
+
+    fn configured<'a>(&self, command: &'a mut Command, arguments: &[&str]) -> &'a mut Command {
         command.args(arguments).env("RUN", self.path("run")).env("STATE", self.path("state"));
         command.current_dir(self.folder.path());
         if let Some(user) = self.user {
@@ -105,7 +112,15 @@ impl Mesh {
         }
         let (conf, images, dial) = (self.path("conf"), self.path("images.yaml"), self.path("dial.yaml"));
         let words = ["up", conf.to_str().unwrap(), images.to_str().unwrap(), dial.to_str().unwrap()];
-        let mut child = self.command(&words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // A soft limit of open files below the hard one, as users have it.
+        let mut limited = Command::new("sh");
+        limited.args(["-c", &format!("ulimit -Sn {OPEN_FILES}; exec \"$0\" \"$@\"")]);
+        let mut child = self
+            .configured(limited.arg(&self.program), &words)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let (sender, events) = channel();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));

@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 
-use crate::harness::{Mesh, as_each_user, signal};
+use crate::harness::{Mesh, OPEN_FILES, as_each_user, signal};
 
 #[test]
 fn calls_are_captured_and_nothing_is_left() {
@@ -49,6 +49,17 @@ fn calls_are_captured_and_nothing_is_left() {
         assert!(!seen.contains("sock") && !seen.contains("pem"), "{seen}");
         let processes = mesh.ok(&["exec", "hello-0", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]);
         assert!(!processes.contains("sidecar"), "{processes}");
+
+        // Proxies may have many files open; applications find the limit that the user has.
+        assert_eq!(mesh.ok(&["exec", "hello-0", "sh", "-c", "ulimit -Sn"]).trim(), OPEN_FILES.to_string());
+        let sidecars = mesh.processes("meltemi: sidecar hello-0");
+        assert!(!sidecars.is_empty());
+        for pid in sidecars {
+            let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+            let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+            let [soft, hard, ..] = line.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{line}") };
+            assert_eq!(soft, hard);
+        }
 
         // Exit codes, and a service address that nobody serves.
         assert_eq!(mesh.client(&["exec", "hello", "sh", "-c", "exit 7"]).status.code(), Some(7));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use meltemi_filters::format::Template;
+use meltemi_filters::format::{Place, Template};
 use meltemi_filters::matcher::{Fraction, HeaderMatch, MetadataMatch};
 use meltemi_filters::metadata::Value;
 use meltemi_filters::{Rejection, ResponseFlag, Scope};
@@ -103,37 +103,19 @@ fn substitution(format: Option<&core::SubstitutionFormatString>, scope: &mut Sco
     }
 }
 
-/// A format, or what is left of it: an operator that is unknown is printed as it is written.
+/// A format, or what is left of it: an operator that is unknown is printed as it is written, one that this proxy has no
+/// answer to as `-`; either is warned of.
 fn template(text: &str, scope: &mut Scope) -> Template {
-    match Template::parse(text) {
-        Ok(template) => template,
-        Err(reason) => {
-            scope.warn("log_format", format!("{reason}; it is printed as it is"));
-            salvage(text)
-        }
+    let (template, reasons) = Template::parse_what_is_known(text);
+    // After the first one, a sign may only seem to begin something.
+    let told = |(at, reason): &(usize, String)| *at == 0 || reason.starts_with("unknown operator");
+    for (_, reason) in reasons.into_iter().enumerate().filter(told) {
+        scope.warn("log_format", format!("{reason}; it is printed as it is"));
     }
-}
-
-/// Doubles the percent signs of operators that do not parse.
-fn salvage(text: &str) -> Template {
-    let mut kept = String::with_capacity(text.len() + 8);
-    let mut rest = text;
-    while let Some(at) = rest.find('%') {
-        kept.push_str(&rest[..at]);
-        let operator_end = rest[at + 1..].find('%').map(|end| at + 1 + end + 1);
-        match operator_end {
-            Some(end) if Template::parse(&rest[at..end]).is_ok() => {
-                kept.push_str(&rest[at..end]);
-                rest = &rest[end..];
-            }
-            _ => {
-                kept.push_str("%%");
-                rest = &rest[at + 1..];
-            }
-        }
+    for gap in template.gaps(Place::Log) {
+        scope.warn("log_format", gap);
     }
-    kept.push_str(rest);
-    Template::parse(&kept).unwrap_or_else(|_| Template::literal(text))
+    template
 }
 
 fn json(fields: &Struct, scope: &mut Scope) -> JsonFormat {
@@ -221,5 +203,50 @@ impl LogFilter {
                 None
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn warnings(format: &str) -> Vec<String> {
+        let mut scope = Scope::new();
+        let config = file::FileAccessLog {
+            path: "/dev/stdout".into(),
+            access_log_format: Some(file::file_access_log::AccessLogFormat::LogFormat(
+                core::SubstitutionFormatString {
+                    format: Some(core::substitution_format_string::Format::JsonFormat(Struct {
+                        fields: [(
+                            "a".to_owned(),
+                            meltemi_proto::google::protobuf::Value {
+                                kind: Some(meltemi_proto::google::protobuf::value::Kind::StringValue(format.into())),
+                            },
+                        )]
+                        .into(),
+                    })),
+                    ..Default::default()
+                },
+            )),
+        };
+        let message = proto::AccessLog {
+            config_type: Some(proto::access_log::ConfigType::TypedConfig(meltemi_proto::pack(&config))),
+            ..Default::default()
+        };
+        AccessLog::compile(&message, &mut scope).expect("compiles");
+        scope.into_warnings().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_a_log_cannot_tell_is_warned_of() {
+        assert_eq!(warnings(DEFAULT_FORMAT), Vec::<String>::new());
+        assert_eq!(warnings("%NOPE(%F)% %START_TIME(%F)% %NADA%").len(), 2);
+        let told = warnings("%UPSTREAM_TLS_VERSION% %START_TIME(%q)% %UPSTREAM_PROTOCOL% %NOPE%");
+        let wanted = [
+            "log_format: unknown operator %NOPE%; it is printed as it is",
+            "log_format: %UPSTREAM_TLS_VERSION% is not known to this proxy; it prints as \"-\"",
+            "log_format: %q in a time format is unknown and printed as it is",
+        ];
+        assert_eq!(told, wanted);
     }
 }

@@ -6,6 +6,7 @@ mod action;
 use std::sync::Arc;
 
 use meltemi_filters::cors::CorsPolicy;
+use meltemi_filters::format::Place;
 use meltemi_filters::matcher::{
     CookieMatch, Fraction, FullRegex, HeaderMatch, MetadataMatch, PathTemplate, QueryMatch,
 };
@@ -47,12 +48,14 @@ impl RouteTable {
             .map_or(MAX_DIRECT_BODY, |limit| usize::try_from(limit.value).unwrap_or(MAX_DIRECT_BODY));
         let settings = RouteSettings {
             request_headers: HeaderOps::compile(
+                Place::RouteRequest,
                 "request_headers_to_add",
                 &message.request_headers_to_add,
                 &message.request_headers_to_remove,
                 scope,
             )?,
             response_headers: HeaderOps::compile(
+                Place::RouteResponse,
                 "response_headers_to_add",
                 &message.response_headers_to_add,
                 &message.response_headers_to_remove,
@@ -146,12 +149,14 @@ impl VirtualHost {
                 Err(_) => return scope.refuse(format!("unknown require_tls {}", message.require_tls)),
             },
             request_headers: HeaderOps::compile(
+                Place::RouteRequest,
                 "request_headers_to_add",
                 &message.request_headers_to_add,
                 &message.request_headers_to_remove,
                 scope,
             )?,
             response_headers: HeaderOps::compile(
+                Place::RouteResponse,
                 "response_headers_to_add",
                 &message.response_headers_to_add,
                 &message.response_headers_to_remove,
@@ -215,12 +220,14 @@ impl Route {
             matcher,
             target,
             request_headers: HeaderOps::compile(
+                Place::RouteRequest,
                 "request_headers_to_add",
                 &message.request_headers_to_add,
                 &message.request_headers_to_remove,
                 scope,
             )?,
             response_headers: HeaderOps::compile(
+                Place::RouteResponse,
                 "response_headers_to_add",
                 &message.response_headers_to_add,
                 &message.response_headers_to_remove,

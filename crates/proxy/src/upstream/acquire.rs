@@ -178,8 +178,8 @@ pub async fn acquire(worker: &Rc<Worker>, ask: &Ask<'_>) -> Result<Acquired, Not
         return Ok(acquired);
     }
     let live = &ask.cluster.entry.live;
-    ask.cluster.counts.pending.inc();
     let _pending = live.admit(ask.high, Resource::Pending).ok_or(NotAcquired::Overflow(Resource::Pending))?;
+    ask.cluster.counts.pending.inc();
     let places = pool.places(key);
     let permit = loop {
         if let Some(permit) = places.admit(live, ask.high) {

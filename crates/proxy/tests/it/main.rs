@@ -6,6 +6,7 @@ mod config;
 mod differential;
 mod envoy;
 mod filters;
+mod formats;
 mod hostile;
 mod http1;
 mod http2;

@@ -141,11 +141,13 @@ async fn requests_without_an_answer_end_after_the_time_to_drain_too() {
     let mut client = Client::connect(at).await;
     client.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n").await;
     soon(asked.notified()).await;
+    // What only drains has all the time that the process has; what is not accepted any more has not.
     running.handle.drain().await;
+    running.handle.apply(LISTENER, Vec::new(), vec!["in".into()]).await.expect("removed");
     let (head, _) = soon(client.receive()).await.expect("an answer");
     assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("connection: close\r\n"), "{head}");
     let line = running.log.line_with("503 LR connection_drained /slow").await;
-    assert!(line.ends_with("<draining: filter chain http>"), "{line}");
+    assert!(line.ends_with("<filter chain changed: filter chain http>"), "{line}");
     assert!(soon(client.closed()).await);
 }
 

@@ -43,6 +43,17 @@ fn sidecar_with_exceptions() {
 }
 
 #[test]
+fn a_port_of_dns_that_is_left_alone_is_not_redirected() {
+    let mut plan = SidecarPlan::new(Exempt::Mark(1337));
+    plan.exclude_outbound = vec![Cidr::v4(10, 0, 0, 0, 8)];
+    assert!(nft(&plan.rules()).contains("redirect to :15053"), "a block around the resolver changes nothing for names");
+    plan.exclude_outbound_ports = vec![53];
+    let text = nft(&plan.rules());
+    assert!(!text.contains("15053") && !text.contains("zone"), "{text}");
+    assert!(text.contains("meta l4proto tcp th dport 53 return"), "{text}");
+}
+
+#[test]
 fn router() {
     let plan = RouterPlan { bridge: "mesh", pods: Cidr::v4(10, 44, 0, 0, 16), relay_port: 15001, dns_port: 53 };
     check("router", &plan.rules());

@@ -9,7 +9,7 @@ use crate::lower::{Context, Findings, origin, port, positive, visibility};
 use crate::{
     ClientTls, ClientTlsMode, ConnectionPool, ConsistentHash, DestinationRule, HashAlgorithm, HashKey, Hostname,
     Keepalive, LbPolicy, LoadBalancer, LocalityLb, OutlierDetection, Percent, PolicySettings, ProxyProtocol,
-    RetryBudget, Subset, TrafficPolicy, Tunnel, Warmup,
+    RetryBudget, Subset, TrafficPolicy, Tunnel, Visibility, Warmup,
 };
 
 pub(crate) fn lower_destination_rule(
@@ -21,16 +21,22 @@ pub(crate) fn lower_destination_rule(
     let spec = if let Spec::DestinationRule(spec) = &object.spec { spec.as_ref() } else { &empty };
     let namespace = object.meta.namespace.as_str();
     let origin = origin(object);
+    let workload_selector = spec
+        .workload_selector
+        .as_ref()
+        .map(|selector| selector.match_labels.clone())
+        .filter(|labels| !labels.is_empty());
+    // A rule for some workloads is for those of its own namespace. Source: Istio `setDestinationRules`.
+    let export_to = match &workload_selector {
+        Some(_) => Visibility::Namespaces([namespace.to_owned()].into()),
+        None => visibility(&spec.export_to, &context.mesh.default_destination_rule_export_to, namespace),
+    };
     DestinationRule {
         sources: vec![origin.name()],
         origin,
         host: Hostname::resolve(&spec.host, namespace, context.domain),
-        export_to: visibility(&spec.export_to, &context.mesh.default_destination_rule_export_to, namespace),
-        workload_selector: spec
-            .workload_selector
-            .as_ref()
-            .map(|selector| selector.match_labels.clone())
-            .filter(|labels| !labels.is_empty()),
+        export_to,
+        workload_selector,
         policy: lower_policy(spec.traffic_policy.as_ref(), "spec.trafficPolicy", findings),
         subsets: spec
             .subsets

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use meltemi_filters::format::Place;
 use meltemi_filters::matcher::{Fraction, Substitution};
 use meltemi_filters::{Rejection, Scope};
 use meltemi_proto::envoy::config::core::v3::RoutingPriority;
@@ -190,12 +191,14 @@ fn compile_weighted(
                 (own, general) => own.or_else(|| general.cloned()),
             },
             request_headers: HeaderOps::compile(
+                Place::RouteRequest,
                 "request_headers_to_add",
                 &cluster.request_headers_to_add,
                 &cluster.request_headers_to_remove,
                 scope,
             )?,
             response_headers: HeaderOps::compile(
+                Place::RouteResponse,
                 "response_headers_to_add",
                 &cluster.response_headers_to_add,
                 &cluster.response_headers_to_remove,

@@ -34,6 +34,14 @@ pub(crate) enum Carrier {
 }
 
 impl Carrier {
+    /// What is spoken on it.
+    pub fn version(&self) -> HttpVersion {
+        match self {
+            Self::H1(..) => HttpVersion::Http11,
+            Self::H2(..) => HttpVersion::Http2,
+        }
+    }
+
     /// What is known of the connection.
     pub fn facts(&self) -> &UpstreamFacts {
         match self {
