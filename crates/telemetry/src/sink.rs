@@ -10,9 +10,11 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 
 /// A worker hands its lines over at this size, or when it calls [`LogWriter::flush`].
-const CHUNK: usize = 16 * 1024;
+const CHUNK: usize = 64 * 1024;
 /// Chunks in flight; beyond it lines are dropped and counted, the traffic goes on.
-const QUEUE: usize = 256;
+const QUEUE: usize = 64;
+/// What a buffer has room for when its first line comes; then twice that, and so on.
+const FIRST: usize = 8 * 1024;
 
 /// A file, or standard output, that any number of workers write lines to.
 #[derive(Debug, Clone)]
@@ -85,6 +87,9 @@ impl LogWriter {
     /// Lets `line` append to the buffer, and hands the buffer over once it is full.
     pub fn write(&self, line: impl FnOnce(&mut Vec<u8>)) {
         let mut buffer = self.buffer.borrow_mut();
+        if buffer.capacity() == 0 {
+            buffer.reserve(FIRST);
+        }
         line(&mut buffer);
         if buffer.len() >= CHUNK {
             self.sink.send(std::mem::take(&mut buffer));
