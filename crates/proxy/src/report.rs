@@ -144,15 +144,14 @@ impl Series {
         if all.len() >= MAX_CACHED {
             all.clear();
         }
-        let count: usize = all.values().map(|(_, hosts)| hosts.len()).sum();
-        let entry = all.entry(Arc::as_ptr(unknown) as usize);
-        let (_, hosts) = entry.or_insert_with(|| (unknown.clone(), HashMap::new()));
-        if let Some(service) = hosts.get(host) {
+        let key = Arc::as_ptr(unknown) as usize;
+        if let Some(service) = all.get(&key).and_then(|(_, hosts)| hosts.get(host)) {
             return service.clone();
         }
-        if count >= MAX_HOSTS {
+        if all.values().map(|(_, hosts)| hosts.len()).sum::<usize>() >= MAX_HOSTS {
             return unknown.clone();
         }
+        let (_, hosts) = all.entry(key).or_insert_with(|| (unknown.clone(), HashMap::new()));
         let text: Arc<str> = host.into();
         let name = if *unknown.name == *UNKNOWN { text.clone() } else { unknown.name.clone() };
         let service = Arc::new(ServiceName { host: text, name, namespace: unknown.namespace.clone() });

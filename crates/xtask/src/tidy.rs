@@ -107,10 +107,10 @@ fn check_source(name: &str, file: &Path, found: &mut Vec<String>) -> Result<()> 
     }
     // Tests stand at the end of a file, or in one of their own.
     let is_test = file.file_stem().is_some_and(|stem| stem == "tests");
-    let code = text.split("#[cfg(test)]").next().filter(|_| !is_test).unwrap_or_default();
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
     for (number, line) in code.lines().enumerate() {
         let line = line.split("//").next().unwrap_or_default();
-        if PURE.contains(&name) && IMPURE_WORDS.iter().any(|word| line.contains(word)) {
+        if !is_test && PURE.contains(&name) && IMPURE_WORDS.iter().any(|word| line.contains(word)) {
             found.push(format!("{shown}:{}: {name} is pure: {}", number + 1, line.trim()));
         }
         if !UNSAFE.contains(&name)

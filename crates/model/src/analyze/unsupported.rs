@@ -221,7 +221,7 @@ fn unread(mesh: &MeshConfig) -> Vec<&'static str> {
         ("dnsRefreshRate", mesh.dns_refresh_rate != default.dns_refresh_rate),
         ("enableEnvoyAccessLogService", mesh.enable_envoy_access_log_service),
         ("enablePrometheusMerge", mesh.enable_prometheus_merge != default.enable_prometheus_merge),
-        ("extensionProviders.envoyFileAccessLog.omitEmptyValues", omits_empty(mesh)),
+        ("extensionProviders[].envoyFileAccessLog.omitEmptyValues", omits_empty(mesh)),
         ("inboundClusterStatName", !mesh.inbound_cluster_stat_name.is_empty()),
         ("inboundTrafficPolicy", mesh.inbound_traffic_policy != default.inbound_traffic_policy),
         ("ingressClass", mesh.ingress_class != default.ingress_class),

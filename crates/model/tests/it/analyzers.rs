@@ -199,6 +199,7 @@ metadata: {name: istio, namespace: istio-system}
 data:
   mesh: |
     accessLogFile: /dev/stdout
+    extensionProviders: [{name: short, envoyFileAccessLog: {path: /dev/stdout, omitEmptyValues: true}}]
     ingressService: mine
     meshMTLS: {minProtocolVersion: TLSV1_3}
 ",
@@ -210,6 +211,7 @@ data:
             "MEL0307 AuthorizationPolicy/attached.default spec.targetRefs",
             "MEL0307 AuthorizationPolicy/tokens.default spec.rules[0].from[1].source",
             "MEL0307 AuthorizationPolicy/tokens.default spec.rules[0].when[0].key",
+            "MEL0307 ConfigMap/istio.istio-system data.mesh: extensionProviders[].envoyFileAccessLog.omitEmptyValues",
             "MEL0307 ConfigMap/istio.istio-system data.mesh: ingressService",
             "MEL0307 ConfigMap/istio.istio-system data.mesh: meshMTLS",
             "MEL0307 DestinationRule/out.default spec.subsets[0].trafficPolicy.tunnel",
