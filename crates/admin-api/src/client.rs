@@ -53,7 +53,9 @@ pub struct Client {
 impl Client {
     /// Over a Unix socket.
     pub fn unix(path: impl AsRef<Path>) -> Self {
-        Self { path: path.as_ref().to_owned() }
+        Self {
+            path: path.as_ref().to_owned(),
+        }
     }
 
     /// Everything at a glance.
@@ -61,11 +63,21 @@ impl Client {
         self.get("/status").await
     }
 
-    /// Applies YAML or JSON text; objects that name no namespace belong to `namespace`. Answers what became of each
-    /// object, also when they are refused.
-    pub async fn apply(&self, text: String, namespace: &str, dry_run: bool) -> Result<ApplyResponse, ClientError> {
-        let query = encode(&[("ns", namespace), ("dry_run", if dry_run { "true" } else { "" })]);
-        let (status, body) = self.call(Method::POST, &format!("/apis/apply?{query}"), text).await?;
+    /// Applies YAML or JSON text; objects that name no namespace belong to `namespace`. Answers
+    /// what became of each object, also when they are refused.
+    pub async fn apply(
+        &self,
+        text: String,
+        namespace: &str,
+        dry_run: bool,
+    ) -> Result<ApplyResponse, ClientError> {
+        let query = encode(&[
+            ("ns", namespace),
+            ("dry_run", if dry_run { "true" } else { "" }),
+        ]);
+        let (status, body) = self
+            .call(Method::POST, &format!("/apis/apply?{query}"), text)
+            .await?;
         match status {
             StatusCode::OK | StatusCode::UNPROCESSABLE_ENTITY => Ok(serde_json::from_slice(&body)?),
             _ => Err(refused(status, &body)),
@@ -75,15 +87,33 @@ impl Client {
     /// The objects in force.
     pub async fn objects(&self, which: &ObjectSelector) -> Result<ObjectList, ClientError> {
         let ObjectSelector { kind, ns, name } = which;
-        self.get(&format!("/apis/objects?{}", encode(&[("kind", kind), ("ns", ns), ("name", name)]))).await
+        self.get(&format!(
+            "/apis/objects?{}",
+            encode(&[("kind", kind), ("ns", ns), ("name", name)])
+        ))
+        .await
     }
 
     /// Deletes applied objects.
-    pub async fn delete(&self, which: &ObjectSelector, dry_run: bool) -> Result<ApplyResponse, ClientError> {
+    pub async fn delete(
+        &self,
+        which: &ObjectSelector,
+        dry_run: bool,
+    ) -> Result<ApplyResponse, ClientError> {
         let ObjectSelector { kind, ns, name } = which;
-        let query =
-            encode(&[("kind", kind), ("ns", ns), ("name", name), ("dry_run", if dry_run { "true" } else { "" })]);
-        let (status, body) = self.call(Method::DELETE, &format!("/apis/objects?{query}"), String::new()).await?;
+        let query = encode(&[
+            ("kind", kind),
+            ("ns", ns),
+            ("name", name),
+            ("dry_run", if dry_run { "true" } else { "" }),
+        ]);
+        let (status, body) = self
+            .call(
+                Method::DELETE,
+                &format!("/apis/objects?{query}"),
+                String::new(),
+            )
+            .await?;
         match status {
             StatusCode::OK | StatusCode::UNPROCESSABLE_ENTITY => Ok(serde_json::from_slice(&body)?),
             _ => Err(refused(status, &body)),
@@ -98,30 +128,60 @@ impl Client {
     /// Any endpoint, as it answers.
     pub async fn text(&self, path: &str) -> Result<Bytes, ClientError> {
         let (status, body) = self.call(Method::GET, path, String::new()).await?;
-        if status.is_success() { Ok(body) } else { Err(refused(status, &body)) }
-    }
-
-    async fn call(&self, method: Method, path: &str, body: String) -> Result<(StatusCode, Bytes), ClientError> {
-        match tokio::time::timeout(TIMEOUT, self.exchange(method, path, body)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(ClientError::Transport(format!("no answer within {TIMEOUT:?}"))),
+        if status.is_success() {
+            Ok(body)
+        } else {
+            Err(refused(status, &body))
         }
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: String) -> Result<(StatusCode, Bytes), ClientError> {
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: String,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        match tokio::time::timeout(TIMEOUT, self.exchange(method, path, body)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(ClientError::Transport(format!(
+                "no answer within {TIMEOUT:?}"
+            ))),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: String,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
         let transport = |error: &dyn std::fmt::Display| ClientError::Transport(error.to_string());
-        let stream = UnixStream::connect(&self.path)
+        let stream =
+            UnixStream::connect(&self.path)
+                .await
+                .map_err(|error| ClientError::Connect {
+                    path: self.path.clone(),
+                    error,
+                })?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| ClientError::Connect { path: self.path.clone(), error })?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| transport(&error))?;
+            .map_err(|error| transport(&error))?;
         let driver = tokio::spawn(connection);
-        let request =
-            Request::builder().method(method).uri(path).header("host", "localhost").body(Full::new(Bytes::from(body)));
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "localhost")
+            .body(Full::new(Bytes::from(body)));
         let request = request.map_err(|error| transport(&error))?;
-        let response = sender.send_request(request).await.map_err(|error| transport(&error))?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| transport(&error))?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(|error| transport(&error))?;
+        let body = Limited::new(response.into_body(), MAX_BODY)
+            .collect()
+            .await
+            .map_err(|error| transport(&error))?;
         driver.abort();
         Ok((status, body.to_bytes()))
     }
@@ -132,5 +192,8 @@ fn refused(status: StatusCode, body: &[u8]) -> ClientError {
         Ok(body) if !body.error.is_empty() => body.error,
         _ => format!("{status}: {}", String::from_utf8_lossy(body)),
     };
-    ClientError::Refused { status: status.as_u16(), message }
+    ClientError::Refused {
+        status: status.as_u16(),
+        message,
+    }
 }

@@ -59,7 +59,8 @@ pub struct Applied {
     pub in_users_file: bool,
 }
 
-/// The answer to apply and delete. Sound objects are taken also where others beside them are refused.
+/// The answer to apply and delete. Sound objects are taken also where others beside them are
+/// refused.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ApplyResponse {

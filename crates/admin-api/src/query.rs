@@ -13,7 +13,9 @@ pub fn encode(pairs: &[(&str, &str)]) -> String {
         out.push('=');
         for byte in value.bytes() {
             match byte {
-                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                    out.push(char::from(byte))
+                }
                 _ => _ = write!(out, "%{byte:02X}"),
             }
         }
@@ -35,7 +37,11 @@ fn plain(text: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let hex = |at: usize| bytes.get(at).and_then(|byte| char::from(*byte).to_digit(16));
+        let hex = |at: usize| {
+            bytes
+                .get(at)
+                .and_then(|byte| char::from(*byte).to_digit(16))
+        };
         match (bytes[at], hex(at + 1), hex(at + 2)) {
             (b'%', Some(high), Some(low)) => {
                 out.push((high * 16 + low) as u8);
@@ -60,16 +66,30 @@ mod tests {
 
     #[test]
     fn what_is_encoded_decodes_to_itself() {
-        let pairs = [("kind", "VirtualService"), ("name", "a&b=c %/ä+"), ("ns", "")];
+        let pairs = [
+            ("kind", "VirtualService"),
+            ("name", "a&b=c %/ä+"),
+            ("ns", ""),
+        ];
         let decoded = decode(&encode(&pairs));
-        assert_eq!(decoded, [("kind".into(), "VirtualService".into()), ("name".into(), "a&b=c %/ä+".into())]);
+        assert_eq!(
+            decoded,
+            [
+                ("kind".into(), "VirtualService".into()),
+                ("name".into(), "a&b=c %/ä+".into())
+            ]
+        );
     }
 
     #[test]
     fn broken_escapes_stay_as_they_are() {
         assert_eq!(
             decode("a=%&b=%f&c=%ff"),
-            [("a".into(), "%".into()), ("b".into(), "%f".into()), ("c".into(), "\u{fffd}".into())]
+            [
+                ("a".into(), "%".into()),
+                ("b".into(), "%f".into()),
+                ("c".into(), "\u{fffd}".into())
+            ]
         );
     }
 }

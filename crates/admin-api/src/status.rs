@@ -19,7 +19,8 @@ pub struct Status {
     pub objects: BTreeMap<String, usize>,
     /// Connected proxies, by id.
     pub proxies: Vec<ProxyStatus>,
-    /// The newest certificate of each workload: issued by this control plane, or shown by a proxy that connected.
+    /// The newest certificate of each workload: issued by this control plane, or shown by a proxy
+    /// that connected.
     pub certificates: Vec<CertificateStatus>,
     /// Findings about the configuration as a whole.
     pub diagnostics: Vec<Diagnostic>,
@@ -36,7 +37,9 @@ pub struct VersionInfo {
 }
 
 /// Whether a proxy has what it is to have.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum SyncState {
     /// It took the newest of everything.
@@ -153,7 +156,8 @@ pub struct CertificateStatus {
     pub serial: String,
     /// SHA-256 of the certificate.
     pub sha256: String,
-    /// Milliseconds since 1970: when it was issued, or, of one that was shown, the start of its validity.
+    /// Milliseconds since 1970: when it was issued, or, of one that was shown, the start of its
+    /// validity.
     pub issued_at_ms: u64,
     /// Milliseconds since 1970.
     pub expires_at_ms: u64,
@@ -162,7 +166,10 @@ pub struct CertificateStatus {
 /// One entry of `GET /debug/syncz`, in Istio's shape.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-#[expect(missing_docs, reason = "Istio's names; sent and acked are hashes over the type's resources")]
+#[expect(
+    missing_docs,
+    reason = "Istio's names; sent and acked are hashes over the type's resources"
+)]
 pub struct SyncStatus {
     pub cluster_id: String,
     pub proxy: String,

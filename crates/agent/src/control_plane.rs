@@ -1,4 +1,5 @@
-//! Connections to the control plane: TLS with our own certificate, or with a token until there is one.
+//! Connections to the control plane: TLS with our own certificate, or with a token until there is
+//! one.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +11,8 @@ use hyper_util::rt::TokioIo;
 use meltemi_net::{ConnectOptions, connect};
 use meltemi_proto::ca::{CertificateRequest, CertificateServiceClient};
 use meltemi_tls::{
-    ClientTerms, DEFAULT_SECRET, Identity, SecretStore, ServerRule, TlsError, TrustBundle, cause_of_io, client_config,
+    ClientTerms, DEFAULT_SECRET, Identity, SecretStore, ServerRule, TlsError, TrustBundle,
+    cause_of_io, client_config,
 };
 use meltemi_xds::Connection;
 use rustls_pki_types::ServerName;
@@ -109,14 +111,20 @@ type Stream = BufReader<TlsStream<TcpStream>>;
 impl ControlPlane {
     /// Connections show the certificate `default` of the store as soon as there is one.
     pub fn new(options: ControlPlaneOptions, secrets: SecretStore) -> Self {
-        Self { options: Arc::new(options), secrets }
+        Self {
+            options: Arc::new(options),
+            secrets,
+        }
     }
 
     /// For `xds::ClientConfig`: each call makes a connection with the newest credential.
     pub fn connector(
         &self,
-    ) -> impl Fn() -> BoxFuture<'static, Result<Connection, Box<dyn std::error::Error + Send + Sync>>> + Send + Sync + use<>
-    {
+    ) -> impl Fn()
+        -> BoxFuture<'static, Result<Connection, Box<dyn std::error::Error + Send + Sync>>>
+    + Send
+    + Sync
+    + use<> {
         let this = self.clone();
         move || {
             let this = this.clone();
@@ -124,7 +132,8 @@ impl ControlPlane {
         }
     }
 
-    /// A channel over one connection, and what each call over it must carry. The channel does not reconnect.
+    /// A channel over one connection, and what each call over it must carry. The channel does not
+    /// reconnect.
     pub async fn connect(&self) -> Result<Connection, ConnectError> {
         let (stream, token) = self.dial().await?;
         let failed = |error: tonic::transport::Error| self.unreachable(error.to_string());
@@ -135,7 +144,10 @@ impl ControlPlane {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(4 << 20);
-        let channel: Channel = endpoint.connect_with_connector(Once(Some(stream))).await.map_err(failed)?;
+        let channel: Channel = endpoint
+            .connect_with_connector(Once(Some(stream)))
+            .await
+            .map_err(failed)?;
         let mut metadata = MetadataMap::new();
         if let Ok(cluster) = self.options.cluster_id.parse() {
             metadata.insert("clusterid", cluster);
@@ -146,8 +158,8 @@ impl ControlPlane {
         Ok(Connection { channel, metadata })
     }
 
-    /// With the certificate if there is a valid one; if the control plane does not take it (its authority may be a new
-    /// one since), with the token.
+    /// With the certificate if there is a valid one; if the control plane does not take it (its
+    /// authority may be a new one since), with the token.
     async fn dial(&self) -> Result<(Stream, Option<MetadataValue<Ascii>>), ConnectError> {
         let mut refused = None;
         if let Some(identity) = self.certificate() {
@@ -180,14 +192,21 @@ impl ControlPlane {
             Some(Token::Text(text)) => (text.to_string(), "token".to_owned()),
             Some(Token::File(path)) => {
                 let path_text = path.display().to_string();
-                let text = std::fs::read_to_string(path)
-                    .map_err(|error| ConnectError::Material { path: path_text.clone(), reason: error.to_string() })?;
+                let text =
+                    std::fs::read_to_string(path).map_err(|error| ConnectError::Material {
+                        path: path_text.clone(),
+                        reason: error.to_string(),
+                    })?;
                 (newest(&text).to_owned(), path_text)
             }
         };
-        let mut value: MetadataValue<Ascii> = format!("Bearer {}", text.trim()).parse().map_err(|_| {
-            ConnectError::Material { path, reason: "the token holds characters that a header cannot carry".to_owned() }
-        })?;
+        let mut value: MetadataValue<Ascii> =
+            format!("Bearer {}", text.trim())
+                .parse()
+                .map_err(|_| ConnectError::Material {
+                    path,
+                    reason: "the token holds characters that a header cannot carry".to_owned(),
+                })?;
         value.set_sensitive(true);
         Ok(Some(value))
     }
@@ -195,29 +214,43 @@ impl ControlPlane {
     async fn handshake(&self, identity: Option<&Identity>) -> Result<Stream, ConnectError> {
         let options = &*self.options;
         let path = options.roots.display().to_string();
-        let material = |reason: String| ConnectError::Material { path: path.clone(), reason };
+        let material = |reason: String| ConnectError::Material {
+            path: path.clone(),
+            reason,
+        };
         let roots = std::fs::read(&options.roots).map_err(|error| material(error.to_string()))?;
-        let trust = TrustBundle::from_pem(&roots).map_err(|error: TlsError| material(error.to_string()))?;
+        let trust =
+            TrustBundle::from_pem(&roots).map_err(|error: TlsError| material(error.to_string()))?;
         let terms = ClientTerms {
             alpn: vec!["h2".to_owned()],
             rule: ServerRule::Host(options.server_name.clone()),
             ..ClientTerms::default()
         };
-        let config = client_config(&terms, identity, &trust).map_err(|error| material(error.to_string()))?;
-        let name =
-            ServerName::try_from(options.server_name.clone()).map_err(|error| self.unreachable(error.to_string()))?;
+        let config =
+            client_config(&terms, identity, &trust).map_err(|error| material(error.to_string()))?;
+        let name = ServerName::try_from(options.server_name.clone())
+            .map_err(|error| self.unreachable(error.to_string()))?;
         let refused = |error: std::io::Error| ConnectError::Handshake {
             address: options.address.clone(),
             reason: cause_of_io(&error),
         };
         let late = |step: &str| self.unreachable(format!("{step} took more than {STEP_TIMEOUT:?}"));
 
-        let tcp = tokio::time::timeout(STEP_TIMEOUT, self.tcp()).await.map_err(|_| late("connecting"))??;
-        let tls = tokio::time::timeout(STEP_TIMEOUT, TlsConnector::from(config).connect(name, tcp)).await;
-        let mut stream = BufReader::new(tls.map_err(|_| late("the TLS handshake"))?.map_err(refused)?);
-        // In TLS 1.3 a server judges the client's certificate after the handshake is over for the client. Its HTTP/2
-        // preface, which comes unasked, says that it was taken.
-        match tokio::time::timeout(STEP_TIMEOUT, stream.fill_buf()).await.map_err(|_| late("the HTTP/2 preface"))? {
+        let tcp = tokio::time::timeout(STEP_TIMEOUT, self.tcp())
+            .await
+            .map_err(|_| late("connecting"))??;
+        let tls =
+            tokio::time::timeout(STEP_TIMEOUT, TlsConnector::from(config).connect(name, tcp)).await;
+        let mut stream = BufReader::new(
+            tls.map_err(|_| late("the TLS handshake"))?
+                .map_err(refused)?,
+        );
+        // In TLS 1.3 a server judges the client's certificate after the handshake is over for the
+        // client. Its HTTP/2 preface, which comes unasked, says that it was taken.
+        match tokio::time::timeout(STEP_TIMEOUT, stream.fill_buf())
+            .await
+            .map_err(|_| late("the HTTP/2 preface"))?
+        {
             Ok([]) => Err(refused(std::io::ErrorKind::UnexpectedEof.into())),
             Ok(_) => Ok(stream),
             Err(error) => Err(refused(error)),
@@ -225,7 +258,10 @@ impl ControlPlane {
     }
 
     async fn tcp(&self) -> Result<TcpStream, ConnectError> {
-        let options = ConnectOptions { mark: self.options.mark, ..ConnectOptions::default() };
+        let options = ConnectOptions {
+            mark: self.options.mark,
+            ..ConnectOptions::default()
+        };
         let addresses = tokio::net::lookup_host(&self.options.address)
             .await
             .map_err(|error| self.unreachable(error.to_string()))?;
@@ -240,42 +276,67 @@ impl ControlPlane {
     }
 
     fn unreachable(&self, reason: String) -> ConnectError {
-        ConnectError::Unreachable { address: self.options.address.clone(), reason }
+        ConnectError::Unreachable {
+            address: self.options.address.clone(),
+            reason,
+        }
     }
 }
 
 impl CertificateSource for ControlPlane {
-    fn fetch<'a>(&'a self, csr_pem: &'a str, ttl: Duration) -> BoxFuture<'a, Result<Vec<String>, FetchError>> {
+    fn fetch<'a>(
+        &'a self,
+        csr_pem: &'a str,
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<Vec<String>, FetchError>> {
         Box::pin(async move {
-            let connection = self.connect().await.map_err(|error| FetchError::Unreachable(error.to_string()))?;
+            let connection = self
+                .connect()
+                .await
+                .map_err(|error| FetchError::Unreachable(error.to_string()))?;
             let mut request = tonic::Request::new(CertificateRequest {
                 csr: csr_pem.to_owned(),
                 validity_duration: i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX),
                 metadata: None,
             });
             *request.metadata_mut() = connection.metadata;
-            let call = async { CertificateServiceClient::new(connection.channel).create_certificate(request).await };
-            let answer = tokio::time::timeout(CSR_TIMEOUT, call)
-                .await
-                .map_err(|_| FetchError::Unreachable(format!("the CA gave no answer within {CSR_TIMEOUT:?}")))?;
+            let call = async {
+                CertificateServiceClient::new(connection.channel)
+                    .create_certificate(request)
+                    .await
+            };
+            let answer = tokio::time::timeout(CSR_TIMEOUT, call).await.map_err(|_| {
+                FetchError::Unreachable(format!("the CA gave no answer within {CSR_TIMEOUT:?}"))
+            })?;
             match answer {
                 Ok(response) => Ok(response.into_inner().cert_chain),
                 Err(status) => match status.code() {
-                    tonic::Code::PermissionDenied | tonic::Code::Unauthenticated | tonic::Code::InvalidArgument => {
-                        Err(FetchError::Refused(format!("{:?}: {}", status.code(), status.message())))
-                    }
-                    code => Err(FetchError::Unreachable(format!("{code:?}: {}", status.message()))),
+                    tonic::Code::PermissionDenied
+                    | tonic::Code::Unauthenticated
+                    | tonic::Code::InvalidArgument => Err(FetchError::Refused(format!(
+                        "{:?}: {}",
+                        status.code(),
+                        status.message()
+                    ))),
+                    code => Err(FetchError::Unreachable(format!(
+                        "{code:?}: {}",
+                        status.message()
+                    ))),
                 },
             }
         })
     }
 }
 
-/// The token of a file: all of it, or, where whoever renews it appends lines, the last whole one. A line is whole when its end
-/// is there, so half of a new one is never taken.
+/// The token of a file: all of it, or, where whoever renews it appends lines, the last whole one. A
+/// line is whole when its end is there, so half of a new one is never taken.
 fn newest(text: &str) -> &str {
     let whole = text.rfind('\n').map_or(text, |end| &text[..end]);
-    whole.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or(text.trim())
+    whole
+        .lines()
+        .map(str::trim)
+        .rfind(|line| !line.is_empty())
+        .unwrap_or(text.trim())
 }
 
 /// Hands over one finished connection; when it is gone, the channel's owner asks for a new one.
@@ -291,7 +352,12 @@ impl tower_service::Service<Uri> for Once {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        std::future::ready(self.0.take().map(TokioIo::new).ok_or_else(|| std::io::ErrorKind::NotConnected.into()))
+        std::future::ready(
+            self.0
+                .take()
+                .map(TokioIo::new)
+                .ok_or_else(|| std::io::ErrorKind::NotConnected.into()),
+        )
     }
 }
 

@@ -1,6 +1,8 @@
-//! The workload's resolver: names of the mesh are answered here, all others by the upstream resolver.
+//! The workload's resolver: names of the mesh are answered here, all others by the upstream
+//! resolver.
 //!
-//! Source: Istio `pkg/dns/client`. Queries that this resolver does not answer are forwarded byte by byte.
+//! Source: Istio `pkg/dns/client`. Queries that this resolver does not answer are forwarded byte by
+//! byte.
 
 mod forward;
 mod index;

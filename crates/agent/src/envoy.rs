@@ -1,7 +1,8 @@
 //! Envoy in the place of our proxy: its bootstrap, its process, and the Unix sockets that feed it.
 //!
-//! Envoy never speaks to the control plane itself. Its discovery streams go through [`AdsRelay`] with the agent's
-//! credentials, and its certificates come from [`SdsServer`], so that keys are written nowhere.
+//! Envoy never speaks to the control plane itself. Its discovery streams go through [`AdsRelay`]
+//! with the agent's credentials, and its certificates come from [`SdsServer`], so that keys are
+//! written nowhere.
 
 mod ads;
 mod bootstrap;

@@ -1,7 +1,8 @@
 //! The workload's certificate: fetched, and fetched again at half of its life.
 //!
-//! Keys are made here and never leave the process but for the local SDS socket. A failure never takes the old
-//! certificate away: it stays in the store until a better one replaces it, even beyond its time.
+//! Keys are made here and never leave the process but for the local SDS socket. A failure never
+//! takes the old certificate away: it stays in the store until a better one replaces it, even
+//! beyond its time.
 
 mod rotation;
 
@@ -10,8 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use meltemi_tls::{
-    CertificateInfo, DEFAULT_SECRET, Identity, ROOT_SECRET, Secret, SecretStore, TrustBundle, certificates_from_pem,
-    key_from_pem, verify_workload,
+    CertificateInfo, DEFAULT_SECRET, Identity, ROOT_SECRET, Secret, SecretStore, TrustBundle,
+    certificates_from_pem, key_from_pem, verify_workload,
 };
 use meltemi_types::SpiffeId;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
@@ -36,7 +37,11 @@ pub enum FetchError {
 /// Whoever turns a request into a chain: leaf first, roots as the last element.
 pub trait CertificateSource: Send + Sync + 'static {
     /// One attempt, bounded in time. Cancel safe.
-    fn fetch<'a>(&'a self, csr_pem: &'a str, ttl: Duration) -> BoxFuture<'a, Result<Vec<String>, FetchError>>;
+    fn fetch<'a>(
+        &'a self,
+        csr_pem: &'a str,
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<Vec<String>, FetchError>>;
 }
 
 /// Time, so that tests can have their own.
@@ -75,7 +80,11 @@ pub struct IdentityOptions {
 impl IdentityOptions {
     /// Istio's defaults.
     pub fn new(identity: SpiffeId) -> Self {
-        Self { identity, ttl: Duration::from_secs(24 * 3600), rotation: Rotation::default() }
+        Self {
+            identity,
+            ttl: Duration::from_secs(24 * 3600),
+            rotation: Rotation::default(),
+        }
     }
 }
 
@@ -113,7 +122,14 @@ impl IdentityAgent {
         secrets: SecretStore,
         metrics: AgentMetrics,
     ) -> Self {
-        Self { options, source, clock, secrets, metrics, state: Arc::default() }
+        Self {
+            options,
+            source,
+            clock,
+            secrets,
+            metrics,
+            state: Arc::default(),
+        }
     }
 
     /// Follows what happens.
@@ -129,7 +145,10 @@ impl IdentityAgent {
             let now = self.clock.now();
             let due = match outcome {
                 Ok(identity) => {
-                    let delay = self.options.rotation.delay(now, identity.not_after(), random());
+                    let delay = self
+                        .options
+                        .rotation
+                        .delay(now, identity.not_after(), random());
                     tracing::info!(
                         serial = %identity.info().serial, sha256 = %&identity.info().sha256[..16],
                         identity = %self.options.identity, rotation_in = ?delay, "certificate obtained"
@@ -158,13 +177,20 @@ impl IdentityAgent {
         }
     }
 
-    /// In slices: the monotonic clock stands still while a laptop sleeps, the certificate's time does not.
+    /// In slices: the monotonic clock stands still while a laptop sleeps, the certificate's time
+    /// does not.
     async fn wait_until(&self, due: SystemTime) {
         const SLICE: Duration = Duration::from_secs(30);
         loop {
             let now = self.clock.now();
-            if self.secrets.get(DEFAULT_SECRET).is_some_and(|secret| secret.identity.is_some()) {
-                self.metrics.cert_expiry.set(i64::try_from(self.left(now).as_secs()).unwrap_or(i64::MAX));
+            if self
+                .secrets
+                .get(DEFAULT_SECRET)
+                .is_some_and(|secret| secret.identity.is_some())
+            {
+                self.metrics
+                    .cert_expiry
+                    .set(i64::try_from(self.left(now).as_secs()).unwrap_or(i64::MAX));
             }
             match due.duration_since(now) {
                 Ok(left) if !left.is_zero() => self.clock.sleep(left.min(SLICE)).await,
@@ -175,8 +201,13 @@ impl IdentityAgent {
 
     /// How long the certificate in use is good for; zero if there is none.
     fn left(&self, now: SystemTime) -> Duration {
-        let identity = self.secrets.get(DEFAULT_SECRET).and_then(|secret| secret.identity.clone());
-        identity.and_then(|identity| identity.not_after().duration_since(now).ok()).unwrap_or_default()
+        let identity = self
+            .secrets
+            .get(DEFAULT_SECRET)
+            .and_then(|secret| secret.identity.clone());
+        identity
+            .and_then(|identity| identity.not_after().duration_since(now).ok())
+            .unwrap_or_default()
     }
 
     /// One request, from a new key to the store.
@@ -187,7 +218,8 @@ impl IdentityAgent {
         let (identity, trust) = accept(&self.options.identity, &chain, &key_pem, self.clock.now())?;
         // Roots first: a peer that is verified with the new certificate's roots must find them.
         self.secrets.set(ROOT_SECRET, Secret::trust(trust));
-        self.secrets.set(DEFAULT_SECRET, Secret::identity(identity.clone()));
+        self.secrets
+            .set(DEFAULT_SECRET, Secret::identity(identity.clone()));
         Ok(identity)
     }
 
@@ -203,7 +235,10 @@ pub struct IdentityView(Arc<Mutex<IdentityState>>);
 impl IdentityView {
     /// As it is now.
     pub fn get(&self) -> IdentityState {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -213,8 +248,13 @@ fn request(identity: &SpiffeId) -> Result<(String, String), FetchError> {
     let key = KeyPair::generate().map_err(failed)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().map_err(failed)?)];
-    let csr = params.serialize_request(&key).and_then(|csr| csr.pem()).map_err(failed)?;
+    params.subject_alt_names = vec![SanType::URI(
+        identity.to_string().try_into().map_err(failed)?,
+    )];
+    let csr = params
+        .serialize_request(&key)
+        .and_then(|csr| csr.pem())
+        .map_err(failed)?;
     Ok((key.serialize_pem(), csr))
 }
 
@@ -226,14 +266,22 @@ fn accept(
     now: SystemTime,
 ) -> Result<(Identity, TrustBundle), FetchError> {
     let unusable = |error: &dyn std::fmt::Display| FetchError::Unusable(error.to_string());
-    let [links @ .., roots] = chain else { return Err(unusable(&"it is empty")) };
-    let links = certificates_from_pem(links.concat().as_bytes()).map_err(|error| unusable(&error))?;
+    let [links @ .., roots] = chain else {
+        return Err(unusable(&"it is empty"));
+    };
+    let links =
+        certificates_from_pem(links.concat().as_bytes()).map_err(|error| unusable(&error))?;
     let key = key_from_pem(key_pem.as_bytes()).map_err(|error| unusable(&error))?;
     let trust = TrustBundle::from_pem(roots.as_bytes()).map_err(|error| unusable(&error))?;
     let identity = Identity::new(links, key).map_err(|error| unusable(&error))?;
     match identity.spiffe() {
         Some(id) if id == expected => {}
-        _ => return Err(unusable(&format_args!("asked for {expected}, got {}", identity.info().names()))),
+        _ => {
+            return Err(unusable(&format_args!(
+                "asked for {expected}, got {}",
+                identity.info().names()
+            )));
+        }
     }
     verify_workload(identity.chain(), &trust, now).map_err(|error| unusable(&error))?;
     Ok((identity, trust))

@@ -5,17 +5,47 @@ use std::sync::Arc;
 use meltemi_telemetry::{Counter, Gauge, Registry, Shard, prometheus};
 
 const HELP: &[(&str, &str)] = &[
-    ("istio_agent_cert_expiry_seconds", "Seconds until the certificate expires."),
-    ("istio_agent_num_outgoing_requests", "Requests to the control plane, by type."),
-    ("istio_agent_num_failed_outgoing_requests", "Requests to the control plane that failed, by type."),
+    (
+        "istio_agent_cert_expiry_seconds",
+        "Seconds until the certificate expires.",
+    ),
+    (
+        "istio_agent_num_outgoing_requests",
+        "Requests to the control plane, by type.",
+    ),
+    (
+        "istio_agent_num_failed_outgoing_requests",
+        "Requests to the control plane that failed, by type.",
+    ),
     ("istio_agent_dns_requests_total", "DNS queries."),
-    ("istio_agent_dns_upstream_requests_total", "DNS queries that were forwarded."),
-    ("istio_agent_dns_upstream_failures_total", "Forwarded DNS queries without an answer."),
-    ("istio_agent_dns_dropped_total", "DNS queries that were dropped because too many were in flight."),
-    ("istio_agent_scrapes_total", "Scrapes of the merged metrics."),
-    ("istio_agent_scrape_failures_total", "Scrapes of a part that failed, by part."),
-    ("istio_agent_xds_connections_total", "Connections of the local proxy that were forwarded to the control plane."),
-    ("istio_agent_istiod_connection_failures", "Connections to the control plane that could not be made."),
+    (
+        "istio_agent_dns_upstream_requests_total",
+        "DNS queries that were forwarded.",
+    ),
+    (
+        "istio_agent_dns_upstream_failures_total",
+        "Forwarded DNS queries without an answer.",
+    ),
+    (
+        "istio_agent_dns_dropped_total",
+        "DNS queries that were dropped because too many were in flight.",
+    ),
+    (
+        "istio_agent_scrapes_total",
+        "Scrapes of the merged metrics.",
+    ),
+    (
+        "istio_agent_scrape_failures_total",
+        "Scrapes of a part that failed, by part.",
+    ),
+    (
+        "istio_agent_xds_connections_total",
+        "Connections of the local proxy that were forwarded to the control plane.",
+    ),
+    (
+        "istio_agent_istiod_connection_failures",
+        "Connections to the control plane that could not be made.",
+    ),
 ];
 
 /// Handles, resolved once. Several threads may count.
@@ -63,7 +93,12 @@ impl Default for AgentMetrics {
 impl AgentMetrics {
     /// A failed scrape of `part`: `envoy`, `application`.
     pub(crate) fn scrape_failed(&self, part: &'static str) {
-        self.shard.counter("istio_agent_scrape_failures_total", vec![("type", Arc::from(part))]).add_shared(1);
+        self.shard
+            .counter(
+                "istio_agent_scrape_failures_total",
+                vec![("type", Arc::from(part))],
+            )
+            .add_shared(1);
     }
 
     /// Prometheus text.

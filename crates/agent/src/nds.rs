@@ -11,10 +11,17 @@ use tokio::sync::watch;
 use crate::ControlPlane;
 use crate::dns::{NameIndex, Names};
 
-/// Keeps `names` up to date; `connected` tells whether the control plane answers. Runs until it is dropped.
-pub async fn follow_names(control_plane: ControlPlane, node: Node, names: Names, connected: watch::Sender<bool>) {
+/// Keeps `names` up to date; `connected` tells whether the control plane answers. Runs until it is
+/// dropped.
+pub async fn follow_names(
+    control_plane: ControlPlane,
+    node: Node,
+    names: Names,
+    connected: watch::Sender<bool>,
+) {
     let initial = vec![(type_url::NAME_TABLE.to_owned(), Subscription::wildcard())];
-    let (handle, mut events) = Client::spawn(ClientConfig::new(control_plane.connector(), node, initial));
+    let (handle, mut events) =
+        Client::spawn(ClientConfig::new(control_plane.connector(), node, initial));
     // Usually one table; a server may cut it into several.
     let mut tables: BTreeMap<String, NameTable> = BTreeMap::new();
     while let Some(event) = events.recv().await {
@@ -29,7 +36,10 @@ pub async fn follow_names(control_plane: ControlPlane, node: Node, names: Names,
                 let parsed: Result<Vec<_>, _> = update
                     .set
                     .iter()
-                    .map(|resource| unpack::<NameTable>(&resource.any).map(|table| (resource.name.clone(), table)))
+                    .map(|resource| {
+                        unpack::<NameTable>(&resource.any)
+                            .map(|table| (resource.name.clone(), table))
+                    })
                     .collect();
                 match parsed {
                     Ok(parsed) => {

@@ -1,4 +1,5 @@
-//! What a proxy says of itself in its first xDS request. Source: Istio `pkg/bootstrap`, `pkg/model`.
+//! What a proxy says of itself in its first xDS request. Source: Istio `pkg/bootstrap`,
+//! `pkg/model`.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -59,27 +60,48 @@ pub struct Workload {
 impl Workload {
     /// `type~ip~pod.namespace~namespace.svc.domain`.
     pub fn node_id(&self) -> String {
-        let ip = self.ips.first().map_or_else(|| "127.0.0.1".to_owned(), ToString::to_string);
+        let ip = self
+            .ips
+            .first()
+            .map_or_else(|| "127.0.0.1".to_owned(), ToString::to_string);
         let namespace = self.identity.namespace();
-        format!("{}~{ip}~{}.{namespace}~{namespace}.svc.{}", self.kind.as_str(), self.pod, self.domain_suffix)
+        format!(
+            "{}~{ip}~{}.{namespace}~{namespace}.svc.{}",
+            self.kind.as_str(),
+            self.pod,
+            self.domain_suffix
+        )
     }
 
     /// What short names are tried with. Source: Kubernetes `ClusterFirst`.
     pub fn search_domains(&self) -> Vec<String> {
         let suffix = &self.domain_suffix;
-        vec![format!("{}.svc.{suffix}", self.identity.namespace()), format!("svc.{suffix}"), suffix.clone()]
+        vec![
+            format!("{}.svc.{suffix}", self.identity.namespace()),
+            format!("svc.{suffix}"),
+            suffix.clone(),
+        ]
     }
 
     /// The metadata as JSON-like pairs, in a fixed order.
     fn metadata(&self) -> Vec<(String, Value)> {
         let text = |key: &str, value: &str| (key.to_owned(), value_of(value));
         let object = |pairs: &std::collections::BTreeMap<String, String>| {
-            let fields: HashMap<String, Value> =
-                pairs.iter().map(|(key, value)| (key.clone(), value_of(value.as_str()))).collect();
-            Value { kind: Some(Kind::StructValue(Struct { fields })) }
+            let fields: HashMap<String, Value> = pairs
+                .iter()
+                .map(|(key, value)| (key.clone(), value_of(value.as_str())))
+                .collect();
+            Value {
+                kind: Some(Kind::StructValue(Struct { fields })),
+            }
         };
         let namespace = self.identity.namespace();
-        let ips = self.ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let ips = self
+            .ips
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(",");
         let mut pairs = vec![
             text("NAME", &self.pod),
             text("NAMESPACE", namespace),
@@ -92,7 +114,10 @@ impl Workload {
             text("WORKLOAD_NAME", &self.workload_name),
             text(
                 "OWNER",
-                &format!("kubernetes://apis/apps/v1/namespaces/{namespace}/deployments/{}", self.workload_name),
+                &format!(
+                    "kubernetes://apis/apps/v1/namespaces/{namespace}/deployments/{}",
+                    self.workload_name
+                ),
             ),
             text("NODE_NAME", &self.node_name),
             text("INTERCEPTION_MODE", "REDIRECT"),
@@ -116,12 +141,22 @@ impl Workload {
 
 /// The node of a workload.
 pub fn node_of(workload: &Workload) -> Node {
-    let Locality { region, zone, subzone } = workload.locality.clone();
+    let Locality {
+        region,
+        zone,
+        subzone,
+    } = workload.locality.clone();
     Node {
         id: workload.node_id(),
         cluster: workload.service_cluster(),
-        metadata: Some(Struct { fields: workload.metadata().into_iter().collect() }),
-        locality: Some(NodeLocality { region, zone, sub_zone: subzone }),
+        metadata: Some(Struct {
+            fields: workload.metadata().into_iter().collect(),
+        }),
+        locality: Some(NodeLocality {
+            region,
+            zone,
+            sub_zone: subzone,
+        }),
         ..Node::default()
     }
 }
@@ -133,7 +168,9 @@ pub(crate) mod tests {
     pub(crate) fn workload() -> Workload {
         Workload {
             kind: NodeKind::Sidecar,
-            identity: "spiffe://cluster.local/ns/default/sa/sleep".parse().expect("an identity"),
+            identity: "spiffe://cluster.local/ns/default/sa/sleep"
+                .parse()
+                .expect("an identity"),
             pod: "sleep-1".into(),
             ips: vec!["10.44.0.7".parse().expect("an address")],
             labels: [("app", "sleep"), ("version", "v1")].into_iter().collect(),
@@ -150,12 +187,22 @@ pub(crate) mod tests {
     #[test]
     fn a_node_says_who_it_is_in_istios_words() {
         let node = node_of(&workload());
-        assert_eq!(node.id, "sidecar~10.44.0.7~sleep-1.default~default.svc.cluster.local");
+        assert_eq!(
+            node.id,
+            "sidecar~10.44.0.7~sleep-1.default~default.svc.cluster.local"
+        );
         assert_eq!(node.cluster, "sleep.default");
         let metadata = node.metadata.expect("metadata");
         use meltemi_proto::istio::StructExt as _;
         assert_eq!(metadata.text("SERVICE_ACCOUNT"), Some("sleep"));
         assert_eq!(metadata.text("INSTANCE_IPS"), Some("10.44.0.7"));
-        assert_eq!(workload().search_domains(), ["default.svc.cluster.local", "svc.cluster.local", "cluster.local"]);
+        assert_eq!(
+            workload().search_domains(),
+            [
+                "default.svc.cluster.local",
+                "svc.cluster.local",
+                "cluster.local"
+            ]
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! The whole sidecar, or gateway, put together: identity, discovery, DNS, probes, and one of two proxies.
+//! The whole sidecar, or gateway, put together: identity, discovery, DNS, probes, and one of two
+//! proxies.
 
 mod embedded;
 mod meltemi;
@@ -21,7 +22,8 @@ use crate::dns::{DnsOptions, DnsServer, Names, UpstreamForwarder};
 use crate::identity::{IdentityAgent, IdentityOptions, IdentityView};
 use crate::status::{AppMetrics, Pages, StatusOptions, StatusServer, StatusSources};
 use crate::{
-    AgentMetrics, BoxFuture, Clock, ControlPlane, ControlPlaneOptions, SystemClock, Workload, follow_names, node_of,
+    AgentMetrics, BoxFuture, Clock, ControlPlane, ControlPlaneOptions, SystemClock, Workload,
+    follow_names, node_of,
 };
 
 /// How often certificate files are looked at.
@@ -58,7 +60,8 @@ pub struct SidecarOptions {
     pub status: SocketAddr,
     /// Probes; 0.0.0.0:15021. `None` where Envoy listens there.
     pub health: Option<SocketAddr>,
-    /// How long open requests may take to finish at the end. Source: ProxyConfig `terminationDrainDuration`, 5 s.
+    /// How long open requests may take to finish at the end. Source: ProxyConfig
+    /// `terminationDrainDuration`, 5 s.
     pub termination_drain: Duration,
     /// Which proxy.
     pub proxy: ProxyChoice,
@@ -83,28 +86,47 @@ struct SidecarTerms {
 /// A proxy that runs, in whichever form.
 trait Running: Send {
     /// Prometheus text.
-    fn metrics(&self) -> Arc<dyn Fn() -> BoxFuture<'static, std::io::Result<String>> + Send + Sync>;
+    fn metrics(&self)
+    -> Arc<dyn Fn() -> BoxFuture<'static, std::io::Result<String>> + Send + Sync>;
     /// Whether it serves.
     fn ready(&self) -> Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
-    /// Its end that did not come from here: in order if its admin interface was asked for it. Cancel safe.
+    /// Its end that did not come from here: in order if its admin interface was asked for it.
+    /// Cancel safe.
     fn exited(&mut self) -> BoxFuture<'_, anyhow::Result<()>>;
     /// No new work; open work may finish within the grace; then it ends.
     fn drain_and_stop(self: Box<Self>, grace: Duration) -> BoxFuture<'static, ()>;
 }
 
-/// Runs until `shutdown` is done or `POST /quitquitquit` comes; then drains and returns. An error means that a part
-/// ended by itself.
-pub async fn run(options: SidecarOptions, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
-    let SidecarOptions { workload, control_plane, identity, dns, status, health, termination_drain, proxy } = options;
-    let (secrets, metrics, names) = (SecretStore::new(), AgentMetrics::default(), Names::default());
+/// Runs until `shutdown` is done or `POST /quitquitquit` comes; then drains and returns. An error
+/// means that a part ended by itself.
+pub async fn run(
+    options: SidecarOptions,
+    shutdown: impl Future<Output = ()> + Send,
+) -> anyhow::Result<()> {
+    let SidecarOptions {
+        workload,
+        control_plane,
+        identity,
+        dns,
+        status,
+        health,
+        termination_drain,
+        proxy,
+    } = options;
+    let (secrets, metrics, names) = (
+        SecretStore::new(),
+        AgentMetrics::default(),
+        Names::default(),
+    );
     let mark = control_plane.mark;
     let control_plane = ControlPlane::new(control_plane, secrets.clone());
     let mut node = node_of(&workload);
     if matches!(proxy, ProxyChoice::Embedded(_)) {
         // By this the control plane knows which filters it may send.
         node.user_agent_name = "meltemi".to_owned();
-        node.user_agent_version_type =
-            Some(UserAgentVersionType::UserAgentVersion(env!("CARGO_PKG_VERSION").to_owned()));
+        node.user_agent_version_type = Some(UserAgentVersionType::UserAgentVersion(
+            env!("CARGO_PKG_VERSION").to_owned(),
+        ));
     }
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
 
@@ -123,7 +145,13 @@ pub async fn run(options: SidecarOptions, shutdown: impl Future<Output = ()> + S
     }
 
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let agent = IdentityAgent::new(identity, Arc::new(control_plane.clone()), clock, secrets.clone(), metrics.clone());
+    let agent = IdentityAgent::new(
+        identity,
+        Arc::new(control_plane.clone()),
+        clock,
+        secrets.clone(),
+        metrics.clone(),
+    );
     let identity = agent.state();
     tasks.spawn(async move {
         agent.run().await;
@@ -155,7 +183,11 @@ pub async fn run(options: SidecarOptions, shutdown: impl Future<Output = ()> + S
         control_plane,
         secrets,
         metrics: metrics.clone(),
-        options: SidecarTerms { workload, mark, status_port: status.port() },
+        options: SidecarTerms {
+            workload,
+            mark,
+            status_port: status.port(),
+        },
     };
     let mut proxy = match proxy {
         ProxyChoice::Embedded(embedded) => embedded.start(parts)?,
@@ -164,7 +196,11 @@ pub async fn run(options: SidecarOptions, shutdown: impl Future<Output = ()> + S
 
     let (quit, drain) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let sources = StatusSources {
-        ready: readiness(identity.clone(), wants_names.then(|| names.clone()), proxy.ready()),
+        ready: readiness(
+            identity.clone(),
+            wants_names.then(|| names.clone()),
+            proxy.ready(),
+        ),
         proxy_metrics: proxy.metrics(),
         app_metrics,
         metrics,
@@ -175,7 +211,10 @@ pub async fn run(options: SidecarOptions, shutdown: impl Future<Output = ()> + S
     };
     for (address, pages) in [(Some(status), Pages::All), (health, Pages::Probes)] {
         let Some(address) = address else { continue };
-        let options = StatusOptions { pages, ..StatusOptions::default() };
+        let options = StatusOptions {
+            pages,
+            ..StatusOptions::default()
+        };
         let server = StatusServer::bind(address, sources.clone(), options)
             .await
             .with_context(|| format!("status server on {address}"))?;
@@ -214,7 +253,9 @@ fn readiness(
         let (identity, names, proxy) = (identity.get(), names.clone(), proxy.clone());
         Box::pin(async move {
             if identity.certificate.is_none() {
-                let reason = identity.last_error.unwrap_or_else(|| "asking for it".to_owned());
+                let reason = identity
+                    .last_error
+                    .unwrap_or_else(|| "asking for it".to_owned());
                 return Err(format!("no certificate yet: {reason}"));
             }
             if names.is_some_and(|names| names.get().is_none()) {

@@ -9,8 +9,8 @@ use crate::core::{ConfigMap, DeploymentSpec, Pod, Secret, ServiceSpec};
 use crate::extensions::{TrafficExtension, WasmPlugin};
 use crate::kind::{Kind, ObjectKey, Recognised};
 use crate::networking::{
-    DestinationRule, EnvoyFilter, Gateway, ProxyConfigResource, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
-    WorkloadGroup,
+    DestinationRule, EnvoyFilter, Gateway, ProxyConfigResource, ServiceEntry, Sidecar,
+    VirtualService, WorkloadEntry, WorkloadGroup,
 };
 use crate::object::{Meta, Object, Source, Spec, attach};
 use crate::positions::Positions;
@@ -26,7 +26,8 @@ pub use yaml::to_yaml;
 pub struct Parsed {
     /// Objects without a fault of form. Whether they make sense, [`crate::validate`] tells.
     pub objects: Vec<Object>,
-    /// Objects that are written here but cannot be read; whoever holds an older version of one keeps it.
+    /// Objects that are written here but cannot be read; whoever holds an older version of one
+    /// keeps it.
     pub refused: Vec<ObjectKey>,
     /// Documents of which not even kind and name could be read.
     pub unreadable: usize,
@@ -45,17 +46,27 @@ pub struct Chunk {
     pub line: u32,
 }
 
-/// Splits a file at its `---` lines, before anything is parsed: a broken document does not take the others along.
+/// Splits a file at its `---` lines, before anything is parsed: a broken document does not take the
+/// others along.
 pub fn chunks(text: &str) -> Vec<Chunk> {
     let mut found = Vec::new();
-    let mut open = Chunk { start: 0, end: 0, line: 1 };
+    let mut open = Chunk {
+        start: 0,
+        end: 0,
+        line: 1,
+    };
     let (mut at, mut number) = (0, 1);
     for line in text.split_inclusive('\n') {
-        let separates =
-            line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        let separates = line
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
         if separates && at > 0 {
             found.push(Chunk { end: at, ..open });
-            open = Chunk { start: at, end: at, line: number };
+            open = Chunk {
+                start: at,
+                end: at,
+                line: number,
+            };
         }
         at += line.len();
         number += 1;
@@ -122,12 +133,16 @@ pub fn object_from_value(value: Value) -> Parsed {
 fn guess(text: &str) -> ObjectRef {
     let mut object = ObjectRef::default();
     for line in text.lines().take(200) {
-        let value = |key: &str| line.strip_prefix(key).map(|rest| rest.trim().trim_matches(['"', '\'']).to_owned());
+        let value = |key: &str| {
+            line.strip_prefix(key)
+                .map(|rest| rest.trim().trim_matches(['"', '\'']).to_owned())
+        };
         if let (Some(kind), true) = (value("kind:"), object.kind.is_empty()) {
             object.kind = kind;
         } else if let (Some(name), true) = (value("  name:"), object.name.is_empty()) {
             object.name = name;
-        } else if let (Some(namespace), true) = (value("  namespace:"), object.namespace.is_empty()) {
+        } else if let (Some(namespace), true) = (value("  namespace:"), object.namespace.is_empty())
+        {
             object.namespace = namespace;
         }
     }
@@ -137,30 +152,62 @@ fn guess(text: &str) -> ObjectRef {
     object
 }
 
-fn read_document(file: &Arc<str>, number: usize, document: yaml::Document, namespace: &str, parsed: &mut Parsed) {
-    let yaml::Document { value, positions, duplicates } = document;
+fn read_document(
+    file: &Arc<str>,
+    number: usize,
+    document: yaml::Document,
+    namespace: &str,
+    parsed: &mut Parsed,
+) {
+    let yaml::Document {
+        value,
+        positions,
+        duplicates,
+    } = document;
     if value.is_null() {
         return;
     }
-    let source = Source { file: file.clone(), document: number, item: None, positions };
-    let is_list = value.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List"))
+    let source = Source {
+        file: file.clone(),
+        document: number,
+        item: None,
+        positions,
+    };
+    let is_list = value
+        .get("kind")
+        .and_then(Value::as_str)
+        .is_some_and(|kind| kind.ends_with("List"))
         && value.get("items").is_some_and(Value::is_array);
     if !is_list {
         return read_object(value, source, duplicates, namespace, parsed);
     }
-    let Value::Object(mut list) = value else { return };
-    let Some(Value::Array(items)) = list.remove("items") else { return };
+    let Value::Object(mut list) = value else {
+        return;
+    };
+    let Some(Value::Array(items)) = list.remove("items") else {
+        return;
+    };
     for (index, item) in items.into_iter().enumerate() {
         let prefix = format!("items[{index}]");
         let positions = source.positions.below(&prefix).cloned().unwrap_or_else(|| {
             let (line, column) = source.positions.find(&prefix);
-            Positions { line, column, ..Positions::default() }
+            Positions {
+                line,
+                column,
+                ..Positions::default()
+            }
         });
         let inside = |(path, line, column): &(String, u32, u32)| {
-            path.strip_prefix(&prefix).map(|rest| (rest.trim_start_matches('.').to_owned(), *line, *column))
+            path.strip_prefix(&prefix)
+                .map(|rest| (rest.trim_start_matches('.').to_owned(), *line, *column))
         };
         let duplicates = duplicates.iter().filter_map(inside).collect();
-        let source = Source { file: source.file.clone(), document: source.document, item: Some(index), positions };
+        let source = Source {
+            file: source.file.clone(),
+            document: source.document,
+            item: Some(index),
+            positions,
+        };
         read_object(item, source, duplicates, namespace, parsed);
     }
 }
@@ -172,15 +219,16 @@ fn read_object(
     namespace: &str,
     parsed: &mut Parsed,
 ) {
-    let nameless = |source: &Source, kind: &str, field: &str, message: String, remedy: &str| Diagnostic {
-        code: "MEL0107".to_owned(),
-        severity: Severity::Error,
-        object: ObjectRef::new(kind, "", ""),
-        field: field.to_owned(),
-        position: source.position(field),
-        message,
-        remedy: remedy.to_owned(),
-    };
+    let nameless =
+        |source: &Source, kind: &str, field: &str, message: String, remedy: &str| Diagnostic {
+            code: "MEL0107".to_owned(),
+            severity: Severity::Error,
+            object: ObjectRef::new(kind, "", ""),
+            field: field.to_owned(),
+            position: source.position(field),
+            message,
+            remedy: remedy.to_owned(),
+        };
     let Some(map) = value.as_object() else {
         parsed.unreadable += 1;
         parsed.diagnostics.push(nameless(
@@ -211,26 +259,44 @@ fn read_object(
     let (kind, version_fault) = match Kind::recognise(&api_version, &kind_word) {
         Recognised::Kind(kind) => (kind, None),
         Recognised::WrongVersion(versions) => {
-            let fault = format!("{kind_word} has no version {:?}; it has {}", api_version, versions.join(", "));
-            (Kind::from_word(&kind_word).unwrap_or(Kind::Other(kind_word.as_str().into())), Some(fault))
+            let fault = format!(
+                "{kind_word} has no version {:?}; it has {}",
+                api_version,
+                versions.join(", ")
+            );
+            (
+                Kind::from_word(&kind_word).unwrap_or(Kind::Other(kind_word.as_str().into())),
+                Some(fault),
+            )
         }
         Recognised::WrongGroup(group) => {
-            let fault = format!("{kind_word} is not in the API group of {api_version:?} but in {group:?}");
-            (Kind::from_word(&kind_word).unwrap_or(Kind::Other(kind_word.as_str().into())), Some(fault))
+            let fault =
+                format!("{kind_word} is not in the API group of {api_version:?} but in {group:?}");
+            (
+                Kind::from_word(&kind_word).unwrap_or(Kind::Other(kind_word.as_str().into())),
+                Some(fault),
+            )
         }
     };
 
-    let policy = if kind.is_mesh() { UnknownFields::Refuse } else { UnknownFields::Ignore };
+    let policy = if kind.is_mesh() {
+        UnknownFields::Refuse
+    } else {
+        UnknownFields::Ignore
+    };
     let mut report = Report::new("", policy);
     if let Some(fault) = version_fault {
-        report.field("apiVersion", |report| report.error("MEL0106", fault, "correct apiVersion"));
+        report.field("apiVersion", |report| {
+            report.error("MEL0106", fault, "correct apiVersion")
+        });
     }
     let meta = read_meta(map, &kind, namespace, &mut report);
     if meta.name.is_empty() {
         let foreign = matches!(kind, Kind::Other(_));
         parsed.unreadable += 1;
         let diagnostics = report.into_findings().into_iter().map(|mut finding| {
-            // An IstioOperator, or the configuration of some tool: without name, and nothing to the mesh either way.
+            // An IstioOperator, or the configuration of some tool: without name, and nothing to the
+            // mesh either way.
             if foreign {
                 finding.severity = Severity::Warning;
             }
@@ -250,7 +316,11 @@ fn read_object(
             _ => "it may stay: it is kept and has no effect".to_owned(),
         };
         report.field("kind", |report| {
-            report.warn("MEL0106", format!("the mesh does not read {kind_word} of {api_version}"), remedy);
+            report.warn(
+                "MEL0106",
+                format!("the mesh does not read {kind_word} of {api_version}"),
+                remedy,
+            );
         });
     }
 
@@ -259,14 +329,20 @@ fn read_object(
     let faulty = report.has_errors();
     for finding in report.into_findings() {
         let position = source.position(&finding.field);
-        parsed.diagnostics.push(attach(finding, object.clone(), position));
+        parsed
+            .diagnostics
+            .push(attach(finding, object.clone(), position));
     }
     let mut doubled = false;
     for (field, line, column) in duplicates {
         doubled |= kind.is_mesh();
         let finding = Finding {
             code: "MEL0108",
-            severity: if kind.is_mesh() { Severity::Error } else { Severity::Warning },
+            severity: if kind.is_mesh() {
+                Severity::Error
+            } else {
+                Severity::Warning
+            },
             field,
             message: "this field is written twice".to_owned(),
             remedy: "remove one of them".to_owned(),
@@ -274,7 +350,11 @@ fn read_object(
         parsed.diagnostics.push(attach(
             finding,
             object.clone(),
-            Position { file: source.file.to_string(), line, column },
+            Position {
+                file: source.file.to_string(),
+                line,
+                column,
+            },
         ));
     }
     if faulty || doubled {
@@ -284,9 +364,19 @@ fn read_object(
     if kind.is_namespaced()
         && let Some(Value::Object(written)) = value.get_mut("metadata")
     {
-        written.insert("namespace".to_owned(), Value::String(meta.namespace.clone()));
+        written.insert(
+            "namespace".to_owned(),
+            Value::String(meta.namespace.clone()),
+        );
     }
-    parsed.objects.push(Object { kind, api_version, meta, spec, source, raw: value });
+    parsed.objects.push(Object {
+        kind,
+        api_version,
+        meta,
+        spec,
+        source,
+        raw: value,
+    });
 }
 
 fn read_meta(map: &Map<String, Value>, kind: &Kind, namespace: &str, report: &mut Report) -> Meta {
@@ -304,22 +394,30 @@ fn read_meta(map: &Map<String, Value>, kind: &Kind, namespace: &str, report: &mu
         } else {
             "add the field name"
         };
-        inner.field("name", |report| report.error("MEL0104", "Required value: name is required", remedy));
+        inner.field("name", |report| {
+            report.error("MEL0104", "Required value: name is required", remedy)
+        });
     } else if !is_object_name(&meta.name, kind) {
         let message = format!(
             "a name must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric \
              character: {:?}",
             crate::schema::shorten(&meta.name)
         );
-        inner.field("name", |report| report.error("MEL0110", message, "choose another name"));
+        inner.field("name", |report| {
+            report.error("MEL0110", message, "choose another name")
+        });
     }
     if kind.is_namespaced() {
         if meta.namespace.is_empty() {
             namespace.clone_into(&mut meta.namespace);
         } else if !is_dns_label(&meta.namespace) {
-            let message = format!("{:?} is not a namespace's name", crate::schema::shorten(&meta.namespace));
-            inner
-                .field("namespace", |report| report.error("MEL0110", message, "a namespace is a lower-case DNS label"));
+            let message = format!(
+                "{:?} is not a namespace's name",
+                crate::schema::shorten(&meta.namespace)
+            );
+            inner.field("namespace", |report| {
+                report.error("MEL0110", message, "a namespace is a lower-case DNS label")
+            });
         }
     } else {
         meta.namespace.clear();
@@ -333,7 +431,11 @@ fn read_meta(map: &Map<String, Value>, kind: &Kind, namespace: &str, report: &mu
 /// RFC 1123 label.
 pub(crate) fn is_dns_label(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    !text.is_empty() && text.len() <= 63 && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
+    !text.is_empty()
+        && text.len() <= 63
+        && text.bytes().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
 }
 
 /// RFC 1123 subdomain; RBAC's names may hold `:` too, and none of them a path separator.
@@ -346,10 +448,16 @@ fn is_object_name(name: &str, kind: &Kind) -> bool {
     if matches!(kind, Kind::Other(_)) {
         return !name.contains(['/', '%', '\0']) && name != "." && name != "..";
     }
-    name.bytes().all(inner) && name.as_bytes().first().is_some_and(edge) && name.as_bytes().last().is_some_and(edge)
+    name.bytes().all(inner)
+        && name.as_bytes().first().is_some_and(edge)
+        && name.as_bytes().last().is_some_and(edge)
 }
 
-fn body<T: Field + Default>(map: &Map<String, Value>, required: bool, report: &mut Report) -> Arc<T> {
+fn body<T: Field + Default>(
+    map: &Map<String, Value>,
+    required: bool,
+    report: &mut Report,
+) -> Arc<T> {
     let mut spec = T::default();
     match map.get("spec") {
         Some(Value::Null) | None => {
@@ -368,10 +476,19 @@ fn whole<T: Field + Default>(map: &Map<String, Value>, report: &mut Report) -> A
     Arc::new(object)
 }
 
-fn read_spec(kind: &Kind, api_version: &str, kind_word: &str, map: &Map<String, Value>, report: &mut Report) -> Spec {
+fn read_spec(
+    kind: &Kind,
+    api_version: &str,
+    kind_word: &str,
+    map: &Map<String, Value>,
+    report: &mut Report,
+) -> Spec {
     if kind.is_mesh() {
         for key in map.keys() {
-            if !matches!(key.as_str(), "apiVersion" | "kind" | "metadata" | "spec" | "status") {
+            if !matches!(
+                key.as_str(),
+                "apiVersion" | "kind" | "metadata" | "spec" | "status"
+            ) {
                 report.unknown_field(key, &["apiVersion", "kind", "metadata", "spec", "status"]);
             }
         }
@@ -393,12 +510,23 @@ fn read_spec(kind: &Kind, api_version: &str, kind_word: &str, map: &Map<String, 
         Kind::Sidecar => Spec::Sidecar(body::<Sidecar>(map, false, report)),
         Kind::EnvoyFilter => Spec::EnvoyFilter(body::<EnvoyFilter>(map, false, report)),
         Kind::ProxyConfig => Spec::ProxyConfig(body::<ProxyConfigResource>(map, false, report)),
-        Kind::PeerAuthentication => Spec::PeerAuthentication(body::<PeerAuthentication>(map, false, report)),
-        Kind::RequestAuthentication => Spec::RequestAuthentication(body::<RequestAuthentication>(map, false, report)),
-        Kind::AuthorizationPolicy => Spec::AuthorizationPolicy(body::<AuthorizationPolicy>(map, false, report)),
+        Kind::PeerAuthentication => {
+            Spec::PeerAuthentication(body::<PeerAuthentication>(map, false, report))
+        }
+        Kind::RequestAuthentication => {
+            Spec::RequestAuthentication(body::<RequestAuthentication>(map, false, report))
+        }
+        Kind::AuthorizationPolicy => {
+            Spec::AuthorizationPolicy(body::<AuthorizationPolicy>(map, false, report))
+        }
         Kind::Telemetry => Spec::Telemetry(body::<Telemetry>(map, false, report)),
         Kind::WasmPlugin => Spec::WasmPlugin(body::<WasmPlugin>(map, true, report)),
-        Kind::TrafficExtension => Spec::TrafficExtension(body::<TrafficExtension>(map, true, report)),
-        Kind::Other(_) => Spec::Other { api_version: api_version.to_owned(), kind: kind_word.to_owned() },
+        Kind::TrafficExtension => {
+            Spec::TrafficExtension(body::<TrafficExtension>(map, true, report))
+        }
+        Kind::Other(_) => Spec::Other {
+            api_version: api_version.to_owned(),
+            kind: kind_word.to_owned(),
+        },
     }
 }

@@ -31,9 +31,13 @@ impl Duration {
         let mut rest = text;
         let mut total: u128 = 0;
         while !rest.is_empty() {
-            let number_end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+            let number_end = rest
+                .find(|c: char| !c.is_ascii_digit() && c != '.')
+                .unwrap_or(rest.len());
             let (number, tail) = rest.split_at(number_end);
-            let unit_end = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
+            let unit_end = tail
+                .find(|c: char| c.is_ascii_digit() || c == '.')
+                .unwrap_or(tail.len());
             let (unit, tail) = tail.split_at(unit_end);
             let unit: u128 = match unit {
                 "ns" => 1,
@@ -61,7 +65,11 @@ fn nanoseconds(number: &str, unit: u128) -> Option<u128> {
     if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') || whole.len() > 20 {
         return None;
     }
-    let whole: u128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    let whole: u128 = if whole.is_empty() {
+        0
+    } else {
+        whole.parse().ok()?
+    };
     let mut nanos = whole.checked_mul(unit)?;
     let mut scale = unit;
     for digit in fraction.bytes() {
@@ -113,12 +121,17 @@ impl Serialize for Duration {
 
 impl Field for Duration {
     fn read(&mut self, value: &Value, report: &mut Report) {
-        let Some(text) = value.as_str() else { return report.wrong_type("string", value) };
+        let Some(text) = value.as_str() else {
+            return report.wrong_type("string", value);
+        };
         match Self::parse(text) {
             Some(duration) => *self = duration,
             None => report.error(
                 "MEL0111",
-                format!("{:?} must be a valid duration greater than 1ms", crate::schema::shorten(text)),
+                format!(
+                    "{:?} must be a valid duration greater than 1ms",
+                    crate::schema::shorten(text)
+                ),
                 "write a number with a unit, for example 500ms, 2s, 1m30s",
             ),
         }
@@ -142,7 +155,19 @@ mod tests {
         assert_eq!(millis(".5s"), Some(500));
         assert_eq!(millis("0"), Some(0));
         assert_eq!(millis("0s"), Some(0));
-        for wrong in ["", "s", "7", "-7s", "1,5s", "1d", "1.2.3s", "99999999999999h", "7s ", " 7s", "."] {
+        for wrong in [
+            "",
+            "s",
+            "7",
+            "-7s",
+            "1,5s",
+            "1d",
+            "1.2.3s",
+            "99999999999999h",
+            "7s ",
+            " 7s",
+            ".",
+        ] {
             assert_eq!(Duration::parse(wrong), None, "{wrong:?}");
         }
     }

@@ -60,25 +60,109 @@ pub enum Kind {
 const ISTIO_NETWORKING: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 
 /// Kind, its word, group, served versions, plural and short names (as kubectl takes them).
-type Row = (Kind, &'static str, &'static str, &'static [&'static str], &'static [&'static str]);
+type Row = (
+    Kind,
+    &'static str,
+    &'static str,
+    &'static [&'static str],
+    &'static [&'static str],
+);
 
 const TABLE: &[Row] = &[
-    (Kind::Namespace, "Namespace", "", &["v1"], &["namespaces", "ns"]),
-    (Kind::ConfigMap, "ConfigMap", "", &["v1"], &["configmaps", "cm"]),
+    (
+        Kind::Namespace,
+        "Namespace",
+        "",
+        &["v1"],
+        &["namespaces", "ns"],
+    ),
+    (
+        Kind::ConfigMap,
+        "ConfigMap",
+        "",
+        &["v1"],
+        &["configmaps", "cm"],
+    ),
     (Kind::Secret, "Secret", "", &["v1"], &["secrets"]),
-    (Kind::ServiceAccount, "ServiceAccount", "", &["v1"], &["serviceaccounts", "sa"]),
+    (
+        Kind::ServiceAccount,
+        "ServiceAccount",
+        "",
+        &["v1"],
+        &["serviceaccounts", "sa"],
+    ),
     (Kind::Service, "Service", "", &["v1"], &["services", "svc"]),
     (Kind::Pod, "Pod", "", &["v1"], &["pods", "po"]),
-    (Kind::Deployment, "Deployment", "apps", &["v1"], &["deployments", "deploy"]),
-    (Kind::VirtualService, "VirtualService", "networking.istio.io", ISTIO_NETWORKING, &["virtualservices", "vs"]),
-    (Kind::DestinationRule, "DestinationRule", "networking.istio.io", ISTIO_NETWORKING, &["destinationrules", "dr"]),
-    (Kind::Gateway, "Gateway", "networking.istio.io", ISTIO_NETWORKING, &["gateways", "gw"]),
-    (Kind::ServiceEntry, "ServiceEntry", "networking.istio.io", ISTIO_NETWORKING, &["serviceentries", "se"]),
-    (Kind::WorkloadEntry, "WorkloadEntry", "networking.istio.io", ISTIO_NETWORKING, &["workloadentries", "we"]),
-    (Kind::WorkloadGroup, "WorkloadGroup", "networking.istio.io", ISTIO_NETWORKING, &["workloadgroups", "wg"]),
-    (Kind::Sidecar, "Sidecar", "networking.istio.io", ISTIO_NETWORKING, &["sidecars"]),
-    (Kind::EnvoyFilter, "EnvoyFilter", "networking.istio.io", &["v1alpha3"], &["envoyfilters"]),
-    (Kind::ProxyConfig, "ProxyConfig", "networking.istio.io", &["v1beta1"], &["proxyconfigs"]),
+    (
+        Kind::Deployment,
+        "Deployment",
+        "apps",
+        &["v1"],
+        &["deployments", "deploy"],
+    ),
+    (
+        Kind::VirtualService,
+        "VirtualService",
+        "networking.istio.io",
+        ISTIO_NETWORKING,
+        &["virtualservices", "vs"],
+    ),
+    (
+        Kind::DestinationRule,
+        "DestinationRule",
+        "networking.istio.io",
+        ISTIO_NETWORKING,
+        &["destinationrules", "dr"],
+    ),
+    (
+        Kind::Gateway,
+        "Gateway",
+        "networking.istio.io",
+        ISTIO_NETWORKING,
+        &["gateways", "gw"],
+    ),
+    (
+        Kind::ServiceEntry,
+        "ServiceEntry",
+        "networking.istio.io",
+        ISTIO_NETWORKING,
+        &["serviceentries", "se"],
+    ),
+    (
+        Kind::WorkloadEntry,
+        "WorkloadEntry",
+        "networking.istio.io",
+        ISTIO_NETWORKING,
+        &["workloadentries", "we"],
+    ),
+    (
+        Kind::WorkloadGroup,
+        "WorkloadGroup",
+        "networking.istio.io",
+        ISTIO_NETWORKING,
+        &["workloadgroups", "wg"],
+    ),
+    (
+        Kind::Sidecar,
+        "Sidecar",
+        "networking.istio.io",
+        ISTIO_NETWORKING,
+        &["sidecars"],
+    ),
+    (
+        Kind::EnvoyFilter,
+        "EnvoyFilter",
+        "networking.istio.io",
+        &["v1alpha3"],
+        &["envoyfilters"],
+    ),
+    (
+        Kind::ProxyConfig,
+        "ProxyConfig",
+        "networking.istio.io",
+        &["v1beta1"],
+        &["proxyconfigs"],
+    ),
     (
         Kind::PeerAuthentication,
         "PeerAuthentication",
@@ -100,9 +184,27 @@ const TABLE: &[Row] = &[
         &["v1", "v1beta1"],
         &["authorizationpolicies", "ap"],
     ),
-    (Kind::Telemetry, "Telemetry", "telemetry.istio.io", &["v1", "v1alpha1"], &["telemetries", "telemetry"]),
-    (Kind::WasmPlugin, "WasmPlugin", "extensions.istio.io", &["v1alpha1"], &["wasmplugins"]),
-    (Kind::TrafficExtension, "TrafficExtension", "extensions.istio.io", &["v1alpha1"], &["trafficextensions"]),
+    (
+        Kind::Telemetry,
+        "Telemetry",
+        "telemetry.istio.io",
+        &["v1", "v1alpha1"],
+        &["telemetries", "telemetry"],
+    ),
+    (
+        Kind::WasmPlugin,
+        "WasmPlugin",
+        "extensions.istio.io",
+        &["v1alpha1"],
+        &["wasmplugins"],
+    ),
+    (
+        Kind::TrafficExtension,
+        "TrafficExtension",
+        "extensions.istio.io",
+        &["v1alpha1"],
+        &["trafficextensions"],
+    ),
 ];
 
 /// Kinds without namespace, of those that users bring beside the mesh's.
@@ -149,7 +251,8 @@ impl Kind {
                 Recognised::WrongVersion(row.3)
             };
         }
-        // A VirtualService of `istio.io` is a slip, a Gateway of `gateway.networking.k8s.io` is not.
+        // A VirtualService of `istio.io` is a slip, a Gateway of `gateway.networking.k8s.io` is
+        // not.
         if let Some(row) = TABLE.iter().find(|row| row.1 == kind)
             && (group.ends_with("istio.io") || group.is_empty())
         {
@@ -159,11 +262,15 @@ impl Kind {
     }
 
     fn other(group: &str, kind: &str) -> Self {
-        Self::Other(if group.is_empty() { Arc::from(kind) } else { Arc::from(format!("{group}/{kind}")) })
+        Self::Other(if group.is_empty() {
+            Arc::from(kind)
+        } else {
+            Arc::from(format!("{group}/{kind}"))
+        })
     }
 
-    /// The kind that a user's word means: `VirtualService`, `virtualservices`, `vs`, in any case, with or without
-    /// `.group`.
+    /// The kind that a user's word means: `VirtualService`, `virtualservices`, `vs`, in any case,
+    /// with or without `.group`.
     pub fn from_word(word: &str) -> Option<Self> {
         let word = word.to_ascii_lowercase();
         let (bare, group) = word.split_once('.').unwrap_or((&word, ""));
@@ -179,14 +286,18 @@ impl Kind {
         let (bare, _) = word.split_once('.').unwrap_or((word, ""));
         let known: Vec<&'static str> = TABLE.iter().flat_map(|row| [row.1, row.4[0]]).collect();
         let meant = crate::schema::closest(bare, &known)?;
-        TABLE.iter().find(|row| row.1 == meant || row.4[0] == meant).map(|row| row.4[0])
+        TABLE
+            .iter()
+            .find(|row| row.1 == meant || row.4[0] == meant)
+            .map(|row| row.4[0])
     }
 
     /// Whether a user's word means this kind; for kinds that [`Kind::from_word`] does not know.
     pub fn is_called(&self, word: &str) -> bool {
         let word = word.to_ascii_lowercase();
         let (bare, group) = word.split_once('.').unwrap_or((&word, ""));
-        (bare.eq_ignore_ascii_case(self.word()) || bare == self.plural()) && (group.is_empty() || group == self.group())
+        (bare.eq_ignore_ascii_case(self.word()) || bare == self.plural())
+            && (group.is_empty() || group == self.group())
     }
 
     fn row(&self) -> Option<&'static Row> {
@@ -237,7 +348,8 @@ impl Kind {
 
     /// Whether objects of it are in a namespace.
     pub fn is_namespaced(&self) -> bool {
-        *self != Self::Namespace && !(matches!(self, Self::Other(_)) && CLUSTER_SCOPED.contains(&self.word()))
+        *self != Self::Namespace
+            && !(matches!(self, Self::Other(_)) && CLUSTER_SCOPED.contains(&self.word()))
     }
 }
 
@@ -250,9 +362,14 @@ fn plural(word: &str) -> String {
     }
 }
 
-/// What is said of an object that is not there: `virtualservices.networking.istio.io "x" not found in namespace "shop"`.
+/// What is said of an object that is not there: `virtualservices.networking.istio.io "x" not found
+/// in namespace "shop"`.
 pub fn not_found(resource: &str, namespace: &str, name: &str) -> String {
-    let place = if namespace.is_empty() { String::new() } else { format!(" in namespace {namespace:?}") };
+    let place = if namespace.is_empty() {
+        String::new()
+    } else {
+        format!(" in namespace {namespace:?}")
+    };
     format!("{resource} {name:?} not found{place}")
 }
 
@@ -282,7 +399,11 @@ pub struct ObjectKey {
 impl ObjectKey {
     /// Puts a key together.
     pub fn new(kind: Kind, namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { kind, namespace: namespace.into(), name: name.into() }
+        Self {
+            kind,
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 
     /// The object as diagnostics name it.
@@ -303,7 +424,11 @@ mod tests {
 
     #[test]
     fn a_misspelt_kind_is_recognised() {
-        for slip in ["virtualservics", "VirtualServise", "virtualservces.networking.istio.io"] {
+        for slip in [
+            "virtualservics",
+            "VirtualServise",
+            "virtualservces.networking.istio.io",
+        ] {
             assert_eq!(Kind::meant_by(slip), Some("virtualservices"), "{slip}");
         }
         assert_eq!(Kind::meant_by("ingresses"), None);
@@ -311,29 +436,56 @@ mod tests {
 
     #[test]
     fn groups_and_versions_matter() {
-        assert_eq!(Kind::recognise("networking.istio.io/v1", "Gateway"), Recognised::Kind(Kind::Gateway));
+        assert_eq!(
+            Kind::recognise("networking.istio.io/v1", "Gateway"),
+            Recognised::Kind(Kind::Gateway)
+        );
         let foreign = Recognised::Kind(Kind::Other("gateway.networking.k8s.io/Gateway".into()));
-        assert_eq!(Kind::recognise("gateway.networking.k8s.io/v1", "Gateway"), foreign);
-        assert_eq!(Kind::recognise("networking.istio.io/v2", "Gateway"), Recognised::WrongVersion(ISTIO_NETWORKING));
-        assert_eq!(Kind::recognise("v1", "VirtualService"), Recognised::WrongGroup("networking.istio.io"));
+        assert_eq!(
+            Kind::recognise("gateway.networking.k8s.io/v1", "Gateway"),
+            foreign
+        );
+        assert_eq!(
+            Kind::recognise("networking.istio.io/v2", "Gateway"),
+            Recognised::WrongVersion(ISTIO_NETWORKING)
+        );
+        assert_eq!(
+            Kind::recognise("v1", "VirtualService"),
+            Recognised::WrongGroup("networking.istio.io")
+        );
         assert_eq!(Kind::recognise("v1", "Pod"), Recognised::Kind(Kind::Pod));
     }
 
     #[test]
     fn users_words_are_kubectls() {
-        for word in ["vs", "VirtualService", "virtualservices", "virtualservices.networking.istio.io"] {
+        for word in [
+            "vs",
+            "VirtualService",
+            "virtualservices",
+            "virtualservices.networking.istio.io",
+        ] {
             assert_eq!(Kind::from_word(word), Some(Kind::VirtualService), "{word}");
         }
         assert_eq!(Kind::from_word("services"), Some(Kind::Service));
         assert_eq!(Kind::from_word("gizmo"), None);
         let foreign = Kind::Other("gateway.networking.k8s.io/GatewayClass".into());
-        for word in ["gatewayclass", "GatewayClasses", "gatewayclasses.gateway.networking.k8s.io"] {
-            assert!(foreign.is_called(word) && Kind::from_word(word).is_none(), "{word}");
+        for word in [
+            "gatewayclass",
+            "GatewayClasses",
+            "gatewayclasses.gateway.networking.k8s.io",
+        ] {
+            assert!(
+                foreign.is_called(word) && Kind::from_word(word).is_none(),
+                "{word}"
+            );
         }
         assert!(!foreign.is_called("gatewayclasses.example.com"));
         let gateway = Kind::Other("gateway.networking.k8s.io/Gateway".into());
         assert_eq!(
-            (gateway.resource().as_str(), Kind::from_word(&gateway.resource())),
+            (
+                gateway.resource().as_str(),
+                Kind::from_word(&gateway.resource())
+            ),
             ("gateways.gateway.networking.k8s.io", None)
         );
         for kind in Kind::all() {

@@ -11,8 +11,8 @@ use crate::core::{ConfigMap, DeploymentSpec, Pod, Secret, ServiceSpec};
 use crate::extensions::{TrafficExtension, WasmPlugin};
 use crate::kind::{Kind, ObjectKey};
 use crate::networking::{
-    DestinationRule, EnvoyFilter, Gateway, ProxyConfigResource, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
-    WorkloadGroup,
+    DestinationRule, EnvoyFilter, Gateway, ProxyConfigResource, ServiceEntry, Sidecar,
+    VirtualService, WorkloadEntry, WorkloadGroup,
 };
 use crate::positions::Positions;
 use crate::schema::{Finding, message};
@@ -128,7 +128,11 @@ impl Source {
     /// Where a field is, or the nearest thing around it.
     pub fn position(&self, field: &str) -> Position {
         let (line, column) = self.positions.find(field);
-        Position { file: self.file.to_string(), line, column }
+        Position {
+            file: self.file.to_string(),
+            line,
+            column,
+        }
     }
 }
 
@@ -152,12 +156,20 @@ pub struct Object {
 impl Object {
     /// What tells it apart.
     pub fn key(&self) -> ObjectKey {
-        ObjectKey::new(self.kind.clone(), self.meta.namespace.clone(), self.meta.name.clone())
+        ObjectKey::new(
+            self.kind.clone(),
+            self.meta.namespace.clone(),
+            self.meta.name.clone(),
+        )
     }
 
     /// The object as diagnostics name it.
     pub fn object_ref(&self) -> ObjectRef {
-        ObjectRef::new(self.kind.word(), self.meta.namespace.clone(), self.meta.name.clone())
+        ObjectRef::new(
+            self.kind.word(),
+            self.meta.namespace.clone(),
+            self.meta.name.clone(),
+        )
     }
 
     /// A diagnostic about a field of this object; for lowering, analysis and translation.
@@ -168,7 +180,8 @@ impl Object {
 }
 
 impl Object {
-    /// Whether it says the same, whenever either was created: `metadata.creationTimestamp` is not the user's to say.
+    /// Whether it says the same, whenever either was created: `metadata.creationTimestamp` is not
+    /// the user's to say.
     pub fn says_as(&self, other: &Self) -> bool {
         self == other || (self.kind == other.kind && ageless(&self.raw) == ageless(&other.raw))
     }
@@ -201,6 +214,20 @@ impl fmt::Debug for Object {
 
 /// Ties a finding to an object and a place.
 pub(crate) fn attach(finding: Finding, object: ObjectRef, position: Position) -> Diagnostic {
-    let Finding { code, severity, field, message, remedy } = finding;
-    Diagnostic { code: code.to_owned(), severity, object, field, position, message, remedy }
+    let Finding {
+        code,
+        severity,
+        field,
+        message,
+        remedy,
+    } = finding;
+    Diagnostic {
+        code: code.to_owned(),
+        severity,
+        object,
+        field,
+        position,
+        message,
+        remedy,
+    }
 }

@@ -1,6 +1,7 @@
 //! Where each field of a document is written.
 
-/// A tree beside the document's value: for each field and item, line and column (from 1) of its key, or of the item.
+/// A tree beside the document's value: for each field and item, line and column (from 1) of its
+/// key, or of the item.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Positions {
     pub(crate) line: u32,
@@ -24,8 +25,8 @@ enum Step<'a> {
 }
 
 impl Positions {
-    /// Line and column of a field path such as `spec.http[0].match["x.y"]`, or of the nearest thing around it that is
-    /// written.
+    /// Line and column of a field path such as `spec.http[0].match["x.y"]`, or of the nearest thing
+    /// around it that is written.
     pub fn find(&self, path: &str) -> (u32, u32) {
         let mut here = self;
         for step in Steps(path) {
@@ -44,9 +45,10 @@ impl Positions {
 
     fn step(&self, step: &Step<'_>) -> Option<&Self> {
         match (step, &self.children) {
-            (Step::Key(key), Children::Fields(fields)) => {
-                fields.iter().find(|(name, _)| &**name == *key).map(|(_, below)| below)
-            }
+            (Step::Key(key), Children::Fields(fields)) => fields
+                .iter()
+                .find(|(name, _)| &**name == *key)
+                .map(|(_, below)| below),
             (Step::Index(index), Children::Items(items)) => items.get(*index),
             _ => None,
         }
@@ -62,7 +64,8 @@ impl<'a> Iterator for Steps<'a> {
     fn next(&mut self) -> Option<Step<'a>> {
         let rest = self.0.strip_prefix('.').unwrap_or(self.0);
         if let Some(quoted) = rest.strip_prefix("[\"") {
-            // A key may hold anything, `"]` too; the last one that is followed by a new step or the end is its end.
+            // A key may hold anything, `"]` too; the last one that is followed by a new step or the
+            // end is its end.
             let end = quoted.match_indices("\"]").map(|(at, _)| at).find(|at| {
                 let after = &quoted[at + 2..];
                 after.is_empty() || after.starts_with(['.', '['])
@@ -100,6 +103,9 @@ mod tests {
             Step::Key("exact"),
         ];
         assert_eq!(steps, expected);
-        assert_eq!(Steps("[").count() + Steps("[\"x").count() + Steps("").count() + Steps("[x]").count(), 0);
+        assert_eq!(
+            Steps("[").count() + Steps("[\"x").count() + Steps("").count() + Steps("[x]").count(),
+            0
+        );
     }
 }

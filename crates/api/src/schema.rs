@@ -1,9 +1,10 @@
 //! How configuration is read: JSON values into typed messages, with every fault named by its field.
 //!
-//! A message is declared once, with [`message!`]: its fields, their names on the wire and which of them are required. From
-//! that come the struct, its reading (all faults of a document at once, unknown fields with a suggestion) and its writing
-//! (`serde::Serialize`). Reading goes *into* a value: what the text leaves out keeps what was there, which is how MeshConfig
-//! gets its defaults. Messages of the schema's faults are those of the Kubernetes API server where it has one.
+//! A message is declared once, with [`message!`]: its fields, their names on the wire and which of
+//! them are required. From that come the struct, its reading (all faults of a document at once,
+//! unknown fields with a suggestion) and its writing (`serde::Serialize`). Reading goes *into* a
+//! value: what the text leaves out keeps what was there, which is how MeshConfig gets its defaults.
+//! Messages of the schema's faults are those of the Kubernetes API server where it has one.
 
 mod fields;
 mod report;
@@ -16,8 +17,8 @@ pub use suggest::closest;
 
 /// Declares messages: `pub field: Type = "wireName" [required, non_empty],`.
 ///
-/// `required`: the field must be written. `non_empty`: a string, or each string of a list, has at least one character.
-/// `"name" | "alias"` accepts a second spelling.
+/// `required`: the field must be written. `non_empty`: a string, or each string of a list, has at
+/// least one character. `"name" | "alias"` accepts a second spelling.
 macro_rules! message {
     ($(
         $(#[$meta:meta])*
@@ -54,7 +55,8 @@ macro_rules! message {
                                 #[allow(unused_mut, unused_assignments)]
                                 let mut required = false;
                                 $($( crate::schema::message!(@mark $rule, required); )*)?
-                                // An explicit null is "not written", except where something must be written.
+                                // An explicit null is "not written", except where something must be
+                                // written.
                                 if !value.is_null() || required {
                                     report.field(key, |report| {
                                         crate::schema::Field::read(&mut self.$field, value, report);

@@ -236,9 +236,14 @@ impl std::ops::Deref for PortLevelMtls {
 
 impl Field for PortLevelMtls {
     fn read(&mut self, value: &serde_json::Value, report: &mut Report) {
-        let Some(map) = report.object(value) else { return };
+        let Some(map) = report.object(value) else {
+            return;
+        };
         if map.is_empty() {
-            let message = format!("{} in body should have at least 1 properties", report.path());
+            let message = format!(
+                "{} in body should have at least 1 properties",
+                report.path()
+            );
             return report.error("MEL0110", message, "name a port, or remove the field");
         }
         for (key, value) in map {
@@ -249,9 +254,11 @@ impl Field for PortLevelMtls {
                     Ok(Ok(port)) if port > 0 => {
                         self.0.insert(port, mode);
                     }
-                    Ok(_) => {
-                        report.error("MEL0201", "port must be between 1-65535", "write the workload's port number")
-                    }
+                    Ok(_) => report.error(
+                        "MEL0201",
+                        "port must be between 1-65535",
+                        "write the workload's port number",
+                    ),
                     Err(_) => report.error(
                         "MEL0201",
                         format!(

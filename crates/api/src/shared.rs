@@ -47,7 +47,8 @@ message! {
     }
 }
 
-/// How a string is compared. Written `{exact: ..}`, `{prefix: ..}`, `{regex: ..}`; `{}` asks for presence only.
+/// How a string is compared. Written `{exact: ..}`, `{prefix: ..}`, `{regex: ..}`; `{}` asks for
+/// presence only.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum StringMatch {
     /// Anything, as long as it is there.
@@ -78,7 +79,9 @@ impl Field for StringMatch {
             *self = Self::Present;
             return;
         }
-        let Some(map) = report.object(value) else { return };
+        let Some(map) = report.object(value) else {
+            return;
+        };
         let mut chosen = 0;
         for (key, value) in map {
             let form: fn(String) -> Self = match key.as_str() {
@@ -99,7 +102,11 @@ impl Field for StringMatch {
             chosen += 1;
         }
         if chosen > 1 {
-            report.error("MEL0112", "only one of exact, prefix or regex can be set", "keep one of them");
+            report.error(
+                "MEL0112",
+                "only one of exact, prefix or regex can be set",
+                "keep one of them",
+            );
         }
     }
 

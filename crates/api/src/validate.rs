@@ -1,4 +1,5 @@
-//! Rules that one object can break on its own. Source: Istio `pkg/config/validation` and the CEL rules of its CRDs.
+//! Rules that one object can break on its own. Source: Istio `pkg/config/validation` and the CEL
+//! rules of its CRDs.
 //!
 //! Messages are Istio's where it has one. What is valid but surely not meant is a warning.
 
@@ -49,7 +50,9 @@ pub fn validate(object: &Object) -> Vec<Diagnostic> {
         Spec::Service(spec) => kubernetes::check_service(spec, at),
         Spec::Deployment(spec) => kubernetes::check_deployment(spec, at),
         Spec::ConfigMap(map) if is_mesh_config(object) => {
-            let Some(text) = map.data.get(MESH_CONFIG_KEY) else { return Vec::new() };
+            let Some(text) = map.data.get(MESH_CONFIG_KEY) else {
+                return Vec::new();
+            };
             let position = object.source.position("data.mesh");
             return MeshConfig::from_yaml(text, &object.object_ref(), &position).1;
         }
@@ -60,5 +63,9 @@ pub fn validate(object: &Object) -> Vec<Diagnostic> {
         | Spec::Pod(_)
         | Spec::Other { .. } => {}
     }
-    report.into_findings().into_iter().map(|finding| object.diagnostic(finding)).collect()
+    report
+        .into_findings()
+        .into_iter()
+        .map(|finding| object.diagnostic(finding))
+        .collect()
 }

@@ -1,7 +1,8 @@
 //! YAML text to JSON values with positions, as kubectl reads it.
 //!
-//! Scalars resolve as in sigs.k8s.io/yaml (YAML 1.1 words: unquoted `yes`, `on`, `y` are true), merge keys work, map keys become
-//! strings. Aliases are paid for from a budget, so that a bomb of them is refused; nesting is limited.
+//! Scalars resolve as in sigs.k8s.io/yaml (YAML 1.1 words: unquoted `yes`, `on`, `y` are true),
+//! merge keys work, map keys become strings. Aliases are paid for from a budget, so that a bomb of
+//! them is refused; nesting is limited.
 
 mod emit;
 mod scalar;
@@ -21,7 +22,8 @@ pub use emit::to_yaml;
 pub(crate) struct Document {
     pub value: Value,
     pub positions: Positions,
-    /// Keys that are written twice, with path and place of the second; the second counts, as in kubectl.
+    /// Keys that are written twice, with path and place of the second; the second counts, as in
+    /// kubectl.
     pub duplicates: Vec<(String, u32, u32)>,
 }
 
@@ -33,7 +35,8 @@ pub(crate) struct Fault {
     pub column: u32,
 }
 
-/// No configuration of a mesh nests deeper; recursion here and in whoever walks the value stays shallow.
+/// No configuration of a mesh nests deeper; recursion here and in whoever walks the value stays
+/// shallow.
 const MAX_NESTING: usize = 96;
 /// What aliases may add to a document, in bytes of memory.
 const ALIAS_BUDGET: usize = 8 << 20;
@@ -46,7 +49,11 @@ pub(crate) fn parse_one(text: &str) -> Result<Document, Fault> {
     match documents.len() {
         0 => Ok(Document::default()),
         1 => Ok(documents.remove(0)),
-        _ => Err(Fault { message: "more than one YAML document".to_owned(), line: 0, column: 0 }),
+        _ => Err(Fault {
+            message: "more than one YAML document".to_owned(),
+            line: 0,
+            column: 0,
+        }),
     }
 }
 
@@ -77,7 +84,11 @@ pub(crate) fn parse_all(text: &str, first_line: u32) -> Result<Vec<Document>, Fa
                 let (event, place) = builder.next()?;
                 let node = builder.node(event, place)?;
                 let duplicates = std::mem::take(&mut builder.duplicates);
-                documents.push(Document { value: node.value, positions: node.positions, duplicates });
+                documents.push(Document {
+                    value: node.value,
+                    positions: node.positions,
+                    duplicates,
+                });
             }
             (_, place) => return Err(place.fault("unexpected content between documents")),
         }
@@ -92,7 +103,11 @@ struct Place {
 
 impl Place {
     fn fault(self, message: impl Into<String>) -> Fault {
-        Fault { message: message.into(), line: self.line, column: self.column }
+        Fault {
+            message: message.into(),
+            line: self.line,
+            column: self.column,
+        }
     }
 }
 
@@ -135,13 +150,21 @@ impl<'t> Builder<'t> {
 
     fn node(&mut self, event: Event<'t>, place: Place) -> Result<Node, Fault> {
         let Place { line, column } = place;
-        let positions = |children| Positions { line, column, children };
+        let positions = |children| Positions {
+            line,
+            column,
+            children,
+        };
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let value = scalar_value(&text, style, tag.as_deref(), place)?;
                 let weight = NODE_WEIGHT + text.len();
                 self.define(anchor, &value, weight);
-                Ok(Node { value, positions: positions(Children::None), weight })
+                Ok(Node {
+                    value,
+                    positions: positions(Children::None),
+                    weight,
+                })
             }
             Event::SequenceStart(_, anchor, _) => {
                 self.open_anchors.push(anchor);
@@ -162,7 +185,11 @@ impl<'t> Builder<'t> {
                 self.open_anchors.pop();
                 let value = Value::Array(items);
                 self.define(anchor, &value, weight);
-                Ok(Node { value, positions: positions(Children::Items(places)), weight })
+                Ok(Node {
+                    value,
+                    positions: positions(Children::Items(places)),
+                    weight,
+                })
             }
             Event::MappingStart(_, anchor, _) => {
                 self.open_anchors.push(anchor);
@@ -175,14 +202,22 @@ impl<'t> Builder<'t> {
                 if self.open_anchors.contains(&id) {
                     return Err(place.fault("an alias refers to the node that it is part of"));
                 }
-                let (value, weight) =
-                    self.anchors.get(&id).ok_or_else(|| place.fault("an alias refers to no anchor"))?;
+                let (value, weight) = self
+                    .anchors
+                    .get(&id)
+                    .ok_or_else(|| place.fault("an alias refers to no anchor"))?;
                 let weight = *weight;
-                self.budget = self
-                    .budget
-                    .checked_sub(weight)
-                    .ok_or_else(|| place.fault(format!("aliases expand to more than {} MiB", ALIAS_BUDGET >> 20)))?;
-                Ok(Node { value: value.clone(), positions: positions(Children::None), weight })
+                self.budget = self.budget.checked_sub(weight).ok_or_else(|| {
+                    place.fault(format!(
+                        "aliases expand to more than {} MiB",
+                        ALIAS_BUDGET >> 20
+                    ))
+                })?;
+                Ok(Node {
+                    value: value.clone(),
+                    positions: positions(Children::None),
+                    weight,
+                })
             }
             other => Err(place.fault(format!("unexpected {other:?}"))),
         }
@@ -190,7 +225,8 @@ impl<'t> Builder<'t> {
 
     fn define(&mut self, anchor: usize, value: &Value, weight: usize) {
         if anchor != 0 {
-            // The kept copy is at most as large as the text that wrote it, or as the budget that paid for it.
+            // The kept copy is at most as large as the text that wrote it, or as the budget that
+            // paid for it.
             self.anchors.insert(anchor, (value.clone(), weight));
         }
     }
@@ -205,9 +241,11 @@ impl<'t> Builder<'t> {
             if matches!(event, Event::MappingEnd) {
                 break;
             }
-            let is_merge = matches!(&event, Event::Scalar(text, ScalarStyle::Plain, _, None) if text == "<<");
+            let is_merge =
+                matches!(&event, Event::Scalar(text, ScalarStyle::Plain, _, None) if text == "<<");
             let key = self.node(event, key_place)?;
-            let key_text = key_text(&key.value).ok_or_else(|| key_place.fault("a key must be a plain value"))?;
+            let key_text = key_text(&key.value)
+                .ok_or_else(|| key_place.fault("a key must be a plain value"))?;
             weight += key.weight;
 
             let length = self.path.len();
@@ -223,10 +261,14 @@ impl<'t> Builder<'t> {
                 }
                 continue;
             }
-            let below =
-                Positions { line: key_place.line, column: key_place.column, children: value.positions.children };
+            let below = Positions {
+                line: key_place.line,
+                column: key_place.column,
+                children: value.positions.children,
+            };
             if map.insert(key_text.clone(), value.value).is_some() {
-                self.duplicates.push((self.path.clone(), key_place.line, key_place.column));
+                self.duplicates
+                    .push((self.path.clone(), key_place.line, key_place.column));
                 fields.retain(|(name, _)| **name != *key_text);
             }
             fields.push((key_text.into_boxed_str(), below));
@@ -240,8 +282,16 @@ impl<'t> Builder<'t> {
                 map.entry(key).or_insert(value);
             }
         }
-        let positions = Positions { line: place.line, column: place.column, children: Children::Fields(fields) };
-        Ok(Node { value: Value::Object(map), positions, weight })
+        let positions = Positions {
+            line: place.line,
+            column: place.column,
+            children: Children::Fields(fields),
+        };
+        Ok(Node {
+            value: Value::Object(map),
+            positions,
+            weight,
+        })
     }
 }
 
@@ -256,7 +306,12 @@ fn key_text(value: &Value) -> Option<String> {
     }
 }
 
-fn scalar_value(text: &str, style: ScalarStyle, tag: Option<&Tag>, place: Place) -> Result<Value, Fault> {
+fn scalar_value(
+    text: &str,
+    style: ScalarStyle,
+    tag: Option<&Tag>,
+    place: Place,
+) -> Result<Value, Fault> {
     let resolved = || scalar::resolve(text);
     match tag.map(|tag| tag.core_suffix().unwrap_or("other")) {
         None if style == ScalarStyle::Plain => Ok(resolved()),
@@ -273,7 +328,10 @@ fn scalar_value(text: &str, style: ScalarStyle, tag: Option<&Tag>, place: Place)
             if fits {
                 Ok(value)
             } else {
-                Err(place.fault(format!("cannot read {:?} as !!{wanted}", crate::schema::shorten(text))))
+                Err(place.fault(format!(
+                    "cannot read {:?} as !!{wanted}",
+                    crate::schema::shorten(text)
+                )))
             }
         }
     }
@@ -293,7 +351,10 @@ mod tests {
     fn fields_know_their_places() {
         let text = "a:\n  b:\n    - x: 1\n    - x: 2\n      y.z: 3\n";
         let document = parse_one(text).expect("valid");
-        assert_eq!(document.value, json!({"a": {"b": [{"x": 1}, {"x": 2, "y.z": 3}]}}));
+        assert_eq!(
+            document.value,
+            json!({"a": {"b": [{"x": 1}, {"x": 2, "y.z": 3}]}})
+        );
         assert_eq!(document.positions.find("a"), (1, 1));
         assert_eq!(document.positions.find("a.b"), (2, 3));
         assert_eq!(document.positions.find("a.b[1]"), (4, 7));
@@ -306,7 +367,10 @@ mod tests {
     #[test]
     fn anchors_merge_keys_and_duplicates() {
         let text = "base: &b {x: 1, z: 2}\nuse:\n  <<: *b\n  z: 3\nagain: *b\n";
-        assert_eq!(value(text), json!({"base": {"x": 1, "z": 2}, "use": {"z": 3, "x": 1}, "again": {"x": 1, "z": 2}}));
+        assert_eq!(
+            value(text),
+            json!({"base": {"x": 1, "z": 2}, "use": {"z": 3, "x": 1}, "again": {"x": 1, "z": 2}})
+        );
         let document = parse_one("a: {b: 1, b: 2}\n").expect("valid");
         assert_eq!(document.value, json!({"a": {"b": 2}}));
         assert_eq!(document.duplicates, vec![("a.b".to_owned(), 1, 11)]);
@@ -314,7 +378,10 @@ mod tests {
 
     #[test]
     fn keys_become_strings() {
-        assert_eq!(value("{80: a, true: b, on: c, 'x': d}"), json!({"80": "a", "true": "c", "x": "d"}));
+        assert_eq!(
+            value("{80: a, true: b, on: c, 'x': d}"),
+            json!({"80": "a", "true": "c", "x": "d"})
+        );
     }
 
     #[test]
@@ -324,7 +391,12 @@ mod tests {
             let before = format!("*a{},", level - 1).repeat(10);
             bomb.push_str(&format!("a{level}: &a{level} [{before}]\n"));
         }
-        assert!(parse_one(&bomb).expect_err("a bomb").message.contains("aliases expand"));
+        assert!(
+            parse_one(&bomb)
+                .expect_err("a bomb")
+                .message
+                .contains("aliases expand")
+        );
         assert!(parse_one("a: &a [*a]\n").is_err());
         assert!(parse_one(&"[".repeat(100_000)).is_err());
         assert!(parse_one(&"- ".repeat(100_000)).is_err());

@@ -71,9 +71,12 @@ impl TokenSigner {
     /// With the key in a file (PKCS#8 PEM, mode 0600), made there if there is none yet.
     pub fn load_or_create(path: &Path) -> Result<Self, TokenError> {
         match std::fs::read_to_string(path) {
-            Ok(text) => Self::from_pair(&KeyPair::from_pem(&text).map_err(|error| TokenError::Key(error.to_string()))?),
+            Ok(text) => Self::from_pair(
+                &KeyPair::from_pem(&text).map_err(|error| TokenError::Key(error.to_string()))?,
+            ),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let pair = KeyPair::generate().map_err(|error| TokenError::Key(error.to_string()))?;
+                let pair =
+                    KeyPair::generate().map_err(|error| TokenError::Key(error.to_string()))?;
                 write_private(path, pair.serialize_pem().as_bytes())?;
                 Self::from_pair(&pair)
             }
@@ -84,7 +87,10 @@ impl TokenSigner {
     fn from_pair(pair: &KeyPair) -> Result<Self, TokenError> {
         let key = EncodingKey::from_ec_pem(pair.serialize_pem().as_bytes())
             .map_err(|error| TokenError::Key(error.to_string()))?;
-        Ok(Self { key, public_pem: pair.public_key_pem() })
+        Ok(Self {
+            key,
+            public_pem: pair.public_key_pem(),
+        })
     }
 
     /// What a [`JwtTokenReview`] needs; no secret.
@@ -98,9 +104,21 @@ impl TokenSigner {
     }
 
     /// [`TokenSigner::sign`] at a given time.
-    pub fn sign_at(&self, caller: &Caller, lifetime: Duration, now: SystemTime) -> Result<String, TokenError> {
-        let Caller { namespace, service_account, pod } = caller;
-        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    pub fn sign_at(
+        &self,
+        caller: &Caller,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<String, TokenError> {
+        let Caller {
+            namespace,
+            service_account,
+            pod,
+        } = caller;
+        let now = now
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
         let claims = Claims {
             iss: ISSUER.to_owned(),
             sub: format!("system:serviceaccount:{namespace}:{service_account}"),
@@ -110,7 +128,9 @@ impl TokenSigner {
             iat: now,
             kubernetes: Bound {
                 namespace: namespace.clone(),
-                serviceaccount: Named { name: service_account.clone() },
+                serviceaccount: Named {
+                    name: service_account.clone(),
+                },
                 pod: pod.clone().map(|name| Named { name }),
             },
         };
@@ -122,7 +142,11 @@ impl TokenSigner {
 /// Never shows the key.
 impl std::fmt::Debug for TokenSigner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "TokenSigner({})", meltemi_tls::fingerprint(self.public_pem.as_bytes()))
+        write!(
+            f,
+            "TokenSigner({})",
+            meltemi_tls::fingerprint(self.public_pem.as_bytes())
+        )
     }
 }
 
@@ -135,8 +159,8 @@ pub struct JwtTokenReview {
 impl JwtTokenReview {
     /// From the public key (`PUBLIC KEY` in PEM).
     pub fn new(public_key_pem: &str) -> Result<Self, TokenError> {
-        let key =
-            DecodingKey::from_ec_pem(public_key_pem.as_bytes()).map_err(|error| TokenError::Key(error.to_string()))?;
+        let key = DecodingKey::from_ec_pem(public_key_pem.as_bytes())
+            .map_err(|error| TokenError::Key(error.to_string()))?;
         // The algorithm is ours to choose, never the token's.
         let mut validation = Validation::new(Algorithm::ES256);
         validation.set_issuer(&[ISSUER]);
@@ -149,12 +173,18 @@ impl JwtTokenReview {
 
     fn judge(&self, token: &str) -> Result<Caller, ReviewError> {
         if token.len() > MAX_TOKEN {
-            return Err(ReviewError::Refused(format!("longer than {MAX_TOKEN} bytes")));
+            return Err(ReviewError::Refused(format!(
+                "longer than {MAX_TOKEN} bytes"
+            )));
         }
         let claims = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation)
             .map_err(|error| ReviewError::Refused(error.to_string()))?
             .claims;
-        let Bound { namespace, serviceaccount, pod } = claims.kubernetes;
+        let Bound {
+            namespace,
+            serviceaccount,
+            pod,
+        } = claims.kubernetes;
         let subject = format!("system:serviceaccount:{namespace}:{}", serviceaccount.name);
         if claims.sub != subject {
             return Err(ReviewError::Refused(format!(
@@ -162,7 +192,11 @@ impl JwtTokenReview {
                 claims.sub
             )));
         }
-        Ok(Caller { namespace, service_account: serviceaccount.name, pod: pod.map(|pod| pod.name) })
+        Ok(Caller {
+            namespace,
+            service_account: serviceaccount.name,
+            pod: pod.map(|pod| pod.name),
+        })
     }
 }
 

@@ -9,7 +9,8 @@ use clap_complete::engine::ArgValueCompleter;
 use crate::candidates;
 use crate::output::Output;
 
-/// A service mesh in one binary: on this machine without Kubernetes and without root, configured by Istio's YAML.
+/// A service mesh in one binary: on this machine without Kubernetes and without root, configured by
+/// Istio's YAML.
 #[derive(Debug, Parser)]
 #[command(name = "meltemi", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
@@ -84,7 +85,8 @@ pub struct UpArgs {
     /// A directory of YAML files; may be given several times
     #[arg(short = 'f', long = "filename", value_name = "DIR")]
     pub dirs: Vec<PathBuf>,
-    /// An image map: which container image is which program of this machine; may be given several times
+    /// An image map: which container image is which program of this machine; may be given several
+    /// times
     #[arg(long, value_name = "FILE")]
     pub images: Vec<PathBuf>,
     /// The address on which gateway ports are published
@@ -111,7 +113,8 @@ pub struct UpArgs {
     /// Worker threads of every proxy
     #[arg(long, value_name = "N")]
     pub concurrency: Option<usize>,
-    /// Serve xDS on port 15010 as well, in plaintext and to every workload without proof of who it is
+    /// Serve xDS on port 15010 as well, in plaintext and to every workload without proof of who it
+    /// is
     #[arg(long)]
     pub plaintext_xds: bool,
     /// Do not start the ingress and egress gateways
@@ -197,7 +200,8 @@ pub struct ApplyArgs {
 /// `get`.
 #[derive(Debug, Clone, Args)]
 pub struct GetArgs {
-    /// KIND, KIND,KIND, KIND NAME..., or KIND/NAME...; kinds as kubectl knows them (vs, virtualservices), or `all`
+    /// KIND, KIND,KIND, KIND NAME..., or KIND/NAME...; kinds as kubectl knows them (vs,
+    /// virtualservices), or `all`
     #[arg(required_unless_present = "files", value_name = "KIND [NAME]", add = ArgValueCompleter::new(candidates::Objects))]
     pub what: Vec<String>,
     /// The objects that these files name, as they are in force
@@ -227,7 +231,12 @@ pub struct DeleteArgs {
     #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
     pub namespace: String,
     /// Delete the objects that these files name
-    #[arg(short = 'f', long = "filename", value_name = "FILE", conflicts_with = "what")]
+    #[arg(
+        short = 'f',
+        long = "filename",
+        value_name = "FILE",
+        conflicts_with = "what"
+    )]
     pub files: Vec<PathBuf>,
     /// An object that is not there is no failure
     #[arg(long)]
@@ -312,12 +321,18 @@ pub struct WorkloadArgs {
 }
 
 fn port_pair(text: &str) -> Result<(u16, u16), String> {
-    let parse = |part: &str| part.parse::<u16>().map_err(|_| format!("{part:?} is not a port"));
-    let (gateway, machine) = text.split_once('=').ok_or("expected GATEWAY-PORT=MACHINE-PORT")?;
+    let parse = |part: &str| {
+        part.parse::<u16>()
+            .map_err(|_| format!("{part:?} is not a port"))
+    };
+    let (gateway, machine) = text
+        .split_once('=')
+        .ok_or("expected GATEWAY-PORT=MACHINE-PORT")?;
     Ok((parse(gateway)?, parse(machine)?))
 }
 
-/// A duration as Istio and Go write it (`30s`, `1h30m`), long enough for a certificate to be rotated in.
+/// A duration as Istio and Go write it (`30s`, `1h30m`), long enough for a certificate to be
+/// rotated in.
 fn lifetime(text: &str) -> Result<std::time::Duration, String> {
     let shortest = std::time::Duration::from_secs(30);
     match meltemi_api::Duration::parse(text).map(|duration| duration.0) {
@@ -337,6 +352,8 @@ mod tests {
         assert!(lifetime("29s").unwrap_err().contains("30s at least"));
         assert!(lifetime("soon").is_err());
         assert_eq!(port_pair("8080=0"), Ok((8080, 0)));
-        assert!(port_pair("8080").is_err() && port_pair("8080=http").unwrap_err().contains("\"http\""));
+        assert!(
+            port_pair("8080").is_err() && port_pair("8080=http").unwrap_err().contains("\"http\"")
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Candidates for completion: names from the running mesh, as far as the command line so far tells which are meant.
+//! Candidates for completion: names from the running mesh, as far as the command line so far tells
+//! which are meant.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -32,7 +33,9 @@ impl Typed {
         let mut rest = arguments.skip_while(|word| word != "--").skip(2);
         while let Some(word) = rest.next() {
             let (flag, inline) = match word.split_once('=') {
-                Some((flag, value)) if flag.starts_with("--") => (flag.to_owned(), Some(value.to_owned())),
+                Some((flag, value)) if flag.starts_with("--") => {
+                    (flag.to_owned(), Some(value.to_owned()))
+                }
                 _ => (word.clone(), None),
             };
             match flag.as_str() {
@@ -40,7 +43,9 @@ impl Typed {
                 "--run-dir" => typed.run_dir = inline.or_else(|| rest.next()).map(PathBuf::from),
                 "-n" | "--namespace" => typed.namespace = inline.or_else(|| rest.next()),
                 "-A" | "--all-namespaces" => typed.all_namespaces = true,
-                "-o" | "--output" | "-c" | "--container" | "-l" | "--selector" | "--tail" if inline.is_none() => {
+                "-o" | "--output" | "-c" | "--container" | "-l" | "--selector" | "--tail"
+                    if inline.is_none() =>
+                {
                     rest.next();
                 }
                 "--" => break,
@@ -56,9 +61,20 @@ impl Typed {
     }
 
     fn mesh(&self) -> Mesh {
-        let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
-        let name = self.mesh.clone().or_else(|| variable("MELTEMI_MESH")).unwrap_or_else(|| "default".to_owned());
-        let run_dir = self.run_dir.clone().or_else(|| variable("MELTEMI_RUN_DIR").map(PathBuf::from));
+        let variable = |name| {
+            std::env::var(name)
+                .ok()
+                .filter(|value: &String| !value.is_empty())
+        };
+        let name = self
+            .mesh
+            .clone()
+            .or_else(|| variable("MELTEMI_MESH"))
+            .unwrap_or_else(|| "default".to_owned());
+        let run_dir = self
+            .run_dir
+            .clone()
+            .or_else(|| variable("MELTEMI_RUN_DIR").map(PathBuf::from));
         Mesh::new(&name, run_dir.as_deref())
     }
 
@@ -73,13 +89,27 @@ impl Typed {
 
 /// An answer of the mesh; none if there is no mesh, or no answer soon.
 fn ask<T: Default>(question: impl Future<Output = T>) -> T {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return T::default() };
-    runtime.block_on(async { tokio::time::timeout(PATIENCE, question).await.unwrap_or_default() })
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    else {
+        return T::default();
+    };
+    runtime.block_on(async {
+        tokio::time::timeout(PATIENCE, question)
+            .await
+            .unwrap_or_default()
+    })
 }
 
 fn beginning(current: &OsStr, names: impl IntoIterator<Item = String>) -> Vec<CompletionCandidate> {
-    let Some(current) = current.to_str() else { return Vec::new() };
-    let sorted: BTreeSet<String> = names.into_iter().filter(|name| name.starts_with(current)).collect();
+    let Some(current) = current.to_str() else {
+        return Vec::new();
+    };
+    let sorted: BTreeSet<String> = names
+        .into_iter()
+        .filter(|name| name.starts_with(current))
+        .collect();
     sorted.into_iter().map(CompletionCandidate::new).collect()
 }
 
@@ -93,37 +123,65 @@ pub(crate) fn workloads(current: &OsStr) -> Vec<CompletionCandidate> {
     let typed = Typed::here();
     let all = ask(async { typed.mesh().node().list().await.unwrap_or_default() });
     // `status` looks at every namespace.
-    let is_status = typed.words.first().is_some_and(|word| matches!(word.as_str(), "status" | "ps" | "proxy-status"));
+    let is_status = typed
+        .words
+        .first()
+        .is_some_and(|word| matches!(word.as_str(), "status" | "ps" | "proxy-status"));
     let everywhere = is_status && typed.namespace.is_none();
-    let here = all.into_iter().filter(|workload| everywhere || workload.key.namespace == typed.namespace());
-    beginning(current, here.flat_map(|workload| [workload.workload, workload.key.pod]))
+    let here = all
+        .into_iter()
+        .filter(|workload| everywhere || workload.key.namespace == typed.namespace());
+    beginning(
+        current,
+        here.flat_map(|workload| [workload.workload, workload.key.pod]),
+    )
 }
 
 /// The two containers of a workload, the first by its own name as well.
 pub(crate) fn containers(current: &OsStr) -> Vec<CompletionCandidate> {
     let typed = Typed::here();
     let all = ask(async { typed.mesh().node().list().await.unwrap_or_default() });
-    let name = typed.words.get(1).map(|word| names::workload(word).to_owned()).unwrap_or_default();
+    let name = typed
+        .words
+        .get(1)
+        .map(|word| names::workload(word).to_owned())
+        .unwrap_or_default();
     let is_meant = |one: &meltemi_node::api::WorkloadStatus| {
         one.key.namespace == typed.namespace() && (one.workload == name || one.key.pod == name)
     };
-    let own = all.into_iter().find(is_meant).map(|workload| workload.container);
+    let own = all
+        .into_iter()
+        .find(is_meant)
+        .map(|workload| workload.container);
     let known = ["app", "proxy", "istio-proxy"].map(str::to_owned);
-    beginning(current, known.into_iter().chain(own).filter(|word| !word.is_empty()))
+    beginning(
+        current,
+        known.into_iter().chain(own).filter(|word| !word.is_empty()),
+    )
 }
 
 /// Namespaces of what runs and of what is configured.
 pub(crate) fn namespaces(current: &OsStr) -> Vec<CompletionCandidate> {
     let mesh = Typed::here().mesh();
     let (running, configured) = ask(async {
-        let configured = mesh.control().objects(&ObjectSelector::default()).await.unwrap_or_default();
+        let configured = mesh
+            .control()
+            .objects(&ObjectSelector::default())
+            .await
+            .unwrap_or_default();
         (mesh.node().list().await.unwrap_or_default(), configured)
     });
-    let configured = configured.items.into_iter().map(|item| match item.object.kind.as_str() {
-        "Namespace" => item.object.name,
-        _ => item.object.namespace,
-    });
-    let all = running.into_iter().map(|workload| workload.key.namespace).chain(configured);
+    let configured = configured
+        .items
+        .into_iter()
+        .map(|item| match item.object.kind.as_str() {
+            "Namespace" => item.object.name,
+            _ => item.object.namespace,
+        });
+    let all = running
+        .into_iter()
+        .map(|workload| workload.key.namespace)
+        .chain(configured);
     beginning(current, all.filter(|namespace| !namespace.is_empty()))
 }
 
@@ -136,18 +194,41 @@ impl ValueCompleter for Objects {
         let typed = Typed::here();
         let text = current.to_str().unwrap_or_default();
         // The last word is the one that is being typed.
-        let before: Vec<&String> = typed.words.iter().skip(1).filter(|word| *word != text).collect();
+        let before: Vec<&String> = typed
+            .words
+            .iter()
+            .skip(1)
+            .filter(|word| *word != text)
+            .collect();
         let (kind, prefix) = match (text.split_once('/'), before.first()) {
             (Some((kind, _)), _) => (kind.to_owned(), format!("{kind}/")),
             (None, Some(kind)) if !kind.contains('/') => ((*kind).clone(), String::new()),
             (None, _) => {
-                let kinds = meltemi_api::Kind::all().map(|kind| kind.plural()).chain(["all".to_owned()]);
+                let kinds = meltemi_api::Kind::all()
+                    .map(|kind| kind.plural())
+                    .chain(["all".to_owned()]);
                 return beginning(current, kinds);
             }
         };
-        let selector = ObjectSelector { kind, ns: typed.namespace().to_owned(), name: String::new() };
-        let list = ask(async { typed.mesh().control().objects(&selector).await.unwrap_or_default() });
-        beginning(current, list.items.into_iter().map(|item| format!("{prefix}{}", item.object.name)))
+        let selector = ObjectSelector {
+            kind,
+            ns: typed.namespace().to_owned(),
+            name: String::new(),
+        };
+        let list = ask(async {
+            typed
+                .mesh()
+                .control()
+                .objects(&selector)
+                .await
+                .unwrap_or_default()
+        });
+        beginning(
+            current,
+            list.items
+                .into_iter()
+                .map(|item| format!("{prefix}{}", item.object.name)),
+        )
     }
 }
 
@@ -162,7 +243,10 @@ mod tests {
     #[test]
     fn what_was_typed_tells_mesh_namespace_and_words() {
         let typed = read("/usr/bin/meltemi -- meltemi --mesh shop logs -n web --tail 5 rev");
-        assert_eq!((typed.mesh.as_deref(), typed.namespace()), (Some("shop"), "web"));
+        assert_eq!(
+            (typed.mesh.as_deref(), typed.namespace()),
+            (Some("shop"), "web")
+        );
         assert_eq!(typed.words, ["logs", "rev"]);
         let typed = read("meltemi -- meltemi get --namespace=web -A vs -o yaml reviews");
         assert_eq!(

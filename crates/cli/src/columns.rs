@@ -25,11 +25,15 @@ pub(crate) fn needs_live(kind: &str) -> bool {
     matches!(kind, "Pod" | "Deployment" | "Service")
 }
 
-/// Heading and content of each column behind NAME, for one object. All objects of a kind have the same headings.
+/// Heading and content of each column behind NAME, for one object. All objects of a kind have the
+/// same headings.
 pub(crate) fn columns(item: &ObjectView, live: &Live, wide: bool) -> Vec<(&'static str, String)> {
     let spec = &item.value["spec"];
     let mut columns = match item.object.kind.as_str() {
-        "VirtualService" => vec![("GATEWAYS", json(&spec["gateways"])), ("HOSTS", json(&spec["hosts"]))],
+        "VirtualService" => vec![
+            ("GATEWAYS", json(&spec["gateways"])),
+            ("HOSTS", json(&spec["hosts"])),
+        ],
         "DestinationRule" => vec![("HOST", word(&spec["host"]))],
         "Gateway" => vec![
             ("SELECTOR", labels(&spec["selector"])),
@@ -45,7 +49,10 @@ pub(crate) fn columns(item: &ObjectView, live: &Live, wide: bool) -> Vec<(&'stat
         "PeerAuthentication" => vec![("MODE", word(&spec["mtls"]["mode"]))],
         "AuthorizationPolicy" => vec![("ACTION", or(word(&spec["action"]), "ALLOW"))],
         "ConfigMap" => vec![("DATA", entries(&item.value["data"]))],
-        "Secret" => vec![("TYPE", or(word(&item.value["type"]), "Opaque")), ("DATA", entries(&item.value["data"]))],
+        "Secret" => vec![
+            ("TYPE", or(word(&item.value["type"]), "Opaque")),
+            ("DATA", entries(&item.value["data"])),
+        ],
         "Namespace" => vec![("STATUS", "Active".to_owned())],
         "Service" => service(item, live),
         "Pod" => pod(item, live),
@@ -58,15 +65,26 @@ pub(crate) fn columns(item: &ObjectView, live: &Live, wide: bool) -> Vec<(&'stat
             "Service" => vec![("SELECTOR", labels(&spec["selector"]))],
             "Pod" => vec![
                 ("IP", word(&item.value["status"]["podIP"])),
-                ("SERVICE ACCOUNT", or(word(&spec["serviceAccountName"]), "default")),
+                (
+                    "SERVICE ACCOUNT",
+                    or(word(&spec["serviceAccountName"]), "default"),
+                ),
             ],
             "Deployment" => vec![
-                ("IMAGES", each(&spec["template"]["spec"]["containers"], |container| word(&container["image"]))),
+                (
+                    "IMAGES",
+                    each(&spec["template"]["spec"]["containers"], |container| {
+                        word(&container["image"])
+                    }),
+                ),
                 ("SELECTOR", labels(&spec["selector"]["matchLabels"])),
             ],
             _ => Vec::new(),
         });
-        columns.extend([("FROM", from(item)), ("FINDINGS", item.diagnostics.len().to_string())]);
+        columns.extend([
+            ("FROM", from(item)),
+            ("FINDINGS", item.diagnostics.len().to_string()),
+        ]);
     }
     columns
 }
@@ -81,13 +99,25 @@ fn from(item: &ObjectView) -> String {
 
 /// `metadata.creationTimestamp` where the object has one, else when its file was written last.
 fn since(item: &ObjectView) -> String {
-    let text = item.value["metadata"]["creationTimestamp"].as_str().unwrap_or_default();
+    let text = item.value["metadata"]["creationTimestamp"]
+        .as_str()
+        .unwrap_or_default();
     let seconds = match OffsetDateTime::parse(text, &Rfc3339) {
-        Ok(at) => (OffsetDateTime::now_utc() - at).whole_seconds().try_into().unwrap_or(0),
+        Ok(at) => (OffsetDateTime::now_utc() - at)
+            .whole_seconds()
+            .try_into()
+            .unwrap_or(0),
         Err(_) => {
-            let written = Path::new(&item.position.file).metadata().and_then(|file| file.modified());
-            let Ok(written) = written else { return "<unknown>".to_owned() };
-            SystemTime::now().duration_since(written).unwrap_or_default().as_secs()
+            let written = Path::new(&item.position.file)
+                .metadata()
+                .and_then(|file| file.modified());
+            let Ok(written) = written else {
+                return "<unknown>".to_owned();
+            };
+            SystemTime::now()
+                .duration_since(written)
+                .unwrap_or_default()
+                .as_secs()
         }
     };
     age(seconds)
@@ -97,7 +127,10 @@ fn service(item: &ObjectView, live: &Live) -> Vec<(&'static str, String)> {
     let spec = &item.value["spec"];
     let full = format!("{}.{}.svc.", item.object.name, item.object.namespace);
     let allocated = || {
-        let service = live.services.iter().find(|service| service.hostname.starts_with(&full))?;
+        let service = live
+            .services
+            .iter()
+            .find(|service| service.hostname.starts_with(&full))?;
         service.addresses.first().cloned()
     };
     let address = match word(&spec["clusterIP"]) {
@@ -105,8 +138,14 @@ fn service(item: &ObjectView, live: &Live) -> Vec<(&'static str, String)> {
         written => written,
     };
     let port = |port: &Value| {
-        let node = port["nodePort"].as_u64().map_or_else(String::new, |node| format!(":{node}"));
-        format!("{}{node}/{}", scalar(&port["port"]), or(word(&port["protocol"]), "TCP"))
+        let node = port["nodePort"]
+            .as_u64()
+            .map_or_else(String::new, |node| format!(":{node}"));
+        format!(
+            "{}{node}/{}",
+            scalar(&port["port"]),
+            or(word(&port["protocol"]), "TCP")
+        )
     };
     vec![
         ("TYPE", or(word(&spec["type"]), "ClusterIP")),
@@ -116,24 +155,42 @@ fn service(item: &ObjectView, live: &Live) -> Vec<(&'static str, String)> {
 }
 
 fn pod(item: &ObjectView, live: &Live) -> Vec<(&'static str, String)> {
-    let here = |w: &&WorkloadStatus| w.key.pod == item.object.name && w.key.namespace == item.object.namespace;
+    let here = |w: &&WorkloadStatus| {
+        w.key.pod == item.object.name && w.key.namespace == item.object.namespace
+    };
     match live.workloads.iter().find(here) {
         Some(workload) => {
-            vec![("READY", ready(workload)), ("STATUS", state(workload)), ("RESTARTS", restarts(workload))]
+            vec![
+                ("READY", ready(workload)),
+                ("STATUS", state(workload)),
+                ("RESTARTS", restarts(workload)),
+            ]
         }
         // A Pod that a file declares: nobody runs it here.
         None => {
-            let conditions = item.value["status"]["conditions"].as_array().into_iter().flatten();
-            let is_ready = conditions.into_iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
-            let total = item.value["spec"]["containers"].as_array().map_or(0, Vec::len);
+            let conditions = item.value["status"]["conditions"]
+                .as_array()
+                .into_iter()
+                .flatten();
+            let is_ready = conditions
+                .into_iter()
+                .any(|c| c["type"] == "Ready" && c["status"] == "True");
+            let total = item.value["spec"]["containers"]
+                .as_array()
+                .map_or(0, Vec::len);
             let phase = or(word(&item.value["status"]["phase"]), "Unknown");
             let ready = format!("{}/{total}", if is_ready { total } else { 0 });
-            vec![("READY", ready), ("STATUS", phase), ("RESTARTS", "0".to_owned())]
+            vec![
+                ("READY", ready),
+                ("STATUS", phase),
+                ("RESTARTS", "0".to_owned()),
+            ]
         }
     }
 }
 
-/// Programs of the workload that run, of those that should. Readiness is known of the workload as a whole.
+/// Programs of the workload that run, of those that should. Readiness is known of the workload as a
+/// whole.
 fn ready(workload: &WorkloadStatus) -> String {
     let parts: Vec<_> = workload.app.iter().chain(&workload.proxy).collect();
     let running = parts.iter().filter(|part| part.running).count();
@@ -142,7 +199,9 @@ fn ready(workload: &WorkloadStatus) -> String {
 }
 
 fn deployment(item: &ObjectView, live: &Live) -> Vec<(&'static str, String)> {
-    let own = |w: &&WorkloadStatus| w.workload == item.object.name && w.key.namespace == item.object.namespace;
+    let own = |w: &&WorkloadStatus| {
+        w.workload == item.object.name && w.key.namespace == item.object.namespace
+    };
     let all: Vec<_> = live.workloads.iter().filter(own).collect();
     let ready = all.iter().filter(|workload| workload.ready).count();
     let wanted = item.value["spec"]["replicas"].as_u64().unwrap_or(1);
@@ -155,13 +214,19 @@ fn deployment(item: &ObjectView, live: &Live) -> Vec<(&'static str, String)> {
 
 fn gateway_ports(spec: &Value) -> String {
     each(&spec["servers"], |server| {
-        format!("{}/{}", scalar(&server["port"]["number"]), word(&server["port"]["protocol"]))
+        format!(
+            "{}/{}",
+            scalar(&server["port"]["number"]),
+            word(&server["port"]["protocol"])
+        )
     })
 }
 
 fn gateway_hosts(spec: &Value) -> String {
     let servers = spec["servers"].as_array().into_iter().flatten();
-    let mut hosts: Vec<&Value> = servers.flat_map(|server| server["hosts"].as_array().into_iter().flatten()).collect();
+    let mut hosts: Vec<&Value> = servers
+        .flat_map(|server| server["hosts"].as_array().into_iter().flatten())
+        .collect();
     hosts.sort_by_key(|host| host.as_str());
     hosts.dedup();
     serde_json::to_string(&hosts).unwrap_or_default()
@@ -169,7 +234,11 @@ fn gateway_hosts(spec: &Value) -> String {
 
 /// A list as kubectl prints it: JSON.
 fn json(value: &Value) -> String {
-    if value.is_null() { String::new() } else { value.to_string() }
+    if value.is_null() {
+        String::new()
+    } else {
+        value.to_string()
+    }
 }
 
 fn word(value: &Value) -> String {
@@ -182,11 +251,20 @@ fn scalar(value: &Value) -> String {
 }
 
 fn or(text: String, default: &str) -> String {
-    if text.is_empty() { default.to_owned() } else { text }
+    if text.is_empty() {
+        default.to_owned()
+    } else {
+        text
+    }
 }
 
 fn each(list: &Value, show: impl Fn(&Value) -> String) -> String {
-    list.as_array().into_iter().flatten().map(show).collect::<Vec<_>>().join(",")
+    list.as_array()
+        .into_iter()
+        .flatten()
+        .map(show)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 fn entries(map: &Value) -> String {
@@ -195,7 +273,10 @@ fn entries(map: &Value) -> String {
 
 fn labels(map: &Value) -> String {
     let sorted: BTreeMap<_, _> = map.as_object().into_iter().flatten().collect();
-    let pairs: Vec<_> = sorted.into_iter().map(|(key, value)| format!("{key}={}", scalar(value))).collect();
+    let pairs: Vec<_> = sorted
+        .into_iter()
+        .map(|(key, value)| format!("{key}={}", scalar(value)))
+        .collect();
     or(pairs.join(","), "<none>")
 }
 
@@ -206,9 +287,17 @@ mod tests {
     use serde_json::json;
 
     fn shown(kind: &str, value: Value, live: &Live) -> String {
-        let item = ObjectView { object: ObjectRef::new(kind, "shop", "reviews"), value, ..ObjectView::default() };
+        let item = ObjectView {
+            object: ObjectRef::new(kind, "shop", "reviews"),
+            value,
+            ..ObjectView::default()
+        };
         let cells = columns(&item, live, false);
-        cells.into_iter().map(|(heading, cell)| format!("{heading}={cell}")).collect::<Vec<_>>().join(" ")
+        cells
+            .into_iter()
+            .map(|(heading, cell)| format!("{heading}={cell}"))
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     fn plain(kind: &str, spec: Value) -> String {
@@ -218,20 +307,35 @@ mod tests {
     #[test]
     fn kinds_have_the_columns_of_their_definitions() {
         assert_eq!(
-            plain("VirtualService", json!({"hosts": ["a", "b"], "gateways": ["mesh"]})),
+            plain(
+                "VirtualService",
+                json!({"hosts": ["a", "b"], "gateways": ["mesh"]})
+            ),
             r#"GATEWAYS=["mesh"] HOSTS=["a","b"] AGE=<unknown>"#
         );
-        assert_eq!(plain("DestinationRule", json!({"host": "reviews"})), "HOST=reviews AGE=<unknown>");
         assert_eq!(
-            plain("ServiceEntry", json!({"hosts": ["x.org"], "location": "MESH_EXTERNAL", "resolution": "DNS"})),
+            plain("DestinationRule", json!({"host": "reviews"})),
+            "HOST=reviews AGE=<unknown>"
+        );
+        assert_eq!(
+            plain(
+                "ServiceEntry",
+                json!({"hosts": ["x.org"], "location": "MESH_EXTERNAL", "resolution": "DNS"})
+            ),
             r#"HOSTS=["x.org"] LOCATION=MESH_EXTERNAL RESOLUTION=DNS AGE=<unknown>"#
         );
         let server = json!({"port": {"number": 8080, "protocol": "HTTP"}, "hosts": ["*"]});
         assert_eq!(
-            plain("Gateway", json!({"selector": {"istio": "ingressgateway"}, "servers": [server]})),
+            plain(
+                "Gateway",
+                json!({"selector": {"istio": "ingressgateway"}, "servers": [server]})
+            ),
             r#"SELECTOR=istio=ingressgateway PORTS=8080/HTTP HOSTS=["*"] AGE=<unknown>"#
         );
-        assert_eq!(plain("AuthorizationPolicy", json!({})), "ACTION=ALLOW AGE=<unknown>");
+        assert_eq!(
+            plain("AuthorizationPolicy", json!({})),
+            "ACTION=ALLOW AGE=<unknown>"
+        );
         assert_eq!(plain("Sidecar", json!({})), "AGE=<unknown>");
     }
 
@@ -251,7 +355,10 @@ mod tests {
             "TYPE=ClusterIP CLUSTER-IP=10.45.0.7 PORT(S)=80/TCP,53/UDP AGE=<unknown>"
         );
         let headless = json!({"spec": {"clusterIP": "None", "ports": []}});
-        assert_eq!(shown("Service", headless, &live), "TYPE=ClusterIP CLUSTER-IP=None PORT(S)=<none> AGE=<unknown>");
+        assert_eq!(
+            shown("Service", headless, &live),
+            "TYPE=ClusterIP CLUSTER-IP=None PORT(S)=<none> AGE=<unknown>"
+        );
     }
 
     #[test]
@@ -262,11 +369,23 @@ mod tests {
             "proxy_kind": "meltemi", "app": {"running": true, "pid": 7, "restarts": 2, "last_exit": null},
             "proxy": {"running": true, "pid": 8, "restarts": 0, "last_exit": null}, "message": null,
         });
-        let mut live = Live { workloads: vec![serde_json::from_value(workload).unwrap()], ..Live::default() };
-        assert_eq!(shown("Pod", json!({}), &live), "READY=1/2 STATUS=Starting RESTARTS=2 AGE=<unknown>");
+        let mut live = Live {
+            workloads: vec![serde_json::from_value(workload).unwrap()],
+            ..Live::default()
+        };
+        assert_eq!(
+            shown("Pod", json!({}), &live),
+            "READY=1/2 STATUS=Starting RESTARTS=2 AGE=<unknown>"
+        );
         live.workloads[0].ready = true;
         let deployment = json!({"spec": {"replicas": 2}});
-        assert_eq!(shown("Deployment", deployment, &live), "READY=1/2 UP-TO-DATE=1 AVAILABLE=1 AGE=<unknown>");
-        assert_eq!(shown("Pod", json!({}), &Live::default()), "READY=0/0 STATUS=Unknown RESTARTS=0 AGE=<unknown>");
+        assert_eq!(
+            shown("Deployment", deployment, &live),
+            "READY=1/2 UP-TO-DATE=1 AVAILABLE=1 AGE=<unknown>"
+        );
+        assert_eq!(
+            shown("Pod", json!({}), &Live::default()),
+            "READY=0/0 STATUS=Unknown RESTARTS=0 AGE=<unknown>"
+        );
     }
 }

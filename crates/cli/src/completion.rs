@@ -12,7 +12,9 @@ use crate::output;
 const VARIABLE: &str = "COMPLETE";
 /// Answers the shell's script and ends the process, if it is the script that calls.
 pub fn answer_shell() {
-    CompleteEnv::with_factory(Cli::command).var(VARIABLE).complete();
+    CompleteEnv::with_factory(Cli::command)
+        .var(VARIABLE)
+        .complete();
 }
 
 /// Prints the script for a shell; it asks this very program for candidates.
@@ -22,12 +24,17 @@ pub fn answer_shell() {
 pub fn print_completion(shell: Shell) -> Result<i32> {
     let typed = std::env::args_os().next().unwrap_or_default();
     let program = match typed.as_encoded_bytes().contains(&b'/') {
-        true => std::env::current_exe().context("cannot tell which program this is")?.display().to_string(),
+        true => std::env::current_exe()
+            .context("cannot tell which program this is")?
+            .display()
+            .to_string(),
         false => "meltemi".to_owned(),
     };
     let mut script = Vec::new();
     let shells = Shells::builtins();
-    let completer = shells.completer(&shell.to_string()).with_context(|| format!("no completion for {shell}"))?;
+    let completer = shells
+        .completer(&shell.to_string())
+        .with_context(|| format!("no completion for {shell}"))?;
     completer.write_registration(VARIABLE, "meltemi", "meltemi", &program, &mut script)?;
     match output::bytes(&script) {
         Err(error) if error.is::<output::ReaderLeft>() => Ok(output::READER_LEFT),
@@ -41,8 +48,17 @@ mod tests {
 
     #[test]
     fn every_shell_has_a_script() {
-        for shell in [Shell::Bash, Shell::Elvish, Shell::Fish, Shell::PowerShell, Shell::Zsh] {
-            assert!(Shells::builtins().completer(&shell.to_string()).is_some(), "{shell}");
+        for shell in [
+            Shell::Bash,
+            Shell::Elvish,
+            Shell::Fish,
+            Shell::PowerShell,
+            Shell::Zsh,
+        ] {
+            assert!(
+                Shells::builtins().completer(&shell.to_string()).is_some(),
+                "{shell}"
+            );
         }
     }
 

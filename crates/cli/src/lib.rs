@@ -1,7 +1,8 @@
 //! The command line: what people type, and what they see.
 //!
-//! In: arguments, and the sockets of a running mesh. Out: tables, YAML or JSON, exit codes as kubectl's. Commands that start
-//! processes (`demo`, `up`, `proxy`) are only parsed here; the binary carries them out. Imports nothing of the data path.
+//! In: arguments, and the sockets of a running mesh. Out: tables, YAML or JSON, exit codes as
+//! kubectl's. Commands that start processes (`demo`, `up`, `proxy`) are only parsed here; the
+//! binary carries them out. Imports nothing of the data path.
 
 pub mod args;
 mod candidates;
@@ -27,7 +28,9 @@ pub use output::Output;
 /// Whatever keeps the command from being done, as a sentence for the user.
 pub fn run(mesh: &Mesh, command: args::MeshCommand) -> anyhow::Result<i32> {
     use args::MeshCommand as C;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let done = runtime.block_on(async {
         match command {
             C::Apply(args) => objects::apply(mesh, args).await,

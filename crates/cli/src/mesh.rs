@@ -19,7 +19,10 @@ impl Mesh {
     /// A mesh by name, or by the folder of its sockets where it was started with one.
     pub fn new(name: &str, run_dir: Option<&Path>) -> Self {
         let run_dir = run_dir.map_or_else(|| meltemi_node::config::run_dir(name), Path::to_owned);
-        Self { name: name.to_owned(), run_dir }
+        Self {
+            name: name.to_owned(),
+            run_dir,
+        }
     }
 
     /// Its control plane.
@@ -61,11 +64,21 @@ impl Mesh {
                 self.run_dir.display()
             );
         }
-        let mut text = format!("no mesh {:?} is running (there is no socket in {})", self.name, self.run_dir.display());
+        let mut text = format!(
+            "no mesh {:?} is running (there is no socket in {})",
+            self.name,
+            self.run_dir.display()
+        );
         let others = running();
         match others.as_slice() {
             [] => text.push_str("; start one with `meltemi demo` or `meltemi up -f DIR`"),
-            others => _ = write!(text, "; running: {} (choose with --mesh NAME)", others.join(", ")),
+            others => {
+                _ = write!(
+                    text,
+                    "; running: {} (choose with --mesh NAME)",
+                    others.join(", ")
+                )
+            }
         }
         Error::msg(text)
     }
@@ -74,7 +87,9 @@ impl Mesh {
 /// The meshes of this user that run in the usual folder.
 pub(crate) fn running() -> Vec<String> {
     let one = meltemi_node::config::run_dir("default");
-    let Some(folder) = one.parent() else { return Vec::new() };
+    let Some(folder) = one.parent() else {
+        return Vec::new();
+    };
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries
         .filter(|entry| is_alive(&entry.path()))
@@ -86,7 +101,8 @@ pub(crate) fn running() -> Vec<String> {
 
 /// A socket that nobody listens at is left by a mesh that was killed.
 fn is_alive(run_dir: &Path) -> bool {
-    // The node's socket is of another type than a stream; that it is refused for its type shows that somebody listens.
+    // The node's socket is of another type than a stream; that it is refused for its type shows
+    // that somebody listens.
     match UnixStream::connect(run_dir.join("node.sock")) {
         Ok(_) => true,
         Err(error) => error.raw_os_error() == Some(EPROTOTYPE),
@@ -104,10 +120,19 @@ mod tests {
     fn a_mesh_that_does_not_run_is_named_with_its_folder() {
         let folder = std::env::temp_dir().join("meltemi-cli-nobody");
         let mesh = Mesh::new("shop", Some(&folder));
-        let error = ClientError::Connect { path: folder.clone(), error: std::io::ErrorKind::NotFound.into() };
+        let error = ClientError::Connect {
+            path: folder.clone(),
+            error: std::io::ErrorKind::NotFound.into(),
+        };
         let text = mesh.control_error(error).to_string();
-        assert!(text.starts_with("no mesh \"shop\" is running") && text.contains("meltemi-cli-nobody"), "{text}");
-        let refused = ClientError::Refused { status: 404, message: "not there".into() };
+        assert!(
+            text.starts_with("no mesh \"shop\" is running") && text.contains("meltemi-cli-nobody"),
+            "{text}"
+        );
+        let refused = ClientError::Refused {
+            status: 404,
+            message: "not there".into(),
+        };
         assert_eq!(mesh.control_error(refused).to_string(), "not there");
     }
 }

@@ -1,4 +1,5 @@
-//! Names as kubectl's users write them: `vs`, `vs,dr`, `vs reviews`, `vs/reviews`, `deploy/productpage-v1`, `app=reviews`.
+//! Names as kubectl's users write them: `vs`, `vs,dr`, `vs reviews`, `vs/reviews`,
+//! `deploy/productpage-v1`, `app=reviews`.
 
 use std::collections::BTreeMap;
 
@@ -13,26 +14,43 @@ pub(crate) struct Wanted {
 
 impl Wanted {
     fn new(kind: &str, name: &str) -> Self {
-        Self { kind: kind.to_owned(), name: name.to_owned() }
+        Self {
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+        }
     }
 }
 
 /// What words such as `vs`, `vs,dr`, `vs a b` and `vs/a dr/b` ask for.
 pub(crate) fn wanted(words: &[String]) -> Result<Vec<Wanted>> {
-    let Some((first, names)) = words.split_first() else { return Ok(Vec::new()) };
+    let Some((first, names)) = words.split_first() else {
+        return Ok(Vec::new());
+    };
     if words.iter().any(|word| word.contains('/')) {
         let pair = |word: &String| match word.split_once('/') {
-            Some((kind, name)) if !kind.is_empty() && !name.is_empty() => Ok(Wanted::new(kind, name)),
+            Some((kind, name)) if !kind.is_empty() && !name.is_empty() => {
+                Ok(Wanted::new(kind, name))
+            }
             _ => bail!("{word:?}: where one object is written KIND/NAME, all of them are"),
         };
         return words.iter().map(pair).collect();
     }
-    let kinds: Vec<&str> = first.split(',').map(str::trim).filter(|kind| !kind.is_empty()).collect();
+    let kinds: Vec<&str> = first
+        .split(',')
+        .map(str::trim)
+        .filter(|kind| !kind.is_empty())
+        .collect();
     ensure!(!kinds.is_empty(), "{first:?} names no kind");
     if names.is_empty() {
-        return Ok(kinds.into_iter().map(|kind| Wanted::new(kind, "")).collect());
+        return Ok(kinds
+            .into_iter()
+            .map(|kind| Wanted::new(kind, ""))
+            .collect());
     }
-    Ok(kinds.iter().flat_map(|kind| names.iter().map(|name| Wanted::new(kind, name))).collect())
+    Ok(kinds
+        .iter()
+        .flat_map(|kind| names.iter().map(|name| Wanted::new(kind, name)))
+        .collect())
 }
 
 /// A workload's name without the type that kubectl allows in front of it.
@@ -63,10 +81,16 @@ impl LabelFilter {
     /// Reads `a=b,c!=d,e`.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let mut terms = Vec::new();
-        for term in text.split(',').map(str::trim).filter(|term| !term.is_empty()) {
+        for term in text
+            .split(',')
+            .map(str::trim)
+            .filter(|term| !term.is_empty())
+        {
             let (key, value, is_wanted) = if let Some((key, value)) = term.split_once("!=") {
                 (key, Some(value), false)
-            } else if let Some((key, value)) = term.split_once("==").or_else(|| term.split_once('=')) {
+            } else if let Some((key, value)) =
+                term.split_once("==").or_else(|| term.split_once('='))
+            {
                 (key, Some(value), true)
             } else {
                 (term, None, true)
@@ -75,17 +99,23 @@ impl LabelFilter {
                 !key.trim().is_empty() && !key.contains(['(', ' ']),
                 "--selector {term:?}: expected KEY=VALUE, KEY!=VALUE or KEY"
             );
-            terms.push((key.trim().to_owned(), value.map(|value| value.trim().to_owned()), is_wanted));
+            terms.push((
+                key.trim().to_owned(),
+                value.map(|value| value.trim().to_owned()),
+                is_wanted,
+            ));
         }
         Ok(Self(terms))
     }
 
     /// Whether labels fit.
     pub(crate) fn fits(&self, labels: &BTreeMap<&str, &str>) -> bool {
-        self.0.iter().all(|(key, value, is_wanted)| match (labels.get(key.as_str()), value) {
-            (found, Some(value)) => (found == Some(&value.as_str())) == *is_wanted,
-            (found, None) => found.is_some(),
-        })
+        self.0.iter().all(
+            |(key, value, is_wanted)| match (labels.get(key.as_str()), value) {
+                (found, Some(value)) => (found == Some(&value.as_str())) == *is_wanted,
+                (found, None) => found.is_some(),
+            },
+        )
     }
 }
 
@@ -95,19 +125,30 @@ mod tests {
 
     fn read(words: &[&str]) -> Result<Vec<(String, String)>> {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        Ok(wanted(&words)?.into_iter().map(|wanted| (wanted.kind, wanted.name)).collect())
+        Ok(wanted(&words)?
+            .into_iter()
+            .map(|wanted| (wanted.kind, wanted.name))
+            .collect())
     }
 
     fn pairs(of: &[(&str, &str)]) -> Vec<(String, String)> {
-        of.iter().map(|(kind, name)| ((*kind).to_owned(), (*name).to_owned())).collect()
+        of.iter()
+            .map(|(kind, name)| ((*kind).to_owned(), (*name).to_owned()))
+            .collect()
     }
 
     #[test]
     fn objects_are_named_as_with_kubectl() {
         assert_eq!(read(&["vs"]).unwrap(), pairs(&[("vs", "")]));
         assert_eq!(read(&["vs,dr"]).unwrap(), pairs(&[("vs", ""), ("dr", "")]));
-        assert_eq!(read(&["vs", "a", "b"]).unwrap(), pairs(&[("vs", "a"), ("vs", "b")]));
-        assert_eq!(read(&["vs/a", "dr/b"]).unwrap(), pairs(&[("vs", "a"), ("dr", "b")]));
+        assert_eq!(
+            read(&["vs", "a", "b"]).unwrap(),
+            pairs(&[("vs", "a"), ("vs", "b")])
+        );
+        assert_eq!(
+            read(&["vs/a", "dr/b"]).unwrap(),
+            pairs(&[("vs", "a"), ("dr", "b")])
+        );
         for slip in [&["vs/a", "b"][..], &["vs/"], &[","]] {
             assert!(read(slip).is_err(), "{slip:?}");
         }
@@ -115,9 +156,13 @@ mod tests {
 
     #[test]
     fn workloads_may_carry_their_type() {
-        for word in
-            ["reviews-v1", "deploy/reviews-v1", "Deployment/reviews-v1", "pod/reviews-v1", "workload/reviews-v1"]
-        {
+        for word in [
+            "reviews-v1",
+            "deploy/reviews-v1",
+            "Deployment/reviews-v1",
+            "pod/reviews-v1",
+            "workload/reviews-v1",
+        ] {
             assert_eq!(workload(word), "reviews-v1");
         }
         assert_eq!(workload("svc/reviews"), "svc/reviews");
@@ -134,7 +179,11 @@ mod tests {
             ("version", true),
             ("tier", false),
         ] {
-            assert_eq!(LabelFilter::parse(selector).unwrap().fits(&labels), fits, "{selector}");
+            assert_eq!(
+                LabelFilter::parse(selector).unwrap().fits(&labels),
+                fits,
+                "{selector}"
+            );
         }
         assert!(LabelFilter::parse("app in (a, b)").is_err());
     }

@@ -1,4 +1,5 @@
-//! The files of `-f` as one stream of documents, and the way back from a line of the stream to a line of a file.
+//! The files of `-f` as one stream of documents, and the way back from a line of the stream to a
+//! line of a file.
 
 use std::fs;
 use std::io::Read;
@@ -19,13 +20,16 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// Reads files, directories (their YAML and JSON files, not what is below) and `-`, standard input.
+    /// Reads files, directories (their YAML and JSON files, not what is below) and `-`, standard
+    /// input.
     pub(crate) fn read(files: &[PathBuf]) -> Result<Self> {
         let mut all = Self::default();
         for file in files {
             if file == Path::new("-") {
                 let mut text = String::new();
-                std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
+                std::io::stdin()
+                    .read_to_string(&mut text)
+                    .context("cannot read standard input")?;
                 all.push("stdin", &text);
             } else if file.is_dir() {
                 for path in inside(file)? {
@@ -39,7 +43,8 @@ impl Sources {
     }
 
     fn push_file(&mut self, path: &Path) -> Result<()> {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         self.push(&path.display().to_string(), &text);
         Ok(())
     }
@@ -52,21 +57,30 @@ impl Sources {
             self.text.push_str("---\n");
         }
         let before = self.text.bytes().filter(|byte| *byte == b'\n').count();
-        self.parts.push((name.to_owned(), u32::try_from(before).unwrap_or(u32::MAX)));
-        self.text.push_str(text.strip_prefix('\u{feff}').unwrap_or(text));
+        self.parts
+            .push((name.to_owned(), u32::try_from(before).unwrap_or(u32::MAX)));
+        self.text
+            .push_str(text.strip_prefix('\u{feff}').unwrap_or(text));
     }
 
     /// Lets findings about the stream point into the file.
     pub(crate) fn place(&self, diagnostics: &mut [Diagnostic]) {
-        diagnostics.iter_mut().for_each(|finding| self.place_one(&mut finding.position));
+        diagnostics
+            .iter_mut()
+            .for_each(|finding| self.place_one(&mut finding.position));
     }
 
     fn place_one(&self, position: &mut Position) {
         if position.file != STREAM {
             return;
         }
-        let within = self.parts.iter().rev().find(|(_, before)| position.line == 0 || position.line > *before);
-        if let Some((name, before)) = within.filter(|_| position.line > 0 || self.parts.len() == 1) {
+        let within = self
+            .parts
+            .iter()
+            .rev()
+            .find(|(_, before)| position.line == 0 || position.line > *before);
+        if let Some((name, before)) = within.filter(|_| position.line > 0 || self.parts.len() == 1)
+        {
             position.file.clone_from(name);
             position.line = position.line.saturating_sub(*before);
         }
@@ -77,10 +91,17 @@ fn inside(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut inside: Vec<PathBuf> = fs::read_dir(folder)
         .with_context(|| format!("cannot read {}", folder.display()))?
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
+        })
         .collect();
     inside.sort();
-    ensure!(!inside.is_empty(), "{} holds no .yaml, .yml or .json file", folder.display());
+    ensure!(
+        !inside.is_empty(),
+        "{} holds no .yaml, .yml or .json file",
+        folder.display()
+    );
     Ok(inside)
 }
 
@@ -95,13 +116,21 @@ mod tests {
         sources.push("b.yaml", "\u{feff}kind: B\nname: b\n");
         assert_eq!(sources.text, "kind: A\nname: a\n---\nkind: B\nname: b\n");
         let place = |line| {
-            let mut position = Position { file: STREAM.into(), line, column: 3 };
+            let mut position = Position {
+                file: STREAM.into(),
+                line,
+                column: 3,
+            };
             sources.place_one(&mut position);
             position.to_string()
         };
         assert_eq!(place(2), "a.yaml:2:3");
         assert_eq!(place(5), "b.yaml:2:3");
-        let mut elsewhere = Position { file: "/etc/mesh/vs.yaml".into(), line: 5, column: 1 };
+        let mut elsewhere = Position {
+            file: "/etc/mesh/vs.yaml".into(),
+            line: 5,
+            column: 1,
+        };
         sources.place_one(&mut elsewhere);
         assert_eq!(elsewhere.to_string(), "/etc/mesh/vs.yaml:5:1");
     }

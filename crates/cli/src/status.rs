@@ -29,11 +29,18 @@ struct Whole {
 const PATIENCE: Duration = Duration::from_secs(3);
 
 pub(crate) async fn status(mesh: &Mesh, args: StatusArgs) -> Result<i32> {
-    let mut workloads = mesh.node().list().await.map_err(|error| mesh.node_error(error))?;
+    let mut workloads = mesh
+        .node()
+        .list()
+        .await
+        .map_err(|error| mesh.node_error(error))?;
     // The control plane may be starting again; the workloads are worth showing all the same.
     let control = match tokio::time::timeout(PATIENCE, mesh.control().status()).await {
         Ok(answer) => answer.map_err(|error| mesh.control_error(error)),
-        Err(_) => Err(anyhow!("the control plane does not answer within {} s", PATIENCE.as_secs())),
+        Err(_) => Err(anyhow!(
+            "the control plane does not answer within {} s",
+            PATIENCE.as_secs()
+        )),
     };
     if let Some(namespace) = &args.namespace {
         workloads.retain(|workload| workload.key.namespace == *namespace);
@@ -41,19 +48,34 @@ pub(crate) async fn status(mesh: &Mesh, args: StatusArgs) -> Result<i32> {
     if let Some(name) = args.workload.as_deref().map(names::workload) {
         workloads.retain(|workload| workload.key.pod == name || workload.workload == name);
         if workloads.is_empty() {
-            let place = args.namespace.map_or_else(String::new, |namespace| format!(" in namespace {namespace:?}"));
+            let place = args.namespace.map_or_else(String::new, |namespace| {
+                format!(" in namespace {namespace:?}")
+            });
             bail!("no workload {name:?}{place}");
         }
     }
     // A part of the mesh: what is wrong elsewhere is not asked for.
     let is_whole = args.namespace.is_none() && args.workload.is_none();
-    let problems = if is_whole { mesh.node().problems().await.unwrap_or_default() } else { Vec::new() };
+    let problems = if is_whole {
+        mesh.node().problems().await.unwrap_or_default()
+    } else {
+        Vec::new()
+    };
     let problem = control.as_ref().err().map(ToString::to_string);
-    let mut whole = Whole { workloads, problems, control: control.ok() };
+    let mut whole = Whole {
+        workloads,
+        problems,
+        control: control.ok(),
+    };
     if (args.namespace.is_some() || args.workload.is_some())
         && let Some(control) = &mut whole.control
     {
-        control.proxies.retain(|proxy| whole.workloads.iter().any(|workload| is_of(proxy, workload)));
+        control.proxies.retain(|proxy| {
+            whole
+                .workloads
+                .iter()
+                .any(|workload| is_of(proxy, workload))
+        });
     }
     match args.output {
         Some(Output::Name) => {
@@ -86,8 +108,15 @@ fn remarks(whole: &Whole) {
         }
         output::diagnostics(&control.diagnostics);
         // What translation leaves out, it leaves out for many proxies alike.
-        let left_out: BTreeSet<_> = control.proxies.iter().flat_map(|proxy| &proxy.diagnostics).collect();
-        left_out.into_iter().filter(|finding| !control.diagnostics.contains(finding)).for_each(output::note);
+        let left_out: BTreeSet<_> = control
+            .proxies
+            .iter()
+            .flat_map(|proxy| &proxy.diagnostics)
+            .collect();
+        left_out
+            .into_iter()
+            .filter(|finding| !control.diagnostics.contains(finding))
+            .for_each(output::note);
     }
     for problem in &whole.problems {
         output::note(format_args!("warning: {problem}"));
@@ -99,11 +128,15 @@ fn remarks(whole: &Whole) {
     }
 }
 
-/// What a proxy refuses. One answer of Envoy's is about many resources, and repeats itself for each: it is said once.
+/// What a proxy refuses. One answer of Envoy's is about many resources, and repeats itself for
+/// each: it is said once.
 fn refusals(proxy: &ProxyStatus) -> Vec<String> {
     let mut by_reason: Vec<(&str, &str, Vec<&str>)> = Vec::new();
     for rejection in &proxy.rejections {
-        match by_reason.iter_mut().find(|(short, reason, _)| *short == rejection.short && *reason == rejection.reason) {
+        match by_reason
+            .iter_mut()
+            .find(|(short, reason, _)| *short == rejection.short && *reason == rejection.reason)
+        {
             Some((_, _, names)) => names.push(&rejection.name),
             None => by_reason.push((&rejection.short, &rejection.reason, vec![&rejection.name])),
         }
@@ -111,7 +144,12 @@ fn refusals(proxy: &ProxyStatus) -> Vec<String> {
     let line = |(short, reason, mut names): (&str, &str, Vec<&str>)| {
         names.sort_unstable();
         names.dedup();
-        format!("warning: {} refuses {short} {}: {}", proxy.name, names.join(", "), reason.trim_end())
+        format!(
+            "warning: {} refuses {short} {}: {}",
+            proxy.name,
+            names.join(", "),
+            reason.trim_end()
+        )
     };
     by_reason.into_iter().map(line).collect()
 }
@@ -121,14 +159,34 @@ fn is_of(proxy: &ProxyStatus, workload: &WorkloadStatus) -> bool {
 }
 
 fn table(whole: &Whole, wide: bool) -> String {
-    let mut header = vec!["NAMESPACE", "WORKLOAD", "STATE", "RESTARTS", "IP", "PROXY", "CONFIG", "CERTIFICATE"];
+    let mut header = vec![
+        "NAMESPACE",
+        "WORKLOAD",
+        "STATE",
+        "RESTARTS",
+        "IP",
+        "PROXY",
+        "CONFIG",
+        "CERTIFICATE",
+    ];
     if wide {
-        header.extend(["VERSION", "WANTED", "CDS", "EDS", "LDS", "RDS", "IDENTITY", "LAST EXIT"]);
+        header.extend([
+            "VERSION",
+            "WANTED",
+            "CDS",
+            "EDS",
+            "LDS",
+            "RDS",
+            "IDENTITY",
+            "LAST EXIT",
+        ]);
     }
     let mut table = Table::new(&header);
     for workload in &whole.workloads {
-        let proxy =
-            whole.control.as_ref().and_then(|control| control.proxies.iter().find(|proxy| is_of(proxy, workload)));
+        let proxy = whole
+            .control
+            .as_ref()
+            .and_then(|control| control.proxies.iter().find(|proxy| is_of(proxy, workload)));
         let mut row = vec![
             workload.key.namespace.clone(),
             workload.key.pod.clone(),
@@ -137,14 +195,22 @@ fn table(whole: &Whole, wide: bool) -> String {
             workload.ip.to_string(),
             kind(workload.proxy_kind).to_owned(),
             config(workload, whole.control.is_some(), proxy),
-            proxy.and_then(|proxy| certificate(whole, proxy)).map_or_else(String::new, lifetime),
+            proxy
+                .and_then(|proxy| certificate(whole, proxy))
+                .map_or_else(String::new, lifetime),
         ];
         if wide {
             let of = |short: &str| {
-                proxy.and_then(|proxy| proxy.types.iter().find(|t| t.short == short)).map_or_else(String::new, sync)
+                proxy
+                    .and_then(|proxy| proxy.types.iter().find(|t| t.short == short))
+                    .map_or_else(String::new, sync)
             };
-            let version = |of: fn(&TypeSync) -> &str| proxy.map_or_else(String::new, |proxy| version(proxy, of));
-            let identity = proxy.map(|proxy| proxy.identity.clone()).unwrap_or_default();
+            let version = |of: fn(&TypeSync) -> &str| {
+                proxy.map_or_else(String::new, |proxy| version(proxy, of))
+            };
+            let identity = proxy
+                .map(|proxy| proxy.identity.clone())
+                .unwrap_or_default();
             row.extend([
                 version(|t| &t.acked),
                 version(|t| &t.wanted),
@@ -164,9 +230,18 @@ fn table(whole: &Whole, wide: bool) -> String {
 /// Where the machine listens for gateways.
 fn ways_in(workloads: &[WorkloadStatus]) -> String {
     let one = |workload: &WorkloadStatus| {
-        workload.published.iter().map(|port| format!("{} {port}\n", workload.workload)).collect::<String>()
+        workload
+            .published
+            .iter()
+            .map(|port| format!("{} {port}\n", workload.workload))
+            .collect::<String>()
     };
-    workloads.iter().map(one).filter(|lines| !lines.is_empty()).map(|lines| format!("\n{lines}")).collect()
+    workloads
+        .iter()
+        .map(one)
+        .filter(|lines| !lines.is_empty())
+        .map(|lines| format!("\n{lines}"))
+        .collect()
 }
 
 pub(crate) fn state(workload: &WorkloadStatus) -> String {
@@ -185,11 +260,16 @@ fn parts(workload: &WorkloadStatus) -> impl Iterator<Item = &PartStatus> {
 }
 
 pub(crate) fn restarts(workload: &WorkloadStatus) -> String {
-    parts(workload).map(|part| part.restarts).sum::<u32>().to_string()
+    parts(workload)
+        .map(|part| part.restarts)
+        .sum::<u32>()
+        .to_string()
 }
 
 fn last_exit(workload: &WorkloadStatus) -> String {
-    parts(workload).find_map(|part| part.last_exit.clone()).unwrap_or_default()
+    parts(workload)
+        .find_map(|part| part.last_exit.clone())
+        .unwrap_or_default()
 }
 
 fn kind(kind: ProxyKind) -> &'static str {
@@ -232,7 +312,11 @@ fn short(hash: &str) -> &str {
 
 /// One version over all types: equal for proxies that have the same of everything.
 fn version(proxy: &ProxyStatus, of: fn(&TypeSync) -> &str) -> String {
-    let mut known: Vec<(&str, &str)> = proxy.types.iter().map(|t| (t.type_url.as_str(), of(t))).collect();
+    let mut known: Vec<(&str, &str)> = proxy
+        .types
+        .iter()
+        .map(|t| (t.type_url.as_str(), of(t)))
+        .collect();
     known.retain(|(_, version)| !version.is_empty());
     if known.is_empty() {
         return String::new();
@@ -256,16 +340,22 @@ fn word(state: SyncState) -> &'static str {
 fn certificate<'a>(whole: &'a Whole, proxy: &ProxyStatus) -> Option<&'a CertificateStatus> {
     let certificates = &whole.control.as_ref()?.certificates;
     let from = |peer: &str| {
-        proxy
-            .ips
-            .iter()
-            .any(|ip| peer.strip_prefix(ip.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(':')))
+        proxy.ips.iter().any(|ip| {
+            peer.strip_prefix(ip.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+        })
     };
-    certificates.iter().filter(|c| c.identity == proxy.identity && from(&c.peer)).max_by_key(|c| c.issued_at_ms)
+    certificates
+        .iter()
+        .filter(|c| c.identity == proxy.identity && from(&c.peer))
+        .max_by_key(|c| c.issued_at_ms)
 }
 
 fn lifetime(certificate: &CertificateStatus) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis() as u64;
     match certificate.expires_at_ms.checked_sub(now) {
         Some(left) => format!("valid for {}", age(left / 1_000)),
         None => "EXPIRED".to_owned(),
@@ -290,7 +380,13 @@ mod tests {
 
     fn row(whole: &Whole) -> Vec<String> {
         let text = table(whole, false);
-        text.lines().nth(1).unwrap().split("   ").map(|cell| cell.trim().to_owned()).filter(|c| !c.is_empty()).collect()
+        text.lines()
+            .nth(1)
+            .unwrap()
+            .split("   ")
+            .map(|cell| cell.trim().to_owned())
+            .filter(|c| !c.is_empty())
+            .collect()
     }
 
     #[test]
@@ -312,10 +408,33 @@ mod tests {
             ..CertificateStatus::default()
         };
         // 10.44.0.21 begins with the same digits and is another's.
-        let certificates = vec![certificate("10.44.0.2:5000", 1), certificate("10.44.0.21:5000", u64::MAX)];
-        let control = Status { proxies: vec![proxy], certificates, ..Status::default() };
-        let whole = Whole { workloads: vec![workload()], problems: Vec::new(), control: Some(control) };
-        assert_eq!(row(&whole), ["shop", "reviews-v1-0", "Running", "3", "10.44.0.2", "meltemi", "STALE", "EXPIRED"]);
+        let certificates = vec![
+            certificate("10.44.0.2:5000", 1),
+            certificate("10.44.0.21:5000", u64::MAX),
+        ];
+        let control = Status {
+            proxies: vec![proxy],
+            certificates,
+            ..Status::default()
+        };
+        let whole = Whole {
+            workloads: vec![workload()],
+            problems: Vec::new(),
+            control: Some(control),
+        };
+        assert_eq!(
+            row(&whole),
+            [
+                "shop",
+                "reviews-v1-0",
+                "Running",
+                "3",
+                "10.44.0.2",
+                "meltemi",
+                "STALE",
+                "EXPIRED"
+            ]
+        );
     }
 
     #[test]
@@ -342,21 +461,44 @@ mod tests {
             ..ProxyStatus::default()
         };
         let cells = |types: &[TypeSync]| {
-            let control = Status { proxies: vec![proxy(types)], ..Status::default() };
-            let whole = Whole { workloads: vec![workload()], problems: Vec::new(), control: Some(control) };
+            let control = Status {
+                proxies: vec![proxy(types)],
+                ..Status::default()
+            };
+            let whole = Whole {
+                workloads: vec![workload()],
+                problems: Vec::new(),
+                control: Some(control),
+            };
             let text = table(&whole, true);
             let (header, row) = text.split_once('\n').unwrap();
             let begins = |column: &str| header.find(column).unwrap();
-            let cell = |column: &str| row[begins(column)..].split("   ").next().unwrap().trim().to_owned();
+            let cell = |column: &str| {
+                row[begins(column)..]
+                    .split("   ")
+                    .next()
+                    .unwrap()
+                    .trim()
+                    .to_owned()
+            };
             ["VERSION", "WANTED", "CDS", "EDS", "LDS", "RDS"].map(cell)
         };
         let [version, wanted, cds, eds, lds, rds] = cells(&types);
         assert_eq!((cds.as_str(), eds.as_str()), ("SYNCED 3 01234567", "-"));
-        assert_eq!((lds.as_str(), rds.as_str()), ("STALE 3 fedcba98->01234567", "STALE 3 none->01234567"));
-        assert!(version != wanted && version.len() == 8 && wanted.len() == 8, "{version} {wanted}");
-        // It catches up: what it has is what was wanted, whatever the order in which the types are told.
+        assert_eq!(
+            (lds.as_str(), rds.as_str()),
+            ("STALE 3 fedcba98->01234567", "STALE 3 none->01234567")
+        );
+        assert!(
+            version != wanted && version.len() == 8 && wanted.len() == 8,
+            "{version} {wanted}"
+        );
+        // It catches up: what it has is what was wanted, whatever the order in which the types are
+        // told.
         types.reverse();
-        types.iter_mut().for_each(|one| one.acked.clone_from(&one.wanted));
+        types
+            .iter_mut()
+            .for_each(|one| one.acked.clone_from(&one.wanted));
         let [version, now, ..] = cells(&types);
         assert_eq!((version, now), (wanted.clone(), wanted));
     }
@@ -369,11 +511,22 @@ mod tests {
             reason: reason.into(),
             ..Rejection::default()
         };
-        let rejections = vec![rejection("b", "no %CAUSE%\n"), rejection("a", "no %CAUSE%\n"), rejection("c", "other")];
-        let proxy = ProxyStatus { name: "web-0".into(), rejections, ..ProxyStatus::default() };
+        let rejections = vec![
+            rejection("b", "no %CAUSE%\n"),
+            rejection("a", "no %CAUSE%\n"),
+            rejection("c", "other"),
+        ];
+        let proxy = ProxyStatus {
+            name: "web-0".into(),
+            rejections,
+            ..ProxyStatus::default()
+        };
         assert_eq!(
             refusals(&proxy),
-            ["warning: web-0 refuses LDS a, b: no %CAUSE%", "warning: web-0 refuses LDS c: other"]
+            [
+                "warning: web-0 refuses LDS a, b: no %CAUSE%",
+                "warning: web-0 refuses LDS c: other"
+            ]
         );
     }
 
@@ -396,7 +549,11 @@ mod tests {
 
     #[test]
     fn without_a_control_plane_nothing_is_claimed() {
-        let mut whole = Whole { workloads: vec![workload()], problems: Vec::new(), control: None };
+        let mut whole = Whole {
+            workloads: vec![workload()],
+            problems: Vec::new(),
+            control: None,
+        };
         assert_eq!(row(&whole)[5..], ["meltemi", "UNKNOWN", "-"]);
         whole.control = Some(Status::default());
         assert_eq!(row(&whole)[5..], ["meltemi", "NOT CONNECTED", "-"]);

@@ -8,7 +8,9 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) fn new(header: &[&str]) -> Self {
-        Self { rows: vec![header.iter().map(|cell| (*cell).to_owned()).collect()] }
+        Self {
+            rows: vec![header.iter().map(|cell| (*cell).to_owned()).collect()],
+        }
     }
 
     pub(crate) fn row(&mut self, cells: Vec<String>) {
@@ -18,7 +20,12 @@ impl Table {
     pub(crate) fn render(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
-            self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+            self.rows
+                .iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.chars().count())
+                .max()
+                .unwrap_or(0)
         };
         let widths: Vec<usize> = (0..columns).map(width).collect();
         let mut out = String::new();
@@ -27,7 +34,10 @@ impl Table {
             for (cell, width) in row.iter().zip(&widths) {
                 let cell = if cell.is_empty() { "-" } else { cell };
                 line.push_str(cell);
-                line.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count()) + 3));
+                line.extend(std::iter::repeat_n(
+                    ' ',
+                    width.saturating_sub(cell.chars().count()) + 3,
+                ));
             }
             out.push_str(line.trim_end());
             out.push('\n');
@@ -55,6 +65,9 @@ mod tests {
         let mut table = Table::new(&["NAME", "AGE"]);
         table.row(vec!["reviews-v1".into(), age(7_300)]);
         table.row(vec!["x".into(), String::new()]);
-        assert_eq!(table.render(), "NAME         AGE\nreviews-v1   2h\nx            -\n");
+        assert_eq!(
+            table.render(),
+            "NAME         AGE\nreviews-v1   2h\nx            -\n"
+        );
     }
 }

@@ -14,18 +14,29 @@ use crate::names;
 use crate::output::{bytes, line, note};
 
 fn target(namespace: &str, name: &str) -> Target {
-    Target { namespace: namespace.to_owned(), name: names::workload(name).to_owned() }
+    Target {
+        namespace: namespace.to_owned(),
+        name: names::workload(name).to_owned(),
+    }
 }
 
 /// A failure of the node; where a name is wrong, with the names that there are.
 async fn explained(mesh: &Mesh, namespace: &str, error: ClientError) -> anyhow::Error {
-    let ClientError::NotFound(message) = &error else { return mesh.node_error(error) };
+    let ClientError::NotFound(message) = &error else {
+        return mesh.node_error(error);
+    };
     let all = mesh.node().list().await.unwrap_or_default();
-    let here: BTreeSet<String> =
-        all.into_iter().filter(|one| one.key.namespace == namespace).map(|one| one.workload).collect();
+    let here: BTreeSet<String> = all
+        .into_iter()
+        .filter(|one| one.key.namespace == namespace)
+        .map(|one| one.workload)
+        .collect();
     match here.len() {
         0 => anyhow!("{message}"),
-        _ => anyhow!("{message}; there: {}", here.into_iter().collect::<Vec<_>>().join(", ")),
+        _ => anyhow!(
+            "{message}; there: {}",
+            here.into_iter().collect::<Vec<_>>().join(", ")
+        ),
     }
 }
 
@@ -37,7 +48,9 @@ pub(crate) async fn run(mesh: &Mesh, args: RunArgs) -> Result<i32> {
         (false, None) => None,
     };
     if let Some(missing) = not_a_program(&args.command) {
-        note(format_args!("error: {missing}: no such program; is it installed and on the PATH?"));
+        note(format_args!(
+            "error: {missing}: no such program; is it installed and on the PATH?"
+        ));
         return Ok(NOT_FOUND);
     }
     let mut env = environment();
@@ -58,9 +71,16 @@ pub(crate) async fn run(mesh: &Mesh, args: RunArgs) -> Result<i32> {
         detach: args.detach,
     };
     let detached = run.detach;
-    let (keys, mut output) = mesh.node().run(run).await.map_err(|error| mesh.node_error(error))?;
+    let (keys, mut output) = mesh
+        .node()
+        .run(run)
+        .await
+        .map_err(|error| mesh.node_error(error))?;
     for key in &keys {
-        note(format_args!("workload {} runs in namespace {}", key.pod, key.namespace));
+        note(format_args!(
+            "workload {} runs in namespace {}",
+            key.pod, key.namespace
+        ));
     }
     if detached {
         return Ok(0);
@@ -94,7 +114,10 @@ pub(crate) async fn logs(mesh: &Mesh, args: LogsArgs) -> Result<i32> {
             }
             return Ok(match before_the_last_end(&all, tail) {
                 Some(said) => bytes(said).map(|()| 0),
-                None => Err(anyhow!("{} has not ended so far, so nothing ran before", args.workload)),
+                None => Err(anyhow!(
+                    "{} has not ended so far, so nothing ran before",
+                    args.workload
+                )),
             });
         }
         let mut output = mesh.node().logs(target, proxy, tail, args.follow).await?;
@@ -119,9 +142,14 @@ async fn is_proxy(mesh: &Mesh, args: &LogsArgs) -> Result<bool> {
         _ => {}
     }
     let name = names::workload(&args.workload);
-    let all = mesh.node().list().await.map_err(|error| mesh.node_error(error))?;
-    let meant =
-        all.iter().find(|one| one.key.namespace == args.namespace && (one.workload == name || one.key.pod == name));
+    let all = mesh
+        .node()
+        .list()
+        .await
+        .map_err(|error| mesh.node_error(error))?;
+    let meant = all.iter().find(|one| {
+        one.key.namespace == args.namespace && (one.workload == name || one.key.pod == name)
+    });
     match meant {
         // That there is no such workload is told by whoever looks for its log.
         Some(workload) if workload.container != args.container => bail!(
@@ -133,12 +161,18 @@ async fn is_proxy(mesh: &Mesh, args: &LogsArgs) -> Result<bool> {
     }
 }
 
-/// What a program that was started again had said before: up to the node's own word of its last end.
+/// What a program that was started again had said before: up to the node's own word of its last
+/// end.
 fn before_the_last_end(log: &[u8], tail: Option<usize>) -> Option<&[u8]> {
-    let is_end = |line: &[u8]| line.starts_with(b"meltemi: ") && String::from_utf8_lossy(line).contains(" ended: ");
+    let is_end = |line: &[u8]| {
+        line.starts_with(b"meltemi: ") && String::from_utf8_lossy(line).contains(" ended: ")
+    };
     let lines: Vec<&[u8]> = log.split_inclusive(|byte| *byte == b'\n').collect();
     let last = lines.iter().rposition(|line| is_end(line))?;
-    let start = lines[..last].iter().rposition(|line| is_end(line)).map_or(0, |end| end + 1);
+    let start = lines[..last]
+        .iter()
+        .rposition(|line| is_end(line))
+        .map_or(0, |end| end + 1);
     let start = tail.map_or(start, |tail| start.max(last.saturating_sub(tail)));
     let length = |lines: &[&[u8]]| lines.iter().map(|line| line.len()).sum::<usize>();
     let begin = length(&lines[..start]);
@@ -148,34 +182,52 @@ fn before_the_last_end(log: &[u8], tail: Option<usize>) -> Option<&[u8]> {
 /// Exit code of shells for a program that is not there.
 const NOT_FOUND: i32 = 127;
 
-/// The program of a command line, if it is surely none: better told at once than by a workload that fails again and again.
+/// The program of a command line, if it is surely none: better told at once than by a workload that
+/// fails again and again.
 fn not_a_program(command: &[String]) -> Option<&str> {
     let program = command.first()?;
     let is_there = |path: &std::path::Path| path.is_file();
     let found = match program.contains('/') {
         true => is_there(program.as_ref()),
-        false => std::env::split_paths(&std::env::var_os("PATH")?).any(|dir| is_there(&dir.join(program))),
+        false => std::env::split_paths(&std::env::var_os("PATH")?)
+            .any(|dir| is_there(&dir.join(program))),
     };
     (!found).then_some(program)
 }
 
 pub(crate) async fn exec(mesh: &Mesh, args: ExecArgs) -> Result<i32> {
     let env = std::env::var("TERM").map(|term| ("TERM".to_owned(), term));
-    match mesh.node().exec(target(&args.namespace, &args.workload), args.command, env.into_iter().collect()).await {
+    match mesh
+        .node()
+        .exec(
+            target(&args.namespace, &args.workload),
+            args.command,
+            env.into_iter().collect(),
+        )
+        .await
+    {
         Ok(code) => Ok(code),
         Err(error) => Err(explained(mesh, &args.namespace, error).await),
     }
 }
 
 pub(crate) async fn stop(mesh: &Mesh, args: WorkloadArgs) -> Result<i32> {
-    match mesh.node().stop(target(&args.namespace, &args.workload)).await {
+    match mesh
+        .node()
+        .stop(target(&args.namespace, &args.workload))
+        .await
+    {
         Ok(done) => line(done).map(|()| 0),
         Err(error) => Err(explained(mesh, &args.namespace, error).await),
     }
 }
 
 pub(crate) async fn restart(mesh: &Mesh, args: WorkloadArgs) -> Result<i32> {
-    match mesh.node().restart(target(&args.namespace, &args.workload), None).await {
+    match mesh
+        .node()
+        .restart(target(&args.namespace, &args.workload), None)
+        .await
+    {
         Ok(done) => line(done).map(|()| 0),
         Err(error) => Err(explained(mesh, &args.namespace, error).await),
     }
@@ -187,7 +239,9 @@ fn environment() -> Vec<(String, String)> {
         let shown = name.display().to_string();
         let pair = name.into_string().ok().zip(value.into_string().ok());
         if pair.is_none() {
-            note(format_args!("warning: the variable {shown} is not UTF-8 and is left out"));
+            note(format_args!(
+                "warning: the variable {shown} is not UTF-8 and is left out"
+            ));
         }
         pair
     };
@@ -222,6 +276,8 @@ mod tests {
     fn a_program_that_is_not_there_is_known_before_it_runs() {
         let missing = |word: &str| not_a_program(&[word.to_owned()]).is_some();
         assert!(!missing("sh") && !missing("/bin/sh"));
-        assert!(missing("no-such-program-anywhere") && missing("/no/such/program") && missing("/tmp/"));
+        assert!(
+            missing("no-such-program-anywhere") && missing("/no/such/program") && missing("/tmp/")
+        );
     }
 }

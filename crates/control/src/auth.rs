@@ -12,7 +12,8 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 use tonic::transport::server::Connected;
 
-/// What a transport knows of a caller; tonic puts it into the extensions of every request of the connection.
+/// What a transport knows of a caller; tonic puts it into the extensions of every request of the
+/// connection.
 #[derive(Debug, Clone)]
 pub struct Peer {
     /// Where the caller connects from.
@@ -86,21 +87,34 @@ pub struct Authenticator {
 impl Authenticator {
     /// With a token review and the trust domain that token holders belong to.
     pub fn new(tokens: Arc<dyn TokenReview>, trust_domain: TrustDomain) -> Self {
-        Self { tokens, trust_domain }
+        Self {
+            tokens,
+            trust_domain,
+        }
     }
 
     /// The caller's proven identity.
-    pub async fn authenticate(&self, peer: Option<&Peer>, metadata: &MetadataMap) -> Result<Authenticated, Status> {
+    pub async fn authenticate(
+        &self,
+        peer: Option<&Peer>,
+        metadata: &MetadataMap,
+    ) -> Result<Authenticated, Status> {
         if let Some(certificate) = peer.and_then(|peer| peer.certificate.as_ref()) {
             let identity = Some(certificate.identity.clone());
-            return Ok(Authenticated { identity, proof: Proof::Certificate });
+            return Ok(Authenticated {
+                identity,
+                proof: Proof::Certificate,
+            });
         }
         let header = match metadata.get("authorization") {
-            Some(value) => {
-                value.to_str().map_err(|_| Status::unauthenticated("the authorization header is not text"))?
-            }
+            Some(value) => value
+                .to_str()
+                .map_err(|_| Status::unauthenticated("the authorization header is not text"))?,
             None if peer.is_some_and(|peer| !peer.is_secure) => {
-                return Ok(Authenticated { identity: None, proof: Proof::Nothing });
+                return Ok(Authenticated {
+                    identity: None,
+                    proof: Proof::Nothing,
+                });
             }
             None => {
                 return Err(Status::unauthenticated(
@@ -109,7 +123,10 @@ impl Authenticator {
             }
         };
         let identity = self.review(header).await?;
-        Ok(Authenticated { identity: Some(identity), proof: Proof::Token })
+        Ok(Authenticated {
+            identity: Some(identity),
+            proof: Proof::Token,
+        })
     }
 
     /// The identity of the holder of `Bearer <token>`.
@@ -117,20 +134,32 @@ impl Authenticator {
         // RFC 9110 §11.1: the scheme is case-insensitive.
         let token = match authorization.split_once(' ') {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
-            _ => return Err(Status::unauthenticated("the authorization header is not `Bearer <token>`")),
+            _ => {
+                return Err(Status::unauthenticated(
+                    "the authorization header is not `Bearer <token>`",
+                ));
+            }
         };
-        let caller = self.tokens.review(token).await.map_err(|error| match error {
-            ReviewError::Refused(_) => Status::unauthenticated(error.to_string()),
-            ReviewError::Unavailable(_) => Status::unavailable(error.to_string()),
-        })?;
-        caller.identity(&self.trust_domain).map_err(|error| Status::unauthenticated(error.to_string()))
+        let caller = self
+            .tokens
+            .review(token)
+            .await
+            .map_err(|error| match error {
+                ReviewError::Refused(_) => Status::unauthenticated(error.to_string()),
+                ReviewError::Unavailable(_) => Status::unavailable(error.to_string()),
+            })?;
+        caller
+            .identity(&self.trust_domain)
+            .map_err(|error| Status::unauthenticated(error.to_string()))
     }
 }
 
-/// Lets a proxy ask as itself only: every place of the node that names a namespace or a service account must name the
-/// caller's.
+/// Lets a proxy ask as itself only: every place of the node that names a namespace or a service
+/// account must name the caller's.
 pub fn authorize(proxy: &Proxy, node: &Node, identity: Option<&SpiffeId>) -> Result<(), Status> {
-    let Some(identity) = identity else { return Ok(()) };
+    let Some(identity) = identity else {
+        return Ok(());
+    };
     let deny = |what: &str, said: &str, proven: &str| {
         Err(Status::permission_denied(format!(
             "the node says {what} {said:?}, but the caller proved to be {identity}, {what} {proven:?}; a proxy can only ask as itself"
@@ -140,12 +169,18 @@ pub fn authorize(proxy: &Proxy, node: &Node, identity: Option<&SpiffeId>) -> Res
         return deny("namespace", &proxy.namespace, identity.namespace());
     }
     if proxy.service_account != identity.service_account() {
-        return deny("service account", &proxy.service_account, identity.service_account());
+        return deny(
+            "service account",
+            &proxy.service_account,
+            identity.service_account(),
+        );
     }
     // The id may contradict the metadata; other parts of the mesh read the id.
     let pod = node.id.split('~').nth(2).unwrap_or_default();
     match pod.rsplit_once('.') {
-        Some((_, namespace)) if namespace != identity.namespace() => deny("namespace", namespace, identity.namespace()),
+        Some((_, namespace)) if namespace != identity.namespace() => {
+            deny("namespace", namespace, identity.namespace())
+        }
         _ => Ok(()),
     }
 }
@@ -158,14 +193,23 @@ mod tests {
     use super::*;
 
     fn node(id: &str, metadata: &[(&str, &str)]) -> Node {
-        let fields = metadata.iter().map(|(key, value)| ((*key).to_owned(), value_of(*value))).collect();
-        Node { id: id.into(), metadata: Some(Struct { fields }), ..Node::default() }
+        let fields = metadata
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), value_of(*value)))
+            .collect();
+        Node {
+            id: id.into(),
+            metadata: Some(Struct { fields }),
+            ..Node::default()
+        }
     }
 
     fn allowed(id: &str, metadata: &[(&str, &str)]) -> Result<(), String> {
         let node = node(id, metadata);
         let proxy = Proxy::from_node(&node).expect("a sound node");
-        let identity: SpiffeId = "spiffe://cluster.local/ns/shop/sa/cart".parse().expect("well formed");
+        let identity: SpiffeId = "spiffe://cluster.local/ns/shop/sa/cart"
+            .parse()
+            .expect("well formed");
         authorize(&proxy, &node, Some(&identity)).map_err(|status| {
             assert_eq!(status.code(), tonic::Code::PermissionDenied);
             status.message().to_owned()
@@ -175,21 +219,31 @@ mod tests {
     #[test]
     fn a_proxy_asks_as_itself() {
         let cart = [("NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "cart")];
-        assert_eq!(allowed("sidecar~10.0.0.1~cart-1.shop~shop.svc.cluster.local", &cart), Ok(()));
+        assert_eq!(
+            allowed("sidecar~10.0.0.1~cart-1.shop~shop.svc.cluster.local", &cart),
+            Ok(())
+        );
     }
 
     #[test]
     fn a_proxy_cannot_ask_as_another() {
         let id = "sidecar~10.0.0.1~cart-1.shop~shop.svc.cluster.local";
-        let other_account =
-            allowed(id, &[("NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "bank")]).expect_err("not its account");
+        let other_account = allowed(id, &[("NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "bank")])
+            .expect_err("not its account");
         assert!(
-            other_account.contains("service account \"bank\"") && other_account.contains("/sa/cart"),
+            other_account.contains("service account \"bank\"")
+                && other_account.contains("/sa/cart"),
             "{other_account}"
         );
         assert!(allowed(id, &[("NAMESPACE", "bank"), ("SERVICE_ACCOUNT", "cart")]).is_err());
         let other_id = "sidecar~10.0.0.1~cart-1.bank~bank.svc.cluster.local";
-        assert!(allowed(other_id, &[("NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "cart")]).is_err());
+        assert!(
+            allowed(
+                other_id,
+                &[("NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "cart")]
+            )
+            .is_err()
+        );
         // Without a service account a node means `default`, which is another identity.
         assert!(allowed(id, &[("NAMESPACE", "shop")]).is_err());
     }

@@ -17,8 +17,9 @@ use crate::metrics::Metrics;
 /// How many workloads' newest certificates are remembered for status.
 const REMEMBERED: usize = 20_000;
 
-/// The newest certificate of each workload, by identity and address: those that were issued here, and those that proxies show
-/// when they connect, since an earlier process of ours, or another control plane, may have issued them.
+/// The newest certificate of each workload, by identity and address: those that were issued here,
+/// and those that proxies show when they connect, since an earlier process of ours, or another
+/// control plane, may have issued them.
 #[derive(Default)]
 pub(crate) struct Issued {
     newest: Mutex<BTreeMap<(String, String), CertificateStatus>>,
@@ -38,12 +39,22 @@ impl Issued {
         }
     }
 
-    /// Notes what a proxy showed, unless a later one is known: a stream outlives the certificate that it began with.
+    /// Notes what a proxy showed, unless a later one is known: a stream outlives the certificate
+    /// that it began with.
     pub(crate) fn shown(&self, peer: &Peer) {
-        let Some(PeerCertificate { identity, info }) = &peer.certificate else { return };
-        let new = status_of(&identity.to_string(), &peer.address.ip().to_string(), info, millis_of(info.not_before));
+        let Some(PeerCertificate { identity, info }) = &peer.certificate else {
+            return;
+        };
+        let new = status_of(
+            &identity.to_string(),
+            &peer.address.ip().to_string(),
+            info,
+            millis_of(info.not_before),
+        );
         let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = newest.get(&(new.identity.clone(), new.peer.clone())).map(|held| held.expires_at_ms);
+        let held = newest
+            .get(&(new.identity.clone(), new.peer.clone()))
+            .map(|held| held.expires_at_ms);
         drop(newest);
         if held.is_none_or(|held| held < new.expires_at_ms) {
             self.record(new);
@@ -54,7 +65,11 @@ impl Issued {
     pub(crate) fn valid(&self) -> Vec<CertificateStatus> {
         let now = now_ms();
         let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        newest.values().filter(|certificate| certificate.expires_at_ms > now).cloned().collect()
+        newest
+            .values()
+            .filter(|certificate| certificate.expires_at_ms > now)
+            .cloned()
+            .collect()
     }
 }
 
@@ -73,8 +88,14 @@ impl CertificateService for Csr {
     ) -> Result<Response<CertificateResponse>, Status> {
         self.metrics.csr_count.add(1);
         let peer = request.extensions().get::<Peer>().cloned();
-        let address = peer.as_ref().map(|peer| peer.address.ip().to_string()).unwrap_or_default();
-        let authenticated = self.authenticator.authenticate(peer.as_ref(), request.metadata()).await;
+        let address = peer
+            .as_ref()
+            .map(|peer| peer.address.ip().to_string())
+            .unwrap_or_default();
+        let authenticated = self
+            .authenticator
+            .authenticate(peer.as_ref(), request.metadata())
+            .await;
         let identity = match authenticated {
             Ok(authenticated) => authenticated.identity,
             Err(status) => {
@@ -85,12 +106,15 @@ impl CertificateService for Csr {
         };
         let Some(identity) = identity else {
             self.metrics.csr_unauthenticated.add(1);
-            return Err(Status::unauthenticated("a certificate needs a token or a client certificate"));
+            return Err(Status::unauthenticated(
+                "a certificate needs a token or a client certificate",
+            ));
         };
         let request = request.into_inner();
         if let Some(metadata) = &request.metadata
-            && let Some(key) =
-                ["ImpersonatedIdentity", "CertSigner"].into_iter().find(|key| metadata.fields.contains_key(*key))
+            && let Some(key) = ["ImpersonatedIdentity", "CertSigner"]
+                .into_iter()
+                .find(|key| metadata.fields.contains_key(*key))
         {
             tracing::warn!(target: "audit", caller = %identity, peer = %address, key, "certificate request asks for more than its own");
             return Err(Status::permission_denied(format!(
@@ -122,14 +146,24 @@ impl CertificateService for Csr {
 
 impl Csr {
     fn remember(&self, identity: &str, peer: &str, chain: &[String]) {
-        let leaf = chain.first().and_then(|leaf| certificates_from_pem(leaf.as_bytes()).ok());
-        let Some(info) = leaf.and_then(|leaf| info_of(leaf.first()?).ok()) else { return };
+        let leaf = chain
+            .first()
+            .and_then(|leaf| certificates_from_pem(leaf.as_bytes()).ok());
+        let Some(info) = leaf.and_then(|leaf| info_of(leaf.first()?).ok()) else {
+            return;
+        };
         tracing::info!(%identity, peer, serial = %info.serial, "certificate issued");
-        self.issued.record(status_of(identity, peer, &info, now_ms()));
+        self.issued
+            .record(status_of(identity, peer, &info, now_ms()));
     }
 }
 
-fn status_of(identity: &str, peer: &str, info: &CertificateInfo, issued_at_ms: u64) -> CertificateStatus {
+fn status_of(
+    identity: &str,
+    peer: &str,
+    info: &CertificateInfo,
+    issued_at_ms: u64,
+) -> CertificateStatus {
     CertificateStatus {
         identity: identity.to_owned(),
         peer: peer.to_owned(),

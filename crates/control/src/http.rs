@@ -1,7 +1,8 @@
-//! The HTTP endpoints: health, metrics and debugging over TCP, all of it and the objects over the Unix socket.
+//! The HTTP endpoints: health, metrics and debugging over TCP, all of it and the objects over the
+//! Unix socket.
 //!
-//! Over TCP `/debug` and `/status` are for callers on the loopback address and for tokens of the root namespace; objects
-//! are never served there. Whoever may open the socket may do everything.
+//! Over TCP `/debug` and `/status` are for callers on the loopback address and for tokens of the
+//! root namespace; objects are never served there. Whoever may open the socket may do everything.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -19,8 +20,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use meltemi_admin_api::{
-    ConfigDump, DumpedResource, DumpedType, EndpointView, ErrorBody, ObjectSelector, RegistryService, Status,
-    VersionInfo, decode,
+    ConfigDump, DumpedResource, DumpedType, EndpointView, ErrorBody, ObjectSelector,
+    RegistryService, Status, VersionInfo, decode,
 };
 use meltemi_ca::CertificateAuthority;
 use meltemi_model::{Health, Snapshot};
@@ -74,7 +75,9 @@ enum Door {
 pub(crate) async fn serve_tcp(listener: TcpListener, api: Arc<Api>, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
         let (stream, address) = tokio::select! {
             () = stop.cancelled() => return,
             accepted = listener.accept() => match accepted {
@@ -114,7 +117,9 @@ pub(crate) fn bind_socket(path: &Path) -> std::io::Result<UnixListener> {
 pub(crate) async fn serve_socket(listener: UnixListener, api: Arc<Api>, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
         let stream = tokio::select! {
             () = stop.cancelled() => return,
             accepted = listener.accept() => match accepted {
@@ -164,15 +169,23 @@ impl Api {
     async fn answer(&self, request: Request<Incoming>, door: Door) -> Reply {
         let path = request.uri().path().to_owned();
         let query = decode(request.uri().query().unwrap_or_default());
-        let of =
-            |key: &str| query.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone()).unwrap_or_default();
+        let of = |key: &str| {
+            query
+                .iter()
+                .find(|(name, _)| name == key)
+                .map(|(_, value)| value.clone())
+                .unwrap_or_default()
+        };
         let is_open = matches!(path.as_str(), "/ready" | "/metrics" | "/version");
         if !is_open && let Err(refused) = self.admit(&request, door).await {
             return refused;
         }
         let is_objects = path.starts_with("/apis/");
         if is_objects && !matches!(door, Door::Socket) {
-            return error(StatusCode::FORBIDDEN, "objects are served on the Unix socket only");
+            return error(
+                StatusCode::FORBIDDEN,
+                "objects are served on the Unix socket only",
+            );
         }
         let world = self.worlds.borrow().clone();
         match (request.method(), path.as_str()) {
@@ -181,24 +194,42 @@ impl Api {
                 let body = match Limited::new(request.into_body(), MAX_BODY).collect().await {
                     Ok(body) => body.to_bytes(),
                     Err(_) => {
-                        return error(StatusCode::PAYLOAD_TOO_LARGE, "the text is larger than 16 MiB, or broke off");
+                        return error(
+                            StatusCode::PAYLOAD_TOO_LARGE,
+                            "the text is larger than 16 MiB, or broke off",
+                        );
                     }
                 };
                 let Ok(text) = std::str::from_utf8(&body) else {
                     return error(StatusCode::BAD_REQUEST, "the text is not UTF-8");
                 };
                 let response = self.objects.apply(text, &of("ns"), dry_run).await;
-                json(if response.ok { StatusCode::OK } else { StatusCode::UNPROCESSABLE_ENTITY }, &response)
+                json(
+                    if response.ok {
+                        StatusCode::OK
+                    } else {
+                        StatusCode::UNPROCESSABLE_ENTITY
+                    },
+                    &response,
+                )
             }
             (&Method::GET, "/apis/objects") => {
-                let which = ObjectSelector { kind: of("kind"), ns: of("ns"), name: of("name") };
+                let which = ObjectSelector {
+                    kind: of("kind"),
+                    ns: of("ns"),
+                    name: of("name"),
+                };
                 match self.objects.get(&which) {
                     Ok(list) => json(StatusCode::OK, &list),
                     Err(reason) => error(StatusCode::BAD_REQUEST, &reason),
                 }
             }
             (&Method::DELETE, "/apis/objects") => {
-                let which = ObjectSelector { kind: of("kind"), ns: of("ns"), name: of("name") };
+                let which = ObjectSelector {
+                    kind: of("kind"),
+                    ns: of("ns"),
+                    name: of("name"),
+                };
                 match self.objects.delete(&which, is_true(&of("dry_run"))).await {
                     Ok(response) if response.ok => json(StatusCode::OK, &response),
                     Ok(response) => json(StatusCode::UNPROCESSABLE_ENTITY, &response),
@@ -208,13 +239,23 @@ impl Api {
             }
             (&Method::GET | &Method::HEAD, "/ready") => match world.is_ready() {
                 true => text("ready\n".to_owned()),
-                false => error(StatusCode::SERVICE_UNAVAILABLE, "the configuration has not been read yet"),
+                false => error(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "the configuration has not been read yet",
+                ),
             },
             (&Method::GET, "/metrics") => text(self.metrics.encode(&self.gauges(&world))),
             (&Method::GET, "/version") => json(StatusCode::OK, &version()),
-            (&Method::GET, "/status") => json(StatusCode::OK, &self.status(&world, is_true(&of("versions")))),
-            (&Method::GET, "/debug/syncz") => json(StatusCode::OK, &status::syncz(&self.connections)),
-            (&Method::GET, "/debug/proxies") => json(StatusCode::OK, &status::proxies(&self.connections, true)),
+            (&Method::GET, "/status") => json(
+                StatusCode::OK,
+                &self.status(&world, is_true(&of("versions"))),
+            ),
+            (&Method::GET, "/debug/syncz") => {
+                json(StatusCode::OK, &status::syncz(&self.connections))
+            }
+            (&Method::GET, "/debug/proxies") => {
+                json(StatusCode::OK, &status::proxies(&self.connections, true))
+            }
             (&Method::GET, "/debug/config_dump") => match self.config_dump(&of("proxyID")) {
                 Ok(dump) => json(StatusCode::OK, &dump),
                 Err(reason) => error(StatusCode::NOT_FOUND, &reason),
@@ -223,9 +264,13 @@ impl Api {
             (&Method::GET, "/debug/endpointz" | "/debug/endpointShardz") => {
                 json(StatusCode::OK, &endpoints(&world.snapshot))
             }
-            (_, "/apis/apply" | "/apis/objects" | "/ready" | "/metrics" | "/version" | "/status") => {
-                error(StatusCode::METHOD_NOT_ALLOWED, "this endpoint has other methods")
-            }
+            (
+                _,
+                "/apis/apply" | "/apis/objects" | "/ready" | "/metrics" | "/version" | "/status",
+            ) => error(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this endpoint has other methods",
+            ),
             _ => error(
                 StatusCode::NOT_FOUND,
                 "no such endpoint; there are /ready /metrics /version /status /debug/{syncz,proxies,config_dump,registryz,endpointz} and, on the Unix socket, /apis/{apply,objects}",
@@ -235,14 +280,23 @@ impl Api {
 
     /// Lets callers of protected endpoints in.
     async fn admit(&self, request: &Request<Incoming>, door: Door) -> Result<(), Reply> {
-        let Door::Tcp(address) = door else { return Ok(()) };
+        let Door::Tcp(address) = door else {
+            return Ok(());
+        };
         if address.to_canonical().is_loopback() {
-            // A page in a browser can reach the loopback address under its own name (DNS rebinding).
-            let host =
-                request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+            // A page in a browser can reach the loopback address under its own name (DNS
+            // rebinding).
+            let host = request
+                .headers()
+                .get(http::header::HOST)
+                .and_then(|host| host.to_str().ok())
+                .unwrap_or_default();
             return match is_local_host(host) {
                 true => Ok(()),
-                false => Err(error(StatusCode::FORBIDDEN, "call this endpoint as localhost or by its address")),
+                false => Err(error(
+                    StatusCode::FORBIDDEN,
+                    "call this endpoint as localhost or by its address",
+                )),
             };
         }
         let Some(header) = request.headers().get(http::header::AUTHORIZATION) else {
@@ -260,7 +314,10 @@ impl Api {
         let root = world.snapshot.root_namespace();
         match identity.namespace() == root {
             true => Ok(()),
-            false => Err(error(StatusCode::FORBIDDEN, &format!("this endpoint is for namespace {root}"))),
+            false => Err(error(
+                StatusCode::FORBIDDEN,
+                &format!("this endpoint is for namespace {root}"),
+            )),
         }
     }
 
@@ -307,7 +364,9 @@ impl Api {
                     || format!("{}.{}", proxy.name, proxy.namespace) == proxy_id)
         };
         let Some(connection) = all.iter().find(fits) else {
-            return Err(format!("no connected proxy {proxy_id:?}; say ?proxyID=POD.NAMESPACE"));
+            return Err(format!(
+                "no connected proxy {proxy_id:?}; say ?proxyID=POD.NAMESPACE"
+            ));
         };
         let set = connection.session.resources();
         let mut types: Vec<DumpedType> = Vec::new();
@@ -321,11 +380,22 @@ impl Api {
                     BASE64.encode(&resource.content.any().value)
                 },
             });
-            types.push(DumpedType { type_url: url.to_owned(), resources: resources.collect() });
+            types.push(DumpedType {
+                type_url: url.to_owned(),
+                resources: resources.collect(),
+            });
         }
-        let rank = |url: &str| type_url::PUSH_ORDER.iter().position(|known| *known == url).unwrap_or(usize::MAX);
+        let rank = |url: &str| {
+            type_url::PUSH_ORDER
+                .iter()
+                .position(|known| *known == url)
+                .unwrap_or(usize::MAX)
+        };
         types.sort_by_key(|dumped| rank(&dumped.type_url));
-        Ok(ConfigDump { proxy: connection.proxy.id.clone(), types })
+        Ok(ConfigDump {
+            proxy: connection.proxy.id.clone(),
+            types,
+        })
     }
 }
 
@@ -334,7 +404,11 @@ fn registry(snapshot: &Snapshot) -> Vec<RegistryService> {
         hostname: service.host().to_string(),
         namespace: service.namespace().to_owned(),
         addresses: service.addresses.iter().map(ToString::to_string).collect(),
-        ports: service.ports.iter().map(|port| format!("{}:{}/{:?}", port.name, port.number, port.protocol)).collect(),
+        ports: service
+            .ports
+            .iter()
+            .map(|port| format!("{}:{}/{:?}", port.name, port.number, port.protocol))
+            .collect(),
         resolution: format!("{:?}", service.resolution),
     });
     services.collect()
@@ -344,21 +418,33 @@ fn endpoints(snapshot: &Snapshot) -> Vec<EndpointView> {
     let mut all = Vec::new();
     for service in snapshot.services() {
         for port in &service.ports {
-            all.extend(snapshot.endpoints(&service.key, port.number).iter().map(|endpoint| EndpointView {
-                hostname: service.host().to_string(),
-                port: u32::from(port.number),
-                address: format!("{}:{}", endpoint.address, endpoint.port),
-                healthy: endpoint.health == Health::Healthy,
-                identity: endpoint.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
-                labels: endpoint.labels.0.clone(),
-            }));
+            all.extend(
+                snapshot
+                    .endpoints(&service.key, port.number)
+                    .iter()
+                    .map(|endpoint| EndpointView {
+                        hostname: service.host().to_string(),
+                        port: u32::from(port.number),
+                        address: format!("{}:{}", endpoint.address, endpoint.port),
+                        healthy: endpoint.health == Health::Healthy,
+                        identity: endpoint
+                            .identity
+                            .as_ref()
+                            .map(ToString::to_string)
+                            .unwrap_or_default(),
+                        labels: endpoint.labels.0.clone(),
+                    }),
+            );
         }
     }
     all
 }
 
 fn version() -> VersionInfo {
-    VersionInfo { name: "meltemi".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }
+    VersionInfo {
+        name: "meltemi".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
 }
 
 fn is_true(value: &str) -> bool {
@@ -373,18 +459,33 @@ fn json(status: StatusCode, value: &impl Serialize) -> Reply {
 }
 
 fn text(body: String) -> Reply {
-    reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body.into_bytes())
+    reply(
+        StatusCode::OK,
+        "text/plain; version=0.0.4; charset=utf-8",
+        body.into_bytes(),
+    )
 }
 
 fn error(status: StatusCode, message: &str) -> Reply {
-    json(status, &ErrorBody { error: message.to_owned() })
+    json(
+        status,
+        &ErrorBody {
+            error: message.to_owned(),
+        },
+    )
 }
 
 fn reply(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Reply {
     let mut reply = Response::new(Full::new(Bytes::from(body)));
     *reply.status_mut() = status;
     let headers = reply.headers_mut();
-    headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
-    headers.insert(http::header::X_CONTENT_TYPE_OPTIONS, http::HeaderValue::from_static("nosniff"));
+    headers.insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static(content_type),
+    );
+    headers.insert(
+        http::header::X_CONTENT_TYPE_OPTIONS,
+        http::HeaderValue::from_static("nosniff"),
+    );
     reply
 }

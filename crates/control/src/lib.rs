@@ -1,9 +1,10 @@
-//! The control plane process: sources watched, worlds translated per connected proxy, resources pushed, certificates
-//! issued, status told.
+//! The control plane process: sources watched, worlds translated per connected proxy, resources
+//! pushed, certificates issued, status told.
 //!
-//! In: directories of YAML, connections of agents and people. Out: xDS and the CSR API on 15012, HTTP on 15014 and on a
-//! Unix socket. This crate wires: what configuration means is in `model`, what proxies are sent in `translate`, how the
-//! protocol goes in `xds`, who signs what in `ca`. It must never import anything of the data path.
+//! In: directories of YAML, connections of agents and people. Out: xDS and the CSR API on 15012,
+//! HTTP on 15014 and on a Unix socket. This crate wires: what configuration means is in `model`,
+//! what proxies are sent in `translate`, how the protocol goes in `xds`, who signs what in `ca`. It
+//! must never import anything of the data path.
 
 mod auth;
 mod clock;

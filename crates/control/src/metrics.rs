@@ -4,7 +4,9 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use meltemi_proto::type_url::{CLUSTER, ENDPOINT, EXTENSION_CONFIG, LISTENER, NAME_TABLE, ROUTE, SECRET};
+use meltemi_proto::type_url::{
+    CLUSTER, ENDPOINT, EXTENSION_CONFIG, LISTENER, NAME_TABLE, ROUTE, SECRET,
+};
 
 /// Types with a label of their own; all others share `other`, so that a client cannot make labels.
 const TYPES: [(&str, &str); 7] = [
@@ -18,9 +20,18 @@ const TYPES: [(&str, &str); 7] = [
 ];
 
 /// Istio's buckets for delays, in seconds, with finer ones below: a change takes milliseconds here.
-const DELAYS: &[f64] = &[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0];
+const DELAYS: &[f64] = &[
+    0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0,
+];
 /// Istio's buckets for sizes, in bytes.
-const SIZES: &[f64] = &[1.0, 10_000.0, 1_000_000.0, 4_000_000.0, 10_000_000.0, 40_000_000.0];
+const SIZES: &[f64] = &[
+    1.0,
+    10_000.0,
+    1_000_000.0,
+    4_000_000.0,
+    10_000_000.0,
+    40_000_000.0,
+];
 
 #[derive(Default)]
 pub(crate) struct Counter(AtomicU64);
@@ -40,11 +51,18 @@ pub(crate) struct PerType([Counter; TYPES.len() + 1]);
 
 impl PerType {
     pub(crate) fn of(&self, type_url: &str) -> &Counter {
-        &self.0[TYPES.iter().position(|(url, _)| *url == type_url).unwrap_or(TYPES.len())]
+        &self.0[TYPES
+            .iter()
+            .position(|(url, _)| *url == type_url)
+            .unwrap_or(TYPES.len())]
     }
 
     fn write(&self, out: &mut String, name: &str) {
-        for (counter, label) in self.0.iter().zip(TYPES.iter().map(|(_, label)| *label).chain(["other"])) {
+        for (counter, label) in self
+            .0
+            .iter()
+            .zip(TYPES.iter().map(|(_, label)| *label).chain(["other"]))
+        {
             _ = writeln!(out, "{name}{{type=\"{label}\"}} {}", counter.get());
         }
     }
@@ -60,11 +78,19 @@ pub(crate) struct Histogram {
 
 impl Histogram {
     fn new(bounds: &'static [f64]) -> Self {
-        Self { bounds, counts: (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect(), sum_micro: AtomicU64::new(0) }
+        Self {
+            bounds,
+            counts: (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect(),
+            sum_micro: AtomicU64::new(0),
+        }
     }
 
     pub(crate) fn record(&self, value: f64) {
-        let bucket = self.bounds.iter().position(|bound| value <= *bound).unwrap_or(self.bounds.len());
+        let bucket = self
+            .bounds
+            .iter()
+            .position(|bound| value <= *bound)
+            .unwrap_or(self.bounds.len());
         self.counts[bucket].fetch_add(1, Relaxed);
         self.sum_micro.fetch_add((value * 1e6) as u64, Relaxed);
     }
@@ -76,12 +102,20 @@ impl Histogram {
     fn write(&self, out: &mut String, name: &str, help: &str) {
         head(out, name, "histogram", help);
         let mut total = 0;
-        for (count, bound) in self.counts.iter().zip(self.bounds.iter().map(f64::to_string).chain(["+Inf".to_owned()]))
-        {
+        for (count, bound) in self.counts.iter().zip(
+            self.bounds
+                .iter()
+                .map(f64::to_string)
+                .chain(["+Inf".to_owned()]),
+        ) {
             total += count.load(Relaxed);
             _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {total}");
         }
-        _ = writeln!(out, "{name}_sum {}\n{name}_count {total}", self.sum_micro.load(Relaxed) as f64 / 1e6);
+        _ = writeln!(
+            out,
+            "{name}_sum {}\n{name}_count {total}",
+            self.sum_micro.load(Relaxed) as f64 / 1e6
+        );
     }
 }
 
@@ -146,15 +180,34 @@ impl Metrics {
     pub(crate) fn encode(&self, gauges: &Gauges) -> String {
         let out = &mut String::with_capacity(8192);
         head(out, "pilot_info", "gauge", "Version of the control plane.");
-        _ = writeln!(out, "pilot_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
-        gauge(out, "istiod_uptime_seconds", "Seconds since the start.", self.started.elapsed().as_secs());
+        _ = writeln!(
+            out,
+            "pilot_info{{version=\"{}\"}} 1",
+            env!("CARGO_PKG_VERSION")
+        );
+        gauge(
+            out,
+            "istiod_uptime_seconds",
+            "Seconds since the start.",
+            self.started.elapsed().as_secs(),
+        );
         gauge(out, "pilot_xds", "Connected proxies.", gauges.connected);
         head(out, "pilot_xds_pushes", "counter", "Responses sent.");
         self.pushes.write(out, "pilot_xds_pushes");
-        head(out, "pilot_total_xds_rejects", "counter", "Responses that a proxy refused.");
+        head(
+            out,
+            "pilot_total_xds_rejects",
+            "counter",
+            "Responses that a proxy refused.",
+        );
         self.rejects.write(out, "pilot_total_xds_rejects");
         for (label, proxies) in &gauges.rejecting {
-            gauge(out, &format!("pilot_xds_{label}_reject"), "Proxies that refuse something now.", proxies);
+            gauge(
+                out,
+                &format!("pilot_xds_{label}_reject"),
+                "Proxies that refuse something now.",
+                proxies,
+            );
         }
         head(out, "pilot_push_triggers", "counter", "What made pushes.");
         for (label, counter) in [
@@ -162,12 +215,29 @@ impl Metrics {
             ("endpoint", &self.triggers_endpoint),
             ("proxyrequest", &self.triggers_proxy),
         ] {
-            _ = writeln!(out, "pilot_push_triggers{{type=\"{label}\"}} {}", counter.get());
+            _ = writeln!(
+                out,
+                "pilot_push_triggers{{type=\"{label}\"}} {}",
+                counter.get()
+            );
         }
-        self.convergence.write(out, "pilot_proxy_convergence_time", "Seconds from a change to a response on its way.");
-        self.queue.write(out, "pilot_proxy_queue_time", "Seconds that a proxy waits for its translation.");
-        self.push_time.write(out, "pilot_xds_push_time", "Seconds that a translation takes.");
-        self.sizes.write(out, "pilot_xds_config_size_bytes", "Bytes of a response.");
+        self.convergence.write(
+            out,
+            "pilot_proxy_convergence_time",
+            "Seconds from a change to a response on its way.",
+        );
+        self.queue.write(
+            out,
+            "pilot_proxy_queue_time",
+            "Seconds that a proxy waits for its translation.",
+        );
+        self.push_time.write(
+            out,
+            "pilot_xds_push_time",
+            "Seconds that a translation takes.",
+        );
+        self.sizes
+            .write(out, "pilot_xds_config_size_bytes", "Bytes of a response.");
         counter(
             out,
             "meltemi_translation_failures",
@@ -175,26 +245,71 @@ impl Metrics {
             &self.translation_failures,
         );
         gauge(out, "pilot_services", "Services known.", gauges.services);
-        gauge(out, "pilot_virt_services", "Virtual services known.", gauges.virtual_services);
-        gauge(out, "meltemi_objects", "Configuration objects in force.", gauges.objects);
-        counter(out, "galley_validation_passed", "Applied objects that were valid.", &self.validated);
-        counter(out, "galley_validation_failed", "Applied objects that were refused.", &self.invalid);
-        gauge(out, "xds_cache_size", "Built resources that proxies share.", gauges.cache_entries);
-        head(out, "xds_cache_reads", "counter", "Look-ups of built resources.");
+        gauge(
+            out,
+            "pilot_virt_services",
+            "Virtual services known.",
+            gauges.virtual_services,
+        );
+        gauge(
+            out,
+            "meltemi_objects",
+            "Configuration objects in force.",
+            gauges.objects,
+        );
+        counter(
+            out,
+            "galley_validation_passed",
+            "Applied objects that were valid.",
+            &self.validated,
+        );
+        counter(
+            out,
+            "galley_validation_failed",
+            "Applied objects that were refused.",
+            &self.invalid,
+        );
+        gauge(
+            out,
+            "xds_cache_size",
+            "Built resources that proxies share.",
+            gauges.cache_entries,
+        );
+        head(
+            out,
+            "xds_cache_reads",
+            "counter",
+            "Look-ups of built resources.",
+        );
         _ = writeln!(
             out,
             "xds_cache_reads{{type=\"hit\"}} {}\nxds_cache_reads{{type=\"miss\"}} {}",
             gauges.cache_hits, gauges.cache_misses
         );
-        counter(out, "citadel_server_csr_count", "Certificate requests.", &self.csr_count);
+        counter(
+            out,
+            "citadel_server_csr_count",
+            "Certificate requests.",
+            &self.csr_count,
+        );
         counter(
             out,
             "citadel_server_authentication_failure_count",
             "Certificate requests without proof.",
             &self.csr_unauthenticated,
         );
-        counter(out, "citadel_server_success_cert_issuance_count", "Certificates issued.", &self.csr_issued);
-        counter(out, "citadel_server_csr_sign_err_count", "Certificate requests refused.", &self.csr_refused);
+        counter(
+            out,
+            "citadel_server_success_cert_issuance_count",
+            "Certificates issued.",
+            &self.csr_issued,
+        );
+        counter(
+            out,
+            "citadel_server_csr_sign_err_count",
+            "Certificate requests refused.",
+            &self.csr_refused,
+        );
         gauge(
             out,
             "citadel_server_root_cert_expiry_timestamp",
@@ -207,7 +322,11 @@ impl Metrics {
 
 /// The label of a type that has one of the four gauges of rejecting proxies.
 pub(crate) fn reject_label(type_url: &str) -> Option<&'static str> {
-    TYPES.iter().take(4).find(|(url, _)| *url == type_url).map(|(_, label)| *label)
+    TYPES
+        .iter()
+        .take(4)
+        .find(|(url, _)| *url == type_url)
+        .map(|(_, label)| *label)
 }
 
 fn head(out: &mut String, name: &str, kind: &str, help: &str) {

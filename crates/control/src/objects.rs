@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use meltemi_admin_api::{Action, Applied, ApplyResponse, ObjectList, ObjectSelector, ObjectView, Origin};
+use meltemi_admin_api::{
+    Action, Applied, ApplyResponse, ObjectList, ObjectSelector, ObjectView, Origin,
+};
 use meltemi_api::{Kind, Object, ObjectKey};
 use meltemi_model::{BuildOptions, Snapshot, Tables};
 use meltemi_store::{AppliedStore, ApplyError, Outcome, World};
@@ -14,7 +16,8 @@ use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 
-/// How long an answer waits until the store has taken up what was written, so that `get` after `apply` shows it.
+/// How long an answer waits until the store has taken up what was written, so that `get` after
+/// `apply` shows it.
 const TAKE_UP: Duration = Duration::from_secs(2);
 
 pub(crate) struct Objects {
@@ -37,15 +40,28 @@ pub(crate) enum Refusal {
 }
 
 impl Objects {
-    /// Takes the objects of a text that are sound, one after the other; each of the others is refused for itself.
+    /// Takes the objects of a text that are sound, one after the other; each of the others is
+    /// refused for itself.
     pub(crate) async fn apply(&self, text: &str, namespace: &str, dry_run: bool) -> ApplyResponse {
-        let namespace = if namespace.is_empty() { "default" } else { namespace };
+        let namespace = if namespace.is_empty() {
+            "default"
+        } else {
+            namespace
+        };
         let world = self.worlds.borrow().clone();
-        let meltemi_api::Parsed { objects, refused, mut diagnostics, .. } =
-            meltemi_api::parse_in("applied", text, namespace);
+        let meltemi_api::Parsed {
+            objects,
+            refused,
+            mut diagnostics,
+            ..
+        } = meltemi_api::parse_in("applied", text, namespace);
         if objects.is_empty() && diagnostics.is_empty() {
             let remedy = "give YAML or JSON with apiVersion, kind and metadata.name";
-            diagnostics.push(about(ObjectRef::default(), "the text holds no object".to_owned(), remedy));
+            diagnostics.push(about(
+                ObjectRef::default(),
+                "the text holds no object".to_owned(),
+                remedy,
+            ));
         }
         let is_error = |finding: &Diagnostic| finding.severity == Severity::Error;
         let mut sound = Vec::new();
@@ -70,20 +86,35 @@ impl Objects {
                     Some(_) => Action::Configured,
                 }
             };
-            planned.push(Applied { action, ..self.described(&key, held) });
+            planned.push(Applied {
+                action,
+                ..self.described(&key, held)
+            });
             diagnostics.extend(findings);
         }
         for key in &refused {
-            planned.push(Applied { action: Action::Refused, ..self.described(key, world.tables.get(key)) });
+            planned.push(Applied {
+                action: Action::Refused,
+                ..self.described(key, world.tables.get(key))
+            });
         }
         let ok = !diagnostics.iter().any(is_error);
         // Some of it validation has said already.
         let consequences = self.consequences(&world, &sound).into_iter();
-        let news: Vec<Diagnostic> = consequences.filter(|finding| !diagnostics.contains(finding)).collect();
+        let news: Vec<Diagnostic> = consequences
+            .filter(|finding| !diagnostics.contains(finding))
+            .collect();
         diagnostics.extend(news);
         self.metrics.validated.add(sound.len() as u64);
-        self.metrics.invalid.add((planned.len() - sound.len()) as u64);
-        let mut response = ApplyResponse { ok, dry_run, objects: planned, diagnostics };
+        self.metrics
+            .invalid
+            .add((planned.len() - sound.len()) as u64);
+        let mut response = ApplyResponse {
+            ok,
+            dry_run,
+            objects: planned,
+            diagnostics,
+        };
         if !dry_run {
             self.write(sound, text, &mut response).await;
         }
@@ -102,11 +133,18 @@ impl Objects {
             Err(error) => {
                 let message = format!("applying broke off: {error}");
                 response.ok = false;
-                return response.diagnostics.push(about(ObjectRef::default(), message, "apply it again"));
+                return response.diagnostics.push(about(
+                    ObjectRef::default(),
+                    message,
+                    "apply it again",
+                ));
             }
         };
         let mut taken: BTreeMap<ObjectKey, &Object> = BTreeMap::new();
-        let planned = response.objects.iter_mut().filter(|planned| planned.action != Action::Refused);
+        let planned = response
+            .objects
+            .iter_mut()
+            .filter(|planned| planned.action != Action::Refused);
         for ((planned, object), outcome) in planned.zip(&*sound).zip(written) {
             match outcome {
                 Ok(outcome) => {
@@ -126,7 +164,9 @@ impl Objects {
             }
         }
         self.taken_up(|tables| {
-            taken.iter().all(|(key, object)| tables.get(key).is_some_and(|held| held.says_as(object)))
+            taken
+                .iter()
+                .all(|(key, object)| tables.get(key).is_some_and(|held| held.says_as(object)))
         })
         .await;
     }
@@ -135,21 +175,36 @@ impl Objects {
     pub(crate) fn get(&self, which: &ObjectSelector) -> Result<ObjectList, String> {
         let world = self.worlds.borrow().clone();
         let kind = kind_of(&world, &which.kind)?;
-        let items = world.tables.iter().filter(|object| selects(which, kind.as_ref(), object)).map(|object| {
-            let reference = object.object_ref();
-            ObjectView {
-                origin: self.origin(Path::new(&*object.source.file)),
-                position: object.source.position(""),
-                value: shown(object),
-                diagnostics: world.diagnostics.iter().filter(|d| d.object == reference).cloned().collect(),
-                object: reference,
-            }
-        });
-        Ok(ObjectList { items: items.collect() })
+        let items = world
+            .tables
+            .iter()
+            .filter(|object| selects(which, kind.as_ref(), object))
+            .map(|object| {
+                let reference = object.object_ref();
+                ObjectView {
+                    origin: self.origin(Path::new(&*object.source.file)),
+                    position: object.source.position(""),
+                    value: shown(object),
+                    diagnostics: world
+                        .diagnostics
+                        .iter()
+                        .filter(|d| d.object == reference)
+                        .cloned()
+                        .collect(),
+                    object: reference,
+                }
+            });
+        Ok(ObjectList {
+            items: items.collect(),
+        })
     }
 
     /// Deletes one object by kind and name.
-    pub(crate) async fn delete(&self, which: &ObjectSelector, dry_run: bool) -> Result<ApplyResponse, Refusal> {
+    pub(crate) async fn delete(
+        &self,
+        which: &ObjectSelector,
+        dry_run: bool,
+    ) -> Result<ApplyResponse, Refusal> {
         let kind = kind_of(&self.worlds.borrow(), &which.kind).map_err(Refusal::Unclear)?;
         let (Some(kind), false) = (kind, which.name.is_empty()) else {
             let what = "say which object: kind and name, and ns where it is not default";
@@ -162,17 +217,31 @@ impl Objects {
         };
         let key = ObjectKey::new(kind, namespace, &which.name);
         let held = self.worlds.borrow().tables.get(&key).cloned();
-        let mut response = ApplyResponse { ok: true, dry_run, objects: Vec::new(), diagnostics: Vec::new() };
-        let planned = Applied { action: Action::Deleted, ..self.described(&key, held.as_ref()) };
+        let mut response = ApplyResponse {
+            ok: true,
+            dry_run,
+            objects: Vec::new(),
+            diagnostics: Vec::new(),
+        };
+        let planned = Applied {
+            action: Action::Deleted,
+            ..self.described(&key, held.as_ref())
+        };
         if let Some(finding) = held.as_ref().and_then(|object| self.brought(object)) {
             response.ok = false;
-            response.objects.push(Applied { action: Action::Refused, ..planned });
+            response.objects.push(Applied {
+                action: Action::Refused,
+                ..planned
+            });
             response.diagnostics.push(finding);
             return Ok(response);
         }
         if dry_run {
             return match held {
-                Some(_) => Ok(ApplyResponse { objects: vec![planned], ..response }),
+                Some(_) => Ok(ApplyResponse {
+                    objects: vec![planned],
+                    ..response
+                }),
                 None => Err(Refusal::NotFound(ApplyError::NotFound(key).to_string())),
             };
         }
@@ -182,21 +251,35 @@ impl Objects {
             Ok(outcome) => {
                 // What the mesh brings may stand behind it, and is in force again.
                 let is_gone = |tables: &Tables| {
-                    tables.get(&key).is_none_or(|next| held.as_ref().is_some_and(|held| !Arc::ptr_eq(held, next)))
+                    tables.get(&key).is_none_or(|next| {
+                        held.as_ref().is_some_and(|held| !Arc::ptr_eq(held, next))
+                    })
                 };
                 self.taken_up(is_gone).await;
                 response.objects.push(told(&outcome));
                 let next = self.worlds.borrow().tables.get(&key).cloned();
                 if let Some(next) = next.filter(|next| self.brought(next).is_some()) {
-                    let message = format!("the one that the mesh brings ({}) is in force again", next.source.file);
-                    let finding = about(key.object_ref(), message, "to change it, apply another one");
-                    response.diagnostics.push(Diagnostic { severity: Severity::Info, ..finding });
+                    let message = format!(
+                        "the one that the mesh brings ({}) is in force again",
+                        next.source.file
+                    );
+                    let finding =
+                        about(key.object_ref(), message, "to change it, apply another one");
+                    response.diagnostics.push(Diagnostic {
+                        severity: Severity::Info,
+                        ..finding
+                    });
                 }
             }
-            Err(error @ ApplyError::NotFound(_)) => return Err(Refusal::NotFound(error.to_string())),
+            Err(error @ ApplyError::NotFound(_)) => {
+                return Err(Refusal::NotFound(error.to_string()));
+            }
             Err(error) => {
                 response.ok = false;
-                response.objects.push(Applied { action: Action::Refused, ..planned });
+                response.objects.push(Applied {
+                    action: Action::Refused,
+                    ..planned
+                });
                 response.diagnostics.push(failed(&error));
             }
         }
@@ -214,15 +297,26 @@ impl Objects {
     }
 
     fn described(&self, key: &ObjectKey, held: Option<&Arc<Object>>) -> Applied {
-        let file = held.map(|object| object.source.file.to_string()).unwrap_or_default();
+        let file = held
+            .map(|object| object.source.file.to_string())
+            .unwrap_or_default();
         let in_users_file = held.is_some() && self.origin(Path::new(&file)) == Origin::File;
-        Applied { object: key.object_ref(), action: Action::Unchanged, file, in_users_file }
+        Applied {
+            object: key.object_ref(),
+            action: Action::Unchanged,
+            file,
+            in_users_file,
+        }
     }
 
-    /// What keeps a well-formed object from being applied: a Pod that the node runs is as it is. What else the mesh brings
-    /// is there to be replaced, since applied objects come first.
+    /// What keeps a well-formed object from being applied: a Pod that the node runs is as it is.
+    /// What else the mesh brings is there to be replaced, since applied objects come first.
     fn forbidden(&self, world: &World, object: &Object) -> Option<Diagnostic> {
-        world.tables.get(&object.key()).filter(|held| held.kind == Kind::Pod).and_then(|held| self.brought(held))
+        world
+            .tables
+            .get(&object.key())
+            .filter(|held| held.kind == Kind::Pod)
+            .and_then(|held| self.brought(held))
     }
 
     /// What is said of an object that the mesh brings, and that is not the user's to delete.
@@ -230,14 +324,21 @@ impl Objects {
         let file = &object.source.file;
         (self.origin(Path::new(&**file)) == Origin::Runtime).then(|| {
             let (message, remedy) = match object.kind {
-                Kind::Pod => ("the node writes this object about what it runs", "change the workload instead"),
-                _ => ("this object comes with the mesh", "to change it, apply another one of this name"),
+                Kind::Pod => (
+                    "the node writes this object about what it runs",
+                    "change the workload instead",
+                ),
+                _ => (
+                    "this object comes with the mesh",
+                    "to change it, apply another one of this name",
+                ),
             };
             about(object.object_ref(), format!("{message} ({file})"), remedy)
         })
     }
 
-    /// What the mesh as a whole would have to say about these objects: references to nothing, conflicts.
+    /// What the mesh as a whole would have to say about these objects: references to nothing,
+    /// conflicts.
     fn consequences(&self, world: &World, sound: &[Object]) -> Vec<Diagnostic> {
         let mut tables = world.tables.clone();
         for object in sound {
@@ -245,12 +346,17 @@ impl Objects {
         }
         let concerned: BTreeSet<ObjectRef> = sound.iter().map(Object::object_ref).collect();
         let build = Snapshot::build(Some(&world.snapshot), &tables, &self.options);
-        build.diagnostics.into_iter().filter(|d| concerned.contains(&d.object)).collect()
+        build
+            .diagnostics
+            .into_iter()
+            .filter(|d| concerned.contains(&d.object))
+            .collect()
     }
 
     async fn taken_up(&self, is_there: impl Fn(&Tables) -> bool) {
         let mut worlds = self.worlds.clone();
-        let seen = tokio::time::timeout(TAKE_UP, worlds.wait_for(|world| is_there(&world.tables))).await;
+        let seen =
+            tokio::time::timeout(TAKE_UP, worlds.wait_for(|world| is_there(&world.tables))).await;
         if seen.is_err() {
             tracing::warn!("the store has not taken up what was applied yet");
         }
@@ -266,26 +372,42 @@ fn told(outcome: &Outcome) -> Applied {
         Done::Deleted => Action::Deleted,
     };
     let file = outcome.file.display().to_string();
-    Applied { object: outcome.key.object_ref(), action, file, in_users_file: outcome.is_users }
+    Applied {
+        object: outcome.key.object_ref(),
+        action,
+        file,
+        in_users_file: outcome.is_users,
+    }
 }
 
 fn failed(error: &ApplyError) -> Diagnostic {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
     let (key, file, remedy) = match error {
         ApplyError::NotFound(key) => (key, None, "name another object".to_owned()),
-        ApplyError::NotEditable { key, file, .. } => (key, Some(file), "change the file by hand".to_owned()),
+        ApplyError::NotEditable { key, file, .. } => {
+            (key, Some(file), "change the file by hand".to_owned())
+        }
         ApplyError::Io { key, file, error } => {
             let folder = file.parent().unwrap_or(file).display();
             let remedy = match error.kind() {
-                StorageFull | QuotaExceeded => format!("free space on the file system of {folder}, then do it again"),
+                StorageFull | QuotaExceeded => {
+                    format!("free space on the file system of {folder}, then do it again")
+                }
                 _ => format!("make {folder} writable, then do it again"),
             };
             (key, Some(file), remedy)
         }
     };
-    let position =
-        Position { file: file.map(|file| file.display().to_string()).unwrap_or_default(), ..Position::default() };
-    Diagnostic { position, ..about(key.object_ref(), error.to_string(), &remedy) }
+    let position = Position {
+        file: file
+            .map(|file| file.display().to_string())
+            .unwrap_or_default(),
+        ..Position::default()
+    };
+    Diagnostic {
+        position,
+        ..about(key.object_ref(), error.to_string(), &remedy)
+    }
 }
 
 /// The same object twice in one text is applied twice, as with kubectl, and most likely a slip.
@@ -293,7 +415,11 @@ fn twice(object: &Object) -> Diagnostic {
     let message = "the object stands twice in this text; this one counts".to_owned();
     let position = object.source.position("");
     let finding = about(object.object_ref(), message, "keep one of them");
-    Diagnostic { position, severity: Severity::Warning, ..finding }
+    Diagnostic {
+        position,
+        severity: Severity::Warning,
+        ..finding
+    }
 }
 
 fn about(object: ObjectRef, message: String, remedy: &str) -> Diagnostic {
@@ -313,16 +439,29 @@ fn kind_of(world: &World, word: &str) -> Result<Option<Kind>, String> {
         return Ok(None);
     }
     // Objects of kinds that the mesh does not read are kept, and go by their name as well.
-    let held = || world.tables.iter().map(|object| &object.kind).find(|kind| kind.is_called(word)).cloned();
-    Kind::from_word(word).or_else(held).map(Some).ok_or_else(|| {
-        let meant = Kind::meant_by(word).map_or_else(String::new, |name| format!(" (did you mean {name}?)"));
-        format!("the mesh knows no kind {word:?}{meant}")
-    })
+    let held = || {
+        world
+            .tables
+            .iter()
+            .map(|object| &object.kind)
+            .find(|kind| kind.is_called(word))
+            .cloned()
+    };
+    Kind::from_word(word)
+        .or_else(held)
+        .map(Some)
+        .ok_or_else(|| {
+            let meant = Kind::meant_by(word)
+                .map_or_else(String::new, |name| format!(" (did you mean {name}?)"));
+            format!("the mesh knows no kind {word:?}{meant}")
+        })
 }
 
 fn selects(which: &ObjectSelector, kind: Option<&Kind>, object: &Object) -> bool {
     kind.is_none_or(|kind| object.kind == *kind)
-        && (which.ns.is_empty() || object.meta.namespace.is_empty() || object.meta.namespace == which.ns)
+        && (which.ns.is_empty()
+            || object.meta.namespace.is_empty()
+            || object.meta.namespace == which.ns)
         && (which.name.is_empty() || object.meta.name == which.name)
 }
 
@@ -331,7 +470,10 @@ fn shown(object: &Object) -> serde_json::Value {
     let mut value = object.raw.clone();
     if object.kind == Kind::Secret {
         for field in ["data", "stringData"] {
-            if let Some(entries) = value.get_mut(field).and_then(serde_json::Value::as_object_mut) {
+            if let Some(entries) = value
+                .get_mut(field)
+                .and_then(serde_json::Value::as_object_mut)
+            {
                 entries.values_mut().for_each(|entry| *entry = "***".into());
             }
         }

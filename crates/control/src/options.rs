@@ -42,8 +42,13 @@ pub struct ControlOptions {
 }
 
 impl ControlOptions {
-    /// Istio's ports on all addresses but 15010, a day for the server certificate, half an hour for streams.
-    pub fn new(state: PathBuf, authority: Arc<CertificateAuthority>, tokens: Arc<dyn TokenReview>) -> Self {
+    /// Istio's ports on all addresses but 15010, a day for the server certificate, half an hour for
+    /// streams.
+    pub fn new(
+        state: PathBuf,
+        authority: Arc<CertificateAuthority>,
+        tokens: Arc<dyn TokenReview>,
+    ) -> Self {
         Self {
             config: Vec::new(),
             runtime: Vec::new(),

@@ -1,7 +1,9 @@
-//! Whom to push what: each connected proxy follows the world by itself, and translation is shared out among them.
+//! Whom to push what: each connected proxy follows the world by itself, and translation is shared
+//! out among them.
 //!
-//! A proxy has one pending push: while it waits for its turn or its last push is in flight, newer worlds replace older
-//! ones. There is no fixed waiting; the first change of a burst is translated at once.
+//! A proxy has one pending push: while it waits for its turn or its last push is in flight, newer
+//! worlds replace older ones. There is no fixed waiting; the first change of a burst is translated
+//! at once.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -13,7 +15,9 @@ use meltemi_proto::type_url::SECRET;
 use meltemi_store::World;
 use meltemi_translate::{Memo, Proxy, Resource, Translated, translate};
 use meltemi_types::Diagnostic;
-use meltemi_xds::{Feed, Observer, Opening, Packed, ResourceSet, SessionView, Source, Variant, Verdict};
+use meltemi_xds::{
+    Feed, Observer, Opening, Packed, ResourceSet, SessionView, Source, Variant, Verdict,
+};
 use tokio::sync::{Semaphore, watch};
 use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Status};
@@ -64,13 +68,24 @@ pub(crate) struct Connections {
 impl Connections {
     /// In the order in which they connected.
     pub(crate) fn all(&self) -> Vec<Arc<Connection>> {
-        self.by_number.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.by_number
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
     }
 
     fn add(self: &Arc<Self>, connection: Arc<Connection>) -> Registered {
         let number = self.next.fetch_add(1, Relaxed);
-        self.by_number.lock().unwrap_or_else(PoisonError::into_inner).insert(number, connection);
-        Registered { connections: self.clone(), number }
+        self.by_number
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(number, connection);
+        Registered {
+            connections: self.clone(),
+            number,
+        }
     }
 }
 
@@ -82,7 +97,11 @@ struct Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.connections.by_number.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+        self.connections
+            .by_number
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.number);
     }
 }
 
@@ -100,28 +119,46 @@ pub(crate) struct Pusher {
 
 #[tonic::async_trait]
 impl Source for Pusher {
-    async fn admit(&self, metadata: &MetadataMap, extensions: &mut Extensions) -> Result<(), Status> {
+    async fn admit(
+        &self,
+        metadata: &MetadataMap,
+        extensions: &mut Extensions,
+    ) -> Result<(), Status> {
         let peer = extensions.get::<Peer>();
-        let authenticated = self.authenticator.authenticate(peer, metadata).await.inspect_err(|status| {
-            let peer = peer.map(|peer| peer.address.to_string()).unwrap_or_default();
-            tracing::warn!(%peer, reason = status.message(), "stream refused");
-        })?;
+        let authenticated = self
+            .authenticator
+            .authenticate(peer, metadata)
+            .await
+            .inspect_err(|status| {
+                let peer = peer
+                    .map(|peer| peer.address.to_string())
+                    .unwrap_or_default();
+                tracing::warn!(%peer, reason = status.message(), "stream refused");
+            })?;
         extensions.insert(authenticated);
         Ok(())
     }
 
     async fn open(&self, opening: Opening) -> Result<Feed, Status> {
-        let Opening { node, variant, mut extensions, session } = opening;
+        let Opening {
+            node,
+            variant,
+            mut extensions,
+            session,
+        } = opening;
         let Some(authenticated) = extensions.remove::<Authenticated>() else {
             return Err(Status::internal("nobody has looked at who comes"));
         };
         let peer = extensions.get::<Peer>();
-        let address = peer.map(|peer| peer.address.to_string()).unwrap_or_default();
+        let address = peer
+            .map(|peer| peer.address.to_string())
+            .unwrap_or_default();
         let refused = |status: Status| {
             tracing::warn!(node = %node.id, peer = %address, reason = status.message(), "proxy refused");
             status
         };
-        let proxy = Proxy::from_node(&node).map_err(|error| refused(Status::invalid_argument(error.to_string())))?;
+        let proxy = Proxy::from_node(&node)
+            .map_err(|error| refused(Status::invalid_argument(error.to_string())))?;
         authorize(&proxy, &node, authenticated.identity.as_ref()).map_err(refused)?;
         if let Some(peer) = peer {
             self.issued.shown(peer);
@@ -152,8 +189,15 @@ impl Source for Pusher {
             version: 0,
         };
         tokio::spawn(follower.run());
-        let observer = Watcher { connection, metrics: self.metrics.clone(), _registered: registered };
-        Ok(Feed { resources: receiver, observer: Box::new(observer) })
+        let observer = Watcher {
+            connection,
+            metrics: self.metrics.clone(),
+            _registered: registered,
+        };
+        Ok(Feed {
+            resources: receiver,
+            observer: Box::new(observer),
+        })
     }
 }
 
@@ -185,8 +229,9 @@ impl Follower {
 
     /// Translates the newest world; false when there is nothing to live for.
     async fn follow(&mut self) -> bool {
-        // Before the sources were read once there is nothing to say: an empty set would take everything away from a
-        // proxy that comes back after a restart of ours. Findings alone (a file that became invalid) are no change.
+        // Before the sources were read once there is nothing to say: an empty set would take
+        // everything away from a proxy that comes back after a restart of ours. Findings alone (a
+        // file that became invalid) are no change.
         let is_news = {
             let world = self.worlds.borrow();
             world.is_ready() && (self.version == 0 || !world.changes_since(self.version).is_empty())
@@ -197,7 +242,9 @@ impl Follower {
         let seen = Instant::now();
         let waiting_since = self.connection.state().waiting_since;
         self.connection.state().waiting_since = waiting_since.or(Some(seen));
-        let Ok(turn) = self.turns.clone().acquire_owned().await else { return false };
+        let Ok(turn) = self.turns.clone().acquire_owned().await else {
+            return false;
+        };
         self.metrics.queue.time(seen.elapsed());
         // The newest at the time of the turn, not of the change.
         let world = self.worlds.borrow_and_update().clone();
@@ -213,7 +260,11 @@ impl Follower {
         match translated.await {
             Ok((set, diagnostics)) => {
                 self.metrics.push_time.time(started.elapsed());
-                let is_same = self.sender.borrow().as_ref().is_some_and(|before| before.is_same(&set));
+                let is_same = self
+                    .sender
+                    .borrow()
+                    .as_ref()
+                    .is_some_and(|before| before.is_same(&set));
                 let mut state = self.connection.state();
                 state.diagnostics = diagnostics;
                 if is_same {
@@ -247,9 +298,18 @@ impl Packed for Shared {
 fn resource_set(translated: &Translated, proof: Proof) -> ResourceSet {
     let mut set = ResourceSet::new();
     let may_have = |type_url: &str| type_url != SECRET || proof != Proof::Nothing;
-    for (type_url, resources) in translated.resources.iter().filter(|(type_url, _)| may_have(type_url)) {
+    for (type_url, resources) in translated
+        .resources
+        .iter()
+        .filter(|(type_url, _)| may_have(type_url))
+    {
         for resource in resources {
-            set.insert(type_url, &resource.name, format!("{:016x}", resource.version), Shared(resource.clone()));
+            set.insert(
+                type_url,
+                &resource.name,
+                format!("{:016x}", resource.version),
+                Shared(resource.clone()),
+            );
         }
     }
     set
@@ -275,10 +335,21 @@ impl Observer for Watcher {
     }
 
     fn verdict(&mut self, verdict: &Verdict) {
-        if let Verdict::Nacked { type_url, names, reason, .. } = verdict {
+        if let Verdict::Nacked {
+            type_url,
+            names,
+            reason,
+            ..
+        } = verdict
+        {
             self.metrics.rejects.of(type_url).add(1);
             let short = meltemi_proto::type_url::short(type_url);
-            let named = names.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let named = names
+                .iter()
+                .take(5)
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join(", ");
             tracing::warn!(proxy = %self.connection.proxy.id, r#type = short, resources = %named, count = names.len(), %reason, "NACK");
         }
     }
@@ -291,7 +362,11 @@ impl Drop for Watcher {
 }
 
 /// Counts changes by what they are, and lets the memo forget what two worlds did not use.
-pub(crate) async fn account(mut worlds: watch::Receiver<Arc<World>>, memo: Arc<Memo>, metrics: Arc<Metrics>) {
+pub(crate) async fn account(
+    mut worlds: watch::Receiver<Arc<World>>,
+    memo: Arc<Memo>,
+    metrics: Arc<Metrics>,
+) {
     let mut version = 0;
     while worlds.changed().await.is_ok() {
         let world = worlds.borrow_and_update().clone();
@@ -308,7 +383,11 @@ pub(crate) async fn account(mut worlds: watch::Receiver<Arc<World>>, memo: Arc<M
 
 fn text(node: &meltemi_proto::envoy::config::core::v3::Node, key: &str) -> String {
     use meltemi_proto::istio::StructExt;
-    node.metadata.as_ref().and_then(|metadata| metadata.text(key)).unwrap_or_default().to_owned()
+    node.metadata
+        .as_ref()
+        .and_then(|metadata| metadata.text(key))
+        .unwrap_or_default()
+        .to_owned()
 }
 
 fn user_agent(node: &meltemi_proto::envoy::config::core::v3::Node) -> String {
@@ -321,7 +400,9 @@ fn user_agent(node: &meltemi_proto::envoy::config::core::v3::Node) -> String {
         },
         None => String::new(),
     };
-    format!("{} {version}", node.user_agent_name).trim().to_owned()
+    format!("{} {version}", node.user_agent_name)
+        .trim()
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -332,13 +413,31 @@ mod tests {
 
     #[test]
     fn keys_are_for_those_who_prove_who_they_are() {
-        let resource = Resource { name: "shop-cert".to_owned(), version: 1, any: Any::default() };
-        let resources = [(SECRET, vec![Arc::new(resource.clone())]), (CLUSTER, vec![Arc::new(resource)])].into();
-        let translated = Translated { resources, diagnostics: Vec::new() };
+        let resource = Resource {
+            name: "shop-cert".to_owned(),
+            version: 1,
+            any: Any::default(),
+        };
+        let resources = [
+            (SECRET, vec![Arc::new(resource.clone())]),
+            (CLUSTER, vec![Arc::new(resource)]),
+        ]
+        .into();
+        let translated = Translated {
+            resources,
+            diagnostics: Vec::new(),
+        };
         for proof in [Proof::Certificate, Proof::Token] {
-            assert!(resource_set(&translated, proof).of(SECRET).is_some_and(|secrets| !secrets.is_empty()));
+            assert!(
+                resource_set(&translated, proof)
+                    .of(SECRET)
+                    .is_some_and(|secrets| !secrets.is_empty())
+            );
         }
         let set = resource_set(&translated, Proof::Nothing);
-        assert!(set.of(SECRET).is_none() && set.of(CLUSTER).is_some_and(|clusters| !clusters.is_empty()));
+        assert!(
+            set.of(SECRET).is_none()
+                && set.of(CLUSTER).is_some_and(|clusters| !clusters.is_empty())
+        );
     }
 }

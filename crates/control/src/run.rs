@@ -41,7 +41,8 @@ pub struct Addresses {
     pub http: Option<SocketAddr>,
 }
 
-/// A running control plane. Dropping it ends it at once; [`ControlPlane::shutdown`] waits for its tasks.
+/// A running control plane. Dropping it ends it at once; [`ControlPlane::shutdown`] waits for its
+/// tasks.
 pub struct ControlPlane {
     addresses: Addresses,
     worlds: watch::Receiver<Arc<World>>,
@@ -62,10 +63,12 @@ pub async fn run(options: ControlOptions, stop: CancellationToken) -> anyhow::Re
 }
 
 impl ControlPlane {
-    /// Binds everything, then starts to read the sources and to serve. Errors name what is in the way.
+    /// Binds everything, then starts to read the sources and to serve. Errors name what is in the
+    /// way.
     pub async fn start(mut options: ControlOptions) -> anyhow::Result<Self> {
         // The authority signs for one trust domain, whatever MeshConfig says.
-        Arc::make_mut(&mut options.build.mesh_defaults).trust_domain = options.authority.trust_domain().to_string();
+        Arc::make_mut(&mut options.build.mesh_defaults).trust_domain =
+            options.authority.trust_domain().to_string();
         options.build.mesh_fixed.push(FixedField::TrustDomain);
         let secure = bind(options.secure, "xDS (15012)").await?;
         let plaintext = match options.plaintext {
@@ -77,14 +80,18 @@ impl ControlPlane {
             None => None,
         };
         let socket = match &options.socket {
-            Some(path) => {
-                Some(bind_socket(path).with_context(|| format!("cannot open the socket {}", path.display()))?)
-            }
+            Some(path) => Some(
+                bind_socket(path)
+                    .with_context(|| format!("cannot open the socket {}", path.display()))?,
+            ),
             None => None,
         };
         let addresses = Addresses {
             secure: secure.local_addr()?,
-            plaintext: plaintext.as_ref().map(TcpListener::local_addr).transpose()?,
+            plaintext: plaintext
+                .as_ref()
+                .map(TcpListener::local_addr)
+                .transpose()?,
             http: http.as_ref().map(TcpListener::local_addr).transpose()?,
         };
         let (sources, applied) = start_store(&options)?;
@@ -95,13 +102,20 @@ impl ControlPlane {
         let authenticator = Arc::new(Authenticator::new(options.tokens.clone(), trust_domain));
         let mut names = options.server_addresses.clone();
         names.push(addresses.secure.ip());
-        let certificate =
-            ServerCertificate::new(authority.clone(), &options.server_names, names, options.server_lifetime)
-                .context("cannot issue the control plane's own certificate")?;
+        let certificate = ServerCertificate::new(
+            authority.clone(),
+            &options.server_names,
+            names,
+            options.server_lifetime,
+        )
+        .context("cannot issue the control plane's own certificate")?;
         let certificate = Arc::new(certificate);
 
         let (metrics, memo) = (Arc::new(Metrics::new()), Arc::new(Memo::new()));
-        let (connections, issued) = (Arc::new(Connections::default()), Arc::new(Issued::default()));
+        let (connections, issued) = (
+            Arc::new(Connections::default()),
+            Arc::new(Issued::default()),
+        );
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let pusher = Arc::new(Pusher {
             worlds: worlds.clone(),
@@ -112,7 +126,10 @@ impl ControlPlane {
             metrics: metrics.clone(),
             turns: Arc::new(Semaphore::new(cores)),
         });
-        let terms = ServerTerms { max_age: options.stream_age, ..ServerTerms::default() };
+        let terms = ServerTerms {
+            max_age: options.stream_age,
+            ..ServerTerms::default()
+        };
         let csr = || Csr {
             authority: authority.clone(),
             authenticator: authenticator.clone(),
@@ -126,10 +143,19 @@ impl ControlPlane {
         tasks.spawn(serve(incoming, pusher.clone(), terms, csr(), stop.clone()));
         if let Some(listener) = plaintext {
             tracing::warn!(address = ?addresses.plaintext, "xDS is served in plaintext, without authentication");
-            tasks.spawn(serve(accept_plaintext(listener, stop.clone()), pusher, terms, csr(), stop.clone()));
+            tasks.spawn(serve(
+                accept_plaintext(listener, stop.clone()),
+                pusher,
+                terms,
+                csr(),
+                stop.clone(),
+            ));
         }
         tasks.spawn(certificate.rotate(stop.clone()));
-        tasks.spawn(until(stop.clone(), account(worlds.clone(), memo.clone(), metrics.clone())));
+        tasks.spawn(until(
+            stop.clone(),
+            account(worlds.clone(), memo.clone(), metrics.clone()),
+        ));
         let api = Arc::new(Api {
             worlds: worlds.clone(),
             connections,
@@ -155,7 +181,13 @@ impl ControlPlane {
             tasks.spawn(serve_socket(listener, api, stop.clone()));
         }
         tracing::info!(secure = %addresses.secure, http = ?addresses.http, "control plane serves");
-        Ok(Self { addresses, worlds, stop, tasks, _sources: sources })
+        Ok(Self {
+            addresses,
+            worlds,
+            stop,
+            tasks,
+            _sources: sources,
+        })
     }
 
     /// Where it listens; ports that were 0 are filled in.
@@ -193,9 +225,16 @@ fn start_store(options: &ControlOptions) -> anyhow::Result<(Sources, AppliedStor
     let mut builder = Store::builder(options.build.clone());
     let sender = builder.source("files");
     let source = FileSourceOptions::new(directories, Some(options.state.join("last-good")));
-    let files = FileSource::start(source, sender).context("cannot start reading the configuration")?;
+    let files =
+        FileSource::start(source, sender).context("cannot start reading the configuration")?;
     let store = builder.start().context("cannot start the store")?;
-    Ok((Sources { store, _files: files }, applied))
+    Ok((
+        Sources {
+            store,
+            _files: files,
+        },
+        applied,
+    ))
 }
 
 /// What feeds the worlds; ends in this order.
@@ -205,13 +244,18 @@ struct Sources {
 }
 
 async fn bind(address: SocketAddr, what: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address} for {what}; is another control plane running?"))
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address} for {what}; is another control plane running?")
+    })
 }
 
-async fn serve<S>(incoming: Incoming<S>, pusher: Arc<Pusher>, terms: ServerTerms, csr: Csr, stop: CancellationToken)
-where
+async fn serve<S>(
+    incoming: Incoming<S>,
+    pusher: Arc<Pusher>,
+    terms: ServerTerms,
+    csr: Csr,
+    stop: CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     crate::auth::WithPeer<S>: Connected,
 {
@@ -223,7 +267,8 @@ where
         .initial_connection_window_size(2 << 20)
         .add_service(AdsServer::service(pusher, terms))
         .add_service(CertificateServiceServer::new(csr));
-    // Streams live for ever, so a graceful end would never come: the transport is cut and clients connect again.
+    // Streams live for ever, so a graceful end would never come: the transport is cut and clients
+    // connect again.
     until(stop, async {
         if let Err(error) = server.serve_with_incoming(incoming).await {
             tracing::error!(%error, "xDS server ended");

@@ -27,7 +27,8 @@ pub(crate) fn proxies(connections: &Connections, with_versions: bool) -> Vec<Pro
 }
 
 fn merge(held: &mut ProxyStatus, mut new: ProxyStatus) {
-    // The stream that carries clusters and listeners is the proxy's own; it names what people look for.
+    // The stream that carries clusters and listeners is the proxy's own; it names what people look
+    // for.
     let weight = |status: &ProxyStatus| status.types.len();
     if weight(&new) > weight(held) {
         std::mem::swap(held, &mut new);
@@ -36,7 +37,11 @@ fn merge(held: &mut ProxyStatus, mut new: ProxyStatus) {
     held.last_push_ms = held.last_push_ms.max(new.last_push_ms);
     held.state = held.state.max(new.state);
     for sync in new.types {
-        if !held.types.iter().any(|known| known.type_url == sync.type_url) {
+        if !held
+            .types
+            .iter()
+            .any(|known| known.type_url == sync.type_url)
+        {
             held.types.push(sync);
         }
     }
@@ -46,7 +51,10 @@ fn merge(held: &mut ProxyStatus, mut new: ProxyStatus) {
 fn proxy(connection: &Arc<Connection>, with_versions: bool) -> ProxyStatus {
     let proxy = &connection.proxy;
     let status = connection.session.status();
-    let types: Vec<TypeSync> = status.iter().map(|status| type_sync(status, with_versions)).collect();
+    let types: Vec<TypeSync> = status
+        .iter()
+        .map(|status| type_sync(status, with_versions))
+        .collect();
     ProxyStatus {
         id: proxy.id.clone(),
         kind: kind(proxy.kind).to_owned(),
@@ -55,7 +63,12 @@ fn proxy(connection: &Arc<Connection>, with_versions: bool) -> ProxyStatus {
         workload: proxy.workload_name.clone(),
         service_account: proxy.service_account.clone(),
         ips: proxy.ips.iter().map(ToString::to_string).collect(),
-        identity: connection.authenticated.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
+        identity: connection
+            .authenticated
+            .identity
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         authenticated_by: connection.authenticated.proof.word().to_owned(),
         peer: connection.peer.clone(),
         variant: connection.variant.to_string(),
@@ -82,7 +95,11 @@ fn kind(kind: ProxyKind) -> &'static str {
 }
 
 fn type_sync(status: &TypeStatus, with_versions: bool) -> TypeSync {
-    let state = if status.resources.values().any(|resource| resource.nack.is_some()) {
+    let state = if status
+        .resources
+        .values()
+        .any(|resource| resource.nack.is_some())
+    {
         SyncState::Rejected
     } else if status.resources.is_empty() && status.pushes == 0 {
         SyncState::NotSent
@@ -93,8 +110,18 @@ fn type_sync(status: &TypeStatus, with_versions: bool) -> TypeSync {
     };
     let versions = |status: &TypeStatus| {
         let text = |version: &Option<Arc<str>>| version.as_deref().map(ToOwned::to_owned);
-        let one = |resource: &ResourceStatus| [text(&resource.wanted), text(&resource.sent), text(&resource.acked)];
-        status.resources.iter().map(|(name, resource)| (name.clone(), one(resource))).collect()
+        let one = |resource: &ResourceStatus| {
+            [
+                text(&resource.wanted),
+                text(&resource.sent),
+                text(&resource.acked),
+            ]
+        };
+        status
+            .resources
+            .iter()
+            .map(|(name, resource)| (name.clone(), one(resource)))
+            .collect()
     };
     TypeSync {
         type_url: status.type_url.clone(),
@@ -102,14 +129,22 @@ fn type_sync(status: &TypeStatus, with_versions: bool) -> TypeSync {
         state,
         wildcard: status.wildcard,
         names: status.names,
-        resources: status.resources.values().filter(|resource| resource.wanted.is_some()).count(),
+        resources: status
+            .resources
+            .values()
+            .filter(|resource| resource.wanted.is_some())
+            .count(),
         wanted: digest(status, |resource| &resource.wanted),
         sent: digest(status, |resource| &resource.sent),
         acked: digest(status, |resource| &resource.acked),
         pushes: status.pushes,
         acks: status.acks,
         nacks: status.nacks,
-        versions: if with_versions { versions(status) } else { BTreeMap::new() },
+        versions: if with_versions {
+            versions(status)
+        } else {
+            BTreeMap::new()
+        },
     }
 }
 
@@ -136,7 +171,11 @@ fn digest(status: &TypeStatus, version: impl Fn(&ResourceStatus) -> &Option<Arc<
             (name, version).hash(&mut hasher);
         }
     }
-    if any { format!("{:016x}", hasher.finish()) } else { String::new() }
+    if any {
+        format!("{:016x}", hasher.finish())
+    } else {
+        String::new()
+    }
 }
 
 /// In Istio's shape.
@@ -146,10 +185,13 @@ pub(crate) fn syncz(connections: &Connections) -> Vec<SyncStatus> {
     merged
         .into_iter()
         .map(|proxy| {
-            let connection = all.iter().find(|connection| connection.proxy.id == proxy.id);
+            let connection = all
+                .iter()
+                .find(|connection| connection.proxy.id == proxy.id);
             let of = |url: &str| {
                 let sync = proxy.types.iter().find(|sync| sync.type_url == url);
-                sync.map(|sync| (sync.sent.clone(), sync.acked.clone())).unwrap_or_default()
+                sync.map(|sync| (sync.sent.clone(), sync.acked.clone()))
+                    .unwrap_or_default()
             };
             let (cluster_sent, cluster_acked) = of(type_url::CLUSTER);
             let (listener_sent, listener_acked) = of(type_url::LISTENER);
@@ -157,8 +199,12 @@ pub(crate) fn syncz(connections: &Connections) -> Vec<SyncStatus> {
             let (endpoint_sent, endpoint_acked) = of(type_url::ENDPOINT);
             let (extensionconfig_sent, extensionconfig_acked) = of(type_url::EXTENSION_CONFIG);
             SyncStatus {
-                cluster_id: connection.map(|connection| connection.proxy.cluster_id.clone()).unwrap_or_default(),
-                istio_version: connection.map(|connection| connection.istio_version.clone()).unwrap_or_default(),
+                cluster_id: connection
+                    .map(|connection| connection.proxy.cluster_id.clone())
+                    .unwrap_or_default(),
+                istio_version: connection
+                    .map(|connection| connection.istio_version.clone())
+                    .unwrap_or_default(),
                 proxy: format!("{}.{}", proxy.name, proxy.namespace),
                 proxy_type: proxy.kind,
                 cluster_sent,
@@ -178,11 +224,15 @@ pub(crate) fn syncz(connections: &Connections) -> Vec<SyncStatus> {
 
 /// How many proxies refuse something of each type now.
 pub(crate) fn rejecting(connections: &Connections) -> Vec<(&'static str, usize)> {
-    let mut counts: BTreeMap<&'static str, usize> = BTreeMap::from([("cds", 0), ("eds", 0), ("lds", 0), ("rds", 0)]);
+    let mut counts: BTreeMap<&'static str, usize> =
+        BTreeMap::from([("cds", 0), ("eds", 0), ("lds", 0), ("rds", 0)]);
     for connection in connections.all() {
         for status in connection.session.status() {
             if let Some(label) = reject_label(&status.type_url)
-                && status.resources.values().any(|resource| resource.nack.is_some())
+                && status
+                    .resources
+                    .values()
+                    .any(|resource| resource.nack.is_some())
             {
                 *counts.entry(label).or_default() += 1;
             }

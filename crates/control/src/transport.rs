@@ -55,15 +55,28 @@ impl ServerCertificate {
         mut addresses: Vec<IpAddr>,
         lifetime: Duration,
     ) -> anyhow::Result<Self> {
-        let names = SERVER_NAMES.iter().map(|&name| name.to_owned()).chain(extra_names.iter().cloned());
+        let names = SERVER_NAMES
+            .iter()
+            .map(|&name| name.to_owned())
+            .chain(extra_names.iter().cloned());
         let mut names: Vec<String> = names.collect();
         names.dedup();
         addresses.retain(|address| !address.is_unspecified());
-        addresses.extend([IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])]);
+        addresses.extend([
+            IpAddr::from([127, 0, 0, 1]),
+            IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
+        ]);
         addresses.sort();
         addresses.dedup();
         let (config, expires) = issue(&authority, &names, &addresses, lifetime)?;
-        Ok(Self { authority, names, addresses, lifetime, expires, config: ArcSwap::from(config) })
+        Ok(Self {
+            authority,
+            names,
+            addresses,
+            lifetime,
+            expires,
+            config: ArcSwap::from(config),
+        })
     }
 
     fn acceptor(&self) -> TlsAcceptor {
@@ -98,7 +111,8 @@ impl ServerCertificate {
     }
 }
 
-/// In slices: the monotonic clock stands still while a laptop sleeps, the certificate's time does not.
+/// In slices: the monotonic clock stands still while a laptop sleeps, the certificate's time does
+/// not.
 async fn wait_until(due: SystemTime, clock: impl Fn() -> SystemTime) {
     while let Ok(left) = due.duration_since(clock())
         && !left.is_zero()
@@ -116,7 +130,8 @@ fn issue(
     let identity = authority.server_identity(names, addresses, lifetime)?;
     let terms = ServerTerms {
         alpn: vec!["h2".to_owned()],
-        // A client without a certificate may still have a token; a wrong certificate is never welcome.
+        // A client without a certificate may still have a token; a wrong certificate is never
+        // welcome.
         client_auth: ClientAuth::Optional,
         rule: PeerRule::Spiffe,
         ..ServerTerms::default()
@@ -128,7 +143,8 @@ fn issue(
 /// Accepted connections as tonic takes them.
 pub(crate) type Incoming<S> = ReceiverStream<io::Result<WithPeer<S>>>;
 
-/// Accepts TLS connections until cancelled. Handshakes run beside each other, so a slow one holds nobody up.
+/// Accepts TLS connections until cancelled. Handshakes run beside each other, so a slow one holds
+/// nobody up.
 pub(crate) fn accept_tls(
     listener: TcpListener,
     certificate: Arc<ServerCertificate>,
@@ -138,8 +154,12 @@ pub(crate) fn accept_tls(
     let places = Arc::new(Semaphore::new(HANDSHAKES));
     tokio::spawn(async move {
         loop {
-            let Ok(place) = places.clone().acquire_owned().await else { return };
-            let Some((stream, address)) = accept(&listener, &stop).await else { return };
+            let Ok(place) = places.clone().acquire_owned().await else {
+                return;
+            };
+            let Some((stream, address)) = accept(&listener, &stop).await else {
+                return;
+            };
             let (acceptor, sender) = (certificate.acceptor(), sender.clone());
             tokio::spawn(async move {
                 let shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
@@ -148,7 +168,11 @@ pub(crate) fn accept_tls(
                     Ok(Ok(stream)) => {
                         let chain = stream.get_ref().1.peer_certificates();
                         let certificate = chain.and_then(|chain| shown(chain.first()?));
-                        let peer = Peer { address, certificate, is_secure: true };
+                        let peer = Peer {
+                            address,
+                            certificate,
+                            is_secure: true,
+                        };
                         _ = sender.send(Ok(WithPeer { stream, peer })).await;
                     }
                     Ok(Err(error)) => tracing::warn!(%address, %error, "TLS handshake refused"),
@@ -163,15 +187,25 @@ pub(crate) fn accept_tls(
 /// What a client's certificate says; the handshake has verified it.
 fn shown(leaf: &CertificateDer<'_>) -> Option<PeerCertificate> {
     let info = meltemi_tls::info_of(leaf).ok()?;
-    Some(PeerCertificate { identity: info.spiffe().ok()?, info: Arc::new(info) })
+    Some(PeerCertificate {
+        identity: info.spiffe().ok()?,
+        info: Arc::new(info),
+    })
 }
 
 /// Accepts plaintext connections until cancelled.
-pub(crate) fn accept_plaintext(listener: TcpListener, stop: CancellationToken) -> Incoming<TcpStream> {
+pub(crate) fn accept_plaintext(
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> Incoming<TcpStream> {
     let (sender, receiver) = mpsc::channel(16);
     tokio::spawn(async move {
         while let Some((stream, address)) = accept(&listener, &stop).await {
-            let peer = Peer { address, certificate: None, is_secure: false };
+            let peer = Peer {
+                address,
+                certificate: None,
+                is_secure: false,
+            };
             if sender.send(Ok(WithPeer { stream, peer })).await.is_err() {
                 return;
             }
@@ -181,7 +215,10 @@ pub(crate) fn accept_plaintext(listener: TcpListener, stop: CancellationToken) -
 }
 
 /// The next connection; `None` when cancelled. Running out of file descriptors passes.
-async fn accept(listener: &TcpListener, stop: &CancellationToken) -> Option<(TcpStream, SocketAddr)> {
+async fn accept(
+    listener: &TcpListener,
+    stop: &CancellationToken,
+) -> Option<(TcpStream, SocketAddr)> {
     loop {
         tokio::select! {
             () = stop.cancelled() => return None,
@@ -211,13 +248,21 @@ mod io_impls {
     use crate::auth::WithPeer;
 
     impl<S: AsyncRead + Unpin> AsyncRead for WithPeer<S> {
-        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
             Pin::new(&mut self.stream).poll_read(cx, buf)
         }
     }
 
     impl<S: AsyncWrite + Unpin> AsyncWrite for WithPeer<S> {
-        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
             Pin::new(&mut self.stream).poll_write(cx, buf)
         }
         fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -248,11 +293,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_machine_that_slept_has_a_valid_certificate_soon_after() {
         let dir = tempfile::tempdir().unwrap();
-        let authority = Arc::new(CertificateAuthority::self_signed(dir.path(), TrustDomain::default()).unwrap());
+        let authority = Arc::new(
+            CertificateAuthority::self_signed(dir.path(), TrustDomain::default()).unwrap(),
+        );
         let lifetime = Duration::from_secs(24 * 3600);
-        let certificate = Arc::new(ServerCertificate::new(authority, &[], Vec::new(), lifetime).unwrap());
+        let certificate =
+            Arc::new(ServerCertificate::new(authority, &[], Vec::new(), lifetime).unwrap());
         // The wall clock goes on while the machine sleeps; the runtime's does not.
-        let (slept, started) = (Arc::new(std::sync::Mutex::new(Duration::ZERO)), tokio::time::Instant::now());
+        let (slept, started) = (
+            Arc::new(std::sync::Mutex::new(Duration::ZERO)),
+            tokio::time::Instant::now(),
+        );
         let wall = SystemTime::now();
         let clock = {
             let slept = Arc::clone(&slept);

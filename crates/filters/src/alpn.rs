@@ -1,4 +1,5 @@
-//! Istio's `istio.alpn`: what a request offers as ALPN upstream, by the protocol it will speak there.
+//! Istio's `istio.alpn`: what a request offers as ALPN upstream, by the protocol it will speak
+//! there.
 
 use meltemi_proto::istio::AlpnConfig;
 
@@ -20,12 +21,19 @@ impl AlpnOverrides {
     pub fn compile(message: &AlpnConfig, scope: &mut Scope) -> Result<Self, Rejection> {
         let mut overrides = Self::default();
         for entry in &message.alpn_override {
-            let list = entry.alpn_override.iter().map(|name| name.as_str().into()).collect();
+            let list = entry
+                .alpn_override
+                .iter()
+                .map(|name| name.as_str().into())
+                .collect();
             match entry.upstream_protocol {
                 0 => overrides.http10 = list,
                 1 => overrides.http11 = list,
                 2 => overrides.http2 = list,
-                other => scope.warn("alpn_override", format!("unknown upstream protocol {other}")),
+                other => scope.warn(
+                    "alpn_override",
+                    format!("unknown upstream protocol {other}"),
+                ),
             }
         }
         Ok(overrides)

@@ -1,4 +1,5 @@
-//! What is known of a downstream connection: addresses, what was sniffed, who the peer proved to be.
+//! What is known of a downstream connection: addresses, what was sniffed, who the peer proved to
+//! be.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -28,8 +29,8 @@ impl TransportProtocol {
     }
 }
 
-/// What filter chains, network filters and authorization look at. Addresses are canonical: an IPv4 address in IPv6
-/// clothes is IPv4 (see [`canonical`]).
+/// What filter chains, network filters and authorization look at. Addresses are canonical: an IPv4
+/// address in IPv6 clothes is IPv4 (see [`canonical`]).
 #[derive(Debug, Clone)]
 pub struct ConnInfo {
     /// Where the peer wanted to go: the original destination if the listener restores it.
@@ -42,7 +43,8 @@ pub struct ConnInfo {
     pub transport: TransportProtocol,
     /// SNI, lower case.
     pub server_name: Option<Box<str>>,
-    /// The ALPN list of the ClientHello, or what the HTTP inspector found (`http/1.0`, `http/1.1`, `h2c`).
+    /// The ALPN list of the ClientHello, or what the HTTP inspector found (`http/1.0`, `http/1.1`,
+    /// `h2c`).
     pub application_protocols: SmallVec<[Box<str>; 4]>,
     /// The peer, once a TLS handshake is done.
     pub tls: Option<Arc<TlsPeer>>,
@@ -65,7 +67,11 @@ impl ConnInfo {
 
     /// The SPIFFE identity that the peer proved, without its scheme, as Istio writes principals.
     pub fn peer_principal(&self) -> Option<&str> {
-        self.tls.as_ref()?.uri_sans.iter().find_map(|uri| uri.strip_prefix("spiffe://"))
+        self.tls
+            .as_ref()?
+            .uri_sans
+            .iter()
+            .find_map(|uri| uri.strip_prefix("spiffe://"))
     }
 }
 
@@ -96,7 +102,8 @@ pub struct TlsPeer {
     pub cipher: String,
 }
 
-/// An IPv4 address in IPv6 clothes (`::ffff:10.0.0.1`) as IPv4, so that no rule is passed by spelling.
+/// An IPv4 address in IPv6 clothes (`::ffff:10.0.0.1`) as IPv4, so that no rule is passed by
+/// spelling.
 pub fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }

@@ -19,7 +19,8 @@ pub struct CorsPolicy {
     max_age: Box<str>,
     credentials: bool,
     private_network: bool,
-    /// Preflights from other origins go to the upstream; else they are answered without permissions.
+    /// Preflights from other origins go to the upstream; else they are answered without
+    /// permissions.
     forward_unmatched: bool,
     enabled: Fraction,
 }
@@ -35,22 +36,36 @@ impl CorsPolicy {
     pub fn compile(message: &filter::CorsPolicy, scope: &mut Scope) -> Result<Self, Rejection> {
         scope.unsupported("shadow_enabled", message.shadow_enabled.is_some());
         Ok(Self {
-            origins: scope.each("allow_origin_string_match", &message.allow_origin_string_match, |scope, origin| {
-                StringMatch::compile(origin, scope)
-            })?,
+            origins: scope.each(
+                "allow_origin_string_match",
+                &message.allow_origin_string_match,
+                |scope, origin| StringMatch::compile(origin, scope),
+            )?,
             methods: message.allow_methods.as_str().into(),
             headers: message.allow_headers.as_str().into(),
             expose: message.expose_headers.as_str().into(),
             max_age: message.max_age.as_str().into(),
-            credentials: message.allow_credentials.as_ref().is_some_and(|on| on.value),
-            private_network: message.allow_private_network_access.as_ref().is_some_and(|on| on.value),
-            forward_unmatched: message.forward_not_matching_preflights.as_ref().is_none_or(|on| on.value),
+            credentials: message
+                .allow_credentials
+                .as_ref()
+                .is_some_and(|on| on.value),
+            private_network: message
+                .allow_private_network_access
+                .as_ref()
+                .is_some_and(|on| on.value),
+            forward_unmatched: message
+                .forward_not_matching_preflights
+                .as_ref()
+                .is_none_or(|on| on.value),
             enabled: Fraction::from_runtime(message.filter_enabled.as_ref(), Fraction::ALL),
         })
     }
 
     /// Compiles the older message that stands in routes themselves.
-    pub fn compile_route(message: &route::CorsPolicy, scope: &mut Scope) -> Result<Self, Rejection> {
+    pub fn compile_route(
+        message: &route::CorsPolicy,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
         let filter_enabled = message.enabled_specifier.as_ref().map(|specifier| {
             let route::cors_policy::EnabledSpecifier::FilterEnabled(enabled) = specifier;
             enabled.clone()
@@ -72,12 +87,17 @@ impl CorsPolicy {
 
     /// Answers preflights; notes other cross-origin requests.
     pub fn on_request(&self, cx: &mut RequestContext<'_>) -> Step {
-        let Some(origin) = cx.head.get("origin").filter(|origin| !origin.is_empty()) else { return Step::Continue };
+        let Some(origin) = cx.head.get("origin").filter(|origin| !origin.is_empty()) else {
+            return Step::Continue;
+        };
         if !self.enabled.hits(cx.entropy.draw()) {
             return Step::Continue;
         }
         let is_preflight = cx.head.method() == "OPTIONS"
-            && cx.head.get("access-control-request-method").is_some_and(|method| !method.is_empty());
+            && cx
+                .head
+                .get("access-control-request-method")
+                .is_some_and(|method| !method.is_empty());
         if !self.origins.iter().any(|allowed| allowed.is_match(origin)) {
             return match is_preflight && !self.forward_unmatched {
                 true => LocalReply::new(200, "", "cors_response", Cause::Cors).step(),
@@ -89,16 +109,22 @@ impl CorsPolicy {
             cx.state.cors = Some(CorsRequest { origin });
             return Step::Continue;
         }
-        let mut reply =
-            LocalReply::new(200, "", "cors_response", Cause::Cors).header("access-control-allow-origin", origin);
+        let mut reply = LocalReply::new(200, "", "cors_response", Cause::Cors)
+            .header("access-control-allow-origin", origin);
         let permissions = [
-            ("access-control-allow-credentials", if self.credentials { "true" } else { "" }),
+            (
+                "access-control-allow-credentials",
+                if self.credentials { "true" } else { "" },
+            ),
             ("access-control-allow-methods", &self.methods),
             ("access-control-allow-headers", &self.headers),
             ("access-control-expose-headers", &self.expose),
             ("access-control-max-age", &self.max_age),
         ];
-        for (name, value) in permissions.into_iter().filter(|(_, value)| !value.is_empty()) {
+        for (name, value) in permissions
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+        {
             reply = reply.header(name, value.as_bytes().to_vec());
         }
         let wants_private = cx.head.get("access-control-request-private-network") == Some(b"true");
@@ -110,13 +136,16 @@ impl CorsPolicy {
 
     /// Tells the browser that it may read the response.
     pub fn on_response(&self, cx: &mut ResponseContext<'_>) {
-        let Some(request) = &cx.state.cors else { return };
+        let Some(request) = &cx.state.cors else {
+            return;
+        };
         cx.head.set("access-control-allow-origin", &request.origin);
         if self.credentials {
             cx.head.set("access-control-allow-credentials", b"true");
         }
         if !self.expose.is_empty() {
-            cx.head.set("access-control-expose-headers", self.expose.as_bytes());
+            cx.head
+                .set("access-control-expose-headers", self.expose.as_bytes());
         }
     }
 }

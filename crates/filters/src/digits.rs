@@ -47,7 +47,9 @@ pub fn address(address: SocketAddr, out: &mut Vec<u8>) {
 
 /// Envoy's own form of a time, in UTC: `2024-02-29T12:34:56.007Z`.
 pub fn timestamp(at: SystemTime, out: &mut Vec<u8>) {
-    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = at
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     date(since, out);
     out.push(b'T');
     clock(since, out);
@@ -77,7 +79,8 @@ pub fn clock(since: Duration, out: &mut Vec<u8>) {
     padded(second % 60, 2, out);
 }
 
-/// Days since 1970 as year, month and day. Howard Hinnant, "chrono-compatible low-level date algorithms".
+/// Days since 1970 as year, month and day. Howard Hinnant, "chrono-compatible low-level date
+/// algorithms".
 pub fn civil(days: u64) -> (u32, u32, u32) {
     let z = days + 719_468;
     let (era, doe) = (z / 146_097, z % 146_097);
@@ -86,7 +89,11 @@ pub fn civil(days: u64) -> (u32, u32, u32) {
     let mp = (5 * doy + 2) / 153;
     let month = if mp < 10 { mp + 3 } else { mp - 9 };
     let year = yoe + era * 400 + u64::from(month <= 2);
-    (u32::try_from(year).unwrap_or(u32::MAX), month as u32, (doy - (153 * mp + 2) / 5 + 1) as u32)
+    (
+        u32::try_from(year).unwrap_or(u32::MAX),
+        month as u32,
+        (doy - (153 * mp + 2) / 5 + 1) as u32,
+    )
 }
 
 #[cfg(test)]
@@ -101,7 +108,12 @@ mod tests {
 
     #[test]
     fn text_is_as_the_standard_library_writes_it() {
-        for given in ["0.0.0.0:0", "10.44.0.107:65535", "[::1]:80", "[2001:db8::ffff]:9080"] {
+        for given in [
+            "0.0.0.0:0",
+            "10.44.0.107:65535",
+            "[::1]:80",
+            "[2001:db8::ffff]:9080",
+        ] {
             let parsed: SocketAddr = given.parse().expect(given);
             assert_eq!(text(|out| address(parsed, out)), given);
             assert_eq!(text(|out| ip(parsed.ip(), out)), parsed.ip().to_string());

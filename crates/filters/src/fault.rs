@@ -60,13 +60,18 @@ impl Fault {
             None => None,
             Some(delay) => {
                 let kind = match &delay.fault_delay_secifier {
-                    Some(FaultDelaySecifier::FixedDelay(fixed)) => {
-                        Delay::Fixed(scope.duration("delay.fixed_delay", Some(fixed))?.unwrap_or_default())
-                    }
+                    Some(FaultDelaySecifier::FixedDelay(fixed)) => Delay::Fixed(
+                        scope
+                            .duration("delay.fixed_delay", Some(fixed))?
+                            .unwrap_or_default(),
+                    ),
                     Some(FaultDelaySecifier::HeaderDelay(_)) => Delay::Header,
                     None => return scope.refuse("delay without fixed_delay or header_delay"),
                 };
-                Some((kind, Fraction::from_option(delay.percentage.as_ref(), Fraction::NONE)))
+                Some((
+                    kind,
+                    Fraction::from_option(delay.percentage.as_ref(), Fraction::NONE),
+                ))
             }
         };
         let abort = match &message.abort {
@@ -74,25 +79,41 @@ impl Fault {
             Some(abort) => {
                 let kind = match &abort.error_type {
                     Some(proto::fault_abort::ErrorType::HttpStatus(status)) => {
-                        let status = u16::try_from(*status).ok().filter(|status| (200..600).contains(status));
-                        Abort::Http(status.ok_or_else(|| scope.reject("abort.http_status is not a status"))?)
+                        let status = u16::try_from(*status)
+                            .ok()
+                            .filter(|status| (200..600).contains(status));
+                        Abort::Http(
+                            status
+                                .ok_or_else(|| scope.reject("abort.http_status is not a status"))?,
+                        )
                     }
                     Some(proto::fault_abort::ErrorType::GrpcStatus(status)) => Abort::Grpc(*status),
                     Some(proto::fault_abort::ErrorType::HeaderAbort(_)) => Abort::Header,
                     None => return scope.refuse("abort without status"),
                 };
-                Some((kind, Fraction::from_option(abort.percentage.as_ref(), Fraction::NONE)))
+                Some((
+                    kind,
+                    Fraction::from_option(abort.percentage.as_ref(), Fraction::NONE),
+                ))
             }
         };
         if !message.downstream_nodes.is_empty() {
             // Leaving the condition out would inject faults into requests of others.
             return scope.refuse("downstream_nodes is unknown");
         }
-        let body = message.abort.as_ref().map(|abort| abort.response_body.clone()).unwrap_or_default();
+        let body = message
+            .abort
+            .as_ref()
+            .map(|abort| abort.response_body.clone())
+            .unwrap_or_default();
         Ok(Self {
             delay,
             abort,
-            abort_body: if body.is_empty() { Bytes::from_static(b"fault filter abort") } else { body.into() },
+            abort_body: if body.is_empty() {
+                Bytes::from_static(b"fault filter abort")
+            } else {
+                body.into()
+            },
             cluster: message.upstream_cluster.as_str().into(),
             headers: HeaderMatch::compile_all("headers", &message.headers, scope)?,
             max_active: message.max_active_faults.as_ref().map(|max| max.value),
@@ -119,10 +140,15 @@ impl Fault {
         self.after_delay(cx)
     }
 
-    /// Aborts, or lets the request go on. Only called where [`Fault::on_request`] found the request to be meant.
+    /// Aborts, or lets the request go on. Only called where [`Fault::on_request`] found the request
+    /// to be meant.
     pub fn after_delay(&self, cx: &mut RequestContext<'_>) -> Step {
-        let Some((abort, fraction)) = &self.abort else { return Step::Continue };
-        let Some(abort) = abort.of(cx) else { return Step::Continue };
+        let Some((abort, fraction)) = &self.abort else {
+            return Step::Continue;
+        };
+        let Some(abort) = abort.of(cx) else {
+            return Step::Continue;
+        };
         if !fraction.hits(cx.entropy.draw()) || !(cx.state.fault.is_some() || self.activate(cx)) {
             return Step::Continue;
         }
@@ -134,8 +160,9 @@ impl Fault {
             Abort::Header => return Step::Continue,
         };
         let cause = Cause::Fault("envoy.filters.http.fault".into());
-        let mut reply = LocalReply::new(status, self.abort_body.clone(), "fault_filter_abort", cause)
-            .flagged(ResponseFlag::FaultInjected);
+        let mut reply =
+            LocalReply::new(status, self.abort_body.clone(), "fault_filter_abort", cause)
+                .flagged(ResponseFlag::FaultInjected);
         reply.grpc_status = grpc_status;
         reply.step()
     }
@@ -143,7 +170,11 @@ impl Fault {
     /// Counts the fault, unless too many are active.
     fn activate(&self, cx: &mut RequestContext<'_>) -> bool {
         let max = self.max_active.unwrap_or(u32::MAX);
-        let counted = self.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < max).then_some(n + 1));
+        let counted = self
+            .active
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
+                (n < max).then_some(n + 1)
+            });
         if counted.is_ok() {
             cx.state.fault = Some(FaultGuard(self.active.clone()));
         }
@@ -169,8 +200,10 @@ impl Abort {
                 let http = number(cx, "x-envoy-fault-abort-request")
                     .and_then(|status| u16::try_from(status).ok())
                     .filter(|status| (200..600).contains(status));
-                let grpc =
-                    || number(cx, "x-envoy-fault-abort-grpc-request").and_then(|status| u32::try_from(status).ok());
+                let grpc = || {
+                    number(cx, "x-envoy-fault-abort-grpc-request")
+                        .and_then(|status| u32::try_from(status).ok())
+                };
                 http.map(Self::Http).or_else(|| grpc().map(Self::Grpc))
             }
             fixed => Some(fixed),

@@ -1,4 +1,5 @@
-//! Filter state: text by key, set by filters, read by later ones, by logs and by the upstream connection.
+//! Filter state: text by key, set by filters, read by later ones, by logs and by the upstream
+//! connection.
 
 use meltemi_proto::envoy::config::core::v3::substitution_format_string::Format;
 use meltemi_proto::envoy::extensions::filters::common::set_filter_state::v3 as common;
@@ -15,7 +16,10 @@ pub struct FilterState(Vec<(Box<str>, Box<str>)>);
 impl FilterState {
     /// A value.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.iter().find(|(own, _)| &**own == key).map(|(_, value)| &**value)
+        self.0
+            .iter()
+            .find(|(own, _)| &**own == key)
+            .map(|(_, value)| &**value)
     }
 
     /// Sets a value.
@@ -50,19 +54,26 @@ impl SetFilterState {
     /// Compiles Envoy's message.
     #[allow(deprecated)] // text_format is what is sent
     pub fn compile(message: &Config, scope: &mut Scope) -> Result<Self, Rejection> {
-        let values = scope.each("on_request_headers", &message.on_request_headers, |scope, value| {
-            let common::filter_state_value::Key::ObjectKey(key) = scope.required("key", value.key.as_ref())?;
-            let common::filter_state_value::Value::FormatString(format) =
-                scope.required("value", value.value.as_ref())?;
-            let template = match &format.format {
-                Some(Format::TextFormat(text)) => Template::parse(text).map_err(|reason| scope.reject(reason))?,
-                _ => return scope.refuse("only a text format is known"),
-            };
-            for gap in template.gaps(Place::FilterRequest) {
-                scope.warn("value", gap);
-            }
-            Ok((key.as_str().into(), template, value.skip_if_empty))
-        })?;
+        let values = scope.each(
+            "on_request_headers",
+            &message.on_request_headers,
+            |scope, value| {
+                let common::filter_state_value::Key::ObjectKey(key) =
+                    scope.required("key", value.key.as_ref())?;
+                let common::filter_state_value::Value::FormatString(format) =
+                    scope.required("value", value.value.as_ref())?;
+                let template = match &format.format {
+                    Some(Format::TextFormat(text)) => {
+                        Template::parse(text).map_err(|reason| scope.reject(reason))?
+                    }
+                    _ => return scope.refuse("only a text format is known"),
+                };
+                for gap in template.gaps(Place::FilterRequest) {
+                    scope.warn("value", gap);
+                }
+                Ok((key.as_str().into(), template, value.skip_if_empty))
+            },
+        )?;
         Ok(Self { values })
     }
 
@@ -72,7 +83,9 @@ impl SetFilterState {
             let mut text = Vec::new();
             template.render(&cx.facts(), "", &mut text);
             if !(text.is_empty() && *skip_if_empty) {
-                cx.state.filter_state.set(key, &String::from_utf8_lossy(&text));
+                cx.state
+                    .filter_state
+                    .set(key, &String::from_utf8_lossy(&text));
             }
         }
     }

@@ -1,12 +1,14 @@
-//! What compiling configuration finds: a [`Rejection`] refuses the resource (it becomes a NACK), a [`Warning`] says
-//! what is left out. [`Scope`] carries both and knows where in the message the compiler is.
+//! What compiling configuration finds: a [`Rejection`] refuses the resource (it becomes a NACK), a
+//! [`Warning`] says what is left out. [`Scope`] carries both and knows where in the message the
+//! compiler is.
 
 use std::fmt;
 
 use meltemi_proto::google::protobuf::Duration as ProtoDuration;
 use meltemi_proto::{Any, UnpackError};
 
-/// Why a resource is refused as a whole: leaving the part out would weaken security, or it makes no sense.
+/// Why a resource is refused as a whole: leaving the part out would weaken security, or it makes no
+/// sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {reason}")]
 pub struct Rejection {
@@ -48,7 +50,11 @@ impl Scope {
     }
 
     /// Runs `compile` one field deeper.
-    pub fn within<T>(&mut self, field: impl fmt::Display, compile: impl FnOnce(&mut Self) -> T) -> T {
+    pub fn within<T>(
+        &mut self,
+        field: impl fmt::Display,
+        compile: impl FnOnce(&mut Self) -> T,
+    ) -> T {
         use fmt::Write;
         let parent = self.path.len();
         if parent > 0 {
@@ -71,12 +77,16 @@ impl Scope {
         messages
             .iter()
             .enumerate()
-            .map(|(index, message)| self.within(format_args!("{field}[{index}]"), |scope| compile(scope, message)))
+            .map(|(index, message)| {
+                self.within(format_args!("{field}[{index}]"), |scope| {
+                    compile(scope, message)
+                })
+            })
             .collect()
     }
 
-    /// Compiles every element of a repeated field whose elements have names: a place is told by its name, which a reader
-    /// finds in the file, or by its number if it has none.
+    /// Compiles every element of a repeated field whose elements have names: a place is told by its
+    /// name, which a reader finds in the file, or by its number if it has none.
     pub fn each_named<'m, M, T>(
         &mut self,
         field: &str,
@@ -96,7 +106,10 @@ impl Scope {
 
     /// A refusal at this place.
     pub fn reject(&self, reason: impl Into<String>) -> Rejection {
-        Rejection { path: self.path.clone(), reason: reason.into() }
+        Rejection {
+            path: self.path.clone(),
+            reason: reason.into(),
+        }
     }
 
     /// A refusal at this place, as the error of a compiler.
@@ -112,7 +125,10 @@ impl Scope {
                 (true, false) => field.to_owned(),
                 (false, false) => format!("{}.{field}", self.path),
             };
-            self.warnings.push(Warning { path, reason: reason.into() });
+            self.warnings.push(Warning {
+                path,
+                reason: reason.into(),
+            });
         }
     }
 
@@ -124,7 +140,10 @@ impl Scope {
     }
 
     /// Unpacks an `Any` that must hold this type.
-    pub fn unpack<M: prost::Message + prost::Name + Default>(&self, any: &Any) -> Result<M, Rejection> {
+    pub fn unpack<M: prost::Message + prost::Name + Default>(
+        &self,
+        any: &Any,
+    ) -> Result<M, Rejection> {
         meltemi_proto::unpack(any).map_err(|error: UnpackError| self.reject(error.to_string()))
     }
 
@@ -145,7 +164,10 @@ impl Scope {
             (Ok(seconds), Ok(nanos)) if seconds <= 315_576_000_000 && nanos < 1_000_000_000 => {
                 Ok(Some(std::time::Duration::new(seconds, nanos)))
             }
-            _ => self.refuse(format!("{field} is not a valid duration ({} s, {} ns)", value.seconds, value.nanos)),
+            _ => self.refuse(format!(
+                "{field} is not a valid duration ({} s, {} ns)",
+                value.seconds, value.nanos
+            )),
         }
     }
 
@@ -169,6 +191,9 @@ mod tests {
             })
             .expect_err("refused");
         assert_eq!(error.to_string(), "filters[1].rules: bad");
-        assert_eq!(scope.into_warnings()[0].to_string(), "filters[1].x: ignored");
+        assert_eq!(
+            scope.into_warnings()[0].to_string(),
+            "filters[1].x: ignored"
+        );
     }
 }

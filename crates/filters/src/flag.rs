@@ -123,7 +123,10 @@ impl ResponseFlags {
 
     /// The flags that are set.
     pub fn iter(self) -> impl Iterator<Item = ResponseFlag> {
-        ResponseFlag::ALL.iter().copied().filter(move |flag| self.contains(*flag))
+        ResponseFlag::ALL
+            .iter()
+            .copied()
+            .filter(move |flag| self.contains(*flag))
     }
 }
 

@@ -1,7 +1,8 @@
-//! Envoy's `%...%` format strings: access logs, header values, filter state. Parsed once, rendered into a buffer.
+//! Envoy's `%...%` format strings: access logs, header values, filter state. Parsed once, rendered
+//! into a buffer.
 //!
-//! What an operator stands for is asked of [`Facts`]; what a caller does not know prints as nothing (headers) or `-`
-//! (logs). Source: Envoy "Access logging: command operators".
+//! What an operator stands for is asked of [`Facts`]; what a caller does not know prints as nothing
+//! (headers) or `-` (logs). Source: Envoy "Access logging: command operators".
 
 mod connection;
 mod facts;
@@ -66,10 +67,14 @@ impl Template {
         Self::read(format, Err)
     }
 
-    /// Parses what can be parsed: an operator that is unknown or broken stays as it is written. With the reasons.
+    /// Parses what can be parsed: an operator that is unknown or broken stays as it is written.
+    /// With the reasons.
     pub fn parse_what_is_known(format: &str) -> (Self, Vec<String>) {
         if format.len() > MAX_FORMAT {
-            return (Self::literal(format), vec!["format string is too long".to_owned()]);
+            return (
+                Self::literal(format),
+                vec!["format string is too long".to_owned()],
+            );
         }
         let mut reasons = Vec::new();
         let read = Self::read(format, |reason| {
@@ -80,7 +85,10 @@ impl Template {
     }
 
     /// `on_error` says whether a percent sign that begins no operator is text.
-    fn read(format: &str, mut on_error: impl FnMut(String) -> Result<(), String>) -> Result<Self, String> {
+    fn read(
+        format: &str,
+        mut on_error: impl FnMut(String) -> Result<(), String>,
+    ) -> Result<Self, String> {
         let mut parts = Vec::new();
         let mut text = String::new();
         let mut rest = format;
@@ -104,7 +112,10 @@ impl Template {
                     on_error(reason)?;
                     text.push('%');
                     // Its closing sign begins no other one.
-                    let word = rest.bytes().take_while(|byte| byte.is_ascii_alphanumeric() || *byte == b'_').count();
+                    let word = rest
+                        .bytes()
+                        .take_while(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')
+                        .count();
                     text.push_str(&rest[..word]);
                     rest = &rest[word..];
                     if let Some(tail) = rest.strip_prefix('%').filter(|_| word > 0) {
@@ -125,7 +136,9 @@ impl Template {
     pub fn literal(text: &str) -> Self {
         match text.is_empty() {
             true => Self::default(),
-            false => Self { parts: vec![Part::Text(text.into())] },
+            false => Self {
+                parts: vec![Part::Text(text.into())],
+            },
         }
     }
 
@@ -143,8 +156,8 @@ impl Template {
         self.render_each(facts, unknown, out, |_, _| {});
     }
 
-    /// Renders for a log of lines. Whatever an operator stands for may hold bytes from the wire, and those must forge
-    /// neither a line nor a quote: they are escaped.
+    /// Renders for a log of lines. Whatever an operator stands for may hold bytes from the wire,
+    /// and those must forge neither a line nor a quote: they are escaped.
     pub fn render_line(&self, facts: &dyn Facts, out: &mut Vec<u8>) {
         self.render_each(facts, "-", out, escape_from);
     }
@@ -182,7 +195,13 @@ impl Template {
         Shape::Text
     }
 
-    fn render_each(&self, facts: &dyn Facts, unknown: &str, out: &mut Vec<u8>, finish: fn(&mut Vec<u8>, usize)) {
+    fn render_each(
+        &self,
+        facts: &dyn Facts,
+        unknown: &str,
+        out: &mut Vec<u8>,
+        finish: fn(&mut Vec<u8>, usize),
+    ) {
         for part in &self.parts {
             match part {
                 Part::Text(text) => out.extend_from_slice(text.as_bytes()),
@@ -222,12 +241,19 @@ fn cut(out: &mut Vec<u8>, start: usize, length: Option<usize>) {
 fn escape_from(out: &mut Vec<u8>, start: usize) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let plain = |byte: u8| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
-    let Some(first) = out[start..].iter().position(|byte| !plain(*byte)) else { return };
+    let Some(first) = out[start..].iter().position(|byte| !plain(*byte)) else {
+        return;
+    };
     for byte in out.split_off(start + first) {
         if plain(byte) {
             out.push(byte);
         } else {
-            out.extend_from_slice(&[b'\\', b'x', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+            out.extend_from_slice(&[
+                b'\\',
+                b'x',
+                HEX[usize::from(byte >> 4)],
+                HEX[usize::from(byte & 15)],
+            ]);
         }
     }
 }
@@ -254,7 +280,11 @@ impl Operator {
         match self {
             Self::Header(head, name, alternative) => {
                 let value = facts.header(*head, name);
-                let value = value.or_else(|| alternative.as_ref().and_then(|name| facts.header(*head, name)));
+                let value = value.or_else(|| {
+                    alternative
+                        .as_ref()
+                        .and_then(|name| facts.header(*head, name))
+                });
                 bytes(value, out)
             }
             Self::WithoutQuery(name, alternative) => {
@@ -266,7 +296,10 @@ impl Operator {
                 true
             }
             Self::Fact(fact) => facts.fact(*fact, out),
-            Self::Time(moment, format) => facts.time(*moment).map(|at| format.write(at, out)).is_some(),
+            Self::Time(moment, format) => facts
+                .time(*moment)
+                .map(|at| format.write(at, out))
+                .is_some(),
             Self::Metadata(of, filter, path) => match facts.metadata(*of, filter, path) {
                 Some(value) if *value != Value::Null => {
                     write_value(&value, out);
@@ -279,8 +312,12 @@ impl Operator {
                 None => false,
             },
             Self::CommonDuration(from, to, precision) => {
-                let (Some(from), Some(to)) = (facts.point(*from), facts.point(*to)) else { return false };
-                let Some(between) = to.checked_duration_since(from) else { return false };
+                let (Some(from), Some(to)) = (facts.point(*from), facts.point(*to)) else {
+                    return false;
+                };
+                let Some(between) = to.checked_duration_since(from) else {
+                    return false;
+                };
                 let count = match precision {
                     Precision::Milliseconds => between.as_millis(),
                     Precision::Microseconds => between.as_micros(),
@@ -314,12 +351,17 @@ pub fn json_of(value: &Value) -> serde_json::Value {
         Value::Null => serde_json::Value::Null,
         Value::Bool(value) => (*value).into(),
         // Whole numbers without a fraction, as Envoy prints them.
-        Value::Number(number) if number.fract() == 0.0 && number.abs() < 9e15 => (*number as i64).into(),
+        Value::Number(number) if number.fract() == 0.0 && number.abs() < 9e15 => {
+            (*number as i64).into()
+        }
         Value::Number(number) => (*number).into(),
         Value::String(text) => (&**text).into(),
         Value::List(list) => list.iter().map(json_of).collect::<Vec<_>>().into(),
-        Value::Struct(fields) => {
-            serde_json::Value::Object(fields.iter().map(|(key, value)| (key.to_string(), json_of(value))).collect())
-        }
+        Value::Struct(fields) => serde_json::Value::Object(
+            fields
+                .iter()
+                .map(|(key, value)| (key.to_string(), json_of(value)))
+                .collect(),
+        ),
     }
 }

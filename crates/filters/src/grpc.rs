@@ -1,5 +1,5 @@
-//! gRPC: names of statuses, and counting of messages in a body that passes by. Source: gRPC over HTTP/2,
-//! "Length-Prefixed-Message".
+//! gRPC: names of statuses, and counting of messages in a body that passes by. Source: gRPC over
+//! HTTP/2, "Length-Prefixed-Message".
 
 /// Statuses by number: gRPC's name and that of `absl::StatusCodeToString`.
 const STATUSES: [(&str, &str); 17] = [
@@ -35,8 +35,9 @@ pub fn snake_name(status: u32) -> Option<&'static str> {
 /// The length of a message's prefix: one byte of flags, four of length.
 const PREFIX: u8 = 5;
 
-/// Where one direction of a gRPC exchange stands. Sees every byte of the body once, in order, in pieces of any size; a
-/// message counts once its prefix is whole. Looks at prefixes alone, so a large message costs as little as a small one.
+/// Where one direction of a gRPC exchange stands. Sees every byte of the body once, in order, in
+/// pieces of any size; a message counts once its prefix is whole. Looks at prefixes alone, so a
+/// large message costs as little as a small one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MessageCount {
     messages: u64,
@@ -69,7 +70,8 @@ impl MessageCount {
             let byte = bytes[0];
             bytes = &bytes[1..];
             if self.read == 0 {
-                // Compressed or not; the other bits are reserved, and Envoy reads no further either.
+                // Compressed or not; the other bits are reserved, and Envoy reads no further
+                // either.
                 self.lost = byte > 1;
                 self.length = 0;
             } else {

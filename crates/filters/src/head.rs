@@ -1,13 +1,14 @@
 //! Heads of requests and responses: one flat byte arena and a small index of fields.
 //!
-//! A head is read once, changed by filters, and written once, so nothing here is a map. Names are lower case in the
-//! arena (as Envoy forwards them), values are bytes. Removing a field drops its index entry; setting one writes the
-//! new bytes at the arena's end. Fields that nobody touched are written out in runs, a whole stretch of the arena at
-//! a time. Heads are pooled: [`Fields::clear`] keeps the memory.
+//! A head is read once, changed by filters, and written once, so nothing here is a map. Names are
+//! lower case in the arena (as Envoy forwards them), values are bytes. Removing a field drops its
+//! index entry; setting one writes the new bytes at the arena's end. Fields that nobody touched are
+//! written out in runs, a whole stretch of the arena at a time. Heads are pooled: [`Fields::clear`]
+//! keeps the memory.
 //!
-//! `:method`, `:path`, `:authority`, `:scheme` and `:status` are answered by [`RequestHead::get`] and
-//! [`ResponseHead::get`] like any field, because configuration names them so. There is never a `host` field: the
-//! authority is the one host for routing, authorization and forwarding.
+//! `:method`, `:path`, `:authority`, `:scheme` and `:status` are answered by [`RequestHead::get`]
+//! and [`ResponseHead::get`] like any field, because configuration names them so. There is never a
+//! `host` field: the authority is the one host for routing, authorization and forwarding.
 
 mod fields;
 mod known;
@@ -51,5 +52,7 @@ impl HttpVersion {
 
 /// `application/grpc`, alone or followed by `+` or `;`. `application/grpc-web` is another protocol.
 fn is_grpc_content_type(value: &[u8]) -> bool {
-    value.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    value
+        .strip_prefix(b"application/grpc")
+        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }

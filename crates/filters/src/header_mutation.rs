@@ -24,15 +24,32 @@ impl HeaderMutation {
     }
 
     /// Compiles a route's message.
-    pub fn compile_route(message: &proto::HeaderMutationPerRoute, scope: &mut Scope) -> Result<Self, Rejection> {
+    pub fn compile_route(
+        message: &proto::HeaderMutationPerRoute,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
         Self::compile_mutations(message.mutations.as_ref(), scope)
     }
 
-    fn compile_mutations(message: Option<&proto::Mutations>, scope: &mut Scope) -> Result<Self, Rejection> {
-        let Some(message) = message else { return Ok(Self::default()) };
-        scope.unsupported("query_parameter_mutations", !message.query_parameter_mutations.is_empty());
-        scope.unsupported("request_trailers_mutations", !message.request_trailers_mutations.is_empty());
-        scope.unsupported("response_trailers_mutations", !message.response_trailers_mutations.is_empty());
+    fn compile_mutations(
+        message: Option<&proto::Mutations>,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
+        let Some(message) = message else {
+            return Ok(Self::default());
+        };
+        scope.unsupported(
+            "query_parameter_mutations",
+            !message.query_parameter_mutations.is_empty(),
+        );
+        scope.unsupported(
+            "request_trailers_mutations",
+            !message.request_trailers_mutations.is_empty(),
+        );
+        scope.unsupported(
+            "response_trailers_mutations",
+            !message.response_trailers_mutations.is_empty(),
+        );
         Ok(Self {
             request: HeaderOps::compile_mutations(
                 Place::FilterRequest,
@@ -50,7 +67,8 @@ impl HeaderMutation {
         })
     }
 
-    /// Changes a request: the filter's changes first, the route's last, or the other way round as configured.
+    /// Changes a request: the filter's changes first, the route's last, or the other way round as
+    /// configured.
     pub fn on_request(&self, route: Option<&Self>, cx: &mut RequestContext<'_>) {
         for own in self.ordered(route).into_iter().flatten() {
             cx.change(&own.request);

@@ -18,7 +18,12 @@ pub struct HeaderOps {
 enum Op {
     Remove(Box<str>),
     RemoveMatching(StringMatch),
-    Write { name: Box<str>, value: Value, action: AppendAction, keep_empty: bool },
+    Write {
+        name: Box<str>,
+        value: Value,
+        action: AppendAction,
+        keep_empty: bool,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -42,7 +47,12 @@ pub enum AppendAction {
 }
 
 /// Fields that no configuration may touch: who changes them changes where a message ends.
-const FRAMING: [&str; 4] = ["content-length", "transfer-encoding", "connection", "upgrade"];
+const FRAMING: [&str; 4] = [
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "upgrade",
+];
 
 /// A head that can be changed.
 pub trait HeadMut {
@@ -95,8 +105,9 @@ impl HeadMut for ResponseHead {
 }
 
 impl HeaderOps {
-    /// Compiles what routes have: names to remove, then values to add. Envoy removes first as well. Operators without
-    /// a value in this place are warned of: a header that they alone make up is left as it came, as Envoy leaves it.
+    /// Compiles what routes have: names to remove, then values to add. Envoy removes first as well.
+    /// Operators without a value in this place are warned of: a header that they alone make up is
+    /// left as it came, as Envoy leaves it.
     pub fn compile(
         place: Place,
         field: &str,
@@ -114,7 +125,14 @@ impl HeaderOps {
                 ops.push(Op::Remove(name));
             }
         }
-        ops.extend(scope.each(field, add, |scope, option| compile_write(place, option, scope))?.into_iter().flatten());
+        ops.extend(
+            scope
+                .each(field, add, |scope, option| {
+                    compile_write(place, option, scope)
+                })?
+                .into_iter()
+                .flatten(),
+        );
         Ok(Self { ops: ops.into() })
     }
 
@@ -135,11 +153,15 @@ impl HeaderOps {
                 Action::Append(option) => compile_write(place, option, scope),
                 Action::RemoveOnMatch(on) => {
                     let matcher = scope.required("key_matcher", on.key_matcher.as_ref())?;
-                    Ok(Some(Op::RemoveMatching(StringMatch::compile(matcher, scope)?)))
+                    Ok(Some(Op::RemoveMatching(StringMatch::compile(
+                        matcher, scope,
+                    )?)))
                 }
             }
         })?;
-        Ok(Self { ops: ops.into_iter().flatten().collect() })
+        Ok(Self {
+            ops: ops.into_iter().flatten().collect(),
+        })
     }
 
     /// Whether there is nothing to do.
@@ -154,20 +176,32 @@ impl HeaderOps {
             match op {
                 Op::Remove(name) => head.remove(name),
                 Op::RemoveMatching(matcher) => {
-                    for name in head.names().iter().filter(|name| matcher.is_match(name.as_bytes())) {
+                    for name in head
+                        .names()
+                        .iter()
+                        .filter(|name| matcher.is_match(name.as_bytes()))
+                    {
                         if !FRAMING.contains(&name.as_str()) {
                             head.remove(name);
                         }
                     }
                 }
-                Op::Write { name, value, action, keep_empty } => {
+                Op::Write {
+                    name,
+                    value,
+                    action,
+                    keep_empty,
+                } => {
                     let value = match value {
                         Value::Constant(value) => value,
                         Value::Template(template) => {
                             rendered.clear();
                             template.render(facts, "", &mut rendered);
                             // A certificate's subject may hold anything. RFC 9110 §5.5.
-                            for byte in rendered.iter_mut().filter(|byte| matches!(byte, b'\r' | b'\n' | 0)) {
+                            for byte in rendered
+                                .iter_mut()
+                                .filter(|byte| matches!(byte, b'\r' | b'\n' | 0))
+                            {
                                 *byte = b' ';
                             }
                             rendered.as_slice()
@@ -196,13 +230,24 @@ impl HeaderOps {
     }
 }
 
-fn compile_write(place: Place, option: &core::HeaderValueOption, scope: &mut Scope) -> Result<Option<Op>, Rejection> {
+fn compile_write(
+    place: Place,
+    option: &core::HeaderValueOption,
+    scope: &mut Scope,
+) -> Result<Option<Op>, Rejection> {
     use core::header_value_option::HeaderAppendAction;
     let header = scope.required("header", option.header.as_ref())?;
     #[allow(deprecated)]
-    let action = match (&option.append, HeaderAppendAction::try_from(option.append_action)) {
-        (_, Err(_)) => return scope.refuse(format!("unknown append_action {}", option.append_action)),
-        (Some(append), Ok(HeaderAppendAction::AppendIfExistsOrAdd)) if !append.value => AppendAction::Overwrite,
+    let action = match (
+        &option.append,
+        HeaderAppendAction::try_from(option.append_action),
+    ) {
+        (_, Err(_)) => {
+            return scope.refuse(format!("unknown append_action {}", option.append_action));
+        }
+        (Some(append), Ok(HeaderAppendAction::AppendIfExistsOrAdd)) if !append.value => {
+            AppendAction::Overwrite
+        }
         (_, Ok(HeaderAppendAction::AppendIfExistsOrAdd)) => AppendAction::Append,
         (_, Ok(HeaderAppendAction::AddIfAbsent)) => AppendAction::AddIfAbsent,
         (_, Ok(HeaderAppendAction::OverwriteIfExistsOrAdd)) => AppendAction::Overwrite,
@@ -228,11 +273,18 @@ fn compile_write(place: Place, option: &core::HeaderValueOption, scope: &mut Sco
         raw => Value::Constant(raw.into()),
     };
     if let Value::Constant(constant) = &value
-        && constant.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0))
+        && constant
+            .iter()
+            .any(|byte| matches!(byte, b'\r' | b'\n' | 0))
     {
         return scope.refuse(format!("value of {name:?} holds a line break or NUL"));
     }
-    Ok(Some(Op::Write { name, value, action, keep_empty: option.keep_empty_value }))
+    Ok(Some(Op::Write {
+        name,
+        value,
+        action,
+        keep_empty: option.keep_empty_value,
+    }))
 }
 
 /// A lower-case field name, or a pseudo-header that may be written.
@@ -243,7 +295,12 @@ fn checked_name(name: &str, scope: &Scope) -> Result<Box<str>, Rejection> {
     if bare.is_empty() || !bare.bytes().all(token) {
         return scope.refuse(format!("{name:?} is not a header name"));
     }
-    if lower.starts_with(':') && !matches!(lower.as_str(), ":authority" | ":path" | ":method" | ":scheme" | ":status") {
+    if lower.starts_with(':')
+        && !matches!(
+            lower.as_str(),
+            ":authority" | ":path" | ":method" | ":scheme" | ":status"
+        )
+    {
         return scope.refuse(format!("unknown pseudo-header {name:?}"));
     }
     Ok(lower.into())
@@ -266,7 +323,11 @@ mod tests {
 
     fn option(name: &str, value: &str, action: HeaderAppendAction) -> core::HeaderValueOption {
         core::HeaderValueOption {
-            header: Some(core::HeaderValue { key: name.into(), value: value.into(), raw_value: vec![] }),
+            header: Some(core::HeaderValue {
+                key: name.into(),
+                value: value.into(),
+                raw_value: vec![],
+            }),
             append_action: action as i32,
             ..Default::default()
         }
@@ -274,7 +335,13 @@ mod tests {
 
     fn compile(add: &[core::HeaderValueOption], remove: &[&str]) -> Result<HeaderOps, Rejection> {
         let remove: Vec<String> = remove.iter().map(|name| (*name).to_owned()).collect();
-        HeaderOps::compile(Place::RouteRequest, "request_headers_to_add", add, &remove, &mut Scope::new())
+        HeaderOps::compile(
+            Place::RouteRequest,
+            "request_headers_to_add",
+            add,
+            &remove,
+            &mut Scope::new(),
+        )
     }
 
     #[test]
@@ -300,7 +367,14 @@ mod tests {
         assert_eq!(head.get_all("x-append").collect::<Vec<_>>(), [b"1", b"2"]);
         assert_eq!(head.get("x-absent"), Some(b"1".as_slice()));
         assert_eq!(head.get("x-over"), Some(b"2".as_slice()));
-        assert_eq!((head.get("x-never"), head.get("x-gone"), head.get("x-unknown")), (None, None, None));
+        assert_eq!(
+            (
+                head.get("x-never"),
+                head.get("x-gone"),
+                head.get("x-unknown")
+            ),
+            (None, None, None)
+        );
         assert_eq!(head.authority(), "other");
     }
 
@@ -313,21 +387,34 @@ mod tests {
                 true
             }
         }
-        let add = option("x", "%DOWNSTREAM_PEER_SUBJECT%", HeaderAppendAction::OverwriteIfExistsOrAdd);
+        let add = option(
+            "x",
+            "%DOWNSTREAM_PEER_SUBJECT%",
+            HeaderAppendAction::OverwriteIfExistsOrAdd,
+        );
         let mut head = RequestHead::of("GET", "host", "/");
-        compile(&[add], &[]).expect("compiles").apply(&mut head, &Hostile);
+        compile(&[add], &[])
+            .expect("compiles")
+            .apply(&mut head, &Hostile);
         assert_eq!(head.get("x"), Some(b"CN=a  x-admin: 1 ".as_slice()));
     }
 
-    /// Envoy's `HeaderParser::evaluateHeaders`: what renders to nothing writes nothing, unless that is asked for.
+    /// Envoy's `HeaderParser::evaluateHeaders`: what renders to nothing writes nothing, unless that
+    /// is asked for.
     #[test]
     fn an_empty_value_leaves_what_came_unless_it_is_kept() {
-        let mut add = option("x", "%REQ(none)%", HeaderAppendAction::OverwriteIfExistsOrAdd);
+        let mut add = option(
+            "x",
+            "%REQ(none)%",
+            HeaderAppendAction::OverwriteIfExistsOrAdd,
+        );
         for (keep, wanted) in [(false, b"forged".as_slice()), (true, b"")] {
             add.keep_empty_value = keep;
             let mut head = RequestHead::of("GET", "host", "/");
             head.append("x", b"forged");
-            compile(&[add.clone()], &[]).expect("compiles").apply(&mut head, &NoFacts);
+            compile(&[add.clone()], &[])
+                .expect("compiles")
+                .apply(&mut head, &NoFacts);
             assert_eq!(head.get("x"), Some(wanted));
         }
     }
@@ -335,25 +422,53 @@ mod tests {
     #[test]
     fn operators_without_an_answer_are_warned_of() {
         let add = [
-            option("x", "%TRACE_ID% %UPSTREAM_HOST% %ROUTE_NAME%", HeaderAppendAction::OverwriteIfExistsOrAdd),
-            option("y", "t=%START_TIME(%s.%3f)%", HeaderAppendAction::OverwriteIfExistsOrAdd),
+            option(
+                "x",
+                "%TRACE_ID% %UPSTREAM_HOST% %ROUTE_NAME%",
+                HeaderAppendAction::OverwriteIfExistsOrAdd,
+            ),
+            option(
+                "y",
+                "t=%START_TIME(%s.%3f)%",
+                HeaderAppendAction::OverwriteIfExistsOrAdd,
+            ),
         ];
         for (place, wanted) in [(Place::RouteRequest, 2), (Place::RouteResponse, 1)] {
             let mut scope = Scope::new();
             HeaderOps::compile(place, "add", &add, &[], &mut scope).expect("compiles");
-            let warnings: Vec<String> = scope.into_warnings().iter().map(ToString::to_string).collect();
+            let warnings: Vec<String> = scope
+                .into_warnings()
+                .iter()
+                .map(ToString::to_string)
+                .collect();
             assert_eq!(warnings.len(), wanted, "{warnings:?}");
-            assert!(warnings[0].starts_with("add[0]: value of \"x\": %TRACE_ID%"), "{warnings:?}");
+            assert!(
+                warnings[0].starts_with("add[0]: value of \"x\": %TRACE_ID%"),
+                "{warnings:?}"
+            );
         }
     }
 
     #[test]
     fn framing_is_out_of_reach() {
-        let set = |name, value| compile(&[option(name, value, HeaderAppendAction::OverwriteIfExistsOrAdd)], &[]);
+        let set = |name, value| {
+            compile(
+                &[option(
+                    name,
+                    value,
+                    HeaderAppendAction::OverwriteIfExistsOrAdd,
+                )],
+                &[],
+            )
+        };
         assert!(set("Content-Length", "0").expect("left out").is_empty());
         assert!(set("x", "a\r\nb: c").is_err());
         assert!(set("a b", "x").is_err());
         assert!(compile(&[], &["host"]).is_err());
-        assert!(compile(&[], &["transfer-encoding"]).expect("left out").is_empty());
+        assert!(
+            compile(&[], &["transfer-encoding"])
+                .expect("left out")
+                .is_empty()
+        );
     }
 }

@@ -1,8 +1,9 @@
 //! HTTP filters as a closed enum, stepped by `match`.
 //!
-//! A filter is configuration; what lives in a stream is [`StreamState`]. Phases: [`HttpFilter::on_request`], then
-//! [`HttpFilter::resume`] with the result of a [`Call`](crate::Call) if the step asked for one, then
-//! [`HttpFilter::on_response`] in reverse order.
+//! A filter is configuration; what lives in a stream is [`StreamState`]. Phases:
+//! [`HttpFilter::on_request`], then [`HttpFilter::resume`] with the result of a
+//! [`Call`](crate::Call) if the step asked for one, then [`HttpFilter::on_response`] in reverse
+//! order.
 
 mod facts;
 
@@ -66,13 +67,16 @@ pub enum HttpFilter {
 /// Istio's `istio.stats`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stats {
-    /// A request to a destination that is no known service is counted under the host that it asked for. Default true.
+    /// A request to a destination that is no known service is counted under the host that it asked
+    /// for. Default true.
     pub host_header_fallback: bool,
 }
 
 impl Default for Stats {
     fn default() -> Self {
-        Self { host_header_fallback: true }
+        Self {
+            host_header_fallback: true,
+        }
     }
 }
 
@@ -124,7 +128,10 @@ impl Overrides {
 
     /// The settings for a filter. Nearly always there is nothing to search.
     pub fn find(&self, filter: &str) -> Option<&Override> {
-        self.0.iter().find(|(name, _)| &**name == filter).map(|(_, setting)| setting)
+        self.0
+            .iter()
+            .find(|(name, _)| &**name == filter)
+            .map(|(_, setting)| setting)
     }
 
     /// Whether there are no settings.
@@ -153,7 +160,8 @@ impl Entropy {
     }
 }
 
-/// What filters leave in a stream for each other, the router and the logs. Empty, it owns no memory.
+/// What filters leave in a stream for each other, the router and the logs. Empty, it owns no
+/// memory.
 #[derive(Debug, Default)]
 pub struct StreamState {
     /// Response flags so far.
@@ -179,7 +187,8 @@ pub struct StreamState {
 }
 
 impl StreamState {
-    /// Filter state by key, and one field of what has fields: Istio's `downstream_peer` and `upstream_peer`.
+    /// Filter state by key, and one field of what has fields: Istio's `downstream_peer` and
+    /// `upstream_peer`.
     pub fn named(&self, key: &str, field: Option<&str>) -> Option<&str> {
         match (key, field) {
             ("downstream_peer", Some(field)) => self.downstream_peer.as_deref()?.field(field),
@@ -321,7 +330,9 @@ impl HttpFilter {
         match (self, setting) {
             (Self::Cors, Some(Override::Cors(policy))) => policy.on_response(cx),
             (Self::PeerMetadata(peer), _) => peer.on_response(cx),
-            (Self::HeaderMutation(mutation), setting) => mutation.on_response(own_mutation(setting), cx),
+            (Self::HeaderMutation(mutation), setting) => {
+                mutation.on_response(own_mutation(setting), cx)
+            }
             (Self::LocalRateLimit(_), Some(Override::LocalRateLimit(own))) => own.on_response(cx),
             (Self::LocalRateLimit(limit), _) => limit.on_response(cx),
             _ => {}

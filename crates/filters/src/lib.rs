@@ -1,12 +1,12 @@
 //! Built-in HTTP and network filters, without IO.
 //!
-//! In: Envoy's filter messages, once, when configuration arrives; then heads of requests and responses, what is known
-//! of the connection, random numbers and time. Out: a [`Step`] for each filter and phase: go on, answer, or ask for a
-//! call. Nothing here awaits, reads a clock, draws a random number or opens anything; the proxy, the simulator and the
-//! tests call the same functions.
+//! In: Envoy's filter messages, once, when configuration arrives; then heads of requests and
+//! responses, what is known of the connection, random numbers and time. Out: a [`Step`] for each
+//! filter and phase: go on, answer, or ask for a call. Nothing here awaits, reads a clock, draws a
+//! random number or opens anything; the proxy, the simulator and the tests call the same functions.
 //!
-//! Also the vocabulary that compiled configuration shares: [`matcher`]s, [`format`] strings, [`metadata`], response
-//! flags, [`Cause`], and the [`Rejection`]s and [`Warning`]s of compilers.
+//! Also the vocabulary that compiled configuration shares: [`matcher`]s, [`format`] strings,
+//! [`metadata`], response flags, [`Cause`], and the [`Rejection`]s and [`Warning`]s of compilers.
 //!
 //! Must never import: `api`, `model`, tokio, anything that does IO.
 

@@ -1,4 +1,5 @@
-//! Conditions, compiled once and judged without allocation. Routes, policies and filters share them.
+//! Conditions, compiled once and judged without allocation. Routes, policies and filters share
+//! them.
 
 mod cidr;
 mod fraction;
@@ -10,7 +11,9 @@ mod string;
 
 pub use cidr::Cidr;
 pub use fraction::Fraction;
-pub use header::{CookieMatch, HeaderMatch, HeaderSource, Judge, QueryMatch, cookie, query_parameter};
+pub use header::{
+    CookieMatch, HeaderMatch, HeaderSource, Judge, QueryMatch, cookie, query_parameter,
+};
 pub use metadata::{MetadataMatch, ValueMatch};
 pub use path::PathTemplate;
 pub use regex::{FullRegex, Substitution};

@@ -1,4 +1,5 @@
-//! Metadata: values by filter name and path. Static on routes, clusters and endpoints; dynamic on a stream.
+//! Metadata: values by filter name and path. Static on routes, clusters and endpoints; dynamic on a
+//! stream.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -68,13 +69,21 @@ impl Value {
             Some(Kind::BoolValue(value)) => Self::Bool(*value),
             Some(Kind::NumberValue(value)) => Self::Number(*value),
             Some(Kind::StringValue(value)) => Self::string(value),
-            Some(Kind::ListValue(list)) => Self::List(list.values.iter().map(|v| Self::lower(v, depth + 1)).collect()),
+            Some(Kind::ListValue(list)) => Self::List(
+                list.values
+                    .iter()
+                    .map(|v| Self::lower(v, depth + 1))
+                    .collect(),
+            ),
             Some(Kind::StructValue(fields)) => Self::lower_struct(fields, depth + 1),
         }
     }
 
     fn lower_struct(fields: &Struct, depth: usize) -> Self {
-        let fields = fields.fields.iter().map(|(name, value)| (name.as_str().into(), Self::lower(value, depth + 1)));
+        let fields = fields
+            .fields
+            .iter()
+            .map(|(name, value)| (name.as_str().into(), Self::lower(value, depth + 1)));
         Self::Struct(fields.collect())
     }
 }
@@ -89,7 +98,11 @@ impl Metadata {
     /// Lowers Envoy's message; typed metadata has no reader here and is left out.
     pub fn from_proto(metadata: &ProtoMetadata) -> Self {
         let filters = metadata.filter_metadata.iter();
-        Self { filters: filters.map(|(name, fields)| (name.as_str().into(), Value::from_struct(fields))).collect() }
+        Self {
+            filters: filters
+                .map(|(name, fields)| (name.as_str().into(), Value::from_struct(fields)))
+                .collect(),
+        }
     }
 
     /// Lowers an optional message; absent means empty.
@@ -104,7 +117,10 @@ impl Metadata {
 
     /// The value at a path below a filter's struct.
     pub fn at<S: AsRef<str>>(&self, filter: &str, path: &[S]) -> Option<&Value> {
-        path.iter().try_fold(self.filters.get(filter)?, |value, segment| value.field(segment.as_ref()))
+        path.iter()
+            .try_fold(self.filters.get(filter)?, |value, segment| {
+                value.field(segment.as_ref())
+            })
     }
 
     /// Sets one field of a filter's struct.

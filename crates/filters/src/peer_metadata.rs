@@ -1,7 +1,7 @@
 //! Who the peer is, by Istio's means: headers between HTTP proxies, a preamble on TCP connections.
 //!
-//! Both carry the node metadata as a protobuf `Struct`. What a peer says of itself is used for metrics and logs alone,
-//! never for authorization.
+//! Both carry the node metadata as a protobuf `Struct`. What a peer says of itself is used for
+//! metrics and logs alone, never for authorization.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -50,7 +50,8 @@ pub struct PeerInfo {
 const MAX_ENCODED: usize = 16 * 1024;
 
 impl PeerInfo {
-    /// One part of it by the name that Istio's `%FILTER_STATE(downstream_peer:FIELD:...)%` knows; `None` if it is empty.
+    /// One part of it by the name that Istio's `%FILTER_STATE(downstream_peer:FIELD:...)%` knows;
+    /// `None` if it is empty.
     pub fn field(&self, name: &str) -> Option<&str> {
         let text = match name {
             "workload" => &self.workload,
@@ -69,10 +70,16 @@ impl PeerInfo {
     /// From a node's metadata.
     pub fn from_struct(metadata: &Struct) -> Self {
         let text = |key: &str| Box::<str>::from(metadata.text(key).unwrap_or_default());
-        let labels: Labels = match metadata.fields.get("LABELS").and_then(|labels| labels.kind.as_ref()) {
-            Some(Kind::StructValue(labels)) => {
-                labels.fields.keys().filter_map(|key| Some((key.as_str(), labels.text(key)?))).collect()
-            }
+        let labels: Labels = match metadata
+            .fields
+            .get("LABELS")
+            .and_then(|labels| labels.kind.as_ref())
+        {
+            Some(Kind::StructValue(labels)) => labels
+                .fields
+                .keys()
+                .filter_map(|key| Some((key.as_str(), labels.text(key)?)))
+                .collect(),
             _ => Labels::default(),
         };
         let workload = text("WORKLOAD_NAME");
@@ -91,7 +98,9 @@ impl PeerInfo {
 
     /// As a node's metadata, with the labels that stand for what is told.
     pub fn to_struct(&self) -> Struct {
-        let text = |value: &str| Value { kind: Some(Kind::StringValue(value.to_owned())) };
+        let text = |value: &str| Value {
+            kind: Some(Kind::StringValue(value.to_owned())),
+        };
         let fields = |pairs: &[(&str, &str)]| Struct {
             fields: pairs
                 .iter()
@@ -103,7 +112,10 @@ impl PeerInfo {
             ("app", &self.app),
             ("version", &self.version),
             ("service.istio.io/canonical-name", &self.canonical_service),
-            ("service.istio.io/canonical-revision", &self.canonical_revision),
+            (
+                "service.istio.io/canonical-revision",
+                &self.canonical_revision,
+            ),
         ]);
         let mut metadata = fields(&[
             ("NAME", &self.name),
@@ -112,7 +124,12 @@ impl PeerInfo {
             ("WORKLOAD_NAME", &self.workload),
             ("OWNER", &self.owner),
         ]);
-        metadata.fields.insert("LABELS".to_owned(), Value { kind: Some(Kind::StructValue(labels)) });
+        metadata.fields.insert(
+            "LABELS".to_owned(),
+            Value {
+                kind: Some(Kind::StructValue(labels)),
+            },
+        );
         metadata
     }
 
@@ -126,13 +143,19 @@ impl PeerInfo {
         if header.len() > MAX_ENCODED {
             return None;
         }
-        let trimmed = header.strip_suffix(b"==").or_else(|| header.strip_suffix(b"=")).unwrap_or(header);
+        let trimmed = header
+            .strip_suffix(b"==")
+            .or_else(|| header.strip_suffix(b"="))
+            .unwrap_or(header);
         let bytes = STANDARD_NO_PAD.decode(trimmed).ok()?;
-        Struct::decode(bytes.as_slice()).ok().map(|metadata| Self::from_struct(&metadata))
+        Struct::decode(bytes.as_slice())
+            .ok()
+            .map(|metadata| Self::from_struct(&metadata))
     }
 }
 
-/// Peers by id, so that metadata is decoded once a peer and not once a request. One for each worker.
+/// Peers by id, so that metadata is decoded once a peer and not once a request. One for each
+/// worker.
 #[derive(Debug, Default)]
 pub struct PeerCache {
     peers: HashMap<Box<[u8]>, (u64, Arc<PeerInfo>)>,
@@ -191,7 +214,10 @@ impl PeerMetadata {
         Ok(Self {
             downstream_discovery: headers("downstream_discovery", &message.downstream_discovery),
             upstream_discovery: headers("upstream_discovery", &message.upstream_discovery),
-            downstream_propagation: headers("downstream_propagation", &message.downstream_propagation),
+            downstream_propagation: headers(
+                "downstream_propagation",
+                &message.downstream_propagation,
+            ),
             upstream_propagation: headers("upstream_propagation", &message.upstream_propagation),
             skip_external: message
                 .upstream_propagation
@@ -244,8 +270,8 @@ impl PeerMetadata {
     }
 }
 
-/// The preamble that both sides of a TCP connection with ALPN `istio-peer-exchange` send first. Source: Istio proxy
-/// `metadata_exchange.cc`.
+/// The preamble that both sides of a TCP connection with ALPN `istio-peer-exchange` send first.
+/// Source: Istio proxy `metadata_exchange.cc`.
 pub mod preamble {
     use super::*;
 
@@ -274,8 +300,12 @@ pub mod preamble {
         if bytes[..known] != magic[..known] {
             return Read::Absent;
         }
-        let Some(length) = bytes.get(4..HEADER_LEN) else { return Read::More(HEADER_LEN) };
-        let length = length.iter().fold(0usize, |length, byte| length << 8 | usize::from(*byte));
+        let Some(length) = bytes.get(4..HEADER_LEN) else {
+            return Read::More(HEADER_LEN);
+        };
+        let length = length
+            .iter()
+            .fold(0usize, |length, byte| length << 8 | usize::from(*byte));
         if length > MAX_BODY {
             return Read::Absent;
         }
@@ -297,12 +327,20 @@ pub mod preamble {
 
     /// Writes our own.
     pub fn write(id: &str, info: &PeerInfo) -> Vec<u8> {
-        let text = Value { kind: Some(Kind::StringValue(id.to_owned())) };
-        let metadata = Value { kind: Some(Kind::StructValue(info.to_struct())) };
-        let outer = Struct { fields: [(HEADER.to_owned(), metadata), (HEADER_ID.to_owned(), text)].into() };
-        let body =
-            Any { type_url: "type.googleapis.com/google.protobuf.Struct".to_owned(), value: outer.encode_to_vec() }
-                .encode_to_vec();
+        let text = Value {
+            kind: Some(Kind::StringValue(id.to_owned())),
+        };
+        let metadata = Value {
+            kind: Some(Kind::StructValue(info.to_struct())),
+        };
+        let outer = Struct {
+            fields: [(HEADER.to_owned(), metadata), (HEADER_ID.to_owned(), text)].into(),
+        };
+        let body = Any {
+            type_url: "type.googleapis.com/google.protobuf.Struct".to_owned(),
+            value: outer.encode_to_vec(),
+        }
+        .encode_to_vec();
         let mut out = MAGIC.to_be_bytes().to_vec();
         // A node's metadata is far below 4 GiB.
         out.extend_from_slice(&(body.len() as u32).to_be_bytes());

@@ -1,7 +1,8 @@
 //! Local rate limits: `envoy.filters.http.local_ratelimit`.
 //!
-//! The bucket lives beside its configuration and is shared by all workers, without a lock. Its tokens survive a new
-//! version of the configuration if the settings are the same (see [`Buckets`]).
+//! The bucket lives beside its configuration and is shared by all workers, without a lock. Its
+//! tokens survive a new version of the configuration if the settings are the same (see
+//! [`Buckets`]).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -55,32 +56,41 @@ pub struct TokenBucket {
 impl TokenBucket {
     /// A full bucket. Time is since any fixed point, the same for all calls.
     pub fn new(spec: BucketSpec) -> Self {
-        Self { spec, state: AtomicU64::new(u64::from(spec.max)) }
+        Self {
+            spec,
+            state: AtomicU64::new(u64::from(spec.max)),
+        }
     }
 
     /// Takes a token, if there is one.
     pub fn take(&self, now: Duration) -> bool {
         let interval = self.spec.interval.as_nanos().max(1);
-        // Fills are counted modulo 2^32; the first call after a very long pause may see a bucket as less full.
+        // Fills are counted modulo 2^32; the first call after a very long pause may see a bucket as
+        // less full.
         let fills = (now.as_nanos() / interval) as u32;
-        let taken = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
-            let (seen, tokens) = ((state >> 32) as u32, state as u32);
-            let (seen, tokens) = match fills.wrapping_sub(seen) {
-                // Another worker's clock is ahead: no fills are lost or had twice.
-                new if new == 0 || new > u32::MAX / 2 => (seen, tokens),
-                new => {
-                    let gained = u64::from(new) * u64::from(self.spec.per_fill) + u64::from(tokens);
-                    (fills, gained.min(u64::from(self.spec.max)) as u32)
-                }
-            };
-            tokens.checked_sub(1).map(|left| u64::from(seen) << 32 | u64::from(left))
-        });
+        let taken = self
+            .state
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
+                let (seen, tokens) = ((state >> 32) as u32, state as u32);
+                let (seen, tokens) = match fills.wrapping_sub(seen) {
+                    // Another worker's clock is ahead: no fills are lost or had twice.
+                    new if new == 0 || new > u32::MAX / 2 => (seen, tokens),
+                    new => {
+                        let gained =
+                            u64::from(new) * u64::from(self.spec.per_fill) + u64::from(tokens);
+                        (fills, gained.min(u64::from(self.spec.max)) as u32)
+                    }
+                };
+                tokens
+                    .checked_sub(1)
+                    .map(|left| u64::from(seen) << 32 | u64::from(left))
+            });
         taken.is_ok()
     }
 }
 
-/// Buckets that are in use, by what they belong to and their settings: so that a push that changes something else
-/// does not fill them.
+/// Buckets that are in use, by what they belong to and their settings: so that a push that changes
+/// something else does not fill them.
 #[derive(Debug, Clone, Default)]
 pub struct Buckets(Arc<Mutex<BucketMap>>);
 
@@ -90,7 +100,10 @@ impl Buckets {
     /// The bucket, kept from before or new.
     pub fn get(&self, owner: &str, spec: BucketSpec) -> Arc<TokenBucket> {
         // Only compilers lock this. A poisoned lock holds a map that is still whole.
-        let mut buckets = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut buckets = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let key = (owner.to_owned(), spec);
         if let Some(bucket) = buckets.get(&key).and_then(Weak::upgrade) {
             return bucket;
@@ -116,18 +129,30 @@ impl LocalRateLimit {
             "local_rate_limit_per_downstream_connection",
             message.local_rate_limit_per_downstream_connection,
         );
-        scope.unsupported("local_cluster_rate_limit", message.local_cluster_rate_limit.is_some());
-        scope.unsupported("enable_x_ratelimit_headers", message.enable_x_ratelimit_headers != 0);
+        scope.unsupported(
+            "local_cluster_rate_limit",
+            message.local_cluster_rate_limit.is_some(),
+        );
+        scope.unsupported(
+            "enable_x_ratelimit_headers",
+            message.enable_x_ratelimit_headers != 0,
+        );
         let bucket = match &message.token_bucket {
             None => None,
-            Some(bucket) => {
-                Some(buckets.get(&format!("{owner}/{}", message.stat_prefix), compile_bucket(bucket, scope)?))
-            }
+            Some(bucket) => Some(buckets.get(
+                &format!("{owner}/{}", message.stat_prefix),
+                compile_bucket(bucket, scope)?,
+            )),
         };
-        let status = message.status.as_ref().and_then(|status| u16::try_from(status.code).ok());
+        let status = message
+            .status
+            .as_ref()
+            .and_then(|status| u16::try_from(status.code).ok());
         Ok(Self {
             stat_prefix: message.stat_prefix.as_str().into(),
-            status: status.filter(|status| (400..600).contains(status)).unwrap_or(429),
+            status: status
+                .filter(|status| (400..600).contains(status))
+                .unwrap_or(429),
             bucket,
             // Envoy's default for both is nothing.
             enabled: Fraction::from_runtime(message.filter_enabled.as_ref(), Fraction::NONE),
@@ -152,7 +177,9 @@ impl LocalRateLimit {
 
     /// Takes a token, or refuses the request.
     pub fn on_request(&self, cx: &mut RequestContext<'_>) -> Step {
-        let Some(bucket) = &self.bucket else { return Step::Continue };
+        let Some(bucket) = &self.bucket else {
+            return Step::Continue;
+        };
         if !self.enabled.hits(cx.entropy.draw()) || bucket.take(cx.now) {
             return Step::Continue;
         }
@@ -163,8 +190,13 @@ impl LocalRateLimit {
         cx.flag(ResponseFlag::RateLimited);
         cx.state.rate_limited = true;
         let cause = Cause::RateLimit(self.stat_prefix.clone());
-        let mut reply = LocalReply::new(self.status, "local_rate_limited", "local_rate_limited", cause)
-            .flagged(ResponseFlag::RateLimited);
+        let mut reply = LocalReply::new(
+            self.status,
+            "local_rate_limited",
+            "local_rate_limited",
+            cause,
+        )
+        .flagged(ResponseFlag::RateLimited);
         if self.as_resource_exhausted {
             reply.grpc_status = Some(8);
         }
@@ -183,13 +215,23 @@ impl LocalRateLimit {
 }
 
 fn compile_bucket(message: &ProtoBucket, scope: &mut Scope) -> Result<BucketSpec, Rejection> {
-    let interval = scope.duration("token_bucket.fill_interval", message.fill_interval.as_ref())?.unwrap_or_default();
+    let interval = scope
+        .duration("token_bucket.fill_interval", message.fill_interval.as_ref())?
+        .unwrap_or_default();
     if message.max_tokens == 0 || interval < Duration::from_millis(50) {
-        return scope.refuse("token_bucket needs max_tokens above 0 and a fill_interval of 50 ms or more");
+        return scope
+            .refuse("token_bucket needs max_tokens above 0 and a fill_interval of 50 ms or more");
     }
-    let per_fill = message.tokens_per_fill.as_ref().map_or(1, |tokens| tokens.value);
+    let per_fill = message
+        .tokens_per_fill
+        .as_ref()
+        .map_or(1, |tokens| tokens.value);
     if per_fill == 0 {
         return scope.refuse("token_bucket.tokens_per_fill is 0");
     }
-    Ok(BucketSpec { max: message.max_tokens, per_fill, interval })
+    Ok(BucketSpec {
+        max: message.max_tokens,
+        per_fill,
+        interval,
+    })
 }

@@ -1,7 +1,8 @@
 //! Authorization: `envoy.filters.http.rbac` and `envoy.filters.network.rbac`, on one engine.
 //!
-//! What is unknown in a policy refuses the whole resource: leaving a condition out would open a door. Where a header
-//! occurs more than once its lines are judged one by one, in the direction that refuses.
+//! What is unknown in a policy refuses the whole resource: leaving a condition out would open a
+//! door. Where a header occurs more than once its lines are judged one by one, in the direction
+//! that refuses.
 
 mod compile;
 mod engine;
@@ -124,7 +125,10 @@ impl Rbac {
     pub fn enforce(&self, facts: &Facts<'_>) -> Verdict {
         match &self.rules {
             Some(rules) => rules.judge(facts),
-            None => Verdict { allowed: true, policy: None },
+            None => Verdict {
+                allowed: true,
+                policy: None,
+            },
         }
     }
 
@@ -134,7 +138,11 @@ impl Rbac {
     }
 
     /// Judges a request. Results of shadow rules and of LOG go into `metadata`.
-    pub fn on_request(&self, facts: &Facts<'_>, metadata: &mut Vec<(&'static str, String, Value)>) -> Step {
+    pub fn on_request(
+        &self,
+        facts: &Facts<'_>,
+        metadata: &mut Vec<(&'static str, String, Value)>,
+    ) -> Step {
         if let Some(verdict) = self.shadow(facts) {
             let key = |name: &str| format!("{}{name}", self.shadow_stat_prefix);
             if let Some(policy) = &verdict.policy {
@@ -144,10 +152,16 @@ impl Rbac {
             let result = Value::string(if verdict.allowed { "allowed" } else { "denied" });
             metadata.push((METADATA_NAMESPACE, key("shadow_engine_result"), result));
         }
-        let Some(rules) = &self.rules else { return Step::Continue };
+        let Some(rules) = &self.rules else {
+            return Step::Continue;
+        };
         let verdict = rules.judge(facts);
         if rules.action == Action::Log {
-            metadata.push(("envoy.common", "access_log_hint".to_owned(), Value::Bool(verdict.policy.is_some())));
+            metadata.push((
+                "envoy.common",
+                "access_log_hint".to_owned(),
+                Value::Bool(verdict.policy.is_some()),
+            ));
         }
         match verdict.allowed {
             true => Step::Continue,
@@ -157,11 +171,15 @@ impl Rbac {
 }
 
 impl Verdict {
-    /// `%RESPONSE_CODE_DETAILS%` of a refused request, `%CONNECTION_TERMINATION_DETAILS%` of a refused connection.
+    /// `%RESPONSE_CODE_DETAILS%` of a refused request, `%CONNECTION_TERMINATION_DETAILS%` of a
+    /// refused connection.
     pub fn details(&self) -> String {
         let policy = self.policy.as_deref().unwrap_or("none");
         // Logs are split at white space.
-        let policy: String = policy.chars().map(|c| if c.is_whitespace() { '_' } else { c }).collect();
+        let policy: String = policy
+            .chars()
+            .map(|c| if c.is_whitespace() { '_' } else { c })
+            .collect();
         format!("rbac_access_denied_matched_policy[{policy}]")
     }
 
@@ -173,7 +191,12 @@ impl Verdict {
     /// The answer to a refused request.
     pub fn into_reply(self) -> LocalReply {
         let details = self.details();
-        let mut reply = LocalReply::new(403, "RBAC: access denied", details, Cause::Policy(self.policy));
+        let mut reply = LocalReply::new(
+            403,
+            "RBAC: access denied",
+            details,
+            Cause::Policy(self.policy),
+        );
         // Envoy sets no flag here.
         reply.flag = None::<ResponseFlag>;
         reply

@@ -1,4 +1,5 @@
-//! What a filter's step says: go on, answer now, or ask for a call and be stepped again with its result.
+//! What a filter's step says: go on, answer now, or ask for a call and be stepped again with its
+//! result.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -32,11 +33,13 @@ pub enum Call {
 pub struct LocalReply {
     /// The HTTP status.
     pub status: u16,
-    /// The body, `text/plain` unless a header says otherwise; for gRPC requests it becomes `grpc-message`.
+    /// The body, `text/plain` unless a header says otherwise; for gRPC requests it becomes
+    /// `grpc-message`.
     pub body: Bytes,
     /// Further headers: lower-case name, value.
     pub headers: SmallVec<[(Cow<'static, str>, Bytes); 2]>,
-    /// A gRPC status that the reply must carry instead of the one that follows from the HTTP status.
+    /// A gRPC status that the reply must carry instead of the one that follows from the HTTP
+    /// status.
     pub grpc_status: Option<u32>,
     /// The response flag, if Envoy has one for the reason.
     pub flag: Option<ResponseFlag>,
@@ -48,7 +51,12 @@ pub struct LocalReply {
 
 impl LocalReply {
     /// A reply with a body and nothing else.
-    pub fn new(status: u16, body: impl Into<Bytes>, details: impl Into<Cow<'static, str>>, cause: Cause) -> Self {
+    pub fn new(
+        status: u16,
+        body: impl Into<Bytes>,
+        details: impl Into<Cow<'static, str>>,
+        cause: Cause,
+    ) -> Self {
         Self {
             status,
             body: body.into(),
@@ -85,7 +93,8 @@ pub enum Cause {
     Policy(Option<Arc<str>>),
     /// A route's own action (redirect, direct response), by the route's name.
     Route(Arc<str>),
-    /// A route and its connection manager do not allow the upgrade that was asked for; the route's name.
+    /// A route and its connection manager do not allow the upgrade that was asked for; the route's
+    /// name.
     Upgrade(Arc<str>),
     /// No virtual host or no route matches; the route table's name.
     NoRoute(Arc<str>),
@@ -161,8 +170,12 @@ impl std::fmt::Display for Cause {
             Self::NoEndpoint(cluster) => write!(f, "no usable endpoint in {cluster}"),
             Self::Breaker(cluster, which) => write!(f, "circuit breaker {which} of {cluster}"),
             Self::ConnectionLimit(prefix) => write!(f, "connection limit {prefix}"),
-            Self::Drop(cluster) => write!(f, "load of {cluster} is dropped by its endpoints' policy"),
-            Self::Endpoint(cluster, address, how) => write!(f, "endpoint {address} of {cluster}: {how}"),
+            Self::Drop(cluster) => {
+                write!(f, "load of {cluster} is dropped by its endpoints' policy")
+            }
+            Self::Endpoint(cluster, address, how) => {
+                write!(f, "endpoint {address} of {cluster}: {how}")
+            }
             Self::Fault(filter) => write!(f, "fault injected by {filter}"),
             Self::RateLimit(prefix) => write!(f, "rate limit {prefix}"),
             Self::Cors => f.write_str("CORS preflight"),
@@ -183,15 +196,31 @@ mod tests {
     fn a_cause_names_what_it_is_and_its_kind_does_not() {
         let name = || Arc::from("reviews");
         for (cause, text, kind) in [
-            (Cause::Policy(Some("ns[a]-policy[p]-rule[0]".into())), "policy ns[a]-policy[p]-rule[0]", "policy"),
-            (Cause::Breaker(name(), "max_requests"), "circuit breaker max_requests of reviews", "breaker"),
+            (
+                Cause::Policy(Some("ns[a]-policy[p]-rule[0]".into())),
+                "policy ns[a]-policy[p]-rule[0]",
+                "policy",
+            ),
+            (
+                Cause::Breaker(name(), "max_requests"),
+                "circuit breaker max_requests of reviews",
+                "breaker",
+            ),
             (
                 Cause::Endpoint(name(), ([10, 0, 0, 1], 80).into(), "refused".into()),
                 "endpoint 10.0.0.1:80 of reviews: refused",
                 "endpoint",
             ),
-            (Cause::Timeout("route timeout", name()), "route timeout of reviews", "timeout"),
-            (Cause::Drain("draining", name()), "draining: filter chain reviews", "drain"),
+            (
+                Cause::Timeout("route timeout", name()),
+                "route timeout of reviews",
+                "timeout",
+            ),
+            (
+                Cause::Drain("draining", name()),
+                "draining: filter chain reviews",
+                "drain",
+            ),
         ] {
             assert_eq!((cause.to_string().as_str(), cause.kind()), (text, kind));
         }

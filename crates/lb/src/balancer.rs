@@ -23,8 +23,8 @@ pub struct Balancer {
     priorities: Vec<u32>,
 }
 
-/// Where round robin is; one for each worker and cluster. Start it at a random number, or all workers begin with the
-/// same endpoint.
+/// Where round robin is; one for each worker and cluster. Start it at a random number, or all
+/// workers begin with the same endpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cursor(pub u64);
 
@@ -50,7 +50,10 @@ pub struct PickContext<'a> {
 
 impl std::fmt::Debug for PickContext<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PickContext").field("random", &self.random).field("hash", &self.hash).finish_non_exhaustive()
+        f.debug_struct("PickContext")
+            .field("random", &self.random)
+            .field("hash", &self.hash)
+            .finish_non_exhaustive()
     }
 }
 
@@ -81,7 +84,8 @@ struct Priority {
 /// How one endpoint of one priority is chosen.
 #[derive(Debug)]
 enum Chooser {
-    /// Localities by weight, and endpoints within each. Without locality weights there is one of them.
+    /// Localities by weight, and endpoints within each. Without locality weights there is one of
+    /// them.
     Lists {
         localities: Weighted,
         lists: Vec<Weighted>,
@@ -92,17 +96,32 @@ enum Chooser {
 
 impl Balancer {
     /// Builds a balancer. `localities` holds the localities that hosts refer to.
-    pub fn build(config: &Config, hosts: &[Host], localities: &[LocalitySpec], health: impl Fn(u32) -> Health) -> Self {
+    pub fn build(
+        config: &Config,
+        hosts: &[Host],
+        localities: &[LocalitySpec],
+        health: impl Fn(u32) -> Health,
+    ) -> Self {
         let everyone: Vec<u32> = (0..hosts.len() as u32).collect();
         let health: Vec<Health> = everyone.iter().map(|host| health(*host)).collect();
         let group = |members: &[u32]| Group::build(config, hosts, localities, &health, members);
         let subsets = config.subsets.as_ref();
-        let default = subsets.filter(|subsets| !subsets.default.is_empty()).map(|subsets| {
-            let admitted = everyone.iter().copied().filter(|host| subsets.default.admits(&hosts[*host as usize]));
-            group(&admitted.collect::<Vec<_>>())
-        });
+        let default = subsets
+            .filter(|subsets| !subsets.default.is_empty())
+            .map(|subsets| {
+                let admitted = everyone
+                    .iter()
+                    .copied()
+                    .filter(|host| subsets.default.admits(&hosts[*host as usize]));
+                group(&admitted.collect::<Vec<_>>())
+            });
         let subsets = subsets
-            .map(|subsets| members(subsets, hosts).iter().map(|(key, members)| (key.clone(), group(members))).collect())
+            .map(|subsets| {
+                members(subsets, hosts)
+                    .iter()
+                    .map(|(key, members)| (key.clone(), group(members)))
+                    .collect()
+            })
             .unwrap_or_default();
         Self {
             all: group(&everyone),
@@ -118,7 +137,9 @@ impl Balancer {
     pub fn pick(&self, context: &mut PickContext<'_>) -> Option<Pick> {
         let group = match &self.config.subsets {
             None => &self.all,
-            Some(config) => match resolve(config, context.subset, |wanted| self.subsets.contains_key(wanted)) {
+            Some(config) => match resolve(config, context.subset, |wanted| {
+                self.subsets.contains_key(wanted)
+            }) {
                 Resolved::Subset(subset) => self.subsets.get(&*subset)?,
                 Resolved::Any => &self.all,
                 Resolved::Default => self.default.as_ref().unwrap_or(&self.all),
@@ -128,11 +149,16 @@ impl Balancer {
         let mut state = context.random;
         let mut fallback = None;
         for attempt in 0..context.attempts.max(1) {
-            // Consistent hashing chooses the priority by the hash as well, so that a client stays where it is.
+            // Consistent hashing chooses the priority by the hash as well, so that a client stays
+            // where it is.
             let point = context.hash.unwrap_or_else(|| next(&mut state));
             let (chooser, panic) = group.choose_priority(point, context.failed_priorities)?;
             let host = self.choose(chooser, attempt, &mut state, context)?;
-            let pick = Pick { host, priority: *self.priorities.get(host as usize)?, panic };
+            let pick = Pick {
+                host,
+                priority: *self.priorities.get(host as usize)?,
+                panic,
+            };
             if !(context.avoid)(host) {
                 return Some(pick);
             }
@@ -156,17 +182,28 @@ impl Balancer {
         self.weights.is_empty()
     }
 
-    fn choose(&self, chooser: &Chooser, attempt: u32, state: &mut u64, context: &mut PickContext<'_>) -> Option<u32> {
+    fn choose(
+        &self,
+        chooser: &Chooser,
+        attempt: u32,
+        state: &mut u64,
+        context: &mut PickContext<'_>,
+    ) -> Option<u32> {
         match chooser {
             Chooser::Ring(ring) => {
                 let hash = context.hash.unwrap_or_else(|| next(state));
                 // Attempts walk on to the next endpoint that was not tried.
                 match attempt {
                     0 => ring.find(hash),
-                    _ => ring.walk(hash).find(|host| !(context.avoid)(*host)).or_else(|| ring.find(hash)),
+                    _ => ring
+                        .walk(hash)
+                        .find(|host| !(context.avoid)(*host))
+                        .or_else(|| ring.find(hash)),
                 }
             }
-            Chooser::Maglev(table) => table.find(context.hash.unwrap_or_else(|| next(state)), attempt),
+            Chooser::Maglev(table) => {
+                table.find(context.hash.unwrap_or_else(|| next(state)), attempt)
+            }
             Chooser::Lists { localities, lists } => {
                 let list = match lists.len() {
                     1 => lists.first()?,
@@ -178,14 +215,17 @@ impl Balancer {
                         context.cursor.0 = turn.wrapping_add(1);
                         list.turn(turn)
                     }
-                    Policy::LeastRequest { choices } => self.least_request(list, choices, state, context.active),
+                    Policy::LeastRequest { choices } => {
+                        self.least_request(list, choices, state, context.active)
+                    }
                     _ => list.draw(next(state)),
                 }
             }
         }
     }
 
-    /// The least loaded of several drawn by weight: the first drawn unless another has fewer requests for its weight.
+    /// The least loaded of several drawn by weight: the first drawn unless another has fewer
+    /// requests for its weight.
     fn least_request(
         &self,
         list: &Weighted,
@@ -215,10 +255,21 @@ impl Balancer {
 }
 
 impl Group {
-    fn build(config: &Config, hosts: &[Host], localities: &[LocalitySpec], health: &[Health], members: &[u32]) -> Self {
+    fn build(
+        config: &Config,
+        hosts: &[Host],
+        localities: &[LocalitySpec],
+        health: &[Health],
+        members: &[u32],
+    ) -> Self {
         let host = |number: u32| &hosts[number as usize];
-        let count = members.iter().map(|number| host(*number).priority as usize + 1).max().unwrap_or(0);
-        // Priorities come from configuration; a gap costs an empty entry, a huge number must cost no more than that.
+        let count = members
+            .iter()
+            .map(|number| host(*number).priority as usize + 1)
+            .max()
+            .unwrap_or(0);
+        // Priorities come from configuration; a gap costs an empty entry, a huge number must cost
+        // no more than that.
         let count = count.min(128);
         let mut tallies = vec![Tally::default(); count];
         let mut by_priority: Vec<Vec<u32>> = vec![Vec::new(); count];
@@ -229,21 +280,43 @@ impl Group {
                 by_priority[priority].push(*number);
             }
         }
-        let loads = spread(&tallies, config.overprovisioning_factor, config.panic_threshold);
+        let loads = spread(
+            &tallies,
+            config.overprovisioning_factor,
+            config.panic_threshold,
+        );
         let priorities = by_priority.iter().zip(&loads).map(|(members, load)| {
             let having = |wanted: Health| -> Vec<u32> {
                 let admitted = |number: &u32| load.panic || health[*number as usize] == wanted;
                 members.iter().copied().filter(admitted).collect()
             };
             Priority {
-                healthy: Chooser::build(config, hosts, localities, members, &having(Health::Healthy)),
+                healthy: Chooser::build(
+                    config,
+                    hosts,
+                    localities,
+                    members,
+                    &having(Health::Healthy),
+                ),
                 degraded: match load.degraded {
-                    0 => Chooser::Lists { localities: Weighted::default(), lists: vec![Weighted::default()] },
-                    _ => Chooser::build(config, hosts, localities, members, &having(Health::Degraded)),
+                    0 => Chooser::Lists {
+                        localities: Weighted::default(),
+                        lists: vec![Weighted::default()],
+                    },
+                    _ => Chooser::build(
+                        config,
+                        hosts,
+                        localities,
+                        members,
+                        &having(Health::Degraded),
+                    ),
                 },
             }
         });
-        Self { priorities: priorities.collect(), loads }
+        Self {
+            priorities: priorities.collect(),
+            loads,
+        }
     }
 
     fn choose_priority(&self, point: u64, failed: &[u32]) -> Option<(&Chooser, bool)> {
@@ -257,7 +330,11 @@ impl Group {
         }
         let usable = |priority: usize| !failed.contains(&(priority as u32));
         let total = |usable: &dyn Fn(usize) -> bool| -> u32 {
-            let loads = self.loads.iter().enumerate().filter(|(priority, _)| usable(*priority));
+            let loads = self
+                .loads
+                .iter()
+                .enumerate()
+                .filter(|(priority, _)| usable(*priority));
             loads.map(|(_, load)| load.healthy + load.degraded).sum()
         };
         if !failed.is_empty() {
@@ -266,8 +343,11 @@ impl Group {
                 return self.at(point % u64::from(left), &usable);
             }
             // Load that the failed priorities had goes to the first other one with endpoints.
-            let other =
-                self.priorities.iter().enumerate().find(|(at, priority)| usable(*at) && !priority.healthy.is_empty());
+            let other = self
+                .priorities
+                .iter()
+                .enumerate()
+                .find(|(at, priority)| usable(*at) && !priority.healthy.is_empty());
             if let Some((at, priority)) = other {
                 return Some((&priority.healthy, self.loads[at].panic));
             }
@@ -296,45 +376,80 @@ impl Group {
 }
 
 impl Chooser {
-    fn build(config: &Config, hosts: &[Host], localities: &[LocalitySpec], everyone: &[u32], chosen: &[u32]) -> Self {
+    fn build(
+        config: &Config,
+        hosts: &[Host],
+        localities: &[LocalitySpec],
+        everyone: &[u32],
+        chosen: &[u32],
+    ) -> Self {
         let weight = |number: &u32| hosts[*number as usize].weight.max(1);
-        let shares = config.locality_weighted.then(|| locality_shares(config, hosts, localities, everyone, chosen));
+        let shares = config
+            .locality_weighted
+            .then(|| locality_shares(config, hosts, localities, everyone, chosen));
         let normalised = || -> Vec<(u32, f64, &str)> {
             let key = |number: &u32| &*hosts[*number as usize].hash_key;
             match &shares {
                 None => {
                     let total: f64 = chosen.iter().map(|number| f64::from(weight(number))).sum();
-                    chosen.iter().map(|number| (*number, f64::from(weight(number)) / total, key(number))).collect()
+                    chosen
+                        .iter()
+                        .map(|number| (*number, f64::from(weight(number)) / total, key(number)))
+                        .collect()
                 }
                 Some(shares) => {
                     let total: f64 = shares.iter().map(|(_, share, _)| f64::from(*share)).sum();
                     let mut list = Vec::with_capacity(chosen.len());
                     for (_, share, members) in shares.iter().filter(|(_, share, _)| *share > 0) {
-                        let within: f64 = members.iter().map(|number| f64::from(weight(number))).sum();
+                        let within: f64 =
+                            members.iter().map(|number| f64::from(weight(number))).sum();
                         let share = f64::from(*share) / total;
-                        list.extend(members.iter().map(|n| (*n, share * f64::from(weight(n)) / within, key(n))));
+                        list.extend(
+                            members
+                                .iter()
+                                .map(|n| (*n, share * f64::from(weight(n)) / within, key(n))),
+                        );
                     }
                     list
                 }
             }
         };
         match config.policy {
-            Policy::RingHash { min_size, max_size, function } => {
-                Self::Ring(Ring::new(&normalised(), min_size, max_size, function))
+            Policy::RingHash {
+                min_size,
+                max_size,
+                function,
+            } => Self::Ring(Ring::new(&normalised(), min_size, max_size, function)),
+            Policy::Maglev { table_size } => {
+                Self::Maglev(Maglev::new(&normalised(), table_size.min(MAX_TABLE)))
             }
-            Policy::Maglev { table_size } => Self::Maglev(Maglev::new(&normalised(), table_size.min(MAX_TABLE))),
-            Policy::RoundRobin | Policy::LeastRequest { .. } | Policy::Random | Policy::OriginalDst => {
+            Policy::RoundRobin
+            | Policy::LeastRequest { .. }
+            | Policy::Random
+            | Policy::OriginalDst => {
                 let in_turn = config.policy == Policy::RoundRobin;
-                let list = |members: &[u32]| Weighted::new(members.iter().map(|n| (*n, weight(n))), in_turn);
+                let list = |members: &[u32]| {
+                    Weighted::new(members.iter().map(|n| (*n, weight(n))), in_turn)
+                };
                 match shares {
-                    None => Self::Lists { localities: Weighted::default(), lists: vec![list(chosen)] },
+                    None => Self::Lists {
+                        localities: Weighted::default(),
+                        lists: vec![list(chosen)],
+                    },
                     Some(shares) => {
-                        let numbered = shares.iter().enumerate().map(|(at, (_, share, _))| (at as u32, *share));
+                        let numbered = shares
+                            .iter()
+                            .enumerate()
+                            .map(|(at, (_, share, _))| (at as u32, *share));
                         let localities = Weighted::new(numbered, false);
-                        let lists: Vec<Weighted> = shares.iter().map(|(_, _, members)| list(members)).collect();
+                        let lists: Vec<Weighted> =
+                            shares.iter().map(|(_, _, members)| list(members)).collect();
                         match localities.is_empty() {
                             // No locality has a weight: they do not count.
-                            true => Self::Lists { localities, lists: vec![list(chosen)] },
+                            true => Self::Lists {
+                                localities,
+                                lists: vec![list(chosen)],
+                            },
                             false => Self::Lists { localities, lists },
                         }
                     }
@@ -366,13 +481,33 @@ fn locality_shares(
     numbers.sort_unstable();
     numbers.dedup();
     let share = |own: u32| {
-        let members: Vec<u32> = chosen.iter().copied().filter(|number| locality(number) == own).collect();
-        let total = everyone.iter().filter(|number| locality(number) == own).count() as u64;
+        let members: Vec<u32> = chosen
+            .iter()
+            .copied()
+            .filter(|number| locality(number) == own)
+            .collect();
+        let total = everyone
+            .iter()
+            .filter(|number| locality(number) == own)
+            .count() as u64;
         let weight = u64::from(localities.get(own as usize).map_or(0, |spec| spec.weight));
-        let usable = (u64::from(config.overprovisioning_factor) * members.len() as u64).checked_div(total).unwrap_or(0);
-        // Times 100, so that a light locality that is half well is not rounded away; then brought into range.
-        let effective = if members.is_empty() { 0 } else { weight * usable.min(100) };
-        (own, u32::try_from(effective / 2).unwrap_or(u32::MAX).max(u32::from(effective > 0)), members)
+        let usable = (u64::from(config.overprovisioning_factor) * members.len() as u64)
+            .checked_div(total)
+            .unwrap_or(0);
+        // Times 100, so that a light locality that is half well is not rounded away; then brought
+        // into range.
+        let effective = if members.is_empty() {
+            0
+        } else {
+            weight * usable.min(100)
+        };
+        (
+            own,
+            u32::try_from(effective / 2)
+                .unwrap_or(u32::MAX)
+                .max(u32::from(effective > 0)),
+            members,
+        )
     };
     numbers.into_iter().map(share).collect()
 }

@@ -9,9 +9,11 @@ use crate::subset::SubsetConfig;
 pub struct Config {
     /// How an endpoint is chosen among equals.
     pub policy: Policy,
-    /// Below this share of usable endpoints (0 to 100) all of them are used. Envoy's default is 50; 0 is never.
+    /// Below this share of usable endpoints (0 to 100) all of them are used. Envoy's default is 50;
+    /// 0 is never.
     pub panic_threshold: f64,
-    /// A priority keeps all its load while its share of healthy endpoints times this (in percent) is at least 100.
+    /// A priority keeps all its load while its share of healthy endpoints times this (in percent)
+    /// is at least 100.
     pub overprovisioning_factor: u32,
     /// Localities take load by their weight.
     pub locality_weighted: bool,

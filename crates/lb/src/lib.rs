@@ -1,8 +1,9 @@
 //! Endpoint selection: which endpoint of a cluster takes a request.
 //!
-//! In: a cluster's load balancing settings, its endpoints, their health. Out: [`Balancer`], an immutable value that is
-//! built anew when endpoints or health change, and [`Balancer::pick`], which costs no allocation and draws what it
-//! needs from one random number that the caller hands in. Same input, same endpoint: no clock, no randomness, no IO.
+//! In: a cluster's load balancing settings, its endpoints, their health. Out: [`Balancer`], an
+//! immutable value that is built anew when endpoints or health change, and [`Balancer::pick`],
+//! which costs no allocation and draws what it needs from one random number that the caller hands
+//! in. Same input, same endpoint: no clock, no randomness, no IO.
 //!
 //! What lives (round robin positions, active requests) is the caller's: a [`Cursor`] and a closure.
 //!

@@ -1,4 +1,5 @@
-//! Maglev: a table in which every endpoint holds its share. Source: Envoy `maglev_lb.cc`, the Maglev paper §3.4.
+//! Maglev: a table in which every endpoint holds its share. Source: Envoy `maglev_lb.cc`, the
+//! Maglev paper §3.4.
 
 use crate::hash::xxh64;
 
@@ -28,7 +29,10 @@ impl Maglev {
         if size < 2 {
             return Self::default();
         }
-        let max_weight = hosts.iter().map(|(_, weight, _)| *weight).fold(0.0, f64::max);
+        let max_weight = hosts
+            .iter()
+            .map(|(_, weight, _)| *weight)
+            .fold(0.0, f64::max);
         let mut entries: Vec<Entry> = hosts
             .iter()
             .filter(|(_, weight, _)| *weight > 0.0)
@@ -49,7 +53,8 @@ impl Maglev {
         let mut round = 1.0;
         loop {
             for entry in &mut entries {
-                // The heaviest is served every round, the others as often as their weight lets them.
+                // The heaviest is served every round, the others as often as their weight lets
+                // them.
                 if round * entry.weight < entry.target {
                     continue;
                 }
@@ -73,7 +78,11 @@ impl Maglev {
     /// The endpoint of a hash. A further attempt looks elsewhere.
     pub(crate) fn find(&self, hash: u64, attempt: u32) -> Option<u32> {
         // Envoy's way to another slot for a retry.
-        let hash = if attempt > 0 { hash ^ (u64::MAX - u64::from(attempt) + 1) } else { hash };
+        let hash = if attempt > 0 {
+            hash ^ (u64::MAX - u64::from(attempt) + 1)
+        } else {
+            hash
+        };
         let slot = hash.checked_rem(self.table.len() as u64)?;
         self.table.get(slot as usize).copied()
     }
@@ -81,7 +90,9 @@ impl Maglev {
     #[cfg(test)]
     pub(crate) fn counts(&self, hosts: usize) -> Vec<usize> {
         let mut counts = vec![0; hosts];
-        self.table.iter().for_each(|host| counts[*host as usize] += 1);
+        self.table
+            .iter()
+            .for_each(|host| counts[*host as usize] += 1);
         counts
     }
 }
@@ -99,11 +110,15 @@ mod tests {
     #[test]
     fn every_further_attempt_looks_elsewhere_and_where_envoy_looks() {
         // A table of slots that name themselves.
-        let maglev = Maglev { table: (0..10_007).collect() };
+        let maglev = Maglev {
+            table: (0..10_007).collect(),
+        };
         for hash in [0, 1, 12_345_678_901_234_567_890] {
             // Envoy: `hash ^= ~0ULL - attempt + 1`.
             let envoys = |attempt: u64| ((hash ^ (u64::MAX - attempt + 1)) % 10_007) as u32;
-            let mut found: Vec<u32> = (1..5).map(|attempt| maglev.find(hash, attempt).expect("full")).collect();
+            let mut found: Vec<u32> = (1..5)
+                .map(|attempt| maglev.find(hash, attempt).expect("full"))
+                .collect();
             assert_eq!(found, (1..5).map(envoys).collect::<Vec<_>>());
             found.push(maglev.find(hash, 0).expect("full"));
             found.sort_unstable();

@@ -1,4 +1,5 @@
-//! How load is spread over priorities. Source: Envoy `LoadBalancerBase::recalculatePerPriorityState`.
+//! How load is spread over priorities. Source: Envoy
+//! `LoadBalancerBase::recalculatePerPriorityState`.
 
 use crate::config::Health;
 
@@ -47,15 +48,33 @@ pub(crate) fn spread(tallies: &[Tally], factor: u32, panic_threshold: f64) -> Ve
         0 => 0,
         total => (u64::from(factor) * u64::from(usable) / u64::from(total)).min(100) as u32,
     };
-    let healthy: Vec<u32> = tallies.iter().map(|tally| availability(tally.healthy, tally.total)).collect();
-    let degraded: Vec<u32> = tallies.iter().map(|tally| availability(tally.degraded, tally.total)).collect();
-    let total = healthy.iter().chain(&degraded).fold(0u32, |sum, part| sum.saturating_add(*part)).min(100);
-    let panic: Vec<bool> = tallies.iter().map(|tally| total < 100 && tally.in_panic(panic_threshold)).collect();
+    let healthy: Vec<u32> = tallies
+        .iter()
+        .map(|tally| availability(tally.healthy, tally.total))
+        .collect();
+    let degraded: Vec<u32> = tallies
+        .iter()
+        .map(|tally| availability(tally.degraded, tally.total))
+        .collect();
+    let total = healthy
+        .iter()
+        .chain(&degraded)
+        .fold(0u32, |sum, part| sum.saturating_add(*part))
+        .min(100);
+    let panic: Vec<bool> = tallies
+        .iter()
+        .map(|tally| total < 100 && tally.in_panic(panic_threshold))
+        .collect();
     if !tallies.is_empty() && panic.iter().all(|panic| *panic) {
         return in_total_panic(tallies);
     }
-    let mut loads: Vec<PriorityLoad> =
-        panic.into_iter().map(|panic| PriorityLoad { panic, ..Default::default() }).collect();
+    let mut loads: Vec<PriorityLoad> = panic
+        .into_iter()
+        .map(|panic| PriorityLoad {
+            panic,
+            ..Default::default()
+        })
+        .collect();
     if total == 0 {
         // Nobody can take it; the first priority shall say so.
         if let Some(first) = loads.first_mut() {
@@ -88,9 +107,15 @@ fn in_total_panic(tallies: &[Tally]) -> Vec<PriorityLoad> {
     let mut loads: Vec<PriorityLoad> = tallies
         .iter()
         .map(|tally| {
-            let healthy = (100 * u64::from(tally.total)).checked_div(hosts).unwrap_or(0) as u32;
+            let healthy = (100 * u64::from(tally.total))
+                .checked_div(hosts)
+                .unwrap_or(0) as u32;
             left -= healthy;
-            PriorityLoad { healthy, degraded: 0, panic: true }
+            PriorityLoad {
+                healthy,
+                degraded: 0,
+                panic: true,
+            }
         })
         .collect();
     let first = loads.iter().position(|load| load.healthy > 0).unwrap_or(0);
@@ -106,11 +131,18 @@ mod tests {
     use proptest::prelude::*;
 
     fn tally(healthy: u32, total: u32) -> Tally {
-        Tally { healthy, degraded: 0, total }
+        Tally {
+            healthy,
+            degraded: 0,
+            total,
+        }
     }
 
     fn healthy(tallies: &[Tally], threshold: f64) -> Vec<u32> {
-        spread(tallies, 140, threshold).iter().map(|load| load.healthy).collect()
+        spread(tallies, 140, threshold)
+            .iter()
+            .map(|load| load.healthy)
+            .collect()
     }
 
     #[test]
@@ -128,8 +160,14 @@ mod tests {
     #[test]
     fn panic_needs_too_little_everywhere() {
         assert!(spread(&[tally(1, 10)], 140, 50.0)[0].panic);
-        assert!(!spread(&[tally(1, 10), tally(10, 10)], 140, 50.0)[0].panic, "the next priority takes it");
-        assert!(!spread(&[tally(0, 10)], 140, 0.0)[0].panic, "0 turns it off");
+        assert!(
+            !spread(&[tally(1, 10), tally(10, 10)], 140, 50.0)[0].panic,
+            "the next priority takes it"
+        );
+        assert!(
+            !spread(&[tally(0, 10)], 140, 0.0)[0].panic,
+            "0 turns it off"
+        );
         assert!(!spread(&[tally(5, 10)], 140, 50.0)[0].panic);
     }
 

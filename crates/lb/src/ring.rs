@@ -16,8 +16,16 @@ pub(crate) const MAX_RING: u64 = 8 << 20;
 
 impl Ring {
     /// A ring of endpoints: number, normalised weight (they sum to 1), key.
-    pub(crate) fn new(hosts: &[(u32, f64, &str)], min_size: u64, max_size: u64, function: RingHashFunction) -> Self {
-        let min_weight = hosts.iter().map(|(_, weight, _)| *weight).fold(f64::INFINITY, f64::min);
+    pub(crate) fn new(
+        hosts: &[(u32, f64, &str)],
+        min_size: u64,
+        max_size: u64,
+        function: RingHashFunction,
+    ) -> Self {
+        let min_weight = hosts
+            .iter()
+            .map(|(_, weight, _)| *weight)
+            .fold(f64::INFINITY, f64::min);
         if !min_weight.is_finite() || min_weight <= 0.0 {
             return Self::default();
         }
@@ -59,6 +67,9 @@ impl Ring {
     /// Endpoints from the hash on, around the ring, with repetitions.
     pub(crate) fn walk(&self, hash: u64) -> impl Iterator<Item = u32> {
         let at = self.entries.partition_point(|(entry, _)| *entry < hash);
-        self.entries[at..].iter().chain(&self.entries[..at]).map(|(_, host)| *host)
+        self.entries[at..]
+            .iter()
+            .chain(&self.entries[..at])
+            .map(|(_, host)| *host)
     }
 }

@@ -66,15 +66,28 @@ impl SubsetMatch {
     }
 
     fn has_keys(&self, keys: &[Arc<str>]) -> bool {
-        self.0.len() == keys.len() && self.0.iter().zip(keys).all(|((key, _), wanted)| key == wanted)
+        self.0.len() == keys.len()
+            && self
+                .0
+                .iter()
+                .zip(keys)
+                .all(|((key, _), wanted)| key == wanted)
     }
 
     fn only(&self, keys: &[Arc<str>]) -> Self {
-        Self(self.0.iter().filter(|(key, _)| keys.contains(key)).cloned().collect())
+        Self(
+            self.0
+                .iter()
+                .filter(|(key, _)| keys.contains(key))
+                .cloned()
+                .collect(),
+        )
     }
 
     pub(crate) fn admits(&self, host: &Host) -> bool {
-        self.0.iter().all(|wanted| host.subset_values.contains(wanted))
+        self.0
+            .iter()
+            .all(|wanted| host.subset_values.contains(wanted))
     }
 }
 
@@ -85,7 +98,10 @@ pub(crate) fn members(config: &SubsetConfig, hosts: &[Host]) -> HashMap<SubsetMa
         let mut own: Vec<SubsetMatch> = Vec::new();
         for selector in &config.selectors {
             let values = selector.keys.iter().map(|key| {
-                host.subset_values.iter().find(|(own, _)| own == key).map(|(key, value)| (key.clone(), value.clone()))
+                host.subset_values
+                    .iter()
+                    .find(|(own, _)| own == key)
+                    .map(|(key, value)| (key.clone(), value.clone()))
             });
             if let Some(pairs) = values.collect::<Option<Vec<_>>>() {
                 own.push(SubsetMatch(pairs));
@@ -123,7 +139,10 @@ pub(crate) fn resolve<'a>(
         if exists(wanted) {
             return Resolved::Subset(std::borrow::Cow::Borrowed(wanted));
         }
-        let selector = config.selectors.iter().find(|selector| wanted.has_keys(&selector.keys));
+        let selector = config
+            .selectors
+            .iter()
+            .find(|selector| wanted.has_keys(&selector.keys));
         if let Some(own) = selector.and_then(|selector| selector.fallback.as_ref()) {
             fallback = own;
         }

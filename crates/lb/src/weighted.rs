@@ -8,7 +8,8 @@ pub(crate) struct Weighted {
     items: Vec<u32>,
     /// Upper bounds (exclusive); empty if all weights are equal.
     bounds: Vec<u64>,
-    /// One round of a smooth weighted round robin; empty if weights are equal or the round is too long.
+    /// One round of a smooth weighted round robin; empty if weights are equal or the round is too
+    /// long.
     round: Vec<u32>,
 }
 
@@ -18,9 +19,13 @@ const MAX_ROUND: u64 = 4096;
 impl Weighted {
     /// A table; items of weight 0 are left out. `in_turn`: it will be asked for turns.
     pub(crate) fn new(items: impl IntoIterator<Item = (u32, u32)>, in_turn: bool) -> Self {
-        let (items, weights): (Vec<u32>, Vec<u32>) = items.into_iter().filter(|(_, weight)| *weight > 0).unzip();
+        let (items, weights): (Vec<u32>, Vec<u32>) =
+            items.into_iter().filter(|(_, weight)| *weight > 0).unzip();
         if weights.windows(2).all(|pair| pair[0] == pair[1]) {
-            return Self { items, ..Self::default() };
+            return Self {
+                items,
+                ..Self::default()
+            };
         }
         let mut sum = 0;
         let bounds = weights.iter().map(|weight| {
@@ -33,7 +38,11 @@ impl Weighted {
             true => smooth_round(&items, &weights, divisor),
             false => Vec::new(),
         };
-        Self { items, bounds, round }
+        Self {
+            items,
+            bounds,
+            round,
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -77,16 +86,25 @@ impl Weighted {
     }
 }
 
-/// Smooth weighted round robin: each turn all gain their weight, the highest is taken and pays the sum.
+/// Smooth weighted round robin: each turn all gain their weight, the highest is taken and pays the
+/// sum.
 fn smooth_round(items: &[u32], weights: &[u32], divisor: u32) -> Vec<u32> {
-    let weights: Vec<i64> = weights.iter().map(|weight| i64::from(weight / divisor)).collect();
+    let weights: Vec<i64> = weights
+        .iter()
+        .map(|weight| i64::from(weight / divisor))
+        .collect();
     let total: i64 = weights.iter().sum();
     let mut current = vec![0i64; weights.len()];
     (0..total)
         .map(|_| {
-            current.iter_mut().zip(&weights).for_each(|(current, weight)| *current += weight);
+            current
+                .iter_mut()
+                .zip(&weights)
+                .for_each(|(current, weight)| *current += weight);
             // The first of equals, so that the order of endpoints is the order of turns.
-            let best = (0..current.len()).max_by_key(|at| (current[*at], std::cmp::Reverse(*at))).unwrap_or(0);
+            let best = (0..current.len())
+                .max_by_key(|at| (current[*at], std::cmp::Reverse(*at)))
+                .unwrap_or(0);
             current[best] -= total;
             items[best]
         })

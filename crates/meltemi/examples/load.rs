@@ -1,12 +1,14 @@
-//! The soak test's load, and the server that it goes to: ordinary programs that know nothing of a mesh.
+//! The soak test's load, and the server that it goes to: ordinary programs that know nothing of a
+//! mesh.
 //!
 //!     load serve PORT VERSION
 //!     load run HOST:PORT SECONDS NEW KEEP-ALIVE HTTP2
 //!
-//! `run` offers so many requests a second of each kind: each on a new connection (its name looked up anew), on kept
-//! connections one after the other, and as streams of HTTP/2 connections in plaintext. It makes every request that it
-//! offered, late if it must, and prints one line of JSON: per kind the requests that were to be made, went well, failed, and
-//! connections that somebody else ended; the first failures in words; and every value of the header `x-step` that answers
+//! `run` offers so many requests a second of each kind: each on a new connection (its name looked
+//! up anew), on kept connections one after the other, and as streams of HTTP/2 connections in
+//! plaintext. It makes every request that it offered, late if it must, and prints one line of JSON:
+//! per kind the requests that were to be made, went well, failed, and connections that somebody
+//! else ended; the first failures in words; and every value of the header `x-step` that answers
 //! bore. Nothing is tried twice.
 
 use std::collections::BTreeSet;
@@ -70,7 +72,9 @@ async fn serve(port: u16, version: String) -> Result<()> {
                 async move { answer }
             });
             // The proxy in front may end an idle connection as it likes.
-            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), answer)
+                .await;
         });
     }
 }
@@ -101,7 +105,14 @@ struct Counter(Arc<Mutex<Tally>>, Instant);
 
 impl Counter {
     fn new(kind: &'static str, wanted: u32) -> Self {
-        Self(Arc::new(Mutex::new(Tally { kind, wanted: wanted.into(), ..Tally::default() })), Instant::now())
+        Self(
+            Arc::new(Mutex::new(Tally {
+                kind,
+                wanted: wanted.into(),
+                ..Tally::default()
+            })),
+            Instant::now(),
+        )
     }
 
     fn with(&self, change: impl FnOnce(&mut Tally)) {
@@ -141,7 +152,13 @@ impl Counter {
 
 async fn run(plan: Plan) -> Result<()> {
     let started = Instant::now();
-    let Plan { target, seconds, new, kept, multiplexed } = plan;
+    let Plan {
+        target,
+        seconds,
+        new,
+        kept,
+        multiplexed,
+    } = plan;
     let counters = [("new", new), ("keep-alive", kept), ("http2", multiplexed)]
         .map(|(kind, rate)| Counter::new(kind, rate * seconds));
     let [of_new, of_kept, of_multiplexed] = counters.clone();
@@ -149,30 +166,58 @@ async fn run(plan: Plan) -> Result<()> {
     let (host, name) = (target.clone(), target.clone());
     tasks.spawn(async move { fresh(target, new, new * seconds, of_new).await });
     for share in shares(kept, KEPT) {
-        tasks.spawn(keep_alive(host.clone(), share, share * seconds, of_kept.clone()));
+        tasks.spawn(keep_alive(
+            host.clone(),
+            share,
+            share * seconds,
+            of_kept.clone(),
+        ));
     }
     for share in shares(multiplexed, MULTIPLEXED) {
-        tasks.spawn(streams(name.clone(), share, share * seconds, of_multiplexed.clone()));
+        tasks.spawn(streams(
+            name.clone(),
+            share,
+            share * seconds,
+            of_multiplexed.clone(),
+        ));
     }
     while let Some(done) = tasks.join_next().await {
         done?;
     }
     let (mut kinds, mut told, mut steps) = (serde_json::Map::new(), Vec::new(), BTreeSet::new());
     for counter in &counters {
-        counter.with(|Tally { kind, wanted, ok, failed, closed, told: words, steps: seen }| {
-            kinds.insert((*kind).to_owned(), json!({ "wanted": wanted, "ok": ok, "failed": failed, "closed": closed }));
-            told.append(words);
-            steps.append(seen);
-        });
+        counter.with(
+            |Tally {
+                 kind,
+                 wanted,
+                 ok,
+                 failed,
+                 closed,
+                 told: words,
+                 steps: seen,
+             }| {
+                kinds.insert(
+                    (*kind).to_owned(),
+                    json!({ "wanted": wanted, "ok": ok, "failed": failed, "closed": closed }),
+                );
+                told.append(words);
+                steps.append(seen);
+            },
+        );
     }
     let seconds = started.elapsed().as_secs_f64();
-    println!("{}", json!({ "kinds": kinds, "failures": told, "steps": steps, "seconds": seconds }));
+    println!(
+        "{}",
+        json!({ "kinds": kinds, "failures": told, "steps": steps, "seconds": seconds })
+    );
     Ok(())
 }
 
 /// A rate in `parts` whole shares.
 fn shares(rate: u32, parts: u32) -> impl Iterator<Item = u32> {
-    (0..parts).map(move |part| rate / parts + u32::from(part < rate % parts)).filter(|share| *share > 0)
+    (0..parts)
+        .map(move |part| rate / parts + u32::from(part < rate % parts))
+        .filter(|share| *share > 0)
 }
 
 /// Ticks of a rate; what was missed is made up for at once.
@@ -188,8 +233,10 @@ async fn fresh(target: String, rate: u32, count: u32, counter: Counter) {
         requests.spawn(async move {
             let outcome = async {
                 let (mut sender, _) = connect1(&target).await?;
-                let request =
-                    Request::get("/new").header(HOST, &target).header(CONNECTION, "close").body(Empty::new())?;
+                let request = Request::get("/new")
+                    .header(HOST, &target)
+                    .header(CONNECTION, "close")
+                    .body(Empty::new())?;
                 check(sender.send_request(request).await.context("exchange")?).await
             };
             counter.outcome(within(outcome).await);
@@ -208,7 +255,9 @@ async fn keep_alive(target: String, rate: u32, count: u32, counter: Counter) {
                 None => connect1(&target).await?,
                 Some(held) => held,
             };
-            let request = Request::get("/kept").header(HOST, &target).body(Empty::new())?;
+            let request = Request::get("/kept")
+                .header(HOST, &target)
+                .body(Empty::new())?;
             let answer = held.0.send_request(request).await.context("exchange")?;
             let farewell = answer.headers().get(CONNECTION).cloned();
             anyhow::Ok((held, farewell, check(answer).await?))
@@ -216,7 +265,10 @@ async fn keep_alive(target: String, rate: u32, count: u32, counter: Counter) {
         match within(outcome).await {
             Ok((held, farewell, step)) => {
                 counter.outcome(Ok(step));
-                if farewell.as_ref().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close")) {
+                if farewell
+                    .as_ref()
+                    .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
+                {
                     counter.closed("the answer says connection: close");
                 } else if held.1.is_finished() {
                     counter.closed("after an answer");
@@ -240,7 +292,10 @@ async fn streams(target: String, rate: u32, count: u32, counter: Counter) {
     let (mut ticks, mut connection, mut requests) = (ticks(rate), None, JoinSet::new());
     for _ in 0..count {
         ticks.tick().await;
-        if connection.as_ref().is_some_and(|(_, driver): &(_, Driver)| driver.is_finished()) {
+        if connection
+            .as_ref()
+            .is_some_and(|(_, driver): &(_, Driver)| driver.is_finished())
+        {
             counter.closed("HTTP/2");
             connection = None;
         }
@@ -253,7 +308,9 @@ async fn streams(target: String, rate: u32, count: u32, counter: Counter) {
                 }
             }
         }
-        let Some((sender, _)) = &connection else { continue };
+        let Some((sender, _)) = &connection else {
+            continue;
+        };
         let (mut sender, target, counter) = (sender.clone(), target.clone(), counter.clone());
         requests.spawn(async move {
             let outcome = async {
@@ -271,8 +328,14 @@ async fn streams(target: String, rate: u32, count: u32, counter: Counter) {
 type Driver = tokio::task::JoinHandle<()>;
 
 async fn dial(target: &str) -> Result<TokioIo<TcpStream>> {
-    let addresses: Vec<SocketAddr> = tokio::net::lookup_host(target).await.context("name")?.collect();
-    let address = addresses.into_iter().next().context("the name has no address")?;
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host(target)
+        .await
+        .context("name")?
+        .collect();
+    let address = addresses
+        .into_iter()
+        .next()
+        .context("the name has no address")?;
     let stream = TcpStream::connect(address).await.context("connect")?;
     stream.set_nodelay(true)?;
     Ok(TokioIo::new(stream))
@@ -290,14 +353,33 @@ async fn connect2(target: &str) -> Result<(http2::SendRequest<Empty<Bytes>>, Dri
 
 /// A whole answer, and the right one; the step that it bears.
 async fn check(answer: Response<Incoming>) -> Result<Option<String>> {
-    let step = answer.headers().get("x-step").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let step = answer
+        .headers()
+        .get("x-step")
+        .and_then(|value| value.to_str().ok())
+        .map(str::to_owned);
     let status = answer.status();
-    let body = answer.into_body().collect().await.context("body")?.to_bytes();
-    ensure!(status == StatusCode::OK, "status {status}: {}", String::from_utf8_lossy(&body));
-    ensure!(body == BODY, "another body: {:?}", String::from_utf8_lossy(&body));
+    let body = answer
+        .into_body()
+        .collect()
+        .await
+        .context("body")?
+        .to_bytes();
+    ensure!(
+        status == StatusCode::OK,
+        "status {status}: {}",
+        String::from_utf8_lossy(&body)
+    );
+    ensure!(
+        body == BODY,
+        "another body: {:?}",
+        String::from_utf8_lossy(&body)
+    );
     Ok(step)
 }
 
 async fn within<T>(outcome: impl Future<Output = Result<T>>) -> Result<T> {
-    timeout(PATIENCE, outcome).await.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {PATIENCE:?}")))
+    timeout(PATIENCE, outcome)
+        .await
+        .unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {PATIENCE:?}")))
 }

@@ -1,8 +1,10 @@
-//! The binary `meltemi`: picks the role of the process, wires it, and turns failures into messages and exit codes.
+//! The binary `meltemi`: picks the role of the process, wires it, and turns failures into messages
+//! and exit codes.
 //!
-//! Roles that people type are parsed by `meltemi-cli`; `control`, `sidecar` and `sample` are started by the node; the
-//! hidden roles that enter namespaces come first of all, before any thread exists. No decision is made here: what configuration
-//! means, how a request goes and what a command prints belong to the crates below.
+//! Roles that people type are parsed by `meltemi-cli`; `control`, `sidecar` and `sample` are
+//! started by the node; the hidden roles that enter namespaces come first of all, before any thread
+//! exists. No decision is made here: what configuration means, how a request goes and what a
+//! command prints belong to the crates below.
 
 mod roles;
 mod up;
@@ -60,7 +62,9 @@ fn run(arguments: &[OsString]) -> anyhow::Result<i32> {
             meltemi_node::raise_open_files();
             roles::proxy(args)
         }
-        Command::Mesh(command) => meltemi_cli::run(&Mesh::new(&cli.mesh, cli.run_dir.as_deref()), command),
+        Command::Mesh(command) => {
+            meltemi_cli::run(&Mesh::new(&cli.mesh, cli.run_dir.as_deref()), command)
+        }
         Command::Completion { shell } => meltemi_cli::print_completion(shell),
     }
 }

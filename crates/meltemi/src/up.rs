@@ -28,33 +28,50 @@ const DEMO_IMAGES: &str = include_str!("../demo/images.yaml");
 /// Bookinfo, and whatever `-f` adds to it.
 pub(crate) fn demo(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<i32> {
     let mut options = options(mesh, run_dir, args)?;
-    options.embedded = DEMO.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
-    options.images.push(ImageMap::parse("demo/images.yaml", DEMO_IMAGES)?);
-    say!("Bookinfo is starting: six workloads, each in a network namespace of its own with a sidecar beside it.");
+    options.embedded = DEMO
+        .iter()
+        .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
+        .collect();
+    options
+        .images
+        .push(ImageMap::parse("demo/images.yaml", DEMO_IMAGES)?);
+    say!(
+        "Bookinfo is starting: six workloads, each in a network namespace of its own with a sidecar beside it."
+    );
     run(options, Some(mesh.to_owned()))
 }
 
 /// The user's own directories.
 pub(crate) fn up(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<i32> {
     if args.dirs.is_empty() {
-        bail!("which configuration? Name a directory of YAML: meltemi up -f DIR (or try meltemi demo)");
+        bail!(
+            "which configuration? Name a directory of YAML: meltemi up -f DIR (or try meltemi demo)"
+        );
     }
     run(options(mesh, run_dir, args)?, None)
 }
 
 fn options(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<UpOptions> {
     ensure!(
-        !mesh.is_empty() && mesh.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'),
+        !mesh.is_empty()
+            && mesh
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'),
         "--mesh {mesh:?}: a mesh's name is of letters, digits, - and _"
     );
     let mut options = UpOptions::new(mesh);
     for dir in &args.dirs {
-        ensure!(dir.is_dir(), "{} is not a directory: -f takes directories, which are watched", dir.display());
+        ensure!(
+            dir.is_dir(),
+            "{} is not a directory: -f takes directories, which are watched",
+            dir.display()
+        );
     }
     options.dirs = args.dirs;
     options.image_files = args.images;
     if let Some(file) = &args.dial_map {
-        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read {}", file.display()))?;
         options.dial_map = DialMap::parse(&text).with_context(|| format!("{}", file.display()))?;
     }
     options.run_dir = run_dir;
@@ -65,13 +82,18 @@ fn options(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<UpOptio
     options.envoy = args.envoy;
     options.proxies = args.proxy;
     if let Some(lifetime) = args.certificate_lifetime {
-        options.sidecar_args.extend(["--certificate-lifetime".to_owned(), format!("{}s", lifetime.as_secs_f64())]);
+        options.sidecar_args.extend([
+            "--certificate-lifetime".to_owned(),
+            format!("{}s", lifetime.as_secs_f64()),
+        ]);
     }
     if args.plaintext_xds {
         options.control_args.push("--plaintext".to_owned());
     }
     if let Some(workers) = args.concurrency {
-        options.sidecar_args.extend(["--concurrency".to_owned(), workers.to_string()]);
+        options
+            .sidecar_args
+            .extend(["--concurrency".to_owned(), workers.to_string()]);
     }
     Ok(options)
 }

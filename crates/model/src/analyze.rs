@@ -1,6 +1,7 @@
 //! What is wrong between objects: references to nothing, conflicts, policies that select nobody.
 //!
-//! Findings only; nothing here changes the snapshot. Codes are those of Istio's analyzers where one says the same.
+//! Findings only; nothing here changes the snapshot. Codes are those of Istio's analyzers where one
+//! says the same.
 
 mod conflicts;
 mod references;

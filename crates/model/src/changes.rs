@@ -15,8 +15,9 @@ pub struct ChangeSet {
     pub mesh: bool,
     /// Objects added, replaced or gone.
     pub objects: BTreeSet<ObjectKey>,
-    /// Services whose definition, or whose clusters, changed: added, gone, other ports or addresses, other identities of
-    /// endpoints, or endpoints that stand in the cluster itself (DNS) or make listeners and names (headless).
+    /// Services whose definition, or whose clusters, changed: added, gone, other ports or
+    /// addresses, other identities of endpoints, or endpoints that stand in the cluster itself
+    /// (DNS) or make listeners and names (headless).
     pub services: BTreeSet<ServiceKey>,
     /// Services whose endpoints changed, and nothing else of them.
     pub endpoints: BTreeSet<ServiceKey>,
@@ -40,7 +41,10 @@ impl ChangeSet {
         !self.is_first
             && !self.mesh
             && self.services.is_empty()
-            && self.objects.iter().all(|key| Self::only_feeds_services(&key.kind))
+            && self
+                .objects
+                .iter()
+                .all(|key| Self::only_feeds_services(&key.kind))
     }
 
     /// The kinds of the changed objects.
@@ -50,7 +54,14 @@ impl ChangeSet {
 
     /// Merges a later change into this one, for pushes that wait.
     pub fn merge(&mut self, later: &Self) {
-        let Self { is_first, mesh, objects, services, endpoints, workloads } = later;
+        let Self {
+            is_first,
+            mesh,
+            objects,
+            services,
+            endpoints,
+            workloads,
+        } = later;
         self.is_first |= is_first;
         self.mesh |= mesh;
         self.objects.extend(objects.iter().cloned());
@@ -59,7 +70,8 @@ impl ChangeSet {
         self.workloads.extend(workloads.iter().cloned());
     }
 
-    /// Kinds whose effect on others is wholly in `services`, `endpoints` and `workloads`, or that have none.
+    /// Kinds whose effect on others is wholly in `services`, `endpoints` and `workloads`, or that
+    /// have none.
     fn only_feeds_services(kind: &Kind) -> bool {
         matches!(
             kind,

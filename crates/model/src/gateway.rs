@@ -47,20 +47,32 @@ impl Server {
     /// Whether requests are read: HTTP in plaintext, or HTTPS that is terminated here.
     pub fn is_http(&self) -> bool {
         self.protocol.is_http()
-            || (self.protocol == Protocol::Https && self.tls.as_ref().is_some_and(|tls| !tls.mode.is_passthrough()))
+            || (self.protocol == Protocol::Https
+                && self
+                    .tls
+                    .as_ref()
+                    .is_some_and(|tls| !tls.mode.is_passthrough()))
     }
 
     /// Whether TLS is terminated here.
     pub fn terminates_tls(&self) -> bool {
-        self.protocol.is_tls() && self.tls.as_ref().is_some_and(|tls| !tls.mode.is_passthrough())
+        self.protocol.is_tls()
+            && self
+                .tls
+                .as_ref()
+                .is_some_and(|tls| !tls.mode.is_passthrough())
     }
 
-    /// The hosts of a VirtualService in `namespace` that this server serves: the narrower of the two names each time.
-    /// Source: Istio `IntersectVirtualHosts`.
+    /// The hosts of a VirtualService in `namespace` that this server serves: the narrower of the
+    /// two names each time. Source: Istio `IntersectVirtualHosts`.
     pub fn intersect(&self, namespace: &str, hosts: &[Hostname]) -> Vec<Hostname> {
         let mut found = Vec::new();
         for host in hosts {
-            for own in self.hosts.iter().filter(|own| own.namespace.includes(namespace)) {
+            for own in self
+                .hosts
+                .iter()
+                .filter(|own| own.namespace.includes(namespace))
+            {
                 let narrower = if host.is_within(&own.host) {
                     host
                 } else if own.host.is_within(host) {

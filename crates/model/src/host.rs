@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// A DNS name in lower case without trailing dot, perhaps a wildcard (`*`, `*.example.com`). Cheap to clone.
+/// A DNS name in lower case without trailing dot, perhaps a wildcard (`*`, `*.example.com`). Cheap
+/// to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Hostname(Arc<str>);
 
@@ -19,8 +20,8 @@ impl Hostname {
         }
     }
 
-    /// What a name in an object of `namespace` stands for: names without a dot are Services of that namespace.
-    /// Source: Istio `ResolveShortnameToFQDN`; `reviews.default` is taken as written.
+    /// What a name in an object of `namespace` stands for: names without a dot are Services of that
+    /// namespace. Source: Istio `ResolveShortnameToFQDN`; `reviews.default` is taken as written.
     pub fn resolve(name: &str, namespace: &str, domain: &str) -> Self {
         if name.is_empty() || name == "*" || name.contains('.') || name.parse::<IpAddr>().is_ok() {
             return Self::new(name);
@@ -38,8 +39,9 @@ impl Hostname {
         self.0.starts_with('*')
     }
 
-    /// Whether every name that `self` stands for is among those of `other`: `a.example.com` and `*.a.example.com` are
-    /// within `*.example.com`, `*` holds all. Source: Istio `host.Name.SubsetOf`.
+    /// Whether every name that `self` stands for is among those of `other`: `a.example.com` and
+    /// `*.a.example.com` are within `*.example.com`, `*` holds all. Source: Istio
+    /// `host.Name.SubsetOf`.
     pub fn is_within(&self, other: &Self) -> bool {
         match (self.0.strip_prefix('*'), other.0.strip_prefix('*')) {
             (_, Some("")) => true,

@@ -1,11 +1,13 @@
-//! The normalised, immutable world: services, workloads, endpoints, routes and policies, as translation wants them.
+//! The normalised, immutable world: services, workloads, endpoints, routes and policies, as
+//! translation wants them.
 //!
-//! In: [`Tables`] of typed objects (crate `api`) from any source, and the previous [`Snapshot`]. Out: a [`Build`]: the next
-//! snapshot, what was found wrong, and what changed. A reference to nothing is a finding, never a failure. Every API is
-//! lowered to this one model in one place (`lower`); nothing downstream knows which API a route came from.
+//! In: [`Tables`] of typed objects (crate `api`) from any source, and the previous [`Snapshot`].
+//! Out: a [`Build`]: the next snapshot, what was found wrong, and what changed. A reference to
+//! nothing is a finding, never a failure. Every API is lowered to this one model in one place
+//! (`lower`); nothing downstream knows which API a route came from.
 //!
-//! Pure: no IO, no clock, no randomness; the same tables give the same snapshot. It imports `types` and `api`, and knows
-//! nothing of xDS.
+//! Pure: no IO, no clock, no randomness; the same tables give the same snapshot. It imports `types`
+//! and `api`, and knows nothing of xDS.
 
 mod allocate;
 mod analyze;

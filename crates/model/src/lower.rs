@@ -1,7 +1,8 @@
 //! Lowering: typed objects in, normalised model out; one module for each API.
 //!
-//! Each object is lowered alone, so that a build lowers only what changed ([`Lowered::update`]). What needs other objects
-//! (delegates, address allocation, merging) is done afterwards, where the table is put together.
+//! Each object is lowered alone, so that a build lowers only what changed ([`Lowered::update`]).
+//! What needs other objects (delegates, address allocation, merging) is done afterwards, where the
+//! table is put together.
 
 pub(crate) mod istio;
 pub(crate) mod mesh;
@@ -18,7 +19,8 @@ use meltemi_types::{Diagnostic, Severity, TrustDomain};
 use crate::tables::Table;
 use crate::{Age, NamespacedName, Origin, Visibility};
 
-/// What lowering may know besides the object itself. When any of it changes, everything is lowered again.
+/// What lowering may know besides the object itself. When any of it changes, everything is lowered
+/// again.
 pub(crate) struct Context<'a> {
     pub mesh: &'a MeshConfig,
     pub domain: &'a str,
@@ -40,13 +42,19 @@ pub(crate) struct Entry<T> {
 
 impl<T> Clone for Entry<T> {
     fn clone(&self) -> Self {
-        Self { object: self.object.clone(), value: self.value.clone(), diagnostics: self.diagnostics.clone() }
+        Self {
+            object: self.object.clone(),
+            value: self.value.clone(),
+            diagnostics: self.diagnostics.clone(),
+        }
     }
 }
 
 impl<T> Default for Lowered<T> {
     fn default() -> Self {
-        Self { entries: BTreeMap::new() }
+        Self {
+            entries: BTreeMap::new(),
+        }
     }
 }
 
@@ -58,7 +66,9 @@ impl<T> Lowered<T> {
         lower: impl Fn(&Object, &mut Findings<'_>) -> T,
     ) -> Arc<Self> {
         let is_held = |(name, object): (&NamespacedName, &Arc<Object>), held: &Self| {
-            held.entries.get(name).is_some_and(|entry| Arc::ptr_eq(&entry.object, object))
+            held.entries
+                .get(name)
+                .is_some_and(|entry| Arc::ptr_eq(&entry.object, object))
         };
         if let Some(prev) = prev
             && prev.entries.len() == table.len()
@@ -67,16 +77,26 @@ impl<T> Lowered<T> {
             return prev.clone();
         }
         let entries = table.iter().map(|(name, object)| {
-            if let Some(entry) =
-                prev.and_then(|prev| prev.entries.get(name)).filter(|entry| Arc::ptr_eq(&entry.object, object))
+            if let Some(entry) = prev
+                .and_then(|prev| prev.entries.get(name))
+                .filter(|entry| Arc::ptr_eq(&entry.object, object))
             {
                 return (name.clone(), entry.clone());
             }
             let mut findings = Findings::new(object);
             let value = Arc::new(lower(object, &mut findings));
-            (name.clone(), Entry { object: object.clone(), value, diagnostics: findings.list.into() })
+            (
+                name.clone(),
+                Entry {
+                    object: object.clone(),
+                    value,
+                    diagnostics: findings.list.into(),
+                },
+            )
         });
-        Arc::new(Self { entries: entries.collect() })
+        Arc::new(Self {
+            entries: entries.collect(),
+        })
     }
 
     /// The lowered values.
@@ -86,7 +106,9 @@ impl<T> Lowered<T> {
 
     /// Everything that was found while lowering.
     pub fn diagnostics(&self) -> impl Iterator<Item = &Diagnostic> {
-        self.entries.values().flat_map(|entry| entry.diagnostics.iter())
+        self.entries
+            .values()
+            .flat_map(|entry| entry.diagnostics.iter())
     }
 }
 
@@ -98,7 +120,10 @@ pub(crate) struct Findings<'a> {
 
 impl<'a> Findings<'a> {
     pub fn new(object: &'a Object) -> Self {
-        Self { object, list: Vec::new() }
+        Self {
+            object,
+            list: Vec::new(),
+        }
     }
 
     /// Notes a finding about `field`, with its position in the text.
@@ -110,14 +135,27 @@ impl<'a> Findings<'a> {
         message: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        self.list.push(finding(self.object, severity, code, field, message, remedy));
+        self.list
+            .push(finding(self.object, severity, code, field, message, remedy));
     }
 
-    pub fn warn(&mut self, code: &str, field: &str, message: impl Into<String>, remedy: impl Into<String>) {
+    pub fn warn(
+        &mut self,
+        code: &str,
+        field: &str,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
         self.push(Severity::Warning, code, field, message, remedy);
     }
 
-    pub fn error(&mut self, code: &str, field: &str, message: impl Into<String>, remedy: impl Into<String>) {
+    pub fn error(
+        &mut self,
+        code: &str,
+        field: &str,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
         self.push(Severity::Error, code, field, message, remedy);
     }
 }
@@ -157,7 +195,11 @@ pub(crate) fn origin(object: &Object) -> Origin {
 
 /// `exportTo`, or the mesh's default where it is empty.
 pub(crate) fn visibility(export_to: &[String], default: &[String], namespace: &str) -> Visibility {
-    let scopes = if export_to.is_empty() { default } else { export_to };
+    let scopes = if export_to.is_empty() {
+        default
+    } else {
+        export_to
+    };
     if scopes.is_empty() || scopes.iter().any(|scope| scope == "*") {
         return Visibility::Public;
     }

@@ -17,7 +17,10 @@ pub struct NamespacedName {
 impl NamespacedName {
     /// Puts the two together.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 }
 
@@ -27,8 +30,9 @@ impl fmt::Display for NamespacedName {
     }
 }
 
-/// Who wins between two objects that claim the same: the older, then the lesser name, then the lesser namespace.
-/// Objects without a creation time (files) count as created at the beginning. Source: Istio `sortConfigByCreationTime`.
+/// Who wins between two objects that claim the same: the older, then the lesser name, then the
+/// lesser namespace. Objects without a creation time (files) count as created at the beginning.
+/// Source: Istio `sortConfigByCreationTime`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Age {
     /// RFC 3339 in UTC, so that text order is time order; empty if unknown.
@@ -80,7 +84,8 @@ impl Visibility {
     }
 }
 
-/// A share in millionths, as Envoy's `FractionalPercent` with denominator MILLION; 100 % is 1,000,000.
+/// A share in millionths, as Envoy's `FractionalPercent` with denominator MILLION; 100 % is
+/// 1,000,000.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Percent(pub u32);
 

@@ -1,4 +1,5 @@
-//! What translation asks a snapshot: everything here is a method of [`Snapshot`](crate::Snapshot), one module a subject.
+//! What translation asks a snapshot: everything here is a method of [`Snapshot`](crate::Snapshot),
+//! one module a subject.
 
 pub(crate) mod credentials;
 pub(crate) mod names;

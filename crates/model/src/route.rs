@@ -1,7 +1,8 @@
 //! The one route model: what VirtualServices, and any other routing API, are lowered to.
 //!
-//! Names are resolved, aliases and defaults applied, delegates merged. What depends on the client (its namespace,
-//! labels, gateway and port) is kept as a condition, and [`HttpMatch::applies_to`] and its siblings decide it.
+//! Names are resolved, aliases and defaults applied, delegates merged. What depends on the client
+//! (its namespace, labels, gateway and port) is kept as a condition, and [`HttpMatch::applies_to`]
+//! and its siblings decide it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -64,11 +65,16 @@ pub struct RouteContext<'a> {
 
 impl RouteContext<'_> {
     fn admits(&self, source: &SourceMatch, of: &[GatewayRef]) -> bool {
-        let gateways = if source.gateways.is_empty() { of } else { &source.gateways };
+        let gateways = if source.gateways.is_empty() {
+            of
+        } else {
+            &source.gateways
+        };
         let is_mesh = *self.gateway == GatewayRef::Mesh;
         gateways.contains(self.gateway)
             && (self.port == 0 || source.port.is_none_or(|port| port == self.port))
-            // Source conditions are about the sidecar itself; at a gateway they mean nothing, so the match never holds.
+            // Source conditions are about the sidecar itself; at a gateway they mean nothing, so
+            // the match never holds.
             && (source.labels.is_empty() || (is_mesh && source.labels.selects(self.labels)))
             && source.namespace.as_deref().is_none_or(|ns| is_mesh && ns == self.namespace)
     }
@@ -115,12 +121,21 @@ pub struct HttpRoute {
 }
 
 impl HttpRoute {
-    /// The matches that hold for a proxy; `None` if the rule is not for it at all, an empty list if it matches everything.
-    pub fn matches_for(&self, context: &RouteContext<'_>, of: &VirtualService) -> Option<Vec<&HttpMatch>> {
+    /// The matches that hold for a proxy; `None` if the rule is not for it at all, an empty list if
+    /// it matches everything.
+    pub fn matches_for(
+        &self,
+        context: &RouteContext<'_>,
+        of: &VirtualService,
+    ) -> Option<Vec<&HttpMatch>> {
         if self.matches.is_empty() {
             return of.gateways.contains(context.gateway).then(Vec::new);
         }
-        let held: Vec<_> = self.matches.iter().filter(|m| m.applies_to(context, &of.gateways)).collect();
+        let held: Vec<_> = self
+            .matches
+            .iter()
+            .filter(|m| m.applies_to(context, &of.gateways))
+            .collect();
         (!held.is_empty()).then_some(held)
     }
 }
@@ -311,7 +326,8 @@ pub enum RewritePath {
 /// When a failed try is repeated.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub enum Retries {
-    /// Nothing written: the mesh's default policy (two retries on connection failures and the like).
+    /// Nothing written: the mesh's default policy (two retries on connection failures and the
+    /// like).
     #[default]
     Default,
     /// attempts: 0.
@@ -327,7 +343,8 @@ pub struct RetryPolicy {
     pub attempts: u32,
     /// For each try; `None` is the route's timeout.
     pub per_try_timeout: Option<Duration>,
-    /// Conditions in Envoy's words, comma separated, numeric codes taken out; empty is the default list.
+    /// Conditions in Envoy's words, comma separated, numeric codes taken out; empty is the default
+    /// list.
     pub retry_on: String,
     /// Numeric tokens of retryOn.
     pub status_codes: Vec<u16>,
@@ -447,12 +464,21 @@ pub struct L4Route {
 }
 
 impl L4Route {
-    /// The matches that hold for a proxy; `None` if the rule is not for it at all, an empty list if it matches everything.
-    pub fn matches_for(&self, context: &RouteContext<'_>, of: &VirtualService) -> Option<Vec<&L4Match>> {
+    /// The matches that hold for a proxy; `None` if the rule is not for it at all, an empty list if
+    /// it matches everything.
+    pub fn matches_for(
+        &self,
+        context: &RouteContext<'_>,
+        of: &VirtualService,
+    ) -> Option<Vec<&L4Match>> {
         if self.matches.is_empty() {
             return of.gateways.contains(context.gateway).then(Vec::new);
         }
-        let held: Vec<_> = self.matches.iter().filter(|m| context.admits(&m.source, &of.gateways)).collect();
+        let held: Vec<_> = self
+            .matches
+            .iter()
+            .filter(|m| context.admits(&m.source, &of.gateways))
+            .collect();
         (!held.is_empty()).then_some(held)
     }
 }
@@ -471,6 +497,7 @@ pub struct L4Match {
 impl L4Match {
     /// Whether a destination address fits.
     pub fn admits_destination(&self, ip: IpAddr) -> bool {
-        self.destination_subnets.is_empty() || self.destination_subnets.iter().any(|net| net.contains(ip))
+        self.destination_subnets.is_empty()
+            || self.destination_subnets.iter().any(|net| net.contains(ip))
     }
 }

@@ -60,13 +60,15 @@ pub struct AuthorizationPolicy {
     pub target: PolicyTarget,
     /// What a matching rule does.
     pub action: AuthzAction,
-    /// Any of these; an ALLOW without rules denies everything, other actions without rules do nothing.
+    /// Any of these; an ALLOW without rules denies everything, other actions without rules do
+    /// nothing.
     pub rules: Vec<AuthzRule>,
     /// `istio.io/dry-run`: only counted and logged.
     pub dry_run: bool,
 }
 
-/// Which workloads a policy is attached to, within its namespace (or the mesh, from the root namespace).
+/// Which workloads a policy is attached to, within its namespace (or the mesh, from the root
+/// namespace).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub enum PolicyTarget {
     /// All.
@@ -143,7 +145,8 @@ pub struct AuthzSource {
     pub request_principals: Values,
     /// Peer namespaces.
     pub namespaces: Values,
-    /// Peer service accounts, always as `namespace/name` (a bare name is of the policy's namespace).
+    /// Peer service accounts, always as `namespace/name` (a bare name is of the policy's
+    /// namespace).
     pub service_accounts: Values,
     /// The connection's source.
     pub ip_blocks: Values,
@@ -175,8 +178,8 @@ pub struct AuthzCondition {
     pub values: Values,
 }
 
-/// The policies of one workload, in the order in which they are asked; in each list those of the root namespace first,
-/// then by age.
+/// The policies of one workload, in the order in which they are asked; in each list those of the
+/// root namespace first, then by age.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct AuthorizationPolicies {
     /// CUSTOM.
@@ -192,7 +195,10 @@ pub struct AuthorizationPolicies {
 impl AuthorizationPolicies {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.custom.is_empty() && self.deny.is_empty() && self.allow.is_empty() && self.audit.is_empty()
+        self.custom.is_empty()
+            && self.deny.is_empty()
+            && self.allow.is_empty()
+            && self.audit.is_empty()
     }
 }
 

@@ -34,10 +34,11 @@ pub struct Service {
     pub name: String,
     /// Which API declared it.
     pub registry: Registry,
-    /// Where clients connect to: a ClusterIP (given or allocated), a ServiceEntry's addresses. Empty for headless
-    /// services and for entries without address.
+    /// Where clients connect to: a ClusterIP (given or allocated), a ServiceEntry's addresses.
+    /// Empty for headless services and for entries without address.
     pub addresses: Vec<Cidr>,
-    /// Set when `addresses` was allocated by us, so that it means something only to captured clients.
+    /// Set when `addresses` was allocated by us, so that it means something only to captured
+    /// clients.
     pub is_address_allocated: bool,
     /// In declaration order; UDP ports are kept and must be skipped by who builds listeners.
     pub ports: Vec<ServicePort>,
@@ -53,7 +54,8 @@ pub struct Service {
     pub labels: Labels,
     /// Names accepted in the server's certificate (ServiceEntry: subjectAltNames).
     pub subject_alt_names: Vec<String>,
-    /// ExternalName Services that point here: their hosts are answered by this service's routes, too.
+    /// ExternalName Services that point here: their hosts are answered by this service's routes,
+    /// too.
     pub aliases: Vec<ServiceKey>,
     /// Preference for near endpoints.
     pub traffic_distribution: TrafficDistribution,
@@ -79,7 +81,10 @@ impl Service {
 
     /// The first single address, if there is one.
     pub fn address(&self) -> Option<IpAddr> {
-        self.addresses.iter().find(|cidr| cidr.is_host()).map(|cidr| cidr.address)
+        self.addresses
+            .iter()
+            .find(|cidr| cidr.is_host())
+            .map(|cidr| cidr.address)
     }
 
     /// Whether it lies outside the mesh.
@@ -179,7 +184,10 @@ pub struct Cidr {
 impl Cidr {
     /// A single address.
     pub fn host(address: IpAddr) -> Self {
-        Self { address, prefix: if address.is_ipv4() { 32 } else { 128 } }
+        Self {
+            address,
+            prefix: if address.is_ipv4() { 32 } else { 128 },
+        }
     }
 
     /// A network; `None` if the prefix is longer than the address. Host bits are cleared.
@@ -228,6 +236,10 @@ impl FromStr for Cidr {
 
 impl fmt::Display for Cidr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_host() { write!(f, "{}", self.address) } else { write!(f, "{}/{}", self.address, self.prefix) }
+        if self.is_host() {
+            write!(f, "{}", self.address)
+        } else {
+            write!(f, "{}/{}", self.address, self.prefix)
+        }
     }
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use meltemi_types::{Protocol, Selector};
 
 use crate::{
-    ConnectionPool, Destination, Hostname, NamespaceScope, Origin, ServerTls, Service, ServiceKey, VirtualService,
+    ConnectionPool, Destination, Hostname, NamespaceScope, Origin, ServerTls, Service, ServiceKey,
+    VirtualService,
 };
 
 /// One Sidecar object.
@@ -153,12 +154,16 @@ pub struct ScopedEgress {
 impl SidecarScope {
     /// The service that this proxy means by `host`.
     pub fn service(&self, host: &Hostname) -> Option<&Arc<Service>> {
-        let at = self.services.binary_search_by(|service| service.key.host.cmp(host)).ok()?;
+        let at = self
+            .services
+            .binary_search_by(|service| service.key.host.cmp(host))
+            .ok()?;
         self.services.get(at)
     }
 
     /// Whether a change of the service matters to the proxy.
     pub fn knows(&self, key: &ServiceKey) -> bool {
-        self.service(&key.host).is_some_and(|service| service.key == *key)
+        self.service(&key.host)
+            .is_some_and(|service| service.key == *key)
     }
 }

@@ -1,4 +1,5 @@
-//! The snapshot: every derived table, immutable and shared, and how the next one is built from the last.
+//! The snapshot: every derived table, immutable and shared, and how the next one is built from the
+//! last.
 
 pub(crate) mod build;
 pub(crate) mod endpoints;
@@ -16,8 +17,8 @@ use meltemi_types::{Diagnostic, TrustDomain};
 use crate::lower::Lowered;
 use crate::tables::Tables;
 use crate::{
-    AuthorizationPolicy, ChangeSet, Cidr, DestinationRule, Gateway, NamespacedName, PeerAuthentication,
-    RequestAuthentication, Sidecar, SidecarScope, Telemetry,
+    AuthorizationPolicy, ChangeSet, Cidr, DestinationRule, Gateway, NamespacedName,
+    PeerAuthentication, RequestAuthentication, Sidecar, SidecarScope, Telemetry,
 };
 use build::LoweredKinds;
 use endpoints::EndpointTable;
@@ -58,7 +59,8 @@ impl Default for BuildOptions {
     }
 }
 
-/// One consistent state of the mesh. All queries are methods (module `query`); clones share everything.
+/// One consistent state of the mesh. All queries are methods (module `query`); clones share
+/// everything.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     /// What it was built with.
@@ -75,7 +77,8 @@ pub struct Snapshot {
     pub(crate) endpoints: Arc<EndpointTable>,
     pub(crate) routes: Arc<RouteTable>,
     pub(crate) destination_rules: Arc<DestinationRuleTable>,
-    /// Scopes are worked out when first asked for: they depend on nothing but the tables, and most namespaces need one.
+    /// Scopes are worked out when first asked for: they depend on nothing but the tables, and most
+    /// namespaces need one.
     pub(crate) scopes: Arc<ScopeCache>,
 }
 
@@ -97,8 +100,8 @@ pub struct Build {
 }
 
 impl Snapshot {
-    /// Builds the next snapshot; only what depends on changed objects is worked out anew. Never fails: what is wrong is
-    /// left out and told.
+    /// Builds the next snapshot; only what depends on changed objects is worked out anew. Never
+    /// fails: what is wrong is left out and told.
     pub fn build(prev: Option<&Self>, tables: &Tables, options: &BuildOptions) -> Build {
         build::build(prev, tables, options)
     }
@@ -134,12 +137,16 @@ impl Snapshot {
     }
 
     /// Every AuthorizationPolicy.
-    pub fn written_authorization_policies(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+    pub fn written_authorization_policies(
+        &self,
+    ) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
         values(&self.lowered.authorization_policies)
     }
 
     /// Every RequestAuthentication.
-    pub fn written_request_authentications(&self) -> impl Iterator<Item = &Arc<RequestAuthentication>> {
+    pub fn written_request_authentications(
+        &self,
+    ) -> impl Iterator<Item = &Arc<RequestAuthentication>> {
         values(&self.lowered.request_authentications)
     }
 

@@ -1,7 +1,7 @@
 //! The raw objects of all sources, by kind: what the store fills and a snapshot is built from.
 //!
-//! A clone costs one pointer for each kind, and a kind that did not change keeps its allocation, so a build sees by
-//! pointer comparison what it need not look at.
+//! A clone costs one pointer for each kind, and a kind that did not change keeps its allocation, so
+//! a build sees by pointer comparison what it need not look at.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,10 +23,17 @@ pub struct Tables {
 impl Tables {
     /// Adds or replaces an object; answers whether anything changed.
     pub fn apply(&mut self, object: Arc<Object>) -> bool {
-        let ObjectKey { kind, namespace, name } = object.key();
+        let ObjectKey {
+            kind,
+            namespace,
+            name,
+        } = object.key();
         let name = NamespacedName { namespace, name };
         let table = self.by_kind.entry(kind).or_default();
-        if table.get(&name).is_some_and(|held| Arc::ptr_eq(held, &object)) {
+        if table
+            .get(&name)
+            .is_some_and(|held| Arc::ptr_eq(held, &object))
+        {
             return false;
         }
         Arc::make_mut(table).insert(name, object);
@@ -37,14 +44,17 @@ impl Tables {
     pub fn remove(&mut self, key: &ObjectKey) -> bool {
         let name = NamespacedName::new(&key.namespace, &key.name);
         match self.by_kind.get_mut(&key.kind) {
-            Some(table) if table.contains_key(&name) => Arc::make_mut(table).remove(&name).is_some(),
+            Some(table) if table.contains_key(&name) => {
+                Arc::make_mut(table).remove(&name).is_some()
+            }
             _ => false,
         }
     }
 
     /// An object by its key.
     pub fn get(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
-        self.table(&key.kind).get(&NamespacedName::new(&key.namespace, &key.name))
+        self.table(&key.kind)
+            .get(&NamespacedName::new(&key.namespace, &key.name))
     }
 
     /// The objects of one kind, by namespace and name.
@@ -67,8 +77,8 @@ impl Tables {
         self.len() == 0
     }
 
-    /// Whether the objects of a kind are the same as in `other`: true only if nothing was applied or removed since one was
-    /// cloned from the other.
+    /// Whether the objects of a kind are the same as in `other`: true only if nothing was applied
+    /// or removed since one was cloned from the other.
     pub fn is_same(&self, kind: &Kind, other: &Self) -> bool {
         let (own, others) = (self.table(kind), other.table(kind));
         Arc::ptr_eq(own, others) || (own.is_empty() && others.is_empty())
@@ -81,11 +91,20 @@ impl Tables {
         for kind in kinds.into_iter().filter(|kind| !self.is_same(kind, other)) {
             let (own, others) = (self.table(kind), other.table(kind));
             let is_held = |name: &NamespacedName, object: &Arc<Object>| {
-                others.get(name).is_some_and(|held| Arc::ptr_eq(held, object))
+                others
+                    .get(name)
+                    .is_some_and(|held| Arc::ptr_eq(held, object))
             };
-            let newer = own.iter().filter(|(name, object)| !is_held(name, object)).map(|(name, _)| name);
+            let newer = own
+                .iter()
+                .filter(|(name, object)| !is_held(name, object))
+                .map(|(name, _)| name);
             let gone = others.keys().filter(|name| !own.contains_key(*name));
-            changed.extend(newer.chain(gone).map(|name| ObjectKey::new(kind.clone(), &name.namespace, &name.name)));
+            changed.extend(
+                newer
+                    .chain(gone)
+                    .map(|name| ObjectKey::new(kind.clone(), &name.namespace, &name.name)),
+            );
         }
         changed
     }

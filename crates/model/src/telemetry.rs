@@ -13,7 +13,8 @@ pub struct Telemetry {
     pub origin: Origin,
     /// Which workloads; `None` for the whole namespace, or mesh in the root namespace.
     pub selector: Option<Selector>,
-    /// Whether it has targetRefs instead: then it is for what they name alone, and for no whole namespace.
+    /// Whether it has targetRefs instead: then it is for what they name alone, and for no whole
+    /// namespace.
     pub is_attached: bool,
     /// In declaration order.
     pub access_logging: Vec<AccessLoggingRule>,

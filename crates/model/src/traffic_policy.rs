@@ -32,8 +32,9 @@ impl DestinationRule {
         self.subsets.iter().find(|subset| subset.name == name)
     }
 
-    /// What holds for one port, and one subset if named: the host's policy, each block replaced by the subset's where
-    /// it has one, and port-level settings in place of all blocks. Source: Istio `MergeTrafficPolicy`.
+    /// What holds for one port, and one subset if named: the host's policy, each block replaced by
+    /// the subset's where it has one, and port-level settings in place of all blocks. Source: Istio
+    /// `MergeTrafficPolicy`.
     pub fn effective(&self, subset: Option<&str>, port: u16) -> PolicySettings {
         let merged = merge_policy(PolicySettings::default(), &self.policy, port);
         match subset.and_then(|name| self.subset(name)) {

@@ -19,7 +19,8 @@ pub struct Workload {
     pub namespace: String,
     /// Its labels.
     pub labels: Labels,
-    /// Its addresses, the primary first; empty for a WorkloadEntry with a DNS name or Unix socket, or a Pod without IP.
+    /// Its addresses, the primary first; empty for a WorkloadEntry with a DNS name or Unix socket,
+    /// or a Pod without IP.
     pub ips: Vec<IpAddr>,
     /// Where it is reached, if anywhere.
     pub address: Option<EndpointAddress>,
@@ -69,7 +70,10 @@ impl Workload {
 
     /// The number of a declared port.
     pub fn port_named(&self, name: &str) -> Option<u16> {
-        self.ports.iter().find(|port| port.name == name).map(|port| port.number)
+        self.ports
+            .iter()
+            .find(|port| port.name == name)
+            .map(|port| port.number)
     }
 }
 
@@ -120,7 +124,10 @@ pub enum EndpointAddress {
 impl EndpointAddress {
     /// Reads a WorkloadEntry's address.
     pub fn parse(text: &str) -> Self {
-        if let Some(path) = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")) {
+        if let Some(path) = text
+            .strip_prefix("unix://")
+            .or_else(|| text.strip_prefix("unix:"))
+        {
             return Self::Unix(path.to_owned());
         }
         match text.parse() {
@@ -131,7 +138,11 @@ impl EndpointAddress {
 
     /// The address, if it is one.
     pub fn ip(&self) -> Option<IpAddr> {
-        if let Self::Ip(ip) = self { Some(*ip) } else { None }
+        if let Self::Ip(ip) = self {
+            Some(*ip)
+        } else {
+            None
+        }
     }
 }
 
@@ -170,6 +181,6 @@ pub struct Endpoint {
     pub identity: Option<SpiffeId>,
 }
 
-/// The endpoints of one service port, in a stable order (address, port). Shared, and the same allocation as in the
-/// previous snapshot when nothing changed.
+/// The endpoints of one service port, in a stable order (address, port). Shared, and the same
+/// allocation as in the previous snapshot when nothing changed.
 pub type EndpointSet = Arc<[Endpoint]>;

@@ -22,7 +22,10 @@ impl Default for Buffers {
 impl Buffers {
     /// Buffers with `size` bytes of room.
     pub fn new(size: usize) -> Self {
-        Self { free: Rc::default(), size }
+        Self {
+            free: Rc::default(),
+            size,
+        }
     }
 
     /// How many bytes a buffer has room for.
@@ -32,7 +35,10 @@ impl Buffers {
 
     /// An empty buffer with room for at least [`Buffers::size`] bytes.
     pub fn take(&self) -> Vec<u8> {
-        self.free.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(self.size))
+        self.free
+            .borrow_mut()
+            .pop()
+            .unwrap_or_else(|| Vec::with_capacity(self.size))
     }
 
     /// Gives a buffer back. One that has grown or lost its memory is dropped.

@@ -62,7 +62,13 @@ impl Direction {
     /// `first` goes out before anything that is read.
     fn new(first: Vec<u8>) -> Self {
         let buffer = (!first.is_empty()).then_some(first);
-        Self { buffer, at: 0, ended: false, done: false, unflushed: false }
+        Self {
+            buffer,
+            at: 0,
+            ended: false,
+            done: false,
+            unflushed: false,
+        }
     }
 
     fn poll<R, W>(
@@ -88,7 +94,9 @@ impl Direction {
                             self.buffer = Some(buffer);
                             return Poll::Pending;
                         }
-                        Poll::Ready(Ok(0)) => return Poll::Ready(Err(Side::Writer(io::ErrorKind::WriteZero.into()))),
+                        Poll::Ready(Ok(0)) => {
+                            return Poll::Ready(Err(Side::Writer(io::ErrorKind::WriteZero.into())));
+                        }
                         Poll::Ready(Ok(n)) => {
                             self.at += n;
                             self.unflushed = true;
@@ -154,9 +162,9 @@ impl Direction {
     }
 }
 
-/// Copies until both directions ended, one failed, or nothing moved for too long. When a side ends its sending, the
-/// other side's sending goes on (half-close). `first` are bytes of the downstream, and of the upstream, that were read
-/// already.
+/// Copies until both directions ended, one failed, or nothing moved for too long. When a side ends
+/// its sending, the other side's sending goes on (half-close). `first` are bytes of the downstream,
+/// and of the upstream, that were read already.
 pub async fn copy_both_ways<D, U>(
     downstream: &mut D,
     upstream: &mut U,
@@ -171,8 +179,11 @@ where
 {
     let mut forth = Direction::new(first.0);
     let mut back = Direction::new(first.1);
-    let mut timer = options.idle.map(|idle| (idle, Box::pin(tokio::time::sleep(idle)), u64::MAX));
-    // How it will end, and how long the side that is left may take to hear what it has still to be told.
+    let mut timer = options
+        .idle
+        .map(|idle| (idle, Box::pin(tokio::time::sleep(idle)), u64::MAX));
+    // How it will end, and how long the side that is left may take to hear what it has still to be
+    // told.
     let mut failure: Option<(CopyEnd, Pin<Box<Sleep>>)> = None;
     poll_fn(|cx| {
         if failure.is_none() {
@@ -191,7 +202,11 @@ where
                 CopyEnd::Upstream(_) => back.finish(cx, upstream, downstream, buffers, &meter.sent),
                 _ => forth.finish(cx, downstream, upstream, buffers, &meter.received),
             };
-            ready!(if told.is_ready() { Poll::Ready(()) } else { timer.as_mut().poll(cx) });
+            ready!(if told.is_ready() {
+                Poll::Ready(())
+            } else {
+                timer.as_mut().poll(cx)
+            });
             return Poll::Ready(failure.take().map_or(CopyEnd::Closed, |(end, _)| end));
         }
         if forth.done && back.done {
@@ -215,8 +230,15 @@ fn failed(side: Side, forward: bool) -> CopyEnd {
     }
 }
 
-/// The timer is moved only when it fires or when bytes moved, so an active copy touches it once a wake-up.
-fn poll_idle(cx: &mut Context<'_>, idle: Duration, mut sleep: Pin<&mut Sleep>, seen: &mut u64, total: u64) -> Poll<()> {
+/// The timer is moved only when it fires or when bytes moved, so an active copy touches it once a
+/// wake-up.
+fn poll_idle(
+    cx: &mut Context<'_>,
+    idle: Duration,
+    mut sleep: Pin<&mut Sleep>,
+    seen: &mut u64,
+    total: u64,
+) -> Poll<()> {
     if *seen != total {
         *seen = total;
         sleep.as_mut().reset(Instant::now() + idle);
@@ -247,16 +269,28 @@ mod tests {
             client.write_all(b"question").await.expect("written");
             client.shutdown().await.expect("half-closed");
             let mut heard = String::new();
-            server.read_to_string(&mut heard).await.expect("read to the end");
-            server.write_all(b"late answer").await.expect("the way back is open");
+            server
+                .read_to_string(&mut heard)
+                .await
+                .expect("read to the end");
+            server
+                .write_all(b"late answer")
+                .await
+                .expect("the way back is open");
             server.shutdown().await.expect("closed");
             let mut answer = String::new();
-            client.read_to_string(&mut answer).await.expect("read to the end");
+            client
+                .read_to_string(&mut answer)
+                .await
+                .expect("read to the end");
             (heard, answer)
         };
         let (end, (heard, answer)) = tokio::join!(copy, talk);
         assert!(matches!(end, CopyEnd::Closed));
-        assert_eq!((heard.as_str(), answer.as_str()), ("first question", "late answer"));
+        assert_eq!(
+            (heard.as_str(), answer.as_str()),
+            ("first question", "late answer")
+        );
         assert_eq!((meter.received.get(), meter.sent.get()), (14, 11));
     }
 
@@ -264,10 +298,18 @@ mod tests {
     async fn silence_ends_a_copy() {
         let (_client, mut down) = duplex(64);
         let (mut up, _server) = duplex(64);
-        let options = CopyOptions { idle: Some(Duration::from_secs(3600)) };
-        let end =
-            copy_both_ways(&mut down, &mut up, Default::default(), options, &Buffers::default(), &Meter::default())
-                .await;
+        let options = CopyOptions {
+            idle: Some(Duration::from_secs(3600)),
+        };
+        let end = copy_both_ways(
+            &mut down,
+            &mut up,
+            Default::default(),
+            options,
+            &Buffers::default(),
+            &Meter::default(),
+        )
+        .await;
         assert!(matches!(end, CopyEnd::Idle));
     }
 
@@ -303,7 +345,11 @@ mod tests {
     }
 
     impl AsyncWrite for Lazy {
-        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
             self.1.extend_from_slice(buf);
             Poll::Ready(Ok(buf.len()))
         }
@@ -330,14 +376,20 @@ mod tests {
             _: &mut Context<'_>,
             buf: &mut tokio::io::ReadBuf<'_>,
         ) -> Poll<io::Result<()>> {
-            let Some(last) = self.0.take() else { return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())) };
+            let Some(last) = self.0.take() else {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            };
             buf.put_slice(last);
             Poll::Ready(Ok(()))
         }
     }
 
     impl AsyncWrite for Reset {
-        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
             Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
         }
         fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -356,7 +408,14 @@ mod tests {
             let (buffers, meter) = (Buffers::default(), Meter::default());
             let mut up = Reset(Some(b"last words"));
             let first = (first.to_vec(), Vec::new());
-            let copy = copy_both_ways(&mut down, &mut up, first, CopyOptions::default(), &buffers, &meter);
+            let copy = copy_both_ways(
+                &mut down,
+                &mut up,
+                first,
+                CopyOptions::default(),
+                &buffers,
+                &meter,
+            );
             let mut heard = Vec::new();
             let (end, read) = tokio::join!(copy, client.read_to_end(&mut heard));
             read.expect("an end in order");
@@ -371,8 +430,15 @@ mod tests {
         let mut down = Lazy(down, Vec::new());
         let mut up = Reset(Some(b"last words"));
         let (buffers, meter) = (Buffers::default(), Meter::default());
-        let end =
-            copy_both_ways(&mut down, &mut up, Default::default(), CopyOptions::default(), &buffers, &meter).await;
+        let end = copy_both_ways(
+            &mut down,
+            &mut up,
+            Default::default(),
+            CopyOptions::default(),
+            &buffers,
+            &meter,
+        )
+        .await;
         assert!(matches!(end, CopyEnd::Upstream(_)), "{end:?}");
     }
 }

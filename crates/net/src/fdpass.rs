@@ -1,8 +1,9 @@
-//! Sockets handed over a Unix socket (SCM_RIGHTS): how a process inside a network namespace gets connections and
-//! listening sockets of another one, and answers to DNS queries from there.
+//! Sockets handed over a Unix socket (SCM_RIGHTS): how a process inside a network namespace gets
+//! connections and listening sockets of another one, and answers to DNS queries from there.
 //!
-//! The transport is SOCK_SEQPACKET, so a message is a packet: one [`Request`], one [`Reply`], in turn, any number of
-//! times on a connection. A reply of [`Reply::Socket`] carries exactly one descriptor.
+//! The transport is SOCK_SEQPACKET, so a message is a packet: one [`Request`], one [`Reply`], in
+//! turn, any number of times on a connection. A reply of [`Reply::Socket`] carries exactly one
+//! descriptor.
 //!
 //! | bytes | message |
 //! |---|---|
@@ -20,8 +21,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 use tokio::io::unix::AsyncFd;
 
@@ -57,7 +58,10 @@ fn bad(what: &str) -> io::Error {
 }
 
 fn split(packet: &[u8]) -> io::Result<(u8, &[u8])> {
-    packet.split_first().map(|(tag, rest)| (*tag, rest)).ok_or_else(|| bad("empty message"))
+    packet
+        .split_first()
+        .map(|(tag, rest)| (*tag, rest))
+        .ok_or_else(|| bad("empty message"))
 }
 
 fn text(bytes: &[u8]) -> io::Result<&str> {
@@ -85,7 +89,10 @@ impl Request {
     pub fn decode(packet: &[u8]) -> io::Result<Self> {
         match split(packet)? {
             (b'C', to) => Ok(Self::Connect(text(to)?.to_owned())),
-            (b'L', at) => text(at)?.parse().map(Self::Listen).map_err(|_| bad("not an address")),
+            (b'L', at) => text(at)?
+                .parse()
+                .map(Self::Listen)
+                .map_err(|_| bad("not an address")),
             (b'D', query) => Ok(Self::Dns(query.to_vec())),
             _ => Err(bad("unknown request")),
         }
@@ -105,7 +112,10 @@ impl Reply {
     /// Reads a packet.
     pub fn decode(packet: &[u8]) -> io::Result<Self> {
         match split(packet)? {
-            (b'S', at) => text(at)?.parse().map(Self::Socket).map_err(|_| bad("not an address")),
+            (b'S', at) => text(at)?
+                .parse()
+                .map(Self::Socket)
+                .map_err(|_| bad("not an address")),
             (b'A', answer) => Ok(Self::Answer(answer.to_vec())),
             (b'E', why) => Ok(Self::Refused(String::from_utf8_lossy(why).into_owned())),
             _ => Err(bad("unknown reply")),
@@ -120,18 +130,27 @@ pub fn send(socket: impl AsFd, packet: &[u8], fds: &[BorrowedFd<'_>]) -> io::Res
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(bad("too many descriptors"));
     }
-    rustix::net::sendmsg(socket, &[IoSlice::new(packet)], &mut control, SendFlags::NOSIGNAL)?;
+    rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(packet)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
     Ok(())
 }
 
-/// Receives one packet with its descriptors (close-on-exec); blocks if the socket does. An empty packet means that the
-/// peer is gone.
+/// Receives one packet with its descriptors (close-on-exec); blocks if the socket does. An empty
+/// packet means that the peer is gone.
 pub fn receive(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut packet = vec![0; MAX_MESSAGE];
-    let received =
-        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut packet)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let received = rustix::net::recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut packet)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
     if received.flags.contains(rustix::net::ReturnFlags::TRUNC) {
         return Err(bad("message too long"));
     }
@@ -146,7 +165,12 @@ pub fn receive(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
 }
 
 fn seqpacket(flags: SocketFlags) -> io::Result<OwnedFd> {
-    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC | flags, None)?)
+    Ok(rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC | flags,
+        None,
+    )?)
 }
 
 /// A blocking connection to a server at `path`.
@@ -262,18 +286,29 @@ mod tests {
         let serve = async {
             let client = server.accept().await.expect("a client");
             let (packet, _) = client.receive().await.expect("a packet");
-            let Request::Listen(at) = Request::decode(&packet).expect("a request") else { panic!("asked to listen") };
+            let Request::Listen(at) = Request::decode(&packet).expect("a request") else {
+                panic!("asked to listen")
+            };
             let listener = std::net::TcpListener::bind(at).expect("binds");
             let reply = Reply::Socket(listener.local_addr().expect("bound"));
-            client.send(&reply.encode(), &[listener.as_fd()]).await.expect("sent");
+            client
+                .send(&reply.encode(), &[listener.as_fd()])
+                .await
+                .expect("sent");
         };
         let ask = async {
             let channel = Channel::connect(&path).expect("connects");
-            channel.ask(&Request::Listen("127.0.0.1:0".parse().expect("literal"))).await.expect("a reply")
+            channel
+                .ask(&Request::Listen("127.0.0.1:0".parse().expect("literal")))
+                .await
+                .expect("a reply")
         };
         let ((), (reply, fd)) = tokio::join!(serve, ask);
         let listener = std::net::TcpListener::from(fd.expect("a descriptor"));
-        assert_eq!(reply, Reply::Socket(listener.local_addr().expect("still bound")));
+        assert_eq!(
+            reply,
+            Reply::Socket(listener.local_addr().expect("still bound"))
+        );
     }
 
     #[test]
@@ -282,7 +317,10 @@ mod tests {
         assert!(Request::decode(b"L999.1.1.1:1").is_err());
         assert!(Reply::decode(b"?").is_err());
         for request in [Request::Connect("a:1".into()), Request::Dns(vec![1, 2])] {
-            assert_eq!(Request::decode(&request.encode()).expect("round trip"), request);
+            assert_eq!(
+                Request::decode(&request.encode()).expect("round trip"),
+                request
+            );
         }
     }
 }

@@ -1,8 +1,10 @@
-//! What the first bytes of a connection are. Bytes go in as they arrive; nothing here reads a socket.
+//! What the first bytes of a connection are. Bytes go in as they arrive; nothing here reads a
+//! socket.
 
 use rustls::server::{Accepted, Acceptor};
 
-/// Longest ClientHello that is looked at, in bytes (C7: one hello in many writes, or a very long one).
+/// Longest ClientHello that is looked at, in bytes (C7: one hello in many writes, or a very long
+/// one).
 pub const MAX_HELLO: usize = 16 * 1024;
 /// Longest first line that the HTTP sniffer waits for.
 pub const MAX_FIRST_LINE: usize = 8 * 1024;
@@ -60,7 +62,11 @@ impl TlsSniffer {
                 Err(_) => return TlsSniff::Broken("malformed ClientHello"),
             }
         }
-        if self.fed >= MAX_HELLO { TlsSniff::Broken("ClientHello too long") } else { TlsSniff::NeedMore }
+        if self.fed >= MAX_HELLO {
+            TlsSniff::Broken("ClientHello too long")
+        } else {
+            TlsSniff::NeedMore
+        }
     }
 
     /// How many of the bytes the [`Hello::accepted`] has taken; the rest must follow it.
@@ -75,9 +81,17 @@ impl Hello {
         let server_name = hello.server_name().map(str::to_ascii_lowercase);
         let alpn = hello
             .alpn()
-            .map(|list| list.take(MAX_ALPN).filter_map(|p| std::str::from_utf8(p).ok().map(str::to_owned)).collect())
+            .map(|list| {
+                list.take(MAX_ALPN)
+                    .filter_map(|p| std::str::from_utf8(p).ok().map(str::to_owned))
+                    .collect()
+            })
             .unwrap_or_default();
-        Self { server_name, alpn, accepted }
+        Self {
+            server_name,
+            alpn,
+            accepted,
+        }
     }
 }
 
@@ -115,7 +129,11 @@ pub const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub fn sniff_http(bytes: &[u8]) -> HttpSniff {
     let common = bytes.len().min(H2_PREFACE.len());
     if bytes[..common] == H2_PREFACE[..common] {
-        return if common == H2_PREFACE.len() { HttpSniff::Http2 } else { HttpSniff::NeedMore };
+        return if common == H2_PREFACE.len() {
+            HttpSniff::Http2
+        } else {
+            HttpSniff::NeedMore
+        };
     }
     let Some(end) = bytes.iter().position(|b| *b == b'\n') else {
         return if bytes.len() < MAX_FIRST_LINE && could_be_request_line(bytes) {
@@ -136,13 +154,16 @@ pub fn sniff_http(bytes: &[u8]) -> HttpSniff {
     }
 }
 
-/// A method, then printable bytes. Methods are tokens (RFC 9110 §9.1), but all that are in use are of capital letters and
-/// shorter than 32; as with Envoy's http_inspector, other protocols' words must not be waited on for the end of a line.
+/// A method, then printable bytes. Methods are tokens (RFC 9110 §9.1), but all that are in use are
+/// of capital letters and shorter than 32; as with Envoy's http_inspector, other protocols' words
+/// must not be waited on for the end of a line.
 fn could_be_request_line(line: &[u8]) -> bool {
     let method = line.iter().position(|b| *b == b' ').unwrap_or(line.len());
     method > 0
         && method <= 32
-        && line[..method].iter().all(|b| b.is_ascii_uppercase() || matches!(b, b'-' | b'_'))
+        && line[..method]
+            .iter()
+            .all(|b| b.is_ascii_uppercase() || matches!(b, b'-' | b'_'))
         && line[method..].iter().all(|b| *b >= 0x20 || *b == b'\r')
 }
 
@@ -163,12 +184,19 @@ mod tests {
         ] {
             for cut in 1..line.len() {
                 let sniffed = sniff_http(&line[..cut]);
-                assert!(sniffed == HttpSniff::NeedMore || sniffed == wanted, "{line:?} cut at {cut}: {sniffed:?}");
+                assert!(
+                    sniffed == HttpSniff::NeedMore || sniffed == wanted,
+                    "{line:?} cut at {cut}: {sniffed:?}"
+                );
             }
             assert_eq!(sniff_http(line), wanted, "{line:?}");
         }
         assert_eq!(sniff_http(b"\x00\x01"), HttpSniff::Other);
-        assert_eq!(sniff_http(b"hello"), HttpSniff::Other, "who speaks without line feeds is not kept waiting");
+        assert_eq!(
+            sniff_http(b"hello"),
+            HttpSniff::Other,
+            "who speaks without line feeds is not kept waiting"
+        );
         assert_eq!(sniff_http(b"*1\r\n$4\r\n"), HttpSniff::Other);
     }
 
@@ -182,14 +210,20 @@ mod tests {
         let mut config = config;
         config.alpn_protocols = vec![b"istio-http/1.1".to_vec(), b"istio".to_vec()];
         let name = "Reviews.Default".to_owned().try_into().expect("a name");
-        let mut client = rustls::ClientConnection::new(std::sync::Arc::new(config), name).expect("client");
+        let mut client =
+            rustls::ClientConnection::new(std::sync::Arc::new(config), name).expect("client");
         let mut hello = Vec::new();
         client.write_tls(&mut hello).expect("to memory");
         let mut sniffer = TlsSniffer::default();
         for cut in 1..hello.len() {
-            assert!(matches!(sniffer.feed(&hello[..cut]), TlsSniff::NeedMore), "at {cut}");
+            assert!(
+                matches!(sniffer.feed(&hello[..cut]), TlsSniff::NeedMore),
+                "at {cut}"
+            );
         }
-        let TlsSniff::Hello(read) = sniffer.feed(&hello) else { panic!("a whole hello") };
+        let TlsSniff::Hello(read) = sniffer.feed(&hello) else {
+            panic!("a whole hello")
+        };
         assert_eq!(read.server_name.as_deref(), Some("reviews.default"));
         assert_eq!(read.alpn, ["istio-http/1.1", "istio"]);
         assert_eq!(sniffer.taken(), hello.len());
@@ -197,9 +231,15 @@ mod tests {
 
     #[test]
     fn other_bytes_are_not_tls_and_junk_in_tls_clothes_is_broken() {
-        assert!(matches!(TlsSniffer::default().feed(b"GET"), TlsSniff::NotTls));
+        assert!(matches!(
+            TlsSniffer::default().feed(b"GET"),
+            TlsSniff::NotTls
+        ));
         let mut junk = vec![0x16, 0x03, 0x01, 0x00, 0x05];
         junk.extend_from_slice(&[0xff; 5]);
-        assert!(matches!(TlsSniffer::default().feed(&junk), TlsSniff::Broken(_)));
+        assert!(matches!(
+            TlsSniffer::default().feed(&junk),
+            TlsSniff::Broken(_)
+        ));
     }
 }

@@ -1,8 +1,9 @@
 //! Sockets as a mesh proxy needs them.
 //!
-//! In: addresses, socket options, first bytes. Out: listening and connected sockets, the original destination of a
-//! redirected connection, what the first bytes are, and bytes copied from one stream to another. This crate knows no
-//! configuration, no HTTP beyond its first line, and imports nothing of ours but `types`.
+//! In: addresses, socket options, first bytes. Out: listening and connected sockets, the original
+//! destination of a redirected connection, what the first bytes are, and bytes copied from one
+//! stream to another. This crate knows no configuration, no HTTP beyond its first line, and imports
+//! nothing of ours but `types`.
 
 pub mod binder;
 pub mod buffers;

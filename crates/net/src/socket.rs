@@ -25,7 +25,13 @@ pub struct ListenOptions {
 impl ListenOptions {
     /// A listener with Envoy-like defaults.
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, backlog: 4096, transparent: false, freebind: false, reuse_port: true }
+        Self {
+            address,
+            backlog: 4096,
+            transparent: false,
+            freebind: false,
+            reuse_port: true,
+        }
     }
 }
 
@@ -53,7 +59,11 @@ pub struct ConnectOptions {
 
 /// A bound, listening, non-blocking socket.
 pub fn listen(options: &ListenOptions) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(options.address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(options.address),
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(true)?;
     if options.reuse_port {
         socket.set_reuse_port(true)?;
@@ -80,13 +90,19 @@ pub fn listen(options: &ListenOptions) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Whether somebody else, even the same user, listens on the address already. A second SO_REUSEPORT bind would
-/// succeed silently and steal half of the connections, so the first bind is tried without it.
+/// Whether somebody else, even the same user, listens on the address already. A second SO_REUSEPORT
+/// bind would succeed silently and steal half of the connections, so the first bind is tried
+/// without it.
 pub fn is_taken(address: SocketAddr) -> bool {
     if address.port() == 0 {
         return false;
     }
-    let probe = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).and_then(|socket| {
+    let probe = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )
+    .and_then(|socket| {
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
         socket.listen(1)
@@ -96,11 +112,18 @@ pub fn is_taken(address: SocketAddr) -> bool {
 
 /// Connects; the caller bounds the time. Cancellation-safe: dropping the future closes the socket.
 pub async fn connect(to: SocketAddr, options: &ConnectOptions) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(to),
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )?;
     if let Some(mark) = options.mark {
         socket.set_mark(mark)?;
     }
-    if let Some(source) = options.source.filter(|source| source.is_ipv4() == to.is_ipv4()) {
+    if let Some(source) = options
+        .source
+        .filter(|source| source.is_ipv4() == to.is_ipv4())
+    {
         // The port is chosen at connect time, so that many destinations can share a source port.
         bind_address_no_port(&socket);
         socket.bind(&SocketAddr::new(source, 0).into())?;
@@ -112,13 +135,14 @@ pub async fn connect(to: SocketAddr, options: &ConnectOptions) -> io::Result<Tcp
     TcpSocket::from_std_stream(socket.into()).connect(to).await
 }
 
-/// IP_BIND_ADDRESS_NO_PORT; without it one source address has only as many connections as there are ports.
+/// IP_BIND_ADDRESS_NO_PORT; without it one source address has only as many connections as there are
+/// ports.
 #[allow(unsafe_code)]
 fn bind_address_no_port(socket: &Socket) {
     use std::os::fd::AsRawFd;
     let on: libc::c_int = 1;
-    // SAFETY: the descriptor is open for as long as `socket` is borrowed, and the option takes an int of that size.
-    // Failing leaves the early choice of a port, which is no error.
+    // SAFETY: the descriptor is open for as long as `socket` is borrowed, and the option takes an
+    // int of that size. Failing leaves the early choice of a port, which is no error.
     unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -146,16 +170,20 @@ pub fn set_keepalive(socket: SockRef<'_>, keepalive: &Keepalive) -> io::Result<(
     socket.set_tcp_keepalive(&params)
 }
 
-/// Where a connection wanted to go before a REDIRECT rule took it (SO_ORIGINAL_DST); `None` if no rule did.
+/// Where a connection wanted to go before a REDIRECT rule took it (SO_ORIGINAL_DST); `None` if no
+/// rule did.
 pub fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
     let socket = SockRef::from(stream);
     let local = stream.local_addr().ok()?;
     let address = match local {
         SocketAddr::V4(_) => socket.original_dst_v4(),
-        SocketAddr::V6(address) if address.ip().to_ipv4_mapped().is_some() => socket.original_dst_v4(),
+        SocketAddr::V6(address) if address.ip().to_ipv4_mapped().is_some() => {
+            socket.original_dst_v4()
+        }
         SocketAddr::V6(_) => socket.original_dst_v6(),
     };
-    // Without connection tracking the kernel answers ENOENT or ENOPROTOOPT: the connection was not redirected.
+    // Without connection tracking the kernel answers ENOENT or ENOPROTOOPT: the connection was not
+    // redirected.
     address.ok()?.as_socket()
 }
 
@@ -181,15 +209,25 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_that_nobody_redirected_has_no_other_destination() {
-        let listener = listen(&ListenOptions::new("127.0.0.1:0".parse().expect("literal"))).expect("listens");
+        let listener =
+            listen(&ListenOptions::new("127.0.0.1:0".parse().expect("literal"))).expect("listens");
         let listener = tokio::net::TcpListener::from_std(listener).expect("non-blocking");
         let address = listener.local_addr().expect("bound");
-        let options = ConnectOptions { source: Some("127.0.0.6".parse().expect("literal")), ..Default::default() };
+        let options = ConnectOptions {
+            source: Some("127.0.0.6".parse().expect("literal")),
+            ..Default::default()
+        };
         let (client, served) = tokio::join!(connect(address, &options), listener.accept());
         let (served, peer) = served.expect("accepted");
         assert_eq!(peer.ip().to_string(), "127.0.0.6");
-        assert_eq!(client.expect("connected").peer_addr().expect("peer"), address);
+        assert_eq!(
+            client.expect("connected").peer_addr().expect("peer"),
+            address
+        );
         let original = original_destination(&served);
-        assert!(original.is_none() || original == Some(address), "{original:?}");
+        assert!(
+            original.is_none() || original == Some(address),
+            "{original:?}"
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! A mesh whose control plane and sidecars are stand-ins: enough to try namespaces, capture and lifecycle by themselves.
+//! A mesh whose control plane and sidecars are stand-ins: enough to try namespaces, capture and
+//! lifecycle by themselves.
 //!
-//! `mesh up DIR [IMAGE-MAP [DIAL-MAP]]` starts one (folders from `RUN` and `STATE` in the environment); `mesh list|logs|exec|run|…` talks to it.
-//! The stand-in sidecar passes captured connections on to where they were going, marked as a proxy's, and notes them in its log.
+//! `mesh up DIR [IMAGE-MAP [DIAL-MAP]]` starts one (folders from `RUN` and `STATE` in the
+//! environment); `mesh list|logs|exec|run|…` talks to it. The stand-in sidecar passes captured
+//! connections on to where they were going, marked as a proxy's, and notes them in its log.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -20,7 +22,11 @@ fn main() -> anyhow::Result<()> {
         exit(code);
     }
     let folder = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let words: Vec<&str> = arguments.iter().skip(1).filter_map(|word| word.to_str()).collect();
+    let words: Vec<&str> = arguments
+        .iter()
+        .skip(1)
+        .filter_map(|word| word.to_str())
+        .collect();
     if let ["up", dir, maps @ ..] = &words[..] {
         let mut options = UpOptions::new("example");
         options.dirs = vec![(*dir).into()];
@@ -36,7 +42,9 @@ fn main() -> anyhow::Result<()> {
         options.on_event = Box::new(|event| println!("{event:?}"));
         return meltemi_node::up(options);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let code = runtime.block_on(async {
         match words[..] {
             ["control", ..] => control(&flags(&words)).await,
@@ -53,7 +61,10 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn flags<'a>(words: &[&'a str]) -> BTreeMap<&'a str, &'a str> {
-    words.windows(2).filter_map(|pair| Some((pair[0].strip_prefix("--")?, pair[1]))).collect()
+    words
+        .windows(2)
+        .filter_map(|pair| Some((pair[0].strip_prefix("--")?, pair[1])))
+        .collect()
 }
 
 async fn control(flags: &BTreeMap<&str, &str>) -> anyhow::Result<i32> {
@@ -71,8 +82,10 @@ async fn sidecar(flags: &BTreeMap<&str, &str>) -> anyhow::Result<i32> {
     if let Some(path) = flags.get("host-socket") {
         // Blocking, and once: a stand-in.
         let wanted = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080));
-        let (reply, fd) =
-            meltemi_net::fdpass::ask_blocking(path.as_ref(), &meltemi_net::fdpass::Request::Listen(wanted))?;
+        let (reply, fd) = meltemi_net::fdpass::ask_blocking(
+            path.as_ref(),
+            &meltemi_net::fdpass::Request::Listen(wanted),
+        )?;
         println!("host socket: {reply:?}");
         if let Some(fd) = fd {
             let listener = std::net::TcpListener::from(fd);
@@ -80,8 +93,16 @@ async fn sidecar(flags: &BTreeMap<&str, &str>) -> anyhow::Result<i32> {
             tokio::spawn(greet(TcpListener::from_std(listener)?, "gateway"));
         }
     } else {
-        tokio::spawn(pass_on(TcpListener::bind("0.0.0.0:15001").await?, "outbound", None));
-        tokio::spawn(pass_on(TcpListener::bind("0.0.0.0:15006").await?, "inbound", Some(Ipv4Addr::new(127, 0, 0, 6))));
+        tokio::spawn(pass_on(
+            TcpListener::bind("0.0.0.0:15001").await?,
+            "outbound",
+            None,
+        ));
+        tokio::spawn(pass_on(
+            TcpListener::bind("0.0.0.0:15006").await?,
+            "inbound",
+            Some(Ipv4Addr::new(127, 0, 0, 6)),
+        ));
         tokio::spawn(forward_dns(UdpSocket::bind("127.0.0.1:15053").await?));
     }
     println!("sidecar {} up", flags["pod"]);
@@ -93,21 +114,35 @@ async fn greet(listener: TcpListener, text: &'static str) -> anyhow::Result<i32>
         let (mut stream, _) = listener.accept().await?;
         tokio::spawn(async move {
             let _ = stream.read(&mut [0; 1024]).await;
-            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}", text.len());
+            let head = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}",
+                text.len()
+            );
             let _ = stream.write_all(head.as_bytes()).await;
         });
     }
 }
 
 async fn answer(port: u16, text: &str) -> anyhow::Result<i32> {
-    greet(TcpListener::bind(("0.0.0.0", port)).await?, Box::leak(text.to_owned().into_boxed_str())).await
+    greet(
+        TcpListener::bind(("0.0.0.0", port)).await?,
+        Box::leak(text.to_owned().into_boxed_str()),
+    )
+    .await
 }
 
-async fn pass_on(listener: TcpListener, side: &'static str, source: Option<Ipv4Addr>) -> anyhow::Result<()> {
+async fn pass_on(
+    listener: TcpListener,
+    side: &'static str,
+    source: Option<Ipv4Addr>,
+) -> anyhow::Result<()> {
     loop {
         let (mut inner, _) = listener.accept().await?;
         tokio::spawn(async move {
-            let to = SockRef::from(&inner).original_dst_v4().ok().and_then(|a| a.as_socket());
+            let to = SockRef::from(&inner)
+                .original_dst_v4()
+                .ok()
+                .and_then(|a| a.as_socket());
             println!("{side} to {to:?}");
             let Some(to) = to else { return };
             let connect = async {
@@ -120,7 +155,8 @@ async fn pass_on(listener: TcpListener, side: &'static str, source: Option<Ipv4A
             };
             match connect.await {
                 Ok(mut outer) => {
-                    let _: Result<_, _> = tokio::io::copy_bidirectional(&mut inner, &mut outer).await;
+                    let _: Result<_, _> =
+                        tokio::io::copy_bidirectional(&mut inner, &mut outer).await;
                 }
                 Err(error) => println!("{side} to {to}: {error}"),
             }
@@ -146,19 +182,30 @@ async fn forward_dns(socket: UdpSocket) -> anyhow::Result<()> {
 async fn client(client: Client, words: &[&str]) -> anyhow::Result<i32> {
     let target = |name: &str| {
         let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
-        Target { namespace: namespace.into(), name: name.into() }
+        Target {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     };
     match words {
         ["list"] => println!("{}", serde_json::to_string_pretty(&client.list().await?)?),
         ["logs", name, rest @ ..] => {
             let follow = rest.contains(&"follow");
-            let mut stream = client.logs(target(name), rest.contains(&"proxy"), None, follow).await?;
+            let mut stream = client
+                .logs(target(name), rest.contains(&"proxy"), None, follow)
+                .await?;
             while let Some(bytes) = stream.output().await? {
                 print!("{}", String::from_utf8_lossy(&bytes));
             }
         }
         ["exec", name, argv @ ..] => {
-            return Ok(client.exec(target(name), argv.iter().map(|w| (*w).to_owned()).collect(), Vec::new()).await?);
+            return Ok(client
+                .exec(
+                    target(name),
+                    argv.iter().map(|w| (*w).to_owned()).collect(),
+                    Vec::new(),
+                )
+                .await?);
         }
         ["run", app, port, argv @ ..] => {
             let run = Run {
@@ -183,7 +230,10 @@ async fn client(client: Client, words: &[&str]) -> anyhow::Result<i32> {
             }
         }
         ["stop", name] => println!("{}", client.stop(target(name)).await?),
-        ["restart", name, "app"] => println!("{}", client.restart(target(name), Some(PartName::App)).await?),
+        ["restart", name, "app"] => println!(
+            "{}",
+            client.restart(target(name), Some(PartName::App)).await?
+        ),
         ["restart", name] => println!("{}", client.restart(target(name), None).await?),
         ["get", address] => {
             let mut stream = TcpStream::connect(address).await?;

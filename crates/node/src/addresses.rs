@@ -17,8 +17,8 @@ pub(crate) struct Addresses {
     unsaved: bool,
 }
 
-/// First and last host of 10.44.0.0/16 that a workload may get; the router is 10.44.0.1 and 10.44.255.253, the last one probes
-/// the kernel.
+/// First and last host of 10.44.0.0/16 that a workload may get; the router is 10.44.0.1 and
+/// 10.44.255.253, the last one probes the kernel.
 const FIRST: u32 = u32::from_be_bytes([10, 44, 0, 2]);
 const LAST: u32 = u32::from_be_bytes([10, 44, 255, 252]);
 
@@ -28,8 +28,15 @@ impl Addresses {
         let text = fs::read_to_string(file).unwrap_or_default();
         let mut known: BTreeMap<String, Ipv4Addr> = serde_json::from_str(&text).unwrap_or_default();
         let mut seen = BTreeSet::new();
-        known.retain(|_, address| (FIRST..=LAST).contains(&u32::from(*address)) && seen.insert(*address));
-        Self { file: file.to_owned(), known, used: BTreeSet::new(), unsaved: false }
+        known.retain(|_, address| {
+            (FIRST..=LAST).contains(&u32::from(*address)) && seen.insert(*address)
+        });
+        Self {
+            file: file.to_owned(),
+            known,
+            used: BTreeSet::new(),
+            unsaved: false,
+        }
     }
 
     /// The address of a workload; `None` when all are taken.
@@ -40,10 +47,16 @@ impl Addresses {
             return Some(address);
         }
         let held: BTreeSet<Ipv4Addr> = self.known.values().copied().collect();
-        let free = (FIRST..=LAST).map(Ipv4Addr::from).find(|address| !held.contains(address));
+        let free = (FIRST..=LAST)
+            .map(Ipv4Addr::from)
+            .find(|address| !held.contains(address));
         let address = free.or_else(|| {
             // All were given at some time: take that of a workload that is gone.
-            let gone = self.known.keys().find(|name| !self.used.contains(*name)).cloned()?;
+            let gone = self
+                .known
+                .keys()
+                .find(|name| !self.used.contains(*name))
+                .cloned()?;
             self.known.remove(&gone)
         })?;
         self.known.insert(workload.to_owned(), address);
@@ -58,7 +71,8 @@ impl Addresses {
         self.save();
     }
 
-    /// Writes the table, if it is not written yet: a full disk is tried again with the next workload that comes or goes.
+    /// Writes the table, if it is not written yet: a full disk is tried again with the next
+    /// workload that comes or goes.
     fn save(&mut self) {
         if !self.unsaved {
             return;
@@ -88,10 +102,16 @@ mod tests {
         let mut table = Addresses::load(&file);
         let a = table.take("default/a").unwrap();
         let b = table.take("default/b").unwrap();
-        assert_eq!((a, b), (Ipv4Addr::new(10, 44, 0, 2), Ipv4Addr::new(10, 44, 0, 3)));
+        assert_eq!(
+            (a, b),
+            (Ipv4Addr::new(10, 44, 0, 2), Ipv4Addr::new(10, 44, 0, 3))
+        );
         table.release("default/a");
         let mut again = Addresses::load(&file);
-        assert_eq!(again.take("default/c").unwrap(), Ipv4Addr::new(10, 44, 0, 4));
+        assert_eq!(
+            again.take("default/c").unwrap(),
+            Ipv4Addr::new(10, 44, 0, 4)
+        );
         assert_eq!(again.take("default/a").unwrap(), a);
         // What could not be written is written with the next chance.
         let beside = dir.path().join("away");

@@ -1,5 +1,5 @@
-//! What clients ask of a running node, over `RUN/node.sock`: packets of JSON, with file descriptors where a program's own
-//! input and output are handed over.
+//! What clients ask of a running node, over `RUN/node.sock`: packets of JSON, with file descriptors
+//! where a program's own input and output are handed over.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -38,7 +38,8 @@ pub enum Request {
         /// Further environment (such as `TERM`).
         env: Vec<(String, String)>,
     },
-    /// Add a program as a workload: [`Reply::Started`], then its output, until the client leaves or it is stopped.
+    /// Add a program as a workload: [`Reply::Started`], then its output, until the client leaves or
+    /// it is stopped.
     Run(Box<Run>),
     /// End a workload that was added with [`Request::Run`].
     Stop(Target),

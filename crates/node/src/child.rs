@@ -21,12 +21,15 @@ pub(crate) enum Output {
 
 /// Starts a program; it dies with the returned handle, and with the node.
 ///
-/// The descriptors that `spec` names must stay open until this returns. Must be called on the node's main thread: children
-/// are killed when the thread that started them ends.
+/// The descriptors that `spec` names must stay open until this returns. Must be called on the
+/// node's main thread: children are killed when the thread that started them ends.
 pub(crate) fn spawn(spec: &LaunchSpec, title: &str, output: Output) -> anyhow::Result<Child> {
     let told = memfd::json(spec)?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg0(format!("{TITLE} {title}")).arg(LAUNCH_ROLE).arg(told.as_raw_fd().to_string());
+    command
+        .arg0(format!("{TITLE} {title}"))
+        .arg(LAUNCH_ROLE)
+        .arg(told.as_raw_fd().to_string());
     let mut fds: Vec<RawFd> = vec![told.as_raw_fd()];
     fds.extend(spec.netns);
     fds.extend(spec.join);
@@ -34,7 +37,10 @@ pub(crate) fn spawn(spec: &LaunchSpec, title: &str, output: Output) -> anyhow::R
     sys::inherit(&mut command, fds);
     let log = match output {
         Output::Log(log) => {
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
             Some(log)
         }
         Output::Given([input, out, err]) => {
@@ -42,7 +48,9 @@ pub(crate) fn spawn(spec: &LaunchSpec, title: &str, output: Output) -> anyhow::R
             None
         }
     };
-    let mut child = tokio::process::Command::from(command).kill_on_drop(true).spawn()?;
+    let mut child = tokio::process::Command::from(command)
+        .kill_on_drop(true)
+        .spawn()?;
     if let Some(log) = log {
         if let Some(out) = child.stdout.take() {
             tokio::spawn(Arc::clone(&log).copy(out));
@@ -56,7 +64,10 @@ pub(crate) fn spawn(spec: &LaunchSpec, title: &str, output: Output) -> anyhow::R
 
 /// Sends a signal to a child that has not been waited for.
 pub(crate) fn signal(child: &Child, signal: i32) {
-    if let Some(pid) = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())) {
+    if let Some(pid) = child
+        .id()
+        .and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()))
+    {
         sys::kill(pid, signal);
     }
 }

@@ -15,7 +15,9 @@ use crate::spec::{ProxyKind, WorkloadKey};
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens there.
-    #[error("no mesh is running at {path} ({error}); start one with `meltemi demo` or `meltemi up -f DIR`")]
+    #[error(
+        "no mesh is running at {path} ({error}); start one with `meltemi demo` or `meltemi up -f DIR`"
+    )]
     NotRunning {
         /// The node's socket.
         path: PathBuf,
@@ -32,7 +34,9 @@ pub enum ClientError {
     #[error("talking to the node: {0}")]
     Io(#[from] io::Error),
     /// The node went away before it answered.
-    #[error("the node ended before it answered; `meltemi up` says why, and whether it is started again")]
+    #[error(
+        "the node ended before it answered; `meltemi up` says why, and whether it is started again"
+    )]
     Ended,
     /// An answer that does not belong to the request.
     #[error("the node's answer is not understood; are both of the same version?")]
@@ -65,12 +69,21 @@ impl Stream {
 impl Client {
     /// For the mesh whose sockets are in `run_dir` (see [`crate::config::run_dir`]).
     pub fn new(run_dir: &Path) -> Self {
-        Self { path: run_dir.join("node.sock") }
+        Self {
+            path: run_dir.join("node.sock"),
+        }
     }
 
-    async fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<FdSocket, ClientError> {
+    async fn ask(
+        &self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<FdSocket, ClientError> {
         let connected = fdpass::connect_blocking(&self.path).and_then(FdSocket::new);
-        let socket = connected.map_err(|error| ClientError::NotRunning { path: self.path.clone(), error })?;
+        let socket = connected.map_err(|error| ClientError::NotRunning {
+            path: self.path.clone(),
+            error,
+        })?;
         socket.send(request, fds).await?;
         Ok(socket)
     }
@@ -106,19 +119,33 @@ impl Client {
         tail: Option<usize>,
         follow: bool,
     ) -> Result<Stream, ClientError> {
-        let socket = self.ask(&Request::Logs { target, proxy, tail, follow }, &[]).await?;
+        let socket = self
+            .ask(
+                &Request::Logs {
+                    target,
+                    proxy,
+                    tail,
+                    follow,
+                },
+                &[],
+            )
+            .await?;
         Ok(Stream { socket })
     }
 
-    /// Runs a program where an application runs, with this process's own input and output; passes signals on. Answers its
-    /// exit code.
+    /// Runs a program where an application runs, with this process's own input and output; passes
+    /// signals on. Answers its exit code.
     pub async fn exec(
         &self,
         target: Target,
         argv: Vec<String>,
         env: Vec<(String, String)>,
     ) -> Result<i32, ClientError> {
-        let (input, output, errors) = (rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr());
+        let (input, output, errors) = (
+            rustix::stdio::stdin(),
+            rustix::stdio::stdout(),
+            rustix::stdio::stderr(),
+        );
         let fds = [input.as_fd(), output.as_fd(), errors.as_fd()];
         let mut signals = Signals::new()?;
         let socket = self.ask(&Request::Exec { target, argv, env }, &fds).await?;
@@ -134,7 +161,8 @@ impl Client {
         }
     }
 
-    /// Adds a program as a workload. Unless it is detached it ends when the returned stream is dropped.
+    /// Adds a program as a workload. Unless it is detached it ends when the returned stream is
+    /// dropped.
     pub async fn run(&self, run: Run) -> Result<(Vec<WorkloadKey>, Stream), ClientError> {
         let socket = self.ask(&Request::Run(Box::new(run)), &[]).await?;
         match receive(&socket).await? {
@@ -149,7 +177,11 @@ impl Client {
     }
 
     /// Starts a workload's programs, or one of them, anew.
-    pub async fn restart(&self, target: Target, part: Option<PartName>) -> Result<String, ClientError> {
+    pub async fn restart(
+        &self,
+        target: Target,
+        part: Option<PartName>,
+    ) -> Result<String, ClientError> {
         self.ask_done(Request::Restart { target, part }).await
     }
 
@@ -162,8 +194,14 @@ impl Client {
 /// The next reply; refusals are errors.
 async fn receive(socket: &FdSocket) -> Result<Option<Reply>, ClientError> {
     match socket.receive::<Reply>().await?.map(|(reply, _)| reply) {
-        Some(Reply::Refused { not_found: true, message }) => Err(ClientError::NotFound(message)),
-        Some(Reply::Refused { not_found: false, message }) => Err(ClientError::Refused(message)),
+        Some(Reply::Refused {
+            not_found: true,
+            message,
+        }) => Err(ClientError::NotFound(message)),
+        Some(Reply::Refused {
+            not_found: false,
+            message,
+        }) => Err(ClientError::Refused(message)),
         other => Ok(other),
     }
 }
@@ -173,9 +211,20 @@ struct Signals(Vec<(i32, Signal)>);
 
 impl Signals {
     fn new() -> io::Result<Self> {
-        let numbers =
-            [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGWINCH, libc::SIGUSR1, libc::SIGUSR2];
-        numbers.into_iter().map(|n| Ok((n, signal(SignalKind::from_raw(n))?))).collect::<io::Result<_>>().map(Self)
+        let numbers = [
+            libc::SIGINT,
+            libc::SIGTERM,
+            libc::SIGHUP,
+            libc::SIGQUIT,
+            libc::SIGWINCH,
+            libc::SIGUSR1,
+            libc::SIGUSR2,
+        ];
+        numbers
+            .into_iter()
+            .map(|n| Ok((n, signal(SignalKind::from_raw(n))?)))
+            .collect::<io::Result<_>>()
+            .map(Self)
     }
 
     /// Cancellation safe.

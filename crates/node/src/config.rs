@@ -42,7 +42,8 @@ pub struct UpOptions {
     pub sidecar_args: Vec<String>,
     /// Which proxy sidecars are: `envoy` for all, `WORKLOAD=envoy` for one; later words win.
     pub proxies: Vec<String>,
-    /// Path of an Envoy binary, for workloads that ask for it; else `envoy` is looked up on the PATH.
+    /// Path of an Envoy binary, for workloads that ask for it; else `envoy` is looked up on the
+    /// PATH.
     pub envoy: Option<PathBuf>,
     /// Called for what the user should see.
     pub on_event: Box<dyn FnMut(Event) + Send>,
@@ -72,17 +73,30 @@ impl UpOptions {
     }
 }
 
-/// Where a mesh of this name keeps its sockets: `$XDG_RUNTIME_DIR/meltemi/NAME`, else `/tmp/meltemi-UID/NAME`.
+/// Where a mesh of this name keeps its sockets: `$XDG_RUNTIME_DIR/meltemi/NAME`, else
+/// `/tmp/meltemi-UID/NAME`.
 pub fn run_dir(name: &str) -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute() && dir.is_dir()) {
+    match std::env::var_os("XDG_RUNTIME_DIR")
+        .map(PathBuf::from)
+        .filter(|dir| dir.is_absolute() && dir.is_dir())
+    {
         Some(dir) => dir.join("meltemi").join(name),
-        None => PathBuf::from(format!("/tmp/meltemi-{}", rustix::process::geteuid().as_raw())).join(name),
+        None => PathBuf::from(format!(
+            "/tmp/meltemi-{}",
+            rustix::process::geteuid().as_raw()
+        ))
+        .join(name),
     }
 }
 
-/// Where a mesh of this name keeps what outlives it: `$XDG_STATE_HOME/meltemi/NAME`, else `~/.local/state/meltemi/NAME`.
+/// Where a mesh of this name keeps what outlives it: `$XDG_STATE_HOME/meltemi/NAME`, else
+/// `~/.local/state/meltemi/NAME`.
 pub fn state_dir(name: &str) -> PathBuf {
-    let home = || std::env::var_os("HOME").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from).join(".local/state");
+    let home = || {
+        std::env::var_os("HOME")
+            .map_or_else(|| PathBuf::from("/tmp"), PathBuf::from)
+            .join(".local/state")
+    };
     std::env::var_os("XDG_STATE_HOME")
         .map(PathBuf::from)
         .filter(|dir| dir.is_absolute())

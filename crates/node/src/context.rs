@@ -48,18 +48,32 @@ impl Context {
 
     /// Environment of an application, before its own.
     pub(crate) fn app_env(&self, spec: &WorkloadSpec) -> BTreeMap<String, String> {
-        const PASSED: [&str; 10] =
-            ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "TERM", "LD_LIBRARY_PATH"];
-        let passed =
-            self.base_env.iter().filter(|(name, _)| PASSED.contains(&name.as_str()) || name.starts_with("LC_"));
-        let mut env: BTreeMap<String, String> = passed.map(|(k, v)| (k.clone(), v.clone())).collect();
+        const PASSED: [&str; 10] = [
+            "PATH",
+            "HOME",
+            "USER",
+            "LOGNAME",
+            "SHELL",
+            "LANG",
+            "TZ",
+            "TMPDIR",
+            "TERM",
+            "LD_LIBRARY_PATH",
+        ];
+        let passed = self
+            .base_env
+            .iter()
+            .filter(|(name, _)| PASSED.contains(&name.as_str()) || name.starts_with("LC_"));
+        let mut env: BTreeMap<String, String> =
+            passed.map(|(k, v)| (k.clone(), v.clone())).collect();
         env.insert("HOSTNAME".into(), spec.key.pod.clone());
         env
     }
 
     /// Where a gateway asks for sockets of the machine. Only the ingress gateway is published.
     pub(crate) fn host_socket(&self, spec: &WorkloadSpec) -> Option<PathBuf> {
-        (spec.is_gateway() && spec.workload == gateways::INGRESS).then(|| self.config.run_dir.join("host.sock"))
+        (spec.is_gateway() && spec.workload == gateways::INGRESS)
+            .then(|| self.config.run_dir.join("host.sock"))
     }
 
     pub(crate) async fn warn(&self, text: String) {
@@ -69,7 +83,12 @@ impl Context {
 
     /// The time, as objects write it.
     pub(crate) fn now(&self) -> String {
-        rfc3339(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+        rfc3339(
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_secs(),
+        )
     }
 }
 
@@ -78,13 +97,23 @@ fn rfc3339(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let z = days + 719_468;
     let (era, day_of_era) = (z / 146_097, z % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        rest / 3600,
+        rest / 60 % 60,
+        rest % 60
+    )
 }
 
 #[cfg(test)]

@@ -16,11 +16,13 @@ use crate::network::ROUTER;
 use crate::part::{Part, PartEvent};
 use crate::surroundings;
 
-/// Starts the control plane and starts it again when it ends. `up` becomes true when workloads can ask it for certificates.
+/// Starts the control plane and starts it again when it ends. `up` becomes true when workloads can
+/// ask it for certificates.
 pub(crate) async fn keep_running(context: Arc<Context>, up: watch::Sender<bool>) {
     let log = Log::new(&context.config.run_dir.join("control.log"));
     let folder = context.config.run_dir.join("workloads").join("control");
-    let files = surroundings::write(&folder, "istio-system", "istiod", ROUTER, ROUTER).unwrap_or_default();
+    let files =
+        surroundings::write(&folder, "istio-system", "istiod", ROUTER, ROUTER).unwrap_or_default();
     let mut part = Part::default();
     part.start_now();
     loop {
@@ -56,13 +58,20 @@ pub(crate) async fn keep_running(context: Arc<Context>, up: watch::Sender<bool>)
 /// Its last line, where that is an error.
 fn last_words(log: &Log) -> String {
     let (bytes, _) = log.read(log.tail(1));
-    match String::from_utf8_lossy(&bytes).trim().strip_prefix("error: ") {
+    match String::from_utf8_lossy(&bytes)
+        .trim()
+        .strip_prefix("error: ")
+    {
         Some(error) => format!(": {}", error.chars().take(400).collect::<String>()),
         None => String::new(),
     }
 }
 
-fn start(context: &Context, log: &Arc<Log>, files: &[(PathBuf, PathBuf)]) -> anyhow::Result<tokio::process::Child> {
+fn start(
+    context: &Context,
+    log: &Arc<Log>,
+    files: &[(PathBuf, PathBuf)],
+) -> anyhow::Result<tokio::process::Child> {
     let spec = LaunchSpec {
         argv: arguments(&context.config),
         title: Some("meltemi: control plane".into()),
@@ -96,7 +105,11 @@ fn arguments(config: &NodeConfig) -> Vec<String> {
 async fn answers(config: &NodeConfig) {
     loop {
         let root = config.run_dir.join("root-cert.pem").exists();
-        if root && tokio::net::UnixStream::connect(config.run_dir.join("control.sock")).await.is_ok() {
+        if root
+            && tokio::net::UnixStream::connect(config.run_dir.join("control.sock"))
+                .await
+                .is_ok()
+        {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;

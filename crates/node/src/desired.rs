@@ -9,7 +9,9 @@ use serde_json::Value;
 
 use crate::images::ImageMap;
 use crate::network::ROUTER;
-use crate::spec::{ContainerPort, Origin, POD_IP, Program, ProxyChoice, ProxyKind, WorkloadKey, WorkloadSpec};
+use crate::spec::{
+    ContainerPort, Origin, POD_IP, Program, ProxyChoice, ProxyKind, WorkloadKey, WorkloadSpec,
+};
 
 /// More replicas than this are a slip on one machine.
 const MAX_REPLICAS: i32 = 100;
@@ -28,13 +30,23 @@ pub(crate) fn desired<'a>(
     let unmeshed: Vec<&str> = objects
         .clone()
         .into_iter()
-        .filter(|o| matches!(o.spec, Spec::Namespace) && o.meta.labels.value("istio-injection") == Some("disabled"))
+        .filter(|o| {
+            matches!(o.spec, Spec::Namespace)
+                && o.meta.labels.value("istio-injection") == Some("disabled")
+        })
         .map(|o| o.meta.name.as_str())
         .collect();
     for object in objects {
         if let Spec::Deployment(deployment) = &object.spec {
             let is_meshed = !unmeshed.contains(&object.meta.namespace.as_str());
-            replicas(object, deployment, is_meshed, (images, proxies), &mut specs, &mut problems);
+            replicas(
+                object,
+                deployment,
+                is_meshed,
+                (images, proxies),
+                &mut specs,
+                &mut problems,
+            );
         }
     }
     (specs, problems)
@@ -50,12 +62,23 @@ fn replicas(
 ) {
     let place = |field: &str| {
         let at = object.source.position(field);
-        format!("{}:{}: Deployment {}/{}", at.file, at.line, object.meta.namespace, object.meta.name)
+        format!(
+            "{}:{}: Deployment {}/{}",
+            at.file, at.line, object.meta.namespace, object.meta.name
+        )
     };
     let template = &deployment.template;
     // One process tree a workload: the first container that is no proxy.
-    let Some(container) = template.spec.containers.iter().find(|c| c.name != "istio-proxy") else {
-        problems.push(format!("{}: it has no container", place("spec.template.spec")));
+    let Some(container) = template
+        .spec
+        .containers
+        .iter()
+        .find(|c| c.name != "istio-proxy")
+    else {
+        problems.push(format!(
+            "{}: it has no container",
+            place("spec.template.spec")
+        ));
         return;
     };
     if template.spec.containers.len() > 1 {
@@ -76,20 +99,30 @@ fn replicas(
     let wanted = deployment.replicas.unwrap_or(1);
     let count = wanted.clamp(0, MAX_REPLICAS);
     if count != wanted {
-        problems.push(format!("{}: {wanted} replicas; {count} are started", place("spec.replicas")));
+        problems.push(format!(
+            "{}: {wanted} replicas; {count} are started",
+            place("spec.replicas")
+        ));
     }
     let labels = &template.metadata.labels;
     let annotations = &template.metadata.annotations;
-    let inject = labels.value(INJECT).or(annotations.get(INJECT).map(String::as_str));
-    let proxy = match (inject, annotations.get(PROXY_ANNOTATION).map(String::as_str)) {
+    let inject = labels
+        .value(INJECT)
+        .or(annotations.get(INJECT).map(String::as_str));
+    let proxy = match (
+        inject,
+        annotations.get(PROXY_ANNOTATION).map(String::as_str),
+    ) {
         (Some("false"), _) => ProxyKind::None,
         (None, _) if !is_meshed => ProxyKind::None,
         (_, Some("envoy")) => ProxyKind::Envoy,
         _ => proxies.of(&object.meta.name),
     };
     for index in 0..count {
-        let key =
-            WorkloadKey { namespace: object.meta.namespace.clone(), pod: format!("{}-{index}", object.meta.name) };
+        let key = WorkloadKey {
+            namespace: object.meta.namespace.clone(),
+            pod: format!("{}-{index}", object.meta.name),
+        };
         let spec = WorkloadSpec {
             key: key.clone(),
             workload: object.meta.name.clone(),
@@ -108,7 +141,13 @@ fn replicas(
 }
 
 fn ports(container: &Container) -> Vec<ContainerPort> {
-    let protocol = |text: &str| if text.is_empty() { "TCP".to_owned() } else { text.to_owned() };
+    let protocol = |text: &str| {
+        if text.is_empty() {
+            "TCP".to_owned()
+        } else {
+            text.to_owned()
+        }
+    };
     let port = |p: &meltemi_api::core::ContainerPort| ContainerPort {
         name: p.name.clone(),
         number: p.container_port,
@@ -117,11 +156,13 @@ fn ports(container: &Container) -> Vec<ContainerPort> {
     container.ports.iter().map(port).collect()
 }
 
-/// The image's program with the container's command and arguments in its place, as Kubernetes combines them.
+/// The image's program with the container's command and arguments in its place, as Kubernetes
+/// combines them.
 fn program(container: &Container, images: &[ImageMap]) -> Option<Program> {
     let entry = images.iter().find_map(|map| map.find(&container.image));
     let mut argv = match (&container.command[..], entry) {
-        // A map's entry means: this is how the image runs here. The image's own paths do not exist on this machine.
+        // A map's entry means: this is how the image runs here. The image's own paths do not exist
+        // on this machine.
         (_, Some(entry)) => entry.command.clone(),
         ([], None) => return None,
         (command, None) => command.to_vec(),
@@ -138,13 +179,28 @@ fn program(container: &Container, images: &[ImageMap]) -> Option<Program> {
         ("", None) => None,
         (dir, None) => Some(dir.into()),
     };
-    Some(Program { argv, env: entry.map(|e| e.env.clone()).unwrap_or_default(), cwd })
+    Some(Program {
+        argv,
+        env: entry.map(|e| e.env.clone()).unwrap_or_default(),
+        cwd,
+    })
 }
 
-/// Adds the container's own environment; what refers to the pod's address is filled in when it has one.
+/// Adds the container's own environment; what refers to the pod's address is filled in when it has
+/// one.
 fn with_pod_env(mut spec: WorkloadSpec, container: &Container) -> WorkloadSpec {
-    let mut env = spec.app.as_ref().map(|app| app.env.clone()).unwrap_or_default();
-    for EnvVar { name, value, value_from, .. } in &container.env {
+    let mut env = spec
+        .app
+        .as_ref()
+        .map(|app| app.env.clone())
+        .unwrap_or_default();
+    for EnvVar {
+        name,
+        value,
+        value_from,
+        ..
+    } in &container.env
+    {
         let value = match value_from {
             None => expand(value, &env),
             Some(source) => match field_reference(source, &spec) {
@@ -210,7 +266,11 @@ mod tests {
         let (objects, diagnostics) = meltemi_api::parse_documents("t.yaml", yaml);
         assert!(diagnostics.is_empty(), "{diagnostics:?}");
         let proxies = ProxyChoice::parse(&["chosen=envoy".to_owned()]).unwrap();
-        desired(objects.iter(), &[ImageMap::parse("map", map).unwrap()], &proxies)
+        desired(
+            objects.iter(),
+            &[ImageMap::parse("map", map).unwrap()],
+            &proxies,
+        )
     }
 
     const DEPLOYMENT: &str = r#"
@@ -252,7 +312,11 @@ spec:
         assert_eq!(app.env["FILE"], "/tmp/logs/a$(X)");
         assert_eq!(app.env["ME"], "reviews-v1-0");
         assert_eq!(
-            (spec.service_account.as_str(), spec.proxy, spec.ports[0].number),
+            (
+                spec.service_account.as_str(),
+                spec.proxy,
+                spec.ports[0].number
+            ),
             ("bookinfo", ProxyKind::Meltemi, 9080)
         );
         assert_eq!(spec.capture().0.exclude_outbound_ports, [25, 26]);
@@ -263,7 +327,8 @@ spec:
         let (specs, problems) = plan(DEPLOYMENT, "images: []");
         assert!(specs.is_empty());
         assert!(
-            problems[0].starts_with("t.yaml:") && problems[0].contains("reviews-v1:1.20.3 is no program"),
+            problems[0].starts_with("t.yaml:")
+                && problems[0].contains("reviews-v1:1.20.3 is no program"),
             "{problems:?}"
         );
         let with_command = DEPLOYMENT.replace(
@@ -271,22 +336,52 @@ spec:
             "        command: [python3, -m, http.server]\n        args: ['9080']\n        env:",
         );
         let (specs, _) = plan(&with_command, "images: []");
-        assert_eq!(specs.values().next().unwrap().app.as_ref().unwrap().argv, ["python3", "-m", "http.server", "9080"]);
+        assert_eq!(
+            specs.values().next().unwrap().app.as_ref().unwrap().argv,
+            ["python3", "-m", "http.server", "9080"]
+        );
     }
 
     #[test]
     fn injection_can_be_declined() {
-        let label = DEPLOYMENT.replace("version: v1}", "version: v1, sidecar.istio.io/inject: 'false'}");
+        let label = DEPLOYMENT.replace(
+            "version: v1}",
+            "version: v1, sidecar.istio.io/inject: 'false'}",
+        );
         let map = "images: [{image: '*', command: [x]}]";
-        assert!(plan(&label, map).0.values().all(|s| s.proxy == ProxyKind::None));
+        assert!(
+            plan(&label, map)
+                .0
+                .values()
+                .all(|s| s.proxy == ProxyKind::None)
+        );
         let namespace = format!(
             "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{istio-injection: disabled}}}}\n---{DEPLOYMENT}"
         );
-        assert!(plan(&namespace, map).0.values().all(|s| s.proxy == ProxyKind::None));
+        assert!(
+            plan(&namespace, map)
+                .0
+                .values()
+                .all(|s| s.proxy == ProxyKind::None)
+        );
         let envoy = DEPLOYMENT.replace("annotations: {", "annotations: {meltemi.io/proxy: envoy, ");
-        assert!(plan(&envoy, map).0.values().all(|s| s.proxy == ProxyKind::Envoy));
+        assert!(
+            plan(&envoy, map)
+                .0
+                .values()
+                .all(|s| s.proxy == ProxyKind::Envoy)
+        );
         let chosen = DEPLOYMENT.replace("name: reviews-v1,", "name: chosen,");
-        assert!(plan(&chosen, map).0.values().all(|s| s.proxy == ProxyKind::Envoy));
-        assert!(ProxyChoice::parse(&["nginx".to_owned()]).unwrap_err().contains("\"nginx\" is no proxy"));
+        assert!(
+            plan(&chosen, map)
+                .0
+                .values()
+                .all(|s| s.proxy == ProxyKind::Envoy)
+        );
+        assert!(
+            ProxyChoice::parse(&["nginx".to_owned()])
+                .unwrap_err()
+                .contains("\"nginx\" is no proxy")
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! The way out of and into the node's namespaces: a process in the machine's own network opens sockets and hands them over.
+//! The way out of and into the node's namespaces: a process in the machine's own network opens
+//! sockets and hands them over.
 
 mod bytes;
 mod client;

@@ -1,5 +1,6 @@
-//! The little of RFC 1035 that the node needs: read a question, write an answer with addresses, with another name, or none;
-//! ask the same about another name, and read the addresses of the answer.
+//! The little of RFC 1035 that the node needs: read a question, write an answer with addresses,
+//! with another name, or none; ask the same about another name, and read the addresses of the
+//! answer.
 
 use std::net::Ipv4Addr;
 
@@ -49,7 +50,11 @@ pub(crate) fn question(query: &[u8]) -> Option<Question> {
                 if !name.is_empty() {
                     name.push('.');
                 }
-                name.extend(label.iter().map(|byte| char::from(byte.to_ascii_lowercase())));
+                name.extend(
+                    label
+                        .iter()
+                        .map(|byte| char::from(byte.to_ascii_lowercase())),
+                );
                 at += length;
             }
             // A compressed name has nothing before it to point at in a question.
@@ -61,11 +66,20 @@ pub(crate) fn question(query: &[u8]) -> Option<Question> {
     }
     let kind = u16::from_be_bytes(query.get(at..at + 2)?.try_into().ok()?);
     query.get(at + 2..at + 4)?;
-    Some(Question { name, kind, end: at + 4 })
+    Some(Question {
+        name,
+        kind,
+        end: at + 4,
+    })
 }
 
 /// Answers `query` with addresses (none: an empty answer) and a code.
-pub(crate) fn answer(query: &[u8], question: &Question, code: u8, addresses: &[Ipv4Addr]) -> Vec<u8> {
+pub(crate) fn answer(
+    query: &[u8],
+    question: &Question,
+    code: u8,
+    addresses: &[Ipv4Addr],
+) -> Vec<u8> {
     // As many as fit a plain UDP answer of 512 bytes.
     let room = (512_usize.saturating_sub(question.end)) / 16;
     let addresses = &addresses[..addresses.len().min(room)];
@@ -76,8 +90,8 @@ pub(crate) fn answer(query: &[u8], question: &Question, code: u8, addresses: &[I
     out
 }
 
-/// Answers `query` with another name, and with what was found for that one: data of the type that is asked for. `None` if the
-/// other name is none.
+/// Answers `query` with another name, and with what was found for that one: data of the type that
+/// is asked for. `None` if the other name is none.
 pub(crate) fn answer_alias(
     query: &[u8],
     question: &Question,
@@ -88,7 +102,9 @@ pub(crate) fn answer_alias(
     let target = encode(target)?;
     let mut out = head(query, question, code, 0);
     record(&mut out, QUESTION, CNAME, &target);
-    let owner = u16::try_from(out.len() - target.len()).ok().filter(|at| *at < 0x4000)?;
+    let owner = u16::try_from(out.len() - target.len())
+        .ok()
+        .filter(|at| *at < 0x4000)?;
     let room = 512_usize.saturating_sub(out.len());
     let fits = found.iter().scan(0, |used, data| {
         *used += 12 + data.len();
@@ -130,7 +146,9 @@ fn record(out: &mut Vec<u8>, owner: u16, kind: u16, data: &[u8]) {
 fn encode(name: &str) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(name.len() + 2);
     for label in name.split('.') {
-        let length = u8::try_from(label.len()).ok().filter(|length| (1..=63).contains(length))?;
+        let length = u8::try_from(label.len())
+            .ok()
+            .filter(|length| (1..=63).contains(length))?;
         out.push(length);
         out.extend_from_slice(label.as_bytes());
     }
@@ -148,7 +166,8 @@ pub(crate) fn ask(query: &[u8], question: &Question, name: &str) -> Option<Vec<u
     Some(out)
 }
 
-/// The code of an answer, and the data of its records of a type that needs no other part of the message (such as addresses).
+/// The code of an answer, and the data of its records of a type that needs no other part of the
+/// message (such as addresses).
 pub(crate) fn found(answer: &[u8], kind: u16) -> Option<(u8, Vec<Vec<u8>>)> {
     let number = |at: usize| Some(u16::from_be_bytes(answer.get(at..at + 2)?.try_into().ok()?));
     let (code, questions, records) = (*answer.get(3)? & 0x0f, number(4)?, number(6)?);
@@ -201,7 +220,10 @@ mod tests {
     fn reads_and_answers() {
         let bytes = query("Reviews.default.svc", A);
         let asked = question(&bytes).unwrap();
-        assert_eq!((asked.name.as_str(), asked.kind), ("reviews.default.svc", A));
+        assert_eq!(
+            (asked.name.as_str(), asked.kind),
+            ("reviews.default.svc", A)
+        );
         let out = answer(&bytes, &asked, NO_ERROR, &[Ipv4Addr::new(10, 45, 0, 1)]);
         assert_eq!(&out[..8], [7, 7, 0x85, 0x80, 0, 1, 0, 1]);
         assert_eq!(&out[out.len() - 6..], [0, 4, 10, 45, 0, 1]);
@@ -212,28 +234,53 @@ mod tests {
 
     #[test]
     fn another_name_is_asked_about_and_answered_with() {
-        let bytes = [&query("ext.default.svc", A)[..], &[0, 0, 41, 16, 0, 0, 0, 0, 0, 0, 0]].concat();
+        let bytes = [
+            &query("ext.default.svc", A)[..],
+            &[0, 0, 41, 16, 0, 0, 0, 0, 0, 0, 0],
+        ]
+        .concat();
         let asked = question(&bytes).unwrap();
         let outside = ask(&bytes, &asked, "www.example.org").unwrap();
-        assert_eq!(outside, query("www.example.org", A), "without what the client had appended");
+        assert_eq!(
+            outside,
+            query("www.example.org", A),
+            "without what the client had appended"
+        );
         // As a resolver answers: an alias of its own first, names as pointers.
-        let upstream =
-            answer_alias(&outside, &question(&outside).unwrap(), NO_ERROR, "cdn.example", &[vec![192, 0, 2, 1]]);
+        let upstream = answer_alias(
+            &outside,
+            &question(&outside).unwrap(),
+            NO_ERROR,
+            "cdn.example",
+            &[vec![192, 0, 2, 1]],
+        );
         let upstream = upstream.unwrap();
         let (code, addresses) = found(&upstream, A).unwrap();
-        assert_eq!((code, &addresses[..]), (NO_ERROR, &[vec![192, 0, 2, 1]][..]));
+        assert_eq!(
+            (code, &addresses[..]),
+            (NO_ERROR, &[vec![192, 0, 2, 1]][..])
+        );
         for end in 0..upstream.len() {
             assert_eq!(found(&upstream[..end], A), None, "{end}");
         }
         let out = answer_alias(&bytes, &asked, code, "www.example.org", &addresses).unwrap();
-        assert_eq!((&out[..4], &out[6..12]), (&[7, 7, 0x85, 0x80][..], &[0, 2, 0, 0, 0, 0][..]));
-        assert_eq!(found(&out, CNAME).unwrap().1, [encode("www.example.org").unwrap()]);
+        assert_eq!(
+            (&out[..4], &out[6..12]),
+            (&[7, 7, 0x85, 0x80][..], &[0, 2, 0, 0, 0, 0][..])
+        );
+        assert_eq!(
+            found(&out, CNAME).unwrap().1,
+            [encode("www.example.org").unwrap()]
+        );
         assert_eq!(found(&out, A).unwrap().1, addresses);
         let many = vec![vec![0; 4]; 100];
         let out = answer_alias(&bytes, &asked, code, "www.example.org", &many).unwrap();
         assert!(out.len() <= 512 && found(&out, A).unwrap().1.len() > 20);
         for none in ["", "a..b", &"a".repeat(64), &["a"; 128].join(".")] {
-            assert!(encode(none).is_none() && ask(&bytes, &asked, none).is_none(), "{none:?}");
+            assert!(
+                encode(none).is_none() && ask(&bytes, &asked, none).is_none(),
+                "{none:?}"
+            );
         }
     }
 

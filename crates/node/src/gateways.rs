@@ -20,9 +20,16 @@ pub(crate) fn workloads() -> Vec<WorkloadSpec> {
 /// One of them.
 pub(crate) fn workload(name: &str) -> WorkloadSpec {
     let role = name.strip_prefix("istio-").unwrap_or(name);
-    let labels = [("app", name), ("istio", role), ("service.istio.io/canonical-name", name)];
+    let labels = [
+        ("app", name),
+        ("istio", role),
+        ("service.istio.io/canonical-name", name),
+    ];
     WorkloadSpec {
-        key: WorkloadKey { namespace: NAMESPACE.into(), pod: format!("{name}-0") },
+        key: WorkloadKey {
+            namespace: NAMESPACE.into(),
+            pod: format!("{name}-0"),
+        },
         workload: name.into(),
         origin: Origin::Gateway,
         service_account: format!("{name}-service-account"),

@@ -1,5 +1,5 @@
-//! Listening sockets of the machine for the ingress gateway: it asks as any process asks for sockets of another namespace
-//! (`meltemi_net::fdpass`), and the supervisor opens them.
+//! Listening sockets of the machine for the ingress gateway: it asks as any process asks for
+//! sockets of another namespace (`meltemi_net::fdpass`), and the supervisor opens them.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -15,7 +15,8 @@ use crate::context::Context;
 use crate::events::{Event, PublishedPort};
 use crate::gateways;
 
-/// How long our own view of the configuration may lag behind the control plane's, which made the gateway ask.
+/// How long our own view of the configuration may lag behind the control plane's, which made the
+/// gateway ask.
 const LAG: Duration = Duration::from_millis(500);
 
 /// Serves for ever at `RUN/host.sock`.
@@ -38,7 +39,8 @@ async fn serve(context: Arc<Context>, channel: Channel) {
         let (reply, fd) = match Request::decode(&packet) {
             Ok(Request::Listen(wanted)) => {
                 let mut worlds = context.worlds.clone();
-                let is_known = worlds.wait_for(|world| !asked_for(&world.snapshot, wanted.port()).0.is_empty());
+                let is_known = worlds
+                    .wait_for(|world| !asked_for(&world.snapshot, wanted.port()).0.is_empty());
                 let _ = tokio::time::timeout(LAG, is_known).await;
                 let others = listening(&context.worlds.borrow().snapshot);
                 match context.dialler.listen(wanted.port(), 1, others).await {
@@ -47,12 +49,17 @@ async fn serve(context: Arc<Context>, channel: Channel) {
                         (Reply::Socket(address), fds.into_iter().next())
                     }
                     Err(error) => {
-                        context.warn(format!("gateway port {}: {error}", wanted.port())).await;
+                        context
+                            .warn(format!("gateway port {}: {error}", wanted.port()))
+                            .await;
                         (Reply::Refused(error.to_string()), None)
                     }
                 }
             }
-            Ok(_) => (Reply::Refused("only listening sockets are handed out here".into()), None),
+            Ok(_) => (
+                Reply::Refused("only listening sockets are handed out here".into()),
+                None,
+            ),
             Err(error) => (Reply::Refused(error.to_string()), None),
         };
         let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();
@@ -64,26 +71,48 @@ async fn serve(context: Arc<Context>, channel: Channel) {
 
 /// Tells the user of a port, unless it is known: a gateway that starts again asks again.
 async fn tell(context: &Context, port: u16, address: SocketAddr) {
-    let before = context.published.lock().expect("nothing panics while it holds the table").insert(port, address);
+    let before = context
+        .published
+        .lock()
+        .expect("nothing panics while it holds the table")
+        .insert(port, address);
     if before != Some(address) {
         let port = describe(&context.worlds.borrow().snapshot, port, address);
-        context.dialler.tell(Event::Published { gateway: gateways::INGRESS.to_owned(), port }).await;
+        context
+            .dialler
+            .tell(Event::Published {
+                gateway: gateways::INGRESS.to_owned(),
+                port,
+            })
+            .await;
     }
 }
 
 /// Every published port, as the configuration has it now.
 pub(crate) fn published(context: &Context) -> Vec<PublishedPort> {
     let world = context.worlds.borrow().clone();
-    let table = context.published.lock().expect("nothing panics while it holds the table");
-    table.iter().map(|(port, address)| describe(&world.snapshot, *port, *address)).collect()
+    let table = context
+        .published
+        .lock()
+        .expect("nothing panics while it holds the table");
+    table
+        .iter()
+        .map(|(port, address)| describe(&world.snapshot, *port, *address))
+        .collect()
 }
 
 fn describe(snapshot: &Snapshot, port: u16, address: SocketAddr) -> PublishedPort {
     let (gateway_ports, protocol) = asked_for(snapshot, port);
-    PublishedPort { port, address, gateway_ports, protocol }
+    PublishedPort {
+        port,
+        address,
+        gateway_ports,
+        protocol,
+    }
 }
 
-/// The Gateways' own numbers of a port that the ingress gateway listens on, and what the oldest says is spoken there.
+/// The Gateways' own numbers of a port that the ingress gateway listens on, and what the oldest
+/// says is spoken there.
 fn asked_for(snapshot: &Snapshot, port: u16) -> (BTreeSet<u16>, Option<Protocol>) {
     let mut protocol = None;
     let mut numbers = BTreeSet::new();
@@ -98,7 +127,9 @@ fn asked_for(snapshot: &Snapshot, port: u16) -> (BTreeSet<u16>, Option<Protocol>
 
 /// Every port that the ingress gateway listens on.
 fn listening(snapshot: &Snapshot) -> Vec<u16> {
-    let all: BTreeSet<u16> = servers(snapshot).flat_map(|(_, listening, _)| listening).collect();
+    let all: BTreeSet<u16> = servers(snapshot)
+        .flat_map(|(_, listening, _)| listening)
+        .collect();
     all.into_iter().collect()
 }
 
@@ -106,9 +137,14 @@ fn servers(snapshot: &Snapshot) -> impl Iterator<Item = (u16, BTreeSet<u16>, Pro
     let spec = gateways::workload(gateways::INGRESS);
     let of = move |port| snapshot.gateway_ports(gateways::NAMESPACE, &spec.labels, &[], port);
     let gateways = snapshot.gateways_for(&gateways::workload(gateways::INGRESS).labels);
-    let servers: Vec<(u16, Protocol)> =
-        gateways.iter().flat_map(|gateway| &gateway.servers).map(|server| (server.port, server.protocol)).collect();
-    servers.into_iter().map(move |(port, protocol)| (port, of(port), protocol))
+    let servers: Vec<(u16, Protocol)> = gateways
+        .iter()
+        .flat_map(|gateway| &gateway.servers)
+        .map(|server| (server.port, server.protocol))
+        .collect();
+    servers
+        .into_iter()
+        .map(move |(port, protocol)| (port, of(port), protocol))
 }
 
 #[cfg(test)]
@@ -132,8 +168,14 @@ mod tests {
         let tables: Tables = objects.into_iter().map(Arc::new).collect();
         let snapshot = Snapshot::build(None, &tables, &BuildOptions::default()).snapshot;
         assert_eq!(listening(&snapshot), [81, 8080, 31400]);
-        assert_eq!(asked_for(&snapshot, 8080), (BTreeSet::from([80, 8080]), Some(Protocol::Http)));
-        assert_eq!(asked_for(&snapshot, 31400), (BTreeSet::from([31400]), Some(Protocol::Tcp)));
+        assert_eq!(
+            asked_for(&snapshot, 8080),
+            (BTreeSet::from([80, 8080]), Some(Protocol::Http))
+        );
+        assert_eq!(
+            asked_for(&snapshot, 31400),
+            (BTreeSet::from([31400]), Some(Protocol::Tcp))
+        );
         assert_eq!(asked_for(&snapshot, 9), (BTreeSet::new(), None));
     }
 }

@@ -16,8 +16,8 @@ use crate::images::ImageMap;
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// The maps of `files`, which count before `fixed`, now and whenever one of the files changes. What is broken in a file is
-/// told, and the last good map stays.
+/// The maps of `files`, which count before `fixed`, now and whenever one of the files changes. What
+/// is broken in a file is told, and the last good map stays.
 pub(crate) fn follow(
     files: Vec<PathBuf>,
     fixed: Vec<ImageMap>,
@@ -32,7 +32,11 @@ pub(crate) fn follow(
             tokio::time::sleep(LOOK).await;
             let problems = known.look(&files);
             for problem in problems.iter().filter(|problem| !told.contains(*problem)) {
-                dialler.tell(Event::Warning(format!("{problem}; the last good version of this map stays"))).await;
+                dialler
+                    .tell(Event::Warning(format!(
+                        "{problem}; the last good version of this map stays"
+                    )))
+                    .await;
             }
             told = problems;
             let now = known.maps(&fixed);
@@ -42,7 +46,8 @@ pub(crate) fn follow(
                 is_new
             });
         }
-        // Without a file there is nothing to look at, and the maps stay as long as somebody reads them.
+        // Without a file there is nothing to look at, and the maps stay as long as somebody reads
+        // them.
         maps.closed().await;
     });
     followed
@@ -68,7 +73,9 @@ impl Known {
     fn look(&mut self, files: &[PathBuf]) -> Vec<String> {
         self.order = files.to_vec();
         for file in files {
-            let stamp = std::fs::metadata(file).ok().map(|metadata| stamp(&metadata));
+            let stamp = std::fs::metadata(file)
+                .ok()
+                .map(|metadata| stamp(&metadata));
             let known = self.files.entry(file.clone()).or_default();
             if stamp.is_some() && known.stamp == stamp {
                 continue;
@@ -79,18 +86,31 @@ impl Known {
                 Err(error) => known.problem = Some(format!("{error:#}")),
             }
         }
-        files.iter().filter_map(|file| self.files[file].problem.clone()).collect()
+        files
+            .iter()
+            .filter_map(|file| self.files[file].problem.clone())
+            .collect()
     }
 
     fn maps(&self, fixed: &[ImageMap]) -> Vec<ImageMap> {
-        self.order.iter().map(|file| self.files[file].map.clone()).chain(fixed.iter().cloned()).collect()
+        self.order
+            .iter()
+            .map(|file| self.files[file].map.clone())
+            .chain(fixed.iter().cloned())
+            .collect()
     }
 }
 
 /// What tells two states of a file apart.
 fn stamp(metadata: &Metadata) -> [i64; 5] {
     let inode = metadata.ino().cast_signed();
-    [inode, metadata.mtime(), metadata.mtime_nsec(), metadata.ctime_nsec(), metadata.size().cast_signed()]
+    [
+        inode,
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+        metadata.ctime_nsec(),
+        metadata.size().cast_signed(),
+    ]
 }
 
 #[cfg(test)]
@@ -108,13 +128,24 @@ mod tests {
             let problems = known.look(std::slice::from_ref(&file));
             let found = |image: &str| {
                 let maps = known.maps(&fixed);
-                maps.iter().find_map(|map| map.find(image)).map(|entry| entry.command[0].clone())
+                maps.iter()
+                    .find_map(|map| map.find(image))
+                    .map(|entry| entry.command[0].clone())
             };
             (problems.len(), found("a"), found("b"))
         };
         let word = |text: &str| Some(text.to_owned());
-        assert_eq!(write("images: [{image: a, command: [one]}]"), (0, word("one"), word("fixed")));
-        assert_eq!(write("images: [{image: a, com"), (1, word("one"), word("fixed")));
-        assert_eq!(write("images: [{image: b, command: [another]}]"), (0, None, word("another")));
+        assert_eq!(
+            write("images: [{image: a, command: [one]}]"),
+            (0, word("one"), word("fixed"))
+        );
+        assert_eq!(
+            write("images: [{image: a, com"),
+            (1, word("one"), word("fixed"))
+        );
+        assert_eq!(
+            write("images: [{image: b, command: [another]}]"),
+            (0, None, word("another"))
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! The keeper: between the supervisor and the node. It makes the node's namespaces, and when either of the two ends it
-//! ends the other; after the supervisor it removes what is left.
+//! The keeper: between the supervisor and the node. It makes the node's namespaces, and when either
+//! of the two ends it ends the other; after the supervisor it removes what is left.
 
 use std::fs;
 use std::os::fd::RawFd;
@@ -23,10 +23,15 @@ pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
     let _ = rustix::process::setsid();
     if let Err(error) = enter_namespaces() {
         let why = kernel::explain(&error);
-        let _ = fd_socket::send(&channel, &dialler::ToSupervisor::Tell(Event::Failed(why)), &[]);
+        let _ = fd_socket::send(
+            &channel,
+            &dialler::ToSupervisor::Tell(Event::Failed(why)),
+            &[],
+        );
         return Ok(1);
     }
-    // After the change of credentials, which would clear it. A signal that can be handled: the keeper cleans up.
+    // After the change of credentials, which would clear it. A signal that can be handled: the
+    // keeper cleans up.
     set_parent_process_death_signal(Some(Signal::TERM))?;
     let lifeline = Lifeline::new()?;
     sys::block_signals();
@@ -39,7 +44,8 @@ pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
             lifeline.die_with_parent()?;
             sys::reset_signals();
             if let Err(e) = mount_proc() {
-                let error = anyhow::Error::from(e).context("mounting /proc in the node's namespaces");
+                let error =
+                    anyhow::Error::from(e).context("mounting /proc in the node's namespaces");
                 let _ = fd_socket::send(
                     &channel,
                     &dialler::ToSupervisor::Tell(Event::Failed(kernel::explain(&error))),
@@ -62,8 +68,10 @@ fn enter_namespaces() -> anyhow::Result<()> {
 }
 
 fn keep(config: &NodeConfig, child: Pid) -> i32 {
-    let is_orphan =
-        || rustix::process::getppid().is_none_or(|parent| parent.as_raw_nonzero().get() != config.supervisor);
+    let is_orphan = || {
+        rustix::process::getppid()
+            .is_none_or(|parent| parent.as_raw_nonzero().get() != config.supervisor)
+    };
     let mut code = None;
     if is_orphan() {
         sys::kill(child, libc::SIGKILL);

@@ -8,9 +8,16 @@ use crate::network::{POD_PREFIX, ROUTER};
 
 /// A failure to set up namespaces, with its likely reason on this machine and the remedy.
 pub(crate) fn explain(error: &anyhow::Error) -> String {
-    let read = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+    let read = |path: &str| {
+        fs::read_to_string(path)
+            .ok()
+            .map(|text| text.trim().to_owned())
+    };
     let is = |path: &str, value: &str| read(path).as_deref() == Some(value);
-    let reason = if is("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1") {
+    let reason = if is(
+        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+        "1",
+    ) {
         "AppArmor restricts user namespaces of ordinary users on this machine. As root: \
          `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`, or give this program an AppArmor profile with `userns,`"
     } else if is("/proc/sys/kernel/unprivileged_userns_clone", "0") {
@@ -30,8 +37,8 @@ pub(crate) fn explain(error: &anyhow::Error) -> String {
 
 /// Tries each part that workloads need, so that one clear message comes before any workload fails.
 pub(crate) fn check() -> Result<(), String> {
-    let netns =
-        Netns::create().map_err(|e| explain(&anyhow::Error::from(e).context("creating a network namespace")))?;
+    let netns = Netns::create()
+        .map_err(|e| explain(&anyhow::Error::from(e).context("creating a network namespace")))?;
     let probe = std::net::Ipv4Addr::new(10, 44, 255, 254);
     links::connect_workload(&netns, probe, POD_PREFIX, ROUTER).map_err(|e| {
         format!("cannot create a veth pair ({e}): the kernel lacks it (CONFIG_VETH); as root: `modprobe veth`")
@@ -42,5 +49,7 @@ pub(crate) fn check() -> Result<(), String> {
 
 /// A failure to create the bridge.
 pub(crate) fn explain_router(error: &std::io::Error) -> String {
-    format!("cannot set up the bridge ({error}): the kernel lacks it (CONFIG_BRIDGE); as root: `modprobe bridge`")
+    format!(
+        "cannot set up the bridge ({error}): the kernel lacks it (CONFIG_BRIDGE); as root: `modprobe bridge`"
+    )
 }

@@ -1,7 +1,8 @@
-//! What a process does before it becomes a sidecar, an application or the node: enter and make namespaces.
+//! What a process does before it becomes a sidecar, an application or the node: enter and make
+//! namespaces.
 //!
-//! A process with threads cannot enter a user or mount namespace, so these steps are hidden roles of the one binary, run
-//! before any runtime.
+//! A process with threads cannot enter a user or mount namespace, so these steps are hidden roles
+//! of the one binary, run before any runtime.
 
 mod enter;
 mod init;

@@ -1,11 +1,14 @@
-//! One machine as a mesh: workloads as processes in network namespaces of their own, with captured traffic, without root.
+//! One machine as a mesh: workloads as processes in network namespaces of their own, with captured
+//! traffic, without root.
 //!
-//! In: directories of Kubernetes YAML (Deployments become workloads), an image map, programs added by hand. Out: running
-//! processes, `core/v1` Pods in files for the control plane to read, and an API on a Unix socket.
-//! The supervisor ([`up()`]) stays in the machine's own namespaces; the node runs in namespaces of its own; clients use
-//! [`client`]. [`dispatch`] must be the first thing that `main` calls.
+//! In: directories of Kubernetes YAML (Deployments become workloads), an image map, programs added
+//! by hand. Out: running processes, `core/v1` Pods in files for the control plane to read, and an
+//! API on a Unix socket. The supervisor ([`up()`]) stays in the machine's own namespaces; the node
+//! runs in namespaces of its own; clients use [`client`]. [`dispatch`] must be the first thing that
+//! `main` calls.
 //!
-//! Never imports the proxy, translation or xDS: sidecars and the control plane are programs that it starts.
+//! Never imports the proxy, translation or xDS: sidecars and the control plane are programs that it
+//! starts.
 
 pub mod api;
 pub mod client;

@@ -1,5 +1,5 @@
-//! The node's network: a bridge in the router's namespace, a veth pair for every workload. By netlink: a user's machine
-//! need not have `ip`.
+//! The node's network: a bridge in the router's namespace, a veth pair for every workload. By
+//! netlink: a user's machine need not have `ip`.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -24,7 +24,8 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NET_NS_FD: u16 = 28;
 
-/// Brings up the router's side in the calling process's namespace, with a second address beside its own.
+/// Brings up the router's side in the calling process's namespace, with a second address beside its
+/// own.
 pub(crate) fn set_up_router(address: Ipv4Addr, prefix: u8, second: Ipv4Addr) -> io::Result<()> {
     crate::netns::settings();
     let route = Socket::open(Family::Route)?;
@@ -32,34 +33,46 @@ pub(crate) fn set_up_router(address: Ipv4Addr, prefix: u8, second: Ipv4Addr) -> 
     let mut m = Messages::default();
     m.push(NEW_LINK, NLM_F_CREATE | NLM_F_EXCL, &link(0, false), |a| {
         // Else it is the lowest of its ports' addresses, which come and go.
-        a.text(IFLA_IFNAME, BRIDGE).bytes(IFLA_ADDRESS, &hardware_address(address)).nest(IFLA_LINKINFO, |a| {
-            a.text(1, "bridge");
-        });
+        a.text(IFLA_IFNAME, BRIDGE)
+            .bytes(IFLA_ADDRESS, &hardware_address(address))
+            .nest(IFLA_LINKINFO, |a| {
+                a.text(1, "bridge");
+            });
     });
     route.request(m)?;
     up(&route, BRIDGE)?;
     add_address(&route, BRIDGE, address, prefix)?;
     add_address(&route, BRIDGE, second, 32)?;
-    // Processes of the router's namespace reach the outside by the relay: a packet needs a route before it can be redirected.
+    // Processes of the router's namespace reach the outside by the relay: a packet needs a route
+    // before it can be redirected.
     default_route(&route, BRIDGE, None)
 }
 
 /// Connects a workload's namespace to the bridge and gives it its address.
-pub(crate) fn connect_workload(netns: &Netns, address: Ipv4Addr, prefix: u8, router: Ipv4Addr) -> io::Result<()> {
+pub(crate) fn connect_workload(
+    netns: &Netns,
+    address: Ipv4Addr,
+    prefix: u8,
+    router: Ipv4Addr,
+) -> io::Result<()> {
     let route = Socket::open(Family::Route)?;
     let name = outer_name(address);
     let fd: RawFd = netns.raw();
     let bridge = sys::interface_index(BRIDGE)?;
     let mut m = Messages::default();
     m.push(NEW_LINK, NLM_F_CREATE | NLM_F_EXCL, &link(0, true), |a| {
-        a.text(IFLA_IFNAME, &name).ne32(IFLA_MASTER, bridge).nest(IFLA_LINKINFO, |a| {
-            a.text(1, "veth").nest(2, |a| {
-                a.nest(1, |a| {
-                    a.raw(&link(0, false)).text(IFLA_IFNAME, "eth0").bytes(IFLA_ADDRESS, &hardware_address(address));
-                    a.ne32(IFLA_NET_NS_FD, fd.cast_unsigned());
+        a.text(IFLA_IFNAME, &name)
+            .ne32(IFLA_MASTER, bridge)
+            .nest(IFLA_LINKINFO, |a| {
+                a.text(1, "veth").nest(2, |a| {
+                    a.nest(1, |a| {
+                        a.raw(&link(0, false))
+                            .text(IFLA_IFNAME, "eth0")
+                            .bytes(IFLA_ADDRESS, &hardware_address(address));
+                        a.ne32(IFLA_NET_NS_FD, fd.cast_unsigned());
+                    });
                 });
             });
-        });
     });
     route.request(m)?;
     netns.run(|| {
@@ -71,7 +84,8 @@ pub(crate) fn connect_workload(netns: &Netns, address: Ipv4Addr, prefix: u8, rou
     })
 }
 
-/// Takes a workload's cable out at once; a namespace whose last process just ended would do so only some time later.
+/// Takes a workload's cable out at once; a namespace whose last process just ended would do so only
+/// some time later.
 pub(crate) fn disconnect_workload(address: Ipv4Addr) -> io::Result<()> {
     let route = Socket::open(Family::Route)?;
     let index = sys::interface_index(&outer_name(address))?;
@@ -82,8 +96,8 @@ pub(crate) fn disconnect_workload(address: Ipv4Addr) -> io::Result<()> {
     route.request(m)
 }
 
-/// A workload that is made anew under its old address is found at once: the others' ARP caches hold what was true before, and
-/// would be believed for ten seconds.
+/// A workload that is made anew under its old address is found at once: the others' ARP caches hold
+/// what was true before, and would be believed for ten seconds.
 fn hardware_address(address: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = address.octets();
     [0x02, 0, a, b, c, d]
@@ -106,7 +120,12 @@ fn link(index: u32, up: bool) -> [u8; 16] {
 
 fn up(route: &Socket, name: &str) -> io::Result<()> {
     let mut m = Messages::default();
-    m.push(NEW_LINK, 0, &link(sys::interface_index(name)?, true), |_| {});
+    m.push(
+        NEW_LINK,
+        0,
+        &link(sys::interface_index(name)?, true),
+        |_| {},
+    );
     route.request(m)
 }
 
@@ -122,15 +141,21 @@ fn add_address(route: &Socket, name: &str, address: Ipv4Addr, prefix: u8) -> io:
 }
 
 fn default_route(route: &Socket, name: &str, gateway: Option<Ipv4Addr>) -> io::Result<()> {
-    // rtmsg: AF_INET, prefix 0, …, table main, protocol boot, scope link without a gateway, unicast.
+    // rtmsg: AF_INET, prefix 0, …, table main, protocol boot, scope link without a gateway,
+    // unicast.
     let scope = if gateway.is_some() { 0 } else { 253 };
     let index = sys::interface_index(name)?;
     let mut m = Messages::default();
-    m.push(NEW_ROUTE, NLM_F_CREATE | NLM_F_EXCL, &[2, 0, 0, 0, 254, 3, scope, 1, 0, 0, 0, 0], |a| {
-        a.ne32(4, index);
-        if let Some(gateway) = gateway {
-            a.bytes(5, &gateway.octets());
-        }
-    });
+    m.push(
+        NEW_ROUTE,
+        NLM_F_CREATE | NLM_F_EXCL,
+        &[2, 0, 0, 0, 254, 3, scope, 1, 0, 0, 0, 0],
+        |a| {
+            a.ne32(4, index);
+            if let Some(gateway) = gateway {
+                a.bytes(5, &gateway.octets());
+            }
+        },
+    );
     route.request(m)
 }

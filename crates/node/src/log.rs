@@ -38,14 +38,29 @@ impl Log {
             let _ = fs::create_dir_all(folder);
         }
         let file = File::options().create(true).append(true).open(path).ok();
-        let file_length = file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |found| found.len());
-        let state = State { ring: VecDeque::new(), total: 0, file, file_length };
-        Arc::new(Self { state: Mutex::new(state), more: Notify::new(), path: path.to_owned() })
+        let file_length = file
+            .as_ref()
+            .and_then(|file| file.metadata().ok())
+            .map_or(0, |found| found.len());
+        let state = State {
+            ring: VecDeque::new(),
+            total: 0,
+            file,
+            file_length,
+        };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            more: Notify::new(),
+            path: path.to_owned(),
+        })
     }
 
     /// Appends.
     pub(crate) fn write(&self, bytes: &[u8]) {
-        let mut state = self.state.lock().expect("nothing panics while it holds the log");
+        let mut state = self
+            .state
+            .lock()
+            .expect("nothing panics while it holds the log");
         let newest = &bytes[bytes.len().saturating_sub(RING)..];
         let excess = (state.ring.len() + newest.len()).saturating_sub(RING);
         state.ring.drain(..excess);
@@ -67,18 +82,26 @@ impl Log {
         self.more.notify_waiters();
     }
 
-    /// What is in memory from `offset` on, and the offset behind it. An offset from before the memory begins starts with
-    /// the oldest that is left.
+    /// What is in memory from `offset` on, and the offset behind it. An offset from before the
+    /// memory begins starts with the oldest that is left.
     pub(crate) fn read(&self, offset: u64) -> (Vec<u8>, u64) {
-        let state = self.state.lock().expect("nothing panics while it holds the log");
+        let state = self
+            .state
+            .lock()
+            .expect("nothing panics while it holds the log");
         let oldest = state.total - state.ring.len() as u64;
-        let skip = usize::try_from(offset.max(oldest) - oldest).unwrap_or(usize::MAX).min(state.ring.len());
+        let skip = usize::try_from(offset.max(oldest) - oldest)
+            .unwrap_or(usize::MAX)
+            .min(state.ring.len());
         (state.ring.iter().skip(skip).copied().collect(), state.total)
     }
 
     /// Where the last `lines` lines in memory begin.
     pub(crate) fn tail(&self, lines: usize) -> u64 {
-        let state = self.state.lock().expect("nothing panics while it holds the log");
+        let state = self
+            .state
+            .lock()
+            .expect("nothing panics while it holds the log");
         let oldest = state.total - state.ring.len() as u64;
         if lines == 0 {
             return state.total;
@@ -102,7 +125,13 @@ impl Log {
             let more = self.more.notified();
             tokio::pin!(more);
             more.as_mut().enable();
-            if self.state.lock().expect("nothing panics while it holds the log").total > offset {
+            if self
+                .state
+                .lock()
+                .expect("nothing panics while it holds the log")
+                .total
+                > offset
+            {
                 return;
             }
             more.await;
@@ -141,7 +170,10 @@ mod tests {
         assert_eq!(waited, b"four\n");
         log.write(&vec![b'x'; 2 * RING]);
         assert_eq!(log.read(0).0.len(), RING);
-        assert_eq!(fs::metadata(dir.path().join("app.log")).unwrap().len(), 19 + 2 * RING as u64);
+        assert_eq!(
+            fs::metadata(dir.path().join("app.log")).unwrap().len(),
+            19 + 2 * RING as u64
+        );
     }
 
     #[test]

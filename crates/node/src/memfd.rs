@@ -11,7 +11,10 @@ use crate::sys;
 
 /// A memory file of these bytes, to be inherited; `name` is what `/proc` shows.
 pub(crate) fn holding(name: &CStr, bytes: &[u8]) -> anyhow::Result<File> {
-    let mut file = File::from(rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)?);
+    let mut file = File::from(rustix::fs::memfd_create(
+        name,
+        rustix::fs::MemfdFlags::CLOEXEC,
+    )?);
     file.write_all(bytes)?;
     file.rewind()?;
     Ok(file)

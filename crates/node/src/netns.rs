@@ -15,7 +15,8 @@ pub(crate) struct Netns(OwnedFd);
 impl Netns {
     /// Makes a new, empty namespace.
     pub(crate) fn create() -> io::Result<Self> {
-        // The thread that enters the namespace ends at once: the rest of the process stays where it is.
+        // The thread that enters the namespace ends at once: the rest of the process stays where it
+        // is.
         on_a_thread(|| {
             sys::new_network_namespace()?;
             settings();
@@ -24,7 +25,10 @@ impl Netns {
     }
 
     /// Runs `work` with this namespace as the calling thread's.
-    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    pub(crate) fn run<T: Send>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send,
+    ) -> io::Result<T> {
         on_a_thread(|| {
             move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))?;
             work()
@@ -38,12 +42,14 @@ impl Netns {
 }
 
 fn on_a_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    std::thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
+    std::thread::scope(|scope| scope.spawn(work).join())
+        .unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
 }
 
 /// Kernel settings of the calling thread's network namespace.
 ///
-/// Each is best effort: what a kernel does not offer it does not need, and what matters shows in the rules or addresses.
+/// Each is best effort: what a kernel does not offer it does not need, and what matters shows in
+/// the rules or addresses.
 pub(crate) fn settings() {
     for (name, value) in [
         // A workload may bind port 80 without being root.
@@ -57,7 +63,8 @@ pub(crate) fn settings() {
         ("ipv4/conf/default/rp_filter", "0"),
         // Without it bridged traffic between pods would pass the router's rules and be relayed.
         ("bridge/bridge-nf-call-iptables", "0"),
-        // Every captured connection is tracked; at many new ones a second the default of two minutes fills the table.
+        // Every captured connection is tracked; at many new ones a second the default of two
+        // minutes fills the table.
         ("netfilter/nf_conntrack_tcp_timeout_time_wait", "5"),
         ("ipv4/tcp_tw_reuse", "1"),
         ("ipv4/ip_local_port_range", "20000 65000"),

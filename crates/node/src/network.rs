@@ -22,7 +22,12 @@ pub(crate) fn pods() -> Cidr {
     Cidr::v4(10, 44, 0, 0, POD_PREFIX)
 }
 
-/// Blocks that are the mesh's own and are never dialled outside: pods, services, allocated ServiceEntry addresses.
+/// Blocks that are the mesh's own and are never dialled outside: pods, services, allocated
+/// ServiceEntry addresses.
 pub(crate) fn inside() -> Vec<Cidr> {
-    vec![pods(), Cidr::v4(10, 45, 0, 0, 16), Cidr::v4(240, 240, 0, 0, 16)]
+    vec![
+        pods(),
+        Cidr::v4(10, 45, 0, 0, 16),
+        Cidr::v4(240, 240, 0, 0, 16),
+    ]
 }

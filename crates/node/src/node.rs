@@ -1,4 +1,5 @@
-//! The node: brings up the network, the control plane and the workloads, and keeps them as the objects say.
+//! The node: brings up the network, the control plane and the workloads, and keeps them as the
+//! objects say.
 
 mod api_server;
 mod exec;
@@ -29,7 +30,9 @@ use crate::events::Event;
 use crate::network::{DOMAIN, POD_PREFIX, PROXY_RESOLVER, RELAY_PORT, ROUTER, inside, pods};
 use crate::relay::Relay;
 use crate::resolver::Resolver;
-use crate::{control, gateways, host_sockets, image_files, kernel, links, objects, relay, reporter, services};
+use crate::{
+    control, gateways, host_sockets, image_files, kernel, links, objects, relay, reporter, services,
+};
 
 /// Exit code of a node whose supervisor has ended.
 pub(crate) const SUPERVISOR_GONE: i32 = 3;
@@ -37,12 +40,17 @@ pub(crate) const SUPERVISOR_GONE: i32 = 3;
 /// Runs until told to stop; the exit code.
 pub(crate) fn run(config: NodeConfig, channel: OwnedFd) -> i32 {
     log_to_file(&config);
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(_) => return 1,
     };
     runtime.block_on(async {
-        let Ok((dialler, supervisor)) = Dialler::start(channel) else { return 1 };
+        let Ok((dialler, supervisor)) = Dialler::start(channel) else {
+            return 1;
+        };
         let outcome = tokio::select! {
             outcome = serve(config, Arc::clone(&dialler)) => outcome,
             _ = supervisor => return SUPERVISOR_GONE,
@@ -58,7 +66,11 @@ pub(crate) fn run(config: NodeConfig, channel: OwnedFd) -> i32 {
 }
 
 fn log_to_file(config: &NodeConfig) {
-    if let Ok(file) = std::fs::File::options().create(true).append(true).open(config.run_dir.join("node.log")) {
+    if let Ok(file) = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(config.run_dir.join("node.log"))
+    {
         let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into());
         let _ = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
@@ -70,9 +82,12 @@ fn log_to_file(config: &NodeConfig) {
     }
 }
 
-/// Removes what a node that was killed said of itself: pods that run no more, sockets at which nobody listens.
+/// Removes what a node that was killed said of itself: pods that run no more, sockets at which
+/// nobody listens.
 fn clear(config: &NodeConfig) -> std::io::Result<()> {
-    let pods = std::fs::read_dir(config.pods_dir())?.flatten().map(|entry| entry.path());
+    let pods = std::fs::read_dir(config.pods_dir())?
+        .flatten()
+        .map(|entry| entry.path());
     for path in pods.chain(["node.sock", "host.sock"].map(|name| config.run_dir.join(name))) {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
@@ -87,16 +102,33 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
     links::set_up_router(ROUTER, POD_PREFIX, PROXY_RESOLVER)
         .map_err(|e| anyhow::anyhow!(kernel::explain_router(&e)))?;
     kernel::check().map_err(anyhow::Error::msg)?;
-    let plan = RouterPlan { bridge: links::BRIDGE, pods: pods(), relay_port: RELAY_PORT, dns_port: 53 };
+    let plan = RouterPlan {
+        bridge: links::BRIDGE,
+        pods: pods(),
+        relay_port: RELAY_PORT,
+        dns_port: 53,
+    };
     apply(&plan.rules())?;
 
     clear(&config).context("removing what an earlier node left")?;
-    std::fs::write(config.objects_dir().join("gateways.yaml"), if config.gateways { gateways::OBJECTS } else { "" })?;
+    std::fs::write(
+        config.objects_dir().join("gateways.yaml"),
+        if config.gateways {
+            gateways::OBJECTS
+        } else {
+            ""
+        },
+    )?;
     let view = objects::View::start(&config).context("reading the configuration")?;
     let mut worlds = view.worlds();
-    worlds.wait_for(|world| world.is_ready()).await.context("reading the configuration")?;
+    worlds
+        .wait_for(|world| world.is_ready())
+        .await
+        .context("reading the configuration")?;
     let services = services::follow(view.worlds());
-    let listener = TcpListener::bind(("0.0.0.0", RELAY_PORT)).await.context("binding the relay's port")?;
+    let listener = TcpListener::bind(("0.0.0.0", RELAY_PORT))
+        .await
+        .context("binding the relay's port")?;
     let relay = Relay {
         dialler: Arc::clone(&dialler),
         inside: inside(),
@@ -105,21 +137,38 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
     };
     tokio::spawn(relay::serve(listener, relay));
     tokio::spawn(reporter::tell(view.worlds(), Arc::clone(&dialler)));
-    let mut images = image_files::follow(config.image_files.clone(), config.images.clone(), Arc::clone(&dialler));
+    let mut images = image_files::follow(
+        config.image_files.clone(),
+        config.images.clone(),
+        Arc::clone(&dialler),
+    );
     for address in [ROUTER, PROXY_RESOLVER, std::net::Ipv4Addr::LOCALHOST] {
-        // Each by itself: an answer from a socket bound to any address would not leave from the address that was asked.
-        let resolver = Resolver { services: services.clone(), dialler: Arc::clone(&dialler), domain: DOMAIN.into() };
-        resolver.start(SocketAddr::from((address, 53))).await.context("binding the resolver's port")?;
+        // Each by itself: an answer from a socket bound to any address would not leave from the
+        // address that was asked.
+        let resolver = Resolver {
+            services: services.clone(),
+            dialler: Arc::clone(&dialler),
+            domain: DOMAIN.into(),
+        };
+        resolver
+            .start(SocketAddr::from((address, 53)))
+            .await
+            .context("binding the resolver's port")?;
     }
 
     let key = config.state_dir.join("token-key.pem");
-    let signer = TokenSigner::load_or_create(&key)
-        .map_err(|error| anyhow::anyhow!("{} can be neither read nor made: {error}", key.display()))?;
-    std::fs::write(config.run_dir.join("token-public.pem"), signer.public_key_pem())?;
+    let signer = TokenSigner::load_or_create(&key).map_err(|error| {
+        anyhow::anyhow!("{} can be neither read nor made: {error}", key.display())
+    })?;
+    std::fs::write(
+        config.run_dir.join("token-public.pem"),
+        signer.public_key_pem(),
+    )?;
     let (control_up, control_ready) = watch::channel(false);
     // What is no text cannot be passed on as text.
-    let base_env =
-        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
+    let base_env = std::env::vars_os()
+        .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
+        .collect();
     let context = Arc::new(Context {
         config,
         dialler: Arc::clone(&dialler),

@@ -1,4 +1,5 @@
-//! The node's own view of the configuration: the same folders and the same model as the control plane's.
+//! The node's own view of the configuration: the same folders and the same model as the control
+//! plane's.
 
 use std::sync::Arc;
 
@@ -17,7 +18,8 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// Follows the user's folders, the applied objects and what runs. Findings are the control plane's to tell.
+    /// Follows the user's folders, the applied objects and what runs. Findings are the control
+    /// plane's to tell.
     pub(crate) fn start(config: &NodeConfig) -> std::io::Result<Self> {
         let mut builder = Store::builder(BuildOptions::default());
         let sender = builder.source("files");
@@ -27,8 +29,14 @@ impl View {
         directories.push(Directory::of_programs(config.objects_dir()));
         directories.push(Directory::of_programs(config.pods_dir()));
         let remembered = config.state_dir.join("node-last-good");
-        let files = FileSource::start(FileSourceOptions::new(directories, Some(remembered)), sender)?;
-        Ok(Self { _files: files, store: builder.start()? })
+        let files = FileSource::start(
+            FileSourceOptions::new(directories, Some(remembered)),
+            sender,
+        )?;
+        Ok(Self {
+            _files: files,
+            store: builder.start()?,
+        })
     }
 
     /// The worlds, one after the other.
@@ -40,5 +48,9 @@ impl View {
 /// The objects that workloads are made of.
 pub(crate) fn of_workloads(world: &World) -> Vec<&Object> {
     let kinds = [Kind::Namespace, Kind::Deployment];
-    kinds.into_iter().flat_map(|kind| world.tables.table(&kind).values()).map(|object| &**object).collect()
+    kinds
+        .into_iter()
+        .flat_map(|kind| world.tables.table(&kind).values())
+        .map(|object| &**object)
+        .collect()
 }

@@ -64,8 +64,8 @@ impl Part {
         self.schedule();
     }
 
-    /// Waits for the program to end, or for the time to start it. Pending for ever when neither is to come. Cancellation
-    /// safe.
+    /// Waits for the program to end, or for the time to start it. Pending for ever when neither is
+    /// to come. Cancellation safe.
     pub(crate) async fn next(&mut self) -> PartEvent {
         loop {
             match (&mut self.child, self.due) {
@@ -112,9 +112,12 @@ impl Part {
         self.child.is_none() && self.delay == Some(FIRST)
     }
 
-    /// How it failed and what is done about it; once, when it has failed for the second time in a row.
+    /// How it failed and what is done about it; once, when it has failed for the second time in a
+    /// row.
     pub(crate) fn complaint(&mut self) -> Option<String> {
-        let delay = self.delay.filter(|delay| *delay > FIRST && self.child.is_none() && !self.told)?;
+        let delay = self
+            .delay
+            .filter(|delay| *delay > FIRST && self.child.is_none() && !self.told)?;
         self.told = true;
         let why = self.last_exit.as_deref().unwrap_or("it cannot be started");
         Some(format!(
@@ -167,22 +170,38 @@ mod tests {
         }
         assert_eq!(delays[..3], [FIRST, FIRST * 2, FIRST * 4]);
         assert_eq!(delays[8], LONGEST);
-        assert_eq!((part.restarts, part.failures(), part.last_exit.as_deref()), (9, 9, Some("exit code 1")));
-        assert!(part.complaint().is_some_and(|text| text.contains("(exit code 1)") && text.contains("after 30s")));
+        assert_eq!(
+            (part.restarts, part.failures(), part.last_exit.as_deref()),
+            (9, 9, Some("exit code 1"))
+        );
+        assert!(
+            part.complaint()
+                .is_some_and(|text| text.contains("(exit code 1)") && text.contains("after 30s"))
+        );
         part.start_now();
         assert!(matches!(part.next().await, PartEvent::Due));
         assert_eq!((part.restarts, part.failures()), (9, 0));
-        assert_eq!(describe(ExitStatus::from_raw(137 << 8)), "killed by signal 9");
+        assert_eq!(
+            describe(ExitStatus::from_raw(137 << 8)),
+            "killed by signal 9"
+        );
     }
 
     #[test]
     fn a_loop_is_told_once() {
         let mut part = Part::default();
         part.ended(ExitStatus::from_raw(3 << 8));
-        assert_eq!((part.complaint(), part.failed_once()), (None, true), "once may be chance");
+        assert_eq!(
+            (part.complaint(), part.failed_once()),
+            (None, true),
+            "once may be chance"
+        );
         part.failed("no such file".into());
         let told = part.complaint().expect("twice is not");
-        assert!(told.contains("(no such file)") && told.contains("after 500ms"), "{told}");
+        assert!(
+            told.contains("(no such file)") && told.contains("after 500ms"),
+            "{told}"
+        );
         part.ended(ExitStatus::from_raw(3 << 8));
         assert_eq!(part.complaint(), None, "not for every restart");
     }

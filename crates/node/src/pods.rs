@@ -1,4 +1,5 @@
-//! What runs, as `core/v1` Pods in files: where the control plane's endpoints come from, as on Kubernetes.
+//! What runs, as `core/v1` Pods in files: where the control plane's endpoints come from, as on
+//! Kubernetes.
 
 use std::fs;
 use std::io;
@@ -11,11 +12,20 @@ use crate::network::ROUTER;
 use crate::spec::{Origin, WorkloadKey, WorkloadSpec};
 
 /// Writes the pod's file, in one step, so that a reader never sees half of it.
-pub(crate) fn write(dir: &Path, spec: &WorkloadSpec, address: Ipv4Addr, ready: bool, created: &str) -> io::Result<()> {
+pub(crate) fn write(
+    dir: &Path,
+    spec: &WorkloadSpec,
+    address: Ipv4Addr,
+    ready: bool,
+    created: &str,
+) -> io::Result<()> {
     let path = file(dir, &spec.key);
     let new = path.with_extension("new");
     // JSON is YAML.
-    fs::write(&new, serde_json::to_vec_pretty(&pod(spec, address, ready, created))?)?;
+    fs::write(
+        &new,
+        serde_json::to_vec_pretty(&pod(spec, address, ready, created))?,
+    )?;
     fs::rename(new, path)
 }
 
@@ -30,15 +40,39 @@ fn file(dir: &Path, key: &WorkloadKey) -> PathBuf {
 
 /// Labels of the pod: the template's, and those that an injector would add.
 pub(crate) fn labels(spec: &WorkloadSpec) -> Map<String, Value> {
-    let mut labels: Map<String, Value> = spec.labels.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect();
-    let first = |names: &[&str]| names.iter().find_map(|name| spec.labels.value(name)).map(str::to_owned);
-    let canonical = first(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"])
-        .unwrap_or_else(|| spec.workload.clone());
-    let revision = first(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    let mut labels: Map<String, Value> = spec
+        .labels
+        .iter()
+        .map(|(k, v)| (k.clone(), v.clone().into()))
+        .collect();
+    let first = |names: &[&str]| {
+        names
+            .iter()
+            .find_map(|name| spec.labels.value(name))
+            .map(str::to_owned)
+    };
+    let canonical = first(&[
+        "service.istio.io/canonical-name",
+        "app.kubernetes.io/name",
+        "app",
+    ])
+    .unwrap_or_else(|| spec.workload.clone());
+    let revision = first(&[
+        "service.istio.io/canonical-revision",
+        "app.kubernetes.io/version",
+        "version",
+    ]);
     labels.insert("service.istio.io/canonical-name".into(), canonical.into());
-    labels.insert("service.istio.io/canonical-revision".into(), revision.unwrap_or_else(|| "latest".into()).into());
-    labels.insert("service.istio.io/workload-name".into(), spec.workload.clone().into());
-    // A gateway's servers decide for themselves what they accept. Source: Istio's template `gateway`, which sets no mode.
+    labels.insert(
+        "service.istio.io/canonical-revision".into(),
+        revision.unwrap_or_else(|| "latest".into()).into(),
+    );
+    labels.insert(
+        "service.istio.io/workload-name".into(),
+        spec.workload.clone().into(),
+    );
+    // A gateway's servers decide for themselves what they accept. Source: Istio's template
+    // `gateway`, which sets no mode.
     if has_sidecar(spec) {
         labels.insert("security.istio.io/tlsMode".into(), "istio".into());
     }
@@ -66,7 +100,10 @@ fn pod(spec: &WorkloadSpec, address: Ipv4Addr, ready: bool, created: &str) -> Va
     } = spec;
     let mut annotations = annotations.clone();
     if has_sidecar(spec) {
-        annotations.insert("sidecar.istio.io/status".into(), json!({ "containers": ["istio-proxy"] }).to_string());
+        annotations.insert(
+            "sidecar.istio.io/status".into(),
+            json!({ "containers": ["istio-proxy"] }).to_string(),
+        );
     }
     let mut containers = Vec::new();
     if app.is_some() {
@@ -80,7 +117,8 @@ fn pod(spec: &WorkloadSpec, address: Ipv4Addr, ready: bool, created: &str) -> Va
         containers.push(json!({ "name": container, "image": image, "ports": ports }));
     }
     if spec.is_meshed() {
-        let own_ports = json!([{ "name": "http-envoy-prom", "containerPort": 15090, "protocol": "TCP" }]);
+        let own_ports =
+            json!([{ "name": "http-envoy-prom", "containerPort": 15090, "protocol": "TCP" }]);
         containers.push(json!({ "name": "istio-proxy", "image": "meltemi", "ports": own_ports }));
     }
     let (api_version, kind) = match origin {
@@ -119,29 +157,50 @@ mod tests {
     fn the_control_plane_can_read_what_is_written() {
         let dir = tempfile::tempdir().unwrap();
         let spec = &gateways::workloads()[0];
-        write(dir.path(), spec, Ipv4Addr::new(10, 44, 0, 9), true, "2026-01-01T00:00:00Z").unwrap();
+        write(
+            dir.path(),
+            spec,
+            Ipv4Addr::new(10, 44, 0, 9),
+            true,
+            "2026-01-01T00:00:00Z",
+        )
+        .unwrap();
         let path = file(dir.path(), &spec.key);
         let text = fs::read_to_string(&path).unwrap();
         let (objects, diagnostics) = meltemi_api::parse_documents("pod.yaml", &text);
         assert!(diagnostics.is_empty(), "{diagnostics:?}");
-        let meltemi_api::Spec::Pod(pod) = &objects[0].spec else { panic!("no pod") };
+        let meltemi_api::Spec::Pod(pod) = &objects[0].spec else {
+            panic!("no pod")
+        };
         assert!(pod.is_ready());
         assert_eq!(pod.status.pod_ip, "10.44.0.9");
-        assert_eq!(objects[0].meta.labels.value("istio"), Some("ingressgateway"));
+        assert_eq!(
+            objects[0].meta.labels.value("istio"),
+            Some("ingressgateway")
+        );
         remove(dir.path(), &spec.key);
         assert!(!path.exists());
     }
 
     #[test]
     fn a_gateway_is_not_said_to_accept_mutual_tls_on_every_port() {
-        let written =
-            |spec: &WorkloadSpec| pod(spec, Ipv4Addr::LOCALHOST, true, "2026-01-01T00:00:00Z")["metadata"].take();
+        let written = |spec: &WorkloadSpec| {
+            pod(spec, Ipv4Addr::LOCALHOST, true, "2026-01-01T00:00:00Z")["metadata"].take()
+        };
         let gateway = gateways::workload(gateways::INGRESS);
-        let sidecar = WorkloadSpec { origin: Origin::Run, ..gateway.clone() };
+        let sidecar = WorkloadSpec {
+            origin: Origin::Run,
+            ..gateway.clone()
+        };
         let of = |spec| {
             let meta = written(spec);
-            let mode = meta["labels"]["security.istio.io/tlsMode"].as_str().map(str::to_owned);
-            (mode, meta["annotations"].get("sidecar.istio.io/status").is_some())
+            let mode = meta["labels"]["security.istio.io/tlsMode"]
+                .as_str()
+                .map(str::to_owned);
+            (
+                mode,
+                meta["annotations"].get("sidecar.istio.io/status").is_some(),
+            )
         };
         assert_eq!(of(&gateway), (None, false));
         assert_eq!(of(&sidecar), (Some("istio".to_owned()), true));

@@ -1,4 +1,5 @@
-//! How a workload's programs are launched: the application, isolated; the proxy beside it, with its command line.
+//! How a workload's programs are launched: the application, isolated; the proxy beside it, with its
+//! command line.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -11,7 +12,11 @@ use crate::sandbox::Sandbox;
 use crate::spec::{POD_IP, ProxyKind, WorkloadSpec};
 
 /// The launch of the application itself, or of a program in its place.
-pub(crate) fn app_spec(context: &Context, spec: &WorkloadSpec, sandbox: &Sandbox) -> Option<LaunchSpec> {
+pub(crate) fn app_spec(
+    context: &Context,
+    spec: &WorkloadSpec,
+    sandbox: &Sandbox,
+) -> Option<LaunchSpec> {
     let program = spec.app.as_ref()?;
     let mut env = context.app_env(spec);
     env.extend(program.env.clone());
@@ -26,9 +31,17 @@ pub(crate) fn app_spec(context: &Context, spec: &WorkloadSpec, sandbox: &Sandbox
         cwd: program.cwd.clone(),
         netns: Some(sandbox.netns.raw()),
         files: sandbox.files.clone(),
-        // Sockets, logs, keys: an application runs as the same user, and files know no other difference.
-        hide: vec![context.config.run_dir.clone(), context.config.state_dir.clone()],
-        isolate: Some(Identity { uid: context.config.uid, gid: context.config.gid, hostname: spec.key.pod.clone() }),
+        // Sockets, logs, keys: an application runs as the same user, and files know no other
+        // difference.
+        hide: vec![
+            context.config.run_dir.clone(),
+            context.config.state_dir.clone(),
+        ],
+        isolate: Some(Identity {
+            uid: context.config.uid,
+            gid: context.config.gid,
+            hostname: spec.key.pod.clone(),
+        }),
         open_files: context.config.open_files,
         ..LaunchSpec::default()
     })
@@ -43,11 +56,21 @@ pub(crate) fn proxy_arguments(
     own_folder: &Path,
     token: i32,
 ) -> Vec<String> {
-    let labels: Vec<String> =
-        pods::labels(spec).iter().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect();
+    let labels: Vec<String> = pods::labels(spec)
+        .iter()
+        .map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default()))
+        .collect();
     let config = &context.config;
-    let node_type = if spec.is_gateway() { "router" } else { "sidecar" };
-    let id = format!("{node_type}~{address}~{}.{ns}~{ns}.svc.cluster.local", spec.key.pod, ns = spec.key.namespace);
+    let node_type = if spec.is_gateway() {
+        "router"
+    } else {
+        "sidecar"
+    };
+    let id = format!(
+        "{node_type}~{address}~{}.{ns}~{ns}.svc.cluster.local",
+        spec.key.pod,
+        ns = spec.key.namespace
+    );
     let mut argv: Vec<String> = vec![String::new(), "sidecar".into()];
     let mut flag = |name: &str, value: String| argv.extend([format!("--{name}"), value]);
     flag("id", id);
@@ -57,11 +80,20 @@ pub(crate) fn proxy_arguments(
     flag("workload", spec.workload.clone());
     flag("labels", labels.join(","));
     if !spec.annotations.is_empty() {
-        flag("annotations", serde_json::json!(spec.annotations).to_string());
+        flag(
+            "annotations",
+            serde_json::json!(spec.annotations).to_string(),
+        );
     }
     flag("ip", address.to_string());
-    flag("control", SocketAddr::from((ROUTER, CONTROL_PORT)).to_string());
-    flag("root-cert", config.run_dir.join("root-cert.pem").display().to_string());
+    flag(
+        "control",
+        SocketAddr::from((ROUTER, CONTROL_PORT)).to_string(),
+    );
+    flag(
+        "root-cert",
+        config.run_dir.join("root-cert.pem").display().to_string(),
+    );
     flag("token-fd", token.to_string());
     flag("mark", meltemi_redirect::plan::PROXY_MARK.to_string());
     flag("run-dir", own_folder.display().to_string());

@@ -11,14 +11,18 @@ use crate::netns::is_listening;
 use crate::sandbox::Sandbox;
 use crate::spec::WorkloadSpec;
 
-/// A declared port that nobody listens on makes the workload wait this long before it is called ready all the same.
+/// A declared port that nobody listens on makes the workload wait this long before it is called
+/// ready all the same.
 const LISTEN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Waits until the proxy says that it is ready, on the port that capture leaves alone.
 pub(crate) async fn proxy_answers(address: Ipv4Addr) {
     let mut pause = Duration::from_millis(10);
     loop {
-        if tokio::time::timeout(Duration::from_secs(2), ask_ready(address)).await.unwrap_or(false) {
+        if tokio::time::timeout(Duration::from_secs(2), ask_ready(address))
+            .await
+            .unwrap_or(false)
+        {
             return;
         }
         tokio::time::sleep(pause).await;
@@ -36,7 +40,9 @@ pub(crate) async fn proxy_falls_silent(address: Ipv4Addr) {
     let mut failures = 0;
     while failures < FAILURES {
         tokio::time::sleep(PERIOD).await;
-        let answers = tokio::time::timeout(PROBE_TIMEOUT, ask_ready(address)).await.unwrap_or(false);
+        let answers = tokio::time::timeout(PROBE_TIMEOUT, ask_ready(address))
+            .await
+            .unwrap_or(false);
         failures = if answers { 0 } else { failures + 1 };
     }
 }
@@ -44,7 +50,9 @@ pub(crate) async fn proxy_falls_silent(address: Ipv4Addr) {
 async fn ask_ready(address: Ipv4Addr) -> bool {
     let ask = async {
         let mut stream = TcpStream::connect((address, 15021)).await?;
-        stream.write_all(b"GET /healthz/ready HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").await?;
+        stream
+            .write_all(b"GET /healthz/ready HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
+            .await?;
         let mut status = [0; 12];
         stream.read_exact(&mut status).await?;
         std::io::Result::Ok(&status[8..] == b" 200")
@@ -52,20 +60,31 @@ async fn ask_ready(address: Ipv4Addr) -> bool {
     ask.await.unwrap_or(false)
 }
 
-/// Waits until somebody listens on each declared TCP port; answers what is still silent after some patience.
+/// Waits until somebody listens on each declared TCP port; answers what is still silent after some
+/// patience.
 ///
 /// Looks at the kernel's table: a connection would reach the application as a request of nobody's.
 pub(crate) async fn listens(sandbox: &OnceLock<Sandbox>, spec: &WorkloadSpec) -> Option<String> {
     let netns = &sandbox.get()?.netns;
-    let ports: Vec<u16> = spec.ports.iter().filter(|p| p.protocol == "TCP").map(|p| p.number).collect();
+    let ports: Vec<u16> = spec
+        .ports
+        .iter()
+        .filter(|p| p.protocol == "TCP")
+        .map(|p| p.number)
+        .collect();
     let until = tokio::time::Instant::now() + LISTEN_PATIENCE;
     let mut pause = Duration::from_millis(10);
     loop {
-        let silent = netns.run(|| Ok(ports.iter().copied().find(|port| !is_listening(*port)))).ok().flatten();
+        let silent = netns
+            .run(|| Ok(ports.iter().copied().find(|port| !is_listening(*port))))
+            .ok()
+            .flatten();
         match silent {
             None => return None,
             Some(port) if tokio::time::Instant::now() >= until => {
-                return Some(format!("nobody listens on port {port}, which the container declares"));
+                return Some(format!(
+                    "nobody listens on port {port}, which the container declares"
+                ));
             }
             Some(_) => tokio::time::sleep(pause).await,
         }

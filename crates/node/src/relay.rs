@@ -1,8 +1,9 @@
-//! The way out for what no workload answers: connections that the router's rules redirected here are dialled from the
-//! machine's own network and copied both ways.
+//! The way out for what no workload answers: connections that the router's rules redirected here
+//! are dialled from the machine's own network and copied both ways.
 //!
-//! What is for a service's own address goes to one of its endpoints, as kube-proxy would have it: a proxy passes such
-//! connections on as they are when its configuration does not know the service (Sidecar, PASSTHROUGH, excluded ports).
+//! What is for a service's own address goes to one of its endpoints, as kube-proxy would have it: a
+//! proxy passes such connections on as they are when its configuration does not know the service
+//! (Sidecar, PASSTHROUGH, excluded ports).
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -35,7 +36,10 @@ pub(crate) async fn serve(listener: TcpListener, relay: Relay) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     let relay = Arc::new(relay);
     loop {
-        let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
+        let permit = Arc::clone(&permits)
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -54,13 +58,18 @@ pub(crate) async fn serve(listener: TcpListener, relay: Relay) {
 
 impl Relay {
     async fn carry(&self, mut inner: TcpStream) {
-        let Some(to) = original_destination(&inner) else { return reset(&inner) };
+        let Some(to) = original_destination(&inner) else {
+            return reset(&inner);
+        };
         match self.dial(&inner, to).await {
             Ok(mut outer) => {
                 for stream in [&inner, &outer] {
                     let _ = (stream.set_nodelay(true), keep_alive(stream));
                 }
-                if tokio::io::copy_bidirectional(&mut inner, &mut outer).await.is_err() {
+                if tokio::io::copy_bidirectional(&mut inner, &mut outer)
+                    .await
+                    .is_err()
+                {
                     reset(&inner);
                     reset(&outer);
                 }
@@ -73,7 +82,10 @@ impl Relay {
     }
 
     async fn dial(&self, inner: &TcpStream, to: SocketAddr) -> std::io::Result<TcpStream> {
-        let endpoint = self.services.borrow().endpoint(to, self.turn.fetch_add(1, Ordering::Relaxed));
+        let endpoint = self
+            .services
+            .borrow()
+            .endpoint(to, self.turn.fetch_add(1, Ordering::Relaxed));
         if let Some(endpoint) = endpoint {
             return TcpStream::connect(endpoint).await;
         }
@@ -93,10 +105,13 @@ fn is_own(stream: &TcpStream, to: IpAddr) -> bool {
     stream.local_addr().is_ok_and(|own| own.ip() == to)
 }
 
-/// Somebody who vanished, as over a suspend, is noticed within a minute and a half; else the connection would be kept for ever.
+/// Somebody who vanished, as over a suspend, is noticed within a minute and a half; else the
+/// connection would be kept for ever.
 fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
-    let probes =
-        TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10)).with_retries(3);
+    let probes = TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(10))
+        .with_retries(3);
     SockRef::from(stream).set_tcp_keepalive(&probes)
 }
 
@@ -112,12 +127,20 @@ mod tests {
     #[tokio::test]
     async fn a_remote_that_vanished_is_noticed() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
         keep_alive(&stream).unwrap();
         let socket = SockRef::from(&stream);
         assert!(socket.keepalive().unwrap());
-        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
-        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+        assert_eq!(
+            socket.tcp_keepalive_time().unwrap(),
+            Duration::from_secs(60)
+        );
+        assert_eq!(
+            socket.tcp_keepalive_interval().unwrap(),
+            Duration::from_secs(10)
+        );
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
     }
 }

@@ -1,4 +1,5 @@
-//! Tells whoever watches `meltemi up` what is wrong with the configuration, once each, until it is mended.
+//! Tells whoever watches `meltemi up` what is wrong with the configuration, once each, until it is
+//! mended.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,7 +12,8 @@ use tokio::sync::watch;
 use crate::dialler::Dialler;
 use crate::events::Event;
 
-/// While objects come and go, references lead nowhere for a moment: a warning is told once nothing has changed for this long.
+/// While objects come and go, references lead nowhere for a moment: a warning is told once nothing
+/// has changed for this long.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// Follows the worlds for ever.
@@ -40,8 +42,13 @@ pub(crate) async fn tell(mut worlds: watch::Receiver<Arc<World>>, dialler: Arc<D
 fn news(findings: &[Diagnostic], told: &mut BTreeSet<String>, severity: Severity) -> Vec<String> {
     let all: BTreeSet<String> = findings.iter().map(ToString::to_string).collect();
     told.retain(|finding| all.contains(finding));
-    let wanted = findings.iter().filter(|finding| finding.severity == severity);
-    wanted.map(ToString::to_string).filter(|finding| told.insert(finding.clone())).collect()
+    let wanted = findings
+        .iter()
+        .filter(|finding| finding.severity == severity);
+    wanted
+        .map(ToString::to_string)
+        .filter(|finding| told.insert(finding.clone()))
+        .collect()
 }
 
 #[cfg(test)]
@@ -55,16 +62,26 @@ mod tests {
             severity,
             object: meltemi_types::ObjectRef::default(),
             field: String::new(),
-            position: meltemi_types::Position { file: "a.yaml".into(), line, ..Default::default() },
+            position: meltemi_types::Position {
+                file: "a.yaml".into(),
+                line,
+                ..Default::default()
+            },
             message: "not YAML".to_owned(),
             remedy: String::new(),
         };
         let both = [finding(Severity::Error, 1), finding(Severity::Warning, 2)];
         let mut told = BTreeSet::new();
         assert_eq!(news(&both, &mut told, Severity::Error).len(), 1);
-        assert_eq!(news(&both, &mut told, Severity::Error), Vec::<String>::new());
+        assert_eq!(
+            news(&both, &mut told, Severity::Error),
+            Vec::<String>::new()
+        );
         assert_eq!(news(&both, &mut told, Severity::Warning).len(), 1);
-        assert_eq!(news(&both[1..], &mut told, Severity::Error), Vec::<String>::new());
+        assert_eq!(
+            news(&both[1..], &mut told, Severity::Error),
+            Vec::<String>::new()
+        );
         assert_eq!(news(&both, &mut told, Severity::Error).len(), 1);
     }
 }

@@ -1,4 +1,5 @@
-//! The node's DNS server: names of the mesh for workloads without sidecar, and the way to the machine's resolver for all.
+//! The node's DNS server: names of the mesh for workloads without sidecar, and the way to the
+//! machine's resolver for all.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -53,8 +54,14 @@ impl Resolver {
                     continue;
                 }
             };
-            let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { continue };
-            let (resolver, socket, query) = (Arc::clone(&self), Arc::clone(&socket), buffer[..length].to_vec());
+            let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+                continue;
+            };
+            let (resolver, socket, query) = (
+                Arc::clone(&self),
+                Arc::clone(&socket),
+                buffer[..length].to_vec(),
+            );
             tokio::spawn(async move {
                 if let Some(answer) = resolver.answer(query, false).await {
                     let _ = socket.send_to(&answer, from).await;
@@ -75,7 +82,9 @@ impl Resolver {
                     continue;
                 }
             };
-            let Ok(connection) = Arc::clone(&connections).try_acquire_owned() else { continue };
+            let Ok(connection) = Arc::clone(&connections).try_acquire_owned() else {
+                continue;
+            };
             let (resolver, permits) = (Arc::clone(&self), Arc::clone(&permits));
             tokio::spawn(async move {
                 let _ = resolver.converse(stream, &permits).await;
@@ -92,8 +101,12 @@ impl Resolver {
                 io::Result::Ok(query)
             };
             let query = tokio::time::timeout(TCP_IDLE, read).await??;
-            let permit = tokio::time::timeout(TCP_IDLE, permits.acquire()).await?.map_err(io::Error::other)?;
-            let Some(answer) = self.answer(query, true).await else { return Ok(()) };
+            let permit = tokio::time::timeout(TCP_IDLE, permits.acquire())
+                .await?
+                .map_err(io::Error::other)?;
+            let Some(answer) = self.answer(query, true).await else {
+                return Ok(());
+            };
             drop(permit);
             let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
             let message = [&length.to_be_bytes()[..], &answer].concat();
@@ -105,14 +118,19 @@ impl Resolver {
         let question = dns_wire::question(&query)?;
         let known: Option<Vec<Ipv4Addr>> = self.services.borrow().addresses(&question.name);
         if let Some(addresses) = known {
-            let addresses = if question.kind == A { addresses } else { Vec::new() };
+            let addresses = if question.kind == A {
+                addresses
+            } else {
+                Vec::new()
+            };
             return Some(dns_wire::answer(&query, &question, NO_ERROR, &addresses));
         }
         let target = self.services.borrow().target(&question.name);
         if let Some(target) = target {
             return Some(self.answer_alias(&query, &question, &target, tcp).await);
         }
-        // Search domains make every outside name pass here first; the machine's resolver knows none of these.
+        // Search domains make every outside name pass here first; the machine's resolver knows none
+        // of these.
         if self.is_ours(&question.name) {
             return Some(dns_wire::answer(&query, &question, NO_SUCH_NAME, &[]));
         }
@@ -127,17 +145,30 @@ impl Resolver {
 
     /// Names that the machine's resolver does not know.
     fn is_ours(&self, name: &str) -> bool {
-        let below = name.strip_suffix(&self.domain).is_some_and(|head| head.is_empty() || head.ends_with('.'));
+        let below = name
+            .strip_suffix(&self.domain)
+            .is_some_and(|head| head.is_empty() || head.ends_with('.'));
         below || !name.contains('.')
     }
 
-    /// An ExternalName Service: the other name, with its addresses, be it of the mesh or of the world.
-    async fn answer_alias(&self, query: &[u8], question: &Question, target: &str, tcp: bool) -> Vec<u8> {
+    /// An ExternalName Service: the other name, with its addresses, be it of the mesh or of the
+    /// world.
+    async fn answer_alias(
+        &self,
+        query: &[u8],
+        question: &Question,
+        target: &str,
+        tcp: bool,
+    ) -> Vec<u8> {
         let known = self.services.borrow().addresses(target);
         let outcome = match known {
-            Some(addresses) if question.kind == A => {
-                Some((NO_ERROR, addresses.iter().map(|address| address.octets().to_vec()).collect()))
-            }
+            Some(addresses) if question.kind == A => Some((
+                NO_ERROR,
+                addresses
+                    .iter()
+                    .map(|address| address.octets().to_vec())
+                    .collect(),
+            )),
             Some(_) => Some((NO_ERROR, Vec::new())),
             None if self.is_ours(target) => Some((NO_SUCH_NAME, Vec::new())),
             None => self.ask_outside(query, question, target, tcp).await,
@@ -147,7 +178,8 @@ impl Resolver {
             .unwrap_or_else(|| dns_wire::answer(query, question, SERVER_FAILURE, &[]))
     }
 
-    /// What the machine's resolver finds for another name: addresses, since other data may be names.
+    /// What the machine's resolver finds for another name: addresses, since other data may be
+    /// names.
     async fn ask_outside(
         &self,
         query: &[u8],
@@ -155,11 +187,24 @@ impl Resolver {
         name: &str,
         tcp: bool,
     ) -> Option<(u8, Vec<Vec<u8>>)> {
-        let answer = self.dialler.dns(dns_wire::ask(query, question, name)?, tcp).await;
-        let answer =
-            answer.inspect_err(|error| tracing::debug!(name, %error, "the machine's resolver did not answer")).ok()?;
+        let answer = self
+            .dialler
+            .dns(dns_wire::ask(query, question, name)?, tcp)
+            .await;
+        let answer = answer
+            .inspect_err(
+                |error| tracing::debug!(name, %error, "the machine's resolver did not answer"),
+            )
+            .ok()?;
         let (code, found) = dns_wire::found(&answer, question.kind)?;
-        Some((code, if matches!(question.kind, A | AAAA) { found } else { Vec::new() }))
+        Some((
+            code,
+            if matches!(question.kind, A | AAAA) {
+                found
+            } else {
+                Vec::new()
+            },
+        ))
     }
 }
 
@@ -176,8 +221,11 @@ mod tests {
             ..Services::default()
         };
         let (_keep, services) = watch::channel(Arc::new(services));
-        let resolver =
-            Arc::new(Resolver { services, dialler: Dialler::start(socket).unwrap().0, domain: "cluster.local".into() });
+        let resolver = Arc::new(Resolver {
+            services,
+            dialler: Dialler::start(socket).unwrap().0,
+            domain: "cluster.local".into(),
+        });
         let udp = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (udp_address, tcp_address) = (udp.local_addr().unwrap(), tcp.local_addr().unwrap());
@@ -185,10 +233,16 @@ mod tests {
         tokio::spawn(Arc::clone(&resolver).serve_udp(udp, Arc::clone(&permits)));
         tokio::spawn(resolver.serve_tcp(tcp, permits));
 
-        let query = [&[1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], b"\x01a\x04test\x00\x00\x01\x00\x01"].concat();
+        let query = [
+            &[1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..],
+            b"\x01a\x04test\x00\x00\x01\x00\x01",
+        ]
+        .concat();
         let mut idle = TcpStream::connect(tcp_address).await.unwrap();
         let length = u16::try_from(query.len()).unwrap();
-        idle.write_all(&[&length.to_be_bytes()[..], &query].concat()).await.unwrap();
+        idle.write_all(&[&length.to_be_bytes()[..], &query].concat())
+            .await
+            .unwrap();
         let mut answer = vec![0; usize::from(idle.read_u16().await.unwrap())];
         idle.read_exact(&mut answer).await.unwrap();
         assert!(answer.ends_with(&[10, 45, 0, 3]));

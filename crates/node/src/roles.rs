@@ -10,13 +10,14 @@ use crate::launch::{self, LAUNCH_FAILED, LAUNCH_ROLE, NODE_ROLE, TITLE};
 
 /// Runs a hidden role; the exit code when `arguments` (with the program's name first) asks for one.
 ///
-/// Must be called before threads exist. For every other command line it only makes the process's short name tell whose
-/// process it is, and returns `None`.
+/// Must be called before threads exist. For every other command line it only makes the process's
+/// short name tell whose process it is, and returns `None`.
 pub fn dispatch(arguments: &[OsString]) -> Option<i32> {
     let word = |index: usize| arguments.get(index)?.to_str();
     let name = word(0).unwrap_or_default();
     if let Some(title) = name.strip_prefix(TITLE) {
-        // Started through /proc/self/exe: the kernel would call it "exe". Cut at 15 characters by the kernel.
+        // Started through /proc/self/exe: the kernel would call it "exe". Cut at 15 characters by
+        // the kernel.
         let short = title.trim_start().replace(' ', ":");
         let _ = rustix::thread::set_name(&std::ffi::CString::new(short).unwrap_or_default());
     }

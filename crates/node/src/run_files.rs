@@ -1,4 +1,5 @@
-//! Programs that `run -d` added, in files: a node that follows one that was killed runs them as well.
+//! Programs that `run -d` added, in files: a node that follows one that was killed runs them as
+//! well.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +14,12 @@ pub(crate) fn keep(dir: &Path, spec: &WorkloadSpec) -> io::Result<()> {
     let path = file(dir, &spec.key);
     let new = path.with_extension("new");
     // Its environment may hold anything.
-    let out = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let out = fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
     serde_json::to_writer(out, spec)?;
     fs::rename(new, path)
 }
@@ -25,9 +31,17 @@ pub(crate) fn forget(dir: &Path, key: &WorkloadKey) {
 
 /// Every workload that has a file.
 pub(crate) fn load(dir: &Path) -> BTreeMap<WorkloadKey, WorkloadSpec> {
-    let files = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    let whole = files.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
-    let specs = whole.filter_map(|path| serde_json::from_slice::<WorkloadSpec>(&fs::read(path).ok()?).ok());
+    let files = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    let whole = files.filter(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "json")
+    });
+    let specs =
+        whole.filter_map(|path| serde_json::from_slice::<WorkloadSpec>(&fs::read(path).ok()?).ok());
     specs.map(|spec| (spec.key.clone(), spec)).collect()
 }
 
@@ -49,8 +63,14 @@ mod tests {
             keep(dir.path(), spec).unwrap();
         }
         fs::write(dir.path().join("half.json"), "{").unwrap();
-        assert_eq!(load(dir.path()).into_values().collect::<Vec<_>>().len(), specs.len());
+        assert_eq!(
+            load(dir.path()).into_values().collect::<Vec<_>>().len(),
+            specs.len()
+        );
         forget(dir.path(), &specs[0].key);
-        assert_eq!(load(dir.path()), [(specs[1].key.clone(), specs[1].clone())].into());
+        assert_eq!(
+            load(dir.path()),
+            [(specs[1].key.clone(), specs[1].clone())].into()
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Services for programs that were added by hand and that no Service selects: so that others can call them by name.
+//! Services for programs that were added by hand and that no Service selects: so that others can
+//! call them by name.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,17 +16,25 @@ use crate::spec::{WorkloadKey, WorkloadSpec};
 const LABEL: &str = "meltemi.io/run";
 
 /// The Services that are missing, by file name.
-pub(crate) fn missing(runs: &BTreeMap<WorkloadKey, WorkloadSpec>, world: &World) -> BTreeMap<String, Value> {
+pub(crate) fn missing(
+    runs: &BTreeMap<WorkloadKey, WorkloadSpec>,
+    world: &World,
+) -> BTreeMap<String, Value> {
     let mut out = BTreeMap::new();
     for spec in runs.values().filter(|spec| !spec.ports.is_empty()) {
-        let Some(app) = spec.labels.value("app") else { continue };
+        let Some(app) = spec.labels.value("app") else {
+            continue;
+        };
         let namespace = &spec.key.namespace;
         if is_served(world, namespace, app, &spec.labels) {
             continue;
         }
         // Undeclared protocols: the first bytes decide.
-        let ports: Vec<Value> =
-            spec.ports.iter().map(|p| json!({ "name": format!("p-{}", p.number), "port": p.number })).collect();
+        let ports: Vec<Value> = spec
+            .ports
+            .iter()
+            .map(|p| json!({ "name": format!("p-{}", p.number), "port": p.number }))
+            .collect();
         let service = json!({
             "apiVersion": "v1",
             "kind": "Service",
@@ -40,21 +49,24 @@ pub(crate) fn missing(runs: &BTreeMap<WorkloadKey, WorkloadSpec>, world: &World)
 /// True when a Service of somebody else's has the name, or selects the workload.
 fn is_served(world: &World, namespace: &str, app: &str, labels: &Labels) -> bool {
     let services = world.tables.table(&Kind::Service).values();
-    services.filter(|o| o.meta.namespace == namespace && o.meta.labels.value(LABEL).is_none()).any(|object| {
-        match &object.spec {
+    services
+        .filter(|o| o.meta.namespace == namespace && o.meta.labels.value(LABEL).is_none())
+        .any(|object| match &object.spec {
             Spec::Service(service) => {
-                object.meta.name == app || (!service.selector.is_empty() && service.selector.selects(labels))
+                object.meta.name == app
+                    || (!service.selector.is_empty() && service.selector.selects(labels))
             }
             _ => false,
-        }
-    })
+        })
 }
 
 /// Makes the folder hold exactly `wanted` of these files.
 pub(crate) fn write(dir: &Path, wanted: &BTreeMap<String, Value>) -> std::io::Result<()> {
     for entry in fs::read_dir(dir)?.flatten() {
         let name = entry.file_name();
-        if name.to_str().is_some_and(|n| n.starts_with("run_") && n.ends_with(".yaml") && !wanted.contains_key(n)) {
+        if name.to_str().is_some_and(|n| {
+            n.starts_with("run_") && n.ends_with(".yaml") && !wanted.contains_key(n)
+        }) {
             fs::remove_file(entry.path())?;
         }
     }

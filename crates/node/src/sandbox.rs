@@ -1,5 +1,5 @@
-//! The sandbox of a workload, as Kubernetes calls it: what its programs find around them. A network namespace, the cable to
-//! the bridge, capture rules, resolver files.
+//! The sandbox of a workload, as Kubernetes calls it: what its programs find around them. A network
+//! namespace, the cable to the bridge, capture rules, resolver files.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -36,19 +36,33 @@ impl Sandbox {
         let netns = Netns::create().context("creating its network namespace")?;
         // Left over from a workload of this name that has just ended.
         let _ = links::disconnect_workload(address);
-        links::connect_workload(&netns, address, POD_PREFIX, ROUTER).context("connecting it to the bridge")?;
+        links::connect_workload(&netns, address, POD_PREFIX, ROUTER)
+            .context("connecting it to the bridge")?;
         if spec.is_meshed() && !spec.is_gateway() {
             let (plan, problems) = spec.capture();
             for problem in problems {
-                context.warn(format!("workload {}: {problem}", spec.key)).await;
+                context
+                    .warn(format!("workload {}: {problem}", spec.key))
+                    .await;
             }
             apply_within(&netns, &plan.rules()).context("applying its capture rules")?;
         }
         let files = |name: &str, resolver| {
-            surroundings::write(&folder.join(name), &spec.key.namespace, &spec.key.pod, address, resolver)
-                .context("writing its resolver's files")
+            surroundings::write(
+                &folder.join(name),
+                &spec.key.namespace,
+                &spec.key.pod,
+                address,
+                resolver,
+            )
+            .context("writing its resolver's files")
         };
-        Ok(Self { address, files: files("etc", ROUTER)?, proxy_files: files("proxy-etc", PROXY_RESOLVER)?, netns })
+        Ok(Self {
+            address,
+            files: files("etc", ROUTER)?,
+            proxy_files: files("proxy-etc", PROXY_RESOLVER)?,
+            netns,
+        })
     }
 
     /// Puts rules in place of those of the same table.
@@ -61,7 +75,8 @@ fn apply_within(netns: &Netns, rules: &RuleSet) -> io::Result<()> {
     netns.run(|| apply(rules).map_err(io::Error::other))
 }
 
-/// Takes away what is left of a sandbox, whole or half made; its network namespace ends with whoever holds it last.
+/// Takes away what is left of a sandbox, whole or half made; its network namespace ends with
+/// whoever holds it last.
 pub(crate) fn remove(address: Ipv4Addr, folder: &Path) {
     let _ = links::disconnect_workload(address);
     for name in ["etc", "proxy-etc"] {

@@ -26,29 +26,53 @@ pub(crate) struct Services {
 }
 
 impl Services {
-    /// What is known of Kubernetes Services. Other hosts are outside the mesh, where a workload without sidecar is, too.
+    /// What is known of Kubernetes Services. Other hosts are outside the mesh, where a workload
+    /// without sidecar is, too.
     pub(crate) fn of(snapshot: &Snapshot, objects: &Tables) -> Self {
-        let mut out = Self { aliases: aliases(objects), ..Self::default() };
-        for service in snapshot.services().filter(|service| service.registry == Registry::Kubernetes) {
-            let own: Vec<IpAddr> =
-                service.addresses.iter().filter(|cidr| cidr.is_host()).map(|cidr| cidr.address).collect();
+        let mut out = Self {
+            aliases: aliases(objects),
+            ..Self::default()
+        };
+        for service in snapshot
+            .services()
+            .filter(|service| service.registry == Registry::Kubernetes)
+        {
+            let own: Vec<IpAddr> = service
+                .addresses
+                .iter()
+                .filter(|cidr| cidr.is_host())
+                .map(|cidr| cidr.address)
+                .collect();
             let mut named = own.clone();
             for port in &service.ports {
                 let endpoints = endpoints(snapshot, service, port);
                 if service.is_headless() {
                     named.extend(endpoints.iter().map(SocketAddr::ip));
                 }
-                let transport = if port.protocol == Protocol::Udp { Transport::Udp } else { Transport::Tcp };
-                out.rules.extend(own.iter().filter(|_| !endpoints.is_empty()).map(|address| ServiceRule {
-                    address: *address,
-                    port: port.number,
-                    transport,
-                    endpoints: endpoints.clone(),
-                }));
+                let transport = if port.protocol == Protocol::Udp {
+                    Transport::Udp
+                } else {
+                    Transport::Tcp
+                };
+                out.rules
+                    .extend(own.iter().filter(|_| !endpoints.is_empty()).map(|address| {
+                        ServiceRule {
+                            address: *address,
+                            port: port.number,
+                            transport,
+                            endpoints: endpoints.clone(),
+                        }
+                    }));
             }
             named.sort_unstable();
             named.dedup();
-            let named = named.into_iter().filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None });
+            let named = named.into_iter().filter_map(|ip| {
+                if let IpAddr::V4(ip) = ip {
+                    Some(ip)
+                } else {
+                    None
+                }
+            });
             let named: Vec<Ipv4Addr> = named.collect();
             if !named.is_empty() {
                 out.names.insert(service.host().as_str().to_owned(), named);
@@ -62,7 +86,8 @@ impl Services {
         self.names.get(name).cloned()
     }
 
-    /// The name that an ExternalName Service stands for, over as many such Services as there are; `None` if it is no such name.
+    /// The name that an ExternalName Service stands for, over as many such Services as there are;
+    /// `None` if it is no such name.
     pub(crate) fn target(&self, name: &str) -> Option<String> {
         let mut target = self.aliases.get(name)?;
         // Some may lead in a circle.
@@ -77,32 +102,46 @@ impl Services {
 
     /// The endpoint of a service's own address and port whose turn it is.
     pub(crate) fn endpoint(&self, to: SocketAddr, turn: usize) -> Option<SocketAddr> {
-        let is_meant =
-            |rule: &&ServiceRule| rule.address == to.ip() && rule.port == to.port() && rule.transport == Transport::Tcp;
+        let is_meant = |rule: &&ServiceRule| {
+            rule.address == to.ip() && rule.port == to.port() && rule.transport == Transport::Tcp
+        };
         let endpoints = &self.rules.iter().find(is_meant)?.endpoints;
         endpoints.get(turn % endpoints.len().max(1)).copied()
     }
 
     /// Destination translation for a workload without sidecar.
     pub(crate) fn rule_set(&self) -> RuleSet {
-        ServicePlan { services: self.rules.clone() }.rules()
+        ServicePlan {
+            services: self.rules.clone(),
+        }
+        .rules()
     }
 }
 
 fn aliases(objects: &Tables) -> HashMap<String, String> {
     let name = |text: &str| text.trim_end_matches('.').to_ascii_lowercase();
-    let services = objects.table(&Kind::Service).iter().filter_map(|(key, object)| match &object.spec {
-        Spec::Service(spec) if spec.r#type == "ExternalName" && !spec.external_name.is_empty() => {
-            Some((name(&format!("{}.{}.svc.{DOMAIN}", key.name, key.namespace)), name(&spec.external_name)))
-        }
-        _ => None,
-    });
+    let services = objects
+        .table(&Kind::Service)
+        .iter()
+        .filter_map(|(key, object)| match &object.spec {
+            Spec::Service(spec)
+                if spec.r#type == "ExternalName" && !spec.external_name.is_empty() =>
+            {
+                Some((
+                    name(&format!("{}.{}.svc.{DOMAIN}", key.name, key.namespace)),
+                    name(&spec.external_name),
+                ))
+            }
+            _ => None,
+        });
     services.collect()
 }
 
 fn endpoints(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Vec<SocketAddr> {
     let all = snapshot.endpoints(&service.key, port.number);
-    let usable = all.iter().filter(|e| e.health == Health::Healthy || service.publish_not_ready);
+    let usable = all
+        .iter()
+        .filter(|e| e.health == Health::Healthy || service.publish_not_ready);
     usable
         .filter_map(|endpoint| match endpoint.address {
             EndpointAddress::Ip(ip) => Some(SocketAddr::new(ip, endpoint.port)),
@@ -178,22 +217,49 @@ status: {phase: Running, podIP: 10.44.0.7, conditions: [{type: Ready, status: 'T
         for object in objects {
             tables.apply(Arc::new(object));
         }
-        let services = Services::of(&Snapshot::build(None, &tables, &BuildOptions::default()).snapshot, &tables);
-        assert_eq!(services.addresses("db.shop.svc.cluster.local").unwrap(), [Ipv4Addr::new(10, 44, 0, 7)]);
-        let [rule] = &services.rules[..] else { panic!("{:?}", services.rules) };
+        let services = Services::of(
+            &Snapshot::build(None, &tables, &BuildOptions::default()).snapshot,
+            &tables,
+        );
         assert_eq!(
-            services.addresses("reviews.shop.svc.cluster.local").unwrap(),
+            services.addresses("db.shop.svc.cluster.local").unwrap(),
+            [Ipv4Addr::new(10, 44, 0, 7)]
+        );
+        let [rule] = &services.rules[..] else {
+            panic!("{:?}", services.rules)
+        };
+        assert_eq!(
+            services
+                .addresses("reviews.shop.svc.cluster.local")
+                .unwrap(),
             [rule.address.to_string().parse::<Ipv4Addr>().unwrap()]
         );
-        assert_eq!((rule.port, &rule.endpoints[..]), (80, &["10.44.0.7:9080".parse().unwrap()][..]));
+        assert_eq!(
+            (rule.port, &rule.endpoints[..]),
+            (80, &["10.44.0.7:9080".parse().unwrap()][..])
+        );
         let service = |port| SocketAddr::new(rule.address, port);
-        assert_eq!(services.endpoint(service(80), 7), Some("10.44.0.7:9080".parse().unwrap()));
+        assert_eq!(
+            services.endpoint(service(80), 7),
+            Some("10.44.0.7:9080".parse().unwrap())
+        );
         assert_eq!(services.endpoint(service(81), 7), None);
         assert_eq!(services.addresses("nobody.shop.svc.cluster.local"), None);
         let target = |name: &str| services.target(&format!("{name}.shop.svc.cluster.local"));
-        for (alias, meant) in [("old", "reviews"), ("older", "reviews"), ("circle", "circle")] {
-            assert_eq!(target(alias), Some(format!("{meant}.shop.svc.cluster.local")), "{alias}");
+        for (alias, meant) in [
+            ("old", "reviews"),
+            ("older", "reviews"),
+            ("circle", "circle"),
+        ] {
+            assert_eq!(
+                target(alias),
+                Some(format!("{meant}.shop.svc.cluster.local")),
+                "{alias}"
+            );
         }
-        assert_eq!((target("world").as_deref(), target("reviews")), (Some("www.example.org"), None));
+        assert_eq!(
+            (target("world").as_deref(), target("reviews")),
+            (Some("www.example.org"), None)
+        );
     }
 }

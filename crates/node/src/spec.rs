@@ -47,13 +47,22 @@ pub(crate) struct ProxyChoice {
 impl ProxyChoice {
     /// Reads words such as `envoy` (all) and `reviews-v1=envoy` (one workload).
     pub(crate) fn parse(words: &[String]) -> Result<Self, String> {
-        let mut choice = Self { all: ProxyKind::Meltemi, of: BTreeMap::new() };
+        let mut choice = Self {
+            all: ProxyKind::Meltemi,
+            of: BTreeMap::new(),
+        };
         for word in words {
-            let (workload, kind) = word.split_once('=').map_or((None, word.as_str()), |(w, k)| (Some(w), k));
+            let (workload, kind) = word
+                .split_once('=')
+                .map_or((None, word.as_str()), |(w, k)| (Some(w), k));
             let kind = match kind {
                 "meltemi" => ProxyKind::Meltemi,
                 "envoy" => ProxyKind::Envoy,
-                other => return Err(format!("{other:?} is no proxy; there are meltemi and envoy")),
+                other => {
+                    return Err(format!(
+                        "{other:?} is no proxy; there are meltemi and envoy"
+                    ));
+                }
             };
             match workload {
                 Some(workload) => _ = choice.of.insert(workload.to_owned(), kind),
@@ -158,24 +167,40 @@ impl WorkloadSpec {
         if let Some(found) = value("includeInboundPorts").filter(|(_, text)| *text != "*") {
             plan.include_inbound_ports = read_ports(Some(found)).or(plan.include_inbound_ports);
         }
-        plan.exclude_outbound_ports.extend(read_ports(value("excludeOutboundPorts")).unwrap_or_default());
-        plan.include_outbound_ports.extend(read_ports(value("includeOutboundPorts")).unwrap_or_default());
-        if let Some((name, text)) = value("includeOutboundIPRanges").filter(|(_, text)| *text != "*") {
-            plan.include_outbound = list::<Cidr>(text, &name, "address block", &mut problems).or(plan.include_outbound);
+        plan.exclude_outbound_ports
+            .extend(read_ports(value("excludeOutboundPorts")).unwrap_or_default());
+        plan.include_outbound_ports
+            .extend(read_ports(value("includeOutboundPorts")).unwrap_or_default());
+        if let Some((name, text)) =
+            value("includeOutboundIPRanges").filter(|(_, text)| *text != "*")
+        {
+            plan.include_outbound =
+                list::<Cidr>(text, &name, "address block", &mut problems).or(plan.include_outbound);
         }
         if let Some((name, text)) = value("excludeOutboundIPRanges") {
-            plan.exclude_outbound = list(text, &name, "address block", &mut problems).unwrap_or_default();
+            plan.exclude_outbound =
+                list(text, &name, "address block", &mut problems).unwrap_or_default();
         }
         (plan, problems)
     }
 }
 
-fn list<T: std::str::FromStr>(text: &str, name: &str, what: &str, problems: &mut Vec<String>) -> Option<Vec<T>> {
-    let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+fn list<T: std::str::FromStr>(
+    text: &str,
+    name: &str,
+    what: &str,
+    problems: &mut Vec<String>,
+) -> Option<Vec<T>> {
+    let words = text
+        .split(',')
+        .map(str::trim)
+        .filter(|word| !word.is_empty());
     match words.map(|word| word.parse().map_err(|_| word)).collect() {
         Ok(values) => Some(values),
         Err(word) => {
-            problems.push(format!("annotation {name}: {word:?} is no {what}; the annotation is ignored"));
+            problems.push(format!(
+                "annotation {name}: {word:?} is no {what}; the annotation is ignored"
+            ));
             None
         }
     }

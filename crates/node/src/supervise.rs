@@ -1,5 +1,5 @@
-//! The supervisor's loop: one node at a time. One that is killed is followed by another over the same folders and the same
-//! published ports.
+//! The supervisor's loop: one node at a time. One that is killed is followed by another over the
+//! same folders and the same published ports.
 
 use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
@@ -35,9 +35,18 @@ pub(crate) async fn supervise(
     on_event: &mut (dyn FnMut(Event) + Send),
 ) -> anyhow::Result<()> {
     let (tell, mut told) = mpsc::unbounded_channel();
-    let mut supervisor = Supervisor { config, machine: Machine::new(options), tell, serving: None };
+    let mut supervisor = Supervisor {
+        config,
+        machine: Machine::new(options),
+        tell,
+        serving: None,
+    };
     let mut ends = Ends::listen()?;
-    let mut news = News { on_event, was_up: false, failed: None };
+    let mut news = News {
+        on_event,
+        was_up: false,
+        failed: None,
+    };
     let mut node = Part::default();
     node.start_now();
     loop {
@@ -56,7 +65,9 @@ pub(crate) async fn supervise(
             },
         }
     }
-    let Some(child) = node.take() else { return Ok(()) };
+    let Some(child) = node.take() else {
+        return Ok(());
+    };
     let stopping = child::stop(child, STOP_TIMEOUT);
     tokio::pin!(stopping);
     loop {
@@ -82,10 +93,15 @@ impl Supervisor {
         self.config.channel = theirs.as_raw_fd();
         let told = memfd::json(&self.config)?;
         let mut command = Command::new("/proc/self/exe");
-        command.arg0(format!("{TITLE} node {}", self.config.name)).arg(NODE_ROLE).arg(told.as_raw_fd().to_string());
+        command
+            .arg0(format!("{TITLE} node {}", self.config.name))
+            .arg(NODE_ROLE)
+            .arg(told.as_raw_fd().to_string());
         command.stdin(Stdio::null());
         sys::inherit(&mut command, vec![told.as_raw_fd(), theirs.as_raw_fd()]);
-        let child = tokio::process::Command::from(command).spawn().context("starting the node")?;
+        let child = tokio::process::Command::from(command)
+            .spawn()
+            .context("starting the node")?;
         let tell = self.tell.clone();
         self.serving = Some(tokio::spawn(async move {
             if let Err(error) = server.serve(|event| _ = tell.send(event)).await {
@@ -95,7 +111,8 @@ impl Supervisor {
         Ok(child)
     }
 
-    /// Whoever started it may end before it; its own end of the channel closes with its last process.
+    /// Whoever started it may end before it; its own end of the channel closes with its last
+    /// process.
     async fn nothing_of_it_is_left(&mut self) {
         if let Some(serving) = self.serving.take() {
             let _ = tokio::time::timeout(STOP_TIMEOUT, serving).await;
@@ -124,7 +141,10 @@ impl News<'_> {
     /// Plans the next one, unless that is hopeless.
     fn died(&mut self, node: &mut Part, status: ExitStatus) -> anyhow::Result<()> {
         let how = node.ended(status).to_owned();
-        let why = self.failed.take().unwrap_or_else(|| format!("the node ended by itself ({how})"));
+        let why = self
+            .failed
+            .take()
+            .unwrap_or_else(|| format!("the node ended by itself ({how})"));
         if !self.was_up {
             bail!("{why}");
         }
@@ -152,7 +172,9 @@ impl Ends {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
-            hangup: (!sys::is_ignored(libc::SIGHUP)).then(|| signal(SignalKind::hangup())).transpose()?,
+            hangup: (!sys::is_ignored(libc::SIGHUP))
+                .then(|| signal(SignalKind::hangup()))
+                .transpose()?,
         })
     }
 

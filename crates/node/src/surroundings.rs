@@ -1,12 +1,13 @@
-//! Files that a workload finds under other content than the machine has: resolver, hosts, name service switch.
+//! Files that a workload finds under other content than the machine has: resolver, hosts, name
+//! service switch.
 
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-/// Writes the files of one workload below `folder`; `resolver` is asked for names. Answers what is to be
-/// shown where.
+/// Writes the files of one workload below `folder`; `resolver` is asked for names. Answers what is
+/// to be shown where.
 pub(crate) fn write(
     folder: &Path,
     namespace: &str,
@@ -18,7 +19,10 @@ pub(crate) fn write(
     let machine = fs::read_to_string("/etc/nsswitch.conf").unwrap_or_default();
     let files = [
         ("/etc/resolv.conf", resolv_conf(namespace, resolver)),
-        ("/etc/hosts", format!("127.0.0.1\tlocalhost\n{address}\t{pod}\n")),
+        (
+            "/etc/hosts",
+            format!("127.0.0.1\tlocalhost\n{address}\t{pod}\n"),
+        ),
         ("/etc/nsswitch.conf", nsswitch(&machine)),
     ];
     let mut shown = Vec::new();
@@ -31,16 +35,19 @@ pub(crate) fn write(
 }
 
 fn resolv_conf(namespace: &str, resolver: Ipv4Addr) -> String {
-    // As on Kubernetes. A captured workload's queries never arrive at the router: its sidecar answers in its place.
+    // As on Kubernetes. A captured workload's queries never arrive at the router: its sidecar
+    // answers in its place.
     format!(
         "nameserver {resolver}\nsearch {namespace}.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n"
     )
 }
 
-/// The machine's own, with names looked up by DNS alone: a local resolver daemon is asked over a Unix socket, which no
-/// network namespace stops, and it knows nothing of the mesh.
+/// The machine's own, with names looked up by DNS alone: a local resolver daemon is asked over a
+/// Unix socket, which no network namespace stops, and it knows nothing of the mesh.
 fn nsswitch(machine: &str) -> String {
-    let others = machine.lines().filter(|line| !line.trim_start().starts_with("hosts:"));
+    let others = machine
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("hosts:"));
     let mut out: String = others.flat_map(|line| [line, "\n"]).collect();
     out.push_str("hosts: files dns\n");
     out

@@ -1,4 +1,5 @@
-//! The few system calls that have no safe wrapper: forking, signals, and handing file descriptors to a child.
+//! The few system calls that have no safe wrapper: forking, signals, and handing file descriptors
+//! to a child.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -18,11 +19,14 @@ pub(crate) enum Fork {
 /// Forks a process that has one thread.
 pub(crate) fn fork() -> io::Result<Fork> {
     debug_assert_eq!(thread_count(), 1, "forking a process with threads");
-    // SAFETY: the launcher's processes have one thread, so no lock is held by a thread that the child lacks.
+    // SAFETY: the launcher's processes have one thread, so no lock is held by a thread that the
+    // child lacks.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Fork::Child),
-        pid => Ok(Fork::Parent(Pid::from_raw(pid).expect("fork answers a positive id"))),
+        pid => Ok(Fork::Parent(
+            Pid::from_raw(pid).expect("fork answers a positive id"),
+        )),
     }
 }
 
@@ -32,8 +36,8 @@ fn thread_count() -> usize {
 
 /// Keeps `fds` open, under their numbers, in the program that `command` starts.
 ///
-/// The flag is cleared in the child alone, so that no other child that happens to start now inherits them. The caller
-/// keeps the descriptors open until the command was spawned.
+/// The flag is cleared in the child alone, so that no other child that happens to start now
+/// inherits them. The caller keeps the descriptors open until the command was spawned.
 pub(crate) fn inherit(command: &mut Command, fds: Vec<RawFd>) {
     use std::os::unix::process::CommandExt as _;
     // SAFETY: fcntl on numbers that were copied before the fork is async-signal-safe.
@@ -50,21 +54,29 @@ pub(crate) fn inherit(command: &mut Command, fds: Vec<RawFd>) {
 /// Keeps `fd` open across this process's own exec.
 pub(crate) fn keep_across_exec(fd: RawFd) -> io::Result<()> {
     // SAFETY: used for one call; a number that is not open answers EBADF.
-    Ok(rustix::io::fcntl_setfd(unsafe { BorrowedFd::borrow_raw(fd) }, rustix::io::FdFlags::empty())?)
+    Ok(rustix::io::fcntl_setfd(
+        unsafe { BorrowedFd::borrow_raw(fd) },
+        rustix::io::FdFlags::empty(),
+    )?)
 }
 
 /// Takes ownership of an inherited descriptor.
 pub(crate) fn inherited(fd: RawFd) -> io::Result<std::os::fd::OwnedFd> {
     use std::os::fd::FromRawFd as _;
     // SAFETY: used for one call; a number that is not open answers EBADF.
-    rustix::io::fcntl_setfd(unsafe { BorrowedFd::borrow_raw(fd) }, rustix::io::FdFlags::CLOEXEC)?;
-    // SAFETY: the number is open (checked above), was handed to this process by the one that started it, and is taken once.
+    rustix::io::fcntl_setfd(
+        unsafe { BorrowedFd::borrow_raw(fd) },
+        rustix::io::FdFlags::CLOEXEC,
+    )?;
+    // SAFETY: the number is open (checked above), was handed to this process by the one that
+    // started it, and is taken once.
     Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
 }
 
 /// Blocks every signal in this process; what a parent of one child reads with [`next_signal`].
 pub(crate) fn block_signals() {
-    // SAFETY: the set is initialised by sigfillset; changing the mask of the calling thread has no other condition.
+    // SAFETY: the set is initialised by sigfillset; changing the mask of the calling thread has no
+    // other condition.
     unsafe {
         let mut set = std::mem::zeroed();
         libc::sigfillset(&raw mut set);
@@ -74,7 +86,8 @@ pub(crate) fn block_signals() {
 
 /// Gives signals back their default: nothing blocked, nothing ignored.
 pub(crate) fn reset_signals() {
-    // SAFETY: as above; SIG_DFL is valid for every signal, and refused ones (KILL, STOP) are left alone.
+    // SAFETY: as above; SIG_DFL is valid for every signal, and refused ones (KILL, STOP) are left
+    // alone.
     unsafe {
         for signal in 1..32 {
             libc::signal(signal, libc::SIG_DFL);
@@ -90,7 +103,8 @@ pub(crate) fn is_ignored(signal: i32) -> bool {
     // SAFETY: a null action changes nothing; the old one is written to a valid place.
     unsafe {
         let mut old: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(signal, std::ptr::null(), &raw mut old) == 0 && old.sa_sigaction == libc::SIG_IGN
+        libc::sigaction(signal, std::ptr::null(), &raw mut old) == 0
+            && old.sa_sigaction == libc::SIG_IGN
     }
 }
 
@@ -121,12 +135,19 @@ pub(crate) fn reap() -> Option<(Pid, i32)> {
     // SAFETY: status is a valid place for the answer.
     let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
     // 0: none has ended; -1: there is none.
-    (pid > 0).then(|| Pid::from_raw(pid)).flatten().map(|pid| (pid, status))
+    (pid > 0)
+        .then(|| Pid::from_raw(pid))
+        .flatten()
+        .map(|pid| (pid, status))
 }
 
 /// The exit code that a shell would show for a raw wait status.
 pub(crate) fn shell_code(status: i32) -> i32 {
-    if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 128 + libc::WTERMSIG(status) }
+    if libc::WIFEXITED(status) {
+        libc::WEXITSTATUS(status)
+    } else {
+        128 + libc::WTERMSIG(status)
+    }
 }
 
 /// Ends the process at once, without running anybody's destructors.
@@ -152,12 +173,15 @@ pub(crate) fn new_network_namespace() -> io::Result<()> {
 
 /// Leaves namespaces for new ones.
 pub(crate) fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
-    // SAFETY: only namespaces are unshared, never the table of file descriptors, so nobody's descriptor changes its meaning.
+    // SAFETY: only namespaces are unshared, never the table of file descriptors, so nobody's
+    // descriptor changes its meaning.
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
 }
 
 /// Watches a descriptor within the runtime.
-pub(crate) fn register(fd: std::os::fd::OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>> {
+pub(crate) fn register(
+    fd: std::os::fd::OwnedFd,
+) -> io::Result<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>> {
     // SAFETY: an OwnedFd keeps its descriptor open, and the same one, for as long as it lives.
     Ok(unsafe { tokio::io::unix::AsyncFd::register(fd) }?)
 }

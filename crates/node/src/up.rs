@@ -1,4 +1,5 @@
-//! The supervisor's beginning and end: what the user asked for is looked at, folders are made, and in the end removed.
+//! The supervisor's beginning and end: what the user asked for is looked at, folders are made, and
+//! in the end removed.
 
 use std::fs;
 use std::io::Write as _;
@@ -14,12 +15,15 @@ use crate::limits::raise_open_files;
 use crate::spec::{NO_ENVOY, ProxyChoice};
 use crate::supervise::supervise;
 
-/// Runs a mesh until Ctrl-C, SIGTERM, SIGHUP (unless it is ignored), or a failure; afterwards nothing of it is left.
+/// Runs a mesh until Ctrl-C, SIGTERM, SIGHUP (unless it is ignored), or a failure; afterwards
+/// nothing of it is left.
 ///
-/// Called by a process without a runtime, from its main thread: the node dies with the thread that started it.
+/// Called by a process without a runtime, from its main thread: the node dies with the thread that
+/// started it.
 ///
 /// # Errors
-/// When the mesh cannot start (the message says what is missing and what to do), or no node stays up.
+/// When the mesh cannot start (the message says what is missing and what to do), or no node stays
+/// up.
 pub fn up(options: UpOptions) -> anyhow::Result<()> {
     let UpOptions {
         name,
@@ -43,7 +47,9 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
     let state = state.unwrap_or_else(|| state_dir(&name));
     let proxies = ProxyChoice::parse(&proxies).map_err(anyhow::Error::msg)?;
     let envoy = match envoy {
-        Some(path) => Some(fs::canonicalize(&path).with_context(|| format!("Envoy at {}", path.display()))?),
+        Some(path) => {
+            Some(fs::canonicalize(&path).with_context(|| format!("Envoy at {}", path.display()))?)
+        }
         None => on_path("envoy"),
     };
     if envoy.is_none() && proxies.names_envoy() {
@@ -65,9 +71,11 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
 
     private_dir(&state)?;
     let lock = lock(&state, &name)?;
-    // A supervisor that was killed together with its keeper leaves the folder behind; the lock says nobody uses it.
+    // A supervisor that was killed together with its keeper leaves the folder behind; the lock says
+    // nobody uses it.
     if run.exists() {
-        fs::remove_dir_all(&run).with_context(|| format!("removing what an earlier run left in {}", run.display()))?;
+        fs::remove_dir_all(&run)
+            .with_context(|| format!("removing what an earlier run left in {}", run.display()))?;
     }
     private_dir(&run)?;
     check_run_dir(&run, &name)?;
@@ -89,7 +97,12 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         gid: rustix::process::getegid().as_raw(),
         open_files: raise_open_files(),
     };
-    for dir in [config.pods_dir(), config.objects_dir(), config.runs_dir(), config.applied_dir()] {
+    for dir in [
+        config.pods_dir(),
+        config.objects_dir(),
+        config.runs_dir(),
+        config.applied_dir(),
+    ] {
         private_dir(&dir)?;
     }
     for (file, text) in &embedded {
@@ -97,8 +110,14 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     }
 
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let server_options = ServerOptions { publish_address, publish, map: dial_map };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let server_options = ServerOptions {
+        publish_address,
+        publish,
+        map: dial_map,
+    };
     let outcome = runtime.block_on(supervise(config, server_options, &mut *on_event));
     drop(runtime);
     // The keeper has done so already, unless it was killed.
@@ -111,7 +130,9 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
 }
 
 fn on_path(program: &str) -> Option<PathBuf> {
-    std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.is_file())
+    std::env::split_paths(&std::env::var_os("PATH")?)
+        .map(|dir| dir.join(program))
+        .find(|path| path.is_file())
 }
 
 fn private_dir(path: &Path) -> anyhow::Result<()> {
@@ -122,7 +143,8 @@ fn private_dir(path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("creating {}", path.display()))
 }
 
-/// In a folder that others may write to, somebody may have been here first; and a socket's path has 107 bytes.
+/// In a folder that others may write to, somebody may have been here first; and a socket's path has
+/// 107 bytes.
 fn check_run_dir(run: &Path, name: &str) -> anyhow::Result<()> {
     use std::os::unix::fs::MetadataExt as _;
     let own = rustix::process::geteuid().as_raw();
@@ -131,29 +153,45 @@ fn check_run_dir(run: &Path, name: &str) -> anyhow::Result<()> {
     for dir in std::iter::once(run).chain(parent) {
         let owner = fs::symlink_metadata(dir)?.uid();
         if owner != own && owner != 0 {
-            bail!("{} belongs to another user ({owner}); choose another folder with --run-dir", dir.display());
+            bail!(
+                "{} belongs to another user ({owner}); choose another folder with --run-dir",
+                dir.display()
+            );
         }
     }
     if run.join("control.sock").as_os_str().len() > 107 {
-        bail!("{} is too long a path for Unix sockets; choose a shorter one with --run-dir", run.display());
+        bail!(
+            "{} is too long a path for Unix sockets; choose a shorter one with --run-dir",
+            run.display()
+        );
     }
     Ok(())
 }
 
 fn lock(state: &Path, name: &str) -> anyhow::Result<fs::File> {
     let path = state.join("lock");
-    let file = fs::File::options().read(true).write(true).create(true).truncate(false).open(&path);
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path);
     let mut file = file.with_context(|| format!("creating {}", path.display()))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {
             // For whoever comes later. On a full disk the lock holds all the same.
-            let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+            let _ = file
+                .set_len(0)
+                .and_then(|()| write!(file, "{}", std::process::id()));
             Ok(file)
         }
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            let holder = fs::read_to_string(&path).ok().filter(|pid| pid.parse::<u32>().is_ok());
-            let (who, how) =
-                holder.map_or_else(Default::default, |pid| (format!(" (process {pid})"), format!(" (`kill {pid}`)")));
+            let holder = fs::read_to_string(&path)
+                .ok()
+                .filter(|pid| pid.parse::<u32>().is_ok());
+            let (who, how) = holder.map_or_else(Default::default, |pid| {
+                (format!(" (process {pid})"), format!(" (`kill {pid}`)"))
+            });
             bail!(
                 "the mesh {name:?} is already running on this machine{who}; stop it first{how}, or give this one another name with \
                  --mesh"

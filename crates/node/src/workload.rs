@@ -67,8 +67,15 @@ impl Handle {
 /// Starts a workload.
 pub(crate) fn start(context: Arc<Context>, spec: WorkloadSpec, address: Ipv4Addr) -> Handle {
     let spec = Arc::new(spec);
-    let folder = context.config.run_dir.join("workloads").join(format!("{}_{}", spec.key.namespace, spec.key.pod));
-    let (app_log, proxy_log) = (Log::new(&folder.join("app.log")), Log::new(&folder.join("proxy.log")));
+    let folder = context
+        .config
+        .run_dir
+        .join("workloads")
+        .join(format!("{}_{}", spec.key.namespace, spec.key.pod));
+    let (app_log, proxy_log) = (
+        Log::new(&folder.join("app.log")),
+        Log::new(&folder.join("proxy.log")),
+    );
     let (commands, orders) = mpsc::unbounded_channel();
     let (status, seen) = watch::channel(WorkloadStatus::new(&spec, address));
     let sandbox = Arc::new(OnceLock::new());
@@ -93,7 +100,14 @@ pub(crate) fn start(context: Arc<Context>, spec: WorkloadSpec, address: Ipv4Addr
         context,
     };
     tokio::spawn(workload.run(orders));
-    Handle { spec, status: seen, app_log, proxy_log, sandbox, commands }
+    Handle {
+        spec,
+        status: seen,
+        app_log,
+        proxy_log,
+        sandbox,
+        commands,
+    }
 }
 
 struct Workload {
@@ -139,7 +153,8 @@ impl Workload {
             self.publish();
             self.complain().await;
             let has_control = *control.borrow_and_update();
-            let awaits_proxy = self.spec.is_meshed() && self.proxy.is_running() && !self.proxy_ready;
+            let awaits_proxy =
+                self.spec.is_meshed() && self.proxy.is_running() && !self.proxy_ready;
             let awaits_app = self.app.is_running() && !self.app_ready;
             let renewal = async {
                 match &self.token {
@@ -211,7 +226,9 @@ impl Workload {
     /// There is nothing to run in: says why, and waits to be told to go.
     async fn fail(&mut self, error: anyhow::Error, mut orders: mpsc::UnboundedReceiver<Command>) {
         self.message = Some(format!("{error:#}"));
-        self.context.warn(format!("workload {}: {error:#}", self.spec.key)).await;
+        self.context
+            .warn(format!("workload {}: {error:#}", self.spec.key))
+            .await;
         self.publish();
         while let Some(order) = orders.recv().await {
             if let Command::Stop(done) = order {
@@ -227,16 +244,25 @@ impl Workload {
             "default" => String::new(),
             name => format!(" --mesh {name}"),
         };
-        for (part, what, flag) in [(&mut self.app, "its program", ""), (&mut self.proxy, "its proxy", " -c proxy")] {
+        for (part, what, flag) in [
+            (&mut self.app, "its program", ""),
+            (&mut self.proxy, "its proxy", " -c proxy"),
+        ] {
             if let Some(complaint) = part.complaint() {
                 let logs = format!("meltemi{mesh} logs -n {} {}{flag}", key.namespace, key.pod);
-                self.context.warn(format!("workload {key}: {what} {complaint}; `{logs}` shows what it said")).await;
+                self.context
+                    .warn(format!(
+                        "workload {key}: {what} {complaint}; `{logs}` shows what it said"
+                    ))
+                    .await;
             }
         }
     }
 
     fn apply_services(&self, services: &Services) {
-        let Some(sandbox) = self.sandbox.get() else { return };
+        let Some(sandbox) = self.sandbox.get() else {
+            return;
+        };
         if let Err(error) = sandbox.apply(&services.rule_set()) {
             tracing::warn!(workload = %self.spec.key, %error, "services are not reachable by their addresses");
         }
@@ -248,7 +274,8 @@ impl Workload {
         match self.try_start_proxy() {
             Ok(child) => self.proxy.started(child),
             Err(error) => {
-                self.proxy_log.write(format!("meltemi: cannot start: {error:#}\n").as_bytes());
+                self.proxy_log
+                    .write(format!("meltemi: cannot start: {error:#}\n").as_bytes());
                 self.proxy.failed(format!("{error:#}"));
             }
         }
@@ -261,9 +288,20 @@ impl Workload {
         let descriptor = token.descriptor();
         let own = self.folder.join("proxy");
         std::fs::create_dir_all(&own)?;
-        let role = if self.spec.is_gateway() { "gateway" } else { "sidecar" };
+        let role = if self.spec.is_gateway() {
+            "gateway"
+        } else {
+            "sidecar"
+        };
         let spec = LaunchSpec {
-            argv: proxy_arguments(&self.context, &self.spec, self.proxy_kind, self.address, &own, descriptor),
+            argv: proxy_arguments(
+                &self.context,
+                &self.spec,
+                self.proxy_kind,
+                self.address,
+                &own,
+                descriptor,
+            ),
             title: Some(format!("meltemi: {role} {}", self.spec.key.pod)),
             env: self
                 .context
@@ -279,8 +317,11 @@ impl Workload {
             keep: vec![descriptor],
             ..LaunchSpec::default()
         };
-        let child =
-            child::spawn(&spec, &format!("{role} {}", self.spec.key.pod), Output::Log(Arc::clone(&self.proxy_log)))?;
+        let child = child::spawn(
+            &spec,
+            &format!("{role} {}", self.spec.key.pod),
+            Output::Log(Arc::clone(&self.proxy_log)),
+        )?;
         self.token = Some(token);
         Ok(child)
     }
@@ -300,7 +341,11 @@ impl Workload {
             .and_then(|sandbox| app_spec(&self.context, &self.spec, sandbox))
             .ok_or_else(|| anyhow::anyhow!("it has no program"))
             .and_then(|spec| {
-                child::spawn(&spec, &format!("app {}", self.spec.key.pod), Output::Log(Arc::clone(&self.app_log)))
+                child::spawn(
+                    &spec,
+                    &format!("app {}", self.spec.key.pod),
+                    Output::Log(Arc::clone(&self.app_log)),
+                )
             });
         match started {
             Ok(child) => self.app.started(child),
@@ -316,8 +361,10 @@ impl Workload {
                     self.withdraw().await;
                     if let Some(child) = self.app.take() {
                         child::stop(child, GRACE).await;
-                        self.app_log
-                            .write(format!("meltemi: {} ended: {ON_REQUEST}\n", self.spec.container).as_bytes());
+                        self.app_log.write(
+                            format!("meltemi: {} ended: {ON_REQUEST}\n", self.spec.container)
+                                .as_bytes(),
+                        );
                     }
                     self.app_ready = false;
                     self.app.start_now();
@@ -330,7 +377,8 @@ impl Workload {
                     self.proxy_ready = false;
                     if let Some(child) = self.proxy.take() {
                         child::stop(child, GRACE).await;
-                        self.proxy_log.write(format!("meltemi: proxy ended: {ON_REQUEST}\n").as_bytes());
+                        self.proxy_log
+                            .write(format!("meltemi: proxy ended: {ON_REQUEST}\n").as_bytes());
                     }
                     self.proxy.start_now();
                 }
@@ -360,7 +408,8 @@ impl Workload {
         }
     }
 
-    /// Lets callers turn away first: a connection to an address that nobody has any more hangs until it times out.
+    /// Lets callers turn away first: a connection to an address that nobody has any more hangs
+    /// until it times out.
     async fn until_withdrawn(&self) {
         if self.written == Some(true) && !self.context.ending.load(Ordering::Relaxed) {
             tokio::time::sleep(WITHDRAWAL).await;
@@ -383,7 +432,9 @@ impl Workload {
             let dir = self.context.config.pods_dir();
             match pods::write(&dir, &self.spec, self.address, ready, &self.created) {
                 Ok(()) => self.written = Some(ready),
-                Err(error) => tracing::warn!(workload = %self.spec.key, %error, "the pod's file cannot be written"),
+                Err(error) => {
+                    tracing::warn!(workload = %self.spec.key, %error, "the pod's file cannot be written")
+                }
             }
         }
         let part = |part: &Part| PartStatus {
@@ -404,7 +455,10 @@ impl Workload {
             proxy_kind: self.proxy_kind,
             app: self.spec.app.as_ref().map(|_| part(&self.app)),
             proxy: self.spec.is_meshed().then(|| part(&self.proxy)),
-            message: self.proxy_silent.then(|| PROXY_SILENT.to_owned()).or_else(|| self.message.clone()),
+            message: self
+                .proxy_silent
+                .then(|| PROXY_SILENT.to_owned())
+                .or_else(|| self.message.clone()),
             ..WorkloadStatus::new(&self.spec, self.address)
         };
         self.status.send_if_modified(|old| {

@@ -1,4 +1,5 @@
-//! `istio.v1.auth.IstioCertificateService`: the CSR API, messages and gRPC stubs. Source: Istio `security/v1alpha1/ca.proto`.
+//! `istio.v1.auth.IstioCertificateService`: the CSR API, messages and gRPC stubs. Source: Istio
+//! `security/v1alpha1/ca.proto`.
 
 use std::sync::Arc;
 
@@ -52,13 +53,17 @@ pub struct CertificateServiceServer<T> {
 impl<T> CertificateServiceServer<T> {
     /// Wraps an implementation.
     pub fn new(inner: T) -> Self {
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 }
 
 impl<T> Clone for CertificateServiceServer<T> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone() }
+        Self {
+            inner: self.inner.clone(),
+        }
     }
 }
 
@@ -68,7 +73,9 @@ impl<T> tonic::server::NamedService for CertificateServiceServer<T> {
 
 struct CreateCertificate<T>(Arc<T>);
 
-impl<T: CertificateService> tonic::server::UnaryService<CertificateRequest> for CreateCertificate<T> {
+impl<T: CertificateService> tonic::server::UnaryService<CertificateRequest>
+    for CreateCertificate<T>
+{
     type Response = CertificateResponse;
     type Future = BoxFuture<tonic::Response<CertificateResponse>, tonic::Status>;
 
@@ -96,7 +103,9 @@ where
         let inner = self.inner.clone();
         Box::pin(async move {
             if request.uri().path() != METHOD_PATH {
-                return Ok(tonic::Status::unimplemented("only CreateCertificate exists").into_http());
+                return Ok(
+                    tonic::Status::unimplemented("only CreateCertificate exists").into_http(),
+                );
             }
             let mut grpc = tonic::server::Grpc::new(tonic_prost::ProstCodec::default());
             Ok(grpc.unary(CreateCertificate(inner), request).await)
@@ -119,7 +128,9 @@ where
 {
     /// Over an existing channel.
     pub fn new(channel: T) -> Self {
-        Self { inner: tonic::client::Grpc::new(channel) }
+        Self {
+            inner: tonic::client::Grpc::new(channel),
+        }
     }
 
     /// Asks for one certificate. The token, if any, goes into the metadata key `authorization`.
@@ -127,11 +138,12 @@ where
         &mut self,
         request: tonic::Request<CertificateRequest>,
     ) -> Result<tonic::Response<CertificateResponse>, tonic::Status> {
-        self.inner
-            .ready()
-            .await
-            .map_err(|error| tonic::Status::unavailable(format!("the CA does not answer: {}", error.into())))?;
+        self.inner.ready().await.map_err(|error| {
+            tonic::Status::unavailable(format!("the CA does not answer: {}", error.into()))
+        })?;
         let codec = tonic_prost::ProstCodec::default();
-        self.inner.unary(request, PathAndQuery::from_static(METHOD_PATH), codec).await
+        self.inner
+            .unary(request, PathAndQuery::from_static(METHOD_PATH), codec)
+            .await
     }
 }

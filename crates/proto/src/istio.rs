@@ -46,8 +46,8 @@ pub struct NameInfo {
     pub alt_hosts: Vec<String>,
 }
 
-/// `stats.PluginConfig`: configuration of the filters `istio.stats` (HTTP and TCP). Source: Istio proxy
-/// `extensions/stats/config.proto`; only what the mesh sets.
+/// `stats.PluginConfig`: configuration of the filters `istio.stats` (HTTP and TCP). Source: Istio
+/// proxy `extensions/stats/config.proto`; only what the mesh sets.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct StatsConfig {
     /// Off: the reporter's own host header may become the label `destination_service`.
@@ -66,8 +66,8 @@ impl prost::Name for StatsConfig {
     }
 }
 
-/// `io.istio.http.peer_metadata.Config`: who the peer is, by headers. Istio's discovery and propagation methods are
-/// oneofs; the mesh uses the method `istio_headers` on both sides.
+/// `io.istio.http.peer_metadata.Config`: who the peer is, by headers. Istio's discovery and
+/// propagation methods are oneofs; the mesh uses the method `istio_headers` on both sides.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PeerMetadataConfig {
     /// How the downstream peer is found.
@@ -108,7 +108,8 @@ pub struct IstioHeaders {
     pub skip_external_clusters: bool,
 }
 
-/// `istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig`: the ALPN a request offers upstream, by its protocol.
+/// `istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig`: the ALPN a request offers upstream,
+/// by its protocol.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct AlpnConfig {
     /// One entry per upstream protocol.
@@ -135,7 +136,8 @@ pub struct AlpnOverride {
     pub alpn_override: Vec<String>,
 }
 
-/// `envoy.tcp.metadataexchange.config.MetadataExchange`: who the peer is, by bytes before those of the application.
+/// `envoy.tcp.metadataexchange.config.MetadataExchange`: who the peer is, by bytes before those of
+/// the application.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct MetadataExchange {
     /// The ALPN that both sides must have agreed on: `istio-peer-exchange`.
@@ -151,8 +153,8 @@ impl prost::Name for MetadataExchange {
     }
 }
 
-/// `udpa.type.v1.TypedStruct` and `xds.type.v3.TypedStruct`, which share their shape: a message as a `Struct`, for
-/// receivers that know its type by URL alone.
+/// `udpa.type.v1.TypedStruct` and `xds.type.v3.TypedStruct`, which share their shape: a message as
+/// a `Struct`, for receivers that know its type by URL alone.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TypedStruct {
     /// The URL of the type that `value` stands for.

@@ -1,10 +1,13 @@
 //! Messages as JSON and back, by reflection: for bootstrap files and for dumps that people read.
 //!
-//! The descriptors cost some 17 MB and 100 ms: make a [`Reflection`] when one is needed, and drop it afterwards.
+//! The descriptors cost some 17 MB and 100 ms: make a [`Reflection`] when one is needed, and drop
+//! it afterwards.
 
 use prost::Message;
 use prost_reflect::prost_types::field_descriptor_proto::{Label, Type};
-use prost_reflect::prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorProto, MessageOptions};
+use prost_reflect::prost_types::{
+    DescriptorProto, FieldDescriptorProto, FileDescriptorProto, MessageOptions,
+};
 use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, SerializeOptions};
 use serde_json::Value;
 
@@ -38,20 +41,27 @@ impl std::fmt::Debug for Reflection {
 impl Reflection {
     /// Decodes the descriptors.
     pub fn new() -> Result<Self, JsonError> {
-        let mut pool = DescriptorPool::decode(ENVOY).map_err(|error| JsonError(format!("descriptors: {error}")))?;
+        let mut pool = DescriptorPool::decode(ENVOY)
+            .map_err(|error| JsonError(format!("descriptors: {error}")))?;
         for file in own_files() {
-            pool.add_file_descriptor_proto(file).map_err(|error| JsonError(format!("descriptors: {error}")))?;
+            pool.add_file_descriptor_proto(file)
+                .map_err(|error| JsonError(format!("descriptors: {error}")))?;
         }
         Ok(Self { pool })
     }
 
-    /// A message with nested `Any`s opened, field names as Envoy prints them. What is of an unknown type stays base64.
+    /// A message with nested `Any`s opened, field names as Envoy prints them. What is of an unknown
+    /// type stays base64.
     pub fn to_json(&self, any: &Any) -> Value {
         let name = any.type_url.rsplit('/').next().unwrap_or_default();
         let opened = self.pool.get_message_by_name(name).and_then(|descriptor| {
             let message = DynamicMessage::decode(descriptor, any.value.as_slice()).ok()?;
-            let options = SerializeOptions::new().use_proto_field_name(true).stringify_64_bit_integers(false);
-            message.serialize_with_options(serde_json::value::Serializer, &options).ok()
+            let options = SerializeOptions::new()
+                .use_proto_field_name(true)
+                .stringify_64_bit_integers(false);
+            message
+                .serialize_with_options(serde_json::value::Serializer, &options)
+                .ok()
         });
         match opened {
             Some(Value::Object(fields)) => {
@@ -64,11 +74,17 @@ impl Reflection {
         }
     }
 
-    /// Reads a message from JSON in either spelling of field names; an unknown field or a wrong value is an error.
-    pub fn from_json<M: Message + prost::Name + Default>(&self, value: &Value) -> Result<M, JsonError> {
+    /// Reads a message from JSON in either spelling of field names; an unknown field or a wrong
+    /// value is an error.
+    pub fn from_json<M: Message + prost::Name + Default>(
+        &self,
+        value: &Value,
+    ) -> Result<M, JsonError> {
         let name = M::full_name();
-        let descriptor =
-            self.pool.get_message_by_name(&name).ok_or_else(|| JsonError(format!("there is no message {name}")))?;
+        let descriptor = self
+            .pool
+            .get_message_by_name(&name)
+            .ok_or_else(|| JsonError(format!("there is no message {name}")))?;
         let options = DeserializeOptions::new().deny_unknown_fields(true);
         let message = DynamicMessage::deserialize_with_options(descriptor, value, &options)
             .map_err(|error| JsonError(error.to_string()))?;
@@ -80,10 +96,19 @@ fn base64(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
-        let word = u32::from_be_bytes([0, chunk[0], *chunk.get(1).unwrap_or(&0), *chunk.get(2).unwrap_or(&0)]);
+        let word = u32::from_be_bytes([
+            0,
+            chunk[0],
+            *chunk.get(1).unwrap_or(&0),
+            *chunk.get(2).unwrap_or(&0),
+        ]);
         for place in 0..4 {
             let letter = LETTERS[(word >> (18 - 6 * place) & 63) as usize];
-            out.push(if place <= chunk.len() { char::from(letter) } else { '=' });
+            out.push(if place <= chunk.len() {
+                char::from(letter)
+            } else {
+                '='
+            });
         }
     }
     out
@@ -97,7 +122,10 @@ fn own_files() -> Vec<FileDescriptorProto> {
     let typed_struct = || {
         message(
             "TypedStruct",
-            vec![field("type_url", 1, one, Str, ""), field("value", 2, one, Msg, ".google.protobuf.Struct")],
+            vec![
+                field("type_url", 1, one, Str, ""),
+                field("value", 2, one, Msg, ".google.protobuf.Struct"),
+            ],
         )
     };
     vec![
@@ -107,29 +135,60 @@ fn own_files() -> Vec<FileDescriptorProto> {
                 "PluginConfig",
                 vec![
                     field("disable_host_header_fallback", 6, one, Bool, ""),
-                    field("tcp_reporting_duration", 7, one, Msg, ".google.protobuf.Duration"),
+                    field(
+                        "tcp_reporting_duration",
+                        7,
+                        one,
+                        Msg,
+                        ".google.protobuf.Duration",
+                    ),
                 ],
             )],
         ),
         file(
             "envoy.tcp.metadataexchange.config",
-            vec![message("MetadataExchange", vec![field("protocol", 1, one, Str, "")])],
+            vec![message(
+                "MetadataExchange",
+                vec![field("protocol", 1, one, Str, "")],
+            )],
         ),
         file(
             "io.istio.http.peer_metadata",
             vec![
-                message("IstioHeaders", vec![field("skip_external_clusters", 1, one, Bool, "")]),
+                message(
+                    "IstioHeaders",
+                    vec![field("skip_external_clusters", 1, one, Bool, "")],
+                ),
                 message(
                     "PeerMethod",
-                    vec![field("istio_headers", 3, one, Msg, ".io.istio.http.peer_metadata.IstioHeaders")],
+                    vec![field(
+                        "istio_headers",
+                        3,
+                        one,
+                        Msg,
+                        ".io.istio.http.peer_metadata.IstioHeaders",
+                    )],
                 ),
                 message(
                     "Config",
-                    ["downstream_discovery", "upstream_discovery", "downstream_propagation", "upstream_propagation"]
-                        .into_iter()
-                        .zip(1..)
-                        .map(|(name, number)| field(name, number, many, Msg, ".io.istio.http.peer_metadata.PeerMethod"))
-                        .collect(),
+                    [
+                        "downstream_discovery",
+                        "upstream_discovery",
+                        "downstream_propagation",
+                        "upstream_propagation",
+                    ]
+                    .into_iter()
+                    .zip(1..)
+                    .map(|(name, number)| {
+                        field(
+                            name,
+                            number,
+                            many,
+                            Msg,
+                            ".io.istio.http.peer_metadata.PeerMethod",
+                        )
+                    })
+                    .collect(),
                 ),
             ],
         ),
@@ -138,7 +197,10 @@ fn own_files() -> Vec<FileDescriptorProto> {
             vec![
                 message(
                     "AlpnOverride",
-                    vec![field("upstream_protocol", 1, one, Int32, ""), field("alpn_override", 2, many, Str, "")],
+                    vec![
+                        field("upstream_protocol", 1, one, Int32, ""),
+                        field("alpn_override", 2, many, Str, ""),
+                    ],
                 ),
                 message(
                     "FilterConfig",
@@ -168,7 +230,10 @@ fn own_files() -> Vec<FileDescriptorProto> {
                 ),
                 DescriptorProto {
                     nested_type: vec![DescriptorProto {
-                        options: Some(MessageOptions { map_entry: Some(true), ..Default::default() }),
+                        options: Some(MessageOptions {
+                            map_entry: Some(true),
+                            ..Default::default()
+                        }),
                         ..message(
                             "TableEntry",
                             vec![
@@ -179,7 +244,13 @@ fn own_files() -> Vec<FileDescriptorProto> {
                     }],
                     ..message(
                         "NameTable",
-                        vec![field("table", 1, many, Msg, ".istio.networking.nds.v1.NameTable.TableEntry")],
+                        vec![field(
+                            "table",
+                            1,
+                            many,
+                            Msg,
+                            ".istio.networking.nds.v1.NameTable.TableEntry",
+                        )],
                     )
                 },
             ],
@@ -191,7 +262,10 @@ fn file(package: &str, messages: Vec<DescriptorProto>) -> FileDescriptorProto {
     FileDescriptorProto {
         name: Some(format!("meltemi/{package}.proto")),
         package: Some(package.to_owned()),
-        dependency: vec!["google/protobuf/struct.proto".to_owned(), "google/protobuf/duration.proto".to_owned()],
+        dependency: vec![
+            "google/protobuf/struct.proto".to_owned(),
+            "google/protobuf/duration.proto".to_owned(),
+        ],
         message_type: messages,
         syntax: Some("proto3".to_owned()),
         ..Default::default()
@@ -199,7 +273,11 @@ fn file(package: &str, messages: Vec<DescriptorProto>) -> FileDescriptorProto {
 }
 
 fn message(name: &str, fields: Vec<FieldDescriptorProto>) -> DescriptorProto {
-    DescriptorProto { name: Some(name.to_owned()), field: fields, ..Default::default() }
+    DescriptorProto {
+        name: Some(name.to_owned()),
+        field: fields,
+        ..Default::default()
+    }
 }
 
 fn field(name: &str, number: i32, label: Label, kind: Type, of: &str) -> FieldDescriptorProto {
@@ -233,27 +311,55 @@ mod tests {
         let dumped = reflection.to_json(&crate::pack(&bootstrap));
         let cluster = &dumped["static_resources"]["clusters"][0];
         assert_eq!(cluster["connect_timeout"], "1s");
-        assert_eq!(cluster["transport_socket"]["typed_config"]["sni"], "example");
+        assert_eq!(
+            cluster["transport_socket"]["typed_config"]["sni"],
+            "example"
+        );
         let wrong = reflection.from_json::<Bootstrap>(&serde_json::json!({"nodee": {}}));
-        assert!(wrong.expect_err("an unknown field").to_string().contains("nodee"));
+        assert!(
+            wrong
+                .expect_err("an unknown field")
+                .to_string()
+                .contains("nodee")
+        );
     }
 
     #[test]
     fn our_own_messages_open_and_unknown_ones_stay_base64() {
         let reflection = Reflection::new().expect("the descriptors decode");
-        let stats = crate::istio::StatsConfig { disable_host_header_fallback: true, tcp_reporting_duration: None };
-        assert_eq!(reflection.to_json(&crate::pack(&stats))["disable_host_header_fallback"], true);
-        let exchange = crate::istio::MetadataExchange { protocol: "istio-peer-exchange".to_owned() };
-        assert_eq!(reflection.to_json(&crate::pack(&exchange))["protocol"], "istio-peer-exchange");
+        let stats = crate::istio::StatsConfig {
+            disable_host_header_fallback: true,
+            tcp_reporting_duration: None,
+        };
+        assert_eq!(
+            reflection.to_json(&crate::pack(&stats))["disable_host_header_fallback"],
+            true
+        );
+        let exchange = crate::istio::MetadataExchange {
+            protocol: "istio-peer-exchange".to_owned(),
+        };
+        assert_eq!(
+            reflection.to_json(&crate::pack(&exchange))["protocol"],
+            "istio-peer-exchange"
+        );
         let table = crate::istio::NameTable {
             table: [(
                 "a.b".to_owned(),
-                crate::istio::NameInfo { ips: vec!["1.2.3.4".to_owned()], ..Default::default() },
+                crate::istio::NameInfo {
+                    ips: vec!["1.2.3.4".to_owned()],
+                    ..Default::default()
+                },
             )]
             .into(),
         };
-        assert_eq!(reflection.to_json(&crate::pack(&table))["table"]["a.b"]["ips"][0], "1.2.3.4");
-        let unknown = Any { type_url: "type.googleapis.com/no.Such".to_owned(), value: b"ab".to_vec() };
+        assert_eq!(
+            reflection.to_json(&crate::pack(&table))["table"]["a.b"]["ips"][0],
+            "1.2.3.4"
+        );
+        let unknown = Any {
+            type_url: "type.googleapis.com/no.Such".to_owned(),
+            value: b"ab".to_vec(),
+        };
         assert_eq!(reflection.to_json(&unknown)["value"], "YWI=");
     }
 }

@@ -1,7 +1,9 @@
-//! The one home of wire messages: Envoy's, through the `envoy-types` crate, and the few of Istio's that it lacks.
+//! The one home of wire messages: Envoy's, through the `envoy-types` crate, and the few of Istio's
+//! that it lacks.
 //!
-//! In: nothing. Out: message types, their type URLs, packing into and out of `Any`. No meaning, no IO. Encoded bytes
-//! are never compared or hashed: prost maps are hash maps, so equal messages have many encodings.
+//! In: nothing. Out: message types, their type URLs, packing into and out of `Any`. No meaning, no
+//! IO. Encoded bytes are never compared or hashed: prost maps are hash maps, so equal messages have
+//! many encodings.
 
 pub mod ca;
 pub mod istio;
@@ -20,7 +22,8 @@ pub mod discovery {
         AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
     };
     pub use envoy_types::pb::envoy::service::discovery::v3::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+        Resource,
     };
     pub use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
     pub use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_server::{

@@ -37,21 +37,33 @@ impl std::error::Error for UnpackError {}
 
 /// Packs a message under its own type URL, `type.googleapis.com/<full name>`.
 pub fn pack<M: Message + Name>(message: &M) -> Any {
-    Any { type_url: M::type_url(), value: message.encode_to_vec() }
+    Any {
+        type_url: M::type_url(),
+        value: message.encode_to_vec(),
+    }
 }
 
-/// Unpacks a message of exactly this type; only the part of the type URL after the last `/` is compared.
+/// Unpacks a message of exactly this type; only the part of the type URL after the last `/` is
+/// compared.
 pub fn unpack<M: Message + Name + Default>(any: &Any) -> Result<M, UnpackError> {
     let wanted = M::full_name();
     if any.type_url.rsplit('/').next() != Some(wanted.as_str()) {
-        return Err(UnpackError::Type { wanted, found: any.type_url.clone() });
+        return Err(UnpackError::Type {
+            wanted,
+            found: any.type_url.clone(),
+        });
     }
-    M::decode(any.value.as_slice()).map_err(|error| UnpackError::Decode { wanted, reason: error.to_string() })
+    M::decode(any.value.as_slice()).map_err(|error| UnpackError::Decode {
+        wanted,
+        reason: error.to_string(),
+    })
 }
 
 /// A string as a `google.protobuf.Value`.
 pub fn value_of(text: impl Into<String>) -> Value {
-    Value { kind: Some(Kind::StringValue(text.into())) }
+    Value {
+        kind: Some(Kind::StringValue(text.into())),
+    }
 }
 
 impl crate::istio::StructExt for Struct {

@@ -1,4 +1,5 @@
-//! Type URLs of the resources that travel over xDS, in push order. Source: Envoy xDS protocol, Istio `pkg/model`.
+//! Type URLs of the resources that travel over xDS, in push order. Source: Envoy xDS protocol,
+//! Istio `pkg/model`.
 
 /// `envoy.config.cluster.v3.Cluster` (CDS).
 pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
@@ -18,10 +19,19 @@ pub const EXTENSION_CONFIG: &str = "type.googleapis.com/envoy.config.core.v3.Typ
 pub const NAME_TABLE: &str = "type.googleapis.com/istio.networking.nds.v1.NameTable";
 
 /// The order in which a push goes out; types that are not named here follow in any order.
-pub const PUSH_ORDER: &[&str] =
-    &[CLUSTER, ENDPOINT, LISTENER, ROUTE, VIRTUAL_HOST, SECRET, EXTENSION_CONFIG, NAME_TABLE];
+pub const PUSH_ORDER: &[&str] = &[
+    CLUSTER,
+    ENDPOINT,
+    LISTENER,
+    ROUTE,
+    VIRTUAL_HOST,
+    SECRET,
+    EXTENSION_CONFIG,
+    NAME_TABLE,
+];
 
-/// The short name that people and metrics use: `CDS`, `EDS`, ...; the URL itself for a type without one.
+/// The short name that people and metrics use: `CDS`, `EDS`, ...; the URL itself for a type without
+/// one.
 pub fn short(url: &str) -> &str {
     match url {
         CLUSTER => "CDS",

@@ -203,7 +203,9 @@ pub struct LogRecord<'a> {
 impl AccessLog {
     /// Whether this log tells of the stream.
     pub fn wants(&self, record: &LogRecord<'_>) -> bool {
-        self.filter.as_ref().is_none_or(|filter| filter.wants(record))
+        self.filter
+            .as_ref()
+            .is_none_or(|filter| filter.wants(record))
     }
 }
 
@@ -215,13 +217,21 @@ impl LogFilter {
             Self::Share(fraction) => fraction.hits(record.random),
             Self::All(filters) => filters.iter().all(|filter| filter.wants(record)),
             Self::Any(filters) => filters.iter().any(|filter| filter.wants(record)),
-            Self::Header(matcher) => record.request.is_some_and(|request| matcher.is_match(request)),
+            Self::Header(matcher) => record
+                .request
+                .is_some_and(|request| matcher.is_match(request)),
             Self::Flags(flags) if flags.is_empty() => !record.flags.is_empty(),
             Self::Flags(flags) => record.flags.intersects(*flags),
             Self::Grpc { statuses, exclude } => {
-                record.grpc_status.is_some_and(|status| statuses.contains(&status)) != *exclude
+                record
+                    .grpc_status
+                    .is_some_and(|status| statuses.contains(&status))
+                    != *exclude
             }
-            Self::Metadata { matcher, or_missing } => match matcher.finds(record.metadata) {
+            Self::Metadata {
+                matcher,
+                or_missing,
+            } => match matcher.finds(record.metadata) {
                 true => matcher.is_match(record.metadata),
                 false => *or_missing,
             },
@@ -242,7 +252,8 @@ mod tests {
     struct Example(Value);
     impl Facts for Example {
         fn header(&self, head: Head, name: &str) -> Option<Cow<'_, [u8]>> {
-            (head == Head::Request && name == "user-agent").then_some(Cow::Borrowed(b"a\"\r\n[x]\x1b[31m\0\xff"))
+            (head == Head::Request && name == "user-agent")
+                .then_some(Cow::Borrowed(b"a\"\r\n[x]\x1b[31m\0\xff"))
         }
         fn fact(&self, fact: Fact, out: &mut Vec<u8>) -> bool {
             let text = match fact {
@@ -263,17 +274,26 @@ mod tests {
     fn line(format: serde_json::Value) -> String {
         fn compile(value: serde_json::Value) -> JsonFormat {
             match value {
-                serde_json::Value::String(text) => JsonFormat::Text(Template::parse(&text).expect("a good format")),
-                serde_json::Value::Object(fields) => {
-                    JsonFormat::Object(fields.into_iter().map(|(name, value)| (name.into(), compile(value))).collect())
+                serde_json::Value::String(text) => {
+                    JsonFormat::Text(Template::parse(&text).expect("a good format"))
                 }
-                serde_json::Value::Array(items) => JsonFormat::Array(items.into_iter().map(compile).collect()),
+                serde_json::Value::Object(fields) => JsonFormat::Object(
+                    fields
+                        .into_iter()
+                        .map(|(name, value)| (name.into(), compile(value)))
+                        .collect(),
+                ),
+                serde_json::Value::Array(items) => {
+                    JsonFormat::Array(items.into_iter().map(compile).collect())
+                }
                 constant => JsonFormat::Constant(constant),
             }
         }
         let mut out = Vec::new();
-        LogFormat::Json(compile(format))
-            .render(&Example(Value::List(vec![Value::Number(1.0), Value::Bool(true)])), &mut out);
+        LogFormat::Json(compile(format)).render(
+            &Example(Value::List(vec![Value::Number(1.0), Value::Bool(true)])),
+            &mut out,
+        );
         String::from_utf8(out).expect("JSON")
     }
 
@@ -290,6 +310,9 @@ mod tests {
     #[test]
     fn bytes_from_the_wire_stay_inside_their_json_string() {
         let wanted = "{\"ua\":\"a\\\"\\r\\n[x]\\u001b[31m\\u0000\u{fffd}\",\"cut\":\"a\\\"\"}\n";
-        assert_eq!(line(serde_json::json!({"ua": "%REQ(USER-AGENT)%", "cut": "%REQ(USER-AGENT):2%"})), wanted);
+        assert_eq!(
+            line(serde_json::json!({"ua": "%REQ(USER-AGENT)%", "cut": "%REQ(USER-AGENT):2%"})),
+            wanted
+        );
     }
 }

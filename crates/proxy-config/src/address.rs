@@ -23,29 +23,42 @@ impl Address {
     pub fn compile(message: &core::Address, scope: &mut Scope) -> Result<Self, Rejection> {
         match scope.required("address", message.address.as_ref())? {
             core::address::Address::SocketAddress(socket) => Self::compile_socket(socket, scope),
-            core::address::Address::Pipe(pipe) if pipe.path.is_empty() => scope.refuse("a pipe without path"),
+            core::address::Address::Pipe(pipe) if pipe.path.is_empty() => {
+                scope.refuse("a pipe without path")
+            }
             core::address::Address::Pipe(pipe) => Ok(Self::Pipe(pipe.path.as_str().into())),
-            core::address::Address::EnvoyInternalAddress(internal) => match &internal.address_name_specifier {
-                Some(core::envoy_internal_address::AddressNameSpecifier::ServerListenerName(name)) => {
-                    Ok(Self::Internal(name.as_str().into()))
-                }
+            core::address::Address::EnvoyInternalAddress(internal) => match &internal
+                .address_name_specifier
+            {
+                Some(core::envoy_internal_address::AddressNameSpecifier::ServerListenerName(
+                    name,
+                )) => Ok(Self::Internal(name.as_str().into())),
                 None => scope.refuse("an internal address without listener name"),
             },
         }
     }
 
     /// Compiles an optional message that must be there.
-    pub fn compile_required(message: Option<&core::Address>, scope: &mut Scope) -> Result<Self, Rejection> {
+    pub fn compile_required(
+        message: Option<&core::Address>,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
         let message = scope.required("address", message)?;
         scope.within("address", |scope| Self::compile(message, scope))
     }
 
     /// Compiles a socket address.
-    pub fn compile_socket(message: &core::SocketAddress, scope: &mut Scope) -> Result<Self, Rejection> {
+    pub fn compile_socket(
+        message: &core::SocketAddress,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
         if message.protocol != core::socket_address::Protocol::Tcp as i32 {
             return scope.refuse("only TCP addresses are served");
         }
-        scope.unsupported("network_namespace_filepath", !message.network_namespace_filepath.is_empty());
+        scope.unsupported(
+            "network_namespace_filepath",
+            !message.network_namespace_filepath.is_empty(),
+        );
         let port = match &message.port_specifier {
             Some(core::socket_address::PortSpecifier::PortValue(port)) => {
                 u16::try_from(*port).map_err(|_| scope.reject(format!("{port} is not a port")))?

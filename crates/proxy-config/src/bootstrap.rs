@@ -86,13 +86,20 @@ impl SecretContent {
                     || certificate.pkcs12.is_some()
                     || certificate.password.is_some()
                 {
-                    return scope.refuse("private key providers, PKCS #12 and encrypted keys are unknown");
+                    return scope
+                        .refuse("private key providers, PKCS #12 and encrypted keys are unknown");
                 }
-                let chain = scope.required("certificate_chain", certificate.certificate_chain.as_ref())?;
+                let chain =
+                    scope.required("certificate_chain", certificate.certificate_chain.as_ref())?;
                 let key = scope.required("private_key", certificate.private_key.as_ref())?;
-                Ok(Self::Certificate { chain: data_source(chain, scope)?, key: data_source(key, scope)? })
+                Ok(Self::Certificate {
+                    chain: data_source(chain, scope)?,
+                    key: data_source(key, scope)?,
+                })
             }
-            Type::ValidationContext(context) => Ok(Self::Validation(Box::new(Validation::compile(context, scope)?))),
+            Type::ValidationContext(context) => Ok(Self::Validation(Box::new(
+                Validation::compile(context, scope)?,
+            ))),
             Type::GenericSecret(generic) => Ok(Self::Generic(match &generic.secret {
                 Some(source) => Some(data_source(source, scope)?),
                 None => None,
@@ -126,7 +133,10 @@ impl Bootstrap {
                 |secret| &secret.name,
                 |scope, secret| {
                     let content = SecretContent::compile_scoped(secret, scope)?;
-                    Ok(StaticSecret { name: secret.name.as_str().into(), content })
+                    Ok(StaticSecret {
+                        name: secret.name.as_str().into(),
+                        content,
+                    })
                 },
             )?;
             Ok::<_, Rejection>((listeners, clusters, secrets))
@@ -134,33 +144,48 @@ impl Bootstrap {
         let dynamic = message.dynamic_resources.clone().unwrap_or_default();
         let ads = match &dynamic.ads_config {
             None => None,
-            Some(ads) => Some(scope.within("dynamic_resources.ads_config", |scope| compile_ads(ads, scope))?),
+            Some(ads) => Some(scope.within("dynamic_resources.ads_config", |scope| {
+                compile_ads(ads, scope)
+            })?),
         };
-        let over_ads = |field: &str, source: Option<&core::ConfigSource>| -> Result<bool, Rejection> {
-            use core::config_source::ConfigSourceSpecifier;
-            match source.and_then(|source| source.config_source_specifier.as_ref()) {
-                None => Ok(false),
-                Some(ConfigSourceSpecifier::Ads(_)) if ads.is_some() => Ok(true),
-                Some(ConfigSourceSpecifier::Ads(_)) => {
-                    scope.refuse(format!("{field} wants ADS, but ads_config is missing"))
+        let over_ads =
+            |field: &str, source: Option<&core::ConfigSource>| -> Result<bool, Rejection> {
+                use core::config_source::ConfigSourceSpecifier;
+                match source.and_then(|source| source.config_source_specifier.as_ref()) {
+                    None => Ok(false),
+                    Some(ConfigSourceSpecifier::Ads(_)) if ads.is_some() => Ok(true),
+                    Some(ConfigSourceSpecifier::Ads(_)) => {
+                        scope.refuse(format!("{field} wants ADS, but ads_config is missing"))
+                    }
+                    Some(_) => scope.refuse(format!("{field}: only ADS is known")),
                 }
-                Some(_) => scope.refuse(format!("{field}: only ADS is known")),
-            }
-        };
+            };
         let lds = over_ads("lds_config", dynamic.lds_config.as_ref())?;
         let cds = over_ads("cds_config", dynamic.cds_config.as_ref())?;
         if let Some(ads) = &ads
             && !clusters.iter().any(|cluster| cluster.name == ads.cluster)
         {
-            return scope.refuse(format!("ads_config names cluster {:?}, which is not static", ads.cluster));
+            return scope.refuse(format!(
+                "ads_config names cluster {:?}, which is not static",
+                ads.cluster
+            ));
         }
-        let bind = message.cluster_manager.as_ref().and_then(|manager| manager.upstream_bind_config.as_ref());
+        let bind = message
+            .cluster_manager
+            .as_ref()
+            .and_then(|manager| manager.upstream_bind_config.as_ref());
         scope.unsupported("cluster_manager.upstream_bind_config", bind.is_some());
         Ok(Self {
             node: message.node.clone().unwrap_or_default(),
-            admin: match message.admin.as_ref().and_then(|admin| admin.address.as_ref()) {
+            admin: match message
+                .admin
+                .as_ref()
+                .and_then(|admin| admin.address.as_ref())
+            {
                 None => None,
-                Some(address) => Some(scope.within("admin.address", |scope| Address::compile(address, scope))?),
+                Some(address) => {
+                    Some(scope.within("admin.address", |scope| Address::compile(address, scope))?)
+                }
             },
             listeners,
             clusters,
@@ -181,7 +206,10 @@ fn compile_ads(message: &core::ApiConfigSource, scope: &Scope) -> Result<Ads, Re
         _ => return scope.refuse("only gRPC is known"),
     };
     match grpc_cluster(message) {
-        Some(cluster) => Ok(Ads { cluster: cluster.into(), delta }),
+        Some(cluster) => Ok(Ads {
+            cluster: cluster.into(),
+            delta,
+        }),
         None => scope.refuse("ADS needs grpc_services with envoy_grpc"),
     }
 }

@@ -1,9 +1,9 @@
 //! Which filter chain serves a connection: Envoy's order, compiled into a tree.
 //!
-//! Destination port, destination address (longest prefix), server name (exact, then wildcards, longest first),
-//! transport protocol, application protocols, directly connected source, kind of source, source (longest prefix),
-//! source port. Each step takes its most specific branch and never comes back from it. Source: Envoy
-//! `filter_chain_manager_impl.cc`.
+//! Destination port, destination address (longest prefix), server name (exact, then wildcards,
+//! longest first), transport protocol, application protocols, directly connected source, kind of
+//! source, source (longest prefix), source port. Each step takes its most specific branch and never
+//! comes back from it. Source: Envoy `filter_chain_manager_impl.cc`.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -31,7 +31,10 @@ struct Branch<K, V> {
 
 impl<K, V> Default for Branch<K, V> {
     fn default() -> Self {
-        Self { exact: HashMap::default(), any: None }
+        Self {
+            exact: HashMap::default(),
+            any: None,
+        }
     }
 }
 
@@ -55,13 +58,19 @@ struct PrefixMap<V> {
 
 impl<V> Default for PrefixMap<V> {
     fn default() -> Self {
-        Self { lengths: Vec::new(), map: HashMap::default(), any: None }
+        Self {
+            lengths: Vec::new(),
+            map: HashMap::default(),
+            any: None,
+        }
     }
 }
 
 impl<V: Default> PrefixMap<V> {
     fn entry(&mut self, range: Option<Cidr>) -> &mut V {
-        let Some(range) = range else { return self.any.get_or_insert_default() };
+        let Some(range) = range else {
+            return self.any.get_or_insert_default();
+        };
         if !self.lengths.contains(&range.length()) {
             self.lengths.push(range.length());
             self.lengths.sort_unstable_by(|a, b| b.cmp(a));
@@ -70,7 +79,10 @@ impl<V: Default> PrefixMap<V> {
     }
 
     fn find(&self, address: IpAddr) -> Option<&V> {
-        self.lengths.iter().find_map(|length| self.map.get(&Cidr::containing(address, *length))).or(self.any.as_deref())
+        self.lengths
+            .iter()
+            .find_map(|length| self.map.get(&Cidr::containing(address, *length)))
+            .or(self.any.as_deref())
     }
 }
 
@@ -125,13 +137,29 @@ impl ChainTree {
             None => None,
         };
         let destinations = ranges("prefix_ranges", &message.prefix_ranges, scope)?;
-        let direct = ranges("direct_source_prefix_ranges", &message.direct_source_prefix_ranges, scope)?;
+        let direct = ranges(
+            "direct_source_prefix_ranges",
+            &message.direct_source_prefix_ranges,
+            scope,
+        )?;
         let sources = ranges("source_prefix_ranges", &message.source_prefix_ranges, scope)?;
-        let source_ports =
-            or_any(scope.each("source_ports", &message.source_ports, |scope, port| port_of(*port, scope))?);
-        let names = or_any(scope.each("server_names", &message.server_names, |scope, name| server_name(name, scope))?);
-        let applications: Vec<Option<Box<str>>> =
-            or_any(message.application_protocols.iter().map(|name| name.as_str().into()).collect());
+        let source_ports = or_any(scope.each(
+            "source_ports",
+            &message.source_ports,
+            |scope, port| port_of(*port, scope),
+        )?);
+        let names = or_any(
+            scope.each("server_names", &message.server_names, |scope, name| {
+                server_name(name, scope)
+            })?,
+        );
+        let applications: Vec<Option<Box<str>>> = or_any(
+            message
+                .application_protocols
+                .iter()
+                .map(|name| name.as_str().into())
+                .collect(),
+        );
         let transport = match message.transport_protocol.as_str() {
             "" => None,
             "raw_buffer" => Some(TransportKey::Known(TransportProtocol::RawBuffer)),
@@ -141,22 +169,37 @@ impl ChainTree {
         };
         let kind = ConnectionSourceType::try_from(message.source_type)
             .map_err(|_| scope.reject(format!("unknown source_type {}", message.source_type)))?;
-        let leaves =
-            [destinations.len(), names.len(), applications.len(), direct.len(), sources.len(), source_ports.len()];
-        if leaves.iter().try_fold(1usize, |product, length| product.checked_mul(*length)).is_none_or(|n| n > MAX_LEAVES)
+        let leaves = [
+            destinations.len(),
+            names.len(),
+            applications.len(),
+            direct.len(),
+            sources.len(),
+            source_ports.len(),
+        ];
+        if leaves
+            .iter()
+            .try_fold(1usize, |product, length| product.checked_mul(*length))
+            .is_none_or(|n| n > MAX_LEAVES)
         {
-            return scope.refuse(format!("filter_chain_match stands for more than {MAX_LEAVES} combinations"));
+            return scope.refuse(format!(
+                "filter_chain_match stands for more than {MAX_LEAVES} combinations"
+            ));
         }
         for destination in &destinations {
             let by_name = self.ports.entry(port).entry(*destination);
             for name in &names {
                 let transports = match name {
                     Some(Name::Exact(name)) => by_name.exact.entry(name.clone()).or_default(),
-                    Some(Name::Wildcard(suffix)) => by_name.wildcard.entry(suffix.clone()).or_default(),
+                    Some(Name::Wildcard(suffix)) => {
+                        by_name.wildcard.entry(suffix.clone()).or_default()
+                    }
                     None => by_name.any.get_or_insert_default(),
                 };
                 for application in &applications {
-                    let by_direct = transports.entry(transport.clone()).entry(application.clone());
+                    let by_direct = transports
+                        .entry(transport.clone())
+                        .entry(application.clone());
                     for direct in &direct {
                         let kinds = by_direct.entry(*direct);
                         let by_source = match kind {
@@ -164,14 +207,20 @@ impl ChainTree {
                                 kinds.has_any = true;
                                 &mut kinds.any
                             }
-                            ConnectionSourceType::SameIpOrLoopback => kinds.local.get_or_insert_default(),
-                            ConnectionSourceType::External => kinds.external.get_or_insert_default(),
+                            ConnectionSourceType::SameIpOrLoopback => {
+                                kinds.local.get_or_insert_default()
+                            }
+                            ConnectionSourceType::External => {
+                                kinds.external.get_or_insert_default()
+                            }
                         };
                         for source in &sources {
                             for port in &source_ports {
                                 let leaf = by_source.entry(*source).entry(*port);
                                 if leaf.0.is_some_and(|taken| taken != chain) {
-                                    return scope.refuse("another filter chain has the same matching rules");
+                                    return scope.refuse(
+                                        "another filter chain has the same matching rules",
+                                    );
                                 }
                                 leaf.0 = Some(chain);
                             }
@@ -186,8 +235,14 @@ impl ChainTree {
     /// The chain for a connection.
     pub(crate) fn find(&self, conn: &ConnInfo) -> Option<usize> {
         let destination = conn::canonical(conn.local.ip());
-        let by_address = self.ports.exact.get(&conn.local.port()).or(self.ports.any.as_deref())?;
-        let transports = by_address.find(destination)?.find(conn.server_name.as_deref().unwrap_or_default())?;
+        let by_address = self
+            .ports
+            .exact
+            .get(&conn.local.port())
+            .or(self.ports.any.as_deref())?;
+        let transports = by_address
+            .find(destination)?
+            .find(conn.server_name.as_deref().unwrap_or_default())?;
         let key = TransportKey::Known(conn.transport);
         let applications = transports.exact.get(&key).or(transports.any.as_deref())?;
         let by_direct = conn
@@ -198,7 +253,11 @@ impl ChainTree {
         let kinds = by_direct.find(conn.direct_remote.ip())?;
         let by_source = kinds.find(conn)?;
         let ports = by_source.find(conn.remote.ip())?;
-        ports.exact.get(&conn.remote.port()).or(ports.any.as_deref())?.0
+        ports
+            .exact
+            .get(&conn.remote.port())
+            .or(ports.any.as_deref())?
+            .0
     }
 }
 
@@ -225,7 +284,11 @@ impl Kinds {
     fn find(&self, conn: &ConnInfo) -> Option<&PrefixMap<Branch<u16, Leaf>>> {
         if self.local.is_some() || self.external.is_some() {
             let remote = conn.remote.ip();
-            let chosen = if remote.is_loopback() || remote == conn.local.ip() { &self.local } else { &self.external };
+            let chosen = if remote.is_loopback() || remote == conn.local.ip() {
+                &self.local
+            } else {
+                &self.external
+            };
             if chosen.is_some() {
                 return chosen.as_ref();
             }
@@ -246,14 +309,22 @@ fn server_name(name: &str, scope: &mut Scope) -> Result<Name, Rejection> {
         _ if lower.is_empty() || lower == "*" => {
             scope.refuse("an empty server name, or *; leave the list empty instead")
         }
-        Some(suffix) if suffix.starts_with('.') && !suffix.contains('*') => Ok(Name::Wildcard(suffix.into())),
+        Some(suffix) if suffix.starts_with('.') && !suffix.contains('*') => {
+            Ok(Name::Wildcard(suffix.into()))
+        }
         None if !lower.contains('*') => Ok(Name::Exact(lower.into())),
         _ => scope.refuse(format!("partial wildcard {name:?} in a server name")),
     }
 }
 
-fn ranges(field: &str, messages: &[CidrRange], scope: &mut Scope) -> Result<Vec<Option<Cidr>>, Rejection> {
-    Ok(or_any(scope.each(field, messages, |scope, range| Cidr::compile(range, scope))?))
+fn ranges(
+    field: &str,
+    messages: &[CidrRange],
+    scope: &mut Scope,
+) -> Result<Vec<Option<Cidr>>, Rejection> {
+    Ok(or_any(scope.each(field, messages, |scope, range| {
+        Cidr::compile(range, scope)
+    })?))
 }
 
 fn or_any<T>(list: Vec<T>) -> Vec<Option<T>> {

@@ -41,7 +41,8 @@ pub struct Cluster {
     pub http: UpstreamHttp,
     /// How endpoints are spoken to that no match takes.
     pub transport: UpstreamTransport,
-    /// How endpoints with such metadata (`envoy.transport_socket_match`) are spoken to; the first match is taken.
+    /// How endpoints with such metadata (`envoy.transport_socket_match`) are spoken to; the first
+    /// match is taken.
     pub transport_matches: Vec<TransportMatch>,
     /// The local address of connections.
     pub bind: Option<UpstreamBind>,
@@ -72,7 +73,13 @@ pub struct Breakers {
 
 impl Default for Breakers {
     fn default() -> Self {
-        Self { max_connections: 1024, max_pending: 1024, max_requests: 1024, max_retries: 3, retry_budget: None }
+        Self {
+            max_connections: 1024,
+            max_pending: 1024,
+            max_requests: 1024,
+            max_retries: 3,
+            retry_budget: None,
+        }
     }
 }
 
@@ -98,7 +105,8 @@ impl RetryBudget {
 pub struct TransportMatch {
     /// Its name: `tlsMode-istio`.
     pub name: Arc<str>,
-    /// Every pair must be in the endpoint's `envoy.transport_socket_match`; none matches all endpoints.
+    /// Every pair must be in the endpoint's `envoy.transport_socket_match`; none matches all
+    /// endpoints.
     pub criteria: Vec<(Box<str>, Value)>,
     /// The transport.
     pub transport: UpstreamTransport,
@@ -118,20 +126,27 @@ pub struct UpstreamBind {
 impl UpstreamBind {
     /// The local address for a connection to this endpoint.
     pub fn source_for(&self, endpoint: std::net::SocketAddr) -> Option<std::net::SocketAddr> {
-        self.source.iter().chain(&self.extra).find(|source| source.is_ipv4() == endpoint.is_ipv4()).copied()
+        self.source
+            .iter()
+            .chain(&self.extra)
+            .find(|source| source.is_ipv4() == endpoint.is_ipv4())
+            .copied()
     }
 }
 
 impl Cluster {
-    /// The transport for an endpoint's metadata (`envoy.transport_socket_match` of the endpoint, else its locality's),
-    /// and the match's name if one was taken.
+    /// The transport for an endpoint's metadata (`envoy.transport_socket_match` of the endpoint,
+    /// else its locality's), and the match's name if one was taken.
     pub fn transport_for(&self, metadata: &Metadata) -> (&UpstreamTransport, Option<&Arc<str>>) {
         if self.transport_matches.is_empty() {
             return (&self.transport, None);
         }
         let own = metadata.filter("envoy.transport_socket_match");
         let admits = |matcher: &&TransportMatch| {
-            matcher.criteria.iter().all(|(key, wanted)| own.and_then(|own| own.field(key)) == Some(wanted))
+            matcher
+                .criteria
+                .iter()
+                .all(|(key, wanted)| own.and_then(|own| own.field(key)) == Some(wanted))
         };
         match self.transport_matches.iter().find(admits) {
             Some(matcher) => (&matcher.transport, Some(&matcher.name)),
@@ -149,7 +164,10 @@ impl Cluster {
 
     /// Every transport that it may use.
     pub fn transports(&self) -> impl Iterator<Item = &UpstreamTransport> {
-        self.transport_matches.iter().map(|matcher| &matcher.transport).chain([&self.transport])
+        self.transport_matches
+            .iter()
+            .map(|matcher| &matcher.transport)
+            .chain([&self.transport])
     }
 
     /// Addresses that are in the cluster itself, for discovery by DNS.
@@ -158,6 +176,7 @@ impl Cluster {
             Discovery::StrictDns(set, _) | Discovery::LogicalDns(set, _) => Some(set),
             _ => None,
         };
-        set.into_iter().flat_map(|set| set.endpoints.iter().map(|endpoint| &endpoint.address))
+        set.into_iter()
+            .flat_map(|set| set.endpoints.iter().map(|endpoint| &endpoint.address))
     }
 }

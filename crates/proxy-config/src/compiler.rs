@@ -8,7 +8,9 @@ use meltemi_proto::Any;
 use meltemi_proto::envoy::config::cluster::v3::Cluster as ProtoCluster;
 use meltemi_proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use meltemi_proto::envoy::config::listener::v3::Listener as ProtoListener;
-use meltemi_proto::envoy::config::route::v3::{RouteConfiguration, VirtualHost as ProtoVirtualHost};
+use meltemi_proto::envoy::config::route::v3::{
+    RouteConfiguration, VirtualHost as ProtoVirtualHost,
+};
 
 use crate::cluster::Cluster;
 use crate::endpoint::EndpointSet;
@@ -19,8 +21,8 @@ use crate::route::{RouteTable, VirtualHost};
 /// What came of compiling a resource: the value and what was left out, or the reason for a NACK.
 pub type Compiled<T> = Result<(T, Vec<Warning>), Rejection>;
 
-/// Compiles resources. Keep one for the life of a proxy: token buckets survive in it from version to version, and a
-/// resource that arrives again with the same bytes is the same `Arc`.
+/// Compiles resources. Keep one for the life of a proxy: token buckets survive in it from version
+/// to version, and a resource that arrives again with the same bytes is the same `Arc`.
 #[derive(Debug, Clone, Default)]
 pub struct Compiler {
     pub(crate) buckets: Buckets,
@@ -28,7 +30,8 @@ pub struct Compiler {
 }
 
 impl Compiler {
-    /// A listener as a server sends it. The same bytes give the same `Arc` for as long as it is in use.
+    /// A listener as a server sends it. The same bytes give the same `Arc` for as long as it is in
+    /// use.
     pub fn listener_from(&self, any: &Any) -> Compiled<Arc<Listener>> {
         self.memo.get(any, |message| self.listener(message))
     }
@@ -64,7 +67,11 @@ impl Compiler {
     }
 
     /// One virtual host of a route table, as VHDS delivers it.
-    pub fn virtual_host(&self, table: &str, message: &ProtoVirtualHost) -> Compiled<Arc<VirtualHost>> {
+    pub fn virtual_host(
+        &self,
+        table: &str,
+        message: &ProtoVirtualHost,
+    ) -> Compiled<Arc<VirtualHost>> {
         run(|scope| VirtualHost::compile(message, table, self, scope))
     }
 

@@ -46,16 +46,22 @@ pub(crate) fn canonical_value(value: &Value) -> Arc<str> {
 /// What endpoints must have: `envoy.lb` of a `metadata_match`.
 pub(crate) fn subset_match(metadata: Option<&core::Metadata>) -> Option<SubsetMatch> {
     let fields = metadata?.filter_metadata.get("envoy.lb")?;
-    let pairs = fields
-        .fields
-        .iter()
-        .map(|(key, value)| (Arc::<str>::from(key.as_str()), canonical_value(&Value::from_proto(value))));
+    let pairs = fields.fields.iter().map(|(key, value)| {
+        (
+            Arc::<str>::from(key.as_str()),
+            canonical_value(&Value::from_proto(value)),
+        )
+    });
     Some(SubsetMatch::new(pairs)).filter(|criteria| !criteria.is_empty())
 }
 
 /// Keepalive settings.
 pub(crate) fn keepalive(message: &core::TcpKeepalive) -> Keepalive {
-    let seconds = |value: &Option<UInt32Value>| value.as_ref().map(|value| Duration::from_secs(u64::from(value.value)));
+    let seconds = |value: &Option<UInt32Value>| {
+        value
+            .as_ref()
+            .map(|value| Duration::from_secs(u64::from(value.value)))
+    };
     Keepalive {
         probes: message.keepalive_probes.as_ref().map(|probes| probes.value),
         time: seconds(&message.keepalive_time),
@@ -64,12 +70,23 @@ pub(crate) fn keepalive(message: &core::TcpKeepalive) -> Keepalive {
 }
 
 /// HTTP/1 settings.
-pub(crate) fn http1_options(message: Option<&core::Http1ProtocolOptions>, scope: &mut Scope) -> Http1Options {
-    let Some(message) = message else { return Http1Options::default() };
+pub(crate) fn http1_options(
+    message: Option<&core::Http1ProtocolOptions>,
+    scope: &mut Scope,
+) -> Http1Options {
+    let Some(message) = message else {
+        return Http1Options::default();
+    };
     scope.unsupported("header_key_format", message.header_key_format.is_some());
     scope.unsupported("allow_chunked_length", message.allow_chunked_length);
-    scope.unsupported("default_host_for_http_10", !message.default_host_for_http_10.is_empty());
-    Http1Options { accept_http_10: message.accept_http_10, trailers: message.enable_trailers }
+    scope.unsupported(
+        "default_host_for_http_10",
+        !message.default_host_for_http_10.is_empty(),
+    );
+    Http1Options {
+        accept_http_10: message.accept_http_10,
+        trailers: message.enable_trailers,
+    }
 }
 
 /// HTTP/2 settings.
@@ -77,7 +94,9 @@ pub(crate) fn http2_options(
     message: Option<&core::Http2ProtocolOptions>,
     scope: &mut Scope,
 ) -> Result<Http2Options, Rejection> {
-    let Some(message) = message else { return Ok(Http2Options::default()) };
+    let Some(message) = message else {
+        return Ok(Http2Options::default());
+    };
     let value = |value: &Option<UInt32Value>| value.as_ref().map(|value| value.value);
     let keepalive = message.connection_keepalive.as_ref();
     scope.unsupported("hpack_table_size", message.hpack_table_size.is_some());
@@ -86,7 +105,17 @@ pub(crate) fn http2_options(
         max_concurrent_streams: value(&message.max_concurrent_streams),
         initial_stream_window: value(&message.initial_stream_window_size),
         initial_connection_window: value(&message.initial_connection_window_size),
-        keepalive_interval: limit("keepalive.interval", keepalive.and_then(|k| k.interval.as_ref()), None, scope)?,
-        keepalive_timeout: limit("keepalive.timeout", keepalive.and_then(|k| k.timeout.as_ref()), None, scope)?,
+        keepalive_interval: limit(
+            "keepalive.interval",
+            keepalive.and_then(|k| k.interval.as_ref()),
+            None,
+            scope,
+        )?,
+        keepalive_timeout: limit(
+            "keepalive.timeout",
+            keepalive.and_then(|k| k.timeout.as_ref()),
+            None,
+            scope,
+        )?,
     })
 }

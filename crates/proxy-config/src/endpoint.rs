@@ -96,43 +96,72 @@ const MAX_PRIORITY: u32 = 128;
 
 impl EndpointSet {
     /// Compiles Envoy's message.
-    pub fn compile(message: &proto::ClusterLoadAssignment, scope: &mut Scope) -> Result<Self, Rejection> {
-        let mut set =
-            Self { name: message.cluster_name.as_str().into(), overprovisioning_factor: 140, ..Self::default() };
+    pub fn compile(
+        message: &proto::ClusterLoadAssignment,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
+        let mut set = Self {
+            name: message.cluster_name.as_str().into(),
+            overprovisioning_factor: 140,
+            ..Self::default()
+        };
         if let Some(policy) = &message.policy {
             if let Some(factor) = &policy.overprovisioning_factor {
                 set.overprovisioning_factor = factor.value.max(1);
             }
-            scope.unsupported("policy.endpoint_stale_after", policy.endpoint_stale_after.is_some());
+            scope.unsupported(
+                "policy.endpoint_stale_after",
+                policy.endpoint_stale_after.is_some(),
+            );
             set.drops = policy
                 .drop_overloads
                 .iter()
                 .map(|drop| {
-                    let share = Fraction::from_option(drop.drop_percentage.as_ref(), Fraction::NONE);
+                    let share =
+                        Fraction::from_option(drop.drop_percentage.as_ref(), Fraction::NONE);
                     (drop.category.as_str().into(), share)
                 })
                 .collect();
         }
-        scope.each("endpoints", &message.endpoints, |scope, group| set.compile_locality(group, scope))?;
+        scope.each("endpoints", &message.endpoints, |scope, group| {
+            set.compile_locality(group, scope)
+        })?;
         Ok(set)
     }
 
     #[allow(deprecated)] // the list in lb_config means the same as the older field
-    fn compile_locality(&mut self, group: &proto::LocalityLbEndpoints, scope: &mut Scope) -> Result<(), Rejection> {
+    fn compile_locality(
+        &mut self,
+        group: &proto::LocalityLbEndpoints,
+        scope: &mut Scope,
+    ) -> Result<(), Rejection> {
         if group.priority > MAX_PRIORITY {
-            return scope.refuse(format!("priority {} is above {MAX_PRIORITY}", group.priority));
+            return scope.refuse(format!(
+                "priority {} is above {MAX_PRIORITY}",
+                group.priority
+            ));
         }
-        let number = u32::try_from(self.localities.len()).map_err(|_| scope.reject("too many localities"))?;
+        let number = u32::try_from(self.localities.len())
+            .map_err(|_| scope.reject("too many localities"))?;
         let locality = group.locality.clone().unwrap_or_default();
         self.localities.push(EndpointLocality {
-            locality: Locality { region: locality.region, zone: locality.zone, subzone: locality.sub_zone },
+            locality: Locality {
+                region: locality.region,
+                zone: locality.zone,
+                subzone: locality.sub_zone,
+            },
             priority: group.priority,
-            weight: group.load_balancing_weight.as_ref().map_or(0, |weight| weight.value),
+            weight: group
+                .load_balancing_weight
+                .as_ref()
+                .map_or(0, |weight| weight.value),
             metadata: Metadata::from_option(group.metadata.as_ref()),
         });
         let endpoints = match &group.lb_config {
             None => &group.lb_endpoints,
-            Some(proto::locality_lb_endpoints::LbConfig::LoadBalancerEndpoints(list)) => &list.lb_endpoints,
+            Some(proto::locality_lb_endpoints::LbConfig::LoadBalancerEndpoints(list)) => {
+                &list.lb_endpoints
+            }
             Some(proto::locality_lb_endpoints::LbConfig::LedsClusterLocalityConfig(_)) => {
                 return scope.refuse("LEDS is not supported");
             }
@@ -146,21 +175,41 @@ impl EndpointSet {
 
     /// The endpoints as a balancer sees them.
     pub fn hosts(&self, hash_by_hostname: bool) -> Vec<Host> {
-        self.endpoints.iter().map(|endpoint| endpoint.host(hash_by_hostname)).collect()
+        self.endpoints
+            .iter()
+            .map(|endpoint| endpoint.host(hash_by_hostname))
+            .collect()
     }
 
-    /// A balancer over these endpoints, given their health (of which [`EndpointStatus::health`] is one part).
-    pub fn balancer(&self, config: &Config, hash_by_hostname: bool, health: impl Fn(u32) -> Health) -> Balancer {
-        let config = Config { overprovisioning_factor: self.overprovisioning_factor, ..config.clone() };
-        let localities: Vec<LocalitySpec> =
-            self.localities.iter().map(|locality| LocalitySpec { weight: locality.weight }).collect();
+    /// A balancer over these endpoints, given their health (of which [`EndpointStatus::health`] is
+    /// one part).
+    pub fn balancer(
+        &self,
+        config: &Config,
+        hash_by_hostname: bool,
+        health: impl Fn(u32) -> Health,
+    ) -> Balancer {
+        let config = Config {
+            overprovisioning_factor: self.overprovisioning_factor,
+            ..config.clone()
+        };
+        let localities: Vec<LocalitySpec> = self
+            .localities
+            .iter()
+            .map(|locality| LocalitySpec {
+                weight: locality.weight,
+            })
+            .collect();
         Balancer::build(&config, &self.hosts(hash_by_hostname), &localities, health)
     }
 
-    /// The share of requests that the endpoints' policy drops: the category, if this request is dropped. Each category
-    /// draws its own number from `random`.
+    /// The share of requests that the endpoints' policy drops: the category, if this request is
+    /// dropped. Each category draws its own number from `random`.
     pub fn drops(&self, mut random: u64) -> Option<&str> {
-        let hit = self.drops.iter().find(|(_, share)| share.hits(meltemi_lb::hash::next(&mut random)));
+        let hit = self
+            .drops
+            .iter()
+            .find(|(_, share)| share.hits(meltemi_lb::hash::next(&mut random)));
         hit.map(|(category, _)| &**category)
     }
 }
@@ -180,12 +229,16 @@ impl Endpoint {
             None => return scope.refuse("an endpoint without address"),
         };
         let address = Address::compile_required(endpoint.address.as_ref(), scope)?;
-        let additional_addresses =
-            scope.each("additional_addresses", &endpoint.additional_addresses, |scope, more| {
-                Address::compile_required(more.address.as_ref(), scope)
-            })?;
+        let additional_addresses = scope.each(
+            "additional_addresses",
+            &endpoint.additional_addresses,
+            |scope, more| Address::compile_required(more.address.as_ref(), scope),
+        )?;
         let metadata = Metadata::from_option(message.metadata.as_ref());
-        let hash_key = metadata.at("envoy.lb", &["hash_key"]).and_then(Value::as_str).filter(|key| !key.is_empty());
+        let hash_key = metadata
+            .at("envoy.lb", &["hash_key"])
+            .and_then(Value::as_str)
+            .filter(|key| !key.is_empty());
         let status = match HealthStatus::try_from(message.health_status) {
             Ok(HealthStatus::Unknown | HealthStatus::Healthy) => EndpointStatus::Healthy,
             Ok(HealthStatus::Unhealthy) | Err(_) => EndpointStatus::Unhealthy,
@@ -197,7 +250,11 @@ impl Endpoint {
             hash_key: hash_key.map_or_else(|| address.to_string().into(), Into::into),
             additional_addresses,
             hostname: endpoint.hostname.as_str().into(),
-            weight: message.load_balancing_weight.as_ref().map_or(1, |weight| weight.value).max(1),
+            weight: message
+                .load_balancing_weight
+                .as_ref()
+                .map_or(1, |weight| weight.value)
+                .max(1),
             status,
             metadata,
             locality,
@@ -213,7 +270,11 @@ impl Endpoint {
         // Logical names keep hashing by address, as Envoy does.
         let own_key = *self.hash_key != *self.address.to_string();
         Self {
-            hash_key: if own_key { self.hash_key.clone() } else { address.to_string().into() },
+            hash_key: if own_key {
+                self.hash_key.clone()
+            } else {
+                address.to_string().into()
+            },
             address,
             additional_addresses: Vec::new(),
             hostname: match (&*self.hostname, &self.address) {
@@ -230,9 +291,10 @@ impl Endpoint {
 
     fn host(&self, hash_by_hostname: bool) -> Host {
         let subset_values = match self.metadata.filter("envoy.lb") {
-            Some(Value::Struct(fields)) => {
-                fields.iter().map(|(key, value)| (key.clone(), crate::convert::canonical_value(value))).collect()
-            }
+            Some(Value::Struct(fields)) => fields
+                .iter()
+                .map(|(key, value)| (key.clone(), crate::convert::canonical_value(value)))
+                .collect(),
             _ => Vec::new(),
         };
         Host {

@@ -1,5 +1,5 @@
-//! A hasher for tables that are filled from configuration and looked up with what peers send. Peers cannot insert, so
-//! they cannot make keys collide; speed is all that counts.
+//! A hasher for tables that are filled from configuration and looked up with what peers send. Peers
+//! cannot insert, so they cannot make keys collide; speed is all that counts.
 
 use std::hash::{BuildHasherDefault, Hasher};
 

@@ -79,7 +79,8 @@ pub struct HttpConnectionManager {
     pub http1: Http1Options,
     /// HTTP/2.
     pub http2: Http2Options,
-    /// Addresses that count as internal, so that their `x-envoy-*` headers are obeyed; none if empty.
+    /// Addresses that count as internal, so that their `x-envoy-*` headers are obeyed; none if
+    /// empty.
     pub internal_addresses: Vec<Cidr>,
     /// The scheme that requests are said to have.
     pub scheme_overwrite: Option<Box<str>>,
@@ -200,7 +201,9 @@ pub struct Http2Options {
 impl HttpConnectionManager {
     /// Whether an upgrade is on for the connection manager; a route may say otherwise.
     pub fn allows_upgrade(&self, protocol: &str) -> bool {
-        self.upgrades.iter().any(|(name, on)| *on && name.eq_ignore_ascii_case(protocol))
+        self.upgrades
+            .iter()
+            .any(|(name, on)| *on && name.eq_ignore_ascii_case(protocol))
     }
 
     /// The name of the route table to subscribe to, if it is not inline.

@@ -1,7 +1,7 @@
 //! Compiling HTTP filters, and the settings that routes have for them.
 //!
-//! A filter that is unknown refuses the resource unless it says that it is optional: nobody knows what it would have
-//! kept out.
+//! A filter that is unknown refuses the resource unless it says that it is optional: nobody knows
+//! what it would have kept out.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,11 +33,16 @@ pub(crate) fn compile_slots(
     compiler: &Compiler,
     scope: &mut Scope,
 ) -> Result<Vec<HttpFilterSlot>, Rejection> {
-    let slots = scope.each("http_filters", messages, |scope, message| compile_slot(message, owner, compiler, scope))?;
+    let slots = scope.each("http_filters", messages, |scope, message| {
+        compile_slot(message, owner, compiler, scope)
+    })?;
     let slots: Vec<HttpFilterSlot> = slots.into_iter().flatten().collect();
     match slots.split_last() {
         Some((last, others)) if matches!(last.filter, HttpFilter::Router(_)) => {
-            match others.iter().find(|slot| matches!(slot.filter, HttpFilter::Router(_))) {
+            match others
+                .iter()
+                .find(|slot| matches!(slot.filter, HttpFilter::Router(_)))
+            {
                 Some(_) => scope.refuse("a router that is not the last HTTP filter"),
                 None => Ok(slots),
             }
@@ -55,7 +60,10 @@ fn compile_slot(
     let any = match &message.config_type {
         Some(hcm::http_filter::ConfigType::TypedConfig(any)) => any,
         Some(hcm::http_filter::ConfigType::ConfigDiscovery(_)) if message.is_optional => {
-            scope.warn("", format!("filter {:?} by discovery is left out", message.name));
+            scope.warn(
+                "",
+                format!("filter {:?} by discovery is left out", message.name),
+            );
             return Ok(None);
         }
         Some(hcm::http_filter::ConfigType::ConfigDiscovery(_)) => {
@@ -65,18 +73,41 @@ fn compile_slot(
     };
     if kind_of(any, &message.name, scope)? == GRPC_WEB {
         // Nothing here translates it: its requests pass as the HTTP that they are.
-        scope.warn("", format!("filter {:?}: gRPC-Web is passed on as it comes, not translated to gRPC", message.name));
+        scope.warn(
+            "",
+            format!(
+                "filter {:?}: gRPC-Web is passed on as it comes, not translated to gRPC",
+                message.name
+            ),
+        );
         return Ok(None);
     }
     let filter = match compile_filter(&message.name, any, owner, compiler, scope)? {
         Some(filter) => filter,
         None if message.is_optional => {
-            scope.warn("", format!("optional filter {:?} ({}) is unknown and left out", message.name, type_name(any)));
+            scope.warn(
+                "",
+                format!(
+                    "optional filter {:?} ({}) is unknown and left out",
+                    message.name,
+                    type_name(any)
+                ),
+            );
             return Ok(None);
         }
-        None => return scope.refuse(format!("unknown HTTP filter {:?} ({})", message.name, type_name(any))),
+        None => {
+            return scope.refuse(format!(
+                "unknown HTTP filter {:?} ({})",
+                message.name,
+                type_name(any)
+            ));
+        }
     };
-    Ok(Some(HttpFilterSlot { name: message.name.as_str().into(), filter, disabled: message.disabled }))
+    Ok(Some(HttpFilterSlot {
+        name: message.name.as_str().into(),
+        filter,
+        disabled: message.disabled,
+    }))
 }
 
 /// `None`: unknown.
@@ -115,52 +146,70 @@ fn compile_filter(
             let config: PeerMetadataConfig = scope.unpack(any)?;
             HttpFilter::PeerMetadata(PeerMetadata::compile(&config, scope)?)
         }
-        "stats.PluginConfig" => HttpFilter::Stats(Stats { host_header_fallback: !without_host(any, scope)? }),
+        "stats.PluginConfig" => HttpFilter::Stats(Stats {
+            host_header_fallback: !without_host(any, scope)?,
+        }),
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => HttpFilter::GrpcStats,
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation" => {
-            HttpFilter::HeaderMutation(Box::new(HeaderMutation::compile(&scope.unpack(any)?, scope)?))
+            HttpFilter::HeaderMutation(Box::new(HeaderMutation::compile(
+                &scope.unpack(any)?,
+                scope,
+            )?))
         }
-        "envoy.extensions.filters.http.set_filter_state.v3.Config" => {
-            HttpFilter::SetFilterState(Box::new(SetFilterState::compile(&scope.unpack(any)?, scope)?))
-        }
+        "envoy.extensions.filters.http.set_filter_state.v3.Config" => HttpFilter::SetFilterState(
+            Box::new(SetFilterState::compile(&scope.unpack(any)?, scope)?),
+        ),
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
-            let limit = LocalRateLimit::compile(&scope.unpack(any)?, owner, &compiler.buckets, scope)?;
+            let limit =
+                LocalRateLimit::compile(&scope.unpack(any)?, owner, &compiler.buckets, scope)?;
             HttpFilter::LocalRateLimit(Box::new(limit))
         }
         _ => return Ok(None),
     }))
 }
 
-/// The type that decides: the message's, or the one that a `TypedStruct` stands for, or the filter's name where there
-/// is no message (Envoy's old way for filters without settings).
-fn kind_of<'m>(any: &'m Any, name: &'m str, scope: &Scope) -> Result<std::borrow::Cow<'m, str>, Rejection> {
+/// The type that decides: the message's, or the one that a `TypedStruct` stands for, or the
+/// filter's name where there is no message (Envoy's old way for filters without settings).
+fn kind_of<'m>(
+    any: &'m Any,
+    name: &'m str,
+    scope: &Scope,
+) -> Result<std::borrow::Cow<'m, str>, Rejection> {
     Ok(match type_name(any) {
         "" => match name {
             "envoy.filters.http.cors" => "envoy.extensions.filters.http.cors.v3.Cors".into(),
-            "envoy.filters.http.grpc_stats" => "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig".into(),
+            "envoy.filters.http.grpc_stats" => {
+                "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig".into()
+            }
             "envoy.filters.http.grpc_web" => GRPC_WEB.into(),
             "istio.stats" => "stats.PluginConfig".into(),
             other => other.into(),
         },
-        "udpa.type.v1.TypedStruct" | "xds.type.v3.TypedStruct" => match &*typed_struct_kind(any, scope)? {
-            // Istio sends it so; everything else must be sent as its own message.
-            "stats.PluginConfig" => "stats.PluginConfig".into(),
-            other => format!("{other} as TypedStruct").into(),
-        },
+        "udpa.type.v1.TypedStruct" | "xds.type.v3.TypedStruct" => {
+            match &*typed_struct_kind(any, scope)? {
+                // Istio sends it so; everything else must be sent as its own message.
+                "stats.PluginConfig" => "stats.PluginConfig".into(),
+                other => format!("{other} as TypedStruct").into(),
+            }
+        }
         kind => kind.into(),
     })
 }
 
 const GRPC_WEB: &str = "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
 
-/// `disable_host_header_fallback` of Istio's metrics, which come as their own message, as a struct, or as a name alone.
+/// `disable_host_header_fallback` of Istio's metrics, which come as their own message, as a struct,
+/// or as a name alone.
 fn without_host(any: &Any, scope: &Scope) -> Result<bool, Rejection> {
     use meltemi_proto::google::protobuf::value::Kind;
     match type_name(any) {
-        "stats.PluginConfig" => Ok(scope.unpack::<StatsConfig>(any)?.disable_host_header_fallback),
+        "stats.PluginConfig" => Ok(scope
+            .unpack::<StatsConfig>(any)?
+            .disable_host_header_fallback),
         "udpa.type.v1.TypedStruct" | "xds.type.v3.TypedStruct" => {
             let fields = typed_struct(any, scope)?.value.unwrap_or_default().fields;
-            let mut named = ["disable_host_header_fallback", "disableHostHeaderFallback"].into_iter();
+            let mut named =
+                ["disable_host_header_fallback", "disableHostHeaderFallback"].into_iter();
             let setting = named.find_map(|name| fields.get(name)?.kind.as_ref());
             Ok(setting == Some(&Kind::BoolValue(true)))
         }
@@ -168,7 +217,8 @@ fn without_host(any: &Any, scope: &Scope) -> Result<bool, Rejection> {
     }
 }
 
-/// Compiles what a route, virtual host or weighted cluster has for filters. `owner` names it for token buckets.
+/// Compiles what a route, virtual host or weighted cluster has for filters. `owner` names it for
+/// token buckets.
 pub(crate) fn compile_overrides(
     messages: &HashMap<String, Any>,
     owner: &str,
@@ -224,17 +274,24 @@ fn compile_override(
             Override::Cors(Box::new(CorsPolicy::compile(&scope.unpack(any)?, scope)?))
         }
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute" => {
-            Override::HeaderMutation(Box::new(HeaderMutation::compile_route(&scope.unpack(any)?, scope)?))
+            Override::HeaderMutation(Box::new(HeaderMutation::compile_route(
+                &scope.unpack(any)?,
+                scope,
+            )?))
         }
-        "envoy.extensions.filters.http.set_filter_state.v3.Config" => {
-            Override::SetFilterState(Box::new(SetFilterState::compile(&scope.unpack(any)?, scope)?))
-        }
+        "envoy.extensions.filters.http.set_filter_state.v3.Config" => Override::SetFilterState(
+            Box::new(SetFilterState::compile(&scope.unpack(any)?, scope)?),
+        ),
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
-            let limit = LocalRateLimit::compile(&scope.unpack(any)?, owner, &compiler.buckets, scope)?;
+            let limit =
+                LocalRateLimit::compile(&scope.unpack(any)?, owner, &compiler.buckets, scope)?;
             Override::LocalRateLimit(Box::new(limit))
         }
         other if is_optional => {
-            scope.warn("", format!("optional setting {other:?} is unknown and left out"));
+            scope.warn(
+                "",
+                format!("optional setting {other:?} is unknown and left out"),
+            );
             return Ok(None);
         }
         other => return scope.refuse(format!("unknown filter setting {other:?}")),
@@ -244,7 +301,9 @@ fn compile_override(
 /// Adds the CORS policy that stands in a route itself, unless the filter has one.
 pub(crate) fn with_cors(overrides: Overrides, policy: Option<CorsPolicy>) -> Overrides {
     match policy {
-        Some(policy) if overrides.find(CORS).is_none() => overrides.with(CORS.into(), Override::Cors(Box::new(policy))),
+        Some(policy) if overrides.find(CORS).is_none() => {
+            overrides.with(CORS.into(), Override::Cors(Box::new(policy)))
+        }
         _ => overrides,
     }
 }

@@ -1,5 +1,5 @@
-//! Laws: whatever bytes a server sends, compiling them is a value or a rejection, never a panic. Noise, and real messages
-//! with some of their bytes changed, doubled or missing, which get deeper.
+//! Laws: whatever bytes a server sends, compiling them is a value or a rejection, never a panic.
+//! Noise, and real messages with some of their bytes changed, doubled or missing, which get deeper.
 
 use meltemi_filters::ConnInfo;
 use meltemi_proto::envoy::config::bootstrap::v3 as bootstrap;
@@ -26,7 +26,9 @@ use prost::Message;
 
 use crate::bootstrap::Bootstrap;
 use crate::compiler::*;
-use crate::tests::{downstream_tls, eds, http_filter, lb_endpoint, manager, network, router, simple, tcp_proxy};
+use crate::tests::{
+    downstream_tls, eds, http_filter, lb_endpoint, manager, network, router, simple, tcp_proxy,
+};
 
 /// One thing that happens to bytes on their way.
 #[derive(Debug, Clone)]
@@ -49,7 +51,11 @@ fn changes(most: usize) -> impl Strategy<Value = Vec<Change>> {
 
 fn changed(mut bytes: Vec<u8>, changes: &[Change]) -> Vec<u8> {
     for change in changes {
-        let at = |index: &Index| index.index(bytes.len() + 1).min(bytes.len().saturating_sub(1));
+        let at = |index: &Index| {
+            index
+                .index(bytes.len() + 1)
+                .min(bytes.len().saturating_sub(1))
+        };
         match change {
             _ if bytes.is_empty() => {}
             Change::Set(index, to) => {
@@ -84,7 +90,9 @@ fn text(value: &str) -> matcher::StringMatcher {
 fn header(name: &str) -> route::HeaderMatcher {
     route::HeaderMatcher {
         name: name.into(),
-        header_match_specifier: Some(route::header_matcher::HeaderMatchSpecifier::StringMatch(text("x"))),
+        header_match_specifier: Some(route::header_matcher::HeaderMatchSpecifier::StringMatch(
+            text("x"),
+        )),
         ..Default::default()
     }
 }
@@ -92,9 +100,14 @@ fn header(name: &str) -> route::HeaderMatcher {
 fn rules() -> rbac::Rbac {
     use rbac::permission::Rule;
     use rbac::principal::Identifier;
-    let range = core::CidrRange { address_prefix: "10.0.0.0".into(), prefix_len: Some(UInt32Value { value: 8 }) };
+    let range = core::CidrRange {
+        address_prefix: "10.0.0.0".into(),
+        prefix_len: Some(UInt32Value { value: 8 }),
+    };
     let permission = |rule| rbac::Permission { rule: Some(rule) };
-    let principal = |identifier| rbac::Principal { identifier: Some(identifier) };
+    let principal = |identifier| rbac::Principal {
+        identifier: Some(identifier),
+    };
     let all = vec![
         permission(Rule::Header(header(":path"))),
         permission(Rule::DestinationPort(80)),
@@ -110,11 +123,18 @@ fn rules() -> rbac::Rbac {
         })),
     ];
     let policy = rbac::Policy {
-        permissions: vec![permission(Rule::AndRules(rbac::permission::Set { rules: all }))],
-        principals: vec![principal(Identifier::OrIds(rbac::principal::Set { ids: identities }))],
+        permissions: vec![permission(Rule::AndRules(rbac::permission::Set {
+            rules: all,
+        }))],
+        principals: vec![principal(Identifier::OrIds(rbac::principal::Set {
+            ids: identities,
+        }))],
         ..Default::default()
     };
-    rbac::Rbac { policies: [("p".to_owned(), policy)].into(), ..Default::default() }
+    rbac::Rbac {
+        policies: [("p".to_owned(), policy)].into(),
+        ..Default::default()
+    }
 }
 
 fn table() -> route::RouteConfiguration {
@@ -130,16 +150,28 @@ fn table() -> route::RouteConfiguration {
             clusters: vec![share("a", 30), share("b", 70)],
             ..Default::default()
         })),
-        timeout: Some(Duration { seconds: 1, nanos: 0 }),
-        retry_policy: Some(route::RetryPolicy { retry_on: "5xx,connect-failure".into(), ..Default::default() }),
+        timeout: Some(Duration {
+            seconds: 1,
+            nanos: 0,
+        }),
+        retry_policy: Some(route::RetryPolicy {
+            retry_on: "5xx,connect-failure".into(),
+            ..Default::default()
+        }),
         regex_rewrite: Some(matcher::RegexMatchAndSubstitute {
-            pattern: Some(matcher::RegexMatcher { regex: "^/(.*)".into(), ..Default::default() }),
+            pattern: Some(matcher::RegexMatcher {
+                regex: "^/(.*)".into(),
+                ..Default::default()
+            }),
             substitution: "/\\1".into(),
         }),
         hash_policy: vec![route::route_action::HashPolicy {
             terminal: true,
             policy_specifier: Some(route::route_action::hash_policy::PolicySpecifier::Header(
-                route::route_action::hash_policy::Header { header_name: "x".into(), ..Default::default() },
+                route::route_action::hash_policy::Header {
+                    header_name: "x".into(),
+                    ..Default::default()
+                },
             )),
         }],
         ..Default::default()
@@ -152,13 +184,20 @@ fn table() -> route::RouteConfiguration {
         }),
         action: Some(action),
         request_headers_to_add: vec![core::HeaderValueOption {
-            header: Some(core::HeaderValue { key: "x".into(), value: "%REQ(:PATH)%".into(), ..Default::default() }),
+            header: Some(core::HeaderValue {
+                key: "x".into(),
+                value: "%REQ(:PATH)%".into(),
+                ..Default::default()
+            }),
             ..Default::default()
         }],
         ..Default::default()
     };
     use route::route_match::PathSpecifier;
-    let regex = matcher::RegexMatcher { regex: "/a/[0-9]+".into(), ..Default::default() };
+    let regex = matcher::RegexMatcher {
+        regex: "/a/[0-9]+".into(),
+        ..Default::default()
+    };
     route::RouteConfiguration {
         name: "r".into(),
         virtual_hosts: vec![route::VirtualHost {
@@ -166,10 +205,16 @@ fn table() -> route::RouteConfiguration {
             domains: vec!["*.example".into(), "a:80".into()],
             routes: vec![
                 on(PathSpecifier::SafeRegex(regex), Action::Route(forward)),
-                on(PathSpecifier::Prefix("/b".into()), Action::Redirect(Default::default())),
+                on(
+                    PathSpecifier::Prefix("/b".into()),
+                    Action::Redirect(Default::default()),
+                ),
                 on(
                     PathSpecifier::Path("/c".into()),
-                    Action::DirectResponse(route::DirectResponseAction { status: 404, ..Default::default() }),
+                    Action::DirectResponse(route::DirectResponseAction {
+                        status: 404,
+                        ..Default::default()
+                    }),
                 ),
             ],
             ..Default::default()
@@ -181,14 +226,23 @@ fn table() -> route::RouteConfiguration {
 fn rich_cluster() -> cluster::Cluster {
     use cluster::circuit_breakers::Thresholds;
     cluster::Cluster {
-        connect_timeout: Some(Duration { seconds: 1, nanos: 5 }),
+        connect_timeout: Some(Duration {
+            seconds: 1,
+            nanos: 5,
+        }),
         circuit_breakers: Some(cluster::CircuitBreakers {
-            thresholds: vec![Thresholds { max_requests: Some(UInt32Value { value: 5 }), ..Default::default() }],
+            thresholds: vec![Thresholds {
+                max_requests: Some(UInt32Value { value: 5 }),
+                ..Default::default()
+            }],
             ..Default::default()
         }),
         outlier_detection: Some(cluster::OutlierDetection {
             consecutive_5xx: Some(UInt32Value { value: 5 }),
-            interval: Some(Duration { seconds: 1, nanos: 0 }),
+            interval: Some(Duration {
+                seconds: 1,
+                nanos: 0,
+            }),
             ..Default::default()
         }),
         lb_subset_config: Some(cluster::cluster::LbSubsetConfig {
@@ -205,10 +259,12 @@ fn rich_cluster() -> cluster::Cluster {
         .into(),
         transport_socket: Some(core::TransportSocket {
             name: "envoy.transport_sockets.tls".into(),
-            config_type: Some(core::transport_socket::ConfigType::TypedConfig(pack(&tls::UpstreamTlsContext {
-                sni: "a.example".into(),
-                ..Default::default()
-            }))),
+            config_type: Some(core::transport_socket::ConfigType::TypedConfig(pack(
+                &tls::UpstreamTlsContext {
+                    sni: "a.example".into(),
+                    ..Default::default()
+                },
+            ))),
         }),
         ..eds("c")
     }
@@ -216,41 +272,81 @@ fn rich_cluster() -> cluster::Cluster {
 
 /// HTTP filters with settings of some depth.
 fn http_filters() -> Vec<(&'static str, Any)> {
-    let headers = || vec![PeerMethod { istio_headers: Some(IstioHeaders::default()) }];
-    let percentage = Some(FractionalPercent { numerator: 5, ..Default::default() });
+    let headers = || {
+        vec![PeerMethod {
+            istio_headers: Some(IstioHeaders::default()),
+        }]
+    };
+    let percentage = Some(FractionalPercent {
+        numerator: 5,
+        ..Default::default()
+    });
     vec![
-        ("envoy.filters.http.rbac", pack(&filters::rbac::v3::Rbac { rules: Some(rules()), ..Default::default() })),
+        (
+            "envoy.filters.http.rbac",
+            pack(&filters::rbac::v3::Rbac {
+                rules: Some(rules()),
+                ..Default::default()
+            }),
+        ),
         (
             "envoy.filters.http.fault",
             pack(&filters::fault::v3::HttpFault {
                 delay: Some(fault_common::FaultDelay {
                     percentage,
-                    fault_delay_secifier: Some(fault_common::fault_delay::FaultDelaySecifier::FixedDelay(Duration {
-                        seconds: 1,
-                        nanos: 0,
-                    })),
+                    fault_delay_secifier: Some(
+                        fault_common::fault_delay::FaultDelaySecifier::FixedDelay(Duration {
+                            seconds: 1,
+                            nanos: 0,
+                        }),
+                    ),
                 }),
                 headers: vec![header("x")],
                 ..Default::default()
             }),
         ),
-        ("envoy.filters.http.header_mutation", pack(&filters::header_mutation::v3::HeaderMutation::default())),
+        (
+            "envoy.filters.http.header_mutation",
+            pack(&filters::header_mutation::v3::HeaderMutation::default()),
+        ),
         (
             "envoy.filters.http.local_ratelimit",
-            pack(&filters::local_ratelimit::v3::LocalRateLimit { stat_prefix: "x".into(), ..Default::default() }),
+            pack(&filters::local_ratelimit::v3::LocalRateLimit {
+                stat_prefix: "x".into(),
+                ..Default::default()
+            }),
         ),
-        ("istio.peer_metadata", pack(&PeerMetadataConfig { upstream_discovery: headers(), ..Default::default() })),
+        (
+            "istio.peer_metadata",
+            pack(&PeerMetadataConfig {
+                upstream_discovery: headers(),
+                ..Default::default()
+            }),
+        ),
     ]
 }
 
 /// All of a type's messages, with these changes inside the packed parts.
 fn listeners(inside: &[Change]) -> Vec<listener::Listener> {
-    let inner = |any: Any| Any { value: changed(any.value, inside), ..any };
+    let inner = |any: Any| Any {
+        value: changed(any.value, inside),
+        ..any
+    };
     let mut all: Vec<listener::Listener> = http_filters()
         .into_iter()
-        .map(|(name, any)| simple("l", "0.0.0.0", 80, vec![manager(vec![http_filter(name, inner(any)), router()])]))
+        .map(|(name, any)| {
+            simple(
+                "l",
+                "0.0.0.0",
+                80,
+                vec![manager(vec![http_filter(name, inner(any)), router()])],
+            )
+        })
         .collect();
-    let limit = ConnectionLimit { stat_prefix: "x".into(), ..Default::default() };
+    let limit = ConnectionLimit {
+        stat_prefix: "x".into(),
+        ..Default::default()
+    };
     let network_rbac = meltemi_proto::envoy::extensions::filters::network::rbac::v3::Rbac {
         stat_prefix: "x".into(),
         rules: Some(rules()),
@@ -262,7 +358,10 @@ fn listeners(inside: &[Change]) -> Vec<listener::Listener> {
         80,
         vec![
             network("envoy.filters.network.rbac", inner(pack(&network_rbac))),
-            network("envoy.filters.network.connection_limit", inner(pack(&limit))),
+            network(
+                "envoy.filters.network.connection_limit",
+                inner(pack(&limit)),
+            ),
             tcp_proxy("c"),
         ],
     );
@@ -273,12 +372,17 @@ fn listeners(inside: &[Change]) -> Vec<listener::Listener> {
         transport_protocol: "tls".into(),
         ..Default::default()
     });
-    let log = file::FileAccessLog { path: "/dev/stdout".into(), ..Default::default() };
+    let log = file::FileAccessLog {
+        path: "/dev/stdout".into(),
+        ..Default::default()
+    };
     tcp.access_log = vec![meltemi_proto::envoy::config::accesslog::v3::AccessLog {
         name: "envoy.access_loggers.file".into(),
-        config_type: Some(meltemi_proto::envoy::config::accesslog::v3::access_log::ConfigType::TypedConfig(inner(
-            pack(&log),
-        ))),
+        config_type: Some(
+            meltemi_proto::envoy::config::accesslog::v3::access_log::ConfigType::TypedConfig(
+                inner(pack(&log)),
+            ),
+        ),
         ..Default::default()
     }];
     all.push(tcp);
@@ -307,7 +411,9 @@ fn compile_all(any: &dyn Fn(&str) -> Any) {
     let _ = compiler.cluster_from(&any(CLUSTER));
     let _ = compiler.route_from(&any(ROUTE));
     if let Ok((set, _)) = compiler.endpoints_from(&any(ENDPOINT)) {
-        set.balancer(&meltemi_lb::Config::default(), false, |_| meltemi_lb::Health::Healthy);
+        set.balancer(&meltemi_lb::Config::default(), false, |_| {
+            meltemi_lb::Health::Healthy
+        });
     }
 }
 

@@ -1,12 +1,13 @@
 //! Envoy's messages compiled into immutable values, and the decisions that are made by them.
 //!
-//! In: xDS resources and a bootstrap. Out: [`Listener`](listener::Listener), [`Cluster`](cluster::Cluster),
-//! [`RouteTable`](route::RouteTable), [`EndpointSet`](endpoint::EndpointSet), kept together in a [`ProxySnapshot`].
-//! Which filter chain, route, cluster and endpoint: decided here, by pure functions, for the proxy, the simulator,
-//! `explain` and the tests alike. A decision allocates nothing and reads no clock.
+//! In: xDS resources and a bootstrap. Out: [`Listener`](listener::Listener),
+//! [`Cluster`](cluster::Cluster), [`RouteTable`](route::RouteTable),
+//! [`EndpointSet`](endpoint::EndpointSet), kept together in a [`ProxySnapshot`]. Which filter
+//! chain, route, cluster and endpoint: decided here, by pure functions, for the proxy, the
+//! simulator, `explain` and the tests alike. A decision allocates nothing and reads no clock.
 //!
-//! What this proxy does not honour is a [`Rejection`] (a NACK) where leaving it out would weaken security or take
-//! requests that are not meant, else a [`Warning`], counted and shown.
+//! What this proxy does not honour is a [`Rejection`] (a NACK) where leaving it out would weaken
+//! security or take requests that are not meant, else a [`Warning`], counted and shown.
 //!
 //! Must never import: `api`, `model`, tokio, anything that does IO.
 
@@ -30,7 +31,9 @@ pub mod tcp;
 pub mod tls;
 
 pub use address::Address;
-pub use compiler::{Compiled, Compiler, compile_cluster, compile_endpoints, compile_listener, compile_route};
+pub use compiler::{
+    Compiled, Compiler, compile_cluster, compile_endpoints, compile_listener, compile_route,
+};
 pub use meltemi_filters::{ConnInfo, Rejection, Warning};
 pub use snapshot::{ProxySnapshot, SnapshotBuilder};
 

@@ -25,7 +25,8 @@ pub struct Listener {
     pub address: Address,
     /// Further addresses.
     pub additional_addresses: Vec<Address>,
-    /// Whether it has a socket of its own; else connections come from a listener with `use_original_dst`.
+    /// Whether it has a socket of its own; else connections come from a listener with
+    /// `use_original_dst`.
     pub bind_to_port: bool,
     /// Whether connections are handed to the listener of their original destination.
     pub use_original_dst: bool,
@@ -92,12 +93,16 @@ pub struct ListenerFilters {
 impl ListenerFilters {
     /// Whether the TLS inspector runs for this destination port.
     pub fn inspects_tls(&self, port: u16) -> bool {
-        self.tls_inspector.as_ref().is_some_and(|disabled| !disabled.matches(port))
+        self.tls_inspector
+            .as_ref()
+            .is_some_and(|disabled| !disabled.matches(port))
     }
 
     /// Whether the HTTP inspector runs for this destination port.
     pub fn inspects_http(&self, port: u16) -> bool {
-        self.http_inspector.as_ref().is_some_and(|disabled| !disabled.matches(port))
+        self.http_inspector
+            .as_ref()
+            .is_some_and(|disabled| !disabled.matches(port))
     }
 
     /// Whether the original destination is restored.
@@ -106,7 +111,8 @@ impl ListenerFilters {
     }
 }
 
-/// Destination ports for which a listener filter is off. Source: Envoy `ListenerFilterChainMatchPredicate`.
+/// Destination ports for which a listener filter is off. Source: Envoy
+/// `ListenerFilterChainMatchPredicate`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum PortPredicate {
     /// No port.
@@ -151,7 +157,10 @@ pub struct FilterChains {
 impl FilterChains {
     /// The chain for a connection; `None`: the connection is closed. No allocation.
     pub fn select(&self, conn: &ConnInfo) -> Option<&Arc<FilterChain>> {
-        self.tree.find(conn).and_then(|index| self.all.get(index)).or(self.default.as_ref())
+        self.tree
+            .find(conn)
+            .and_then(|index| self.all.get(index))
+            .or(self.default.as_ref())
     }
 
     /// A chain by name.

@@ -1,7 +1,8 @@
-//! Compiling the same bytes once: a resource that a server sends again keeps its `Arc`, and with it what lives in it.
+//! Compiling the same bytes once: a resource that a server sends again keeps its `Arc`, and with it
+//! what lives in it.
 //!
-//! Equal bytes are equal resources. The reverse does not hold (maps have many encodings); then sharing is lost and
-//! nothing else.
+//! Equal bytes are equal resources. The reverse does not hold (maps have many encodings); then
+//! sharing is lost and nothing else.
 
 use std::any::Any as Dynamic;
 use std::collections::HashMap;
@@ -32,14 +33,23 @@ struct Part {
 
 impl Memo {
     /// The value of these bytes: known from before, or compiled now.
-    pub(crate) fn get<M, T>(&self, any: &Any, compile: impl FnOnce(&M) -> Compiled<Arc<T>>) -> Compiled<Arc<T>>
+    pub(crate) fn get<M, T>(
+        &self,
+        any: &Any,
+        compile: impl FnOnce(&M) -> Compiled<Arc<T>>,
+    ) -> Compiled<Arc<T>>
     where
         M: prost::Message + prost::Name + Default,
         T: Dynamic + Send + Sync,
     {
         let key = fingerprint::<M>(any);
         // Nobody panics with the lock held, and what it guards is whole at all times.
-        if let Some(part) = self.0.lock().unwrap_or_else(PoisonError::into_inner).known.get(&key)
+        if let Some(part) = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .known
+            .get(&key)
             && let Some(value) = part.value.upgrade()
             && let Ok(value) = value.downcast::<T>()
         {
@@ -48,7 +58,10 @@ impl Memo {
         let message: M = Scope::new().unpack(any)?;
         let (value, warnings) = compile(&message)?;
         let shared: Arc<dyn Dynamic + Send + Sync> = value.clone();
-        let part = Part { value: Arc::downgrade(&shared), warnings: warnings.clone() };
+        let part = Part {
+            value: Arc::downgrade(&shared),
+            warnings: warnings.clone(),
+        };
         let mut parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if parts.known.len() >= parts.sweep_at {
             parts.known.retain(|_, part| part.value.strong_count() > 0);

@@ -1,9 +1,10 @@
 //! One canonical path for routing, authorization and forwarding.
 //!
-//! What a peer may spell in two ways is folded here, before anything decides on it; what cannot be folded safely is
-//! refused. Source: Envoy `path_canonicalization`, RFC 3986 §5.2.4 and §6.2.2.
+//! What a peer may spell in two ways is folded here, before anything decides on it; what cannot be
+//! folded safely is refused. Source: Envoy `path_canonicalization`, RFC 3986 §5.2.4 and §6.2.2.
 
-/// What is done to paths. Source: HCM `normalize_path`, `merge_slashes`, `path_with_escaped_slashes_action`.
+/// What is done to paths. Source: HCM `normalize_path`, `merge_slashes`,
+/// `path_with_escaped_slashes_action`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PathNormalization {
     /// Resolve `.` and `..`, turn `\` into `/`, decode needlessly encoded characters.
@@ -45,8 +46,8 @@ pub enum PathOutcome {
 pub const NORMALIZATION_FAILED: &str = "path_normalization_failed";
 
 impl PathNormalization {
-    /// Makes a request's path (with query) canonical. `out` is cleared first. A path that needs nothing costs one
-    /// scan and no copy.
+    /// Makes a request's path (with query) canonical. `out` is cleared first. A path that needs
+    /// nothing costs one scan and no copy.
     pub fn apply(&self, path: &str, out: &mut Vec<u8>) -> PathOutcome {
         out.clear();
         let bytes = path.as_bytes();
@@ -88,12 +89,19 @@ impl PathNormalization {
         }
         out.extend_from_slice(&current);
         out.extend_from_slice(query);
-        if redirect { PathOutcome::Redirect } else { PathOutcome::Changed }
+        if redirect {
+            PathOutcome::Redirect
+        } else {
+            PathOutcome::Changed
+        }
     }
 }
 
 fn is_escaped_slash(code: &[u8]) -> bool {
-    matches!(code, [b'%', b'2', b'f' | b'F', ..] | [b'%', b'5', b'c' | b'C', ..])
+    matches!(
+        code,
+        [b'%', b'2', b'f' | b'F', ..] | [b'%', b'5', b'c' | b'C', ..]
+    )
 }
 
 fn has_escaped_slash(path: &[u8]) -> bool {
@@ -127,10 +135,12 @@ const SUSPECT: [bool; 256] = {
 };
 
 fn needs_canonical(path: &[u8]) -> bool {
-    path.iter().any(|byte| SUSPECT[usize::from(*byte)]) || memchr::memmem::find(path, b"/.").is_some()
+    path.iter().any(|byte| SUSPECT[usize::from(*byte)])
+        || memchr::memmem::find(path, b"/.").is_some()
 }
 
-/// What a path has in codes alone. Source: WHATWG URL, path percent-encode set, and `^` and `|` as Envoy has it.
+/// What a path has in codes alone. Source: WHATWG URL, path percent-encode set, and `^` and `|` as
+/// Envoy has it.
 const fn is_encoded(byte: u8) -> bool {
     matches!(byte, b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}')
 }
@@ -142,11 +152,15 @@ fn becomes_code(byte: u8) -> bool {
 
 fn encode(byte: u8, out: &mut Vec<u8>) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    out.extend([b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    out.extend([
+        b'%',
+        DIGITS[usize::from(byte >> 4)],
+        DIGITS[usize::from(byte & 15)],
+    ]);
 }
 
-/// Decodes what needs no code, encodes what does, then resolves dot segments. `None`: the path is not valid (`%00`), or
-/// would be decoded a second time into something else (`%%32%65`).
+/// Decodes what needs no code, encodes what does, then resolves dot segments. `None`: the path is
+/// not valid (`%00`), or would be decoded a second time into something else (`%%32%65`).
 fn canonical(path: &[u8]) -> Option<Vec<u8>> {
     let mut decoded = Vec::with_capacity(path.len());
     let mut rest = path;
@@ -159,7 +173,9 @@ fn canonical(path: &[u8]) -> Option<Vec<u8>> {
                     match hex(high) << 4 | hex(low) {
                         0 => return None,
                         // RFC 3986 §6.2.2.2: unreserved characters mean the same either way.
-                        byte if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') => {
+                        byte if byte.is_ascii_alphanumeric()
+                            || matches!(byte, b'-' | b'.' | b'_' | b'~') =>
+                        {
                             decoded.push(byte)
                         }
                         // As it came: Envoy leaves the digits' case to the client.
@@ -168,9 +184,12 @@ fn canonical(path: &[u8]) -> Option<Vec<u8>> {
                     rest = &rest[3..];
                     continue;
                 }
-                // A percent sign by itself, as in `100%`, unless what follows would make a code with it.
+                // A percent sign by itself, as in `100%`, unless what follows would make a code
+                // with it.
                 (Some(next), _) if becomes_code(next) => return None,
-                (Some(next), Some(last)) if next.is_ascii_hexdigit() && becomes_code(last) => return None,
+                (Some(next), Some(last)) if next.is_ascii_hexdigit() && becomes_code(last) => {
+                    return None;
+                }
                 _ => decoded.push(b'%'),
             },
             byte if is_encoded(*byte) => encode(*byte, &mut decoded),
@@ -227,8 +246,11 @@ mod tests {
         (outcome, String::from_utf8(out).expect("text"))
     }
 
-    const ISTIO: PathNormalization =
-        PathNormalization { normalize: true, merge_slashes: false, escaped_slashes: EscapedSlashes::Keep };
+    const ISTIO: PathNormalization = PathNormalization {
+        normalize: true,
+        merge_slashes: false,
+        escaped_slashes: EscapedSlashes::Keep,
+    };
 
     #[test]
     fn what_means_the_same_becomes_the_same() {
@@ -249,25 +271,67 @@ mod tests {
             let (outcome, out) = apply(ISTIO, path);
             match canonical {
                 "" => assert_eq!(outcome, PathOutcome::Reject(NORMALIZATION_FAILED), "{path}"),
-                canonical => assert_eq!((outcome, out.as_str()), (PathOutcome::Changed, canonical), "{path}"),
+                canonical => assert_eq!(
+                    (outcome, out.as_str()),
+                    (PathOutcome::Changed, canonical),
+                    "{path}"
+                ),
             }
         }
-        for path in ["/", "/a/b", "/a//b", "/.well-known/x", "/a?b=../c", "/a%2fb%5C%ff", "/100%", "/a%2", "/a%zz", "*"]
-        {
-            assert!(matches!(apply(ISTIO, path).0, PathOutcome::Unchanged | PathOutcome::Changed), "{path}");
+        for path in [
+            "/",
+            "/a/b",
+            "/a//b",
+            "/.well-known/x",
+            "/a?b=../c",
+            "/a%2fb%5C%ff",
+            "/100%",
+            "/a%2",
+            "/a%zz",
+            "*",
+        ] {
+            assert!(
+                matches!(
+                    apply(ISTIO, path).0,
+                    PathOutcome::Unchanged | PathOutcome::Changed
+                ),
+                "{path}"
+            );
         }
         assert_eq!(apply(ISTIO, "/a//b").0, PathOutcome::Unchanged);
     }
 
     #[test]
     fn what_cannot_be_folded_is_refused() {
-        for path in ["/admin#x", "/a%00b", "/%%32%65/", "/%2%65/", "/%%2e", "/%|", "/%2|", "relative"] {
-            assert!(matches!(apply(ISTIO, path).0, PathOutcome::Reject(_)), "{path}");
+        for path in [
+            "/admin#x",
+            "/a%00b",
+            "/%%32%65/",
+            "/%2%65/",
+            "/%%2e",
+            "/%|",
+            "/%2|",
+            "relative",
+        ] {
+            assert!(
+                matches!(apply(ISTIO, path).0, PathOutcome::Reject(_)),
+                "{path}"
+            );
         }
-        let reject = PathNormalization { escaped_slashes: EscapedSlashes::Reject, ..ISTIO };
+        let reject = PathNormalization {
+            escaped_slashes: EscapedSlashes::Reject,
+            ..ISTIO
+        };
         assert!(matches!(apply(reject, "/a%2Fb").0, PathOutcome::Reject(_)));
-        let redirect = PathNormalization { escaped_slashes: EscapedSlashes::Redirect, merge_slashes: true, ..ISTIO };
-        assert_eq!(apply(redirect, "/a%2F%5cb"), (PathOutcome::Redirect, "/a/b".to_owned()));
+        let redirect = PathNormalization {
+            escaped_slashes: EscapedSlashes::Redirect,
+            merge_slashes: true,
+            ..ISTIO
+        };
+        assert_eq!(
+            apply(redirect, "/a%2F%5cb"),
+            (PathOutcome::Redirect, "/a/b".to_owned())
+        );
     }
 
     proptest! {

@@ -11,8 +11,8 @@ mod table;
 mod vhost;
 
 pub use action::{
-    Chosen, ClusterChoice, ClusterRef, Forward, HashPolicies, HostRewrite, Mirror, PathRewrite, RouteAction, Timeouts,
-    WeightedCluster, WeightedClusters,
+    Chosen, ClusterChoice, ClusterRef, Forward, HashPolicies, HostRewrite, Mirror, PathRewrite,
+    RouteAction, Timeouts, WeightedCluster, WeightedClusters,
 };
 pub use hash::{CookieSpec, HashOutcome, HashPolicy};
 pub use meltemi_filters::header_ops::{AppendAction, HeaderOps};

@@ -1,8 +1,9 @@
 //! Everything that a proxy serves by, as one immutable value.
 //!
-//! A snapshot is swapped as a whole; its parts are shared. A part that a push did not name keeps its `Arc`, and
-//! [`Compiler::listener_from`](crate::Compiler::listener_from) and its kin give the same `Arc` for the same bytes: so
-//! "same `Arc`" means "same configuration", and connections need not care about pushes of others.
+//! A snapshot is swapped as a whole; its parts are shared. A part that a push did not name keeps
+//! its `Arc`, and [`Compiler::listener_from`](crate::Compiler::listener_from) and its kin give the
+//! same `Arc` for the same bytes: so "same `Arc`" means "same configuration", and connections need
+//! not care about pushes of others.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -69,9 +70,14 @@ impl ProxySnapshot {
         self.endpoints.values()
     }
 
-    /// The listener that serves a connection which arrived at `at`: with `use_original_dst` the one for its original
-    /// destination (address and port, then any address and the port), else, or if there is none, `at` itself.
-    pub fn find_listener<'a>(&'a self, at: &'a Arc<Listener>, destination: SocketAddr) -> &'a Arc<Listener> {
+    /// The listener that serves a connection which arrived at `at`: with `use_original_dst` the one
+    /// for its original destination (address and port, then any address and the port), else, or if
+    /// there is none, `at` itself.
+    pub fn find_listener<'a>(
+        &'a self,
+        at: &'a Arc<Listener>,
+        destination: SocketAddr,
+    ) -> &'a Arc<Listener> {
         if !at.use_original_dst {
             return at;
         }
@@ -87,11 +93,16 @@ impl ProxySnapshot {
         };
         self.by_destination
             .get(&destination)
-            .or_else(|| self.by_destination.get(&SocketAddr::new(any, destination.port())))
+            .or_else(|| {
+                self.by_destination
+                    .get(&SocketAddr::new(any, destination.port()))
+            })
             // A listener on [::] serves IPv4 as well.
             .or_else(|| {
                 let dual = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), destination.port());
-                self.by_destination.get(&dual).filter(|_| destination.is_ipv4())
+                self.by_destination
+                    .get(&dual)
+                    .filter(|_| destination.is_ipv4())
             })
     }
 
@@ -107,7 +118,10 @@ impl ProxySnapshot {
 
     /// The next version of this snapshot. Every part that is not changed keeps its `Arc`.
     pub fn edit(&self) -> SnapshotBuilder {
-        SnapshotBuilder { next: self.clone(), listeners_changed: false }
+        SnapshotBuilder {
+            next: self.clone(),
+            listeners_changed: false,
+        }
     }
 }
 
@@ -164,13 +178,21 @@ impl SnapshotBuilder {
     /// Finishes it.
     pub fn build(mut self) -> ProxySnapshot {
         if self.listeners_changed {
-            // Two listeners may claim an address while one replaces the other; the name decides, the same way each time.
-            let mut unbound: Vec<&Arc<Listener>> =
-                self.next.listeners.values().filter(|listener| !listener.bind_to_port).collect();
+            // Two listeners may claim an address while one replaces the other; the name decides,
+            // the same way each time.
+            let mut unbound: Vec<&Arc<Listener>> = self
+                .next
+                .listeners
+                .values()
+                .filter(|listener| !listener.bind_to_port)
+                .collect();
             unbound.sort_by(|a, b| b.name.cmp(&a.name));
-            let mut by_destination = HashMap::with_capacity_and_hasher(unbound.len(), FastHash::default());
+            let mut by_destination =
+                HashMap::with_capacity_and_hasher(unbound.len(), FastHash::default());
             for listener in unbound {
-                let addresses = [&listener.address].into_iter().chain(&listener.additional_addresses);
+                let addresses = [&listener.address]
+                    .into_iter()
+                    .chain(&listener.additional_addresses);
                 for address in addresses.filter_map(Address::socket) {
                     by_destination.insert(address, listener.clone());
                 }

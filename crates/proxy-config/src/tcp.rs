@@ -57,15 +57,25 @@ pub struct TcpWeight {
 }
 
 impl TcpProxy {
-    /// The cluster for a connection with this random number, and the metadata that its endpoint must have.
+    /// The cluster for a connection with this random number, and the metadata that its endpoint
+    /// must have.
     pub fn select(&self, random: u64) -> (&Arc<str>, Option<&SubsetMatch>) {
         match &self.destination {
             TcpDestination::Cluster(cluster) => (cluster, self.metadata_match.as_ref()),
             TcpDestination::Weighted(weights) => {
                 let point = random % weights.total.max(1);
-                let at = weights.table.partition_point(|(bound, _)| *bound <= point).min(weights.table.len() - 1);
+                let at = weights
+                    .table
+                    .partition_point(|(bound, _)| *bound <= point)
+                    .min(weights.table.len() - 1);
                 let chosen = &weights.table[at].1;
-                (&chosen.cluster, chosen.metadata_match.as_ref().or(self.metadata_match.as_ref()))
+                (
+                    &chosen.cluster,
+                    chosen
+                        .metadata_match
+                        .as_ref()
+                        .or(self.metadata_match.as_ref()),
+                )
             }
         }
     }
@@ -74,7 +84,10 @@ impl TcpProxy {
     pub fn clusters(&self) -> impl Iterator<Item = &Arc<str>> {
         let (one, many) = match &self.destination {
             TcpDestination::Cluster(cluster) => (Some(cluster), None),
-            TcpDestination::Weighted(weights) => (None, Some(weights.table.iter().map(|(_, weight)| &weight.cluster))),
+            TcpDestination::Weighted(weights) => (
+                None,
+                Some(weights.table.iter().map(|(_, weight)| &weight.cluster)),
+            ),
         };
         one.into_iter().chain(many.into_iter().flatten())
     }

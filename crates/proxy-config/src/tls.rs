@@ -1,4 +1,5 @@
-//! Terms of TLS, as plain data: what the proxy hands to the TLS crate once the named secrets are there.
+//! Terms of TLS, as plain data: what the proxy hands to the TLS crate once the named secrets are
+//! there.
 
 mod algorithms;
 pub(crate) mod compile;
@@ -24,13 +25,17 @@ pub struct DownstreamTls {
 }
 
 impl DownstreamTls {
-    /// Whether a peer that was taken on older terms would be taken on these: who vouches and who is revoked or pinned is
-    /// the same, and its names are among those that are asked for. Our own certificate, versions and protocols are for
-    /// the next handshake.
+    /// Whether a peer that was taken on older terms would be taken on these: who vouches and who is
+    /// revoked or pinned is the same, and its names are among those that are asked for. Our own
+    /// certificate, versions and protocols are for the next handshake.
     pub fn goes_on_with(&self, older: &Self, peer: &TlsPeer) -> bool {
         let (new, old) = (&self.common.validation, &older.common.validation);
         let named = |matcher: &SanMatch| {
-            let among = |names: &[String]| names.iter().any(|name| matcher.value.is_match(name.as_bytes()));
+            let among = |names: &[String]| {
+                names
+                    .iter()
+                    .any(|name| matcher.value.is_match(name.as_bytes()))
+            };
             match matcher.kind {
                 SanKind::Uri => among(&peer.uri_sans),
                 SanKind::Dns => among(&peer.dns_sans),
@@ -43,7 +48,9 @@ impl DownstreamTls {
             && new.trust == old.trust
             && new.crl == old.crl
             && (&new.spki_pins, &new.certificate_pins) == (&old.spki_pins, &old.certificate_pins)
-            && (!peer.presented || new.san_matchers.is_empty() || new.san_matchers.iter().any(named))
+            && (!peer.presented
+                || new.san_matchers.is_empty()
+                || new.san_matchers.iter().any(named))
     }
 }
 
@@ -142,7 +149,8 @@ pub struct Validation {
     pub san_matchers: Vec<SanMatch>,
     /// SHA-256 of accepted public keys (the whole SubjectPublicKeyInfo).
     pub spki_pins: Vec<[u8; 32]>,
-    /// SHA-256 of accepted certificates. Without pins of either kind every one is accepted, else any of either kind.
+    /// SHA-256 of accepted certificates. Without pins of either kind every one is accepted, else
+    /// any of either kind.
     pub certificate_pins: Vec<[u8; 32]>,
     /// Revoked certificates.
     pub crl: Option<DataSource>,
@@ -156,7 +164,9 @@ impl Validation {
 
     /// Whether a leaf with these SHA-256 digests is among those that are pinned, if any are.
     pub fn accepts_pin(&self, certificate: &[u8; 32], spki: &[u8; 32]) -> bool {
-        !self.is_pinned() || self.certificate_pins.contains(certificate) || self.spki_pins.contains(spki)
+        !self.is_pinned()
+            || self.certificate_pins.contains(certificate)
+            || self.spki_pins.contains(spki)
     }
 }
 
@@ -232,10 +242,13 @@ impl DownstreamTransport {
 impl CommonTls {
     /// Every secret that must arrive before these terms can be used.
     pub fn secrets(&self) -> impl Iterator<Item = &SecretRef> {
-        let own = self.certificates.iter().filter_map(|certificate| match certificate {
-            CertificateSource::Secret(secret) => Some(secret),
-            CertificateSource::Inline { .. } => None,
-        });
+        let own = self
+            .certificates
+            .iter()
+            .filter_map(|certificate| match certificate {
+                CertificateSource::Secret(secret) => Some(secret),
+                CertificateSource::Inline { .. } => None,
+            });
         let trust = match &self.validation.trust {
             Trust::Secret(secret) => Some(secret),
             _ => None,

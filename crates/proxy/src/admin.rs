@@ -1,4 +1,5 @@
-//! The admin interface: Envoy's pages, as far as people and tools use them, over plain HTTP on a local address.
+//! The admin interface: Envoy's pages, as far as people and tools use them, over plain HTTP on a
+//! local address.
 
 mod dump;
 mod pages;
@@ -46,8 +47,11 @@ pub async fn serve(socket: std::net::TcpListener, inspector: Inspector, only_met
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        // Metrics are for everybody in the network: nobody takes the descriptors that requests need.
-        let Ok(permit) = limit.clone().try_acquire_owned() else { continue };
+        // Metrics are for everybody in the network: nobody takes the descriptors that requests
+        // need.
+        let Ok(permit) = limit.clone().try_acquire_owned() else {
+            continue;
+        };
         let inspector = inspector.clone();
         tokio::spawn(async move {
             let _permit = permit;
@@ -73,9 +77,18 @@ fn page(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Page 
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
-    headers.insert("x-content-type-options", http::HeaderValue::from_static("nosniff"));
-    headers.insert(http::header::CACHE_CONTROL, http::HeaderValue::from_static("no-cache, max-age=0"));
+    headers.insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static(kind),
+    );
+    headers.insert(
+        "x-content-type-options",
+        http::HeaderValue::from_static("nosniff"),
+    );
+    headers.insert(
+        http::header::CACHE_CONTROL,
+        http::HeaderValue::from_static("no-cache, max-age=0"),
+    );
     response
 }
 
@@ -91,12 +104,20 @@ fn refused(why: String) -> Page {
 }
 
 fn json(value: &serde_json::Value) -> Page {
-    page(StatusCode::OK, JSON, serde_json::to_vec_pretty(value).unwrap_or_default())
+    page(
+        StatusCode::OK,
+        JSON,
+        serde_json::to_vec_pretty(value).unwrap_or_default(),
+    )
 }
 
-/// Whether nobody but a program of this machine's user can have sent it: browsers always name a host.
+/// Whether nobody but a program of this machine's user can have sent it: browsers always name a
+/// host.
 fn is_local_host(request: &Request<Incoming>) -> bool {
-    let host = request.headers().get(http::header::HOST).map(|host| host.to_str().unwrap_or("?"));
+    let host = request
+        .headers()
+        .get(http::header::HOST)
+        .map(|host| host.to_str().unwrap_or("?"));
     host.is_none_or(meltemi_types::is_local_host)
 }
 
@@ -104,10 +125,18 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
     let path = request.uri().path();
     let query = Query::of(request.uri().query().unwrap_or_default());
     if only_metrics && path != "/stats/prometheus" && path != "/metrics" {
-        return page(StatusCode::NOT_FOUND, TEXT, "only /stats/prometheus is served here\n");
+        return page(
+            StatusCode::NOT_FOUND,
+            TEXT,
+            "only /stats/prometheus is served here\n",
+        );
     }
     if !only_metrics && !is_local_host(&request) {
-        return page(StatusCode::FORBIDDEN, TEXT, "the host must be an address or localhost\n");
+        return page(
+            StatusCode::FORBIDDEN,
+            TEXT,
+            "the host must be an address or localhost\n",
+        );
     }
     let changes = match path {
         "/drain_listeners" | "/quitquitquit" | "/healthcheck/fail" | "/healthcheck/ok" => true,
@@ -115,7 +144,11 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
         _ => false,
     };
     if changes && request.method() != Method::POST {
-        return page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "POST, please: this changes the proxy\n");
+        return page(
+            StatusCode::METHOD_NOT_ALLOWED,
+            TEXT,
+            "POST, please: this changes the proxy\n",
+        );
     }
     let wants_json = query.get("format") == Some("json");
     let common = &inspector.common;
@@ -123,9 +156,15 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
         "/" | "/help" => text(pages::HELP),
         "/ready" => match common.state() {
             ServerState::Live => text("LIVE\n"),
-            state => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{}\n", state.name())),
+            state => page(
+                StatusCode::SERVICE_UNAVAILABLE,
+                TEXT,
+                format!("{}\n", state.name()),
+            ),
         },
-        "/stats/prometheus" | "/metrics" => page(StatusCode::OK, prometheus::CONTENT_TYPE, metrics(common)),
+        "/stats/prometheus" | "/metrics" => {
+            page(StatusCode::OK, prometheus::CONTENT_TYPE, metrics(common))
+        }
         "/stats" => match query.regex("filter") {
             Err(why) => refused(why),
             Ok(filter) => {
@@ -134,11 +173,17 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
                 match query.get("format") {
                     Some("prometheus") => {
                         let others = stats::filtered(&metrics(common), filter.as_ref(), used);
-                        page(StatusCode::OK, prometheus::CONTENT_TYPE, others + &stats::prometheus(&rows))
+                        page(
+                            StatusCode::OK,
+                            prometheus::CONTENT_TYPE,
+                            others + &stats::prometheus(&rows),
+                        )
                     }
                     Some("json") => json(&stats::as_json(&rows)),
                     None | Some("text") => text(stats::text(&rows)),
-                    Some(other) => refused(format!("format={other}: there are text, json and prometheus\n")),
+                    Some(other) => refused(format!(
+                        "format={other}: there are text, json and prometheus\n"
+                    )),
                 }
             }
         },
@@ -154,7 +199,11 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
         },
         "/logging" => logging(common.levels.as_deref(), &query),
         "/drain_listeners" => {
-            let drained = if query.has("inboundonly") { Drained::Inbound } else { Drained::All };
+            let drained = if query.has("inboundonly") {
+                Drained::Inbound
+            } else {
+                Drained::All
+            };
             match (query.has("graceful"), query.has("skip_exit")) {
                 (false, true) => return refused("skip_exit requires graceful\n".to_owned()),
                 (true, true) => inspector.ask(Ask::Drain(drained)).await,
@@ -167,11 +216,16 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
             text("OK\n")
         }
         "/healthcheck/fail" | "/healthcheck/ok" => {
-            common.failed.store(path == "/healthcheck/fail", std::sync::atomic::Ordering::Relaxed);
+            common.failed.store(
+                path == "/healthcheck/fail",
+                std::sync::atomic::Ordering::Relaxed,
+            );
             text("OK\n")
         }
         "/quitquitquit" => {
-            common.quit.store(true, std::sync::atomic::Ordering::Relaxed);
+            common
+                .quit
+                .store(true, std::sync::atomic::Ordering::Relaxed);
             inspector.ask(Ask::Stop).await;
             text("OK\n")
         }
@@ -179,8 +233,9 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
     }
 }
 
-/// `/logging`: shows the levels, or changes them as Envoy's page does: `level=debug` for all, `paths=a:debug,b:info` or
-/// `a=debug` for some. A level is put in force for its target beside those that stand.
+/// `/logging`: shows the levels, or changes them as Envoy's page does: `level=debug` for all,
+/// `paths=a:debug,b:info` or `a=debug` for some. A level is put in force for its target beside
+/// those that stand.
 fn logging(levels: Option<&dyn Levels>, query: &Query<'_>) -> Page {
     let Some(levels) = levels else {
         return text("levels are set where the process was started (RUST_LOG)\n");
@@ -188,9 +243,12 @@ fn logging(levels: Option<&dyn Levels>, query: &Query<'_>) -> Page {
     for (key, value) in query.pairs() {
         let filter = match key {
             "level" => value.to_owned(),
-            "paths" => {
-                with_targets(&levels.show(), value.split(',').map(|part| part.rsplit_once(':').unwrap_or((part, ""))))
-            }
+            "paths" => with_targets(
+                &levels.show(),
+                value
+                    .split(',')
+                    .map(|part| part.rsplit_once(':').unwrap_or((part, ""))),
+            ),
             target => with_targets(&levels.show(), std::iter::once((target, value))),
         };
         if let Err(reason) = levels.set(&filter) {
@@ -202,7 +260,11 @@ fn logging(levels: Option<&dyn Levels>, query: &Query<'_>) -> Page {
 
 /// A filter with other levels for some targets.
 fn with_targets<'a>(filter: &str, changes: impl Iterator<Item = (&'a str, &'a str)>) -> String {
-    let mut parts: Vec<String> = filter.split(',').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+    let mut parts: Vec<String> = filter
+        .split(',')
+        .filter(|part| !part.is_empty())
+        .map(str::to_owned)
+        .collect();
     for (target, level) in changes {
         parts.retain(|part| part.split_once('=').is_none_or(|(name, _)| name != target));
         parts.push(format!("{target}={level}"));
@@ -224,7 +286,10 @@ mod tests {
     #[test]
     fn a_target_has_one_level() {
         let change = |filter, target, level| with_targets(filter, std::iter::once((target, level)));
-        assert_eq!(change("info", "meltemi_proxy", "debug"), "info,meltemi_proxy=debug");
+        assert_eq!(
+            change("info", "meltemi_proxy", "debug"),
+            "info,meltemi_proxy=debug"
+        );
         assert_eq!(
             change("info,h2=off,meltemi_proxy=debug", "meltemi_proxy", "warn"),
             "info,h2=off,meltemi_proxy=warn"

@@ -1,4 +1,5 @@
-//! Bodies on their way through: read from one protocol, written to either, in place where that can be.
+//! Bodies on their way through: read from one protocol, written to either, in place where that can
+//! be.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -61,8 +62,8 @@ pub struct H1BodyIn<'a> {
     pub input: &'a mut Input,
     /// Where in the body we are.
     pub reader: &'a mut BodyReader,
-    /// The peer waits for a 100 before it sends. Shared with the writer of the response: a final response that comes
-    /// first makes it pointless.
+    /// The peer waits for a 100 before it sends. Shared with the writer of the response: a final
+    /// response that comes first makes it pointless.
     pub wants_continue: &'a Cell<bool>,
     /// How much the last piece was.
     pub lent: usize,
@@ -91,7 +92,11 @@ pub enum PumpError {
 impl<'a> BodyIn<'a> {
     /// A body from an HTTP/2 stream; `Empty` if the stream has ended already.
     pub fn from_h2(stream: h2::RecvStream) -> Self {
-        if stream.is_end_stream() { Self::Empty } else { Self::H2(H2BodyIn { stream, held: 0 }) }
+        if stream.is_end_stream() {
+            Self::Empty
+        } else {
+            Self::H2(H2BodyIn { stream, held: 0 })
+        }
     }
 
     /// Whether there is certainly nothing (more) to come.
@@ -110,7 +115,9 @@ impl<'a> BodyIn<'a> {
             Self::H1(body) => {
                 settle_h1(body);
                 if body.wants_continue.get() && body.input.is_empty() {
-                    body.io.write_all([b"HTTP/1.1 100 Continue\r\n\r\n", b"", b""]).await?;
+                    body.io
+                        .write_all([b"HTTP/1.1 100 Continue\r\n\r\n", b"", b""])
+                        .await?;
                     body.wants_continue.set(false);
                 }
                 let n = body.reader.ready(body.io, body.input).await?;
@@ -138,12 +145,15 @@ impl<'a> BodyIn<'a> {
     /// The trailers, after the last piece.
     pub async fn trailers(&mut self) -> Result<Option<HeaderMap>, BodyError> {
         match self {
-            Self::H2(body) => poll_fn(|cx| body.stream.poll_trailers(cx)).await.map_err(h2_error),
+            Self::H2(body) => poll_fn(|cx| body.stream.poll_trailers(cx))
+                .await
+                .map_err(h2_error),
             Self::Empty | Self::H1(_) => Ok(None),
         }
     }
 
-    /// Resolves when the peer is gone after its whole body has been read; never, where that cannot be told.
+    /// Resolves when the peer is gone after its whole body has been read; never, where that cannot
+    /// be told.
     pub async fn gone(&mut self) {
         if let Self::H1(body) = self {
             settle_h1(body);
@@ -237,7 +247,12 @@ impl BodyOut<'_> {
 
     /// Sends the last piece of a body whose end is known with it.
     pub async fn last(&mut self, data: Data<'_>) -> io::Result<()> {
-        if let Self::H1 { io, head, chunked: true } = self {
+        if let Self::H1 {
+            io,
+            head,
+            chunked: true,
+        } = self
+        {
             let bytes = data.as_slice();
             let mut digits = [0_u8; 18];
             if bytes.is_empty() {
@@ -275,12 +290,14 @@ impl BodyOut<'_> {
         }
     }
 
-    /// Ready once the peer of a stream wants no more of it: it reset the stream, or its connection ended. A connection of
-    /// HTTP/1.1 is watched where it is read.
+    /// Ready once the peer of a stream wants no more of it: it reset the stream, or its connection
+    /// ended. A connection of HTTP/1.1 is watched where it is read.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         match self {
             Self::Discard | Self::H1 { .. } => Poll::Pending,
-            Self::H2(stream) => stream.poll_reset(cx).map(|reset| gone(reset.map_or_else(|error| error, Into::into))),
+            Self::H2(stream) => stream
+                .poll_reset(cx)
+                .map(|reset| gone(reset.map_or_else(|error| error, Into::into))),
         }
     }
 
@@ -346,7 +363,12 @@ pub struct Tee {
 impl Tee {
     /// Keeps up to `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        Self { bytes: Vec::new(), limit, lost: limit == 0, whole: false }
+        Self {
+            bytes: Vec::new(),
+            limit,
+            lost: limit == 0,
+            whole: false,
+        }
     }
 
     fn see(&mut self, bytes: &[u8]) {
@@ -367,7 +389,8 @@ impl Tee {
     }
 }
 
-/// Moves a body from one side to the other, to its end; `messages` counts those of gRPC, where somebody asked.
+/// Moves a body from one side to the other, to its end; `messages` counts those of gRPC, where
+/// somebody asked.
 pub async fn pump(
     from: &mut BodyIn<'_>,
     to: &mut BodyOut<'_>,
@@ -382,7 +405,8 @@ pub async fn pump(
             let piece = match poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await {
                 Poll::Ready(piece) => piece,
                 Poll::Pending => {
-                    // Nothing there yet: the head must not wait for it, nor anything for somebody who has gone.
+                    // Nothing there yet: the head must not wait for it, nor anything for somebody
+                    // who has gone.
                     to.flush().await.map_err(PumpError::Write)?;
                     poll_fn(|cx| match next.as_mut().poll(cx) {
                         Poll::Ready(piece) => Poll::Ready(Ok(piece)),
@@ -429,6 +453,9 @@ mod tests {
     fn chunk_sizes_are_hexadecimal() {
         assert_eq!(chunk_size(0, &mut [0; 18]), b"0\r\n");
         assert_eq!(chunk_size(0xbeef, &mut [0; 18]), b"beef\r\n");
-        assert_eq!(chunk_size(usize::MAX, &mut [0; 18]), b"ffffffffffffffff\r\n");
+        assert_eq!(
+            chunk_size(usize::MAX, &mut [0; 18]),
+            b"ffffffffffffffff\r\n"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! What the proxy answered itself and whom it refused, counted by kind of cause. One worker's share.
+//! What the proxy answered itself and whom it refused, counted by kind of cause. One worker's
+//! share.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -14,9 +15,18 @@ const TLS: &str = "meltemi_downstream_tls_errors_total";
 
 /// HELP lines of these families.
 pub const HELP: &[(&str, &str)] = &[
-    (REPLIES, "Responses that the proxy made itself, by kind of cause and response flag."),
-    (REFUSED, "Connections that the proxy refused or could not serve, by kind of cause and response flag."),
-    (UNMIRRORED, "Copies of requests that were not sent to a mirror, by reason."),
+    (
+        REPLIES,
+        "Responses that the proxy made itself, by kind of cause and response flag.",
+    ),
+    (
+        REFUSED,
+        "Connections that the proxy refused or could not serve, by kind of cause and response flag.",
+    ),
+    (
+        UNMIRRORED,
+        "Copies of requests that were not sent to a mirror, by reason.",
+    ),
     (TLS, "TLS handshakes with clients that failed, by reason."),
 ];
 
@@ -88,15 +98,21 @@ pub struct Causes {
 impl Causes {
     /// Counts in this shard.
     pub fn new(shard: Arc<Shard>) -> Self {
-        Self { shard, known: RefCell::default() }
+        Self {
+            shard,
+            known: RefCell::default(),
+        }
     }
 
     fn add(&self, family: &'static str, cause: &Cause, flag: Option<ResponseFlag>) {
         let (kind, flag) = (cause.kind(), flag.map_or("-", ResponseFlag::short));
         let mut known = self.known.borrow_mut();
-        let counter = known
-            .entry((family, kind, flag))
-            .or_insert_with(|| self.shard.counter(family, vec![("cause_kind", kind.into()), ("flag", flag.into())]));
+        let counter = known.entry((family, kind, flag)).or_insert_with(|| {
+            self.shard.counter(
+                family,
+                vec![("cause_kind", kind.into()), ("flag", flag.into())],
+            )
+        });
         counter.inc();
     }
 
@@ -140,13 +156,29 @@ mod tests {
         let registry = Registry::default();
         let causes = Causes::new(registry.shard());
         for cluster in ["a", "b", "c"] {
-            causes.reply(&Cause::NoEndpoint(cluster.into()), Some(ResponseFlag::NoHealthyUpstream));
+            causes.reply(
+                &Cause::NoEndpoint(cluster.into()),
+                Some(ResponseFlag::NoHealthyUpstream),
+            );
         }
         causes.refusal(&Cause::Policy(Some("p".into())), None);
         causes.handshake(TlsReason::Plaintext);
         let text = prometheus::encode(&registry, HELP);
-        assert!(text.contains("meltemi_local_replies_total{cause_kind=\"no_endpoint\",flag=\"UH\"} 3\n"), "{text}");
-        assert!(text.contains("meltemi_refused_connections_total{cause_kind=\"policy\",flag=\"-\"} 1\n"), "{text}");
-        assert!(text.contains("meltemi_downstream_tls_errors_total{reason=\"plaintext\"} 1\n"), "{text}");
+        assert!(
+            text.contains(
+                "meltemi_local_replies_total{cause_kind=\"no_endpoint\",flag=\"UH\"} 3\n"
+            ),
+            "{text}"
+        );
+        assert!(
+            text.contains(
+                "meltemi_refused_connections_total{cause_kind=\"policy\",flag=\"-\"} 1\n"
+            ),
+            "{text}"
+        );
+        assert!(
+            text.contains("meltemi_downstream_tls_errors_total{reason=\"plaintext\"} 1\n"),
+            "{text}"
+        );
     }
 }

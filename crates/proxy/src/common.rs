@@ -52,7 +52,8 @@ pub struct Common {
 pub trait Levels: Send + Sync {
     /// The filter that is in force, in the words of [`Levels::set`].
     fn show(&self) -> String;
-    /// Puts a filter in force: `info`, or `info,meltemi_proxy=debug`. The error says what is wrong with it.
+    /// Puts a filter in force: `info`, or `info,meltemi_proxy=debug`. The error says what is wrong
+    /// with it.
     fn set(&self, filter: &str) -> Result<(), String>;
 }
 
@@ -88,15 +89,21 @@ impl Common {
         }
     }
 
-    /// The open connections under one limit, over all workers. Once for a connection, and only where there is a limit.
+    /// The open connections under one limit, over all workers. Once for a connection, and only
+    /// where there is a limit.
     pub(crate) fn connection_count(&self, listener: &Arc<str>, prefix: &str) -> Arc<AtomicU64> {
         let mut limited = self.limited.lock().unwrap_or_else(PoisonError::into_inner);
-        limited.entry((listener.clone(), prefix.into())).or_default().clone()
+        limited
+            .entry((listener.clone(), prefix.into()))
+            .or_default()
+            .clone()
     }
 }
 
 impl std::fmt::Debug for Common {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Common").field("node_id", &self.node_id).finish_non_exhaustive()
+        f.debug_struct("Common")
+            .field("node_id", &self.node_id)
+            .finish_non_exhaustive()
     }
 }

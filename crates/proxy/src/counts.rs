@@ -1,5 +1,6 @@
-//! What Envoy counts of clusters, connection managers and listeners: one worker's share, plain cells that its own thread
-//! adds to. Whoever reads them asks the worker for a copy, so that a request costs no atomic and no lookup.
+//! What Envoy counts of clusters, connection managers and listeners: one worker's share, plain
+//! cells that its own thread adds to. Whoever reads them asks the worker for a copy, so that a
+//! request costs no atomic and no lookup.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -50,7 +51,10 @@ pub struct Codes {
 impl Codes {
     /// A response was sent.
     pub fn note(&self, status: u16) {
-        let Some(class) = usize::from(status / 100).checked_sub(1).and_then(|class| self.classes.get(class)) else {
+        let Some(class) = usize::from(status / 100)
+            .checked_sub(1)
+            .and_then(|class| self.classes.get(class))
+        else {
             return;
         };
         class.inc();
@@ -72,11 +76,17 @@ impl Codes {
 
     /// Statuses that occurred.
     pub fn codes(&self) -> impl Iterator<Item = (u16, u64)> {
-        self.single.iter().map(|(code, count)| (code.get(), count.get())).filter(|(code, _)| *code != 0)
+        self.single
+            .iter()
+            .map(|(code, count)| (code.get(), count.get()))
+            .filter(|(code, _)| *code != 0)
     }
 
     fn add(&self, other: &Self) {
-        self.classes.iter().zip(&other.classes).for_each(|(one, other)| one.add(other));
+        self.classes
+            .iter()
+            .zip(&other.classes)
+            .for_each(|(one, other)| one.add(other));
         for (code, count) in other.single.iter().filter(|(code, _)| code.get() != 0) {
             self.single(code.get(), |own| own.add(count));
         }
@@ -222,32 +232,55 @@ pub struct Known {
 impl Known {
     /// The counts under a statistics prefix.
     pub fn http(&self, prefix: &Arc<str>) -> Rc<HttpCounts> {
-        self.http.borrow_mut().entry(prefix.clone()).or_default().clone()
+        self.http
+            .borrow_mut()
+            .entry(prefix.clone())
+            .or_default()
+            .clone()
     }
 
     /// The counts of a listener.
     pub fn listener(&self, name: &Arc<str>) -> Rc<ListenerCounts> {
-        self.listeners.borrow_mut().entry(name.clone()).or_default().clone()
+        self.listeners
+            .borrow_mut()
+            .entry(name.clone())
+            .or_default()
+            .clone()
     }
 
     /// Forgets what no listener names and no connection uses any more.
     pub fn keep<'a>(&self, listeners: impl Iterator<Item = (&'a Arc<str>, &'a Arc<Listener>)>) {
-        let (mut names, mut prefixes) = (std::collections::HashSet::new(), std::collections::HashSet::new());
+        let (mut names, mut prefixes) = (
+            std::collections::HashSet::new(),
+            std::collections::HashSet::new(),
+        );
         for (name, listener) in listeners {
             names.insert(name.clone());
-            prefixes.extend(listener.chains.iter().filter_map(|chain| match &chain.terminal {
-                Terminal::Http(http) => Some(http.stat_prefix.clone()),
-                Terminal::Tcp(_) => None,
-            }));
+            prefixes.extend(
+                listener
+                    .chains
+                    .iter()
+                    .filter_map(|chain| match &chain.terminal {
+                        Terminal::Http(http) => Some(http.stat_prefix.clone()),
+                        Terminal::Tcp(_) => None,
+                    }),
+            );
         }
-        self.listeners.borrow_mut().retain(|name, counts| names.contains(name) || Rc::strong_count(counts) > 1);
-        self.http.borrow_mut().retain(|prefix, counts| prefixes.contains(prefix) || Rc::strong_count(counts) > 1);
+        self.listeners
+            .borrow_mut()
+            .retain(|name, counts| names.contains(name) || Rc::strong_count(counts) > 1);
+        self.http
+            .borrow_mut()
+            .retain(|prefix, counts| prefixes.contains(prefix) || Rc::strong_count(counts) > 1);
     }
 
     /// A copy, beside that of the clusters.
     pub fn copy(&self, clusters: HashMap<Arc<str>, ClusterCounts>) -> Copied {
         fn all<T: Clone>(of: &RefCell<HashMap<Arc<str>, Rc<T>>>) -> HashMap<Arc<str>, T> {
-            of.borrow().iter().map(|(name, counts)| (name.clone(), (**counts).clone())).collect()
+            of.borrow()
+                .iter()
+                .map(|(name, counts)| (name.clone(), (**counts).clone()))
+                .collect()
         }
         Copied {
             clusters,
@@ -306,11 +339,21 @@ mod tests {
     #[test]
     fn statuses_count_by_themselves_and_in_their_class() {
         let (one, other) = (Codes::default(), Codes::default());
-        [200, 200, 503].into_iter().for_each(|status| one.note(status));
-        [503, 404, 0, 999].into_iter().for_each(|status| other.note(status));
+        [200, 200, 503]
+            .into_iter()
+            .for_each(|status| one.note(status));
+        [503, 404, 0, 999]
+            .into_iter()
+            .for_each(|status| other.note(status));
         one.add(&other);
-        assert_eq!(one.classes().collect::<Vec<_>>(), [(1, 0), (2, 2), (3, 0), (4, 1), (5, 2)]);
-        assert_eq!(one.codes().collect::<Vec<_>>(), [(200, 2), (503, 2), (404, 1)]);
+        assert_eq!(
+            one.classes().collect::<Vec<_>>(),
+            [(1, 0), (2, 2), (3, 0), (4, 1), (5, 2)]
+        );
+        assert_eq!(
+            one.codes().collect::<Vec<_>>(),
+            [(200, 2), (503, 2), (404, 1)]
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! A downstream connection as its worker knows it, and the configuration that its next request runs under.
+//! A downstream connection as its worker knows it, and the configuration that its next request runs
+//! under.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -83,7 +84,9 @@ impl Downstream {
     pub fn new(id: u64, info: ConnInfo, view: Rc<ChainView>) -> Self {
         let principal = info.peer_principal().map(Arc::from);
         let own = info.tls.as_ref().and_then(|tls| tls.local_uri_sans.first());
-        let own_principal = own.and_then(|uri| uri.strip_prefix("spiffe://")).map(Arc::from);
+        let own_principal = own
+            .and_then(|uri| uri.strip_prefix("spiffe://"))
+            .map(Arc::from);
         Self {
             principal,
             own_principal,
@@ -100,8 +103,8 @@ impl Downstream {
         }
     }
 
-    /// What the next request runs under: the newest version of the chain. If the chain is gone the connection is asked
-    /// to drain, and the last version serves what still comes.
+    /// What the next request runs under: the newest version of the chain. If the chain is gone the
+    /// connection is asked to drain, and the last version serves what still comes.
     pub fn view(&self, worker: &Worker) -> Rc<ChainView> {
         let current = self.view.borrow().clone();
         if current.generation == worker.generation() {
@@ -139,7 +142,11 @@ impl Downstream {
             return element.clone();
         }
         let parts = http.client_cert_parts;
-        let fields = XfccFields { subject: parts.subject, uri: parts.uri, dns: parts.dns };
+        let fields = XfccFields {
+            subject: parts.subject,
+            uri: parts.uri,
+            dns: parts.dns,
+        };
         let own = tls.local_uri_sans.first().map(String::as_str);
         let certificate = CertificateInfo {
             subject: tls.subject.clone(),
@@ -158,10 +165,14 @@ impl Downstream {
         element
     }
 
-    /// Asks the connection to end in order; the first reason stays, unless it was no more than that the proxy drains.
+    /// Asks the connection to end in order; the first reason stays, unless it was no more than that
+    /// the proxy drains.
     pub fn ask_to_drain(&self, reason: DrainReason) {
         let mut drain = self.drain.borrow_mut();
-        if drain.as_ref().is_none_or(|(first, _)| *first == DrainReason::Draining && reason != *first) {
+        if drain
+            .as_ref()
+            .is_none_or(|(first, _)| *first == DrainReason::Draining && reason != *first)
+        {
             *drain = Some((reason, Instant::now()));
         }
         drop(drain);
@@ -170,7 +181,10 @@ impl Downstream {
 
     /// Whether it was asked to end.
     pub fn drain_reason(&self) -> Option<DrainReason> {
-        self.drain.borrow().as_ref().map(|(reason, _)| reason.clone())
+        self.drain
+            .borrow()
+            .as_ref()
+            .map(|(reason, _)| reason.clone())
     }
 
     /// Whether it was asked to end; cheap.
@@ -178,11 +192,14 @@ impl Downstream {
         self.drain.borrow().is_some()
     }
 
-    /// When it must have ended, if the newest configuration would not accept it and it has so long for it. What only drains
-    /// has all the time that the process has.
+    /// When it must have ended, if the newest configuration would not accept it and it has so long
+    /// for it. What only drains has all the time that the process has.
     pub fn overdue_at(&self, time: Duration) -> Option<Instant> {
         let drain = self.drain.borrow();
-        drain.as_ref().filter(|(reason, _)| *reason != DrainReason::Draining).map(|(_, since)| *since + time)
+        drain
+            .as_ref()
+            .filter(|(reason, _)| *reason != DrainReason::Draining)
+            .map(|(_, since)| *since + time)
     }
 
     /// Resolves when it would not be accepted any more and has had so long to end.
@@ -232,6 +249,13 @@ impl ChainView {
             RouteSource::Rds(name) => table(name),
         });
         let counts = http.as_ref().map(|http| known.http(&http.stat_prefix));
-        Self { generation, listener, chain, http, routes, counts }
+        Self {
+            generation,
+            listener,
+            chain,
+            http,
+            routes,
+            counts,
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! One request and its response, whichever protocols carry them: prepare, filter, route, forward or answer, log.
+//! One request and its response, whichever protocols carry them: prepare, filter, route, forward or
+//! answer, log.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -97,7 +98,11 @@ impl<'a> Run<'a> {
     }
 
     /// What filters see beside the heads.
-    pub fn around<'b>(&'b self, decision: Option<&'b RouteDecision<'b>>, cluster: Option<&'b str>) -> Around<'b> {
+    pub fn around<'b>(
+        &'b self,
+        decision: Option<&'b RouteDecision<'b>>,
+        cluster: Option<&'b str>,
+    ) -> Around<'b> {
         Around {
             worker: self.worker,
             conn: self.conn,
@@ -111,12 +116,21 @@ impl<'a> Run<'a> {
 
     /// Notes that the client left before it was answered.
     pub fn gone(&mut self) -> Ended {
-        self.info.end(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect", None);
+        self.info.end(
+            ResponseFlag::DownstreamConnectionTermination,
+            "downstream_remote_disconnect",
+            None,
+        );
         Ended::Gone
     }
 
     /// Lets filters and the connection manager finish a response head.
-    pub fn finish_head(&mut self, decision: Option<&RouteDecision<'_>>, request: &RequestHead, is_local: bool) {
+    pub fn finish_head(
+        &mut self,
+        decision: Option<&RouteDecision<'_>>,
+        request: &RequestHead,
+        is_local: bool,
+    ) {
         let mut response = std::mem::take(&mut self.response);
         let cluster = self.info.cluster.clone();
         let around = Around {
@@ -128,7 +142,14 @@ impl<'a> Run<'a> {
             in_mesh: self.in_mesh,
             counts: self.view.counts.as_deref(),
         };
-        steps::response(&self.http.filters, around, request, &mut response, &mut self.info, is_local);
+        steps::response(
+            &self.http.filters,
+            around,
+            request,
+            &mut response,
+            &mut self.info,
+            is_local,
+        );
         prepare::response(self.worker, self.http, request, &mut response);
         self.info.status = response.status;
         if let Some(status) = response.fields().known_str(Known::GrpcStatus) {
@@ -158,8 +179,18 @@ impl<'a> Run<'a> {
 
 /// Serves one request to its end.
 pub async fn serve(exchange: Exchange<'_>) -> Ended {
-    let Exchange { worker, conn, view, head, upgrade, body, responder } = exchange;
-    let Some(http) = view.http.clone() else { return Ended::Broken };
+    let Exchange {
+        worker,
+        conn,
+        view,
+        head,
+        upgrade,
+        body,
+        responder,
+    } = exchange;
+    let Some(http) = view.http.clone() else {
+        return Ended::Broken;
+    };
     let _active = view.counts.clone().map(ActiveRequest::of);
     let mut run = Run::new(worker, conn, &view, &http);
     run.info.protocol = Some(head.version);
@@ -209,8 +240,11 @@ async fn stages(
         }
     }
     let decision = table.as_ref().and_then(|table| {
-        let context =
-            RouteContext { random: run.info.random, metadata: &run.info.state.metadata, conn: Some(&run.conn.info) };
+        let context = RouteContext {
+            random: run.info.random,
+            metadata: &run.info.state.metadata,
+            conn: Some(&run.conn.info),
+        };
         table.select(head, &context)
     });
     if let Some(decision) = &decision {
@@ -226,8 +260,12 @@ async fn stages(
         _ => None,
     };
     // Whoever answers from here on: this is where the request was going.
-    run.info.cluster = named.clone().filter(|name| run.worker.cluster(name).is_some());
-    run.in_mesh = named.as_deref().is_some_and(|name| report::is_in_mesh(run.worker, name));
+    run.info.cluster = named
+        .clone()
+        .filter(|name| run.worker.cluster(name).is_some());
+    run.in_mesh = named
+        .as_deref()
+        .is_some_and(|name| report::is_in_mesh(run.worker, name));
     {
         let around = Around {
             worker: run.worker,
@@ -241,33 +279,51 @@ async fn stages(
         let left = responder.left(&mut body);
         match steps::request(&run.http.filters, around, head, &mut run.info, left).await {
             Ok(()) => {}
-            Err(Stop::Reply(reply)) => return answer(run, decision.as_ref(), head, responder, *reply).await,
+            Err(Stop::Reply(reply)) => {
+                return answer(run, decision.as_ref(), head, responder, *reply).await;
+            }
             Err(Stop::Gone) => return run.gone(),
         }
     }
     let Some(decision) = decision else {
-        let table = table.as_ref().map_or_else(|| "(not yet there)".into(), |table| table.name.clone());
-        let reply =
-            LocalReply::new(404, "", "route_not_found", Cause::NoRoute(table)).flagged(ResponseFlag::NoRouteFound);
+        let table = table
+            .as_ref()
+            .map_or_else(|| "(not yet there)".into(), |table| table.name.clone());
+        let reply = LocalReply::new(404, "", "route_not_found", Cause::NoRoute(table))
+            .flagged(ResponseFlag::NoRouteFound);
         return answer(run, None, head, responder, reply).await;
     };
     match decision.chosen {
         Chosen::Forward(forward) => {
             let Some(cluster) = named else {
                 let cause = Cause::NoCluster("(header missing)".into());
-                let reply = LocalReply::new(forward.action.cluster_not_found_status, "", "cluster_not_found", cause)
-                    .flagged(ResponseFlag::NoClusterFound);
+                let reply = LocalReply::new(
+                    forward.action.cluster_not_found_status,
+                    "",
+                    "cluster_not_found",
+                    cause,
+                )
+                .flagged(ResponseFlag::NoClusterFound);
                 return answer(run, Some(&decision), head, responder, reply).await;
             };
-            let plan = router::Plan { decision: &decision, forward, cluster_name: cluster, upgrade };
+            let plan = router::Plan {
+                decision: &decision,
+                forward,
+                cluster_name: cluster,
+                upgrade,
+            };
             match router::forward(run, &plan, head, body, &mut responder).await {
                 Ok(ended) => ended,
                 Err(mut reply) => {
                     if forward.action.response_attempt_count
-                        && reply.flag.is_some_and(|flag| flag != ResponseFlag::NoClusterFound)
+                        && reply
+                            .flag
+                            .is_some_and(|flag| flag != ResponseFlag::NoClusterFound)
                     {
                         let attempts = run.info.attempts.max(1).to_string();
-                        reply.headers.push(("x-envoy-attempt-count".into(), attempts.into()));
+                        reply
+                            .headers
+                            .push(("x-envoy-attempt-count".into(), attempts.into()));
                     }
                     answer(run, Some(&decision), head, responder, *reply).await
                 }
@@ -275,13 +331,19 @@ async fn stages(
         }
         Chosen::Redirect(redirect) => {
             let location = redirect.location(head, &decision.route.matcher.path);
-            let reply = LocalReply::new(redirect.status, "", "direct_response", Cause::Route(decision.label().clone()))
-                .header("location", location);
+            let reply = LocalReply::new(
+                redirect.status,
+                "",
+                "direct_response",
+                Cause::Route(decision.label().clone()),
+            )
+            .header("location", location);
             answer(run, Some(&decision), head, responder, reply).await
         }
         Chosen::Direct(direct) => {
             let cause = Cause::Route(decision.label().clone());
-            let reply = LocalReply::new(direct.status, direct.body.clone(), "direct_response", cause);
+            let reply =
+                LocalReply::new(direct.status, direct.body.clone(), "direct_response", cause);
             answer(run, Some(&decision), head, responder, reply).await
         }
         Chosen::NonForwarding => {
@@ -304,7 +366,10 @@ fn insists_on_tls(table: &RouteTable, head: &RequestHead, internal: bool) -> Opt
         return None;
     }
     let location = format!("https://{}{}", head.authority(), head.path());
-    Some(LocalReply::new(301, "", "direct_response", Cause::Route(host.name.clone())).header("location", location))
+    Some(
+        LocalReply::new(301, "", "direct_response", Cause::Route(host.name.clone()))
+            .header("location", location),
+    )
 }
 
 /// Sends a local reply.
@@ -328,10 +393,14 @@ async fn answer(
         // Errors of gRPC travel as status, not as body: a response of trailers only.
         run.response.status = 200;
         run.response.append("content-type", b"application/grpc");
-        let status = reply.grpc_status.unwrap_or_else(|| grpc_of_http(reply.status));
-        run.response.append("grpc-status", status.to_string().as_bytes());
+        let status = reply
+            .grpc_status
+            .unwrap_or_else(|| grpc_of_http(reply.status));
+        run.response
+            .append("grpc-status", status.to_string().as_bytes());
         if !body.is_empty() {
-            run.response.append("grpc-message", percent(&body).as_bytes());
+            run.response
+                .append("grpc-message", percent(&body).as_bytes());
         }
         body = Bytes::new();
     } else {
@@ -339,7 +408,8 @@ async fn answer(
             run.response.append("content-type", b"text/plain");
         }
         if !matches!(reply.status, 204 | 304) {
-            run.response.append("content-length", body.len().to_string().as_bytes());
+            run.response
+                .append("content-length", body.len().to_string().as_bytes());
         }
     }
     for (name, value) in &reply.headers {
@@ -373,7 +443,10 @@ async fn answer(
     match sent {
         Ok(Ok(())) => Ended::Whole,
         Ok(Err(_)) => {
-            run.info.state.flags.insert(ResponseFlag::DownstreamConnectionTermination);
+            run.info
+                .state
+                .flags
+                .insert(ResponseFlag::DownstreamConnectionTermination);
             Ended::Gone
         }
         Err(_) => {
@@ -392,7 +465,9 @@ pub async fn reply_only(
     responder: Responder<'_>,
     reply: LocalReply,
 ) {
-    let Some(http) = view.http.clone() else { return };
+    let Some(http) = view.http.clone() else {
+        return;
+    };
     let _active = view.counts.clone().map(ActiveRequest::of);
     let mut run = Run::new(worker, conn, &view, &http);
     run.info.protocol = Some(head.version);

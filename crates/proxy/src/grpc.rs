@@ -33,14 +33,15 @@ pub fn http_of_grpc(status: &str) -> u16 {
 /// gRPC's percent encoding of messages.
 pub fn percent(text: &[u8]) -> String {
     use std::fmt::Write;
-    text.iter().fold(String::with_capacity(text.len()), |mut out, byte| {
-        match byte {
-            0x20..=0x7e if *byte != b'%' => out.push(char::from(*byte)),
-            // Writing to a String cannot fail.
-            _ => _ = write!(out, "%{byte:02X}"),
-        }
-        out
-    })
+    text.iter()
+        .fold(String::with_capacity(text.len()), |mut out, byte| {
+            match byte {
+                0x20..=0x7e if *byte != b'%' => out.push(char::from(*byte)),
+                // Writing to a String cannot fail.
+                _ => _ = write!(out, "%{byte:02X}"),
+            }
+            out
+        })
 }
 
 #[cfg(test)]

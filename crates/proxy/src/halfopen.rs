@@ -1,5 +1,5 @@
-//! Connections that have not shown yet what they are, counted for each worker and client address: whoever opens many and
-//! says nothing must not take the room of all others.
+//! Connections that have not shown yet what they are, counted for each worker and client address:
+//! whoever opens many and says nothing must not take the room of all others.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -8,7 +8,8 @@ use std::rc::Rc;
 
 /// Of one worker.
 const MAX: usize = 32 * 1024;
-/// Of one client address at one worker. Behind a gateway all connections have one address, so it is not small.
+/// Of one client address at one worker. Behind a gateway all connections have one address, so it is
+/// not small.
 const MAX_OF_ONE: usize = 8 * 1024;
 
 /// The counts of one worker.
@@ -45,7 +46,10 @@ impl HalfOpen {
         }
         *own += 1;
         counts.all += 1;
-        Some(Place { counts: self.clone(), client })
+        Some(Place {
+            counts: self.clone(),
+            client,
+        })
     }
 }
 
@@ -70,13 +74,23 @@ mod tests {
     fn one_client_does_not_take_all_places() {
         let counts = HalfOpen::default();
         let (a, b) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
-        let held: Vec<_> = (0..2).map(|_| counts.admit_within(a, 3, 2).expect("room")).collect();
+        let held: Vec<_> = (0..2)
+            .map(|_| counts.admit_within(a, 3, 2).expect("room"))
+            .collect();
         assert!(counts.admit_within(a, 3, 2).is_none());
-        let other = counts.admit_within(b, 3, 2).expect("room for somebody else");
-        assert!(counts.admit_within(b, 3, 2).is_none(), "but not for everybody");
+        let other = counts
+            .admit_within(b, 3, 2)
+            .expect("room for somebody else");
+        assert!(
+            counts.admit_within(b, 3, 2).is_none(),
+            "but not for everybody"
+        );
         drop(held);
         assert!(counts.admit_within(a, 3, 2).is_some());
         drop(other);
-        assert!(counts.0.borrow().by_client.is_empty(), "nobody is remembered");
+        assert!(
+            counts.0.borrow().by_client.is_empty(),
+            "nobody is remembered"
+        );
     }
 }

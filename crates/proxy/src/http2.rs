@@ -1,20 +1,26 @@
-//! HTTP/2 through the `h2` crate: heads to and from our own form, serving, and upstream connections.
+//! HTTP/2 through the `h2` crate: heads to and from our own form, serving, and upstream
+//! connections.
 
 pub mod client;
 pub mod heads;
 pub mod meter;
 pub mod server;
 
-/// What frames that carry little may cost a connection that has these windows, as the codec counts it: nearly 256 for each
-/// small one that waits to be read. A whole window of a stream may come in messages of gRPC without content, or one of the
-/// connection in messages of a dozen bytes, and no other stream pays for it; up to a limit, since each one waits in memory.
+/// What frames that carry little may cost a connection that has these windows, as the codec counts
+/// it: nearly 256 for each small one that waits to be read. A whole window of a stream may come in
+/// messages of gRPC without content, or one of the connection in messages of a dozen bytes, and no
+/// other stream pays for it; up to a limit, since each one waits in memory.
 fn small_frames(stream_window: u32, connection_window: u32) -> usize {
     const WAITING: usize = 256;
     const SMALLEST: usize = 5;
     const MOST: usize = 16_384 * WAITING;
     let (stream, connection) = (stream_window as usize, connection_window as usize);
-    (stream / SMALLEST).saturating_mul(WAITING).max(connection.saturating_mul(16)).min(MOST)
+    (stream / SMALLEST)
+        .saturating_mul(WAITING)
+        .max(connection.saturating_mul(16))
+        .min(MOST)
 }
 
-/// Streams that we reset are remembered for a moment, so that what their peers sent before they knew is no error; so many.
+/// Streams that we reset are remembered for a moment, so that what their peers sent before they
+/// knew is no error; so many.
 const REMEMBERED_RESETS: usize = 1024;

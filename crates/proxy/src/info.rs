@@ -1,4 +1,5 @@
-//! What becomes known of a request or connection on its way, for logs, metrics and the cause of its end.
+//! What becomes known of a request or connection on its way, for logs, metrics and the cause of its
+//! end.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -25,7 +26,8 @@ use crate::grpc::grpc_of_http;
 use crate::upstream::cluster::WorkerCluster;
 use crate::worker::Worker;
 
-/// gRPC messages of one exchange, both ways; over all its attempts, since what is sent again came once.
+/// gRPC messages of one exchange, both ways; over all its attempts, since what is sent again came
+/// once.
 #[derive(Debug, Default)]
 pub struct Messages {
     /// Of the client.
@@ -143,7 +145,12 @@ impl StreamInfo {
     }
 
     /// Notes an end without reply.
-    pub fn end(&mut self, flag: ResponseFlag, details: impl Into<Cow<'static, str>>, cause: Option<Cause>) {
+    pub fn end(
+        &mut self,
+        flag: ResponseFlag,
+        details: impl Into<Cow<'static, str>>,
+        cause: Option<Cause>,
+    ) {
         self.state.flags.insert(flag);
         self.details = details.into();
         if cause.is_some() {
@@ -179,7 +186,16 @@ pub const NO_LOG_TYPE: &str = "NotSet";
 impl<'a> LogFacts<'a> {
     /// Of a request or connection.
     pub fn new(info: &'a StreamInfo, conn: &'a Downstream, view: &'a ChainView) -> Self {
-        Self { info, request: None, response: None, trailers: None, conn, view, worker: None, log_type: None }
+        Self {
+            info,
+            request: None,
+            response: None,
+            trailers: None,
+            conn,
+            view,
+            worker: None,
+            log_type: None,
+        }
     }
 
     fn route(&self) -> Option<RouteDecision<'_>> {
@@ -193,17 +209,24 @@ impl<'a> LogFacts<'a> {
     fn endpoint(&self) -> Option<Arc<Endpoint>> {
         let (cluster, upstream) = (self.cluster()?, self.info.upstream?);
         let entry = &cluster.entry;
-        let at = entry.hosts.iter().position(|host| host.as_ref().is_some_and(|host| host.address == upstream))?;
+        let at = entry
+            .hosts
+            .iter()
+            .position(|host| host.as_ref().is_some_and(|host| host.address == upstream))?;
         entry.endpoints.endpoints.get(at).cloned()
     }
 
     /// The endpoint's own name, else its address.
     fn upstream_name(&self) -> Option<String> {
-        let name = self.endpoint().map(|endpoint| endpoint.hostname.to_string()).filter(|name| !name.is_empty());
+        let name = self
+            .endpoint()
+            .map(|endpoint| endpoint.hostname.to_string())
+            .filter(|name| !name.is_empty());
         name.or_else(|| Some(self.info.upstream?.to_string()))
     }
 
-    /// Of gRPC requests alone; where nobody told one it follows from the HTTP status, as Envoy has it.
+    /// Of gRPC requests alone; where nobody told one it follows from the HTTP status, as Envoy has
+    /// it.
     fn grpc_status(&self) -> Option<u32> {
         self.request.filter(|request| request.is_grpc())?;
         let of_http = || (self.info.status != 0).then(|| grpc_of_http(self.info.status));
@@ -213,7 +236,9 @@ impl<'a> LogFacts<'a> {
 
 impl std::fmt::Debug for LogFacts<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LogFacts").field("info", &self.info).finish_non_exhaustive()
+        f.debug_struct("LogFacts")
+            .field("info", &self.info)
+            .finish_non_exhaustive()
     }
 }
 
@@ -236,8 +261,19 @@ fn uuid(random: u64, out: &mut Vec<u8>) -> bool {
     let mut entropy = Entropy::new(random);
     let bits = u128::from(entropy.draw()) << 64 | u128::from(entropy.draw());
     let bits = bits & !(0xf << 76) & !(0b11 << 62) | 4 << 76 | 0b10 << 62;
-    let [a, b, c, d] = [bits >> 96, bits >> 80 & 0xffff, bits >> 64 & 0xffff, bits >> 48 & 0xffff];
-    put(format_args!("{a:08x}-{b:04x}-{c:04x}-{d:04x}-{:012x}", bits & 0xffff_ffff_ffff), out)
+    let [a, b, c, d] = [
+        bits >> 96,
+        bits >> 80 & 0xffff,
+        bits >> 64 & 0xffff,
+        bits >> 48 & 0xffff,
+    ];
+    put(
+        format_args!(
+            "{a:08x}-{b:04x}-{c:04x}-{d:04x}-{:012x}",
+            bits & 0xffff_ffff_ffff
+        ),
+        out,
+    )
 }
 
 fn put_text(value: &str, out: &mut Vec<u8>) -> bool {
@@ -250,7 +286,10 @@ fn hostname() -> &'static str {
     static NAME: std::sync::OnceLock<String> = std::sync::OnceLock::new();
     NAME.get_or_init(|| {
         let own = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        std::env::var("HOSTNAME").unwrap_or_else(|_| own()).trim().to_owned()
+        std::env::var("HOSTNAME")
+            .unwrap_or_else(|_| own())
+            .trim()
+            .to_owned()
     })
 }
 
@@ -271,13 +310,19 @@ impl Facts for LogFacts<'_> {
     fn fact(&self, fact: Fact, out: &mut Vec<u8>) -> bool {
         let info = self.info;
         let conn = &self.conn.info;
-        if let Some(is_known) = connection_fact(conn, info.remote.unwrap_or(conn.remote), fact, out) {
+        if let Some(is_known) = connection_fact(conn, info.remote.unwrap_or(conn.remote), fact, out)
+        {
             return is_known;
         }
-        let address =
-            |address: Option<SocketAddr>, out: &mut Vec<u8>| address.map(|a| digits::address(a, out)).is_some();
-        let ip = |address: Option<SocketAddr>, out: &mut Vec<u8>| address.map(|a| digits::ip(a.ip(), out)).is_some();
-        let port = |address: Option<SocketAddr>, out: &mut Vec<u8>| address.is_some_and(|a| number(a.port(), out));
+        let address = |address: Option<SocketAddr>, out: &mut Vec<u8>| {
+            address.map(|a| digits::address(a, out)).is_some()
+        };
+        let ip = |address: Option<SocketAddr>, out: &mut Vec<u8>| {
+            address.map(|a| digits::ip(a.ip(), out)).is_some()
+        };
+        let port = |address: Option<SocketAddr>, out: &mut Vec<u8>| {
+            address.is_some_and(|a| number(a.port(), out))
+        };
         let grpc = |name: fn(u32) -> Option<&'static str>, out: &mut Vec<u8>| {
             self.grpc_status().is_some_and(|status| match name(status) {
                 Some(name) => put_text(name, out),
@@ -285,7 +330,9 @@ impl Facts for LogFacts<'_> {
             })
         };
         match fact {
-            Fact::Protocol => info.protocol.is_some_and(|version| put_text(version.as_str(), out)),
+            Fact::Protocol => info
+                .protocol
+                .is_some_and(|version| put_text(version.as_str(), out)),
             Fact::Hostname => put_text(hostname(), out),
             Fact::ResponseCode => number(info.status, out),
             Fact::ResponseCodeDetails => put_text(&info.details, out),
@@ -298,27 +345,32 @@ impl Facts for LogFacts<'_> {
             Fact::BytesReceived => number(info.received.get(), out),
             Fact::BytesSent => number(info.sent.get(), out),
             Fact::Duration => millis(info.start.elapsed(), out),
-            Fact::RequestDuration => {
-                info.request_end.get().is_some_and(|end| millis(end.saturating_duration_since(info.start), out))
-            }
-            Fact::ResponseDuration => {
-                info.response_start.is_some_and(|at| millis(at.saturating_duration_since(info.start), out))
-            }
-            Fact::ResponseTxDuration => info.response_start.is_some_and(|at| millis(at.elapsed(), out)),
+            Fact::RequestDuration => info
+                .request_end
+                .get()
+                .is_some_and(|end| millis(end.saturating_duration_since(info.start), out)),
+            Fact::ResponseDuration => info
+                .response_start
+                .is_some_and(|at| millis(at.saturating_duration_since(info.start), out)),
+            Fact::ResponseTxDuration => info
+                .response_start
+                .is_some_and(|at| millis(at.elapsed(), out)),
             Fact::UpstreamHost | Fact::UpstreamRemoteAddress => address(info.upstream, out),
             Fact::UpstreamRemoteAddressWithoutPort => ip(info.upstream, out),
             Fact::UpstreamRemotePort => port(info.upstream, out),
-            Fact::UpstreamCluster | Fact::UpstreamClusterRaw => {
-                info.cluster.as_ref().is_some_and(|cluster| put_text(cluster, out))
-            }
+            Fact::UpstreamCluster | Fact::UpstreamClusterRaw => info
+                .cluster
+                .as_ref()
+                .is_some_and(|cluster| put_text(cluster, out)),
             Fact::UpstreamLocalAddress => address(info.upstream_local, out),
             Fact::UpstreamLocalAddressWithoutPort => ip(info.upstream_local, out),
             Fact::UpstreamLocalPort => port(info.upstream_local, out),
             Fact::UpstreamTransportFailureReason => put_text(&info.transport_failure, out),
             Fact::UpstreamRequestAttemptCount => number(info.attempts, out),
-            Fact::UpstreamPeerUriSan => {
-                info.upstream_principal.as_ref().is_some_and(|principal| put(format_args!("spiffe://{principal}"), out))
-            }
+            Fact::UpstreamPeerUriSan => info
+                .upstream_principal
+                .as_ref()
+                .is_some_and(|principal| put(format_args!("spiffe://{principal}"), out)),
             Fact::DownstreamTransportFailureReason => match &info.cause {
                 Some(Cause::Tls(why)) => put_text(why, out),
                 _ => false,
@@ -329,19 +381,32 @@ impl Facts for LogFacts<'_> {
             Fact::GrpcStatusNumber => self.grpc_status().is_some_and(|status| number(status, out)),
             Fact::GrpcStatus => grpc(grpc::camel_name, out),
             Fact::GrpcStatusSnake => grpc(grpc::snake_name, out),
-            Fact::UpstreamProtocol => info.upstream_protocol.is_some_and(|version| put_text(version.as_str(), out)),
-            Fact::UpstreamHostName => self.upstream_name().is_some_and(|name| put_text(&name, out)),
+            Fact::UpstreamProtocol => info
+                .upstream_protocol
+                .is_some_and(|version| put_text(version.as_str(), out)),
+            Fact::UpstreamHostName => self
+                .upstream_name()
+                .is_some_and(|name| put_text(&name, out)),
             Fact::UpstreamHostNameWithoutPort => self.upstream_name().is_some_and(|name| {
-                let bare = name.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok());
+                let bare = name
+                    .rsplit_once(':')
+                    .filter(|(_, port)| port.parse::<u16>().is_ok());
                 put_text(bare.map_or(&*name, |(bare, _)| bare), out)
             }),
-            Fact::StreamId => match self.request.and_then(|request| request.get_str("x-request-id")) {
+            Fact::StreamId => match self
+                .request
+                .and_then(|request| request.get_str("x-request-id"))
+            {
                 Some(id) => put_text(id, out),
                 None => uuid(info.random, out),
             },
             Fact::UniqueId => uuid(!info.random, out),
             Fact::AccessLogType => {
-                let of_stream = if self.request.is_some() { "DownstreamEnd" } else { "TcpConnectionEnd" };
+                let of_stream = if self.request.is_some() {
+                    "DownstreamEnd"
+                } else {
+                    "TcpConnectionEnd"
+                };
                 put_text(self.log_type.unwrap_or(of_stream), out)
             }
             Fact::Cause => info.cause.as_ref().is_some_and(|cause| put(cause, out)),
@@ -381,12 +446,43 @@ impl Facts for LogFacts<'_> {
     fn metadata(&self, of: MetadataOf, filter: &str, path: &[Box<str>]) -> Option<Cow<'_, Value>> {
         match of {
             MetadataOf::Dynamic => self.info.state.metadata.at(filter, path).map(Cow::Borrowed),
-            MetadataOf::Listener => self.view.listener.metadata.at(filter, path).map(Cow::Borrowed),
-            MetadataOf::ListenerFilterChain => self.view.chain.metadata.at(filter, path).map(Cow::Borrowed),
-            MetadataOf::Route => self.route()?.route.metadata.at(filter, path).cloned().map(Cow::Owned),
-            MetadataOf::VirtualHost => self.route()?.host.metadata.at(filter, path).cloned().map(Cow::Owned),
-            MetadataOf::Cluster => self.cluster()?.entry.cluster.metadata.at(filter, path).cloned().map(Cow::Owned),
-            MetadataOf::UpstreamHost => self.endpoint()?.metadata.at(filter, path).cloned().map(Cow::Owned),
+            MetadataOf::Listener => self
+                .view
+                .listener
+                .metadata
+                .at(filter, path)
+                .map(Cow::Borrowed),
+            MetadataOf::ListenerFilterChain => {
+                self.view.chain.metadata.at(filter, path).map(Cow::Borrowed)
+            }
+            MetadataOf::Route => self
+                .route()?
+                .route
+                .metadata
+                .at(filter, path)
+                .cloned()
+                .map(Cow::Owned),
+            MetadataOf::VirtualHost => self
+                .route()?
+                .host
+                .metadata
+                .at(filter, path)
+                .cloned()
+                .map(Cow::Owned),
+            MetadataOf::Cluster => self
+                .cluster()?
+                .entry
+                .cluster
+                .metadata
+                .at(filter, path)
+                .cloned()
+                .map(Cow::Owned),
+            MetadataOf::UpstreamHost => self
+                .endpoint()?
+                .metadata
+                .at(filter, path)
+                .cloned()
+                .map(Cow::Owned),
         }
     }
 }
@@ -399,7 +495,10 @@ mod tests {
     fn identifiers_are_uuids_of_version_4() {
         let mut out = Vec::new();
         assert!(uuid(7, &mut out) && out.len() == 36);
-        assert_eq!((out[8], out[13], out[14], out[18], out[23]), (b'-', b'-', b'4', b'-', b'-'));
+        assert_eq!(
+            (out[8], out[13], out[14], out[18], out[23]),
+            (b'-', b'-', b'4', b'-', b'-')
+        );
         assert!(b"89ab".contains(&out[19]));
         let mut other = Vec::new();
         uuid(8, &mut other);

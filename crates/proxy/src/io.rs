@@ -1,4 +1,5 @@
-//! One connection's bytes, plain or under TLS, with reading and writing that may go on at the same time.
+//! One connection's bytes, plain or under TLS, with reading and writing that may go on at the same
+//! time.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -42,7 +43,11 @@ impl Stream {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
@@ -51,7 +56,11 @@ impl AsyncRead for Stream {
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, buf),
@@ -88,7 +97,8 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// A stream that one future reads while another writes, on the same thread. It is borrowed only inside a poll.
+/// A stream that one future reads while another writes, on the same thread. It is borrowed only
+/// inside a poll.
 #[derive(Debug)]
 pub struct Io {
     stream: RefCell<Stream>,
@@ -100,7 +110,11 @@ impl Io {
     /// Wraps a stream.
     pub fn new(stream: Stream) -> Self {
         let tls = matches!(stream, Stream::Tls(_));
-        Self { stream: RefCell::new(stream), tls, sent: Cell::new(0) }
+        Self {
+            stream: RefCell::new(stream),
+            tls,
+            sent: Cell::new(0),
+        }
     }
 
     /// Gives the stream back.
@@ -118,11 +132,14 @@ impl Io {
         poll_read_buf(Pin::new(&mut *self.stream.borrow_mut()), cx, buffer)
     }
 
-    /// Whether a connection that should be silent has ended or spoken; reads nothing from it unless it has.
+    /// Whether a connection that should be silent has ended or spoken; reads nothing from it unless
+    /// it has.
     pub fn poll_broken(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut byte = [0_u8; 1];
         let mut buf = ReadBuf::new(&mut byte);
-        Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, &mut buf).map(|_| ())
+        Pin::new(&mut *self.stream.borrow_mut())
+            .poll_read(cx, &mut buf)
+            .map(|_| ())
     }
 
     /// Changes whenever [`Io::write_all`] may have sent something.
@@ -184,13 +201,21 @@ impl Io {
 pub struct IoRef<'a>(pub &'a Io);
 
 impl AsyncRead for IoRef<'_> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut *self.0.stream.borrow_mut()).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for IoRef<'_> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut *self.0.stream.borrow_mut()).poll_write(cx, buf)
     }
 
@@ -214,12 +239,20 @@ pub struct Prefixed {
 impl Prefixed {
     /// `first` comes before what `stream` has still to say.
     pub fn new(first: Vec<u8>, stream: Stream) -> Self {
-        Self { first, at: 0, stream }
+        Self {
+            first,
+            at: 0,
+            stream,
+        }
     }
 }
 
 impl AsyncRead for Prefixed {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.at < this.first.len() {
             let n = buf.remaining().min(this.first.len() - this.at);
@@ -236,7 +269,11 @@ impl AsyncRead for Prefixed {
 }
 
 impl AsyncWrite for Prefixed {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
     }
 

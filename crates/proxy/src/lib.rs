@@ -1,11 +1,14 @@
-//! The data path: listeners, HTTP and TCP serving, upstream pools, retries, breakers, outliers, logs, admin.
+//! The data path: listeners, HTTP and TCP serving, upstream pools, retries, breakers, outliers,
+//! logs, admin.
 //!
-//! In: compiled configuration (`proxy-config`, fed by xDS resources), secrets, connections. Out: bytes, access logs,
-//! metrics, and for every answer of its own a response flag and a cause. Decisions are made by `proxy-config`,
-//! `filters` and `lb`; this crate does the IO that they do not.
+//! In: compiled configuration (`proxy-config`, fed by xDS resources), secrets, connections. Out:
+//! bytes, access logs, metrics, and for every answer of its own a response flag and a cause.
+//! Decisions are made by `proxy-config`, `filters` and `lb`; this crate does the IO that they do
+//! not.
 //!
-//! [`start`] begins it all; [`worker`] is a thread's state; [`listener`] takes connections to [`http1`], [`http2`] or
-//! [`tcp`]; [`exchange`] serves a request, [`router`] forwards it over [`upstream`]; [`control`] applies configuration.
+//! [`start`] begins it all; [`worker`] is a thread's state; [`listener`] takes connections to
+//! [`http1`], [`http2`] or [`tcp`]; [`exchange`] serves a request, [`router`] forwards it over
+//! [`upstream`]; [`control`] applies configuration.
 //!
 //! Must never import: `api`, `model`, `translate`: it knows xDS only.
 

@@ -1,5 +1,5 @@
-//! Accepts connections and brings them to what serves them: original destination, first bytes, filter chain, TLS,
-//! network filters.
+//! Accepts connections and brings them to what serves them: original destination, first bytes,
+//! filter chain, TLS, network filters.
 
 use std::io;
 use std::net::SocketAddr;
@@ -71,18 +71,33 @@ struct Inspected {
 }
 
 async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: SocketAddr) {
-    let Some(mut listener) = worker.published().listeners.get(name).cloned() else { return };
-    let Some(half_open) = worker.half_open.admit(peer.ip()) else {
-        worker.causes.refusal(&Cause::Overload("half-open connections"), Some(ResponseFlag::OverloadManagerTerminated));
+    let Some(mut listener) = worker.published().listeners.get(name).cloned() else {
         return;
     };
-    let Ok(mut local) = stream.local_addr() else { return };
+    let Some(half_open) = worker.half_open.admit(peer.ip()) else {
+        worker.causes.refusal(
+            &Cause::Overload("half-open connections"),
+            Some(ResponseFlag::OverloadManagerTerminated),
+        );
+        return;
+    };
+    let Ok(mut local) = stream.local_addr() else {
+        return;
+    };
     if listener.filters.restores_original_dst() || listener.use_original_dst {
         local = meltemi_net::original_destination(&stream).unwrap_or(local);
     }
     if let Some(keepalive) = &listener.keepalive {
-        let Keepalive { probes, time, interval } = *keepalive;
-        let keepalive = meltemi_net::Keepalive { probes, time, interval };
+        let Keepalive {
+            probes,
+            time,
+            interval,
+        } = *keepalive;
+        let keepalive = meltemi_net::Keepalive {
+            probes,
+            time,
+            interval,
+        };
         // A connection without probes is still a connection.
         let _ = meltemi_net::socket::set_keepalive((&stream).into(), &keepalive);
     }
@@ -121,30 +136,56 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
         }
         None => {
             let cause = Cause::Timeout("listener filters timeout", listener.name.clone());
-            refuse(&worker, &listener, None, info, None, "listener_filter_timeout", cause);
+            refuse(
+                &worker,
+                &listener,
+                None,
+                info,
+                None,
+                "listener_filter_timeout",
+                cause,
+            );
             return;
         }
     }
     let Some(chain) = listener.chains.select(&info).cloned() else {
         counts.no_chain.inc();
         let cause = Cause::NoFilterChain(listener.name.clone());
-        refuse(&worker, &listener, None, info, Some(ResponseFlag::NoRouteFound), "filter_chain_not_found", cause);
+        refuse(
+            &worker,
+            &listener,
+            None,
+            info,
+            Some(ResponseFlag::NoRouteFound),
+            "filter_chain_not_found",
+            cause,
+        );
         return;
     };
     let stream = match chain.transport.tls().cloned() {
         None => Stream::Plain(stream),
-        Some(terms) => match terminate(&worker, &chain, &terms, stream, &mut inspected, &mut info).await {
-            Ok(stream) => {
-                counts.handshakes.inc();
-                stream
+        Some(terms) => {
+            match terminate(&worker, &chain, &terms, stream, &mut inspected, &mut info).await {
+                Ok(stream) => {
+                    counts.handshakes.inc();
+                    stream
+                }
+                Err((reason, why)) => {
+                    counts.failed_handshake(reason);
+                    worker.causes.handshake(reason);
+                    refuse(
+                        &worker,
+                        &listener,
+                        Some(&chain),
+                        info,
+                        None,
+                        "",
+                        Cause::Tls(why.into()),
+                    );
+                    return;
+                }
             }
-            Err((reason, why)) => {
-                counts.failed_handshake(reason);
-                worker.causes.handshake(reason);
-                refuse(&worker, &listener, Some(&chain), info, None, "", Cause::Tls(why.into()));
-                return;
-            }
-        },
+        }
     };
     drop(half_open);
     let view = Rc::new(worker.view_for(&listener, &chain));
@@ -155,9 +196,17 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
     let chain = view.chain.clone();
     let _open = OpenConnection::of(&counts, view.counts.as_ref());
     let refused = refused_now(&chain, &conn.info);
-    if chain.filters.iter().any(|filter| matches!(filter, NetworkFilter::Rbac(_))) {
+    if chain
+        .filters
+        .iter()
+        .any(|filter| matches!(filter, NetworkFilter::Rbac(_)))
+    {
         let (allowed, denied) = &worker.counts.network_rbac;
-        if refused.is_some() { denied.inc() } else { allowed.inc() }
+        if refused.is_some() {
+            denied.inc()
+        } else {
+            allowed.inc()
+        }
     }
     if let Some(policy) = refused {
         tcp::refuse(&worker, &conn, &view, policy);
@@ -185,7 +234,10 @@ async fn inspect(
     inspected: &mut Inspected,
 ) -> io::Result<()> {
     let port = info.local.port();
-    let (tls, http) = (listener.filters.inspects_tls(port), listener.filters.inspects_http(port));
+    let (tls, http) = (
+        listener.filters.inspects_tls(port),
+        listener.filters.inspects_http(port),
+    );
     if !tls && !http {
         return Ok(());
     }
@@ -200,11 +252,14 @@ async fn inspect(
                 TlsSniff::Hello(hello) => {
                     info.transport = TransportProtocol::Tls;
                     info.server_name = hello.server_name.as_deref().map(Into::into);
-                    info.application_protocols = hello.alpn.iter().map(|name| name.as_str().into()).collect();
+                    info.application_protocols =
+                        hello.alpn.iter().map(|name| name.as_str().into()).collect();
                     inspected.hello = Some(hello);
                     return Ok(());
                 }
-                TlsSniff::Broken(reason) => return Err(io::Error::new(io::ErrorKind::InvalidData, reason)),
+                TlsSniff::Broken(reason) => {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+                }
             }
         }
         if !more && http {
@@ -243,15 +298,23 @@ async fn terminate(
         };
         inspected.bytes = Vec::new();
         if terms.require_sni && hello.server_name.is_none() {
-            return Err((TlsReason::NoServerName, "the client sent no server name".to_owned()));
+            return Err((
+                TlsReason::NoServerName,
+                "the client sent no server name".to_owned(),
+            ));
         }
-        let config = worker.tls.server(terms, &hello.alpn).map_err(|error| (TlsReason::Unready, error.to_string()))?;
+        let config = worker
+            .tls
+            .server(terms, &hello.alpn)
+            .map_err(|error| (TlsReason::Unready, error.to_string()))?;
         let start = StartHandshake::from_parts(hello.accepted, stream);
         let stream = start.into_stream(config).await;
         stream.map_err(|error| (TlsReason::of(&error), meltemi_tls::cause_of_io(&error)))
     };
     let late = |_| (TlsReason::Timeout, "handshake timeout".to_owned());
-    let stream = tokio::time::timeout(limit, handshake).await.map_err(late)??;
+    let stream = tokio::time::timeout(limit, handshake)
+        .await
+        .map_err(late)??;
     let (_, session) = stream.get_ref();
     crate::upstream::tls::check_pins(&terms.common.validation, session.peer_certificates())
         .map_err(|why| (TlsReason::Certificate, why))?;
@@ -259,17 +322,27 @@ async fn terminate(
     info.tls = Some(Arc::new(peer(session, own)));
     info.transport = TransportProtocol::Tls;
     if info.server_name.is_none() {
-        info.server_name = session.server_name().map(|name| name.to_ascii_lowercase().into());
+        info.server_name = session
+            .server_name()
+            .map(|name| name.to_ascii_lowercase().into());
     }
     Ok(Stream::Tls(Box::new(stream.into())))
 }
 
-async fn hello(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<Box<Hello>, (TlsReason, String)> {
+async fn hello(
+    stream: &mut TcpStream,
+    bytes: &mut Vec<u8>,
+) -> Result<Box<Hello>, (TlsReason, String)> {
     let mut sniffer = TlsSniffer::default();
     loop {
         match sniffer.feed(bytes) {
             TlsSniff::Hello(hello) => return Ok(hello),
-            TlsSniff::NotTls => return Err((TlsReason::Plaintext, "plaintext where TLS is required".to_owned())),
+            TlsSniff::NotTls => {
+                return Err((
+                    TlsReason::Plaintext,
+                    "plaintext where TLS is required".to_owned(),
+                ));
+            }
             TlsSniff::Broken(reason) => return Err((TlsReason::Malformed, reason.to_owned())),
             TlsSniff::NeedMore => {}
         }
@@ -288,9 +361,14 @@ fn peer(session: &rustls::ServerConnection, local_uri_sans: Vec<String>) -> TlsP
     };
     let base = TlsPeer {
         local_uri_sans,
-        alpn: session.alpn_protocol().map(|alpn| String::from_utf8_lossy(alpn).into_owned()),
+        alpn: session
+            .alpn_protocol()
+            .map(|alpn| String::from_utf8_lossy(alpn).into_owned()),
         version,
-        cipher: session.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite())).unwrap_or_default(),
+        cipher: session
+            .negotiated_cipher_suite()
+            .map(|suite| format!("{:?}", suite.suite()))
+            .unwrap_or_default(),
         ..TlsPeer::default()
     };
     let leaf: Option<&CertificateDer<'_>> = session.peer_certificates().and_then(<[_]>::first);
@@ -310,7 +388,8 @@ fn peer(session: &rustls::ServerConnection, local_uri_sans: Vec<String>) -> TlsP
     }
 }
 
-/// Whether the chain's network authorization refuses the connection; the policy that denies, if one does.
+/// Whether the chain's network authorization refuses the connection; the policy that denies, if one
+/// does.
 pub fn refused_now(chain: &FilterChain, info: &ConnInfo) -> Option<Option<Arc<str>>> {
     chain.filters.iter().find_map(|filter| match filter {
         NetworkFilter::Rbac(rbac) => crate::steps::network_rbac(rbac, info),
@@ -333,7 +412,9 @@ fn refuse(
     if listener.access_logs.is_empty() {
         return;
     }
-    let Some(any) = chain.or_else(|| listener.chains.iter().next()) else { return };
+    let Some(any) = chain.or_else(|| listener.chains.iter().next()) else {
+        return;
+    };
     let view = Rc::new(worker.view_for(listener, any));
     let conn = Rc::new(Downstream::new(0, info, view.clone()));
     let mut record = StreamInfo::new(worker.random());
@@ -342,11 +423,20 @@ fn refuse(
     }
     record.details = details.into();
     record.cause = Some(cause);
-    let facts = LogFacts { log_type: Some(NO_LOG_TYPE), ..LogFacts::new(&record, &conn, &view) };
+    let facts = LogFacts {
+        log_type: Some(NO_LOG_TYPE),
+        ..LogFacts::new(&record, &conn, &view)
+    };
     worker.log(&listener.access_logs, &record, facts);
 }
 
-async fn serve_http(worker: Rc<Worker>, conn: Rc<Downstream>, codec: Codec, stream: Stream, inspected: Inspected) {
+async fn serve_http(
+    worker: Rc<Worker>,
+    conn: Rc<Downstream>,
+    codec: Codec,
+    stream: Stream,
+    inspected: Inspected,
+) {
     let mut first = inspected.bytes;
     let alpn = conn.info.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
     let mut stream = stream;
@@ -373,9 +463,19 @@ async fn serve_http(worker: Rc<Worker>, conn: Rc<Downstream>, codec: Codec, stre
     }
 }
 
-/// Reads until it is clear whether the client begins with the HTTP/2 preface; `None`: it went away, or is silent.
-async fn prior_knowledge(worker: &Worker, conn: &Downstream, stream: &mut Stream, first: &mut Vec<u8>) -> Option<bool> {
-    let idle = conn.view(worker).http.as_ref().and_then(|http| http.idle_timeout);
+/// Reads until it is clear whether the client begins with the HTTP/2 preface; `None`: it went away,
+/// or is silent.
+async fn prior_knowledge(
+    worker: &Worker,
+    conn: &Downstream,
+    stream: &mut Stream,
+    first: &mut Vec<u8>,
+) -> Option<bool> {
+    let idle = conn
+        .view(worker)
+        .http
+        .as_ref()
+        .and_then(|http| http.idle_timeout);
     loop {
         let preface = meltemi_net::inspect::H2_PREFACE;
         let common = first.len().min(preface.len());

@@ -1,4 +1,5 @@
-//! Access log files, opened once for all workers; each worker has a buffer of its own in front of them.
+//! Access log files, opened once for all workers; each worker has a buffer of its own in front of
+//! them.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -25,7 +26,10 @@ pub struct Logs {
 impl Logs {
     /// Everything goes to one stream, whatever configuration says; for embedding and tests.
     pub fn to(stream: Box<dyn Write + Send>) -> std::io::Result<Self> {
-        Ok(Self { open: Arc::default(), instead: Some(LogSink::to(stream)?) })
+        Ok(Self {
+            open: Arc::default(),
+            instead: Some(LogSink::to(stream)?),
+        })
     }
 
     fn writer(&self, place: &Place) -> Option<LogWriter> {
@@ -51,7 +55,11 @@ impl Logs {
     /// Lines lost so far.
     pub fn dropped(&self) -> u64 {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.values().flatten().chain(&self.instead).map(LogSink::dropped).sum()
+        open.values()
+            .flatten()
+            .chain(&self.instead)
+            .map(LogSink::dropped)
+            .sum()
     }
 }
 
@@ -67,7 +75,12 @@ pub struct WorkerLogs {
 impl WorkerLogs {
     /// In front of the process's files.
     pub fn new(logs: Logs) -> Self {
-        Self { logs, writers: RefCell::default(), waiting: Cell::new(false), wake: Notify::new() }
+        Self {
+            logs,
+            writers: RefCell::default(),
+            waiting: Cell::new(false),
+            wake: Notify::new(),
+        }
     }
 
     /// Writes a line.
@@ -76,7 +89,9 @@ impl WorkerLogs {
         if !writers.contains_key(&log.sink) {
             writers.insert(log.sink.clone(), self.logs.writer(&log.sink));
         }
-        let Some(Some(writer)) = writers.get(&log.sink) else { return };
+        let Some(Some(writer)) = writers.get(&log.sink) else {
+            return;
+        };
         writer.write(|out| log.format.render(facts, out));
         if !self.waiting.replace(true) {
             self.wake.notify_one();
@@ -95,6 +110,10 @@ impl WorkerLogs {
 
     /// Hands everything over now.
     pub fn flush(&self) {
-        self.writers.borrow().values().flatten().for_each(LogWriter::flush);
+        self.writers
+            .borrow()
+            .values()
+            .flatten()
+            .for_each(LogWriter::flush);
     }
 }

@@ -1,5 +1,5 @@
-//! Istio's exchange of peer metadata on TCP: both sides say who they are before the first byte of the application.
-//! Source: Istio proxy `metadata_exchange.cc`.
+//! Istio's exchange of peer metadata on TCP: both sides say who they are before the first byte of
+//! the application. Source: Istio proxy `metadata_exchange.cc`.
 
 use std::io;
 use std::pin::Pin;
@@ -14,8 +14,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 /// The protocol that both sides must have agreed on.
 pub const ALPN: &str = "istio-peer-exchange";
-/// A peer that agreed and is silent may be waiting for the application's first word (the server speaks first, the
-/// client's proxy sends its part with its first bytes): then the connection goes on, and its part may come later.
+/// A peer that agreed and is silent may be waiting for the application's first word (the server
+/// speaks first, the client's proxy sends its part with its first bytes): then the connection goes
+/// on, and its part may come later.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a peer said of itself.
@@ -27,13 +28,19 @@ pub enum Heard {
     NotYet,
 }
 
-/// Says who we are and reads who they are. `bytes` is what was read already; afterwards what is the application's, unless
-/// their part is not there yet.
-pub async fn exchange<S>(stream: &mut S, bytes: &mut Vec<u8>, local: &LocalPeer) -> io::Result<Heard>
+/// Says who we are and reads who they are. `bytes` is what was read already; afterwards what is the
+/// application's, unless their part is not there yet.
+pub async fn exchange<S>(
+    stream: &mut S,
+    bytes: &mut Vec<u8>,
+    local: &LocalPeer,
+) -> io::Result<Heard>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    stream.write_all(&preamble::write(&local.id, &local.info)).await?;
+    stream
+        .write_all(&preamble::write(&local.id, &local.info))
+        .await?;
     stream.flush().await?;
     let reading = async {
         loop {
@@ -48,10 +55,13 @@ where
         }
     };
     // Cancelled between two reads nothing is lost: what was read is in `bytes`.
-    tokio::time::timeout(PATIENCE, reading).await.unwrap_or(Ok(Heard::NotYet))
+    tokio::time::timeout(PATIENCE, reading)
+        .await
+        .unwrap_or(Ok(Heard::NotYet))
 }
 
-/// A stream whose peer may still say who it is, before its first byte for the application; that part is dropped.
+/// A stream whose peer may still say who it is, before its first byte for the application; that
+/// part is dropped.
 #[derive(Debug)]
 pub struct Late<'a, S> {
     stream: &'a mut S,
@@ -72,12 +82,19 @@ enum Due {
 impl<'a, S> Late<'a, S> {
     /// `begun` is what was read of a part that is still due; `None` passes everything on.
     pub fn new(stream: &'a mut S, begun: Option<Vec<u8>>) -> Self {
-        Self { stream, due: begun.map_or(Due::Nothing, Due::Part) }
+        Self {
+            stream,
+            due: begun.map_or(Due::Nothing, Due::Part),
+        }
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Late<'_, S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let Self { stream, due } = &mut *self;
         if let Due::Part(begun) = due {
             let length = loop {
@@ -113,7 +130,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Late<'_, S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Late<'_, S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut *self.stream).poll_write(cx, bytes)
     }
 
@@ -131,8 +152,16 @@ mod tests {
     use super::*;
 
     fn local(workload: &str) -> LocalPeer {
-        let info = PeerInfo { workload: workload.into(), namespace: "default".into(), ..PeerInfo::default() };
-        LocalPeer { id: workload.into(), encoded: info.encode().into(), info }
+        let info = PeerInfo {
+            workload: workload.into(),
+            namespace: "default".into(),
+            ..PeerInfo::default()
+        };
+        LocalPeer {
+            id: workload.into(),
+            encoded: info.encode().into(),
+            info,
+        }
     }
 
     #[tokio::test]
@@ -141,7 +170,9 @@ mod tests {
         let (client, server) = (local("client"), local("server"));
         let (mut from_server, mut from_client) = (Vec::new(), Vec::new());
         let ask = async {
-            let heard = exchange(&mut a, &mut from_server, &client).await.expect("exchanged");
+            let heard = exchange(&mut a, &mut from_server, &client)
+                .await
+                .expect("exchanged");
             a.write_all(b"question").await.expect("written");
             heard
         };
@@ -164,7 +195,9 @@ mod tests {
         let (mut a, mut b) = tokio::io::duplex(4096);
         b.write_all(b"SSH-2.0").await.expect("written");
         let mut bytes = Vec::new();
-        let heard = exchange(&mut a, &mut bytes, &local("x")).await.expect("goes on");
+        let heard = exchange(&mut a, &mut bytes, &local("x"))
+            .await
+            .expect("goes on");
         assert!(matches!(heard, Heard::Peer(None)));
         assert_eq!(bytes, b"SSH-2.0");
     }
@@ -176,18 +209,30 @@ mod tests {
             let (mut a, mut b) = tokio::io::duplex(64 * 1024);
             b.write_all(&said[..already]).await.expect("written");
             let mut bytes = Vec::new();
-            let heard = exchange(&mut a, &mut bytes, &local("x")).await.expect("goes on");
+            let heard = exchange(&mut a, &mut bytes, &local("x"))
+                .await
+                .expect("goes on");
             assert!(matches!(heard, Heard::NotYet));
             assert_eq!(bytes, said[..already]);
             let mut late = Late::new(&mut a, Some(bytes));
-            b.write_all(&said[already..already + later]).await.expect("written");
+            b.write_all(&said[already..already + later])
+                .await
+                .expect("written");
             tokio::task::yield_now().await;
-            b.write_all(&said[already + later..]).await.expect("written");
+            b.write_all(&said[already + later..])
+                .await
+                .expect("written");
             // Bytes of the application may look like anything.
             b.write_all(&said[..12]).await.expect("written");
             b.shutdown().await.expect("shut");
             let mut heard = Vec::new();
-            while late.read(&mut [0; 5][..]).await.map(|count| heard.push(count)).is_ok() && heard.last() != Some(&0) {}
+            while late
+                .read(&mut [0; 5][..])
+                .await
+                .map(|count| heard.push(count))
+                .is_ok()
+                && heard.last() != Some(&0)
+            {}
             assert_eq!(heard.iter().sum::<usize>(), 12, "{already} {later}");
         }
         // A first byte that only begins like it.
@@ -195,7 +240,10 @@ mod tests {
         b.write_all(&said[..1]).await.expect("written");
         b.shutdown().await.expect("shut");
         let mut heard = Vec::new();
-        Late::new(&mut a, Some(Vec::new())).read_to_end(&mut heard).await.expect("read");
+        Late::new(&mut a, Some(Vec::new()))
+            .read_to_end(&mut heard)
+            .await
+            .expect("read");
         assert_eq!(heard, said[..1]);
     }
 }

@@ -1,11 +1,13 @@
-//! What the connection manager does to every request and response before and after filters, as Envoy's
-//! `ConnectionManagerUtility` does.
+//! What the connection manager does to every request and response before and after filters, as
+//! Envoy's `ConnectionManagerUtility` does.
 
 use std::net::{IpAddr, SocketAddr};
 
 use meltemi_filters::head::{Known, RequestHead, ResponseHead};
 use meltemi_filters::{Cause, LocalReply};
-use meltemi_proxy_config::http::{ForwardClientCert, HttpConnectionManager, ServerHeader, StripPort, Underscores};
+use meltemi_proxy_config::http::{
+    ForwardClientCert, HttpConnectionManager, ServerHeader, StripPort, Underscores,
+};
 use meltemi_proxy_config::normalize::PathOutcome;
 
 use crate::downstream::Downstream;
@@ -42,7 +44,10 @@ pub fn request(
         if edge {
             fields.remove_known(Known::XEnvoyDecoratorOperation);
             fields.remove_known(Known::XEnvoyOriginalPath);
-            fields.set("x-envoy-external-address", client.remote.ip().to_string().as_bytes());
+            fields.set(
+                "x-envoy-external-address",
+                client.remote.ip().to_string().as_bytes(),
+            );
         }
         // Only the mesh itself may tune how we forward (D6).
         for known in [
@@ -60,10 +65,12 @@ pub fn request(
     }
     let scheme = if tls { "https" } else { "http" };
     let known = head.fields().known(Known::XForwardedProto);
-    let trusted =
-        known.is_some_and(|value| value.eq_ignore_ascii_case(b"http") || value.eq_ignore_ascii_case(b"https"));
+    let trusted = known.is_some_and(|value| {
+        value.eq_ignore_ascii_case(b"http") || value.eq_ignore_ascii_case(b"https")
+    });
     if !trusted || (http.use_remote_address && http.xff_trusted_hops == 0) {
-        head.fields_mut().set("x-forwarded-proto", scheme.as_bytes());
+        head.fields_mut()
+            .set("x-forwarded-proto", scheme.as_bytes());
         head.set_scheme(scheme);
     } else {
         let https = known.is_some_and(|value| value.eq_ignore_ascii_case(b"https"));
@@ -75,16 +82,25 @@ pub fn request(
     request_id(worker, http, head, edge);
     client_cert(http, conn, head);
     if !http.via.is_empty() {
-        head.fields_mut().append_joined("via", b", ", http.via.as_bytes());
+        head.fields_mut()
+            .append_joined("via", b", ", http.via.as_bytes());
     }
     Ok(client)
 }
 
 fn bad(details: &'static str) -> Box<LocalReply> {
-    Box::new(LocalReply::new(400, "", details, Cause::Protocol(details.into())))
+    Box::new(LocalReply::new(
+        400,
+        "",
+        details,
+        Cause::Protocol(details.into()),
+    ))
 }
 
-fn underscores(http: &HttpConnectionManager, head: &mut RequestHead) -> Result<(), Box<LocalReply>> {
+fn underscores(
+    http: &HttpConnectionManager,
+    head: &mut RequestHead,
+) -> Result<(), Box<LocalReply>> {
     if http.underscores == Underscores::Allow || !head.iter().any(|(name, _)| name.contains('_')) {
         return Ok(());
     }
@@ -124,20 +140,28 @@ fn host(http: &HttpConnectionManager, conn: &Downstream, head: &mut RequestHead)
     }
 }
 
-fn path(worker: &Worker, http: &HttpConnectionManager, head: &mut RequestHead) -> Result<(), Box<LocalReply>> {
+fn path(
+    worker: &Worker,
+    http: &HttpConnectionManager,
+    head: &mut RequestHead,
+) -> Result<(), Box<LocalReply>> {
     let mut scratch = worker.scratch.borrow_mut();
     let outcome = http.path.apply(head.path(), &mut scratch);
     match outcome {
         PathOutcome::Unchanged => Ok(()),
         PathOutcome::Changed => {
-            let changed = std::str::from_utf8(&scratch).map_err(|_| bad("path_normalization_failed"))?;
+            let changed =
+                std::str::from_utf8(&scratch).map_err(|_| bad("path_normalization_failed"))?;
             head.set_path(changed);
             Ok(())
         }
         PathOutcome::Redirect => {
             let location = scratch.clone();
             let cause = Cause::Protocol("path_normalization".into());
-            Err(Box::new(LocalReply::new(307, "", "path_normalization_failed", cause).header("location", location)))
+            Err(Box::new(
+                LocalReply::new(307, "", "path_normalization_failed", cause)
+                    .header("location", location),
+            ))
         }
         PathOutcome::Reject(details) => Err(bad(details)),
     }
@@ -145,8 +169,13 @@ fn path(worker: &Worker, http: &HttpConnectionManager, head: &mut RequestHead) -
 
 fn forwarded(http: &HttpConnectionManager, conn: &Downstream, head: &mut RequestHead) -> Client {
     let direct = conn.info.remote;
-    // Nobody is, unless configuration says so: that a client comes from a private network proves nothing.
-    let internal = |ip: IpAddr| http.internal_addresses.iter().any(|range| range.contains(ip));
+    // Nobody is, unless configuration says so: that a client comes from a private network proves
+    // nothing.
+    let internal = |ip: IpAddr| {
+        http.internal_addresses
+            .iter()
+            .any(|range| range.contains(ip))
+    };
     if http.use_remote_address {
         let hops = http.xff_trusted_hops as usize;
         let had = head.fields().has(Known::XForwardedFor);
@@ -154,24 +183,43 @@ fn forwarded(http: &HttpConnectionManager, conn: &Downstream, head: &mut Request
             0 => direct.ip(),
             hops => nth_last(head, hops - 1).unwrap_or(direct.ip()),
         };
-        let remote = SocketAddr::new(remote, if remote == direct.ip() { direct.port() } else { 0 });
-        let client = Client { remote, internal: !had && internal(direct.ip()) };
+        let remote = SocketAddr::new(
+            remote,
+            if remote == direct.ip() {
+                direct.port()
+            } else {
+                0
+            },
+        );
+        let client = Client {
+            remote,
+            internal: !had && internal(direct.ip()),
+        };
         if !http.skip_xff_append {
             let text = direct.ip().to_string();
-            head.fields_mut().append_joined("x-forwarded-for", b",", text.as_bytes());
+            head.fields_mut()
+                .append_joined("x-forwarded-for", b",", text.as_bytes());
         }
         return client;
     }
     let Some(last) = nth_last(head, http.xff_trusted_hops as usize) else {
-        return Client { remote: direct, internal: false };
+        return Client {
+            remote: direct,
+            internal: false,
+        };
     };
     let single = forwarded_for(head).count() == 1;
-    Client { remote: SocketAddr::new(last, 0), internal: single && internal(last) }
+    Client {
+        remote: SocketAddr::new(last, 0),
+        internal: single && internal(last),
+    }
 }
 
 /// The elements of `x-forwarded-for`, of all its lines.
 fn forwarded_for(head: &RequestHead) -> impl Iterator<Item = &[u8]> {
-    head.fields().get_all("x-forwarded-for").flat_map(|line| line.split(|byte| *byte == b','))
+    head.fields()
+        .get_all("x-forwarded-for")
+        .flat_map(|line| line.split(|byte| *byte == b','))
 }
 
 /// The n-th address from the right; what is no address counts for nothing.
@@ -193,7 +241,8 @@ fn request_id(worker: &Worker, http: &HttpConnectionManager, head: &mut RequestH
         head.fields_mut().remove_known(Known::XRequestId);
     }
     if !head.fields().has(Known::XRequestId) {
-        head.fields_mut().append("x-request-id", &uuid(worker.random(), worker.random()));
+        head.fields_mut()
+            .append("x-request-id", &uuid(worker.random(), worker.random()));
     }
 }
 
@@ -203,7 +252,11 @@ fn uuid(high: u64, low: u64) -> [u8; 36] {
     let low = (low & !(0b11 << 62)) | (0b10 << 62);
     let mut out = [b'-'; 36];
     let digits = (0..32).map(|at| {
-        let nibble = if at < 16 { high >> (60 - at * 4) } else { low >> (60 - (at - 16) * 4) };
+        let nibble = if at < 16 {
+            high >> (60 - at * 4)
+        } else {
+            low >> (60 - (at - 16) * 4)
+        };
         b"0123456789abcdef"[(nibble & 15) as usize]
     });
     let places = (0..36).filter(|at| !matches!(at, 8 | 13 | 18 | 23));
@@ -214,7 +267,11 @@ fn uuid(high: u64, low: u64) -> [u8; 36] {
 }
 
 fn client_cert(http: &HttpConnectionManager, conn: &Downstream, head: &mut RequestHead) {
-    let mutual = conn.info.tls.as_deref().filter(|tls| tls.presented && tls.validated);
+    let mutual = conn
+        .info
+        .tls
+        .as_deref()
+        .filter(|tls| tls.presented && tls.validated);
     let keep = match http.client_cert {
         ForwardClientCert::AlwaysForwardOnly => return,
         ForwardClientCert::Sanitize => false,
@@ -230,14 +287,25 @@ fn client_cert(http: &HttpConnectionManager, conn: &Downstream, head: &mut Reque
     if !keep {
         head.fields_mut().remove_known(Known::XForwardedClientCert);
     }
-    let sets = matches!(http.client_cert, ForwardClientCert::AppendForward | ForwardClientCert::SanitizeSet);
-    let (Some(tls), true) = (mutual, sets) else { return };
+    let sets = matches!(
+        http.client_cert,
+        ForwardClientCert::AppendForward | ForwardClientCert::SanitizeSet
+    );
+    let (Some(tls), true) = (mutual, sets) else {
+        return;
+    };
     let element = conn.xfcc(http, tls);
-    head.fields_mut().append_joined("x-forwarded-client-cert", b",", element.as_bytes());
+    head.fields_mut()
+        .append_joined("x-forwarded-client-cert", b",", element.as_bytes());
 }
 
 /// Finishes a response.
-pub fn response(worker: &Worker, http: &HttpConnectionManager, request: &RequestHead, head: &mut ResponseHead) {
+pub fn response(
+    worker: &Worker,
+    http: &HttpConnectionManager,
+    request: &RequestHead,
+    head: &mut ResponseHead,
+) {
     let fields = head.fields_mut();
     fields.remove_known(Known::XEnvoyDecoratorOperation);
     match http.server_header {

@@ -59,13 +59,23 @@ impl ClusterEntry {
     /// Puts a cluster, its endpoints and their records together.
     pub fn new(cluster: Arc<Cluster>, endpoints: Arc<EndpointSet>, live: Arc<ClusterLive>) -> Self {
         let address = |endpoint: &Arc<Endpoint>| endpoint.address.socket();
-        let hosts = endpoints.endpoints.iter().map(|endpoint| Some(live.host(address(endpoint)?))).collect();
-        let known: std::collections::HashSet<SocketAddr> = endpoints.endpoints.iter().filter_map(address).collect();
+        let hosts = endpoints
+            .endpoints
+            .iter()
+            .map(|endpoint| Some(live.host(address(endpoint)?)))
+            .collect();
+        let known: std::collections::HashSet<SocketAddr> =
+            endpoints.endpoints.iter().filter_map(address).collect();
         if matches!(cluster.discovery, Discovery::OriginalDst(_)) {
             live.forget_unused_hosts();
         } else {
             live.keep_hosts(|address| known.contains(address));
         }
-        Self { cluster, endpoints, live, hosts }
+        Self {
+            cluster,
+            endpoints,
+            live,
+            hosts,
+        }
     }
 }

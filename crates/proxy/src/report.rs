@@ -1,4 +1,5 @@
-//! Istio's standard metrics: which labels a request or connection has, and the series that it adds to.
+//! Istio's standard metrics: which labels a request or connection has, and the series that it adds
+//! to.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -37,7 +38,8 @@ const MAX_HOSTS: usize = 256;
 /// More looked-up series than this are forgotten; they are found again.
 const MAX_CACHED: usize = 4096;
 
-/// What tells series apart, as addresses of shared values and small numbers: a request costs no label map.
+/// What tells series apart, as addresses of shared values and small numbers: a request costs no
+/// label map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     reporter: Reporter,
@@ -77,7 +79,10 @@ pub struct Series {
 impl Series {
     /// A peer with the identity that it proved.
     fn peer(&self, info: Option<&Arc<PeerInfo>>, principal: Option<&Arc<str>>) -> Arc<Peer> {
-        let key = (info.map_or(0, |info| Arc::as_ptr(info) as usize), principal.cloned());
+        let key = (
+            info.map_or(0, |info| Arc::as_ptr(info) as usize),
+            principal.cloned(),
+        );
         let mut peers = self.peers.borrow_mut();
         if let Some((_, peer)) = peers.get(&key) {
             return peer.clone();
@@ -90,7 +95,8 @@ impl Series {
         peer
     }
 
-    /// A workload from an endpoint's metadata: `name;namespace;canonical name;canonical revision;cluster`.
+    /// A workload from an endpoint's metadata: `name;namespace;canonical name;canonical
+    /// revision;cluster`.
     fn workload(&self, text: &Arc<str>) -> Arc<PeerInfo> {
         let mut workloads = self.workloads.borrow_mut();
         if let Some(info) = workloads.get(text) {
@@ -118,7 +124,9 @@ impl Series {
     fn service(&self, worker: &Worker, cluster: Option<&Arc<str>>) -> Arc<ServiceName> {
         let name: Arc<str> = cluster.cloned().unwrap_or_else(|| UNKNOWN.into());
         let entry = worker.cluster(&name);
-        let version = entry.as_ref().map_or(0, |entry| Arc::as_ptr(&entry.entry.cluster) as usize);
+        let version = entry
+            .as_ref()
+            .map_or(0, |entry| Arc::as_ptr(&entry.entry.cluster) as usize);
         let mut services = self.services.borrow_mut();
         if let Some((made_of, service)) = services.get(&name)
             && *made_of == version
@@ -128,14 +136,17 @@ impl Series {
         if services.len() >= MAX_CACHED {
             services.clear();
         }
-        let service = Arc::new(service_of(entry.as_ref().map(|entry| &entry.entry.cluster.metadata), &name));
+        let service = Arc::new(service_of(
+            entry.as_ref().map(|entry| &entry.entry.cluster.metadata),
+            &name,
+        ));
         services.insert(name, (version, service.clone()));
         service
     }
 
-    /// The name of a destination that is no known service: the host that the client asked for, as Istio has it. A
-    /// passthrough keeps its own name beside it. Clients can make up hosts: the first ones are named, so that those
-    /// beyond take no series from the services of the mesh.
+    /// The name of a destination that is no known service: the host that the client asked for, as
+    /// Istio has it. A passthrough keeps its own name beside it. Clients can make up hosts: the
+    /// first ones are named, so that those beyond take no series from the services of the mesh.
     fn by_host(&self, unknown: &Arc<ServiceName>, host: &str) -> Arc<ServiceName> {
         if host.is_empty() || host.len() > MAX_HOST {
             return unknown.clone();
@@ -151,10 +162,20 @@ impl Series {
         if all.values().map(|(_, hosts)| hosts.len()).sum::<usize>() >= MAX_HOSTS {
             return unknown.clone();
         }
-        let (_, hosts) = all.entry(key).or_insert_with(|| (unknown.clone(), HashMap::new()));
+        let (_, hosts) = all
+            .entry(key)
+            .or_insert_with(|| (unknown.clone(), HashMap::new()));
         let text: Arc<str> = host.into();
-        let name = if *unknown.name == *UNKNOWN { text.clone() } else { unknown.name.clone() };
-        let service = Arc::new(ServiceName { host: text, name, namespace: unknown.namespace.clone() });
+        let name = if *unknown.name == *UNKNOWN {
+            text.clone()
+        } else {
+            unknown.name.clone()
+        };
+        let service = Arc::new(ServiceName {
+            host: text,
+            name,
+            namespace: unknown.namespace.clone(),
+        });
         hosts.insert(host.into(), service.clone());
         service
     }
@@ -172,21 +193,41 @@ fn service_of(metadata: Option<&Metadata>, cluster: &Arc<str>) -> ServiceName {
                 Some(Value::String(text)) => text.clone(),
                 _ => unknown.clone(),
             };
-            ServiceName { host: field("host"), name: field("name"), namespace: field("namespace") }
+            ServiceName {
+                host: field("host"),
+                name: field("name"),
+                namespace: field("namespace"),
+            }
         }
         // A passthrough or black hole is named by itself.
-        None if cluster.ends_with("Cluster") => {
-            ServiceName { host: unknown.clone(), name: cluster.clone(), namespace: unknown }
-        }
-        None => ServiceName { host: unknown.clone(), name: unknown.clone(), namespace: unknown },
+        None if cluster.ends_with("Cluster") => ServiceName {
+            host: unknown.clone(),
+            name: cluster.clone(),
+            namespace: unknown,
+        },
+        None => ServiceName {
+            host: unknown.clone(),
+            name: unknown.clone(),
+            namespace: unknown,
+        },
     }
 }
 
 fn labels_of(info: Option<&PeerInfo>, principal: Option<&Arc<str>>) -> Peer {
-    let known = |text: &str| -> Arc<str> { if text.is_empty() { UNKNOWN.into() } else { text.into() } };
-    let principal: Arc<str> = principal.map_or_else(|| UNKNOWN.into(), |p| format!("spiffe://{p}").into());
+    let known = |text: &str| -> Arc<str> {
+        if text.is_empty() {
+            UNKNOWN.into()
+        } else {
+            text.into()
+        }
+    };
+    let principal: Arc<str> =
+        principal.map_or_else(|| UNKNOWN.into(), |p| format!("spiffe://{p}").into());
     match info {
-        None => Peer { principal, ..Peer::unknown() },
+        None => Peer {
+            principal,
+            ..Peer::unknown()
+        },
         Some(info) => Peer {
             workload: known(&info.workload),
             namespace: known(&info.namespace),
@@ -208,7 +249,10 @@ fn reporter(view: &ChainView) -> Reporter {
 }
 
 fn is_mutual(conn: &Downstream) -> bool {
-    conn.info.tls.as_deref().is_some_and(|tls| tls.presented && tls.validated)
+    conn.info
+        .tls
+        .as_deref()
+        .is_some_and(|tls| tls.presented && tls.validated)
 }
 
 fn security(reporter: Reporter, mutual: bool) -> &'static str {
@@ -220,7 +264,12 @@ fn security(reporter: Reporter, mutual: bool) -> &'static str {
 }
 
 fn workload_of(host: &WorkerHost) -> Option<&Arc<str>> {
-    match host.endpoint.as_ref()?.metadata.at("istio", &["workload"])? {
+    match host
+        .endpoint
+        .as_ref()?
+        .metadata
+        .at("istio", &["workload"])?
+    {
         Value::String(text) => Some(text),
         _ => None,
     }
@@ -231,9 +280,9 @@ pub fn is_in_mesh(worker: &Worker, cluster: &str) -> bool {
     if cluster.ends_with("PassthroughCluster") || cluster == "BlackHoleCluster" {
         return false;
     }
-    worker
-        .cluster(cluster)
-        .is_some_and(|cluster| cluster.entry.cluster.metadata.at("istio", &["external"]) != Some(&Value::Bool(true)))
+    worker.cluster(cluster).is_some_and(|cluster| {
+        cluster.entry.cluster.metadata.at("istio", &["external"]) != Some(&Value::Bool(true))
+    })
 }
 
 /// Source and destination, seen from our side.
@@ -251,21 +300,37 @@ fn sides(
         Reporter::Source => {
             let us = worker.own_principal();
             let us = upstream_principal.and(us.as_ref());
-            (series.peer(Some(&own), us), series.peer(upstream, upstream_principal))
+            (
+                series.peer(Some(&own), us),
+                series.peer(upstream, upstream_principal),
+            )
         }
         Reporter::Destination => {
-            let us = if is_mutual(conn) { conn.own_principal() } else { None };
-            (series.peer(downstream, conn.peer_principal().as_ref()), series.peer(Some(&own), us.as_ref()))
+            let us = if is_mutual(conn) {
+                conn.own_principal()
+            } else {
+                None
+            };
+            (
+                series.peer(downstream, conn.peer_principal().as_ref()),
+                series.peer(Some(&own), us.as_ref()),
+            )
         }
     }
 }
 
 /// Adds a finished request.
 pub fn http(run: &Run<'_>, request: &RequestHead) {
-    let Some(stats) = steps::stats(&run.http.filters) else { return };
+    let Some(stats) = steps::stats(&run.http.filters) else {
+        return;
+    };
     let (worker, conn, info) = (run.worker, run.conn, &run.info);
     let reporter = reporter(run.view);
-    let upstream = info.state.upstream_peer.clone().or_else(|| info.workload.clone());
+    let upstream = info
+        .state
+        .upstream_peer
+        .clone()
+        .or_else(|| info.workload.clone());
     let (source, destination) = sides(
         worker,
         conn,
@@ -288,11 +353,18 @@ pub fn http(run: &Run<'_>, request: &RequestHead) {
         service: Arc::as_ptr(&service) as usize,
         grpc,
         code: info.status,
-        grpc_status: info.grpc_status.filter(|_| grpc).map_or(u32::MAX, |status| status.min(99)),
+        grpc_status: info
+            .grpc_status
+            .filter(|_| grpc)
+            .map_or(u32::MAX, |status| status.min(99)),
         flags: info.state.flags,
         mutual,
     };
-    let found = series.http.borrow().get(&key).map(|(series, _)| series.clone());
+    let found = series
+        .http
+        .borrow()
+        .get(&key)
+        .map(|(series, _)| series.clone());
     let found = found.unwrap_or_else(|| {
         let labels = HttpLabels {
             reporter,
@@ -304,7 +376,10 @@ pub fn http(run: &Run<'_>, request: &RequestHead) {
             request_protocol: if grpc { "grpc" } else { "http" },
             response_code: info.status,
             response_flags: info.state.flags.to_string().into(),
-            grpc_response_status: info.grpc_status.filter(|_| grpc).map_or_else(|| "".into(), |s| s.to_string().into()),
+            grpc_response_status: info
+                .grpc_status
+                .filter(|_| grpc)
+                .map_or_else(|| "".into(), |s| s.to_string().into()),
             connection_security_policy: security(reporter, mutual),
         };
         let made = Rc::new(HttpSeries::resolve(&worker.shard, &labels));
@@ -312,13 +387,29 @@ pub fn http(run: &Run<'_>, request: &RequestHead) {
         if all.len() >= MAX_CACHED {
             all.clear();
         }
-        all.insert(key, (made.clone(), (source.clone(), destination.clone(), service.clone())));
+        all.insert(
+            key,
+            (
+                made.clone(),
+                (source.clone(), destination.clone(), service.clone()),
+            ),
+        );
         made
     });
-    let heads = (request.fields().byte_len() as u64, run.response.fields().byte_len() as u64);
-    found.record(info.start.elapsed(), info.received.get() + heads.0, info.sent.get() + heads.1);
+    let heads = (
+        request.fields().byte_len() as u64,
+        run.response.fields().byte_len() as u64,
+    );
+    found.record(
+        info.start.elapsed(),
+        info.received.get() + heads.0,
+        info.sent.get() + heads.1,
+    );
     if let Some(messages) = &info.messages {
-        found.record_messages(messages.requests.get().messages(), messages.responses.get().messages());
+        found.record_messages(
+            messages.requests.get().messages(),
+            messages.responses.get().messages(),
+        );
     }
 }
 
@@ -333,13 +424,22 @@ pub struct TcpReport {
 
 impl TcpReport {
     /// A connection that has an upstream or is refused; `None` if nobody asked for metrics.
-    pub fn of(worker: &Worker, conn: &Downstream, view: &ChainView, info: &StreamInfo) -> Option<Self> {
+    pub fn of(
+        worker: &Worker,
+        conn: &Downstream,
+        view: &ChainView,
+        info: &StreamInfo,
+    ) -> Option<Self> {
         let interval = view.chain.filters.iter().find_map(|filter| match filter {
             NetworkFilter::Stats { interval } => Some(*interval),
             _ => None,
         })?;
         let reporter = reporter(view);
-        let upstream = info.state.upstream_peer.clone().or_else(|| info.workload.clone());
+        let upstream = info
+            .state
+            .upstream_peer
+            .clone()
+            .or_else(|| info.workload.clone());
         let (source, destination) = sides(
             worker,
             conn,
@@ -361,7 +461,12 @@ impl TcpReport {
         };
         let series = TcpSeries::resolve(&worker.shard, &labels);
         series.opened.inc();
-        Some(Self { labels: Box::new(labels), series, interval, told: Default::default() })
+        Some(Self {
+            labels: Box::new(labels),
+            series,
+            interval,
+            told: Default::default(),
+        })
     }
 
     /// How often [`TcpReport::progress`] is wanted.
@@ -372,7 +477,9 @@ impl TcpReport {
     /// Adds the bytes since the last call.
     pub fn progress(&self, meter: &Meter) {
         let (received, sent) = (meter.received.get(), meter.sent.get());
-        self.series.received.add(received - self.told.0.replace(received));
+        self.series
+            .received
+            .add(received - self.told.0.replace(received));
         self.series.sent.add(sent - self.told.1.replace(sent));
     }
 
@@ -384,12 +491,16 @@ impl TcpReport {
             self.series.closed.inc();
             return;
         }
-        let labels = TcpLabels { response_flags: flags.into(), ..*self.labels };
+        let labels = TcpLabels {
+            response_flags: flags.into(),
+            ..*self.labels
+        };
         TcpSeries::resolve(&worker.shard, &labels).closed.inc();
     }
 }
 
-/// What an endpoint's metadata says of its workload, for requests and connections whose peer told nothing of itself.
+/// What an endpoint's metadata says of its workload, for requests and connections whose peer told
+/// nothing of itself.
 pub fn workload(worker: &Worker, host: &WorkerHost) -> Option<Arc<PeerInfo>> {
     workload_of(host).map(|text| worker.series.workload(text))
 }

@@ -53,12 +53,14 @@ pub enum Follows {
 }
 
 impl<'a> Responder<'a> {
-    /// Prepares the head; it goes out with the first piece of the body, or when the body is flushed or finished.
+    /// Prepares the head; it goes out with the first piece of the body, or when the body is flushed
+    /// or finished.
     pub fn start(&mut self, head: &mut ResponseHead, follows: Follows) -> io::Result<BodyOut<'a>> {
         match self {
             Self::H1(to) => {
                 if to.wants_continue.replace(false) {
-                    // The client may send its body now or not (RFC 9110 §10.1.1): what comes next could be either (A16).
+                    // The client may send its body now or not (RFC 9110 §10.1.1): what comes next
+                    // could be either (A16).
                     to.keep_alive.set(false);
                 }
                 if to.conn.is_draining() {
@@ -79,13 +81,22 @@ impl<'a> Responder<'a> {
                     out.extend_from_slice(b"connection: keep-alive\r\n");
                 }
                 codec::end_head(&mut out, chunked, !to.keep_alive.get());
-                Ok(BodyOut::H1 { io: to.io, head: out, chunked })
+                Ok(BodyOut::H1 {
+                    io: to.io,
+                    head: out,
+                    chunked,
+                })
             }
             Self::H2(to) => {
                 let end = follows != Follows::Body;
                 let sent = to.send_response(heads::response_to(head), end);
-                let stream = sent.map_err(|error| io::Error::new(io::ErrorKind::BrokenPipe, error))?;
-                Ok(if end { BodyOut::Discard } else { BodyOut::H2(stream) })
+                let stream =
+                    sent.map_err(|error| io::Error::new(io::ErrorKind::BrokenPipe, error))?;
+                Ok(if end {
+                    BodyOut::Discard
+                } else {
+                    BodyOut::H2(stream)
+                })
             }
         }
     }
@@ -111,8 +122,8 @@ impl<'a> Responder<'a> {
         }
     }
 
-    /// Resolves when nobody waits for the response any more: the stream was reset, or the connection ended after a
-    /// whole request. Cancellation-safe.
+    /// Resolves when nobody waits for the response any more: the stream was reset, or the
+    /// connection ended after a whole request. Cancellation-safe.
     pub async fn left(&mut self, body: &mut BodyIn<'_>) {
         tokio::select! {
             biased;

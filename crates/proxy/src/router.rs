@@ -27,7 +27,8 @@ use attempt::{AttemptEnd, Failure, carrier};
 use durations::Timeouts;
 use timeout::Clocks;
 
-/// How much of a request body is kept for another attempt or a mirror; `docs/configuration.md` says so of mirrors.
+/// How much of a request body is kept for another attempt or a mirror; `docs/configuration.md` says
+/// so of mirrors.
 const REPLAY_BYTES: usize = 64 * 1024;
 
 /// What was decided for a request.
@@ -94,7 +95,13 @@ pub async fn forward(
     run.info.counts = Some(cluster.counts.clone());
     if cluster.entry.endpoints.drops(run.worker.random()).is_some() {
         let cause = Cause::Drop(name.clone());
-        return Err(reply(503, "drop overload", "drop_overload", cause, ResponseFlag::DropOverload));
+        return Err(reply(
+            503,
+            "drop overload",
+            "drop_overload",
+            cause,
+            ResponseFlag::DropOverload,
+        ));
     }
     if head.method() == "CONNECT" {
         // Nothing here turns a request into a tunnel.
@@ -108,7 +115,9 @@ pub async fn forward(
             return Err(Box::new(LocalReply::new(403, "", "upgrade_failed", cause)));
         }
     }
-    let router = steps::router(&run.http.filters).cloned().unwrap_or_default();
+    let router = steps::router(&run.http.filters)
+        .cloned()
+        .unwrap_or_default();
     let policy = action.retry.as_deref().filter(|policy| policy.admits(head));
     let timeouts = Timeouts::of(run, plan, head, &cluster, &router);
     timeouts.tell(head, Duration::ZERO, router.suppress_envoy_headers);
@@ -119,7 +128,9 @@ pub async fn forward(
     } else {
         let ends = (run.conn.info.remote, run.conn.info.local);
         let outcome = action.hash.hash(head, run.remote.ip(), ends);
-        run.info.set_cookie = outcome.set_cookie.map(|(cookie, value)| cookie.header_value(&value));
+        run.info.set_cookie = outcome
+            .set_cookie
+            .map(|(cookie, value)| cookie.header_value(&value));
         outcome.hash
     };
     let live = &cluster.entry.live;
@@ -142,22 +153,49 @@ pub async fn forward(
     };
     let keeps = (policy.is_some() || !mirrors.is_empty()) && has_body;
     let tee = keeps.then(|| RefCell::new(Tee::new(REPLAY_BYTES)));
-    let clocks = Clocks::new(timeouts, !has_body, run.info.start).ending_with(run.conn, run.worker.common.drain_time);
-    let result =
-        attempts(run, plan, head, &mut body, tee.as_ref(), responder, &cluster, hash, &mut retries, &clocks, &router)
-            .await;
+    let clocks = Clocks::new(timeouts, !has_body, run.info.start)
+        .ending_with(run.conn, run.worker.common.drain_time);
+    let result = attempts(
+        run,
+        plan,
+        head,
+        &mut body,
+        tee.as_ref(),
+        responder,
+        &cluster,
+        hash,
+        &mut retries,
+        &clocks,
+        &router,
+    )
+    .await;
     body.settle();
     if !mirrors.is_empty() {
-        mirror::fire(run.worker, run.conn, &mirrors, head, tee.map(RefCell::into_inner));
+        mirror::fire(
+            run.worker,
+            run.conn,
+            &mirrors,
+            head,
+            tee.map(RefCell::into_inner),
+        );
     }
     result
 }
 
 fn overflow(cause: Cause) -> Reply {
     let body = "upstream connect error or disconnect/reset before headers. reset reason: overflow";
-    let reply = LocalReply::new(503, body, "upstream_reset_before_response_started{overflow}", cause);
+    let reply = LocalReply::new(
+        503,
+        body,
+        "upstream_reset_before_response_started{overflow}",
+        cause,
+    );
     // Envoy tells a client that looks for it why.
-    Box::new(reply.flagged(ResponseFlag::UpstreamOverflow).header("x-envoy-overloaded", "true"))
+    Box::new(
+        reply
+            .flagged(ResponseFlag::UpstreamOverflow)
+            .header("x-envoy-overloaded", "true"),
+    )
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -184,8 +222,17 @@ async fn attempts(
             random: run.worker.random(),
             hash,
             subset,
-            tried: if retries.policy.is_some_and(|policy| policy.avoid_previous_hosts) { &retries.tried } else { &[] },
-            attempts: retries.policy.map_or(1, |policy| policy.host_selection_attempts),
+            tried: if retries
+                .policy
+                .is_some_and(|policy| policy.avoid_previous_hosts)
+            {
+                &retries.tried
+            } else {
+                &[]
+            },
+            attempts: retries
+                .policy
+                .map_or(1, |policy| policy.host_selection_attempts),
             failed_priorities: &retries.failed_priorities,
             original: Some(run.conn.info.local),
             now,
@@ -203,11 +250,22 @@ async fn attempts(
         run.info.attempts += 1;
         run.info.upstream = Some(host.address);
         if action.request_attempt_count {
-            head.fields_mut().set("x-envoy-attempt-count", run.info.attempts.to_string().as_bytes());
+            head.fields_mut().set(
+                "x-envoy-attempt-count",
+                run.info.attempts.to_string().as_bytes(),
+            );
         }
         rewrite_host(plan, head, &host, router.suppress_envoy_headers);
-        clocks.begin_attempt(action.retry.as_ref().and_then(|policy| policy.per_try_idle_timeout));
-        let end = one(run, plan, head, body, tee, responder, cluster, &host, retries, clocks, router).await;
+        clocks.begin_attempt(
+            action
+                .retry
+                .as_ref()
+                .and_then(|policy| policy.per_try_idle_timeout),
+        );
+        let end = one(
+            run, plan, head, body, tee, responder, cluster, &host, retries, clocks, router,
+        )
+        .await;
         let failure = match end {
             AttemptEnd::Ended(ended) => return Ok(ended),
             AttemptEnd::Again => None,
@@ -215,15 +273,19 @@ async fn attempts(
         };
         if let Some(failure) = failure {
             if failure.blames_host {
-                live.report(&host.live, HostResult::LocalFailure, epoch_ms(Instant::now()));
+                live.report(
+                    &host.live,
+                    HostResult::LocalFailure,
+                    epoch_ms(Instant::now()),
+                );
             }
             if let Some((limit, _)) = failure.limit {
                 limit.count(&cluster.counts);
             }
             run.info.transport_failure.clone_from(&failure.transport);
             let replayable = tee.map_or(!retries.has_body, |tee| !tee.borrow().lost);
-            // RFC 9112 §9.3.1: an idempotent request may be sent again by itself if a connection that had been used
-            // before turns out to be closed.
+            // RFC 9112 §9.3.1: an idempotent request may be sent again by itself if a connection
+            // that had been used before turns out to be closed.
             if failure.stale && !retries.stale && replayable && is_idempotent(head.method()) {
                 retries.stale = true;
                 run.info.attempts -= 1;
@@ -231,12 +293,17 @@ async fn attempts(
             }
             if !(replayable
                 && may_retry(retries, cluster, action.high_priority, |policy| {
-                    failure.kind.is_some_and(|kind| policy.retries_failure(kind))
+                    failure
+                        .kind
+                        .is_some_and(|kind| policy.retries_failure(kind))
                 }))
             {
                 let exhausted = retries.exhausted && failure.kind.is_some();
                 if exhausted {
-                    run.info.state.flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+                    run.info
+                        .state
+                        .flags
+                        .insert(ResponseFlag::UpstreamRetryLimitExceeded);
                 }
                 return Err(failure.reply(retries.done));
             }
@@ -260,7 +327,9 @@ async fn attempts(
                 limit.count(&cluster.counts);
                 return Err(Failure::limit(limit, plan, clocks).reply(0));
             }
-            clocks.timeouts().tell(head, clocks.elapsed(), router.suppress_envoy_headers);
+            clocks
+                .timeouts()
+                .tell(head, clocks.elapsed(), router.suppress_envoy_headers);
         }
     }
 }
@@ -272,7 +341,9 @@ pub(crate) fn may_retry(
     high: bool,
     wants: impl FnOnce(&RetryPolicy) -> bool,
 ) -> bool {
-    let Some(policy) = retries.policy else { return false };
+    let Some(policy) = retries.policy else {
+        return false;
+    };
     if !wants(policy) {
         return false;
     }
@@ -287,9 +358,14 @@ pub(crate) fn may_retry(
     let budget = cluster.entry.cluster.breakers[usize::from(high)].retry_budget;
     let permit = match budget {
         Some(budget) => {
-            let active = u64::from(live.in_use(Resource::Requests) + live.in_use(Resource::Pending));
+            let active =
+                u64::from(live.in_use(Resource::Requests) + live.in_use(Resource::Pending));
             let free = u64::from(live.in_use(Resource::Retries)) < budget.allowed(active);
-            if free { Some(live.admit_over(high, Resource::Retries)) } else { live.refuse(Resource::Retries) }
+            if free {
+                Some(live.admit_over(high, Resource::Retries))
+            } else {
+                live.refuse(Resource::Retries)
+            }
         }
         None => live.admit(high, Resource::Retries),
     };
@@ -314,10 +390,11 @@ async fn one(
     clocks: &Clocks,
     router: &meltemi_filters::http::Router,
 ) -> AttemptEnd {
-    let carrier = match carrier::obtain(run, plan, head, body, tee, responder, cluster, host, clocks).await {
-        Ok(carrier) => carrier,
-        Err(end) => return end,
-    };
+    let carrier =
+        match carrier::obtain(run, plan, head, body, tee, responder, cluster, host, clocks).await {
+            Ok(carrier) => carrier,
+            Err(end) => return end,
+        };
     cluster.entry.live.totals.requests.fetch_add(1, Relaxed);
     let _active = host.live.begin();
     let facts = carrier.facts();
@@ -325,11 +402,17 @@ async fn one(
     run.info.upstream_protocol = Some(carrier.version());
     run.info.upstream_local = facts.local;
     run.info.upstream_principal.clone_from(&facts.principal);
-    attempt::run(run, plan, head, body, tee, responder, cluster, host, carrier, retries, clocks, router).await
+    attempt::run(
+        run, plan, head, body, tee, responder, cluster, host, carrier, retries, clocks, router,
+    )
+    .await
 }
 
 fn is_idempotent(method: &str) -> bool {
-    matches!(method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE")
+    matches!(
+        method,
+        "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE"
+    )
 }
 
 /// Request headers, path: once, before the first attempt.
@@ -339,7 +422,10 @@ fn rewrite(run: &Run<'_>, plan: &Plan<'_>, head: &mut RequestHead, suppress: boo
     for ops in decision.request_headers() {
         // Templates may name fields that the operations before have changed.
         let before = head.clone();
-        let facts = LogFacts { request: Some(&before), ..header_facts(run) };
+        let facts = LogFacts {
+            request: Some(&before),
+            ..header_facts(run)
+        };
         ops.apply(head, &facts);
     }
     {
@@ -353,13 +439,19 @@ fn rewrite(run: &Run<'_>, plan: &Plan<'_>, head: &mut RequestHead, suppress: boo
         }
     }
     if let (Some(original), false) = (original, suppress) {
-        head.fields_mut().set("x-envoy-original-path", original.as_bytes());
+        head.fields_mut()
+            .set("x-envoy-original-path", original.as_bytes());
     }
 }
 
 fn rewrite_host(plan: &Plan<'_>, head: &mut RequestHead, host: &WorkerHost, suppress: bool) {
     let action = plan.forward.action;
-    if action.host_rewrite.is_none() && plan.forward.weighted.is_none_or(|weighted| weighted.host_rewrite.is_none()) {
+    if action.host_rewrite.is_none()
+        && plan
+            .forward
+            .weighted
+            .is_none_or(|weighted| weighted.host_rewrite.is_none())
+    {
         return;
     }
     let endpoint = host.endpoint.as_ref().map(|endpoint| &*endpoint.hostname);
@@ -370,10 +462,12 @@ fn rewrite_host(plan: &Plan<'_>, head: &mut RequestHead, host: &WorkerHost, supp
     {
         let old = head.authority().to_owned();
         if !suppress {
-            head.fields_mut().set("x-envoy-original-host", old.as_bytes());
+            head.fields_mut()
+                .set("x-envoy-original-host", old.as_bytes());
         }
         if action.append_x_forwarded_host {
-            head.fields_mut().append_joined("x-forwarded-host", b",", old.as_bytes());
+            head.fields_mut()
+                .append_joined("x-forwarded-host", b",", old.as_bytes());
         }
         head.set_authority(new);
     }
@@ -381,11 +475,19 @@ fn rewrite_host(plan: &Plan<'_>, head: &mut RequestHead, host: &WorkerHost, supp
 
 /// What templates of headers can ask for.
 fn header_facts<'a>(run: &'a Run<'_>) -> LogFacts<'a> {
-    LogFacts { worker: Some(run.worker), log_type: Some(NO_LOG_TYPE), ..LogFacts::new(&run.info, run.conn, run.view) }
+    LogFacts {
+        worker: Some(run.worker),
+        log_type: Some(NO_LOG_TYPE),
+        ..LogFacts::new(&run.info, run.conn, run.view)
+    }
 }
 
 /// Response headers of route, virtual host, table and weighted cluster.
-pub fn apply_response_headers(run: &mut Run<'_>, decision: &RouteDecision<'_>, request: &RequestHead) {
+pub fn apply_response_headers(
+    run: &mut Run<'_>,
+    decision: &RouteDecision<'_>,
+    request: &RequestHead,
+) {
     let mut all = decision.response_headers().peekable();
     if all.peek().is_none() {
         return;
@@ -394,7 +496,11 @@ pub fn apply_response_headers(run: &mut Run<'_>, decision: &RouteDecision<'_>, r
     let mut response = std::mem::take(&mut run.response);
     for ops in all {
         let before = response.clone();
-        let facts = LogFacts { request: Some(request), response: Some(&before), ..header_facts(run) };
+        let facts = LogFacts {
+            request: Some(request),
+            response: Some(&before),
+            ..header_facts(run)
+        };
         ops.apply(&mut response, &facts);
     }
     run.response = response;

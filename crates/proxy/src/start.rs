@@ -57,7 +57,8 @@ pub struct ProxyOptions {
     pub logs: Logs,
     /// How long draining connections may take.
     pub drain_time: Duration,
-    /// The levels of the process's own log, for `/logging`; without them they cannot be changed there.
+    /// The levels of the process's own log, for `/logging`; without them they cannot be changed
+    /// there.
     pub levels: Option<Arc<dyn Levels>>,
 }
 
@@ -82,7 +83,8 @@ impl Default for ProxyOptions {
     }
 }
 
-/// What the server of configuration is asked for without names; all else is asked for by the names in it.
+/// What the server of configuration is asked for without names; all else is asked for by the names
+/// in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Discover {
     /// Clusters (CDS). Default true.
@@ -93,13 +95,22 @@ pub struct Discover {
 
 impl Default for Discover {
     fn default() -> Self {
-        Self { clusters: true, listeners: true }
+        Self {
+            clusters: true,
+            listeners: true,
+        }
     }
 }
 
 impl Discover {
     fn subscriptions(self) -> Vec<(String, Subscription)> {
-        let all = |wanted| if wanted { Subscription::wildcard() } else { Subscription::default() };
+        let all = |wanted| {
+            if wanted {
+                Subscription::wildcard()
+            } else {
+                Subscription::default()
+            }
+        };
         vec![
             (CLUSTER.to_owned(), all(self.clusters)),
             (ENDPOINT.to_owned(), Subscription::default()),
@@ -110,7 +121,8 @@ impl Discover {
     }
 }
 
-/// A running proxy. Dropping the handle stops it at once; see [`ProxyHandle::shutdown`] for an end in order.
+/// A running proxy. Dropping the handle stops it at once; see [`ProxyHandle::shutdown`] for an end
+/// in order.
 #[derive(Debug)]
 pub struct ProxyHandle {
     common: Arc<Common>,
@@ -125,7 +137,8 @@ pub struct ProxyHandle {
 pub struct Proxy;
 
 impl Proxy {
-    /// Starts the threads. Fails if a thread or the admin socket cannot be had, or if a static resource is refused.
+    /// Starts the threads. Fails if a thread or the admin socket cannot be had, or if a static
+    /// resource is refused.
     pub fn start(options: ProxyOptions) -> io::Result<ProxyHandle> {
         let ProxyOptions {
             node,
@@ -143,14 +156,22 @@ impl Proxy {
             drain_time,
             levels,
         } = options;
-        let info = node.metadata.as_ref().map(PeerInfo::from_struct).unwrap_or_default();
+        let info = node
+            .metadata
+            .as_ref()
+            .map(PeerInfo::from_struct)
+            .unwrap_or_default();
         let common = Arc::new(Common {
             mark,
             secrets,
             registry,
             logs,
             binder,
-            local: LocalPeer { id: node.id.as_str().into(), encoded: info.encode().into(), info },
+            local: LocalPeer {
+                id: node.id.as_str().into(),
+                encoded: info.encode().into(),
+                info,
+            },
             node_id: node.id.as_str().into(),
             connections: Default::default(),
             since: Instant::now(),
@@ -185,10 +206,30 @@ impl Proxy {
                 admin_sockets.push((socket, only_metrics));
             }
         }
-        let admin = admin_sockets.iter().filter_map(|(socket, _)| socket.local_addr().ok()).collect();
-        let inspector = Inspector { common: common.clone(), requests: requests.clone(), workers: senders };
-        threads.push(control_thread(driver, inbox, resolved, xds, admin_sockets, inspector)?);
-        Ok(ProxyHandle { common, requests, ready, threads, admin })
+        let admin = admin_sockets
+            .iter()
+            .filter_map(|(socket, _)| socket.local_addr().ok())
+            .collect();
+        let inspector = Inspector {
+            common: common.clone(),
+            requests: requests.clone(),
+            workers: senders,
+        };
+        threads.push(control_thread(
+            driver,
+            inbox,
+            resolved,
+            xds,
+            admin_sockets,
+            inspector,
+        )?);
+        Ok(ProxyHandle {
+            common,
+            requests,
+            ready,
+            threads,
+            admin,
+        })
     }
 }
 
@@ -202,16 +243,20 @@ fn worker_thread(
     number: u64,
     commands: mpsc::UnboundedReceiver<Command>,
 ) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default());
-        match runtime {
-            Ok(runtime) => runtime.block_on(async {
-                let worker = Worker::new(common, number, seed());
-                worker.run(commands).await;
-            }),
-            Err(error) => tracing::error!(%error, "a worker cannot start"),
-        }
-    })
+    std::thread::Builder::new()
+        .name(format!("worker-{number}"))
+        .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build_local(Default::default());
+            match runtime {
+                Ok(runtime) => runtime.block_on(async {
+                    let worker = Worker::new(common, number, seed());
+                    worker.run(commands).await;
+                }),
+                Err(error) => tracing::error!(%error, "a worker cannot start"),
+            }
+        })
 }
 
 fn control_thread(
@@ -225,35 +270,52 @@ fn control_thread(
     sockets: Vec<(std::net::TcpListener, bool)>,
     inspector: Inspector,
 ) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name("control".to_owned()).spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        match runtime {
-            Ok(runtime) => runtime.block_on(async {
-                for (socket, only_metrics) in sockets {
-                    tokio::spawn(admin::serve(socket, inspector.clone(), only_metrics));
-                }
-                drop(inspector);
-                driver.run(inbox, resolved, xds).await;
-            }),
-            Err(error) => tracing::error!(%error, "the control thread cannot start"),
-        }
-    })
+    std::thread::Builder::new()
+        .name("control".to_owned())
+        .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            match runtime {
+                Ok(runtime) => runtime.block_on(async {
+                    for (socket, only_metrics) in sockets {
+                        tokio::spawn(admin::serve(socket, inspector.clone(), only_metrics));
+                    }
+                    drop(inspector);
+                    driver.run(inbox, resolved, xds).await;
+                }),
+                Err(error) => tracing::error!(%error, "the control thread cannot start"),
+            }
+        })
 }
 
-fn apply_bootstrap(driver: &mut Driver, common: &Common, bootstrap: &Bootstrap) -> Result<(), String> {
-    let Some(resources) = &bootstrap.static_resources else { return Ok(()) };
+fn apply_bootstrap(
+    driver: &mut Driver,
+    common: &Common,
+    bootstrap: &Bootstrap,
+) -> Result<(), String> {
+    let Some(resources) = &bootstrap.static_resources else {
+        return Ok(());
+    };
     for secret in &resources.secrets {
         apply_secrets(&common.secrets, &secret.name, &meltemi_proto::pack(secret))?;
     }
-    let clusters: Vec<(String, Any)> =
-        resources.clusters.iter().map(|cluster| (cluster.name.clone(), meltemi_proto::pack(cluster))).collect();
+    let clusters: Vec<(String, Any)> = resources
+        .clusters
+        .iter()
+        .map(|cluster| (cluster.name.clone(), meltemi_proto::pack(cluster)))
+        .collect();
     driver.apply_static(CLUSTER, &clusters)?;
     let listeners: Vec<(String, Any)> = resources
         .listeners
         .iter()
         .enumerate()
         .map(|(number, listener)| {
-            let name = if listener.name.is_empty() { format!("listener_{number}") } else { listener.name.clone() };
+            let name = if listener.name.is_empty() {
+                format!("listener_{number}")
+            } else {
+                listener.name.clone()
+            };
             (name, meltemi_proto::pack(listener))
         })
         .collect();
@@ -320,9 +382,11 @@ async fn look_through<T: Send + 'static>(
     look: impl FnOnce(&State, &Published, &Status) -> T + Send + 'static,
 ) -> Option<T> {
     let (answer, receiver) = oneshot::channel();
-    let look = Box::new(move |state: &State, published: &Published, status: &Status| {
-        let _ = answer.send(look(state, published, status));
-    });
+    let look = Box::new(
+        move |state: &State, published: &Published, status: &Status| {
+            let _ = answer.send(look(state, published, status));
+        },
+    );
     requests.send(Request::Inspect(look)).await.ok()?;
     receiver.await.ok()
 }
@@ -337,11 +401,15 @@ impl ProxyHandle {
     ) -> Result<(), String> {
         let (answer, receiver) = oneshot::channel();
         let gone = || "the proxy has stopped".to_owned();
-        self.requests.send(Request::Apply(type_url, resources, removed, answer)).await.map_err(|_| gone())?;
+        self.requests
+            .send(Request::Apply(type_url, resources, removed, answer))
+            .await
+            .map_err(|_| gone())?;
         receiver.await.map_err(|_| gone())?
     }
 
-    /// Whether everything that was needed at start has arrived, and nobody said that traffic shall stay away.
+    /// Whether everything that was needed at start has arrived, and nobody said that traffic shall
+    /// stay away.
     pub fn is_ready(&self) -> bool {
         self.common.state() == ServerState::Live
     }
@@ -377,12 +445,16 @@ impl ProxyHandle {
 
     /// What still waits for endpoints, routes or secrets: type and name.
     pub async fn warming(&self) -> Vec<(&'static str, Arc<str>)> {
-        look_through(&self.requests, |state, _, _| state.warming()).await.unwrap_or_default()
+        look_through(&self.requests, |state, _, _| state.warming())
+            .await
+            .unwrap_or_default()
     }
 
     /// How it stands with its server.
     pub async fn status(&self) -> Status {
-        look_through(&self.requests, |_, _, status| status.clone()).await.unwrap_or_default()
+        look_through(&self.requests, |_, _, status| status.clone())
+            .await
+            .unwrap_or_default()
     }
 
     /// Open downstream connections.
@@ -408,7 +480,10 @@ impl ProxyHandle {
 
     /// Drains, waits until no connection is left or the time is up, and ends the threads.
     pub async fn shutdown(mut self, time: Duration) {
-        let _ = self.requests.send(Request::StopListening(Drained::All)).await;
+        let _ = self
+            .requests
+            .send(Request::StopListening(Drained::All))
+            .await;
         let _ = self.requests.send(Request::Drain(Drained::All)).await;
         let end = tokio::time::Instant::now() + time;
         while self.connections() > 0 && tokio::time::Instant::now() < end {
@@ -416,7 +491,9 @@ impl ProxyHandle {
         }
         let _ = self.requests.send(Request::Stop).await;
         let threads = std::mem::take(&mut self.threads);
-        let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| _ = thread.join()));
+        let joined = tokio::task::spawn_blocking(move || {
+            threads.into_iter().for_each(|thread| _ = thread.join())
+        });
         let _ = joined.await;
     }
 }

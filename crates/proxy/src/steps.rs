@@ -5,7 +5,8 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use meltemi_filters::http::{
-    Entropy, HttpFilter, HttpFilterSlot, RequestContext, ResponseContext, Router, Stats, StreamFacts,
+    Entropy, HttpFilter, HttpFilterSlot, RequestContext, ResponseContext, Router, Stats,
+    StreamFacts,
 };
 use meltemi_filters::metadata::Metadata;
 use meltemi_filters::rbac::{self, Rbac};
@@ -45,7 +46,8 @@ pub enum Stop {
     Gone,
 }
 
-/// Lets every filter see the request, in order; the first that answers ends it. `left` resolves when the client leaves.
+/// Lets every filter see the request, in order; the first that answers ends it. `left` resolves
+/// when the client leaves.
 pub async fn request(
     slots: &[HttpFilterSlot],
     around: Around<'_>,
@@ -56,8 +58,12 @@ pub async fn request(
     let mut left = pin!(left);
     let mut entropy = Entropy::new(info.random);
     for slot in slots {
-        let setting = around.decision.and_then(|decision| decision.setting(&slot.name));
-        let Some(setting) = slot.settings(setting) else { continue };
+        let setting = around
+            .decision
+            .and_then(|decision| decision.setting(&slot.name));
+        let Some(setting) = slot.settings(setting) else {
+            continue;
+        };
         if matches!(slot.filter, HttpFilter::Router(_)) {
             break;
         }
@@ -93,7 +99,11 @@ pub async fn request(
             if let (HttpFilter::Rbac(rbac), Some(counts)) = (&slot.filter, around.counts)
                 && (rbac.rules.is_some() || setting.is_some())
             {
-                if matches!(step, Step::Reply(_)) { counts.denied.inc() } else { counts.allowed.inc() }
+                if matches!(step, Step::Reply(_)) {
+                    counts.denied.inc()
+                } else {
+                    counts.allowed.inc()
+                }
             }
             match step {
                 Step::Continue => break,
@@ -119,11 +129,18 @@ pub fn response(
     is_local: bool,
 ) {
     for slot in slots.iter().rev() {
-        if matches!(slot.filter, HttpFilter::Router(_) | HttpFilter::Stats(_) | HttpFilter::Rbac(_)) {
+        if matches!(
+            slot.filter,
+            HttpFilter::Router(_) | HttpFilter::Stats(_) | HttpFilter::Rbac(_)
+        ) {
             continue;
         }
-        let setting = around.decision.and_then(|decision| decision.setting(&slot.name));
-        let Some(setting) = slot.settings(setting) else { continue };
+        let setting = around
+            .decision
+            .and_then(|decision| decision.setting(&slot.name));
+        let Some(setting) = slot.settings(setting) else {
+            continue;
+        };
         let mut peers = around.worker.peers.borrow_mut();
         let mut cx = ResponseContext {
             head,
@@ -166,13 +183,21 @@ pub fn stats(slots: &[HttpFilterSlot]) -> Option<Stats> {
 
 /// Whether messages of gRPC are counted.
 pub fn counts_messages(slots: &[HttpFilterSlot]) -> bool {
-    slots.iter().any(|slot| matches!(slot.filter, HttpFilter::GrpcStats))
+    slots
+        .iter()
+        .any(|slot| matches!(slot.filter, HttpFilter::GrpcStats))
 }
 
 /// Judges a connection: the policy that refuses it, if one does.
 pub fn network_rbac(rbac: &Rbac, conn: &ConnInfo) -> Option<Option<Arc<str>>> {
     let nothing = Metadata::default();
-    let facts = rbac::Facts { conn, remote: conn.remote, head: None, metadata: &nothing, route_metadata: None };
+    let facts = rbac::Facts {
+        conn,
+        remote: conn.remote,
+        head: None,
+        metadata: &nothing,
+        route_metadata: None,
+    };
     let verdict = rbac.enforce(&facts);
     (!verdict.allowed).then_some(verdict.policy)
 }

@@ -34,8 +34,16 @@ struct Failed {
 }
 
 /// Serves one connection. `first` was read already.
-pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>, stream: Stream, first: Vec<u8>) {
-    let Terminal::Tcp(proxy) = &view.chain.terminal else { return };
+pub async fn serve(
+    worker: Rc<Worker>,
+    conn: Rc<Downstream>,
+    view: Rc<ChainView>,
+    stream: Stream,
+    first: Vec<u8>,
+) {
+    let Terminal::Tcp(proxy) = &view.chain.terminal else {
+        return;
+    };
     let mut info = StreamInfo::new(worker.random());
     let (mut stream, mut first) = (stream, first);
     let mut begun = None;
@@ -52,15 +60,26 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>
         Named::Cluster(name, subset) => (name.clone(), *subset),
         Named::Missing(name) => {
             let cause = Cause::NoCluster(name.clone());
-            worker.causes.refusal(&cause, Some(ResponseFlag::NoClusterFound));
-            info.end(ResponseFlag::NoClusterFound, "cluster_not_found", Some(cause));
+            worker
+                .causes
+                .refusal(&cause, Some(ResponseFlag::NoClusterFound));
+            info.end(
+                ResponseFlag::NoClusterFound,
+                "cluster_not_found",
+                Some(cause),
+            );
             finish(&worker, &conn, &view, proxy, &info);
             return;
         }
     };
     info.cluster = Some(cluster_name.clone());
     let connected = connect(&worker, &conn, proxy, &cluster_name, subset, &mut info).await;
-    let Connected { mut upstream, upstream_first, upstream_begun, permit } = match connected {
+    let Connected {
+        mut upstream,
+        upstream_first,
+        upstream_begun,
+        permit,
+    } = match connected {
         Ok(connected) => connected,
         Err(failed) => {
             worker.causes.refusal(&failed.cause, Some(failed.flag));
@@ -73,11 +92,19 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>
     let mut upstream = Late::new(&mut upstream, upstream_begun);
     let report = TcpReport::of(&worker, &conn, &view, &info);
     let meter = Meter::default();
-    let options = CopyOptions { idle: proxy.idle_timeout };
+    let options = CopyOptions {
+        idle: proxy.idle_timeout,
+    };
     let timeout = |which| Cause::Timeout(which, conn.chain.clone());
     let end = {
-        let copy =
-            copy_both_ways(&mut stream, &mut upstream, (first, upstream_first), options, &worker.buffers, &meter);
+        let copy = copy_both_ways(
+            &mut stream,
+            &mut upstream,
+            (first, upstream_first),
+            options,
+            &worker.buffers,
+            &meter,
+        );
         let interval = report.as_ref().map(TcpReport::interval);
         // It has a stated time to end by itself.
         let told_to_end = conn.overdue(worker.common.drain_time);
@@ -106,13 +133,25 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>
     info.received.set(meter.received.get());
     info.sent.set(meter.sent.get());
     match end {
-        Some(CopyEnd::Idle) => info.end(ResponseFlag::StreamIdleTimeout, "idle_timeout", Some(timeout("idle_timeout"))),
+        Some(CopyEnd::Idle) => info.end(
+            ResponseFlag::StreamIdleTimeout,
+            "idle_timeout",
+            Some(timeout("idle_timeout")),
+        ),
         Some(CopyEnd::Upstream(error)) => {
-            info.end(ResponseFlag::UpstreamConnectionTermination, "upstream_connection_termination", None);
+            info.end(
+                ResponseFlag::UpstreamConnectionTermination,
+                "upstream_connection_termination",
+                None,
+            );
             info.transport_failure = error.to_string();
         }
         Some(CopyEnd::Downstream(_)) => {
-            info.end(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect", None);
+            info.end(
+                ResponseFlag::DownstreamConnectionTermination,
+                "downstream_remote_disconnect",
+                None,
+            );
         }
         Some(CopyEnd::Closed) | None => {}
     }
@@ -125,8 +164,17 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, view: Rc<ChainView>
 
 /// Whether the client's proxy will say who it is first.
 fn exchanges(view: &ChainView, conn: &Downstream) -> bool {
-    let agreed = conn.info.tls.as_ref().is_some_and(|tls| tls.alpn.as_deref() == Some(peer_exchange::ALPN));
-    agreed && view.chain.filters.iter().any(|filter| matches!(filter, NetworkFilter::MetadataExchange))
+    let agreed = conn
+        .info
+        .tls
+        .as_ref()
+        .is_some_and(|tls| tls.alpn.as_deref() == Some(peer_exchange::ALPN));
+    agreed
+        && view
+            .chain
+            .filters
+            .iter()
+            .any(|filter| matches!(filter, NetworkFilter::MetadataExchange))
 }
 
 enum Named<'a> {
@@ -134,8 +182,18 @@ enum Named<'a> {
     Missing(Arc<str>),
 }
 
-fn cluster_name<'a>(view: &ChainView, proxy: &'a TcpProxy, conn: &Downstream, random: u64) -> Named<'a> {
-    if view.chain.filters.iter().any(|filter| matches!(filter, NetworkFilter::SniCluster)) {
+fn cluster_name<'a>(
+    view: &ChainView,
+    proxy: &'a TcpProxy,
+    conn: &Downstream,
+    random: u64,
+) -> Named<'a> {
+    if view
+        .chain
+        .filters
+        .iter()
+        .any(|filter| matches!(filter, NetworkFilter::SniCluster))
+    {
         return match &conn.info.server_name {
             Some(name) => Named::Cluster((&**name).into(), None),
             None => Named::Missing("(no server name)".into()),
@@ -170,7 +228,9 @@ async fn connect(
         });
     };
     let mut tried: Vec<SocketAddr> = Vec::new();
-    let hash = proxy.hash_source_ip.then(|| meltemi_lb::hash::xxh64(conn.info.remote.ip().to_string().as_bytes(), 0));
+    let hash = proxy
+        .hash_source_ip
+        .then(|| meltemi_lb::hash::xxh64(conn.info.remote.ip().to_string().as_bytes(), 0));
     let mut last = None;
     for _ in 0..proxy.max_connect_attempts.max(1) {
         let wish = Wish {
@@ -210,23 +270,39 @@ async fn connect(
                     && dialled.alpn.as_deref() == Some(peer_exchange::ALPN.as_bytes())
                 {
                     let own = &worker.common.local;
-                    match peer_exchange::exchange(&mut dialled.stream, &mut upstream_first, own).await {
+                    match peer_exchange::exchange(&mut dialled.stream, &mut upstream_first, own)
+                        .await
+                    {
                         Ok(Heard::Peer(peer)) => info.state.upstream_peer = peer,
-                        Ok(Heard::NotYet) => upstream_begun = Some(std::mem::take(&mut upstream_first)),
-                        // An upstream that fails here fails again at the first byte, and is reported then.
+                        Ok(Heard::NotYet) => {
+                            upstream_begun = Some(std::mem::take(&mut upstream_first))
+                        }
+                        // An upstream that fails here fails again at the first byte, and is
+                        // reported then.
                         Err(_) => {}
                     }
                 }
                 info.upstream_local = dialled.stream.socket().local_addr().ok();
                 info.upstream_principal = dialled.principal;
-                cluster.entry.live.report(&host.live, HostResult::Status(200), wish.now);
+                cluster
+                    .entry
+                    .live
+                    .report(&host.live, HostResult::Status(200), wish.now);
                 let active = host.live.begin();
                 info.workload = crate::report::workload(worker, &host);
                 let permit = (permit, active);
-                return Ok(Connected { upstream: dialled.stream, upstream_first, upstream_begun, permit });
+                return Ok(Connected {
+                    upstream: dialled.stream,
+                    upstream_first,
+                    upstream_begun,
+                    permit,
+                });
             }
             Err(error) => {
-                cluster.entry.live.report(&host.live, HostResult::LocalFailure, wish.now);
+                cluster
+                    .entry
+                    .live
+                    .report(&host.live, HostResult::LocalFailure, wish.now);
                 tried.push(host.address);
                 last = Some((host.address, error));
             }
@@ -263,25 +339,50 @@ async fn open(
 }
 
 /// The transport's whole ALPN list, if the cluster's connections say who they are.
-fn exchanging<'a>(cluster: &WorkerCluster, transport: &'a UpstreamTransport) -> Option<&'a [Box<str>]> {
-    let terms = cluster.entry.cluster.exchanges_metadata.then(|| transport.tls()).flatten();
+fn exchanging<'a>(
+    cluster: &WorkerCluster,
+    transport: &'a UpstreamTransport,
+) -> Option<&'a [Box<str>]> {
+    let terms = cluster
+        .entry
+        .cluster
+        .exchanges_metadata
+        .then(|| transport.tls())
+        .flatten();
     terms.map(|terms| &*terms.common.alpn)
 }
 
 /// Socket options of a connection to an endpoint.
-pub fn connect_options(worker: &Worker, cluster: &WorkerCluster, address: SocketAddr) -> ConnectOptions {
+pub fn connect_options(
+    worker: &Worker,
+    cluster: &WorkerCluster,
+    address: SocketAddr,
+) -> ConnectOptions {
     let terms = &cluster.entry.cluster;
-    let source = terms.bind.as_ref().and_then(|bind| bind.source_for(address)).map(|source| source.ip());
+    let source = terms
+        .bind
+        .as_ref()
+        .and_then(|bind| bind.source_for(address))
+        .map(|source| source.ip());
     let keepalive = terms.keepalive.map(|keepalive| meltemi_net::Keepalive {
         probes: keepalive.probes,
         time: keepalive.time,
         interval: keepalive.interval,
     });
-    ConnectOptions { mark: worker.common.mark, source: source.filter(|source| !source.is_unspecified()), keepalive }
+    ConnectOptions {
+        mark: worker.common.mark,
+        source: source.filter(|source| !source.is_unspecified()),
+        keepalive,
+    }
 }
 
 /// Refuses a connection that network authorization forbids, as Envoy logs it.
-pub fn refuse(worker: &Rc<Worker>, conn: &Rc<Downstream>, view: &Rc<ChainView>, policy: Option<Arc<str>>) {
+pub fn refuse(
+    worker: &Rc<Worker>,
+    conn: &Rc<Downstream>,
+    view: &Rc<ChainView>,
+    policy: Option<Arc<str>>,
+) {
     let mut info = StreamInfo::new(worker.random());
     let name = policy.as_deref().unwrap_or("none");
     info.termination = format!("rbac_access_denied_matched_policy[{name}]").into();
@@ -289,15 +390,28 @@ pub fn refuse(worker: &Rc<Worker>, conn: &Rc<Downstream>, view: &Rc<ChainView>, 
 }
 
 /// Refuses a connection beyond a limit.
-pub fn refuse_over_limit(worker: &Rc<Worker>, conn: &Rc<Downstream>, view: &Rc<ChainView>, prefix: Arc<str>) {
+pub fn refuse_over_limit(
+    worker: &Rc<Worker>,
+    conn: &Rc<Downstream>,
+    view: &Rc<ChainView>,
+    prefix: Arc<str>,
+) {
     let mut info = StreamInfo::new(worker.random());
     info.details = "connection_limit".into();
     info.state.flags.insert(ResponseFlag::UpstreamOverflow);
     refused(worker, conn, view, info, Cause::ConnectionLimit(prefix));
 }
 
-fn refused(worker: &Rc<Worker>, conn: &Rc<Downstream>, view: &Rc<ChainView>, mut info: StreamInfo, cause: Cause) {
-    worker.causes.refusal(&cause, info.state.flags.iter().next());
+fn refused(
+    worker: &Rc<Worker>,
+    conn: &Rc<Downstream>,
+    view: &Rc<ChainView>,
+    mut info: StreamInfo,
+    cause: Cause,
+) {
+    worker
+        .causes
+        .refusal(&cause, info.state.flags.iter().next());
     info.cause = Some(cause);
     let logs = match &view.chain.terminal {
         Terminal::Tcp(proxy) => &proxy.access_logs,
@@ -306,14 +420,35 @@ fn refused(worker: &Rc<Worker>, conn: &Rc<Downstream>, view: &Rc<ChainView>, mut
     if let Some(report) = TcpReport::of(worker, conn, view, &info) {
         report.close(worker, &Meter::default(), &info);
     }
-    worker.log(logs, &info, LogFacts { worker: Some(worker), ..LogFacts::new(&info, conn, view) });
+    worker.log(
+        logs,
+        &info,
+        LogFacts {
+            worker: Some(worker),
+            ..LogFacts::new(&info, conn, view)
+        },
+    );
 }
 
-fn finish(worker: &Worker, conn: &Downstream, view: &ChainView, proxy: &TcpProxy, info: &StreamInfo) {
-    worker.log(&proxy.access_logs, info, LogFacts { worker: Some(worker), ..LogFacts::new(info, conn, view) });
+fn finish(
+    worker: &Worker,
+    conn: &Downstream,
+    view: &ChainView,
+    proxy: &TcpProxy,
+    info: &StreamInfo,
+) {
+    worker.log(
+        &proxy.access_logs,
+        info,
+        LogFacts {
+            worker: Some(worker),
+            ..LogFacts::new(info, conn, view)
+        },
+    );
 }
 
-/// Places under `envoy.filters.network.connection_limit`: one count for all workers, by listener and statistics prefix.
+/// Places under `envoy.filters.network.connection_limit`: one count for all workers, by listener
+/// and statistics prefix.
 pub struct Limits(Vec<Arc<AtomicU64>>);
 
 impl Limits {
@@ -321,8 +456,12 @@ impl Limits {
     pub fn of(worker: &Worker, view: &ChainView) -> Result<Self, Arc<str>> {
         let mut taken = Self(Vec::new());
         for filter in &view.chain.filters {
-            let NetworkFilter::ConnectionLimit(limit) = filter else { continue };
-            let count = worker.common.connection_count(&view.listener.name, &limit.stat_prefix);
+            let NetworkFilter::ConnectionLimit(limit) = filter else {
+                continue;
+            };
+            let count = worker
+                .common
+                .connection_count(&view.listener.name, &limit.stat_prefix);
             if count.fetch_add(1, Relaxed) >= limit.max {
                 count.fetch_sub(1, Relaxed);
                 return Err((&*limit.stat_prefix).into());

@@ -1,4 +1,5 @@
-//! A timer for a connection that mostly does not fire: it stays registered and is moved only when it must.
+//! A timer for a connection that mostly does not fire: it stays registered and is moved only when
+//! it must.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -6,7 +7,8 @@ use std::task::{Context, Poll};
 
 use tokio::time::{Instant, Sleep};
 
-/// Polls a moving deadline; costs a timer registration only when the deadline comes nearer or the old one fires.
+/// Polls a moving deadline; costs a timer registration only when the deadline comes nearer or the
+/// old one fires.
 #[derive(Debug, Default)]
 pub struct LazyTimer {
     sleep: Option<Pin<Box<Sleep>>>,
@@ -15,8 +17,12 @@ pub struct LazyTimer {
 impl LazyTimer {
     /// Ready once `deadline` has passed; `None` never is.
     pub fn poll(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Poll<()> {
-        let Some(deadline) = deadline else { return Poll::Pending };
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        let Some(deadline) = deadline else {
+            return Poll::Pending;
+        };
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         if sleep.deadline() > deadline {
             sleep.as_mut().reset(deadline);
         }

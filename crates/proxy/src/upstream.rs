@@ -1,9 +1,9 @@
 //! Upstream clusters at run time: who is healthy, what is open, how to connect.
 //!
-//! [`cluster`] chooses; [`live`] is shared by all workers, with breakers and [`outlier`] detection; [`pool`] belongs to
-//! one worker, [`places`] counts its connections and has requests wait for them; [`tls`] makes rustls configurations of
-//! compiled terms and current secrets; [`connect`] opens connections; [`acquire`] gets one for a request,
-//! which [`making`] makes if there is none.
+//! [`cluster`] chooses; [`live`] is shared by all workers, with breakers and [`outlier`] detection;
+//! [`pool`] belongs to one worker, [`places`] counts its connections and has requests wait for
+//! them; [`tls`] makes rustls configurations of compiled terms and current secrets; [`connect`]
+//! opens connections; [`acquire`] gets one for a request, which [`making`] makes if there is none.
 
 pub mod acquire;
 pub mod cluster;

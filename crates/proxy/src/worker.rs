@@ -1,5 +1,5 @@
-//! One worker: a thread with its own runtime, listening sockets, pools and share of the metrics. Nothing in it is
-//! touched by another thread; configuration arrives as messages.
+//! One worker: a thread with its own runtime, listening sockets, pools and share of the metrics.
+//! Nothing in it is touched by another thread; configuration arrives as messages.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -168,7 +168,9 @@ impl Worker {
     /// The date as HTTP writes it; made once a second.
     pub fn with_date<T>(&self, use_it: impl FnOnce(&[u8]) -> T) -> T {
         let now = std::time::SystemTime::now();
-        let second = now.duration_since(std::time::SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let second = now
+            .duration_since(std::time::SystemTime::UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
         let mut date = self.date.borrow_mut();
         if date.0 != second {
             date.0 = second;
@@ -211,7 +213,9 @@ impl Worker {
         let (name, entry) = published.clusters.get_key_value(name)?;
         let cluster = Rc::new(WorkerCluster::new(entry.clone(), None, self.random()));
         sweep_often(&cluster);
-        self.clusters.borrow_mut().insert(name.clone(), cluster.clone());
+        self.clusters
+            .borrow_mut()
+            .insert(name.clone(), cluster.clone());
         Some(cluster)
     }
 
@@ -222,10 +226,14 @@ impl Worker {
         let conn = Rc::new(Downstream::new(id << 8 | self.number & 0xff, info, view));
         self.connections.borrow_mut().insert(conn.id, conn.clone());
         self.common.connections.add(1);
-        Registered { worker: self.clone(), conn }
+        Registered {
+            worker: self.clone(),
+            conn,
+        }
     }
 
-    /// The newest version of a connection's chain; `None` if it would now be served by another one, or on other terms.
+    /// The newest version of a connection's chain; `None` if it would now be served by another one,
+    /// or on other terms.
     pub fn renew(&self, info: &ConnInfo, current: &ChainView) -> Option<ChainView> {
         let published = self.published.borrow();
         let listener = published.listeners.get(&current.listener.name)?;
@@ -239,34 +247,64 @@ impl Worker {
             chain
         };
         let table = |name: &str| published.routes.get(name).cloned();
-        Some(ChainView::new(published.generation, listener.clone(), chain.clone(), table, &self.counts))
+        Some(ChainView::new(
+            published.generation,
+            listener.clone(),
+            chain.clone(),
+            table,
+            &self.counts,
+        ))
     }
 
-    /// The chain for a new connection. A listener that was replaced since it was chosen is of an older generation.
+    /// The chain for a new connection. A listener that was replaced since it was chosen is of an
+    /// older generation.
     pub fn view_for(&self, listener: &Arc<Listener>, chain: &Arc<FilterChain>) -> ChainView {
         let published = self.published.borrow();
         let table = |name: &str| published.routes.get(name).cloned();
-        let is_newest = published.listeners.get(&listener.name).is_some_and(|newest| Arc::ptr_eq(newest, listener));
+        let is_newest = published
+            .listeners
+            .get(&listener.name)
+            .is_some_and(|newest| Arc::ptr_eq(newest, listener));
         let generation = if is_newest { published.generation } else { 0 };
-        ChainView::new(generation, listener.clone(), chain.clone(), table, &self.counts)
+        ChainView::new(
+            generation,
+            listener.clone(),
+            chain.clone(),
+            table,
+            &self.counts,
+        )
     }
 
-    /// The listener that serves an original destination: its own address, else the wildcard with its port.
+    /// The listener that serves an original destination: its own address, else the wildcard with
+    /// its port.
     pub fn listener_for(&self, destination: SocketAddr) -> Option<Arc<Listener>> {
         let published = self.published.borrow();
         let serves = |listener: &&Arc<Listener>, exact: bool| {
-            let addresses = std::iter::once(&listener.address).chain(&listener.additional_addresses);
-            addresses.filter_map(|address| address.socket()).any(|address| match exact {
-                true => address == destination,
-                false => {
-                    address.ip().is_unspecified()
-                        && address.port() == destination.port()
-                        && address.is_ipv4() == destination.is_ipv4()
-                }
-            })
+            let addresses =
+                std::iter::once(&listener.address).chain(&listener.additional_addresses);
+            addresses
+                .filter_map(|address| address.socket())
+                .any(|address| match exact {
+                    true => address == destination,
+                    false => {
+                        address.ip().is_unspecified()
+                            && address.port() == destination.port()
+                            && address.is_ipv4() == destination.is_ipv4()
+                    }
+                })
         };
-        let found = published.listeners.values().find(|listener| serves(listener, true));
-        found.or_else(|| published.listeners.values().find(|listener| serves(listener, false))).cloned()
+        let found = published
+            .listeners
+            .values()
+            .find(|listener| serves(listener, true));
+        found
+            .or_else(|| {
+                published
+                    .listeners
+                    .values()
+                    .find(|listener| serves(listener, false))
+            })
+            .cloned()
     }
 
     fn publish(&self, published: Arc<Published>) {
@@ -279,20 +317,31 @@ impl Worker {
                 if let Some(entry) = published.clusters.get(name)
                     && !Arc::ptr_eq(entry, &cluster.entry)
                 {
-                    *cluster = Rc::new(WorkerCluster::new(entry.clone(), Some(cluster), self.random()));
+                    *cluster = Rc::new(WorkerCluster::new(
+                        entry.clone(),
+                        Some(cluster),
+                        self.random(),
+                    ));
                     sweep_often(cluster);
                 }
             }
         }
         let listeners_changed = before.listeners.len() != published.listeners.len()
-            || before.listeners.iter().zip(&published.listeners).any(|(a, b)| a.0 != b.0 || !Arc::ptr_eq(a.1, b.1));
+            || before
+                .listeners
+                .iter()
+                .zip(&published.listeners)
+                .any(|(a, b)| a.0 != b.0 || !Arc::ptr_eq(a.1, b.1));
         if !listeners_changed && published.draining.is_none() {
             return;
         }
         self.counts.keep(published.listeners.iter());
         for conn in self.connections.borrow().values() {
             let view = conn.view(self);
-            if published.draining.is_some_and(|drained| drained.has(&view.listener)) {
+            if published
+                .draining
+                .is_some_and(|drained| drained.has(&view.listener))
+            {
                 conn.ask_to_drain(DrainReason::Draining);
                 continue;
             }
@@ -313,7 +362,12 @@ impl Worker {
         let clusters = self.clusters.borrow();
         clusters
             .iter()
-            .flat_map(|(name, cluster)| cluster.open().map(|(at, n)| (name.clone(), at, n)).collect::<Vec<_>>())
+            .flat_map(|(name, cluster)| {
+                cluster
+                    .open()
+                    .map(|(at, n)| (name.clone(), at, n))
+                    .collect::<Vec<_>>()
+            })
             .collect()
     }
 
@@ -334,18 +388,31 @@ impl Worker {
             match command {
                 Some(Command::Publish(published)) => self.publish(published),
                 Some(Command::Listen(name, address, socket)) => {
-                    let task = tokio::task::spawn_local(listener::accept(self.clone(), name.clone(), socket));
-                    accepting.entry((name, address)).or_default().push(task.abort_handle());
+                    let task = tokio::task::spawn_local(listener::accept(
+                        self.clone(),
+                        name.clone(),
+                        socket,
+                    ));
+                    accepting
+                        .entry((name, address))
+                        .or_default()
+                        .push(task.abort_handle());
                 }
                 Some(Command::Unlisten(name, address)) => {
-                    accepting.remove(&(name, address)).into_iter().flatten().for_each(|task| task.abort());
+                    accepting
+                        .remove(&(name, address))
+                        .into_iter()
+                        .flatten()
+                        .for_each(|task| task.abort());
                 }
                 Some(Command::Count(answer)) => {
                     let _ = answer.send(self.connections.borrow().len());
                 }
                 Some(Command::Counts(answer)) => {
                     let clusters = self.clusters.borrow();
-                    let each = clusters.iter().map(|(name, cluster)| (name.clone(), (*cluster.counts).clone()));
+                    let each = clusters
+                        .iter()
+                        .map(|(name, cluster)| (name.clone(), (*cluster.counts).clone()));
                     let _ = answer.send(self.counts.copy(each.collect()));
                 }
                 Some(Command::Pools(answer)) => {
@@ -360,7 +427,8 @@ impl Worker {
     }
 }
 
-/// Has a cluster's pools swept beside the worker's own sweeps if its idle timeout is too short for those.
+/// Has a cluster's pools swept beside the worker's own sweeps if its idle timeout is too short for
+/// those.
 fn sweep_often(cluster: &Rc<WorkerCluster>) {
     let every = cluster.sweep_every(SWEEP);
     if every == SWEEP {
@@ -371,14 +439,17 @@ fn sweep_often(cluster: &Rc<WorkerCluster>) {
         loop {
             tokio::time::sleep(every).await;
             // The task ends with the cluster.
-            let Some(cluster) = cluster.upgrade() else { return };
+            let Some(cluster) = cluster.upgrade() else {
+                return;
+            };
             cluster.sweep(Instant::now());
         }
     });
 }
 
-/// Whether a connection may go on under the newer chain: the same name and kind, and TLS on the same terms or on terms that
-/// it would meet. Compared by their debug form, which shows every field; only when configuration changes.
+/// Whether a connection may go on under the newer chain: the same name and kind, and TLS on the
+/// same terms or on terms that it would meet. Compared by their debug form, which shows every
+/// field; only when configuration changes.
 fn same_terms(new: &FilterChain, old: &FilterChain, info: &ConnInfo) -> bool {
     use meltemi_proxy_config::listener::Terminal;
     let transport = match (new.transport.tls(), old.transport.tls()) {
@@ -386,7 +457,10 @@ fn same_terms(new: &FilterChain, old: &FilterChain, info: &ConnInfo) -> bool {
         (Some(new), Some(old)) => {
             Arc::ptr_eq(new, old)
                 || format!("{new:?}") == format!("{old:?}")
-                || info.tls.as_ref().is_some_and(|peer| new.goes_on_with(old, peer))
+                || info
+                    .tls
+                    .as_ref()
+                    .is_some_and(|peer| new.goes_on_with(old, peer))
         }
         _ => false,
     };

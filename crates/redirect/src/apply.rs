@@ -1,4 +1,5 @@
-//! Puts a rule set into the kernel, in the network namespace of the calling thread, in one transaction.
+//! Puts a rule set into the kernel, in the network namespace of the calling thread, in one
+//! transaction.
 
 use std::io;
 
@@ -10,7 +11,9 @@ use crate::rules::RuleSet;
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// The process may not change rules in this network namespace.
-    #[error("changing packet rules is not permitted here (CAP_NET_ADMIN in this network namespace is missing)")]
+    #[error(
+        "changing packet rules is not permitted here (CAP_NET_ADMIN in this network namespace is missing)"
+    )]
     Forbidden,
     /// The kernel lacks nf_tables or one of its parts.
     #[error(
@@ -24,7 +27,8 @@ pub enum ApplyError {
 
 impl ApplyError {
     fn from_io(error: io::Error) -> Self {
-        // EPROTONOSUPPORT: no netfilter netlink at all. ENOENT, EOPNOTSUPP: an expression or chain type is missing.
+        // EPROTONOSUPPORT: no netfilter netlink at all. ENOENT, EOPNOTSUPP: an expression or chain
+        // type is missing.
         const ENOENT: i32 = 2;
         const EPROTONOSUPPORT: i32 = 93;
         const EOPNOTSUPP: i32 = 95;
@@ -41,7 +45,9 @@ impl ApplyError {
 /// # Errors
 /// The old rules stay in force when the new ones are refused.
 pub fn apply(rules: &RuleSet) -> Result<(), ApplyError> {
-    Socket::open(Family::Netfilter).and_then(|socket| apply_on(&socket, rules)).map_err(ApplyError::from_io)
+    Socket::open(Family::Netfilter)
+        .and_then(|socket| apply_on(&socket, rules))
+        .map_err(ApplyError::from_io)
 }
 
 /// As [`apply`], through a netfilter socket that was opened in the wanted namespace.

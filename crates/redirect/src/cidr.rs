@@ -38,12 +38,16 @@ impl Cidr {
     /// # Panics
     /// When the prefix is longer than 32.
     pub fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Self {
-        Self::new(Ipv4Addr::new(a, b, c, d).into(), prefix).expect("prefix of an IPv4 block is at most 32")
+        Self::new(Ipv4Addr::new(a, b, c, d).into(), prefix)
+            .expect("prefix of an IPv4 block is at most 32")
     }
 
     /// The block of exactly one address.
     pub fn host(address: IpAddr) -> Self {
-        Self { address, prefix: if address.is_ipv4() { 32 } else { 128 } }
+        Self {
+            address,
+            prefix: if address.is_ipv4() { 32 } else { 128 },
+        }
     }
 
     /// First address of the block.
@@ -65,8 +69,16 @@ impl Cidr {
     /// Network mask in network order: 4 or 16 bytes.
     pub(crate) fn mask(&self) -> Vec<u8> {
         match self.address {
-            IpAddr::V4(_) => u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0).to_be_bytes().to_vec(),
-            IpAddr::V6(_) => u128::MAX.checked_shl(128 - u32::from(self.prefix)).unwrap_or(0).to_be_bytes().to_vec(),
+            IpAddr::V4(_) => u32::MAX
+                .checked_shl(32 - u32::from(self.prefix))
+                .unwrap_or(0)
+                .to_be_bytes()
+                .to_vec(),
+            IpAddr::V6(_) => u128::MAX
+                .checked_shl(128 - u32::from(self.prefix))
+                .unwrap_or(0)
+                .to_be_bytes()
+                .to_vec(),
         }
     }
 }
@@ -95,11 +107,21 @@ mod tests {
 
     #[test]
     fn parses_and_clears_host_bits() {
-        assert_eq!("10.44.3.9/16".parse::<Cidr>().unwrap(), Cidr::v4(10, 44, 0, 0, 16));
+        assert_eq!(
+            "10.44.3.9/16".parse::<Cidr>().unwrap(),
+            Cidr::v4(10, 44, 0, 0, 16)
+        );
         assert_eq!("10.1.2.3".parse::<Cidr>().unwrap().prefix(), 32);
         assert_eq!("0.0.0.0/0".parse::<Cidr>().unwrap().mask(), [0; 4]);
         assert_eq!("fd00::1/8".parse::<Cidr>().unwrap().to_string(), "fd00::/8");
-        for bad in ["", "10.0.0.0/33", "10.0.0/8", "10.0.0.0/-1", "10.0.0.0/", "::/129"] {
+        for bad in [
+            "",
+            "10.0.0.0/33",
+            "10.0.0/8",
+            "10.0.0.0/-1",
+            "10.0.0.0/",
+            "::/129",
+        ] {
             assert!(bad.parse::<Cidr>().is_err(), "{bad}");
         }
     }

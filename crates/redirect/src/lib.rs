@@ -1,10 +1,12 @@
 //! Capture rules: which packets of a network namespace go to the proxy instead.
 //!
-//! In: a plan ([`SidecarPlan`], [`RouterPlan`], [`ServicePlan`]), plain data. Out: a [`RuleSet`], which is applied to the current
-//! network namespace by netlink ([`apply`]) or rendered for other tools ([`render::nft`], [`render::iptables`]).
-//! Planning and rendering are pure; only [`apply`] and [`netlink`] touch the kernel.
+//! In: a plan ([`SidecarPlan`], [`RouterPlan`], [`ServicePlan`]), plain data. Out: a [`RuleSet`],
+//! which is applied to the current network namespace by netlink ([`apply`]) or rendered for other
+//! tools ([`render::nft`], [`render::iptables`]). Planning and rendering are pure; only [`apply`]
+//! and [`netlink`] touch the kernel.
 //!
-//! Never imports anything of the control plane or the proxy: it knows addresses, ports and marks, not services.
+//! Never imports anything of the control plane or the proxy: it knows addresses, ports and marks,
+//! not services.
 
 pub mod apply;
 pub mod cidr;

@@ -6,7 +6,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with, sockopt,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
+    sockopt,
 };
 
 /// Asks for an acknowledgement.
@@ -32,7 +33,8 @@ pub struct Messages {
 }
 
 impl Messages {
-    /// Adds a message: its fixed header (`ifinfomsg`, `nfgenmsg`, …), then what `attributes` writes.
+    /// Adds a message: its fixed header (`ifinfomsg`, `nfgenmsg`, …), then what `attributes`
+    /// writes.
     pub fn push(
         &mut self,
         kind: u16,
@@ -44,7 +46,8 @@ impl Messages {
         self.sequence += 1;
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes.extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
+        self.bytes
+            .extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
         self.bytes.extend_from_slice(&self.sequence.to_ne_bytes());
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(header);
@@ -111,7 +114,8 @@ impl Attributes<'_> {
         self.0.extend_from_slice(&[0; 2]);
         self.0.extend_from_slice(&(kind | NESTED).to_ne_bytes());
         inner(&mut Attributes(self.0));
-        let length = u16::try_from(self.0.len() - start).expect("nested attributes stay below 64 KiB");
+        let length =
+            u16::try_from(self.0.len() - start).expect("nested attributes stay below 64 KiB");
         self.0[start..start + 2].copy_from_slice(&length.to_ne_bytes());
         self
     }
@@ -121,7 +125,8 @@ fn pad(bytes: &mut Vec<u8>) {
     bytes.resize(bytes.len().next_multiple_of(4), 0);
 }
 
-/// A netlink socket; it belongs to the network namespace of the thread that opened it, wherever it is used later.
+/// A netlink socket; it belongs to the network namespace of the thread that opened it, wherever it
+/// is used later.
 #[derive(Debug)]
 pub struct Socket(OwnedFd);
 
@@ -142,7 +147,12 @@ impl Socket {
             Family::Route => None,
             Family::Netfilter => Some(netlink::NETFILTER),
         };
-        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+        let fd = socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            protocol,
+        )?;
         Ok(Self(fd))
     }
 
@@ -150,7 +160,9 @@ impl Socket {
     ///
     /// Errors are reported in order, so a failure of an earlier message is seen first and returned.
     pub fn request(&self, mut messages: Messages) -> io::Result<()> {
-        let Some((start, sequence)) = messages.last else { return Ok(()) };
+        let Some((start, sequence)) = messages.last else {
+            return Ok(());
+        };
         messages.acknowledge(start);
         self.exchange(messages.bytes(), sequence)
     }
@@ -159,14 +171,19 @@ impl Socket {
     pub fn transaction(&self, subsystem: u16, messages: &Messages) -> io::Result<()> {
         const BATCH_BEGIN: u16 = 0x10;
         const BATCH_END: u16 = 0x11;
-        let Some((start, sequence)) = messages.last else { return Ok(()) };
+        let Some((start, sequence)) = messages.last else {
+            return Ok(());
+        };
         let mut inner = messages.clone();
         inner.acknowledge(start);
         // nfgenmsg: family, version, resource id (the subsystem, network order).
         let mark = [0, 0, subsystem.to_be_bytes()[0], subsystem.to_be_bytes()[1]];
         let mut begin = Messages::default();
         begin.push(BATCH_BEGIN, 0, &mark, |_| {});
-        let mut end = Messages { sequence: sequence.wrapping_add(1), ..Messages::default() };
+        let mut end = Messages {
+            sequence: sequence.wrapping_add(1),
+            ..Messages::default()
+        };
         end.push(BATCH_END, 0, &mark, |_| {});
         let all = [begin.bytes(), inner.bytes(), end.bytes()].concat();
         self.exchange(&all, sequence)
@@ -190,8 +207,15 @@ impl Socket {
 
 /// Looks for an error, or the acknowledgement of `sequence`, among answers of the kernel.
 fn verdict(mut answers: &[u8], sequence: u32) -> Option<io::Result<()>> {
-    let word = |bytes: &[u8], at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_ne_bytes);
-    while let (Some(length), Some(kind_flags), Some(of)) = (word(answers, 0), word(answers, 4), word(answers, 8)) {
+    let word = |bytes: &[u8], at: usize| {
+        bytes
+            .get(at..at + 4)
+            .and_then(|b| b.try_into().ok())
+            .map(u32::from_ne_bytes)
+    };
+    while let (Some(length), Some(kind_flags), Some(of)) =
+        (word(answers, 0), word(answers, 4), word(answers, 8))
+    {
         let length = length as usize;
         if length < 16 || length > answers.len() {
             return None;
@@ -225,7 +249,10 @@ mod tests {
         });
         let bytes = m.bytes();
         assert_eq!(bytes.len() % 4, 0);
-        assert_eq!(u32::from_ne_bytes(bytes[..4].try_into().unwrap()) as usize, bytes.len());
+        assert_eq!(
+            u32::from_ne_bytes(bytes[..4].try_into().unwrap()) as usize,
+            bytes.len()
+        );
         assert_eq!(&bytes[20..28], [7, 0, 3, 0, b'l', b'o', 0, 0]);
         assert_eq!(&bytes[28..40], [12, 0, 4, 0x80, 8, 0, 1, 0, 0, 0, 0, 7]);
     }

@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::cidr::Cidr;
 use crate::rules::{Chain, Hook, Match, Rule, RuleSet, Transport, Verdict};
 
-/// The source address from which a proxy calls its own application; such calls are never captured again.
+/// The source address from which a proxy calls its own application; such calls are never captured
+/// again.
 pub const PASSTHROUGH_V4: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 /// The same for IPv6.
 pub const PASSTHROUGH_V6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
@@ -32,9 +33,11 @@ impl Exempt {
     fn matches(&self) -> Vec<Match> {
         match self {
             Self::Mark(mark) => vec![Match::Mark(*mark)],
-            Self::Owner { uids, gids } => {
-                uids.iter().map(|u| Match::Uid(*u)).chain(gids.iter().map(|g| Match::Gid(*g))).collect()
-            }
+            Self::Owner { uids, gids } => uids
+                .iter()
+                .map(|u| Match::Uid(*u))
+                .chain(gids.iter().map(|g| Match::Gid(*g)))
+                .collect(),
         }
     }
 }
@@ -50,8 +53,9 @@ pub struct SidecarPlan {
     pub inbound_port: u16,
     /// Where DNS queries go (15053), or `None` to leave DNS alone.
     pub dns_port: Option<u16>,
-    /// A DNS server that is asked directly: the proxy's own, since the C library's resolver marks no socket. It must know
-    /// real addresses: those that the captured resolver makes up lead back to the proxy.
+    /// A DNS server that is asked directly: the proxy's own, since the C library's resolver marks
+    /// no socket. It must know real addresses: those that the captured resolver makes up lead back
+    /// to the proxy.
     pub direct_dns: Option<IpAddr>,
     /// Inbound ports to capture; `None` captures all, an empty list none.
     pub include_inbound_ports: Option<Vec<u16>>,
@@ -61,9 +65,11 @@ pub struct SidecarPlan {
     pub include_outbound_ports: Vec<u16>,
     /// Outbound ports to leave alone; 53 among them leaves DNS alone as well.
     pub exclude_outbound_ports: Vec<u16>,
-    /// Destinations to capture; `None` captures all, an empty list none but `include_outbound_ports`.
+    /// Destinations to capture; `None` captures all, an empty list none but
+    /// `include_outbound_ports`.
     pub include_outbound: Option<Vec<Cidr>>,
-    /// Destinations to leave alone, but for DNS: as on Istio, a block around the resolver does not give up the mesh's names.
+    /// Destinations to leave alone, but for DNS: as on Istio, a block around the resolver does not
+    /// give up the mesh's names.
     pub exclude_outbound: Vec<Cidr>,
     /// Write IPv6 rules as well.
     pub ipv6: bool,
@@ -106,41 +112,61 @@ impl SidecarPlan {
         } = self;
         let tcp = Match::Transport(Transport::Tcp);
         let own = exempt.matches();
-        // Source: Istio's istio-iptables returns excluded ports, of TCP and UDP, before it redirects DNS.
+        // Source: Istio's istio-iptables returns excluded ports, of TCP and UDP, before it
+        // redirects DNS.
         let dns_port = &dns_port.filter(|_| !exclude_outbound_ports.contains(&53));
 
         let mut entry = Vec::new();
         for transport in dns_port.map_or(&[][..], |_| &[Transport::Udp, Transport::Tcp]) {
             let query = [Match::Transport(*transport), Match::Port(53)];
-            // The resolver's own forwarded queries must leave, or they would come back to it for ever.
+            // The resolver's own forwarded queries must leave, or they would come back to it for
+            // ever.
             for mine in &own {
                 entry.push(rule(query.iter().chain([mine]), Verdict::Return));
             }
             if let Some(direct) = direct_dns {
-                entry.push(rule(query.iter().chain([&Match::To(Cidr::host(*direct))]), Verdict::Return));
+                entry.push(rule(
+                    query.iter().chain([&Match::To(Cidr::host(*direct))]),
+                    Verdict::Return,
+                ));
             }
-            entry.push(rule(&query, Verdict::Redirect(dns_port.expect("iterated only with a DNS port"))));
+            entry.push(rule(
+                &query,
+                Verdict::Redirect(dns_port.expect("iterated only with a DNS port")),
+            ));
         }
         entry.push(rule([&tcp], Verdict::Jump("outbound")));
 
         let lo = Match::Out("lo");
         // Before connections back to the own pod are redirected, as on Istio.
-        let mut outbound: Vec<Rule> =
-            exclude_outbound_ports.iter().map(|port| rule([&tcp, &Match::Port(*port)], Verdict::Return)).collect();
-        outbound.push(rule([&lo, &Match::From(Cidr::host(PASSTHROUGH_V4.into()))], Verdict::Return));
+        let mut outbound: Vec<Rule> = exclude_outbound_ports
+            .iter()
+            .map(|port| rule([&tcp, &Match::Port(*port)], Verdict::Return))
+            .collect();
+        outbound.push(rule(
+            [&lo, &Match::From(Cidr::host(PASSTHROUGH_V4.into()))],
+            Verdict::Return,
+        ));
         if *ipv6 {
-            outbound.push(rule([&lo, &Match::From(Cidr::host(PASSTHROUGH_V6.into()))], Verdict::Return));
+            outbound.push(rule(
+                [&lo, &Match::From(Cidr::host(PASSTHROUGH_V6.into()))],
+                Verdict::Return,
+            ));
         }
         for mine in &own {
-            // The application called its own service and the balancer chose this very pod: the proxy's call takes
-            // the loopback device and must still pass the inbound side, as it would on the way to any other pod.
+            // The application called its own service and the balancer chose this very pod: the
+            // proxy's call takes the loopback device and must still pass the inbound side, as it
+            // would on the way to any other pod.
             outbound.push(rule(
                 [&tcp, &lo, &Match::NotTo(Cidr::v4(127, 0, 0, 0, 8)), mine],
                 Verdict::Jump("inbound_redirect"),
             ));
             if *ipv6 {
                 let v6_loopback = Cidr::host(Ipv6Addr::LOCALHOST.into());
-                outbound.push(rule([&tcp, &lo, &Match::NotTo(v6_loopback), mine], Verdict::Jump("inbound_redirect")));
+                outbound.push(rule(
+                    [&tcp, &lo, &Match::NotTo(v6_loopback), mine],
+                    Verdict::Jump("inbound_redirect"),
+                ));
             }
         }
         for mine in &own {
@@ -158,7 +184,11 @@ impl SidecarPlan {
         match include_outbound {
             None => outbound.push(rule([], redirect)),
             Some(blocks) => {
-                outbound.extend(blocks.iter().map(|block| rule([&Match::To(*block)], redirect.clone())));
+                outbound.extend(
+                    blocks
+                        .iter()
+                        .map(|block| rule([&Match::To(*block)], redirect.clone())),
+                );
             }
         }
 
@@ -170,7 +200,11 @@ impl SidecarPlan {
         match include_inbound_ports {
             None => inbound.push(rule([&tcp], redirect)),
             Some(ports) => {
-                inbound.extend(ports.iter().map(|port| rule([&tcp, &Match::Port(*port)], redirect.clone())));
+                inbound.extend(
+                    ports
+                        .iter()
+                        .map(|port| rule([&tcp, &Match::Port(*port)], redirect.clone())),
+                );
             }
         }
 
@@ -179,36 +213,64 @@ impl SidecarPlan {
             chains.extend(dns_zones(&own, *dns_port));
         }
         chains.extend([
-            chain("inbound_redirect", None, vec![rule([&tcp], Verdict::Redirect(*inbound_port))]),
-            chain("outbound_redirect", None, vec![rule([&tcp], Verdict::Redirect(*outbound_port))]),
+            chain(
+                "inbound_redirect",
+                None,
+                vec![rule([&tcp], Verdict::Redirect(*inbound_port))],
+            ),
+            chain(
+                "outbound_redirect",
+                None,
+                vec![rule([&tcp], Verdict::Redirect(*outbound_port))],
+            ),
             chain("outbound", None, outbound),
             chain("inbound", None, inbound),
             chain("output", Some(Hook::Output), entry),
-            chain("prerouting", Some(Hook::Prerouting), vec![rule([&tcp], Verdict::Jump("inbound"))]),
+            chain(
+                "prerouting",
+                Some(Hook::Prerouting),
+                vec![rule([&tcp], Verdict::Jump("inbound"))],
+            ),
         ]);
-        RuleSet { ipv6: *ipv6, chains }
+        RuleSet {
+            ipv6: *ipv6,
+            chains,
+        }
     }
 }
 
 /// Zones of connection tracking that keep the application's queries and the resolver's own apart.
 ///
-/// Both go from the pod's address to the same server. A query that the resolver forwards from a port which the application
-/// used a moment ago would be taken for the application's, and redirected to the resolver itself.
+/// Both go from the pod's address to the same server. A query that the resolver forwards from a
+/// port which the application used a moment ago would be taken for the application's, and
+/// redirected to the resolver itself.
 fn dns_zones(own: &[Match], dns_port: u16) -> [Chain; 2] {
     const RESOLVERS: u16 = 1;
     const APPLICATIONS: u16 = 2;
     let udp = Match::Transport(Transport::Udp);
     let query = [udp.clone(), Match::Port(53)];
     // The zone that is set first holds.
-    let mut sent: Vec<Rule> =
-        own.iter().map(|mine| rule(query.iter().chain([mine]), Verdict::Zone(RESOLVERS))).collect();
+    let mut sent: Vec<Rule> = own
+        .iter()
+        .map(|mine| rule(query.iter().chain([mine]), Verdict::Zone(RESOLVERS)))
+        .collect();
     sent.push(rule(&query, Verdict::Zone(APPLICATIONS)));
-    sent.push(rule([&udp, &Match::SourcePort(dns_port)], Verdict::Zone(APPLICATIONS)));
-    let arriving = vec![rule([&udp, &Match::SourcePort(53)], Verdict::Zone(RESOLVERS))];
-    [chain("zones_output", Some(Hook::RawOutput), sent), chain("zones_prerouting", Some(Hook::RawPrerouting), arriving)]
+    sent.push(rule(
+        [&udp, &Match::SourcePort(dns_port)],
+        Verdict::Zone(APPLICATIONS),
+    ));
+    let arriving = vec![rule(
+        [&udp, &Match::SourcePort(53)],
+        Verdict::Zone(RESOLVERS),
+    )];
+    [
+        chain("zones_output", Some(Hook::RawOutput), sent),
+        chain("zones_prerouting", Some(Hook::RawPrerouting), arriving),
+    ]
 }
 
-/// The way out of a machine's mesh: what no workload answers goes to a relay of the router's namespace.
+/// The way out of a machine's mesh: what no workload answers goes to a relay of the router's
+/// namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouterPlan {
     /// Interface on which the workloads arrive.
@@ -224,15 +286,26 @@ pub struct RouterPlan {
 impl RouterPlan {
     /// The rules of this plan.
     pub fn rules(&self) -> RuleSet {
-        let Self { bridge, pods, relay_port, dns_port } = *self;
+        let Self {
+            bridge,
+            pods,
+            relay_port,
+            dns_port,
+        } = *self;
         let tcp = Match::Transport(Transport::Tcp);
         let outside = Match::NotTo(pods);
         let mut relay = Vec::new();
         for transport in [Transport::Udp, Transport::Tcp] {
-            relay.push(rule([&Match::Transport(transport), &Match::Port(53), &outside], Verdict::Redirect(dns_port)));
+            relay.push(rule(
+                [&Match::Transport(transport), &Match::Port(53), &outside],
+                Verdict::Redirect(dns_port),
+            ));
         }
         relay.push(rule([&tcp, &outside], Verdict::Redirect(relay_port)));
-        let own = vec![rule([&Match::Out("lo")], Verdict::Return), rule([], Verdict::Jump("relay"))];
+        let own = vec![
+            rule([&Match::Out("lo")], Verdict::Return),
+            rule([], Verdict::Jump("relay")),
+        ];
         let arriving = vec![rule([&Match::In(bridge)], Verdict::Jump("relay"))];
         RuleSet {
             ipv6: false,
@@ -283,12 +356,18 @@ impl ServicePlan {
             }
         }
         let ipv6 = self.services.iter().any(|s| s.address.is_ipv6());
-        RuleSet { ipv6, chains: vec![chain("output", Some(Hook::Output), rules)] }
+        RuleSet {
+            ipv6,
+            chains: vec![chain("output", Some(Hook::Output), rules)],
+        }
     }
 }
 
 fn rule<'a>(matches: impl IntoIterator<Item = &'a Match>, verdict: Verdict) -> Rule {
-    Rule { matches: matches.into_iter().cloned().collect(), verdict }
+    Rule {
+        matches: matches.into_iter().cloned().collect(),
+        verdict,
+    }
 }
 
 fn chain(name: &'static str, hook: Option<Hook>, rules: Vec<Rule>) -> Chain {

@@ -1,4 +1,5 @@
-//! The rule model that every renderer shares: small enough that nf_tables and iptables can both say all of it.
+//! The rule model that every renderer shares: small enough that nf_tables and iptables can both say
+//! all of it.
 
 use std::net::SocketAddr;
 
@@ -12,7 +13,8 @@ pub const TABLE: &str = "meltemi";
 pub struct RuleSet {
     /// Also write the rules for IPv6; rules that name IPv4 addresses only stay out of that table.
     pub ipv6: bool,
-    /// Chains in the order in which they are created: a chain comes before the rules that jump to it.
+    /// Chains in the order in which they are created: a chain comes before the rules that jump to
+    /// it.
     pub chains: Vec<Chain>,
 }
 
@@ -114,7 +116,8 @@ pub enum Match {
     Uid(u32),
     /// The sending process's group.
     Gid(u32),
-    /// True for every `n`th packet that gets here, beginning with the first. A chain of rules with n, n-1, … 1 deals round robin.
+    /// True for every `n`th packet that gets here, beginning with the first. A chain of rules with
+    /// n, n-1, … 1 deals round robin.
     Every(u32),
 }
 
@@ -129,7 +132,8 @@ pub enum Verdict {
     Redirect(u16),
     /// Rewrite the destination.
     Dnat(SocketAddr),
-    /// Look the connection up in this zone, and go on with the next rule. In chains of raw hooks only.
+    /// Look the connection up in this zone, and go on with the next rule. In chains of raw hooks
+    /// only.
     Zone(u16),
 }
 

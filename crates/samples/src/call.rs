@@ -11,7 +11,8 @@ use tokio::net::TcpStream;
 
 use crate::metrics;
 
-/// What a service passes on, so that a mesh can tell which calls belong together, and who the user is.
+/// What a service passes on, so that a mesh can tell which calls belong together, and who the user
+/// is.
 const PASSED_ON: &[&str] = &[
     "end-user",
     "user-agent",
@@ -28,11 +29,14 @@ const PASSED_ON: &[&str] = &[
 ];
 const LARGEST_ANSWER: usize = 1 << 20;
 
-/// Where a service is: its own name on port 9080, unless `<NAME>_HOSTNAME` and `<NAME>_SERVICE_PORT` say otherwise.
+/// Where a service is: its own name on port 9080, unless `<NAME>_HOSTNAME` and
+/// `<NAME>_SERVICE_PORT` say otherwise.
 pub(crate) fn address_of(name: &str) -> (String, u16) {
     let upper = name.to_ascii_uppercase();
     let host = std::env::var(format!("{upper}_HOSTNAME")).unwrap_or_else(|_| name.to_owned());
-    let port = std::env::var(format!("{upper}_SERVICE_PORT")).ok().and_then(|port| port.parse().ok());
+    let port = std::env::var(format!("{upper}_SERVICE_PORT"))
+        .ok()
+        .and_then(|port| port.parse().ok());
     (host, port.unwrap_or(9080))
 }
 
@@ -44,19 +48,30 @@ pub(crate) async fn get_json(
     deadline: Duration,
 ) -> anyhow::Result<serde_json::Value> {
     let answer = tokio::time::timeout(deadline, get(service, path, from)).await;
-    let status = answer.as_ref().ok().and_then(|answer| answer.as_ref().ok()).map(|(status, _)| status.as_u16());
+    let status = answer
+        .as_ref()
+        .ok()
+        .and_then(|answer| answer.as_ref().ok())
+        .map(|(status, _)| status.as_u16());
     metrics::count(service, status.unwrap_or_default());
-    let (status, body) = answer.with_context(|| format!("{service} did not answer within {deadline:?}"))??;
-    ensure!(status == StatusCode::OK, "{service} answered {status}: {}", String::from_utf8_lossy(&body));
+    let (status, body) =
+        answer.with_context(|| format!("{service} did not answer within {deadline:?}"))??;
+    ensure!(
+        status == StatusCode::OK,
+        "{service} answered {status}: {}",
+        String::from_utf8_lossy(&body)
+    );
     Ok(serde_json::from_slice(&body)?)
 }
 
 async fn get(service: &str, path: &str, from: &HeaderMap) -> anyhow::Result<(StatusCode, Bytes)> {
     let (host, port) = address_of(service);
-    let stream =
-        TcpStream::connect((host.as_str(), port)).await.with_context(|| format!("cannot reach {host}:{port}"))?;
+    let stream = TcpStream::connect((host.as_str(), port))
+        .await
+        .with_context(|| format!("cannot reach {host}:{port}"))?;
     stream.set_nodelay(true)?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::task::spawn_local(connection);
     let mut request = Request::get(path).header("host", format!("{host}:{port}"));
     for name in PASSED_ON {
@@ -64,9 +79,14 @@ async fn get(service: &str, path: &str, from: &HeaderMap) -> anyhow::Result<(Sta
             request = request.header(*name, value);
         }
     }
-    let answer = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
+    let answer = sender
+        .send_request(request.body(Empty::<Bytes>::new())?)
+        .await?;
     let status = answer.status();
-    let body =
-        Limited::new(answer.into_body(), LARGEST_ANSWER).collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();
+    let body = Limited::new(answer.into_body(), LARGEST_ANSWER)
+        .collect()
+        .await
+        .map_err(anyhow::Error::from_boxed)?
+        .to_bytes();
     Ok((status, body))
 }

@@ -1,7 +1,8 @@
 //! Bookinfo: the four services of Istio's tutorial as small ordinary HTTP programs.
 //!
-//! In: a port, and names of the services they call (`http://reviews:9080`). Out: pages and JSON. They know nothing of a
-//! mesh and import nothing of ours; they pass on the headers of a trace, as every well-behaved service does.
+//! In: a port, and names of the services they call (`http://reviews:9080`). Out: pages and JSON.
+//! They know nothing of a mesh and import nothing of ours; they pass on the headers of a trace, as
+//! every well-behaved service does.
 
 mod call;
 mod details;
@@ -42,8 +43,14 @@ pub struct SampleOptions {
 
 /// Serves until the process is told to end.
 pub fn run(options: SampleOptions) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let SampleOptions { service, version, port } = options;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let SampleOptions {
+        service,
+        version,
+        port,
+    } = options;
     runtime.block_on(async move {
         match service {
             Service::Productpage => serve::serve(port, productpage::answer).await,

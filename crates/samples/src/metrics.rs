@@ -15,11 +15,18 @@ pub(crate) fn count(service: &str, status: u16) {
 
 /// Text format 0.0.4.
 pub(crate) fn text() -> String {
-    let mut out =
-        String::from("# HELP request_result_total Results of requests\n# TYPE request_result_total counter\n");
-    for ((service, status), calls) in RESULTS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-        let _ =
-            writeln!(out, "request_result_total{{destination_app=\"{service}\",response_code=\"{status}\"}} {calls}");
+    let mut out = String::from(
+        "# HELP request_result_total Results of requests\n# TYPE request_result_total counter\n",
+    );
+    for ((service, status), calls) in RESULTS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .iter()
+    {
+        let _ = writeln!(
+            out,
+            "request_result_total{{destination_app=\"{service}\",response_code=\"{status}\"}} {calls}"
+        );
     }
     out
 }

@@ -1,4 +1,5 @@
-//! The web page: a book, its details, its reviews, and a login that puts `end-user` on every further call.
+//! The web page: a book, its details, its reviews, and a login that puts `end-user` on every
+//! further call.
 
 use std::time::Duration;
 
@@ -23,9 +24,14 @@ pub(crate) async fn answer(request: Request<Incoming>) -> Answer {
     let user = user_of(request.headers());
     match (request.method(), path.as_str()) {
         (&Method::POST, "/login") => login(request).await,
-        (_, "/logout") => go_to_page("session=; Path=/; Max-Age=0; HttpOnly; SameSite=Lax".to_owned()),
+        (_, "/logout") => {
+            go_to_page("session=; Path=/; Max-Age=0; HttpOnly; SameSite=Lax".to_owned())
+        }
         (_, "/" | "/index.html") => html(StatusCode::OK, index()),
-        (_, "/health") => answer_json(StatusCode::OK, &json!({"status": "Product page is healthy"})),
+        (_, "/health") => answer_json(
+            StatusCode::OK,
+            &json!({"status": "Product page is healthy"}),
+        ),
         (_, "/metrics") => serve::metrics(metrics::text()),
         (_, "/productpage") => {
             let headers = with_user(request.headers(), user.as_deref());
@@ -36,11 +42,19 @@ pub(crate) async fn answer(request: Request<Incoming>) -> Answer {
         (_, path) => {
             let headers = with_user(request.headers(), user.as_deref());
             let rest = path.strip_prefix("/api/v1/products").unwrap_or_default();
-            if let Some(id) = rest.strip_suffix("/reviews").and_then(|head| id_of(head, "")) {
+            if let Some(id) = rest
+                .strip_suffix("/reviews")
+                .and_then(|head| id_of(head, ""))
+            {
                 return api(reviews(id, &headers).await);
             }
-            if let Some(id) = rest.strip_suffix("/ratings").and_then(|head| id_of(head, "")) {
-                return api(get_json("ratings", &format!("/ratings/{id}"), &headers, DEADLINE).await);
+            if let Some(id) = rest
+                .strip_suffix("/ratings")
+                .and_then(|head| id_of(head, ""))
+            {
+                return api(
+                    get_json("ratings", &format!("/ratings/{id}"), &headers, DEADLINE).await,
+                );
             }
             match id_of(rest, "") {
                 Some(id) => api(details(id, &headers).await),
@@ -57,7 +71,10 @@ fn product() -> Value {
 fn api(answer: anyhow::Result<Value>) -> Answer {
     match answer {
         Ok(value) => answer_json(StatusCode::OK, &value),
-        Err(error) => answer_json(StatusCode::SERVICE_UNAVAILABLE, &json!({"error": format!("{error:#}")})),
+        Err(error) => answer_json(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &json!({"error": format!("{error:#}")}),
+        ),
     }
 }
 
@@ -85,27 +102,49 @@ fn with_user(headers: &HeaderMap, user: Option<&str>) -> HeaderMap {
 }
 
 fn user_of(headers: &HeaderMap) -> Option<String> {
-    let cookies = headers.get_all(COOKIE).into_iter().filter_map(|value| value.to_str().ok());
-    let user = cookies.flat_map(|line| line.split(';')).find_map(|cookie| cookie.trim().strip_prefix("session="))?;
+    let cookies = headers
+        .get_all(COOKIE)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok());
+    let user = cookies
+        .flat_map(|line| line.split(';'))
+        .find_map(|cookie| cookie.trim().strip_prefix("session="))?;
     (!user.is_empty()).then(|| user.to_owned())
 }
 
 /// Any name will do; only letters, digits, dot, dash, underscore and @ are kept of it.
 async fn login(request: Request<Incoming>) -> Answer {
-    let body = match Limited::new(request.into_body(), LARGEST_LOGIN).collect().await {
+    let body = match Limited::new(request.into_body(), LARGEST_LOGIN)
+        .collect()
+        .await
+    {
         Ok(body) => body.to_bytes(),
-        Err(_) => return html(StatusCode::PAYLOAD_TOO_LARGE, "The login form is too large.".to_owned()),
+        Err(_) => {
+            return html(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "The login form is too large.".to_owned(),
+            );
+        }
     };
     let form = String::from_utf8_lossy(&body).into_owned();
-    let name = form.split('&').find_map(|field| field.strip_prefix("username=")).unwrap_or_default();
-    let name: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || ".-_@".contains(*c)).take(64).collect();
+    let name = form
+        .split('&')
+        .find_map(|field| field.strip_prefix("username="))
+        .unwrap_or_default();
+    let name: String = name
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || ".-_@".contains(*c))
+        .take(64)
+        .collect();
     go_to_page(format!("session={name}; Path=/; HttpOnly; SameSite=Lax"))
 }
 
 fn go_to_page(cookie: String) -> Answer {
     let mut answer = Response::new(Full::new(Bytes::new()));
     *answer.status_mut() = StatusCode::FOUND;
-    answer.headers_mut().insert(LOCATION, HeaderValue::from_static("/productpage"));
+    answer
+        .headers_mut()
+        .insert(LOCATION, HeaderValue::from_static("/productpage"));
     if let Ok(cookie) = HeaderValue::from_str(&cookie) {
         answer.headers_mut().insert(SET_COOKIE, cookie);
     }
@@ -113,7 +152,11 @@ fn go_to_page(cookie: String) -> Answer {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+        .replace('\'', "&#39;")
 }
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;margin:0;color:#1d2733;background:#f4f7f9}\
@@ -143,7 +186,11 @@ fn index() -> String {
     )
 }
 
-fn page(user: Option<&str>, details: &anyhow::Result<Value>, reviews: &anyhow::Result<Value>) -> String {
+fn page(
+    user: Option<&str>,
+    details: &anyhow::Result<Value>,
+    reviews: &anyhow::Result<Value>,
+) -> String {
     let product = product();
     let mut body = format!(
         "<main><section style=\"grid-column:1/-1\"><h1>{}</h1><p>{}</p></section>",
@@ -154,7 +201,14 @@ fn page(user: Option<&str>, details: &anyhow::Result<Value>, reviews: &anyhow::R
     match details {
         Ok(details) => {
             body.push_str("<dl>");
-            for key in ["type", "pages", "publisher", "language", "ISBN-10", "ISBN-13"] {
+            for key in [
+                "type",
+                "pages",
+                "publisher",
+                "language",
+                "ISBN-10",
+                "ISBN-13",
+            ] {
                 let value = match &details[key] {
                     Value::String(text) => text.clone(),
                     other => other.to_string(),
@@ -181,7 +235,11 @@ fn page(user: Option<&str>, details: &anyhow::Result<Value>, reviews: &anyhow::R
                 ));
             }
             let text = |key: &str| escape(reviews[key].as_str().unwrap_or_default());
-            body.push_str(&format!("<p class=\"by\">reviews {} on {}</p>", text("version"), text("podname")));
+            body.push_str(&format!(
+                "<p class=\"by\">reviews {} on {}</p>",
+                text("version"),
+                text("podname")
+            ));
         }
         Err(error) => {
             eprintln!("no reviews: {error:#}");
@@ -196,11 +254,19 @@ fn stars(rating: &Value) -> String {
     if let Some(error) = rating["error"].as_str() {
         return format!("<p class=\"sorry\">{}</p>", escape(error));
     }
-    let Some(stars) = rating["stars"].as_u64() else { return String::new() };
-    let color = if rating["color"] == "red" { "red" } else { "black" };
+    let Some(stars) = rating["stars"].as_u64() else {
+        return String::new();
+    };
+    let color = if rating["color"] == "red" {
+        "red"
+    } else {
+        "black"
+    };
     let filled = "\u{2605}".repeat(stars.min(5) as usize);
     let empty = "\u{2606}".repeat(5 - stars.min(5) as usize);
-    format!("<p class=\"stars\" style=\"color:{color}\" aria-label=\"{stars} of 5 stars\">{filled}{empty}</p>")
+    format!(
+        "<p class=\"stars\" style=\"color:{color}\" aria-label=\"{stars} of 5 stars\">{filled}{empty}</p>"
+    )
 }
 
 #[cfg(test)]
@@ -211,7 +277,11 @@ mod tests {
     fn the_page_says_what_is_missing_and_escapes_the_rest() {
         let details = Ok(json!({"type": "<b>", "pages": 200}));
         let page = page(Some("<jason>"), &details, &Err(anyhow::anyhow!("503")));
-        assert!(page.contains("&lt;jason&gt;") && page.contains("&lt;b&gt;") && page.contains("<dd>200</dd>"));
+        assert!(
+            page.contains("&lt;jason&gt;")
+                && page.contains("&lt;b&gt;")
+                && page.contains("<dd>200</dd>")
+        );
         assert!(page.contains("Sorry, product reviews are currently unavailable"));
         assert!(!page.contains("<jason>"));
     }

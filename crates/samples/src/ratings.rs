@@ -10,7 +10,10 @@ pub(crate) async fn answer(request: Request<Incoming>) -> Answer {
     match request.uri().path() {
         "/health" => answer_json(StatusCode::OK, &json!({"status": "Ratings is healthy"})),
         path => match id_of(path, "/ratings") {
-            Some(id) => answer_json(StatusCode::OK, &json!({"id": id, "ratings": {"Reviewer1": 5, "Reviewer2": 4}})),
+            Some(id) => answer_json(
+                StatusCode::OK,
+                &json!({"id": id, "ratings": {"Reviewer1": 5, "Reviewer2": 4}}),
+            ),
             None => not_found(),
         },
     }

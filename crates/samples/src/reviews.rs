@@ -22,9 +22,18 @@ pub(crate) struct Flavour {
 impl Flavour {
     pub(crate) fn of(version: &str) -> anyhow::Result<Self> {
         Ok(match version {
-            "v1" => Self { version: "v1", star_color: None },
-            "v2" => Self { version: "v2", star_color: Some("black") },
-            "v3" => Self { version: "v3", star_color: Some("red") },
+            "v1" => Self {
+                version: "v1",
+                star_color: None,
+            },
+            "v2" => Self {
+                version: "v2",
+                star_color: Some("black"),
+            },
+            "v3" => Self {
+                version: "v3",
+                star_color: Some("red"),
+            },
             other => anyhow::bail!("reviews has the versions v1, v2 and v3, not {other:?}"),
         })
     }
@@ -35,14 +44,30 @@ pub(crate) async fn answer(flavour: Flavour, request: Request<Incoming>) -> Answ
     if path == "/health" {
         return answer_json(StatusCode::OK, &json!({"status": "Reviews is healthy"}));
     }
-    let Some(id) = id_of(path, "/reviews") else { return not_found() };
+    let Some(id) = id_of(path, "/reviews") else {
+        return not_found();
+    };
     let ratings = match flavour.star_color {
         None => None,
-        Some(_) => Some(get_json("ratings", &format!("/ratings/{id}"), request.headers(), RATINGS_DEADLINE).await),
+        Some(_) => Some(
+            get_json(
+                "ratings",
+                &format!("/ratings/{id}"),
+                request.headers(),
+                RATINGS_DEADLINE,
+            )
+            .await,
+        ),
     };
     let texts = [
-        ("Reviewer1", "A play of twins and mistaken doors. I laughed, lost count, and laughed again."),
-        ("Reviewer2", "Short, loud and kind. The later plays are deeper, but none runs faster."),
+        (
+            "Reviewer1",
+            "A play of twins and mistaken doors. I laughed, lost count, and laughed again.",
+        ),
+        (
+            "Reviewer2",
+            "Short, loud and kind. The later plays are deeper, but none runs faster.",
+        ),
     ];
     let reviews: Vec<Value> = texts
         .iter()

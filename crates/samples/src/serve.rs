@@ -22,8 +22,9 @@ where
     H: Fn(Request<Incoming>) -> F + Clone + 'static,
     F: Future<Output = Answer> + 'static,
 {
-    let listener =
-        TcpListener::bind(("0.0.0.0", port)).await.with_context(|| format!("cannot listen on port {port}"))?;
+    let listener = TcpListener::bind(("0.0.0.0", port))
+        .await
+        .with_context(|| format!("cannot listen on port {port}"))?;
     println!("listening on port {port}");
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -42,7 +43,10 @@ where
             });
             tokio::task::spawn_local(async move {
                 let mut builder = hyper::server::conn::http1::Builder::new();
-                let _ = builder.timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service).await;
+                let _ = builder
+                    .timer(TokioTimer::new())
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
             });
         }
     };
@@ -70,18 +74,28 @@ pub(crate) fn html(status: StatusCode, text: String) -> Answer {
 
 /// Metrics for Prometheus.
 pub(crate) fn metrics(text: String) -> Answer {
-    with_type(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
+    with_type(
+        StatusCode::OK,
+        "text/plain; version=0.0.4; charset=utf-8",
+        text,
+    )
 }
 
 /// Nothing here.
 pub(crate) fn not_found() -> Answer {
-    json(StatusCode::NOT_FOUND, &serde_json::json!({"error": "no such page"}))
+    json(
+        StatusCode::NOT_FOUND,
+        &serde_json::json!({"error": "no such page"}),
+    )
 }
 
 fn with_type(status: StatusCode, content_type: &'static str, text: String) -> Answer {
     let mut answer = Response::new(Full::new(Bytes::from(text)));
     *answer.status_mut() = status;
-    answer.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    answer.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(content_type),
+    );
     answer
 }
 

@@ -1,7 +1,8 @@
-//! Objects that users apply: one file each in the mesh's own state, or the user's own file, if it holds the object.
+//! Objects that users apply: one file each in the mesh's own state, or the user's own file, if it
+//! holds the object.
 //!
-//! The file source reads the state's directory like any other, so what is applied takes effect, and survives a restart, the
-//! same way as what is written with an editor.
+//! The file source reads the state's directory like any other, so what is applied takes effect, and
+//! survives a restart, the same way as what is written with an editor.
 
 mod edit;
 
@@ -82,12 +83,17 @@ pub struct AppliedStore {
 }
 
 impl AppliedStore {
-    /// `directory` is the mesh's own, made if it is missing; `users` are the directories that users write.
+    /// `directory` is the mesh's own, made if it is missing; `users` are the directories that users
+    /// write.
     pub fn open(directory: impl Into<PathBuf>, users: Vec<PathBuf>) -> io::Result<Self> {
         let directory = directory.into();
         atomic::make_private_directory(&directory)?;
         atomic::sweep(&directory);
-        Ok(Self { directory, users, turn: Mutex::new(()) })
+        Ok(Self {
+            directory,
+            users,
+            turn: Mutex::new(()),
+        })
     }
 
     /// The directory that a file source has to read for this.
@@ -95,21 +101,39 @@ impl AppliedStore {
         Directory::of_users(&self.directory)
     }
 
-    /// Applies sound objects, one after the other; what fails keeps the others from nothing. `text` is what they were read
-    /// from: what is kept are its lines, comments included.
+    /// Applies sound objects, one after the other; what fails keeps the others from nothing. `text`
+    /// is what they were read from: what is kept are its lines, comments included.
     pub fn apply(&self, objects: &[Object], text: &str) -> Vec<Result<Outcome, ApplyError>> {
         let _turn = self.turn();
-        objects.iter().map(|object| self.apply_object(object, text)).collect()
+        objects
+            .iter()
+            .map(|object| self.apply_object(object, text))
+            .collect()
     }
 
     /// Removes an object from the file that holds it.
     pub fn delete(&self, key: &ObjectKey) -> Result<Outcome, ApplyError> {
         let _turn = self.turn();
-        let (located, is_users) = self.locate(key).ok_or_else(|| ApplyError::NotFound(key.clone()))?;
+        let (located, is_users) = self
+            .locate(key)
+            .ok_or_else(|| ApplyError::NotFound(key.clone()))?;
         let rest = located.without(key)?;
-        let written = if rest.trim().is_empty() { atomic::remove(&located.file) } else { write(&located.file, &rest) };
-        written.map_err(|error| ApplyError::Io { key: key.clone(), file: located.file.clone(), error })?;
-        Ok(Outcome { key: key.clone(), action: Action::Deleted, file: located.file, is_users })
+        let written = if rest.trim().is_empty() {
+            atomic::remove(&located.file)
+        } else {
+            write(&located.file, &rest)
+        };
+        written.map_err(|error| ApplyError::Io {
+            key: key.clone(),
+            file: located.file.clone(),
+            error,
+        })?;
+        Ok(Outcome {
+            key: key.clone(),
+            action: Action::Deleted,
+            file: located.file,
+            is_users,
+        })
     }
 
     fn apply_object(&self, object: &Object, text: &str) -> Result<Outcome, ApplyError> {
@@ -123,14 +147,32 @@ impl AppliedStore {
         let (action, content) = match &held {
             Some((located, _)) if located.says(object) => (Action::Unchanged, None),
             // The user's own file says what the user writes.
-            Some((located, true)) => (Action::Configured, Some(located.with(&key, object, &document)?)),
-            Some((located, false)) => (Action::Configured, Some(stamped(object, &document, &located.created()))),
-            None => (Action::Created, Some(stamped(object, &document, &rfc3339(SystemTime::now())))),
+            Some((located, true)) => (
+                Action::Configured,
+                Some(located.with(&key, object, &document)?),
+            ),
+            Some((located, false)) => (
+                Action::Configured,
+                Some(stamped(object, &document, &located.created())),
+            ),
+            None => (
+                Action::Created,
+                Some(stamped(object, &document, &rfc3339(SystemTime::now()))),
+            ),
         };
         if let Some(content) = content {
-            write(&file, &content).map_err(|error| ApplyError::Io { key: key.clone(), file: file.clone(), error })?;
+            write(&file, &content).map_err(|error| ApplyError::Io {
+                key: key.clone(),
+                file: file.clone(),
+                error,
+            })?;
         }
-        Ok(Outcome { key, action, file, is_users })
+        Ok(Outcome {
+            key,
+            action,
+            file,
+            is_users,
+        })
     }
 
     /// Where an object is: users' directories first, as for the file source.
@@ -159,9 +201,13 @@ fn document_text(object: &Object, text: &str) -> String {
         && let Some(chunk) = chunks(text).get(object.source.document)
     {
         let lines = edit::body(&text[chunk.start..chunk.end]);
-        // JSON, several documents in a chunk, and an object whose namespace was given beside the text, are written anew.
+        // JSON, several documents in a chunk, and an object whose namespace was given beside the
+        // text, are written anew.
         let again = parse("", lines);
-        if !lines.trim_start().starts_with('{') && again.objects.len() == 1 && again.objects[0] == *object {
+        if !lines.trim_start().starts_with('{')
+            && again.objects.len() == 1
+            && again.objects[0] == *object
+        {
             let mut lines = lines.trim_end().to_owned();
             lines.push('\n');
             return lines;
@@ -170,19 +216,33 @@ fn document_text(object: &Object, text: &str) -> String {
     to_yaml(&object.raw)
 }
 
-/// The document with the time of its object's creation, as an API server would have it: what the user says about that does
-/// not count.
+/// The document with the time of its object's creation, as an API server would have it: what the
+/// user says about that does not count.
 fn stamped(object: &Object, document: &str, created: &str) -> String {
     let mut wanted = object.clone();
-    if let Some(metadata) = wanted.raw.get_mut("metadata").and_then(Value::as_object_mut) {
+    if let Some(metadata) = wanted
+        .raw
+        .get_mut("metadata")
+        .and_then(Value::as_object_mut)
+    {
         metadata.insert("creationTimestamp".to_owned(), created.into());
     }
     // A line of its own, where metadata is written in lines.
-    let metadata = document.find("\nmetadata:\n").map(|at| at + "\nmetadata:\n".len());
-    let metadata = metadata.or_else(|| document.starts_with("metadata:\n").then_some("metadata:\n".len()));
+    let metadata = document
+        .find("\nmetadata:\n")
+        .map(|at| at + "\nmetadata:\n".len());
+    let metadata = metadata.or_else(|| {
+        document
+            .starts_with("metadata:\n")
+            .then_some("metadata:\n".len())
+    });
     if let (Some(at), None) = (metadata, &object.meta.creation) {
         let indent: String = document[at..].chars().take_while(|c| *c == ' ').collect();
-        let text = format!("{}{indent}creationTimestamp: \"{created}\"\n{}", &document[..at], &document[at..]);
+        let text = format!(
+            "{}{indent}creationTimestamp: \"{created}\"\n{}",
+            &document[..at],
+            &document[at..]
+        );
         let again = parse("", &text);
         if again.objects.len() == 1 && again.objects[0] == wanted {
             return text;
@@ -194,7 +254,10 @@ fn stamped(object: &Object, document: &str, created: &str) -> String {
 /// Whole seconds, as an API server writes times.
 fn rfc3339(at: SystemTime) -> String {
     let at = OffsetDateTime::from(at);
-    at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default()
+    at.replace_nanosecond(0)
+        .unwrap_or(at)
+        .format(&Rfc3339)
+        .unwrap_or_default()
 }
 
 fn write(file: &Path, text: &str) -> io::Result<()> {
@@ -203,13 +266,19 @@ fn write(file: &Path, text: &str) -> io::Result<()> {
     atomic::write(&target, text.as_bytes())
 }
 
-/// One name for each key, within what file systems take. A group may hold dots, as a name may: no name holds a plus.
+/// One name for each key, within what file systems take. A group may hold dots, as a name may: no
+/// name holds a plus.
 fn file_name(key: &ObjectKey) -> String {
     let group = match key.kind.group() {
         group if key.kind.is_mesh() || group.is_empty() => String::new(),
         group => format!("+{}+", group.replace('/', "_")),
     };
-    let readable = format!("{}{group}.{}.{}", key.kind.word().to_ascii_lowercase(), key.namespace, key.name);
+    let readable = format!(
+        "{}{group}.{}.{}",
+        key.kind.word().to_ascii_lowercase(),
+        key.namespace,
+        key.name
+    );
     if readable.len() <= 200 && !readable.contains('/') {
         return format!("{readable}.yaml");
     }
@@ -219,5 +288,7 @@ fn file_name(key: &ObjectKey) -> String {
 
 /// FNV-1a, 64 bits (RFC 9923): the same in every release, since it names files.
 fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }

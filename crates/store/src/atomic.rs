@@ -10,16 +10,26 @@ use tracing::warn;
 
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
-/// Replaces a file's content. A new file is readable by its owner only, since objects may hold keys; an existing one keeps its
-/// mode. The name beside it that is used meanwhile begins with a dot, so that no source reads it.
+/// Replaces a file's content. A new file is readable by its owner only, since objects may hold
+/// keys; an existing one keeps its mode. The name beside it that is used meanwhile begins with a
+/// dot, so that no source reads it.
 pub(crate) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
     let temporary = directory.join(format!(".meltemi-{}-{number}.tmp", std::process::id()));
     let written = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&temporary)?;
         if let Ok(existing) = fs::metadata(path) {
-            file.set_permissions(Permissions::from_mode(existing.permissions().mode() & 0o7777))?;
+            file.set_permissions(Permissions::from_mode(
+                existing.permissions().mode() & 0o7777,
+            ))?;
         }
         file.write_all(content)?;
         file.sync_all()?;
@@ -34,11 +44,15 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes what a process that was killed while it wrote has left behind; nobody else may be writing there.
+/// Removes what a process that was killed while it wrote has left behind; nobody else may be
+/// writing there.
 pub(crate) fn sweep(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        if name.to_str().is_some_and(|name| name.starts_with(".meltemi-") && name.ends_with(".tmp")) {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with(".meltemi-") && name.ends_with(".tmp"))
+        {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -85,7 +99,11 @@ mod tests {
         fs::write(at(".meltemi-4711-0.tmp"), "half").expect("written");
         write(&at("a.yaml"), b"whole").expect("written");
         sweep(directory.path());
-        let left: Vec<_> = fs::read_dir(directory.path()).expect("there").flatten().map(|e| e.file_name()).collect();
+        let left: Vec<_> = fs::read_dir(directory.path())
+            .expect("there")
+            .flatten()
+            .map(|e| e.file_name())
+            .collect();
         assert_eq!(left, ["a.yaml"]);
     }
 
@@ -99,6 +117,10 @@ mod tests {
         fs::create_dir_all(taken.join("full")).expect("made");
         write(&taken, b"after").expect_err("a directory is there");
         assert_eq!(fs::read(&file).expect("there"), b"before");
-        assert_eq!(fs::read_dir(directory.path()).expect("there").count(), 2, "no temporary file is left");
+        assert_eq!(
+            fs::read_dir(directory.path()).expect("there").count(),
+            2,
+            "no temporary file is left"
+        );
     }
 }

@@ -6,8 +6,8 @@ use meltemi_api::{Object, ObjectKey};
 use meltemi_types::Diagnostic;
 use tokio::sync::mpsc;
 
-/// One step of a source. `Init` to `InitDone` lists everything that there is; what an earlier listing had and this one has
-/// not is gone.
+/// One step of a source. `Init` to `InitDone` lists everything that there is; what an earlier
+/// listing had and this one has not is gone.
 #[derive(Debug, Clone)]
 pub enum Delta {
     /// A complete listing begins.
@@ -29,7 +29,8 @@ pub struct SourceUpdate {
     pub diagnostics: Option<Vec<Diagnostic>>,
 }
 
-/// The way from a source to the store. Sending waits while the store is busy, so a source merges what happens meanwhile.
+/// The way from a source to the store. Sending waits while the store is busy, so a source merges
+/// what happens meanwhile.
 #[derive(Debug, Clone)]
 pub struct SourceSender {
     pub(crate) source: usize,

@@ -1,8 +1,9 @@
 //! Directories of YAML as a source: watched, settled, diffed.
 //!
-//! One thread: it sleeps until the kernel reports a change (or the time for a look of its own has come), waits until the writing
-//! has settled, scans, and sends what differs. A file that is still open for writing stays what it was. All decisions are in
-//! `set`, which knows no clock and no disk.
+//! One thread: it sleeps until the kernel reports a change (or the time for a look of its own has
+//! come), waits until the writing has settled, scans, and sends what differs. A file that is still
+//! open for writing stays what it was. All decisions are in `set`, which knows no clock and no
+//! disk.
 
 mod last_good;
 mod scan;
@@ -28,22 +29,31 @@ use watch::{Wake, Watch, Writers};
 pub struct Directory {
     /// Where it is.
     pub path: PathBuf,
-    /// Whether the last good versions of its objects are kept across a restart. Off for what a program writes anew at each
-    /// start.
+    /// Whether the last good versions of its objects are kept across a restart. Off for what a
+    /// program writes anew at each start.
     pub remembers: bool,
-    /// Whether its objects give way without a word to those of earlier directories. Pods never do: they say what runs.
+    /// Whether its objects give way without a word to those of earlier directories. Pods never do:
+    /// they say what runs.
     pub yields: bool,
 }
 
 impl Directory {
     /// A directory that users write.
     pub fn of_users(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), remembers: true, yields: false }
+        Self {
+            path: path.into(),
+            remembers: true,
+            yields: false,
+        }
     }
 
     /// A directory that programs write: what a user has of the same name replaces it.
     pub fn of_programs(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), remembers: false, yields: true }
+        Self {
+            path: path.into(),
+            remembers: false,
+            yields: true,
+        }
     }
 }
 
@@ -63,7 +73,12 @@ pub struct FileSourceOptions {
 impl FileSourceOptions {
     /// The usual times.
     pub fn new(directories: Vec<Directory>, state: Option<PathBuf>) -> Self {
-        Self { directories, state, settle: Duration::from_millis(10), rescan: Duration::from_secs(30) }
+        Self {
+            directories,
+            state,
+            settle: Duration::from_millis(10),
+            rescan: Duration::from_secs(30),
+        }
     }
 }
 
@@ -81,7 +96,8 @@ pub struct FileSource {
 
 /// Someone who never stops writing does not keep the mesh from seeing it.
 const MAX_SETTLE: Duration = Duration::from_millis(100);
-/// While a directory cannot be watched, or is reached through a link, or the state cannot be written, it is looked at this often.
+/// While a directory cannot be watched, or is reached through a link, or the state cannot be
+/// written, it is looked at this often.
 const UNWATCHED_RESCAN: Duration = Duration::from_secs(1);
 
 impl FileSource {
@@ -90,8 +106,13 @@ impl FileSource {
         let (wake, woken) = mpsc::channel();
         let events = wake.clone();
         let run = move || Runner::new(options, events).run(&woken, &sender);
-        let thread = std::thread::Builder::new().name("file-source".to_owned()).spawn(run)?;
-        Ok(Self { wake, thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name("file-source".to_owned())
+            .spawn(run)?;
+        Ok(Self {
+            wake,
+            thread: Some(thread),
+        })
     }
 
     /// Looks now, without waiting for the kernel's word.
@@ -143,13 +164,21 @@ impl Runner {
             if !self.scan(watch_findings, sender) {
                 return debug!("the store has ended");
             }
-            // What was written to a link's target before it was watched is found by looking once more.
-            if self.watch.links(self.scanner.links(), &self.options.directories) {
+            // What was written to a link's target before it was watched is found by looking once
+            // more.
+            if self
+                .watch
+                .links(self.scanner.links(), &self.options.directories)
+            {
                 continue;
             }
             // Nothing reports that a disk has room again.
             let is_quiet = self.watch.is_complete() && !self.last_good.has_work();
-            let patience = if is_quiet { self.options.rescan } else { UNWATCHED_RESCAN.min(self.options.rescan) };
+            let patience = if is_quiet {
+                self.options.rescan
+            } else {
+                UNWATCHED_RESCAN.min(self.options.rescan)
+            };
             let patience = next_writer.map_or(patience, |next| patience.min(next));
             match self.wait(woken, patience) {
                 Ok(wake) => {
@@ -178,12 +207,21 @@ impl Runner {
         }
     }
 
-    /// Waits to be woken, or until a link on the way to a directory leads elsewhere: that costs a look each second, no scan.
-    fn wait(&self, woken: &mpsc::Receiver<Wake>, patience: Duration) -> Result<Wake, RecvTimeoutError> {
+    /// Waits to be woken, or until a link on the way to a directory leads elsewhere: that costs a
+    /// look each second, no scan.
+    fn wait(
+        &self,
+        woken: &mpsc::Receiver<Wake>,
+        patience: Duration,
+    ) -> Result<Wake, RecvTimeoutError> {
         let end = Instant::now() + patience;
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            let slice = if self.watch.is_linked() { left.min(UNWATCHED_RESCAN) } else { left };
+            let slice = if self.watch.is_linked() {
+                left.min(UNWATCHED_RESCAN)
+            } else {
+                left
+            };
             match woken.recv_timeout(slice) {
                 Err(RecvTimeoutError::Timeout)
                     if slice < left && !self.watch.is_elsewhere(&self.options.directories) => {}
@@ -211,21 +249,37 @@ impl Runner {
             return true;
         }
         for change in changes {
-            let remembers =
-                self.options.directories.get(change.file.directory).is_some_and(|directory| directory.remembers);
-            self.set.change(change, if remembers { Some(&mut self.last_good) } else { None });
+            let remembers = self
+                .options
+                .directories
+                .get(change.file.directory)
+                .is_some_and(|directory| directory.remembers);
+            self.set.change(
+                change,
+                if remembers {
+                    Some(&mut self.last_good)
+                } else {
+                    None
+                },
+            );
         }
         let deltas = self.set.deltas(first);
         findings.extend(self.scanner.findings().iter().cloned());
         findings.extend(self.set.findings(&self.options.directories));
         let alive = self.tell(deltas, findings.clone(), sender);
-        // After sending: a proxy does not wait for our disk. What the disk says is told at once, and so is its recovery.
+        // After sending: a proxy does not wait for our disk. What the disk says is told at once,
+        // and so is its recovery.
         self.last_good.write();
         alive && self.tell(Vec::new(), findings, sender)
     }
 
     /// Sends what is new; false if nobody listens any more.
-    fn tell(&mut self, deltas: Vec<Delta>, mut findings: Vec<Diagnostic>, sender: &SourceSender) -> bool {
+    fn tell(
+        &mut self,
+        deltas: Vec<Delta>,
+        mut findings: Vec<Diagnostic>,
+        sender: &SourceSender,
+    ) -> bool {
         findings.extend(self.last_good.findings().iter().cloned());
         findings.sort();
         findings.dedup();
@@ -233,9 +287,16 @@ impl Runner {
         if !changed && deltas.is_empty() {
             return true;
         }
-        info!(changes = deltas.len(), findings = findings.len(), "files read");
+        info!(
+            changes = deltas.len(),
+            findings = findings.len(),
+            "files read"
+        );
         let diagnostics = changed.then(|| findings.clone());
         self.sent = Some(findings);
-        sender.send_blocking(SourceUpdate { deltas, diagnostics })
+        sender.send_blocking(SourceUpdate {
+            deltas,
+            diagnostics,
+        })
     }
 }

@@ -1,13 +1,15 @@
 //! Raw objects of all sources, merged and turned into snapshots.
 //!
-//! In: directories of YAML ([`FileSource`]), objects that users apply ([`AppliedStore`]), and whatever other source speaks
-//! [`Delta`]. Out: one [`World`] after the other (tables, snapshot, findings), each complete, on a watch channel. The first
-//! change of a burst is built at once; what arrives meanwhile is merged into the next build.
+//! In: directories of YAML ([`FileSource`]), objects that users apply ([`AppliedStore`]), and
+//! whatever other source speaks [`Delta`]. Out: one [`World`] after the other (tables, snapshot,
+//! findings), each complete, on a watch channel. The first change of a burst is built at once; what
+//! arrives meanwhile is merged into the next build.
 //!
-//! A source keeps the last good version of an object whose text has become invalid, across a restart too. Unreadable files and
-//! a full disk are findings, never failures.
+//! A source keeps the last good version of an object whose text has become invalid, across a
+//! restart too. Unreadable files and a full disk are findings, never failures.
 //!
-//! It imports `api` and `model`, and must never import a Kubernetes client, `translate`, or anything of the data plane.
+//! It imports `api` and `model`, and must never import a Kubernetes client, `translate`, or
+//! anything of the data plane.
 
 mod applied;
 mod atomic;

@@ -31,14 +31,18 @@ pub struct World {
 const REMEMBERED_CHANGES: usize = 128;
 
 impl World {
-    /// Everything that changed after `version`. Who lags too far behind gets a first change: everything is new.
+    /// Everything that changed after `version`. Who lags too far behind gets a first change:
+    /// everything is new.
     pub fn changes_since(&self, version: u64) -> ChangeSet {
         let missed = self.version.saturating_sub(version);
         if version == 0
             || usize::try_from(missed).is_ok_and(|missed| missed > self.recent.len())
             || version > self.version
         {
-            return ChangeSet { is_first: true, ..ChangeSet::default() };
+            return ChangeSet {
+                is_first: true,
+                ..ChangeSet::default()
+            };
         }
         let mut changes = ChangeSet::default();
         for (_, later) in self.recent.iter().filter(|(number, _)| *number > version) {
@@ -62,7 +66,8 @@ pub struct StoreBuilder {
     receiver: mpsc::Receiver<(usize, SourceUpdate)>,
 }
 
-/// A running store. Dropping it ends its thread once every source has ended too, or at the next update.
+/// A running store. Dropping it ends its thread once every source has ended too, or at the next
+/// update.
 #[derive(Debug)]
 pub struct Store {
     worlds: watch::Receiver<Arc<World>>,
@@ -80,7 +85,12 @@ impl Store {
     /// Begins a store. `options` say what a snapshot needs besides objects.
     pub fn builder(options: BuildOptions) -> StoreBuilder {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        StoreBuilder { options, names: Vec::new(), sender, receiver }
+        StoreBuilder {
+            options,
+            names: Vec::new(),
+            sender,
+            receiver,
+        }
     }
 
     /// The worlds, one after the other; a slow reader sees the newest.
@@ -116,12 +126,20 @@ impl StoreBuilder {
     /// Adds a source. Of an object that several sources have, the source added first counts.
     pub fn source(&mut self, name: impl Into<String>) -> SourceSender {
         self.names.push(name.into());
-        SourceSender { source: self.names.len() - 1, channel: self.sender.clone() }
+        SourceSender {
+            source: self.names.len() - 1,
+            channel: self.sender.clone(),
+        }
     }
 
     /// Starts the thread. The first world is published when every source has listed what it has.
     pub fn start(self) -> std::io::Result<Store> {
-        let Self { options, names, sender, mut receiver } = self;
+        let Self {
+            options,
+            names,
+            sender,
+            mut receiver,
+        } = self;
         let mut merger = Merger::new(names, options);
         let (publish, worlds) = watch::channel(Arc::new(merger.world()));
         let run = move || {
@@ -139,8 +157,14 @@ impl StoreBuilder {
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("store".to_owned()).spawn(run)?;
-        Ok(Store { worlds, stop: Some(sender), thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(run)?;
+        Ok(Store {
+            worlds,
+            stop: Some(sender),
+            thread: Some(thread),
+        })
     }
 }
 
@@ -171,7 +195,13 @@ struct Merger {
 
 impl Merger {
     fn new(names: Vec<String>, options: BuildOptions) -> Self {
-        let sources = names.into_iter().map(|name| SourceState { name, ..SourceState::default() }).collect();
+        let sources = names
+            .into_iter()
+            .map(|name| SourceState {
+                name,
+                ..SourceState::default()
+            })
+            .collect();
         let Build { snapshot, .. } = Snapshot::build(None, &Tables::default(), &options);
         Self {
             options,
@@ -198,7 +228,9 @@ impl Merger {
 
     /// Takes in an update; false if it was the last one.
     fn take(&mut self, (source, update): (usize, SourceUpdate)) -> bool {
-        let Some(state) = self.sources.get_mut(source) else { return false };
+        let Some(state) = self.sources.get_mut(source) else {
+            return false;
+        };
         for delta in update.deltas {
             match delta {
                 Delta::Init => state.listing = Some(BTreeSet::new()),
@@ -216,8 +248,12 @@ impl Merger {
                 }
                 Delta::InitDone => {
                     if let Some(listing) = state.listing.take() {
-                        let gone: Vec<ObjectKey> =
-                            state.objects.keys().filter(|key| !listing.contains(*key)).cloned().collect();
+                        let gone: Vec<ObjectKey> = state
+                            .objects
+                            .keys()
+                            .filter(|key| !listing.contains(*key))
+                            .cloned()
+                            .collect();
                         for key in gone {
                             state.objects.remove(&key);
                             self.touched.insert(key);
@@ -241,7 +277,11 @@ impl Merger {
         }
         let mut changed = false;
         for key in std::mem::take(&mut self.touched) {
-            changed |= match self.sources.iter().find_map(|source| source.objects.get(&key)) {
+            changed |= match self
+                .sources
+                .iter()
+                .find_map(|source| source.objects.get(&key))
+            {
                 Some(object) => self.tables.apply(object.clone()),
                 None => self.tables.remove(&key),
             };
@@ -251,8 +291,11 @@ impl Merger {
             return None;
         }
         let previous = self.built.then(|| self.snapshot.clone());
-        let Build { snapshot, mut diagnostics, changes } =
-            Snapshot::build(previous.as_deref(), &self.tables, &self.options);
+        let Build {
+            snapshot,
+            mut diagnostics,
+            changes,
+        } = Snapshot::build(previous.as_deref(), &self.tables, &self.options);
         self.built = true;
         self.snapshot = Arc::new(snapshot);
         self.version += 1;
@@ -283,16 +326,25 @@ impl Merger {
                 let earlier = self.sources[..index]
                     .iter()
                     .find_map(|earlier| earlier.objects.get(key).map(|winner| (earlier, winner)));
-                let Some((earlier, winner)) = earlier else { continue };
+                let Some((earlier, winner)) = earlier else {
+                    continue;
+                };
                 let place = winner.source.position("metadata.name");
-                let place = if place.file.is_empty() { String::new() } else { format!(" ({place})") };
+                let place = if place.file.is_empty() {
+                    String::new()
+                } else {
+                    format!(" ({place})")
+                };
                 findings.push(Diagnostic {
                     code: "MEL0402".to_owned(),
                     severity: Severity::Error,
                     object: key.object_ref(),
                     field: String::new(),
                     position: object.source.position("metadata.name"),
-                    message: format!("this object of {} is also in {}{place}, which counts", source.name, earlier.name),
+                    message: format!(
+                        "this object of {} is also in {}{place}, which counts",
+                        source.name, earlier.name
+                    ),
                     remedy: "remove or rename one of them".to_owned(),
                 });
             }
@@ -308,8 +360,9 @@ mod tests {
     use super::*;
 
     fn object(name: &str, port: u16) -> Arc<Object> {
-        let text =
-            format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: {port}}}]}}\n");
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: {port}}}]}}\n"
+        );
         Arc::new(parse("x.yaml", &text).objects.remove(0))
     }
 
@@ -317,33 +370,71 @@ mod tests {
         let mut deltas = vec![Delta::Init];
         deltas.extend(objects.iter().cloned().map(Delta::Apply));
         deltas.push(Delta::InitDone);
-        SourceUpdate { deltas, diagnostics: None }
+        SourceUpdate {
+            deltas,
+            diagnostics: None,
+        }
     }
 
     #[test]
     fn the_first_source_counts_and_the_second_stands_in() {
-        let mut merger = Merger::new(vec!["files".to_owned(), "cluster".to_owned()], BuildOptions::default());
+        let mut merger = Merger::new(
+            vec!["files".to_owned(), "cluster".to_owned()],
+            BuildOptions::default(),
+        );
         let (ours, theirs) = (object("a", 1), object("a", 2));
         assert!(merger.take((0, listing(std::slice::from_ref(&ours)))));
-        assert!(merger.build().is_none(), "the second source has listed nothing yet");
+        assert!(
+            merger.build().is_none(),
+            "the second source has listed nothing yet"
+        );
         assert!(merger.take((1, listing(&[theirs.clone(), object("b", 3)]))));
         let first = merger.build().expect("both have listed");
         assert_eq!((first.version, first.tables.len()), (1, 2));
-        assert!(Arc::ptr_eq(first.tables.get(&ours.key()).expect("a"), &ours));
-        assert_eq!(first.diagnostics.iter().filter(|d| d.code == "MEL0402").count(), 1);
+        assert!(Arc::ptr_eq(
+            first.tables.get(&ours.key()).expect("a"),
+            &ours
+        ));
+        assert_eq!(
+            first
+                .diagnostics
+                .iter()
+                .filter(|d| d.code == "MEL0402")
+                .count(),
+            1
+        );
         assert!(first.changes_since(0).is_first);
 
-        merger.take((0, SourceUpdate { deltas: vec![Delta::Delete(ours.key())], diagnostics: None }));
+        merger.take((
+            0,
+            SourceUpdate {
+                deltas: vec![Delta::Delete(ours.key())],
+                diagnostics: None,
+            },
+        ));
         let second = merger.build().expect("a change");
-        assert!(Arc::ptr_eq(second.tables.get(&ours.key()).expect("a"), &theirs));
-        assert_eq!(second.diagnostics.iter().filter(|d| d.code == "MEL0402").count(), 0);
+        assert!(Arc::ptr_eq(
+            second.tables.get(&ours.key()).expect("a"),
+            &theirs
+        ));
+        assert_eq!(
+            second
+                .diagnostics
+                .iter()
+                .filter(|d| d.code == "MEL0402")
+                .count(),
+            0
+        );
 
         // A new listing without b removes it.
         merger.take((1, listing(&[theirs])));
         let third = merger.build().expect("a change");
         assert_eq!(third.tables.len(), 1);
         let changes = third.changes_since(1);
-        assert!(!changes.is_first && changes.objects.len() == 2, "{changes:?}");
+        assert!(
+            !changes.is_first && changes.objects.len() == 2,
+            "{changes:?}"
+        );
         assert!(third.changes_since(3).is_empty());
         assert!(merger.build().is_none(), "nothing is new");
     }

@@ -9,15 +9,36 @@ use crate::metrics::{Counter, Histogram, LabelSet, Shard};
 /// HELP lines of the standard metrics.
 pub const HELP: &[(&str, &str)] = &[
     ("istio_requests_total", "Requests that the proxy finished."),
-    ("istio_request_duration_milliseconds", "From the first byte of a request to the last of its response."),
+    (
+        "istio_request_duration_milliseconds",
+        "From the first byte of a request to the last of its response.",
+    ),
     ("istio_request_bytes", "Size of request bodies."),
     ("istio_response_bytes", "Size of response bodies."),
-    ("istio_tcp_connections_opened_total", "TCP connections opened."),
-    ("istio_tcp_connections_closed_total", "TCP connections closed."),
-    ("istio_tcp_sent_bytes_total", "Bytes sent to the downstream of TCP connections."),
-    ("istio_tcp_received_bytes_total", "Bytes received from the downstream of TCP connections."),
-    ("istio_request_messages_total", "gRPC messages from clients."),
-    ("istio_response_messages_total", "gRPC messages from servers."),
+    (
+        "istio_tcp_connections_opened_total",
+        "TCP connections opened.",
+    ),
+    (
+        "istio_tcp_connections_closed_total",
+        "TCP connections closed.",
+    ),
+    (
+        "istio_tcp_sent_bytes_total",
+        "Bytes sent to the downstream of TCP connections.",
+    ),
+    (
+        "istio_tcp_received_bytes_total",
+        "Bytes received from the downstream of TCP connections.",
+    ),
+    (
+        "istio_request_messages_total",
+        "gRPC messages from clients.",
+    ),
+    (
+        "istio_response_messages_total",
+        "gRPC messages from servers.",
+    ),
 ];
 
 /// Which side of the call this proxy is on.
@@ -187,27 +208,54 @@ fn base(
 
 impl HttpLabels {
     fn label_set(&self) -> LabelSet {
-        let service = [&self.destination_service, &self.destination_service_name, &self.destination_service_namespace];
-        let mut labels = base(self.reporter, &self.source, &self.destination, service, self.request_protocol);
+        let service = [
+            &self.destination_service,
+            &self.destination_service_name,
+            &self.destination_service_namespace,
+        ];
+        let mut labels = base(
+            self.reporter,
+            &self.source,
+            &self.destination,
+            service,
+            self.request_protocol,
+        );
         labels.push(("response_code", Arc::from(self.response_code.to_string())));
         labels.push(("grpc_response_status", self.grpc_response_status.clone()));
         labels.push(("response_flags", self.response_flags.clone()));
-        labels.push(("connection_security_policy", Arc::from(self.connection_security_policy)));
+        labels.push((
+            "connection_security_policy",
+            Arc::from(self.connection_security_policy),
+        ));
         labels
     }
 }
 
 impl TcpLabels {
     fn label_set(&self) -> LabelSet {
-        let service = [&self.destination_service, &self.destination_service_name, &self.destination_service_namespace];
-        let mut labels = base(self.reporter, &self.source, &self.destination, service, "tcp");
+        let service = [
+            &self.destination_service,
+            &self.destination_service_name,
+            &self.destination_service_namespace,
+        ];
+        let mut labels = base(
+            self.reporter,
+            &self.source,
+            &self.destination,
+            service,
+            "tcp",
+        );
         labels.push(("response_flags", self.response_flags.clone()));
-        labels.push(("connection_security_policy", Arc::from(self.connection_security_policy)));
+        labels.push((
+            "connection_security_policy",
+            Arc::from(self.connection_security_policy),
+        ));
         labels
     }
 }
 
-/// The series one finished request adds to. Resolve once per label set and worker, then [`HttpSeries::record`].
+/// The series one finished request adds to. Resolve once per label set and worker, then
+/// [`HttpSeries::record`].
 #[derive(Debug)]
 pub struct HttpSeries {
     requests: Arc<Counter>,
@@ -228,7 +276,10 @@ impl HttpSeries {
             response_bytes: shard.histogram("istio_response_bytes", set.clone()),
             messages: (labels.request_protocol == "grpc").then(|| {
                 let requests = shard.counter("istio_request_messages_total", set.clone());
-                (requests, shard.counter("istio_response_messages_total", set))
+                (
+                    requests,
+                    shard.counter("istio_response_messages_total", set),
+                )
             }),
         }
     }
@@ -299,8 +350,19 @@ mod tests {
         };
         HttpSeries::resolve(&registry.shard(), &labels).record(Duration::from_millis(3), 10, 20);
         let text = crate::prometheus::encode(&registry, HELP);
-        assert!(text.contains("istio_requests_total{reporter=\"destination\",source_workload=\"unknown\""), "{text}");
-        assert!(text.contains("connection_security_policy=\"mutual_tls\"} 1\n"), "{text}");
-        assert!(!text.contains("messages_total"), "plain HTTP has no gRPC messages: {text}");
+        assert!(
+            text.contains(
+                "istio_requests_total{reporter=\"destination\",source_workload=\"unknown\""
+            ),
+            "{text}"
+        );
+        assert!(
+            text.contains("connection_security_policy=\"mutual_tls\"} 1\n"),
+            "{text}"
+        );
+        assert!(
+            !text.contains("messages_total"),
+            "plain HTTP has no gRPC messages: {text}"
+        );
     }
 }

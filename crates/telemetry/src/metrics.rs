@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Upper bounds of Envoy's default histogram buckets; Istio uses them for milliseconds and bytes alike.
+/// Upper bounds of Envoy's default histogram buckets; Istio uses them for milliseconds and bytes
+/// alike.
 pub const BUCKETS: [f64; 19] = [
-    0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0, 30000.0, 60000.0, 300000.0,
-    600000.0, 1800000.0, 3600000.0,
+    0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0, 30000.0,
+    60000.0, 300000.0, 600000.0, 1800000.0, 3600000.0,
 ];
 
 /// A number that only grows. One thread adds, any thread reads.
@@ -66,23 +67,33 @@ pub struct Histogram {
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { counts: [const { AtomicU64::new(0) }; BUCKETS.len() + 1], sum: AtomicU64::new(0) }
+        Self {
+            counts: [const { AtomicU64::new(0) }; BUCKETS.len() + 1],
+            sum: AtomicU64::new(0),
+        }
     }
 }
 
 impl Histogram {
     /// Records one value.
     pub fn record(&self, value: f64) {
-        let bucket = BUCKETS.iter().position(|bound| value <= *bound).unwrap_or(BUCKETS.len());
+        let bucket = BUCKETS
+            .iter()
+            .position(|bound| value <= *bound)
+            .unwrap_or(BUCKETS.len());
         let count = &self.counts[bucket];
         count.store(count.load(Relaxed) + 1, Relaxed);
         let sum = f64::from_bits(self.sum.load(Relaxed)) + value;
         self.sum.store(sum.to_bits(), Relaxed);
     }
 
-    /// Counts per bucket (not cumulative; the last is beyond every bound) and the sum of all values.
+    /// Counts per bucket (not cumulative; the last is beyond every bound) and the sum of all
+    /// values.
     pub fn read(&self) -> ([u64; BUCKETS.len() + 1], f64) {
-        (std::array::from_fn(|i| self.counts[i].load(Relaxed)), f64::from_bits(self.sum.load(Relaxed)))
+        (
+            std::array::from_fn(|i| self.counts[i].load(Relaxed)),
+            f64::from_bits(self.sum.load(Relaxed)),
+        )
     }
 }
 
@@ -97,8 +108,8 @@ pub enum Kind {
     Histogram,
 }
 
-/// How many series a registry may hold. Beyond it, new label sets fold into one series a family whose label values
-/// are all `other`, so that random paths or hosts cannot grow memory.
+/// How many series a registry may hold. Beyond it, new label sets fold into one series a family
+/// whose label values are all `other`, so that random paths or hosts cannot grow memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
     /// Series in one shard; default 4,000.
@@ -149,12 +160,20 @@ impl Shard {
             labels
         } else {
             table.folded += 1;
-            labels.into_iter().map(|(name, _)| (name, Arc::from("other"))).collect()
+            labels
+                .into_iter()
+                .map(|(name, _)| (name, Arc::from("other")))
+                .collect()
         };
-        table.series.entry((family, labels)).or_insert_with(make).clone()
+        table
+            .series
+            .entry((family, labels))
+            .or_insert_with(make)
+            .clone()
     }
 
-    /// The counter of this family with these labels; made if it is new. A cold call: keep what it returns.
+    /// The counter of this family with these labels; made if it is new. A cold call: keep what it
+    /// returns.
     pub fn counter(&self, family: &'static str, labels: LabelSet) -> Arc<Counter> {
         match self.cell(family, labels, || Cell::Counter(Arc::default())) {
             Cell::Counter(counter) => counter,
@@ -201,12 +220,18 @@ pub struct Registry {
 impl Registry {
     /// A registry whose shards each hold to `budget`.
     pub fn new(budget: Budget) -> Self {
-        Self { budget, shards: Mutex::default() }
+        Self {
+            budget,
+            shards: Mutex::default(),
+        }
     }
 
     /// A new shard, for one worker.
     pub fn shard(&self) -> Arc<Shard> {
-        let shard = Arc::new(Shard { budget: self.budget, table: Mutex::default() });
+        let shard = Arc::new(Shard {
+            budget: self.budget,
+            table: Mutex::default(),
+        });
         lock(&self.shards).push(shard.clone());
         shard
     }
@@ -232,14 +257,20 @@ impl Registry {
                 }
             }
         }
-        let mut all: Vec<_> = merged.into_iter().map(|((family, labels), sample)| (family, labels, sample)).collect();
+        let mut all: Vec<_> = merged
+            .into_iter()
+            .map(|((family, labels), sample)| (family, labels, sample))
+            .collect();
         all.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
         all
     }
 
     /// How many label sets were folded into `other`.
     pub fn folded(&self) -> u64 {
-        lock(&self.shards).iter().map(|shard| lock(&shard.table).folded).sum()
+        lock(&self.shards)
+            .iter()
+            .map(|shard| lock(&shard.table).folded)
+            .sum()
     }
 }
 
@@ -277,8 +308,13 @@ mod tests {
         b.histogram("took", labels("/")).record(7_000_000.0);
         let all = registry.gather();
         assert_eq!(all[0].2, Sample::Counter(5));
-        let Sample::Histogram(counts, sum) = &all[1].2 else { panic!("took is a histogram") };
-        assert_eq!((counts[1], counts[BUCKETS.len()], *sum), (1, 1, 7_000_000.7));
+        let Sample::Histogram(counts, sum) = &all[1].2 else {
+            panic!("took is a histogram")
+        };
+        assert_eq!(
+            (counts[1], counts[BUCKETS.len()], *sum),
+            (1, 1, 7_000_000.7)
+        );
     }
 
     #[test]
@@ -290,7 +326,11 @@ mod tests {
         }
         let all = registry.gather();
         assert_eq!(all.len(), 11);
-        assert!(all.iter().any(|(_, labels, sample)| &*labels[0].1 == "other" && *sample == Sample::Counter(990)));
+        assert!(
+            all.iter()
+                .any(|(_, labels, sample)| &*labels[0].1 == "other"
+                    && *sample == Sample::Counter(990))
+        );
         assert_eq!(registry.folded(), 990);
     }
 }

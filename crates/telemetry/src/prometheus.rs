@@ -45,8 +45,17 @@ fn write_sample(out: &mut String, family: &str, labels: &LabelSet, sample: &Samp
             let mut cumulative = 0;
             for (i, count) in counts.iter().enumerate() {
                 cumulative += count;
-                let bound = BUCKETS.get(i).map_or_else(|| "+Inf".to_owned(), |bound| bound.to_string());
-                line(out, family, "_bucket", labels, Some(&bound), cumulative as f64);
+                let bound = BUCKETS
+                    .get(i)
+                    .map_or_else(|| "+Inf".to_owned(), |bound| bound.to_string());
+                line(
+                    out,
+                    family,
+                    "_bucket",
+                    labels,
+                    Some(&bound),
+                    cumulative as f64,
+                );
             }
             line(out, family, "_sum", labels, None, *sum);
             line(out, family, "_count", labels, None, cumulative as f64);
@@ -54,11 +63,21 @@ fn write_sample(out: &mut String, family: &str, labels: &LabelSet, sample: &Samp
     }
 }
 
-fn line(out: &mut String, family: &str, suffix: &str, labels: &LabelSet, bound: Option<&str>, value: f64) {
+fn line(
+    out: &mut String,
+    family: &str,
+    suffix: &str,
+    labels: &LabelSet,
+    bound: Option<&str>,
+    value: f64,
+) {
     let _ = write!(out, "{family}{suffix}");
     if !labels.is_empty() || bound.is_some() {
         out.push('{');
-        let pairs = labels.iter().map(|(name, value)| (*name, &**value)).chain(bound.map(|bound| ("le", bound)));
+        let pairs = labels
+            .iter()
+            .map(|(name, value)| (*name, &**value))
+            .chain(bound.map(|bound| ("le", bound)));
         for (i, (name, value)) in pairs.enumerate() {
             if i > 0 {
                 out.push(',');
@@ -93,14 +112,21 @@ mod tests {
     fn text_is_what_prometheus_parses() {
         let registry = Registry::default();
         let shard = registry.shard();
-        shard.counter("hits", vec![("path", Arc::from("/\"a\\\n"))]).add(2);
+        shard
+            .counter("hits", vec![("path", Arc::from("/\"a\\\n"))])
+            .add(2);
         shard.histogram("took", vec![]).record(0.25);
         let text = encode(&registry, &[("hits", "Requests.")]);
         assert!(
-            text.starts_with("# HELP hits Requests.\n# TYPE hits counter\nhits{path=\"/\\\"a\\\\\\n\"} 2\n"),
+            text.starts_with(
+                "# HELP hits Requests.\n# TYPE hits counter\nhits{path=\"/\\\"a\\\\\\n\"} 2\n"
+            ),
             "{text}"
         );
         assert!(text.contains("took_bucket{le=\"0.5\"} 1\n"), "{text}");
-        assert!(text.contains("took_bucket{le=\"+Inf\"} 1\ntook_sum 0.25\ntook_count 1\n"), "{text}");
+        assert!(
+            text.contains("took_bucket{le=\"+Inf\"} 1\ntook_sum 0.25\ntook_count 1\n"),
+            "{text}"
+        );
     }
 }

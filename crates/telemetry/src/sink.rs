@@ -1,4 +1,5 @@
-//! Where log lines go: one writer thread a file, fed by the workers' buffers, never the other way round.
+//! Where log lines go: one writer thread a file, fed by the workers' buffers, never the other way
+//! round.
 
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
@@ -39,13 +40,18 @@ impl LogSink {
         let (chunks, receiver) = sync_channel(QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
         let lost = dropped.clone();
-        thread::Builder::new().name("access-log".to_owned()).spawn(move || drain(&receiver, stream, &lost))?;
+        thread::Builder::new()
+            .name("access-log".to_owned())
+            .spawn(move || drain(&receiver, stream, &lost))?;
         Ok(Self { chunks, dropped })
     }
 
     /// A worker's own buffer in front of the sink.
     pub fn writer(&self) -> LogWriter {
-        LogWriter { sink: self.clone(), buffer: RefCell::default() }
+        LogWriter {
+            sink: self.clone(),
+            buffer: RefCell::default(),
+        }
     }
 
     /// Lines lost since the start, because the disk was full or slower than the traffic.
@@ -54,7 +60,9 @@ impl LogSink {
     }
 
     fn send(&self, chunk: Vec<u8>) {
-        if let Err(TrySendError::Full(chunk) | TrySendError::Disconnected(chunk)) = self.chunks.try_send(chunk) {
+        if let Err(TrySendError::Full(chunk) | TrySendError::Disconnected(chunk)) =
+            self.chunks.try_send(chunk)
+        {
             self.dropped.fetch_add(lines(&chunk), Relaxed);
         }
     }
@@ -70,7 +78,11 @@ fn lines(chunk: &[u8]) -> u64 {
 
 fn drain(chunks: &Receiver<Vec<u8>>, mut stream: Box<dyn Write + Send>, dropped: &AtomicU64) {
     for chunk in chunks {
-        if stream.write_all(&chunk).and_then(|()| stream.flush()).is_err() {
+        if stream
+            .write_all(&chunk)
+            .and_then(|()| stream.flush())
+            .is_err()
+        {
             dropped.fetch_add(lines(&chunk), Relaxed);
         }
     }
@@ -96,7 +108,8 @@ impl LogWriter {
         }
     }
 
-    /// Hands over what there is. Workers call it between turns, every 50 ms or so, and before they end.
+    /// Hands over what there is. Workers call it between turns, every 50 ms or so, and before they
+    /// end.
     pub fn flush(&self) {
         let mut buffer = self.buffer.borrow_mut();
         if !buffer.is_empty() {

@@ -12,7 +12,8 @@ use x509_parser::prelude::FromDer;
 use crate::PeerError;
 use crate::xfcc::rfc2253;
 
-/// A certificate, read once. What `/certs`, access logs, `x-forwarded-client-cert` and policies speak of.
+/// A certificate, read once. What `/certs`, access logs, `x-forwarded-client-cert` and policies
+/// speak of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateInfo {
     /// RFC 2253; empty for workload certificates.
@@ -27,7 +28,8 @@ pub struct CertificateInfo {
     pub dns_sans: Vec<String>,
     /// Addresses, in order.
     pub ip_sans: Vec<IpAddr>,
-    /// Names of kinds that the mesh never issues (otherName, e-mail, directory names, ...), or that cannot be read.
+    /// Names of kinds that the mesh never issues (otherName, e-mail, directory names, ...), or that
+    /// cannot be read.
     pub foreign_sans: usize,
     /// Start of validity.
     pub not_before: SystemTime,
@@ -38,10 +40,13 @@ pub struct CertificateInfo {
 }
 
 impl CertificateInfo {
-    /// The one SPIFFE identity: exactly one URI name, well formed, and no name of a foreign kind beside it.
+    /// The one SPIFFE identity: exactly one URI name, well formed, and no name of a foreign kind
+    /// beside it.
     pub fn spiffe(&self) -> Result<SpiffeId, PeerError> {
         let [uri] = self.uri_sans.as_slice() else {
-            return Err(PeerError::UriCount { presented: self.names() });
+            return Err(PeerError::UriCount {
+                presented: self.names(),
+            });
         };
         if self.foreign_sans > 0 {
             return Err(PeerError::Malformed(format!(
@@ -49,21 +54,28 @@ impl CertificateInfo {
                 self.foreign_sans
             )));
         }
-        uri.parse().map_err(|error: meltemi_types::SpiffeError| PeerError::NotSpiffe {
-            presented: uri.clone(),
-            reason: error.to_string(),
-        })
+        uri.parse()
+            .map_err(|error: meltemi_types::SpiffeError| PeerError::NotSpiffe {
+                presented: uri.clone(),
+                reason: error.to_string(),
+            })
     }
 
-    /// The names in one line, for messages; at most eight, since a hostile certificate may hold thousands.
+    /// The names in one line, for messages; at most eight, since a hostile certificate may hold
+    /// thousands.
     pub fn names(&self) -> String {
         const SHOWN: usize = 8;
         let uris = self.uri_sans.iter().map(|name| format!("URI:{name}"));
         let dns = self.dns_sans.iter().map(|name| format!("DNS:{name}"));
         let ips = self.ip_sans.iter().map(|name| format!("IP:{name}"));
-        let total = self.uri_sans.len() + self.dns_sans.len() + self.ip_sans.len() + self.foreign_sans;
-        let mut shown: Vec<String> =
-            uris.chain(dns).chain(ips).take(SHOWN).map(|name| name.chars().take(256).collect::<String>()).collect();
+        let total =
+            self.uri_sans.len() + self.dns_sans.len() + self.ip_sans.len() + self.foreign_sans;
+        let mut shown: Vec<String> = uris
+            .chain(dns)
+            .chain(ips)
+            .take(SHOWN)
+            .map(|name| name.chars().take(256).collect::<String>())
+            .collect();
         let rest = total - shown.len();
         match (total, rest) {
             (0, _) => return "no subject alternative name".to_owned(),
@@ -75,16 +87,22 @@ impl CertificateInfo {
 
     /// Whole days until the end of validity, 0 if it is over; Envoy's `days_until_expiration`.
     pub fn days_until_expiration(&self, now: SystemTime) -> u64 {
-        self.not_after.duration_since(now).map_or(0, |left| left.as_secs() / 86_400)
+        self.not_after
+            .duration_since(now)
+            .map_or(0, |left| left.as_secs() / 86_400)
     }
 }
 
 /// Reads a certificate.
 pub fn info_of(certificate: &CertificateDer<'_>) -> Result<CertificateInfo, PeerError> {
     let malformed = |error: String| PeerError::Malformed(error);
-    let (rest, parsed) = X509Certificate::from_der(certificate).map_err(|error| malformed(error.to_string()))?;
+    let (rest, parsed) =
+        X509Certificate::from_der(certificate).map_err(|error| malformed(error.to_string()))?;
     if !rest.is_empty() {
-        return Err(malformed(format!("{} bytes follow the certificate", rest.len())));
+        return Err(malformed(format!(
+            "{} bytes follow the certificate",
+            rest.len()
+        )));
     }
     let mut info = CertificateInfo {
         subject: rfc2253(parsed.subject()),
@@ -107,49 +125,61 @@ pub fn info_of(certificate: &CertificateDer<'_>) -> Result<CertificateInfo, Peer
                     read_name(name, &mut info)?;
                 }
             }
-            // An extension that claims to be the list of names and cannot be read must not count as "no names".
+            // An extension that claims to be the list of names and cannot be read must not count as
+            // "no names".
             ParsedExtension::ParseError { .. }
                 if extension.oid == x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME =>
             {
-                return Err(malformed("its subject alternative names cannot be read".to_owned()));
+                return Err(malformed(
+                    "its subject alternative names cannot be read".to_owned(),
+                ));
             }
             _ => {}
         }
     }
     match extensions {
         0 | 1 => Ok(info),
-        more => Err(malformed(format!("it has {more} extensions for subject alternative names"))),
+        more => Err(malformed(format!(
+            "it has {more} extensions for subject alternative names"
+        ))),
     }
 }
 
 fn read_name(name: &GeneralName<'_>, info: &mut CertificateInfo) -> Result<(), PeerError> {
-    // A NUL or another control character ends a name early in somebody else's parser: refuse it everywhere.
+    // A NUL or another control character ends a name early in somebody else's parser: refuse it
+    // everywhere.
     let plain = |text: &str| match text.bytes().all(|byte| byte.is_ascii_graphic()) {
         true => Ok(text.to_owned()),
-        false => Err(PeerError::Malformed(format!("its name {text:?} holds a character that no name has"))),
+        false => Err(PeerError::Malformed(format!(
+            "its name {text:?} holds a character that no name has"
+        ))),
     };
     match name {
         GeneralName::URI(text) => info.uri_sans.push(plain(text)?),
         GeneralName::DNSName(text) => info.dns_sans.push(plain(text)?),
-        GeneralName::IPAddress(bytes) => match (<[u8; 4]>::try_from(*bytes), <[u8; 16]>::try_from(*bytes)) {
-            (Ok(v4), _) => info.ip_sans.push(v4.into()),
-            (_, Ok(v6)) => info.ip_sans.push(v6.into()),
-            _ => info.foreign_sans += 1,
-        },
+        GeneralName::IPAddress(bytes) => {
+            match (<[u8; 4]>::try_from(*bytes), <[u8; 16]>::try_from(*bytes)) {
+                (Ok(v4), _) => info.ip_sans.push(v4.into()),
+                (_, Ok(v6)) => info.ip_sans.push(v6.into()),
+                _ => info.foreign_sans += 1,
+            }
+        }
         _ => info.foreign_sans += 1,
     }
     Ok(())
 }
 
-/// The identity of a peer, from the chain that it presented; call it after the handshake has verified the chain.
+/// The identity of a peer, from the chain that it presented; call it after the handshake has
+/// verified the chain.
 pub fn peer_spiffe(chain: &[CertificateDer<'_>]) -> Result<SpiffeId, PeerError> {
     info_of(chain.first().ok_or(PeerError::None)?)?.spiffe()
 }
 
-/// SHA-256 of a certificate and of its public key (the whole SubjectPublicKeyInfo): what pins are compared with.
+/// SHA-256 of a certificate and of its public key (the whole SubjectPublicKeyInfo): what pins are
+/// compared with.
 pub fn pin_digests(certificate: &CertificateDer<'_>) -> Result<([u8; 32], [u8; 32]), PeerError> {
-    let (_, parsed) =
-        X509Certificate::from_der(certificate).map_err(|error| PeerError::Malformed(error.to_string()))?;
+    let (_, parsed) = X509Certificate::from_der(certificate)
+        .map_err(|error| PeerError::Malformed(error.to_string()))?;
     Ok((sha256(certificate), sha256(parsed.public_key().raw)))
 }
 
@@ -164,7 +194,8 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
 }
 
-/// A short name for a certificate (or any secret's public part) in logs: the first 16 digits of its SHA-256.
+/// A short name for a certificate (or any secret's public part) in logs: the first 16 digits of its
+/// SHA-256.
 pub fn fingerprint(bytes: &[u8]) -> String {
     let mut digits = sha256_hex(bytes);
     digits.truncate(16);
@@ -173,10 +204,12 @@ pub fn fingerprint(bytes: &[u8]) -> String {
 
 fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
+            let _ = write!(out, "{byte:02x}");
+            out
+        })
 }
 
 fn system_time(unix_seconds: i64) -> SystemTime {

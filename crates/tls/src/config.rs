@@ -11,7 +11,8 @@ use rustls::{ClientConfig, ServerConfig, SupportedCipherSuite, SupportedProtocol
 
 use crate::verify::{ClientVerifier, ServerVerifier};
 use crate::{
-    Algorithms, ClientAuth, ClientTerms, Identity, ServerRule, ServerTerms, TlsError, TlsVersion, TrustBundle, provider,
+    Algorithms, ClientAuth, ClientTerms, Identity, ServerRule, ServerTerms, TlsError, TlsVersion,
+    TrustBundle, provider,
 };
 
 /// A server with one certificate. Roots are needed as soon as clients are asked for theirs.
@@ -23,16 +24,26 @@ pub fn server_config(
     server_config_with(terms, std::slice::from_ref(identity), trust)
 }
 
-/// A server with several certificates for the same names (RSA beside ECDSA): the first whose key the client can verify
-/// is served.
+/// A server with several certificates for the same names (RSA beside ECDSA): the first whose key
+/// the client can verify is served.
 pub fn server_config_with(
     terms: &ServerTerms,
     identities: &[Identity],
     trust: Option<&TrustBundle>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let ServerTerms { alpn, client_auth, rule, san, min_version, max_version, algorithms } = terms;
+    let ServerTerms {
+        alpn,
+        client_auth,
+        rule,
+        san,
+        min_version,
+        max_version,
+        algorithms,
+    } = terms;
     if identities.is_empty() {
-        return Err(TlsError::Certificate("a server needs a certificate".to_owned()));
+        return Err(TlsError::Certificate(
+            "a server needs a certificate".to_owned(),
+        ));
     }
     let builder = ServerConfig::builder_with_provider(narrowed(algorithms)?)
         .with_protocol_versions(&versions(*min_version, *max_version)?)
@@ -40,15 +51,24 @@ pub fn server_config_with(
     let builder = match client_auth {
         ClientAuth::None => builder.with_no_client_auth(),
         asked => {
-            let trust = trust.filter(|trust| !trust.is_empty()).ok_or(TlsError::NoRoots)?;
-            builder.with_client_cert_verifier(Arc::new(ClientVerifier::new(*rule, *asked, trust.clone(), san.clone())))
+            let trust = trust
+                .filter(|trust| !trust.is_empty())
+                .ok_or(TlsError::NoRoots)?;
+            builder.with_client_cert_verifier(Arc::new(ClientVerifier::new(
+                *rule,
+                *asked,
+                trust.clone(),
+                san.clone(),
+            )))
         }
     };
-    let mut config =
-        builder.with_cert_resolver(Arc::new(BySignature(identities.iter().map(Identity::certified_key).collect())));
+    let mut config = builder.with_cert_resolver(Arc::new(BySignature(
+        identities.iter().map(Identity::certified_key).collect(),
+    )));
     config.alpn_protocols = protocols(alpn);
     if *client_auth != ClientAuth::None {
-        // A ticket would outlive a rotation, a revocation and a change of policy: every connection is judged anew.
+        // A ticket would outlive a rotation, a revocation and a change of policy: every connection
+        // is judged anew.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;
@@ -62,7 +82,15 @@ pub fn client_config(
     identity: Option<&Identity>,
     trust: &TrustBundle,
 ) -> Result<Arc<ClientConfig>, TlsError> {
-    let ClientTerms { alpn, no_sni, rule, san, min_version, max_version, algorithms } = terms;
+    let ClientTerms {
+        alpn,
+        no_sni,
+        rule,
+        san,
+        min_version,
+        max_version,
+        algorithms,
+    } = terms;
     if *rule != ServerRule::Insecure && trust.is_empty() {
         return Err(TlsError::NoRoots);
     }
@@ -70,9 +98,15 @@ pub fn client_config(
         .with_protocol_versions(&versions(*min_version, *max_version)?)
         .map_err(|error| TlsError::Terms(error.to_string()))?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(rule.clone(), trust.clone(), san.clone())));
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(
+            rule.clone(),
+            trust.clone(),
+            san.clone(),
+        )));
     let mut config = match identity {
-        Some(identity) => builder.with_client_cert_resolver(Arc::new(OneIdentity(identity.certified_key()))),
+        Some(identity) => {
+            builder.with_client_cert_resolver(Arc::new(OneIdentity(identity.certified_key())))
+        }
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = protocols(alpn);
@@ -89,7 +123,10 @@ fn protocols(alpn: &[String]) -> Vec<Vec<u8>> {
 
 /// The provider with nothing but what the terms allow.
 fn narrowed(algorithms: &Algorithms) -> Result<Arc<CryptoProvider>, TlsError> {
-    let Algorithms { tls12_suites, groups } = algorithms;
+    let Algorithms {
+        tls12_suites,
+        groups,
+    } = algorithms;
     let whole = provider();
     if tls12_suites.is_empty() && groups.is_empty() {
         return Ok(whole);
@@ -103,11 +140,19 @@ fn narrowed(algorithms: &Algorithms) -> Result<Arc<CryptoProvider>, TlsError> {
         narrow.cipher_suites.retain(allowed);
     }
     if !groups.is_empty() {
-        let find = |number: &u16| whole.kx_groups.iter().find(|group| u16::from(group.name()) == *number).copied();
+        let find = |number: &u16| {
+            whole
+                .kx_groups
+                .iter()
+                .find(|group| u16::from(group.name()) == *number)
+                .copied()
+        };
         narrow.kx_groups = groups.iter().filter_map(find).collect();
     }
     match narrow.kx_groups.is_empty() || narrow.cipher_suites.is_empty() {
-        true => Err(TlsError::Terms("none of the wanted cipher suites or groups is there".to_owned())),
+        true => Err(TlsError::Terms(
+            "none of the wanted cipher suites or groups is there".to_owned(),
+        )),
         false => Ok(Arc::new(narrow)),
     }
 }
@@ -116,12 +161,23 @@ fn versions(
     min: Option<TlsVersion>,
     max: Option<TlsVersion>,
 ) -> Result<Vec<&'static SupportedProtocolVersion>, TlsError> {
-    let (min, max) = (min.unwrap_or(TlsVersion::V1_2), max.unwrap_or(TlsVersion::V1_3));
-    let all = [(TlsVersion::V1_3, &rustls::version::TLS13), (TlsVersion::V1_2, &rustls::version::TLS12)];
-    let chosen: Vec<_> =
-        all.into_iter().filter(|(version, _)| (min..=max).contains(version)).map(|(_, known)| known).collect();
+    let (min, max) = (
+        min.unwrap_or(TlsVersion::V1_2),
+        max.unwrap_or(TlsVersion::V1_3),
+    );
+    let all = [
+        (TlsVersion::V1_3, &rustls::version::TLS13),
+        (TlsVersion::V1_2, &rustls::version::TLS12),
+    ];
+    let chosen: Vec<_> = all
+        .into_iter()
+        .filter(|(version, _)| (min..=max).contains(version))
+        .map(|(_, known)| known)
+        .collect();
     match chosen.is_empty() {
-        true => Err(TlsError::Terms(format!("maximum version {max:?} is below minimum version {min:?}"))),
+        true => Err(TlsError::Terms(format!(
+            "maximum version {max:?} is below minimum version {min:?}"
+        ))),
         false => Ok(chosen),
     }
 }
@@ -136,7 +192,10 @@ impl fmt::Debug for BySignature {
 
 impl ResolvesServerCert for BySignature {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let usable = self.0.iter().find(|key| key.key.choose_scheme(hello.signature_schemes()).is_some());
+        let usable = self
+            .0
+            .iter()
+            .find(|key| key.key.choose_scheme(hello.signature_schemes()).is_some());
         usable.or_else(|| self.0.first()).cloned()
     }
 }
@@ -150,7 +209,11 @@ impl fmt::Debug for OneIdentity {
 }
 
 impl rustls::client::ResolvesClientCert for OneIdentity {
-    fn resolve(&self, _root_hints: &[&[u8]], schemes: &[rustls::SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+    fn resolve(
+        &self,
+        _root_hints: &[&[u8]],
+        schemes: &[rustls::SignatureScheme],
+    ) -> Option<Arc<CertifiedKey>> {
         self.0.key.choose_scheme(schemes).map(|_| self.0.clone())
     }
 

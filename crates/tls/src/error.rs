@@ -1,4 +1,5 @@
-//! Why a certificate, a key or a peer is not accepted. Texts say what was expected and what was presented.
+//! Why a certificate, a key or a peer is not accepted. Texts say what was expected and what was
+//! presented.
 
 use std::sync::Arc;
 
@@ -17,7 +18,9 @@ pub enum TlsError {
     #[error("not a readable X.509 certificate: {0}")]
     Certificate(String),
     /// The key has an unknown form, or is not the certificate's.
-    #[error("private key: {0}; give the PKCS#8, PKCS#1 or SEC1 key that belongs to the first certificate of the chain")]
+    #[error(
+        "private key: {0}; give the PKCS#8, PKCS#1 or SEC1 key that belongs to the first certificate of the chain"
+    )]
     Key(String),
     /// A revocation list that cannot be read. The bundle is refused as a whole: fail closed.
     #[error("certificate revocation list: {0}")]
@@ -48,7 +51,9 @@ pub enum PeerError {
     #[error("the peer's certificate is malformed: {0}")]
     Malformed(String),
     /// The chain ends in no root that is trusted here.
-    #[error("expected a certificate chain to a root of trust domain {expected}, presented {presented}: {reason}")]
+    #[error(
+        "expected a certificate chain to a root of trust domain {expected}, presented {presented}: {reason}"
+    )]
     Chain {
         /// The trust domain, or `any` where roots are not bound to one.
         expected: String,
@@ -66,7 +71,9 @@ pub enum PeerError {
         reason: String,
     },
     /// The extended key usage does not allow this side of a connection.
-    #[error("expected a certificate for {expected} authentication, presented {presented}: {reason}")]
+    #[error(
+        "expected a certificate for {expected} authentication, presented {presented}: {reason}"
+    )]
     Usage {
         /// `client` or `server`.
         expected: &'static str,
@@ -118,8 +125,8 @@ pub enum PeerError {
 impl From<PeerError> for rustls::Error {
     fn from(error: PeerError) -> Self {
         use rustls::CertificateError as C;
-        // The alert that the peer gets depends on this; the text for our side travels inside `Other` in every case that
-        // rustls has no better word for.
+        // The alert that the peer gets depends on this; the text for our side travels inside
+        // `Other` in every case that rustls has no better word for.
         match error {
             PeerError::None => Self::NoCertificatesPresented,
             other => Self::InvalidCertificate(C::Other(rustls::OtherError(Arc::new(other)))),
@@ -127,21 +134,27 @@ impl From<PeerError> for rustls::Error {
     }
 }
 
-/// What a TLS error means, in words for logs and causes; the peer rule's own text where one was broken.
+/// What a TLS error means, in words for logs and causes; the peer rule's own text where one was
+/// broken.
 pub fn cause_of(error: &rustls::Error) -> String {
     match error {
-        rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(inner))) => {
-            inner.to_string()
-        }
+        rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(
+            inner,
+        ))) => inner.to_string(),
         rustls::Error::NoCertificatesPresented => PeerError::None.to_string(),
-        rustls::Error::AlertReceived(alert) => format!("the peer refused the handshake with alert {alert:?}"),
+        rustls::Error::AlertReceived(alert) => {
+            format!("the peer refused the handshake with alert {alert:?}")
+        }
         other => other.to_string(),
     }
 }
 
 /// [`cause_of`] for the IO error that a handshake returns.
 pub fn cause_of_io(error: &std::io::Error) -> String {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+    match error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+    {
         Some(tls) => cause_of(tls),
         None => error.to_string(),
     }

@@ -9,7 +9,8 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::{
-    CertificateInfo, TlsError, certificates_from_pem, certificates_to_pem, info_of, key_from_pem, key_to_pem, provider,
+    CertificateInfo, TlsError, certificates_from_pem, certificates_to_pem, info_of, key_from_pem,
+    key_to_pem, provider,
 };
 
 /// A certificate chain with its private key, checked to belong together. Cheap to clone.
@@ -27,13 +28,25 @@ struct Inner {
 
 impl Identity {
     /// From DER; the chain is leaf first.
-    pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, TlsError> {
-        let leaf = chain.first().ok_or_else(|| TlsError::Certificate("the chain is empty".to_owned()))?;
+    pub fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, TlsError> {
+        let leaf = chain
+            .first()
+            .ok_or_else(|| TlsError::Certificate("the chain is empty".to_owned()))?;
         let info = info_of(leaf).map_err(|error| TlsError::Certificate(error.to_string()))?;
         let spiffe = info.spiffe().ok();
         let certified = CertifiedKey::from_der(chain, key.clone_key(), &provider())
             .map_err(|error| TlsError::Key(error.to_string()))?;
-        Ok(Self { inner: Arc::new(Inner { certified: Arc::new(certified), key, info, spiffe }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                certified: Arc::new(certified),
+                key,
+                info,
+                spiffe,
+            }),
+        })
     }
 
     /// From PEM; the chain is leaf first.
@@ -86,6 +99,12 @@ impl Identity {
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let info = self.info();
-        write!(f, "Identity({}, serial {}, sha256 {})", info.names(), info.serial, &info.sha256[..16])
+        write!(
+            f,
+            "Identity({}, serial {}, sha256 {})",
+            info.names(),
+            info.serial,
+            &info.sha256[..16]
+        )
     }
 }

@@ -1,10 +1,13 @@
-//! TLS as a mesh needs it: rustls configurations whose peers are SPIFFE identities instead of host names.
+//! TLS as a mesh needs it: rustls configurations whose peers are SPIFFE identities instead of host
+//! names.
 //!
-//! In: certificates, keys and roots (PEM or DER), and terms (ALPN, versions, whom to accept). Out: `rustls`
-//! configurations, the parsed identity of a peer, and errors that say what was expected and what was presented.
-//! [`provider`] is the only place of the project that names a crypto library.
+//! In: certificates, keys and roots (PEM or DER), and terms (ALPN, versions, whom to accept). Out:
+//! `rustls` configurations, the parsed identity of a peer, and errors that say what was expected
+//! and what was presented. [`provider`] is the only place of the project that names a crypto
+//! library.
 //!
-//! Must never import: anything that knows xDS or configuration (`proto`, `api`, `model`), any socket.
+//! Must never import: anything that knows xDS or configuration (`proto`, `api`, `model`), any
+//! socket.
 
 mod certificate;
 mod config;
@@ -19,7 +22,9 @@ mod trust;
 mod verify;
 mod xfcc;
 
-pub use certificate::{CertificateInfo, fingerprint, info_of, peer_spiffe, pin_digests, sha256_hex};
+pub use certificate::{
+    CertificateInfo, fingerprint, info_of, peer_spiffe, pin_digests, sha256_hex,
+};
 pub use config::{client_config, server_config, server_config_with};
 pub use error::{PeerError, TlsError, cause_of, cause_of_io};
 pub use identity::Identity;
@@ -27,7 +32,9 @@ pub use matcher::{SanKind, SanMatcher, TextMatch};
 pub use pem::{certificates_from_pem, certificates_to_pem, key_from_pem, key_to_pem};
 pub use provider::{install_default, provider};
 pub use secret::{DEFAULT_SECRET, ROOT_SECRET, Secret, SecretStore};
-pub use terms::{Algorithms, ClientAuth, ClientTerms, PeerRule, ServerRule, ServerTerms, TlsVersion};
+pub use terms::{
+    Algorithms, ClientAuth, ClientTerms, PeerRule, ServerRule, ServerTerms, TlsVersion,
+};
 pub use trust::TrustBundle;
 pub use verify::verify_workload;
 pub use xfcc::{XfccFields, xfcc_element};

@@ -1,4 +1,5 @@
-//! Names that a peer's certificate must carry. Source: Envoy `SubjectAltNameMatcher`, Istio `subjectAltNames`.
+//! Names that a peer's certificate must carry. Source: Envoy `SubjectAltNameMatcher`, Istio
+//! `subjectAltNames`.
 
 use std::fmt;
 
@@ -39,7 +40,10 @@ impl TextMatch {
             .size_limit(1 << 20)
             .build()
             .map(|regex| Self::Regex(Box::new(regex)))
-            .map_err(|error| TlsError::Pattern { pattern: pattern.to_owned(), reason: error.to_string() })
+            .map_err(|error| TlsError::Pattern {
+                pattern: pattern.to_owned(),
+                reason: error.to_string(),
+            })
     }
 
     fn matches(&self, name: &str) -> bool {
@@ -86,7 +90,11 @@ pub struct SanMatcher {
 impl SanMatcher {
     /// A pattern over one kind of names.
     pub fn new(kind: SanKind, text: TextMatch) -> Self {
-        Self { kind, text, ignore_case: false }
+        Self {
+            kind,
+            text,
+            ignore_case: false,
+        }
     }
 
     /// Exactly this URI, byte by byte.
@@ -103,8 +111,18 @@ impl SanMatcher {
     /// Whether a name of the certificate matches.
     pub fn matches(&self, certificate: &CertificateInfo) -> bool {
         let uri = || certificate.uri_sans.iter().any(|name| self.compare(name));
-        let dns = || certificate.dns_sans.iter().any(|name| self.compare_dns(name));
-        let ip = || certificate.ip_sans.iter().any(|address| self.compare(&address.to_string()));
+        let dns = || {
+            certificate
+                .dns_sans
+                .iter()
+                .any(|name| self.compare_dns(name))
+        };
+        let ip = || {
+            certificate
+                .ip_sans
+                .iter()
+                .any(|address| self.compare(&address.to_string()))
+        };
         match self.kind {
             SanKind::Uri => uri(),
             SanKind::Dns => dns(),
@@ -123,11 +141,12 @@ impl SanMatcher {
     fn compare_dns(&self, name: &str) -> bool {
         let name = name.to_ascii_lowercase();
         let text = self.text.lower();
-        // Envoy: an exact matcher is the host name, so a wildcard in the certificate applies to it (RFC 6125 §6.4.3).
+        // Envoy: an exact matcher is the host name, so a wildcard in the certificate applies to it
+        // (RFC 6125 §6.4.3).
         let wildcard = match (&text, name.strip_prefix("*.")) {
-            (TextMatch::Exact(host), Some(parent)) => {
-                host.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest == parent)
-            }
+            (TextMatch::Exact(host), Some(parent)) => host
+                .split_once('.')
+                .is_some_and(|(label, rest)| !label.is_empty() && rest == parent),
             _ => false,
         };
         wildcard || text.matches(&name)

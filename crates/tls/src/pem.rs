@@ -1,11 +1,13 @@
-//! Certificates and keys as text. Keys may be PKCS#8, PKCS#1 or SEC1: plug-in certificates come in all three.
+//! Certificates and keys as text. Keys may be PKCS#8, PKCS#1 or SEC1: plug-in certificates come in
+//! all three.
 
 use rustls_pki_types::pem::{Error as PemError, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::TlsError;
 
-/// All certificates of a PEM text, in order; other blocks are skipped. An error if there is none, or one is cut off.
+/// All certificates of a PEM text, in order; other blocks are skipped. An error if there is none,
+/// or one is cut off.
 pub fn certificates_from_pem(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let certificates = CertificateDer::pem_slice_iter(text)
         .collect::<Result<Vec<_>, _>>()
@@ -23,7 +25,10 @@ pub fn key_from_pem(text: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
 
 /// Certificates as PEM text, each block ending in a line feed.
 pub fn certificates_to_pem(certificates: &[CertificateDer<'_>]) -> String {
-    certificates.iter().map(|certificate| block("CERTIFICATE", certificate)).collect()
+    certificates
+        .iter()
+        .map(|certificate| block("CERTIFICATE", certificate))
+        .collect()
 }
 
 /// A key as PEM text. For the local SDS socket and key files only; never log it.
@@ -37,7 +42,10 @@ pub fn key_to_pem(key: &PrivateKeyDer<'_>) -> String {
 }
 
 fn pem_error(what: &'static str, error: &PemError) -> TlsError {
-    TlsError::Pem { what, reason: error.to_string() }
+    TlsError::Pem {
+        what,
+        reason: error.to_string(),
+    }
 }
 
 /// RFC 7468: base64 in lines of 64.
@@ -47,7 +55,10 @@ fn block(label: &str, der: &[u8]) -> String {
     // 48 bytes are one line of 64 characters.
     for line in der.chunks(48) {
         for group in line.chunks(3) {
-            let word = group.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
+            let word = group
+                .iter()
+                .fold(0u32, |word, byte| word << 8 | u32::from(*byte))
+                << (8 * (3 - group.len()));
             for position in 0..4 {
                 out.push(match position <= group.len() {
                     true => char::from(ALPHABET[(word >> (18 - 6 * position)) as usize & 63]),

@@ -7,11 +7,13 @@ use rustls::crypto::CryptoProvider;
 /// The provider of every TLS configuration of the project: aws-lc-rs.
 pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-    PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())).clone()
+    PROVIDER
+        .get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .clone()
 }
 
-/// Makes [`provider`] the process's default, for libraries that ask rustls for one. Every main calls it once; calling it
-/// again changes nothing.
+/// Makes [`provider`] the process's default, for libraries that ask rustls for one. Every main
+/// calls it once; calling it again changes nothing.
 pub fn install_default() {
     // The error only says that a default is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

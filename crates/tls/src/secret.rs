@@ -27,20 +27,27 @@ pub struct Secret {
 impl Secret {
     /// A secret that is a certificate and key.
     pub fn identity(identity: Identity) -> Self {
-        Self { identity: Some(identity), trust: None }
+        Self {
+            identity: Some(identity),
+            trust: None,
+        }
     }
 
     /// A secret that is roots.
     pub fn trust(trust: TrustBundle) -> Self {
-        Self { identity: None, trust: Some(trust) }
+        Self {
+            identity: None,
+            trust: Some(trust),
+        }
     }
 }
 
 type Slot = watch::Sender<Option<Arc<Secret>>>;
 
-/// All secrets of a process. Cheap to clone; clones share their content. A name that nobody has set yet can be watched:
-/// that is how a listener waits for its certificate. Names of files (`file-root:PATH`, `file-cert:CERT~KEY`) are read when
-/// they are first asked for, and again by [`SecretStore::refresh_files`].
+/// All secrets of a process. Cheap to clone; clones share their content. A name that nobody has set
+/// yet can be watched: that is how a listener waits for its certificate. Names of files
+/// (`file-root:PATH`, `file-cert:CERT~KEY`) are read when they are first asked for, and again by
+/// [`SecretStore::refresh_files`].
 #[derive(Debug, Clone)]
 pub struct SecretStore {
     slots: Arc<RwLock<BTreeMap<String, Slot>>>,
@@ -51,7 +58,11 @@ pub struct SecretStore {
 
 impl Default for SecretStore {
     fn default() -> Self {
-        Self { slots: Arc::default(), files: Arc::default(), generation: watch::Sender::new(0) }
+        Self {
+            slots: Arc::default(),
+            files: Arc::default(),
+            generation: watch::Sender::new(0),
+        }
     }
 }
 
@@ -68,7 +79,10 @@ impl SecretStore {
             return slot.subscribe();
         }
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        slots.entry(name.to_owned()).or_insert_with(|| watch::Sender::new(None)).subscribe()
+        slots
+            .entry(name.to_owned())
+            .or_insert_with(|| watch::Sender::new(None))
+            .subscribe()
     }
 
     /// The current value.
@@ -89,7 +103,11 @@ impl SecretStore {
 
     /// The names that are set, sorted.
     pub fn names(&self) -> Vec<String> {
-        self.read().iter().filter(|(_, slot)| slot.borrow().is_some()).map(|(name, _)| name.clone()).collect()
+        self.read()
+            .iter()
+            .filter(|(_, slot)| slot.borrow().is_some())
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     /// A number that grows with every change of any secret, and can be awaited.
@@ -97,22 +115,35 @@ impl SecretStore {
         self.generation.subscribe()
     }
 
-    /// Reads again the files that were asked for; those that changed are set. A file that cannot be read keeps what it
-    /// brought before.
+    /// Reads again the files that were asked for; those that changed are set. A file that cannot be
+    /// read keeps what it brought before.
     pub fn refresh_files(&self) {
-        let names: Vec<String> = self.files.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
+        let names: Vec<String> = self
+            .files
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .keys()
+            .cloned()
+            .collect();
         names.iter().for_each(|name| self.read_file(name));
     }
 
     fn read_file_once(&self, name: &str) {
-        if FileName::of(name).is_some() && !self.files.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
+        if FileName::of(name).is_some()
+            && !self
+                .files
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .contains_key(name)
         {
             self.read_file(name);
         }
     }
 
     fn read_file(&self, name: &str) {
-        let Some(file) = FileName::of(name) else { return };
+        let Some(file) = FileName::of(name) else {
+            return;
+        };
         let before = {
             let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
             *files.entry(name.to_owned()).or_default()
@@ -120,17 +151,25 @@ impl SecretStore {
         match file.read(before) {
             Ok(None) => {}
             Ok(Some((secret, hash))) => {
-                self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), Some(hash));
+                self.files
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(name.to_owned(), Some(hash));
                 self.set(name, secret);
             }
-            Err(error) => tracing::warn!(secret = name, %error, "cannot be read; what it brought before stays"),
+            Err(error) => {
+                tracing::warn!(secret = name, %error, "cannot be read; what it brought before stays")
+            }
         }
     }
 
     fn put(&self, name: &str, value: Option<Arc<Secret>>) {
         {
             let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-            slots.entry(name.to_owned()).or_insert_with(|| watch::Sender::new(None)).send_replace(value);
+            slots
+                .entry(name.to_owned())
+                .or_insert_with(|| watch::Sender::new(None))
+                .send_replace(value);
         }
         self.generation.send_modify(|generation| *generation += 1);
     }

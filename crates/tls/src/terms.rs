@@ -41,13 +41,15 @@ pub enum ServerRule {
     Spiffe,
     /// Valid for this host name or address (SIMPLE and MUTUAL towards the outside).
     Host(String),
-    /// Any certificate under the roots; the names to match decide (Envoy without automatic SAN validation).
+    /// Any certificate under the roots; the names to match decide (Envoy without automatic SAN
+    /// validation).
     Chain,
     /// Anything at all (`insecureSkipVerify`, or a cluster without validation context).
     Insecure,
 }
 
-/// Which of the provider's algorithms may be used, by their IANA numbers; an empty list: all of them.
+/// Which of the provider's algorithms may be used, by their IANA numbers; an empty list: all of
+/// them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Algorithms {
     /// Cipher suites of TLS 1.2. Those of TLS 1.3 are not chosen by anybody.
@@ -80,7 +82,8 @@ pub struct ServerTerms {
 pub struct ClientTerms {
     /// What is offered; empty: no ALPN.
     pub alpn: Vec<String>,
-    /// Whether a server name is sent at all. Which one is said at connect time (rustls `ServerName`); addresses are never sent.
+    /// Whether a server name is sent at all. Which one is said at connect time (rustls
+    /// `ServerName`); addresses are never sent.
     pub no_sni: bool,
     /// What the server's certificate must be.
     pub rule: ServerRule,

@@ -1,8 +1,9 @@
 //! Certificates for the tests of this crate, right ones and wrong ones.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SanType, SerialNumber,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -32,7 +33,10 @@ impl Default for LeafSpec<'_> {
             dns: &[],
             other_name: false,
             common_name: None,
-            usages: &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+            usages: &[
+                ExtendedKeyUsagePurpose::ServerAuth,
+                ExtendedKeyUsagePurpose::ClientAuth,
+            ],
             from: Duration::minutes(-1),
             until: Duration::hours(1),
             serial: 7,
@@ -44,11 +48,16 @@ impl Authority {
     pub(crate) fn new(name: &str) -> Self {
         let key = KeyPair::generate().expect("key");
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::OrganizationName, name);
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let pem = params.self_signed(&key).expect("root").pem();
-        Self { issuer: Issuer::new(params, key), pem }
+        Self {
+            issuer: Issuer::new(params, key),
+            pem,
+        }
     }
 
     pub(crate) fn trust(&self) -> TrustBundle {
@@ -57,7 +66,8 @@ impl Authority {
 
     pub(crate) fn leaf(&self, spec: LeafSpec<'_>) -> Identity {
         let (certificate, key) = self.sign(spec);
-        Identity::from_pem(certificate.pem().as_bytes(), key.serialize_pem().as_bytes()).expect("own leaf")
+        Identity::from_pem(certificate.pem().as_bytes(), key.serialize_pem().as_bytes())
+            .expect("own leaf")
     }
 
     /// Also for certificates that make no [`Identity`].
@@ -70,11 +80,14 @@ impl Authority {
         }
         let ia5 = |text: &str| text.try_into().expect("IA5");
         params.subject_alt_names = spec.uris.iter().map(|uri| SanType::URI(ia5(uri))).collect();
-        params.subject_alt_names.extend(spec.dns.iter().map(|name| SanType::DnsName(ia5(name))));
+        params
+            .subject_alt_names
+            .extend(spec.dns.iter().map(|name| SanType::DnsName(ia5(name))));
         if spec.other_name {
-            params
-                .subject_alt_names
-                .push(SanType::OtherName((vec![1, 3, 6, 1, 4, 1, 311, 20, 2, 3], "root@evil".into())));
+            params.subject_alt_names.push(SanType::OtherName((
+                vec![1, 3, 6, 1, 4, 1, 311, 20, 2, 3],
+                "root@evil".into(),
+            )));
         }
         params.extended_key_usages = spec.usages.to_vec();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

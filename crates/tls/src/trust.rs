@@ -19,8 +19,8 @@ const SYSTEM_BUNDLES: &[&str] = &[
     "/etc/ssl/cert.pem",
 ];
 
-/// Roots. A SPIFFE identity is verified with the roots of its own trust domain; the roots for any domain stand in where
-/// that domain has none of its own. Cheap to clone.
+/// Roots. A SPIFFE identity is verified with the roots of its own trust domain; the roots for any
+/// domain stand in where that domain has none of its own. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct TrustBundle {
     inner: Arc<Inner>,
@@ -58,10 +58,15 @@ impl Roots {
 }
 
 impl TrustBundle {
-    /// Roots for any trust domain: what a validation context with `trusted_ca` means. Which domains are welcome is then
-    /// said by the names to match.
+    /// Roots for any trust domain: what a validation context with `trusted_ca` means. Which domains
+    /// are welcome is then said by the names to match.
     pub fn from_pem(roots: &[u8]) -> Result<Self, TlsError> {
-        Ok(Self { inner: Arc::new(Inner { any: Roots::from_pem(roots)?, ..Inner::default() }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                any: Roots::from_pem(roots)?,
+                ..Inner::default()
+            }),
+        })
     }
 
     /// Roots of one trust domain; peers of all others are refused.
@@ -76,14 +81,15 @@ impl TrustBundle {
         Ok(self)
     }
 
-    /// Adds revocation lists. From then on every certificate of a chain needs a list of its issuer that is not out of
-    /// date: unknown means revoked. A list that cannot be read is an error, and the bundle must not be used without it.
+    /// Adds revocation lists. From then on every certificate of a chain needs a list of its issuer
+    /// that is not out of date: unknown means revoked. A list that cannot be read is an error, and
+    /// the bundle must not be used without it.
     pub fn with_crls(mut self, pem: &[u8]) -> Result<Self, TlsError> {
         let crls = CertificateRevocationListDer::pem_slice_iter(pem)
             .map(|der| {
                 let der = der.map_err(|error| TlsError::Crl(error.to_string()))?;
-                let owned =
-                    OwnedCertRevocationList::from_der(&der).map_err(|error| TlsError::Crl(error.to_string()))?;
+                let owned = OwnedCertRevocationList::from_der(&der)
+                    .map_err(|error| TlsError::Crl(error.to_string()))?;
                 Ok(Arc::new(CertRevocationList::from(owned)))
             })
             .collect::<Result<Vec<_>, TlsError>>()?;
@@ -97,11 +103,19 @@ impl TrustBundle {
     /// The public authorities as Mozilla lists them, compiled in.
     pub fn web_pki() -> Self {
         let anchors = webpki_roots::TLS_SERVER_ROOTS.to_vec();
-        Self { inner: Arc::new(Inner { any: Roots { certificates: Vec::new(), anchors }, ..Inner::default() }) }
+        Self {
+            inner: Arc::new(Inner {
+                any: Roots {
+                    certificates: Vec::new(),
+                    anchors,
+                },
+                ..Inner::default()
+            }),
+        }
     }
 
-    /// The machine's public authorities (`SSL_CERT_FILE` or the distribution's bundle), else [`TrustBundle::web_pki`].
-    /// Reads a file.
+    /// The machine's public authorities (`SSL_CERT_FILE` or the distribution's bundle), else
+    /// [`TrustBundle::web_pki`]. Reads a file.
     pub fn system() -> Self {
         let named = std::env::var("SSL_CERT_FILE").ok();
         let texts = named
@@ -110,14 +124,27 @@ impl TrustBundle {
             .chain(SYSTEM_BUNDLES.iter().copied())
             .filter_map(|path| std::fs::read(path).ok());
         for text in texts {
-            // Distributions ship roots that webpki cannot read; one of them must not take the others away.
-            let read = CertificateDer::pem_slice_iter(&text).filter_map(Result::ok).filter_map(|certificate| {
-                let anchor = webpki::anchor_from_trusted_cert(&certificate).ok()?.to_owned();
-                Some((certificate, anchor))
-            });
+            // Distributions ship roots that webpki cannot read; one of them must not take the
+            // others away.
+            let read = CertificateDer::pem_slice_iter(&text)
+                .filter_map(Result::ok)
+                .filter_map(|certificate| {
+                    let anchor = webpki::anchor_from_trusted_cert(&certificate)
+                        .ok()?
+                        .to_owned();
+                    Some((certificate, anchor))
+                });
             let (certificates, anchors): (Vec<_>, Vec<_>) = read.unzip();
             if !anchors.is_empty() {
-                return Self { inner: Arc::new(Inner { any: Roots { certificates, anchors }, ..Inner::default() }) };
+                return Self {
+                    inner: Arc::new(Inner {
+                        any: Roots {
+                            certificates,
+                            anchors,
+                        },
+                        ..Inner::default()
+                    }),
+                };
             }
         }
         Self::web_pki()
@@ -125,18 +152,38 @@ impl TrustBundle {
 
     /// Whether nobody can be verified.
     pub fn is_empty(&self) -> bool {
-        self.inner.any.anchors.is_empty() && self.inner.domains.values().all(|roots| roots.anchors.is_empty())
+        self.inner.any.anchors.is_empty()
+            && self
+                .inner
+                .domains
+                .values()
+                .all(|roots| roots.anchors.is_empty())
     }
 
     /// The roots for identities of a trust domain; empty if it is not trusted at all.
     pub fn anchors_for(&self, domain: &TrustDomain) -> &[TrustAnchor<'static>] {
-        &self.inner.domains.get(domain).unwrap_or(&self.inner.any).anchors
+        &self
+            .inner
+            .domains
+            .get(domain)
+            .unwrap_or(&self.inner.any)
+            .anchors
     }
 
     /// All roots, for peers that are verified by host name.
     pub fn all_anchors(&self) -> Vec<TrustAnchor<'static>> {
-        let domains = self.inner.domains.values().flat_map(|roots| roots.anchors.iter());
-        self.inner.any.anchors.iter().chain(domains).cloned().collect()
+        let domains = self
+            .inner
+            .domains
+            .values()
+            .flat_map(|roots| roots.anchors.iter());
+        self.inner
+            .any
+            .anchors
+            .iter()
+            .chain(domains)
+            .cloned()
+            .collect()
     }
 
     /// The trust domains with roots of their own, `any` if roots are bound to none; for messages.
@@ -153,11 +200,12 @@ impl TrustBundle {
 
     /// The root certificates; empty for public authorities.
     pub fn certificates(&self) -> impl Iterator<Item = &CertificateDer<'static>> {
-        self.inner
-            .any
-            .certificates
-            .iter()
-            .chain(self.inner.domains.values().flat_map(|roots| roots.certificates.iter()))
+        self.inner.any.certificates.iter().chain(
+            self.inner
+                .domains
+                .values()
+                .flat_map(|roots| roots.certificates.iter()),
+        )
     }
 
     /// The root certificates as PEM, for the local SDS socket.
@@ -173,6 +221,12 @@ impl TrustBundle {
 
 impl fmt::Debug for TrustBundle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TrustBundle({}; {} roots, {} CRLs)", self.domains(), self.all_anchors().len(), self.inner.crls.len())
+        write!(
+            f,
+            "TrustBundle({}; {} roots, {} CRLs)",
+            self.domains(),
+            self.all_anchors().len(),
+            self.inner.crls.len()
+        )
     }
 }

@@ -1,7 +1,7 @@
 //! The verifiers: webpki for chain, time and usage, our own rules for names.
 //!
-//! Names are never taken from the subject, and a chain is only verified against the roots of the trust domain that the
-//! leaf claims: an authority of one domain cannot speak for another.
+//! Names are never taken from the subject, and a chain is only verified against the roots of the
+//! trust domain that the leaf claims: an authority of one domain cannot speak for another.
 
 use std::time::SystemTime;
 
@@ -11,12 +11,16 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use webpki::{
-    EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
+    EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder,
+    UnknownStatusPolicy,
 };
 
-use crate::{CertificateInfo, ClientAuth, PeerError, PeerRule, SanMatcher, ServerRule, TrustBundle, info_of};
+use crate::{
+    CertificateInfo, ClientAuth, PeerError, PeerRule, SanMatcher, ServerRule, TrustBundle, info_of,
+};
 
-/// More than this is no chain but an attempt to make us work. Istio's deepest layout is root, two intermediates and leaf.
+/// More than this is no chain but an attempt to make us work. Istio's deepest layout is root, two
+/// intermediates and leaf.
 const MAX_CHAIN: usize = 10;
 
 /// Which side of the connection the verified certificate is on.
@@ -32,14 +36,24 @@ struct Rules {
     trust: TrustBundle,
     san: Vec<SanMatcher>,
     algorithms: WebPkiSupportedAlgorithms,
-    /// Every root, for rules that do not look at trust domains: put together once, not for each handshake.
+    /// Every root, for rules that do not look at trust domains: put together once, not for each
+    /// handshake.
     all: Vec<TrustAnchor<'static>>,
 }
 
 impl Rules {
     fn new(trust: TrustBundle, san: Vec<SanMatcher>, by_domain: bool) -> Self {
-        let all = if by_domain { Vec::new() } else { trust.all_anchors() };
-        Self { trust, san, algorithms: algorithms(), all }
+        let all = if by_domain {
+            Vec::new()
+        } else {
+            trust.all_anchors()
+        };
+        Self {
+            trust,
+            san,
+            algorithms: algorithms(),
+            all,
+        }
     }
 
     fn spiffe(
@@ -53,9 +67,20 @@ impl Rules {
         let id = info.spiffe()?;
         let anchors = self.trust.anchors_for(id.trust_domain());
         if anchors.is_empty() {
-            return Err(PeerError::TrustDomain { expected: self.trust.domains(), presented: id.to_string() });
+            return Err(PeerError::TrustDomain {
+                expected: self.trust.domains(),
+                presented: id.to_string(),
+            });
         }
-        self.chain(side, &info, leaf, rest, anchors, id.trust_domain().as_str(), now)?;
+        self.chain(
+            side,
+            &info,
+            leaf,
+            rest,
+            anchors,
+            id.trust_domain().as_str(),
+            now,
+        )?;
         self.names(&info)
     }
 
@@ -72,7 +97,10 @@ impl Rules {
         Ok(info)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the inputs of X.509 path validation")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the inputs of X.509 path validation"
+    )]
     fn chain(
         &self,
         side: Side,
@@ -84,9 +112,13 @@ impl Rules {
         now: UnixTime,
     ) -> Result<(), PeerError> {
         if rest.len() + 1 > MAX_CHAIN {
-            return Err(PeerError::TooMany { limit: MAX_CHAIN, presented: rest.len() + 1 });
+            return Err(PeerError::TooMany {
+                limit: MAX_CHAIN,
+                presented: rest.len() + 1,
+            });
         }
-        let certificate = EndEntityCert::try_from(leaf).map_err(|error| PeerError::Malformed(error.to_string()))?;
+        let certificate = EndEntityCert::try_from(leaf)
+            .map_err(|error| PeerError::Malformed(error.to_string()))?;
         let usage = match side {
             Side::Client => KeyUsage::client_auth(),
             Side::Server => KeyUsage::server_auth(),
@@ -100,7 +132,15 @@ impl Rules {
                 .build()
         });
         certificate
-            .verify_for_usage(self.algorithms.all, anchors, rest, now, usage, revocation, None)
+            .verify_for_usage(
+                self.algorithms.all,
+                anchors,
+                rest,
+                now,
+                usage,
+                revocation,
+                None,
+            )
             .map(|_| ())
             .map_err(|error| refusal(side, info, domain, &error))
     }
@@ -113,7 +153,10 @@ impl Rules {
         if self.san.len() > expected.len() {
             expected.push(format!("{} more", self.san.len() - expected.len()));
         }
-        Err(PeerError::Name { expected: expected.join(" or "), presented: info.names() })
+        Err(PeerError::Name {
+            expected: expected.join(" or "),
+            presented: info.names(),
+        })
     }
 }
 
@@ -123,19 +166,30 @@ fn refusal(side: Side, info: &CertificateInfo, domain: &str, error: &webpki::Err
     match error {
         E::CertExpired { time, not_after } => PeerError::Validity {
             presented,
-            reason: format!("expired {} s ago", time.as_secs().saturating_sub(not_after.as_secs())),
+            reason: format!(
+                "expired {} s ago",
+                time.as_secs().saturating_sub(not_after.as_secs())
+            ),
         },
         E::CertNotValidYet { time, not_before } => PeerError::Validity {
             presented,
-            reason: format!("valid only in {} s", not_before.as_secs().saturating_sub(time.as_secs())),
+            reason: format!(
+                "valid only in {} s",
+                not_before.as_secs().saturating_sub(time.as_secs())
+            ),
         },
-        E::CertRevoked => PeerError::Validity { presented, reason: "revoked".to_owned() },
-        E::UnknownRevocationStatus => {
-            PeerError::Validity { presented, reason: "no revocation list of its issuer is at hand".to_owned() }
-        }
-        E::CrlExpired { .. } => {
-            PeerError::Validity { presented, reason: "the revocation list of its issuer is out of date".to_owned() }
-        }
+        E::CertRevoked => PeerError::Validity {
+            presented,
+            reason: "revoked".to_owned(),
+        },
+        E::UnknownRevocationStatus => PeerError::Validity {
+            presented,
+            reason: "no revocation list of its issuer is at hand".to_owned(),
+        },
+        E::CrlExpired { .. } => PeerError::Validity {
+            presented,
+            reason: "the revocation list of its issuer is out of date".to_owned(),
+        },
         E::RequiredEkuNotFoundContext(_) => PeerError::Usage {
             expected: match side {
                 Side::Client => "client",
@@ -161,8 +215,17 @@ pub(crate) struct ClientVerifier {
 }
 
 impl ClientVerifier {
-    pub(crate) fn new(rule: PeerRule, auth: ClientAuth, trust: TrustBundle, san: Vec<SanMatcher>) -> Self {
-        Self { rules: Rules::new(trust, san, rule == PeerRule::Spiffe), rule, auth }
+    pub(crate) fn new(
+        rule: PeerRule,
+        auth: ClientAuth,
+        trust: TrustBundle,
+        san: Vec<SanMatcher>,
+    ) -> Self {
+        Self {
+            rules: Rules::new(trust, san, rule == PeerRule::Spiffe),
+            rule,
+            auth,
+        }
     }
 
     pub(crate) fn judge(
@@ -187,7 +250,8 @@ impl ClientCertVerifier for ClientVerifier {
         self.auth == ClientAuth::Required
     }
 
-    // No hints: they would tell an unauthenticated client which authorities there are, and cost bytes.
+    // No hints: they would tell an unauthenticated client which authorities there are, and cost
+    // bytes.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -234,7 +298,10 @@ pub(crate) struct ServerVerifier {
 
 impl ServerVerifier {
     pub(crate) fn new(rule: ServerRule, trust: TrustBundle, san: Vec<SanMatcher>) -> Self {
-        Self { rules: Rules::new(trust, san, rule == ServerRule::Spiffe), rule }
+        Self {
+            rules: Rules::new(trust, san, rule == ServerRule::Spiffe),
+            rule,
+        }
     }
 
     pub(crate) fn judge(
@@ -249,12 +316,17 @@ impl ServerVerifier {
             ServerRule::Chain => self.rules.any(Side::Server, leaf, rest, now).map(|_| ()),
             ServerRule::Host(host) => {
                 let info = self.rules.any(Side::Server, leaf, rest, now)?;
-                let refused = |presented| PeerError::Name { expected: host.clone(), presented };
+                let refused = |presented| PeerError::Name {
+                    expected: host.clone(),
+                    presented,
+                };
                 let name = ServerName::try_from(host.as_str())
                     .map_err(|_| refused("nothing: it is not a host name".to_owned()))?;
-                let certificate =
-                    EndEntityCert::try_from(leaf).map_err(|error| PeerError::Malformed(error.to_string()))?;
-                certificate.verify_is_valid_for_subject_name(&name).map_err(|_| refused(info.names()))
+                let certificate = EndEntityCert::try_from(leaf)
+                    .map_err(|error| PeerError::Malformed(error.to_string()))?;
+                certificate
+                    .verify_is_valid_for_subject_name(&name)
+                    .map_err(|_| refused(info.names()))
             }
         }
     }
@@ -265,7 +337,8 @@ impl ServerCertVerifier for ServerVerifier {
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        // The name that is sent as SNI is a routing hint in a mesh, not an identity; the rule says what counts.
+        // The name that is sent as SNI is a routing hint in a mesh, not an identity; the rule says
+        // what counts.
         _server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
         now: UnixTime,
@@ -298,9 +371,16 @@ impl ServerCertVerifier for ServerVerifier {
 }
 
 /// Verifies a workload's chain, leaf first, as a peer would: for both sides of a connection.
-pub fn verify_workload(chain: &[CertificateDer<'_>], trust: &TrustBundle, now: SystemTime) -> Result<(), PeerError> {
+pub fn verify_workload(
+    chain: &[CertificateDer<'_>],
+    trust: &TrustBundle,
+    now: SystemTime,
+) -> Result<(), PeerError> {
     let (leaf, rest) = chain.split_first().ok_or(PeerError::None)?;
-    let now = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+    let now = UnixTime::since_unix_epoch(
+        now.duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default(),
+    );
     let rules = Rules::new(trust.clone(), Vec::new(), true);
     rules.spiffe(Side::Client, leaf, rest, now)?;
     rules.spiffe(Side::Server, leaf, rest, now)

@@ -1,4 +1,5 @@
-//! The header `x-forwarded-client-cert`, and distinguished names as it spells them. Source: Envoy, RFC 2253.
+//! The header `x-forwarded-client-cert`, and distinguished names as it spells them. Source: Envoy,
+//! RFC 2253.
 
 use x509_parser::x509::X509Name;
 
@@ -16,7 +17,8 @@ pub struct XfccFields {
     pub dns: bool,
 }
 
-/// The element that a proxy adds for the client in front of it. `local` is the URI name of the proxy's own certificate.
+/// The element that a proxy adds for the client in front of it. `local` is the URI name of the
+/// proxy's own certificate.
 pub fn xfcc_element(local: Option<&str>, peer: &CertificateInfo, fields: XfccFields) -> String {
     let XfccFields { subject, uri, dns } = fields;
     let mut parts = Vec::with_capacity(5);
@@ -25,18 +27,30 @@ pub fn xfcc_element(local: Option<&str>, peer: &CertificateInfo, fields: XfccFie
     }
     parts.push(format!("Hash={}", peer.sha256));
     if subject {
-        parts.push(format!("Subject=\"{}\"", peer.subject.replace('\\', "\\\\").replace('"', "\\\"")));
+        parts.push(format!(
+            "Subject=\"{}\"",
+            peer.subject.replace('\\', "\\\\").replace('"', "\\\"")
+        ));
     }
     if uri {
-        parts.extend(peer.uri_sans.iter().map(|name| format!("URI={}", plain(name))));
+        parts.extend(
+            peer.uri_sans
+                .iter()
+                .map(|name| format!("URI={}", plain(name))),
+        );
     }
     if dns {
-        parts.extend(peer.dns_sans.iter().map(|name| format!("DNS={}", plain(name))));
+        parts.extend(
+            peer.dns_sans
+                .iter()
+                .map(|name| format!("DNS={}", plain(name))),
+        );
     }
     parts.join(";")
 }
 
-/// A value with a separator in it is quoted, so that no name of a peer can add a field or an element.
+/// A value with a separator in it is quoted, so that no name of a peer can add a field or an
+/// element.
 fn plain(value: &str) -> String {
     match value.contains([',', ';', '=', '"', '\\']) {
         true => format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"")),
@@ -89,7 +103,10 @@ fn escape(value: &str) -> String {
             '#' if position == 0 => out.push_str("\\#"),
             ' ' if position == 0 || position == last => out.push_str("\\ "),
             // No control character may reach a header.
-            c if c.is_control() => c.to_string().bytes().for_each(|byte| out.push_str(&format!("\\{byte:02X}"))),
+            c if c.is_control() => c
+                .to_string()
+                .bytes()
+                .for_each(|byte| out.push_str(&format!("\\{byte:02X}"))),
             c => out.push(c),
         }
     }
@@ -114,7 +131,11 @@ mod tests {
         let element = xfcc_element(
             Some("spiffe://cluster.local/ns/c/sa/d"),
             &info,
-            XfccFields { subject: true, uri: true, dns: true },
+            XfccFields {
+                subject: true,
+                uri: true,
+                dns: true,
+            },
         );
         let expected = format!(
             "By=spiffe://cluster.local/ns/c/sa/d;Hash={};Subject=\"CN=x\\\\,\\\\\\\"y\\\\\\\"\";URI=spiffe://cluster.local/ns/a/sa/b;DNS=b.a",
@@ -126,8 +147,21 @@ mod tests {
     #[test]
     fn a_name_with_separators_cannot_add_a_field() {
         let authority = Authority::new("cluster.local");
-        let leaf = authority.leaf(LeafSpec { uris: &["spiffe://x/a,By=evil;URI=b"], ..LeafSpec::default() });
-        let element = xfcc_element(None, leaf.info(), XfccFields { uri: true, ..XfccFields::default() });
-        assert!(element.ends_with(";URI=\"spiffe://x/a,By=evil;URI=b\""), "{element}");
+        let leaf = authority.leaf(LeafSpec {
+            uris: &["spiffe://x/a,By=evil;URI=b"],
+            ..LeafSpec::default()
+        });
+        let element = xfcc_element(
+            None,
+            leaf.info(),
+            XfccFields {
+                uri: true,
+                ..XfccFields::default()
+            },
+        );
+        assert!(
+            element.ends_with(";URI=\"spiffe://x/a,By=evil;URI=b\""),
+            "{element}"
+        );
     }
 }

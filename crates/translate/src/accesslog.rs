@@ -5,7 +5,9 @@ use meltemi_proto::{pack, value_of};
 use serde_json::Value;
 use wkt::value::Kind;
 
-use crate::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log::AccessLogFormat};
+use crate::envoy::extensions::access_loggers::file::v3::{
+    FileAccessLog, file_access_log::AccessLogFormat,
+};
 use crate::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
 use crate::envoy::extensions::formatter;
 use crate::envoy::value::extension;
@@ -32,11 +34,17 @@ const DEFAULT_JSON: &[(&str, &str)] = &[
     ("response_code", "%RESPONSE_CODE%"),
     ("response_flags", "%RESPONSE_FLAGS%"),
     ("response_code_details", "%RESPONSE_CODE_DETAILS%"),
-    ("connection_termination_details", "%CONNECTION_TERMINATION_DETAILS%"),
+    (
+        "connection_termination_details",
+        "%CONNECTION_TERMINATION_DETAILS%",
+    ),
     ("bytes_received", "%BYTES_RECEIVED%"),
     ("bytes_sent", "%BYTES_SENT%"),
     ("duration", "%DURATION%"),
-    ("upstream_service_time", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"),
+    (
+        "upstream_service_time",
+        "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%",
+    ),
     ("x_forwarded_for", "%REQ(X-FORWARDED-FOR)%"),
     ("user_agent", "%REQ(USER-AGENT)%"),
     ("request_id", "%REQ(X-REQUEST-ID)%"),
@@ -47,7 +55,10 @@ const DEFAULT_JSON: &[(&str, &str)] = &[
     ("downstream_local_address", "%DOWNSTREAM_LOCAL_ADDRESS%"),
     ("downstream_remote_address", "%DOWNSTREAM_REMOTE_ADDRESS%"),
     ("requested_server_name", "%REQUESTED_SERVER_NAME%"),
-    ("upstream_transport_failure_reason", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
+    (
+        "upstream_transport_failure_reason",
+        "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
+    ),
 ];
 
 /// Where in a proxy a log is written.
@@ -66,20 +77,38 @@ pub(crate) fn messages(logs: &[AccessLog], place: Place) -> Vec<accesslog::Acces
 
 fn message(input: &AccessLog, place: Place) -> accesslog::AccessLog {
     use accesslog::access_log_filter::FilterSpecifier;
-    let AccessLog { provider: _, path, format, filter, sources: _ } = input;
+    let AccessLog {
+        provider: _,
+        path,
+        format,
+        filter,
+        sources: _,
+    } = input;
     let expression = filter.as_ref().map(|expression| {
-        let config = ExpressionFilter { expression: expression.clone(), ..Default::default() };
+        let config = ExpressionFilter {
+            expression: expression.clone(),
+            ..Default::default()
+        };
         FilterSpecifier::ExtensionFilter(accesslog::ExtensionFilter {
             name: "envoy.access_loggers.extension_filters.cel".to_owned(),
-            config_type: Some(accesslog::extension_filter::ConfigType::TypedConfig(pack(&config))),
+            config_type: Some(accesslog::extension_filter::ConfigType::TypedConfig(pack(
+                &config,
+            ))),
         })
     });
-    let no_route = (place == Place::Listener)
-        .then(|| FilterSpecifier::ResponseFlagFilter(accesslog::ResponseFlagFilter { flags: vec!["NR".to_owned()] }));
-    let wrap = |specifier| accesslog::AccessLogFilter { filter_specifier: Some(specifier) };
+    let no_route = (place == Place::Listener).then(|| {
+        FilterSpecifier::ResponseFlagFilter(accesslog::ResponseFlagFilter {
+            flags: vec!["NR".to_owned()],
+        })
+    });
+    let wrap = |specifier| accesslog::AccessLogFilter {
+        filter_specifier: Some(specifier),
+    };
     let filter = match (no_route, expression) {
         (Some(first), Some(second)) => {
-            Some(wrap(FilterSpecifier::AndFilter(accesslog::AndFilter { filters: vec![wrap(first), wrap(second)] })))
+            Some(wrap(FilterSpecifier::AndFilter(accesslog::AndFilter {
+                filters: vec![wrap(first), wrap(second)],
+            })))
         }
         (one, other) => one.or(other).map(wrap),
     };
@@ -90,7 +119,9 @@ fn message(input: &AccessLog, place: Place) -> accesslog::AccessLog {
     accesslog::AccessLog {
         name: "envoy.access_loggers.file".to_owned(),
         filter,
-        config_type: Some(accesslog::access_log::ConfigType::TypedConfig(pack(&config))),
+        config_type: Some(accesslog::access_log::ConfigType::TypedConfig(pack(
+            &config,
+        ))),
     }
 }
 
@@ -102,22 +133,44 @@ fn format_message(input: &LogFormat) -> core::SubstitutionFormatString {
             ..Default::default()
         })
     };
-    let defaults = || DEFAULT_JSON.iter().map(|(key, format)| ((*key).to_owned(), value_of(*format))).collect();
+    let defaults = || {
+        DEFAULT_JSON
+            .iter()
+            .map(|(key, format)| ((*key).to_owned(), value_of(*format)))
+            .collect()
+    };
     let (format, formatters) = match input {
         LogFormat::DefaultText => (text(DEFAULT_TEXT), Vec::new()),
-        LogFormat::DefaultJson => (Format::JsonFormat(wkt::Struct { fields: defaults() }), Vec::new()),
+        LogFormat::DefaultJson => (
+            Format::JsonFormat(wkt::Struct { fields: defaults() }),
+            Vec::new(),
+        ),
         LogFormat::Text(line) => (text(line), formatters(std::iter::once(line.as_str()))),
         LogFormat::Json(fields) => {
             let mut formats = Vec::new();
-            fields.values().for_each(|value| strings(value, &mut formats));
-            (Format::JsonFormat(object(fields)), formatters(formats.into_iter()))
+            fields
+                .values()
+                .for_each(|value| strings(value, &mut formats));
+            (
+                Format::JsonFormat(object(fields)),
+                formatters(formats.into_iter()),
+            )
         }
     };
-    core::SubstitutionFormatString { format: Some(format), formatters, ..Default::default() }
+    core::SubstitutionFormatString {
+        format: Some(format),
+        formatters,
+        ..Default::default()
+    }
 }
 
 fn object(fields: &serde_json::Map<String, Value>) -> wkt::Struct {
-    wkt::Struct { fields: fields.iter().map(|(key, value)| (key.clone(), wire(value))).collect() }
+    wkt::Struct {
+        fields: fields
+            .iter()
+            .map(|(key, value)| (key.clone(), wire(value)))
+            .collect(),
+    }
 }
 
 /// A value as the wire has it. A whole number may be too large for it, and is then the nearest.
@@ -127,7 +180,9 @@ fn wire(value: &Value) -> wkt::Value {
         Value::Bool(truth) => Kind::BoolValue(*truth),
         Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
         Value::String(text) => Kind::StringValue(text.clone()),
-        Value::Array(items) => Kind::ListValue(wkt::ListValue { values: items.iter().map(wire).collect() }),
+        Value::Array(items) => Kind::ListValue(wkt::ListValue {
+            values: items.iter().map(wire).collect(),
+        }),
         Value::Object(fields) => Kind::StructValue(object(fields)),
     };
     wkt::Value { kind: Some(kind) }
@@ -157,10 +212,16 @@ fn formatters<'a>(formats: impl Iterator<Item = &'a str>) -> Vec<core::TypedExte
         needed.push(extension("envoy.formatter.req_without_query", &config));
     }
     if metadata {
-        needed.push(extension("envoy.formatter.metadata", &formatter::metadata::v3::Metadata {}));
+        needed.push(extension(
+            "envoy.formatter.metadata",
+            &formatter::metadata::v3::Metadata {},
+        ));
     }
     if cel {
-        needed.push(extension("envoy.formatter.cel", &formatter::cel::v3::Cel::default()));
+        needed.push(extension(
+            "envoy.formatter.cel",
+            &formatter::cel::v3::Cel::default(),
+        ));
     }
     needed
 }
@@ -171,7 +232,8 @@ mod tests {
 
     #[test]
     fn formatters_are_added_when_used() {
-        let format = serde_json::json!({"n": {"p": "%REQ_WITHOUT_QUERY(:PATH)%", "list": [1, null]}});
+        let format =
+            serde_json::json!({"n": {"p": "%REQ_WITHOUT_QUERY(:PATH)%", "list": [1, null]}});
         let json = LogFormat::Json(format.as_object().cloned().expect("an object"));
         let nested = wkt::Struct {
             fields: [
@@ -180,12 +242,26 @@ mod tests {
             ]
             .into(),
         };
-        let fields = [("n".to_owned(), wkt::Value { kind: Some(Kind::StructValue(nested)) })].into();
+        let fields = [(
+            "n".to_owned(),
+            wkt::Value {
+                kind: Some(Kind::StructValue(nested)),
+            },
+        )]
+        .into();
         let wanted = core::substitution_format_string::Format::JsonFormat(wkt::Struct { fields });
         assert_eq!(format_message(&json).format, Some(wanted));
-        let names: Vec<_> = format_message(&json).formatters.into_iter().map(|f| f.name).collect();
+        let names: Vec<_> = format_message(&json)
+            .formatters
+            .into_iter()
+            .map(|f| f.name)
+            .collect();
         assert_eq!(names, ["envoy.formatter.req_without_query"]);
-        assert!(format_message(&LogFormat::DefaultText).formatters.is_empty());
+        assert!(
+            format_message(&LogFormat::DefaultText)
+                .formatters
+                .is_empty()
+        );
     }
 
     #[test]
@@ -197,9 +273,18 @@ mod tests {
             filter: Some("response.code >= 400".into()),
             sources: Vec::new(),
         };
-        let of = |place| message(&log, place).filter.unwrap().filter_specifier.unwrap();
+        let of = |place| {
+            message(&log, place)
+                .filter
+                .unwrap()
+                .filter_specifier
+                .unwrap()
+        };
         use accesslog::access_log_filter::FilterSpecifier;
         assert!(matches!(of(Place::Listener), FilterSpecifier::AndFilter(_)));
-        assert!(matches!(of(Place::Chain), FilterSpecifier::ExtensionFilter(_)));
+        assert!(matches!(
+            of(Place::Chain),
+            FilterSpecifier::ExtensionFilter(_)
+        ));
     }
 }

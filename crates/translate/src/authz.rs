@@ -1,8 +1,9 @@
 //! Authorization policies as Envoy's RBAC filters, for HTTP and for TCP.
 //!
-//! One filter each for CUSTOM (refused: no external authorizer is served), AUDIT, DENY and ALLOW, in this order. On a
-//! TCP port, a condition that only HTTP can decide drops an ALLOW rule (narrower) and is left out of DENY and AUDIT
-//! rules (wider): a policy never permits more than it says.
+//! One filter each for CUSTOM (refused: no external authorizer is served), AUDIT, DENY and ALLOW,
+//! in this order. On a TCP port, a condition that only HTTP can decide drops an ALLOW rule
+//! (narrower) and is left out of DENY and AUDIT rules (wider): a policy never permits more than it
+//! says.
 
 mod condition;
 mod value;
@@ -84,37 +85,74 @@ pub(crate) fn network_filters(input: &AuthzInput) -> Vec<listener::Filter> {
 }
 
 fn build(input: &AuthzInput, layer: Layer) -> Vec<Built> {
-    let AuthorizationPolicies { custom, deny, allow, audit } = &input.policies;
+    let AuthorizationPolicies {
+        custom,
+        deny,
+        allow,
+        audit,
+    } = &input.policies;
     let mut filters = Vec::new();
     if !custom.is_empty() {
         let mut rules = rules_of(rbac::rbac::Action::Deny);
         for policy in custom {
             add_policy(&mut rules, policy, input, layer);
         }
-        filters.push(Built { rules: Some(rules), shadow: None, shadow_prefix: "istio_dry_run_deny_" });
+        filters.push(Built {
+            rules: Some(rules),
+            shadow: None,
+            shadow_prefix: "istio_dry_run_deny_",
+        });
     }
-    for (policies, action) in
-        [(audit, rbac::rbac::Action::Log), (deny, rbac::rbac::Action::Deny), (allow, rbac::rbac::Action::Allow)]
-    {
+    for (policies, action) in [
+        (audit, rbac::rbac::Action::Log),
+        (deny, rbac::rbac::Action::Deny),
+        (allow, rbac::rbac::Action::Allow),
+    ] {
         let (mut enforced, mut shadow) = (None, None);
         for policy in policies {
-            let slot = if policy.dry_run { &mut shadow } else { &mut enforced };
-            add_policy(slot.get_or_insert_with(|| rules_of(action)), policy, input, layer);
+            let slot = if policy.dry_run {
+                &mut shadow
+            } else {
+                &mut enforced
+            };
+            add_policy(
+                slot.get_or_insert_with(|| rules_of(action)),
+                policy,
+                input,
+                layer,
+            );
         }
         let is_denial = action == rbac::rbac::Action::Deny && shadow.is_some();
         if enforced.is_some() || shadow.is_some() {
-            let shadow_prefix = if is_denial { "istio_dry_run_deny_" } else { "istio_dry_run_allow_" };
-            filters.push(Built { rules: enforced, shadow, shadow_prefix });
+            let shadow_prefix = if is_denial {
+                "istio_dry_run_deny_"
+            } else {
+                "istio_dry_run_allow_"
+            };
+            filters.push(Built {
+                rules: enforced,
+                shadow,
+                shadow_prefix,
+            });
         }
     }
     filters
 }
 
 fn rules_of(action: rbac::rbac::Action) -> rbac::Rbac {
-    rbac::Rbac { action: action as i32, policies: HashMap::new(), audit_logging_options: None }
+    rbac::Rbac {
+        action: action as i32,
+        policies: HashMap::new(),
+        audit_logging_options: None,
+    }
 }
 
-fn add_policy(rules: &mut rbac::Rbac, policy: &AuthorizationPolicy, input: &AuthzInput, layer: Layer) {
+fn add_policy(
+    rules: &mut rbac::Rbac,
+    policy: &AuthorizationPolicy,
+    input: &AuthzInput,
+    layer: Layer,
+) {
     let name = policy.origin.name();
     for (index, rule) in policy.rules.iter().enumerate() {
         let plain = format!("ns[{}]-policy[{}]-rule[{index}]", name.namespace, name.name);
@@ -154,7 +192,11 @@ fn rule_message(
     for operation in to {
         let mut all = Vec::new();
         for part in condition::operation(operation, layer) {
-            all.extend(settle(part.map(condition::Conditions::of_permissions))?.unwrap_or_default().permissions);
+            all.extend(
+                settle(part.map(condition::Conditions::of_permissions))?
+                    .unwrap_or_default()
+                    .permissions,
+            );
         }
         permissions.push(all);
     }
@@ -162,7 +204,11 @@ fn rule_message(
     for source in from {
         let mut all = Vec::new();
         for part in condition::source(source, input, layer) {
-            all.extend(settle(part.map(condition::Conditions::of_principals))?.unwrap_or_default().principals);
+            all.extend(
+                settle(part.map(condition::Conditions::of_principals))?
+                    .unwrap_or_default()
+                    .principals,
+            );
         }
         principals.push(all);
     }

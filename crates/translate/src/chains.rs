@@ -1,4 +1,5 @@
-//! The matrix of inbound filter chains: mode of mutual TLS by protocol of the port. Pure data, in Istio's order.
+//! The matrix of inbound filter chains: mode of mutual TLS by protocol of the port. Pure data, in
+//! Istio's order.
 
 use meltemi_model::MtlsMode;
 use meltemi_types::Protocol;
@@ -7,7 +8,13 @@ use crate::filters::PEER_EXCHANGE;
 use crate::listener::{ChainMatch, Transport};
 
 /// What a client of the mesh offers, besides what it would offer anyone.
-const MESH: &[&str] = &["istio", "istio-peer-exchange", "istio-http/1.0", "istio-http/1.1", "istio-h2"];
+const MESH: &[&str] = &[
+    "istio",
+    "istio-peer-exchange",
+    "istio-http/1.0",
+    "istio-http/1.1",
+    "istio-h2",
+];
 const MESH_HTTP: &[&str] = &["istio-http/1.0", "istio-http/1.1", "istio-h2"];
 const MESH_TCP: &[&str] = &["istio-peer-exchange", "istio"];
 const PLAIN_HTTP: &[&str] = &["http/1.1", "h2c"];
@@ -44,7 +51,10 @@ pub(crate) fn inbound(mode: MtlsMode, protocol: Protocol, port: Option<u16>) -> 
     let (tls, raw) = (Some(Transport::Tls), Some(Transport::Raw));
     if protocol.is_sniffed() {
         return match mode {
-            MtlsMode::Strict => vec![chain(Http, true, tls, MESH_HTTP), chain(Tcp, true, tls, &[])],
+            MtlsMode::Strict => vec![
+                chain(Http, true, tls, MESH_HTTP),
+                chain(Tcp, true, tls, &[]),
+            ],
             MtlsMode::Permissive => vec![
                 chain(Http, true, tls, MESH_HTTP),
                 chain(Http, false, raw, PLAIN_HTTP),
@@ -55,7 +65,8 @@ pub(crate) fn inbound(mode: MtlsMode, protocol: Protocol, port: Option<u16>) -> 
             MtlsMode::Disable => vec![
                 chain(Http, false, raw, PLAIN_HTTP),
                 chain(Tcp, false, raw, &[]),
-                // The application's own TLS. Envoy does not go back from "raw" to "any", so it is named.
+                // The application's own TLS. Envoy does not go back from "raw" to "any", so it is
+                // named.
                 chain(Tcp, false, tls, &[]),
             ],
         };
@@ -63,21 +74,31 @@ pub(crate) fn inbound(mode: MtlsMode, protocol: Protocol, port: Option<u16>) -> 
     let reads = if protocol.is_http() { Http } else { Tcp };
     match (mode, reads) {
         (MtlsMode::Strict, _) => vec![chain(reads, true, tls, &[])],
-        (MtlsMode::Permissive, Http) => vec![chain(Http, true, tls, MESH), chain(Http, false, raw, &[])],
+        (MtlsMode::Permissive, Http) => {
+            vec![chain(Http, true, tls, MESH), chain(Http, false, raw, &[])]
+        }
         (MtlsMode::Permissive, Tcp) => {
-            vec![chain(Tcp, true, tls, MESH), chain(Tcp, false, tls, &[]), chain(Tcp, false, raw, &[])]
+            vec![
+                chain(Tcp, true, tls, MESH),
+                chain(Tcp, false, tls, &[]),
+                chain(Tcp, false, raw, &[]),
+            ]
         }
         // Without an inspector there is no transport to match: everything is what it is.
         (MtlsMode::Disable, _) => vec![chain(reads, false, None, &[])],
     }
 }
 
-/// What a terminating chain selects of the client's ALPN. `istio` comes last: a client that offers nothing else is
-/// answered, one that names its protocol gets that. `istio-peer-exchange` comes first where the chain `exchanges`: it
-/// promises a preamble of both sides.
+/// What a terminating chain selects of the client's ALPN. `istio` comes last: a client that offers
+/// nothing else is answered, one that names its protocol gets that. `istio-peer-exchange` comes
+/// first where the chain `exchanges`: it promises a preamble of both sides.
 pub(crate) fn server_alpn(exchanges: bool) -> Vec<String> {
     let first = exchanges.then_some(PEER_EXCHANGE);
-    first.into_iter().chain(["h2", "http/1.1", "istio"]).map(str::to_owned).collect()
+    first
+        .into_iter()
+        .chain(["h2", "http/1.1", "istio"])
+        .map(str::to_owned)
+        .collect()
 }
 
 #[cfg(test)]
@@ -93,7 +114,11 @@ mod tests {
                     Some(Transport::Raw) => "raw",
                     None => "any",
                 };
-                let reads = if chain.reads == Reads::Http { "http" } else { "tcp" };
+                let reads = if chain.reads == Reads::Http {
+                    "http"
+                } else {
+                    "tcp"
+                };
                 let tls = if chain.terminates { "+mtls" } else { "" };
                 format!("{} {transport} -> {reads}{tls}", chain.matched.alpn.len())
             })
@@ -102,9 +127,17 @@ mod tests {
 
     #[test]
     fn strict_takes_mutual_tls_alone() {
-        for protocol in [Protocol::Http, Protocol::Tcp, Protocol::Unsupported, Protocol::Https] {
+        for protocol in [
+            Protocol::Http,
+            Protocol::Tcp,
+            Protocol::Unsupported,
+            Protocol::Https,
+        ] {
             for chain in inbound(MtlsMode::Strict, protocol, Some(80)) {
-                assert!(chain.terminates && chain.matched.transport == Some(Transport::Tls), "{protocol}");
+                assert!(
+                    chain.terminates && chain.matched.transport == Some(Transport::Tls),
+                    "{protocol}"
+                );
             }
         }
     }
@@ -112,23 +145,51 @@ mod tests {
     #[test]
     fn the_matrix_is_istios() {
         use MtlsMode::{Disable, Permissive, Strict};
-        assert_eq!(summary(Permissive, Protocol::Http), ["5 tls -> http+mtls", "0 raw -> http"]);
-        assert_eq!(summary(Permissive, Protocol::Tcp), ["5 tls -> tcp+mtls", "0 tls -> tcp", "0 raw -> tcp"]);
-        assert_eq!(summary(Strict, Protocol::Unsupported), ["3 tls -> http+mtls", "0 tls -> tcp+mtls"]);
+        assert_eq!(
+            summary(Permissive, Protocol::Http),
+            ["5 tls -> http+mtls", "0 raw -> http"]
+        );
+        assert_eq!(
+            summary(Permissive, Protocol::Tcp),
+            ["5 tls -> tcp+mtls", "0 tls -> tcp", "0 raw -> tcp"]
+        );
+        assert_eq!(
+            summary(Strict, Protocol::Unsupported),
+            ["3 tls -> http+mtls", "0 tls -> tcp+mtls"]
+        );
         assert_eq!(
             summary(Permissive, Protocol::Unsupported),
-            ["3 tls -> http+mtls", "2 raw -> http", "2 tls -> tcp+mtls", "0 raw -> tcp", "0 tls -> tcp"]
+            [
+                "3 tls -> http+mtls",
+                "2 raw -> http",
+                "2 tls -> tcp+mtls",
+                "0 raw -> tcp",
+                "0 tls -> tcp"
+            ]
         );
-        assert_eq!(summary(Disable, Protocol::Unsupported), ["2 raw -> http", "0 raw -> tcp", "0 tls -> tcp"]);
+        assert_eq!(
+            summary(Disable, Protocol::Unsupported),
+            ["2 raw -> http", "0 raw -> tcp", "0 tls -> tcp"]
+        );
     }
 
     #[test]
     fn no_two_chains_of_a_port_match_the_same() {
         for mode in [MtlsMode::Strict, MtlsMode::Permissive, MtlsMode::Disable] {
-            for protocol in [Protocol::Http, Protocol::Tcp, Protocol::Unsupported, Protocol::Tls] {
+            for protocol in [
+                Protocol::Http,
+                Protocol::Tcp,
+                Protocol::Unsupported,
+                Protocol::Tls,
+            ] {
                 let chains = inbound(mode, protocol, None);
                 for (index, one) in chains.iter().enumerate() {
-                    assert!(chains[..index].iter().all(|other| other.matched != one.matched), "{mode:?} {protocol}");
+                    assert!(
+                        chains[..index]
+                            .iter()
+                            .all(|other| other.matched != one.matched),
+                        "{mode:?} {protocol}"
+                    );
                 }
             }
         }

@@ -9,7 +9,8 @@ use meltemi_proto::{Any, pack, value_of};
 use crate::endpoint::{LocalityGroup, load_assignment};
 use crate::envoy::extensions::upstreams::http::v3 as upstream_http;
 use crate::envoy::value::{
-    address, ads, duration, extension, list_value, metadata, seconds, struct_value, text_struct, u32v, u64v,
+    address, ads, duration, extension, list_value, metadata, seconds, struct_value, text_struct,
+    u32v, u64v,
 };
 use crate::envoy::{cluster, core, types, wkt};
 use crate::filters::metadata_exchange;
@@ -27,7 +28,8 @@ pub(crate) struct ClusterInput {
     pub policy: ClusterPolicy,
     pub http: UpstreamHttp,
     pub tls: UpstreamTls,
-    /// The services it stands for, into metadata `istio.services`: telemetry names the destination by it.
+    /// The services it stands for, into metadata `istio.services`: telemetry names the destination
+    /// by it.
     pub services: Vec<ServiceRef>,
     /// The subset's name, into metadata `istio.subset`.
     pub subset: Option<String>,
@@ -71,7 +73,8 @@ pub(crate) struct ClusterPolicy {
     pub lb: Lb,
     /// Locality weights count: a `distribute` setting is in force.
     pub locality_weighted: bool,
-    /// Seconds over which a new endpoint's share grows, with the starting share in percent and 1000ths of aggression.
+    /// Seconds over which a new endpoint's share grows, with the starting share in percent and
+    /// 1000ths of aggression.
     pub warmup: Option<Warmup>,
     pub breakers: Breakers,
     pub outlier: Option<Outlier>,
@@ -175,8 +178,19 @@ pub(crate) fn build_cluster(input: &ClusterInput) -> Any {
 // DNS refresh fields: Envoy prefers `cluster_type` now, yet takes these; Istio sends them.
 #[allow(deprecated)]
 fn cluster_message(input: &ClusterInput) -> cluster::Cluster {
-    use cluster::cluster::{ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, EdsClusterConfig, LbPolicy};
-    let ClusterInput { name, discovery, policy, http, tls, services, subset, bind_source } = input;
+    use cluster::cluster::{
+        ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, EdsClusterConfig, LbPolicy,
+    };
+    let ClusterInput {
+        name,
+        discovery,
+        policy,
+        http,
+        tls,
+        services,
+        subset,
+        bind_source,
+    } = input;
     let (kind, assignment) = match discovery {
         Discovery::Eds => (DiscoveryType::Eds, None),
         Discovery::StrictDns(groups) => (DiscoveryType::StrictDns, Some(groups)),
@@ -199,14 +213,20 @@ fn cluster_message(input: &ClusterInput) -> cluster::Cluster {
             },
             ..Default::default()
         }),
-        upstream_connection_options: policy.keepalive.as_ref().map(|keepalive| cluster::UpstreamConnectionOptions {
-            tcp_keepalive: Some(tcp_keepalive(keepalive)),
-            ..Default::default()
+        upstream_connection_options: policy.keepalive.as_ref().map(|keepalive| {
+            cluster::UpstreamConnectionOptions {
+                tcp_keepalive: Some(tcp_keepalive(keepalive)),
+                ..Default::default()
+            }
         }),
         common_lb_config: Some(cluster::cluster::CommonLbConfig {
-            healthy_panic_threshold: Some(types::v3::Percent { value: f64::from(policy.panic_percent) }),
+            healthy_panic_threshold: Some(types::v3::Percent {
+                value: f64::from(policy.panic_percent),
+            }),
             locality_config_specifier: policy.locality_weighted.then(|| {
-                use cluster::cluster::common_lb_config::{LocalityConfigSpecifier, LocalityWeightedLbConfig};
+                use cluster::cluster::common_lb_config::{
+                    LocalityConfigSpecifier, LocalityWeightedLbConfig,
+                };
                 LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {})
             }),
             ..Default::default()
@@ -215,7 +235,10 @@ fn cluster_message(input: &ClusterInput) -> cluster::Cluster {
     };
     match discovery {
         Discovery::Eds => {
-            message.eds_cluster_config = Some(EdsClusterConfig { eds_config: ads(), service_name: name.clone() });
+            message.eds_cluster_config = Some(EdsClusterConfig {
+                eds_config: ads(),
+                service_name: name.clone(),
+            });
         }
         Discovery::StrictDns(_) | Discovery::LogicalDns(_) => {
             message.dns_lookup_family = DnsLookupFamily::V4Only as i32;
@@ -248,16 +271,22 @@ fn cluster_message(input: &ClusterInput) -> cluster::Cluster {
 }
 
 fn lb_config(policy: &ClusterPolicy) -> Option<cluster::cluster::LbConfig> {
-    use cluster::cluster::{LbConfig, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig, RoundRobinLbConfig};
-    let slow_start = policy.warmup.map(|warmup| cluster::cluster::SlowStartConfig {
-        slow_start_window: duration(warmup.window),
-        aggression: Some(core::RuntimeDouble {
-            default_value: f64::from(warmup.aggression_permille) / 1000.0,
-            // Envoy refuses an empty one.
-            runtime_key: "upstream.warmup_aggression".to_owned(),
-        }),
-        min_weight_percent: Some(types::v3::Percent { value: f64::from(warmup.minimum_percent) }),
-    });
+    use cluster::cluster::{
+        LbConfig, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig, RoundRobinLbConfig,
+    };
+    let slow_start = policy
+        .warmup
+        .map(|warmup| cluster::cluster::SlowStartConfig {
+            slow_start_window: duration(warmup.window),
+            aggression: Some(core::RuntimeDouble {
+                default_value: f64::from(warmup.aggression_permille) / 1000.0,
+                // Envoy refuses an empty one.
+                runtime_key: "upstream.warmup_aggression".to_owned(),
+            }),
+            min_weight_percent: Some(types::v3::Percent {
+                value: f64::from(warmup.minimum_percent),
+            }),
+        });
     match &policy.lb {
         Lb::LeastRequest => slow_start.map(|slow_start| {
             LbConfig::LeastRequestLbConfig(LeastRequestLbConfig {
@@ -265,21 +294,30 @@ fn lb_config(policy: &ClusterPolicy) -> Option<cluster::cluster::LbConfig> {
                 ..Default::default()
             })
         }),
-        Lb::RoundRobin => slow_start
-            .map(|slow_start| LbConfig::RoundRobinLbConfig(RoundRobinLbConfig { slow_start_config: Some(slow_start) })),
+        Lb::RoundRobin => slow_start.map(|slow_start| {
+            LbConfig::RoundRobinLbConfig(RoundRobinLbConfig {
+                slow_start_config: Some(slow_start),
+            })
+        }),
         Lb::RingHash { minimum_size } => Some(LbConfig::RingHashLbConfig(RingHashLbConfig {
             minimum_ring_size: u64v(*minimum_size),
             ..Default::default()
         })),
-        Lb::Maglev { table_size } => {
-            Some(LbConfig::MaglevLbConfig(MaglevLbConfig { table_size: table_size.and_then(u64v) }))
-        }
+        Lb::Maglev { table_size } => Some(LbConfig::MaglevLbConfig(MaglevLbConfig {
+            table_size: table_size.and_then(u64v),
+        })),
         Lb::Random | Lb::ClusterProvided => None,
     }
 }
 
 fn breakers(input: &Breakers) -> cluster::CircuitBreakers {
-    let Breakers { max_connections, max_pending_requests, max_requests, max_retries, retry_budget } = input;
+    let Breakers {
+        max_connections,
+        max_pending_requests,
+        max_requests,
+        max_retries,
+        retry_budget,
+    } = input;
     let limit = |value: &Option<u32>| u32v(value.unwrap_or(UNLIMITED));
     cluster::CircuitBreakers {
         thresholds: vec![cluster::circuit_breakers::Thresholds {
@@ -287,10 +325,14 @@ fn breakers(input: &Breakers) -> cluster::CircuitBreakers {
             max_pending_requests: limit(max_pending_requests),
             max_requests: limit(max_requests),
             max_retries: limit(max_retries),
-            retry_budget: retry_budget.as_ref().map(|budget| cluster::circuit_breakers::thresholds::RetryBudget {
-                budget_percent: Some(types::v3::Percent { value: f64::from(budget.percent_permille) / 10.0 }),
-                budget_interval: budget.interval.and_then(duration),
-                min_retry_concurrency: u32v(budget.min_concurrency),
+            retry_budget: retry_budget.as_ref().map(|budget| {
+                cluster::circuit_breakers::thresholds::RetryBudget {
+                    budget_percent: Some(types::v3::Percent {
+                        value: f64::from(budget.percent_permille) / 10.0,
+                    }),
+                    budget_interval: budget.interval.and_then(duration),
+                    min_retry_concurrency: u32v(budget.min_concurrency),
+                }
             }),
             ..Default::default()
         }],
@@ -309,7 +351,8 @@ fn outlier(input: &Outlier) -> cluster::OutlierDetection {
         max_ejection_percent,
     } = input;
     // Each detector that is set is enforced; 0 switches it off.
-    let enforce = |value: &Option<u32>| value.and_then(|value| u32v(if value > 0 { 100 } else { 0 }));
+    let enforce =
+        |value: &Option<u32>| value.and_then(|value| u32v(if value > 0 { 100 } else { 0 }));
     // Envoy takes no 0 here: the enforcement of 0 has already switched the detector off.
     let count = |value: &Option<u32>| value.filter(|value| *value > 0).and_then(u32v);
     cluster::OutlierDetection {
@@ -331,8 +374,9 @@ fn outlier(input: &Outlier) -> cluster::OutlierDetection {
 }
 
 fn tcp_keepalive(input: &Keepalive) -> core::TcpKeepalive {
-    let whole =
-        |value: Option<Duration>| value.and_then(|value| u32v(u32::try_from(value.as_secs()).unwrap_or(u32::MAX)));
+    let whole = |value: Option<Duration>| {
+        value.and_then(|value| u32v(u32::try_from(value.as_secs()).unwrap_or(u32::MAX)))
+    };
     core::TcpKeepalive {
         keepalive_probes: input.probes.and_then(u32v),
         keepalive_time: whole(input.time),
@@ -341,9 +385,15 @@ fn tcp_keepalive(input: &Keepalive) -> core::TcpKeepalive {
 }
 
 /// Protocol options, only where something differs from Envoy's defaults.
-fn apply_http(message: &mut cluster::Cluster, http: UpstreamHttp, policy: &ClusterPolicy, tls: &UpstreamTls) {
+fn apply_http(
+    message: &mut cluster::Cluster,
+    http: UpstreamHttp,
+    policy: &ClusterPolicy,
+    tls: &UpstreamTls,
+) {
     use upstream_http::http_protocol_options::{
-        ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig, explicit_http_config::ProtocolConfig,
+        ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
+        explicit_http_config::ProtocolConfig,
     };
     let HttpPool {
         max_requests_per_connection,
@@ -353,8 +403,9 @@ fn apply_http(message: &mut cluster::Cluster, http: UpstreamHttp, policy: &Clust
         http2_keepalive,
     } = &policy.pool;
     let auto_sni = tls.auto_sni();
-    let has_common =
-        max_requests_per_connection.is_some() || idle_timeout.is_some() || max_connection_duration.is_some();
+    let has_common = max_requests_per_connection.is_some()
+        || idle_timeout.is_some()
+        || max_connection_duration.is_some();
     if http == UpstreamHttp::Default && !has_common && auto_sni.is_none() {
         return;
     }
@@ -369,8 +420,11 @@ fn apply_http(message: &mut cluster::Cluster, http: UpstreamHttp, policy: &Clust
         }),
         ..Default::default()
     };
-    let explicit =
-        |config| UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(config) });
+    let explicit = |config| {
+        UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+            protocol_config: Some(config),
+        })
+    };
     let options = upstream_http::HttpProtocolOptions {
         common_http_protocol_options: has_common.then(|| core::HttpProtocolOptions {
             idle_timeout: idle_timeout.and_then(duration),
@@ -378,10 +432,12 @@ fn apply_http(message: &mut cluster::Cluster, http: UpstreamHttp, policy: &Clust
             max_requests_per_connection: max_requests_per_connection.and_then(u32v),
             ..Default::default()
         }),
-        upstream_http_protocol_options: auto_sni.map(|check_name| core::UpstreamHttpProtocolOptions {
-            auto_sni: true,
-            auto_san_validation: check_name,
-            override_auto_sni_header: String::new(),
+        upstream_http_protocol_options: auto_sni.map(|check_name| {
+            core::UpstreamHttpProtocolOptions {
+                auto_sni: true,
+                auto_san_validation: check_name,
+                override_auto_sni_header: String::new(),
+            }
         }),
         upstream_protocol_options: Some(match http {
             UpstreamHttp::Default => explicit(ProtocolConfig::HttpProtocolOptions(http1)),
@@ -398,24 +454,43 @@ fn apply_http(message: &mut cluster::Cluster, http: UpstreamHttp, policy: &Clust
     };
     let name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
     let packed = extension(name, &options).typed_config.unwrap_or_default();
-    message.typed_extension_protocol_options.insert(name.to_owned(), packed);
+    message
+        .typed_extension_protocol_options
+        .insert(name.to_owned(), packed);
 }
 
-fn metadata_of(services: &[ServiceRef], subset: Option<&str>, tls: &UpstreamTls) -> Option<core::Metadata> {
+fn metadata_of(
+    services: &[ServiceRef],
+    subset: Option<&str>,
+    tls: &UpstreamTls,
+) -> Option<core::Metadata> {
     let mut fields = wkt::Struct::default();
     if !services.is_empty() {
         let services = services.iter().map(|service| {
-            let ServiceRef { host, name, namespace } = service;
-            struct_value(text_struct([("host", host), ("name", name), ("namespace", namespace)]))
+            let ServiceRef {
+                host,
+                name,
+                namespace,
+            } = service;
+            struct_value(text_struct([
+                ("host", host),
+                ("name", name),
+                ("namespace", namespace),
+            ]))
         });
-        fields.fields.insert("services".to_owned(), list_value(services.collect()));
+        fields
+            .fields
+            .insert("services".to_owned(), list_value(services.collect()));
     }
     if let Some(subset) = subset {
         fields.fields.insert("subset".to_owned(), value_of(subset));
     }
     if tls.is_foreign() {
-        // The peer is no proxy of the mesh: its ALPN is not to be replaced by the mesh's. Source: Istio's alpn filter.
-        fields.fields.insert("alpn_override".to_owned(), value_of("false"));
+        // The peer is no proxy of the mesh: its ALPN is not to be replaced by the mesh's. Source:
+        // Istio's alpn filter.
+        fields
+            .fields
+            .insert("alpn_override".to_owned(), value_of("false"));
     }
     metadata(BTreeMap::from([("istio", fields)]))
 }

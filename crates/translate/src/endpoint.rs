@@ -42,7 +42,8 @@ pub(crate) struct EndpointInput {
     pub health: Health,
     /// Whether a proxy stands before it that speaks mutual TLS.
     pub mesh_tls: bool,
-    /// `name;namespace;canonical name;canonical revision;cluster`, Istio's short form; empty if unknown.
+    /// `name;namespace;canonical name;canonical revision;cluster`, Istio's short form; empty if
+    /// unknown.
     pub workload: String,
 }
 
@@ -57,7 +58,10 @@ pub(crate) fn build_endpoints(input: &EndpointsInput) -> Any {
     pack(&load_assignment(&input.cluster, &input.groups))
 }
 
-pub(crate) fn load_assignment(cluster: &str, groups: &[LocalityGroup]) -> endpoint::ClusterLoadAssignment {
+pub(crate) fn load_assignment(
+    cluster: &str,
+    groups: &[LocalityGroup],
+) -> endpoint::ClusterLoadAssignment {
     endpoint::ClusterLoadAssignment {
         cluster_name: cluster.to_owned(),
         endpoints: groups.iter().map(locality_message).collect(),
@@ -66,7 +70,12 @@ pub(crate) fn load_assignment(cluster: &str, groups: &[LocalityGroup]) -> endpoi
 }
 
 fn locality_message(group: &LocalityGroup) -> endpoint::LocalityLbEndpoints {
-    let LocalityGroup { locality, priority, weight, endpoints } = group;
+    let LocalityGroup {
+        locality,
+        priority,
+        weight,
+        endpoints,
+    } = group;
     endpoint::LocalityLbEndpoints {
         locality: (*locality != Locality::default()).then(|| core::Locality {
             region: locality.region.clone(),
@@ -82,18 +91,32 @@ fn locality_message(group: &LocalityGroup) -> endpoint::LocalityLbEndpoints {
 
 fn endpoint_message(input: &EndpointInput) -> endpoint::LbEndpoint {
     use endpoint::lb_endpoint::HostIdentifier;
-    let EndpointInput { address: at, weight, health, mesh_tls, workload } = input;
+    let EndpointInput {
+        address: at,
+        weight,
+        health,
+        mesh_tls,
+        workload,
+    } = input;
     let status = match health {
         Health::Healthy => core::HealthStatus::Healthy,
         Health::Unhealthy => core::HealthStatus::Unhealthy,
     };
     let mut parts: BTreeMap<&str, wkt::Struct> = BTreeMap::new();
     if *mesh_tls {
-        parts.insert("envoy.transport_socket_match", text_struct([("tlsMode", "istio")]));
+        parts.insert(
+            "envoy.transport_socket_match",
+            text_struct([("tlsMode", "istio")]),
+        );
     }
     if !workload.is_empty() {
         let fields = [("workload".to_owned(), value_of(workload.as_str()))];
-        parts.insert("istio", wkt::Struct { fields: fields.into_iter().collect() });
+        parts.insert(
+            "istio",
+            wkt::Struct {
+                fields: fields.into_iter().collect(),
+            },
+        );
     }
     endpoint::LbEndpoint {
         health_status: status as i32,
@@ -135,12 +158,27 @@ mod tests {
         };
         let built: endpoint::ClusterLoadAssignment = unpack(&build_endpoints(&input)).unwrap();
         let of = |index: usize, namespace: &str| {
-            let metadata = built.endpoints[0].lb_endpoints[index].metadata.as_ref().unwrap();
+            let metadata = built.endpoints[0].lb_endpoints[index]
+                .metadata
+                .as_ref()
+                .unwrap();
             metadata.filter_metadata.get(namespace).cloned()
         };
-        assert_eq!(of(0, "envoy.transport_socket_match").unwrap().text("tlsMode"), Some("istio"));
+        assert_eq!(
+            of(0, "envoy.transport_socket_match")
+                .unwrap()
+                .text("tlsMode"),
+            Some("istio")
+        );
         assert_eq!(of(1, "envoy.transport_socket_match"), None);
-        assert_eq!(of(1, "istio").unwrap().text("workload"), Some("reviews-v1;default;reviews;v1;Kubernetes"));
-        assert_eq!(built.endpoints[0].lb_endpoints[0].load_balancing_weight, u32v(1), "0 is refused by Envoy");
+        assert_eq!(
+            of(1, "istio").unwrap().text("workload"),
+            Some("reviews-v1;default;reviews;v1;Kubernetes")
+        );
+        assert_eq!(
+            built.endpoints[0].lb_endpoints[0].load_balancing_weight,
+            u32v(1),
+            "0 is refused by Envoy"
+        );
     }
 }

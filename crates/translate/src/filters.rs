@@ -2,16 +2,21 @@
 
 use meltemi_model::AccessLog;
 use meltemi_proto::istio::{
-    AlpnConfig, AlpnOverride, IstioHeaders, MetadataExchange, PeerMetadataConfig, PeerMethod, StatsConfig,
+    AlpnConfig, AlpnOverride, IstioHeaders, MetadataExchange, PeerMetadataConfig, PeerMethod,
+    StatsConfig,
 };
 use meltemi_proto::pack;
 
 use crate::accesslog::{self, Place};
 use crate::authz::{self, AuthzInput};
 use crate::envoy::extensions::filters::common::set_filter_state::v3 as filter_state;
-use crate::envoy::extensions::filters::http::{cors, fault, grpc_stats, grpc_web, router, set_filter_state};
+use crate::envoy::extensions::filters::http::{
+    cors, fault, grpc_stats, grpc_web, router, set_filter_state,
+};
 use crate::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
-use crate::envoy::extensions::filters::network::{set_filter_state as network_filter_state, tcp_proxy};
+use crate::envoy::extensions::filters::network::{
+    set_filter_state as network_filter_state, tcp_proxy,
+};
 use crate::envoy::http::{connection_manager, http_filter, network_filter};
 use crate::envoy::value::{ads, boolv, duration};
 use crate::envoy::{core, listener, types};
@@ -41,20 +46,24 @@ impl Abilities {
             fault: proxy.has(FAULT_FILTER),
             cors: proxy.has(CORS_FILTER),
             grpc_stats: proxy.has("envoy.filters.http.grpc_stats"),
-            // Our own proxy takes the filter and passes gRPC-Web on as it comes: it is not sent what it does not do.
+            // Our own proxy takes the filter and passes gRPC-Web on as it comes: it is not sent
+            // what it does not do.
             grpc_web: proxy.has("envoy.filters.http.grpc_web") && !proxy.is_meltemi,
             istio_alpn: proxy.has("istio.alpn"),
             istio_stats: proxy.has("istio.stats"),
             peer_metadata: proxy.has("envoy.filters.http.peer_metadata"),
-            // Without the filter that decides the ALPN of every request, requests would offer it, too.
-            peer_exchange: proxy.has("envoy.filters.network.metadata_exchange") && proxy.has("istio.alpn"),
+            // Without the filter that decides the ALPN of every request, requests would offer it,
+            // too.
+            peer_exchange: proxy.has("envoy.filters.network.metadata_exchange")
+                && proxy.has("istio.alpn"),
             http_filter_state: proxy.has("envoy.filters.http.set_filter_state"),
             network_filter_state: proxy.has("envoy.filters.network.set_filter_state"),
         }
     }
 }
 
-/// How paths are made canonical before anything decides on them. Source: MeshConfig.pathNormalization.
+/// How paths are made canonical before anything decides on them. Source:
+/// MeshConfig.pathNormalization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct PathRules {
     /// RFC 3986: dot segments, case of percent encodings.
@@ -87,7 +96,8 @@ pub(crate) struct HttpInput {
     pub logs: Vec<AccessLog>,
     pub is_grpc_web: bool,
     pub paths: PathRules,
-    /// The ALPN that requests of this chain offer upstream, for clients that cannot decide it per request.
+    /// The ALPN that requests of this chain offer upstream, for clients that cannot decide it per
+    /// request.
     pub upstream_alpn: Vec<String>,
 }
 
@@ -124,7 +134,10 @@ pub(crate) enum TcpTarget {
 
 /// The network filters of an HTTP chain.
 pub(crate) fn http_chain(input: &HttpInput) -> Vec<listener::Filter> {
-    vec![network_filter("envoy.filters.network.http_connection_manager", pack(&manager_message(input)))]
+    vec![network_filter(
+        "envoy.filters.network.http_connection_manager",
+        pack(&manager_message(input)),
+    )]
 }
 
 fn manager_message(input: &HttpInput) -> hcm::HttpConnectionManager {
@@ -144,14 +157,16 @@ fn manager_message(input: &HttpInput) -> hcm::HttpConnectionManager {
     message.normalize_path = boolv(paths.normalize);
     message.merge_slashes = paths.merge_slashes;
     if paths.unescape_slashes {
-        message.path_with_escaped_slashes_action = m::PathWithEscapedSlashesAction::UnescapeAndForward as i32;
+        message.path_with_escaped_slashes_action =
+            m::PathWithEscapedSlashesAction::UnescapeAndForward as i32;
     }
     message.http_filters = http_filters(input);
     message.access_log = accesslog::messages(logs, Place::Chain);
     message.route_specifier = Some(match routes {
-        RouteSource::Rds(name) => {
-            m::RouteSpecifier::Rds(hcm::Rds { config_source: ads(), route_config_name: name.clone() })
-        }
+        RouteSource::Rds(name) => m::RouteSpecifier::Rds(hcm::Rds {
+            config_source: ads(),
+            route_config_name: name.clone(),
+        }),
         RouteSource::Inline(table) => m::RouteSpecifier::RouteConfig(table_message(table)),
     });
     message.use_remote_address = boolv(*direction == Direction::Gateway);
@@ -171,7 +186,8 @@ fn manager_message(input: &HttpInput) -> hcm::HttpConnectionManager {
             message.forward_client_cert_details = m::ForwardClientCertDetails::SanitizeSet as i32;
             message.set_current_client_cert_details = Some(client_certificate(true));
         }
-        // Istio leaves the name out here: callers within the mesh see Envoy's default, `server: envoy`.
+        // Istio leaves the name out here: callers within the mesh see Envoy's default, `server:
+        // envoy`.
         Direction::Outbound => message.server_name.clear(),
     }
     message
@@ -191,13 +207,19 @@ fn http_filters(input: &HttpInput) -> Vec<hcm::HttpFilter> {
     } = input;
     let mut filters = Vec::new();
     if abilities.peer_metadata {
-        filters.push(http_filter("istio.metadata_exchange", &peer_metadata(*direction)));
+        filters.push(http_filter(
+            "istio.metadata_exchange",
+            &peer_metadata(*direction),
+        ));
     }
-    // A client without the filter would let everything through; leaving it out is not an option, and it refuses the
-    // listener instead.
+    // A client without the filter would let everything through; leaving it out is not an option,
+    // and it refuses the listener instead.
     filters.extend(authz::http_filters(authz));
     if *is_grpc_web && abilities.grpc_web {
-        filters.push(http_filter("envoy.filters.http.grpc_web", &grpc_web::v3::GrpcWeb {}));
+        filters.push(http_filter(
+            "envoy.filters.http.grpc_web",
+            &grpc_web::v3::GrpcWeb {},
+        ));
     }
     if abilities.grpc_stats {
         use grpc_stats::v3::filter_config::PerMethodStatSpecifier;
@@ -205,7 +227,8 @@ fn http_filters(input: &HttpInput) -> Vec<hcm::HttpFilter> {
             "envoy.filters.http.grpc_stats",
             &grpc_stats::v3::FilterConfig {
                 emit_filter_state: true,
-                per_method_stat_specifier: boolv(false).map(PerMethodStatSpecifier::StatsForAllMethods),
+                per_method_stat_specifier: boolv(false)
+                    .map(PerMethodStatSpecifier::StatsForAllMethods),
                 ..Default::default()
             },
         ));
@@ -232,13 +255,21 @@ fn http_filters(input: &HttpInput) -> Vec<hcm::HttpFilter> {
     if abilities.istio_stats {
         filters.push(http_filter("istio.stats", &stats(*direction)));
     }
-    filters.push(http_filter("envoy.filters.http.router", &router::v3::Router::default()));
+    filters.push(http_filter(
+        "envoy.filters.http.router",
+        &router::v3::Router::default(),
+    ));
     filters
 }
 
 fn peer_metadata(direction: Direction) -> PeerMetadataConfig {
-    let headers =
-        |skip_external_clusters| vec![PeerMethod { istio_headers: Some(IstioHeaders { skip_external_clusters }) }];
+    let headers = |skip_external_clusters| {
+        vec![PeerMethod {
+            istio_headers: Some(IstioHeaders {
+                skip_external_clusters,
+            }),
+        }]
+    };
     match direction {
         Direction::Inbound => PeerMetadataConfig {
             downstream_discovery: headers(false),
@@ -255,7 +286,10 @@ fn peer_metadata(direction: Direction) -> PeerMetadataConfig {
 
 fn stats(direction: Direction) -> StatsConfig {
     // A server knows its own service; a client may have nothing but the host that it asked for.
-    StatsConfig { disable_host_header_fallback: direction != Direction::Outbound, ..Default::default() }
+    StatsConfig {
+        disable_host_header_fallback: direction != Direction::Outbound,
+        ..Default::default()
+    }
 }
 
 /// The ALPN of peers that say who they are before the first byte of the application.
@@ -263,7 +297,9 @@ pub(crate) const PEER_EXCHANGE: &str = "istio-peer-exchange";
 
 /// Settings of the filter, on both ends.
 pub(crate) fn metadata_exchange() -> MetadataExchange {
-    MetadataExchange { protocol: PEER_EXCHANGE.to_owned() }
+    MetadataExchange {
+        protocol: PEER_EXCHANGE.to_owned(),
+    }
 }
 
 fn alpn_overrides() -> AlpnConfig {
@@ -284,13 +320,19 @@ fn alpn_overrides() -> AlpnConfig {
 fn offered_protocols(protocols: &[String]) -> filter_state::FilterStateValue {
     use filter_state::filter_state_value::{Key, SharedWithUpstream, Value};
     let text = core::DataSource {
-        specifier: Some(core::data_source::Specifier::InlineString(protocols.join(","))),
+        specifier: Some(core::data_source::Specifier::InlineString(
+            protocols.join(","),
+        )),
         ..Default::default()
     };
     filter_state::FilterStateValue {
-        key: Some(Key::ObjectKey("envoy.network.application_protocols".to_owned())),
+        key: Some(Key::ObjectKey(
+            "envoy.network.application_protocols".to_owned(),
+        )),
         value: Some(Value::FormatString(core::SubstitutionFormatString {
-            format: Some(core::substitution_format_string::Format::TextFormatSource(text)),
+            format: Some(core::substitution_format_string::Format::TextFormatSource(
+                text,
+            )),
             ..Default::default()
         })),
         shared_with_upstream: SharedWithUpstream::Once as i32,
@@ -300,11 +342,23 @@ fn offered_protocols(protocols: &[String]) -> filter_state::FilterStateValue {
 
 /// The network filters of a TCP chain.
 pub(crate) fn tcp_chain(input: &TcpInput) -> Vec<listener::Filter> {
-    let TcpInput { stat_prefix, direction, target, authz, abilities, logs, idle_timeout, hash_source, upstream_alpn } =
-        input;
+    let TcpInput {
+        stat_prefix,
+        direction,
+        target,
+        authz,
+        abilities,
+        logs,
+        idle_timeout,
+        hash_source,
+        upstream_alpn,
+    } = input;
     let mut filters = Vec::new();
     if abilities.peer_exchange && *direction == Direction::Inbound {
-        filters.push(network_filter("istio.metadata_exchange", pack(&metadata_exchange())));
+        filters.push(network_filter(
+            "istio.metadata_exchange",
+            pack(&metadata_exchange()),
+        ));
     }
     filters.extend(authz::network_filters(authz));
     if abilities.istio_stats {
@@ -325,7 +379,11 @@ pub(crate) fn tcp_chain(input: &TcpInput) -> Vec<listener::Filter> {
             stat_prefix: stat_prefix.clone(),
             access_log: accesslog::messages(logs, Place::Chain),
             idle_timeout: idle_timeout.and_then(duration),
-            hash_policy: if *hash_source { vec![source_hash()] } else { Vec::new() },
+            hash_policy: if *hash_source {
+                vec![source_hash()]
+            } else {
+                Vec::new()
+            },
             cluster_specifier: Some(cluster_specifier(target)),
             ..Default::default()
         }),
@@ -335,17 +393,25 @@ pub(crate) fn tcp_chain(input: &TcpInput) -> Vec<listener::Filter> {
 
 fn source_hash() -> types::v3::HashPolicy {
     use types::v3::hash_policy::{PolicySpecifier, SourceIp};
-    types::v3::HashPolicy { policy_specifier: Some(PolicySpecifier::SourceIp(SourceIp {})) }
+    types::v3::HashPolicy {
+        policy_specifier: Some(PolicySpecifier::SourceIp(SourceIp {})),
+    }
 }
 
 fn cluster_specifier(target: &TcpTarget) -> tcp_proxy::v3::tcp_proxy::ClusterSpecifier {
-    use tcp_proxy::v3::tcp_proxy::{ClusterSpecifier, WeightedCluster, weighted_cluster::ClusterWeight};
+    use tcp_proxy::v3::tcp_proxy::{
+        ClusterSpecifier, WeightedCluster, weighted_cluster::ClusterWeight,
+    };
     match target {
         TcpTarget::Cluster(name) => ClusterSpecifier::Cluster(name.clone()),
         TcpTarget::Weighted(shares) => ClusterSpecifier::WeightedClusters(WeightedCluster {
             clusters: shares
                 .iter()
-                .map(|(name, weight)| ClusterWeight { name: name.clone(), weight: *weight, metadata_match: None })
+                .map(|(name, weight)| ClusterWeight {
+                    name: name.clone(),
+                    weight: *weight,
+                    metadata_match: None,
+                })
                 .collect(),
         }),
     }

@@ -6,7 +6,8 @@ use meltemi_proto::{Any, pack};
 use crate::accesslog::{self, Place};
 use crate::envoy::core::TrafficDirection;
 use crate::envoy::extensions::filters::listener::{
-    http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst, tls_inspector::v3::TlsInspector,
+    http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst,
+    tls_inspector::v3::TlsInspector,
 };
 use crate::envoy::http::listener_filter;
 use crate::envoy::value::{address, boolv, cidr, seconds, u32v};
@@ -37,7 +38,8 @@ pub(crate) struct Inspect {
     pub original_destination: bool,
     pub tls: bool,
     pub http: bool,
-    /// Destination ports for which nothing waits for a first byte: protocols in which the server speaks first.
+    /// Destination ports for which nothing waits for a first byte: protocols in which the server
+    /// speaks first.
     pub not_tls_on: Vec<u16>,
     /// Destination ports whose protocol is declared.
     pub not_http_on: Vec<u16>,
@@ -120,19 +122,32 @@ fn listener_message(input: &ListenerInput) -> listener::Listener {
 }
 
 fn inspectors(input: &Inspect) -> Vec<listener::ListenerFilter> {
-    let Inspect { original_destination, tls, http, not_tls_on, not_http_on } = input;
+    let Inspect {
+        original_destination,
+        tls,
+        http,
+        not_tls_on,
+        not_http_on,
+    } = input;
     let mut filters = Vec::new();
     if *original_destination {
-        filters.push(listener_filter("envoy.filters.listener.original_dst", &OriginalDst {}));
+        filters.push(listener_filter(
+            "envoy.filters.listener.original_dst",
+            &OriginalDst {},
+        ));
     }
     if *tls {
-        let config = TlsInspector { initial_read_buffer_size: u32v(512), ..Default::default() };
+        let config = TlsInspector {
+            initial_read_buffer_size: u32v(512),
+            ..Default::default()
+        };
         let mut filter = listener_filter("envoy.filters.listener.tls_inspector", &config);
         filter.filter_disabled = on_ports(not_tls_on);
         filters.push(filter);
     }
     if *http {
-        let mut filter = listener_filter("envoy.filters.listener.http_inspector", &HttpInspector {});
+        let mut filter =
+            listener_filter("envoy.filters.listener.http_inspector", &HttpInspector {});
         filter.filter_disabled = on_ports(not_http_on);
         filters.push(filter);
     }
@@ -146,7 +161,10 @@ fn on_ports(ports: &[u16]) -> Option<listener::ListenerFilterChainMatchPredicate
         .iter()
         .map(|port| {
             let start = i32::from(*port);
-            predicate(Rule::DestinationPortRange(types::v3::Int32Range { start, end: start + 1 }))
+            predicate(Rule::DestinationPortRange(types::v3::Int32Range {
+                start,
+                end: start + 1,
+            }))
         })
         .collect();
     match rules.len() {
@@ -158,8 +176,14 @@ fn on_ports(ports: &[u16]) -> Option<listener::ListenerFilterChainMatchPredicate
 }
 
 fn chain_message(input: &ChainInput) -> listener::FilterChain {
-    let ChainInput { name, matched, tls, filters } = input;
-    let is_gateway = matches!(filters, ChainFilters::Http(http) if http.direction == Direction::Gateway);
+    let ChainInput {
+        name,
+        matched,
+        tls,
+        filters,
+    } = input;
+    let is_gateway =
+        matches!(filters, ChainFilters::Http(http) if http.direction == Direction::Gateway);
     listener::FilterChain {
         name: name.clone(),
         filter_chain_match: (!matched.is_empty()).then(|| match_message(matched)),
@@ -174,7 +198,13 @@ fn chain_message(input: &ChainInput) -> listener::FilterChain {
 }
 
 fn match_message(input: &ChainMatch) -> listener::FilterChainMatch {
-    let ChainMatch { destination_port, destinations, server_names, transport, alpn } = input;
+    let ChainMatch {
+        destination_port,
+        destinations,
+        server_names,
+        transport,
+        alpn,
+    } = input;
     listener::FilterChainMatch {
         destination_port: destination_port.and_then(|port| u32v(u32::from(port))),
         prefix_ranges: destinations

@@ -1,4 +1,5 @@
-//! What was built once is shared by every proxy that needs the same: (type, hash of the input) -> resource.
+//! What was built once is shared by every proxy that needs the same: (type, hash of the input) ->
+//! resource.
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
@@ -13,8 +14,8 @@ use twox_hash::XxHash64;
 pub struct Resource {
     /// The resource's name, unique within its type.
     pub name: String,
-    /// Hash of the input that it was built from, and of the release that built it; never of its bytes, since equal messages
-    /// have many encodings.
+    /// Hash of the input that it was built from, and of the release that built it; never of its
+    /// bytes, since equal messages have many encodings.
     pub version: u64,
     /// The packed message.
     pub any: Any,
@@ -31,8 +32,8 @@ pub struct MemoStats {
     pub misses: u64,
 }
 
-/// The release of the builders: another one may build something else of the same input, and a client that comes back to an
-/// upgraded control plane is to be sent that.
+/// The release of the builders: another one may build something else of the same input, and a
+/// client that comes back to an upgraded control plane is to be sent that.
 const BUILDER: &str = env!("CARGO_PKG_VERSION");
 
 /// 128 bits of the input: two seeds of xxh64, so that a chance collision is out of reach.
@@ -51,8 +52,9 @@ struct Entry {
 
 /// Built resources by the hash of their input, shared by all proxies and threads.
 ///
-/// The lock is held for a look-up or an insertion, never while a resource is built: two threads may build the same
-/// one at the same time, and the first wins. [`Memo::sweep`] forgets what the last generations did not use.
+/// The lock is held for a look-up or an insertion, never while a resource is built: two threads may
+/// build the same one at the same time, and the first wins. [`Memo::sweep`] forgets what the last
+/// generations did not use.
 #[derive(Debug, Default)]
 pub struct Memo {
     entries: Mutex<HashMap<Key, Entry>>,
@@ -76,7 +78,11 @@ impl Memo {
         build: impl FnOnce(&I) -> Any,
     ) -> Arc<Resource> {
         let version = hash_with(0, BUILDER, input);
-        let key = Key { type_url, version, check: hash_with(0x6d65_6c74_656d_6900, BUILDER, input) };
+        let key = Key {
+            type_url,
+            version,
+            check: hash_with(0x6d65_6c74_656d_6900, BUILDER, input),
+        };
         let generation = self.generation.load(Ordering::Relaxed);
         if let Some(entry) = self.lock().get_mut(&key) {
             entry.generation = generation;
@@ -84,15 +90,27 @@ impl Memo {
             return entry.resource.clone();
         }
         self.misses.fetch_add(1, Ordering::Relaxed);
-        let built = Arc::new(Resource { name: name.to_owned(), version, any: build(input) });
-        self.lock().entry(key).or_insert(Entry { resource: built, generation }).resource.clone()
+        let built = Arc::new(Resource {
+            name: name.to_owned(),
+            version,
+            any: build(input),
+        });
+        self.lock()
+            .entry(key)
+            .or_insert(Entry {
+                resource: built,
+                generation,
+            })
+            .resource
+            .clone()
     }
 
-    /// Starts a new generation and forgets what neither this one nor the one before has used. To be called once for
-    /// each snapshot, after its pushes are planned.
+    /// Starts a new generation and forgets what neither this one nor the one before has used. To be
+    /// called once for each snapshot, after its pushes are planned.
     pub fn sweep(&self) {
         let current = self.generation.fetch_add(1, Ordering::Relaxed);
-        self.lock().retain(|_, entry| entry.generation + 1 >= current);
+        self.lock()
+            .retain(|_, entry| entry.generation + 1 >= current);
     }
 
     /// Counters for metrics.
@@ -122,7 +140,10 @@ mod tests {
     use super::*;
 
     fn build(memo: &Memo, input: &str) -> Arc<Resource> {
-        memo.resource("type", input, &input, |text| Any { type_url: "type".into(), value: text.as_bytes().to_vec() })
+        memo.resource("type", input, &input, |text| Any {
+            type_url: "type".into(),
+            value: text.as_bytes().to_vec(),
+        })
     }
 
     #[test]
@@ -132,19 +153,35 @@ mod tests {
         let second = build(&memo, "a");
         assert!(Arc::ptr_eq(&first, &second));
         assert_ne!(first.version, build(&memo, "b").version);
-        assert_eq!(memo.stats(), MemoStats { entries: 2, hits: 1, misses: 2 });
+        assert_eq!(
+            memo.stats(),
+            MemoStats {
+                entries: 2,
+                hits: 1,
+                misses: 2
+            }
+        );
     }
 
     #[test]
     fn the_version_outlives_the_process() {
         assert_eq!(hash_with(0, BUILDER, &"a"), hash_with(0, BUILDER, &"a"));
-        assert_eq!(build(&Memo::new(), "a").version, build(&Memo::new(), "a").version);
+        assert_eq!(
+            build(&Memo::new(), "a").version,
+            build(&Memo::new(), "a").version
+        );
     }
 
     #[test]
     fn another_release_gives_other_versions() {
-        assert_ne!(build(&Memo::new(), "a").version, hash_with(0, "another", &"a"));
-        assert_eq!(build(&Memo::new(), "a").version, hash_with(0, env!("CARGO_PKG_VERSION"), &"a"));
+        assert_ne!(
+            build(&Memo::new(), "a").version,
+            hash_with(0, "another", &"a")
+        );
+        assert_eq!(
+            build(&Memo::new(), "a").version,
+            hash_with(0, env!("CARGO_PKG_VERSION"), &"a")
+        );
     }
 
     #[test]

@@ -16,13 +16,21 @@ pub(crate) const NAME: &str = "nametable";
 pub(crate) struct NameTableInput(Vec<NameEntry>);
 
 pub(crate) fn plan(view: &View<'_>) -> NameTableInput {
-    NameTableInput(view.snapshot.name_table(&view.proxy.namespace, &view.proxy.labels))
+    NameTableInput(
+        view.snapshot
+            .name_table(&view.proxy.namespace, &view.proxy.labels),
+    )
 }
 
 /// Builds the table from its input alone.
 pub(crate) fn build_name_table(input: &NameTableInput) -> Any {
     let entries = input.0.iter().map(|entry| {
-        let NameEntry { host, ips, registry, short } = entry;
+        let NameEntry {
+            host,
+            ips,
+            registry,
+            short,
+        } = entry;
         let (shortname, namespace) = short.clone().unwrap_or_default();
         let info = NameInfo {
             ips: ips.iter().map(ToString::to_string).collect(),
@@ -37,5 +45,7 @@ pub(crate) fn build_name_table(input: &NameTableInput) -> Any {
         };
         (host.to_string(), info)
     });
-    pack(&NameTable { table: entries.collect::<HashMap<_, _>>() })
+    pack(&NameTable {
+        table: entries.collect::<HashMap<_, _>>(),
+    })
 }

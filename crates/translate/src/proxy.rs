@@ -60,38 +60,66 @@ impl std::fmt::Display for NodeError {
 impl std::error::Error for NodeError {}
 
 impl Proxy {
-    /// Reads a node as Istio's agents write it: id `type~ip~pod.ns~ns.svc.domain`, the rest in the metadata.
+    /// Reads a node as Istio's agents write it: id `type~ip~pod.ns~ns.svc.domain`, the rest in the
+    /// metadata.
     pub fn from_node(node: &Node) -> Result<Self, NodeError> {
         let parts: Vec<&str> = node.id.split('~').collect();
         let [kind, ip, pod, domain] = parts.as_slice() else {
-            return Err(NodeError(format!("node id {:?} is not of the form type~ip~pod.namespace~domain", node.id)));
+            return Err(NodeError(format!(
+                "node id {:?} is not of the form type~ip~pod.namespace~domain",
+                node.id
+            )));
         };
         let kind = match *kind {
             "sidecar" => ProxyKind::Sidecar,
             "router" => ProxyKind::Router,
-            other => return Err(NodeError(format!("node type {other:?} is not served; sidecar and router are"))),
+            other => {
+                return Err(NodeError(format!(
+                    "node type {other:?} is not served; sidecar and router are"
+                )));
+            }
         };
         let metadata = node.metadata.as_ref();
-        let text = |key: &str| metadata.and_then(|m| text_of(m, key)).unwrap_or_default().to_owned();
+        let text = |key: &str| {
+            metadata
+                .and_then(|m| text_of(m, key))
+                .unwrap_or_default()
+                .to_owned()
+        };
         let (pod_name, pod_namespace) = pod.rsplit_once('.').unwrap_or((pod, ""));
         let mut ips: Vec<IpAddr> = ip.parse().into_iter().collect();
-        for address in text("INSTANCE_IPS").split(',').filter_map(|address| address.trim().parse().ok()) {
+        for address in text("INSTANCE_IPS")
+            .split(',')
+            .filter_map(|address| address.trim().parse().ok())
+        {
             if !ips.contains(&address) {
                 ips.push(address);
             }
         }
-        let or = |first: String, second: &str| if first.is_empty() { second.to_owned() } else { first };
+        let or = |first: String, second: &str| {
+            if first.is_empty() {
+                second.to_owned()
+            } else {
+                first
+            }
+        };
         let namespace = or(text("NAMESPACE"), pod_namespace);
         let namespace = or(namespace, domain.split('.').next().unwrap_or_default());
         if namespace.is_empty() {
-            return Err(NodeError(format!("node id {:?} names no namespace", node.id)));
+            return Err(NodeError(format!(
+                "node id {:?} names no namespace",
+                node.id
+            )));
         }
         let name = or(text("NAME"), pod_name);
-        let locality = node.locality.as_ref().map_or_else(Locality::default, |l| Locality {
-            region: l.region.clone(),
-            zone: l.zone.clone(),
-            subzone: l.sub_zone.clone(),
-        });
+        let locality = node
+            .locality
+            .as_ref()
+            .map_or_else(Locality::default, |l| Locality {
+                region: l.region.clone(),
+                zone: l.zone.clone(),
+                subzone: l.sub_zone.clone(),
+            });
         Ok(Self {
             id: node.id.clone(),
             kind,
@@ -104,13 +132,19 @@ impl Proxy {
             cluster_id: or(text("CLUSTER_ID"), "Kubernetes"),
             network: text("NETWORK"),
             locality,
-            extensions: node.extensions.iter().filter(|e| !e.disabled).map(|e| e.name.clone()).collect(),
+            extensions: node
+                .extensions
+                .iter()
+                .filter(|e| !e.disabled)
+                .map(|e| e.name.clone())
+                .collect(),
             is_meltemi: node.user_agent_name == "meltemi",
         })
     }
 
-    /// Whether the client has an extension. Of Envoy's own, everything is assumed while the list is unknown; Istio's
-    /// (`istio.*`) are compiled into Istio's and our proxy alone and must be named, or the proxy be ours.
+    /// Whether the client has an extension. Of Envoy's own, everything is assumed while the list is
+    /// unknown; Istio's (`istio.*`) are compiled into Istio's and our proxy alone and must be
+    /// named, or the proxy be ours.
     pub(crate) fn has(&self, extension: &str) -> bool {
         if self.extensions.is_empty() {
             return self.is_meltemi || !is_istios(extension);
@@ -121,21 +155,34 @@ impl Proxy {
 
 fn is_istios(extension: &str) -> bool {
     extension.starts_with("istio.")
-        || ["envoy.filters.http.peer_metadata", "envoy.filters.network.metadata_exchange"].contains(&extension)
+        || [
+            "envoy.filters.http.peer_metadata",
+            "envoy.filters.network.metadata_exchange",
+        ]
+        .contains(&extension)
 }
 
 fn text_of<'a>(metadata: &'a Struct, key: &str) -> Option<&'a str> {
     match metadata.fields.get(key) {
-        Some(Value { kind: Some(Kind::StringValue(text)) }) => Some(text),
+        Some(Value {
+            kind: Some(Kind::StringValue(text)),
+        }) => Some(text),
         _ => None,
     }
 }
 
 fn labels_of(metadata: &Struct) -> Labels {
-    let Some(Value { kind: Some(Kind::StructValue(labels)) }) = metadata.fields.get("LABELS") else {
+    let Some(Value {
+        kind: Some(Kind::StructValue(labels)),
+    }) = metadata.fields.get("LABELS")
+    else {
         return Labels::default();
     };
-    labels.fields.keys().filter_map(|key| text_of(labels, key).map(|value| (key.clone(), value.to_owned()))).collect()
+    labels
+        .fields
+        .keys()
+        .filter_map(|key| text_of(labels, key).map(|value| (key.clone(), value.to_owned())))
+        .collect()
 }
 
 #[cfg(test)]
@@ -145,38 +192,67 @@ mod tests {
     use meltemi_proto::value_of;
 
     fn node(id: &str) -> Node {
-        Node { id: id.into(), ..Node::default() }
+        Node {
+            id: id.into(),
+            ..Node::default()
+        }
     }
 
     #[test]
     fn a_node_id_is_enough() {
-        let proxy = Proxy::from_node(&node("sidecar~10.44.0.7~reviews-v1-x.shop~shop.svc.cluster.local")).unwrap();
+        let proxy = Proxy::from_node(&node(
+            "sidecar~10.44.0.7~reviews-v1-x.shop~shop.svc.cluster.local",
+        ))
+        .unwrap();
         assert_eq!(proxy.kind, ProxyKind::Sidecar);
         assert_eq!(proxy.ips, ["10.44.0.7".parse::<IpAddr>().unwrap()]);
-        assert_eq!((proxy.name.as_str(), proxy.namespace.as_str()), ("reviews-v1-x", "shop"));
+        assert_eq!(
+            (proxy.name.as_str(), proxy.namespace.as_str()),
+            ("reviews-v1-x", "shop")
+        );
         assert_eq!(proxy.service_account, "default");
     }
 
     #[test]
     fn metadata_wins_over_the_id() {
         let mut described = node("router~10.44.0.7~gw.shop~shop.svc.cluster.local");
-        let labels = Struct { fields: [("istio".to_owned(), value_of("ingressgateway"))].into_iter().collect() };
+        let labels = Struct {
+            fields: [("istio".to_owned(), value_of("ingressgateway"))]
+                .into_iter()
+                .collect(),
+        };
         let fields = [
             ("NAMESPACE".to_owned(), value_of("istio-system")),
             ("SERVICE_ACCOUNT".to_owned(), value_of("gw")),
             ("INSTANCE_IPS".to_owned(), value_of("10.44.0.7,fd00::7")),
-            ("LABELS".to_owned(), Value { kind: Some(Kind::StructValue(labels)) }),
+            (
+                "LABELS".to_owned(),
+                Value {
+                    kind: Some(Kind::StructValue(labels)),
+                },
+            ),
         ];
-        described.metadata = Some(Struct { fields: fields.into_iter().collect() });
+        described.metadata = Some(Struct {
+            fields: fields.into_iter().collect(),
+        });
         let proxy = Proxy::from_node(&described).unwrap();
-        assert_eq!((proxy.namespace.as_str(), proxy.service_account.as_str()), ("istio-system", "gw"));
+        assert_eq!(
+            (proxy.namespace.as_str(), proxy.service_account.as_str()),
+            ("istio-system", "gw")
+        );
         assert_eq!(proxy.ips.len(), 2);
         assert_eq!(proxy.labels.value("istio"), Some("ingressgateway"));
     }
 
     #[test]
     fn a_strange_id_is_refused_with_a_reason() {
-        for id in ["", "sidecar", "waypoint~1.2.3.4~a.b~c", "sidecar~~~", "a~b~c~d~e"] {
+        for id in [
+            "",
+            "sidecar",
+            "waypoint~1.2.3.4~a.b~c",
+            "sidecar~~~",
+            "a~b~c~d~e",
+        ] {
             assert!(Proxy::from_node(&node(id)).is_err(), "{id}");
         }
     }
@@ -186,7 +262,10 @@ mod tests {
         let mut described = node("sidecar~10.44.0.7~a.b~b.svc.cluster.local");
         let unknown = Proxy::from_node(&described).unwrap();
         assert!(unknown.has("envoy.filters.http.fault") && !unknown.has("istio.alpn"));
-        described.extensions = vec![Extension { name: "envoy.filters.http.router".into(), ..Extension::default() }];
+        described.extensions = vec![Extension {
+            name: "envoy.filters.http.router".into(),
+            ..Extension::default()
+        }];
         let stock = Proxy::from_node(&described).unwrap();
         assert!(stock.has("envoy.filters.http.router") && !stock.has("envoy.filters.http.fault"));
         described.extensions.clear();

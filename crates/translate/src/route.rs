@@ -42,7 +42,11 @@ pub(crate) enum RouteInput {
     /// Everything to one cluster, for hosts without VirtualService.
     Default(DefaultInput),
     /// Everything to the application behind this sidecar.
-    Inbound { cluster: String, is_grpc: bool, retries: Option<InboundRetries> },
+    Inbound {
+        cluster: String,
+        is_grpc: bool,
+        retries: Option<InboundRetries>,
+    },
     /// Everything to the original destination.
     Passthrough { cluster: String },
     /// Everything answered with a status: `block_all` 502, `blackhole` 404.
@@ -53,7 +57,10 @@ impl RouteInput {
     /// Whether no request passes it by.
     pub fn takes_everything(&self) -> bool {
         match self {
-            Self::Rule(input) => match input.matched.and_then(|index| input.rule.matches.get(index)) {
+            Self::Rule(input) => match input
+                .matched
+                .and_then(|index| input.rule.matches.get(index))
+            {
                 Some(condition) => condition.is_catch_all(),
                 None => true,
             },
@@ -71,7 +78,10 @@ pub(crate) struct InboundRetries {
 
 impl Default for InboundRetries {
     fn default() -> Self {
-        Self { attempts: 2, retry_on: "reset-before-request".to_owned() }
+        Self {
+            attempts: 2,
+            retry_on: "reset-before-request".to_owned(),
+        }
     }
 }
 
@@ -137,7 +147,12 @@ impl Hash for Rule {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum HashPolicy {
     Header(String),
-    Cookie { name: String, path: String, ttl: Option<Duration>, attributes: Vec<(String, String)> },
+    Cookie {
+        name: String,
+        path: String,
+        ttl: Option<Duration>,
+        attributes: Vec<(String, String)>,
+    },
     SourceIp,
     Query(String),
 }
@@ -148,11 +163,16 @@ pub(crate) fn build_route_table(input: &RouteTableInput) -> Any {
 }
 
 pub(crate) fn table_message(input: &RouteTableInput) -> route::RouteConfiguration {
-    let RouteTableInput { name, hosts, ignore_port } = input;
+    let RouteTableInput {
+        name,
+        hosts,
+        ignore_port,
+    } = input;
     route::RouteConfiguration {
         name: name.clone(),
         virtual_hosts: hosts.iter().map(|host| host_message(host)).collect(),
-        // A route may name a cluster that comes later, or never: that is a 503 at the request, not a NACK.
+        // A route may name a cluster that comes later, or never: that is a 503 at the request, not
+        // a NACK.
         validate_clusters: boolv(false),
         ignore_port_in_host_matching: *ignore_port,
         max_direct_response_body_size_bytes: crate::envoy::value::u32v(1024 * 1024),
@@ -162,14 +182,25 @@ pub(crate) fn table_message(input: &RouteTableInput) -> route::RouteConfiguratio
 
 fn host_message(input: &VirtualHostInput) -> route::VirtualHost {
     use route::virtual_host::TlsRequirementType;
-    let VirtualHostInput { name, domains, routes, require_tls } = input;
+    let VirtualHostInput {
+        name,
+        domains,
+        routes,
+        require_tls,
+    } = input;
     route::VirtualHost {
         name: name.clone(),
         domains: domains.clone(),
         routes: routes.iter().map(route_message).collect(),
-        require_tls: if *require_tls { TlsRequirementType::All } else { TlsRequirementType::None } as i32,
+        require_tls: if *require_tls {
+            TlsRequirementType::All
+        } else {
+            TlsRequirementType::None
+        } as i32,
         // The caller's proxy has counted; the server's passes on what it says.
-        include_request_attempt_count: !routes.iter().any(|route| matches!(route, RouteInput::Inbound { .. })),
+        include_request_attempt_count: !routes
+            .iter()
+            .any(|route| matches!(route, RouteInput::Inbound { .. })),
         ..Default::default()
     }
 }
@@ -178,29 +209,43 @@ fn route_message(input: &RouteInput) -> route::Route {
     match input {
         RouteInput::Rule(rule) => action::rule_message(rule),
         RouteInput::Default(default) => {
-            let DefaultInput { cluster, operation, hash } = default;
+            let DefaultInput {
+                cluster,
+                operation,
+                hash,
+            } = default;
             let mut action = forward(cluster);
             action.retry_policy = Some(action::default_retries(!hash.is_empty()));
             action.hash_policy = hash.iter().map(action::hash_policy).collect();
             everything("default", action, operation)
         }
-        RouteInput::Inbound { cluster, is_grpc, retries } => {
+        RouteInput::Inbound {
+            cluster,
+            is_grpc,
+            retries,
+        } => {
             let mut action = forward(cluster);
-            action.retry_policy = retries.as_ref().filter(|_| !is_grpc).map(|retries| route::RetryPolicy {
-                retry_on: retries.retry_on.clone(),
-                num_retries: crate::envoy::value::u32v(retries.attempts),
-                ..Default::default()
-            });
+            action.retry_policy =
+                retries
+                    .as_ref()
+                    .filter(|_| !is_grpc)
+                    .map(|retries| route::RetryPolicy {
+                        retry_on: retries.retry_on.clone(),
+                        num_retries: crate::envoy::value::u32v(retries.attempts),
+                        ..Default::default()
+                    });
             everything("default", action, "")
         }
         RouteInput::Passthrough { cluster } => everything("allow_any", forward(cluster), ""),
         RouteInput::Refuse { name, status } => route::Route {
             name: name.clone(),
             r#match: Some(any_path()),
-            action: Some(route::route::Action::DirectResponse(route::DirectResponseAction {
-                status: *status,
-                ..Default::default()
-            })),
+            action: Some(route::route::Action::DirectResponse(
+                route::DirectResponseAction {
+                    status: *status,
+                    ..Default::default()
+                },
+            )),
             ..Default::default()
         },
     }
@@ -228,7 +273,9 @@ fn any_path() -> route::RouteMatch {
 #[allow(deprecated)]
 fn forward(cluster: &str) -> route::RouteAction {
     route::RouteAction {
-        cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(cluster.to_owned())),
+        cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(
+            cluster.to_owned(),
+        )),
         timeout: seconds(0),
         max_grpc_timeout: seconds(0),
         ..Default::default()
@@ -236,14 +283,22 @@ fn forward(cluster: &str) -> route::RouteAction {
 }
 
 fn decorator(operation: &str) -> Option<route::Decorator> {
-    (!operation.is_empty()).then(|| route::Decorator { operation: operation.to_owned(), ..Default::default() })
+    (!operation.is_empty()).then(|| route::Decorator {
+        operation: operation.to_owned(),
+        ..Default::default()
+    })
 }
 
 /// The object that wrote a route, where Istio puts it.
 fn origin_metadata(kind: &str, namespace: &str, name: &str) -> Option<core::Metadata> {
     let path = format!("/apis/networking.istio.io/v1/namespaces/{namespace}/{kind}/{name}");
     let fields = [("config".to_owned(), value_of(path))];
-    metadata(BTreeMap::from([("istio", wkt::Struct { fields: fields.into_iter().collect() })]))
+    metadata(BTreeMap::from([(
+        "istio",
+        wkt::Struct {
+            fields: fields.into_iter().collect(),
+        },
+    )]))
 }
 
 #[cfg(test)]
@@ -254,11 +309,20 @@ mod tests {
     fn the_callers_proxy_counts_attempts_and_the_servers_passes_the_count_on() {
         let counts = |route| {
             let (name, domains) = ("v".to_owned(), vec!["*".to_owned()]);
-            host_message(&VirtualHostInput { name, domains, routes: vec![route], require_tls: false })
-                .include_request_attempt_count
+            host_message(&VirtualHostInput {
+                name,
+                domains,
+                routes: vec![route],
+                require_tls: false,
+            })
+            .include_request_attempt_count
         };
         let cluster = || "c".to_owned();
         assert!(counts(RouteInput::Passthrough { cluster: cluster() }));
-        assert!(!counts(RouteInput::Inbound { cluster: cluster(), is_grpc: false, retries: None }));
+        assert!(!counts(RouteInput::Inbound {
+            cluster: cluster(),
+            is_grpc: false,
+            retries: None
+        }));
     }
 }

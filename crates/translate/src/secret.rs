@@ -10,14 +10,24 @@ use crate::envoy::extensions::transport_sockets::tls::v3 as tls;
 /// A secret as it is sent.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) enum SecretInput {
-    Certificate { name: String, chain: Vec<u8>, key: Vec<u8> },
-    Roots { name: String, ca: Vec<u8>, crl: Option<Vec<u8>> },
+    Certificate {
+        name: String,
+        chain: Vec<u8>,
+        key: Vec<u8>,
+    },
+    Roots {
+        name: String,
+        ca: Vec<u8>,
+        crl: Option<Vec<u8>>,
+    },
 }
 
 /// A key must not get into logs.
 impl fmt::Debug for SecretInput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("SecretInput").field(&self.name()).finish_non_exhaustive()
+        f.debug_tuple("SecretInput")
+            .field(&self.name())
+            .finish_non_exhaustive()
     }
 }
 
@@ -32,10 +42,17 @@ impl SecretInput {
 /// Builds a secret from its input alone.
 pub(crate) fn build_secret(input: &SecretInput) -> Any {
     let bytes = |bytes: &[u8]| {
-        Some(DataSource { specifier: Some(Specifier::InlineBytes(bytes.to_vec())), ..Default::default() })
+        Some(DataSource {
+            specifier: Some(Specifier::InlineBytes(bytes.to_vec())),
+            ..Default::default()
+        })
     };
     let kind = match input {
-        SecretInput::Certificate { name: _, chain, key } => tls::secret::Type::TlsCertificate(tls::TlsCertificate {
+        SecretInput::Certificate {
+            name: _,
+            chain,
+            key,
+        } => tls::secret::Type::TlsCertificate(tls::TlsCertificate {
             certificate_chain: bytes(chain),
             private_key: bytes(key),
             ..Default::default()
@@ -48,5 +65,8 @@ pub(crate) fn build_secret(input: &SecretInput) -> Any {
             })
         }
     };
-    pack(&tls::Secret { name: input.name().to_owned(), r#type: Some(kind) })
+    pack(&tls::Secret {
+        name: input.name().to_owned(),
+        r#type: Some(kind),
+    })
 }

@@ -6,8 +6,8 @@ use crate::cluster::ProxyProtocol;
 use crate::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use crate::envoy::extensions::transport_sockets::tls::v3 as tls;
 use crate::envoy::tls::{
-    DEFAULT_SECRET, ROOT_SECRET, agent_secret, alpn, any_name, downstream_socket, mesh_parameters, pushed_secret,
-    raw_socket, upstream_socket, uri_name, uri_prefix, validation,
+    DEFAULT_SECRET, ROOT_SECRET, agent_secret, alpn, any_name, downstream_socket, mesh_parameters,
+    pushed_secret, raw_socket, upstream_socket, uri_name, uri_prefix, validation,
 };
 use crate::envoy::value::{boolv, text_struct, transport_socket};
 use crate::envoy::{cluster, core, wkt};
@@ -73,13 +73,16 @@ impl UpstreamTls {
     /// Whether it offers to exchange who both ends are.
     pub fn exchanges_peers(&self) -> bool {
         match self {
-            Self::Auto(mesh) | Self::Mesh(mesh) => mesh.alpn.iter().any(|protocol| protocol == PEER_EXCHANGE),
+            Self::Auto(mesh) | Self::Mesh(mesh) => {
+                mesh.alpn.iter().any(|protocol| protocol == PEER_EXCHANGE)
+            }
             Self::Off | Self::Foreign(_) => false,
         }
     }
 
-    /// Whether SNI comes from the request's host; then whether the certificate must name that host. Also on a port that is
-    /// declared as HTTPS: routes lead HTTP there for TLS to be originated. Source: Istio `setAutoSniAndAutoSanValidation`.
+    /// Whether SNI comes from the request's host; then whether the certificate must name that host.
+    /// Also on a port that is declared as HTTPS: routes lead HTTP there for TLS to be originated.
+    /// Source: Istio `setAutoSniAndAutoSanValidation`.
     pub fn auto_sni(&self) -> Option<bool> {
         match self {
             Self::Foreign(foreign) if foreign.sni.is_empty() => {
@@ -91,7 +94,11 @@ impl UpstreamTls {
 }
 
 fn mesh_upstream(input: &MeshTls) -> tls::UpstreamTlsContext {
-    let names = input.identities.iter().map(|identity| uri_name(identity)).collect();
+    let names = input
+        .identities
+        .iter()
+        .map(|identity| uri_name(identity))
+        .collect();
     tls::UpstreamTlsContext {
         sni: input.sni.clone(),
         common_tls_context: Some(tls::CommonTlsContext {
@@ -116,14 +123,25 @@ fn client_parameters() -> tls::TlsParameters {
 }
 
 fn foreign_upstream(input: &ForeignTls) -> tls::UpstreamTlsContext {
-    let ForeignTls { sni, names, certificate, roots, alpn: protocols } = input;
+    let ForeignTls {
+        sni,
+        names,
+        certificate,
+        roots,
+        alpn: protocols,
+    } = input;
     let names = names.iter().map(|name| any_name(name)).collect();
     tls::UpstreamTlsContext {
         sni: sni.clone(),
         common_tls_context: Some(tls::CommonTlsContext {
             tls_params: Some(client_parameters()),
-            tls_certificate_sds_secret_configs: certificate.iter().map(SecretName::config).collect(),
-            validation_context_type: roots.as_ref().map(|roots| validation(roots.config(), names)),
+            tls_certificate_sds_secret_configs: certificate
+                .iter()
+                .map(SecretName::config)
+                .collect(),
+            validation_context_type: roots
+                .as_ref()
+                .map(|roots| validation(roots.config(), names)),
             alpn_protocols: alpn(protocols),
             ..Default::default()
         }),
@@ -131,7 +149,10 @@ fn foreign_upstream(input: &ForeignTls) -> tls::UpstreamTlsContext {
     }
 }
 
-fn with_proxy_protocol(inner: core::TransportSocket, version: Option<ProxyProtocol>) -> core::TransportSocket {
+fn with_proxy_protocol(
+    inner: core::TransportSocket,
+    version: Option<ProxyProtocol>,
+) -> core::TransportSocket {
     use core::proxy_protocol_config::Version;
     let Some(version) = version else { return inner };
     let version = match version {
@@ -139,11 +160,17 @@ fn with_proxy_protocol(inner: core::TransportSocket, version: Option<ProxyProtoc
         ProxyProtocol::V2 => Version::V2,
     };
     let config = ProxyProtocolUpstreamTransport {
-        config: Some(core::ProxyProtocolConfig { version: version as i32, ..Default::default() }),
+        config: Some(core::ProxyProtocolConfig {
+            version: version as i32,
+            ..Default::default()
+        }),
         transport_socket: Some(inner),
         ..Default::default()
     };
-    transport_socket("envoy.transport_sockets.upstream_proxy_protocol", pack(&config))
+    transport_socket(
+        "envoy.transport_sockets.upstream_proxy_protocol",
+        pack(&config),
+    )
 }
 
 /// Gives a cluster its transport sockets.
@@ -152,11 +179,12 @@ pub(crate) fn apply_upstream_tls(
     input: &UpstreamTls,
     proxy_protocol: Option<ProxyProtocol>,
 ) {
-    let socket_match = |name: &str, criteria: wkt::Struct, socket| cluster::cluster::TransportSocketMatch {
-        name: name.to_owned(),
-        r#match: Some(criteria),
-        transport_socket: Some(socket),
-    };
+    let socket_match =
+        |name: &str, criteria: wkt::Struct, socket| cluster::cluster::TransportSocketMatch {
+            name: name.to_owned(),
+            r#match: Some(criteria),
+            transport_socket: Some(socket),
+        };
     match input {
         UpstreamTls::Off => {
             if proxy_protocol.is_some() {
@@ -164,10 +192,15 @@ pub(crate) fn apply_upstream_tls(
             }
         }
         UpstreamTls::Auto(mesh) => {
-            let secured = with_proxy_protocol(upstream_socket(&mesh_upstream(mesh)), proxy_protocol);
+            let secured =
+                with_proxy_protocol(upstream_socket(&mesh_upstream(mesh)), proxy_protocol);
             let plain = with_proxy_protocol(raw_socket(), proxy_protocol);
             message.transport_socket_matches = vec![
-                socket_match("tlsMode-istio", text_struct([("tlsMode", "istio")]), secured),
+                socket_match(
+                    "tlsMode-istio",
+                    text_struct([("tlsMode", "istio")]),
+                    secured,
+                ),
                 socket_match("tlsMode-disabled", wkt::Struct::default(), plain),
             ];
         }
@@ -247,8 +280,14 @@ impl TlsVersion {
 pub(crate) fn downstream_transport(input: &DownstreamTls) -> Option<core::TransportSocket> {
     match input {
         DownstreamTls::Off => None,
-        DownstreamTls::Mesh { alpn: protocols, trust_domains } => {
-            let names = trust_domains.iter().map(|prefix| uri_prefix(prefix)).collect();
+        DownstreamTls::Mesh {
+            alpn: protocols,
+            trust_domains,
+        } => {
+            let names = trust_domains
+                .iter()
+                .map(|prefix| uri_prefix(prefix))
+                .collect();
             Some(downstream_socket(&tls::DownstreamTlsContext {
                 common_tls_context: Some(tls::CommonTlsContext {
                     tls_params: Some(mesh_parameters()),
@@ -283,7 +322,9 @@ fn server_context(input: &ServerTls) -> tls::DownstreamTlsContext {
         ClientCertificate::Required(roots) => (Some(roots), true),
     };
     let validation = roots.map(|roots| {
-        use tls::common_tls_context::{CombinedCertificateValidationContext, ValidationContextType};
+        use tls::common_tls_context::{
+            CombinedCertificateValidationContext, ValidationContextType,
+        };
         ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
             default_validation_context: Some(tls::CertificateValidationContext {
                 match_typed_subject_alt_names: names.iter().map(|name| any_name(name)).collect(),
@@ -303,7 +344,10 @@ fn server_context(input: &ServerTls) -> tls::DownstreamTlsContext {
                 cipher_suites: ciphers.clone(),
                 ..Default::default()
             }),
-            tls_certificate_sds_secret_configs: certificates.iter().map(SecretName::config).collect(),
+            tls_certificate_sds_secret_configs: certificates
+                .iter()
+                .map(SecretName::config)
+                .collect(),
             validation_context_type: validation,
             alpn_protocols: alpn(protocols),
             ..Default::default()

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use meltemi_model::{
-    ClientTls, ClientTlsMode, ConnectionPool, HashAlgorithm, HashKey, Keepalive as ModelKeepalive, LbPolicy,
-    LoadBalancer, OutlierDetection, PolicySettings, ProxyProtocol as ModelProxyProtocol,
+    ClientTls, ClientTlsMode, ConnectionPool, HashAlgorithm, HashKey, Keepalive as ModelKeepalive,
+    LbPolicy, LoadBalancer, OutlierDetection, PolicySettings, ProxyProtocol as ModelProxyProtocol,
 };
 
 use crate::cluster::{
-    Breakers, ClusterPolicy, HttpPool, Keepalive, Lb, Outlier, ProxyProtocol, RetryBudget, UpstreamHttp, Warmup,
+    Breakers, ClusterPolicy, HttpPool, Keepalive, Lb, Outlier, ProxyProtocol, RetryBudget,
+    UpstreamHttp, Warmup,
 };
 use crate::route::HashPolicy;
 use crate::tls::{ForeignTls, MeshTls, SecretName, UpstreamTls};
@@ -22,8 +23,15 @@ pub(crate) struct MeshDefaults {
 
 /// The policy of a cluster.
 pub(crate) fn cluster_policy(settings: &PolicySettings, mesh: MeshDefaults) -> ClusterPolicy {
-    let PolicySettings { load_balancer, connection_pool, outlier, tls: _, tunnel: _, proxy_protocol, retry_budget } =
-        settings;
+    let PolicySettings {
+        load_balancer,
+        connection_pool,
+        outlier,
+        tls: _,
+        tunnel: _,
+        proxy_protocol,
+        retry_budget,
+    } = settings;
     let mut policy = ClusterPolicy::defaults(mesh.connect_timeout);
     policy.keepalive = mesh.keepalive;
     if let Some(load_balancer) = load_balancer {
@@ -49,7 +57,11 @@ pub(crate) fn cluster_policy(settings: &PolicySettings, mesh: MeshDefaults) -> C
 }
 
 fn apply_load_balancer(policy: &mut ClusterPolicy, input: &LoadBalancer) {
-    let LoadBalancer { policy: algorithm, locality: _, warmup } = input;
+    let LoadBalancer {
+        policy: algorithm,
+        locality: _,
+        warmup,
+    } = input;
     policy.lb = match algorithm {
         LbPolicy::Default | LbPolicy::LeastRequest => Lb::LeastRequest,
         LbPolicy::RoundRobin => Lb::RoundRobin,
@@ -97,7 +109,10 @@ fn apply_pool(policy: &mut ClusterPolicy, input: &ConnectionPool) {
     }
     if let Some(keepalive) = keepalive {
         // One by one over the mesh's. Source: Istio `applyTCPKeepalive`.
-        let (own, mesh) = (keepalive_of(keepalive), policy.keepalive.unwrap_or_default());
+        let (own, mesh) = (
+            keepalive_of(keepalive),
+            policy.keepalive.unwrap_or_default(),
+        );
         policy.keepalive = Some(Keepalive {
             probes: own.probes.or(mesh.probes),
             time: own.time.or(mesh.time),
@@ -112,12 +127,17 @@ fn apply_pool(policy: &mut ClusterPolicy, input: &ConnectionPool) {
         max_connection_duration: *max_connection_duration,
         max_concurrent_streams: max_concurrent_streams.filter(|limit| *limit > 0),
         // Without a timeout of its own, as long as the interval.
-        http2_keepalive: http2_keepalive.map(|(interval, timeout)| (interval, timeout.unwrap_or(interval))),
+        http2_keepalive: http2_keepalive
+            .map(|(interval, timeout)| (interval, timeout.unwrap_or(interval))),
     };
 }
 
 pub(crate) fn keepalive_of(input: &ModelKeepalive) -> Keepalive {
-    Keepalive { probes: input.probes, time: input.time, interval: input.interval }
+    Keepalive {
+        probes: input.probes,
+        time: input.time,
+        interval: input.interval,
+    }
 }
 
 fn outlier_of(input: &OutlierDetection) -> Outlier {
@@ -131,12 +151,13 @@ fn outlier_of(input: &OutlierDetection) -> Outlier {
             .filter(|count| input.split_local_origin && *count > 0),
         interval: input.interval,
         base_ejection: input.base_ejection_time,
-        max_ejection_percent: Some(input.max_ejection_percent.min(100)).filter(|percent| *percent > 0),
+        max_ejection_percent: Some(input.max_ejection_percent.min(100))
+            .filter(|percent| *percent > 0),
     }
 }
 
-/// The dialect towards a port: as the client if asked, upgrades as asked, declared HTTP/2 and gRPC; sniffed ports by what the
-/// client spoke. Source: Istio `shouldH2Upgrade`, `applyConnectionPool`.
+/// The dialect towards a port: as the client if asked, upgrades as asked, declared HTTP/2 and gRPC;
+/// sniffed ports by what the client spoke. Source: Istio `shouldH2Upgrade`, `applyConnectionPool`.
 pub(crate) fn upstream_http(
     protocol: meltemi_types::Protocol,
     settings: &PolicySettings,
@@ -150,7 +171,8 @@ pub(crate) fn upstream_http(
     if pool.is_some_and(|pool| pool.use_client_protocol) {
         return UpstreamHttp::UseDownstream;
     }
-    // Whoever writes an upgrade for a sniffed port knows what it speaks; the mesh's setting is for declared ones.
+    // Whoever writes an upgrade for a sniffed port knows what it speaks; the mesh's setting is for
+    // declared ones.
     if protocol.is_http2() || written == Some(true) {
         return UpstreamHttp::Http2;
     }
@@ -167,7 +189,8 @@ pub(crate) struct TlsContext<'a> {
     /// Whether the mesh's mutual TLS is used where a DestinationRule says nothing, and how.
     pub auto: AutoTls,
     pub default_sni: String,
-    /// Names of which the service's endpoints show one: their identities, and ServiceEntry.subjectAltNames.
+    /// Names of which the service's endpoints show one: their identities, and
+    /// ServiceEntry.subjectAltNames.
     pub identities: &'a [String],
     /// The same where TLS is not the mesh's own: a ServiceEntry's.
     pub foreign_names: &'a [String],
@@ -190,12 +213,28 @@ pub(crate) enum AutoTls {
 
 /// The transport security of a cluster.
 pub(crate) fn upstream_tls(tls: Option<&ClientTls>, context: TlsContext<'_>) -> UpstreamTls {
-    let TlsContext { auto, default_sni, identities, foreign_names, alpn, http, credential } = context;
+    let TlsContext {
+        auto,
+        default_sni,
+        identities,
+        foreign_names,
+        alpn,
+        http,
+        credential,
+    } = context;
     let names = |written: &[String], fallback: &[String]| {
-        if written.is_empty() { fallback.to_vec() } else { written.to_vec() }
+        if written.is_empty() {
+            fallback.to_vec()
+        } else {
+            written.to_vec()
+        }
     };
     let Some(tls) = tls else {
-        let mesh = MeshTls { sni: default_sni, identities: identities.to_vec(), alpn };
+        let mesh = MeshTls {
+            sni: default_sni,
+            identities: identities.to_vec(),
+            alpn,
+        };
         return match auto {
             AutoTls::Off => UpstreamTls::Off,
             AutoTls::PerEndpoint => UpstreamTls::Auto(mesh),
@@ -214,7 +253,11 @@ pub(crate) fn upstream_tls(tls: Option<&ClientTls>, context: TlsContext<'_>) -> 
         insecure_skip_verify,
     } = tls;
     let skip = *insecure_skip_verify == Some(true);
-    let foreign_alpn = if http == UpstreamHttp::Http2 { vec!["h2".to_owned()] } else { Vec::new() };
+    let foreign_alpn = if http == UpstreamHttp::Http2 {
+        vec!["h2".to_owned()]
+    } else {
+        Vec::new()
+    };
     let foreign = |certificate: Option<SecretName>| {
         let roots = match (&credential, ca_certificates.as_str()) {
             _ if skip => None,
@@ -233,7 +276,11 @@ pub(crate) fn upstream_tls(tls: Option<&ClientTls>, context: TlsContext<'_>) -> 
     match mode {
         ClientTlsMode::Disable => UpstreamTls::Off,
         ClientTlsMode::IstioMutual => UpstreamTls::Mesh(MeshTls {
-            sni: if sni.is_empty() { default_sni } else { sni.clone() },
+            sni: if sni.is_empty() {
+                default_sni
+            } else {
+                sni.clone()
+            },
             identities: names(written_names, identities),
             alpn,
         }),
@@ -247,14 +294,23 @@ pub(crate) fn upstream_tls(tls: Option<&ClientTls>, context: TlsContext<'_>) -> 
 
 /// What a route hashes where the destination's policy asks for a consistent hash.
 pub(crate) fn hash_policies(settings: &PolicySettings) -> Vec<HashPolicy> {
-    let Some(LbPolicy::ConsistentHash(hash)) = settings.load_balancer.as_ref().map(|lb| &lb.policy) else {
+    let Some(LbPolicy::ConsistentHash(hash)) = settings.load_balancer.as_ref().map(|lb| &lb.policy)
+    else {
         return Vec::new();
     };
     vec![match &hash.key {
         HashKey::Header(name) => HashPolicy::Header(name.clone()),
-        HashKey::Cookie { name, path, ttl, attributes } => {
-            HashPolicy::Cookie { name: name.clone(), path: path.clone(), ttl: *ttl, attributes: attributes.clone() }
-        }
+        HashKey::Cookie {
+            name,
+            path,
+            ttl,
+            attributes,
+        } => HashPolicy::Cookie {
+            name: name.clone(),
+            path: path.clone(),
+            ttl: *ttl,
+            attributes: attributes.clone(),
+        },
         HashKey::SourceIp => HashPolicy::SourceIp,
         HashKey::QueryParameter(name) => HashPolicy::Query(name.clone()),
     }]

@@ -21,8 +21,8 @@ use crate::secret::build_secret;
 /// What a proxy is to be sent.
 #[derive(Debug, Clone, Default)]
 pub struct Translated {
-    /// By type URL; every type that is served has an entry, so that an empty one says "none". Push order is
-    /// [`type_url::PUSH_ORDER`]; within a type the order is stable and names are unique.
+    /// By type URL; every type that is served has an entry, so that an empty one says "none". Push
+    /// order is [`type_url::PUSH_ORDER`]; within a type the order is stable and names are unique.
     pub resources: BTreeMap<&'static str, Vec<Arc<Resource>>>,
     /// What was left out, and why.
     pub diagnostics: Vec<Diagnostic>,
@@ -31,31 +31,93 @@ pub struct Translated {
 impl Translated {
     /// The resources of one type; empty if none.
     pub fn of(&self, type_url: &str) -> &[Arc<Resource>] {
-        self.resources.get(type_url).map(Vec::as_slice).unwrap_or_default()
+        self.resources
+            .get(type_url)
+            .map(Vec::as_slice)
+            .unwrap_or_default()
     }
 }
 
-/// Translates the snapshot for one proxy. Resources whose input the memo has seen are not built again.
+/// Translates the snapshot for one proxy. Resources whose input the memo has seen are not built
+/// again.
 pub fn translate(snapshot: &Snapshot, proxy: &Proxy, memo: &Memo) -> Translated {
-    let Plan { clusters, endpoints, listeners, routes, names, secrets, mut diagnostics } = plan(snapshot, proxy);
+    let Plan {
+        clusters,
+        endpoints,
+        listeners,
+        routes,
+        names,
+        secrets,
+        mut diagnostics,
+    } = plan(snapshot, proxy);
     let mut resources = BTreeMap::new();
     let names: Vec<_> = names.into_iter().collect();
-    resources.insert(type_url::CLUSTER, built(memo, type_url::CLUSTER, &clusters, |input| &input.name, build_cluster));
+    resources.insert(
+        type_url::CLUSTER,
+        built(
+            memo,
+            type_url::CLUSTER,
+            &clusters,
+            |input| &input.name,
+            build_cluster,
+        ),
+    );
     resources.insert(
         type_url::ENDPOINT,
-        built(memo, type_url::ENDPOINT, &endpoints, |input| &input.cluster, build_endpoints),
+        built(
+            memo,
+            type_url::ENDPOINT,
+            &endpoints,
+            |input| &input.cluster,
+            build_endpoints,
+        ),
     );
-    resources
-        .insert(type_url::LISTENER, built(memo, type_url::LISTENER, &listeners, |input| &input.name, build_listener));
+    resources.insert(
+        type_url::LISTENER,
+        built(
+            memo,
+            type_url::LISTENER,
+            &listeners,
+            |input| &input.name,
+            build_listener,
+        ),
+    );
     resources.insert(
         type_url::ROUTE,
-        built(memo, type_url::ROUTE, &routes, |input| &input.name, |input| build_route_table(input)),
+        built(
+            memo,
+            type_url::ROUTE,
+            &routes,
+            |input| &input.name,
+            |input| build_route_table(input),
+        ),
     );
-    resources.insert(type_url::SECRET, built(memo, type_url::SECRET, &secrets, |input| input.name(), build_secret));
-    resources.insert(type_url::NAME_TABLE, built(memo, type_url::NAME_TABLE, &names, |_| NAME, build_name_table));
+    resources.insert(
+        type_url::SECRET,
+        built(
+            memo,
+            type_url::SECRET,
+            &secrets,
+            |input| input.name(),
+            build_secret,
+        ),
+    );
+    resources.insert(
+        type_url::NAME_TABLE,
+        built(
+            memo,
+            type_url::NAME_TABLE,
+            &names,
+            |_| NAME,
+            build_name_table,
+        ),
+    );
     diagnostics.sort();
     diagnostics.dedup();
-    Translated { resources, diagnostics }
+    Translated {
+        resources,
+        diagnostics,
+    }
 }
 
 /// Builds each input once; of two with one name the first stays, since a client takes no two.

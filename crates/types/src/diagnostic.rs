@@ -39,8 +39,16 @@ pub struct ObjectRef {
 
 impl ObjectRef {
     /// Names an object.
-    pub fn new(kind: impl Into<String>, namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { kind: kind.into(), namespace: namespace.into(), name: name.into() }
+    pub fn new(
+        kind: impl Into<String>,
+        namespace: impl Into<String>,
+        name: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind: kind.into(),
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 }
 
@@ -78,13 +86,15 @@ impl fmt::Display for Position {
 /// One finding about one object: from parsing, validation, lowering, analysis or translation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Diagnostic {
-    /// Stable and greppable, for example `MEL0102`; Istio's own code (`IST0101`) where its analyzers have one.
+    /// Stable and greppable, for example `MEL0102`; Istio's own code (`IST0101`) where its
+    /// analyzers have one.
     pub code: String,
     /// How bad it is.
     pub severity: Severity,
     /// Which object.
     pub object: ObjectRef,
-    /// The field, as a path: `spec.http[0].route[1].destination.host`. Empty for the object as a whole.
+    /// The field, as a path: `spec.http[0].route[1].destination.host`. Empty for the object as a
+    /// whole.
     pub field: String,
     /// Where it is written.
     pub position: Position,
@@ -130,10 +140,17 @@ mod tests {
             message: "the disk is full".into(),
             remedy: "free space".into(),
         };
-        assert_eq!(finding.to_string(), "warning[MEL0405]: the disk is full (free space)");
+        assert_eq!(
+            finding.to_string(),
+            "warning[MEL0405]: the disk is full (free space)"
+        );
         finding.field = "spec.hosts".into();
         finding.object = ObjectRef::new("Gateway", "shop", "");
-        finding.position = Position { file: "a.yaml".into(), line: 3, column: 0 };
+        finding.position = Position {
+            file: "a.yaml".into(),
+            line: 3,
+            column: 0,
+        };
         assert_eq!(
             finding.to_string(),
             "a.yaml:3: warning[MEL0405]: Gateway: spec.hosts: the disk is full (free space)"

@@ -1,8 +1,8 @@
 //! The value vocabulary that both planes share.
 //!
-//! Small, immutable values with one spelling everywhere: identities, labels, protocols, localities, and the
-//! [`Diagnostic`] that every stage of the control plane emits. No IO, no configuration formats, no wire messages;
-//! this crate imports nothing of ours.
+//! Small, immutable values with one spelling everywhere: identities, labels, protocols, localities,
+//! and the [`Diagnostic`] that every stage of the control plane emits. No IO, no configuration
+//! formats, no wire messages; this crate imports nothing of ours.
 
 mod diagnostic;
 mod host;

@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// `region/zone/subzone`; an empty part is unknown. Source: Envoy `core.v3.Locality`, Istio `WorkloadEntry.locality`.
+/// `region/zone/subzone`; an empty part is unknown. Source: Envoy `core.v3.Locality`, Istio
+/// `WorkloadEntry.locality`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Locality {
     /// For example a cloud region.
@@ -20,7 +21,11 @@ impl Locality {
     pub fn parse(text: &str) -> Self {
         let mut parts = text.splitn(3, '/').map(str::to_owned);
         let mut next = || parts.next().unwrap_or_default();
-        Self { region: next(), zone: next(), subzone: next() }
+        Self {
+            region: next(),
+            zone: next(),
+            subzone: next(),
+        }
     }
 }
 

@@ -5,7 +5,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 /// What a port is declared to speak. Source: Istio `pkg/config/protocol`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 pub enum Protocol {
     /// HTTP/1.1 in plaintext (a client may still upgrade).
     Http,
@@ -35,8 +37,8 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// The protocol that `appProtocol` or the part of a port name before `-` declares; `None` if the word is unknown.
-    /// Case does not matter.
+    /// The protocol that `appProtocol` or the part of a port name before `-` declares; `None` if
+    /// the word is unknown. Case does not matter.
     pub fn from_word(word: &str) -> Option<Self> {
         Some(match word.to_ascii_lowercase().as_str() {
             "http" | "kubernetes.io/ws" => Self::Http,
@@ -54,8 +56,8 @@ impl Protocol {
         })
     }
 
-    /// The declared protocol of a Service port: `appProtocol` wins over the name's prefix; undeclared ports are
-    /// sniffed, except those whose server speaks first (25, 53, 3306, 27017).
+    /// The declared protocol of a Service port: `appProtocol` wins over the name's prefix;
+    /// undeclared ports are sniffed, except those whose server speaks first (25, 53, 3306, 27017).
     pub fn of_port(number: u16, name: &str, app_protocol: Option<&str>, transport: &str) -> Self {
         if transport.eq_ignore_ascii_case("UDP") {
             return Self::Udp;
@@ -88,7 +90,10 @@ impl Protocol {
 
     /// Whether a sidecar forwards the bytes without reading requests.
     pub fn is_tcp(self) -> bool {
-        matches!(self, Self::Tcp | Self::Https | Self::Tls | Self::Mongo | Self::MySql | Self::Redis)
+        matches!(
+            self,
+            Self::Tcp | Self::Https | Self::Tls | Self::Mongo | Self::MySql | Self::Redis
+        )
     }
 
     /// Whether the bytes begin with a ClientHello whose SNI can be routed.
@@ -128,10 +133,22 @@ mod tests {
     #[test]
     fn declaration_wins_in_istios_order() {
         assert_eq!(Protocol::of_port(9080, "http", None, "TCP"), Protocol::Http);
-        assert_eq!(Protocol::of_port(9080, "http2-web", None, "TCP"), Protocol::Http2);
-        assert_eq!(Protocol::of_port(9080, "grpc-web-x", None, "TCP"), Protocol::GrpcWeb);
-        assert_eq!(Protocol::of_port(9080, "tcp", Some("http"), "TCP"), Protocol::Http);
-        assert_eq!(Protocol::of_port(9080, "web", None, "TCP"), Protocol::Unsupported);
+        assert_eq!(
+            Protocol::of_port(9080, "http2-web", None, "TCP"),
+            Protocol::Http2
+        );
+        assert_eq!(
+            Protocol::of_port(9080, "grpc-web-x", None, "TCP"),
+            Protocol::GrpcWeb
+        );
+        assert_eq!(
+            Protocol::of_port(9080, "tcp", Some("http"), "TCP"),
+            Protocol::Http
+        );
+        assert_eq!(
+            Protocol::of_port(9080, "web", None, "TCP"),
+            Protocol::Unsupported
+        );
         assert_eq!(Protocol::of_port(3306, "db", None, "TCP"), Protocol::Tcp);
         assert_eq!(Protocol::of_port(53, "dns", None, "UDP"), Protocol::Udp);
     }

@@ -1,7 +1,9 @@
-//! SPIFFE identities as Istio writes them: `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
+//! SPIFFE identities as Istio writes them: `spiffe://<trust domain>/ns/<namespace>/sa/<service
+//! account>`.
 //!
-//! Source: SPIFFE-ID specification §2, Istio `pkg/spiffe`. Parsing is strict: an identity either has exactly one
-//! spelling or it is refused, since identities are compared as strings by every policy.
+//! Source: SPIFFE-ID specification §2, Istio `pkg/spiffe`. Parsing is strict: an identity either
+//! has exactly one spelling or it is refused, since identities are compared as strings by every
+//! policy.
 
 use std::fmt;
 use std::str::FromStr;
@@ -34,7 +36,8 @@ impl TrustDomain {
     /// Checks the characters; Istio's rule that `@` stands for `.` is applied first.
     pub fn new(name: &str) -> Result<Self, SpiffeError> {
         let name = name.replace('@', ".");
-        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
+        let plain =
+            |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
         if name.is_empty() || name.len() > 255 || !name.bytes().all(plain) {
             return Err(SpiffeError::TrustDomain(name));
         }
@@ -83,13 +86,21 @@ pub struct SpiffeId {
 
 impl SpiffeId {
     /// Puts an identity together; namespace and service account must be plain path segments.
-    pub fn new(trust_domain: TrustDomain, namespace: &str, service_account: &str) -> Result<Self, SpiffeError> {
+    pub fn new(
+        trust_domain: TrustDomain,
+        namespace: &str,
+        service_account: &str,
+    ) -> Result<Self, SpiffeError> {
         for segment in [namespace, service_account] {
             if !is_plain_segment(segment) {
                 return Err(SpiffeError::Path(segment.to_owned()));
             }
         }
-        Ok(Self { trust_domain, namespace: namespace.to_owned(), service_account: service_account.to_owned() })
+        Ok(Self {
+            trust_domain,
+            namespace: namespace.to_owned(),
+            service_account: service_account.to_owned(),
+        })
     }
 
     /// The trust domain that vouches for this identity.
@@ -107,13 +118,18 @@ impl SpiffeId {
         &self.service_account
     }
 
-    /// The identity without its scheme, as Istio's policies write principals: `cluster.local/ns/foo/sa/bar`.
+    /// The identity without its scheme, as Istio's policies write principals:
+    /// `cluster.local/ns/foo/sa/bar`.
     pub fn principal(&self) -> String {
-        format!("{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        format!(
+            "{}/ns/{}/sa/{}",
+            self.trust_domain, self.namespace, self.service_account
+        )
     }
 }
 
-/// SPIFFE-ID §2.2: letters, digits, dot, dash, underscore; not `.` or `..`; percent encoding is not allowed.
+/// SPIFFE-ID §2.2: letters, digits, dot, dash, underscore; not `.` or `..`; percent encoding is not
+/// allowed.
 fn is_plain_segment(segment: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
     !segment.is_empty() && segment != "." && segment != ".." && segment.bytes().all(plain)
@@ -123,17 +139,28 @@ impl FromStr for SpiffeId {
     type Err = SpiffeError;
 
     fn from_str(text: &str) -> Result<Self, SpiffeError> {
-        let rest = text.strip_prefix("spiffe://").ok_or_else(|| SpiffeError::Scheme(text.to_owned()))?;
-        let (domain, path) = rest.split_once('/').ok_or_else(|| SpiffeError::Path(text.to_owned()))?;
+        let rest = text
+            .strip_prefix("spiffe://")
+            .ok_or_else(|| SpiffeError::Scheme(text.to_owned()))?;
+        let (domain, path) = rest
+            .split_once('/')
+            .ok_or_else(|| SpiffeError::Path(text.to_owned()))?;
         // The rule that `@` means `.` is for configuration, not for identities on the wire.
         if domain.contains('@') {
             return Err(SpiffeError::TrustDomain(domain.to_owned()));
         }
         let trust_domain = TrustDomain::new(domain)?;
         let mut segments = path.split('/');
-        match (segments.next(), segments.next(), segments.next(), segments.next(), segments.next()) {
+        match (
+            segments.next(),
+            segments.next(),
+            segments.next(),
+            segments.next(),
+            segments.next(),
+        ) {
             (Some("ns"), Some(namespace), Some("sa"), Some(account), None) => {
-                Self::new(trust_domain, namespace, account).map_err(|_| SpiffeError::Path(text.to_owned()))
+                Self::new(trust_domain, namespace, account)
+                    .map_err(|_| SpiffeError::Path(text.to_owned()))
             }
             _ => Err(SpiffeError::Path(text.to_owned())),
         }
@@ -142,7 +169,11 @@ impl FromStr for SpiffeId {
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        write!(
+            f,
+            "spiffe://{}/ns/{}/sa/{}",
+            self.trust_domain, self.namespace, self.service_account
+        )
     }
 }
 
@@ -165,11 +196,19 @@ mod tests {
 
     #[test]
     fn a_wellformed_identity_survives_the_round_trip() {
-        let id: SpiffeId = "spiffe://cluster.local/ns/default/sa/bookinfo-reviews".parse().expect("well formed");
+        let id: SpiffeId = "spiffe://cluster.local/ns/default/sa/bookinfo-reviews"
+            .parse()
+            .expect("well formed");
         assert_eq!(id.namespace(), "default");
         assert_eq!(id.service_account(), "bookinfo-reviews");
-        assert_eq!(id.to_string(), "spiffe://cluster.local/ns/default/sa/bookinfo-reviews");
-        assert_eq!(id.principal(), "cluster.local/ns/default/sa/bookinfo-reviews");
+        assert_eq!(
+            id.to_string(),
+            "spiffe://cluster.local/ns/default/sa/bookinfo-reviews"
+        );
+        assert_eq!(
+            id.principal(),
+            "cluster.local/ns/default/sa/bookinfo-reviews"
+        );
     }
 
     #[test]
@@ -187,7 +226,10 @@ mod tests {
             "spiffe://cluster.local:80/ns/a/sa/b",
             "spiffe://cluster.local/ns/a/sa/b\0",
         ] {
-            assert!(trick.parse::<SpiffeId>().is_err(), "{trick:?} must be refused");
+            assert!(
+                trick.parse::<SpiffeId>().is_err(),
+                "{trick:?} must be refused"
+            );
         }
     }
 }

@@ -14,18 +14,25 @@ pub struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { first: Duration::from_millis(100), longest: Duration::from_secs(5) }
+        Self {
+            first: Duration::from_millis(100),
+            longest: Duration::from_secs(5),
+        }
     }
 }
 
 impl Backoff {
-    /// The delay before attempt `failures` (1 after the first failure), between half of the bound and the bound;
-    /// `random` picks the point in between.
+    /// The delay before attempt `failures` (1 after the first failure), between half of the bound
+    /// and the bound; `random` picks the point in between.
     pub fn delay(&self, failures: u32, random: u64) -> Duration {
-        let doubled = self.first.saturating_mul(1 << failures.saturating_sub(1).min(16));
+        let doubled = self
+            .first
+            .saturating_mul(1 << failures.saturating_sub(1).min(16));
         let bound = doubled.min(self.longest);
         let half = bound / 2;
-        let spread = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX).saturating_add(1);
+        let spread = u64::try_from(half.as_nanos())
+            .unwrap_or(u64::MAX)
+            .saturating_add(1);
         half + Duration::from_nanos(random % spread)
     }
 }
@@ -41,7 +48,10 @@ mod tests {
 
     #[test]
     fn delays_grow_to_the_bound_and_stay_there() {
-        let backoff = Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(2) };
+        let backoff = Backoff {
+            first: Duration::from_millis(100),
+            longest: Duration::from_secs(2),
+        };
         for failures in 1..200 {
             let least = backoff.delay(failures, 0);
             let most = backoff.delay(failures, u64::MAX - 1);

@@ -1,4 +1,5 @@
-//! The client's driver: connects, streams, reconnects. All protocol is in [`session::ClientSession`].
+//! The client's driver: connects, streams, reconnects. All protocol is in
+//! [`session::ClientSession`].
 
 pub(crate) mod session;
 #[cfg(test)]
@@ -37,12 +38,18 @@ pub struct Subscription {
 impl Subscription {
     /// Everything.
     pub fn wildcard() -> Self {
-        Self { wildcard: true, names: BTreeSet::new() }
+        Self {
+            wildcard: true,
+            names: BTreeSet::new(),
+        }
     }
 
     /// These names only; none at first is allowed, the type is then announced with its first name.
     pub fn names<S: Into<String>>(names: impl IntoIterator<Item = S>) -> Self {
-        Self { wildcard: false, names: names.into_iter().map(Into::into).collect() }
+        Self {
+            wildcard: false,
+            names: names.into_iter().map(Into::into).collect(),
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -73,8 +80,9 @@ pub struct Update {
     pub removed: Vec<String>,
     /// What to answer with.
     pub nonce: String,
-    /// Whether `set` is everything there is of the type (clusters and listeners in state of the world). `removed` is
-    /// filled all the same, so who applies set and removed need not look at this.
+    /// Whether `set` is everything there is of the type (clusters and listeners in state of the
+    /// world). `removed` is filled all the same, so who applies set and removed need not look at
+    /// this.
     pub full: bool,
     /// What the server calls this state; for people.
     pub version: String,
@@ -105,12 +113,16 @@ pub struct Connection {
 
 impl From<Channel> for Connection {
     fn from(channel: Channel) -> Self {
-        Self { channel, metadata: MetadataMap::new() }
+        Self {
+            channel,
+            metadata: MetadataMap::new(),
+        }
     }
 }
 
-/// Makes one connection: where, how secured and with which token is its business. Called for each attempt, so that
-/// rotated certificates and tokens count from the next one. Any `Fn() -> Future<Result<Connection, BoxError>>` is one.
+/// Makes one connection: where, how secured and with which token is its business. Called for each
+/// attempt, so that rotated certificates and tokens count from the next one. Any `Fn() ->
+/// Future<Result<Connection, BoxError>>` is one.
 pub trait Connector: Send + Sync + 'static {
     /// Connects, or says why not.
     fn connect(&self) -> Pin<Box<dyn Future<Output = Result<Connection, BoxError>> + Send>>;
@@ -160,36 +172,44 @@ impl ClientConfig {
     }
 }
 
-/// Answers updates and changes subscriptions. Calls never block and never fail: they change the session's state, which
-/// the driver sends as soon as the connection takes it; what is said while disconnected counts on the next connection.
+/// Answers updates and changes subscriptions. Calls never block and never fail: they change the
+/// session's state, which the driver sends as soon as the connection takes it; what is said while
+/// disconnected counts on the next connection.
 #[derive(Clone)]
 pub struct ClientHandle {
     shared: Arc<Shared>,
 }
 
 impl ClientHandle {
-    /// The update was applied. Its resources now count as held and survive reconnects. Subscribe to whatever the
-    /// update refers to (endpoints of new clusters, say) before this: the server then waits with routes for them.
+    /// The update was applied. Its resources now count as held and survive reconnects. Subscribe to
+    /// whatever the update refers to (endpoints of new clusters, say) before this: the server then
+    /// waits with routes for them.
     pub fn ack(&self, type_url: &str, nonce: &str) {
         self.shared.session().ack(type_url, nonce);
         self.shared.wake.notify_one();
     }
 
-    /// The update was refused; `message` should name the resources at fault. The state before it stays.
+    /// The update was refused; `message` should name the resources at fault. The state before it
+    /// stays.
     pub fn nack(&self, type_url: &str, nonce: &str, message: impl Into<String>) {
         self.shared.session().nack(type_url, nonce, message.into());
         self.shared.wake.notify_one();
     }
 
-    /// Asks for more names. A name that is already subscribed to is asked for again, and sent again.
+    /// Asks for more names. A name that is already subscribed to is asked for again, and sent
+    /// again.
     pub fn subscribe<S: Into<String>>(&self, type_url: &str, names: impl IntoIterator<Item = S>) {
-        self.shared.session().subscribe(type_url, names.into_iter().map(Into::into));
+        self.shared
+            .session()
+            .subscribe(type_url, names.into_iter().map(Into::into));
         self.shared.wake.notify_one();
     }
 
     /// Drops names; what was held under them is forgotten.
     pub fn unsubscribe<S: Into<String>>(&self, type_url: &str, names: impl IntoIterator<Item = S>) {
-        self.shared.session().unsubscribe(type_url, names.into_iter().map(Into::into));
+        self.shared
+            .session()
+            .unsubscribe(type_url, names.into_iter().map(Into::into));
         self.shared.wake.notify_one();
     }
 
@@ -207,9 +227,15 @@ impl Client {
     /// Starts the driver on the current runtime. It ends when the receiver is dropped.
     pub fn spawn(config: ClientConfig) -> (ClientHandle, mpsc::Receiver<ClientEvent>) {
         let (events, receiver) = mpsc::channel(config.queue.max(1));
-        let session = ClientSession::new(config.variant, config.node.clone(), config.initial.clone());
-        let shared = Arc::new(Shared { session: Mutex::new(session), wake: Notify::new() });
-        let handle = ClientHandle { shared: shared.clone() };
+        let session =
+            ClientSession::new(config.variant, config.node.clone(), config.initial.clone());
+        let shared = Arc::new(Shared {
+            session: Mutex::new(session),
+            wake: Notify::new(),
+        });
+        let handle = ClientHandle {
+            shared: shared.clone(),
+        };
         tokio::spawn(drive(config, shared, events));
         (handle, receiver)
     }
@@ -222,7 +248,9 @@ struct Shared {
 
 impl Shared {
     fn session(&self) -> MutexGuard<'_, ClientSession> {
-        self.session.lock().expect("no caller panics while it holds the session")
+        self.session
+            .lock()
+            .expect("no caller panics while it holds the session")
     }
 }
 
@@ -243,7 +271,11 @@ async fn drive(config: ClientConfig, shared: Arc<Shared>, events: mpsc::Sender<C
         shared.session().disconnected();
         failures = if answered { 1 } else { failures + 1 };
         tracing::debug!(%reason, failures, "xds stream ended");
-        if events.send(ClientEvent::Disconnected { reason }).await.is_err() {
+        if events
+            .send(ClientEvent::Disconnected { reason })
+            .await
+            .is_err()
+        {
             return;
         }
         tokio::select! {
@@ -260,11 +292,12 @@ async fn one_stream(
     events: &mpsc::Sender<ClientEvent>,
     answered: &mut bool,
 ) -> Result<String, Unheard> {
-    let connection = match tokio::time::timeout(config.connect_timeout, config.connect.connect()).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return Ok(format!("cannot connect: {}", chain(error.as_ref()))),
-        Err(_) => return Ok(format!("no connection within {:?}", config.connect_timeout)),
-    };
+    let connection =
+        match tokio::time::timeout(config.connect_timeout, config.connect.connect()).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return Ok(format!("cannot connect: {}", chain(error.as_ref()))),
+            Err(_) => return Ok(format!("no connection within {:?}", config.connect_timeout)),
+        };
     let epoch = shared.session().connected();
     let mut client = AggregatedDiscoveryServiceClient::new(connection.channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -277,7 +310,16 @@ async fn one_stream(
             });
             let call = client.delta_aggregated_resources(with(connection.metadata, outbound));
             match call.await {
-                Ok(response) => read(response.into_inner(), shared, events, answered, ClientResponse::Delta).await,
+                Ok(response) => {
+                    read(
+                        response.into_inner(),
+                        shared,
+                        events,
+                        answered,
+                        ClientResponse::Delta,
+                    )
+                    .await
+                }
                 Err(status) => Ok(said(&status)),
             }
         }
@@ -288,7 +330,16 @@ async fn one_stream(
             });
             let call = client.stream_aggregated_resources(with(connection.metadata, outbound));
             match call.await {
-                Ok(response) => read(response.into_inner(), shared, events, answered, ClientResponse::Sotw).await,
+                Ok(response) => {
+                    read(
+                        response.into_inner(),
+                        shared,
+                        events,
+                        answered,
+                        ClientResponse::Sotw,
+                    )
+                    .await
+                }
                 Err(status) => Ok(said(&status)),
             }
         }
@@ -301,14 +352,20 @@ fn with<S>(metadata: MetadataMap, stream: S) -> tonic::Request<S> {
     request
 }
 
-/// The session's requests as a stream that the transport pulls: what it cannot take yet merges in the session.
-fn requests<R>(shared: Arc<Shared>, epoch: u64, pick: fn(ClientRequest) -> Option<R>) -> impl Stream<Item = R> {
+/// The session's requests as a stream that the transport pulls: what it cannot take yet merges in
+/// the session.
+fn requests<R>(
+    shared: Arc<Shared>,
+    epoch: u64,
+    pick: fn(ClientRequest) -> Option<R>,
+) -> impl Stream<Item = R> {
     futures_util::stream::unfold(shared, move |shared| async move {
         loop {
             let next = {
                 let mut session = shared.session();
                 if session.epoch() != epoch {
-                    // A later stream took over; it must get the wake-up that this one may have swallowed.
+                    // A later stream took over; it must get the wake-up that this one may have
+                    // swallowed.
                     shared.wake.notify_one();
                     return None;
                 }
@@ -330,14 +387,20 @@ async fn read<M>(
     answered: &mut bool,
     wrap: fn(M) -> ClientResponse,
 ) -> Result<String, Unheard> {
-    events.send(ClientEvent::Connected).await.map_err(|_| Unheard)?;
+    events
+        .send(ClientEvent::Connected)
+        .await
+        .map_err(|_| Unheard)?;
     loop {
         match inbound.message().await {
             Ok(Some(message)) => {
                 *answered = true;
                 let received = shared.session().response(wrap(message));
                 match received {
-                    Received::Update(update) => events.send(ClientEvent::Update(update)).await.map_err(|_| Unheard)?,
+                    Received::Update(update) => events
+                        .send(ClientEvent::Update(update))
+                        .await
+                        .map_err(|_| Unheard)?,
                     Received::Refused { type_url, reason } => {
                         tracing::warn!(%type_url, %reason, "xds response refused");
                         shared.wake.notify_one();

@@ -1,12 +1,14 @@
-//! The xDS v3 protocol over aggregated discovery: both ends, both variants (delta and state of the world), no meaning.
+//! The xDS v3 protocol over aggregated discovery: both ends, both variants (delta and state of the
+//! world), no meaning.
 //!
-//! In: sets of named, versioned resources ([`ResourceSet`]) on the server's side; subscriptions on the client's. Out:
-//! discovery responses and requests, and what the other end said of them (ACK, NACK with its reason, per resource).
+//! In: sets of named, versioned resources ([`ResourceSet`]) on the server's side; subscriptions on
+//! the client's. Out: discovery responses and requests, and what the other end said of them (ACK,
+//! NACK with its reason, per resource).
 //!
-//! The sessions ([`DeltaSession`], [`SotwSession`], [`ClientSession`]) are state machines without IO, clock or
-//! randomness; [`AdsServer`] and [`Client`] drive them over tonic. This crate never looks inside a resource, save for
-//! the name that the state-of-the-world variant hides there, and must never import `api`, `model`, `translate` or
-//! anything of the proxy.
+//! The sessions ([`DeltaSession`], [`SotwSession`], [`ClientSession`]) are state machines without
+//! IO, clock or randomness; [`AdsServer`] and [`Client`] drive them over tonic. This crate never
+//! looks inside a resource, save for the name that the state-of-the-world variant hides there, and
+//! must never import `api`, `model`, `translate` or anything of the proxy.
 
 mod backoff;
 mod client;
@@ -18,8 +20,8 @@ mod session;
 pub use backoff::Backoff;
 pub use client::session::{ClientRequest, ClientResponse, ClientSession, Received};
 pub use client::{
-    BoxError, Client, ClientConfig, ClientEvent, ClientHandle, Connection, Connector, NamedResource, Subscription,
-    Update,
+    BoxError, Client, ClientConfig, ClientEvent, ClientHandle, Connection, Connector,
+    NamedResource, Subscription, Update,
 };
 pub use naming::name_of;
 pub use resource::{Packed, Resource, ResourceSet, TypeSet};
@@ -47,5 +49,6 @@ impl std::fmt::Display for Variant {
     }
 }
 
-/// The largest message either end takes; tonic's own default of 4 MiB is less than one large mesh's clusters.
+/// The largest message either end takes; tonic's own default of 4 MiB is less than one large mesh's
+/// clusters.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;

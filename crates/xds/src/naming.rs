@@ -2,11 +2,13 @@
 
 use meltemi_proto::{Any, type_url};
 
-/// The URL of `envoy.service.discovery.v3.Resource`, in which a state-of-the-world server may wrap what has no name.
+/// The URL of `envoy.service.discovery.v3.Resource`, in which a state-of-the-world server may wrap
+/// what has no name.
 pub(crate) const WRAPPED: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
 
-/// The name of a packed resource. All of Envoy's discovered types carry it as the string field 1; a type that this
-/// function does not know (a name table, say) has the empty name. `None`: the bytes are not such a message.
+/// The name of a packed resource. All of Envoy's discovered types carry it as the string field 1; a
+/// type that this function does not know (a name table, say) has the empty name. `None`: the bytes
+/// are not such a message.
 pub fn name_of(any: &Any) -> Option<String> {
     match any.type_url.as_str() {
         type_url::CLUSTER
@@ -20,7 +22,8 @@ pub fn name_of(any: &Any) -> Option<String> {
     }
 }
 
-/// The last occurrence of field 1 as text; fields are skipped, not decoded. Absent means empty (proto3).
+/// The last occurrence of field 1 as text; fields are skipped, not decoded. Absent means empty
+/// (proto3).
 fn first_string(mut bytes: &[u8]) -> Option<String> {
     let mut found = String::new();
     while !bytes.is_empty() {
@@ -71,14 +74,33 @@ mod tests {
 
     #[test]
     fn the_name_is_found_behind_other_fields() {
-        let cluster = Cluster { name: "outbound|80||a.b".into(), alt_stat_name: "x".into(), ..Cluster::default() };
-        assert_eq!(name_of(&pack(&cluster)).as_deref(), Some("outbound|80||a.b"));
+        let cluster = Cluster {
+            name: "outbound|80||a.b".into(),
+            alt_stat_name: "x".into(),
+            ..Cluster::default()
+        };
+        assert_eq!(
+            name_of(&pack(&cluster)).as_deref(),
+            Some("outbound|80||a.b")
+        );
     }
 
     #[test]
     fn foreign_bytes_are_no_name_and_no_panic() {
-        for value in [vec![0x0a, 0xff], vec![0xff; 12], vec![0x0a, 0x02, 0xff, 0xfe], vec![0x0f], vec![0x09, 1]] {
-            assert_eq!(name_of(&Any { type_url: type_url::CLUSTER.into(), value }), None);
+        for value in [
+            vec![0x0a, 0xff],
+            vec![0xff; 12],
+            vec![0x0a, 0x02, 0xff, 0xfe],
+            vec![0x0f],
+            vec![0x09, 1],
+        ] {
+            assert_eq!(
+                name_of(&Any {
+                    type_url: type_url::CLUSTER.into(),
+                    value
+                }),
+                None
+            );
         }
     }
 }

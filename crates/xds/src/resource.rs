@@ -1,4 +1,5 @@
-//! What a server serves: per type, resources by name, each with a version that changes when its content does.
+//! What a server serves: per type, resources by name, each with a version that changes when its
+//! content does.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +21,8 @@ impl Packed for Any {
 /// One resource as it is served. Cheap to clone.
 #[derive(Clone)]
 pub struct Resource {
-    /// Changes exactly when the content does; a content hash, so that it means the same after a restart.
+    /// Changes exactly when the content does; a content hash, so that it means the same after a
+    /// restart.
     pub version: Arc<str>,
     /// The packed message.
     pub content: Arc<dyn Packed>,
@@ -55,10 +57,18 @@ impl ResourceSet {
         version: impl Into<Arc<str>>,
         content: impl Packed,
     ) {
-        let resource = Resource { version: version.into(), content: Arc::new(content) };
+        let resource = Resource {
+            version: version.into(),
+            content: Arc::new(content),
+        };
         match self.types.get_mut(type_url) {
             Some(set) => _ = set.insert(name.into(), resource),
-            None => _ = self.types.insert(type_url.to_owned(), BTreeMap::from([(name.into(), resource)])),
+            None => {
+                _ = self.types.insert(
+                    type_url.to_owned(),
+                    BTreeMap::from([(name.into(), resource)]),
+                )
+            }
         }
     }
 
@@ -78,7 +88,10 @@ impl ResourceSet {
             let theirs = other.types.get(url);
             theirs.is_some_and(|theirs| {
                 theirs.len() == set.len()
-                    && set.iter().zip(theirs).all(|((a, x), (b, y))| a == b && x.version == y.version)
+                    && set
+                        .iter()
+                        .zip(theirs)
+                        .all(|((a, x), (b, y))| a == b && x.version == y.version)
             })
         };
         self.types.len() == other.types.len() && self.types.iter().all(of_type)

@@ -1,13 +1,13 @@
-//! The server's driver: aggregated discovery over tonic. All protocol is in the sessions; who may see what is decided
-//! by the [`Source`].
+//! The server's driver: aggregated discovery over tonic. All protocol is in the sessions; who may
+//! see what is decided by the [`Source`].
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use meltemi_proto::discovery::{
-    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer, DeltaDiscoveryRequest, DeltaDiscoveryResponse,
-    DiscoveryRequest, DiscoveryResponse,
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer, DeltaDiscoveryRequest,
+    DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use meltemi_proto::envoy::config::core::v3::Node;
 use prost::Message;
@@ -45,7 +45,8 @@ pub trait SessionView: Send + Sync {
 
 /// What a source gives to a stream that it lets in.
 pub struct Feed {
-    /// The newest set; the stream waits while it is `None`, skips what it is too slow for, and ends with the sender.
+    /// The newest set; the stream waits while it is `None`, skips what it is too slow for, and ends
+    /// with the sender.
     pub resources: watch::Receiver<Option<Arc<ResourceSet>>>,
     /// Hears what happens on the stream; dropped with it.
     pub observer: Box<dyn Observer>,
@@ -62,9 +63,13 @@ pub trait Observer: Send + 'static {
 /// Decides who may open a stream and what it then sees.
 #[tonic::async_trait]
 pub trait Source: Send + Sync + 'static {
-    /// Looks at who comes, before anything that it sends is read; what is found out may be left in the extensions. A refusal is the
-    /// status that the client gets.
-    async fn admit(&self, _metadata: &MetadataMap, _extensions: &mut Extensions) -> Result<(), Status> {
+    /// Looks at who comes, before anything that it sends is read; what is found out may be left in
+    /// the extensions. A refusal is the status that the client gets.
+    async fn admit(
+        &self,
+        _metadata: &MetadataMap,
+        _extensions: &mut Extensions,
+    ) -> Result<(), Status> {
         Ok(())
     }
 
@@ -77,14 +82,18 @@ pub trait Source: Send + Sync + 'static {
 pub struct ServerTerms {
     /// A stream that has not sent its first request by then ends.
     pub first_request: Duration,
-    /// A stream ends after this, give or take a tenth, so that its client proves again who it is. `None`: never.
+    /// A stream ends after this, give or take a tenth, so that its client proves again who it is.
+    /// `None`: never.
     pub max_age: Option<Duration>,
 }
 
 impl Default for ServerTerms {
     /// Ten seconds; 30 minutes, as Istio.
     fn default() -> Self {
-        Self { first_request: Duration::from_secs(10), max_age: Some(Duration::from_secs(30 * 60)) }
+        Self {
+            first_request: Duration::from_secs(10),
+            max_age: Some(Duration::from_secs(30 * 60)),
+        }
     }
 }
 
@@ -96,18 +105,28 @@ pub struct AdsServer {
 
 impl AdsServer {
     /// The service for a tonic router, with message limits raised.
-    pub fn service(source: Arc<dyn Source>, terms: ServerTerms) -> AggregatedDiscoveryServiceServer<Self> {
+    pub fn service(
+        source: Arc<dyn Source>,
+        terms: ServerTerms,
+    ) -> AggregatedDiscoveryServiceServer<Self> {
         AggregatedDiscoveryServiceServer::new(Self { source, terms })
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    fn start<S: ServerSession>(&self, request: Request<Streaming<S::Request>>) -> Response<Outbound<S::Response>> {
+    fn start<S: ServerSession>(
+        &self,
+        request: Request<Streaming<S::Request>>,
+    ) -> Response<Outbound<S::Response>> {
         let (metadata, extensions, inbound) = request.into_parts();
         // One response waits for the transport; what changes meanwhile merges in the session.
         let (outbound, receiver) = mpsc::channel(1);
-        let stream =
-            Stream::<S> { source: self.source.clone(), terms: self.terms, inbound, outbound: outbound.clone() };
+        let stream = Stream::<S> {
+            source: self.source.clone(),
+            terms: self.terms,
+            inbound,
+            outbound: outbound.clone(),
+        };
         tokio::spawn(async move {
             if let Err(status) = stream.run(metadata, extensions).await {
                 // A client that does not read learns nothing, as after a reset.
@@ -148,7 +167,11 @@ struct Stream<S: ServerSession> {
 }
 
 impl<S: ServerSession> Stream<S> {
-    async fn run(mut self, metadata: MetadataMap, mut extensions: Extensions) -> Result<(), Status> {
+    async fn run(
+        mut self,
+        metadata: MetadataMap,
+        mut extensions: Extensions,
+    ) -> Result<(), Status> {
         self.source.admit(&metadata, &mut extensions).await?;
         let first = tokio::time::timeout(self.terms.first_request, self.inbound.message());
         let first = match first.await {
@@ -157,10 +180,17 @@ impl<S: ServerSession> Stream<S> {
             Err(_) => return Err(Status::deadline_exceeded("no request came on this stream")),
         };
         let Some(node) = S::node(&first).cloned() else {
-            return Err(Status::invalid_argument("the first request of a stream must carry its node"));
+            return Err(Status::invalid_argument(
+                "the first request of a stream must carry its node",
+            ));
         };
         let session = Arc::new(Mutex::new(S::new()));
-        let opening = Opening { node, variant: S::VARIANT, extensions, session: Arc::new(Look(session.clone())) };
+        let opening = Opening {
+            node,
+            variant: S::VARIANT,
+            extensions,
+            session: Arc::new(Look(session.clone())),
+        };
         let mut feed = self.source.open(opening).await?;
         take::<S>(&session, &mut feed, first)?;
         let current = feed.resources.borrow_and_update().clone();
@@ -171,7 +201,8 @@ impl<S: ServerSession> Stream<S> {
         tokio::pin!(end);
         loop {
             tokio::select! {
-                // Requests first: what a client asks for in one breath is answered in the right order.
+                // Requests first: what a client asks for in one breath is answered in the right
+                // order.
                 biased;
                 message = self.inbound.message() => match message {
                     Ok(Some(request)) => take::<S>(&session, &mut feed, request)?,
@@ -197,19 +228,26 @@ impl<S: ServerSession> Stream<S> {
     }
 }
 
-fn take<S: ServerSession>(session: &Mutex<S>, feed: &mut Feed, request: S::Request) -> Result<(), Status> {
-    let verdict = lock(session).on_request(request).map_err(|error| match error {
-        ProtocolError::NoType => Status::invalid_argument(error.to_string()),
-        ProtocolError::Limit(_) => Status::resource_exhausted(error.to_string()),
-    })?;
+fn take<S: ServerSession>(
+    session: &Mutex<S>,
+    feed: &mut Feed,
+    request: S::Request,
+) -> Result<(), Status> {
+    let verdict = lock(session)
+        .on_request(request)
+        .map_err(|error| match error {
+            ProtocolError::NoType => Status::invalid_argument(error.to_string()),
+            ProtocolError::Limit(_) => Status::resource_exhausted(error.to_string()),
+        })?;
     if let Some(verdict) = verdict {
         feed.observer.verdict(&verdict);
     }
     Ok(())
 }
 
-/// Sends the next response as soon as there is room; pending while there is none to send. Cancel-safe: the response is
-/// taken from the session only when its place is reserved. `None`: the client is gone.
+/// Sends the next response as soon as there is room; pending while there is none to send.
+/// Cancel-safe: the response is taken from the session only when its place is reserved. `None`: the
+/// client is gone.
 async fn send_next<S: ServerSession>(
     session: &Mutex<S>,
     outbound: &mpsc::Sender<Result<S::Response, Status>>,
@@ -233,7 +271,9 @@ async fn send_next<S: ServerSession>(
 
 fn age(max: Option<Duration>) -> Duration {
     // tokio's clock has no "never"; a year is.
-    max.map_or(Duration::from_secs(365 * 86400), |max| max.mul_f64(0.9 + 0.2 * (jitter() % 1000) as f64 / 1000.0))
+    max.map_or(Duration::from_secs(365 * 86400), |max| {
+        max.mul_f64(0.9 + 0.2 * (jitter() % 1000) as f64 / 1000.0)
+    })
 }
 
 fn lock<S>(session: &Mutex<S>) -> std::sync::MutexGuard<'_, S> {

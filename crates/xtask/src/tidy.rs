@@ -12,9 +12,24 @@ const DATA_PLANE: &[&str] = &["lb", "filters", "net", "proxy-config", "proxy", "
 const CONFIGURATION: &[&str] = &["api", "model", "store", "translate", "control"];
 
 /// Same input, same bytes: no IO, no clock, no randomness of their own.
-const PURE: &[&str] = &["types", "model", "translate", "proxy-config", "filters", "lb"];
-const IMPURE: &[&str] = &["tokio", "hyper", "socket2", "rustix", "rand", "notify", "tonic"];
-const IMPURE_WORDS: &[&str] = &["SystemTime::now", "Instant::now", "std::net::TcpStream", "std::fs::", "thread::spawn"];
+const PURE: &[&str] = &[
+    "types",
+    "model",
+    "translate",
+    "proxy-config",
+    "filters",
+    "lb",
+];
+const IMPURE: &[&str] = &[
+    "tokio", "hyper", "socket2", "rustix", "rand", "notify", "tonic",
+];
+const IMPURE_WORDS: &[&str] = &[
+    "SystemTime::now",
+    "Instant::now",
+    "std::net::TcpStream",
+    "std::fs::",
+    "thread::spawn",
+];
 
 /// The only crates that may hold `unsafe`.
 const UNSAFE: &[&str] = &["net", "redirect", "node"];
@@ -24,7 +39,11 @@ const CHORES: &str = "xtask";
 
 pub fn run() -> Result<()> {
     let findings = findings()?;
-    ensure!(findings.is_empty(), "the tree does not match ARCHITECTURE.md:\n  {}", findings.join("\n  "));
+    ensure!(
+        findings.is_empty(),
+        "the tree does not match ARCHITECTURE.md:\n  {}",
+        findings.join("\n  ")
+    );
     println!("tidy: the crates are as ARCHITECTURE.md says");
     Ok(())
 }
@@ -34,33 +53,55 @@ fn short(name: &str) -> &str {
 }
 
 fn findings() -> Result<Vec<String>> {
-    let metadata = MetadataCommand::new().current_dir(crate::shell::root()).no_deps().exec()?;
-    let names: BTreeSet<&str> = metadata.packages.iter().map(|package| short(&package.name)).collect();
+    let metadata = MetadataCommand::new()
+        .current_dir(crate::shell::root())
+        .no_deps()
+        .exec()?;
+    let names: BTreeSet<&str> = metadata
+        .packages
+        .iter()
+        .map(|package| short(&package.name))
+        .collect();
     let page = fs::read_to_string(crate::shell::root().join("ARCHITECTURE.md"))?;
     let layers = layers(&page, &names);
     let mut found = Vec::new();
     for package in &metadata.packages {
         let name = short(&package.name).to_owned();
-        if !page.lines().any(|line| line.starts_with(&format!("| `{name}` |"))) {
-            found.push(format!("crate {name} has no row in ARCHITECTURE.md's table of crates"));
+        if !page
+            .lines()
+            .any(|line| line.starts_with(&format!("| `{name}` |")))
+        {
+            found.push(format!(
+                "crate {name} has no row in ARCHITECTURE.md's table of crates"
+            ));
         }
         let layer = match layers.get(name.as_str()).map(Vec::as_slice) {
             Some([layer]) => layer,
             None if name == CHORES => &u8::MAX,
             Some(_) | None => {
-                found.push(format!("crate {name} must have one layer in ARCHITECTURE.md"));
+                found.push(format!(
+                    "crate {name} must have one layer in ARCHITECTURE.md"
+                ));
                 continue;
             }
         };
-        for dependency in package.dependencies.iter().filter(|d| d.kind != DependencyKind::Development) {
+        for dependency in package
+            .dependencies
+            .iter()
+            .filter(|d| d.kind != DependencyKind::Development)
+        {
             let on = short(&dependency.name);
             match layers.get(on).and_then(|layers| layers.first()) {
-                Some(_) if name == CHORES => found.push(format!("{CHORES} imports {on}: it builds alone")),
-                Some(below) if below >= layer => {
-                    found.push(format!("{name} (layer {layer}) imports {on} (layer {below})"))
+                Some(_) if name == CHORES => {
+                    found.push(format!("{CHORES} imports {on}: it builds alone"))
                 }
+                Some(below) if below >= layer => found.push(format!(
+                    "{name} (layer {layer}) imports {on} (layer {below})"
+                )),
                 Some(_) if DATA_PLANE.contains(&name.as_str()) && CONFIGURATION.contains(&on) => {
-                    found.push(format!("{name} is data plane and imports {on}: it may know xDS only"));
+                    found.push(format!(
+                        "{name} is data plane and imports {on}: it may know xDS only"
+                    ));
                 }
                 Some(_) => {}
                 None if PURE.contains(&name.as_str()) && IMPURE.contains(&on) => {
@@ -75,7 +116,11 @@ fn findings() -> Result<Vec<String>> {
                 None => {}
             }
         }
-        let folder = package.manifest_path.parent().expect("a manifest lies in a folder").join("src");
+        let folder = package
+            .manifest_path
+            .parent()
+            .expect("a manifest lies in a folder")
+            .join("src");
         for file in sources(folder.as_std_path())? {
             check_source(&name, &file, &mut found)?;
         }
@@ -83,11 +128,16 @@ fn findings() -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// The layers of each crate in the page's drawing: lines of `L3  store  translate | proxy-config  words`.
+/// The layers of each crate in the page's drawing: lines of `L3  store  translate | proxy-config
+/// words`.
 fn layers<'a>(page: &str, names: &BTreeSet<&'a str>) -> BTreeMap<&'a str, Vec<u8>> {
     let mut layers: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
     for line in page.lines() {
-        let Some((number, crates)) = line.trim_start().strip_prefix('L').and_then(|line| line.split_once(' ')) else {
+        let Some((number, crates)) = line
+            .trim_start()
+            .strip_prefix('L')
+            .and_then(|line| line.split_once(' '))
+        else {
             continue;
         };
         let Ok(number) = number.parse() else { continue };
@@ -100,7 +150,10 @@ fn layers<'a>(page: &str, names: &BTreeSet<&'a str>) -> BTreeMap<&'a str, Vec<u8
 
 fn check_source(name: &str, file: &Path, found: &mut Vec<String>) -> Result<()> {
     let text = fs::read_to_string(file)?;
-    let shown = file.strip_prefix(crate::shell::root()).unwrap_or(file).display();
+    let shown = file
+        .strip_prefix(crate::shell::root())
+        .unwrap_or(file)
+        .display();
     let is_front = file.ends_with("src/lib.rs") || file.ends_with("src/main.rs");
     if is_front && !text.starts_with("//!") {
         found.push(format!("{shown} has no front page (//! ...)"));
@@ -111,10 +164,16 @@ fn check_source(name: &str, file: &Path, found: &mut Vec<String>) -> Result<()> 
     for (number, line) in code.lines().enumerate() {
         let line = line.split("//").next().unwrap_or_default();
         if !is_test && PURE.contains(&name) && IMPURE_WORDS.iter().any(|word| line.contains(word)) {
-            found.push(format!("{shown}:{}: {name} is pure: {}", number + 1, line.trim()));
+            found.push(format!(
+                "{shown}:{}: {name} is pure: {}",
+                number + 1,
+                line.trim()
+            ));
         }
         if !UNSAFE.contains(&name)
-            && (line.contains("unsafe {") || line.contains("unsafe fn") || line.contains("unsafe impl"))
+            && (line.contains("unsafe {")
+                || line.contains("unsafe fn")
+                || line.contains("unsafe impl"))
         {
             found.push(format!("{shown}:{}: unsafe outside {UNSAFE:?}", number + 1));
         }

@@ -13,8 +13,10 @@ use crate::BoxFuture;
 
 /// Answers queries that the mesh does not know.
 pub trait Forwarder: Send + Sync + 'static {
-    /// Passes one query on, byte by byte, over the transport that the client used. Bounded in time. Cancel safe.
-    fn forward<'a>(&'a self, query: &'a [u8], over_tcp: bool) -> BoxFuture<'a, io::Result<Vec<u8>>>;
+    /// Passes one query on, byte by byte, over the transport that the client used. Bounded in time.
+    /// Cancel safe.
+    fn forward<'a>(&'a self, query: &'a [u8], over_tcp: bool)
+    -> BoxFuture<'a, io::Result<Vec<u8>>>;
 }
 
 /// Sends queries to name servers, one after the other until one answers.
@@ -28,7 +30,11 @@ pub struct UpstreamForwarder {
 impl UpstreamForwarder {
     /// `mark` is the SO_MARK that the capture rules let pass.
     pub fn new(upstreams: Vec<SocketAddr>, mark: Option<u32>) -> Self {
-        Self { upstreams, mark, timeout: Duration::from_secs(2) }
+        Self {
+            upstreams,
+            mark,
+            timeout: Duration::from_secs(2),
+        }
     }
 
     /// The name servers of a `resolv.conf`, at most three, as the C library does.
@@ -37,7 +43,13 @@ impl UpstreamForwarder {
             .lines()
             .filter_map(|line| line.trim().strip_prefix("nameserver"))
             .filter_map(|rest| rest.trim().parse().ok());
-        Self::new(servers.map(|ip: IpAddr| SocketAddr::new(ip, 53)).take(3).collect(), mark)
+        Self::new(
+            servers
+                .map(|ip: IpAddr| SocketAddr::new(ip, 53))
+                .take(3)
+                .collect(),
+            mark,
+        )
     }
 
     /// How long one name server is waited for; default 2 s.
@@ -46,13 +58,22 @@ impl UpstreamForwarder {
         self
     }
 
-    /// A socket and with it a source port of its own for each query: who wants to forge an answer must guess it.
+    /// A socket and with it a source port of its own for each query: who wants to forge an answer
+    /// must guess it.
     async fn over_udp(&self, upstream: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
-        let socket = Socket::new(Domain::for_address(upstream), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+        let socket = Socket::new(
+            Domain::for_address(upstream),
+            Type::DGRAM.nonblocking(),
+            Some(Protocol::UDP),
+        )?;
         if let Some(mark) = self.mark {
             socket.set_mark(mark)?;
         }
-        let any: IpAddr = if upstream.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let any: IpAddr = if upstream.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
         socket.bind(&SocketAddr::new(any, 0).into())?;
         let socket = UdpSocket::from_std(socket.into())?;
         socket.connect(upstream).await?;
@@ -60,7 +81,8 @@ impl UpstreamForwarder {
         let mut buffer = vec![0; 65_535];
         loop {
             let length = socket.recv(&mut buffer).await?;
-            // Anything but the answer to this query is ignored, not an error: it may be a late one, or a forged one.
+            // Anything but the answer to this query is ignored, not an error: it may be a late one,
+            // or a forged one.
             if length >= 12 && buffer[..2] == query[..2] && buffer[2] & 0x80 != 0 {
                 buffer.truncate(length);
                 return Ok(buffer);
@@ -70,9 +92,14 @@ impl UpstreamForwarder {
 
     async fn over_tcp(&self, upstream: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
         let length = u16::try_from(query.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let options = ConnectOptions { mark: self.mark, ..ConnectOptions::default() };
+        let options = ConnectOptions {
+            mark: self.mark,
+            ..ConnectOptions::default()
+        };
         let mut stream = meltemi_net::connect(upstream, &options).await?;
-        stream.write_all(&[&length.to_be_bytes(), query].concat()).await?;
+        stream
+            .write_all(&[&length.to_be_bytes(), query].concat())
+            .await?;
         let length = stream.read_u16().await?;
         let mut answer = vec![0; usize::from(length)];
         stream.read_exact(&mut answer).await?;
@@ -81,12 +108,17 @@ impl UpstreamForwarder {
 }
 
 impl Forwarder for UpstreamForwarder {
-    fn forward<'a>(&'a self, query: &'a [u8], over_tcp: bool) -> BoxFuture<'a, io::Result<Vec<u8>>> {
+    fn forward<'a>(
+        &'a self,
+        query: &'a [u8],
+        over_tcp: bool,
+    ) -> BoxFuture<'a, io::Result<Vec<u8>>> {
         Box::pin(async move {
             if query.len() < 12 {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
-            let mut last = io::Error::new(io::ErrorKind::NotFound, "there is no upstream name server");
+            let mut last =
+                io::Error::new(io::ErrorKind::NotFound, "there is no upstream name server");
             for &upstream in &self.upstreams {
                 let attempt = async {
                     match over_tcp {

@@ -41,12 +41,15 @@ impl NameIndex {
         for table in tables {
             for (host, info) in &table.table {
                 let addresses = info.ips.iter().filter_map(|ip| ip.parse::<IpAddr>().ok());
-                let known = hosts.entry(host.trim_end_matches('.').to_ascii_lowercase()).or_default();
+                let known = hosts
+                    .entry(host.trim_end_matches('.').to_ascii_lowercase())
+                    .or_default();
                 known.extend(addresses);
             }
         }
         for addresses in hosts.values_mut() {
-            // A client must not see the same address twice, nor an order that depends on the server's hash map.
+            // A client must not see the same address twice, nor an order that depends on the
+            // server's hash map.
             addresses.sort_unstable();
             addresses.dedup();
         }
@@ -65,8 +68,11 @@ impl NameIndex {
 
     /// Names and addresses, sorted; for `/debug/ndsz`.
     pub fn entries(&self) -> Vec<(&str, &[IpAddr])> {
-        let mut all: Vec<_> =
-            self.hosts.iter().map(|(host, addresses)| (host.as_str(), addresses.as_slice())).collect();
+        let mut all: Vec<_> = self
+            .hosts
+            .iter()
+            .map(|(host, addresses)| (host.as_str(), addresses.as_slice()))
+            .collect();
         all.sort_unstable();
         all
     }
@@ -86,21 +92,30 @@ impl NameIndex {
         None
     }
 
-    /// Finds a name as it was asked, without trailing dot and in lower case: as it is; as a short name under the search
-    /// domains; as a full name of somewhere else to which the client's resolver has appended a search domain.
-    fn resolve<'a>(&'a self, name: &'a str, search: &[String]) -> Option<(Option<&'a str>, &'a [IpAddr])> {
+    /// Finds a name as it was asked, without trailing dot and in lower case: as it is; as a short
+    /// name under the search domains; as a full name of somewhere else to which the client's
+    /// resolver has appended a search domain.
+    fn resolve<'a>(
+        &'a self,
+        name: &'a str,
+        search: &[String],
+    ) -> Option<(Option<&'a str>, &'a [IpAddr])> {
         if let Some(addresses) = self.find(name) {
             return Some((None, addresses));
         }
-        // Only short names: `a.b.c` is left to the client's own search, or a typo could reach somebody else's service.
+        // Only short names: `a.b.c` is left to the client's own search, or a typo could reach
+        // somebody else's service.
         if name.split('.').count() <= 3
-            && let Some(addresses) = search.iter().find_map(|domain| self.hosts.get(&format!("{name}.{domain}")))
+            && let Some(addresses) = search
+                .iter()
+                .find_map(|domain| self.hosts.get(&format!("{name}.{domain}")))
         {
             return Some((None, addresses));
         }
         search.iter().find_map(|domain| {
             let real = name.strip_suffix(domain.as_str())?.strip_suffix('.')?;
-            // One label is a service that does not exist in this namespace, not a host of the world.
+            // One label is a service that does not exist in this namespace, not a host of the
+            // world.
             real.contains('.').then_some(())?;
             self.find(real).map(|addresses| (Some(real), addresses))
         })
@@ -125,27 +140,48 @@ impl Names {
         self.current.load_full()
     }
 
-    /// Answers a question. `zones` are domains that belong to the mesh alone: what is not in the table does not exist.
-    pub fn answer(&self, name: &str, record: RecordType, search: &[String], zones: &[String]) -> Answer {
-        let in_zone = zones
-            .iter()
-            .any(|zone| name.strip_suffix(zone.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')));
+    /// Answers a question. `zones` are domains that belong to the mesh alone: what is not in the
+    /// table does not exist.
+    pub fn answer(
+        &self,
+        name: &str,
+        record: RecordType,
+        search: &[String],
+        zones: &[String],
+    ) -> Answer {
+        let in_zone = zones.iter().any(|zone| {
+            name.strip_suffix(zone.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        });
         let index = self.current.load();
         let Some(index) = index.as_ref() else {
-            return if in_zone { Answer::NotYet } else { Answer::Foreign };
+            return if in_zone {
+                Answer::NotYet
+            } else {
+                Answer::Foreign
+            };
         };
         match (index.resolve(name, search), record) {
             (Some((alias, addresses)), RecordType::A | RecordType::Aaaa) => {
-                let wanted = addresses.iter().filter(|address| address.is_ipv4() == (record == RecordType::A));
+                let wanted = addresses
+                    .iter()
+                    .filter(|address| address.is_ipv4() == (record == RecordType::A));
                 let mut addresses: Vec<IpAddr> = wanted.copied().collect();
                 if !addresses.is_empty() {
                     let turn = self.turn.fetch_add(1, Ordering::Relaxed) % addresses.len();
                     addresses.rotate_left(turn);
                 }
-                Answer::Known { alias: alias.map(str::to_owned), addresses }
+                Answer::Known {
+                    alias: alias.map(str::to_owned),
+                    addresses,
+                }
             }
-            // The mesh knows addresses only. Saying "no such name" for another type would deny the name as a whole.
-            (Some(_), RecordType::Other(_)) if in_zone => Answer::Known { alias: None, addresses: Vec::new() },
+            // The mesh knows addresses only. Saying "no such name" for another type would deny the
+            // name as a whole.
+            (Some(_), RecordType::Other(_)) if in_zone => Answer::Known {
+                alias: None,
+                addresses: Vec::new(),
+            },
             (Some(_), RecordType::Other(_)) => Answer::Foreign,
             (None, _) if in_zone => Answer::Absent,
             (None, _) => Answer::Foreign,
@@ -165,7 +201,10 @@ mod tests {
             .map(|(host, ips)| {
                 (
                     (*host).to_owned(),
-                    NameInfo { ips: ips.iter().map(|ip| (*ip).to_owned()).collect(), ..NameInfo::default() },
+                    NameInfo {
+                        ips: ips.iter().map(|ip| (*ip).to_owned()).collect(),
+                        ..NameInfo::default()
+                    },
                 )
             })
             .collect();
@@ -175,7 +214,13 @@ mod tests {
     }
 
     fn search() -> Vec<String> {
-        ["default.svc.cluster.local", "svc.cluster.local", "cluster.local"].map(str::to_owned).to_vec()
+        [
+            "default.svc.cluster.local",
+            "svc.cluster.local",
+            "cluster.local",
+        ]
+        .map(str::to_owned)
+        .to_vec()
     }
 
     fn ask(names: &Names, name: &str, record: RecordType) -> Answer {
@@ -183,7 +228,13 @@ mod tests {
     }
 
     fn known(addresses: &[&str]) -> Answer {
-        Answer::Known { alias: None, addresses: addresses.iter().map(|ip| ip.parse().expect("an address")).collect() }
+        Answer::Known {
+            alias: None,
+            addresses: addresses
+                .iter()
+                .map(|ip| ip.parse().expect("an address"))
+                .collect(),
+        }
     }
 
     #[test]
@@ -192,12 +243,31 @@ mod tests {
             ("reviews.default.svc.cluster.local", &["10.45.0.2"]),
             ("ratings.prod.svc.cluster.local", &["10.45.0.3"]),
         ]);
-        for name in ["reviews.default.svc.cluster.local", "reviews", "reviews.default", "reviews.default.svc"] {
-            assert_eq!(ask(&names, name, RecordType::A), known(&["10.45.0.2"]), "{name}");
+        for name in [
+            "reviews.default.svc.cluster.local",
+            "reviews",
+            "reviews.default",
+            "reviews.default.svc",
+        ] {
+            assert_eq!(
+                ask(&names, name, RecordType::A),
+                known(&["10.45.0.2"]),
+                "{name}"
+            );
         }
-        assert_eq!(ask(&names, "ratings.prod", RecordType::A), known(&["10.45.0.3"]));
-        assert_eq!(ask(&names, "ratings", RecordType::A), Answer::Foreign, "another namespace's short name");
-        assert_eq!(ask(&names, "ratings.default.svc.cluster.local", RecordType::A), Answer::Absent);
+        assert_eq!(
+            ask(&names, "ratings.prod", RecordType::A),
+            known(&["10.45.0.3"])
+        );
+        assert_eq!(
+            ask(&names, "ratings", RecordType::A),
+            Answer::Foreign,
+            "another namespace's short name"
+        );
+        assert_eq!(
+            ask(&names, "ratings.default.svc.cluster.local", RecordType::A),
+            Answer::Absent
+        );
     }
 
     #[test]
@@ -208,7 +278,10 @@ mod tests {
         ]);
         assert_eq!(ask(&names, "a", RecordType::Aaaa), known(&[]));
         assert_eq!(ask(&names, "b", RecordType::Aaaa), known(&["fd00::3"]));
-        assert_eq!(ask(&names, "a.default.svc.cluster.local", RecordType::Other(65)), known(&[]));
+        assert_eq!(
+            ask(&names, "a.default.svc.cluster.local", RecordType::Other(65)),
+            known(&[])
+        );
     }
 
     #[test]
@@ -218,9 +291,18 @@ mod tests {
             ("*.eu.example.com", &["240.240.0.2"]),
             ("www.example.com", &["240.240.0.3"]),
         ]);
-        assert_eq!(ask(&names, "a.b.example.com", RecordType::A), known(&["240.240.0.1"]));
-        assert_eq!(ask(&names, "x.eu.example.com", RecordType::A), known(&["240.240.0.2"]));
-        assert_eq!(ask(&names, "www.example.com", RecordType::A), known(&["240.240.0.3"]));
+        assert_eq!(
+            ask(&names, "a.b.example.com", RecordType::A),
+            known(&["240.240.0.1"])
+        );
+        assert_eq!(
+            ask(&names, "x.eu.example.com", RecordType::A),
+            known(&["240.240.0.2"])
+        );
+        assert_eq!(
+            ask(&names, "www.example.com", RecordType::A),
+            known(&["240.240.0.3"])
+        );
         assert_eq!(ask(&names, "example.com", RecordType::A), Answer::Foreign);
         assert_eq!(
             ask(&names, "www.example.com", RecordType::Other(15)),
@@ -232,7 +314,11 @@ mod tests {
     #[test]
     fn a_search_domain_behind_a_real_name_is_undone() {
         let names = names(&[("httpbin.org", &["240.240.0.9"])]);
-        let answer = ask(&names, "httpbin.org.default.svc.cluster.local", RecordType::A);
+        let answer = ask(
+            &names,
+            "httpbin.org.default.svc.cluster.local",
+            RecordType::A,
+        );
         assert_eq!(
             answer,
             Answer::Known {
@@ -245,14 +331,26 @@ mod tests {
     #[test]
     fn before_the_first_table_nothing_is_denied() {
         let names = Names::default();
-        assert_eq!(ask(&names, "reviews.default.svc.cluster.local", RecordType::A), Answer::NotYet);
+        assert_eq!(
+            ask(&names, "reviews.default.svc.cluster.local", RecordType::A),
+            Answer::NotYet
+        );
         assert_eq!(ask(&names, "example.com", RecordType::A), Answer::Foreign);
     }
 
     #[test]
     fn addresses_take_turns() {
-        let names = names(&[("a.default.svc.cluster.local", &["10.0.0.2", "10.0.0.1", "10.0.0.1"])]);
-        assert_eq!(ask(&names, "a", RecordType::A), known(&["10.0.0.1", "10.0.0.2"]));
-        assert_eq!(ask(&names, "a", RecordType::A), known(&["10.0.0.2", "10.0.0.1"]));
+        let names = names(&[(
+            "a.default.svc.cluster.local",
+            &["10.0.0.2", "10.0.0.1", "10.0.0.1"],
+        )]);
+        assert_eq!(
+            ask(&names, "a", RecordType::A),
+            known(&["10.0.0.1", "10.0.0.2"])
+        );
+        assert_eq!(
+            ask(&names, "a", RecordType::A),
+            known(&["10.0.0.2", "10.0.0.1"])
+        );
     }
 }

@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-/// The largest answer over UDP, whatever the client allows: beyond it, fragments get lost. Source: DNS flag day 2020.
+/// The largest answer over UDP, whatever the client allows: beyond it, fragments get lost. Source:
+/// DNS flag day 2020.
 const MAX_UDP: usize = 1232;
 /// RFC 1035 §4.2.1.
 const MIN_UDP: usize = 512;
@@ -44,7 +45,8 @@ pub struct Query {
     pub record: RecordType,
     /// RFC 1035: recursion desired; copied into answers.
     recursion_desired: bool,
-    /// The question as it came, so that its spelling comes back (clients check it, draft-vixie-dnsext-dns0x20).
+    /// The question as it came, so that its spelling comes back (clients check it,
+    /// draft-vixie-dnsext-dns0x20).
     question: Vec<u8>,
     /// What the client's UDP buffer takes (EDNS, RFC 6891), if it says.
     udp_size: Option<u16>,
@@ -55,7 +57,8 @@ pub struct Query {
 pub enum Parsed {
     /// A query that may be ours.
     Query(Query),
-    /// A well-formed header, but something that only the upstream can judge (another class or opcode).
+    /// A well-formed header, but something that only the upstream can judge (another class or
+    /// opcode).
     Foreign,
     /// Nothing that deserves more than an error, or silence if there is not even an id.
     Malformed(Option<u16>),
@@ -93,15 +96,30 @@ pub fn parse(bytes: &[u8]) -> Parsed {
         other => RecordType::Other(other),
     };
     let question = bytes[12..end + 4].to_vec();
-    // An OPT record with an empty owner, alone in the additional section, is what every client sends.
-    let udp_size = match (word(6), word(8), bytes.get(end + 4..).and_then(|rest| rest.first_chunk::<5>())) {
+    // An OPT record with an empty owner, alone in the additional section, is what every client
+    // sends.
+    let udp_size = match (
+        word(6),
+        word(8),
+        bytes
+            .get(end + 4..)
+            .and_then(|rest| rest.first_chunk::<5>()),
+    ) {
         (0, 0, Some(&[0, 0, 41, s0, s1])) => Some(u16::from_be_bytes([s0, s1])),
         _ => None,
     };
-    Parsed::Query(Query { id, name, record, recursion_desired: flags & 0x0100 != 0, question, udp_size })
+    Parsed::Query(Query {
+        id,
+        name,
+        record,
+        recursion_desired: flags & 0x0100 != 0,
+        question,
+        udp_size,
+    })
 }
 
-/// A name without compression (RFC 1035 §4.1.4 has nothing to point at in a question) and the offset after it.
+/// A name without compression (RFC 1035 §4.1.4 has nothing to point at in a question) and the
+/// offset after it.
 fn read_name(bytes: &[u8], mut at: usize) -> Option<(String, usize)> {
     let start = at;
     let mut name = String::new();
@@ -119,7 +137,8 @@ fn read_name(bytes: &[u8], mut at: usize) -> Option<(String, usize)> {
             name.push('.');
         }
         for &byte in bytes.get(at..at + length)? {
-            // A dot inside a label would make two names look alike; other odd bytes are kept apart by an escape.
+            // A dot inside a label would make two names look alike; other odd bytes are kept apart
+            // by an escape.
             match byte {
                 b'.' | b'\\' => name.extend(['\\', char::from(byte)]),
                 0x21..=0x7e => name.push(char::from(byte.to_ascii_lowercase())),
@@ -136,10 +155,21 @@ impl Query {
         usize::from(self.udp_size.unwrap_or(0)).clamp(MIN_UDP, MAX_UDP)
     }
 
-    /// An answer with addresses of the type that was asked for. With `alias`, a CNAME from the asked name to it comes
-    /// first. Over UDP, what does not fit is left away and the truncation bit set: the client comes again over TCP.
-    pub fn answer(&self, alias: Option<&str>, addresses: &[IpAddr], ttl: u32, udp: bool) -> Vec<u8> {
-        let limit = if udp { self.limit() } else { usize::from(u16::MAX) };
+    /// An answer with addresses of the type that was asked for. With `alias`, a CNAME from the
+    /// asked name to it comes first. Over UDP, what does not fit is left away and the truncation
+    /// bit set: the client comes again over TCP.
+    pub fn answer(
+        &self,
+        alias: Option<&str>,
+        addresses: &[IpAddr],
+        ttl: u32,
+        udp: bool,
+    ) -> Vec<u8> {
+        let limit = if udp {
+            self.limit()
+        } else {
+            usize::from(u16::MAX)
+        };
         let mut out = self.header(Rcode::NoError);
         let mut count = 0u16;
         // The owner of the addresses: the question's name, at offset 12.
@@ -215,7 +245,9 @@ fn push_words(out: &mut Vec<u8>, kind: u16, ttl: u32, length: usize) {
 fn encode_name(name: &str) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(name.len() + 2);
     for label in name.split('.') {
-        let length = u8::try_from(label.len()).ok().filter(|length| (1..=63).contains(length))?;
+        let length = u8::try_from(label.len())
+            .ok()
+            .filter(|length| (1..=63).contains(length))?;
         out.push(length);
         out.extend(label.bytes());
     }
@@ -225,14 +257,19 @@ fn encode_name(name: &str) -> Option<Vec<u8>> {
 
 /// An error for a query that cannot be read: header only.
 pub fn error_reply(id: u16, code: Rcode) -> Vec<u8> {
-    [id, 0x8080 | code as u16, 0, 0, 0, 0].into_iter().flat_map(u16::to_be_bytes).collect()
+    [id, 0x8080 | code as u16, 0, 0, 0, 0]
+        .into_iter()
+        .flat_map(u16::to_be_bytes)
+        .collect()
 }
 
 /// An error for any query, made from its own bytes: what the client sent comes back with the code.
 pub fn error_for(query: &[u8], code: Rcode) -> Option<Vec<u8>> {
     match parse(query) {
         Parsed::Query(query) => Some(query.empty(code)),
-        Parsed::Foreign => query.first_chunk::<2>().map(|id| error_reply(u16::from_be_bytes(*id), code)),
+        Parsed::Foreign => query
+            .first_chunk::<2>()
+            .map(|id| error_reply(u16::from_be_bytes(*id), code)),
         Parsed::Malformed(id) => id.map(|id| error_reply(id, code)),
     }
 }
@@ -244,8 +281,10 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn query(name: &str, kind: u16, edns: Option<u16>) -> Vec<u8> {
-        let mut out: Vec<u8> =
-            [0x1234u16, 0x0100, 1, 0, 0, u16::from(edns.is_some())].into_iter().flat_map(u16::to_be_bytes).collect();
+        let mut out: Vec<u8> = [0x1234u16, 0x0100, 1, 0, 0, u16::from(edns.is_some())]
+            .into_iter()
+            .flat_map(u16::to_be_bytes)
+            .collect();
         out.extend(encode_name(name).expect("a name"));
         out.extend(kind.to_be_bytes());
         out.extend(1u16.to_be_bytes());
@@ -268,9 +307,16 @@ pub(crate) mod tests {
     fn names_are_folded_but_come_back_as_they_were() {
         let bytes = query("ReViews.Default", 1, None);
         let query = parsed(&bytes);
-        assert_eq!((query.name.as_str(), query.record), ("reviews.default", RecordType::A));
+        assert_eq!(
+            (query.name.as_str(), query.record),
+            ("reviews.default", RecordType::A)
+        );
         let answer = query.answer(None, &["10.45.0.7".parse().expect("an address")], 30, true);
-        assert_eq!(answer[12..bytes.len()], bytes[12..], "the question comes back byte by byte");
+        assert_eq!(
+            answer[12..bytes.len()],
+            bytes[12..],
+            "the question comes back byte by byte"
+        );
         assert_eq!(answer[6..8], [0, 1]);
         assert_eq!(answer[answer.len() - 4..], [10, 45, 0, 7]);
     }
@@ -291,17 +337,28 @@ pub(crate) mod tests {
     fn odd_messages_are_sorted_out() {
         let good = query("a.b", 1, None);
         assert_eq!(parse(&good[..11]), Parsed::Malformed(None));
-        assert_eq!(parse(&good[..good.len() - 1]), Parsed::Malformed(Some(0x1234)));
+        assert_eq!(
+            parse(&good[..good.len() - 1]),
+            Parsed::Malformed(Some(0x1234))
+        );
         let mut response = good.clone();
         response[2] |= 0x80;
-        assert_eq!(parse(&response), Parsed::Malformed(None), "responses are never answered");
+        assert_eq!(
+            parse(&response),
+            Parsed::Malformed(None),
+            "responses are never answered"
+        );
         let mut chaos = good.clone();
         let end = chaos.len();
         chaos[end - 1] = 3;
         assert_eq!(parse(&chaos), Parsed::Foreign);
         let mut pointer = good;
         pointer[12] = 0xc0;
-        assert_eq!(parse(&pointer), Parsed::Malformed(Some(0x1234)), "a pointer in a question");
+        assert_eq!(
+            parse(&pointer),
+            Parsed::Malformed(Some(0x1234)),
+            "a pointer in a question"
+        );
         let mut long: Vec<u8> = query("a", 1, None)[..12].to_vec();
         long.extend(std::iter::repeat_n([63u8; 64], 5).flatten());
         assert_eq!(parse(&long), Parsed::Malformed(Some(0x1234)));

@@ -21,12 +21,13 @@ pub struct DnsOptions {
     pub address: SocketAddr,
     /// For short names, in order.
     pub search: Vec<String>,
-    /// Domains that belong to the mesh alone; names in them that do not exist are denied here instead of being asked
-    /// for upstream. Empty where the upstream knows them too (Kubernetes).
+    /// Domains that belong to the mesh alone; names in them that do not exist are denied here
+    /// instead of being asked for upstream. Empty where the upstream knows them too (Kubernetes).
     pub zones: Vec<String>,
     /// Time to live of our answers. Source: Istio, 30 s.
     pub ttl: u32,
-    /// Forwarded queries at a time; further ones are dropped (UDP clients ask again) until one is answered.
+    /// Forwarded queries at a time; further ones are dropped (UDP clients ask again) until one is
+    /// answered.
     pub in_flight: usize,
     /// TCP connections at a time.
     pub connections: usize,
@@ -80,17 +81,32 @@ impl DnsServer {
                 Ok(tcp) => break (udp, tcp),
                 // A port that the system chose for UDP may be taken for TCP.
                 Err(error)
-                    if options.address.port() == 0 && attempts < 16 && error.kind() == io::ErrorKind::AddrInUse =>
+                    if options.address.port() == 0
+                        && attempts < 16
+                        && error.kind() == io::ErrorKind::AddrInUse =>
                 {
                     attempts += 1
                 }
                 Err(error) => return Err(error),
             }
         };
-        let (in_flight, connections) =
-            (Arc::new(Semaphore::new(options.in_flight)), Arc::new(Semaphore::new(options.connections)));
-        let shared = Shared { options, names, forwarder, metrics, in_flight, connections };
-        Ok(Self { shared: Arc::new(shared), udp: Arc::new(udp), tcp })
+        let (in_flight, connections) = (
+            Arc::new(Semaphore::new(options.in_flight)),
+            Arc::new(Semaphore::new(options.connections)),
+        );
+        let shared = Shared {
+            options,
+            names,
+            forwarder,
+            metrics,
+            in_flight,
+            connections,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            udp: Arc::new(udp),
+            tcp,
+        })
     }
 
     /// Where it listens, on both transports.
@@ -106,7 +122,8 @@ impl DnsServer {
             tokio::select! {
                 received = self.udp.recv_from(&mut buffer) => match received {
                     Ok((length, peer)) => self.datagram(&buffer[..length], peer, &mut tasks),
-                    // A client that is gone (ICMP) is reported on the next call; it concerns nobody else.
+                    // A client that is gone (ICMP) is reported on the next call; it concerns nobody
+                    // else.
                     Err(error) => tracing::debug!(%error, "dns: receive"),
                 },
                 accepted = self.tcp.accept() => match (accepted, self.shared.connections.clone().try_acquire_owned()) {
@@ -160,7 +177,10 @@ impl Shared {
             Parsed::Malformed(Some(id)) => return Local::Reply(error_reply(id, Rcode::FormErr)),
         };
         let options = &self.options;
-        match self.names.answer(&query.name, query.record, &options.search, &options.zones) {
+        match self
+            .names
+            .answer(&query.name, query.record, &options.search, &options.zones)
+        {
             Answer::Known { alias, addresses } => {
                 Local::Reply(query.answer(alias.as_deref(), &addresses, options.ttl, udp))
             }
@@ -192,7 +212,9 @@ async fn converse(shared: Arc<Shared>, mut stream: TcpStream, _permit: OwnedSema
             stream.read_exact(&mut query).await?;
             io::Result::Ok(query)
         };
-        let Ok(Ok(query)) = tokio::time::timeout(shared.options.idle, read).await else { return };
+        let Ok(Ok(query)) = tokio::time::timeout(shared.options.idle, read).await else {
+            return;
+        };
         shared.metrics.dns_requests.add_shared(1);
         let answer = match shared.local(&query, false) {
             Local::Reply(answer) => Some(answer),
@@ -202,7 +224,9 @@ async fn converse(shared: Arc<Shared>, mut stream: TcpStream, _permit: OwnedSema
                 Err(_) => error_for(&query, Rcode::ServFail),
             },
         };
-        let Some(answer) = answer.filter(|answer| answer.len() <= usize::from(u16::MAX)) else { return };
+        let Some(answer) = answer.filter(|answer| answer.len() <= usize::from(u16::MAX)) else {
+            return;
+        };
         let framed = [&(answer.len() as u16).to_be_bytes()[..], &answer].concat();
         let written = tokio::time::timeout(shared.options.idle, stream.write_all(&framed));
         if !matches!(written.await, Ok(Ok(()))) {

@@ -1,7 +1,8 @@
 //! Envoy's discovery streams, passed on to the control plane under the agent's credentials.
 //!
-//! Nothing is interpreted. A stream upstream lives as long as its stream downstream: when either ends, so does the
-//! other, and Envoy comes back with the versions it holds, so that nothing is lost or sent twice.
+//! Nothing is interpreted. A stream upstream lives as long as its stream downstream: when either
+//! ends, so does the other, and Envoy comes back with the versions it holds, so that nothing is
+//! lost or sent twice.
 
 use std::pin::Pin;
 
@@ -36,12 +37,18 @@ impl AdsRelay {
         metrics: AgentMetrics,
         streams: watch::Sender<usize>,
     ) -> AggregatedDiscoveryServiceServer<Self> {
-        AggregatedDiscoveryServiceServer::new(Self { control_plane, metrics, streams })
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+        AggregatedDiscoveryServiceServer::new(Self {
+            control_plane,
+            metrics,
+            streams,
+        })
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    async fn upstream(&self) -> Result<(AggregatedDiscoveryServiceClient<Channel>, MetadataMap), Status> {
+    async fn upstream(
+        &self,
+    ) -> Result<(AggregatedDiscoveryServiceClient<Channel>, MetadataMap), Status> {
         self.metrics.xds_connections.add_shared(1);
         let connection = self.control_plane.connector()().await.map_err(|error| {
             self.metrics.control_plane_failures.add_shared(1);
@@ -64,9 +71,13 @@ impl AdsRelay {
 }
 
 /// The requests of a stream that is passed on: they end without an error when the client goes.
-fn passed_on<M: Send + 'static>(metadata: MetadataMap, mut inbound: Streaming<M>) -> Request<ReceiverStream<M>> {
+fn passed_on<M: Send + 'static>(
+    metadata: MetadataMap,
+    mut inbound: Streaming<M>,
+) -> Request<ReceiverStream<M>> {
     let (sender, receiver) = mpsc::channel(1);
-    // Ends with either side: `message` when the client goes, `send` when the upstream stream is dropped.
+    // Ends with either side: `message` when the client goes, `send` when the upstream stream is
+    // dropped.
     tokio::spawn(async move {
         loop {
             tokio::select! {
@@ -95,7 +106,9 @@ impl AggregatedDiscoveryService for AdsRelay {
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
         let (mut client, metadata) = self.upstream().await?;
-        let response = client.stream_aggregated_resources(passed_on(metadata, request.into_inner())).await?;
+        let response = client
+            .stream_aggregated_resources(passed_on(metadata, request.into_inner()))
+            .await?;
         Ok(self.counted(response.into_inner()))
     }
 
@@ -104,7 +117,9 @@ impl AggregatedDiscoveryService for AdsRelay {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let (mut client, metadata) = self.upstream().await?;
-        let response = client.delta_aggregated_resources(passed_on(metadata, request.into_inner())).await?;
+        let response = client
+            .delta_aggregated_resources(passed_on(metadata, request.into_inner()))
+            .await?;
         Ok(self.counted(response.into_inner()))
     }
 }

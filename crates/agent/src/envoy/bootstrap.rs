@@ -30,7 +30,11 @@ impl StatsInclusion {
                 .map(str::to_owned)
                 .collect()
         };
-        Self { prefixes: list("Prefixes"), suffixes: list("Suffixes"), regexps: list("Regexps") }
+        Self {
+            prefixes: list("Prefixes"),
+            suffixes: list("Suffixes"),
+            regexps: list("Regexps"),
+        }
     }
 }
 
@@ -66,30 +70,64 @@ const MAX_CONNECTIONS: u64 = 100_000;
 
 /// Istio's tags: without them, metrics carry cluster and listener names inside their own.
 const TAGS: &[(&str, &str)] = &[
-    ("cluster_name", r"^cluster\.((.+?(\..+?\.svc\.cluster\.local)?)\.)"),
+    (
+        "cluster_name",
+        r"^cluster\.((.+?(\..+?\.svc\.cluster\.local)?)\.)",
+    ),
     ("tcp_prefix", r"^tcp\.((.*?)\.)\w+?$"),
-    ("response_code", r"(response_code=\.=(.+?);\.;)|_rq(_(\.d{3}))$"),
+    (
+        "response_code",
+        r"(response_code=\.=(.+?);\.;)|_rq(_(\.d{3}))$",
+    ),
     ("response_code_class", r"_rq(_(\dxx))$"),
     (
         "http_conn_manager_listener_prefix",
         r"^listener(?=\.).*?\.http\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)",
     ),
-    ("http_conn_manager_prefix", r"^http\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)"),
-    ("listener_address", r"^listener\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)"),
+    (
+        "http_conn_manager_prefix",
+        r"^http\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)",
+    ),
+    (
+        "listener_address",
+        r"^listener\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)",
+    ),
 ];
 
-/// Statistics that the mesh's own views are made from, by their beginning, end, or form. Source: Istio
-/// `pkg/bootstrap/config.go` and the template's own patterns.
-const KEPT_PREFIXES: &[&str] =
-    &["cluster_manager", "listener_manager", "server", "cluster.xds-grpc", "wasm", "reporter=", "component", "istio"];
-const KEPT_SUFFIXES: &[&str] =
-    &["rbac.allowed", "rbac.denied", "shadow_allowed", "shadow_denied", "downstream_cx_active"];
+/// Statistics that the mesh's own views are made from, by their beginning, end, or form. Source:
+/// Istio `pkg/bootstrap/config.go` and the template's own patterns.
+const KEPT_PREFIXES: &[&str] = &[
+    "cluster_manager",
+    "listener_manager",
+    "server",
+    "cluster.xds-grpc",
+    "wasm",
+    "reporter=",
+    "component",
+    "istio",
+];
+const KEPT_SUFFIXES: &[&str] = &[
+    "rbac.allowed",
+    "rbac.denied",
+    "shadow_allowed",
+    "shadow_denied",
+    "downstream_cx_active",
+];
 const KEPT_REGEXPS: &[&str] = &[r"vhost\.*\.route\.*"];
 
 /// The bootstrap's JSON.
 pub fn render(bootstrap: &Bootstrap) -> Value {
-    let Bootstrap { node, xds_socket, sds_socket, admin_port, prometheus_port, status_port, health_port, mark, stats } =
-        bootstrap;
+    let Bootstrap {
+        node,
+        xds_socket,
+        sds_socket,
+        admin_port,
+        prometheus_port,
+        status_port,
+        health_port,
+        mark,
+        stats,
+    } = bootstrap;
     let mut out = json!({
         "node": node_json(node),
         "layered_runtime": { "layers": [
@@ -140,17 +178,32 @@ pub fn render(bootstrap: &Bootstrap) -> Value {
 }
 
 fn tags() -> Vec<Value> {
-    TAGS.iter().map(|(name, regex)| json!({ "tag_name": name, "regex": regex })).collect()
+    TAGS.iter()
+        .map(|(name, regex)| json!({ "tag_name": name, "regex": regex }))
+        .collect()
 }
 
 fn patterns(stats: &StatsInclusion) -> Vec<Value> {
-    let StatsInclusion { prefixes, suffixes, regexps } = stats;
+    let StatsInclusion {
+        prefixes,
+        suffixes,
+        regexps,
+    } = stats;
     let all = |kept: &[&'static str], wanted: &[String]| -> Vec<String> {
-        kept.iter().map(|text| (*text).to_owned()).chain(wanted.iter().cloned()).collect()
+        kept.iter()
+            .map(|text| (*text).to_owned())
+            .chain(wanted.iter().cloned())
+            .collect()
     };
-    let prefixes = all(KEPT_PREFIXES, prefixes).into_iter().map(|text| json!({ "prefix": text }));
-    let suffixes = all(KEPT_SUFFIXES, suffixes).into_iter().map(|text| json!({ "suffix": text }));
-    let regexps = all(KEPT_REGEXPS, regexps).into_iter().map(|text| json!({ "safe_regex": { "regex": text } }));
+    let prefixes = all(KEPT_PREFIXES, prefixes)
+        .into_iter()
+        .map(|text| json!({ "prefix": text }));
+    let suffixes = all(KEPT_SUFFIXES, suffixes)
+        .into_iter()
+        .map(|text| json!({ "suffix": text }));
+    let regexps = all(KEPT_REGEXPS, regexps)
+        .into_iter()
+        .map(|text| json!({ "safe_regex": { "regex": text } }));
     prefixes.chain(suffixes).chain(regexps).collect()
 }
 
@@ -214,7 +267,11 @@ fn node_json(node: &Node) -> Value {
     if let Some(metadata) = &node.metadata {
         out["metadata"] = struct_json(metadata);
     }
-    if let Some(locality) = node.locality.as_ref().filter(|locality| !locality.region.is_empty()) {
+    if let Some(locality) = node
+        .locality
+        .as_ref()
+        .filter(|locality| !locality.region.is_empty())
+    {
         out["locality"] = json!({ "region": locality.region, "zone": locality.zone, "sub_zone": locality.sub_zone });
     }
     out
@@ -222,7 +279,11 @@ fn node_json(node: &Node) -> Value {
 
 fn struct_json(value: &Struct) -> Value {
     // Through a sorted map: the same node gives the same text.
-    let sorted: BTreeMap<_, _> = value.fields.iter().map(|(key, value)| (key.clone(), value_json(value))).collect();
+    let sorted: BTreeMap<_, _> = value
+        .fields
+        .iter()
+        .map(|(key, value)| (key.clone(), value_json(value)))
+        .collect();
     Value::Object(sorted.into_iter().collect::<Map<_, _>>())
 }
 
@@ -254,31 +315,50 @@ mod tests {
             health_port: 15021,
             mark: Some(1337),
             stats: StatsInclusion::from_annotations(
-                &[("sidecar.istio.io/statsInclusionPrefixes".to_owned(), "cluster.outbound, http".to_owned())].into(),
+                &[(
+                    "sidecar.istio.io/statsInclusionPrefixes".to_owned(),
+                    "cluster.outbound, http".to_owned(),
+                )]
+                .into(),
             ),
         }
     }
 
     #[test]
     fn the_same_workload_gives_the_same_text() {
-        assert_eq!(render(&bootstrap()).to_string(), render(&bootstrap()).to_string());
+        assert_eq!(
+            render(&bootstrap()).to_string(),
+            render(&bootstrap()).to_string()
+        );
     }
 
     #[test]
     fn what_capture_and_feeding_rest_on_is_there() {
         let out = render(&bootstrap());
-        assert_eq!(out["node"]["id"], "sidecar~10.44.0.7~sleep-1.default~default.svc.cluster.local");
+        assert_eq!(
+            out["node"]["id"],
+            "sidecar~10.44.0.7~sleep-1.default~default.svc.cluster.local"
+        );
         assert_eq!(out["node"]["metadata"]["LABELS"]["app"], "sleep");
         let option = &out["cluster_manager"]["upstream_bind_config"]["socket_options"][0];
-        assert_eq!((&option["level"], &option["name"], &option["int_value"]), (&json!(1), &json!(36), &json!(1337)));
+        assert_eq!(
+            (&option["level"], &option["name"], &option["int_value"]),
+            (&json!(1), &json!(36), &json!(1337))
+        );
         let clusters: Vec<_> = out["static_resources"]["clusters"]
             .as_array()
             .expect("a list")
             .iter()
             .map(|c| c["name"].as_str().unwrap_or(""))
             .collect();
-        assert_eq!(clusters, ["prometheus_stats", "agent", "sds-grpc", "xds-grpc"]);
-        let kept = out.pointer("/stats_config/stats_matcher/inclusion_list/patterns").expect("a list").to_string();
+        assert_eq!(
+            clusters,
+            ["prometheus_stats", "agent", "sds-grpc", "xds-grpc"]
+        );
+        let kept = out
+            .pointer("/stats_config/stats_matcher/inclusion_list/patterns")
+            .expect("a list")
+            .to_string();
         let wanted = [
             r#"{"prefix":"cluster.outbound"}"#,
             r#"{"suffix":"rbac.denied"}"#,

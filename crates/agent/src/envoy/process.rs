@@ -42,10 +42,19 @@ impl EnvoyProcess {
         command
             .arg("--config-path")
             .arg(&options.config)
-            .args(["--disable-hot-restart", "--drain-strategy", "immediate", "--local-address-ip-version", "v4"])
+            .args([
+                "--disable-hot-restart",
+                "--drain-strategy",
+                "immediate",
+                "--local-address-ip-version",
+                "v4",
+            ])
             .args(["--drain-time-s", &options.drain.as_secs().to_string()])
             .args(["--log-level", &options.log_level])
-            .args(["--log-format", "%Y-%m-%dT%T.%fZ\t%l\tenvoy %n %g:%#\t%v\tthread=%t"])
+            .args([
+                "--log-format",
+                "%Y-%m-%dT%T.%fZ\t%l\tenvoy %n %g:%#\t%v\tthread=%t",
+            ])
             // Nothing of the agent's own environment, where a token might be, is Envoy's business.
             .env_clear()
             .stdin(std::process::Stdio::null())
@@ -53,10 +62,16 @@ impl EnvoyProcess {
         if options.concurrency > 0 {
             command.args(["--concurrency", &options.concurrency.to_string()]);
         }
-        let child = command
-            .spawn()
-            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", options.program.display())))?;
-        Ok(Self { child, admin: SocketAddr::from(([127, 0, 0, 1], options.admin_port)) })
+        let child = command.spawn().map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("{}: {error}", options.program.display()),
+            )
+        })?;
+        Ok(Self {
+            child,
+            admin: SocketAddr::from(([127, 0, 0, 1], options.admin_port)),
+        })
     }
 
     /// The process id, while it runs.
@@ -69,8 +84,8 @@ impl EnvoyProcess {
         self.child.wait().await
     }
 
-    /// Lets open requests finish: no new connections inbound, `Connection: close` and GOAWAY, for at most `grace`; then
-    /// the process ends, by itself or not.
+    /// Lets open requests finish: no new connections inbound, `Connection: close` and GOAWAY, for
+    /// at most `grace`; then the process ends, by itself or not.
     pub async fn drain_and_stop(mut self, grace: Duration) {
         if let Err(error) = post(self.admin, "/drain_listeners?graceful&skip_exit").await {
             tracing::warn!(%error, "envoy: drain");
@@ -80,7 +95,10 @@ impl EnvoyProcess {
             return;
         }
         let _ = post(self.admin, "/quitquitquit").await;
-        if tokio::time::timeout(Duration::from_secs(2), self.child.wait()).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(2), self.child.wait())
+            .await
+            .is_err()
+        {
             let _ = self.child.kill().await;
         }
     }
@@ -90,17 +108,25 @@ impl EnvoyProcess {
 pub(crate) fn write_bootstrap(path: &Path, json: &serde_json::Value) -> io::Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
     file.write_all(json.to_string().as_bytes())
 }
 
 async fn post(address: SocketAddr, path: &str) -> io::Result<()> {
     let exchange = async {
         let stream = TcpStream::connect(address).await?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        let request =
-            Request::post(path).header(header::HOST, "admin").body(Empty::<Bytes>::new()).map_err(io::Error::other)?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(io::Error::other)?;
+        let request = Request::post(path)
+            .header(header::HOST, "admin")
+            .body(Empty::<Bytes>::new())
+            .map_err(io::Error::other)?;
         tokio::select! {
             answer = sender.send_request(request) => answer.map(|_| ()).map_err(io::Error::other),
             ended = connection => ended.map_err(io::Error::other),

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::Stream;
 use meltemi_proto::discovery::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, SecretDiscoveryService,
-    SecretDiscoveryServiceServer,
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+    SecretDiscoveryService, SecretDiscoveryServiceServer,
 };
 use meltemi_proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use meltemi_proto::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, Secret as SecretResource, TlsCertificate, secret::Type as SecretType,
+    CertificateValidationContext, Secret as SecretResource, TlsCertificate,
+    secret::Type as SecretType,
 };
 use meltemi_proto::{pack, type_url};
 use meltemi_tls::{DEFAULT_SECRET, Secret, SecretStore, sha256_hex};
@@ -32,7 +33,10 @@ impl SdsServer {
         SecretDiscoveryServiceServer::new(Self { secrets })
     }
 
-    fn start<S: ServerSession>(&self, inbound: Streaming<S::Request>) -> Response<Outbound<S::Response>> {
+    fn start<S: ServerSession>(
+        &self,
+        inbound: Streaming<S::Request>,
+    ) -> Response<Outbound<S::Response>> {
         let (outbound, receiver) = mpsc::channel(1);
         tokio::spawn(stream::<S>(self.secrets.clone(), inbound, outbound));
         Response::new(Box::pin(ReceiverStream::new(receiver)))
@@ -58,7 +62,10 @@ impl SecretDiscoveryService for SdsServer {
         Ok(self.start::<SotwSession>(request.into_inner()))
     }
 
-    async fn fetch_secrets(&self, _: Request<DiscoveryRequest>) -> Result<Response<DiscoveryResponse>, Status> {
+    async fn fetch_secrets(
+        &self,
+        _: Request<DiscoveryRequest>,
+    ) -> Result<Response<DiscoveryResponse>, Status> {
         Err(Status::unimplemented("secrets come over a stream"))
     }
 }
@@ -78,7 +85,8 @@ async fn stream<S: ServerSession>(
             biased;
             message = inbound.message() => match message {
                 Ok(Some(request)) => {
-                    // Names of files are read when they are first asked for; that is a change of the store.
+                    // Names of files are read when they are first asked for; that is a change of
+                    // the store.
                     S::names(&request).iter().for_each(|name| _ = secrets.get(name));
                     let taken = lock().on_request(request);
                     match taken {
@@ -96,7 +104,8 @@ async fn stream<S: ServerSession>(
                 if changed.is_err() {
                     return;
                 }
-                // Without a certificate nothing is said: "there is no such secret" would make Envoy give up on it.
+                // Without a certificate nothing is said: "there is no such secret" would make Envoy
+                // give up on it.
                 if secrets.get(DEFAULT_SECRET).is_some() {
                     lock().set_resources(Arc::new(sds_resources(&secrets)));
                 }
@@ -108,13 +117,17 @@ async fn stream<S: ServerSession>(
     }
 }
 
-/// Sends what there is to say; pending while there is nothing. `None`: the client is gone. Cancel safe.
+/// Sends what there is to say; pending while there is nothing. `None`: the client is gone. Cancel
+/// safe.
 async fn send_next<S: ServerSession>(
     session: &Mutex<S>,
     outbound: &mpsc::Sender<Result<S::Response, Status>>,
 ) -> Option<()> {
     let place = outbound.reserve().await.ok()?;
-    let next = session.lock().unwrap_or_else(PoisonError::into_inner).next_response();
+    let next = session
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .next_response();
     match next {
         Some(response) => {
             place.send(Ok(response));
@@ -128,11 +141,14 @@ async fn send_next<S: ServerSession>(
     }
 }
 
-/// Everything in the store as SDS resources. Versions are hashes of the certificates, never of keys.
+/// Everything in the store as SDS resources. Versions are hashes of the certificates, never of
+/// keys.
 pub fn sds_resources(secrets: &SecretStore) -> ResourceSet {
     let mut set = ResourceSet::new();
     for name in secrets.names() {
-        let Some(secret) = secrets.get(&name) else { continue };
+        let Some(secret) = secrets.get(&name) else {
+            continue;
+        };
         if let Some((resource, version)) = resource(&name, &secret) {
             set.insert(type_url::SECRET, name, version, pack(&resource));
         }
@@ -142,7 +158,10 @@ pub fn sds_resources(secrets: &SecretStore) -> ResourceSet {
 
 fn resource(name: &str, secret: &Secret) -> Option<(SecretResource, String)> {
     let inline = |text: String| {
-        Some(DataSource { specifier: Some(Specifier::InlineBytes(text.into_bytes())), ..DataSource::default() })
+        Some(DataSource {
+            specifier: Some(Specifier::InlineBytes(text.into_bytes())),
+            ..DataSource::default()
+        })
     };
     let (kind, version) = match (&secret.identity, &secret.trust) {
         (Some(identity), _) => {
@@ -158,11 +177,19 @@ fn resource(name: &str, secret: &Secret) -> Option<(SecretResource, String)> {
         (None, Some(trust)) => {
             let roots = trust.to_pem();
             let version = sha256_hex(roots.as_bytes());
-            let context =
-                CertificateValidationContext { trusted_ca: inline(roots), ..CertificateValidationContext::default() };
+            let context = CertificateValidationContext {
+                trusted_ca: inline(roots),
+                ..CertificateValidationContext::default()
+            };
             (SecretType::ValidationContext(context), version)
         }
         (None, None) => return None,
     };
-    Some((SecretResource { name: name.to_owned(), r#type: Some(kind) }, version))
+    Some((
+        SecretResource {
+            name: name.to_owned(),
+            r#type: Some(kind),
+        },
+        version,
+    ))
 }

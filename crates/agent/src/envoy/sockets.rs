@@ -13,8 +13,8 @@ use tonic::transport::Server;
 use super::{AdsRelay, SdsServer};
 use crate::{AgentMetrics, ControlPlane};
 
-/// Serves discovery and secrets on two sockets until it is dropped. Both are readable by their owner alone: whoever may
-/// connect gets the workload's key.
+/// Serves discovery and secrets on two sockets until it is dropped. Both are readable by their
+/// owner alone: whoever may connect gets the workload's key.
 pub fn serve_sockets(
     xds: &Path,
     sds: &Path,
@@ -27,8 +27,9 @@ pub fn serve_sockets(
     let xds = Server::builder()
         .add_service(AdsRelay::service(control_plane, metrics, streams))
         .serve_with_incoming(UnixListenerStream::new(xds));
-    let sds =
-        Server::builder().add_service(SdsServer::service(secrets)).serve_with_incoming(UnixListenerStream::new(sds));
+    let sds = Server::builder()
+        .add_service(SdsServer::service(secrets))
+        .serve_with_incoming(UnixListenerStream::new(sds));
     Ok(async move {
         tokio::try_join!(xds, sds)?;
         Ok(())
@@ -41,7 +42,8 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     let listener = UnixListener::bind(path).map_err(named)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(named)?;
     Ok(listener)

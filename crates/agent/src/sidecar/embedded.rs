@@ -45,13 +45,26 @@ pub struct Embedded(Box<dyn FnOnce(EmbeddedFeed) -> anyhow::Result<Arc<dyn Embed
 
 impl Embedded {
     /// From whatever starts it.
-    pub fn new(start: impl FnOnce(EmbeddedFeed) -> anyhow::Result<Arc<dyn EmbeddedProxy>> + Send + 'static) -> Self {
+    pub fn new(
+        start: impl FnOnce(EmbeddedFeed) -> anyhow::Result<Arc<dyn EmbeddedProxy>> + Send + 'static,
+    ) -> Self {
         Self(Box::new(start))
     }
 
     pub(super) fn start(self, parts: Parts) -> anyhow::Result<Box<dyn Running>> {
-        let Parts { node, control_plane, secrets, options, .. } = parts;
-        let proxy = (self.0)(EmbeddedFeed { node, control_plane, secrets, mark: options.mark })?;
+        let Parts {
+            node,
+            control_plane,
+            secrets,
+            options,
+            ..
+        } = parts;
+        let proxy = (self.0)(EmbeddedFeed {
+            node,
+            control_plane,
+            secrets,
+            mark: options.mark,
+        })?;
         Ok(Box::new(RunningEmbedded(proxy)))
     }
 }
@@ -81,7 +94,9 @@ impl Running for RunningEmbedded {
                 tokio::time::sleep(WATCH).await;
             }
             let asked = self.0.was_asked_to_end();
-            asked.then_some(()).context("a thread of the proxy ended by itself; its reason is in the log")
+            asked
+                .then_some(())
+                .context("a thread of the proxy ended by itself; its reason is in the log")
         })
     }
 

@@ -16,20 +16,39 @@ use crate::{BoxFuture, ControlPlane};
 const PATIENCE: Duration = Duration::from_secs(3);
 
 impl Embedded {
-    /// Our proxy. Who it is, its mark, its secrets and its server of configuration are filled in by the sidecar; all
-    /// else (workers, admin address, binder, logs) is the caller's.
+    /// Our proxy. Who it is, its mark, its secrets and its server of configuration are filled in by
+    /// the sidecar; all else (workers, admin address, binder, logs) is the caller's.
     pub fn meltemi(options: ProxyOptions) -> Self {
         Self::new(move |feed| {
-            let EmbeddedFeed { node, control_plane, secrets, mark } = feed;
-            let xds = ClientConfig::new(patient(control_plane, secrets.clone()), node.clone(), Vec::new());
-            let handle = Proxy::start(ProxyOptions { node, mark, secrets, xds: Some(xds), ..options })
-                .context("starting the proxy")?;
-            Ok(Arc::new(Meltemi { metrics: Box::new(handle.metrics_source()), handle: RwLock::new(Some(handle)) }))
+            let EmbeddedFeed {
+                node,
+                control_plane,
+                secrets,
+                mark,
+            } = feed;
+            let xds = ClientConfig::new(
+                patient(control_plane, secrets.clone()),
+                node.clone(),
+                Vec::new(),
+            );
+            let handle = Proxy::start(ProxyOptions {
+                node,
+                mark,
+                secrets,
+                xds: Some(xds),
+                ..options
+            })
+            .context("starting the proxy")?;
+            Ok(Arc::new(Meltemi {
+                metrics: Box::new(handle.metrics_source()),
+                handle: RwLock::new(Some(handle)),
+            }))
         })
     }
 }
 
-/// A connector that gives the certificate a moment: a stream that began with the token would be known by it until its end.
+/// A connector that gives the certificate a moment: a stream that began with the token would be
+/// known by it until its end.
 fn patient(control_plane: ControlPlane, secrets: SecretStore) -> impl meltemi_xds::Connector {
     let connect = Arc::new(control_plane.connector());
     move || {
@@ -56,7 +75,9 @@ impl EmbeddedProxy for Meltemi {
     fn ready(&self) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async {
             let handle = self.handle.read().await;
-            let Some(proxy) = handle.as_ref() else { return Err("the proxy ends".to_owned()) };
+            let Some(proxy) = handle.as_ref() else {
+                return Err("the proxy ends".to_owned());
+            };
             if proxy.is_ready() {
                 return Ok(());
             }
@@ -75,11 +96,15 @@ impl EmbeddedProxy for Meltemi {
 
     fn is_running(&self) -> bool {
         // A lock that is taken is taken by somebody who shuts the proxy down in order.
-        self.handle.try_read().map_or(true, |handle| handle.as_ref().is_some_and(ProxyHandle::is_running))
+        self.handle.try_read().map_or(true, |handle| {
+            handle.as_ref().is_some_and(ProxyHandle::is_running)
+        })
     }
 
     fn was_asked_to_end(&self) -> bool {
-        self.handle.try_read().is_ok_and(|handle| handle.as_ref().is_some_and(ProxyHandle::was_asked_to_end))
+        self.handle
+            .try_read()
+            .is_ok_and(|handle| handle.as_ref().is_some_and(ProxyHandle::was_asked_to_end))
     }
 
     fn shutdown(&self, grace: Duration) -> BoxFuture<'_, ()> {
@@ -99,8 +124,15 @@ mod tests {
 
     #[tokio::test]
     async fn metrics_are_shown_until_the_very_end() {
-        let handle = Proxy::start(ProxyOptions { workers: 1, ..ProxyOptions::default() }).expect("started");
-        let proxy = Meltemi { metrics: Box::new(handle.metrics_source()), handle: RwLock::new(Some(handle)) };
+        let handle = Proxy::start(ProxyOptions {
+            workers: 1,
+            ..ProxyOptions::default()
+        })
+        .expect("started");
+        let proxy = Meltemi {
+            metrics: Box::new(handle.metrics_source()),
+            handle: RwLock::new(Some(handle)),
+        };
         assert!(!proxy.metrics().await.is_empty());
         {
             let _somebody_changes_it = proxy.handle.write().await;

@@ -12,7 +12,9 @@ use tokio::task::JoinSet;
 
 use super::{Parts, Running};
 use crate::BoxFuture;
-use crate::envoy::{Bootstrap, EnvoyOptions, EnvoyProcess, StatsInclusion, render, serve_sockets, write_bootstrap};
+use crate::envoy::{
+    Bootstrap, EnvoyOptions, EnvoyProcess, StatsInclusion, render, serve_sockets, write_bootstrap,
+};
 use crate::status::fetch;
 
 /// Where Envoy is and how it is run.
@@ -56,11 +58,22 @@ impl EnvoySidecar {
         parts: Parts,
         tasks: &mut JoinSet<anyhow::Result<()>>,
     ) -> anyhow::Result<Box<dyn Running>> {
-        let Parts { node, control_plane, secrets, metrics, options } = parts;
-        let (xds, sds, config) = (self.folder.join("XDS"), self.folder.join("SDS"), self.folder.join("envoy.json"));
+        let Parts {
+            node,
+            control_plane,
+            secrets,
+            metrics,
+            options,
+        } = parts;
+        let (xds, sds, config) = (
+            self.folder.join("XDS"),
+            self.folder.join("SDS"),
+            self.folder.join("envoy.json"),
+        );
         let streams = watch::Sender::new(0);
         tasks.spawn(
-            serve_sockets(&xds, &sds, control_plane, secrets, metrics, streams.clone()).context("sockets for Envoy")?,
+            serve_sockets(&xds, &sds, control_plane, secrets, metrics, streams.clone())
+                .context("sockets for Envoy")?,
         );
         let bootstrap = render(&Bootstrap {
             node,
@@ -83,7 +96,11 @@ impl EnvoySidecar {
             admin_port: self.admin_port,
         })
         .context("starting Envoy")?;
-        Ok(Box::new(RunningEnvoy { process, admin: SocketAddr::from(([127, 0, 0, 1], self.admin_port)), streams }))
+        Ok(Box::new(RunningEnvoy {
+            process,
+            admin: SocketAddr::from(([127, 0, 0, 1], self.admin_port)),
+            streams,
+        }))
     }
 }
 
@@ -98,7 +115,8 @@ impl Running for RunningEnvoy {
         let admin = self.admin;
         Arc::new(move || {
             Box::pin(async move {
-                let text = fetch(admin, "/stats/prometheus?usedonly", Duration::from_secs(10)).await?;
+                let text =
+                    fetch(admin, "/stats/prometheus?usedonly", Duration::from_secs(10)).await?;
                 Ok(String::from_utf8_lossy(&text).into_owned())
             })
         })
@@ -111,9 +129,9 @@ impl Running for RunningEnvoy {
             Box::pin(async move {
                 match fetch(admin, "/ready", Duration::from_secs(1)).await {
                     Ok(_) => Ok(()),
-                    Err(error) if streams == 0 => {
-                        Err(format!("Envoy is not connected to the control plane yet ({error})"))
-                    }
+                    Err(error) if streams == 0 => Err(format!(
+                        "Envoy is not connected to the control plane yet ({error})"
+                    )),
                     Err(error) => Err(format!("Envoy is not ready: {error}")),
                 }
             })

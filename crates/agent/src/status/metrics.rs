@@ -24,11 +24,13 @@ pub struct AppMetrics {
 }
 
 impl AppMetrics {
-    /// From the pod's annotations; `None` unless `prometheus.io/scrape` is `true`, or if merging is switched off by
-    /// `prometheus.istio.io/merge-metrics`. A path that points back to us is `None` too.
+    /// From the pod's annotations; `None` unless `prometheus.io/scrape` is `true`, or if merging is
+    /// switched off by `prometheus.istio.io/merge-metrics`. A path that points back to us is `None`
+    /// too.
     pub fn from_annotations(annotations: &BTreeMap<String, String>) -> Option<Self> {
         let value = |key: &str| annotations.get(key).map(|text| text.trim());
-        if value("prometheus.io/scrape") != Some("true") || value("prometheus.istio.io/merge-metrics") == Some("false")
+        if value("prometheus.io/scrape") != Some("true")
+            || value("prometheus.istio.io/merge-metrics") == Some("false")
         {
             return None;
         }
@@ -36,10 +38,19 @@ impl AppMetrics {
         if value("prometheus.io/scheme").is_some_and(|scheme| scheme != "http") {
             return None;
         }
-        let port =
-            value("prometheus.io/port").unwrap_or("80").parse().ok().filter(|port| !matches!(port, 0 | 15020))?;
-        let path = value("prometheus.io/path").filter(|path| !path.is_empty()).unwrap_or("/metrics");
-        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+        let port = value("prometheus.io/port")
+            .unwrap_or("80")
+            .parse()
+            .ok()
+            .filter(|port| !matches!(port, 0 | 15020))?;
+        let path = value("prometheus.io/path")
+            .filter(|path| !path.is_empty())
+            .unwrap_or("/metrics");
+        let path = if path.starts_with('/') {
+            path.to_owned()
+        } else {
+            format!("/{path}")
+        };
         Some(Self { port, path })
     }
 }
@@ -48,8 +59,9 @@ impl AppMetrics {
 pub async fn fetch(address: SocketAddr, path: &str, within: Duration) -> io::Result<Bytes> {
     let exchange = async {
         let stream = TcpStream::connect(address).await?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(io::Error::other)?;
         let request = Request::get(path)
             .header(header::HOST, address.to_string())
             .header(header::ACCEPT, "text/plain;version=0.0.4;q=1,*/*;q=0.1")
@@ -57,11 +69,17 @@ pub async fn fetch(address: SocketAddr, path: &str, within: Duration) -> io::Res
             .body(Empty::<Bytes>::new())
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let exchange = async {
-            let response = sender.send_request(request).await.map_err(io::Error::other)?;
+            let response = sender
+                .send_request(request)
+                .await
+                .map_err(io::Error::other)?;
             if response.status() != StatusCode::OK {
                 return Err(io::Error::other(format!("status {}", response.status())));
             }
-            let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(io::Error::other)?;
+            let body = Limited::new(response.into_body(), MAX_BODY)
+                .collect()
+                .await
+                .map_err(io::Error::other)?;
             Ok(body.to_bytes())
         };
         // The connection is driven here, not in a task: it ends when the caller stops waiting.
@@ -75,10 +93,13 @@ pub async fn fetch(address: SocketAddr, path: &str, within: Duration) -> io::Res
             }
         }
     };
-    tokio::time::timeout(within, exchange).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    tokio::time::timeout(within, exchange)
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-/// Appends a part; the end mark of OpenMetrics may stand only at the very end, and this text is not OpenMetrics.
+/// Appends a part; the end mark of OpenMetrics may stand only at the very end, and this text is not
+/// OpenMetrics.
 pub(super) fn append(out: &mut String, part: &str) {
     for line in part.lines().filter(|line| line.trim_end() != "# EOF") {
         out.push_str(line);
@@ -91,20 +112,57 @@ mod tests {
     use super::*;
 
     fn annotations(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        pairs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect()
     }
 
     #[test]
     fn annotations_say_where_the_application_is() {
         let app = |pairs: &[(&str, &str)]| AppMetrics::from_annotations(&annotations(pairs));
         assert_eq!(app(&[]), None);
-        assert_eq!(app(&[("prometheus.io/scrape", "true")]), Some(AppMetrics { port: 80, path: "/metrics".into() }));
-        let full =
-            app(&[("prometheus.io/scrape", "true"), ("prometheus.io/port", "9080"), ("prometheus.io/path", "stats")]);
-        assert_eq!(full, Some(AppMetrics { port: 9080, path: "/stats".into() }));
-        assert_eq!(app(&[("prometheus.io/scrape", "true"), ("prometheus.istio.io/merge-metrics", "false")]), None);
-        assert_eq!(app(&[("prometheus.io/scrape", "true"), ("prometheus.io/port", "15020")]), None, "a loop");
-        assert_eq!(app(&[("prometheus.io/scrape", "true"), ("prometheus.io/port", "http")]), None);
+        assert_eq!(
+            app(&[("prometheus.io/scrape", "true")]),
+            Some(AppMetrics {
+                port: 80,
+                path: "/metrics".into()
+            })
+        );
+        let full = app(&[
+            ("prometheus.io/scrape", "true"),
+            ("prometheus.io/port", "9080"),
+            ("prometheus.io/path", "stats"),
+        ]);
+        assert_eq!(
+            full,
+            Some(AppMetrics {
+                port: 9080,
+                path: "/stats".into()
+            })
+        );
+        assert_eq!(
+            app(&[
+                ("prometheus.io/scrape", "true"),
+                ("prometheus.istio.io/merge-metrics", "false")
+            ]),
+            None
+        );
+        assert_eq!(
+            app(&[
+                ("prometheus.io/scrape", "true"),
+                ("prometheus.io/port", "15020")
+            ]),
+            None,
+            "a loop"
+        );
+        assert_eq!(
+            app(&[
+                ("prometheus.io/scrape", "true"),
+                ("prometheus.io/port", "http")
+            ]),
+            None
+        );
     }
 
     #[test]

@@ -25,7 +25,8 @@ use crate::{AgentMetrics, BoxFuture};
 /// Connections at a time, per port; probes and scrapers are few.
 const CONNECTIONS: usize = 256;
 
-/// Whether the workload may get traffic; the error says what is missing, for whoever reads the probe's answer.
+/// Whether the workload may get traffic; the error says what is missing, for whoever reads the
+/// probe's answer.
 pub type Ready = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// What the answers are made of.
@@ -58,8 +59,8 @@ pub struct StatusOptions {
     pub probe_timeout: Duration,
     /// Requests must be complete by then.
     pub header_timeout: Duration,
-    /// A connection is asked to end after this time, and ended [`Self::scrape_timeout`] later: whoever never reads would
-    /// otherwise keep its place for ever.
+    /// A connection is asked to end after this time, and ended [`Self::scrape_timeout`] later:
+    /// whoever never reads would otherwise keep its place for ever.
     pub connection_time: Duration,
     /// What is answered at all.
     pub pages: Pages,
@@ -95,8 +96,16 @@ pub struct StatusServer {
 
 impl StatusServer {
     /// Binds; port 0 lets the system choose.
-    pub async fn bind(address: SocketAddr, sources: StatusSources, options: StatusOptions) -> io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(address).await?, sources, options })
+    pub async fn bind(
+        address: SocketAddr,
+        sources: StatusSources,
+        options: StatusOptions,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            listener: TcpListener::bind(address).await?,
+            sources,
+            options,
+        })
     }
 
     /// Where it listens.
@@ -146,7 +155,9 @@ type Reply = Response<Full<Bytes>>;
 fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Reply {
     let mut reply = Response::new(Full::new(body.into()));
     *reply.status_mut() = status;
-    reply.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    reply
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
     reply
 }
 
@@ -166,14 +177,19 @@ async fn answer(
             Ok(()) => text(StatusCode::OK, ""),
             Err(missing) => text(StatusCode::SERVICE_UNAVAILABLE, missing + "\n"),
         },
-        _ if options.pages == Pages::Probes => text(StatusCode::NOT_FOUND, "probes only: /healthz/ready\n"),
+        _ if options.pages == Pages::Probes => {
+            text(StatusCode::NOT_FOUND, "probes only: /healthz/ready\n")
+        }
         ("/metrics" | "/stats/prometheus", true) => scrape(&sources, options).await,
         ("/certs", true) => certificates(&sources),
         ("/debug/ndsz", true) => names(&sources),
         ("/quitquitquit", false) => command(&request, peer, &sources.quit),
         ("/drain", false) => command(&request, peer, &sources.drain),
         ("/quitquitquit" | "/drain", true) => text(StatusCode::METHOD_NOT_ALLOWED, "use POST\n"),
-        _ => text(StatusCode::NOT_FOUND, "no such page; there are /healthz/ready, /metrics, /certs, /debug/ndsz\n"),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "no such page; there are /healthz/ready, /metrics, /certs, /debug/ndsz\n",
+        ),
     })
 }
 
@@ -185,7 +201,10 @@ async fn ready(sources: &StatusSources, options: StatusOptions) -> Result<(), St
 
 /// Only the workload itself, or who is in its pod, may end it.
 fn command(request: &Request<Incoming>, peer: SocketAddr, notify: &Notify) -> Reply {
-    match (request.method() == Method::POST, peer.ip().to_canonical().is_loopback()) {
+    match (
+        request.method() == Method::POST,
+        peer.ip().to_canonical().is_loopback(),
+    ) {
         (false, _) => text(StatusCode::METHOD_NOT_ALLOWED, "use POST\n"),
         (true, false) => text(StatusCode::FORBIDDEN, "only from the workload itself\n"),
         (true, true) => {
@@ -200,9 +219,14 @@ async fn scrape(sources: &StatusSources, options: StatusOptions) -> Reply {
     let proxy = tokio::time::timeout(options.scrape_timeout, (sources.proxy_metrics)());
     let app = async {
         match &sources.app_metrics {
-            Some(app) => {
-                Some(fetch(SocketAddr::from(([127, 0, 0, 1], app.port)), &app.path, options.scrape_timeout).await)
-            }
+            Some(app) => Some(
+                fetch(
+                    SocketAddr::from(([127, 0, 0, 1], app.port)),
+                    &app.path,
+                    options.scrape_timeout,
+                )
+                .await,
+            ),
             None => None,
         }
     };
@@ -233,7 +257,11 @@ fn certificates(sources: &StatusSources) -> Reply {
         return text(StatusCode::NOT_FOUND, "no identity here\n");
     };
     let state = view.get();
-    let unix = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let unix = |at: SystemTime| {
+        at.duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs()
+    };
     let certificate = state.certificate.map(|info| {
         serde_json::json!({
             "serial_number": info.serial,
@@ -257,11 +285,21 @@ fn certificates(sources: &StatusSources) -> Reply {
 
 fn names(sources: &StatusSources) -> Reply {
     match sources.names.get() {
-        None => text(StatusCode::SERVICE_UNAVAILABLE, "no name table has come yet\n"),
+        None => text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no name table has come yet\n",
+        ),
         Some(index) => {
-            let table: serde_json::Map<_, _> =
-                index.entries().into_iter().map(|(host, ips)| (host.to_owned(), serde_json::json!(ips))).collect();
-            reply(StatusCode::OK, "application/json", serde_json::Value::Object(table).to_string())
+            let table: serde_json::Map<_, _> = index
+                .entries()
+                .into_iter()
+                .map(|(host, ips)| (host.to_owned(), serde_json::json!(ips)))
+                .collect();
+            reply(
+                StatusCode::OK,
+                "application/json",
+                serde_json::Value::Object(table).to_string(),
+            )
         }
     }
 }

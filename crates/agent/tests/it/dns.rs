@@ -12,7 +12,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 
 fn query(name: &str, kind: u16) -> Vec<u8> {
-    let mut out: Vec<u8> = [0x4242u16, 0x0100, 1, 0, 0, 0].into_iter().flat_map(u16::to_be_bytes).collect();
+    let mut out: Vec<u8> = [0x4242u16, 0x0100, 1, 0, 0, 0]
+        .into_iter()
+        .flat_map(u16::to_be_bytes)
+        .collect();
     for label in name.split('.') {
         out.push(u8::try_from(label.len()).expect("short"));
         out.extend(label.bytes());
@@ -23,21 +26,38 @@ fn query(name: &str, kind: u16) -> Vec<u8> {
     out
 }
 
-/// Response code, number of answers, and the last four bytes: an IPv4 address if there is an answer.
+/// Response code, number of answers, and the last four bytes: an IPv4 address if there is an
+/// answer.
 fn read(answer: &[u8]) -> (u8, u16, [u8; 4]) {
-    assert!(answer.len() >= 12 && answer[..2] == [0x42, 0x42] && answer[2] & 0x80 != 0, "{answer:?}");
+    assert!(
+        answer.len() >= 12 && answer[..2] == [0x42, 0x42] && answer[2] & 0x80 != 0,
+        "{answer:?}"
+    );
     let tail = answer[answer.len() - 4..].try_into().expect("four bytes");
-    (answer[3] & 15, u16::from_be_bytes([answer[6], answer[7]]), tail)
+    (
+        answer[3] & 15,
+        u16::from_be_bytes([answer[6], answer[7]]),
+        tail,
+    )
 }
 
 fn names() -> Names {
-    let entry = |ips: &[&str]| NameInfo { ips: ips.iter().map(|ip| (*ip).to_owned()).collect(), ..NameInfo::default() };
+    let entry = |ips: &[&str]| NameInfo {
+        ips: ips.iter().map(|ip| (*ip).to_owned()).collect(),
+        ..NameInfo::default()
+    };
     let many: Vec<String> = (0..120).map(|i| format!("10.44.1.{i}")).collect();
     let table = NameTable {
         table: [
-            ("details.default.svc.cluster.local".to_owned(), entry(&["10.45.0.3"])),
+            (
+                "details.default.svc.cluster.local".to_owned(),
+                entry(&["10.45.0.3"]),
+            ),
             ("*.wild.example".to_owned(), entry(&["240.240.0.1"])),
-            ("many.default.svc.cluster.local".to_owned(), entry(&many.iter().map(String::as_str).collect::<Vec<_>>())),
+            (
+                "many.default.svc.cluster.local".to_owned(),
+                entry(&many.iter().map(String::as_str).collect::<Vec<_>>()),
+            ),
         ]
         .into(),
     };
@@ -47,7 +67,13 @@ fn names() -> Names {
 }
 
 fn options() -> DnsOptions {
-    let search = ["default.svc.cluster.local", "svc.cluster.local", "cluster.local"].map(str::to_owned).to_vec();
+    let search = [
+        "default.svc.cluster.local",
+        "svc.cluster.local",
+        "cluster.local",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     DnsOptions {
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
         zones: vec!["cluster.local".into()],
@@ -55,8 +81,13 @@ fn options() -> DnsOptions {
     }
 }
 
-async fn serve(options: DnsOptions, forwarder: Arc<dyn Forwarder>) -> (SocketAddr, tokio::task::JoinHandle<()>) {
-    let server = DnsServer::bind(options, names(), forwarder, AgentMetrics::default()).await.expect("bound");
+async fn serve(
+    options: DnsOptions,
+    forwarder: Arc<dyn Forwarder>,
+) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+    let server = DnsServer::bind(options, names(), forwarder, AgentMetrics::default())
+        .await
+        .expect("bound");
     (server.address().expect("bound"), tokio::spawn(server.run()))
 }
 
@@ -73,7 +104,11 @@ async fn ask(server: SocketAddr, query: &[u8]) -> Vec<u8> {
 }
 
 async fn ask_tcp(stream: &mut TcpStream, query: &[u8]) -> Vec<u8> {
-    let framed = [&u16::try_from(query.len()).expect("short").to_be_bytes()[..], query].concat();
+    let framed = [
+        &u16::try_from(query.len()).expect("short").to_be_bytes()[..],
+        query,
+    ]
+    .concat();
     stream.write_all(&framed).await.expect("sent");
     let length = stream.read_u16().await.expect("an answer");
     let mut answer = vec![0; usize::from(length)];
@@ -102,34 +137,59 @@ async fn upstream() -> (SocketAddr, tokio::task::JoinHandle<()>) {
 async fn mesh_names_are_answered_here_and_others_upstream() {
     let (up, _up) = upstream().await;
     let (server, task) = serve(options(), Arc::new(UpstreamForwarder::new(vec![up], None))).await;
-    for name in ["details.default.svc.cluster.local", "details", "DETAILS.default"] {
-        assert_eq!(read(&ask(server, &query(name, 1)).await), (0, 1, [10, 45, 0, 3]), "{name}");
+    for name in [
+        "details.default.svc.cluster.local",
+        "details",
+        "DETAILS.default",
+    ] {
+        assert_eq!(
+            read(&ask(server, &query(name, 1)).await),
+            (0, 1, [10, 45, 0, 3]),
+            "{name}"
+        );
     }
-    assert_eq!(read(&ask(server, &query("x.wild.example", 1)).await), (0, 1, [240, 240, 0, 1]));
+    assert_eq!(
+        read(&ask(server, &query("x.wild.example", 1)).await),
+        (0, 1, [240, 240, 0, 1])
+    );
     let (code, count, _) = read(&ask(server, &query("details", 28)).await);
     assert_eq!((code, count), (0, 0), "no IPv6, and no error");
     let (code, count, _) = read(&ask(server, &query("nobody.default.svc.cluster.local", 1)).await);
     assert_eq!((code, count), (3, 0), "denied here");
-    assert_eq!(read(&ask(server, &query("example.com", 1)).await), (0, 1, [9, 9, 9, 9]));
+    assert_eq!(
+        read(&ask(server, &query("example.com", 1)).await),
+        (0, 1, [9, 9, 9, 9])
+    );
     task.abort();
 }
 
 #[tokio::test]
 async fn what_is_truncated_over_udp_is_whole_over_tcp() {
-    let (server, task) = serve(options(), Arc::new(UpstreamForwarder::new(Vec::new(), None))).await;
+    let (server, task) = serve(
+        options(),
+        Arc::new(UpstreamForwarder::new(Vec::new(), None)),
+    )
+    .await;
     let udp = ask(server, &query("many", 1)).await;
     assert!(udp.len() <= 512 && udp[2] & 2 == 2);
     let mut stream = TcpStream::connect(server).await.expect("connected");
     let (code, count, _) = read(&ask_tcp(&mut stream, &query("many", 1)).await);
     assert_eq!((code, count), (0, 120));
     // The same connection serves the next query.
-    assert_eq!(read(&ask_tcp(&mut stream, &query("details", 1)).await), (0, 1, [10, 45, 0, 3]));
+    assert_eq!(
+        read(&ask_tcp(&mut stream, &query("details", 1)).await),
+        (0, 1, [10, 45, 0, 3])
+    );
     task.abort();
 }
 
 #[tokio::test]
 async fn an_upstream_that_is_away_is_said_so() {
-    let (server, task) = serve(options(), Arc::new(UpstreamForwarder::new(Vec::new(), None))).await;
+    let (server, task) = serve(
+        options(),
+        Arc::new(UpstreamForwarder::new(Vec::new(), None)),
+    )
+    .await;
     assert_eq!(read(&ask(server, &query("example.com", 1)).await).0, 2);
     let garbage = [0x42, 0x42, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
     assert_eq!(ask(server, &garbage).await[3] & 15, 1, "malformed");
@@ -147,11 +207,24 @@ impl Forwarder for Silent {
 
 #[tokio::test]
 async fn a_flood_of_foreign_names_does_not_stop_the_mesh() {
-    let (server, task) = serve(DnsOptions { in_flight: 4, ..options() }, Arc::new(Silent)).await;
+    let (server, task) = serve(
+        DnsOptions {
+            in_flight: 4,
+            ..options()
+        },
+        Arc::new(Silent),
+    )
+    .await;
     let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bound");
     for _ in 0..100 {
-        socket.send_to(&query("example.com", 1), server).await.expect("sent");
+        socket
+            .send_to(&query("example.com", 1), server)
+            .await
+            .expect("sent");
     }
-    assert_eq!(read(&ask(server, &query("details", 1)).await), (0, 1, [10, 45, 0, 3]));
+    assert_eq!(
+        read(&ask(server, &query("details", 1)).await),
+        (0, 1, [10, 45, 0, 3])
+    );
     task.abort();
 }

@@ -1,4 +1,5 @@
-//! The agent against peers in the same process: a CA and a discovery server over TLS, resolvers, probers.
+//! The agent against peers in the same process: a CA and a discovery server over TLS, resolvers,
+//! probers.
 
 mod dns;
 mod identity;

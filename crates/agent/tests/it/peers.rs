@@ -1,4 +1,5 @@
-//! A control plane in the small: mutual TLS or token, the CSR API, and discovery that serves one name table.
+//! A control plane in the small: mutual TLS or token, the CSR API, and discovery that serves one
+//! name table.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,7 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use meltemi_agent::{ControlPlane, ControlPlaneOptions, Token};
 use meltemi_ca::{Caller, CertificateAuthority, JwtTokenReview, TokenReview, TokenSigner};
-use meltemi_proto::ca::{CertificateRequest, CertificateResponse, CertificateService, CertificateServiceServer};
+use meltemi_proto::ca::{
+    CertificateRequest, CertificateResponse, CertificateService, CertificateServiceServer,
+};
 use meltemi_proto::istio::{NameInfo, NameTable};
 use meltemi_proto::{pack, type_url};
 use meltemi_tls::{ClientAuth, SecretStore, ServerTerms, peer_spiffe, server_config};
@@ -46,15 +49,19 @@ pub(crate) struct Peers {
 }
 
 pub(crate) fn sleep_id() -> SpiffeId {
-    "spiffe://cluster.local/ns/default/sa/sleep".parse().expect("an identity")
+    "spiffe://cluster.local/ns/default/sa/sleep"
+        .parse()
+        .expect("an identity")
 }
 
 impl Peers {
     pub(crate) async fn start() -> Self {
-        let authority = Arc::new(CertificateAuthority::in_memory(TrustDomain::default()).expect("authority"));
+        let authority =
+            Arc::new(CertificateAuthority::in_memory(TrustDomain::default()).expect("authority"));
         let signer = TokenSigner::generate().expect("signer");
         let folder = tempfile::tempdir().expect("folder");
-        std::fs::write(folder.path().join("root-cert.pem"), authority.roots_pem()).expect("written");
+        std::fs::write(folder.path().join("root-cert.pem"), authority.roots_pem())
+            .expect("written");
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
         let csr = Arc::new(Csr {
             authority: authority.clone(),
@@ -66,8 +73,23 @@ impl Peers {
         });
         let (resources, nodes) = (watch::Sender::new(None), Arc::new(Mutex::default()));
         let address = listener.local_addr().expect("bound");
-        let server = serve(listener, authority.clone(), csr.clone(), resources.clone(), nodes.clone());
-        Self { authority, signer, folder, address, csr, resources, nodes, server: Some(server) }
+        let server = serve(
+            listener,
+            authority.clone(),
+            csr.clone(),
+            resources.clone(),
+            nodes.clone(),
+        );
+        Self {
+            authority,
+            signer,
+            folder,
+            address,
+            csr,
+            resources,
+            nodes,
+            server: Some(server),
+        }
     }
 
     /// As if the control plane had been stopped: the port refuses.
@@ -79,9 +101,17 @@ impl Peers {
 
     /// On the same port again.
     pub(crate) async fn restart(&mut self) {
-        let listener = until("the port is free", async || std::net::TcpListener::bind(self.address).ok()).await;
-        self.server =
-            Some(serve(listener, self.authority.clone(), self.csr.clone(), self.resources.clone(), self.nodes.clone()));
+        let listener = until("the port is free", async || {
+            std::net::TcpListener::bind(self.address).ok()
+        })
+        .await;
+        self.server = Some(serve(
+            listener,
+            self.authority.clone(),
+            self.csr.clone(),
+            self.resources.clone(),
+            self.nodes.clone(),
+        ));
     }
 
     pub(crate) fn token(&self) -> String {
@@ -90,9 +120,14 @@ impl Peers {
 
     /// A token for an hour from then on.
     pub(crate) fn token_made(&self, at: SystemTime) -> String {
-        let caller =
-            Caller { namespace: "default".into(), service_account: "sleep".into(), pod: Some("sleep-1".into()) };
-        self.signer.sign_at(&caller, Duration::from_secs(3600), at).expect("token")
+        let caller = Caller {
+            namespace: "default".into(),
+            service_account: "sleep".into(),
+            pod: Some("sleep-1".into()),
+        };
+        self.signer
+            .sign_at(&caller, Duration::from_secs(3600), at)
+            .expect("token")
     }
 
     pub(crate) fn options(&self) -> ControlPlaneOptions {
@@ -117,10 +152,23 @@ impl Peers {
     pub(crate) fn serve_names(&self, version: &str, names: &[(&str, &str)]) {
         let table = names
             .iter()
-            .map(|(host, ip)| ((*host).to_owned(), NameInfo { ips: vec![(*ip).to_owned()], ..NameInfo::default() }))
+            .map(|(host, ip)| {
+                (
+                    (*host).to_owned(),
+                    NameInfo {
+                        ips: vec![(*ip).to_owned()],
+                        ..NameInfo::default()
+                    },
+                )
+            })
             .collect();
         let mut set = ResourceSet::new();
-        set.insert(type_url::NAME_TABLE, "names", version, pack(&NameTable { table }));
+        set.insert(
+            type_url::NAME_TABLE,
+            "names",
+            version,
+            pack(&NameTable { table }),
+        );
         self.resources.send_replace(Some(Arc::new(set)));
     }
 }
@@ -132,11 +180,22 @@ fn serve(
     resources: watch::Sender<Option<Arc<ResourceSet>>>,
     nodes: Arc<Mutex<Vec<String>>>,
 ) -> tokio::runtime::Runtime {
-    let identity = authority.server_identity(&[SERVER_NAME.into()], &[], Duration::ZERO).expect("issued");
-    let terms = ServerTerms { alpn: vec!["h2".into()], client_auth: ClientAuth::Optional, ..ServerTerms::default() };
-    let config = server_config(&terms, &identity, Some(&authority.trust().expect("roots"))).expect("terms");
+    let identity = authority
+        .server_identity(&[SERVER_NAME.into()], &[], Duration::ZERO)
+        .expect("issued");
+    let terms = ServerTerms {
+        alpn: vec!["h2".into()],
+        client_auth: ClientAuth::Optional,
+        ..ServerTerms::default()
+    };
+    let config =
+        server_config(&terms, &identity, Some(&authority.trust().expect("roots"))).expect("terms");
     let acceptor = TlsAcceptor::from(config);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("runtime");
     runtime.spawn(async move {
         listener.set_nonblocking(true).expect("non-blocking");
         let listener = TcpListener::from_std(listener).expect("registered");
@@ -144,7 +203,10 @@ fn serve(
         let source = Arc::new(NameSource { resources, nodes });
         let server = tonic::transport::Server::builder()
             .add_service(CertificateServiceServer::new(Shared(csr)))
-            .add_service(AdsServer::service(source, meltemi_xds::ServerTerms::default()))
+            .add_service(AdsServer::service(
+                source,
+                meltemi_xds::ServerTerms::default(),
+            ))
             .serve_with_incoming(ReceiverStream::new(receiver));
         let mut handshakes = tokio::task::JoinSet::new();
         let accept = async {
@@ -153,7 +215,11 @@ fn serve(
                 let (acceptor, sender) = (acceptor.clone(), sender.clone());
                 handshakes.spawn(async move {
                     if let Ok(stream) = acceptor.accept(tcp).await {
-                        let peer = stream.get_ref().1.peer_certificates().and_then(|chain| peer_spiffe(chain).ok());
+                        let peer = stream
+                            .get_ref()
+                            .1
+                            .peer_certificates()
+                            .and_then(|chain| peer_spiffe(chain).ok());
                         let _ = sender.send(std::io::Result::Ok(Tls { stream, peer })).await;
                     }
                 });
@@ -200,22 +266,44 @@ impl CertificateService for Shared {
         if let Some(status) = this.failing.lock().expect("lock").clone() {
             return Err(status);
         }
-        let (identity, proof) = match request.extensions().get::<PeerId>().and_then(|peer| peer.0.clone()) {
+        let (identity, proof) = match request
+            .extensions()
+            .get::<PeerId>()
+            .and_then(|peer| peer.0.clone())
+        {
             Some(identity) => (identity, Proof::Certificate),
             None => {
-                let header =
-                    request.metadata().get("authorization").ok_or_else(|| Status::unauthenticated("no proof"))?;
-                let token = header.to_str().ok().and_then(|text| text.strip_prefix("Bearer ")).unwrap_or_default();
-                let caller =
-                    this.review.review(token).await.map_err(|error| Status::unauthenticated(error.to_string()))?;
-                (caller.identity(&TrustDomain::default()).expect("an identity"), Proof::Token)
+                let header = request
+                    .metadata()
+                    .get("authorization")
+                    .ok_or_else(|| Status::unauthenticated("no proof"))?;
+                let token = header
+                    .to_str()
+                    .ok()
+                    .and_then(|text| text.strip_prefix("Bearer "))
+                    .unwrap_or_default();
+                let caller = this
+                    .review
+                    .review(token)
+                    .await
+                    .map_err(|error| Status::unauthenticated(error.to_string()))?;
+                (
+                    caller
+                        .identity(&TrustDomain::default())
+                        .expect("an identity"),
+                    Proof::Token,
+                )
             }
         };
         this.proofs.lock().expect("lock").push(proof);
         let request = request.into_inner();
         let asked = Duration::from_secs(request.validity_duration.unsigned_abs());
         let ttl = this.ttl.lock().expect("lock").unwrap_or(asked);
-        let now = this.now.lock().expect("lock").unwrap_or_else(SystemTime::now);
+        let now = this
+            .now
+            .lock()
+            .expect("lock")
+            .unwrap_or_else(SystemTime::now);
         let chain = this
             .authority
             .sign_at(&request.csr, &identity, ttl, now)
@@ -238,8 +326,14 @@ impl Observer for Deaf {
 
 #[tonic::async_trait]
 impl Source for NameSource {
-    async fn admit(&self, metadata: &MetadataMap, extensions: &mut Extensions) -> Result<(), Status> {
-        let is_known = extensions.get::<PeerId>().is_some_and(|peer| peer.0.is_some());
+    async fn admit(
+        &self,
+        metadata: &MetadataMap,
+        extensions: &mut Extensions,
+    ) -> Result<(), Status> {
+        let is_known = extensions
+            .get::<PeerId>()
+            .is_some_and(|peer| peer.0.is_some());
         match is_known || metadata.get("authorization").is_some() {
             true => Ok(()),
             false => Err(Status::unauthenticated("no proof")),
@@ -248,7 +342,10 @@ impl Source for NameSource {
 
     async fn open(&self, opening: Opening) -> Result<Feed, Status> {
         self.nodes.lock().expect("lock").push(opening.node.id);
-        Ok(Feed { resources: self.resources.subscribe(), observer: Box::new(Deaf) })
+        Ok(Feed {
+            resources: self.resources.subscribe(),
+            observer: Box::new(Deaf),
+        })
     }
 }
 
@@ -306,7 +403,9 @@ pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap_or_else(|_| panic!("in vain: {what}"))
+    tokio::time::timeout(Duration::from_secs(10), wait)
+        .await
+        .unwrap_or_else(|_| panic!("in vain: {what}"))
 }
 
 pub(crate) fn no_annotations() -> BTreeMap<String, String> {

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use meltemi_agent::dns::DnsOptions;
-use meltemi_agent::sidecar::{Embedded, EmbeddedProxy, ProxyChoice, SidecarDns, SidecarOptions, run};
+use meltemi_agent::sidecar::{
+    Embedded, EmbeddedProxy, ProxyChoice, SidecarDns, SidecarOptions, run,
+};
 use meltemi_agent::{BoxFuture, IdentityOptions, NodeKind, Workload};
 use meltemi_tls::{DEFAULT_SECRET, SecretStore};
 use meltemi_types::Locality;
@@ -40,7 +42,9 @@ impl EmbeddedProxy for Idle {
 }
 
 async fn free_port() -> SocketAddr {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("bound");
     listener.local_addr().expect("bound")
 }
 
@@ -62,15 +66,20 @@ async fn a_sidecar_becomes_ready_and_drains_when_told_to_end() {
         extra: Default::default(),
     };
     let status = free_port().await;
-    let dns =
-        DnsOptions { address: SocketAddr::from(([127, 0, 0, 1], 0)), ..DnsOptions::new(workload.search_domains()) };
+    let dns = DnsOptions {
+        address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        ..DnsOptions::new(workload.search_domains())
+    };
     let proxy = Arc::new(Idle::default());
     let started = proxy.clone();
     let options = SidecarOptions {
         workload,
         control_plane: peers.options(),
         identity: IdentityOptions::new(sleep_id()),
-        dns: Some(SidecarDns { server: dns, upstreams: Vec::new() }),
+        dns: Some(SidecarDns {
+            server: dns,
+            upstreams: Vec::new(),
+        }),
         status,
         health: None,
         termination_drain: Duration::from_secs(1),
@@ -81,7 +90,10 @@ async fn a_sidecar_becomes_ready_and_drains_when_told_to_end() {
     };
     let sidecar = tokio::spawn(run(options, std::future::pending()));
 
-    until("the status port", async || tokio::net::TcpStream::connect(status).await.ok()).await;
+    until("the status port", async || {
+        tokio::net::TcpStream::connect(status).await.ok()
+    })
+    .await;
     let missing = until("the certificate", async || {
         let (code, body) = http(status, "GET", "/healthz/ready").await;
         (code == 503 && !body.contains("certificate")).then_some(body)
@@ -92,9 +104,22 @@ async fn a_sidecar_becomes_ready_and_drains_when_told_to_end() {
     assert!(secrets.get(DEFAULT_SECRET).is_some());
 
     peers.serve_names("1", &[("details.default.svc.cluster.local", "10.45.0.3")]);
-    until("readiness", async || (http(status, "GET", "/healthz/ready").await.0 == 200).then_some(())).await;
-    assert!(http(status, "GET", "/debug/ndsz").await.1.contains("details.default.svc.cluster.local"));
-    assert!(http(status, "GET", "/certs").await.1.contains("spiffe://cluster.local/ns/default/sa/sleep"));
+    until("readiness", async || {
+        (http(status, "GET", "/healthz/ready").await.0 == 200).then_some(())
+    })
+    .await;
+    assert!(
+        http(status, "GET", "/debug/ndsz")
+            .await
+            .1
+            .contains("details.default.svc.cluster.local")
+    );
+    assert!(
+        http(status, "GET", "/certs")
+            .await
+            .1
+            .contains("spiffe://cluster.local/ns/default/sa/sleep")
+    );
     assert!(http(status, "GET", "/metrics").await.1.contains("idle 1"));
     assert_eq!(
         peers.nodes.lock().expect("lock").as_slice(),

@@ -14,13 +14,23 @@ use tokio::sync::Notify;
 
 pub(crate) async fn http(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.expect("connected");
-    let request =
-        format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+    );
     stream.write_all(request.as_bytes()).await.expect("sent");
     let mut text = String::new();
     stream.read_to_string(&mut text).await.expect("an answer");
-    let code = text.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
-    (code, text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+    let code = text
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .expect("a status");
+    (
+        code,
+        text.split_once("\r\n\r\n")
+            .map(|(_, body)| body.to_owned())
+            .unwrap_or_default(),
+    )
 }
 
 async fn application() -> u16 {
@@ -51,7 +61,13 @@ async fn start_as(
     let sources = StatusSources {
         ready: Arc::new(move || {
             let ready = ready.load(Ordering::Relaxed);
-            Box::pin(async move { if ready { Ok(()) } else { Err("no certificate yet".to_owned()) } })
+            Box::pin(async move {
+                if ready {
+                    Ok(())
+                } else {
+                    Err("no certificate yet".to_owned())
+                }
+            })
         }),
         proxy_metrics: Arc::new(|| Box::pin(async { Ok("istio_requests_total 5\n".to_owned()) })),
         app_metrics: app,
@@ -61,7 +77,9 @@ async fn start_as(
         quit,
         drain: Arc::default(),
     };
-    let server = StatusServer::bind(SocketAddr::from(([127, 0, 0, 1], 0)), sources, options).await.expect("bound");
+    let server = StatusServer::bind(SocketAddr::from(([127, 0, 0, 1], 0)), sources, options)
+        .await
+        .expect("bound");
     let address = server.address().expect("bound");
     tokio::spawn(server.run());
     address
@@ -80,10 +98,24 @@ async fn probes_say_what_is_missing() {
 
 #[tokio::test]
 async fn the_port_of_probes_answers_nothing_else() {
-    let options = StatusOptions { pages: Pages::Probes, ..StatusOptions::default() };
-    let address = start_as(options, None, Arc::new(AtomicBool::new(true)), Arc::default()).await;
+    let options = StatusOptions {
+        pages: Pages::Probes,
+        ..StatusOptions::default()
+    };
+    let address = start_as(
+        options,
+        None,
+        Arc::new(AtomicBool::new(true)),
+        Arc::default(),
+    )
+    .await;
     assert_eq!(http(address, "GET", "/healthz/ready").await.0, 200);
-    for (method, path) in [("GET", "/metrics"), ("GET", "/certs"), ("GET", "/debug/ndsz"), ("POST", "/quitquitquit")] {
+    for (method, path) in [
+        ("GET", "/metrics"),
+        ("GET", "/certs"),
+        ("GET", "/debug/ndsz"),
+        ("POST", "/quitquitquit"),
+    ] {
         assert_eq!(http(address, method, path).await.0, 404, "{path}");
     }
 }
@@ -91,21 +123,36 @@ async fn the_port_of_probes_answers_nothing_else() {
 #[tokio::test]
 async fn whoever_never_reads_loses_its_connection() {
     let short = Duration::from_millis(1);
-    let options = StatusOptions { connection_time: short, scrape_timeout: short, ..StatusOptions::default() };
+    let options = StatusOptions {
+        connection_time: short,
+        scrape_timeout: short,
+        ..StatusOptions::default()
+    };
     let address = start_as(options, None, Arc::default(), Arc::default()).await;
     let mut stream = TcpStream::connect(address).await.expect("connected");
     // Until the answers fill every buffer, and nothing more is read there; then it is ended.
-    while stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n").await.is_ok() {}
+    while stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .await
+        .is_ok()
+    {}
 }
 
 #[tokio::test]
 async fn metrics_of_all_three_come_in_one_scrape() {
-    let app = AppMetrics { port: application().await, path: "/metrics".into() };
+    let app = AppMetrics {
+        port: application().await,
+        path: "/metrics".into(),
+    };
     let address = start(Some(app), Arc::default(), Arc::default()).await;
     for path in ["/metrics", "/stats/prometheus"] {
         let (code, body) = http(address, "GET", path).await;
         assert_eq!(code, 200);
-        for line in ["istio_requests_total 5", "app_hits 3", "istio_agent_scrapes_total"] {
+        for line in [
+            "istio_requests_total 5",
+            "app_hits 3",
+            "istio_agent_scrapes_total",
+        ] {
             assert!(body.contains(line), "{line} is missing in {body}");
         }
         assert!(!body.contains("# EOF"));
@@ -117,10 +164,24 @@ async fn an_application_that_is_away_hides_nothing_else() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let port = listener.local_addr().expect("bound").port();
     drop(listener);
-    let address = start(Some(AppMetrics { port, path: "/metrics".into() }), Arc::default(), Arc::default()).await;
+    let address = start(
+        Some(AppMetrics {
+            port,
+            path: "/metrics".into(),
+        }),
+        Arc::default(),
+        Arc::default(),
+    )
+    .await;
     let (code, body) = http(address, "GET", "/metrics").await;
-    assert!(code == 200 && body.contains("istio_requests_total 5"), "{body}");
-    assert!(body.contains("istio_agent_scrape_failures_total{type=\"application\"} 1"), "{body}");
+    assert!(
+        code == 200 && body.contains("istio_requests_total 5"),
+        "{body}"
+    );
+    assert!(
+        body.contains("istio_agent_scrape_failures_total{type=\"application\"} 1"),
+        "{body}"
+    );
 }
 
 #[tokio::test]

@@ -8,10 +8,13 @@ use meltemi_agent::envoy::serve_sockets;
 use meltemi_agent::{AgentMetrics, ControlPlane};
 use meltemi_ca::CertificateAuthority;
 use meltemi_proto::discovery::{
-    AggregatedDiscoveryServiceClient, DeltaDiscoveryRequest, DiscoveryRequest, SecretDiscoveryServiceClient,
+    AggregatedDiscoveryServiceClient, DeltaDiscoveryRequest, DiscoveryRequest,
+    SecretDiscoveryServiceClient,
 };
 use meltemi_proto::envoy::config::core::v3::{Node, data_source::Specifier};
-use meltemi_proto::envoy::extensions::transport_sockets::tls::v3::{Secret as SecretResource, secret::Type};
+use meltemi_proto::envoy::extensions::transport_sockets::tls::v3::{
+    Secret as SecretResource, secret::Type,
+};
 use meltemi_proto::{type_url, unpack};
 use meltemi_tls::{DEFAULT_SECRET, Identity, ROOT_SECRET, Secret, SecretStore, TrustBundle};
 use tokio::net::UnixStream;
@@ -27,8 +30,12 @@ struct ToSocket(PathBuf);
 impl tower_service::Service<http::Uri> for ToSocket {
     type Response = TokioIo<UnixStream>;
     type Error = std::io::Error;
-    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+    type Future =
+        std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+    fn poll_ready(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), Self::Error>> {
         std::task::Poll::Ready(Ok(()))
     }
     fn call(&mut self, _: http::Uri) -> Self::Future {
@@ -38,13 +45,22 @@ impl tower_service::Service<http::Uri> for ToSocket {
 }
 
 async fn channel(path: PathBuf) -> Channel {
-    Endpoint::from_static("http://envoy").connect_with_connector(ToSocket(path)).await.expect("connected")
+    Endpoint::from_static("http://envoy")
+        .connect_with_connector(ToSocket(path))
+        .await
+        .expect("connected")
 }
 
 pub(crate) fn certificate(authority: &CertificateAuthority) -> Identity {
     let key = rcgen::KeyPair::generate().expect("key");
-    let csr = rcgen::CertificateParams::default().serialize_request(&key).expect("CSR").pem().expect("PEM");
-    let chain = authority.sign(&csr, &sleep_id(), Duration::ZERO).expect("signed");
+    let csr = rcgen::CertificateParams::default()
+        .serialize_request(&key)
+        .expect("CSR")
+        .pem()
+        .expect("PEM");
+    let chain = authority
+        .sign(&csr, &sleep_id(), Duration::ZERO)
+        .expect("signed");
     Identity::from_pem(chain[0].as_bytes(), key.serialize_pem().as_bytes()).expect("an identity")
 }
 
@@ -55,8 +71,15 @@ fn sockets(
 ) -> (PathBuf, PathBuf, watch::Sender<usize>) {
     let (xds, sds) = (peers.folder().join("XDS"), peers.folder().join("SDS"));
     let streams = watch::Sender::new(0);
-    let served = serve_sockets(&xds, &sds, control_plane, secrets.clone(), AgentMetrics::default(), streams.clone())
-        .expect("bound");
+    let served = serve_sockets(
+        &xds,
+        &sds,
+        control_plane,
+        secrets.clone(),
+        AgentMetrics::default(),
+        streams.clone(),
+    )
+    .expect("bound");
     tokio::spawn(served);
     (xds, sds, streams)
 }
@@ -70,7 +93,10 @@ async fn secrets_come_in_both_variants_and_rotate() {
 
     let (delta, requests) = mpsc::channel(8);
     let subscribe = DeltaDiscoveryRequest {
-        node: Some(Node { id: "envoy".into(), ..Node::default() }),
+        node: Some(Node {
+            id: "envoy".into(),
+            ..Node::default()
+        }),
         type_url: type_url::SECRET.into(),
         resource_names_subscribe: vec![DEFAULT_SECRET.into()],
         ..DeltaDiscoveryRequest::default()
@@ -80,23 +106,34 @@ async fn secrets_come_in_both_variants_and_rotate() {
     let opening = client.delta_secrets(ReceiverStream::new(requests));
     let mut inbound = opening.await.expect("a stream").into_inner();
     let first = certificate(&peers.authority);
-    secrets
-        .set(ROOT_SECRET, Secret::trust(TrustBundle::from_pem(peers.authority.roots_pem().as_bytes()).expect("roots")));
+    secrets.set(
+        ROOT_SECRET,
+        Secret::trust(
+            TrustBundle::from_pem(peers.authority.roots_pem().as_bytes()).expect("roots"),
+        ),
+    );
     secrets.set(DEFAULT_SECRET, Secret::identity(first.clone()));
 
     let mut serials = Vec::new();
     for round in 0..2 {
-        let response = inbound.message().await.expect("a response").expect("the stream lives");
+        let response = inbound
+            .message()
+            .await
+            .expect("a response")
+            .expect("the stream lives");
         assert!(response.removed_resources.is_empty());
         let secret: SecretResource =
             unpack(response.resources[0].resource.as_ref().expect("a resource")).expect("a secret");
-        let Some(Type::TlsCertificate(tls)) = secret.r#type else { panic!("{:?}", secret.name) };
-        let bytes = |source: Option<meltemi_proto::envoy::config::core::v3::DataSource>| match source
-            .and_then(|source| source.specifier)
-        {
-            Some(Specifier::InlineBytes(bytes)) => bytes,
-            other => panic!("{other:?}"),
+        let Some(Type::TlsCertificate(tls)) = secret.r#type else {
+            panic!("{:?}", secret.name)
         };
+        let bytes =
+            |source: Option<meltemi_proto::envoy::config::core::v3::DataSource>| match source
+                .and_then(|source| source.specifier)
+            {
+                Some(Specifier::InlineBytes(bytes)) => bytes,
+                other => panic!("{other:?}"),
+            };
         let identity = Identity::from_pem(&bytes(tls.certificate_chain), &bytes(tls.private_key))
             .expect("chain and key belong together");
         serials.push(identity.info().serial.clone());
@@ -107,51 +144,88 @@ async fn secrets_come_in_both_variants_and_rotate() {
         };
         delta.send(ack).await.expect("sent");
         if round == 0 {
-            secrets.set(DEFAULT_SECRET, Secret::identity(certificate(&peers.authority)));
+            secrets.set(
+                DEFAULT_SECRET,
+                Secret::identity(certificate(&peers.authority)),
+            );
         }
     }
     assert!(serials[0] == first.info().serial && serials[1] != serials[0]);
 
     let (sotw, requests) = mpsc::channel(8);
     let subscribe = DiscoveryRequest {
-        node: Some(Node { id: "envoy".into(), ..Node::default() }),
+        node: Some(Node {
+            id: "envoy".into(),
+            ..Node::default()
+        }),
         type_url: type_url::SECRET.into(),
         resource_names: vec![ROOT_SECRET.into()],
         ..DiscoveryRequest::default()
     };
     sotw.send(subscribe).await.expect("sent");
-    let mut inbound = client.stream_secrets(ReceiverStream::new(requests)).await.expect("a stream").into_inner();
-    let response = inbound.message().await.expect("a response").expect("the stream lives");
+    let mut inbound = client
+        .stream_secrets(ReceiverStream::new(requests))
+        .await
+        .expect("a stream")
+        .into_inner();
+    let response = inbound
+        .message()
+        .await
+        .expect("a response")
+        .expect("the stream lives");
     let secret: SecretResource = unpack(&response.resources[0]).expect("a secret");
-    assert!(secret.name == ROOT_SECRET && matches!(secret.r#type, Some(Type::ValidationContext(_))));
+    assert!(
+        secret.name == ROOT_SECRET && matches!(secret.r#type, Some(Type::ValidationContext(_)))
+    );
 }
 
-/// A DestinationRule's `caCertificates`, and the machine's own authorities where there are none, are names of files.
+/// A DestinationRule's `caCertificates`, and the machine's own authorities where there are none,
+/// are names of files.
 #[tokio::test]
 async fn roots_that_are_files_are_served_by_name() {
     let peers = Peers::start().await;
     let secrets = SecretStore::new();
-    secrets.set(DEFAULT_SECRET, Secret::identity(certificate(&peers.authority)));
+    secrets.set(
+        DEFAULT_SECRET,
+        Secret::identity(certificate(&peers.authority)),
+    );
     let file = peers.folder().join("roots.pem");
     std::fs::write(&file, peers.authority.roots_pem()).expect("written");
-    let names = [format!("file-root:{}", file.display()), "file-root:system".to_owned()];
+    let names = [
+        format!("file-root:{}", file.display()),
+        "file-root:system".to_owned(),
+    ];
     let (_, sds, _) = sockets(&peers, &secrets, peers.control_plane(&secrets));
     let mut client = SecretDiscoveryServiceClient::new(channel(sds).await);
     for name in names {
         let (delta, requests) = mpsc::channel(1);
         let subscribe = DeltaDiscoveryRequest {
-            node: Some(Node { id: "envoy".into(), ..Node::default() }),
+            node: Some(Node {
+                id: "envoy".into(),
+                ..Node::default()
+            }),
             type_url: type_url::SECRET.into(),
             resource_names_subscribe: vec![name.clone()],
             ..DeltaDiscoveryRequest::default()
         };
         delta.send(subscribe).await.expect("sent");
-        let mut inbound = client.delta_secrets(ReceiverStream::new(requests)).await.expect("a stream").into_inner();
-        let response = inbound.message().await.expect("a response").expect("the stream lives");
+        let mut inbound = client
+            .delta_secrets(ReceiverStream::new(requests))
+            .await
+            .expect("a stream")
+            .into_inner();
+        let response = inbound
+            .message()
+            .await
+            .expect("a response")
+            .expect("the stream lives");
         let secret: SecretResource =
             unpack(response.resources[0].resource.as_ref().expect("a resource")).expect("a secret");
-        let Some(Type::ValidationContext(context)) = secret.r#type else { panic!("{:?}", secret.name) };
-        let Some(Specifier::InlineBytes(roots)) = context.trusted_ca.and_then(|ca| ca.specifier) else {
+        let Some(Type::ValidationContext(context)) = secret.r#type else {
+            panic!("{:?}", secret.name)
+        };
+        let Some(Specifier::InlineBytes(roots)) = context.trusted_ca.and_then(|ca| ca.specifier)
+        else {
             panic!("{name}")
         };
         let is_there = TrustBundle::from_pem(&roots).is_ok_and(|roots| !roots.is_empty());
@@ -167,7 +241,10 @@ async fn discovery_goes_through_with_the_agents_credential_and_comes_back_after_
     let (xds, _, streams) = sockets(&peers, &secrets, peers.control_plane(&secrets));
     let mut client = AggregatedDiscoveryServiceClient::new(channel(xds).await);
     let subscribe = || DeltaDiscoveryRequest {
-        node: Some(Node { id: "sidecar~1.2.3.4~envoy.default~x".into(), ..Node::default() }),
+        node: Some(Node {
+            id: "sidecar~1.2.3.4~envoy.default~x".into(),
+            ..Node::default()
+        }),
         type_url: type_url::NAME_TABLE.into(),
         resource_names_subscribe: vec!["*".into()],
         ..DeltaDiscoveryRequest::default()
@@ -175,21 +252,39 @@ async fn discovery_goes_through_with_the_agents_credential_and_comes_back_after_
     for round in 1..=2 {
         let (sender, requests) = mpsc::channel(8);
         sender.send(subscribe()).await.expect("sent");
-        let mut inbound =
-            client.delta_aggregated_resources(ReceiverStream::new(requests)).await.expect("a stream").into_inner();
-        let response = inbound.message().await.expect("a response").expect("the stream lives");
-        assert_eq!((response.type_url.as_str(), response.resources.len()), (type_url::NAME_TABLE, 1));
+        let mut inbound = client
+            .delta_aggregated_resources(ReceiverStream::new(requests))
+            .await
+            .expect("a stream")
+            .into_inner();
+        let response = inbound
+            .message()
+            .await
+            .expect("a response")
+            .expect("the stream lives");
+        assert_eq!(
+            (response.type_url.as_str(), response.resources.len()),
+            (type_url::NAME_TABLE, 1)
+        );
         assert_eq!(*streams.borrow(), 1);
         assert_eq!(peers.nodes.lock().expect("lock").len(), round);
         if round == 1 {
             peers.stop();
-            assert!(!matches!(inbound.message().await, Ok(Some(_))), "the stream ends with the control plane");
+            assert!(
+                !matches!(inbound.message().await, Ok(Some(_))),
+                "the stream ends with the control plane"
+            );
             drop(inbound);
-            until("the stream is counted out", async || (*streams.borrow() == 0).then_some(())).await;
+            until("the stream is counted out", async || {
+                (*streams.borrow() == 0).then_some(())
+            })
+            .await;
             let (sender, requests) = mpsc::channel(8);
             sender.send(subscribe()).await.expect("sent");
-            let refused =
-                client.delta_aggregated_resources(ReceiverStream::new(requests)).await.expect_err("nobody there");
+            let refused = client
+                .delta_aggregated_resources(ReceiverStream::new(requests))
+                .await
+                .expect_err("nobody there");
             assert_eq!(refused.code(), tonic::Code::Unavailable);
             peers.restart().await;
         }

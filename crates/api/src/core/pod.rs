@@ -201,7 +201,10 @@ message! {
 impl PodSpec {
     /// The identity that the pod runs as.
     pub fn account(&self) -> &str {
-        match (self.service_account_name.as_str(), self.service_account.as_str()) {
+        match (
+            self.service_account_name.as_str(),
+            self.service_account.as_str(),
+        ) {
             ("", "") => "default",
             ("", older) => older,
             (name, _) => name,
@@ -210,15 +213,25 @@ impl PodSpec {
 
     /// The number of the container port with this name.
     pub fn port_named(&self, name: &str) -> Option<u16> {
-        let ports = self.containers.iter().chain(&self.init_containers).flat_map(|container| &container.ports);
-        ports.into_iter().find(|port| port.name == name).map(|port| port.container_port)
+        let ports = self
+            .containers
+            .iter()
+            .chain(&self.init_containers)
+            .flat_map(|container| &container.ports);
+        ports
+            .into_iter()
+            .find(|port| port.name == name)
+            .map(|port| port.container_port)
     }
 }
 
 impl Pod {
     /// Whether it gets traffic: running, and its `Ready` condition is true.
     pub fn is_ready(&self) -> bool {
-        self.status.conditions.iter().any(|condition| condition.r#type == "Ready" && condition.status == "True")
+        self.status
+            .conditions
+            .iter()
+            .any(|condition| condition.r#type == "Ready" && condition.status == "True")
     }
 
     /// Whether it has ended for good.

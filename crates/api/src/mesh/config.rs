@@ -1,4 +1,5 @@
-//! The settings themselves and their defaults. Source: Istio `mesh/v1alpha1/config.proto`, `pkg/config/mesh`.
+//! The settings themselves and their defaults. Source: Istio `mesh/v1alpha1/config.proto`,
+//! `pkg/config/mesh`.
 
 use std::collections::BTreeMap;
 
@@ -6,11 +7,14 @@ use serde_json::Value;
 
 use super::{DefaultProviders, ExtensionProvider, ProxyConfig};
 use crate::duration::Duration;
-use crate::networking::{ClientTlsSettings, H2UpgradePolicy, HttpRetry, LocalityLbSetting, TcpKeepalive, TlsProtocol};
+use crate::networking::{
+    ClientTlsSettings, H2UpgradePolicy, HttpRetry, LocalityLbSetting, TcpKeepalive, TlsProtocol,
+};
 use crate::schema::{message, words};
 
 message! {
-    /// Settings of the mesh. [`MeshConfig::istio_default`] has Istio's defaults; `Default` has nothing set.
+    /// Settings of the mesh. [`MeshConfig::istio_default`] has Istio's defaults; `Default` has
+    /// nothing set.
     pub struct MeshConfig {
         /// Where sidecars take outbound connections.
         proxy_listen_port: u32 = "proxyListenPort",
@@ -259,18 +263,25 @@ impl MeshConfig {
             ingress_controller_mode: IngressControllerMode::Strict,
             enable_tracing: true,
             default_config: ProxyConfig::istio_default(),
-            outbound_traffic_policy: OutboundTrafficPolicy { mode: OutboundTrafficMode::AllowAny },
+            outbound_traffic_policy: OutboundTrafficPolicy {
+                mode: OutboundTrafficMode::AllowAny,
+            },
             enable_auto_mtls: Some(true),
             trust_domain: "cluster.local".to_owned(),
             default_service_export_to: everywhere(),
             default_virtual_service_export_to: everywhere(),
             default_destination_rule_export_to: everywhere(),
             root_namespace: "istio-system".to_owned(),
-            locality_lb_setting: Some(LocalityLbSetting { enabled: Some(true), ..LocalityLbSetting::default() }),
+            locality_lb_setting: Some(LocalityLbSetting {
+                enabled: Some(true),
+                ..LocalityLbSetting::default()
+            }),
             dns_refresh_rate: Some(Duration::from_secs(60)),
             enable_prometheus_merge: Some(true),
             extension_providers: ExtensionProvider::built_in(),
-            path_normalization: PathNormalization { normalization: NormalizationType::Base },
+            path_normalization: PathNormalization {
+                normalization: NormalizationType::Base,
+            },
             ..Self::default()
         }
     }

@@ -17,13 +17,15 @@ pub const MESH_CONFIG_NAME: &str = "istio";
 pub const MESH_CONFIG_KEY: &str = "mesh";
 
 impl MeshConfig {
-    /// Reads the text of key `mesh` over the defaults. Faults are diagnostics at `position` (the ConfigMap's key); what is
-    /// faulty stays as in `self`.
+    /// Reads the text of key `mesh` over the defaults. Faults are diagnostics at `position` (the
+    /// ConfigMap's key); what is faulty stays as in `self`.
     ///
-    /// A field of the top level replaces the default's, except that `defaultConfig` is merged field by field (and its
-    /// `proxyMetadata` key by key), `extensionProviders` by name, `trustDomainAliases` and `defaultProviders` as sets.
+    /// A field of the top level replaces the default's, except that `defaultConfig` is merged field
+    /// by field (and its `proxyMetadata` key by key), `extensionProviders` by name,
+    /// `trustDomainAliases` and `defaultProviders` as sets.
     ///
-    /// The `fixed` fields stay as in `self` whatever is written: what they say is built into the mesh that runs.
+    /// The `fixed` fields stay as in `self` whatever is written: what they say is built into the
+    /// mesh that runs.
     #[must_use]
     pub fn overlay(
         &self,
@@ -44,16 +46,23 @@ impl MeshConfig {
             }
             Err(fault) => {
                 positions.line = fault.line;
-                report.error("MEL0101", fault.message, "correct the YAML under the key mesh");
+                report.error(
+                    "MEL0101",
+                    fault.message,
+                    "correct the YAML under the key mesh",
+                );
             }
         }
         let refused = report.has_errors();
         if !refused {
-            fixed.iter().for_each(|field| field.hold(&mut merged, self, &mut report));
+            fixed
+                .iter()
+                .for_each(|field| field.hold(&mut merged, self, &mut report));
         }
         let place = |mut finding: crate::schema::Finding| {
             let mut position = position.clone();
-            // The key's value is a block scalar, so its first line is the next one of the file; its indentation is unknown.
+            // The key's value is a block scalar, so its first line is the next one of the file; its
+            // indentation is unknown.
             if position.line > 0 {
                 position.line += positions.find(&finding.field).0;
                 position.column = 0;
@@ -70,19 +79,30 @@ impl MeshConfig {
 
     /// Istio's defaults with `text` over them; see [`MeshConfig::overlay`].
     #[must_use]
-    pub fn from_yaml(text: &str, object: &ObjectRef, position: &Position) -> (Self, Vec<Diagnostic>) {
+    pub fn from_yaml(
+        text: &str,
+        object: &ObjectRef,
+        position: &Position,
+    ) -> (Self, Vec<Diagnostic>) {
         Self::istio_default().overlay(text, &[], object, position)
     }
 
     fn apply(&mut self, value: &Value, report: &mut Report) {
-        let Some(map) = report.object(value) else { return };
+        let Some(map) = report.object(value) else {
+            return;
+        };
         let previous = self.clone();
-        // What a message or map of the top level held before must not shine through, so it starts empty.
+        // What a message or map of the top level held before must not shine through, so it starts
+        // empty.
         let blank = Self::default();
         for key in map.keys() {
             match key.as_str() {
-                "outboundTrafficPolicy" => self.outbound_traffic_policy = blank.outbound_traffic_policy.clone(),
-                "inboundTrafficPolicy" => self.inbound_traffic_policy = blank.inbound_traffic_policy.clone(),
+                "outboundTrafficPolicy" => {
+                    self.outbound_traffic_policy = blank.outbound_traffic_policy.clone()
+                }
+                "inboundTrafficPolicy" => {
+                    self.inbound_traffic_policy = blank.inbound_traffic_policy.clone()
+                }
                 "localityLbSetting" => self.locality_lb_setting = None,
                 "tcpKeepalive" => self.tcp_keepalive = None,
                 "pathNormalization" => self.path_normalization = blank.path_normalization.clone(),
@@ -95,18 +115,27 @@ impl MeshConfig {
             }
         }
         self.read(value, report);
-        self.extension_providers = merge_providers(previous.extension_providers, &self.extension_providers);
-        merge_set(&mut self.trust_domain_aliases, &previous.trust_domain_aliases);
-        if let (Some(merged), Some(before)) = (&mut self.default_providers, &previous.default_providers) {
+        self.extension_providers =
+            merge_providers(previous.extension_providers, &self.extension_providers);
+        merge_set(
+            &mut self.trust_domain_aliases,
+            &previous.trust_domain_aliases,
+        );
+        if let (Some(merged), Some(before)) =
+            (&mut self.default_providers, &previous.default_providers)
+        {
             merge_set(&mut merged.tracing, &before.tracing);
             merge_set(&mut merged.metrics, &before.metrics);
             merge_set(&mut merged.access_logging, &before.access_logging);
         }
-        if self.access_log_encoding == AccessLogEncoding::Json && !self.access_log_format.is_empty() {
-            let parsed = serde_json::from_str::<serde_json::Map<String, Value>>(&self.access_log_format);
+        if self.access_log_encoding == AccessLogEncoding::Json && !self.access_log_format.is_empty()
+        {
+            let parsed =
+                serde_json::from_str::<serde_json::Map<String, Value>>(&self.access_log_format);
             if let Err(error) = parsed {
                 report.field("accessLogFormat", |report| {
-                    let message = format!("not a JSON object, as accessLogEncoding: JSON wants it: {error}");
+                    let message =
+                        format!("not a JSON object, as accessLogEncoding: JSON wants it: {error}");
                     report.error(
                         "MEL0210",
                         message,
@@ -134,10 +163,23 @@ impl FixedField {
     /// Puts the value back that runs, and tells.
     fn hold(self, merged: &mut MeshConfig, runs: &MeshConfig, report: &mut Report) {
         match self {
-            Self::TrustDomain => hold("trustDomain", &mut merged.trust_domain, &runs.trust_domain, report),
-            Self::ListenPort => hold("proxyListenPort", &mut merged.proxy_listen_port, &runs.proxy_listen_port, report),
+            Self::TrustDomain => hold(
+                "trustDomain",
+                &mut merged.trust_domain,
+                &runs.trust_domain,
+                report,
+            ),
+            Self::ListenPort => hold(
+                "proxyListenPort",
+                &mut merged.proxy_listen_port,
+                &runs.proxy_listen_port,
+                report,
+            ),
             Self::InboundListenPort => {
-                let (written, runs) = (&mut merged.proxy_inbound_listen_port, &runs.proxy_inbound_listen_port);
+                let (written, runs) = (
+                    &mut merged.proxy_inbound_listen_port,
+                    &runs.proxy_inbound_listen_port,
+                );
                 hold("proxyInboundListenPort", written, runs, report);
             }
         }
@@ -146,16 +188,29 @@ impl FixedField {
 
 fn hold<T: Clone + PartialEq + Display>(key: &str, written: &mut T, runs: &T, report: &mut Report) {
     if written != runs {
-        let message = format!("{written} has no effect: this mesh runs with {runs}, which cannot be changed");
-        report.field(key, |report| report.error("MEL0313", message, format!("remove the field, or write {runs}")));
+        let message =
+            format!("{written} has no effect: this mesh runs with {runs}, which cannot be changed");
+        report.field(key, |report| {
+            report.error(
+                "MEL0313",
+                message,
+                format!("remove the field, or write {runs}"),
+            )
+        });
         written.clone_from(runs);
     }
 }
 
 /// Later providers replace earlier ones of the same name, in their place.
-fn merge_providers(mut providers: Vec<ExtensionProvider>, later: &[ExtensionProvider]) -> Vec<ExtensionProvider> {
+fn merge_providers(
+    mut providers: Vec<ExtensionProvider>,
+    later: &[ExtensionProvider],
+) -> Vec<ExtensionProvider> {
     for provider in later {
-        match providers.iter_mut().find(|known| known.name == provider.name) {
+        match providers
+            .iter_mut()
+            .find(|known| known.name == provider.name)
+        {
             Some(known) => known.clone_from(provider),
             None => providers.push(provider.clone()),
         }
@@ -172,19 +227,32 @@ fn merge_set(merged: &mut Vec<String>, before: &[String]) {
 }
 
 fn check(mesh: &MeshConfig, report: &mut Report) {
-    for (key, port) in
-        [("proxyListenPort", mesh.proxy_listen_port), ("proxyInboundListenPort", mesh.proxy_inbound_listen_port)]
-    {
+    for (key, port) in [
+        ("proxyListenPort", mesh.proxy_listen_port),
+        ("proxyInboundListenPort", mesh.proxy_inbound_listen_port),
+    ] {
         if !(1..=65535).contains(&port) {
-            report.field(key, |report| report.error("MEL0201", "port must be between 1-65535", "write a port number"));
+            report.field(key, |report| {
+                report.error(
+                    "MEL0201",
+                    "port must be between 1-65535",
+                    "write a port number",
+                )
+            });
         }
     }
     if let Err(error) = meltemi_types::TrustDomain::new(&mesh.trust_domain) {
-        report.field("trustDomain", |report| report.error("MEL0210", error.to_string(), "write a lower-case DNS name"));
+        report.field("trustDomain", |report| {
+            report.error("MEL0210", error.to_string(), "write a lower-case DNS name")
+        });
     }
     if mesh.root_namespace.is_empty() {
         report.field("rootNamespace", |report| {
-            report.error("MEL0210", "the root namespace must not be empty", "remove the field, or name a namespace");
+            report.error(
+                "MEL0210",
+                "the root namespace must not be empty",
+                "remove the field, or name a namespace",
+            );
         });
     }
 }
@@ -195,7 +263,11 @@ mod tests {
     use crate::mesh::OutboundTrafficMode;
 
     fn read(text: &str) -> (MeshConfig, Vec<Diagnostic>) {
-        MeshConfig::from_yaml(text, &ObjectRef::new("ConfigMap", "istio-system", "istio"), &Position::default())
+        MeshConfig::from_yaml(
+            text,
+            &ObjectRef::new("ConfigMap", "istio-system", "istio"),
+            &Position::default(),
+        )
     }
 
     #[test]
@@ -203,7 +275,10 @@ mod tests {
         let (mesh, diagnostics) = read("");
         assert_eq!(diagnostics, vec![]);
         assert_eq!(mesh, MeshConfig::istio_default());
-        assert_eq!(mesh.default_config.discovery_address, "istiod.istio-system.svc:15012");
+        assert_eq!(
+            mesh.default_config.discovery_address,
+            "istiod.istio-system.svc:15012"
+        );
     }
 
     #[test]
@@ -215,36 +290,79 @@ mod tests {
         );
         assert_eq!(diagnostics, vec![]);
         assert_eq!(mesh.access_log_encoding, AccessLogEncoding::Json);
-        assert_eq!(mesh.outbound_traffic_policy.mode, OutboundTrafficMode::RegistryOnly);
-        assert_eq!(mesh.locality_lb_setting.as_ref().and_then(|locality| locality.enabled), None);
+        assert_eq!(
+            mesh.outbound_traffic_policy.mode,
+            OutboundTrafficMode::RegistryOnly
+        );
+        assert_eq!(
+            mesh.locality_lb_setting
+                .as_ref()
+                .and_then(|locality| locality.enabled),
+            None
+        );
         assert_eq!(mesh.default_config.concurrency, Some(4));
         assert_eq!(mesh.default_config.status_port, 15020);
-        let names: Vec<_> = mesh.extension_providers.iter().map(|provider| provider.name.as_str()).collect();
+        let names: Vec<_> = mesh
+            .extension_providers
+            .iter()
+            .map(|provider| provider.name.as_str())
+            .collect();
         assert_eq!(names, ["prometheus", "stackdriver", "envoy", "mine"]);
-        let log = mesh.extension_providers[2].envoy_file_access_log.as_ref().expect("a file log");
+        let log = mesh.extension_providers[2]
+            .envoy_file_access_log
+            .as_ref()
+            .expect("a file log");
         assert_eq!(log.path, "/tmp/log");
     }
 
     #[test]
     fn a_json_log_has_a_json_format() {
-        let (_, diagnostics) = read("accessLogEncoding: JSON\naccessLogFormat: '{\"took\": %DURATION%}'\n");
-        let told: Vec<_> = diagnostics.iter().map(|d| (d.code.as_str(), d.field.as_str())).collect();
+        let (_, diagnostics) =
+            read("accessLogEncoding: JSON\naccessLogFormat: '{\"took\": %DURATION%}'\n");
+        let told: Vec<_> = diagnostics
+            .iter()
+            .map(|d| (d.code.as_str(), d.field.as_str()))
+            .collect();
         assert_eq!(told, [("MEL0210", "data.mesh: accessLogFormat")]);
-        let (mesh, diagnostics) = read("accessLogEncoding: JSON\naccessLogFormat: '{\"took\": \"%DURATION%\"}'\n");
+        let (mesh, diagnostics) =
+            read("accessLogEncoding: JSON\naccessLogFormat: '{\"took\": \"%DURATION%\"}'\n");
         assert!(diagnostics.is_empty() && !mesh.access_log_format.is_empty());
     }
 
     #[test]
     fn what_is_built_in_stays_and_the_rest_counts() {
-        let text =
-            "accessLogFile: /dev/stdout\ntrustDomain: example.org\nproxyListenPort: 15001\nproxyInboundListenPort: 9\n";
-        let fixed = [FixedField::TrustDomain, FixedField::ListenPort, FixedField::InboundListenPort];
-        let place = Position { file: "mesh.yaml".into(), line: 10, column: 1 };
+        let text = "accessLogFile: /dev/stdout\ntrustDomain: example.org\nproxyListenPort: 15001\nproxyInboundListenPort: 9\n";
+        let fixed = [
+            FixedField::TrustDomain,
+            FixedField::ListenPort,
+            FixedField::InboundListenPort,
+        ];
+        let place = Position {
+            file: "mesh.yaml".into(),
+            line: 10,
+            column: 1,
+        };
         let object = ObjectRef::new("ConfigMap", "istio-system", "istio");
-        let (mesh, diagnostics) = MeshConfig::istio_default().overlay(text, &fixed, &object, &place);
-        assert_eq!(mesh, MeshConfig { access_log_file: "/dev/stdout".into(), ..MeshConfig::istio_default() });
-        let told: Vec<_> =
-            diagnostics.iter().map(|d| (d.code.as_str(), d.field.as_str(), d.position.line, &*d.message)).collect();
+        let (mesh, diagnostics) =
+            MeshConfig::istio_default().overlay(text, &fixed, &object, &place);
+        assert_eq!(
+            mesh,
+            MeshConfig {
+                access_log_file: "/dev/stdout".into(),
+                ..MeshConfig::istio_default()
+            }
+        );
+        let told: Vec<_> = diagnostics
+            .iter()
+            .map(|d| {
+                (
+                    d.code.as_str(),
+                    d.field.as_str(),
+                    d.position.line,
+                    &*d.message,
+                )
+            })
+            .collect();
         assert_eq!(
             told,
             [
@@ -263,7 +381,10 @@ mod tests {
             ]
         );
         let (mesh, _) = MeshConfig::istio_default().overlay(text, &[], &object, &place);
-        assert_eq!((mesh.trust_domain.as_str(), mesh.proxy_inbound_listen_port), ("example.org", 9));
+        assert_eq!(
+            (mesh.trust_domain.as_str(), mesh.proxy_inbound_listen_port),
+            ("example.org", 9)
+        );
     }
 
     #[test]
@@ -274,12 +395,17 @@ mod tests {
         let (_, diagnostics) = read("acessLogFile: /dev/stdout\n");
         assert_eq!(diagnostics[0].remedy, "did you mean accessLogFile?");
         let (_, diagnostics) = read("banana: 1\ninboundTrafficPolicy: {banana: 1}\n");
-        let remedies: Vec<_> = diagnostics.iter().map(|finding| finding.remedy.as_str()).collect();
+        let remedies: Vec<_> = diagnostics
+            .iter()
+            .map(|finding| finding.remedy.as_str())
+            .collect();
         let fields = MeshConfig::FIELDS.len();
         assert_eq!(
             remedies,
             [
-                format!("remove it: none of the {fields} fields that can stand here has a similar name"),
+                format!(
+                    "remove it: none of the {fields} fields that can stand here has a similar name"
+                ),
                 "remove it, or use one of: mode".to_owned(),
             ]
         );

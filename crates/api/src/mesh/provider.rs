@@ -241,10 +241,19 @@ message! {
 impl ExtensionProvider {
     /// Istio's own: `prometheus`, `stackdriver`, `envoy` (a text log on standard output).
     pub fn built_in() -> Vec<Self> {
-        let named = |name: &str| Self { name: name.to_owned(), ..Self::default() };
+        let named = |name: &str| Self {
+            name: name.to_owned(),
+            ..Self::default()
+        };
         vec![
-            Self { prometheus: Some(Empty {}), ..named("prometheus") },
-            Self { stackdriver: Some(Value::Object(serde_json::Map::new())), ..named("stackdriver") },
+            Self {
+                prometheus: Some(Empty {}),
+                ..named("prometheus")
+            },
+            Self {
+                stackdriver: Some(Value::Object(serde_json::Map::new())),
+                ..named("stackdriver")
+            },
             Self {
                 envoy_file_access_log: Some(FileAccessLog {
                     path: "/dev/stdout".to_owned(),

@@ -10,7 +10,8 @@ use crate::schema::{message, words};
 use crate::telemetry::CustomTag;
 
 message! {
-    /// Settings of a proxy. [`ProxyConfig::istio_default`] has Istio's defaults; `Default` has nothing set.
+    /// Settings of a proxy. [`ProxyConfig::istio_default`] has Istio's defaults; `Default` has
+    /// nothing set.
     pub struct ProxyConfig {
         /// Where generated files go.
         config_path: String = "configPath",

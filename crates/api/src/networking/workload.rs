@@ -9,7 +9,8 @@ use crate::schema::message;
 message! {
     /// One workload.
     pub struct WorkloadEntry {
-        /// IP address, host name (with DNS resolution), or `unix:///path`; may be empty if `network` is set.
+        /// IP address, host name (with DNS resolution), or `unix:///path`; may be empty if
+        /// `network` is set.
         address: String = "address",
         /// Port by the name of the service's port.
         ports: BTreeMap<String, u32> = "ports",

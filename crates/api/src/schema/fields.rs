@@ -115,7 +115,9 @@ impl<T: Field + Default + Clone> Field for Arc<T> {
 
 impl<T: Field + Default> Field for Vec<T> {
     fn read(&mut self, value: &Value, report: &mut Report) {
-        let Some(items) = report.list(value) else { return };
+        let Some(items) = report.list(value) else {
+            return;
+        };
         self.clear();
         for (index, item) in items.iter().enumerate() {
             let mut read = T::default();
@@ -131,7 +133,9 @@ impl<T: Field + Default> Field for Vec<T> {
 
 impl<T: Field + Default> Field for BTreeMap<String, T> {
     fn read(&mut self, value: &Value, report: &mut Report) {
-        let Some(map) = report.object(value) else { return };
+        let Some(map) = report.object(value) else {
+            return;
+        };
         for (key, item) in map {
             let mut read = T::default();
             report.field(key, |report| read.read(item, report));
@@ -194,8 +198,11 @@ impl Default for IntOrString {
 impl Field for IntOrString {
     fn read(&mut self, value: &Value, report: &mut Report) {
         if let Some(text) = value.as_str() {
-            // Kubernetes reads "8080" in quotes as a name; nobody means that, so it is a number here.
-            *self = text.parse().map_or_else(|_| Self::String(text.to_owned()), Self::Int);
+            // Kubernetes reads "8080" in quotes as a name; nobody means that, so it is a number
+            // here.
+            *self = text
+                .parse()
+                .map_or_else(|_| Self::String(text.to_owned()), Self::Int);
         } else {
             match integer(value).and_then(|number| i64::try_from(number).ok()) {
                 Some(number) => *self = Self::Int(number),
@@ -230,13 +237,17 @@ impl Serialize for Base64Bytes {
 impl Field for Base64Bytes {
     fn read(&mut self, value: &Value, report: &mut Report) {
         use base64::Engine as _;
-        let Some(text) = value.as_str() else { return report.wrong_type("string", value) };
+        let Some(text) = value.as_str() else {
+            return report.wrong_type("string", value);
+        };
         let compact: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
         match base64::engine::general_purpose::STANDARD.decode(compact) {
             Ok(bytes) => self.0 = bytes,
-            Err(error) => {
-                report.error("MEL0102", format!("illegal base64 data: {error}"), "encode the value with base64")
-            }
+            Err(error) => report.error(
+                "MEL0102",
+                format!("illegal base64 data: {error}"),
+                "encode the value with base64",
+            ),
         }
     }
 

@@ -47,9 +47,14 @@ const MAX_FINDINGS: usize = 100;
 /// A longer list of fields is a reference, not a remedy.
 const MAX_LISTED: usize = 120;
 
-/// Appends `.key`, or `["key"]` where the key itself holds other characters than letters, digits, `-` and `_`.
+/// Appends `.key`, or `["key"]` where the key itself holds other characters than letters, digits,
+/// `-` and `_`.
 pub fn push_key(path: &mut String, key: &str) {
-    if !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+    if !key.is_empty()
+        && key
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    {
         if !path.is_empty() {
             path.push('.');
         }
@@ -71,7 +76,12 @@ pub fn push_index(path: &mut String, index: usize) {
 impl Report {
     /// An empty report that stands at `path`.
     pub fn new(path: &str, unknown: UnknownFields) -> Self {
-        Self { path: path.to_owned(), unknown, findings: Vec::new(), has_errors: false }
+        Self {
+            path: path.to_owned(),
+            unknown,
+            findings: Vec::new(),
+            has_errors: false,
+        }
     }
 
     /// The field that the walk stands at.
@@ -133,7 +143,13 @@ impl Report {
     ) {
         if self.has_room(severity) {
             let (message, remedy) = (message.into(), remedy.into());
-            self.findings.push(Finding { code, severity, field: self.path.clone(), message, remedy });
+            self.findings.push(Finding {
+                code,
+                severity,
+                field: self.path.clone(),
+                message,
+                remedy,
+            });
         }
         self.has_errors |= severity == Severity::Error;
     }
@@ -153,12 +169,22 @@ impl Report {
     }
 
     /// Records an error at the place of the walk.
-    pub fn error(&mut self, code: &'static str, message: impl Into<String>, remedy: impl Into<String>) {
+    pub fn error(
+        &mut self,
+        code: &'static str,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
         self.add(Severity::Error, code, message, remedy);
     }
 
     /// Records a warning at the place of the walk.
-    pub fn warn(&mut self, code: &'static str, message: impl Into<String>, remedy: impl Into<String>) {
+    pub fn warn(
+        &mut self,
+        code: &'static str,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
         self.add(Severity::Warning, code, message, remedy);
     }
 
@@ -188,14 +214,21 @@ impl Report {
         };
         let index = words.iter().position(|word| *word == text);
         if index.is_none() {
-            let supported = words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ");
+            let supported = words
+                .iter()
+                .map(|word| format!("{word:?}"))
+                .collect::<Vec<_>>()
+                .join(", ");
             let remedy = match closest(text, words) {
                 Some(word) => format!("did you mean {word}?"),
                 None => "use one of the supported values".to_owned(),
             };
             self.error(
                 "MEL0105",
-                format!("Unsupported value: {:?}: supported values: {supported}", shorten(text)),
+                format!(
+                    "Unsupported value: {:?}: supported values: {supported}",
+                    shorten(text)
+                ),
                 remedy,
             );
         }
@@ -220,7 +253,14 @@ impl Report {
             Value::Array(_) => ("array", format!("write a value of type {expected}, not a list")),
             Value::Object(_) => ("object", format!("write a value of type {expected}, not a mapping")),
         };
-        self.error("MEL0102", format!("{} in body must be of type {expected}: \"{found}\"", self.path), remedy);
+        self.error(
+            "MEL0102",
+            format!(
+                "{} in body must be of type {expected}: \"{found}\"",
+                self.path
+            ),
+            remedy,
+        );
     }
 
     /// Records a field that the message does not have, as the policy for this kind says.
@@ -238,15 +278,27 @@ impl Report {
             None if known.is_empty() => "remove it: nothing can be set here".to_owned(),
             None => match known.join(", ") {
                 all if all.len() <= MAX_LISTED => format!("remove it, or use one of: {all}"),
-                _ => format!("remove it: none of the {} fields that can stand here has a similar name", known.len()),
+                _ => format!(
+                    "remove it: none of the {} fields that can stand here has a similar name",
+                    known.len()
+                ),
             },
         };
-        self.field(key, |report| report.add(severity, "MEL0103", format!("unknown field {:?}", shorten(key)), remedy));
+        self.field(key, |report| {
+            report.add(
+                severity,
+                "MEL0103",
+                format!("unknown field {:?}", shorten(key)),
+                remedy,
+            )
+        });
     }
 
     /// Records that a field is missing from the message at the place of the walk.
     pub fn required(&mut self, key: &str) {
-        self.field(key, |report| report.error("MEL0104", "Required value", format!("add the field {key}")));
+        self.field(key, |report| {
+            report.error("MEL0104", "Required value", format!("add the field {key}"))
+        });
     }
 
     /// Checks that a string, or each string of a list, has at least one character.

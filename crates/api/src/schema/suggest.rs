@@ -9,13 +9,19 @@ pub fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let limit = (word.chars().count() / 3).clamp(1, 3);
     known
         .iter()
-        .map(|candidate| (distance(&word.to_ascii_lowercase(), &candidate.to_ascii_lowercase()), *candidate))
+        .map(|candidate| {
+            (
+                distance(&word.to_ascii_lowercase(), &candidate.to_ascii_lowercase()),
+                *candidate,
+            )
+        })
         .filter(|(distance, _)| *distance <= limit)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
 
-/// Optimal string alignment: insertions, deletions, replacements, and swaps of neighbours count one each.
+/// Optimal string alignment: insertions, deletions, replacements, and swaps of neighbours count one
+/// each.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut before: Vec<usize> = Vec::new();
@@ -24,7 +30,9 @@ fn distance(a: &str, b: &str) -> usize {
         let mut row = vec![i];
         for j in 1..=b.len() {
             let cost = usize::from(a[i - 1] != b[j - 1]);
-            let mut best = (previous[j] + 1).min(row[j - 1] + 1).min(previous[j - 1] + cost);
+            let mut best = (previous[j] + 1)
+                .min(row[j - 1] + 1)
+                .min(previous[j - 1] + cost);
             if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
                 best = best.min(before[j - 2] + 1);
             }
@@ -41,7 +49,10 @@ mod tests {
 
     #[test]
     fn misspellings_find_their_word_and_strangers_do_not() {
-        assert_eq!(closest("hsots", &["hosts", "http", "gateways"]), Some("hosts"));
+        assert_eq!(
+            closest("hsots", &["hosts", "http", "gateways"]),
+            Some("hosts")
+        );
         assert_eq!(closest("Hosts", &["hosts", "http"]), Some("hosts"));
         assert_eq!(closest("retry", &["retries", "route"]), None);
         assert_eq!(closest("banana", &["hosts", "http"]), None);

@@ -2,7 +2,9 @@
 
 use super::rules::*;
 use crate::schema::{Report, closest, shorten};
-use crate::security::{AuthorizationAction, AuthorizationPolicy, Condition, Operation, Rule, Source};
+use crate::security::{
+    AuthorizationAction, AuthorizationPolicy, Condition, Operation, Rule, Source,
+};
 
 /// Attributes without brackets.
 const KEYS: &[&str] = &[
@@ -21,13 +23,26 @@ const KEYS: &[&str] = &[
 ];
 
 pub(super) fn check(spec: &AuthorizationPolicy, at: &mut Report) {
-    let AuthorizationPolicy { selector, target_ref, target_refs, rules, action, provider } = spec;
+    let AuthorizationPolicy {
+        selector,
+        target_ref,
+        target_refs,
+        rules,
+        action,
+        provider,
+    } = spec;
     check_targets(selector, target_ref, target_refs, at);
-    let named = provider.as_ref().is_some_and(|provider| !provider.name.is_empty());
+    let named = provider
+        .as_ref()
+        .is_some_and(|provider| !provider.name.is_empty());
     if *action == AuthorizationAction::Custom {
         if !named {
             at.field("provider", |at| {
-                at.error(MISSING, "CUSTOM action requires `provider.name`", "name an extension provider of MeshConfig");
+                at.error(
+                    MISSING,
+                    "CUSTOM action requires `provider.name`",
+                    "name an extension provider of MeshConfig",
+                );
             });
         }
     } else if provider.is_some() {
@@ -47,7 +62,13 @@ pub(super) fn check(spec: &AuthorizationPolicy, at: &mut Report) {
         );
     }
     if rules.len() > 512 {
-        at.field("rules", |at| at.error(INVALID, "must have at most 512 items", "write several policies"));
+        at.field("rules", |at| {
+            at.error(
+                INVALID,
+                "must have at most 512 items",
+                "write several policies",
+            )
+        });
     }
     at.each("rules", rules, check_rule);
 }
@@ -55,7 +76,9 @@ pub(super) fn check(spec: &AuthorizationPolicy, at: &mut Report) {
 fn check_rule(rule: &Rule, at: &mut Report) {
     let Rule { from, to, when } = rule;
     at.each("from", from, |from, at| match &from.source {
-        Some(source) if *source != Source::default() => at.field("source", |at| check_source(source, at)),
+        Some(source) if *source != Source::default() => {
+            at.field("source", |at| check_source(source, at))
+        }
         _ => at.error(
             MISSING,
             "`from.source` must have at least one attribute",
@@ -66,7 +89,11 @@ fn check_rule(rule: &Rule, at: &mut Report) {
         Some(operation) if *operation != Operation::default() => {
             at.field("operation", |at| check_operation(operation, at))
         }
-        _ => at.error(MISSING, "`to.operation` must have at least one attribute", "add for example methods or paths"),
+        _ => at.error(
+            MISSING,
+            "`to.operation` must have at least one attribute",
+            "add for example methods or paths",
+        ),
     });
     at.each("when", when, check_condition);
 }
@@ -89,7 +116,9 @@ fn check_source(source: &Source, at: &mut Report) {
         not_trust_domains,
     } = source;
     let by_account = !service_accounts.is_empty() || !not_service_accounts.is_empty();
-    let by_identity = [principals, not_principals, namespaces, not_namespaces].iter().any(|list| !list.is_empty());
+    let by_identity = [principals, not_principals, namespaces, not_namespaces]
+        .iter()
+        .any(|list| !list.is_empty());
     if by_account && by_identity {
         at.error(
             CONFLICT,
@@ -118,7 +147,10 @@ fn check_source(source: &Source, at: &mut Report) {
             }
         });
     }
-    for (key, list) in [("serviceAccounts", service_accounts), ("notServiceAccounts", not_service_accounts)] {
+    for (key, list) in [
+        ("serviceAccounts", service_accounts),
+        ("notServiceAccounts", not_service_accounts),
+    ] {
         at.each(key, list, |account, at| {
             check_value(account, at);
             let parts: Vec<&str> = account.split('/').collect();
@@ -146,14 +178,31 @@ fn check_source(source: &Source, at: &mut Report) {
 }
 
 fn check_operation(operation: &Operation, at: &mut Report) {
-    let Operation { hosts, not_hosts, ports, not_ports, methods, not_methods, paths, not_paths } = operation;
-    for (key, list) in [("hosts", hosts), ("notHosts", not_hosts), ("methods", methods), ("notMethods", not_methods)] {
+    let Operation {
+        hosts,
+        not_hosts,
+        ports,
+        not_ports,
+        methods,
+        not_methods,
+        paths,
+        not_paths,
+    } = operation;
+    for (key, list) in [
+        ("hosts", hosts),
+        ("notHosts", not_hosts),
+        ("methods", methods),
+        ("notMethods", not_methods),
+    ] {
         at.each(key, list, |value, at| {
             check_value(value, at);
             if key.ends_with("ethods") && value.bytes().any(|b| b.is_ascii_lowercase()) {
                 at.warn(
                     DOUBTFUL,
-                    format!("method {:?} is compared exactly, and requests have upper case", shorten(value)),
+                    format!(
+                        "method {:?} is compared exactly, and requests have upper case",
+                        shorten(value)
+                    ),
                     "write it in upper case",
                 );
             }
@@ -174,7 +223,10 @@ fn check_port_text(port: &str, at: &mut Report) {
     if !port.parse::<u16>().is_ok_and(|port| port > 0) {
         at.error(
             INVALID,
-            format!("invalid port {:?}: port must be between 1-65535", shorten(port)),
+            format!(
+                "invalid port {:?}: port must be between 1-65535",
+                shorten(port)
+            ),
             "write a port number in quotes",
         );
     }
@@ -182,7 +234,11 @@ fn check_port_text(port: &str, at: &mut Report) {
 
 fn check_value(value: &str, at: &mut Report) {
     if value.is_empty() {
-        at.error(INVALID, "empty value not allowed", "write a value; * is any that is there");
+        at.error(
+            INVALID,
+            "empty value not allowed",
+            "write a value; * is any that is there",
+        );
     }
 }
 
@@ -195,7 +251,10 @@ fn check_path_template(path: &str, at: &mut Report) {
     if path == "{*}" || path == "{**}" || !path.starts_with('/') {
         return at.error(
             INVALID,
-            format!("invalid or unsupported path {:?}: a template begins with /", shorten(path)),
+            format!(
+                "invalid or unsupported path {:?}: a template begins with /",
+                shorten(path)
+            ),
             remedy,
         );
     }
@@ -214,24 +273,38 @@ fn check_path_template(path: &str, at: &mut Report) {
             _ => None,
         };
         if let Some(fault) = fault {
-            return at.error(INVALID, format!("invalid or unsupported path {:?}: {fault}", shorten(path)), remedy);
+            return at.error(
+                INVALID,
+                format!("invalid or unsupported path {:?}: {fault}", shorten(path)),
+                remedy,
+            );
         }
     }
 }
 
 fn check_condition(condition: &Condition, at: &mut Report) {
-    let Condition { key, values, not_values } = condition;
+    let Condition {
+        key,
+        values,
+        not_values,
+    } = condition;
     let bracketed = |prefix: &str| {
-        key.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('[') && rest.ends_with(']') && rest.len() > 2)
+        key.strip_prefix(prefix)
+            .is_some_and(|rest| rest.starts_with('[') && rest.ends_with(']') && rest.len() > 2)
     };
     let known = KEYS.contains(&key.as_str())
         || bracketed("request.headers")
         || bracketed("request.auth.claims")
-        || (key.starts_with("experimental.envoy.filters.") && key.ends_with(']') && key.contains('['));
+        || (key.starts_with("experimental.envoy.filters.")
+            && key.ends_with(']')
+            && key.contains('['));
     if !known {
         let remedy = match closest(key, KEYS) {
             Some(word) => format!("did you mean {word}?"),
-            None => format!("use request.headers[NAME], request.auth.claims[NAME] or one of {}", KEYS.join(", ")),
+            None => format!(
+                "use request.headers[NAME], request.auth.claims[NAME] or one of {}",
+                KEYS.join(", ")
+            ),
         };
         let message = if key.is_empty() {
             "`key` must not be empty".to_owned()
@@ -243,7 +316,10 @@ fn check_condition(condition: &Condition, at: &mut Report) {
     if values.is_empty() && not_values.is_empty() {
         at.error(
             MISSING,
-            format!("at least one of `values` or `notValues` must be set for key {:?}", shorten(key)),
+            format!(
+                "at least one of `values` or `notValues` must be set for key {:?}",
+                shorten(key)
+            ),
             "add values; * is any",
         );
     }
@@ -271,7 +347,16 @@ mod tests {
         for good in ["/a", "/a/*", "*", "/a/{*}/b", "/{**}", "/{*}/{**}/x"] {
             assert!(!faulty(good), "{good}");
         }
-        for bad in ["{*}", "/a{*}", "/{**}/{*}", "/{**}/{**}", "/{a}", "/{*}/*", "a/{*}", "/{"] {
+        for bad in [
+            "{*}",
+            "/a{*}",
+            "/{**}/{*}",
+            "/{**}/{**}",
+            "/{a}",
+            "/{*}/*",
+            "a/{*}",
+            "/{",
+        ] {
             assert!(faulty(bad), "{bad}");
         }
     }

@@ -2,14 +2,20 @@
 
 use super::rules::*;
 use crate::networking::{
-    ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, ConsistentHashLb, DestinationRule, H2UpgradePolicy,
-    HttpSettings, LoadBalancerSettings, LocalityLbSetting, OutlierDetection, PortTrafficPolicy, SimpleLb, Subset,
-    TcpSettings, TrafficPolicy, TunnelSettings,
+    ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, ConsistentHashLb, DestinationRule,
+    H2UpgradePolicy, HttpSettings, LoadBalancerSettings, LocalityLbSetting, OutlierDetection,
+    PortTrafficPolicy, SimpleLb, Subset, TcpSettings, TrafficPolicy, TunnelSettings,
 };
 use crate::schema::{Report, shorten};
 
 pub(super) fn check(spec: &DestinationRule, at: &mut Report) {
-    let DestinationRule { host, traffic_policy, subsets, export_to, workload_selector } = spec;
+    let DestinationRule {
+        host,
+        traffic_policy,
+        subsets,
+        export_to,
+        workload_selector,
+    } = spec;
     at.field("host", |at| check_wildcard_host(host, at));
     at.some("trafficPolicy", traffic_policy, check_policy);
     let mut names = Once::new();
@@ -19,7 +25,11 @@ pub(super) fn check(spec: &DestinationRule, at: &mut Report) {
                 check_subset(subset, at);
                 if !names.insert(&subset.name) {
                     at.field("name", |at| {
-                        at.error(DUPLICATE, format!("duplicate subset names: {}", subset.name), "rename one of them")
+                        at.error(
+                            DUPLICATE,
+                            format!("duplicate subset names: {}", subset.name),
+                            "rename one of them",
+                        )
                     });
                 }
             });
@@ -27,22 +37,35 @@ pub(super) fn check(spec: &DestinationRule, at: &mut Report) {
     });
     check_export_to(export_to, at);
     check_selector("workloadSelector", workload_selector, at);
-    if workload_selector.as_ref().is_some_and(|selector| selector.match_labels.is_empty()) {
+    if workload_selector
+        .as_ref()
+        .is_some_and(|selector| selector.match_labels.is_empty())
+    {
         at.field("workloadSelector", |at| {
-            at.warn(DOUBTFUL, "workloadSelector specified without labels", "add matchLabels, or remove it")
+            at.warn(
+                DOUBTFUL,
+                "workloadSelector specified without labels",
+                "add matchLabels, or remove it",
+            )
         });
     }
 }
 
 fn check_subset(subset: &Subset, at: &mut Report) {
-    let Subset { name, labels, traffic_policy } = subset;
+    let Subset {
+        name,
+        labels,
+        traffic_policy,
+    } = subset;
     if !crate::document::is_dns_label(&name.to_ascii_lowercase()) {
         let message = if name.is_empty() {
             "subset name cannot be empty".to_owned()
         } else {
             format!("subset name is invalid: {:?}", shorten(name))
         };
-        at.field("name", |at| at.error(INVALID, message, "write a DNS label, for example v1"));
+        at.field("name", |at| {
+            at.error(INVALID, message, "write a DNS label, for example v1")
+        });
     }
     check_labels("labels", &labels.0, at);
     at.some("trafficPolicy", traffic_policy, check_policy);
@@ -60,41 +83,75 @@ fn check_policy(policy: &TrafficPolicy, at: &mut Report) {
         retry_budget,
     } = policy;
     if *policy == TrafficPolicy::default() {
-        at.error(MISSING, "traffic policy must have at least one field", "add a field, or remove trafficPolicy");
+        at.error(
+            MISSING,
+            "traffic policy must have at least one field",
+            "add a field, or remove trafficPolicy",
+        );
     }
     at.some("loadBalancer", load_balancer, check_load_balancer);
     at.some("connectionPool", connection_pool, check_pool);
     at.some("outlierDetection", outlier_detection, check_outlier);
     at.some("tls", tls, check_tls);
     at.each("portLevelSettings", port_level_settings, |settings, at| {
-        let PortTrafficPolicy { port, load_balancer, connection_pool, outlier_detection, tls } = settings;
+        let PortTrafficPolicy {
+            port,
+            load_balancer,
+            connection_pool,
+            outlier_detection,
+            tls,
+        } = settings;
         match port {
-            None => {
-                at.field("port", |at| at.error(MISSING, "portLevelSettings must specify a port", "add port.number"))
-            }
-            Some(port) => at.field("port", |at| at.field("number", |at| check_port(port.number, at))),
+            None => at.field("port", |at| {
+                at.error(
+                    MISSING,
+                    "portLevelSettings must specify a port",
+                    "add port.number",
+                )
+            }),
+            Some(port) => at.field("port", |at| {
+                at.field("number", |at| check_port(port.number, at))
+            }),
         }
         at.some("loadBalancer", load_balancer, check_load_balancer);
         at.some("connectionPool", connection_pool, check_pool);
         at.some("outlierDetection", outlier_detection, check_outlier);
         at.some("tls", tls, check_tls);
     });
-    at.some("tunnel", tunnel, |TunnelSettings { protocol, target_host, target_port }, at| {
-        if !matches!(protocol.as_str(), "" | "CONNECT" | "POST") {
-            at.field("protocol", |at| {
-                at.error(INVALID, "tunnel protocol must be \"CONNECT\" or \"POST\"", "write CONNECT or POST")
-            });
-        }
-        at.field("targetHost", |at| {
-            if !is_ip(target_host) {
-                check_host(target_host, at);
+    at.some(
+        "tunnel",
+        tunnel,
+        |TunnelSettings {
+             protocol,
+             target_host,
+             target_port,
+         },
+         at| {
+            if !matches!(protocol.as_str(), "" | "CONNECT" | "POST") {
+                at.field("protocol", |at| {
+                    at.error(
+                        INVALID,
+                        "tunnel protocol must be \"CONNECT\" or \"POST\"",
+                        "write CONNECT or POST",
+                    )
+                });
             }
-        });
-        at.field("targetPort", |at| check_port(*target_port, at));
-    });
+            at.field("targetHost", |at| {
+                if !is_ip(target_host) {
+                    check_host(target_host, at);
+                }
+            });
+            at.field("targetPort", |at| check_port(*target_port, at));
+        },
+    );
     at.some("retryBudget", retry_budget, |budget, at| {
-        if budget.percent.is_some_and(|percent| !(0.0..=100.0).contains(&percent)) {
-            at.field("percent", |at| at.error(INVALID, "percent must be in range 0..100", "write 0 to 100"));
+        if budget
+            .percent
+            .is_some_and(|percent| !(0.0..=100.0).contains(&percent))
+        {
+            at.field("percent", |at| {
+                at.error(INVALID, "percent must be in range 0..100", "write 0 to 100")
+            });
         }
     });
 }
@@ -113,17 +170,29 @@ fn check_load_balancer(settings: &LoadBalancerSettings, at: &mut Report) {
         + usize::from(consistent_hash.is_some())
         + usize::from(backend_utilization.is_some());
     if chosen > 1 {
-        at.error(CONFLICT, "only one of simple, consistentHash or backendUtilization can be set", "keep one of them");
+        at.error(
+            CONFLICT,
+            "only one of simple, consistentHash or backendUtilization can be set",
+            "keep one of them",
+        );
     }
     at.some("consistentHash", consistent_hash, check_hash);
     at.some("localityLbSetting", locality_lb_setting, check_locality);
     if let Some(zone) = zone_aware_lb_setting {
         if locality_lb_setting.is_some() {
-            at.error(CONFLICT, "only one of localityLbSetting or zoneAwareLbSetting can be set", "keep one of them");
+            at.error(
+                CONFLICT,
+                "only one of localityLbSetting or zoneAwareLbSetting can be set",
+                "keep one of them",
+            );
         }
         if zone.min_cluster_size == Some(0) {
             at.field("zoneAwareLbSetting", |at| {
-                at.error(INVALID, "minClusterSize must be at least 1", "write 1 or more")
+                at.error(
+                    INVALID,
+                    "minClusterSize must be at least 1",
+                    "write 1 or more",
+                )
             });
         }
     }
@@ -133,7 +202,10 @@ fn check_load_balancer(settings: &LoadBalancerSettings, at: &mut Report) {
             && matches!(
                 simple,
                 None | Some(
-                    SimpleLb::Unspecified | SimpleLb::RoundRobin | SimpleLb::LeastRequest | SimpleLb::LeastConn
+                    SimpleLb::Unspecified
+                        | SimpleLb::RoundRobin
+                        | SimpleLb::LeastRequest
+                        | SimpleLb::LeastConn
                 )
             );
         if !suits {
@@ -144,19 +216,34 @@ fn check_load_balancer(settings: &LoadBalancerSettings, at: &mut Report) {
             );
         }
         if warmup_duration_secs.is_some() && warmup.is_some() {
-            at.error(CONFLICT, "only one of warmupDurationSecs or warmup can be set", "keep warmup");
+            at.error(
+                CONFLICT,
+                "only one of warmupDurationSecs or warmup can be set",
+                "keep warmup",
+            );
         }
     }
     at.some("warmup", warmup, |warmup, at| {
         check_duration("duration", warmup.duration, at);
-        if warmup.minimum_percent.is_some_and(|percent| !(0.0..=100.0).contains(&percent)) {
+        if warmup
+            .minimum_percent
+            .is_some_and(|percent| !(0.0..=100.0).contains(&percent))
+        {
             at.field("minimumPercent", |at| {
-                at.error(INVALID, "minimumPercent must be in range 0..100", "write 0 to 100")
+                at.error(
+                    INVALID,
+                    "minimumPercent must be in range 0..100",
+                    "write 0 to 100",
+                )
             });
         }
         if warmup.aggression.is_some_and(|aggression| aggression < 1.0) {
             at.field("aggression", |at| {
-                at.error(INVALID, "aggression should be greater than or equal to 1", "write 1 or more")
+                at.error(
+                    INVALID,
+                    "aggression should be greater than or equal to 1",
+                    "write 1 or more",
+                )
             });
         }
     });
@@ -190,25 +277,40 @@ fn check_hash(hash: &ConsistentHashLb, at: &mut Report) {
             remedy,
         ),
     }
-    for (key, name) in [("httpHeaderName", http_header_name), ("httpQueryParameterName", http_query_parameter_name)] {
+    for (key, name) in [
+        ("httpHeaderName", http_header_name),
+        ("httpQueryParameterName", http_query_parameter_name),
+    ] {
         if name.as_ref().is_some_and(String::is_empty) {
-            at.field(key, |at| at.error(INVALID, format!("{key} must not be empty"), "write a name"));
+            at.field(key, |at| {
+                at.error(INVALID, format!("{key} must not be empty"), "write a name")
+            });
         }
     }
     at.some("httpCookie", http_cookie, |cookie, at| {
         if cookie.name.is_empty() {
-            at.field("name", |at| at.error(MISSING, "name required for HttpCookie", "name the cookie"));
+            at.field("name", |at| {
+                at.error(MISSING, "name required for HttpCookie", "name the cookie")
+            });
         }
         at.each("attributes", &cookie.attributes, |attribute, at| {
             if attribute.name.is_empty() {
                 at.field("name", |at| {
-                    at.error(MISSING, "name required for a cookie's attribute", "name the attribute")
+                    at.error(
+                        MISSING,
+                        "name required for a cookie's attribute",
+                        "name the attribute",
+                    )
                 });
             }
         });
     });
     if ring_hash.is_some() && maglev.is_some() {
-        at.error(CONFLICT, "only one of ringHash or maglev can be set", "keep one of them");
+        at.error(
+            CONFLICT,
+            "only one of ringHash or maglev can be set",
+            "keep one of them",
+        );
     }
     if *minimum_ring_size > 0 && ring_hash.is_some() {
         at.field("minimumRingSize", |at| {
@@ -219,11 +321,20 @@ fn check_hash(hash: &ConsistentHashLb, at: &mut Report) {
             );
         });
     }
-    if ring_hash.as_ref().is_some_and(|ring| ring.minimum_ring_size > 8 << 20) || *minimum_ring_size > 8 << 20 {
-        at.error(INVALID, "minimumRingSize must be at most 8388608", "use a smaller ring");
+    if ring_hash
+        .as_ref()
+        .is_some_and(|ring| ring.minimum_ring_size > 8 << 20)
+        || *minimum_ring_size > 8 << 20
+    {
+        at.error(
+            INVALID,
+            "minimumRingSize must be at most 8388608",
+            "use a smaller ring",
+        );
     }
     at.some("maglev", maglev, |maglev, at| {
-        if maglev.table_size != 0 && (maglev.table_size > 5_000_011 || !is_prime(maglev.table_size)) {
+        if maglev.table_size != 0 && (maglev.table_size > 5_000_011 || !is_prime(maglev.table_size))
+        {
             at.field("tableSize", |at| {
                 at.error(
                     INVALID,
@@ -237,11 +348,18 @@ fn check_hash(hash: &ConsistentHashLb, at: &mut Report) {
 
 fn is_prime(number: u64) -> bool {
     number >= 2
-        && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| !number.is_multiple_of(divisor))
+        && (2..)
+            .take_while(|divisor| divisor * divisor <= number)
+            .all(|divisor| !number.is_multiple_of(divisor))
 }
 
 fn check_locality(locality: &LocalityLbSetting, at: &mut Report) {
-    let LocalityLbSetting { enabled: _, distribute, failover, failover_priority } = locality;
+    let LocalityLbSetting {
+        enabled: _,
+        distribute,
+        failover,
+        failover_priority,
+    } = locality;
     if !distribute.is_empty() && (!failover.is_empty() || !failover_priority.is_empty()) {
         at.error(
             CONFLICT,
@@ -252,20 +370,36 @@ fn check_locality(locality: &LocalityLbSetting, at: &mut Report) {
     at.each("distribute", distribute, |distribute, at| {
         if distribute.from.is_empty() {
             at.field("from", |at| {
-                at.error(MISSING, "from must not be empty", "write a locality, for example us-west/*")
+                at.error(
+                    MISSING,
+                    "from must not be empty",
+                    "write a locality, for example us-west/*",
+                )
             });
         }
-        let total: u64 = distribute.to.values().map(|weight| u64::from(*weight)).sum();
+        let total: u64 = distribute
+            .to
+            .values()
+            .map(|weight| u64::from(*weight))
+            .sum();
         if !distribute.to.is_empty() && total != 100 {
             at.field("to", |at| {
-                at.error(INVALID, format!("total locality weight {total} != 100"), "make the shares sum up to 100")
+                at.error(
+                    INVALID,
+                    format!("total locality weight {total} != 100"),
+                    "make the shares sum up to 100",
+                )
             });
         }
         at.field("to", |at| {
             for (region, weight) in &distribute.to {
                 if *weight == 0 {
                     at.field(region, |at| {
-                        at.error(INVALID, "locality weight must be in range [1, 100]", "remove this locality")
+                        at.error(
+                            INVALID,
+                            "locality weight must be in range [1, 100]",
+                            "remove this locality",
+                        )
                     });
                 }
             }
@@ -282,7 +416,11 @@ fn check_locality(locality: &LocalityLbSetting, at: &mut Report) {
         for (key, region) in [("from", &failover.from), ("to", &failover.to)] {
             if region.contains(['*', '/']) {
                 at.field(key, |at| {
-                    at.error(INVALID, "locality lb failover region must not contain '*' or '/'", "write a region alone")
+                    at.error(
+                        INVALID,
+                        "locality lb failover region must not contain '*' or '/'",
+                        "write a region alone",
+                    )
                 });
             }
         }
@@ -292,11 +430,20 @@ fn check_locality(locality: &LocalityLbSetting, at: &mut Report) {
 pub(super) fn check_pool(pool: &ConnectionPoolSettings, at: &mut Report) {
     let ConnectionPoolSettings { tcp, http } = pool;
     if tcp.is_none() && http.is_none() {
-        at.error(MISSING, "connection pool must have at least one field", "add tcp or http, or remove connectionPool");
+        at.error(
+            MISSING,
+            "connection pool must have at least one field",
+            "add tcp or http, or remove connectionPool",
+        );
     }
     at.some("tcp", tcp, |tcp, at| {
-        let TcpSettings { max_connections, connect_timeout, tcp_keepalive, max_connection_duration, idle_timeout: _ } =
-            tcp;
+        let TcpSettings {
+            max_connections,
+            connect_timeout,
+            tcp_keepalive,
+            max_connection_duration,
+            idle_timeout: _,
+        } = tcp;
         check_not_negative("maxConnections", "max connections", *max_connections, at);
         check_duration("connectTimeout", *connect_timeout, at);
         check_duration("maxConnectionDuration", *max_connection_duration, at);
@@ -317,11 +464,31 @@ pub(super) fn check_pool(pool: &ConnectionPoolSettings, at: &mut Report) {
             max_concurrent_streams,
             http2_keep_alive,
         } = http;
-        check_not_negative("http1MaxPendingRequests", "http1 max pending requests", *http1_max_pending_requests, at);
-        check_not_negative("http2MaxRequests", "http2 max requests", *http2_max_requests, at);
-        check_not_negative("maxRequestsPerConnection", "max requests per connection", *max_requests_per_connection, at);
+        check_not_negative(
+            "http1MaxPendingRequests",
+            "http1 max pending requests",
+            *http1_max_pending_requests,
+            at,
+        );
+        check_not_negative(
+            "http2MaxRequests",
+            "http2 max requests",
+            *http2_max_requests,
+            at,
+        );
+        check_not_negative(
+            "maxRequestsPerConnection",
+            "max requests per connection",
+            *max_requests_per_connection,
+            at,
+        );
         check_not_negative("maxRetries", "max retries", *max_retries, at);
-        check_not_negative("maxConcurrentStreams", "max concurrent streams", *max_concurrent_streams, at);
+        check_not_negative(
+            "maxConcurrentStreams",
+            "max concurrent streams",
+            *max_concurrent_streams,
+            at,
+        );
         check_duration("idleTimeout", *idle_timeout, at);
         if *use_client_protocol && *h2_upgrade_policy == H2UpgradePolicy::Upgrade {
             at.field("useClientProtocol", |at| {
@@ -341,7 +508,13 @@ pub(super) fn check_pool(pool: &ConnectionPoolSettings, at: &mut Report) {
 
 fn check_not_negative(key: &str, what: &str, value: i32, at: &mut Report) {
     if value < 0 {
-        at.field(key, |at| at.error(INVALID, format!("{what} must be non-negative"), "write 0 or more"));
+        at.field(key, |at| {
+            at.error(
+                INVALID,
+                format!("{what} must be non-negative"),
+                "write 0 or more",
+            )
+        });
     }
 }
 
@@ -367,7 +540,9 @@ fn check_outlier(outlier: &OutlierDetection, at: &mut Report) {
             );
         });
     }
-    if !split_external_local_origin_errors && consecutive_local_origin_failures.is_some_and(|failures| failures > 0) {
+    if !split_external_local_origin_errors
+        && consecutive_local_origin_failures.is_some_and(|failures| failures > 0)
+    {
         at.field("consecutiveLocalOriginFailures", |at| {
             at.error(
                 CONFLICT,
@@ -378,18 +553,33 @@ fn check_outlier(outlier: &OutlierDetection, at: &mut Report) {
     }
     check_duration("interval", *interval, at);
     check_duration("baseEjectionTime", *base_ejection_time, at);
-    for (key, percent) in [("maxEjectionPercent", *max_ejection_percent), ("minHealthPercent", *min_health_percent)] {
+    for (key, percent) in [
+        ("maxEjectionPercent", *max_ejection_percent),
+        ("minHealthPercent", *min_health_percent),
+    ] {
         if !(0..=100).contains(&percent) {
             at.field(key, |at| {
-                at.error(INVALID, format!("percentage {percent} is not in range 0..100"), "write 0 to 100")
+                at.error(
+                    INVALID,
+                    format!("percentage {percent} is not in range 0..100"),
+                    "write 0 to 100",
+                )
             });
         }
     }
-    at.each("outlierDetectionHttpErrorCodes", outlier_detection_http_error_codes, |code, at| {
-        if !(100..=599).contains(code) {
-            at.error(INVALID, format!("HTTP status {code} is not in range 100-599"), "write a status");
-        }
-    });
+    at.each(
+        "outlierDetectionHttpErrorCodes",
+        outlier_detection_http_error_codes,
+        |code, at| {
+            if !(100..=599).contains(code) {
+                at.error(
+                    INVALID,
+                    format!("HTTP status {code} is not in range 100-599"),
+                    "write a status",
+                );
+            }
+        },
+    );
 }
 
 fn check_tls(tls: &ClientTlsSettings, at: &mut Report) {
@@ -414,8 +604,10 @@ fn check_tls(tls: &ClientTlsSettings, at: &mut Report) {
             "remove insecureSkipVerify",
         );
     }
-    if matches!(mode, ClientTlsMode::Simple | ClientTlsMode::Mutual) && !credential_name.is_empty() {
-        if !client_certificate.is_empty() || !ca_certificates.is_empty() || !private_key.is_empty() {
+    if matches!(mode, ClientTlsMode::Simple | ClientTlsMode::Mutual) && !credential_name.is_empty()
+    {
+        if !client_certificate.is_empty() || !ca_certificates.is_empty() || !private_key.is_empty()
+        {
             at.error(
                 CONFLICT,
                 "cannot specify client certificates or CA certificate If credentialName is set",
@@ -428,17 +620,27 @@ fn check_tls(tls: &ClientTlsSettings, at: &mut Report) {
         ClientTlsMode::Mutual => {
             if client_certificate.is_empty() {
                 at.field("clientCertificate", |at| {
-                    at.error(MISSING, "client certificate required for mutual tls", "add it, or credentialName")
+                    at.error(
+                        MISSING,
+                        "client certificate required for mutual tls",
+                        "add it, or credentialName",
+                    )
                 });
             }
             if private_key.is_empty() {
                 at.field("privateKey", |at| {
-                    at.error(MISSING, "private key required for mutual tls", "add it, or credentialName")
+                    at.error(
+                        MISSING,
+                        "private key required for mutual tls",
+                        "add it, or credentialName",
+                    )
                 });
             }
         }
         ClientTlsMode::IstioMutual
-            if !client_certificate.is_empty() || !private_key.is_empty() || !ca_certificates.is_empty() =>
+            if !client_certificate.is_empty()
+                || !private_key.is_empty()
+                || !ca_certificates.is_empty() =>
         {
             at.warn(
                 WITHOUT_EFFECT,

@@ -8,9 +8,18 @@ use crate::networking::{
 use crate::schema::{Report, shorten};
 
 pub(super) fn check_envoy_filter(spec: &EnvoyFilter, at: &mut Report) {
-    let EnvoyFilter { workload_selector, target_refs, priority: _, config_patches } = spec;
+    let EnvoyFilter {
+        workload_selector,
+        target_refs,
+        priority: _,
+        config_patches,
+    } = spec;
     if workload_selector.is_some() && !target_refs.is_empty() {
-        at.error(CONFLICT, "only one of targetRefs or workloadSelector can be set", "keep one of them");
+        at.error(
+            CONFLICT,
+            "only one of targetRefs or workloadSelector can be set",
+            "keep one of them",
+        );
     }
     if let Some(selector) = workload_selector {
         check_label_selector(&selector.labels.0, at);
@@ -20,21 +29,49 @@ pub(super) fn check_envoy_filter(spec: &EnvoyFilter, at: &mut Report) {
 }
 
 fn check_patch(patch: &EnvoyConfigObjectPatch, at: &mut Report) {
-    let EnvoyConfigObjectPatch { apply_to, r#match: matcher, patch } = patch;
+    let EnvoyConfigObjectPatch {
+        apply_to,
+        r#match: matcher,
+        patch,
+    } = patch;
     if *apply_to == ApplyTo::Invalid {
-        at.field("applyTo", |at| at.error(MISSING, "Envoy filter: missing applyTo", "say what is patched"));
+        at.field("applyTo", |at| {
+            at.error(
+                MISSING,
+                "Envoy filter: missing applyTo",
+                "say what is patched",
+            )
+        });
     }
     match patch {
-        None => at.field("patch", |at| at.error(MISSING, "Envoy filter: missing patch", "add operation and value")),
+        None => at.field("patch", |at| {
+            at.error(
+                MISSING,
+                "Envoy filter: missing patch",
+                "add operation and value",
+            )
+        }),
         Some(patch) => at.field("patch", |at| {
             if patch.operation == PatchOperation::Invalid {
                 at.field("operation", |at| {
-                    at.error(MISSING, "Envoy filter: missing patch operation", "add MERGE, ADD, REMOVE, ...")
+                    at.error(
+                        MISSING,
+                        "Envoy filter: missing patch operation",
+                        "add MERGE, ADD, REMOVE, ...",
+                    )
                 });
             }
-            if !matches!(patch.operation, PatchOperation::Remove | PatchOperation::Invalid) && patch.value.is_null() {
+            if !matches!(
+                patch.operation,
+                PatchOperation::Remove | PatchOperation::Invalid
+            ) && patch.value.is_null()
+            {
                 at.field("value", |at| {
-                    at.error(MISSING, "Envoy filter: missing patch value for non-remove operation", "add value")
+                    at.error(
+                        MISSING,
+                        "Envoy filter: missing patch value for non-remove operation",
+                        "add value",
+                    )
                 });
             }
         }),
@@ -52,7 +89,11 @@ fn check_patch(patch: &EnvoyConfigObjectPatch, at: &mut Report) {
             );
         }
         if matcher.waypoint.is_some() && matcher.context != PatchContext::Waypoint {
-            at.error(CONFLICT, "only support waypointMatch when context is WAYPOINT", "use context WAYPOINT");
+            at.error(
+                CONFLICT,
+                "only support waypointMatch when context is WAYPOINT",
+                "use context WAYPOINT",
+            );
         }
         at.some("proxy", &matcher.proxy, |proxy, at| {
             if !proxy.proxy_version.is_empty() {
@@ -64,7 +105,9 @@ fn check_patch(patch: &EnvoyConfigObjectPatch, at: &mut Report) {
             | ApplyTo::FilterChain
             | ApplyTo::NetworkFilter
             | ApplyTo::HttpFilter
-            | ApplyTo::ListenerFilter => matcher.route_configuration.is_none() && matcher.cluster.is_none(),
+            | ApplyTo::ListenerFilter => {
+                matcher.route_configuration.is_none() && matcher.cluster.is_none()
+            }
             ApplyTo::RouteConfiguration | ApplyTo::VirtualHost | ApplyTo::HttpRoute => {
                 matcher.listener.is_none() && matcher.cluster.is_none()
             }
@@ -72,7 +115,10 @@ fn check_patch(patch: &EnvoyConfigObjectPatch, at: &mut Report) {
             ApplyTo::Invalid | ApplyTo::ExtensionConfig | ApplyTo::Bootstrap => true,
         };
         if !suits {
-            let message = format!("Envoy filter: applyTo for {} cannot have this kind of match", apply_to.as_str());
+            let message = format!(
+                "Envoy filter: applyTo for {} cannot have this kind of match",
+                apply_to.as_str()
+            );
             at.error(CONFLICT, message, "match what applyTo names");
         }
     });
@@ -82,7 +128,11 @@ pub(super) fn check_proxy_config(spec: &ProxyConfigResource, at: &mut Report) {
     check_selector("selector", &spec.selector, at);
     if spec.concurrency.is_some_and(|threads| threads < 0) {
         at.field("concurrency", |at| {
-            at.error(INVALID, "concurrency must be greater than or equal to 0", "write 0 for all cores")
+            at.error(
+                INVALID,
+                "concurrency must be greater than or equal to 0",
+                "write 0 for all cores",
+            )
         });
     }
 }
@@ -96,13 +146,23 @@ pub(super) fn check_wasm_plugin(spec: &WasmPlugin, at: &mut Report) {
 pub(super) fn check_traffic_extension(spec: &TrafficExtension, at: &mut Report) {
     check_targets(&spec.selector, &None, &spec.target_refs, at);
     if spec.wasm.is_some() == spec.lua.is_some() {
-        at.error(CONFLICT, "exactly one of wasm or lua must be set", "keep one of them");
+        at.error(
+            CONFLICT,
+            "exactly one of wasm or lua must be set",
+            "keep one of them",
+        );
     }
-    at.some("wasm", &spec.wasm, |wasm, at| check_module(&wasm.url, &wasm.sha256, &wasm.vm_config, at));
+    at.some("wasm", &spec.wasm, |wasm, at| {
+        check_module(&wasm.url, &wasm.sha256, &wasm.vm_config, at)
+    });
     at.some("lua", &spec.lua, |lua, at| {
         if lua.inline_code.len() > 65536 {
             at.field("inlineCode", |at| {
-                at.error(INVALID, "may not be more than 65536 bytes", "write a shorter script")
+                at.error(
+                    INVALID,
+                    "may not be more than 65536 bytes",
+                    "write a shorter script",
+                )
             });
         }
     });
@@ -114,11 +174,18 @@ fn check_module(url: &str, sha256: &str, vm_config: &Option<VmConfig>, at: &mut 
         && !matches!(scheme, "http" | "https" | "file" | "oci")
     {
         at.field("url", |at| {
-            at.error(INVALID, "url must have schema one of [http, https, file, oci]", "use one of these")
+            at.error(
+                INVALID,
+                "url must have schema one of [http, https, file, oci]",
+                "use one of these",
+            )
         });
     }
     let is_sum = sha256.is_empty()
-        || (sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)));
+        || (sha256.len() == 64
+            && sha256
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)));
     if !is_sum {
         at.field("sha256", |at| {
             let message = format!("{} in body should match '(^$|^[a-f0-9]{{64}}$)'", at.path());
@@ -138,7 +205,11 @@ fn check_module(url: &str, sha256: &str, vm_config: &Option<VmConfig>, at: &mut 
                         );
                     }
                     if variable.value_from == EnvValueSource::Host && variable.value.is_some() {
-                        at.error(CONFLICT, "value may only be set when valueFrom is INLINE", "remove value");
+                        at.error(
+                            CONFLICT,
+                            "value may only be set when valueFrom is INLINE",
+                            "remove value",
+                        );
                     }
                 });
             }
@@ -148,6 +219,8 @@ fn check_module(url: &str, sha256: &str, vm_config: &Option<VmConfig>, at: &mut 
 
 fn check_traffic(selectors: &[TrafficSelector], at: &mut Report) {
     at.each("match", selectors, |selector, at| {
-        at.each("ports", &selector.ports, |port, at| at.field("number", |at| check_port(port.number, at)));
+        at.each("ports", &selector.ports, |port, at| {
+            at.field("number", |at| check_port(port.number, at))
+        });
     });
 }

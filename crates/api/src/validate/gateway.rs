@@ -5,14 +5,20 @@ use crate::networking::{Gateway, Port, Server, ServerTlsMode, ServerTlsSettings,
 use crate::schema::{Report, shorten};
 
 /// Protocols that a gateway serves, in any case.
-const PROTOCOLS: &[&str] = &["HTTP", "HTTPS", "GRPC", "GRPC-WEB", "HTTP2", "MONGO", "TCP", "TLS", "HBONE"];
+const PROTOCOLS: &[&str] = &[
+    "HTTP", "HTTPS", "GRPC", "GRPC-WEB", "HTTP2", "MONGO", "TCP", "TLS", "HBONE",
+];
 
 pub(super) fn check(spec: &Gateway, at: &mut Report) {
     let Gateway { selector, servers } = spec;
     check_labels("selector", &selector.0, at);
     if servers.is_empty() {
         at.field("servers", |at| {
-            at.error(MISSING, "gateway must have at least one server", "add a server with port and hosts")
+            at.error(
+                MISSING,
+                "gateway must have at least one server",
+                "add a server with port and hosts",
+            )
         });
     }
     let mut names = Once::new();
@@ -23,8 +29,10 @@ pub(super) fn check(spec: &Gateway, at: &mut Report) {
                 if !server.port.name.is_empty() && !names.insert(&server.port.name) {
                     at.field("port", |at| {
                         at.field("name", |at| {
-                            let message =
-                                format!("port names in servers must be unique: duplicate name {}", server.port.name);
+                            let message = format!(
+                                "port names in servers must be unique: duplicate name {}",
+                                server.port.name
+                            );
                             at.error(DUPLICATE, message, "rename one of them");
                         });
                     });
@@ -35,10 +43,21 @@ pub(super) fn check(spec: &Gateway, at: &mut Report) {
 }
 
 fn check_server(server: &Server, at: &mut Report) {
-    let Server { name: _, port, bind, hosts, tls, default_endpoint } = server;
+    let Server {
+        name: _,
+        port,
+        bind,
+        hosts,
+        tls,
+        default_endpoint,
+    } = server;
     if hosts.is_empty() {
         at.field("hosts", |at| {
-            at.error(MISSING, "server config must contain at least one host", "add a host; * is any")
+            at.error(
+                MISSING,
+                "server config must contain at least one host",
+                "add a host; * is any",
+            )
         });
     }
     let mut seen = Once::new();
@@ -47,7 +66,11 @@ fn check_server(server: &Server, at: &mut Report) {
             at.index(index, |at| {
                 check_scoped_host(host, at);
                 if !seen.insert(host) {
-                    at.error(DUPLICATE, format!("duplicate host {host} in server"), "remove one of them");
+                    at.error(
+                        DUPLICATE,
+                        format!("duplicate host {host} in server"),
+                        "remove one of them",
+                    );
                 }
             });
         }
@@ -55,20 +78,35 @@ fn check_server(server: &Server, at: &mut Report) {
     at.field("port", |at| check_server_port(port, bind, at));
     if !bind.is_empty() && !is_ip(bind) && !bind.starts_with("unix://") {
         at.field("bind", |at| {
-            at.error(INVALID, format!("{:?} is not an IP address or unix:// socket", shorten(bind)), "write an address")
+            at.error(
+                INVALID,
+                format!("{:?} is not an IP address or unix:// socket", shorten(bind)),
+                "write an address",
+            )
         });
     }
     if !default_endpoint.is_empty() {
         at.field("defaultEndpoint", |at| {
-            at.warn(WITHOUT_EFFECT, "defaultEndpoint is not implemented", "route with a VirtualService")
+            at.warn(
+                WITHOUT_EFFECT,
+                "defaultEndpoint is not implemented",
+                "route with a VirtualService",
+            )
         });
     }
     let is_tls = matches!(port.protocol.to_ascii_uppercase().as_str(), "HTTPS" | "TLS");
-    let is_http = matches!(port.protocol.to_ascii_uppercase().as_str(), "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB");
+    let is_http = matches!(
+        port.protocol.to_ascii_uppercase().as_str(),
+        "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB"
+    );
     match tls {
         None if is_tls => {
             at.field("tls", |at| {
-                at.error(MISSING, "server must have TLS settings for HTTPS/TLS protocols", "add tls with a mode")
+                at.error(
+                    MISSING,
+                    "server must have TLS settings for HTTPS/TLS protocols",
+                    "add tls with a mode",
+                )
             });
         }
         Some(tls) if !is_tls && is_http && *tls != only_redirect(tls) => {
@@ -99,30 +137,54 @@ fn check_server(server: &Server, at: &mut Report) {
 }
 
 fn only_redirect(tls: &ServerTlsSettings) -> ServerTlsSettings {
-    ServerTlsSettings { https_redirect: tls.https_redirect, ..ServerTlsSettings::default() }
+    ServerTlsSettings {
+        https_redirect: tls.https_redirect,
+        ..ServerTlsSettings::default()
+    }
 }
 
 fn check_server_port(port: &Port, bind: &str, at: &mut Report) {
-    let Port { number, protocol, name, target_port } = port;
+    let Port {
+        number,
+        protocol,
+        name,
+        target_port,
+    } = port;
     if !bind.starts_with("unix://") || *number != 0 {
         at.field("number", |at| check_port(*number, at));
     }
     if !PROTOCOLS.contains(&protocol.to_ascii_uppercase().as_str()) {
-        let remedy = crate::schema::closest(protocol, PROTOCOLS)
-            .map_or_else(|| format!("use one of {}", PROTOCOLS.join(", ")), |word| format!("did you mean {word}?"));
+        let remedy = crate::schema::closest(protocol, PROTOCOLS).map_or_else(
+            || format!("use one of {}", PROTOCOLS.join(", ")),
+            |word| format!("did you mean {word}?"),
+        );
         at.field("protocol", |at| at.error(INVALID, format!("invalid protocol {:?}, supported protocols are HTTP, HTTP2, GRPC, GRPC-WEB, MONGO, TCP, TLS, HTTPS", shorten(protocol)), remedy));
     }
     if name.is_empty() {
-        at.field("name", |at| at.error(MISSING, "port name must be set", "name the port, for example http"));
+        at.field("name", |at| {
+            at.error(
+                MISSING,
+                "port name must be set",
+                "name the port, for example http",
+            )
+        });
     }
     if *target_port != 0 {
-        at.field("targetPort", |at| at.warn(WITHOUT_EFFECT, "targetPort has no impact on Gateways", "remove it"));
+        at.field("targetPort", |at| {
+            at.warn(
+                WITHOUT_EFFECT,
+                "targetPort has no impact on Gateways",
+                "remove it",
+            )
+        });
     }
 }
 
 /// `host`, or `namespace/host`, where namespace may be `.` or `*`.
 fn check_scoped_host(host: &str, at: &mut Report) {
-    let (namespace, host) = host.split_once('/').map_or((None, host), |(namespace, host)| (Some(namespace), host));
+    let (namespace, host) = host
+        .split_once('/')
+        .map_or((None, host), |(namespace, host)| (Some(namespace), host));
     if let Some(namespace) = namespace
         && !matches!(namespace, "." | "*")
         && !crate::document::is_dns_label(namespace)
@@ -159,14 +221,26 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
         ecdh_curves: _,
         insecure_skip_verify: _,
     } = tls;
-    let remedy = "keep one of credentialName, credentialNames, tlsCertificates and serverCertificate";
+    let remedy =
+        "keep one of credentialName, credentialNames, tlsCertificates and serverCertificate";
     if !tls_certificates.is_empty() && !credential_names.is_empty() {
-        at.error(CONFLICT, "only one of credentialNames or tlsCertificates can be set", remedy);
+        at.error(
+            CONFLICT,
+            "only one of credentialNames or tlsCertificates can be set",
+            remedy,
+        );
     }
     if !credential_name.is_empty() && !credential_names.is_empty() {
-        at.error(CONFLICT, "only one of credentialName or credentialNames can be set", remedy);
+        at.error(
+            CONFLICT,
+            "only one of credentialName or credentialNames can be set",
+            remedy,
+        );
     }
-    for (key, count) in [("credentialNames", credential_names.len()), ("tlsCertificates", tls_certificates.len())] {
+    for (key, count) in [
+        ("credentialNames", credential_names.len()),
+        ("tlsCertificates", tls_certificates.len()),
+    ] {
         if count > 2 {
             at.field(key, |at| {
                 at.error(
@@ -178,7 +252,8 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
         }
     }
     let from_secret = !credential_name.is_empty() || !credential_names.is_empty();
-    let from_files = !server_certificate.is_empty() || !private_key.is_empty() || !tls_certificates.is_empty();
+    let from_files =
+        !server_certificate.is_empty() || !private_key.is_empty() || !tls_certificates.is_empty();
     match mode {
         ServerTlsMode::IstioMutual => {
             for (what, set) in [
@@ -200,7 +275,10 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
             if from_secret || from_files || !ca_certificates.is_empty() {
                 at.warn(
                     WITHOUT_EFFECT,
-                    format!("{} mode does not use certificates, they will be ignored", mode.as_str()),
+                    format!(
+                        "{} mode does not use certificates, they will be ignored",
+                        mode.as_str()
+                    ),
                     "remove them",
                 );
             }
@@ -208,21 +286,35 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
         ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual => {
             let word = mode.as_str();
             if from_secret && from_files {
-                at.error(CONFLICT, "only one of credentialName or serverCertificate can be set", remedy);
+                at.error(
+                    CONFLICT,
+                    "only one of credentialName or serverCertificate can be set",
+                    remedy,
+                );
             }
             if !from_secret && tls_certificates.is_empty() {
                 let advice = "add credentialName with the name of a Secret";
                 if server_certificate.is_empty() {
-                    at.error(MISSING, format!("{word} TLS requires a server certificate"), advice);
+                    at.error(
+                        MISSING,
+                        format!("{word} TLS requires a server certificate"),
+                        advice,
+                    );
                 }
                 if private_key.is_empty() {
-                    at.error(MISSING, format!("{word} TLS requires a private key"), advice);
+                    at.error(
+                        MISSING,
+                        format!("{word} TLS requires a private key"),
+                        advice,
+                    );
                 }
             }
             let has_roots = from_secret
                 || !ca_cert_credential_name.is_empty()
                 || !ca_certificates.is_empty()
-                || tls_certificates.iter().any(|certificate| !certificate.ca_certificates.is_empty());
+                || tls_certificates
+                    .iter()
+                    .any(|certificate| !certificate.ca_certificates.is_empty());
             if *mode != ServerTlsMode::Simple && !has_roots {
                 at.error(
                     MISSING,
@@ -237,7 +329,11 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
         && min_protocol_version > max_protocol_version
     {
         at.field("minProtocolVersion", |at| {
-            at.error(CONFLICT, "minProtocolVersion is newer than maxProtocolVersion", "swap them")
+            at.error(
+                CONFLICT,
+                "minProtocolVersion is newer than maxProtocolVersion",
+                "swap them",
+            )
         });
     }
     let mut seen = Once::new();
@@ -245,7 +341,11 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
         for (index, suite) in cipher_suites.iter().enumerate() {
             if !seen.insert(suite) {
                 at.index(index, |at| {
-                    at.warn(DOUBTFUL, format!("duplicate cipher suite {:?} is ignored", shorten(suite)), "remove it")
+                    at.warn(
+                        DOUBTFUL,
+                        format!("duplicate cipher suite {:?} is ignored", shorten(suite)),
+                        "remove it",
+                    )
                 });
             }
         }

@@ -21,7 +21,11 @@ pub(super) fn check_service(spec: &ServiceSpec, at: &mut Report) {
                     });
                 } else if !names.insert(&port.name) {
                     at.field("name", |at| {
-                        at.error(DUPLICATE, format!("Duplicate value: {:?}", shorten(&port.name)), "rename one of them")
+                        at.error(
+                            DUPLICATE,
+                            format!("Duplicate value: {:?}", shorten(&port.name)),
+                            "rename one of them",
+                        )
                     });
                 }
                 if !matches!(port.protocol.as_str(), "" | "TCP" | "UDP" | "SCTP") {
@@ -33,9 +37,20 @@ pub(super) fn check_service(spec: &ServiceSpec, at: &mut Report) {
                         );
                     });
                 }
-                if !numbers.insert((port.port, if port.protocol.is_empty() { "TCP" } else { &port.protocol })) {
+                if !numbers.insert((
+                    port.port,
+                    if port.protocol.is_empty() {
+                        "TCP"
+                    } else {
+                        &port.protocol
+                    },
+                )) {
                     at.field("port", |at| {
-                        at.error(DUPLICATE, format!("Duplicate value: {}", port.port), "remove one of them")
+                        at.error(
+                            DUPLICATE,
+                            format!("Duplicate value: {}", port.port),
+                            "remove one of them",
+                        )
                     });
                 }
             });
@@ -44,28 +59,47 @@ pub(super) fn check_service(spec: &ServiceSpec, at: &mut Report) {
     let address = spec.cluster_ip.as_str();
     if !address.is_empty() && address != "None" && !is_ip(address) {
         at.field("clusterIP", |at| {
-            at.error(INVALID, format!("{:?} is not an IP address", shorten(address)), "remove it: one is allocated")
+            at.error(
+                INVALID,
+                format!("{:?} is not an IP address", shorten(address)),
+                "remove it: one is allocated",
+            )
         });
     }
     if spec.r#type == "ExternalName" {
         at.field("externalName", |at| check_host(&spec.external_name, at));
     } else if spec.ports.is_empty() && address != "None" {
-        at.field("ports", |at| at.error(MISSING, "Required value", "add a port"));
+        at.field("ports", |at| {
+            at.error(MISSING, "Required value", "add a port")
+        });
     }
 }
 
 pub(super) fn check_deployment(spec: &DeploymentSpec, at: &mut Report) {
     if spec.replicas.is_some_and(|replicas| replicas < 0) {
-        at.field("replicas", |at| at.error(INVALID, "must be greater than or equal to 0", "write 0 or more"));
+        at.field("replicas", |at| {
+            at.error(
+                INVALID,
+                "must be greater than or equal to 0",
+                "write 0 or more",
+            )
+        });
     }
     at.field("template", |at| {
         at.field("spec", |at| {
             if spec.template.spec.containers.is_empty() {
-                at.field("containers", |at| at.error(MISSING, "Required value", "add a container"));
+                at.field("containers", |at| {
+                    at.error(MISSING, "Required value", "add a container")
+                });
             }
         });
     });
-    if !spec.selector.match_labels.is_empty() && !spec.selector.match_labels.selects(&spec.template.metadata.labels) {
+    if !spec.selector.match_labels.is_empty()
+        && !spec
+            .selector
+            .match_labels
+            .selects(&spec.template.metadata.labels)
+    {
         at.field("template", |at| {
             at.field("metadata", |at| {
                 at.field("labels", |at| {

@@ -36,11 +36,20 @@ pub(super) fn host_fault(host: &str) -> Option<String> {
         return Some("empty domain name not allowed".to_owned());
     }
     if name.len() > 255 {
-        return Some(format!("domain name {:?} too long (max 255)", shorten(host)));
+        return Some(format!(
+            "domain name {:?} too long (max 255)",
+            shorten(host)
+        ));
     }
     name.split('.')
         .find(|label| !is_host_label(label))
-        .map(|label| format!("domain name {:?} invalid (label {:?} invalid)", shorten(host), shorten(label)))
+        .map(|label| {
+            format!(
+                "domain name {:?} invalid (label {:?} invalid)",
+                shorten(host),
+                shorten(label)
+            )
+        })
 }
 
 /// A host name whose first label may be, or begin with, `*`.
@@ -52,7 +61,10 @@ pub(super) fn wildcard_host_fault(host: &str) -> Option<String> {
         Some(rest) => {
             let rest = rest.strip_prefix(['.', '-']).unwrap_or(rest);
             host_fault(rest).map(|_| {
-                format!("wildcard domain {:?} invalid: only the first label can be or begin with *", shorten(host))
+                format!(
+                    "wildcard domain {:?} invalid: only the first label can be or begin with *",
+                    shorten(host)
+                )
             })
         }
         None => host_fault(host),
@@ -82,19 +94,31 @@ pub(super) fn is_ip_or_cidr(text: &str) -> bool {
 
 pub(super) fn check_host(host: &str, at: &mut Report) {
     if let Some(fault) = host_fault(host) {
-        at.error(INVALID, fault, "write a DNS name, for example reviews or reviews.default.svc.cluster.local");
+        at.error(
+            INVALID,
+            fault,
+            "write a DNS name, for example reviews or reviews.default.svc.cluster.local",
+        );
     }
 }
 
 pub(super) fn check_wildcard_host(host: &str, at: &mut Report) {
     if let Some(fault) = wildcard_host_fault(host) {
-        at.error(INVALID, fault, "write a DNS name, or one that begins with *.");
+        at.error(
+            INVALID,
+            fault,
+            "write a DNS name, or one that begins with *.",
+        );
     }
 }
 
 pub(super) fn check_port(port: u32, at: &mut Report) {
     if !(1..=65535).contains(&port) {
-        at.error(INVALID, "port must be between 1-65535", "write a port number");
+        at.error(
+            INVALID,
+            "port must be between 1-65535",
+            "write a port number",
+        );
     }
 }
 
@@ -109,7 +133,10 @@ pub(super) fn check_ip_or_cidr(text: &str, at: &mut Report) {
     if !is_ip_or_cidr(text) {
         at.error(
             INVALID,
-            format!("{:?} is not a valid IP address or CIDR range", shorten(text)),
+            format!(
+                "{:?} is not a valid IP address or CIDR range",
+                shorten(text)
+            ),
             "write for example 10.0.0.1 or 10.0.0.0/8",
         );
     }
@@ -119,7 +146,11 @@ pub(super) fn check_ip_or_cidr(text: &str, at: &mut Report) {
 pub(super) fn check_duration(key: &str, duration: Option<Duration>, at: &mut Report) {
     if duration.is_some_and(|duration| duration.as_micros() < 1000) {
         at.field(key, |at| {
-            at.error(INVALID, "must be a valid duration greater than 1ms", "write 1ms or more, or remove the field");
+            at.error(
+                INVALID,
+                "must be a valid duration greater than 1ms",
+                "write 1ms or more, or remove the field",
+            );
         });
     }
 }
@@ -130,31 +161,59 @@ pub(super) fn check_percent(key: &str, percent: &Option<Percent>, at: &mut Repor
     {
         at.field(key, |at| {
             at.field("value", |at| {
-                at.error(INVALID, format!("percentage {} is not in range 0..100", percent.value), "write 0 to 100")
+                at.error(
+                    INVALID,
+                    format!("percentage {} is not in range 0..100", percent.value),
+                    "write 0 to 100",
+                )
             });
         });
     }
 }
 
-/// An expression as proxies read it. Istio says RE2; look-around and back-references are in neither.
+/// An expression as proxies read it. Istio says RE2; look-around and back-references are in
+/// neither.
 pub(super) fn check_regex(text: &str, at: &mut Report) {
     if text.len() > MAX_REGEX {
-        let message = format!("the expression is {} bytes long, more than {MAX_REGEX}", text.len());
-        return at.error(INVALID, message, "use a prefix match, or several shorter matches");
+        let message = format!(
+            "the expression is {} bytes long, more than {MAX_REGEX}",
+            text.len()
+        );
+        return at.error(
+            INVALID,
+            message,
+            "use a prefix match, or several shorter matches",
+        );
     }
-    let compiled = regex::RegexBuilder::new(text).size_limit(4 << 20).nest_limit(64).build();
+    let compiled = regex::RegexBuilder::new(text)
+        .size_limit(4 << 20)
+        .nest_limit(64)
+        .build();
     if let Err(error) = compiled {
         let reason = match error {
             regex::Error::CompiledTooBig(_) => "it is too large when compiled".to_owned(),
-            other => other.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned(),
+            other => other
+                .to_string()
+                .lines()
+                .last()
+                .unwrap_or_default()
+                .trim_start_matches("error: ")
+                .to_owned(),
         };
-        let message = format!("{:?}: {reason}; Istio uses RE2 style regex-based match", shorten(text));
-        at.error(INVALID, message, "see https://github.com/google/re2/wiki/Syntax");
+        let message = format!(
+            "{:?}: {reason}; Istio uses RE2 style regex-based match",
+            shorten(text)
+        );
+        at.error(
+            INVALID,
+            message,
+            "see https://github.com/google/re2/wiki/Syntax",
+        );
     }
 }
 
-/// A string match. An exact one may be empty: `queryParams: {debug: {exact: ""}}` is a flag without value. Source: Istio
-/// `validateStringMatch`.
+/// A string match. An exact one may be empty: `queryParams: {debug: {exact: ""}}` is a flag without
+/// value. Source: Istio `validateStringMatch`.
 pub(super) fn check_string_match(matcher: &StringMatch, at: &mut Report) {
     let (key, text) = match matcher {
         StringMatch::Present => return,
@@ -164,7 +223,11 @@ pub(super) fn check_string_match(matcher: &StringMatch, at: &mut Report) {
     };
     at.field(key, |at| {
         if text.is_empty() && key != "exact" {
-            at.error(INVALID, format!("{key} string match should not be empty"), "write a text, or remove the match");
+            at.error(
+                INVALID,
+                format!("{key} string match should not be empty"),
+                "write a text, or remove the match",
+            );
         } else if key == "regex" {
             check_regex(text, at);
         }
@@ -184,11 +247,19 @@ pub(super) fn check_export_to(export_to: &[String], at: &mut Report) {
                         "write a namespace, . for this one, or * for all",
                     );
                 } else if !seen.insert(target) {
-                    at.error(DUPLICATE, format!("duplicate entries in exportTo: {target}"), "remove one of them");
+                    at.error(
+                        DUPLICATE,
+                        format!("duplicate entries in exportTo: {target}"),
+                        "remove one of them",
+                    );
                 }
             });
         }
-        if export_to.len() > 1 && seen.iter().any(|target| matches!(target.as_str(), "*" | "~")) {
+        if export_to.len() > 1
+            && seen
+                .iter()
+                .any(|target| matches!(target.as_str(), "*" | "~"))
+        {
             at.error(
                 CONFLICT,
                 "* and ~ can only stand alone in exportTo",
@@ -257,7 +328,9 @@ pub(super) fn check_labels(key: &str, labels: &BTreeMap<String, String>, at: &mu
     at.field(key, |at| {
         for (label, value) in labels {
             at.field(label, |at| {
-                let name = label.rsplit_once('/').map_or(label.as_str(), |(_, name)| name);
+                let name = label
+                    .rsplit_once('/')
+                    .map_or(label.as_str(), |(_, name)| name);
                 if !is_label_part(name) || name.is_empty() {
                     at.error(
                         INVALID,
@@ -280,7 +353,9 @@ pub(super) fn check_labels(key: &str, labels: &BTreeMap<String, String>, at: &mu
 fn is_label_part(text: &str) -> bool {
     let edge = |b: Option<&u8>| b.is_none_or(u8::is_ascii_alphanumeric);
     text.len() <= 63
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
         && edge(text.as_bytes().first())
         && edge(text.as_bytes().last())
 }
@@ -292,8 +367,9 @@ pub(super) fn check_targets(
     target_refs: &[TargetReference],
     at: &mut Report,
 ) {
-    let chosen =
-        usize::from(selector.is_some()) + usize::from(target_ref.is_some()) + usize::from(!target_refs.is_empty());
+    let chosen = usize::from(selector.is_some())
+        + usize::from(target_ref.is_some())
+        + usize::from(!target_refs.is_empty());
     if chosen > 1 {
         at.error(
             CONFLICT,
@@ -305,12 +381,23 @@ pub(super) fn check_targets(
     at.some("targetRef", target_ref, check_target);
     at.each("targetRefs", target_refs, check_target);
     if target_refs.len() > 16 {
-        at.field("targetRefs", |at| at.error(INVALID, "must have at most 16 items", "write several policies"));
+        at.field("targetRefs", |at| {
+            at.error(
+                INVALID,
+                "must have at most 16 items",
+                "write several policies",
+            )
+        });
     }
 }
 
 fn check_target(target: &TargetReference, at: &mut Report) {
-    let TargetReference { group, kind, name, namespace } = target;
+    let TargetReference {
+        group,
+        kind,
+        name,
+        namespace,
+    } = target;
     let is_group = group.is_empty() || group.split('.').all(is_dns_label);
     if !is_group {
         at.field("group", |at| {
@@ -331,8 +418,15 @@ fn check_target(target: &TargetReference, at: &mut Report) {
         && kind.len() <= 63;
     if !is_kind {
         at.field("kind", |at| {
-            let message = format!("{} in body should match '^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$'", at.path());
-            at.error(INVALID, message, "write Gateway, GatewayClass, Service or ServiceEntry");
+            let message = format!(
+                "{} in body should match '^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$'",
+                at.path()
+            );
+            at.error(
+                INVALID,
+                message,
+                "write Gateway, GatewayClass, Service or ServiceEntry",
+            );
         });
     } else if is_group && !kind.is_empty() {
         let known = matches!(
@@ -350,7 +444,13 @@ fn check_target(target: &TargetReference, at: &mut Report) {
         }
     }
     if name.len() > 253 {
-        at.field("name", |at| at.error(INVALID, "may not be more than 253 bytes", "write the target's name"));
+        at.field("name", |at| {
+            at.error(
+                INVALID,
+                "may not be more than 253 bytes",
+                "write the target's name",
+            )
+        });
     }
     if !namespace.is_empty() {
         at.field("namespace", |at| {
@@ -365,7 +465,10 @@ fn check_target(target: &TargetReference, at: &mut Report) {
 
 /// A header name, RFC 9110 §5.1 without the exotic part.
 pub(super) fn is_header_name(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
 /// Something may be there once.
@@ -388,10 +491,28 @@ mod tests {
 
     #[test]
     fn hosts_and_addresses() {
-        for good in ["reviews", "reviews.default.svc.cluster.local", "Example.com", "a.b.", "1.2.3.4", "x-1"] {
+        for good in [
+            "reviews",
+            "reviews.default.svc.cluster.local",
+            "Example.com",
+            "a.b.",
+            "1.2.3.4",
+            "x-1",
+        ] {
             assert_eq!(host_fault(good), None, "{good}");
         }
-        for bad in ["", ".", "a..b", "-a", "a-", "a_b", "a b", "*.a", &"a".repeat(64), &"a.".repeat(200)] {
+        for bad in [
+            "",
+            ".",
+            "a..b",
+            "-a",
+            "a-",
+            "a_b",
+            "a b",
+            "*.a",
+            &"a".repeat(64),
+            &"a.".repeat(200),
+        ] {
             assert!(host_fault(bad).is_some(), "{bad}");
         }
         for good in ["*", "*.com", "*x", "*-x.com", "a.com"] {
@@ -403,8 +524,16 @@ mod tests {
         for good in ["10.0.0.1", "10.0.0.0/8", "::1", "fe80::/10", "0.0.0.0/0"] {
             assert!(is_ip_or_cidr(good), "{good}");
         }
-        for bad in ["10.0.0", "10.0.0.1/33", "10.0.0.1/", "10.0.0.1/+8", "::1/129", "010.0.0.1", "a/8", "fe80::1%eth0"]
-        {
+        for bad in [
+            "10.0.0",
+            "10.0.0.1/33",
+            "10.0.0.1/",
+            "10.0.0.1/+8",
+            "::1/129",
+            "010.0.0.1",
+            "a/8",
+            "fe80::1%eth0",
+        ] {
             assert!(!is_ip_or_cidr(bad), "{bad}");
         }
     }

@@ -5,16 +5,31 @@ use crate::schema::{Report, shorten};
 use crate::security::{JwtRule, PeerAuthentication, RequestAuthentication};
 
 pub(super) fn check_peer_authentication(spec: &PeerAuthentication, at: &mut Report) {
-    let PeerAuthentication { selector, mtls: _, port_level_mtls } = spec;
+    let PeerAuthentication {
+        selector,
+        mtls: _,
+        port_level_mtls,
+    } = spec;
     check_selector("selector", selector, at);
-    let selects = selector.as_ref().is_some_and(|selector| !selector.match_labels.is_empty());
+    let selects = selector
+        .as_ref()
+        .is_some_and(|selector| !selector.match_labels.is_empty());
     if !port_level_mtls.is_empty() && !selects {
-        at.error(MISSING, "portLevelMtls requires selector", "add selector.matchLabels: ports belong to workloads");
+        at.error(
+            MISSING,
+            "portLevelMtls requires selector",
+            "add selector.matchLabels: ports belong to workloads",
+        );
     }
 }
 
 pub(super) fn check_request_authentication(spec: &RequestAuthentication, at: &mut Report) {
-    let RequestAuthentication { selector, target_ref, target_refs, jwt_rules } = spec;
+    let RequestAuthentication {
+        selector,
+        target_ref,
+        target_refs,
+        jwt_rules,
+    } = spec;
     check_targets(selector, target_ref, target_refs, at);
     at.each("jwtRules", jwt_rules, check_rule);
 }
@@ -37,23 +52,47 @@ fn check_rule(rule: &JwtRule, at: &mut Report) {
     } = rule;
     if issuer.is_empty() {
         at.field("issuer", |at| {
-            at.warn(DOUBTFUL, "without issuer, tokens of every issuer with these keys are accepted", "add the issuer")
+            at.warn(
+                DOUBTFUL,
+                "without issuer, tokens of every issuer with these keys are accepted",
+                "add the issuer",
+            )
         });
     }
     if !jwks_uri.is_empty() && !jwks.is_empty() {
-        at.error(CONFLICT, "only one of jwks or jwksUri can be set", "keep one of them");
+        at.error(
+            CONFLICT,
+            "only one of jwks or jwksUri can be set",
+            "keep one of them",
+        );
     }
-    let has_scheme = ["http://", "https://"].iter().any(|scheme| jwks_uri.starts_with(scheme));
+    let has_scheme = ["http://", "https://"]
+        .iter()
+        .any(|scheme| jwks_uri.starts_with(scheme));
     if !jwks_uri.is_empty() && !has_scheme {
-        at.field("jwksUri", |at| at.error(INVALID, "url must have scheme http:// or https://", "write an https URL"));
+        at.field("jwksUri", |at| {
+            at.error(
+                INVALID,
+                "url must have scheme http:// or https://",
+                "write an https URL",
+            )
+        });
     }
     if jwks_uri.len() > 2048 {
-        at.field("jwksUri", |at| at.error(INVALID, "may not be more than 2048 bytes", "write a shorter URL"));
+        at.field("jwksUri", |at| {
+            at.error(
+                INVALID,
+                "may not be more than 2048 bytes",
+                "write a shorter URL",
+            )
+        });
     }
     if !jwks.is_empty() {
         at.field("jwks", |at| {
             let keys = serde_json::from_str::<serde_json::Value>(jwks);
-            let is_set = keys.as_ref().is_ok_and(|keys| keys.get("keys").is_some_and(serde_json::Value::is_array));
+            let is_set = keys
+                .as_ref()
+                .is_ok_and(|keys| keys.get("keys").is_some_and(serde_json::Value::is_array));
             if !is_set {
                 at.error(
                     INVALID,
@@ -75,19 +114,30 @@ fn check_rule(rule: &JwtRule, at: &mut Report) {
         }
     });
     if !output_payload_to_header.is_empty() && !is_header_name(output_payload_to_header) {
-        at.field("outputPayloadToHeader", |at| at.error(INVALID, "not a header name", "letters, digits, - _ and ."));
+        at.field("outputPayloadToHeader", |at| {
+            at.error(INVALID, "not a header name", "letters, digits, - _ and .")
+        });
     }
-    at.each("outputClaimToHeaders", output_claim_to_headers, |output, at| {
-        let plain = output.header.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
-        if !plain {
-            at.field("header", |at| {
-                let message = format!("{} in body should match '^[-_A-Za-z0-9]+$'", at.path());
-                at.error(INVALID, message, "letters, digits, - and _");
-            });
-        }
-    });
+    at.each(
+        "outputClaimToHeaders",
+        output_claim_to_headers,
+        |output, at| {
+            let plain = output
+                .header
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
+            if !plain {
+                at.field("header", |at| {
+                    let message = format!("{} in body should match '^[-_A-Za-z0-9]+$'", at.path());
+                    at.error(INVALID, message, "letters, digits, - and _");
+                });
+            }
+        },
+    );
     check_duration("timeout", *timeout, at);
     if space_delimited_claims.len() > 64 {
-        at.field("spaceDelimitedClaims", |at| at.error(INVALID, "must have at most 64 items", "name fewer claims"));
+        at.field("spaceDelimitedClaims", |at| {
+            at.error(INVALID, "must have at most 64 items", "name fewer claims")
+        });
     }
 }

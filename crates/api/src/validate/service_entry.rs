@@ -19,12 +19,20 @@ pub(super) fn check(spec: &ServiceEntry, at: &mut Report) {
     } = spec;
     if hosts.is_empty() {
         at.field("hosts", |at| {
-            at.error(MISSING, format!("{} in body should have at least 1 items", at.path()), "add a host")
+            at.error(
+                MISSING,
+                format!("{} in body should have at least 1 items", at.path()),
+                "add a host",
+            )
         });
     }
     at.each("hosts", hosts, |host, at| {
         if host == "*" {
-            at.error(INVALID, "hostname cannot be wildcard", "name the hosts, or use *.domain");
+            at.error(
+                INVALID,
+                "hostname cannot be wildcard",
+                "name the hosts, or use *.domain",
+            );
         } else {
             check_wildcard_host(host, at);
         }
@@ -41,13 +49,21 @@ pub(super) fn check(spec: &ServiceEntry, at: &mut Report) {
     });
     check_ports(spec, at);
     if workload_selector.is_some() && !endpoints.is_empty() {
-        at.error(CONFLICT, "only one of WorkloadSelector or Endpoints can be set", "keep one of them");
+        at.error(
+            CONFLICT,
+            "only one of WorkloadSelector or Endpoints can be set",
+            "keep one of them",
+        );
     }
     if let Some(selector) = workload_selector {
         check_label_selector(&selector.labels.0, at);
         if selector.labels.is_empty() {
             at.field("workloadSelector", |at| {
-                at.warn(DOUBTFUL, "workloadSelector specified without labels", "add labels, or remove it")
+                at.warn(
+                    DOUBTFUL,
+                    "workloadSelector specified without labels",
+                    "add labels, or remove it",
+                )
             });
         }
     }
@@ -60,7 +76,10 @@ pub(super) fn check(spec: &ServiceEntry, at: &mut Report) {
                     at.field(name, |at| {
                         at.error(
                             INVALID,
-                            format!("endpoint port {:?} is not defined in the ports section", shorten(name)),
+                            format!(
+                                "endpoint port {:?} is not defined in the ports section",
+                                shorten(name)
+                            ),
                             "name a port of the ServiceEntry",
                         );
                     });
@@ -88,7 +107,13 @@ pub(super) fn check(spec: &ServiceEntry, at: &mut Report) {
 
 fn check_ports(spec: &ServiceEntry, at: &mut Report) {
     if spec.ports.is_empty() && spec.workload_selector.is_none() {
-        at.field("ports", |at| at.warn(DOUBTFUL, "without ports, the host cannot be called", "add a port"));
+        at.field("ports", |at| {
+            at.warn(
+                DOUBTFUL,
+                "without ports, the host cannot be called",
+                "add a port",
+            )
+        });
     }
     let (mut names, mut numbers) = (Once::new(), std::collections::BTreeSet::new());
     at.field("ports", |at| {
@@ -97,7 +122,11 @@ fn check_ports(spec: &ServiceEntry, at: &mut Report) {
                 at.field("number", |at| {
                     check_port(port.number, at);
                     if !numbers.insert(port.number) {
-                        at.error(DUPLICATE, "port number cannot be duplicated", "merge the two ports");
+                        at.error(
+                            DUPLICATE,
+                            "port number cannot be duplicated",
+                            "merge the two ports",
+                        );
                     }
                 });
                 at.field("name", |at| {
@@ -108,12 +137,18 @@ fn check_ports(spec: &ServiceEntry, at: &mut Report) {
                             "rename one of the ports",
                         );
                     } else if !crate::document::is_dns_label(&port.name.to_ascii_lowercase()) {
-                        at.error(INVALID, format!("invalid port name: {:?}", shorten(&port.name)), "write a DNS label");
+                        at.error(
+                            INVALID,
+                            format!("invalid port name: {:?}", shorten(&port.name)),
+                            "write a DNS label",
+                        );
                     }
                 });
                 at.field("targetPort", |at| check_optional_port(port.target_port, at));
                 at.field("protocol", |at| {
-                    if !port.protocol.is_empty() && meltemi_types::Protocol::from_word(&port.protocol).is_none() {
+                    if !port.protocol.is_empty()
+                        && meltemi_types::Protocol::from_word(&port.protocol).is_none()
+                    {
                         at.error(
                             INVALID,
                             format!("unsupported protocol: {:?}", shorten(&port.protocol)),
@@ -127,24 +162,38 @@ fn check_ports(spec: &ServiceEntry, at: &mut Report) {
 }
 
 fn check_resolution(spec: &ServiceEntry, at: &mut Report) {
-    let ServiceEntry { hosts, resolution, endpoints, .. } = spec;
+    let ServiceEntry {
+        hosts,
+        resolution,
+        endpoints,
+        ..
+    } = spec;
     let wildcard = hosts.iter().any(|host| host.starts_with('*'));
     match resolution {
         Resolution::None => {
             if !endpoints.is_empty() {
                 at.field("endpoints", |at| {
-                    at.error(CONFLICT, "NONE mode cannot set endpoints", "use resolution STATIC or DNS")
+                    at.error(
+                        CONFLICT,
+                        "NONE mode cannot set endpoints",
+                        "use resolution STATIC or DNS",
+                    )
                 });
             }
         }
         Resolution::Static => {
             at.each("endpoints", endpoints, |endpoint, at| {
-                if !endpoint.address.is_empty() && !endpoint.address.starts_with("unix://") && !is_ip(&endpoint.address)
+                if !endpoint.address.is_empty()
+                    && !endpoint.address.starts_with("unix://")
+                    && !is_ip(&endpoint.address)
                 {
                     at.field("address", |at| {
                         at.error(
                             INVALID,
-                            format!("endpoint address {:?} is not an IP address", shorten(&endpoint.address)),
+                            format!(
+                                "endpoint address {:?} is not an IP address",
+                                shorten(&endpoint.address)
+                            ),
                             "use resolution DNS",
                         );
                     });
@@ -152,7 +201,11 @@ fn check_resolution(spec: &ServiceEntry, at: &mut Report) {
             });
             if endpoints.is_empty() && spec.workload_selector.is_none() {
                 at.field("endpoints", |at| {
-                    at.warn(DOUBTFUL, "STATIC resolution without endpoints: calls end with 503", "add endpoints")
+                    at.warn(
+                        DOUBTFUL,
+                        "STATIC resolution without endpoints: calls end with 503",
+                        "add endpoints",
+                    )
                 });
             }
         }
@@ -160,8 +213,14 @@ fn check_resolution(spec: &ServiceEntry, at: &mut Report) {
             let word = resolution.as_str();
             if endpoints.is_empty() && spec.workload_selector.is_none() && wildcard {
                 at.field("hosts", |at| {
-                    let message = format!("hosts must be FQDN if no endpoints are provided for resolution mode {word}");
-                    at.error(CONFLICT, message, "name the hosts, add endpoints, or use resolution DYNAMIC_DNS or NONE");
+                    let message = format!(
+                        "hosts must be FQDN if no endpoints are provided for resolution mode {word}"
+                    );
+                    at.error(
+                        CONFLICT,
+                        message,
+                        "name the hosts, add endpoints, or use resolution DYNAMIC_DNS or NONE",
+                    );
                 });
             }
             if *resolution == Resolution::DnsRoundRobin && endpoints.len() > 1 {
@@ -195,7 +254,11 @@ fn check_resolution(spec: &ServiceEntry, at: &mut Report) {
             }
             if spec.location == Location::MeshInternal {
                 at.field("location", |at| {
-                    at.error(CONFLICT, "DYNAMIC_DNS is only supported for MESH_EXTERNAL", "use MESH_EXTERNAL")
+                    at.error(
+                        CONFLICT,
+                        "DYNAMIC_DNS is only supported for MESH_EXTERNAL",
+                        "use MESH_EXTERNAL",
+                    )
                 });
             }
         }

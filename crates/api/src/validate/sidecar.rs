@@ -4,18 +4,32 @@ use super::destination_rule::check_pool;
 use super::rules::*;
 use super::virtual_service::check_destination;
 use crate::networking::{
-    CaptureMode, IstioEgressListener, IstioIngressListener, Sidecar, SidecarOutboundTrafficMode, SidecarPort,
+    CaptureMode, IstioEgressListener, IstioIngressListener, Sidecar, SidecarOutboundTrafficMode,
+    SidecarPort,
 };
 use crate::schema::{Report, shorten};
 
 pub(super) fn check(spec: &Sidecar, at: &mut Report) {
-    let Sidecar { workload_selector, ingress, egress, inbound_connection_pool, outbound_traffic_policy } = spec;
+    let Sidecar {
+        workload_selector,
+        ingress,
+        egress,
+        inbound_connection_pool,
+        outbound_traffic_policy,
+    } = spec;
     if let Some(selector) = workload_selector {
         check_label_selector(&selector.labels.0, at);
     }
-    if ingress.is_empty() && egress.is_empty() && inbound_connection_pool.is_none() && outbound_traffic_policy.is_none()
+    if ingress.is_empty()
+        && egress.is_empty()
+        && inbound_connection_pool.is_none()
+        && outbound_traffic_policy.is_none()
     {
-        at.error(MISSING, "sidecar: empty configuration provided", "add ingress, egress or outboundTrafficPolicy");
+        at.error(
+            MISSING,
+            "sidecar: empty configuration provided",
+            "add ingress, egress or outboundTrafficPolicy",
+        );
     }
     let mut ports = std::collections::BTreeSet::new();
     at.field("ingress", |at| {
@@ -79,7 +93,12 @@ pub(super) fn check(spec: &Sidecar, at: &mut Report) {
 }
 
 fn check_listener_port(port: &SidecarPort, at: &mut Report) {
-    let SidecarPort { number, protocol, name: _, target_port } = port;
+    let SidecarPort {
+        number,
+        protocol,
+        name: _,
+        target_port,
+    } = port;
     at.field("number", |at| check_port(*number, at));
     if !protocol.is_empty() && meltemi_types::Protocol::from_word(protocol).is_none() {
         at.field("protocol", |at| {
@@ -91,20 +110,39 @@ fn check_listener_port(port: &SidecarPort, at: &mut Report) {
         });
     }
     if *target_port != 0 {
-        at.field("targetPort", |at| at.warn(WITHOUT_EFFECT, "targetPort has no impact on Sidecars", "remove it"));
+        at.field("targetPort", |at| {
+            at.warn(
+                WITHOUT_EFFECT,
+                "targetPort has no impact on Sidecars",
+                "remove it",
+            )
+        });
     }
 }
 
 fn check_ingress(listener: &IstioIngressListener, at: &mut Report) {
-    let IstioIngressListener { port, bind, capture_mode: _, default_endpoint, tls, connection_pool } = listener;
+    let IstioIngressListener {
+        port,
+        bind,
+        capture_mode: _,
+        default_endpoint,
+        tls,
+        connection_pool,
+    } = listener;
     at.field("port", |at| check_listener_port(port, at));
     if !bind.is_empty() && !is_ip(bind) {
         at.field("bind", |at| {
-            at.error(INVALID, format!("{:?} is not a valid IP", shorten(bind)), "write an address of the workload")
+            at.error(
+                INVALID,
+                format!("{:?} is not a valid IP", shorten(bind)),
+                "write an address of the workload",
+            )
         });
     }
     if !default_endpoint.is_empty() {
-        at.field("defaultEndpoint", |at| check_default_endpoint(default_endpoint, at));
+        at.field("defaultEndpoint", |at| {
+            check_default_endpoint(default_endpoint, at)
+        });
     }
     at.some("tls", tls, super::gateway::check_tls);
     at.some("connectionPool", connection_pool, check_pool);
@@ -114,7 +152,11 @@ fn check_default_endpoint(endpoint: &str, at: &mut Report) {
     let remedy = "write 127.0.0.1:PORT, [::1]:PORT, 0.0.0.0:PORT, [::]:PORT or unix:///path";
     if let Some(path) = endpoint.strip_prefix("unix://") {
         if !path.starts_with(['/', '@']) {
-            at.error(INVALID, "sidecar: defaultEndpoint must be an absolute path or abstract socket", remedy);
+            at.error(
+                INVALID,
+                "sidecar: defaultEndpoint must be an absolute path or abstract socket",
+                remedy,
+            );
         }
         return;
     }
@@ -137,28 +179,49 @@ fn check_default_endpoint(endpoint: &str, at: &mut Report) {
 }
 
 fn check_egress(listener: &IstioEgressListener, at: &mut Report) {
-    let IstioEgressListener { port, bind, capture_mode, hosts } = listener;
+    let IstioEgressListener {
+        port,
+        bind,
+        capture_mode,
+        hosts,
+    } = listener;
     if !bind.is_empty() && !is_ip(bind) && !bind.starts_with("unix://") {
         at.field("bind", |at| {
-            at.error(INVALID, format!("{:?} is not a valid IP or unix:// socket", shorten(bind)), "write an address")
+            at.error(
+                INVALID,
+                format!("{:?} is not a valid IP or unix:// socket", shorten(bind)),
+                "write an address",
+            )
         });
     }
     match port {
         Some(port) if bind.starts_with("unix://") && port.number != 0 => {
             at.field("port", |at| {
-                at.error(CONFLICT, "sidecar: unix domain socket listeners must have port 0", "remove the number")
+                at.error(
+                    CONFLICT,
+                    "sidecar: unix domain socket listeners must have port 0",
+                    "remove the number",
+                )
             });
         }
         Some(_) if bind.starts_with("unix://") => {}
         Some(port) => at.field("port", |at| check_listener_port(port, at)),
         None if !bind.is_empty() => {
             at.field("bind", |at| {
-                at.error(CONFLICT, "sidecar: bind is not allowed without a port", "add a port, or remove bind")
+                at.error(
+                    CONFLICT,
+                    "sidecar: bind is not allowed without a port",
+                    "add a port, or remove bind",
+                )
             });
         }
         None if *capture_mode == CaptureMode::None => {
             at.field("captureMode", |at| {
-                at.error(CONFLICT, "sidecar: captureMode must be DEFAULT/IPTABLES without a port", "add a port")
+                at.error(
+                    CONFLICT,
+                    "sidecar: captureMode must be DEFAULT/IPTABLES without a port",
+                    "add a port",
+                )
             });
         }
         None => {}
@@ -193,7 +256,10 @@ fn check_namespaced_host(host: &str, at: &mut Report) {
     let Some((namespace, name)) = host.split_once('/') else {
         return at.error(
             INVALID,
-            format!("sidecar: host must be of form namespace/dnsName: {:?}", shorten(host)),
+            format!(
+                "sidecar: host must be of form namespace/dnsName: {:?}",
+                shorten(host)
+            ),
             "write ./HOST, */HOST or NAMESPACE/HOST",
         );
     };

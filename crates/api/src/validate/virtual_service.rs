@@ -3,22 +3,39 @@
 mod actions;
 mod matches;
 
-use self::actions::{check_cors, check_fault, check_headers, check_redirect, check_retries, check_rewrite};
-use self::matches::{check_gateway_name, check_http_match, check_tcp_match, check_tls_match, check_unreachable};
+use self::actions::{
+    check_cors, check_fault, check_headers, check_redirect, check_retries, check_rewrite,
+};
+use self::matches::{
+    check_gateway_name, check_http_match, check_tcp_match, check_tls_match, check_unreachable,
+};
 use super::rules::*;
-use crate::networking::{Destination, HttpRoute, HttpRouteDestination, RouteDestination, VirtualService};
+use crate::networking::{
+    Destination, HttpRoute, HttpRouteDestination, RouteDestination, VirtualService,
+};
 use crate::schema::{Report, shorten};
 use crate::shared::PortSelector;
 
 pub(super) fn check(spec: &VirtualService, at: &mut Report) {
-    let VirtualService { hosts, gateways, http, tls, tcp, export_to } = spec;
+    let VirtualService {
+        hosts,
+        gateways,
+        http,
+        tls,
+        tcp,
+        export_to,
+    } = spec;
     let for_mesh = gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh");
     let is_delegate = hosts.is_empty();
     if is_delegate {
         check_delegate(spec, at);
     }
     if http.is_empty() && tls.is_empty() && tcp.is_empty() {
-        at.error(MISSING, "http, tcp or tls must be provided in virtual service", "add a route");
+        at.error(
+            MISSING,
+            "http, tcp or tls must be provided in virtual service",
+            "add a route",
+        );
     }
     let mut seen = Once::new();
     at.each("hosts", hosts, |host, at| {
@@ -43,20 +60,34 @@ pub(super) fn check(spec: &VirtualService, at: &mut Report) {
         for (index, host) in hosts.iter().enumerate() {
             if !seen.insert(host) {
                 at.index(index, |at| {
-                    at.error(DUPLICATE, format!("duplicate hosts in virtual service: {host}"), "remove one of them")
+                    at.error(
+                        DUPLICATE,
+                        format!("duplicate hosts in virtual service: {host}"),
+                        "remove one of them",
+                    )
                 });
             }
         }
     });
-    at.each("gateways", gateways, |gateway, at| check_gateway_name(gateway, at));
-    at.each("http", http, |route, at| check_http_route(route, is_delegate, at));
+    at.each("gateways", gateways, |gateway, at| {
+        check_gateway_name(gateway, at)
+    });
+    at.each("http", http, |route, at| {
+        check_http_route(route, is_delegate, at)
+    });
     at.each("tls", tls, |route, at| {
         if route.r#match.is_empty() {
             at.field("match", |at| {
-                at.error(MISSING, "TLS route must have at least one match condition", "add a match with sniHosts")
+                at.error(
+                    MISSING,
+                    "TLS route must have at least one match condition",
+                    "add a match with sniHosts",
+                )
             });
         }
-        at.each("match", &route.r#match, |matcher, at| check_tls_match(matcher, hosts, at));
+        at.each("match", &route.r#match, |matcher, at| {
+            check_tls_match(matcher, hosts, at)
+        });
         check_l4_routes(&route.route, "TLS", at);
     });
     at.each("tcp", tcp, |route, at| {
@@ -70,18 +101,40 @@ pub(super) fn check(spec: &VirtualService, at: &mut Report) {
 fn check_delegate(spec: &VirtualService, at: &mut Report) {
     let remedy = "add hosts, or keep a delegate: http routes only, and no gateways";
     if spec.http.is_empty() {
-        at.field("hosts", |at| at.error(MISSING, "virtual service must have at least one host", "add hosts"));
+        at.field("hosts", |at| {
+            at.error(
+                MISSING,
+                "virtual service must have at least one host",
+                "add hosts",
+            )
+        });
     }
     if !spec.gateways.is_empty() {
         at.field("gateways", |at| {
-            at.error(CONFLICT, "delegate virtual service must have no gateways specified", remedy)
+            at.error(
+                CONFLICT,
+                "delegate virtual service must have no gateways specified",
+                remedy,
+            )
         });
     }
     if !spec.tls.is_empty() {
-        at.field("tls", |at| at.error(CONFLICT, "delegate virtual service must have no tls specified", remedy));
+        at.field("tls", |at| {
+            at.error(
+                CONFLICT,
+                "delegate virtual service must have no tls specified",
+                remedy,
+            )
+        });
     }
     if !spec.tcp.is_empty() {
-        at.field("tcp", |at| at.error(CONFLICT, "delegate virtual service must have no tcp specified", remedy));
+        at.field("tcp", |at| {
+            at.error(
+                CONFLICT,
+                "delegate virtual service must have no tcp specified",
+                remedy,
+            )
+        });
     }
 }
 
@@ -110,19 +163,33 @@ fn check_http_route(route: &HttpRoute, is_delegate: bool, at: &mut Report) {
     at.some("directResponse", direct_response, |direct, at| {
         if !(200..=599).contains(&direct.status) {
             at.field("status", |at| {
-                at.error(INVALID, format!("HTTP status {} is not in range 200-599", direct.status), "write a status")
+                at.error(
+                    INVALID,
+                    format!("HTTP status {} is not in range 200-599", direct.status),
+                    "write a status",
+                )
             });
         }
         at.some("body", &direct.body, |body, at| {
             if body.string.is_some() && body.bytes.is_some() {
-                at.error(CONFLICT, "only one of string or bytes can be set", "keep one of them");
+                at.error(
+                    CONFLICT,
+                    "only one of string or bytes can be set",
+                    "keep one of them",
+                );
             }
-            let length =
-                body.string.as_ref().map_or(0, String::len).max(body.bytes.as_ref().map_or(0, |bytes| bytes.0.len()));
+            let length = body
+                .string
+                .as_ref()
+                .map_or(0, String::len)
+                .max(body.bytes.as_ref().map_or(0, |bytes| bytes.0.len()));
             if length > 1 << 20 {
                 at.error(
                     INVALID,
-                    format!("response body size {length} exceeds the limit of {} bytes", 1 << 20),
+                    format!(
+                        "response body size {length} exceeds the limit of {} bytes",
+                        1 << 20
+                    ),
                     "serve it from a workload",
                 );
             }
@@ -138,7 +205,11 @@ fn check_http_route(route: &HttpRoute, is_delegate: bool, at: &mut Report) {
         }
         if delegate.name.is_empty() {
             at.field("name", |at| {
-                at.error(MISSING, "delegate.name must not be empty", "name a VirtualService without hosts")
+                at.error(
+                    MISSING,
+                    "delegate.name must not be empty",
+                    "name a VirtualService without hosts",
+                )
             });
         }
     });
@@ -148,15 +219,25 @@ fn check_http_route(route: &HttpRoute, is_delegate: bool, at: &mut Report) {
     at.some("fault", fault, check_fault);
     at.some("mirror", mirror, check_destination);
     at.each("mirrors", mirrors, |mirror, at| {
-        at.field("destination", |at| check_destination(&mirror.destination, at));
+        at.field("destination", |at| {
+            check_destination(&mirror.destination, at)
+        });
         check_percent("percentage", &mirror.percentage, at);
     });
     if mirror.is_some() && !mirrors.is_empty() {
-        at.error(CONFLICT, "HTTP route cannot contain both mirror and mirrors", "move mirror into mirrors");
+        at.error(
+            CONFLICT,
+            "HTTP route cannot contain both mirror and mirrors",
+            "move mirror into mirrors",
+        );
     }
     if mirror_percent.is_some_and(|percent| percent > 100) {
         at.field("mirrorPercent", |at| {
-            at.error(INVALID, "mirror_percent must have a max value of 100", "write 0 to 100")
+            at.error(
+                INVALID,
+                "mirror_percent must have a max value of 100",
+                "write 0 to 100",
+            )
         });
     }
     check_percent("mirrorPercentage", mirror_percentage, at);
@@ -174,28 +255,47 @@ fn check_action(route: &HttpRoute, at: &mut Report) {
         ("direct_response", route.direct_response.is_some()),
         ("delegate", route.delegate.is_some()),
     ];
-    let chosen: Vec<&str> = actions.iter().filter(|(_, set)| *set).map(|(name, _)| *name).collect();
+    let chosen: Vec<&str> = actions
+        .iter()
+        .filter(|(_, set)| *set)
+        .map(|(name, _)| *name)
+        .collect();
     match chosen.as_slice() {
-        [] => {
-            at.error(MISSING, "HTTP route, redirect or direct_response is required", "add a route with a destination")
-        }
+        [] => at.error(
+            MISSING,
+            "HTTP route, redirect or direct_response is required",
+            "add a route with a destination",
+        ),
         [_] => {}
-        several => at.error(CONFLICT, format!("HTTP route cannot contain both {}", several.join(" and ")), remedy),
+        several => at.error(
+            CONFLICT,
+            format!("HTTP route cannot contain both {}", several.join(" and ")),
+            remedy,
+        ),
     }
-    for (name, answered) in
-        [("redirect", route.redirect.is_some()), ("direct_response", route.direct_response.is_some())]
-    {
+    for (name, answered) in [
+        ("redirect", route.redirect.is_some()),
+        ("direct_response", route.direct_response.is_some()),
+    ] {
         if !answered {
             continue;
         }
         if route.rewrite.is_some() {
             at.field("rewrite", |at| {
-                at.error(CONFLICT, format!("HTTP route rule cannot contain both rewrite and {name}"), "remove rewrite")
+                at.error(
+                    CONFLICT,
+                    format!("HTTP route rule cannot contain both rewrite and {name}"),
+                    "remove rewrite",
+                )
             });
         }
         if route.fault.is_some() && name == "redirect" {
             at.field("fault", |at| {
-                at.error(CONFLICT, "HTTP route cannot contain both fault and redirect", "remove fault")
+                at.error(
+                    CONFLICT,
+                    "HTTP route cannot contain both fault and redirect",
+                    "remove fault",
+                )
             });
         }
     }
@@ -203,42 +303,69 @@ fn check_action(route: &HttpRoute, at: &mut Report) {
 
 fn check_weights(destinations: &[HttpRouteDestination], at: &mut Report) {
     at.each("route", destinations, |route, at| {
-        at.field("destination", |at| check_destination(&route.destination, at));
+        at.field("destination", |at| {
+            check_destination(&route.destination, at)
+        });
         check_weight(route.weight, at);
         at.some("headers", &route.headers, check_headers);
     });
-    let total: i64 = destinations.iter().map(|route| i64::from(route.weight)).sum();
+    let total: i64 = destinations
+        .iter()
+        .map(|route| i64::from(route.weight))
+        .sum();
     check_total(destinations.len(), total, at);
 }
 
 fn check_weight(weight: i32, at: &mut Report) {
     if weight < 0 {
-        at.field("weight", |at| at.error(INVALID, format!("weight {weight} < 0"), "write 0 or more"));
+        at.field("weight", |at| {
+            at.error(INVALID, format!("weight {weight} < 0"), "write 0 or more")
+        });
     }
 }
 
 fn check_total(count: usize, total: i64, at: &mut Report) {
     if count > 1 && total == 0 {
         at.field("route", |at| {
-            at.error(INVALID, "total destination weight = 0", "give at least one destination a weight")
+            at.error(
+                INVALID,
+                "total destination weight = 0",
+                "give at least one destination a weight",
+            )
         });
     }
     if total > i64::from(u32::MAX) {
         at.field("route", |at| {
-            at.error(INVALID, format!("total destination weight {total} is too large"), "use smaller weights")
+            at.error(
+                INVALID,
+                format!("total destination weight {total} is too large"),
+                "use smaller weights",
+            )
         });
     }
 }
 
 fn check_l4_routes(routes: &[RouteDestination], what: &str, at: &mut Report) {
     if routes.is_empty() {
-        at.field("route", |at| at.error(MISSING, format!("{what} route is required"), "add a destination"));
+        at.field("route", |at| {
+            at.error(
+                MISSING,
+                format!("{what} route is required"),
+                "add a destination",
+            )
+        });
     }
     at.each("route", routes, |route, at| {
-        at.field("destination", |at| check_destination(&route.destination, at));
+        at.field("destination", |at| {
+            check_destination(&route.destination, at)
+        });
         check_weight(route.weight, at);
     });
-    check_total(routes.len(), routes.iter().map(|route| i64::from(route.weight)).sum(), at);
+    check_total(
+        routes.len(),
+        routes.iter().map(|route| i64::from(route.weight)).sum(),
+        at,
+    );
 }
 
 pub(super) fn check_destination(destination: &Destination, at: &mut Report) {
@@ -254,8 +381,14 @@ pub(super) fn check_destination(destination: &Destination, at: &mut Report) {
     });
     if !subset.is_empty() && !crate::document::is_dns_label(&subset.to_ascii_lowercase()) {
         at.field("subset", |at| {
-            at.error(INVALID, format!("subset name is invalid: {:?}", shorten(subset)), "write a DNS label")
+            at.error(
+                INVALID,
+                format!("subset name is invalid: {:?}", shorten(subset)),
+                "write a DNS label",
+            )
         });
     }
-    at.some("port", port, |PortSelector { number }, at| at.field("number", |at| check_port(*number, at)));
+    at.some("port", port, |PortSelector { number }, at| {
+        at.field("number", |at| check_port(*number, at))
+    });
 }

@@ -17,16 +17,31 @@ pub(super) fn check_endpoint(entry: &WorkloadEntry, at: &mut Report) {
 }
 
 fn check_common(entry: &WorkloadEntry, at: &mut Report) {
-    let WorkloadEntry { address, ports, labels, network: _, locality: _, weight: _, service_account } = entry;
+    let WorkloadEntry {
+        address,
+        ports,
+        labels,
+        network: _,
+        locality: _,
+        weight: _,
+        service_account,
+    } = entry;
     at.field("address", |at| check_address(address, at));
     if address.starts_with("unix://") && !ports.is_empty() {
-        at.field("ports", |at| at.error(CONFLICT, "UDS may not include ports", "remove ports"));
+        at.field("ports", |at| {
+            at.error(CONFLICT, "UDS may not include ports", "remove ports")
+        });
     }
     at.field("ports", |at| {
         for (name, port) in ports {
             at.field(name, |at| {
                 let inner = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-                if name.is_empty() || name.len() >= 63 || !inner || name.starts_with('-') || name.ends_with('-') {
+                if name.is_empty()
+                    || name.len() >= 63
+                    || !inner
+                    || name.starts_with('-')
+                    || name.ends_with('-')
+                {
                     at.error(
                         INVALID,
                         format!("port name must be valid: {:?}", shorten(name)),
@@ -40,7 +55,11 @@ fn check_common(entry: &WorkloadEntry, at: &mut Report) {
     check_labels("labels", &labels.0, at);
     if service_account.len() > 253 {
         at.field("serviceAccount", |at| {
-            at.error(INVALID, "may not be more than 253 bytes", "write the account's name")
+            at.error(
+                INVALID,
+                "may not be more than 253 bytes",
+                "write the account's name",
+            )
         });
     }
 }
@@ -53,7 +72,11 @@ fn check_address(address: &str, at: &mut Report) {
         return;
     };
     if !path.starts_with(['/', '@']) {
-        at.error(INVALID, "UDS must be an absolute path or abstract socket", "write unix:///path or unix://@name");
+        at.error(
+            INVALID,
+            "UDS must be an absolute path or abstract socket",
+            "write unix:///path or unix://@name",
+        );
     }
     if path.ends_with('/') {
         at.error(INVALID, "UDS may not be a dir", "write the socket's path");
@@ -61,8 +84,14 @@ fn check_address(address: &str, at: &mut Report) {
 }
 
 pub(super) fn check_group(group: &WorkloadGroup, at: &mut Report) {
-    let WorkloadGroup { metadata, template, probe } = group;
-    at.some("metadata", metadata, |metadata, at| check_labels("labels", &metadata.labels.0, at));
+    let WorkloadGroup {
+        metadata,
+        template,
+        probe,
+    } = group;
+    at.some("metadata", metadata, |metadata, at| {
+        check_labels("labels", &metadata.labels.0, at)
+    });
     at.field("template", |at| check_common(template, at));
     at.some("probe", probe, check_probe);
 }
@@ -87,7 +116,13 @@ fn check_probe(probe: &ReadinessProbe, at: &mut Report) {
         ("failureThreshold", failure_threshold),
     ] {
         if *value < 0 {
-            at.field(key, |at| at.error(INVALID, format!("{key} must be non-negative"), "write 0 or more"));
+            at.field(key, |at| {
+                at.error(
+                    INVALID,
+                    format!("{key} must be non-negative"),
+                    "write 0 or more",
+                )
+            });
         }
     }
     let chosen = usize::from(http_get.is_some())
@@ -95,16 +130,29 @@ fn check_probe(probe: &ReadinessProbe, at: &mut Report) {
         + usize::from(exec.is_some())
         + usize::from(grpc.is_some());
     if chosen > 1 {
-        at.error(CONFLICT, "only one of httpGet, tcpSocket, exec or grpc can be set", "keep one of them");
+        at.error(
+            CONFLICT,
+            "only one of httpGet, tcpSocket, exec or grpc can be set",
+            "keep one of them",
+        );
     }
     at.some("httpGet", http_get, |http, at| {
         at.field("port", |at| check_port(http.port, at));
         if !matches!(http.scheme.as_str(), "" | "HTTP" | "HTTPS") {
-            at.field("scheme", |at| at.error(INVALID, "scheme must be one of [HTTP, HTTPS]", "write HTTP or HTTPS"));
+            at.field("scheme", |at| {
+                at.error(
+                    INVALID,
+                    "scheme must be one of [HTTP, HTTPS]",
+                    "write HTTP or HTTPS",
+                )
+            });
         }
         at.each("httpHeaders", &http.http_headers, |header, at| {
             if header.name.is_empty()
-                || !header.name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+                || !header
+                    .name
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
             {
                 at.field("name", |at| {
                     let message = format!("{} in body should match '^[-_A-Za-z0-9]+$'", at.path());
@@ -113,11 +161,17 @@ fn check_probe(probe: &ReadinessProbe, at: &mut Report) {
             }
         });
     });
-    at.some("tcpSocket", tcp_socket, |tcp, at| at.field("port", |at| check_port(tcp.port, at)));
-    at.some("grpc", grpc, |grpc, at| at.field("port", |at| check_optional_port(grpc.port, at)));
+    at.some("tcpSocket", tcp_socket, |tcp, at| {
+        at.field("port", |at| check_port(tcp.port, at))
+    });
+    at.some("grpc", grpc, |grpc, at| {
+        at.field("port", |at| check_optional_port(grpc.port, at))
+    });
     at.some("exec", exec, |exec, at| {
         if exec.command.is_empty() {
-            at.field("command", |at| at.error(MISSING, "command is required", "add program and arguments"));
+            at.field("command", |at| {
+                at.error(MISSING, "command is required", "add program and arguments")
+            });
         }
     });
 }

@@ -96,21 +96,34 @@ fn wants_block(text: &str) -> bool {
     text.contains('\n')
         && !text.starts_with([' ', '\n', '\t'])
         && !text.ends_with("\n\n")
-        && text.trim_end_matches('\n').lines().all(|line| !line.ends_with([' ', '\t']))
-        && !text.split('\n').any(|line| line.starts_with("---") || line.starts_with("..."))
         && text
-            .chars()
-            .all(|c| c == '\n' || (!c.is_control() && !matches!(c, '\u{85}' | '\u{2028}' | '\u{2029}' | '\u{feff}')))
+            .trim_end_matches('\n')
+            .lines()
+            .all(|line| !line.ends_with([' ', '\t']))
+        && !text
+            .split('\n')
+            .any(|line| line.starts_with("---") || line.starts_with("..."))
+        && text.chars().all(|c| {
+            c == '\n'
+                || (!c.is_control()
+                    && !matches!(c, '\u{85}' | '\u{2028}' | '\u{2029}' | '\u{feff}'))
+        })
 }
 
 fn text(text: &str, out: &mut String) {
     if is_plain(text) {
         out.push_str(text);
     } else {
-        // JSON's escapes are a subset of YAML's; what JSON leaves bare and YAML does not is escaped here.
+        // JSON's escapes are a subset of YAML's; what JSON leaves bare and YAML does not is escaped
+        // here.
         for c in Value::String(text.to_owned()).to_string().chars() {
             match c {
-                '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}' => {
+                '\u{7f}'..='\u{9f}'
+                | '\u{2028}'
+                | '\u{2029}'
+                | '\u{feff}'
+                | '\u{fffe}'
+                | '\u{ffff}' => {
                     out.push_str(&format!("\\u{:04x}", u32::from(c)));
                 }
                 c => out.push(c),
@@ -119,11 +132,15 @@ fn text(text: &str, out: &mut String) {
     }
 }
 
-/// Whether a string can stand without quotes: it resolves to itself, and no character has a meaning.
+/// Whether a string can stand without quotes: it resolves to itself, and no character has a
+/// meaning.
 fn is_plain(text: &str) -> bool {
     let safe = |b: u8| {
         b.is_ascii_alphanumeric()
-            || matches!(b, b'_' | b'-' | b'.' | b'/' | b'+' | b'~' | b'(' | b')' | b'^' | b'$' | b' ' | b':')
+            || matches!(
+                b,
+                b'_' | b'-' | b'.' | b'/' | b'+' | b'~' | b'(' | b')' | b'^' | b'$' | b' ' | b':'
+            )
     };
     let first = text.as_bytes().first().copied();
     first.is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'_' | b'.'))

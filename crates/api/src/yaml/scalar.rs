@@ -6,7 +6,9 @@ use serde_json::{Number, Value};
 pub(super) fn resolve(text: &str) -> Value {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
-        "y" | "Y" | "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => return Value::Bool(true),
+        "y" | "Y" | "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => {
+            return Value::Bool(true);
+        }
         "n" | "N" | "no" | "No" | "NO" | "false" | "False" | "FALSE" | "off" | "Off" | "OFF" => {
             return Value::Bool(false);
         }
@@ -21,7 +23,9 @@ pub(super) fn resolve(text: &str) -> Value {
         b'0'..=b'9' | b'+' | b'-' => {
             // A date stays a string.
             let plain = text.replace('_', "");
-            integer(&plain).or_else(|| float(&plain)).map_or_else(string, Value::Number)
+            integer(&plain)
+                .or_else(|| float(&plain))
+                .map_or_else(string, Value::Number)
         }
         b'.' => float(text).map_or_else(string, Value::Number),
         _ => string(),
@@ -51,7 +55,11 @@ fn integer(text: &str) -> Option<Number> {
         return None;
     }
     let magnitude = u64::from_str_radix(digits, radix).ok()?;
-    if negative { 0i64.checked_sub_unsigned(magnitude).map(Number::from) } else { Some(Number::from(magnitude)) }
+    if negative {
+        0i64.checked_sub_unsigned(magnitude).map(Number::from)
+    } else {
+        Some(Number::from(magnitude))
+    }
 }
 
 /// `^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$`

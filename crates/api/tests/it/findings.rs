@@ -12,7 +12,9 @@ fn findings(text: &str) -> Vec<Diagnostic> {
 }
 
 fn virtual_service(spec: &str) -> String {
-    format!("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata:\n  name: reviews\nspec:\n{spec}")
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata:\n  name: reviews\nspec:\n{spec}"
+    )
 }
 
 #[test]
@@ -74,7 +76,9 @@ fn virtual_services_rules() {
         let hit = all.iter().find(|d| d.severity == Severity::Error && d.message.contains(wanted));
         assert!(hit.is_some_and(|d| d.position.line > 4), "{spec}: wants {wanted:?}, has {all:?}");
     }
-    let fine = findings(&virtual_service(&format!("  hosts: [a]\n  http: [{{{route}}}, {{{route}}}]\n")));
+    let fine = findings(&virtual_service(&format!(
+        "  hosts: [a]\n  http: [{{{route}}}, {{{route}}}]\n"
+    )));
     assert_eq!(fine.len(), 1, "{fine:?}");
     assert!(fine[0].severity == Severity::Warning && fine[0].message.contains("never used"));
 }
@@ -82,24 +86,49 @@ fn virtual_services_rules() {
 #[test]
 fn other_kinds_rules() {
     let object = |kind: &str, group: &str, spec: &str| {
-        format!("apiVersion: {group}.istio.io/v1\nkind: {kind}\nmetadata: {{name: x}}\nspec: {spec}\n")
+        format!(
+            "apiVersion: {group}.istio.io/v1\nkind: {kind}\nmetadata: {{name: x}}\nspec: {spec}\n"
+        )
     };
     for (text, wanted) in [
         (
-            object("DestinationRule", "networking", "{host: a, subsets: [{name: v1}, {name: v1}]}"),
+            object(
+                "DestinationRule",
+                "networking",
+                "{host: a, subsets: [{name: v1}, {name: v1}]}",
+            ),
             "duplicate subset names",
         ),
-        (object("DestinationRule", "networking", "{host: a, trafficPolicy: {}}"), "at least one field"),
         (
-            object("DestinationRule", "networking", "{host: a, trafficPolicy: {tls: {mode: MUTUAL}}}"),
+            object(
+                "DestinationRule",
+                "networking",
+                "{host: a, trafficPolicy: {}}",
+            ),
+            "at least one field",
+        ),
+        (
+            object(
+                "DestinationRule",
+                "networking",
+                "{host: a, trafficPolicy: {tls: {mode: MUTUAL}}}",
+            ),
             "client certificate required",
         ),
         (
-            object("DestinationRule", "networking", "{host: a, trafficPolicy: {tls: {mode: MUTAL}}}"),
+            object(
+                "DestinationRule",
+                "networking",
+                "{host: a, trafficPolicy: {tls: {mode: MUTAL}}}",
+            ),
             "Unsupported value: \"MUTAL\"",
         ),
         (
-            object("DestinationRule", "networking", "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {}}}}"),
+            object(
+                "DestinationRule",
+                "networking",
+                "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {}}}}",
+            ),
             "what is hashed",
         ),
         (
@@ -135,7 +164,11 @@ fn other_kinds_rules() {
             "requires a server certificate",
         ),
         (
-            object("ServiceEntry", "networking", "{hosts: ['*'], ports: [{number: 80, name: http}]}"),
+            object(
+                "ServiceEntry",
+                "networking",
+                "{hosts: ['*'], ports: [{number: 80, name: http}]}",
+            ),
             "hostname cannot be wildcard",
         ),
         (
@@ -154,41 +187,85 @@ fn other_kinds_rules() {
             ),
             "CIDR addresses are allowed only",
         ),
-        (object("Sidecar", "networking", "{egress: [{hosts: [reviews]}]}"), "namespace/dnsName"),
+        (
+            object("Sidecar", "networking", "{egress: [{hosts: [reviews]}]}"),
+            "namespace/dnsName",
+        ),
         (object("Sidecar", "networking", "{}"), "empty configuration"),
         (
-            object("PeerAuthentication", "security", "{portLevelMtls: {80: {mode: STRICT}}}"),
+            object(
+                "PeerAuthentication",
+                "security",
+                "{portLevelMtls: {80: {mode: STRICT}}}",
+            ),
             "portLevelMtls requires selector",
         ),
-        (object("AuthorizationPolicy", "security", "{action: CUSTOM, rules: [{}]}"), "provider.name"),
         (
-            object("AuthorizationPolicy", "security", "{rules: [{from: [{source: {ipBlocks: [10.0.0.300]}}]}]}"),
+            object(
+                "AuthorizationPolicy",
+                "security",
+                "{action: CUSTOM, rules: [{}]}",
+            ),
+            "provider.name",
+        ),
+        (
+            object(
+                "AuthorizationPolicy",
+                "security",
+                "{rules: [{from: [{source: {ipBlocks: [10.0.0.300]}}]}]}",
+            ),
             "not a valid IP address",
         ),
         (
-            object("AuthorizationPolicy", "security", "{rules: [{to: [{operation: {ports: [80]}}]}]}"),
+            object(
+                "AuthorizationPolicy",
+                "security",
+                "{rules: [{to: [{operation: {ports: [80]}}]}]}",
+            ),
             "must be of type string",
         ),
         (
-            object("AuthorizationPolicy", "security", "{rules: [{when: [{key: 'request.header[x]', values: [a]}]}]}"),
+            object(
+                "AuthorizationPolicy",
+                "security",
+                "{rules: [{when: [{key: 'request.header[x]', values: [a]}]}]}",
+            ),
             "unknown attribute",
         ),
-        (object("Telemetry", "telemetry", "{tracing: [{randomSamplingPercentage: 101}]}"), "range [0..100]"),
+        (
+            object(
+                "Telemetry",
+                "telemetry",
+                "{tracing: [{randomSamplingPercentage: 101}]}",
+            ),
+            "range [0..100]",
+        ),
         (
             // Half written: the rest is still to come.
-            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec:\n  replicas: 2\n".to_owned(),
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec:\n  replicas: 2\n"
+                .to_owned(),
             "Required value",
         ),
         (object("VirtualService", "security", "{}"), "API group"),
-        ("apiVersion: networking.istio.io/v9\nkind: Gateway\nmetadata: {name: x}\n".to_owned(), "no version"),
-        ("apiVersion: v1\nkind: Pod\nmetadata: {name: ../x}\n".to_owned(), "lower case alphanumeric"),
-        ("apiVersion: v1\nkind: Pod\nmetadata: {name: x, namespace: ../x}\n".to_owned(), "not a namespace's name"),
+        (
+            "apiVersion: networking.istio.io/v9\nkind: Gateway\nmetadata: {name: x}\n".to_owned(),
+            "no version",
+        ),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: ../x}\n".to_owned(),
+            "lower case alphanumeric",
+        ),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: x, namespace: ../x}\n".to_owned(),
+            "not a namespace's name",
+        ),
         ("kind: Pod\n".to_owned(), "apiVersion is missing"),
         ("- a\n".to_owned(), "not a Kubernetes object"),
     ] {
         let all = findings(&text);
         assert!(
-            all.iter().any(|d| d.severity == Severity::Error && d.message.contains(wanted)),
+            all.iter()
+                .any(|d| d.severity == Severity::Error && d.message.contains(wanted)),
             "{text}: wants {wanted:?}, has {all:?}"
         );
     }
@@ -201,12 +278,24 @@ fn a_broken_document_leaves_the_others_alone() {
                 - apiVersion: networking.istio.io/v1\n  kind: Sidecar\n  metadata: {name: d}\n  spec: {egres: []}\n";
     let parsed = parse("x.yaml", text);
     let keys: Vec<ObjectKey> = parsed.objects.iter().map(|object| object.key()).collect();
-    assert_eq!(keys, [ObjectKey::new(Kind::Namespace, "", "a"), ObjectKey::new(Kind::ServiceAccount, "c", "b")]);
-    assert_eq!((parsed.unreadable, parsed.refused), (1, vec![ObjectKey::new(Kind::Sidecar, "default", "d")]));
+    assert_eq!(
+        keys,
+        [
+            ObjectKey::new(Kind::Namespace, "", "a"),
+            ObjectKey::new(Kind::ServiceAccount, "c", "b")
+        ]
+    );
+    assert_eq!(
+        (parsed.unreadable, parsed.refused),
+        (1, vec![ObjectKey::new(Kind::Sidecar, "default", "d")])
+    );
     assert_eq!(parsed.diagnostics.len(), 2, "{:?}", parsed.diagnostics);
     assert_eq!(parsed.diagnostics[0].object.name, "broken");
     assert_eq!(
-        (parsed.diagnostics[1].position.line, parsed.diagnostics[1].remedy.as_str()),
+        (
+            parsed.diagnostics[1].position.line,
+            parsed.diagnostics[1].remedy.as_str()
+        ),
         (19, "did you mean egress?")
     );
 }
@@ -216,7 +305,10 @@ fn foreign_fields_and_kinds_are_no_errors() {
     let text = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a, managedFields: []}\nspec:\n  strategy: {type: Recreate}\n  template:\n    \
                 spec: {containers: [{name: x, image: app, resources: {limits: {cpu: 1}}}]}\n---\napiVersion: batch/v1\nkind: Job\nmetadata: {name: b}\n";
     let all = findings(text);
-    assert!(all.iter().all(|d| d.severity == Severity::Warning), "{all:?}");
+    assert!(
+        all.iter().all(|d| d.severity == Severity::Warning),
+        "{all:?}"
+    );
     assert_eq!(all.len(), 1);
 }
 
@@ -225,7 +317,10 @@ fn an_invalid_mesh_config_is_told_with_its_line() {
     let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |-\n    accessLogFile: /dev/stdout\n    outboundTrafficPolicy:\n      mode: NONE\n";
     let all = findings(text);
     assert_eq!(all.len(), 1, "{all:?}");
-    assert_eq!((all[0].position.line, all[0].field.as_str()), (8, "data.mesh: outboundTrafficPolicy.mode"));
+    assert_eq!(
+        (all[0].position.line, all[0].field.as_str()),
+        (8, "data.mesh: outboundTrafficPolicy.mode")
+    );
 }
 
 /// Not a benchmark: what is quadratic takes minutes with these.
@@ -238,13 +333,21 @@ fn hostile_sizes_end_soon() {
     assert!(all.len() == 1 && all[0].message.len() < 200, "{all:?}");
 
     let route = "  - match: [{uri: {exact: /a}, headers: {x: {exact: b}}}]\n    route:\n    - destination: {host: a, port: {number: 80}}\n";
-    let parsed = parse("x.yaml", &virtual_service(&format!("  hosts: [a]\n  http:\n{}", route.repeat(10_000))));
-    let Spec::VirtualService(spec) = &parsed.objects[0].spec else { panic!("a VirtualService") };
+    let parsed = parse(
+        "x.yaml",
+        &virtual_service(&format!("  hosts: [a]\n  http:\n{}", route.repeat(10_000))),
+    );
+    let Spec::VirtualService(spec) = &parsed.objects[0].spec else {
+        panic!("a VirtualService")
+    };
     assert_eq!(spec.http.len(), 10_000);
     assert_eq!(validate(&parsed.objects[0]), vec![]);
 
     let wrong = "  - rute: 1\n";
-    let all = findings(&virtual_service(&format!("  hosts: [a]\n  http:\n{}", wrong.repeat(10_000))));
+    let all = findings(&virtual_service(&format!(
+        "  hosts: [a]\n  http:\n{}",
+        wrong.repeat(10_000)
+    )));
     assert_eq!(all.len(), 100);
 }
 
@@ -255,13 +358,21 @@ fn an_exact_match_may_be_empty() {
             "  hosts: [a]\n  http: [{{match: [{{{matcher}}}], route: [{{destination: {{host: reviews}}}}]}}]\n"
         )))
     };
-    for valid in
-        ["queryParams: {debug: {exact: ''}}", "headers: {x-a: {exact: ''}}", "withoutHeaders: {x-a: {exact: ''}}"]
-    {
+    for valid in [
+        "queryParams: {debug: {exact: ''}}",
+        "headers: {x-a: {exact: ''}}",
+        "withoutHeaders: {x-a: {exact: ''}}",
+    ] {
         assert_eq!(with(valid), vec![], "{valid}");
     }
-    for invalid in ["queryParams: {debug: {prefix: ''}}", "headers: {x-a: {regex: ''}}"] {
+    for invalid in [
+        "queryParams: {debug: {prefix: ''}}",
+        "headers: {x-a: {regex: ''}}",
+    ] {
         let all = with(invalid);
-        assert!(all.len() == 1 && all[0].message.contains("should not be empty"), "{invalid}: {all:?}");
+        assert!(
+            all.len() == 1 && all[0].message.contains("should not be empty"),
+            "{invalid}: {all:?}"
+        );
     }
 }

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 include!("../../../xtask/skip.rs");
 
-/// The folder of reference material: `MELTEMI_SHARED`, or `../shared` beside the workspace. Without it the tests that need it
-/// say so and pass.
+/// The folder of reference material: `MELTEMI_SHARED`, or `../shared` beside the workspace. Without
+/// it the tests that need it say so and pass.
 fn shared(below: &str) -> Option<PathBuf> {
     let root = match std::env::var_os("MELTEMI_SHARED") {
         Some(root) => PathBuf::from(root),
@@ -21,7 +21,10 @@ fn shared(below: &str) -> Option<PathBuf> {
         return Some(folder);
     }
     let test = std::thread::current();
-    skip(test.name().unwrap_or(below), &format!("{} is not there (MELTEMI_SHARED)", folder.display()));
+    skip(
+        test.name().unwrap_or(below),
+        &format!("{} is not there (MELTEMI_SHARED)", folder.display()),
+    );
     None
 }
 
@@ -32,7 +35,11 @@ fn files(folder: &std::path::Path) -> Vec<PathBuf> {
     while let Some(folder) = open.pop() {
         for entry in std::fs::read_dir(&folder).expect("a readable folder") {
             let path = entry.expect("a readable entry").path();
-            if path.is_dir() { open.push(path) } else { found.push(path) }
+            if path.is_dir() {
+                open.push(path)
+            } else {
+                found.push(path)
+            }
         }
     }
     found.sort();

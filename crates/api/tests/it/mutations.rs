@@ -50,7 +50,9 @@ fn any_damage_is_survived() {
         state ^= state << 17;
         usize::try_from(state % limit as u64).unwrap_or(0)
     };
-    let alphabet: Vec<char> = "-:[]{}&*!|>'\"%@`#,?~ \n\t\\<a0.é\u{0}\u{feff}\u{2028}".chars().collect();
+    let alphabet: Vec<char> = "-:[]{}&*!|>'\"%@`#,?~ \n\t\\<a0.é\u{0}\u{feff}\u{2028}"
+        .chars()
+        .collect();
     let characters: Vec<char> = TEXT.chars().collect();
     for _ in 0..3000 {
         let mut damaged = characters.clone();
@@ -71,7 +73,11 @@ fn any_damage_is_survived() {
             validate(object);
             // What can be read can be written, and says the same.
             let written = to_yaml(&object.raw);
-            assert_eq!(value_of(&written).as_ref(), Some(&object.raw), "{text}\n=>\n{written}");
+            assert_eq!(
+                value_of(&written).as_ref(),
+                Some(&object.raw),
+                "{text}\n=>\n{written}"
+            );
         }
         for finding in &parsed.diagnostics {
             assert!(finding.position.line > 0, "{finding}\n{text}");

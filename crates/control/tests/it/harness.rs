@@ -18,7 +18,8 @@ use meltemi_store::World;
 use meltemi_tls::{ClientTerms, Identity, ServerRule, TrustBundle};
 use meltemi_types::TrustDomain;
 use meltemi_xds::{
-    Backoff, BoxError, Client, ClientConfig, ClientEvent, ClientHandle, Connection, Subscription, Update, Variant,
+    Backoff, BoxError, Client, ClientConfig, ClientEvent, ClientHandle, Connection, Subscription,
+    Update, Variant,
 };
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -66,28 +67,51 @@ impl Mesh {
         for name in ["config", "runtime"] {
             std::fs::create_dir(folder.path().join(name)).expect("made");
         }
-        std::fs::write(folder.path().join("config/reviews.yaml"), service("reviews")).expect("written");
+        std::fs::write(
+            folder.path().join("config/reviews.yaml"),
+            service("reviews"),
+        )
+        .expect("written");
         let signer = TokenSigner::generate().expect("a key");
-        let authority = Arc::new(CertificateAuthority::in_memory(TrustDomain::default()).expect("an authority"));
+        let authority = Arc::new(
+            CertificateAuthority::in_memory(TrustDomain::default()).expect("an authority"),
+        );
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let options = options(folder.path(), &signer, authority.clone(), any);
         let control = ControlPlane::start(options).await.expect("starts");
-        Self { folder, signer, authority, control }
+        Self {
+            folder,
+            signer,
+            authority,
+            control,
+        }
     }
 
     /// The same files, keys and address, another process as far as clients can tell.
     pub async fn restart(self) -> Self {
-        let Self { folder, signer, authority, control } = self;
+        let Self {
+            folder,
+            signer,
+            authority,
+            control,
+        } = self;
         let secure = control.addresses().secure;
         control.shutdown().await;
         let control = loop {
             // Connections of the old one may hold the port for a moment.
-            match ControlPlane::start(options(folder.path(), &signer, authority.clone(), secure)).await {
+            match ControlPlane::start(options(folder.path(), &signer, authority.clone(), secure))
+                .await
+            {
                 Ok(control) => break control,
                 Err(_) => tokio::task::yield_now().await,
             }
         };
-        Self { folder, signer, authority, control }
+        Self {
+            folder,
+            signer,
+            authority,
+            control,
+        }
     }
 
     pub async fn shutdown(self) {
@@ -110,7 +134,10 @@ impl Mesh {
     /// Waits for a state.
     pub async fn see(&self, wanted: impl FnMut(&Arc<World>) -> bool) {
         let mut worlds = self.control.worlds();
-        tokio::time::timeout(PATIENCE, worlds.wait_for(wanted)).await.expect("in time").expect("the store lives");
+        tokio::time::timeout(PATIENCE, worlds.wait_for(wanted))
+            .await
+            .expect("in time")
+            .expect("the store lives");
     }
 
     /// Lets every applied object be as old as this.
@@ -120,7 +147,11 @@ impl Mesh {
             let text = std::fs::read_to_string(&path).expect("an object");
             let (before, rest) = text.split_once("creationTimestamp: ").expect("a time");
             let rest = rest.split_once('\n').expect("a line").1;
-            std::fs::write(&path, format!("{before}creationTimestamp: '{created}'\n{rest}")).expect("written");
+            std::fs::write(
+                &path,
+                format!("{before}creationTimestamp: '{created}'\n{rest}"),
+            )
+            .expect("written");
         }
     }
 
@@ -146,20 +177,39 @@ impl Mesh {
     }
 
     pub fn token(&self, namespace: &str, account: &str) -> String {
-        self.signer.sign(&crate::caller(namespace, account), Duration::from_secs(60)).expect("signed")
+        self.signer
+            .sign(&crate::caller(namespace, account), Duration::from_secs(60))
+            .expect("signed")
     }
 
     /// A proxy with a token, subscribed as a sidecar is.
     pub fn proxy(&self, namespace: &str, account: &str, variant: Variant) -> Proxy {
-        self.connect(Some(self.token(namespace, account)), None, proxy_node(namespace, account), variant)
+        self.connect(
+            Some(self.token(namespace, account)),
+            None,
+            proxy_node(namespace, account),
+            variant,
+        )
     }
 
     pub fn subscribe_to(&self, namespace: &str, account: &str, url: &str) -> Proxy {
         let initial = vec![(url.to_owned(), Subscription::wildcard())];
-        self.client(Some(self.token(namespace, account)), None, proxy_node(namespace, account), Variant::Delta, initial)
+        self.client(
+            Some(self.token(namespace, account)),
+            None,
+            proxy_node(namespace, account),
+            Variant::Delta,
+            initial,
+        )
     }
 
-    pub fn connect(&self, token: Option<String>, identity: Option<Identity>, node: Node, variant: Variant) -> Proxy {
+    pub fn connect(
+        &self,
+        token: Option<String>,
+        identity: Option<Identity>,
+        node: Node,
+        variant: Variant,
+    ) -> Proxy {
         let none: [&str; 0] = [];
         let initial = vec![
             (CLUSTER.to_owned(), Subscription::wildcard()),
@@ -178,16 +228,35 @@ impl Mesh {
         variant: Variant,
         initial: Vec<(String, Subscription)>,
     ) -> Proxy {
-        let (address, roots) = (self.control.addresses().secure, self.authority.roots_pem().to_owned());
+        let (address, roots) = (
+            self.control.addresses().secure,
+            self.authority.roots_pem().to_owned(),
+        );
         let connect = move || dial(address, roots.clone(), token.clone(), identity.clone());
-        let backoff = Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(50) };
-        let (handle, events) =
-            Client::spawn(ClientConfig { variant, backoff, ..ClientConfig::new(connect, node, initial) });
+        let backoff = Backoff {
+            first: Duration::from_millis(1),
+            longest: Duration::from_millis(50),
+        };
+        let (handle, events) = Client::spawn(ClientConfig {
+            variant,
+            backoff,
+            ..ClientConfig::new(connect, node, initial)
+        });
         Proxy { handle, events }
     }
 
-    pub async fn channel(&self, token: Option<String>, identity: Option<Identity>) -> Result<Connection, BoxError> {
-        dial(self.control.addresses().secure, self.authority.roots_pem().to_owned(), token, identity).await
+    pub async fn channel(
+        &self,
+        token: Option<String>,
+        identity: Option<Identity>,
+    ) -> Result<Connection, BoxError> {
+        dial(
+            self.control.addresses().secure,
+            self.authority.roots_pem().to_owned(),
+            token,
+            identity,
+        )
+        .await
     }
 }
 
@@ -198,14 +267,27 @@ async fn dial(
     identity: Option<Identity>,
 ) -> Result<Connection, BoxError> {
     let name = "istiod.istio-system.svc";
-    let terms = ClientTerms { alpn: vec!["h2".into()], rule: ServerRule::Host(name.into()), ..ClientTerms::default() };
-    let config = meltemi_tls::client_config(&terms, identity.as_ref(), &TrustBundle::from_pem(roots.as_bytes())?)?;
+    let terms = ClientTerms {
+        alpn: vec!["h2".into()],
+        rule: ServerRule::Host(name.into()),
+        ..ClientTerms::default()
+    };
+    let config = meltemi_tls::client_config(
+        &terms,
+        identity.as_ref(),
+        &TrustBundle::from_pem(roots.as_bytes())?,
+    )?;
     let tcp = TcpStream::connect(address).await?;
-    let stream = TlsConnector::from(config).connect(ServerName::try_from(name)?, tcp).await?;
+    let stream = TlsConnector::from(config)
+        .connect(ServerName::try_from(name)?, tcp)
+        .await?;
     let endpoint = tonic::transport::Endpoint::from_static("http://istiod.istio-system.svc");
-    let mut connection = Connection::from(endpoint.connect_with_connector(Once(Some(stream))).await?);
+    let mut connection =
+        Connection::from(endpoint.connect_with_connector(Once(Some(stream))).await?);
     if let Some(token) = token {
-        connection.metadata.insert("authorization", format!("Bearer {token}").parse()?);
+        connection
+            .metadata
+            .insert("authorization", format!("Bearer {token}").parse()?);
     }
     Ok(connection)
 }
@@ -223,7 +305,12 @@ impl tower_service::Service<http::Uri> for Once {
     }
 
     fn call(&mut self, _: http::Uri) -> Self::Future {
-        std::future::ready(self.0.take().map(TokioIo::new).ok_or_else(|| std::io::ErrorKind::NotConnected.into()))
+        std::future::ready(
+            self.0
+                .take()
+                .map(TokioIo::new)
+                .ok_or_else(|| std::io::ErrorKind::NotConnected.into()),
+        )
     }
 }
 
@@ -235,7 +322,10 @@ pub fn proxy_node(namespace: &str, account: &str) -> Node {
         ("SERVICE_ACCOUNT", account),
         ("INSTANCE_IPS", "10.44.0.9"),
     ];
-    let fields = fields.into_iter().map(|(key, value)| (key.to_owned(), value_of(value))).collect();
+    let fields = fields
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value_of(value)))
+        .collect();
     Node {
         id: format!("sidecar~10.44.0.9~productpage-1.{namespace}~{namespace}.svc.cluster.local"),
         metadata: Some(Struct { fields }),
@@ -260,7 +350,11 @@ pub fn request(name: Option<&str>) -> (String, String) {
     if let Some(name) = name {
         params.subject_alt_names = vec![rcgen::SanType::URI(name.try_into().expect("ASCII"))];
     }
-    let csr = params.serialize_request(&key).expect("a request").pem().expect("PEM");
+    let csr = params
+        .serialize_request(&key)
+        .expect("a request")
+        .pem()
+        .expect("PEM");
     (key.serialize_pem(), csr)
 }
 
@@ -277,7 +371,9 @@ pub async fn update(events: &mut mpsc::Receiver<ClientEvent>) -> Update {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, next).await.expect("an update comes")
+    tokio::time::timeout(PATIENCE, next)
+        .await
+        .expect("an update comes")
 }
 
 /// Nothing has come.
@@ -295,5 +391,8 @@ pub async fn http_status(address: SocketAddr, path: &str, host: &str) -> u16 {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.expect("answered");
     let text = String::from_utf8_lossy(&answer);
-    text.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status line")
+    text.split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .expect("a status line")
 }

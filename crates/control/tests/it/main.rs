@@ -14,14 +14,25 @@ use meltemi_xds::{ClientEvent, Variant};
 
 const REVIEWS: &str = "outbound|9080||reviews.default.svc.cluster.local";
 
-/// Takes everything that a proxy takes at its start, asking for endpoints and routes as they are named.
+/// Takes everything that a proxy takes at its start, asking for endpoints and routes as they are
+/// named.
 async fn start_up(client: &mut harness::Proxy) -> Vec<(String, Vec<String>)> {
     let mut seen = Vec::new();
     while seen.iter().filter(|(url, _)| url == LISTENER).count() == 0 {
         let got = update(&mut client.events).await;
-        let names: Vec<String> = got.set.iter().map(|resource| resource.name.clone()).collect();
+        let names: Vec<String> = got
+            .set
+            .iter()
+            .map(|resource| resource.name.clone())
+            .collect();
         if got.type_url == CLUSTER {
-            client.handle.subscribe(ENDPOINT, names.iter().filter(|name| name.starts_with("outbound|")).cloned());
+            client.handle.subscribe(
+                ENDPOINT,
+                names
+                    .iter()
+                    .filter(|name| name.starts_with("outbound|"))
+                    .cloned(),
+            );
         }
         client.handle.ack(&got.type_url, &got.nonce);
         seen.push((got.type_url, names));
@@ -34,17 +45,24 @@ async fn a_proxy_gets_its_configuration(variant: Variant) {
     let mut client = mesh.proxy("default", "bookinfo-productpage", variant);
     let seen = start_up(&mut client).await;
     let of = |url: &str| {
-        seen.iter().filter(|(seen, _)| seen == url).flat_map(|(_, names)| names.clone()).collect::<Vec<_>>()
+        seen.iter()
+            .filter(|(seen, _)| seen == url)
+            .flat_map(|(_, names)| names.clone())
+            .collect::<Vec<_>>()
     };
     assert!(of(CLUSTER).contains(&REVIEWS.to_owned()), "{seen:?}");
     assert!(of(ENDPOINT).contains(&REVIEWS.to_owned()), "{seen:?}");
     assert!(
-        of(LISTENER).contains(&"virtualOutbound".to_owned()) && of(LISTENER).contains(&"virtualInbound".to_owned()),
+        of(LISTENER).contains(&"virtualOutbound".to_owned())
+            && of(LISTENER).contains(&"virtualInbound".to_owned()),
         "{seen:?}"
     );
     let types: Vec<&str> = seen.iter().map(|(url, _)| url.as_str()).collect();
     let first = |url: &str| types.iter().position(|seen| *seen == url);
-    assert!(first(CLUSTER) < first(ENDPOINT) && first(ENDPOINT) < first(LISTENER), "{types:?}");
+    assert!(
+        first(CLUSTER) < first(ENDPOINT) && first(ENDPOINT) < first(LISTENER),
+        "{types:?}"
+    );
 
     client.handle.subscribe(ROUTE, ["9080"]);
     let routes = update(&mut client.events).await;
@@ -55,7 +73,12 @@ async fn a_proxy_gets_its_configuration(variant: Variant) {
     mesh.write("ratings.yaml", &harness::service("ratings"));
     let pushed = update(&mut client.events).await;
     assert_eq!(pushed.type_url, CLUSTER);
-    assert!(pushed.set.iter().any(|cluster| cluster.name.contains("ratings")));
+    assert!(
+        pushed
+            .set
+            .iter()
+            .any(|cluster| cluster.name.contains("ratings"))
+    );
     mesh.shutdown().await;
 }
 
@@ -74,8 +97,18 @@ async fn a_proxy_can_only_ask_as_itself() {
     let mesh = Mesh::start().await;
     let ratings = mesh.token("default", "bookinfo-ratings");
     let cases = [
-        (Some(ratings), proxy_node("default", "bookinfo-productpage"), "PermissionDenied", "can only ask as itself"),
-        (None, proxy_node("default", "bookinfo-productpage"), "Unauthenticated", "token"),
+        (
+            Some(ratings),
+            proxy_node("default", "bookinfo-productpage"),
+            "PermissionDenied",
+            "can only ask as itself",
+        ),
+        (
+            None,
+            proxy_node("default", "bookinfo-productpage"),
+            "Unauthenticated",
+            "token",
+        ),
         (
             Some("nonsense".to_owned()),
             proxy_node("default", "bookinfo-productpage"),
@@ -102,7 +135,11 @@ async fn a_refusal_is_visible_with_resource_and_reason() {
     let mesh = Mesh::start().await;
     let mut client = mesh.proxy("default", "bookinfo-productpage", Variant::Delta);
     let clusters = update(&mut client.events).await;
-    client.handle.nack(CLUSTER, &clusters.nonce, format!("cluster {REVIEWS}: I do not like it"));
+    client.handle.nack(
+        CLUSTER,
+        &clusters.nonce,
+        format!("cluster {REVIEWS}: I do not like it"),
+    );
     let admin = mesh.admin();
     let proxy = loop {
         let status = admin.status().await.expect("the socket answers");
@@ -112,22 +149,28 @@ async fn a_refusal_is_visible_with_resource_and_reason() {
         }
     };
     assert_eq!(proxy.state, SyncState::Rejected);
-    assert_eq!((proxy.namespace.as_str(), proxy.service_account.as_str()), ("default", "bookinfo-productpage"));
+    assert_eq!(
+        (proxy.namespace.as_str(), proxy.service_account.as_str()),
+        ("default", "bookinfo-productpage")
+    );
     assert_eq!(proxy.authenticated_by, "token");
     assert_eq!(proxy.rejections.len(), 1);
     assert_eq!(proxy.rejections[0].name, REVIEWS);
     assert!(proxy.rejections[0].reason.contains("I do not like it"));
-    let metrics = String::from_utf8(admin.text("/metrics").await.expect("answers").to_vec()).expect("text");
+    let metrics =
+        String::from_utf8(admin.text("/metrics").await.expect("answers").to_vec()).expect("text");
     assert!(
-        metrics.contains("pilot_xds_cds_reject 1") && metrics.contains("pilot_total_xds_rejects{type=\"cds\"} 1"),
+        metrics.contains("pilot_xds_cds_reject 1")
+            && metrics.contains("pilot_total_xds_rejects{type=\"cds\"} 1"),
         "{metrics}"
     );
-    let dump: meltemi_admin_api::ConfigDump =
-        admin.get("/debug/config_dump?proxyID=productpage-1.default").await.expect("the proxy is connected");
+    let dump: meltemi_admin_api::ConfigDump = admin
+        .get("/debug/config_dump?proxyID=productpage-1.default")
+        .await
+        .expect("the proxy is connected");
     assert!(
-        dump.types
-            .iter()
-            .any(|dumped| dumped.type_url == CLUSTER && dumped.resources.iter().any(|r| r.name == REVIEWS))
+        dump.types.iter().any(|dumped| dumped.type_url == CLUSTER
+            && dumped.resources.iter().any(|r| r.name == REVIEWS))
     );
     mesh.shutdown().await;
 }
@@ -135,40 +178,74 @@ async fn a_refusal_is_visible_with_resource_and_reason() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_names_its_caller_and_opens_a_stream() {
     let mesh = Mesh::start().await;
-    let (key, csr) = harness::request(Some("spiffe://cluster.local/ns/default/sa/bookinfo-productpage"));
+    let (key, csr) = harness::request(Some(
+        "spiffe://cluster.local/ns/default/sa/bookinfo-productpage",
+    ));
     let token = mesh.token("default", "bookinfo-productpage");
-    let connection = mesh.channel(Some(token.clone()), None).await.expect("connects");
+    let connection = mesh
+        .channel(Some(token.clone()), None)
+        .await
+        .expect("connects");
     let mut ca = CertificateServiceClient::new(connection.channel.clone());
     let ask = |csr: String| {
-        let message = CertificateRequest { csr, validity_duration: 3600, metadata: None };
+        let message = CertificateRequest {
+            csr,
+            validity_duration: 3600,
+            metadata: None,
+        };
         let mut request = tonic::Request::new(message);
         *request.metadata_mut() = connection.metadata.clone();
         request
     };
-    let chain = ca.create_certificate(ask(csr)).await.expect("issued").into_inner().cert_chain;
+    let chain = ca
+        .create_certificate(ask(csr))
+        .await
+        .expect("issued")
+        .into_inner()
+        .cert_chain;
     assert_eq!(chain.len(), 2, "leaf and root");
 
     // Somebody else's name in the request is refused.
     let (_, foreign) = harness::request(Some("spiffe://cluster.local/ns/default/sa/bank"));
-    let refused = ca.create_certificate(ask(foreign)).await.expect_err("not the caller's");
+    let refused = ca
+        .create_certificate(ask(foreign))
+        .await
+        .expect_err("not the caller's");
     assert_eq!(refused.code(), tonic::Code::PermissionDenied);
     // No proof, no certificate.
-    let anonymous =
-        tonic::Request::new(CertificateRequest { csr: harness::request(None).1, validity_duration: 0, metadata: None });
-    assert_eq!(ca.create_certificate(anonymous).await.expect_err("no token").code(), tonic::Code::Unauthenticated);
+    let anonymous = tonic::Request::new(CertificateRequest {
+        csr: harness::request(None).1,
+        validity_duration: 0,
+        metadata: None,
+    });
+    assert_eq!(
+        ca.create_certificate(anonymous)
+            .await
+            .expect_err("no token")
+            .code(),
+        tonic::Code::Unauthenticated
+    );
 
     // The certificate stands for the token.
-    let identity = meltemi_tls::Identity::from_pem(chain[0].as_bytes(), key.as_bytes()).expect("they fit");
-    assert_eq!(identity.spiffe().expect("an identity").service_account(), "bookinfo-productpage");
+    let identity =
+        meltemi_tls::Identity::from_pem(chain[0].as_bytes(), key.as_bytes()).expect("they fit");
+    assert_eq!(
+        identity.spiffe().expect("an identity").service_account(),
+        "bookinfo-productpage"
+    );
     let node = proxy_node("default", "bookinfo-productpage");
     let mut client = mesh.connect(None, Some(identity), node, Variant::Delta);
     assert_eq!(update(&mut client.events).await.type_url, CLUSTER);
     let status = mesh.admin().status().await.expect("answers");
     assert_eq!(status.proxies[0].authenticated_by, "mtls");
     assert_eq!(status.certificates.len(), 1);
-    assert_eq!(status.certificates[0].identity, "spiffe://cluster.local/ns/default/sa/bookinfo-productpage");
+    assert_eq!(
+        status.certificates[0].identity,
+        "spiffe://cluster.local/ns/default/sa/bookinfo-productpage"
+    );
 
-    // Another process has issued nothing yet, and knows the certificate as soon as the proxy is back.
+    // Another process has issued nothing yet, and knows the certificate as soon as the proxy is
+    // back.
     let issued = status.certificates[0].clone();
     let mesh = mesh.restart().await;
     let shown = loop {
@@ -179,7 +256,10 @@ async fn a_certificate_names_its_caller_and_opens_a_stream() {
         }
     };
     assert_eq!(shown.len(), 1);
-    assert_eq!((&shown[0].serial, &shown[0].peer), (&issued.serial, &issued.peer));
+    assert_eq!(
+        (&shown[0].serial, &shown[0].peer),
+        (&issued.serial, &issued.peer)
+    );
     assert_eq!(shown[0].expires_at_ms, issued.expires_at_ms);
     mesh.shutdown().await;
 }
@@ -199,13 +279,27 @@ async fn a_restart_sends_nothing_again() {
     }
     // What does not exist yet is the first thing to come.
     let admin = mesh.admin();
-    while !admin.status().await.expect("answers").proxies.iter().any(|proxy| proxy.state == SyncState::Synced) {
+    while !admin
+        .status()
+        .await
+        .expect("answers")
+        .proxies
+        .iter()
+        .any(|proxy| proxy.state == SyncState::Synced)
+    {
         tokio::task::yield_now().await;
     }
     nothing_more(&mut client.events);
     mesh.write("ratings.yaml", &harness::service("ratings"));
     let pushed = update(&mut client.events).await;
-    assert!(pushed.set.iter().all(|cluster| cluster.name.contains("ratings")), "{:?}", pushed.set);
+    assert!(
+        pushed
+            .set
+            .iter()
+            .all(|cluster| cluster.name.contains("ratings")),
+        "{:?}",
+        pushed.set
+    );
     mesh.shutdown().await;
 }
 
@@ -213,27 +307,57 @@ async fn a_restart_sends_nothing_again() {
 async fn objects_are_applied_shown_and_deleted() {
     let mesh = Mesh::start().await;
     let admin: Admin = mesh.admin();
-    let which = ObjectSelector { kind: "svc".into(), ns: "default".into(), name: "ratings".into() };
+    let which = ObjectSelector {
+        kind: "svc".into(),
+        ns: "default".into(),
+        name: "ratings".into(),
+    };
 
-    let dry = admin.apply(harness::service("ratings"), "default", true).await.expect("answers");
+    let dry = admin
+        .apply(harness::service("ratings"), "default", true)
+        .await
+        .expect("answers");
     assert!(dry.ok && dry.dry_run && dry.objects[0].action == Action::Created);
-    assert!(admin.objects(&which).await.expect("answers").items.is_empty());
+    assert!(
+        admin
+            .objects(&which)
+            .await
+            .expect("answers")
+            .items
+            .is_empty()
+    );
 
-    let applied = admin.apply(harness::service("ratings"), "default", false).await.expect("answers");
+    let applied = admin
+        .apply(harness::service("ratings"), "default", false)
+        .await
+        .expect("answers");
     assert!(applied.ok, "{applied:?}");
     assert_eq!(admin.objects(&which).await.expect("answers").items.len(), 1);
-    let again = admin.apply(harness::service("ratings"), "default", false).await.expect("answers");
+    let again = admin
+        .apply(harness::service("ratings"), "default", false)
+        .await
+        .expect("answers");
     assert_eq!(again.objects[0].action, Action::Unchanged);
 
     // What a file of the user's holds is changed there, and the answer says which file.
-    let labelled =
-        harness::service("reviews").replace("name: reviews\nspec", "name: reviews\n  labels: {tier: one}\nspec");
-    let changed = admin.apply(labelled, "default", false).await.expect("answers");
+    let labelled = harness::service("reviews").replace(
+        "name: reviews\nspec",
+        "name: reviews\n  labels: {tier: one}\nspec",
+    );
+    let changed = admin
+        .apply(labelled, "default", false)
+        .await
+        .expect("answers");
     assert!(
-        changed.ok && changed.objects[0].action == Action::Configured && changed.objects[0].in_users_file,
+        changed.ok
+            && changed.objects[0].action == Action::Configured
+            && changed.objects[0].in_users_file,
         "{changed:?}"
     );
-    assert!(changed.objects[0].file.ends_with("config/reviews.yaml"), "{changed:?}");
+    assert!(
+        changed.objects[0].file.ends_with("config/reviews.yaml"),
+        "{changed:?}"
+    );
     assert!(mesh.read("reviews.yaml").contains("tier: one"));
 
     // It survives a restart, and goes when it is told to.
@@ -243,7 +367,14 @@ async fn objects_are_applied_shown_and_deleted() {
     assert_eq!(admin.objects(&which).await.expect("answers").items.len(), 1);
     let deleted = admin.delete(&which, false).await.expect("answers");
     assert_eq!(deleted.objects[0].action, Action::Deleted);
-    assert!(admin.objects(&which).await.expect("answers").items.is_empty());
+    assert!(
+        admin
+            .objects(&which)
+            .await
+            .expect("answers")
+            .items
+            .is_empty()
+    );
     mesh.shutdown().await;
 }
 
@@ -252,7 +383,9 @@ async fn each_object_of_a_text_stands_for_itself() {
     let mesh = Mesh::start().await;
     let admin = mesh.admin();
     let account = |name: &str, label: &str| {
-        format!("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}, labels: {{is: {label}}}}}\n")
+        format!(
+            "apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}, labels: {{is: {label}}}}}\n"
+        )
     };
     let virtual_service = |name: &str, field: &str| {
         format!(
@@ -270,7 +403,8 @@ async fn each_object_of_a_text_stands_for_itself() {
     ];
     let text = parts.join("---\n");
     let tell = |response: &meltemi_admin_api::ApplyResponse| {
-        let line = |applied: &meltemi_admin_api::Applied| format!("{} {}", applied.object, applied.action);
+        let line =
+            |applied: &meltemi_admin_api::Applied| format!("{} {}", applied.object, applied.action);
         response.objects.iter().map(line).collect::<Vec<_>>()
     };
     let expected = [
@@ -281,44 +415,127 @@ async fn each_object_of_a_text_stands_for_itself() {
         "VirtualService/bad.default refused",
     ];
     for dry_run in [true, false] {
-        let response = admin.apply(text.clone(), "default", dry_run).await.expect("answers");
-        assert_eq!((response.ok, tell(&response)), (false, expected.map(str::to_owned).to_vec()), "{dry_run}");
-        let codes: Vec<_> = response.diagnostics.iter().map(|d| (d.code.as_str(), d.severity.to_string())).collect();
-        let expected = [("MEL0101", "error"), ("MEL0103", "error"), ("MEL0106", "warning"), ("MEL0601", "warning")];
-        assert_eq!(codes, expected.map(|(code, severity)| (code, severity.to_owned())), "{:?}", response.diagnostics);
+        let response = admin
+            .apply(text.clone(), "default", dry_run)
+            .await
+            .expect("answers");
+        assert_eq!(
+            (response.ok, tell(&response)),
+            (false, expected.map(str::to_owned).to_vec()),
+            "{dry_run}"
+        );
+        let codes: Vec<_> = response
+            .diagnostics
+            .iter()
+            .map(|d| (d.code.as_str(), d.severity.to_string()))
+            .collect();
+        let expected = [
+            ("MEL0101", "error"),
+            ("MEL0103", "error"),
+            ("MEL0106", "warning"),
+            ("MEL0601", "warning"),
+        ];
+        assert_eq!(
+            codes,
+            expected.map(|(code, severity)| (code, severity.to_owned())),
+            "{:?}",
+            response.diagnostics
+        );
     }
     let find = |kind: &str, name: &str| {
-        let which = ObjectSelector { kind: kind.into(), ns: "default".into(), name: name.into() };
+        let which = ObjectSelector {
+            kind: kind.into(),
+            ns: "default".into(),
+            name: name.into(),
+        };
         let admin = mesh.admin();
         async move { admin.objects(&which).await.map(|list| list.items) }
     };
     let a = find("sa", "a").await.expect("answers");
-    assert_eq!(a[0].value["metadata"]["labels"]["is"], "second", "the last one counts");
+    assert_eq!(
+        a[0].value["metadata"]["labels"]["is"], "second",
+        "the last one counts"
+    );
     assert_eq!(find("vs", "bad").await.expect("answers"), []);
 
-    // An unread kind is kept, told about, listed and deleted like any other; alone it is no failure.
-    let again = admin.apply(route.to_owned(), "default", false).await.expect("answers");
-    assert_eq!((again.ok, tell(&again)), (true, vec!["HTTPRoute/way.default unchanged".to_owned()]));
+    // An unread kind is kept, told about, listed and deleted like any other; alone it is no
+    // failure.
+    let again = admin
+        .apply(route.to_owned(), "default", false)
+        .await
+        .expect("answers");
+    assert_eq!(
+        (again.ok, tell(&again)),
+        (true, vec!["HTTPRoute/way.default unchanged".to_owned()])
+    );
     assert_eq!(again.diagnostics[0].code, "MEL0106");
     assert_eq!(find("httproutes", "way").await.expect("answers").len(), 1);
     let kind = "httproutes.gateway.networking.k8s.io";
-    let which = ObjectSelector { kind: kind.into(), ns: "default".into(), name: "way".into() };
-    assert_eq!(admin.delete(&which, false).await.expect("answers").objects[0].action, Action::Deleted);
-    let slip = find("virtualservics", "").await.expect_err("no kind").to_string();
+    let which = ObjectSelector {
+        kind: kind.into(),
+        ns: "default".into(),
+        name: "way".into(),
+    };
+    assert_eq!(
+        admin.delete(&which, false).await.expect("answers").objects[0].action,
+        Action::Deleted
+    );
+    let slip = find("virtualservics", "")
+        .await
+        .expect_err("no kind")
+        .to_string();
     assert!(slip.contains("did you mean virtualservices?"), "{slip}");
-    assert!(find("httproutes", "way").await.is_err_and(|error| error.to_string().contains("knows no kind")));
+    assert!(
+        find("httproutes", "way")
+            .await
+            .is_err_and(|error| error.to_string().contains("knows no kind"))
+    );
 
     // What is not there is another failure than what makes no sense.
-    let gone = ObjectSelector { kind: "vs".into(), ns: "default".into(), name: "bad".into() };
-    let error = admin.delete(&gone, false).await.expect_err("it is not there");
-    let meltemi_admin_api::ClientError::Refused { status: 404, message } = error else { panic!("{error}") };
-    assert_eq!(message, "virtualservices.networking.istio.io \"bad\" not found in namespace \"default\"");
-    let nonsense = ObjectSelector { kind: "gizmo".into(), ..gone };
-    let error = admin.delete(&nonsense, false).await.expect_err("no such kind");
-    assert!(matches!(error, meltemi_admin_api::ClientError::Refused { status: 400, .. }), "{error}");
+    let gone = ObjectSelector {
+        kind: "vs".into(),
+        ns: "default".into(),
+        name: "bad".into(),
+    };
+    let error = admin
+        .delete(&gone, false)
+        .await
+        .expect_err("it is not there");
+    let meltemi_admin_api::ClientError::Refused {
+        status: 404,
+        message,
+    } = error
+    else {
+        panic!("{error}")
+    };
+    assert_eq!(
+        message,
+        "virtualservices.networking.istio.io \"bad\" not found in namespace \"default\""
+    );
+    let nonsense = ObjectSelector {
+        kind: "gizmo".into(),
+        ..gone
+    };
+    let error = admin
+        .delete(&nonsense, false)
+        .await
+        .expect_err("no such kind");
+    assert!(
+        matches!(
+            error,
+            meltemi_admin_api::ClientError::Refused { status: 400, .. }
+        ),
+        "{error}"
+    );
 
-    let empty = admin.apply("# nothing\n".to_owned(), "default", false).await.expect("answers");
-    assert!(!empty.ok && empty.diagnostics[0].message.contains("holds no object"), "{empty:?}");
+    let empty = admin
+        .apply("# nothing\n".to_owned(), "default", false)
+        .await
+        .expect("answers");
+    assert!(
+        !empty.ok && empty.diagnostics[0].message.contains("holds no object"),
+        "{empty:?}"
+    );
     mesh.shutdown().await;
 }
 
@@ -327,10 +544,27 @@ async fn what_is_built_into_the_mesh_cannot_be_configured() {
     let mesh = Mesh::start().await;
     let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    \
                 accessLogFile: /dev/stdout\n    trustDomain: example.org\n    banana: 1\n";
-    let applied = mesh.admin().apply(text.to_owned(), "", false).await.expect("answers");
-    assert!(applied.ok && applied.objects[0].action == Action::Created, "{applied:?}");
-    let told: Vec<_> = applied.diagnostics.iter().map(|finding| (finding.code.as_str(), &*finding.field)).collect();
-    assert_eq!(told, [("MEL0103", "data.mesh: banana"), ("MEL0313", "data.mesh: trustDomain")]);
+    let applied = mesh
+        .admin()
+        .apply(text.to_owned(), "", false)
+        .await
+        .expect("answers");
+    assert!(
+        applied.ok && applied.objects[0].action == Action::Created,
+        "{applied:?}"
+    );
+    let told: Vec<_> = applied
+        .diagnostics
+        .iter()
+        .map(|finding| (finding.code.as_str(), &*finding.field))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("MEL0103", "data.mesh: banana"),
+            ("MEL0313", "data.mesh: trustDomain")
+        ]
+    );
     let world = mesh.world();
     assert_eq!(world.snapshot.mesh.access_log_file, "/dev/stdout");
     assert_eq!(world.snapshot.trust_domain.as_str(), "cluster.local");
@@ -341,31 +575,80 @@ async fn what_is_built_into_the_mesh_cannot_be_configured() {
 async fn what_the_mesh_brings_is_replaced_and_comes_back_but_pods_are_as_they_are() {
     let mesh = Mesh::start().await;
     let account = |label: &str| {
-        format!("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: own, labels: {{is: {label}}}}}\n")
+        format!(
+            "apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: own, labels: {{is: {label}}}}}\n"
+        )
     };
-    let pod = |ip: &str| format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nstatus: {{podIP: {ip}}}\n");
-    mesh.bring("own.yaml", &format!("{}---\n{}", account("brought"), pod("10.44.0.8")));
+    let pod = |ip: &str| {
+        format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nstatus: {{podIP: {ip}}}\n")
+    };
+    mesh.bring(
+        "own.yaml",
+        &format!("{}---\n{}", account("brought"), pod("10.44.0.8")),
+    );
     let label = |world: &meltemi_store::World| {
-        let key = meltemi_model::ObjectKey::new(meltemi_model::Kind::ServiceAccount, "default", "own");
-        world.tables.get(&key).and_then(|own| own.meta.labels.value("is").map(str::to_owned))
+        let key =
+            meltemi_model::ObjectKey::new(meltemi_model::Kind::ServiceAccount, "default", "own");
+        world
+            .tables
+            .get(&key)
+            .and_then(|own| own.meta.labels.value("is").map(str::to_owned))
     };
-    mesh.see(|world| label(world).as_deref() == Some("brought")).await;
+    mesh.see(|world| label(world).as_deref() == Some("brought"))
+        .await;
     let admin = mesh.admin();
     let text = format!("{}---\n{}", account("applied"), pod("10.44.0.9"));
     let response = admin.apply(text, "default", false).await.expect("answers");
-    let actions: Vec<Action> = response.objects.iter().map(|applied| applied.action).collect();
-    assert_eq!((response.ok, actions), (false, vec![Action::Configured, Action::Refused]), "{response:?}");
-    assert!(response.diagnostics.iter().any(|finding| finding.remedy == "change the workload instead"));
-    assert_eq!(label(&mesh.world()).as_deref(), Some("applied"), "{:?}", mesh.world().diagnostics);
-    assert!(mesh.world().diagnostics.iter().all(|finding| finding.code != "MEL0402"), "nobody is told of a double");
+    let actions: Vec<Action> = response
+        .objects
+        .iter()
+        .map(|applied| applied.action)
+        .collect();
+    assert_eq!(
+        (response.ok, actions),
+        (false, vec![Action::Configured, Action::Refused]),
+        "{response:?}"
+    );
+    assert!(
+        response
+            .diagnostics
+            .iter()
+            .any(|finding| finding.remedy == "change the workload instead")
+    );
+    assert_eq!(
+        label(&mesh.world()).as_deref(),
+        Some("applied"),
+        "{:?}",
+        mesh.world().diagnostics
+    );
+    assert!(
+        mesh.world()
+            .diagnostics
+            .iter()
+            .all(|finding| finding.code != "MEL0402"),
+        "nobody is told of a double"
+    );
 
-    let which = ObjectSelector { kind: "sa".into(), ns: "default".into(), name: "own".into() };
+    let which = ObjectSelector {
+        kind: "sa".into(),
+        ns: "default".into(),
+        name: "own".into(),
+    };
     let deleted = admin.delete(&which, false).await.expect("answers");
-    assert_eq!((deleted.ok, deleted.objects[0].action), (true, Action::Deleted));
-    assert!(deleted.diagnostics[0].message.contains("is in force again"), "{deleted:?}");
+    assert_eq!(
+        (deleted.ok, deleted.objects[0].action),
+        (true, Action::Deleted)
+    );
+    assert!(
+        deleted.diagnostics[0].message.contains("is in force again"),
+        "{deleted:?}"
+    );
     assert_eq!(label(&mesh.world()).as_deref(), Some("brought"));
     let refused = admin.delete(&which, false).await.expect("answers");
-    assert_eq!((refused.ok, refused.objects[0].action), (false, Action::Refused));
+    assert_eq!(
+        (refused.ok, refused.objects[0].action),
+        (false, Action::Refused)
+    );
     mesh.shutdown().await;
 }
 
@@ -379,23 +662,64 @@ async fn the_oldest_applied_object_comes_first() {
              http: [{{route: [{{destination: {{host: reviews}}}}], name: {name}}}]\n"
         )
     };
-    // As if it had been applied long ago: it is kept through a change, and counts before a lesser name.
-    admin.apply(text("z"), "default", false).await.expect("answers");
+    // As if it had been applied long ago: it is kept through a change, and counts before a lesser
+    // name.
+    admin
+        .apply(text("z"), "default", false)
+        .await
+        .expect("answers");
     mesh.age_applied("2001-02-03T04:05:06Z");
     mesh.see(|world| {
-        format!("{:?}", world.tables.iter().map(|o| o.meta.creation.clone()).collect::<Vec<_>>()).contains("2001")
+        format!(
+            "{:?}",
+            world
+                .tables
+                .iter()
+                .map(|o| o.meta.creation.clone())
+                .collect::<Vec<_>>()
+        )
+        .contains("2001")
     })
     .await;
-    admin.apply(text("z").replace("name: z}]", "name: again}]"), "default", false).await.expect("answers");
-    admin.apply(text("a"), "default", false).await.expect("answers");
+    admin
+        .apply(
+            text("z").replace("name: z}]", "name: again}]"),
+            "default",
+            false,
+        )
+        .await
+        .expect("answers");
+    admin
+        .apply(text("a"), "default", false)
+        .await
+        .expect("answers");
     let order: Vec<String> = {
-        let applied = mesh.world().snapshot.virtual_services_for(&GatewayRef::Mesh, "default");
-        applied.iter().map(|one| one.origin.object.name.clone()).collect()
+        let applied = mesh
+            .world()
+            .snapshot
+            .virtual_services_for(&GatewayRef::Mesh, "default");
+        applied
+            .iter()
+            .map(|one| one.origin.object.name.clone())
+            .collect()
     };
     assert_eq!(order, ["z", "a"]);
-    let which = ObjectSelector { kind: "vs".into(), ns: "default".into(), name: "z".into() };
-    let shown = admin.objects(&which).await.expect("answers").items.remove(0).value;
-    assert_eq!(shown["metadata"]["creationTimestamp"], "2001-02-03T04:05:06Z");
+    let which = ObjectSelector {
+        kind: "vs".into(),
+        ns: "default".into(),
+        name: "z".into(),
+    };
+    let shown = admin
+        .objects(&which)
+        .await
+        .expect("answers")
+        .items
+        .remove(0)
+        .value;
+    assert_eq!(
+        shown["metadata"]["creationTimestamp"],
+        "2001-02-03T04:05:06Z"
+    );
     assert_eq!(shown["spec"]["http"][0]["name"], "again");
     mesh.shutdown().await;
 }
@@ -406,8 +730,15 @@ async fn an_agent_gets_its_name_table_on_a_stream_of_its_own() {
     let mut client = mesh.subscribe_to("default", "bookinfo-productpage", NAME_TABLE);
     let names = update(&mut client.events).await;
     assert_eq!(names.type_url, NAME_TABLE);
-    let table: meltemi_proto::istio::NameTable = meltemi_proto::unpack(&names.set[0].any).expect("a name table");
-    assert!(table.table.contains_key("reviews.default.svc.cluster.local"), "{:?}", table.table.keys());
+    let table: meltemi_proto::istio::NameTable =
+        meltemi_proto::unpack(&names.set[0].any).expect("a name table");
+    assert!(
+        table
+            .table
+            .contains_key("reviews.default.svc.cluster.local"),
+        "{:?}",
+        table.table.keys()
+    );
     mesh.shutdown().await;
 }
 
@@ -431,5 +762,9 @@ async fn debugging_is_not_for_everybody() {
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) fn caller(namespace: &str, account: &str) -> Caller {
-    Caller { namespace: namespace.to_owned(), service_account: account.to_owned(), pod: None }
+    Caller {
+        namespace: namespace.to_owned(),
+        service_account: account.to_owned(),
+        pod: None,
+    }
 }

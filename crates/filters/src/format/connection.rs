@@ -6,9 +6,14 @@ use super::Fact;
 use crate::conn::ConnInfo;
 use crate::digits;
 
-/// Writes a fact of a connection, or of a request's client: `remote`. `Some(false)`: unknown; `None`: it is about
-/// something else.
-pub fn connection_fact(conn: &ConnInfo, remote: SocketAddr, fact: Fact, out: &mut Vec<u8>) -> Option<bool> {
+/// Writes a fact of a connection, or of a request's client: `remote`. `Some(false)`: unknown;
+/// `None`: it is about something else.
+pub fn connection_fact(
+    conn: &ConnInfo,
+    remote: SocketAddr,
+    fact: Fact,
+    out: &mut Vec<u8>,
+) -> Option<bool> {
     let tls = conn.tls.as_deref();
     let text = |value: &str, out: &mut Vec<u8>| {
         out.extend_from_slice(value.as_bytes());
@@ -26,15 +31,24 @@ pub fn connection_fact(conn: &ConnInfo, remote: SocketAddr, fact: Fact, out: &mu
         Fact::DownstreamLocalAddress => digits::address(conn.local, out),
         Fact::DownstreamLocalAddressWithoutPort => digits::ip(conn.local.ip(), out),
         Fact::DownstreamLocalPort => digits::integer(conn.local.port(), out),
-        Fact::RequestedServerName => known = conn.server_name.as_ref().is_some_and(|name| text(name, out)),
+        Fact::RequestedServerName => {
+            known = conn
+                .server_name
+                .as_ref()
+                .is_some_and(|name| text(name, out))
+        }
         Fact::DownstreamTlsCipher => known = tls.is_some_and(|tls| text(&tls.cipher, out)),
         Fact::DownstreamTlsVersion => known = tls.is_some_and(|tls| text(tls.version, out)),
         Fact::DownstreamPeerSubject => known = tls.is_some_and(|tls| text(&tls.subject, out)),
         Fact::DownstreamPeerIssuer => known = tls.is_some_and(|tls| text(&tls.issuer, out)),
         Fact::DownstreamPeerUriSan => known = tls.is_some_and(|tls| joined(&tls.uri_sans, out)),
         Fact::DownstreamPeerDnsSan => known = tls.is_some_and(|tls| joined(&tls.dns_sans, out)),
-        Fact::DownstreamPeerFingerprint256 => known = tls.is_some_and(|tls| text(&tls.fingerprint, out)),
-        Fact::DownstreamLocalUriSan => known = tls.is_some_and(|tls| joined(&tls.local_uri_sans, out)),
+        Fact::DownstreamPeerFingerprint256 => {
+            known = tls.is_some_and(|tls| text(&tls.fingerprint, out))
+        }
+        Fact::DownstreamLocalUriSan => {
+            known = tls.is_some_and(|tls| joined(&tls.local_uri_sans, out))
+        }
         _ => return None,
     }
     Some(known)

@@ -39,8 +39,8 @@ pub enum MetadataOf {
     ListenerFilterChain,
 }
 
-/// A point that `%COMMON_DURATION%` measures from or to: bytes of downstream (DS) and upstream (US), received (RX) and
-/// sent (TX), connections (CX) and handshakes (HS).
+/// A point that `%COMMON_DURATION%` measures from or to: bytes of downstream (DS) and upstream
+/// (US), received (RX) and sent (TX), connections (CX) and handshakes (HS).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Point {
@@ -201,7 +201,12 @@ pub trait Facts {
         None
     }
     /// Metadata at a path.
-    fn metadata(&self, _of: MetadataOf, _filter: &str, _path: &[Box<str>]) -> Option<Cow<'_, Value>> {
+    fn metadata(
+        &self,
+        _of: MetadataOf,
+        _filter: &str,
+        _path: &[Box<str>],
+    ) -> Option<Cow<'_, Value>> {
         None
     }
     /// Filter state as text, or one field of it.

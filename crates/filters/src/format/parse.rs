@@ -2,24 +2,36 @@
 
 use super::{Fact, Head, MetadataOf, Moment, Operator, Point, Precision, TimeFormat};
 
-/// What stands after a percent sign: the operator, a length limit, and what follows the closing percent sign.
+/// What stands after a percent sign: the operator, a length limit, and what follows the closing
+/// percent sign.
 pub(super) fn parse_operator(rest: &str) -> Result<(Operator, Option<usize>, &str), String> {
-    let word_end =
-        rest.find(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')).unwrap_or(rest.len());
+    let word_end = rest
+        .find(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'))
+        .unwrap_or(rest.len());
     let (word, mut tail) = rest.split_at(word_end);
     let mut parameter = None;
     if let Some(inner) = tail.strip_prefix('(') {
-        let end = inner.find(')').ok_or_else(|| format!("%{word}(: the parenthesis is not closed"))?;
+        let end = inner
+            .find(')')
+            .ok_or_else(|| format!("%{word}(: the parenthesis is not closed"))?;
         parameter = Some(&inner[..end]);
         tail = &inner[end + 1..];
     }
     let mut length = None;
     if let Some(inner) = tail.strip_prefix(':') {
-        let end = inner.find('%').ok_or_else(|| format!("%{word}: the operator is not closed"))?;
-        length = Some(inner[..end].parse().map_err(|_| format!("%{word}: {:?} is not a length", &inner[..end]))?);
+        let end = inner
+            .find('%')
+            .ok_or_else(|| format!("%{word}: the operator is not closed"))?;
+        length = Some(
+            inner[..end]
+                .parse()
+                .map_err(|_| format!("%{word}: {:?} is not a length", &inner[..end]))?,
+        );
         tail = &inner[end..];
     }
-    let tail = tail.strip_prefix('%').ok_or_else(|| format!("%{word}: the operator is not closed"))?;
+    let tail = tail
+        .strip_prefix('%')
+        .ok_or_else(|| format!("%{word}: the operator is not closed"))?;
     Ok((operator(word, parameter)?, length, tail))
 }
 
@@ -32,15 +44,16 @@ fn operator(word: &str, parameter: Option<&str>) -> Result<Operator, String> {
             None => (name.into(), None),
         })
     };
-    let header = |head| names().map(|(name, alternative)| Operator::Header(head, name, alternative));
+    let header =
+        |head| names().map(|(name, alternative)| Operator::Header(head, name, alternative));
     let metadata = |of| {
         let mut segments = needed()?.split(':').map(Box::from);
         let filter = segments.next().unwrap_or_default();
         Ok::<_, String>(Operator::Metadata(of, filter, segments.collect()))
     };
     let time = |moment| {
-        let format =
-            TimeFormat::parse(parameter.unwrap_or_default()).map_err(|reason| format!("%{word}%: {reason}"))?;
+        let format = TimeFormat::parse(parameter.unwrap_or_default())
+            .map_err(|reason| format!("%{word}%: {reason}"))?;
         Ok::<_, String>(Operator::Time(moment, format))
     };
     match word {
@@ -77,7 +90,9 @@ fn operator(word: &str, parameter: Option<&str>) -> Result<Operator, String> {
             let key = needed()?;
             let mut parts = key.splitn(3, ':');
             let key = parts.next().unwrap_or_default().into();
-            let field = (parts.next() == Some("FIELD")).then(|| parts.next()).flatten();
+            let field = (parts.next() == Some("FIELD"))
+                .then(|| parts.next())
+                .flatten();
             Ok(Operator::FilterState(key, field.map(Into::into)))
         }
         "START_TIME" => time(Moment::Start),
@@ -88,7 +103,8 @@ fn operator(word: &str, parameter: Option<&str>) -> Result<Operator, String> {
         "UPSTREAM_PEER_CERT_V_END" => time(Moment::UpstreamPeerCertEnd),
         "COMMON_DURATION" => {
             let mut parts = needed()?.split(':');
-            let (Some(from), Some(to), precision, None) = (parts.next(), parts.next(), parts.next(), parts.next())
+            let (Some(from), Some(to), precision, None) =
+                (parts.next(), parts.next(), parts.next(), parts.next())
             else {
                 return Err("%COMMON_DURATION% needs from:to or from:to:precision".to_owned());
             };
@@ -96,35 +112,55 @@ fn operator(word: &str, parameter: Option<&str>) -> Result<Operator, String> {
                 None | Some("ms") => Precision::Milliseconds,
                 Some("us") => Precision::Microseconds,
                 Some("ns") => Precision::Nanoseconds,
-                Some(other) => return Err(format!("%COMMON_DURATION(...:{other})%: ms, us and ns are known")),
+                Some(other) => {
+                    return Err(format!(
+                        "%COMMON_DURATION(...:{other})%: ms, us and ns are known"
+                    ));
+                }
             };
-            Ok(Operator::CommonDuration(Point::from_word(from), Point::from_word(to), precision))
+            Ok(Operator::CommonDuration(
+                Point::from_word(from),
+                Point::from_word(to),
+                precision,
+            ))
         }
         "ENVIRONMENT" => Ok(Operator::Environment(needed()?.into())),
-        "REQ_WITHOUT_QUERY" => names().map(|(name, alternative)| Operator::WithoutQuery(name, alternative)),
+        "REQ_WITHOUT_QUERY" => {
+            names().map(|(name, alternative)| Operator::WithoutQuery(name, alternative))
+        }
         "PATH" => path(parameter.unwrap_or_default()),
         "GRPC_STATUS" => Ok(Operator::Fact(match parameter {
             None | Some("" | "CAMEL_STRING") => Fact::GrpcStatus,
             Some("SNAKE_STRING") => Fact::GrpcStatusSnake,
             Some("NUMBER") => Fact::GrpcStatusNumber,
             Some(other) => {
-                return Err(format!("%GRPC_STATUS({other})%: CAMEL_STRING, SNAKE_STRING and NUMBER are known"));
+                return Err(format!(
+                    "%GRPC_STATUS({other})%: CAMEL_STRING, SNAKE_STRING and NUMBER are known"
+                ));
             }
         })),
-        word => Fact::from_word(word)
-            .map(Operator::Fact)
-            .ok_or_else(|| format!("unknown operator %{}%", word.chars().take(64).collect::<String>())),
+        word => Fact::from_word(word).map(Operator::Fact).ok_or_else(|| {
+            format!(
+                "unknown operator %{}%",
+                word.chars().take(64).collect::<String>()
+            )
+        }),
     }
 }
 
-/// `%PATH(X:Y)%`: X is WQ (with the query) or NQ, Y which path: ORIG, PATH, or the one and else the other.
+/// `%PATH(X:Y)%`: X is WQ (with the query) or NQ, Y which path: ORIG, PATH, or the one and else the
+/// other.
 fn path(parameter: &str) -> Result<Operator, String> {
     let (query, which) = parameter.split_once(':').unwrap_or((parameter, ""));
     let (name, alternative): (Box<str>, Option<Box<str>>) = match which {
         "" | "ORIG_OR_PATH" => ("x-envoy-original-path".into(), Some(":path".into())),
         "ORIG" => ("x-envoy-original-path".into(), None),
         "PATH" => (":path".into(), None),
-        other => return Err(format!("%PATH(...:{other})%: ORIG, PATH and ORIG_OR_PATH are known")),
+        other => {
+            return Err(format!(
+                "%PATH(...:{other})%: ORIG, PATH and ORIG_OR_PATH are known"
+            ));
+        }
     };
     match query {
         "" | "WQ" => Ok(Operator::Header(Head::Request, name, alternative)),

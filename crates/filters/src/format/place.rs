@@ -1,4 +1,5 @@
-//! Where a format is rendered, and which of its operators can never be answered there: for compilers to warn of.
+//! Where a format is rendered, and which of its operators can never be answered there: for
+//! compilers to warn of.
 
 use super::{Fact, Head, MetadataOf, Moment, Operator, Part, Point, Template};
 
@@ -28,19 +29,30 @@ impl Place {
 }
 
 impl Template {
-    /// What this proxy cannot tell in this place, as warnings: operators that have no value there, and parts of time
-    /// formats that print as they are written.
+    /// What this proxy cannot tell in this place, as warnings: operators that have no value there,
+    /// and parts of time formats that print as they are written.
     pub fn gaps(&self, place: Place) -> Vec<String> {
         let mut gaps = Vec::new();
         for part in &self.parts {
-            let Part::Operator(operator, _) = part else { continue };
+            let Part::Operator(operator, _) = part else {
+                continue;
+            };
             if !operator.is_known(place) {
-                let value = if place == Place::Log { "prints as \"-\"" } else { "has no value here" };
-                gaps.push(format!("%{}% is not known to this proxy; it {value}", operator.word()));
+                let value = if place == Place::Log {
+                    "prints as \"-\""
+                } else {
+                    "has no value here"
+                };
+                gaps.push(format!(
+                    "%{}% is not known to this proxy; it {value}",
+                    operator.word()
+                ));
             }
             if let Operator::Time(_, format) = operator {
                 let unknown = format.unknown().iter();
-                gaps.extend(unknown.map(|word| format!("{word} in a time format is unknown and printed as it is")));
+                gaps.extend(unknown.map(|word| {
+                    format!("{word} in a time format is unknown and printed as it is")
+                }));
             }
         }
         gaps
@@ -67,7 +79,9 @@ impl Operator {
             Self::Metadata(MetadataOf::Cluster, ..) => "CLUSTER_METADATA",
             Self::Metadata(MetadataOf::UpstreamHost, ..) => "UPSTREAM_METADATA",
             Self::Metadata(MetadataOf::Listener, ..) => "METADATA(LISTENER)",
-            Self::Metadata(MetadataOf::ListenerFilterChain, ..) => "METADATA(LISTENER_FILTER_CHAIN)",
+            Self::Metadata(MetadataOf::ListenerFilterChain, ..) => {
+                "METADATA(LISTENER_FILTER_CHAIN)"
+            }
             Self::FilterState(..) => "FILTER_STATE",
             Self::CommonDuration(..) => "COMMON_DURATION",
             Self::Environment(_) => "ENVIRONMENT",
@@ -76,7 +90,9 @@ impl Operator {
 
     fn is_known(&self, place: Place) -> bool {
         match self {
-            Self::Header(Head::Request, ..) | Self::WithoutQuery(..) | Self::FilterState(..) => true,
+            Self::Header(Head::Request, ..) | Self::WithoutQuery(..) | Self::FilterState(..) => {
+                true
+            }
             Self::Header(Head::Response, ..) => !place.is_request(),
             Self::Header(Head::Trailer, ..) => place == Place::Log,
             Self::Fact(fact) => fact.is_known(place),
@@ -84,7 +100,9 @@ impl Operator {
             Self::Time(Moment::EmitLog, _) => !place.is_filter(),
             Self::Time(..) => false,
             Self::Metadata(MetadataOf::Dynamic | MetadataOf::Route, ..) => true,
-            Self::Metadata(MetadataOf::UpstreamHost, ..) => matches!(place, Place::Log | Place::RouteResponse),
+            Self::Metadata(MetadataOf::UpstreamHost, ..) => {
+                matches!(place, Place::Log | Place::RouteResponse)
+            }
             Self::Metadata(..) | Self::Environment(_) => !place.is_filter(),
             Self::CommonDuration(from, to, _) => {
                 let is_noted = |point| match point {
@@ -125,7 +143,9 @@ impl Fact {
             | Self::LocalReplyBody
             | Self::TraceId
             | Self::SpanId => false,
-            Self::DownstreamTransportFailureReason | Self::ConnectionTerminationDetails => place == Place::Log,
+            Self::DownstreamTransportFailureReason | Self::ConnectionTerminationDetails => {
+                place == Place::Log
+            }
             Self::DownstreamRemoteAddress
             | Self::DownstreamRemoteAddressWithoutPort
             | Self::DownstreamRemotePort

@@ -18,7 +18,11 @@ const REQUEST: Example = Example(&[
 
 impl Facts for Example {
     fn header(&self, head: Head, name: &str) -> Option<Cow<'_, [u8]>> {
-        let found = self.0.iter().find(|(n, _)| *n == name).filter(|_| head == Head::Request)?;
+        let found = self
+            .0
+            .iter()
+            .find(|(n, _)| *n == name)
+            .filter(|_| head == Head::Request)?;
         Some(Cow::Borrowed(found.1.as_bytes()))
     }
     fn fact(&self, fact: Fact, out: &mut Vec<u8>) -> bool {
@@ -40,7 +44,8 @@ impl Facts for Example {
         !matches!(fact, Fact::RequestedServerName) || self.0.is_empty()
     }
     fn time(&self, moment: Moment) -> Option<SystemTime> {
-        (moment == Moment::Start).then(|| SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123))
+        (moment == Moment::Start)
+            .then(|| SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123))
     }
     fn point(&self, point: Point) -> Option<Instant> {
         static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
@@ -56,7 +61,9 @@ impl Facts for Example {
 
 fn line_of(format: &str, facts: &Example) -> String {
     let mut out = Vec::new();
-    Template::parse(format).expect(format).render_line(facts, &mut out);
+    Template::parse(format)
+        .expect(format)
+        .render_line(facts, &mut out);
     String::from_utf8(out).expect("ASCII")
 }
 
@@ -66,26 +73,49 @@ fn render(format: &str) -> String {
 
 fn typed(format: &str, facts: &Example) -> (Shape, String) {
     let mut out = Vec::new();
-    let shape = Template::parse(format).expect(format).render_typed(facts, &mut out);
+    let shape = Template::parse(format)
+        .expect(format)
+        .render_typed(facts, &mut out);
     (shape, String::from_utf8(out).expect("text"))
 }
 
 #[test]
 fn operators_are_rendered() {
-    assert_eq!(render("100%% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%"), "100% /very/long/path?x=1");
-    assert_eq!(render("%REQ(User-Agent):4% %RESPONSE_CODE% %RESP(X)%"), "curl 200 -");
+    assert_eq!(
+        render("100%% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%"),
+        "100% /very/long/path?x=1"
+    );
+    assert_eq!(
+        render("%REQ(User-Agent):4% %RESPONSE_CODE% %RESP(X)%"),
+        "curl 200 -"
+    );
     assert_eq!(render("%REQ(X-ENVOY-ORIGINAL-PATH?:PATH):5%"), "/very");
     assert_eq!(render("%CAUSE%"), "policy p");
-    assert_eq!(render("%START_TIME(%Y/%m/%d %H:%M:%S.%3f)% x"), "2023/11/14 22:13:20.123 x");
+    assert_eq!(
+        render("%START_TIME(%Y/%m/%d %H:%M:%S.%3f)% x"),
+        "2023/11/14 22:13:20.123 x"
+    );
 }
 
 #[test]
 fn queries_are_left_out_where_that_is_asked_for() {
     assert_eq!(render("%REQ_WITHOUT_QUERY(:PATH)%"), "/very/long/path");
-    assert_eq!(render("%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH):5%"), "/very");
-    assert_eq!(render("%PATH(NQ)% %PATH% %PATH(WQ:ORIG)%"), "/very/long/path /very/long/path?x=1 -");
+    assert_eq!(
+        render("%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH):5%"),
+        "/very"
+    );
+    assert_eq!(
+        render("%PATH(NQ)% %PATH% %PATH(WQ:ORIG)%"),
+        "/very/long/path /very/long/path?x=1 -"
+    );
     let rewritten = Example(&[(":path", "/new?y"), ("x-envoy-original-path", "/old?x")]);
-    assert_eq!(line_of("%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH)% %PATH(NQ:PATH)%", &rewritten), "/old /new");
+    assert_eq!(
+        line_of(
+            "%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH)% %PATH(NQ:PATH)%",
+            &rewritten
+        ),
+        "/old /new"
+    );
 }
 
 #[test]
@@ -104,18 +134,38 @@ fn bytes_from_the_wire_cannot_forge_a_line() {
         line_of("\"%REQ(USER-AGENT)%\"\n", &hostile),
         "\"a\\x22\\x0d\\x0a[x]\\x1b[31m\\x00\\x7f\\x5c\\xc2\\x9b\"\n"
     );
-    assert_eq!(line_of("%REQ(USER-AGENT):3%", &hostile), "a\\x22\\x0d", "a cut does not go through an escape");
+    assert_eq!(
+        line_of("%REQ(USER-AGENT):3%", &hostile),
+        "a\\x22\\x0d",
+        "a cut does not go through an escape"
+    );
     // Not headers alone: a server name, a subject and a cause are the peer's words as well.
-    assert_eq!(line_of("%REQUESTED_SERVER_NAME%", &Example(&[])), "a\\x22b\\x5cc");
-    assert_eq!(typed("%REQ(USER-AGENT)%", &hostile).1.as_bytes(), hostile.0[0].1.as_bytes(), "JSON escapes by itself");
+    assert_eq!(
+        line_of("%REQUESTED_SERVER_NAME%", &Example(&[])),
+        "a\\x22b\\x5cc"
+    );
+    assert_eq!(
+        typed("%REQ(USER-AGENT)%", &hostile).1.as_bytes(),
+        hostile.0[0].1.as_bytes(),
+        "JSON escapes by itself"
+    );
 }
 
 #[test]
 fn types_are_kept_where_there_are_types() {
-    assert_eq!(typed("%RESPONSE_CODE%", &REQUEST), (Shape::Json, "200".to_owned()));
+    assert_eq!(
+        typed("%RESPONSE_CODE%", &REQUEST),
+        (Shape::Json, "200".to_owned())
+    );
     assert_eq!(typed("%REQ(X)%", &REQUEST), (Shape::Nothing, String::new()));
-    assert_eq!(typed("%REQ(USER-AGENT):4%", &REQUEST), (Shape::Text, "curl".to_owned()));
-    assert_eq!(typed("%PROTOCOL% %BYTES_SENT% %REQ(X)%", &REQUEST), (Shape::Text, "HTTP/1.1 51 -".to_owned()));
+    assert_eq!(
+        typed("%REQ(USER-AGENT):4%", &REQUEST),
+        (Shape::Text, "curl".to_owned())
+    );
+    assert_eq!(
+        typed("%PROTOCOL% %BYTES_SENT% %REQ(X)%", &REQUEST),
+        (Shape::Text, "HTTP/1.1 51 -".to_owned())
+    );
 }
 
 #[test]
@@ -126,20 +176,42 @@ fn what_is_unknown_stays_as_it_is_written() {
         template.render_line(&REQUEST, &mut out);
         (String::from_utf8(out).expect("text"), reasons.len())
     };
-    assert_eq!(read("%NOPE% %START_TIME(%F)% %RESPONSE_CODE%"), ("%NOPE% 2023-11-14 200".to_owned(), 1));
-    assert_eq!(read("%NOPE%%PROTOCOL% 100% %NOPE(%F)%"), ("%NOPE%HTTP/1.1 100% %NOPE(%F)%".to_owned(), 5));
+    assert_eq!(
+        read("%NOPE% %START_TIME(%F)% %RESPONSE_CODE%"),
+        ("%NOPE% 2023-11-14 200".to_owned(), 1)
+    );
+    assert_eq!(
+        read("%NOPE%%PROTOCOL% 100% %NOPE(%F)%"),
+        ("%NOPE%HTTP/1.1 100% %NOPE(%F)%".to_owned(), 5)
+    );
     assert_eq!(read("%PROTOCOL%%"), ("HTTP/1.1%".to_owned(), 1));
 }
 
 #[test]
 fn broken_formats_are_refused() {
-    for format in ["%", "%REQ%", "%REQ(x%", "%NOPE%", "%REQ(x):a%", "%METADATA(X:y)%", "%DURATION", "%METADATA(Y)%"] {
+    for format in [
+        "%",
+        "%REQ%",
+        "%REQ(x%",
+        "%NOPE%",
+        "%REQ(x):a%",
+        "%METADATA(X:y)%",
+        "%DURATION",
+        "%METADATA(Y)%",
+    ] {
         assert!(Template::parse(format).is_err(), "{format}");
     }
-    assert!(Template::parse("%NOPE%").expect_err("unknown").contains("%NOPE%"));
-    for format in
-        ["%GRPC_STATUS(WORDS)%", "%COMMON_DURATION(DS_RX_BEG)%", "%COMMON_DURATION(a:b:s)%", "%START_TIME(%n)%"]
-    {
+    assert!(
+        Template::parse("%NOPE%")
+            .expect_err("unknown")
+            .contains("%NOPE%")
+    );
+    for format in [
+        "%GRPC_STATUS(WORDS)%",
+        "%COMMON_DURATION(DS_RX_BEG)%",
+        "%COMMON_DURATION(a:b:s)%",
+        "%START_TIME(%n)%",
+    ] {
         assert!(Template::parse(format).is_err(), "{format}");
     }
     assert!(Template::parse("%PATH(XQ)%").is_err() && Template::parse("%PATH(NQ:X)%").is_err());
@@ -147,9 +219,18 @@ fn broken_formats_are_refused() {
 
 #[test]
 fn time_between_two_points_is_a_number() {
-    assert_eq!(render("%COMMON_DURATION(DS_RX_BEG:DS_RX_END)% %COMMON_DURATION(DS_RX_END:DS_TX_END:us)%"), "1 3500");
-    assert_eq!(render("%COMMON_DURATION(DS_TX_END:DS_RX_END)% %COMMON_DURATION(DS_RX_BEG:US_RX_BEG)%"), "- -");
-    assert_eq!(typed("%COMMON_DURATION(DS_RX_BEG:DS_RX_END:ns)%", &REQUEST), (Shape::Json, "1500000".to_owned()));
+    assert_eq!(
+        render("%COMMON_DURATION(DS_RX_BEG:DS_RX_END)% %COMMON_DURATION(DS_RX_END:DS_TX_END:us)%"),
+        "1 3500"
+    );
+    assert_eq!(
+        render("%COMMON_DURATION(DS_TX_END:DS_RX_END)% %COMMON_DURATION(DS_RX_BEG:US_RX_BEG)%"),
+        "- -"
+    );
+    assert_eq!(
+        typed("%COMMON_DURATION(DS_RX_BEG:DS_RX_END:ns)%", &REQUEST),
+        (Shape::Json, "1500000".to_owned())
+    );
 }
 
 #[test]
@@ -157,7 +238,10 @@ fn what_cannot_be_answered_is_told() {
     let gaps = |format: &str, place| Template::parse(format).expect(format).gaps(place);
     assert_eq!(gaps(ISTIO, Place::Log), Vec::<String>::new());
     assert_eq!(
-        gaps("%TRACE_ID% %START_TIME(%q)% %GRPC_STATUS(SNAKE_STRING)%", Place::Log),
+        gaps(
+            "%TRACE_ID% %START_TIME(%q)% %GRPC_STATUS(SNAKE_STRING)%",
+            Place::Log
+        ),
         [
             "%TRACE_ID% is not known to this proxy; it prints as \"-\"",
             "%q in a time format is unknown and printed as it is"
@@ -165,10 +249,13 @@ fn what_cannot_be_answered_is_told() {
     );
     let headers = "%START_TIME% %UPSTREAM_HOST% %RESP(x)%";
     assert_eq!(gaps(headers, Place::RouteResponse), Vec::<String>::new());
-    let wanted =
-        ["UPSTREAM_HOST", "RESP"].map(|word| format!("%{word}% is not known to this proxy; it has no value here"));
+    let wanted = ["UPSTREAM_HOST", "RESP"]
+        .map(|word| format!("%{word}% is not known to this proxy; it has no value here"));
     assert_eq!(gaps(headers, Place::RouteRequest), wanted);
-    assert_eq!(gaps("%COMMON_DURATION(US_TX_BEG:US_TX_END)%", Place::Log).len(), 1);
+    assert_eq!(
+        gaps("%COMMON_DURATION(US_TX_BEG:US_TX_END)%", Place::Log).len(),
+        1
+    );
 }
 
 proptest! {
@@ -192,12 +279,17 @@ fn fields_of_filter_state_are_asked_for_by_name() {
         }
     }
     for (text, shown) in [
-        ("%FILTER_STATE(upstream_peer:FIELD:workload)%", "upstream_peer/workload"),
+        (
+            "%FILTER_STATE(upstream_peer:FIELD:workload)%",
+            "upstream_peer/workload",
+        ),
         ("%FILTER_STATE(some.key:PLAIN)%", "some.key/whole"),
         ("%FILTER_STATE(some.key)%", "some.key/whole"),
     ] {
         let mut out = Vec::new();
-        Template::parse(text).expect("known").render_line(&Peer, &mut out);
+        Template::parse(text)
+            .expect("known")
+            .render_line(&Peer, &mut out);
         assert_eq!(String::from_utf8(out).expect("text"), shown);
     }
 }

@@ -1,4 +1,5 @@
-//! Times in the words of `strftime`, as `absl::FormatTime` and Envoy know them, always in UTC. Parsed once.
+//! Times in the words of `strftime`, as `absl::FormatTime` and Envoy know them, always in UTC.
+//! Parsed once.
 
 use std::time::{Duration, SystemTime};
 
@@ -40,7 +41,8 @@ fn expansion(letter: char) -> Option<&'static str> {
 const FIELDS: &str = "aAbBhCdegGHIjklmMpPsSuUVwWyYzZf";
 
 impl TimeFormat {
-    /// Parses a format. What is unknown prints as it is written; a line feed is refused, since the text may be a header's.
+    /// Parses a format. What is unknown prints as it is written; a line feed is refused, since the
+    /// text may be a header's.
     pub fn parse(format: &str) -> Result<Self, String> {
         let mut parsed = Self::default();
         parsed.read(format)?;
@@ -70,7 +72,8 @@ impl TimeFormat {
                     1
                 }
                 (Some(digit @ '1'..='9'), Some('f'), _) => {
-                    self.pieces.push(Piece::Fraction(u32::from(digit) - u32::from('0')));
+                    self.pieces
+                        .push(Piece::Fraction(u32::from(digit) - u32::from('0')));
                     2
                 }
                 (Some('E'), Some('4'), Some('Y')) => {
@@ -99,7 +102,8 @@ impl TimeFormat {
                     }
                     if digit != '0' {
                         self.text(if letter == 'S' { "." } else { "" });
-                        self.pieces.push(Piece::Fraction(u32::from(digit) - u32::from('0')));
+                        self.pieces
+                            .push(Piece::Fraction(u32::from(digit) - u32::from('0')));
                     }
                     3
                 }
@@ -184,7 +188,15 @@ const MONTHS: [&str; 12] = [
     "November",
     "December",
 ];
-const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+const DAYS: [&str; 7] = [
+    "Sunday",
+    "Monday",
+    "Tuesday",
+    "Wednesday",
+    "Thursday",
+    "Friday",
+    "Saturday",
+];
 
 /// A moment, taken apart.
 struct Day {
@@ -204,11 +216,14 @@ struct Day {
 
 impl Day {
     fn of(at: SystemTime) -> Self {
-        let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = at
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         let days = since.as_secs() / 86_400;
         let (year, month, day) = digits::civil(days);
         let before = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
-        let of_year = before[(month as usize + 11) % 12] + day - 1 + u32::from(month > 2 && is_leap(year));
+        let of_year =
+            before[(month as usize + 11) % 12] + day - 1 + u32::from(month > 2 && is_leap(year));
         Self {
             seconds: since.as_secs(),
             nanos: since.subsec_nanos(),
@@ -231,7 +246,10 @@ impl Day {
         if week == 0 {
             let before = self.year.saturating_sub(1);
             let length = 365 + u32::from(is_leap(before));
-            return (before, 52 + u32::from(is_long((first(self.of_year) + 371 - length) % 7, before)));
+            return (
+                before,
+                52 + u32::from(is_long((first(self.of_year) + 371 - length) % 7, before)),
+            );
         }
         if week == 53 && !is_long(first(self.of_year), self.year) {
             return (self.year + 1, 1);
@@ -242,7 +260,10 @@ impl Day {
     fn field(&self, letter: char, out: &mut Vec<u8>) {
         let (hour, minute, second) = (self.second / 3600, self.second / 60 % 60, self.second % 60);
         let twelve = (hour + 11) % 12 + 1;
-        let (month, weekday) = (MONTHS[(self.month as usize + 11) % 12], DAYS[self.weekday as usize % 7]);
+        let (month, weekday) = (
+            MONTHS[(self.month as usize + 11) % 12],
+            DAYS[self.weekday as usize % 7],
+        );
         let two = |value: u32, out: &mut Vec<u8>| digits::padded(value, 2, out);
         let spaced = |value: u32, out: &mut Vec<u8>| {
             if value < 10 {
@@ -317,9 +338,10 @@ mod tests {
 
     fn show(millis: u64, format: &str) -> String {
         let mut out = Vec::new();
-        TimeFormat::parse(format)
-            .expect(format)
-            .write(SystemTime::UNIX_EPOCH + Duration::from_millis(millis), &mut out);
+        TimeFormat::parse(format).expect(format).write(
+            SystemTime::UNIX_EPOCH + Duration::from_millis(millis),
+            &mut out,
+        );
         String::from_utf8(out).expect("UTF-8")
     }
 
@@ -329,20 +351,32 @@ mod tests {
         assert_eq!(at(""), "2024-02-29T12:34:56.007Z");
         assert_eq!(at("%s.%6f 100%%"), "1709210096.007000 100%");
         assert_eq!(at("%Y/%m/%d %H:%M:%S.%3f"), "2024/02/29 12:34:56.007");
-        assert_eq!(at("%d %b %F %T %z %Z %q %"), "29 Feb 2024-02-29 12:34:56 +0000 UTC %q %");
+        assert_eq!(
+            at("%d %b %F %T %z %Z %q %"),
+            "29 Feb 2024-02-29 12:34:56 +0000 UTC %q %"
+        );
         assert_eq!(
             at("%a %A %B %h %C %D %R %e %I %p %P %j %y"),
             "Thu Thursday February Feb 20 02/29/24 12:34 29 12 PM pm 060 24"
         );
-        assert_eq!(at("%c|%x|%X|%r"), "Thu Feb 29 12:34:56 2024|02/29/24|12:34:56|12:34:56 PM");
-        assert_eq!(at("%E3S %E0S %E*S %E2f %E*f %E4Y %ET %Ez %E*z"), "56.007 56 56.007 00 007 2024 T +00:00 +00:00:00");
+        assert_eq!(
+            at("%c|%x|%X|%r"),
+            "Thu Feb 29 12:34:56 2024|02/29/24|12:34:56|12:34:56 PM"
+        );
+        assert_eq!(
+            at("%E3S %E0S %E*S %E2f %E*f %E4Y %ET %Ez %E*z"),
+            "56.007 56 56.007 00 007 2024 T +00:00 +00:00:00"
+        );
         assert_eq!(at("%é"), "%é");
         assert_eq!(show(0, "%E*S %E*f %k|%l"), "00 0  0|12");
     }
 
     #[test]
     fn what_is_unknown_is_told_and_a_line_feed_is_refused() {
-        assert_eq!(TimeFormat::parse("%F %q %-d").expect("parses").unknown(), ["%q", "%-"]);
+        assert_eq!(
+            TimeFormat::parse("%F %q %-d").expect("parses").unknown(),
+            ["%q", "%-"]
+        );
         assert!(TimeFormat::parse("%F%n").is_err());
     }
 
@@ -352,19 +386,38 @@ mod tests {
         let format = "%a %j %u %w %U %W %V %G %g %e %k %l";
         // Around the turn of years that begin on every weekday, leap years among them.
         let mut moments: Vec<u64> = Vec::new();
-        for year in [1970_u64, 1977, 1981, 1992, 1999, 2000, 2004, 2008, 2009, 2010, 2015, 2020, 2021, 2026, 2027, 2032]
-        {
+        for year in [
+            1970_u64, 1977, 1981, 1992, 1999, 2000, 2004, 2008, 2009, 2010, 2015, 2020, 2021, 2026,
+            2027, 2032,
+        ] {
             let first = (year - 1970) * 365 + (year - 1969) / 4;
-            moments.extend((0..8).filter_map(|day| (first + day).checked_sub(4)).map(|day| day * 86_400 + 7 * 3600));
+            moments.extend(
+                (0..8)
+                    .filter_map(|day| (first + day).checked_sub(4))
+                    .map(|day| day * 86_400 + 7 * 3600),
+            );
         }
         let input: String = moments.iter().map(|at| format!("@{at}\n")).collect();
         let mut date = std::process::Command::new("date");
-        date.args(["-u", "-f", "-"]).arg(format!("+{format}")).env("LC_ALL", "C");
-        let mut date = date.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("date runs");
-        date.stdin.take().expect("piped").write_all(input.as_bytes()).expect("written");
+        date.args(["-u", "-f", "-"])
+            .arg(format!("+{format}"))
+            .env("LC_ALL", "C");
+        let mut date = date
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("date runs");
+        date.stdin
+            .take()
+            .expect("piped")
+            .write_all(input.as_bytes())
+            .expect("written");
         let output = date.wait_with_output().expect("date ends");
         let theirs = String::from_utf8(output.stdout).expect("text");
-        let ours: String = moments.iter().map(|at| show(at * 1000, format) + "\n").collect();
+        let ours: String = moments
+            .iter()
+            .map(|at| show(at * 1000, format) + "\n")
+            .collect();
         assert!(!theirs.is_empty());
         assert_eq!(ours, theirs);
     }

@@ -60,7 +60,10 @@ impl Fields {
 
     /// Sum of the lengths of names and values.
     pub fn byte_len(&self) -> usize {
-        self.index.iter().map(|f| f.name_len as usize + f.value_len as usize).sum()
+        self.index
+            .iter()
+            .map(|f| f.name_len as usize + f.value_len as usize)
+            .sum()
     }
 
     /// Starts from bytes as read, to be indexed by [`Fields::push_loaded`]. Forgets what was there.
@@ -69,7 +72,8 @@ impl Fields {
         self.arena.extend_from_slice(bytes);
     }
 
-    /// Indexes a field of the loaded bytes and lower-cases its name in place. The caller has checked the syntax.
+    /// Indexes a field of the loaded bytes and lower-cases its name in place. The caller has
+    /// checked the syntax.
     pub fn push_loaded(&mut self, name: usize, name_len: usize, value: usize, value_len: usize) {
         let name_end = name + name_len;
         self.arena[name..name_end].make_ascii_lowercase();
@@ -100,7 +104,10 @@ impl Fields {
     pub(super) fn store(&mut self, bytes: &[u8]) -> Span {
         let at = self.arena.len() as u32;
         self.arena.extend_from_slice(bytes);
-        Span { at, len: bytes.len() as u32 }
+        Span {
+            at,
+            len: bytes.len() as u32,
+        }
     }
 
     fn name_of(&self, field: &Field) -> &[u8] {
@@ -112,9 +119,10 @@ impl Fields {
     }
 
     fn find(&self, name: &str) -> Option<usize> {
-        self.index
-            .iter()
-            .position(|f| f.name_len as usize == name.len() && self.name_of(f).eq_ignore_ascii_case(name.as_bytes()))
+        self.index.iter().position(|f| {
+            f.name_len as usize == name.len()
+                && self.name_of(f).eq_ignore_ascii_case(name.as_bytes())
+        })
     }
 
     /// The first value of a field; case of `name` does not matter.
@@ -122,10 +130,11 @@ impl Fields {
         self.find(name).map(|at| self.value_of(&self.index[at]))
     }
 
-    /// The first value as text. `None` also where the value is not UTF-8, so a decision that must not be fooled uses
-    /// [`Fields::get`] or [`Fields::get_all`].
+    /// The first value as text. `None` also where the value is not UTF-8, so a decision that must
+    /// not be fooled uses [`Fields::get`] or [`Fields::get_all`].
     pub fn get_str(&self, name: &str) -> Option<&str> {
-        self.get(name).and_then(|value| std::str::from_utf8(value).ok())
+        self.get(name)
+            .and_then(|value| std::str::from_utf8(value).ok())
     }
 
     /// The first value of a well-known field.
@@ -133,12 +142,16 @@ impl Fields {
         if !self.has(known) {
             return None;
         }
-        self.index.iter().find(|f| f.known == known).map(|f| self.value_of(f))
+        self.index
+            .iter()
+            .find(|f| f.known == known)
+            .map(|f| self.value_of(f))
     }
 
     /// The first value of a well-known field as text; see [`Fields::get_str`].
     pub fn known_str(&self, known: Known) -> Option<&str> {
-        self.known(known).and_then(|value| std::str::from_utf8(value).ok())
+        self.known(known)
+            .and_then(|value| std::str::from_utf8(value).ok())
     }
 
     /// Whether a well-known field is there; one bit test.
@@ -150,7 +163,10 @@ impl Fields {
     pub fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
         self.index
             .iter()
-            .filter(move |f| f.name_len as usize == name.len() && self.name_of(f).eq_ignore_ascii_case(name.as_bytes()))
+            .filter(move |f| {
+                f.name_len as usize == name.len()
+                    && self.name_of(f).eq_ignore_ascii_case(name.as_bytes())
+            })
             .map(|f| self.value_of(f))
     }
 
@@ -161,11 +177,17 @@ impl Fields {
 
     /// Name (lower case) and value of every field line, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> + '_ {
-        self.index.iter().map(|f| (std::str::from_utf8(self.name_of(f)).unwrap_or_default(), self.value_of(f)))
+        self.index.iter().map(|f| {
+            (
+                std::str::from_utf8(self.name_of(f)).unwrap_or_default(),
+                self.value_of(f),
+            )
+        })
     }
 
-    /// Adds a field line at the end, whatever is there already. The name is lower-cased. Bytes that may not stand in a
-    /// value (CR, LF, NUL and other controls) are written as spaces, so that no caller can split a head.
+    /// Adds a field line at the end, whatever is there already. The name is lower-cased. Bytes that
+    /// may not stand in a value (CR, LF, NUL and other controls) are written as spaces, so that no
+    /// caller can split a head.
     pub fn append(&mut self, name: &str, value: &[u8]) {
         let at = self.arena.len();
         self.arena.extend_from_slice(name.as_bytes());
@@ -189,7 +211,9 @@ impl Fields {
 
     /// Replaces every line of a field by one; it keeps the place of the first.
     pub fn set(&mut self, name: &str, value: &[u8]) {
-        let Some(first) = self.find(name) else { return self.append(name, value) };
+        let Some(first) = self.find(name) else {
+            return self.append(name, value);
+        };
         self.append(name, value);
         let Some(new) = self.index.pop() else { return };
         self.index[first] = new;
@@ -217,11 +241,13 @@ impl Fields {
 
     /// Adds to the last line of a field, after `separator`, or makes the line.
     pub fn append_joined(&mut self, name: &str, separator: &[u8], value: &[u8]) {
-        let last = self
-            .index
-            .iter()
-            .rposition(|f| f.name_len as usize == name.len() && self.name_of(f).eq_ignore_ascii_case(name.as_bytes()));
-        let Some(last) = last else { return self.append(name, value) };
+        let last = self.index.iter().rposition(|f| {
+            f.name_len as usize == name.len()
+                && self.name_of(f).eq_ignore_ascii_case(name.as_bytes())
+        });
+        let Some(last) = last else {
+            return self.append(name, value);
+        };
         let old = self.index[last];
         let at = self.arena.len();
         let (from, to) = (old.value as usize, (old.value + old.value_len) as usize);
@@ -241,12 +267,15 @@ impl Fields {
 
     /// Drops every line of a field; says whether there was one.
     pub fn remove(&mut self, name: &str) -> bool {
-        let Some(first) = self.find(name) else { return false };
+        let Some(first) = self.find(name) else {
+            return false;
+        };
         let known = self.index[first].known;
         let arena = &self.arena;
         self.index.retain(|f| {
             !(f.name_len as usize == name.len()
-                && arena[f.name as usize..f.name as usize + f.name_len as usize].eq_ignore_ascii_case(name.as_bytes()))
+                && arena[f.name as usize..f.name as usize + f.name_len as usize]
+                    .eq_ignore_ascii_case(name.as_bytes()))
         });
         if known != Known::Other {
             self.present &= !(1 << known as u8);
@@ -280,7 +309,8 @@ impl Fields {
         self.present = present;
     }
 
-    /// Writes the lines as HTTP/1.1 does, `name: value CRLF` each; untouched neighbours in one copy.
+    /// Writes the lines as HTTP/1.1 does, `name: value CRLF` each; untouched neighbours in one
+    /// copy.
     pub fn write_h1(&self, out: &mut Vec<u8>) {
         let mut at = 0;
         while let Some(field) = self.index.get(at) {

@@ -2,7 +2,8 @@
 
 macro_rules! known {
     ($($variant:ident $text:literal,)*) => {
-        /// A field name that the proxy itself looks at; finding one of these is a bit test and a byte scan.
+        /// A field name that the proxy itself looks at; finding one of these is a bit test and a
+        /// byte scan.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u8)]
         #[allow(missing_docs)]
@@ -11,7 +12,8 @@ macro_rules! known {
         impl Known {
             /// Which one it is; `name` must be lower case.
             pub fn of(name: &[u8]) -> Self {
-                // The compiler switches on the length first, so a miss costs one or two comparisons.
+                // The compiler switches on the length first, so a miss costs one or two
+                // comparisons.
                 match name {
                     $(x if x == $text.as_bytes() => Self::$variant,)*
                     _ => Self::Other,

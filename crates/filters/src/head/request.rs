@@ -44,8 +44,14 @@ impl RequestHead {
     pub fn load(&mut self, bytes: &[u8], method: (usize, usize), target: (usize, usize)) {
         self.clear();
         self.fields.load(bytes);
-        self.method = Span { at: method.0 as u32, len: method.1 as u32 };
-        self.path = Span { at: target.0 as u32, len: target.1 as u32 };
+        self.method = Span {
+            at: method.0 as u32,
+            len: method.1 as u32,
+        };
+        self.path = Span {
+            at: target.0 as u32,
+            len: target.1 as u32,
+        };
     }
 
     /// The regular fields.
@@ -68,7 +74,8 @@ impl RequestHead {
         self.text(self.method)
     }
 
-    /// Path with query, as on the wire: `/a/b?c=d`; `*` for OPTIONS; empty for CONNECT without `:path`.
+    /// Path with query, as on the wire: `/a/b?c=d`; `*` for OPTIONS; empty for CONNECT without
+    /// `:path`.
     pub fn path(&self) -> &str {
         self.text(self.path)
     }
@@ -114,7 +121,10 @@ impl RequestHead {
     /// Points the path at a part of itself; for absolute-form targets, whose host goes elsewhere.
     pub fn narrow_path(&mut self, skip: usize) {
         let skip = (skip as u32).min(self.path.len);
-        self.path = Span { at: self.path.at + skip, len: self.path.len - skip };
+        self.path = Span {
+            at: self.path.at + skip,
+            len: self.path.len - skip,
+        };
     }
 
     /// Sets the scheme; everything but `https` is `http`.
@@ -132,7 +142,8 @@ impl RequestHead {
 
     /// As [`RequestHead::get`], as text; see [`Fields::get_str`].
     pub fn get_str(&self, name: &str) -> Option<&str> {
-        self.get(name).and_then(|value| std::str::from_utf8(value).ok())
+        self.get(name)
+            .and_then(|value| std::str::from_utf8(value).ok())
     }
 
     /// All lines of a field.
@@ -157,10 +168,14 @@ impl RequestHead {
         Some(Some(value).filter(|v| !v.is_empty()))
     }
 
-    /// Replaces a field or pseudo-field. Pseudo-fields take ASCII without spaces and controls; else nothing happens.
+    /// Replaces a field or pseudo-field. Pseudo-fields take ASCII without spaces and controls; else
+    /// nothing happens.
     pub fn set(&mut self, name: &str, value: &[u8]) {
         if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
-            let Some(text) = std::str::from_utf8(value).ok().filter(|t| t.bytes().all(|b| b > 0x20 && b < 0x7f)) else {
+            let Some(text) = std::str::from_utf8(value)
+                .ok()
+                .filter(|t| t.bytes().all(|b| b > 0x20 && b < 0x7f))
+            else {
                 return;
             };
             match name {
@@ -193,8 +208,8 @@ impl RequestHead {
         self.fields.iter()
     }
 
-    /// Writes request line, `host` and fields for HTTP/1.1, without the empty line and without framing fields of
-    /// its own.
+    /// Writes request line, `host` and fields for HTTP/1.1, without the empty line and without
+    /// framing fields of its own.
     pub fn write_h1(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self.fields.span(self.method));
         out.push(b' ');
@@ -212,6 +227,8 @@ impl RequestHead {
 
     /// gRPC by content type, as Envoy decides it.
     pub fn is_grpc(&self) -> bool {
-        self.fields.known(Known::ContentType).is_some_and(is_grpc_content_type)
+        self.fields
+            .known(Known::ContentType)
+            .is_some_and(is_grpc_content_type)
     }
 }

@@ -18,7 +18,10 @@ pub struct ResponseHead {
 impl ResponseHead {
     /// A head with a status and no field.
     pub fn of(status: u16) -> Self {
-        Self { status, ..Self::default() }
+        Self {
+            status,
+            ..Self::default()
+        }
     }
 
     /// Forgets everything and keeps the memory.
@@ -72,7 +75,11 @@ impl ResponseHead {
 
     /// Adds a field line.
     pub fn append(&mut self, name: &str, value: &[u8]) {
-        if name.starts_with(':') { self.set(name, value) } else { self.fields.append(name, value) }
+        if name.starts_with(':') {
+            self.set(name, value)
+        } else {
+            self.fields.append(name, value)
+        }
     }
 
     /// Drops a field.
@@ -85,7 +92,8 @@ impl ResponseHead {
         self.fields.iter()
     }
 
-    /// Writes status line and fields for HTTP/1.1, without the empty line and without framing fields of its own.
+    /// Writes status line and fields for HTTP/1.1, without the empty line and without framing
+    /// fields of its own.
     pub fn write_h1(&self, out: &mut Vec<u8>) {
         let status = self.status;
         out.extend_from_slice(b"HTTP/1.1 ");
@@ -102,6 +110,8 @@ impl ResponseHead {
 
     /// gRPC by content type, as Envoy decides it.
     pub fn is_grpc(&self) -> bool {
-        self.fields.known(Known::ContentType).is_some_and(is_grpc_content_type)
+        self.fields
+            .known(Known::ContentType)
+            .is_some_and(is_grpc_content_type)
     }
 }

@@ -47,9 +47,15 @@ fn every_line_is_shown() {
     let mut fields = Fields::new();
     fields.append("x-forwarded-for", b"1.1.1.1");
     fields.append("x-forwarded-for", b"2.2.2.2");
-    assert_eq!(fields.get_all("X-Forwarded-For").collect::<Vec<_>>(), [&b"1.1.1.1"[..], b"2.2.2.2"]);
+    assert_eq!(
+        fields.get_all("X-Forwarded-For").collect::<Vec<_>>(),
+        [&b"1.1.1.1"[..], b"2.2.2.2"]
+    );
     fields.append_joined("x-forwarded-for", b",", b"3.3.3.3");
-    assert_eq!(fields.get_all("x-forwarded-for").collect::<Vec<_>>(), [&b"1.1.1.1"[..], b"2.2.2.2,3.3.3.3"]);
+    assert_eq!(
+        fields.get_all("x-forwarded-for").collect::<Vec<_>>(),
+        [&b"1.1.1.1"[..], b"2.2.2.2,3.3.3.3"]
+    );
     assert_eq!(fields.len(), 2);
 }
 
@@ -73,5 +79,8 @@ fn pseudo_fields_answer_by_name_and_host_is_the_authority() {
 fn every_known_name_finds_itself() {
     assert_eq!(Known::of(b"x-request-id"), Known::XRequestId);
     assert_eq!(Known::of(b"x-request-ie"), Known::Other);
-    assert!((Known::AccessControlRequestMethod as u8) < 64, "the bit set has 64 places");
+    assert!(
+        (Known::AccessControlRequestMethod as u8) < 64,
+        "the bit set has 64 places"
+    );
 }

@@ -61,26 +61,37 @@ impl Facts for HeaderFacts<'_> {
         use std::io::Write;
         let text = |value: Option<&str>, out: &mut Vec<u8>| {
             let value = value.filter(|value| !value.is_empty());
-            value.inspect(|value| out.extend_from_slice(value.as_bytes())).is_some()
+            value
+                .inspect(|value| out.extend_from_slice(value.as_bytes()))
+                .is_some()
         };
         if let Some(is_known) = connection_fact(self.conn, self.remote, fact, out) {
             return is_known;
         }
         match fact {
             Fact::Protocol => text(Some(self.request.version.as_str()), out),
-            Fact::ResponseCode => self.response.map(|head| digits::integer(head.status, out)).is_some(),
+            Fact::ResponseCode => self
+                .response
+                .map(|head| digits::integer(head.status, out))
+                .is_some(),
             Fact::ResponseCodeDetails => text(Some(self.stream.details), out),
             // Writing to memory cannot fail.
             Fact::ResponseFlags => write!(out, "{}", self.state.flags).is_ok(),
-            Fact::UpstreamHost | Fact::UpstreamRemoteAddress => {
-                self.stream.upstream.map(|address| digits::address(address, out)).is_some()
-            }
-            Fact::UpstreamRemoteAddressWithoutPort => {
-                self.stream.upstream.map(|address| digits::ip(address.ip(), out)).is_some()
-            }
-            Fact::UpstreamRemotePort => {
-                self.stream.upstream.map(|address| digits::integer(address.port(), out)).is_some()
-            }
+            Fact::UpstreamHost | Fact::UpstreamRemoteAddress => self
+                .stream
+                .upstream
+                .map(|address| digits::address(address, out))
+                .is_some(),
+            Fact::UpstreamRemoteAddressWithoutPort => self
+                .stream
+                .upstream
+                .map(|address| digits::ip(address.ip(), out))
+                .is_some(),
+            Fact::UpstreamRemotePort => self
+                .stream
+                .upstream
+                .map(|address| digits::integer(address.port(), out))
+                .is_some(),
             Fact::UpstreamCluster | Fact::UpstreamClusterRaw => text(self.cluster, out),
             Fact::RouteName => text(self.stream.route, out),
             Fact::ConnectionId => {
@@ -164,8 +175,8 @@ mod tests {
     use crate::conn::TlsPeer;
     use crate::format::Place;
 
-    /// What a filter's template can know is what the compiler says it can: no operator is promised and left out, and none is
-    /// warned of that works.
+    /// What a filter's template can know is what the compiler says it can: no operator is promised
+    /// and left out, and none is warned of that works.
     #[test]
     fn compilers_know_what_filters_can_tell() {
         let tls = TlsPeer {
@@ -185,7 +196,10 @@ mod tests {
         conn.server_name = Some("a".into());
         let (mut request, response) = (RequestHead::of("GET", "a", "/"), ResponseHead::of(200));
         request.set("x-request-id", b"1");
-        for (place, response) in [(Place::FilterRequest, None), (Place::FilterResponse, Some(&response))] {
+        for (place, response) in [
+            (Place::FilterRequest, None),
+            (Place::FilterResponse, Some(&response)),
+        ] {
             let upstream = response.map(|_| address);
             let facts = HeaderFacts {
                 request: &request,
@@ -200,11 +214,19 @@ mod tests {
                     connection: 7,
                     route: Some("a route"),
                     upstream,
-                    details: if response.is_some() { "via_upstream" } else { "" },
+                    details: if response.is_some() {
+                        "via_upstream"
+                    } else {
+                        ""
+                    },
                 },
             };
             for fact in Fact::ALL {
-                assert_eq!(facts.fact(*fact, &mut Vec::new()), fact.is_known(place), "{fact:?} {place:?}");
+                assert_eq!(
+                    facts.fact(*fact, &mut Vec::new()),
+                    fact.is_known(place),
+                    "{fact:?} {place:?}"
+                );
             }
         }
     }

@@ -47,7 +47,11 @@ impl Stream {
             state: StreamState::default(),
             entropy: Entropy::new(1),
             now: Duration::ZERO,
-            local: LocalPeer { id: "sidecar~10.0.0.2".into(), encoded: "AA==".into(), info: PeerInfo::default() },
+            local: LocalPeer {
+                id: "sidecar~10.0.0.2".into(),
+                encoded: "AA==".into(),
+                info: PeerInfo::default(),
+            },
             peers: PeerCache::default(),
         }
     }
@@ -89,18 +93,26 @@ impl Stream {
             peers: &mut self.peers,
             route_metadata: None,
             cluster: Some("outbound|80||a"),
-            stream: StreamFacts { upstream: Some("10.0.0.3:80".parse().expect("an address")), ..STREAM },
+            stream: StreamFacts {
+                upstream: Some("10.0.0.3:80".parse().expect("an address")),
+                ..STREAM
+            },
         };
         filter.on_response(setting, &mut cx);
     }
 }
 
 fn all() -> Option<FractionalPercent> {
-    Some(FractionalPercent { numerator: 100, denominator: 0 })
+    Some(FractionalPercent {
+        numerator: 100,
+        denominator: 0,
+    })
 }
 
 fn fault(message: proto::fault::v3::HttpFault) -> HttpFilter {
-    HttpFilter::Fault(Box::new(Fault::compile(&message, &mut Scope::new()).expect("compiles")))
+    HttpFilter::Fault(Box::new(
+        Fault::compile(&message, &mut Scope::new()).expect("compiles"),
+    ))
 }
 
 fn delay(seconds: i64) -> Option<common::FaultDelay> {
@@ -112,14 +124,23 @@ fn delay(seconds: i64) -> Option<common::FaultDelay> {
 }
 
 fn abort(error: proto::fault::v3::fault_abort::ErrorType) -> Option<proto::fault::v3::FaultAbort> {
-    Some(proto::fault::v3::FaultAbort { percentage: all(), error_type: Some(error), ..Default::default() })
+    Some(proto::fault::v3::FaultAbort {
+        percentage: all(),
+        error_type: Some(error),
+        ..Default::default()
+    })
 }
 
 fn user(name: &str) -> route::HeaderMatcher {
-    let exact = StringMatcher { ignore_case: false, match_pattern: Some(MatchPattern::Exact(name.into())) };
+    let exact = StringMatcher {
+        ignore_case: false,
+        match_pattern: Some(MatchPattern::Exact(name.into())),
+    };
     route::HeaderMatcher {
         name: "end-user".into(),
-        header_match_specifier: Some(route::header_matcher::HeaderMatchSpecifier::StringMatch(exact)),
+        header_match_specifier: Some(route::header_matcher::HeaderMatchSpecifier::StringMatch(
+            exact,
+        )),
         ..Default::default()
     }
 }
@@ -134,10 +155,17 @@ fn a_delay_then_an_abort_and_both_flags() {
         ..Default::default()
     });
     let mut stream = Stream::new(RequestHead::of("GET", "ratings", "/"));
-    assert!(matches!(stream.request(&filter, None), Step::Continue), "others are left alone");
+    assert!(
+        matches!(stream.request(&filter, None), Step::Continue),
+        "others are left alone"
+    );
     stream.head.append("end-user", b"jason");
-    assert!(matches!(stream.request(&filter, None), Step::Call(Call::Sleep(time)) if time == Duration::from_secs(7)));
-    let Step::Reply(reply) = stream.resume(&filter) else { panic!("aborted") };
+    assert!(
+        matches!(stream.request(&filter, None), Step::Call(Call::Sleep(time)) if time == Duration::from_secs(7))
+    );
+    let Step::Reply(reply) = stream.resume(&filter) else {
+        panic!("aborted")
+    };
     assert_eq!((reply.status, &*reply.details), (555, "fault_filter_abort"));
     assert_eq!(reply.body, Bytes::from_static(b"fault filter abort"));
     assert_eq!(stream.state.flags.to_string(), "DI,FI");
@@ -154,16 +182,27 @@ fn active_faults_are_counted_until_the_stream_ends() {
     let head = || RequestHead::of("GET", "h", "/");
     let mut first = Stream::new(head());
     assert!(matches!(first.request(&filter, None), Step::Call(_)));
-    assert!(matches!(Stream::new(head()).request(&filter, None), Step::Continue), "one at a time");
+    assert!(
+        matches!(Stream::new(head()).request(&filter, None), Step::Continue),
+        "one at a time"
+    );
     first.state.clear();
-    assert!(matches!(Stream::new(head()).request(&filter, None), Step::Call(_)));
+    assert!(matches!(
+        Stream::new(head()).request(&filter, None),
+        Step::Call(_)
+    ));
 }
 
 #[test]
 fn a_grpc_abort_keeps_its_status() {
     use proto::fault::v3::fault_abort::ErrorType;
-    let filter = fault(proto::fault::v3::HttpFault { abort: abort(ErrorType::GrpcStatus(14)), ..Default::default() });
-    let Step::Reply(reply) = Stream::new(RequestHead::of("POST", "h", "/s/m")).request(&filter, None) else {
+    let filter = fault(proto::fault::v3::HttpFault {
+        abort: abort(ErrorType::GrpcStatus(14)),
+        ..Default::default()
+    });
+    let Step::Reply(reply) =
+        Stream::new(RequestHead::of("POST", "h", "/s/m")).request(&filter, None)
+    else {
         panic!("aborted")
     };
     assert_eq!((reply.status, reply.grpc_status), (200, Some(14)));
@@ -173,18 +212,30 @@ fn a_grpc_abort_keeps_its_status() {
 fn a_route_can_turn_a_fault_off() {
     use proto::fault::v3::fault_abort::ErrorType;
     let abort = abort(ErrorType::HttpStatus(500));
-    let filter = fault(proto::fault::v3::HttpFault { abort, ..Default::default() });
+    let filter = fault(proto::fault::v3::HttpFault {
+        abort,
+        ..Default::default()
+    });
     let none = Fault::compile(&Default::default(), &mut Scope::new()).expect("compiles");
     let setting = Override::Fault(Box::new(none));
-    assert!(matches!(Stream::new(RequestHead::of("GET", "h", "/")).request(&filter, Some(&setting)), Step::Continue));
-    let slot = HttpFilterSlot { name: "f".into(), filter, disabled: false };
+    assert!(matches!(
+        Stream::new(RequestHead::of("GET", "h", "/")).request(&filter, Some(&setting)),
+        Step::Continue
+    ));
+    let slot = HttpFilterSlot {
+        name: "f".into(),
+        filter,
+        disabled: false,
+    };
     assert!(slot.settings(Some(&Override::Disabled)).is_none());
     assert!(slot.settings(None).is_some());
 }
 
 fn cors() -> Override {
-    let origin =
-        StringMatcher { ignore_case: false, match_pattern: Some(MatchPattern::Exact("https://a.example".into())) };
+    let origin = StringMatcher {
+        ignore_case: false,
+        match_pattern: Some(MatchPattern::Exact("https://a.example".into())),
+    };
     let message = proto::cors::v3::CorsPolicy {
         allow_origin_string_match: vec![origin],
         allow_methods: "GET,POST".into(),
@@ -194,7 +245,9 @@ fn cors() -> Override {
         allow_credentials: Some(BoolValue { value: true }),
         ..Default::default()
     };
-    Override::Cors(Box::new(CorsPolicy::compile(&message, &mut Scope::new()).expect("compiles")))
+    Override::Cors(Box::new(
+        CorsPolicy::compile(&message, &mut Scope::new()).expect("compiles"),
+    ))
 }
 
 #[test]
@@ -206,21 +259,53 @@ fn preflights_are_answered_and_others_are_marked() {
         head.append("access-control-request-method", b"POST");
         Stream::new(head)
     };
-    let Step::Reply(reply) = request("OPTIONS", "https://a.example").request(&HttpFilter::Cors, Some(&setting)) else {
+    let Step::Reply(reply) =
+        request("OPTIONS", "https://a.example").request(&HttpFilter::Cors, Some(&setting))
+    else {
         panic!("answered")
     };
     assert_eq!(reply.status, 200);
-    let value = |name: &str| reply.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.clone());
-    assert_eq!(value("access-control-allow-origin").as_deref(), Some(b"https://a.example".as_slice()));
-    assert_eq!(value("access-control-allow-methods").as_deref(), Some(b"GET,POST".as_slice()));
-    assert_eq!(value("access-control-max-age").as_deref(), Some(b"86400".as_slice()));
+    let value = |name: &str| {
+        reply
+            .headers
+            .iter()
+            .find(|(own, _)| own == name)
+            .map(|(_, value)| value.clone())
+    };
+    assert_eq!(
+        value("access-control-allow-origin").as_deref(),
+        Some(b"https://a.example".as_slice())
+    );
+    assert_eq!(
+        value("access-control-allow-methods").as_deref(),
+        Some(b"GET,POST".as_slice())
+    );
+    assert_eq!(
+        value("access-control-max-age").as_deref(),
+        Some(b"86400".as_slice())
+    );
     let mut stream = request("OPTIONS", "https://b.example");
-    assert!(matches!(stream.request(&HttpFilter::Cors, Some(&setting)), Step::Continue), "forwarded by default");
+    assert!(
+        matches!(
+            stream.request(&HttpFilter::Cors, Some(&setting)),
+            Step::Continue
+        ),
+        "forwarded by default"
+    );
     let mut stream = request("GET", "https://a.example");
-    assert!(matches!(stream.request(&HttpFilter::Cors, Some(&setting)), Step::Continue));
+    assert!(matches!(
+        stream.request(&HttpFilter::Cors, Some(&setting)),
+        Step::Continue
+    ));
     stream.respond(&HttpFilter::Cors, Some(&setting));
-    assert_eq!(stream.response.get_str("access-control-expose-headers"), Some("x-b"));
-    assert_eq!(stream.response.get_str("access-control-allow-credentials"), Some("true"));
+    assert_eq!(
+        stream.response.get_str("access-control-expose-headers"),
+        Some("x-b")
+    );
+    assert_eq!(
+        stream.response.get_str("access-control-allow-credentials"),
+        Some("true")
+    );
     let mut stream = request("GET", "https://b.example");
     stream.request(&HttpFilter::Cors, Some(&setting));
     stream.respond(&HttpFilter::Cors, Some(&setting));
@@ -229,25 +314,37 @@ fn preflights_are_answered_and_others_are_marked() {
 
 #[test]
 fn a_bucket_refuses_when_empty_and_fills_with_time() {
-    let runtime = core::RuntimeFractionalPercent { default_value: all(), runtime_key: String::new() };
+    let runtime = core::RuntimeFractionalPercent {
+        default_value: all(),
+        runtime_key: String::new(),
+    };
     let message = proto::local_ratelimit::v3::LocalRateLimit {
         stat_prefix: "http_local_rate_limiter".into(),
         token_bucket: Some(ProtoBucket {
             max_tokens: 2,
             tokens_per_fill: Some(UInt32Value { value: 1 }),
-            fill_interval: Some(ProtoDuration { seconds: 60, nanos: 0 }),
+            fill_interval: Some(ProtoDuration {
+                seconds: 60,
+                nanos: 0,
+            }),
         }),
         filter_enabled: Some(runtime.clone()),
         filter_enforced: Some(runtime),
         response_headers_to_add: vec![core::HeaderValueOption {
-            header: Some(core::HeaderValue { key: "x-limited".into(), value: "yes".into(), raw_value: vec![] }),
+            header: Some(core::HeaderValue {
+                key: "x-limited".into(),
+                value: "yes".into(),
+                raw_value: vec![],
+            }),
             ..Default::default()
         }],
         ..Default::default()
     };
     let buckets = Buckets::default();
     let compile = || {
-        let limit = LocalRateLimit::compile(&message, "listener/chain", &buckets, &mut Scope::new()).expect("compiles");
+        let limit =
+            LocalRateLimit::compile(&message, "listener/chain", &buckets, &mut Scope::new())
+                .expect("compiles");
         HttpFilter::LocalRateLimit(Box::new(limit))
     };
     let filter = compile();
@@ -255,12 +352,20 @@ fn a_bucket_refuses_when_empty_and_fills_with_time() {
     assert!(matches!(stream.request(&filter, None), Step::Continue));
     assert!(matches!(stream.request(&filter, None), Step::Continue));
     let again = compile();
-    let Step::Reply(reply) = stream.request(&again, None) else { panic!("a new version must not fill the bucket") };
-    assert_eq!((reply.status, reply.flag), (429, Some(ResponseFlag::RateLimited)));
+    let Step::Reply(reply) = stream.request(&again, None) else {
+        panic!("a new version must not fill the bucket")
+    };
+    assert_eq!(
+        (reply.status, reply.flag),
+        (429, Some(ResponseFlag::RateLimited))
+    );
     stream.respond(&again, None);
     assert_eq!(stream.response.get_str("x-limited"), Some("yes"));
     stream.now = Duration::from_secs(61);
-    assert!(matches!(stream.request(&filter, None), Step::Continue), "one token came");
+    assert!(
+        matches!(stream.request(&filter, None), Step::Continue),
+        "one token came"
+    );
     assert!(matches!(stream.request(&filter, None), Step::Reply(_)));
 }
 
@@ -287,9 +392,16 @@ fn peers_introduce_each_other() {
     let mut stream = Stream::new(head);
     stream.request(&inbound, None);
     assert_eq!(stream.state.downstream_peer.as_deref(), Some(&info));
-    assert_eq!(stream.head.get("x-envoy-peer-metadata"), None, "the application does not see it");
+    assert_eq!(
+        stream.head.get("x-envoy-peer-metadata"),
+        None,
+        "the application does not see it"
+    );
     stream.respond(&inbound, None);
-    assert_eq!(stream.response.get_str("x-envoy-peer-metadata-id"), Some("sidecar~10.0.0.2"));
+    assert_eq!(
+        stream.response.get_str("x-envoy-peer-metadata-id"),
+        Some("sidecar~10.0.0.2")
+    );
     let outbound = HttpFilter::PeerMetadata(PeerMetadata {
         upstream_discovery: true,
         upstream_propagation: true,
@@ -298,8 +410,14 @@ fn peers_introduce_each_other() {
     });
     let mut stream = Stream::new(RequestHead::of("GET", "h", "/"));
     stream.request(&outbound, None);
-    assert_eq!(stream.head.get("x-envoy-peer-metadata"), None, "nothing leaves the mesh");
-    stream.response.append("x-envoy-peer-metadata", info.encode().as_bytes());
+    assert_eq!(
+        stream.head.get("x-envoy-peer-metadata"),
+        None,
+        "nothing leaves the mesh"
+    );
+    stream
+        .response
+        .append("x-envoy-peer-metadata", info.encode().as_bytes());
     stream.respond(&outbound, None);
     assert_eq!(stream.state.upstream_peer.as_deref(), Some(&info));
     assert_eq!(stream.response.get_str("x-envoy-peer-metadata"), None);
@@ -318,33 +436,55 @@ fn the_preamble_is_read_in_any_pieces() {
     let length = bytes.len();
     bytes.extend_from_slice(b"payload");
     for cut in 0..length {
-        assert!(matches!(preamble::read(&bytes[..cut]), preamble::Read::More(_)), "{cut}");
+        assert!(
+            matches!(preamble::read(&bytes[..cut]), preamble::Read::More(_)),
+            "{cut}"
+        );
     }
-    assert_eq!(preamble::read(&bytes), preamble::Read::Peer(length, Some(Arc::new(info))));
+    assert_eq!(
+        preamble::read(&bytes),
+        preamble::Read::Peer(length, Some(Arc::new(info)))
+    );
     assert_eq!(preamble::read(b"GET / HTTP/1.1"), preamble::Read::Absent);
-    assert_eq!(preamble::read(&[0x3d, 0x23, 0x04, 0x67, 0xff, 0xff, 0xff, 0xff]), preamble::Read::Absent);
+    assert_eq!(
+        preamble::read(&[0x3d, 0x23, 0x04, 0x67, 0xff, 0xff, 0xff, 0xff]),
+        preamble::Read::Absent
+    );
 }
 
 #[test]
 fn filter_state_sets_alpn() {
     use meltemi_proto::envoy::extensions::filters::common::set_filter_state::v3 as common;
     #[allow(deprecated)]
-    let format = core::substitution_format_string::Format::TextFormat("istio-%REQ(x-kind)%,istio".into());
+    let format =
+        core::substitution_format_string::Format::TextFormat("istio-%REQ(x-kind)%,istio".into());
     let value = common::FilterStateValue {
-        key: Some(common::filter_state_value::Key::ObjectKey("envoy.network.application_protocols".into())),
-        value: Some(common::filter_state_value::Value::FormatString(core::SubstitutionFormatString {
-            format: Some(format),
-            ..Default::default()
-        })),
+        key: Some(common::filter_state_value::Key::ObjectKey(
+            "envoy.network.application_protocols".into(),
+        )),
+        value: Some(common::filter_state_value::Value::FormatString(
+            core::SubstitutionFormatString {
+                format: Some(format),
+                ..Default::default()
+            },
+        )),
         ..Default::default()
     };
-    let message = proto::set_filter_state::v3::Config { on_request_headers: vec![value], ..Default::default() };
+    let message = proto::set_filter_state::v3::Config {
+        on_request_headers: vec![value],
+        ..Default::default()
+    };
     let set = SetFilterState::compile(&message, &mut Scope::new()).expect("compiles");
     let mut head = RequestHead::of("GET", "h", "/");
     head.append("x-kind", b"h2");
     let mut stream = Stream::new(head);
     stream.request(&HttpFilter::SetFilterState(Box::new(set)), None);
-    let alpn: Vec<&str> = stream.state.filter_state.upstream_alpn().expect("set").collect();
+    let alpn: Vec<&str> = stream
+        .state
+        .filter_state
+        .upstream_alpn()
+        .expect("set")
+        .collect();
     assert_eq!(alpn, ["istio-h2", "istio"]);
 }
 
@@ -375,7 +515,11 @@ proptest! {
 fn header_mutations_and_rate_limits_fill_in_templates() {
     use meltemi_proto::envoy::config::common::mutation_rules::v3 as rules;
     let append = |name: &str, value: &str| core::HeaderValueOption {
-        header: Some(core::HeaderValue { key: name.into(), value: value.into(), ..Default::default() }),
+        header: Some(core::HeaderValue {
+            key: name.into(),
+            value: value.into(),
+            ..Default::default()
+        }),
         ..Default::default()
     };
     let mutation = |name: &str, value: &str| rules::HeaderMutation {
@@ -383,31 +527,61 @@ fn header_mutations_and_rate_limits_fill_in_templates() {
     };
     let message = proto::header_mutation::v3::HeaderMutation {
         mutations: Some(proto::header_mutation::v3::Mutations {
-            request_mutations: vec![mutation("x-start", "t=%START_TIME(%s.%3f)% %ROUTE_NAME% %UPSTREAM_HOST%")],
-            response_mutations: vec![mutation("x-up", "%UPSTREAM_HOST% %RESPONSE_CODE_DETAILS% %TRACE_ID%")],
+            request_mutations: vec![mutation(
+                "x-start",
+                "t=%START_TIME(%s.%3f)% %ROUTE_NAME% %UPSTREAM_HOST%",
+            )],
+            response_mutations: vec![mutation(
+                "x-up",
+                "%UPSTREAM_HOST% %RESPONSE_CODE_DETAILS% %TRACE_ID%",
+            )],
             ..Default::default()
         }),
         ..Default::default()
     };
     let mut scope = Scope::new();
-    let filter = HttpFilter::HeaderMutation(Box::new(HeaderMutation::compile(&message, &mut scope).expect("compiles")));
-    let warnings: Vec<String> = scope.into_warnings().iter().map(ToString::to_string).collect();
+    let filter = HttpFilter::HeaderMutation(Box::new(
+        HeaderMutation::compile(&message, &mut scope).expect("compiles"),
+    ));
+    let warnings: Vec<String> = scope
+        .into_warnings()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     assert_eq!(warnings.len(), 2, "{warnings:?}");
-    assert!(warnings[0].contains("%UPSTREAM_HOST%") && warnings[1].contains("%TRACE_ID%"), "{warnings:?}");
+    assert!(
+        warnings[0].contains("%UPSTREAM_HOST%") && warnings[1].contains("%TRACE_ID%"),
+        "{warnings:?}"
+    );
     let mut stream = Stream::new(RequestHead::of("GET", "a", "/"));
     stream.request(&filter, None);
     stream.respond(&filter, None);
-    assert_eq!(stream.head.get("x-start"), Some(b"t=0.000 a route ".as_slice()));
-    assert_eq!(stream.response.get("x-up").as_deref(), Some(b"10.0.0.3:80 via_upstream ".as_slice()));
+    assert_eq!(
+        stream.head.get("x-start"),
+        Some(b"t=0.000 a route ".as_slice())
+    );
+    assert_eq!(
+        stream.response.get("x-up").as_deref(),
+        Some(b"10.0.0.3:80 via_upstream ".as_slice())
+    );
 
     let message = proto::local_ratelimit::v3::LocalRateLimit {
         token_bucket: Some(ProtoBucket {
             max_tokens: 1,
-            fill_interval: Some(ProtoDuration { seconds: 3600, nanos: 0 }),
+            fill_interval: Some(ProtoDuration {
+                seconds: 3600,
+                nanos: 0,
+            }),
             ..Default::default()
         }),
-        filter_enabled: Some(core::RuntimeFractionalPercent { default_value: all(), ..Default::default() }),
-        filter_enforced: Some(core::RuntimeFractionalPercent { default_value: all(), ..Default::default() }),
+        filter_enabled: Some(core::RuntimeFractionalPercent {
+            default_value: all(),
+            ..Default::default()
+        }),
+        filter_enforced: Some(core::RuntimeFractionalPercent {
+            default_value: all(),
+            ..Default::default()
+        }),
         response_headers_to_add: vec![append("x-limited", "%REQ(:PATH)%")],
         ..Default::default()
     };
@@ -416,5 +590,8 @@ fn header_mutations_and_rate_limits_fill_in_templates() {
     stream.request(&filter, None);
     stream.request(&filter, None);
     stream.respond(&filter, None);
-    assert_eq!(stream.response.get("x-limited").as_deref(), Some(b"/".as_slice()));
+    assert_eq!(
+        stream.response.get("x-limited").as_deref(),
+        Some(b"/".as_slice())
+    );
 }

@@ -20,11 +20,17 @@ impl Cidr {
     pub fn new(address: IpAddr, length: u8) -> Option<Self> {
         let (address, length) = match (address, canonical(address)) {
             // A mapped range keeps its meaning only if it lies within the mapped block.
-            (IpAddr::V6(_), IpAddr::V4(mapped)) if length >= 96 => (IpAddr::V4(mapped), length - 96),
+            (IpAddr::V6(_), IpAddr::V4(mapped)) if length >= 96 => {
+                (IpAddr::V4(mapped), length - 96)
+            }
             (original, _) => (original, length),
         };
         let (v6, bits, width) = spread(address);
-        (length <= width).then(|| Self { v6, length, bits: bits & mask(length) })
+        (length <= width).then(|| Self {
+            v6,
+            length,
+            bits: bits & mask(length),
+        })
     }
 
     /// Exactly one address.
@@ -35,12 +41,17 @@ impl Cidr {
 
     /// Compiles Envoy's message; an absent length is 0, as Envoy has it.
     pub fn compile(message: &CidrRange, scope: &mut Scope) -> Result<Self, Rejection> {
-        Self::parse(&message.address_prefix, message.prefix_len.as_ref().map_or(0, |length| length.value)).ok_or_else(
-            || {
-                let length = message.prefix_len.as_ref().map_or(0, |length| length.value);
-                scope.reject(format!("{:?}/{length} is not an address range", message.address_prefix))
-            },
+        Self::parse(
+            &message.address_prefix,
+            message.prefix_len.as_ref().map_or(0, |length| length.value),
         )
+        .ok_or_else(|| {
+            let length = message.prefix_len.as_ref().map_or(0, |length| length.value);
+            scope.reject(format!(
+                "{:?}/{length} is not an address range",
+                message.address_prefix
+            ))
+        })
     }
 
     /// An address as text, without octal or short forms, and a length.
@@ -68,7 +79,11 @@ impl Cidr {
     pub fn containing(address: IpAddr, length: u8) -> Self {
         let (v6, bits, width) = spread(canonical(address));
         let length = length.min(width);
-        Self { v6, length, bits: bits & mask(length) }
+        Self {
+            v6,
+            length,
+            bits: bits & mask(length),
+        }
     }
 }
 
@@ -130,7 +145,13 @@ mod tests {
 
     #[test]
     fn odd_spellings_are_refused() {
-        for (address, length) in [("010.0.0.1", 8), ("10.1", 8), ("fe80::1%eth0", 64), ("10.0.0.0", 33), ("", 0)] {
+        for (address, length) in [
+            ("010.0.0.1", 8),
+            ("10.1", 8),
+            ("fe80::1%eth0", 64),
+            ("10.0.0.0", 33),
+            ("", 0),
+        ] {
             assert!(Cidr::parse(address, length).is_none(), "{address}/{length}");
         }
     }

@@ -4,7 +4,8 @@ use meltemi_proto::envoy::config::core::v3::RuntimeFractionalPercent;
 use meltemi_proto::envoy::r#type::v3::FractionalPercent;
 use meltemi_proto::envoy::r#type::v3::fractional_percent::DenominatorType;
 
-/// A share of requests. Source: Envoy `FractionalPercent`; runtime keys are not consulted, their default is.
+/// A share of requests. Source: Envoy `FractionalPercent`; runtime keys are not consulted, their
+/// default is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fraction {
     numerator: u32,
@@ -13,9 +14,15 @@ pub struct Fraction {
 
 impl Fraction {
     /// Everything.
-    pub const ALL: Self = Self { numerator: 100, denominator: 100 };
+    pub const ALL: Self = Self {
+        numerator: 100,
+        denominator: 100,
+    };
     /// Nothing.
-    pub const NONE: Self = Self { numerator: 0, denominator: 100 };
+    pub const NONE: Self = Self {
+        numerator: 0,
+        denominator: 100,
+    };
 
     /// Lowers Envoy's message; an unknown denominator is a hundred.
     pub fn from_proto(message: &FractionalPercent) -> Self {
@@ -24,7 +31,10 @@ impl Fraction {
             Ok(DenominatorType::Million) => 1_000_000,
             Ok(DenominatorType::Hundred) | Err(_) => 100,
         };
-        Self { numerator: message.numerator, denominator }
+        Self {
+            numerator: message.numerator,
+            denominator,
+        }
     }
 
     /// Lowers an optional message with its default.
@@ -34,13 +44,18 @@ impl Fraction {
 
     /// Lowers a fraction that a runtime key could override in Envoy.
     pub fn from_runtime(message: Option<&RuntimeFractionalPercent>, default: Self) -> Self {
-        message.map_or(default, |message| Self::from_option(message.default_value.as_ref(), default))
+        message.map_or(default, |message| {
+            Self::from_option(message.default_value.as_ref(), default)
+        })
     }
 
     /// Of 100, with the precision of a millionth.
     pub fn from_percent(percent: f64) -> Self {
         // `as` saturates and sends NaN to 0.
-        Self { numerator: (percent.clamp(0.0, 100.0) * 10_000.0).round() as u32, denominator: 1_000_000 }
+        Self {
+            numerator: (percent.clamp(0.0, 100.0) * 10_000.0).round() as u32,
+            denominator: 1_000_000,
+        }
     }
 
     /// Whether a request with this random number is in the share.
@@ -66,7 +81,9 @@ mod tests {
     #[test]
     fn shares_are_exact_over_a_cycle() {
         let tenth = Fraction::from_percent(10.0);
-        let hits = (0..1_000_000u64).filter(|random| tenth.hits(*random)).count();
+        let hits = (0..1_000_000u64)
+            .filter(|random| tenth.hits(*random))
+            .count();
         assert_eq!(hits, 100_000);
         assert!(!Fraction::NONE.hits(0));
         assert!(Fraction::ALL.hits(99));

@@ -1,4 +1,5 @@
-//! Conditions on header fields, query parameters and cookies, with Envoy's rules on absence and repetition.
+//! Conditions on header fields, query parameters and cookies, with Envoy's rules on absence and
+//! repetition.
 
 use meltemi_proto::envoy::config::route::v3 as proto;
 use proto::header_matcher::HeaderMatchSpecifier;
@@ -48,8 +49,8 @@ enum Kind {
     Value(StringMatch),
 }
 
-/// Which way to err where a field occurs more than once. A policy must not be passed by repeating a field: a DENY matches if any
-/// line does, an ALLOW only if all do.
+/// Which way to err where a field occurs more than once. A policy must not be passed by repeating a
+/// field: a DENY matches if any line does, an ALLOW only if all do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Judge {
     /// Any line.
@@ -77,14 +78,24 @@ impl HeaderMatch {
             None => Kind::Present(true),
             Some(HeaderMatchSpecifier::PresentMatch(present)) => Kind::Present(*present),
             Some(HeaderMatchSpecifier::RangeMatch(range)) => Kind::Range(range.start, range.end),
-            Some(HeaderMatchSpecifier::ExactMatch(value)) => Kind::Value(StringMatch::Exact(text(value))),
-            Some(HeaderMatchSpecifier::PrefixMatch(value)) => Kind::Value(StringMatch::Prefix(text(value))),
-            Some(HeaderMatchSpecifier::SuffixMatch(value)) => Kind::Value(StringMatch::Suffix(text(value))),
-            Some(HeaderMatchSpecifier::ContainsMatch(value)) => Kind::Value(StringMatch::contains(value.as_bytes())),
+            Some(HeaderMatchSpecifier::ExactMatch(value)) => {
+                Kind::Value(StringMatch::Exact(text(value)))
+            }
+            Some(HeaderMatchSpecifier::PrefixMatch(value)) => {
+                Kind::Value(StringMatch::Prefix(text(value)))
+            }
+            Some(HeaderMatchSpecifier::SuffixMatch(value)) => {
+                Kind::Value(StringMatch::Suffix(text(value)))
+            }
+            Some(HeaderMatchSpecifier::ContainsMatch(value)) => {
+                Kind::Value(StringMatch::contains(value.as_bytes()))
+            }
             Some(HeaderMatchSpecifier::SafeRegexMatch(regex)) => {
                 Kind::Value(StringMatch::Regex(FullRegex::compile(regex, scope)?))
             }
-            Some(HeaderMatchSpecifier::StringMatch(value)) => Kind::Value(StringMatch::compile(value, scope)?),
+            Some(HeaderMatchSpecifier::StringMatch(value)) => {
+                Kind::Value(StringMatch::compile(value, scope)?)
+            }
         };
         if message.name.is_empty() {
             return scope.refuse("a header matcher without name");
@@ -103,7 +114,11 @@ impl HeaderMatch {
         messages: &[proto::HeaderMatcher],
         scope: &mut Scope,
     ) -> Result<Box<[Self]>, Rejection> {
-        Ok(scope.each(field, messages, |scope, message| Self::compile(message, scope))?.into())
+        Ok(scope
+            .each(field, messages, |scope, message| {
+                Self::compile(message, scope)
+            })?
+            .into())
     }
 
     /// The field that is looked at, lower case.
@@ -149,7 +164,8 @@ impl Kind {
     }
 }
 
-/// A condition on one query parameter. Source: Envoy `QueryParameterMatcher`; the first value counts, undecoded.
+/// A condition on one query parameter. Source: Envoy `QueryParameterMatcher`; the first value
+/// counts, undecoded.
 #[derive(Debug, Clone)]
 pub struct QueryMatch {
     name: Box<str>,
@@ -159,18 +175,30 @@ pub struct QueryMatch {
 
 impl QueryMatch {
     /// Compiles Envoy's message.
-    pub fn compile(message: &proto::QueryParameterMatcher, scope: &mut Scope) -> Result<Self, Rejection> {
+    pub fn compile(
+        message: &proto::QueryParameterMatcher,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
         let (value, present) = match &message.query_parameter_match_specifier {
-            Some(QueryParameterMatchSpecifier::StringMatch(value)) => (Some(StringMatch::compile(value, scope)?), true),
+            Some(QueryParameterMatchSpecifier::StringMatch(value)) => {
+                (Some(StringMatch::compile(value, scope)?), true)
+            }
             Some(QueryParameterMatchSpecifier::PresentMatch(present)) => (None, *present),
             None => (None, true),
         };
-        Ok(Self { name: message.name.as_str().into(), value, present })
+        Ok(Self {
+            name: message.name.as_str().into(),
+            value,
+            present,
+        })
     }
 
     /// Whether a query (what follows `?`) matches.
     pub fn is_match(&self, query: Option<&str>) -> bool {
-        match (query.and_then(|query| query_parameter(query, &self.name)), &self.value) {
+        match (
+            query.and_then(|query| query_parameter(query, &self.name)),
+            &self.value,
+        ) {
             (Some(found), Some(pattern)) => pattern.is_match(found.as_bytes()),
             (found, None) => found.is_some() == self.present,
             (None, Some(_)) => false,
@@ -199,10 +227,15 @@ impl CookieMatch {
     pub fn compile(message: &proto::CookieMatcher, scope: &mut Scope) -> Result<Self, Rejection> {
         let value = scope.required("string_match", message.string_match.as_ref())?;
         let value = StringMatch::compile(value, scope)?;
-        Ok(Self { name: message.name.as_str().into(), value, invert: message.invert_match })
+        Ok(Self {
+            name: message.name.as_str().into(),
+            value,
+            invert: message.invert_match,
+        })
     }
 
-    /// Whether the request's cookies match; a missing cookie matches nothing but an inverted condition.
+    /// Whether the request's cookies match; a missing cookie matches nothing but an inverted
+    /// condition.
     pub fn is_match(&self, head: &RequestHead) -> bool {
         cookie(head, &self.name).is_some_and(|value| self.value.is_match(value)) != self.invert
     }
@@ -210,13 +243,19 @@ impl CookieMatch {
 
 /// The first cookie of this name, without quotes around its value.
 pub fn cookie<'h>(head: &'h RequestHead, name: &str) -> Option<&'h [u8]> {
-    head.get_all("cookie").flat_map(|line| line.split(|byte| *byte == b';')).find_map(|pair| {
-        let pair = pair.trim_ascii();
-        let at = memchr::memchr(b'=', pair)?;
-        let value = pair[at + 1..].trim_ascii();
-        (pair[..at] == *name.as_bytes())
-            .then(|| value.strip_prefix(b"\"").and_then(|inner| inner.strip_suffix(b"\"")).unwrap_or(value))
-    })
+    head.get_all("cookie")
+        .flat_map(|line| line.split(|byte| *byte == b';'))
+        .find_map(|pair| {
+            let pair = pair.trim_ascii();
+            let at = memchr::memchr(b'=', pair)?;
+            let value = pair[at + 1..].trim_ascii();
+            (pair[..at] == *name.as_bytes()).then(|| {
+                value
+                    .strip_prefix(b"\"")
+                    .and_then(|inner| inner.strip_suffix(b"\""))
+                    .unwrap_or(value)
+            })
+        })
 }
 
 #[cfg(test)]
@@ -225,7 +264,11 @@ mod tests {
     use super::*;
     use meltemi_proto::envoy::r#type::v3::Int64Range;
 
-    fn matcher(specifier: Option<HeaderMatchSpecifier>, invert: bool, missing_is_empty: bool) -> HeaderMatch {
+    fn matcher(
+        specifier: Option<HeaderMatchSpecifier>,
+        invert: bool,
+        missing_is_empty: bool,
+    ) -> HeaderMatch {
         let message = proto::HeaderMatcher {
             name: "X-Test".into(),
             invert_match: invert,
@@ -237,7 +280,9 @@ mod tests {
 
     fn head(values: &[&str]) -> RequestHead {
         let mut head = RequestHead::of("GET", "host", "/p?a=1&b&a=2");
-        values.iter().for_each(|value| head.append("x-test", value.as_bytes()));
+        values
+            .iter()
+            .for_each(|value| head.append("x-test", value.as_bytes()));
         head
     }
 
@@ -247,8 +292,14 @@ mod tests {
         let present = |yes| Some(HeaderMatchSpecifier::PresentMatch(yes));
         let none = head(&[]);
         assert!(!matcher(exact(), false, false).is_match(&none));
-        assert!(!matcher(exact(), true, false).is_match(&none), "inverting does not make absence match");
-        assert!(matcher(exact(), true, true).is_match(&none), "unless absence counts as empty");
+        assert!(
+            !matcher(exact(), true, false).is_match(&none),
+            "inverting does not make absence match"
+        );
+        assert!(
+            matcher(exact(), true, true).is_match(&none),
+            "unless absence counts as empty"
+        );
         assert!(matcher(present(true), true, false).is_match(&none));
         assert!(matcher(present(false), false, false).is_match(&none));
         assert!(!matcher(present(true), false, false).is_match(&none));
@@ -258,25 +309,59 @@ mod tests {
 
     #[test]
     fn numbers_lie_in_half_open_ranges() {
-        let range = matcher(Some(HeaderMatchSpecifier::RangeMatch(Int64Range { start: -1, end: 10 })), false, false);
+        let range = matcher(
+            Some(HeaderMatchSpecifier::RangeMatch(Int64Range {
+                start: -1,
+                end: 10,
+            })),
+            false,
+            false,
+        );
         assert!(range.is_match(&head(&["-1"])) && range.is_match(&head(&["9"])));
         assert!(!range.is_match(&head(&["10"])) && !range.is_match(&head(&["9x"])));
     }
 
     #[test]
     fn repeating_a_field_passes_no_policy() {
-        let exact = matcher(Some(HeaderMatchSpecifier::ExactMatch("bad".into())), false, false);
+        let exact = matcher(
+            Some(HeaderMatchSpecifier::ExactMatch("bad".into())),
+            false,
+            false,
+        );
         let twice = head(&["good", "bad"]);
         assert!(exact.is_match(&twice), "routing takes any line");
-        assert!(exact.is_match_judged(&twice, Judge::Any), "a DENY sees the bad one");
-        assert!(!exact.is_match_judged(&twice, Judge::All), "an ALLOW wants all of them");
+        assert!(
+            exact.is_match_judged(&twice, Judge::Any),
+            "a DENY sees the bad one"
+        );
+        assert!(
+            !exact.is_match_judged(&twice, Judge::All),
+            "an ALLOW wants all of them"
+        );
         assert!(exact.is_match_judged(&head(&["bad", "bad"]), Judge::All));
-        let not = matcher(Some(HeaderMatchSpecifier::ExactMatch("bad".into())), true, false);
-        assert!(!not.is_match(&twice) && !not.is_match_judged(&twice, Judge::All), "nor does an inverted condition");
-        let joined = matcher(Some(HeaderMatchSpecifier::ExactMatch("good,bad".into())), false, false);
-        assert!(!joined.is_match(&twice), "and no line is what the lines are together");
+        let not = matcher(
+            Some(HeaderMatchSpecifier::ExactMatch("bad".into())),
+            true,
+            false,
+        );
+        assert!(
+            !not.is_match(&twice) && !not.is_match_judged(&twice, Judge::All),
+            "nor does an inverted condition"
+        );
+        let joined = matcher(
+            Some(HeaderMatchSpecifier::ExactMatch("good,bad".into())),
+            false,
+            false,
+        );
+        assert!(
+            !joined.is_match(&twice),
+            "and no line is what the lines are together"
+        );
         let present = matcher(None, false, false);
-        assert!(present.is_match_judged(&twice, Judge::All) && present.is_match_judged(&twice, Judge::Any));
+        assert!(
+            present.is_match_judged(&twice, Judge::All)
+                && present.is_match_judged(&twice, Judge::Any)
+        );
     }
 
     #[test]
@@ -287,7 +372,10 @@ mod tests {
             head.append("cookie", b"c=3");
             head
         };
-        assert_eq!(query_parameter(head.query().expect("query"), "a"), Some("1"));
+        assert_eq!(
+            query_parameter(head.query().expect("query"), "a"),
+            Some("1")
+        );
         assert_eq!(query_parameter(head.query().expect("query"), "b"), Some(""));
         assert_eq!(cookie(&head, "b"), Some(b"2".as_slice()));
         assert_eq!(cookie(&head, "c"), Some(b"3".as_slice()));

@@ -6,8 +6,8 @@ use meltemi_proto::envoy::extensions::path::r#match::uri_template::v3::UriTempla
 use super::FullRegex;
 use crate::finding::{Rejection, Scope};
 
-/// A path template: `/a/*/c`, `/a/**`, `/{x}/b`, `/a/{rest=**}.json`. Source: Envoy `uri_template`, which makes a
-/// regular expression of it, too.
+/// A path template: `/a/*/c`, `/a/**`, `/{x}/b`, `/a/{rest=**}.json`. Source: Envoy `uri_template`,
+/// which makes a regular expression of it, too.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PathTemplate(FullRegex);
 
@@ -46,7 +46,12 @@ impl PathTemplate {
     }
 }
 
-fn translate(mut text: &str, pattern: &mut String, rest_seen: &mut bool, variables: bool) -> Result<(), String> {
+fn translate(
+    mut text: &str,
+    pattern: &mut String,
+    rest_seen: &mut bool,
+    variables: bool,
+) -> Result<(), String> {
     while let Some(next) = text.chars().next() {
         if matches!(next, '*' | '{') && *rest_seen {
             return Err("** must be the last operator of a path template".to_owned());
@@ -59,9 +64,13 @@ fn translate(mut text: &str, pattern: &mut String, rest_seen: &mut bool, variabl
             pattern.push_str(SEGMENT);
             text = tail;
         } else if let Some(tail) = text.strip_prefix('{') {
-            let (variable, tail) = tail.split_once('}').ok_or("unbalanced brace in a path template")?;
+            let (variable, tail) = tail
+                .split_once('}')
+                .ok_or("unbalanced brace in a path template")?;
             if !variables || variable.is_empty() || variable.contains('{') {
-                return Err("a variable within a variable, or an empty one, in a path template".to_owned());
+                return Err(
+                    "a variable within a variable, or an empty one, in a path template".to_owned(),
+                );
             }
             // `{*}` and `{**}` are Istio's spelling, `{name}` and `{name=pattern}` are Envoy's.
             let inner = match variable {

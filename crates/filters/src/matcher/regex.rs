@@ -21,7 +21,8 @@ impl FullRegex {
 
     /// Compiles a pattern.
     pub fn new(pattern: &str) -> Result<Self, String> {
-        // The pattern alone first: `a)|(b` would otherwise escape from the group that the anchors are around.
+        // The pattern alone first: `a)|(b` would otherwise escape from the group that the anchors
+        // are around.
         build(pattern)?;
         build(&format!(r"\A(?:{pattern})\z")).map(Self)
     }
@@ -43,7 +44,8 @@ impl PartialEq for FullRegex {
     }
 }
 
-/// Replaces every match of a pattern. Source: Envoy `RegexMatchAndSubstitute`, whose references are `\1` to `\9`.
+/// Replaces every match of a pattern. Source: Envoy `RegexMatchAndSubstitute`, whose references are
+/// `\1` to `\9`.
 #[derive(Debug, Clone)]
 pub struct Substitution {
     pattern: regex::bytes::Regex,
@@ -58,7 +60,10 @@ enum Part {
 
 impl Substitution {
     /// Compiles Envoy's message.
-    pub fn compile(message: &RegexMatchAndSubstitute, scope: &mut Scope) -> Result<Self, Rejection> {
+    pub fn compile(
+        message: &RegexMatchAndSubstitute,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
         let pattern = scope.required("pattern", message.pattern.as_ref())?;
         Self::new(&pattern.regex, &message.substitution).map_err(|reason| scope.reject(reason))
     }
@@ -78,7 +83,9 @@ impl Substitution {
                 Some(digit @ b'0'..=b'9') => {
                     let group = usize::from(digit - b'0');
                     if group >= pattern.captures_len() {
-                        return Err(format!("substitution refers to group {group}, which the pattern does not have"));
+                        return Err(format!(
+                            "substitution refers to group {group}, which the pattern does not have"
+                        ));
                     }
                     if !literal.is_empty() {
                         parts.push(Part::Literal(std::mem::take(&mut literal)));
@@ -86,7 +93,12 @@ impl Substitution {
                     parts.push(Part::Group(group));
                 }
                 Some(b'\\') => literal.push(b'\\'),
-                _ => return Err("a backslash in a substitution must be followed by a digit or a backslash".to_owned()),
+                _ => {
+                    return Err(
+                        "a backslash in a substitution must be followed by a digit or a backslash"
+                            .to_owned(),
+                    );
+                }
             }
         }
         if !literal.is_empty() {
@@ -95,12 +107,15 @@ impl Substitution {
         Ok(Self { pattern, parts })
     }
 
-    /// Appends `text` to `out` with every match replaced; `false`, and nothing appended, if there is no match.
+    /// Appends `text` to `out` with every match replaced; `false`, and nothing appended, if there
+    /// is no match.
     pub fn replace_into(&self, text: &[u8], out: &mut Vec<u8>) -> bool {
         let mut copied = 0;
         let mut matched = false;
         for captures in self.pattern.captures_iter(text) {
-            let Some(whole) = captures.get(0) else { continue };
+            let Some(whole) = captures.get(0) else {
+                continue;
+            };
             matched = true;
             out.extend_from_slice(&text[copied..whole.start()]);
             for part in &self.parts {
@@ -125,7 +140,10 @@ impl Substitution {
 /// RE2's classes are ASCII, so Unicode is off; a pattern that needs it (`\pL`) gets it.
 fn build(pattern: &str) -> Result<regex::bytes::Regex, String> {
     if pattern.len() > MAX_PATTERN {
-        return Err(format!("regex of {} bytes is longer than {MAX_PATTERN}", pattern.len()));
+        return Err(format!(
+            "regex of {} bytes is longer than {MAX_PATTERN}",
+            pattern.len()
+        ));
     }
     let build = |unicode| {
         regex::bytes::RegexBuilder::new(pattern)
@@ -137,16 +155,25 @@ fn build(pattern: &str) -> Result<regex::bytes::Regex, String> {
     };
     match build(false) {
         Ok(regex) => Ok(regex),
-        Err(regex::Error::CompiledTooBig(limit)) => Err(format!("regex compiles to more than {limit} bytes")),
+        Err(regex::Error::CompiledTooBig(limit)) => {
+            Err(format!("regex compiles to more than {limit} bytes"))
+        }
         Err(first) => build(true).map_err(|_| {
             let text = first.to_string();
-            format!("regex {:?} does not compile: {}", shorten(pattern), text.lines().last().unwrap_or_default())
+            format!(
+                "regex {:?} does not compile: {}",
+                shorten(pattern),
+                text.lines().last().unwrap_or_default()
+            )
         }),
     }
 }
 
 fn shorten(pattern: &str) -> &str {
-    let end = (0..=pattern.len().min(80)).rev().find(|at| pattern.is_char_boundary(*at)).unwrap_or(0);
+    let end = (0..=pattern.len().min(80))
+        .rev()
+        .find(|at| pattern.is_char_boundary(*at))
+        .unwrap_or(0);
     &pattern[..end]
 }
 
@@ -159,17 +186,36 @@ mod tests {
         let regex = FullRegex::new("a|b").expect("compiles");
         assert!(regex.is_match(b"a") && regex.is_match(b"b"));
         assert!(!regex.is_match(b"ab") && !regex.is_match(b"xa"));
-        assert!(FullRegex::new("a)|(b").is_err(), "anchors must not be escaped");
-        assert!(!FullRegex::new("a(?m)$").expect("compiles").is_match(b"a\nb"));
+        assert!(
+            FullRegex::new("a)|(b").is_err(),
+            "anchors must not be escaped"
+        );
+        assert!(
+            !FullRegex::new("a(?m)$")
+                .expect("compiles")
+                .is_match(b"a\nb")
+        );
     }
 
     #[test]
     fn classes_are_ascii_as_in_re2() {
         let digits = FullRegex::new(r"\d+").expect("compiles");
         assert!(digits.is_match(b"123"));
-        assert!(!digits.is_match("١٢٣".as_bytes()), "Arabic-Indic digits are not \\d in RE2");
-        assert!(FullRegex::new(r"\pL+").expect("falls back to Unicode").is_match("é".as_bytes()));
-        assert!(FullRegex::new("[^/]+").expect("compiles").is_match(b"\xff\xfe"), "bytes that are no UTF-8 match too");
+        assert!(
+            !digits.is_match("١٢٣".as_bytes()),
+            "Arabic-Indic digits are not \\d in RE2"
+        );
+        assert!(
+            FullRegex::new(r"\pL+")
+                .expect("falls back to Unicode")
+                .is_match("é".as_bytes())
+        );
+        assert!(
+            FullRegex::new("[^/]+")
+                .expect("compiles")
+                .is_match(b"\xff\xfe"),
+            "bytes that are no UTF-8 match too"
+        );
     }
 
     #[test]

@@ -47,7 +47,9 @@ impl StringMatch {
             MatchPattern::Exact(text) if fold => Self::IgnoreCase(IgnoreCase::Exact(bytes(text))),
             MatchPattern::Prefix(text) if fold => Self::IgnoreCase(IgnoreCase::Prefix(bytes(text))),
             MatchPattern::Suffix(text) if fold => Self::IgnoreCase(IgnoreCase::Suffix(bytes(text))),
-            MatchPattern::Contains(text) if fold => Self::IgnoreCase(IgnoreCase::Contains(bytes(text))),
+            MatchPattern::Contains(text) if fold => {
+                Self::IgnoreCase(IgnoreCase::Contains(bytes(text)))
+            }
             MatchPattern::Exact(text) => Self::Exact(bytes(text)),
             MatchPattern::Prefix(text) => Self::Prefix(bytes(text)),
             MatchPattern::Suffix(text) => Self::Suffix(bytes(text)),
@@ -55,7 +57,10 @@ impl StringMatch {
             // Envoy ignores ignore_case here as well.
             MatchPattern::SafeRegex(regex) => Self::Regex(FullRegex::compile(regex, scope)?),
             MatchPattern::Custom(custom) => {
-                return scope.refuse(format!("custom string matcher {:?} is unknown", custom.name));
+                return scope.refuse(format!(
+                    "custom string matcher {:?} is unknown",
+                    custom.name
+                ));
             }
         })
     }
@@ -92,13 +97,21 @@ impl IgnoreCase {
     fn is_match(&self, value: &[u8]) -> bool {
         match self {
             Self::Exact(text) => value.eq_ignore_ascii_case(text),
-            Self::Prefix(text) => value.get(..text.len()).is_some_and(|head| head.eq_ignore_ascii_case(text)),
+            Self::Prefix(text) => value
+                .get(..text.len())
+                .is_some_and(|head| head.eq_ignore_ascii_case(text)),
             Self::Suffix(text) => {
-                let tail = value.len().checked_sub(text.len()).map(|start| &value[start..]);
+                let tail = value
+                    .len()
+                    .checked_sub(text.len())
+                    .map(|start| &value[start..]);
                 tail.is_some_and(|tail| tail.eq_ignore_ascii_case(text))
             }
             Self::Contains(text) => {
-                text.is_empty() || value.windows(text.len()).any(|window| window.eq_ignore_ascii_case(text))
+                text.is_empty()
+                    || value
+                        .windows(text.len())
+                        .any(|window| window.eq_ignore_ascii_case(text))
             }
         }
     }
@@ -109,14 +122,27 @@ mod tests {
     use super::*;
 
     fn compiled(pattern: MatchPattern, ignore_case: bool) -> StringMatch {
-        let message = StringMatcher { ignore_case, match_pattern: Some(pattern) };
+        let message = StringMatcher {
+            ignore_case,
+            match_pattern: Some(pattern),
+        };
         StringMatch::compile(&message, &mut Scope::new()).expect("compiles")
     }
 
     #[test]
     fn every_kind_matches_as_named() {
-        let yes = |pattern, value: &str| assert!(compiled(pattern, false).is_match(value.as_bytes()), "{value}");
-        let no = |pattern, value: &str| assert!(!compiled(pattern, false).is_match(value.as_bytes()), "{value}");
+        let yes = |pattern, value: &str| {
+            assert!(
+                compiled(pattern, false).is_match(value.as_bytes()),
+                "{value}"
+            )
+        };
+        let no = |pattern, value: &str| {
+            assert!(
+                !compiled(pattern, false).is_match(value.as_bytes()),
+                "{value}"
+            )
+        };
         yes(MatchPattern::Exact("a.b".into()), "a.b");
         no(MatchPattern::Exact("a.b".into()), "axb");
         yes(MatchPattern::Prefix("/api".into()), "/api/x");
@@ -134,7 +160,10 @@ mod tests {
             (MatchPattern::Suffix("ET".into()), "secret"),
             (MatchPattern::Contains("CR".into()), "secret"),
         ] {
-            assert!(compiled(pattern, true).is_match(value.as_bytes()), "{value}");
+            assert!(
+                compiled(pattern, true).is_match(value.as_bytes()),
+                "{value}"
+            );
         }
         assert!(!compiled(MatchPattern::Prefix("abc".into()), true).is_match(b"ab"));
     }

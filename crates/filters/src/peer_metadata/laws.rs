@@ -1,4 +1,5 @@
-//! Laws: what a peer says of itself is read back as it was written, and nothing that it can say is a panic.
+//! Laws: what a peer says of itself is read back as it was written, and nothing that it can say is
+//! a panic.
 
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -8,19 +9,28 @@ use super::*;
 
 fn info() -> impl Strategy<Value = PeerInfo> {
     let word = || "[a-zA-Z0-9 é=,/~-]{0,12}".prop_map(Box::<str>::from);
-    (word(), word(), word(), word(), word(), "[a-z]{1,8}", "[a-z0-9]{1,4}").prop_map(
-        |(name, namespace, cluster, workload, owner, service, revision)| PeerInfo {
-            name,
-            namespace,
-            cluster,
-            workload,
-            owner,
-            app: service.as_str().into(),
-            version: revision.as_str().into(),
-            canonical_service: service.into(),
-            canonical_revision: revision.into(),
-        },
+    (
+        word(),
+        word(),
+        word(),
+        word(),
+        word(),
+        "[a-z]{1,8}",
+        "[a-z0-9]{1,4}",
     )
+        .prop_map(
+            |(name, namespace, cluster, workload, owner, service, revision)| PeerInfo {
+                name,
+                namespace,
+                cluster,
+                workload,
+                owner,
+                app: service.as_str().into(),
+                version: revision.as_str().into(),
+                canonical_service: service.into(),
+                canonical_revision: revision.into(),
+            },
+        )
 }
 
 proptest! {

@@ -45,9 +45,17 @@ impl Rbac {
     }
 }
 
-fn compile_rules(field: &str, message: Option<&proto::Rbac>, scope: &mut Scope) -> Result<Option<Rules>, Rejection> {
-    let Some(message) = message else { return Ok(None) };
-    scope.within(field, |scope| Rules::compile(message, scope)).map(Some)
+fn compile_rules(
+    field: &str,
+    message: Option<&proto::Rbac>,
+    scope: &mut Scope,
+) -> Result<Option<Rules>, Rejection> {
+    let Some(message) = message else {
+        return Ok(None);
+    };
+    scope
+        .within(field, |scope| Rules::compile(message, scope))
+        .map(Some)
 }
 
 impl Rules {
@@ -59,18 +67,28 @@ impl Rules {
             Ok(proto::rbac::Action::Log) => Action::Log,
             Err(_) => return scope.refuse(format!("unknown action {}", message.action)),
         };
-        scope.unsupported("audit_logging_options", message.audit_logging_options.is_some());
+        scope.unsupported(
+            "audit_logging_options",
+            message.audit_logging_options.is_some(),
+        );
         let mut policies = Vec::with_capacity(message.policies.len());
         for (id, policy) in &message.policies {
-            policies.push(scope.within(format_args!("policies[{id}]"), |scope| compile_policy(id, policy, scope))?);
+            policies.push(scope.within(format_args!("policies[{id}]"), |scope| {
+                compile_policy(id, policy, scope)
+            })?);
         }
-        // The message is a map; Envoy keeps it sorted, and the first match is the one that is named.
+        // The message is a map; Envoy keeps it sorted, and the first match is the one that is
+        // named.
         policies.sort_by(|a: &Policy, b| a.id.cmp(&b.id));
         Ok(Self { action, policies })
     }
 }
 
-fn compile_policy(id: &str, message: &proto::Policy, scope: &mut Scope) -> Result<Policy, Rejection> {
+fn compile_policy(
+    id: &str,
+    message: &proto::Policy,
+    scope: &mut Scope,
+) -> Result<Policy, Rejection> {
     if message.condition.is_some() || message.checked_condition.is_some() {
         return scope.refuse("CEL conditions are unknown");
     }
@@ -79,86 +97,128 @@ fn compile_policy(id: &str, message: &proto::Policy, scope: &mut Scope) -> Resul
     }
     Ok(Policy {
         id: id.into(),
-        permissions: scope.each("permissions", &message.permissions, |scope, message| permission(message, scope, 0))?,
-        principals: scope.each("principals", &message.principals, |scope, message| principal(message, scope, 0))?,
+        permissions: scope.each("permissions", &message.permissions, |scope, message| {
+            permission(message, scope, 0)
+        })?,
+        principals: scope.each("principals", &message.principals, |scope, message| {
+            principal(message, scope, 0)
+        })?,
     })
 }
 
 #[allow(deprecated)] // metadata is what Istio sends
-fn permission(message: &proto::Permission, scope: &mut Scope, depth: usize) -> Result<Condition, Rejection> {
+fn permission(
+    message: &proto::Permission,
+    scope: &mut Scope,
+    depth: usize,
+) -> Result<Condition, Rejection> {
     if depth > MAX_DEPTH {
         return scope.refuse("rules are nested too deeply");
     }
     Ok(match scope.required("rule", message.rule.as_ref())? {
         Rule::Any(value) => Condition::Constant(*value),
         Rule::AndRules(set) => {
-            Condition::All(scope.each("and_rules", &set.rules, |scope, message| permission(message, scope, depth + 1))?)
+            Condition::All(scope.each("and_rules", &set.rules, |scope, message| {
+                permission(message, scope, depth + 1)
+            })?)
         }
         Rule::OrRules(set) => {
-            Condition::Any(scope.each("or_rules", &set.rules, |scope, message| permission(message, scope, depth + 1))?)
+            Condition::Any(scope.each("or_rules", &set.rules, |scope, message| {
+                permission(message, scope, depth + 1)
+            })?)
         }
-        Rule::NotRule(rule) => {
-            Condition::Not(Box::new(scope.within("not_rule", |scope| permission(rule, scope, depth + 1))?))
-        }
+        Rule::NotRule(rule) => Condition::Not(Box::new(
+            scope.within("not_rule", |scope| permission(rule, scope, depth + 1))?,
+        )),
         Rule::Header(header) => Condition::Header(HeaderMatch::compile(header, scope)?),
         Rule::UrlPath(path) => Condition::Path(path_matcher(path, scope)?),
         Rule::DestinationIp(range) => Condition::DestinationIp(Cidr::compile(range, scope)?),
         Rule::DestinationPort(port) => Condition::DestinationPort(*port, port.saturating_add(1)),
         Rule::DestinationPortRange(range) => {
-            let bound = |bound: i32| u32::try_from(bound).map_err(|_| scope.reject(format!("{bound} is not a port")));
+            let bound = |bound: i32| {
+                u32::try_from(bound).map_err(|_| scope.reject(format!("{bound} is not a port")))
+            };
             Condition::DestinationPort(bound(range.start)?, bound(range.end)?)
         }
         Rule::Metadata(matcher) => Condition::Metadata(MetadataMatch::compile(matcher, scope)?),
         Rule::SourcedMetadata(sourced) => sourced_metadata(sourced, scope)?,
-        Rule::RequestedServerName(matcher) => Condition::ServerName(StringMatch::compile(matcher, scope)?),
-        Rule::UriTemplate(template) => Condition::PathTemplate(PathTemplate::compile(template, scope)?),
-        Rule::Matcher(matcher) => return scope.refuse(format!("unknown matcher {:?}", matcher.name)),
+        Rule::RequestedServerName(matcher) => {
+            Condition::ServerName(StringMatch::compile(matcher, scope)?)
+        }
+        Rule::UriTemplate(template) => {
+            Condition::PathTemplate(PathTemplate::compile(template, scope)?)
+        }
+        Rule::Matcher(matcher) => {
+            return scope.refuse(format!("unknown matcher {:?}", matcher.name));
+        }
     })
 }
 
-fn principal(message: &proto::Principal, scope: &mut Scope, depth: usize) -> Result<Condition, Rejection> {
+fn principal(
+    message: &proto::Principal,
+    scope: &mut Scope,
+    depth: usize,
+) -> Result<Condition, Rejection> {
     if depth > MAX_DEPTH {
         return scope.refuse("principals are nested too deeply");
     }
-    Ok(match scope.required("identifier", message.identifier.as_ref())? {
-        Identifier::Any(value) => Condition::Constant(*value),
-        Identifier::AndIds(set) => {
-            Condition::All(scope.each("and_ids", &set.ids, |scope, message| principal(message, scope, depth + 1))?)
-        }
-        Identifier::OrIds(set) => {
-            Condition::Any(scope.each("or_ids", &set.ids, |scope, message| principal(message, scope, depth + 1))?)
-        }
-        Identifier::NotId(id) => {
-            Condition::Not(Box::new(scope.within("not_id", |scope| principal(id, scope, depth + 1))?))
-        }
-        Identifier::Authenticated(authenticated) => Condition::Authenticated(match &authenticated.principal_name {
-            Some(matcher) => Some(StringMatch::compile(matcher, scope)?),
-            None => None,
-        }),
-        #[allow(deprecated)]
-        Identifier::SourceIp(range) => Condition::SourceIp(Cidr::compile(range, scope)?),
-        Identifier::DirectRemoteIp(range) => Condition::DirectRemoteIp(Cidr::compile(range, scope)?),
-        Identifier::RemoteIp(range) => Condition::RemoteIp(Cidr::compile(range, scope)?),
-        Identifier::Header(header) => Condition::Header(HeaderMatch::compile(header, scope)?),
-        Identifier::UrlPath(path) => Condition::Path(path_matcher(path, scope)?),
-        #[allow(deprecated)]
-        Identifier::Metadata(matcher) => Condition::Metadata(MetadataMatch::compile(matcher, scope)?),
-        Identifier::SourcedMetadata(sourced) => sourced_metadata(sourced, scope)?,
-        Identifier::FilterState(matcher) => {
-            // Istio's waypoints know the peer by this; on sidecars it is the certificate's URI.
-            use meltemi_proto::envoy::r#type::matcher::v3::filter_state_matcher::Matcher;
-            match (&*matcher.key, &matcher.matcher) {
-                ("io.istio.peer_principal", Some(Matcher::StringMatch(matcher))) => {
-                    Condition::Validated(Some((NameKind::Uri, StringMatch::compile(matcher, scope)?)))
-                }
-                (key, _) => return scope.refuse(format!("unknown filter state {key:?}")),
+    Ok(
+        match scope.required("identifier", message.identifier.as_ref())? {
+            Identifier::Any(value) => Condition::Constant(*value),
+            Identifier::AndIds(set) => {
+                Condition::All(scope.each("and_ids", &set.ids, |scope, message| {
+                    principal(message, scope, depth + 1)
+                })?)
             }
-        }
-        Identifier::Custom(custom) => custom_principal(custom, scope)?,
-    })
+            Identifier::OrIds(set) => {
+                Condition::Any(scope.each("or_ids", &set.ids, |scope, message| {
+                    principal(message, scope, depth + 1)
+                })?)
+            }
+            Identifier::NotId(id) => Condition::Not(Box::new(
+                scope.within("not_id", |scope| principal(id, scope, depth + 1))?,
+            )),
+            Identifier::Authenticated(authenticated) => {
+                Condition::Authenticated(match &authenticated.principal_name {
+                    Some(matcher) => Some(StringMatch::compile(matcher, scope)?),
+                    None => None,
+                })
+            }
+            #[allow(deprecated)]
+            Identifier::SourceIp(range) => Condition::SourceIp(Cidr::compile(range, scope)?),
+            Identifier::DirectRemoteIp(range) => {
+                Condition::DirectRemoteIp(Cidr::compile(range, scope)?)
+            }
+            Identifier::RemoteIp(range) => Condition::RemoteIp(Cidr::compile(range, scope)?),
+            Identifier::Header(header) => Condition::Header(HeaderMatch::compile(header, scope)?),
+            Identifier::UrlPath(path) => Condition::Path(path_matcher(path, scope)?),
+            #[allow(deprecated)]
+            Identifier::Metadata(matcher) => {
+                Condition::Metadata(MetadataMatch::compile(matcher, scope)?)
+            }
+            Identifier::SourcedMetadata(sourced) => sourced_metadata(sourced, scope)?,
+            Identifier::FilterState(matcher) => {
+                // Istio's waypoints know the peer by this; on sidecars it is the certificate's URI.
+                use meltemi_proto::envoy::r#type::matcher::v3::filter_state_matcher::Matcher;
+                match (&*matcher.key, &matcher.matcher) {
+                    ("io.istio.peer_principal", Some(Matcher::StringMatch(matcher))) => {
+                        Condition::Validated(Some((
+                            NameKind::Uri,
+                            StringMatch::compile(matcher, scope)?,
+                        )))
+                    }
+                    (key, _) => return scope.refuse(format!("unknown filter state {key:?}")),
+                }
+            }
+            Identifier::Custom(custom) => custom_principal(custom, scope)?,
+        },
+    )
 }
 
-fn custom_principal(message: &TypedExtensionConfig, scope: &mut Scope) -> Result<Condition, Rejection> {
+fn custom_principal(
+    message: &TypedExtensionConfig,
+    scope: &mut Scope,
+) -> Result<Condition, Rejection> {
     let any = scope.required("typed_config", message.typed_config.as_ref())?;
     let config: mtls::Config = scope.unpack(any)?;
     let Some(san) = &config.san_matcher else {
@@ -173,10 +233,16 @@ fn custom_principal(message: &TypedExtensionConfig, scope: &mut Scope) -> Result
         _ => return scope.refuse("only URI and DNS names can be matched"),
     };
     let matcher = scope.required("matcher", san.matcher.as_ref())?;
-    Ok(Condition::Validated(Some((kind, StringMatch::compile(matcher, scope)?))))
+    Ok(Condition::Validated(Some((
+        kind,
+        StringMatch::compile(matcher, scope)?,
+    ))))
 }
 
-fn sourced_metadata(message: &proto::SourcedMetadata, scope: &mut Scope) -> Result<Condition, Rejection> {
+fn sourced_metadata(
+    message: &proto::SourcedMetadata,
+    scope: &mut Scope,
+) -> Result<Condition, Rejection> {
     let matcher = scope.required("metadata_matcher", message.metadata_matcher.as_ref())?;
     let matcher = MetadataMatch::compile(matcher, scope)?;
     match proto::MetadataSource::try_from(message.metadata_source) {

@@ -1,7 +1,9 @@
 use std::collections::HashMap;
 
 use meltemi_proto::envoy::config::rbac::v3 as proto;
-use meltemi_proto::envoy::config::route::v3::{HeaderMatcher, header_matcher::HeaderMatchSpecifier};
+use meltemi_proto::envoy::config::route::v3::{
+    HeaderMatcher, header_matcher::HeaderMatchSpecifier,
+};
 use meltemi_proto::envoy::extensions::filters::http::rbac::v3 as http;
 use meltemi_proto::envoy::r#type::matcher::v3::{
     PathMatcher, StringMatcher, path_matcher, string_matcher::MatchPattern,
@@ -16,43 +18,70 @@ use crate::conn::TlsPeer;
 use crate::finding::Scope;
 
 fn string(pattern: MatchPattern) -> StringMatcher {
-    StringMatcher { ignore_case: false, match_pattern: Some(pattern) }
+    StringMatcher {
+        ignore_case: false,
+        match_pattern: Some(pattern),
+    }
 }
 
 fn path(prefix: &str) -> proto::Permission {
     let rule = path_matcher::Rule::Path(string(MatchPattern::Prefix(prefix.into())));
-    proto::Permission { rule: Some(Rule::UrlPath(PathMatcher { rule: Some(rule) })) }
+    proto::Permission {
+        rule: Some(Rule::UrlPath(PathMatcher { rule: Some(rule) })),
+    }
 }
 
 fn header(name: &str, value: &str) -> proto::Permission {
     let specifier = HeaderMatchSpecifier::StringMatch(string(MatchPattern::Exact(value.into())));
-    let matcher = HeaderMatcher { name: name.into(), header_match_specifier: Some(specifier), ..Default::default() };
-    proto::Permission { rule: Some(Rule::Header(matcher)) }
+    let matcher = HeaderMatcher {
+        name: name.into(),
+        header_match_specifier: Some(specifier),
+        ..Default::default()
+    };
+    proto::Permission {
+        rule: Some(Rule::Header(matcher)),
+    }
 }
 
 fn not(permission: proto::Permission) -> proto::Permission {
-    proto::Permission { rule: Some(Rule::NotRule(Box::new(permission))) }
+    proto::Permission {
+        rule: Some(Rule::NotRule(Box::new(permission))),
+    }
 }
 
 fn identity(name: &str) -> proto::Principal {
     let principal_name = Some(string(MatchPattern::Exact(name.into())));
-    proto::Principal { identifier: Some(Identifier::Authenticated(Authenticated { principal_name })) }
+    proto::Principal {
+        identifier: Some(Identifier::Authenticated(Authenticated { principal_name })),
+    }
 }
 
 fn anyone() -> proto::Principal {
-    proto::Principal { identifier: Some(Identifier::Any(true)) }
+    proto::Principal {
+        identifier: Some(Identifier::Any(true)),
+    }
 }
 
-fn rules(action: proto::rbac::Action, policies: Vec<(&str, proto::Permission, proto::Principal)>) -> Rules {
+fn rules(
+    action: proto::rbac::Action,
+    policies: Vec<(&str, proto::Permission, proto::Principal)>,
+) -> Rules {
     let policies: HashMap<String, proto::Policy> = policies
         .into_iter()
         .map(|(id, permission, principal)| {
-            let policy =
-                proto::Policy { permissions: vec![permission], principals: vec![principal], ..Default::default() };
+            let policy = proto::Policy {
+                permissions: vec![permission],
+                principals: vec![principal],
+                ..Default::default()
+            };
             (id.to_owned(), policy)
         })
         .collect();
-    let message = proto::Rbac { action: action as i32, policies, audit_logging_options: None };
+    let message = proto::Rbac {
+        action: action as i32,
+        policies,
+        audit_logging_options: None,
+    };
     Rules::compile(&message, &mut Scope::new()).expect("compiles")
 }
 
@@ -72,19 +101,34 @@ fn conn(identity: Option<&str>) -> ConnInfo {
 
 fn judge(rules: &Rules, conn: &ConnInfo, head: Option<&RequestHead>) -> Verdict {
     let metadata = Metadata::default();
-    rules.judge(&Facts { conn, remote: conn.remote, head, metadata: &metadata, route_metadata: None })
+    rules.judge(&Facts {
+        conn,
+        remote: conn.remote,
+        head,
+        metadata: &metadata,
+        route_metadata: None,
+    })
 }
 
 const BOB: &str = "spiffe://cluster.local/ns/a/sa/bob";
 
 #[test]
 fn allow_needs_a_match_and_names_it() {
-    let rules = rules(proto::rbac::Action::Allow, vec![("ns[a]-policy[p]-rule[0]", path("/api"), identity(BOB))]);
+    let rules = rules(
+        proto::rbac::Action::Allow,
+        vec![("ns[a]-policy[p]-rule[0]", path("/api"), identity(BOB))],
+    );
     let head = RequestHead::of("GET", "h", "/api/x?y");
     let verdict = judge(&rules, &conn(Some(BOB)), Some(&head));
-    assert_eq!((verdict.allowed, verdict.policy.as_deref()), (true, Some("ns[a]-policy[p]-rule[0]")));
-    for (conn, path) in [(conn(None), "/api"), (conn(Some(BOB)), "/ap"), (conn(Some("spiffe://x/ns/a/sa/bob")), "/api")]
-    {
+    assert_eq!(
+        (verdict.allowed, verdict.policy.as_deref()),
+        (true, Some("ns[a]-policy[p]-rule[0]"))
+    );
+    for (conn, path) in [
+        (conn(None), "/api"),
+        (conn(Some(BOB)), "/ap"),
+        (conn(Some("spiffe://x/ns/a/sa/bob")), "/api"),
+    ] {
         let verdict = judge(&rules, &conn, Some(&RequestHead::of("GET", "h", path)));
         assert!(!verdict.allowed);
         assert_eq!(verdict.details(), "rbac_access_denied_matched_policy[none]");
@@ -93,14 +137,30 @@ fn allow_needs_a_match_and_names_it() {
 
 #[test]
 fn deny_names_the_policy_in_the_reply() {
-    let rules = rules(proto::rbac::Action::Deny, vec![("ns[a] p", path("/admin"), anyone())]);
-    let rbac = Rbac { rules: Some(rules), ..Rbac::default() };
+    let rules = rules(
+        proto::rbac::Action::Deny,
+        vec![("ns[a] p", path("/admin"), anyone())],
+    );
+    let rbac = Rbac {
+        rules: Some(rules),
+        ..Rbac::default()
+    };
     let (conn, metadata) = (conn(None), Metadata::default());
     let head = RequestHead::of("GET", "h", "/admin");
-    let facts =
-        Facts { conn: &conn, remote: conn.remote, head: Some(&head), metadata: &metadata, route_metadata: None };
-    let Step::Reply(reply) = rbac.on_request(&facts, &mut Vec::new()) else { panic!("denied") };
-    assert_eq!((reply.status, &reply.body[..]), (403, b"RBAC: access denied".as_slice()));
+    let facts = Facts {
+        conn: &conn,
+        remote: conn.remote,
+        head: Some(&head),
+        metadata: &metadata,
+        route_metadata: None,
+    };
+    let Step::Reply(reply) = rbac.on_request(&facts, &mut Vec::new()) else {
+        panic!("denied")
+    };
+    assert_eq!(
+        (reply.status, &reply.body[..]),
+        (403, b"RBAC: access denied".as_slice())
+    );
     assert_eq!(reply.details, "rbac_access_denied_matched_policy[ns[a]_p]");
     assert_eq!(reply.cause, Cause::Policy(Some("ns[a] p".into())));
 }
@@ -120,13 +180,34 @@ fn repeating_a_header_is_no_way_around() {
     head.append("x-role", b"guest");
     head.append("x-role", b"banned");
     let conn = conn(None);
-    let deny = rules(proto::rbac::Action::Deny, vec![("d", header("x-role", "banned"), anyone())]);
-    assert!(!judge(&deny, &conn, Some(&head)).allowed, "any line that is denied denies");
-    let allow = rules(proto::rbac::Action::Allow, vec![("a", header("x-role", "guest"), anyone())]);
-    assert!(!judge(&allow, &conn, Some(&head)).allowed, "every line must be allowed");
-    let allow_not = rules(proto::rbac::Action::Allow, vec![("a", not(header("x-role", "banned")), anyone())]);
-    assert!(!judge(&allow_not, &conn, Some(&head)).allowed, "also from within a negation");
-    let deny_not = rules(proto::rbac::Action::Deny, vec![("d", not(header("x-role", "guest")), anyone())]);
+    let deny = rules(
+        proto::rbac::Action::Deny,
+        vec![("d", header("x-role", "banned"), anyone())],
+    );
+    assert!(
+        !judge(&deny, &conn, Some(&head)).allowed,
+        "any line that is denied denies"
+    );
+    let allow = rules(
+        proto::rbac::Action::Allow,
+        vec![("a", header("x-role", "guest"), anyone())],
+    );
+    assert!(
+        !judge(&allow, &conn, Some(&head)).allowed,
+        "every line must be allowed"
+    );
+    let allow_not = rules(
+        proto::rbac::Action::Allow,
+        vec![("a", not(header("x-role", "banned")), anyone())],
+    );
+    assert!(
+        !judge(&allow_not, &conn, Some(&head)).allowed,
+        "also from within a negation"
+    );
+    let deny_not = rules(
+        proto::rbac::Action::Deny,
+        vec![("d", not(header("x-role", "guest")), anyone())],
+    );
     assert!(!judge(&deny_not, &conn, Some(&head)).allowed);
 }
 
@@ -142,21 +223,37 @@ fn mapped_addresses_are_canonical() {
         address_prefix: "10.0.0.0".into(),
         prefix_len: Some(meltemi_proto::google::protobuf::UInt32Value { value: 8 }),
     };
-    let principal = proto::Principal { identifier: Some(Identifier::DirectRemoteIp(range)) };
-    let any = proto::Permission { rule: Some(Rule::Any(true)) };
+    let principal = proto::Principal {
+        identifier: Some(Identifier::DirectRemoteIp(range)),
+    };
+    let any = proto::Permission {
+        rule: Some(Rule::Any(true)),
+    };
     let deny = rules(proto::rbac::Action::Deny, vec![("d", any, principal)]);
-    let conn = ConnInfo::plain("[::1]:1".parse().expect("address"), "[::ffff:10.1.2.3]:5".parse().expect("address"));
+    let conn = ConnInfo::plain(
+        "[::1]:1".parse().expect("address"),
+        "[::ffff:10.1.2.3]:5".parse().expect("address"),
+    );
     assert!(!judge(&deny, &conn, None).allowed);
 }
 
 #[test]
 fn shadow_rules_only_tell() {
     let deny = rules(proto::rbac::Action::Deny, vec![("p", path("/"), anyone())]);
-    let rbac = Rbac { shadow_rules: Some(deny), shadow_stat_prefix: "istio_dry_run_deny_".into(), ..Rbac::default() };
+    let rbac = Rbac {
+        shadow_rules: Some(deny),
+        shadow_stat_prefix: "istio_dry_run_deny_".into(),
+        ..Rbac::default()
+    };
     let (conn, metadata) = (conn(None), Metadata::default());
     let head = RequestHead::of("GET", "h", "/");
-    let facts =
-        Facts { conn: &conn, remote: conn.remote, head: Some(&head), metadata: &metadata, route_metadata: None };
+    let facts = Facts {
+        conn: &conn,
+        remote: conn.remote,
+        head: Some(&head),
+        metadata: &metadata,
+        route_metadata: None,
+    };
     let mut told = Vec::new();
     assert!(matches!(rbac.on_request(&facts, &mut told), Step::Continue));
     assert_eq!(told[0].1, "istio_dry_run_deny_shadow_effective_policy_id");
@@ -172,7 +269,10 @@ fn unknown_conditions_are_refused() {
         ..Default::default()
     };
     for policy in [empty, unknown] {
-        let message = proto::Rbac { policies: [("p".to_owned(), policy)].into(), ..Default::default() };
+        let message = proto::Rbac {
+            policies: [("p".to_owned(), policy)].into(),
+            ..Default::default()
+        };
         assert!(Rules::compile(&message, &mut Scope::new()).is_err());
     }
 }

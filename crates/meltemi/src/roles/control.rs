@@ -42,14 +42,19 @@ pub(crate) struct ControlArgs {
 pub(crate) fn control(args: ControlArgs) -> Result<i32> {
     super::log("info");
     meltemi_tls::install_default();
-    let authority = CertificateAuthority::self_signed(&args.state_dir.join("ca"), TrustDomain::default())
-        .context("cannot open the certificate authority")?;
+    let authority =
+        CertificateAuthority::self_signed(&args.state_dir.join("ca"), TrustDomain::default())
+            .context("cannot open the certificate authority")?;
     let key = std::fs::read_to_string(&args.token_key)
         .with_context(|| format!("cannot read {}", args.token_key.display()))?;
-    let tokens = JwtTokenReview::new(&key).with_context(|| format!("{}", args.token_key.display()))?;
+    let tokens =
+        JwtTokenReview::new(&key).with_context(|| format!("{}", args.token_key.display()))?;
     let root = authority.roots_pem().to_owned();
     let mut options = ControlOptions::new(args.state_dir, Arc::new(authority), Arc::new(tokens));
-    (options.runtime, options.config) = args.dirs.into_iter().partition(|dir| dir.starts_with(&args.run_dir));
+    (options.runtime, options.config) = args
+        .dirs
+        .into_iter()
+        .partition(|dir| dir.starts_with(&args.run_dir));
     // The node's capture rules lead to the usual ports.
     options.build.mesh_fixed = vec![FixedField::ListenPort, FixedField::InboundListenPort];
     options.secure.set_ip(args.address);
@@ -62,10 +67,16 @@ pub(crate) fn control(args: ControlArgs) -> Result<i32> {
     std::fs::write(&next, root)
         .and_then(|()| std::fs::rename(&next, args.run_dir.join("root-cert.pem")))
         .with_context(|| format!("cannot write {}", next.display()))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let stop = CancellationToken::new();
-        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let (mut terminate, mut interrupt) = (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        );
         let asked = stop.clone();
         tokio::spawn(async move {
             tokio::select! {

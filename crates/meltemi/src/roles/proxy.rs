@@ -22,38 +22,55 @@ pub(crate) fn proxy(args: ProxyArgs) -> Result<i32> {
     meltemi_tls::install_default();
     let file = args.config.display();
     let message = read(&args.config).with_context(|| format!("{file}"))?;
-    let bootstrap =
-        Bootstrap::compile(&message, &Default::default()).map_err(|rejection| anyhow!("{file}: {rejection}"))?;
+    let bootstrap = Bootstrap::compile(&message, &Default::default())
+        .map_err(|rejection| anyhow!("{file}: {rejection}"))?;
     for warning in &bootstrap.warnings {
         tracing::warn!(%warning, "{file}");
     }
-    let admin = bootstrap.admin.as_ref().map(socket).transpose().with_context(|| format!("{file}: admin.address"))?;
+    let admin = bootstrap
+        .admin
+        .as_ref()
+        .map(socket)
+        .transpose()
+        .with_context(|| format!("{file}: admin.address"))?;
     let xds = match &bootstrap.ads {
-        Some(ads) => {
-            Some(server(ads, &bootstrap).with_context(|| format!("{file}: static cluster {:?}", &*ads.cluster))?)
-        }
+        Some(ads) => Some(
+            server(ads, &bootstrap)
+                .with_context(|| format!("{file}: static cluster {:?}", &*ads.cluster))?,
+        ),
         None => None,
     };
     if args.validate {
         println!("configuration '{file}' OK");
         return Ok(0);
     }
-    let workers = args.concurrency.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
+    let workers = args
+        .concurrency
+        .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
+        .unwrap_or(1);
     let options = ProxyOptions {
         node: bootstrap.node,
         workers,
         admin,
         xds,
-        discover: Discover { clusters: bootstrap.cds, listeners: bootstrap.lds },
+        discover: Discover {
+            clusters: bootstrap.cds,
+            listeners: bootstrap.lds,
+        },
         bootstrap: Some(message),
         logs: Logs::default(),
         levels,
         ..ProxyOptions::default()
     };
     let handle = Proxy::start(options).with_context(|| format!("{file}"))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
-        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let (mut terminate, mut interrupt) = (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        );
         for (name, address) in handle.addresses().await {
             tracing::info!(listener = %name, %address, "listening");
         }
@@ -77,9 +94,12 @@ async fn ended(handle: &meltemi_proxy::ProxyHandle) {
 /// YAML or JSON, which is YAML.
 fn read(path: &Path) -> Result<proto::Bootstrap> {
     let text = std::fs::read_to_string(path).context("cannot read the file")?;
-    let value: serde_json::Value = serde_saphyr::from_str(&text).map_err(|error| anyhow!("not YAML: {error}"))?;
+    let value: serde_json::Value =
+        serde_saphyr::from_str(&text).map_err(|error| anyhow!("not YAML: {error}"))?;
     // The descriptors go as soon as the file is read.
-    Reflection::new()?.from_json(&value).context("not an Envoy bootstrap")
+    Reflection::new()?
+        .from_json(&value)
+        .context("not an Envoy bootstrap")
 }
 
 fn socket(address: &Address) -> Result<SocketAddr> {
@@ -91,7 +111,10 @@ fn socket(address: &Address) -> Result<SocketAddr> {
 
 /// The ADS server, spoken to in plaintext over TCP or a Unix socket.
 fn server(ads: &Ads, bootstrap: &Bootstrap) -> Result<ClientConfig> {
-    let cluster = bootstrap.clusters.iter().find(|cluster| cluster.name == ads.cluster);
+    let cluster = bootstrap
+        .clusters
+        .iter()
+        .find(|cluster| cluster.name == ads.cluster);
     let cluster = cluster.context("does not exist")?;
     ensure!(
         matches!(cluster.transport, UpstreamTransport::Plaintext),
@@ -101,7 +124,9 @@ fn server(ads: &Ads, bootstrap: &Bootstrap) -> Result<ClientConfig> {
         Address::Pipe(path) => format!("unix:{path}"),
         Address::Socket(address) => format!("http://{address}"),
         Address::Name(name, port) => format!("http://{name}:{port}"),
-        Address::Internal(name) => bail!("internal listener {name:?}: the endpoint must be a socket_address or a pipe"),
+        Address::Internal(name) => {
+            bail!("internal listener {name:?}: the endpoint must be a socket_address or a pipe")
+        }
     };
     let endpoint = Endpoint::from_shared(server)?.connect_timeout(cluster.connect_timeout);
     let connector = move || {

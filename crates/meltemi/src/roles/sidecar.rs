@@ -1,4 +1,5 @@
-//! A sidecar or gateway as the node starts it: the agent, with our proxy in the same process or Envoy as its child.
+//! A sidecar or gateway as the node starts it: the agent, with our proxy in the same process or
+//! Envoy as its child.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -42,7 +43,8 @@ pub(crate) struct SidecarArgs {
     control: SocketAddr,
     #[arg(long)]
     root_cert: PathBuf,
-    /// An inherited file with tokens, a line each; the node appends a new one while the last is good.
+    /// An inherited file with tokens, a line each; the node appends a new one while the last is
+    /// good.
     #[arg(long)]
     token_fd: Option<i32>,
     /// SO_MARK of the proxy's own connections.
@@ -73,13 +75,25 @@ pub(crate) struct SidecarArgs {
 pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
     let levels = super::log("info");
     meltemi_tls::install_default();
-    let identity = SpiffeId::new(TrustDomain::default(), &args.namespace, &args.service_account)?;
+    let identity = SpiffeId::new(
+        TrustDomain::default(),
+        &args.namespace,
+        &args.service_account,
+    )?;
     let workload = Workload {
-        kind: if args.router { NodeKind::Router } else { NodeKind::Sidecar },
+        kind: if args.router {
+            NodeKind::Router
+        } else {
+            NodeKind::Sidecar
+        },
         identity: identity.clone(),
         pod: args.pod,
         ips: vec![args.ip],
-        labels: Labels::from_iter(args.labels.split(',').filter_map(|pair| pair.split_once('='))),
+        labels: Labels::from_iter(
+            args.labels
+                .split(',')
+                .filter_map(|pair| pair.split_once('=')),
+        ),
         annotations: serde_json::from_str(&args.annotations).context("--annotations")?,
         workload_name: args.workload,
         cluster_id: "Kubernetes".to_owned(),
@@ -89,8 +103,13 @@ pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
         extra: std::collections::BTreeMap::new(),
     };
     let mut issue = IdentityOptions::new(identity);
-    if let Some(seconds) = args.certificate_lifetime.as_deref().and_then(|text| text.strip_suffix('s')) {
-        issue.ttl = Duration::try_from_secs_f64(seconds.parse().context("--certificate-lifetime")?)?;
+    if let Some(seconds) = args
+        .certificate_lifetime
+        .as_deref()
+        .and_then(|text| text.strip_suffix('s'))
+    {
+        issue.ttl =
+            Duration::try_from_secs_f64(seconds.parse().context("--certificate-lifetime")?)?;
     }
     let router = args.control.ip();
     let proxy = match args.proxy.as_str() {
@@ -116,9 +135,13 @@ pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
         }
     };
     let dns = (!args.router).then(|| {
-        // No zone is ours alone: the node's resolver also knows the services that a Sidecar hides from this proxy.
+        // No zone is ours alone: the node's resolver also knows the services that a Sidecar hides
+        // from this proxy.
         let server = DnsOptions::new(workload.search_domains());
-        SidecarDns { server, upstreams: vec![(router, 53).into()] }
+        SidecarDns {
+            server,
+            upstreams: vec![(router, 53).into()],
+        }
     });
     let own_health = !matches!(proxy, ProxyChoice::Envoy(_));
     let options = SidecarOptions {
@@ -127,7 +150,9 @@ pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
             server_name: "istiod.istio-system.svc".to_owned(),
             roots: args.root_cert,
             // Opened anew through /proc for each connection: the node renews it.
-            token: args.token_fd.map(|fd| Token::File(format!("/proc/self/fd/{fd}").into())),
+            token: args
+                .token_fd
+                .map(|fd| Token::File(format!("/proc/self/fd/{fd}").into())),
             mark: args.mark,
             cluster_id: workload.cluster_id.clone(),
         },
@@ -140,9 +165,14 @@ pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
         proxy,
     };
     // The proxy's workers have threads of their own; what is left is little.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
-        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let (mut terminate, mut interrupt) = (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        );
         let shutdown = async move {
             tokio::select! {
                 _ = terminate.recv() => {}

@@ -10,12 +10,17 @@ use crate::peers::{App, Peers, curl, yaml};
 
 /// Several replicas of a Deployment.
 fn replicated(app: &App, replicas: usize) -> String {
-    app.yaml().replace("spec:\n  selector:", &format!("spec:\n  replicas: {replicas}\n  selector:"))
+    app.yaml().replace(
+        "spec:\n  selector:",
+        &format!("spec:\n  replicas: {replicas}\n  selector:"),
+    )
 }
 
 #[test]
 fn workloads_come_and_go_and_no_call_fails_or_hangs() {
-    let Some(peers) = Peers::of("workloads_come_and_go_and_no_call_fails_or_hangs") else { return };
+    let Some(peers) = Peers::of("workloads_come_and_go_and_no_call_fails_or_hangs") else {
+        return;
+    };
     let web = peers.recorder("web");
     let caller = App::idle("inside");
     let plan = Plan::new()
@@ -25,7 +30,10 @@ fn workloads_come_and_go_and_no_call_fails_or_hangs() {
     let mesh = plan.start();
     let count = |wanted: usize| {
         let pods = mesh.cli_ok(&["get", "pods"]);
-        let web: Vec<&str> = pods.lines().filter(|line| line.starts_with("web-")).collect();
+        let web: Vec<&str> = pods
+            .lines()
+            .filter(|line| line.starts_with("web-"))
+            .collect();
         web.len() == wanted && web.iter().all(|line| line.contains("Running"))
     };
     mesh.wait("three replicas run", || count(3));
@@ -37,7 +45,9 @@ fn workloads_come_and_go_and_no_call_fails_or_hangs() {
         stop.display()
     );
     let mut load = mesh.cli_command();
-    load.args(["exec", "inside", "--", "sh", "-c", &script]).stdin(Stdio::null()).stdout(Stdio::piped());
+    load.args(["exec", "inside", "--", "sh", "-c", &script])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
     let load = load.spawn().expect("the binary starts");
     for replicas in [1, 3, 2, 4, 1] {
         mesh.write("web.yaml", &replicated(&web, replicas));
@@ -46,39 +56,78 @@ fn workloads_come_and_go_and_no_call_fails_or_hangs() {
     fs::write(&stop, "").expect("a writable folder");
     let said = load.wait_with_output().expect("it is a child");
     let said = String::from_utf8_lossy(&said.stdout);
-    let (all, bad) = (said.lines().count(), said.lines().filter(|line| *line != "200").collect::<Vec<_>>());
-    assert!(all > 0 && bad.is_empty(), "{} of {all} failed: {bad:?}", bad.len());
+    let (all, bad) = (
+        said.lines().count(),
+        said.lines()
+            .filter(|line| *line != "200")
+            .collect::<Vec<_>>(),
+    );
+    assert!(
+        all > 0 && bad.is_empty(),
+        "{} of {all} failed: {bad:?}",
+        bad.len()
+    );
 }
 
 #[test]
 fn mistakes_are_told_where_the_mesh_runs_and_an_image_map_may_be_mended() {
-    let Some(peers) = Peers::of("mistakes_are_told_where_the_mesh_runs_and_an_image_map_may_be_mended") else { return };
+    let Some(peers) =
+        Peers::of("mistakes_are_told_where_the_mesh_runs_and_an_image_map_may_be_mended")
+    else {
+        return;
+    };
     let apps = [peers.recorder("web"), App::idle("inside")];
     let late = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: late}\nspec:\n  template:\n    metadata: {labels: {app: late}}\n    \
                 spec: {containers: [{name: late, image: 'late:1'}]}\n";
-    let plan = Plan::new().argument("--no-gateways").file("apps.yaml", &yaml(&apps)).file("late.yaml", late);
+    let plan = Plan::new()
+        .argument("--no-gateways")
+        .file("apps.yaml", &yaml(&apps))
+        .file("late.yaml", late);
     let mut mesh = plan.start();
     let status = || both(&mesh.cli(&["status"]));
-    assert!(mesh.said("image late:1 is no program of this machine"), "{:?}", mesh.lines());
-    assert!(status().contains("image late:1 is no program of this machine"), "{}", status());
+    assert!(
+        mesh.said("image late:1 is no program of this machine"),
+        "{:?}",
+        mesh.lines()
+    );
+    assert!(
+        status().contains("image late:1 is no program of this machine"),
+        "{}",
+        status()
+    );
 
     // A map that is broken changes nothing; one that is whole is obeyed.
     let map = mesh.path("images.yaml");
     let good = fs::read_to_string(&map).expect("there");
     fs::write(&map, format!("{good}- {{image: late, com")).expect("a writable folder");
-    mesh.wait("a broken image map is told", || mesh.said("the last good version of this map stays"));
-    fs::write(&map, format!("{good}- {{image: late, command: [sleep, infinity]}}\n")).expect("a writable folder");
-    mesh.wait("the image has a program", || mesh.cli(&["exec", "late", "--", "true"]).status.success());
+    mesh.wait("a broken image map is told", || {
+        mesh.said("the last good version of this map stays")
+    });
+    fs::write(
+        &map,
+        format!("{good}- {{image: late, command: [sleep, infinity]}}\n"),
+    )
+    .expect("a writable folder");
+    mesh.wait("the image has a program", || {
+        mesh.cli(&["exec", "late", "--", "true"]).status.success()
+    });
     mesh.wait("nothing is wrong any more", || !status().contains("late:1"));
 
     // Half a Deployment ends nothing, and the terminal of `meltemi up` says what is wrong.
-    mesh.write("late.yaml", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: late}\nspec:\n  replicas: 1\n");
-    mesh.wait("the mistake is told", || mesh.said("Deployment/late.default: spec.template.spec.containers"));
+    mesh.write(
+        "late.yaml",
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: late}\nspec:\n  replicas: 1\n",
+    );
+    mesh.wait("the mistake is told", || {
+        mesh.said("Deployment/late.default: spec.template.spec.containers")
+    });
     assert!(mesh.cli(&["exec", "late", "--", "true"]).status.success());
     mesh.write("late.yaml", late);
 
     // A proxy that runs and does nothing.
-    let pid = *processes(&mut mesh, "sidecar web-0").first().expect("web has a sidecar");
+    let pid = *processes(&mut mesh, "sidecar web-0")
+        .first()
+        .expect("web has a sidecar");
     signal(pid, "STOP");
     let of_web = || mesh.cli_ok(&["status", "web"]);
     mesh.wait("a stuck proxy is seen", || of_web().contains("NotReady"));
@@ -88,18 +137,31 @@ fn mistakes_are_told_where_the_mesh_runs_and_an_image_map_may_be_mended() {
 
 #[test]
 fn a_service_that_a_sidecar_hides_is_called_as_an_unknown_one() {
-    let Some(peers) = Peers::of("a_service_that_a_sidecar_hides_is_called_as_an_unknown_one") else { return };
-    let apps = [peers.recorder("web"), peers.recorder("diary"), App::idle("inside")];
+    let Some(peers) = Peers::of("a_service_that_a_sidecar_hides_is_called_as_an_unknown_one")
+    else {
+        return;
+    };
+    let apps = [
+        peers.recorder("web"),
+        peers.recorder("diary"),
+        App::idle("inside"),
+    ];
     let hiding = |mode: &str| {
         format!(
             "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {{name: inside}}\nspec:\n  workloadSelector: {{labels: {{app: inside}}}}\n  \
              outboundTrafficPolicy: {{mode: {mode}}}\n  egress: [{{hosts: ['./web.default.svc.cluster.local']}}]\n"
         )
     };
-    let mesh = Plan::new().argument("--no-gateways").file("apps.yaml", &yaml(&apps)).start();
+    let mesh = Plan::new()
+        .argument("--no-gateways")
+        .file("apps.yaml", &yaml(&apps))
+        .start();
     let call = |name: &str| curl(&mesh, "inside", &[&format!("http://{name}:9080/")]).status;
-    mesh.wait("both are called", || call("web") == 200 && call("diary") == 200);
-    // On Kubernetes its name resolves and kube-proxy finds an endpoint: plaintext, through PassthroughCluster.
+    mesh.wait("both are called", || {
+        call("web") == 200 && call("diary") == 200
+    });
+    // On Kubernetes its name resolves and kube-proxy finds an endpoint: plaintext, through
+    // PassthroughCluster.
     let clusters = || mesh.exec("inside", &["curl", "-s", "localhost:15000/clusters"]);
     let knows_diary = || String::from_utf8_lossy(&clusters().stdout).contains("diary.default.svc");
     mesh.write("sidecar.yaml", &hiding("ALLOW_ANY"));
@@ -111,7 +173,9 @@ fn a_service_that_a_sidecar_hides_is_called_as_an_unknown_one() {
     // As the balancer PASSTHROUGH has it: to the address that was called.
     let originals = || {
         let dump = mesh.exec("inside", &["curl", "-s", "localhost:15000/config_dump"]);
-        String::from_utf8_lossy(&dump.stdout).matches("ORIGINAL_DST").count()
+        String::from_utf8_lossy(&dump.stdout)
+            .matches("ORIGINAL_DST")
+            .count()
     };
     let before = originals();
     mesh.write(

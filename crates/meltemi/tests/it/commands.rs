@@ -16,18 +16,36 @@ const PUBLISHED: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
 #[test]
 fn commands_and_flags_do_what_they_say() {
-    let Some(peers) = Peers::of("commands_and_flags_do_what_they_say") else { return };
-    let apps = [peers.recorder("ledger"), App::idle("inside"), App::idle("outside").unmeshed()];
+    let Some(peers) = Peers::of("commands_and_flags_do_what_they_say") else {
+        return;
+    };
+    let apps = [
+        peers.recorder("ledger"),
+        App::idle("inside"),
+        App::idle("outside").unmeshed(),
+    ];
     let beyond = "apiVersion: v1\nkind: Service\nmetadata: {name: beyond}\nspec: {type: ExternalName, externalName: beyond.example.test}\n";
     let plan = Plan::new();
     let dial_map = plan.path("dial-map.yaml");
     fs::write(&dial_map, "beyond.example.test: 127.0.0.1:9\n").expect("a writable folder");
-    let plan = plan.argument("--dial-map").argument(&dial_map.display().to_string());
-    let plan = plan.argument("--publish-address").argument(&PUBLISHED.to_string());
-    let plan = plan.file("apps.yaml", &yaml(&apps)).file("gateway.yaml", GATEWAY).file("beyond.yaml", beyond);
+    let plan = plan
+        .argument("--dial-map")
+        .argument(&dial_map.display().to_string());
+    let plan = plan
+        .argument("--publish-address")
+        .argument(&PUBLISHED.to_string());
+    let plan = plan
+        .file("apps.yaml", &yaml(&apps))
+        .file("gateway.yaml", GATEWAY)
+        .file("beyond.yaml", beyond);
     let mut mesh = plan.start();
-    mesh.wait("the way in", || mesh.published(8080).is_some_and(|at| at.ip() == IpAddr::from(PUBLISHED)));
-    mesh.wait("an answer from outside", || mesh.get("/", &[]).status == 200);
+    mesh.wait("the way in", || {
+        mesh.published(8080)
+            .is_some_and(|at| at.ip() == IpAddr::from(PUBLISHED))
+    });
+    mesh.wait("an answer from outside", || {
+        mesh.get("/", &[]).status == 200
+    });
 
     logs_and_restarts(&mesh);
     objects(&mesh);
@@ -46,7 +64,9 @@ fn commands_and_flags_do_what_they_say() {
 fn logs_and_restarts(mesh: &Mesh) {
     let call = |path: &str| {
         let url = format!("http://ledger:9080{path}");
-        mesh.wait(&format!("a call to {url}"), || curl(mesh, "inside", &[&url]).status == 200);
+        mesh.wait(&format!("a call to {url}"), || {
+            curl(mesh, "inside", &[&url]).status == 200
+        });
     };
     let follower = Dialogue::start(mesh.cli_command().args(["logs", "-f", "ledger"]));
     let hears = |word: &str| while !follower.hear_or_fail(word).contains(word) {};
@@ -55,7 +75,10 @@ fn logs_and_restarts(mesh: &Mesh) {
         hears(path);
     }
     let all = mesh.cli_ok(&["logs", "ledger"]);
-    assert!(all.find("/first") < all.find("/second") && all.contains("/first"), "{all}");
+    assert!(
+        all.find("/first") < all.find("/second") && all.contains("/first"),
+        "{all}"
+    );
     assert_eq!(mesh.cli_ok(&["logs", "ledger", "--tail", "0"]), "");
     mesh.wait("the log has ended", || {
         let all = mesh.cli_ok(&["logs", "ledger"]);
@@ -65,7 +88,10 @@ fn logs_and_restarts(mesh: &Mesh) {
     });
 
     let none = mesh.cli(&["logs", "ledger", "--previous"]);
-    assert!(none.status.code() == Some(1) && both(&none).contains("has not ended so far"), "{none:?}");
+    assert!(
+        none.status.code() == Some(1) && both(&none).contains("has not ended so far"),
+        "{none:?}"
+    );
     let pids = |mesh: &Mesh| {
         let now = workload(mesh, "ledger-0").expect("it runs");
         (now["ready"] == true).then(|| ["app", "proxy"].map(|part| now[part]["pid"].as_u64()))
@@ -74,20 +100,36 @@ fn logs_and_restarts(mesh: &Mesh) {
     let done = mesh.cli_ok(&["restart", "ledger"]);
     assert!(done.contains("ledger"), "{done}");
     mesh.wait("both parts are others", || {
-        pids(mesh).is_some_and(|now| now.iter().zip(&before).all(|(now, before)| now.is_some() && now != before))
+        pids(mesh).is_some_and(|now| {
+            now.iter()
+                .zip(&before)
+                .all(|(now, before)| now.is_some() && now != before)
+        })
     });
     // Whoever follows goes on with the one that follows.
     call("/third");
     hears("/third");
     let previous = mesh.cli_ok(&["logs", "ledger", "--previous"]);
     assert!(
-        previous.contains("/second") && !previous.contains("/third") && !previous.contains("meltemi:"),
+        previous.contains("/second")
+            && !previous.contains("/third")
+            && !previous.contains("meltemi:"),
         "{previous}"
     );
     let proxy = mesh.cli_ok(&["logs", "ledger", "-c", "proxy", "--previous"]);
     assert!(proxy.contains("certificate obtained"), "{proxy}");
     // One that ends by itself, and what it said last but one.
-    mesh.cli_ok(&["run", "--app", "short", "--no-sidecar", "-d", "--", "sh", "-c", "echo said by $PPID; exit 3"]);
+    mesh.cli_ok(&[
+        "run",
+        "--app",
+        "short",
+        "--no-sidecar",
+        "-d",
+        "--",
+        "sh",
+        "-c",
+        "echo said by $PPID; exit 3",
+    ]);
     mesh.wait("what it said before", || {
         let said = mesh.cli(&["logs", "short-v1", "--previous", "--tail", "1"]);
         said.status.success() && both(&said).starts_with("said by ")
@@ -97,7 +139,10 @@ fn logs_and_restarts(mesh: &Mesh) {
 
 fn objects(mesh: &Mesh) {
     let labelled = |name: &str, tier: &str| {
-        teapot(name, 418).replace("metadata:\n", &format!("metadata:\n  labels: {{tier: {tier}}}\n"))
+        teapot(name, 418).replace(
+            "metadata:\n",
+            &format!("metadata:\n  labels: {{tier: {tier}}}\n"),
+        )
     };
     // From standard input, and all of a directory.
     let mut apply = mesh.cli_command();
@@ -107,23 +152,37 @@ fn objects(mesh: &Mesh) {
         .stdout(Stdio::piped())
         .spawn()
         .expect("the binary starts");
-    apply.stdin.take().expect("piped").write_all(labelled("typed", "front").as_bytes()).expect("it reads");
+    apply
+        .stdin
+        .take()
+        .expect("piped")
+        .write_all(labelled("typed", "front").as_bytes())
+        .expect("it reads");
     let output = apply.wait_with_output().expect("it ends");
-    assert!(output.status.success() && both(&output).contains("virtualservice/typed created"), "{output:?}");
+    assert!(
+        output.status.success() && both(&output).contains("virtualservice/typed created"),
+        "{output:?}"
+    );
     let folder = mesh.path("objects");
     fs::create_dir(&folder).expect("a writable folder");
     for (name, tier) in [("one", "front"), ("two", "back")] {
-        fs::write(folder.join(format!("{name}.yaml")), labelled(name, tier)).expect("a writable folder");
+        fs::write(folder.join(format!("{name}.yaml")), labelled(name, tier))
+            .expect("a writable folder");
     }
     fs::write(folder.join("notes.txt"), "no YAML: [").expect("a writable folder");
     let told = mesh.cli_ok(&["apply", "-f", &folder.display().to_string()]);
     for name in ["one", "two"] {
-        assert!(told.contains(&format!("virtualservice/{name} created")), "{told}");
+        assert!(
+            told.contains(&format!("virtualservice/{name} created")),
+            "{told}"
+        );
     }
 
     let names = |arguments: &[&str]| {
         let text = mesh.cli_ok(&[&["get", "vs", "-o", "name"], arguments].concat());
-        text.lines().map(|line| line.trim_start_matches("virtualservice/").to_owned()).collect::<Vec<_>>()
+        text.lines()
+            .map(|line| line.trim_start_matches("virtualservice/").to_owned())
+            .collect::<Vec<_>>()
     };
     assert_eq!(names(&[]), ["one", "two", "way-in"]);
     assert_eq!(names(&["-A"]), ["one", "two", "way-in", "typed"]);
@@ -131,8 +190,14 @@ fn objects(mesh: &Mesh) {
     assert_eq!(names(&["-A", "-l", "tier=front"]), ["one", "typed"]);
     assert_eq!(names(&["-l", "tier!=front"]), ["two", "way-in"]);
     let table = mesh.cli_ok(&["get", "vs", "-A"]);
-    let line = table.lines().find(|line| line.contains("typed")).expect("a line of its own");
-    assert!(table.starts_with("NAMESPACE") && line.starts_with("elsewhere"), "{table}");
+    let line = table
+        .lines()
+        .find(|line| line.contains("typed"))
+        .expect("a line of its own");
+    assert!(
+        table.starts_with("NAMESPACE") && line.starts_with("elsewhere"),
+        "{table}"
+    );
     mesh.cli_ok(&["delete", "-f", &folder.display().to_string()]);
     assert_eq!(names(&["-A"]), ["way-in", "typed"]);
 }
@@ -141,46 +206,101 @@ fn status(mesh: &Mesh) {
     mesh.wait("what a proxy has is what is wanted", || {
         let wide = mesh.cli_ok(&["status", "-o", "wide"]);
         let (header, rows) = wide.split_once('\n').expect("a header");
-        let row = rows.lines().find(|line| line.contains("ledger-0")).expect("a line of its own");
+        let row = rows
+            .lines()
+            .find(|line| line.contains("ledger-0"))
+            .expect("a line of its own");
         let cell = |column: &str| {
-            let at = header.find(column).unwrap_or_else(|| panic!("{column}: {header}"));
-            row[at..].split("   ").next().expect("a cell").trim().to_owned()
+            let at = header
+                .find(column)
+                .unwrap_or_else(|| panic!("{column}: {header}"));
+            row[at..]
+                .split("   ")
+                .next()
+                .expect("a cell")
+                .trim()
+                .to_owned()
         };
         let types = ["CDS", "EDS", "LDS", "RDS"].map(cell);
         cell("VERSION").len() == 8
             && cell("VERSION") == cell("WANTED")
-            && types.iter().all(|cell| cell.starts_with("SYNCED ") && cell.split(' ').count() == 3)
+            && types
+                .iter()
+                .all(|cell| cell.starts_with("SYNCED ") && cell.split(' ').count() == 3)
             && cell("IDENTITY") == "spiffe://cluster.local/ns/default/sa/ledger"
     });
     let yaml = mesh.cli_ok(&["status", "ledger", "-o", "yaml"]);
-    for line in ["workloads:", "control:", "pod: ledger-0", "short: CDS", "state: SYNCED", "nacks: 0"] {
-        assert!(yaml.lines().any(|found| found.trim_start_matches([' ', '-']) == line), "{line:?} in {yaml}");
+    for line in [
+        "workloads:",
+        "control:",
+        "pod: ledger-0",
+        "short: CDS",
+        "state: SYNCED",
+        "nacks: 0",
+    ] {
+        assert!(
+            yaml.lines()
+                .any(|found| found.trim_start_matches([' ', '-']) == line),
+            "{line:?} in {yaml}"
+        );
     }
-    assert!(!yaml.contains("inside-0"), "one workload was asked for: {yaml}");
+    assert!(
+        !yaml.contains("inside-0"),
+        "one workload was asked for: {yaml}"
+    );
 }
 
 fn runs(mesh: &Mesh) {
     let program = ["--", "sh", "-c", "echo \"$WORD\"; exec sleep 86400"];
-    let flags = ["run", "--app", "twin", "--name", "pair", "--replicas", "2", "--labels", "tier=back,role=spare"];
+    let flags = [
+        "run",
+        "--app",
+        "twin",
+        "--name",
+        "pair",
+        "--replicas",
+        "2",
+        "--labels",
+        "tier=back,role=spare",
+    ];
     let more = ["--env", "WORD=hello", "--service-account", "robot", "-d"];
     mesh.cli_ok(&[&flags[..], &more, &program].concat());
     for pod in ["pair-0", "pair-1"] {
-        mesh.wait(&format!("{pod} is ready"), || workload(mesh, pod).is_some_and(|found| found["ready"] == true));
+        mesh.wait(&format!("{pod} is ready"), || {
+            workload(mesh, pod).is_some_and(|found| found["ready"] == true)
+        });
         let found = workload(mesh, pod).expect("it runs");
-        for (label, value) in [("app", "twin"), ("version", "v1"), ("tier", "back"), ("role", "spare")] {
+        for (label, value) in [
+            ("app", "twin"),
+            ("version", "v1"),
+            ("tier", "back"),
+            ("role", "spare"),
+        ] {
             assert_eq!(found["labels"][label], json!(value), "{found}");
         }
-        assert_eq!((&found["workload"], &found["service_account"]), (&json!("pair"), &json!("robot")));
-        mesh.wait("its environment", || mesh.cli_ok(&["logs", pod]) == "hello\n");
+        assert_eq!(
+            (&found["workload"], &found["service_account"]),
+            (&json!("pair"), &json!("robot"))
+        );
+        mesh.wait("its environment", || {
+            mesh.cli_ok(&["logs", pod]) == "hello\n"
+        });
     }
     mesh.wait("both are who they were said to be", || {
-        let status: Value = serde_json::from_str(&mesh.cli_ok(&["status", "pair", "-o", "json"])).expect("JSON");
-        let proxies = status["control"]["proxies"].as_array().cloned().unwrap_or_default();
-        let is_robot = |proxy: &Value| proxy["identity"] == "spiffe://cluster.local/ns/default/sa/robot";
+        let status: Value =
+            serde_json::from_str(&mesh.cli_ok(&["status", "pair", "-o", "json"])).expect("JSON");
+        let proxies = status["control"]["proxies"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let is_robot =
+            |proxy: &Value| proxy["identity"] == "spiffe://cluster.local/ns/default/sa/robot";
         proxies.len() == 2 && proxies.iter().all(is_robot)
     });
     mesh.cli_ok(&["stop", "pair"]);
-    mesh.wait("both are gone", || workload(mesh, "pair-0").is_none() && workload(mesh, "pair-1").is_none());
+    mesh.wait("both are gone", || {
+        workload(mesh, "pair-0").is_none() && workload(mesh, "pair-1").is_none()
+    });
 }
 
 /// What bash completes, asked as its line editor asks.
@@ -190,12 +310,25 @@ fn completion(mesh: &Mesh) {
     let bash = |arguments: &[&str]| {
         // The environment is that of the mesh's commands.
         let mut command = Command::new("bash");
-        command.envs(mesh.cli_command().get_envs().filter_map(|(name, value)| Some((name, value?))));
-        command.env_remove("MELTEMI_MESH").args(arguments).arg(&script).output()
+        command.envs(
+            mesh.cli_command()
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+        command
+            .env_remove("MELTEMI_MESH")
+            .args(arguments)
+            .arg(&script)
+            .output()
     };
     let checked = match bash(&["-n"]) {
         Ok(checked) => checked,
-        Err(_) => return crate::skip("commands_and_flags_do_what_they_say: completion", "bash is not installed"),
+        Err(_) => {
+            return crate::skip(
+                "commands_and_flags_do_what_they_say: completion",
+                "bash is not installed",
+            );
+        }
     };
     assert!(checked.status.success(), "{checked:?}");
     for (words, wanted) in [
@@ -215,6 +348,11 @@ fn completion(mesh: &Mesh) {
         let output = bash(&["-c", &line]).expect("bash starts");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let found: Vec<&str> = text.split_whitespace().collect();
-        assert!(wanted.iter().all(|word| found.iter().any(|found| found.starts_with(word))), "{words:?}: {output:?}");
+        assert!(
+            wanted
+                .iter()
+                .all(|word| found.iter().any(|found| found.starts_with(word))),
+            "{words:?}: {output:?}"
+        );
     }
 }

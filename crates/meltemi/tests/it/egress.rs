@@ -1,4 +1,5 @@
-//! Calls that pass a gateway inside the mesh: Istio's task "Egress Gateways", and the ingress gateway called from a sidecar.
+//! Calls that pass a gateway inside the mesh: Istio's task "Egress Gateways", and the ingress
+//! gateway called from a sidecar.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -25,8 +26,12 @@ impl Outside {
                 let mut reader = BufReader::new(stream);
                 let mut head = String::new();
                 while reader.read_line(&mut head).is_ok_and(|read| read > 2) {}
-                heard.lock().expect("nothing panics while it holds the lines").push(head);
-                let answer = "HTTP/1.1 200 OK\r\ncontent-length: 7\r\nconnection: close\r\n\r\noutside";
+                heard
+                    .lock()
+                    .expect("nothing panics while it holds the lines")
+                    .push(head);
+                let answer =
+                    "HTTP/1.1 200 OK\r\ncontent-length: 7\r\nconnection: close\r\n\r\noutside";
                 let _ = reader.get_mut().write_all(answer.as_bytes());
             }
         });
@@ -34,9 +39,13 @@ impl Outside {
     }
 
     fn was_asked(&self, path: &str) -> bool {
-        let asked = self.asked.lock().expect("nothing panics while it holds the lines");
+        let asked = self
+            .asked
+            .lock()
+            .expect("nothing panics while it holds the lines");
         asked.iter().any(|head| {
-            head.starts_with(&format!("GET {path} ")) && head.to_ascii_lowercase().contains("host: away.test")
+            head.starts_with(&format!("GET {path} "))
+                && head.to_ascii_lowercase().contains("host: away.test")
         })
     }
 }
@@ -90,14 +99,16 @@ spec:
 }
 
 const PLAIN: &str = "port: {number: 80, name: http, protocol: HTTP}";
-const MUTUAL: &str = "port: {number: 80, name: https, protocol: HTTPS}\n    tls: {mode: ISTIO_MUTUAL}";
+const MUTUAL: &str =
+    "port: {number: 80, name: https, protocol: HTTPS}\n    tls: {mode: ISTIO_MUTUAL}";
 const TO_MUTUAL: &str = "    trafficPolicy:
       loadBalancer: {simple: ROUND_ROBIN}
       portLevelSettings:
       - port: {number: 80}
         tls: {mode: ISTIO_MUTUAL, sni: away.test}";
 
-/// A rule for the whole mesh, as Istio's older installations bring it: it must not take the subsets away from gateways.
+/// A rule for the whole mesh, as Istio's older installations bring it: it must not take the subsets
+/// away from gateways.
 const MESH_WIDE: &str = "
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -131,21 +142,43 @@ spec:
 
 /// Whether a gateway's access log has a request for this path.
 fn passed(mesh: &Mesh, gateway: &str, path: &str) -> bool {
-    let log = mesh.cli_ok(&["logs", &format!("{gateway}-0"), "-n", "istio-system", "-c", "proxy"]);
-    log.lines().any(|line| line.contains(&format!("GET {path} ")) && line.contains(" 200 "))
+    let log = mesh.cli_ok(&[
+        "logs",
+        &format!("{gateway}-0"),
+        "-n",
+        "istio-system",
+        "-c",
+        "proxy",
+    ]);
+    log.lines()
+        .any(|line| line.contains(&format!("GET {path} ")) && line.contains(" 200 "))
 }
 
 #[test]
 fn gateways_are_called_from_inside_the_mesh() {
-    let Some(peers) = Peers::of("gateways_are_called_from_inside_the_mesh") else { return };
+    let Some(peers) = Peers::of("gateways_are_called_from_inside_the_mesh") else {
+        return;
+    };
     let outside = Outside::start();
     let plan = Plan::new();
     let dial_map = plan.path("dial-map.yaml");
     fs::write(&dial_map, format!("away.test: {}\n", outside.at)).expect("a writable folder");
-    let apps = [peers.recorder("ledger"), App::idle("sleep"), App::idle("stranger").unmeshed()];
-    let plan = plan.argument("--dial-map").argument(&dial_map.display().to_string());
-    let plan = plan.file("mesh.yaml", ACCESS_LOG).file("apps.yaml", &yaml(&apps)).file("wide.yaml", MESH_WIDE);
-    let mesh = plan.file("ingress.yaml", INGRESS).file("egress.yaml", &through_the_gateway(PLAIN, "")).start();
+    let apps = [
+        peers.recorder("ledger"),
+        App::idle("sleep"),
+        App::idle("stranger").unmeshed(),
+    ];
+    let plan = plan
+        .argument("--dial-map")
+        .argument(&dial_map.display().to_string());
+    let plan = plan
+        .file("mesh.yaml", ACCESS_LOG)
+        .file("apps.yaml", &yaml(&apps))
+        .file("wide.yaml", MESH_WIDE);
+    let mesh = plan
+        .file("ingress.yaml", INGRESS)
+        .file("egress.yaml", &through_the_gateway(PLAIN, ""))
+        .start();
 
     let call = |from: &str, url: &str| curl(&mesh, from, &[url]);
     let called = |what: &str, url: &str, gateway: &str, path: &str| {
@@ -154,18 +187,46 @@ fn gateways_are_called_from_inside_the_mesh() {
             answer.status == 200 && passed(&mesh, gateway, path)
         });
     };
-    called("a call through the egress gateway", "http://away.test", "istio-egressgateway", "/plain");
+    called(
+        "a call through the egress gateway",
+        "http://away.test",
+        "istio-egressgateway",
+        "/plain",
+    );
     assert!(outside.was_asked("/plain"));
     let ingress = "http://istio-ingressgateway.istio-system";
-    called("a call of the ingress gateway by a sidecar", ingress, "istio-ingressgateway", "/round");
+    called(
+        "a call of the ingress gateway by a sidecar",
+        ingress,
+        "istio-ingressgateway",
+        "/round",
+    );
 
     // The same way, with the mesh's own TLS between sidecar and gateway.
-    let direct =
-        || curl(&mesh, "stranger", &["-H", "host: away.test", "http://istio-egressgateway.istio-system/strange"]);
-    assert_eq!(direct().status, 200, "in plaintext, whoever comes is let out");
+    let direct = || {
+        curl(
+            &mesh,
+            "stranger",
+            &[
+                "-H",
+                "host: away.test",
+                "http://istio-egressgateway.istio-system/strange",
+            ],
+        )
+    };
+    assert_eq!(
+        direct().status,
+        200,
+        "in plaintext, whoever comes is let out"
+    );
     mesh.write("egress.yaml", &through_the_gateway(MUTUAL, TO_MUTUAL));
     mesh.wait("the gateway asks for a certificate", || direct().code != 0);
-    called("a call through the egress gateway under mutual TLS", "http://away.test", "istio-egressgateway", "/mutual");
+    called(
+        "a call through the egress gateway under mutual TLS",
+        "http://away.test",
+        "istio-egressgateway",
+        "/mutual",
+    );
     assert!(outside.was_asked("/mutual"));
     assert_ne!(direct().code, 0);
 }

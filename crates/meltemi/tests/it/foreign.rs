@@ -1,4 +1,5 @@
-//! Our proxy alone, under an xDS server that shares no line with us: `foreign/xds_server.py` on grpcio.
+//! Our proxy alone, under an xDS server that shares no line with us: `foreign/xds_server.py` on
+//! grpcio.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -48,13 +49,20 @@ fn answer(mut stream: TcpStream, name: &str) -> std::io::Result<()> {
                 return Ok(());
             }
         }
-        write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}", name.len())?;
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}",
+            name.len()
+        )?;
     }
 }
 
 /// A port that is free now; the listener's address must be known before the proxy binds it.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port()
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|socket| socket.local_addr())
+        .expect("a free port")
+        .port()
 }
 
 /// The server in a process of its own, and the file that it serves.
@@ -69,13 +77,25 @@ impl Server {
     fn start(peers: &Peers, resources: &Value, port: Option<u16>) -> Self {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         fs::write(file.path(), resources.to_string()).expect("writable");
-        let words =
-            peers.program("xds_server.py", &[&file.path().display().to_string(), &port.unwrap_or(0).to_string()]);
+        let words = peers.program(
+            "xds_server.py",
+            &[
+                &file.path().display().to_string(),
+                &port.unwrap_or(0).to_string(),
+            ],
+        );
         let dialogue = Dialogue::start(Command::new(&words[0]).args(&words[1..]));
         let said = dialogue.hear();
-        let port =
-            said.strip_prefix("port ").and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("it said {said:?}"));
-        Self { dialogue, file, port, heard: Vec::new() }
+        let port = said
+            .strip_prefix("port ")
+            .and_then(|port| port.parse().ok())
+            .unwrap_or_else(|| panic!("it said {said:?}"));
+        Self {
+            dialogue,
+            file,
+            port,
+            heard: Vec::new(),
+        }
     }
 
     /// Serves these from now on.
@@ -88,7 +108,8 @@ impl Server {
     fn refusal(&mut self) -> (String, String) {
         loop {
             let line = self.dialogue.hear();
-            let said: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("instead of a refusal: {line}"));
+            let said: Value = serde_json::from_str(&line)
+                .unwrap_or_else(|_| panic!("instead of a refusal: {line}"));
             self.heard.push(said.clone());
             if let (Some(url), Some(reason)) = (said["type"].as_str(), said["nack"].as_str()) {
                 return (url.to_owned(), reason.to_owned());
@@ -141,11 +162,18 @@ impl Proxy {
         let said = Arc::new(Mutex::new(String::new()));
         collect(child.stdout.take().expect("piped"), Arc::clone(&said));
         collect(child.stderr.take().expect("piped"), Arc::clone(&said));
-        Self { child, said, admin: ([127, 0, 0, 1], admin).into(), _folder: folder }
+        Self {
+            child,
+            said,
+            admin: ([127, 0, 0, 1], admin).into(),
+            _folder: folder,
+        }
     }
 
     fn admin(&self, path: &str) -> String {
-        http::get(self.admin, path, &[]).map(|answer| answer.body).unwrap_or_default()
+        http::get(self.admin, path, &[])
+            .map(|answer| answer.body)
+            .unwrap_or_default()
     }
 }
 
@@ -162,7 +190,12 @@ impl Drop for Proxy {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("the proxy said:\n{}", self.said.lock().expect("nothing panics while it holds the text"));
+            eprintln!(
+                "the proxy said:\n{}",
+                self.said
+                    .lock()
+                    .expect("nothing panics while it holds the text")
+            );
         }
     }
 }
@@ -205,7 +238,9 @@ fn routes(name: &str, list: &Value) -> Value {
 }
 
 fn scenarios(test: &str, variant: &str) {
-    let Some(peers) = Peers::python(test) else { return };
+    let Some(peers) = Peers::python(test) else {
+        return;
+    };
     let (one, two) = (backend("one"), backend("two"));
     let (port, admin) = (free_port(), free_port());
     let all = |prefix: &str, to: &str| json!({ "match": { "prefix": prefix }, "route": { "cluster": to } });
@@ -217,12 +252,24 @@ fn scenarios(test: &str, variant: &str) {
     let mut server = Server::start(&peers, &world, None);
     let proxy = Proxy::start(&bootstrap(variant, server.port, admin), admin);
     let address: SocketAddr = ([127, 0, 0, 1], port).into();
-    let body = |path: &str| http::get(address, path, &[]).map(|answer| answer.body).unwrap_or_default();
-    wait("listener, route, cluster and endpoints are in force", || body("/") == "one");
-    wait("the proxy says so", || http::get(proxy.admin, "/ready", &[]).is_ok_and(|answer| answer.status == 200));
+    let body = |path: &str| {
+        http::get(address, path, &[])
+            .map(|answer| answer.body)
+            .unwrap_or_default()
+    };
+    wait(
+        "listener, route, cluster and endpoints are in force",
+        || body("/") == "one",
+    );
+    wait("the proxy says so", || {
+        http::get(proxy.admin, "/ready", &[]).is_ok_and(|answer| answer.status == 200)
+    });
     let mut kept = Client::connect(address).expect("it listens");
-    let mut on_kept =
-        |path: &str| kept.get(path, &[]).map(|answer| answer.body).unwrap_or_else(|error| format!("failed: {error}"));
+    let mut on_kept = |path: &str| {
+        kept.get(path, &[])
+            .map(|answer| answer.body)
+            .unwrap_or_else(|error| format!("failed: {error}"))
+    };
     assert_eq!(on_kept("/"), "one");
 
     // A change of routes, on the open connection too.
@@ -237,20 +284,33 @@ fn scenarios(test: &str, variant: &str) {
     server.push(&world);
     wait("a changed route is taken", || body("/second") == "two");
     assert_eq!(
-        (on_kept("/second").as_str(), on_kept("/").as_str(), on_kept("/here").as_str()),
+        (
+            on_kept("/second").as_str(),
+            on_kept("/").as_str(),
+            on_kept("/here").as_str()
+        ),
         ("two", "one", "the proxy itself")
     );
 
     // A change of endpoints.
     world[ENDPOINT] = json!([assignment("first", &[two]), assignment("second", &[one])]);
     server.push(&world);
-    wait("changed endpoints are taken", || body("/") == "two" && body("/second") == "one");
+    wait("changed endpoints are taken", || {
+        body("/") == "two" && body("/second") == "one"
+    });
 
     // A new cluster and a route to it, together.
     world[CLUSTER] = json!([cluster("first"), cluster("second"), cluster("third")]);
-    world[ENDPOINT] =
-        json!([assignment("first", &[two]), assignment("second", &[one]), assignment("third", &[one, two])]);
-    let third = json!([all("/third", "third"), all("/second", "second"), all("/", "first")]);
+    world[ENDPOINT] = json!([
+        assignment("first", &[two]),
+        assignment("second", &[one]),
+        assignment("third", &[one, two])
+    ]);
+    let third = json!([
+        all("/third", "third"),
+        all("/second", "second"),
+        all("/", "first")
+    ]);
     world[ROUTE] = json!([routes("routes", &third)]);
     server.push(&world);
     wait("a new cluster is used", || body("/third") == "one");
@@ -258,60 +318,106 @@ fn scenarios(test: &str, variant: &str) {
 
     // A bad route configuration: refused by name, the old one stays.
     let good = world.clone();
-    let bad = json!({ "match": { "safe_regex": { "regex": "(" } }, "route": { "cluster": "first" } });
+    let bad =
+        json!({ "match": { "safe_regex": { "regex": "(" } }, "route": { "cluster": "first" } });
     world[ROUTE] = json!([routes("routes", &json!([bad, all("/", "second")]))]);
     server.push(&world);
     let (url, reason) = server.refusal();
     assert_eq!(url, ROUTE);
     assert!(reason.contains("routes"), "{reason}");
-    assert_eq!((body("/").as_str(), on_kept("/").as_str()), ("two", "two"), "the old routes stay");
+    assert_eq!(
+        (body("/").as_str(), on_kept("/").as_str()),
+        ("two", "two"),
+        "the old routes stay"
+    );
 
     // A bad listener beside a changed good one: named, and the good one is taken.
     world = good.clone();
     let inline = json!({ "route_config": routes("inline", &json!([bad])) });
-    world[LISTENER] = json!([listener("broken", free_port(), &inline), listener("way-in", port, &by_rds("others"))]);
+    world[LISTENER] = json!([
+        listener("broken", free_port(), &inline),
+        listener("way-in", port, &by_rds("others"))
+    ]);
     world[ROUTE] = json!([routes("others", &json!([all("/", "second")]))]);
     server.push(&world);
     let (url, reason) = server.refusal();
     assert_eq!(url, LISTENER);
-    assert!(reason.contains("broken") && !reason.contains("way-in"), "{reason}");
+    assert!(
+        reason.contains("broken") && !reason.contains("way-in"),
+        "{reason}"
+    );
     wait("the good listener is taken", || body("/") == "one");
 
     // A bad cluster: named; calls to it fail, others do not.
     world = good.clone();
-    world[CLUSTER] =
-        json!([cluster("first"), cluster("second"), { "name": "third", "type": "EDS", "connect_timeout": "-1s" }]);
+    world[CLUSTER] = json!([cluster("first"), cluster("second"), { "name": "third", "type": "EDS", "connect_timeout": "-1s" }]);
     server.push(&world);
     let (url, reason) = server.refusal();
     assert_eq!(url, CLUSTER);
     assert!(reason.contains("third"), "{reason}");
-    wait("the other routes are in force", || body("/") == "two" && body("/second") == "one");
-    assert!(["one", "two"].contains(&body("/third").as_str()), "the old cluster stays");
+    wait("the other routes are in force", || {
+        body("/") == "two" && body("/second") == "one"
+    });
+    assert!(
+        ["one", "two"].contains(&body("/third").as_str()),
+        "the old cluster stays"
+    );
     server.push(&good);
 
-    // The server dies: traffic goes on, old connections and new ones. It comes back with other endpoints.
+    // The server dies: traffic goes on, old connections and new ones. It comes back with other
+    // endpoints.
     let xds = server.port;
     server.dialogue.kill();
     let mut before = Client::connect(address).expect("it still listens");
     for _ in 0..20 {
-        assert_eq!(before.get("/", &[]).map(|answer| answer.body).ok().as_deref(), Some("two"), "without a server");
+        assert_eq!(
+            before
+                .get("/", &[])
+                .map(|answer| answer.body)
+                .ok()
+                .as_deref(),
+            Some("two"),
+            "without a server"
+        );
         assert_eq!(body("/second"), "one", "without a server");
     }
     world = good.clone();
-    world[ENDPOINT] = json!([assignment("first", &[one]), assignment("second", &[two]), assignment("third", &[one])]);
+    world[ENDPOINT] = json!([
+        assignment("first", &[one]),
+        assignment("second", &[two]),
+        assignment("third", &[one])
+    ]);
     let _server = Server::start(&peers, &world, Some(xds));
-    wait("what the new server says is taken", || body("/") == "one" && body("/second") == "two");
+    wait("what the new server says is taken", || {
+        body("/") == "one" && body("/second") == "two"
+    });
     assert_eq!(
-        before.get("/", &[]).map(|answer| answer.body).ok().as_deref(),
+        before
+            .get("/", &[])
+            .map(|answer| answer.body)
+            .ok()
+            .as_deref(),
         Some("one"),
         "on the old connection too"
     );
 
     let dump = proxy.admin("/config_dump");
-    assert!(["way-in", "routes", "first", "third"].iter().all(|name| dump.contains(name)), "{dump}");
+    assert!(
+        ["way-in", "routes", "first", "third"]
+            .iter()
+            .all(|name| dump.contains(name)),
+        "{dump}"
+    );
     let clusters = proxy.admin("/clusters");
-    assert!(clusters.contains("first::") && clusters.contains(&one.to_string()), "{clusters}");
-    assert!(proxy.admin("/listeners").contains(&format!("127.0.0.1:{port}")));
+    assert!(
+        clusters.contains("first::") && clusters.contains(&one.to_string()),
+        "{clusters}"
+    );
+    assert!(
+        proxy
+            .admin("/listeners")
+            .contains(&format!("127.0.0.1:{port}"))
+    );
 }
 
 #[test]
@@ -321,7 +427,10 @@ fn a_foreign_server_drives_our_proxy_with_delta() {
 
 #[test]
 fn a_foreign_server_drives_our_proxy_with_the_state_of_the_world() {
-    scenarios("a_foreign_server_drives_our_proxy_with_the_state_of_the_world", "GRPC");
+    scenarios(
+        "a_foreign_server_drives_our_proxy_with_the_state_of_the_world",
+        "GRPC",
+    );
 }
 
 #[test]
@@ -337,7 +446,8 @@ fn a_bootstrap_is_validated_without_serving() {
             .expect("the binary starts");
         (
             output.status.code(),
-            String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr).into_owned()
+                + &String::from_utf8_lossy(&output.stdout),
         )
     };
     let sound = bootstrap("DELTA_GRPC", 1, 2);
@@ -351,9 +461,17 @@ fn a_bootstrap_is_validated_without_serving() {
         "typed_config": { "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext" },
     });
     let (code, told) = check("secured.json", &secured.to_string());
-    assert!(code == Some(1) && told.contains("static cluster \"xds\"") && told.contains("transport_socket"), "{told}");
+    assert!(
+        code == Some(1)
+            && told.contains("static cluster \"xds\"")
+            && told.contains("transport_socket"),
+        "{told}"
+    );
     let mut bad = sound;
     bad["static_resources"]["clusters"][0]["connect_timeout"] = json!("-1s");
     let (code, told) = check("cluster.json", &bad.to_string());
-    assert!(code == Some(1) && told.contains("clusters[\"xds\"]") && told.contains("connect_timeout"), "{told}");
+    assert!(
+        code == Some(1) && told.contains("clusters[\"xds\"]") && told.contains("connect_timeout"),
+        "{told}"
+    );
 }

@@ -14,7 +14,10 @@ pub struct Answer {
 
 impl Answer {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -29,16 +32,28 @@ impl Client {
         let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         stream.set_nodelay(true)?;
-        Ok(Self { reader: BufReader::new(stream), host: address.to_string() })
+        Ok(Self {
+            reader: BufReader::new(stream),
+            host: address.to_string(),
+        })
     }
 
     pub fn get(&mut self, path: &str, headers: &[(&str, &str)]) -> std::io::Result<Answer> {
         self.send("GET", path, headers, "")
     }
 
-    pub fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> std::io::Result<Answer> {
+    pub fn send(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> std::io::Result<Answer> {
         let mut text = format!("{method} {path} HTTP/1.1\r\n");
-        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+        if !headers
+            .iter()
+            .any(|(name, _)| name.eq_ignore_ascii_case("host"))
+        {
             text.push_str(&format!("host: {}\r\n", self.host));
         }
         for (name, value) in headers {
@@ -62,9 +77,14 @@ impl Client {
     }
 
     fn read(&mut self) -> std::io::Result<Answer> {
-        let bad = |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
+        let bad =
+            |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
         let start = self.line()?;
-        let status = start.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(|| bad(&start))?;
+        let status = start
+            .split(' ')
+            .nth(1)
+            .and_then(|code| code.parse().ok())
+            .ok_or_else(|| bad(&start))?;
         let mut headers = Vec::new();
         loop {
             let line = self.line()?;
@@ -74,13 +94,20 @@ impl Client {
             let (name, value) = line.split_once(':').ok_or_else(|| bad(&line))?;
             headers.push((name.trim().to_owned(), value.trim().to_owned()));
         }
-        let mut answer = Answer { status, headers, body: String::new() };
+        let mut answer = Answer {
+            status,
+            headers,
+            body: String::new(),
+        };
         let mut body = Vec::new();
-        if answer.header("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
+        if answer
+            .header("transfer-encoding")
+            .is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"))
+        {
             loop {
                 let line = self.line()?;
-                let size =
-                    usize::from_str_radix(line.split(';').next().unwrap_or_default(), 16).map_err(|_| bad(&line))?;
+                let size = usize::from_str_radix(line.split(';').next().unwrap_or_default(), 16)
+                    .map_err(|_| bad(&line))?;
                 let mut chunk = vec![0; size];
                 self.reader.read_exact(&mut chunk)?;
                 body.extend(chunk);

@@ -15,12 +15,18 @@ use crate::peers::{App, Dialogue, Peers, curl, yaml};
 /// Processes of a mesh whose command line holds `word`.
 pub fn processes(mesh: &mut Mesh, word: &str) -> Vec<u32> {
     let supervisor = mesh.supervisor().id();
-    below(supervisor).into_iter().map(|(pid, _)| pid).filter(|pid| command_line(*pid).contains(word)).collect()
+    below(supervisor)
+        .into_iter()
+        .map(|(pid, _)| pid)
+        .filter(|pid| command_line(*pid).contains(word))
+        .collect()
 }
 
 /// The words of a process's command line; nothing when it has ended.
 pub fn command_line(pid: u32) -> String {
-    fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ")
+    fs::read_to_string(format!("/proc/{pid}/cmdline"))
+        .unwrap_or_default()
+        .replace('\0', " ")
 }
 
 /// A process and everything below it, each with its time of start: numbers are used again.
@@ -32,12 +38,19 @@ pub fn below(process: u32) -> Vec<(u32, u64)> {
         .filter_map(|pid| stat(pid).map(|(parent, start)| (pid, parent, start)))
         .collect();
     // Outermost first.
-    let mut family: Vec<(u32, u64)> =
-        all.iter().filter(|(pid, ..)| *pid == process).map(|(pid, _, start)| (*pid, *start)).collect();
+    let mut family: Vec<(u32, u64)> = all
+        .iter()
+        .filter(|(pid, ..)| *pid == process)
+        .map(|(pid, _, start)| (*pid, *start))
+        .collect();
     let mut next = 0;
     while next < family.len() {
         let parent = family[next].0;
-        family.extend(all.iter().filter(|(_, p, _)| *p == parent).map(|(pid, _, start)| (*pid, *start)));
+        family.extend(
+            all.iter()
+                .filter(|(_, p, _)| *p == parent)
+                .map(|(pid, _, start)| (*pid, *start)),
+        );
         next += 1;
     }
     family
@@ -54,47 +67,84 @@ fn stat(pid: u32) -> Option<(u32, u64)> {
 
 #[test]
 fn whatever_dies_comes_back_and_the_rest_goes_on() {
-    let Some(peers) = Peers::of("whatever_dies_comes_back_and_the_rest_goes_on") else { return };
-    let apps =
-        [peers.recorder("ledger"), peers.recorder("diary"), App::idle("inside"), App::idle("outside").unmeshed()];
+    let Some(peers) = Peers::of("whatever_dies_comes_back_and_the_rest_goes_on") else {
+        return;
+    };
+    let apps = [
+        peers.recorder("ledger"),
+        peers.recorder("diary"),
+        App::idle("inside"),
+        App::idle("outside").unmeshed(),
+    ];
     let alias = "apiVersion: v1\nkind: Service\nmetadata: {name: alias}\nspec: {type: ExternalName, externalName: ledger.default.svc.cluster.local}\n";
-    let plan = Plan::new().argument("--no-gateways").file("apps.yaml", &yaml(&apps)).file("alias.yaml", alias);
+    let plan = Plan::new()
+        .argument("--no-gateways")
+        .file("apps.yaml", &yaml(&apps))
+        .file("alias.yaml", alias);
     let mut mesh = plan.start();
-    let calls = |mesh: &Mesh, from: &str, host: &str| curl(mesh, from, &[&format!("http://{host}:9080/")]).status;
+    let calls = |mesh: &Mesh, from: &str, host: &str| {
+        curl(mesh, from, &[&format!("http://{host}:9080/")]).status
+    };
     mesh.wait("everybody answers", || {
         calls(&mesh, "inside", "ledger") == 200 && calls(&mesh, "inside", "diary") == 200
     });
 
-    // By name, short and whole, and by the Service's address; from inside the mesh and from outside it.
+    // By name, short and whole, and by the Service's address; from inside the mesh and from outside
+    // it.
     for from in ["inside", "outside"] {
-        for host in ["ledger", "ledger.default", "ledger.default.svc", "ledger.default.svc.cluster.local", "alias"] {
+        for host in [
+            "ledger",
+            "ledger.default",
+            "ledger.default.svc",
+            "ledger.default.svc.cluster.local",
+            "alias",
+        ] {
             assert_eq!(calls(&mesh, from, host), 200, "{from} calls {host}");
         }
         let found = mesh.exec(from, &["getent", "ahostsv4", "ledger"]);
         let text = String::from_utf8_lossy(&found.stdout).into_owned();
-        let address =
-            text.split_whitespace().next().unwrap_or_else(|| panic!("{from} resolves ledger: {found:?}")).to_owned();
-        assert!(address.starts_with("10.45."), "a Service address: {address}");
+        let address = text
+            .split_whitespace()
+            .next()
+            .unwrap_or_else(|| panic!("{from} resolves ledger: {found:?}"))
+            .to_owned();
+        assert!(
+            address.starts_with("10.45."),
+            "a Service address: {address}"
+        );
         assert_eq!(calls(&mesh, from, &address), 200, "{from} calls {address}");
-        let pod = workload(&mesh, "ledger-0").and_then(|w| w["ip"].as_str().map(str::to_owned)).expect("an address");
+        let pod = workload(&mesh, "ledger-0")
+            .and_then(|w| w["ip"].as_str().map(str::to_owned))
+            .expect("an address");
         assert_eq!(calls(&mesh, from, &pod), 200, "{from} calls {pod}");
     }
     let outside = workload(&mesh, "outside-0").expect("it runs");
-    assert!(outside["proxy"].is_null() && outside["ready"] == true, "no sidecar beside it: {outside}");
+    assert!(
+        outside["proxy"].is_null() && outside["ready"] == true,
+        "no sidecar beside it: {outside}"
+    );
 
-    let mut load = Dialogue::inside(&mesh, "inside", &peers.program("load.py", &["diary", "9080", "/"]));
+    let mut load = Dialogue::inside(
+        &mesh,
+        "inside",
+        &peers.program("load.py", &["diary", "9080", "/"]),
+    );
     assert_eq!(load.hear(), "started");
     let mut held = Dialogue::talk(&mesh, &peers, "inside", "diary", 9081);
     assert_eq!(held.ask("send before"), "received before");
 
     // A sidecar, an application: they come back, and only they are counted as restarted.
-    for (part, title) in [("proxy", "meltemi: sidecar ledger-0"), ("app", "recorder.py ledger")] {
+    for (part, title) in [
+        ("proxy", "meltemi: sidecar ledger-0"),
+        ("app", "recorder.py ledger"),
+    ] {
         let before = workload(&mesh, "ledger-0").expect("it runs")[part]["restarts"].as_u64();
         let victims = processes(&mut mesh, title);
         assert!(!victims.is_empty(), "{title}");
         victims.iter().for_each(|pid| signal(*pid, "KILL"));
         mesh.wait(&format!("the {part} runs again"), || {
-            workload(&mesh, "ledger-0").is_some_and(|w| w["ready"] == true && w[part]["restarts"].as_u64() > before)
+            workload(&mesh, "ledger-0")
+                .is_some_and(|w| w["ready"] == true && w[part]["restarts"].as_u64() > before)
         });
         mesh.wait("and answers", || calls(&mesh, "inside", "ledger") == 200);
     }
@@ -104,22 +154,44 @@ fn whatever_dies_comes_back_and_the_rest_goes_on() {
         let victims = processes(&mut mesh, "meltemi: control plane");
         assert!(!victims.is_empty());
         victims.iter().for_each(|pid| signal(*pid, "KILL"));
-        assert_eq!(calls(&mesh, "inside", "ledger"), 200, "without a control plane");
-        mesh.wait("the certificates that go on are known to the new one", || {
-            let status = both(&mesh.cli(&["status"]));
-            let meshed: Vec<&str> = status.lines().filter(|line| line.contains(" meltemi ")).collect();
-            meshed.len() == 3 && meshed.iter().all(|line| line.contains("SYNCED") && line.contains("valid for "))
-        });
+        assert_eq!(
+            calls(&mesh, "inside", "ledger"),
+            200,
+            "without a control plane"
+        );
+        mesh.wait(
+            "the certificates that go on are known to the new one",
+            || {
+                let status = both(&mesh.cli(&["status"]));
+                let meshed: Vec<&str> = status
+                    .lines()
+                    .filter(|line| line.contains(" meltemi "))
+                    .collect();
+                meshed.len() == 3
+                    && meshed
+                        .iter()
+                        .all(|line| line.contains("SYNCED") && line.contains("valid for "))
+            },
+        );
         let status = [418, 451, 429][round];
         mesh.write("ledger.yaml", &teapot("ledger", status));
-        mesh.wait("a change after the restart is taken", || calls(&mesh, "inside", "ledger") == status);
+        mesh.wait("a change after the restart is taken", || {
+            calls(&mesh, "inside", "ledger") == status
+        });
         mesh.take_out("ledger.yaml");
         mesh.wait("and taken back", || calls(&mesh, "inside", "ledger") == 200);
     }
     assert_eq!(held.ask("send after"), "received after");
     let counts: Value = serde_json::from_str(&load.end()).expect("JSON");
-    assert_eq!(counts["failures"], serde_json::json!([]), "what did not die is not hurt: {counts}");
-    assert_eq!(workload(&mesh, "diary-0").expect("it runs")["proxy"]["restarts"], 0);
+    assert_eq!(
+        counts["failures"],
+        serde_json::json!([]),
+        "what did not die is not hurt: {counts}"
+    );
+    assert_eq!(
+        workload(&mesh, "diary-0").expect("it runs")["proxy"]["restarts"],
+        0
+    );
 
     commands_behave_as_in_a_shell(&mesh);
 }
@@ -130,12 +202,19 @@ fn programs_of_root_may_become_somebody_else() {
     if Peers::of(TEST).is_none() {
         return;
     }
-    let become_guest = ["setpriv", "--reuid", "12345", "--regid", "54321", "--groups", "999", "id"];
-    let here = Command::new(become_guest[0]).args(&become_guest[1..]).output();
+    let become_guest = [
+        "setpriv", "--reuid", "12345", "--regid", "54321", "--groups", "999", "id",
+    ];
+    let here = Command::new(become_guest[0])
+        .args(&become_guest[1..])
+        .output();
     if !here.is_ok_and(|output| output.status.success()) {
         return crate::skip(TEST, "this user may not become another one");
     }
-    let mesh = Plan::new().argument("--no-gateways").file("apps.yaml", &App::idle("inside").yaml()).start();
+    let mesh = Plan::new()
+        .argument("--no-gateways")
+        .file("apps.yaml", &App::idle("inside").yaml())
+        .start();
     for place in ["@router", "inside"] {
         let output = mesh.exec(place, &become_guest);
         let told = both(&output);
@@ -148,10 +227,23 @@ fn programs_of_root_may_become_somebody_else() {
 
 fn commands_behave_as_in_a_shell(mesh: &Mesh) {
     for code in [0, 7, 255] {
-        assert_eq!(mesh.exec("inside", &["sh", "-c", &format!("exit {code}")]).status.code(), Some(code));
+        assert_eq!(
+            mesh.exec("inside", &["sh", "-c", &format!("exit {code}")])
+                .status
+                .code(),
+            Some(code)
+        );
     }
-    assert_eq!(mesh.exec("inside", &["sh", "-c", "kill -9 $$"]).status.code(), Some(137));
-    assert_eq!(mesh.exec("inside", &["no-such-program"]).status.code(), Some(127));
+    assert_eq!(
+        mesh.exec("inside", &["sh", "-c", "kill -9 $$"])
+            .status
+            .code(),
+        Some(137)
+    );
+    assert_eq!(
+        mesh.exec("inside", &["no-such-program"]).status.code(),
+        Some(127)
+    );
     let mut cat = mesh.cli_command();
     let mut cat = cat
         .args(["exec", "inside-0", "--", "cat"])
@@ -164,21 +256,46 @@ fn commands_behave_as_in_a_shell(mesh: &Mesh) {
     let sent = text.clone();
     std::thread::spawn(move || std::io::Write::write_all(&mut input, &sent));
     let output = cat.wait_with_output().expect("it ends");
-    assert!(output.status.success() && output.stdout == text, "stdin comes out of stdout, byte by byte");
+    assert!(
+        output.status.success() && output.stdout == text,
+        "stdin comes out of stdout, byte by byte"
+    );
     let split = mesh.exec("inside", &["sh", "-c", "echo out; echo err >&2"]);
-    assert_eq!((&split.stdout[..], &split.stderr[..]), (&b"out\n"[..], &b"err\n"[..]));
+    assert_eq!(
+        (&split.stdout[..], &split.stderr[..]),
+        (&b"out\n"[..], &b"err\n"[..])
+    );
 
     for (arguments, code, words) in [
-        (&["exec", "nobody", "--", "true"][..], 1, "no workload \"nobody\""),
-        (&["exec", "inside", "-n", "elsewhere", "--", "true"], 1, "there is one in namespace default"),
+        (
+            &["exec", "nobody", "--", "true"][..],
+            1,
+            "no workload \"nobody\"",
+        ),
+        (
+            &["exec", "inside", "-n", "elsewhere", "--", "true"],
+            1,
+            "there is one in namespace default",
+        ),
         (&["logs", "nobody"], 1, "no workload \"nobody\""),
         (&["get", "nonsense"], 1, "nonsense"),
-        (&["apply", "-f", "/no/such/file.yaml"], 1, "/no/such/file.yaml"),
-        (&["--mesh", "another", "status"], 1, "no mesh \"another\" is running"),
+        (
+            &["apply", "-f", "/no/such/file.yaml"],
+            1,
+            "/no/such/file.yaml",
+        ),
+        (
+            &["--mesh", "another", "status"],
+            1,
+            "no mesh \"another\" is running",
+        ),
         (&["frobnicate"], 2, "frobnicate"),
     ] {
         let output = mesh.cli(arguments);
-        assert!(output.status.code() == Some(code) && both(&output).contains(words), "{arguments:?}: {output:?}");
+        assert!(
+            output.status.code() == Some(code) && both(&output).contains(words),
+            "{arguments:?}: {output:?}"
+        );
     }
     let completion = mesh.cli_ok(&["completion", "bash"]);
     assert!(completion.contains("meltemi"), "{completion}");
@@ -197,20 +314,39 @@ pub struct Traces {
 const NAMESPACES: [&str; 4] = ["user", "net", "mnt", "pid"];
 
 fn namespaces_of(process: &str) -> BTreeSet<PathBuf> {
-    NAMESPACES.iter().filter_map(|kind| fs::read_link(format!("/proc/{process}/ns/{kind}")).ok()).collect()
+    NAMESPACES
+        .iter()
+        .filter_map(|kind| fs::read_link(format!("/proc/{process}/ns/{kind}")).ok())
+        .collect()
 }
 
 impl Traces {
     pub fn of(mesh: &mut Mesh) -> Self {
         let processes = below(mesh.supervisor().id());
         let own = namespaces_of("self");
-        let all = processes.iter().flat_map(|(pid, _)| namespaces_of(&pid.to_string()));
-        let namespaces: BTreeSet<PathBuf> = all.filter(|namespace| !own.contains(namespace)).collect();
-        assert!(processes.len() > 6 && namespaces.len() > 6, "{processes:?} {namespaces:?}");
+        let all = processes
+            .iter()
+            .flat_map(|(pid, _)| namespaces_of(&pid.to_string()));
+        let namespaces: BTreeSet<PathBuf> =
+            all.filter(|namespace| !own.contains(namespace)).collect();
+        assert!(
+            processes.len() > 6 && namespaces.len() > 6,
+            "{processes:?} {namespaces:?}"
+        );
         // USER_HZ is 100 on every architecture that the mesh runs on.
-        let uptime = fs::read_to_string("/proc/uptime").expect("/proc").split(' ').next().map(str::parse::<f64>);
+        let uptime = fs::read_to_string("/proc/uptime")
+            .expect("/proc")
+            .split(' ')
+            .next()
+            .map(str::parse::<f64>);
         let at = (uptime.expect("a number").expect("a number") * 100.0) as u64;
-        Self { at, processes, namespaces, home: mesh.path(""), run_dir: mesh.run_dir() }
+        Self {
+            at,
+            processes,
+            namespaces,
+            home: mesh.path(""),
+            run_dir: mesh.run_dir(),
+        }
     }
 
     /// What of it is still there.
@@ -224,11 +360,23 @@ impl Traces {
                 ));
             }
         }
-        let numbers = fs::read_dir("/proc").expect("/proc").flatten().filter_map(|e| e.file_name().into_string().ok());
-        // The kernel gives a namespace's number to the next one: whoever began later is somebody else's.
-        let began_before = |pid: &String| pid.parse().ok().and_then(stat).is_some_and(|(_, began)| began <= self.at);
+        let numbers = fs::read_dir("/proc")
+            .expect("/proc")
+            .flatten()
+            .filter_map(|e| e.file_name().into_string().ok());
+        // The kernel gives a namespace's number to the next one: whoever began later is somebody
+        // else's.
+        let began_before = |pid: &String| {
+            pid.parse()
+                .ok()
+                .and_then(stat)
+                .is_some_and(|(_, began)| began <= self.at)
+        };
         for pid in numbers.filter(began_before) {
-            let shared: Vec<_> = namespaces_of(&pid).intersection(&self.namespaces).cloned().collect();
+            let shared: Vec<_> = namespaces_of(&pid)
+                .intersection(&self.namespaces)
+                .cloned()
+                .collect();
             if !shared.is_empty() {
                 left.push(format!("process {pid} in {shared:?}"));
             }
@@ -236,7 +384,11 @@ impl Traces {
         let home = self.home.display().to_string();
         for table in ["/proc/self/mountinfo", "/proc/net/unix"] {
             let text = fs::read_to_string(table).unwrap_or_default();
-            left.extend(text.lines().filter(|line| line.contains(&home)).map(|line| format!("{table}: {line}")));
+            left.extend(
+                text.lines()
+                    .filter(|line| line.contains(&home))
+                    .map(|line| format!("{table}: {line}")),
+            );
         }
         if self.run_dir.exists() {
             left.push(format!("{}", self.run_dir.display()));
@@ -275,20 +427,33 @@ spec:
 
 #[test]
 fn nothing_is_left_whichever_way_the_supervisor_ends() {
-    let Some(peers) = Peers::of("nothing_is_left_whichever_way_the_supervisor_ends") else { return };
+    let Some(peers) = Peers::of("nothing_is_left_whichever_way_the_supervisor_ends") else {
+        return;
+    };
     let apps = [peers.recorder("ledger"), App::idle("outside").unmeshed()];
-    let mut mesh = Plan::new().file("apps.yaml", &yaml(&apps)).file("gateway.yaml", GATEWAY).start();
+    let mut mesh = Plan::new()
+        .file("apps.yaml", &yaml(&apps))
+        .file("gateway.yaml", GATEWAY)
+        .start();
     for (name, is_orderly) in [("INT", true), ("KILL", false), ("TERM", true)] {
         mesh.wait("the way in", || mesh.published(8080).is_some());
-        mesh.wait("an answer from outside", || mesh.get("/", &[]).status == 200);
+        mesh.wait("an answer from outside", || {
+            mesh.get("/", &[]).status == 200
+        });
         let gateway = mesh.published(8080).expect("published");
         let shown = format!("istio-ingressgateway port 8080: http://{gateway}");
-        assert!(mesh.said(&shown) && mesh.cli_ok(&["status"]).contains(&shown), "{:?}", mesh.lines());
+        assert!(
+            mesh.said(&shown) && mesh.cli_ok(&["status"]).contains(&shown),
+            "{:?}",
+            mesh.lines()
+        );
         // Somebody is inside, and a program was added: they end as well.
         let mut guest = Dialogue::inside(&mesh, "ledger", &["cat".to_owned()]);
         assert_eq!(guest.ask("hello"), "hello");
         mesh.cli_ok(&["run", "--app", "added", "--detach", "--", "sleep", "86400"]);
-        mesh.wait("the added one runs", || workload(&mesh, "added-v1-0").is_some_and(|w| w["ready"] == true));
+        mesh.wait("the added one runs", || {
+            workload(&mesh, "added-v1-0").is_some_and(|w| w["ready"] == true)
+        });
 
         // A second mesh of the same name is refused and hurts nothing.
         let second = mesh.cli(&["up", "-f", &mesh.config().display().to_string()]);
@@ -301,9 +466,19 @@ fn nothing_is_left_whichever_way_the_supervisor_ends() {
         signal(mesh.supervisor().id(), name);
         let ended = mesh.supervisor().wait().expect("a child");
         assert_eq!(ended.success(), is_orderly, "{name}: {ended}");
-        mesh.wait(&format!("nothing is left after {name}: {:?}", traces.left()), || traces.left().is_empty());
-        assert!(TcpStream::connect(gateway).is_err(), "{name}: the port is free");
-        assert_eq!(interfaces(), before, "the machine's own network is not touched");
+        mesh.wait(
+            &format!("nothing is left after {name}: {:?}", traces.left()),
+            || traces.left().is_empty(),
+        );
+        assert!(
+            TcpStream::connect(gateway).is_err(),
+            "{name}: the port is free"
+        );
+        assert_eq!(
+            interfaces(),
+            before,
+            "the machine's own network is not touched"
+        );
         if name != "TERM" {
             mesh.start_again();
         }
@@ -312,15 +487,28 @@ fn nothing_is_left_whichever_way_the_supervisor_ends() {
 
 #[test]
 fn a_port_that_is_taken_is_named_and_the_rest_runs() {
-    let Some(peers) = Peers::of("a_port_that_is_taken_is_named_and_the_rest_runs") else { return };
+    let Some(peers) = Peers::of("a_port_that_is_taken_is_named_and_the_rest_runs") else {
+        return;
+    };
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("bound").port();
     let apps = [peers.recorder("ledger"), App::idle("inside")];
-    let plan = Plan::new().argument("--publish").argument(&format!("8080={port}"));
-    let mesh = plan.file("apps.yaml", &yaml(&apps)).file("gateway.yaml", GATEWAY).launch();
-    mesh.wait("the port is named", || mesh.said(&format!("port {port} of 127.0.0.1 is taken by another program")));
+    let plan = Plan::new()
+        .argument("--publish")
+        .argument(&format!("8080={port}"));
+    let mesh = plan
+        .file("apps.yaml", &yaml(&apps))
+        .file("gateway.yaml", GATEWAY)
+        .launch();
+    mesh.wait("the port is named", || {
+        mesh.said(&format!(
+            "port {port} of 127.0.0.1 is taken by another program"
+        ))
+    });
     assert!(mesh.said("--publish 8080=OTHER"), "{:?}", mesh.lines());
-    mesh.wait("the rest runs", || curl(&mesh, "inside", &["http://ledger:9080/"]).status == 200);
+    mesh.wait("the rest runs", || {
+        curl(&mesh, "inside", &["http://ledger:9080/"]).status == 200
+    });
     // Another program of the same user that shares its port must be noticed as well.
     assert!(mesh.published(8080).is_none(), "{:?}", mesh.lines());
     drop(taken);
@@ -333,7 +521,8 @@ fn namespaces_that_are_forbidden_are_explained() {
         return;
     }
     let home = tempfile::tempdir().expect("a temporary folder");
-    // In a user namespace whose own limit of user namespaces is 0, as an administrator would set it.
+    // In a user namespace whose own limit of user namespaces is 0, as an administrator would set
+    // it.
     let script = format!(
         "echo 0 > /proc/sys/user/max_user_namespaces && exec {} up -f {}",
         crate::binary().display(),
@@ -341,7 +530,10 @@ fn namespaces_that_are_forbidden_are_explained() {
     );
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "sh", "-c", &script]);
-    command.env("XDG_RUNTIME_DIR", home.path()).env("XDG_STATE_HOME", home.path()).stdin(Stdio::null());
+    command
+        .env("XDG_RUNTIME_DIR", home.path())
+        .env("XDG_STATE_HOME", home.path())
+        .stdin(Stdio::null());
     let output = command.output().expect("unshare starts");
     let told = both(&output);
     if told.contains("max_user_namespaces: ") && told.contains("denied") {

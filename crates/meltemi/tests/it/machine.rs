@@ -35,5 +35,7 @@ impl Drop for Machine {
 
 fn wait_until(holds: impl Fn(usize) -> bool) -> MutexGuard<'static, usize> {
     let users = USERS.lock().unwrap_or_else(PoisonError::into_inner);
-    FREED.wait_while(users, |users| !holds(*users)).unwrap_or_else(PoisonError::into_inner)
+    FREED
+        .wait_while(users, |users| !holds(*users))
+        .unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,7 @@
 //! The binary as its users see it: real meshes on this machine, real peers, Istio's own files.
 //!
-//! Every test starts the built binary (`MELTEMI_BIN`, else the one cargo built for the tests). What the machine cannot do
-//! is a visible, counted skip: see [`skip`].
+//! Every test starts the built binary (`MELTEMI_BIN`, else the one cargo built for the tests). What
+//! the machine cannot do is a visible, counted skip: see [`skip`].
 
 mod changes;
 mod commands;
@@ -28,14 +28,21 @@ use std::path::PathBuf;
 
 include!("../../../xtask/skip.rs");
 
-/// The folder of Istio's samples and CRDs, if it is here: `MELTEMI_SHARED`, else `../shared` beside the workspace.
+/// The folder of Istio's samples and CRDs, if it is here: `MELTEMI_SHARED`, else `../shared` beside
+/// the workspace.
 pub fn shared() -> Option<PathBuf> {
-    let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).ancestors().nth(3)?.join("shared");
+    let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(3)?
+        .join("shared");
     let folder = std::env::var_os("MELTEMI_SHARED").map_or(beside, PathBuf::from);
     folder.join("istio/samples").is_dir().then_some(folder)
 }
 
 /// The binary under test.
 pub fn binary() -> PathBuf {
-    std::env::var_os("MELTEMI_BIN").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_meltemi")), PathBuf::from)
+    std::env::var_os("MELTEMI_BIN").map_or_else(
+        || PathBuf::from(env!("CARGO_BIN_EXE_meltemi")),
+        PathBuf::from,
+    )
 }

@@ -53,7 +53,10 @@ pub struct Plan {
 impl Plan {
     /// Nothing in it yet.
     pub fn new() -> Self {
-        let home = tempfile::Builder::new().prefix("mesh").tempdir().expect("a temporary folder");
+        let home = tempfile::Builder::new()
+            .prefix("mesh")
+            .tempdir()
+            .expect("a temporary folder");
         for folder in ["config", "run", "state"] {
             fs::create_dir(home.path().join(folder)).expect("a fresh folder");
         }
@@ -93,7 +96,8 @@ impl Plan {
         self
     }
 
-    /// As `nohup meltemi up 2>&1 | grep -m1 TEXT`: SIGHUP is ignored, and whoever reads leaves with the line of this text.
+    /// As `nohup meltemi up 2>&1 | grep -m1 TEXT`: SIGHUP is ignored, and whoever reads leaves with
+    /// the line of this text.
     pub fn nohup_read_until(mut self, text: &'static str) -> Self {
         self.is_read_until = Some(text);
         self
@@ -133,36 +137,68 @@ impl Plan {
 
     /// Starts it and waits for nothing.
     pub fn launch(self) -> Mesh {
-        let machine = if self.alone { Machine::alone() } else { Machine::shared() };
+        let machine = if self.alone {
+            Machine::alone()
+        } else {
+            Machine::shared()
+        };
         let (supervisor, said) = self.spawn();
-        Mesh { supervisor, plan: self, said, gateway: ([127, 0, 0, 1], 0).into(), _machine: machine }
+        Mesh {
+            supervisor,
+            plan: self,
+            said,
+            gateway: ([127, 0, 0, 1], 0).into(),
+            _machine: machine,
+        }
     }
 
     fn spawn(&self) -> (Child, Arc<Mutex<Vec<String>>>) {
         let mut command = match &self.state_size {
             None if self.is_read_until.is_some() => {
                 let mut command = Command::new("sh");
-                command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\" 2>&1"]).arg(crate::binary());
+                command
+                    .args(["-c", "trap '' HUP; exec \"$0\" \"$@\" 2>&1"])
+                    .arg(crate::binary());
                 at_home(command, self.home.path())
             }
             None => command(self.home.path()),
             Some(size) => {
                 let mut command = Command::new("unshare");
                 command.args(["--user", "--map-root-user", "--mount", "sh", "-c"]);
-                command.arg("mount -t tmpfs -o size=$0,mode=700 state \"$1\" && shift && exec \"$@\"");
-                command.arg(size).arg(self.path("state")).arg(crate::binary());
+                command
+                    .arg("mount -t tmpfs -o size=$0,mode=700 state \"$1\" && shift && exec \"$@\"");
+                command
+                    .arg(size)
+                    .arg(self.path("state"))
+                    .arg(crate::binary());
                 at_home(command, self.home.path())
             }
         };
-        command.args([self.command, "--publish", "8080=0", "-f"]).arg(self.path("config"));
-        command.arg("--images").arg(self.path("images.yaml")).args(&self.arguments);
+        command
+            .args([self.command, "--publish", "8080=0", "-f"])
+            .arg(self.path("config"));
+        command
+            .arg("--images")
+            .arg(self.path("images.yaml"))
+            .args(&self.arguments);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut supervisor = command.spawn().expect("the binary starts");
         let said = Arc::new(Mutex::new(Vec::new()));
         let until = self.is_read_until;
-        collect(supervisor.stdout.take().expect("its output is piped"), Arc::clone(&said), until);
-        collect(supervisor.stderr.take().expect("its errors are piped"), Arc::clone(&said), until);
+        collect(
+            supervisor.stdout.take().expect("its output is piped"),
+            Arc::clone(&said),
+            until,
+        );
+        collect(
+            supervisor.stderr.take().expect("its errors are piped"),
+            Arc::clone(&said),
+            until,
+        );
         (supervisor, said)
     }
 }
@@ -180,12 +216,18 @@ fn at_home(mut command: Command, home: &Path) -> Command {
 }
 
 /// Reads on, so that the mesh never waits for us; for ever, or until the line of a text.
-fn collect(from: impl Read + Send + 'static, into: Arc<Mutex<Vec<String>>>, until: Option<&'static str>) {
+fn collect(
+    from: impl Read + Send + 'static,
+    into: Arc<Mutex<Vec<String>>>,
+    until: Option<&'static str>,
+) {
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
             println!("mesh: {line}");
             let is_last = until.is_some_and(|until| line.contains(until));
-            into.lock().expect("nothing panics while it holds the lines").push(line);
+            into.lock()
+                .expect("nothing panics while it holds the lines")
+                .push(line);
             if is_last {
                 return;
             }
@@ -200,7 +242,10 @@ impl Mesh {
         while !self.said("ready after") {
             let ended = self.supervisor.try_wait().ok().flatten();
             if ended.is_some() || Instant::now() > deadline {
-                panic!("the mesh did not come up ({ended:?}); it said:\n{}", self.lines().join("\n"));
+                panic!(
+                    "the mesh did not come up ({ended:?}); it said:\n{}",
+                    self.lines().join("\n")
+                );
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -209,7 +254,10 @@ impl Mesh {
 
     /// Everything that `meltemi up` has printed, errors and warnings among it.
     pub fn lines(&self) -> Vec<String> {
-        self.said.lock().expect("nothing panics while it holds the lines").clone()
+        self.said
+            .lock()
+            .expect("nothing panics while it holds the lines")
+            .clone()
     }
 
     /// Whether `meltemi up` has printed this.
@@ -219,12 +267,18 @@ impl Mesh {
 
     /// The machine's address of a gateway's port, as `meltemi up` printed it.
     pub fn published(&self, port: u16) -> Option<SocketAddr> {
-        // "istio-ingressgateway port 8080 (Gateway port 80): http://127.0.0.1:40123", or "…: 127.0.0.1:40124, TCP"
+        // "istio-ingressgateway port 8080 (Gateway port 80): http://127.0.0.1:40123", or "…:
+        // 127.0.0.1:40124, TCP"
         let (wanted, lines) = (format!("istio-ingressgateway port {port}"), self.lines());
         lines.iter().rev().find_map(|line| {
             let rest = line.strip_prefix(&wanted)?;
-            let address = rest.strip_prefix(':').or_else(|| Some(rest.strip_prefix(" (")?.split_once("):")?.1))?;
-            let address = address.trim_start().trim_start_matches("http://").trim_start_matches("https://");
+            let address = rest
+                .strip_prefix(':')
+                .or_else(|| Some(rest.strip_prefix(" (")?.split_once("):")?.1))?;
+            let address = address
+                .trim_start()
+                .trim_start_matches("http://")
+                .trim_start_matches("https://");
             address.split(',').next()?.parse().ok()
         })
     }
@@ -258,8 +312,14 @@ impl Mesh {
 
     /// Puts a file of Istio's into the directory, whole at once.
     pub fn put(&self, path: &Path) {
-        let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        self.write(path.file_name().and_then(|name| name.to_str()).expect("a file"), &text);
+        let text =
+            fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        self.write(
+            path.file_name()
+                .and_then(|name| name.to_str())
+                .expect("a file"),
+            &text,
+        );
     }
 
     /// Writes a file into the directory, whole at once.
@@ -276,7 +336,11 @@ impl Mesh {
 
     /// Runs a command of the CLI against this mesh.
     pub fn cli(&self, arguments: &[&str]) -> Output {
-        command(self.plan.home.path()).args(arguments).stdin(Stdio::null()).output().expect("the binary starts")
+        command(self.plan.home.path())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .expect("the binary starts")
     }
 
     /// A command of the CLI, to be started by the test.
@@ -299,14 +363,19 @@ impl Mesh {
 
     /// Runs a program inside a workload.
     pub fn exec(&self, workload: &str, program: &[&str]) -> Output {
-        let arguments: Vec<&str> = ["exec", workload, "--"].iter().chain(program).copied().collect();
+        let arguments: Vec<&str> = ["exec", workload, "--"]
+            .iter()
+            .chain(program)
+            .copied()
+            .collect();
         self.cli(&arguments)
     }
 
     /// GETs a page through the ingress gateway.
     pub fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
         let gateway = self.published(8080).unwrap_or(self.gateway);
-        http::get(gateway, path, headers).unwrap_or_else(|error| panic!("GET {path} through the gateway: {error}"))
+        http::get(gateway, path, headers)
+            .unwrap_or_else(|error| panic!("GET {path} through the gateway: {error}"))
     }
 
     /// Waits until `holds` does; a change takes a moment to reach every proxy.
@@ -315,7 +384,10 @@ impl Mesh {
         while !holds() {
             if Instant::now() > deadline {
                 let status = self.cli(&["status"]);
-                panic!("{what}: did not come to hold\n{}", String::from_utf8_lossy(&status.stdout));
+                panic!(
+                    "{what}: did not come to hold\n{}",
+                    String::from_utf8_lossy(&status.stdout)
+                );
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -360,5 +432,7 @@ fn show_logs(folder: &Path) {
 
 /// Sends a signal to a process of this machine.
 pub fn signal(process: u32, name: &str) {
-    let _ = Command::new("kill").args([&format!("-{name}"), &process.to_string()]).status();
+    let _ = Command::new("kill")
+        .args([&format!("-{name}"), &process.to_string()])
+        .status();
 }

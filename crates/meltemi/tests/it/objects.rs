@@ -41,14 +41,24 @@ fn apply(mesh: &Mesh, text: &str) -> Output {
 
 #[test]
 fn objects_are_applied_shown_deleted_and_survive_a_restart() {
-    let Some(peers) = Peers::of("objects_are_applied_shown_deleted_and_survive_a_restart") else { return };
-    let apps = [peers.recorder("ledger"), peers.recorder("diary"), App::idle("inside")];
-    let plan =
-        Plan::new().argument("--no-gateways").file("apps.yaml", &yaml(&apps)).file("diary.yaml", &teapot("diary", 418));
+    let Some(peers) = Peers::of("objects_are_applied_shown_deleted_and_survive_a_restart") else {
+        return;
+    };
+    let apps = [
+        peers.recorder("ledger"),
+        peers.recorder("diary"),
+        App::idle("inside"),
+    ];
+    let plan = Plan::new()
+        .argument("--no-gateways")
+        .file("apps.yaml", &yaml(&apps))
+        .file("diary.yaml", &teapot("diary", 418));
     let mut mesh = plan.start();
     let ledger = |mesh: &Mesh| curl(mesh, "inside", &["http://ledger:9080/"]).status;
     let diary = |mesh: &Mesh| curl(mesh, "inside", &["http://diary:9080/"]).status;
-    mesh.wait("a file of the directory is in force", || ledger(&mesh) == 200 && diary(&mesh) == 418);
+    mesh.wait("a file of the directory is in force", || {
+        ledger(&mesh) == 200 && diary(&mesh) == 418
+    });
 
     // Apply: new, the same, another.
     let dry = mesh.path("dry.yaml");
@@ -57,67 +67,124 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
         mesh.cli_ok(&["apply", "--dry-run", "-f", &dry.display().to_string()])
             .contains("virtualservice/ledger created (dry run)")
     );
-    assert_eq!(mesh.cli(&["get", "virtualservice", "ledger"]).status.code(), Some(1), "a dry run changes nothing");
+    assert_eq!(
+        mesh.cli(&["get", "virtualservice", "ledger"]).status.code(),
+        Some(1),
+        "a dry run changes nothing"
+    );
     for (status, word) in [(418, "created"), (418, "unchanged"), (451, "configured")] {
         let output = apply(&mesh, &teapot("ledger", status));
         assert!(
-            output.status.success() && both(&output).contains(&format!("virtualservice/ledger {word}")),
+            output.status.success()
+                && both(&output).contains(&format!("virtualservice/ledger {word}")),
             "{output:?}"
         );
         mesh.wait("what was applied is in force", || ledger(&mesh) == status);
     }
 
     // Get, in every form.
-    assert_eq!(mesh.cli_ok(&["get", "vs", "-o", "name"]), "virtualservice/diary\nvirtualservice/ledger\n");
-    let json = |arguments: &[&str]| serde_json::from_str::<Value>(&mesh.cli_ok(arguments)).expect("JSON");
+    assert_eq!(
+        mesh.cli_ok(&["get", "vs", "-o", "name"]),
+        "virtualservice/diary\nvirtualservice/ledger\n"
+    );
+    let json =
+        |arguments: &[&str]| serde_json::from_str::<Value>(&mesh.cli_ok(arguments)).expect("JSON");
     // The file still says 418.
-    for arguments in [&["get", "vs/ledger", "-o", "json"][..], &["get", "-f", &dry.display().to_string(), "-o", "json"]]
-    {
-        assert_eq!(json(arguments)["spec"]["http"][0]["fault"]["abort"]["httpStatus"], 451, "{arguments:?}");
+    for arguments in [
+        &["get", "vs/ledger", "-o", "json"][..],
+        &["get", "-f", &dry.display().to_string(), "-o", "json"],
+    ] {
+        assert_eq!(
+            json(arguments)["spec"]["http"][0]["fault"]["abort"]["httpStatus"],
+            451,
+            "{arguments:?}"
+        );
     }
-    assert!(mesh.cli_ok(&["get", "virtualservices", "-o", "yaml"]).contains("kind: List"));
+    assert!(
+        mesh.cli_ok(&["get", "virtualservices", "-o", "yaml"])
+            .contains("kind: List")
+    );
     let wide = mesh.cli_ok(&["get", "virtualservices", "-o", "wide"]);
-    assert!(wide.contains("diary.yaml") && wide.contains("applied"), "{wide}");
+    assert!(
+        wide.contains("diary.yaml") && wide.contains("applied"),
+        "{wide}"
+    );
     let one = json(&["get", "vs/ledger", "-o", "json"]);
-    let created = one["metadata"]["creationTimestamp"].as_str().expect("when it was applied").to_owned();
-    assert!(mesh.cli_ok(&["get", "vs/ledger", "-o", "yaml"]).contains(&created));
-    assert!(both(&mesh.cli(&["get", "vs", "-n", "elsewhere"])).contains("No objects found in namespace \"elsewhere\""));
+    let created = one["metadata"]["creationTimestamp"]
+        .as_str()
+        .expect("when it was applied")
+        .to_owned();
+    assert!(
+        mesh.cli_ok(&["get", "vs/ledger", "-o", "yaml"])
+            .contains(&created)
+    );
+    assert!(
+        both(&mesh.cli(&["get", "vs", "-n", "elsewhere"]))
+            .contains("No objects found in namespace \"elsewhere\"")
+    );
     let unknown = mesh.cli(&["get", "virtualservice", "nobody"]);
     assert_eq!(unknown.status.code(), Some(1));
     assert!(both(&unknown).contains("not found"), "{unknown:?}");
 
     // An object that the directory holds is changed there, and the answer says where.
     let output = apply(&mesh, &teapot("diary", 451));
-    assert!(output.status.success() && both(&output).contains("diary.yaml"), "{output:?}");
+    assert!(
+        output.status.success() && both(&output).contains("diary.yaml"),
+        "{output:?}"
+    );
     mesh.wait("the directory's object is changed", || diary(&mesh) == 451);
     let text = fs::read_to_string(mesh.config().join("diary.yaml")).expect("it is still there");
     assert!(text.contains("451"), "{text}");
 
     // A refused object changes nothing and is told with its place.
-    let output = apply(&mesh, &teapot("ledger", 418).replace("httpStatus", "httpStats"));
+    let output = apply(
+        &mesh,
+        &teapot("ledger", 418).replace("httpStatus", "httpStats"),
+    );
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(both(&output).contains("httpStats") && both(&output).contains("did you mean httpStatus?"), "{output:?}");
+    assert!(
+        both(&output).contains("httpStats") && both(&output).contains("did you mean httpStatus?"),
+        "{output:?}"
+    );
     assert_eq!(ledger(&mesh), 451);
 
     mesh.stop();
     mesh.start_again();
-    mesh.wait("what was applied survives", || ledger(&mesh) == 451 && diary(&mesh) == 451);
-    let one: Value = serde_json::from_str(&mesh.cli_ok(&["get", "vs/ledger", "-o", "json"])).expect("JSON");
-    assert_eq!(one["metadata"]["creationTimestamp"], created, "it is as old as it was");
+    mesh.wait("what was applied survives", || {
+        ledger(&mesh) == 451 && diary(&mesh) == 451
+    });
+    let one: Value =
+        serde_json::from_str(&mesh.cli_ok(&["get", "vs/ledger", "-o", "json"])).expect("JSON");
+    assert_eq!(
+        one["metadata"]["creationTimestamp"], created,
+        "it is as old as it was"
+    );
 
     let file = mesh.path("applied.yaml").display().to_string();
     fs::write(&file, teapot("ledger", 451)).expect("a writable folder");
-    assert!(mesh.cli_ok(&["delete", "-f", &file]).contains("virtualservice/ledger deleted"));
+    assert!(
+        mesh.cli_ok(&["delete", "-f", &file])
+            .contains("virtualservice/ledger deleted")
+    );
     mesh.wait("the deleted object is gone", || ledger(&mesh) == 200);
     let again = mesh.cli(&["delete", "virtualservice", "ledger"]);
     assert!(
         again.status.code() == Some(1)
-            && both(&again)
-                .contains("virtualservices.networking.istio.io \"ledger\" not found in namespace \"default\""),
+            && both(&again).contains(
+                "virtualservices.networking.istio.io \"ledger\" not found in namespace \"default\""
+            ),
         "{again:?}"
     );
-    assert_eq!(both(&again), both(&unknown).replace("nobody", "ledger"), "one wording");
-    assert!(mesh.cli(&["delete", "vs", "ledger", "--ignore-not-found"]).status.success());
+    assert_eq!(
+        both(&again),
+        both(&unknown).replace("nobody", "ledger"),
+        "one wording"
+    );
+    assert!(
+        mesh.cli(&["delete", "vs", "ledger", "--ignore-not-found"])
+            .status
+            .success()
+    );
     mesh.cli_ok(&["delete", "vs/diary"]);
     mesh.wait("deleted from the directory", || diary(&mesh) == 200);
     let left = fs::read_to_string(mesh.config().join("diary.yaml")).unwrap_or_default();
@@ -126,7 +193,11 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
 
 #[test]
 fn mistakes_are_told_with_their_place_and_the_last_good_object_stays() {
-    let Some(peers) = Peers::of("mistakes_are_told_with_their_place_and_the_last_good_object_stays") else { return };
+    let Some(peers) =
+        Peers::of("mistakes_are_told_with_their_place_and_the_last_good_object_stays")
+    else {
+        return;
+    };
     let apps = [peers.recorder("ledger"), App::idle("inside")];
     let plan = Plan::new()
         .argument("--no-gateways")
@@ -144,22 +215,46 @@ fn mistakes_are_told_with_their_place_and_the_last_good_object_stays() {
     mesh.wait("the good object is in force", || ledger(&mesh) == 418);
 
     // Not YAML at all, in line 6.
-    mesh.write("ledger.yaml", &teapot("ledger", 451).replace("hosts: [ledger]", "hosts: [ledger"));
+    mesh.write(
+        "ledger.yaml",
+        &teapot("ledger", 451).replace("hosts: [ledger]", "hosts: [ledger"),
+    );
     says(&mesh, "broken YAML", &["ledger.yaml:", "error"]);
-    let line = told(&mesh).lines().find(|line| line.contains("ledger.yaml:")).map(str::to_owned).expect("a line");
-    let place: Vec<&str> = line.split("ledger.yaml:").nth(1).expect("a place").splitn(3, ':').collect();
-    assert!(place.len() == 3 && place[..2].iter().all(|n| n.parse::<u32>().is_ok()), "file:line:column in {line:?}");
+    let line = told(&mesh)
+        .lines()
+        .find(|line| line.contains("ledger.yaml:"))
+        .map(str::to_owned)
+        .expect("a line");
+    let place: Vec<&str> = line
+        .split("ledger.yaml:")
+        .nth(1)
+        .expect("a place")
+        .splitn(3, ':')
+        .collect();
+    assert!(
+        place.len() == 3 && place[..2].iter().all(|n| n.parse::<u32>().is_ok()),
+        "file:line:column in {line:?}"
+    );
     assert_eq!(ledger(&mesh), 418, "the last good object stays");
 
     // Across a restart, too.
     mesh.stop();
     mesh.start_again();
-    mesh.wait("the last good object is in force after a restart", || ledger(&mesh) == 418);
+    mesh.wait("the last good object is in force after a restart", || {
+        ledger(&mesh) == 418
+    });
     says(&mesh, "after the restart", &["ledger.yaml:"]);
 
     // A field that does not exist.
-    mesh.write("ledger.yaml", &teapot("ledger", 451).replace("httpStatus", "httpStats"));
-    says(&mesh, "unknown field", &["ledger.yaml:10:9", "httpStats", "did you mean httpStatus?"]);
+    mesh.write(
+        "ledger.yaml",
+        &teapot("ledger", 451).replace("httpStatus", "httpStats"),
+    );
+    says(
+        &mesh,
+        "unknown field",
+        &["ledger.yaml:10:9", "httpStats", "did you mean httpStatus?"],
+    );
     assert_eq!(ledger(&mesh), 418);
 
     // A value that cannot be.
@@ -170,57 +265,106 @@ fn mistakes_are_told_with_their_place_and_the_last_good_object_stays() {
     // Repaired: the finding goes, the object comes.
     mesh.write("ledger.yaml", &teapot("ledger", 451));
     mesh.wait("the repaired object is in force", || ledger(&mesh) == 451);
-    mesh.wait("nothing is left to say", || !told(&mesh).contains("ledger.yaml"));
+    mesh.wait("nothing is left to say", || {
+        !told(&mesh).contains("ledger.yaml")
+    });
 
     // The same object in two files: the first file counts.
     mesh.write("twice.yaml", &teapot("ledger", 418));
     says(&mesh, "duplicate", &["twice.yaml", "ledger.yaml"]);
     assert_eq!(ledger(&mesh), 451);
     mesh.take_out("twice.yaml");
-    mesh.wait("the duplicate is gone", || !told(&mesh).contains("twice.yaml"));
+    mesh.wait("the duplicate is gone", || {
+        !told(&mesh).contains("twice.yaml")
+    });
 
     // A kind and a host that nobody knows.
     mesh.write(
         "unknown.yaml",
         "apiVersion: networking.istio.io/v1\nkind: VirtualServise\nmetadata: {name: x}\nspec: {}\n",
     );
-    says(&mesh, "unknown kind", &["unknown.yaml:", "VirtualServise", "did you mean VirtualService?"]);
+    says(
+        &mesh,
+        "unknown kind",
+        &[
+            "unknown.yaml:",
+            "VirtualServise",
+            "did you mean VirtualService?",
+        ],
+    );
     mesh.write("unknown.yaml", &teapot("diary", 418));
     says(&mesh, "reference to nothing", &["unknown.yaml:", "diary"]);
     mesh.take_out("unknown.yaml");
 
     // An image that is no program of this machine.
-    let deployment =
-        App::idle("other").yaml().replace("        image: none\n", "        image: registry.example/other:1\n");
-    let without_command: String =
-        deployment.lines().filter(|line| !line.contains("command:")).flat_map(|line| [line, "\n"]).collect();
+    let deployment = App::idle("other").yaml().replace(
+        "        image: none\n",
+        "        image: registry.example/other:1\n",
+    );
+    let without_command: String = deployment
+        .lines()
+        .filter(|line| !line.contains("command:"))
+        .flat_map(|line| [line, "\n"])
+        .collect();
     mesh.write("other.yaml", &without_command);
-    mesh.wait("the image is named", || mesh.said("registry.example/other:1 is no program of this machine"));
+    mesh.wait("the image is named", || {
+        mesh.said("registry.example/other:1 is no program of this machine")
+    });
     assert!(
-        mesh.lines().iter().any(|line| line.contains("other.yaml:") && line.contains("image map")),
+        mesh.lines()
+            .iter()
+            .any(|line| line.contains("other.yaml:") && line.contains("image map")),
         "{:?}",
         mesh.lines()
     );
 
     // A program that is not there, and one that ends.
-    let crasher =
-        |command: &[&str]| App::new("crasher", &[], command.iter().map(|word| (*word).to_owned()).collect()).yaml();
+    let crasher = |command: &[&str]| {
+        App::new(
+            "crasher",
+            &[],
+            command.iter().map(|word| (*word).to_owned()).collect(),
+        )
+        .yaml()
+    };
     mesh.write("crasher.yaml", &crasher(&["no-such-program"]));
     let state = |mesh: &Mesh| workload(mesh, "crasher-0");
     mesh.wait("a missing program is told", || {
-        state(&mesh).is_some_and(|w| w["app"]["last_exit"].as_str().is_some_and(|text| text.contains("not found")))
+        state(&mesh).is_some_and(|w| {
+            w["app"]["last_exit"]
+                .as_str()
+                .is_some_and(|text| text.contains("not found"))
+        })
     });
     mesh.write("crasher.yaml", &crasher(&["sh", "-c", "echo oops; exit 3"]));
     mesh.wait("it is started again and again", || {
-        state(&mesh).is_some_and(|w| w["app"]["restarts"].as_u64() >= Some(3) && w["app"]["last_exit"] == "exit code 3")
+        state(&mesh).is_some_and(|w| {
+            w["app"]["restarts"].as_u64() >= Some(3) && w["app"]["last_exit"] == "exit code 3"
+        })
     });
     mesh.wait("its status shows it", || {
-        mesh.cli_ok(&["status"]).lines().any(|line| line.contains("crasher-0") && line.contains("CrashLoopBackOff"))
+        mesh.cli_ok(&["status"])
+            .lines()
+            .any(|line| line.contains("crasher-0") && line.contains("CrashLoopBackOff"))
     });
     assert!(mesh.cli_ok(&["logs", "crasher"]).contains("oops"));
-    let told = |text: &str| mesh.lines().iter().filter(|line| line.contains(text)).count();
-    assert_eq!(told("workload default/crasher-0: its program fails again and again (exit code 3)"), 1, "told once");
-    assert_eq!(told("`meltemi logs -n default crasher-0` shows what it said"), 1, "{:?}", mesh.lines());
+    let told = |text: &str| {
+        mesh.lines()
+            .iter()
+            .filter(|line| line.contains(text))
+            .count()
+    };
+    assert_eq!(
+        told("workload default/crasher-0: its program fails again and again (exit code 3)"),
+        1,
+        "told once"
+    );
+    assert_eq!(
+        told("`meltemi logs -n default crasher-0` shows what it said"),
+        1,
+        "{:?}",
+        mesh.lines()
+    );
     assert_eq!(ledger(&mesh), 451, "the rest keeps running");
 }
 
@@ -236,26 +380,45 @@ fn the_demo_gives_way_to_what_the_user_says() {
         )
     };
     let mesh = Plan::new().demo().file("way-in.yaml", &way_in(418)).start();
-    mesh.wait("the directory's object counts", || mesh.get("/productpage", &[]).status == 418);
+    mesh.wait("the directory's object counts", || {
+        mesh.get("/productpage", &[]).status == 418
+    });
     let told = both(&mesh.cli(&["status"]));
-    assert!(!told.contains("MEL0402") && !told.contains("bookinfo"), "{told}");
+    assert!(
+        !told.contains("MEL0402") && !told.contains("bookinfo"),
+        "{told}"
+    );
     mesh.take_out("way-in.yaml");
-    mesh.wait("without it the demo's own does", || mesh.get("/productpage", &[]).status == 200);
+    mesh.wait("without it the demo's own does", || {
+        mesh.get("/productpage", &[]).status == 200
+    });
 
     // Applied objects come before the demo's, and go again.
     assert!(both(&apply(&mesh, &way_in(429))).contains("virtualservice/bookinfo configured"));
-    mesh.wait("what was applied counts", || mesh.get("/productpage", &[]).status == 429);
+    mesh.wait("what was applied counts", || {
+        mesh.get("/productpage", &[]).status == 429
+    });
     let deleted = both(&mesh.cli(&["delete", "vs", "bookinfo"]));
-    assert!(deleted.contains("virtualservice/bookinfo deleted") && deleted.contains("is in force again"), "{deleted}");
-    mesh.wait("the demo's own is back", || mesh.get("/productpage", &[]).status == 200);
+    assert!(
+        deleted.contains("virtualservice/bookinfo deleted")
+            && deleted.contains("is in force again"),
+        "{deleted}"
+    );
+    mesh.wait("the demo's own is back", || {
+        mesh.get("/productpage", &[]).status == 200
+    });
 
-    // What the mesh is built on cannot be configured away: it is told, and the rest of the text counts.
+    // What the mesh is built on cannot be configured away: it is told, and the rest of the text
+    // counts.
     let settings = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    \
                     trustDomain: example.org\n    proxyListenPort: 16001\n    proxyInboundListenPort: 16006\n    \
                     accessLogFile: /dev/stdout\n    accessLogFormat: \"counted %RESPONSE_CODE%\\n\"\n";
     let output = apply(&mesh, settings);
     let told = both(&output);
-    assert!(output.status.success() && told.contains("configmap/istio configured"), "{told}");
+    assert!(
+        output.status.success() && told.contains("configmap/istio configured"),
+        "{told}"
+    );
     for words in [
         "applied.yaml:6: error[MEL0313]: ConfigMap/istio.istio-system: data.mesh: trustDomain: example.org",
         "applied.yaml:7: error[MEL0313]: ConfigMap/istio.istio-system: data.mesh: proxyListenPort: 16001",
@@ -265,16 +428,34 @@ fn the_demo_gives_way_to_what_the_user_says() {
         assert!(told.contains(words), "{words:?} in {told}");
     }
     mesh.wait("the rest of it is in force", || {
-        let call = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "http://reviews:9080/reviews/0"];
+        let call = [
+            "curl",
+            "-s",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            "http://reviews:9080/reviews/0",
+        ];
         let answer = mesh.exec("productpage-v1", &call);
-        assert_eq!(String::from_utf8_lossy(&answer.stdout), "200", "calls go on: {answer:?}");
-        mesh.cli_ok(&["logs", "productpage-v1", "-c", "proxy"]).contains("\ncounted 200")
+        assert_eq!(
+            String::from_utf8_lossy(&answer.stdout),
+            "200",
+            "calls go on: {answer:?}"
+        );
+        mesh.cli_ok(&["logs", "productpage-v1", "-c", "proxy"])
+            .contains("\ncounted 200")
     });
     assert!(both(&mesh.cli(&["status"])).contains("MEL0313"));
 }
 
 /// What the status says of one replica.
 pub fn workload(mesh: &Mesh, pod: &str) -> Option<Value> {
-    let status: Value = serde_json::from_str(&mesh.cli_ok(&["status", "-o", "json"])).expect("JSON");
-    status["workloads"].as_array()?.iter().find(|w| w["key"]["pod"] == pod).cloned()
+    let status: Value =
+        serde_json::from_str(&mesh.cli_ok(&["status", "-o", "json"])).expect("JSON");
+    status["workloads"]
+        .as_array()?
+        .iter()
+        .find(|w| w["key"]["pod"] == pod)
+        .cloned()
 }

@@ -38,7 +38,9 @@ impl Peers {
         if !has_namespaces(test) {
             return None;
         }
-        if let Some(program) = ["curl", "openssl"].iter().find(|program| !succeeds(Command::new(program).arg("--help")))
+        if let Some(program) = ["curl", "openssl"]
+            .iter()
+            .find(|program| !succeeds(Command::new(program).arg("--help")))
         {
             return missing(&format!("{program} is not installed"));
         }
@@ -48,13 +50,19 @@ impl Peers {
     /// Python alone, for tests without a mesh.
     pub fn python(test: &str) -> Option<Self> {
         let python = place("MELTEMI_PYTHON", "python");
-        if !succeeds(
-            Command::new(&python).args(["-c", "import envoy.service.discovery.v3.ads_pb2_grpc, grpc, websockets"]),
-        ) {
-            crate::skip(test, "there is no Python with grpcio, xds-protos and websockets (cargo xtask peers)");
+        if !succeeds(Command::new(&python).args([
+            "-c",
+            "import envoy.service.discovery.v3.ads_pb2_grpc, grpc, websockets",
+        ])) {
+            crate::skip(
+                test,
+                "there is no Python with grpcio, xds-protos and websockets (cargo xtask peers)",
+            );
             return None;
         }
-        Some(Self { python: python.display().to_string() })
+        Some(Self {
+            python: python.display().to_string(),
+        })
     }
 
     /// The command line of one of the programs beside the tests.
@@ -66,13 +74,25 @@ impl Peers {
 
     /// An application that records what reaches it: HTTP or echo on 9080 and 9081.
     pub fn recorder(&self, name: &str) -> App {
-        App::new(name, &[("http", 9080), ("tcp", 9081)], self.program("recorder.py", &[name, "9080", "9081"]))
+        App::new(
+            name,
+            &[("http", 9080), ("tcp", 9081)],
+            self.program("recorder.py", &[name, "9080", "9081"]),
+        )
     }
 }
 
 /// Whether a mesh can run here; false after a visible skip.
 pub fn has_namespaces(test: &str) -> bool {
-    let namespaces = ["--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "true"];
+    let namespaces = [
+        "--user",
+        "--map-root-user",
+        "--net",
+        "--mount",
+        "--pid",
+        "--fork",
+        "true",
+    ];
     let has = succeeds(Command::new("unshare").args(namespaces));
     if !has {
         crate::skip(test, "this machine forbids user namespaces");
@@ -92,12 +112,22 @@ pub fn envoy(test: &str) -> Option<PathBuf> {
 
 /// Where the variable says, else where `cargo xtask peers` puts it.
 fn place(variable: &str, program: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("/"));
-    std::env::var_os(variable).map_or_else(|| root.join("target/peers/python/bin").join(program), PathBuf::from)
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .unwrap_or(Path::new("/"));
+    std::env::var_os(variable).map_or_else(
+        || root.join("target/peers/python/bin").join(program),
+        PathBuf::from,
+    )
 }
 
 fn script(name: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/foreign").join(name).display().to_string()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/foreign")
+        .join(name)
+        .display()
+        .to_string()
 }
 
 fn succeeds(command: &mut Command) -> bool {
@@ -121,8 +151,17 @@ pub struct App {
 impl App {
     /// Ports by the Service's name for them.
     pub fn new(name: &str, ports: &[(&str, u16)], command: Vec<String>) -> Self {
-        let ports = ports.iter().map(|(name, port)| ((*name).to_owned(), *port)).collect();
-        Self { name: name.to_owned(), ports, command, labels: String::new(), annotations: String::new() }
+        let ports = ports
+            .iter()
+            .map(|(name, port)| ((*name).to_owned(), *port))
+            .collect();
+        Self {
+            name: name.to_owned(),
+            ports,
+            command,
+            labels: String::new(),
+            annotations: String::new(),
+        }
     }
 
     /// A place to run commands in.
@@ -144,11 +183,22 @@ impl App {
 
     /// As YAML.
     pub fn yaml(&self) -> String {
-        let Self { name, ports, command, labels, annotations } = self;
+        let Self {
+            name,
+            ports,
+            command,
+            labels,
+            annotations,
+        } = self;
         let list = |item: &dyn Fn(&str, u16) -> String| {
-            ports.iter().map(|(name, port)| item(name, *port)).collect::<Vec<_>>().join(", ")
+            ports
+                .iter()
+                .map(|(name, port)| item(name, *port))
+                .collect::<Vec<_>>()
+                .join(", ")
         };
-        let mut text = format!("---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}}}\n");
+        let mut text =
+            format!("---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}}}\n");
         if !ports.is_empty() {
             let ports = list(&|name, port| format!("{{name: {name}, port: {port}}}"));
             let _ = write!(
@@ -198,38 +248,64 @@ pub struct Dialogue {
 impl Dialogue {
     /// Starts it.
     pub fn start(command: &mut Command) -> Self {
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the program starts");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
         let (send, lines) = channel();
         let output = BufReader::new(child.stdout.take().expect("its output is piped"));
-        std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
-        Self { input: child.stdin.take(), child, lines }
+        std::thread::spawn(move || {
+            output
+                .lines()
+                .map_while(Result::ok)
+                .try_for_each(|line| send.send(line))
+        });
+        Self {
+            input: child.stdin.take(),
+            child,
+            lines,
+        }
     }
 
     /// Starts it inside a workload.
     pub fn inside(mesh: &Mesh, workload: &str, program: &[String]) -> Self {
-        Self::start(mesh.cli_command().args(["exec", workload, "--"]).args(program))
+        Self::start(
+            mesh.cli_command()
+                .args(["exec", workload, "--"])
+                .args(program),
+        )
     }
 
     /// A connection from inside a workload, held open.
     pub fn talk(mesh: &Mesh, peers: &Peers, workload: &str, host: &str, port: u16) -> Self {
-        let dialogue = Self::inside(mesh, workload, &peers.program("talk.py", &[host, &port.to_string()]));
+        let dialogue = Self::inside(
+            mesh,
+            workload,
+            &peers.program("talk.py", &[host, &port.to_string()]),
+        );
         assert_eq!(dialogue.hear(), "connected", "{workload} to {host}:{port}");
         dialogue
     }
 
     /// The next line.
     pub fn hear(&self) -> String {
-        self.lines.recv_timeout(PATIENCE).unwrap_or_else(|error| format!("no answer: {error}"))
+        self.lines
+            .recv_timeout(PATIENCE)
+            .unwrap_or_else(|error| format!("no answer: {error}"))
     }
 
     /// The next line, where silence is a failure.
     pub fn hear_or_fail(&self, why: &str) -> String {
-        self.lines.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("{why}: no line came: {error}"))
+        self.lines
+            .recv_timeout(PATIENCE)
+            .unwrap_or_else(|error| panic!("{why}: no line came: {error}"))
     }
 
     /// Says a line.
     pub fn say(&mut self, line: &str) {
-        writeln!(self.input.as_mut().expect("still open"), "{line}").unwrap_or_else(|error| panic!("{line}: {error}"));
+        writeln!(self.input.as_mut().expect("still open"), "{line}")
+            .unwrap_or_else(|error| panic!("{line}: {error}"));
     }
 
     /// Says a line and hears the answer.
@@ -282,8 +358,10 @@ pub fn curl(mesh: &Mesh, workload: &str, arguments: &[&str]) -> Curl {
 
 /// Calls a URL from the machine itself.
 pub fn curl_here(arguments: &[&str]) -> Curl {
-    let output =
-        Command::new("curl").args(["-sS", "--max-time", "20", "-w", "\n%{http_code}"]).args(arguments).output();
+    let output = Command::new("curl")
+        .args(["-sS", "--max-time", "20", "-w", "\n%{http_code}"])
+        .args(arguments)
+        .output();
     told(&output.expect("curl starts"))
 }
 
@@ -298,21 +376,59 @@ fn told(output: &Output) -> Curl {
     }
 }
 
-/// A certificate authority of the test's own, and a server certificate below it: `ca.pem`, `NAME.pem`, `NAME.key`.
+/// A certificate authority of the test's own, and a server certificate below it: `ca.pem`,
+/// `NAME.pem`, `NAME.key`.
 pub fn certificates(folder: &Path, name: &str, hosts: &[&str]) {
     let run = |arguments: &[&str]| {
-        let output = Command::new("openssl").current_dir(folder).args(arguments).output().expect("openssl starts");
-        assert!(output.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = Command::new("openssl")
+            .current_dir(folder)
+            .args(arguments)
+            .output()
+            .expect("openssl starts");
+        assert!(
+            output.status.success(),
+            "openssl {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     };
-    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+    let key = [
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+    ];
     if !folder.join("ca.pem").exists() {
-        let authority = ["-x509", "-days", "2", "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem"];
+        let authority = [
+            "-x509",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=test authority",
+            "-keyout",
+            "ca.key",
+            "-out",
+            "ca.pem",
+        ];
         run(&[&["req"][..], &key, &authority].concat());
     }
     let names: Vec<String> = hosts.iter().map(|host| format!("DNS:{host}")).collect();
-    let (subject, names) = (format!("/CN={name}"), format!("subjectAltName={}", names.join(",")));
+    let (subject, names) = (
+        format!("/CN={name}"),
+        format!("subjectAltName={}", names.join(",")),
+    );
     let (key_file, certificate) = (format!("{name}.key"), format!("{name}.pem"));
-    let issued = ["-x509", "-days", "2", "-CA", "ca.pem", "-CAkey", "ca.key", "-subj", &subject, "-addext", &names];
-    let files = ["-addext", "basicConstraints=critical,CA:FALSE", "-keyout", &key_file, "-out", &certificate];
+    let issued = [
+        "-x509", "-days", "2", "-CA", "ca.pem", "-CAkey", "ca.key", "-subj", &subject, "-addext",
+        &names,
+    ];
+    let files = [
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
+        "-keyout",
+        &key_file,
+        "-out",
+        &certificate,
+    ];
     run(&[&["req"][..], &key, &issued, &files].concat());
 }

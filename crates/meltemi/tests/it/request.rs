@@ -33,27 +33,55 @@ fn bootstrap() -> String {
 
 #[test]
 fn xds_in_plaintext_is_for_whoever_asks() {
-    let Some(peers) = Peers::of("xds_in_plaintext_is_for_whoever_asks") else { return };
+    let Some(peers) = Peers::of("xds_in_plaintext_is_for_whoever_asks") else {
+        return;
+    };
     for is_wanted in [true, false] {
         let plan = Plan::new().argument("--no-gateways");
-        let plan = if is_wanted { plan.argument("--plaintext-xds") } else { plan };
+        let plan = if is_wanted {
+            plan.argument("--plaintext-xds")
+        } else {
+            plan
+        };
         let file = plan.path("bootstrap.json");
         fs::write(&file, bootstrap()).expect("a writable folder");
-        let words = [&crate::binary().display().to_string(), "proxy", "-c", &file.display().to_string()];
+        let words = [
+            &crate::binary().display().to_string(),
+            "proxy",
+            "-c",
+            &file.display().to_string(),
+        ];
         let guest = App::new("guest", &[], words.map(str::to_owned).to_vec()).unmeshed();
         let apps = [peers.recorder("ledger"), App::idle("inside"), guest];
         let mesh = plan.file("apps.yaml", &yaml(&apps)).start();
         if !is_wanted {
             let refused = curl(&mesh, "guest", &["http://10.44.0.1:15010/"]);
-            assert_eq!((refused.status, refused.code), (0, 7), "nobody listens: {}", refused.text);
+            assert_eq!(
+                (refused.status, refused.code),
+                (0, 7),
+                "nobody listens: {}",
+                refused.text
+            );
             continue;
         }
         mesh.wait("a proxy without any proof gets configuration", || {
             let clusters = curl(&mesh, "guest", &["http://127.0.0.1:19000/clusters"]);
-            clusters.status == 200 && clusters.text.contains("outbound|9080||ledger.default.svc.cluster.local")
+            clusters.status == 200
+                && clusters
+                    .text
+                    .contains("outbound|9080||ledger.default.svc.cluster.local")
         });
         // Through a sidecar as well, which passes on what is not the mesh's.
-        let answered = curl(&mesh, "inside", &["--http2-prior-knowledge", "http://10.44.0.1:15010/"]);
-        assert_eq!((answered.status, answered.code), (200, 0), "gRPC refuses in the trailers: {}", answered.text);
+        let answered = curl(
+            &mesh,
+            "inside",
+            &["--http2-prior-knowledge", "http://10.44.0.1:15010/"],
+        );
+        assert_eq!(
+            (answered.status, answered.code),
+            (200, 0),
+            "gRPC refuses in the trailers: {}",
+            answered.text
+        );
     }
 }

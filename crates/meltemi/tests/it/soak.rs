@@ -1,5 +1,5 @@
-//! A minute of load during which everything changes: routes, subsets, policies, certificates, the control plane. No request
-//! may fail, and no open connection may be cut.
+//! A minute of load during which everything changes: routes, subsets, policies, certificates, the
+//! control plane. No request may fail, and no open connection may be cut.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,9 +21,10 @@ const GRPC: &str = "stream:50051";
 
 /// The load's target in two versions, the client, and names for the two streams' servers.
 fn workloads(load: &Path) -> String {
-    let deployment = |name: &str, app: &str, version: &str, account: &str, command: &str, ports: &str| {
-        format!(
-            "---
+    let deployment =
+        |name: &str, app: &str, version: &str, account: &str, command: &str, ports: &str| {
+            format!(
+                "---
 apiVersion: v1
 kind: ServiceAccount
 metadata: {{name: {account}}}
@@ -40,12 +41,19 @@ spec:
       containers:
       - {{name: app, image: soak, command: {command}{ports}}}
 "
-        )
-    };
+            )
+        };
     let serve = |version: &str| {
         let command = serde_json::json!([load, "serve", "8080", version]);
         let name = format!("target-{version}");
-        deployment(&name, "target", version, &name, &command.to_string(), ", ports: [{containerPort: 8080}]")
+        deployment(
+            &name,
+            "target",
+            version,
+            &name,
+            &command.to_string(),
+            ", ports: [{containerPort: 8080}]",
+        )
     };
     let service = |name: &str, port: &str| {
         format!(
@@ -95,7 +103,9 @@ spec:
 fn route(step: u32, weights: &[(&str, u32)], more: &str) -> Change {
     let destinations: Vec<String> = weights
         .iter()
-        .map(|(subset, weight)| format!("{{destination: {{host: target, subset: {subset}}}, weight: {weight}}}"))
+        .map(|(subset, weight)| {
+            format!("{{destination: {{host: target, subset: {subset}}}, weight: {weight}}}")
+        })
         .collect();
     let text = format!(
         "apiVersion: networking.istio.io/v1
@@ -177,7 +187,11 @@ fn change(step: u32) -> Change {
         2 => route(step, &[("v1", 50), ("canary", 50)], "\n    timeout: 15s"),
         3 => allow(step),
         4 => mutual_tls("STRICT"),
-        5 => route(step, &[("v2", 100)], "\n    retries: {attempts: 2, retryOn: 5xx}"),
+        5 => route(
+            step,
+            &[("v2", 100)],
+            "\n    retries: {attempts: 2, retryOn: 5xx}",
+        ),
         6 => subsets(false, &simple("ROUND_ROBIN")),
         7 => stream_routes(step),
         8 => deny(step),
@@ -194,7 +208,11 @@ fn change(step: u32) -> Change {
 /// The example that makes the load: cargo builds examples before it runs tests.
 fn load() -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a file");
-    let built = test.ancestors().nth(2).expect("tests lie in a folder of the profile").join("examples/load");
+    let built = test
+        .ancestors()
+        .nth(2)
+        .expect("tests lie in a folder of the profile")
+        .join("examples/load");
     assert!(
         built.exists(),
         "{} is missing: build it with cargo build --package meltemi --example load",
@@ -204,17 +222,26 @@ fn load() -> PathBuf {
 }
 
 fn seconds() -> u32 {
-    std::env::var("MELTEMI_SOAK_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
+    std::env::var("MELTEMI_SOAK_SECONDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(60)
 }
 
 /// Process id of this mesh's control plane; other meshes on the machine have theirs.
 fn control_plane(supervisor: u32) -> Option<u32> {
     let parent = |pid: u32| -> Option<u32> {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("PPid:"))?
+            .trim()
+            .parse()
+            .ok()
     };
     let descends = |pid: u32| {
-        let mut ancestors = std::iter::successors(Some(pid), |pid| parent(*pid).filter(|parent| *parent > 1));
+        let mut ancestors =
+            std::iter::successors(Some(pid), |pid| parent(*pid).filter(|parent| *parent > 1));
         ancestors.any(|ancestor| ancestor == supervisor)
     };
     let processes = fs::read_dir("/proc").expect("Linux").flatten();
@@ -229,7 +256,11 @@ fn control_plane(supervisor: u32) -> Option<u32> {
 fn inside(mesh: &Mesh, program: &[&str]) -> Child {
     let mut command = mesh.cli_command();
     command.args(["exec", "client", "--"]).args(program);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the binary starts")
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary starts")
 }
 
 fn output(child: Child, what: &str) -> String {
@@ -241,27 +272,53 @@ fn output(child: Child, what: &str) -> String {
 
 /// Serial numbers of the client's certificates, as its proxy shows them.
 fn certificates(mesh: &Mesh) -> String {
-    let text =
-        String::from_utf8(mesh.exec("client", &["curl", "-sS", "http://127.0.0.1:15000/certs"]).stdout).expect("JSON");
-    let certs: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    let text = String::from_utf8(
+        mesh.exec("client", &["curl", "-sS", "http://127.0.0.1:15000/certs"])
+            .stdout,
+    )
+    .expect("JSON");
+    let certs: Value =
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
     let chains = certs["certificates"].as_array().expect("a list").iter();
-    let serials = chains.flat_map(|entry| entry["cert_chain"].as_array().cloned().unwrap_or_default());
-    serials.map(|cert| cert["serial_number"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>().join(" ")
+    let serials =
+        chains.flat_map(|entry| entry["cert_chain"].as_array().cloned().unwrap_or_default());
+    serials
+        .map(|cert| {
+            cert["serial_number"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        })
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// The route's step in force, as an answer shows it.
 fn step_in_force(mesh: &Mesh) -> String {
-    let answer = mesh.exec("client", &["curl", "-sS", "-D-", "-o/dev/null", "http://target:8080/"]);
+    let answer = mesh.exec(
+        "client",
+        &["curl", "-sS", "-D-", "-o/dev/null", "http://target:8080/"],
+    );
     let text = String::from_utf8_lossy(&answer.stdout).to_lowercase();
-    text.lines().find_map(|line| line.strip_prefix("x-step: ")).unwrap_or_default().trim().to_owned()
+    text.lines()
+        .find_map(|line| line.strip_prefix("x-step: "))
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 #[test]
 fn nothing_fails_while_everything_changes() {
-    let Some(Peers { python }) = Peers::of("nothing_fails_while_everything_changes") else { return };
+    let Some(Peers { python }) = Peers::of("nothing_fails_while_everything_changes") else {
+        return;
+    };
     let (load, seconds) = (load(), seconds());
-    let (_, Some(first_subsets)) = subsets(false, "simple: ROUND_ROBIN") else { unreachable!("it has a text") };
-    let (_, Some(first_route)) = route(0, &[("v1", 50), ("v2", 50)], "") else { unreachable!("it has a text") };
+    let (_, Some(first_subsets)) = subsets(false, "simple: ROUND_ROBIN") else {
+        unreachable!("it has a text")
+    };
+    let (_, Some(first_route)) = route(0, &[("v1", 50), ("v2", 50)], "") else {
+        unreachable!("it has a text")
+    };
     let mut mesh = Plan::new()
         .alone()
         .argument("--no-gateways")
@@ -273,18 +330,38 @@ fn nothing_fails_while_everything_changes() {
         .start();
     let streams = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/foreign/streams.py");
     let (python, streams) = (python.as_str(), streams.to_str().expect("a readable path"));
-    for (app, port, role) in [("websocket", "8765", "serve-websocket"), ("stream", "50051", "serve-grpc")] {
-        mesh.cli_ok(&["run", "--detach", "--app", app, "--port", port, "--", python, streams, role, port]);
+    for (app, port, role) in [
+        ("websocket", "8765", "serve-websocket"),
+        ("stream", "50051", "serve-grpc"),
+    ] {
+        mesh.cli_ok(&[
+            "run", "--detach", "--app", app, "--port", port, "--", python, streams, role, port,
+        ]);
     }
     mesh.wait("the load's target answers", || step_in_force(&mesh) == "0");
     for (role, target) in [("websocket", WEBSOCKET), ("grpc", GRPC)] {
-        mesh.wait(role, || mesh.exec("client", &[python, streams, role, target, "0.1"]).status.success());
+        mesh.wait(role, || {
+            mesh.exec("client", &[python, streams, role, target, "0.1"])
+                .status
+                .success()
+        });
     }
 
     let before = certificates(&mesh);
     let (load, time) = (load.to_str().expect("a readable path"), seconds.to_string());
     let rates = RATES.map(|rate| rate.to_string());
-    let running = inside(&mesh, &[load, "run", "target:8080", &time, &rates[0], &rates[1], &rates[2]]);
+    let running = inside(
+        &mesh,
+        &[
+            load,
+            "run",
+            "target:8080",
+            &time,
+            &rates[0],
+            &rates[1],
+            &rates[2],
+        ],
+    );
     let websocket = inside(&mesh, &[python, streams, "websocket", WEBSOCKET, &time]);
     let grpc = inside(&mesh, &[python, streams, "grpc", GRPC, &time]);
 
@@ -315,9 +392,15 @@ fn nothing_fails_while_everything_changes() {
     };
     mesh.write(ROUTE, &last_route);
 
-    let report: Value = serde_json::from_str(&output(running, "the load")).expect("its last line is JSON");
-    let (websocket, grpc) = (output(websocket, "the WebSocket"), output(grpc, "the gRPC stream"));
-    println!("soak: {report}\nsoak: WebSocket messages {websocket}soak: gRPC messages {grpc}soak: killed {killed:?}");
+    let report: Value =
+        serde_json::from_str(&output(running, "the load")).expect("its last line is JSON");
+    let (websocket, grpc) = (
+        output(websocket, "the WebSocket"),
+        output(grpc, "the gRPC stream"),
+    );
+    println!(
+        "soak: {report}\nsoak: WebSocket messages {websocket}soak: gRPC messages {grpc}soak: killed {killed:?}"
+    );
 
     let mut all = 0;
     for (kind, rate) in ["new", "keep-alive", "http2"].into_iter().zip(RATES) {
@@ -339,12 +422,28 @@ fn nothing_fails_while_everything_changes() {
     }
     // Changes made while nobody listens become one; the others were in force one by one.
     let seen = report["steps"].as_array().expect("a list").len();
-    let routes = (1..=CHANGES).filter(|step| change(*step).0 == ROUTE).count();
-    assert!(seen > routes / 2, "of {routes} routes {seen} were seen in answers: {}", report["steps"]);
+    let routes = (1..=CHANGES)
+        .filter(|step| change(*step).0 == ROUTE)
+        .count();
+    assert!(
+        seen > routes / 2,
+        "of {routes} routes {seen} were seen in answers: {}",
+        report["steps"]
+    );
     killed.dedup();
-    assert_eq!(killed.len(), KILLS as usize, "each time it had been started again: {killed:?}");
-    mesh.wait("the last change is in force", || step_in_force(&mesh) == (CHANGES + 1).to_string());
+    assert_eq!(
+        killed.len(),
+        KILLS as usize,
+        "each time it had been started again: {killed:?}"
+    );
+    mesh.wait("the last change is in force", || {
+        step_in_force(&mesh) == (CHANGES + 1).to_string()
+    });
     if seconds >= 30 {
-        assert_ne!(certificates(&mesh), before, "certificates that live 30 s were renewed");
+        assert_ne!(
+            certificates(&mesh),
+            before,
+            "certificates that live 30 s were renewed"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Selectors that select nobody. Told only once there are workloads at all: before, everything selects nobody.
+//! Selectors that select nobody. Told only once there are workloads at all: before, everything
+//! selects nobody.
 
 use meltemi_api::Object;
 use meltemi_types::{Diagnostic, Selector, Severity};
@@ -16,9 +17,19 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
         let namespace = object.meta.namespace.as_str();
         // Policies of the root namespace select across namespaces.
         let in_scope = |of: &str| of == namespace || namespace == snapshot.root_namespace();
-        if !snapshot.workloads().any(|workload| in_scope(&workload.namespace) && selector.selects(&workload.labels)) {
-            let pairs = selector.0.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
-            let message = format!("No matching workloads for this resource with the following labels: {pairs}");
+        if !snapshot
+            .workloads()
+            .any(|workload| in_scope(&workload.namespace) && selector.selects(&workload.labels))
+        {
+            let pairs = selector
+                .0
+                .iter()
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect::<Vec<_>>()
+                .join(",");
+            let message = format!(
+                "No matching workloads for this resource with the following labels: {pairs}"
+            );
             found.push(finding(
                 object,
                 Severity::Warning,
@@ -30,17 +41,33 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
         }
     };
     for entry in lowered.sidecars.entries.values() {
-        check(&entry.object, "spec.workloadSelector", entry.value.selector.as_ref());
+        check(
+            &entry.object,
+            "spec.workloadSelector",
+            entry.value.selector.as_ref(),
+        );
     }
     for entry in lowered.peer_authentications.entries.values() {
-        check(&entry.object, "spec.selector", entry.value.selector.as_ref());
+        check(
+            &entry.object,
+            "spec.selector",
+            entry.value.selector.as_ref(),
+        );
     }
     for entry in lowered.telemetries.entries.values() {
-        check(&entry.object, "spec.selector", entry.value.selector.as_ref());
+        check(
+            &entry.object,
+            "spec.selector",
+            entry.value.selector.as_ref(),
+        );
     }
     let mut empty = Vec::new();
     let of_target = |target: &PolicyTarget| {
-        if let PolicyTarget::Workloads(selector) = target { Some(selector.clone()) } else { None }
+        if let PolicyTarget::Workloads(selector) = target {
+            Some(selector.clone())
+        } else {
+            None
+        }
     };
     for entry in lowered.authorization_policies.entries.values() {
         let namespace = entry.object.meta.namespace.as_str();
@@ -48,7 +75,8 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             && namespace != snapshot.root_namespace()
             && snapshot.workloads.in_namespace(namespace).is_empty()
         {
-            let message = format!("No matching workloads for this resource: namespace {namespace} has none");
+            let message =
+                format!("No matching workloads for this resource: namespace {namespace} has none");
             empty.push(finding(
                 &entry.object,
                 Severity::Warning,
@@ -58,17 +86,34 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                 "correct the namespace, or start a workload",
             ));
         }
-        check(&entry.object, "spec.selector", of_target(&entry.value.target).as_ref());
+        check(
+            &entry.object,
+            "spec.selector",
+            of_target(&entry.value.target).as_ref(),
+        );
     }
     for entry in lowered.request_authentications.entries.values() {
-        check(&entry.object, "spec.selector", of_target(&entry.value.target).as_ref());
+        check(
+            &entry.object,
+            "spec.selector",
+            of_target(&entry.value.target).as_ref(),
+        );
     }
     found.append(&mut empty);
     // A Gateway is served by proxies of any namespace.
     for entry in lowered.gateways.entries.values() {
         let selector = &entry.value.selector;
-        if !selector.is_empty() && !snapshot.workloads().any(|workload| selector.selects(&workload.labels)) {
-            let pairs = selector.0.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
+        if !selector.is_empty()
+            && !snapshot
+                .workloads()
+                .any(|workload| selector.selects(&workload.labels))
+        {
+            let pairs = selector
+                .0
+                .iter()
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect::<Vec<_>>()
+                .join(",");
             let message = format!("Referenced selector not found: {pairs:?}");
             found.push(finding(
                 &entry.object,

@@ -1,4 +1,5 @@
-//! What is read and has no effect yet: kinds, fields, settings of the mesh. Silence would let a policy seem to hold.
+//! What is read and has no effect yet: kinds, fields, settings of the mesh. Silence would let a
+//! policy seem to hold.
 
 use meltemi_api::networking::{ClientTlsSettings, TrafficPolicy};
 use meltemi_api::security::{AuthorizationAction, AuthorizationPolicy, Source};
@@ -17,15 +18,33 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
         match &object.spec {
             Spec::RequestAuthentication(_) => {
                 let message = "RequestAuthentication is not served yet: tokens are not checked, and no request has a request principal";
-                tell(object, "spec", message, "check tokens in the application, or in a proxy in front of it", found);
+                tell(
+                    object,
+                    "spec",
+                    message,
+                    "check tokens in the application, or in a proxy in front of it",
+                    found,
+                );
             }
             Spec::EnvoyFilter(_) | Spec::WasmPlugin(_) | Spec::TrafficExtension(_) => {
                 let message = format!("{} is not served yet and has no effect", object.kind);
-                tell(object, "spec", message, "remove it, or use a kind that is served", found);
+                tell(
+                    object,
+                    "spec",
+                    message,
+                    "remove it, or use a kind that is served",
+                    found,
+                );
             }
             Spec::ProxyConfig(_) => {
                 let message = "ProxyConfig is not read yet and has no effect";
-                tell(object, "spec", message, "set workers with --concurrency", found);
+                tell(
+                    object,
+                    "spec",
+                    message,
+                    "set workers with --concurrency",
+                    found,
+                );
             }
             Spec::WorkloadGroup(_) => {
                 let message = "WorkloadGroup is not read yet and has no effect";
@@ -40,45 +59,87 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                     grpc_web(object, &format!("spec.ports[{index}]"), Some(is), found);
                 }
                 for (index, endpoint) in spec.endpoints.iter().enumerate() {
-                    network(object, &format!("spec.endpoints[{index}].network"), &endpoint.network, found);
+                    network(
+                        object,
+                        &format!("spec.endpoints[{index}].network"),
+                        &endpoint.network,
+                        found,
+                    );
                 }
             }
             Spec::WorkloadEntry(spec) => network(object, "spec.network", &spec.network, found),
             Spec::Sidecar(spec) => {
-                for (index, ingress) in spec.ingress.iter().enumerate().filter(|(_, ingress)| !ingress.bind.is_empty())
+                for (index, ingress) in spec
+                    .ingress
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, ingress)| !ingress.bind.is_empty())
                 {
-                    let message =
-                        format!("bind {:?} has no effect: captured traffic comes in at every address", ingress.bind);
-                    tell(object, &format!("spec.ingress[{index}].bind"), message, "remove it", found);
+                    let message = format!(
+                        "bind {:?} has no effect: captured traffic comes in at every address",
+                        ingress.bind
+                    );
+                    tell(
+                        object,
+                        &format!("spec.ingress[{index}].bind"),
+                        message,
+                        "remove it",
+                        found,
+                    );
                 }
             }
             Spec::DestinationRule(spec) => {
                 if let Some(policy) = &spec.traffic_policy {
                     traffic_policy(object, "spec.trafficPolicy", policy, found);
                 }
-                let tls = spec.traffic_policy.as_ref().and_then(|policy| policy.tls.as_ref());
-                if spec.workload_selector.is_some() && tls.is_some_and(|tls| !tls.credential_name.is_empty()) {
-                    let message =
-                        "only gateways read credentialName yet: the sidecars that are selected have no certificate";
+                let tls = spec
+                    .traffic_policy
+                    .as_ref()
+                    .and_then(|policy| policy.tls.as_ref());
+                if spec.workload_selector.is_some()
+                    && tls.is_some_and(|tls| !tls.credential_name.is_empty())
+                {
+                    let message = "only gateways read credentialName yet: the sidecars that are selected have no certificate";
                     let remedy = "use clientCertificate, privateKey and caCertificates";
-                    tell(object, "spec.trafficPolicy.tls.credentialName", message, remedy, found);
+                    tell(
+                        object,
+                        "spec.trafficPolicy.tls.credentialName",
+                        message,
+                        remedy,
+                        found,
+                    );
                 }
                 for (index, subset) in spec.subsets.iter().enumerate() {
                     if let Some(policy) = &subset.traffic_policy {
-                        traffic_policy(object, &format!("spec.subsets[{index}].trafficPolicy"), policy, found);
+                        traffic_policy(
+                            object,
+                            &format!("spec.subsets[{index}].trafficPolicy"),
+                            policy,
+                            found,
+                        );
                     }
                 }
             }
             Spec::Service(spec) => {
                 for (index, port) in spec.ports.iter().enumerate() {
-                    let is = Protocol::of_port(port.port, &port.name, port.app_protocol.as_deref(), &port.protocol);
+                    let is = Protocol::of_port(
+                        port.port,
+                        &port.name,
+                        port.app_protocol.as_deref(),
+                        &port.protocol,
+                    );
                     grpc_web(object, &format!("spec.ports[{index}]"), Some(is), found);
                 }
             }
             Spec::Gateway(spec) => {
                 for (index, server) in spec.servers.iter().enumerate() {
                     let field = format!("spec.servers[{index}].port.protocol");
-                    grpc_web(object, &field, Protocol::from_word(&server.port.protocol), found);
+                    grpc_web(
+                        object,
+                        &field,
+                        Protocol::from_word(&server.port.protocol),
+                        found,
+                    );
                     let Some(tls) = &server.tls else { continue };
                     let field = |name: &str| format!("spec.servers[{index}].tls.{name}");
                     if !tls.ca_crl.is_empty() {
@@ -91,17 +152,31 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                     ];
                     for (name, _) in rest.iter().filter(|(_, is_set)| *is_set) {
                         let message = format!("{name} is not supported yet and has no effect");
-                        tell(object, &field(name), message, "remove it, so that nobody relies on it", found);
+                        tell(
+                            object,
+                            &field(name),
+                            message,
+                            "remove it, so that nobody relies on it",
+                            found,
+                        );
                     }
                 }
             }
             Spec::Telemetry(spec) => {
-                for (field, is_set) in
-                    [("spec.targetRef", spec.target_ref.is_some()), ("spec.targetRefs", !spec.target_refs.is_empty())]
-                {
+                for (field, is_set) in [
+                    ("spec.targetRef", spec.target_ref.is_some()),
+                    ("spec.targetRefs", !spec.target_refs.is_empty()),
+                ] {
                     if is_set {
-                        let message = "what it refers to is not served yet: this Telemetry has no effect";
-                        tell(object, field, message, "choose workloads by selector", found);
+                        let message =
+                            "what it refers to is not served yet: this Telemetry has no effect";
+                        tell(
+                            object,
+                            field,
+                            message,
+                            "choose workloads by selector",
+                            found,
+                        );
                     }
                 }
             }
@@ -120,10 +195,20 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             _ => {}
         }
     }
-    if let Some(object) = snapshot.tables.table(&Kind::ConfigMap).get(&snapshot.options.mesh_config_map) {
+    if let Some(object) = snapshot
+        .tables
+        .table(&Kind::ConfigMap)
+        .get(&snapshot.options.mesh_config_map)
+    {
         for name in unread(&snapshot.mesh) {
             let message = format!("{name} is not read yet and has no effect");
-            tell(object, &format!("data.mesh: {name}"), message, "remove it, so that nobody relies on it", found);
+            tell(
+                object,
+                &format!("data.mesh: {name}"),
+                message,
+                "remove it, so that nobody relies on it",
+                found,
+            );
         }
     }
 }
@@ -133,18 +218,26 @@ fn authorization(object: &Object, spec: &AuthorizationPolicy, found: &mut Vec<Di
         let message = "no external authorizer is asked yet: what the rules select is denied";
         tell(object, "spec.action", message, "use ALLOW or DENY", found);
     }
-    for (field, is_set) in
-        [("spec.targetRef", spec.target_ref.is_some()), ("spec.targetRefs", !spec.target_refs.is_empty())]
-    {
+    for (field, is_set) in [
+        ("spec.targetRef", spec.target_ref.is_some()),
+        ("spec.targetRefs", !spec.target_refs.is_empty()),
+    ] {
         if is_set {
             let message = "what it refers to is not served yet: the policy is in force nowhere";
-            tell(object, field, message, "choose workloads by selector", found);
+            tell(
+                object,
+                field,
+                message,
+                "choose workloads by selector",
+                found,
+            );
         }
     }
     for (index, rule) in spec.rules.iter().enumerate() {
         for (at, from) in rule.from.iter().enumerate() {
-            let is_named =
-                |source: &Source| !(source.request_principals.is_empty() && source.not_request_principals.is_empty());
+            let is_named = |source: &Source| {
+                !(source.request_principals.is_empty() && source.not_request_principals.is_empty())
+            };
             if from.source.as_ref().is_some_and(is_named) {
                 let field = format!("spec.rules[{index}].from[{at}].source");
                 tell(object, &field, NO_TOKENS, "use principals", found);
@@ -152,16 +245,33 @@ fn authorization(object: &Object, spec: &AuthorizationPolicy, found: &mut Vec<Di
         }
         for (at, condition) in rule.when.iter().enumerate() {
             if condition.key.starts_with("request.auth.") {
-                tell(object, &format!("spec.rules[{index}].when[{at}].key"), NO_TOKENS, "use source.principal", found);
+                tell(
+                    object,
+                    &format!("spec.rules[{index}].when[{at}].key"),
+                    NO_TOKENS,
+                    "use source.principal",
+                    found,
+                );
             }
         }
     }
 }
 
-fn traffic_policy(object: &Object, field: &str, policy: &TrafficPolicy, found: &mut Vec<Diagnostic>) {
+fn traffic_policy(
+    object: &Object,
+    field: &str,
+    policy: &TrafficPolicy,
+    found: &mut Vec<Diagnostic>,
+) {
     if policy.tunnel.is_some() {
         let message = "tunnel is not supported yet: connections go out as they are";
-        tell(object, &format!("{field}.tunnel"), message, "route through an egress gateway", found);
+        tell(
+            object,
+            &format!("{field}.tunnel"),
+            message,
+            "route through an egress gateway",
+            found,
+        );
     }
     let mut one = |field: &str, tls: Option<&ClientTlsSettings>, codes: Option<&[u32]>| {
         if tls.is_some_and(|tls| !tls.ca_crl.is_empty()) {
@@ -173,37 +283,62 @@ fn traffic_policy(object: &Object, field: &str, policy: &TrafficPolicy, found: &
             tell(object, &field, message, "use consecutive5xxErrors", found);
         }
     };
-    let codes = policy.outlier_detection.as_ref().map(|outlier| outlier.outlier_detection_http_error_codes.as_slice());
+    let codes = policy
+        .outlier_detection
+        .as_ref()
+        .map(|outlier| outlier.outlier_detection_http_error_codes.as_slice());
     one(field, policy.tls.as_ref(), codes);
     for (index, level) in policy.port_level_settings.iter().enumerate() {
-        let codes =
-            level.outlier_detection.as_ref().map(|outlier| outlier.outlier_detection_http_error_codes.as_slice());
-        one(&format!("{field}.portLevelSettings[{index}]"), level.tls.as_ref(), codes);
+        let codes = level
+            .outlier_detection
+            .as_ref()
+            .map(|outlier| outlier.outlier_detection_http_error_codes.as_slice());
+        one(
+            &format!("{field}.portLevelSettings[{index}]"),
+            level.tls.as_ref(),
+            codes,
+        );
     }
 }
 
 fn network(object: &Object, field: &str, network: &str, found: &mut Vec<Diagnostic>) {
     if !network.is_empty() {
         let message = "networks are not told apart yet: the address is called directly";
-        tell(object, field, message, "write an address that callers can reach", found);
+        tell(
+            object,
+            field,
+            message,
+            "write an address that callers can reach",
+            found,
+        );
     }
 }
 
 fn revocation(object: &Object, field: &str, found: &mut Vec<Diagnostic>) {
     let message = "caCrl is not supported yet: revoked certificates are accepted";
-    tell(object, field, message, "replace the root that issued them", found);
+    tell(
+        object,
+        field,
+        message,
+        "replace the root that issued them",
+        found,
+    );
 }
 
 fn grpc_web(object: &Object, field: &str, protocol: Option<Protocol>, found: &mut Vec<Diagnostic>) {
     if protocol == Some(Protocol::GrpcWeb) {
-        let message = "gRPC-Web is not translated to gRPC by Meltemi's own proxy: it passes on as HTTP";
+        let message =
+            "gRPC-Web is not translated to gRPC by Meltemi's own proxy: it passes on as HTTP";
         let remedy = "serve gRPC-Web in the application, or run Envoy beside it (--proxy envoy)";
         tell(object, field, message, remedy, found);
     }
 }
 
 fn omits_empty(mesh: &MeshConfig) -> bool {
-    let mut logs = mesh.extension_providers.iter().filter_map(|provider| provider.envoy_file_access_log.as_ref());
+    let mut logs = mesh
+        .extension_providers
+        .iter()
+        .filter_map(|provider| provider.envoy_file_access_log.as_ref());
     logs.any(|log| log.omit_empty_values)
 }
 
@@ -215,31 +350,90 @@ fn unread(mesh: &MeshConfig) -> Vec<&'static str> {
         ("caCertificates", !mesh.ca_certificates.is_empty()),
         ("certificates", !mesh.certificates.is_empty()),
         ("configSources", !mesh.config_sources.is_empty()),
-        ("defaultConfig", mesh.default_config != default.default_config),
-        ("defaultHttpRetryPolicy", mesh.default_http_retry_policy.is_some()),
+        (
+            "defaultConfig",
+            mesh.default_config != default.default_config,
+        ),
+        (
+            "defaultHttpRetryPolicy",
+            mesh.default_http_retry_policy.is_some(),
+        ),
         ("discoverySelectors", !mesh.discovery_selectors.is_empty()),
-        ("dnsRefreshRate", mesh.dns_refresh_rate != default.dns_refresh_rate),
-        ("enableEnvoyAccessLogService", mesh.enable_envoy_access_log_service),
-        ("enablePrometheusMerge", mesh.enable_prometheus_merge != default.enable_prometheus_merge),
-        ("extensionProviders[].envoyFileAccessLog.omitEmptyValues", omits_empty(mesh)),
-        ("inboundClusterStatName", !mesh.inbound_cluster_stat_name.is_empty()),
-        ("inboundTrafficPolicy", mesh.inbound_traffic_policy != default.inbound_traffic_policy),
+        (
+            "dnsRefreshRate",
+            mesh.dns_refresh_rate != default.dns_refresh_rate,
+        ),
+        (
+            "enableEnvoyAccessLogService",
+            mesh.enable_envoy_access_log_service,
+        ),
+        (
+            "enablePrometheusMerge",
+            mesh.enable_prometheus_merge != default.enable_prometheus_merge,
+        ),
+        (
+            "extensionProviders[].envoyFileAccessLog.omitEmptyValues",
+            omits_empty(mesh),
+        ),
+        (
+            "inboundClusterStatName",
+            !mesh.inbound_cluster_stat_name.is_empty(),
+        ),
+        (
+            "inboundTrafficPolicy",
+            mesh.inbound_traffic_policy != default.inbound_traffic_policy,
+        ),
         ("ingressClass", mesh.ingress_class != default.ingress_class),
-        ("ingressControllerMode", mesh.ingress_controller_mode != default.ingress_controller_mode),
+        (
+            "ingressControllerMode",
+            mesh.ingress_controller_mode != default.ingress_controller_mode,
+        ),
         ("ingressSelector", !mesh.ingress_selector.is_empty()),
-        ("ingressService", mesh.ingress_service != default.ingress_service),
+        (
+            "ingressService",
+            mesh.ingress_service != default.ingress_service,
+        ),
         ("meshMTLS", mesh.mesh_mtls.is_some()),
-        ("outboundClusterStatName", !mesh.outbound_cluster_stat_name.is_empty()),
-        ("protocolDetectionTimeout", mesh.protocol_detection_timeout != default.protocol_detection_timeout),
+        (
+            "outboundClusterStatName",
+            !mesh.outbound_cluster_stat_name.is_empty(),
+        ),
+        (
+            "protocolDetectionTimeout",
+            mesh.protocol_detection_timeout != default.protocol_detection_timeout,
+        ),
         ("proxyHttpPort", mesh.proxy_http_port != 0),
-        ("serviceScopeConfigs", !mesh.service_scope_configs.is_empty()),
+        (
+            "serviceScopeConfigs",
+            !mesh.service_scope_configs.is_empty(),
+        ),
         ("serviceSettings", !mesh.service_settings.is_empty()),
         ("tlsDefaults", mesh.tls_defaults.is_some()),
-        ("verifyCertificateAtClient", mesh.verify_certificate_at_client.is_some()),
+        (
+            "verifyCertificateAtClient",
+            mesh.verify_certificate_at_client.is_some(),
+        ),
     ];
-    settings.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name).collect()
+    settings
+        .into_iter()
+        .filter(|(_, is_set)| *is_set)
+        .map(|(name, _)| name)
+        .collect()
 }
 
-fn tell(object: &Object, field: &str, message: impl Into<String>, remedy: &str, found: &mut Vec<Diagnostic>) {
-    found.push(finding(object, Severity::Warning, UNSUPPORTED, field, message, remedy));
+fn tell(
+    object: &Object,
+    field: &str,
+    message: impl Into<String>,
+    remedy: &str,
+    found: &mut Vec<Diagnostic>,
+) {
+    found.push(finding(
+        object,
+        Severity::Warning,
+        UNSUPPORTED,
+        field,
+        message,
+        remedy,
+    ));
 }

@@ -14,10 +14,19 @@ pub(crate) fn lower_mesh_config(
     defaults: &MeshConfig,
     fixed: &[FixedField],
 ) -> (MeshConfig, Vec<Diagnostic>) {
-    let Some(object) = config_map else { return (defaults.clone(), Vec::new()) };
-    let Spec::ConfigMap(config) = &object.spec else { return (defaults.clone(), Vec::new()) };
+    let Some(object) = config_map else {
+        return (defaults.clone(), Vec::new());
+    };
+    let Spec::ConfigMap(config) = &object.spec else {
+        return (defaults.clone(), Vec::new());
+    };
     match config.data.get("mesh") {
-        Some(text) => defaults.overlay(text, fixed, &object.object_ref(), &object.source.position("data.mesh")),
+        Some(text) => defaults.overlay(
+            text,
+            fixed,
+            &object.object_ref(),
+            &object.source.position("data.mesh"),
+        ),
         None => {
             let mut findings = Findings::new(object);
             findings.push(

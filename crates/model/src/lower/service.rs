@@ -8,7 +8,8 @@ use meltemi_types::Protocol;
 
 use super::{Context, Findings, origin, port, visibility};
 use crate::{
-    Cidr, Hostname, Location, Registry, Resolution, Service, ServiceKey, ServicePort, TargetPort, TrafficDistribution,
+    Cidr, Hostname, Location, Registry, Resolution, Service, ServiceKey, ServicePort, TargetPort,
+    TrafficDistribution,
 };
 
 /// A Service before addresses are allocated and aliases resolved.
@@ -26,11 +27,17 @@ pub(crate) fn lower_service(
     object: &Object,
     findings: &mut Findings<'_>,
 ) -> Vec<LoweredService> {
-    let Spec::Service(spec) = &object.spec else { return Vec::new() };
+    let Spec::Service(spec) = &object.spec else {
+        return Vec::new();
+    };
     let (name, namespace) = (&object.meta.name, &object.meta.namespace);
     let annotation = |key: &str| object.meta.annotations.get(key).map(String::as_str);
     let export_to: Vec<String> = annotation("networking.istio.io/exportTo")
-        .map(|text| text.split(',').map(|scope| scope.trim().to_owned()).collect())
+        .map(|text| {
+            text.split(',')
+                .map(|scope| scope.trim().to_owned())
+                .collect()
+        })
         .unwrap_or_default();
     let is_headless = spec.cluster_ip.eq_ignore_ascii_case("None");
     let is_external_name = spec.r#type == "ExternalName";
@@ -44,10 +51,22 @@ pub(crate) fn lower_service(
         name: name.clone(),
         registry: Registry::Kubernetes,
         is_address_allocated: false,
-        ports: spec.ports.iter().filter_map(|port| lower_port(port, &spec.ports, findings)).collect(),
-        resolution: if is_headless { Resolution::Passthrough } else { Resolution::ClientSide },
+        ports: spec
+            .ports
+            .iter()
+            .filter_map(|port| lower_port(port, &spec.ports, findings))
+            .collect(),
+        resolution: if is_headless {
+            Resolution::Passthrough
+        } else {
+            Resolution::ClientSide
+        },
         location: Location::Internal,
-        export_to: visibility(&export_to, &context.mesh.default_service_export_to, namespace),
+        export_to: visibility(
+            &export_to,
+            &context.mesh.default_service_export_to,
+            namespace,
+        ),
         selector: (!spec.selector.is_empty()).then(|| spec.selector.clone()),
         labels: object.meta.labels.clone(),
         subject_alt_names: Vec::new(),
@@ -66,7 +85,8 @@ pub(crate) fn lower_service(
     }]
 }
 
-/// A preference that is known. The field comes before the annotation. Source: Istio `GetTrafficDistribution`.
+/// A preference that is known. The field comes before the annotation. Source: Istio
+/// `GetTrafficDistribution`.
 fn distribution(text: &str) -> Option<TrafficDistribution> {
     match text.to_ascii_lowercase().as_str() {
         "preferclose" | "prefersamezone" => Some(TrafficDistribution::PreferSameZone),
@@ -119,6 +139,16 @@ fn lower_port(
         );
         return None;
     }
-    let protocol = Protocol::of_port(number, &spec.name, spec.app_protocol.as_deref(), &spec.protocol);
-    Some(ServicePort { name: spec.name.clone(), number, target, protocol })
+    let protocol = Protocol::of_port(
+        number,
+        &spec.name,
+        spec.app_protocol.as_deref(),
+        &spec.protocol,
+    );
+    Some(ServicePort {
+        name: spec.name.clone(),
+        number,
+        target,
+        protocol,
+    })
 }

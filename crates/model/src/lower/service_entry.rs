@@ -8,20 +8,27 @@ use super::service::LoweredService;
 use super::workload::tls_mode_of_entry;
 use super::{Context, Findings, origin, port, visibility};
 use crate::{
-    Cidr, Endpoint, EndpointAddress, Health, Hostname, Location, Registry, Resolution, Service, ServiceKey,
-    ServicePort, TargetPort, TrafficDistribution,
+    Cidr, Endpoint, EndpointAddress, Health, Hostname, Location, Registry, Resolution, Service,
+    ServiceKey, ServicePort, TargetPort, TrafficDistribution,
 };
 use meltemi_types::{Locality, SpiffeId};
 
-/// What a ServiceEntry becomes: its services, and the endpoints that all of them share, by port number.
+/// What a ServiceEntry becomes: its services, and the endpoints that all of them share, by port
+/// number.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct LoweredEntry {
     pub services: Vec<LoweredService>,
     pub endpoints: Vec<(u16, Vec<Endpoint>)>,
 }
 
-pub(crate) fn lower_service_entry(context: &Context<'_>, object: &Object, findings: &mut Findings<'_>) -> LoweredEntry {
-    let Spec::ServiceEntry(entry) = &object.spec else { return LoweredEntry::default() };
+pub(crate) fn lower_service_entry(
+    context: &Context<'_>,
+    object: &Object,
+    findings: &mut Findings<'_>,
+) -> LoweredEntry {
+    let Spec::ServiceEntry(entry) = &object.spec else {
+        return LoweredEntry::default();
+    };
     let namespace = &object.meta.namespace;
     let addresses = addresses(entry, findings);
     let resolution = match entry.resolution {
@@ -32,11 +39,18 @@ pub(crate) fn lower_service_entry(context: &Context<'_>, object: &Object, findin
         api::Resolution::DynamicDns => Resolution::DynamicDns,
     };
     let ports: Vec<ServicePort> = entry.ports.iter().filter_map(lower_port).collect();
-    let is_allocatable = object.meta.labels.value("networking.istio.io/enable-autoallocate-ip") != Some("false");
+    let is_allocatable = object
+        .meta
+        .labels
+        .value("networking.istio.io/enable-autoallocate-ip")
+        != Some("false");
     let services = entry.hosts.iter().map(|host| {
         let host = Hostname::new(host);
         let service = Service {
-            key: ServiceKey { host: host.clone(), namespace: namespace.clone() },
+            key: ServiceKey {
+                host: host.clone(),
+                namespace: namespace.clone(),
+            },
             origin: origin(object),
             name: host.to_string(),
             registry: Registry::ServiceEntry,
@@ -48,7 +62,11 @@ pub(crate) fn lower_service_entry(context: &Context<'_>, object: &Object, findin
                 api::Location::MeshExternal => Location::External,
                 api::Location::MeshInternal => Location::Internal,
             },
-            export_to: visibility(&entry.export_to, &context.mesh.default_service_export_to, namespace),
+            export_to: visibility(
+                &entry.export_to,
+                &context.mesh.default_service_export_to,
+                namespace,
+            ),
             selector: entry
                 .workload_selector
                 .as_ref()
@@ -60,11 +78,20 @@ pub(crate) fn lower_service_entry(context: &Context<'_>, object: &Object, findin
             traffic_distribution: TrafficDistribution::Any,
             publish_not_ready: false,
         };
-        let wants_address =
-            addresses.is_empty() && is_allocatable && resolution != Resolution::Passthrough && !host.is_wildcard();
-        LoweredService { service, wants_address, alias_of: None }
+        let wants_address = addresses.is_empty()
+            && is_allocatable
+            && resolution != Resolution::Passthrough
+            && !host.is_wildcard();
+        LoweredService {
+            service,
+            wants_address,
+            alias_of: None,
+        }
     });
-    LoweredEntry { services: services.collect(), endpoints: endpoints(context, object, entry, resolution, findings) }
+    LoweredEntry {
+        services: services.collect(),
+        endpoints: endpoints(context, object, entry, resolution, findings),
+    }
 }
 
 fn addresses(entry: &api::ServiceEntry, findings: &mut Findings<'_>) -> Vec<Cidr> {
@@ -85,8 +112,8 @@ fn addresses(entry: &api::ServiceEntry, findings: &mut Findings<'_>) -> Vec<Cidr
 
 fn lower_port(spec: &api::ServicePort) -> Option<ServicePort> {
     let number = port(spec.number)?;
-    let protocol =
-        Protocol::from_word(&spec.protocol).unwrap_or_else(|| Protocol::of_port(number, &spec.name, None, "TCP"));
+    let protocol = Protocol::from_word(&spec.protocol)
+        .unwrap_or_else(|| Protocol::of_port(number, &spec.name, None, "TCP"));
     Some(ServicePort {
         name: spec.name.clone(),
         number,
@@ -95,8 +122,8 @@ fn lower_port(spec: &api::ServicePort) -> Option<ServicePort> {
     })
 }
 
-/// The endpoints that the entry itself lists. DNS without endpoints makes the host its own endpoint; that depends on the
-/// host, so it is left to the service table.
+/// The endpoints that the entry itself lists. DNS without endpoints makes the host its own
+/// endpoint; that depends on the host, so it is left to the service table.
 fn endpoints(
     context: &Context<'_>,
     object: &Object,
@@ -109,7 +136,9 @@ fn endpoints(
     }
     let mut by_port = Vec::new();
     for spec in &entry.ports {
-        let Some(number) = port(spec.number) else { continue };
+        let Some(number) = port(spec.number) else {
+            continue;
+        };
         let default_target = port(spec.target_port).unwrap_or(number);
         let endpoints = entry.endpoints.iter().enumerate().filter_map(|(index, endpoint)| {
             if resolution == Resolution::ClientSide
@@ -141,10 +170,18 @@ fn lower_endpoint(
     default_target: u16,
 ) -> Endpoint {
     let address = EndpointAddress::parse(&entry.address);
-    let target = entry.ports.get(port_name).and_then(|number| port(*number)).unwrap_or(default_target);
+    let target = entry
+        .ports
+        .get(port_name)
+        .and_then(|number| port(*number))
+        .unwrap_or(default_target);
     let account = entry.service_account.as_str();
     Endpoint {
-        port: if matches!(address, EndpointAddress::Unix(_)) { 0 } else { target },
+        port: if matches!(address, EndpointAddress::Unix(_)) {
+            0
+        } else {
+            target
+        },
         address,
         workload: None,
         labels: entry.labels.clone(),

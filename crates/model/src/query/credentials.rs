@@ -22,7 +22,12 @@ pub struct Credential {
 /// A key must not get into logs.
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { certificate_chain, private_key, ca, crl } = self;
+        let Self {
+            certificate_chain,
+            private_key,
+            ca,
+            crl,
+        } = self;
         f.debug_struct("Credential")
             .field("certificate_chain", &certificate_chain.is_some())
             .field("private_key", &private_key.is_some())
@@ -33,13 +38,18 @@ impl fmt::Debug for Credential {
 }
 
 impl Snapshot {
-    /// The credential of a Secret: `tls.crt`, `tls.key`, `ca.crt`, `ca.crl`, or the generic `cert`, `key`, `cacert`, `crl`.
-    /// `None` if there is no such Secret or it holds none of them.
+    /// The credential of a Secret: `tls.crt`, `tls.key`, `ca.crt`, `ca.crl`, or the generic `cert`,
+    /// `key`, `cacert`, `crl`. `None` if there is no such Secret or it holds none of them.
     pub fn credential(&self, secret: &NamespacedName) -> Option<Credential> {
         let object = self.tables.table(&Kind::Secret).get(secret)?;
-        let Spec::Secret(secret) = &object.spec else { return None };
+        let Spec::Secret(secret) = &object.spec else {
+            return None;
+        };
         let value = |keys: [&str; 2]| {
-            keys.iter().find_map(|key| secret.value(key)).filter(|bytes| !bytes.is_empty()).map(<[u8]>::to_vec)
+            keys.iter()
+                .find_map(|key| secret.value(key))
+                .filter(|bytes| !bytes.is_empty())
+                .map(<[u8]>::to_vec)
         };
         let credential = Credential {
             certificate_chain: value(["tls.crt", "cert"]),

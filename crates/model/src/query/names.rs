@@ -21,8 +21,9 @@ pub struct NameEntry {
 }
 
 impl Snapshot {
-    /// The name table of a proxy, by name: services with an address, headless ones with their endpoints, and the pods of
-    /// headless ones that have a hostname of their own. Source: Istio `BuildNameTable`.
+    /// The name table of a proxy, by name: services with an address, headless ones with their
+    /// endpoints, and the pods of headless ones that have a hostname of their own. Source: Istio
+    /// `BuildNameTable`.
     pub fn name_table(&self, namespace: &str, labels: &Labels) -> Vec<NameEntry> {
         let scope = self.sidecar_scope(namespace, labels);
         let mut names = BTreeMap::new();
@@ -34,27 +35,40 @@ impl Snapshot {
 
     fn name_service(&self, service: &Service, names: &mut BTreeMap<Hostname, NameEntry>) {
         let is_kubernetes = service.registry == Registry::Kubernetes;
-        let mut ips: Vec<IpAddr> =
-            service.addresses.iter().filter(|cidr| cidr.is_host()).map(|cidr| cidr.address).collect();
+        let mut ips: Vec<IpAddr> = service
+            .addresses
+            .iter()
+            .filter(|cidr| cidr.is_host())
+            .map(|cidr| cidr.address)
+            .collect();
         if ips.is_empty() && service.is_headless() {
             for port in &service.ports {
-                for endpoint in self
-                    .endpoints(&service.key, port.number)
-                    .iter()
-                    .filter(|endpoint| endpoint.health == Health::Healthy || service.publish_not_ready)
+                for endpoint in
+                    self.endpoints(&service.key, port.number)
+                        .iter()
+                        .filter(|endpoint| {
+                            endpoint.health == Health::Healthy || service.publish_not_ready
+                        })
                 {
-                    let EndpointAddress::Ip(ip) = endpoint.address else { continue };
+                    let EndpointAddress::Ip(ip) = endpoint.address else {
+                        continue;
+                    };
                     if !ips.contains(&ip) {
                         ips.push(ip);
                     }
-                    let Some((pod, subdomain)) =
-                        endpoint.workload.as_ref().and_then(|workload| workload.pod_dns.as_ref())
+                    let Some((pod, subdomain)) = endpoint
+                        .workload
+                        .as_ref()
+                        .and_then(|workload| workload.pod_dns.as_ref())
                     else {
                         continue;
                     };
                     if *subdomain == service.name {
                         let host = Hostname::new(&format!("{pod}.{}", service.host()));
-                        let short = Some((format!("{pod}.{}", service.name), service.namespace().to_owned()));
+                        let short = Some((
+                            format!("{pod}.{}", service.name),
+                            service.namespace().to_owned(),
+                        ));
                         names.entry(host.clone()).or_insert(NameEntry {
                             host,
                             ips: vec![ip],
@@ -66,19 +80,36 @@ impl Snapshot {
             }
             ips.sort();
         }
-        // Without address there is nothing to say: wildcards and resolution NONE are left to the upstream resolver.
-        if ips.is_empty() || (service.resolution == Resolution::DynamicDns && service.host().is_wildcard()) {
+        // Without address there is nothing to say: wildcards and resolution NONE are left to the
+        // upstream resolver.
+        if ips.is_empty()
+            || (service.resolution == Resolution::DynamicDns && service.host().is_wildcard())
+        {
             return;
         }
         let mut insert = |host: &Hostname, short| {
             names.insert(
                 host.clone(),
-                NameEntry { host: host.clone(), ips: ips.clone(), registry: service.registry, short },
+                NameEntry {
+                    host: host.clone(),
+                    ips: ips.clone(),
+                    registry: service.registry,
+                    short,
+                },
             );
         };
-        insert(service.host(), is_kubernetes.then(|| (service.name.clone(), service.namespace().to_owned())));
+        insert(
+            service.host(),
+            is_kubernetes.then(|| (service.name.clone(), service.namespace().to_owned())),
+        );
         for alias in &service.aliases {
-            let name = alias.host.as_str().split('.').next().unwrap_or_default().to_owned();
+            let name = alias
+                .host
+                .as_str()
+                .split('.')
+                .next()
+                .unwrap_or_default()
+                .to_owned();
             insert(&alias.host, Some((name, alias.namespace.clone())));
         }
     }

@@ -5,24 +5,35 @@ use std::sync::Arc;
 use meltemi_types::Labels;
 
 use crate::{
-    AuthorizationPolicies, AuthzAction, EffectivePeerAuthentication, MtlsMode, Origin, PeerAuthentication,
-    PolicyTarget, RequestAuthentication, Snapshot,
+    AuthorizationPolicies, AuthzAction, EffectivePeerAuthentication, MtlsMode, Origin,
+    PeerAuthentication, PolicyTarget, RequestAuthentication, Snapshot,
 };
 
 impl Snapshot {
-    /// What a workload accepts: port over workload over namespace over mesh; of several in one scope the oldest holds.
-    pub fn peer_authentication(&self, namespace: &str, labels: &Labels) -> EffectivePeerAuthentication {
+    /// What a workload accepts: port over workload over namespace over mesh; of several in one
+    /// scope the oldest holds.
+    pub fn peer_authentication(
+        &self,
+        namespace: &str,
+        labels: &Labels,
+    ) -> EffectivePeerAuthentication {
         let all = || self.lowered.peer_authentications.values();
         let oldest = |fits: &dyn Fn(&PeerAuthentication) -> bool| {
-            all().filter(|pa| fits(pa)).min_by(|a, b| a.origin.age.cmp(&b.origin.age))
+            all()
+                .filter(|pa| fits(pa))
+                .min_by(|a, b| a.origin.age.cmp(&b.origin.age))
         };
         let root = self.root_namespace();
         let of_mesh = oldest(&|pa| pa.selector.is_none() && pa.origin.object.namespace == root);
-        let of_namespace =
-            oldest(&|pa| pa.selector.is_none() && pa.origin.object.namespace == namespace && namespace != root);
+        let of_namespace = oldest(&|pa| {
+            pa.selector.is_none() && pa.origin.object.namespace == namespace && namespace != root
+        });
         let of_workload = oldest(&|pa| {
             pa.origin.object.namespace == namespace
-                && pa.selector.as_ref().is_some_and(|selector| selector.selects(labels))
+                && pa
+                    .selector
+                    .as_ref()
+                    .is_some_and(|selector| selector.selects(labels))
         });
 
         let mut mode = MtlsMode::Permissive;
@@ -30,15 +41,32 @@ impl Snapshot {
             mode = scope.mode.unwrap_or(mode);
         }
         let ports = of_workload
-            .map(|pa| pa.ports.iter().map(|(port, own)| (*port, own.unwrap_or(mode))).collect())
+            .map(|pa| {
+                pa.ports
+                    .iter()
+                    .map(|(port, own)| (*port, own.unwrap_or(mode)))
+                    .collect()
+            })
             .unwrap_or_default();
-        let sources =
-            [of_workload, of_namespace, of_mesh].into_iter().flatten().map(|pa| pa.origin.object.clone()).collect();
-        EffectivePeerAuthentication { mode, ports, sources }
+        let sources = [of_workload, of_namespace, of_mesh]
+            .into_iter()
+            .flatten()
+            .map(|pa| pa.origin.object.clone())
+            .collect();
+        EffectivePeerAuthentication {
+            mode,
+            ports,
+            sources,
+        }
     }
 
-    /// The AuthorizationPolicies of a workload: those of the root namespace, then those of its own, each oldest first.
-    pub fn authorization_policies(&self, namespace: &str, labels: &Labels) -> AuthorizationPolicies {
+    /// The AuthorizationPolicies of a workload: those of the root namespace, then those of its own,
+    /// each oldest first.
+    pub fn authorization_policies(
+        &self,
+        namespace: &str,
+        labels: &Labels,
+    ) -> AuthorizationPolicies {
         let mut applicable: Vec<_> = self
             .lowered
             .authorization_policies
@@ -60,7 +88,11 @@ impl Snapshot {
     }
 
     /// The RequestAuthentications of a workload, in the same order.
-    pub fn request_authentications(&self, namespace: &str, labels: &Labels) -> Vec<Arc<RequestAuthentication>> {
+    pub fn request_authentications(
+        &self,
+        namespace: &str,
+        labels: &Labels,
+    ) -> Vec<Arc<RequestAuthentication>> {
         let mut applicable: Vec<_> = self
             .lowered
             .request_authentications
@@ -72,7 +104,13 @@ impl Snapshot {
         applicable
     }
 
-    fn is_attached(&self, origin: &Origin, target: &PolicyTarget, namespace: &str, labels: &Labels) -> bool {
+    fn is_attached(
+        &self,
+        origin: &Origin,
+        target: &PolicyTarget,
+        namespace: &str,
+        labels: &Labels,
+    ) -> bool {
         let declared_in = origin.object.namespace.as_str();
         (declared_in == namespace || declared_in == self.root_namespace())
             && match target {
@@ -83,6 +121,9 @@ impl Snapshot {
     }
 
     fn policy_order(&self, origin: &Origin) -> (bool, crate::Age) {
-        (origin.object.namespace != self.root_namespace(), origin.age.clone())
+        (
+            origin.object.namespace != self.root_namespace(),
+            origin.age.clone(),
+        )
     }
 }

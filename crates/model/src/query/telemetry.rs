@@ -9,25 +9,41 @@ use serde_json::Value;
 use crate::{AccessLog, LogFormat, Snapshot, Telemetry, WorkloadMode};
 
 impl Snapshot {
-    /// The access logs of one side of a workload. Telemetry objects of the mesh, the namespace and the workload are applied
-    /// in that order over MeshConfig's default providers; without either, `accessLogFile` counts. Source: Istio
-    /// `Telemetries.AccessLogging` and `mergeLogs`.
-    pub fn access_logs(&self, namespace: &str, labels: &Labels, mode: WorkloadMode) -> Vec<AccessLog> {
+    /// The access logs of one side of a workload. Telemetry objects of the mesh, the namespace and
+    /// the workload are applied in that order over MeshConfig's default providers; without either,
+    /// `accessLogFile` counts. Source: Istio `Telemetries.AccessLogging` and `mergeLogs`.
+    pub fn access_logs(
+        &self,
+        namespace: &str,
+        labels: &Labels,
+        mode: WorkloadMode,
+    ) -> Vec<AccessLog> {
         let scopes = self.telemetries_for(namespace, labels);
-        let rules: Vec<_> = scopes.iter().flat_map(|telemetry| &telemetry.access_logging).collect();
-        let default: &[String] =
-            self.mesh.default_providers.as_ref().map_or(&[], |providers| &providers.access_logging);
+        let rules: Vec<_> = scopes
+            .iter()
+            .flat_map(|telemetry| &telemetry.access_logging)
+            .collect();
+        let default: &[String] = self
+            .mesh
+            .default_providers
+            .as_ref()
+            .map_or(&[], |providers| &providers.access_logging);
         if rules.is_empty() && default.is_empty() {
             return self.mesh_access_log().into_iter().collect();
         }
         let applies = |rule_mode: Option<WorkloadMode>| rule_mode.is_none_or(|own| own == mode);
 
-        // Providers are replaced as a whole by the most specific object that names any; a filter goes with its provider.
+        // Providers are replaced as a whole by the most specific object that names any; a filter
+        // goes with its provider.
         let mut in_scope: BTreeSet<&str> = default.iter().map(String::as_str).collect();
         let mut filters: BTreeMap<&str, Option<&str>> = BTreeMap::new();
         for telemetry in &scopes {
             let mut named = BTreeSet::new();
-            for rule in telemetry.access_logging.iter().filter(|rule| applies(rule.mode)) {
+            for rule in telemetry
+                .access_logging
+                .iter()
+                .filter(|rule| applies(rule.mode))
+            {
                 for provider in &rule.providers {
                     named.insert(provider.as_str());
                     filters.insert(provider, rule.filter.as_deref());
@@ -37,7 +53,11 @@ impl Snapshot {
                 in_scope = named;
             }
         }
-        let mut enabled: BTreeSet<&str> = if rules.is_empty() { in_scope.clone() } else { BTreeSet::new() };
+        let mut enabled: BTreeSet<&str> = if rules.is_empty() {
+            in_scope.clone()
+        } else {
+            BTreeSet::new()
+        };
         let mut parents: Vec<&str> = default.iter().map(String::as_str).collect();
         for rule in rules {
             if !rule.providers.is_empty() {
@@ -46,7 +66,11 @@ impl Snapshot {
             if !applies(rule.mode) {
                 continue;
             }
-            for provider in parents.iter().copied().filter(|provider| in_scope.contains(provider)) {
+            for provider in parents
+                .iter()
+                .copied()
+                .filter(|provider| in_scope.contains(provider))
+            {
                 if rule.disabled == Some(true) {
                     enabled.remove(provider);
                 } else {
@@ -62,9 +86,9 @@ impl Snapshot {
             .filter(|telemetry| !telemetry.access_logging.is_empty())
             .map(|telemetry| telemetry.origin.object.clone())
             .collect();
-        let written = enabled
-            .into_iter()
-            .filter_map(|name| self.provider_log(name, filters.get(name).copied().flatten(), &sources));
+        let written = enabled.into_iter().filter_map(|name| {
+            self.provider_log(name, filters.get(name).copied().flatten(), &sources)
+        });
         written.collect()
     }
 
@@ -79,14 +103,18 @@ impl Snapshot {
                 .map(|telemetry| &**telemetry)
         };
         let root = self.root_namespace();
-        let whole =
-            |telemetry: &Telemetry, ns: &str| telemetry.selector.is_none() && telemetry.origin.object.namespace == ns;
+        let whole = |telemetry: &Telemetry, ns: &str| {
+            telemetry.selector.is_none() && telemetry.origin.object.namespace == ns
+        };
         let scopes = [
             oldest(&|telemetry| whole(telemetry, root)),
             oldest(&|telemetry| namespace != root && whole(telemetry, namespace)),
             oldest(&|telemetry| {
                 telemetry.origin.object.namespace == namespace
-                    && telemetry.selector.as_ref().is_some_and(|selector| selector.selects(labels))
+                    && telemetry
+                        .selector
+                        .as_ref()
+                        .is_some_and(|selector| selector.selects(labels))
             }),
         ];
         scopes.into_iter().flatten().collect()
@@ -117,11 +145,28 @@ impl Snapshot {
         }
     }
 
-    /// The log of a named provider; only file logs are written, others are told of when they are referred to.
-    fn provider_log(&self, name: &str, filter: Option<&str>, sources: &[ObjectRef]) -> Option<AccessLog> {
-        let provider = self.mesh.extension_providers.iter().find(|provider| provider.name == name)?;
-        let FileAccessLog { path, log_format, omit_empty_values: _ } = provider.envoy_file_access_log.as_ref()?;
-        let format = match log_format.as_ref().map(|format| (&format.text, &format.labels)) {
+    /// The log of a named provider; only file logs are written, others are told of when they are
+    /// referred to.
+    fn provider_log(
+        &self,
+        name: &str,
+        filter: Option<&str>,
+        sources: &[ObjectRef],
+    ) -> Option<AccessLog> {
+        let provider = self
+            .mesh
+            .extension_providers
+            .iter()
+            .find(|provider| provider.name == name)?;
+        let FileAccessLog {
+            path,
+            log_format,
+            omit_empty_values: _,
+        } = provider.envoy_file_access_log.as_ref()?;
+        let format = match log_format
+            .as_ref()
+            .map(|format| (&format.text, &format.labels))
+        {
             Some((Some(text), _)) if !text.is_empty() => LogFormat::Text(with_newline(text)),
             Some((_, Some(Value::Object(map)))) if map.is_empty() => LogFormat::DefaultJson,
             Some((_, Some(Value::Object(map)))) => LogFormat::Json(map.clone()),
@@ -129,7 +174,11 @@ impl Snapshot {
             _ if name == "envoy" => self.mesh_log_format(),
             _ => LogFormat::DefaultText,
         };
-        let path = if path.is_empty() { "/dev/stdout".to_owned() } else { path.clone() };
+        let path = if path.is_empty() {
+            "/dev/stdout".to_owned()
+        } else {
+            path.clone()
+        };
         Some(AccessLog {
             provider: name.to_owned(),
             path,
@@ -141,5 +190,9 @@ impl Snapshot {
 }
 
 fn with_newline(text: &str) -> String {
-    if text.ends_with('\n') { text.to_owned() } else { format!("{text}\n") }
+    if text.ends_with('\n') {
+        text.to_owned()
+    } else {
+        format!("{text}\n")
+    }
 }

@@ -16,8 +16,8 @@ use crate::lower::service_entry::LoweredEntry;
 use crate::lower::{Context, Lowered, istio, mesh, service, service_entry, workload};
 use crate::tables::Tables;
 use crate::{
-    AuthorizationPolicy, ChangeSet, DestinationRule, Gateway, PeerAuthentication, RequestAuthentication, Resolution,
-    ServiceKey, Sidecar, Telemetry, Workload, analyze,
+    AuthorizationPolicy, ChangeSet, DestinationRule, Gateway, PeerAuthentication,
+    RequestAuthentication, Resolution, ServiceKey, Sidecar, Telemetry, Workload, analyze,
 };
 use istio::virtual_service::LoweredVirtualService;
 
@@ -45,10 +45,14 @@ impl LoweredKinds {
             services: Lowered::update(prev.map(|p| &p.services), table(&Kind::Service), |o, f| {
                 service::lower_service(context, o, f)
             }),
-            service_entries: Lowered::update(prev.map(|p| &p.service_entries), table(&Kind::ServiceEntry), |o, f| {
-                service_entry::lower_service_entry(context, o, f)
+            service_entries: Lowered::update(
+                prev.map(|p| &p.service_entries),
+                table(&Kind::ServiceEntry),
+                |o, f| service_entry::lower_service_entry(context, o, f),
+            ),
+            pods: Lowered::update(prev.map(|p| &p.pods), table(&Kind::Pod), |o, f| {
+                workload::lower_pod(context, o, f)
             }),
-            pods: Lowered::update(prev.map(|p| &p.pods), table(&Kind::Pod), |o, f| workload::lower_pod(context, o, f)),
             workload_entries: Lowered::update(
                 prev.map(|p| &p.workload_entries),
                 table(&Kind::WorkloadEntry),
@@ -64,7 +68,11 @@ impl LoweredKinds {
                 table(&Kind::DestinationRule),
                 |o, f| istio::destination_rule::lower_destination_rule(context, o, f),
             ),
-            gateways: Lowered::update(prev.map(|p| &p.gateways), table(&Kind::Gateway), istio::gateway::lower_gateway),
+            gateways: Lowered::update(
+                prev.map(|p| &p.gateways),
+                table(&Kind::Gateway),
+                istio::gateway::lower_gateway,
+            ),
             sidecars: Lowered::update(prev.map(|p| &p.sidecars), table(&Kind::Sidecar), |o, f| {
                 istio::sidecar::lower_sidecar(context, o, f)
             }),
@@ -119,31 +127,48 @@ impl LoweredKinds {
             .chain(sidecars.diagnostics())
             .chain(peer_authentications.diagnostics())
             .chain(request_authentications.diagnostics());
-        all.chain(authorization_policies.diagnostics()).chain(telemetries.diagnostics()).cloned().collect()
+        all.chain(authorization_policies.diagnostics())
+            .chain(telemetries.diagnostics())
+            .cloned()
+            .collect()
     }
 }
 
 pub(super) fn build(prev: Option<&Snapshot>, tables: &Tables, options: &BuildOptions) -> Build {
-    let options_kept = prev.filter(|prev| *prev.options == *options).map(|prev| prev.options.clone());
-    let (mesh, mesh_diagnostics) = build_mesh(prev.filter(|_| options_kept.is_some()), tables, options);
-    // Under another MeshConfig every object may mean something else: then nothing lowered before is taken over.
+    let options_kept = prev
+        .filter(|prev| *prev.options == *options)
+        .map(|prev| prev.options.clone());
+    let (mesh, mesh_diagnostics) =
+        build_mesh(prev.filter(|_| options_kept.is_some()), tables, options);
+    // Under another MeshConfig every object may mean something else: then nothing lowered before is
+    // taken over.
     let same_mesh = prev.filter(|prev| options_kept.is_some() && Arc::ptr_eq(&prev.mesh, &mesh));
     let trust_domain = TrustDomain::new(&mesh.trust_domain).unwrap_or_default();
-    let context = Context { mesh: &mesh, domain: &options.domain, trust_domain: trust_domain.clone() };
+    let context = Context {
+        mesh: &mesh,
+        domain: &options.domain,
+        trust_domain: trust_domain.clone(),
+    };
 
     let lowered = LoweredKinds::update(same_mesh.map(|prev| &prev.lowered), tables, &context);
     let services = build_services(prev, &lowered, options);
     let workloads = build_workloads(prev, &lowered);
     let endpoints = build_endpoints(prev, &services, &workloads);
-    let routes = match same_mesh.filter(|prev| Arc::ptr_eq(&prev.lowered.virtual_services, &lowered.virtual_services)) {
+    let routes = match same_mesh
+        .filter(|prev| Arc::ptr_eq(&prev.lowered.virtual_services, &lowered.virtual_services))
+    {
         Some(prev) => prev.routes.clone(),
-        None => Arc::new(RouteTable::build(prev.map(|prev| &*prev.routes), &lowered.virtual_services)),
+        None => Arc::new(RouteTable::build(
+            prev.map(|prev| &*prev.routes),
+            &lowered.virtual_services,
+        )),
     };
-    let destination_rules =
-        match same_mesh.filter(|prev| Arc::ptr_eq(&prev.lowered.destination_rules, &lowered.destination_rules)) {
-            Some(prev) => prev.destination_rules.clone(),
-            None => Arc::new(DestinationRuleTable::build(&lowered.destination_rules)),
-        };
+    let destination_rules = match same_mesh
+        .filter(|prev| Arc::ptr_eq(&prev.lowered.destination_rules, &lowered.destination_rules))
+    {
+        Some(prev) => prev.destination_rules.clone(),
+        None => Arc::new(DestinationRuleTable::build(&lowered.destination_rules)),
+    };
     let scopes = match same_mesh {
         Some(prev)
             if Arc::ptr_eq(&prev.services, &services)
@@ -177,11 +202,16 @@ pub(super) fn build(prev: Option<&Snapshot>, tables: &Tables, options: &BuildOpt
     diagnostics.extend(snapshot.routes.diagnostics.iter().cloned());
     diagnostics.extend(snapshot.destination_rules.diagnostics.iter().cloned());
     diagnostics.extend(analyze::analyze(&snapshot));
-    diagnostics
-        .sort_by(|a, b| (&a.object, &a.field, &a.code, &a.message).cmp(&(&b.object, &b.field, &b.code, &b.message)));
+    diagnostics.sort_by(|a, b| {
+        (&a.object, &a.field, &a.code, &a.message).cmp(&(&b.object, &b.field, &b.code, &b.message))
+    });
     diagnostics.dedup();
     let changes = changes(prev, same_mesh.is_some(), &snapshot);
-    Build { snapshot, diagnostics, changes }
+    Build {
+        snapshot,
+        diagnostics,
+        changes,
+    }
 }
 
 /// The effective MeshConfig: the same allocation as before if it says the same.
@@ -192,7 +222,10 @@ fn build_mesh(
 ) -> (Arc<MeshConfig>, Arc<[Diagnostic]>) {
     let config_map = tables.table(&Kind::ConfigMap).get(&options.mesh_config_map);
     if let Some(prev) = prev {
-        let held = prev.tables.table(&Kind::ConfigMap).get(&options.mesh_config_map);
+        let held = prev
+            .tables
+            .table(&Kind::ConfigMap)
+            .get(&options.mesh_config_map);
         let is_same = match (held, config_map) {
             (Some(held), Some(object)) => Arc::ptr_eq(held, object),
             (None, None) => true,
@@ -202,13 +235,22 @@ fn build_mesh(
             return (prev.mesh.clone(), prev.mesh_diagnostics.clone());
         }
     }
-    let (mesh, diagnostics) = mesh::lower_mesh_config(config_map, &options.mesh_defaults, &options.mesh_fixed);
+    let (mesh, diagnostics) =
+        mesh::lower_mesh_config(config_map, &options.mesh_defaults, &options.mesh_fixed);
     let held = prev.map(|prev| &prev.mesh).filter(|held| ***held == mesh);
-    (held.cloned().unwrap_or_else(|| Arc::new(mesh)), diagnostics.into())
+    (
+        held.cloned().unwrap_or_else(|| Arc::new(mesh)),
+        diagnostics.into(),
+    )
 }
 
-/// The previous table where both inputs are the same, also by content; addresses are kept even when MeshConfig changed.
-fn build_services(prev: Option<&Snapshot>, lowered: &LoweredKinds, options: &BuildOptions) -> Arc<ServiceTable> {
+/// The previous table where both inputs are the same, also by content; addresses are kept even when
+/// MeshConfig changed.
+fn build_services(
+    prev: Option<&Snapshot>,
+    lowered: &LoweredKinds,
+    options: &BuildOptions,
+) -> Arc<ServiceTable> {
     if let Some(prev) = prev
         && *prev.options == *options
         && Arc::ptr_eq(&prev.lowered.services, &lowered.services)
@@ -231,7 +273,11 @@ fn build_workloads(prev: Option<&Snapshot>, lowered: &LoweredKinds) -> Arc<Workl
     {
         return prev.workloads.clone();
     }
-    Arc::new(WorkloadTable::build(prev.map(|prev| &*prev.workloads), &lowered.pods, &lowered.workload_entries))
+    Arc::new(WorkloadTable::build(
+        prev.map(|prev| &*prev.workloads),
+        &lowered.pods,
+        &lowered.workload_entries,
+    ))
 }
 
 fn build_endpoints(
@@ -239,49 +285,89 @@ fn build_endpoints(
     services: &Arc<ServiceTable>,
     workloads: &Arc<WorkloadTable>,
 ) -> Arc<EndpointTable> {
-    let Some(prev) = prev else { return Arc::new(EndpointTable::build(None, services, workloads, &BTreeSet::new())) };
-    let changed =
-        if Arc::ptr_eq(&prev.workloads, workloads) { Vec::new() } else { workloads.changed_since(&prev.workloads) };
+    let Some(prev) = prev else {
+        return Arc::new(EndpointTable::build(
+            None,
+            services,
+            workloads,
+            &BTreeSet::new(),
+        ));
+    };
+    let changed = if Arc::ptr_eq(&prev.workloads, workloads) {
+        Vec::new()
+    } else {
+        workloads.changed_since(&prev.workloads)
+    };
     if changed.is_empty() && Arc::ptr_eq(&prev.services, services) {
         return prev.endpoints.clone();
     }
     let namespaces = changed.iter().map(|name| name.namespace.as_str()).collect();
-    Arc::new(EndpointTable::build(Some((&prev.endpoints, &prev.services)), services, workloads, &namespaces))
+    Arc::new(EndpointTable::build(
+        Some((&prev.endpoints, &prev.services)),
+        services,
+        workloads,
+        &namespaces,
+    ))
 }
 
 fn changes(prev: Option<&Snapshot>, is_same_mesh: bool, next: &Snapshot) -> ChangeSet {
     let Some(prev) = prev else {
         let objects = next.tables.iter().map(|object| object.key()).collect();
-        return ChangeSet { is_first: true, objects, ..ChangeSet::default() };
+        return ChangeSet {
+            is_first: true,
+            objects,
+            ..ChangeSet::default()
+        };
     };
-    let mut changes =
-        ChangeSet { mesh: !is_same_mesh, objects: next.tables.changed_since(&prev.tables), ..ChangeSet::default() };
-    // A ConfigMap that is not the mesh's means nothing to proxies, nor does the mesh's when it says the same.
-    changes.objects.retain(|key: &ObjectKey| key.kind != Kind::ConfigMap || !is_same_mesh);
+    let mut changes = ChangeSet {
+        mesh: !is_same_mesh,
+        objects: next.tables.changed_since(&prev.tables),
+        ..ChangeSet::default()
+    };
+    // A ConfigMap that is not the mesh's means nothing to proxies, nor does the mesh's when it says
+    // the same.
+    changes
+        .objects
+        .retain(|key: &ObjectKey| key.kind != Kind::ConfigMap || !is_same_mesh);
     if !Arc::ptr_eq(&prev.workloads, &next.workloads) {
-        changes.workloads.extend(next.workloads.changed_since(&prev.workloads));
+        changes
+            .workloads
+            .extend(next.workloads.changed_since(&prev.workloads));
     }
     if !Arc::ptr_eq(&prev.services, &next.services) {
         let (old, new) = (&prev.services.by_key, &next.services.by_key);
-        let newer = new.iter().filter(|(key, service)| old.get(key).is_none_or(|held| !Arc::ptr_eq(held, service)));
+        let newer = new
+            .iter()
+            .filter(|(key, service)| old.get(key).is_none_or(|held| !Arc::ptr_eq(held, service)));
         let gone = old.keys().filter(|key| !new.contains_key(*key));
-        changes.services.extend(newer.map(|(key, _)| key).chain(gone).cloned());
-        changes.services.extend(next.services.aliased_otherwise(&prev.services));
+        changes
+            .services
+            .extend(newer.map(|(key, _)| key).chain(gone).cloned());
+        changes
+            .services
+            .extend(next.services.aliased_otherwise(&prev.services));
     }
     if !Arc::ptr_eq(&prev.endpoints, &next.endpoints) {
         for key in next.endpoints.changed_since(&prev.endpoints) {
             if changes.services.contains(key) {
                 continue;
             }
-            let set = if reaches_clusters(prev, next, key) { &mut changes.services } else { &mut changes.endpoints };
+            let set = if reaches_clusters(prev, next, key) {
+                &mut changes.services
+            } else {
+                &mut changes.endpoints
+            };
             set.insert(key.clone());
         }
     }
     changes
 }
 
-/// Whether other endpoints of a service mean other clusters, listeners or names, not just other load assignments.
+/// Whether other endpoints of a service mean other clusters, listeners or names, not just other
+/// load assignments.
 fn reaches_clusters(prev: &Snapshot, next: &Snapshot, key: &ServiceKey) -> bool {
-    let is_client_side = next.service(key).is_some_and(|service| service.resolution == Resolution::ClientSide);
+    let is_client_side = next
+        .service(key)
+        .is_some_and(|service| service.resolution == Resolution::ClientSide);
     !is_client_side || prev.endpoints.identities(key) != next.endpoints.identities(key)
 }

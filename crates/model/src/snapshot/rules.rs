@@ -21,15 +21,22 @@ pub(crate) struct RouteTable {
 impl RouteTable {
     pub fn build(prev: Option<&Self>, lowered: &Lowered<LoweredVirtualService>) -> Self {
         let mut table = Self::default();
-        let held: BTreeMap<_, _> =
-            prev.into_iter().flat_map(|prev| &prev.all).map(|vs| (&vs.origin.object, vs)).collect();
+        let held: BTreeMap<_, _> = prev
+            .into_iter()
+            .flat_map(|prev| &prev.all)
+            .map(|vs| (&vs.origin.object, vs))
+            .collect();
         for entry in lowered.entries.values() {
             if entry.value.is_delegate() {
                 continue;
             }
             let merged = merge_delegates(entry, lowered, &mut table.diagnostics);
-            let held = held.get(&merged.origin.object).filter(|held| ****held == merged);
-            table.all.push(held.copied().cloned().unwrap_or_else(|| Arc::new(merged)));
+            let held = held
+                .get(&merged.origin.object)
+                .filter(|held| ****held == merged);
+            table
+                .all
+                .push(held.copied().cloned().unwrap_or_else(|| Arc::new(merged)));
         }
         table.all.sort_by(|a, b| a.origin.age.cmp(&b.origin.age));
         for vs in &table.all {
@@ -83,52 +90,82 @@ impl DestinationRuleTable {
                     "rename or remove one of the subsets",
                 ));
             }
-            let visible =
-                if rule.export_to.is_private_to(namespace) { &mut table.private } else { &mut table.exported };
+            let visible = if rule.export_to.is_private_to(namespace) {
+                &mut table.private
+            } else {
+                &mut table.exported
+            };
             merge(visible.entry(namespace.to_owned()).or_default(), rule);
         }
         table
     }
 
     /// The rules of a namespace for its own clients.
-    pub fn of_namespace(&self, namespace: &str, host: &Hostname) -> Option<Vec<Arc<DestinationRule>>> {
+    pub fn of_namespace(
+        &self,
+        namespace: &str,
+        host: &Hostname,
+    ) -> Option<Vec<Arc<DestinationRule>>> {
         most_specific(self.local.get(namespace)?, host).cloned()
     }
 
     /// The rules that a namespace keeps for its own clients.
-    pub fn private_to(&self, namespace: &str, host: &Hostname) -> Option<Vec<Arc<DestinationRule>>> {
+    pub fn private_to(
+        &self,
+        namespace: &str,
+        host: &Hostname,
+    ) -> Option<Vec<Arc<DestinationRule>>> {
         most_specific(self.private.get(namespace)?, host).cloned()
     }
 
     /// The rules of `namespace` that clients in `viewer` may see.
-    pub fn exported_from(&self, namespace: &str, host: &Hostname, viewer: &str) -> Option<Vec<Arc<DestinationRule>>> {
+    pub fn exported_from(
+        &self,
+        namespace: &str,
+        host: &Hostname,
+        viewer: &str,
+    ) -> Option<Vec<Arc<DestinationRule>>> {
         let rules = most_specific(self.exported.get(namespace)?, host)?;
-        let seen: Vec<_> = rules.iter().filter(|rule| rule.export_to.includes(viewer)).cloned().collect();
+        let seen: Vec<_> = rules
+            .iter()
+            .filter(|rule| rule.export_to.includes(viewer))
+            .cloned()
+            .collect();
         (!seen.is_empty()).then_some(seen)
     }
 
     pub fn all(&self) -> impl Iterator<Item = &Arc<DestinationRule>> {
-        self.local.values().flat_map(|hosts| hosts.values()).flatten()
+        self.local
+            .values()
+            .flat_map(|hosts| hosts.values())
+            .flatten()
     }
 }
 
 /// The exact host, else the longest wildcard that holds it.
-fn most_specific<'a>(rules: &'a HostRules, host: &Hostname) -> Option<&'a Vec<Arc<DestinationRule>>> {
+fn most_specific<'a>(
+    rules: &'a HostRules,
+    host: &Hostname,
+) -> Option<&'a Vec<Arc<DestinationRule>>> {
     if let Some(exact) = rules.get(host) {
         return Some(exact);
     }
-    let wildcards = rules.iter().filter(|(own, _)| own.is_wildcard() && host.is_within(own));
-    wildcards.max_by_key(|(own, _)| own.as_str().len()).map(|(_, rules)| rules)
+    let wildcards = rules
+        .iter()
+        .filter(|(own, _)| own.is_wildcard() && host.is_within(own));
+    wildcards
+        .max_by_key(|(own, _)| own.as_str().len())
+        .map(|(_, rules)| rules)
 }
 
-/// Adds a rule to those of its host: into an older one for the same workloads and viewers (subsets are united, the older
-/// policy holds), else beside them. Answers the names of subsets that were there already. Source: Istio
-/// `mergeDestinationRule`.
+/// Adds a rule to those of its host: into an older one for the same workloads and viewers (subsets
+/// are united, the older policy holds), else beside them. Answers the names of subsets that were
+/// there already. Source: Istio `mergeDestinationRule`.
 fn merge(rules: &mut HostRules, rule: &Arc<DestinationRule>) -> Vec<String> {
     let of_host = rules.entry(rule.host.clone()).or_default();
-    let same = of_host
-        .iter_mut()
-        .find(|held| held.workload_selector == rule.workload_selector && held.export_to == rule.export_to);
+    let same = of_host.iter_mut().find(|held| {
+        held.workload_selector == rule.workload_selector && held.export_to == rule.export_to
+    });
     let Some(held) = same else {
         of_host.push(rule.clone());
         return Vec::new();

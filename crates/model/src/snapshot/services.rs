@@ -1,4 +1,5 @@
-//! The service table: lowered Services and ServiceEntries with addresses allocated and aliases resolved.
+//! The service table: lowered Services and ServiceEntries with addresses allocated and aliases
+//! resolved.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,7 +13,10 @@ use crate::allocate::allocate;
 use crate::lower::service::LoweredService;
 use crate::lower::service_entry::LoweredEntry;
 use crate::lower::{Lowered, finding};
-use crate::{Cidr, Endpoint, EndpointAddress, Health, Hostname, Registry, Resolution, Service, ServiceKey, TlsMode};
+use crate::{
+    Cidr, Endpoint, EndpointAddress, Health, Hostname, Registry, Resolution, Service, ServiceKey,
+    TlsMode,
+};
 use meltemi_types::{Labels, Locality};
 
 /// Every service, and the endpoints that ServiceEntries list themselves.
@@ -41,22 +45,36 @@ pub(crate) struct Alias {
 impl ServiceTable {
     /// What a host stands for, if it is an alias and no service of its own.
     pub fn alias(&self, host: &Hostname) -> Option<&Alias> {
-        self.aliases.get(host).filter(|_| self.of_host(host).next().is_none())
+        self.aliases
+            .get(host)
+            .filter(|_| self.of_host(host).next().is_none())
     }
 
     /// The services whose aliases are others than in `prev`, or lead elsewhere within them.
     pub fn aliased_otherwise(&self, prev: &Self) -> Vec<ServiceKey> {
         let one_sided = |one: &Self, other: &Self| -> Vec<ServiceKey> {
-            let differing = one.aliases.iter().filter(|(host, alias)| other.aliases.get(*host) != Some(alias));
-            differing.flat_map(|(_, alias)| self.of_host(&alias.target)).map(|service| service.key.clone()).collect()
+            let differing = one
+                .aliases
+                .iter()
+                .filter(|(host, alias)| other.aliases.get(*host) != Some(alias));
+            differing
+                .flat_map(|(_, alias)| self.of_host(&alias.target))
+                .map(|service| service.key.clone())
+                .collect()
         };
         [one_sided(self, prev), one_sided(prev, self)].concat()
     }
 
     /// The services with this host, by namespace.
     pub fn of_host(&self, host: &Hostname) -> impl Iterator<Item = &Arc<Service>> {
-        let from = ServiceKey { host: host.clone(), namespace: String::new() };
-        self.by_key.range(from..).map(|(_, service)| service).take_while(move |service| service.key.host == *host)
+        let from = ServiceKey {
+            host: host.clone(),
+            namespace: String::new(),
+        };
+        self.by_key
+            .range(from..)
+            .map(|(_, service)| service)
+            .take_while(move |service| service.key.host == *host)
     }
 
     /// The services that a namespace declares.
@@ -80,15 +98,21 @@ impl ServiceTable {
         let mut aliases: Vec<(&Object, &LoweredService, &Hostname)> = Vec::new();
         let mut drafts: BTreeMap<ServiceKey, Service> = BTreeMap::new();
 
-        let of_services = services
-            .entries
-            .values()
-            .flat_map(|entry| entry.value.iter().map(move |lowered| (entry.object.as_ref(), lowered)));
-        let of_entries = entries
-            .entries
-            .values()
-            .flat_map(|entry| entry.value.services.iter().map(move |lowered| (entry.object.as_ref(), lowered)));
-        // Kubernetes first: what it declares no ServiceEntry of the same namespace takes away. Entries: oldest first.
+        let of_services = services.entries.values().flat_map(|entry| {
+            entry
+                .value
+                .iter()
+                .map(move |lowered| (entry.object.as_ref(), lowered))
+        });
+        let of_entries = entries.entries.values().flat_map(|entry| {
+            entry
+                .value
+                .services
+                .iter()
+                .map(move |lowered| (entry.object.as_ref(), lowered))
+        });
+        // Kubernetes first: what it declares no ServiceEntry of the same namespace takes away.
+        // Entries: oldest first.
         let mut of_entries: Vec<_> = of_entries.collect();
         of_entries.sort_by(|a, b| a.1.service.origin.age.cmp(&b.1.service.origin.age));
         for (object, lowered) in of_services.chain(of_entries) {
@@ -128,8 +152,10 @@ impl ServiceTable {
                 }
             }
         }
-        let next: BTreeMap<&Hostname, &Hostname> =
-            aliases.iter().map(|(_, lowered, alias_of)| (lowered.service.host(), *alias_of)).collect();
+        let next: BTreeMap<&Hostname, &Hostname> = aliases
+            .iter()
+            .map(|(_, lowered, alias_of)| (lowered.service.host(), *alias_of))
+            .collect();
         for (object, lowered, alias_of) in &aliases {
             let concrete = follow(alias_of, &next);
             let target = drafts
@@ -143,12 +169,19 @@ impl ServiceTable {
                         [only] => Some(only.number),
                         _ => None,
                     };
-                    table.aliases.insert(lowered.service.host().clone(), Alias { target: concrete.clone(), port });
+                    table.aliases.insert(
+                        lowered.service.host().clone(),
+                        Alias {
+                            target: concrete.clone(),
+                            port,
+                        },
+                    );
                 }
                 None => {
                     // It stays what it is to DNS; the mesh has nothing to route.
-                    let message =
-                        format!("externalName {alias_of} is no host that the mesh knows, so this name gets no routes");
+                    let message = format!(
+                        "externalName {alias_of} is no host that the mesh knows, so this name gets no routes"
+                    );
                     table.diagnostics.push(finding(
                         object,
                         Severity::Info,
@@ -164,9 +197,15 @@ impl ServiceTable {
         table.allocate(prev, &mut drafts, &wanting, services, entries, options);
         for (key, draft) in drafts {
             // The same allocation as before if nothing differs: that is how later stages see it.
-            let held = prev.and_then(|prev| prev.by_key.get(&key)).filter(|held| ***held == draft);
+            let held = prev
+                .and_then(|prev| prev.by_key.get(&key))
+                .filter(|held| ***held == draft);
             let service = held.cloned().unwrap_or_else(|| Arc::new(draft));
-            table.by_namespace.entry(key.namespace.clone()).or_default().push(service.clone());
+            table
+                .by_namespace
+                .entry(key.namespace.clone())
+                .or_default()
+                .push(service.clone());
             table.by_key.insert(key, service);
         }
         table
@@ -189,13 +228,21 @@ impl ServiceTable {
             .collect();
         let nothing = BTreeMap::new();
         let held = prev.map_or(&nothing, |prev| &prev.allocated);
-        for (registry, pool) in
-            [(Registry::Kubernetes, options.service_cidr), (Registry::ServiceEntry, options.service_entry_cidr)]
-        {
-            let of_registry = |key: &&ServiceKey| drafts.get(key).is_some_and(|service| service.registry == registry);
-            let wanting: BTreeSet<ServiceKey> = wanting.iter().filter(of_registry).cloned().collect();
+        for (registry, pool) in [
+            (Registry::Kubernetes, options.service_cidr),
+            (Registry::ServiceEntry, options.service_entry_cidr),
+        ] {
+            let of_registry = |key: &&ServiceKey| {
+                drafts
+                    .get(key)
+                    .is_some_and(|service| service.registry == registry)
+            };
+            let wanting: BTreeSet<ServiceKey> =
+                wanting.iter().filter(of_registry).cloned().collect();
             for (key, ip) in allocate(pool, &wanting, held, &taken) {
-                let Some(draft) = drafts.get_mut(&key) else { continue };
+                let Some(draft) = drafts.get_mut(&key) else {
+                    continue;
+                };
                 match ip {
                     Some(ip) => {
                         draft.addresses = vec![Cidr::host(ip)];
@@ -205,8 +252,12 @@ impl ServiceTable {
                     None => {
                         let name = draft.origin.name();
                         let object = match registry {
-                            Registry::Kubernetes => services.entries.get(&name).map(|entry| &entry.object),
-                            Registry::ServiceEntry => entries.entries.get(&name).map(|entry| &entry.object),
+                            Registry::Kubernetes => {
+                                services.entries.get(&name).map(|entry| &entry.object)
+                            }
+                            Registry::ServiceEntry => {
+                                entries.entries.get(&name).map(|entry| &entry.object)
+                            }
                         };
                         if let Some(object) = object {
                             let message = format!(
@@ -229,14 +280,15 @@ impl ServiceTable {
     }
 }
 
-/// The end of a chain of ExternalNames; of a circle, some name in it, which is nobody's. Source: Istio
-/// `resolveServiceAliases`.
+/// The end of a chain of ExternalNames; of a circle, some name in it, which is nobody's. Source:
+/// Istio `resolveServiceAliases`.
 fn follow<'a>(first: &'a Hostname, next: &BTreeMap<&'a Hostname, &'a Hostname>) -> &'a Hostname {
     let steps = std::iter::successors(Some(first), |host| next.get(host).copied());
     steps.take(next.len() + 1).last().unwrap_or(first)
 }
 
-/// The endpoints that entries list, by service and port. DNS without endpoints: the host is its own endpoint.
+/// The endpoints that entries list, by service and port. DNS without endpoints: the host is its own
+/// endpoint.
 fn listed_endpoints(
     entries: &Lowered<LoweredEntry>,
     drafts: &BTreeMap<ServiceKey, Service>,
@@ -250,9 +302,16 @@ fn listed_endpoints(
                 continue;
             }
             for (number, endpoints) in &entry.endpoints {
-                let of_port = listed.entry(service.key.clone()).or_default().entry(*number).or_default();
+                let of_port = listed
+                    .entry(service.key.clone())
+                    .or_default()
+                    .entry(*number)
+                    .or_default();
                 of_port.extend(endpoints.iter().cloned());
-                let is_dns = matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
+                let is_dns = matches!(
+                    service.resolution,
+                    Resolution::Dns | Resolution::DnsRoundRobin
+                );
                 if endpoints.is_empty() && is_dns && !service.host().is_wildcard() {
                     of_port.push(host_endpoint(service, *number));
                 }

@@ -16,11 +16,19 @@ pub(crate) struct WorkloadTable {
 }
 
 impl WorkloadTable {
-    pub fn build(prev: Option<&Self>, pods: &Lowered<Option<Workload>>, entries: &Lowered<Option<Workload>>) -> Self {
+    pub fn build(
+        prev: Option<&Self>,
+        pods: &Lowered<Option<Workload>>,
+        entries: &Lowered<Option<Workload>>,
+    ) -> Self {
         let mut table = Self::default();
         for (name, entry) in entries.entries.iter().chain(&pods.entries) {
-            let Some(workload) = entry.value.as_ref() else { continue };
-            let held = prev.and_then(|prev| prev.by_name.get(name)).filter(|held| ***held == *workload);
+            let Some(workload) = entry.value.as_ref() else {
+                continue;
+            };
+            let held = prev
+                .and_then(|prev| prev.by_name.get(name))
+                .filter(|held| ***held == *workload);
             let workload = held.cloned().unwrap_or_else(|| Arc::new(workload.clone()));
             table.by_name.insert(name.clone(), workload);
         }
@@ -32,7 +40,11 @@ impl WorkloadTable {
                     table.by_ip.insert(*ip, workload.clone());
                 }
             }
-            table.by_namespace.entry(workload.namespace.clone()).or_default().push(workload.clone());
+            table
+                .by_namespace
+                .entry(workload.namespace.clone())
+                .or_default()
+                .push(workload.clone());
         }
         table
     }
@@ -45,11 +57,21 @@ impl WorkloadTable {
     /// Names of workloads that differ from `prev`.
     pub fn changed_since(&self, prev: &Self) -> Vec<NamespacedName> {
         let is_held = |name: &NamespacedName, workload: &Arc<Workload>, other: &Self| {
-            other.by_name.get(name).is_some_and(|held| Arc::ptr_eq(held, workload))
+            other
+                .by_name
+                .get(name)
+                .is_some_and(|held| Arc::ptr_eq(held, workload))
         };
-        let newer =
-            self.by_name.iter().filter(|(name, workload)| !is_held(name, workload, prev)).map(|(name, _)| name.clone());
-        let gone = prev.by_name.keys().filter(|name| !self.by_name.contains_key(*name)).cloned();
+        let newer = self
+            .by_name
+            .iter()
+            .filter(|(name, workload)| !is_held(name, workload, prev))
+            .map(|(name, _)| name.clone());
+        let gone = prev
+            .by_name
+            .keys()
+            .filter(|name| !self.by_name.contains_key(*name))
+            .cloned();
         newer.chain(gone).collect()
     }
 }

@@ -1,4 +1,5 @@
-//! Istio's own analyzer fixtures, where they lie beside the repository: the same objects get the same codes.
+//! Istio's own analyzer fixtures, where they lie beside the repository: the same objects get the
+//! same codes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,7 +25,10 @@ spec:
 
 /// The analyzers that the model covers, with the codes that it has of them.
 const COVERED: &[(&str, &[&str])] = &[
-    ("virtualservice.DestinationHostAnalyzer", &["IST0101", "IST0112"]),
+    (
+        "virtualservice.DestinationHostAnalyzer",
+        &["IST0101", "IST0112"],
+    ),
     ("virtualservice.DestinationRuleAnalyzer", &["IST0101"]),
     ("virtualservice.GatewayAnalyzer", &["IST0132"]),
     ("authz.AuthorizationPoliciesAnalyzer", &["IST0127"]),
@@ -33,8 +37,9 @@ const COVERED: &[(&str, &[&str])] = &[
 
 fn shared() -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let folder =
-        std::env::var_os("MELTEMI_SHARED").map_or_else(|| root.join("../shared"), PathBuf::from).join("golden/analyze");
+    let folder = std::env::var_os("MELTEMI_SHARED")
+        .map_or_else(|| root.join("../shared"), PathBuf::from)
+        .join("golden/analyze");
     if folder.is_dir() {
         return Some(folder);
     }
@@ -52,7 +57,9 @@ fn the_same_objects_get_the_same_codes() {
     for line in cases.lines() {
         let case: Value = serde_json::from_str(line).expect("JSON");
         let analyzer = case["analyzer"].as_str().unwrap_or_default();
-        let Some((_, codes)) = COVERED.iter().find(|(name, _)| *name == analyzer) else { continue };
+        let Some((_, codes)) = COVERED.iter().find(|(name, _)| *name == analyzer) else {
+            continue;
+        };
         // Gateways of the Gateway API are not lowered yet.
         if case["inputs"]
             .as_array()
@@ -64,8 +71,13 @@ fn the_same_objects_get_the_same_codes() {
         }
         seen += 1;
         let mut tables = Tables::default();
-        let inputs = case["inputs"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        let texts = inputs.map(|input| fs::read_to_string(folder.join(input)).expect("part of the fixtures"));
+        let inputs = case["inputs"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str);
+        let texts = inputs
+            .map(|input| fs::read_to_string(folder.join(input)).expect("part of the fixtures"));
         for text in texts.chain([HARNESS.to_owned()]) {
             for object in parse_documents("case.yaml", &text).0 {
                 tables.apply(object.into());
@@ -73,7 +85,14 @@ fn the_same_objects_get_the_same_codes() {
         }
         let known: BTreeSet<String> = tables
             .iter()
-            .map(|object| format!("{} {}/{}", object.kind.word(), object.meta.namespace, object.meta.name))
+            .map(|object| {
+                format!(
+                    "{} {}/{}",
+                    object.kind.word(),
+                    object.meta.namespace,
+                    object.meta.name
+                )
+            })
             .collect();
         let build = Snapshot::build(None, &tables, &BuildOptions::default());
         let kind = if analyzer.starts_with("virtualservice.") {
@@ -87,10 +106,18 @@ fn the_same_objects_get_the_same_codes() {
             .diagnostics
             .iter()
             .filter(|found| {
-                codes.contains(&found.code.as_str()) && found.object.kind == kind && is_of(analyzer, &found.field)
+                codes.contains(&found.code.as_str())
+                    && found.object.kind == kind
+                    && is_of(analyzer, &found.field)
             })
             .map(|found| {
-                (found.code.clone(), format!("{} {}/{}", found.object.kind, found.object.namespace, found.object.name))
+                (
+                    found.code.clone(),
+                    format!(
+                        "{} {}/{}",
+                        found.object.kind, found.object.namespace, found.object.name
+                    ),
+                )
             })
             .collect();
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -98,12 +125,20 @@ fn the_same_objects_get_the_same_codes() {
             .as_array()
             .into_iter()
             .flatten()
-            .map(|expected| (text(&expected["code"]), qualified(&text(&expected["resource"]))))
+            .map(|expected| {
+                (
+                    text(&expected["code"]),
+                    qualified(&text(&expected["resource"])),
+                )
+            })
             // What cannot be read at all is refused before the model sees it.
             .filter(|(code, resource)| codes.contains(&code.as_str()) && known.contains(resource))
             .collect();
         if found != expected {
-            wrong.push(format!("{}:\n  found {found:?}\n  expected {expected:?}", text(&case["name"])));
+            wrong.push(format!(
+                "{}:\n  found {found:?}\n  expected {expected:?}",
+                text(&case["name"])
+            ));
         }
     }
     assert!(seen > 0, "the fixtures name no analyzer that is covered");
@@ -204,7 +239,10 @@ data:
     meshMTLS: {minProtocolVersion: TLSV1_3}
 ",
     );
-    let told: Vec<_> = super::codes(&build).into_iter().filter(|line| line.starts_with("MEL0307")).collect();
+    let told: Vec<_> = super::codes(&build)
+        .into_iter()
+        .filter(|line| line.starts_with("MEL0307"))
+        .collect();
     assert_eq!(
         told,
         [
@@ -246,7 +284,10 @@ metadata: {name: door}
 spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: web, protocol: GRPC-Web}, hosts: ['*']}]}
 ",
     );
-    let told: Vec<_> = super::codes(&build).into_iter().filter(|line| line.starts_with("MEL0307")).collect();
+    let told: Vec<_> = super::codes(&build)
+        .into_iter()
+        .filter(|line| line.starts_with("MEL0307"))
+        .collect();
     assert_eq!(
         told,
         [

@@ -22,14 +22,19 @@ fn changed(name: &str, kind: &str, from: &str, to: &str) -> Arc<meltemi_model::O
     let text = data("shop.yaml");
     let document = text
         .split("\n---\n")
-        .find(|doc| doc.contains(&format!("kind: {kind}\n")) && doc.contains(&format!("name: {name}")))
+        .find(|doc| {
+            doc.contains(&format!("kind: {kind}\n")) && doc.contains(&format!("name: {name}"))
+        })
         .expect("in the shop");
     assert!(document.contains(from), "{document}");
     objects(&document.replace(from, to)).remove(0)
 }
 
 fn catalogue() -> ServiceKey {
-    ServiceKey { host: Hostname::new("catalogue.shop.svc.cluster.local"), namespace: "shop".to_owned() }
+    ServiceKey {
+        host: Hostname::new("catalogue.shop.svc.cluster.local"),
+        namespace: "shop".to_owned(),
+    }
 }
 
 #[test]
@@ -38,20 +43,34 @@ fn nothing_is_nothing() {
     assert!(rebuild(&snapshot, &tables).changes.is_empty());
     // The same text read again is another object, with the same meaning.
     let again = rebuild(&snapshot, &super::tables(&data("shop.yaml"))).changes;
-    assert!(again.services.is_empty() && again.endpoints.is_empty() && again.workloads.is_empty(), "{again:?}");
+    assert!(
+        again.services.is_empty() && again.endpoints.is_empty() && again.workloads.is_empty(),
+        "{again:?}"
+    );
 }
 
 #[test]
 fn a_pod_that_becomes_ready_changes_endpoints_only() {
     let (snapshot, mut tables) = first();
-    tables.apply(changed("catalogue-v2-a", "Pod", "status: \"False\"", "status: \"True\""));
+    tables.apply(changed(
+        "catalogue-v2-a",
+        "Pod",
+        "status: \"False\"",
+        "status: \"True\"",
+    ));
     let build = rebuild(&snapshot, &tables);
     assert!(build.changes.is_endpoints_only(), "{:?}", build.changes);
     assert_eq!(build.changes.endpoints, [catalogue()].into());
     assert_eq!(build.changes.workloads.len(), 1);
     // What did not change is the same allocation.
-    let db = ServiceKey { host: Hostname::new("db.shop.svc.cluster.local"), namespace: "shop".to_owned() };
-    assert!(Arc::ptr_eq(&snapshot.endpoints(&db, 3306), &build.snapshot.endpoints(&db, 3306)));
+    let db = ServiceKey {
+        host: Hostname::new("db.shop.svc.cluster.local"),
+        namespace: "shop".to_owned(),
+    };
+    assert!(Arc::ptr_eq(
+        &snapshot.endpoints(&db, 3306),
+        &build.snapshot.endpoints(&db, 3306)
+    ));
     let service = |snapshot: &Snapshot| snapshot.service(&catalogue()).cloned().expect("declared");
     assert!(Arc::ptr_eq(&service(&snapshot), &service(&build.snapshot)));
 }
@@ -59,7 +78,12 @@ fn a_pod_that_becomes_ready_changes_endpoints_only() {
 #[test]
 fn another_identity_behind_a_service_is_more_than_endpoints() {
     let (snapshot, mut tables) = first();
-    tables.apply(changed("catalogue-v1-a", "Pod", "serviceAccountName: catalogue", "serviceAccountName: thief"));
+    tables.apply(changed(
+        "catalogue-v1-a",
+        "Pod",
+        "serviceAccountName: catalogue",
+        "serviceAccountName: thief",
+    ));
     let build = rebuild(&snapshot, &tables);
     assert!(!build.changes.is_endpoints_only());
     assert_eq!(build.changes.services, [catalogue()].into());
@@ -72,7 +96,12 @@ fn a_headless_services_endpoints_are_its_names() {
     let build = rebuild(&snapshot, &tables);
     assert!(!build.changes.is_endpoints_only());
     assert_eq!(
-        build.changes.services.iter().map(|key| key.host.as_str()).collect::<Vec<_>>(),
+        build
+            .changes
+            .services
+            .iter()
+            .map(|key| key.host.as_str())
+            .collect::<Vec<_>>(),
         ["db.shop.svc.cluster.local"]
     );
 }
@@ -80,50 +109,86 @@ fn a_headless_services_endpoints_are_its_names() {
 #[test]
 fn a_route_changes_itself_alone() {
     let (snapshot, mut tables) = first();
-    tables.apply(changed("catalogue", "VirtualService", "weight: 80", "weight: 70"));
+    tables.apply(changed(
+        "catalogue",
+        "VirtualService",
+        "weight: 80",
+        "weight: 70",
+    ));
     let build = rebuild(&snapshot, &tables);
     assert_eq!(build.changes.kinds(), [Kind::VirtualService].into());
     assert!(build.changes.services.is_empty() && build.changes.endpoints.is_empty());
     assert!(!build.changes.is_endpoints_only());
     let routes = |snapshot: &Snapshot| snapshot.virtual_services().cloned().collect::<Vec<_>>();
     let (old, new) = (routes(&snapshot), routes(&build.snapshot));
-    assert_eq!(old.iter().filter(|vs| new.iter().any(|other| Arc::ptr_eq(vs, other))).count(), 1);
+    assert_eq!(
+        old.iter()
+            .filter(|vs| new.iter().any(|other| Arc::ptr_eq(vs, other)))
+            .count(),
+        1
+    );
 }
 
 #[test]
 fn a_service_that_goes_is_told_and_its_endpoints_with_it() {
     let (snapshot, mut tables) = first();
-    assert!(tables.remove(&meltemi_model::ObjectKey::new(Kind::Service, "shop", "catalogue")));
+    assert!(tables.remove(&meltemi_model::ObjectKey::new(
+        Kind::Service,
+        "shop",
+        "catalogue"
+    )));
     let build = rebuild(&snapshot, &tables);
     assert_eq!(build.changes.services, [catalogue()].into());
     assert!(build.changes.endpoints.is_empty());
     assert!(build.snapshot.endpoints(&catalogue(), 9080).is_empty());
-    assert!(build.diagnostics.iter().any(|found| found.code == "IST0101"));
+    assert!(
+        build
+            .diagnostics
+            .iter()
+            .any(|found| found.code == "IST0101")
+    );
 }
 
 #[test]
 fn another_mesh_config_is_another_mesh() {
     let (snapshot, mut tables) = first();
-    tables.apply(changed("istio", "ConfigMap", "shop.example", "mall.example"));
+    tables.apply(changed(
+        "istio",
+        "ConfigMap",
+        "shop.example",
+        "mall.example",
+    ));
     let build = rebuild(&snapshot, &tables);
     assert!(build.changes.mesh);
     assert_eq!(build.snapshot.trust_domain.as_str(), "mall.example");
-    let identity =
-        build.snapshot.workloads().find_map(|workload| workload.identity.clone()).expect("one has an identity");
+    let identity = build
+        .snapshot
+        .workloads()
+        .find_map(|workload| workload.identity.clone())
+        .expect("one has an identity");
     assert_eq!(identity.trust_domain().as_str(), "mall.example");
     // Allocated addresses stay: clients hold them.
-    let addresses =
-        |snapshot: &Snapshot| snapshot.services().map(|service| service.addresses.clone()).collect::<Vec<_>>();
+    let addresses = |snapshot: &Snapshot| {
+        snapshot
+            .services()
+            .map(|service| service.addresses.clone())
+            .collect::<Vec<_>>()
+    };
     assert_eq!(addresses(&snapshot), addresses(&build.snapshot));
 }
 
-/// The law of incremental builds: whatever goes or comes back, the result is that of a build from nothing.
+/// The law of incremental builds: whatever goes or comes back, the result is that of a build from
+/// nothing.
 #[test]
 fn a_step_is_the_same_as_a_fresh_start() {
     let (full, all) = first();
     let fresh = |tables: &Tables| Snapshot::build(None, tables, &BuildOptions::default());
     let facts = |build: &Build| {
-        (super::render::snapshot(&build.snapshot), build.diagnostics.clone(), scope_facts(&build.snapshot))
+        (
+            super::render::snapshot(&build.snapshot),
+            build.diagnostics.clone(),
+            scope_facts(&build.snapshot),
+        )
     };
     let before = facts(&fresh(&all));
     for object in all.iter() {
@@ -132,21 +197,44 @@ fn a_step_is_the_same_as_a_fresh_start() {
         let mut without = all.clone();
         assert!(without.remove(&object.key()));
         let step = rebuild(&full, &without);
-        assert_eq!(facts(&step), facts(&fresh(&without)), "without {}", object.key());
-        assert!(!step.changes.is_empty() || object.kind == Kind::ConfigMap, "without {}", object.key());
+        assert_eq!(
+            facts(&step),
+            facts(&fresh(&without)),
+            "without {}",
+            object.key()
+        );
+        assert!(
+            !step.changes.is_empty() || object.kind == Kind::ConfigMap,
+            "without {}",
+            object.key()
+        );
         let mut again = without.clone();
         again.apply(object.clone());
-        assert_eq!(facts(&rebuild(&step.snapshot, &again)), before, "with {} again", object.key());
+        assert_eq!(
+            facts(&rebuild(&step.snapshot, &again)),
+            before,
+            "with {} again",
+            object.key()
+        );
     }
 }
 
 fn scope_facts(snapshot: &Snapshot) -> Vec<String> {
     let scope = snapshot.sidecar_scope("shop", &super::labels(&[]));
-    let routes =
-        scope.egress.iter().flat_map(|listener| &listener.virtual_services).map(|vs| vs.origin.name().to_string());
+    let routes = scope
+        .egress
+        .iter()
+        .flat_map(|listener| &listener.virtual_services)
+        .map(|vs| vs.origin.name().to_string());
     let names = snapshot
         .name_table("shop", &super::labels(&[]))
         .into_iter()
         .map(|entry| format!("{} {:?}", entry.host, entry.ips));
-    scope.services.iter().map(|service| service.key.to_string()).chain(routes).chain(names).collect()
+    scope
+        .services
+        .iter()
+        .map(|service| service.key.to_string())
+        .chain(routes)
+        .chain(names)
+        .collect()
 }

@@ -20,7 +20,9 @@ include!("../../../xtask/skip.rs");
 
 /// A file below `tests/data`.
 fn data(name: &str) -> String {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(name);
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
@@ -52,5 +54,9 @@ fn labels(pairs: &[(&str, &str)]) -> Labels {
 
 /// Code and field of each finding.
 fn codes(build: &Build) -> Vec<String> {
-    build.diagnostics.iter().map(|found| format!("{} {} {}", found.code, found.object, found.field)).collect()
+    build
+        .diagnostics
+        .iter()
+        .map(|found| format!("{} {} {}", found.code, found.object, found.field))
+        .collect()
 }

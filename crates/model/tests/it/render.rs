@@ -10,7 +10,11 @@ pub fn snapshot(snapshot: &Snapshot) -> String {
         service(snapshot, found, &mut out);
     }
     for workload in snapshot.workloads() {
-        let identity = workload.identity.as_ref().map(ToString::to_string).unwrap_or_default();
+        let identity = workload
+            .identity
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         let _ = writeln!(
             out,
             "workload {} of {} {}: {identity} {:?} {:?} {}",
@@ -26,15 +30,26 @@ pub fn snapshot(snapshot: &Snapshot) -> String {
         virtual_service(vs, &mut out);
     }
     for rule in snapshot.destination_rules() {
-        let _ =
-            writeln!(out, "destination rule {} ports {:?}", rule.host, rule.policy.ports.keys().collect::<Vec<_>>());
+        let _ = writeln!(
+            out,
+            "destination rule {} ports {:?}",
+            rule.host,
+            rule.policy.ports.keys().collect::<Vec<_>>()
+        );
         for subset in &rule.subsets {
             let _ = writeln!(out, "  subset {} {:?}", subset.name, subset.labels.0);
         }
     }
     for gateway in snapshot.gateways() {
         for server in &gateway.servers {
-            let _ = writeln!(out, "gateway {} {}/{} {:?}", gateway.name(), server.port, server.protocol, server.hosts);
+            let _ = writeln!(
+                out,
+                "gateway {} {}/{} {:?}",
+                gateway.name(),
+                server.port,
+                server.protocol,
+                server.hosts
+            );
         }
     }
     out
@@ -42,7 +57,11 @@ pub fn snapshot(snapshot: &Snapshot) -> String {
 
 fn service(snapshot: &Snapshot, service: &Service, out: &mut String) {
     let addresses: Vec<_> = service.addresses.iter().map(ToString::to_string).collect();
-    let allocated = if service.is_address_allocated { " (allocated)" } else { "" };
+    let allocated = if service.is_address_allocated {
+        " (allocated)"
+    } else {
+        ""
+    };
     let _ = writeln!(
         out,
         "service {} {:?} {:?} [{}]{allocated}",
@@ -52,7 +71,11 @@ fn service(snapshot: &Snapshot, service: &Service, out: &mut String) {
         addresses.join(" ")
     );
     for port in &service.ports {
-        let _ = writeln!(out, "  port {} {:?} {} -> {:?}", port.number, port.name, port.protocol, port.target);
+        let _ = writeln!(
+            out,
+            "  port {} {:?} {} -> {:?}",
+            port.number, port.name, port.protocol, port.target
+        );
         for endpoint in &*snapshot.endpoints(&service.key, port.number) {
             let _ = writeln!(out, "    {}", self::endpoint(endpoint));
         }
@@ -60,10 +83,19 @@ fn service(snapshot: &Snapshot, service: &Service, out: &mut String) {
 }
 
 pub fn endpoint(endpoint: &Endpoint) -> String {
-    let workload = endpoint.workload.as_ref().map(|workload| workload.name.clone()).unwrap_or_default();
+    let workload = endpoint
+        .workload
+        .as_ref()
+        .map(|workload| workload.name.clone())
+        .unwrap_or_default();
     format!(
         "{}:{} {workload} {:?} {:?} weight {} {}",
-        endpoint.address, endpoint.port, endpoint.tls_mode, endpoint.health, endpoint.weight, endpoint.locality
+        endpoint.address,
+        endpoint.port,
+        endpoint.tls_mode,
+        endpoint.health,
+        endpoint.weight,
+        endpoint.locality
     )
 }
 

@@ -15,7 +15,11 @@ spec:
 ";
 
 fn virtual_service(name: &str, namespace: &str, spec: &str) -> String {
-    let spec = spec.trim_matches('\n').lines().map(|line| format!("  {line}\n")).collect::<String>();
+    let spec = spec
+        .trim_matches('\n')
+        .lines()
+        .map(|line| format!("  {line}\n"))
+        .collect::<String>();
     format!(
         "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n{spec}"
     )
@@ -25,16 +29,33 @@ fn virtual_service(name: &str, namespace: &str, spec: &str) -> String {
 fn conditions_on_the_client_are_decided_for_each_proxy() {
     let snapshot = clean(&data("shop.yaml"));
     let routes = snapshot.virtual_services_for(&GatewayRef::Mesh, "shop");
-    let catalogue = routes.iter().find(|vs| vs.origin.object.name == "catalogue").expect("for sidecars");
+    let catalogue = routes
+        .iter()
+        .find(|vs| vs.origin.object.name == "catalogue")
+        .expect("for sidecars");
     let (front, other) = (labels(&[("app", "front")]), labels(&[("app", "other")]));
     let count = |labels| {
-        let context = RouteContext { namespace: "shop", labels, gateway: &GatewayRef::Mesh, port: 9080 };
-        catalogue.http.iter().filter(|route| route.matches_for(&context, catalogue).is_some()).count()
+        let context = RouteContext {
+            namespace: "shop",
+            labels,
+            gateway: &GatewayRef::Mesh,
+            port: 9080,
+        };
+        catalogue
+            .http
+            .iter()
+            .filter(|route| route.matches_for(&context, catalogue).is_some())
+            .count()
     };
     assert_eq!(count(&front), 2);
     assert_eq!(count(&other), 1);
-    let Retries::Explicit(retries) = &catalogue.http[1].retries else { panic!("written") };
-    assert_eq!((retries.retry_on.as_str(), retries.status_codes.as_slice()), ("5xx,connect-failure", &[409][..]));
+    let Retries::Explicit(retries) = &catalogue.http[1].retries else {
+        panic!("written")
+    };
+    assert_eq!(
+        (retries.retry_on.as_str(), retries.status_codes.as_slice()),
+        ("5xx,connect-failure", &[409][..])
+    );
     assert_eq!(catalogue.http[1].timeout, Some(Duration::from_millis(1500)));
     assert_eq!(catalogue.http[0].retries, Retries::Default);
 }
@@ -42,12 +63,18 @@ fn conditions_on_the_client_are_decided_for_each_proxy() {
 #[test]
 fn a_gateway_serves_the_narrower_host_to_the_right_namespace() {
     let snapshot = clean(&data("shop.yaml"));
-    let gateway = snapshot.gateways_for(&labels(&[("istio", "ingressgateway")])).remove(0);
+    let gateway = snapshot
+        .gateways_for(&labels(&[("istio", "ingressgateway")]))
+        .remove(0);
     let served = snapshot.virtual_services_of_server(&gateway, &gateway.servers[0], "istio-system");
     assert_eq!(served.len(), 1);
     assert_eq!(served[0].1, ["www.shop.example"]);
     let hosts = |ns: &str, host: &str| {
-        gateway.servers[0].intersect(ns, &[host.into()]).iter().map(ToString::to_string).collect::<Vec<_>>()
+        gateway.servers[0]
+            .intersect(ns, &[host.into()])
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
     };
     assert_eq!(hosts("shop", "*"), ["*.shop.example"]);
     assert_eq!(hosts("shop", "admin.example"), Vec::<String>::new());
@@ -82,20 +109,33 @@ http:
   route: [{destination: {host: web.shop.svc.cluster.local}}]",
     );
     let build = build(&format!("{SERVICE}{root}{delegate}"));
-    assert_eq!(codes(&build), ["MEL0306 VirtualService/root.shop spec.http[0].delegate"]);
+    assert_eq!(
+        codes(&build),
+        ["MEL0306 VirtualService/root.shop spec.http[0].delegate"]
+    );
     let routes: Vec<_> = build.snapshot.virtual_services().collect();
-    let [root] = routes.as_slice() else { panic!("the delegate is not one of its own") };
+    let [root] = routes.as_slice() else {
+        panic!("the delegate is not one of its own")
+    };
     let facts: Vec<_> = root
         .http
         .iter()
         .map(|route| {
-            (route.name.as_str(), route.matches.first().and_then(|m| m.uri.clone()), route.timeout.map(|t| t.as_secs()))
+            (
+                route.name.as_str(),
+                route.matches.first().and_then(|m| m.uri.clone()),
+                route.timeout.map(|t| t.as_secs()),
+            )
         })
         .collect();
     assert_eq!(
         facts,
         [
-            ("api-v2", Some(StringMatch::Exact("/api/v2".to_owned())), Some(3)),
+            (
+                "api-v2",
+                Some(StringMatch::Exact("/api/v2".to_owned())),
+                Some(3)
+            ),
             ("api", Some(StringMatch::Prefix("/api".to_owned())), Some(1)),
             ("", None, None),
         ]
@@ -106,10 +146,14 @@ http:
 #[test]
 fn of_two_for_the_same_host_the_older_is_first_and_it_is_told() {
     let rule = "hosts: [web]\nhttp: [{route: [{destination: {host: web}}]}]";
-    let older = virtual_service("z", "shop", rule)
-        .replace("namespace: shop}", "namespace: shop, creationTimestamp: \"2024-01-01T00:00:00Z\"}");
-    let younger = virtual_service("a", "shop", rule)
-        .replace("namespace: shop}", "namespace: shop, creationTimestamp: \"2025-01-01T00:00:00Z\"}");
+    let older = virtual_service("z", "shop", rule).replace(
+        "namespace: shop}",
+        "namespace: shop, creationTimestamp: \"2024-01-01T00:00:00Z\"}",
+    );
+    let younger = virtual_service("a", "shop", rule).replace(
+        "namespace: shop}",
+        "namespace: shop, creationTimestamp: \"2025-01-01T00:00:00Z\"}",
+    );
     let build = build(&format!("{SERVICE}{younger}{older}"));
     assert_eq!(codes(&build), ["IST0109 VirtualService/a.shop spec.hosts"]);
     let order: Vec<_> = build
@@ -123,8 +167,7 @@ fn of_two_for_the_same_host_the_older_is_first_and_it_is_told() {
 
 #[test]
 fn what_is_private_to_a_namespace_wins_there_and_is_unseen_elsewhere() {
-    let rule =
-        "hosts: [web.shop.svc.cluster.local]\nhttp: [{route: [{destination: {host: web.shop.svc.cluster.local}}]}]";
+    let rule = "hosts: [web.shop.svc.cluster.local]\nhttp: [{route: [{destination: {host: web.shop.svc.cluster.local}}]}]";
     let public = virtual_service("a", "shop", rule);
     let private = virtual_service("b", "team", &format!("{rule}\nexportTo: [\".\"]"));
     let named = virtual_service("c", "other", &format!("{rule}\nexportTo: [team]"));
@@ -168,13 +211,20 @@ http:
         ]
     );
     assert!(
-        build.diagnostics.iter().all(|found| found.position.line > 0 && !found.remedy.is_empty()),
+        build
+            .diagnostics
+            .iter()
+            .all(|found| found.position.line > 0 && !found.remedy.is_empty()),
         "{:#?}",
         build.diagnostics
     );
-    assert_eq!(build.diagnostics[3].message, "Referenced host not found: \"webb\"");
+    assert_eq!(
+        build.diagnostics[3].message,
+        "Referenced host not found: \"webb\""
+    );
     // It is kept nevertheless: the host may come later.
-    let HttpAction::Forward(destinations) = &build.snapshot.virtual_services().next().expect("kept").http[0].action
+    let HttpAction::Forward(destinations) =
+        &build.snapshot.virtual_services().next().expect("kept").http[0].action
     else {
         panic!("forwards")
     };
@@ -190,8 +240,13 @@ fn a_single_destination_takes_all_and_zero_attempts_switch_retries_off() {
     );
     let snapshot = clean(&format!("{SERVICE}{vs}"));
     let route = &snapshot.virtual_services().next().expect("one").http[0];
-    let HttpAction::Forward(destinations) = &route.action else { panic!("forwards") };
+    let HttpAction::Forward(destinations) = &route.action else {
+        panic!("forwards")
+    };
     assert_eq!(destinations[0].weight, 100);
-    assert_eq!(destinations[0].destination.host.as_str(), "web.shop.svc.cluster.local");
+    assert_eq!(
+        destinations[0].destination.host.as_str(),
+        "web.shop.svc.cluster.local"
+    );
     assert_eq!(route.retries, Retries::Off);
 }

@@ -1,4 +1,5 @@
-//! Istio's own samples, where they lie beside the repository: everything is understood, nothing is lost.
+//! Istio's own samples, where they lie beside the repository: everything is understood, nothing is
+//! lost.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,17 +16,25 @@ fn shared() -> Option<PathBuf> {
         return Some(folder);
     }
     let why = format!("{} is not there (MELTEMI_SHARED)", folder.display());
-    crate::skip("every_networking_file_of_bookinfo_builds_over_its_platform", &why);
+    crate::skip(
+        "every_networking_file_of_bookinfo_builds_over_its_platform",
+        &why,
+    );
     None
 }
 
 #[test]
 fn every_networking_file_of_bookinfo_builds_over_its_platform() {
     let Some(folder) = shared() else { return };
-    let platform = fs::read_to_string(folder.join("platform/kube/bookinfo.yaml")).expect("part of the samples");
-    let rules = fs::read_to_string(folder.join("networking/destination-rule-all.yaml")).expect("part of the samples");
-    let mut files: Vec<_> =
-        fs::read_dir(folder.join("networking")).expect("a folder").flatten().map(|entry| entry.path()).collect();
+    let platform = fs::read_to_string(folder.join("platform/kube/bookinfo.yaml"))
+        .expect("part of the samples");
+    let rules = fs::read_to_string(folder.join("networking/destination-rule-all.yaml"))
+        .expect("part of the samples");
+    let mut files: Vec<_> = fs::read_dir(folder.join("networking"))
+        .expect("a folder")
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
     files.retain(|path| path.extension().is_some_and(|ext| ext == "yaml"));
     files.sort();
     assert!(files.len() > 10);
@@ -35,7 +44,9 @@ fn every_networking_file_of_bookinfo_builds_over_its_platform() {
         for text in [&platform, &rules, &text] {
             let (objects, diagnostics) = parse_documents("sample.yaml", text);
             assert!(
-                !diagnostics.iter().any(|found| found.severity == Severity::Error),
+                !diagnostics
+                    .iter()
+                    .any(|found| found.severity == Severity::Error),
                 "{}: {diagnostics:#?}",
                 path.display()
             );
@@ -44,8 +55,13 @@ fn every_networking_file_of_bookinfo_builds_over_its_platform() {
             });
         }
         let build = Snapshot::build(None, &tables, &BuildOptions::default());
-        // Some samples need Services that only a cluster with other samples has; nothing worse than that.
-        let worse: Vec<_> = build.diagnostics.iter().filter(|found| found.severity == Severity::Error).collect();
+        // Some samples need Services that only a cluster with other samples has; nothing worse than
+        // that.
+        let worse: Vec<_> = build
+            .diagnostics
+            .iter()
+            .filter(|found| found.severity == Severity::Error)
+            .collect();
         assert!(worse.is_empty(), "{}: {worse:#?}", path.display());
         assert!(build.snapshot.services().count() >= 4);
         assert!(

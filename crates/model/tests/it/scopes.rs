@@ -40,7 +40,10 @@ fn sidecar(name: &str, namespace: &str, spec: &str) -> String {
 }
 
 fn hosts(services: &[Arc<meltemi_model::Service>]) -> Vec<&str> {
-    services.iter().map(|service| service.name.as_str()).collect()
+    services
+        .iter()
+        .map(|service| service.name.as_str())
+        .collect()
 }
 
 #[test]
@@ -49,9 +52,19 @@ fn without_a_sidecar_all_that_is_exported_is_known() {
     let scope = snapshot.sidecar_scope("one", &labels(&[]));
     assert_eq!(hosts(&scope.services), ["a", "b"]);
     assert_eq!(scope.outbound_policy.mode, OutboundMode::AllowAny);
-    assert!(scope.service(&Hostname::new("b.two.svc.cluster.local")).is_some());
-    assert_eq!(hosts(&snapshot.sidecar_scope("three", &labels(&[])).services), ["a", "b", "c"]);
-    assert!(Arc::ptr_eq(&scope, &snapshot.sidecar_scope("one", &labels(&[("app", "x")]))));
+    assert!(
+        scope
+            .service(&Hostname::new("b.two.svc.cluster.local"))
+            .is_some()
+    );
+    assert_eq!(
+        hosts(&snapshot.sidecar_scope("three", &labels(&[])).services),
+        ["a", "b", "c"]
+    );
+    assert!(Arc::ptr_eq(
+        &scope,
+        &snapshot.sidecar_scope("one", &labels(&[("app", "x")]))
+    ));
 }
 
 #[test]
@@ -59,7 +72,11 @@ fn the_narrowest_sidecar_applies_and_routes_bring_what_they_lead_to() {
     let text = format!(
         "{WORLD}{}{}{}",
         sidecar("root", "istio-system", "{egress: [{hosts: ['~/*']}]}"),
-        sidecar("all", "one", "{egress: [{hosts: ['./*']}], outboundTrafficPolicy: {mode: REGISTRY_ONLY}}"),
+        sidecar(
+            "all",
+            "one",
+            "{egress: [{hosts: ['./*']}], outboundTrafficPolicy: {mode: REGISTRY_ONLY}}"
+        ),
         sidecar(
             "some",
             "one",
@@ -68,21 +85,41 @@ fn the_narrowest_sidecar_applies_and_routes_bring_what_they_lead_to() {
     );
     let snapshot = clean(&text);
     let name = |ns: &str, pairs: &[(&str, &str)]| {
-        snapshot.sidecar_for(ns, &labels(pairs)).map(|sidecar| sidecar.origin.object.name.clone())
+        snapshot
+            .sidecar_for(ns, &labels(pairs))
+            .map(|sidecar| sidecar.origin.object.name.clone())
     };
     assert_eq!(name("two", &[]).as_deref(), Some("root"));
     assert_eq!(name("one", &[]).as_deref(), Some("all"));
     assert_eq!(name("one", &[("app", "x")]).as_deref(), Some("some"));
 
-    assert!(snapshot.sidecar_scope("two", &labels(&[])).services.is_empty());
+    assert!(
+        snapshot
+            .sidecar_scope("two", &labels(&[]))
+            .services
+            .is_empty()
+    );
     let all = snapshot.sidecar_scope("one", &labels(&[]));
     assert_eq!(hosts(&all.egress[0].services), ["a"]);
-    assert_eq!(hosts(&all.services), ["a", "b"], "the route of a leads to b");
+    assert_eq!(
+        hosts(&all.services),
+        ["a", "b"],
+        "the route of a leads to b"
+    );
     assert_eq!(all.outbound_policy.mode, OutboundMode::RegistryOnly);
 
     let some = snapshot.sidecar_scope("one", &labels(&[("app", "x")]));
-    assert_eq!(some.egress[0].services[0].ports.iter().map(|port| port.number).collect::<Vec<_>>(), [90]);
+    assert_eq!(
+        some.egress[0].services[0]
+            .ports
+            .iter()
+            .map(|port| port.number)
+            .collect::<Vec<_>>(),
+        [90]
+    );
     assert_eq!(hosts(&some.egress[1].services), ["b"]);
-    let whole = some.service(&Hostname::new("a.one.svc.cluster.local")).expect("imported");
+    let whole = some
+        .service(&Hostname::new("a.one.svc.cluster.local"))
+        .expect("imported");
     assert_eq!(whole.ports.len(), 2);
 }

@@ -5,7 +5,10 @@ use meltemi_model::{BuildOptions, Hostname, Resolution, ServiceKey, Snapshot};
 use super::{build, clean, codes, labels, tables};
 
 fn key(host: &str, namespace: &str) -> ServiceKey {
-    ServiceKey { host: Hostname::new(host), namespace: namespace.to_owned() }
+    ServiceKey {
+        host: Hostname::new(host),
+        namespace: namespace.to_owned(),
+    }
 }
 
 fn service(name: &str, extra: &str) -> String {
@@ -18,14 +21,22 @@ fn service(name: &str, extra: &str) -> String {
 fn an_allocated_address_survives_every_neighbour() {
     let options = BuildOptions::default();
     let one = Snapshot::build(None, &tables(&service("a", "")), &options).snapshot;
-    let many: String = (0..300).map(|i| service(&format!("s{i}"), "")).chain([service("a", "")]).collect();
+    let many: String = (0..300)
+        .map(|i| service(&format!("s{i}"), ""))
+        .chain([service("a", "")])
+        .collect();
     let two = Snapshot::build(Some(&one), &tables(&many), &options).snapshot;
     let at = |snapshot: &Snapshot| {
-        snapshot.service(&key("a.default.svc.cluster.local", "default")).and_then(|service| service.address())
+        snapshot
+            .service(&key("a.default.svc.cluster.local", "default"))
+            .and_then(|service| service.address())
     };
     assert!(at(&one).is_some());
     assert_eq!(at(&one), at(&two));
-    let all: std::collections::BTreeSet<_> = two.services().filter_map(|service| service.address()).collect();
+    let all: std::collections::BTreeSet<_> = two
+        .services()
+        .filter_map(|service| service.address())
+        .collect();
     assert_eq!(all.len(), 301);
     assert!(all.iter().all(|ip| options.service_cidr.contains(*ip)));
 }
@@ -34,12 +45,30 @@ fn an_allocated_address_survives_every_neighbour() {
 fn an_external_name_is_another_name_of_a_known_service() {
     let alias = "---\napiVersion: v1\nkind: Service\nmetadata: {name: old}\nspec: {type: ExternalName, externalName: new.default.svc.cluster.local}\n";
     let snapshot = clean(&format!("{}{alias}", service("new", "")));
-    let target = snapshot.service(&key("new.default.svc.cluster.local", "default")).expect("declared");
-    assert_eq!(target.aliases, [key("old.default.svc.cluster.local", "default")]);
-    assert!(snapshot.service(&key("old.default.svc.cluster.local", "default")).is_none());
-    let names: Vec<_> =
-        snapshot.name_table("default", &labels(&[])).into_iter().map(|entry| entry.host.to_string()).collect();
-    assert_eq!(names, ["new.default.svc.cluster.local", "old.default.svc.cluster.local"]);
+    let target = snapshot
+        .service(&key("new.default.svc.cluster.local", "default"))
+        .expect("declared");
+    assert_eq!(
+        target.aliases,
+        [key("old.default.svc.cluster.local", "default")]
+    );
+    assert!(
+        snapshot
+            .service(&key("old.default.svc.cluster.local", "default"))
+            .is_none()
+    );
+    let names: Vec<_> = snapshot
+        .name_table("default", &labels(&[]))
+        .into_iter()
+        .map(|entry| entry.host.to_string())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "new.default.svc.cluster.local",
+            "old.default.svc.cluster.local"
+        ]
+    );
 }
 
 fn external_name(name: &str, target: &str, ports: &str) -> String {
@@ -62,12 +91,17 @@ fn chains_of_external_names_are_followed_and_circles_lead_nowhere() {
     let build = build(&text);
     assert_eq!(
         codes(&build),
-        ["MEL0312 Service/ping.default spec.externalName", "MEL0312 Service/pong.default spec.externalName"]
+        [
+            "MEL0312 Service/ping.default spec.externalName",
+            "MEL0312 Service/pong.default spec.externalName"
+        ]
     );
     let snapshot = build.snapshot;
     let host = |name: &str| Hostname::new(&full(name));
     for name in ["new", "middle", "old"] {
-        let service = snapshot.service_for("default", &host(name)).expect("it leads to new");
+        let service = snapshot
+            .service_for("default", &host(name))
+            .expect("it leads to new");
         assert_eq!(service.host().as_str(), full("new"));
     }
     assert!(snapshot.service_for("default", &host("ping")).is_none());
@@ -77,11 +111,24 @@ fn chains_of_external_names_are_followed_and_circles_lead_nowhere() {
 #[test]
 fn an_alias_that_leads_elsewhere_changes_what_it_leads_to() {
     let full = |name: &str| format!("{name}.default.svc.cluster.local");
-    let world = |ports: &str| format!("{}{}", service("new", ""), external_name("old", &full("new"), ports));
+    let world = |ports: &str| {
+        format!(
+            "{}{}",
+            service("new", ""),
+            external_name("old", &full("new"), ports)
+        )
+    };
     let options = BuildOptions::default();
     let first = Snapshot::build(None, &tables(&world("{port: 80}")), &options).snapshot;
     let second = Snapshot::build(Some(&first), &tables(&world("{port: 81}")), &options);
-    assert!(second.changes.services.contains(&key(&full("new"), "default")), "{:?}", second.changes);
+    assert!(
+        second
+            .changes
+            .services
+            .contains(&key(&full("new"), "default")),
+        "{:?}",
+        second.changes
+    );
 }
 
 #[test]
@@ -121,9 +168,15 @@ spec:
     );
     let render = |host: &str, port| {
         let endpoints = snapshot.endpoints(&key(host, "default"), port);
-        endpoints.iter().map(super::render::endpoint).collect::<Vec<_>>()
+        endpoints
+            .iter()
+            .map(super::render::endpoint)
+            .collect::<Vec<_>>()
     };
-    assert_eq!(render("dns.example", 443), ["dns.example:8443  Disabled Healthy weight 1 "]);
+    assert_eq!(
+        render("dns.example", 443),
+        ["dns.example:8443  Disabled Healthy weight 1 "]
+    );
     assert_eq!(
         render("static.example", 80),
         [
@@ -133,14 +186,26 @@ spec:
         ]
     );
     assert_eq!(render("none.example", 9000), Vec::<String>::new());
-    let identities: Vec<_> =
-        snapshot.identities(&key("static.example", "default")).into_iter().map(|id| id.to_string()).collect();
+    let identities: Vec<_> = snapshot
+        .identities(&key("static.example", "default"))
+        .into_iter()
+        .map(|id| id.to_string())
+        .collect();
     assert_eq!(identities, ["spiffe://cluster.local/ns/default/sa/them"]);
-    let of = |host| snapshot.service(&key(host, "default")).expect("declared").clone();
+    let of = |host| {
+        snapshot
+            .service(&key(host, "default"))
+            .expect("declared")
+            .clone()
+    };
     assert_eq!(of("none.example").resolution, Resolution::Passthrough);
     assert!(!of("none.example").is_address_allocated);
     assert!(of("dns.example").is_address_allocated);
-    assert!(of("dns.example").address().is_some_and(|ip| BuildOptions::default().service_entry_cidr.contains(ip)));
+    assert!(
+        of("dns.example")
+            .address()
+            .is_some_and(|ip| BuildOptions::default().service_entry_cidr.contains(ip))
+    );
 }
 
 #[test]
@@ -157,8 +222,11 @@ fn a_client_means_its_own_namespaces_service_first() {
         entry("m", "b", ""),
         entry("m", "hidden", "  exportTo: [\".\"]\n")
     ));
-    let of =
-        |ns: &str| snapshot.service_for(ns, &Hostname::new("x.example")).map(|service| service.namespace().to_owned());
+    let of = |ns: &str| {
+        snapshot
+            .service_for(ns, &Hostname::new("x.example"))
+            .map(|service| service.namespace().to_owned())
+    };
     assert_eq!(of("a").as_deref(), Some("a"));
     assert_eq!(of("b").as_deref(), Some("b"));
     assert_eq!(of("c").as_deref(), Some("a"));
@@ -169,13 +237,27 @@ fn a_client_means_its_own_namespaces_service_first() {
 #[test]
 fn a_workload_serves_what_selects_it_by_name_or_number() {
     let snapshot = clean(&super::data("shop.yaml"));
-    let targets =
-        snapshot.service_targets("shop", &labels(&[("app", "front")]), &["10.44.0.2".parse().expect("an address")]);
-    let targets: Vec<_> =
-        targets.iter().map(|target| (target.service.name.as_str(), target.port.number, target.target_port)).collect();
+    let targets = snapshot.service_targets(
+        "shop",
+        &labels(&[("app", "front")]),
+        &["10.44.0.2".parse().expect("an address")],
+    );
+    let targets: Vec<_> = targets
+        .iter()
+        .map(|target| {
+            (
+                target.service.name.as_str(),
+                target.port.number,
+                target.target_port,
+            )
+        })
+        .collect();
     assert_eq!(targets, [("front", 80, 8080)]);
     let targets = snapshot.service_targets("shop", &labels(&[("app", "catalogue")]), &[]);
-    let targets: Vec<_> = targets.iter().map(|target| (target.port.number, target.target_port)).collect();
+    let targets: Vec<_> = targets
+        .iter()
+        .map(|target| (target.port.number, target.target_port))
+        .collect();
     assert_eq!(targets, [(9080, 9080), (9090, 9191)]);
 }
 
@@ -189,6 +271,16 @@ fn a_host_that_is_declared_twice_is_told() {
     };
     let build = build(&format!("{}{}", entry("a", 80), entry("b", 81)));
     assert_eq!(codes(&build), ["MEL0310 ServiceEntry/b.default spec.hosts"]);
-    let service = build.snapshot.service(&key("x.example", "default")).expect("declared");
-    assert_eq!(service.ports.iter().map(|port| port.number).collect::<Vec<_>>(), [80, 81]);
+    let service = build
+        .snapshot
+        .service(&key("x.example", "default"))
+        .expect("declared");
+    assert_eq!(
+        service
+            .ports
+            .iter()
+            .map(|port| port.number)
+            .collect::<Vec<_>>(),
+        [80, 81]
+    );
 }

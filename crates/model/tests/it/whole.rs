@@ -12,7 +12,10 @@ fn the_shop_is_lowered_as_a_whole() {
 fn names_are_those_of_services_headless_pods_and_entries() {
     let snapshot = clean(&data("shop.yaml"));
     let names = snapshot.name_table("shop", &super::labels(&[("app", "front")]));
-    let names: Vec<_> = names.iter().map(|entry| format!("{} {:?} {:?}", entry.host, entry.ips, entry.short)).collect();
+    let names: Vec<_> = names
+        .iter()
+        .map(|entry| format!("{} {:?} {:?}", entry.host, entry.ips, entry.short))
+        .collect();
     insta::assert_snapshot!(names.join("\n"));
 }
 

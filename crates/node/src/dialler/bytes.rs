@@ -1,4 +1,5 @@
-//! Bytes within a message's JSON: as base64, since a list of numbers would make a long answer larger than a socket takes.
+//! Bytes within a message's JSON: as base64, since a list of numbers would make a long answer
+//! larger than a socket takes.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde::{Deserialize as _, Deserializer, Serializer, de};
@@ -8,5 +9,7 @@ pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::
 }
 
 pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
-    BASE64_STANDARD.decode(String::deserialize(from)?).map_err(de::Error::custom)
+    BASE64_STANDARD
+        .decode(String::deserialize(from)?)
+        .map_err(de::Error::custom)
 }

@@ -30,8 +30,11 @@ pub(crate) struct Dialler {
 impl Dialler {
     /// Starts reading answers; the second value ends when the supervisor does.
     pub(crate) fn start(socket: OwnedFd) -> io::Result<(Arc<Self>, tokio::task::JoinHandle<()>)> {
-        let dialler =
-            Arc::new(Self { socket: FdSocket::new(socket)?, waiting: Mutex::default(), next: AtomicU64::new(1) });
+        let dialler = Arc::new(Self {
+            socket: FdSocket::new(socket)?,
+            waiting: Mutex::default(),
+            next: AtomicU64::new(1),
+        });
         let reading = tokio::spawn(Arc::clone(&dialler).read());
         Ok((dialler, reading))
     }
@@ -40,8 +43,11 @@ impl Dialler {
         loop {
             match self.socket.receive::<Reply>().await {
                 Ok(Some((reply, fds))) => {
-                    let waiting =
-                        self.waiting.lock().expect("nothing panics while it holds the table").remove(&reply.id);
+                    let waiting = self
+                        .waiting
+                        .lock()
+                        .expect("nothing panics while it holds the table")
+                        .remove(&reply.id);
                     if let Some(waiting) = waiting {
                         let _ = waiting.send((reply.answer, fds));
                     }
@@ -54,31 +60,49 @@ impl Dialler {
             }
         }
         // Whoever still waits is told by its sender being dropped.
-        self.waiting.lock().expect("nothing panics while it holds the table").clear();
+        self.waiting
+            .lock()
+            .expect("nothing panics while it holds the table")
+            .clear();
     }
 
     async fn ask(&self, request: Request) -> io::Result<(Answer, Vec<OwnedFd>)> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
-        self.waiting.lock().expect("nothing panics while it holds the table").insert(id, answer);
+        self.waiting
+            .lock()
+            .expect("nothing panics while it holds the table")
+            .insert(id, answer);
         let exchange = async {
-            self.socket.send(&ToSupervisor::Ask(id, request), &[]).await?;
-            answered.await.map_err(|_| io::Error::other("the supervisor is gone"))
+            self.socket
+                .send(&ToSupervisor::Ask(id, request), &[])
+                .await?;
+            answered
+                .await
+                .map_err(|_| io::Error::other("the supervisor is gone"))
         };
         let outcome = tokio::time::timeout(ANSWER_TIMEOUT, exchange).await;
         let outcome = outcome.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        self.waiting.lock().expect("nothing panics while it holds the table").remove(&id);
+        self.waiting
+            .lock()
+            .expect("nothing panics while it holds the table")
+            .remove(&id);
         let (answer, fds) = outcome?;
-        answer.map(|answer| (answer, fds)).map_err(|failure| match failure.os_error {
-            Some(code) => io::Error::from_raw_os_error(code),
-            None => io::Error::other(failure),
-        })
+        answer
+            .map(|answer| (answer, fds))
+            .map_err(|failure| match failure.os_error {
+                Some(code) => io::Error::from_raw_os_error(code),
+                None => io::Error::other(failure),
+            })
     }
 
     /// Connects from the machine's own network.
     pub(crate) async fn connect(&self, to: SocketAddr) -> io::Result<std::net::TcpStream> {
         let (_, fds) = self.ask(Request::Connect(to)).await?;
-        let fd = fds.into_iter().next().ok_or_else(|| io::Error::other("no socket came with the answer"))?;
+        let fd = fds
+            .into_iter()
+            .next()
+            .ok_or_else(|| io::Error::other("no socket came with the answer"))?;
         Ok(fd.into())
     }
 
@@ -89,7 +113,14 @@ impl Dialler {
         count: u16,
         others: Vec<u16>,
     ) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
-        match self.ask(Request::Listen { port, count, others }).await? {
+        match self
+            .ask(Request::Listen {
+                port,
+                count,
+                others,
+            })
+            .await?
+        {
             (Answer::Listening(address), fds) => Ok((address, fds)),
             _ => Err(io::Error::other("the supervisor answered something else")),
         }

@@ -1,8 +1,9 @@
-//! Outside names and addresses that lead elsewhere: how a machine without internet tests the way out.
+//! Outside names and addresses that lead elsewhere: how a machine without internet tests the way
+//! out.
 //!
-//! A YAML mapping. Keys: a name (`*.` in front covers the names below it) or an IPv4 address, each with or without a port.
-//! Values: an address and port of this machine. A mapped name gets an address of the block for benchmarks (198.18.0.0/15),
-//! which is mapped back when it is called.
+//! A YAML mapping. Keys: a name (`*.` in front covers the names below it) or an IPv4 address, each
+//! with or without a port. Values: an address and port of this machine. A mapped name gets an
+//! address of the block for benchmarks (198.18.0.0/15), which is mapped back when it is called.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -22,7 +23,9 @@ pub enum DialMapError {
     #[error("a dialler map is a YAML mapping like `httpbin.org:80: 127.0.0.1:18080`: {0}")]
     Syntax(String),
     /// A value that is no socket address.
-    #[error("dialler map: {key} leads to {value:?}, which is no address with port such as 127.0.0.1:18080")]
+    #[error(
+        "dialler map: {key} leads to {value:?}, which is no address with port such as 127.0.0.1:18080"
+    )]
     Value {
         /// The entry's key.
         key: String,
@@ -46,20 +49,27 @@ impl DialMap {
                 Err(_) => return Err(DialMapError::Value { key, value }),
             };
         }
-        Ok(Self { entries, ..Self::default() })
+        Ok(Self {
+            entries,
+            ..Self::default()
+        })
     }
 
     /// The address that stands for a mapped name; `None` for a name that is not mapped.
     pub(crate) fn address_of(&mut self, name: &str) -> Option<Ipv4Addr> {
-        let is_mapped =
-            self.entries.keys().any(|key| covers(key.rsplit_once(':').map_or(key.as_str(), |(n, _)| n), name));
+        let is_mapped = self
+            .entries
+            .keys()
+            .any(|key| covers(key.rsplit_once(':').map_or(key.as_str(), |(n, _)| n), name));
         if !is_mapped {
             return None;
         }
         if let Some(address) = self.by_name.get(name) {
             return Some(*address);
         }
-        let index = u32::try_from(self.by_name.len()).ok().filter(|i| *i < 0x1_fffe)?;
+        let index = u32::try_from(self.by_name.len())
+            .ok()
+            .filter(|i| *i < 0x1_fffe)?;
         let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 1)) + index);
         self.assigned.insert(address, name.to_owned());
         self.by_name.insert(name.to_owned(), address);
@@ -69,21 +79,32 @@ impl DialMap {
     /// Where a call to `to` leads instead, if it is mapped.
     pub(crate) fn target_of(&self, to: SocketAddr) -> Option<SocketAddr> {
         let SocketAddr::V4(v4) = to else { return None };
-        let called = self.assigned.get(v4.ip()).cloned().unwrap_or_else(|| v4.ip().to_string());
+        let called = self
+            .assigned
+            .get(v4.ip())
+            .cloned()
+            .unwrap_or_else(|| v4.ip().to_string());
         let port = to.port().to_string();
         let matches = |key: &str, with_port: bool| match (key.rsplit_once(':'), with_port) {
             (Some((name, p)), true) => p == port && covers(name, &called),
             (None, false) => covers(key, &called),
             _ => false,
         };
-        let find = |with_port| self.entries.iter().find(|(key, _)| matches(key, with_port)).map(|(_, to)| *to);
+        let find = |with_port| {
+            self.entries
+                .iter()
+                .find(|(key, _)| matches(key, with_port))
+                .map(|(_, to)| *to)
+        };
         find(true).or_else(|| find(false))
     }
 }
 
 fn covers(pattern: &str, name: &str) -> bool {
     match pattern.strip_prefix("*.") {
-        Some(domain) => name.strip_suffix(domain).is_some_and(|head| head.len() > 1 && head.ends_with('.')),
+        Some(domain) => name
+            .strip_suffix(domain)
+            .is_some_and(|head| head.len() > 1 && head.ends_with('.')),
         None => pattern == name,
     }
 }
@@ -114,7 +135,12 @@ mod tests {
 
     #[test]
     fn a_bad_map_says_which_entry() {
-        assert!(DialMap::parse("a: nowhere").unwrap_err().to_string().contains("a leads to \"nowhere\""));
+        assert!(
+            DialMap::parse("a: nowhere")
+                .unwrap_err()
+                .to_string()
+                .contains("a leads to \"nowhere\"")
+        );
         assert!(DialMap::parse("- a").is_err());
         assert_eq!(DialMap::parse("").unwrap(), DialMap::default());
     }

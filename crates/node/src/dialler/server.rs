@@ -41,7 +41,8 @@ pub(crate) struct ServerOptions {
 pub(crate) struct Machine {
     options: ServerOptions,
     map: Mutex<DialMap>,
-    /// Sockets of every published port; kept so that a gateway that starts again takes up the same queue.
+    /// Sockets of every published port; kept so that a gateway that starts again takes up the same
+    /// queue.
     published: Mutex<BTreeMap<u16, (SocketAddr, Vec<OwnedFd>)>>,
 }
 
@@ -98,7 +99,12 @@ impl Server {
 
     /// Tells the node; also when what it asked for cannot be told, since it waits.
     async fn reply(&self, id: u64, outcome: io::Result<(Answer, Vec<OwnedFd>)>) {
-        let failed = |e: &io::Error| Err(Failure { message: e.to_string(), os_error: e.raw_os_error() });
+        let failed = |e: &io::Error| {
+            Err(Failure {
+                message: e.to_string(),
+                os_error: e.raw_os_error(),
+            })
+        };
         let (answer, fds) = match outcome {
             Ok((answer, fds)) => (Ok(answer), fds),
             Err(e) => (failed(&e), Vec::new()),
@@ -106,7 +112,16 @@ impl Server {
         let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
         if let Err(error) = self.socket.send(&Reply { id, answer }, &borrowed).await {
             // Fails again where the node is gone, and then nobody waits.
-            let _ = self.socket.send(&Reply { id, answer: failed(&error) }, &[]).await;
+            let _ = self
+                .socket
+                .send(
+                    &Reply {
+                        id,
+                        answer: failed(&error),
+                    },
+                    &[],
+                )
+                .await;
         }
     }
 }
@@ -115,7 +130,11 @@ impl Machine {
     /// With nothing published yet.
     pub(crate) fn new(options: ServerOptions) -> Arc<Self> {
         let map = Mutex::new(options.map.clone());
-        Arc::new(Self { options, map, published: Mutex::default() })
+        Arc::new(Self {
+            options,
+            map,
+            published: Mutex::default(),
+        })
     }
 
     async fn answer(&self, request: Request) -> io::Result<(Answer, Vec<OwnedFd>)> {
@@ -124,16 +143,26 @@ impl Machine {
                 let stream = self.connect(to).await?;
                 Ok((Answer::Done, vec![stream.into_std()?.into()]))
             }
-            Request::Listen { port, count, others } => {
+            Request::Listen {
+                port,
+                count,
+                others,
+            } => {
                 let (address, fds) = self.listen(port, count, &others)?;
                 Ok((Answer::Listening(address), fds))
             }
-            Request::Dns { query, tcp } => Ok((Answer::Dns(self.resolve(&query, tcp).await?), Vec::new())),
+            Request::Dns { query, tcp } => {
+                Ok((Answer::Dns(self.resolve(&query, tcp).await?), Vec::new()))
+            }
         }
     }
 
     async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
-        let mapped = self.map.lock().expect("nothing panics while it holds the map").target_of(to);
+        let mapped = self
+            .map
+            .lock()
+            .expect("nothing panics while it holds the map")
+            .target_of(to);
         // 0.0.0.0 would reach the machine itself, and its loopback is not the workload's to call.
         let forbidden = to.ip().is_unspecified() || to.ip().is_loopback() || to.ip().is_multicast();
         if mapped.is_none() && forbidden {
@@ -144,17 +173,32 @@ impl Machine {
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
-    fn listen(&self, port: u16, count: u16, others: &[u16]) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
+    fn listen(
+        &self,
+        port: u16,
+        count: u16,
+        others: &[u16],
+    ) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
         let count = usize::from(count).clamp(1, MAX_FDS);
-        let mut published = self.published.lock().expect("nothing panics while it holds the table");
+        let mut published = self
+            .published
+            .lock()
+            .expect("nothing panics while it holds the table");
         if let Some((address, sockets)) = published.get_mut(&port) {
             while sockets.len() < count {
                 sockets.push(listener(*address, true)?.into());
             }
-            let copies = sockets.iter().take(count).map(OwnedFd::try_clone).collect::<io::Result<_>>()?;
+            let copies = sockets
+                .iter()
+                .take(count)
+                .map(OwnedFd::try_clone)
+                .collect::<io::Result<_>>()?;
             return Ok((*address, copies));
         }
-        let own: Vec<u16> = published.values().map(|(address, _)| address.port()).collect();
+        let own: Vec<u16> = published
+            .values()
+            .map(|(address, _)| address.port())
+            .collect();
         let chosen = self.options.publish.get(&port).copied();
         let outer = chosen.unwrap_or_else(|| published_port(port, others, &own));
         let wanted = SocketAddr::new(self.options.publish_address, outer);
@@ -165,29 +209,53 @@ impl Machine {
             )),
             _ => io::Error::new(e.kind(), format!("cannot listen on {wanted}: {e}")),
         };
-        // With SO_REUSEPORT a second program of the same user would share the port unnoticed: so look first without it.
+        // With SO_REUSEPORT a second program of the same user would share the port unnoticed: so
+        // look first without it.
         let address = {
             let probe = listener(wanted, false).map_err(taken)?;
             probe.local_addr()?.as_socket().unwrap_or(wanted)
         };
-        let sockets: Vec<OwnedFd> =
-            (0..count).map(|_| Ok(listener(address, true).map_err(taken)?.into())).collect::<io::Result<_>>()?;
-        let copies = sockets.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?;
+        let sockets: Vec<OwnedFd> = (0..count)
+            .map(|_| Ok(listener(address, true).map_err(taken)?.into()))
+            .collect::<io::Result<_>>()?;
+        let copies = sockets
+            .iter()
+            .map(OwnedFd::try_clone)
+            .collect::<io::Result<_>>()?;
         published.insert(port, (address, sockets));
         Ok((address, copies))
     }
 
     async fn resolve(&self, query: &[u8], tcp: bool) -> io::Result<Vec<u8>> {
         if let Some(question) = dns_wire::question(query) {
-            let mapped = self.map.lock().expect("nothing panics while it holds the map").address_of(&question.name);
+            let mapped = self
+                .map
+                .lock()
+                .expect("nothing panics while it holds the map")
+                .address_of(&question.name);
             if let Some(address) = mapped {
-                let addresses: &[Ipv4Addr] = if question.kind == dns_wire::A { &[address] } else { &[] };
-                return Ok(dns_wire::answer(query, &question, dns_wire::NO_ERROR, addresses));
+                let addresses: &[Ipv4Addr] = if question.kind == dns_wire::A {
+                    &[address]
+                } else {
+                    &[]
+                };
+                return Ok(dns_wire::answer(
+                    query,
+                    &question,
+                    dns_wire::NO_ERROR,
+                    addresses,
+                ));
             }
         }
         let mut last = io::Error::other("the machine's /etc/resolv.conf names no server");
         for server in host_resolvers() {
-            let asked = async { if tcp { ask_tcp(server, query).await } else { ask_udp(server, query).await } };
+            let asked = async {
+                if tcp {
+                    ask_tcp(server, query).await
+                } else {
+                    ask_udp(server, query).await
+                }
+            };
             match tokio::time::timeout(DNS_TIMEOUT, asked).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(e)) => last = e,
@@ -198,18 +266,27 @@ impl Machine {
     }
 }
 
-/// The machine's port for a gateway's port: its own number, or a higher one where that needs privileges. Where that is the
-/// number of `others` of the gateway, or is published already, the next one 10,000 higher that is free; in the end, whatever
-/// the kernel gives.
+/// The machine's port for a gateway's port: its own number, or a higher one where that needs
+/// privileges. Where that is the number of `others` of the gateway, or is published already, the
+/// next one 10,000 higher that is free; in the end, whatever the kernel gives.
 fn published_port(port: u16, others: &[u16], published: &[u16]) -> u16 {
-    let first = if port < 1024 { port + PRIVILEGED_OFFSET } else { port };
-    let is_free = |number: &u16| !published.contains(number) && (*number == port || !others.contains(number));
+    let first = if port < 1024 {
+        port + PRIVILEGED_OFFSET
+    } else {
+        port
+    };
+    let is_free =
+        |number: &u16| !published.contains(number) && (*number == port || !others.contains(number));
     let candidates = std::iter::successors(Some(first), |number| number.checked_add(10_000));
     candidates.into_iter().find(is_free).unwrap_or(0)
 }
 
 fn listener(address: SocketAddr, shared: bool) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     socket.bind(&address.into())?;
@@ -224,15 +301,23 @@ fn listener(address: SocketAddr, shared: bool) -> io::Result<Socket> {
 fn host_resolvers() -> Vec<SocketAddr> {
     let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     text.lines()
-        .filter_map(|line| line.strip_prefix("nameserver")?.trim().parse::<IpAddr>().ok())
+        .filter_map(|line| {
+            line.strip_prefix("nameserver")?
+                .trim()
+                .parse::<IpAddr>()
+                .ok()
+        })
         .map(|ip| SocketAddr::new(ip, 53))
         .take(3)
         .collect()
 }
 
 async fn ask_udp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
-    let any: SocketAddr =
-        if server.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { "[::]:0".parse().expect("an address") };
+    let any: SocketAddr = if server.is_ipv4() {
+        (Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        "[::]:0".parse().expect("an address")
+    };
     let socket = UdpSocket::bind(any).await?;
     // Connected: answers of anybody else are dropped by the kernel.
     socket.connect(server).await?;
@@ -249,8 +334,11 @@ async fn ask_udp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
 
 async fn ask_tcp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(server).await?;
-    let length = u16::try_from(query.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    stream.write_all(&[&length.to_be_bytes()[..], query].concat()).await?;
+    let length =
+        u16::try_from(query.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    stream
+        .write_all(&[&length.to_be_bytes()[..], query].concat())
+        .await?;
     let mut answer = vec![0; usize::from(stream.read_u16().await?)];
     stream.read_exact(&mut answer).await?;
     Ok(answer)
@@ -273,20 +361,37 @@ mod tests {
 
     fn start(machine: &Arc<Machine>) -> Arc<Dialler> {
         let (ours, theirs) = fd_socket::pair().unwrap();
-        tokio::spawn(Server::new(ours, Arc::clone(machine)).unwrap().serve(|_| {}));
+        tokio::spawn(
+            Server::new(ours, Arc::clone(machine))
+                .unwrap()
+                .serve(|_| {}),
+        );
         Dialler::start(theirs).unwrap().0
     }
 
     #[tokio::test]
     async fn connects_where_the_map_leads_and_never_to_loopback() {
         let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let dialler = start(&machine(&format!("outside.test: {}", server.local_addr().unwrap())));
-        let query = [&[1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], b"\x07outside\x04test\x00\x00\x01\x00\x01"].concat();
+        let dialler = start(&machine(&format!(
+            "outside.test: {}",
+            server.local_addr().unwrap()
+        )));
+        let query = [
+            &[1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..],
+            b"\x07outside\x04test\x00\x00\x01\x00\x01",
+        ]
+        .concat();
         let answer = dialler.dns(query, false).await.unwrap();
         let octets: [u8; 4] = answer[answer.len() - 4..].try_into().unwrap();
-        dialler.connect(SocketAddr::from((octets, 443))).await.unwrap();
+        dialler
+            .connect(SocketAddr::from((octets, 443)))
+            .await
+            .unwrap();
         server.accept().unwrap();
-        let refused = dialler.connect(server.local_addr().unwrap()).await.unwrap_err();
+        let refused = dialler
+            .connect(server.local_addr().unwrap())
+            .await
+            .unwrap_err();
         assert_eq!(refused.to_string(), "permission denied");
     }
 
@@ -294,10 +399,14 @@ mod tests {
     async fn an_answer_as_large_as_dns_allows_arrives_and_a_larger_one_is_a_failure() {
         let (ours, theirs) = fd_socket::pair().unwrap();
         let server = Server::new(ours, machine("")).unwrap();
-        server.reply(1, Ok((Answer::Dns(vec![255; 65_535]), Vec::new()))).await;
+        server
+            .reply(1, Ok((Answer::Dns(vec![255; 65_535]), Vec::new())))
+            .await;
         let (reply, _) = fd_socket::receive::<Reply>(&theirs).unwrap().unwrap();
         assert!(matches!(reply.answer, Ok(Answer::Dns(bytes)) if bytes == [255; 65_535]));
-        server.reply(2, Ok((Answer::Dns(vec![255; 1 << 20]), Vec::new()))).await;
+        server
+            .reply(2, Ok((Answer::Dns(vec![255; 1 << 20]), Vec::new())))
+            .await;
         let (reply, _) = fd_socket::receive::<Reply>(&theirs).unwrap().unwrap();
         assert!(reply.id == 2 && reply.answer.is_err());
     }
@@ -318,14 +427,32 @@ mod tests {
         let (told, mut events) = tokio::sync::mpsc::unbounded_channel();
         tokio::spawn(Arc::new(server).serve(move |event| _ = told.send(event)));
         let node = FdSocket::new(theirs).unwrap();
-        let ask = async |id, request| node.send(&ToSupervisor::Ask(id, request), &[]).await.unwrap();
+        let ask = async |id, request| {
+            node.send(&ToSupervisor::Ask(id, request), &[])
+                .await
+                .unwrap()
+        };
         let to = SocketAddr::from(([127, 0, 0, 1], 1));
         ask(1, Request::Connect(to)).await;
         ask(2, Request::Connect(to)).await;
-        let query = [&[1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], b"\x07outside\x04test\x00\x00\x01\x00\x01"].concat();
+        let query = [
+            &[1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..],
+            b"\x07outside\x04test\x00\x00\x01\x00\x01",
+        ]
+        .concat();
         ask(3, Request::Dns { query, tcp: false }).await;
-        ask(4, Request::Listen { port: 80, count: 1, others: Vec::new() }).await;
-        node.send(&ToSupervisor::Tell(Event::NodeUp), &[]).await.unwrap();
+        ask(
+            4,
+            Request::Listen {
+                port: 80,
+                count: 1,
+                others: Vec::new(),
+            },
+        )
+        .await;
+        node.send(&ToSupervisor::Tell(Event::NodeUp), &[])
+            .await
+            .unwrap();
         let mut answers = BTreeMap::new();
         for _ in 0..3 {
             let (reply, _) = node.receive::<Reply>().await.unwrap().unwrap();
@@ -346,7 +473,11 @@ mod tests {
         let queued = std::net::TcpStream::connect(address);
         assert!(queued.is_ok(), "the queue outlives the gateway");
         drop(dialler);
-        assert_eq!(start(&machine).listen(80, 1, Vec::new()).await.unwrap().0, address, "and the node");
+        assert_eq!(
+            start(&machine).listen(80, 1, Vec::new()).await.unwrap().0,
+            address,
+            "and the node"
+        );
     }
 
     #[test]
@@ -360,9 +491,15 @@ mod tests {
     #[test]
     fn a_port_that_names_itself_comes_before_one_that_was_moved() {
         let all = [25, 80, 8025, 8080];
-        assert_eq!(all.map(|port| published_port(port, &all, &[])), [18025, 18080, 8025, 8080]);
+        assert_eq!(
+            all.map(|port| published_port(port, &all, &[])),
+            [18025, 18080, 8025, 8080]
+        );
         assert_eq!(published_port(25, &[8025], &[18025]), 28025);
         assert_eq!(published_port(8025, &[25], &[8025]), 18025, "it came later");
-        assert_eq!(published_port(25, &[], &[8025, 18025, 28025, 38025, 48025, 58025]), 0);
+        assert_eq!(
+            published_port(25, &[], &[8025, 18025, 28025, 38025, 48025, 58025]),
+            0
+        );
     }
 }

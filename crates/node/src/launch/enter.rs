@@ -8,7 +8,8 @@ use std::process::Command;
 use anyhow::Context as _;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use rustix::thread::{
-    LinkNameSpaceType, ThreadNameSpaceType, UnshareFlags, move_into_link_name_space, move_into_thread_name_spaces,
+    LinkNameSpaceType, ThreadNameSpaceType, UnshareFlags, move_into_link_name_space,
+    move_into_thread_name_spaces,
 };
 
 use super::spec::{Identity, LaunchSpec};
@@ -30,7 +31,8 @@ pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
             | ThreadNameSpaceType::MOUNT
             | ThreadNameSpaceType::PROCESS_ID
             | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME;
-        move_into_thread_name_spaces(process.as_fd(), all).context("entering the workload's namespaces")?;
+        move_into_thread_name_spaces(process.as_fd(), all)
+            .context("entering the workload's namespaces")?;
         // Only children are in the PID namespace.
         init::run_as_init()?;
     } else if !spec.files.is_empty() || !spec.hide.is_empty() || spec.isolate.is_some() {
@@ -57,14 +59,18 @@ pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
 ///
 /// What was mounted before is locked for the program: it cannot take a cover away.
 fn isolate(identity: &Identity) -> anyhow::Result<()> {
-    let flags = UnshareFlags::NEWPID | UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
-    users::enter(flags, identity.uid, identity.gid).context("user and PID namespaces of its own")?;
-    // Entering a user namespace changes credentials, which clears the request to die with the parent.
+    let flags =
+        UnshareFlags::NEWPID | UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
+    users::enter(flags, identity.uid, identity.gid)
+        .context("user and PID namespaces of its own")?;
+    // Entering a user namespace changes credentials, which clears the request to die with the
+    // parent.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let _ = rustix::system::sethostname(identity.hostname.as_bytes());
     init::run_as_init()?; // the waiting parent in front; here: process 1
     if let Err(e) = mounts::proc() {
-        // A machine that covers parts of /proc forbids a fresh one: the program then sees the outer table's files.
+        // A machine that covers parts of /proc forbids a fresh one: the program then sees the outer
+        // table's files.
         tracing::warn!(error = %e, "no process table of its own");
     }
     init::run_as_init()?; // process 1 stays init; here: the program
@@ -81,7 +87,10 @@ fn execute(spec: &LaunchSpec) -> anyhow::Result<i32> {
     }
     let own = program.is_empty();
     let mut command = Command::new(if own { "/proc/self/exe" } else { program });
-    command.args(arguments).env_clear().envs(spec.env.iter().map(|(k, v)| (k, v)));
+    command
+        .args(arguments)
+        .env_clear()
+        .envs(spec.env.iter().map(|(k, v)| (k, v)));
     if let Some(title) = &spec.title {
         command.arg0(title);
     }
@@ -100,5 +109,9 @@ fn execute(spec: &LaunchSpec) -> anyhow::Result<i32> {
     };
     eprintln!("meltemi: cannot start {program}: {error}{hint}");
     // As a shell: 127 not found, 126 not executable.
-    Ok(if error.kind() == std::io::ErrorKind::NotFound { 127 } else { LAUNCH_FAILED })
+    Ok(if error.kind() == std::io::ErrorKind::NotFound {
+        127
+    } else {
+        LAUNCH_FAILED
+    })
 }

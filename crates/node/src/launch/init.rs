@@ -56,7 +56,13 @@ impl Lifeline {
         drop(self.write);
         set_parent_process_death_signal(Some(Signal::KILL))?;
         let mut fds = [PollFd::new(&self.read, PollFlags::IN)];
-        poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+        poll(
+            &mut fds,
+            Some(&rustix::event::Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            }),
+        )?;
         if fds[0].revents().contains(PollFlags::HUP) {
             sys::exit_now(1);
         }

@@ -17,7 +17,8 @@ pub(crate) fn cover(source: &Path, target: &Path) -> anyhow::Result<bool> {
     match mount_bind(source, target) {
         Ok(()) => Ok(true),
         Err(rustix::io::Errno::NOENT) if source.exists() => Ok(false),
-        Err(e) => Err(e).with_context(|| format!("mounting {} over {}", source.display(), target.display())),
+        Err(e) => Err(e)
+            .with_context(|| format!("mounting {} over {}", source.display(), target.display())),
     }
 }
 

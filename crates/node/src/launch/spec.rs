@@ -22,7 +22,8 @@ pub(crate) struct LaunchSpec {
     pub(crate) files: Vec<(PathBuf, PathBuf)>,
     /// Directories shown empty and read-only.
     pub(crate) hide: Vec<PathBuf>,
-    /// A user and PID namespace of its own, for programs that must not touch what stands beside them.
+    /// A user and PID namespace of its own, for programs that must not touch what stands beside
+    /// them.
     pub(crate) isolate: Option<Identity>,
     /// A process whose namespaces are entered (PID file descriptor), instead of new ones.
     pub(crate) join: Option<RawFd>,

@@ -10,25 +10,32 @@ use rustix::thread::UnshareFlags;
 
 use crate::sys::{self, Fork};
 
-/// Moves this process into a new user namespace, and into the others that `further` names, where it is `uid` and `gid` to
-/// itself.
+/// Moves this process into a new user namespace, and into the others that `further` names, where it
+/// is `uid` and `gid` to itself.
 ///
-/// Root that stays root brings everybody along, if it may: a program of root may want to be somebody else. Whoever is not
-/// root is alone there, since the kernel grants no more.
+/// Root that stays root brings everybody along, if it may: a program of root may want to be
+/// somebody else. Whoever is not root is alone there, since the kernel grants no more.
 pub(crate) fn enter(further: UnshareFlags, uid: u32, gid: u32) -> anyhow::Result<()> {
     let own = (geteuid().as_raw(), getegid().as_raw());
-    let outside = if own == (0, 0) && own == (uid, gid) { Outside::start().ok() } else { None };
+    let outside = if own == (0, 0) && own == (uid, gid) {
+        Outside::start().ok()
+    } else {
+        None
+    };
     sys::unshare(UnshareFlags::NEWUSER | further)?;
     if outside.is_some_and(Outside::map_everybody) {
         return Ok(());
     }
     fs::write("/proc/self/setgroups", "deny").context("writing setgroups of the user namespace")?;
-    fs::write("/proc/self/uid_map", format!("{uid} {} 1", own.0)).context("writing the user map")?;
-    fs::write("/proc/self/gid_map", format!("{gid} {} 1", own.1)).context("writing the group map")?;
+    fs::write("/proc/self/uid_map", format!("{uid} {} 1", own.0))
+        .context("writing the user map")?;
+    fs::write("/proc/self/gid_map", format!("{gid} {} 1", own.1))
+        .context("writing the group map")?;
     Ok(())
 }
 
-/// A process that stays in the old user namespace: the map of more than oneself is written from there.
+/// A process that stays in the old user namespace: the map of more than oneself is written from
+/// there.
 struct Outside {
     process: Pid,
     go: OwnedFd,
@@ -51,7 +58,9 @@ impl Outside {
     fn map_everybody(self) -> bool {
         let told = fs::File::from(self.go).write_all(&[0]);
         let status = waitpid(Some(self.process), WaitOptions::empty());
-        told.is_ok() && status.is_ok_and(|ended| ended.is_some_and(|(_, status)| status.exit_status() == Some(0)))
+        told.is_ok()
+            && status
+                .is_ok_and(|ended| ended.is_some_and(|(_, status)| status.exit_status() == Some(0)))
     }
 }
 

@@ -1,4 +1,5 @@
-//! Serves [`crate::api`] at `RUN/node.sock`: one connection a request, and what goes to and fro while it is served.
+//! Serves [`crate::api`] at `RUN/node.sock`: one connection a request, and what goes to and fro
+//! while it is served.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -27,8 +28,12 @@ pub(super) fn start(node: Arc<Node>) -> anyhow::Result<()> {
     let listener = sys::register(listener)?;
     tokio::spawn(async move {
         loop {
-            let Ok(mut ready) = listener.readable().await else { return };
-            let Ok(accepted) = ready.try_io(|l| fdpass::accept_blocking(l.get_ref())) else { continue };
+            let Ok(mut ready) = listener.readable().await else {
+                return;
+            };
+            let Ok(accepted) = ready.try_io(|l| fdpass::accept_blocking(l.get_ref())) else {
+                continue;
+            };
             if let Ok(client) = accepted.and_then(FdSocket::new) {
                 let node = Arc::clone(&node);
                 tokio::spawn(async move {
@@ -58,14 +63,23 @@ impl Client {
     }
 
     async fn serve(self, node: &Arc<Node>) -> io::Result<()> {
-        let Some((request, fds)) = self.socket.receive::<Request>().await? else { return Ok(()) };
+        let Some((request, fds)) = self.socket.receive::<Request>().await? else {
+            return Ok(());
+        };
         let outcome = match request {
             Request::List => Ok(Reply::Workloads(requests::list(node))),
             Request::Problems => Ok(Reply::Problems(node.state().problems.clone())),
-            Request::Logs { target, proxy, tail, follow } => {
+            Request::Logs {
+                target,
+                proxy,
+                tail,
+                follow,
+            } => {
                 return self.logs(node, &target, proxy, tail, follow).await;
             }
-            Request::Exec { target, argv, env } => return self.exec(node, &target, argv, env, fds).await,
+            Request::Exec { target, argv, env } => {
+                return self.exec(node, &target, argv, env, fds).await;
+            }
             Request::Run(run) => return self.run(node, *run).await,
             Request::Stop(target) => requests::stop(node, &target),
             Request::Restart { target, part } => requests::restart(node, &target, part),
@@ -78,7 +92,11 @@ impl Client {
     }
 
     async fn refuse(&self, refusal: Refusal) -> io::Result<()> {
-        self.send(Reply::Refused { not_found: refusal.not_found, message: refusal.message }).await
+        self.send(Reply::Refused {
+            not_found: refusal.not_found,
+            message: refusal.message,
+        })
+        .await
     }
 
     async fn logs(
@@ -166,8 +184,15 @@ impl Client {
 
     /// Output of the first replica, until the workload is stopped.
     async fn follow(&self, node: &Node, keys: &[WorkloadKey]) -> io::Result<()> {
-        let Some(first) = keys.first() else { return Ok(()) };
-        let started = || node.state().handles.get(first).map(|handle| Arc::clone(&handle.app_log));
+        let Some(first) = keys.first() else {
+            return Ok(());
+        };
+        let started = || {
+            node.state()
+                .handles
+                .get(first)
+                .map(|handle| Arc::clone(&handle.app_log))
+        };
         let log = loop {
             if let Some(log) = started() {
                 break log;

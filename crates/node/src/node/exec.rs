@@ -12,7 +12,8 @@ use crate::child::{self, Output};
 use crate::launch::LaunchSpec;
 use crate::programs::app_spec;
 
-/// Starts a program in a workload, or in the router, with the client's own input, output and errors.
+/// Starts a program in a workload, or in the router, with the client's own input, output and
+/// errors.
 pub(super) fn spawn(
     node: &Node,
     target: &Target,
@@ -24,17 +25,36 @@ pub(super) fn spawn(
         return refused("no program to run");
     }
     let spawn = |spec: &LaunchSpec, title: String| {
-        child::spawn(spec, &title, Output::Given(fds)).or_else(|error| refused(format!("{error:#}")))
+        child::spawn(spec, &title, Output::Given(fds))
+            .or_else(|error| refused(format!("{error:#}")))
     };
     if target.name == ROUTER_TARGET {
-        let all = node.context.base_env.clone().into_iter().chain(env).collect();
+        let all = node
+            .context
+            .base_env
+            .clone()
+            .into_iter()
+            .chain(env)
+            .collect();
         let open_files = node.context.config.open_files;
-        return spawn(&LaunchSpec { argv, env: all, open_files, ..LaunchSpec::default() }, "exec in the router".into());
+        return spawn(
+            &LaunchSpec {
+                argv,
+                env: all,
+                open_files,
+                ..LaunchSpec::default()
+            },
+            "exec in the router".into(),
+        );
     }
     let key = one(node, target)?;
     let state = node.state();
-    let Some(handle) = state.handles.get(&key) else { return refused("it has just ended") };
-    let Some(sandbox) = handle.sandbox.get() else { return refused(format!("{key} could not be set up")) };
+    let Some(handle) = state.handles.get(&key) else {
+        return refused("it has just ended");
+    };
+    let Some(sandbox) = handle.sandbox.get() else {
+        return refused(format!("{key} could not be set up"));
+    };
     let mut in_place = (*handle.spec).clone();
     let program = in_place.app.get_or_insert_default();
     program.argv = argv;
@@ -42,8 +62,15 @@ pub(super) fn spawn(
     let Some(mut spec) = app_spec(&node.context, &in_place, sandbox) else {
         return refused("no program to run");
     };
-    // Beside the running application; if it does not run just now, in namespaces made as its own were.
-    let application = handle.status.borrow().app.as_ref().and_then(|app| app.pid).and_then(first_process);
+    // Beside the running application; if it does not run just now, in namespaces made as its own
+    // were.
+    let application = handle
+        .status
+        .borrow()
+        .app
+        .as_ref()
+        .and_then(|app| app.pid)
+        .and_then(first_process);
     if let Some(process) = &application {
         spec.join = Some(process.as_raw_fd());
         spec.isolate = None;
@@ -61,8 +88,13 @@ fn first_process(launcher: u32) -> Option<OwnedFd> {
         // The name in parentheses may hold anything, also a parenthesis.
         stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
     };
-    let pids = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-    let child = pids.into_iter().find(|pid| parent(*pid) == Some(launcher))?;
+    let pids = std::fs::read_dir("/proc")
+        .ok()?
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    let child = pids
+        .into_iter()
+        .find(|pid| parent(*pid) == Some(launcher))?;
     let fd = pidfd_open(Pid::from_raw(child.cast_signed())?, PidfdFlags::empty()).ok()?;
     // Opened by number: still the same process?
     (parent(child) == Some(launcher)).then_some(())?;

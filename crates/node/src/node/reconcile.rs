@@ -30,7 +30,11 @@ pub(super) async fn wanted(
         problems.extend(lacking.map(|spec| format!("workload {}: {NO_ENVOY}", spec.key)));
     }
     if config.gateways {
-        specs.extend(gateways::workloads().into_iter().map(|spec| (spec.key.clone(), spec)));
+        specs.extend(
+            gateways::workloads()
+                .into_iter()
+                .map(|spec| (spec.key.clone(), spec)),
+        );
     }
     for problem in problems.iter().filter(|p| !told.contains(*p)) {
         node.context.warn(problem.clone()).await;
@@ -41,17 +45,27 @@ pub(super) async fn wanted(
     for (key, spec) in &state.runs {
         specs.entry(key.clone()).or_insert_with(|| spec.clone());
     }
-    if let Err(error) = run_services::write(&config.objects_dir(), &run_services::missing(&state.runs, world)) {
+    if let Err(error) = run_services::write(
+        &config.objects_dir(),
+        &run_services::missing(&state.runs, world),
+    ) {
         tracing::warn!(%error, "Services of added programs cannot be written");
     }
     specs
 }
 
 /// Ends what is not wanted, or wanted otherwise, then starts what is missing.
-pub(super) async fn reconcile(node: &Node, wanted: BTreeMap<WorkloadKey, WorkloadSpec>, addresses: &mut Addresses) {
+pub(super) async fn reconcile(
+    node: &Node,
+    wanted: BTreeMap<WorkloadKey, WorkloadSpec>,
+    addresses: &mut Addresses,
+) {
     let ending: Vec<(WorkloadKey, oneshot::Receiver<()>)> = {
         let state = node.state();
-        let stale = state.handles.iter().filter(|(key, handle)| wanted.get(key) != Some(&*handle.spec));
+        let stale = state
+            .handles
+            .iter()
+            .filter(|(key, handle)| wanted.get(key) != Some(&*handle.spec));
         stale
             .map(|(key, handle)| {
                 let (done, ended) = oneshot::channel();
@@ -84,13 +98,23 @@ pub(super) async fn reconcile(node: &Node, wanted: BTreeMap<WorkloadKey, Workloa
 pub(super) async fn announce(node: Arc<Node>) {
     let mut statuses: Vec<_> = {
         let state = node.state();
-        state.handles.iter().map(|(key, handle)| (key.clone(), handle.status.clone())).collect()
+        state
+            .handles
+            .iter()
+            .map(|(key, handle)| (key.clone(), handle.status.clone()))
+            .collect()
     };
     while !statuses.is_empty() {
         let mut waiting = Vec::new();
         for (key, status) in statuses {
             if status.borrow().ready {
-                node.context.dialler.tell(Event::WorkloadReady { namespace: key.namespace, name: key.pod }).await;
+                node.context
+                    .dialler
+                    .tell(Event::WorkloadReady {
+                        namespace: key.namespace,
+                        name: key.pod,
+                    })
+                    .await;
             } else if status.has_changed().is_ok() {
                 waiting.push((key, status));
             }

@@ -22,13 +22,24 @@ pub(super) struct Refusal {
 }
 
 pub(super) fn refused<T>(message: impl Into<String>) -> Result<T, Refusal> {
-    Err(Refusal { not_found: false, message: message.into() })
+    Err(Refusal {
+        not_found: false,
+        message: message.into(),
+    })
 }
 
 /// Every replica, as it is now.
 pub(super) fn list(node: &Node) -> Vec<WorkloadStatus> {
-    let mut all: Vec<_> = node.state().handles.values().map(|handle| handle.status.borrow().clone()).collect();
-    if let Some(ingress) = all.iter_mut().find(|w| w.origin == Origin::Gateway && w.workload == gateways::INGRESS) {
+    let mut all: Vec<_> = node
+        .state()
+        .handles
+        .values()
+        .map(|handle| handle.status.borrow().clone())
+        .collect();
+    if let Some(ingress) = all
+        .iter_mut()
+        .find(|w| w.origin == Origin::Gateway && w.workload == gateways::INGRESS)
+    {
         ingress.published = host_sockets::published(&node.context);
     }
     all
@@ -37,25 +48,37 @@ pub(super) fn list(node: &Node) -> Vec<WorkloadStatus> {
 /// Replicas that a name means: a replica's own name first, else all of a Deployment.
 fn find(node: &Node, target: &Target) -> Result<Vec<WorkloadKey>, Refusal> {
     let state = node.state();
-    let own = WorkloadKey { namespace: target.namespace.clone(), pod: target.name.clone() };
+    let own = WorkloadKey {
+        namespace: target.namespace.clone(),
+        pod: target.name.clone(),
+    };
     if state.handles.contains_key(&own) {
         return Ok(vec![own]);
     }
     let of = |(key, handle): (&WorkloadKey, &Handle)| {
-        (key.namespace == target.namespace && handle.spec.workload == target.name).then(|| key.clone())
+        (key.namespace == target.namespace && handle.spec.workload == target.name)
+            .then(|| key.clone())
     };
     let found: Vec<_> = state.handles.iter().filter_map(of).collect();
     if !found.is_empty() {
         return Ok(found);
     }
-    let elsewhere =
-        state.handles.iter().find(|(key, handle)| handle.spec.workload == target.name || key.pod == target.name);
+    let elsewhere = state
+        .handles
+        .iter()
+        .find(|(key, handle)| handle.spec.workload == target.name || key.pod == target.name);
     let hint = elsewhere.map_or_else(String::new, |(key, _)| {
-        format!("; there is one in namespace {} (-n {})", key.namespace, key.namespace)
+        format!(
+            "; there is one in namespace {} (-n {})",
+            key.namespace, key.namespace
+        )
     });
     Err(Refusal {
         not_found: true,
-        message: format!("no workload {:?} in namespace {:?}{hint}", target.name, target.namespace),
+        message: format!(
+            "no workload {:?} in namespace {:?}{hint}",
+            target.name, target.namespace
+        ),
     })
 }
 
@@ -63,8 +86,16 @@ fn find(node: &Node, target: &Target) -> Result<Vec<WorkloadKey>, Refusal> {
 pub(super) fn one(node: &Node, target: &Target) -> Result<WorkloadKey, Refusal> {
     let found = find(node, target)?;
     let state = node.state();
-    let ready = found.iter().find(|key| state.handles.get(key).is_some_and(|h| h.status.borrow().ready));
-    Ok(ready.or(found.first()).cloned().expect("find never answers an empty list"))
+    let ready = found.iter().find(|key| {
+        state
+            .handles
+            .get(key)
+            .is_some_and(|h| h.status.borrow().ready)
+    });
+    Ok(ready
+        .or(found.first())
+        .cloned()
+        .expect("find never answers an empty list"))
 }
 
 /// The log of a workload's application, or of its proxy.
@@ -78,7 +109,11 @@ pub(super) fn log(node: &Node, target: &Target, proxy: bool) -> Result<Arc<Log>,
 }
 
 /// Starts a workload's programs, or one of them, anew.
-pub(super) fn restart(node: &Node, target: &Target, part: Option<PartName>) -> Result<Reply, Refusal> {
+pub(super) fn restart(
+    node: &Node,
+    target: &Target,
+    part: Option<PartName>,
+) -> Result<Reply, Refusal> {
     let found = find(node, target)?;
     let state = node.state();
     for handle in found.iter().filter_map(|key| state.handles.get(key)) {
@@ -104,7 +139,10 @@ pub(super) fn set_proxy(node: &Node, target: &Target, kind: ProxyKind) -> Result
     }
     let found = find(node, target)?;
     let state = node.state();
-    let handles: Vec<&Handle> = found.iter().filter_map(|key| state.handles.get(key)).collect();
+    let handles: Vec<&Handle> = found
+        .iter()
+        .filter_map(|key| state.handles.get(key))
+        .collect();
     for Handle { spec, .. } in &handles {
         if spec.is_gateway() {
             return refused(
@@ -118,17 +156,32 @@ pub(super) fn set_proxy(node: &Node, target: &Target, kind: ProxyKind) -> Result
     for handle in handles {
         handle.send(Command::RestartProxy(Some(kind)));
     }
-    let proxy = if kind == ProxyKind::Envoy { "Envoy" } else { "Meltemi's proxy" };
-    Ok(Reply::Done(format!("{} now has {proxy} beside it", target.name)))
+    let proxy = if kind == ProxyKind::Envoy {
+        "Envoy"
+    } else {
+        "Meltemi's proxy"
+    };
+    Ok(Reply::Done(format!(
+        "{} now has {proxy} beside it",
+        target.name
+    )))
 }
 
 /// Ends a workload that was added with [`add`].
 pub(super) fn stop(node: &Node, target: &Target) -> Result<Reply, Refusal> {
     let found = find(node, target)?;
     let state = node.state();
-    let is_added = |key: &WorkloadKey| state.handles.get(key).is_some_and(|handle| handle.spec.origin == Origin::Run);
+    let is_added = |key: &WorkloadKey| {
+        state
+            .handles
+            .get(key)
+            .is_some_and(|handle| handle.spec.origin == Origin::Run)
+    };
     if !found.iter().any(is_added) {
-        return refused(format!("{} comes from the configuration; change it there", target.name));
+        return refused(format!(
+            "{} comes from the configuration; change it there",
+            target.name
+        ));
     }
     drop(state);
     // One that was stopped a moment ago, and is still ending, is stopped.
@@ -137,36 +190,64 @@ pub(super) fn stop(node: &Node, target: &Target) -> Result<Reply, Refusal> {
 }
 
 fn names(keys: &[WorkloadKey]) -> String {
-    keys.iter().map(|key| key.pod.as_str()).collect::<Vec<_>>().join(", ")
+    keys.iter()
+        .map(|key| key.pod.as_str())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// Adds a program as a workload: the keys of its replicas.
 pub(super) fn add(node: &Node, run: Run) -> Result<Vec<WorkloadKey>, Refusal> {
-    let Run { name, app, version, ports, namespace, service_account, replicas, labels, proxy, argv, env, cwd, detach } =
-        run;
+    let Run {
+        name,
+        app,
+        version,
+        ports,
+        namespace,
+        service_account,
+        replicas,
+        labels,
+        proxy,
+        argv,
+        env,
+        cwd,
+        detach,
+    } = run;
     if argv.is_empty() {
         return refused("no program to run");
     }
-    let name =
-        name.unwrap_or_else(|| version.as_ref().map_or_else(|| app.clone(), |version| format!("{app}-{version}")));
+    let name = name.unwrap_or_else(|| {
+        version
+            .as_ref()
+            .map_or_else(|| app.clone(), |version| format!("{app}-{version}"))
+    });
     let proxy = proxy.unwrap_or_else(|| node.context.config.proxies.of(&name));
     if proxy == ProxyKind::Envoy && node.context.config.envoy.is_none() {
         return refused(NO_ENVOY);
     }
     for (what, value) in [("name", &name), ("namespace", &namespace)] {
         if !is_dns_label(value) {
-            return refused(format!("{what} {value:?} must be lower-case letters, digits and '-', at most 63 of them"));
+            return refused(format!(
+                "{what} {value:?} must be lower-case letters, digits and '-', at most 63 of them"
+            ));
         }
     }
-    let own: BTreeMap<String, String> =
-        [("app".to_owned(), app.clone())].into_iter().chain(version.map(|v| ("version".to_owned(), v))).collect();
+    let own: BTreeMap<String, String> = [("app".to_owned(), app.clone())]
+        .into_iter()
+        .chain(version.map(|v| ("version".to_owned(), v)))
+        .collect();
     let labels: Labels = labels.0.into_iter().chain(own).collect();
     let mut state = node.state();
     let mut specs = Vec::new();
     for index in 0..replicas.clamp(1, MAX_REPLICAS) {
-        let key = WorkloadKey { namespace: namespace.clone(), pod: format!("{name}-{index}") };
+        let key = WorkloadKey {
+            namespace: namespace.clone(),
+            pod: format!("{name}-{index}"),
+        };
         if state.handles.contains_key(&key) || state.runs.contains_key(&key) {
-            return refused(format!("there is a workload {key} already; stop it first, or choose another --name"));
+            return refused(format!(
+                "there is a workload {key} already; stop it first, or choose another --name"
+            ));
         }
         specs.push(WorkloadSpec {
             key,
@@ -176,10 +257,18 @@ pub(super) fn add(node: &Node, run: Run) -> Result<Vec<WorkloadKey>, Refusal> {
             labels: labels.clone(),
             annotations: BTreeMap::new(),
             proxy,
-            app: Some(Program { argv: argv.clone(), env: env.iter().cloned().collect(), cwd: Some(cwd.clone()) }),
+            app: Some(Program {
+                argv: argv.clone(),
+                env: env.iter().cloned().collect(),
+                cwd: Some(cwd.clone()),
+            }),
             ports: ports
                 .iter()
-                .map(|port| ContainerPort { name: String::new(), number: *port, protocol: "TCP".into() })
+                .map(|port| ContainerPort {
+                    name: String::new(),
+                    number: *port,
+                    protocol: "TCP".into(),
+                })
                 .collect(),
             container: app.clone(),
             image: argv[0].clone(),
@@ -191,7 +280,9 @@ pub(super) fn add(node: &Node, run: Run) -> Result<Vec<WorkloadKey>, Refusal> {
         }
     }
     let keys: Vec<_> = specs.iter().map(|spec| spec.key.clone()).collect();
-    state.runs.extend(specs.into_iter().map(|spec| (spec.key.clone(), spec)));
+    state
+        .runs
+        .extend(specs.into_iter().map(|spec| (spec.key.clone(), spec)));
     drop(state);
     node.changed.notify_one();
     Ok(keys)
@@ -199,5 +290,8 @@ pub(super) fn add(node: &Node, run: Run) -> Result<Vec<WorkloadKey>, Refusal> {
 
 fn is_dns_label(text: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    (1..=63).contains(&text.len()) && text.chars().all(inner) && !text.starts_with('-') && !text.ends_with('-')
+    (1..=63).contains(&text.len())
+        && text.chars().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
 }

@@ -30,13 +30,22 @@ pub(crate) struct State {
 impl Node {
     /// With no workload yet but what was added to the node before this one.
     pub(crate) fn new(context: Arc<Context>) -> Arc<Self> {
-        let state = State { runs: run_files::load(&context.config.runs_dir()), ..State::default() };
-        Arc::new(Self { context, state: Mutex::new(state), changed: Notify::new() })
+        let state = State {
+            runs: run_files::load(&context.config.runs_dir()),
+            ..State::default()
+        };
+        Arc::new(Self {
+            context,
+            state: Mutex::new(state),
+            changed: Notify::new(),
+        })
     }
 
     /// The workloads, for as long as nothing is awaited.
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("nothing panics while it holds the state")
+        self.state
+            .lock()
+            .expect("nothing panics while it holds the state")
     }
 
     /// Lets the main loop end what was added by hand.

@@ -17,7 +17,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs a scenario as the current user and, as root, as an ordinary one as well.
 pub fn as_each_user(scenario: fn(&mut Mesh)) {
-    for user in [None, Some(ORDINARY)].into_iter().take(1 + usize::from(is_root())) {
+    for user in [None, Some(ORDINARY)]
+        .into_iter()
+        .take(1 + usize::from(is_root()))
+    {
         let mut mesh = Mesh::new(user);
         if mesh.start() {
             scenario(&mut mesh);
@@ -48,22 +51,40 @@ impl Mesh {
     }
 
     fn new(user: Option<u32>) -> Self {
-        let folder = tempfile::Builder::new().prefix("meltemi-node-").tempdir().unwrap();
+        let folder = tempfile::Builder::new()
+            .prefix("meltemi-node-")
+            .tempdir()
+            .unwrap();
         for dir in ["", "conf", "empty"] {
             let path = folder.path().join(dir);
             fs::create_dir_all(&path).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
         }
         let own = std::env::current_exe().unwrap();
-        let mut program = own.parent().and_then(Path::parent).unwrap().join("examples/mesh");
+        let mut program = own
+            .parent()
+            .and_then(Path::parent)
+            .unwrap()
+            .join("examples/mesh");
         if user.is_some() {
-            // Others may not look into root's folders. `cp`, because a file that this process wrote could still be open in
-            // a child that another test is starting, and would be "busy".
-            let copied = Command::new("cp").arg(&program).arg(folder.path()).status().unwrap();
+            // Others may not look into root's folders. `cp`, because a file that this process wrote
+            // could still be open in a child that another test is starting, and would be "busy".
+            let copied = Command::new("cp")
+                .arg(&program)
+                .arg(folder.path())
+                .status()
+                .unwrap();
             assert!(copied.success());
             program = folder.path().join("mesh");
         }
-        Self { user, folder, program, supervisor: None, events: None, seen: Vec::new() }
+        Self {
+            user,
+            folder,
+            program,
+            supervisor: None,
+            events: None,
+            seen: Vec::new(),
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -72,7 +93,13 @@ impl Mesh {
 
     /// A word that is in the command lines of this mesh's applications and of no others.
     pub fn token(&self) -> String {
-        self.folder.path().file_name().unwrap().to_str().unwrap().to_owned()
+        self.folder
+            .path()
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned()
     }
 
     pub fn deployment(&self, name: &str, replicas: u32, labels: &str, image: &str) {
@@ -91,7 +118,10 @@ impl Mesh {
     }
 
     fn configured<'a>(&self, command: &'a mut Command, arguments: &[&str]) -> &'a mut Command {
-        command.args(arguments).env("RUN", self.path("run")).env("STATE", self.path("state"));
+        command
+            .args(arguments)
+            .env("RUN", self.path("run"))
+            .env("STATE", self.path("state"));
         command.current_dir(self.folder.path());
         if let Some(user) = self.user {
             command.uid(user).gid(user);
@@ -110,11 +140,23 @@ impl Mesh {
         if !self.path("dial.yaml").exists() {
             fs::write(self.path("dial.yaml"), "").unwrap();
         }
-        let (conf, images, dial) = (self.path("conf"), self.path("images.yaml"), self.path("dial.yaml"));
-        let words = ["up", conf.to_str().unwrap(), images.to_str().unwrap(), dial.to_str().unwrap()];
+        let (conf, images, dial) = (
+            self.path("conf"),
+            self.path("images.yaml"),
+            self.path("dial.yaml"),
+        );
+        let words = [
+            "up",
+            conf.to_str().unwrap(),
+            images.to_str().unwrap(),
+            dial.to_str().unwrap(),
+        ];
         // A soft limit of open files below the hard one, as users have it.
         let mut limited = Command::new("sh");
-        limited.args(["-c", &format!("ulimit -Sn {OPEN_FILES}; exec \"$0\" \"$@\"")]);
+        limited.args([
+            "-c",
+            &format!("ulimit -Sn {OPEN_FILES}; exec \"$0\" \"$@\""),
+        ]);
         let mut child = self
             .configured(limited.arg(&self.program), &words)
             .stdout(Stdio::piped())
@@ -123,14 +165,24 @@ impl Mesh {
             .unwrap();
         let (sender, events) = channel();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        std::thread::spawn(move || {
+            lines
+                .map_while(Result::ok)
+                .try_for_each(|line| sender.send(line))
+        });
         self.supervisor = Some(child);
         self.events = Some(events);
         self.seen.clear();
         let outcome = self.wait_for_event("AllReady", "Failed(");
         if let Err(why) = &outcome {
-            if ["namespace", "AppArmor", "seccomp"].iter().any(|word| why.contains(word)) {
-                skip(&format!("this machine forbids what a mesh is made of: {}", why.trim()));
+            if ["namespace", "AppArmor", "seccomp"]
+                .iter()
+                .any(|word| why.contains(word))
+            {
+                skip(&format!(
+                    "this machine forbids what a mesh is made of: {}",
+                    why.trim()
+                ));
                 return false;
             }
             panic!("the mesh did not start: {why}");
@@ -142,8 +194,13 @@ impl Mesh {
     pub fn start_where_namespaces_are_forbidden(&mut self) -> Option<String> {
         let script = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$0\" up \"$1\"";
         let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "sh", "-c", script]).arg(&self.program).arg(self.path("conf"));
-        command.env("RUN", self.path("run")).env("STATE", self.path("state"));
+        command
+            .args(["--user", "--map-root-user", "sh", "-c", script])
+            .arg(&self.program)
+            .arg(self.path("conf"));
+        command
+            .env("RUN", self.path("run"))
+            .env("STATE", self.path("state"));
         if let Some(user) = self.user {
             command.uid(user).gid(user);
         }
@@ -152,7 +209,9 @@ impl Mesh {
                 Some(String::from_utf8_lossy(&output.stderr).into_owned())
             }
             other => {
-                skip(&format!("a namespace without namespaces cannot be made here: {other:?}"));
+                skip(&format!(
+                    "a namespace without namespaces cannot be made here: {other:?}"
+                ));
                 None
             }
         }
@@ -193,7 +252,10 @@ impl Mesh {
     }
 
     pub fn spawn(&self, arguments: &[&str]) -> Child {
-        self.command(arguments).stdout(Stdio::null()).spawn().unwrap()
+        self.command(arguments)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
     }
 
     /// A GET from inside a workload.
@@ -214,7 +276,11 @@ impl Mesh {
     pub fn until(&self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
         let end = Instant::now() + PATIENCE;
         while !condition(self) {
-            assert!(Instant::now() < end, "{what} never came true; workloads: {:#?}", self.list());
+            assert!(
+                Instant::now() < end,
+                "{what} never came true; workloads: {:#?}",
+                self.list()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -235,9 +301,14 @@ impl Mesh {
     /// Processes of this mesh, as the machine sees them, whose command line holds `word`.
     pub fn processes(&self, word: &str) -> Vec<u32> {
         let mine = |line: &str| line.contains(&self.token()) && line.contains(word);
-        let all = fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+        let all = fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter_map(|e| e.file_name().to_str()?.parse().ok());
         all.filter(|pid: &u32| {
-            let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ");
+            let line = fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                .unwrap_or_default()
+                .replace('\0', " ");
             mine(&line)
         })
         .collect()
@@ -247,10 +318,19 @@ impl Mesh {
         let end = Instant::now() + PATIENCE;
         while !self.processes("").is_empty() || self.path("run").exists() {
             let left = (self.processes(""), self.path("run").exists());
-            assert!(Instant::now() < end, "left behind: processes {:?}, folder {}", left.0, left.1);
+            assert!(
+                Instant::now() < end,
+                "left behind: processes {:?}, folder {}",
+                left.0,
+                left.1
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
-        assert!(!fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&self.token()));
+        assert!(
+            !fs::read_to_string("/proc/self/mountinfo")
+                .unwrap()
+                .contains(&self.token())
+        );
     }
 }
 
@@ -264,7 +344,10 @@ impl Drop for Mesh {
 }
 
 pub fn signal(pid: u32, name: &str) {
-    let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap();
+    let status = Command::new("kill")
+        .args([&format!("-{name}"), &pid.to_string()])
+        .status()
+        .unwrap();
     assert!(status.success());
 }
 

@@ -9,17 +9,31 @@ fn calls_are_captured_and_nothing_is_left() {
     as_each_user(|mesh| {
         mesh.deployment("hello", 2, "", "hello");
         mesh.deployment("outside", 1, ", sidecar.istio.io/inject: 'false'", "hello");
-        mesh.until("three workloads are ready", |m| ready(m, &["hello-0", "hello-1", "outside-0"]));
+        mesh.until("three workloads are ready", |m| {
+            ready(m, &["hello-0", "hello-1", "outside-0"])
+        });
         let token = mesh.token();
-        let address = |pod: &str| mesh.workload(pod).unwrap()["ip"].as_str().unwrap().to_owned();
+        let address = |pod: &str| {
+            mesh.workload(pod).unwrap()["ip"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        };
 
         // From one sidecar to another, by address.
         let to = format!("{}:9080", address("hello-1"));
         let answer = mesh.get("hello-0", &to);
-        assert!(String::from_utf8_lossy(&answer.stdout).contains(&token), "{answer:?}");
-        assert!(mesh.ok(&["logs", "hello-0", "proxy"]).contains(&format!("outbound to Some({to})")));
+        assert!(
+            String::from_utf8_lossy(&answer.stdout).contains(&token),
+            "{answer:?}"
+        );
+        assert!(
+            mesh.ok(&["logs", "hello-0", "proxy"])
+                .contains(&format!("outbound to Some({to})"))
+        );
         mesh.until("the inbound side saw it", |m| {
-            m.ok(&["logs", "hello-1", "proxy"]).contains(&format!("inbound to Some({to})"))
+            m.ok(&["logs", "hello-1", "proxy"])
+                .contains(&format!("inbound to Some({to})"))
         });
 
         // A workload outside the mesh reaches a service by name, without a sidecar of its own.
@@ -31,8 +45,15 @@ fn calls_are_captured_and_nothing_is_left() {
 
         // The published port.
         let told = mesh.told();
-        let published = told.iter().find(|line| line.contains("Published")).expect("the gateway's port is published");
-        let at = published.split("address: ").nth(1).and_then(|rest| rest.split([',', ' ']).next()).unwrap();
+        let published = told
+            .iter()
+            .find(|line| line.contains("Published"))
+            .expect("the gateway's port is published");
+        let at = published
+            .split("address: ")
+            .nth(1)
+            .and_then(|rest| rest.split([',', ' ']).next())
+            .unwrap();
         let mut stream = std::net::TcpStream::connect(at).unwrap();
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
         let mut text = String::new();
@@ -42,29 +63,62 @@ fn calls_are_captured_and_nothing_is_left() {
         // What an application may not do.
         let program = &mesh.program;
         let forbidden = mesh.client(&["exec", "hello-0", program.to_str().unwrap(), "mark"]);
-        assert_eq!(forbidden.status.code(), Some(13), "an application marked its socket as the proxy's: {forbidden:?}");
+        assert_eq!(
+            forbidden.status.code(),
+            Some(13),
+            "an application marked its socket as the proxy's: {forbidden:?}"
+        );
         let run = mesh.path("run");
-        let seen =
-            mesh.ok(&["exec", "hello-0", "ls", "-A", run.to_str().unwrap(), mesh.path("state").to_str().unwrap()]);
+        let seen = mesh.ok(&[
+            "exec",
+            "hello-0",
+            "ls",
+            "-A",
+            run.to_str().unwrap(),
+            mesh.path("state").to_str().unwrap(),
+        ]);
         assert!(!seen.contains("sock") && !seen.contains("pem"), "{seen}");
-        let processes = mesh.ok(&["exec", "hello-0", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]);
+        let processes = mesh.ok(&[
+            "exec",
+            "hello-0",
+            "sh",
+            "-c",
+            "cat /proc/[0-9]*/cmdline | tr '\\0' ' '",
+        ]);
         assert!(!processes.contains("sidecar"), "{processes}");
 
         // Proxies may have many files open; applications find the limit that the user has.
-        assert_eq!(mesh.ok(&["exec", "hello-0", "sh", "-c", "ulimit -Sn"]).trim(), OPEN_FILES.to_string());
+        assert_eq!(
+            mesh.ok(&["exec", "hello-0", "sh", "-c", "ulimit -Sn"])
+                .trim(),
+            OPEN_FILES.to_string()
+        );
         let sidecars = mesh.processes("meltemi: sidecar hello-0");
         assert!(!sidecars.is_empty());
         for pid in sidecars {
             let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
-            let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
-            let [soft, hard, ..] = line.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{line}") };
+            let line = limits
+                .lines()
+                .find_map(|line| line.strip_prefix("Max open files"))
+                .unwrap();
+            let [soft, hard, ..] = line.split_whitespace().collect::<Vec<_>>()[..] else {
+                panic!("{line}")
+            };
             assert_eq!(soft, hard);
         }
 
         // Exit codes, and a service address that nobody serves.
-        assert_eq!(mesh.client(&["exec", "hello", "sh", "-c", "exit 7"]).status.code(), Some(7));
+        assert_eq!(
+            mesh.client(&["exec", "hello", "sh", "-c", "exit 7"])
+                .status
+                .code(),
+            Some(7)
+        );
         // 126 where a folder of the PATH may not be looked into.
-        let absent = mesh.client(&["exec", "hello", "no-such-program"]).status.code();
+        let absent = mesh
+            .client(&["exec", "hello", "no-such-program"])
+            .status
+            .code();
         assert!(matches!(absent, Some(126 | 127)), "{absent:?}");
         assert!(!mesh.get("outside-0", "10.45.255.1:80").status.success());
     });
@@ -81,7 +135,11 @@ fn the_outside_is_reached_through_the_supervisor() {
         }
     });
     let mut mesh = Mesh::ordinary();
-    std::fs::write(mesh.path("dial.yaml"), format!("outside.test:80: {at}\n203.0.113.7: {at}\n")).unwrap();
+    std::fs::write(
+        mesh.path("dial.yaml"),
+        format!("outside.test:80: {at}\n203.0.113.7: {at}\n"),
+    )
+    .unwrap();
     mesh.deployment("hello", 1, "", "hello");
     mesh.deployment("bare", 1, ", sidecar.istio.io/inject: 'false'", "hello");
     if !mesh.start() {
@@ -90,7 +148,10 @@ fn the_outside_is_reached_through_the_supervisor() {
     for from in ["hello", "bare"] {
         for to in ["outside.test:80", "203.0.113.7:8081"] {
             let answer = mesh.get(from, to);
-            assert!(String::from_utf8_lossy(&answer.stdout).contains("far away"), "{from} to {to}: {answer:?}");
+            assert!(
+                String::from_utf8_lossy(&answer.stdout).contains("far away"),
+                "{from} to {to}: {answer:?}"
+            );
         }
     }
     mesh.interrupt();
@@ -105,22 +166,29 @@ fn what_ends_is_started_again() {
         mesh.until("hello is ready", |m| ready(m, &["hello-0"]));
         let ip = mesh.workload("hello-0").unwrap()["ip"].clone();
         mesh.until("the broken one backs off", |m| {
-            m.workload("broken-0")
-                .is_some_and(|w| w["app"]["restarts"].as_u64() >= Some(2) && w["app"]["last_exit"] == "exit code 3")
+            m.workload("broken-0").is_some_and(|w| {
+                w["app"]["restarts"].as_u64() >= Some(2) && w["app"]["last_exit"] == "exit code 3"
+            })
         });
         assert!(mesh.ok(&["logs", "broken"]).contains("oops"));
-        for (what, word) in [("app", "meltemi: hello"), ("proxy", "meltemi: sidecar hello-0")] {
+        for (what, word) in [
+            ("app", "meltemi: hello"),
+            ("proxy", "meltemi: sidecar hello-0"),
+        ] {
             for pid in mesh.processes(word) {
                 signal(pid, "KILL");
             }
             mesh.until("it runs again", |m| {
-                ready(m, &["hello-0"]) && m.workload("hello-0").unwrap()[what]["restarts"].as_u64() >= Some(1)
+                ready(m, &["hello-0"])
+                    && m.workload("hello-0").unwrap()[what]["restarts"].as_u64() >= Some(1)
             });
         }
         for pid in mesh.processes("meltemi: control plane") {
             signal(pid, "KILL");
         }
-        mesh.until("the control plane runs again", |m| !m.processes("meltemi: control plane").is_empty());
+        mesh.until("the control plane runs again", |m| {
+            !m.processes("meltemi: control plane").is_empty()
+        });
         assert_eq!(mesh.workload("hello-0").unwrap()["ip"], ip);
 
         // A restart that was asked for; a Deployment that shrinks, and one that goes.
@@ -155,7 +223,15 @@ fn a_program_is_added_and_leaves_with_its_client() {
         mesh.deployment("bare", 1, ", sidecar.istio.io/inject: 'false'", "hello");
         mesh.until("hello is ready", |m| ready(m, &["hello-0", "bare-0"]));
         let program = &mesh.program;
-        let mut client = mesh.spawn(&["run", "extra", "7000", program.to_str().unwrap(), "answer", "7000", "added"]);
+        let mut client = mesh.spawn(&[
+            "run",
+            "extra",
+            "7000",
+            program.to_str().unwrap(),
+            "answer",
+            "7000",
+            "added",
+        ]);
         mesh.until("it is ready", |m| ready(m, &["extra-0"]));
         // No Service selected it, so it got one, and is called by name.
         mesh.until("it is called by name", |m| {
@@ -165,22 +241,33 @@ fn a_program_is_added_and_leaves_with_its_client() {
         client.wait().unwrap();
         mesh.until("it left", |m| m.workload("extra-0").is_none());
         let refused = mesh.client(&["stop", "hello"]);
-        assert!(String::from_utf8_lossy(&refused.stderr).contains("comes from the configuration"), "{refused:?}");
+        assert!(
+            String::from_utf8_lossy(&refused.stderr).contains("comes from the configuration"),
+            "{refused:?}"
+        );
         let unknown = mesh.client(&["restart", "nobody"]);
-        assert!(String::from_utf8_lossy(&unknown.stderr).contains("no workload \"nobody\""), "{unknown:?}");
+        assert!(
+            String::from_utf8_lossy(&unknown.stderr).contains("no workload \"nobody\""),
+            "{unknown:?}"
+        );
     });
 }
 
 fn ready(mesh: &Mesh, pods: &[&str]) -> bool {
     let list = mesh.list();
-    pods.iter().all(|pod| list.iter().any(|w| w["key"]["pod"] == *pod && w["ready"] == true))
+    pods.iter().all(|pod| {
+        list.iter()
+            .any(|w| w["key"]["pod"] == *pod && w["ready"] == true)
+    })
 }
 
 #[test]
 fn forbidden_namespaces_are_named_with_a_remedy() {
     let mut mesh = Mesh::ordinary();
     // In a user namespace of its own a process may forbid itself further ones.
-    let Some(why) = mesh.start_where_namespaces_are_forbidden() else { return };
+    let Some(why) = mesh.start_where_namespaces_are_forbidden() else {
+        return;
+    };
     assert!(why.contains("creating a user namespace"), "{why}");
     assert!(why.contains("sysctl -w user.max_user_namespaces"), "{why}");
     mesh.assert_nothing_is_left();
@@ -195,7 +282,10 @@ fn a_mesh_of_the_same_name_is_refused() {
     }
     let conf = mesh.path("conf");
     let second = mesh.client(&["up", conf.to_str().unwrap()]);
-    assert!(String::from_utf8_lossy(&second.stderr).contains("is already running"), "{second:?}");
+    assert!(
+        String::from_utf8_lossy(&second.stderr).contains("is already running"),
+        "{second:?}"
+    );
     assert!(!mesh.list().is_empty(), "the first one goes on");
     mesh.interrupt();
     mesh.assert_nothing_is_left();

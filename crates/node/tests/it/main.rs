@@ -1,4 +1,5 @@
-//! Whole meshes with stand-in sidecars (`examples/mesh.rs`), as the current user and, when that is root, as an ordinary one.
+//! Whole meshes with stand-in sidecars (`examples/mesh.rs`), as the current user and, when that is
+//! root, as an ordinary one.
 
 mod harness;
 mod lifecycle;

@@ -20,14 +20,22 @@ use crate::tls::compile::type_name;
 const MAX_DEPTH: usize = 16;
 
 /// Compiles a list of access logs; unknown ones are left out.
-pub(crate) fn compile_all(messages: &[proto::AccessLog], scope: &mut Scope) -> Result<Vec<Arc<AccessLog>>, Rejection> {
-    let logs = scope.each("access_log", messages, |scope, message| AccessLog::compile(message, scope))?;
+pub(crate) fn compile_all(
+    messages: &[proto::AccessLog],
+    scope: &mut Scope,
+) -> Result<Vec<Arc<AccessLog>>, Rejection> {
+    let logs = scope.each("access_log", messages, |scope, message| {
+        AccessLog::compile(message, scope)
+    })?;
     Ok(logs.into_iter().flatten().map(Arc::new).collect())
 }
 
 impl AccessLog {
     /// Compiles Envoy's message; `None` for a sink that is unknown.
-    pub fn compile(message: &proto::AccessLog, scope: &mut Scope) -> Result<Option<Self>, Rejection> {
+    pub fn compile(
+        message: &proto::AccessLog,
+        scope: &mut Scope,
+    ) -> Result<Option<Self>, Rejection> {
         let Some(proto::access_log::ConfigType::TypedConfig(any)) = &message.config_type else {
             return scope.refuse("an access log without typed_config");
         };
@@ -67,7 +75,11 @@ impl AccessLog {
             None => None,
             Some(filter) => scope.within("filter", |scope| LogFilter::compile(filter, scope, 0))?,
         };
-        Ok(Some(Self { sink, format, filter }))
+        Ok(Some(Self {
+            sink,
+            format,
+            filter,
+        }))
     }
 }
 
@@ -76,7 +88,9 @@ fn file_format(config: &file::FileAccessLog, scope: &mut Scope) -> Result<LogFor
     use file::file_access_log::AccessLogFormat;
     match &config.access_log_format {
         None => Ok(LogFormat::Text(template(DEFAULT_FORMAT, scope))),
-        Some(AccessLogFormat::Format(text)) if text.is_empty() => Ok(LogFormat::Text(template(DEFAULT_FORMAT, scope))),
+        Some(AccessLogFormat::Format(text)) if text.is_empty() => {
+            Ok(LogFormat::Text(template(DEFAULT_FORMAT, scope)))
+        }
         Some(AccessLogFormat::Format(text)) => Ok(LogFormat::Text(template(text, scope))),
         Some(AccessLogFormat::JsonFormat(fields) | AccessLogFormat::TypedJsonFormat(fields)) => {
             Ok(LogFormat::Json(json(fields, scope)))
@@ -86,7 +100,10 @@ fn file_format(config: &file::FileAccessLog, scope: &mut Scope) -> Result<LogFor
 }
 
 #[allow(deprecated)] // text_format is what is sent
-fn substitution(format: Option<&core::SubstitutionFormatString>, scope: &mut Scope) -> Result<LogFormat, Rejection> {
+fn substitution(
+    format: Option<&core::SubstitutionFormatString>,
+    scope: &mut Scope,
+) -> Result<LogFormat, Rejection> {
     use core::data_source::Specifier;
     use core::substitution_format_string::Format;
     match format.and_then(|format| format.format.as_ref()) {
@@ -95,16 +112,17 @@ fn substitution(format: Option<&core::SubstitutionFormatString>, scope: &mut Sco
         Some(Format::JsonFormat(fields)) => Ok(LogFormat::Json(json(fields, scope))),
         Some(Format::TextFormatSource(source)) => match &source.specifier {
             Some(Specifier::InlineString(text)) => Ok(LogFormat::Text(template(text, scope))),
-            Some(Specifier::InlineBytes(bytes)) => {
-                Ok(LogFormat::Text(template(&String::from_utf8_lossy(bytes), scope)))
-            }
+            Some(Specifier::InlineBytes(bytes)) => Ok(LogFormat::Text(template(
+                &String::from_utf8_lossy(bytes),
+                scope,
+            ))),
             _ => scope.refuse("a log format must stand in the configuration"),
         },
     }
 }
 
-/// A format, or what is left of it: an operator that is unknown is printed as it is written, one that this proxy has no
-/// answer to as `-`; either is warned of.
+/// A format, or what is left of it: an operator that is unknown is printed as it is written, one
+/// that this proxy has no answer to as `-`; either is warned of.
 fn template(text: &str, scope: &mut Scope) -> Template {
     let (template, reasons) = Template::parse_what_is_known(text);
     // After the first one, a sign may only seem to begin something.
@@ -127,16 +145,27 @@ fn json_value(value: &Value, scope: &mut Scope, depth: usize) -> JsonFormat {
         _ if depth > MAX_DEPTH => JsonFormat::Constant(serde_json::Value::Null),
         Value::String(text) => JsonFormat::Text(template(text, scope)),
         Value::Struct(fields) => JsonFormat::Object(
-            fields.iter().map(|(name, value)| ((&**name).into(), json_value(value, scope, depth + 1))).collect(),
+            fields
+                .iter()
+                .map(|(name, value)| ((&**name).into(), json_value(value, scope, depth + 1)))
+                .collect(),
         ),
-        Value::List(list) => JsonFormat::Array(list.iter().map(|value| json_value(value, scope, depth + 1)).collect()),
+        Value::List(list) => JsonFormat::Array(
+            list.iter()
+                .map(|value| json_value(value, scope, depth + 1))
+                .collect(),
+        ),
         constant => JsonFormat::Constant(meltemi_filters::format::json_of(constant)),
     }
 }
 
 impl LogFilter {
     /// Compiles Envoy's message; `None` where the filter is unknown, so that all is logged.
-    fn compile(message: &proto::AccessLogFilter, scope: &mut Scope, depth: usize) -> Result<Option<Self>, Rejection> {
+    fn compile(
+        message: &proto::AccessLogFilter,
+        scope: &mut Scope,
+        depth: usize,
+    ) -> Result<Option<Self>, Rejection> {
         if depth > MAX_DEPTH {
             return scope.refuse("access log filters are nested too deeply");
         }
@@ -149,60 +178,85 @@ impl LogFilter {
                 Ok(proto::comparison_filter::Op::Ne) => ComparisonOp::Ne,
                 Err(_) => return scope.refuse(format!("unknown op {}", comparison.op)),
             };
-            Ok(Comparison { op, value: comparison.value.as_ref().map_or(0, |value| value.default_value) })
+            Ok(Comparison {
+                op,
+                value: comparison
+                    .value
+                    .as_ref()
+                    .map_or(0, |value| value.default_value),
+            })
         };
         let list = |filters: &[proto::AccessLogFilter], scope: &mut Scope| {
-            scope.each("filters", filters, |scope, filter| Self::compile(filter, scope, depth + 1))
+            scope.each("filters", filters, |scope, filter| {
+                Self::compile(filter, scope, depth + 1)
+            })
         };
-        Ok(match scope.required("filter_specifier", message.filter_specifier.as_ref())? {
-            FilterSpecifier::StatusCodeFilter(filter) => Some(Self::Status(compare(&filter.comparison, scope)?)),
-            FilterSpecifier::DurationFilter(filter) => Some(Self::Duration(compare(&filter.comparison, scope)?)),
-            FilterSpecifier::NotHealthCheckFilter(_) => Some(Self::NotHealthCheck),
-            FilterSpecifier::RuntimeFilter(filter) => {
-                Some(Self::Share(Fraction::from_option(filter.percent_sampled.as_ref(), Fraction::NONE)))
-            }
-            // An unknown part of an AND is left out, an unknown part of an OR admits everything.
-            FilterSpecifier::AndFilter(and) => {
-                Some(Self::All(list(&and.filters, scope)?.into_iter().flatten().collect()))
-            }
-            FilterSpecifier::OrFilter(or) => {
-                list(&or.filters, scope)?.into_iter().collect::<Option<Vec<_>>>().map(Self::Any)
-            }
-            FilterSpecifier::HeaderFilter(filter) => {
-                let header = scope.required("header", filter.header.as_ref())?;
-                Some(Self::Header(HeaderMatch::compile(header, scope)?))
-            }
-            FilterSpecifier::ResponseFlagFilter(filter) => {
-                let mut flags = ResponseFlags::default();
-                for name in &filter.flags {
-                    match ResponseFlag::from_short(name) {
-                        Some(flag) => flags.insert(flag),
-                        None => scope.warn("flags", format!("unknown flag {name:?}")),
+        Ok(
+            match scope.required("filter_specifier", message.filter_specifier.as_ref())? {
+                FilterSpecifier::StatusCodeFilter(filter) => {
+                    Some(Self::Status(compare(&filter.comparison, scope)?))
+                }
+                FilterSpecifier::DurationFilter(filter) => {
+                    Some(Self::Duration(compare(&filter.comparison, scope)?))
+                }
+                FilterSpecifier::NotHealthCheckFilter(_) => Some(Self::NotHealthCheck),
+                FilterSpecifier::RuntimeFilter(filter) => Some(Self::Share(Fraction::from_option(
+                    filter.percent_sampled.as_ref(),
+                    Fraction::NONE,
+                ))),
+                // An unknown part of an AND is left out, an unknown part of an OR admits
+                // everything.
+                FilterSpecifier::AndFilter(and) => Some(Self::All(
+                    list(&and.filters, scope)?.into_iter().flatten().collect(),
+                )),
+                FilterSpecifier::OrFilter(or) => list(&or.filters, scope)?
+                    .into_iter()
+                    .collect::<Option<Vec<_>>>()
+                    .map(Self::Any),
+                FilterSpecifier::HeaderFilter(filter) => {
+                    let header = scope.required("header", filter.header.as_ref())?;
+                    Some(Self::Header(HeaderMatch::compile(header, scope)?))
+                }
+                FilterSpecifier::ResponseFlagFilter(filter) => {
+                    let mut flags = ResponseFlags::default();
+                    for name in &filter.flags {
+                        match ResponseFlag::from_short(name) {
+                            Some(flag) => flags.insert(flag),
+                            None => scope.warn("flags", format!("unknown flag {name:?}")),
+                        }
+                    }
+                    Some(Self::Flags(flags))
+                }
+                FilterSpecifier::GrpcStatusFilter(filter) => Some(Self::Grpc {
+                    statuses: filter
+                        .statuses
+                        .iter()
+                        .filter_map(|status| u32::try_from(*status).ok())
+                        .collect(),
+                    exclude: filter.exclude,
+                }),
+                FilterSpecifier::MetadataFilter(filter) => {
+                    let or_missing =
+                        crate::convert::boolean(filter.match_if_key_not_found.as_ref(), true);
+                    match &filter.matcher {
+                        Some(matcher) => {
+                            let matcher = Box::new(MetadataMatch::compile(matcher, scope)?);
+                            Some(Self::Metadata {
+                                matcher,
+                                or_missing,
+                            })
+                        }
+                        None => None,
                     }
                 }
-                Some(Self::Flags(flags))
-            }
-            FilterSpecifier::GrpcStatusFilter(filter) => Some(Self::Grpc {
-                statuses: filter.statuses.iter().filter_map(|status| u32::try_from(*status).ok()).collect(),
-                exclude: filter.exclude,
-            }),
-            FilterSpecifier::MetadataFilter(filter) => {
-                let or_missing = crate::convert::boolean(filter.match_if_key_not_found.as_ref(), true);
-                match &filter.matcher {
-                    Some(matcher) => {
-                        let matcher = Box::new(MetadataMatch::compile(matcher, scope)?);
-                        Some(Self::Metadata { matcher, or_missing })
-                    }
-                    None => None,
+                FilterSpecifier::TraceableFilter(_)
+                | FilterSpecifier::LogTypeFilter(_)
+                | FilterSpecifier::ExtensionFilter(_) => {
+                    scope.warn("", "this access log filter is unknown; all is logged");
+                    None
                 }
-            }
-            FilterSpecifier::TraceableFilter(_)
-            | FilterSpecifier::LogTypeFilter(_)
-            | FilterSpecifier::ExtensionFilter(_) => {
-                scope.warn("", "this access log filter is unknown; all is logged");
-                None
-            }
-        })
+            },
+        )
     }
 }
 
@@ -216,25 +270,37 @@ mod tests {
             path: "/dev/stdout".into(),
             access_log_format: Some(file::file_access_log::AccessLogFormat::LogFormat(
                 core::SubstitutionFormatString {
-                    format: Some(core::substitution_format_string::Format::JsonFormat(Struct {
-                        fields: [(
-                            "a".to_owned(),
-                            meltemi_proto::google::protobuf::Value {
-                                kind: Some(meltemi_proto::google::protobuf::value::Kind::StringValue(format.into())),
-                            },
-                        )]
-                        .into(),
-                    })),
+                    format: Some(core::substitution_format_string::Format::JsonFormat(
+                        Struct {
+                            fields: [(
+                                "a".to_owned(),
+                                meltemi_proto::google::protobuf::Value {
+                                    kind: Some(
+                                        meltemi_proto::google::protobuf::value::Kind::StringValue(
+                                            format.into(),
+                                        ),
+                                    ),
+                                },
+                            )]
+                            .into(),
+                        },
+                    )),
                     ..Default::default()
                 },
             )),
         };
         let message = proto::AccessLog {
-            config_type: Some(proto::access_log::ConfigType::TypedConfig(meltemi_proto::pack(&config))),
+            config_type: Some(proto::access_log::ConfigType::TypedConfig(
+                meltemi_proto::pack(&config),
+            )),
             ..Default::default()
         };
         AccessLog::compile(&message, &mut scope).expect("compiles");
-        scope.into_warnings().iter().map(ToString::to_string).collect()
+        scope
+            .into_warnings()
+            .iter()
+            .map(ToString::to_string)
+            .collect()
     }
 
     #[test]

@@ -6,17 +6,24 @@ use super::*;
 fn tree(messages: &[FilterChainMatch]) -> ChainTree {
     let mut tree = ChainTree::default();
     for (number, message) in messages.iter().enumerate() {
-        tree.insert(Some(message), number, &mut Scope::new()).expect("no conflict");
+        tree.insert(Some(message), number, &mut Scope::new())
+            .expect("no conflict");
     }
     tree
 }
 
 fn port(port: u32) -> FilterChainMatch {
-    FilterChainMatch { destination_port: Some(UInt32Value { value: port }), ..Default::default() }
+    FilterChainMatch {
+        destination_port: Some(UInt32Value { value: port }),
+        ..Default::default()
+    }
 }
 
 fn conn(local: &str) -> ConnInfo {
-    ConnInfo::plain(local.parse().expect("address"), "10.9.0.1:5000".parse().expect("address"))
+    ConnInfo::plain(
+        local.parse().expect("address"),
+        "10.9.0.1:5000".parse().expect("address"),
+    )
 }
 
 fn tls(local: &str, name: Option<&str>, alpn: &[&str]) -> ConnInfo {
@@ -36,7 +43,10 @@ fn with(message: FilterChainMatch, transport: &str, alpn: &[&str]) -> FilterChai
 }
 
 fn range(address: &str, length: u32) -> CidrRange {
-    CidrRange { address_prefix: address.into(), prefix_len: Some(UInt32Value { value: length }) }
+    CidrRange {
+        address_prefix: address.into(),
+        prefix_len: Some(UInt32Value { value: length }),
+    }
 }
 
 #[test]
@@ -52,9 +62,23 @@ fn istios_permissive_inbound_chains() {
         port(15006),
         FilterChainMatch::default(),
     ]);
-    assert_eq!(tree.find(&tls("10.0.0.1:9080", None, &["istio-h2", "istio", "h2"])), Some(0));
-    assert_eq!(tree.find(&tls("10.0.0.1:9080", None, &["istio-peer-exchange", "istio"])), Some(2));
-    assert_eq!(tree.find(&tls("10.0.0.1:9080", None, &["h2"])), Some(4), "TLS of the application passes through");
+    assert_eq!(
+        tree.find(&tls("10.0.0.1:9080", None, &["istio-h2", "istio", "h2"])),
+        Some(0)
+    );
+    assert_eq!(
+        tree.find(&tls(
+            "10.0.0.1:9080",
+            None,
+            &["istio-peer-exchange", "istio"]
+        )),
+        Some(2)
+    );
+    assert_eq!(
+        tree.find(&tls("10.0.0.1:9080", None, &["h2"])),
+        Some(4),
+        "TLS of the application passes through"
+    );
     let mut http = conn("10.0.0.1:9080");
     http.application_protocols = std::iter::once("http/1.1".into()).collect();
     assert_eq!(tree.find(&http), Some(1));
@@ -76,7 +100,12 @@ fn server_names_go_from_exact_to_short_wildcards() {
         server_names: names.iter().map(|name| (*name).to_owned()).collect(),
         ..Default::default()
     };
-    let tree = tree(&[names(&["a.b.com"]), names(&["*.b.com"]), names(&["*.com", "X.org"]), names(&[])]);
+    let tree = tree(&[
+        names(&["a.b.com"]),
+        names(&["*.b.com"]),
+        names(&["*.com", "X.org"]),
+        names(&[]),
+    ]);
     for (name, chain) in [
         (Some("a.b.com"), 0),
         (Some("x.b.com"), 1),
@@ -86,7 +115,11 @@ fn server_names_go_from_exact_to_short_wildcards() {
         (Some("other.net"), 3),
         (None, 3),
     ] {
-        assert_eq!(tree.find(&tls("10.0.0.1:443", name, &[])), Some(chain), "{name:?}");
+        assert_eq!(
+            tree.find(&tls("10.0.0.1:443", name, &[])),
+            Some(chain),
+            "{name:?}"
+        );
     }
 }
 
@@ -95,7 +128,10 @@ fn there_is_no_way_back_from_a_branch() {
     // Envoy's documentation: the port is taken, and what does not match below it is lost.
     let chain = tree(&[with(port(443), "tls", &[]), FilterChainMatch::default()]);
     assert_eq!(chain.find(&conn("10.0.0.1:443")), None);
-    let longest = FilterChainMatch { prefix_ranges: vec![range("10.0.0.0", 8)], ..Default::default() };
+    let longest = FilterChainMatch {
+        prefix_ranges: vec![range("10.0.0.0", 8)],
+        ..Default::default()
+    };
     let exact = FilterChainMatch {
         prefix_ranges: vec![range("10.0.0.1", 32)],
         transport_protocol: "tls".into(),
@@ -109,20 +145,33 @@ fn there_is_no_way_back_from_a_branch() {
 
 #[test]
 fn sources_by_kind_range_and_port() {
-    let source = |kind: ConnectionSourceType, ranges: Vec<CidrRange>, ports: Vec<u32>| FilterChainMatch {
-        source_type: kind as i32,
-        source_prefix_ranges: ranges,
-        source_ports: ports,
-        ..Default::default()
-    };
+    let source =
+        |kind: ConnectionSourceType, ranges: Vec<CidrRange>, ports: Vec<u32>| FilterChainMatch {
+            source_type: kind as i32,
+            source_prefix_ranges: ranges,
+            source_ports: ports,
+            ..Default::default()
+        };
     let tree = tree(&[
         source(ConnectionSourceType::SameIpOrLoopback, vec![], vec![]),
-        source(ConnectionSourceType::Any, vec![range("10.9.0.0", 16)], vec![5000]),
-        source(ConnectionSourceType::Any, vec![range("10.9.0.0", 16)], vec![]),
+        source(
+            ConnectionSourceType::Any,
+            vec![range("10.9.0.0", 16)],
+            vec![5000],
+        ),
+        source(
+            ConnectionSourceType::Any,
+            vec![range("10.9.0.0", 16)],
+            vec![],
+        ),
         source(ConnectionSourceType::Any, vec![], vec![]),
     ]);
-    let from =
-        |remote: &str| ConnInfo::plain("10.0.0.1:80".parse().expect("address"), remote.parse().expect("address"));
+    let from = |remote: &str| {
+        ConnInfo::plain(
+            "10.0.0.1:80".parse().expect("address"),
+            remote.parse().expect("address"),
+        )
+    };
     assert_eq!(tree.find(&from("127.0.0.1:1")), Some(0));
     assert_eq!(tree.find(&from("10.0.0.1:1")), Some(0));
     assert_eq!(tree.find(&from("10.9.1.1:5000")), Some(1));
@@ -133,15 +182,32 @@ fn sources_by_kind_range_and_port() {
 #[test]
 fn equal_matches_are_refused() {
     let mut tree = tree(&[with(port(1), "tls", &["a", "b"])]);
-    assert!(tree.insert(Some(&with(port(1), "tls", &["b"])), 1, &mut Scope::new()).is_err());
-    assert!(tree.insert(Some(&with(port(1), "raw_buffer", &["b"])), 1, &mut Scope::new()).is_ok());
-    assert!(tree.insert(Some(&port(70_000)), 2, &mut Scope::new()).is_err());
-    let partial = FilterChainMatch { server_names: vec!["a*.com".into()], ..Default::default() };
+    assert!(
+        tree.insert(Some(&with(port(1), "tls", &["b"])), 1, &mut Scope::new())
+            .is_err()
+    );
+    assert!(
+        tree.insert(
+            Some(&with(port(1), "raw_buffer", &["b"])),
+            1,
+            &mut Scope::new()
+        )
+        .is_ok()
+    );
+    assert!(
+        tree.insert(Some(&port(70_000)), 2, &mut Scope::new())
+            .is_err()
+    );
+    let partial = FilterChainMatch {
+        server_names: vec!["a*.com".into()],
+        ..Default::default()
+    };
     assert!(tree.insert(Some(&partial), 2, &mut Scope::new()).is_err());
 }
 
 proptest! {
-    /// The tree on ports and ranges is the same as looking at every chain for the most specific one.
+    /// The tree on ports and ranges is the same as looking at every chain for the most specific
+    /// one.
     #[test]
     fn the_tree_equals_a_search(
         chains in prop::collection::vec((prop::option::of(1u32..4), prop::option::of((0u8..4, 8u32..33))), 1..8),

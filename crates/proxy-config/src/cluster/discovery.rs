@@ -67,30 +67,49 @@ impl Discovery {
     pub(super) fn compile(message: &proto::Cluster, scope: &mut Scope) -> Result<Self, Rejection> {
         let kind = match &message.cluster_discovery_type {
             None => DiscoveryType::Static,
-            Some(ClusterDiscoveryType::Type(kind)) => {
-                DiscoveryType::try_from(*kind).map_err(|_| scope.reject(format!("unknown type {kind}")))?
-            }
+            Some(ClusterDiscoveryType::Type(kind)) => DiscoveryType::try_from(*kind)
+                .map_err(|_| scope.reject(format!("unknown type {kind}")))?,
             Some(ClusterDiscoveryType::ClusterType(custom)) => {
                 return scope.refuse(format!("unknown cluster type {:?}", custom.name));
             }
         };
         let own = |scope: &mut Scope| -> Result<Arc<EndpointSet>, Rejection> {
-            let Some(assignment) = &message.load_assignment else { return Ok(Arc::default()) };
-            scope.within("load_assignment", |scope| EndpointSet::compile(assignment, scope)).map(Arc::new)
+            let Some(assignment) = &message.load_assignment else {
+                return Ok(Arc::default());
+            };
+            scope
+                .within("load_assignment", |scope| {
+                    EndpointSet::compile(assignment, scope)
+                })
+                .map(Arc::new)
         };
         Ok(match kind {
             DiscoveryType::Static => {
                 let set = own(scope)?;
-                if set.endpoints.iter().any(|endpoint| matches!(endpoint.address, Address::Name(..))) {
+                if set
+                    .endpoints
+                    .iter()
+                    .any(|endpoint| matches!(endpoint.address, Address::Name(..)))
+                {
                     return scope.refuse("a STATIC cluster needs IP addresses");
                 }
                 Discovery::Static(set)
             }
             DiscoveryType::Eds => {
-                let service = message.eds_cluster_config.as_ref().map(|config| config.service_name.as_str());
-                Discovery::Eds(service.filter(|name| !name.is_empty()).unwrap_or(&message.name).into())
+                let service = message
+                    .eds_cluster_config
+                    .as_ref()
+                    .map(|config| config.service_name.as_str());
+                Discovery::Eds(
+                    service
+                        .filter(|name| !name.is_empty())
+                        .unwrap_or(&message.name)
+                        .into(),
+                )
             }
-            DiscoveryType::StrictDns => Discovery::StrictDns(own(scope)?, compile_dns(message, scope)?),
+            DiscoveryType::StrictDns => {
+                Discovery::StrictDns(own(scope)?, compile_dns(message, scope)?)
+            }
             DiscoveryType::LogicalDns => {
                 let set = own(scope)?;
                 if set.endpoints.len() != 1 {
@@ -99,7 +118,11 @@ impl Discovery {
                 Discovery::LogicalDns(set, compile_dns(message, scope)?)
             }
             DiscoveryType::OriginalDst => {
-                if message.load_assignment.as_ref().is_some_and(|assignment| !assignment.endpoints.is_empty()) {
+                if message
+                    .load_assignment
+                    .as_ref()
+                    .is_some_and(|assignment| !assignment.endpoints.is_empty())
+                {
                     return scope.refuse("an ORIGINAL_DST cluster has no endpoints of its own");
                 }
                 let Some(LbConfig::OriginalDstLbConfig(config)) = &message.lb_config else {
@@ -109,15 +132,21 @@ impl Discovery {
                     "" => "x-envoy-original-dst-host",
                     name => name,
                 };
-                scope.unsupported("original_dst_lb_config.metadata_key", config.metadata_key.is_some());
+                scope.unsupported(
+                    "original_dst_lb_config.metadata_key",
+                    config.metadata_key.is_some(),
+                );
                 Discovery::OriginalDst(OriginalDst {
-                    header: config.use_http_header.then(|| header.to_ascii_lowercase().into()),
+                    header: config
+                        .use_http_header
+                        .then(|| header.to_ascii_lowercase().into()),
                     port: match &config.upstream_port_override {
                         None => None,
-                        Some(port) => Some(
-                            u16::try_from(port.value)
-                                .map_err(|_| scope.reject(format!("{} is not a port", port.value)))?,
-                        ),
+                        Some(port) => {
+                            Some(u16::try_from(port.value).map_err(|_| {
+                                scope.reject(format!("{} is not a port", port.value))
+                            })?)
+                        }
                     },
                 })
             }
@@ -128,7 +157,10 @@ impl Discovery {
 fn compile_dns(message: &proto::Cluster, scope: &mut Scope) -> Result<Dns, Rejection> {
     use proto::cluster::DnsLookupFamily as Family;
     scope.unsupported("dns_resolvers", !dns_resolvers(message).is_empty());
-    scope.unsupported("typed_dns_resolver_config", message.typed_dns_resolver_config.is_some());
+    scope.unsupported(
+        "typed_dns_resolver_config",
+        message.typed_dns_resolver_config.is_some(),
+    );
     #[allow(deprecated)]
     let (refresh, failure, respect_ttl, family) = (
         message.dns_refresh_rate.as_ref(),
@@ -137,11 +169,22 @@ fn compile_dns(message: &proto::Cluster, scope: &mut Scope) -> Result<Dns, Rejec
         message.dns_lookup_family,
     );
     scope.unsupported("respect_dns_ttl", respect_ttl);
-    let refresh = limit("dns_refresh_rate", refresh, Some(Duration::from_secs(5)), scope)?;
+    let refresh = limit(
+        "dns_refresh_rate",
+        refresh,
+        Some(Duration::from_secs(5)),
+        scope,
+    )?;
     let refresh = refresh.unwrap_or(Duration::from_secs(5));
-    let base = scope.duration("dns_failure_refresh_rate", failure.and_then(|f| f.base_interval.as_ref()))?;
+    let base = scope.duration(
+        "dns_failure_refresh_rate",
+        failure.and_then(|f| f.base_interval.as_ref()),
+    )?;
     let base = base.filter(|base| !base.is_zero()).unwrap_or(refresh);
-    let max = scope.duration("dns_failure_refresh_rate", failure.and_then(|f| f.max_interval.as_ref()))?;
+    let max = scope.duration(
+        "dns_failure_refresh_rate",
+        failure.and_then(|f| f.max_interval.as_ref()),
+    )?;
     Ok(Dns {
         refresh,
         failure_refresh: (base, max.filter(|max| *max >= base).unwrap_or(base * 10)),

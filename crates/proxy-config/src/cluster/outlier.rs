@@ -74,17 +74,38 @@ pub struct FailurePercentage {
 }
 
 impl OutlierDetection {
-    pub(super) fn compile(message: &proto::OutlierDetection, scope: &mut Scope) -> Result<Self, Rejection> {
+    pub(super) fn compile(
+        message: &proto::OutlierDetection,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
         scope.unsupported("monitors", !message.monitors.is_empty());
-        scope.unsupported("detect_degraded_hosts", boolean(message.detect_degraded_hosts.as_ref(), false));
+        scope.unsupported(
+            "detect_degraded_hosts",
+            boolean(message.detect_degraded_hosts.as_ref(), false),
+        );
         let time = |field: &str, value: Option<&_>, default: Duration| {
-            Ok(scope.duration(field, value)?.filter(|time| !time.is_zero()).unwrap_or(default))
+            Ok(scope
+                .duration(field, value)?
+                .filter(|time| !time.is_zero())
+                .unwrap_or(default))
         };
         let second = Duration::from_secs(1);
         let interval = time("interval", message.interval.as_ref(), 10 * second)?;
-        let base_ejection = time("base_ejection_time", message.base_ejection_time.as_ref(), 30 * second)?;
-        let max_ejection = time("max_ejection_time", message.max_ejection_time.as_ref(), 300 * second)?;
-        let jitter = time("max_ejection_time_jitter", message.max_ejection_time_jitter.as_ref(), Duration::ZERO)?;
+        let base_ejection = time(
+            "base_ejection_time",
+            message.base_ejection_time.as_ref(),
+            30 * second,
+        )?;
+        let max_ejection = time(
+            "max_ejection_time",
+            message.max_ejection_time.as_ref(),
+            300 * second,
+        )?;
+        let jitter = time(
+            "max_ejection_time_jitter",
+            message.max_ejection_time_jitter.as_ref(),
+            Duration::ZERO,
+        )?;
         let percent = |value: Option<&UInt32Value>, default| number(value, default).min(100);
         Ok(Self {
             consecutive_5xx: number(message.consecutive_5xx.as_ref(), 5),
@@ -93,7 +114,10 @@ impl OutlierDetection {
             enforcing_gateway: percent(message.enforcing_consecutive_gateway_failure.as_ref(), 0),
             split_local: message.split_external_local_origin_errors,
             consecutive_local: number(message.consecutive_local_origin_failure.as_ref(), 5),
-            enforcing_local: percent(message.enforcing_consecutive_local_origin_failure.as_ref(), 100),
+            enforcing_local: percent(
+                message.enforcing_consecutive_local_origin_failure.as_ref(),
+                100,
+            ),
             interval,
             base_ejection,
             max_ejection: max_ejection.max(base_ejection),
@@ -110,7 +134,10 @@ impl OutlierDetection {
             failure_percentage: FailurePercentage {
                 threshold: percent(message.failure_percentage_threshold.as_ref(), 85),
                 enforcing: percent(message.enforcing_failure_percentage.as_ref(), 0),
-                enforcing_local: percent(message.enforcing_failure_percentage_local_origin.as_ref(), 0),
+                enforcing_local: percent(
+                    message.enforcing_failure_percentage_local_origin.as_ref(),
+                    0,
+                ),
                 minimum_hosts: number(message.failure_percentage_minimum_hosts.as_ref(), 5),
                 request_volume: number(message.failure_percentage_request_volume.as_ref(), 50),
             },

@@ -66,7 +66,8 @@ impl Default for UpstreamHttp {
 }
 
 impl UpstreamHttp {
-    /// Streams that an HTTP/2 connection carries at a time, if the peer allows as many. Envoy's default is 1024.
+    /// Streams that an HTTP/2 connection carries at a time, if the peer allows as many. Envoy's
+    /// default is 1024.
     pub fn max_streams(&self) -> u32 {
         self.http2.max_concurrent_streams.unwrap_or(1024).max(1)
     }
@@ -93,26 +94,45 @@ pub(super) fn compile(
             Some(any) => Some(scope.within(HTTP_OPTIONS, |scope| scope.unpack(any))?),
             None => None,
         };
-    if let Some(any) = message.typed_extension_protocol_options.keys().find(|key| *key != HTTP_OPTIONS) {
-        scope.warn("typed_extension_protocol_options", format!("{any:?} is not honoured"));
+    if let Some(any) = message
+        .typed_extension_protocol_options
+        .keys()
+        .find(|key| *key != HTTP_OPTIONS)
+    {
+        scope.warn(
+            "typed_extension_protocol_options",
+            format!("{any:?} is not honoured"),
+        );
     }
     let (common, upstream_options) = match &options {
         Some(options) => {
-            if options.http_filters.iter().any(|filter| filter.name != "envoy.filters.http.upstream_codec") {
+            if options
+                .http_filters
+                .iter()
+                .any(|filter| filter.name != "envoy.filters.http.upstream_codec")
+            {
                 return scope.refuse("upstream HTTP filters are unknown");
             }
-            (options.common_http_protocol_options.as_ref(), options.upstream_http_protocol_options.as_ref())
+            (
+                options.common_http_protocol_options.as_ref(),
+                options.upstream_http_protocol_options.as_ref(),
+            )
         }
         None => (old_common, old_upstream),
     };
-    match options.as_ref().and_then(|options| options.upstream_protocol_options.as_ref()) {
+    match options
+        .as_ref()
+        .and_then(|options| options.upstream_protocol_options.as_ref())
+    {
         Some(Options::ExplicitHttpConfig(explicit)) => match &explicit.protocol_config {
             Some(ProtocolConfig::HttpProtocolOptions(_)) | None => {}
             Some(ProtocolConfig::Http2ProtocolOptions(http2)) => {
                 protocol = UpstreamProtocol::Http2;
                 http.http2 = http2_options(Some(http2), scope)?;
             }
-            Some(ProtocolConfig::Http3ProtocolOptions(_)) => return scope.refuse("HTTP/3 is not spoken"),
+            Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
+                return scope.refuse("HTTP/3 is not spoken");
+            }
         },
         Some(Options::UseDownstreamProtocolConfig(config)) => {
             protocol = UpstreamProtocol::Downstream;
@@ -123,7 +143,9 @@ pub(super) fn compile(
             http.http2 = http2_options(config.http2_protocol_options.as_ref(), scope)?;
         }
         None => {
-            if old_selection == proto::cluster::ClusterProtocolSelection::UseDownstreamProtocol as i32 {
+            if old_selection
+                == proto::cluster::ClusterProtocolSelection::UseDownstreamProtocol as i32
+            {
                 protocol = UpstreamProtocol::Downstream;
             } else if old_http2.is_some() {
                 protocol = UpstreamProtocol::Http2;
@@ -132,12 +154,27 @@ pub(super) fn compile(
         }
     }
     if let Some(common) = common {
-        http.idle_timeout = limit("idle_timeout", common.idle_timeout.as_ref(), http.idle_timeout, scope)?;
-        http.max_connection_duration =
-            limit("max_connection_duration", common.max_connection_duration.as_ref(), None, scope)?;
-        http.max_stream_duration = limit("max_stream_duration", common.max_stream_duration.as_ref(), None, scope)?;
+        http.idle_timeout = limit(
+            "idle_timeout",
+            common.idle_timeout.as_ref(),
+            http.idle_timeout,
+            scope,
+        )?;
+        http.max_connection_duration = limit(
+            "max_connection_duration",
+            common.max_connection_duration.as_ref(),
+            None,
+            scope,
+        )?;
+        http.max_stream_duration = limit(
+            "max_stream_duration",
+            common.max_stream_duration.as_ref(),
+            None,
+            scope,
+        )?;
         http.max_requests_per_connection = number(common.max_requests_per_connection.as_ref(), 0);
-        http.max_head_fields = number(common.max_headers_count.as_ref(), http.max_head_fields).max(1);
+        http.max_head_fields =
+            number(common.max_headers_count.as_ref(), http.max_head_fields).max(1);
     }
     if http.max_requests_per_connection == 0 {
         http.max_requests_per_connection = number(old_max_requests, 0);
@@ -145,8 +182,9 @@ pub(super) fn compile(
     if let Some(options) = upstream_options {
         http.auto_sni = options.auto_sni;
         http.auto_san_validation = options.auto_san_validation;
-        http.auto_sni_header =
-            Some(options.override_auto_sni_header.to_ascii_lowercase()).filter(|name| !name.is_empty()).map(Into::into);
+        http.auto_sni_header = Some(options.override_auto_sni_header.to_ascii_lowercase())
+            .filter(|name| !name.is_empty())
+            .map(Into::into);
     }
     Ok((protocol, http))
 }

@@ -31,7 +31,10 @@ impl Listener {
             return scope.refuse("API and UDP listeners are not served");
         }
         scope.unsupported("socket_options", !message.socket_options.is_empty());
-        scope.unsupported("per_connection_buffer_limit_bytes", message.per_connection_buffer_limit_bytes.is_some());
+        scope.unsupported(
+            "per_connection_buffer_limit_bytes",
+            message.per_connection_buffer_limit_bytes.is_some(),
+        );
         let address = match &message.listener_specifier {
             Some(proto::listener::ListenerSpecifier::InternalListener(_)) => {
                 Address::Internal(message.name.as_str().into())
@@ -41,16 +44,20 @@ impl Listener {
         if matches!(address, Address::Name(..)) {
             return scope.refuse("a listener needs an IP address");
         }
-        let additional_addresses =
-            scope.each("additional_addresses", &message.additional_addresses, |scope, more| {
-                Address::compile_required(more.address.as_ref(), scope)
-            })?;
+        let additional_addresses = scope.each(
+            "additional_addresses",
+            &message.additional_addresses,
+            |scope, more| Address::compile_required(more.address.as_ref(), scope),
+        )?;
         let chains = FilterChains::compile(message, compiler, scope)?;
         if chains.all.is_empty() && chains.default.is_none() {
             return scope.refuse("no filter chain");
         }
         #[allow(deprecated)]
-        let deprecated_bind = message.deprecated_v1.as_ref().and_then(|v1| v1.bind_to_port.as_ref());
+        let deprecated_bind = message
+            .deprecated_v1
+            .as_ref()
+            .and_then(|v1| v1.bind_to_port.as_ref());
         Ok(Self {
             name: match message.name.as_str() {
                 "" => address.to_string().into(),
@@ -70,7 +77,10 @@ impl Listener {
             transparent: boolean(message.transparent.as_ref(), false),
             freebind: boolean(message.freebind.as_ref(), false),
             backlog: message.tcp_backlog_size.as_ref().map(|size| size.value),
-            buffer_limit: number(message.per_connection_buffer_limit_bytes.as_ref(), BUFFER_LIMIT),
+            buffer_limit: number(
+                message.per_connection_buffer_limit_bytes.as_ref(),
+                BUFFER_LIMIT,
+            ),
             keepalive: message.tcp_keepalive.as_ref().map(keepalive),
             metadata: Metadata::from_option(message.metadata.as_ref()),
             address,
@@ -91,7 +101,9 @@ impl ListenerFilters {
             ..Self::default()
         };
         for (index, filter) in message.listener_filters.iter().enumerate() {
-            scope.within(format_args!("listener_filters[{index}]"), |scope| filters.add(filter, scope))?;
+            scope.within(format_args!("listener_filters[{index}]"), |scope| {
+                filters.add(filter, scope)
+            })?;
         }
         Ok(filters)
     }
@@ -110,7 +122,8 @@ impl ListenerFilters {
         };
         let kind = any.map_or(filter.name.as_str(), type_name);
         match kind {
-            "envoy.filters.listener.original_dst" | "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => {
+            "envoy.filters.listener.original_dst"
+            | "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => {
                 self.original_dst = Some(disabled);
             }
             "envoy.filters.listener.tls_inspector"
@@ -125,7 +138,10 @@ impl ListenerFilters {
                 return scope.refuse("PROXY protocol is not read: every caller would have the load balancer's address");
             }
             "envoy.extensions.filters.listener.original_src.v3.OriginalSrc" => {
-                scope.warn("", "original_src is not honoured: the workload sees the proxy's address");
+                scope.warn(
+                    "",
+                    "original_src is not honoured: the workload sees the proxy's address",
+                );
             }
             // Istio's waypoints; it sets what sidecars do not need.
             "envoy.extensions.filters.listener.set_filter_state.v3.Config" => {
@@ -146,29 +162,41 @@ impl PortPredicate {
         if depth > MAX_DEPTH {
             return scope.refuse("filter_disabled is nested too deeply");
         }
-        let set = |set: &proto::listener_filter_chain_match_predicate::MatchSet, scope: &mut Scope| {
-            scope.each("rules", &set.rules, |scope, rule| Self::compile(rule, scope, depth + 1))
+        let set = |set: &proto::listener_filter_chain_match_predicate::MatchSet,
+                   scope: &mut Scope| {
+            scope.each("rules", &set.rules, |scope, rule| {
+                Self::compile(rule, scope, depth + 1)
+            })
         };
-        Ok(match scope.required("filter_disabled.rule", message.rule.as_ref())? {
-            Rule::AnyMatch(true) => Self::Always,
-            Rule::AnyMatch(false) => Self::Never,
-            Rule::OrMatch(rules) => Self::Any(set(rules, scope)?),
-            Rule::AndMatch(rules) => Self::All(set(rules, scope)?),
-            Rule::NotMatch(rule) => Self::Not(Box::new(Self::compile(rule, scope, depth + 1)?)),
-            Rule::DestinationPortRange(range) => {
-                Self::Range(u32::try_from(range.start).unwrap_or(0), u32::try_from(range.end).unwrap_or(0))
-            }
-        })
+        Ok(
+            match scope.required("filter_disabled.rule", message.rule.as_ref())? {
+                Rule::AnyMatch(true) => Self::Always,
+                Rule::AnyMatch(false) => Self::Never,
+                Rule::OrMatch(rules) => Self::Any(set(rules, scope)?),
+                Rule::AndMatch(rules) => Self::All(set(rules, scope)?),
+                Rule::NotMatch(rule) => Self::Not(Box::new(Self::compile(rule, scope, depth + 1)?)),
+                Rule::DestinationPortRange(range) => Self::Range(
+                    u32::try_from(range.start).unwrap_or(0),
+                    u32::try_from(range.end).unwrap_or(0),
+                ),
+            },
+        )
     }
 }
 
 impl FilterChains {
-    fn compile(message: &proto::Listener, compiler: &Compiler, scope: &mut Scope) -> Result<Self, Rejection> {
+    fn compile(
+        message: &proto::Listener,
+        compiler: &Compiler,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
         let mut chains = Self::default();
         for (index, chain) in message.filter_chains.iter().enumerate() {
             let compiled = scope.within(format_args!("filter_chains[{index}]"), |scope| {
                 scope.within("filter_chain_match", |scope| {
-                    chains.tree.insert(chain.filter_chain_match.as_ref(), index, scope)
+                    chains
+                        .tree
+                        .insert(chain.filter_chain_match.as_ref(), index, scope)
                 })?;
                 FilterChain::compile(chain, &message.name, index, compiler, scope)
             })?;
@@ -219,7 +247,9 @@ impl FilterChain {
             })?;
         }
         let Some(terminal) = terminal else {
-            return scope.refuse("a filter chain without terminal filter (tcp_proxy or http_connection_manager)");
+            return scope.refuse(
+                "a filter chain without terminal filter (tcp_proxy or http_connection_manager)",
+            );
         };
         Ok(Self {
             name,
@@ -260,12 +290,15 @@ impl NetworkItem {
         let kind = match type_name(any) {
             "" => message.name.as_str(),
             // Istio sends some filters by URL alone.
-            "udpa.type.v1.TypedStruct" | "xds.type.v3.TypedStruct" => &typed_struct_kind(any, scope)?,
+            "udpa.type.v1.TypedStruct" | "xds.type.v3.TypedStruct" => {
+                &typed_struct_kind(any, scope)?
+            }
             name => name,
         };
         Ok(match kind {
             "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
-                let config: network::http_connection_manager::v3::HttpConnectionManager = scope.unpack(any)?;
+                let config: network::http_connection_manager::v3::HttpConnectionManager =
+                    scope.unpack(any)?;
                 let manager = HttpConnectionManager::compile(&config, owner, compiler, scope)?;
                 Self::Terminal(Terminal::Http(Arc::new(manager)))
             }
@@ -275,30 +308,43 @@ impl NetworkItem {
             }
             "envoy.extensions.filters.network.rbac.v3.RBAC" => {
                 let config: network::rbac::v3::Rbac = scope.unpack(any)?;
-                Self::Filter(NetworkFilter::Rbac(Arc::new(Rbac::compile_network(&config, scope)?)))
+                Self::Filter(NetworkFilter::Rbac(Arc::new(Rbac::compile_network(
+                    &config, scope,
+                )?)))
             }
-            "envoy.extensions.filters.network.sni_cluster.v3.SniCluster" | "envoy.filters.network.sni_cluster" => {
-                Self::Filter(NetworkFilter::SniCluster)
-            }
+            "envoy.extensions.filters.network.sni_cluster.v3.SniCluster"
+            | "envoy.filters.network.sni_cluster" => Self::Filter(NetworkFilter::SniCluster),
             "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => {
                 let config: network::connection_limit::v3::ConnectionLimit = scope.unpack(any)?;
                 Self::Filter(NetworkFilter::ConnectionLimit(Arc::new(ConnectionLimit {
                     stat_prefix: config.stat_prefix.as_str().into(),
-                    max: config.max_connections.as_ref().map_or(u64::MAX, |max| max.value),
-                    delay: scope.duration("delay", config.delay.as_ref())?.unwrap_or_default(),
+                    max: config
+                        .max_connections
+                        .as_ref()
+                        .map_or(u64::MAX, |max| max.value),
+                    delay: scope
+                        .duration("delay", config.delay.as_ref())?
+                        .unwrap_or_default(),
                 })))
             }
             "envoy.tcp.metadataexchange.config.MetadataExchange"
             | "istio.metadata_exchange"
-            | "envoy.filters.network.metadata_exchange" => Self::Filter(NetworkFilter::MetadataExchange),
+            | "envoy.filters.network.metadata_exchange" => {
+                Self::Filter(NetworkFilter::MetadataExchange)
+            }
             "stats.PluginConfig" | "istio.stats" => {
                 let config: StatsConfig = match type_name(any) {
                     "stats.PluginConfig" => scope.unpack(any)?,
                     _ => StatsConfig::default(),
                 };
-                let interval = scope.duration("tcp_reporting_duration", config.tcp_reporting_duration.as_ref())?;
+                let interval = scope.duration(
+                    "tcp_reporting_duration",
+                    config.tcp_reporting_duration.as_ref(),
+                )?;
                 Self::Filter(NetworkFilter::Stats {
-                    interval: interval.filter(|i| !i.is_zero()).unwrap_or(Duration::from_secs(5)),
+                    interval: interval
+                        .filter(|i| !i.is_zero())
+                        .unwrap_or(Duration::from_secs(5)),
                 })
             }
             // Set for waypoints and ambient; a sidecar loses nothing without it.
@@ -319,5 +365,10 @@ pub(crate) fn typed_struct(any: &Any, scope: &Scope) -> Result<TypedStruct, Reje
 
 /// The type that a `TypedStruct` stands for, without its URL's host.
 pub(crate) fn typed_struct_kind(any: &Any, scope: &Scope) -> Result<String, Rejection> {
-    Ok(typed_struct(any, scope)?.type_url.rsplit('/').next().unwrap_or_default().to_owned())
+    Ok(typed_struct(any, scope)?
+        .type_url
+        .rsplit('/')
+        .next()
+        .unwrap_or_default()
+        .to_owned())
 }

@@ -120,7 +120,8 @@ pub enum HostRewrite {
 /// Time limits of a route. `None` means no limit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Timeouts {
-    /// From the end of the request to the end of the response. Envoy's default of 15 s is applied already.
+    /// From the end of the request to the end of the response. Envoy's default of 15 s is applied
+    /// already.
     pub request: Option<Duration>,
     /// Without bytes in either direction; outer `None`: the connection manager's.
     pub idle: Option<Option<Duration>>,
@@ -172,7 +173,8 @@ pub struct Forward<'a> {
 }
 
 impl<'a> Forward<'a> {
-    /// The cluster's name; it may come from a header, so read it before headers change. `None`: the header is missing.
+    /// The cluster's name; it may come from a header, so read it before headers change. `None`: the
+    /// header is missing.
     pub fn cluster<'h>(&self, head: &'h RequestHead) -> Option<&'h str>
     where
         'a: 'h,
@@ -192,15 +194,24 @@ impl<'a> Forward<'a> {
     /// The cluster's name where configuration alone says it.
     pub fn cluster_name(&self) -> Option<&'a Arc<str>> {
         match (self.weighted, &self.action.cluster) {
-            (Some(WeightedCluster { cluster: ClusterRef::Name(name), .. }), _) => Some(name),
+            (
+                Some(WeightedCluster {
+                    cluster: ClusterRef::Name(name),
+                    ..
+                }),
+                _,
+            ) => Some(name),
             (None, ClusterChoice::Name(name)) => Some(name),
             _ => None,
         }
     }
 
-    /// The metadata that endpoints must have: `(weighted cluster's, route's)`; a key in the first wins.
+    /// The metadata that endpoints must have: `(weighted cluster's, route's)`; a key in the first
+    /// wins.
     pub fn metadata_match(&self) -> Option<&'a SubsetMatch> {
-        self.weighted.and_then(|weighted| weighted.metadata_match.as_ref()).or(self.action.metadata_match.as_ref())
+        self.weighted
+            .and_then(|weighted| weighted.metadata_match.as_ref())
+            .or(self.action.metadata_match.as_ref())
     }
 }
 
@@ -232,7 +243,11 @@ impl RouteAction {
             ClusterChoice::Name(name) => names.push(name),
             ClusterChoice::Header(_) => {}
             ClusterChoice::Weighted(weighted) => {
-                for cluster in weighted.clusters.iter().filter(|cluster| named(&cluster.cluster)) {
+                for cluster in weighted
+                    .clusters
+                    .iter()
+                    .filter(|cluster| named(&cluster.cluster))
+                {
                     if let ClusterRef::Name(name) = &cluster.cluster {
                         names.push(name);
                     }
@@ -248,13 +263,20 @@ impl RouteAction {
     }
 
     /// Whether an upgrade is on: the route's word, else the connection manager's.
-    pub fn allows_upgrade(&self, protocol: &str, manager: &crate::http::HttpConnectionManager) -> bool {
-        let own = self.upgrades.iter().find(|(name, _)| name.eq_ignore_ascii_case(protocol));
+    pub fn allows_upgrade(
+        &self,
+        protocol: &str,
+        manager: &crate::http::HttpConnectionManager,
+    ) -> bool {
+        let own = self
+            .upgrades
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case(protocol));
         own.map_or_else(|| manager.allows_upgrade(protocol), |(_, on)| *on)
     }
 
-    /// The host that the upstream is told, written to `out`; `false`: leave it. `endpoint` is the chosen endpoint's
-    /// name, for `Auto`.
+    /// The host that the upstream is told, written to `out`; `false`: leave it. `endpoint` is the
+    /// chosen endpoint's name, for `Auto`.
     pub fn rewrite_host(
         &self,
         weighted: Option<&WeightedCluster>,
@@ -274,11 +296,14 @@ impl RouteAction {
             }
             Some(HostRewrite::Auto) => {
                 let name = endpoint.filter(|name| !name.is_empty());
-                name.inspect(|name| out.extend_from_slice(name.as_bytes())).is_some()
+                name.inspect(|name| out.extend_from_slice(name.as_bytes()))
+                    .is_some()
             }
             Some(HostRewrite::Header(header)) => {
                 let value = head.get(header).filter(|value| !value.is_empty());
-                value.inspect(|value| out.extend_from_slice(value)).is_some()
+                value
+                    .inspect(|value| out.extend_from_slice(value))
+                    .is_some()
             }
             Some(HostRewrite::PathRegex(rewrite)) => {
                 rewrite.replace_into(head.path_only().as_bytes(), out) && !out.is_empty()
@@ -293,9 +318,14 @@ impl HashPolicies {
         self.0.is_empty()
     }
 
-    /// The hash of a request, as Envoy combines them, and a cookie to set if one must be made: out of the two ends of the
-    /// client's connection, the client's own first.
-    pub fn hash(&self, head: &RequestHead, source: IpAddr, ends: (SocketAddr, SocketAddr)) -> HashOutcome<'_> {
+    /// The hash of a request, as Envoy combines them, and a cookie to set if one must be made: out
+    /// of the two ends of the client's connection, the client's own first.
+    pub fn hash(
+        &self,
+        head: &RequestHead,
+        source: IpAddr,
+        ends: (SocketAddr, SocketAddr),
+    ) -> HashOutcome<'_> {
         super::hash::combine(&self.0, head, source, ends)
     }
 }

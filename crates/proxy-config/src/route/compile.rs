@@ -1,5 +1,5 @@
-//! Compiling route tables. A condition that is unknown refuses the table: without it the route would take requests
-//! that are not its own.
+//! Compiling route tables. A condition that is unknown refuses the table: without it the route
+//! would take requests that are not its own.
 
 mod action;
 
@@ -18,8 +18,8 @@ use proto::route_match::PathSpecifier;
 use self::action::mirrors;
 use super::vhost::RequireTls;
 use super::{
-    DirectResponse, HeaderOps, PathMatch, Redirect, RetryPolicy, Route, RouteAction, RouteMatch, RouteSettings,
-    RouteTable, Target, VirtualHost,
+    DirectResponse, HeaderOps, PathMatch, Redirect, RetryPolicy, Route, RouteAction, RouteMatch,
+    RouteSettings, RouteTable, Target, VirtualHost,
 };
 use crate::compiler::Compiler;
 use crate::convert::boolean;
@@ -40,12 +40,17 @@ impl RouteTable {
         if message.ignore_path_parameters_in_path_matching {
             return scope.refuse("ignore_path_parameters_in_path_matching is unknown");
         }
-        scope.unsupported("cluster_specifier_plugins", !message.cluster_specifier_plugins.is_empty());
+        scope.unsupported(
+            "cluster_specifier_plugins",
+            !message.cluster_specifier_plugins.is_empty(),
+        );
         scope.unsupported("vhds", message.vhds.is_some());
         let limit = message
             .max_direct_response_body_size_bytes
             .as_ref()
-            .map_or(MAX_DIRECT_BODY, |limit| usize::try_from(limit.value).unwrap_or(MAX_DIRECT_BODY));
+            .map_or(MAX_DIRECT_BODY, |limit| {
+                usize::try_from(limit.value).unwrap_or(MAX_DIRECT_BODY)
+            });
         let settings = RouteSettings {
             request_headers: HeaderOps::compile(
                 Place::RouteRequest,
@@ -68,7 +73,12 @@ impl RouteTable {
                 .map(|name| name.to_ascii_lowercase().into())
                 .collect(),
             ignore_port: message.ignore_port_in_host_matching,
-            overrides: compile_overrides(&message.typed_per_filter_config, &message.name, compiler, scope)?,
+            overrides: compile_overrides(
+                &message.typed_per_filter_config,
+                &message.name,
+                compiler,
+                scope,
+            )?,
             metadata: Metadata::from_option(message.metadata.as_ref()),
         };
         let general = mirrors(&message.request_mirror_policies, scope)?;
@@ -76,8 +86,13 @@ impl RouteTable {
         let hosts = scope.each("virtual_hosts", &message.virtual_hosts, |scope, host| {
             VirtualHost::compile_limited(host, &message.name, limit, compiler, scope).map(Arc::new)
         })?;
-        Self::assemble(message.name.as_str().into(), Arc::new(settings), hosts, message.vhds.is_some())
-            .map_err(|reason| scope.reject(reason))
+        Self::assemble(
+            message.name.as_str().into(),
+            Arc::new(settings),
+            hosts,
+            message.vhds.is_some(),
+        )
+        .map_err(|reason| scope.reject(reason))
     }
 }
 
@@ -107,11 +122,18 @@ impl VirtualHost {
         }
         scope.unsupported("hedge_policy", message.hedge_policy.is_some());
         scope.unsupported("rate_limits", !message.rate_limits.is_empty());
-        scope.unsupported("request_body_buffer_limit", message.request_body_buffer_limit.is_some());
+        scope.unsupported(
+            "request_body_buffer_limit",
+            message.request_body_buffer_limit.is_some(),
+        );
         let owner = format!("{table}/{}", message.name);
         let retry = match &message.retry_policy {
             None => None,
-            Some(retry) => Some(Arc::new(scope.within("retry_policy", |scope| RetryPolicy::compile(retry, scope))?)),
+            Some(retry) => {
+                Some(Arc::new(scope.within("retry_policy", |scope| {
+                    RetryPolicy::compile(retry, scope)
+                })?))
+            }
         };
         let general = HostWide {
             retry,
@@ -125,8 +147,12 @@ impl VirtualHost {
             let stars = lower.matches('*').count();
             match lower.as_str() {
                 "" => scope.refuse("an empty domain"),
-                _ if stars > 1 || stars == 1 && !lower.starts_with('*') && !lower.ends_with('*') => {
-                    scope.refuse(format!("{domain:?}: a wildcard stands at the start or the end"))
+                _ if stars > 1
+                    || stars == 1 && !lower.starts_with('*') && !lower.ends_with('*') =>
+                {
+                    scope.refuse(format!(
+                        "{domain:?}: a wildcard stands at the start or the end"
+                    ))
                 }
                 _ => Ok(Box::from(lower)),
             }
@@ -146,7 +172,9 @@ impl VirtualHost {
                 Ok(TlsRequirementType::None) => RequireTls::No,
                 Ok(TlsRequirementType::ExternalOnly) => RequireTls::External,
                 Ok(TlsRequirementType::All) => RequireTls::All,
-                Err(_) => return scope.refuse(format!("unknown require_tls {}", message.require_tls)),
+                Err(_) => {
+                    return scope.refuse(format!("unknown require_tls {}", message.require_tls));
+                }
             },
             request_headers: HeaderOps::compile(
                 Place::RouteRequest,
@@ -162,7 +190,10 @@ impl VirtualHost {
                 &message.response_headers_to_remove,
                 scope,
             )?,
-            overrides: with_cors(compile_overrides(&message.typed_per_filter_config, &owner, compiler, scope)?, cors),
+            overrides: with_cors(
+                compile_overrides(&message.typed_per_filter_config, &owner, compiler, scope)?,
+                cors,
+            ),
             metadata: Metadata::from_option(message.metadata.as_ref()),
         })
     }
@@ -177,10 +208,15 @@ struct HostWide<'m> {
     body_limit: usize,
 }
 
-fn compile_cors(message: Option<&proto::CorsPolicy>, scope: &mut Scope) -> Result<Option<CorsPolicy>, Rejection> {
+fn compile_cors(
+    message: Option<&proto::CorsPolicy>,
+    scope: &mut Scope,
+) -> Result<Option<CorsPolicy>, Rejection> {
     match message {
         None => Ok(None),
-        Some(message) => scope.within("cors", |scope| CorsPolicy::compile_route(message, scope)).map(Some),
+        Some(message) => scope
+            .within("cors", |scope| CorsPolicy::compile_route(message, scope))
+            .map(Some),
     }
 }
 
@@ -195,7 +231,8 @@ impl Route {
         let owner = format!("{host}/{}", message.name);
         let matcher = scope.required("match", message.r#match.as_ref())?;
         let matcher = scope.within("match", |scope| RouteMatch::compile(matcher, scope))?;
-        let mut overrides = compile_overrides(&message.typed_per_filter_config, &owner, compiler, scope)?;
+        let mut overrides =
+            compile_overrides(&message.typed_per_filter_config, &owner, compiler, scope)?;
         let target = match scope.required("action", message.action.as_ref())? {
             proto::route::Action::Route(action) => scope.within("route", |scope| {
                 #[allow(deprecated)]
@@ -205,14 +242,19 @@ impl Route {
                     .map(|action| Target::Forward(Box::new(action)))
             })?,
             proto::route::Action::Redirect(redirect) => {
-                let redirect = scope.within("redirect", |scope| Redirect::compile(redirect, scope))?;
+                let redirect =
+                    scope.within("redirect", |scope| Redirect::compile(redirect, scope))?;
                 Target::Redirect(Box::new(redirect))
             }
-            proto::route::Action::DirectResponse(direct) => Target::Direct(
-                scope.within("direct_response", |scope| DirectResponse::compile(direct, general.body_limit, scope))?,
-            ),
+            proto::route::Action::DirectResponse(direct) => {
+                Target::Direct(scope.within("direct_response", |scope| {
+                    DirectResponse::compile(direct, general.body_limit, scope)
+                })?)
+            }
             proto::route::Action::NonForwardingAction(_) => Target::NonForwarding,
-            proto::route::Action::FilterAction(_) => return scope.refuse("filter_action is unknown"),
+            proto::route::Action::FilterAction(_) => {
+                return scope.refuse("filter_action is unknown");
+            }
         };
         scope.unsupported("tracing", message.tracing.is_some());
         Ok(Self {
@@ -251,19 +293,31 @@ impl RouteMatch {
             path: PathMatch::compile(message, scope)?,
             headers: HeaderMatch::compile_all("headers", &message.headers, scope)?,
             query: scope
-                .each("query_parameters", &message.query_parameters, |scope, m| QueryMatch::compile(m, scope))?
+                .each("query_parameters", &message.query_parameters, |scope, m| {
+                    QueryMatch::compile(m, scope)
+                })?
                 .into(),
-            cookies: scope.each("cookies", &message.cookies, |scope, m| CookieMatch::compile(m, scope))?.into(),
+            cookies: scope
+                .each("cookies", &message.cookies, |scope, m| {
+                    CookieMatch::compile(m, scope)
+                })?
+                .into(),
             metadata: scope
-                .each("dynamic_metadata", &message.dynamic_metadata, |scope, m| MetadataMatch::compile(m, scope))?
+                .each("dynamic_metadata", &message.dynamic_metadata, |scope, m| {
+                    MetadataMatch::compile(m, scope)
+                })?
                 .into(),
             fraction: message
                 .runtime_fraction
                 .as_ref()
                 .map(|fraction| Fraction::from_runtime(Some(fraction), Fraction::NONE)),
             grpc: message.grpc.is_some(),
-            tls_presented: tls.and_then(|tls| tls.presented.as_ref()).map(|value| value.value),
-            tls_validated: tls.and_then(|tls| tls.validated.as_ref()).map(|value| value.value),
+            tls_presented: tls
+                .and_then(|tls| tls.presented.as_ref())
+                .map(|value| value.value),
+            tls_validated: tls
+                .and_then(|tls| tls.validated.as_ref())
+                .map(|value| value.value),
         })
     }
 }
@@ -271,21 +325,31 @@ impl RouteMatch {
 impl PathMatch {
     fn compile(message: &proto::RouteMatch, scope: &mut Scope) -> Result<Self, Rejection> {
         let case = boolean(message.case_sensitive.as_ref(), true);
-        Ok(match scope.required("path_specifier", message.path_specifier.as_ref())? {
-            PathSpecifier::Prefix(prefix) if case => Self::Prefix(prefix.as_str().into()),
-            PathSpecifier::Prefix(prefix) => Self::PrefixIgnoreCase(prefix.as_str().into()),
-            PathSpecifier::Path(path) if case => Self::Exact(path.as_str().into()),
-            PathSpecifier::Path(path) => Self::ExactIgnoreCase(path.as_str().into()),
-            PathSpecifier::PathSeparatedPrefix(prefix) => {
-                if !prefix.starts_with('/') || prefix.ends_with('/') || prefix.contains(['?', '#']) {
-                    return scope
-                        .refuse(format!("path_separated_prefix {prefix:?} must begin and not end with a slash"));
+        Ok(
+            match scope.required("path_specifier", message.path_specifier.as_ref())? {
+                PathSpecifier::Prefix(prefix) if case => Self::Prefix(prefix.as_str().into()),
+                PathSpecifier::Prefix(prefix) => Self::PrefixIgnoreCase(prefix.as_str().into()),
+                PathSpecifier::Path(path) if case => Self::Exact(path.as_str().into()),
+                PathSpecifier::Path(path) => Self::ExactIgnoreCase(path.as_str().into()),
+                PathSpecifier::PathSeparatedPrefix(prefix) => {
+                    if !prefix.starts_with('/')
+                        || prefix.ends_with('/')
+                        || prefix.contains(['?', '#'])
+                    {
+                        return scope.refuse(format!(
+                            "path_separated_prefix {prefix:?} must begin and not end with a slash"
+                        ));
+                    }
+                    Self::Separated(prefix.as_str().into(), case)
                 }
-                Self::Separated(prefix.as_str().into(), case)
-            }
-            PathSpecifier::SafeRegex(regex) => Self::Regex(Box::new(FullRegex::compile(regex, scope)?)),
-            PathSpecifier::ConnectMatcher(_) => Self::Connect,
-            PathSpecifier::PathMatchPolicy(policy) => Self::Template(Box::new(PathTemplate::compile(policy, scope)?)),
-        })
+                PathSpecifier::SafeRegex(regex) => {
+                    Self::Regex(Box::new(FullRegex::compile(regex, scope)?))
+                }
+                PathSpecifier::ConnectMatcher(_) => Self::Connect,
+                PathSpecifier::PathMatchPolicy(policy) => {
+                    Self::Template(Box::new(PathTemplate::compile(policy, scope)?))
+                }
+            },
+        )
     }
 }

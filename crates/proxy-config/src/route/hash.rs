@@ -70,7 +70,10 @@ pub struct HashOutcome<'a> {
 
 impl HashPolicy {
     /// Compiles Envoy's message; `None` (with a warning) for what this proxy does not honour.
-    pub fn compile(message: &proto::HashPolicy, scope: &mut Scope) -> Result<Option<Self>, Rejection> {
+    pub fn compile(
+        message: &proto::HashPolicy,
+        scope: &mut Scope,
+    ) -> Result<Option<Self>, Rejection> {
         use proto::hash_policy::PolicySpecifier;
         let source = match scope.required("policy_specifier", message.policy_specifier.as_ref())? {
             PolicySpecifier::Header(header) => {
@@ -90,15 +93,22 @@ impl HashPolicy {
                     .map(|a| (a.name.as_str().into(), a.value.as_str().into()))
                     .collect(),
             }),
-            PolicySpecifier::ConnectionProperties(properties) if properties.source_ip => Source::Address,
+            PolicySpecifier::ConnectionProperties(properties) if properties.source_ip => {
+                Source::Address
+            }
             PolicySpecifier::ConnectionProperties(_) => return Ok(None),
-            PolicySpecifier::QueryParameter(parameter) => Source::Query(parameter.name.as_str().into()),
+            PolicySpecifier::QueryParameter(parameter) => {
+                Source::Query(parameter.name.as_str().into())
+            }
             PolicySpecifier::FilterState(_) => {
                 scope.warn("filter_state", "not honoured by this proxy");
                 return Ok(None);
             }
         };
-        Ok(Some(Self { source, terminal: message.terminal }))
+        Ok(Some(Self {
+            source,
+            terminal: message.terminal,
+        }))
     }
 }
 
@@ -113,20 +123,27 @@ pub(super) fn combine<'a>(
         let new = match &policy.source {
             Source::Header(name, rewrite) => hash_header(head, name, rewrite.as_deref()),
             Source::Address => Some(hash_ip(source)),
-            Source::Query(name) => {
-                head.query().and_then(|query| query_parameter(query, name)).map(|value| xxh64(value.as_bytes(), 0))
-            }
-            Source::Cookie(spec) => match cookie(head, &spec.name).filter(|value| !value.is_empty()) {
-                Some(value) => Some(xxh64(value, 0)),
-                None if spec.ttl.is_some() => {
-                    // The same for all requests of a connection: a client that keeps no cookies stays where it is.
-                    let value = format!("{:016x}", xxh64(format!("{}{}", ends.0, ends.1).as_bytes(), 0));
-                    let hash = xxh64(value.as_bytes(), 0);
-                    outcome.set_cookie = Some((spec, value));
-                    Some(hash)
+            Source::Query(name) => head
+                .query()
+                .and_then(|query| query_parameter(query, name))
+                .map(|value| xxh64(value.as_bytes(), 0)),
+            Source::Cookie(spec) => {
+                match cookie(head, &spec.name).filter(|value| !value.is_empty()) {
+                    Some(value) => Some(xxh64(value, 0)),
+                    None if spec.ttl.is_some() => {
+                        // The same for all requests of a connection: a client that keeps no cookies
+                        // stays where it is.
+                        let value = format!(
+                            "{:016x}",
+                            xxh64(format!("{}{}", ends.0, ends.1).as_bytes(), 0)
+                        );
+                        let hash = xxh64(value.as_bytes(), 0);
+                        outcome.set_cookie = Some((spec, value));
+                        Some(hash)
+                    }
+                    None => None,
                 }
-                None => None,
-            },
+            }
         };
         if let Some(new) = new {
             // Rotating keeps two equal policies from cancelling each other out.
@@ -175,14 +192,22 @@ mod tests {
 
     fn compile(specifiers: Vec<(PolicySpecifier, bool)>) -> Vec<HashPolicy> {
         let compile = |(specifier, terminal)| {
-            let message = proto::HashPolicy { terminal, policy_specifier: Some(specifier) };
-            HashPolicy::compile(&message, &mut Scope::new()).expect("compiles").expect("honoured")
+            let message = proto::HashPolicy {
+                terminal,
+                policy_specifier: Some(specifier),
+            };
+            HashPolicy::compile(&message, &mut Scope::new())
+                .expect("compiles")
+                .expect("honoured")
         };
         specifiers.into_iter().map(compile).collect()
     }
 
     fn header(name: &str) -> PolicySpecifier {
-        PolicySpecifier::Header(Header { header_name: name.into(), regex_rewrite: None })
+        PolicySpecifier::Header(Header {
+            header_name: name.into(),
+            regex_rewrite: None,
+        })
     }
 
     const IP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
@@ -194,32 +219,61 @@ mod tests {
         head.append("x-user", b"ann");
         let once = combine(&compile(vec![(header("x-user"), false)]), &head, IP, ENDS).hash;
         assert_eq!(once, Some(xxh64(b"ann", 0)));
-        let twice = combine(&compile(vec![(header("X-User"), false), (header("x-user"), false)]), &head, IP, ENDS).hash;
+        let twice = combine(
+            &compile(vec![(header("X-User"), false), (header("x-user"), false)]),
+            &head,
+            IP,
+            ENDS,
+        )
+        .hash;
         assert!(twice.is_some_and(|hash| hash != 0) && twice != once);
     }
 
     #[test]
     fn a_terminal_policy_that_hits_ends_it() {
-        let source = PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: true });
+        let source =
+            PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: true });
         let policies = compile(vec![(header("x-user"), true), (source, false)]);
         let mut head = RequestHead::of("GET", "h", "/");
-        assert_eq!(combine(&policies, &head, IP, ENDS).hash, Some(xxh64(b"10.0.0.1", 0)));
+        assert_eq!(
+            combine(&policies, &head, IP, ENDS).hash,
+            Some(xxh64(b"10.0.0.1", 0))
+        );
         head.append("x-user", b"ann");
-        assert_eq!(combine(&policies, &head, IP, ENDS).hash, Some(xxh64(b"ann", 0)));
+        assert_eq!(
+            combine(&policies, &head, IP, ENDS).hash,
+            Some(xxh64(b"ann", 0))
+        );
     }
 
     #[test]
     fn a_missing_cookie_is_made() {
-        let spec = Cookie { name: "s".into(), ttl: Some(Default::default()), path: "/p".into(), attributes: vec![] };
+        let spec = Cookie {
+            name: "s".into(),
+            ttl: Some(Default::default()),
+            path: "/p".into(),
+            attributes: vec![],
+        };
         let policies = compile(vec![(PolicySpecifier::Cookie(spec), false)]);
         let mut head = RequestHead::of("GET", "h", "/");
         let outcome = combine(&policies, &head, IP, ENDS);
         let (spec, value) = outcome.set_cookie.expect("made");
-        let wanted = format!("s=\"{:016x}\"; Path=/p; HttpOnly", xxh64(b"10.0.0.1:471110.0.0.1:80", 0));
+        let wanted = format!(
+            "s=\"{:016x}\"; Path=/p; HttpOnly",
+            xxh64(b"10.0.0.1:471110.0.0.1:80", 0)
+        );
         assert_eq!(spec.header_value(&value), wanted);
         let other = (SocketAddr::new(IP, 4712), ENDS.1);
-        assert_ne!(combine(&policies, &head, IP, other).hash, outcome.hash, "another connection, another cookie");
+        assert_ne!(
+            combine(&policies, &head, IP, other).hash,
+            outcome.hash,
+            "another connection, another cookie"
+        );
         head.append("cookie", format!("s={value}").as_bytes());
-        assert_eq!(combine(&policies, &head, IP, other).hash, outcome.hash, "the cookie leads to the same endpoint");
+        assert_eq!(
+            combine(&policies, &head, IP, other).hash,
+            outcome.hash,
+            "the cookie leads to the same endpoint"
+        );
     }
 }

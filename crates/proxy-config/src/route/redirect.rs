@@ -47,7 +47,9 @@ impl Redirect {
             Ok(RedirectResponseCode::SeeOther) => 303,
             Ok(RedirectResponseCode::TemporaryRedirect) => 307,
             Ok(RedirectResponseCode::PermanentRedirect) => 308,
-            Err(_) => return scope.refuse(format!("unknown response_code {}", message.response_code)),
+            Err(_) => {
+                return scope.refuse(format!("unknown response_code {}", message.response_code));
+            }
         };
         let scheme = match &message.scheme_rewrite_specifier {
             Some(SchemeRewriteSpecifier::HttpsRedirect(true)) => Some("https".into()),
@@ -57,8 +59,12 @@ impl Redirect {
         let path = match &message.path_rewrite_specifier {
             None => RedirectPath::Keep,
             Some(PathRewriteSpecifier::PathRedirect(path)) if path.is_empty() => RedirectPath::Keep,
-            Some(PathRewriteSpecifier::PathRedirect(path)) => RedirectPath::Full(path.as_str().into()),
-            Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => RedirectPath::Prefix(prefix.as_str().into()),
+            Some(PathRewriteSpecifier::PathRedirect(path)) => {
+                RedirectPath::Full(path.as_str().into())
+            }
+            Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
+                RedirectPath::Prefix(prefix.as_str().into())
+            }
             Some(PathRewriteSpecifier::RegexRewrite(rewrite)) => {
                 RedirectPath::Regex(Box::new(Substitution::compile(rewrite, scope)?))
             }
@@ -69,17 +75,23 @@ impl Redirect {
         Ok(Self {
             status,
             scheme,
-            host: Some(message.host_redirect.as_str()).filter(|host| !host.is_empty()).map(Into::into),
+            host: Some(message.host_redirect.as_str())
+                .filter(|host| !host.is_empty())
+                .map(Into::into),
             port: match message.port_redirect {
                 0 => None,
-                port => Some(u16::try_from(port).map_err(|_| scope.reject(format!("{port} is not a port")))?),
+                port => Some(
+                    u16::try_from(port)
+                        .map_err(|_| scope.reject(format!("{port} is not a port")))?,
+                ),
             },
             path,
             strip_query: message.strip_query,
         })
     }
 
-    /// The `location` of the answer. `matched` is the route's path condition, which a prefix rewrite replaces.
+    /// The `location` of the answer. `matched` is the route's path condition, which a prefix
+    /// rewrite replaces.
     pub fn location(&self, head: &RequestHead, matched: &PathMatch) -> String {
         let original = head.scheme();
         let scheme = self.scheme.as_deref().unwrap_or(original);
@@ -90,7 +102,8 @@ impl Redirect {
         location.push_str(self.host.as_deref().unwrap_or(host));
         match (self.port, own_port) {
             (Some(port), _) => push_port(&mut location, scheme, port),
-            // Where the host changes its port goes; where only the scheme does, a default port must not stay.
+            // Where the host changes its port goes; where only the scheme does, a default port must
+            // not stay.
             (None, Some(port)) if self.host.is_none() => match (self.scheme.as_deref(), port) {
                 (Some("https"), 80) | (Some("http"), 443) => {}
                 _ => location.push_str(&format!(":{port}")),
@@ -102,11 +115,15 @@ impl Redirect {
         let new_path: std::borrow::Cow<'_, str> = match &self.path {
             RedirectPath::Keep => path.into(),
             RedirectPath::Full(full) => (&**full).into(),
-            RedirectPath::Prefix(prefix) => format!("{prefix}{}", &path[matched.matched_length(path)..]).into(),
-            RedirectPath::Regex(rewrite) => match rewrite.replace_into(path.as_bytes(), &mut replaced) {
-                true => String::from_utf8_lossy(&replaced),
-                false => path.into(),
-            },
+            RedirectPath::Prefix(prefix) => {
+                format!("{prefix}{}", &path[matched.matched_length(path)..]).into()
+            }
+            RedirectPath::Regex(rewrite) => {
+                match rewrite.replace_into(path.as_bytes(), &mut replaced) {
+                    true => String::from_utf8_lossy(&replaced),
+                    false => path.into(),
+                }
+            }
         };
         let has_query = new_path.contains('?');
         if !new_path.starts_with('/') {
@@ -131,7 +148,9 @@ fn push_port(location: &mut String, scheme: &str, port: u16) {
 pub(crate) fn split_port(authority: &str) -> (&str, Option<u16>) {
     match authority.rsplit_once(':') {
         // A colon within brackets is none of a port.
-        Some((host, port)) if !port.contains(']') && (!host.contains(':') || host.ends_with(']')) => {
+        Some((host, port))
+            if !port.contains(']') && (!host.contains(':') || host.ends_with(']')) =>
+        {
             match port.bytes().all(|byte| byte.is_ascii_digit()) && !port.is_empty() {
                 true => (host, port.parse().ok()),
                 false => (authority, None),
@@ -143,19 +162,35 @@ pub(crate) fn split_port(authority: &str) -> (&str, Option<u16>) {
 
 impl DirectResponse {
     /// Compiles Envoy's message. Files are not read: the body must be in the configuration.
-    pub fn compile(message: &proto::DirectResponseAction, limit: usize, scope: &mut Scope) -> Result<Self, Rejection> {
-        let status = u16::try_from(message.status).ok().filter(|status| (200..600).contains(status));
-        let Some(status) = status else { return scope.refuse(format!("{} is not a status", message.status)) };
-        let body = match message.body.as_ref().and_then(|body| body.specifier.as_ref()) {
+    pub fn compile(
+        message: &proto::DirectResponseAction,
+        limit: usize,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
+        let status = u16::try_from(message.status)
+            .ok()
+            .filter(|status| (200..600).contains(status));
+        let Some(status) = status else {
+            return scope.refuse(format!("{} is not a status", message.status));
+        };
+        let body = match message
+            .body
+            .as_ref()
+            .and_then(|body| body.specifier.as_ref())
+        {
             None => bytes::Bytes::new(),
             Some(Specifier::InlineBytes(bytes)) => bytes.clone().into(),
             Some(Specifier::InlineString(text)) => text.clone().into(),
             Some(Specifier::Filename(_) | Specifier::EnvironmentVariable(_)) => {
-                return scope.refuse("a direct response takes its body from the configuration only");
+                return scope
+                    .refuse("a direct response takes its body from the configuration only");
             }
         };
         if body.len() > limit {
-            return scope.refuse(format!("direct response of {} bytes is longer than {limit}", body.len()));
+            return scope.refuse(format!(
+                "direct response of {} bytes is longer than {limit}",
+                body.len()
+            ));
         }
         scope.unsupported("body_format", message.body_format.is_some());
         Ok(Self { status, body })
@@ -178,10 +213,14 @@ mod tests {
         };
         let redirect = redirect(message);
         let any = PathMatch::Prefix("/".into());
-        let location = |authority| redirect.location(&RequestHead::of("GET", authority, "/a?b=c"), &any);
+        let location =
+            |authority| redirect.location(&RequestHead::of("GET", authority, "/a?b=c"), &any);
         assert_eq!(location("example.com"), "https://example.com/a?b=c");
         assert_eq!(location("example.com:80"), "https://example.com/a?b=c");
-        assert_eq!(location("example.com:8080"), "https://example.com:8080/a?b=c");
+        assert_eq!(
+            location("example.com:8080"),
+            "https://example.com:8080/a?b=c"
+        );
         assert_eq!(location("[::1]:8080"), "https://[::1]:8080/a?b=c");
         assert_eq!(location("[::1]"), "https://[::1]/a?b=c");
     }
@@ -198,7 +237,10 @@ mod tests {
         };
         let redirect = redirect(message);
         assert_eq!(redirect.status, 308);
-        let location = redirect.location(&RequestHead::of("GET", "h:1", "/old/x?q"), &PathMatch::Prefix("/old".into()));
+        let location = redirect.location(
+            &RequestHead::of("GET", "h:1", "/old/x?q"),
+            &PathMatch::Prefix("/old".into()),
+        );
         assert_eq!(location, "http://other:8443/new/x");
     }
 }

@@ -90,15 +90,16 @@ impl RetryOn {
 
     /// Reads a comma-separated list; unknown words are handed to `unknown`.
     pub fn parse(list: &str, mut unknown: impl FnMut(&str)) -> Self {
-        list.split(',').map(str::trim).filter(|word| !word.is_empty()).fold(Self::default(), |set, word| {
-            match Self::from_word(word) {
+        list.split(',')
+            .map(str::trim)
+            .filter(|word| !word.is_empty())
+            .fold(Self::default(), |set, word| match Self::from_word(word) {
                 Some(one) => set.union(one),
                 None => {
                     unknown(word);
                     set
                 }
-            }
-        })
+            })
     }
 }
 
@@ -120,13 +121,20 @@ pub enum AttemptFailure {
 impl RetryPolicy {
     /// Compiles Envoy's message.
     pub fn compile(message: &proto::RetryPolicy, scope: &mut Scope) -> Result<Self, Rejection> {
-        let mut codes: Vec<u16> =
-            message.retriable_status_codes.iter().filter_map(|c| u16::try_from(*c).ok()).collect();
+        let mut codes: Vec<u16> = message
+            .retriable_status_codes
+            .iter()
+            .filter_map(|c| u16::try_from(*c).ok())
+            .collect();
         let mut unknown = Vec::new();
         let mut on = RetryOn::parse(&message.retry_on, |word| unknown.push(word.to_owned()));
         for word in unknown {
             // Istio's spelling of a retriable status.
-            match word.parse::<u16>().ok().filter(|code| (100..600).contains(code)) {
+            match word
+                .parse::<u16>()
+                .ok()
+                .filter(|code| (100..600).contains(code))
+            {
                 Some(code) => {
                     codes.push(code);
                     on = on.union(RetryOn::RETRIABLE_STATUS_CODES);
@@ -138,7 +146,10 @@ impl RetryPolicy {
         for (index, predicate) in message.retry_host_predicate.iter().enumerate() {
             match predicate.name.as_str() {
                 "envoy.retry_host_predicates.previous_hosts" => avoid_previous_hosts = true,
-                name => scope.warn(&format!("retry_host_predicate[{index}]"), format!("{name:?} is not honoured")),
+                name => scope.warn(
+                    &format!("retry_host_predicate[{index}]"),
+                    format!("{name:?} is not honoured"),
+                ),
             }
         }
         let previous_priorities = match &message.retry_priority {
@@ -146,25 +157,42 @@ impl RetryPolicy {
                 use proto::retry_policy::retry_priority::ConfigType;
                 type Config = meltemi_proto::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
                 let update = match &priority.config_type {
-                    Some(ConfigType::TypedConfig(any)) => scope.unpack::<Config>(any)?.update_frequency,
+                    Some(ConfigType::TypedConfig(any)) => {
+                        scope.unpack::<Config>(any)?.update_frequency
+                    }
                     None => 1,
                 };
                 Some(u32::try_from(update).unwrap_or(1).max(1))
             }
             Some(priority) => {
-                scope.warn("retry_priority", format!("{:?} is not honoured", priority.name));
+                scope.warn(
+                    "retry_priority",
+                    format!("{:?} is not honoured", priority.name),
+                );
                 None
             }
             None => None,
         };
-        scope.unsupported("rate_limited_retry_back_off", message.rate_limited_retry_back_off.is_some());
-        scope.unsupported("retry_options_predicates", !message.retry_options_predicates.is_empty());
+        scope.unsupported(
+            "rate_limited_retry_back_off",
+            message.rate_limited_retry_back_off.is_some(),
+        );
+        scope.unsupported(
+            "retry_options_predicates",
+            !message.retry_options_predicates.is_empty(),
+        );
         let backoff = message.retry_back_off.as_ref();
         let base = scope
-            .duration("retry_back_off.base_interval", backoff.and_then(|b| b.base_interval.as_ref()))?
+            .duration(
+                "retry_back_off.base_interval",
+                backoff.and_then(|b| b.base_interval.as_ref()),
+            )?
             .filter(|base| !base.is_zero())
             .unwrap_or(Duration::from_millis(25));
-        let max = scope.duration("retry_back_off.max_interval", backoff.and_then(|b| b.max_interval.as_ref()))?;
+        let max = scope.duration(
+            "retry_back_off.max_interval",
+            backoff.and_then(|b| b.max_interval.as_ref()),
+        )?;
         if max.is_some_and(|max| max < base) {
             return scope.refuse("retry_back_off.max_interval is less than base_interval");
         }
@@ -175,10 +203,17 @@ impl RetryPolicy {
                 .duration("per_try_timeout", message.per_try_timeout.as_ref())?
                 .filter(|t| !t.is_zero()),
             per_try_idle_timeout: scope
-                .duration("per_try_idle_timeout", message.per_try_idle_timeout.as_ref())?
+                .duration(
+                    "per_try_idle_timeout",
+                    message.per_try_idle_timeout.as_ref(),
+                )?
                 .filter(|t| !t.is_zero()),
             status_codes: codes.into(),
-            response_headers: HeaderMatch::compile_all("retriable_headers", &message.retriable_headers, scope)?,
+            response_headers: HeaderMatch::compile_all(
+                "retriable_headers",
+                &message.retriable_headers,
+                scope,
+            )?,
             request_headers: HeaderMatch::compile_all(
                 "retriable_request_headers",
                 &message.retriable_request_headers,
@@ -188,13 +223,19 @@ impl RetryPolicy {
             backoff_max: max.unwrap_or(base * 10),
             avoid_previous_hosts,
             previous_priorities,
-            host_selection_attempts: u32::try_from(message.host_selection_retry_max_attempts).unwrap_or(0).max(1),
+            host_selection_attempts: u32::try_from(message.host_selection_retry_max_attempts)
+                .unwrap_or(0)
+                .max(1),
         })
     }
 
     /// Whether requests like this one may be retried at all.
     pub fn admits(&self, head: &RequestHead) -> bool {
-        self.request_headers.is_empty() || self.request_headers.iter().any(|matcher| matcher.is_match(head))
+        self.request_headers.is_empty()
+            || self
+                .request_headers
+                .iter()
+                .any(|matcher| matcher.is_match(head))
     }
 
     /// Whether an attempt that failed without a response is retried.
@@ -204,9 +245,13 @@ impl RetryPolicy {
         let reset = any(&[RetryOn::RESET, RetryOn::FIVE_XX, RetryOn::GATEWAY_ERROR]);
         reset
             || match failure {
-                AttemptFailure::Connect => any(&[RetryOn::CONNECT_FAILURE, RetryOn::RESET_BEFORE_REQUEST]),
+                AttemptFailure::Connect => {
+                    any(&[RetryOn::CONNECT_FAILURE, RetryOn::RESET_BEFORE_REQUEST])
+                }
                 AttemptFailure::Refused => self.on.contains(RetryOn::REFUSED_STREAM),
-                AttemptFailure::ResetBeforeRequest => self.on.contains(RetryOn::RESET_BEFORE_REQUEST),
+                AttemptFailure::ResetBeforeRequest => {
+                    self.on.contains(RetryOn::RESET_BEFORE_REQUEST)
+                }
                 AttemptFailure::Reset | AttemptFailure::PerTryTimeout => false,
             }
     }
@@ -214,7 +259,8 @@ impl RetryPolicy {
     /// Whether a response is thrown away for another attempt.
     pub fn retries_response(&self, head: &ResponseHead) -> bool {
         let on = |one| self.on.contains(one);
-        // It comes from a proxy, which has said what it is. Of one that is overloaded Envoy thinks no such thing.
+        // It comes from a proxy, which has said what it is. Of one that is overloaded Envoy thinks
+        // no such thing.
         if head.get("x-envoy-ratelimited").is_some() {
             return on(RetryOn::ENVOY_RATELIMITED);
         }
@@ -223,7 +269,11 @@ impl RetryPolicy {
             || on(RetryOn::GATEWAY_ERROR) && (502..=504).contains(&status)
             || on(RetryOn::RETRIABLE_4XX) && status == 409
             || on(RetryOn::RETRIABLE_STATUS_CODES) && self.status_codes.contains(&status)
-            || on(RetryOn::RETRIABLE_HEADERS) && self.response_headers.iter().any(|matcher| matcher.is_match(head))
+            || on(RetryOn::RETRIABLE_HEADERS)
+                && self
+                    .response_headers
+                    .iter()
+                    .any(|matcher| matcher.is_match(head))
         {
             return true;
         }
@@ -242,10 +292,14 @@ impl RetryPolicy {
         }
     }
 
-    /// How long to wait before the given retry (the first is 1): full jitter over an exponential back-off.
+    /// How long to wait before the given retry (the first is 1): full jitter over an exponential
+    /// back-off.
     pub fn backoff(&self, retry: u32, random: u64) -> Duration {
         let exponent = retry.saturating_sub(1).min(20);
-        let bound = self.backoff_base.saturating_mul(1 << exponent).min(self.backoff_max);
+        let bound = self
+            .backoff_base
+            .saturating_mul(1 << exponent)
+            .min(self.backoff_max);
         let nanos = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX).max(1);
         Duration::from_nanos(random % nanos)
     }
@@ -256,13 +310,17 @@ mod tests {
     use super::*;
 
     fn policy(retry_on: &str) -> RetryPolicy {
-        let message = proto::RetryPolicy { retry_on: retry_on.into(), ..Default::default() };
+        let message = proto::RetryPolicy {
+            retry_on: retry_on.into(),
+            ..Default::default()
+        };
         RetryPolicy::compile(&message, &mut Scope::new()).expect("compiles")
     }
 
     #[test]
     fn istios_default_retries_no_503() {
-        let default = policy("connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes");
+        let default =
+            policy("connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes");
         assert!(default.retries_failure(AttemptFailure::Connect));
         assert!(default.retries_failure(AttemptFailure::Refused));
         assert!(!default.retries_failure(AttemptFailure::Reset));

@@ -13,7 +13,8 @@ use super::redirect::split_port;
 use super::{HeaderOps, Route, Target, VirtualHost};
 use crate::fast_hash::FastHash;
 
-/// A route table, from inline configuration, RDS, or RDS with VHDS. Source: Envoy `RouteConfiguration`.
+/// A route table, from inline configuration, RDS, or RDS with VHDS. Source: Envoy
+/// `RouteConfiguration`.
 #[derive(Debug)]
 pub struct RouteTable {
     /// Its name.
@@ -106,11 +107,20 @@ impl RouteTable {
             let number = u32::try_from(number).map_err(|_| "too many virtual hosts".to_owned())?;
             for domain in &host.domains {
                 index.insert(domain, number).map_err(|()| {
-                    format!("domain {domain:?} of virtual host {:?} belongs to another one already", host.name)
+                    format!(
+                        "domain {domain:?} of virtual host {:?} belongs to another one already",
+                        host.name
+                    )
                 })?;
             }
         }
-        Ok(Self { name, settings, hosts, uses_vhds, index })
+        Ok(Self {
+            name,
+            settings,
+            hosts,
+            uses_vhds,
+            index,
+        })
     }
 
     /// A table without hosts: every request is answered 404.
@@ -125,15 +135,24 @@ impl RouteTable {
     }
 
     /// The route for a request; `None`: 404 with flag NR.
-    pub fn select<'a>(&'a self, head: &RequestHead, context: &RouteContext<'_>) -> Option<RouteDecision<'a>> {
+    pub fn select<'a>(
+        &'a self,
+        head: &RequestHead,
+        context: &RouteContext<'_>,
+    ) -> Option<RouteDecision<'a>> {
         let host_at = self.find_host(head.authority())?;
         let host = self.hosts.get(host_at as usize)?;
-        let route_at = host.routes.iter().position(|route| route.matcher.is_match(head, context))?;
+        let route_at = host
+            .routes
+            .iter()
+            .position(|route| route.matcher.is_match(head, context))?;
         let weighted = match &host.routes[route_at].target {
             Target::Forward(action) => match &action.cluster {
                 ClusterChoice::Weighted(clusters) => {
                     let point = match &action.weight_header {
-                        Some(header) => head.get_str(header).and_then(|value| value.trim().parse().ok()),
+                        Some(header) => head
+                            .get_str(header)
+                            .and_then(|value| value.trim().parse().ok()),
                         None => None,
                     };
                     let (at, _) = clusters.pick(point.unwrap_or(context.random))?;
@@ -143,7 +162,11 @@ impl RouteTable {
             },
             _ => None,
         };
-        self.at(Position { host: host_at, route: u32::try_from(route_at).ok()?, weighted })
+        self.at(Position {
+            host: host_at,
+            route: u32::try_from(route_at).ok()?,
+            weighted,
+        })
     }
 
     /// The decision at a position, if the table has it.
@@ -154,7 +177,9 @@ impl RouteTable {
             Target::Forward(action) => Chosen::Forward(Forward {
                 action,
                 weighted: match (&action.cluster, position.weighted) {
-                    (ClusterChoice::Weighted(clusters), Some(at)) => clusters.clusters.get(at as usize),
+                    (ClusterChoice::Weighted(clusters), Some(at)) => {
+                        clusters.clusters.get(at as usize)
+                    }
                     _ => None,
                 },
             }),
@@ -162,22 +187,36 @@ impl RouteTable {
             Target::Direct(direct) => Chosen::Direct(direct),
             Target::NonForwarding => Chosen::NonForwarding,
         };
-        Some(RouteDecision { table: self, host, route, chosen, position })
+        Some(RouteDecision {
+            table: self,
+            host,
+            route,
+            chosen,
+            position,
+        })
     }
 
     /// The virtual host for a request's authority.
     pub fn host(&self, authority: &str) -> Option<&Arc<VirtualHost>> {
-        self.find_host(authority).and_then(|at| self.hosts.get(at as usize))
+        self.find_host(authority)
+            .and_then(|at| self.hosts.get(at as usize))
     }
 
     fn find_host(&self, authority: &str) -> Option<u32> {
-        if self.index.exact.is_empty() && self.index.suffixes.is_empty() && self.index.prefixes.is_empty() {
+        if self.index.exact.is_empty()
+            && self.index.suffixes.is_empty()
+            && self.index.prefixes.is_empty()
+        {
             return self.index.any;
         }
         if authority.is_empty() {
             return None;
         }
-        let host = if self.settings.ignore_port { split_port(authority).0 } else { authority };
+        let host = if self.settings.ignore_port {
+            split_port(authority).0
+        } else {
+            authority
+        };
         if !host.bytes().any(|byte| byte.is_ascii_uppercase()) {
             return self.index.find(host);
         }
@@ -189,7 +228,9 @@ impl RouteTable {
     /// Every cluster that configuration names.
     pub fn clusters(&self) -> impl Iterator<Item = &Arc<str>> {
         let routes = self.hosts.iter().flat_map(|host| &host.routes);
-        routes.filter_map(Route::action).flat_map(super::RouteAction::clusters)
+        routes
+            .filter_map(Route::action)
+            .flat_map(super::RouteAction::clusters)
     }
 }
 
@@ -204,7 +245,12 @@ impl HostIndex {
         let (groups, key) = match (domain.strip_prefix('*'), domain.strip_suffix('*')) {
             (Some(suffix), _) => (&mut self.suffixes, suffix),
             (None, Some(prefix)) => (&mut self.prefixes, prefix),
-            (None, None) => return self.exact.insert(domain.into(), host).map_or(Ok(()), |_| Err(())),
+            (None, None) => {
+                return self
+                    .exact
+                    .insert(domain.into(), host)
+                    .map_or(Ok(()), |_| Err(()));
+            }
         };
         let at = match groups.iter().position(|(length, _)| *length <= key.len()) {
             Some(at) if groups[at].0 == key.len() => at,
@@ -214,12 +260,19 @@ impl HostIndex {
                 at
             }
         };
-        groups[at].1.insert(key.into(), host).map_or(Ok(()), |_| Err(()))
+        groups[at]
+            .1
+            .insert(key.into(), host)
+            .map_or(Ok(()), |_| Err(()))
     }
 
     fn find(&self, host: &str) -> Option<u32> {
         // The name as it came, with its dot if it has one: policies on hosts see no other.
-        self.exact.get(host).copied().or_else(|| self.find_wildcard(host)).or(self.any)
+        self.exact
+            .get(host)
+            .copied()
+            .or_else(|| self.find_wildcard(host))
+            .or(self.any)
     }
 
     fn find_wildcard(&self, host: &str) -> Option<u32> {
@@ -229,12 +282,17 @@ impl HostIndex {
             .suffixes
             .iter()
             .filter(|(length, _)| *length < bytes.len())
-            .find_map(|(length, group)| host.get(bytes.len() - length..).and_then(|suffix| group.get(suffix)));
+            .find_map(|(length, group)| {
+                host.get(bytes.len() - length..)
+                    .and_then(|suffix| group.get(suffix))
+            });
         let prefix = || {
             self.prefixes
                 .iter()
                 .filter(|(length, _)| *length < bytes.len())
-                .find_map(|(length, group)| host.get(..*length).and_then(|prefix| group.get(prefix)))
+                .find_map(|(length, group)| {
+                    host.get(..*length).and_then(|prefix| group.get(prefix))
+                })
         };
         suffix.or_else(prefix).copied()
     }
@@ -251,7 +309,10 @@ impl<'a> RouteDecision<'a> {
 
     /// The most specific setting for a filter: weighted cluster, route, virtual host, table.
     pub fn setting(&self, filter: &str) -> Option<&'a Override> {
-        if let Chosen::Forward(Forward { weighted: Some(weighted), .. }) = self.chosen
+        if let Chosen::Forward(Forward {
+            weighted: Some(weighted),
+            ..
+        }) = self.chosen
             && let Some(found) = weighted.overrides.find(filter)
         {
             return Some(found);
@@ -266,7 +327,10 @@ impl<'a> RouteDecision<'a> {
     /// Request header changes, in the order in which they apply.
     pub fn request_headers(&self) -> impl Iterator<Item = &'a HeaderOps> {
         let weighted = match self.chosen {
-            Chosen::Forward(Forward { weighted: Some(weighted), .. }) => Some(&weighted.request_headers),
+            Chosen::Forward(Forward {
+                weighted: Some(weighted),
+                ..
+            }) => Some(&weighted.request_headers),
             _ => None,
         };
         self.ordered([
@@ -280,7 +344,10 @@ impl<'a> RouteDecision<'a> {
     /// Response header changes, in the order in which they apply.
     pub fn response_headers(&self) -> impl Iterator<Item = &'a HeaderOps> {
         let weighted = match self.chosen {
-            Chosen::Forward(Forward { weighted: Some(weighted), .. }) => Some(&weighted.response_headers),
+            Chosen::Forward(Forward {
+                weighted: Some(weighted),
+                ..
+            }) => Some(&weighted.response_headers),
             _ => None,
         };
         self.ordered([
@@ -291,7 +358,10 @@ impl<'a> RouteDecision<'a> {
         ])
     }
 
-    fn ordered(&self, mut levels: [Option<&'a HeaderOps>; 4]) -> impl Iterator<Item = &'a HeaderOps> + use<'a> {
+    fn ordered(
+        &self,
+        mut levels: [Option<&'a HeaderOps>; 4],
+    ) -> impl Iterator<Item = &'a HeaderOps> + use<'a> {
         if self.table.settings.most_specific_wins {
             levels.reverse();
         }

@@ -23,14 +23,19 @@ fn host(name: &str, domains: &[&str], routes: Vec<proto::Route>) -> proto::Virtu
 
 fn action(cluster: &str) -> proto::RouteAction {
     proto::RouteAction {
-        cluster_specifier: Some(proto::route_action::ClusterSpecifier::Cluster(cluster.into())),
+        cluster_specifier: Some(proto::route_action::ClusterSpecifier::Cluster(
+            cluster.into(),
+        )),
         ..Default::default()
     }
 }
 
 fn route(path: PathSpecifier, action: proto::RouteAction) -> proto::Route {
     proto::Route {
-        r#match: Some(proto::RouteMatch { path_specifier: Some(path), ..Default::default() }),
+        r#match: Some(proto::RouteMatch {
+            path_specifier: Some(path),
+            ..Default::default()
+        }),
         action: Some(proto::route::Action::Route(action)),
         ..Default::default()
     }
@@ -41,7 +46,11 @@ fn prefix(path: &str, cluster: &str) -> proto::Route {
 }
 
 fn table(hosts: Vec<proto::VirtualHost>) -> std::sync::Arc<RouteTable> {
-    let message = proto::RouteConfiguration { name: "80".into(), virtual_hosts: hosts, ..Default::default() };
+    let message = proto::RouteConfiguration {
+        name: "80".into(),
+        virtual_hosts: hosts,
+        ..Default::default()
+    };
     let (table, warnings) = compile_route(&message).expect("compiles");
     assert_eq!(warnings, []);
     table
@@ -49,7 +58,14 @@ fn table(hosts: Vec<proto::VirtualHost>) -> std::sync::Arc<RouteTable> {
 
 fn cluster_of(table: &RouteTable, head: &RequestHead, random: u64) -> Option<String> {
     let metadata = Metadata::default();
-    let decision = table.select(head, &RouteContext { random, metadata: &metadata, conn: None })?;
+    let decision = table.select(
+        head,
+        &RouteContext {
+            random,
+            metadata: &metadata,
+            conn: None,
+        },
+    )?;
     assert!(table.at(decision.position).is_some());
     match decision.chosen {
         Chosen::Forward(forward) => forward.cluster(head).map(str::to_owned),
@@ -62,7 +78,10 @@ fn get(table: &RouteTable, authority: &str, path: &str) -> Option<String> {
 }
 
 fn regex(pattern: &str) -> RegexMatcher {
-    RegexMatcher { regex: pattern.into(), ..Default::default() }
+    RegexMatcher {
+        regex: pattern.into(),
+        ..Default::default()
+    }
 }
 
 #[test]
@@ -92,7 +111,11 @@ fn hosts_are_found_in_envoys_order() {
         ("www.example.com:80", "prefix"),
         ("other", "any"),
     ] {
-        assert_eq!(get(&table, authority, "/").as_deref(), Some(wanted), "{authority}");
+        assert_eq!(
+            get(&table, authority, "/").as_deref(),
+            Some(wanted),
+            "{authority}"
+        );
     }
 }
 
@@ -105,7 +128,11 @@ fn ports_are_stripped_where_the_table_says_so() {
     };
     let (table, _) = compile_route(&message).expect("compiles");
     for authority in ["a.com", "a.com:80", "A.com:9", "[::1]:80", "[::1]"] {
-        assert_eq!(get(&table, authority, "/").as_deref(), Some("a"), "{authority}");
+        assert_eq!(
+            get(&table, authority, "/").as_deref(),
+            Some("a"),
+            "{authority}"
+        );
     }
     assert_eq!(get(&table, "b.com:80", "/"), None);
     assert_eq!(get(&table, "a.com.:80", "/"), None);
@@ -117,7 +144,12 @@ fn two_hosts_cannot_have_one_domain() {
         virtual_hosts: vec![host("a", &["x"], vec![]), host("b", &["X"], vec![])],
         ..Default::default()
     };
-    assert!(compile_route(&message).expect_err("refused").reason.contains("\"x\""));
+    assert!(
+        compile_route(&message)
+            .expect_err("refused")
+            .reason
+            .contains("\"x\"")
+    );
 }
 
 #[test]
@@ -134,9 +166,18 @@ fn the_first_route_that_matches_is_taken() {
         vec![
             route(PathSpecifier::Path("/exact".into()), action("exact")),
             ignore_case(route(PathSpecifier::Prefix("/Case".into()), action("case"))),
-            route(PathSpecifier::PathSeparatedPrefix("/sep".into()), action("separated")),
-            route(PathSpecifier::SafeRegex(regex("/v[0-9]+/.*")), action("regex")),
-            route(PathSpecifier::ConnectMatcher(Default::default()), action("connect")),
+            route(
+                PathSpecifier::PathSeparatedPrefix("/sep".into()),
+                action("separated"),
+            ),
+            route(
+                PathSpecifier::SafeRegex(regex("/v[0-9]+/.*")),
+                action("regex"),
+            ),
+            route(
+                PathSpecifier::ConnectMatcher(Default::default()),
+                action("connect"),
+            ),
             prefix("/se", "rest"),
         ],
     )]);
@@ -153,7 +194,10 @@ fn the_first_route_that_matches_is_taken() {
     ] {
         assert_eq!(get(&table, "h", path).as_deref(), wanted, "{path}");
     }
-    assert_eq!(cluster_of(&table, &RequestHead::of("CONNECT", "h:443", ""), 0).as_deref(), Some("connect"));
+    assert_eq!(
+        cluster_of(&table, &RequestHead::of("CONNECT", "h:443", ""), 0).as_deref(),
+        Some("connect")
+    );
 }
 
 #[test]
@@ -169,31 +213,51 @@ fn conditions_beyond_the_path() {
             ..Default::default()
         });
         share.runtime_fraction = Some(core::RuntimeFractionalPercent {
-            default_value: Some(meltemi_proto::envoy::r#type::v3::FractionalPercent { numerator: 30, denominator: 0 }),
+            default_value: Some(meltemi_proto::envoy::r#type::v3::FractionalPercent {
+                numerator: 30,
+                denominator: 0,
+            }),
             runtime_key: String::new(),
         });
     }
-    let table = table(vec![host("h", &["*"], vec![by_header, by_share, prefix("/", "rest")])]);
+    let table = table(vec![host(
+        "h",
+        &["*"],
+        vec![by_header, by_share, prefix("/", "rest")],
+    )]);
     let mut head = RequestHead::of("GET", "h", "/");
-    let shares = (0..100).filter(|random| cluster_of(&table, &head, *random).as_deref() == Some("share")).count();
+    let shares = (0..100)
+        .filter(|random| cluster_of(&table, &head, *random).as_deref() == Some("share"))
+        .count();
     assert_eq!(shares, 30);
     head.append("end-user", b"jason");
     assert_eq!(cluster_of(&table, &head, 99).as_deref(), Some("jason"));
 }
 
 fn weighted(clusters: &[(&str, u32)]) -> proto::RouteAction {
-    let clusters = clusters.iter().map(|(name, weight)| proto::weighted_cluster::ClusterWeight {
-        name: (*name).to_owned(),
-        weight: Some(UInt32Value { value: *weight }),
-        request_headers_to_add: vec![core::HeaderValueOption {
-            header: Some(core::HeaderValue { key: "x-cluster".into(), value: (*name).to_owned(), raw_value: vec![] }),
+    let clusters = clusters
+        .iter()
+        .map(|(name, weight)| proto::weighted_cluster::ClusterWeight {
+            name: (*name).to_owned(),
+            weight: Some(UInt32Value { value: *weight }),
+            request_headers_to_add: vec![core::HeaderValueOption {
+                header: Some(core::HeaderValue {
+                    key: "x-cluster".into(),
+                    value: (*name).to_owned(),
+                    raw_value: vec![],
+                }),
+                ..Default::default()
+            }],
             ..Default::default()
-        }],
+        });
+    let weighted = proto::WeightedCluster {
+        clusters: clusters.collect(),
         ..Default::default()
-    });
-    let weighted = proto::WeightedCluster { clusters: clusters.collect(), ..Default::default() };
+    };
     proto::RouteAction {
-        cluster_specifier: Some(proto::route_action::ClusterSpecifier::WeightedClusters(weighted)),
+        cluster_specifier: Some(proto::route_action::ClusterSpecifier::WeightedClusters(
+            weighted,
+        )),
         ..Default::default()
     }
 }
@@ -201,17 +265,41 @@ fn weighted(clusters: &[(&str, u32)]) -> proto::RouteAction {
 #[test]
 fn weights_are_exact_over_a_cycle() {
     let split = weighted(&[("v1", 80), ("v2", 20), ("v3", 0)]);
-    let table = table(vec![host("h", &["*"], vec![route(PathSpecifier::Prefix("/".into()), split)])]);
+    let table = table(vec![host(
+        "h",
+        &["*"],
+        vec![route(PathSpecifier::Prefix("/".into()), split)],
+    )]);
     let head = RequestHead::of("GET", "h", "/");
-    let v2 = (0..1000).filter(|random| cluster_of(&table, &head, *random).as_deref() == Some("v2")).count();
+    let v2 = (0..1000)
+        .filter(|random| cluster_of(&table, &head, *random).as_deref() == Some("v2"))
+        .count();
     assert_eq!(v2, 200);
     let metadata = Metadata::default();
-    let decision = table.select(&head, &RouteContext { random: 85, metadata: &metadata, conn: None }).expect("route");
+    let decision = table
+        .select(
+            &head,
+            &RouteContext {
+                random: 85,
+                metadata: &metadata,
+                conn: None,
+            },
+        )
+        .expect("route");
     let mut changed = head.clone();
-    decision.request_headers().for_each(|ops| ops.apply(&mut changed, &meltemi_filters::format::NoFacts));
+    decision
+        .request_headers()
+        .for_each(|ops| ops.apply(&mut changed, &meltemi_filters::format::NoFacts));
     assert_eq!(changed.get("x-cluster"), Some(b"v2".as_slice()));
     let broken = proto::RouteConfiguration {
-        virtual_hosts: vec![host("h", &["*"], vec![route(PathSpecifier::Prefix("/".into()), weighted(&[("a", 0)]))])],
+        virtual_hosts: vec![host(
+            "h",
+            &["*"],
+            vec![route(
+                PathSpecifier::Prefix("/".into()),
+                weighted(&[("a", 0)]),
+            )],
+        )],
         ..Default::default()
     };
     assert!(compile_route(&broken).is_err());
@@ -240,14 +328,25 @@ fn paths_and_hosts_are_rewritten() {
     let rewrite = |path: &str| {
         let head = RequestHead::of("GET", "h", path);
         let metadata = Metadata::default();
-        let decision =
-            table.select(&head, &RouteContext { random: 0, metadata: &metadata, conn: None }).expect("route");
+        let decision = table
+            .select(
+                &head,
+                &RouteContext {
+                    random: 0,
+                    metadata: &metadata,
+                    conn: None,
+                },
+            )
+            .expect("route");
         let mut out = Vec::new();
         let changed = decision.route.rewrite_path(&head, &mut out);
         (changed, String::from_utf8(out).expect("text"))
     };
     assert_eq!(rewrite("/old/x?q=/old"), (true, "/new/x?q=/old".to_owned()));
-    assert_eq!(rewrite("/service/foo/v1/api"), (true, "/v1/api/instance/foo".to_owned()));
+    assert_eq!(
+        rewrite("/service/foo/v1/api"),
+        (true, "/v1/api/instance/foo".to_owned())
+    );
     assert!(!rewrite("/z").0);
     let mut host = Vec::new();
     let action = table.hosts[0].routes[0].action().expect("forwards");
@@ -260,37 +359,72 @@ fn timeouts_and_retries_have_envoys_defaults() {
     use std::time::Duration;
     let seconds = |seconds| Some(meltemi_proto::google::protobuf::Duration { seconds, nanos: 0 });
     let compile = |action: proto::RouteAction| {
-        let table = table(vec![host("h", &["*"], vec![route(PathSpecifier::Prefix("/".into()), action)])]);
+        let table = table(vec![host(
+            "h",
+            &["*"],
+            vec![route(PathSpecifier::Prefix("/".into()), action)],
+        )]);
         let action = table.hosts[0].routes[0].action().expect("forwards");
-        (action.timeouts.request, action.retry.as_ref().map(|retry| retry.num_retries))
+        (
+            action.timeouts.request,
+            action.retry.as_ref().map(|retry| retry.num_retries),
+        )
     };
     assert_eq!(compile(action("a")), (Some(Duration::from_secs(15)), None));
-    assert_eq!(compile(proto::RouteAction { timeout: seconds(0), ..action("a") }), (None, None));
+    assert_eq!(
+        compile(proto::RouteAction {
+            timeout: seconds(0),
+            ..action("a")
+        }),
+        (None, None)
+    );
     let retry = proto::RetryPolicy {
         retry_on: "connect-failure".into(),
         num_retries: Some(UInt32Value { value: 2 }),
         ..Default::default()
     };
-    let with_retry = proto::RouteAction { timeout: seconds(3), retry_policy: Some(retry), ..action("a") };
+    let with_retry = proto::RouteAction {
+        timeout: seconds(3),
+        retry_policy: Some(retry),
+        ..action("a")
+    };
     assert_eq!(compile(with_retry), (Some(Duration::from_secs(3)), Some(2)));
 }
 
 #[test]
 fn the_most_specific_setting_wins() {
     use meltemi_proto::pack;
-    let disabled = |disabled| pack(&proto::FilterConfig { disabled, ..Default::default() });
+    let disabled = |disabled| {
+        pack(&proto::FilterConfig {
+            disabled,
+            ..Default::default()
+        })
+    };
     let name = "envoy.filters.http.fault".to_owned();
     let mut off = prefix("/off", "a");
-    off.typed_per_filter_config.insert(name.clone(), disabled(true));
+    off.typed_per_filter_config
+        .insert(name.clone(), disabled(true));
     let mut general = host("h", &["*"], vec![off, prefix("/", "b")]);
-    general.typed_per_filter_config.insert(name.clone(), disabled(false));
+    general
+        .typed_per_filter_config
+        .insert(name.clone(), disabled(false));
     let table = table(vec![general]);
     let setting = |path: &str| {
         let head = RequestHead::of("GET", "h", path);
         let metadata = Metadata::default();
-        let decision =
-            table.select(&head, &RouteContext { random: 0, metadata: &metadata, conn: None }).expect("route");
-        decision.setting(&name).map(|setting| matches!(setting, Override::Disabled))
+        let decision = table
+            .select(
+                &head,
+                &RouteContext {
+                    random: 0,
+                    metadata: &metadata,
+                    conn: None,
+                },
+            )
+            .expect("route");
+        decision
+            .setting(&name)
+            .map(|setting| matches!(setting, Override::Disabled))
     };
     assert_eq!(setting("/off"), Some(true));
     assert_eq!(setting("/"), Some(false));
@@ -305,25 +439,39 @@ fn unknown_conditions_and_settings_are_refused() {
     let mut with_setting = prefix("/", "a");
     with_setting.typed_per_filter_config.insert(
         "x".into(),
-        meltemi_proto::Any { type_url: "type.googleapis.com/unknown.Filter".into(), value: vec![] },
+        meltemi_proto::Any {
+            type_url: "type.googleapis.com/unknown.Filter".into(),
+            value: vec![],
+        },
     );
     for route in [with_state, with_setting, proto::Route::default()] {
-        let message =
-            proto::RouteConfiguration { virtual_hosts: vec![host("h", &["*"], vec![route])], ..Default::default() };
+        let message = proto::RouteConfiguration {
+            virtual_hosts: vec![host("h", &["*"], vec![route])],
+            ..Default::default()
+        };
         let error = compile_route(&message).expect_err("refused");
-        assert!(error.path.starts_with("virtual_hosts[0].routes[0]"), "{error}");
+        assert!(
+            error.path.starts_with("virtual_hosts[0].routes[0]"),
+            "{error}"
+        );
     }
 }
 
 #[test]
 fn virtual_hosts_can_arrive_one_by_one() {
     let compiler = Compiler::default();
-    let message = proto::RouteConfiguration { name: "80".into(), vhds: Some(Default::default()), ..Default::default() };
+    let message = proto::RouteConfiguration {
+        name: "80".into(),
+        vhds: Some(Default::default()),
+        ..Default::default()
+    };
     let (empty, _) = compiler.route(&message).expect("compiles");
     assert!(empty.uses_vhds && get(&empty, "a", "/").is_none());
-    let (host, _) = compiler.virtual_host("80", &host("80/a", &["a"], vec![prefix("/", "a")])).expect("compiles");
-    let table =
-        RouteTable::assemble(empty.name.clone(), empty.settings.clone(), vec![host], true).expect("no conflict");
+    let (host, _) = compiler
+        .virtual_host("80", &host("80/a", &["a"], vec![prefix("/", "a")]))
+        .expect("compiles");
+    let table = RouteTable::assemble(empty.name.clone(), empty.settings.clone(), vec![host], true)
+        .expect("no conflict");
     assert_eq!(get(&table, "a", "/").as_deref(), Some("a"));
 }
 

@@ -133,7 +133,11 @@ impl PathMatch {
             Self::Exact(exact) => path == &**exact,
             Self::ExactIgnoreCase(exact) => path.eq_ignore_ascii_case(exact),
             Self::Separated(prefix, case) => {
-                let begins = if *case { path.starts_with(&**prefix) } else { starts_with_ignore_case(path, prefix) };
+                let begins = if *case {
+                    path.starts_with(&**prefix)
+                } else {
+                    starts_with_ignore_case(path, prefix)
+                };
                 begins && matches!(path.as_bytes().get(prefix.len()), None | Some(b'/'))
             }
             Self::Regex(regex) => regex.is_match(path.as_bytes()),
@@ -145,17 +149,27 @@ impl PathMatch {
     /// How much of a matching path is replaced by a prefix rewrite.
     pub(crate) fn matched_length(&self, path: &str) -> usize {
         let length = match self {
-            Self::Prefix(prefix) | Self::PrefixIgnoreCase(prefix) | Self::Separated(prefix, _) => prefix.len(),
-            Self::Exact(_) | Self::ExactIgnoreCase(_) | Self::Regex(_) | Self::Template(_) => path.len(),
+            Self::Prefix(prefix) | Self::PrefixIgnoreCase(prefix) | Self::Separated(prefix, _) => {
+                prefix.len()
+            }
+            Self::Exact(_) | Self::ExactIgnoreCase(_) | Self::Regex(_) | Self::Template(_) => {
+                path.len()
+            }
             Self::Connect => 0,
         };
         // Paths are ASCII, so every length is a boundary; be sure of it all the same.
-        if path.is_char_boundary(length.min(path.len())) { length.min(path.len()) } else { 0 }
+        if path.is_char_boundary(length.min(path.len())) {
+            length.min(path.len())
+        } else {
+            0
+        }
     }
 }
 
 fn starts_with_ignore_case(path: &str, prefix: &str) -> bool {
-    path.as_bytes().get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()))
+    path.as_bytes()
+        .get(..prefix.len())
+        .is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()))
 }
 
 impl RouteMatch {
@@ -168,9 +182,14 @@ impl RouteMatch {
                 self.query.iter().all(|matcher| matcher.is_match(query))
             })
             && (!self.grpc || head.is_grpc())
-            && self.fraction.is_none_or(|fraction| fraction.hits(context.random))
+            && self
+                .fraction
+                .is_none_or(|fraction| fraction.hits(context.random))
             && self.cookies.iter().all(|matcher| matcher.is_match(head))
-            && self.metadata.iter().all(|matcher| matcher.is_match(context.metadata))
+            && self
+                .metadata
+                .iter()
+                .all(|matcher| matcher.is_match(context.metadata))
             && self.is_match_tls(context)
     }
 
@@ -178,17 +197,26 @@ impl RouteMatch {
         if self.tls_presented.is_none() && self.tls_validated.is_none() {
             return true;
         }
-        let Some(tls) = context.conn.and_then(|conn| conn.tls.as_deref()) else { return false };
-        self.tls_presented.is_none_or(|wanted| tls.presented == wanted)
-            && self.tls_validated.is_none_or(|wanted| tls.validated == wanted)
+        let Some(tls) = context.conn.and_then(|conn| conn.tls.as_deref()) else {
+            return false;
+        };
+        self.tls_presented
+            .is_none_or(|wanted| tls.presented == wanted)
+            && self
+                .tls_validated
+                .is_none_or(|wanted| tls.validated == wanted)
     }
 }
 
 impl Route {
     /// The path and query that the upstream is told, written to `out`; `false`: leave it.
     pub fn rewrite_path(&self, head: &RequestHead, out: &mut Vec<u8>) -> bool {
-        let Target::Forward(action) = &self.target else { return false };
-        let Some(rewrite) = &action.path_rewrite else { return false };
+        let Target::Forward(action) = &self.target else {
+            return false;
+        };
+        let Some(rewrite) = &action.path_rewrite else {
+            return false;
+        };
         let path = head.path_only();
         match rewrite {
             super::PathRewrite::Prefix(prefix) => {

@@ -1,5 +1,5 @@
-//! Compiling TLS contexts. A transport socket that is unknown, or verification that cannot be done, refuses the
-//! resource: serving without it would be serving in plaintext, or to anybody.
+//! Compiling TLS contexts. A transport socket that is unknown, or verification that cannot be done,
+//! refuses the resource: serving without it would be serving in plaintext, or to anybody.
 
 use std::sync::Arc;
 
@@ -23,14 +23,23 @@ const MAX_DEPTH: usize = 4;
 
 impl UpstreamTransport {
     /// Compiles the transport socket of a cluster; absent means plaintext.
-    pub fn compile(message: Option<&core::TransportSocket>, scope: &mut Scope) -> Result<Self, Rejection> {
+    pub fn compile(
+        message: Option<&core::TransportSocket>,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
         match message {
             None => Ok(Self::Plaintext),
-            Some(message) => scope.within("transport_socket", |scope| Self::compile_socket(message, scope, 0)),
+            Some(message) => scope.within("transport_socket", |scope| {
+                Self::compile_socket(message, scope, 0)
+            }),
         }
     }
 
-    fn compile_socket(message: &core::TransportSocket, scope: &mut Scope, depth: usize) -> Result<Self, Rejection> {
+    fn compile_socket(
+        message: &core::TransportSocket,
+        scope: &mut Scope,
+        depth: usize,
+    ) -> Result<Self, Rejection> {
         if depth > MAX_DEPTH {
             return scope.refuse("transport sockets are wrapped too often");
         }
@@ -45,15 +54,26 @@ impl UpstreamTransport {
                 let context: proto::UpstreamTlsContext = scope.unpack(any)?;
                 Ok(Self::Tls(Arc::new(UpstreamTls::compile(&context, scope)?)))
             }
-            "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport" => {
+            "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport" =>
+            {
                 let config: ProxyProtocolUpstreamTransport = scope.unpack(any)?;
                 let version = config.config.as_ref().map_or(0, |config| config.version);
-                let version = if version == core::proxy_protocol_config::Version::V2 as i32 { 2 } else { 1 };
-                Ok(Self::ProxyProtocol(version, Box::new(inner(&config.transport_socket, scope)?)))
+                let version = if version == core::proxy_protocol_config::Version::V2 as i32 {
+                    2
+                } else {
+                    1
+                };
+                Ok(Self::ProxyProtocol(
+                    version,
+                    Box::new(inner(&config.transport_socket, scope)?),
+                ))
             }
             "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport" => {
                 let config: InternalUpstreamTransport = scope.unpack(any)?;
-                Ok(Self::Internal(Box::new(inner(&config.transport_socket, scope)?)))
+                Ok(Self::Internal(Box::new(inner(
+                    &config.transport_socket,
+                    scope,
+                )?)))
             }
             other => scope.refuse(format!("unknown transport socket {other:?}")),
         }
@@ -71,15 +91,22 @@ impl UpstreamTransport {
 
 impl DownstreamTransport {
     /// Compiles the transport socket of a filter chain; absent means plaintext.
-    pub fn compile(message: Option<&core::TransportSocket>, scope: &mut Scope) -> Result<Self, Rejection> {
-        let Some(message) = message else { return Ok(Self::Plaintext) };
+    pub fn compile(
+        message: Option<&core::TransportSocket>,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
+        let Some(message) = message else {
+            return Ok(Self::Plaintext);
+        };
         scope.within("transport_socket", |scope| {
             let any = config_of(message, scope)?;
             match type_name(any) {
                 "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" => Ok(Self::Plaintext),
                 "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext" => {
                     let context: proto::DownstreamTlsContext = scope.unpack(any)?;
-                    Ok(Self::Tls(Arc::new(DownstreamTls::compile(&context, scope)?)))
+                    Ok(Self::Tls(Arc::new(DownstreamTls::compile(
+                        &context, scope,
+                    )?)))
                 }
                 other => scope.refuse(format!("unknown transport socket {other:?}")),
             }
@@ -95,17 +122,26 @@ pub(crate) fn type_name(any: &Any) -> &str {
 fn config_of<'m>(message: &'m core::TransportSocket, scope: &Scope) -> Result<&'m Any, Rejection> {
     match &message.config_type {
         Some(core::transport_socket::ConfigType::TypedConfig(any)) => Ok(any),
-        None => scope.refuse(format!("transport socket {:?} without typed_config", message.name)),
+        None => scope.refuse(format!(
+            "transport socket {:?} without typed_config",
+            message.name
+        )),
     }
 }
 
 impl DownstreamTls {
     /// Compiles Envoy's message.
-    pub fn compile(message: &proto::DownstreamTlsContext, scope: &mut Scope) -> Result<Self, Rejection> {
+    pub fn compile(
+        message: &proto::DownstreamTlsContext,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
         use proto::downstream_tls_context::SessionTicketKeysType;
         let common = scope.required("common_tls_context", message.common_tls_context.as_ref())?;
-        let common = scope.within("common_tls_context", |scope| CommonTls::compile(common, scope))?;
-        let require_client_certificate = boolean(message.require_client_certificate.as_ref(), false);
+        let common = scope.within("common_tls_context", |scope| {
+            CommonTls::compile(common, scope)
+        })?;
+        let require_client_certificate =
+            boolean(message.require_client_certificate.as_ref(), false);
         if common.certificates.is_empty() {
             return scope.refuse("a server needs a certificate");
         }
@@ -115,7 +151,9 @@ impl DownstreamTls {
         if require_client_certificate && common.validation.verifies_nothing() {
             return scope.refuse("require_client_certificate without anything to verify it by");
         }
-        if message.ocsp_staple_policy == proto::downstream_tls_context::OcspStaplePolicy::MustStaple as i32 {
+        if message.ocsp_staple_policy
+            == proto::downstream_tls_context::OcspStaplePolicy::MustStaple as i32
+        {
             return scope.refuse("OCSP stapling is unknown, so MUST_STAPLE cannot be kept");
         }
         scope.unsupported("session_timeout", message.session_timeout.is_some());
@@ -139,12 +177,19 @@ impl DownstreamTls {
 
 impl UpstreamTls {
     /// Compiles Envoy's message.
-    pub fn compile(message: &proto::UpstreamTlsContext, scope: &mut Scope) -> Result<Self, Rejection> {
+    pub fn compile(
+        message: &proto::UpstreamTlsContext,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
         let default = proto::CommonTlsContext::default();
         let common = message.common_tls_context.as_ref().unwrap_or(&default);
-        let common = scope.within("common_tls_context", |scope| CommonTls::compile(common, scope))?;
+        let common = scope.within("common_tls_context", |scope| {
+            CommonTls::compile(common, scope)
+        })?;
         if message.auto_sni_san_validation && common.validation.trust == Trust::None {
-            return scope.refuse("auto_sni_san_validation without anything that vouches for the certificate");
+            return scope.refuse(
+                "auto_sni_san_validation without anything that vouches for the certificate",
+            );
         }
         scope.unsupported("allow_renegotiation", message.allow_renegotiation);
         Ok(Self {
@@ -158,11 +203,13 @@ impl UpstreamTls {
 
 impl CommonTls {
     fn compile(message: &proto::CommonTlsContext, scope: &mut Scope) -> Result<Self, Rejection> {
-        if message.custom_handshaker.is_some() || message.custom_tls_certificate_selector.is_some() {
+        if message.custom_handshaker.is_some() || message.custom_tls_certificate_selector.is_some()
+        {
             return scope.refuse("custom handshakers and certificate selectors are unknown");
         }
         scope.unsupported("key_log", message.key_log.is_some());
-        let mut certificates = scope.each("tls_certificates", &message.tls_certificates, certificate)?;
+        let mut certificates =
+            scope.each("tls_certificates", &message.tls_certificates, certificate)?;
         certificates.extend(scope.each(
             "tls_certificate_sds_secret_configs",
             &message.tls_certificate_sds_secret_configs,
@@ -170,16 +217,21 @@ impl CommonTls {
         )?);
         let validation = match &message.validation_context_type {
             None => Validation::none(),
-            Some(ValidationContextType::ValidationContext(context)) => {
-                scope.within("validation_context", |scope| Validation::compile(context, scope))?
-            }
-            Some(ValidationContextType::ValidationContextSdsSecretConfig(config)) => {
-                Validation { trust: Trust::Secret(secret(config, scope)?), ..Validation::none() }
-            }
+            Some(ValidationContextType::ValidationContext(context)) => scope
+                .within("validation_context", |scope| {
+                    Validation::compile(context, scope)
+                })?,
+            Some(ValidationContextType::ValidationContextSdsSecretConfig(config)) => Validation {
+                trust: Trust::Secret(secret(config, scope)?),
+                ..Validation::none()
+            },
             Some(ValidationContextType::CombinedValidationContext(combined)) => {
                 scope.within("combined_validation_context", |scope| {
                     let default = proto::CertificateValidationContext::default();
-                    let context = combined.default_validation_context.as_ref().unwrap_or(&default);
+                    let context = combined
+                        .default_validation_context
+                        .as_ref()
+                        .unwrap_or(&default);
                     let mut validation = Validation::compile(context, scope)?;
                     if let Some(config) = &combined.validation_context_sds_secret_config {
                         validation.trust = Trust::Secret(secret(config, scope)?);
@@ -191,23 +243,36 @@ impl CommonTls {
         };
         validation.check(scope)?;
         let parameters = message.tls_params.clone().unwrap_or_default();
-        let version = |value: i32, default: TlsVersion, lowest: bool, scope: &Scope| match TlsProtocol::try_from(value)
-        {
-            Ok(TlsProtocol::TlsAuto) => Ok(default),
-            Ok(TlsProtocol::TlSv12) => Ok(TlsVersion::V12),
-            Ok(TlsProtocol::TlSv13) => Ok(TlsVersion::V13),
-            // Older ones are never spoken; as a lower bound they mean 1.2.
-            Ok(TlsProtocol::TlSv10 | TlsProtocol::TlSv11) if lowest => Ok(TlsVersion::V12),
-            _ => scope.refuse("versions of TLS below 1.2 are not spoken"),
+        let version = |value: i32, default: TlsVersion, lowest: bool, scope: &Scope| {
+            match TlsProtocol::try_from(value) {
+                Ok(TlsProtocol::TlsAuto) => Ok(default),
+                Ok(TlsProtocol::TlSv12) => Ok(TlsVersion::V12),
+                Ok(TlsProtocol::TlSv13) => Ok(TlsVersion::V13),
+                // Older ones are never spoken; as a lower bound they mean 1.2.
+                Ok(TlsProtocol::TlSv10 | TlsProtocol::TlSv11) if lowest => Ok(TlsVersion::V12),
+                _ => scope.refuse("versions of TLS below 1.2 are not spoken"),
+            }
         };
-        let min_version = version(parameters.tls_minimum_protocol_version, TlsVersion::V12, true, scope)?;
-        let max_version = version(parameters.tls_maximum_protocol_version, TlsVersion::V13, false, scope)?;
+        let min_version = version(
+            parameters.tls_minimum_protocol_version,
+            TlsVersion::V12,
+            true,
+            scope,
+        )?;
+        let max_version = version(
+            parameters.tls_maximum_protocol_version,
+            TlsVersion::V13,
+            false,
+            scope,
+        )?;
         if min_version > max_version {
             return scope.refuse("tls_minimum_protocol_version is above the maximum");
         }
         // Both narrow what may be agreed on: without them more would be accepted than is meant.
-        if !parameters.signature_algorithms.is_empty() || !parameters.compliance_policies.is_empty() {
-            return scope.refuse("tls_params.signature_algorithms and compliance_policies are unknown");
+        if !parameters.signature_algorithms.is_empty() || !parameters.compliance_policies.is_empty()
+        {
+            return scope
+                .refuse("tls_params.signature_algorithms and compliance_policies are unknown");
         }
         if message.tls_certificate_provider_instance.is_some() {
             return scope.refuse("certificate providers are unknown");
@@ -220,7 +285,11 @@ impl CommonTls {
         Ok(Self {
             certificates,
             validation,
-            alpn: message.alpn_protocols.iter().map(|name| name.as_str().into()).collect(),
+            alpn: message
+                .alpn_protocols
+                .iter()
+                .map(|name| name.as_str().into())
+                .collect(),
             min_version,
             max_version,
             cipher_suites,
@@ -247,24 +316,42 @@ impl Validation {
     }
 
     /// Compiles Envoy's message, as it stands in a context or in a secret.
-    pub fn compile(message: &proto::CertificateValidationContext, scope: &mut Scope) -> Result<Self, Rejection> {
+    pub fn compile(
+        message: &proto::CertificateValidationContext,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
         use proto::subject_alt_name_matcher::SanType;
-        if message.custom_validator_config.is_some() || message.ca_certificate_provider_instance.is_some() {
+        if message.custom_validator_config.is_some()
+            || message.ca_certificate_provider_instance.is_some()
+        {
             return scope.refuse("custom validators and certificate providers are unknown");
         }
         if boolean(message.require_signed_certificate_timestamp.as_ref(), false) {
             return scope.refuse("signed certificate timestamps are unknown");
         }
         if message.max_verify_depth.is_some() {
-            return scope.refuse("max_verify_depth is unknown; chains have at most 10 certificates");
+            return scope
+                .refuse("max_verify_depth is unknown; chains have at most 10 certificates");
         }
         // Without these more is refused than is meant, which is safe.
-        let untrusted = proto::certificate_validation_context::TrustChainVerification::AcceptUntrusted as i32;
-        scope.unsupported("allow_expired_certificate", message.allow_expired_certificate);
-        scope.unsupported("trust_chain_verification", message.trust_chain_verification == untrusted);
-        scope.unsupported("only_verify_leaf_cert_crl", message.only_verify_leaf_cert_crl);
-        let mut san_matchers =
-            scope.each("match_typed_subject_alt_names", &message.match_typed_subject_alt_names, |scope, san| {
+        let untrusted =
+            proto::certificate_validation_context::TrustChainVerification::AcceptUntrusted as i32;
+        scope.unsupported(
+            "allow_expired_certificate",
+            message.allow_expired_certificate,
+        );
+        scope.unsupported(
+            "trust_chain_verification",
+            message.trust_chain_verification == untrusted,
+        );
+        scope.unsupported(
+            "only_verify_leaf_cert_crl",
+            message.only_verify_leaf_cert_crl,
+        );
+        let mut san_matchers = scope.each(
+            "match_typed_subject_alt_names",
+            &message.match_typed_subject_alt_names,
+            |scope, san| {
                 let kind = match SanType::try_from(san.san_type) {
                     Ok(SanType::Dns) => SanKind::Dns,
                     Ok(SanType::Uri) => SanKind::Uri,
@@ -273,26 +360,46 @@ impl Validation {
                     _ => return scope.refuse("unknown san_type"),
                 };
                 let value = scope.required("matcher", san.matcher.as_ref())?;
-                Ok(SanMatch { kind, value: StringMatch::compile(value, scope)? })
-            })?;
+                Ok(SanMatch {
+                    kind,
+                    value: StringMatch::compile(value, scope)?,
+                })
+            },
+        )?;
         #[allow(deprecated)] // what Istio sends
         let untyped = &message.match_subject_alt_names;
-        san_matchers.extend(scope.each("match_subject_alt_names", untyped, |scope, value| {
-            Ok(SanMatch { kind: SanKind::Any, value: StringMatch::compile(value, scope)? })
-        })?);
+        san_matchers.extend(
+            scope.each("match_subject_alt_names", untyped, |scope, value| {
+                Ok(SanMatch {
+                    kind: SanKind::Any,
+                    value: StringMatch::compile(value, scope)?,
+                })
+            })?,
+        );
         let trust = match (&message.trusted_ca, &message.system_root_certs) {
             (Some(source), _) => Trust::Inline(data_source(source, scope)?),
             (None, Some(_)) => Trust::System,
             (None, None) => Trust::None,
         };
-        let spki_pins = scope.each("verify_certificate_spki", &message.verify_certificate_spki, |scope, pin| {
-            let bytes = STANDARD.decode(pin).ok().and_then(|bytes| bytes.try_into().ok());
-            bytes.ok_or_else(|| scope.reject("not the SHA-256 of a public key in base64"))
-        })?;
-        let certificate_pins =
-            scope.each("verify_certificate_hash", &message.verify_certificate_hash, |scope, pin| {
-                sha256_of_hex(pin).ok_or_else(|| scope.reject("not the SHA-256 of a certificate in hexadecimal"))
-            })?;
+        let spki_pins = scope.each(
+            "verify_certificate_spki",
+            &message.verify_certificate_spki,
+            |scope, pin| {
+                let bytes = STANDARD
+                    .decode(pin)
+                    .ok()
+                    .and_then(|bytes| bytes.try_into().ok());
+                bytes.ok_or_else(|| scope.reject("not the SHA-256 of a public key in base64"))
+            },
+        )?;
+        let certificate_pins = scope.each(
+            "verify_certificate_hash",
+            &message.verify_certificate_hash,
+            |scope, pin| {
+                sha256_of_hex(pin)
+                    .ok_or_else(|| scope.reject("not the SHA-256 of a certificate in hexadecimal"))
+            },
+        )?;
         Ok(Self {
             trust,
             san_matchers,
@@ -333,18 +440,30 @@ fn sha256_of_hex(text: &str) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-fn certificate(scope: &mut Scope, message: &proto::TlsCertificate) -> Result<CertificateSource, Rejection> {
-    if message.private_key_provider.is_some() || message.pkcs12.is_some() || message.password.is_some() {
+fn certificate(
+    scope: &mut Scope,
+    message: &proto::TlsCertificate,
+) -> Result<CertificateSource, Rejection> {
+    if message.private_key_provider.is_some()
+        || message.pkcs12.is_some()
+        || message.password.is_some()
+    {
         return scope.refuse("private key providers, PKCS #12 and encrypted keys are unknown");
     }
     scope.unsupported("ocsp_staple", message.ocsp_staple.is_some());
     let chain = scope.required("certificate_chain", message.certificate_chain.as_ref())?;
     let key = scope.required("private_key", message.private_key.as_ref())?;
-    Ok(CertificateSource::Inline { chain: data_source(chain, scope)?, key: data_source(key, scope)? })
+    Ok(CertificateSource::Inline {
+        chain: data_source(chain, scope)?,
+        key: data_source(key, scope)?,
+    })
 }
 
 /// Compiles a data source.
-pub(crate) fn data_source(message: &core::DataSource, scope: &Scope) -> Result<DataSource, Rejection> {
+pub(crate) fn data_source(
+    message: &core::DataSource,
+    scope: &Scope,
+) -> Result<DataSource, Rejection> {
     use core::data_source::Specifier;
     Ok(match &message.specifier {
         Some(Specifier::Filename(path)) => DataSource::File(path.as_str().into()),
@@ -360,19 +479,29 @@ fn secret(message: &proto::SdsSecretConfig, scope: &Scope) -> Result<SecretRef, 
     if message.name.is_empty() {
         return scope.refuse("a secret without name");
     }
-    let source = match message.sds_config.as_ref().and_then(|config| config.config_source_specifier.as_ref()) {
+    let source = match message
+        .sds_config
+        .as_ref()
+        .and_then(|config| config.config_source_specifier.as_ref())
+    {
         None | Some(ConfigSourceSpecifier::PathConfigSource(_)) => SecretSource::Static,
         Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => SecretSource::Ads,
         Some(ConfigSourceSpecifier::ApiConfigSource(api)) => match grpc_cluster(api) {
             Some(cluster) => SecretSource::Cluster(cluster.into()),
             None => {
-                return scope.refuse(format!("secret {:?} comes from neither ADS nor an Envoy cluster", message.name));
+                return scope.refuse(format!(
+                    "secret {:?} comes from neither ADS nor an Envoy cluster",
+                    message.name
+                ));
             }
         },
         #[allow(deprecated)]
         Some(ConfigSourceSpecifier::Path(_)) => SecretSource::Static,
     };
-    Ok(SecretRef { name: message.name.as_str().into(), source })
+    Ok(SecretRef {
+        name: message.name.as_str().into(),
+        source,
+    })
 }
 
 /// The cluster of the first gRPC service of an API source.

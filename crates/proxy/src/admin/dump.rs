@@ -9,14 +9,19 @@ use super::query::Query;
 use crate::control::state::{Origin, Received};
 use crate::start::Inspector;
 
-/// The dump. Endpoints only with `include_eds`; `resource=` picks one list, `name_regex=` resources by their names.
+/// The dump. Endpoints only with `include_eds`; `resource=` picks one list, `name_regex=` resources
+/// by their names.
 pub async fn config(inspector: &Inspector, query: &Query<'_>) -> Result<Value, String> {
     let with_endpoints = query.has("include_eds");
     let wanted = query.get("resource");
     let names = query.regex("name_regex")?;
     let all: Vec<(&'static str, Vec<Received>)> = inspector
         .look(|state, _, _| {
-            state.received().into_iter().map(|(url, list)| (url, list.into_iter().cloned().collect())).collect()
+            state
+                .received()
+                .into_iter()
+                .map(|(url, list)| (url, list.into_iter().cloned().collect()))
+                .collect()
         })
         .await
         .unwrap_or_default();
@@ -46,7 +51,9 @@ pub async fn config(inspector: &Inspector, query: &Query<'_>) -> Result<Value, S
     Ok(match wanted {
         None => json!({ "configs": configs }),
         Some(wanted) => {
-            let lists = configs.into_iter().filter_map(|mut config| config.get_mut(wanted).map(Value::take));
+            let lists = configs
+                .into_iter()
+                .filter_map(|mut config| config.get_mut(wanted).map(Value::take));
             let flat = lists.flat_map(|list| match list {
                 Value::Array(items) => items,
                 other => vec![other],
@@ -58,10 +65,30 @@ pub async fn config(inspector: &Inspector, query: &Query<'_>) -> Result<Value, S
 
 fn one_type(reflection: &Reflection, type_url: &str, list: &[Received]) -> Value {
     let (dump, key, fixed, dynamic) = match type_url {
-        CLUSTER => ("ClustersConfigDump", "cluster", "static_clusters", "dynamic_active_clusters"),
-        LISTENER => ("ListenersConfigDump", "listener", "static_listeners", "dynamic_listeners"),
-        ROUTE => ("RoutesConfigDump", "route_config", "static_route_configs", "dynamic_route_configs"),
-        _ => ("EndpointsConfigDump", "endpoint_config", "static_endpoint_configs", "dynamic_endpoint_configs"),
+        CLUSTER => (
+            "ClustersConfigDump",
+            "cluster",
+            "static_clusters",
+            "dynamic_active_clusters",
+        ),
+        LISTENER => (
+            "ListenersConfigDump",
+            "listener",
+            "static_listeners",
+            "dynamic_listeners",
+        ),
+        ROUTE => (
+            "RoutesConfigDump",
+            "route_config",
+            "static_route_configs",
+            "dynamic_route_configs",
+        ),
+        _ => (
+            "EndpointsConfigDump",
+            "endpoint_config",
+            "static_endpoint_configs",
+            "dynamic_endpoint_configs",
+        ),
     };
     let show = |received: &Received| {
         let mut entry = Map::new();
@@ -79,13 +106,19 @@ fn one_type(reflection: &Reflection, type_url: &str, list: &[Received]) -> Value
                 entry.insert("error_state".to_owned(), json!({ "details": reason }));
             }
             if !received.warnings.is_empty() {
-                let warnings: Vec<String> = received.warnings.iter().map(ToString::to_string).collect();
+                let warnings: Vec<String> =
+                    received.warnings.iter().map(ToString::to_string).collect();
                 entry.insert("not_honoured".to_owned(), json!(warnings));
             }
         }
         entry
     };
-    let of = |origin: Origin| list.iter().filter(|received| received.origin == origin).map(show).collect::<Vec<_>>();
+    let of = |origin: Origin| {
+        list.iter()
+            .filter(|received| received.origin == origin)
+            .map(show)
+            .collect::<Vec<_>>()
+    };
     json!({
         "@type": format!("type.googleapis.com/envoy.admin.v3.{dump}"),
         fixed: of(Origin::Static),
@@ -100,8 +133,10 @@ fn secrets(inspector: &Inspector) -> Value {
         let secret = store.get(&name)?;
         let mut message = Map::new();
         message.insert("name".to_owned(), json!(name));
-        message
-            .insert("@type".to_owned(), json!("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"));
+        message.insert(
+            "@type".to_owned(),
+            json!("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"),
+        );
         if let Some(identity) = &secret.identity {
             message.insert(
                 "tls_certificate".to_owned(),
@@ -112,8 +147,10 @@ fn secrets(inspector: &Inspector) -> Value {
             );
         }
         if let Some(trust) = &secret.trust {
-            message
-                .insert("validation_context".to_owned(), json!({ "trusted_ca": { "inline_string": trust.to_pem() } }));
+            message.insert(
+                "validation_context".to_owned(),
+                json!({ "trusted_ca": { "inline_string": trust.to_pem() } }),
+            );
         }
         Some(json!({ "name": name, "secret": message }))
     });

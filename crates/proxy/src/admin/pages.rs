@@ -41,22 +41,37 @@ pub fn own_metrics(common: &Common, out: &mut String) {
     let rows: [(&str, &str, String); 4] = [
         ("envoy_server_uptime", "gauge", uptime.to_string()),
         ("envoy_server_live", "gauge", live.to_string()),
-        ("envoy_server_total_connections", "gauge", common.connections.get().to_string()),
-        ("meltemi_access_log_dropped_total", "counter", common.logs.dropped().to_string()),
+        (
+            "envoy_server_total_connections",
+            "gauge",
+            common.connections.get().to_string(),
+        ),
+        (
+            "meltemi_access_log_dropped_total",
+            "counter",
+            common.logs.dropped().to_string(),
+        ),
     ];
     for (name, kind, value) in rows {
         // Writing to a String cannot fail.
         let _ = writeln!(out, "# TYPE {name} {kind}\n{name} {value}");
     }
     let version = env!("CARGO_PKG_VERSION");
-    let _ = writeln!(out, "# TYPE istio_build gauge\nistio_build{{component=\"proxy\",tag=\"meltemi-{version}\"}} 1");
+    let _ = writeln!(
+        out,
+        "# TYPE istio_build gauge\nistio_build{{component=\"proxy\",tag=\"meltemi-{version}\"}} 1"
+    );
 }
 
 type Entries = Vec<(Arc<str>, Arc<ClusterEntry>)>;
 
 async fn entries(inspector: &Inspector) -> (Entries, HashMap<(Arc<str>, SocketAddr), usize>) {
     let all = inspector.look(|_, published, _| {
-        let mut all: Entries = published.clusters.iter().map(|(name, entry)| (name.clone(), entry.clone())).collect();
+        let mut all: Entries = published
+            .clusters
+            .iter()
+            .map(|(name, entry)| (name.clone(), entry.clone()))
+            .collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
     });
@@ -87,21 +102,47 @@ pub async fn clusters_text(inspector: &Inspector) -> String {
     for (name, entry) in all {
         let cluster = &entry.cluster;
         let _ = writeln!(out, "{name}::observability_name::{name}");
-        for (priority, breakers) in ["default_priority", "high_priority"].iter().zip(&cluster.breakers) {
-            let _ = writeln!(out, "{name}::{priority}::max_connections::{}", breakers.max_connections);
-            let _ = writeln!(out, "{name}::{priority}::max_pending_requests::{}", breakers.max_pending);
-            let _ = writeln!(out, "{name}::{priority}::max_requests::{}", breakers.max_requests);
-            let _ = writeln!(out, "{name}::{priority}::max_retries::{}", breakers.max_retries);
+        for (priority, breakers) in ["default_priority", "high_priority"]
+            .iter()
+            .zip(&cluster.breakers)
+        {
+            let _ = writeln!(
+                out,
+                "{name}::{priority}::max_connections::{}",
+                breakers.max_connections
+            );
+            let _ = writeln!(
+                out,
+                "{name}::{priority}::max_pending_requests::{}",
+                breakers.max_pending
+            );
+            let _ = writeln!(
+                out,
+                "{name}::{priority}::max_requests::{}",
+                breakers.max_requests
+            );
+            let _ = writeln!(
+                out,
+                "{name}::{priority}::max_retries::{}",
+                breakers.max_retries
+            );
         }
         for (endpoint, live) in entry.endpoints.endpoints.iter().zip(&entry.hosts) {
             let at = endpoint.address.to_string();
             let place = entry.endpoints.localities.get(endpoint.locality as usize);
             if let Some(live) = live {
-                let connections = open.get(&(name.clone(), live.address)).copied().unwrap_or_default();
+                let connections = open
+                    .get(&(name.clone(), live.address))
+                    .copied()
+                    .unwrap_or_default();
                 let _ = writeln!(out, "{name}::{at}::cx_active::{connections}");
                 let _ = writeln!(out, "{name}::{at}::rq_total::{}", live.total.load(Relaxed));
                 let _ = writeln!(out, "{name}::{at}::rq_error::{}", live.errors.load(Relaxed));
-                let _ = writeln!(out, "{name}::{at}::rq_active::{}", live.active.load(Relaxed));
+                let _ = writeln!(
+                    out,
+                    "{name}::{at}::rq_active::{}",
+                    live.active.load(Relaxed)
+                );
                 let flags = match (live.is_ejected(), endpoint.status) {
                     (true, _) => "/failed_outlier_check",
                     (false, EndpointStatus::Healthy | EndpointStatus::Degraded) => "healthy",
@@ -202,9 +243,13 @@ pub async fn listeners_text(inspector: &Inspector) -> String {
 pub async fn listeners_json(inspector: &Inspector) -> Value {
     let show = |address: &Address| match address {
         Address::Socket(address) => socket(*address),
-        Address::Name(name, port) => json!({ "socket_address": { "address": name, "port_value": port } }),
+        Address::Name(name, port) => {
+            json!({ "socket_address": { "address": name, "port_value": port } })
+        }
         Address::Pipe(path) => json!({ "pipe": { "path": path } }),
-        Address::Internal(name) => json!({ "envoy_internal_address": { "server_listener_name": name } }),
+        Address::Internal(name) => {
+            json!({ "envoy_internal_address": { "server_listener_name": name } })
+        }
     };
     let all = inspector.listeners().await;
     let each = all.iter().map(|(name, addresses)| {

@@ -12,9 +12,11 @@ impl<'a> Query<'a> {
     /// Of a URI.
     pub fn of(text: &'a str) -> Self {
         let decoded = |text: &'a str| percent_decode_str(text).decode_utf8_lossy();
-        let pairs = text.split('&').filter(|pair| !pair.is_empty()).map(|pair| match pair.split_once('=') {
-            Some((key, value)) => (decoded(key), decoded(value)),
-            None => (decoded(pair), Cow::Borrowed("")),
+        let pairs = text.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+            match pair.split_once('=') {
+                Some((key, value)) => (decoded(key), decoded(value)),
+                None => (decoded(pair), Cow::Borrowed("")),
+            }
         });
         Self(pairs.collect())
     }
@@ -26,7 +28,9 @@ impl<'a> Query<'a> {
 
     /// The first value of this key.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.pairs().find(|(name, _)| *name == key).map(|(_, value)| value)
+        self.pairs()
+            .find(|(name, _)| *name == key)
+            .map(|(_, value)| value)
     }
 
     /// Whether the key stands there at all.
@@ -34,10 +38,15 @@ impl<'a> Query<'a> {
         self.get(key).is_some()
     }
 
-    /// The value as a regular expression, searched for anywhere in a name. The error is for the one who asked.
+    /// The value as a regular expression, searched for anywhere in a name. The error is for the one
+    /// who asked.
     pub fn regex(&self, key: &str) -> Result<Option<Regex>, String> {
-        let Some(text) = self.get(key) else { return Ok(None) };
-        Regex::new(text).map(Some).map_err(|error| format!("{key}={text} is no regular expression: {error}\n"))
+        let Some(text) = self.get(key) else {
+            return Ok(None);
+        };
+        Regex::new(text)
+            .map(Some)
+            .map_err(|error| format!("{key}={text} is no regular expression: {error}\n"))
     }
 }
 
@@ -48,11 +57,27 @@ mod tests {
     #[test]
     fn values_are_decoded_and_expressions_checked() {
         let query = Query::of("filter=%5Ecds%5C.&usedonly&&format=json");
-        assert_eq!((query.get("filter"), query.get("format")), (Some("^cds\\."), Some("json")));
+        assert_eq!(
+            (query.get("filter"), query.get("format")),
+            (Some("^cds\\."), Some("json"))
+        );
         assert!(query.has("usedonly") && !query.has("") && !query.has("json"));
-        let filter = query.regex("filter").expect("it is one").expect("it is there");
+        let filter = query
+            .regex("filter")
+            .expect("it is one")
+            .expect("it is there");
         assert!(filter.is_match("cds.update_success") && !filter.is_match("a.cds."));
-        assert!(Query::of("filter=%28").regex("filter").expect_err("it is none").starts_with("filter=( is no"));
-        assert!(query.regex("name_regex").expect("nothing is no error").is_none());
+        assert!(
+            Query::of("filter=%28")
+                .regex("filter")
+                .expect_err("it is none")
+                .starts_with("filter=( is no")
+        );
+        assert!(
+            query
+                .regex("name_regex")
+                .expect("nothing is no error")
+                .is_none()
+        );
     }
 }

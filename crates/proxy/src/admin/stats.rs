@@ -57,7 +57,10 @@ impl Stat {
             Of::Http(prefix) => ("http_", Some(("http_conn_manager_prefix", prefix))),
             Of::Listener(address) => ("listener_", Some(("listener_address", address))),
         };
-        let mut labels: Vec<_> = label.into_iter().map(|(label, value)| (label, value.to_string())).collect();
+        let mut labels: Vec<_> = label
+            .into_iter()
+            .map(|(label, value)| (label, value.to_string()))
+            .collect();
         let mut name = self.name.clone().into_owned();
         if let Some((before, code)) = self.name.rsplit_once("_rq_") {
             if let Some(class) = code.strip_suffix("xx") {
@@ -69,7 +72,10 @@ impl Stat {
             }
         }
         let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
-        (format!("envoy_{of}{}", name.chars().map(word).collect::<String>()), labels)
+        (
+            format!("envoy_{of}{}", name.chars().map(word).collect::<String>()),
+            labels,
+        )
     }
 }
 
@@ -78,11 +84,21 @@ struct Rows<'a>(&'a mut Vec<Stat>, Of);
 
 impl Rows<'_> {
     fn counter(&mut self, name: impl Into<Cow<'static, str>>, value: u64) {
-        self.0.push(Stat { of: self.1.clone(), name: name.into(), is_gauge: false, value });
+        self.0.push(Stat {
+            of: self.1.clone(),
+            name: name.into(),
+            is_gauge: false,
+            value,
+        });
     }
 
     fn gauge(&mut self, name: impl Into<Cow<'static, str>>, value: u64) {
-        self.0.push(Stat { of: self.1.clone(), name: name.into(), is_gauge: true, value });
+        self.0.push(Stat {
+            of: self.1.clone(),
+            name: name.into(),
+            is_gauge: true,
+            value,
+        });
     }
 
     fn codes(&mut self, prefix: &str, codes: &Codes, with_single: bool) {
@@ -99,7 +115,10 @@ impl Rows<'_> {
         live.look(epoch_ms(Instant::now()));
         let in_use = |resource| u64::from(live.in_use(resource));
         self.counter("upstream_rq_total", totals.requests.load(Relaxed));
-        self.counter("upstream_rq_completed", counts.codes.classes().map(|(_, count)| count).sum());
+        self.counter(
+            "upstream_rq_completed",
+            counts.codes.classes().map(|(_, count)| count).sum(),
+        );
         self.codes("upstream_rq", &counts.codes, true);
         self.gauge("upstream_rq_active", in_use(Resource::Requests));
         self.counter("upstream_rq_pending_total", counts.pending.get());
@@ -108,26 +127,47 @@ impl Rows<'_> {
         self.counter("upstream_rq_pending_overflow", refused);
         self.counter("upstream_rq_retry", counts.retries.get());
         self.counter("upstream_rq_retry_success", counts.retry_success.get());
-        self.counter("upstream_rq_retry_overflow", live.refused(Resource::Retries));
-        self.counter("upstream_rq_retry_limit_exceeded", counts.retry_limit_exceeded.get());
+        self.counter(
+            "upstream_rq_retry_overflow",
+            live.refused(Resource::Retries),
+        );
+        self.counter(
+            "upstream_rq_retry_limit_exceeded",
+            counts.retry_limit_exceeded.get(),
+        );
         self.counter("upstream_rq_timeout", counts.timeout.get());
         self.counter("upstream_rq_per_try_timeout", counts.per_try_timeout.get());
         self.counter("upstream_cx_total", totals.connections.load(Relaxed));
         self.gauge("upstream_cx_active", in_use(Resource::Connections));
-        self.counter("upstream_cx_connect_fail", totals.connect_fail.load(Relaxed));
-        self.counter("upstream_cx_connect_timeout", totals.connect_timeout.load(Relaxed));
+        self.counter(
+            "upstream_cx_connect_fail",
+            totals.connect_fail.load(Relaxed),
+        );
+        self.counter(
+            "upstream_cx_connect_timeout",
+            totals.connect_timeout.load(Relaxed),
+        );
         self.counter("upstream_cx_overflow", live.refused(Resource::Connections));
         self.counter("ssl.handshake", totals.handshakes.load(Relaxed));
         self.counter("ssl.connection_error", totals.tls_errors.load(Relaxed));
         if let Some(outlier) = &live.outlier {
             self.gauge("outlier_detection.ejections_active", live.ejected() as u64);
-            self.counter("outlier_detection.ejections_overflow", outlier.overflow.load(Relaxed));
+            self.counter(
+                "outlier_detection.ejections_overflow",
+                outlier.overflow.load(Relaxed),
+            );
             let mut total = 0;
             for (reason, name) in Reason::ALL {
                 let (detected, enforced) = outlier.ejections(reason);
                 total += enforced;
-                self.counter(format!("outlier_detection.ejections_detected_{name}"), detected);
-                self.counter(format!("outlier_detection.ejections_enforced_{name}"), enforced);
+                self.counter(
+                    format!("outlier_detection.ejections_detected_{name}"),
+                    detected,
+                );
+                self.counter(
+                    format!("outlier_detection.ejections_enforced_{name}"),
+                    enforced,
+                );
             }
             self.counter("outlier_detection.ejections_enforced_total", total);
         }
@@ -145,7 +185,10 @@ impl Rows<'_> {
     fn http(&mut self, counts: &HttpCounts) {
         self.counter("downstream_rq_total", counts.requests.get());
         self.gauge("downstream_rq_active", counts.active.get());
-        self.counter("downstream_rq_completed", counts.codes.classes().map(|(_, count)| count).sum());
+        self.counter(
+            "downstream_rq_completed",
+            counts.codes.classes().map(|(_, count)| count).sum(),
+        );
         self.codes("downstream_rq", &counts.codes, false);
         self.counter("downstream_cx_total", counts.connections.get());
         self.gauge("downstream_cx_active", counts.open.get());
@@ -170,8 +213,14 @@ impl Rows<'_> {
             self.counter(format!("{short}.update_success"), *taken);
             self.counter(format!("{short}.update_rejected"), *refused);
         }
-        self.gauge("listener_manager.total_listeners_active", published.listeners.len() as u64);
-        self.gauge("cluster_manager.active_clusters", published.clusters.len() as u64);
+        self.gauge(
+            "listener_manager.total_listeners_active",
+            published.listeners.len() as u64,
+        );
+        self.gauge(
+            "cluster_manager.active_clusters",
+            published.clusters.len() as u64,
+        );
     }
 }
 
@@ -184,8 +233,13 @@ pub async fn stats(inspector: &Inspector, filter: Option<&Regex>, used: bool) ->
     let mut process = Rows(&mut rows, Of::Process);
     process.gauge("server.uptime", common.since.elapsed().as_secs());
     process.gauge("server.live", u64::from(common.ready.load(Relaxed)));
-    process.gauge("server.total_connections", u64::try_from(common.connections.get()).unwrap_or(0));
-    rows.retain(|stat| (!used || stat.value != 0) && filter.is_none_or(|filter| filter.is_match(&stat.full())));
+    process.gauge(
+        "server.total_connections",
+        u64::try_from(common.connections.get()).unwrap_or(0),
+    );
+    rows.retain(|stat| {
+        (!used || stat.value != 0) && filter.is_none_or(|filter| filter.is_match(&stat.full()))
+    });
     rows.sort_by_cached_key(Stat::full);
     rows
 }
@@ -203,7 +257,9 @@ fn gather(published: &Published, status: &Status, counts: &Copied) -> Vec<Stat> 
     // Two listeners of one address, as one takes the other's place, count together.
     let mut by_address: HashMap<Arc<str>, ListenerCounts> = HashMap::new();
     for (name, listener) in &published.listeners {
-        let sum = by_address.entry(listener_name(listener).into()).or_default();
+        let sum = by_address
+            .entry(listener_name(listener).into())
+            .or_default();
         if let Some(counts) = counts.listeners.get(name) {
             sum.add(counts);
         }
@@ -220,30 +276,46 @@ fn gather(published: &Published, status: &Status, counts: &Copied) -> Vec<Stat> 
 
 /// One line each.
 pub fn text(rows: &[Stat]) -> String {
-    rows.iter().map(|stat| format!("{}: {}\n", stat.full(), stat.value)).collect()
+    rows.iter()
+        .map(|stat| format!("{}: {}\n", stat.full(), stat.value))
+        .collect()
 }
 
 /// `?format=json`
 pub fn as_json(rows: &[Stat]) -> Value {
-    let stats: Vec<Value> = rows.iter().map(|stat| json!({ "name": stat.full(), "value": stat.value })).collect();
+    let stats: Vec<Value> = rows
+        .iter()
+        .map(|stat| json!({ "name": stat.full(), "value": stat.value }))
+        .collect();
     json!({ "stats": stats })
 }
 
 /// `?format=prometheus`
 pub fn prometheus(rows: &[Stat]) -> String {
     // Those of the process itself stand among the other families already.
-    let others = rows.iter().filter(|stat| stat.of != Of::Process || !stat.name.starts_with("server."));
+    let others = rows
+        .iter()
+        .filter(|stat| stat.of != Of::Process || !stat.name.starts_with("server."));
     let mut families: Vec<_> = others.map(|stat| (stat.family(), stat)).collect();
     families.sort_by(|a, b| a.0.cmp(&b.0));
     let (mut out, mut last) = (String::new(), String::new());
     for ((family, labels), stat) in families {
         // Writing to a String cannot fail.
         if family != last {
-            let _ = writeln!(out, "# TYPE {family} {}", if stat.is_gauge { "gauge" } else { "counter" });
+            let _ = writeln!(
+                out,
+                "# TYPE {family} {}",
+                if stat.is_gauge { "gauge" } else { "counter" }
+            );
         }
         let labels: Vec<String> = labels
             .iter()
-            .map(|(name, value)| format!("{name}=\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"")))
+            .map(|(name, value)| {
+                format!(
+                    "{name}=\"{}\"",
+                    value.replace('\\', "\\\\").replace('"', "\\\"")
+                )
+            })
             .collect();
         let _ = writeln!(out, "{family}{{{}}} {}", labels.join(","), stat.value);
         last = family;
@@ -251,19 +323,26 @@ pub fn prometheus(rows: &[Stat]) -> String {
     out
 }
 
-/// Of a text in Prometheus' format the families that the filter is found in; `used`: the samples that are not 0.
+/// Of a text in Prometheus' format the families that the filter is found in; `used`: the samples
+/// that are not 0.
 pub fn filtered(text: &str, filter: Option<&Regex>, used: bool) -> String {
     let stays = |line: &&str| {
-        let comment = line.strip_prefix("# ").and_then(|rest| rest.split(' ').nth(1));
-        let name = comment.or_else(|| line.split(['{', ' ']).next()).unwrap_or_default();
+        let comment = line
+            .strip_prefix("# ")
+            .and_then(|rest| rest.split(' ').nth(1));
+        let name = comment
+            .or_else(|| line.split(['{', ' ']).next())
+            .unwrap_or_default();
         let is_zero = comment.is_none() && line.rsplit(' ').next() == Some("0");
         filter.is_none_or(|filter| filter.is_match(name)) && !(used && is_zero)
     };
-    text.lines().filter(stays).fold(String::new(), |mut out, line| {
-        out.push_str(line);
-        out.push('\n');
-        out
-    })
+    text.lines()
+        .filter(stays)
+        .fold(String::new(), |mut out, line| {
+            out.push_str(line);
+            out.push('\n');
+            out
+        })
 }
 
 #[cfg(test)]
@@ -271,7 +350,12 @@ mod tests {
     use super::*;
 
     fn stat(of: Of, name: &'static str, value: u64) -> Stat {
-        Stat { of, name: name.into(), is_gauge: false, value }
+        Stat {
+            of,
+            name: name.into(),
+            is_gauge: false,
+            value,
+        }
     }
 
     #[test]
@@ -305,13 +389,17 @@ mod tests {
 
     #[test]
     fn families_are_filtered_with_their_comments() {
-        let all = "# HELP a Things.\n# TYPE a counter\na{x=\"1\"} 2\na{x=\"2\"} 0\n# TYPE b gauge\nb 0\n";
+        let all =
+            "# HELP a Things.\n# TYPE a counter\na{x=\"1\"} 2\na{x=\"2\"} 0\n# TYPE b gauge\nb 0\n";
         let only = Regex::new("^a$").expect("good");
         assert_eq!(
             filtered(all, Some(&only), false),
             "# HELP a Things.\n# TYPE a counter\na{x=\"1\"} 2\na{x=\"2\"} 0\n"
         );
-        assert_eq!(filtered(all, Some(&only), true), "# HELP a Things.\n# TYPE a counter\na{x=\"1\"} 2\n");
+        assert_eq!(
+            filtered(all, Some(&only), true),
+            "# HELP a Things.\n# TYPE a counter\na{x=\"1\"} 2\n"
+        );
         assert_eq!(filtered(all, None, false), all);
     }
 }

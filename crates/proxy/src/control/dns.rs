@@ -10,8 +10,8 @@ use meltemi_proxy_config::cluster::{Cluster, Discovery, DnsFamily};
 use meltemi_proxy_config::endpoint::{Endpoint, EndpointSet};
 use tokio::sync::mpsc;
 
-/// Resolves for as long as the task lives. The first answer is sent even if it is empty, so that nobody waits for a
-/// name that does not exist; a name that fails later keeps what it had.
+/// Resolves for as long as the task lives. The first answer is sent even if it is empty, so that
+/// nobody waits for a name that does not exist; a name that fails later keeps what it had.
 pub async fn keep(cluster: Arc<Cluster>, answers: mpsc::Sender<(Arc<Cluster>, EndpointSet)>) {
     let (set, dns, logical) = match &cluster.discovery {
         Discovery::StrictDns(set, dns) => (set, dns, false),
@@ -21,12 +21,25 @@ pub async fn keep(cluster: Arc<Cluster>, answers: mpsc::Sender<(Arc<Cluster>, En
     let mut known = Known::default();
     let mut pause = dns.failure_refresh.0;
     loop {
-        let lookups = set.endpoints.iter().filter_map(|endpoint| name(endpoint)).map(async |(name, port)| {
-            let found = tokio::net::lookup_host((name, port)).await;
-            (name.to_owned(), found.map(|found| found.map(|address| address.ip()).collect()).ok())
-        });
+        let lookups = set
+            .endpoints
+            .iter()
+            .filter_map(|endpoint| name(endpoint))
+            .map(async |(name, port)| {
+                let found = tokio::net::lookup_host((name, port)).await;
+                (
+                    name.to_owned(),
+                    found
+                        .map(|found| found.map(|address| address.ip()).collect())
+                        .ok(),
+                )
+            });
         let failed = known.take_in(join_all(lookups).await);
-        if answers.send((cluster.clone(), known.endpoints(set, dns.family, logical))).await.is_err() {
+        if answers
+            .send((cluster.clone(), known.endpoints(set, dns.family, logical)))
+            .await
+            .is_err()
+        {
             return;
         }
         if failed {
@@ -67,7 +80,12 @@ impl Known {
             };
             let addresses = of_family(self.0.get(name).cloned().unwrap_or_default(), family);
             let count = if logical { 1 } else { addresses.len() };
-            endpoints.extend(addresses.into_iter().take(count).map(|ip| Arc::new(endpoint.resolved(ip))));
+            endpoints.extend(
+                addresses
+                    .into_iter()
+                    .take(count)
+                    .map(|ip| Arc::new(endpoint.resolved(ip))),
+            );
         }
         EndpointSet {
             name: set.name.clone(),
@@ -118,39 +136,70 @@ mod tests {
     fn a_name_that_fails_keeps_what_it_had_and_the_others_go_on() {
         let endpoint = |name: &str| {
             use meltemi_proto::envoy::config::core::v3 as core;
-            use meltemi_proto::envoy::config::endpoint::v3::{Endpoint, LbEndpoint, lb_endpoint::HostIdentifier};
+            use meltemi_proto::envoy::config::endpoint::v3::{
+                Endpoint, LbEndpoint, lb_endpoint::HostIdentifier,
+            };
             let socket = core::SocketAddress {
                 address: name.to_owned(),
                 port_specifier: Some(core::socket_address::PortSpecifier::PortValue(80)),
                 ..Default::default()
             };
-            let address = core::Address { address: Some(core::address::Address::SocketAddress(socket)) };
-            let endpoint = Endpoint { address: Some(address), ..Default::default() };
-            LbEndpoint { host_identifier: Some(HostIdentifier::Endpoint(endpoint)), ..Default::default() }
+            let address = core::Address {
+                address: Some(core::address::Address::SocketAddress(socket)),
+            };
+            let endpoint = Endpoint {
+                address: Some(address),
+                ..Default::default()
+            };
+            LbEndpoint {
+                host_identifier: Some(HostIdentifier::Endpoint(endpoint)),
+                ..Default::default()
+            }
         };
         let assignment = meltemi_proto::envoy::config::endpoint::v3::ClusterLoadAssignment {
             cluster_name: "c".to_owned(),
-            endpoints: vec![meltemi_proto::envoy::config::endpoint::v3::LocalityLbEndpoints {
-                lb_endpoints: vec![endpoint("one.test"), endpoint("two.test"), endpoint("10.0.0.9")],
-                ..Default::default()
-            }],
+            endpoints: vec![
+                meltemi_proto::envoy::config::endpoint::v3::LocalityLbEndpoints {
+                    lb_endpoints: vec![
+                        endpoint("one.test"),
+                        endpoint("two.test"),
+                        endpoint("10.0.0.9"),
+                    ],
+                    ..Default::default()
+                },
+            ],
             ..Default::default()
         };
-        let compiled = meltemi_proxy_config::Compiler::default().endpoints_from(&meltemi_proto::pack(&assignment));
+        let compiled = meltemi_proxy_config::Compiler::default()
+            .endpoints_from(&meltemi_proto::pack(&assignment));
         let (set, _) = compiled.expect("it compiles");
         let mut known = Known::default();
         let mut look = |one: Option<&[u8]>, two: Option<&[u8]>| {
-            let ips = |last: &[u8]| last.iter().map(|last| IpAddr::from([10, 0, 0, *last])).collect();
-            let failed = known.take_in(vec![("one.test".into(), one.map(ips)), ("two.test".into(), two.map(ips))]);
+            let ips = |last: &[u8]| {
+                last.iter()
+                    .map(|last| IpAddr::from([10, 0, 0, *last]))
+                    .collect()
+            };
+            let failed = known.take_in(vec![
+                ("one.test".into(), one.map(ips)),
+                ("two.test".into(), two.map(ips)),
+            ]);
             let endpoints = known.endpoints(&set, DnsFamily::Auto, false).endpoints;
-            let last = |endpoint: &Arc<Endpoint>| match endpoint.address.socket().map(|socket| socket.ip()) {
+            let last = |endpoint: &Arc<Endpoint>| match endpoint
+                .address
+                .socket()
+                .map(|socket| socket.ip())
+            {
                 Some(IpAddr::V4(ip)) => ip.octets()[3],
                 _ => 0,
             };
             (failed, endpoints.iter().map(last).collect::<Vec<_>>())
         };
         assert_eq!(look(None, Some(&[2])), (true, vec![2, 9]));
-        assert_eq!(look(Some(&[3, 1, 3]), Some(&[2])), (false, vec![1, 3, 2, 9]));
+        assert_eq!(
+            look(Some(&[3, 1, 3]), Some(&[2])),
+            (false, vec![1, 3, 2, 9])
+        );
         assert_eq!(look(None, Some(&[4])), (true, vec![1, 3, 4, 9]));
         assert_eq!(look(Some(&[]), None), (true, vec![4, 9]));
     }

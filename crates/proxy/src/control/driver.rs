@@ -31,12 +31,18 @@ pub type Look = Box<dyn FnOnce(&State, &Published, &Status) + Send>;
 /// What the rest of the process asks of the control side.
 pub enum Request {
     /// Resources that need no server: type, name and message each; and names to remove.
-    Apply(&'static str, Vec<(String, Any)>, Vec<String>, oneshot::Sender<Result<(), String>>),
+    Apply(
+        &'static str,
+        Vec<(String, Any)>,
+        Vec<String>,
+        oneshot::Sender<Result<(), String>>,
+    ),
     /// Where listeners listen: name and actual address.
     Addresses(oneshot::Sender<Vec<(Arc<str>, SocketAddr)>>),
     /// Looks at what was received and what serves.
     Inspect(Look),
-    /// The listeners that serve, and the addresses that lead to them: the actual ones, where there are sockets.
+    /// The listeners that serve, and the addresses that lead to them: the actual ones, where there
+    /// are sockets.
     Listeners(oneshot::Sender<Vec<(Arc<str>, Vec<Address>)>>),
     /// Ends in order: connections are asked to, new ones are served until the listeners are gone.
     Drain(Drained),
@@ -115,7 +121,11 @@ impl Driver {
     }
 
     /// Resources of the bootstrap; the first that is refused ends it.
-    pub fn apply_static(&mut self, type_url: &str, resources: &[(String, Any)]) -> Result<(), String> {
+    pub fn apply_static(
+        &mut self,
+        type_url: &str,
+        resources: &[(String, Any)],
+    ) -> Result<(), String> {
         let set = resources.iter().map(|(name, any)| (name.as_str(), "", any));
         match self.state.apply(type_url, set, &[], Origin::Static).nack() {
             Some(reason) => Err(reason),
@@ -131,7 +141,10 @@ impl Driver {
         xds: Option<meltemi_xds::ClientConfig>,
     ) {
         let mut events = xds.map(|config| {
-            let whole = config.initial.iter().filter(|(_, subscription)| subscription.wildcard);
+            let whole = config
+                .initial
+                .iter()
+                .filter(|(_, subscription)| subscription.wildcard);
             self.awaited = whole.map(|(type_url, _)| type_url.clone()).collect();
             let (handle, events) = meltemi_xds::Client::spawn(config);
             self.xds = Some(handle);
@@ -183,7 +196,9 @@ impl Driver {
             }
             Request::Addresses(answer) => {
                 let all = self.bound.iter();
-                let flat = all.flat_map(|(name, bound)| bound.iter().map(|(_, actual)| (name.clone(), *actual)));
+                let flat = all.flat_map(|(name, bound)| {
+                    bound.iter().map(|(_, actual)| (name.clone(), *actual))
+                });
                 let _ = answer.send(flat.collect());
             }
             Request::Inspect(look) => look(&self.state, &self.published, &self.status),
@@ -195,7 +210,9 @@ impl Driver {
                 self.drain(drained);
                 let at = Instant::now() + self.common.drain_time;
                 // A second call delays nothing, and may mean more listeners.
-                let (at, before) = self.stops.map_or((at, drained), |(sooner, drained)| (sooner.min(at), drained));
+                let (at, before) = self
+                    .stops
+                    .map_or((at, drained), |(sooner, drained)| (sooner.min(at), drained));
                 self.stops = Some((at, before.max(drained)));
             }
             Request::StopListening(drained) => self.stop(drained),
@@ -214,15 +231,26 @@ impl Driver {
     }
 
     fn listeners(&self) -> Vec<(Arc<str>, Vec<Address>)> {
-        let serves = self.published.listeners.iter().filter(|(name, _)| !self.status.bind_errors.contains_key(*name));
+        let serves = self
+            .published
+            .listeners
+            .iter()
+            .filter(|(name, _)| !self.status.bind_errors.contains_key(*name));
         let addressed = serves.map(|(name, listener)| {
             let bound = self.bound.get(name).map(Vec::as_slice).unwrap_or_default();
             let actual = |address: &Address| {
                 let asked = address.socket()?;
-                bound.iter().find(|(wanted, _)| *wanted == asked).map(|(_, actual)| Address::Socket(*actual))
+                bound
+                    .iter()
+                    .find(|(wanted, _)| *wanted == asked)
+                    .map(|(_, actual)| Address::Socket(*actual))
             };
             let all = std::iter::once(&listener.address).chain(&listener.additional_addresses);
-            (name.clone(), all.map(|address| actual(address).unwrap_or_else(|| address.clone())).collect())
+            (
+                name.clone(),
+                all.map(|address| actual(address).unwrap_or_else(|| address.clone()))
+                    .collect(),
+            )
         });
         addressed.collect()
     }
@@ -248,7 +276,9 @@ impl Driver {
         let applied = if update.type_url == SECRET {
             let mut applied = Applied::default();
             for resource in &update.set {
-                if let Err(reason) = apply_secrets(&self.common.secrets, &resource.name, &resource.any) {
+                if let Err(reason) =
+                    apply_secrets(&self.common.secrets, &resource.name, &resource.any)
+                {
                     applied.refused.push((resource.name.clone(), reason));
                 }
             }
@@ -257,14 +287,22 @@ impl Driver {
             }
             applied
         } else {
-            let set = update.set.iter().map(|r| (r.name.as_str(), r.version.as_str(), &r.any));
-            self.state.apply(&update.type_url, set, &update.removed, Origin::Dynamic)
+            let set = update
+                .set
+                .iter()
+                .map(|r| (r.name.as_str(), r.version.as_str(), &r.any));
+            self.state
+                .apply(&update.type_url, set, &update.removed, Origin::Dynamic)
         };
         self.awaited.remove(&update.type_url);
         // Subscriptions first: a server that sees the ACK then knows what we wait for.
         self.reconcile();
         let Some(xds) = &self.xds else { return };
-        let count = self.status.updates.entry(update.type_url.clone()).or_default();
+        let count = self
+            .status
+            .updates
+            .entry(update.type_url.clone())
+            .or_default();
         match applied.nack() {
             None => {
                 count.0 += 1;
@@ -274,7 +312,9 @@ impl Driver {
             Some(reason) => {
                 count.1 += 1;
                 tracing::warn!(type_url = %update.type_url, %reason, "update refused");
-                self.status.refusals.insert(update.type_url.clone(), reason.clone());
+                self.status
+                    .refusals
+                    .insert(update.type_url.clone(), reason.clone());
                 xds.nack(&update.type_url, &update.nonce, reason);
             }
         }
@@ -285,7 +325,9 @@ impl Driver {
         self.subscribe(ENDPOINT, self.state.wanted_endpoints());
         self.subscribe(ROUTE, self.state.wanted_routes());
         let secrets = self.state.wanted_secrets();
-        let from_ads = secrets.iter().filter(|secret| secret.source == SecretSource::Ads);
+        let from_ads = secrets
+            .iter()
+            .filter(|secret| secret.source == SecretSource::Ads);
         self.subscribe(SECRET, from_ads.map(|secret| secret.name.clone()).collect());
         self.state.forget_unused();
         self.keep_resolved();
@@ -297,7 +339,8 @@ impl Driver {
             let _ = worker.send(Command::Publish(published.clone()));
         }
         self.listen(&published);
-        if self.awaited.is_empty() && self.state.is_warm() && !self.common.ready.swap(true, Relaxed) {
+        if self.awaited.is_empty() && self.state.is_warm() && !self.common.ready.swap(true, Relaxed)
+        {
             self.ready.send_replace(true);
         }
     }
@@ -305,8 +348,14 @@ impl Driver {
     fn subscribe(&mut self, type_url: &'static str, wanted: BTreeSet<Arc<str>>) {
         let Some(xds) = &self.xds else { return };
         let asked = self.asked.entry(type_url).or_default();
-        let new: Vec<String> = wanted.difference(asked).map(|name| name.to_string()).collect();
-        let old: Vec<String> = asked.difference(&wanted).map(|name| name.to_string()).collect();
+        let new: Vec<String> = wanted
+            .difference(asked)
+            .map(|name| name.to_string())
+            .collect();
+        let old: Vec<String> = asked
+            .difference(&wanted)
+            .map(|name| name.to_string())
+            .collect();
         if !new.is_empty() {
             xds.subscribe(type_url, new);
         }
@@ -317,10 +366,15 @@ impl Driver {
     }
 
     fn keep_resolved(&mut self) {
-        let wanted: HashMap<Arc<str>, Arc<Cluster>> =
-            self.state.to_resolve().map(|cluster| (cluster.name.clone(), cluster.clone())).collect();
+        let wanted: HashMap<Arc<str>, Arc<Cluster>> = self
+            .state
+            .to_resolve()
+            .map(|cluster| (cluster.name.clone(), cluster.clone()))
+            .collect();
         self.resolving.retain(|name, (cluster, task)| {
-            let stays = wanted.get(name).is_some_and(|wanted| Arc::ptr_eq(wanted, cluster));
+            let stays = wanted
+                .get(name)
+                .is_some_and(|wanted| Arc::ptr_eq(wanted, cluster));
             if !stays {
                 task.abort();
             }
@@ -337,19 +391,27 @@ impl Driver {
     /// Opens and closes listening sockets.
     fn listen(&mut self, published: &Published) {
         let mut wanted: HashMap<&Arc<str>, Vec<(&Arc<Listener>, SocketAddr)>> = HashMap::new();
-        let stays = |listener: &Listener| !self.stopped.is_some_and(|stopped| stopped.has(listener));
-        let listening = published.listeners.iter().filter(|(_, listener)| listener.bind_to_port && stays(listener));
+        let stays =
+            |listener: &Listener| !self.stopped.is_some_and(|stopped| stopped.has(listener));
+        let listening = published
+            .listeners
+            .iter()
+            .filter(|(_, listener)| listener.bind_to_port && stays(listener));
         for (name, listener) in listening {
-            let addresses = std::iter::once(&listener.address).chain(&listener.additional_addresses);
+            let addresses =
+                std::iter::once(&listener.address).chain(&listener.additional_addresses);
             let sockets = addresses.filter_map(|address| Some((listener, address.socket()?)));
             wanted.insert(name, sockets.collect());
         }
-        self.status.bind_errors.retain(|name, _| wanted.contains_key(name));
+        self.status
+            .bind_errors
+            .retain(|name, _| wanted.contains_key(name));
         let workers = &self.workers;
         self.bound.retain(|name, bound| {
             let keep = wanted.get(name);
             bound.retain(|(asked, actual)| {
-                let stays = keep.is_some_and(|sockets| sockets.iter().any(|(_, address)| address == asked));
+                let stays =
+                    keep.is_some_and(|sockets| sockets.iter().any(|(_, address)| address == asked));
                 if !stays {
                     for worker in workers {
                         let _ = worker.send(Command::Unlisten(name.clone(), *actual));
@@ -361,7 +423,11 @@ impl Driver {
         });
         for (name, sockets) in wanted {
             for (listener, address) in sockets {
-                if self.bound.get(name).is_some_and(|bound| bound.iter().any(|(asked, _)| *asked == address)) {
+                if self
+                    .bound
+                    .get(name)
+                    .is_some_and(|bound| bound.iter().any(|(asked, _)| *asked == address))
+                {
                     continue;
                 }
                 let mut options = ListenOptions::new(address);
@@ -371,15 +437,26 @@ impl Driver {
                 match self.common.binder.bind(&options, workers.len()) {
                     Ok(sockets) => {
                         self.status.bind_errors.remove(name);
-                        let actual = sockets.first().and_then(|socket| socket.local_addr().ok()).unwrap_or(address);
+                        let actual = sockets
+                            .first()
+                            .and_then(|socket| socket.local_addr().ok())
+                            .unwrap_or(address);
                         for (worker, socket) in workers.iter().cycle().zip(sockets) {
                             let _ = worker.send(Command::Listen(name.clone(), actual, socket));
                         }
-                        self.bound.entry(name.clone()).or_default().push((address, actual));
+                        self.bound
+                            .entry(name.clone())
+                            .or_default()
+                            .push((address, actual));
                         tracing::info!(listener = %name, address = %actual, "listening");
                     }
                     Err(error) => {
-                        if self.status.bind_errors.insert(name.clone(), error.to_string()).is_none() {
+                        if self
+                            .status
+                            .bind_errors
+                            .insert(name.clone(), error.to_string())
+                            .is_none()
+                        {
                             tracing::error!(listener = %name, %address, %error, "cannot listen; check who else has the port");
                         }
                     }

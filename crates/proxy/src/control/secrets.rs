@@ -17,7 +17,8 @@ pub fn apply(store: &SecretStore, name: &str, any: &Any) -> Result<(), String> {
             Secret::identity(Identity::from_pem(&chain, &key).map_err(|error| error.to_string())?)
         }
         Some(Type::ValidationContext(context)) => {
-            // Only roots and revocation lists are taken from a secret; whatever else narrows whom to trust would be lost.
+            // Only roots and revocation lists are taken from a secret; whatever else narrows whom
+            // to trust would be lost.
             let known = CertificateValidationContext {
                 trusted_ca: context.trusted_ca.clone(),
                 crl: context.crl.clone(),
@@ -29,16 +30,23 @@ pub fn apply(store: &SecretStore, name: &str, any: &Any) -> Result<(), String> {
                 ..Default::default()
             };
             if known != *context {
-                return Err("of a validation context only trusted_ca and crl may come in a secret".to_owned());
+                return Err(
+                    "of a validation context only trusted_ca and crl may come in a secret"
+                        .to_owned(),
+                );
             }
-            let mut trust =
-                TrustBundle::from_pem(&bytes(context.trusted_ca.as_ref())?).map_err(|error| error.to_string())?;
+            let mut trust = TrustBundle::from_pem(&bytes(context.trusted_ca.as_ref())?)
+                .map_err(|error| error.to_string())?;
             if let Some(crl) = &context.crl {
-                trust = trust.with_crls(&bytes(Some(crl))?).map_err(|error| error.to_string())?;
+                trust = trust
+                    .with_crls(&bytes(Some(crl))?)
+                    .map_err(|error| error.to_string())?;
             }
             Secret::trust(trust)
         }
-        Some(_) | None => return Err("only certificates and validation contexts are known".to_owned()),
+        Some(_) | None => {
+            return Err("only certificates and validation contexts are known".to_owned());
+        }
     };
     store.set(name, secret);
     Ok(())
@@ -48,10 +56,12 @@ fn bytes(source: Option<&DataSource>) -> Result<Vec<u8>, String> {
     match source.and_then(|source| source.specifier.as_ref()) {
         Some(Specifier::InlineBytes(bytes)) => Ok(bytes.clone()),
         Some(Specifier::InlineString(text)) => Ok(text.clone().into_bytes()),
-        Some(Specifier::Filename(path)) => std::fs::read(path).map_err(|error| format!("{path}: {error}")),
-        Some(Specifier::EnvironmentVariable(name)) => {
-            std::env::var(name).map(String::into_bytes).map_err(|error| format!("{name}: {error}"))
+        Some(Specifier::Filename(path)) => {
+            std::fs::read(path).map_err(|error| format!("{path}: {error}"))
         }
+        Some(Specifier::EnvironmentVariable(name)) => std::env::var(name)
+            .map(String::into_bytes)
+            .map_err(|error| format!("{name}: {error}")),
         None => Err("a data source is missing".to_owned()),
     }
 }
@@ -63,15 +73,26 @@ mod tests {
     #[test]
     fn a_context_that_says_more_than_roots_is_refused() {
         let inline = |text: &str| {
-            Some(DataSource { specifier: Some(Specifier::InlineString(text.into())), ..Default::default() })
+            Some(DataSource {
+                specifier: Some(Specifier::InlineString(text.into())),
+                ..Default::default()
+            })
         };
         let context = CertificateValidationContext {
             trusted_ca: inline("x"),
             verify_certificate_hash: vec!["00".repeat(32)],
             ..Default::default()
         };
-        let message = Message { name: "ROOTCA".into(), r#type: Some(Type::ValidationContext(context)) };
-        let reason = apply(&SecretStore::new(), "ROOTCA", &meltemi_proto::pack(&message)).expect_err("refused");
+        let message = Message {
+            name: "ROOTCA".into(),
+            r#type: Some(Type::ValidationContext(context)),
+        };
+        let reason = apply(
+            &SecretStore::new(),
+            "ROOTCA",
+            &meltemi_proto::pack(&message),
+        )
+        .expect_err("refused");
         assert!(reason.contains("trusted_ca"), "{reason}");
     }
 }

@@ -70,7 +70,11 @@ pub(super) fn set<T: std::fmt::Debug>(
     let count = warnings.len();
     let received = received(name, version, any, origin, warnings);
     let Some(slot) = slots.get_mut(name) else {
-        let slot = Slot { active: None, warming: Some(value), received };
+        let slot = Slot {
+            active: None,
+            warming: Some(value),
+            received,
+        };
         slots.insert(name.into(), slot);
         return Ok(count);
     };
@@ -78,10 +82,12 @@ pub(super) fn set<T: std::fmt::Debug>(
         // The bootstrap's own word stands.
         return Ok(0);
     }
-    // Sent again without a change: what serves, with its pools and connections, stays. The same bytes are the same
-    // allocation. Other bytes may still say the same, since maps have no order on the wire; the debug form shows every
-    // field, in order.
-    let same = |active: &Arc<T>| Arc::ptr_eq(active, &value) || format!("{active:?}") == format!("{value:?}");
+    // Sent again without a change: what serves, with its pools and connections, stays. The same
+    // bytes are the same allocation. Other bytes may still say the same, since maps have no order
+    // on the wire; the debug form shows every field, in order.
+    let same = |active: &Arc<T>| {
+        Arc::ptr_eq(active, &value) || format!("{active:?}") == format!("{value:?}")
+    };
     let same = slot.active.as_ref().is_some_and(same);
     slot.warming = (!same).then_some(value);
     slot.received = received;
@@ -89,7 +95,13 @@ pub(super) fn set<T: std::fmt::Debug>(
 }
 
 /// A resource as it has just come.
-pub(super) fn received(name: &str, version: &str, any: &Any, origin: Origin, warnings: Vec<Warning>) -> Received {
+pub(super) fn received(
+    name: &str,
+    version: &str,
+    any: &Any,
+    origin: Origin,
+    warnings: Vec<Warning>,
+) -> Received {
     for warning in &warnings {
         tracing::debug!(resource = name, %warning, "left out");
     }
@@ -106,15 +118,21 @@ pub(super) fn received(name: &str, version: &str, any: &Any, origin: Origin, war
 
 /// The newest version of each, whether it serves or waits.
 pub(super) fn newest<T>(slots: &Slots<T>) -> impl Iterator<Item = &Arc<T>> {
-    slots.values().filter_map(|slot| slot.warming.as_ref().or(slot.active.as_ref()))
+    slots
+        .values()
+        .filter_map(|slot| slot.warming.as_ref().or(slot.active.as_ref()))
 }
 
 /// What serves and what waits to: both need what they refer to.
 pub(super) fn used<T>(slots: &Slots<T>) -> impl Iterator<Item = &Arc<T>> {
-    slots.values().flat_map(|slot| slot.warming.iter().chain(&slot.active))
+    slots
+        .values()
+        .flat_map(|slot| slot.warming.iter().chain(&slot.active))
 }
 
 /// What serves.
 pub(super) fn actives<T>(slots: &Slots<T>) -> impl Iterator<Item = (&Arc<str>, &Arc<T>)> {
-    slots.iter().filter_map(|(name, slot)| Some((name, slot.active.as_ref()?)))
+    slots
+        .iter()
+        .filter_map(|(name, slot)| Some((name, slot.active.as_ref()?)))
 }

@@ -1,7 +1,8 @@
 //! Resources as they were received, what of them is warm, and the generation that follows.
 //!
-//! A resource that does not compile is refused by itself and its last good version goes on serving. A cluster replaces
-//! its last version once its endpoints are there, a listener once its routes and secrets are.
+//! A resource that does not compile is refused by itself and its last good version goes on serving.
+//! A cluster replaces its last version once its endpoints are there, a listener once its routes and
+//! secrets are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -31,7 +32,8 @@ pub struct State {
     clusters: Slots<Cluster>,
     routes: BTreeMap<Arc<str>, (Arc<RouteTable>, Received)>,
     endpoints: BTreeMap<Arc<str>, (Arc<EndpointSet>, Option<Received>)>,
-    /// What names resolve to, by the cluster's address in memory, which it keeps for as long as it stands here.
+    /// What names resolve to, by the cluster's address in memory, which it keeps for as long as it
+    /// stands here.
     resolved: HashMap<usize, (Arc<Cluster>, Arc<EndpointSet>)>,
     entries: HashMap<Arc<str>, Arc<ClusterEntry>>,
     generation: u64,
@@ -54,7 +56,11 @@ impl Applied {
         if self.refused.is_empty() {
             return None;
         }
-        let each: Vec<String> = self.refused.iter().map(|(name, reason)| format!("{name}: {reason}")).collect();
+        let each: Vec<String> = self
+            .refused
+            .iter()
+            .map(|(name, reason)| format!("{name}: {reason}"))
+            .collect();
         Some(each.join("; "))
     }
 }
@@ -91,17 +97,38 @@ impl State {
         applied
     }
 
-    fn set_cluster(&mut self, name: &str, version: &str, any: &Any, origin: Origin) -> Result<usize, String> {
-        let compiled = self.compiler.cluster_from(any).map_err(|rejection| rejection.to_string());
+    fn set_cluster(
+        &mut self,
+        name: &str,
+        version: &str,
+        any: &Any,
+        origin: Origin,
+    ) -> Result<usize, String> {
+        let compiled = self
+            .compiler
+            .cluster_from(any)
+            .map_err(|rejection| rejection.to_string());
         let usable = compiled.and_then(|(cluster, warnings)| {
-            cluster.transports().filter_map(terms_of).try_for_each(check)?;
+            cluster
+                .transports()
+                .filter_map(terms_of)
+                .try_for_each(check)?;
             Ok((cluster, warnings))
         });
         set(&mut self.clusters, name, version, any, origin, usable)
     }
 
-    fn set_listener(&mut self, name: &str, version: &str, any: &Any, origin: Origin) -> Result<usize, String> {
-        let compiled = self.compiler.listener_from(any).map_err(|rejection| rejection.to_string());
+    fn set_listener(
+        &mut self,
+        name: &str,
+        version: &str,
+        any: &Any,
+        origin: Origin,
+    ) -> Result<usize, String> {
+        let compiled = self
+            .compiler
+            .listener_from(any)
+            .map_err(|rejection| rejection.to_string());
         let usable = compiled.and_then(|(listener, warnings)| {
             listener
                 .chains
@@ -113,7 +140,13 @@ impl State {
         set(&mut self.listeners, name, version, any, origin, usable)
     }
 
-    fn set_route(&mut self, name: &str, version: &str, any: &Any, origin: Origin) -> Result<usize, String> {
+    fn set_route(
+        &mut self,
+        name: &str,
+        version: &str,
+        any: &Any,
+        origin: Origin,
+    ) -> Result<usize, String> {
         match self.compiler.route_from(any) {
             Ok((table, warnings)) => {
                 let count = warnings.len();
@@ -130,15 +163,25 @@ impl State {
         }
     }
 
-    fn set_endpoints(&mut self, name: &str, version: &str, any: &Any, origin: Origin) -> Result<usize, String> {
+    fn set_endpoints(
+        &mut self,
+        name: &str,
+        version: &str,
+        any: &Any,
+        origin: Origin,
+    ) -> Result<usize, String> {
         match self.compiler.endpoints_from(any) {
             Ok((endpoints, warnings)) => {
                 let count = warnings.len();
                 let received = received(name, version, any, origin, warnings);
                 // The same endpoints again must not cost a balancer.
-                let same = self.endpoints.get(name).filter(|(before, _)| *before == endpoints);
+                let same = self
+                    .endpoints
+                    .get(name)
+                    .filter(|(before, _)| *before == endpoints);
                 let endpoints = same.map_or(endpoints, |(before, _)| before.clone());
-                self.endpoints.insert(received.name.clone(), (endpoints, Some(received)));
+                self.endpoints
+                    .insert(received.name.clone(), (endpoints, Some(received)));
                 Ok(count)
             }
             Err(rejection) => Err(rejection.to_string()),
@@ -148,10 +191,20 @@ impl State {
     fn remove(&mut self, type_url: &str, name: &str) {
         let is_dynamic = |origin| origin == Origin::Dynamic;
         match type_url {
-            CLUSTER if self.clusters.get(name).is_some_and(|slot| is_dynamic(slot.received.origin)) => {
+            CLUSTER
+                if self
+                    .clusters
+                    .get(name)
+                    .is_some_and(|slot| is_dynamic(slot.received.origin)) =>
+            {
                 self.clusters.remove(name);
             }
-            LISTENER if self.listeners.get(name).is_some_and(|slot| is_dynamic(slot.received.origin)) => {
+            LISTENER
+                if self
+                    .listeners
+                    .get(name)
+                    .is_some_and(|slot| is_dynamic(slot.received.origin)) =>
+            {
                 self.listeners.remove(name);
             }
             ROUTE => {
@@ -160,14 +213,20 @@ impl State {
                     *table = Arc::new(RouteTable::empty(name));
                 } else {
                     let empty = received(name, "", &Any::default(), Origin::Dynamic, Vec::new());
-                    self.routes.insert(name.into(), (Arc::new(RouteTable::empty(name)), empty));
+                    self.routes
+                        .insert(name.into(), (Arc::new(RouteTable::empty(name)), empty));
                 }
             }
             ENDPOINT => {
-                // It does not exist: nobody need wait for it. Endpoints that were there stay, as Envoy keeps them.
+                // It does not exist: nobody need wait for it. Endpoints that were there stay, as
+                // Envoy keeps them.
                 let none = || {
                     (
-                        Arc::new(EndpointSet { name: name.into(), overprovisioning_factor: 140, ..Default::default() }),
+                        Arc::new(EndpointSet {
+                            name: name.into(),
+                            overprovisioning_factor: 140,
+                            ..Default::default()
+                        }),
                         None,
                     )
                 };
@@ -177,34 +236,56 @@ impl State {
         }
     }
 
-    /// The addresses that a cluster's names resolve to; answers for a version of it that is gone are nobody's.
+    /// The addresses that a cluster's names resolve to; answers for a version of it that is gone
+    /// are nobody's.
     pub fn set_resolved(&mut self, cluster: &Arc<Cluster>, endpoints: EndpointSet) {
         let slot = self.clusters.get(&cluster.name);
-        let is_used =
-            slot.is_some_and(|slot| slot.warming.iter().chain(&slot.active).any(|used| Arc::ptr_eq(used, cluster)));
-        if is_used && self.resolved(cluster).is_none_or(|before| **before != endpoints) {
-            self.resolved.insert(Arc::as_ptr(cluster).addr(), (cluster.clone(), Arc::new(endpoints)));
+        let is_used = slot.is_some_and(|slot| {
+            slot.warming
+                .iter()
+                .chain(&slot.active)
+                .any(|used| Arc::ptr_eq(used, cluster))
+        });
+        if is_used
+            && self
+                .resolved(cluster)
+                .is_none_or(|before| **before != endpoints)
+        {
+            self.resolved.insert(
+                Arc::as_ptr(cluster).addr(),
+                (cluster.clone(), Arc::new(endpoints)),
+            );
         }
     }
 
     fn resolved(&self, cluster: &Arc<Cluster>) -> Option<&Arc<EndpointSet>> {
-        self.resolved.get(&Arc::as_ptr(cluster).addr()).map(|(_, endpoints)| endpoints)
+        self.resolved
+            .get(&Arc::as_ptr(cluster).addr())
+            .map(|(_, endpoints)| endpoints)
     }
 
     /// Clusters whose names must be kept resolved.
     pub fn to_resolve(&self) -> impl Iterator<Item = &Arc<Cluster>> {
-        newest(&self.clusters)
-            .filter(|cluster| matches!(cluster.discovery, Discovery::StrictDns(..) | Discovery::LogicalDns(..)))
+        newest(&self.clusters).filter(|cluster| {
+            matches!(
+                cluster.discovery,
+                Discovery::StrictDns(..) | Discovery::LogicalDns(..)
+            )
+        })
     }
 
     /// EDS resources that clusters need.
     pub fn wanted_endpoints(&self) -> BTreeSet<Arc<str>> {
-        used(&self.clusters).filter_map(|cluster| cluster.eds().cloned()).collect()
+        used(&self.clusters)
+            .filter_map(|cluster| cluster.eds().cloned())
+            .collect()
     }
 
     /// RDS resources that listeners need.
     pub fn wanted_routes(&self) -> BTreeSet<Arc<str>> {
-        used(&self.listeners).flat_map(|listener| tables(listener)).collect()
+        used(&self.listeners)
+            .flat_map(|listener| tables(listener))
+            .collect()
     }
 
     /// Secrets that somebody needs, whoever delivers them.
@@ -239,21 +320,29 @@ impl State {
         let endpoints = self.wanted_endpoints();
         self.endpoints.retain(|name, _| endpoints.contains(name));
         let routes = self.wanted_routes();
-        self.routes.retain(|name, (_, received)| received.origin == Origin::Static || routes.contains(name));
-        let clusters: BTreeSet<usize> = used(&self.clusters).map(|cluster| Arc::as_ptr(cluster).addr()).collect();
-        self.resolved.retain(|address, _| clusters.contains(address));
+        self.routes.retain(|name, (_, received)| {
+            received.origin == Origin::Static || routes.contains(name)
+        });
+        let clusters: BTreeSet<usize> = used(&self.clusters)
+            .map(|cluster| Arc::as_ptr(cluster).addr())
+            .collect();
+        self.resolved
+            .retain(|address, _| clusters.contains(address));
     }
 
     /// Lets what is warm serve, and puts the next generation together.
     pub fn publish(&mut self, has_secret: impl Fn(&str) -> bool) -> Published {
         for slot in self.clusters.values_mut() {
-            let ready = slot.warming.as_ref().is_some_and(|cluster| match &cluster.discovery {
-                Discovery::Eds(name) => self.endpoints.contains_key(name),
-                Discovery::StrictDns(..) | Discovery::LogicalDns(..) => {
-                    self.resolved.contains_key(&Arc::as_ptr(cluster).addr())
-                }
-                Discovery::Static(_) | Discovery::OriginalDst(_) => true,
-            });
+            let ready = slot
+                .warming
+                .as_ref()
+                .is_some_and(|cluster| match &cluster.discovery {
+                    Discovery::Eds(name) => self.endpoints.contains_key(name),
+                    Discovery::StrictDns(..) | Discovery::LogicalDns(..) => {
+                        self.resolved.contains_key(&Arc::as_ptr(cluster).addr())
+                    }
+                    Discovery::Static(_) | Discovery::OriginalDst(_) => true,
+                });
             if ready {
                 slot.active = slot.warming.take();
             }
@@ -261,7 +350,10 @@ impl State {
         for slot in self.listeners.values_mut() {
             let ready = slot.warming.as_ref().is_some_and(|listener| {
                 tables(listener).all(|name| self.routes.contains_key(&name))
-                    && listener.chains.iter().all(|chain| secrets_of(chain).all(|secret| has_secret(&secret.name)))
+                    && listener
+                        .chains
+                        .iter()
+                        .all(|chain| secrets_of(chain).all(|secret| has_secret(&secret.name)))
             });
             if ready {
                 slot.active = slot.warming.take();
@@ -270,9 +362,15 @@ impl State {
         self.generation += 1;
         Published {
             generation: self.generation,
-            listeners: actives(&self.listeners).map(|(name, listener)| (name.clone(), listener.clone())).collect(),
+            listeners: actives(&self.listeners)
+                .map(|(name, listener)| (name.clone(), listener.clone()))
+                .collect(),
             clusters: self.cluster_entries(),
-            routes: self.routes.iter().map(|(name, (table, _))| (name.clone(), table.clone())).collect(),
+            routes: self
+                .routes
+                .iter()
+                .map(|(name, (table, _))| (name.clone(), table.clone()))
+                .collect(),
             draining: self.draining,
         }
     }
@@ -283,26 +381,41 @@ impl State {
             let nothing = || Arc::new(EndpointSet::default());
             let endpoints = match &cluster.discovery {
                 Discovery::Static(endpoints) => endpoints.clone(),
-                Discovery::Eds(eds) => self.endpoints.get(eds).map_or_else(nothing, |(endpoints, _)| endpoints.clone()),
+                Discovery::Eds(eds) => self
+                    .endpoints
+                    .get(eds)
+                    .map_or_else(nothing, |(endpoints, _)| endpoints.clone()),
                 Discovery::StrictDns(..) | Discovery::LogicalDns(..) => {
                     self.resolved(cluster).cloned().unwrap_or_else(nothing)
                 }
                 Discovery::OriginalDst(_) => nothing(),
             };
-            let before = self.entries.get(name).filter(|entry| Arc::ptr_eq(&entry.cluster, cluster));
+            let before = self
+                .entries
+                .get(name)
+                .filter(|entry| Arc::ptr_eq(&entry.cluster, cluster));
             let entry = match before {
                 Some(entry)
-                    if Arc::ptr_eq(&entry.endpoints, &endpoints) || both_empty(&entry.endpoints, &endpoints) =>
+                    if Arc::ptr_eq(&entry.endpoints, &endpoints)
+                        || both_empty(&entry.endpoints, &endpoints) =>
                 {
                     entry.clone()
                 }
-                Some(entry) => Arc::new(ClusterEntry::new(cluster.clone(), endpoints, entry.live.clone())),
+                Some(entry) => Arc::new(ClusterEntry::new(
+                    cluster.clone(),
+                    endpoints,
+                    entry.live.clone(),
+                )),
                 None => {
                     let live = match self.entries.get(name) {
                         Some(entry) => live(cluster).after(&entry.live),
                         None => live(cluster),
                     };
-                    Arc::new(ClusterEntry::new(cluster.clone(), endpoints, Arc::new(live)))
+                    Arc::new(ClusterEntry::new(
+                        cluster.clone(),
+                        endpoints,
+                        Arc::new(live),
+                    ))
                 }
             };
             entries.insert(name.clone(), entry);
@@ -319,8 +432,14 @@ impl State {
 
     /// What still waits: type and name.
     pub fn warming(&self) -> Vec<(&'static str, Arc<str>)> {
-        let clusters = self.clusters.iter().filter(|(_, slot)| slot.warming.is_some());
-        let listeners = self.listeners.iter().filter(|(_, slot)| slot.warming.is_some());
+        let clusters = self
+            .clusters
+            .iter()
+            .filter(|(_, slot)| slot.warming.is_some());
+        let listeners = self
+            .listeners
+            .iter()
+            .filter(|(_, slot)| slot.warming.is_some());
         clusters
             .map(|(name, _)| ("cluster", name.clone()))
             .chain(listeners.map(|(name, _)| ("listener", name.clone())))
@@ -330,10 +449,25 @@ impl State {
     /// Everything that was received, by type, for dumps.
     pub fn received(&self) -> Vec<(&'static str, Vec<&Received>)> {
         vec![
-            (CLUSTER, self.clusters.values().map(|slot| &slot.received).collect()),
-            (LISTENER, self.listeners.values().map(|slot| &slot.received).collect()),
-            (ROUTE, self.routes.values().map(|(_, received)| received).collect()),
-            (ENDPOINT, self.endpoints.values().filter_map(|(_, received)| received.as_ref()).collect()),
+            (
+                CLUSTER,
+                self.clusters.values().map(|slot| &slot.received).collect(),
+            ),
+            (
+                LISTENER,
+                self.listeners.values().map(|slot| &slot.received).collect(),
+            ),
+            (
+                ROUTE,
+                self.routes.values().map(|(_, received)| received).collect(),
+            ),
+            (
+                ENDPOINT,
+                self.endpoints
+                    .values()
+                    .filter_map(|(_, received)| received.as_ref())
+                    .collect(),
+            ),
         ]
     }
 }
@@ -343,17 +477,24 @@ fn both_empty(a: &EndpointSet, b: &EndpointSet) -> bool {
 }
 
 fn tables(listener: &Listener) -> impl Iterator<Item = Arc<str>> + '_ {
-    listener.chains.iter().filter_map(|chain| match &chain.terminal {
-        Terminal::Http(http) => match &http.routes {
-            RouteSource::Rds(name) => Some(name.clone()),
-            RouteSource::Inline(_) => None,
-        },
-        Terminal::Tcp(_) => None,
-    })
+    listener
+        .chains
+        .iter()
+        .filter_map(|chain| match &chain.terminal {
+            Terminal::Http(http) => match &http.routes {
+                RouteSource::Rds(name) => Some(name.clone()),
+                RouteSource::Inline(_) => None,
+            },
+            Terminal::Tcp(_) => None,
+        })
 }
 
 fn secrets_of(chain: &FilterChain) -> impl Iterator<Item = &SecretRef> {
-    chain.transport.tls().into_iter().flat_map(|terms| terms.common.secrets())
+    chain
+        .transport
+        .tls()
+        .into_iter()
+        .flat_map(|terms| terms.common.secrets())
 }
 
 /// Certificates and lists that stand in the configuration must be readable.
@@ -365,7 +506,9 @@ fn terms_of(transport: &UpstreamTransport) -> Option<&CommonTls> {
     match transport {
         UpstreamTransport::Plaintext => None,
         UpstreamTransport::Tls(terms) => Some(&terms.common),
-        UpstreamTransport::ProxyProtocol(_, inner) | UpstreamTransport::Internal(inner) => terms_of(inner),
+        UpstreamTransport::ProxyProtocol(_, inner) | UpstreamTransport::Internal(inner) => {
+            terms_of(inner)
+        }
     }
 }
 
@@ -392,11 +535,20 @@ mod tests {
     use super::*;
 
     fn message(timeout: i64) -> cluster::Cluster {
-        let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
-        let fields = Struct { fields: (0..16).map(|n| (format!("key{n}"), text("value"))).collect() };
+        let text = |text: &str| Value {
+            kind: Some(Kind::StringValue(text.to_owned())),
+        };
+        let fields = Struct {
+            fields: (0..16)
+                .map(|n| (format!("key{n}"), text("value")))
+                .collect(),
+        };
         cluster::Cluster {
             name: "c".to_owned(),
-            connect_timeout: Some(meltemi_proto::google::protobuf::Duration { seconds: timeout, nanos: 0 }),
+            connect_timeout: Some(meltemi_proto::google::protobuf::Duration {
+                seconds: timeout,
+                nanos: 0,
+            }),
             metadata: Some(meltemi_proto::envoy::config::core::v3::Metadata {
                 filter_metadata: [("istio".to_owned(), fields)].into(),
                 ..Default::default()
@@ -406,7 +558,12 @@ mod tests {
     }
 
     fn served(state: &mut State, any: &Any) -> Arc<ClusterEntry> {
-        assert_eq!(state.apply(CLUSTER, [("c", "", any)], &[], Origin::Dynamic).nack(), None);
+        assert_eq!(
+            state
+                .apply(CLUSTER, [("c", "", any)], &[], Origin::Dynamic)
+                .nack(),
+            None
+        );
         state.publish(|_| true).clusters["c"].clone()
     }
 
@@ -415,21 +572,39 @@ mod tests {
         use meltemi_proto::envoy::config::endpoint::v3 as endpoint;
         let mut state = State::default();
         let kind = |kind: cluster::cluster::DiscoveryType| {
-            let assignment = endpoint::ClusterLoadAssignment { cluster_name: "c".to_owned(), ..Default::default() };
+            let assignment = endpoint::ClusterLoadAssignment {
+                cluster_name: "c".to_owned(),
+                ..Default::default()
+            };
             meltemi_proto::pack(&cluster::Cluster {
-                load_assignment: (kind == cluster::cluster::DiscoveryType::StrictDns).then_some(assignment),
-                cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(kind as i32)),
+                load_assignment: (kind == cluster::cluster::DiscoveryType::StrictDns)
+                    .then_some(assignment),
+                cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(
+                    kind as i32,
+                )),
                 ..message(1)
             })
         };
         let apply = |state: &mut State, type_url: &str, any: &Any| {
-            assert_eq!(state.apply(type_url, [("c", "", any)], &[], Origin::Dynamic).nack(), None);
+            assert_eq!(
+                state
+                    .apply(type_url, [("c", "", any)], &[], Origin::Dynamic)
+                    .nack(),
+                None
+            );
         };
         let count = |state: &mut State| {
             state.forget_unused();
-            state.publish(|_| true).clusters["c"].endpoints.endpoints.len()
+            state.publish(|_| true).clusters["c"]
+                .endpoints
+                .endpoints
+                .len()
         };
-        apply(&mut state, CLUSTER, &kind(cluster::cluster::DiscoveryType::Eds));
+        apply(
+            &mut state,
+            CLUSTER,
+            &kind(cluster::cluster::DiscoveryType::Eds),
+        );
         let address = core::Address {
             address: Some(core::address::Address::SocketAddress(core::SocketAddress {
                 address: "10.0.0.1".to_owned(),
@@ -438,28 +613,44 @@ mod tests {
             })),
         };
         let host = endpoint::LbEndpoint {
-            host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint::Endpoint {
-                address: Some(address),
-                ..Default::default()
-            })),
+            host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(
+                endpoint::Endpoint {
+                    address: Some(address),
+                    ..Default::default()
+                },
+            )),
             ..Default::default()
         };
         let endpoints = endpoint::ClusterLoadAssignment {
             cluster_name: "c".to_owned(),
-            endpoints: vec![endpoint::LocalityLbEndpoints { lb_endpoints: vec![host], ..Default::default() }],
+            endpoints: vec![endpoint::LocalityLbEndpoints {
+                lb_endpoints: vec![host],
+                ..Default::default()
+            }],
             ..Default::default()
         };
         apply(&mut state, ENDPOINT, &meltemi_proto::pack(&endpoints));
         assert_eq!(count(&mut state), 1);
-        apply(&mut state, CLUSTER, &kind(cluster::cluster::DiscoveryType::StrictDns));
-        assert_eq!((count(&mut state), state.wanted_endpoints().len()), (1, 1), "the first answer is awaited");
+        apply(
+            &mut state,
+            CLUSTER,
+            &kind(cluster::cluster::DiscoveryType::StrictDns),
+        );
+        assert_eq!(
+            (count(&mut state), state.wanted_endpoints().len()),
+            (1, 1),
+            "the first answer is awaited"
+        );
 
         // An answer is for the version that asked.
         let first = state.to_resolve().next().expect("names to resolve").clone();
         let mut again = kind(cluster::cluster::DiscoveryType::StrictDns);
         again = {
             let mut message: cluster::Cluster = meltemi_proto::unpack(&again).expect("a cluster");
-            message.connect_timeout = Some(meltemi_proto::google::protobuf::Duration { seconds: 9, nanos: 0 });
+            message.connect_timeout = Some(meltemi_proto::google::protobuf::Duration {
+                seconds: 9,
+                nanos: 0,
+            });
             meltemi_proto::pack(&message)
         };
         apply(&mut state, CLUSTER, &again);
@@ -477,7 +668,10 @@ mod tests {
         let first = served(&mut state, &one);
         assert!(Arc::ptr_eq(&first, &served(&mut state, &one)));
         // Maps are written in any order: other bytes, the same cluster.
-        let other = (0..1000).map(|_| meltemi_proto::pack(&message(1))).find(|any| *any != one).expect("another order");
+        let other = (0..1000)
+            .map(|_| meltemi_proto::pack(&message(1)))
+            .find(|any| *any != one)
+            .expect("another order");
         assert!(Arc::ptr_eq(&first, &served(&mut state, &other)));
         let changed = served(&mut state, &meltemi_proto::pack(&message(2)));
         assert!(!Arc::ptr_eq(&first.cluster, &changed.cluster));

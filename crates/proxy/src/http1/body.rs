@@ -72,11 +72,17 @@ impl BodyReader {
     pub fn new(framing: Framing) -> Self {
         let state = match framing {
             Framing::Empty | Framing::Length(0) => State::Done,
-            Framing::Length(left) => State::Data { left, chunked: false },
+            Framing::Length(left) => State::Data {
+                left,
+                chunked: false,
+            },
             Framing::Chunked => State::Size { digits: 0, size: 0 },
             Framing::UntilClose => State::UntilClose,
         };
-        Self { state, extension_bytes: 0 }
+        Self {
+            state,
+            extension_bytes: 0,
+        }
     }
 
     /// Whether the whole body has been used up.
@@ -84,15 +90,21 @@ impl BodyReader {
         self.state == State::Done
     }
 
-    /// Makes payload available at the beginning of `input`: so many bytes, 0 at the end of the body.
-    pub fn poll_ready(&mut self, cx: &mut Context<'_>, io: &Io, input: &mut Input) -> Poll<Result<usize, BodyError>> {
+    /// Makes payload available at the beginning of `input`: so many bytes, 0 at the end of the
+    /// body.
+    pub fn poll_ready(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &Io,
+        input: &mut Input,
+    ) -> Poll<Result<usize, BodyError>> {
         loop {
             match self.advance(input)? {
                 Some(n) => return Poll::Ready(Ok(n)),
                 None => {
                     let read = match ready!(input.poll_fill(cx, io)) {
-                        // TLS without close_notify: as Envoy has it, an end like that of a plain connection. A body whose
-                        // length is known is cut either way.
+                        // TLS without close_notify: as Envoy has it, an end like that of a plain
+                        // connection. A body whose length is known is cut either way.
                         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
                         read => read?,
                     };
@@ -136,13 +148,18 @@ impl BodyReader {
                     return Ok((n > 0).then_some(n));
                 }
                 State::Data { left, .. } => {
-                    let n = input.bytes().len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                    let n = input
+                        .bytes()
+                        .len()
+                        .min(usize::try_from(left).unwrap_or(usize::MAX));
                     return Ok((n > 0).then_some(n));
                 }
                 State::Trailers => return self.trailers(input),
                 _ => {}
             }
-            let Some(&byte) = input.bytes().first() else { return Ok(None) };
+            let Some(&byte) = input.bytes().first() else {
+                return Ok(None);
+            };
             self.state = self.framing_byte(byte)?;
             input.consume(1);
         }
@@ -156,9 +173,14 @@ impl BodyReader {
                     return Err(BodyError::Malformed("chunk size overflows"));
                 }
                 let digit = (b as char).to_digit(16).unwrap_or_default();
-                State::Size { digits: digits + 1, size: size * 16 + u64::from(digit) }
+                State::Size {
+                    digits: digits + 1,
+                    size: size * 16 + u64::from(digit),
+                }
             }
-            (State::Size { digits: 0, .. }, _) => return Err(BodyError::Malformed("chunk size is missing")),
+            (State::Size { digits: 0, .. }, _) => {
+                return Err(BodyError::Malformed("chunk size is missing"));
+            }
             (State::Size { size, .. } | State::Extension { size }, b'\r') => State::SizeLf { size },
             (State::Size { size, .. }, b';' | b' ' | b'\t') => State::Extension { size },
             (State::Extension { size }, b) if b == b'\t' || (b >= 0x20 && b != 0x7f) => {
@@ -169,7 +191,10 @@ impl BodyReader {
                 State::Extension { size }
             }
             (State::SizeLf { size: 0 }, b'\n') => State::Trailers,
-            (State::SizeLf { size }, b'\n') => State::Data { left: size, chunked: true },
+            (State::SizeLf { size }, b'\n') => State::Data {
+                left: size,
+                chunked: true,
+            },
             (State::DataCr, b'\r') => State::DataLf,
             (State::DataLf, b'\n') => State::Size { digits: 0, size: 0 },
             _ => return Err(BodyError::Malformed("bad chunk framing")),
@@ -188,7 +213,8 @@ impl BodyReader {
             Some(end) => {
                 let mut fields = [httparse::EMPTY_HEADER; 64];
                 let whole = &bytes[..end + 4];
-                let bare = memchr::memchr_iter(b'\n', whole).any(|lf| lf == 0 || whole[lf - 1] != b'\r');
+                let bare =
+                    memchr::memchr_iter(b'\n', whole).any(|lf| lf == 0 || whole[lf - 1] != b'\r');
                 match httparse::parse_headers(whole, &mut fields) {
                     Ok(httparse::Status::Complete(_)) if !bare => {}
                     _ => return Err(BodyError::Malformed("bad trailers")),
@@ -197,7 +223,9 @@ impl BodyReader {
                 self.state = State::Done;
                 Ok(Some(0))
             }
-            None if bytes.len() > MAX_TRAILER_BYTES => Err(BodyError::Malformed("trailers are too long")),
+            None if bytes.len() > MAX_TRAILER_BYTES => {
+                Err(BodyError::Malformed("trailers are too long"))
+            }
             None => Ok(None),
         }
     }
@@ -237,7 +265,10 @@ mod tests {
         let (payload, _) = decode(&bytes, Framing::Chunked).expect("well formed");
         assert_eq!(payload, b"Wikipedia in  ");
         let (payload, rest) = decode(&[text], Framing::Chunked).expect("well formed");
-        assert_eq!((payload.as_slice(), rest.as_slice()), (&b"Wikipedia in  "[..], &b"NEXT"[..]));
+        assert_eq!(
+            (payload.as_slice(), rest.as_slice()),
+            (&b"Wikipedia in  "[..], &b"NEXT"[..])
+        );
     }
 
     #[test]
@@ -256,13 +287,20 @@ mod tests {
             long.as_str(),
         ] {
             let result = decode(&[bad.as_bytes()], Framing::Chunked);
-            assert!(matches!(result, Err(BodyError::Malformed(_))), "{:?}: {result:?}", &bad[..bad.len().min(30)]);
+            assert!(
+                matches!(result, Err(BodyError::Malformed(_))),
+                "{:?}: {result:?}",
+                &bad[..bad.len().min(30)]
+            );
         }
     }
 
     #[test]
     fn a_length_is_exact() {
         let (payload, rest) = decode(&[b"ab", b"cdNEXT"], Framing::Length(4)).expect("enough");
-        assert_eq!((payload.as_slice(), rest.as_slice()), (&b"abcd"[..], &b"NEXT"[..]));
+        assert_eq!(
+            (payload.as_slice(), rest.as_slice()),
+            (&b"abcd"[..], &b"NEXT"[..])
+        );
     }
 }

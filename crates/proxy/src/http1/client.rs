@@ -47,17 +47,27 @@ pub struct H1Connection {
 impl H1Connection {
     /// Takes a connected stream over.
     pub fn new(stream: Stream, buffers: Buffers) -> Self {
-        Self { io: Io::new(stream), input: Input::new(buffers, Vec::new()), requests: 0, idle_since: Instant::now() }
+        Self {
+            io: Io::new(stream),
+            input: Input::new(buffers, Vec::new()),
+            requests: 0,
+            idle_since: Instant::now(),
+        }
     }
 
-    /// Whether it still waits in silence. Costs no system call unless the socket has something to say.
+    /// Whether it still waits in silence. Costs no system call unless the socket has something to
+    /// say.
     pub fn is_quiet(&self) -> bool {
-        self.input.is_empty() && self.io.poll_broken(&mut Context::from_waker(Waker::noop())).is_pending()
+        self.input.is_empty()
+            && self
+                .io
+                .poll_broken(&mut Context::from_waker(Waker::noop()))
+                .is_pending()
     }
 }
 
-/// Reads the next final response head. Interim responses but 101 are dropped. Cancellation-safe until it has read the
-/// first byte of a head.
+/// Reads the next final response head. Interim responses but 101 are dropped. Cancellation-safe
+/// until it has read the first byte of a head.
 pub async fn read_head(
     io: &Io,
     input: &mut Input,
@@ -78,7 +88,10 @@ pub async fn read_head(
                 interim += 1;
                 scanned = 0;
                 if interim > MAX_INTERIM {
-                    let refusal = Refusal { status: 502, details: "http1.too_many_interim_responses" };
+                    let refusal = Refusal {
+                        status: 502,
+                        details: "http1.too_many_interim_responses",
+                    };
                     return Err(ReadError::Malformed(refusal));
                 }
                 continue;
@@ -86,7 +99,11 @@ pub async fn read_head(
         }
         let began = !input.is_empty();
         if input.fill(io).await? == 0 {
-            return Err(if began { ReadError::Truncated } else { ReadError::Closed });
+            return Err(if began {
+                ReadError::Truncated
+            } else {
+                ReadError::Closed
+            });
         }
     }
 }

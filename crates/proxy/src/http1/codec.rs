@@ -25,11 +25,16 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { head_bytes: 60 * 1024, fields: 100, http10: false }
+        Self {
+            head_bytes: 60 * 1024,
+            fields: 100,
+            http10: false,
+        }
     }
 }
 
-/// Bytes of empty lines that may come before a head. RFC 9112 §2.2 asks for one at least; nobody honest sends many.
+/// Bytes of empty lines that may come before a head. RFC 9112 §2.2 asks for one at least; nobody
+/// honest sends many.
 const MAX_EMPTY: usize = 8;
 
 /// The most field lines any limit can allow.
@@ -45,7 +50,10 @@ pub struct Refusal {
 }
 
 const fn refuse(details: &'static str) -> Refusal {
-    Refusal { status: 400, details }
+    Refusal {
+        status: 400,
+        details,
+    }
 }
 
 /// How long a message body is. RFC 9112 §6.3.
@@ -85,12 +93,20 @@ pub struct ResponseTerms {
 
 /// Where the first line begins, after empty ones, or the end of `bytes`.
 fn first_line(bytes: &[u8]) -> Result<usize, Refusal> {
-    let empty = bytes.iter().take(MAX_EMPTY + 1).take_while(|b| matches!(b, b'\r' | b'\n')).count();
-    if empty > MAX_EMPTY { Err(refuse("http1.codec_error")) } else { Ok(empty) }
+    let empty = bytes
+        .iter()
+        .take(MAX_EMPTY + 1)
+        .take_while(|b| matches!(b, b'\r' | b'\n'))
+        .count();
+    if empty > MAX_EMPTY {
+        Err(refuse("http1.codec_error"))
+    } else {
+        Ok(empty)
+    }
 }
 
-/// Where a head ends in `bytes`, looking on from `from`; its first line begins at `start`. A line that ends without CR is
-/// refused at once.
+/// Where a head ends in `bytes`, looking on from `from`; its first line begins at `start`. A line
+/// that ends without CR is refused at once.
 fn head_end(bytes: &[u8], start: usize, from: &mut usize) -> Result<Option<usize>, Refusal> {
     let mut at = *from;
     while let Some(step) = memchr::memchr(b'\n', &bytes[at..]) {
@@ -111,18 +127,27 @@ fn head_end(bytes: &[u8], start: usize, from: &mut usize) -> Result<Option<usize
 /// Whether the beginning of a first line begins with a method. RFC 9110 §9.1.
 fn could_be_request(line: &[u8]) -> bool {
     let method = line.iter().take_while(|b| **b != b' ');
-    method.take(32).all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
+    method
+        .take(32)
+        .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
 }
 
 /// RFC 9110 §15.5.15: 414 if the first line alone was too long.
 fn too_large(bytes: &[u8], limits: &Limits) -> Refusal {
     let start = &bytes[..limits.head_bytes.min(bytes.len())];
-    let status = if memchr::memchr(b'\n', start).is_none() { 414 } else { 431 };
-    Refusal { status, details: "http1.headers_too_large" }
+    let status = if memchr::memchr(b'\n', start).is_none() {
+        414
+    } else {
+        431
+    };
+    Refusal {
+        status,
+        details: "http1.headers_too_large",
+    }
 }
 
-/// Reads a request head from the beginning of `bytes`. `scanned` remembers how far earlier calls looked; start with 0.
-/// `None`: more bytes are needed. Otherwise how many bytes the head takes.
+/// Reads a request head from the beginning of `bytes`. `scanned` remembers how far earlier calls
+/// looked; start with 0. `None`: more bytes are needed. Otherwise how many bytes the head takes.
 pub fn read_request(
     bytes: &[u8],
     scanned: &mut usize,
@@ -148,15 +173,22 @@ pub fn read_request(
     match request.parse_with_uninit_headers(bytes, &mut fields[..allowed]) {
         Ok(httparse::Status::Complete(n)) if n == end => {}
         Err(httparse::Error::TooManyHeaders) => {
-            return Err(Refusal { status: 431, details: "http1.too_many_headers" });
+            return Err(Refusal {
+                status: 431,
+                details: "http1.too_many_headers",
+            });
         }
         Ok(_) | Err(_) => return Err(refuse("http1.codec_error")),
     }
-    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
+    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version)
+    else {
         return Err(refuse("http1.codec_error"));
     };
     if minor == 0 && !limits.http10 {
-        return Err(Refusal { status: 426, details: "low_version" });
+        return Err(Refusal {
+            status: 426,
+            details: "low_version",
+        });
     }
     if !target.bytes().all(|b| b > 0x20 && b < 0x7f) {
         return Err(refuse("http1.invalid_url"));
@@ -165,15 +197,24 @@ pub fn read_request(
         return Err(refuse("http1.codec_error"));
     }
     let at = |part: &[u8]| part.as_ptr() as usize - bytes.as_ptr() as usize;
-    head.load(bytes, (at(method.as_bytes()), method.len()), (at(target.as_bytes()), target.len()));
-    head.version = if minor == 0 { HttpVersion::Http10 } else { HttpVersion::Http11 };
+    head.load(
+        bytes,
+        (at(method.as_bytes()), method.len()),
+        (at(target.as_bytes()), target.len()),
+    );
+    head.version = if minor == 0 {
+        HttpVersion::Http10
+    } else {
+        HttpVersion::Http11
+    };
 
     let mut connection = Connection::default();
     let mut body = Lengths::default();
     let (mut host, mut expects_continue, mut upgrade) = (None, false, None);
     for field in request.headers.iter() {
         let (name, value) = (field.name.as_bytes(), field.value);
-        // The name as it came; a switch on its length keeps this cheap for the many that are of no interest.
+        // The name as it came; a switch on its length keeps this cheap for the many that are of no
+        // interest.
         match name.len() {
             2 if name.eq_ignore_ascii_case(b"te") => {
                 if has_token(value, b"trailers") {
@@ -189,14 +230,17 @@ pub fn read_request(
             }
             6 if name.eq_ignore_ascii_case(b"expect") => {
                 if !value.eq_ignore_ascii_case(b"100-continue") {
-                    return Err(Refusal { status: 417, details: "http1.unknown_expectation" });
+                    return Err(Refusal {
+                        status: 417,
+                        details: "http1.unknown_expectation",
+                    });
                 }
                 expects_continue = minor == 1;
                 continue;
             }
             7 if name.eq_ignore_ascii_case(b"upgrade") => {
-                // RFC 9113 §3.1: `h2c` is obsolete, and RFC 9110 §7.8 lets us ignore it. Passed on it would be a way
-                // around every policy.
+                // RFC 9113 §3.1: `h2c` is obsolete, and RFC 9110 §7.8 lets us ignore it. Passed on
+                // it would be a way around every policy.
                 upgrade = (!value.eq_ignore_ascii_case(b"h2c")).then_some(value);
                 continue;
             }
@@ -213,13 +257,18 @@ pub fn read_request(
             }
             _ => {}
         }
-        head.fields_mut().push_loaded(at(name), name.len(), at(value), value.len());
+        head.fields_mut()
+            .push_loaded(at(name), name.len(), at(value), value.len());
     }
     if connection.nominated > MAX_NOMINATED {
         return Err(refuse("http1.connection_header_rejected"));
     }
     if connection.nominated > 0 {
-        for field in request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("connection")) {
+        for field in request
+            .headers
+            .iter()
+            .filter(|field| field.name.eq_ignore_ascii_case("connection"))
+        {
             remove_nominated(head.fields_mut(), field.value);
         }
     }
@@ -236,7 +285,11 @@ pub fn read_request(
     };
     let terms = RequestTerms {
         framing: body.framing(Framing::Empty),
-        keep_alive: if minor == 1 { !connection.close } else { connection.keep_alive && !connection.close },
+        keep_alive: if minor == 1 {
+            !connection.close
+        } else {
+            connection.keep_alive && !connection.close
+        },
         expects_continue,
         upgrade,
     };
@@ -247,7 +300,13 @@ pub fn read_request(
 }
 
 /// Decides path and authority: RFC 9112 §3.2, with one host for everything that follows.
-fn place(head: &mut RequestHead, method: &str, target: &str, host: Option<&[u8]>, minor: u8) -> Result<(), Refusal> {
+fn place(
+    head: &mut RequestHead,
+    method: &str,
+    target: &str,
+    host: Option<&[u8]>,
+    minor: u8,
+) -> Result<(), Refusal> {
     let host = match host {
         Some(host) => match std::str::from_utf8(host) {
             Ok(host) if is_authority(host) => host,
@@ -269,7 +328,9 @@ fn place(head: &mut RequestHead, method: &str, target: &str, host: Option<&[u8]>
         return Ok(());
     }
     // Absolute form: its authority replaces Host, RFC 9112 §3.2.2.
-    let Some((scheme, rest)) = target.split_once("://") else { return Err(refuse("http1.invalid_url")) };
+    let Some((scheme, rest)) = target.split_once("://") else {
+        return Err(refuse("http1.invalid_url"));
+    };
     if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
         return Err(refuse("http1.invalid_scheme"));
     }
@@ -293,7 +354,20 @@ pub fn is_authority(text: &str) -> bool {
     text.len() <= 1024
         && text.bytes().all(|b| {
             b.is_ascii_alphanumeric()
-                || matches!(b, b'.' | b'-' | b'_' | b'~' | b':' | b'[' | b']' | b'%' | b'!' | b'$' | b'&' | b'\'')
+                || matches!(
+                    b,
+                    b'.' | b'-'
+                        | b'_'
+                        | b'~'
+                        | b':'
+                        | b'['
+                        | b']'
+                        | b'%'
+                        | b'!'
+                        | b'$'
+                        | b'&'
+                        | b'\''
+                )
                 || matches!(b, b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=')
         })
 }

@@ -19,7 +19,11 @@ pub struct Input {
 impl Input {
     /// Starts with bytes that somebody else has read already.
     pub fn new(buffers: Buffers, first: Vec<u8>) -> Self {
-        Self { buffers, buffer: first, at: 0 }
+        Self {
+            buffers,
+            buffer: first,
+            at: 0,
+        }
     }
 
     /// What is there.

@@ -1,5 +1,5 @@
-//! Laws of the codec: no bytes are a panic, how they are cut does not change what they mean, and what was written is
-//! read back.
+//! Laws of the codec: no bytes are a panic, how they are cut does not change what they mean, and
+//! what was written is read back.
 
 use meltemi_filters::head::{RequestHead, ResponseHead};
 use meltemi_net::Buffers;
@@ -62,8 +62,14 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
 /// A message that is well formed as far as its head goes.
 fn whole_message() -> impl Strategy<Value = Vec<u8>> {
     let field = prop::sample::select(&PARTS[12..23]).prop_map(<[u8]>::to_vec);
-    (prop::sample::select(&PARTS[..6]), prop::collection::vec(field, 0..5), message())
-        .prop_map(|(line, fields, body)| [line, b"host: a\r\n", &fields.concat(), b"\r\n", &body].concat())
+    (
+        prop::sample::select(&PARTS[..6]),
+        prop::collection::vec(field, 0..5),
+        message(),
+    )
+        .prop_map(|(line, fields, body)| {
+            [line, b"host: a\r\n", &fields.concat(), b"\r\n", &body].concat()
+        })
 }
 
 fn ends(length: usize, cuts: &[Index]) -> Vec<usize> {
@@ -92,7 +98,10 @@ fn in_pieces<T>(
 type Read = Result<Option<(usize, String, Vec<u8>)>, Refusal>;
 
 fn request(bytes: &[u8], ends: &[usize]) -> Read {
-    let limits = Limits { http10: true, ..Limits::default() };
+    let limits = Limits {
+        http10: true,
+        ..Limits::default()
+    };
     in_pieces(bytes, ends, |bytes, scanned| {
         let mut head = RequestHead::new();
         let read = codec::read_request(bytes, scanned, &limits, &mut head)?;
@@ -118,7 +127,11 @@ fn response(bytes: &[u8], ends: &[usize], method: &str) -> Read {
 }
 
 /// The payload and how it ended: with so many bytes left over, broken, or wanting more.
-fn body(bytes: &[u8], ends: &[usize], framing: Framing) -> (Vec<u8>, Result<Option<usize>, String>) {
+fn body(
+    bytes: &[u8],
+    ends: &[usize],
+    framing: Framing,
+) -> (Vec<u8>, Result<Option<usize>, String>) {
     let mut reader = BodyReader::new(framing);
     let (mut payload, mut waiting, mut from) = (Vec::new(), Vec::new(), 0);
     for end in ends {
@@ -128,7 +141,9 @@ fn body(bytes: &[u8], ends: &[usize], framing: Framing) -> (Vec<u8>, Result<Opti
         loop {
             match reader.advance(&mut input) {
                 Err(error) => return (payload, Err(error.to_string())),
-                Ok(Some(0)) => return (payload, Ok(Some(input.bytes().len() + bytes.len() - from))),
+                Ok(Some(0)) => {
+                    return (payload, Ok(Some(input.bytes().len() + bytes.len() - from)));
+                }
                 Ok(Some(n)) => {
                     payload.extend_from_slice(&input.bytes()[..n]);
                     reader.consume(&mut input, n);
@@ -189,7 +204,8 @@ proptest! {
         prop_assert_eq!(read, (pieces.concat(), Ok(Some(tail.len()))));
     }
 
-    /// What was let in once is let in again, and means the same: nothing that we write can be read in two ways.
+    /// What was let in once is let in again, and means the same: nothing that we write can be read
+    /// in two ways.
     #[test]
     fn a_head_that_was_written_is_read_back(bytes in whole_message()) {
         let limits = Limits { http10: true, ..Limits::default() };

@@ -21,7 +21,8 @@ use crate::respond::{H1Responder, Responder};
 use crate::timer::LazyTimer;
 use crate::worker::Worker;
 
-/// What is left of a request body after its response is read and thrown away up to here; beyond, the connection ends.
+/// What is left of a request body after its response is read and thrown away up to here; beyond,
+/// the connection ends.
 const DRAIN_BYTES: usize = 64 * 1024;
 /// How long reading that may take, and how long a closing connection waits for the peer to close.
 const LINGER: Duration = Duration::from_secs(1);
@@ -29,9 +30,11 @@ const LINGER: Duration = Duration::from_secs(1);
 enum Next {
     Request(RequestTerms),
     Refused(Refusal),
-    /// Nothing was lost by closing: the peer closed, or was idle for too long, or the connection drains.
+    /// Nothing was lost by closing: the peer closed, or was idle for too long, or the connection
+    /// drains.
     Quiet,
-    /// A head did not become whole in time: which limit, and Envoy's words for the client and for logs.
+    /// A head did not become whole in time: which limit, and Envoy's words for the client and for
+    /// logs.
     Slow(&'static str, &'static str, &'static str),
 }
 
@@ -48,25 +51,43 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
             fields: http.max_head_fields as usize,
             http10: http.http1.accept_http_10,
         };
-        let expires = http.max_connection_duration.map(|longest| Instant::from_std(conn.since) + longest);
+        let expires = http
+            .max_connection_duration
+            .map(|longest| Instant::from_std(conn.since) + longest);
         let waits = Waits {
             idle: http.idle_timeout,
             headers: http.request_headers_timeout,
             stream_idle: http.stream_idle_timeout,
             expires,
         };
-        let terms = match next(&conn, &io, &mut input, &mut timer, &limits, waits, &mut head).await {
+        let terms = match next(
+            &conn, &io, &mut input, &mut timer, &limits, waits, &mut head,
+        )
+        .await
+        {
             Next::Request(terms) => terms,
             Next::Quiet => break,
             Next::Refused(Refusal { status, details }) => {
                 let body = meltemi_filters::head::reason(status);
                 let reply = LocalReply::new(status, body, details, Cause::Protocol(details.into()));
-                refuse(&worker, &conn, &io, head, reply.flagged(ResponseFlag::DownstreamProtocolError)).await;
+                refuse(
+                    &worker,
+                    &conn,
+                    &io,
+                    head,
+                    reply.flagged(ResponseFlag::DownstreamProtocolError),
+                )
+                .await;
                 linger(&io, &mut input).await;
                 return;
             }
             Next::Slow(which, body, details) => {
-                let reply = LocalReply::new(408, body, details, Cause::Timeout(which, conn.chain.clone()));
+                let reply = LocalReply::new(
+                    408,
+                    body,
+                    details,
+                    Cause::Timeout(which, conn.chain.clone()),
+                );
                 refuse(&worker, &conn, &io, head, reply).await;
                 linger(&io, &mut input).await;
                 return;
@@ -79,7 +100,8 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
         let last = limit > 0 && conn.requests.get() >= u64::from(limit);
         let is_old = expires.is_some_and(|expires| Instant::now() >= expires);
         let keep_alive = Cell::new(terms.keep_alive && !last && !is_old && !conn.is_draining());
-        let wants_continue = Cell::new(terms.expects_continue && terms.framing != codec::Framing::Empty);
+        let wants_continue =
+            Cell::new(terms.expects_continue && terms.framing != codec::Framing::Empty);
         let mut reader = BodyReader::new(terms.framing);
         let http10 = head.version == meltemi_filters::head::HttpVersion::Http10;
         let buffers = worker.buffers.clone();
@@ -143,22 +165,36 @@ impl Waits {
     fn deadline(&self, asked: Instant, started: Option<Instant>) -> Option<Instant> {
         match started {
             Some(started) => self.slowest().map(|wait| started + wait),
-            None => [self.idle.map(|wait| asked + wait), self.expires].into_iter().flatten().min(),
+            None => [self.idle.map(|wait| asked + wait), self.expires]
+                .into_iter()
+                .flatten()
+                .min(),
         }
     }
 
-    /// Where nothing else limits a head that never ends, it has the time of a connection that never begins one.
+    /// Where nothing else limits a head that never ends, it has the time of a connection that never
+    /// begins one.
     fn slowest(&self) -> Option<Duration> {
-        [self.headers, self.stream_idle].into_iter().flatten().min().or(self.idle)
+        [self.headers, self.stream_idle]
+            .into_iter()
+            .flatten()
+            .min()
+            .or(self.idle)
     }
 
     /// What a head that was not whole in time has exceeded.
     fn exceeded(&self) -> Next {
         match self.headers {
-            Some(headers) if Some(headers) == self.slowest() => {
-                Next::Slow("request headers timeout", "request header timeout", "request_header_timeout")
-            }
-            _ => Next::Slow("stream idle timeout", "stream timeout", "stream_idle_timeout"),
+            Some(headers) if Some(headers) == self.slowest() => Next::Slow(
+                "request headers timeout",
+                "request header timeout",
+                "request_header_timeout",
+            ),
+            _ => Next::Slow(
+                "stream idle timeout",
+                "stream timeout",
+                "stream_idle_timeout",
+            ),
         }
     }
 }
@@ -209,7 +245,13 @@ async fn next(
 }
 
 /// Answers what is not a request, logs it like one, and lets the caller close.
-async fn refuse(worker: &Rc<Worker>, conn: &Rc<Downstream>, io: &Io, mut head: RequestHead, reply: LocalReply) {
+async fn refuse(
+    worker: &Rc<Worker>,
+    conn: &Rc<Downstream>,
+    io: &Io,
+    mut head: RequestHead,
+    reply: LocalReply,
+) {
     let (keep_alive, wants_continue) = (Cell::new(false), Cell::new(false));
     let buffers = worker.buffers.clone();
     let responder = Responder::H1(H1Responder {
@@ -242,7 +284,8 @@ async fn drain(io: &Io, input: &mut Input, reader: &mut BodyReader) -> bool {
     drained.await.unwrap_or(false)
 }
 
-/// Waits for the peer to close after our answer: closing with unread bytes would reset it away (RFC 9112 §9.6).
+/// Waits for the peer to close after our answer: closing with unread bytes would reset it away (RFC
+/// 9112 §9.6).
 async fn linger(io: &Io, input: &mut Input) {
     let mut left = DRAIN_BYTES;
     let _ = tokio::time::timeout(LINGER, async {

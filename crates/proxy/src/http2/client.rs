@@ -71,8 +71,8 @@ impl Drop for ActiveStream {
 }
 
 impl H2Connection {
-    /// Speaks the preface on a connected stream and starts the connection's task. `freed` is notified
-    /// of each stream that ends; `guard` lives as long as the connection does.
+    /// Speaks the preface on a connected stream and starts the connection's task. `freed` is
+    /// notified of each stream that ends; `guard` lives as long as the connection does.
     pub async fn start<G: std::fmt::Debug + 'static>(
         stream: Stream,
         settings: &H2Settings,
@@ -85,14 +85,26 @@ impl H2Connection {
             .initial_connection_window_size(settings.connection_window)
             .max_header_list_size(settings.head_bytes)
             .enable_push(false)
-            .data_frame_budget(small_frames(settings.stream_window, settings.connection_window))
+            .data_frame_budget(small_frames(
+                settings.stream_window,
+                settings.connection_window,
+            ))
             .max_concurrent_reset_streams(REMEMBERED_RESETS);
         let alarm = Rc::new(Alarm::default());
         let watched = Metered::upstream(stream, alarm.clone());
-        let (send, mut connection) = builder.handshake::<_, Bytes>(watched).await.map_err(other)?;
-        let state = Rc::new(State { closed: Cell::new(false), active: Cell::new(0), freed });
+        let (send, mut connection) = builder
+            .handshake::<_, Bytes>(watched)
+            .await
+            .map_err(other)?;
+        let state = Rc::new(State {
+            closed: Cell::new(false),
+            active: Cell::new(0),
+            freed,
+        });
         let ended = state.clone();
-        let mut ping = settings.keepalive_interval.and_then(|interval| Some((interval, connection.ping_pong()?)));
+        let mut ping = settings
+            .keepalive_interval
+            .and_then(|interval| Some((interval, connection.ping_pong()?)));
         let timeout = settings.keepalive_timeout;
         let driver = tokio::task::spawn_local(async move {
             let _guard = guard;
@@ -114,7 +126,12 @@ impl H2Connection {
             }
             ended.closed.set(true);
         });
-        Ok(Rc::new(Self { send, state, driver, requests: Cell::new(0) }))
+        Ok(Rc::new(Self {
+            send,
+            state,
+            driver,
+            requests: Cell::new(0),
+        }))
     }
 
     /// Whether it takes new streams at all.
@@ -122,7 +139,8 @@ impl H2Connection {
         !self.state.closed.get() && !self.driver.is_finished()
     }
 
-    /// Whether it served somebody and takes no new streams any more: it may have said goodbye since.
+    /// Whether it served somebody and takes no new streams any more: it may have said goodbye
+    /// since.
     pub fn is_spent(&self) -> bool {
         self.requests.get() > 0 && !self.is_open()
     }
@@ -176,7 +194,9 @@ async fn keep_alive(ping: &mut h2::PingPong, interval: Duration, timeout: Durati
 
 fn other(error: h2::Error) -> io::Error {
     if error.is_io() {
-        return error.into_io().unwrap_or_else(|| io::ErrorKind::Other.into());
+        return error
+            .into_io()
+            .unwrap_or_else(|| io::ErrorKind::Other.into());
     }
     io::Error::other(error)
 }

@@ -1,7 +1,9 @@
 //! Heads between the `http` crate's form and ours.
 
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+};
 use meltemi_filters::head::{Fields, HttpVersion, Known, RequestHead, ResponseHead};
 
 use crate::http1::codec::{is_authority, is_method};
@@ -17,14 +19,25 @@ pub struct BadHead {
 }
 
 const fn bad(details: &'static str) -> BadHead {
-    BadHead { status: 400, details }
+    BadHead {
+        status: 400,
+        details,
+    }
 }
 
-fn add_fields(headers: &HeaderMap, limit: usize, fields: &mut Fields, request: bool) -> Result<(), BadHead> {
+fn add_fields(
+    headers: &HeaderMap,
+    limit: usize,
+    fields: &mut Fields,
+    request: bool,
+) -> Result<(), BadHead> {
     // Crumbs of cookies become one field.
     let crumbs = |headers: &HeaderMap| headers.get_all(http::header::COOKIE).iter().count();
     if headers.len() > limit && headers.len() - crumbs(headers) >= limit {
-        return Err(BadHead { status: 431, details: "http2.too_many_headers" });
+        return Err(BadHead {
+            status: 431,
+            details: "http2.too_many_headers",
+        });
     }
     let mut cookies: Vec<u8> = Vec::new();
     for (name, value) in headers {
@@ -47,7 +60,11 @@ fn add_fields(headers: &HeaderMap, limit: usize, fields: &mut Fields, request: b
 }
 
 /// A request as it came over HTTP/2, of so many fields at most. RFC 9113 §8.3.1.
-pub fn request_from(parts: &http::request::Parts, limit: usize, head: &mut RequestHead) -> Result<(), BadHead> {
+pub fn request_from(
+    parts: &http::request::Parts,
+    limit: usize,
+    head: &mut RequestHead,
+) -> Result<(), BadHead> {
     head.clear();
     head.version = HttpVersion::Http2;
     add_fields(&parts.headers, limit, head.fields_mut(), true)?;
@@ -108,7 +125,10 @@ fn header_map(fields: &Fields) -> HeaderMap {
             Known::Te if value != b"trailers" => continue,
             _ => {}
         }
-        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value)) {
+        if let (Ok(name), Ok(value)) = (
+            HeaderName::from_bytes(name.as_bytes()),
+            HeaderValue::from_bytes(value),
+        ) {
             map.append(name, value);
         }
     }
@@ -119,12 +139,25 @@ fn header_map(fields: &Fields) -> HeaderMap {
 pub fn request_to(head: &RequestHead) -> Result<Request<()>, BadHead> {
     let mut request = Request::new(());
     *request.version_mut() = Version::HTTP_2;
-    *request.method_mut() = Method::from_bytes(head.method().as_bytes()).map_err(|_| bad("http2.invalid_method"))?;
+    *request.method_mut() =
+        Method::from_bytes(head.method().as_bytes()).map_err(|_| bad("http2.invalid_method"))?;
     let mut parts = http::uri::Parts::default();
-    parts.authority = Some(head.authority().parse().map_err(|_| bad("http2.invalid_host"))?);
+    parts.authority = Some(
+        head.authority()
+            .parse()
+            .map_err(|_| bad("http2.invalid_host"))?,
+    );
     if !head.path().is_empty() {
-        parts.scheme = Some(if head.scheme() == "https" { Scheme::HTTPS } else { Scheme::HTTP });
-        parts.path_and_query = Some(head.path().parse::<PathAndQuery>().map_err(|_| bad("http2.invalid_path"))?);
+        parts.scheme = Some(if head.scheme() == "https" {
+            Scheme::HTTPS
+        } else {
+            Scheme::HTTP
+        });
+        parts.path_and_query = Some(
+            head.path()
+                .parse::<PathAndQuery>()
+                .map_err(|_| bad("http2.invalid_path"))?,
+        );
     }
     *request.uri_mut() = Uri::from_parts(parts).map_err(|_| bad("http2.invalid_path"))?;
     *request.headers_mut() = header_map(head.fields());
@@ -132,7 +165,11 @@ pub fn request_to(head: &RequestHead) -> Result<Request<()>, BadHead> {
 }
 
 /// A response as it came over HTTP/2, of so many fields at most.
-pub fn response_from(parts: &http::response::Parts, limit: usize, head: &mut ResponseHead) -> Result<(), BadHead> {
+pub fn response_from(
+    parts: &http::response::Parts,
+    limit: usize,
+    head: &mut ResponseHead,
+) -> Result<(), BadHead> {
     head.clear();
     head.version = HttpVersion::Http2;
     head.status = parts.status.as_u16();

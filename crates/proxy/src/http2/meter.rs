@@ -1,6 +1,7 @@
-//! Watches the frames of an HTTP/2 connection, on either side, as they are read: frames that cost work and carry nothing
-//! (SETTINGS, PING, PRIORITY, WINDOW_UPDATE, RST_STREAM, CONTINUATION, unknown ones) must stand in some proportion to
-//! those that carry something, and to what we send. The codec limits what it must hold; it does not limit these.
+//! Watches the frames of an HTTP/2 connection, on either side, as they are read: frames that cost
+//! work and carry nothing (SETTINGS, PING, PRIORITY, WINDOW_UPDATE, RST_STREAM, CONTINUATION,
+//! unknown ones) must stand in some proportion to those that carry something, and to what we send.
+//! The codec limits what it must hold; it does not limit these.
 //!
 //! Costs a glance at nine bytes a frame, and a look at the clock only where there were very many.
 
@@ -14,14 +15,15 @@ use std::time::{Duration, Instant};
 use meltemi_net::inspect::H2_PREFACE;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Frames without payload that a peer may always send within [`WINDOW`]. Source: Envoy's limits of 1,000 control frames
-/// in a queue and 100 PRIORITY frames a stream, seen over time.
+/// Frames without payload that a peer may always send within [`WINDOW`]. Source: Envoy's limits of
+/// 1,000 control frames in a queue and 100 PRIORITY frames a stream, seen over time.
 const FREE: u64 = 1000;
 /// The time that [`FREE`] is for.
 const WINDOW: Duration = Duration::from_secs(1);
 /// What a request pays for besides itself: its reset, its priority, windows.
 const FOR_HEADERS: u64 = 4;
-/// So many bytes that we send pay for one frame: less than a PONG has, so that no PING pays for the next.
+/// So many bytes that we send pay for one frame: less than a PONG has, so that no PING pays for the
+/// next.
 const SENT_BYTES: u64 = 32;
 
 const DATA: u8 = 0;
@@ -38,7 +40,11 @@ struct Scanner {
 
 impl Scanner {
     fn after(preface: usize) -> Self {
-        Self { head: [0; FRAME_HEAD], filled: 0, skip: preface }
+        Self {
+            head: [0; FRAME_HEAD],
+            filled: 0,
+            skip: preface,
+        }
     }
 
     /// Tells each frame's type and length.
@@ -56,7 +62,9 @@ impl Scanner {
             bytes = &bytes[n..];
             if self.filled == FRAME_HEAD {
                 self.filled = 0;
-                self.skip = self.head[..3].iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
+                self.skip = self.head[..3]
+                    .iter()
+                    .fold(0, |length, byte| length << 8 | usize::from(*byte));
                 frame(self.head[3], self.skip);
             }
         }
@@ -87,8 +95,13 @@ impl Balance {
             return false;
         }
         let now = now();
-        let fast = self.since.is_some_and(|since| now.duration_since(since) < WINDOW);
-        *self = Self { since: Some(now), ..Self::default() };
+        let fast = self
+            .since
+            .is_some_and(|since| now.duration_since(since) < WINDOW);
+        *self = Self {
+            since: Some(now),
+            ..Self::default()
+        };
         sent.set(0);
         fast
     }
@@ -102,9 +115,14 @@ pub struct Alarm {
 }
 
 impl Alarm {
-    /// Ready once the peer floods. Wakes nobody: only a read raises it, and whoever polls the connection looks here next.
+    /// Ready once the peer floods. Wakes nobody: only a read raises it, and whoever polls the
+    /// connection looks here next.
     pub fn poll(&self) -> Poll<()> {
-        if self.raised.get() { Poll::Ready(()) } else { Poll::Pending }
+        if self.raised.get() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 }
 
@@ -129,8 +147,16 @@ impl<S> Metered<S> {
     }
 
     fn after(preface: usize, stream: S, alarm: Rc<Alarm>) -> Self {
-        let balance = Balance { since: Some(Instant::now()), ..Balance::default() };
-        Self { stream, scanner: Scanner::after(preface), balance, alarm }
+        let balance = Balance {
+            since: Some(Instant::now()),
+            ..Balance::default()
+        };
+        Self {
+            stream,
+            scanner: Scanner::after(preface),
+            balance,
+            alarm,
+        }
     }
 
     fn sent(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -142,13 +168,19 @@ impl<S> Metered<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(cx, buf);
         if read.is_ready() {
             let balance = &mut this.balance;
-            this.scanner.see(&buf.filled()[before..], |kind, length| balance.frame(kind, length));
+            this.scanner.see(&buf.filled()[before..], |kind, length| {
+                balance.frame(kind, length)
+            });
             if balance.is_flood(&this.alarm.sent, Instant::now) {
                 this.alarm.raised.set(true);
             }
@@ -158,7 +190,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write(cx, buf);
         this.sent(written)
@@ -208,9 +244,14 @@ mod tests {
 
     fn after(frames: &[(u8, usize)], rounds: u32, sent_each: u64, time: Duration) -> bool {
         let (start, sent) = (Instant::now(), Cell::new(0));
-        let mut balance = Balance { since: Some(start), ..Balance::default() };
+        let mut balance = Balance {
+            since: Some(start),
+            ..Balance::default()
+        };
         (0..rounds).any(|round| {
-            frames.iter().for_each(|(kind, length)| balance.frame(*kind, *length));
+            frames
+                .iter()
+                .for_each(|(kind, length)| balance.frame(*kind, *length));
             sent.set(sent.get() + sent_each);
             balance.is_flood(&sent, || start + time / rounds * round)
         })
@@ -221,11 +262,28 @@ mod tests {
         const PING: (u8, usize) = (6, 8);
         const WINDOW_UPDATE: (u8, usize) = (8, 4);
         let (fast, slow) = (Duration::from_millis(10), Duration::from_secs(3600));
-        assert!(after(&[PING], 10_000, 17, fast), "answers do not pay for more questions");
+        assert!(
+            after(&[PING], 10_000, 17, fast),
+            "answers do not pay for more questions"
+        );
         assert!(!after(&[PING], 10_000, 17, slow), "keep-alive");
         assert!(after(&[WINDOW_UPDATE], 10_000, 0, fast));
-        assert!(!after(&[WINDOW_UPDATE], 100_000, 16_384, fast), "a large download");
-        assert!(!after(&[(HEADERS, 20), PING, WINDOW_UPDATE, (3, 4)], 100_000, 50, fast), "many requests");
-        assert!(!after(&[(DATA, 10), WINDOW_UPDATE], 100_000, 0, fast), "a chat");
+        assert!(
+            !after(&[WINDOW_UPDATE], 100_000, 16_384, fast),
+            "a large download"
+        );
+        assert!(
+            !after(
+                &[(HEADERS, 20), PING, WINDOW_UPDATE, (3, 4)],
+                100_000,
+                50,
+                fast
+            ),
+            "many requests"
+        );
+        assert!(
+            !after(&[(DATA, 10), WINDOW_UPDATE], 100_000, 0, fast),
+            "a chat"
+        );
     }
 }

@@ -18,18 +18,19 @@ use crate::exchange::{self, Ended, Exchange};
 use crate::respond::Responder;
 use crate::worker::Worker;
 
-/// Streams at a time where configuration says nothing. Envoy's own default is 2^31-1, which lets one peer hold
-/// everything; its edge guidance is 100.
+/// Streams at a time where configuration says nothing. Envoy's own default is 2^31-1, which lets
+/// one peer hold everything; its edge guidance is 100.
 const MAX_STREAMS: u32 = 100;
-/// Streams that the peer opened and reset before we looked at them. Rapid reset: beyond it the connection ends with
-/// ENHANCE_YOUR_CALM.
+/// Streams that the peer opened and reset before we looked at them. Rapid reset: beyond it the
+/// connection ends with ENHANCE_YOUR_CALM.
 const MAX_PENDING_RESETS: usize = 50;
-/// Streams that the peer opened and reset soon after, while most of its streams end so. Source: Envoy
-/// `premature_reset_total_stream_count`; lower, since nobody honest comes near it.
+/// Streams that the peer opened and reset soon after, while most of its streams end so. Source:
+/// Envoy `premature_reset_total_stream_count`; lower, since nobody honest comes near it.
 const MAX_ABANDONED: usize = 200;
 /// A stream that lived longer was not abandoned.
 const ABANDONED_WITHIN: Duration = Duration::from_secs(1);
-/// How long a peer may be silent after a GOAWAY where idle connections have no limit. Envoy's default idle timeout.
+/// How long a peer may be silent after a GOAWAY where idle connections have no limit. Envoy's
+/// default idle timeout.
 const LONGEST_GOODBYE: Duration = Duration::from_secs(3600);
 /// How long a peer may take to hear that it is left.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -66,7 +67,8 @@ fn builder(http: &HttpConnectionManager) -> Builder {
     let stream_window = options.initial_stream_window.unwrap_or(256 * 1024);
     let connection_window = options.initial_connection_window.unwrap_or(1024 * 1024);
     let mut builder = Builder::new();
-    // The codec's own limit is kept for streams that are reset because of the peer's errors (MadeYouReset).
+    // The codec's own limit is kept for streams that are reset because of the peer's errors
+    // (MadeYouReset).
     builder
         .initial_window_size(stream_window)
         .initial_connection_window_size(connection_window)
@@ -85,15 +87,32 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
 {
     let view = conn.view(&worker);
-    let Some(http) = view.http.clone() else { return };
+    let Some(http) = view.http.clone() else {
+        return;
+    };
     let alarm = Rc::new(Alarm::default());
     let handshake = builder(&http).handshake(Metered::downstream(stream, alarm.clone()));
-    let limit = http.request_headers_timeout.or(http.idle_timeout).unwrap_or(Duration::from_secs(60));
-    let Ok(Ok(mut connection)) = tokio::time::timeout(limit, handshake).await else { return };
-    let streams =
-        Rc::new(Streams { active: Cell::new(0), opened: Cell::new(0), abandoned: Cell::new(0), ended: Notify::new() });
-    let mut ping = http.http2.keepalive_interval.and_then(|interval| Some((interval, connection.ping_pong()?)));
-    let ping_timeout = http.http2.keepalive_timeout.unwrap_or(Duration::from_secs(20));
+    let limit = http
+        .request_headers_timeout
+        .or(http.idle_timeout)
+        .unwrap_or(Duration::from_secs(60));
+    let Ok(Ok(mut connection)) = tokio::time::timeout(limit, handshake).await else {
+        return;
+    };
+    let streams = Rc::new(Streams {
+        active: Cell::new(0),
+        opened: Cell::new(0),
+        abandoned: Cell::new(0),
+        ended: Notify::new(),
+    });
+    let mut ping = http
+        .http2
+        .keepalive_interval
+        .and_then(|interval| Some((interval, connection.ping_pong()?)));
+    let ping_timeout = http
+        .http2
+        .keepalive_timeout
+        .unwrap_or(Duration::from_secs(20));
     let mut keepalive = std::pin::pin!(async move {
         match &mut ping {
             None => std::future::pending::<()>().await,
@@ -107,7 +126,9 @@ where
         }
     });
     let mut draining = false;
-    let expires = http.max_connection_duration.map(|longest| tokio::time::Instant::from_std(conn.since) + longest);
+    let expires = http
+        .max_connection_duration
+        .map(|longest| tokio::time::Instant::from_std(conn.since) + longest);
     let mut expired = std::pin::pin!(async move {
         match expires {
             Some(expires) => tokio::time::sleep_until(expires).await,
@@ -189,7 +210,10 @@ where
     let reason = match flood {
         Some(flood) => {
             tracing::debug!(conn = conn.id, flood);
-            worker.causes.refusal(&Cause::Overload(flood), Some(ResponseFlag::OverloadManagerTerminated));
+            worker.causes.refusal(
+                &Cause::Overload(flood),
+                Some(ResponseFlag::OverloadManagerTerminated),
+            );
             h2::Reason::ENHANCE_YOUR_CALM
         }
         None => {
@@ -219,13 +243,21 @@ async fn one(
     respond: h2::server::SendResponse<bytes::Bytes>,
 ) -> Ended {
     let view = conn.view(&worker);
-    let limit = view.http.as_ref().map_or(0, |http| http.max_head_fields as usize);
+    let limit = view
+        .http
+        .as_ref()
+        .map_or(0, |http| http.max_head_fields as usize);
     let (parts, body) = request.into_parts();
     let mut head: RequestHead = worker.take_head();
     let responder = Responder::H2(respond);
     let ended = if let Err(bad) = heads::request_from(&parts, limit, &mut head) {
-        let reply = LocalReply::new(bad.status, reason(bad.status), bad.details, Cause::Protocol(bad.details.into()))
-            .flagged(ResponseFlag::DownstreamProtocolError);
+        let reply = LocalReply::new(
+            bad.status,
+            reason(bad.status),
+            bad.details,
+            Cause::Protocol(bad.details.into()),
+        )
+        .flagged(ResponseFlag::DownstreamProtocolError);
         exchange::reply_only(&worker, &conn, view, &mut head, responder, reply).await;
         Ended::Whole
     } else {

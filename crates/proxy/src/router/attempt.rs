@@ -65,7 +65,8 @@ enum First {
     Gone,
 }
 
-/// The status that an answer is judged by: for gRPC what its own status comes to, if the head has it already.
+/// The status that an answer is judged by: for gRPC what its own status comes to, if the head has
+/// it already.
 fn judged(request: &RequestHead, response: &ResponseHead) -> u16 {
     match response.fields().known_str(Known::GrpcStatus) {
         Some(status) if request.is_grpc() => http_of_grpc(status),
@@ -90,21 +91,44 @@ pub(crate) async fn run(
     router: &Router,
 ) -> AttemptEnd {
     let started = Instant::now();
-    let limits = Limits { fields: cluster.entry.cluster.http.max_head_fields as usize, ..Limits::default() };
+    let limits = Limits {
+        fields: cluster.entry.cluster.http.max_head_fields as usize,
+        ..Limits::default()
+    };
     let no_body = is_bodyless(body, tee);
     let (mut pooled, lane, reused, opened) = match carrier {
         Carrier::H1(pooled, lane, reused) => (Some(pooled), lane, reused, None),
-        Carrier::H2(response, send, active, _) => (None, LaneKey::default(), false, Some((response, send, active))),
+        Carrier::H2(response, send, active, _) => (
+            None,
+            LaneKey::default(),
+            false,
+            Some((response, send, active)),
+        ),
     };
     let (mut upstream, mut to, _stream) = match (&mut pooled, opened) {
         (Some(pooled), _) => {
             let mut out = run.worker.buffers.take();
             let chunked = write_head(head, no_body, plan.upgrade, &mut out);
             let io = &pooled.connection.io;
-            (Upstream::H1 { io, input: &mut pooled.connection.input }, BodyOut::H1 { io, head: out, chunked }, None)
+            (
+                Upstream::H1 {
+                    io,
+                    input: &mut pooled.connection.input,
+                },
+                BodyOut::H1 {
+                    io,
+                    head: out,
+                    chunked,
+                },
+                None,
+            )
         }
         (None, Some((response, send, active))) => {
-            let to = if no_body { BodyOut::Discard } else { BodyOut::H2(send) };
+            let to = if no_body {
+                BodyOut::Discard
+            } else {
+                BodyOut::H2(send)
+            };
             (Upstream::H2 { response }, to, Some(active))
         }
         (None, None) => return gone(run),
@@ -156,7 +180,9 @@ pub(crate) async fn run(
     };
     run.info.received.set(received.get());
     if uploaded.get() {
-        run.info.request_end.set(Some(run.info.request_end.get().unwrap_or_else(Instant::now)));
+        run.info.request_end.set(Some(
+            run.info.request_end.get().unwrap_or_else(Instant::now),
+        ));
     }
     let arrived = match first {
         First::Head(Ok(arrived)) => arrived,
@@ -164,7 +190,14 @@ pub(crate) async fn run(
             drop(upload);
             run.response = response;
             let nothing_sent = upstream.sent() == sent_before;
-            return AttemptEnd::Failed(read_failure(plan, host, error, write_failed.take(), nothing_sent, reused));
+            return AttemptEnd::Failed(read_failure(
+                plan,
+                host,
+                error,
+                write_failed.take(),
+                nothing_sent,
+                reused,
+            ));
         }
         First::Upload(UploadEnd::Gone) | First::Gone => return gone(run),
         First::Upload(UploadEnd::Broken(error)) => {
@@ -199,7 +232,10 @@ pub(crate) async fn run(
 
     // A response: the endpoint is judged, and perhaps another one asked instead.
     let now = epoch_ms(Instant::now());
-    cluster.entry.live.report(&host.live, HostResult::Status(judged(head, &response)), now);
+    cluster
+        .entry
+        .live
+        .report(&host.live, HostResult::Status(judged(head, &response)), now);
     let switching = arrived.terms.framing == Framing::Empty && response.status == 101;
     let replayable = match tee {
         Some(tee) => !tee.borrow().lost,
@@ -207,10 +243,15 @@ pub(crate) async fn run(
     };
     let mut wanted = false;
     if !switching && replayable {
-        let again = may_retry(retries, cluster, plan.forward.action.high_priority, |policy| {
-            wanted = policy.retries_response(&response);
-            wanted
-        });
+        let again = may_retry(
+            retries,
+            cluster,
+            plan.forward.action.high_priority,
+            |policy| {
+                wanted = policy.retries_response(&response);
+                wanted
+            },
+        );
         if again {
             drop(upload);
             run.response = response;
@@ -221,7 +262,10 @@ pub(crate) async fn run(
         cluster.counts.retry_success.inc();
     }
     if wanted && retries.exhausted {
-        run.info.state.flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+        run.info
+            .state
+            .flags
+            .insert(ResponseFlag::UpstreamRetryLimitExceeded);
     }
     if let Some(tee) = tee
         && !tee.borrow().whole
@@ -250,10 +294,16 @@ pub(crate) async fn run(
     if !router.suppress_envoy_headers {
         let took = started.elapsed().as_millis();
         let mut digits = itoa::Buffer::new();
-        response.fields_mut().set("x-envoy-upstream-service-time", digits.format(took).as_bytes());
+        response.fields_mut().set(
+            "x-envoy-upstream-service-time",
+            digits.format(took).as_bytes(),
+        );
     }
     if plan.forward.action.response_attempt_count {
-        response.fields_mut().set("x-envoy-attempt-count", run.info.attempts.to_string().as_bytes());
+        response.fields_mut().set(
+            "x-envoy-attempt-count",
+            run.info.attempts.to_string().as_bytes(),
+        );
     }
     if let Some(cookie) = run.info.set_cookie.take() {
         response.append("set-cookie", cookie.as_bytes());
@@ -264,7 +314,9 @@ pub(crate) async fn run(
 
     if switching {
         drop(upload);
-        let Upstream::H1 { io, input } = upstream else { return gone(run) };
+        let Upstream::H1 { io, input } = upstream else {
+            return gone(run);
+        };
         return tunnel(run, plan, body, responder, io, input, clocks).await;
     }
     if plan.upgrade {
@@ -273,7 +325,9 @@ pub(crate) async fn run(
     }
 
     let follows = match arrived.terms.framing {
-        _ if head.method() == "HEAD" || matches!(run.response.status, 204 | 304) => Follows::Nothing,
+        _ if head.method() == "HEAD" || matches!(run.response.status, 204 | 304) => {
+            Follows::Nothing
+        }
         Framing::Empty => Follows::Empty,
         _ => Follows::Body,
     };
@@ -285,10 +339,18 @@ pub(crate) async fn run(
     let no_continue = Cell::new(false);
     let trailers: RefCell<Option<http::HeaderMap>> = RefCell::default();
     let (mut h1_rest, mut from) = match (upstream, arrived.stream) {
-        (Upstream::H1 { io, input }, _) => {
-            (Some(io), BodyIn::H1(H1BodyIn { io, input, reader: &mut reader, wants_continue: &no_continue, lent: 0 }))
-        }
-        // What must not have a body brings none, whatever the stream still holds: no client could tell it from an answer.
+        (Upstream::H1 { io, input }, _) => (
+            Some(io),
+            BodyIn::H1(H1BodyIn {
+                io,
+                input,
+                reader: &mut reader,
+                wants_continue: &no_continue,
+                lent: 0,
+            }),
+        ),
+        // What must not have a body brings none, whatever the stream still holds: no client could
+        // tell it from an answer.
         (Upstream::H2 { .. }, Some(stream)) if follows == Follows::Body => {
             (None, BodyIn::H2(H2BodyIn { stream, held: 0 }))
         }
@@ -303,7 +365,10 @@ pub(crate) async fn run(
     let second = {
         let mut upload_over = false;
         // What is no gRPC has no messages.
-        let counted = messages.as_deref().filter(|_| run.response.is_grpc()).map(|messages| &messages.responses);
+        let counted = messages
+            .as_deref()
+            .filter(|_| run.response.is_grpc())
+            .map(|messages| &messages.responses);
         let mut down = pin!(pump(&mut from, &mut out, &sent, counted, None, |map| {
             *trailers.borrow_mut() = Some(map.clone());
         }));
@@ -320,7 +385,9 @@ pub(crate) async fn run(
                     }
                 }
             }
-            clocks.poll(cx, received.get() + sent.get()).map(Second::Limit)
+            clocks
+                .poll(cx, received.get() + sent.get())
+                .map(Second::Limit)
         })
         .await
     };
@@ -348,23 +415,42 @@ pub(crate) async fn run(
             let (flag, reason) = match error {
                 BodyError::Reset => (ResponseFlag::UpstreamRemoteReset, "remote_reset"),
                 BodyError::Malformed(_) => (ResponseFlag::UpstreamProtocolError, "protocol_error"),
-                _ => (ResponseFlag::UpstreamConnectionTermination, "connection_termination"),
+                _ => (
+                    ResponseFlag::UpstreamConnectionTermination,
+                    "connection_termination",
+                ),
             };
-            let cause = Cause::Endpoint(plan.cluster_name.clone(), host.address, error.to_string().into());
-            run.info.end(flag, format!("upstream_reset_after_response_started{{{reason}}}"), Some(cause));
-            cluster.entry.live.report(&host.live, HostResult::LocalFailure, now);
+            let cause = Cause::Endpoint(
+                plan.cluster_name.clone(),
+                host.address,
+                error.to_string().into(),
+            );
+            run.info.end(
+                flag,
+                format!("upstream_reset_after_response_started{{{reason}}}"),
+                Some(cause),
+            );
+            cluster
+                .entry
+                .live
+                .report(&host.live, HostResult::LocalFailure, now);
             out.abort(h2::Reason::INTERNAL_ERROR);
             Ended::Broken
         }
         Second::Limit(limit) => {
             limit.count(&cluster.counts);
             let failure = Failure::limit(limit, plan, clocks);
-            run.info.end(failure.flag, limit.details(), Some(failure.cause));
+            run.info
+                .end(failure.flag, limit.details(), Some(failure.cause));
             out.abort(h2::Reason::INTERNAL_ERROR);
             Ended::Broken
         }
         Second::Down(Err(PumpError::Write(_))) | Second::Gone | Second::UploadBroken => {
-            run.info.end(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect", None);
+            run.info.end(
+                ResponseFlag::DownstreamConnectionTermination,
+                "downstream_remote_disconnect",
+                None,
+            );
             out.abort(h2::Reason::CANCEL);
             Ended::Gone
         }

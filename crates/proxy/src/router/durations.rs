@@ -1,5 +1,5 @@
-//! How long a forwarded request may take: what configuration says, what its own headers ask for, and what its upstream is
-//! told of that.
+//! How long a forwarded request may take: what configuration says, what its own headers ask for,
+//! and what its upstream is told of that.
 
 use std::time::Duration;
 
@@ -30,8 +30,8 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
-    /// For one request, whose headers that ask for limits are used up. They count only from inside; `prepare` has dropped
-    /// the others. Source: Envoy `FilterUtility::finalTimeout`.
+    /// For one request, whose headers that ask for limits are used up. They count only from inside;
+    /// `prepare` has dropped the others. Source: Envoy `FilterUtility::finalTimeout`.
     pub fn of(
         run: &Run<'_>,
         plan: &Plan<'_>,
@@ -44,32 +44,54 @@ impl Timeouts {
         let max_grpc = own.max_grpc.filter(|_| head.is_grpc());
         let mut total = own.request.unwrap_or_default();
         if let Some(max) = max_grpc {
-            total = of_grpc(head.fields().known(Known::GrpcTimeout).and_then(grpc_timeout), own.grpc_offset, max);
+            total = of_grpc(
+                head.fields()
+                    .known(Known::GrpcTimeout)
+                    .and_then(grpc_timeout),
+                own.grpc_offset,
+                max,
+            );
         }
         let asked = |known| millis(head.fields().known_str(known)?);
-        let expected = asked(Known::XEnvoyExpectedRqTimeoutMs).filter(|_| router.respect_expected_timeout);
-        total = expected.or_else(|| asked(Known::XEnvoyUpstreamRqTimeoutMs)).unwrap_or(total);
-        let per_try = asked(Known::XEnvoyUpstreamRqPerTryTimeoutMs)
-            .or_else(|| action.retry.as_ref().and_then(|policy| policy.per_try_timeout));
-        head.fields_mut().remove_known(Known::XEnvoyUpstreamRqTimeoutMs);
-        head.fields_mut().remove_known(Known::XEnvoyUpstreamRqPerTryTimeoutMs);
+        let expected =
+            asked(Known::XEnvoyExpectedRqTimeoutMs).filter(|_| router.respect_expected_timeout);
+        total = expected
+            .or_else(|| asked(Known::XEnvoyUpstreamRqTimeoutMs))
+            .unwrap_or(total);
+        let per_try = asked(Known::XEnvoyUpstreamRqPerTryTimeoutMs).or_else(|| {
+            action
+                .retry
+                .as_ref()
+                .and_then(|policy| policy.per_try_timeout)
+        });
+        head.fields_mut()
+            .remove_known(Known::XEnvoyUpstreamRqTimeoutMs);
+        head.fields_mut()
+            .remove_known(Known::XEnvoyUpstreamRqPerTryTimeoutMs);
         let set = |limit: &Duration| !limit.is_zero();
         let total = Some(total).filter(set);
         Self {
             total,
-            per_try: per_try.filter(set).filter(|per_try| total.is_none_or(|total| *per_try < total)),
+            per_try: per_try
+                .filter(set)
+                .filter(|per_try| total.is_none_or(|total| *per_try < total)),
             tells_grpc: max_grpc.is_some(),
             idle: own.idle.unwrap_or(run.http.stream_idle_timeout).filter(set),
-            stream: own.max_stream.unwrap_or(run.http.max_stream_duration).filter(set),
+            stream: own
+                .max_stream
+                .unwrap_or(run.http.max_stream_duration)
+                .filter(set),
             request: run.http.request_timeout,
             upstream: cluster.entry.cluster.http.max_stream_duration,
         }
     }
 
-    /// Tells the upstream how long its answer will be waited for, so long after the request's end. Source: Envoy
-    /// `FilterUtility::setTimeoutHeaders`.
+    /// Tells the upstream how long its answer will be waited for, so long after the request's end.
+    /// Source: Envoy `FilterUtility::setTimeoutHeaders`.
     pub fn tell(&self, head: &mut RequestHead, elapsed: Duration, suppress: bool) {
-        let Some(limit) = self.per_try.or(self.total) else { return };
+        let Some(limit) = self.per_try.or(self.total) else {
+            return;
+        };
         let left = match self.total {
             // 0 would mean no limit.
             Some(total) if elapsed >= total => Duration::from_millis(1),
@@ -82,7 +104,10 @@ impl Timeouts {
         }
         let mut digits = itoa::Buffer::new();
         if !suppress {
-            head.fields_mut().set("x-envoy-expected-rq-timeout-ms", digits.format(left).as_bytes());
+            head.fields_mut().set(
+                "x-envoy-expected-rq-timeout-ms",
+                digits.format(left).as_bytes(),
+            );
         }
         if self.tells_grpc {
             let (number, unit) = to_grpc(left);
@@ -90,7 +115,8 @@ impl Timeouts {
             let digits = digits.format(number).as_bytes();
             value[..digits.len()].copy_from_slice(digits);
             value[digits.len()] = unit;
-            head.fields_mut().set("grpc-timeout", &value[..=digits.len()]);
+            head.fields_mut()
+                .set("grpc-timeout", &value[..=digits.len()]);
         }
     }
 }
@@ -99,10 +125,15 @@ fn millis(text: &str) -> Option<Duration> {
     text.trim().parse().ok().map(Duration::from_millis)
 }
 
-/// What `grpc-timeout` asks for, less the offset unless nothing would be left, and no more than the maximum. 0: no limit.
+/// What `grpc-timeout` asks for, less the offset unless nothing would be left, and no more than the
+/// maximum. 0: no limit.
 fn of_grpc(asked: Option<Duration>, offset: Duration, max: Duration) -> Duration {
     let asked = asked.unwrap_or_default();
-    let asked = if offset < asked { asked - offset } else { asked };
+    let asked = if offset < asked {
+        asked - offset
+    } else {
+        asked
+    };
     let is_beyond = !max.is_zero() && (asked.is_zero() || asked > max);
     if is_beyond { max } else { asked }
 }
@@ -111,7 +142,10 @@ fn of_grpc(asked: Option<Duration>, offset: Duration, max: Duration) -> Duration
 fn to_grpc(ms: u64) -> (u64, u8) {
     const MOST: u64 = 99_999_999;
     let units = [(1, b'm'), (1000, b'S'), (60_000, b'M')];
-    let fits = units.into_iter().map(|(length, unit)| (ms / length, unit)).find(|(number, _)| *number <= MOST);
+    let fits = units
+        .into_iter()
+        .map(|(length, unit)| (ms / length, unit))
+        .find(|(number, _)| *number <= MOST);
     fits.unwrap_or(((ms / 3_600_000).min(MOST), b'H'))
 }
 
@@ -170,7 +204,11 @@ mod tests {
             (Some(40), 2, 0, 38),
             (None, 0, 0, 0),
         ] {
-            assert_eq!(of_grpc(asked.map(s), s(offset), s(max)), s(wanted), "{asked:?} less {offset} of {max}");
+            assert_eq!(
+                of_grpc(asked.map(s), s(offset), s(max)),
+                s(wanted),
+                "{asked:?} less {offset} of {max}"
+            );
         }
     }
 }

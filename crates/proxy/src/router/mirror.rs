@@ -41,27 +41,41 @@ pub fn chosen(action: &RouteAction, random: u64, head: &RequestHead) -> Vec<Shot
             (None, true) => None,
             (None, false) => Some(shadow(head.authority())),
         };
-        Some(Shot { cluster: mirror.cluster.name(head)?.into(), host })
+        Some(Shot {
+            cluster: mirror.cluster.name(head)?.into(),
+            host,
+        })
     };
     action.mirrors.iter().filter(hit).filter_map(shot).collect()
 }
 
 /// Envoy appends `-shadow` to the host, before a port.
 fn shadow(authority: &str) -> String {
-    match authority.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())) {
+    match authority
+        .rsplit_once(':')
+        .filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()))
+    {
         Some((host, port)) => format!("{host}-shadow:{port}"),
         None => format!("{authority}-shadow"),
     }
 }
 
 /// Sends the copies, if the whole body was kept. One that is too long for that is counted.
-pub fn fire(worker: &Rc<Worker>, conn: &Rc<Downstream>, shots: &[Shot], head: &RequestHead, tee: Option<Tee>) {
+pub fn fire(
+    worker: &Rc<Worker>,
+    conn: &Rc<Downstream>,
+    shots: &[Shot],
+    head: &RequestHead,
+    tee: Option<Tee>,
+) {
     let body = match tee {
         None => Bytes::new(),
         Some(tee) if tee.whole && !tee.lost => tee.bytes.into(),
         Some(tee) => {
             if tee.lost {
-                shots.iter().for_each(|_| worker.causes.unmirrored("body_too_long"));
+                shots
+                    .iter()
+                    .for_each(|_| worker.causes.unmirrored("body_too_long"));
             }
             return;
         }
@@ -71,14 +85,25 @@ pub fn fire(worker: &Rc<Worker>, conn: &Rc<Downstream>, shots: &[Shot], head: &R
         if let Some(host) = &shot.host {
             head.set_authority(host);
         }
-        let (worker, conn, cluster, body) = (worker.clone(), conn.clone(), shot.cluster.clone(), body.clone());
+        let (worker, conn, cluster, body) = (
+            worker.clone(),
+            conn.clone(),
+            shot.cluster.clone(),
+            body.clone(),
+        );
         tokio::task::spawn_local(async move {
             let _ = tokio::time::timeout(LIMIT, send(&worker, &conn, &cluster, &head, body)).await;
         });
     }
 }
 
-async fn send(worker: &Rc<Worker>, conn: &Downstream, name: &str, head: &RequestHead, body: Bytes) -> Option<()> {
+async fn send(
+    worker: &Rc<Worker>,
+    conn: &Downstream,
+    name: &str,
+    head: &RequestHead,
+    body: Bytes,
+) -> Option<()> {
     let cluster = worker.cluster(name)?;
     let _place = cluster.entry.live.admit(false, Resource::Requests)?;
     let wish = Wish {
@@ -117,11 +142,21 @@ async fn send(worker: &Rc<Worker>, conn: &Downstream, name: &str, head: &Request
             worker.buffers.give(out);
             let mut response = ResponseHead::default();
             let limits = Limits::default();
-            let read = read_head(&connection.io, &mut connection.input, head.method(), &limits, &mut response);
+            let read = read_head(
+                &connection.io,
+                &mut connection.input,
+                head.method(),
+                &limits,
+                &mut response,
+            );
             let terms = read.await.ok()?;
             let mut reader = BodyReader::new(terms.framing);
             loop {
-                match reader.ready(&connection.io, &mut connection.input).await.ok()? {
+                match reader
+                    .ready(&connection.io, &mut connection.input)
+                    .await
+                    .ok()?
+                {
                     0 => break,
                     n => reader.consume(&mut connection.input, n),
                 }
@@ -132,7 +167,11 @@ async fn send(worker: &Rc<Worker>, conn: &Downstream, name: &str, head: &Request
         }
         Acquired::H2(shared) => {
             let request = heads::request_to(head).ok()?;
-            let (response, mut send, _active) = shared.connection.open(request, body.is_empty()).await.ok()?;
+            let (response, mut send, _active) = shared
+                .connection
+                .open(request, body.is_empty())
+                .await
+                .ok()?;
             if !body.is_empty() {
                 send.send_data(body, true).ok()?;
             }

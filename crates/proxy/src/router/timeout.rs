@@ -47,7 +47,12 @@ impl Limit {
         match self {
             Self::Total => counts.timeout.inc(),
             Self::PerTry => counts.per_try_timeout.inc(),
-            Self::PerTryIdle | Self::Idle | Self::Stream | Self::Request | Self::Upstream | Self::Drain => {}
+            Self::PerTryIdle
+            | Self::Idle
+            | Self::Stream
+            | Self::Request
+            | Self::Upstream
+            | Self::Drain => {}
         }
     }
 
@@ -124,9 +129,11 @@ pub struct Clocks {
 }
 
 impl Clocks {
-    /// Starts for a stream that began at `start`; `whole`: its request has ended. Without limits no clock is read.
+    /// Starts for a stream that began at `start`; `whole`: its request has ended. Without limits no
+    /// clock is read.
     pub fn new(timeouts: Timeouts, whole: bool, start: std::time::Instant) -> Self {
-        let from_start = |limit: Option<Duration>| limit.map(|limit| Instant::from_std(start) + limit);
+        let from_start =
+            |limit: Option<Duration>| limit.map(|limit| Instant::from_std(start) + limit);
         let clocks = Self {
             timeouts,
             stream_at: from_start(timeouts.stream),
@@ -151,7 +158,10 @@ impl Clocks {
 
     /// Ends with its connection, which has so long once it is asked to end.
     pub fn ending_with(self, conn: &Rc<Downstream>, time: Duration) -> Self {
-        Self { drain: Some((conn.clone(), time)), ..self }
+        Self {
+            drain: Some((conn.clone(), time)),
+            ..self
+        }
     }
 
     /// What they run for.
@@ -165,8 +175,13 @@ impl Clocks {
         self.per_try.set(limit);
         self.per_try_idle.set(idle);
         self.moved_in_try.set(idle.map(|_| Instant::now()));
-        self.upstream_at.set(self.timeouts.upstream.map(|limit| Instant::now() + limit));
-        self.try_at.set(limit.filter(|_| self.uploaded.get()).map(|limit| Instant::now() + limit));
+        self.upstream_at
+            .set(self.timeouts.upstream.map(|limit| Instant::now() + limit));
+        self.try_at.set(
+            limit
+                .filter(|_| self.uploaded.get())
+                .map(|limit| Instant::now() + limit),
+        );
     }
 
     /// The request has been sent to its end: the limits for the response start.
@@ -174,10 +189,12 @@ impl Clocks {
         self.uploaded.set(true);
         self.request_at.set(None);
         if self.total_at.get().is_none() {
-            self.total_at.set(self.timeouts.total.map(|limit| Instant::now() + limit));
+            self.total_at
+                .set(self.timeouts.total.map(|limit| Instant::now() + limit));
         }
         if self.try_at.get().is_none() {
-            self.try_at.set(self.per_try.get().map(|limit| Instant::now() + limit));
+            self.try_at
+                .set(self.per_try.get().map(|limit| Instant::now() + limit));
         }
     }
 
@@ -188,11 +205,14 @@ impl Clocks {
 
     /// How long the response has been waited for.
     pub fn elapsed(&self) -> Duration {
-        let (Some(at), Some(total)) = (self.total_at.get(), self.timeouts.total) else { return Duration::ZERO };
+        let (Some(at), Some(total)) = (self.total_at.get(), self.timeouts.total) else {
+            return Duration::ZERO;
+        };
         total.saturating_sub(at.saturating_duration_since(Instant::now()))
     }
 
-    /// The request has become a tunnel: it has no end that limits of a response could be counted from.
+    /// The request has become a tunnel: it has no end that limits of a response could be counted
+    /// from.
     pub fn tunnelled(&self) {
         self.responded();
         self.request_at.set(None);
@@ -216,9 +236,20 @@ impl Clocks {
     }
 
     fn next(&self) -> Option<(Instant, Limit)> {
-        let idle = self.moved.get().zip(self.timeouts.idle).map(|(at, idle)| at + idle);
-        let idle_in_try = self.moved_in_try.get().zip(self.per_try_idle.get()).map(|(at, idle)| at + idle);
-        let drain = self.drain.as_ref().and_then(|(conn, time)| conn.overdue_at(*time));
+        let idle = self
+            .moved
+            .get()
+            .zip(self.timeouts.idle)
+            .map(|(at, idle)| at + idle);
+        let idle_in_try = self
+            .moved_in_try
+            .get()
+            .zip(self.per_try_idle.get())
+            .map(|(at, idle)| at + idle);
+        let drain = self
+            .drain
+            .as_ref()
+            .and_then(|(conn, time)| conn.overdue_at(*time));
         let all = [
             (drain.map(Instant::from_std), Limit::Drain),
             (self.total_at.get(), Limit::Total),
@@ -229,7 +260,9 @@ impl Clocks {
             (self.request_at.get(), Limit::Request),
             (self.upstream_at.get(), Limit::Upstream),
         ];
-        all.into_iter().filter_map(|(at, limit)| Some((at?, limit))).min_by_key(|(at, _)| *at)
+        all.into_iter()
+            .filter_map(|(at, limit)| Some((at?, limit)))
+            .min_by_key(|(at, _)| *at)
     }
 
     /// Ready when a limit has passed. `moved` is how many bytes went either way so far.
@@ -271,7 +304,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_response_clock_starts_when_the_request_has_ended() {
         let (total, per_try) = (Some(Duration::from_secs(5)), Some(Duration::from_secs(2)));
-        let timeouts = Timeouts { total, per_try, ..Timeouts::default() };
+        let timeouts = Timeouts {
+            total,
+            per_try,
+            ..Timeouts::default()
+        };
         let clocks = Clocks::new(timeouts, false, std::time::Instant::now());
         clocks.begin_attempt(None);
         tokio::time::sleep(Duration::from_secs(60)).await;
@@ -285,16 +322,27 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_request_that_never_ends_ends_after_its_time_and_silence_in_an_attempt_too() {
         let start = Instant::now();
-        let timeouts = Timeouts { request: Some(Duration::from_secs(9)), ..Timeouts::default() };
+        let timeouts = Timeouts {
+            request: Some(Duration::from_secs(9)),
+            ..Timeouts::default()
+        };
         let clocks = Clocks::new(timeouts, false, start.into_std());
         assert_eq!(clocks.expired().await, Limit::Request);
         assert_eq!(start.elapsed().as_secs(), 9);
         clocks.uploaded();
         clocks.begin_attempt(Some(Duration::from_secs(3)));
         let began = Instant::now();
-        assert!(poll_fn(|cx| Poll::Ready(clocks.poll(cx, 1))).await.is_pending());
+        assert!(
+            poll_fn(|cx| Poll::Ready(clocks.poll(cx, 1)))
+                .await
+                .is_pending()
+        );
         tokio::time::sleep(Duration::from_secs(2)).await;
-        assert!(poll_fn(|cx| Poll::Ready(clocks.poll(cx, 2))).await.is_pending());
+        assert!(
+            poll_fn(|cx| Poll::Ready(clocks.poll(cx, 2)))
+                .await
+                .is_pending()
+        );
         assert_eq!(poll_fn(|cx| clocks.poll(cx, 2)).await, Limit::PerTryIdle);
         assert_eq!(began.elapsed().as_secs(), 5, "every byte starts it anew");
     }

@@ -74,7 +74,9 @@ impl NotAcquired {
     pub fn cause(&self, cluster: &Arc<str>, host: &WorkerHost) -> Cause {
         match self {
             Self::Overflow(resource) => Cause::Breaker(cluster.clone(), resource.threshold()),
-            Self::Dial(_) | Self::Name => Cause::Endpoint(cluster.clone(), host.address, self.transport().into()),
+            Self::Dial(_) | Self::Name => {
+                Cause::Endpoint(cluster.clone(), host.address, self.transport().into())
+            }
         }
     }
 }
@@ -103,8 +105,13 @@ pub struct Ask<'a> {
 }
 
 fn lane(ask: &Ask<'_>) -> LaneKey {
-    let terms = ask.host.transport.tls().map_or(0, |terms| Arc::as_ptr(terms) as usize);
-    let own = ask.cluster.entry.cluster.pool_per_downstream || carries_addresses(&ask.host.transport);
+    let terms = ask
+        .host
+        .transport
+        .tls()
+        .map_or(0, |terms| Arc::as_ptr(terms) as usize);
+    let own =
+        ask.cluster.entry.cluster.pool_per_downstream || carries_addresses(&ask.host.transport);
     let mut words = hash_of(ask.alpn.into_iter().flatten().map(|name| &**name));
     if let Some((name, _)) = server_name(ask) {
         words ^= keyed(name);
@@ -119,11 +126,16 @@ fn lane(ask: &Ask<'_>) -> LaneKey {
         UpstreamProtocol::Downstream => UpstreamProtocol::Http1,
         protocol => protocol,
     };
-    LaneKey { terms, words, protocol }
+    LaneKey {
+        terms,
+        words,
+        protocol,
+    }
 }
 
-/// The SNI in place of the transport's, and whether the certificate must be for it. Envoy: `auto_sni` takes the request's
-/// host unless that is an address, `auto_san_validation` has the certificate checked against it, addresses too.
+/// The SNI in place of the transport's, and whether the certificate must be for it. Envoy:
+/// `auto_sni` takes the request's host unless that is an address, `auto_san_validation` has the
+/// certificate checked against it, addresses too.
 fn server_name<'a>(ask: &Ask<'a>) -> Option<(&'a str, bool)> {
     let http = &ask.cluster.entry.cluster.http;
     let own = ask.server_name.map(|name| (name, false));
@@ -143,11 +155,14 @@ fn server_name<'a>(ask: &Ask<'a>) -> Option<(&'a str, bool)> {
 fn host_of(authority: &str) -> &str {
     match authority.strip_prefix('[') {
         Some(rest) => rest.split_once(']').map_or(rest, |(host, _)| host),
-        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+        None => authority
+            .rsplit_once(':')
+            .map_or(authority, |(host, _)| host),
     }
 }
 
-/// A hash that nobody outside can aim: names come from requests, and two names must not share a connection.
+/// A hash that nobody outside can aim: names come from requests, and two names must not share a
+/// connection.
 fn keyed(name: &str) -> usize {
     use std::hash::{BuildHasher, RandomState};
     thread_local! {
@@ -159,7 +174,11 @@ fn keyed(name: &str) -> usize {
 /// FNV-1a over a list of words; 0 for none.
 fn hash_of<'a>(list: impl Iterator<Item = &'a str>) -> usize {
     list.flat_map(|word| word.bytes().chain([0]))
-        .fold(0, |hash: usize, byte| (hash ^ usize::from(byte)).wrapping_add(1).wrapping_mul(0x0100_0000_01b3))
+        .fold(0, |hash: usize, byte| {
+            (hash ^ usize::from(byte))
+                .wrapping_add(1)
+                .wrapping_mul(0x0100_0000_01b3)
+        })
 }
 
 fn carries_addresses(transport: &UpstreamTransport) -> bool {
@@ -178,7 +197,9 @@ pub async fn acquire(worker: &Rc<Worker>, ask: &Ask<'_>) -> Result<Acquired, Not
         return Ok(acquired);
     }
     let live = &ask.cluster.entry.live;
-    let _pending = live.admit(ask.high, Resource::Pending).ok_or(NotAcquired::Overflow(Resource::Pending))?;
+    let _pending = live
+        .admit(ask.high, Resource::Pending)
+        .ok_or(NotAcquired::Overflow(Resource::Pending))?;
     ask.cluster.counts.pending.inc();
     let places = pool.places(key);
     let permit = loop {
@@ -211,8 +232,9 @@ pub async fn acquire(worker: &Rc<Worker>, ask: &Ask<'_>) -> Result<Acquired, Not
     };
     let (mut tell, made) = oneshot::channel();
     let host = ask.host.clone();
-    // A task of its own, which the connect timeout ends: as with Envoy, a request that gives up leaves the connection to
-    // others. A connection that takes longer than a request would wait would otherwise never be.
+    // A task of its own, which the connect timeout ends: as with Envoy, a request that gives up
+    // leaves the connection to others. A connection that takes longer than a request would wait
+    // would otherwise never be.
     tokio::task::spawn_local(async move {
         let mut making = pin!(making.make());
         let made = tokio::select! {
@@ -237,7 +259,9 @@ pub async fn acquire(worker: &Rc<Worker>, ask: &Ask<'_>) -> Result<Acquired, Not
         }
     });
     // An error: the worker ends.
-    let made = made.await.unwrap_or_else(|_| Err(Rc::new(DialError::Timeout)));
+    let made = made
+        .await
+        .unwrap_or_else(|_| Err(Rc::new(DialError::Timeout)));
     let (acquired, connecting) = made.map_err(NotAcquired::Dial)?;
     if let Acquired::H2(pooled) = &acquired {
         // Now, and not before: the stream that is opened at once is the first.
@@ -263,7 +287,8 @@ fn pooled(pool: &HostPool, key: LaneKey) -> Option<Acquired> {
     None
 }
 
-/// How many requests a new connection will carry at a time, for all that can be known before it stands.
+/// How many requests a new connection will carry at a time, for all that can be known before it
+/// stands.
 fn promise(ask: &Ask<'_>, key: LaneKey) -> u32 {
     let http = &ask.cluster.entry.cluster.http;
     match (key.protocol, http.max_requests_per_connection) {

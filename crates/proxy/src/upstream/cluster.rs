@@ -38,7 +38,10 @@ pub struct WorkerHost {
 impl WorkerHost {
     /// Its own name, if it is known by one.
     pub fn hostname(&self) -> Option<&str> {
-        self.endpoint.as_ref().map(|endpoint| &*endpoint.hostname).filter(|name| !name.is_empty())
+        self.endpoint
+            .as_ref()
+            .map(|endpoint| &*endpoint.hostname)
+            .filter(|name| !name.is_empty())
     }
 }
 
@@ -80,23 +83,33 @@ pub struct Wish<'a> {
 impl WorkerCluster {
     /// Builds it; pools of an earlier version of the same configuration are taken over.
     pub fn new(entry: Arc<ClusterEntry>, before: Option<&WorkerCluster>, random: u64) -> Self {
-        let counts = before.map(|before| before.counts.clone()).unwrap_or_default();
+        let counts = before
+            .map(|before| before.counts.clone())
+            .unwrap_or_default();
         let before = before.filter(|before| Arc::ptr_eq(&before.entry.cluster, &entry.cluster));
         let mut pools: HashMap<SocketAddr, Rc<HostPool>> = HashMap::new();
-        for host in before.iter().flat_map(|before| before.hosts.iter().flatten()) {
+        for host in before
+            .iter()
+            .flat_map(|before| before.hosts.iter().flatten())
+        {
             pools.insert(host.address, host.pool.clone());
         }
-        let hosts = entry.endpoints.endpoints.iter().zip(&entry.hosts).map(|(endpoint, live)| {
-            let live = live.clone()?;
-            let (transport, _) = entry.cluster.transport_for(&endpoint.metadata);
-            Some(Rc::new(WorkerHost {
-                address: live.address,
-                pool: pools.entry(live.address).or_default().clone(),
-                endpoint: Some(endpoint.clone()),
-                transport: transport.clone(),
-                live,
-            }))
-        });
+        let hosts = entry
+            .endpoints
+            .endpoints
+            .iter()
+            .zip(&entry.hosts)
+            .map(|(endpoint, live)| {
+                let live = live.clone()?;
+                let (transport, _) = entry.cluster.transport_for(&endpoint.metadata);
+                Some(Rc::new(WorkerHost {
+                    address: live.address,
+                    pool: pools.entry(live.address).or_default().clone(),
+                    endpoint: Some(endpoint.clone()),
+                    transport: transport.clone(),
+                    live,
+                }))
+            });
         let hosts = hosts.collect();
         let now = super::live::epoch_ms(Instant::now());
         // First: it may bring endpoints back.
@@ -105,8 +118,14 @@ impl WorkerCluster {
         Self {
             balancer: RefCell::new(Rc::new(balancer)),
             balancer_of: Cell::new(generation),
-            cursor: Cell::new(before.map_or_else(|| Cursor::seeded(random), |before| before.cursor.get())),
-            original: RefCell::new(before.map(|before| before.original.take()).unwrap_or_default()),
+            cursor: Cell::new(
+                before.map_or_else(|| Cursor::seeded(random), |before| before.cursor.get()),
+            ),
+            original: RefCell::new(
+                before
+                    .map(|before| before.original.take())
+                    .unwrap_or_default(),
+            ),
             hosts,
             entry,
             counts,
@@ -144,7 +163,11 @@ impl WorkerCluster {
             cursor: &mut cursor,
             subset: wish.subset,
             avoid: &avoid,
-            attempts: if wish.tried.is_empty() { 1 } else { wish.attempts },
+            attempts: if wish.tried.is_empty() {
+                1
+            } else {
+                wish.attempts
+            },
             failed_priorities: wish.failed_priorities,
         });
         self.cursor.set(cursor);
@@ -187,7 +210,9 @@ impl WorkerCluster {
     /// How often to sweep it: soon enough for its idle timeout, and within `longest`.
     pub fn sweep_every(&self, longest: Duration) -> Duration {
         let idle = self.entry.cluster.http.idle_timeout;
-        idle.map_or(longest, |idle| (idle / 4).clamp(SHORTEST_SWEEP.min(longest), longest))
+        idle.map_or(longest, |idle| {
+            (idle / 4).clamp(SHORTEST_SWEEP.min(longest), longest)
+        })
     }
 
     /// How many endpoints there are.
@@ -203,22 +228,38 @@ impl WorkerCluster {
 
 fn balancer(entry: &ClusterEntry) -> Balancer {
     let health = |number: u32| {
-        let (Some(endpoint), Some(Some(live))) =
-            (entry.endpoints.endpoints.get(number as usize), entry.hosts.get(number as usize))
-        else {
+        let (Some(endpoint), Some(Some(live))) = (
+            entry.endpoints.endpoints.get(number as usize),
+            entry.hosts.get(number as usize),
+        ) else {
             // An address that cannot be connected to (a name that has not been resolved).
             return Health::Excluded;
         };
-        if live.is_ejected() { Health::Unhealthy } else { endpoint.status.health() }
+        if live.is_ejected() {
+            Health::Unhealthy
+        } else {
+            endpoint.status.health()
+        }
     };
-    entry.endpoints.balancer(&entry.cluster.lb, entry.cluster.hash_by_hostname, health)
+    entry
+        .endpoints
+        .balancer(&entry.cluster.lb, entry.cluster.hash_by_hostname, health)
 }
 
 impl WorkerCluster {
     /// Open connections by endpoint.
     pub fn open(&self) -> impl Iterator<Item = (SocketAddr, usize)> + '_ {
-        let originals: Vec<_> = self.original.borrow().values().map(|host| (host.address, host.pool.len())).collect();
-        self.hosts.iter().flatten().map(|host| (host.address, host.pool.len())).chain(originals)
+        let originals: Vec<_> = self
+            .original
+            .borrow()
+            .values()
+            .map(|host| (host.address, host.pool.len()))
+            .collect();
+        self.hosts
+            .iter()
+            .flatten()
+            .map(|host| (host.address, host.pool.len()))
+            .chain(originals)
     }
 }
 
@@ -264,9 +305,13 @@ mod tests {
         drop(busy);
         one.sweep(Instant::now());
         assert_eq!(known(), [8], "another worker calls it");
-        // Endpoints of other clusters are forgotten when configuration no longer has them; here it never had any.
+        // Endpoints of other clusters are forgotten when configuration no longer has them; here it
+        // never had any.
         ClusterEntry::new(entry.cluster.clone(), Arc::default(), entry.live.clone());
-        assert!(Arc::ptr_eq(&elsewhere.live, &entry.live.host(elsewhere.address)));
+        assert!(Arc::ptr_eq(
+            &elsewhere.live,
+            &entry.live.host(elsewhere.address)
+        ));
         drop(elsewhere);
         other.sweep(Instant::now());
         assert_eq!(known(), [0_u16; 0]);
@@ -280,18 +325,23 @@ mod tests {
             #[allow(deprecated)] // the short way
             let entry = entry(&proto::Cluster {
                 name: "up".to_owned(),
-                common_http_protocol_options: Some(meltemi_proto::envoy::config::core::v3::HttpProtocolOptions {
-                    idle_timeout: Some(meltemi_proto::google::protobuf::Duration {
-                        seconds: idle.as_secs() as i64,
-                        nanos: idle.subsec_nanos() as i32,
-                    }),
-                    ..Default::default()
-                }),
+                common_http_protocol_options: Some(
+                    meltemi_proto::envoy::config::core::v3::HttpProtocolOptions {
+                        idle_timeout: Some(meltemi_proto::google::protobuf::Duration {
+                            seconds: idle.as_secs() as i64,
+                            nanos: idle.subsec_nanos() as i32,
+                        }),
+                        ..Default::default()
+                    },
+                ),
                 ..Default::default()
             });
             WorkerCluster::new(entry, None, 1).sweep_every(longest)
         };
         // 0 is no timeout.
-        assert_eq!([0, 1, 2000, 3_600_000].map(every), [longest, SHORTEST_SWEEP, Duration::from_millis(500), longest]);
+        assert_eq!(
+            [0, 1, 2000, 3_600_000].map(every),
+            [longest, SHORTEST_SWEEP, Duration::from_millis(500), longest]
+        );
     }
 }

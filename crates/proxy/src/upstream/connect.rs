@@ -67,7 +67,9 @@ pub enum DialError {
 /// What the system says, without its number: as Envoy has it.
 fn words(error: &io::Error) -> String {
     let text = error.to_string();
-    text.split_once(" (os error").map_or(&*text, |(words, _)| words).to_owned()
+    text.split_once(" (os error")
+        .map_or(&*text, |(words, _)| words)
+        .to_owned()
 }
 
 /// Whether a name of ALPN means HTTP/2.
@@ -92,7 +94,9 @@ async fn dial_unbounded(dial: &Dial<'_>, tls: &TlsConfigs) -> Result<Dialled, Di
             UpstreamTransport::Tls(terms) => break Some(terms),
             UpstreamTransport::Internal(inner) => transport = inner,
             UpstreamTransport::ProxyProtocol(version, inner) => {
-                prelude = dial.ends.map(|(source, destination)| proxy_header(*version, source, destination));
+                prelude = dial
+                    .ends
+                    .map(|(source, destination)| proxy_header(*version, source, destination));
                 transport = inner;
             }
         }
@@ -101,7 +105,9 @@ async fn dial_unbounded(dial: &Dial<'_>, tls: &TlsConfigs) -> Result<Dialled, Di
     let (name, config) = match terms {
         None => ("", None),
         Some(terms) => {
-            let replaced = dial.server_name.or(dial.hostname.filter(|_| terms.auto_host_sni));
+            let replaced = dial
+                .server_name
+                .or(dial.hostname.filter(|_| terms.auto_host_sni));
             let is_checked = dial.check_name || terms.auto_sni_san_validation;
             (
                 replaced.unwrap_or(&terms.sni),
@@ -109,37 +115,57 @@ async fn dial_unbounded(dial: &Dial<'_>, tls: &TlsConfigs) -> Result<Dialled, Di
             )
         }
     };
-    let mut stream = meltemi_net::connect(dial.address, dial.options).await.map_err(DialError::Connect)?;
+    let mut stream = meltemi_net::connect(dial.address, dial.options)
+        .await
+        .map_err(DialError::Connect)?;
     if let Some(prelude) = prelude {
-        stream.write_all(&prelude).await.map_err(DialError::Connect)?;
+        stream
+            .write_all(&prelude)
+            .await
+            .map_err(DialError::Connect)?;
     }
     let (Some(terms), Some(config)) = (terms, config) else {
-        return Ok(Dialled { stream: Stream::Plain(stream), alpn: None, principal: None });
+        return Ok(Dialled {
+            stream: Stream::Plain(stream),
+            alpn: None,
+            principal: None,
+        });
     };
     let name = match name {
         "" => ServerName::IpAddress(dial.address.ip().into()),
-        name => ServerName::try_from(name.to_owned()).map_err(|_| DialError::Tls(format!("{name:?} is not a name")))?,
+        name => ServerName::try_from(name.to_owned())
+            .map_err(|_| DialError::Tls(format!("{name:?} is not a name")))?,
     };
     let stream = tokio_rustls::TlsConnector::from(config)
         .connect(name, stream)
         .await
         .map_err(|error| DialError::Tls(meltemi_tls::cause_of_io(&error)))?;
     let (_, session) = stream.get_ref();
-    super::tls::check_pins(&terms.common.validation, session.peer_certificates()).map_err(DialError::Tls)?;
+    super::tls::check_pins(&terms.common.validation, session.peer_certificates())
+        .map_err(DialError::Tls)?;
     let alpn = session.alpn_protocol().map(<[u8]>::to_vec);
     let principal = session
         .peer_certificates()
         .and_then(|chain| meltemi_tls::peer_spiffe(chain).ok())
         .map(|id| Arc::from(id.principal()));
-    Ok(Dialled { stream: Stream::Tls(Box::new(stream.into())), alpn, principal })
+    Ok(Dialled {
+        stream: Stream::Tls(Box::new(stream.into())),
+        alpn,
+        principal,
+    })
 }
 
 /// PROXY protocol, either version.
 fn proxy_header(version: u8, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
     if version == 1 {
         let family = if source.is_ipv4() { "TCP4" } else { "TCP6" };
-        let line =
-            format!("PROXY {family} {} {} {} {}\r\n", source.ip(), destination.ip(), source.port(), destination.port());
+        let line = format!(
+            "PROXY {family} {} {} {} {}\r\n",
+            source.ip(),
+            destination.ip(),
+            source.port(),
+            destination.port()
+        );
         return line.into_bytes();
     }
     let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
@@ -170,8 +196,14 @@ mod tests {
 
     #[test]
     fn proxy_headers_are_as_the_specification_has_them() {
-        let (a, b) = ("10.0.0.1:1000".parse().expect("a"), "10.0.0.2:80".parse().expect("b"));
-        assert_eq!(proxy_header(1, a, b), b"PROXY TCP4 10.0.0.1 10.0.0.2 1000 80\r\n");
+        let (a, b) = (
+            "10.0.0.1:1000".parse().expect("a"),
+            "10.0.0.2:80".parse().expect("b"),
+        );
+        assert_eq!(
+            proxy_header(1, a, b),
+            b"PROXY TCP4 10.0.0.1 10.0.0.2 1000 80\r\n"
+        );
         let two = proxy_header(2, a, b);
         assert_eq!(&two[..16], b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c");
         assert_eq!(two.len(), 28);

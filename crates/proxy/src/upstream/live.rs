@@ -1,7 +1,8 @@
-//! What all workers share of a cluster while it serves: breakers, and of each endpoint what is under way and how it went.
+//! What all workers share of a cluster while it serves: breakers, and of each endpoint what is
+//! under way and how it went.
 //!
-//! Everything here is atomic and nothing is locked while a request is served. A cluster's record is found by name and
-//! configuration hash, so it survives changes elsewhere.
+//! Everything here is atomic and nothing is locked while a request is served. A cluster's record is
+//! found by name and configuration hash, so it survives changes elsewhere.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -54,7 +55,12 @@ pub struct Thresholds {
 impl Default for Thresholds {
     fn default() -> Self {
         // Envoy's defaults for clusters that say nothing.
-        Self { connections: 1024, pending: 1024, requests: 1024, retries: 3 }
+        Self {
+            connections: 1024,
+            pending: 1024,
+            requests: 1024,
+            retries: 3,
+        }
     }
 }
 
@@ -103,7 +109,9 @@ pub struct Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.cluster.count(self.high, self.resource).fetch_sub(1, Relaxed);
+        self.cluster
+            .count(self.high, self.resource)
+            .fetch_sub(1, Relaxed);
     }
 }
 
@@ -146,7 +154,10 @@ impl ClusterLive {
 
     /// Counts on from where an earlier configuration of the cluster stands.
     pub fn after(self, before: &Self) -> Self {
-        Self { totals: before.totals.clone(), ..self }
+        Self {
+            totals: before.totals.clone(),
+            ..self
+        }
     }
 
     /// A connection was begun, and came to this.
@@ -154,7 +165,9 @@ impl ClusterLive {
         let totals = &self.totals;
         totals.connections.fetch_add(1, Relaxed);
         match result {
-            Ok(dialled) if matches!(dialled.stream, Stream::Tls(_)) => _ = totals.handshakes.fetch_add(1, Relaxed),
+            Ok(dialled) if matches!(dialled.stream, Stream::Tls(_)) => {
+                _ = totals.handshakes.fetch_add(1, Relaxed)
+            }
             Ok(_) => {}
             Err(error) => {
                 totals.connect_fail.fetch_add(1, Relaxed);
@@ -190,7 +203,11 @@ impl ClusterLive {
             count.fetch_sub(1, Relaxed);
             return self.refuse(resource);
         }
-        Some(Permit { cluster: self.clone(), high, resource })
+        Some(Permit {
+            cluster: self.clone(),
+            high,
+            resource,
+        })
     }
 
     /// Counts a refusal.
@@ -199,7 +216,8 @@ impl ClusterLive {
         None
     }
 
-    /// How often a breaker had no place. Who wanted a connection then may have waited for another one.
+    /// How often a breaker had no place. Who wanted a connection then may have waited for another
+    /// one.
     pub fn refused(&self, resource: Resource) -> u64 {
         self.totals.refused[resource as usize].load(Relaxed)
     }
@@ -207,7 +225,11 @@ impl ClusterLive {
     /// Takes a place that the breaker does not have.
     pub fn admit_over(self: &Arc<Self>, high: bool, resource: Resource) -> Permit {
         self.count(high, resource).fetch_add(1, Relaxed);
-        Permit { cluster: self.clone(), high, resource }
+        Permit {
+            cluster: self.clone(),
+            high,
+            resource,
+        }
     }
 
     /// The records of all endpoints, locked.
@@ -217,7 +239,10 @@ impl ClusterLive {
 
     /// The record of an endpoint, made if it is new. Not for the path of a request.
     pub fn host(&self, address: SocketAddr) -> Arc<HostLive> {
-        self.hosts().entry(address).or_insert_with(|| Arc::new(HostLive::new(address))).clone()
+        self.hosts()
+            .entry(address)
+            .or_insert_with(|| Arc::new(HostLive::new(address)))
+            .clone()
     }
 
     /// Forgets endpoints that are gone.
@@ -233,7 +258,10 @@ impl ClusterLive {
 
     /// How many endpoints outlier detection holds out of service.
     pub fn ejected(&self) -> usize {
-        self.hosts().values().filter(|host| host.is_ejected()).count()
+        self.hosts()
+            .values()
+            .filter(|host| host.is_ejected())
+            .count()
     }
 
     /// Tells how a request ended; `now` counts milliseconds from [`epoch_ms`]'s origin.
@@ -244,13 +272,19 @@ impl ClusterLive {
         let Some(outlier) = &self.outlier else { return };
         for reason in outlier.note(&host.outlier, result).into_iter().flatten() {
             let hosts = self.hosts();
-            if outlier.eject(&host.outlier, reason, now, hosts.values().map(|host| &host.outlier)) {
+            if outlier.eject(
+                &host.outlier,
+                reason,
+                now,
+                hosts.values().map(|host| &host.outlier),
+            ) {
                 self.health_generation.fetch_add(1, Relaxed);
             }
         }
     }
 
-    /// Changes whenever an endpoint is ejected or comes back, so that balancers know when to be built anew.
+    /// Changes whenever an endpoint is ejected or comes back, so that balancers know when to be
+    /// built anew.
     pub fn health_generation(&self, now: u64) -> u64 {
         self.look(now);
         self.health_generation.load(Relaxed)
@@ -304,14 +338,26 @@ mod tests {
 
     #[test]
     fn a_breaker_counts_what_is_open() {
-        let thresholds = Thresholds { requests: 2, ..Thresholds::default() };
+        let thresholds = Thresholds {
+            requests: 2,
+            ..Thresholds::default()
+        };
         let cluster = Arc::new(ClusterLive::new([thresholds; 2], None));
         let first = cluster.admit(false, Resource::Requests);
         let second = cluster.admit(false, Resource::Requests);
         assert!(first.is_some() && second.is_some());
         assert!(cluster.admit(false, Resource::Requests).is_none());
-        assert_eq!((cluster.refused(Resource::Requests), cluster.refused(Resource::Pending)), (1, 0));
-        assert!(cluster.admit(true, Resource::Requests).is_some(), "the other priority has a breaker of its own");
+        assert_eq!(
+            (
+                cluster.refused(Resource::Requests),
+                cluster.refused(Resource::Pending)
+            ),
+            (1, 0)
+        );
+        assert!(
+            cluster.admit(true, Resource::Requests).is_some(),
+            "the other priority has a breaker of its own"
+        );
         drop(first);
         assert!(cluster.admit(false, Resource::Requests).is_some());
     }

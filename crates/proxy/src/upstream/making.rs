@@ -1,4 +1,5 @@
-//! Makes one connection for a lane. Whoever asked for it may give up meanwhile: then it serves the next.
+//! Makes one connection for a lane. Whoever asked for it may give up meanwhile: then it serves the
+//! next.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -64,7 +65,11 @@ impl Making {
             }
             UpstreamProtocol::Http1 | UpstreamProtocol::Downstream => false,
         };
-        if http2 { self.http2(dialled).await } else { Ok(self.http1(dialled)) }
+        if http2 {
+            self.http2(dialled).await
+        } else {
+            Ok(self.http1(dialled))
+        }
     }
 
     async fn dial(&self) -> Result<Dialled, DialError> {
@@ -88,7 +93,9 @@ impl Making {
         UpstreamFacts {
             principal: dialled.principal.take(),
             local: dialled.stream.socket().local_addr().ok(),
-            expires: http.max_connection_duration.map(|longest| Instant::now() + longest),
+            expires: http
+                .max_connection_duration
+                .map(|longest| Instant::now() + longest),
             max_requests: http.max_requests_per_connection,
         }
     }
@@ -96,7 +103,16 @@ impl Making {
     fn http1(self, mut dialled: Dialled) -> Acquired {
         let facts = self.facts(&mut dialled);
         let connection = H1Connection::new(dialled.stream, self.worker.buffers.clone());
-        Acquired::H1(Box::new(PooledH1 { connection, facts, permit: self.permit, open: self.open }), self.key, false)
+        Acquired::H1(
+            Box::new(PooledH1 {
+                connection,
+                facts,
+                permit: self.permit,
+                open: self.open,
+            }),
+            self.key,
+            false,
+        )
     }
 
     async fn http2(self, mut dialled: Dialled) -> Result<Acquired, Rc<DialError>> {
@@ -104,15 +120,31 @@ impl Making {
         let options = &http.http2;
         let defaults = H2Settings::default();
         let settings = H2Settings {
-            stream_window: options.initial_stream_window.unwrap_or(defaults.stream_window),
-            connection_window: options.initial_connection_window.unwrap_or(defaults.connection_window),
+            stream_window: options
+                .initial_stream_window
+                .unwrap_or(defaults.stream_window),
+            connection_window: options
+                .initial_connection_window
+                .unwrap_or(defaults.connection_window),
             keepalive_interval: options.keepalive_interval,
-            keepalive_timeout: options.keepalive_timeout.unwrap_or(defaults.keepalive_timeout),
+            keepalive_timeout: options
+                .keepalive_timeout
+                .unwrap_or(defaults.keepalive_timeout),
             ..defaults
         };
         let facts = self.facts(&mut dialled);
-        let connection = H2Connection::start(dialled.stream, &settings, self.freed, (self.permit, self.open)).await;
+        let connection = H2Connection::start(
+            dialled.stream,
+            &settings,
+            self.freed,
+            (self.permit, self.open),
+        )
+        .await;
         let connection = connection.map_err(|error| Rc::new(DialError::Connect(error)))?;
-        Ok(Acquired::H2(Rc::new(PooledH2::new(connection, facts, http.max_streams()))))
+        Ok(Acquired::H2(Rc::new(PooledH2::new(
+            connection,
+            facts,
+            http.max_streams(),
+        ))))
     }
 }

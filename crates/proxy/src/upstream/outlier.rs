@@ -1,7 +1,9 @@
-//! Outlier detection: an endpoint that answers badly is out of service for a while. Source: Envoy `OutlierDetection`.
+//! Outlier detection: an endpoint that answers badly is out of service for a while. Source: Envoy
+//! `OutlierDetection`.
 //!
-//! What requests meet is counted in atomics. Who comes back, whose rates are bad and whose past is forgiven is looked at once an
-//! interval, by whichever worker is the first to ask afterwards: there is no timer, and a cluster that nobody calls costs nothing.
+//! What requests meet is counted in atomics. Who comes back, whose rates are bad and whose past is
+//! forgiven is looked at once an interval, by whichever worker is the first to ask afterwards:
+//! there is no timer, and a cluster that nobody calls costs nothing.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -41,12 +43,21 @@ impl Reason {
     /// All, with the end of their counters' names in Envoy.
     pub const ALL: [(Self, &'static str); 7] = [
         (Self::Consecutive5xx, "consecutive_5xx"),
-        (Self::ConsecutiveGatewayFailure, "consecutive_gateway_failure"),
-        (Self::ConsecutiveLocalOriginFailure, "consecutive_local_origin_failure"),
+        (
+            Self::ConsecutiveGatewayFailure,
+            "consecutive_gateway_failure",
+        ),
+        (
+            Self::ConsecutiveLocalOriginFailure,
+            "consecutive_local_origin_failure",
+        ),
         (Self::SuccessRate, "success_rate"),
         (Self::LocalOriginSuccessRate, "local_origin_success_rate"),
         (Self::FailurePercentage, "failure_percentage"),
-        (Self::LocalOriginFailurePercentage, "local_origin_failure_percentage"),
+        (
+            Self::LocalOriginFailurePercentage,
+            "local_origin_failure_percentage",
+        ),
     ];
 }
 
@@ -107,7 +118,8 @@ impl Record {
         self.ejected_at.load(Relaxed) != 0
     }
 
-    /// Counts a failure in a row or ends the row; true if the row has reached `limit`, and begins anew.
+    /// Counts a failure in a row or ends the row; true if the row has reached `limit`, and begins
+    /// anew.
     fn row(&self, reason: Reason, failed: bool, limit: u32) -> bool {
         let row = &self.rows[reason as usize];
         if !failed {
@@ -129,7 +141,8 @@ impl Outlier {
     /// Nobody is out yet.
     pub fn new(terms: OutlierDetection) -> Self {
         let (success, failure) = (&terms.success_rate, &terms.failure_percentage);
-        let by_local = terms.split_local && (success.enforcing_local > 0 || failure.enforcing_local > 0);
+        let by_local =
+            terms.split_local && (success.enforcing_local > 0 || failure.enforcing_local > 0);
         Self {
             rated: [success.enforcing > 0 || failure.enforcing > 0, by_local],
             terms,
@@ -143,7 +156,10 @@ impl Outlier {
 
     /// How often endpoints deserved it and how often they were ejected.
     pub fn ejections(&self, reason: Reason) -> (u64, u64) {
-        (self.detected[reason as usize].load(Relaxed), self.enforced[reason as usize].load(Relaxed))
+        (
+            self.detected[reason as usize].load(Relaxed),
+            self.enforced[reason as usize].load(Relaxed),
+        )
     }
 
     /// Takes in how a request ended; says for what the endpoint should be ejected now.
@@ -155,7 +171,11 @@ impl Outlier {
             if self.rated[1] {
                 record.rates[1].count(!failed);
             }
-            let by_local = row(Reason::ConsecutiveLocalOriginFailure, failed, terms.consecutive_local);
+            let by_local = row(
+                Reason::ConsecutiveLocalOriginFailure,
+                failed,
+                terms.consecutive_local,
+            );
             if failed {
                 return [by_local, None];
             }
@@ -171,7 +191,11 @@ impl Outlier {
         }
         let is_gateway = matches!(status, 502..=504);
         [
-            row(Reason::ConsecutiveGatewayFailure, is_gateway, terms.consecutive_gateway),
+            row(
+                Reason::ConsecutiveGatewayFailure,
+                is_gateway,
+                terms.consecutive_gateway,
+            ),
             row(Reason::Consecutive5xx, failed, terms.consecutive_5xx),
         ]
     }
@@ -201,7 +225,10 @@ impl Outlier {
             return false;
         }
         self.detected[reason as usize].fetch_add(1, Relaxed);
-        let (count, out) = (all.clone().count(), all.filter(|record| record.is_ejected()).count());
+        let (count, out) = (
+            all.clone().count(),
+            all.filter(|record| record.is_ejected()).count(),
+        );
         let fits = (out + 1) * 100 <= self.terms.max_ejection_percent as usize * count;
         if !(fits || out == 0 && self.terms.always_eject_one) {
             self.overflow.fetch_add(1, Relaxed);
@@ -211,23 +238,35 @@ impl Outlier {
             return false;
         }
         let backoff = record.backoff.load(Relaxed);
-        if self.terms.base_ejection.saturating_mul(backoff) < self.terms.max_ejection + self.terms.base_ejection {
+        if self.terms.base_ejection.saturating_mul(backoff)
+            < self.terms.max_ejection + self.terms.base_ejection
+        {
             record.backoff.store(backoff + 1, Relaxed);
         }
-        let length = self.terms.base_ejection.saturating_mul(record.backoff.load(Relaxed)).min(self.terms.max_ejection);
-        record.returns_at.store(now + millis(length) + self.draw(millis(self.terms.jitter) + 1), Relaxed);
+        let length = self
+            .terms
+            .base_ejection
+            .saturating_mul(record.backoff.load(Relaxed))
+            .min(self.terms.max_ejection);
+        record.returns_at.store(
+            now + millis(length) + self.draw(millis(self.terms.jitter) + 1),
+            Relaxed,
+        );
         record.ejected_at.store(now.max(1), Relaxed);
         self.enforced[reason as usize].fetch_add(1, Relaxed);
         true
     }
 
-    /// Whether an interval has passed since the last look; true to one asker only, who then calls [`Self::look`].
+    /// Whether an interval has passed since the last look; true to one asker only, who then calls
+    /// [`Self::look`].
     pub fn is_due(&self, now: u64) -> bool {
         let next = self.next_look.load(Relaxed);
         if now < next {
             return false;
         }
-        let taken = self.next_look.compare_exchange(next, now + self.interval(), Relaxed, Relaxed);
+        let taken = self
+            .next_look
+            .compare_exchange(next, now + self.interval(), Relaxed, Relaxed);
         taken.is_ok() && next != 0
     }
 
@@ -245,19 +284,33 @@ impl Outlier {
         }
         let kinds = [
             (Reason::SuccessRate, Reason::FailurePercentage),
-            (Reason::LocalOriginSuccessRate, Reason::LocalOriginFailurePercentage),
+            (
+                Reason::LocalOriginSuccessRate,
+                Reason::LocalOriginFailurePercentage,
+            ),
         ];
-        for (index, (by_comparison, by_share)) in kinds.into_iter().enumerate().filter(|(index, _)| self.rated[*index])
+        for (index, (by_comparison, by_share)) in kinds
+            .into_iter()
+            .enumerate()
+            .filter(|(index, _)| self.rated[*index])
         {
             changed |= self.look_at_rates(index, by_comparison, by_share, now, all.clone());
         }
         // Every interval in service makes the next ejection shorter by one base.
         for record in all.filter(|record| !record.is_ejected()) {
-            let (since, backoff) = (record.returned_at.load(Relaxed), record.backoff.load(Relaxed));
+            let (since, backoff) = (
+                record.returned_at.load(Relaxed),
+                record.backoff.load(Relaxed),
+            );
             if since != 0 && backoff != 0 {
                 let intervals = (now - since.min(now)) / self.interval();
-                record.backoff.store(backoff - backoff.min(u32::try_from(intervals).unwrap_or(u32::MAX)), Relaxed);
-                record.returned_at.store(since + intervals * self.interval(), Relaxed);
+                record.backoff.store(
+                    backoff - backoff.min(u32::try_from(intervals).unwrap_or(u32::MAX)),
+                    Relaxed,
+                );
+                record
+                    .returned_at
+                    .store(since + intervals * self.interval(), Relaxed);
             }
         }
         changed
@@ -278,21 +331,35 @@ impl Outlier {
             .map(|(record, (rate, volume))| (record, rate, volume))
             .collect();
         let enough = |volume: u32, hosts: u32| {
-            let enough: Vec<_> = rated.iter().filter(|(_, _, requests)| *requests >= u64::from(volume)).collect();
-            if enough.len() >= hosts as usize { enough } else { Vec::new() }
+            let enough: Vec<_> = rated
+                .iter()
+                .filter(|(_, _, requests)| *requests >= u64::from(volume))
+                .collect();
+            if enough.len() >= hosts as usize {
+                enough
+            } else {
+                Vec::new()
+            }
         };
         let mut changed = false;
         let terms = &self.terms.success_rate;
         let hosts = enough(terms.request_volume, terms.minimum_hosts);
         let mean = hosts.iter().map(|(_, rate, _)| rate).sum::<f64>() / hosts.len() as f64;
-        let variance = hosts.iter().map(|(_, rate, _)| (rate - mean).powi(2)).sum::<f64>() / hosts.len() as f64;
+        let variance = hosts
+            .iter()
+            .map(|(_, rate, _)| (rate - mean).powi(2))
+            .sum::<f64>()
+            / hosts.len() as f64;
         let bound = mean - f64::from(terms.stdev_factor) / 1000.0 * variance.sqrt();
         for (record, ..) in hosts.iter().filter(|(_, rate, _)| *rate < bound) {
             changed |= self.eject(record, by_comparison, now, all.clone());
         }
         let terms = &self.terms.failure_percentage;
         let hosts = enough(terms.request_volume, terms.minimum_hosts);
-        for (record, ..) in hosts.iter().filter(|(_, rate, _)| 100.0 - rate >= f64::from(terms.threshold)) {
+        for (record, ..) in hosts
+            .iter()
+            .filter(|(_, rate, _)| 100.0 - rate >= f64::from(terms.threshold))
+        {
             changed |= self.eject(record, by_share, now, all.clone());
         }
         changed

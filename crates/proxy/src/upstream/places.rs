@@ -1,7 +1,7 @@
 //! The connections of one lane as numbers, and those who wait for one of them.
 //!
-//! Apart from the connections themselves, because each of them holds its place here: a pool that held itself through
-//! its idle connections would never end.
+//! Apart from the connections themselves, because each of them holds its place here: a pool that
+//! held itself through its idle connections would never end.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -61,7 +61,9 @@ impl Connecting {
 
 impl Drop for Connecting {
     fn drop(&mut self) {
-        self.places.promised.set(self.places.promised.get() - self.promised);
+        self.places
+            .promised
+            .set(self.places.promised.get() - self.promised);
     }
 }
 
@@ -74,8 +76,9 @@ impl Drop for Waiting<'_> {
 }
 
 impl Places {
-    /// Leave to connect, unless a connection that is being made has room for one more, or the breaker refuses. A lane
-    /// without any connection may always have one: nothing else could serve those who wait.
+    /// Leave to connect, unless a connection that is being made has room for one more, or the
+    /// breaker refuses. A lane without any connection may always have one: nothing else could serve
+    /// those who wait.
     pub fn admit(&self, live: &Arc<ClusterLive>, high: bool) -> Option<Permit> {
         if self.waiting.get() < self.promised.get() {
             return None;
@@ -91,10 +94,17 @@ impl Places {
         let promised = u64::from(room.saturating_sub(1));
         self.promised.set(self.promised.get() + promised);
         self.open.set(self.open.get() + 1);
-        (Connecting { places: self.clone(), promised }, OpenHere(self.clone()))
+        (
+            Connecting {
+                places: self.clone(),
+                promised,
+            },
+            OpenHere(self.clone()),
+        )
     }
 
-    /// Resolves when there may be a connection, or room for one; an error if connecting failed meanwhile.
+    /// Resolves when there may be a connection, or room for one; an error if connecting failed
+    /// meanwhile.
     pub async fn changed(&self) -> Result<(), Rc<DialError>> {
         let before = self.failures.get();
         self.waiting.set(self.waiting.get() + 1);

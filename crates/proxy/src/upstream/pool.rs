@@ -1,6 +1,8 @@
-//! One worker's open connections to one endpoint, in lanes: what is in one lane can stand in for each other.
+//! One worker's open connections to one endpoint, in lanes: what is in one lane can stand in for
+//! each other.
 //!
-//! A lane is what Envoy calls a connection pool: its connections are counted and waited for apart from other lanes'.
+//! A lane is what Envoy calls a connection pool: its connections are counted and waited for apart
+//! from other lanes'.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -19,9 +21,11 @@ use crate::http2::client::H2Connection;
 /// What makes connections to one endpoint interchangeable.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LaneKey {
-    /// The address of shared TLS terms, which their owner keeps alive for as long as the pool lives; 0: plaintext.
+    /// The address of shared TLS terms, which their owner keeps alive for as long as the pool
+    /// lives; 0: plaintext.
     pub terms: usize,
-    /// A hash of names that replace the terms' own, and of the downstream if connections belong to one.
+    /// A hash of names that replace the terms' own, and of the downstream if connections belong to
+    /// one.
     pub words: usize,
     /// What is spoken; never "as downstream", which is decided for each request.
     pub protocol: UpstreamProtocol,
@@ -48,7 +52,8 @@ impl UpstreamFacts {
 
     /// Reads the clock only where there is a limit.
     fn is_expired(&self) -> bool {
-        self.expires.is_some_and(|expires| Instant::now() >= expires)
+        self.expires
+            .is_some_and(|expires| Instant::now() >= expires)
     }
 }
 
@@ -76,7 +81,8 @@ pub struct PooledH2 {
     streams: u32,
     /// Requests that it was found for.
     requests: Cell<u32>,
-    /// How many requests it had carried when it was last looked at, and since when it has carried no other.
+    /// How many requests it had carried when it was last looked at, and since when it has carried
+    /// no other.
     seen: Cell<(u32, Instant)>,
 }
 
@@ -84,10 +90,17 @@ impl PooledH2 {
     /// A new connection.
     pub fn new(connection: Rc<H2Connection>, facts: UpstreamFacts, streams: u32) -> Self {
         let seen = Cell::new((0, Instant::now()));
-        Self { connection, facts, streams, requests: Cell::new(0), seen }
+        Self {
+            connection,
+            facts,
+            streams,
+            requests: Cell::new(0),
+            seen,
+        }
     }
 
-    /// Whether it takes new streams. One that has lived its time is taken out of service; its streams go on.
+    /// Whether it takes new streams. One that has lived its time is taken out of service; its
+    /// streams go on.
     fn is_open(&self) -> bool {
         if self.facts.is_expired() {
             self.connection.retire();
@@ -135,7 +148,11 @@ pub struct HostPool {
 
 impl HostPool {
     fn with<T>(&self, key: LaneKey, act: impl FnOnce(&mut Lane) -> Option<T>) -> Option<T> {
-        self.lanes.borrow_mut().iter_mut().find(|lane| lane.key == key).and_then(act)
+        self.lanes
+            .borrow_mut()
+            .iter_mut()
+            .find(|lane| lane.key == key)
+            .and_then(act)
     }
 
     /// The lane's count of connections, and of those who wait for one.
@@ -143,7 +160,12 @@ impl HostPool {
         if let Some(places) = self.with(key, |lane| Some(lane.places.clone())) {
             return places;
         }
-        let lane = Lane { key, h1: Vec::new(), h2: Vec::new(), places: Rc::default() };
+        let lane = Lane {
+            key,
+            h1: Vec::new(),
+            h2: Vec::new(),
+            places: Rc::default(),
+        };
         let places = lane.places.clone();
         self.lanes.borrow_mut().push(lane);
         places
@@ -185,13 +207,18 @@ impl HostPool {
         });
     }
 
-    /// An HTTP/2 connection with room for a stream, which must be opened before anything else is awaited.
+    /// An HTTP/2 connection with room for a stream, which must be opened before anything else is
+    /// awaited.
     pub fn take_h2(&self, key: LaneKey) -> Option<Rc<PooledH2>> {
         self.with(key, |lane| {
             lane.h2.retain(|pooled| pooled.is_open());
             let at = lane.h2.iter().position(|pooled| pooled.has_room())?;
             lane.h2[at].count_request();
-            Some(if lane.h2[at].is_open() { lane.h2[at].clone() } else { lane.h2.swap_remove(at) })
+            Some(if lane.h2[at].is_open() {
+                lane.h2[at].clone()
+            } else {
+                lane.h2.swap_remove(at)
+            })
         })
     }
 
@@ -209,12 +236,17 @@ impl HostPool {
     /// Drops connections that ended or waited too long. Says whether any lane is left.
     pub fn sweep(&self, now: Instant, idle: Option<Duration>) -> bool {
         let mut lanes = self.lanes.borrow_mut();
-        let too_long = |since: Instant| idle.is_some_and(|idle| now.saturating_duration_since(since) >= idle);
+        let too_long =
+            |since: Instant| idle.is_some_and(|idle| now.saturating_duration_since(since) >= idle);
         for lane in lanes.iter_mut() {
             lane.h1.retain(|pooled| {
-                !too_long(pooled.connection.idle_since) && !pooled.facts.is_expired() && pooled.connection.is_quiet()
+                !too_long(pooled.connection.idle_since)
+                    && !pooled.facts.is_expired()
+                    && pooled.connection.is_quiet()
             });
-            lane.h2.retain(|pooled| pooled.is_open() && !idle.is_some_and(|idle| pooled.is_idle(idle, now)));
+            lane.h2.retain(|pooled| {
+                pooled.is_open() && !idle.is_some_and(|idle| pooled.is_idle(idle, now))
+            });
         }
         // A connection in use and whoever waits for one hold the lane's places.
         lanes.retain(|lane| Rc::strong_count(&lane.places) > 1);
@@ -223,7 +255,11 @@ impl HostPool {
 
     /// Open connections, idle HTTP/1.1 and all HTTP/2.
     pub fn len(&self) -> usize {
-        self.lanes.borrow().iter().map(|lane| lane.h1.len() + lane.h2.len()).sum()
+        self.lanes
+            .borrow()
+            .iter()
+            .map(|lane| lane.h1.len() + lane.h2.len())
+            .sum()
     }
 
     /// Whether nothing is open.

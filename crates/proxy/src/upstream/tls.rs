@@ -1,17 +1,17 @@
-//! rustls configurations from compiled terms and the secrets of the moment. Rebuilt when a secret changes; connections
-//! that stand keep what they have.
+//! rustls configurations from compiled terms and the secrets of the moment. Rebuilt when a secret
+//! changes; connections that stand keep what they have.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use meltemi_proxy_config::tls::{
-    CertificateSource, CommonTls, DataSource, DownstreamTls, SanKind, SanMatch, TlsVersion, Trust, UpstreamTls,
-    Validation,
+    CertificateSource, CommonTls, DataSource, DownstreamTls, SanKind, SanMatch, TlsVersion, Trust,
+    UpstreamTls, Validation,
 };
 use meltemi_tls::{
-    Algorithms, ClientAuth, ClientTerms, Identity, PeerRule, ROOT_SECRET, SanMatcher, SecretStore, ServerRule,
-    ServerTerms, TextMatch, TrustBundle,
+    Algorithms, ClientAuth, ClientTerms, Identity, PeerRule, ROOT_SECRET, SanMatcher, SecretStore,
+    ServerRule, ServerTerms, TextMatch, TrustBundle,
 };
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
@@ -29,7 +29,8 @@ pub enum TlsUnready {
     Unusable(String),
 }
 
-/// The terms, their ALPN list's replacement, and for SNI: whether it is replaced, and the name that is checked.
+/// The terms, their ALPN list's replacement, and for SNI: whether it is replaced, and the name that
+/// is checked.
 type ClientKey = (usize, Option<Box<[Box<str>]>>, bool, Option<Box<str>>);
 
 /// One worker's configurations, made on first use.
@@ -56,12 +57,19 @@ impl TlsConfigs {
     /// URI names of our own certificate, as XFCC and logs tell them.
     pub fn own_names(&self, terms: &DownstreamTls) -> Vec<String> {
         let identities = identities(&self.secrets, &terms.common).unwrap_or_default();
-        identities.first().map(|identity| identity.info().uri_sans.clone()).unwrap_or_default()
+        identities
+            .first()
+            .map(|identity| identity.info().uri_sans.clone())
+            .unwrap_or_default()
     }
 
     /// Over the process's secrets.
     pub fn new(secrets: SecretStore) -> Self {
-        Self { changes: secrets.changes(), secrets, made: RefCell::default() }
+        Self {
+            changes: secrets.changes(),
+            secrets,
+            made: RefCell::default(),
+        }
     }
 
     /// The identity of our workload certificate, without its scheme.
@@ -79,12 +87,15 @@ impl TlsConfigs {
     fn refresh(&self, made: &mut Made) {
         let generation = *self.changes.borrow();
         if made.generation != generation || made.clients.len() + made.servers.len() > MAX_MADE {
-            *made = Made { generation, ..Made::default() };
+            *made = Made {
+                generation,
+                ..Made::default()
+            };
         }
     }
 
-    /// For connecting with these terms. `alpn` replaces the terms' own list, `name` their SNI; with it comes whether the
-    /// certificate must be for that name.
+    /// For connecting with these terms. `alpn` replaces the terms' own list, `name` their SNI; with
+    /// it comes whether the certificate must be for that name.
     pub fn client(
         &self,
         terms: &Arc<UpstreamTls>,
@@ -94,7 +105,12 @@ impl TlsConfigs {
         let checked = name.and_then(|(name, is_checked)| is_checked.then_some(name));
         let mut made = self.made.borrow_mut();
         self.refresh(&mut made);
-        let key = (Arc::as_ptr(terms) as usize, alpn.map(Into::into), name.is_some(), checked.map(Into::into));
+        let key = (
+            Arc::as_ptr(terms) as usize,
+            alpn.map(Into::into),
+            name.is_some(),
+            checked.map(Into::into),
+        );
         if let Some((_, config)) = made.clients.get(&key) {
             return Ok(config.clone());
         }
@@ -103,8 +119,8 @@ impl TlsConfigs {
         Ok(config)
     }
 
-    /// For serving a client that offers these protocols. One that offers none of ours is served without ALPN, as
-    /// BoringSSL does; rustls by itself would refuse it.
+    /// For serving a client that offers these protocols. One that offers none of ours is served
+    /// without ALPN, as BoringSSL does; rustls by itself would refuse it.
     pub fn server(
         &self,
         terms: &Arc<DownstreamTls>,
@@ -112,7 +128,12 @@ impl TlsConfigs {
     ) -> Result<Arc<rustls::ServerConfig>, TlsUnready> {
         let mut made = self.made.borrow_mut();
         self.refresh(&mut made);
-        let agrees = offered.is_empty() || terms.common.alpn.iter().any(|own| offered.iter().any(|one| **one == **own));
+        let agrees = offered.is_empty()
+            || terms
+                .common
+                .alpn
+                .iter()
+                .any(|own| offered.iter().any(|one| **one == **own));
         let key = (Arc::as_ptr(terms) as usize, agrees);
         if let Some((_, config)) = made.servers.get(&key) {
             return Ok(config.clone());
@@ -136,10 +157,12 @@ fn read(source: &DataSource) -> Result<Vec<u8>, TlsUnready> {
     match source {
         DataSource::Inline(bytes) => Ok(bytes.to_vec()),
         // Rare and small: once for a configuration.
-        DataSource::File(path) => std::fs::read(&**path).map_err(|error| unusable(format!("{path}: {error}"))),
-        DataSource::Environment(name) => {
-            std::env::var(&**name).map(String::into_bytes).map_err(|error| unusable(format!("{name}: {error}")))
+        DataSource::File(path) => {
+            std::fs::read(&**path).map_err(|error| unusable(format!("{path}: {error}")))
         }
+        DataSource::Environment(name) => std::env::var(&**name)
+            .map(String::into_bytes)
+            .map_err(|error| unusable(format!("{name}: {error}"))),
     }
 }
 
@@ -149,7 +172,9 @@ fn identities(secrets: &SecretStore, common: &CommonTls) -> Result<Vec<Identity>
             .get(&secret.name)
             .and_then(|secret| secret.identity.clone())
             .ok_or_else(|| TlsUnready::Missing(secret.name.clone())),
-        CertificateSource::Inline { chain, key } => Identity::from_pem(&read(chain)?, &read(key)?).map_err(unusable),
+        CertificateSource::Inline { chain, key } => {
+            Identity::from_pem(&read(chain)?, &read(key)?).map_err(unusable)
+        }
     };
     common.certificates.iter().map(one).collect()
 }
@@ -200,14 +225,21 @@ fn client_config(
         (None, _) => ServerRule::Insecure,
         (Some(_), _) if is_mesh(common) => ServerRule::Spiffe,
         (Some(_), Some(name)) => ServerRule::Host(name.to_owned()),
-        (Some(_), None) if terms.auto_sni_san_validation && !has_name => ServerRule::Host(terms.sni.to_string()),
+        (Some(_), None) if terms.auto_sni_san_validation && !has_name => {
+            ServerRule::Host(terms.sni.to_string())
+        }
         (Some(_), None) => ServerRule::Chain,
     };
     let client = ClientTerms {
         // Who connects without naming protocols does not send the preamble that this one promises.
         alpn: match alpn {
             Some(named) => named.iter().map(|name| name.to_string()).collect(),
-            None => common.alpn.iter().filter(|name| ***name != *ALPN).map(|name| name.to_string()).collect(),
+            None => common
+                .alpn
+                .iter()
+                .filter(|name| ***name != *ALPN)
+                .map(|name| name.to_string())
+                .collect(),
         },
         no_sni: !has_name && terms.sni.is_empty() && !terms.auto_host_sni,
         rule,
@@ -220,7 +252,10 @@ fn client_config(
     meltemi_tls::client_config(&client, identity.as_ref(), &trust).map_err(unusable)
 }
 
-fn server_config(secrets: &SecretStore, terms: &DownstreamTls) -> Result<Arc<rustls::ServerConfig>, TlsUnready> {
+fn server_config(
+    secrets: &SecretStore,
+    terms: &DownstreamTls,
+) -> Result<Arc<rustls::ServerConfig>, TlsUnready> {
     let common = &terms.common;
     let identities = identities(secrets, common)?;
     let trust = trust(secrets, common)?;
@@ -232,13 +267,18 @@ fn server_config(secrets: &SecretStore, terms: &DownstreamTls) -> Result<Arc<rus
     let server = ServerTerms {
         alpn: common.alpn.iter().map(|name| name.to_string()).collect(),
         client_auth,
-        rule: if is_mesh(common) { PeerRule::Spiffe } else { PeerRule::Chain },
+        rule: if is_mesh(common) {
+            PeerRule::Spiffe
+        } else {
+            PeerRule::Chain
+        },
         san: san(&common.validation.san_matchers)?,
         min_version: Some(version(common.min_version)),
         max_version: Some(version(common.max_version)),
         algorithms: algorithms(common),
     };
-    let config = meltemi_tls::server_config_with(&server, &identities, trust.as_ref()).map_err(unusable)?;
+    let config =
+        meltemi_tls::server_config_with(&server, &identities, trust.as_ref()).map_err(unusable)?;
     if !terms.disable_tickets && !terms.disable_sessions {
         return Ok(config);
     }
@@ -250,11 +290,14 @@ fn server_config(secrets: &SecretStore, terms: &DownstreamTls) -> Result<Arc<rus
 }
 
 fn algorithms(common: &CommonTls) -> Algorithms {
-    Algorithms { tls12_suites: common.cipher_suites.clone(), groups: common.groups.clone() }
+    Algorithms {
+        tls12_suites: common.cipher_suites.clone(),
+        groups: common.groups.clone(),
+    }
 }
 
-/// Reads what stands in the configuration or in files that it names, so that what can never be used is refused when it
-/// arrives. Secrets by name are judged when they come.
+/// Reads what stands in the configuration or in files that it names, so that what can never be used
+/// is refused when it arrives. Secrets by name are judged when they come.
 pub fn check(common: &CommonTls) -> Result<(), TlsUnready> {
     for certificate in &common.certificates {
         if let CertificateSource::Inline { chain, key } = certificate {
@@ -265,23 +308,33 @@ pub fn check(common: &CommonTls) -> Result<(), TlsUnready> {
         TrustBundle::from_pem(&read(source)?).map_err(unusable)?;
     }
     if let Some(crl) = &common.validation.crl {
-        TrustBundle::default().with_crls(&read(crl)?).map_err(unusable)?;
+        TrustBundle::default()
+            .with_crls(&read(crl)?)
+            .map_err(unusable)?;
     }
     san(&common.validation.san_matchers).map(|_| ())
 }
 
-/// Whether the peer's certificate is one of those that are pinned, if any are. A handshake has proved that the peer has
-/// its key; nothing has been said to it yet.
-pub fn check_pins(validation: &Validation, chain: Option<&[CertificateDer<'_>]>) -> Result<(), String> {
+/// Whether the peer's certificate is one of those that are pinned, if any are. A handshake has
+/// proved that the peer has its key; nothing has been said to it yet.
+pub fn check_pins(
+    validation: &Validation,
+    chain: Option<&[CertificateDer<'_>]>,
+) -> Result<(), String> {
     if !validation.is_pinned() {
         return Ok(());
     }
     // A client that shows nothing where it need not has been let in by the terms themselves.
-    let Some(leaf) = chain.and_then(<[_]>::first) else { return Ok(()) };
+    let Some(leaf) = chain.and_then(<[_]>::first) else {
+        return Ok(());
+    };
     let (certificate, key) = meltemi_tls::pin_digests(leaf).map_err(|error| error.to_string())?;
     match validation.accepts_pin(&certificate, &key) {
         true => Ok(()),
-        false => Err(format!("certificate {} is not one of those that are pinned", meltemi_tls::sha256_hex(leaf))),
+        false => Err(format!(
+            "certificate {} is not one of those that are pinned",
+            meltemi_tls::sha256_hex(leaf)
+        )),
     }
 }
 
@@ -302,10 +355,20 @@ fn san_matcher(matcher: &SanMatch) -> Result<SanMatcher, TlsUnready> {
         StringMatch::Contains(value) => (TextMatch::Contains(text(value.needle())), false),
         StringMatch::Regex(regex) => (TextMatch::regex(regex.as_str()).map_err(unusable)?, false),
         StringMatch::IgnoreCase(IgnoreCase::Exact(value)) => (TextMatch::Exact(text(value)), true),
-        StringMatch::IgnoreCase(IgnoreCase::Prefix(value)) => (TextMatch::Prefix(text(value)), true),
-        StringMatch::IgnoreCase(IgnoreCase::Suffix(value)) => (TextMatch::Suffix(text(value)), true),
-        StringMatch::IgnoreCase(IgnoreCase::Contains(value)) => (TextMatch::Contains(text(value)), true),
+        StringMatch::IgnoreCase(IgnoreCase::Prefix(value)) => {
+            (TextMatch::Prefix(text(value)), true)
+        }
+        StringMatch::IgnoreCase(IgnoreCase::Suffix(value)) => {
+            (TextMatch::Suffix(text(value)), true)
+        }
+        StringMatch::IgnoreCase(IgnoreCase::Contains(value)) => {
+            (TextMatch::Contains(text(value)), true)
+        }
     };
     let matcher = SanMatcher::new(kind, value);
-    Ok(if fold { matcher.ignoring_case() } else { matcher })
+    Ok(if fold {
+        matcher.ignoring_case()
+    } else {
+        matcher
+    })
 }

@@ -1,4 +1,5 @@
-//! Which endpoint a request is bound to: the same as with stock Envoy, by the request as it is forwarded.
+//! Which endpoint a request is bound to: the same as with stock Envoy, by the request as it is
+//! forwarded.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -14,28 +15,47 @@ use crate::envoy::{self, Envoy};
 use crate::peers::{self, Client};
 
 fn by(specifier: hash_policy::PolicySpecifier) -> HashPolicy {
-    HashPolicy { policy_specifier: Some(specifier), ..Default::default() }
+    HashPolicy {
+        policy_specifier: Some(specifier),
+        ..Default::default()
+    }
 }
 
 /// By a header, by one that is not forwarded as it came, and by a cookie.
 fn in_front() -> Listener {
     use hash_policy::{Cookie, Header, PolicySpecifier};
-    let header = by(PolicySpecifier::Header(Header { header_name: "x-user".into(), ..Default::default() }));
+    let header = by(PolicySpecifier::Header(Header {
+        header_name: "x-user".into(),
+        ..Default::default()
+    }));
     let cookie = by(PolicySpecifier::Cookie(Cookie {
         name: "session".into(),
         path: "/".into(),
         ttl: Some(Default::default()),
         ..Default::default()
     }));
-    let by_header = tune(forward("/header", "up"), |action| action.hash_policy = vec![header.clone()]);
-    let mut by_set_header = tune(forward("/set", "up"), |action| action.hash_policy = vec![header]);
+    let by_header = tune(forward("/header", "up"), |action| {
+        action.hash_policy = vec![header.clone()]
+    });
+    let mut by_set_header = tune(forward("/set", "up"), |action| {
+        action.hash_policy = vec![header]
+    });
     by_set_header.request_headers_to_add = vec![core::HeaderValueOption {
-        header: Some(core::HeaderValue { key: "x-user".into(), value: "anybody".into(), ..Default::default() }),
+        header: Some(core::HeaderValue {
+            key: "x-user".into(),
+            value: "anybody".into(),
+            ..Default::default()
+        }),
         append_action: core::header_value_option::HeaderAppendAction::OverwriteIfExistsOrAdd as i32,
         ..Default::default()
     }];
-    let by_cookie = tune(forward("/cookie", "up"), |action| action.hash_policy = vec![cookie]);
-    let mut manager = manager(inline(table("r", vec![by_header, by_set_header, by_cookie])));
+    let by_cookie = tune(forward("/cookie", "up"), |action| {
+        action.hash_policy = vec![cookie]
+    });
+    let mut manager = manager(inline(table(
+        "r",
+        vec![by_header, by_set_header, by_cookie],
+    )));
     manager.access_log.clear();
     listener("in", vec![http_chain(&manager)])
 }
@@ -51,7 +71,8 @@ async fn upstream() -> meltemi_proto::envoy::config::cluster::v3::Cluster {
 }
 
 fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
-    head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    head.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
 }
 
 async fn endpoint_of(at: SocketAddr, path: &str, user: u32) -> String {
@@ -60,8 +81,8 @@ async fn endpoint_of(at: SocketAddr, path: &str, user: u32) -> String {
     field(&head, "x-name").expect("an endpoint").to_owned()
 }
 
-/// Two requests on one connection, neither with a cookie: what they are given, and who answers; and who answers to the
-/// cookie on another connection.
+/// Two requests on one connection, neither with a cookie: what they are given, and who answers; and
+/// who answers to the cookie on another connection.
 async fn cookies_of(at: SocketAddr) {
     let mut client = Client::connect(at).await;
     let own = client.stream.local_addr().expect("bound");
@@ -69,7 +90,9 @@ async fn cookies_of(at: SocketAddr) {
     let expected = format!("session=\"{value:016x}\"; Path=/; HttpOnly");
     let mut endpoints = BTreeSet::new();
     for _ in 0..3 {
-        let (head, _) = client.ask("GET /cookie HTTP/1.1\nhost: a\ncookie: session=; other=1\n\n").await;
+        let (head, _) = client
+            .ask("GET /cookie HTTP/1.1\nhost: a\ncookie: session=; other=1\n\n")
+            .await;
         assert_eq!(field(&head, "set-cookie"), Some(&*expected));
         endpoints.insert(field(&head, "x-name").expect("an endpoint").to_owned());
     }
@@ -100,7 +123,9 @@ async fn what_binds_is_the_request_as_it_is_forwarded() {
 
 #[tokio::test]
 async fn envoy_and_we_bind_alike() {
-    let Some(program) = envoy::program("envoy_and_we_bind_alike") else { return };
+    let Some(program) = envoy::program("envoy_and_we_bind_alike") else {
+        return;
+    };
     let clusters = vec![upstream().await];
     let theirs = Envoy::start(program, clusters.clone(), |_| vec![in_front()]).await;
     let ours = Running::start(ProxyOptions::default());
@@ -108,7 +133,11 @@ async fn envoy_and_we_bind_alike() {
     let (their, our) = (theirs.at("in").await, ours.at("in").await);
     for path in ["/header", "/set"] {
         for user in 0..20 {
-            assert_eq!(endpoint_of(their, path, user).await, endpoint_of(our, path, user).await, "{path} {user}");
+            assert_eq!(
+                endpoint_of(their, path, user).await,
+                endpoint_of(our, path, user).await,
+                "{path} {user}"
+            );
         }
     }
     cookies_of(their).await;

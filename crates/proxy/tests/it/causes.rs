@@ -1,4 +1,5 @@
-//! Every answer of the proxy's own and every refusal names its cause: in the log, in a counter, never to the client.
+//! Every answer of the proxy's own and every refusal names its cause: in the log, in a counter,
+//! never to the client.
 
 use meltemi_proto::envoy::config::rbac::v3 as rbac;
 use meltemi_proto::envoy::config::route::v3 as route;
@@ -12,8 +13,12 @@ use crate::peers::{self, Client, get};
 
 fn nobody_may() -> rbac::Rbac {
     let any = rbac::Policy {
-        permissions: vec![rbac::Permission { rule: Some(rbac::permission::Rule::Any(true)) }],
-        principals: vec![rbac::Principal { identifier: Some(rbac::principal::Identifier::Any(true)) }],
+        permissions: vec![rbac::Permission {
+            rule: Some(rbac::permission::Rule::Any(true)),
+        }],
+        principals: vec![rbac::Principal {
+            identifier: Some(rbac::principal::Identifier::Any(true)),
+        }],
         ..Default::default()
     };
     rbac::Rbac {
@@ -28,16 +33,25 @@ async fn answers_name_their_cause_in_the_log_and_a_counter_and_not_to_the_client
     let direct = route::Route {
         name: "secret-name".into(),
         r#match: forward("/direct", "x").r#match,
-        action: Some(route::route::Action::DirectResponse(route::DirectResponseAction {
-            status: 418,
-            ..Default::default()
-        })),
+        action: Some(route::route::Action::DirectResponse(
+            route::DirectResponseAction {
+                status: 418,
+                ..Default::default()
+            },
+        )),
         ..Default::default()
     };
-    let routes = vec![forward("/none", "secret-name"), forward("/missing", "missing"), direct];
+    let routes = vec![
+        forward("/none", "secret-name"),
+        forward("/missing", "missing"),
+        direct,
+    ];
     let manager = manager(inline(table("secret-table", routes)));
-    let running =
-        Running::with(vec![static_cluster("secret-name", &[])], vec![listener("in", vec![http_chain(&manager)])]).await;
+    let running = Running::with(
+        vec![static_cluster("secret-name", &[])],
+        vec![listener("in", vec![http_chain(&manager)])],
+    )
+    .await;
     let at = running.at("in").await;
     for (path, cause) in [
         ("/none", "<no usable endpoint in secret-name>"),
@@ -51,11 +65,25 @@ async fn answers_name_their_cause_in_the_log_and_a_counter_and_not_to_the_client
         assert!(line.ends_with(cause), "{line}");
     }
     let mut client = Client::connect(at).await;
-    client.ask("GET /none HTTP/1.1\nhost: a\nconnection: upgrade\nupgrade: spdy\n\n").await;
-    running.log.line_with("<route to-secret-name does not allow the upgrade>").await;
-    assert!(client.closed().await, "what follows may be in the other protocol");
-    Client::connect(at).await.send("GET / HTTP/1.1\r\nhost : a\r\n\r\n").await;
-    running.log.line_with("<protocol error: http1.codec_error>").await;
+    client
+        .ask("GET /none HTTP/1.1\nhost: a\nconnection: upgrade\nupgrade: spdy\n\n")
+        .await;
+    running
+        .log
+        .line_with("<route to-secret-name does not allow the upgrade>")
+        .await;
+    assert!(
+        client.closed().await,
+        "what follows may be in the other protocol"
+    );
+    Client::connect(at)
+        .await
+        .send("GET / HTTP/1.1\r\nhost : a\r\n\r\n")
+        .await;
+    running
+        .log
+        .line_with("<protocol error: http1.codec_error>")
+        .await;
     let metrics = running.handle.metrics();
     for (kind, flag, count) in [
         ("no_endpoint", "UH", 1),
@@ -65,7 +93,9 @@ async fn answers_name_their_cause_in_the_log_and_a_counter_and_not_to_the_client
         ("upgrade", "-", 1),
         ("protocol", "DPE", 1),
     ] {
-        let line = format!("meltemi_local_replies_total{{cause_kind=\"{kind}\",flag=\"{flag}\"}} {count}\n");
+        let line = format!(
+            "meltemi_local_replies_total{{cause_kind=\"{kind}\",flag=\"{flag}\"}} {count}\n"
+        );
         assert!(metrics.contains(&line), "{line}{metrics}");
     }
 }
@@ -73,23 +103,38 @@ async fn answers_name_their_cause_in_the_log_and_a_counter_and_not_to_the_client
 #[tokio::test]
 async fn refused_connections_name_their_cause() {
     let mut denied = tcp_chain("up");
-    let rules = NetworkRbac { stat_prefix: "tcp.".into(), rules: Some(nobody_may()), ..Default::default() };
-    denied.filters.insert(0, network_filter("envoy.filters.network.rbac", pack(&rules)));
+    let rules = NetworkRbac {
+        stat_prefix: "tcp.".into(),
+        rules: Some(nobody_may()),
+        ..Default::default()
+    };
+    denied.filters.insert(
+        0,
+        network_filter("envoy.filters.network.rbac", pack(&rules)),
+    );
     let mut limited = tcp_chain("up");
     let limit = ConnectionLimit {
         stat_prefix: "few".into(),
         max_connections: Some(UInt64Value { value: 1 }),
         ..Default::default()
     };
-    limited.filters.insert(0, network_filter("envoy.filters.network.connection_limit", pack(&limit)));
+    limited.filters.insert(
+        0,
+        network_filter("envoy.filters.network.connection_limit", pack(&limit)),
+    );
     // The limit is one for HTTP as well.
     let mut web = http_chain(&manager(inline(table("r", vec![forward("/", "up")]))));
-    web.filters.insert(0, network_filter("envoy.filters.network.connection_limit", pack(&limit)));
+    web.filters.insert(
+        0,
+        network_filter("envoy.filters.network.connection_limit", pack(&limit)),
+    );
     let mut elsewhere = tcp_chain("up");
-    elsewhere.filter_chain_match = Some(meltemi_proto::envoy::config::listener::v3::FilterChainMatch {
-        server_names: vec!["example".into()],
-        ..Default::default()
-    });
+    elsewhere.filter_chain_match = Some(
+        meltemi_proto::envoy::config::listener::v3::FilterChainMatch {
+            server_names: vec!["example".into()],
+            ..Default::default()
+        },
+    );
     let mut unmatched = listener("unmatched", vec![elsewhere]);
     unmatched.access_log = vec![log()];
     let up = peers::echo("up").await;
@@ -105,10 +150,16 @@ async fn refused_connections_name_their_cause() {
     .await;
     let mut refused = Client::connect(running.at("denied").await).await;
     assert!(refused.closed().await);
-    running.log.line_with("<policy ns[a]-policy[secret-name]-rule[0]>").await;
+    running
+        .log
+        .line_with("<policy ns[a]-policy[secret-name]-rule[0]>")
+        .await;
     let mut unknown = Client::connect(running.at("unmatched").await).await;
     assert!(unknown.closed().await);
-    running.log.line_with("0 NR filter_chain_not_found - - 0 <no filter chain in unmatched>").await;
+    running
+        .log
+        .line_with("0 NR filter_chain_not_found - - 0 <no filter chain in unmatched>")
+        .await;
     for name in ["limited", "web"] {
         let at = running.at(name).await;
         let mut first = Client::connect(at).await;
@@ -118,8 +169,14 @@ async fn refused_connections_name_their_cause() {
     }
     running.log.line_with("<connection limit few>").await;
     let metrics = running.handle.metrics();
-    for (kind, flag, count) in [("policy", "-", 1), ("no_filter_chain", "NR", 1), ("connection_limit", "UO", 2)] {
-        let line = format!("meltemi_refused_connections_total{{cause_kind=\"{kind}\",flag=\"{flag}\"}} {count}\n");
+    for (kind, flag, count) in [
+        ("policy", "-", 1),
+        ("no_filter_chain", "NR", 1),
+        ("connection_limit", "UO", 2),
+    ] {
+        let line = format!(
+            "meltemi_refused_connections_total{{cause_kind=\"{kind}\",flag=\"{flag}\"}} {count}\n"
+        );
         assert!(metrics.contains(&line), "{line}{metrics}");
     }
 }
@@ -129,25 +186,36 @@ const ISTIO: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?
 
 #[tokio::test]
 async fn istios_line_is_whole_and_no_client_can_forge_one() {
-    let up = peers::http_server(|_, _| b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_vec()).await;
+    let up =
+        peers::http_server(|_, _| b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_vec()).await;
     let mut manager = manager(inline(table("r", vec![forward("/", "up")])));
     manager.access_log = vec![log_as("/dev/stdout", ISTIO)];
-    let running =
-        Running::with(vec![static_cluster("up", &[up])], vec![listener("in", vec![http_chain(&manager)])]).await;
+    let running = Running::with(
+        vec![static_cluster("up", &[up])],
+        vec![listener("in", vec![http_chain(&manager)])],
+    )
+    .await;
     let at = running.at("in").await;
     let mut client = Client::connect(at).await;
     let from = client.stream.local_addr().expect("connected");
-    let mut request = b"GET /a?b HTTP/1.1\r\nhost: details:9080\r\nx-request-id: one\r\nuser-agent: ".to_vec();
+    let mut request =
+        b"GET /a?b HTTP/1.1\r\nhost: details:9080\r\nx-request-id: one\r\nuser-agent: ".to_vec();
     request.extend_from_slice(b"a\" 200 - \\\tb\xff\xc2\x9b31m\r\n\r\n");
     client.send(request).await;
     client.receive().await.expect("a response");
     let line = running.log.line_with("GET /a?b").await;
     // What differs from run to run is taken out.
     let (start, rest) = line.split_once("] ").expect("a time");
-    assert!(start.len() == "[2023-11-14T22:13:20.123Z".len() && start.ends_with('Z'), "{start}");
+    assert!(
+        start.len() == "[2023-11-14T22:13:20.123Z".len() && start.ends_with('Z'),
+        "{start}"
+    );
     let words: Vec<&str> = rest.split(' ').collect();
     let (took, waited, local) = (words[10], words[11], words[words.len() - 5]);
-    assert!(took.parse::<u32>().is_ok() && waited.parse::<u32>().is_ok(), "{rest}");
+    assert!(
+        took.parse::<u32>().is_ok() && waited.parse::<u32>().is_ok(),
+        "{rest}"
+    );
     assert!(local.starts_with("127.0.0.1:"), "{rest}");
     let wanted = format!(
         "\"GET /a?b HTTP/1.1\" 200 - via_upstream - \"-\" 0 2 {took} {waited} \"-\" \

@@ -19,22 +19,29 @@ pub fn address(at: SocketAddr) -> core::Address {
     core::Address {
         address: Some(core::address::Address::SocketAddress(core::SocketAddress {
             address: at.ip().to_string(),
-            port_specifier: Some(core::socket_address::PortSpecifier::PortValue(at.port().into())),
+            port_specifier: Some(core::socket_address::PortSpecifier::PortValue(
+                at.port().into(),
+            )),
             ..Default::default()
         })),
     }
 }
 
 pub fn duration(time: Duration) -> google::protobuf::Duration {
-    google::protobuf::Duration { seconds: time.as_secs() as i64, nanos: time.subsec_nanos() as i32 }
+    google::protobuf::Duration {
+        seconds: time.as_secs() as i64,
+        nanos: time.subsec_nanos() as i32,
+    }
 }
 
 pub fn assignment(name: &str, endpoints: &[SocketAddr]) -> endpoint::ClusterLoadAssignment {
     let one = |at: &SocketAddr| endpoint::LbEndpoint {
-        host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint::Endpoint {
-            address: Some(address(*at)),
-            ..Default::default()
-        })),
+        host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(
+            endpoint::Endpoint {
+                address: Some(address(*at)),
+                ..Default::default()
+            },
+        )),
         ..Default::default()
     };
     endpoint::ClusterLoadAssignment {
@@ -66,14 +73,17 @@ pub fn http2(mut cluster: cluster::Cluster) -> cluster::Cluster {
     };
     use meltemi_proto::envoy::extensions::upstreams::http::v3 as http;
     let options = http::HttpProtocolOptions {
-        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
-            protocol_config: Some(ProtocolConfig::Http2ProtocolOptions(Default::default())),
-        })),
+        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(
+            ExplicitHttpConfig {
+                protocol_config: Some(ProtocolConfig::Http2ProtocolOptions(Default::default())),
+            },
+        )),
         ..Default::default()
     };
-    cluster
-        .typed_extension_protocol_options
-        .insert("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(), pack(&options));
+    cluster.typed_extension_protocol_options.insert(
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(),
+        pack(&options),
+    );
     cluster
 }
 
@@ -85,7 +95,9 @@ pub fn forward(prefix: &str, cluster: &str) -> route::Route {
             ..Default::default()
         }),
         action: Some(route::route::Action::Route(route::RouteAction {
-            cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(cluster.into())),
+            cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(
+                cluster.into(),
+            )),
             timeout: Some(duration(Duration::ZERO)),
             ..Default::default()
         })),
@@ -126,7 +138,10 @@ pub fn manager(routes: hcm::http_connection_manager::RouteSpecifier) -> hcm::Htt
     hcm::HttpConnectionManager {
         stat_prefix: "test".into(),
         route_specifier: Some(routes),
-        http_filters: vec![http_filter("envoy.filters.http.router", pack(&Router::default()))],
+        http_filters: vec![http_filter(
+            "envoy.filters.http.router",
+            pack(&Router::default()),
+        )],
         server_name: "istio-envoy".into(),
         access_log: vec![log()],
         upgrade_configs: vec![hcm::http_connection_manager::UpgradeConfig {
@@ -145,7 +160,9 @@ pub fn rds(name: &str) -> hcm::http_connection_manager::RouteSpecifier {
     hcm::http_connection_manager::RouteSpecifier::Rds(hcm::Rds {
         route_config_name: name.into(),
         config_source: Some(core::ConfigSource {
-            config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::Ads(Default::default())),
+            config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::Ads(
+                Default::default(),
+            )),
             resource_api_version: core::ApiVersion::V3 as i32,
             ..Default::default()
         }),
@@ -166,13 +183,15 @@ pub fn log_as(path: &str, format: &str) -> meltemi_proto::envoy::config::accessl
     use meltemi_proto::envoy::extensions::access_loggers::file::v3 as file;
     let config = file::FileAccessLog {
         path: path.into(),
-        access_log_format: Some(file::file_access_log::AccessLogFormat::LogFormat(core::SubstitutionFormatString {
-            format: Some(Format::TextFormatSource(core::DataSource {
-                specifier: Some(core::data_source::Specifier::InlineString(format.into())),
+        access_log_format: Some(file::file_access_log::AccessLogFormat::LogFormat(
+            core::SubstitutionFormatString {
+                format: Some(Format::TextFormatSource(core::DataSource {
+                    specifier: Some(core::data_source::Specifier::InlineString(format.into())),
+                    ..Default::default()
+                })),
                 ..Default::default()
-            })),
-            ..Default::default()
-        })),
+            },
+        )),
     };
     AccessLog {
         name: "envoy.access_loggers.file".into(),
@@ -182,13 +201,19 @@ pub fn log_as(path: &str, format: &str) -> meltemi_proto::envoy::config::accessl
 }
 
 pub fn network_filter(name: &str, config: Any) -> listener::Filter {
-    listener::Filter { name: name.into(), config_type: Some(listener::filter::ConfigType::TypedConfig(config)) }
+    listener::Filter {
+        name: name.into(),
+        config_type: Some(listener::filter::ConfigType::TypedConfig(config)),
+    }
 }
 
 pub fn http_chain(manager: &hcm::HttpConnectionManager) -> listener::FilterChain {
     listener::FilterChain {
         name: "http".into(),
-        filters: vec![network_filter("envoy.filters.network.http_connection_manager", pack(manager))],
+        filters: vec![network_filter(
+            "envoy.filters.network.http_connection_manager",
+            pack(manager),
+        )],
         ..Default::default()
     }
 }
@@ -196,13 +221,18 @@ pub fn http_chain(manager: &hcm::HttpConnectionManager) -> listener::FilterChain
 pub fn tcp_chain(cluster: &str) -> listener::FilterChain {
     let proxy = tcp_proxy::TcpProxy {
         stat_prefix: "tcp".into(),
-        cluster_specifier: Some(tcp_proxy::tcp_proxy::ClusterSpecifier::Cluster(cluster.into())),
+        cluster_specifier: Some(tcp_proxy::tcp_proxy::ClusterSpecifier::Cluster(
+            cluster.into(),
+        )),
         access_log: vec![log()],
         ..Default::default()
     };
     listener::FilterChain {
         name: "tcp".into(),
-        filters: vec![network_filter("envoy.filters.network.tcp_proxy", pack(&proxy))],
+        filters: vec![network_filter(
+            "envoy.filters.network.tcp_proxy",
+            pack(&proxy),
+        )],
         ..Default::default()
     }
 }
@@ -222,7 +252,10 @@ pub struct LogBook(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
 
 impl std::io::Write for LogBook {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("no writer panics").extend_from_slice(bytes);
+        self.0
+            .lock()
+            .expect("no writer panics")
+            .extend_from_slice(bytes);
         Ok(bytes.len())
     }
     fn flush(&mut self) -> std::io::Result<()> {
@@ -234,13 +267,17 @@ impl LogBook {
     /// Waits for a line that holds `text`.
     pub async fn line_with(&self, text: &str) -> String {
         for _ in 0..500 {
-            let all = String::from_utf8(self.0.lock().expect("no writer panics").clone()).expect("logs are UTF-8");
+            let all = String::from_utf8(self.0.lock().expect("no writer panics").clone())
+                .expect("logs are UTF-8");
             if let Some(line) = all.lines().find(|line| line.contains(text)) {
                 return line.to_owned();
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("no line with {text:?}: {}", String::from_utf8_lossy(&self.0.lock().expect("no writer panics")));
+        panic!(
+            "no line with {text:?}: {}",
+            String::from_utf8_lossy(&self.0.lock().expect("no writer panics"))
+        );
     }
 }
 
@@ -253,7 +290,10 @@ pub struct Running {
 impl Running {
     /// With a short time to drain.
     pub fn start(options: ProxyOptions) -> Self {
-        Self::start_with(ProxyOptions { drain_time: Duration::from_millis(50), ..options })
+        Self::start_with(ProxyOptions {
+            drain_time: Duration::from_millis(50),
+            ..options
+        })
     }
 
     pub fn start_with(options: ProxyOptions) -> Self {
@@ -271,28 +311,49 @@ impl Running {
 
     pub async fn apply(&self, clusters: Vec<cluster::Cluster>, listeners: Vec<listener::Listener>) {
         let clusters = clusters.iter().map(|c| (c.name.clone(), pack(c))).collect();
-        self.handle.apply(CLUSTER, clusters, Vec::new()).await.expect("clusters are good");
-        let listeners = listeners.iter().map(|l| (l.name.clone(), pack(l))).collect();
-        self.handle.apply(LISTENER, listeners, Vec::new()).await.expect("listeners are good");
+        self.handle
+            .apply(CLUSTER, clusters, Vec::new())
+            .await
+            .expect("clusters are good");
+        let listeners = listeners
+            .iter()
+            .map(|l| (l.name.clone(), pack(l)))
+            .collect();
+        self.handle
+            .apply(LISTENER, listeners, Vec::new())
+            .await
+            .expect("listeners are good");
     }
 
     /// Where a listener listens, as soon as it does.
     pub async fn at(&self, name: &str) -> SocketAddr {
         for _ in 0..500 {
-            if let Some((_, address)) = self.handle.addresses().await.into_iter().find(|(n, _)| &**n == name) {
+            if let Some((_, address)) = self
+                .handle
+                .addresses()
+                .await
+                .into_iter()
+                .find(|(n, _)| &**n == name)
+            {
                 return address;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("{name} does not listen; warming: {:?}", self.handle.warming().await);
+        panic!(
+            "{name} does not listen; warming: {:?}",
+            self.handle.warming().await
+        );
     }
 }
 
 /// One HTTP listener `in` in front of one upstream `up`, all routes the same.
 pub async fn simple(upstream: SocketAddr) -> (Running, SocketAddr) {
     let manager = manager(inline(table("r", vec![forward("/", "up")])));
-    let running =
-        Running::with(vec![static_cluster("up", &[upstream])], vec![listener("in", vec![http_chain(&manager)])]).await;
+    let running = Running::with(
+        vec![static_cluster("up", &[upstream])],
+        vec![listener("in", vec![http_chain(&manager)])],
+    )
+    .await;
     let at = running.at("in").await;
     (running, at)
 }

@@ -1,5 +1,5 @@
-//! The same resources and the same requests through stock Envoy and through us: the answer, what the upstream saw, and
-//! the words of the log are the same.
+//! The same resources and the same requests through stock Envoy and through us: the answer, what
+//! the upstream saw, and the words of the log are the same.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -28,8 +28,8 @@ use crate::config::*;
 use crate::envoy::{self, Envoy};
 use crate::peers::{self, Client};
 
-/// Request headers that upstreams do not repeat: a request id is random, and in place of a loopback address Envoy appends
-/// one of the machine.
+/// Request headers that upstreams do not repeat: a request id is random, and in place of a loopback
+/// address Envoy appends one of the machine.
 const VOLATILE: [&str; 2] = ["x-request-id", "x-forwarded-for"];
 /// Response headers of which only the presence counts.
 const PRESENT: [&str; 2] = ["date", "x-envoy-upstream-service-time"];
@@ -45,8 +45,15 @@ async fn witness(name: &'static str) -> SocketAddr {
         };
         let mut fields: Vec<&str> = lines.filter(is_shown).collect();
         fields.sort_unstable();
-        let text = format!("{name}\n{first}\n{}\n{}", fields.join("\n"), String::from_utf8_lossy(body));
-        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nx-drop: me\r\nserver: app\r\n\r\n", text.len());
+        let text = format!(
+            "{name}\n{first}\n{}\n{}",
+            fields.join("\n"),
+            String::from_utf8_lossy(body)
+        );
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nx-drop: me\r\nserver: app\r\n\r\n",
+            text.len()
+        );
         [head, text].concat().into_bytes()
     })
     .await
@@ -61,7 +68,10 @@ fn prefix(path: &str) -> PathSpecifier {
 }
 
 fn regex(pattern: &str) -> matcher::RegexMatcher {
-    matcher::RegexMatcher { regex: pattern.into(), ..Default::default() }
+    matcher::RegexMatcher {
+        regex: pattern.into(),
+        ..Default::default()
+    }
 }
 
 fn string(text: &str) -> matcher::StringMatcher {
@@ -87,7 +97,10 @@ fn on(path: PathSpecifier, action: Action) -> route::Route {
     };
     route::Route {
         name,
-        r#match: Some(route::RouteMatch { path_specifier: Some(path), ..Default::default() }),
+        r#match: Some(route::RouteMatch {
+            path_specifier: Some(path),
+            ..Default::default()
+        }),
         action: Some(action),
         ..Default::default()
     }
@@ -98,8 +111,10 @@ fn to(cluster: &str) -> Action {
 }
 
 fn to_with(cluster: &str, change: impl FnOnce(&mut route::RouteAction)) -> Action {
-    let mut action =
-        route::RouteAction { cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.into())), ..Default::default() };
+    let mut action = route::RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.into())),
+        ..Default::default()
+    };
     change(&mut action);
     Action::Route(action)
 }
@@ -115,14 +130,25 @@ fn per_filter(mut route: route::Route, filter: &str, config: Any) -> route::Rout
 }
 
 fn always() -> Option<FractionalPercent> {
-    Some(FractionalPercent { numerator: 100, denominator: DenominatorType::Hundred as i32 })
+    Some(FractionalPercent {
+        numerator: 100,
+        denominator: DenominatorType::Hundred as i32,
+    })
 }
 
 fn set(name: &str, value: &str, overwrite: bool) -> core::HeaderValueOption {
     use core::header_value_option::HeaderAppendAction as Append;
-    let action = if overwrite { Append::OverwriteIfExistsOrAdd } else { Append::AppendIfExistsOrAdd };
+    let action = if overwrite {
+        Append::OverwriteIfExistsOrAdd
+    } else {
+        Append::AppendIfExistsOrAdd
+    };
     core::HeaderValueOption {
-        header: Some(core::HeaderValue { key: name.into(), value: value.into(), ..Default::default() }),
+        header: Some(core::HeaderValue {
+            key: name.into(),
+            value: value.into(),
+            ..Default::default()
+        }),
         append_action: action as i32,
         ..Default::default()
     }
@@ -137,7 +163,9 @@ fn policy(header: &str) -> rbac::Policy {
                 ..Default::default()
             })),
         }],
-        principals: vec![rbac::Principal { identifier: Some(rbac::principal::Identifier::Any(true)) }],
+        principals: vec![rbac::Principal {
+            identifier: Some(rbac::principal::Identifier::Any(true)),
+        }],
         ..Default::default()
     }
 }
@@ -158,7 +186,11 @@ fn direct(status: u32, body: &str) -> Action {
         specifier: Some(core::data_source::Specifier::InlineString(body.into())),
         ..Default::default()
     });
-    Action::DirectResponse(route::DirectResponseAction { status, body, ..Default::default() })
+    Action::DirectResponse(route::DirectResponseAction {
+        status,
+        body,
+        ..Default::default()
+    })
 }
 
 fn redirect(change: impl FnOnce(&mut route::RedirectAction)) -> Action {
@@ -188,13 +220,20 @@ fn routes() -> Vec<route::Route> {
             ..Default::default()
         };
         let clusters = vec![weight(ONE, one), weight(TWO, two)];
-        let weighted = route::WeightedCluster { clusters, ..Default::default() };
-        to_with("", |action| action.cluster_specifier = Some(ClusterSpecifier::WeightedClusters(weighted)))
+        let weighted = route::WeightedCluster {
+            clusters,
+            ..Default::default()
+        };
+        to_with("", |action| {
+            action.cluster_specifier = Some(ClusterSpecifier::WeightedClusters(weighted))
+        })
     };
     let query = |name: &str, value: &str| route::QueryParameterMatcher {
         name: name.into(),
         query_parameter_match_specifier: Some(
-            route::query_parameter_matcher::QueryParameterMatchSpecifier::StringMatch(string(value)),
+            route::query_parameter_matcher::QueryParameterMatchSpecifier::StringMatch(string(
+                value,
+            )),
         ),
     };
     let retrying = |on: &str| {
@@ -227,14 +266,18 @@ fn routes() -> Vec<route::Route> {
         }),
         delay: Some(fault_common::FaultDelay {
             percentage: always(),
-            fault_delay_secifier: Some(fault_common::fault_delay::FaultDelaySecifier::FixedDelay(duration(
-                Duration::from_millis(1),
-            ))),
+            fault_delay_secifier: Some(fault_common::fault_delay::FaultDelaySecifier::FixedDelay(
+                duration(Duration::from_millis(1)),
+            )),
         }),
         ..Default::default()
     };
     let allow = http_rbac::RbacPerRoute {
-        rbac: Some(authorization(rbac::rbac::Action::Allow, "ns[a]-policy[ok]-rule[0]", "x-ok")),
+        rbac: Some(authorization(
+            rbac::rbac::Action::Allow,
+            "ns[a]-policy[ok]-rule[0]",
+            "x-ok",
+        )),
     };
     let mut headers = on(exact("/operations"), to(ONE));
     headers.request_headers_to_add = vec![
@@ -244,11 +287,17 @@ fn routes() -> Vec<route::Route> {
         set("x-about", "%REQ(:PATH)% %PROTOCOL% 100%%", true),
     ];
     headers.request_headers_to_remove = vec!["x-gone".into()];
-    headers.response_headers_to_add = vec![set("x-answer", "%RESPONSE_CODE%", false), set("x-drop", "set", true)];
+    headers.response_headers_to_add = vec![
+        set("x-answer", "%RESPONSE_CODE%", false),
+        set("x-drop", "set", true),
+    ];
     headers.response_headers_to_remove = vec!["x-envoy-upstream-service-time".into()];
     vec![
         on(exact("/exact"), to(ONE)),
-        on(prefix("/old/"), to_with(ONE, |action| action.prefix_rewrite = "/new/".into())),
+        on(
+            prefix("/old/"),
+            to_with(ONE, |action| action.prefix_rewrite = "/new/".into()),
+        ),
         if_match(
             on(
                 prefix("/"),
@@ -261,20 +310,30 @@ fn routes() -> Vec<route::Route> {
             ),
             |m| m.path_specifier = Some(PathSpecifier::SafeRegex(regex("/re/[0-9]+(/.*)?"))),
         ),
-        if_match(on(prefix("/header"), to(TWO)), |m| m.headers = vec![header("x-env", "canary")]),
+        if_match(on(prefix("/header"), to(TWO)), |m| {
+            m.headers = vec![header("x-env", "canary")]
+        }),
         on(prefix("/header"), to(ONE)),
-        if_match(on(prefix("/query"), to(TWO)), |m| m.query_parameters = vec![query("v", "2")]),
+        if_match(on(prefix("/query"), to(TWO)), |m| {
+            m.query_parameters = vec![query("v", "2")]
+        }),
         on(prefix("/query"), to(ONE)),
-        if_match(on(prefix("/method"), to(TWO)), |m| m.headers = vec![header(":method", "POST")]),
+        if_match(on(prefix("/method"), to(TWO)), |m| {
+            m.headers = vec![header(":method", "POST")]
+        }),
         on(prefix("/method"), to(ONE)),
-        if_match(on(prefix("/Case"), to(TWO)), |m| m.case_sensitive = Some(BoolValue { value: false })),
+        if_match(on(prefix("/Case"), to(TWO)), |m| {
+            m.case_sensitive = Some(BoolValue { value: false })
+        }),
         if_match(on(prefix("/sep"), to(TWO)), |m| {
             m.path_specifier = Some(PathSpecifier::PathSeparatedPrefix("/sep".into()));
         }),
         on(
             exact("/host"),
             to_with(ONE, |action| {
-                action.host_rewrite_specifier = Some(HostRewriteSpecifier::HostRewriteLiteral("other.example".into()));
+                action.host_rewrite_specifier = Some(HostRewriteSpecifier::HostRewriteLiteral(
+                    "other.example".into(),
+                ));
                 action.append_x_forwarded_host = true;
             }),
         ),
@@ -284,14 +343,16 @@ fn routes() -> Vec<route::Route> {
             redirect(|action| {
                 action.host_redirect = "new.example".into();
                 action.scheme_rewrite_specifier = Some(SchemeRewriteSpecifier::HttpsRedirect(true));
-                action.path_rewrite_specifier = Some(PathRewriteSpecifier::PathRedirect("/there?x=y".into()));
+                action.path_rewrite_specifier =
+                    Some(PathRewriteSpecifier::PathRedirect("/there?x=y".into()));
                 action.response_code = RedirectResponseCode::TemporaryRedirect as i32;
             }),
         ),
         on(
             prefix("/redirect/prefix"),
             redirect(|action| {
-                action.path_rewrite_specifier = Some(PathRewriteSpecifier::PrefixRewrite("/moved".into()));
+                action.path_rewrite_specifier =
+                    Some(PathRewriteSpecifier::PrefixRewrite("/moved".into()));
                 action.response_code = RedirectResponseCode::Found as i32;
                 action.strip_query = true;
             }),
@@ -300,21 +361,43 @@ fn routes() -> Vec<route::Route> {
             exact("/redirect/port"),
             redirect(|action| {
                 action.port_redirect = 8443;
-                action.scheme_rewrite_specifier = Some(SchemeRewriteSpecifier::SchemeRedirect("https".into()));
+                action.scheme_rewrite_specifier =
+                    Some(SchemeRewriteSpecifier::SchemeRedirect("https".into()));
             }),
         ),
         on(exact("/direct"), direct(200, "at once")),
         on(exact("/teapot"), direct(418, "")),
         on(exact("/weights/one"), weights(100, 0)),
         on(exact("/weights/two"), weights(0, 100)),
-        per_filter(on(exact("/fault"), to(ONE)), "envoy.filters.http.fault", pack(&aborts)),
-        per_filter(on(exact("/only"), to(ONE)), "envoy.filters.http.rbac", pack(&allow)),
-        per_filter(on(exact("/cors"), to(ONE)), "envoy.filters.http.cors", pack(&cors_policy())),
+        per_filter(
+            on(exact("/fault"), to(ONE)),
+            "envoy.filters.http.fault",
+            pack(&aborts),
+        ),
+        per_filter(
+            on(exact("/only"), to(ONE)),
+            "envoy.filters.http.rbac",
+            pack(&allow),
+        ),
+        per_filter(
+            on(exact("/cors"), to(ONE)),
+            "envoy.filters.http.cors",
+            pack(&cors_policy()),
+        ),
         on(exact("/retry/status"), to_with(BAD, retrying("5xx"))),
         on(exact("/retry/reset"), to_with(RESET, retrying("reset"))),
-        on(exact("/retry/overloaded"), to_with(OVERLOADED, retrying("5xx"))),
-        on(exact("/retry/limited"), to_with(LIMITED, retrying("5xx,gateway-error"))),
-        on(exact("/retry/limited/asked"), to_with(LIMITED, retrying("envoy-ratelimited"))),
+        on(
+            exact("/retry/overloaded"),
+            to_with(OVERLOADED, retrying("5xx")),
+        ),
+        on(
+            exact("/retry/limited"),
+            to_with(LIMITED, retrying("5xx,gateway-error")),
+        ),
+        on(
+            exact("/retry/limited/asked"),
+            to_with(LIMITED, retrying("envoy-ratelimited")),
+        ),
         on(exact("/grpc/max"), to_with(ONE, grpc(Some(30), Some(2)))),
         on(exact("/grpc/free"), to_with(ONE, grpc(Some(0), None))),
         on(exact("/grpc/none"), to_with(ONE, grpc(None, None))),
@@ -326,14 +409,25 @@ fn routes() -> Vec<route::Route> {
             }),
         ),
         on(exact("/expected"), to(ONE)),
-        on(exact("/expected/try"), to_with(ONE, |action| action.retry_policy = Some(per_try(5)))),
-        on(exact("/expected/long"), to_with(ONE, |action| action.retry_policy = Some(per_try(60)))),
+        on(
+            exact("/expected/try"),
+            to_with(ONE, |action| action.retry_policy = Some(per_try(5))),
+        ),
+        on(
+            exact("/expected/long"),
+            to_with(ONE, |action| action.retry_policy = Some(per_try(60))),
+        ),
         on(exact("/none"), to(NONE)),
         on(exact("/missing"), to("no-such-cluster")),
         on(exact("/down"), to(DOWN)),
         on(exact("/reset"), to(RESET)),
         on(exact("/full"), to(FULL)),
-        on(exact("/slow"), to_with(SILENT, |action| action.timeout = Some(duration(Duration::from_millis(100))))),
+        on(
+            exact("/slow"),
+            to_with(SILENT, |action| {
+                action.timeout = Some(duration(Duration::from_millis(100)))
+            }),
+        ),
         on(
             exact("/slow/try"),
             to_with(SILENT, |action| {
@@ -370,7 +464,9 @@ async fn refusing(why: &'static str) -> SocketAddr {
 
 async fn clusters() -> Vec<cluster::Cluster> {
     use cluster_names::*;
-    let bad = peers::http_server(|_, _| b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy".to_vec()).await;
+    let bad =
+        peers::http_server(|_, _| b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy".to_vec())
+            .await;
     let reset = peers::server(|mut stream, _| async move {
         peers::read_message(&mut stream, &mut Vec::new()).await;
     })
@@ -425,13 +521,20 @@ fn in_front(log: &str) -> meltemi_proto::envoy::config::listener::v3::Listener {
         ..Default::default()
     };
     let mut manager = manager(inline(table));
-    let denied = authorization(rbac::rbac::Action::Deny, "ns[a]-policy[no]-rule[0]", "x-deny");
+    let denied = authorization(
+        rbac::rbac::Action::Deny,
+        "ns[a]-policy[no]-rule[0]",
+        "x-deny",
+    );
     manager.http_filters.splice(
         0..0,
         [
             http_filter("envoy.filters.http.cors", pack(&cors::Cors::default())),
             http_filter("envoy.filters.http.rbac", pack(&denied)),
-            http_filter("envoy.filters.http.fault", pack(&fault::HttpFault::default())),
+            http_filter(
+                "envoy.filters.http.fault",
+                pack(&fault::HttpFault::default()),
+            ),
         ],
     );
     manager.normalize_path = Some(BoolValue { value: true });
@@ -461,7 +564,11 @@ const CASES: &[(&str, &str, &str)] = &[
     ("separated-itself", "GET /sep?x", ""),
     ("separated-not", "GET /separate", ""),
     ("host-rewrite", "GET /host", ""),
-    ("header-operations", "GET /operations\nx-given: 1\nx-set: old\nx-gone: 1", ""),
+    (
+        "header-operations",
+        "GET /operations\nx-given: 1\nx-set: old\nx-gone: 1",
+        "",
+    ),
     ("redirect-all", "GET /redirect/all?a", ""),
     ("redirect-prefix", "GET /redirect/prefix/x?a", ""),
     ("redirect-port", "GET /redirect/port", ""),
@@ -473,33 +580,101 @@ const CASES: &[(&str, &str, &str)] = &[
     ("rbac-deny", "GET /exact\nx-deny: 1", ""),
     ("rbac-allow", "GET /only\nx-ok: 1", ""),
     ("rbac-not-allowed", "GET /only", ""),
-    ("cors-preflight", "OPTIONS /cors\norigin: http://good.example\naccess-control-request-method: PUT", ""),
-    ("cors-preflight-other", "OPTIONS /cors\norigin: http://bad.example\naccess-control-request-method: PUT", ""),
+    (
+        "cors-preflight",
+        "OPTIONS /cors\norigin: http://good.example\naccess-control-request-method: PUT",
+        "",
+    ),
+    (
+        "cors-preflight-other",
+        "OPTIONS /cors\norigin: http://bad.example\naccess-control-request-method: PUT",
+        "",
+    ),
     ("cors", "GET /cors\norigin: http://good.example", ""),
     ("retry-status", "GET /retry/status", ""),
     ("retry-reset", "GET /retry/reset", ""),
     ("retry-overloaded", "GET /retry/overloaded", ""),
     ("retry-limited", "GET /retry/limited", ""),
     ("retry-limited-asked", "GET /retry/limited/asked", ""),
-    ("grpc-timeout", "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 20S", "x"),
-    ("grpc-timeout-none", "POST /grpc/max\ncontent-type: application/grpc", "x"),
-    ("grpc-timeout-zero", "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 0S", "x"),
-    ("grpc-timeout-long", "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 100S", "x"),
-    ("grpc-timeout-below-offset", "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 1S", "x"),
-    ("grpc-timeout-offset", "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 2S", "x"),
-    ("grpc-timeout-nonsense", "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 9z", "x"),
-    ("grpc-timeout-nanos", "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 99999999n", "x"),
-    ("grpc-timeout-of-no-grpc", "POST /grpc/max\ngrpc-timeout: 20S", "x"),
-    ("grpc-timeout-free", "POST /grpc/free\ncontent-type: application/grpc\ngrpc-timeout: 40000H", "x"),
-    ("grpc-timeout-free-none", "POST /grpc/free\ncontent-type: application/grpc", "x"),
-    ("grpc-timeout-free-zero", "POST /grpc/free\ncontent-type: application/grpc\ngrpc-timeout: 0m", "x"),
-    ("grpc-timeout-ignored", "POST /grpc/none\ncontent-type: application/grpc\ngrpc-timeout: 20S", "x"),
-    ("grpc-timeout-per-try", "POST /grpc/try\ncontent-type: application/grpc\ngrpc-timeout: 25S", "x"),
+    (
+        "grpc-timeout",
+        "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 20S",
+        "x",
+    ),
+    (
+        "grpc-timeout-none",
+        "POST /grpc/max\ncontent-type: application/grpc",
+        "x",
+    ),
+    (
+        "grpc-timeout-zero",
+        "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 0S",
+        "x",
+    ),
+    (
+        "grpc-timeout-long",
+        "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 100S",
+        "x",
+    ),
+    (
+        "grpc-timeout-below-offset",
+        "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 1S",
+        "x",
+    ),
+    (
+        "grpc-timeout-offset",
+        "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 2S",
+        "x",
+    ),
+    (
+        "grpc-timeout-nonsense",
+        "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 9z",
+        "x",
+    ),
+    (
+        "grpc-timeout-nanos",
+        "POST /grpc/max\ncontent-type: application/grpc\ngrpc-timeout: 99999999n",
+        "x",
+    ),
+    (
+        "grpc-timeout-of-no-grpc",
+        "POST /grpc/max\ngrpc-timeout: 20S",
+        "x",
+    ),
+    (
+        "grpc-timeout-free",
+        "POST /grpc/free\ncontent-type: application/grpc\ngrpc-timeout: 40000H",
+        "x",
+    ),
+    (
+        "grpc-timeout-free-none",
+        "POST /grpc/free\ncontent-type: application/grpc",
+        "x",
+    ),
+    (
+        "grpc-timeout-free-zero",
+        "POST /grpc/free\ncontent-type: application/grpc\ngrpc-timeout: 0m",
+        "x",
+    ),
+    (
+        "grpc-timeout-ignored",
+        "POST /grpc/none\ncontent-type: application/grpc\ngrpc-timeout: 20S",
+        "x",
+    ),
+    (
+        "grpc-timeout-per-try",
+        "POST /grpc/try\ncontent-type: application/grpc\ngrpc-timeout: 25S",
+        "x",
+    ),
     ("expected", "GET /expected", ""),
     ("expected-per-try", "GET /expected/try", ""),
     ("expected-per-try-long", "GET /expected/long", ""),
     ("no-endpoint", "GET /none", ""),
-    ("no-endpoint-grpc", "POST /none\ncontent-type: application/grpc", "x"),
+    (
+        "no-endpoint-grpc",
+        "POST /none\ncontent-type: application/grpc",
+        "x",
+    ),
     ("no-cluster", "GET /missing", ""),
     ("no-route", "GET /nowhere", ""),
     ("refused", "GET /down", ""),
@@ -509,7 +684,11 @@ const CASES: &[(&str, &str, &str)] = &[
     ("timeout-per-try", "GET /slow/try", ""),
     ("dots", "GET /x/../exact", ""),
     ("slashes", "GET //x///..//exact", ""),
-    ("upgrade", "GET /exact\nconnection: upgrade\nupgrade: spdy", ""),
+    (
+        "upgrade",
+        "GET /exact\nconnection: upgrade\nupgrade: spdy",
+        "",
+    ),
 ];
 
 /// What a client and the log say of one request.
@@ -540,19 +719,35 @@ async fn ask(
     body: &str,
 ) -> (String, BTreeMap<String, String>, String) {
     let (first, more) = request.split_once('\n').unwrap_or((request, ""));
-    let more = if more.is_empty() { String::new() } else { format!("{more}\n") };
-    let length = if body.is_empty() { String::new() } else { format!("content-length: {}\n", body.len()) };
+    let more = if more.is_empty() {
+        String::new()
+    } else {
+        format!("{more}\n")
+    };
+    let length = if body.is_empty() {
+        String::new()
+    } else {
+        format!("content-length: {}\n", body.len())
+    };
     let text = format!("{first} HTTP/1.1\nhost: {host}\nx-case: {case}\n{more}{length}\n{body}");
     let (head, body) = Client::connect(at).await.ask(&text).await;
     let mut lines = head.trim_end().split("\r\n");
-    let status = lines.next().and_then(|line| line.split(' ').nth(1)).unwrap_or_default().to_owned();
+    let status = lines
+        .next()
+        .and_then(|line| line.split(' ').nth(1))
+        .unwrap_or_default()
+        .to_owned();
     let mut headers = BTreeMap::new();
     for (name, value) in lines.filter_map(|line| line.split_once(": ")) {
         if name == "connection" {
             // After an answer of its own Envoy closes where we read on to the end of the request.
             continue;
         }
-        let value = if PRESENT.contains(&name) { "(present)" } else { value };
+        let value = if PRESENT.contains(&name) {
+            "(present)"
+        } else {
+            value
+        };
         headers
             .entry(name.to_owned())
             .and_modify(|all: &mut String| *all = format!("{all}|{value}"))
@@ -563,11 +758,15 @@ async fn ask(
 
 #[tokio::test]
 async fn envoy_and_we_answer_alike() {
-    let Some(program) = envoy::program("envoy_and_we_answer_alike") else { return };
+    let Some(program) = envoy::program("envoy_and_we_answer_alike") else {
+        return;
+    };
     let clusters = clusters().await;
     let log = "access.log";
-    let theirs =
-        Envoy::start(program, clusters.clone(), |folder| vec![in_front(&folder.join(log).display().to_string())]).await;
+    let theirs = Envoy::start(program, clusters.clone(), |folder| {
+        vec![in_front(&folder.join(log).display().to_string())]
+    })
+    .await;
     let ours = Running::start(ProxyOptions::default());
     ours.apply(clusters, vec![in_front("/dev/stdout")]).await;
     let (their_address, our_address) = (theirs.at("in").await, ours.at("in").await);
@@ -579,19 +778,38 @@ async fn envoy_and_we_answer_alike() {
         ("authority-dot-port", "narrow.example.:80"),
         ("authority-dot-wildcard", "x.narrow.example."),
     ];
-    let by_host = hosts.iter().map(|(case, host)| (*case, *host, "GET /here", ""));
+    let by_host = hosts
+        .iter()
+        .map(|(case, host)| (*case, *host, "GET /here", ""));
     let by_host_not = [("authority-no-route", "narrow.example", "GET /exact", "")];
-    let others = CASES.iter().map(|(case, request, body)| (*case, "svc.example", *request, *body));
+    let others = CASES
+        .iter()
+        .map(|(case, request, body)| (*case, "svc.example", *request, *body));
     let mut different = Vec::new();
     for (case, host, request, body) in by_host.chain(by_host_not).chain(others) {
         let start = format!("case={case} ");
         let (status, headers, text) = ask(their_address, host, case, request, body).await;
-        let envoy = Seen { status, headers, body: text, line: in_order(&theirs.line(log, &start).await) };
+        let envoy = Seen {
+            status,
+            headers,
+            body: text,
+            line: in_order(&theirs.line(log, &start).await),
+        };
         let (status, headers, text) = ask(our_address, host, case, request, body).await;
-        let we = Seen { status, headers, body: text, line: in_order(&ours.log.line_with(&start).await) };
+        let we = Seen {
+            status,
+            headers,
+            body: text,
+            line: in_order(&ours.log.line_with(&start).await),
+        };
         if envoy != we {
             different.push(format!("{case}:\nEnvoy {envoy:#?}\nwe    {we:#?}"));
         }
     }
-    assert!(different.is_empty(), "{} differ:\n{}", different.len(), different.join("\n"));
+    assert!(
+        different.is_empty(),
+        "{} differ:\n{}",
+        different.len(),
+        different.join("\n")
+    );
 }

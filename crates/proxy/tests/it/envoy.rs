@@ -14,11 +14,12 @@ use tokio::process::{Child, Command};
 
 use crate::peers::Client;
 
-/// Where it is: `MELTEMI_ENVOY`, else where the repository's chores put it. `None` after a visible, counted skip.
+/// Where it is: `MELTEMI_ENVOY`, else where the repository's chores put it. `None` after a visible,
+/// counted skip.
 pub fn program(test: &str) -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2)?;
-    let program =
-        std::env::var_os("MELTEMI_ENVOY").map_or_else(|| root.join("target/peers/python/bin/envoy"), PathBuf::from);
+    let program = std::env::var_os("MELTEMI_ENVOY")
+        .map_or_else(|| root.join("target/peers/python/bin/envoy"), PathBuf::from);
     if program.is_file() {
         return Some(program);
     }
@@ -41,7 +42,10 @@ impl Envoy {
         listeners: impl FnOnce(&Path) -> Vec<Listener>,
     ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let (config, admin) = (folder.path().join("envoy.json"), folder.path().join("admin"));
+        let (config, admin) = (
+            folder.path().join("envoy.json"),
+            folder.path().join("admin"),
+        );
         let reflection = Reflection::new().expect("descriptors");
         let show = |any: Any| match reflection.to_json(&any) {
             Value::Object(mut fields) => {
@@ -60,8 +64,21 @@ impl Envoy {
         std::fs::write(&config, bootstrap.to_string()).expect("written");
         let errors = std::fs::File::create(folder.path().join("errors")).expect("a file");
         let mut child = Command::new(program)
-            .args(["--disable-hot-restart", "--concurrency", "1", "-l", "warn", "--file-flush-interval-msec", "10"])
-            .args(["-c".as_ref(), config.as_os_str(), "--admin-address-path".as_ref(), admin.as_os_str()])
+            .args([
+                "--disable-hot-restart",
+                "--concurrency",
+                "1",
+                "-l",
+                "warn",
+                "--file-flush-interval-msec",
+                "10",
+            ])
+            .args([
+                "-c".as_ref(),
+                config.as_os_str(),
+                "--admin-address-path".as_ref(),
+                admin.as_os_str(),
+            ])
             .stdout(Stdio::null())
             .stderr(errors)
             .kill_on_drop(true)
@@ -69,7 +86,8 @@ impl Envoy {
             .expect("Envoy starts");
         let address = loop {
             if let Some(status) = child.try_wait().expect("a child") {
-                let errors = std::fs::read_to_string(folder.path().join("errors")).unwrap_or_default();
+                let errors =
+                    std::fs::read_to_string(folder.path().join("errors")).unwrap_or_default();
                 panic!("Envoy ended with {status}: {errors}");
             }
             let written = std::fs::read_to_string(&admin).unwrap_or_default();
@@ -78,7 +96,11 @@ impl Envoy {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         };
-        let envoy = Self { folder, admin: address, _child: child };
+        let envoy = Self {
+            folder,
+            admin: address,
+            _child: child,
+        };
         while envoy.admin("/ready").await != "LIVE\n" {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -93,12 +115,26 @@ impl Envoy {
 
     /// Where a listener listens.
     pub async fn at(&self, name: &str) -> SocketAddr {
-        let page: Value = serde_json::from_str(&self.admin("/listeners?format=json").await).expect("JSON");
+        let page: Value =
+            serde_json::from_str(&self.admin("/listeners?format=json").await).expect("JSON");
         let all = page["listener_statuses"].as_array().expect("a list");
-        let own = all.iter().find(|status| status["name"] == name).expect("it listens");
+        let own = all
+            .iter()
+            .find(|status| status["name"] == name)
+            .expect("it listens");
         let socket = &own["local_address"]["socket_address"];
-        let ip = socket["address"].as_str().expect("an address").parse().expect("an address");
-        SocketAddr::new(ip, socket["port_value"].as_u64().and_then(|port| port.try_into().ok()).expect("a port"))
+        let ip = socket["address"]
+            .as_str()
+            .expect("an address")
+            .parse()
+            .expect("an address");
+        SocketAddr::new(
+            ip,
+            socket["port_value"]
+                .as_u64()
+                .and_then(|port| port.try_into().ok())
+                .expect("a port"),
+        )
     }
 
     /// Waits for a line of a log that begins so.

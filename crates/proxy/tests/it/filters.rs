@@ -20,11 +20,16 @@ use crate::config::*;
 use crate::peers;
 
 fn all() -> Option<FractionalPercent> {
-    Some(FractionalPercent { numerator: 100, denominator: DenominatorType::Hundred as i32 })
+    Some(FractionalPercent {
+        numerator: 100,
+        denominator: DenominatorType::Hundred as i32,
+    })
 }
 
 fn text(value: &str) -> Value {
-    Value { kind: Some(Kind::StringValue(value.to_owned())) }
+    Value {
+        kind: Some(Kind::StringValue(value.to_owned())),
+    }
 }
 
 /// A filter that delays every request, or those below a path.
@@ -42,7 +47,9 @@ pub fn delay(time: Duration, below: Option<&str>) -> HttpFilter {
     let config = fault::HttpFault {
         delay: Some(fault_common::FaultDelay {
             percentage: all(),
-            fault_delay_secifier: Some(fault_common::fault_delay::FaultDelaySecifier::FixedDelay(duration(time))),
+            fault_delay_secifier: Some(fault_common::fault_delay::FaultDelaySecifier::FixedDelay(
+                duration(time),
+            )),
         }),
         headers: below.map(prefix).into_iter().collect(),
         ..Default::default()
@@ -53,11 +60,29 @@ pub fn delay(time: Duration, below: Option<&str>) -> HttpFilter {
 /// As Istio names the service in a cluster.
 fn service(host: &str, name: &str, namespace: &str) -> core::Metadata {
     let fields = [("host", host), ("name", name), ("namespace", namespace)];
-    let service = Struct { fields: fields.map(|(key, value)| (key.to_owned(), text(value))).into() };
-    let list =
-        meltemi_proto::google::protobuf::ListValue { values: vec![Value { kind: Some(Kind::StructValue(service)) }] };
-    let istio = Struct { fields: [("services".to_owned(), Value { kind: Some(Kind::ListValue(list)) })].into() };
-    core::Metadata { filter_metadata: [("istio".to_owned(), istio)].into(), ..Default::default() }
+    let service = Struct {
+        fields: fields
+            .map(|(key, value)| (key.to_owned(), text(value)))
+            .into(),
+    };
+    let list = meltemi_proto::google::protobuf::ListValue {
+        values: vec![Value {
+            kind: Some(Kind::StructValue(service)),
+        }],
+    };
+    let istio = Struct {
+        fields: [(
+            "services".to_owned(),
+            Value {
+                kind: Some(Kind::ListValue(list)),
+            },
+        )]
+        .into(),
+    };
+    core::Metadata {
+        filter_metadata: [("istio".to_owned(), istio)].into(),
+        ..Default::default()
+    }
 }
 
 #[tokio::test]
@@ -67,11 +92,15 @@ async fn requests_are_counted_with_istios_labels_and_denied_by_policy() {
         permissions: vec![rbac::Permission {
             rule: Some(rbac::permission::Rule::Header(route::HeaderMatcher {
                 name: "x-secret".into(),
-                header_match_specifier: Some(route::header_matcher::HeaderMatchSpecifier::PresentMatch(true)),
+                header_match_specifier: Some(
+                    route::header_matcher::HeaderMatchSpecifier::PresentMatch(true),
+                ),
                 ..Default::default()
             })),
         }],
-        principals: vec![rbac::Principal { identifier: Some(rbac::principal::Identifier::Any(true)) }],
+        principals: vec![rbac::Principal {
+            identifier: Some(rbac::principal::Identifier::Any(true)),
+        }],
         ..Default::default()
     };
     let deny = Rbac {
@@ -82,10 +111,18 @@ async fn requests_are_counted_with_istios_labels_and_denied_by_policy() {
         }),
         ..Default::default()
     };
-    manager.http_filters.insert(0, http_filter("envoy.filters.http.rbac", pack(&deny)));
-    manager.http_filters.insert(1, http_filter("istio.stats", pack(&StatsConfig::default())));
+    manager
+        .http_filters
+        .insert(0, http_filter("envoy.filters.http.rbac", pack(&deny)));
+    manager
+        .http_filters
+        .insert(1, http_filter("istio.stats", pack(&StatsConfig::default())));
     let mut up = static_cluster("up", &[peers::echo("up").await]);
-    up.metadata = Some(service("reviews.default.svc.cluster.local", "reviews", "default"));
+    up.metadata = Some(service(
+        "reviews.default.svc.cluster.local",
+        "reviews",
+        "default",
+    ));
     let mut inbound = listener("in", vec![http_chain(&manager)]);
     inbound.traffic_direction = core::TrafficDirection::Inbound as i32;
     let running = Running::with(vec![up], vec![inbound]).await;
@@ -95,8 +132,14 @@ async fn requests_are_counted_with_istios_labels_and_denied_by_policy() {
     }
     let mut client = peers::Client::connect(at).await;
     let (head, body) = client.ask("GET / HTTP/1.1\nhost: a\nx-secret: 1\n\n").await;
-    assert!(head.starts_with("HTTP/1.1 403 ") && body == "RBAC: access denied", "{head}{body}");
-    running.log.line_with("403 - rbac_access_denied_matched_policy[ns[a]-policy[private]-rule[0]] ").await;
+    assert!(
+        head.starts_with("HTTP/1.1 403 ") && body == "RBAC: access denied",
+        "{head}{body}"
+    );
+    running
+        .log
+        .line_with("403 - rbac_access_denied_matched_policy[ns[a]-policy[private]-rule[0]] ")
+        .await;
     let metrics = running.handle.metrics();
     let wanted = |code: &str, count: &str| {
         metrics.lines().any(|line| {
@@ -112,7 +155,10 @@ async fn requests_are_counted_with_istios_labels_and_denied_by_policy() {
             .contains("destination_service=\"reviews.default.svc.cluster.local\",destination_service_name=\"reviews\""),
         "{metrics}"
     );
-    assert!(metrics.contains("connection_security_policy=\"none\""), "{metrics}");
+    assert!(
+        metrics.contains("connection_security_policy=\"none\""),
+        "{metrics}"
+    );
 }
 
 #[tokio::test]
@@ -121,9 +167,9 @@ async fn faults_delay_and_abort() {
     let config = fault::HttpFault {
         delay: Some(fault_common::FaultDelay {
             percentage: all(),
-            fault_delay_secifier: Some(fault_common::fault_delay::FaultDelaySecifier::FixedDelay(duration(
-                Duration::from_millis(50),
-            ))),
+            fault_delay_secifier: Some(fault_common::fault_delay::FaultDelaySecifier::FixedDelay(
+                duration(Duration::from_millis(50)),
+            )),
         }),
         abort: Some(fault::FaultAbort {
             percentage: all(),
@@ -132,27 +178,43 @@ async fn faults_delay_and_abort() {
         }),
         ..Default::default()
     };
-    manager.http_filters.insert(0, http_filter("envoy.filters.http.fault", pack(&config)));
-    let running =
-        Running::with(vec![static_cluster("up", &[])], vec![listener("in", vec![http_chain(&manager)])]).await;
+    manager
+        .http_filters
+        .insert(0, http_filter("envoy.filters.http.fault", pack(&config)));
+    let running = Running::with(
+        vec![static_cluster("up", &[])],
+        vec![listener("in", vec![http_chain(&manager)])],
+    )
+    .await;
     let start = Instant::now();
     let (head, body) = peers::get(running.at("in").await, "/").await;
-    assert!(start.elapsed() >= Duration::from_millis(50), "the delay comes first");
-    assert!(head.starts_with("HTTP/1.1 418 ") && body == "fault filter abort", "{head}{body}");
+    assert!(
+        start.elapsed() >= Duration::from_millis(50),
+        "the delay comes first"
+    );
+    assert!(
+        head.starts_with("HTTP/1.1 418 ") && body == "fault filter abort",
+        "{head}{body}"
+    );
     running.log.line_with("418 DI,FI fault_filter_abort").await;
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_ends_its_delay() {
     let mut manager = manager(inline(table("r", vec![forward("/", "up")])));
-    manager.http_filters.insert(0, delay(Duration::from_secs(3600), None));
+    manager
+        .http_filters
+        .insert(0, delay(Duration::from_secs(3600), None));
     let up = static_cluster("up", &[peers::echo("up").await]);
     let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
     let at = running.at("in").await;
     let mut client = peers::Client::connect(at).await;
     client.send("GET /left HTTP/1.1\r\nhost: a\r\n\r\n").await;
     drop(client);
-    running.log.line_with("0 DI,DC downstream_remote_disconnect /left up ").await;
+    running
+        .log
+        .line_with("0 DI,DC downstream_remote_disconnect /left up ")
+        .await;
 }
 
 #[tokio::test]
@@ -163,7 +225,9 @@ async fn a_mirror_gets_the_clients_protocol_and_no_body_that_is_too_long() {
     let shadow = peers::server(move |stream, _| {
         let sender = sender.clone();
         async move {
-            let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+            let Ok(mut connection) = h2::server::handshake(stream).await else {
+                return;
+            };
             while let Some(Ok((request, mut respond))) = connection.accept().await {
                 let sender = sender.clone();
                 tokio::spawn(async move {
@@ -184,7 +248,10 @@ async fn a_mirror_gets_the_clients_protocol_and_no_body_that_is_too_long() {
     let mirrored = tune(forward("/", "up"), |action| {
         action.request_mirror_policies = vec![route::route_action::RequestMirrorPolicy {
             cluster: "shadow".into(),
-            runtime_fraction: Some(core::RuntimeFractionalPercent { default_value: all(), ..Default::default() }),
+            runtime_fraction: Some(core::RuntimeFractionalPercent {
+                default_value: all(),
+                ..Default::default()
+            }),
             ..Default::default()
         }];
     });
@@ -195,25 +262,36 @@ async fn a_mirror_gets_the_clients_protocol_and_no_body_that_is_too_long() {
         )),
         ..Default::default()
     };
-    shadow
-        .typed_extension_protocol_options
-        .insert("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(), pack(&options));
+    shadow.typed_extension_protocol_options.insert(
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(),
+        pack(&options),
+    );
     let manager = manager(inline(table("r", vec![mirrored])));
     let clusters = vec![static_cluster("up", &[peers::echo("up").await]), shadow];
     let running = Running::with(clusters, vec![listener("in", vec![http_chain(&manager)])]).await;
-    let stream = tokio::net::TcpStream::connect(running.at("in").await).await.expect("connects");
+    let stream = tokio::net::TcpStream::connect(running.at("in").await)
+        .await
+        .expect("connects");
     let (send, connection) = h2::client::handshake(stream).await.expect("handshake");
     let connection = tokio::spawn(connection);
     for (path, size) in [("/long", 64 * 1024 + 1), ("/short", 64 * 1024)] {
         let mut send = send.clone().ready().await.expect("ready");
-        let request = http::Request::post(format!("http://a{path}")).body(()).expect("good");
+        let request = http::Request::post(format!("http://a{path}"))
+            .body(())
+            .expect("good");
         let (response, mut body) = send.send_request(request, false).expect("sent");
         body.send_data(vec![b'x'; size].into(), true).expect("sent");
         assert_eq!(response.await.expect("a response").status(), 200);
     }
-    assert_eq!(copies.recv().await.expect("a copy"), ("/short".to_owned(), 64 * 1024));
+    assert_eq!(
+        copies.recv().await.expect("a copy"),
+        ("/short".to_owned(), 64 * 1024)
+    );
     let metrics = running.handle.metrics();
-    assert!(metrics.contains("meltemi_unmirrored_requests_total{reason=\"body_too_long\"} 1\n"), "{metrics}");
+    assert!(
+        metrics.contains("meltemi_unmirrored_requests_total{reason=\"body_too_long\"} 1\n"),
+        "{metrics}"
+    );
     connection.abort();
 }
 
@@ -228,21 +306,32 @@ async fn a_mirror_gets_a_copy_and_nobody_waits_for_it() {
     let mirrored = tune(forward("/", "up"), |action| {
         action.request_mirror_policies = vec![route::route_action::RequestMirrorPolicy {
             cluster: "shadow".into(),
-            runtime_fraction: Some(core::RuntimeFractionalPercent { default_value: all(), ..Default::default() }),
+            runtime_fraction: Some(core::RuntimeFractionalPercent {
+                default_value: all(),
+                ..Default::default()
+            }),
             ..Default::default()
         }];
     });
     let manager = manager(inline(table("r", vec![mirrored])));
     let running = Running::with(
-        vec![static_cluster("up", &[peers::echo("up").await]), static_cluster("shadow", &[shadow])],
+        vec![
+            static_cluster("up", &[peers::echo("up").await]),
+            static_cluster("shadow", &[shadow]),
+        ],
         vec![listener("in", vec![http_chain(&manager)])],
     )
     .await;
     let mut client = peers::Client::connect(running.at("in").await).await;
-    let (head, _) = client.ask("POST /a HTTP/1.1\nhost: svc:80\ncontent-length: 4\n\nbody").await;
+    let (head, _) = client
+        .ask("POST /a HTTP/1.1\nhost: svc:80\ncontent-length: 4\n\nbody")
+        .await;
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     let copy = copies.recv().await.expect("a copy");
-    assert!(copy.contains("host: svc-shadow:80\r\n") && copy.ends_with("body"), "{copy}");
+    assert!(
+        copy.contains("host: svc-shadow:80\r\n") && copy.ends_with("body"),
+        "{copy}"
+    );
 }
 
 #[tokio::test]
@@ -251,14 +340,18 @@ async fn an_original_destination_is_where_the_client_was_going() {
     let up = peers::echo("up").await;
     let mut passthrough = static_cluster("PassthroughCluster", &[]);
     passthrough.load_assignment = None;
-    passthrough.cluster_discovery_type =
-        Some(cluster::cluster::ClusterDiscoveryType::Type(cluster::cluster::DiscoveryType::OriginalDst as i32));
+    passthrough.cluster_discovery_type = Some(cluster::cluster::ClusterDiscoveryType::Type(
+        cluster::cluster::DiscoveryType::OriginalDst as i32,
+    ));
     passthrough.lb_policy = cluster::cluster::LbPolicy::ClusterProvided as i32;
-    passthrough.lb_config =
-        Some(cluster::cluster::LbConfig::OriginalDstLbConfig(cluster::cluster::OriginalDstLbConfig {
-            upstream_port_override: Some(meltemi_proto::google::protobuf::UInt32Value { value: up.port().into() }),
+    passthrough.lb_config = Some(cluster::cluster::LbConfig::OriginalDstLbConfig(
+        cluster::cluster::OriginalDstLbConfig {
+            upstream_port_override: Some(meltemi_proto::google::protobuf::UInt32Value {
+                value: up.port().into(),
+            }),
             ..Default::default()
-        }));
+        },
+    ));
     let mut outbound = listener("in", vec![tcp_chain("PassthroughCluster")]);
     outbound.listener_filters = vec![proto::ListenerFilter {
         name: "envoy.filters.listener.original_dst".into(),

@@ -1,4 +1,5 @@
-//! Operators of format strings: in headers that the router changes and in access logs, stock Envoy's values and ours.
+//! Operators of format strings: in headers that the router changes and in access logs, stock
+//! Envoy's values and ours.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -14,12 +15,25 @@ use crate::config::*;
 use crate::envoy::{self, Envoy};
 use crate::peers::{self, Client};
 
-/// Answers with the request's head as its body; what is called with gRPC's content type fails with the status in the path.
+/// Answers with the request's head as its body; what is called with gRPC's content type fails with
+/// the status in the path.
 async fn mirror() -> SocketAddr {
     peers::http_server(|head, _| {
-        let status = head.split(' ').nth(1).and_then(|path| path.strip_prefix("/grpc/")).unwrap_or_default();
-        let grpc = if status.is_empty() { String::new() } else { format!("grpc-status: {status}\r\n") };
-        format!("HTTP/1.1 200 OK\r\n{grpc}content-length: {}\r\n\r\n{head}", head.len()).into_bytes()
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|path| path.strip_prefix("/grpc/"))
+            .unwrap_or_default();
+        let grpc = if status.is_empty() {
+            String::new()
+        } else {
+            format!("grpc-status: {status}\r\n")
+        };
+        format!(
+            "HTTP/1.1 200 OK\r\n{grpc}content-length: {}\r\n\r\n{head}",
+            head.len()
+        )
+        .into_bytes()
     })
     .await
 }
@@ -29,12 +43,17 @@ fn value(kind: Kind) -> Value {
 }
 
 fn metadata(whose: &str) -> Option<core::Metadata> {
-    let fields = Struct { fields: [("who".to_owned(), value(Kind::StringValue(whose.into())))].into() };
-    Some(core::Metadata { filter_metadata: [("test".to_owned(), fields)].into(), ..Default::default() })
+    let fields = Struct {
+        fields: [("who".to_owned(), value(Kind::StringValue(whose.into())))].into(),
+    };
+    Some(core::Metadata {
+        filter_metadata: [("test".to_owned(), fields)].into(),
+        ..Default::default()
+    })
 }
 
-/// What headers ask for. Each is `set`, so that what a client sends under that name is replaced, or stays where Envoy
-/// leaves it.
+/// What headers ask for. Each is `set`, so that what a client sends under that name is replaced, or
+/// stays where Envoy leaves it.
 const OPERATORS: &[&str] = &[
     "t=%START_TIME(%s.%3f)%",
     "%START_TIME%",
@@ -89,7 +108,11 @@ const OPERATORS: &[&str] = &[
 
 fn set(at: usize, value: &str) -> core::HeaderValueOption {
     core::HeaderValueOption {
-        header: Some(core::HeaderValue { key: format!("x-op-{at:02}"), value: value.into(), ..Default::default() }),
+        header: Some(core::HeaderValue {
+            key: format!("x-op-{at:02}"),
+            value: value.into(),
+            ..Default::default()
+        }),
         append_action: core::header_value_option::HeaderAppendAction::OverwriteIfExistsOrAdd as i32,
         ..Default::default()
     }
@@ -115,13 +138,22 @@ fn unnamed(text: &str) -> String {
             8 | 13 | 18 | 23 => byte == b'-',
             _ => byte.is_ascii_hexdigit(),
         });
-    if is_uuid { "(uuid)".to_owned() } else { folded(text) }
+    if is_uuid {
+        "(uuid)".to_owned()
+    } else {
+        folded(text)
+    }
 }
 
 async fn cluster() -> Cluster {
     let mut cluster = static_cluster("up", &[mirror().await]);
     cluster.metadata = metadata("cluster");
-    let endpoints = &mut cluster.load_assignment.as_mut().expect("endpoints").endpoints[0].lb_endpoints;
+    let endpoints = &mut cluster
+        .load_assignment
+        .as_mut()
+        .expect("endpoints")
+        .endpoints[0]
+        .lb_endpoints;
     endpoints[0].metadata = metadata("endpoint");
     cluster
 }
@@ -130,7 +162,13 @@ fn in_front(log: &str, format: &str) -> Vec<Listener> {
     let mut route = forward("/", "up");
     route.name = "a route".into();
     route.metadata = metadata("route");
-    let numbered = || OPERATORS.iter().enumerate().map(|(at, operator)| set(at, operator)).collect::<Vec<_>>();
+    let numbered = || {
+        OPERATORS
+            .iter()
+            .enumerate()
+            .map(|(at, operator)| set(at, operator))
+            .collect::<Vec<_>>()
+    };
     route.request_headers_to_add = numbered();
     route.response_headers_to_add = numbered();
     let mut table = table("table", vec![route]);
@@ -145,10 +183,12 @@ fn in_front(log: &str, format: &str) -> Vec<Listener> {
 async fn both(test: &str, format: &str) -> Option<(Envoy, Running, [SocketAddr; 2])> {
     let program = envoy::program(test)?;
     let cluster = cluster().await;
-    let log = |folder: &std::path::Path| in_front(&folder.join("log").display().to_string(), format);
+    let log =
+        |folder: &std::path::Path| in_front(&folder.join("log").display().to_string(), format);
     let theirs = Envoy::start(program, vec![cluster.clone()], log).await;
     let ours = Running::start(ProxyOptions::default());
-    ours.apply(vec![cluster], in_front("/dev/stdout", format)).await;
+    ours.apply(vec![cluster], in_front("/dev/stdout", format))
+        .await;
     let at = [theirs.at("in").await, ours.at("in").await];
     Some((theirs, ours, at))
 }
@@ -157,16 +197,29 @@ async fn both(test: &str, format: &str) -> Option<(Envoy, Running, [SocketAddr; 
 fn values(head: &str) -> Vec<String> {
     let of = |at: usize| {
         let name = format!("x-op-{at:02}: ");
-        let lines: Vec<&str> = head.lines().filter_map(|line| line.strip_prefix(&name)).collect();
-        if lines.is_empty() { "(none)".to_owned() } else { unnamed(&lines.join("|")) }
+        let lines: Vec<&str> = head
+            .lines()
+            .filter_map(|line| line.strip_prefix(&name))
+            .collect();
+        if lines.is_empty() {
+            "(none)".to_owned()
+        } else {
+            unnamed(&lines.join("|"))
+        }
     };
     (0..OPERATORS.len()).map(of).collect()
 }
 
 #[tokio::test]
 async fn headers_are_filled_in_as_envoy_fills_them_in() {
-    let Some((_theirs, _ours, at)) = both("headers_are_filled_in_as_envoy_fills_them_in", "x\n").await else { return };
-    let forged: String = (0..OPERATORS.len()).map(|at| format!("x-op-{at:02}: forged\n")).collect();
+    let Some((_theirs, _ours, at)) =
+        both("headers_are_filled_in_as_envoy_fills_them_in", "x\n").await
+    else {
+        return;
+    };
+    let forged: String = (0..OPERATORS.len())
+        .map(|at| format!("x-op-{at:02}: forged\n"))
+        .collect();
     let request = format!("GET /a?b HTTP/1.1\nhost: a\n{forged}\n");
     let mut seen = Vec::new();
     for at in at {
@@ -175,18 +228,32 @@ async fn headers_are_filled_in_as_envoy_fills_them_in() {
     }
     let mut different = Vec::new();
     for (at, operator) in OPERATORS.iter().enumerate() {
-        for (message, theirs, ours) in [("request", &seen[0].0, &seen[1].0), ("response", &seen[0].1, &seen[1].1)] {
+        for (message, theirs, ours) in [
+            ("request", &seen[0].0, &seen[1].0),
+            ("response", &seen[0].1, &seen[1].1),
+        ] {
             if theirs[at] != ours[at] {
-                different.push(format!("{message} {operator}: Envoy {:?}, we {:?}", theirs[at], ours[at]));
+                different.push(format!(
+                    "{message} {operator}: Envoy {:?}, we {:?}",
+                    theirs[at], ours[at]
+                ));
             }
         }
     }
     assert!(different.is_empty(), "{}", different.join("\n"));
     // A header that would be set to nothing is left as it came; Envoy leaves it, too.
-    let of = |operator: &str| OPERATORS.iter().position(|own| *own == operator).expect("listed");
+    let of = |operator: &str| {
+        OPERATORS
+            .iter()
+            .position(|own| *own == operator)
+            .expect("listed")
+    };
     assert_eq!(seen[1].0[of("%REQ(x-none)%")], "forged");
     assert_eq!(seen[1].1[of("%UPSTREAM_METADATA(test:who)%")], "endpoint");
-    assert!(seen[1].0[0].starts_with("t=0.0") && seen[1].1[of("%UPSTREAM_HOST%")] == "0.0.0.0:0", "{seen:#?}");
+    assert!(
+        seen[1].0[0].starts_with("t=0.0") && seen[1].1[of("%UPSTREAM_HOST%")] == "0.0.0.0:0",
+        "{seen:#?}"
+    );
 }
 
 #[tokio::test]
@@ -198,7 +265,9 @@ async fn logs_name_what_envoys_name() {
                   %COMMON_DURATION(DS_TX_END:DS_RX_BEG)% %ROUNDTRIP_DURATION% %TRACE_ID% %RESPONSE_CODE% %GRPC_STATUS% \
                   %GRPC_STATUS(CAMEL_STRING)% %GRPC_STATUS(SNAKE_STRING)% %GRPC_STATUS(NUMBER)% %GRPC_STATUS_NUMBER% \
                   %DOWNSTREAM_PEER_CERT_V_START% %UPSTREAM_TLS_VERSION% %UPSTREAM_PEER_SUBJECT%\n";
-    let Some((theirs, ours, at)) = both("logs_name_what_envoys_name", format).await else { return };
+    let Some((theirs, ours, at)) = both("logs_name_what_envoys_name", format).await else {
+        return;
+    };
     let grpc = "content-type: application/grpc\n";
     let cases = [
         ("plain", "/", ""),
@@ -218,10 +287,19 @@ async fn logs_name_what_envoys_name() {
             let request = format!("GET {path} HTTP/1.1\nhost: a\nx-case: {case}\n{more}\n");
             Client::connect(at).await.ask(&request).await;
         }
-        for line in [theirs.line("log", &start).await, ours.log.line_with(&start).await] {
+        for line in [
+            theirs.line("log", &start).await,
+            ours.log.line_with(&start).await,
+        ] {
             // Statuses are compared as they are.
             let words = line.split_whitespace().enumerate();
-            let word = |(at, word): (usize, &str)| if (17..23).contains(&at) { word.to_owned() } else { unnamed(word) };
+            let word = |(at, word): (usize, &str)| {
+                if (17..23).contains(&at) {
+                    word.to_owned()
+                } else {
+                    unnamed(word)
+                }
+            };
             lines.push(words.map(word).collect::<Vec<_>>().join(" "));
         }
         assert_eq!(lines[1], lines[0], "ours, and Envoy's");
@@ -234,13 +312,30 @@ async fn times_are_written_as_envoy_writes_them() {
     const TIMES: &str = "%a %A %b %B %C %d %D %e %F %g %G %h %H %I %j %k %l %m %M %p %P %r %R %S %s %3f %6f %T %u %U %V %w %W \
                          %x %X %y %Y %z %Z %E3S %E*S %E0S %E3f %E4Y %ET %Ez %E*z %c %% %q";
     let format = format!("at=%START_TIME(%s|%9f)%|%START_TIME({TIMES})%\n");
-    let Some((theirs, _ours, at)) = both("times_are_written_as_envoy_writes_them", &format).await else { return };
-    Client::connect(at[0]).await.ask("GET / HTTP/1.1\nhost: a\n\n").await;
+    let Some((theirs, _ours, at)) = both("times_are_written_as_envoy_writes_them", &format).await
+    else {
+        return;
+    };
+    Client::connect(at[0])
+        .await
+        .ask("GET / HTTP/1.1\nhost: a\n\n")
+        .await;
     let line = theirs.line("log", "at=").await;
     let mut parts = line["at=".len()..].splitn(3, '|');
-    let mut number = || parts.next().and_then(|number| number.parse::<u64>().ok()).expect("a number");
-    let moment = SystemTime::UNIX_EPOCH + Duration::from_secs(number()) + Duration::from_nanos(number());
+    let mut number = || {
+        parts
+            .next()
+            .and_then(|number| number.parse::<u64>().ok())
+            .expect("a number")
+    };
+    let moment =
+        SystemTime::UNIX_EPOCH + Duration::from_secs(number()) + Duration::from_nanos(number());
     let mut ours = Vec::new();
-    TimeFormat::parse(TIMES).expect("a format").write(moment, &mut ours);
-    assert_eq!(String::from_utf8(ours).expect("text"), parts.next().expect("the times"));
+    TimeFormat::parse(TIMES)
+        .expect("a format")
+        .write(moment, &mut ours);
+    assert_eq!(
+        String::from_utf8(ours).expect("text"),
+        parts.next().expect("the times")
+    );
 }

@@ -1,7 +1,7 @@
 //! Hostile inputs: each is refused in the way it should be, and everybody else is served meanwhile.
 //!
-//! The letter and number in front of a case is its place in the catalogue of hostile inputs: A framing of HTTP/1.1,
-//! B HTTP/2, C TLS, D names and paths, H configuration.
+//! The letter and number in front of a case is its place in the catalogue of hostile inputs: A
+//! framing of HTTP/1.1, B HTTP/2, C TLS, D names and paths, H configuration.
 
 mod answers;
 mod differential;
@@ -39,14 +39,25 @@ impl App {
         let at = peers::http_server(move |head, body| {
             let text = format!("{head}{}", String::from_utf8_lossy(body));
             book.lock().expect("no writer panics").push(text.clone());
-            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len()).into_bytes()
+            format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}",
+                text.len()
+            )
+            .into_bytes()
         });
-        Self { at: at.await, asked }
+        Self {
+            at: at.await,
+            asked,
+        }
     }
 
     /// Whether a whole request held this text.
     pub fn saw(&self, text: &str) -> bool {
-        self.asked.lock().expect("no writer panics").iter().any(|one| one.contains(text))
+        self.asked
+            .lock()
+            .expect("no writer panics")
+            .iter()
+            .any(|one| one.contains(text))
     }
 }
 
@@ -58,7 +69,10 @@ pub struct Bystander {
 
 impl Bystander {
     pub async fn at(at: SocketAddr) -> Self {
-        let mut bystander = Self { at, old: Client::connect(at).await };
+        let mut bystander = Self {
+            at,
+            old: Client::connect(at).await,
+        };
         bystander.is_served().await;
         bystander
     }
@@ -67,9 +81,15 @@ impl Bystander {
     pub async fn is_served(&mut self) {
         let request = "GET /bystander HTTP/1.1\nhost: a\n\n";
         let (head, body) = soon(self.old.ask(request)).await;
-        assert!(head.starts_with("HTTP/1.1 200 "), "on an old connection: {head}{body}");
+        assert!(
+            head.starts_with("HTTP/1.1 200 "),
+            "on an old connection: {head}{body}"
+        );
         let (head, body) = soon(peers::get(self.at, "/bystander")).await;
-        assert!(head.starts_with("HTTP/1.1 200 "), "on a new connection: {head}{body}");
+        assert!(
+            head.starts_with("HTTP/1.1 200 "),
+            "on a new connection: {head}{body}"
+        );
     }
 
     /// Asks for as long as the attack goes on, and once after it.
@@ -93,7 +113,9 @@ impl Bystander {
 
 /// What must happen, but not for ever: a bound on how long a failing test hangs.
 pub async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(30), future).await.expect("it never came")
+    tokio::time::timeout(Duration::from_secs(30), future)
+        .await
+        .expect("it never came")
 }
 
 /// Waits until something is so.

@@ -13,13 +13,26 @@ use crate::peers::{self, Client, get};
 async fn a_request_reaches_its_upstream_and_the_answer_comes_back() {
     let (running, at) = simple(peers::echo("up").await).await;
     let mut client = Client::connect(at).await;
-    let (head, body) = client.ask("GET /a?b HTTP/1.1\nHost: reviews\nX-Y: z\n\n").await;
+    let (head, body) = client
+        .ask("GET /a?b HTTP/1.1\nHost: reviews\nX-Y: z\n\n")
+        .await;
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
-    assert!(head.contains("server: istio-envoy\r\n") && head.contains("x-name: up\r\n"), "{head}");
+    assert!(
+        head.contains("server: istio-envoy\r\n") && head.contains("x-name: up\r\n"),
+        "{head}"
+    );
     assert!(head.contains("x-envoy-upstream-service-time: "), "{head}");
-    assert!(body.contains("GET /a?b HTTP/1.1\r\nhost: reviews\r\nx-y: z\r\n"), "{body}");
-    assert!(body.contains("x-forwarded-proto: http\r\n") && body.contains("x-request-id: "), "{body}");
-    let (_, second) = client.ask("POST /b HTTP/1.1\nHost: reviews\nContent-Length: 3\n\nabc").await;
+    assert!(
+        body.contains("GET /a?b HTTP/1.1\r\nhost: reviews\r\nx-y: z\r\n"),
+        "{body}"
+    );
+    assert!(
+        body.contains("x-forwarded-proto: http\r\n") && body.contains("x-request-id: "),
+        "{body}"
+    );
+    let (_, second) = client
+        .ask("POST /b HTTP/1.1\nHost: reviews\nContent-Length: 3\n\nabc")
+        .await;
     assert!(second.ends_with("\r\n\r\nabc"), "{second}");
     let line = running.log.line_with("/b ").await;
     assert!(line.starts_with("200 - via_upstream /b up "), "{line}");
@@ -63,7 +76,12 @@ async fn large_bodies_stream_both_ways() {
     .await;
     let body: Vec<u8> = (0..1_000_000u32).map(|n| n as u8).collect();
     let mut client = Client::connect(at).await;
-    client.send(format!("PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len())).await;
+    client
+        .send(format!(
+            "PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        ))
+        .await;
     client.send(&body).await;
     let (head, answer) = client.receive().await.expect("a response");
     assert!(head.contains("transfer-encoding: chunked"), "{head}");
@@ -74,7 +92,10 @@ async fn large_bodies_stream_both_ways() {
 async fn what_is_ambiguous_is_refused_and_the_connection_ends() {
     let (running, at) = simple(peers::echo("up").await).await;
     for (request, status) in [
-        ("GET / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n", "400"),
+        (
+            "GET / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n",
+            "400",
+        ),
         ("GET / HTTP/1.1\r\n\r\n", "400"),
         ("GET / HTTP/1.0\r\nhost: a\r\n\r\n", "426"),
         ("GET /a#b HTTP/1.1\r\nhost: a\r\n\r\n", "400"),
@@ -83,13 +104,19 @@ async fn what_is_ambiguous_is_refused_and_the_connection_ends() {
         let mut client = Client::connect(at).await;
         client.send(request).await;
         let (head, _) = client.receive().await.expect("an answer");
-        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {head}");
+        assert!(
+            head.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{request:?}: {head}"
+        );
         if status != "400" || !request.contains('#') {
             assert!(head.contains("connection: close"), "{head}");
             assert!(client.closed().await);
         }
     }
-    running.log.line_with(" DPE http1.content_length_and_chunked_not_allowed").await;
+    running
+        .log
+        .line_with(" DPE http1.content_length_and_chunked_not_allowed")
+        .await;
 }
 
 #[tokio::test]
@@ -103,10 +130,12 @@ async fn local_replies_say_what_envoy_says() {
             route::Route {
                 name: "direct".into(),
                 r#match: forward("/direct", "x").r#match,
-                action: Some(route::route::Action::DirectResponse(route::DirectResponseAction {
-                    status: 502,
-                    ..Default::default()
-                })),
+                action: Some(route::route::Action::DirectResponse(
+                    route::DirectResponseAction {
+                        status: 502,
+                        ..Default::default()
+                    },
+                )),
                 ..Default::default()
             },
             route::Route {
@@ -134,19 +163,30 @@ async fn local_replies_say_what_envoy_says() {
             "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure",
             " UF upstream_reset_before_response_started{remote_connection_failure",
         ),
-        ("/none", "503", "no healthy upstream", " UH no_healthy_upstream /none"),
+        (
+            "/none",
+            "503",
+            "no healthy upstream",
+            " UH no_healthy_upstream /none",
+        ),
         ("/missing", "503", "", " NC cluster_not_found /missing"),
         ("/other", "404", "", " NR route_not_found /other"),
         ("/direct", "502", "", "502 - direct_response /direct"),
         ("/redirect", "301", "", "301 - direct_response /redirect"),
     ] {
         let (head, text) = get(at, path).await;
-        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {head}");
+        assert!(
+            head.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{path}: {head}"
+        );
         assert!(text.starts_with(body), "{path}: {text}");
         running.log.line_with(log).await;
     }
     let (head, _) = get(at, "/redirect").await;
-    assert!(head.contains("location: http://other/redirect\r\n"), "{head}");
+    assert!(
+        head.contains("location: http://other/redirect\r\n"),
+        "{head}"
+    );
 }
 
 #[tokio::test]
@@ -175,7 +215,10 @@ async fn a_broken_upstream_is_a_502_or_503_and_its_connection_is_not_used_again(
         head.starts_with("HTTP/1.1 503 ") && body.ends_with("reset reason: connection termination"),
         "{head}{body}"
     );
-    running.log.line_with("503 UC upstream_reset_before_response_started{connection_termination}").await;
+    running
+        .log
+        .line_with("503 UC upstream_reset_before_response_started{connection_termination}")
+        .await;
     assert_eq!(get(at, "/extra").await.1, "a");
     let (_, first) = get(at, "/ok").await;
     assert_ne!(first, "evil");
@@ -192,17 +235,29 @@ async fn a_slow_upstream_is_a_504() {
     .await;
     let manager = manager(inline(table(
         "r",
-        vec![tune(forward("/", "up"), |action| action.timeout = Some(duration(Duration::from_millis(50))))],
+        vec![tune(forward("/", "up"), |action| {
+            action.timeout = Some(duration(Duration::from_millis(50)))
+        })],
     )));
-    let running =
-        Running::with(vec![static_cluster("up", &[upstream])], vec![listener("in", vec![http_chain(&manager)])]).await;
+    let running = Running::with(
+        vec![static_cluster("up", &[upstream])],
+        vec![listener("in", vec![http_chain(&manager)])],
+    )
+    .await;
     let (head, body) = get(running.at("in").await, "/").await;
-    assert!(head.starts_with("HTTP/1.1 504 ") && body == "upstream request timeout", "{head}{body}");
+    assert!(
+        head.starts_with("HTTP/1.1 504 ") && body == "upstream request timeout",
+        "{head}{body}"
+    );
     running.log.line_with("504 UT response_timeout").await;
 }
 
 fn retrying(on: &str, retries: u32) -> route::RetryPolicy {
-    route::RetryPolicy { retry_on: on.into(), num_retries: Some(UInt32Value { value: retries }), ..Default::default() }
+    route::RetryPolicy {
+        retry_on: on.into(),
+        num_retries: Some(UInt32Value { value: retries }),
+        ..Default::default()
+    }
 }
 
 #[tokio::test]
@@ -213,7 +268,11 @@ async fn what_may_be_retried_is_retried_with_its_body() {
             if count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < 2 {
                 return b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n".to_vec();
             }
-            [format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes(), body].concat()
+            [
+                format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes(),
+                body,
+            ]
+            .concat()
         })
         .await
     };
@@ -224,25 +283,42 @@ async fn what_may_be_retried_is_retried_with_its_body() {
             // What `include_attempt_count_in_response` asks for sits on the virtual host.
         })],
     )));
-    let running =
-        Running::with(vec![static_cluster("up", &[upstream])], vec![listener("in", vec![http_chain(&manager)])]).await;
+    let running = Running::with(
+        vec![static_cluster("up", &[upstream])],
+        vec![listener("in", vec![http_chain(&manager)])],
+    )
+    .await;
     let at = running.at("in").await;
     let mut client = Client::connect(at).await;
-    let (head, body) = client.ask("POST / HTTP/1.1\nhost: a\ncontent-length: 5\n\nhello").await;
-    assert!(head.starts_with("HTTP/1.1 200 ") && body == "hello", "{head}{body}");
+    let (head, body) = client
+        .ask("POST / HTTP/1.1\nhost: a\ncontent-length: 5\n\nhello")
+        .await;
+    assert!(
+        head.starts_with("HTTP/1.1 200 ") && body == "hello",
+        "{head}{body}"
+    );
 }
 
 #[tokio::test]
 async fn retries_end_with_the_last_answer_and_say_so() {
-    let upstream = peers::http_server(|_, _| b"HTTP/1.1 503 No\r\ncontent-length: 2\r\n\r\nno".to_vec()).await;
+    let upstream =
+        peers::http_server(|_, _| b"HTTP/1.1 503 No\r\ncontent-length: 2\r\n\r\nno".to_vec()).await;
     let manager = manager(inline(table(
         "r",
-        vec![tune(forward("/", "up"), |action| action.retry_policy = Some(retrying("503", 1)))],
+        vec![tune(forward("/", "up"), |action| {
+            action.retry_policy = Some(retrying("503", 1))
+        })],
     )));
-    let running =
-        Running::with(vec![static_cluster("up", &[upstream])], vec![listener("in", vec![http_chain(&manager)])]).await;
+    let running = Running::with(
+        vec![static_cluster("up", &[upstream])],
+        vec![listener("in", vec![http_chain(&manager)])],
+    )
+    .await;
     let (head, body) = get(running.at("in").await, "/").await;
-    assert!(head.starts_with("HTTP/1.1 503 ") && body == "no", "{head}{body}");
+    assert!(
+        head.starts_with("HTTP/1.1 503 ") && body == "no",
+        "{head}{body}"
+    );
     running.log.line_with("503 URX via_upstream").await;
 }
 
@@ -274,7 +350,10 @@ async fn a_full_breaker_answers_at_once() {
             break head;
         }
     };
-    assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("x-envoy-overloaded: true"), "{head}");
+    assert!(
+        head.starts_with("HTTP/1.1 503 ") && head.contains("x-envoy-overloaded: true"),
+        "{head}"
+    );
     running.log.line_with("503 UO ").await;
 }
 
@@ -282,9 +361,15 @@ async fn a_full_breaker_answers_at_once() {
 async fn expectations_are_answered_and_early_answers_do_not_desynchronise() {
     let (_running, at) = simple(peers::echo("up").await).await;
     let mut client = Client::connect(at).await;
-    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\nexpect: 100-continue\r\n\r\n").await;
+    client
+        .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\nexpect: 100-continue\r\n\r\n")
+        .await;
     let mut interim = [0; 25];
-    client.stream.read_exact(&mut interim).await.expect("an interim response");
+    client
+        .stream
+        .read_exact(&mut interim)
+        .await
+        .expect("an interim response");
     assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
     client.send("abc").await;
     let (_, body) = client.receive().await.expect("a response");
@@ -320,8 +405,13 @@ async fn a_websocket_becomes_a_tunnel() {
     .await;
     let (running, at) = simple(upstream).await;
     let mut client = Client::connect(at).await;
-    let (head, _) = client.ask("GET /ws HTTP/1.1\nhost: a\nConnection: Upgrade\nUpgrade: websocket\n\n").await;
-    assert!(head.starts_with("HTTP/1.1 101 ") && head.contains("connection: upgrade"), "{head}");
+    let (head, _) = client
+        .ask("GET /ws HTTP/1.1\nhost: a\nConnection: Upgrade\nUpgrade: websocket\n\n")
+        .await;
+    assert!(
+        head.starts_with("HTTP/1.1 101 ") && head.contains("connection: upgrade"),
+        "{head}"
+    );
     let (down, mut read) = (&mut client.stream, String::new());
     down.write_all(b" world").await.expect("written");
     down.shutdown().await.expect("half-closed");
@@ -334,8 +424,12 @@ async fn a_websocket_becomes_a_tunnel() {
 #[tokio::test]
 async fn endpoints_that_fail_are_left_out() {
     use meltemi_proto::envoy::config::cluster::v3 as cluster;
-    let bad = peers::http_server(|_, _| b"HTTP/1.1 500 No\r\ncontent-length: 3\r\n\r\nbad".to_vec()).await;
-    let good = peers::http_server(|_, _| b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ngood".to_vec()).await;
+    let bad =
+        peers::http_server(|_, _| b"HTTP/1.1 500 No\r\ncontent-length: 3\r\n\r\nbad".to_vec())
+            .await;
+    let good =
+        peers::http_server(|_, _| b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ngood".to_vec())
+            .await;
     let mut up = static_cluster("up", &[bad, good]);
     up.outlier_detection = Some(cluster::OutlierDetection {
         consecutive_5xx: Some(UInt32Value { value: 2 }),
@@ -350,7 +444,11 @@ async fn endpoints_that_fail_are_left_out() {
     for _ in 0..20 {
         answers.push(get(at, "/").await.1);
     }
-    assert_eq!(answers.iter().filter(|answer| *answer == "bad").count(), 2, "{answers:?}");
+    assert_eq!(
+        answers.iter().filter(|answer| *answer == "bad").count(),
+        2,
+        "{answers:?}"
+    );
 }
 
 #[tokio::test]
@@ -361,5 +459,8 @@ async fn a_host_for_https_only_sends_others_there_before_any_route() {
     let up = static_cluster("up", &[peers::echo("up").await]);
     let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
     let (head, _) = get(running.at("in").await, "/a?b").await;
-    assert!(head.starts_with("HTTP/1.1 301 ") && head.contains("location: https://example/a?b\r\n"), "{head}");
+    assert!(
+        head.starts_with("HTTP/1.1 301 ") && head.contains("location: https://example/a?b\r\n"),
+        "{head}"
+    );
 }

@@ -33,8 +33,12 @@ async fn h2_server() -> SocketAddr {
         while let Some(Ok((request, mut respond))) = connection.accept().await {
             tokio::spawn(async move {
                 let path = request.uri().path().to_owned();
-                let response = Response::builder().header("x-path", path).header("content-type", "application/grpc");
-                let mut send = respond.send_response(response.body(()).expect("good"), false).expect("sent");
+                let response = Response::builder()
+                    .header("x-path", path)
+                    .header("content-type", "application/grpc");
+                let mut send = respond
+                    .send_response(response.body(()).expect("good"), false)
+                    .expect("sent");
                 let (body, _) = body_of(request.into_body()).await;
                 send.send_data(body.into(), false).expect("sent");
                 let mut trailers = HeaderMap::new();
@@ -55,36 +59,55 @@ async fn grpc_passes_with_its_trailers() {
     let request = Request::post("http://svc/pkg.Service/Method")
         .header("te", "trailers")
         .header("content-type", "application/grpc");
-    let (response, mut body) = send.send_request(request.body(()).expect("good"), false).expect("sent");
+    let (response, mut body) = send
+        .send_request(request.body(()).expect("good"), false)
+        .expect("sent");
     // A conversation: the response begins before the request has ended.
     let response = response.await.expect("a response");
     assert_eq!(response.headers()["x-path"], "/pkg.Service/Method");
     assert_eq!(response.headers()["server"], "istio-envoy");
-    body.send_data(Bytes::from(vec![7; 100_000]), true).expect("sent");
+    body.send_data(Bytes::from(vec![7; 100_000]), true)
+        .expect("sent");
     let (data, trailers) = body_of(response.into_body()).await;
     assert_eq!(data.len(), 100_000);
     assert_eq!(trailers.expect("trailers")["grpc-status"], "0");
-    running.log.line_with("200 - via_upstream /pkg.Service/Method up 100000").await;
+    running
+        .log
+        .line_with("200 - via_upstream /pkg.Service/Method up 100000")
+        .await;
 }
 
 #[tokio::test]
 async fn http2_in_front_of_http1_and_the_other_way_round() {
     let (_running, at) = simple(peers::echo("up").await).await;
     let mut send = connect(at).await;
-    let request = Request::post("http://svc/x").header("cookie", "a=1").header("cookie", "b=2");
-    let (response, mut body) = send.send_request(request.body(()).expect("good"), false).expect("sent");
-    body.send_data(Bytes::from_static(b"payload"), true).expect("sent");
+    let request = Request::post("http://svc/x")
+        .header("cookie", "a=1")
+        .header("cookie", "b=2");
+    let (response, mut body) = send
+        .send_request(request.body(()).expect("good"), false)
+        .expect("sent");
+    body.send_data(Bytes::from_static(b"payload"), true)
+        .expect("sent");
     let (data, _) = body_of(response.await.expect("a response").into_body()).await;
     let text = String::from_utf8(data).expect("text");
-    assert!(text.contains("POST /x HTTP/1.1\r\nhost: svc\r\n") && text.contains("cookie: a=1; b=2\r\n"), "{text}");
+    assert!(
+        text.contains("POST /x HTTP/1.1\r\nhost: svc\r\n") && text.contains("cookie: a=1; b=2\r\n"),
+        "{text}"
+    );
     assert!(text.ends_with("payload"), "{text}");
 
     let manager = manager(inline(table("r", vec![forward("/", "up")])));
     let up = http2(static_cluster("up", &[h2_server().await]));
     let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
     let mut client = peers::Client::connect(running.at("in").await).await;
-    let (head, body) = client.ask("POST /y HTTP/1.1\nhost: svc\ncontent-length: 4\n\nping").await;
-    assert!(head.contains("x-path: /y\r\n") && head.contains("transfer-encoding: chunked"), "{head}");
+    let (head, body) = client
+        .ask("POST /y HTTP/1.1\nhost: svc\ncontent-length: 4\n\nping")
+        .await;
+    assert!(
+        head.contains("x-path: /y\r\n") && head.contains("transfer-encoding: chunked"),
+        "{head}"
+    );
     assert_eq!(body, "ping");
 }
 
@@ -95,9 +118,15 @@ async fn many_streams_share_a_connection() {
     let mut tasks = Vec::new();
     for n in 0..100 {
         let mut send = send.clone().ready().await.expect("ready");
-        let request = Request::get(format!("http://svc/{n}")).body(()).expect("good");
+        let request = Request::get(format!("http://svc/{n}"))
+            .body(())
+            .expect("good");
         let (response, _) = send.send_request(request, true).expect("sent");
-        tasks.push(tokio::spawn(async move { body_of(response.await.expect("a response").into_body()).await.0 }));
+        tasks.push(tokio::spawn(async move {
+            body_of(response.await.expect("a response").into_body())
+                .await
+                .0
+        }));
     }
     for (n, task) in tasks.into_iter().enumerate() {
         let text = String::from_utf8(task.await.expect("done")).expect("text");
@@ -109,10 +138,16 @@ async fn many_streams_share_a_connection() {
 #[tokio::test]
 async fn refusals_over_grpc_are_trailers_only() {
     let manager = manager(inline(table("r", vec![forward("/", "none")])));
-    let running =
-        Running::with(vec![static_cluster("none", &[])], vec![listener("in", vec![http_chain(&manager)])]).await;
+    let running = Running::with(
+        vec![static_cluster("none", &[])],
+        vec![listener("in", vec![http_chain(&manager)])],
+    )
+    .await;
     let mut send = connect(running.at("in").await).await;
-    let request = Request::post("http://svc/a").header("content-type", "application/grpc").body(()).expect("good");
+    let request = Request::post("http://svc/a")
+        .header("content-type", "application/grpc")
+        .body(())
+        .expect("good");
     let (response, _) = send.send_request(request, true).expect("sent");
     let response = response.await.expect("a response");
     assert_eq!(response.status(), 200);
@@ -162,7 +197,8 @@ async fn a_flood_of_resets_ends_the_connection() {
     assert!(failed, "20,000 resets went through");
 }
 
-/// Sends more small messages than anybody buffers without being asked, and then answers everybody else.
+/// Sends more small messages than anybody buffers without being asked, and then answers everybody
+/// else.
 async fn chatty(small: usize) -> (SocketAddr, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
     let connections = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let count = connections.clone();
@@ -175,14 +211,18 @@ async fn chatty(small: usize) -> (SocketAddr, std::sync::Arc<std::sync::atomic::
                 let said = said.clone();
                 tokio::spawn(async move {
                     if request.uri().path() == "/many" {
-                        let mut send = respond.send_response(Response::new(()), false).expect("sent");
+                        let mut send = respond
+                            .send_response(Response::new(()), false)
+                            .expect("sent");
                         for _ in 0..small {
                             send.reserve_capacity(15);
                             while send.capacity() < 15 {
                                 let more = std::future::poll_fn(|cx| send.poll_capacity(cx)).await;
-                                more.expect("the stream lives").expect("the connection lives");
+                                more.expect("the stream lives")
+                                    .expect("the connection lives");
                             }
-                            send.send_data(Bytes::from_static(&[b'x'; 15]), false).expect("sent");
+                            send.send_data(Bytes::from_static(&[b'x'; 15]), false)
+                                .expect("sent");
                         }
                         said.notify_one();
                         std::future::pending::<()>().await;
@@ -209,7 +249,10 @@ async fn small_messages_that_wait_to_be_read_cost_no_other_stream_anything() {
     let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
     // SETTINGS_INITIAL_WINDOW_SIZE: nothing may be sent to this client.
     let mut raw = Raw::with(running.at("in").await, &[(4, 0)]).await;
-    assert_eq!(raw.ask(&get(1, "/many"), 1).await.outcome(1), Outcome::Status(200));
+    assert_eq!(
+        raw.ask(&get(1, "/many"), 1).await.outcome(1),
+        Outcome::Status(200)
+    );
     let said = raw.ask(&get(3, "/other"), 3).await;
     assert_eq!(said.outcome(3), Outcome::Status(200));
     assert!(said.resets.is_empty(), "{said:?}");
@@ -222,7 +265,11 @@ async fn small_messages_that_wait_to_be_sent_cost_no_other_stream_anything() {
     // An application that takes nothing.
     let full = peers::server(|stream, _| async move {
         let mut builder = h2::server::Builder::new();
-        let mut connection = builder.initial_window_size(0).handshake::<_, Bytes>(stream).await.expect("handshake");
+        let mut connection = builder
+            .initial_window_size(0)
+            .handshake::<_, Bytes>(stream)
+            .await
+            .expect("handshake");
         let mut held = Vec::new();
         while let Some(Ok(request)) = connection.accept().await {
             held.push(request);
@@ -231,12 +278,30 @@ async fn small_messages_that_wait_to_be_sent_cost_no_other_stream_anything() {
     .await;
     let routes = vec![forward("/full", "full"), forward("/", "up")];
     let manager = manager(inline(table("r", routes)));
-    let clusters = vec![http2(static_cluster("full", &[full])), static_cluster("up", &[peers::echo("up").await])];
+    let clusters = vec![
+        http2(static_cluster("full", &[full])),
+        static_cluster("up", &[peers::echo("up").await]),
+    ];
     let running = Running::with(clusters, vec![listener("in", vec![http_chain(&manager)])]).await;
     let mut raw = Raw::connect(running.at("in").await).await;
-    // The proxy's windows hold once its settings are acknowledged; by its first answer they have come.
-    assert_eq!(raw.ask(&get(1, "/first"), 1).await.outcome(1), Outcome::Status(200));
+    // The proxy's windows hold once its settings are acknowledged; by its first answer they have
+    // come.
+    assert_eq!(
+        raw.ask(&get(1, "/first"), 1).await.outcome(1),
+        Outcome::Status(200)
+    );
     let small = frame(DATA, 0, 3, &[b'x'; 15]).repeat(SMALL);
-    let said = raw.ask(&[frame(SETTINGS, END, 0, &[]), post(3, "/full"), small, get(5, "/other")].concat(), 5).await;
+    let said = raw
+        .ask(
+            &[
+                frame(SETTINGS, END, 0, &[]),
+                post(3, "/full"),
+                small,
+                get(5, "/other"),
+            ]
+            .concat(),
+            5,
+        )
+        .await;
     assert_eq!(said.outcome(5), Outcome::Status(200), "{said:?}");
 }

@@ -25,21 +25,37 @@ async fn silent() -> SocketAddr {
     .await
 }
 
-async fn with(upstream: SocketAddr, change: impl FnOnce(&mut HttpConnectionManager)) -> (Running, SocketAddr) {
+async fn with(
+    upstream: SocketAddr,
+    change: impl FnOnce(&mut HttpConnectionManager),
+) -> (Running, SocketAddr) {
     let mut manager = manager(inline(table("r", vec![forward("/", "up")])));
     change(&mut manager);
-    let running =
-        Running::with(vec![static_cluster("up", &[upstream])], vec![listener("in", vec![http_chain(&manager)])]).await;
+    let running = Running::with(
+        vec![static_cluster("up", &[upstream])],
+        vec![listener("in", vec![http_chain(&manager)])],
+    )
+    .await;
     let at = running.at("in").await;
     (running, at)
 }
 
-async fn is_answered(at: SocketAddr, request: &str, status: &str, body: &str, running: &Running, line: &str) {
+async fn is_answered(
+    at: SocketAddr,
+    request: &str,
+    status: &str,
+    body: &str,
+    running: &Running,
+    line: &str,
+) {
     let mut client = Client::connect(at).await;
     client.send(request).await;
     let (head, text) = client.receive().await.expect("an answer");
     let text = String::from_utf8_lossy(&text);
-    assert!(head.starts_with(&format!("HTTP/1.1 {status} ")) && text == body, "{head}{text}");
+    assert!(
+        head.starts_with(&format!("HTTP/1.1 {status} ")) && text == body,
+        "{head}{text}"
+    );
     running.log.line_with(line).await;
     if status == "408" {
         assert!(head.contains("connection: close"), "{head}");
@@ -49,18 +65,43 @@ async fn is_answered(at: SocketAddr, request: &str, status: &str, body: &str, ru
 
 #[tokio::test]
 async fn a_head_has_its_time() {
-    let (running, at) = with(silent().await, |m| m.request_headers_timeout = Some(duration(SHORT))).await;
+    let (running, at) = with(silent().await, |m| {
+        m.request_headers_timeout = Some(duration(SHORT))
+    })
+    .await;
     let line = "408 - request_header_timeout - - 22 <request headers timeout of http>";
-    is_answered(at, "GET / HTTP/1.1\r\nhost:", "408", "request header timeout", &running, line).await;
+    is_answered(
+        at,
+        "GET / HTTP/1.1\r\nhost:",
+        "408",
+        "request header timeout",
+        &running,
+        line,
+    )
+    .await;
     // Without a limit of its own it has the stream's.
-    let (running, at) = with(silent().await, |m| m.stream_idle_timeout = Some(duration(SHORT))).await;
+    let (running, at) = with(silent().await, |m| {
+        m.stream_idle_timeout = Some(duration(SHORT))
+    })
+    .await;
     let line = "408 - stream_idle_timeout - - 14 <stream idle timeout of http>";
-    is_answered(at, "GET / HTTP/1.1\r\nhost:", "408", "stream timeout", &running, line).await;
+    is_answered(
+        at,
+        "GET / HTTP/1.1\r\nhost:",
+        "408",
+        "stream timeout",
+        &running,
+        line,
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn a_request_has_its_time() {
-    let (running, at) = with(silent().await, |m| m.request_timeout = Some(duration(SHORT))).await;
+    let (running, at) = with(silent().await, |m| {
+        m.request_timeout = Some(duration(SHORT))
+    })
+    .await;
     let request = "POST /slow HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nabc";
     let line = "408 DT request_overall_timeout /slow up 15 <request timeout of to-up>";
     is_answered(at, request, "408", "request timeout", &running, line).await;
@@ -68,9 +109,20 @@ async fn a_request_has_its_time() {
 
 #[tokio::test]
 async fn silence_ends_a_stream_and_the_status_says_whose_it_was() {
-    let (running, at) = with(silent().await, |m| m.stream_idle_timeout = Some(duration(SHORT))).await;
+    let (running, at) = with(silent().await, |m| {
+        m.stream_idle_timeout = Some(duration(SHORT))
+    })
+    .await;
     let line = "504 SI stream_idle_timeout /upstream up 14 <stream idle timeout of to-up>";
-    is_answered(at, "GET /upstream HTTP/1.1\r\nhost: a\r\n\r\n", "504", "stream timeout", &running, line).await;
+    is_answered(
+        at,
+        "GET /upstream HTTP/1.1\r\nhost: a\r\n\r\n",
+        "504",
+        "stream timeout",
+        &running,
+        line,
+    )
+    .await;
     let request = "POST /client HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nabc";
     let line = "408 SI stream_idle_timeout /client up 14 <stream idle timeout of to-up>";
     is_answered(at, request, "408", "stream timeout", &running, line).await;
@@ -81,13 +133,17 @@ async fn a_client_that_does_not_read_is_let_go() {
     let endless = peers::server(|mut stream, _| async move {
         let mut waiting = Vec::new();
         peers::read_message(&mut stream, &mut waiting).await;
-        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n").await;
+        let _ = stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n")
+            .await;
         while stream.write_all(&[b'x'; 65_536]).await.is_ok() {}
     })
     .await;
     let (running, at) = with(endless, |m| m.stream_idle_timeout = Some(duration(SHORT))).await;
     let mut client = Client::connect(at).await;
-    client.send("GET /endless HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    client
+        .send("GET /endless HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await;
     let line = running.log.line_with("/endless").await;
     assert!(line.starts_with("200 SI stream_idle_timeout "), "{line}");
 }
@@ -100,7 +156,9 @@ async fn silence_in_an_attempt_moves_on_to_the_next() {
             if number == 0 || head.contains("/never") {
                 std::future::pending::<()>().await;
             }
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                .await;
         }
     })
     .await;
@@ -113,28 +171,46 @@ async fn silence_in_an_attempt_moves_on_to_the_next() {
         });
     });
     let manager = manager(inline(table("r", vec![retrying])));
-    let running =
-        Running::with(vec![static_cluster("up", &[up])], vec![listener("in", vec![http_chain(&manager)])]).await;
+    let running = Running::with(
+        vec![static_cluster("up", &[up])],
+        vec![listener("in", vec![http_chain(&manager)])],
+    )
+    .await;
     let at = running.at("in").await;
     let (head, body) = peers::get(at, "/second").await;
-    assert!(head.starts_with("HTTP/1.1 200 ") && body == "ok", "{head}{body}");
+    assert!(
+        head.starts_with("HTTP/1.1 200 ") && body == "ok",
+        "{head}{body}"
+    );
     let (head, body) = peers::get(at, "/never").await;
-    assert!(head.starts_with("HTTP/1.1 504 ") && body == "upstream request timeout", "{head}{body}");
-    let line = "504 UT,URX upstream_per_try_idle_timeout /never up 24 <per-try idle timeout of to-up>";
+    assert!(
+        head.starts_with("HTTP/1.1 504 ") && body == "upstream request timeout",
+        "{head}{body}"
+    );
+    let line =
+        "504 UT,URX upstream_per_try_idle_timeout /never up 24 <per-try idle timeout of to-up>";
     running.log.line_with(line).await;
 }
 
 fn lives_no_longer() -> core::HttpProtocolOptions {
-    core::HttpProtocolOptions { max_connection_duration: Some(duration(Duration::from_nanos(1))), ..Default::default() }
+    core::HttpProtocolOptions {
+        max_connection_duration: Some(duration(Duration::from_nanos(1))),
+        ..Default::default()
+    }
 }
 
 #[tokio::test]
 async fn a_downstream_connection_lives_its_time() {
-    let (_running, at) =
-        with(peers::echo("up").await, |m| m.common_http_protocol_options = Some(lives_no_longer())).await;
+    let (_running, at) = with(peers::echo("up").await, |m| {
+        m.common_http_protocol_options = Some(lives_no_longer())
+    })
+    .await;
     let mut client = Client::connect(at).await;
     // Either the request came first and is the last one, or the connection ended first.
-    let _ = client.stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let _ = client
+        .stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await;
     if let Some((head, _)) = client.receive().await {
         assert!(head.contains("connection: close"), "{head}");
     }
@@ -149,7 +225,10 @@ async fn a_downstream_connection_lives_its_time() {
 async fn an_upstream_connection_lives_its_time() {
     let numbered = peers::server(|mut stream, number| async move {
         let mut waiting = Vec::new();
-        while peers::read_message(&mut stream, &mut waiting).await.is_some() {
+        while peers::read_message(&mut stream, &mut waiting)
+            .await
+            .is_some()
+        {
             let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{number:02}");
             let _ = stream.write_all(answer.as_bytes()).await;
         }
@@ -160,8 +239,10 @@ async fn an_upstream_connection_lives_its_time() {
         common_http_protocol_options: Some(lives_no_longer()),
         ..Default::default()
     };
-    up.typed_extension_protocol_options
-        .insert("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(), pack(&options));
+    up.typed_extension_protocol_options.insert(
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(),
+        pack(&options),
+    );
     let manager = manager(inline(table("r", vec![forward("/", "up")])));
     let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
     let mut client = Client::connect(running.at("in").await).await;
@@ -179,10 +260,18 @@ async fn a_connection_limit_is_one_for_all_workers() {
         max_connections: Some(UInt64Value { value: MOST as u64 }),
         ..Default::default()
     };
-    chain.filters.insert(0, network_filter("envoy.filters.network.connection_limit", pack(&limit)));
-    let running = Running::start(ProxyOptions { workers: 4, ..Default::default() });
+    chain.filters.insert(
+        0,
+        network_filter("envoy.filters.network.connection_limit", pack(&limit)),
+    );
+    let running = Running::start(ProxyOptions {
+        workers: 4,
+        ..Default::default()
+    });
     let up = static_cluster("up", &[peers::echo("up").await]);
-    running.apply(vec![up], vec![listener("in", vec![chain])]).await;
+    running
+        .apply(vec![up], vec![listener("in", vec![chain])])
+        .await;
     let at = running.at("in").await;
     let request = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
     let mut held = Vec::new();

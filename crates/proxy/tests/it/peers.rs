@@ -26,7 +26,10 @@ where
 }
 
 /// Reads one request: head and a body of known length or in chunks.
-pub async fn read_message(stream: &mut TcpStream, waiting: &mut Vec<u8>) -> Option<(String, Vec<u8>)> {
+pub async fn read_message(
+    stream: &mut TcpStream,
+    waiting: &mut Vec<u8>,
+) -> Option<(String, Vec<u8>)> {
     let end = loop {
         if let Some(at) = waiting.windows(4).position(|w| w == b"\r\n\r\n") {
             break at + 4;
@@ -39,7 +42,11 @@ pub async fn read_message(stream: &mut TcpStream, waiting: &mut Vec<u8>) -> Opti
     let head = String::from_utf8_lossy(&head).into_owned();
     let lower = head.to_ascii_lowercase();
     let mut body = Vec::new();
-    if let Some(length) = lower.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next()) {
+    if let Some(length) = lower
+        .split("content-length: ")
+        .nth(1)
+        .and_then(|rest| rest.split("\r\n").next())
+    {
         let length: usize = length.parse().expect("a length");
         while waiting.len() < length {
             if stream.read_buf(waiting).await.ok()? == 0 {
@@ -54,8 +61,13 @@ pub async fn read_message(stream: &mut TcpStream, waiting: &mut Vec<u8>) -> Opti
                     return None;
                 }
             }
-            let line = waiting.windows(2).position(|w| w == b"\r\n").expect("just seen");
-            let size = usize::from_str_radix(std::str::from_utf8(&waiting[..line]).expect("hex"), 16).expect("hex");
+            let line = waiting
+                .windows(2)
+                .position(|w| w == b"\r\n")
+                .expect("just seen");
+            let size =
+                usize::from_str_radix(std::str::from_utf8(&waiting[..line]).expect("hex"), 16)
+                    .expect("hex");
             while waiting.len() < line + 2 + size + 2 {
                 if stream.read_buf(waiting).await.ok()? == 0 {
                     return None;
@@ -114,14 +126,22 @@ where
 pub async fn echo(name: &'static str) -> SocketAddr {
     http_server(move |head, body| {
         let text = format!("{name}\n{head}{}", String::from_utf8_lossy(body));
-        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nx-name: {name}\r\n\r\n{text}", text.len()).into_bytes()
+        format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nx-name: {name}\r\n\r\n{text}",
+            text.len()
+        )
+        .into_bytes()
     })
     .await
 }
 
 /// A port where nobody listens.
 pub async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.expect("binds").local_addr().expect("bound")
+    TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("binds")
+        .local_addr()
+        .expect("bound")
 }
 
 /// A client that writes bytes and reads messages.
@@ -132,11 +152,17 @@ pub struct Client {
 
 impl Client {
     pub async fn connect(to: SocketAddr) -> Self {
-        Self { stream: TcpStream::connect(to).await.expect("connects"), waiting: Vec::new() }
+        Self {
+            stream: TcpStream::connect(to).await.expect("connects"),
+            waiting: Vec::new(),
+        }
     }
 
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.stream.write_all(bytes.as_ref()).await.expect("written");
+        self.stream
+            .write_all(bytes.as_ref())
+            .await
+            .expect("written");
     }
 
     /// The next response; `None` if the connection ends first.
@@ -159,5 +185,7 @@ impl Client {
 /// One GET on a connection of its own: status line and body.
 pub async fn get(at: SocketAddr, path: &str) -> (String, String) {
     let mut client = Client::connect(at).await;
-    client.ask(&format!("GET {path} HTTP/1.1\nhost: example\n\n")).await
+    client
+        .ask(&format!("GET {path} HTTP/1.1\nhost: example\n\n"))
+        .await
 }

@@ -1,4 +1,5 @@
-//! Connections to endpoints: how many there are, what one may carry, who waits for one, when it ends.
+//! Connections to endpoints: how many there are, what one may carry, who waits for one, when it
+//! ends.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,7 +33,8 @@ enum Event {
     Ended(usize),
 }
 
-/// A server of both protocols that answers with the number of its connection; paths with `held` once it is let.
+/// A server of both protocols that answers with the number of its connection; paths with `held`
+/// once it is let.
 struct Numbered {
     at: SocketAddr,
     gate: Arc<Semaphore>,
@@ -62,16 +64,22 @@ impl Numbered {
                         let (tell, pass) = (tell.clone(), pass.clone());
                         tokio::spawn(async move {
                             pass(request.uri().path().to_owned(), tell).await;
-                            let response = Response::builder().header("x-number", number).body(()).expect("good");
+                            let response = Response::builder()
+                                .header("x-number", number)
+                                .body(())
+                                .expect("good");
                             let _ = respond.send_response(response, true);
                         });
                     }
                 } else {
                     let mut waiting = Vec::new();
-                    while let Some((head, _)) = peers::read_message(&mut stream, &mut waiting).await {
+                    while let Some((head, _)) = peers::read_message(&mut stream, &mut waiting).await
+                    {
                         let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
                         pass.clone()(path, tell.clone()).await;
-                        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-number: {number}\r\n\r\n");
+                        let answer = format!(
+                            "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-number: {number}\r\n\r\n"
+                        );
                         let _ = stream.write_all(answer.as_bytes()).await;
                     }
                 }
@@ -89,15 +97,21 @@ impl Numbered {
 
 /// Nothing here hangs; a test that would has failed.
 async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), what).await.expect("hangs")
+    tokio::time::timeout(Duration::from_secs(20), what)
+        .await
+        .expect("hangs")
 }
 
-fn with_options(mut cluster: Cluster, change: impl FnOnce(&mut upstream::HttpProtocolOptions)) -> Cluster {
+fn with_options(
+    mut cluster: Cluster,
+    change: impl FnOnce(&mut upstream::HttpProtocolOptions),
+) -> Cluster {
     let mut options = upstream::HttpProtocolOptions::default();
     change(&mut options);
-    cluster
-        .typed_extension_protocol_options
-        .insert("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(), pack(&options));
+    cluster.typed_extension_protocol_options.insert(
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(),
+        pack(&options),
+    );
     cluster
 }
 
@@ -112,9 +126,11 @@ fn explicit(cluster: Cluster, streams: Option<u32>, common: core::HttpProtocolOp
     };
     with_options(cluster, |options| {
         options.common_http_protocol_options = Some(common);
-        options.upstream_protocol_options = Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
-            protocol_config: Some(ProtocolConfig::Http2ProtocolOptions(http2)),
-        }));
+        options.upstream_protocol_options = Some(UpstreamProtocolOptions::ExplicitHttpConfig(
+            ExplicitHttpConfig {
+                protocol_config: Some(ProtocolConfig::Http2ProtocolOptions(http2)),
+            },
+        ));
     })
 }
 
@@ -125,9 +141,11 @@ fn http1(cluster: Cluster, common: core::HttpProtocolOptions) -> Cluster {
     };
     with_options(cluster, |options| {
         options.common_http_protocol_options = Some(common);
-        options.upstream_protocol_options = Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
-            protocol_config: Some(ProtocolConfig::HttpProtocolOptions(Default::default())),
-        }));
+        options.upstream_protocol_options = Some(UpstreamProtocolOptions::ExplicitHttpConfig(
+            ExplicitHttpConfig {
+                protocol_config: Some(ProtocolConfig::HttpProtocolOptions(Default::default())),
+            },
+        ));
     })
 }
 
@@ -135,18 +153,25 @@ fn http1(cluster: Cluster, common: core::HttpProtocolOptions) -> Cluster {
 fn as_downstream(cluster: Cluster) -> Cluster {
     use upstream::http_protocol_options::{UpstreamProtocolOptions, UseDownstreamHttpConfig};
     with_options(cluster, |options| {
-        options.upstream_protocol_options =
-            Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
+        options.upstream_protocol_options = Some(
+            UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
                 http2_protocol_options: Some(Default::default()),
                 ..Default::default()
-            }));
+            }),
+        );
     })
 }
 
 /// So many connections.
 fn connections(mut cluster: Cluster, max: u32) -> Cluster {
-    let limits = Thresholds { max_connections: Some(UInt32Value { value: max }), ..Default::default() };
-    cluster.circuit_breakers = Some(CircuitBreakers { thresholds: vec![limits], ..Default::default() });
+    let limits = Thresholds {
+        max_connections: Some(UInt32Value { value: max }),
+        ..Default::default()
+    };
+    cluster.circuit_breakers = Some(CircuitBreakers {
+        thresholds: vec![limits],
+        ..Default::default()
+    });
     cluster
 }
 
@@ -158,7 +183,9 @@ enum Proxy {
 
 /// Which proxies there are to test: `None` is ours.
 fn all(test: &str) -> Vec<Option<PathBuf>> {
-    std::iter::once(None).chain(envoy::program(test).map(Some)).collect()
+    std::iter::once(None)
+        .chain(envoy::program(test).map(Some))
+        .collect()
 }
 
 impl Proxy {
@@ -169,10 +196,12 @@ impl Proxy {
                 path_specifier: Some(route::route_match::PathSpecifier::Path("/direct".into())),
                 ..Default::default()
             }),
-            action: Some(route::route::Action::DirectResponse(route::DirectResponseAction {
-                status: 200,
-                ..Default::default()
-            })),
+            action: Some(route::route::Action::DirectResponse(
+                route::DirectResponseAction {
+                    status: 200,
+                    ..Default::default()
+                },
+            )),
             ..Default::default()
         };
         let mut manager = manager(inline(table("r", vec![direct, forward("/", "up")])));
@@ -183,7 +212,10 @@ impl Proxy {
             Some(program) => Self::Envoy(Envoy::start(program, vec![cluster], |_| listeners).await),
             None => {
                 let admin = Some(([127, 0, 0, 1], 0).into());
-                let running = Running::start(ProxyOptions { admin, ..Default::default() });
+                let running = Running::start(ProxyOptions {
+                    admin,
+                    ..Default::default()
+                });
                 running.apply(vec![cluster], listeners).await;
                 Self::Ours(running)
             }
@@ -202,13 +234,18 @@ impl Proxy {
         let page = match self {
             Self::Ours(running) => {
                 let mut client = Client::connect(running.handle.admin_addresses()[0]).await;
-                client.ask("GET /stats HTTP/1.1\nhost: localhost\n\n").await.1
+                client
+                    .ask("GET /stats HTTP/1.1\nhost: localhost\n\n")
+                    .await
+                    .1
             }
             Self::Envoy(envoy) => envoy.admin("/stats").await,
         };
         let start = format!("cluster.up.{name}: ");
         let line = page.lines().find_map(|line| line.strip_prefix(&start));
-        line.unwrap_or_else(|| panic!("no {name} in {page}")).parse().expect("a number")
+        line.unwrap_or_else(|| panic!("no {name} in {page}"))
+            .parse()
+            .expect("a number")
     }
 
     /// Returns as soon as a figure has this value.
@@ -220,7 +257,9 @@ impl Proxy {
 /// A request that has been sent, and its response to come.
 async fn ask(send: &SendRequest<Bytes>, path: &str) -> h2::client::ResponseFuture {
     let mut send = send.clone().ready().await.expect("ready");
-    let request = Request::get(format!("http://svc{path}")).body(()).expect("good");
+    let request = Request::get(format!("http://svc{path}"))
+        .body(())
+        .expect("good");
     send.send_request(request, true).expect("sent").0
 }
 
@@ -228,32 +267,48 @@ async fn ask(send: &SendRequest<Bytes>, path: &str) -> h2::client::ResponseFutur
 async fn number(response: h2::client::ResponseFuture) -> usize {
     let response = soon(response).await.expect("a response");
     assert_eq!(response.status(), 200);
-    response.headers()["x-number"].to_str().expect("text").parse().expect("a number")
+    response.headers()["x-number"]
+        .to_str()
+        .expect("text")
+        .parse()
+        .expect("a number")
 }
 
 #[tokio::test]
 async fn a_connection_of_the_other_protocol_is_not_waited_for() {
     for program in all("a_connection_of_the_other_protocol_is_not_waited_for") {
         let server = Numbered::start().await;
-        let running = Proxy::start(program, connections(as_downstream(static_cluster("up", &[server.at])), 1)).await;
+        let running = Proxy::start(
+            program,
+            connections(as_downstream(static_cluster("up", &[server.at])), 1),
+        )
+        .await;
         let at = running.at().await;
         let send = connect(at).await;
         assert_eq!(number(ask(&send, "/").await).await, 0);
         // The only connection that the breaker allows cannot carry it.
         let (head, _) = soon(peers::get(at, "/")).await;
-        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("x-number: 1\r\n"), "{head}");
+        assert!(
+            head.starts_with("HTTP/1.1 200 ") && head.contains("x-number: 1\r\n"),
+            "{head}"
+        );
         assert_eq!(running.figure("upstream_cx_active").await, 2);
     }
 }
 
 #[tokio::test]
 async fn whoever_waits_for_a_connection_was_not_refused() {
-    for (program, http2) in
-        all("whoever_waits_for_a_connection_was_not_refused").into_iter().flat_map(|p| [(p.clone(), true), (p, false)])
+    for (program, http2) in all("whoever_waits_for_a_connection_was_not_refused")
+        .into_iter()
+        .flat_map(|p| [(p.clone(), true), (p, false)])
     {
         let mut server = Numbered::start().await;
         let cluster = connections(static_cluster("up", &[server.at]), 1);
-        let cluster = if http2 { explicit(cluster, Some(1), Default::default()) } else { cluster };
+        let cluster = if http2 {
+            explicit(cluster, Some(1), Default::default())
+        } else {
+            cluster
+        };
         let running = Proxy::start(program, cluster).await;
         let send = connect(running.at().await).await;
         let first = ask(&send, "/held").await;
@@ -277,14 +332,26 @@ async fn an_http2_connection_carries_so_many_requests_and_ends_with_the_last() {
             max_requests_per_connection: Some(UInt32Value { value: 2 }),
             ..Default::default()
         };
-        let running = Proxy::start(program, explicit(static_cluster("up", &[server.at]), None, common)).await;
+        let running = Proxy::start(
+            program,
+            explicit(static_cluster("up", &[server.at]), None, common),
+        )
+        .await;
         let send = connect(running.at().await).await;
         let held = ask(&send, "/held").await;
         assert_eq!(server.event().await, Event::Asked(0, "/held".into()));
         assert_eq!(number(ask(&send, "/second").await).await, 0);
-        assert_eq!(number(ask(&send, "/third").await).await, 1, "two were the most");
+        assert_eq!(
+            number(ask(&send, "/third").await).await,
+            1,
+            "two were the most"
+        );
         server.gate.add_permits(1);
-        assert_eq!(number(held).await, 0, "a stream on a connection that takes no more goes on");
+        assert_eq!(
+            number(held).await,
+            0,
+            "a stream on a connection that takes no more goes on"
+        );
         assert_eq!(server.event().await, Event::Asked(0, "/second".into()));
         assert_eq!(server.event().await, Event::Asked(1, "/third".into()));
         assert_eq!(server.event().await, Event::Ended(0));
@@ -314,8 +381,15 @@ async fn an_http1_connection_carries_so_many_requests() {
 async fn an_http2_connection_carries_so_many_streams_at_a_time() {
     for program in all("an_http2_connection_carries_so_many_streams_at_a_time") {
         let mut server = Numbered::start().await;
-        let running =
-            Proxy::start(program, explicit(static_cluster("up", &[server.at]), Some(2), Default::default())).await;
+        let running = Proxy::start(
+            program,
+            explicit(
+                static_cluster("up", &[server.at]),
+                Some(2),
+                Default::default(),
+            ),
+        )
+        .await;
         let send = connect(running.at().await).await;
         let mut held = Vec::new();
         for _ in 0..5 {
@@ -323,7 +397,9 @@ async fn an_http2_connection_carries_so_many_streams_at_a_time() {
         }
         let mut of = [0; 3];
         for _ in 0..5 {
-            let Event::Asked(number, _) = server.event().await else { panic!("nothing ends") };
+            let Event::Asked(number, _) = server.event().await else {
+                panic!("nothing ends")
+            };
             of[number] += 1;
         }
         of.sort_unstable();
@@ -337,14 +413,21 @@ async fn an_http2_connection_carries_so_many_streams_at_a_time() {
 
 #[tokio::test]
 async fn idle_connections_end() {
-    for (program, http2) in all("idle_connections_end").into_iter().flat_map(|p| [(p.clone(), true), (p, false)]) {
+    for (program, http2) in all("idle_connections_end")
+        .into_iter()
+        .flat_map(|p| [(p.clone(), true), (p, false)])
+    {
         let mut server = Numbered::start().await;
         let common = core::HttpProtocolOptions {
             idle_timeout: Some(duration(Duration::from_millis(200))),
             ..Default::default()
         };
         let cluster = static_cluster("up", &[server.at]);
-        let cluster = if http2 { explicit(cluster, None, common) } else { http1(cluster, common) };
+        let cluster = if http2 {
+            explicit(cluster, None, common)
+        } else {
+            http1(cluster, common)
+        };
         let running = Proxy::start(program, cluster).await;
         let send = connect(running.at().await).await;
         number(ask(&send, "/").await).await;
@@ -360,12 +443,18 @@ async fn connections_of_a_cluster_that_goes_end() {
     for http2 in [true, false] {
         let mut server = Numbered::start().await;
         let cluster = static_cluster("up", &[server.at]);
-        let cluster = if http2 { explicit(cluster, None, Default::default()) } else { cluster };
+        let cluster = if http2 {
+            explicit(cluster, None, Default::default())
+        } else {
+            cluster
+        };
         let running = Proxy::start(None, cluster).await;
         let send = connect(running.at().await).await;
         number(ask(&send, "/").await).await;
         assert_eq!(server.event().await, Event::Asked(0, "/".into()));
-        let Proxy::Ours(running) = running else { panic!("ours") };
+        let Proxy::Ours(running) = running else {
+            panic!("ours")
+        };
         running
             .handle
             .apply(meltemi_proto::type_url::CLUSTER, vec![], vec!["up".into()])
@@ -393,17 +482,25 @@ async fn unfinished() -> (Cluster, Arc<Semaphore>, mpsc::UnboundedReceiver<usize
     cluster.connect_timeout = Some(duration(Duration::from_secs(20)));
     cluster.transport_socket = Some(core::TransportSocket {
         name: "envoy.transport_sockets.tls".into(),
-        config_type: Some(core::transport_socket::ConfigType::TypedConfig(pack(&UpstreamTlsContext {
-            sni: "up.example".into(),
-            ..Default::default()
-        }))),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(pack(
+            &UpstreamTlsContext {
+                sni: "up.example".into(),
+                ..Default::default()
+            },
+        ))),
     });
     (cluster, gate, opened)
 }
 
 /// Returns once the requests before it on the connection have been looked at.
 async fn looked_at(send: &SendRequest<Bytes>) {
-    assert_eq!(soon(ask(send, "/direct").await).await.expect("a response").status(), 200);
+    assert_eq!(
+        soon(ask(send, "/direct").await)
+            .await
+            .expect("a response")
+            .status(),
+        200
+    );
 }
 
 #[tokio::test]
@@ -430,9 +527,16 @@ async fn a_connection_that_fails_fails_all_who_wait_for_it() {
 #[tokio::test]
 async fn a_connection_outlives_the_request_that_asked_for_it() {
     let test = "a_connection_outlives_the_request_that_asked_for_it";
-    for (program, http2) in all(test).into_iter().flat_map(|p| [(p.clone(), true), (p, false)]) {
+    for (program, http2) in all(test)
+        .into_iter()
+        .flat_map(|p| [(p.clone(), true), (p, false)])
+    {
         let (cluster, gate, mut opened) = unfinished().await;
-        let cluster = if http2 { cluster } else { http1(cluster, Default::default()) };
+        let cluster = if http2 {
+            cluster
+        } else {
+            http1(cluster, Default::default())
+        };
         let running = Proxy::start(program, cluster).await;
         let send = connect(running.at().await).await;
         let first = ask(&send, "/first").await;

@@ -15,13 +15,20 @@ use crate::peers::{self, Client};
 
 /// A proxy with an admin interface.
 pub fn administered() -> ProxyOptions {
-    ProxyOptions { admin: Some(([127, 0, 0, 1], 0).into()), workers: 2, ..Default::default() }
+    ProxyOptions {
+        admin: Some(([127, 0, 0, 1], 0).into()),
+        workers: 2,
+        ..Default::default()
+    }
 }
 
 /// A page of the admin interface.
 pub async fn page(running: &Running, path: &str) -> String {
     let mut client = Client::connect(running.handle.admin_addresses()[0]).await;
-    client.ask(&format!("GET {path} HTTP/1.1\nhost: localhost\n\n")).await.1
+    client
+        .ask(&format!("GET {path} HTTP/1.1\nhost: localhost\n\n"))
+        .await
+        .1
 }
 
 fn retried(route: route::Route) -> route::Route {
@@ -42,12 +49,16 @@ fn retried(route: route::Route) -> route::Route {
 fn deny() -> Rbac {
     let has = rbac::permission::Rule::Header(route::HeaderMatcher {
         name: "x-deny".into(),
-        header_match_specifier: Some(route::header_matcher::HeaderMatchSpecifier::PresentMatch(true)),
+        header_match_specifier: Some(route::header_matcher::HeaderMatchSpecifier::PresentMatch(
+            true,
+        )),
         ..Default::default()
     });
     let policy = rbac::Policy {
         permissions: vec![rbac::Permission { rule: Some(has) }],
-        principals: vec![rbac::Principal { identifier: Some(rbac::principal::Identifier::Any(true)) }],
+        principals: vec![rbac::Principal {
+            identifier: Some(rbac::principal::Identifier::Any(true)),
+        }],
         ..Default::default()
     };
     Rbac {
@@ -61,11 +72,16 @@ fn deny() -> Rbac {
 }
 
 async fn served() -> (Running, std::net::SocketAddr) {
-    let answer = |status: &str| format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").into_bytes();
+    let answer =
+        |status: &str| format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").into_bytes();
     let count = std::sync::atomic::AtomicUsize::new(0);
     let flaky = peers::http_server(move |head, _| {
         let is_first = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0;
-        answer(if head.contains(" /always") || is_first { "503 no" } else { "200 OK" })
+        answer(if head.contains(" /always") || is_first {
+            "503 no"
+        } else {
+            "200 OK"
+        })
     });
     let silent = peers::server(|stream, _| async move {
         std::future::pending::<()>().await;
@@ -79,7 +95,9 @@ async fn served() -> (Running, std::net::SocketAddr) {
         }],
         ..Default::default()
     });
-    let slow = tune(forward("/slow", "silent"), |action| action.timeout = Some(duration(Duration::from_millis(20))));
+    let slow = tune(forward("/slow", "silent"), |action| {
+        action.timeout = Some(duration(Duration::from_millis(20)))
+    });
     let impatient = tune(forward("/impatient", "silent"), |action| {
         action.retry_policy = Some(route::RetryPolicy {
             retry_on: "reset".into(),
@@ -88,12 +106,25 @@ async fn served() -> (Running, std::net::SocketAddr) {
             ..Default::default()
         });
     });
-    let routes = vec![slow, impatient, forward("/full", "full"), retried(forward("/", "flaky"))];
+    let routes = vec![
+        slow,
+        impatient,
+        forward("/full", "full"),
+        retried(forward("/", "flaky")),
+    ];
     let mut manager = manager(inline(table("r", routes)));
-    manager.http_filters.insert(0, http_filter("envoy.filters.http.rbac", pack(&deny())));
+    manager
+        .http_filters
+        .insert(0, http_filter("envoy.filters.http.rbac", pack(&deny())));
     let running = Running::start(administered());
-    let clusters = vec![static_cluster("flaky", &[flaky.await]), static_cluster("silent", &[silent.await]), full];
-    running.apply(clusters, vec![listener("in", vec![http_chain(&manager)])]).await;
+    let clusters = vec![
+        static_cluster("flaky", &[flaky.await]),
+        static_cluster("silent", &[silent.await]),
+        full,
+    ];
+    running
+        .apply(clusters, vec![listener("in", vec![http_chain(&manager)])])
+        .await;
     let at = running.at("in").await;
     (running, at)
 }
@@ -101,11 +132,23 @@ async fn served() -> (Running, std::net::SocketAddr) {
 #[tokio::test]
 async fn retries_breakers_timeouts_and_policies_are_counted() {
     let (running, at) = served().await;
-    for (path, status) in [("/", 200), ("/always", 503), ("/full", 503), ("/slow", 504), ("/impatient", 504)] {
+    for (path, status) in [
+        ("/", 200),
+        ("/always", 503),
+        ("/full", 503),
+        ("/slow", 504),
+        ("/impatient", 504),
+    ] {
         let (head, _) = peers::get(at, path).await;
-        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {head}");
+        assert!(
+            head.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{path}: {head}"
+        );
     }
-    let (head, _) = Client::connect(at).await.ask("GET / HTTP/1.1\nhost: a\nx-deny: 1\n\n").await;
+    let (head, _) = Client::connect(at)
+        .await
+        .ask("GET / HTTP/1.1\nhost: a\nx-deny: 1\n\n")
+        .await;
     assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
     running.log.line_with("403 ").await;
     let stats = page(&running, "/stats").await;
@@ -138,7 +181,10 @@ async fn retries_breakers_timeouts_and_policies_are_counted() {
         "http.test.downstream_rq_4xx: 1",
         "http.test.downstream_cx_total: 6",
     ] {
-        assert!(stats.lines().any(|row| row == line), "{line} is not in\n{stats}");
+        assert!(
+            stats.lines().any(|row| row == line),
+            "{line} is not in\n{stats}"
+        );
     }
     // A change of the cluster's configuration begins nothing anew.
     let mut changed = static_cluster("flaky", &[peers::echo("other").await]);
@@ -146,7 +192,9 @@ async fn retries_breakers_timeouts_and_policies_are_counted() {
     running.apply(vec![changed], vec![]).await;
     peers::get(at, "/").await;
     let rows = page(&running, "/stats?filter=flaky.upstream_rq_(200|total|503)$").await;
-    let wanted = ["200: 2", "503: 1", "total: 5"].map(|rest| format!("cluster.flaky.upstream_rq_{rest}\n")).concat();
+    let wanted = ["200: 2", "503: 1", "total: 5"]
+        .map(|rest| format!("cluster.flaky.upstream_rq_{rest}\n"))
+        .concat();
     assert_eq!(rows, wanted);
 }
 
@@ -159,14 +207,29 @@ async fn statistics_come_in_three_formats_whole_or_in_part() {
     let mut open = true;
     while open {
         let rows = page(&running, "/stats?filter=^listener%5C.&usedonly").await;
-        assert!(rows.ends_with("listener.127.0.0.1_0.downstream_cx_total: 1\n"), "{rows}");
+        assert!(
+            rows.ends_with("listener.127.0.0.1_0.downstream_cx_total: 1\n"),
+            "{rows}"
+        );
         open = rows.contains("downstream_cx_active: 1\n");
     }
-    let json: serde_json::Value =
-        serde_json::from_str(&page(&running, "/stats?format=json&filter=flaky.upstream_rq_retry$").await)
-            .expect("JSON");
-    assert_eq!(json, serde_json::json!({ "stats": [{ "name": "cluster.flaky.upstream_rq_retry", "value": 1 }] }));
-    let prometheus = page(&running, "/stats?format=prometheus&filter=flaky.*_rq_(2xx|200)$").await;
+    let json: serde_json::Value = serde_json::from_str(
+        &page(
+            &running,
+            "/stats?format=json&filter=flaky.upstream_rq_retry$",
+        )
+        .await,
+    )
+    .expect("JSON");
+    assert_eq!(
+        json,
+        serde_json::json!({ "stats": [{ "name": "cluster.flaky.upstream_rq_retry", "value": 1 }] })
+    );
+    let prometheus = page(
+        &running,
+        "/stats?format=prometheus&filter=flaky.*_rq_(2xx|200)$",
+    )
+    .await;
     assert_eq!(
         prometheus,
         "# TYPE envoy_cluster_upstream_rq counter\n\
@@ -175,11 +238,21 @@ async fn statistics_come_in_three_formats_whole_or_in_part() {
          envoy_cluster_upstream_rq_xx{cluster_name=\"flaky\",response_code_class=\"2\"} 1\n"
     );
     let all = page(&running, "/stats?format=prometheus").await;
-    let families: Vec<_> = all.lines().filter(|line| line.starts_with("# TYPE ")).collect();
+    let families: Vec<_> = all
+        .lines()
+        .filter(|line| line.starts_with("# TYPE "))
+        .collect();
     let mut unique = families.clone();
     unique.sort_unstable();
     unique.dedup();
-    assert_eq!(families.len(), unique.len(), "a family stands once: {families:?}");
+    assert_eq!(
+        families.len(),
+        unique.len(),
+        "a family stands once: {families:?}"
+    );
     let used = page(&running, "/stats?format=prometheus&usedonly&filter=server").await;
-    assert!(used.contains("envoy_server_live 1\n") && !used.lines().any(|line| line.ends_with(" 0")), "{used}");
+    assert!(
+        used.contains("envoy_server_live 1\n") && !used.lines().any(|line| line.ends_with(" 0")),
+        "{used}"
+    );
 }

@@ -1,4 +1,5 @@
-//! Streams that outlive what they were begun under: a client that leaves, terms that change, limits of their own.
+//! Streams that outlive what they were begun under: a client that leaves, terms that change, limits
+//! of their own.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,10 +23,14 @@ use crate::peers::{self, Client};
 /// Over HTTP/2: heads at once, and nothing after them.
 async fn silent_streams() -> SocketAddr {
     peers::server(|stream, _| async move {
-        let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+        let Ok(mut connection) = h2::server::handshake(stream).await else {
+            return;
+        };
         let mut held = Vec::new();
         while let Some(Ok((request, mut respond))) = connection.accept().await {
-            let send = respond.send_response(Response::new(()), false).expect("sent");
+            let send = respond
+                .send_response(Response::new(()), false)
+                .expect("sent");
             held.push((request, send));
         }
     })
@@ -71,18 +76,29 @@ async fn is_free(at: SocketAddr) {
 
 #[tokio::test]
 async fn a_client_that_leaves_a_silent_stream_frees_all_that_it_held() {
-    let upstreams = [http2(static_cluster("up", &[silent_streams().await])), static_cluster("up", &[events().await])];
+    let upstreams = [
+        http2(static_cluster("up", &[silent_streams().await])),
+        static_cluster("up", &[events().await]),
+    ];
     for up in upstreams {
         let manager = manager(inline(table("r", vec![forward("/", "up")])));
-        let running = Running::with(vec![one_at_a_time(up)], vec![listener("in", vec![http_chain(&manager)])]).await;
+        let running = Running::with(
+            vec![one_at_a_time(up)],
+            vec![listener("in", vec![http_chain(&manager)])],
+        )
+        .await;
         let at = running.at("in").await;
         for closes in [false, true] {
             let stream = tokio::net::TcpStream::connect(at).await.expect("connects");
             let (mut send, connection) = h2::client::handshake(stream).await.expect("handshake");
             let driver = tokio::spawn(connection);
-            let request = Request::post("http://svc/watch").header("content-type", "application/grpc");
-            let (response, mut body) = send.send_request(request.body(()).expect("good"), false).expect("sent");
-            body.send_data(Bytes::from_static(b"watch"), true).expect("sent");
+            let request =
+                Request::post("http://svc/watch").header("content-type", "application/grpc");
+            let (response, mut body) = send
+                .send_request(request.body(()).expect("good"), false)
+                .expect("sent");
+            body.send_data(Bytes::from_static(b"watch"), true)
+                .expect("sent");
             let response = response.await.expect("a head");
             assert_eq!(response.status(), 200);
             if closes {
@@ -93,15 +109,23 @@ async fn a_client_that_leaves_a_silent_stream_frees_all_that_it_held() {
             is_free(at).await;
             drop(response);
         }
-        running.log.line_with("200 DC downstream_remote_disconnect /watch").await;
+        running
+            .log
+            .line_with("200 DC downstream_remote_disconnect /watch")
+            .await;
     }
 }
 
 #[tokio::test]
 async fn busy_connections_end_when_their_listener_has_gone_for_the_time_to_drain() {
-    let manager = manager(inline(table("r", vec![forward("/grpc", "grpc"), forward("/events", "events")])));
-    let clusters =
-        vec![http2(static_cluster("grpc", &[silent_streams().await])), static_cluster("events", &[events().await])];
+    let manager = manager(inline(table(
+        "r",
+        vec![forward("/grpc", "grpc"), forward("/events", "events")],
+    )));
+    let clusters = vec![
+        http2(static_cluster("grpc", &[silent_streams().await])),
+        static_cluster("events", &[events().await]),
+    ];
     let running = Running::with(clusters, vec![listener("in", vec![http_chain(&manager)])]).await;
     let at = running.at("in").await;
     let mut client = Client::connect(at).await;
@@ -111,15 +135,30 @@ async fn busy_connections_end_when_their_listener_has_gone_for_the_time_to_drain
         client.stream.read_buf(&mut tick).await.expect("a chunk");
     }
     let mut send = connect(at).await;
-    let (response, _stream) =
-        send.send_request(Request::post("http://svc/grpc").body(()).expect("good"), false).expect("sent");
+    let (response, _stream) = send
+        .send_request(
+            Request::post("http://svc/grpc").body(()).expect("good"),
+            false,
+        )
+        .expect("sent");
     let mut body = response.await.expect("a head").into_body();
-    running.handle.apply(LISTENER, vec![], vec!["in".into()]).await.expect("removed");
+    running
+        .handle
+        .apply(LISTENER, vec![], vec!["in".into()])
+        .await
+        .expect("removed");
     soon(client.closed()).await;
-    assert!(soon(body.data()).await.is_none_or(|piece| piece.is_err()), "the stream ends");
+    assert!(
+        soon(body.data()).await.is_none_or(|piece| piece.is_err()),
+        "the stream ends"
+    );
     for path in ["/events", "/grpc"] {
         let line = running.log.line_with(&format!(" {path} ")).await;
-        assert!(line.starts_with("200 LR connection_drained ") && line.contains("<filter chain changed: "), "{line}");
+        assert!(
+            line.starts_with("200 LR connection_drained ")
+                && line.contains("<filter chain changed: "),
+            "{line}"
+        );
     }
     crate::hostile::until("nobody is left", || running.handle.connections() == 0).await;
 }
@@ -141,13 +180,27 @@ async fn requests_without_an_answer_end_after_the_time_to_drain_too() {
     let mut client = Client::connect(at).await;
     client.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n").await;
     soon(asked.notified()).await;
-    // What only drains has all the time that the process has; what is not accepted any more has not.
+    // What only drains has all the time that the process has; what is not accepted any more has
+    // not.
     running.handle.drain().await;
-    running.handle.apply(LISTENER, Vec::new(), vec!["in".into()]).await.expect("removed");
+    running
+        .handle
+        .apply(LISTENER, Vec::new(), vec!["in".into()])
+        .await
+        .expect("removed");
     let (head, _) = soon(client.receive()).await.expect("an answer");
-    assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("connection: close\r\n"), "{head}");
-    let line = running.log.line_with("503 LR connection_drained /slow").await;
-    assert!(line.ends_with("<filter chain changed: filter chain http>"), "{line}");
+    assert!(
+        head.starts_with("HTTP/1.1 503 ") && head.contains("connection: close\r\n"),
+        "{head}"
+    );
+    let line = running
+        .log
+        .line_with("503 LR connection_drained /slow")
+        .await;
+    assert!(
+        line.ends_with("<filter chain changed: filter chain http>"),
+        "{line}"
+    );
     assert!(soon(client.closed()).await);
 }
 
@@ -165,17 +218,33 @@ async fn whoever_is_answered_while_the_proxy_drains_is_told_that_this_was_the_la
                     count.fetch_add(1, Ordering::Relaxed);
                     gate.notified().await;
                 }
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+                let _ = stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                    .await;
             }
         }
     })
     .await;
-    let running = Running::start_with(ProxyOptions { drain_time: Duration::from_secs(3600), ..Default::default() });
+    let running = Running::start_with(ProxyOptions {
+        drain_time: Duration::from_secs(3600),
+        ..Default::default()
+    });
     let manager = manager(inline(table("r", vec![forward("/", "up")])));
-    running.apply(vec![static_cluster("up", &[upstream])], vec![listener("in", vec![http_chain(&manager)])]).await;
+    running
+        .apply(
+            vec![static_cluster("up", &[upstream])],
+            vec![listener("in", vec![http_chain(&manager)])],
+        )
+        .await;
     let at = running.at("in").await;
     let mut idle = Client::connect(at).await;
-    assert!(!idle.ask("GET / HTTP/1.1\nhost: a\n\n").await.0.contains("connection: close"));
+    assert!(
+        !idle
+            .ask("GET / HTTP/1.1\nhost: a\n\n")
+            .await
+            .0
+            .contains("connection: close")
+    );
     let mut client = Client::connect(at).await;
     client.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n").await;
     crate::hostile::until("it was asked", || asked.load(Ordering::Relaxed) == 1).await;
@@ -210,19 +279,29 @@ async fn tunnels_have_the_limits_of_their_route() {
     let limit = Some(duration(Duration::from_millis(100)));
     let idle = tune(forward("/idle", "up"), |action| action.idle_timeout = limit);
     let longest = tune(forward("/longest", "up"), |action| {
-        action.max_stream_duration = Some(MaxStreamDuration { max_stream_duration: limit, ..Default::default() });
+        action.max_stream_duration = Some(MaxStreamDuration {
+            max_stream_duration: limit,
+            ..Default::default()
+        });
     });
     let manager = manager(inline(table("r", vec![idle, longest])));
     let up = static_cluster("up", &[silent_tunnels().await]);
     let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
     let at = running.at("in").await;
     let mut client = Client::connect(at).await;
-    let (head, _) = client.ask(&format!("GET /idle HTTP/1.1\nhost: a\n{UPGRADE}")).await;
+    let (head, _) = client
+        .ask(&format!("GET /idle HTTP/1.1\nhost: a\n{UPGRADE}"))
+        .await;
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     assert!(soon(client.closed()).await);
-    running.log.line_with("101 SI stream_idle_timeout /idle").await;
+    running
+        .log
+        .line_with("101 SI stream_idle_timeout /idle")
+        .await;
     let mut client = Client::connect(at).await;
-    client.ask(&format!("GET /longest HTTP/1.1\nhost: a\n{UPGRADE}")).await;
+    client
+        .ask(&format!("GET /longest HTTP/1.1\nhost: a\n{UPGRADE}"))
+        .await;
     // One that talks all the time ends too.
     let (mut read, mut write) = client.stream.split();
     let talking = async {
@@ -236,26 +315,41 @@ async fn tunnels_have_the_limits_of_their_route() {
         read = soon(read.read(&mut end)) => assert!(!read.is_ok_and(|n| n > 0)),
         () = talking => {}
     }
-    running.log.line_with("101 DT max_duration_timeout /longest").await;
+    running
+        .log
+        .line_with("101 DT max_duration_timeout /longest")
+        .await;
 }
 
 #[tokio::test]
 async fn tunnels_end_with_the_terms_that_they_were_begun_under() {
     let (running, at) = simple(silent_tunnels().await).await;
     let mut client = Client::connect(at).await;
-    client.ask(&format!("GET /ws HTTP/1.1\nhost: a\n{UPGRADE}")).await;
-    running.handle.apply(LISTENER, vec![], vec!["in".into()]).await.expect("removed");
+    client
+        .ask(&format!("GET /ws HTTP/1.1\nhost: a\n{UPGRADE}"))
+        .await;
+    running
+        .handle
+        .apply(LISTENER, vec![], vec!["in".into()])
+        .await
+        .expect("removed");
     assert!(soon(client.closed()).await);
     let line = running.log.line_with(" /ws ").await;
-    assert!(line.starts_with("101 LR connection_drained ") && line.contains("<filter chain changed: "), "{line}");
+    assert!(
+        line.starts_with("101 LR connection_drained ") && line.contains("<filter chain changed: "),
+        "{line}"
+    );
 }
 
 /// gRPC over HTTP/1.1, as far as heads go.
 #[tokio::test]
 async fn endpoints_that_fail_in_the_words_of_grpc_are_left_out() {
-    let bad = peers::http_server(|_, _| b"HTTP/1.1 200 OK\r\ngrpc-status: 14\r\ncontent-length: 3\r\n\r\nbad".to_vec());
-    let good =
-        peers::http_server(|_, _| b"HTTP/1.1 200 OK\r\ngrpc-status: 5\r\ncontent-length: 4\r\n\r\ngood".to_vec());
+    let bad = peers::http_server(|_, _| {
+        b"HTTP/1.1 200 OK\r\ngrpc-status: 14\r\ncontent-length: 3\r\n\r\nbad".to_vec()
+    });
+    let good = peers::http_server(|_, _| {
+        b"HTTP/1.1 200 OK\r\ngrpc-status: 5\r\ncontent-length: 4\r\n\r\ngood".to_vec()
+    });
     let (bad, good) = (bad.await, good.await);
     let mut up = static_cluster("up", &[bad, good]);
     up.outlier_detection = Some(cluster::OutlierDetection {
@@ -273,8 +367,13 @@ async fn endpoints_that_fail_in_the_words_of_grpc_are_left_out() {
     }
     let mut answers = Vec::new();
     for _ in 0..20 {
-        let request = "POST / HTTP/1.1\nhost: a\ncontent-type: application/grpc\ncontent-length: 0\n\n";
+        let request =
+            "POST / HTTP/1.1\nhost: a\ncontent-type: application/grpc\ncontent-length: 0\n\n";
         answers.push(Client::connect(at).await.ask(request).await.1);
     }
-    assert_eq!(answers.iter().filter(|answer| *answer == "bad").count(), 2, "{answers:?}");
+    assert_eq!(
+        answers.iter().filter(|answer| *answer == "bad").count(),
+        2,
+        "{answers:?}"
+    );
 }

@@ -19,13 +19,20 @@ async fn shout() -> std::net::SocketAddr {
 
 #[tokio::test]
 async fn bytes_pass_and_each_direction_ends_by_itself() {
-    let running =
-        Running::with(vec![static_cluster("up", &[shout().await])], vec![listener("in", vec![tcp_chain("up")])]).await;
+    let running = Running::with(
+        vec![static_cluster("up", &[shout().await])],
+        vec![listener("in", vec![tcp_chain("up")])],
+    )
+    .await;
     let mut client = Client::connect(running.at("in").await).await;
     client.send("quiet").await;
     client.stream.shutdown().await.expect("half-closed");
     let mut answer = String::new();
-    client.stream.read_to_string(&mut answer).await.expect("to the end");
+    client
+        .stream
+        .read_to_string(&mut answer)
+        .await
+        .expect("to the end");
     assert_eq!(answer, "QUIET");
     running.log.line_with("0 - - - up 5").await;
 }
@@ -39,7 +46,10 @@ async fn an_endpoint_that_refuses_is_a_closed_connection_and_a_flag() {
     .await;
     let mut client = Client::connect(running.at("in").await).await;
     assert!(client.closed().await);
-    running.log.line_with("0 UF upstream_connection_failure").await;
+    running
+        .log
+        .line_with("0 UF upstream_connection_failure")
+        .await;
 }
 
 #[tokio::test]
@@ -69,7 +79,10 @@ async fn sniffing_tells_http_from_bytes() {
         ),
     ];
     let running = Running::with(
-        vec![static_cluster("up", &[shout().await]), static_cluster("http", &[peers::echo("web").await])],
+        vec![
+            static_cluster("up", &[shout().await]),
+            static_cluster("http", &[peers::echo("web").await]),
+        ],
         vec![sniffing],
     )
     .await;
@@ -80,7 +93,11 @@ async fn sniffing_tells_http_from_bytes() {
     client.send("not http\n").await;
     client.stream.shutdown().await.expect("half-closed");
     let mut answer = String::new();
-    client.stream.read_to_string(&mut answer).await.expect("to the end");
+    client
+        .stream
+        .read_to_string(&mut answer)
+        .await
+        .expect("to the end");
     assert_eq!(answer, "NOT HTTP\n");
 }
 
@@ -100,8 +117,12 @@ async fn network_authorization_refuses_and_a_later_change_ends_what_is_open() {
     let deny = |deny: bool| {
         let mut chain = tcp_chain("up");
         let any = rbac::Policy {
-            permissions: vec![rbac::Permission { rule: Some(rbac::permission::Rule::Any(deny)) }],
-            principals: vec![rbac::Principal { identifier: Some(rbac::principal::Identifier::Any(true)) }],
+            permissions: vec![rbac::Permission {
+                rule: Some(rbac::permission::Rule::Any(deny)),
+            }],
+            principals: vec![rbac::Principal {
+                identifier: Some(rbac::principal::Identifier::Any(true)),
+            }],
             ..Default::default()
         };
         if deny {
@@ -114,7 +135,10 @@ async fn network_authorization_refuses_and_a_later_change_ends_what_is_open() {
                 }),
                 ..Default::default()
             };
-            chain.filters.insert(0, network_filter("envoy.filters.network.rbac", meltemi_proto::pack(&rules)));
+            chain.filters.insert(
+                0,
+                network_filter("envoy.filters.network.rbac", meltemi_proto::pack(&rules)),
+            );
         }
         listener("in", vec![chain])
     };

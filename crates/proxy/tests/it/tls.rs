@@ -7,7 +7,9 @@ use meltemi_proto::envoy::extensions::transport_sockets::tls::v3 as tls;
 use meltemi_proto::pack;
 use meltemi_proxy::ProxyOptions;
 use meltemi_tls::{Identity, Secret, SecretStore, TrustBundle};
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+};
 
 use crate::config::*;
 use crate::peers;
@@ -23,7 +25,10 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let pem = params.self_signed(&key).expect("root").pem();
-        Self { issuer: Issuer::new(params, key), pem }
+        Self {
+            issuer: Issuer::new(params, key),
+            pem,
+        }
     }
 
     fn identity(&self, spiffe: &str) -> Identity {
@@ -34,17 +39,24 @@ impl Authority {
         let key = KeyPair::generate().expect("key");
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![name];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         params.not_after = time::OffsetDateTime::now_utc() + time::Duration::hours(1);
         params.not_before = time::OffsetDateTime::now_utc() - time::Duration::hours(1);
         let certificate = params.signed_by(&key, &self.issuer).expect("leaf");
-        Identity::from_pem(certificate.pem().as_bytes(), key.serialize_pem().as_bytes()).expect("own leaf")
+        Identity::from_pem(certificate.pem().as_bytes(), key.serialize_pem().as_bytes())
+            .expect("own leaf")
     }
 
     pub fn secrets(&self, spiffe: &str) -> SecretStore {
         let store = SecretStore::new();
         store.set("default", Secret::identity(self.identity(spiffe)));
-        store.set("ROOTCA", Secret::trust(TrustBundle::from_pem(self.pem.as_bytes()).expect("root")));
+        store.set(
+            "ROOTCA",
+            Secret::trust(TrustBundle::from_pem(self.pem.as_bytes()).expect("root")),
+        );
         store
     }
 }
@@ -53,19 +65,24 @@ fn sds(name: &str) -> tls::SdsSecretConfig {
     tls::SdsSecretConfig {
         name: name.into(),
         sds_config: Some(core::ConfigSource {
-            config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::ApiConfigSource(
-                core::ApiConfigSource {
-                    api_type: core::api_config_source::ApiType::Grpc as i32,
-                    transport_api_version: core::ApiVersion::V3 as i32,
-                    grpc_services: vec![core::GrpcService {
-                        target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(
-                            core::grpc_service::EnvoyGrpc { cluster_name: "sds-grpc".into(), ..Default::default() },
-                        )),
+            config_source_specifier: Some(
+                core::config_source::ConfigSourceSpecifier::ApiConfigSource(
+                    core::ApiConfigSource {
+                        api_type: core::api_config_source::ApiType::Grpc as i32,
+                        transport_api_version: core::ApiVersion::V3 as i32,
+                        grpc_services: vec![core::GrpcService {
+                            target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(
+                                core::grpc_service::EnvoyGrpc {
+                                    cluster_name: "sds-grpc".into(),
+                                    ..Default::default()
+                                },
+                            )),
+                            ..Default::default()
+                        }],
                         ..Default::default()
-                    }],
-                    ..Default::default()
-                },
-            )),
+                    },
+                ),
+            ),
             resource_api_version: core::ApiVersion::V3 as i32,
             ..Default::default()
         }),
@@ -85,16 +102,18 @@ pub fn common(alpn: &[&str], sans: &[&str]) -> tls::CommonTlsContext {
     tls::CommonTlsContext {
         alpn_protocols: alpn.iter().map(|name| (*name).into()).collect(),
         tls_certificate_sds_secret_configs: vec![sds("default")],
-        validation_context_type: Some(tls::common_tls_context::ValidationContextType::CombinedValidationContext(
-            tls::common_tls_context::CombinedCertificateValidationContext {
-                default_validation_context: Some(tls::CertificateValidationContext {
-                    match_typed_subject_alt_names: sans.iter().map(san).collect(),
+        validation_context_type: Some(
+            tls::common_tls_context::ValidationContextType::CombinedValidationContext(
+                tls::common_tls_context::CombinedCertificateValidationContext {
+                    default_validation_context: Some(tls::CertificateValidationContext {
+                        match_typed_subject_alt_names: sans.iter().map(san).collect(),
+                        ..Default::default()
+                    }),
+                    validation_context_sds_secret_config: Some(sds("ROOTCA")),
                     ..Default::default()
-                }),
-                validation_context_sds_secret_config: Some(sds("ROOTCA")),
-                ..Default::default()
-            },
-        )),
+                },
+            ),
+        ),
         ..Default::default()
     }
 }
@@ -120,18 +139,30 @@ pub async fn inbound_with(
     use meltemi_proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as hcm;
     let mut manager = manager(inline(table("r", vec![forward("/", "app")])));
     manager.forward_client_cert_details = hcm::ForwardClientCertDetails::AppendForward as i32;
-    manager.set_current_client_cert_details =
-        Some(hcm::SetCurrentClientCertDetails { uri: true, ..Default::default() });
+    manager.set_current_client_cert_details = Some(hcm::SetCurrentClientCertDetails {
+        uri: true,
+        ..Default::default()
+    });
     let mut chain = http_chain(&manager);
     chain.transport_socket = Some(socket(pack(&tls::DownstreamTlsContext {
         common_tls_context: Some(common(&["h2", "http/1.1"], &[])),
-        require_client_certificate: Some(meltemi_proto::google::protobuf::BoolValue { value: true }),
+        require_client_certificate: Some(meltemi_proto::google::protobuf::BoolValue {
+            value: true,
+        }),
         ..Default::default()
     })));
     change(&mut chain);
     let secrets = authority.secrets("spiffe://cluster.local/ns/default/sa/server");
-    let running = Running::start(ProxyOptions { secrets, ..Default::default() });
-    running.apply(vec![static_cluster("app", &[upstream])], vec![listener("inbound", vec![chain])]).await;
+    let running = Running::start(ProxyOptions {
+        secrets,
+        ..Default::default()
+    });
+    running
+        .apply(
+            vec![static_cluster("app", &[upstream])],
+            vec![listener("inbound", vec![chain])],
+        )
+        .await;
     running
 }
 
@@ -156,8 +187,16 @@ pub async fn outbound_with(
     change(&mut up);
     let manager = manager(inline(table("r", vec![forward("/", "server")])));
     let secrets = authority.secrets("spiffe://cluster.local/ns/default/sa/client");
-    let running = Running::start(ProxyOptions { secrets, ..Default::default() });
-    running.apply(vec![up], vec![listener("outbound", vec![http_chain(&manager)])]).await;
+    let running = Running::start(ProxyOptions {
+        secrets,
+        ..Default::default()
+    });
+    running
+        .apply(
+            vec![up],
+            vec![listener("outbound", vec![http_chain(&manager)])],
+        )
+        .await;
     running
 }
 
@@ -166,24 +205,48 @@ async fn identities_are_proved_both_ways() {
     let authority = Authority::new();
     let server = inbound(&authority, peers::echo("app").await).await;
     let to = server.at("inbound").await;
-    let client = outbound(&authority, to, "spiffe://cluster.local/ns/default/sa/server").await;
+    let client = outbound(
+        &authority,
+        to,
+        "spiffe://cluster.local/ns/default/sa/server",
+    )
+    .await;
     let (head, body) = peers::get(client.at("outbound").await, "/secret").await;
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}{body}");
-    assert!(body.contains("x-forwarded-client-cert: By=spiffe://cluster.local/ns/default/sa/server;Hash="), "{body}");
-    assert!(body.contains(";URI=spiffe://cluster.local/ns/default/sa/client\r\n"), "{body}");
+    assert!(
+        body.contains(
+            "x-forwarded-client-cert: By=spiffe://cluster.local/ns/default/sa/server;Hash="
+        ),
+        "{body}"
+    );
+    assert!(
+        body.contains(";URI=spiffe://cluster.local/ns/default/sa/client\r\n"),
+        "{body}"
+    );
 
     let wrong = outbound(&authority, to, "spiffe://cluster.local/ns/default/sa/other").await;
     let (head, body) = peers::get(wrong.at("outbound").await, "/secret").await;
-    assert!(head.starts_with("HTTP/1.1 503 ") && !body.contains("TLS"), "{head}{body}");
+    assert!(
+        head.starts_with("HTTP/1.1 503 ") && !body.contains("TLS"),
+        "{head}{body}"
+    );
     assert!(wrong.log.line_with(" UF ").await.contains("TLS_error"));
 
     let stranger = Authority::new();
     let foreign = outbound(&stranger, to, "spiffe://cluster.local/ns/default/sa/server").await;
-    assert!(peers::get(foreign.at("outbound").await, "/secret").await.0.starts_with("HTTP/1.1 503 "));
+    assert!(
+        peers::get(foreign.at("outbound").await, "/secret")
+            .await
+            .0
+            .starts_with("HTTP/1.1 503 ")
+    );
 
     let mut plain = peers::Client::connect(to).await;
     plain.send("GET /secret HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    assert!(plain.closed().await, "plaintext where TLS is required gets nothing");
+    assert!(
+        plain.closed().await,
+        "plaintext where TLS is required gets nothing"
+    );
 }
 
 #[tokio::test]
@@ -195,15 +258,27 @@ async fn a_listener_waits_for_its_secrets_and_rotation_cuts_nothing() {
     let mut manager = manager(inline(table("r", vec![forward("/", "server")])));
     manager.stat_prefix = "late".into();
     let secrets = SecretStore::new();
-    let late = Running::start(ProxyOptions { secrets: secrets.clone(), ..Default::default() });
+    let late = Running::start(ProxyOptions {
+        secrets: secrets.clone(),
+        ..Default::default()
+    });
     let mut chain = http_chain(&manager);
     chain.transport_socket = Some(socket(pack(&tls::DownstreamTlsContext {
         common_tls_context: Some(common(&["http/1.1"], &[])),
-        require_client_certificate: Some(meltemi_proto::google::protobuf::BoolValue { value: true }),
+        require_client_certificate: Some(meltemi_proto::google::protobuf::BoolValue {
+            value: true,
+        }),
         ..Default::default()
     })));
-    late.apply(vec![static_cluster("server", &[])], vec![listener("late", vec![chain])]).await;
-    assert!(late.handle.addresses().await.is_empty(), "no certificate yet, so nobody is let in");
+    late.apply(
+        vec![static_cluster("server", &[])],
+        vec![listener("late", vec![chain])],
+    )
+    .await;
+    assert!(
+        late.handle.addresses().await.is_empty(),
+        "no certificate yet, so nobody is let in"
+    );
     let full = authority.secrets("spiffe://cluster.local/ns/default/sa/late");
     for name in full.names() {
         secrets.set(&name, (*full.get(&name).expect("set")).clone());
@@ -213,19 +288,42 @@ async fn a_listener_waits_for_its_secrets_and_rotation_cuts_nothing() {
     let client_secrets = authority.secrets("spiffe://cluster.local/ns/default/sa/client");
     let mut up = static_cluster("server", &[to]);
     up.transport_socket = Some(socket(pack(&tls::UpstreamTlsContext {
-        common_tls_context: Some(common(&[], &["spiffe://cluster.local/ns/default/sa/server"])),
+        common_tls_context: Some(common(
+            &[],
+            &["spiffe://cluster.local/ns/default/sa/server"],
+        )),
         sni: "server".into(),
         ..Default::default()
     })));
-    let plain = http_chain(&crate::config::manager(inline(table("r", vec![forward("/", "server")]))));
-    let client = Running::start(ProxyOptions { secrets: client_secrets.clone(), ..Default::default() });
-    client.apply(vec![up], vec![listener("outbound", vec![plain])]).await;
+    let plain = http_chain(&crate::config::manager(inline(table(
+        "r",
+        vec![forward("/", "server")],
+    ))));
+    let client = Running::start(ProxyOptions {
+        secrets: client_secrets.clone(),
+        ..Default::default()
+    });
+    client
+        .apply(vec![up], vec![listener("outbound", vec![plain])])
+        .await;
     let mut connection = peers::Client::connect(client.at("outbound").await).await;
-    assert!(connection.ask("GET /1 HTTP/1.1\nhost: a\n\n").await.0.starts_with("HTTP/1.1 200 "));
-    client_secrets.set("default", Secret::identity(authority.identity("spiffe://cluster.local/ns/default/sa/renewed")));
+    assert!(
+        connection
+            .ask("GET /1 HTTP/1.1\nhost: a\n\n")
+            .await
+            .0
+            .starts_with("HTTP/1.1 200 ")
+    );
+    client_secrets.set(
+        "default",
+        Secret::identity(authority.identity("spiffe://cluster.local/ns/default/sa/renewed")),
+    );
     let (head, body) = connection.ask("GET /2 HTTP/1.1\nhost: a\n\n").await;
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
-    assert!(body.contains("sa/client") || body.contains("sa/renewed"), "{body}");
+    assert!(
+        body.contains("sa/client") || body.contains("sa/renewed"),
+        "{body}"
+    );
 }
 
 #[tokio::test]
@@ -235,7 +333,13 @@ async fn pinned_certificates_are_the_only_ones_that_are_taken() {
     let outbound_secrets = authority.secrets("spiffe://cluster.local/ns/default/sa/client");
     let pin_of = |secrets: &SecretStore| {
         let secret = secrets.get("default").expect("set");
-        secret.identity.as_ref().expect("an identity").info().sha256.clone()
+        secret
+            .identity
+            .as_ref()
+            .expect("an identity")
+            .info()
+            .sha256
+            .clone()
     };
     let (servers, clients) = (pin_of(&inbound_secrets), pin_of(&outbound_secrets));
     let pinned = |pin: &str| {
@@ -248,28 +352,47 @@ async fn pinned_certificates_are_the_only_ones_that_are_taken() {
         }
         context
     };
-    let cases = [(&clients, &servers, "200"), (&servers, &servers, "503"), (&clients, &clients, "503")];
+    let cases = [
+        (&clients, &servers, "200"),
+        (&servers, &servers, "503"),
+        (&clients, &clients, "503"),
+    ];
     for (client_pin, server_pin, status) in cases {
         let mut chain = http_chain(&manager(inline(table("r", vec![forward("/", "app")]))));
         chain.transport_socket = Some(socket(pack(&tls::DownstreamTlsContext {
             common_tls_context: Some(pinned(client_pin)),
-            require_client_certificate: Some(meltemi_proto::google::protobuf::BoolValue { value: true }),
+            require_client_certificate: Some(meltemi_proto::google::protobuf::BoolValue {
+                value: true,
+            }),
             ..Default::default()
         })));
-        let server = Running::start(ProxyOptions { secrets: inbound_secrets.clone(), ..Default::default() });
+        let server = Running::start(ProxyOptions {
+            secrets: inbound_secrets.clone(),
+            ..Default::default()
+        });
         let app = static_cluster("app", &[peers::echo("app").await]);
-        server.apply(vec![app], vec![listener("inbound", vec![chain])]).await;
+        server
+            .apply(vec![app], vec![listener("inbound", vec![chain])])
+            .await;
         let mut up = static_cluster("server", &[server.at("inbound").await]);
         up.transport_socket = Some(socket(pack(&tls::UpstreamTlsContext {
             common_tls_context: Some(pinned(server_pin)),
             sni: "server".into(),
             ..Default::default()
         })));
-        let client = Running::start(ProxyOptions { secrets: outbound_secrets.clone(), ..Default::default() });
+        let client = Running::start(ProxyOptions {
+            secrets: outbound_secrets.clone(),
+            ..Default::default()
+        });
         let plain = http_chain(&manager(inline(table("r", vec![forward("/", "server")]))));
-        client.apply(vec![up], vec![listener("outbound", vec![plain])]).await;
+        client
+            .apply(vec![up], vec![listener("outbound", vec![plain])])
+            .await;
         let (head, body) = peers::get(client.at("outbound").await, "/").await;
-        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}{body}");
+        assert!(
+            head.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{head}{body}"
+        );
         if client_pin == &servers {
             // The client's proxy may know before the server's has counted.
             let counted = "meltemi_downstream_tls_errors_total{reason=\"certificate\"} 1\n";
@@ -293,12 +416,15 @@ async fn handshakes_that_fail_are_counted_by_reason() {
     assert!(plain.closed().await);
     let mut gone = peers::Client::connect(to).await;
     gone.send([0x16, 0x03, 0x01]).await;
-    tokio::io::AsyncWriteExt::shutdown(&mut gone.stream).await.expect("half-closed");
+    tokio::io::AsyncWriteExt::shutdown(&mut gone.stream)
+        .await
+        .expect("half-closed");
     assert!(gone.closed().await);
     let stranger = Authority::new();
     let foreign = outbound(&stranger, to, "spiffe://cluster.local/ns/default/sa/server").await;
     peers::get(foreign.at("outbound").await, "/").await;
-    // The stranger ends the handshake, since it does not know us either; the alert may come a moment later.
+    // The stranger ends the handshake, since it does not know us either; the alert may come a
+    // moment later.
     let all = "meltemi_refused_connections_total{cause_kind=\"tls\",flag=\"-\"} 3\n";
     let metrics = loop {
         let metrics = server.handle.metrics();
@@ -317,18 +443,24 @@ async fn handshakes_that_fail_are_counted_by_reason() {
 async fn named_server(authority: &Authority) -> std::net::SocketAddr {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let identity = authority.identity_of(SanType::DnsName("a.example".try_into().expect("IA5")));
-    let config = meltemi_tls::server_config(&meltemi_tls::ServerTerms::default(), &identity, None).expect("a server");
+    let config = meltemi_tls::server_config(&meltemi_tls::ServerTerms::default(), &identity, None)
+        .expect("a server");
     let acceptor = tokio_rustls::TlsAcceptor::from(config);
     peers::server(move |stream, _| {
         let acceptor = acceptor.clone();
         async move {
-            let Ok(mut stream) = acceptor.accept(stream).await else { return };
+            let Ok(mut stream) = acceptor.accept(stream).await else {
+                return;
+            };
             let name = stream.get_ref().1.server_name().unwrap_or("-").to_owned();
             let mut seen = Vec::new();
             while stream.read_buf(&mut seen).await.is_ok_and(|n| n > 0) {
                 if seen.ends_with(b"\r\n\r\n") {
                     seen.clear();
-                    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}", name.len());
+                    let answer = format!(
+                        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}",
+                        name.len()
+                    );
                     let _ = stream.write_all(answer.as_bytes()).await;
                     let _ = stream.flush().await;
                 }
@@ -339,7 +471,10 @@ async fn named_server(authority: &Authority) -> std::net::SocketAddr {
 }
 
 fn inline_source(text: &str) -> core::DataSource {
-    core::DataSource { specifier: Some(core::data_source::Specifier::InlineString(text.into())), ..Default::default() }
+    core::DataSource {
+        specifier: Some(core::data_source::Specifier::InlineString(text.into())),
+        ..Default::default()
+    }
 }
 
 #[tokio::test]
@@ -348,13 +483,15 @@ async fn the_requests_host_is_the_server_name_and_the_certificate_must_be_for_it
     let at = named_server(&authority).await;
     let up = |name: &str, checked: bool, header: &str| {
         let mut up = static_cluster(name, &[at]);
-        let validation =
-            tls::CertificateValidationContext { trusted_ca: Some(inline_source(&authority.pem)), ..Default::default() };
+        let validation = tls::CertificateValidationContext {
+            trusted_ca: Some(inline_source(&authority.pem)),
+            ..Default::default()
+        };
         up.transport_socket = Some(socket(pack(&tls::UpstreamTlsContext {
             common_tls_context: Some(tls::CommonTlsContext {
-                validation_context_type: Some(tls::common_tls_context::ValidationContextType::ValidationContext(
-                    validation,
-                )),
+                validation_context_type: Some(
+                    tls::common_tls_context::ValidationContextType::ValidationContext(validation),
+                ),
                 ..Default::default()
             }),
             ..Default::default()
@@ -367,14 +504,27 @@ async fn the_requests_host_is_the_server_name_and_the_certificate_must_be_for_it
             }),
             ..Default::default()
         };
-        up.typed_extension_protocol_options
-            .insert("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(), pack(&options));
+        up.typed_extension_protocol_options.insert(
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(),
+            pack(&options),
+        );
         up
     };
-    let routes = vec![forward("/checked", "checked"), forward("/header", "header"), forward("/free", "free")];
+    let routes = vec![
+        forward("/checked", "checked"),
+        forward("/header", "header"),
+        forward("/free", "free"),
+    ];
     let running = Running::with(
-        vec![up("checked", true, ""), up("header", true, "x-name"), up("free", false, "")],
-        vec![listener("in", vec![http_chain(&manager(inline(table("r", routes))))])],
+        vec![
+            up("checked", true, ""),
+            up("header", true, "x-name"),
+            up("free", false, ""),
+        ],
+        vec![listener(
+            "in",
+            vec![http_chain(&manager(inline(table("r", routes))))],
+        )],
     )
     .await;
     let to = running.at("in").await;
@@ -385,7 +535,11 @@ async fn the_requests_host_is_the_server_name_and_the_certificate_must_be_for_it
     assert_eq!(ask("/checked", "a.example:443").await.1, "a.example");
     assert_eq!(ask("/header", "other.example").await.1, "a.example");
     assert_eq!(ask("/free", "other.example").await.1, "other.example");
-    assert_eq!(ask("/free", "10.0.0.1").await.1, "-", "an address is never sent");
+    assert_eq!(
+        ask("/free", "10.0.0.1").await.1,
+        "-",
+        "an address is never sent"
+    );
     // B12
     let long = "a".repeat(300);
     assert_eq!(ask("/free", &long).await.1, "-", "nor what is no name");
@@ -412,8 +566,14 @@ async fn certificates_that_cannot_be_read_refuse_the_resource() {
     })));
     let message = listener("in", vec![chain]);
     let resources = vec![("in".into(), pack(&message))];
-    let refused = running.handle.apply(meltemi_proto::type_url::LISTENER, resources, vec![]).await;
+    let refused = running
+        .handle
+        .apply(meltemi_proto::type_url::LISTENER, resources, vec![])
+        .await;
     let reason = refused.expect_err("refused");
-    assert!(reason.starts_with("in: ") && reason.contains("PEM"), "{reason}");
+    assert!(
+        reason.starts_with("in: ") && reason.contains("PEM"),
+        "{reason}"
+    );
     assert!(running.handle.addresses().await.is_empty());
 }

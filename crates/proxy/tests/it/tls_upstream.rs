@@ -13,19 +13,27 @@ use crate::tls::{Authority, socket};
 /// A server under TLS: `answer` gets what ALPN agreed on and the stream, and may just drop it.
 async fn server<F, R>(alpn: &[&str], answer: F) -> std::net::SocketAddr
 where
-    F: Fn(Option<Vec<u8>>, tokio_rustls::server::TlsStream<tokio::net::TcpStream>) -> R + Send + Sync + 'static,
+    F: Fn(Option<Vec<u8>>, tokio_rustls::server::TlsStream<tokio::net::TcpStream>) -> R
+        + Send
+        + Sync
+        + 'static,
     R: Future<Output = ()> + Send + 'static,
 {
-    let identity = Authority::new().identity_of(SanType::DnsName("a.example".try_into().expect("IA5")));
-    let terms =
-        meltemi_tls::ServerTerms { alpn: alpn.iter().map(|name| (*name).into()).collect(), ..Default::default() };
+    let identity =
+        Authority::new().identity_of(SanType::DnsName("a.example".try_into().expect("IA5")));
+    let terms = meltemi_tls::ServerTerms {
+        alpn: alpn.iter().map(|name| (*name).into()).collect(),
+        ..Default::default()
+    };
     let config = meltemi_tls::server_config(&terms, &identity, None).expect("a server");
     let acceptor = tokio_rustls::TlsAcceptor::from(config);
     let answer = std::sync::Arc::new(answer);
     peers::server(move |stream, _| {
         let (acceptor, answer) = (acceptor.clone(), answer.clone());
         async move {
-            let Ok(stream) = acceptor.accept(stream).await else { return };
+            let Ok(stream) = acceptor.accept(stream).await else {
+                return;
+            };
             let agreed = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
             answer(agreed, stream).await;
         }
@@ -55,7 +63,11 @@ async fn an_end_without_farewell_is_the_end_of_a_body_without_length_and_of_no_o
                 return;
             }
         }
-        let length = if seen.starts_with(b"GET /sized") { "content-length: 100\r\n" } else { "" };
+        let length = if seen.starts_with(b"GET /sized") {
+            "content-length: 100\r\n"
+        } else {
+            ""
+        };
         let answer = format!("HTTP/1.1 200 OK\r\n{length}\r\nold but whole");
         let _ = stream.write_all(answer.as_bytes()).await;
         let _ = stream.flush().await;
@@ -66,14 +78,19 @@ async fn an_end_without_farewell_is_the_end_of_a_body_without_length_and_of_no_o
     let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
     let to = running.at("in").await;
     let mut client = Client::connect(to).await;
-    client.send("GET /old HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+    client
+        .send("GET /old HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        .await;
     let (_, body) = client.receive().await.expect("a whole answer");
     assert_eq!(body, b"old but whole");
     running.log.line_with("200 - via_upstream /old ").await;
     let mut client = Client::connect(to).await;
     client.send("GET /sized HTTP/1.1\r\nhost: a\r\n\r\n").await;
     assert!(client.receive().await.is_none(), "what is cut is not whole");
-    running.log.line_with("200 UC upstream_reset_after_response_started").await;
+    running
+        .log
+        .line_with("200 UC upstream_reset_after_response_started")
+        .await;
 }
 
 #[tokio::test]
@@ -105,12 +122,22 @@ async fn a_websocket_to_a_cluster_of_http2_is_spoken_as_it_was_agreed() {
     let clusters = [("both", both), ("only", only_http2)]
         .map(|(name, at)| under_tls(http2(static_cluster(name, &[at])), &["h2", "http/1.1"]));
     let manager = manager(inline(table("r", routes)));
-    let running = Running::with(clusters.into(), vec![listener("in", vec![http_chain(&manager)])]).await;
+    let running = Running::with(
+        clusters.into(),
+        vec![listener("in", vec![http_chain(&manager)])],
+    )
+    .await;
     let at = running.at("in").await;
     let upgrade = "HTTP/1.1\nhost: a\nconnection: Upgrade\nupgrade: websocket\n\n";
-    let (head, _) = Client::connect(at).await.ask(&format!("GET /both {upgrade}")).await;
+    let (head, _) = Client::connect(at)
+        .await
+        .ask(&format!("GET /both {upgrade}"))
+        .await;
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-    let (head, _) = Client::connect(at).await.ask(&format!("GET /only {upgrade}")).await;
+    let (head, _) = Client::connect(at)
+        .await
+        .ask(&format!("GET /only {upgrade}"))
+        .await;
     assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
     running.log.line_with("503 UF ").await;
 }

@@ -12,7 +12,8 @@ use meltemi_proto::pack;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
 use meltemi_proxy::{Discover, ProxyOptions};
 use meltemi_xds::{
-    AdsServer, ClientConfig, Connection, Feed, Observer, Opening, ResourceSet, ServerTerms, Source, Verdict,
+    AdsServer, ClientConfig, Connection, Feed, Observer, Opening, ResourceSet, ServerTerms, Source,
+    Verdict,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -37,7 +38,10 @@ impl Observer for Hears {
 #[tonic::async_trait]
 impl Source for Everything {
     async fn open(&self, _: Opening) -> Result<Feed, tonic::Status> {
-        Ok(Feed { resources: self.resources.clone(), observer: Box::new(Hears(self.verdicts.clone())) })
+        Ok(Feed {
+            resources: self.resources.clone(),
+            observer: Box::new(Hears(self.verdicts.clone())),
+        })
     }
 }
 
@@ -50,17 +54,32 @@ pub struct Server {
 
 impl Server {
     pub async fn start(set: ResourceSet) -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("binds");
         let address = listener.local_addr().expect("bound");
         let (resources, receiver) = watch::channel(Some(Arc::new(set)));
         let (sender, verdicts) = mpsc::unbounded_channel();
-        let service =
-            AdsServer::service(Arc::new(Everything { resources: receiver, verdicts: sender }), ServerTerms::default());
+        let service = AdsServer::service(
+            Arc::new(Everything {
+                resources: receiver,
+                verdicts: sender,
+            }),
+            ServerTerms::default(),
+        );
         let task = tokio::spawn(async move {
             let server = tonic::transport::Server::builder().add_service(service);
-            server.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("serves");
+            server
+                .serve_with_incoming(TcpListenerStream::new(listener))
+                .await
+                .expect("serves");
         });
-        Self { address, resources, verdicts, task }
+        Self {
+            address,
+            resources,
+            verdicts,
+            task,
+        }
     }
 
     pub fn client(&self) -> ClientConfig {
@@ -68,17 +87,28 @@ impl Server {
         let connect = move || {
             let to = to.clone();
             async move {
-                let channel = tonic::transport::Endpoint::from_shared(to)?.connect().await?;
+                let channel = tonic::transport::Endpoint::from_shared(to)?
+                    .connect()
+                    .await?;
                 Ok::<_, Box<dyn std::error::Error + Send + Sync>>(Connection::from(channel))
             }
         };
-        ClientConfig::new(connect, Node { id: "sidecar~1~a.b~b".into(), ..Default::default() }, Vec::new())
+        ClientConfig::new(
+            connect,
+            Node {
+                id: "sidecar~1~a.b~b".into(),
+                ..Default::default()
+            },
+            Vec::new(),
+        )
     }
 }
 
 pub fn eds_cluster(name: &str) -> cluster::Cluster {
     let ads = core::ConfigSource {
-        config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::Ads(Default::default())),
+        config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::Ads(
+            Default::default(),
+        )),
         resource_api_version: core::ApiVersion::V3 as i32,
         ..Default::default()
     };
@@ -99,15 +129,34 @@ pub fn eds_cluster(name: &str) -> cluster::Cluster {
 pub fn set(version: &str, endpoint: SocketAddr) -> ResourceSet {
     let mut set = ResourceSet::new();
     set.insert(CLUSTER, "up", version, pack(&eds_cluster("up")));
-    set.insert(ENDPOINT, "up", version, pack(&assignment("up", &[endpoint])));
-    set.insert(LISTENER, "in", version, pack(&listener("in", vec![http_chain(&manager(rds("9080")))])));
-    set.insert(ROUTE, "9080", version, pack(&table("9080", vec![forward("/", "up")])));
+    set.insert(
+        ENDPOINT,
+        "up",
+        version,
+        pack(&assignment("up", &[endpoint])),
+    );
+    set.insert(
+        LISTENER,
+        "in",
+        version,
+        pack(&listener("in", vec![http_chain(&manager(rds("9080")))])),
+    );
+    set.insert(
+        ROUTE,
+        "9080",
+        version,
+        pack(&table("9080", vec![forward("/", "up")])),
+    );
     set
 }
 
 pub async fn says(at: SocketAddr, name: &str) {
     for _ in 0..500 {
-        if peers::get(at, "/").await.0.contains(&format!("x-name: {name}\r\n")) {
+        if peers::get(at, "/")
+            .await
+            .0
+            .contains(&format!("x-name: {name}\r\n"))
+        {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -119,7 +168,10 @@ pub async fn says(at: SocketAddr, name: &str) {
 async fn a_proxy_serves_what_its_server_tells_and_goes_on_without_it() {
     let (one, two) = (peers::echo("one").await, peers::echo("two").await);
     let mut server = Server::start(set("1", one)).await;
-    let running = Running::start(ProxyOptions { xds: Some(server.client()), ..Default::default() });
+    let running = Running::start(ProxyOptions {
+        xds: Some(server.client()),
+        ..Default::default()
+    });
     running.handle.ready().await;
     let at = running.at("in").await;
     says(at, "one").await;
@@ -142,7 +194,14 @@ async fn a_proxy_serves_what_its_server_tells_and_goes_on_without_it() {
     };
     assert!(refusal.contains("Listener"), "{refusal}");
     says(at, "two").await;
-    assert!(running.handle.status().await.refusals.contains_key(LISTENER));
+    assert!(
+        running
+            .handle
+            .status()
+            .await
+            .refusals
+            .contains_key(LISTENER)
+    );
 
     server.task.abort();
     drop(server);
@@ -161,9 +220,17 @@ async fn a_listener_waits_for_its_routes_and_a_cluster_for_its_endpoints() {
     let whole = set("1", up);
     let mut part = ResourceSet::new();
     part.insert(CLUSTER, "up", "1", pack(&eds_cluster("up")));
-    part.insert(LISTENER, "in", "1", pack(&listener("in", vec![http_chain(&manager(rds("9080")))])));
+    part.insert(
+        LISTENER,
+        "in",
+        "1",
+        pack(&listener("in", vec![http_chain(&manager(rds("9080")))])),
+    );
     let server = Server::start(part).await;
-    let running = Running::start(ProxyOptions { xds: Some(server.client()), ..Default::default() });
+    let running = Running::start(ProxyOptions {
+        xds: Some(server.client()),
+        ..Default::default()
+    });
     server.resources.send_replace(Some(Arc::new(whole)));
     running.handle.ready().await;
     says(running.at("in").await, "up").await;
@@ -176,15 +243,31 @@ async fn what_the_bootstrap_does_not_discover_is_neither_asked_for_nor_awaited()
     let listeners = vec![listener("own", vec![http_chain(&manager(rds("9080")))])];
     let running = Running::start(ProxyOptions {
         xds: Some(server.client()),
-        discover: Discover { listeners: false, ..Default::default() },
+        discover: Discover {
+            listeners: false,
+            ..Default::default()
+        },
         bootstrap: Some(bootstrap::Bootstrap {
-            static_resources: Some(bootstrap::bootstrap::StaticResources { listeners, ..Default::default() }),
+            static_resources: Some(bootstrap::bootstrap::StaticResources {
+                listeners,
+                ..Default::default()
+            }),
             ..Default::default()
         }),
         ..Default::default()
     });
     running.handle.ready().await;
     says(running.at("own").await, "up").await;
-    let served: Vec<_> = running.handle.addresses().await.into_iter().map(|(name, _)| name).collect();
-    assert_eq!(served, ["own".into()], "the server's listener was not asked for");
+    let served: Vec<_> = running
+        .handle
+        .addresses()
+        .await
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(
+        served,
+        ["own".into()],
+        "the server's listener was not asked for"
+    );
 }

@@ -1,7 +1,8 @@
 //! The rule set as text for `iptables-restore --noflush` (and `ip6tables-restore`).
 //!
-//! Chains of our own are flushed by their declaration, so a second run replaces them. The jumps from the built-in chains
-//! are the one thing that a second run would double: [`Entry::Present`] leaves them out.
+//! Chains of our own are flushed by their declaration, so a second run replaces them. The jumps
+//! from the built-in chains are the one thing that a second run would double: [`Entry::Present`]
+//! leaves them out.
 
 use std::fmt::Write as _;
 
@@ -70,7 +71,11 @@ const TABLES: [&str; 2] = ["raw", "nat"];
 
 /// Chains without a hook are jumped to from those that rewrite destinations.
 fn table_of(chain: &Chain) -> &'static str {
-    if chain.hook.is_some_and(Hook::is_raw) { "raw" } else { "nat" }
+    if chain.hook.is_some_and(Hook::is_raw) {
+        "raw"
+    } else {
+        "nat"
+    }
 }
 
 fn name(chain: &str) -> String {
@@ -78,7 +83,11 @@ fn name(chain: &str) -> String {
 }
 
 fn builtin(hook: Hook) -> &'static str {
-    if hook.is_arriving() { "PREROUTING" } else { "OUTPUT" }
+    if hook.is_arriving() {
+        "PREROUTING"
+    } else {
+        "OUTPUT"
+    }
 }
 
 fn arguments(rule: &Rule) -> String {

@@ -1,6 +1,7 @@
 //! The rule set as nf_tables netlink messages (`linux/netfilter/nf_tables.h`).
 //!
-//! The messages create the table, delete it and create it anew, so within one transaction whatever was there is replaced.
+//! The messages create the table, delete it and create it anew, so within one transaction whatever
+//! was there is replaced.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -48,7 +49,13 @@ pub fn remove(ipv6: bool) -> Messages {
     out
 }
 
-fn push(out: &mut Messages, kind: u16, flags: u16, ipv6: bool, attributes: impl FnOnce(&mut Attributes<'_>)) {
+fn push(
+    out: &mut Messages,
+    kind: u16,
+    flags: u16,
+    ipv6: bool,
+    attributes: impl FnOnce(&mut Attributes<'_>),
+) {
     let family = if ipv6 { 10 } else { 2 };
     out.push(SUBSYSTEM << 8 | kind, flags, &[family, 0, 0, 0], attributes);
 }
@@ -64,7 +71,11 @@ fn new_chain(out: &mut Messages, chain: &Chain, ipv6: bool) {
         a.text(1, TABLE).text(3, chain.name);
         if let Some(hook) = chain.hook {
             let number = if hook.is_arriving() { 0 } else { 3 };
-            let (kind, priority) = if hook.is_raw() { ("filter", -300_i32) } else { ("nat", -100) };
+            let (kind, priority) = if hook.is_raw() {
+                ("filter", -300_i32)
+            } else {
+                ("nat", -100)
+            };
             a.nest(4, |a| {
                 a.be32(1, number).be32(2, priority.cast_unsigned());
             });
@@ -145,7 +156,10 @@ fn meta(list: &mut Attributes<'_>, key: u32) {
 
 fn payload(list: &mut Attributes<'_>, base: u32, offset: u32, length: u32) {
     expression(list, "payload", |a| {
-        a.be32(1, REGISTER).be32(2, base).be32(3, offset).be32(4, length);
+        a.be32(1, REGISTER)
+            .be32(2, base)
+            .be32(3, offset)
+            .be32(4, length);
     });
 }
 

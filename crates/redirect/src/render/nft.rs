@@ -1,4 +1,5 @@
-//! The rule set as a file for `nft -f`: replaces the table in one transaction, however often it is run.
+//! The rule set as a file for `nft -f`: replaces the table in one transaction, however often it is
+//! run.
 
 use std::fmt::Write as _;
 
@@ -11,13 +12,27 @@ pub fn nft(rules: &RuleSet) -> String {
     for ipv6 in [false, true].into_iter().take(1 + usize::from(rules.ipv6)) {
         let family = if ipv6 { "ip6" } else { "ip" };
         // Declared first so that the deletion succeeds on a fresh machine as well.
-        let _ = writeln!(out, "table {family} {TABLE}\ndelete table {family} {TABLE}\ntable {family} {TABLE} {{");
+        let _ = writeln!(
+            out,
+            "table {family} {TABLE}\ndelete table {family} {TABLE}\ntable {family} {TABLE} {{"
+        );
         for chain in &rules.chains {
             let _ = writeln!(out, "\tchain {} {{", chain.name);
             if let Some(hook) = chain.hook {
-                let name = if hook.is_arriving() { "prerouting" } else { "output" };
-                let (kind, priority) = if hook.is_raw() { ("filter", -300) } else { ("nat", -100) };
-                let _ = writeln!(out, "\t\ttype {kind} hook {name} priority {priority}; policy accept;");
+                let name = if hook.is_arriving() {
+                    "prerouting"
+                } else {
+                    "output"
+                };
+                let (kind, priority) = if hook.is_raw() {
+                    ("filter", -300)
+                } else {
+                    ("nat", -100)
+                };
+                let _ = writeln!(
+                    out,
+                    "\t\ttype {kind} hook {name} priority {priority}; policy accept;"
+                );
             }
             for rule in chain.rules.iter().filter(|r| RuleSet::fits(r, ipv6)) {
                 let _ = writeln!(out, "\t\t{}", statement(rule, family));
@@ -44,7 +59,11 @@ fn statement(rule: &Rule, family: &str) -> String {
 fn condition(condition: &Match, family: &str) -> String {
     let block = |c: &Cidr| {
         let host = c.prefix() == if c.address().is_ipv4() { 32 } else { 128 };
-        if host { c.address().to_string() } else { c.to_string() }
+        if host {
+            c.address().to_string()
+        } else {
+            c.to_string()
+        }
     };
     match condition {
         Match::Transport(t) => format!("meta l4proto {}", t.name()),

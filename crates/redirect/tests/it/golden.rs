@@ -7,9 +7,15 @@ use meltemi_redirect::{Cidr, Exempt, RouterPlan, RuleSet, ServicePlan, ServiceRu
 
 fn check(name: &str, rules: &RuleSet) {
     let mut text = format!("# nft -f\n{}", nft(rules));
-    text += &format!("\n# iptables-restore --noflush\n{}", iptables(rules, false, Entry::Absent));
+    text += &format!(
+        "\n# iptables-restore --noflush\n{}",
+        iptables(rules, false, Entry::Absent)
+    );
     if rules.ipv6 {
-        text += &format!("\n# ip6tables-restore --noflush\n{}", iptables(rules, true, Entry::Absent));
+        text += &format!(
+            "\n# ip6tables-restore --noflush\n{}",
+            iptables(rules, true, Entry::Absent)
+        );
     }
     insta::with_settings!({ prepend_module_to_snapshot => false, snapshot_path => "../golden", omit_expression => true }, {
         insta::assert_snapshot!(name, text);
@@ -25,14 +31,20 @@ fn sidecar_by_mark() {
 
 #[test]
 fn sidecar_by_owner_dual_stack() {
-    let mut plan = SidecarPlan::new(Exempt::Owner { uids: vec![1337], gids: vec![1337] });
+    let mut plan = SidecarPlan::new(Exempt::Owner {
+        uids: vec![1337],
+        gids: vec![1337],
+    });
     plan.ipv6 = true;
     check("sidecar_by_owner_dual_stack", &plan.rules());
 }
 
 #[test]
 fn sidecar_with_exceptions() {
-    let mut plan = SidecarPlan::new(Exempt::Owner { uids: vec![1337], gids: vec![] });
+    let mut plan = SidecarPlan::new(Exempt::Owner {
+        uids: vec![1337],
+        gids: vec![],
+    });
     plan.dns_port = None;
     plan.include_inbound_ports = Some(vec![9080, 9443]);
     plan.include_outbound_ports = vec![5432];
@@ -46,16 +58,27 @@ fn sidecar_with_exceptions() {
 fn a_port_of_dns_that_is_left_alone_is_not_redirected() {
     let mut plan = SidecarPlan::new(Exempt::Mark(1337));
     plan.exclude_outbound = vec![Cidr::v4(10, 0, 0, 0, 8)];
-    assert!(nft(&plan.rules()).contains("redirect to :15053"), "a block around the resolver changes nothing for names");
+    assert!(
+        nft(&plan.rules()).contains("redirect to :15053"),
+        "a block around the resolver changes nothing for names"
+    );
     plan.exclude_outbound_ports = vec![53];
     let text = nft(&plan.rules());
     assert!(!text.contains("15053") && !text.contains("zone"), "{text}");
-    assert!(text.contains("meta l4proto tcp th dport 53 return"), "{text}");
+    assert!(
+        text.contains("meta l4proto tcp th dport 53 return"),
+        "{text}"
+    );
 }
 
 #[test]
 fn router() {
-    let plan = RouterPlan { bridge: "mesh", pods: Cidr::v4(10, 44, 0, 0, 16), relay_port: 15001, dns_port: 53 };
+    let plan = RouterPlan {
+        bridge: "mesh",
+        pods: Cidr::v4(10, 44, 0, 0, 16),
+        relay_port: 15001,
+        dns_port: 53,
+    };
     check("router", &plan.rules());
 }
 
@@ -67,8 +90,15 @@ fn services() {
         transport,
         endpoints: endpoints.iter().map(|e| e.parse().unwrap()).collect(),
     };
-    let three = rule(Transport::Tcp, &["10.44.0.2:8080", "10.44.0.3:8080", "10.44.0.4:8080"]);
-    let services = vec![three, rule(Transport::Udp, &["10.44.0.2:53"]), rule(Transport::Tcp, &[])];
+    let three = rule(
+        Transport::Tcp,
+        &["10.44.0.2:8080", "10.44.0.3:8080", "10.44.0.4:8080"],
+    );
+    let services = vec![
+        three,
+        rule(Transport::Udp, &["10.44.0.2:53"]),
+        rule(Transport::Tcp, &[]),
+    ];
     check("services", &ServicePlan { services }.rules());
 }
 
@@ -80,7 +110,10 @@ fn removal_undoes_what_was_added() {
     for line in added.lines().filter_map(|l| l.strip_prefix("-I ")) {
         assert!(removed.contains(&format!("-D {line}")), "{line}");
     }
-    for chain in added.lines().filter_map(|l| l.strip_prefix(':')?.split(' ').next()) {
+    for chain in added
+        .lines()
+        .filter_map(|l| l.strip_prefix(':')?.split(' ').next())
+    {
         assert!(removed.contains(&format!("-X {chain}\n")), "{chain}");
     }
     assert!(!iptables(&rules, false, Entry::Present).contains("-I "));

@@ -1,7 +1,7 @@
 //! The netlink form, in a user and network namespace of the test's own.
 //!
-//! The test harness has threads, and a process with threads cannot enter a user namespace: so each test runs itself again
-//! in a child that entered the namespaces before it became this program.
+//! The test harness has threads, and a process with threads cannot enter a user namespace: so each
+//! test runs itself again in a child that entered the namespaces before it became this program.
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
@@ -12,7 +12,9 @@ use std::process::Command;
 
 use meltemi_redirect::netlink::{Family, Messages, NLM_F_CREATE, NLM_F_EXCL, Socket};
 use meltemi_redirect::rules::Transport;
-use meltemi_redirect::{Cidr, Exempt, RouterPlan, ServicePlan, ServiceRule, SidecarPlan, apply, remove};
+use meltemi_redirect::{
+    Cidr, Exempt, RouterPlan, ServicePlan, ServiceRule, SidecarPlan, apply, remove,
+};
 use socket2::{Domain, SockRef, Type};
 
 const INSIDE: &str = "MELTEMI_TEST_INSIDE";
@@ -23,11 +25,19 @@ fn in_namespaces(test: &str, body: fn()) {
         return body();
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "--nocapture", test]).env(INSIDE, "1");
+    command
+        .args(["--exact", "--nocapture", test])
+        .env(INSIDE, "1");
     let maps = [
         (c"/proc/self/setgroups", CString::from(c"deny")),
-        (c"/proc/self/uid_map", CString::new(format!("0 {} 1", unsafe { libc::geteuid() })).unwrap()),
-        (c"/proc/self/gid_map", CString::new(format!("0 {} 1", unsafe { libc::getegid() })).unwrap()),
+        (
+            c"/proc/self/uid_map",
+            CString::new(format!("0 {} 1", unsafe { libc::geteuid() })).unwrap(),
+        ),
+        (
+            c"/proc/self/gid_map",
+            CString::new(format!("0 {} 1", unsafe { libc::getegid() })).unwrap(),
+        ),
     ];
     // SAFETY: only system calls on memory prepared before the fork.
     unsafe {
@@ -47,8 +57,14 @@ fn in_namespaces(test: &str, body: fn()) {
         });
     }
     match command.status() {
-        Ok(status) => assert!(status.success(), "{test} failed inside its namespaces: {status}"),
-        Err(e) => crate::skip(test, &format!("user and network namespaces are not available here: {e}")),
+        Ok(status) => assert!(
+            status.success(),
+            "{test} failed inside its namespaces: {status}"
+        ),
+        Err(e) => crate::skip(
+            test,
+            &format!("user and network namespaces are not available here: {e}"),
+        ),
     }
 }
 
@@ -96,9 +112,14 @@ fn pod_network() {
     route.request(m).unwrap();
     let mut m = Messages::default();
     // rtmsg: AF_INET, no prefix, table main, protocol boot, scope link, unicast.
-    m.push(NEW_ROUTE, create, &[2, 0, 0, 0, 254, 3, 253, 1, 0, 0, 0, 0], |a| {
-        a.ne32(4, index("eth0").cast_unsigned());
-    });
+    m.push(
+        NEW_ROUTE,
+        create,
+        &[2, 0, 0, 0, 254, 3, 253, 1, 0, 0, 0, 0],
+        |a| {
+            a.ne32(4, index("eth0").cast_unsigned());
+        },
+    );
     route.request(m).unwrap();
 }
 
@@ -107,7 +128,12 @@ fn listen(address: &str) -> TcpListener {
 }
 
 /// Connects, optionally from a source address and with a mark; returns what the listener saw.
-fn call(to: &str, source: Option<Ipv4Addr>, mark: u32, at: &TcpListener) -> (SocketAddr, Option<SocketAddr>) {
+fn call(
+    to: &str,
+    source: Option<Ipv4Addr>,
+    mark: u32,
+    at: &TcpListener,
+) -> (SocketAddr, Option<SocketAddr>) {
     let to: SocketAddr = to.parse().unwrap();
     let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     if mark != 0 {
@@ -123,7 +149,10 @@ fn call(to: &str, source: Option<Ipv4Addr>, mark: u32, at: &TcpListener) -> (Soc
     let mut got = [0; 4];
     server.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"ping");
-    let original = SockRef::from(&server).original_dst_v4().ok().and_then(|a| a.as_socket());
+    let original = SockRef::from(&server)
+        .original_dst_v4()
+        .ok()
+        .and_then(|a| a.as_socket());
     (peer, original)
 }
 
@@ -142,15 +171,29 @@ fn a_sidecar_is_captured_and_its_proxy_is_not() {
         let to = |address: &str| Some(address.parse::<SocketAddr>().unwrap());
 
         // A service address, and any other one that leaves the pod.
-        assert_eq!(call("10.45.0.7:9080", None, 0, &outbound).1, to("10.45.0.7:9080"));
-        assert_eq!(call("203.0.113.9:443", None, 0, &outbound).1, to("203.0.113.9:443"));
+        assert_eq!(
+            call("10.45.0.7:9080", None, 0, &outbound).1,
+            to("10.45.0.7:9080")
+        );
+        assert_eq!(
+            call("203.0.113.9:443", None, 0, &outbound).1,
+            to("203.0.113.9:443")
+        );
         // The application to itself, by loopback and by the pod's address.
         call("127.0.0.1:9080", None, 0, &application);
         call("10.44.0.2:9080", None, 0, &application);
         // The proxy to its own pod passes the inbound side.
-        assert_eq!(call("10.44.0.2:9080", None, 1337, &inbound).1, to("10.44.0.2:9080"));
+        assert_eq!(
+            call("10.44.0.2:9080", None, 1337, &inbound).1,
+            to("10.44.0.2:9080")
+        );
         // The inbound side to the application does not.
-        let (peer, _) = call("10.44.0.2:9080", Some(Ipv4Addr::new(127, 0, 0, 6)), 1337, &application);
+        let (peer, _) = call(
+            "10.44.0.2:9080",
+            Some(Ipv4Addr::new(127, 0, 0, 6)),
+            1337,
+            &application,
+        );
         assert_eq!(peer.ip(), Ipv4Addr::new(127, 0, 0, 6));
 
         // DNS of the application goes to the proxy and is answered as if by the one who was asked.
@@ -165,13 +208,16 @@ fn a_sidecar_is_captured_and_its_proxy_is_not() {
         let length = client.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..length], b"answer");
 
-        // The resolver's own query from the very port that the application just used leaves all the same.
+        // The resolver's own query from the very port that the application just used leaves all the
+        // same.
         let port = client.local_addr().unwrap().port();
         drop(client);
         let own = socket2::Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
         own.set_mark(1337).unwrap();
-        own.bind(&SocketAddr::from((Ipv4Addr::new(10, 44, 0, 2), port)).into()).unwrap();
-        own.connect(&SocketAddr::from(([10, 44, 0, 1], 53)).into()).unwrap();
+        own.bind(&SocketAddr::from((Ipv4Addr::new(10, 44, 0, 2), port)).into())
+            .unwrap();
+        own.connect(&SocketAddr::from(([10, 44, 0, 1], 53)).into())
+            .unwrap();
         own.send(b"forwarded").unwrap();
         let other = UdpSocket::bind("0.0.0.0:0").unwrap();
         other.send_to(b"next", "10.44.0.1:53").unwrap();
@@ -188,11 +234,19 @@ fn a_sidecar_is_captured_and_its_proxy_is_not() {
 fn a_router_relays_what_is_not_a_pod() {
     in_namespaces("kernel::a_router_relays_what_is_not_a_pod", || {
         pod_network();
-        let plan = RouterPlan { bridge: "eth0", pods: Cidr::v4(10, 44, 0, 0, 16), relay_port: 15001, dns_port: 53 };
+        let plan = RouterPlan {
+            bridge: "eth0",
+            pods: Cidr::v4(10, 44, 0, 0, 16),
+            relay_port: 15001,
+            dns_port: 53,
+        };
         apply(&plan.rules()).unwrap();
         let relay = listen("0.0.0.0:15001");
         let own = listen("10.44.0.2:15012");
-        assert_eq!(call("203.0.113.9:443", None, 0, &relay).1, "203.0.113.9:443".parse().ok());
+        assert_eq!(
+            call("203.0.113.9:443", None, 0, &relay).1,
+            "203.0.113.9:443".parse().ok()
+        );
         call("10.44.0.2:15012", None, 0, &own);
     });
 }
@@ -208,7 +262,13 @@ fn services_are_dealt_round_robin() {
             transport: Transport::Tcp,
             endpoints: endpoints.iter().map(|l| l.local_addr().unwrap()).collect(),
         };
-        apply(&ServicePlan { services: vec![rule] }.rules()).unwrap();
+        apply(
+            &ServicePlan {
+                services: vec![rule],
+            }
+            .rules(),
+        )
+        .unwrap();
         for _ in 0..3 {
             for endpoint in &endpoints {
                 call("10.45.0.7:80", None, 0, endpoint);

@@ -24,7 +24,8 @@ pub(super) struct Located {
 }
 
 impl Located {
-    /// Looks for an object in a file. An object that is there but faulty is found too: it is to be replaced.
+    /// Looks for an object in a file. An object that is there but faulty is found too: it is to be
+    /// replaced.
     pub fn find(file: &Path, key: &ObjectKey) -> Option<Self> {
         let text = fs::read_to_string(file).ok()?;
         // Most files hold other objects; parsing each of them for every object would be quadratic.
@@ -39,7 +40,10 @@ impl Located {
             }
             let parsed = parse(&name, document);
             let neighbours = (parsed.objects.len() + parsed.refused.len()).saturating_sub(1);
-            let held = parsed.objects.into_iter().find(|object| object.key() == *key);
+            let held = parsed
+                .objects
+                .into_iter()
+                .find(|object| object.key() == *key);
             if let Some(held) = held {
                 return Some(Self {
                     file: file.to_owned(),
@@ -50,11 +54,21 @@ impl Located {
                     text: text.clone(),
                 });
             }
-            let broken =
-                parsed.unreadable == 1 && parsed.diagnostics.iter().any(|finding| finding.object == key.object_ref());
+            let broken = parsed.unreadable == 1
+                && parsed
+                    .diagnostics
+                    .iter()
+                    .any(|finding| finding.object == key.object_ref());
             if parsed.refused.contains(key) || broken {
                 let item = list_index(document, key);
-                return Some(Self { file: file.to_owned(), chunk, item, held: None, neighbours, text: text.clone() });
+                return Some(Self {
+                    file: file.to_owned(),
+                    chunk,
+                    item,
+                    held: None,
+                    neighbours,
+                    text: text.clone(),
+                });
             }
         }
         None
@@ -72,7 +86,10 @@ impl Located {
 
     /// When the object there was created: as it says, else when its file was written last.
     pub fn created(&self) -> String {
-        let said = self.held.as_ref().and_then(|held| held.meta.creation.clone());
+        let said = self
+            .held
+            .as_ref()
+            .and_then(|held| held.meta.creation.clone());
         said.unwrap_or_else(|| {
             let written = fs::metadata(&self.file).and_then(|file| file.modified());
             rfc3339(written.unwrap_or_else(|_| SystemTime::now()))
@@ -80,7 +97,12 @@ impl Located {
     }
 
     /// The file's text with the object as `document`.
-    pub fn with(&self, key: &ObjectKey, object: &Object, document: &str) -> Result<String, ApplyError> {
+    pub fn with(
+        &self,
+        key: &ObjectKey,
+        object: &Object,
+        document: &str,
+    ) -> Result<String, ApplyError> {
         if self.is_json() || self.item.is_some() {
             return self.rewrite(key, Some(&object.raw));
         }
@@ -96,7 +118,11 @@ impl Located {
         self.sole(key)?;
         let (before, after) = (&self.text[..self.chunk.start], &self.text[self.chunk.end..]);
         // The first document's separator would be left over in front of the next one.
-        let after = if before.trim().is_empty() { body(after) } else { after };
+        let after = if before.trim().is_empty() {
+            body(after)
+        } else {
+            after
+        };
         Ok(format!("{before}{after}"))
     }
 
@@ -108,11 +134,18 @@ impl Located {
         if self.neighbours == 0 {
             return Ok(());
         }
-        Err(self.not_editable(key, "several documents share the lines between two --- separators"))
+        Err(self.not_editable(
+            key,
+            "several documents share the lines between two --- separators",
+        ))
     }
 
     fn not_editable(&self, key: &ObjectKey, reason: &str) -> ApplyError {
-        ApplyError::NotEditable { key: key.clone(), file: self.file.clone(), reason: reason.to_owned() }
+        ApplyError::NotEditable {
+            key: key.clone(),
+            file: self.file.clone(),
+            reason: reason.to_owned(),
+        }
     }
 
     /// The document written anew: an item of a list, or JSON, has no lines of its own.
@@ -135,25 +168,40 @@ impl Located {
             (None, Some(object)) => value = object.clone(),
             (None, None) => {}
         }
-        let text = if self.is_json() { format!("{value:#}\n") } else { to_yaml(&value) };
+        let text = if self.is_json() {
+            format!("{value:#}\n")
+        } else {
+            to_yaml(&value)
+        };
         Ok(self.replace(&text))
     }
 
     fn replace(&self, document: &str) -> String {
         let chunk = &self.text[self.chunk.start..self.chunk.end];
         let head = &chunk[..chunk.len() - body(chunk).len()];
-        let head = if head.is_empty() || head.ends_with('\n') { head.to_owned() } else { format!("{head}\n") };
+        let head = if head.is_empty() || head.ends_with('\n') {
+            head.to_owned()
+        } else {
+            format!("{head}\n")
+        };
         let (before, after) = (&self.text[..self.chunk.start], &self.text[self.chunk.end..]);
         format!("{before}{head}{document}{after}")
     }
 }
 
-/// A chunk without its separator line; what stands behind `---` on that line is part of the document.
+/// A chunk without its separator line; what stands behind `---` on that line is part of the
+/// document.
 pub(super) fn body(chunk: &str) -> &str {
-    let Some(rest) = chunk.strip_prefix("---") else { return chunk };
+    let Some(rest) = chunk.strip_prefix("---") else {
+        return chunk;
+    };
     let line_end = rest.find('\n').map_or(rest.len(), |at| at + 1);
     let line = rest[..line_end].trim();
-    if line.is_empty() || line.starts_with('#') { &rest[line_end..] } else { rest }
+    if line.is_empty() || line.starts_with('#') {
+        &rest[line_end..]
+    } else {
+        rest
+    }
 }
 
 fn list_index(document: &str, key: &ObjectKey) -> Option<usize> {
@@ -162,10 +210,14 @@ fn list_index(document: &str, key: &ObjectKey) -> Option<usize> {
     items.iter().position(|item| {
         item.get("kind").and_then(Value::as_str) == Some(key.kind.word())
             && item.pointer("/metadata/name").and_then(Value::as_str) == Some(&key.name)
-            && item.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or(if key.kind.is_namespaced() {
-                "default"
-            } else {
-                ""
-            }) == key.namespace
+            && item
+                .pointer("/metadata/namespace")
+                .and_then(Value::as_str)
+                .unwrap_or(if key.kind.is_namespaced() {
+                    "default"
+                } else {
+                    ""
+                })
+                == key.namespace
     })
 }

@@ -30,7 +30,10 @@ impl LastGood {
         if let Some(directory) = &directory {
             atomic::sweep(directory);
         }
-        if let Some(entries) = directory.as_ref().and_then(|directory| fs::read_dir(directory).ok()) {
+        if let Some(entries) = directory
+            .as_ref()
+            .and_then(|directory| fs::read_dir(directory).ok())
+        {
             orphans.extend(
                 entries
                     .flatten()
@@ -38,14 +41,23 @@ impl LastGood {
                     .filter(|path| path.extension().is_some_and(|ext| ext == "json")),
             );
         }
-        Self { directory, pending: BTreeMap::new(), orphans, findings: Vec::new() }
+        Self {
+            directory,
+            pending: BTreeMap::new(),
+            orphans,
+            findings: Vec::new(),
+        }
     }
 
     /// What was good in a source file when the state was last written. Damaged state is no state.
     pub fn load(&mut self, file: &Path) -> Vec<Arc<Object>> {
-        let Some(path) = self.state_file(file) else { return Vec::new() };
+        let Some(path) = self.state_file(file) else {
+            return Vec::new();
+        };
         self.orphans.remove(&path);
-        let Ok(bytes) = fs::read(&path) else { return Vec::new() };
+        let Ok(bytes) = fs::read(&path) else {
+            return Vec::new();
+        };
         let Ok(Value::Object(mut state)) = serde_json::from_slice(&bytes) else {
             warn!(path = %path.display(), "state file is damaged and not used");
             return Vec::new();
@@ -54,9 +66,13 @@ impl LastGood {
         if state.get("file").and_then(Value::as_str) != Some(&file.to_string_lossy()) {
             return Vec::new();
         }
-        let Some(Value::Array(objects)) = state.remove("objects") else { return Vec::new() };
+        let Some(Value::Array(objects)) = state.remove("objects") else {
+            return Vec::new();
+        };
         let name: Arc<str> = Arc::from(file.to_string_lossy());
-        let objects = objects.into_iter().flat_map(|value| object_from_value(value).objects);
+        let objects = objects
+            .into_iter()
+            .flat_map(|value| object_from_value(value).objects);
         objects
             .map(|mut object| {
                 object.source.file = name.clone();
@@ -71,8 +87,11 @@ impl LastGood {
             return;
         }
         let objects: Vec<&Value> = objects.map(|object| &object.raw).collect();
-        let state = (!objects.is_empty())
-            .then(|| json!({"file": file.to_string_lossy(), "objects": objects}).to_string().into_bytes());
+        let state = (!objects.is_empty()).then(|| {
+            json!({"file": file.to_string_lossy(), "objects": objects})
+                .to_string()
+                .into_bytes()
+        });
         self.pending.insert(file.to_owned(), state);
     }
 
@@ -88,7 +107,9 @@ impl LastGood {
 
     /// Writes what waits. What cannot be written goes on waiting.
     pub fn write(&mut self) {
-        let Some(directory) = self.directory.clone() else { return };
+        let Some(directory) = self.directory.clone() else {
+            return;
+        };
         let before = std::mem::take(&mut self.findings);
         for orphan in std::mem::take(&mut self.orphans) {
             if is_orphan(&orphan) {
@@ -120,12 +141,16 @@ impl LastGood {
                 severity: Severity::Warning,
                 object: ObjectRef::default(),
                 field: String::new(),
-                position: Position { file: directory.display().to_string(), ..Position::default() },
+                position: Position {
+                    file: directory.display().to_string(),
+                    ..Position::default()
+                },
                 message: format!(
                     "the last good versions of {} files cannot be kept for a restart: {error}",
                     failed.len()
                 ),
-                remedy: "free space on the disk, or make the directory writable; it is tried again".to_owned(),
+                remedy: "free space on the disk, or make the directory writable; it is tried again"
+                    .to_owned(),
             };
             if before.first() != Some(&finding) {
                 warn!(%error, files = failed.len(), "last good versions cannot be written");
@@ -141,15 +166,25 @@ impl LastGood {
         // Fixed keys: the same name gives the same hash in every run.
         let mut hasher = DefaultHasher::new();
         file.hash(&mut hasher);
-        Some(self.directory.as_ref()?.join(format!("{:016x}.json", hasher.finish())))
+        Some(
+            self.directory
+                .as_ref()?
+                .join(format!("{:016x}.json", hasher.finish())),
+        )
     }
 }
 
-/// Whether the source file of a state file went away while nobody looked. While its directory is missing (not mounted yet,
-/// perhaps), nobody knows.
+/// Whether the source file of a state file went away while nobody looked. While its directory is
+/// missing (not mounted yet, perhaps), nobody knows.
 fn is_orphan(state: &Path) -> bool {
-    let Ok(bytes) = fs::read(state) else { return false };
-    let Ok(state) = serde_json::from_slice::<Value>(&bytes) else { return true };
-    let Some(file) = state.get("file").and_then(Value::as_str).map(Path::new) else { return true };
+    let Ok(bytes) = fs::read(state) else {
+        return false;
+    };
+    let Ok(state) = serde_json::from_slice::<Value>(&bytes) else {
+        return true;
+    };
+    let Some(file) = state.get("file").and_then(Value::as_str).map(Path::new) else {
+        return true;
+    };
     !file.exists() && file.parent().is_some_and(Path::is_dir)
 }

@@ -43,7 +43,8 @@ pub(crate) enum Content {
 const MAX_FILE_BYTES: u64 = 32 << 20;
 const MAX_FILES: usize = 20_000;
 const MAX_DEPTH: usize = 16;
-/// A file that was written shortly before it was read may be written again without its time changing.
+/// A file that was written shortly before it was read may be written again without its time
+/// changing.
 const RACY: Duration = Duration::from_secs(1);
 
 /// What tells two states of a file apart without reading it.
@@ -100,7 +101,8 @@ impl Scanner {
         &self.links
     }
 
-    /// Looks, and answers what changed, in order of precedence. Files that somebody is writing are as they were.
+    /// Looks, and answers what changed, in order of precedence. Files that somebody is writing are
+    /// as they were.
     pub fn scan(&mut self, writers: &Writers) -> Vec<FileChange> {
         let mut findings = Vec::new();
         let mut present = BTreeSet::new();
@@ -122,9 +124,16 @@ impl Scanner {
         }
         self.links = links;
         let mut changes = Vec::new();
-        for file in present.iter().filter(|file| !writers.has(&file.path, !self.links.is_empty())).collect::<Vec<_>>() {
+        for file in present
+            .iter()
+            .filter(|file| !writers.has(&file.path, !self.links.is_empty()))
+            .collect::<Vec<_>>()
+        {
             if let Some(content) = self.look(file) {
-                changes.push(FileChange { file: file.clone(), content });
+                changes.push(FileChange {
+                    file: file.clone(),
+                    content,
+                });
             }
         }
         // What lies in a directory that could not be listed is not gone: nobody knows.
@@ -136,7 +145,10 @@ impl Scanner {
             .collect();
         for file in gone {
             self.seen.remove(&file);
-            changes.push(FileChange { file, content: Content::Gone });
+            changes.push(FileChange {
+                file,
+                content: Content::Gone,
+            });
         }
         self.findings_changed = findings != self.findings;
         self.findings = findings;
@@ -145,7 +157,9 @@ impl Scanner {
 
     /// A file's content, if it is not what it was.
     fn look(&mut self, file: &FileKey) -> Option<Content> {
-        let stamp = fs::metadata(&file.path).ok().map(|metadata| Stamp::of(&metadata));
+        let stamp = fs::metadata(&file.path)
+            .ok()
+            .map(|metadata| Stamp::of(&metadata));
         let before = self.seen.get(file);
         if stamp.is_some() && before.is_some_and(|seen| seen.stamp == stamp && !seen.racy) {
             return None;
@@ -162,7 +176,14 @@ impl Scanner {
                 (!same).then_some(Content::Text(text))
             }
             Err(message) => {
-                self.seen.insert(file.clone(), Seen { stamp, racy: true, hash: None });
+                self.seen.insert(
+                    file.clone(),
+                    Seen {
+                        stamp,
+                        racy: true,
+                        hash: None,
+                    },
+                );
                 Some(Content::Unreadable(finding(
                     &file.path,
                     Severity::Error,
@@ -186,7 +207,9 @@ impl Stamp {
     }
 
     fn is_recent(&self, now: SystemTime) -> bool {
-        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = now
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         let changed = self.modified.0.max(self.changed.0);
         i64::try_from(now.saturating_sub(RACY).as_secs()).is_ok_and(|limit| changed >= limit)
     }
@@ -215,11 +238,18 @@ fn read(path: &Path) -> Result<String, String> {
     }
     let file = fs::File::open(path).map_err(unreadable)?;
     let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    file.take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(unreadable)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(format!("is larger than {} MiB", MAX_FILE_BYTES >> 20));
     }
-    String::from_utf8(bytes).map_err(|error| format!("is not UTF-8, from byte {} on", error.utf8_error().valid_up_to()))
+    String::from_utf8(bytes).map_err(|error| {
+        format!(
+            "is not UTF-8, from byte {} on",
+            error.utf8_error().valid_up_to()
+        )
+    })
 }
 
 fn finding(path: &Path, severity: Severity, message: String, remedy: &str) -> Diagnostic {
@@ -228,7 +258,10 @@ fn finding(path: &Path, severity: Severity, message: String, remedy: &str) -> Di
         severity,
         object: ObjectRef::default(),
         field: String::new(),
-        position: Position { file: path.display().to_string(), ..Position::default() },
+        position: Position {
+            file: path.display().to_string(),
+            ..Position::default()
+        },
         message,
         remedy: remedy.to_owned(),
     }
@@ -258,14 +291,16 @@ impl Walk<'_> {
         };
         for entry in entries {
             let Ok(entry) = entry else { continue };
-            // A dot hides: editors' files, and the ..data of mounted ConfigMaps, which the visible names link to.
+            // A dot hides: editors' files, and the ..data of mounted ConfigMaps, which the visible
+            // names link to.
             if entry.file_name().as_encoded_bytes().starts_with(b".") {
                 continue;
             }
             let path = entry.path();
             if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
                 // A link to nothing stands for itself.
-                self.links.insert(fs::canonicalize(&path).unwrap_or_else(|_| path.clone()));
+                self.links
+                    .insert(fs::canonicalize(&path).unwrap_or_else(|_| path.clone()));
             }
             // Follows links. A link to nothing is told when it is read.
             let is_directory = fs::metadata(&path).is_ok_and(|metadata| metadata.is_dir());
@@ -280,10 +315,9 @@ impl Walk<'_> {
                         "move it up",
                     ));
                 }
-            } else if path
-                .extension()
-                .is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json")
-            {
+            } else if path.extension().is_some_and(|extension| {
+                extension == "yaml" || extension == "yml" || extension == "json"
+            }) {
                 if self.present.len() >= MAX_FILES {
                     self.complete = false;
                     return self.findings.push(finding(
@@ -293,7 +327,10 @@ impl Walk<'_> {
                         "put several objects into one file",
                     ));
                 }
-                self.present.insert(FileKey { directory: self.directory, path });
+                self.present.insert(FileKey {
+                    directory: self.directory,
+                    path,
+                });
             }
         }
     }

@@ -1,4 +1,5 @@
-//! All files together: which objects are in force, what is said about them, what changed. No disk, no clock.
+//! All files together: which objects are in force, what is said about them, what changed. No disk,
+//! no clock.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,9 +42,11 @@ impl FileSet {
         let previous = self.files.remove(&file);
         let before: Objects = match (previous, &mut last_good) {
             (Some(state), _) => state.objects,
-            (None, Some(last_good)) => {
-                last_good.load(&file.path).into_iter().map(|object| (object.key(), object)).collect()
-            }
+            (None, Some(last_good)) => last_good
+                .load(&file.path)
+                .into_iter()
+                .map(|object| (object.key(), object))
+                .collect(),
             (None, None) => Objects::new(),
         };
         let state = match content {
@@ -53,7 +56,11 @@ impl FileSet {
                 }
                 return;
             }
-            Content::Unreadable(finding) => FileState { objects: before, doubles: Vec::new(), findings: vec![finding] },
+            Content::Unreadable(finding) => FileState {
+                objects: before,
+                doubles: Vec::new(),
+                findings: vec![finding],
+            },
             Content::Text(text) => read(&file, &text, before),
         };
         if let Some(last_good) = last_good {
@@ -67,19 +74,32 @@ impl FileSet {
         let mut winners = BTreeMap::new();
         for (file, state) in &self.files {
             for (key, object) in &state.objects {
-                winners.entry(key.clone()).or_insert_with(|| (file.directory, object.clone()));
+                winners
+                    .entry(key.clone())
+                    .or_insert_with(|| (file.directory, object.clone()));
             }
         }
         let mut deltas = Vec::new();
         if listing {
             deltas.push(Delta::Init);
-            deltas.extend(winners.values().map(|(_, object)| Delta::Apply(object.clone())));
+            deltas.extend(
+                winners
+                    .values()
+                    .map(|(_, object)| Delta::Apply(object.clone())),
+            );
             deltas.push(Delta::InitDone);
         } else {
-            let gone = self.winners.keys().filter(|key| !winners.contains_key(*key));
+            let gone = self
+                .winners
+                .keys()
+                .filter(|key| !winners.contains_key(*key));
             deltas.extend(gone.cloned().map(Delta::Delete));
             for (key, (_, object)) in &winners {
-                if !self.winners.get(key).is_some_and(|(_, held)| Arc::ptr_eq(held, object)) {
+                if !self
+                    .winners
+                    .get(key)
+                    .is_some_and(|(_, held)| Arc::ptr_eq(held, object))
+                {
                     deltas.push(Delta::Apply(object.clone()));
                 }
             }
@@ -93,7 +113,9 @@ impl FileSet {
         let mut findings = Vec::new();
         for (file, state) in &self.files {
             findings.extend(state.findings.iter().cloned());
-            let yields = directories.get(file.directory).is_some_and(|directory| directory.yields);
+            let yields = directories
+                .get(file.directory)
+                .is_some_and(|directory| directory.yields);
             for object in state.objects.values().chain(&state.doubles) {
                 if let Some((directory, winner)) = self.winners.get(&object.key())
                     && !Arc::ptr_eq(winner, object)
@@ -114,7 +136,10 @@ fn double(object: &Object, winner: &Object) -> Diagnostic {
         object: object.object_ref(),
         field: String::new(),
         position: object.source.position("metadata.name"),
-        message: format!("this object is also in {}, which counts", winner.source.position("metadata.name")),
+        message: format!(
+            "this object is also in {}, which counts",
+            winner.source.position("metadata.name")
+        ),
         remedy: "remove or rename one of them".to_owned(),
     }
 }
@@ -147,8 +172,11 @@ fn read(file: &FileKey, text: &str, before: Objects) -> FileState {
         if objects.contains_key(&key) {
             continue;
         }
-        // A document that does not parse may be any of those that are missing now; if its lines show which, it is that one.
-        if broken.contains(&key) || (parsed.unreadable > 0 && may_be_unreadable(&key, &findings, parsed.unreadable)) {
+        // A document that does not parse may be any of those that are missing now; if its lines
+        // show which, it is that one.
+        if broken.contains(&key)
+            || (parsed.unreadable > 0 && may_be_unreadable(&key, &findings, parsed.unreadable))
+        {
             let position = findings
                 .iter()
                 .find(|finding| finding.object == key.object_ref())
@@ -168,7 +196,11 @@ fn read(file: &FileKey, text: &str, before: Objects) -> FileState {
             objects.insert(key, object);
         }
     }
-    FileState { objects, doubles, findings }
+    FileState {
+        objects,
+        doubles,
+        findings,
+    }
 }
 
 /// An object that says the same at the same place keeps its allocation, by which changes are told.
@@ -178,14 +210,19 @@ fn keep_if_same(object: Object, before: Option<&Arc<Object>>) -> Arc<Object> {
             && held.source.positions == object.source.positions
             && held.source.document == object.source.document
     };
-    before.filter(same).cloned().unwrap_or_else(|| Arc::new(object))
+    before
+        .filter(same)
+        .cloned()
+        .unwrap_or_else(|| Arc::new(object))
 }
 
 fn may_be_unreadable(key: &ObjectKey, findings: &[Diagnostic], unreadable: usize) -> bool {
     let named: Vec<&Diagnostic> = findings
         .iter()
         .filter(|finding| {
-            finding.code == "MEL0101" && !finding.object.name.is_empty() && !finding.object.kind.is_empty()
+            finding.code == "MEL0101"
+                && !finding.object.name.is_empty()
+                && !finding.object.kind.is_empty()
         })
         .collect();
     let fits = |finding: &&Diagnostic| {

@@ -1,4 +1,5 @@
-//! What the kernel says of changes: whom to ask it about, and which files somebody is writing right now.
+//! What the kernel says of changes: whom to ask it about, and which files somebody is writing right
+//! now.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,8 +15,8 @@ use tracing::{debug, warn};
 
 use super::{Directory, UNWATCHED_RESCAN};
 
-/// A file that was written to is read once its writer has closed it, or has written nothing for this long: `helm template >
-/// FILE` empties the file seconds before it fills it.
+/// A file that was written to is read once its writer has closed it, or has written nothing for
+/// this long: `helm template > FILE` empties the file seconds before it fills it.
 const WRITER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the thread of a source is woken for.
@@ -38,7 +39,8 @@ pub(crate) struct Watch {
     watcher: Option<RecommendedWatcher>,
     /// The directories, in order; those that are not watched have no identity.
     watched: Vec<Option<Identity>>,
-    /// Whether the way to one of them passes through a link; nobody tells when that leads elsewhere.
+    /// Whether the way to one of them passes through a link; nobody tells when that leads
+    /// elsewhere.
     is_linked: bool,
     /// Files and directories outside, to which links lead.
     outside: BTreeMap<PathBuf, Identity>,
@@ -46,17 +48,23 @@ pub(crate) struct Watch {
     dangling: bool,
 }
 
-/// Device and inode: what a path led to when it was watched, and what the kernel watches whatever its name.
+/// Device and inode: what a path led to when it was watched, and what the kernel watches whatever
+/// its name.
 type Identity = (u64, u64);
 
 fn identity(path: &Path) -> Option<Identity> {
-    fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+    fs::metadata(path)
+        .ok()
+        .map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 /// Whether a path's own name, or one on the way to it, is a link.
 fn passes_a_link(path: &Path) -> bool {
-    let Ok(path) = std::path::absolute(path) else { return false };
-    path.ancestors().any(|above| fs::symlink_metadata(above).is_ok_and(|metadata| metadata.is_symlink()))
+    let Ok(path) = std::path::absolute(path) else {
+        return false;
+    };
+    path.ancestors()
+        .any(|above| fs::symlink_metadata(above).is_ok_and(|metadata| metadata.is_symlink()))
 }
 
 impl Watch {
@@ -67,8 +75,16 @@ impl Watch {
                 let _ = events.send(wake);
             }
         });
-        let watcher = watcher.inspect_err(|error| warn!(%error, "directories are not watched but looked at")).ok();
-        Self { watcher, watched: vec![None; directories], is_linked: false, outside: BTreeMap::new(), dangling: false }
+        let watcher = watcher
+            .inspect_err(|error| warn!(%error, "directories are not watched but looked at"))
+            .ok();
+        Self {
+            watcher,
+            watched: vec![None; directories],
+            is_linked: false,
+            outside: BTreeMap::new(),
+            dangling: false,
+        }
     }
 
     /// Whether the kernel reports every change.
@@ -76,7 +92,8 @@ impl Watch {
         !self.dangling && self.watched.iter().all(Option::is_some)
     }
 
-    /// Whether the kernel reports every change but one: that a link on the way to a directory leads elsewhere.
+    /// Whether the kernel reports every change but one: that a link on the way to a directory leads
+    /// elsewhere.
     pub fn is_linked(&self) -> bool {
         self.is_linked
     }
@@ -87,10 +104,13 @@ impl Watch {
         both.any(|(directory, watched)| watched.is_some() && identity(&directory.path) != *watched)
     }
 
-    /// Takes in that a path leads elsewhere. When what it led to is freed, which may be after a successor was watched by the
-    /// same name, the watcher drops that name's watch: whatever the name leads to is watched anew.
+    /// Takes in that a path leads elsewhere. When what it led to is freed, which may be after a
+    /// successor was watched by the same name, the watcher drops that name's watch: whatever the
+    /// name leads to is watched anew.
     pub fn note(&mut self, wake: &Wake, directories: &[Directory]) {
-        let (Wake::Gone(path), Some(watcher)) = (wake, &mut self.watcher) else { return };
+        let (Wake::Gone(path), Some(watcher)) = (wake, &mut self.watcher) else {
+            return;
+        };
         let mut is_watched = self.outside.remove(path).is_some();
         for (directory, watched) in directories.iter().zip(&mut self.watched) {
             is_watched |= directory.path == *path && watched.take().is_some();
@@ -103,7 +123,9 @@ impl Watch {
     /// Watches the directories that are not watched yet.
     pub fn directories(&mut self, directories: &[Directory]) -> Vec<Diagnostic> {
         let mut findings = Vec::new();
-        self.is_linked = directories.iter().any(|directory| passes_a_link(&directory.path));
+        self.is_linked = directories
+            .iter()
+            .any(|directory| passes_a_link(&directory.path));
         for (directory, watched) in directories.iter().zip(&mut self.watched) {
             let path = &directory.path;
             let now = identity(path).filter(|_| path.is_dir());
@@ -119,7 +141,9 @@ impl Watch {
             // That it is missing, the scan tells.
             let Some(now) = now else { continue };
             let result = match &mut self.watcher {
-                Some(watcher) => watcher.watch(path, RecursiveMode::Recursive).map_err(|error| error.to_string()),
+                Some(watcher) => watcher
+                    .watch(path, RecursiveMode::Recursive)
+                    .map_err(|error| error.to_string()),
                 None => Err("the kernel's file watch is not available".to_owned()),
             };
             *watched = result.is_ok().then_some(now);
@@ -130,16 +154,28 @@ impl Watch {
         findings
     }
 
-    /// Watches what links lead to, beside what the directories hold themselves. True if something is watched that was not.
+    /// Watches what links lead to, beside what the directories hold themselves. True if something
+    /// is watched that was not.
     pub fn links(&mut self, targets: &BTreeSet<PathBuf>, directories: &[Directory]) -> bool {
         self.dangling = targets.iter().any(|target| identity(target).is_none());
-        let Some(watcher) = self.watcher.as_mut().filter(|_| !(targets.is_empty() && self.outside.is_empty())) else {
+        let Some(watcher) = self
+            .watcher
+            .as_mut()
+            .filter(|_| !(targets.is_empty() && self.outside.is_empty()))
+        else {
             return false;
         };
-        let roots: Vec<PathBuf> = directories.iter().filter_map(|one| fs::canonicalize(&one.path).ok()).collect();
-        // One inode has one watch: what lies below a watched directory must not be named a second time.
+        let roots: Vec<PathBuf> = directories
+            .iter()
+            .filter_map(|one| fs::canonicalize(&one.path).ok())
+            .collect();
+        // One inode has one watch: what lies below a watched directory must not be named a second
+        // time.
         let is_covered = |path: &Path| {
-            let above = path.ancestors().skip(1).any(|above| targets.contains(above) && above.is_dir());
+            let above = path
+                .ancestors()
+                .skip(1)
+                .any(|above| targets.contains(above) && above.is_dir());
             above || roots.iter().any(|root| path.starts_with(root))
         };
         let mut wanted = BTreeMap::new();
@@ -165,7 +201,9 @@ impl Watch {
                     self.outside.insert(path, identity);
                     is_more = true;
                 }
-                Err(error) => debug!(path = %path.display(), %error, "a link's target is not watched but looked at"),
+                Err(error) => {
+                    debug!(path = %path.display(), %error, "a link's target is not watched but looked at")
+                }
             }
         }
         is_more
@@ -178,7 +216,10 @@ fn unwatched(path: &Path, error: &str) -> Diagnostic {
         severity: Severity::Warning,
         object: ObjectRef::default(),
         field: String::new(),
-        position: Position { file: path.display().to_string(), ..Position::default() },
+        position: Position {
+            file: path.display().to_string(),
+            ..Position::default()
+        },
         message: format!(
             "changes are found within {} s only, since the directory cannot be watched: {error}",
             UNWATCHED_RESCAN.as_secs()
@@ -199,9 +240,13 @@ fn wakes(event: notify::Event) -> Vec<Wake> {
         EventKind::Modify(ModifyKind::Data(_)) => each(Wake::Written),
         // Whoever creates a file goes on to write it. A link is complete at once.
         EventKind::Create(CreateKind::File) => each(|path| {
-            let is_written =
-                fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.nlink() == 1);
-            if is_written { Wake::Written(path) } else { Wake::Changed }
+            let is_written = fs::symlink_metadata(&path)
+                .is_ok_and(|metadata| metadata.is_file() && metadata.nlink() == 1);
+            if is_written {
+                Wake::Written(path)
+            } else {
+                Wake::Changed
+            }
         }),
         EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => each(Wake::Gone),
         _ => vec![Wake::Changed],
@@ -224,10 +269,15 @@ impl Writers {
         true
     }
 
-    /// Forgets writers that have been silent for too long; answers how long the next one may still be.
+    /// Forgets writers that have been silent for too long; answers how long the next one may still
+    /// be.
     pub fn expire(&mut self, now: Instant) -> Option<Duration> {
-        self.0.retain(|_, last| now.saturating_duration_since(*last) < WRITER_PATIENCE);
-        self.0.values().map(|last| WRITER_PATIENCE - now.saturating_duration_since(*last)).min()
+        self.0
+            .retain(|_, last| now.saturating_duration_since(*last) < WRITER_PATIENCE);
+        self.0
+            .values()
+            .map(|last| WRITER_PATIENCE - now.saturating_duration_since(*last))
+            .min()
     }
 
     /// Whether a file is being written; `links` says that it may be reached by other names.
@@ -244,13 +294,23 @@ mod tests {
 
     #[test]
     fn a_writer_is_waited_for_until_it_closes_or_falls_silent() {
-        let (mut writers, path, start) = (Writers::default(), PathBuf::from("/x/a.yaml"), Instant::now());
+        let (mut writers, path, start) = (
+            Writers::default(),
+            PathBuf::from("/x/a.yaml"),
+            Instant::now(),
+        );
         assert!(writers.note(Wake::Written(path.clone()), start));
         assert!(writers.has(&path, false) && !writers.has(Path::new("/x/b.yaml"), true));
-        assert_eq!(writers.expire(start + Duration::from_secs(1)), Some(Duration::from_secs(4)));
+        assert_eq!(
+            writers.expire(start + Duration::from_secs(1)),
+            Some(Duration::from_secs(4))
+        );
         // It goes on.
         writers.note(Wake::Written(path.clone()), start + Duration::from_secs(4));
-        assert_eq!(writers.expire(start + Duration::from_secs(8)), Some(Duration::from_secs(1)));
+        assert_eq!(
+            writers.expire(start + Duration::from_secs(8)),
+            Some(Duration::from_secs(1))
+        );
         assert!(writers.has(&path, false));
         writers.note(Wake::Closed(path.clone()), start);
         assert!(!writers.has(&path, false));

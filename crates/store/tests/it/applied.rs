@@ -11,13 +11,24 @@ use crate::{Running, key, timeout, virtual_service};
 /// Applies the sound objects of a text, as the control plane does.
 fn apply(store: &AppliedStore, text: &str, namespace: &str) -> Vec<Outcome> {
     let mut objects = parse_in("x.yaml", text, namespace).objects;
-    objects.retain(|object| validate(object).iter().all(|finding| finding.severity != Severity::Error));
-    store.apply(&objects, text).into_iter().map(|outcome| outcome.expect("written")).collect()
+    objects.retain(|object| {
+        validate(object)
+            .iter()
+            .all(|finding| finding.severity != Severity::Error)
+    });
+    store
+        .apply(&objects, text)
+        .into_iter()
+        .map(|outcome| outcome.expect("written"))
+        .collect()
 }
 
 /// Without the line that says when it was created.
 fn ageless(text: &str) -> String {
-    text.lines().filter(|line| !line.contains("creationTimestamp")).flat_map(|line| [line, "\n"]).collect()
+    text.lines()
+        .filter(|line| !line.contains("creationTimestamp"))
+        .flat_map(|line| [line, "\n"])
+        .collect()
 }
 
 #[tokio::test]
@@ -30,27 +41,44 @@ async fn applied_objects_take_effect_and_survive() {
 
     let text = format!("# mine\n{}", virtual_service("a", "1s"));
     let outcomes = apply(&store, &text, "default");
-    assert_eq!((outcomes[0].action, outcomes[0].is_users), (Action::Created, false));
+    assert_eq!(
+        (outcomes[0].action, outcomes[0].is_users),
+        (Action::Created, false)
+    );
     running.wait(|world| timeout(world, "a") == Some(1)).await;
     let kept = fs::read_to_string(&outcomes[0].file).expect("kept");
     assert_eq!(ageless(&kept), text);
 
     assert_eq!(apply(&store, &text, "default")[0].action, Action::Unchanged);
     assert_eq!(apply(&store, &kept, "default")[0].action, Action::Unchanged);
-    assert_eq!(apply(&store, &virtual_service("a", "2s"), "default")[0].action, Action::Configured);
+    assert_eq!(
+        apply(&store, &virtual_service("a", "2s"), "default")[0].action,
+        Action::Configured
+    );
     running.wait(|world| timeout(world, "a") == Some(2)).await;
 
     // A namespace beside the text is written into it.
     let outcomes = apply(&store, &virtual_service("b", "3s"), "other");
-    assert_eq!(outcomes[0].key, ObjectKey::new(Kind::VirtualService, "other", "b"));
-    running.wait(|world| world.tables.get(&outcomes[0].key).is_some()).await;
+    assert_eq!(
+        outcomes[0].key,
+        ObjectKey::new(Kind::VirtualService, "other", "b")
+    );
+    running
+        .wait(|world| world.tables.get(&outcomes[0].key).is_some())
+        .await;
     drop(running);
 
     let mut running = Running::start(vec![store.source()], None);
     let world = running.wait(|world| world.is_ready()).await;
     assert_eq!((timeout(&world, "a"), world.tables.len()), (Some(2), 2));
-    assert_eq!(store.delete(&key("a")).expect("deleted").action, Action::Deleted);
-    assert!(matches!(store.delete(&key("a")), Err(ApplyError::NotFound(_))));
+    assert_eq!(
+        store.delete(&key("a")).expect("deleted").action,
+        Action::Deleted
+    );
+    assert!(matches!(
+        store.delete(&key("a")),
+        Err(ApplyError::NotFound(_))
+    ));
     running.wait(|world| timeout(world, "a").is_none()).await;
 }
 
@@ -60,7 +88,12 @@ fn an_applied_object_keeps_the_time_of_its_creation() {
     let open = || AppliedStore::open(root.path().join("applied"), vec![]).expect("opened");
     let created = |outcome: &Outcome| {
         let text = fs::read_to_string(&outcome.file).expect("kept");
-        meltemi_api::parse("", &text).objects.remove(0).meta.creation.expect("a time")
+        meltemi_api::parse("", &text)
+            .objects
+            .remove(0)
+            .meta
+            .creation
+            .expect("a time")
     };
     let flow = |timeout: &str| {
         format!(
@@ -71,21 +104,36 @@ fn an_applied_object_keeps_the_time_of_its_creation() {
     for text in [|timeout: &str| virtual_service("a", timeout), flow] as [fn(&str) -> String; 2] {
         let outcome = apply(&open(), &text("1s"), "default").remove(0);
         let first = created(&outcome);
-        assert!(first.len() == "2026-01-01T00:00:00Z".len() && !first.starts_with("1999"), "{first}");
+        assert!(
+            first.len() == "2026-01-01T00:00:00Z".len() && !first.starts_with("1999"),
+            "{first}"
+        );
         // As if it had been made long ago: every later version, also after a restart, is as old.
-        let aged = fs::read_to_string(&outcome.file).expect("kept").replace(&first, "2001-02-03T04:05:06Z");
+        let aged = fs::read_to_string(&outcome.file)
+            .expect("kept")
+            .replace(&first, "2001-02-03T04:05:06Z");
         fs::write(&outcome.file, aged).expect("written");
         for timeout in ["2s", "3s"] {
             let outcome = apply(&open(), &text(timeout), "default").remove(0);
-            assert_eq!((outcome.action, created(&outcome).as_str()), (Action::Configured, "2001-02-03T04:05:06Z"));
+            assert_eq!(
+                (outcome.action, created(&outcome).as_str()),
+                (Action::Configured, "2001-02-03T04:05:06Z")
+            );
         }
     }
     // Kept by an earlier program, without a time: the file's own.
     let outcome = apply(&open(), &virtual_service("old", "1s"), "default").remove(0);
     fs::write(&outcome.file, virtual_service("old", "1s")).expect("written");
-    let file = fs::File::options().write(true).open(&outcome.file).expect("there");
-    file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(86_400)).expect("set");
-    assert_eq!(created(&apply(&open(), &virtual_service("old", "2s"), "default")[0]), "1970-01-02T00:00:00Z");
+    let file = fs::File::options()
+        .write(true)
+        .open(&outcome.file)
+        .expect("there");
+    file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(86_400))
+        .expect("set");
+    assert_eq!(
+        created(&apply(&open(), &virtual_service("old", "2s"), "default")[0]),
+        "1970-01-02T00:00:00Z"
+    );
 }
 
 #[test]
@@ -104,10 +152,18 @@ fn an_object_of_the_users_directory_is_changed_there() {
     let store = AppliedStore::open(root.path().join("applied"), vec![users]).expect("opened");
 
     let outcomes = apply(&store, &virtual_service("b", "2s"), "default");
-    assert_eq!((outcomes[0].action, outcomes[0].is_users, &outcomes[0].file), (Action::Configured, true, &file));
+    assert_eq!(
+        (outcomes[0].action, outcomes[0].is_users, &outcomes[0].file),
+        (Action::Configured, true, &file)
+    );
     let expected = before.replacen(&virtual_service("b", "1s"), &virtual_service("b", "2s"), 1);
     assert_eq!(fs::read_to_string(&file).expect("there"), expected);
-    assert_eq!(fs::read_dir(root.path().join("applied")).expect("there").count(), 0);
+    assert_eq!(
+        fs::read_dir(root.path().join("applied"))
+            .expect("there")
+            .count(),
+        0
+    );
 
     // A document that was broken by hand is the one that is replaced.
     let broken = before.replacen(&virtual_service("b", "1s"), &virtual_service("b", "["), 1);
@@ -117,7 +173,14 @@ fn an_object_of_the_users_directory_is_changed_there() {
 
     store.delete(&key("a")).expect("deleted");
     let rest = fs::read_to_string(&file).expect("there");
-    assert_eq!(rest, format!("{}--- \n{}", virtual_service("b", "2s"), virtual_service("c", "1s")));
+    assert_eq!(
+        rest,
+        format!(
+            "{}--- \n{}",
+            virtual_service("b", "2s"),
+            virtual_service("c", "1s")
+        )
+    );
     store.delete(&key("b")).expect("deleted");
     store.delete(&key("c")).expect("deleted");
     assert!(!file.exists());
@@ -128,12 +191,22 @@ fn objects_of_unread_kinds_never_share_a_file() {
     let root = tempfile::tempdir().expect("a directory");
     let store = AppliedStore::open(root.path().join("applied"), vec![]).expect("opened");
     let object = |group: &str, namespace: &str, name: &str| {
-        format!("apiVersion: {group}/v1\nkind: Thing\nmetadata: {{name: {name}, namespace: {namespace}}}\n")
+        format!(
+            "apiVersion: {group}/v1\nkind: Thing\nmetadata: {{name: {name}, namespace: {namespace}}}\n"
+        )
     };
     for (group, namespace, name) in [("a.b", "c", "d"), ("a", "b", "c.d")] {
-        assert_eq!(apply(&store, &object(group, namespace, name), "default")[0].action, Action::Created);
+        assert_eq!(
+            apply(&store, &object(group, namespace, name), "default")[0].action,
+            Action::Created
+        );
     }
-    assert_eq!(fs::read_dir(root.path().join("applied")).expect("there").count(), 2);
+    assert_eq!(
+        fs::read_dir(root.path().join("applied"))
+            .expect("there")
+            .count(),
+        2
+    );
 }
 
 #[test]
@@ -145,7 +218,9 @@ fn lists_json_and_links_are_changed_too() {
     let accounts = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: ServiceAccount, metadata: {name: x}}\n- {apiVersion: v1, kind: ServiceAccount, metadata: {name: z}}\n";
     fs::write(
         users.join("list.yaml"),
-        format!("# first\napiVersion: v1\nkind: Namespace\nmetadata: {{name: first}}\n---\n{accounts}"),
+        format!(
+            "# first\napiVersion: v1\nkind: Namespace\nmetadata: {{name: first}}\n---\n{accounts}"
+        ),
     )
     .expect("written");
     fs::write(
@@ -153,34 +228,66 @@ fn lists_json_and_links_are_changed_too() {
         "{\"apiVersion\": \"v1\", \"kind\": \"ServiceAccount\", \"metadata\": {\"name\": \"j\"}}",
     )
     .expect("written");
-    fs::write(elsewhere.join("linked"), "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: l}\n")
-        .expect("written");
-    std::os::unix::fs::symlink(elsewhere.join("linked"), users.join("linked.yaml")).expect("linked");
-    let store = AppliedStore::open(root.path().join("applied"), vec![users.clone()]).expect("opened");
+    fs::write(
+        elsewhere.join("linked"),
+        "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: l}\n",
+    )
+    .expect("written");
+    std::os::unix::fs::symlink(elsewhere.join("linked"), users.join("linked.yaml"))
+        .expect("linked");
+    let store =
+        AppliedStore::open(root.path().join("applied"), vec![users.clone()]).expect("opened");
 
     let labelled = |name: &str| {
-        format!("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}, labels: {{new: label}}}}\n")
+        format!(
+            "apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}, labels: {{new: label}}}}\n"
+        )
     };
     for name in ["x", "j", "l"] {
         let outcomes = apply(&store, &labelled(name), "default");
-        assert_eq!((outcomes[0].action, outcomes[0].is_users), (Action::Configured, true), "{name}");
-        assert_eq!(apply(&store, &labelled(name), "default")[0].action, Action::Unchanged, "{name}");
+        assert_eq!(
+            (outcomes[0].action, outcomes[0].is_users),
+            (Action::Configured, true),
+            "{name}"
+        );
+        assert_eq!(
+            apply(&store, &labelled(name), "default")[0].action,
+            Action::Unchanged,
+            "{name}"
+        );
     }
     assert!(
         fs::read_to_string(users.join("list.yaml"))
             .expect("there")
             .starts_with("# first\napiVersion: v1\nkind: Namespace\n")
     );
-    assert!(fs::read_to_string(users.join("one.json")).expect("there").starts_with('{'));
-    assert!(fs::symlink_metadata(users.join("linked.yaml")).expect("there").is_symlink());
-    assert!(fs::read_to_string(elsewhere.join("linked")).expect("there").contains("new: label"));
+    assert!(
+        fs::read_to_string(users.join("one.json"))
+            .expect("there")
+            .starts_with('{')
+    );
+    assert!(
+        fs::symlink_metadata(users.join("linked.yaml"))
+            .expect("there")
+            .is_symlink()
+    );
+    assert!(
+        fs::read_to_string(elsewhere.join("linked"))
+            .expect("there")
+            .contains("new: label")
+    );
 
-    store.delete(&ObjectKey::new(Kind::ServiceAccount, "default", "x")).expect("deleted");
-    let keys: Vec<String> = meltemi_api::parse("", &fs::read_to_string(users.join("list.yaml")).expect("there"))
-        .objects
-        .iter()
-        .map(|object| object.meta.name.clone())
-        .collect();
+    store
+        .delete(&ObjectKey::new(Kind::ServiceAccount, "default", "x"))
+        .expect("deleted");
+    let keys: Vec<String> = meltemi_api::parse(
+        "",
+        &fs::read_to_string(users.join("list.yaml")).expect("there"),
+    )
+    .objects
+    .iter()
+    .map(|object| object.meta.name.clone())
+    .collect();
     assert_eq!(keys, ["first", "z"]);
 }
 
@@ -204,7 +311,11 @@ fn hostile_names_stay_in_the_directory() {
     // The longest names that there are, and two that differ at their end alone.
     let long = "a".repeat(252);
     for end in ["b", "c"] {
-        let outcomes = apply(&store, &object("ServiceAccount", "v1", &format!("{long}{end}")), &"n".repeat(63));
+        let outcomes = apply(
+            &store,
+            &object("ServiceAccount", "v1", &format!("{long}{end}")),
+            &"n".repeat(63),
+        );
         assert_eq!(outcomes[0].action, Action::Created);
     }
 }

@@ -20,28 +20,58 @@ async fn what_is_written_is_in_force_and_what_is_broken_changes_nothing() {
     // Changed, in place, with as many bytes.
     fs::write(&file, virtual_service("a", "2s")).expect("written");
     let second = running.wait(|world| timeout(world, "a") == Some(2)).await;
-    assert!(second.changes_since(first.version).objects.contains(&key("a")));
+    assert!(
+        second
+            .changes_since(first.version)
+            .objects
+            .contains(&key("a"))
+    );
 
     // Valid YAML, invalid object; then not YAML at all.
     fs::write(&file, virtual_service("a", "soon")).expect("written");
     let world = running.wait(|world| has(world, "MEL0403", "a")).await;
     assert_eq!(timeout(&world, "a"), Some(2));
-    let refusal = world.diagnostics.iter().find(|finding| finding.code == "MEL0111").expect("the fault");
-    assert_eq!((refusal.position.line, refusal.position.file.as_str()), (8, &*file.to_string_lossy()));
+    let refusal = world
+        .diagnostics
+        .iter()
+        .find(|finding| finding.code == "MEL0111")
+        .expect("the fault");
+    assert_eq!(
+        (refusal.position.line, refusal.position.file.as_str()),
+        (8, &*file.to_string_lossy())
+    );
     fs::write(&file, virtual_service("a", "[")).expect("written");
     let world = running.wait(|world| has(world, "MEL0101", "a")).await;
     assert_eq!(timeout(&world, "a"), Some(2));
     fs::write(&file, [0xff, 0xfe, b'a']).expect("written");
-    let world = running.wait(|world| world.diagnostics.iter().any(|finding| finding.code == "MEL0401")).await;
+    let world = running
+        .wait(|world| {
+            world
+                .diagnostics
+                .iter()
+                .any(|finding| finding.code == "MEL0401")
+        })
+        .await;
     assert_eq!(timeout(&world, "a"), Some(2));
 
     // Corrected; then more files, below too; then gone.
     fs::write(&file, virtual_service("a", "3s")).expect("written");
     let world = running.wait(|world| timeout(world, "a") == Some(3)).await;
-    assert!(!world.diagnostics.iter().any(|finding| finding.code.starts_with("MEL03")), "{:?}", world.diagnostics);
+    assert!(
+        !world
+            .diagnostics
+            .iter()
+            .any(|finding| finding.code.starts_with("MEL03")),
+        "{:?}",
+        world.diagnostics
+    );
     fs::create_dir_all(dir.path().join("x/y")).expect("made");
     fs::write(dir.path().join("x/y/b.yml"), virtual_service("b", "4s")).expect("written");
-    fs::write(dir.path().join("x/.hidden.yaml"), virtual_service("c", "4s")).expect("written");
+    fs::write(
+        dir.path().join("x/.hidden.yaml"),
+        virtual_service("c", "4s"),
+    )
+    .expect("written");
     let world = running.wait(|world| timeout(world, "b") == Some(4)).await;
     assert_eq!(timeout(&world, "c"), None);
     fs::remove_file(&file).expect("removed");
@@ -51,19 +81,41 @@ async fn what_is_written_is_in_force_and_what_is_broken_changes_nothing() {
 
 #[tokio::test]
 async fn the_last_good_version_survives_a_restart() {
-    let (dir, state) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let (dir, state) = (
+        tempfile::tempdir().expect("a directory"),
+        tempfile::tempdir().expect("a directory"),
+    );
     let state = state.path().join("last-good");
     let file = dir.path().join("a.yaml");
-    fs::write(&file, format!("{}---\n{}", virtual_service("a", "1s"), virtual_service("b", "1s"))).expect("written");
+    fs::write(
+        &file,
+        format!(
+            "{}---\n{}",
+            virtual_service("a", "1s"),
+            virtual_service("b", "1s")
+        ),
+    )
+    .expect("written");
     let mut running = Running::start(vec![Directory::of_users(dir.path())], Some(&state));
     running.wait(|world| world.is_ready()).await;
     drop(running);
 
     // One document invalid, one broken, and nobody saw the change.
-    fs::write(&file, format!("{}---\n{}", virtual_service("a", "-1s"), virtual_service("b", "["))).expect("written");
+    fs::write(
+        &file,
+        format!(
+            "{}---\n{}",
+            virtual_service("a", "-1s"),
+            virtual_service("b", "[")
+        ),
+    )
+    .expect("written");
     let mut running = Running::start(vec![Directory::of_users(dir.path())], Some(&state));
     let world = running.wait(|world| world.is_ready()).await;
-    assert_eq!((timeout(&world, "a"), timeout(&world, "b")), (Some(1), Some(1)));
+    assert_eq!(
+        (timeout(&world, "a"), timeout(&world, "b")),
+        (Some(1), Some(1))
+    );
     assert!(has(&world, "MEL0403", "a") && has(&world, "MEL0403", "b"));
     drop(running);
 
@@ -99,7 +151,12 @@ async fn a_state_that_cannot_be_written_is_told_and_hurts_nothing() {
     fs::write(dir.path().join("a.yaml"), virtual_service("a", "1s")).expect("written");
     let mut running = Running::start(vec![Directory::of_users(dir.path())], Some(&occupied));
     running.wait(|world| timeout(world, "a") == Some(1)).await;
-    let is_told = |world: &World| world.diagnostics.iter().any(|finding| finding.code == "MEL0405");
+    let is_told = |world: &World| {
+        world
+            .diagnostics
+            .iter()
+            .any(|finding| finding.code == "MEL0405")
+    };
     running.wait(|world| is_told(world)).await;
     // As soon as it can be written, it is, and nothing is left to say.
     fs::remove_file(&occupied).expect("removed");
@@ -110,45 +167,98 @@ async fn a_state_that_cannot_be_written_is_told_and_hurts_nothing() {
 #[tokio::test]
 async fn a_half_broken_file_yields_its_good_half() {
     let dir = tempfile::tempdir().expect("a directory");
-    let text = format!("{}---\nkind: [\n---\n{}", virtual_service("a", "1s"), virtual_service("b", "2s"));
+    let text = format!(
+        "{}---\nkind: [\n---\n{}",
+        virtual_service("a", "1s"),
+        virtual_service("b", "2s")
+    );
     fs::write(dir.path().join("a.yaml"), text).expect("written");
     let mut running = Running::start(vec![Directory::of_users(dir.path())], None);
     let world = running.wait(|world| world.is_ready()).await;
-    assert_eq!((timeout(&world, "a"), timeout(&world, "b")), (Some(1), Some(2)));
-    assert_eq!(world.diagnostics.iter().filter(|finding| finding.code == "MEL0101").count(), 1);
+    assert_eq!(
+        (timeout(&world, "a"), timeout(&world, "b")),
+        (Some(1), Some(2))
+    );
+    assert_eq!(
+        world
+            .diagnostics
+            .iter()
+            .filter(|finding| finding.code == "MEL0101")
+            .count(),
+        1
+    );
 }
 
 #[tokio::test]
 async fn of_two_the_first_file_counts_and_both_are_named() {
-    let (dir, second) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let (dir, second) = (
+        tempfile::tempdir().expect("a directory"),
+        tempfile::tempdir().expect("a directory"),
+    );
     let (one, two) = (dir.path().join("1.yaml"), dir.path().join("2.yaml"));
     fs::write(&one, virtual_service("a", "1s")).expect("written");
     fs::write(&two, virtual_service("a", "2s")).expect("written");
     fs::write(second.path().join("0.yaml"), virtual_service("a", "3s")).expect("written");
-    let mut running = Running::start(vec![Directory::of_users(dir.path()), Directory::of_users(second.path())], None);
+    let mut running = Running::start(
+        vec![
+            Directory::of_users(dir.path()),
+            Directory::of_users(second.path()),
+        ],
+        None,
+    );
     let world = running.wait(|world| world.is_ready()).await;
     assert_eq!(timeout(&world, "a"), Some(1));
-    let doubles: Vec<_> = world.diagnostics.iter().filter(|finding| finding.code == "MEL0402").collect();
+    let doubles: Vec<_> = world
+        .diagnostics
+        .iter()
+        .filter(|finding| finding.code == "MEL0402")
+        .collect();
     assert_eq!(doubles.len(), 2, "{doubles:?}");
-    assert!(doubles.iter().all(|double| double.message.contains(&*one.to_string_lossy())), "{doubles:?}");
-    assert!(doubles.iter().any(|double| double.position.file == two.to_string_lossy()), "{doubles:?}");
+    assert!(
+        doubles
+            .iter()
+            .all(|double| double.message.contains(&*one.to_string_lossy())),
+        "{doubles:?}"
+    );
+    assert!(
+        doubles
+            .iter()
+            .any(|double| double.position.file == two.to_string_lossy()),
+        "{doubles:?}"
+    );
     fs::remove_file(&one).expect("removed");
     running.wait(|world| timeout(world, "a") == Some(2)).await;
 }
 
 #[tokio::test]
 async fn what_a_program_brings_gives_way_without_a_word() {
-    let (dir, program) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let (dir, program) = (
+        tempfile::tempdir().expect("a directory"),
+        tempfile::tempdir().expect("a directory"),
+    );
     let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {}\n";
     for (folder, timeout) in [(dir.path(), "1s"), (program.path(), "2s")] {
-        fs::write(folder.join("a.yaml"), format!("{}---\n{pod}", virtual_service("a", timeout))).expect("written");
+        fs::write(
+            folder.join("a.yaml"),
+            format!("{}---\n{pod}", virtual_service("a", timeout)),
+        )
+        .expect("written");
     }
-    let mut running =
-        Running::start(vec![Directory::of_users(dir.path()), Directory::of_programs(program.path())], None);
+    let mut running = Running::start(
+        vec![
+            Directory::of_users(dir.path()),
+            Directory::of_programs(program.path()),
+        ],
+        None,
+    );
     let world = running.wait(|world| world.is_ready()).await;
     assert_eq!(timeout(&world, "a"), Some(1));
     // A Pod that runs is another matter.
-    assert!(!has(&world, "MEL0402", "a") && has(&world, "MEL0402", "p"), "{:?}", world.diagnostics);
+    assert!(
+        !has(&world, "MEL0402", "a") && has(&world, "MEL0402", "p"),
+        "{:?}",
+        world.diagnostics
+    );
     fs::remove_file(dir.path().join("a.yaml")).expect("removed");
     running.wait(|world| timeout(world, "a") == Some(2)).await;
     // Twice in one place is a slip of the program's.
@@ -181,7 +291,10 @@ async fn a_directory_may_come_later_and_loop() {
     let mut running = Running::start(vec![Directory::of_users(&later)], None);
     let world = running.wait(|world| world.is_ready()).await;
     assert!(
-        world.diagnostics.iter().any(|finding| finding.message.contains("does not exist")),
+        world
+            .diagnostics
+            .iter()
+            .any(|finding| finding.message.contains("does not exist")),
         "{:?}",
         world.diagnostics
     );
@@ -201,17 +314,30 @@ async fn a_file_is_read_when_its_writer_has_closed_it() {
     let mut running = Running::start(vec![Directory::of_users(dir.path())], None);
     running.wait(|world| timeout(world, "a") == Some(1)).await;
 
-    // As `helm template > a.yaml` does: empty at once, half of it a moment later, closed at the end.
+    // As `helm template > a.yaml` does: empty at once, half of it a moment later, closed at the
+    // end.
     let text = virtual_service("a", "2s");
     let (half, rest) = text.split_at(text.find("spec:").expect("there"));
     let mut writer = fs::File::create(&file).expect("emptied");
     for (number, part) in [(1, half), (2, rest)] {
-        // What is seen after the emptying, and after each part, is the old object: another file's change tells that it was looked.
+        // What is seen after the emptying, and after each part, is the old object: another file's
+        // change tells that it was looked.
         let other = format!("other{number}");
-        fs::write(dir.path().join(format!("{other}.yaml")), virtual_service(&other, "1s")).expect("written");
+        fs::write(
+            dir.path().join(format!("{other}.yaml")),
+            virtual_service(&other, "1s"),
+        )
+        .expect("written");
         let world = running.wait(|world| timeout(world, &other).is_some()).await;
         assert_eq!(timeout(&world, "a"), Some(1), "{:?}", world.diagnostics);
-        assert!(world.diagnostics.iter().all(|finding| finding.code != "MEL0101"), "{:?}", world.diagnostics);
+        assert!(
+            world
+                .diagnostics
+                .iter()
+                .all(|finding| finding.code != "MEL0101"),
+            "{:?}",
+            world.diagnostics
+        );
         writer.write_all(part.as_bytes()).expect("written");
     }
     drop(writer);
@@ -221,7 +347,11 @@ async fn a_file_is_read_when_its_writer_has_closed_it() {
 #[tokio::test]
 async fn what_links_lead_to_is_watched() {
     let root = tempfile::tempdir().expect("a directory");
-    let (dir, outside, folder) = (root.path().join("dir"), root.path().join("a.yaml"), root.path().join("folder"));
+    let (dir, outside, folder) = (
+        root.path().join("dir"),
+        root.path().join("a.yaml"),
+        root.path().join("folder"),
+    );
     fs::create_dir_all(folder.join("deep")).expect("made");
     fs::create_dir(&dir).expect("made");
     let deep = folder.join("deep/b.yaml");
@@ -231,25 +361,37 @@ async fn what_links_lead_to_is_watched() {
     symlink(&folder, dir.join("folder")).expect("linked");
     // Nobody looks by himself within the time of this test.
     let mut running = Running::start(vec![Directory::of_users(&dir)], None);
-    running.wait(|world| timeout(world, "a") == Some(1) && timeout(world, "b") == Some(1)).await;
+    running
+        .wait(|world| timeout(world, "a") == Some(1) && timeout(world, "b") == Some(1))
+        .await;
 
     fs::write(&outside, virtual_service("a", "2s")).expect("written");
     running.wait(|world| timeout(world, "a") == Some(2)).await;
     fs::write(&deep, virtual_service("b", "2s")).expect("written");
     running.wait(|world| timeout(world, "b") == Some(2)).await;
-    // Replaced as editors do, and more than once: the next one is a file that was not there when the first was watched. The
-    // kernel says that a file is gone when nobody has it open any more, which is after its successor was found.
+    // Replaced as editors do, and more than once: the next one is a file that was not there when
+    // the first was watched. The kernel says that a file is gone when nobody has it open any more,
+    // which is after its successor was found.
     for seconds in 3..6 {
         let new = root.path().join("new");
         fs::write(&new, virtual_service("a", &format!("{seconds}s"))).expect("written");
         let old = fs::File::open(&outside).expect("opened");
         fs::rename(&new, &outside).expect("renamed");
-        running.wait(|world| timeout(world, "a") == Some(seconds)).await;
+        running
+            .wait(|world| timeout(world, "a") == Some(seconds))
+            .await;
         drop(old);
     }
     // Gone for a while, and the link leads to nothing.
     fs::remove_file(&outside).expect("removed");
-    running.wait(|world| world.diagnostics.iter().any(|finding| finding.position.file.ends_with("a.yaml"))).await;
+    running
+        .wait(|world| {
+            world
+                .diagnostics
+                .iter()
+                .any(|finding| finding.position.file.ends_with("a.yaml"))
+        })
+        .await;
     fs::write(&outside, virtual_service("a", "7s")).expect("written");
     running.wait(|world| timeout(world, "a") == Some(7)).await;
     // The directory itself is another one.
@@ -267,7 +409,11 @@ async fn a_directory_that_a_link_leads_to_may_be_another_one() {
     let release = |number: u64| {
         let folder = root.path().join(format!("releases/{number}/conf/deep"));
         fs::create_dir_all(&folder).expect("made");
-        fs::write(folder.join("a.yaml"), virtual_service("a", &format!("{number}s"))).expect("written");
+        fs::write(
+            folder.join("a.yaml"),
+            virtual_service("a", &format!("{number}s")),
+        )
+        .expect("written");
     };
     // As `ln -sfn releases/2 current` does; the link is the directory itself, and on the way to it.
     let point = |number: u64| {
@@ -279,19 +425,39 @@ async fn a_directory_that_a_link_leads_to_may_be_another_one() {
         (1..=3).for_each(release);
         point(1);
         // Nobody looks at everything within the time of this test.
-        let mut running = Running::start(vec![Directory::of_users(root.path().join(directory))], None);
+        let mut running =
+            Running::start(vec![Directory::of_users(root.path().join(directory))], None);
         running.wait(|world| timeout(world, "a") == Some(1)).await;
         for number in [2, 3, 1] {
             point(number);
-            running.wait(|world| timeout(world, "a") == Some(number)).await;
+            running
+                .wait(|world| timeout(world, "a") == Some(number))
+                .await;
             // What the link leads to now is watched, and what it led to is of no interest.
-            let file = |number: u64| root.path().join(format!("releases/{number}/conf/deep/a.yaml"));
-            fs::write(file(number), virtual_service("a", &format!("{}s", number + 10))).expect("written");
-            running.wait(|world| timeout(world, "a") == Some(number + 10)).await;
+            let file = |number: u64| {
+                root.path()
+                    .join(format!("releases/{number}/conf/deep/a.yaml"))
+            };
+            fs::write(
+                file(number),
+                virtual_service("a", &format!("{}s", number + 10)),
+            )
+            .expect("written");
+            running
+                .wait(|world| timeout(world, "a") == Some(number + 10))
+                .await;
         }
-        // It leads to nothing for a while: nobody has removed the objects on purpose, but the directory is gone.
+        // It leads to nothing for a while: nobody has removed the objects on purpose, but the
+        // directory is gone.
         fs::remove_file(root.path().join("current")).expect("removed");
-        running.wait(|world| world.diagnostics.iter().any(|found| found.message.contains("does not exist"))).await;
+        running
+            .wait(|world| {
+                world
+                    .diagnostics
+                    .iter()
+                    .any(|found| found.message.contains("does not exist"))
+            })
+            .await;
         point(2);
         running.wait(|world| timeout(world, "a") == Some(12)).await;
     }
@@ -300,10 +466,18 @@ async fn a_directory_that_a_link_leads_to_may_be_another_one() {
 #[tokio::test]
 async fn what_is_no_file_is_told_and_holds_nothing_up() {
     let dir = tempfile::tempdir().expect("a directory");
-    let made = std::process::Command::new("mkfifo").arg(dir.path().join("pipe.yaml")).status().expect("mkfifo");
+    let made = std::process::Command::new("mkfifo")
+        .arg(dir.path().join("pipe.yaml"))
+        .status()
+        .expect("mkfifo");
     assert!(made.success());
     fs::write(dir.path().join("z.yaml"), virtual_service("z", "1s")).expect("written");
     let mut running = Running::start(vec![Directory::of_users(dir.path())], None);
     let world = running.wait(|world| timeout(world, "z") == Some(1)).await;
-    assert!(world.diagnostics.iter().any(|finding| finding.message.contains("is not a regular file")));
+    assert!(
+        world
+            .diagnostics
+            .iter()
+            .any(|finding| finding.message.contains("is not a regular file"))
+    );
 }

@@ -26,12 +26,17 @@ impl Running {
         let store = builder.start().expect("a thread");
         let options = FileSourceOptions::new(directories, state.map(Path::to_owned));
         let source = FileSource::start(options, sender).expect("a thread");
-        Self { worlds: store.worlds(), source, _store: store }
+        Self {
+            worlds: store.worlds(),
+            source,
+            _store: store,
+        }
     }
 
     /// Waits for a world of which `wanted` is true.
     async fn wait(&mut self, wanted: impl FnMut(&Arc<World>) -> bool) -> Arc<World> {
-        let found = tokio::time::timeout(Duration::from_secs(20), self.worlds.wait_for(wanted)).await;
+        let found =
+            tokio::time::timeout(Duration::from_secs(20), self.worlds.wait_for(wanted)).await;
         match found.map(|world| world.expect("the store runs").clone()) {
             Ok(world) => world,
             Err(_) => panic!("never came; last: {:?}", self.worlds.borrow().diagnostics),
@@ -54,10 +59,15 @@ fn virtual_service(name: &str, timeout: &str) -> String {
 /// The timeout in force, in seconds.
 fn timeout(world: &World, name: &str) -> Option<u64> {
     let object = world.tables.get(&key(name))?;
-    let Spec::VirtualService(spec) = &object.spec else { return None };
+    let Spec::VirtualService(spec) = &object.spec else {
+        return None;
+    };
     spec.http[0].timeout.map(|timeout| timeout.as_secs())
 }
 
 fn has(world: &World, code: &str, name: &str) -> bool {
-    world.diagnostics.iter().any(|finding| finding.code == code && finding.object.name == name)
+    world
+        .diagnostics
+        .iter()
+        .any(|finding| finding.code == code && finding.object.name == name)
 }

@@ -1,5 +1,5 @@
-//! Secrets that are files, under the names that Istio's agent serves: `file-root:system`, `file-root:PATH`,
-//! `file-cert:CERT~KEY`.
+//! Secrets that are files, under the names that Istio's agent serves: `file-root:system`,
+//! `file-root:PATH`, `file-cert:CERT~KEY`.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -31,7 +31,8 @@ impl<'a> FileName<'a> {
 
     /// Reads it, unless its bytes are those of `before`. The error names the file.
     pub(super) fn read(self, before: Option<u64>) -> Result<Option<(Secret, u64)>, String> {
-        let file = |path: &str| fs::read(path).map_err(|error: io::Error| format!("{path}: {error}"));
+        let file =
+            |path: &str| fs::read(path).map_err(|error: io::Error| format!("{path}: {error}"));
         let texts = match self {
             Self::Root(SYSTEM) => vec![],
             Self::Root(path) => vec![file(path)?],
@@ -44,12 +45,12 @@ impl<'a> FileName<'a> {
             return Ok(None);
         }
         let secret = match (self, texts.as_slice()) {
-            (Self::Root(path), [roots]) => {
-                Secret::trust(TrustBundle::from_pem(roots).map_err(|error| format!("{path}: {error}"))?)
-            }
-            (Self::Certificate(path, _), [certificate, key]) => {
-                Secret::identity(Identity::from_pem(certificate, key).map_err(|error| format!("{path}: {error}"))?)
-            }
+            (Self::Root(path), [roots]) => Secret::trust(
+                TrustBundle::from_pem(roots).map_err(|error| format!("{path}: {error}"))?,
+            ),
+            (Self::Certificate(path, _), [certificate, key]) => Secret::identity(
+                Identity::from_pem(certificate, key).map_err(|error| format!("{path}: {error}"))?,
+            ),
             _ => Secret::trust(TrustBundle::system()),
         };
         Ok(Some((secret, hash)))
@@ -62,18 +63,37 @@ mod tests {
 
     #[test]
     fn names_are_istios() {
-        assert_eq!(FileName::of("file-root:system"), Some(FileName::Root("system")));
-        assert_eq!(FileName::of("file-root:/a/b.pem"), Some(FileName::Root("/a/b.pem")));
-        assert_eq!(FileName::of("file-cert:/c~/k"), Some(FileName::Certificate("/c", "/k")));
+        assert_eq!(
+            FileName::of("file-root:system"),
+            Some(FileName::Root("system"))
+        );
+        assert_eq!(
+            FileName::of("file-root:/a/b.pem"),
+            Some(FileName::Root("/a/b.pem"))
+        );
+        assert_eq!(
+            FileName::of("file-cert:/c~/k"),
+            Some(FileName::Certificate("/c", "/k"))
+        );
         assert_eq!(FileName::of("default"), None);
     }
 
     #[test]
     fn a_file_is_read_once_until_it_changes_and_errors_name_it() {
-        let (_, first) =
-            FileName::of("file-root:system").expect("a name").read(None).expect("always there").expect("new");
-        assert!(FileName::Root(SYSTEM).read(Some(first)).expect("always there").is_none());
-        let error = FileName::Root("/no/such/file").read(None).expect_err("it does not exist");
+        let (_, first) = FileName::of("file-root:system")
+            .expect("a name")
+            .read(None)
+            .expect("always there")
+            .expect("new");
+        assert!(
+            FileName::Root(SYSTEM)
+                .read(Some(first))
+                .expect("always there")
+                .is_none()
+        );
+        let error = FileName::Root("/no/such/file")
+            .read(None)
+            .expect_err("it does not exist");
         assert!(error.contains("/no/such/file"), "{error}");
     }
 }

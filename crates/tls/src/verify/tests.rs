@@ -9,8 +9,8 @@ use time::Duration;
 use super::*;
 use crate::testing::{Authority, LeafSpec};
 use crate::{
-    ClientTerms, Identity, SanKind, ServerTerms, TextMatch, TlsVersion, cause_of_io, client_config, peer_spiffe,
-    server_config,
+    ClientTerms, Identity, SanKind, ServerTerms, TextMatch, TlsVersion, cause_of_io, client_config,
+    peer_spiffe, server_config,
 };
 
 const ID: &str = "spiffe://cluster.local/ns/default/sa/sleep";
@@ -29,17 +29,36 @@ fn as_client(authority: &Authority, spec: LeafSpec<'_>) -> Result<(), PeerError>
 #[test]
 fn a_right_certificate_is_accepted() {
     let authority = Authority::new("mesh");
-    assert_eq!(as_client(&authority, LeafSpec { uris: &[ID], ..LeafSpec::default() }), Ok(()));
+    assert_eq!(
+        as_client(
+            &authority,
+            LeafSpec {
+                uris: &[ID],
+                ..LeafSpec::default()
+            }
+        ),
+        Ok(())
+    );
 }
 
 #[test]
 fn c1_other_names_and_control_characters_are_refused() {
     let authority = Authority::new("mesh");
-    let other = as_client(&authority, LeafSpec { uris: &[ID], other_name: true, ..LeafSpec::default() });
+    let other = as_client(
+        &authority,
+        LeafSpec {
+            uris: &[ID],
+            other_name: true,
+            ..LeafSpec::default()
+        },
+    );
     assert!(matches!(other, Err(PeerError::Malformed(_))), "{other:?}");
     let nul = as_client(
         &authority,
-        LeafSpec { uris: &["spiffe://cluster.local/ns/default/sa/sleep\0x"], ..LeafSpec::default() },
+        LeafSpec {
+            uris: &["spiffe://cluster.local/ns/default/sa/sleep\0x"],
+            ..LeafSpec::default()
+        },
     );
     assert!(matches!(nul, Err(PeerError::Malformed(_))), "{nul:?}");
 }
@@ -49,12 +68,26 @@ fn c2_identity_tricks_are_refused() {
     let authority = Authority::new("mesh");
     let two = as_client(
         &authority,
-        LeafSpec { uris: &[ID, "spiffe://cluster.local/ns/kube-system/sa/admin"], ..LeafSpec::default() },
+        LeafSpec {
+            uris: &[ID, "spiffe://cluster.local/ns/kube-system/sa/admin"],
+            ..LeafSpec::default()
+        },
     );
-    let Err(PeerError::UriCount { presented }) = &two else { panic!("{two:?}") };
-    assert!(presented.contains(ID) && presented.contains("kube-system"), "{presented}");
+    let Err(PeerError::UriCount { presented }) = &two else {
+        panic!("{two:?}")
+    };
+    assert!(
+        presented.contains(ID) && presented.contains("kube-system"),
+        "{presented}"
+    );
     assert!(matches!(
-        as_client(&authority, LeafSpec { dns: &["sleep.default"], ..LeafSpec::default() }),
+        as_client(
+            &authority,
+            LeafSpec {
+                dns: &["sleep.default"],
+                ..LeafSpec::default()
+            }
+        ),
         Err(PeerError::UriCount { .. })
     ));
     for trick in [
@@ -63,14 +96,30 @@ fn c2_identity_tricks_are_refused() {
         "SPIFFE://cluster.local/ns/default/sa/sleep",
         "https://cluster.local/ns/default/sa/sleep",
     ] {
-        let refused = as_client(&authority, LeafSpec { uris: &[trick], ..LeafSpec::default() });
-        assert!(matches!(refused, Err(PeerError::NotSpiffe { .. })), "{trick}: {refused:?}");
+        let refused = as_client(
+            &authority,
+            LeafSpec {
+                uris: &[trick],
+                ..LeafSpec::default()
+            },
+        );
+        assert!(
+            matches!(refused, Err(PeerError::NotSpiffe { .. })),
+            "{trick}: {refused:?}"
+        );
     }
     // A longer account must not pass for a shorter one.
     let matcher = SanMatcher::uri(ID);
-    let verifier = ClientVerifier::new(PeerRule::Spiffe, ClientAuth::Required, authority.trust(), vec![matcher]);
-    let longer =
-        authority.leaf(LeafSpec { uris: &["spiffe://cluster.local/ns/default/sa/sleepy"], ..LeafSpec::default() });
+    let verifier = ClientVerifier::new(
+        PeerRule::Spiffe,
+        ClientAuth::Required,
+        authority.trust(),
+        vec![matcher],
+    );
+    let longer = authority.leaf(LeafSpec {
+        uris: &["spiffe://cluster.local/ns/default/sa/sleepy"],
+        ..LeafSpec::default()
+    });
     let refused = verifier.judge(&longer.chain()[0], &[], UnixTime::now());
     assert!(
         matches!(&refused, Err(PeerError::Name { expected, presented }) if expected.contains(ID) && presented.contains("sleepy")),
@@ -83,12 +132,25 @@ fn c4_outside_their_time_or_revoked_is_refused() {
     let authority = Authority::new("mesh");
     let expired = as_client(
         &authority,
-        LeafSpec { uris: &[ID], from: Duration::hours(-2), until: Duration::hours(-1), ..LeafSpec::default() },
+        LeafSpec {
+            uris: &[ID],
+            from: Duration::hours(-2),
+            until: Duration::hours(-1),
+            ..LeafSpec::default()
+        },
     );
-    assert!(matches!(&expired, Err(PeerError::Validity { reason, .. }) if reason.contains("expired")), "{expired:?}");
+    assert!(
+        matches!(&expired, Err(PeerError::Validity { reason, .. }) if reason.contains("expired")),
+        "{expired:?}"
+    );
     let future = as_client(
         &authority,
-        LeafSpec { uris: &[ID], from: Duration::hours(1), until: Duration::hours(2), ..LeafSpec::default() },
+        LeafSpec {
+            uris: &[ID],
+            from: Duration::hours(1),
+            until: Duration::hours(2),
+            ..LeafSpec::default()
+        },
     );
     assert!(
         matches!(&future, Err(PeerError::Validity { reason, .. }) if reason.contains("valid only in")),
@@ -96,18 +158,30 @@ fn c4_outside_their_time_or_revoked_is_refused() {
     );
 
     let judge = |trust: TrustBundle, serial| {
-        let leaf = authority.leaf(LeafSpec { uris: &[ID], serial, ..LeafSpec::default() });
+        let leaf = authority.leaf(LeafSpec {
+            uris: &[ID],
+            serial,
+            ..LeafSpec::default()
+        });
         ClientVerifier::new(PeerRule::Spiffe, ClientAuth::Required, trust, Vec::new()).judge(
             &leaf.chain()[0],
             &[],
             UnixTime::now(),
         )
     };
-    let current = authority.trust().with_crls(authority.crl(&[66], Duration::hours(1)).as_bytes()).expect("CRL");
+    let current = authority
+        .trust()
+        .with_crls(authority.crl(&[66], Duration::hours(1)).as_bytes())
+        .expect("CRL");
     assert_eq!(judge(current.clone(), 65), Ok(()));
-    assert!(matches!(judge(current, 66), Err(PeerError::Validity { reason, .. }) if reason == "revoked"));
+    assert!(
+        matches!(judge(current, 66), Err(PeerError::Validity { reason, .. }) if reason == "revoked")
+    );
     // Fail closed: a list out of date proves nothing, and one that cannot be read makes no bundle.
-    let stale = authority.trust().with_crls(authority.crl(&[66], Duration::minutes(-5)).as_bytes()).expect("CRL");
+    let stale = authority
+        .trust()
+        .with_crls(authority.crl(&[66], Duration::minutes(-5)).as_bytes())
+        .expect("CRL");
     assert!(matches!(judge(stale, 65), Err(PeerError::Validity { .. })));
     let garbage = "-----BEGIN X509 CRL-----\nMAAA\n-----END X509 CRL-----\n";
     assert!(authority.trust().with_crls(garbage.as_bytes()).is_err());
@@ -118,16 +192,34 @@ fn c9_a_server_only_certificate_is_no_client() {
     let authority = Authority::new("mesh");
     let refused = as_client(
         &authority,
-        LeafSpec { uris: &[ID], usages: &[ExtendedKeyUsagePurpose::ServerAuth], ..LeafSpec::default() },
+        LeafSpec {
+            uris: &[ID],
+            usages: &[ExtendedKeyUsagePurpose::ServerAuth],
+            ..LeafSpec::default()
+        },
     );
-    assert!(matches!(&refused, Err(PeerError::Usage { expected: "client", .. })), "{refused:?}");
+    assert!(
+        matches!(
+            &refused,
+            Err(PeerError::Usage {
+                expected: "client",
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
 }
 
 #[test]
 fn another_trust_domain_is_refused_even_under_the_same_root() {
     let authority = Authority::new("mesh");
-    let foreign =
-        as_client(&authority, LeafSpec { uris: &["spiffe://evil.example/ns/default/sa/sleep"], ..LeafSpec::default() });
+    let foreign = as_client(
+        &authority,
+        LeafSpec {
+            uris: &["spiffe://evil.example/ns/default/sa/sleep"],
+            ..LeafSpec::default()
+        },
+    );
     assert!(
         matches!(&foreign, Err(PeerError::TrustDomain { expected, .. }) if expected == "cluster.local"),
         "{foreign:?}"
@@ -136,24 +228,38 @@ fn another_trust_domain_is_refused_even_under_the_same_root() {
     let other = Authority::new("other");
     let trust = TrustBundle::for_domain(domain(), authority.pem.as_bytes())
         .and_then(|bundle| {
-            bundle.with_domain(TrustDomain::new("other.example").expect("a domain"), other.pem.as_bytes())
+            bundle.with_domain(
+                TrustDomain::new("other.example").expect("a domain"),
+                other.pem.as_bytes(),
+            )
         })
         .expect("roots");
-    let leaf = other.leaf(LeafSpec { uris: &[ID], ..LeafSpec::default() });
-    let refused = ClientVerifier::new(PeerRule::Spiffe, ClientAuth::Required, trust, Vec::new()).judge(
-        &leaf.chain()[0],
-        &[],
-        UnixTime::now(),
+    let leaf = other.leaf(LeafSpec {
+        uris: &[ID],
+        ..LeafSpec::default()
+    });
+    let refused = ClientVerifier::new(PeerRule::Spiffe, ClientAuth::Required, trust, Vec::new())
+        .judge(&leaf.chain()[0], &[], UnixTime::now());
+    assert!(
+        matches!(&refused, Err(PeerError::Chain { .. })),
+        "{refused:?}"
     );
-    assert!(matches!(&refused, Err(PeerError::Chain { .. })), "{refused:?}");
 }
 
 #[test]
 fn a_hundred_certificates_are_not_looked_at() {
     let authority = Authority::new("mesh");
-    let leaf = authority.leaf(LeafSpec { uris: &[ID], ..LeafSpec::default() });
+    let leaf = authority.leaf(LeafSpec {
+        uris: &[ID],
+        ..LeafSpec::default()
+    });
     let padding = vec![leaf.chain()[0].clone(); 99];
-    let verifier = ClientVerifier::new(PeerRule::Spiffe, ClientAuth::Required, authority.trust(), Vec::new());
+    let verifier = ClientVerifier::new(
+        PeerRule::Spiffe,
+        ClientAuth::Required,
+        authority.trust(),
+        Vec::new(),
+    );
     assert!(matches!(
         verifier.judge(&leaf.chain()[0], &padding, UnixTime::now()),
         Err(PeerError::TooMany { presented: 100, .. })
@@ -163,32 +269,78 @@ fn a_hundred_certificates_are_not_looked_at() {
 #[test]
 fn hosts_are_verified_by_name() {
     let authority = Authority::new("public");
-    let leaf = authority.leaf(LeafSpec { dns: &["*.example.com"], ..LeafSpec::default() });
-    let judge =
-        |rule| ServerVerifier::new(rule, authority.trust(), Vec::new()).judge(&leaf.chain()[0], &[], UnixTime::now());
+    let leaf = authority.leaf(LeafSpec {
+        dns: &["*.example.com"],
+        ..LeafSpec::default()
+    });
+    let judge = |rule| {
+        ServerVerifier::new(rule, authority.trust(), Vec::new()).judge(
+            &leaf.chain()[0],
+            &[],
+            UnixTime::now(),
+        )
+    };
     assert_eq!(judge(ServerRule::Host("api.example.com".into())), Ok(()));
-    assert!(matches!(judge(ServerRule::Host("example.com".into())), Err(PeerError::Name { .. })));
-    assert!(matches!(judge(ServerRule::Host("a.b.example.com".into())), Err(PeerError::Name { .. })));
-    assert!(matches!(judge(ServerRule::Spiffe), Err(PeerError::UriCount { .. })));
+    assert!(matches!(
+        judge(ServerRule::Host("example.com".into())),
+        Err(PeerError::Name { .. })
+    ));
+    assert!(matches!(
+        judge(ServerRule::Host("a.b.example.com".into())),
+        Err(PeerError::Name { .. })
+    ));
+    assert!(matches!(
+        judge(ServerRule::Spiffe),
+        Err(PeerError::UriCount { .. })
+    ));
     assert_eq!(judge(ServerRule::Chain), Ok(()));
 }
 
 #[test]
 fn patterns_of_all_kinds_match_names() {
     let authority = Authority::new("mesh");
-    let leaf = authority.leaf(LeafSpec { uris: &[ID], dns: &["*.Example.com"], ..LeafSpec::default() });
+    let leaf = authority.leaf(LeafSpec {
+        uris: &[ID],
+        dns: &["*.Example.com"],
+        ..LeafSpec::default()
+    });
     let matches = |kind, text| SanMatcher::new(kind, text).matches(leaf.info());
-    assert!(matches(SanKind::Uri, TextMatch::Prefix("spiffe://cluster.local/".into())));
+    assert!(matches(
+        SanKind::Uri,
+        TextMatch::Prefix("spiffe://cluster.local/".into())
+    ));
     assert!(matches(SanKind::Uri, TextMatch::Suffix("/sa/sleep".into())));
-    assert!(matches(SanKind::Uri, TextMatch::Contains("/ns/default/".into())));
-    assert!(matches(SanKind::Uri, TextMatch::regex("spiffe://.*/sleep").expect("a pattern")));
-    assert!(!matches(SanKind::Uri, TextMatch::regex("sleep").expect("a pattern")), "the whole name must match");
+    assert!(matches(
+        SanKind::Uri,
+        TextMatch::Contains("/ns/default/".into())
+    ));
+    assert!(matches(
+        SanKind::Uri,
+        TextMatch::regex("spiffe://.*/sleep").expect("a pattern")
+    ));
+    assert!(
+        !matches(SanKind::Uri, TextMatch::regex("sleep").expect("a pattern")),
+        "the whole name must match"
+    );
     assert!(!matches(SanKind::Dns, TextMatch::Exact(ID.into())));
-    assert!(matches(SanKind::Dns, TextMatch::Exact("api.example.COM".into())));
-    assert!(!matches(SanKind::Dns, TextMatch::Exact("a.api.example.com".into())));
+    assert!(matches(
+        SanKind::Dns,
+        TextMatch::Exact("api.example.COM".into())
+    ));
+    assert!(!matches(
+        SanKind::Dns,
+        TextMatch::Exact("a.api.example.com".into())
+    ));
     assert!(matches(SanKind::Any, TextMatch::Exact(ID.into())));
-    assert!(!matches(SanKind::Uri, TextMatch::Exact(ID.to_ascii_uppercase())));
-    assert!(SanMatcher::uri(ID.to_ascii_uppercase()).ignoring_case().matches(leaf.info()));
+    assert!(!matches(
+        SanKind::Uri,
+        TextMatch::Exact(ID.to_ascii_uppercase())
+    ));
+    assert!(
+        SanMatcher::uri(ID.to_ascii_uppercase())
+            .ignoring_case()
+            .matches(leaf.info())
+    );
     assert!(TextMatch::regex("(").is_err());
 }
 
@@ -214,7 +366,9 @@ fn handshake(
         let mut rest = wire.as_slice();
         while !rest.is_empty() {
             server.read_tls(&mut rest).expect("memory");
-            server.process_new_packets().map_err(|error| cause_of_io(&std::io::Error::other(error)))?;
+            server
+                .process_new_packets()
+                .map_err(|error| cause_of_io(&std::io::Error::other(error)))?;
         }
         let mut wire = Vec::new();
         while server.wants_write() {
@@ -223,13 +377,16 @@ fn handshake(
         let mut rest = wire.as_slice();
         while !rest.is_empty() {
             client.read_tls(&mut rest).expect("memory");
-            client
-                .process_new_packets()
-                .map_err(|error| format!("client: {}", cause_of_io(&std::io::Error::other(error))))?;
+            client.process_new_packets().map_err(|error| {
+                format!("client: {}", cause_of_io(&std::io::Error::other(error)))
+            })?;
         }
     }
     let mut message = [0; 5];
-    server.reader().read_exact(&mut message).map_err(|error| error.to_string())?;
+    server
+        .reader()
+        .read_exact(&mut message)
+        .map_err(|error| error.to_string())?;
     assert_eq!(&message, b"hello");
     Ok(server)
 }
@@ -237,9 +394,14 @@ fn handshake(
 #[test]
 fn a_mesh_handshake_gives_both_identities_and_no_ticket() {
     let authority = Authority::new("mesh");
-    let server_id =
-        authority.leaf(LeafSpec { uris: &["spiffe://cluster.local/ns/default/sa/httpbin"], ..LeafSpec::default() });
-    let client_id = authority.leaf(LeafSpec { uris: &[ID], ..LeafSpec::default() });
+    let server_id = authority.leaf(LeafSpec {
+        uris: &["spiffe://cluster.local/ns/default/sa/httpbin"],
+        ..LeafSpec::default()
+    });
+    let client_id = authority.leaf(LeafSpec {
+        uris: &[ID],
+        ..LeafSpec::default()
+    });
     let server = ServerTerms {
         alpn: vec!["istio-http/1.1".into(), "h2".into()],
         client_auth: ClientAuth::Required,
@@ -247,25 +409,72 @@ fn a_mesh_handshake_gives_both_identities_and_no_ticket() {
     };
     let client = ClientTerms {
         alpn: vec!["h2".into()],
-        san: vec![SanMatcher::uri("spiffe://cluster.local/ns/default/sa/httpbin")],
+        san: vec![SanMatcher::uri(
+            "spiffe://cluster.local/ns/default/sa/httpbin",
+        )],
         ..ClientTerms::default()
     };
-    let done =
-        handshake(server.clone(), &server_id, client.clone(), Some(&client_id), &authority.trust()).expect("handshake");
+    let done = handshake(
+        server.clone(),
+        &server_id,
+        client.clone(),
+        Some(&client_id),
+        &authority.trust(),
+    )
+    .expect("handshake");
     assert_eq!(done.alpn_protocol(), Some(&b"h2"[..]));
     assert_eq!(done.server_name(), Some("outbound.example"));
-    assert_eq!(peer_spiffe(done.peer_certificates().expect("asked for")).expect("an identity").to_string(), ID);
+    assert_eq!(
+        peer_spiffe(done.peer_certificates().expect("asked for"))
+            .expect("an identity")
+            .to_string(),
+        ID
+    );
     for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
-        let client = ClientTerms { min_version: Some(version), max_version: Some(version), ..client.clone() };
-        handshake(server.clone(), &server_id, client, Some(&client_id), &authority.trust()).expect("either version");
+        let client = ClientTerms {
+            min_version: Some(version),
+            max_version: Some(version),
+            ..client.clone()
+        };
+        handshake(
+            server.clone(),
+            &server_id,
+            client,
+            Some(&client_id),
+            &authority.trust(),
+        )
+        .expect("either version");
     }
 
-    let nobody = handshake(server.clone(), &server_id, client.clone(), None, &authority.trust());
-    assert_eq!(nobody.err().as_deref(), Some("the peer presented no certificate"));
-    let wrong = ClientTerms { san: vec![SanMatcher::uri("spiffe://cluster.local/ns/default/sa/other")], ..client };
-    let refused = handshake(server, &server_id, wrong, Some(&client_id), &authority.trust()).err().unwrap_or_default();
+    let nobody = handshake(
+        server.clone(),
+        &server_id,
+        client.clone(),
+        None,
+        &authority.trust(),
+    );
+    assert_eq!(
+        nobody.err().as_deref(),
+        Some("the peer presented no certificate")
+    );
+    let wrong = ClientTerms {
+        san: vec![SanMatcher::uri(
+            "spiffe://cluster.local/ns/default/sa/other",
+        )],
+        ..client
+    };
+    let refused = handshake(
+        server,
+        &server_id,
+        wrong,
+        Some(&client_id),
+        &authority.trust(),
+    )
+    .err()
+    .unwrap_or_default();
     assert!(
-        refused.starts_with("client: expected a subject alternative name") && refused.contains("sa/httpbin"),
+        refused.starts_with("client: expected a subject alternative name")
+            && refused.contains("sa/httpbin"),
         "{refused}"
     );
 }
@@ -273,8 +482,14 @@ fn a_mesh_handshake_gives_both_identities_and_no_ticket() {
 #[test]
 fn a_key_of_another_certificate_makes_no_identity() {
     let authority = Authority::new("mesh");
-    let one = authority.leaf(LeafSpec { uris: &[ID], ..LeafSpec::default() });
-    let two = authority.leaf(LeafSpec { uris: &[ID], ..LeafSpec::default() });
+    let one = authority.leaf(LeafSpec {
+        uris: &[ID],
+        ..LeafSpec::default()
+    });
+    let two = authority.leaf(LeafSpec {
+        uris: &[ID],
+        ..LeafSpec::default()
+    });
     assert!(Identity::from_pem(one.chain_pem().as_bytes(), two.key_pem().as_bytes()).is_err());
     assert!(Identity::from_pem(one.chain_pem().as_bytes(), one.key_pem().as_bytes()).is_ok());
 }
@@ -282,17 +497,58 @@ fn a_key_of_another_certificate_makes_no_identity() {
 #[test]
 fn what_may_be_agreed_on_can_be_narrowed() {
     let authority = Authority::new("mesh");
-    let server_id = authority.leaf(LeafSpec { uris: &[ID], ..LeafSpec::default() });
+    let server_id = authority.leaf(LeafSpec {
+        uris: &[ID],
+        ..LeafSpec::default()
+    });
     let (min_version, max_version) = (Some(TlsVersion::V1_2), Some(TlsVersion::V1_2));
-    let narrow =
-        |suites: &[u16], groups: &[u16]| crate::Algorithms { tls12_suites: suites.into(), groups: groups.into() };
-    let server = |algorithms| ServerTerms { min_version, max_version, algorithms, ..ServerTerms::default() };
-    let client = |algorithms| ClientTerms { min_version, max_version, algorithms, ..ClientTerms::default() };
-    let shake = |ours, theirs| handshake(server(ours), &server_id, client(theirs), None, &authority.trust());
-    let done = shake(narrow(&[0xc02b], &[0x18]), narrow(&[], &[])).expect("one suite and one group are enough");
-    assert_eq!(done.negotiated_cipher_suite().map(|suite| u16::from(suite.suite())), Some(0xc02b));
-    assert_eq!(done.negotiated_key_exchange_group().map(|group| u16::from(group.name())), Some(0x18));
-    assert!(shake(narrow(&[0xc02b], &[]), narrow(&[0xc02c], &[])).is_err(), "nothing in common");
-    assert!(shake(narrow(&[], &[0x17]), narrow(&[], &[0x18])).is_err(), "nothing in common");
-    assert!(server_config(&server(narrow(&[], &[0x19])), &server_id, None).is_err(), "P-521 is not there");
+    let narrow = |suites: &[u16], groups: &[u16]| crate::Algorithms {
+        tls12_suites: suites.into(),
+        groups: groups.into(),
+    };
+    let server = |algorithms| ServerTerms {
+        min_version,
+        max_version,
+        algorithms,
+        ..ServerTerms::default()
+    };
+    let client = |algorithms| ClientTerms {
+        min_version,
+        max_version,
+        algorithms,
+        ..ClientTerms::default()
+    };
+    let shake = |ours, theirs| {
+        handshake(
+            server(ours),
+            &server_id,
+            client(theirs),
+            None,
+            &authority.trust(),
+        )
+    };
+    let done = shake(narrow(&[0xc02b], &[0x18]), narrow(&[], &[]))
+        .expect("one suite and one group are enough");
+    assert_eq!(
+        done.negotiated_cipher_suite()
+            .map(|suite| u16::from(suite.suite())),
+        Some(0xc02b)
+    );
+    assert_eq!(
+        done.negotiated_key_exchange_group()
+            .map(|group| u16::from(group.name())),
+        Some(0x18)
+    );
+    assert!(
+        shake(narrow(&[0xc02b], &[]), narrow(&[0xc02c], &[])).is_err(),
+        "nothing in common"
+    );
+    assert!(
+        shake(narrow(&[], &[0x17]), narrow(&[], &[0x18])).is_err(),
+        "nothing in common"
+    );
+    assert!(
+        server_config(&server(narrow(&[], &[0x19])), &server_id, None).is_err(),
+        "P-521 is not there"
+    );
 }

@@ -2,7 +2,9 @@
 
 use crate::envoy::core::CidrRange;
 use crate::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
-use crate::envoy::matcher::{exact, header, header_present, ignoring_case, matches, prefix, quote, suffix, wildcard};
+use crate::envoy::matcher::{
+    exact, header, header_present, ignoring_case, matches, prefix, quote, suffix, wildcard,
+};
 use crate::envoy::rbac::Principal;
 use crate::envoy::rbac::permission::Rule;
 use crate::envoy::rbac::principal::{Authenticated, Identifier, Set};
@@ -16,7 +18,9 @@ pub(super) fn block(text: &str) -> Option<CidrRange> {
 }
 
 pub(super) fn port(text: &str) -> Option<Rule> {
-    text.parse::<u16>().ok().map(|port| Rule::DestinationPort(u32::from(port)))
+    text.parse::<u16>()
+        .ok()
+        .map(|port| Rule::DestinationPort(u32::from(port)))
 }
 
 pub(super) fn host(text: &str) -> Rule {
@@ -27,7 +31,11 @@ pub(super) fn host(text: &str) -> Rule {
 }
 
 fn header_matcher(name: &str, text: &str) -> crate::envoy::route::HeaderMatcher {
-    if text == "*" { header_present(name) } else { header(name, wildcard(text)) }
+    if text == "*" {
+        header_present(name)
+    } else {
+        header(name, wildcard(text))
+    }
 }
 
 pub(super) fn header_rule(name: &str, text: &str) -> Rule {
@@ -41,9 +49,14 @@ pub(super) fn header_identifier(name: &str, text: &str) -> Identifier {
 pub(super) fn path(text: &str) -> Rule {
     if text.contains("{*}") || text.contains("{**}") {
         let path_template = text.replace("{**}", "**").replace("{*}", "*");
-        return Rule::UriTemplate(extension("uri-template", &UriTemplateMatchConfig { path_template }));
+        return Rule::UriTemplate(extension(
+            "uri-template",
+            &UriTemplateMatchConfig { path_template },
+        ));
     }
-    Rule::UrlPath(matcher::PathMatcher { rule: Some(matcher::path_matcher::Rule::Path(wildcard(text))) })
+    Rule::UrlPath(matcher::PathMatcher {
+        rule: Some(matcher::path_matcher::Rule::Path(wildcard(text))),
+    })
 }
 
 pub(super) fn server_name(text: &str) -> Rule {
@@ -51,7 +64,9 @@ pub(super) fn server_name(text: &str) -> Rule {
 }
 
 fn authenticated(name: matcher::StringMatcher) -> Identifier {
-    Identifier::Authenticated(Authenticated { principal_name: Some(name) })
+    Identifier::Authenticated(Authenticated {
+        principal_name: Some(name),
+    })
 }
 
 pub(super) fn peer(text: &str) -> Identifier {
@@ -74,7 +89,11 @@ pub(super) fn namespace(text: &str) -> Identifier {
 
 pub(super) fn service_account(text: &str) -> Identifier {
     let (namespace, name) = text.split_once('/').unwrap_or(("", text));
-    authenticated(matches(&format!("spiffe://.+/ns/{}/(.+/|)sa/{}(/.+)?", quote(namespace), quote(name))))
+    authenticated(matches(&format!(
+        "spiffe://.+/ns/{}/(.+/|)sa/{}(/.+)?",
+        quote(namespace),
+        quote(name)
+    )))
 }
 
 pub(super) fn trust_domain(text: &str) -> Identifier {
@@ -84,10 +103,13 @@ pub(super) fn trust_domain(text: &str) -> Identifier {
     authenticated(prefix(&format!("spiffe://{text}/")))
 }
 
-/// A principal under each trust domain, if it names one that the mesh goes by. Source: Istio `trustdomain.Bundle`.
+/// A principal under each trust domain, if it names one that the mesh goes by. Source: Istio
+/// `trustdomain.Bundle`.
 pub(super) fn under_aliases(text: &str, domains: &[String]) -> Vec<String> {
     let parts: Vec<&str> = text.split('/').collect();
-    let [domain, "ns", _, "sa", _] = parts.as_slice() else { return vec![text.to_owned()] };
+    let [domain, "ns", _, "sa", _] = parts.as_slice() else {
+        return vec![text.to_owned()];
+    };
     let names = |known: &str| match domain.strip_prefix('*') {
         Some(ending) => known.ends_with(ending),
         None => known == *domain,
@@ -96,39 +118,59 @@ pub(super) fn under_aliases(text: &str, domains: &[String]) -> Vec<String> {
         return vec![text.to_owned()];
     }
     let rest = &text[domain.len()..];
-    domains.iter().map(|known| if names(known) { text.to_owned() } else { format!("{known}{rest}") }).collect()
+    domains
+        .iter()
+        .map(|known| {
+            if names(known) {
+                text.to_owned()
+            } else {
+                format!("{known}{rest}")
+            }
+        })
+        .collect()
 }
 
 fn segment(key: &str) -> matcher::metadata_matcher::PathSegment {
     use matcher::metadata_matcher::path_segment::Segment;
-    matcher::metadata_matcher::PathSegment { segment: Some(Segment::Key(key.to_owned())) }
+    matcher::metadata_matcher::PathSegment {
+        segment: Some(Segment::Key(key.to_owned())),
+    }
 }
 
 fn string_value(text: matcher::StringMatcher) -> matcher::ValueMatcher {
-    matcher::ValueMatcher { match_pattern: Some(matcher::value_matcher::MatchPattern::StringMatch(text)) }
+    matcher::ValueMatcher {
+        match_pattern: Some(matcher::value_matcher::MatchPattern::StringMatch(text)),
+    }
 }
 
 fn any_value(values: &[String]) -> matcher::ValueMatcher {
     use matcher::value_matcher::MatchPattern;
-    let value_matchers: Vec<_> = values.iter().map(|value| string_value(wildcard(value))).collect();
+    let value_matchers: Vec<_> = values
+        .iter()
+        .map(|value| string_value(wildcard(value)))
+        .collect();
     match value_matchers.as_slice() {
         [one] => one.clone(),
-        _ => {
-            matcher::ValueMatcher { match_pattern: Some(MatchPattern::OrMatch(matcher::OrMatcher { value_matchers })) }
-        }
+        _ => matcher::ValueMatcher {
+            match_pattern: Some(MatchPattern::OrMatch(matcher::OrMatcher { value_matchers })),
+        },
     }
 }
 
 fn payload(path: &[&str], value: matcher::ValueMatcher) -> matcher::MetadataMatcher {
     matcher::MetadataMatcher {
         filter: JWT.to_owned(),
-        path: std::iter::once("payload").chain(path.iter().copied()).map(segment).collect(),
+        path: std::iter::once("payload")
+            .chain(path.iter().copied())
+            .map(segment)
+            .collect(),
         value: Some(value),
         invert: false,
     }
 }
 
-// Metadata as a principal is superseded by `sourced_metadata`; Istio sends it, and both proxies know it.
+// Metadata as a principal is superseded by `sourced_metadata`; Istio sends it, and both proxies
+// know it.
 #[allow(deprecated)]
 fn payload_identifier(path: &[&str], value: matcher::ValueMatcher) -> Identifier {
     Identifier::Metadata(payload(path, value))
@@ -138,12 +180,20 @@ fn payload_identifier(path: &[&str], value: matcher::ValueMatcher) -> Identifier
 pub(super) fn claim(path: &[&str], values: &[String]) -> Identifier {
     use matcher::list_matcher::MatchPattern as ListPattern;
     use matcher::value_matcher::MatchPattern;
-    let list = matcher::ListMatcher { match_pattern: Some(ListPattern::OneOf(Box::new(any_value(values)))) };
-    let value_matchers =
-        vec![matcher::ValueMatcher { match_pattern: Some(MatchPattern::ListMatch(Box::new(list))) }, any_value(values)];
+    let list = matcher::ListMatcher {
+        match_pattern: Some(ListPattern::OneOf(Box::new(any_value(values)))),
+    };
+    let value_matchers = vec![
+        matcher::ValueMatcher {
+            match_pattern: Some(MatchPattern::ListMatch(Box::new(list))),
+        },
+        any_value(values),
+    ];
     payload_identifier(
         path,
-        matcher::ValueMatcher { match_pattern: Some(MatchPattern::OrMatch(matcher::OrMatcher { value_matchers })) },
+        matcher::ValueMatcher {
+            match_pattern: Some(MatchPattern::OrMatch(matcher::OrMatcher { value_matchers })),
+        },
     )
 }
 
@@ -166,14 +216,18 @@ pub(super) fn request_principal(text: &str) -> Identifier {
             (exact(issuer), exact(subject))
         }
     };
-    let ids = [("iss", issuer), ("sub", subject)]
-        .map(|(name, text)| Principal { identifier: Some(payload_identifier(&[name], string_value(text))) });
+    let ids = [("iss", issuer), ("sub", subject)].map(|(name, text)| Principal {
+        identifier: Some(payload_identifier(&[name], string_value(text))),
+    });
     Identifier::AndIds(Set { ids: ids.to_vec() })
 }
 
 /// The `X` of `name[X]`.
 pub(super) fn bracketed<'a>(key: &'a str, name: &str) -> Option<&'a str> {
-    key.strip_prefix(name)?.strip_prefix('[')?.strip_suffix(']').filter(|inner| !inner.is_empty())
+    key.strip_prefix(name)?
+        .strip_prefix('[')?
+        .strip_suffix(']')
+        .filter(|inner| !inner.is_empty())
 }
 
 /// The `a`, `b` of `name[a][b]`.
@@ -206,7 +260,10 @@ mod tests {
     fn principals_are_known_under_every_alias() {
         let domains = ["td1".to_owned(), "foobar".to_owned()];
         let under = |text: &str| under_aliases(text, &domains);
-        assert_eq!(under("td1/ns/a/sa/b"), ["td1/ns/a/sa/b", "foobar/ns/a/sa/b"]);
+        assert_eq!(
+            under("td1/ns/a/sa/b"),
+            ["td1/ns/a/sa/b", "foobar/ns/a/sa/b"]
+        );
         assert_eq!(under("*bar/ns/a/sa/b"), ["td1/ns/a/sa/b", "*bar/ns/a/sa/b"]);
         assert_eq!(under("*/ns/a/sa/b"), ["*/ns/a/sa/b"]);
         assert_eq!(under("else/ns/a/sa/b"), ["else/ns/a/sa/b"]);
@@ -215,7 +272,10 @@ mod tests {
 
     #[test]
     fn patterns_are_quoted() {
-        let Identifier::Authenticated(Authenticated { principal_name: Some(name) }) = namespace("a.b*") else {
+        let Identifier::Authenticated(Authenticated {
+            principal_name: Some(name),
+        }) = namespace("a.b*")
+        else {
             panic!("not a name");
         };
         assert_eq!(name, matches(r".*/ns/a\.b.*/.*"));

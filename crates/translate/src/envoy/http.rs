@@ -8,14 +8,22 @@ use super::value::seconds;
 use super::{core, listener};
 
 pub(crate) fn network_filter(name: &str, config: Any) -> listener::Filter {
-    listener::Filter { name: name.to_owned(), config_type: Some(listener::filter::ConfigType::TypedConfig(config)) }
+    listener::Filter {
+        name: name.to_owned(),
+        config_type: Some(listener::filter::ConfigType::TypedConfig(config)),
+    }
 }
 
-pub(crate) fn listener_filter<M: Message + Name>(name: &str, config: &M) -> listener::ListenerFilter {
+pub(crate) fn listener_filter<M: Message + Name>(
+    name: &str,
+    config: &M,
+) -> listener::ListenerFilter {
     listener::ListenerFilter {
         name: name.to_owned(),
         filter_disabled: None,
-        config_type: Some(listener::listener_filter::ConfigType::TypedConfig(pack(config))),
+        config_type: Some(listener::listener_filter::ConfigType::TypedConfig(pack(
+            config,
+        ))),
     }
 }
 
@@ -27,7 +35,8 @@ pub(crate) fn http_filter<M: Message + Name>(name: &str, config: &M) -> hcm::Htt
     }
 }
 
-/// What Istio sets on every connection manager; and that `reviews.` is `reviews`, for routes and policies alike.
+/// What Istio sets on every connection manager; and that `reviews.` is `reviews`, for routes and
+/// policies alike.
 pub(crate) fn connection_manager(stat_prefix: &str) -> hcm::HttpConnectionManager {
     use hcm::http_connection_manager as m;
     hcm::HttpConnectionManager {
@@ -37,9 +46,14 @@ pub(crate) fn connection_manager(stat_prefix: &str) -> hcm::HttpConnectionManage
         // Stream idle timeouts are off: long polls and streams live as long as they like.
         stream_idle_timeout: seconds(0),
         path_with_escaped_slashes_action: m::PathWithEscapedSlashesAction::KeepUnchanged as i32,
-        upgrade_configs: vec![m::UpgradeConfig { upgrade_type: "websocket".to_owned(), ..Default::default() }],
+        upgrade_configs: vec![m::UpgradeConfig {
+            upgrade_type: "websocket".to_owned(),
+            ..Default::default()
+        }],
         strip_trailing_host_dot: true,
-        http_protocol_options: Some(core::Http1ProtocolOptions { ..Default::default() }),
+        http_protocol_options: Some(core::Http1ProtocolOptions {
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }

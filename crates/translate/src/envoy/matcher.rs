@@ -5,15 +5,24 @@ use super::types::matcher::v3::string_matcher::MatchPattern;
 use super::types::matcher::v3::{RegexMatchAndSubstitute, RegexMatcher, StringMatcher};
 
 pub(crate) fn regex(pattern: &str) -> RegexMatcher {
-    RegexMatcher { regex: pattern.to_owned(), engine_type: None }
+    RegexMatcher {
+        regex: pattern.to_owned(),
+        engine_type: None,
+    }
 }
 
 pub(crate) fn substitute(pattern: &str, substitution: &str) -> RegexMatchAndSubstitute {
-    RegexMatchAndSubstitute { pattern: Some(regex(pattern)), substitution: substitution.to_owned() }
+    RegexMatchAndSubstitute {
+        pattern: Some(regex(pattern)),
+        substitution: substitution.to_owned(),
+    }
 }
 
 fn string(match_pattern: MatchPattern) -> StringMatcher {
-    StringMatcher { match_pattern: Some(match_pattern), ignore_case: false }
+    StringMatcher {
+        match_pattern: Some(match_pattern),
+        ignore_case: false,
+    }
 }
 
 pub(crate) fn exact(text: &str) -> StringMatcher {

@@ -18,12 +18,18 @@ pub(crate) const ROOT_SECRET: &str = "ROOTCA";
 
 /// A secret that the agent holds.
 pub(crate) fn agent_secret(name: &str) -> tls::SdsSecretConfig {
-    tls::SdsSecretConfig { name: name.to_owned(), sds_config: sds_grpc() }
+    tls::SdsSecretConfig {
+        name: name.to_owned(),
+        sds_config: sds_grpc(),
+    }
 }
 
 /// A secret that the control plane hands out by its credential name.
 pub(crate) fn pushed_secret(name: &str) -> tls::SdsSecretConfig {
-    tls::SdsSecretConfig { name: name.to_owned(), sds_config: ads() }
+    tls::SdsSecretConfig {
+        name: name.to_owned(),
+        sds_config: ads(),
+    }
 }
 
 /// Validation against a secret's roots, with a list of acceptable names (any of them) on top.
@@ -67,14 +73,22 @@ pub(crate) fn any_name(text: &str) -> tls::SubjectAltNameMatcher {
         () if text.parse::<std::net::IpAddr>().is_ok() => SanType::IpAddress,
         () => SanType::Dns,
     };
-    tls::SubjectAltNameMatcher { san_type: san_type as i32, matcher: Some(matcher::exact(text)), oid: String::new() }
+    tls::SubjectAltNameMatcher {
+        san_type: san_type as i32,
+        matcher: Some(matcher::exact(text)),
+        oid: String::new(),
+    }
 }
 
 pub(crate) fn alpn<S: AsRef<str>>(protocols: &[S]) -> Vec<String> {
-    protocols.iter().map(|protocol| protocol.as_ref().to_owned()).collect()
+    protocols
+        .iter()
+        .map(|protocol| protocol.as_ref().to_owned())
+        .collect()
 }
 
-/// The mesh's cipher suites for TLS 1.2. Source: Istio `security.DefaultCiphers` plus its RSA fall-backs.
+/// The mesh's cipher suites for TLS 1.2. Source: Istio `security.DefaultCiphers` plus its RSA
+/// fall-backs.
 pub(crate) fn mesh_parameters() -> tls::TlsParameters {
     use tls::tls_parameters::TlsProtocol;
     let suites = [

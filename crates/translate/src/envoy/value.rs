@@ -22,8 +22,11 @@ pub(crate) fn boolv(value: bool) -> Option<wkt::BoolValue> {
 }
 
 pub(crate) fn duration(value: Duration) -> Option<wkt::Duration> {
-    // Envoy refuses more than 315,576,000,000 s; nothing a user may write comes near, but no cast may wrap.
-    let seconds = i64::try_from(value.as_secs()).unwrap_or(i64::MAX).min(315_576_000_000);
+    // Envoy refuses more than 315,576,000,000 s; nothing a user may write comes near, but no cast
+    // may wrap.
+    let seconds = i64::try_from(value.as_secs())
+        .unwrap_or(i64::MAX)
+        .min(315_576_000_000);
     let nanos = i32::try_from(value.subsec_nanos()).expect("below 10^9");
     Some(wkt::Duration { seconds, nanos })
 }
@@ -44,7 +47,12 @@ pub(crate) fn address(host: &str, port: u32) -> core::Address {
 }
 
 pub(crate) fn pipe(path: &str) -> core::Address {
-    core::Address { address: Some(core::address::Address::Pipe(core::Pipe { path: path.to_owned(), mode: 0 })) }
+    core::Address {
+        address: Some(core::address::Address::Pipe(core::Pipe {
+            path: path.to_owned(),
+            mode: 0,
+        })),
+    }
 }
 
 /// `10.0.0.0/8` or a bare address; `None` if it is neither.
@@ -56,34 +64,60 @@ pub(crate) fn cidr(text: &str) -> Option<core::CidrRange> {
     let ip: IpAddr = host.parse().ok()?;
     let most = if ip.is_ipv4() { 32 } else { 128 };
     let length = match length {
-        Some(length) => length.parse::<u32>().ok().filter(|length| *length <= most)?,
+        Some(length) => length
+            .parse::<u32>()
+            .ok()
+            .filter(|length| *length <= most)?,
         None => most,
     };
-    Some(core::CidrRange { address_prefix: host.to_owned(), prefix_len: u32v(length) })
+    Some(core::CidrRange {
+        address_prefix: host.to_owned(),
+        prefix_len: u32v(length),
+    })
 }
 
-pub(crate) fn text_struct<K: Into<String>, V: Into<String>>(pairs: impl IntoIterator<Item = (K, V)>) -> wkt::Struct {
-    wkt::Struct { fields: pairs.into_iter().map(|(key, value)| (key.into(), value_of(value))).collect() }
+pub(crate) fn text_struct<K: Into<String>, V: Into<String>>(
+    pairs: impl IntoIterator<Item = (K, V)>,
+) -> wkt::Struct {
+    wkt::Struct {
+        fields: pairs
+            .into_iter()
+            .map(|(key, value)| (key.into(), value_of(value)))
+            .collect(),
+    }
 }
 
 pub(crate) fn struct_value(value: wkt::Struct) -> wkt::Value {
-    wkt::Value { kind: Some(wkt::value::Kind::StructValue(value)) }
+    wkt::Value {
+        kind: Some(wkt::value::Kind::StructValue(value)),
+    }
 }
 
 pub(crate) fn list_value(values: Vec<wkt::Value>) -> wkt::Value {
-    wkt::Value { kind: Some(wkt::value::Kind::ListValue(wkt::ListValue { values })) }
+    wkt::Value {
+        kind: Some(wkt::value::Kind::ListValue(wkt::ListValue { values })),
+    }
 }
 
 /// Filter metadata from (namespace, fields); `None` if there is nothing to say.
 pub(crate) fn metadata(parts: BTreeMap<&str, wkt::Struct>) -> Option<core::Metadata> {
-    let filter_metadata = parts.into_iter().filter(|(_, fields)| !fields.fields.is_empty());
-    let filter_metadata: std::collections::HashMap<_, _> =
-        filter_metadata.map(|(namespace, fields)| (namespace.to_owned(), fields)).collect();
-    (!filter_metadata.is_empty()).then(|| core::Metadata { filter_metadata, typed_filter_metadata: Default::default() })
+    let filter_metadata = parts
+        .into_iter()
+        .filter(|(_, fields)| !fields.fields.is_empty());
+    let filter_metadata: std::collections::HashMap<_, _> = filter_metadata
+        .map(|(namespace, fields)| (namespace.to_owned(), fields))
+        .collect();
+    (!filter_metadata.is_empty()).then(|| core::Metadata {
+        filter_metadata,
+        typed_filter_metadata: Default::default(),
+    })
 }
 
 pub(crate) fn extension<M: Message + Name>(name: &str, message: &M) -> core::TypedExtensionConfig {
-    core::TypedExtensionConfig { name: name.to_owned(), typed_config: Some(pack(message)) }
+    core::TypedExtensionConfig {
+        name: name.to_owned(),
+        typed_config: Some(pack(message)),
+    }
 }
 
 pub(crate) fn transport_socket(name: &str, config: Any) -> core::TransportSocket {
@@ -98,7 +132,8 @@ pub(crate) fn ads() -> Option<core::ConfigSource> {
     use core::config_source::ConfigSourceSpecifier;
     Some(core::ConfigSource {
         config_source_specifier: Some(ConfigSourceSpecifier::Ads(core::AggregatedConfigSource {})),
-        // A listener or cluster waits for its resources however long the control plane takes. Source: Istio.
+        // A listener or cluster waits for its resources however long the control plane takes.
+        // Source: Istio.
         initial_fetch_timeout: seconds(0),
         resource_api_version: core::ApiVersion::V3 as i32,
         ..Default::default()
@@ -110,19 +145,21 @@ pub(crate) fn sds_grpc() -> Option<core::ConfigSource> {
     use core::config_source::ConfigSourceSpecifier;
     use core::grpc_service::{EnvoyGrpc, TargetSpecifier};
     Some(core::ConfigSource {
-        config_source_specifier: Some(ConfigSourceSpecifier::ApiConfigSource(core::ApiConfigSource {
-            api_type: core::api_config_source::ApiType::Grpc as i32,
-            transport_api_version: core::ApiVersion::V3 as i32,
-            grpc_services: vec![core::GrpcService {
-                target_specifier: Some(TargetSpecifier::EnvoyGrpc(EnvoyGrpc {
-                    cluster_name: "sds-grpc".to_owned(),
+        config_source_specifier: Some(ConfigSourceSpecifier::ApiConfigSource(
+            core::ApiConfigSource {
+                api_type: core::api_config_source::ApiType::Grpc as i32,
+                transport_api_version: core::ApiVersion::V3 as i32,
+                grpc_services: vec![core::GrpcService {
+                    target_specifier: Some(TargetSpecifier::EnvoyGrpc(EnvoyGrpc {
+                        cluster_name: "sds-grpc".to_owned(),
+                        ..Default::default()
+                    })),
                     ..Default::default()
-                })),
+                }],
+                set_node_on_first_message_only: true,
                 ..Default::default()
-            }],
-            set_node_on_first_message_only: true,
-            ..Default::default()
-        })),
+            },
+        )),
         initial_fetch_timeout: seconds(0),
         resource_api_version: core::ApiVersion::V3 as i32,
         ..Default::default()
@@ -134,13 +171,22 @@ pub(crate) fn fraction(parts_per_million: u32) -> types::v3::FractionalPercent {
     use types::v3::fractional_percent::DenominatorType;
     if parts_per_million.is_multiple_of(10_000) {
         let numerator = parts_per_million / 10_000;
-        return types::v3::FractionalPercent { numerator, denominator: DenominatorType::Hundred as i32 };
+        return types::v3::FractionalPercent {
+            numerator,
+            denominator: DenominatorType::Hundred as i32,
+        };
     }
-    types::v3::FractionalPercent { numerator: parts_per_million, denominator: DenominatorType::Million as i32 }
+    types::v3::FractionalPercent {
+        numerator: parts_per_million,
+        denominator: DenominatorType::Million as i32,
+    }
 }
 
 pub(crate) fn runtime_fraction(parts_per_million: u32) -> core::RuntimeFractionalPercent {
-    core::RuntimeFractionalPercent { default_value: Some(fraction(parts_per_million)), runtime_key: String::new() }
+    core::RuntimeFractionalPercent {
+        default_value: Some(fraction(parts_per_million)),
+        runtime_key: String::new(),
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use meltemi_model::{DestinationRule, LbPolicy, PolicySettings, Registry, Resolution, Service, ServicePort, TlsMode};
+use meltemi_model::{
+    DestinationRule, LbPolicy, PolicySettings, Registry, Resolution, Service, ServicePort, TlsMode,
+};
 use meltemi_types::Protocol;
 
 use super::endpoint::{Selection, groups};
@@ -29,7 +31,8 @@ pub(crate) fn sni_name(port: u16, subset: &str, host: &str) -> String {
     format!("outbound_.{port}_.{subset}_.{host}")
 }
 
-/// The source address by which an application, and the capture rules, know that its own proxy calls.
+/// The source address by which an application, and the capture rules, know that its own proxy
+/// calls.
 pub(crate) fn inbound_source(ip: Option<&IpAddr>) -> IpAddr {
     match ip {
         Some(IpAddr::V6(_)) => IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6)),
@@ -40,7 +43,11 @@ pub(crate) fn inbound_source(ip: Option<&IpAddr>) -> IpAddr {
 /// Every cluster that the proxy may call, with its endpoints.
 pub(super) fn plan_outbound(view: &View<'_>, plan: &mut Plan) {
     for service in view.services() {
-        for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
+        for port in service
+            .ports
+            .iter()
+            .filter(|port| port.protocol != Protocol::Udp)
+        {
             if service.resolution == Resolution::DynamicDns {
                 plan.diagnostics.push(view.warning(
                     &service.origin.object,
@@ -59,7 +66,8 @@ pub(super) fn plan_outbound(view: &View<'_>, plan: &mut Plan) {
             }
         }
     }
-    plan.clusters.push(special(view, BLACK_HOLE, Discovery::Static(Vec::new())));
+    plan.clusters
+        .push(special(view, BLACK_HOLE, Discovery::Static(Vec::new())));
     if view.proxy.kind == ProxyKind::Sidecar {
         let mut passthrough = special(view, PASSTHROUGH, Discovery::OriginalDst);
         passthrough.http = UpstreamHttp::UseDownstream;
@@ -96,12 +104,21 @@ fn plan_cluster(
     rule: Option<&DestinationRule>,
     subset: Option<&str>,
 ) {
-    let settings = rule.map(|rule| rule.effective(subset, port.number)).unwrap_or_default();
-    let selector = rule.and_then(|rule| subset.and_then(|name| rule.subset(name))).map(|subset| &subset.labels);
+    let settings = rule
+        .map(|rule| rule.effective(subset, port.number))
+        .unwrap_or_default();
+    let selector = rule
+        .and_then(|rule| subset.and_then(|name| rule.subset(name)))
+        .map(|subset| &subset.labels);
     let subset_name = subset.unwrap_or_default();
     let name = outbound_name(port.number, subset_name, service.host().as_str());
     let mut policy = cluster_policy(&settings, view.defaults);
-    let selection = Selection { service, port, settings: &settings, selector };
+    let selection = Selection {
+        service,
+        port,
+        settings: &settings,
+        selector,
+    };
     let (discovery, locality_weighted) = discovery(view, plan, &name, &selection);
     policy.locality_weighted = locality_weighted;
     if discovery == Discovery::OriginalDst {
@@ -111,14 +128,21 @@ fn plan_cluster(
     let http = upstream_http(port.protocol, &settings, view.upgrades_to_h2());
     let identities = view.identities(service);
     let auto = auto_tls(view, service, port, discovery == Discovery::OriginalDst);
-    let credential = settings.tls.as_ref().and_then(|tls| view.credential(&tls.credential_name, plan));
+    let credential = settings
+        .tls
+        .as_ref()
+        .and_then(|tls| view.credential(&tls.credential_name, plan));
     let tls = upstream_tls(
         settings.tls.as_ref(),
         TlsContext {
             auto,
             default_sni: sni_name(port.number, subset_name, service.host().as_str()),
             identities: &identities,
-            foreign_names: if service.registry == Registry::ServiceEntry { &identities } else { &[] },
+            foreign_names: if service.registry == Registry::ServiceEntry {
+                &identities
+            } else {
+                &[]
+            },
             alpn: mesh_alpn(view, port.protocol, http),
             http,
             credential,
@@ -145,11 +169,21 @@ pub(super) fn service_ref(service: &Service) -> ServiceRef {
 }
 
 /// How endpoints are found; the endpoints themselves go into the plan where they travel apart.
-fn discovery(view: &View<'_>, plan: &mut Plan, name: &str, selection: &Selection<'_>) -> (Discovery, bool) {
-    let Selection { service, settings, .. } = selection;
-    let is_passthrough = matches!(settings.load_balancer.as_ref().map(|lb| &lb.policy), Some(LbPolicy::Passthrough))
-        || service.resolution == Resolution::Passthrough;
-    // A gateway's connections have no original destination: it takes the endpoints. Source: Istio `convertResolution`.
+fn discovery(
+    view: &View<'_>,
+    plan: &mut Plan,
+    name: &str,
+    selection: &Selection<'_>,
+) -> (Discovery, bool) {
+    let Selection {
+        service, settings, ..
+    } = selection;
+    let is_passthrough = matches!(
+        settings.load_balancer.as_ref().map(|lb| &lb.policy),
+        Some(LbPolicy::Passthrough)
+    ) || service.resolution == Resolution::Passthrough;
+    // A gateway's connections have no original destination: it takes the endpoints. Source: Istio
+    // `convertResolution`.
     if is_passthrough && view.proxy.kind == ProxyKind::Sidecar {
         return (Discovery::OriginalDst, false);
     }
@@ -164,31 +198,52 @@ fn discovery(view: &View<'_>, plan: &mut Plan, name: &str, selection: &Selection
                 group.endpoints.truncate(1);
                 group.priority = 0;
             }
-            if groups.is_empty() { Discovery::StrictDns(groups) } else { Discovery::LogicalDns(groups) }
+            if groups.is_empty() {
+                Discovery::StrictDns(groups)
+            } else {
+                Discovery::LogicalDns(groups)
+            }
         }
         Resolution::ClientSide | Resolution::Passthrough | Resolution::DynamicDns => {
-            plan.endpoints.push(EndpointsInput { cluster: name.to_owned(), groups: found.groups });
+            plan.endpoints.push(EndpointsInput {
+                cluster: name.to_owned(),
+                groups: found.groups,
+            });
             Discovery::Eds
         }
     };
     (discovery, found.locality_weighted)
 }
 
-fn auto_tls(view: &View<'_>, service: &Service, port: &ServicePort, is_original_destination: bool) -> AutoTls {
+fn auto_tls(
+    view: &View<'_>,
+    service: &Service,
+    port: &ServicePort,
+    is_original_destination: bool,
+) -> AutoTls {
     if !view.auto_mtls() || service.is_external() {
         return AutoTls::Off;
     }
     if !is_original_destination {
         return AutoTls::PerEndpoint;
     }
-    // Without endpoints of its own the cluster cannot match by endpoint: mutual TLS only if all of them have a proxy.
+    // Without endpoints of its own the cluster cannot match by endpoint: mutual TLS only if all of
+    // them have a proxy.
     let endpoints = view.endpoints(service, port);
-    let all_meshed = !endpoints.is_empty() && endpoints.iter().all(|endpoint| view.takes_mutual_tls(endpoint));
-    if all_meshed { AutoTls::Always } else { AutoTls::Off }
+    let all_meshed = !endpoints.is_empty()
+        && endpoints
+            .iter()
+            .all(|endpoint| view.takes_mutual_tls(endpoint));
+    if all_meshed {
+        AutoTls::Always
+    } else {
+        AutoTls::Off
+    }
 }
 
-/// The ALPN that the mesh's own TLS offers. `istio-peer-exchange` promises a preamble, which only connections that are
-/// served as bytes send: requests never offer it, since the client's filter decides what those offer.
+/// The ALPN that the mesh's own TLS offers. `istio-peer-exchange` promises a preamble, which only
+/// connections that are served as bytes send: requests never offer it, since the client's filter
+/// decides what those offer.
 fn mesh_alpn(view: &View<'_>, protocol: Protocol, http: UpstreamHttp) -> Vec<String> {
     let list: &[&str] = match http {
         // Decided per request, by a filter of the client.
@@ -216,7 +271,11 @@ pub(super) fn expected_identities(
     for identity in found {
         all.insert(identity.to_string());
         for alias in trust_domains.iter().skip(1) {
-            all.insert(format!("spiffe://{alias}/ns/{}/sa/{}", identity.namespace(), identity.service_account()));
+            all.insert(format!(
+                "spiffe://{alias}/ns/{}/sa/{}",
+                identity.namespace(),
+                identity.service_account()
+            ));
         }
     }
     all.into_iter().collect()
@@ -230,5 +289,7 @@ pub(super) fn destination_settings(
     port: u16,
 ) -> PolicySettings {
     let subset = (!subset.is_empty()).then_some(subset);
-    view.destination_rule(host).map(|rule| rule.effective(subset, port)).unwrap_or_default()
+    view.destination_rule(host)
+        .map(|rule| rule.effective(subset, port))
+        .unwrap_or_default()
 }

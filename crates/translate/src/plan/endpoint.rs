@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use meltemi_model::{
-    Endpoint, EndpointAddress as ModelAddress, Health as ModelHealth, LocalityLb, PolicySettings, Service, ServicePort,
-    TrafficDistribution,
+    Endpoint, EndpointAddress as ModelAddress, Health as ModelHealth, LocalityLb, PolicySettings,
+    Service, ServicePort, TrafficDistribution,
 };
 use meltemi_types::{Labels, Locality, Selector};
 
@@ -26,7 +26,8 @@ pub(super) struct Found {
     pub locality_weighted: bool,
 }
 
-/// Topology as labels, by which `failoverPriority` and traffic distribution name it. Source: Istio `AugmentLabels`.
+/// Topology as labels, by which `failoverPriority` and traffic distribution name it. Source: Istio
+/// `AugmentLabels`.
 mod topology {
     pub const NETWORK: &str = "topology.istio.io/network";
     pub const CLUSTER: &str = "topology.istio.io/cluster";
@@ -70,9 +71,18 @@ impl<'a> Place<'a> {
 }
 
 pub(super) fn groups(view: &View<'_>, selection: &Selection<'_>) -> Found {
-    let Selection { service, port, settings, selector } = selection;
-    // Unhealthy endpoints are sent only to clients that count them. Source: Istio `SupportsUnhealthyEndpoints`.
-    let counts_unhealthy = settings.outlier.as_ref().is_some_and(|outlier| outlier.min_health_percent > 0);
+    let Selection {
+        service,
+        port,
+        settings,
+        selector,
+    } = selection;
+    // Unhealthy endpoints are sent only to clients that count them. Source: Istio
+    // `SupportsUnhealthyEndpoints`.
+    let counts_unhealthy = settings
+        .outlier
+        .as_ref()
+        .is_some_and(|outlier| outlier.min_health_percent > 0);
     let preference = preference(view, service, settings);
     let node = view.node();
     let own = Place {
@@ -90,10 +100,19 @@ pub(super) fn groups(view: &View<'_>, selection: &Selection<'_>) -> Found {
         if !fits || !(is_ready || is_counted) {
             continue;
         }
-        let priority = preference.as_ref().map_or(0, |preference| priority(&own, preference, endpoint));
-        grouped.entry((priority, endpoint.locality.clone())).or_default().push(input(view, endpoint, is_ready));
+        let priority = preference
+            .as_ref()
+            .map_or(0, |preference| priority(&own, preference, endpoint));
+        grouped
+            .entry((priority, endpoint.locality.clone()))
+            .or_default()
+            .push(input(view, endpoint, is_ready));
     }
-    if grouped.is_empty() && selector.is_none() && service.resolution.is_dns() && !service.host().is_wildcard() {
+    if grouped.is_empty()
+        && selector.is_none()
+        && service.resolution.is_dns()
+        && !service.host().is_wildcard()
+    {
         // A DNS entry without endpoints is its own.
         let endpoint = EndpointInput {
             address: EndpointAddress::Socket(service.host().to_string(), port.number),
@@ -117,38 +136,70 @@ pub(super) fn groups(view: &View<'_>, selection: &Selection<'_>) -> Found {
         distribute(&mut groups, &view.proxy.locality, setting);
     }
     close_gaps(&mut groups);
-    let locality_weighted = preference.is_some_and(|Preference { setting, fails_over }| {
-        !setting.distribute.is_empty()
-            || (fails_over && !(setting.failover.is_empty() && setting.failover_priority.is_empty()))
-    });
-    Found { groups, locality_weighted }
+    let locality_weighted = preference.is_some_and(
+        |Preference {
+             setting,
+             fails_over,
+         }| {
+            !setting.distribute.is_empty()
+                || (fails_over
+                    && !(setting.failover.is_empty() && setting.failover_priority.is_empty()))
+        },
+    );
+    Found {
+        groups,
+        locality_weighted,
+    }
 }
 
-/// What holds: the DestinationRule's setting, else the Service's traffic distribution, else the mesh's setting. Source:
-/// Istio `GetEffectiveLbSetting`.
+/// What holds: the DestinationRule's setting, else the Service's traffic distribution, else the
+/// mesh's setting. Source: Istio `GetEffectiveLbSetting`.
 fn preference(view: &View<'_>, service: &Service, settings: &PolicySettings) -> Option<Preference> {
-    let written = settings.load_balancer.as_ref().and_then(|lb| lb.locality.clone());
+    let written = settings
+        .load_balancer
+        .as_ref()
+        .and_then(|lb| lb.locality.clone());
     let of_service: &[&str] = match service.traffic_distribution {
         TrafficDistribution::Any => &[],
-        TrafficDistribution::PreferSameZone => &[topology::NETWORK, topology::REGION, topology::ZONE],
-        TrafficDistribution::PreferSameNode => {
-            &[topology::NETWORK, topology::REGION, topology::ZONE, topology::SUBZONE, topology::NODE]
+        TrafficDistribution::PreferSameZone => {
+            &[topology::NETWORK, topology::REGION, topology::ZONE]
         }
+        TrafficDistribution::PreferSameNode => &[
+            topology::NETWORK,
+            topology::REGION,
+            topology::ZONE,
+            topology::SUBZONE,
+            topology::NODE,
+        ],
     };
     if written.is_none() && !of_service.is_empty() {
         let failover_priority = of_service.iter().map(|key| (*key).to_owned()).collect();
         return Some(Preference {
-            setting: LocalityLb { failover_priority, ..LocalityLb::default() },
+            setting: LocalityLb {
+                failover_priority,
+                ..LocalityLb::default()
+            },
             fails_over: true,
         });
     }
-    let setting = written.or_else(|| view.locality_lb()).filter(|setting| setting.enabled != Some(false))?;
-    // Without ejection a failing locality would never be left. Source: Istio `ApplyLocalityLoadBalancer`.
-    Some(Preference { setting, fails_over: settings.outlier.is_some() })
+    let setting = written
+        .or_else(|| view.locality_lb())
+        .filter(|setting| setting.enabled != Some(false))?;
+    // Without ejection a failing locality would never be left. Source: Istio
+    // `ApplyLocalityLoadBalancer`.
+    Some(Preference {
+        setting,
+        fails_over: settings.outlier.is_some(),
+    })
 }
 
 fn priority(own: &Place<'_>, preference: &Preference, endpoint: &Endpoint) -> u32 {
-    let LocalityLb { enabled: _, distribute, failover, failover_priority } = &preference.setting;
+    let LocalityLb {
+        enabled: _,
+        distribute,
+        failover,
+        failover_priority,
+    } = &preference.setting;
     if !preference.fails_over || !distribute.is_empty() {
         return 0;
     }
@@ -163,10 +214,13 @@ fn priority(own: &Place<'_>, preference: &Preference, endpoint: &Endpoint) -> u3
     by_labels * 5 + locality_priority(own.locality, &endpoint.locality, failover)
 }
 
-/// The nearest first, 0 to 4: the own subzone, zone, region; the region that `failover` names; all others.
+/// The nearest first, 0 to 4: the own subzone, zone, region; the region that `failover` names; all
+/// others.
 fn locality_priority(own: &Locality, theirs: &Locality, failover: &[(String, String)]) -> u32 {
     if own.region != theirs.region {
-        let is_named = failover.iter().any(|(from, to)| *from == own.region && *to == theirs.region);
+        let is_named = failover
+            .iter()
+            .any(|(from, to)| *from == own.region && *to == theirs.region);
         return if is_named { 3 } else { 4 };
     }
     match (own.zone == theirs.zone, own.subzone == theirs.subzone) {
@@ -176,40 +230,59 @@ fn locality_priority(own: &Locality, theirs: &Locality, failover: &[(String, Str
     }
 }
 
-/// `failoverPriority`: labels in order, `KEY` or `KEY=VALUE`; the first that differs decides. A network that comes first
-/// and differs puts an endpoint behind all of the own network, ordered by the rest. Source: Istio
-/// `applyFailoverPriorityPerLocality`.
+/// `failoverPriority`: labels in order, `KEY` or `KEY=VALUE`; the first that differs decides. A
+/// network that comes first and differs puts an endpoint behind all of the own network, ordered by
+/// the rest. Source: Istio `applyFailoverPriorityPerLocality`.
 fn label_priority(own: &Place<'_>, endpoint: &Endpoint, labels: &[String]) -> u32 {
     let workload = endpoint.workload.as_deref();
     let theirs = Place {
         labels: &endpoint.labels,
         locality: &endpoint.locality,
         network: &endpoint.network,
-        cluster: workload.map(|one| one.cluster.as_str()).filter(|name| !name.is_empty()).unwrap_or(own.cluster),
+        cluster: workload
+            .map(|one| one.cluster.as_str())
+            .filter(|name| !name.is_empty())
+            .unwrap_or(own.cluster),
         node: workload.map(|one| one.node.as_str()).unwrap_or_default(),
     };
     let agrees = |label: &String| match label.split_once('=') {
         Some((key, value)) => theirs.value(key) == value,
         None => theirs.value(label) == own.value(label),
     };
-    let other_network = labels.first().is_some_and(|label| label == topology::NETWORK && !agrees(label));
+    let other_network = labels
+        .first()
+        .is_some_and(|label| label == topology::NETWORK && !agrees(label));
     let from = usize::from(other_network);
-    let agreeing = from + labels[from..].iter().take_while(|label| agrees(label)).count();
+    let agreeing = from
+        + labels[from..]
+            .iter()
+            .take_while(|label| agrees(label))
+            .count();
     let base = if other_network { labels.len() } else { 0 };
     u32::try_from(base + labels.len() - agreeing).unwrap_or(u32::MAX / 5)
 }
 
 /// `distribute`: shares of the first rule for this proxy's locality.
 fn distribute(groups: &mut Vec<LocalityGroup>, own: &Locality, lb: &LocalityLb) {
-    let Some((_, shares)) = lb.distribute.iter().find(|(from, _)| locality_fits(own, from)) else { return };
+    let Some((_, shares)) = lb
+        .distribute
+        .iter()
+        .find(|(from, _)| locality_fits(own, from))
+    else {
+        return;
+    };
     let mut kept = Vec::new();
     for (to, share) in shares {
         let members: Vec<usize> = (0..groups.len())
             .filter(|index| locality_fits(&groups[*index].locality, to) && !kept.contains(index))
             .collect();
-        let total: u64 = members.iter().map(|index| u64::from(groups[*index].weight.max(1))).sum();
+        let total: u64 = members
+            .iter()
+            .map(|index| u64::from(groups[*index].weight.max(1)))
+            .sum();
         for index in members {
-            let part = u64::from(*share) * 1000 * u64::from(groups[index].weight.max(1)) / total.max(1);
+            let part =
+                u64::from(*share) * 1000 * u64::from(groups[index].weight.max(1)) / total.max(1);
             groups[index].weight = u32::try_from(part).unwrap_or(u32::MAX).max(1);
             kept.push(index);
         }
@@ -254,13 +327,21 @@ fn input(view: &View<'_>, endpoint: &Endpoint, is_ready: bool) -> EndpointInput 
             ModelAddress::Unix(path) => EndpointAddress::Pipe(path.clone()),
         },
         weight: endpoint.weight,
-        health: if is_ready { Health::Healthy } else { Health::Unhealthy },
+        health: if is_ready {
+            Health::Healthy
+        } else {
+            Health::Unhealthy
+        },
         mesh_tls: view.takes_mutual_tls(endpoint),
         workload: endpoint
             .workload
             .as_ref()
             .map(|workload| {
-                let cluster = if workload.cluster.is_empty() { &view.proxy.cluster_id } else { &workload.cluster };
+                let cluster = if workload.cluster.is_empty() {
+                    &view.proxy.cluster_id
+                } else {
+                    &workload.cluster
+                };
                 format!(
                     "{};{};{};{};{cluster}",
                     workload.workload_name,
@@ -296,9 +377,17 @@ mod tests {
             weight,
             endpoints: Vec::new(),
         };
-        let mut groups = vec![group("eu/a", 1), group("eu/b", 3), group("us/a", 1), group("ap/a", 1)];
+        let mut groups = vec![
+            group("eu/a", 1),
+            group("eu/b", 3),
+            group("us/a", 1),
+            group("ap/a", 1),
+        ];
         let lb = LocalityLb {
-            distribute: vec![("eu/*".into(), BTreeMap::from([("eu/*".to_owned(), 80), ("us/*".to_owned(), 20)]))],
+            distribute: vec![(
+                "eu/*".into(),
+                BTreeMap::from([("eu/*".to_owned(), 80), ("us/*".to_owned(), 20)]),
+            )],
             ..LocalityLb::default()
         };
         distribute(&mut groups, &Locality::parse("eu/a"), &lb);

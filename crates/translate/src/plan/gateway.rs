@@ -1,5 +1,5 @@
-//! What a gateway serves: one listener for each port that Gateways ask for, route tables for what it reads, and the
-//! credentials that its servers show.
+//! What a gateway serves: one listener for each port that Gateways ask for, route tables for what
+//! it reads, and the credentials that its servers show.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,10 +26,20 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
     let mut ports: BTreeMap<(String, u16), Vec<Declared>> = BTreeMap::new();
     for gateway in view.snapshot.gateways_for(view.labels()) {
         for server in &gateway.servers {
-            let bind = server.bind.map_or_else(|| "0.0.0.0".to_owned(), |ip| ip.to_string());
+            let bind = server
+                .bind
+                .map_or_else(|| "0.0.0.0".to_owned(), |ip| ip.to_string());
             let proxy = &view.proxy;
-            for port in view.snapshot.gateway_ports(&proxy.namespace, view.labels(), &proxy.ips, server.port) {
-                ports.entry((bind.clone(), port)).or_default().push((gateway.clone(), server.clone()));
+            for port in view.snapshot.gateway_ports(
+                &proxy.namespace,
+                view.labels(),
+                &proxy.ips,
+                server.port,
+            ) {
+                ports
+                    .entry((bind.clone(), port))
+                    .or_default()
+                    .push((gateway.clone(), server.clone()));
             }
         }
     }
@@ -38,7 +48,13 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
     }
 }
 
-fn finding(gateway: &Gateway, severity: Severity, code: &str, message: String, remedy: &str) -> Diagnostic {
+fn finding(
+    gateway: &Gateway,
+    severity: Severity,
+    code: &str,
+    message: String,
+    remedy: &str,
+) -> Diagnostic {
     Diagnostic {
         code: code.to_owned(),
         severity,
@@ -53,30 +69,56 @@ fn finding(gateway: &Gateway, severity: Severity, code: &str, message: String, r
 fn plan_port(view: &View<'_>, bind: &str, port: u16, servers: &[Declared], plan: &mut Plan) {
     // The oldest Gateway decides whether a port speaks plaintext HTTP, plaintext TCP or TLS.
     let kind = |server: &Server| (server.protocol.is_tls(), server.protocol.is_http());
-    let decided = servers.first().map(|(_, server)| kind(server)).unwrap_or_default();
+    let decided = servers
+        .first()
+        .map(|(_, server)| kind(server))
+        .unwrap_or_default();
     let is_plain_tcp = decided == (false, false);
     let mut usable = Vec::new();
     for (gateway, server) in servers {
-        // Nothing tells plaintext TCP servers apart: the port is one Gateway's. Source: Istio `MergeGateways`.
+        // Nothing tells plaintext TCP servers apart: the port is one Gateway's. Source: Istio
+        // `MergeGateways`.
         let is_shared = !is_plain_tcp
-            || usable.first().is_none_or(|(first, _): &(&Arc<Gateway>, _)| first.name() == gateway.name());
+            || usable
+                .first()
+                .is_none_or(|(first, _): &(&Arc<Gateway>, _)| first.name() == gateway.name());
         if kind(server) == decided && is_shared {
             usable.push((gateway, server));
         } else {
             let message = format!(
                 "port {port} belongs to an older Gateway, or speaks something else there; this server is left out"
             );
-            plan.diagnostics.push(finding(gateway, Severity::Error, "MEL0511", message, "use another port"));
+            plan.diagnostics.push(finding(
+                gateway,
+                Severity::Error,
+                "MEL0511",
+                message,
+                "use another port",
+            ));
         }
     }
     let name = format!("{bind}_{port}");
-    let suffix = if bind == "0.0.0.0" { String::new() } else { format!(".{bind}") };
-    let mut listener = Chains { view, name: name.clone(), chains: Vec::new(), claimed: BTreeSet::new() };
+    let suffix = if bind == "0.0.0.0" {
+        String::new()
+    } else {
+        format!(".{bind}")
+    };
+    let mut listener = Chains {
+        view,
+        name: name.clone(),
+        chains: Vec::new(),
+        claimed: BTreeSet::new(),
+    };
     match decided {
         (false, true) => {
             let table = format!("http.{port}{suffix}");
-            plan.routes.push(Arc::new(route_table(view, &table, &usable)));
-            listener.push(ChainMatch::default(), DownstreamTls::Off, listener.http(table));
+            plan.routes
+                .push(Arc::new(route_table(view, &table, &usable)));
+            listener.push(
+                ChainMatch::default(),
+                DownstreamTls::Off,
+                listener.http(table),
+            );
         }
         (false, false) => {
             for (gateway, server) in &usable {
@@ -100,7 +142,10 @@ fn plan_port(view: &View<'_>, bind: &str, port: u16, servers: &[Declared], plan:
         bind_to_port: true,
         use_original_dst: false,
         direction: Direction::Gateway,
-        inspect: Inspect { tls: decided.0, ..Inspect::default() },
+        inspect: Inspect {
+            tls: decided.0,
+            ..Inspect::default()
+        },
         chains,
         default_chain: None,
         logs: view.listener_logs(WorkloadMode::Client),
@@ -132,7 +177,13 @@ fn add_tls_server(
         ServerTlsMode::AutoPassthrough => {
             let message = format!("mode AUTO_PASSTHROUGH on port {port} is not served");
             let remedy = "use PASSTHROUGH with a VirtualService";
-            plan.diagnostics.push(finding(gateway, Severity::Warning, "MEL0513", message, remedy));
+            plan.diagnostics.push(finding(
+                gateway,
+                Severity::Warning,
+                "MEL0513",
+                message,
+                remedy,
+            ));
         }
         _ => {
             if let Some(missing) = missing_credential(view, tls, plan) {
@@ -142,16 +193,29 @@ fn add_tls_server(
                     view.proxy.namespace
                 );
                 let remedy = "create the Secret in the namespace of the gateway's proxy";
-                plan.diagnostics.push(finding(gateway, Severity::Error, "IST0101", message, remedy));
+                plan.diagnostics.push(finding(
+                    gateway,
+                    Severity::Error,
+                    "IST0101",
+                    message,
+                    remedy,
+                ));
                 return;
             }
             let hosts: Vec<Hostname> = server.hosts.iter().map(|host| host.host.clone()).collect();
-            let matched = ChainMatch { server_names: server_names(&hosts), ..ChainMatch::default() };
+            let matched = ChainMatch {
+                server_names: server_names(&hosts),
+                ..ChainMatch::default()
+            };
             let socket = downstream_tls(view, tls, server.is_http(), plan);
             if server.is_http() {
                 let of = gateway.name();
-                let table = format!("https.{port}.{}.{}.{}{suffix}", server.port_name, of.name, of.namespace);
-                plan.routes.push(Arc::new(route_table(view, &table, &[(gateway, server)])));
+                let table = format!(
+                    "https.{port}.{}.{}.{}{suffix}",
+                    server.port_name, of.name, of.namespace
+                );
+                plan.routes
+                    .push(Arc::new(route_table(view, &table, &[(gateway, server)])));
                 let filters = listener.http(table);
                 listener.push(matched, socket, filters);
             } else {
@@ -163,7 +227,10 @@ fn add_tls_server(
 
 /// The credential that a server names and that is not there.
 fn missing_credential(view: &View<'_>, tls: &ModelTls, plan: &mut Plan) -> Option<String> {
-    let wants_clients = matches!(tls.mode, ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual);
+    let wants_clients = matches!(
+        tls.mode,
+        ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual
+    );
     for name in &tls.credential_names {
         view.add_secrets(name, &tls.ca_credential_name, plan);
         let has = |wanted: &str| plan.secrets.iter().any(|secret| secret.name() == wanted);
@@ -190,18 +257,36 @@ fn roots_name(tls: &ModelTls, credential: &str) -> String {
 }
 
 /// The TLS of a server that terminates it.
-pub(super) fn downstream_tls(view: &View<'_>, tls: &ModelTls, is_http: bool, plan: &mut Plan) -> DownstreamTls {
+pub(super) fn downstream_tls(
+    view: &View<'_>,
+    tls: &ModelTls,
+    is_http: bool,
+    plan: &mut Plan,
+) -> DownstreamTls {
     if tls.mode == ServerTlsMode::IstioMutual {
-        let trust_domains = view.trust_domains.iter().map(|domain| format!("spiffe://{domain}/")).collect();
-        return DownstreamTls::Mesh { alpn: chains::server_alpn(false), trust_domains };
+        let trust_domains = view
+            .trust_domains
+            .iter()
+            .map(|domain| format!("spiffe://{domain}/"))
+            .collect();
+        return DownstreamTls::Mesh {
+            alpn: chains::server_alpn(false),
+            trust_domains,
+        };
     }
     for name in &tls.credential_names {
         view.add_secrets(name, &tls.ca_credential_name, plan);
     }
     let certificates = if tls.credential_names.is_empty() {
-        vec![SecretName::Agent(format!("file-cert:{}~{}", tls.server_certificate, tls.private_key))]
+        vec![SecretName::Agent(format!(
+            "file-cert:{}~{}",
+            tls.server_certificate, tls.private_key
+        ))]
     } else {
-        tls.credential_names.iter().map(|name| SecretName::Pushed(secret_name(name))).collect()
+        tls.credential_names
+            .iter()
+            .map(|name| SecretName::Pushed(secret_name(name)))
+            .collect()
     };
     let roots = match tls.credential_names.first() {
         Some(name) => SecretName::Pushed(roots_name(tls, name)),
@@ -221,9 +306,17 @@ pub(super) fn downstream_tls(view: &View<'_>, tls: &ModelTls, is_http: bool, pla
             ServerTlsMode::OptionalMutual => ClientCertificate::Optional(roots),
             _ => ClientCertificate::None,
         },
-        alpn: if is_http { ["h2", "http/1.1"].map(str::to_owned).to_vec() } else { Vec::new() },
+        alpn: if is_http {
+            ["h2", "http/1.1"].map(str::to_owned).to_vec()
+        } else {
+            Vec::new()
+        },
         // TLS 1.2 at least, where nothing is written.
-        minimum: if tls.min_version == ModelVersion::Auto { TlsVersion::V12 } else { version(tls.min_version) },
+        minimum: if tls.min_version == ModelVersion::Auto {
+            TlsVersion::V12
+        } else {
+            version(tls.min_version)
+        },
         maximum: version(tls.max_version),
         ciphers: tls.cipher_suites.clone(),
         names: tls.subject_alt_names.clone(),
@@ -243,19 +336,30 @@ struct Chains<'a, 'v> {
 impl Chains<'_, '_> {
     /// Adds a chain for the server names, and networks, that no earlier chain has claimed.
     fn push(&mut self, mut matched: ChainMatch, tls: DownstreamTls, filters: ChainFilters) {
-        let networks: Vec<String> = matched.destinations.iter().map(ToString::to_string).collect();
+        let networks: Vec<String> = matched
+            .destinations
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         let scope = networks.join(",");
         if matched.server_names.is_empty() {
             if !self.claimed.insert(format!("{scope}/")) {
                 return;
             }
         } else {
-            matched.server_names.retain(|name| self.claimed.insert(format!("{scope}/{name}")));
+            matched
+                .server_names
+                .retain(|name| self.claimed.insert(format!("{scope}/{name}")));
             if matched.server_names.is_empty() {
                 return;
             }
         }
-        self.chains.push(ChainInput { name: self.name.clone(), matched, tls, filters });
+        self.chains.push(ChainInput {
+            name: self.name.clone(),
+            matched,
+            tls,
+            filters,
+        });
     }
 
     fn http(&self, table: String) -> ChainFilters {
@@ -278,31 +382,53 @@ impl Chains<'_, '_> {
     }
 
     /// TCP routes of the VirtualServices that are bound to the server.
-    fn add_tcp(&mut self, gateway: &Arc<Gateway>, server: &Server, base: ChainMatch, tls: DownstreamTls) {
+    fn add_tcp(
+        &mut self,
+        gateway: &Arc<Gateway>,
+        server: &Server,
+        base: ChainMatch,
+        tls: DownstreamTls,
+    ) {
         let bound = GatewayRef::Gateway(gateway.name());
         let context = context(self.view, &bound, server.port);
-        for (vs, _) in self.view.snapshot.virtual_services_of_server(gateway, server, &self.view.proxy.namespace) {
+        for (vs, _) in self.view.snapshot.virtual_services_of_server(
+            gateway,
+            server,
+            &self.view.proxy.namespace,
+        ) {
             for route in &vs.tcp {
-                let Some(held) = route.matches_for(&context, &vs) else { continue };
+                let Some(held) = route.matches_for(&context, &vs) else {
+                    continue;
+                };
                 let tcp = l4::route(self.view, route, server.port, Direction::Gateway);
                 if held.is_empty() {
                     self.push(base.clone(), tls.clone(), self.tcp(tcp.clone()));
                 }
                 for one in held {
-                    let matched = ChainMatch { destinations: one.destination_subnets.clone(), ..base.clone() };
+                    let matched = ChainMatch {
+                        destinations: one.destination_subnets.clone(),
+                        ..base.clone()
+                    };
                     self.push(matched, tls.clone(), self.tcp(tcp.clone()));
                 }
             }
         }
     }
 
-    /// TLS routes of the VirtualServices that are bound to the server: by server name, not terminated.
+    /// TLS routes of the VirtualServices that are bound to the server: by server name, not
+    /// terminated.
     fn add_sni(&mut self, gateway: &Arc<Gateway>, server: &Server) {
         let bound = GatewayRef::Gateway(gateway.name());
         let context = context(self.view, &bound, server.port);
-        for (vs, _) in self.view.snapshot.virtual_services_of_server(gateway, server, &self.view.proxy.namespace) {
+        for (vs, _) in self.view.snapshot.virtual_services_of_server(
+            gateway,
+            server,
+            &self.view.proxy.namespace,
+        ) {
             for route in &vs.tls {
-                let Some(held) = route.matches_for(&context, &vs) else { continue };
+                let Some(held) = route.matches_for(&context, &vs) else {
+                    continue;
+                };
                 for one in held {
                     let hosts = server.intersect(&vs.origin.object.namespace, &one.sni_hosts);
                     if hosts.is_empty() {
@@ -323,19 +449,33 @@ impl Chains<'_, '_> {
 }
 
 fn context<'a>(view: &'a View<'_>, gateway: &'a GatewayRef, port: u16) -> RouteContext<'a> {
-    RouteContext { namespace: &view.proxy.namespace, labels: view.labels(), gateway, port }
+    RouteContext {
+        namespace: &view.proxy.namespace,
+        labels: view.labels(),
+        gateway,
+        port,
+    }
 }
 
-/// Virtual hosts of the servers that share a table; routes of several VirtualServices for one host are joined.
-fn route_table(view: &View<'_>, name: &str, servers: &[(&Arc<Gateway>, &Server)]) -> RouteTableInput {
+/// Virtual hosts of the servers that share a table; routes of several VirtualServices for one host
+/// are joined.
+fn route_table(
+    view: &View<'_>,
+    name: &str,
+    servers: &[(&Arc<Gateway>, &Server)],
+) -> RouteTableInput {
     let mut hosts: BTreeMap<Hostname, (u16, Vec<RouteInput>, bool)> = BTreeMap::new();
     let mut seen: BTreeSet<(Hostname, *const VirtualService, String)> = BTreeSet::new();
     let mut order: Vec<Hostname> = Vec::new();
     for (gateway, server) in servers {
         let bound = GatewayRef::Gateway(gateway.name());
         let context = context(view, &bound, server.port);
-        let redirects = server.tls.as_ref().is_some_and(|tls| tls.https_redirect) && !server.terminates_tls();
-        for (vs, names) in view.snapshot.virtual_services_of_server(gateway, server, &view.proxy.namespace) {
+        let redirects =
+            server.tls.as_ref().is_some_and(|tls| tls.https_redirect) && !server.terminates_tls();
+        for (vs, names) in
+            view.snapshot
+                .virtual_services_of_server(gateway, server, &view.proxy.namespace)
+        {
             let routes = http_route::rules(view, &vs, &context, server.terminates_tls());
             if routes.is_empty() {
                 continue;
@@ -365,8 +505,11 @@ fn route_table(view: &View<'_>, name: &str, servers: &[(&Arc<Gateway>, &Server)]
     }
     let mut list: Vec<Arc<VirtualHostInput>> = Vec::new();
     for host in order {
-        let Some((port, mut routes, require_tls)) = hosts.remove(&host) else { continue };
-        // Routes that take everything come last, whichever VirtualService they are of. Source: Istio `SortVHostRoutes`.
+        let Some((port, mut routes, require_tls)) = hosts.remove(&host) else {
+            continue;
+        };
+        // Routes that take everything come last, whichever VirtualService they are of. Source:
+        // Istio `SortVHostRoutes`.
         routes.sort_by_key(RouteInput::takes_everything);
         list.push(Arc::new(VirtualHostInput {
             name: format!("{host}:{port}"),
@@ -380,9 +523,16 @@ fn route_table(view: &View<'_>, name: &str, servers: &[(&Arc<Gateway>, &Server)]
         list.push(Arc::new(VirtualHostInput {
             name: format!("blackhole:{port}"),
             domains: vec!["*".to_owned()],
-            routes: vec![RouteInput::Refuse { name: "blackhole".to_owned(), status: 404 }],
+            routes: vec![RouteInput::Refuse {
+                name: "blackhole".to_owned(),
+                status: 404,
+            }],
             require_tls: false,
         }));
     }
-    RouteTableInput { name: name.to_owned(), hosts: list, ignore_port: true }
+    RouteTableInput {
+        name: name.to_owned(),
+        hosts: list,
+        ignore_port: true,
+    }
 }

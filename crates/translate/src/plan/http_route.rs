@@ -9,8 +9,8 @@ use super::cluster::{destination_settings, outbound_name};
 use crate::route::{DefaultInput, HashPolicy, RouteInput, Rule, RuleInput};
 use crate::traffic_policy::hash_policies;
 
-/// The routes that a VirtualService has for a proxy, gateway and port; empty if none is for it. `is_tls`: requests come as
-/// https.
+/// The routes that a VirtualService has for a proxy, gateway and port; empty if none is for it.
+/// `is_tls`: requests come as https.
 pub(super) fn rules(
     view: &View<'_>,
     of: &Arc<VirtualService>,
@@ -19,15 +19,23 @@ pub(super) fn rules(
 ) -> Vec<RouteInput> {
     let mut routes = Vec::new();
     for (index, route) in of.http.iter().enumerate() {
-        let Some(held) = route.matches_for(context, of) else { continue };
-        let rule = Rule { service: of.clone(), index };
+        let Some(held) = route.matches_for(context, of) else {
+            continue;
+        };
+        let rule = Rule {
+            service: of.clone(),
+            index,
+        };
         if held.is_empty() {
             routes.push(rule_input(view, rule, None, context.port, is_tls));
             break;
         }
         let mut takes_all = false;
         for condition in held {
-            let at = route.matches.iter().position(|one| std::ptr::eq(one, condition));
+            let at = route
+                .matches
+                .iter()
+                .position(|one| std::ptr::eq(one, condition));
             routes.push(rule_input(view, rule.clone(), at, context.port, is_tls));
             // What follows a route that matches everything is never reached.
             if condition.is_catch_all() {
@@ -42,8 +50,15 @@ pub(super) fn rules(
     routes
 }
 
-fn rule_input(view: &View<'_>, rule: Rule, matched: Option<usize>, port: u16, is_tls: bool) -> RouteInput {
-    let (mut clusters, mut hash, mut operation) = (Vec::new(), Vec::<HashPolicy>::new(), String::new());
+fn rule_input(
+    view: &View<'_>,
+    rule: Rule,
+    matched: Option<usize>,
+    port: u16,
+    is_tls: bool,
+) -> RouteInput {
+    let (mut clusters, mut hash, mut operation) =
+        (Vec::new(), Vec::<HashPolicy>::new(), String::new());
     if let HttpAction::Forward(destinations) = &rule.action {
         for weighted in destinations {
             let destination = &weighted.destination;
@@ -55,14 +70,23 @@ fn rule_input(view: &View<'_>, rule: Rule, matched: Option<usize>, port: u16, is
             if weighted.weight == 0 {
                 continue;
             }
-            for policy in hash_policies(&destination_settings(view, &destination.host, &destination.subset, port)) {
+            for policy in hash_policies(&destination_settings(
+                view,
+                &destination.host,
+                &destination.subset,
+                port,
+            )) {
                 if !hash.contains(&policy) {
                     hash.push(policy);
                 }
             }
         }
     }
-    let mirrors = rule.mirrors.iter().map(|mirror| view.cluster_of(&mirror.destination, port).0).collect();
+    let mirrors = rule
+        .mirrors
+        .iter()
+        .map(|mirror| view.cluster_of(&mirror.destination, port).0)
+        .collect();
     RouteInput::Rule(Box::new(RuleInput {
         rule,
         matched,
@@ -86,8 +110,8 @@ pub(super) fn default_route(view: &View<'_>, service: &Service, port: u16) -> Ro
     })
 }
 
-/// The names by which a proxy's application may call a service: whole, shortened as its resolver would complete it,
-/// and by address.
+/// The names by which a proxy's application may call a service: whole, shortened as its resolver
+/// would complete it, and by address.
 pub(super) fn domains(view: &View<'_>, host: &Hostname, service: Option<&Service>) -> Vec<String> {
     let domain = view.snapshot.options.domain.as_str();
     let mut names = vec![host.to_string()];
@@ -105,9 +129,15 @@ pub(super) fn domains(view: &View<'_>, host: &Hostname, service: Option<&Service
         let pods: Vec<_> = names.iter().map(|name| format!("*.{name}")).collect();
         names.extend(pods);
     }
-    names.extend(service.addresses.iter().filter(|network| network.is_host()).map(|network| match network.address {
-        std::net::IpAddr::V4(ip) => ip.to_string(),
-        std::net::IpAddr::V6(ip) => format!("[{ip}]"),
-    }));
+    names.extend(
+        service
+            .addresses
+            .iter()
+            .filter(|network| network.is_host())
+            .map(|network| match network.address {
+                std::net::IpAddr::V4(ip) => ip.to_string(),
+                std::net::IpAddr::V6(ip) => format!("[{ip}]"),
+            }),
+    );
     names
 }

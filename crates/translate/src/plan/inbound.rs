@@ -1,12 +1,13 @@
-//! What a sidecar accepts for its application: one virtual listener with the chains of every served port.
+//! What a sidecar accepts for its application: one virtual listener with the chains of every served
+//! port.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use meltemi_model::{
-    CaptureMode, ConnectionPool, IngressEndpoint, IngressListener, MtlsMode, PolicySettings, ServerTlsMode, Sidecar,
-    WorkloadMode,
+    CaptureMode, ConnectionPool, IngressEndpoint, IngressListener, MtlsMode, PolicySettings,
+    ServerTlsMode, Sidecar, WorkloadMode,
 };
 use meltemi_types::{Locality, Protocol};
 
@@ -41,8 +42,13 @@ struct Shared<'a, 'v> {
 
 pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
     let sidecar = view.scope.sidecar.clone();
-    let ingress = sidecar.as_deref().map(|sidecar| sidecar.ingress.as_slice()).unwrap_or_default();
-    let pool = sidecar.as_deref().and_then(|sidecar| sidecar.inbound_connection_pool.as_ref());
+    let ingress = sidecar
+        .as_deref()
+        .map(|sidecar| sidecar.ingress.as_slice())
+        .unwrap_or_default();
+    let pool = sidecar
+        .as_deref()
+        .and_then(|sidecar| sidecar.inbound_connection_pool.as_ref());
     let served = if ingress.is_empty() {
         of_services(view, pool, plan)
     } else {
@@ -51,12 +57,21 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
     plan.listeners.push(virtual_inbound(view, &served));
 }
 
-/// The ports of the services that select the workload; of two that share a target port the older decides.
+/// The ports of the services that select the workload; of two that share a target port the older
+/// decides.
 fn of_services(view: &View<'_>, pool: Option<&ConnectionPool>, plan: &mut Plan) -> Vec<Served> {
-    let targets = view.snapshot.service_targets(&view.proxy.namespace, view.labels(), &view.proxy.ips);
+    let targets =
+        view.snapshot
+            .service_targets(&view.proxy.namespace, view.labels(), &view.proxy.ips);
     let mut served: Vec<Served> = Vec::new();
-    for target in targets.iter().filter(|target| target.port.protocol != Protocol::Udp) {
-        if served.last().is_some_and(|last| last.port == target.target_port) {
+    for target in targets
+        .iter()
+        .filter(|target| target.port.protocol != Protocol::Udp)
+    {
+        if served
+            .last()
+            .is_some_and(|last| last.port == target.target_port)
+        {
             continue;
         }
         let services: Vec<ServiceRef> = targets
@@ -65,8 +80,20 @@ fn of_services(view: &View<'_>, pool: Option<&ConnectionPool>, plan: &mut Plan) 
             .map(|other| super::cluster::service_ref(&other.service))
             .collect();
         let cluster = format!("inbound|{}||", target.target_port);
-        plan.clusters.push(application(view, &cluster, target.port.protocol, Discovery::OriginalDst, services, pool));
-        served.push(Served { port: target.target_port, protocol: target.port.protocol, cluster, tls: None });
+        plan.clusters.push(application(
+            view,
+            &cluster,
+            target.port.protocol,
+            Discovery::OriginalDst,
+            services,
+            pool,
+        ));
+        served.push(Served {
+            port: target.target_port,
+            protocol: target.port.protocol,
+            cluster,
+            tls: None,
+        });
     }
     served
 }
@@ -81,8 +108,16 @@ fn of_ingress(
 ) -> Vec<Served> {
     let mut served: Vec<Served> = Vec::new();
     for listener in ingress {
-        let IngressListener { port, port_name: _, protocol, bind: _, capture, default_endpoint, tls, connection_pool } =
-            listener;
+        let IngressListener {
+            port,
+            port_name: _,
+            protocol,
+            bind: _,
+            capture,
+            default_endpoint,
+            tls,
+            connection_pool,
+        } = listener;
         if *capture == CaptureMode::None
             && let Some(sidecar) = sidecar
         {
@@ -100,7 +135,9 @@ fn of_ingress(
         let cluster = format!("inbound|{port}||");
         let discovery = match default_endpoint {
             None => Discovery::OriginalDst,
-            Some(IngressEndpoint::Loopback(at)) => fixed(EndpointAddress::Socket(at.ip().to_string(), at.port())),
+            Some(IngressEndpoint::Loopback(at)) => {
+                fixed(EndpointAddress::Socket(at.ip().to_string(), at.port()))
+            }
             Some(IngressEndpoint::Instance(number)) => match view.proxy.ips.first() {
                 Some(ip) => fixed(EndpointAddress::Socket(ip.to_string(), *number)),
                 None => Discovery::OriginalDst,
@@ -108,14 +145,29 @@ fn of_ingress(
             Some(IngressEndpoint::Unix(path)) => fixed(EndpointAddress::Pipe(path.clone())),
         };
         let pool = connection_pool.as_ref().or(shared_pool);
-        plan.clusters.push(application(view, &cluster, *protocol, discovery, Vec::new(), pool));
+        plan.clusters.push(application(
+            view,
+            &cluster,
+            *protocol,
+            discovery,
+            Vec::new(),
+            pool,
+        ));
         let own_tls = tls
             .as_ref()
             .filter(|tls| {
-                matches!(tls.mode, ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual)
+                matches!(
+                    tls.mode,
+                    ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual
+                )
             })
             .map(|tls| gateway::downstream_tls(view, tls, protocol.is_http(), plan));
-        served.push(Served { port: *port, protocol: *protocol, cluster, tls: own_tls });
+        served.push(Served {
+            port: *port,
+            protocol: *protocol,
+            cluster,
+            tls: own_tls,
+        });
     }
     served.sort_by_key(|one| one.port);
     served
@@ -145,10 +197,17 @@ fn application(
     services: Vec<ServiceRef>,
     pool: Option<&ConnectionPool>,
 ) -> ClusterInput {
-    let settings = PolicySettings { connection_pool: pool.cloned(), ..PolicySettings::default() };
+    let settings = PolicySettings {
+        connection_pool: pool.cloned(),
+        ..PolicySettings::default()
+    };
     let mut policy = cluster_policy(&settings, view.defaults);
     let is_original = discovery == Discovery::OriginalDst;
-    policy.lb = if is_original { Lb::ClusterProvided } else { Lb::RoundRobin };
+    policy.lb = if is_original {
+        Lb::ClusterProvided
+    } else {
+        Lb::RoundRobin
+    };
     ClusterInput {
         name: name.to_owned(),
         discovery,
@@ -166,8 +225,10 @@ fn application(
 }
 
 fn virtual_inbound(view: &View<'_>, served: &[Served]) -> ListenerInput {
-    let own_port =
-        u16::try_from(view.snapshot.mesh.proxy_inbound_listen_port).ok().filter(|port| *port != 0).unwrap_or(15006);
+    let own_port = u16::try_from(view.snapshot.mesh.proxy_inbound_listen_port)
+        .ok()
+        .filter(|port| *port != 0)
+        .unwrap_or(15006);
     let accepted = view.peer_authentication();
     let shared = Shared {
         view,
@@ -178,7 +239,10 @@ fn virtual_inbound(view: &View<'_>, served: &[Served]) -> ListenerInput {
     let mut chains = vec![ChainInput {
         name: "virtualInbound-blackhole".to_owned(),
         // Someone calls the capture port itself: to forward that would be a loop.
-        matched: ChainMatch { destination_port: Some(own_port), ..ChainMatch::default() },
+        matched: ChainMatch {
+            destination_port: Some(own_port),
+            ..ChainMatch::default()
+        },
         tls: DownstreamTls::Off,
         filters: ChainFilters::Tcp(Box::new(TcpInput {
             stat_prefix: BLACK_HOLE.to_owned(),
@@ -218,7 +282,13 @@ fn virtual_inbound(view: &View<'_>, served: &[Served]) -> ListenerInput {
         bind_to_port: true,
         use_original_dst: false,
         direction: Direction::Inbound,
-        inspect: Inspect { original_destination: true, tls: true, http: true, not_tls_on, not_http_on },
+        inspect: Inspect {
+            original_destination: true,
+            tls: true,
+            http: true,
+            not_tls_on,
+            not_http_on,
+        },
         chains,
         default_chain: None,
         logs: view.listener_logs(WorkloadMode::Server),
@@ -234,9 +304,17 @@ fn wildcard(ip: Option<&IpAddr>) -> String {
 
 impl Shared<'_, '_> {
     fn mesh_tls(&self, reads: Reads) -> DownstreamTls {
-        let unique: BTreeSet<_> = self.view.trust_domains.iter().map(|domain| format!("spiffe://{domain}/")).collect();
+        let unique: BTreeSet<_> = self
+            .view
+            .trust_domains
+            .iter()
+            .map(|domain| format!("spiffe://{domain}/"))
+            .collect();
         let exchanges = reads == Reads::Tcp && self.view.abilities.peer_exchange;
-        DownstreamTls::Mesh { alpn: chains::server_alpn(exchanges), trust_domains: unique.into_iter().collect() }
+        DownstreamTls::Mesh {
+            alpn: chains::server_alpn(exchanges),
+            trust_domains: unique.into_iter().collect(),
+        }
     }
 
     fn add_passthrough(&self, chains: &mut Vec<ChainInput>, port: Option<u16>, mode: MtlsMode) {
@@ -247,7 +325,11 @@ impl Shared<'_, '_> {
             };
             chains.push(ChainInput {
                 name: name.to_owned(),
-                tls: if chain.terminates { self.mesh_tls(chain.reads) } else { DownstreamTls::Off },
+                tls: if chain.terminates {
+                    self.mesh_tls(chain.reads)
+                } else {
+                    DownstreamTls::Off
+                },
                 filters: self.filters(chain.reads, INBOUND_PASSTHROUGH, Protocol::Unsupported, 0),
                 matched: chain.matched,
             });
@@ -257,7 +339,11 @@ impl Shared<'_, '_> {
     fn add_served(&self, chains: &mut Vec<ChainInput>, served: &Served, mode: MtlsMode) {
         let name = format!("0.0.0.0_{}", served.port);
         if let Some(tls) = &served.tls {
-            let reads = if served.protocol.is_http() { Reads::Http } else { Reads::Tcp };
+            let reads = if served.protocol.is_http() {
+                Reads::Http
+            } else {
+                Reads::Tcp
+            };
             chains.push(ChainInput {
                 name,
                 matched: ChainMatch {
@@ -273,7 +359,11 @@ impl Shared<'_, '_> {
         for chain in chains::inbound(mode, served.protocol, Some(served.port)) {
             chains.push(ChainInput {
                 name: name.clone(),
-                tls: if chain.terminates { self.mesh_tls(chain.reads) } else { DownstreamTls::Off },
+                tls: if chain.terminates {
+                    self.mesh_tls(chain.reads)
+                } else {
+                    DownstreamTls::Off
+                },
                 filters: self.filters(chain.reads, &served.cluster, served.protocol, served.port),
                 matched: chain.matched,
             });

@@ -34,13 +34,21 @@ pub(super) fn destinations(
     let (mut idle_timeout, mut hash_source) = (None, false);
     for weighted in destinations.iter().filter(|weighted| weighted.weight > 0) {
         let (cluster, port) = view.cluster_of(&weighted.destination, listener_port);
-        let settings = destination_settings(view, &weighted.destination.host, &weighted.destination.subset, port);
+        let settings = destination_settings(
+            view,
+            &weighted.destination.host,
+            &weighted.destination.subset,
+            port,
+        );
         idle_timeout = idle_timeout.or(cluster_policy(&settings, view.defaults).tcp_idle_timeout);
         hash_source |= hashes_source(&settings);
         shares.push((cluster, weighted.weight));
     }
     let (stat_prefix, target) = match shares.as_slice() {
-        [] => (super::cluster::BLACK_HOLE.to_owned(), TcpTarget::Cluster(super::cluster::BLACK_HOLE.to_owned())),
+        [] => (
+            super::cluster::BLACK_HOLE.to_owned(),
+            TcpTarget::Cluster(super::cluster::BLACK_HOLE.to_owned()),
+        ),
         [(cluster, _)] => (cluster.clone(), TcpTarget::Cluster(cluster.clone())),
         _ => (shares[0].0.clone(), TcpTarget::Weighted(shares)),
     };
@@ -51,6 +59,11 @@ pub(super) fn destinations(
 }
 
 /// A TCP proxy for a route.
-pub(super) fn route(view: &View<'_>, route: &L4Route, listener_port: u16, direction: Direction) -> TcpInput {
+pub(super) fn route(
+    view: &View<'_>,
+    route: &L4Route,
+    listener_port: u16,
+    direction: Direction,
+) -> TcpInput {
     destinations(view, &route.destinations, listener_port, direction)
 }

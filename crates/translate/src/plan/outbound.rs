@@ -1,12 +1,12 @@
-//! What a sidecar does with its application's connections: the virtual listener, one listener for each port or address,
-//! and the route tables behind them.
+//! What a sidecar does with its application's connections: the virtual listener, one listener for
+//! each port or address, and the route tables behind them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use meltemi_model::{
-    CaptureMode, Cidr, EndpointAddress, GatewayRef, Hostname, OutboundMode, RouteContext, ScopedEgress, Service,
-    ServicePort, WorkloadMode,
+    CaptureMode, Cidr, EndpointAddress, GatewayRef, Hostname, OutboundMode, RouteContext,
+    ScopedEgress, Service, ServicePort, WorkloadMode,
 };
 use meltemi_types::Protocol;
 
@@ -49,9 +49,16 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
     let mut tables: BTreeMap<u16, Vec<&ScopedEgress>> = BTreeMap::new();
     for egress in &view.scope.egress {
         report_unserved(view, egress, plan);
-        let only = egress.listener.as_ref().and_then(|listener| listener.port.as_ref());
+        let only = egress
+            .listener
+            .as_ref()
+            .and_then(|listener| listener.port.as_ref());
         for service in &egress.services {
-            for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
+            for port in service
+                .ports
+                .iter()
+                .filter(|port| port.protocol != Protocol::Udp)
+            {
                 let wanted = match only {
                     Some(only) => only.number == port.number,
                     None => !claimed.contains(&port.number),
@@ -72,17 +79,23 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
         }
     }
     for (number, scopes) in &tables {
-        plan.routes.push(Arc::new(port_table(view, *number, scopes)));
+        plan.routes
+            .push(Arc::new(port_table(view, *number, scopes)));
     }
     plan.listeners.push(virtual_outbound(view));
     for ((address, port), port_plan) in ports {
-        plan.listeners.push(listener(view, address, port, port_plan));
+        plan.listeners
+            .push(listener(view, address, port, port_plan));
     }
 }
 
 fn report_unserved(view: &View<'_>, egress: &ScopedEgress, plan: &mut Plan) {
-    let Some(listener) = &egress.listener else { return };
-    let Some(sidecar) = &view.scope.sidecar else { return };
+    let Some(listener) = &egress.listener else {
+        return;
+    };
+    let Some(sidecar) = &view.scope.sidecar else {
+        return;
+    };
     let message = if listener.capture == CaptureMode::None || listener.bind.starts_with("unix:") {
         "an egress listener that applications connect to themselves (captureMode NONE, or a Unix socket) is not served"
     } else if !matches!(listener.bind.as_str(), "" | "0.0.0.0" | "::") {
@@ -91,7 +104,13 @@ fn report_unserved(view: &View<'_>, egress: &ScopedEgress, plan: &mut Plan) {
         return;
     };
     let remedy = "leave captureMode and bind away, so that traffic is captured";
-    plan.diagnostics.push(view.warning(&sidecar.origin.object, "MEL0502", "spec.egress", message, remedy));
+    plan.diagnostics.push(view.warning(
+        &sidecar.origin.object,
+        "MEL0502",
+        "spec.egress",
+        message,
+        remedy,
+    ));
 }
 
 fn add_port<'a>(
@@ -105,7 +124,9 @@ fn add_port<'a>(
 ) {
     let number = port.number;
     let key = |address: &str| (address.to_owned(), number);
-    if port.protocol.is_http() || (port.protocol.is_sniffed() && addresses(view, service, port).is_empty()) {
+    if port.protocol.is_http()
+        || (port.protocol.is_sniffed() && addresses(view, service, port).is_empty())
+    {
         let entry = ports.entry(key(WILDCARD)).or_default();
         let is_first = entry.routes.is_none();
         entry.all_sniffed = port.protocol.is_sniffed() && (is_first || entry.all_sniffed);
@@ -119,9 +140,13 @@ fn add_port<'a>(
     }
     let chains = tcp_chains(view, egress, service, port);
     let own_addresses = addresses(view, service, port);
-    let table = port.protocol.is_sniffed().then(|| format!("{}:{number}", service.host()));
+    let table = port
+        .protocol
+        .is_sniffed()
+        .then(|| format!("{}:{number}", service.host()));
     if let Some(name) = &table {
-        plan.routes.push(Arc::new(service_table(view, name, egress, service, number)));
+        plan.routes
+            .push(Arc::new(service_table(view, name, egress, service, number)));
     }
     let hosts = own_addresses.iter().filter(|network| network.is_host());
     for network in hosts {
@@ -134,7 +159,11 @@ fn add_port<'a>(
             add_chain(entry, port.protocol, condition.clone(), tcp.clone());
         }
     }
-    let networks: Vec<Cidr> = own_addresses.iter().filter(|network| !network.is_host()).copied().collect();
+    let networks: Vec<Cidr> = own_addresses
+        .iter()
+        .filter(|network| !network.is_host())
+        .copied()
+        .collect();
     if own_addresses.is_empty() || !networks.is_empty() {
         let entry = ports.entry(key(WILDCARD)).or_default();
         for (condition, tcp) in chains {
@@ -143,7 +172,10 @@ fn add_port<'a>(
                 condition.destinations.clone_from(&networks);
             }
             // On the shared address, the server's name tells services apart.
-            if port.protocol.is_tls() && condition.server_names.is_empty() && condition.destinations.is_empty() {
+            if port.protocol.is_tls()
+                && condition.server_names.is_empty()
+                && condition.destinations.is_empty()
+            {
                 condition.server_names = vec![service.host().to_string()];
             }
             add_chain(entry, port.protocol, condition, tcp);
@@ -151,16 +183,22 @@ fn add_port<'a>(
     }
 }
 
-/// Where connections to a service port arrive: its addresses, or for a headless service those of its endpoints.
+/// Where connections to a service port arrive: its addresses, or for a headless service those of
+/// its endpoints.
 fn addresses(view: &View<'_>, service: &Service, port: &ServicePort) -> Vec<Cidr> {
     if !service.addresses.is_empty() || !service.is_headless() {
         return service.addresses.clone();
     }
     let mut found = Vec::new();
     for endpoint in view.endpoints(service, port).iter() {
-        let EndpointAddress::Ip(ip) = endpoint.address else { continue };
+        let EndpointAddress::Ip(ip) = endpoint.address else {
+            continue;
+        };
         // The proxy's own address is its application's: such a call is not to come round again.
-        if endpoint.port == port.number && !view.proxy.ips.contains(&ip) && !found.contains(&Cidr::host(ip)) {
+        if endpoint.port == port.number
+            && !view.proxy.ips.contains(&ip)
+            && !found.contains(&Cidr::host(ip))
+        {
             found.push(Cidr::host(ip));
         }
     }
@@ -172,7 +210,8 @@ fn add_chain(entry: &mut PortPlan, protocol: Protocol, condition: ChainMatch, tc
         () if protocol.is_tls() && !condition.server_names.is_empty() => &mut entry.tls,
         () if !condition.destinations.is_empty() => &mut entry.by_network,
         () => {
-            // The first service on an address keeps it. Source: Istio's conflict rule, oldest first.
+            // The first service on an address keeps it. Source: Istio's conflict rule, oldest
+            // first.
             entry.tcp.get_or_insert(tcp);
             return;
         }
@@ -199,20 +238,27 @@ fn tcp_chains(
     if let Some(vs) = applying {
         if port.protocol.is_tls() {
             for route in &vs.tls {
-                let Some(held) = route.matches_for(&context, vs) else { continue };
+                let Some(held) = route.matches_for(&context, vs) else {
+                    continue;
+                };
                 for one in held {
                     let condition = ChainMatch {
                         server_names: server_names(&one.sni_hosts),
                         destinations: one.destination_subnets.clone(),
                         ..ChainMatch::default()
                     };
-                    chains.push((condition, l4::route(view, route, port.number, Direction::Outbound)));
+                    chains.push((
+                        condition,
+                        l4::route(view, route, port.number, Direction::Outbound),
+                    ));
                 }
             }
         }
         let by_name = port.protocol.is_tls() && !chains.is_empty();
         for route in vs.tcp.iter().filter(|_| !by_name) {
-            let Some(held) = route.matches_for(&context, vs) else { continue };
+            let Some(held) = route.matches_for(&context, vs) else {
+                continue;
+            };
             let tcp = l4::route(view, route, port.number, Direction::Outbound);
             if held.is_empty() {
                 chains.push((ChainMatch::default(), tcp));
@@ -221,7 +267,10 @@ fn tcp_chains(
             let mut takes_all = false;
             for one in held {
                 takes_all |= one.destination_subnets.is_empty();
-                let condition = ChainMatch { destinations: one.destination_subnets.clone(), ..ChainMatch::default() };
+                let condition = ChainMatch {
+                    destinations: one.destination_subnets.clone(),
+                    ..ChainMatch::default()
+                };
                 chains.push((condition, tcp.clone()));
             }
             if takes_all {
@@ -230,7 +279,10 @@ fn tcp_chains(
         }
     }
     if chains.is_empty() {
-        chains.push((ChainMatch::default(), service_tcp(view, service, port.number)));
+        chains.push((
+            ChainMatch::default(),
+            service_tcp(view, service, port.number),
+        ));
     }
     chains
 }
@@ -257,7 +309,12 @@ fn service_tcp(view: &View<'_>, service: &Service, port: u16) -> TcpInput {
 }
 
 pub(super) fn mesh_context<'a>(view: &'a View<'_>, port: u16) -> RouteContext<'a> {
-    RouteContext { namespace: &view.proxy.namespace, labels: view.labels(), gateway: &GatewayRef::Mesh, port }
+    RouteContext {
+        namespace: &view.proxy.namespace,
+        labels: view.labels(),
+        gateway: &GatewayRef::Mesh,
+        port,
+    }
 }
 
 /// Where unknown connections go.
@@ -271,11 +328,19 @@ fn unknown_destination(view: &View<'_>) -> String {
 }
 
 fn tcp_chain(name: &str, matched: ChainMatch, tcp: TcpInput) -> ChainInput {
-    ChainInput { name: name.to_owned(), matched, tls: DownstreamTls::Off, filters: ChainFilters::Tcp(Box::new(tcp)) }
+    ChainInput {
+        name: name.to_owned(),
+        matched,
+        tls: DownstreamTls::Off,
+        filters: ChainFilters::Tcp(Box::new(tcp)),
+    }
 }
 
 fn virtual_outbound(view: &View<'_>) -> ListenerInput {
-    let port = u16::try_from(view.snapshot.mesh.proxy_listen_port).ok().filter(|port| *port != 0).unwrap_or(15001);
+    let port = u16::try_from(view.snapshot.mesh.proxy_listen_port)
+        .ok()
+        .filter(|port| *port != 0)
+        .unwrap_or(15001);
     let mut catch_all = l4::towards(view, &unknown_destination(view), Direction::Outbound);
     catch_all.stat_prefix.clone_from(&unknown_destination(view));
     ListenerInput {
@@ -290,10 +355,17 @@ fn virtual_outbound(view: &View<'_>) -> ListenerInput {
             tcp_chain(
                 "virtualOutbound-blackhole",
                 // Someone calls the capture port itself: to forward that would be a loop.
-                ChainMatch { destination_port: Some(port), ..ChainMatch::default() },
+                ChainMatch {
+                    destination_port: Some(port),
+                    ..ChainMatch::default()
+                },
                 l4::towards(view, BLACK_HOLE, Direction::Outbound),
             ),
-            tcp_chain("virtualOutbound-catchall-tcp", ChainMatch::default(), catch_all),
+            tcp_chain(
+                "virtualOutbound-catchall-tcp",
+                ChainMatch::default(),
+                catch_all,
+            ),
         ],
         default_chain: None,
         logs: view.listener_logs(WorkloadMode::Client),
@@ -301,22 +373,37 @@ fn virtual_outbound(view: &View<'_>) -> ListenerInput {
 }
 
 fn listener(view: &View<'_>, address: String, port: u16, plan: PortPlan) -> ListenerInput {
-    let PortPlan { routes, is_grpc_web, all_sniffed, tls, by_network, tcp } = plan;
+    let PortPlan {
+        routes,
+        is_grpc_web,
+        all_sniffed,
+        tls,
+        by_network,
+        tcp,
+    } = plan;
     let name = format!("{address}_{port}");
     let mut chains = Vec::new();
-    let inspect = Inspect { tls: !tls.is_empty() || routes.is_some(), http: routes.is_some(), ..Inspect::default() };
+    let inspect = Inspect {
+        tls: !tls.is_empty() || routes.is_some(),
+        http: routes.is_some(),
+        ..Inspect::default()
+    };
     let mut names: BTreeSet<(Vec<Cidr>, String)> = BTreeSet::new();
     for (mut matched, tcp) in tls {
         // A server name leads to one chain only: Envoy refuses a listener where two claim it.
         let networks = matched.destinations.clone();
-        matched.server_names.retain(|name| names.insert((networks.clone(), name.clone())));
+        matched
+            .server_names
+            .retain(|name| names.insert((networks.clone(), name.clone())));
         if !matched.server_names.is_empty() {
             chains.push(tcp_chain(&name, matched, tcp));
         }
     }
     let mut networks: BTreeSet<Cidr> = BTreeSet::new();
     for (mut matched, tcp) in by_network {
-        matched.destinations.retain(|network| networks.insert(*network));
+        matched
+            .destinations
+            .retain(|network| networks.insert(*network));
         if !matched.destinations.is_empty() {
             chains.push(tcp_chain(&name, matched, tcp));
         }
@@ -331,7 +418,10 @@ fn listener(view: &View<'_>, address: String, port: u16, plan: PortPlan) -> List
             logs: view.access_logs(WorkloadMode::Client),
             is_grpc_web,
             paths: view.paths(),
-            upstream_alpn: upstream_alpn.iter().map(|protocol| (*protocol).to_owned()).collect(),
+            upstream_alpn: upstream_alpn
+                .iter()
+                .map(|protocol| (*protocol).to_owned())
+                .collect(),
         };
         let http_chain = |alpn: &[&str], input| ChainInput {
             name: name.clone(),
@@ -345,7 +435,10 @@ fn listener(view: &View<'_>, address: String, port: u16, plan: PortPlan) -> List
         };
         if all_sniffed && !view.abilities.istio_alpn && view.abilities.http_filter_state {
             // Upstream speaks what downstream spoke: each chain knows which ALPN that is.
-            chains.push(http_chain(&["http/1.1"], http(&["istio-http/1.1", "istio", "http/1.1"])));
+            chains.push(http_chain(
+                &["http/1.1"],
+                http(&["istio-http/1.1", "istio", "http/1.1"]),
+            ));
             chains.push(http_chain(&["h2c"], http(&["istio-h2", "istio", "h2"])));
         } else {
             chains.push(http_chain(&["http/1.1", "h2c"], http(&[])));
@@ -356,7 +449,11 @@ fn listener(view: &View<'_>, address: String, port: u16, plan: PortPlan) -> List
         Some(tcp) => tcp_chain(&name, ChainMatch::default(), tcp),
         None => {
             let cluster = unknown_destination(view);
-            tcp_chain("PassthroughFilterChain", ChainMatch::default(), l4::towards(view, &cluster, Direction::Outbound))
+            tcp_chain(
+                "PassthroughFilterChain",
+                ChainMatch::default(),
+                l4::towards(view, &cluster, Direction::Outbound),
+            )
         }
     };
     ListenerInput {
@@ -369,7 +466,11 @@ fn listener(view: &View<'_>, address: String, port: u16, plan: PortPlan) -> List
         inspect,
         // A listener with nothing to tell apart needs no default beside its one chain.
         default_chain: (!chains.is_empty()).then(|| fallback.clone()),
-        chains: if chains.is_empty() { vec![fallback] } else { chains },
+        chains: if chains.is_empty() {
+            vec![fallback]
+        } else {
+            chains
+        },
         logs: view.listener_logs(WorkloadMode::Client),
     }
 }

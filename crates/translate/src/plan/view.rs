@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use meltemi_model::{
-    AccessLog, AuthorizationPolicies, Destination, DestinationRule, EffectivePeerAuthentication, Endpoint, EndpointSet,
-    Hostname, LocalityLb, MtlsMode, NamespacedName, OutboundPolicy, Service, ServicePort, SidecarScope, Snapshot,
-    WorkloadMode,
+    AccessLog, AuthorizationPolicies, Destination, DestinationRule, EffectivePeerAuthentication,
+    Endpoint, EndpointSet, Hostname, LocalityLb, MtlsMode, NamespacedName, OutboundPolicy, Service,
+    ServicePort, SidecarScope, Snapshot, WorkloadMode,
 };
 use meltemi_types::{Diagnostic, Labels, ObjectRef, Severity, SpiffeId};
 
@@ -37,7 +37,11 @@ impl<'a> View<'a> {
     pub fn new(snapshot: &'a Snapshot, proxy: &'a Proxy) -> Self {
         let mesh = &snapshot.mesh;
         let own = snapshot.trust_domain.to_string();
-        let aliases = mesh.trust_domain_aliases.iter().filter(|alias| **alias != own).cloned();
+        let aliases = mesh
+            .trust_domain_aliases
+            .iter()
+            .filter(|alias| **alias != own)
+            .cloned();
         Self {
             snapshot,
             proxy,
@@ -76,36 +80,53 @@ impl<'a> View<'a> {
 
     pub fn service(&self, host: &Hostname) -> Option<Arc<Service>> {
         match self.proxy.kind {
-            ProxyKind::Sidecar => self.scope.service(self.snapshot.concrete_host(host)).cloned(),
-            ProxyKind::Router => self.snapshot.service_for(&self.proxy.namespace, host).cloned(),
+            ProxyKind::Sidecar => self
+                .scope
+                .service(self.snapshot.concrete_host(host))
+                .cloned(),
+            ProxyKind::Router => self
+                .snapshot
+                .service_for(&self.proxy.namespace, host)
+                .cloned(),
         }
     }
 
     pub fn destination_rule(&self, host: &Hostname) -> Option<Arc<DestinationRule>> {
         let service = self.service(host)?;
-        self.snapshot.destination_rule(&self.proxy.namespace, &self.proxy.labels, &service)
+        self.snapshot
+            .destination_rule(&self.proxy.namespace, &self.proxy.labels, &service)
     }
 
     /// The cluster that a route's destination means.
     pub fn cluster_of(&self, destination: &Destination, listener_port: u16) -> (String, u16) {
         let service = self.service(&destination.host);
-        let port = self.snapshot.destination_port(destination, service.as_deref(), listener_port);
+        let port = self
+            .snapshot
+            .destination_port(destination, service.as_deref(), listener_port);
         // An ExternalName Service has no cluster of its own: what it stands for has.
         let host = self.snapshot.concrete_host(&destination.host);
-        (outbound_name(port, &destination.subset, host.as_str()), port)
+        (
+            outbound_name(port, &destination.subset, host.as_str()),
+            port,
+        )
     }
 
     pub fn endpoints(&self, service: &Service, port: &ServicePort) -> EndpointSet {
         self.snapshot.endpoints(&service.key, port.number)
     }
 
-    /// Names of which the servers of a service show one: the endpoints' identities, and what a ServiceEntry adds. Source:
-    /// Istio `addServiceAccounts`.
+    /// Names of which the servers of a service show one: the endpoints' identities, and what a
+    /// ServiceEntry adds. Source: Istio `addServiceAccounts`.
     pub fn identities(&self, service: &Service) -> Vec<String> {
         let named = service.subject_alt_names.iter();
-        let (spiffe, others): (Vec<_>, Vec<_>) = named.partition(|name| name.parse::<SpiffeId>().is_ok());
+        let (spiffe, others): (Vec<_>, Vec<_>) =
+            named.partition(|name| name.parse::<SpiffeId>().is_ok());
         let spiffe = spiffe.into_iter().filter_map(|name| name.parse().ok());
-        let found = self.snapshot.identities(&service.key).into_iter().chain(spiffe);
+        let found = self
+            .snapshot
+            .identities(&service.key)
+            .into_iter()
+            .chain(spiffe);
         let mut all = expected_identities(found, &self.trust_domains);
         all.extend(others.into_iter().cloned());
         all.sort();
@@ -113,16 +134,22 @@ impl<'a> View<'a> {
         all
     }
 
-    /// Whether a client may use the mesh's TLS towards an endpoint: it has a proxy, and its policy does not switch it off.
+    /// Whether a client may use the mesh's TLS towards an endpoint: it has a proxy, and its policy
+    /// does not switch it off.
     pub fn takes_mutual_tls(&self, endpoint: &Endpoint) -> bool {
         if !has_proxy(endpoint.tls_mode) {
             return false;
         }
-        let Some(workload) = &endpoint.workload else { return true };
+        let Some(workload) = &endpoint.workload else {
+            return true;
+        };
         let mut accepted = self.accepted.borrow_mut();
-        let policy = accepted
-            .entry(workload.key())
-            .or_insert_with(|| Arc::new(self.snapshot.peer_authentication(&workload.namespace, &workload.labels)));
+        let policy = accepted.entry(workload.key()).or_insert_with(|| {
+            Arc::new(
+                self.snapshot
+                    .peer_authentication(&workload.namespace, &workload.labels),
+            )
+        });
         policy.of_port(endpoint.port) != MtlsMode::Disable
     }
 
@@ -146,18 +173,33 @@ impl<'a> View<'a> {
 
     /// MeshConfig.localityLbSetting.
     pub fn locality_lb(&self) -> Option<LocalityLb> {
-        self.snapshot.mesh.locality_lb_setting.as_ref().map(|setting| LocalityLb {
-            enabled: setting.enabled,
-            distribute: setting.distribute.iter().map(|rule| (rule.from.clone(), rule.to.clone())).collect(),
-            failover: setting.failover.iter().map(|rule| (rule.from.clone(), rule.to.clone())).collect(),
-            failover_priority: setting.failover_priority.clone(),
-        })
+        self.snapshot
+            .mesh
+            .locality_lb_setting
+            .as_ref()
+            .map(|setting| LocalityLb {
+                enabled: setting.enabled,
+                distribute: setting
+                    .distribute
+                    .iter()
+                    .map(|rule| (rule.from.clone(), rule.to.clone()))
+                    .collect(),
+                failover: setting
+                    .failover
+                    .iter()
+                    .map(|rule| (rule.from.clone(), rule.to.clone()))
+                    .collect(),
+                failover_priority: setting.failover_priority.clone(),
+            })
     }
 
     /// The node that runs the proxy's own workload; empty if unknown.
     pub fn node(&self) -> String {
         let key = NamespacedName::new(&self.proxy.namespace, &self.proxy.name);
-        self.snapshot.workload(&key).map(|workload| workload.node.clone()).unwrap_or_default()
+        self.snapshot
+            .workload(&key)
+            .map(|workload| workload.node.clone())
+            .unwrap_or_default()
     }
 
     pub fn outbound_policy(&self) -> &OutboundPolicy {
@@ -165,22 +207,32 @@ impl<'a> View<'a> {
     }
 
     pub fn peer_authentication(&self) -> EffectivePeerAuthentication {
-        self.snapshot.peer_authentication(&self.proxy.namespace, &self.proxy.labels)
+        self.snapshot
+            .peer_authentication(&self.proxy.namespace, &self.proxy.labels)
     }
 
     pub fn authz(&self) -> AuthzInput {
-        let policies: AuthorizationPolicies =
-            self.snapshot.authorization_policies(&self.proxy.namespace, &self.proxy.labels);
-        AuthzInput { policies, trust_domains: self.trust_domains.clone() }
+        let policies: AuthorizationPolicies = self
+            .snapshot
+            .authorization_policies(&self.proxy.namespace, &self.proxy.labels);
+        AuthzInput {
+            policies,
+            trust_domains: self.trust_domains.clone(),
+        }
     }
 
     pub fn access_logs(&self, mode: WorkloadMode) -> Vec<AccessLog> {
-        self.snapshot.access_logs(&self.proxy.namespace, &self.proxy.labels, mode)
+        self.snapshot
+            .access_logs(&self.proxy.namespace, &self.proxy.labels, mode)
     }
 
     /// The access logs of listeners, for connections that find no chain.
     pub fn listener_logs(&self, mode: WorkloadMode) -> Vec<AccessLog> {
-        if self.snapshot.mesh.disable_envoy_listener_log { Vec::new() } else { self.access_logs(mode) }
+        if self.snapshot.mesh.disable_envoy_listener_log {
+            Vec::new()
+        } else {
+            self.access_logs(mode)
+        }
     }
 
     pub fn inbound_retries(&self) -> Option<InboundRetries> {
@@ -198,7 +250,8 @@ impl<'a> View<'a> {
         }
     }
 
-    /// A gateway's client credential, as a secret of its namespace that travels with the configuration.
+    /// A gateway's client credential, as a secret of its namespace that travels with the
+    /// configuration.
     pub fn credential(&self, name: &str, plan: &mut Plan) -> Option<String> {
         if name.is_empty() || self.proxy.kind != ProxyKind::Router {
             return None;
@@ -206,8 +259,8 @@ impl<'a> View<'a> {
         self.add_secrets(name, "", plan).then(|| secret_name(name))
     }
 
-    /// Puts the secrets that a credential name stands for into the plan: `name` and `name-cacert`. Answers whether there
-    /// is any.
+    /// Puts the secrets that a credential name stands for into the plan: `name` and `name-cacert`.
+    /// Answers whether there is any.
     pub fn add_secrets(&self, name: &str, ca_name: &str, plan: &mut Plan) -> bool {
         let of = |name: &str| {
             let (namespace, name) = match bare_name(name).split_once('/') {
@@ -218,7 +271,8 @@ impl<'a> View<'a> {
             if namespace != self.proxy.namespace {
                 return None;
             }
-            self.snapshot.credential(&NamespacedName::new(namespace, name))
+            self.snapshot
+                .credential(&NamespacedName::new(namespace, name))
         };
         let mut add = |input: SecretInput| {
             if !plan.secrets.contains(&input) {
@@ -226,22 +280,44 @@ impl<'a> View<'a> {
             }
         };
         let held = of(name);
-        if let Some((chain, key)) =
-            held.as_ref().and_then(|held| Some((held.certificate_chain.clone()?, held.private_key.clone()?)))
+        if let Some((chain, key)) = held
+            .as_ref()
+            .and_then(|held| Some((held.certificate_chain.clone()?, held.private_key.clone()?)))
         {
-            add(SecretInput::Certificate { name: secret_name(name), chain, key });
+            add(SecretInput::Certificate {
+                name: secret_name(name),
+                chain,
+                key,
+            });
         }
-        let roots_name = if ca_name.is_empty() { format!("{}-cacert", bare_name(name)) } else { ca_name.to_owned() };
-        let roots = of(&roots_name).filter(|held| held.ca.is_some()).or_else(|| held.clone());
+        let roots_name = if ca_name.is_empty() {
+            format!("{}-cacert", bare_name(name))
+        } else {
+            ca_name.to_owned()
+        };
+        let roots = of(&roots_name)
+            .filter(|held| held.ca.is_some())
+            .or_else(|| held.clone());
         if let Some((ca, crl)) = roots.and_then(|held| Some((held.ca?, held.crl))) {
-            let name = if ca_name.is_empty() { format!("{}-cacert", secret_name(name)) } else { secret_name(ca_name) };
+            let name = if ca_name.is_empty() {
+                format!("{}-cacert", secret_name(name))
+            } else {
+                secret_name(ca_name)
+            };
             add(SecretInput::Roots { name, ca, crl });
         }
         held.is_some()
     }
 
     /// A finding of the translation, about an object.
-    pub fn warning(&self, object: &ObjectRef, code: &str, field: &str, message: &str, remedy: &str) -> Diagnostic {
+    pub fn warning(
+        &self,
+        object: &ObjectRef,
+        code: &str,
+        field: &str,
+        message: &str,
+        remedy: &str,
+    ) -> Diagnostic {
         Diagnostic {
             code: code.to_owned(),
             severity: Severity::Warning,
@@ -260,5 +336,7 @@ pub(crate) fn secret_name(credential: &str) -> String {
 }
 
 fn bare_name(credential: &str) -> &str {
-    credential.strip_prefix("kubernetes://").unwrap_or(credential)
+    credential
+        .strip_prefix("kubernetes://")
+        .unwrap_or(credential)
 }

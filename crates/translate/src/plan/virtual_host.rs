@@ -10,8 +10,13 @@ use super::outbound::mesh_context;
 use super::{View, http_route};
 use crate::route::{RouteInput, RouteTableInput, VirtualHostInput};
 
-/// The table of one HTTP port: a virtual host for each service and each host of a VirtualService, then the fall-back.
-pub(super) fn port_table(view: &View<'_>, number: u16, scopes: &[&ScopedEgress]) -> RouteTableInput {
+/// The table of one HTTP port: a virtual host for each service and each host of a VirtualService,
+/// then the fall-back.
+pub(super) fn port_table(
+    view: &View<'_>,
+    number: u16,
+    scopes: &[&ScopedEgress],
+) -> RouteTableInput {
     let mut hosts = Hosts::new(view, number);
     for egress in scopes {
         hosts.add_virtual_services(&egress.virtual_services, &egress.services);
@@ -20,10 +25,15 @@ pub(super) fn port_table(view: &View<'_>, number: u16, scopes: &[&ScopedEgress])
         }
     }
     hosts.add_fallback();
-    RouteTableInput { name: number.to_string(), hosts: hosts.list, ignore_port: true }
+    RouteTableInput {
+        name: number.to_string(),
+        hosts: hosts.list,
+        ignore_port: true,
+    }
 }
 
-/// The table of one sniffed service: whatever host the request names, it came to this service's address.
+/// The table of one sniffed service: whatever host the request names, it came to this service's
+/// address.
 pub(super) fn service_table(
     view: &View<'_>,
     name: &str,
@@ -45,7 +55,11 @@ pub(super) fn service_table(
         routes,
         require_tls: false,
     };
-    RouteTableInput { name: name.to_owned(), hosts: vec![Arc::new(host)], ignore_port: true }
+    RouteTableInput {
+        name: name.to_owned(),
+        hosts: vec![Arc::new(host)],
+        ignore_port: true,
+    }
 }
 
 /// Virtual hosts of one table, each domain once.
@@ -59,23 +73,39 @@ struct Hosts<'a, 'v> {
 
 impl<'a, 'v> Hosts<'a, 'v> {
     fn new(view: &'a View<'v>, port: u16) -> Self {
-        Self { view, port, list: Vec::new(), names: BTreeSet::new(), domains: BTreeSet::new() }
+        Self {
+            view,
+            port,
+            list: Vec::new(),
+            names: BTreeSet::new(),
+            domains: BTreeSet::new(),
+        }
     }
 
-    /// The most specific host of any VirtualService decides: exact names first, then the longer wildcard.
+    /// The most specific host of any VirtualService decides: exact names first, then the longer
+    /// wildcard.
     fn add_virtual_services(&mut self, all: &[Arc<VirtualService>], services: &[Arc<Service>]) {
         let mut claims = Vec::new();
         for vs in all.iter().filter(|vs| !vs.http.is_empty()) {
-            let routes = http_route::rules(self.view, vs, &mesh_context(self.view, self.port), false);
+            let routes =
+                http_route::rules(self.view, vs, &mesh_context(self.view, self.port), false);
             if !routes.is_empty() {
                 claims.extend(vs.hosts.iter().map(|host| (host, routes.clone())));
             }
         }
         // Stable: of equal hosts the first VirtualService stays first.
-        claims.sort_by_key(|(host, _)| (host.is_wildcard(), std::cmp::Reverse(host.as_str().len())));
+        claims
+            .sort_by_key(|(host, _)| (host.is_wildcard(), std::cmp::Reverse(host.as_str().len())));
         for (host, routes) in claims {
-            let covered: Vec<_> = services.iter().filter(|service| service.host().is_within(host)).collect();
-            for service in covered.iter().filter(|service| self.serves_http(service)).collect::<Vec<_>>() {
+            let covered: Vec<_> = services
+                .iter()
+                .filter(|service| service.host().is_within(host))
+                .collect();
+            for service in covered
+                .iter()
+                .filter(|service| self.serves_http(service))
+                .collect::<Vec<_>>()
+            {
                 self.add(service.host(), Some(service), routes.clone());
             }
             if host.is_wildcard() || covered.is_empty() {
@@ -85,7 +115,9 @@ impl<'a, 'v> Hosts<'a, 'v> {
     }
 
     fn serves_http(&self, service: &Service) -> bool {
-        service.port(self.port).is_some_and(|port| port.protocol.is_http() || port.protocol.is_sniffed())
+        service
+            .port(self.port)
+            .is_some_and(|port| port.protocol.is_http() || port.protocol.is_sniffed())
     }
 
     fn add_service(&mut self, service: &Arc<Service>) {
@@ -111,7 +143,12 @@ impl<'a, 'v> Hosts<'a, 'v> {
             return;
         }
         self.names.insert(name.clone());
-        self.list.push(Arc::new(VirtualHostInput { name, domains, routes, require_tls: false }));
+        self.list.push(Arc::new(VirtualHostInput {
+            name,
+            domains,
+            routes,
+            require_tls: false,
+        }));
     }
 
     fn add_fallback(&mut self) {
@@ -120,13 +157,25 @@ impl<'a, 'v> Hosts<'a, 'v> {
         }
         let policy = self.view.outbound_policy();
         let (name, route) = match (policy.mode, &policy.egress_proxy) {
-            (OutboundMode::RegistryOnly, _) => {
-                ("block_all", RouteInput::Refuse { name: "block_all".to_owned(), status: 502 })
-            }
-            (_, Some(proxy)) => {
-                ("allow_any", RouteInput::Passthrough { cluster: self.view.cluster_of(proxy, self.port).0 })
-            }
-            (_, None) => ("allow_any", RouteInput::Passthrough { cluster: PASSTHROUGH.to_owned() }),
+            (OutboundMode::RegistryOnly, _) => (
+                "block_all",
+                RouteInput::Refuse {
+                    name: "block_all".to_owned(),
+                    status: 502,
+                },
+            ),
+            (_, Some(proxy)) => (
+                "allow_any",
+                RouteInput::Passthrough {
+                    cluster: self.view.cluster_of(proxy, self.port).0,
+                },
+            ),
+            (_, None) => (
+                "allow_any",
+                RouteInput::Passthrough {
+                    cluster: PASSTHROUGH.to_owned(),
+                },
+            ),
         };
         self.list.push(Arc::new(VirtualHostInput {
             name: name.to_owned(),

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use meltemi_model::{
-    AbortStatus, Cors, DirectResponse, Fault, HeaderChanges, HeaderOps, HttpAction, HttpRoute, Percent, Redirect,
-    RedirectPath, RedirectPort, Retries, RetryPolicy, Rewrite, RewritePath, WeightedDestination,
+    AbortStatus, Cors, DirectResponse, Fault, HeaderChanges, HeaderOps, HttpAction, HttpRoute,
+    Percent, Redirect, RedirectPath, RedirectPort, Retries, RetryPolicy, Rewrite, RewritePath,
+    WeightedDestination,
 };
 use meltemi_proto::{Any, pack};
 
@@ -21,12 +22,24 @@ use crate::envoy::value::{boolv, duration, fraction, runtime_fraction, u32v};
 use crate::envoy::{core, route};
 
 /// Istio's default conditions for a retry.
-const RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes";
+const RETRY_ON: &str =
+    "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes";
 pub(crate) const FAULT_FILTER: &str = "envoy.filters.http.fault";
 pub(crate) const CORS_FILTER: &str = "envoy.filters.http.cors";
 
 pub(super) fn rule_message(input: &RuleInput) -> route::Route {
-    let RuleInput { rule, matched, clusters, mirrors, hash, port, is_tls, operation, has_fault, has_cors } = input;
+    let RuleInput {
+        rule,
+        matched,
+        clusters,
+        mirrors,
+        hash,
+        port,
+        is_tls,
+        operation,
+        has_fault,
+        has_cors,
+    } = input;
     let condition = matched.and_then(|index| rule.matches.get(index));
     let HttpRoute {
         name,
@@ -42,13 +55,18 @@ pub(super) fn rule_message(input: &RuleInput) -> route::Route {
         source,
     } = &**rule;
     let mut message = route::Route {
-        name: match condition.map(|condition| condition.name.as_str()).filter(|name| !name.is_empty()) {
+        name: match condition
+            .map(|condition| condition.name.as_str())
+            .filter(|name| !name.is_empty())
+        {
             Some(of_match) => format!("{name}.{of_match}"),
             None => name.clone(),
         },
         r#match: Some(match_message(condition)),
         metadata: super::origin_metadata("virtual-service", &source.namespace, &source.name),
-        stat_prefix: condition.map(|condition| condition.stat_prefix.clone()).unwrap_or_default(),
+        stat_prefix: condition
+            .map(|condition| condition.stat_prefix.clone())
+            .unwrap_or_default(),
         ..Default::default()
     };
     message.action = Some(match action {
@@ -56,12 +74,17 @@ pub(super) fn rule_message(input: &RuleInput) -> route::Route {
             message.decorator = super::decorator(operation);
             let mut action = forward_action(destinations, clusters, &mut message);
             apply_timeout(&mut action, *timeout);
-            // Shares over several clusters keep no affinity that a retry could break. Source: Istio.
+            // Shares over several clusters keep no affinity that a retry could break. Source:
+            // Istio.
             action.retry_policy = retry_policy(retries, !hash.is_empty() && clusters.len() == 1);
             action.hash_policy = hash.iter().map(hash_policy).collect();
-            action.request_mirror_policies =
-                mirror_rules.iter().zip(mirrors).map(|(rule, cluster)| mirror_policy(cluster, rule.percent)).collect();
-            // rewrite.authority before headers.request.set of the route, before that of the destination.
+            action.request_mirror_policies = mirror_rules
+                .iter()
+                .zip(mirrors)
+                .map(|(rule, cluster)| mirror_policy(cluster, rule.percent))
+                .collect();
+            // rewrite.authority before headers.request.set of the route, before that of the
+            // destination.
             if let Some(host) = authority_change(&headers.request) {
                 action.host_rewrite_specifier =
                     Some(route::route_action::HostRewriteSpecifier::HostRewriteLiteral(host));
@@ -70,14 +93,22 @@ pub(super) fn rule_message(input: &RuleInput) -> route::Route {
                 apply_rewrite(&mut action, rewrite);
             }
             if clusters.is_empty() || total_weight(destinations) == 0 {
-                // Nothing takes traffic: an answer that says so, rather than a table that Envoy refuses.
-                route::route::Action::DirectResponse(route::DirectResponseAction { status: 503, ..Default::default() })
+                // Nothing takes traffic: an answer that says so, rather than a table that Envoy
+                // refuses.
+                route::route::Action::DirectResponse(route::DirectResponseAction {
+                    status: 503,
+                    ..Default::default()
+                })
             } else {
                 route::route::Action::Route(action)
             }
         }
-        HttpAction::Redirect(redirect) => route::route::Action::Redirect(redirect_action(redirect, *port, *is_tls)),
-        HttpAction::DirectResponse(answer) => route::route::Action::DirectResponse(direct_response(answer)),
+        HttpAction::Redirect(redirect) => {
+            route::route::Action::Redirect(redirect_action(redirect, *port, *is_tls))
+        }
+        HttpAction::DirectResponse(answer) => {
+            route::route::Action::DirectResponse(direct_response(answer))
+        }
     });
     add_header_changes(&mut message, headers);
     let mut filters: HashMap<String, Any> = HashMap::new();
@@ -92,7 +123,10 @@ pub(super) fn rule_message(input: &RuleInput) -> route::Route {
 }
 
 fn total_weight(destinations: &[WeightedDestination]) -> u64 {
-    destinations.iter().map(|destination| u64::from(destination.weight)).sum()
+    destinations
+        .iter()
+        .map(|destination| u64::from(destination.weight))
+        .sum()
 }
 
 fn forward_action(
@@ -102,12 +136,16 @@ fn forward_action(
 ) -> route::RouteAction {
     use route::route_action::{ClusterSpecifier, HostRewriteSpecifier};
     use route::weighted_cluster::{ClusterWeight, cluster_weight};
-    let taking: Vec<_> = destinations.iter().zip(clusters).filter(|(destination, _)| destination.weight > 0).collect();
+    let taking: Vec<_> = destinations
+        .iter()
+        .zip(clusters)
+        .filter(|(destination, _)| destination.weight > 0)
+        .collect();
     if let [(destination, cluster)] = taking.as_slice() {
         add_header_changes(message, &destination.headers);
         let mut action = super::forward(cluster);
-        action.host_rewrite_specifier =
-            authority_change(&destination.headers.request).map(HostRewriteSpecifier::HostRewriteLiteral);
+        action.host_rewrite_specifier = authority_change(&destination.headers.request)
+            .map(HostRewriteSpecifier::HostRewriteLiteral);
         return action;
     }
     let weights = taking.into_iter().map(|(destination, cluster)| {
@@ -145,7 +183,10 @@ fn apply_rewrite(action: &mut route::RouteAction, rewrite: &Rewrite) {
     match path {
         RewritePath::Keep => {}
         RewritePath::Prefix(text) => action.prefix_rewrite = text.clone(),
-        RewritePath::Regex { pattern, substitution } => {
+        RewritePath::Regex {
+            pattern,
+            substitution,
+        } => {
             action.regex_rewrite = Some(substitute(pattern, substitution));
         }
     }
@@ -155,13 +196,18 @@ fn apply_rewrite(action: &mut route::RouteAction, rewrite: &Rewrite) {
     }
 }
 
-/// Two retries where nothing reached the application. With a consistent hash, another host would break the affinity.
+/// Two retries where nothing reached the application. With a consistent hash, another host would
+/// break the affinity.
 pub(super) fn default_retries(is_hashed: bool) -> route::RetryPolicy {
     route::RetryPolicy {
         retry_on: RETRY_ON.to_owned(),
         num_retries: u32v(2),
         host_selection_retry_max_attempts: 5,
-        retry_host_predicate: if is_hashed { Vec::new() } else { vec![previous_hosts()] },
+        retry_host_predicate: if is_hashed {
+            Vec::new()
+        } else {
+            vec![previous_hosts()]
+        },
         ..Default::default()
     }
 }
@@ -169,9 +215,11 @@ pub(super) fn default_retries(is_hashed: bool) -> route::RetryPolicy {
 fn previous_hosts() -> route::retry_policy::RetryHostPredicate {
     route::retry_policy::RetryHostPredicate {
         name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
-        config_type: Some(route::retry_policy::retry_host_predicate::ConfigType::TypedConfig(pack(
-            &PreviousHostsPredicate {},
-        ))),
+        config_type: Some(
+            route::retry_policy::retry_host_predicate::ConfigType::TypedConfig(pack(
+                &PreviousHostsPredicate {},
+            )),
+        ),
     }
 }
 
@@ -197,7 +245,11 @@ fn retry_policy(retries: &Retries, is_hashed: bool) -> Option<route::RetryPolicy
     if !retry_on.is_empty() || !status_codes.is_empty() {
         message.retry_on.clone_from(retry_on);
         let named = "retriable-status-codes";
-        if !status_codes.is_empty() && !retry_on.split(',').any(|condition| condition.trim() == named) {
+        if !status_codes.is_empty()
+            && !retry_on
+                .split(',')
+                .any(|condition| condition.trim() == named)
+        {
             if !message.retry_on.is_empty() {
                 message.retry_on.push(',');
             }
@@ -212,13 +264,19 @@ fn retry_policy(retries: &Retries, is_hashed: bool) -> Option<route::RetryPolicy
     if *remote_localities == Some(true) {
         message.retry_priority = Some(route::retry_policy::RetryPriority {
             name: "envoy.retry_priorities.previous_priorities".to_owned(),
-            config_type: Some(route::retry_policy::retry_priority::ConfigType::TypedConfig(pack(
-                &PreviousPrioritiesConfig { update_frequency: 2 },
-            ))),
+            config_type: Some(
+                route::retry_policy::retry_priority::ConfigType::TypedConfig(pack(
+                    &PreviousPrioritiesConfig {
+                        update_frequency: 2,
+                    },
+                )),
+            ),
         });
     }
-    message.retry_back_off =
-        backoff.map(|base| route::retry_policy::RetryBackOff { base_interval: duration(base), max_interval: None });
+    message.retry_back_off = backoff.map(|base| route::retry_policy::RetryBackOff {
+        base_interval: duration(base),
+        max_interval: None,
+    });
     Some(message)
 }
 
@@ -234,27 +292,51 @@ fn mirror_policy(cluster: &str, percent: Percent) -> route::route_action::Reques
 pub(super) fn hash_policy(input: &HashPolicy) -> route::route_action::HashPolicy {
     use route::route_action::hash_policy as h;
     let specifier = match input {
-        HashPolicy::Header(name) => {
-            h::PolicySpecifier::Header(h::Header { header_name: name.clone(), regex_rewrite: None })
-        }
-        HashPolicy::Cookie { name, path, ttl, attributes } => h::PolicySpecifier::Cookie(h::Cookie {
+        HashPolicy::Header(name) => h::PolicySpecifier::Header(h::Header {
+            header_name: name.clone(),
+            regex_rewrite: None,
+        }),
+        HashPolicy::Cookie {
+            name,
+            path,
+            ttl,
+            attributes,
+        } => h::PolicySpecifier::Cookie(h::Cookie {
             name: name.clone(),
             path: path.clone(),
             ttl: ttl.and_then(duration),
             attributes: attributes
                 .iter()
-                .map(|(name, value)| h::CookieAttribute { name: name.clone(), value: value.clone() })
+                .map(|(name, value)| h::CookieAttribute {
+                    name: name.clone(),
+                    value: value.clone(),
+                })
                 .collect(),
         }),
-        HashPolicy::SourceIp => h::PolicySpecifier::ConnectionProperties(h::ConnectionProperties { source_ip: true }),
-        HashPolicy::Query(name) => h::PolicySpecifier::QueryParameter(h::QueryParameter { name: name.clone() }),
+        HashPolicy::SourceIp => {
+            h::PolicySpecifier::ConnectionProperties(h::ConnectionProperties { source_ip: true })
+        }
+        HashPolicy::Query(name) => {
+            h::PolicySpecifier::QueryParameter(h::QueryParameter { name: name.clone() })
+        }
     };
-    route::route_action::HashPolicy { terminal: false, policy_specifier: Some(specifier) }
+    route::route_action::HashPolicy {
+        terminal: false,
+        policy_specifier: Some(specifier),
+    }
 }
 
 fn redirect_action(input: &Redirect, listener_port: u16, is_tls: bool) -> route::RedirectAction {
-    use route::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
-    let Redirect { path, authority, port, scheme, code } = input;
+    use route::redirect_action::{
+        PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
+    };
+    let Redirect {
+        path,
+        authority,
+        port,
+        scheme,
+        code,
+    } = input;
     let port = match port {
         // Envoy drops a default port when the scheme changes.
         RedirectPort::Keep | RedirectPort::SchemeDefault => 0,
@@ -263,7 +345,10 @@ fn redirect_action(input: &Redirect, listener_port: u16, is_tls: bool) -> route:
     };
     // A scheme's own port is not written. Source: Istio `ApplyRedirect`.
     let own_scheme = if is_tls { "https" } else { "http" };
-    let is_default = matches!((scheme.as_deref().unwrap_or(own_scheme), port), ("http", 80) | ("https", 443));
+    let is_default = matches!(
+        (scheme.as_deref().unwrap_or(own_scheme), port),
+        ("http", 80) | ("https", 443)
+    );
     route::RedirectAction {
         host_redirect: authority.clone().unwrap_or_default(),
         port_redirect: if is_default { 0 } else { u32::from(port) },
@@ -277,7 +362,9 @@ fn redirect_action(input: &Redirect, listener_port: u16, is_tls: bool) -> route:
         path_rewrite_specifier: match path {
             RedirectPath::Keep => None,
             RedirectPath::Full(path) => Some(PathRewriteSpecifier::PathRedirect(path.clone())),
-            RedirectPath::Prefix(prefix) => Some(PathRewriteSpecifier::PrefixRewrite(prefix.clone())),
+            RedirectPath::Prefix(prefix) => {
+                Some(PathRewriteSpecifier::PrefixRewrite(prefix.clone()))
+            }
         },
         scheme_rewrite_specifier: scheme.clone().map(SchemeRewriteSpecifier::SchemeRedirect),
         strip_query: false,
@@ -293,7 +380,10 @@ fn direct_response(input: &DirectResponse) -> route::DirectResponseAction {
     };
     route::DirectResponseAction {
         status: u32::from(*status),
-        body: (!body.is_empty()).then(|| core::DataSource { specifier: Some(specifier), ..Default::default() }),
+        body: (!body.is_empty()).then(|| core::DataSource {
+            specifier: Some(specifier),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }
@@ -303,12 +393,15 @@ fn fault_message(input: &Fault) -> fault::HttpFault {
     fault::HttpFault {
         delay: delay.as_ref().map(|delay| common_fault::FaultDelay {
             percentage: Some(fraction(delay.percent.0)),
-            fault_delay_secifier: duration(delay.fixed).map(common_fault::fault_delay::FaultDelaySecifier::FixedDelay),
+            fault_delay_secifier: duration(delay.fixed)
+                .map(common_fault::fault_delay::FaultDelaySecifier::FixedDelay),
         }),
         abort: abort.as_ref().map(|abort| fault::FaultAbort {
             percentage: Some(fraction(abort.percent.0)),
             error_type: Some(match abort.status {
-                AbortStatus::Http(status) => fault::fault_abort::ErrorType::HttpStatus(u32::from(status)),
+                AbortStatus::Http(status) => {
+                    fault::fault_abort::ErrorType::HttpStatus(u32::from(status))
+                }
                 AbortStatus::Grpc(status) => fault::fault_abort::ErrorType::GrpcStatus(status),
             }),
             ..Default::default()
@@ -332,7 +425,9 @@ fn cors_message(input: &Cors) -> CorsPolicy {
         allow_methods: allow_methods.join(","),
         allow_headers: allow_headers.join(","),
         expose_headers: expose_headers.join(","),
-        max_age: max_age.map(|age| age.as_secs().to_string()).unwrap_or_default(),
+        max_age: max_age
+            .map(|age| age.as_secs().to_string())
+            .unwrap_or_default(),
         allow_credentials: allow_credentials.and_then(boolv),
         forward_not_matching_preflights: boolv(forward_unmatched_preflights.unwrap_or(true)),
         filter_enabled: Some(runtime_fraction(1_000_000)),
@@ -360,20 +455,34 @@ fn header_messages(input: &HeaderOps) -> HeaderMessages {
 fn add_header_changes(message: &mut route::Route, input: &HeaderOps) {
     let changes = header_messages(input);
     message.request_headers_to_add.extend(changes.request_add);
-    message.request_headers_to_remove.extend(changes.request_remove);
+    message
+        .request_headers_to_remove
+        .extend(changes.request_remove);
     message.response_headers_to_add.extend(changes.response_add);
-    message.response_headers_to_remove.extend(changes.response_remove);
+    message
+        .response_headers_to_remove
+        .extend(changes.response_remove);
 }
 
 fn additions(changes: &HeaderChanges) -> Vec<core::HeaderValueOption> {
     use core::header_value_option::HeaderAppendAction;
-    let set = changes.set.iter().map(|pair| (pair, HeaderAppendAction::OverwriteIfExistsOrAdd));
-    let add = changes.add.iter().map(|pair| (pair, HeaderAppendAction::AppendIfExistsOrAdd));
+    let set = changes
+        .set
+        .iter()
+        .map(|pair| (pair, HeaderAppendAction::OverwriteIfExistsOrAdd));
+    let add = changes
+        .add
+        .iter()
+        .map(|pair| (pair, HeaderAppendAction::AppendIfExistsOrAdd));
     // The authority is rewritten by the action: Envoy refuses it among headers to add.
     set.chain(add)
         .filter(|((name, _), _)| !is_authority(name))
         .map(|((name, value), action)| core::HeaderValueOption {
-            header: Some(core::HeaderValue { key: name.clone(), value: value.clone(), raw_value: Vec::new() }),
+            header: Some(core::HeaderValue {
+                key: name.clone(),
+                value: value.clone(),
+                raw_value: Vec::new(),
+            }),
             append_action: action as i32,
             ..Default::default()
         })
@@ -385,5 +494,9 @@ fn is_authority(name: &str) -> bool {
 }
 
 fn authority_change(changes: &HeaderChanges) -> Option<String> {
-    changes.set.iter().find(|(name, _)| is_authority(name)).map(|(_, value)| value.clone())
+    changes
+        .set
+        .iter()
+        .find(|(name, _)| is_authority(name))
+        .map(|(_, value)| value.clone())
 }

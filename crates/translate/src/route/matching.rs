@@ -4,14 +4,16 @@ use meltemi_model::{HttpMatch, StringMatch};
 
 use crate::envoy::matcher::{exact, header, header_present, matches, prefix, regex};
 use crate::envoy::route::{
-    HeaderMatcher, QueryParameterMatcher, RouteMatch, query_parameter_matcher::QueryParameterMatchSpecifier,
-    route_match::PathSpecifier,
+    HeaderMatcher, QueryParameterMatcher, RouteMatch,
+    query_parameter_matcher::QueryParameterMatchSpecifier, route_match::PathSpecifier,
 };
 use crate::envoy::types::matcher::v3::StringMatcher;
 use crate::envoy::value::boolv;
 
 pub(super) fn match_message(input: Option<&HttpMatch>) -> RouteMatch {
-    let Some(input) = input else { return super::any_path() };
+    let Some(input) = input else {
+        return super::any_path();
+    };
     // `source` was decided when the table was planned, names go into the route's.
     let HttpMatch {
         name: _,
@@ -26,8 +28,10 @@ pub(super) fn match_message(input: Option<&HttpMatch>) -> RouteMatch {
         source: _,
         stat_prefix: _,
     } = input;
-    let mut held: Vec<HeaderMatcher> =
-        headers.iter().map(|(name, condition)| header_condition(name, condition)).collect();
+    let mut held: Vec<HeaderMatcher> = headers
+        .iter()
+        .map(|(name, condition)| header_condition(name, condition))
+        .collect();
     for (name, condition) in without_headers {
         let mut matcher = header_condition(name, condition);
         matcher.invert_match = true;
@@ -35,8 +39,16 @@ pub(super) fn match_message(input: Option<&HttpMatch>) -> RouteMatch {
         matcher.treat_missing_header_as_empty = *condition != StringMatch::Present;
         held.push(matcher);
     }
-    for (name, condition) in [(":method", method), (":authority", authority), (":scheme", scheme)] {
-        held.extend(condition.as_ref().map(|condition| header_condition(name, condition)));
+    for (name, condition) in [
+        (":method", method),
+        (":authority", authority),
+        (":scheme", scheme),
+    ] {
+        held.extend(
+            condition
+                .as_ref()
+                .map(|condition| header_condition(name, condition)),
+        );
     }
     RouteMatch {
         path_specifier: Some(match uri {
@@ -47,7 +59,10 @@ pub(super) fn match_message(input: Option<&HttpMatch>) -> RouteMatch {
         }),
         case_sensitive: boolv(!ignore_uri_case),
         headers: held,
-        query_parameters: query_params.iter().map(|(name, condition)| query_condition(name, condition)).collect(),
+        query_parameters: query_params
+            .iter()
+            .map(|(name, condition)| query_condition(name, condition))
+            .collect(),
         ..Default::default()
     }
 }

@@ -1,57 +1,78 @@
 //! Istio's own cases of authorization, read in place: the filters must be equivalent.
 //!
-//! The folder comes from `MELTEMI_SHARED`, else `../shared` beside the repository; without it the test says that it
-//! was skipped.
+//! The folder comes from `MELTEMI_SHARED`, else `../shared` beside the repository; without it the
+//! test says that it was skipped.
 
 use std::path::{Path, PathBuf};
 
 use meltemi_proto::envoy::config::core::v3::CidrRange;
 use meltemi_proto::envoy::config::rbac::v3::{Permission, Principal, Rbac, permission, principal};
-use meltemi_proto::envoy::config::route::v3::{HeaderMatcher, header_matcher::HeaderMatchSpecifier};
+use meltemi_proto::envoy::config::route::v3::{
+    HeaderMatcher, header_matcher::HeaderMatchSpecifier,
+};
 use meltemi_proto::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
 use meltemi_proto::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
 use meltemi_proto::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use meltemi_proto::envoy::r#type::matcher::v3::{
-    MetadataMatcher, StringMatcher, ValueMatcher, list_matcher, metadata_matcher::path_segment::Segment, path_matcher,
-    string_matcher::MatchPattern, value_matcher,
+    MetadataMatcher, StringMatcher, ValueMatcher, list_matcher,
+    metadata_matcher::path_segment::Segment, path_matcher, string_matcher::MatchPattern,
+    value_matcher,
 };
 use meltemi_proto::unpack;
 use meltemi_translate::{Memo, translate};
 use serde_json::{Value, json};
 
 fn golden() -> Option<PathBuf> {
-    let shared = std::env::var_os("MELTEMI_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"), PathBuf::from);
+    let shared = std::env::var_os("MELTEMI_SHARED").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),
+        PathBuf::from,
+    );
     Some(shared.join("golden/authz")).filter(|folder| folder.is_dir())
 }
 
 #[test]
 fn istios_cases_give_equivalent_filters() {
     let Some(folder) = golden() else {
-        super::skip("istios_cases_give_equivalent_filters", "Istio's cases are not here (MELTEMI_SHARED)");
+        super::skip(
+            "istios_cases_give_equivalent_filters",
+            "Istio's cases are not here (MELTEMI_SHARED)",
+        );
         return;
     };
     let mut cases = 0;
     let mut wrong = Vec::new();
-    let mut files: Vec<_> =
-        std::fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("an entry").path()).collect();
+    let mut files: Vec<_> = std::fs::read_dir(&folder)
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
     files.sort();
     for file in files {
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Some(case) = name.strip_suffix("-in.yaml") else { continue };
+        let name = file
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let Some(case) = name.strip_suffix("-in.yaml") else {
+            continue;
+        };
         // CUSTOM is refused as a whole here; `before-111` is what old proxies were sent.
         if case.contains("custom") || case.contains("before-111") {
             continue;
         }
         let expected: Vec<Value> = ["-out.yaml", "-out1.yaml", "-out2.yaml"]
             .iter()
-            .filter_map(|ending| std::fs::read_to_string(folder.join(format!("{case}{ending}"))).ok())
+            .filter_map(|ending| {
+                std::fs::read_to_string(folder.join(format!("{case}{ending}"))).ok()
+            })
             .map(|text| serde_saphyr::from_str(&text).expect("YAML"))
             .map(|filter: Value| normal(filter["typedConfig"].clone()))
             .collect();
         let found = translated(&std::fs::read_to_string(&file).expect("a file"), case);
         if expected != found {
-            wrong.push(format!("{case}: {}", difference(&json!(expected), &json!(found), String::new())));
+            wrong.push(format!(
+                "{case}: {}",
+                difference(&json!(expected), &json!(found), String::new())
+            ));
         }
         cases += 1;
     }
@@ -68,10 +89,19 @@ fn a_bare_service_account_is_of_the_policys_namespace() {
     };
     let of = |rule: &str| translated(&policy(rule), "http-service-account");
     let from = of("{from: [{source: {serviceAccounts: [sleep]}}]}");
-    assert_eq!(of("{when: [{key: source.serviceAccount, values: [sleep]}]}"), from);
-    assert_eq!(of("{when: [{key: source.serviceAccount, values: [foo/sleep]}]}"), from);
+    assert_eq!(
+        of("{when: [{key: source.serviceAccount, values: [sleep]}]}"),
+        from
+    );
+    assert_eq!(
+        of("{when: [{key: source.serviceAccount, values: [foo/sleep]}]}"),
+        from
+    );
     let not_from = of("{from: [{source: {notServiceAccounts: [sleep]}}]}");
-    assert_eq!(of("{when: [{key: source.serviceAccount, notValues: [sleep]}]}"), not_from);
+    assert_eq!(
+        of("{when: [{key: source.serviceAccount, notValues: [sleep]}]}"),
+        not_from
+    );
     assert_ne!(from, not_from);
 }
 
@@ -97,8 +127,12 @@ fn difference(expected: &Value, found: &Value, at: String) -> String {
 fn translated(policies: &str, case: &str) -> Vec<Value> {
     // The trust domains of Istio's own test of each case.
     let mesh = match case {
-        "http-simple-policy-td-aliases" => "trustDomain: td1\n    trustDomainAliases: [cluster.local]",
-        "http-simple-policy-principal-with-wildcard" => "trustDomain: td1\n    trustDomainAliases: [foobar]",
+        "http-simple-policy-td-aliases" => {
+            "trustDomain: td1\n    trustDomainAliases: [cluster.local]"
+        }
+        "http-simple-policy-principal-with-wildcard" => {
+            "trustDomain: td1\n    trustDomainAliases: [foobar]"
+        }
         _ => "trustDomain: cluster.local",
     };
     let text = format!(
@@ -127,7 +161,9 @@ fn translated(policies: &str, case: &str) -> Vec<Value> {
 }
 
 fn parts(rules: Option<Rbac>, shadow: Option<Rbac>) -> Value {
-    normal(json!({ "rules": rules.map(|rules| rbac(&rules)), "shadowRules": shadow.map(|rules| rbac(&rules)) }))
+    normal(
+        json!({ "rules": rules.map(|rules| rbac(&rules)), "shadowRules": shadow.map(|rules| rbac(&rules)) }),
+    )
 }
 
 /// Only what decides, and lists whose order does not matter in one order.
@@ -140,7 +176,10 @@ fn normal(filter: Value) -> Value {
                 Value::Array(items)
             }
             Value::Object(fields) => {
-                let mut fields: Vec<_> = fields.into_iter().map(|(key, value)| (key, sorted(value))).collect();
+                let mut fields: Vec<_> = fields
+                    .into_iter()
+                    .map(|(key, value)| (key, sorted(value)))
+                    .collect();
                 fields.sort_by(|a, b| a.0.cmp(&b.0));
                 Value::Object(fields.into_iter().collect())
             }
@@ -164,7 +203,10 @@ fn rbac(rules: &Rbac) -> Value {
         .map(|(name, policy)| {
             let permissions: Vec<_> = policy.permissions.iter().map(permission_json).collect();
             let principals: Vec<_> = policy.principals.iter().map(principal_json).collect();
-            (name.clone(), json!({ "permissions": permissions, "principals": principals }))
+            (
+                name.clone(),
+                json!({ "permissions": permissions, "principals": principals }),
+            )
         })
         .collect();
     let action = ["ALLOW", "DENY", "LOG"][usize::try_from(rules.action).expect("an action")];
@@ -241,8 +283,12 @@ fn string(input: &StringMatcher) -> Value {
 
 fn header(input: &HeaderMatcher) -> Value {
     match input.header_match_specifier.as_ref().expect("a matcher") {
-        HeaderMatchSpecifier::StringMatch(text) => json!({ "name": input.name, "stringMatch": string(text) }),
-        HeaderMatchSpecifier::PresentMatch(present) => json!({ "name": input.name, "presentMatch": present }),
+        HeaderMatchSpecifier::StringMatch(text) => {
+            json!({ "name": input.name, "stringMatch": string(text) })
+        }
+        HeaderMatchSpecifier::PresentMatch(present) => {
+            json!({ "name": input.name, "presentMatch": present })
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -252,7 +298,9 @@ fn metadata(input: &MetadataMatcher) -> Value {
         .path
         .iter()
         .map(|segment| {
-            let Some(Segment::Key(key)) = &segment.segment else { panic!("no key") };
+            let Some(Segment::Key(key)) = &segment.segment else {
+                panic!("no key")
+            };
             json!({ "key": key })
         })
         .collect();
@@ -266,7 +314,9 @@ fn value(input: &ValueMatcher) -> Value {
             json!({ "orMatch": { "valueMatchers": or.value_matchers.iter().map(value).collect::<Vec<_>>() } })
         }
         value_matcher::MatchPattern::ListMatch(list) => {
-            let Some(list_matcher::MatchPattern::OneOf(one)) = &list.match_pattern else { panic!("no element") };
+            let Some(list_matcher::MatchPattern::OneOf(one)) = &list.match_pattern else {
+                panic!("no element")
+            };
             json!({ "listMatch": { "oneOf": value(one) } })
         }
         other => panic!("{other:?}"),

@@ -1,20 +1,23 @@
-//! Real Envoy reads what stock Envoy is sent: every cluster, listener and route table, as static resources.
+//! Real Envoy reads what stock Envoy is sent: every cluster, listener and route table, as static
+//! resources.
 //!
-//! The binary comes from `MELTEMI_ENVOY`, else from the peers that `cargo xtask test` installs; without it the test
-//! says that it was skipped.
+//! The binary comes from `MELTEMI_ENVOY`, else from the peers that `cargo xtask test` installs;
+//! without it the test says that it was skipped.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use meltemi_model::Snapshot;
-use meltemi_proto::envoy::config::bootstrap::v3::{Bootstrap, bootstrap::DynamicResources, bootstrap::StaticResources};
+use meltemi_proto::envoy::config::bootstrap::v3::{
+    Bootstrap, bootstrap::DynamicResources, bootstrap::StaticResources,
+};
 use meltemi_proto::envoy::config::cluster::v3::{
     Cluster,
     cluster::{ClusterDiscoveryType, DiscoveryType},
 };
 use meltemi_proto::envoy::config::core::v3::{
-    Address, ApiConfigSource, ApiVersion, GrpcService, Node, Pipe, SocketAddress, address, api_config_source::ApiType,
-    grpc_service, socket_address::PortSpecifier,
+    Address, ApiConfigSource, ApiVersion, GrpcService, Node, Pipe, SocketAddress, address,
+    api_config_source::ApiType, grpc_service, socket_address::PortSpecifier,
 };
 use meltemi_proto::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
@@ -44,26 +47,41 @@ fn envoy() -> Option<PathBuf> {
 #[test]
 fn real_envoy_accepts_every_resource() {
     let Some(envoy) = envoy() else {
-        super::skip("real_envoy_accepts_every_resource", "there is no Envoy (cargo xtask peers)");
+        super::skip(
+            "real_envoy_accepts_every_resource",
+            "there is no Envoy (cargo xtask peers)",
+        );
         return;
     };
     let folder = tempfile::tempdir().expect("a folder");
     let logs = "\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    accessLogFile: /dev/stdout\n    accessLogEncoding: JSON\n    pathNormalization: {normalization: MERGE_SLASHES}\n";
     let snapshot = super::snapshot_of(&format!("{}{logs}", super::SHOP));
     for proxy in [super::front(), super::ledger(), super::entry()] {
-        assert_accepted(&envoy, &folder.path().join("shop.pb"), &snapshot, proxy, "shop");
+        assert_accepted(
+            &envoy,
+            &folder.path().join("shop.pb"),
+            &snapshot,
+            proxy,
+            "shop",
+        );
     }
 }
 
 #[test]
 fn real_envoy_accepts_the_seldom_used_settings() {
     let Some(envoy) = envoy() else {
-        super::skip("real_envoy_accepts_the_seldom_used_settings", "there is no Envoy (cargo xtask peers)");
+        super::skip(
+            "real_envoy_accepts_the_seldom_used_settings",
+            "there is no Envoy (cargo xtask peers)",
+        );
         return;
     };
     let folder = tempfile::tempdir().expect("a folder");
     for (name, policy) in [
-        ("warmup", "{loadBalancer: {simple: LEAST_REQUEST, warmup: {duration: 60s, aggression: 1.5}}}"),
+        (
+            "warmup",
+            "{loadBalancer: {simple: LEAST_REQUEST, warmup: {duration: 60s, aggression: 1.5}}}",
+        ),
         (
             "split",
             "{outlierDetection: {splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 5, consecutive5xxErrors: 0}}",
@@ -72,7 +90,10 @@ fn real_envoy_accepts_the_seldom_used_settings() {
             "priorities",
             "{loadBalancer: {localityLbSetting: {failoverPriority: [topology.istio.io/network, kubernetes.io/hostname]}}, outlierDetection: {interval: 10s}}",
         ),
-        ("maglev", "{loadBalancer: {consistentHash: {httpCookie: {name: user, ttl: 0s}, maglev: {tableSize: 65537}}}}"),
+        (
+            "maglev",
+            "{loadBalancer: {consistentHash: {httpCookie: {name: user, ttl: 0s}, maglev: {tableSize: 65537}}}}",
+        ),
         (
             "pool",
             "{connectionPool: {tcp: {idleTimeout: 5s, tcpKeepalive: {time: 60s}}, http: {useClientProtocol: true, maxConcurrentStreams: 3}}, retryBudget: {percent: 25}}",
@@ -80,14 +101,22 @@ fn real_envoy_accepts_the_seldom_used_settings() {
     ] {
         let rules = super::values::destination_rule(policy);
         let snapshot = super::snapshot_of(&format!("{}---\n{rules}", super::values::WORLD));
-        assert_accepted(&envoy, &folder.path().join("places.pb"), &snapshot, super::values::caller(), name);
+        assert_accepted(
+            &envoy,
+            &folder.path().join("places.pb"),
+            &snapshot,
+            super::values::caller(),
+            name,
+        );
     }
 }
 
 #[test]
 fn real_envoy_accepts_what_istios_samples_become() {
-    let shared = std::env::var_os("MELTEMI_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"), PathBuf::from);
+    let shared = std::env::var_os("MELTEMI_SHARED").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),
+        PathBuf::from,
+    );
     let samples = shared.join("istio/samples/bookinfo");
     let (Some(envoy), true) = (envoy(), samples.is_dir()) else {
         super::skip(
@@ -108,7 +137,9 @@ fn real_envoy_accepts_what_istios_samples_become() {
         .collect();
     files.sort();
     for file in files {
-        let snapshot = super::snapshot_of(&[base.as_str(), &rules, &gateway, &read(file.clone())].join("\n---\n"));
+        let snapshot = super::snapshot_of(
+            &[base.as_str(), &rules, &gateway, &read(file.clone())].join("\n---\n"),
+        );
         let page = [("app", "productpage"), ("version", "v1")];
         let sidecar = "sidecar~10.44.0.2~productpage-1.default~default.svc.cluster.local";
         let router = "router~10.44.0.9~gateway-1.istio-system~istio-system.svc.cluster.local";
@@ -116,7 +147,13 @@ fn real_envoy_accepts_what_istios_samples_become() {
             super::proxy(sidecar, "bookinfo-productpage", &page),
             super::proxy(router, "gateway", &[("istio", "ingressgateway")]),
         ] {
-            assert_accepted(&envoy, &folder.path().join("bookinfo.pb"), &snapshot, proxy, &file.to_string_lossy());
+            assert_accepted(
+                &envoy,
+                &folder.path().join("bookinfo.pb"),
+                &snapshot,
+                proxy,
+                &file.to_string_lossy(),
+            );
         }
     }
 }
@@ -130,31 +167,56 @@ fn assert_accepted(envoy: &Path, file: &Path, snapshot: &Snapshot, mut proxy: Pr
         .arg(file)
         .output()
         .expect("Envoy runs");
-    let is_accepted = output.status.success() && String::from_utf8_lossy(&output.stdout).contains("OK");
-    assert!(is_accepted, "{name}, {}: {}", proxy.id, String::from_utf8_lossy(&output.stderr));
+    let is_accepted =
+        output.status.success() && String::from_utf8_lossy(&output.stdout).contains("OK");
+    assert!(
+        is_accepted,
+        "{name}, {}: {}",
+        proxy.id,
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn bootstrap(translated: &Translated, id: &str) -> Bootstrap {
-    let mut clusters: Vec<Cluster> =
-        translated.of(type_url::CLUSTER).iter().map(|one| unpack(&one.any).expect("a cluster")).collect();
+    let mut clusters: Vec<Cluster> = translated
+        .of(type_url::CLUSTER)
+        .iter()
+        .map(|one| unpack(&one.any).expect("a cluster"))
+        .collect();
     clusters.extend(["sds-grpc", "xds-grpc"].map(agent));
-    let mut listeners: Vec<Listener> =
-        translated.of(type_url::LISTENER).iter().map(|one| unpack(&one.any).expect("a listener")).collect();
+    let mut listeners: Vec<Listener> = translated
+        .of(type_url::LISTENER)
+        .iter()
+        .map(|one| unpack(&one.any).expect("a listener"))
+        .collect();
     for (index, table) in translated.of(type_url::ROUTE).iter().enumerate() {
-        listeners.push(serving(unpack(&table.any).expect("a table"), 20_000 + index));
+        listeners.push(serving(
+            unpack(&table.any).expect("a table"),
+            20_000 + index,
+        ));
     }
     Bootstrap {
-        node: Some(Node { id: id.to_owned(), cluster: "test".to_owned(), ..Node::default() }),
-        static_resources: Some(StaticResources { listeners, clusters, secrets: Vec::new() }),
+        node: Some(Node {
+            id: id.to_owned(),
+            cluster: "test".to_owned(),
+            ..Node::default()
+        }),
+        static_resources: Some(StaticResources {
+            listeners,
+            clusters,
+            secrets: Vec::new(),
+        }),
         dynamic_resources: Some(DynamicResources {
             ads_config: Some(ApiConfigSource {
                 api_type: ApiType::Grpc as i32,
                 transport_api_version: ApiVersion::V3 as i32,
                 grpc_services: vec![GrpcService {
-                    target_specifier: Some(grpc_service::TargetSpecifier::EnvoyGrpc(grpc_service::EnvoyGrpc {
-                        cluster_name: "xds-grpc".to_owned(),
-                        ..Default::default()
-                    })),
+                    target_specifier: Some(grpc_service::TargetSpecifier::EnvoyGrpc(
+                        grpc_service::EnvoyGrpc {
+                            cluster_name: "xds-grpc".to_owned(),
+                            ..Default::default()
+                        },
+                    )),
                     ..Default::default()
                 }],
                 ..Default::default()
@@ -167,12 +229,21 @@ fn bootstrap(translated: &Translated, id: &str) -> Bootstrap {
 
 /// The cluster of an agent's socket, as a bootstrap has it.
 fn agent(name: &str) -> Cluster {
-    let at = address::Address::Pipe(Pipe { path: "./agent.sock".to_owned(), mode: 0 });
-    let endpoint = Endpoint { address: Some(Address { address: Some(at) }), ..Default::default() };
+    let at = address::Address::Pipe(Pipe {
+        path: "./agent.sock".to_owned(),
+        mode: 0,
+    });
+    let endpoint = Endpoint {
+        address: Some(Address { address: Some(at) }),
+        ..Default::default()
+    };
     Cluster {
         name: name.to_owned(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32)),
-        connect_timeout: Some(Duration { seconds: 1, nanos: 0 }),
+        connect_timeout: Some(Duration {
+            seconds: 1,
+            nanos: 0,
+        }),
         load_assignment: Some(ClusterLoadAssignment {
             cluster_name: name.to_owned(),
             endpoints: vec![LocalityLbEndpoints {
@@ -194,7 +265,9 @@ fn serving(table: RouteConfiguration, port: usize) -> Listener {
         stat_prefix: table.name.clone(),
         http_filters: vec![HttpFilter {
             name: "envoy.filters.http.router".to_owned(),
-            config_type: Some(http_filter::ConfigType::TypedConfig(pack(&Router::default()))),
+            config_type: Some(http_filter::ConfigType::TypedConfig(pack(
+                &Router::default(),
+            ))),
             ..Default::default()
         }],
         route_specifier: Some(RouteSpecifier::RouteConfig(table)),
@@ -202,7 +275,9 @@ fn serving(table: RouteConfiguration, port: usize) -> Listener {
     };
     let at = address::Address::SocketAddress(SocketAddress {
         address: "127.0.0.1".to_owned(),
-        port_specifier: Some(PortSpecifier::PortValue(u32::try_from(port).expect("a port"))),
+        port_specifier: Some(PortSpecifier::PortValue(
+            u32::try_from(port).expect("a port"),
+        )),
         ..Default::default()
     });
     Listener {

@@ -1,7 +1,9 @@
-//! The values of fields: what a user writes, and the message that a proxy is sent for it, compared whole.
+//! The values of fields: what a user writes, and the message that a proxy is sent for it, compared
+//! whole.
 //!
-//! Expected values are written from Istio's sources (`route.go`, `cluster_traffic_policy.go`, `loadbalancer.go`,
-//! `telemetry_logging.go`), so that neither a field that is lost nor two that are swapped go unseen.
+//! Expected values are written from Istio's sources (`route.go`, `cluster_traffic_policy.go`,
+//! `loadbalancer.go`, `telemetry_logging.go`), so that neither a field that is lost nor two that
+//! are swapped go unseen.
 
 mod cluster;
 mod locality;
@@ -11,7 +13,9 @@ mod routes;
 
 use meltemi_proto::envoy::config::cluster::v3::Cluster;
 use meltemi_proto::envoy::config::route::v3::{Route, RouteConfiguration, VirtualHost};
-use meltemi_proto::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher, string_matcher::MatchPattern};
+use meltemi_proto::envoy::r#type::matcher::v3::{
+    RegexMatcher, StringMatcher, string_matcher::MatchPattern,
+};
 use meltemi_proto::google::protobuf::{BoolValue, Duration, UInt32Value, UInt64Value};
 use meltemi_proto::{type_url, unpack};
 use meltemi_translate::{Memo, Proxy, Translated, translate};
@@ -33,7 +37,11 @@ pub fn caller() -> Proxy {
 }
 
 pub fn translated(proxy: &Proxy, objects: &str) -> Translated {
-    translate(&super::snapshot_of(&format!("{WORLD}---\n{objects}")), proxy, &Memo::new())
+    translate(
+        &super::snapshot_of(&format!("{WORLD}---\n{objects}")),
+        proxy,
+        &Memo::new(),
+    )
 }
 
 pub fn virtual_service(http: &str) -> String {
@@ -57,18 +65,29 @@ pub fn mesh_config(settings: &str) -> String {
 }
 
 pub fn table(translated: &Translated, name: &str) -> RouteConfiguration {
-    let found = translated.of(type_url::ROUTE).iter().find(|one| one.name == name);
+    let found = translated
+        .of(type_url::ROUTE)
+        .iter()
+        .find(|one| one.name == name);
     unpack(&found.unwrap_or_else(|| panic!("no table {name}")).any).expect("a table")
 }
 
 pub fn host(translated: &Translated, in_table: &str, domain: &str) -> VirtualHost {
     let hosts = table(translated, in_table).virtual_hosts;
-    hosts.into_iter().find(|host| host.domains.iter().any(|own| own == domain)).expect("a virtual host")
+    hosts
+        .into_iter()
+        .find(|host| host.domains.iter().any(|own| own == domain))
+        .expect("a virtual host")
 }
 
 /// The routes of `web` at port 80, for the caller.
 pub fn routes(http: &str) -> Vec<Route> {
-    host(&translated(&caller(), &virtual_service(http)), "80", "web.shop.svc.cluster.local").routes
+    host(
+        &translated(&caller(), &virtual_service(http)),
+        "80",
+        "web.shop.svc.cluster.local",
+    )
+    .routes
 }
 
 /// The first of them.
@@ -77,7 +96,10 @@ pub fn route(rule: &str) -> Route {
 }
 
 pub fn cluster(translated: &Translated, name: &str) -> Cluster {
-    let found = translated.of(type_url::CLUSTER).iter().find(|one| one.name == name);
+    let found = translated
+        .of(type_url::CLUSTER)
+        .iter()
+        .find(|one| one.name == name);
     unpack(&found.unwrap_or_else(|| panic!("no cluster {name}")).any).expect("a cluster")
 }
 
@@ -99,21 +121,36 @@ pub fn boolv(value: bool) -> Option<BoolValue> {
 }
 
 pub fn millis(value: i64) -> Option<Duration> {
-    Some(Duration { seconds: value / 1000, nanos: i32::try_from(value % 1000).expect("small") * 1_000_000 })
+    Some(Duration {
+        seconds: value / 1000,
+        nanos: i32::try_from(value % 1000).expect("small") * 1_000_000,
+    })
 }
 
 pub fn regex(pattern: &str) -> RegexMatcher {
-    RegexMatcher { regex: pattern.to_owned(), engine_type: None }
+    RegexMatcher {
+        regex: pattern.to_owned(),
+        engine_type: None,
+    }
 }
 
 pub fn exact(text: &str) -> StringMatcher {
-    StringMatcher { match_pattern: Some(MatchPattern::Exact(text.to_owned())), ignore_case: false }
+    StringMatcher {
+        match_pattern: Some(MatchPattern::Exact(text.to_owned())),
+        ignore_case: false,
+    }
 }
 
 pub fn prefix(text: &str) -> StringMatcher {
-    StringMatcher { match_pattern: Some(MatchPattern::Prefix(text.to_owned())), ignore_case: false }
+    StringMatcher {
+        match_pattern: Some(MatchPattern::Prefix(text.to_owned())),
+        ignore_case: false,
+    }
 }
 
 pub fn matches(pattern: &str) -> StringMatcher {
-    StringMatcher { match_pattern: Some(MatchPattern::SafeRegex(regex(pattern))), ignore_case: false }
+    StringMatcher {
+        match_pattern: Some(MatchPattern::SafeRegex(regex(pattern))),
+        ignore_case: false,
+    }
 }

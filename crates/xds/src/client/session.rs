@@ -1,4 +1,5 @@
-//! The client's half of the protocol, without IO: subscriptions and answers in, requests out; responses in, updates out.
+//! The client's half of the protocol, without IO: subscriptions and answers in, requests out;
+//! responses in, updates out.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -63,9 +64,11 @@ pub struct ClientSession {
 struct TypeState {
     type_url: String,
     wanted: Subscription,
-    /// Names and versions that were applied; what `initial_resource_versions` tells the next server.
+    /// Names and versions that were applied; what `initial_resource_versions` tells the next
+    /// server.
     held: BTreeMap<String, String>,
-    /// Names that were handed to the owner and may be in force: what the next full update lacks is removed.
+    /// Names that were handed to the owner and may be in force: what the next full update lacks is
+    /// removed.
     given: BTreeSet<String>,
     /// Whether this connection knows the type at all.
     announced: bool,
@@ -101,11 +104,22 @@ struct Answer {
 impl ClientSession {
     /// A session that is not connected.
     pub fn new(variant: Variant, node: Node, initial: Vec<(String, Subscription)>) -> Self {
-        let types = initial.into_iter().map(|(type_url, wanted)| TypeState::new(type_url, wanted)).collect();
-        Self { variant, node, types, epoch: 0, connected: false, node_sent: false }
+        let types = initial
+            .into_iter()
+            .map(|(type_url, wanted)| TypeState::new(type_url, wanted))
+            .collect();
+        Self {
+            variant,
+            node,
+            types,
+            epoch: 0,
+            connected: false,
+            node_sent: false,
+        }
     }
 
-    /// A new connection: everything is announced again, with what is held. Returns the connection's number.
+    /// A new connection: everything is announced again, with what is held. Returns the connection's
+    /// number.
     pub fn connected(&mut self) -> u64 {
         self.epoch += 1;
         self.connected = true;
@@ -179,13 +193,20 @@ impl ClientSession {
         if !self.connected {
             return None;
         }
-        // Subscriptions of all types before any answer: a server that waits with routes until new clusters have their
-        // endpoints must hear of the endpoints before it hears that the clusters were taken.
+        // Subscriptions of all types before any answer: a server that waits with routes until new
+        // clusters have their endpoints must hear of the endpoints before it hears that the
+        // clusters were taken.
         let (variant, epoch) = (self.variant, self.epoch);
-        let announced = self.types.iter_mut().find_map(|state| state.next_subscription(variant, epoch));
+        let announced = self
+            .types
+            .iter_mut()
+            .find_map(|state| state.next_subscription(variant, epoch));
         let mut request = match announced {
             Some(request) => request,
-            None => self.types.iter_mut().find_map(|state| state.next_answer(variant))?,
+            None => self
+                .types
+                .iter_mut()
+                .find_map(|state| state.next_answer(variant))?,
         };
         if !self.node_sent {
             self.node_sent = true;
@@ -201,56 +222,102 @@ impl ClientSession {
     /// Takes a response apart.
     pub fn response(&mut self, response: ClientResponse) -> Received {
         let (type_url, nonce, version) = match &response {
-            ClientResponse::Delta(r) => (r.type_url.clone(), r.nonce.clone(), r.system_version_info.clone()),
-            ClientResponse::Sotw(r) => (r.type_url.clone(), r.nonce.clone(), r.version_info.clone()),
+            ClientResponse::Delta(r) => (
+                r.type_url.clone(),
+                r.nonce.clone(),
+                r.system_version_info.clone(),
+            ),
+            ClientResponse::Sotw(r) => {
+                (r.type_url.clone(), r.nonce.clone(), r.version_info.clone())
+            }
         };
         let epoch = self.epoch;
-        let Some(state) = self.types.iter_mut().find(|state| state.type_url == type_url) else {
+        let Some(state) = self
+            .types
+            .iter_mut()
+            .find(|state| state.type_url == type_url)
+        else {
             // No state, so no NACK either: an answer would announce the type.
-            return Received::Refused { type_url, reason: "nobody asked for this type".to_owned() };
+            return Received::Refused {
+                type_url,
+                reason: "nobody asked for this type".to_owned(),
+            };
         };
         state.nonce.clone_from(&nonce);
         let parsed = match response {
             ClientResponse::Delta(response) => parse_delta(response),
             ClientResponse::Sotw(response) => parse_sotw(response).map(|set| (set, Vec::new())),
         };
-        let (set, mut removed) = match parsed.and_then(|(set, removed)| unique(set).map(|set| (set, removed))) {
-            Ok(parsed) => parsed,
-            Err(reason) => {
-                state.answers.push_back(Answer { nonce, error: Some(reason.clone()) });
-                return Received::Refused { type_url, reason };
-            }
-        };
+        let (set, mut removed) =
+            match parsed.and_then(|(set, removed)| unique(set).map(|set| (set, removed))) {
+                Ok(parsed) => parsed,
+                Err(reason) => {
+                    state.answers.push_back(Answer {
+                        nonce,
+                        error: Some(reason.clone()),
+                    });
+                    return Received::Refused { type_url, reason };
+                }
+            };
         let full = self.variant == Variant::Sotw && is_full_type(&type_url);
         if full {
             let named: BTreeSet<&str> = set.iter().map(|resource| resource.name.as_str()).collect();
             // Of an update that was refused the owner may have taken a part.
-            removed = state.given.iter().filter(|name| !named.contains(name.as_str())).cloned().collect();
+            removed = state
+                .given
+                .iter()
+                .filter(|name| !named.contains(name.as_str()))
+                .cloned()
+                .collect();
             state.given.extend(named.into_iter().map(str::to_owned));
         }
         let applied = Applied {
             epoch,
             nonce: nonce.clone(),
-            set: set.iter().map(|resource| (resource.name.clone(), resource.version.clone())).collect(),
+            set: set
+                .iter()
+                .map(|resource| (resource.name.clone(), resource.version.clone()))
+                .collect(),
             removed: removed.clone(),
             version: version.clone(),
         };
-        // Servers may count nonces from 1 on every stream; the owner's answer must not hit a later stream's update.
+        // Servers may count nonces from 1 on every stream; the owner's answer must not hit a later
+        // stream's update.
         let ticket = format!("{epoch}/{nonce}");
         state.unanswered.insert(ticket.clone(), applied);
-        Received::Update(Update { type_url, set, removed, nonce: ticket, full, version })
+        Received::Update(Update {
+            type_url,
+            set,
+            removed,
+            nonce: ticket,
+            full,
+            version,
+        })
     }
 
     /// Names and versions that were applied.
     pub fn held(&self, type_url: &str) -> impl Iterator<Item = (&str, &str)> {
         let state = self.types.iter().find(|state| state.type_url == type_url);
-        state.into_iter().flat_map(|state| state.held.iter().map(|(name, version)| (name.as_str(), version.as_str())))
+        state.into_iter().flat_map(|state| {
+            state
+                .held
+                .iter()
+                .map(|(name, version)| (name.as_str(), version.as_str()))
+        })
     }
 
     fn answer(&mut self, type_url: &str, nonce: &str, error: Option<String>) {
         let epoch = self.epoch;
-        let Some(state) = self.types.iter_mut().find(|state| state.type_url == type_url) else { return };
-        let Some(applied) = state.unanswered.remove(nonce) else { return };
+        let Some(state) = self
+            .types
+            .iter_mut()
+            .find(|state| state.type_url == type_url)
+        else {
+            return;
+        };
+        let Some(applied) = state.unanswered.remove(nonce) else {
+            return;
+        };
         if error.is_none() {
             for (name, version) in applied.set {
                 if state.wanted.wildcard || state.wanted.names.contains(&name) || name.is_empty() {
@@ -260,23 +327,36 @@ impl ClientSession {
             for name in &applied.removed {
                 state.held.remove(name);
                 // Unless it has come back since.
-                if !state.unanswered.values().any(|later| later.set.iter().any(|(given, _)| given == name)) {
+                if !state
+                    .unanswered
+                    .values()
+                    .any(|later| later.set.iter().any(|(given, _)| given == name))
+                {
                     state.given.remove(name);
                 }
             }
             state.version = applied.version;
         }
-        // An answer to a connection that is gone has nobody to go to, but what was applied stays applied.
+        // An answer to a connection that is gone has nobody to go to, but what was applied stays
+        // applied.
         if applied.epoch == epoch {
-            state.answers.push_back(Answer { nonce: applied.nonce, error });
+            state.answers.push_back(Answer {
+                nonce: applied.nonce,
+                error,
+            });
         }
     }
 
     fn state(&mut self, type_url: &str) -> &mut TypeState {
-        let at = self.types.iter().position(|state| state.type_url == type_url).unwrap_or_else(|| {
-            self.types.push(TypeState::new(type_url.to_owned(), Subscription::default()));
-            self.types.len() - 1
-        });
+        let at = self
+            .types
+            .iter()
+            .position(|state| state.type_url == type_url)
+            .unwrap_or_else(|| {
+                self.types
+                    .push(TypeState::new(type_url.to_owned(), Subscription::default()));
+                self.types.len() - 1
+            });
         &mut self.types[at]
     }
 }
@@ -314,8 +394,14 @@ impl TypeState {
         if (first && self.wanted.is_empty()) || (!first && !self.changed) {
             return None;
         }
-        // In state of the world an unanswered response makes every other nonce stale; the answer will carry the names.
-        if variant == Variant::Sotw && self.unanswered.values().any(|applied| applied.epoch == epoch) {
+        // In state of the world an unanswered response makes every other nonce stale; the answer
+        // will carry the names.
+        if variant == Variant::Sotw
+            && self
+                .unanswered
+                .values()
+                .any(|applied| applied.epoch == epoch)
+        {
             return None;
         }
         self.announced = true;
@@ -327,7 +413,11 @@ impl TypeState {
             Variant::Delta if first => ClientRequest::Delta(DeltaDiscoveryRequest {
                 type_url: self.type_url.clone(),
                 resource_names_subscribe: self.all_names(),
-                initial_resource_versions: self.held.iter().map(|(n, v)| (n.clone(), v.clone())).collect(),
+                initial_resource_versions: self
+                    .held
+                    .iter()
+                    .map(|(n, v)| (n.clone(), v.clone()))
+                    .collect(),
                 ..DeltaDiscoveryRequest::default()
             }),
             Variant::Delta => ClientRequest::Delta(DeltaDiscoveryRequest {
@@ -374,26 +464,42 @@ impl TypeState {
         }
     }
 
-    /// The wildcard alone is said in the old way, by naming nothing, which every server understands.
+    /// The wildcard alone is said in the old way, by naming nothing, which every server
+    /// understands.
     fn all_names(&self) -> Vec<String> {
-        let wildcard = (self.wanted.wildcard && !self.wanted.names.is_empty()).then(|| "*".to_owned());
-        wildcard.into_iter().chain(self.wanted.names.iter().cloned()).collect()
+        let wildcard =
+            (self.wanted.wildcard && !self.wanted.names.is_empty()).then(|| "*".to_owned());
+        wildcard
+            .into_iter()
+            .chain(self.wanted.names.iter().cloned())
+            .collect()
     }
 }
 
-/// In state of the world a response holds all clusters or listeners, but only some endpoints, routes or secrets.
+/// In state of the world a response holds all clusters or listeners, but only some endpoints,
+/// routes or secrets.
 pub(crate) fn is_full_type(url: &str) -> bool {
     !matches!(
         url,
-        type_url::ENDPOINT | type_url::ROUTE | type_url::VIRTUAL_HOST | type_url::SECRET | type_url::EXTENSION_CONFIG
+        type_url::ENDPOINT
+            | type_url::ROUTE
+            | type_url::VIRTUAL_HOST
+            | type_url::SECRET
+            | type_url::EXTENSION_CONFIG
     )
 }
 
 fn status(message: String) -> google::rpc::Status {
-    google::rpc::Status { code: INVALID_ARGUMENT, message, details: Vec::new() }
+    google::rpc::Status {
+        code: INVALID_ARGUMENT,
+        message,
+        details: Vec::new(),
+    }
 }
 
-fn parse_delta(response: DeltaDiscoveryResponse) -> Result<(Vec<NamedResource>, Vec<String>), String> {
+fn parse_delta(
+    response: DeltaDiscoveryResponse,
+) -> Result<(Vec<NamedResource>, Vec<String>), String> {
     let mut set = Vec::with_capacity(response.resources.len());
     for resource in response.resources {
         let name = match resource.resource_name {
@@ -412,7 +518,12 @@ fn parse_delta(response: DeltaDiscoveryResponse) -> Result<(Vec<NamedResource>, 
         }
     }
     let mut removed = response.removed_resources;
-    removed.extend(response.removed_resource_names.into_iter().map(|named| named.name));
+    removed.extend(
+        response
+            .removed_resource_names
+            .into_iter()
+            .map(|named| named.name),
+    );
     Ok((set, removed))
 }
 
@@ -420,19 +531,30 @@ fn parse_sotw(response: DiscoveryResponse) -> Result<Vec<NamedResource>, String>
     let mut set = Vec::with_capacity(response.resources.len());
     for any in response.resources {
         let (name, any) = if any.type_url == WRAPPED {
-            let wrapped =
-                Resource::decode(any.value.as_slice()).map_err(|error| format!("a wrapped resource: {error}"))?;
+            let wrapped = Resource::decode(any.value.as_slice())
+                .map_err(|error| format!("a wrapped resource: {error}"))?;
             let name = wrapped.name;
-            let any = wrapped.resource.ok_or_else(|| format!("resource {name:?} has no content"))?;
-            let name = if name.is_empty() { name_of(&any).unwrap_or_default() } else { name };
+            let any = wrapped
+                .resource
+                .ok_or_else(|| format!("resource {name:?} has no content"))?;
+            let name = if name.is_empty() {
+                name_of(&any).unwrap_or_default()
+            } else {
+                name
+            };
             (name, any)
         } else {
-            let name =
-                name_of(&any).ok_or_else(|| format!("a resource of type {} is not such a message", any.type_url))?;
+            let name = name_of(&any).ok_or_else(|| {
+                format!("a resource of type {} is not such a message", any.type_url)
+            })?;
             (name, any)
         };
         let any = checked(any, &response.type_url, &name)?;
-        set.push(NamedResource { name, version: response.version_info.clone(), any });
+        set.push(NamedResource {
+            name,
+            version: response.version_info.clone(),
+            any,
+        });
     }
     Ok(set)
 }
@@ -441,14 +563,23 @@ fn checked(any: Any, type_url: &str, name: &str) -> Result<Any, String> {
     if any.type_url == type_url {
         Ok(any)
     } else {
-        Err(format!("resource {name:?} is a {} in a response of type {type_url}", any.type_url))
+        Err(format!(
+            "resource {name:?} is a {} in a response of type {type_url}",
+            any.type_url
+        ))
     }
 }
 
 fn unique(set: Vec<NamedResource>) -> Result<Vec<NamedResource>, String> {
     let mut names = BTreeSet::new();
-    if let Some(twice) = set.iter().find(|resource| !names.insert(resource.name.as_str())) {
-        return Err(format!("resource {:?} comes twice in one response", twice.name));
+    if let Some(twice) = set
+        .iter()
+        .find(|resource| !names.insert(resource.name.as_str()))
+    {
+        return Err(format!(
+            "resource {:?} comes twice in one response",
+            twice.name
+        ));
     }
     drop(names);
     Ok(set)

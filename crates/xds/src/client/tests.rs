@@ -13,9 +13,18 @@ use super::{Subscription, Update};
 use crate::Variant;
 
 fn session(variant: Variant) -> ClientSession {
-    let initial =
-        vec![(CLUSTER.to_owned(), Subscription::wildcard()), (ENDPOINT.to_owned(), Subscription::names::<String>([]))];
-    ClientSession::new(variant, Node { id: "me".into(), ..Node::default() }, initial)
+    let initial = vec![
+        (CLUSTER.to_owned(), Subscription::wildcard()),
+        (ENDPOINT.to_owned(), Subscription::names::<String>([])),
+    ];
+    ClientSession::new(
+        variant,
+        Node {
+            id: "me".into(),
+            ..Node::default()
+        },
+        initial,
+    )
 }
 
 fn delta(session: &mut ClientSession) -> Option<DeltaDiscoveryRequest> {
@@ -33,15 +42,26 @@ fn sotw(session: &mut ClientSession) -> Option<DiscoveryRequest> {
 }
 
 fn named(name: &str, version: &str) -> Resource {
-    let any = pack(&Cluster { name: name.into(), ..Cluster::default() });
-    Resource { name: name.into(), version: version.into(), resource: Some(any), ..Resource::default() }
+    let any = pack(&Cluster {
+        name: name.into(),
+        ..Cluster::default()
+    });
+    Resource {
+        name: name.into(),
+        version: version.into(),
+        resource: Some(any),
+        ..Resource::default()
+    }
 }
 
 fn clusters(nonce: &str, set: &[(&str, &str)], removed: &[&str]) -> ClientResponse {
     ClientResponse::Delta(DeltaDiscoveryResponse {
         type_url: CLUSTER.into(),
         nonce: nonce.into(),
-        resources: set.iter().map(|(name, version)| named(name, version)).collect(),
+        resources: set
+            .iter()
+            .map(|(name, version)| named(name, version))
+            .collect(),
         removed_resources: removed.iter().map(|&name| name.to_owned()).collect(),
         ..DeltaDiscoveryResponse::default()
     })
@@ -62,10 +82,16 @@ fn a_type_without_names_is_announced_with_its_first_name() {
     let first = delta(&mut session).expect("clusters");
     assert_eq!(first.type_url, CLUSTER);
     assert_eq!(first.node.expect("the first request has it").id, "me");
-    assert!(delta(&mut session).is_none(), "an empty first request would be the wildcard");
+    assert!(
+        delta(&mut session).is_none(),
+        "an empty first request would be the wildcard"
+    );
     session.subscribe(ENDPOINT, ["a".to_owned()].into_iter());
     let second = delta(&mut session).expect("endpoints");
-    assert_eq!((second.type_url.as_str(), second.resource_names_subscribe), (ENDPOINT, vec!["a".to_owned()]));
+    assert_eq!(
+        (second.type_url.as_str(), second.resource_names_subscribe),
+        (ENDPOINT, vec!["a".to_owned()])
+    );
     assert!(second.node.is_none());
 }
 
@@ -86,7 +112,13 @@ fn what_was_taken_is_told_to_the_next_server_and_what_was_refused_is_not() {
     let again = delta(&mut session).expect("clusters");
     let mut held: Vec<_> = again.initial_resource_versions.into_iter().collect();
     held.sort();
-    assert_eq!(held, [("a".to_owned(), "1".to_owned()), ("b".to_owned(), "1".to_owned())]);
+    assert_eq!(
+        held,
+        [
+            ("a".to_owned(), "1".to_owned()),
+            ("b".to_owned(), "1".to_owned())
+        ]
+    );
 }
 
 #[test]
@@ -100,10 +132,18 @@ fn a_late_answer_does_not_hit_the_next_stream() {
     delta(&mut session);
     let new = updated(session.response(clusters("1", &[("a", "2")], &[])));
     session.ack(CLUSTER, &old.nonce);
-    assert!(delta(&mut session).is_none(), "the old stream's answer has nowhere to go");
+    assert!(
+        delta(&mut session).is_none(),
+        "the old stream's answer has nowhere to go"
+    );
     assert_eq!(session.held(CLUSTER).collect::<Vec<_>>(), [("a", "1")]);
     session.nack(CLUSTER, &new.nonce, "no".into());
-    assert!(delta(&mut session).expect("the answer").error_detail.is_some());
+    assert!(
+        delta(&mut session)
+            .expect("the answer")
+            .error_detail
+            .is_some()
+    );
 }
 
 #[test]
@@ -114,7 +154,10 @@ fn subscriptions_go_before_answers() {
     let update = updated(session.response(clusters("1", &[("a", "1")], &[])));
     session.ack(CLUSTER, &update.nonce);
     session.subscribe(ENDPOINT, ["a".to_owned()].into_iter());
-    assert_eq!(delta(&mut session).expect("the subscription").type_url, ENDPOINT);
+    assert_eq!(
+        delta(&mut session).expect("the subscription").type_url,
+        ENDPOINT
+    );
     assert_eq!(delta(&mut session).expect("the answer").type_url, CLUSTER);
 }
 
@@ -126,14 +169,36 @@ fn malformed_responses_are_refused_by_the_session() {
     let twice = session.response(clusters("1", &[("a", "1"), ("a", "2")], &[]));
     assert!(matches!(twice, Received::Refused { reason, .. } if reason.contains("twice")));
     assert_eq!(delta(&mut session).expect("a refusal").response_nonce, "1");
-    let empty = Resource { name: "a".into(), ..Resource::default() };
-    let response = DeltaDiscoveryResponse { type_url: CLUSTER.into(), resources: vec![empty], ..Default::default() };
-    assert!(matches!(session.response(ClientResponse::Delta(response)), Received::Refused { .. }));
-    let foreign = DeltaDiscoveryResponse { type_url: "example.com/T".into(), ..Default::default() };
-    assert!(matches!(session.response(ClientResponse::Delta(foreign)), Received::Refused { .. }));
-    let wrong =
-        DeltaDiscoveryResponse { type_url: ENDPOINT.into(), resources: vec![named("a", "1")], ..Default::default() };
-    assert!(matches!(session.response(ClientResponse::Delta(wrong)), Received::Refused { .. }));
+    let empty = Resource {
+        name: "a".into(),
+        ..Resource::default()
+    };
+    let response = DeltaDiscoveryResponse {
+        type_url: CLUSTER.into(),
+        resources: vec![empty],
+        ..Default::default()
+    };
+    assert!(matches!(
+        session.response(ClientResponse::Delta(response)),
+        Received::Refused { .. }
+    ));
+    let foreign = DeltaDiscoveryResponse {
+        type_url: "example.com/T".into(),
+        ..Default::default()
+    };
+    assert!(matches!(
+        session.response(ClientResponse::Delta(foreign)),
+        Received::Refused { .. }
+    ));
+    let wrong = DeltaDiscoveryResponse {
+        type_url: ENDPOINT.into(),
+        resources: vec![named("a", "1")],
+        ..Default::default()
+    };
+    assert!(matches!(
+        session.response(ClientResponse::Delta(wrong)),
+        Received::Refused { .. }
+    ));
 }
 
 #[test]
@@ -143,7 +208,15 @@ fn state_of_the_world_finds_removals_and_keeps_the_accepted_version() {
             type_url: CLUSTER.into(),
             version_info: version.into(),
             nonce: nonce.into(),
-            resources: names.iter().map(|&name| pack(&Cluster { name: name.into(), ..Cluster::default() })).collect(),
+            resources: names
+                .iter()
+                .map(|&name| {
+                    pack(&Cluster {
+                        name: name.into(),
+                        ..Cluster::default()
+                    })
+                })
+                .collect(),
             ..DiscoveryResponse::default()
         })
     };
@@ -153,18 +226,27 @@ fn state_of_the_world_finds_removals_and_keeps_the_accepted_version() {
     let first = updated(session.response(list("v1", "1", &["a", "b"])));
     session.ack(CLUSTER, &first.nonce);
     let answer = sotw(&mut session).expect("the answer");
-    assert_eq!((answer.version_info.as_str(), answer.response_nonce.as_str()), ("v1", "1"));
+    assert_eq!(
+        (answer.version_info.as_str(), answer.response_nonce.as_str()),
+        ("v1", "1")
+    );
     let second = updated(session.response(list("v2", "2", &["b", "c"])));
     assert!(second.full);
     assert_eq!(second.removed, ["a"]);
     session.nack(CLUSTER, &second.nonce, "no".into());
     let answer = sotw(&mut session).expect("the answer");
-    assert_eq!((answer.version_info.as_str(), answer.response_nonce.as_str()), ("v1", "2"));
+    assert_eq!(
+        (answer.version_info.as_str(), answer.response_nonce.as_str()),
+        ("v1", "2")
+    );
     assert!(answer.error_detail.is_some());
     session.disconnected();
     session.connected();
     let again = sotw(&mut session).expect("clusters");
-    assert_eq!((again.version_info.as_str(), again.response_nonce.as_str()), ("v1", ""));
+    assert_eq!(
+        (again.version_info.as_str(), again.response_nonce.as_str()),
+        ("v1", "")
+    );
     // Of what was refused as a whole, the owner may have taken c.
     let third = updated(session.response(list("v3", "1", &["b"])));
     assert_eq!(third.removed, ["a", "c"]);
@@ -175,5 +257,8 @@ fn state_of_the_world_finds_removals_and_keeps_the_accepted_version() {
     let fifth = updated(session.response(list("v5", "3", &["b"])));
     session.ack(CLUSTER, &fourth.nonce);
     session.ack(CLUSTER, &fifth.nonce);
-    assert_eq!(updated(session.response(list("v6", "4", &[]))).removed, ["b"]);
+    assert_eq!(
+        updated(session.response(list("v6", "4", &[]))).removed,
+        ["b"]
+    );
 }

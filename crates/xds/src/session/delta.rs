@@ -21,10 +21,15 @@ impl ServerSession for DeltaSession {
     const VARIANT: Variant = Variant::Delta;
 
     fn new() -> Self {
-        Self { core: Core::new(Variant::Delta) }
+        Self {
+            core: Core::new(Variant::Delta),
+        }
     }
 
-    fn on_request(&mut self, request: DeltaDiscoveryRequest) -> Result<Option<Verdict>, ProtocolError> {
+    fn on_request(
+        &mut self,
+        request: DeltaDiscoveryRequest,
+    ) -> Result<Option<Verdict>, ProtocolError> {
         let url = &request.type_url;
         check_names(&request.resource_names_subscribe)?;
         check_names(&request.resource_names_unsubscribe)?;
@@ -32,13 +37,18 @@ impl ServerSession for DeltaSession {
             None
         } else {
             // A stale nonce settles nothing; the subscriptions of the request count all the same.
-            self.core.answered(url, &request.response_nonce, request.error_detail.map(|status| status.message))
+            self.core.answered(
+                url,
+                &request.response_nonce,
+                request.error_detail.map(|status| status.message),
+            )
         };
         let (state, first) = self.core.subscribed(url)?;
         if first {
             let fresh = request.initial_resource_versions.is_empty();
             state.holds_already(request.initial_resource_versions.into_iter());
-            // A client that comes back with what it held gets differences only, and silence if there are none.
+            // A client that comes back with what it held gets differences only, and silence if
+            // there are none.
             state.must_answer = fresh;
             // Naming nothing at first means everything, for types that know the wildcard.
             state.wildcard = request.resource_names_subscribe.is_empty() && has_wildcard(url);
@@ -48,8 +58,8 @@ impl ServerSession for DeltaSession {
                 state.must_answer |= !state.wildcard && !first;
                 state.wildcard = true;
             } else {
-                // Asking again for what is held means that the client wants it again; except when it comes back and
-                // says which version it holds.
+                // Asking again for what is held means that the client wants it again; except when
+                // it comes back and says which version it holds.
                 let answer = !(first && state.knows(&name));
                 state.add(name, answer)?;
             }
@@ -74,12 +84,15 @@ impl ServerSession for DeltaSession {
 
     fn next_response(&mut self) -> Option<DeltaDiscoveryResponse> {
         let push = self.core.next_push()?;
-        let resources = push.set.into_iter().map(|(name, version, content)| Resource {
-            name,
-            version: version.to_string(),
-            resource: Some(content.any().clone()),
-            ..Resource::default()
-        });
+        let resources = push
+            .set
+            .into_iter()
+            .map(|(name, version, content)| Resource {
+                name,
+                version: version.to_string(),
+                resource: Some(content.any().clone()),
+                ..Resource::default()
+            });
         Some(DeltaDiscoveryResponse {
             system_version_info: push.version,
             resources: resources.collect(),
@@ -107,11 +120,19 @@ impl ServerSession for DeltaSession {
     }
 
     fn describe(response: &DeltaDiscoveryResponse) -> (&str, usize, usize) {
-        (&response.type_url, response.resources.len(), response.removed_resources.len())
+        (
+            &response.type_url,
+            response.resources.len(),
+            response.removed_resources.len(),
+        )
     }
 }
 
-/// Types of which a client can want everything. Endpoints, routes, secrets and filters are always asked for by name.
+/// Types of which a client can want everything. Endpoints, routes, secrets and filters are always
+/// asked for by name.
 pub(super) fn has_wildcard(url: &str) -> bool {
-    !matches!(url, type_url::ENDPOINT | type_url::ROUTE | type_url::SECRET | type_url::EXTENSION_CONFIG)
+    !matches!(
+        url,
+        type_url::ENDPOINT | type_url::ROUTE | type_url::SECRET | type_url::EXTENSION_CONFIG
+    )
 }

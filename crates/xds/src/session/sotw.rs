@@ -24,7 +24,10 @@ impl ServerSession for SotwSession {
     const VARIANT: Variant = Variant::Sotw;
 
     fn new() -> Self {
-        Self { core: Core::new(Variant::Sotw), nonces: std::collections::BTreeMap::new() }
+        Self {
+            core: Core::new(Variant::Sotw),
+            nonces: std::collections::BTreeMap::new(),
+        }
     }
 
     fn on_request(&mut self, request: DiscoveryRequest) -> Result<Option<Verdict>, ProtocolError> {
@@ -35,16 +38,27 @@ impl ServerSession for SotwSession {
         if known && !nonce.is_empty() && self.nonces.get(&url) != Some(nonce) {
             return Ok(None);
         }
-        // A nonce on a type's first request is left over from an earlier stream; it answers nothing.
+        // A nonce on a type's first request is left over from an earlier stream; it answers
+        // nothing.
         let verdict = if known && !nonce.is_empty() {
-            self.core.answered(&url, nonce, request.error_detail.map(|status| status.message))
+            self.core.answered(
+                &url,
+                nonce,
+                request.error_detail.map(|status| status.message),
+            )
         } else {
             None
         };
         let (state, first) = self.core.subscribed(&url)?;
         let star = request.resource_names.iter().any(|name| name == "*");
-        let names: BTreeSet<String> = request.resource_names.into_iter().filter(|name| name != "*").collect();
-        let legacy = names.is_empty() && has_wildcard(&url) && (first || (state.wildcard && state.names.is_empty()));
+        let names: BTreeSet<String> = request
+            .resource_names
+            .into_iter()
+            .filter(|name| name != "*")
+            .collect();
+        let legacy = names.is_empty()
+            && has_wildcard(&url)
+            && (first || (state.wildcard && state.names.is_empty()));
         let wildcard = star || legacy;
         if first {
             state.must_answer = true;
@@ -72,10 +86,15 @@ impl ServerSession for SotwSession {
 
     fn next_response(&mut self) -> Option<DiscoveryResponse> {
         let push = self.core.next_push()?;
-        self.nonces.insert(push.type_url.clone(), push.nonce.clone());
+        self.nonces
+            .insert(push.type_url.clone(), push.nonce.clone());
         Some(DiscoveryResponse {
             version_info: push.version,
-            resources: push.set.into_iter().map(|(_, _, content)| content.any().clone()).collect(),
+            resources: push
+                .set
+                .into_iter()
+                .map(|(_, _, content)| content.any().clone())
+                .collect(),
             type_url: push.type_url,
             nonce: push.nonce,
             ..DiscoveryResponse::default()

@@ -50,7 +50,10 @@ impl TypeStatus {
     /// Whether the client took everything that it is to have.
     pub fn is_synced(&self) -> bool {
         !self.in_flight
-            && self.resources.values().all(|resource| resource.nack.is_none() && resource.wanted == resource.acked)
+            && self
+                .resources
+                .values()
+                .all(|resource| resource.nack.is_none() && resource.wanted == resource.acked)
     }
 }
 

@@ -31,7 +31,8 @@ pub(crate) struct TypeState {
 
 struct Known {
     version: Arc<str>,
-    /// What was sent, for state of the world, where a cluster that is to go stays in the list for a while.
+    /// What was sent, for state of the world, where a cluster that is to go stays in the list for a
+    /// while.
     content: Option<Arc<dyn Packed>>,
 }
 
@@ -53,7 +54,13 @@ impl TypeState {
         for (name, version) in versions.take(MAX_NAMES) {
             let version: Arc<str> = version.into();
             self.acked.insert(name.clone(), version.clone());
-            self.known.insert(name, Known { version, content: None });
+            self.known.insert(
+                name,
+                Known {
+                    version,
+                    content: None,
+                },
+            );
         }
     }
 
@@ -63,7 +70,9 @@ impl TypeState {
 
     pub(crate) fn add(&mut self, name: String, answer: bool) -> Result<(), ProtocolError> {
         if self.names.len() >= MAX_NAMES {
-            return Err(ProtocolError::Limit(format!("at most {MAX_NAMES} names per type")));
+            return Err(ProtocolError::Limit(format!(
+                "at most {MAX_NAMES} names per type"
+            )));
         }
         if answer {
             self.requested.insert(name.clone());
@@ -88,7 +97,12 @@ impl TypeState {
     pub(crate) fn drop_wildcard(&mut self) {
         self.wildcard = false;
         self.stale = true;
-        let unwanted: Vec<String> = self.known.keys().filter(|name| !self.names.contains(*name)).cloned().collect();
+        let unwanted: Vec<String> = self
+            .known
+            .keys()
+            .filter(|name| !self.names.contains(*name))
+            .cloned()
+            .collect();
         for name in unwanted {
             self.forget(&name);
             self.requested.remove(&name);
@@ -114,15 +128,32 @@ impl TypeState {
     pub(crate) fn refresh(&mut self, set: &TypeSet) {
         self.stale = false;
         let changed = |name: &String, version: &Arc<str>| {
-            self.requested.contains(name) || self.known.get(name).is_none_or(|known| known.version != *version)
+            self.requested.contains(name)
+                || self
+                    .known
+                    .get(name)
+                    .is_none_or(|known| known.version != *version)
         };
         self.sets = if self.wildcard {
-            set.iter().filter(|(name, r)| changed(name, &r.version)).map(|(name, _)| name.clone()).collect()
+            set.iter()
+                .filter(|(name, r)| changed(name, &r.version))
+                .map(|(name, _)| name.clone())
+                .collect()
         } else {
-            let named = self.names.iter().filter_map(|name| set.get(name).map(|r| (name, r)));
-            named.filter(|(name, r)| changed(name, &r.version)).map(|(name, _)| name.clone()).collect()
+            let named = self
+                .names
+                .iter()
+                .filter_map(|name| set.get(name).map(|r| (name, r)));
+            named
+                .filter(|(name, r)| changed(name, &r.version))
+                .map(|(name, _)| name.clone())
+                .collect()
         };
-        let gone = self.known.keys().chain(&self.requested).filter(|name| !set.contains_key(*name));
+        let gone = self
+            .known
+            .keys()
+            .chain(&self.requested)
+            .filter(|name| !set.contains_key(*name));
         self.removals = gone.cloned().collect();
     }
 
@@ -136,7 +167,9 @@ impl TypeState {
 
     /// Whether the client waits for something it named.
     pub(crate) fn is_awaited(&self) -> bool {
-        self.must_answer || !self.requested.is_empty() || self.in_flight.as_ref().is_some_and(|flight| flight.fresh)
+        self.must_answer
+            || !self.requested.is_empty()
+            || self.in_flight.as_ref().is_some_and(|flight| flight.fresh)
     }
 
     /// Whether the client may be using something older than what it is to have.
@@ -145,7 +178,11 @@ impl TypeState {
     }
 
     pub(crate) fn sets_to_send(&self, hold: bool) -> BTreeSet<String> {
-        if hold { self.sets.intersection(&self.requested).cloned().collect() } else { self.sets.clone() }
+        if hold {
+            self.sets.intersection(&self.requested).cloned().collect()
+        } else {
+            self.sets.clone()
+        }
     }
 
     pub(crate) fn removals_to_send(&self, hold: bool) -> Vec<String> {
@@ -162,7 +199,10 @@ impl TypeState {
     }
 
     pub(crate) fn is_fresh(&self, names: &BTreeSet<String>, removed: &[String]) -> bool {
-        names.iter().chain(removed).any(|name| self.requested.contains(name))
+        names
+            .iter()
+            .chain(removed)
+            .any(|name| self.requested.contains(name))
     }
 
     /// What was sent, is gone, and must not be taken away yet: a whole list goes on naming it.
@@ -175,15 +215,31 @@ impl TypeState {
         .collect()
     }
 
-    /// Version of all that the client wants and that exists, for a response that carries only a part of it.
+    /// Version of all that the client wants and that exists, for a response that carries only a
+    /// part of it.
     pub(crate) fn version(&self, set: &TypeSet) -> String {
-        digest(set.iter().filter(|(name, _)| self.wants(name)).map(|(name, r)| (name.as_str(), &*r.version)))
+        digest(
+            set.iter()
+                .filter(|(name, _)| self.wants(name))
+                .map(|(name, r)| (name.as_str(), &*r.version)),
+        )
     }
 
     /// Books a response. `changed` are the resources for whose sake it is sent.
-    pub(crate) fn sent(&mut self, flight: InFlight, content: &[Sending], changed: &BTreeSet<String>) {
+    pub(crate) fn sent(
+        &mut self,
+        flight: InFlight,
+        content: &[Sending],
+        changed: &BTreeSet<String>,
+    ) {
         for (name, version, packed) in content {
-            self.known.insert(name.clone(), Known { version: version.clone(), content: Some(packed.clone()) });
+            self.known.insert(
+                name.clone(),
+                Known {
+                    version: version.clone(),
+                    content: Some(packed.clone()),
+                },
+            );
         }
         for name in &flight.removed {
             self.known.remove(name);
@@ -213,12 +269,15 @@ impl TypeState {
         }
     }
 
-    /// Records a refusal with the resources that it names, or with all. A refused version is not sent again; but where
-    /// the reason names some and the client may have dropped the rest of the response as well, the rest is sent again.
+    /// Records a refusal with the resources that it names, or with all. A refused version is not
+    /// sent again; but where the reason names some and the client may have dropped the rest of the
+    /// response as well, the rest is sent again.
     pub(crate) fn nacked(&mut self, flight: InFlight, reason: &str, resend: bool) -> Vec<String> {
         self.nack_count += 1;
-        let (mut at_fault, innocent): (Vec<_>, Vec<_>) =
-            flight.set.into_iter().partition(|(name, _)| names_it(reason, name));
+        let (mut at_fault, innocent): (Vec<_>, Vec<_>) = flight
+            .set
+            .into_iter()
+            .partition(|(name, _)| names_it(reason, name));
         if at_fault.is_empty() {
             at_fault = innocent;
         } else if resend {
@@ -226,15 +285,28 @@ impl TypeState {
                 self.known.remove(&name);
             }
             for name in flight.removed {
-                self.known.insert(name, Known { version: "".into(), content: None });
+                self.known.insert(
+                    name,
+                    Known {
+                        version: "".into(),
+                        content: None,
+                    },
+                );
             }
         }
         self.stale = true;
         let names: Vec<String> = at_fault.iter().map(|(name, _)| name.clone()).collect();
         for (name, version) in at_fault {
-            // In state of the world the list repeats what the client has long taken; that is not at fault.
+            // In state of the world the list repeats what the client has long taken; that is not at
+            // fault.
             if self.acked.get(&name) != Some(&version) {
-                self.nacks.insert(name, Nack { version, reason: reason.to_owned() });
+                self.nacks.insert(
+                    name,
+                    Nack {
+                        version,
+                        reason: reason.to_owned(),
+                    },
+                );
             }
         }
         names
@@ -242,7 +314,11 @@ impl TypeState {
 
     pub(crate) fn status(&self, url: &str, set: Option<&TypeSet>) -> TypeStatus {
         let mut resources: BTreeMap<String, ResourceStatus> = BTreeMap::new();
-        for (name, resource) in set.into_iter().flatten().filter(|(name, _)| self.wants(name)) {
+        for (name, resource) in set
+            .into_iter()
+            .flatten()
+            .filter(|(name, _)| self.wants(name))
+        {
             resources.entry(name.clone()).or_default().wanted = Some(resource.version.clone());
         }
         for (name, known) in &self.known {

@@ -8,8 +8,9 @@ use meltemi_proto::envoy::config::core::v3::Node;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT};
 use meltemi_proto::{Any, pack};
 use meltemi_xds::{
-    AdsServer, Backoff, Client, ClientConfig, ClientEvent, ClientHandle, Connection, Feed, Observer, Opening,
-    ResourceSet, ServerTerms, SessionView, Source, Subscription, TypeStatus, Update, Variant, Verdict,
+    AdsServer, Backoff, Client, ClientConfig, ClientEvent, ClientHandle, Connection, Feed,
+    Observer, Opening, ResourceSet, ServerTerms, SessionView, Source, Subscription, TypeStatus,
+    Update, Variant, Verdict,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -44,8 +45,14 @@ impl Source for Everything {
 
     async fn open(&self, opening: Opening) -> Result<Feed, tonic::Status> {
         assert_eq!(opening.node.id, "me");
-        self.sessions.lock().expect("no panic").push(opening.session);
-        Ok(Feed { resources: self.resources.clone(), observer: Box::new(Listener(self.verdicts.clone())) })
+        self.sessions
+            .lock()
+            .expect("no panic")
+            .push(opening.session);
+        Ok(Feed {
+            resources: self.resources.clone(),
+            observer: Box::new(Listener(self.verdicts.clone())),
+        })
     }
 }
 
@@ -59,18 +66,33 @@ struct Server {
 
 impl Server {
     async fn start(address: &str, set: Arc<ResourceSet>) -> Self {
-        let listener = tokio::net::TcpListener::bind(address).await.expect("a free port");
+        let listener = tokio::net::TcpListener::bind(address)
+            .await
+            .expect("a free port");
         let address = listener.local_addr().expect("bound");
         let (resources, receiver) = watch::channel(Some(set));
         let (verdict_sender, verdicts) = mpsc::unbounded_channel();
         let sessions = Arc::new(Mutex::new(Vec::new()));
-        let source = Arc::new(Everything { resources: receiver, verdicts: verdict_sender, sessions: sessions.clone() });
+        let source = Arc::new(Everything {
+            resources: receiver,
+            verdicts: verdict_sender,
+            sessions: sessions.clone(),
+        });
         let service = AdsServer::service(source, ServerTerms::default());
         let task = tokio::spawn(async move {
             let server = tonic::transport::Server::builder().add_service(service);
-            server.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("serves");
+            server
+                .serve_with_incoming(TcpListenerStream::new(listener))
+                .await
+                .expect("serves");
         });
-        Self { address, resources, verdicts, sessions, task }
+        Self {
+            address,
+            resources,
+            verdicts,
+            sessions,
+            task,
+        }
     }
 
     /// As a SIGKILL would: listener and connections are gone. Dropping the sender ends each stream.
@@ -83,19 +105,27 @@ impl Server {
     fn status(&self, url: &str) -> TypeStatus {
         let sessions = self.sessions.lock().expect("no panic");
         let status = sessions.last().expect("a stream").status();
-        status.into_iter().find(|status| status.type_url == url).expect("subscribed")
+        status
+            .into_iter()
+            .find(|status| status.type_url == url)
+            .expect("subscribed")
     }
 }
 
 fn endpoint(name: &str) -> Any {
-    pack(&meltemi_proto::envoy::config::endpoint::v3::ClusterLoadAssignment {
-        cluster_name: name.into(),
-        ..Default::default()
-    })
+    pack(
+        &meltemi_proto::envoy::config::endpoint::v3::ClusterLoadAssignment {
+            cluster_name: name.into(),
+            ..Default::default()
+        },
+    )
 }
 
 fn cluster(name: &str) -> Any {
-    pack(&meltemi_proto::envoy::config::cluster::v3::Cluster { name: name.into(), ..Default::default() })
+    pack(&meltemi_proto::envoy::config::cluster::v3::Cluster {
+        name: name.into(),
+        ..Default::default()
+    })
 }
 
 fn world(clusters: &[(&str, &str)]) -> Arc<ResourceSet> {
@@ -109,16 +139,32 @@ fn world(clusters: &[(&str, &str)]) -> Arc<ResourceSet> {
 
 fn client(address: SocketAddr, variant: Variant) -> (ClientHandle, mpsc::Receiver<ClientEvent>) {
     let connect = move || async move {
-        let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}"))?.connect().await?;
+        let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}"))?
+            .connect()
+            .await?;
         let mut connection = Connection::from(channel);
-        connection.metadata.insert("authorization", "Bearer x".parse()?);
+        connection
+            .metadata
+            .insert("authorization", "Bearer x".parse()?);
         Ok(connection)
     };
-    let initial =
-        vec![(CLUSTER.to_owned(), Subscription::wildcard()), (ENDPOINT.to_owned(), Subscription::names::<String>([]))];
-    let node = Node { id: "me".into(), ..Node::default() };
-    let backoff = Backoff { first: std::time::Duration::from_millis(1), longest: std::time::Duration::from_millis(20) };
-    Client::spawn(ClientConfig { variant, backoff, ..ClientConfig::new(connect, node, initial) })
+    let initial = vec![
+        (CLUSTER.to_owned(), Subscription::wildcard()),
+        (ENDPOINT.to_owned(), Subscription::names::<String>([])),
+    ];
+    let node = Node {
+        id: "me".into(),
+        ..Node::default()
+    };
+    let backoff = Backoff {
+        first: std::time::Duration::from_millis(1),
+        longest: std::time::Duration::from_millis(20),
+    };
+    Client::spawn(ClientConfig {
+        variant,
+        backoff,
+        ..ClientConfig::new(connect, node, initial)
+    })
 }
 
 async fn update(events: &mut mpsc::Receiver<ClientEvent>) -> Update {
@@ -130,19 +176,29 @@ async fn update(events: &mut mpsc::Receiver<ClientEvent>) -> Update {
 }
 
 fn names(update: &Update) -> Vec<&str> {
-    update.set.iter().map(|resource| resource.name.as_str()).collect()
+    update
+        .set
+        .iter()
+        .map(|resource| resource.name.as_str())
+        .collect()
 }
 
 async fn a_change_a_refusal_and_a_restart(variant: Variant) {
     let mut server = Server::start("127.0.0.1:0", world(&[("a", "1"), ("b", "1")])).await;
     let (handle, mut events) = client(server.address, variant);
     let first = update(&mut events).await;
-    assert_eq!((first.type_url.as_str(), names(&first)), (CLUSTER, vec!["a", "b"]));
+    assert_eq!(
+        (first.type_url.as_str(), names(&first)),
+        (CLUSTER, vec!["a", "b"])
+    );
     assert_eq!(first.full, variant == Variant::Sotw);
     handle.subscribe(ENDPOINT, ["a", "b"]);
     handle.ack(CLUSTER, &first.nonce);
     let endpoints = update(&mut events).await;
-    assert_eq!((endpoints.type_url.as_str(), names(&endpoints)), (ENDPOINT, vec!["a", "b"]));
+    assert_eq!(
+        (endpoints.type_url.as_str(), names(&endpoints)),
+        (ENDPOINT, vec!["a", "b"])
+    );
     handle.ack(ENDPOINT, &endpoints.nonce);
     for url in [CLUSTER, ENDPOINT] {
         let verdict = server.verdicts.recv().await.expect("the stream lives");
@@ -151,13 +207,22 @@ async fn a_change_a_refusal_and_a_restart(variant: Variant) {
     assert!(server.status(CLUSTER).is_synced());
 
     // A removal and a bad cluster.
-    server.resources.send_replace(Some(world(&[("a", "1"), ("c", "1")])));
+    server
+        .resources
+        .send_replace(Some(world(&[("a", "1"), ("c", "1")])));
     let second = update(&mut events).await;
     assert_eq!(second.removed, ["b"]);
     handle.nack(CLUSTER, &second.nonce, "cluster c is bad");
     let verdict = server.verdicts.recv().await.expect("the stream lives");
     assert!(matches!(verdict, Verdict::Nacked { names, .. } if names == ["c"]));
-    assert_eq!(server.status(CLUSTER).resources["c"].nack.as_ref().expect("refused").reason, "cluster c is bad");
+    assert_eq!(
+        server.status(CLUSTER).resources["c"]
+            .nack
+            .as_ref()
+            .expect("refused")
+            .reason,
+        "cluster c is bad"
+    );
 
     // The server dies and comes back at the same address with a repaired cluster.
     let address = server.kill().await;
@@ -197,12 +262,17 @@ async fn a_refused_stream_says_why() {
     let server = Server::start("127.0.0.1:0", world(&[])).await;
     let address = server.address;
     let connect = move || async move {
-        Ok(Connection::from(tonic::transport::Endpoint::from_shared(format!("http://{address}"))?.connect().await?))
+        Ok(Connection::from(
+            tonic::transport::Endpoint::from_shared(format!("http://{address}"))?
+                .connect()
+                .await?,
+        ))
     };
     let initial = vec![(CLUSTER.to_owned(), Subscription::wildcard())];
     let (_handle, mut events) = Client::spawn(ClientConfig::new(connect, Node::default(), initial));
     let reason = loop {
-        if let ClientEvent::Disconnected { reason } = events.recv().await.expect("the driver lives") {
+        if let ClientEvent::Disconnected { reason } = events.recv().await.expect("the driver lives")
+        {
             break reason;
         }
     };
@@ -212,10 +282,14 @@ async fn a_refused_stream_says_why() {
 #[tokio::test]
 async fn nobody_is_listened_to_before_it_is_known_who_it_is() {
     let server = Server::start("127.0.0.1:0", world(&[])).await;
-    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", server.address)).expect("a URI");
-    let mut client = AggregatedDiscoveryServiceClient::new(endpoint.connect().await.expect("connected"));
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", server.address))
+        .expect("a URI");
+    let mut client =
+        AggregatedDiscoveryServiceClient::new(endpoint.connect().await.expect("connected"));
     // The stream never says a word, and is refused all the same.
-    let answer = client.delta_aggregated_resources(tokio_stream::pending::<DeltaDiscoveryRequest>()).await;
+    let answer = client
+        .delta_aggregated_resources(tokio_stream::pending::<DeltaDiscoveryRequest>())
+        .await;
     let refusal = match answer {
         Ok(answer) => answer.into_inner().message().await.expect_err("refused"),
         Err(refusal) => refusal,

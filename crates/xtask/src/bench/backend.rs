@@ -1,7 +1,8 @@
-//! The server behind the proxies: answers every request head with the same few bytes, as fast as one thread can.
+//! The server behind the proxies: answers every request head with the same few bytes, as fast as
+//! one thread can.
 //!
-//! It must cost little beside a proxy: one epoll loop, no parsing beyond the end of heads, pipelined requests answered in
-//! one write. Requests have no bodies here.
+//! It must cost little beside a proxy: one epoll loop, no parsing beyond the end of heads,
+//! pipelined requests answered in one write. Requests have no bodies here.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -22,7 +23,12 @@ pub fn run(words: &[String]) -> Result<()> {
     let listener = TcpListener::bind(("0.0.0.0", port))?;
     listener.set_nonblocking(true)?;
     let poll = epoll::create(CreateFlags::CLOEXEC)?;
-    epoll::add(&poll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
+    epoll::add(
+        &poll,
+        &listener,
+        EventData::new_u64(LISTENER),
+        EventFlags::IN,
+    )?;
     let mut connections: Vec<Option<Connection>> = Vec::new();
     let mut free: Vec<usize> = Vec::new();
     let mut events = Vec::with_capacity(256);
@@ -43,9 +49,14 @@ pub fn run(words: &[String]) -> Result<()> {
                         connections.len() - 1
                     });
                     // Edges: each turn reads and writes until the socket says no.
-                    let interest = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+                    let interest =
+                        EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
                     epoll::add(&poll, &stream, EventData::new_u64(slot as u64), interest)?;
-                    connections[slot] = Some(Connection { stream, heads: HeadCounter::default(), pending: Vec::new() });
+                    connections[slot] = Some(Connection {
+                        stream,
+                        heads: HeadCounter::default(),
+                        pending: Vec::new(),
+                    });
                 }
             } else if let Ok(slot) = usize::try_from(at)
                 && let Some(Some(connection)) = connections.get_mut(slot)
@@ -138,7 +149,11 @@ mod tests {
         let two = b"GET / HTTP/1.1\r\nhost: a\r\n\r\nGET / HTTP/1.1\r\n\r\n";
         for cut in 0..=two.len() {
             let mut counter = HeadCounter::default();
-            assert_eq!(counter.count(&two[..cut]) + counter.count(&two[cut..]), 2, "cut at {cut}");
+            assert_eq!(
+                counter.count(&two[..cut]) + counter.count(&two[cut..]),
+                2,
+                "cut at {cut}"
+            );
         }
         assert_eq!(HeadCounter::default().count(b"\r\r\n\r\r\n\r\n"), 1);
     }

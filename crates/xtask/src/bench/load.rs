@@ -29,16 +29,31 @@ struct Slice {
 /// Slices of all, each of the others' between two of plain Envoy's.
 pub fn measure(case: Case, mesh: &Mesh, sidecars: &Sidecars, options: &Options) -> Result<Section> {
     let (title, what) = match case {
-        Case::H1 => ("h1", "HTTP/1.1 keep-alive, plaintext: client, its sidecar, a server outside the mesh"),
-        _ => ("pair", "a pair of sidecars: client, its sidecar, mutual TLS, the server's sidecar, server"),
+        Case::H1 => (
+            "h1",
+            "HTTP/1.1 keep-alive, plaintext: client, its sidecar, a server outside the mesh",
+        ),
+        _ => (
+            "pair",
+            "a pair of sidecars: client, its sidecar, mutual TLS, the server's sidecar, server",
+        ),
     };
     let slice = |peer: Peer| -> Result<Slice> {
         let [client, server] = sidecars.of(peer);
         let (url, proxies) = match case {
             Case::H1 => (format!("http://{PLAIN}:{PORT}/"), vec![client]),
-            _ => (format!("http://{}:{PORT}/", peer.server()), vec![client, server]),
+            _ => (
+                format!("http://{}:{PORT}/", peer.server()),
+                vec![client, server],
+            ),
         };
-        let slice = run(mesh, &peer.client(), &url, &proxies, options.slice.as_secs())?;
+        let slice = run(
+            mesh,
+            &peer.client(),
+            &url,
+            &proxies,
+            options.slice.as_secs(),
+        )?;
         println!(
             "{title} {:12} {:>8.0} requests/s {:>8.0} per CPU second, core {:>3.0} % busy, {:.0} % stolen",
             peer.name(),
@@ -71,7 +86,11 @@ pub fn measure(case: Case, mesh: &Mesh, sidecars: &Sidecars, options: &Options) 
         metered >= sent,
         "{title}: {sent} requests, but our metrics count {metered}: the comparison would not be fair"
     );
-    for (peer, writes) in [(Peer::Meltemi, true), (Peer::Envoy, false), (Peer::EnvoyLogged, true)] {
+    for (peer, writes) in [
+        (Peer::Meltemi, true),
+        (Peer::Envoy, false),
+        (Peer::EnvoyLogged, true),
+    ] {
         let line = mesh.last_log_line(&peer.client())?;
         let wrote = line.contains("\"GET / HTTP/1.1\"");
         ensure!(
@@ -111,16 +130,28 @@ pub fn measure(case: Case, mesh: &Mesh, sidecars: &Sidecars, options: &Options) 
     })
 }
 
-/// The two slices of the reference around each slice of one of the two others that take turns between them.
+/// The two slices of the reference around each slice of one of the two others that take turns
+/// between them.
 fn around(reference: &[Slice], turn: usize) -> Vec<[Slice; 2]> {
-    reference.windows(2).skip(turn).step_by(2).map(|pair| [pair[0], pair[1]]).collect()
+    reference
+        .windows(2)
+        .skip(turn)
+        .step_by(2)
+        .map(|pair| [pair[0], pair[1]])
+        .collect()
 }
 
 fn row(peer: Peer, slices: &[Slice], around: Option<&[[Slice; 2]]>) -> Vec<String> {
     let middle = |value: fn(&Slice) -> f64| median(slices.iter().map(value));
     let ratios = |value: fn(&Slice) -> f64| -> Option<Vec<f64>> {
         let pairs = slices.iter().zip(around?);
-        Some(pairs.map(|(slice, [before, after])| value(slice) / f64::midpoint(value(before), value(after))).collect())
+        Some(
+            pairs
+                .map(|(slice, [before, after])| {
+                    value(slice) / f64::midpoint(value(before), value(after))
+                })
+                .collect(),
+        )
     };
     let spread = |all: Vec<f64>| {
         let (low, high) = (quantile(&all, 0.25), quantile(&all, 0.75));
@@ -133,7 +164,11 @@ fn row(peer: Peer, slices: &[Slice], around: Option<&[[Slice; 2]]>) -> Vec<Strin
         ratios(|slice| slice.per_cpu).map_or_else(one, spread),
         number(middle(|slice| slice.rate)),
         ratios(|slice| slice.rate).map_or_else(one, |all| format!("{:.2}", median(all))),
-        format!("{:.1} + {:.1} µs", middle(|slice| slice.user), middle(|slice| slice.kernel)),
+        format!(
+            "{:.1} + {:.1} µs",
+            middle(|slice| slice.user),
+            middle(|slice| slice.kernel)
+        ),
         format!("{:.0} %", middle(|slice| slice.busy) * 100.0),
     ]
 }
@@ -141,15 +176,30 @@ fn row(peer: Peer, slices: &[Slice], around: Option<&[[Slice; 2]]>) -> Vec<Strin
 fn run(mesh: &Mesh, client: &str, url: &str, proxies: &[&Tree], seconds: u64) -> Result<Slice> {
     let cpu = || proxies.iter().map(|tree| tree.cpu()).sum::<Result<Cpu>>();
     let (steal, before) = (Steal::now()?, cpu()?);
-    let text = mesh.output(client, &["wrk", "-t1", "-c32", &format!("-d{seconds}s"), url])?;
+    let text = mesh.output(
+        client,
+        &["wrk", "-t1", "-c32", &format!("-d{seconds}s"), url],
+    )?;
     let (Cpu { user, system }, steal) = (cpu()?.since(before), steal.since()?);
-    let Counted { requests, seconds, rate, errors } =
-        Counted::parse(&text).with_context(|| format!("wrk said:\n{text}"))?;
+    let Counted {
+        requests,
+        seconds,
+        rate,
+        errors,
+    } = Counted::parse(&text).with_context(|| format!("wrk said:\n{text}"))?;
     ensure!(errors == 0, "{url}: requests failed; wrk said:\n{text}");
     let [user, kernel] = [user, system].map(|time| time.as_secs_f64());
     let all = user + kernel;
     let [user, kernel] = [user, kernel].map(|time| time * 1e6 / requests);
-    Ok(Slice { requests, rate, per_cpu: requests / all, user, kernel, busy: all / seconds, steal })
+    Ok(Slice {
+        requests,
+        rate,
+        per_cpu: requests / all,
+        user,
+        kernel,
+        busy: all / seconds,
+        steal,
+    })
 }
 
 /// What wrk counted.
@@ -163,9 +213,14 @@ struct Counted {
 
 impl Counted {
     fn parse(text: &str) -> Option<Self> {
-        let line = |start: &str| text.lines().find_map(|line| line.trim().strip_prefix(start));
+        let line = |start: &str| {
+            text.lines()
+                .find_map(|line| line.trim().strip_prefix(start))
+        };
         // "  176123 requests in 4.00s, 26.54MB read"
-        let (requests, rest) = text.lines().find_map(|line| line.trim().split_once(" requests in "))?;
+        let (requests, rest) = text
+            .lines()
+            .find_map(|line| line.trim().split_once(" requests in "))?;
         let took = rest.split(',').next()?.trim();
         let seconds = match took.strip_suffix("ms") {
             Some(milliseconds) => milliseconds.parse::<f64>().ok()? / 1000.0,
@@ -177,7 +232,8 @@ impl Counted {
             .split([' ', ','])
             .filter_map(|word| word.parse::<u64>().ok())
             .sum::<u64>();
-        let statuses = line("Non-2xx or 3xx responses:").map_or(Some(0), |count| count.trim().parse::<u64>().ok())?;
+        let statuses = line("Non-2xx or 3xx responses:")
+            .map_or(Some(0), |count| count.trim().parse::<u64>().ok())?;
         Some(Self {
             requests: requests.parse().ok()?,
             seconds,
@@ -204,7 +260,15 @@ Requests/sec:  43921.91
 Transfer/sec:      6.62MB
 ";
         let counted = Counted::parse(text).unwrap();
-        assert_eq!(counted, Counted { requests: 176_123.0, seconds: 4.01, rate: 43_921.91, errors: 0 });
+        assert_eq!(
+            counted,
+            Counted {
+                requests: 176_123.0,
+                seconds: 4.01,
+                rate: 43_921.91,
+                errors: 0
+            }
+        );
         let failed = text.replace(
             "Requests/sec:",
             "  Socket errors: connect 0, read 2, write 0, timeout 1\n  Non-2xx or 3xx responses: 40\nRequests/sec:",

@@ -20,7 +20,8 @@ pub const PLAIN: &str = "server-plain";
 /// Every server's port.
 pub const PORT: u16 = 8080;
 
-/// Access log on; and what is not mutual TLS is refused, so that a pair's figures are those of mutual TLS.
+/// Access log on; and what is not mutual TLS is refused, so that a pair's figures are those of
+/// mutual TLS.
 const SETTINGS: &str = "\
 apiVersion: v1
 kind: ConfigMap
@@ -45,7 +46,8 @@ pub struct Mesh {
     peers: Peers,
 }
 
-/// The proxies that are compared, the client's and the server's, as process trees: for Envoy its agent is the root.
+/// The proxies that are compared, the client's and the server's, as process trees: for Envoy its
+/// agent is the root.
 pub struct Sidecars(BTreeMap<Peer, [Tree; 2]>);
 
 impl Sidecars {
@@ -66,12 +68,25 @@ impl Mesh {
         fs::write(home.join("config/workloads.yaml"), workloads(programs))?;
         let errors = home.join("errors");
         let mut command = command(meltemi, &home, peers);
-        command.arg("up").arg("-f").arg(home.join("config")).args(["--no-gateways", "--concurrency", "1"]);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&errors)?);
+        command.arg("up").arg("-f").arg(home.join("config")).args([
+            "--no-gateways",
+            "--concurrency",
+            "1",
+        ]);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&errors)?);
         println!("$ {}", shown(&command));
         let supervisor = command.spawn().with_context(|| shown(&command))?;
         let (meltemi, programs) = (meltemi.to_owned(), programs.to_owned());
-        let mut mesh = Self { supervisor, home, meltemi, programs, peers: peers.clone() };
+        let mut mesh = Self {
+            supervisor,
+            home,
+            meltemi,
+            programs,
+            peers: peers.clone(),
+        };
         if let Err(error) = mesh.wait_until_ready() {
             let said = fs::read_to_string(&errors).unwrap_or_default();
             bail!("{error:#}\n{said}");
@@ -80,18 +95,26 @@ impl Mesh {
     }
 
     fn wait_until_ready(&mut self) -> Result<()> {
-        let stdout = self.supervisor.stdout.take().context("its output is piped")?;
+        let stdout = self
+            .supervisor
+            .stdout
+            .take()
+            .context("its output is piped")?;
         let (ready, wait) = channel();
         std::thread::spawn(move || {
             // To its end, so that the mesh never waits for us.
-            for line in BufReader::new(stdout).lines().map_while(std::result::Result::ok) {
+            for line in BufReader::new(stdout)
+                .lines()
+                .map_while(std::result::Result::ok)
+            {
                 println!("mesh: {line}");
                 if line.starts_with("ready") {
                     let _ = ready.send(());
                 }
             }
         });
-        wait.recv_timeout(PATIENCE).context("the mesh did not come up")
+        wait.recv_timeout(PATIENCE)
+            .context("the mesh did not come up")
     }
 
     /// The processes of the proxies that are compared.
@@ -103,7 +126,11 @@ impl Mesh {
             let both = [one(peer.client())?, one(peer.server())?];
             // Envoy has its agent beside it, and before both stands what ends them together.
             let processes = if peer == Peer::Meltemi { 1 } else { 3 };
-            ensure!(both.iter().all(|tree| tree.pids.len() == processes), "sidecars of {}: {both:?}", peer.name());
+            ensure!(
+                both.iter().all(|tree| tree.pids.len() == processes),
+                "sidecars of {}: {both:?}",
+                peer.name()
+            );
             sidecars.insert(peer, both);
         }
         Ok(Sidecars(sidecars))
@@ -116,13 +143,26 @@ impl Mesh {
     /// The proxies onto one core, all else onto the other.
     pub fn pin(&self, sidecars: &Sidecars) -> Result<()> {
         self.processes()?.pin(LOAD_CORE)?;
-        sidecars.0.values().flatten().try_for_each(|tree| tree.pin(PROXY_CORE))
+        sidecars
+            .0
+            .values()
+            .flatten()
+            .try_for_each(|tree| tree.pin(PROXY_CORE))
     }
 
     /// A command that runs inside a workload, on the load's core.
     pub fn exec(&self, workload: &str, program: &[&str]) -> Command {
         let mut command = command(&self.meltemi, &self.home, &self.peers);
-        command.args(["exec", workload, "--", "taskset", "-c", &LOAD_CORE.to_string()]).args(program);
+        command
+            .args([
+                "exec",
+                workload,
+                "--",
+                "taskset",
+                "-c",
+                &LOAD_CORE.to_string(),
+            ])
+            .args(program);
         command
     }
 
@@ -133,8 +173,13 @@ impl Mesh {
 
     /// Metrics of a workload's proxy, as Prometheus reads them: the sum over all labels of one.
     pub fn metric(&self, workload: &str, name: &str) -> Result<f64> {
-        let text = self.output(workload, &["curl", "-sSf", "http://127.0.0.1:15090/stats/prometheus"])?;
-        let lines = text.lines().filter_map(|line| line.strip_prefix(name)?.rsplit_once(' '));
+        let text = self.output(
+            workload,
+            &["curl", "-sSf", "http://127.0.0.1:15090/stats/prometheus"],
+        )?;
+        let lines = text
+            .lines()
+            .filter_map(|line| line.strip_prefix(name)?.rsplit_once(' '));
         Ok(lines
             .filter(|(labels, _)| labels.is_empty() || labels.starts_with('{'))
             .filter_map(|(_, value)| value.parse::<f64>().ok())
@@ -158,7 +203,10 @@ impl Mesh {
 impl Drop for Mesh {
     fn drop(&mut self) {
         if matches!(self.supervisor.try_wait(), Ok(None)) {
-            if let Some(pid) = i32::try_from(self.supervisor.id()).ok().and_then(rustix::process::Pid::from_raw) {
+            if let Some(pid) = i32::try_from(self.supervisor.id())
+                .ok()
+                .and_then(rustix::process::Pid::from_raw)
+            {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
             }
             let deadline = Instant::now() + Duration::from_secs(15);
@@ -185,13 +233,23 @@ fn command(meltemi: &Path, home: &Path, peers: &Peers) -> Command {
 
 /// What a command prints; its errors are in ours.
 fn output(command: &mut Command) -> Result<String> {
-    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output()?;
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.stdin(Stdio::null()).output()?;
     let text = String::from_utf8_lossy(&stdout).into_owned();
-    ensure!(status.success(), "{}: {status}\n{text}{}", shown(command), String::from_utf8_lossy(&stderr));
+    ensure!(
+        status.success(),
+        "{}: {status}\n{text}{}",
+        shown(command),
+        String::from_utf8_lossy(&stderr)
+    );
     Ok(text)
 }
 
-/// Clients that only wait to be used, and the same server once for each of them and once outside the mesh.
+/// Clients that only wait to be used, and the same server once for each of them and once outside
+/// the mesh.
 fn workloads(programs: &Path) -> String {
     let server = format!("[{}, bench-backend, \"{PORT}\"]", quoted(programs));
     let mut all = String::new();

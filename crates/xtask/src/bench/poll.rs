@@ -1,7 +1,8 @@
-//! Asks the same thing again and again and says when the answer's generation changes: the eye of the propagation case.
+//! Asks the same thing again and again and says when the answer's generation changes: the eye of
+//! the propagation case.
 //!
-//! It runs inside a workload and prints `GENERATION NANOSECONDS-SINCE-1970` when a new one is seen, and `closed` when
-//! somebody ends its connection.
+//! It runs inside a workload and prints `GENERATION NANOSECONDS-SINCE-1970` when a new one is seen,
+//! and `closed` when somebody ends its connection.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -19,12 +20,19 @@ pub fn run(words: &[String]) -> Result<()> {
     let address = words.first().context("bench-poll HOST:PORT")?;
     let mut seen = String::new();
     loop {
-        let stream = TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
+        let stream =
+            TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
         stream.set_nodelay(true)?;
         let mut reader = BufReader::new(stream);
         loop {
-            let sent = write!(reader.get_mut(), "GET / HTTP/1.1\r\nhost: {address}\r\n\r\n");
-            let Some(generation) = sent.and_then(|()| answer(&mut reader)).unwrap_or_default() else { break };
+            let sent = write!(
+                reader.get_mut(),
+                "GET / HTTP/1.1\r\nhost: {address}\r\n\r\n"
+            );
+            let Some(generation) = sent.and_then(|()| answer(&mut reader)).unwrap_or_default()
+            else {
+                break;
+            };
             if generation != seen {
                 println!("{generation} {}", now());
                 seen = generation;
@@ -37,7 +45,10 @@ pub fn run(words: &[String]) -> Result<()> {
 
 /// Nanoseconds since 1970.
 pub fn now() -> u128 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_nanos()
 }
 
 /// The generation of one answer, empty if it names none; `None` at the connection's end.

@@ -57,12 +57,25 @@ impl Tree {
         Ok(Self { pids })
     }
 
-    /// The process below that calls itself so, with what is below it. One that stands before a PID namespace and the first
-    /// within have the same name.
+    /// The process below that calls itself so, with what is below it. One that stands before a PID
+    /// namespace and the first within have the same name.
     pub fn named(&self, title: &str) -> Result<Self> {
-        let found: Vec<i32> = self.pids.iter().copied().filter(|pid| argv0(*pid).as_deref() == Some(title)).collect();
-        let whole = Self::of(*found.first().with_context(|| format!("no process is called {title:?}"))?)?;
-        ensure!(found.iter().all(|pid| whole.pids.contains(pid)), "{} processes are called {title:?}", found.len());
+        let found: Vec<i32> = self
+            .pids
+            .iter()
+            .copied()
+            .filter(|pid| argv0(*pid).as_deref() == Some(title))
+            .collect();
+        let whole = Self::of(
+            *found
+                .first()
+                .with_context(|| format!("no process is called {title:?}"))?,
+        )?;
+        ensure!(
+            found.iter().all(|pid| whole.pids.contains(pid)),
+            "{} processes are called {title:?}",
+            found.len()
+        );
         Ok(whole)
     }
 
@@ -75,22 +88,39 @@ impl Tree {
     pub fn memory(&self) -> Result<Vec<(String, Memory)>> {
         self.pids
             .iter()
-            .map(|pid| Ok((fs::read_to_string(format!("/proc/{pid}/comm"))?.trim().to_owned(), memory(*pid)?)))
+            .map(|pid| {
+                Ok((
+                    fs::read_to_string(format!("/proc/{pid}/comm"))?
+                        .trim()
+                        .to_owned(),
+                    memory(*pid)?,
+                ))
+            })
             .collect()
     }
 
-    /// Ties every thread of every process to one core; threads and processes that they start inherit it.
+    /// Ties every thread of every process to one core; threads and processes that they start
+    /// inherit it.
     pub fn pin(&self, core: usize) -> Result<()> {
         let mut set = CpuSet::new();
         set.set(core);
         for pid in &self.pids {
             // A process may end meanwhile.
-            let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+            let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+                continue;
+            };
             for task in tasks.flatten() {
-                let id = task.file_name().to_str().and_then(|id| id.parse().ok()).and_then(Pid::from_raw);
+                let id = task
+                    .file_name()
+                    .to_str()
+                    .and_then(|id| id.parse().ok())
+                    .and_then(Pid::from_raw);
                 match sched_setaffinity(id, &set) {
                     Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                    Err(error) => return Err(error).with_context(|| format!("pinning process {pid} to core {core}")),
+                    Err(error) => {
+                        return Err(error)
+                            .with_context(|| format!("pinning process {pid} to core {core}"));
+                    }
                 }
             }
         }
@@ -117,37 +147,60 @@ fn parent(pid: i32) -> Option<i32> {
 fn cpu(pid: i32) -> Result<Cpu> {
     let fields = stat(pid).with_context(|| format!("process {pid} has ended"))?;
     // proc(5): utime and stime are fields 14 and 15; the name is the second.
-    let ticks = |at: usize| fields.get(at - 3).and_then(|field| field.parse::<u32>().ok()).context("/proc/PID/stat");
-    Ok(Cpu { user: TICK * ticks(14)?, system: TICK * ticks(15)? })
+    let ticks = |at: usize| {
+        fields
+            .get(at - 3)
+            .and_then(|field| field.parse::<u32>().ok())
+            .context("/proc/PID/stat")
+    };
+    Ok(Cpu {
+        user: TICK * ticks(14)?,
+        system: TICK * ticks(15)?,
+    })
 }
 
 fn memory(pid: i32) -> Result<Memory> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = fs::read_to_string(&path).with_context(|| path.clone())?;
     let field = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).context(path.clone())?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .context(path.clone())?;
         let kilobytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
         anyhow::Ok(kilobytes / 1024.0)
     };
-    Ok(Memory { rss: field("Rss")?, pss: field("Pss")? })
+    Ok(Memory {
+        rss: field("Rss")?,
+        pss: field("Pss")?,
+    })
 }
 
 impl Cpu {
     /// What was taken since an earlier reading.
     pub fn since(self, before: Self) -> Self {
-        Self { user: self.user.saturating_sub(before.user), system: self.system.saturating_sub(before.system) }
+        Self {
+            user: self.user.saturating_sub(before.user),
+            system: self.system.saturating_sub(before.system),
+        }
     }
 }
 
 impl std::iter::Sum for Cpu {
     fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
-        all.fold(Self::default(), |sum, one| Self { user: sum.user + one.user, system: sum.system + one.system })
+        all.fold(Self::default(), |sum, one| Self {
+            user: sum.user + one.user,
+            system: sum.system + one.system,
+        })
     }
 }
 
 impl std::iter::Sum for Memory {
     fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
-        all.fold(Self::default(), |sum, one| Self { rss: sum.rss + one.rss, pss: sum.pss + one.pss })
+        all.fold(Self::default(), |sum, one| Self {
+            rss: sum.rss + one.rss,
+            pss: sum.pss + one.pss,
+        })
     }
 }
 
@@ -162,6 +215,10 @@ mod tests {
         assert!(tree.pids.contains(&own));
         assert!(memory(own).unwrap().rss >= memory(own).unwrap().pss);
         assert!(cpu(own).is_ok());
-        assert!(Tree { pids: vec![own] }.named("nobody is called so").is_err());
+        assert!(
+            Tree { pids: vec![own] }
+                .named("nobody is called so")
+                .is_err()
+        );
     }
 }

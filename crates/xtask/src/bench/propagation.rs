@@ -39,8 +39,10 @@ pub fn measure(mesh: &Mesh) -> Result<Section> {
         .into_iter()
         .flat_map(|peer| [(peer, peer.client()), (peer, peer.server())])
         .collect();
-    let _pollers =
-        workloads.iter().map(|(_, workload)| poller(mesh, workload, send.clone())).collect::<Result<Vec<_>>>()?;
+    let _pollers = workloads
+        .iter()
+        .map(|(_, workload)| poller(mesh, workload, send.clone()))
+        .collect::<Result<Vec<_>>>()?;
     drop(send);
     let mut took: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     let mut closed = 0;
@@ -55,21 +57,35 @@ pub fn measure(mesh: &Mesh) -> Result<Section> {
             if generation > 0 {
                 took.entry(workload).or_default().push(milliseconds);
             }
-            println!("propagation {generation:2} {:8} {milliseconds:6.1} ms", format!("{} {workload}", peer.name()));
+            println!(
+                "propagation {generation:2} {:8} {milliseconds:6.1} ms",
+                format!("{} {workload}", peer.name())
+            );
         }
         std::thread::sleep(PAUSE);
     }
     let row = |name: &str, which: &dyn Fn(Peer) -> bool| {
-        let proxies: Vec<&Vec<f64>> =
-            workloads.iter().filter(|(peer, _)| which(*peer)).filter_map(|(_, w)| took.get(w.as_str())).collect();
-        let last: Vec<f64> =
-            (0..CHANGES as usize).map(|at| proxies.iter().map(|times| times[at]).fold(0.0, f64::max)).collect();
+        let proxies: Vec<&Vec<f64>> = workloads
+            .iter()
+            .filter(|(peer, _)| which(*peer))
+            .filter_map(|(_, w)| took.get(w.as_str()))
+            .collect();
+        let last: Vec<f64> = (0..CHANGES as usize)
+            .map(|at| proxies.iter().map(|times| times[at]).fold(0.0, f64::max))
+            .collect();
         let shown = |share: f64| format!("{:.0} ms", quantile(&last, share));
-        vec![name.to_owned(), proxies.len().to_string(), shown(0.5), shown(0.99)]
+        vec![
+            name.to_owned(),
+            proxies.len().to_string(),
+            shown(0.5),
+            shown(0.99),
+        ]
     };
     Ok(Section {
         title: "propagation: from a file's write until every proxy routes by it".to_owned(),
-        header: ["sidecars", "how many", "p50", "p99"].map(str::to_owned).to_vec(),
+        header: ["sidecars", "how many", "p50", "p99"]
+            .map(str::to_owned)
+            .to_vec(),
         rows: vec![
             row("meltemi", &|peer| peer == Peer::Meltemi),
             row("Envoy 1.40", &|peer| peer == Peer::Envoy),
@@ -81,17 +97,27 @@ pub fn measure(mesh: &Mesh) -> Result<Section> {
     })
 }
 
-fn poller(mesh: &Mesh, workload: &str, words: Sender<(String, Result<Option<Word>>)>) -> Result<Poller> {
+fn poller(
+    mesh: &Mesh,
+    workload: &str,
+    words: Sender<(String, Result<Option<Word>>)>,
+) -> Result<Poller> {
     let programs = mesh.programs.to_string_lossy().into_owned();
     let mut child = mesh
-        .exec(workload, &[&programs, "bench-poll", &format!("{PLAIN}:{PORT}")])
+        .exec(
+            workload,
+            &[&programs, "bench-poll", &format!("{PLAIN}:{PORT}")],
+        )
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;
     let stdout = child.stdout.take().context("its output is piped")?;
     let workload = workload.to_owned();
     std::thread::spawn(move || {
-        for line in BufReader::new(stdout).lines().map_while(std::result::Result::ok) {
+        for line in BufReader::new(stdout)
+            .lines()
+            .map_while(std::result::Result::ok)
+        {
             let _ = words.send((workload.clone(), Word::parse(&line)));
         }
     });
@@ -108,10 +134,15 @@ fn everyone(
     let mut seen = BTreeMap::new();
     while seen.len() < count {
         let Ok((workload, word)) = words.recv_timeout(PATIENCE) else {
-            bail!("generation {wanted} reached only {:?}", seen.keys().collect::<Vec<_>>());
+            bail!(
+                "generation {wanted} reached only {:?}",
+                seen.keys().collect::<Vec<_>>()
+            );
         };
         match word.with_context(|| workload.clone())? {
-            Some(Word::Seen(generation, when)) if generation == wanted => _ = seen.insert(workload, when),
+            Some(Word::Seen(generation, when)) if generation == wanted => {
+                _ = seen.insert(workload, when)
+            }
             Some(Word::Closed) => *closed += 1,
             Some(Word::Seen(..)) | None => {}
         }

@@ -35,7 +35,10 @@ impl Report {
             .chain(words.iter().map(String::as_str))
             .collect::<Vec<_>>()
             .join(" ");
-        Self { command, sections: Vec::new() }
+        Self {
+            command,
+            sections: Vec::new(),
+        }
     }
 
     /// Takes a case's figures.
@@ -86,8 +89,12 @@ impl Section {
 }
 
 fn replaced(page: &str, text: &str) -> Result<String> {
-    let (head, rest) = page.split_once(BEGIN).with_context(|| format!("{PAGE} has no line {BEGIN}"))?;
-    let (_, tail) = rest.split_once(END).with_context(|| format!("{PAGE} has no line {END}"))?;
+    let (head, rest) = page
+        .split_once(BEGIN)
+        .with_context(|| format!("{PAGE} has no line {BEGIN}"))?;
+    let (_, tail) = rest
+        .split_once(END)
+        .with_context(|| format!("{PAGE} has no line {END}"))?;
     ensure!(!tail.contains(BEGIN), "{PAGE} has the line {BEGIN} twice");
     Ok(format!("{head}{BEGIN}\n\n{}\n\n{END}{tail}", text.trim()))
 }
@@ -95,10 +102,18 @@ fn replaced(page: &str, text: &str) -> Result<String> {
 fn commit() -> Result<String> {
     let git = |words: &[&str]| output(Command::new("git").args(words).current_dir(root()));
     let id = git(&["rev-parse", "--short=12", "HEAD"])?.trim().to_owned();
-    let changed = !git(&["status", "--porcelain", "--untracked-files=no"])?.trim().is_empty();
+    let changed = !git(&["status", "--porcelain", "--untracked-files=no"])?
+        .trim()
+        .is_empty();
     let given = std::env::var_os("MELTEMI_BIN").is_some();
-    let notes = [(changed, ", with changes"), (given, ", binary built earlier (MELTEMI_BIN)")];
-    Ok(notes.into_iter().filter(|(holds, _)| *holds).fold(id, |text, (_, note)| text + note))
+    let notes = [
+        (changed, ", with changes"),
+        (given, ", binary built earlier (MELTEMI_BIN)"),
+    ];
+    Ok(notes
+        .into_iter()
+        .filter(|(holds, _)| *holds)
+        .fold(id, |text, (_, note)| text + note))
 }
 
 /// A count, its thousands separated.
@@ -122,7 +137,10 @@ mod tests {
     fn figures_go_between_the_markers() {
         let page = format!("# Performance\n{BEGIN}\nold\n{END}\ntail\n");
         let new = replaced(&page, "\nnew\n").unwrap();
-        assert_eq!(new, format!("# Performance\n{BEGIN}\n\nnew\n\n{END}\ntail\n"));
+        assert_eq!(
+            new,
+            format!("# Performance\n{BEGIN}\n\nnew\n\n{END}\ntail\n")
+        );
         assert_eq!(replaced(&new, "new").unwrap(), new);
         assert!(replaced("# Performance\n", "new").is_err());
     }

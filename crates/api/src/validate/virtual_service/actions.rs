@@ -2,13 +2,21 @@
 
 use super::super::rules::*;
 use crate::networking::{
-    CorsPolicy, FaultAbort, FaultDelay, HeaderOperations, Headers, HttpFaultInjection, HttpRedirect, HttpRetry,
-    HttpRewrite,
+    CorsPolicy, FaultAbort, FaultDelay, HeaderOperations, Headers, HttpFaultInjection,
+    HttpRedirect, HttpRetry, HttpRewrite,
 };
 use crate::schema::{Report, shorten};
 
 pub(super) fn check_redirect(redirect: &HttpRedirect, at: &mut Report) {
-    let HttpRedirect { uri, prefix_rewrite, authority, port, derive_port, scheme, redirect_code } = redirect;
+    let HttpRedirect {
+        uri,
+        prefix_rewrite,
+        authority,
+        port,
+        derive_port,
+        scheme,
+        redirect_code,
+    } = redirect;
     if uri.is_empty()
         && prefix_rewrite.is_empty()
         && authority.is_empty()
@@ -16,20 +24,36 @@ pub(super) fn check_redirect(redirect: &HttpRedirect, at: &mut Report) {
         && derive_port.is_none()
         && scheme.is_empty()
     {
-        at.error(MISSING, "redirect must specify URI, authority, scheme, or port", "say what the new URL is");
+        at.error(
+            MISSING,
+            "redirect must specify URI, authority, scheme, or port",
+            "say what the new URL is",
+        );
     }
     if !uri.is_empty() && !prefix_rewrite.is_empty() {
-        at.error(CONFLICT, "redirect cannot contain both uri and prefixRewrite", "keep one of them");
+        at.error(
+            CONFLICT,
+            "redirect cannot contain both uri and prefixRewrite",
+            "keep one of them",
+        );
     }
     if port.is_some() && derive_port.is_some() {
-        at.error(CONFLICT, "only one of port or derivePort can be set", "keep one of them");
+        at.error(
+            CONFLICT,
+            "only one of port or derivePort can be set",
+            "keep one of them",
+        );
     }
     if let Some(port) = port {
         at.field("port", |at| check_port(*port, at));
     }
     if !matches!(scheme.as_str(), "" | "http" | "https") {
         at.field("scheme", |at| {
-            at.error(INVALID, "invalid redirect scheme, must be http or https", "write http or https")
+            at.error(
+                INVALID,
+                "invalid redirect scheme, must be http or https",
+                "write http or https",
+            )
         });
     }
     if !matches!(redirect_code, 0 | 301 | 302 | 303 | 307 | 308) {
@@ -44,7 +68,11 @@ pub(super) fn check_redirect(redirect: &HttpRedirect, at: &mut Report) {
 }
 
 pub(super) fn check_rewrite(rewrite: &HttpRewrite, at: &mut Report) {
-    let HttpRewrite { uri, authority, uri_regex_rewrite } = rewrite;
+    let HttpRewrite {
+        uri,
+        authority,
+        uri_regex_rewrite,
+    } = rewrite;
     if uri.is_empty() && authority.is_empty() && uri_regex_rewrite.is_none() {
         at.error(
             MISSING,
@@ -53,11 +81,19 @@ pub(super) fn check_rewrite(rewrite: &HttpRewrite, at: &mut Report) {
         );
     }
     if !uri.is_empty() && uri_regex_rewrite.is_some() {
-        at.error(CONFLICT, "rewrite may only contain one of uri or uriRegexRewrite", "keep one of them");
+        at.error(
+            CONFLICT,
+            "rewrite may only contain one of uri or uriRegexRewrite",
+            "keep one of them",
+        );
     }
     at.some("uriRegexRewrite", uri_regex_rewrite, |rewrite, at| {
         if rewrite.r#match.is_empty() || rewrite.rewrite.is_empty() {
-            at.error(MISSING, "UriRegexRewrite must specify both match and rewrite", "add both");
+            at.error(
+                MISSING,
+                "UriRegexRewrite must specify both match and rewrite",
+                "add both",
+            );
         }
         at.field("match", |at| check_regex(&rewrite.r#match, at));
     });
@@ -93,10 +129,19 @@ pub(super) fn check_retries(retries: &HttpRetry, at: &mut Report) {
         backoff,
     } = retries;
     if *attempts < 0 {
-        at.field("attempts", |at| at.error(INVALID, "attempts cannot be negative", "write 0 to switch retries off"));
+        at.field("attempts", |at| {
+            at.error(
+                INVALID,
+                "attempts cannot be negative",
+                "write 0 to switch retries off",
+            )
+        });
     }
     if *attempts == 0
-        && (per_try_timeout.is_some() || !retry_on.is_empty() || retry_remote_localities.is_some() || backoff.is_some())
+        && (per_try_timeout.is_some()
+            || !retry_on.is_empty()
+            || retry_remote_localities.is_some()
+            || backoff.is_some())
     {
         at.error(
             CONFLICT,
@@ -106,15 +151,25 @@ pub(super) fn check_retries(retries: &HttpRetry, at: &mut Report) {
     }
     check_duration("perTryTimeout", *per_try_timeout, at);
     check_duration("backoff", *backoff, at);
-    for policy in retry_on.split(',').map(str::trim).filter(|policy| !policy.is_empty()) {
-        let is_status = policy.parse::<u16>().is_ok_and(|status| (100..600).contains(&status));
+    for policy in retry_on
+        .split(',')
+        .map(str::trim)
+        .filter(|policy| !policy.is_empty())
+    {
+        let is_status = policy
+            .parse::<u16>()
+            .is_ok_and(|status| (100..600).contains(&status));
         if !is_status && !RETRY_ON.contains(&policy) {
             let remedy = crate::schema::closest(policy, RETRY_ON).map_or_else(
                 || format!("use status codes or {}", RETRY_ON.join(", ")),
                 |word| format!("did you mean {word}?"),
             );
             at.field("retryOn", |at| {
-                at.error(INVALID, format!("{:?} is not a valid retryOn policy", shorten(policy)), remedy)
+                at.error(
+                    INVALID,
+                    format!("{:?} is not a valid retryOn policy", shorten(policy)),
+                    remedy,
+                )
             });
         }
     }
@@ -122,45 +177,91 @@ pub(super) fn check_retries(retries: &HttpRetry, at: &mut Report) {
 
 pub(super) fn check_fault(fault: &HttpFaultInjection, at: &mut Report) {
     if fault.abort.is_none() && fault.delay.is_none() {
-        at.error(MISSING, "HTTP fault injection must have an abort and/or a delay", "add one of them, or remove fault");
+        at.error(
+            MISSING,
+            "HTTP fault injection must have an abort and/or a delay",
+            "add one of them, or remove fault",
+        );
     }
     at.some("delay", &fault.delay, |delay, at| {
-        let FaultDelay { fixed_delay, exponential_delay, percent, percentage } = delay;
+        let FaultDelay {
+            fixed_delay,
+            exponential_delay,
+            percent,
+            percentage,
+        } = delay;
         if exponential_delay.is_some() {
             at.field("exponentialDelay", |at| {
-                at.error(WITHOUT_EFFECT, "exponentialDelay not supported yet", "use fixedDelay")
+                at.error(
+                    WITHOUT_EFFECT,
+                    "exponentialDelay not supported yet",
+                    "use fixedDelay",
+                )
             });
         } else if fixed_delay.is_none() {
-            at.error(MISSING, "HTTP delay must have a fixedDelay", "add fixedDelay");
+            at.error(
+                MISSING,
+                "HTTP delay must have a fixedDelay",
+                "add fixedDelay",
+            );
         }
         check_duration("fixedDelay", *fixed_delay, at);
         if !(0..=100).contains(percent) {
             at.field("percent", |at| {
-                at.error(INVALID, format!("percentage {percent} is not in range 0..100"), "write 0 to 100")
+                at.error(
+                    INVALID,
+                    format!("percentage {percent} is not in range 0..100"),
+                    "write 0 to 100",
+                )
             });
         }
         check_percent("percentage", percentage, at);
         if *percent == 0 && percentage.is_none() {
-            at.warn(DOUBTFUL, "without percentage, no request is delayed", "add percentage");
+            at.warn(
+                DOUBTFUL,
+                "without percentage, no request is delayed",
+                "add percentage",
+            );
         }
     });
     at.some("abort", &fault.abort, |abort, at| {
-        let FaultAbort { http_status, grpc_status, http2_error, percentage } = abort;
+        let FaultAbort {
+            http_status,
+            grpc_status,
+            http2_error,
+            percentage,
+        } = abort;
         if http_status.is_some() && grpc_status.is_some() {
-            at.error(CONFLICT, "only one of httpStatus or grpcStatus can be set", "keep one of them");
+            at.error(
+                CONFLICT,
+                "only one of httpStatus or grpcStatus can be set",
+                "keep one of them",
+            );
         }
         if http2_error.is_some() {
             at.field("http2Error", |at| {
-                at.error(WITHOUT_EFFECT, "HTTP/2 abort fault injection not supported yet", "use httpStatus")
+                at.error(
+                    WITHOUT_EFFECT,
+                    "HTTP/2 abort fault injection not supported yet",
+                    "use httpStatus",
+                )
             });
         } else if http_status.is_none() && grpc_status.is_none() {
-            at.error(MISSING, "HTTP abort must have an httpStatus or a grpcStatus", "add one of them");
+            at.error(
+                MISSING,
+                "HTTP abort must have an httpStatus or a grpcStatus",
+                "add one of them",
+            );
         }
         if let Some(status) = http_status
             && !(200..=599).contains(status)
         {
             at.field("httpStatus", |at| {
-                at.error(INVALID, format!("HTTP status {status} is not in range 200-599"), "write a status")
+                at.error(
+                    INVALID,
+                    format!("HTTP status {status} is not in range 200-599"),
+                    "write a status",
+                )
             });
         }
         if let Some(status) = grpc_status
@@ -213,11 +314,19 @@ pub(super) fn check_cors(cors: &CorsPolicy, at: &mut Report) {
         unmatched_preflights: _,
     } = cors;
     if !allow_origin.is_empty() {
-        at.field("allowOrigin", |at| at.warn(WITHOUT_EFFECT, "allowOrigin is deprecated", "use allowOrigins"));
+        at.field("allowOrigin", |at| {
+            at.warn(
+                WITHOUT_EFFECT,
+                "allowOrigin is deprecated",
+                "use allowOrigins",
+            )
+        });
     }
     at.each("allowOrigins", allow_origins, check_string_match);
     at.each("allowMethods", allow_methods, |method, at| {
-        if method != "*" && (method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-')) {
+        if method != "*"
+            && (method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-'))
+        {
             at.error(
                 INVALID,
                 format!("{:?} is not a supported HTTP method", shorten(method)),
@@ -225,7 +334,10 @@ pub(super) fn check_cors(cors: &CorsPolicy, at: &mut Report) {
             );
         }
     });
-    for (key, names) in [("allowHeaders", allow_headers), ("exposeHeaders", expose_headers)] {
+    for (key, names) in [
+        ("allowHeaders", allow_headers),
+        ("exposeHeaders", expose_headers),
+    ] {
         at.each(key, names, |name, at| {
             if name != "*" && !is_header_name(name) {
                 at.error(
@@ -238,28 +350,49 @@ pub(super) fn check_cors(cors: &CorsPolicy, at: &mut Report) {
     }
     if max_age.is_some_and(|age| age.subsec_nanos() != 0) {
         at.field("maxAge", |at| {
-            at.error(INVALID, "max_age duration is accurate only to seconds precision", "write whole seconds")
+            at.error(
+                INVALID,
+                "max_age duration is accurate only to seconds precision",
+                "write whole seconds",
+            )
         });
     }
 }
 
 pub(super) fn check_headers(headers: &Headers, at: &mut Report) {
-    for (direction, operations) in [("request", &headers.request), ("response", &headers.response)] {
-        at.some(direction, operations, |HeaderOperations { set, add, remove }, at| {
-            for (key, pairs) in [("set", set), ("add", add)] {
-                at.field(key, |at| {
-                    for (name, value) in pairs {
-                        at.field(name, |at| {
-                            check_header_operation(name, key == "set" && direction == "request", at);
-                            if value.contains(['\r', '\n', '\0']) {
-                                at.error(INVALID, "a header's value must be one line", "remove the line break");
-                            }
-                        });
-                    }
+    for (direction, operations) in [
+        ("request", &headers.request),
+        ("response", &headers.response),
+    ] {
+        at.some(
+            direction,
+            operations,
+            |HeaderOperations { set, add, remove }, at| {
+                for (key, pairs) in [("set", set), ("add", add)] {
+                    at.field(key, |at| {
+                        for (name, value) in pairs {
+                            at.field(name, |at| {
+                                check_header_operation(
+                                    name,
+                                    key == "set" && direction == "request",
+                                    at,
+                                );
+                                if value.contains(['\r', '\n', '\0']) {
+                                    at.error(
+                                        INVALID,
+                                        "a header's value must be one line",
+                                        "remove the line break",
+                                    );
+                                }
+                            });
+                        }
+                    });
+                }
+                at.each("remove", remove, |name, at| {
+                    check_header_operation(name, false, at)
                 });
-            }
-            at.each("remove", remove, |name, at| check_header_operation(name, false, at));
-        });
+            },
+        );
     }
 }
 
@@ -276,7 +409,10 @@ fn check_header_operation(name: &str, host_may_be_set: bool, at: &mut Report) {
     } else if lower.starts_with(':') {
         at.error(
             INVALID,
-            format!("header name {:?} must not be a pseudo-header", shorten(name)),
+            format!(
+                "header name {:?} must not be a pseudo-header",
+                shorten(name)
+            ),
             "use rewrite or redirect",
         );
     } else if !is_header_name(name) {

@@ -22,17 +22,30 @@ pub(super) fn check_http_match(matcher: &HttpMatchRequest, at: &mut Report) {
         gateways,
         stat_prefix: _,
     } = matcher;
-    for (key, part) in [("uri", uri), ("scheme", scheme), ("method", method), ("authority", authority)] {
+    for (key, part) in [
+        ("uri", uri),
+        ("scheme", scheme),
+        ("method", method),
+        ("authority", authority),
+    ] {
         at.some(key, part, check_string_match);
         if part.as_ref() == Some(&StringMatch::Present) {
             at.field(key, |at| {
-                at.warn(DOUBTFUL, "an empty match matches everything", "add exact, prefix or regex, or remove it")
+                at.warn(
+                    DOUBTFUL,
+                    "an empty match matches everything",
+                    "add exact, prefix or regex, or remove it",
+                )
             });
         }
     }
     if *ignore_uri_case && matches!(uri, Some(StringMatch::Regex(_))) {
         at.field("ignoreUriCase", |at| {
-            at.warn(WITHOUT_EFFECT, "ignoreUriCase has no effect on a regex match", "begin the expression with (?i)")
+            at.warn(
+                WITHOUT_EFFECT,
+                "ignoreUriCase has no effect on a regex match",
+                "begin the expression with (?i)",
+            )
         });
     }
     for (key, matches) in [("headers", headers), ("withoutHeaders", without_headers)] {
@@ -60,14 +73,28 @@ pub(super) fn check_http_match(matcher: &HttpMatchRequest, at: &mut Report) {
     });
     at.field("port", |at| check_optional_port(*port, at));
     check_labels("sourceLabels", &source_labels.0, at);
-    at.each("gateways", gateways, |gateway, at| check_gateway_name(gateway, at));
+    at.each("gateways", gateways, |gateway, at| {
+        check_gateway_name(gateway, at)
+    });
 }
 
 pub(super) fn check_tls_match(matcher: &TlsMatchAttributes, hosts: &[String], at: &mut Report) {
-    let TlsMatchAttributes { sni_hosts, destination_subnets, port, source_labels, source_namespace: _, gateways } =
-        matcher;
+    let TlsMatchAttributes {
+        sni_hosts,
+        destination_subnets,
+        port,
+        source_labels,
+        source_namespace: _,
+        gateways,
+    } = matcher;
     if sni_hosts.is_empty() {
-        at.field("sniHosts", |at| at.error(MISSING, "TLS match must have at least one SNI host", "add sniHosts"));
+        at.field("sniHosts", |at| {
+            at.error(
+                MISSING,
+                "TLS match must have at least one SNI host",
+                "add sniHosts",
+            )
+        });
     }
     at.each("sniHosts", sni_hosts, |sni, at| {
         check_wildcard_host(sni, at);
@@ -87,17 +114,30 @@ pub(super) fn check_tls_match(matcher: &TlsMatchAttributes, hosts: &[String], at
 fn covers(wide: &str, narrow: &str) -> bool {
     let (wide, narrow) = (wide.to_ascii_lowercase(), narrow.to_ascii_lowercase());
     match wide.strip_prefix('*') {
-        Some(suffix) => narrow.strip_prefix('*').unwrap_or(&narrow).ends_with(suffix),
+        Some(suffix) => narrow
+            .strip_prefix('*')
+            .unwrap_or(&narrow)
+            .ends_with(suffix),
         None => wide == narrow,
     }
 }
 
 pub(super) fn check_tcp_match(matcher: &L4MatchAttributes, at: &mut Report) {
-    let L4MatchAttributes { destination_subnets, port, source_subnet, source_labels, source_namespace: _, gateways } =
-        matcher;
+    let L4MatchAttributes {
+        destination_subnets,
+        port,
+        source_subnet,
+        source_labels,
+        source_namespace: _,
+        gateways,
+    } = matcher;
     if !source_subnet.is_empty() {
         at.field("sourceSubnet", |at| {
-            at.warn(WITHOUT_EFFECT, "sourceSubnet is not implemented", "use an AuthorizationPolicy")
+            at.warn(
+                WITHOUT_EFFECT,
+                "sourceSubnet is not implemented",
+                "use an AuthorizationPolicy",
+            )
         });
     }
     check_l4(destination_subnets, *port, gateways, at);
@@ -105,18 +145,27 @@ pub(super) fn check_tcp_match(matcher: &L4MatchAttributes, at: &mut Report) {
 }
 
 fn check_l4(destination_subnets: &[String], port: u32, gateways: &[String], at: &mut Report) {
-    at.each("destinationSubnets", destination_subnets, |subnet, at| check_ip_or_cidr(subnet, at));
+    at.each("destinationSubnets", destination_subnets, |subnet, at| {
+        check_ip_or_cidr(subnet, at)
+    });
     at.field("port", |at| check_optional_port(port, at));
-    at.each("gateways", gateways, |gateway, at| check_gateway_name(gateway, at));
+    at.each("gateways", gateways, |gateway, at| {
+        check_gateway_name(gateway, at)
+    });
 }
 
 /// A route behind one that matches everything has no effect.
 pub(super) fn check_unreachable(http: &[HttpRoute], at: &mut Report) {
-    let Some(catch_all) = http.iter().position(is_catch_all) else { return };
+    let Some(catch_all) = http.iter().position(is_catch_all) else {
+        return;
+    };
     if catch_all + 1 < http.len() {
-        let message = format!("this route is never used: http[{catch_all}] before it matches every request");
+        let message =
+            format!("this route is never used: http[{catch_all}] before it matches every request");
         at.field("http", |at| {
-            at.index(catch_all + 1, |at| at.warn(DOUBTFUL, message, "move the route without match to the end"))
+            at.index(catch_all + 1, |at| {
+                at.warn(DOUBTFUL, message, "move the route without match to the end")
+            })
         });
     }
 }

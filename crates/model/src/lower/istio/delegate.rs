@@ -1,6 +1,8 @@
-//! Delegates: rules of another VirtualService, under the conditions and with the defaults of the rule that hands over.
+//! Delegates: rules of another VirtualService, under the conditions and with the defaults of the
+//! rule that hands over.
 //!
-//! Source: Istio `pilot/pkg/model/virtualservice.go`, `mergeVirtualServicesIfNeeded` and `mergeHTTPRoutes`.
+//! Source: Istio `pilot/pkg/model/virtualservice.go`, `mergeVirtualServicesIfNeeded` and
+//! `mergeHTTPRoutes`.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +29,14 @@ pub(crate) fn merge_delegates(
             HttpRule::Delegate { root, to, field } => (root, to, field),
         };
         let mut tell = |code: &str, message: String, remedy: &str| {
-            diagnostics.push(finding(&root.object, Severity::Warning, code, field, message, remedy));
+            diagnostics.push(finding(
+                &root.object,
+                Severity::Warning,
+                code,
+                field,
+                message,
+                remedy,
+            ));
         };
         let Some(delegate) = all.entries.get(to) else {
             tell(
@@ -38,7 +47,11 @@ pub(crate) fn merge_delegates(
             continue;
         };
         if !delegate.value.is_delegate() {
-            tell("MEL0306", format!("{to} has hosts of its own, so it cannot be a delegate"), "remove its hosts");
+            tell(
+                "MEL0306",
+                format!("{to} has hosts of its own, so it cannot be a delegate"),
+                "remove its hosts",
+            );
             continue;
         }
         if !delegate.value.base.export_to.includes(&own_namespace) {
@@ -62,7 +75,9 @@ pub(crate) fn merge_delegates(
                     None => {
                         tell(
                             "MEL0306",
-                            format!("a rule of {to} matches nothing that this rule matches, and is left out"),
+                            format!(
+                                "a rule of {to} matches nothing that this rule matches, and is left out"
+                            ),
                             "make its match narrower than the root's",
                         );
                     }
@@ -73,7 +88,8 @@ pub(crate) fn merge_delegates(
     merged
 }
 
-/// The inner rule, with what it leaves open taken from the outer; `None` if no match of it fits into the outer's.
+/// The inner rule, with what it leaves open taken from the outer; `None` if no match of it fits
+/// into the outer's.
 fn merge_route(outer: &HttpRoute, inner: &HttpRoute) -> Option<HttpRoute> {
     let matches = merge_matches(&outer.matches, &inner.matches)?;
     let inner = inner.clone();
@@ -84,11 +100,23 @@ fn merge_route(outer: &HttpRoute, inner: &HttpRoute) -> Option<HttpRoute> {
         action: inner.action,
         rewrite: inner.rewrite.or(outer.rewrite),
         timeout: inner.timeout.or(outer.timeout),
-        retries: if inner.retries == Retries::Default { outer.retries } else { inner.retries },
+        retries: if inner.retries == Retries::Default {
+            outer.retries
+        } else {
+            inner.retries
+        },
         fault: inner.fault.or(outer.fault),
-        mirrors: if inner.mirrors.is_empty() { outer.mirrors } else { inner.mirrors },
+        mirrors: if inner.mirrors.is_empty() {
+            outer.mirrors
+        } else {
+            inner.mirrors
+        },
         cors: inner.cors.or(outer.cors),
-        headers: if inner.headers.is_empty() { outer.headers } else { inner.headers },
+        headers: if inner.headers.is_empty() {
+            outer.headers
+        } else {
+            inner.headers
+        },
         source: inner.source,
     })
 }
@@ -111,7 +139,12 @@ fn merge_matches(outer: &[HttpMatch], inner: &[HttpMatch]) -> Option<Vec<HttpMat
     let mut merged = Vec::new();
     for inner in inner {
         let before = merged.len();
-        merged.extend(outer.iter().filter(|outer| fits(outer, inner)).map(|outer| merge_match(outer, inner)));
+        merged.extend(
+            outer
+                .iter()
+                .filter(|outer| fits(outer, inner))
+                .map(|outer| merge_match(outer, inner)),
+        );
         if merged.len() == before {
             return None;
         }
@@ -143,7 +176,11 @@ fn merge_match(outer: &HttpMatch, inner: &HttpMatch) -> HttpMatch {
         without_headers: both(&outer.without_headers, &inner.without_headers),
         query_params: both(&outer.query_params, &inner.query_params),
         source,
-        stat_prefix: if inner.stat_prefix.is_empty() { outer.stat_prefix.clone() } else { inner.stat_prefix.clone() },
+        stat_prefix: if inner.stat_prefix.is_empty() {
+            outer.stat_prefix.clone()
+        } else {
+            inner.stat_prefix.clone()
+        },
     }
 }
 
@@ -155,31 +192,47 @@ fn fits(outer: &HttpMatch, inner: &HttpMatch) -> bool {
         (&outer.method, &inner.method),
         (&outer.authority, &inner.authority),
     ];
-    let strings_fit = strings.iter().all(|(outer, inner)| string_fits(outer.as_ref(), inner.as_ref()));
+    let strings_fit = strings
+        .iter()
+        .all(|(outer, inner)| string_fits(outer.as_ref(), inner.as_ref()));
     let maps = [
         (&outer.headers, &inner.headers),
         (&outer.without_headers, &inner.without_headers),
         (&outer.query_params, &inner.query_params),
     ];
-    let maps_fit =
-        maps.iter().all(|(outer, inner)| inner.iter().all(|(name, inner)| string_fits(outer.get(name), Some(inner))));
+    let maps_fit = maps.iter().all(|(outer, inner)| {
+        inner
+            .iter()
+            .all(|(name, inner)| string_fits(outer.get(name), Some(inner)))
+    });
     let (from, to) = (&outer.source, &inner.source);
     strings_fit
         && maps_fit
         && outer.ignore_uri_case == inner.ignore_uri_case
         && same_if_both(from.port.as_ref(), to.port.as_ref())
         && same_if_both(from.namespace.as_ref(), to.namespace.as_ref())
-        && to.labels.0.iter().all(|(key, value)| same_if_both(from.labels.0.get(key), Some(value)))
-        && (from.gateways.is_empty() || to.gateways.iter().all(|gateway| from.gateways.contains(gateway)))
+        && to
+            .labels
+            .0
+            .iter()
+            .all(|(key, value)| same_if_both(from.labels.0.get(key), Some(value)))
+        && (from.gateways.is_empty()
+            || to
+                .gateways
+                .iter()
+                .all(|gateway| from.gateways.contains(gateway)))
 }
 
 fn same_if_both<T: PartialEq>(a: Option<&T>, b: Option<&T>) -> bool {
     a.is_none() || b.is_none() || a == b
 }
 
-/// A regex fits nothing but the absence of the other: whether one language lies in another is not decided.
+/// A regex fits nothing but the absence of the other: whether one language lies in another is not
+/// decided.
 fn string_fits(outer: Option<&StringMatch>, inner: Option<&StringMatch>) -> bool {
-    let (Some(outer), Some(inner)) = (outer, inner) else { return true };
+    let (Some(outer), Some(inner)) = (outer, inner) else {
+        return true;
+    };
     match (outer, inner) {
         (StringMatch::Present, _) => true,
         (StringMatch::Exact(outer), StringMatch::Exact(inner)) => outer == inner,

@@ -7,9 +7,9 @@ use meltemi_api::{Object, Spec};
 
 use crate::lower::{Context, Findings, origin, port, positive, visibility};
 use crate::{
-    ClientTls, ClientTlsMode, ConnectionPool, ConsistentHash, DestinationRule, HashAlgorithm, HashKey, Hostname,
-    Keepalive, LbPolicy, LoadBalancer, LocalityLb, OutlierDetection, Percent, PolicySettings, ProxyProtocol,
-    RetryBudget, Subset, TrafficPolicy, Tunnel, Visibility, Warmup,
+    ClientTls, ClientTlsMode, ConnectionPool, ConsistentHash, DestinationRule, HashAlgorithm,
+    HashKey, Hostname, Keepalive, LbPolicy, LoadBalancer, LocalityLb, OutlierDetection, Percent,
+    PolicySettings, ProxyProtocol, RetryBudget, Subset, TrafficPolicy, Tunnel, Visibility, Warmup,
 };
 
 pub(crate) fn lower_destination_rule(
@@ -18,7 +18,11 @@ pub(crate) fn lower_destination_rule(
     findings: &mut Findings<'_>,
 ) -> DestinationRule {
     let empty = api::DestinationRule::default();
-    let spec = if let Spec::DestinationRule(spec) = &object.spec { spec.as_ref() } else { &empty };
+    let spec = if let Spec::DestinationRule(spec) = &object.spec {
+        spec.as_ref()
+    } else {
+        &empty
+    };
     let namespace = object.meta.namespace.as_str();
     let origin = origin(object);
     let workload_selector = spec
@@ -26,10 +30,15 @@ pub(crate) fn lower_destination_rule(
         .as_ref()
         .map(|selector| selector.match_labels.clone())
         .filter(|labels| !labels.is_empty());
-    // A rule for some workloads is for those of its own namespace. Source: Istio `setDestinationRules`.
+    // A rule for some workloads is for those of its own namespace. Source: Istio
+    // `setDestinationRules`.
     let export_to = match &workload_selector {
         Some(_) => Visibility::Namespaces([namespace.to_owned()].into()),
-        None => visibility(&spec.export_to, &context.mesh.default_destination_rule_export_to, namespace),
+        None => visibility(
+            &spec.export_to,
+            &context.mesh.default_destination_rule_export_to,
+            namespace,
+        ),
     };
     DestinationRule {
         sources: vec![origin.name()],
@@ -55,8 +64,14 @@ pub(crate) fn lower_destination_rule(
     }
 }
 
-fn lower_policy(written: Option<&api::TrafficPolicy>, field: &str, findings: &mut Findings<'_>) -> TrafficPolicy {
-    let Some(written) = written else { return TrafficPolicy::default() };
+fn lower_policy(
+    written: Option<&api::TrafficPolicy>,
+    field: &str,
+    findings: &mut Findings<'_>,
+) -> TrafficPolicy {
+    let Some(written) = written else {
+        return TrafficPolicy::default();
+    };
     let mut block = |field: &str, lb: Option<&api::LoadBalancerSettings>| {
         lb.map(|lb| lower_load_balancer(lb, &format!("{field}.loadBalancer"), findings))
     };
@@ -67,7 +82,10 @@ fn lower_policy(written: Option<&api::TrafficPolicy>, field: &str, findings: &mu
         .filter_map(|(index, level)| {
             let number = port(level.port.as_ref()?.number)?;
             let settings = PolicySettings {
-                load_balancer: block(&format!("{field}.portLevelSettings[{index}]"), level.load_balancer.as_ref()),
+                load_balancer: block(
+                    &format!("{field}.portLevelSettings[{index}]"),
+                    level.load_balancer.as_ref(),
+                ),
                 connection_pool: level.connection_pool.as_ref().map(lower_connection_pool),
                 outlier: level.outlier_detection.as_ref().map(lower_outlier),
                 tls: level.tls.as_ref().map(lower_client_tls),
@@ -82,10 +100,13 @@ fn lower_policy(written: Option<&api::TrafficPolicy>, field: &str, findings: &mu
         outlier: written.outlier_detection.as_ref().map(lower_outlier),
         tls: written.tls.as_ref().map(lower_client_tls),
         tunnel: written.tunnel.as_ref().and_then(lower_tunnel),
-        proxy_protocol: written.proxy_protocol.as_ref().map(|protocol| match protocol.version {
-            api::ProxyProtocolVersion::V1 => ProxyProtocol::V1,
-            api::ProxyProtocolVersion::V2 => ProxyProtocol::V2,
-        }),
+        proxy_protocol: written
+            .proxy_protocol
+            .as_ref()
+            .map(|protocol| match protocol.version {
+                api::ProxyProtocolVersion::V1 => ProxyProtocol::V1,
+                api::ProxyProtocolVersion::V2 => ProxyProtocol::V2,
+            }),
         retry_budget: written.retry_budget.as_ref().map(|budget| RetryBudget {
             percent: Percent::from_percent(budget.percent.unwrap_or(20.0)),
             min_retry_concurrency: budget.min_retry_concurrency.unwrap_or(3),
@@ -95,10 +116,17 @@ fn lower_policy(written: Option<&api::TrafficPolicy>, field: &str, findings: &mu
     TrafficPolicy { settings, ports }
 }
 
-fn lower_load_balancer(written: &api::LoadBalancerSettings, field: &str, findings: &mut Findings<'_>) -> LoadBalancer {
+fn lower_load_balancer(
+    written: &api::LoadBalancerSettings,
+    field: &str,
+    findings: &mut Findings<'_>,
+) -> LoadBalancer {
     for (is_set, name) in [
         (written.backend_utilization.is_some(), "backendUtilization"),
-        (written.zone_aware_lb_setting.is_some(), "zoneAwareLbSetting"),
+        (
+            written.zone_aware_lb_setting.is_some(),
+            "zoneAwareLbSetting",
+        ),
     ] {
         if is_set {
             findings.warn(
@@ -112,7 +140,9 @@ fn lower_load_balancer(written: &api::LoadBalancerSettings, field: &str, finding
     let policy = match (&written.consistent_hash, written.simple) {
         (Some(hash), _) => lower_hash(hash).map_or(LbPolicy::Default, LbPolicy::ConsistentHash),
         (None, None | Some(api::SimpleLb::Unspecified)) => LbPolicy::Default,
-        (None, Some(api::SimpleLb::LeastConn | api::SimpleLb::LeastRequest)) => LbPolicy::LeastRequest,
+        (None, Some(api::SimpleLb::LeastConn | api::SimpleLb::LeastRequest)) => {
+            LbPolicy::LeastRequest
+        }
         (None, Some(api::SimpleLb::Random)) => LbPolicy::Random,
         (None, Some(api::SimpleLb::Passthrough)) => LbPolicy::Passthrough,
         (None, Some(api::SimpleLb::RoundRobin)) => LbPolicy::RoundRobin,
@@ -124,12 +154,18 @@ fn lower_load_balancer(written: &api::LoadBalancerSettings, field: &str, finding
             // `as` saturates and maps NaN to 0; validation asks for at least 1.
             aggression_thousandths: (warmup.aggression.unwrap_or(1.0) * 1000.0).round() as u32,
         }),
-        (None, Some(duration)) => {
-            Some(Warmup { duration: duration.0, minimum: Percent::from_percent(10.0), aggression_thousandths: 1000 })
-        }
+        (None, Some(duration)) => Some(Warmup {
+            duration: duration.0,
+            minimum: Percent::from_percent(10.0),
+            aggression_thousandths: 1000,
+        }),
         (None, None) => None,
     };
-    LoadBalancer { policy, locality: written.locality_lb_setting.as_ref().map(lower_locality), warmup }
+    LoadBalancer {
+        policy,
+        locality: written.locality_lb_setting.as_ref().map(lower_locality),
+        warmup,
+    }
 }
 
 fn lower_hash(written: &api::ConsistentHashLb) -> Option<ConsistentHash> {
@@ -154,12 +190,22 @@ fn lower_hash(written: &api::ConsistentHashLb) -> Option<ConsistentHash> {
         return None;
     };
     let algorithm = match (&written.maglev, &written.ring_hash) {
-        (Some(maglev), _) => HashAlgorithm::Maglev { table_size: Some(maglev.table_size).filter(|size| *size > 0) },
+        (Some(maglev), _) => HashAlgorithm::Maglev {
+            table_size: Some(maglev.table_size).filter(|size| *size > 0),
+        },
         (None, Some(ring)) => HashAlgorithm::Ring {
-            minimum_size: if ring.minimum_ring_size == 0 { 1024 } else { ring.minimum_ring_size },
+            minimum_size: if ring.minimum_ring_size == 0 {
+                1024
+            } else {
+                ring.minimum_ring_size
+            },
         },
         (None, None) => HashAlgorithm::Ring {
-            minimum_size: if written.minimum_ring_size == 0 { 1024 } else { written.minimum_ring_size },
+            minimum_size: if written.minimum_ring_size == 0 {
+                1024
+            } else {
+                written.minimum_ring_size
+            },
         },
     };
     Some(ConsistentHash { key, algorithm })
@@ -169,8 +215,16 @@ fn lower_hash(written: &api::ConsistentHashLb) -> Option<ConsistentHash> {
 pub(crate) fn lower_locality(written: &api::LocalityLbSetting) -> LocalityLb {
     LocalityLb {
         enabled: written.enabled,
-        distribute: written.distribute.iter().map(|rule| (rule.from.clone(), rule.to.clone())).collect(),
-        failover: written.failover.iter().map(|rule| (rule.from.clone(), rule.to.clone())).collect(),
+        distribute: written
+            .distribute
+            .iter()
+            .map(|rule| (rule.from.clone(), rule.to.clone()))
+            .collect(),
+        failover: written
+            .failover
+            .iter()
+            .map(|rule| (rule.from.clone(), rule.to.clone()))
+            .collect(),
         failover_priority: written.failover_priority.clone(),
     }
 }
@@ -202,10 +256,12 @@ pub(crate) fn lower_connection_pool(written: &api::ConnectionPoolSettings) -> Co
         };
         pool.use_client_protocol = http.use_client_protocol;
         pool.max_concurrent_streams = positive(http.max_concurrent_streams);
-        pool.http2_keepalive = http
-            .http2_keep_alive
-            .as_ref()
-            .and_then(|keepalive| Some((keepalive.interval?.0, keepalive.timeout.map(|timeout| timeout.0))));
+        pool.http2_keepalive = http.http2_keep_alive.as_ref().and_then(|keepalive| {
+            Some((
+                keepalive.interval?.0,
+                keepalive.timeout.map(|timeout| timeout.0),
+            ))
+        });
     }
     pool
 }
@@ -213,7 +269,9 @@ pub(crate) fn lower_connection_pool(written: &api::ConnectionPoolSettings) -> Co
 fn lower_outlier(written: &api::OutlierDetection) -> OutlierDetection {
     OutlierDetection {
         consecutive_5xx: written.consecutive5xx_errors,
-        consecutive_gateway_errors: written.consecutive_gateway_errors.or_else(|| positive(written.consecutive_errors)),
+        consecutive_gateway_errors: written
+            .consecutive_gateway_errors
+            .or_else(|| positive(written.consecutive_errors)),
         split_local_origin: written.split_external_local_origin_errors,
         consecutive_local_origin_failures: written.consecutive_local_origin_failures,
         interval: written.interval.map(|interval| interval.0),

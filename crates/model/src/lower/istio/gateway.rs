@@ -5,15 +5,23 @@ use meltemi_api::{Object, Spec};
 use meltemi_types::Protocol;
 
 use crate::lower::{Findings, origin, port};
-use crate::{Gateway, Hostname, NamespaceScope, Server, ServerHost, ServerTls, ServerTlsMode, TlsVersion};
+use crate::{
+    Gateway, Hostname, NamespaceScope, Server, ServerHost, ServerTls, ServerTlsMode, TlsVersion,
+};
 
 pub(crate) fn lower_gateway(object: &Object, findings: &mut Findings<'_>) -> Gateway {
     let empty = api::Gateway::default();
-    let spec = if let Spec::Gateway(spec) = &object.spec { spec.as_ref() } else { &empty };
+    let spec = if let Spec::Gateway(spec) = &object.spec {
+        spec.as_ref()
+    } else {
+        &empty
+    };
     let namespace = object.meta.namespace.as_str();
     let mut servers = Vec::new();
     for (index, server) in spec.servers.iter().enumerate() {
-        let Some(number) = port(server.port.number) else { continue };
+        let Some(number) = port(server.port.number) else {
+            continue;
+        };
         let bind = match server.bind.as_str() {
             "" => None,
             text => match text.parse() {
@@ -23,7 +31,9 @@ pub(crate) fn lower_gateway(object: &Object, findings: &mut Findings<'_>) -> Gat
                     findings.warn(
                         "MEL0308",
                         &field,
-                        format!("{text:?} is not an IP address; the server listens on every address"),
+                        format!(
+                            "{text:?} is not an IP address; the server listens on every address"
+                        ),
                         "write an IP address",
                     );
                     None
@@ -36,17 +46,31 @@ pub(crate) fn lower_gateway(object: &Object, findings: &mut Findings<'_>) -> Gat
             port_name: server.port.name.clone(),
             protocol: Protocol::from_word(&server.port.protocol).unwrap_or(Protocol::Tcp),
             bind,
-            hosts: server.hosts.iter().map(|host| server_host(host, namespace)).collect(),
+            hosts: server
+                .hosts
+                .iter()
+                .map(|host| server_host(host, namespace))
+                .collect(),
             tls: server.tls.as_ref().map(lower_server_tls),
         });
     }
-    Gateway { origin: origin(object), selector: spec.selector.clone(), servers }
+    Gateway {
+        origin: origin(object),
+        selector: spec.selector.clone(),
+        servers,
+    }
 }
 
 fn server_host(text: &str, namespace: &str) -> ServerHost {
     match text.split_once('/') {
-        Some((of, host)) => ServerHost { namespace: NamespaceScope::parse(of, namespace), host: Hostname::new(host) },
-        None => ServerHost { namespace: NamespaceScope::Any, host: Hostname::new(text) },
+        Some((of, host)) => ServerHost {
+            namespace: NamespaceScope::parse(of, namespace),
+            host: Hostname::new(host),
+        },
+        None => ServerHost {
+            namespace: NamespaceScope::Any,
+            host: Hostname::new(text),
+        },
     }
 }
 

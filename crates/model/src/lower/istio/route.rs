@@ -9,10 +9,10 @@ use meltemi_types::Selector;
 use super::virtual_service::gateway_ref;
 use crate::lower::{Findings, port};
 use crate::{
-    AbortStatus, Cidr, Cors, Destination, DirectResponse, Fault, FaultAbort, FaultDelay, HeaderChanges, HeaderOps,
-    Hostname, HttpAction, HttpMatch, HttpRoute, L4Match, L4Route, Mirror, NamespacedName, Percent, Redirect,
-    RedirectPath, RedirectPort, Retries, RetryPolicy, Rewrite, RewritePath, SourceMatch, StringMatch,
-    WeightedDestination,
+    AbortStatus, Cidr, Cors, Destination, DirectResponse, Fault, FaultAbort, FaultDelay,
+    HeaderChanges, HeaderOps, Hostname, HttpAction, HttpMatch, HttpRoute, L4Match, L4Route, Mirror,
+    NamespacedName, Percent, Redirect, RedirectPath, RedirectPort, Retries, RetryPolicy, Rewrite,
+    RewritePath, SourceMatch, StringMatch, WeightedDestination,
 };
 
 /// What short names in a VirtualService stand for.
@@ -27,16 +27,28 @@ impl RouteNames<'_> {
         Destination {
             host: Hostname::resolve(&written.host, self.namespace, self.domain),
             subset: written.subset.clone(),
-            port: written.port.as_ref().and_then(|selector| port(selector.number)),
+            port: written
+                .port
+                .as_ref()
+                .and_then(|selector| port(selector.number)),
         }
     }
 
-    fn source_match(&self, number: u32, labels: &Selector, namespace: &str, gateways: &[String]) -> SourceMatch {
+    fn source_match(
+        &self,
+        number: u32,
+        labels: &Selector,
+        namespace: &str,
+        gateways: &[String],
+    ) -> SourceMatch {
         SourceMatch {
             port: port(number),
             labels: labels.clone(),
             namespace: (!namespace.is_empty()).then(|| namespace.to_owned()),
-            gateways: gateways.iter().map(|name| gateway_ref(name, self.namespace)).collect(),
+            gateways: gateways
+                .iter()
+                .map(|name| gateway_ref(name, self.namespace))
+                .collect(),
         }
     }
 }
@@ -67,12 +79,23 @@ pub(crate) fn lower_http_route(
     };
     Some(HttpRoute {
         name: route.name.clone(),
-        matches: route.r#match.iter().map(|written| lower_match(names, written)).collect(),
+        matches: route
+            .r#match
+            .iter()
+            .map(|written| lower_match(names, written))
+            .collect(),
         action,
         rewrite: route.rewrite.as_ref().map(lower_rewrite),
-        timeout: route.timeout.map(|timeout| timeout.0).filter(|timeout| !timeout.is_zero()),
+        timeout: route
+            .timeout
+            .map(|timeout| timeout.0)
+            .filter(|timeout| !timeout.is_zero()),
         retries: lower_retries(route.retries.as_ref()),
-        fault: route.fault.as_ref().map(lower_fault).filter(|fault| fault.delay.is_some() || fault.abort.is_some()),
+        fault: route
+            .fault
+            .as_ref()
+            .map(lower_fault)
+            .filter(|fault| fault.delay.is_some() || fault.abort.is_some()),
         mirrors: mirrors(names, route),
         cors: route.cors_policy.as_ref().map(lower_cors),
         headers: lower_headers(route.headers.as_ref()),
@@ -80,7 +103,10 @@ pub(crate) fn lower_http_route(
     })
 }
 
-fn http_destinations(names: &RouteNames<'_>, routes: &[api::HttpRouteDestination]) -> Vec<WeightedDestination> {
+fn http_destinations(
+    names: &RouteNames<'_>,
+    routes: &[api::HttpRouteDestination],
+) -> Vec<WeightedDestination> {
     let is_single = routes.len() == 1;
     routes
         .iter()
@@ -106,14 +132,23 @@ fn lower_match(names: &RouteNames<'_>, written: &api::HttpMatchRequest) -> HttpM
         matches
             .iter()
             .map(|(name, value)| {
-                (if fold_case { name.to_ascii_lowercase() } else { name.clone() }, string_match(value))
+                (
+                    if fold_case {
+                        name.to_ascii_lowercase()
+                    } else {
+                        name.clone()
+                    },
+                    string_match(value),
+                )
             })
             .collect()
     };
     // Headers are case-insensitive, but `@request.auth.claims.Sub` names a claim, which is not.
     let headers = |matches: &BTreeMap<String, ApiMatch>| {
-        let (claims, plain): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            matches.clone().into_iter().partition(|(name, _)| name.starts_with('@'));
+        let (claims, plain): (BTreeMap<_, _>, BTreeMap<_, _>) = matches
+            .clone()
+            .into_iter()
+            .partition(|(name, _)| name.starts_with('@'));
         let mut folded: BTreeMap<String, StringMatch> = all(&plain, true);
         folded.extend(all(&claims, false) as BTreeMap<String, StringMatch>);
         folded
@@ -128,7 +163,12 @@ fn lower_match(names: &RouteNames<'_>, written: &api::HttpMatchRequest) -> HttpM
         headers: headers(&written.headers),
         without_headers: headers(&written.without_headers),
         query_params: all(&written.query_params, false),
-        source: names.source_match(written.port, &written.source_labels, &written.source_namespace, &written.gateways),
+        source: names.source_match(
+            written.port,
+            &written.source_labels,
+            &written.source_namespace,
+            &written.gateways,
+        ),
         stat_prefix: written.stat_prefix.clone(),
     }
 }
@@ -158,27 +198,41 @@ fn lower_redirect(written: &api::HttpRedirect) -> Redirect {
         port: match (written.port.and_then(port), written.derive_port) {
             (Some(number), _) => RedirectPort::Number(number),
             (None, Some(api::RedirectPortSelection::FromRequestPort)) => RedirectPort::RequestPort,
-            (None, Some(api::RedirectPortSelection::FromProtocolDefault)) => RedirectPort::SchemeDefault,
+            (None, Some(api::RedirectPortSelection::FromProtocolDefault)) => {
+                RedirectPort::SchemeDefault
+            }
             (None, None) => RedirectPort::Keep,
         },
         scheme: filled(&written.scheme),
-        code: u16::try_from(written.redirect_code).ok().filter(|code| *code != 0).unwrap_or(301),
+        code: u16::try_from(written.redirect_code)
+            .ok()
+            .filter(|code| *code != 0)
+            .unwrap_or(301),
     }
 }
 
 fn lower_direct_response(written: &api::HttpDirectResponse) -> DirectResponse {
-    let body = written.body.as_ref().map(|body| match (&body.string, &body.bytes) {
-        (Some(text), _) => text.clone().into_bytes(),
-        (None, Some(bytes)) => bytes.0.clone(),
-        (None, None) => Vec::new(),
-    });
-    DirectResponse { status: u16::try_from(written.status).unwrap_or(500), body: body.unwrap_or_default() }
+    let body = written
+        .body
+        .as_ref()
+        .map(|body| match (&body.string, &body.bytes) {
+            (Some(text), _) => text.clone().into_bytes(),
+            (None, Some(bytes)) => bytes.0.clone(),
+            (None, None) => Vec::new(),
+        });
+    DirectResponse {
+        status: u16::try_from(written.status).unwrap_or(500),
+        body: body.unwrap_or_default(),
+    }
 }
 
 fn lower_rewrite(written: &api::HttpRewrite) -> Rewrite {
     Rewrite {
         path: match &written.uri_regex_rewrite {
-            Some(regex) => RewritePath::Regex { pattern: regex.r#match.clone(), substitution: regex.rewrite.clone() },
+            Some(regex) => RewritePath::Regex {
+                pattern: regex.r#match.clone(),
+                substitution: regex.rewrite.clone(),
+            },
             None if written.uri.is_empty() => RewritePath::Keep,
             None => RewritePath::Prefix(written.uri.clone()),
         },
@@ -187,17 +241,32 @@ fn lower_rewrite(written: &api::HttpRewrite) -> Rewrite {
 }
 
 pub(crate) fn lower_retries(written: Option<&api::HttpRetry>) -> Retries {
-    let Some(written) = written else { return Retries::Default };
-    let Ok(attempts) = u32::try_from(written.attempts) else { return Retries::Off };
+    let Some(written) = written else {
+        return Retries::Default;
+    };
+    let Ok(attempts) = u32::try_from(written.attempts) else {
+        return Retries::Off;
+    };
     if attempts == 0 {
         return Retries::Off;
     }
-    let tokens = || written.retry_on.split(',').map(str::trim).filter(|token| !token.is_empty());
+    let tokens = || {
+        written
+            .retry_on
+            .split(',')
+            .map(str::trim)
+            .filter(|token| !token.is_empty())
+    };
     let status_codes: Vec<u16> = tokens().filter_map(|token| token.parse().ok()).collect();
-    let words: Vec<&str> = tokens().filter(|token| token.parse::<u16>().is_err()).collect();
+    let words: Vec<&str> = tokens()
+        .filter(|token| token.parse::<u16>().is_err())
+        .collect();
     Retries::Explicit(RetryPolicy {
         attempts,
-        per_try_timeout: written.per_try_timeout.map(|timeout| timeout.0).filter(|timeout| !timeout.is_zero()),
+        per_try_timeout: written
+            .per_try_timeout
+            .map(|timeout| timeout.0)
+            .filter(|timeout| !timeout.is_zero()),
         retry_on: words.join(","),
         status_codes,
         remote_localities: written.retry_remote_localities,
@@ -224,7 +293,12 @@ fn lower_fault(written: &api::HttpFaultInjection) -> Fault {
             (None, None) => return None,
         };
         // Absent is none here, other than for a mirror.
-        let percent = Percent::from_percent(abort.percentage.as_ref().map_or(0.0, |percentage| percentage.value));
+        let percent = Percent::from_percent(
+            abort
+                .percentage
+                .as_ref()
+                .map_or(0.0, |percentage| percentage.value),
+        );
         Some(FaultAbort { status, percent })
     });
     Fault { delay, abort }
@@ -256,7 +330,10 @@ pub(crate) fn grpc_status(text: &str) -> Option<u32> {
         "DATA_LOSS",
         "UNAUTHENTICATED",
     ];
-    match NAMES.iter().position(|name| name.eq_ignore_ascii_case(text)) {
+    match NAMES
+        .iter()
+        .position(|name| name.eq_ignore_ascii_case(text))
+    {
         Some(code) => u32::try_from(code).ok(),
         None => text.parse().ok().filter(|code| *code <= 16),
     }
@@ -270,18 +347,30 @@ fn mirrors(names: &RouteNames<'_>, route: &api::HttpRoute) -> Vec<Mirror> {
         });
         return all.filter(|mirror| mirror.percent.0 > 0).collect();
     }
-    let Some(mirror) = &route.mirror else { return Vec::new() };
+    let Some(mirror) = &route.mirror else {
+        return Vec::new();
+    };
     let percent = match (&route.mirror_percentage, route.mirror_percent) {
         (Some(percentage), _) => Percent::from_percent(percentage.value),
         (None, Some(percent)) => Percent::from_percent(f64::from(percent)),
         (None, None) => Percent::ALL,
     };
-    if percent.0 == 0 { Vec::new() } else { vec![Mirror { destination: names.destination(mirror), percent }] }
+    if percent.0 == 0 {
+        Vec::new()
+    } else {
+        vec![Mirror {
+            destination: names.destination(mirror),
+            percent,
+        }]
+    }
 }
 
 fn lower_cors(written: &api::CorsPolicy) -> Cors {
     // The deprecated list is of exact origins.
-    let older = written.allow_origin.iter().map(|origin| StringMatch::Exact(origin.clone()));
+    let older = written
+        .allow_origin
+        .iter()
+        .map(|origin| StringMatch::Exact(origin.clone()));
     let written_origins: Vec<StringMatch> = if written.allow_origins.is_empty() {
         older.collect()
     } else {
@@ -289,7 +378,13 @@ fn lower_cors(written: &api::CorsPolicy) -> Cors {
     };
     // What takes the origin `*` takes all. Source: Envoy's filter `cors`.
     let all = StringMatch::Exact("*".to_owned());
-    let of = |origin| if origin == all { StringMatch::Regex(".*".to_owned()) } else { origin };
+    let of = |origin| {
+        if origin == all {
+            StringMatch::Regex(".*".to_owned())
+        } else {
+            origin
+        }
+    };
     let allow_origins = written_origins.into_iter().map(of).collect();
     Cors {
         allow_origins,
@@ -308,20 +403,28 @@ fn lower_cors(written: &api::CorsPolicy) -> Cors {
 
 fn lower_headers(written: Option<&api::Headers>) -> HeaderOps {
     let changes = |written: Option<&api::HeaderOperations>| {
-        let Some(api::HeaderOperations { set, add, remove }) = written else { return HeaderChanges::default() };
+        let Some(api::HeaderOperations { set, add, remove }) = written else {
+            return HeaderChanges::default();
+        };
         let fold = |map: &BTreeMap<String, String>| {
-            map.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect()
+            map.iter()
+                .map(|(name, value)| (name.to_ascii_lowercase(), value.clone()))
+                .collect()
         };
         HeaderChanges {
             set: fold(set),
             add: fold(add),
-            remove: remove.iter().map(|name| name.to_ascii_lowercase()).collect(),
+            remove: remove
+                .iter()
+                .map(|name| name.to_ascii_lowercase())
+                .collect(),
         }
     };
     match written {
-        Some(headers) => {
-            HeaderOps { request: changes(headers.request.as_ref()), response: changes(headers.response.as_ref()) }
-        }
+        Some(headers) => HeaderOps {
+            request: changes(headers.request.as_ref()),
+            response: changes(headers.response.as_ref()),
+        },
         None => HeaderOps::default(),
     }
 }
@@ -335,13 +438,19 @@ pub(crate) fn lower_tls_route(
 ) -> Option<L4Route> {
     let mut matches = Vec::new();
     for (index, written) in route.r#match.iter().enumerate() {
-        let Some(destination_subnets) =
-            subnets(&written.destination_subnets, &format!("{field}.match[{index}]"), findings)
-        else {
+        let Some(destination_subnets) = subnets(
+            &written.destination_subnets,
+            &format!("{field}.match[{index}]"),
+            findings,
+        ) else {
             continue;
         };
         matches.push(L4Match {
-            sni_hosts: written.sni_hosts.iter().map(|host| Hostname::new(host)).collect(),
+            sni_hosts: written
+                .sni_hosts
+                .iter()
+                .map(|host| Hostname::new(host))
+                .collect(),
             destination_subnets,
             source: names.source_match(
                 written.port,
@@ -352,7 +461,9 @@ pub(crate) fn lower_tls_route(
         });
     }
     // Without any match that holds the rule would match everything.
-    (!matches.is_empty()).then(|| l4_route(names, matches, &route.route, field, findings)).flatten()
+    (!matches.is_empty())
+        .then(|| l4_route(names, matches, &route.route, field, findings))
+        .flatten()
 }
 
 /// A rule for opaque TCP; `None` if it leads nowhere.
@@ -364,9 +475,11 @@ pub(crate) fn lower_tcp_route(
 ) -> Option<L4Route> {
     let mut matches = Vec::new();
     for (index, written) in route.r#match.iter().enumerate() {
-        let Some(destination_subnets) =
-            subnets(&written.destination_subnets, &format!("{field}.match[{index}]"), findings)
-        else {
+        let Some(destination_subnets) = subnets(
+            &written.destination_subnets,
+            &format!("{field}.match[{index}]"),
+            findings,
+        ) else {
             continue;
         };
         matches.push(L4Match {
@@ -394,7 +507,12 @@ fn l4_route(
     findings: &mut Findings<'_>,
 ) -> Option<L4Route> {
     if routes.is_empty() {
-        findings.error("MEL0305", field, "the rule leads nowhere and is left out", "write route");
+        findings.error(
+            "MEL0305",
+            field,
+            "the rule leads nowhere and is left out",
+            "write route",
+        );
         return None;
     }
     let is_single = routes.len() == 1;
@@ -403,10 +521,14 @@ fn l4_route(
         weight: weight(route.weight, is_single),
         headers: HeaderOps::default(),
     });
-    Some(L4Route { matches, destinations: destinations.collect() })
+    Some(L4Route {
+        matches,
+        destinations: destinations.collect(),
+    })
 }
 
-/// All of them, or `None`: a match with one subnet fewer, or without any, would hold for more than was asked.
+/// All of them, or `None`: a match with one subnet fewer, or without any, would hold for more than
+/// was asked.
 fn subnets(written: &[String], field: &str, findings: &mut Findings<'_>) -> Option<Vec<Cidr>> {
     let parsed: Result<Vec<Cidr>, String> = written.iter().map(|text| text.parse()).collect();
     match parsed {

@@ -5,14 +5,21 @@ use meltemi_api::{Object, Spec, TargetReference, WorkloadSelector};
 
 use crate::lower::{Findings, origin};
 use crate::{
-    AuthorizationPolicy, AuthzAction, AuthzCondition, AuthzOperation, AuthzRule, AuthzSource, JwtRule, MtlsMode,
-    PeerAuthentication, PolicyTarget, RequestAuthentication, TargetRef, Values,
+    AuthorizationPolicy, AuthzAction, AuthzCondition, AuthzOperation, AuthzRule, AuthzSource,
+    JwtRule, MtlsMode, PeerAuthentication, PolicyTarget, RequestAuthentication, TargetRef, Values,
 };
 use meltemi_types::Selector;
 
-pub(crate) fn lower_peer_authentication(object: &Object, _: &mut Findings<'_>) -> PeerAuthentication {
+pub(crate) fn lower_peer_authentication(
+    object: &Object,
+    _: &mut Findings<'_>,
+) -> PeerAuthentication {
     let empty = api::PeerAuthentication::default();
-    let spec = if let Spec::PeerAuthentication(spec) = &object.spec { spec.as_ref() } else { &empty };
+    let spec = if let Spec::PeerAuthentication(spec) = &object.spec {
+        spec.as_ref()
+    } else {
+        &empty
+    };
     let mode = |written: &api::MutualTls| match written.mode {
         api::MutualTlsMode::Unset => None,
         api::MutualTlsMode::Disable => Some(MtlsMode::Disable),
@@ -23,12 +30,18 @@ pub(crate) fn lower_peer_authentication(object: &Object, _: &mut Findings<'_>) -
         origin: origin(object),
         selector: selector(spec.selector.as_ref()),
         mode: spec.mtls.as_ref().and_then(mode),
-        ports: spec.port_level_mtls.iter().map(|(port, written)| (*port, mode(written))).collect(),
+        ports: spec
+            .port_level_mtls
+            .iter()
+            .map(|(port, written)| (*port, mode(written)))
+            .collect(),
     }
 }
 
 fn selector(written: Option<&WorkloadSelector>) -> Option<Selector> {
-    written.map(|selector| selector.match_labels.clone()).filter(|labels| !labels.is_empty())
+    written
+        .map(|selector| selector.match_labels.clone())
+        .filter(|labels| !labels.is_empty())
 }
 
 fn target(
@@ -44,7 +57,11 @@ fn target(
             group: reference.group.clone(),
             kind: reference.kind.clone(),
             name: reference.name.clone(),
-            namespace: if reference.namespace.is_empty() { namespace.to_owned() } else { reference.namespace.clone() },
+            namespace: if reference.namespace.is_empty() {
+                namespace.to_owned()
+            } else {
+                reference.namespace.clone()
+            },
         })
         .collect();
     match (references.is_empty(), selector(workloads)) {
@@ -54,23 +71,47 @@ fn target(
     }
 }
 
-pub(crate) fn lower_authorization_policy(object: &Object, _: &mut Findings<'_>) -> AuthorizationPolicy {
+pub(crate) fn lower_authorization_policy(
+    object: &Object,
+    _: &mut Findings<'_>,
+) -> AuthorizationPolicy {
     let empty = api::AuthorizationPolicy::default();
-    let spec = if let Spec::AuthorizationPolicy(spec) = &object.spec { spec.as_ref() } else { &empty };
+    let spec = if let Spec::AuthorizationPolicy(spec) = &object.spec {
+        spec.as_ref()
+    } else {
+        &empty
+    };
     let namespace = object.meta.namespace.as_str();
     AuthorizationPolicy {
         origin: origin(object),
-        target: target(namespace, spec.selector.as_ref(), spec.target_ref.as_ref(), &spec.target_refs),
+        target: target(
+            namespace,
+            spec.selector.as_ref(),
+            spec.target_ref.as_ref(),
+            &spec.target_refs,
+        ),
         action: match spec.action {
             api::AuthorizationAction::Allow => AuthzAction::Allow,
             api::AuthorizationAction::Deny => AuthzAction::Deny,
             api::AuthorizationAction::Audit => AuthzAction::Audit,
             api::AuthorizationAction::Custom => AuthzAction::Custom {
-                provider: spec.provider.as_ref().map(|provider| provider.name.clone()).unwrap_or_default(),
+                provider: spec
+                    .provider
+                    .as_ref()
+                    .map(|provider| provider.name.clone())
+                    .unwrap_or_default(),
             },
         },
-        rules: spec.rules.iter().map(|rule| lower_rule(rule, namespace)).collect(),
-        dry_run: object.meta.annotations.get("istio.io/dry-run").is_some_and(|value| value == "true"),
+        rules: spec
+            .rules
+            .iter()
+            .map(|rule| lower_rule(rule, namespace))
+            .collect(),
+        dry_run: object
+            .meta
+            .annotations
+            .get("istio.io/dry-run")
+            .is_some_and(|value| value == "true"),
     }
 }
 
@@ -82,7 +123,12 @@ fn lower_rule(rule: &api::Rule, namespace: &str) -> AuthzRule {
             .filter_map(|from| from.source.as_ref())
             .map(|source| lower_source(source, namespace))
             .collect(),
-        to: rule.to.iter().filter_map(|to| to.operation.as_ref()).map(lower_operation).collect(),
+        to: rule
+            .to
+            .iter()
+            .filter_map(|to| to.operation.as_ref())
+            .map(lower_operation)
+            .collect(),
         when: rule
             .when
             .iter()
@@ -99,20 +145,27 @@ fn lower_rule(rule: &api::Rule, namespace: &str) -> AuthzRule {
 }
 
 fn values(any: &[String], none: &[String]) -> Values {
-    Values { any: any.to_vec(), none: none.to_vec() }
+    Values {
+        any: any.to_vec(),
+        none: none.to_vec(),
+    }
 }
 
-/// Service accounts as `NAMESPACE/NAME`; without one, the policy's own namespace is meant. Source: Istio
-/// `serviceAccountRegex`.
+/// Service accounts as `NAMESPACE/NAME`; without one, the policy's own namespace is meant. Source:
+/// Istio `serviceAccountRegex`.
 fn accounts(any: &[String], none: &[String], namespace: &str) -> Values {
     let qualified = |account: &String| match account.contains('/') {
         true => account.clone(),
         false => format!("{namespace}/{account}"),
     };
-    Values { any: any.iter().map(qualified).collect(), none: none.iter().map(qualified).collect() }
+    Values {
+        any: any.iter().map(qualified).collect(),
+        none: none.iter().map(qualified).collect(),
+    }
 }
 
-/// Destructured, so that a new field cannot be forgotten: a condition that is left out would permit more.
+/// Destructured, so that a new field cannot be forgotten: a condition that is left out would permit
+/// more.
 fn lower_source(source: &api::Source, namespace: &str) -> AuthzSource {
     let api::Source {
         principals,
@@ -142,7 +195,16 @@ fn lower_source(source: &api::Source, namespace: &str) -> AuthzSource {
 }
 
 fn lower_operation(operation: &api::Operation) -> AuthzOperation {
-    let api::Operation { hosts, not_hosts, ports, not_ports, methods, not_methods, paths, not_paths } = operation;
+    let api::Operation {
+        hosts,
+        not_hosts,
+        ports,
+        not_ports,
+        methods,
+        not_methods,
+        paths,
+        not_paths,
+    } = operation;
     AuthzOperation {
         hosts: values(hosts, not_hosts),
         ports: values(ports, not_ports),
@@ -151,12 +213,24 @@ fn lower_operation(operation: &api::Operation) -> AuthzOperation {
     }
 }
 
-pub(crate) fn lower_request_authentication(object: &Object, _: &mut Findings<'_>) -> RequestAuthentication {
+pub(crate) fn lower_request_authentication(
+    object: &Object,
+    _: &mut Findings<'_>,
+) -> RequestAuthentication {
     let empty = api::RequestAuthentication::default();
-    let spec = if let Spec::RequestAuthentication(spec) = &object.spec { spec.as_ref() } else { &empty };
+    let spec = if let Spec::RequestAuthentication(spec) = &object.spec {
+        spec.as_ref()
+    } else {
+        &empty
+    };
     RequestAuthentication {
         origin: origin(object),
-        target: target(&object.meta.namespace, spec.selector.as_ref(), spec.target_ref.as_ref(), &spec.target_refs),
+        target: target(
+            &object.meta.namespace,
+            spec.selector.as_ref(),
+            spec.target_ref.as_ref(),
+            &spec.target_refs,
+        ),
         rules: spec.jwt_rules.iter().map(lower_jwt_rule).collect(),
     }
 }
@@ -182,7 +256,10 @@ fn lower_jwt_rule(rule: &api::JwtRule) -> JwtRule {
         audiences: audiences.clone(),
         jwks_uri: jwks_uri.clone(),
         jwks: jwks.clone(),
-        from_headers: from_headers.iter().map(|header| (header.name.clone(), header.prefix.clone())).collect(),
+        from_headers: from_headers
+            .iter()
+            .map(|header| (header.name.clone(), header.prefix.clone()))
+            .collect(),
         from_params: from_params.clone(),
         from_cookies: from_cookies.clone(),
         output_payload_to_header: output_payload_to_header.clone(),

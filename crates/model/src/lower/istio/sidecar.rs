@@ -10,19 +10,29 @@ use super::destination_rule::lower_connection_pool;
 use super::gateway::lower_server_tls;
 use crate::lower::{Context, Findings, origin, port};
 use crate::{
-    CaptureMode, Destination, EgressHost, EgressListener, EgressPort, Hostname, IngressEndpoint, IngressListener,
-    NamespaceScope, OutboundMode, OutboundPolicy, Sidecar,
+    CaptureMode, Destination, EgressHost, EgressListener, EgressPort, Hostname, IngressEndpoint,
+    IngressListener, NamespaceScope, OutboundMode, OutboundPolicy, Sidecar,
 };
 
-pub(crate) fn lower_sidecar(context: &Context<'_>, object: &Object, findings: &mut Findings<'_>) -> Sidecar {
+pub(crate) fn lower_sidecar(
+    context: &Context<'_>,
+    object: &Object,
+    findings: &mut Findings<'_>,
+) -> Sidecar {
     let empty = api::Sidecar::default();
-    let spec = if let Spec::Sidecar(spec) = &object.spec { spec.as_ref() } else { &empty };
+    let spec = if let Spec::Sidecar(spec) = &object.spec {
+        spec.as_ref()
+    } else {
+        &empty
+    };
     let namespace = object.meta.namespace.as_str();
     let ingress = spec
         .ingress
         .iter()
         .enumerate()
-        .filter_map(|(index, listener)| lower_ingress(listener, &format!("spec.ingress[{index}]"), findings));
+        .filter_map(|(index, listener)| {
+            lower_ingress(listener, &format!("spec.ingress[{index}]"), findings)
+        });
     Sidecar {
         origin: origin(object),
         selector: spec
@@ -31,24 +41,38 @@ pub(crate) fn lower_sidecar(context: &Context<'_>, object: &Object, findings: &m
             .map(|selector| selector.labels.clone())
             .filter(|labels| !labels.is_empty()),
         ingress: ingress.collect(),
-        egress: spec.egress.iter().map(|listener| lower_egress(listener, namespace)).collect(),
-        inbound_connection_pool: spec.inbound_connection_pool.as_ref().map(lower_connection_pool),
-        outbound_policy: spec.outbound_traffic_policy.as_ref().map(|policy| OutboundPolicy {
-            mode: match policy.mode {
-                api::SidecarOutboundTrafficMode::RegistryOnly => OutboundMode::RegistryOnly,
-                api::SidecarOutboundTrafficMode::AllowAny => OutboundMode::AllowAny,
-            },
-            egress_proxy: policy.egress_proxy.as_ref().map(|proxy| Destination {
-                host: Hostname::resolve(&proxy.host, namespace, context.domain),
-                subset: proxy.subset.clone(),
-                port: proxy.port.as_ref().and_then(|selector| port(selector.number)),
+        egress: spec
+            .egress
+            .iter()
+            .map(|listener| lower_egress(listener, namespace))
+            .collect(),
+        inbound_connection_pool: spec
+            .inbound_connection_pool
+            .as_ref()
+            .map(lower_connection_pool),
+        outbound_policy: spec
+            .outbound_traffic_policy
+            .as_ref()
+            .map(|policy| OutboundPolicy {
+                mode: match policy.mode {
+                    api::SidecarOutboundTrafficMode::RegistryOnly => OutboundMode::RegistryOnly,
+                    api::SidecarOutboundTrafficMode::AllowAny => OutboundMode::AllowAny,
+                },
+                egress_proxy: policy.egress_proxy.as_ref().map(|proxy| Destination {
+                    host: Hostname::resolve(&proxy.host, namespace, context.domain),
+                    subset: proxy.subset.clone(),
+                    port: proxy
+                        .port
+                        .as_ref()
+                        .and_then(|selector| port(selector.number)),
+                }),
             }),
-        }),
     }
 }
 
 fn protocol(written: &api::SidecarPort, number: u16) -> Protocol {
-    Protocol::from_word(&written.protocol).unwrap_or_else(|| Protocol::of_port(number, &written.name, None, "TCP"))
+    Protocol::from_word(&written.protocol)
+        .unwrap_or_else(|| Protocol::of_port(number, &written.name, None, "TCP"))
 }
 
 fn capture(written: api::CaptureMode) -> CaptureMode {
@@ -73,7 +97,12 @@ fn lower_ingress(
                 let message = format!(
                     "{text:?} is not 127.0.0.1:PORT, [::1]:PORT, 0.0.0.0:PORT, [::]:PORT or unix:///PATH; the listener is left out"
                 );
-                findings.error("MEL0309", &format!("{field}.defaultEndpoint"), message, "write one of these forms");
+                findings.error(
+                    "MEL0309",
+                    &format!("{field}.defaultEndpoint"),
+                    message,
+                    "write one of these forms",
+                );
                 return None;
             }
         },
@@ -95,7 +124,11 @@ fn ingress_endpoint(text: &str) -> Option<IngressEndpoint> {
         return Some(IngressEndpoint::Unix(path.to_owned()));
     }
     if let Some(number) = text.strip_prefix(':') {
-        return number.parse().ok().and_then(|number: u16| port(number)).map(IngressEndpoint::Instance);
+        return number
+            .parse()
+            .ok()
+            .and_then(|number: u16| port(number))
+            .map(IngressEndpoint::Instance);
     }
     let address: SocketAddr = text.parse().ok()?;
     match address.ip() {
@@ -111,7 +144,11 @@ fn lower_egress(written: &api::IstioEgressListener, namespace: &str) -> EgressLi
     EgressListener {
         port: written.port.as_ref().map(|written| {
             let number = port(written.number).unwrap_or(0);
-            EgressPort { number, name: written.name.clone(), protocol: protocol(written, number) }
+            EgressPort {
+                number,
+                name: written.name.clone(),
+                protocol: protocol(written, number),
+            }
         }),
         bind: written.bind.clone(),
         capture: capture(written.capture_mode),
@@ -120,7 +157,10 @@ fn lower_egress(written: &api::IstioEgressListener, namespace: &str) -> EgressLi
             .iter()
             .map(|text| {
                 let (of, host) = text.split_once('/').unwrap_or(("*", text));
-                EgressHost { namespace: NamespaceScope::parse(of, namespace), host: Hostname::new(host) }
+                EgressHost {
+                    namespace: NamespaceScope::parse(of, namespace),
+                    host: Hostname::new(host),
+                }
             })
             .collect(),
     }

@@ -8,8 +8,15 @@ use crate::{AccessLoggingRule, Telemetry, WorkloadMode};
 
 pub(crate) fn lower_telemetry(object: &Object, findings: &mut Findings<'_>) -> Telemetry {
     let empty = api::Telemetry::default();
-    let spec = if let Spec::Telemetry(spec) = &object.spec { spec.as_ref() } else { &empty };
-    for (is_set, name) in [(!spec.tracing.is_empty(), "tracing"), (!spec.metrics.is_empty(), "metrics")] {
+    let spec = if let Spec::Telemetry(spec) = &object.spec {
+        spec.as_ref()
+    } else {
+        &empty
+    };
+    for (is_set, name) in [
+        (!spec.tracing.is_empty(), "tracing"),
+        (!spec.metrics.is_empty(), "metrics"),
+    ] {
         if is_set {
             findings.warn(
                 "MEL0307",
@@ -20,11 +27,16 @@ pub(crate) fn lower_telemetry(object: &Object, findings: &mut Findings<'_>) -> T
         }
     }
     for (index, rule) in spec.access_logging.iter().enumerate() {
-        if rule.filter.as_ref().is_some_and(|filter| !filter.expression.is_empty()) {
+        if rule
+            .filter
+            .as_ref()
+            .is_some_and(|filter| !filter.expression.is_empty())
+        {
             findings.warn(
                 "MEL0307",
                 &format!("spec.accessLogging[{index}].filter"),
-                "only sidecars that are Envoy obey the filter; the others log every request".to_owned(),
+                "only sidecars that are Envoy obey the filter; the others log every request"
+                    .to_owned(),
                 "choose by selector and match.mode",
             );
         }
@@ -35,7 +47,11 @@ pub(crate) fn lower_telemetry(object: &Object, findings: &mut Findings<'_>) -> T
             Some(api::WorkloadMode::Client) => Some(WorkloadMode::Client),
             Some(api::WorkloadMode::Server) => Some(WorkloadMode::Server),
         },
-        providers: rule.providers.iter().map(|provider| provider.name.clone()).collect(),
+        providers: rule
+            .providers
+            .iter()
+            .map(|provider| provider.name.clone())
+            .collect(),
         disabled: rule.disabled,
         filter: rule
             .filter
@@ -50,7 +66,8 @@ pub(crate) fn lower_telemetry(object: &Object, findings: &mut Findings<'_>) -> T
             .as_ref()
             .map(|selector| selector.match_labels.clone())
             .filter(|labels| !labels.is_empty()),
-        // What is attached to a Gateway or Service of the Gateway API is for no proxy that is served.
+        // What is attached to a Gateway or Service of the Gateway API is for no proxy that is
+        // served.
         is_attached: spec.target_ref.is_some() || !spec.target_refs.is_empty(),
         access_logging: access_logging.collect(),
     }

@@ -15,11 +15,16 @@ pub(crate) struct LoweredVirtualService {
     pub http: Vec<HttpRule>,
 }
 
-/// One rule: complete, or the conditions and defaults under which another VirtualService's rules apply.
+/// One rule: complete, or the conditions and defaults under which another VirtualService's rules
+/// apply.
 #[derive(Debug, Clone)]
 pub(crate) enum HttpRule {
     Route(HttpRoute),
-    Delegate { root: HttpRoute, to: NamespacedName, field: String },
+    Delegate {
+        root: HttpRoute,
+        to: NamespacedName,
+        field: String,
+    },
 }
 
 impl LoweredVirtualService {
@@ -35,18 +40,32 @@ pub(crate) fn lower_virtual_service(
     findings: &mut Findings<'_>,
 ) -> LoweredVirtualService {
     let empty = api::VirtualService::default();
-    let spec = if let Spec::VirtualService(spec) = &object.spec { spec.as_ref() } else { &empty };
+    let spec = if let Spec::VirtualService(spec) = &object.spec {
+        spec.as_ref()
+    } else {
+        &empty
+    };
     let namespace = object.meta.namespace.as_str();
     let origin = origin(object);
     let source = origin.name();
-    let names = RouteNames { namespace, domain: context.domain, source: &source };
+    let names = RouteNames {
+        namespace,
+        domain: context.domain,
+        source: &source,
+    };
     let mut http = Vec::new();
     for (index, route) in spec.http.iter().enumerate() {
         let field = format!("spec.http[{index}]");
-        let Some(lowered) = lower_http_route(&names, route, &field, findings) else { continue };
+        let Some(lowered) = lower_http_route(&names, route, &field, findings) else {
+            continue;
+        };
         http.push(match &route.delegate {
             Some(delegate) => {
-                let of = if delegate.namespace.is_empty() { namespace } else { delegate.namespace.as_str() };
+                let of = if delegate.namespace.is_empty() {
+                    namespace
+                } else {
+                    delegate.namespace.as_str()
+                };
                 HttpRule::Delegate {
                     root: lowered,
                     to: NamespacedName::new(of, &delegate.name),
@@ -72,13 +91,24 @@ pub(crate) fn lower_virtual_service(
     let gateways = if spec.gateways.is_empty() {
         vec![GatewayRef::Mesh]
     } else {
-        spec.gateways.iter().map(|name| gateway_ref(name, namespace)).collect()
+        spec.gateways
+            .iter()
+            .map(|name| gateway_ref(name, namespace))
+            .collect()
     };
     let base = VirtualService {
         origin,
-        hosts: spec.hosts.iter().map(|host| Hostname::resolve(host, namespace, context.domain)).collect(),
+        hosts: spec
+            .hosts
+            .iter()
+            .map(|host| Hostname::resolve(host, namespace, context.domain))
+            .collect(),
         gateways,
-        export_to: visibility(&spec.export_to, &context.mesh.default_virtual_service_export_to, namespace),
+        export_to: visibility(
+            &spec.export_to,
+            &context.mesh.default_virtual_service_export_to,
+            namespace,
+        ),
         http: Vec::new(),
         tls,
         tcp,
@@ -86,7 +116,8 @@ pub(crate) fn lower_virtual_service(
     LoweredVirtualService { base, http }
 }
 
-/// `mesh`, `name`, `ns/name`, and the older `name.ns.svc.cluster.local`. Source: Istio `resolveGatewayName`.
+/// `mesh`, `name`, `ns/name`, and the older `name.ns.svc.cluster.local`. Source: Istio
+/// `resolveGatewayName`.
 pub(crate) fn gateway_ref(name: &str, namespace: &str) -> GatewayRef {
     if name == "mesh" {
         return GatewayRef::Mesh;

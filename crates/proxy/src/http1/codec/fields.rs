@@ -31,13 +31,16 @@ impl Connection {
     }
 }
 
-/// Removes the fields that are for this connection alone, RFC 9110 §7.6.1. Those that mean something to the mesh stay: no
-/// client takes away what proxies have set, or what policies are about (A11).
+/// Removes the fields that are for this connection alone, RFC 9110 §7.6.1. Those that mean
+/// something to the mesh stay: no client takes away what proxies have set, or what policies are
+/// about (A11).
 pub(super) fn remove_nominated(fields: &mut Fields, value: &[u8]) {
     for token in value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
         let name = token.to_ascii_lowercase();
         let ours = name.starts_with(b"x-envoy-") || name.starts_with(b"x-forwarded-");
-        if let (Known::Other, false, Ok(name)) = (Known::of(&name), ours, std::str::from_utf8(&name)) {
+        if let (Known::Other, false, Ok(name)) =
+            (Known::of(&name), ours, std::str::from_utf8(&name))
+        {
             fields.remove(name);
         }
     }
@@ -45,7 +48,9 @@ pub(super) fn remove_nominated(fields: &mut Fields, value: &[u8]) {
 
 /// Whether a comma-separated list holds a token.
 pub(super) fn has_token(value: &[u8], token: &[u8]) -> bool {
-    value.split(|b| *b == b',').any(|part| part.trim_ascii().eq_ignore_ascii_case(token))
+    value
+        .split(|b| *b == b',')
+        .any(|part| part.trim_ascii().eq_ignore_ascii_case(token))
 }
 
 /// What `content-length` and `transfer-encoding` say. RFC 9112 §6.3.
@@ -58,7 +63,10 @@ pub(super) struct Lengths {
 impl Lengths {
     pub fn length(&mut self, value: &[u8]) -> Result<(), Refusal> {
         let digits = !value.is_empty() && value.len() <= 19 && value.iter().all(u8::is_ascii_digit);
-        let parsed = std::str::from_utf8(value).ok().filter(|_| digits).and_then(|text| text.parse().ok());
+        let parsed = std::str::from_utf8(value)
+            .ok()
+            .filter(|_| digits)
+            .and_then(|text| text.parse().ok());
         match (parsed, self.length, self.chunked) {
             (Some(length), None, false) => {
                 self.length = Some(length);
@@ -74,7 +82,10 @@ impl Lengths {
             return Err(refuse("http1.content_length_and_chunked_not_allowed"));
         }
         if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
-            return Err(Refusal { status: 501, details: "http1.invalid_transfer_encoding" });
+            return Err(Refusal {
+                status: 501,
+                details: "http1.invalid_transfer_encoding",
+            });
         }
         self.chunked = true;
         Ok(())
@@ -103,8 +114,13 @@ pub fn end_head(out: &mut Vec<u8>, chunked: bool, close: bool) {
 
 /// Drops what must not cross from another protocol into an HTTP/1.1 head.
 pub fn strip_hop_by_hop(fields: &mut Fields) {
-    for known in [Known::Connection, Known::KeepAlive, Known::ProxyConnection, Known::TransferEncoding, Known::Upgrade]
-    {
+    for known in [
+        Known::Connection,
+        Known::KeepAlive,
+        Known::ProxyConnection,
+        Known::TransferEncoding,
+        Known::Upgrade,
+    ] {
         fields.remove_known(known);
     }
 }

@@ -7,7 +7,8 @@ use meltemi_filters::head::{HttpVersion, ResponseHead};
 use super::fields::{Connection, Lengths};
 use super::{Framing, Limits, MAX_FIELDS, Refusal, ResponseTerms, first_line, refuse};
 
-/// Reads a response head from the beginning of `bytes`; see [`super::read_request`]. `method` is that of the request.
+/// Reads a response head from the beginning of `bytes`; see [`super::read_request`]. `method` is
+/// that of the request.
 pub fn read_response(
     bytes: &[u8],
     scanned: &mut usize,
@@ -48,7 +49,11 @@ pub fn read_response(
     }
     let at = |part: &[u8]| part.as_ptr() as usize - bytes.as_ptr() as usize;
     head.load(bytes, status);
-    head.version = if minor == 0 { HttpVersion::Http10 } else { HttpVersion::Http11 };
+    head.version = if minor == 0 {
+        HttpVersion::Http10
+    } else {
+        HttpVersion::Http11
+    };
     let mut connection = Connection::default();
     let mut body = Lengths::default();
     for field in response.headers.iter() {
@@ -64,7 +69,8 @@ pub fn read_response(
             7 if name.eq_ignore_ascii_case(b"trailer") => continue,
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 body.length(value)?;
-                // RFC 9110 §8.6: there may be none; a peer that has none of both would misread what follows.
+                // RFC 9110 §8.6: there may be none; a peer that has none of both would misread what
+                // follows.
                 if status < 200 || status == 204 {
                     continue;
                 }
@@ -75,22 +81,40 @@ pub fn read_response(
             }
             _ => {}
         }
-        head.fields_mut().push_loaded(at(name), name.len(), at(value), value.len());
+        head.fields_mut()
+            .push_loaded(at(name), name.len(), at(value), value.len());
     }
     let no_body = method == "HEAD" || status < 200 || status == 204 || status == 304;
-    let framing = if no_body { Framing::Empty } else { body.framing(Framing::UntilClose) };
+    let framing = if no_body {
+        Framing::Empty
+    } else {
+        body.framing(Framing::UntilClose)
+    };
     // RFC 9112 §6.1: chunks of HTTP/1.0 are read, as Envoy does, and then the connection is done.
-    let may_persist = if minor == 1 { true } else { connection.keep_alive && !body.chunked };
+    let may_persist = if minor == 1 {
+        true
+    } else {
+        connection.keep_alive && !body.chunked
+    };
     let persistent = may_persist && !connection.close;
-    Ok(Some((end, ResponseTerms { framing, keep_alive: persistent && framing != Framing::UntilClose })))
+    Ok(Some((
+        end,
+        ResponseTerms {
+            framing,
+            keep_alive: persistent && framing != Framing::UntilClose,
+        },
+    )))
 }
 
-/// Where a head ends in `bytes`, looking on from `from`; its first line begins at `start`. Old programs end lines without CR (RFC 9112 §2.2); what follows a
-/// response is its sender's own, so that nothing can be smuggled in by it.
+/// Where a head ends in `bytes`, looking on from `from`; its first line begins at `start`. Old
+/// programs end lines without CR (RFC 9112 §2.2); what follows a response is its sender's own, so
+/// that nothing can be smuggled in by it.
 fn head_end(bytes: &[u8], start: usize, from: &mut usize) -> Option<usize> {
     let mut at = *from;
     while let Some(step) = memchr::memchr(b'\n', &bytes[at..]) {
-        let line = bytes[..at + step].strip_suffix(b"\r").unwrap_or(&bytes[..at + step]);
+        let line = bytes[..at + step]
+            .strip_suffix(b"\r")
+            .unwrap_or(&bytes[..at + step]);
         // An empty line ends the head, but for empty lines before the first.
         if line.last() == Some(&b'\n') && start < line.len() {
             return Some(at + step + 1);
@@ -103,5 +127,7 @@ fn head_end(bytes: &[u8], start: usize, from: &mut usize) -> Option<usize> {
 
 /// Whether the beginning of a first line begins with a version.
 fn could_be_response(line: &[u8]) -> bool {
-    line.iter().zip(b"HTTP/1.").all(|(byte, wanted)| byte == wanted)
+    line.iter()
+        .zip(b"HTTP/1.")
+        .all(|(byte, wanted)| byte == wanted)
 }

@@ -22,11 +22,17 @@ fn status(text: &[u8]) -> u16 {
 fn an_ordinary_request_passes_with_its_fields_in_order() {
     let text = b"GET /a?b HTTP/1.1\r\nHost: reviews:9080\r\nUser-Agent: x\r\nConnection: keep-alive, foo\r\nFoo: 1\r\n\r\nrest";
     let (head, terms) = request(text).expect("accepted").expect("whole");
-    assert_eq!((head.method(), head.path(), head.authority()), ("GET", "/a?b", "reviews:9080"));
+    assert_eq!(
+        (head.method(), head.path(), head.authority()),
+        ("GET", "/a?b", "reviews:9080")
+    );
     assert!(terms.keep_alive && terms.framing == Framing::Empty);
     let mut out = Vec::new();
     head.write_h1(&mut out);
-    assert_eq!(out, b"GET /a?b HTTP/1.1\r\nhost: reviews:9080\r\nuser-agent: x\r\n");
+    assert_eq!(
+        out,
+        b"GET /a?b HTTP/1.1\r\nhost: reviews:9080\r\nuser-agent: x\r\n"
+    );
 }
 
 #[test]
@@ -35,7 +41,9 @@ fn a_head_in_single_bytes_is_the_same_head() {
     let (mut scanned, mut head, limits) = (0, RequestHead::new(), Limits::default());
     let mut got = None;
     for n in 1..=text.len() {
-        if let Some(read) = read_request(&text[..n], &mut scanned, &limits, &mut head).expect("accepted") {
+        if let Some(read) =
+            read_request(&text[..n], &mut scanned, &limits, &mut head).expect("accepted")
+        {
             got = Some(read);
             break;
         }
@@ -46,23 +54,38 @@ fn a_head_in_single_bytes_is_the_same_head() {
 
 #[test]
 fn a_few_empty_lines_may_come_first_and_no_more() {
-    let (mut head, mut response, limits) = (RequestHead::new(), ResponseHead::default(), Limits::default());
+    let (mut head, mut response, limits) = (
+        RequestHead::new(),
+        ResponseHead::default(),
+        Limits::default(),
+    );
     for lines in [1, 2] {
         let empty = "\r\n".repeat(lines);
-        assert_eq!(status(format!("{empty}GET / HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()), 200);
+        assert_eq!(
+            status(format!("{empty}GET / HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()),
+            200
+        );
         let answer = format!("{empty}HTTP/1.1 200 OK\r\n\r\n");
         assert!(
-            read_response(answer.as_bytes(), &mut 0, &limits, "GET", &mut response).is_ok_and(|read| read.is_some())
+            read_response(answer.as_bytes(), &mut 0, &limits, "GET", &mut response)
+                .is_ok_and(|read| read.is_some())
         );
     }
-    // Whoever sends nothing else is refused long before the limit of a head, and looked at no further.
+    // Whoever sends nothing else is refused long before the limit of a head, and looked at no
+    // further.
     for pieces in [&["\r\n"; 10][..], &["\n"; 30], &["\r\n\r\n"; 5]] {
         let (mut sent, mut scanned, mut scanned_response) = (String::new(), 0, 0);
         let (mut refused, mut refused_response) = (false, false);
         for piece in pieces {
             sent.push_str(piece);
             refused |= read_request(sent.as_bytes(), &mut scanned, &limits, &mut head).is_err();
-            let read = read_response(sent.as_bytes(), &mut scanned_response, &limits, "GET", &mut response);
+            let read = read_response(
+                sent.as_bytes(),
+                &mut scanned_response,
+                &limits,
+                "GET",
+                &mut response,
+            );
             refused_response |= read.is_err();
         }
         assert!(refused && refused_response, "{pieces:?}");
@@ -127,9 +150,13 @@ fn long_heads_end_with_414_or_431() {
 
 #[test]
 fn an_absolute_target_decides_the_one_host() {
-    let (head, _) = request(b"GET http://b:80/x?y HTTP/1.1\r\nhost: a\r\n\r\n").expect("accepted").expect("whole");
+    let (head, _) = request(b"GET http://b:80/x?y HTTP/1.1\r\nhost: a\r\n\r\n")
+        .expect("accepted")
+        .expect("whole");
     assert_eq!((head.authority(), head.path()), ("b:80", "/x?y"));
-    let (head, _) = request(b"GET http://b HTTP/1.1\r\nhost: a\r\n\r\n").expect("accepted").expect("whole");
+    let (head, _) = request(b"GET http://b HTTP/1.1\r\nhost: a\r\n\r\n")
+        .expect("accepted")
+        .expect("whole");
     assert_eq!((head.authority(), head.path()), ("b", "/"));
 }
 
@@ -137,26 +164,60 @@ fn an_absolute_target_decides_the_one_host() {
 fn responses_are_read_as_strictly() {
     let read = |text: &[u8], method: &str| {
         let mut head = ResponseHead::default();
-        read_response(text, &mut 0, &Limits::default(), method, &mut head).map(|r| r.map(|(_, terms)| (head, terms)))
+        read_response(text, &mut 0, &Limits::default(), method, &mut head)
+            .map(|r| r.map(|(_, terms)| (head, terms)))
     };
-    let (head, terms) =
-        read(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: y\r\n\r\n", "GET").expect("ok").expect("whole");
-    assert_eq!((head.status, terms.framing, terms.keep_alive), (200, Framing::Length(5), true));
+    let (head, terms) = read(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: y\r\n\r\n",
+        "GET",
+    )
+    .expect("ok")
+    .expect("whole");
+    assert_eq!(
+        (head.status, terms.framing, terms.keep_alive),
+        (200, Framing::Length(5), true)
+    );
     let framing = |text: &[u8], method: &str| read(text, method).expect("ok").expect("whole").1;
-    assert_eq!(framing(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", "HEAD").framing, Framing::Empty);
-    assert_eq!(framing(b"HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n", "GET").framing, Framing::Empty);
-    assert_eq!(framing(b"HTTP/1.1 200 OK\ncontent-length: 5\r\nx: y\n\nhello", "GET").framing, Framing::Length(5));
+    assert_eq!(
+        framing(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", "HEAD").framing,
+        Framing::Empty
+    );
+    assert_eq!(
+        framing(
+            b"HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n",
+            "GET"
+        )
+        .framing,
+        Framing::Empty
+    );
+    assert_eq!(
+        framing(
+            b"HTTP/1.1 200 OK\ncontent-length: 5\r\nx: y\n\nhello",
+            "GET"
+        )
+        .framing,
+        Framing::Length(5)
+    );
     let until_close = framing(b"HTTP/1.1 200\r\n\r\n", "GET");
     assert!(until_close.framing == Framing::UntilClose && !until_close.keep_alive);
     assert!(!framing(b"HTTP/1.0 200 OK\r\ncontent-length: 1\r\n\r\n", "GET").keep_alive);
-    let alive = framing(b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 1\r\n\r\n", "GET");
+    let alive = framing(
+        b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 1\r\n\r\n",
+        "GET",
+    );
     assert!(alive.keep_alive);
     let chunks = b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ntransfer-encoding: chunked\r\n\r\n";
     let chunked = framing(chunks, "GET");
-    assert!(chunked.framing == Framing::Chunked && !chunked.keep_alive, "RFC 9112 §6.1");
+    assert!(
+        chunked.framing == Framing::Chunked && !chunked.keep_alive,
+        "RFC 9112 §6.1"
+    );
     let fields = |n: usize| format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: y\r\n".repeat(n)).into_bytes();
     assert!(read(&fields(100), "GET").is_ok());
-    assert_eq!(read(&fields(101), "GET").expect_err("too many").details, "http1.too_many_headers");
+    assert_eq!(
+        read(&fields(101), "GET").expect_err("too many").details,
+        "http1.too_many_headers"
+    );
     for bad in [
         &b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n"[..],
         b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
@@ -164,6 +225,10 @@ fn responses_are_read_as_strictly() {
         b"SSH-2.0-OpenSSH\r\n\r\n",
         b"220 mail.example ESMTP",
     ] {
-        assert!(read(bad, "GET").is_err(), "{}", String::from_utf8_lossy(bad));
+        assert!(
+            read(bad, "GET").is_err(),
+            "{}",
+            String::from_utf8_lossy(bad)
+        );
     }
 }

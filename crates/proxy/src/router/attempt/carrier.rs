@@ -30,7 +30,12 @@ pub(crate) enum Carrier {
     /// The connection, the lane that it goes back to, and whether it came from there.
     H1(Box<PooledH1>, LaneKey, bool),
     /// A stream on which the head has been sent, and what is known of its connection.
-    H2(ResponseFuture, h2::SendStream<Bytes>, ActiveStream, UpstreamFacts),
+    H2(
+        ResponseFuture,
+        h2::SendStream<Bytes>,
+        ActiveStream,
+        UpstreamFacts,
+    ),
 }
 
 impl Carrier {
@@ -65,17 +70,32 @@ pub(crate) async fn obtain(
     clocks: &Clocks,
 ) -> Result<Carrier, AttemptEnd> {
     let http2 = head.version == HttpVersion::Http2;
-    let mut from_state: Option<Vec<Box<str>>> =
-        run.info.state.filter_state.upstream_alpn().map(|list| list.map(Into::into).collect());
+    let mut from_state: Option<Vec<Box<str>>> = run
+        .info
+        .state
+        .filter_state
+        .upstream_alpn()
+        .map(|list| list.map(Into::into).collect());
     let overrides = run.info.state.alpn.clone();
     if plan.upgrade {
-        // What is spoken here is HTTP/1.1, whatever the cluster's requests are carried by otherwise.
+        // What is spoken here is HTTP/1.1, whatever the cluster's requests are carried by
+        // otherwise.
         let own = from_state.take().or_else(|| {
-            let listed = overrides.as_deref().map(|overrides| overrides.http11.to_vec());
+            let listed = overrides
+                .as_deref()
+                .map(|overrides| overrides.http11.to_vec());
             listed.filter(|list| !list.is_empty()).or_else(|| {
                 let terms = host.transport.tls()?;
                 // The preamble that this one promises is for bytes, not for requests.
-                Some(terms.common.alpn.iter().filter(|name| ***name != *peer_exchange::ALPN).cloned().collect())
+                Some(
+                    terms
+                        .common
+                        .alpn
+                        .iter()
+                        .filter(|name| ***name != *peer_exchange::ALPN)
+                        .cloned()
+                        .collect(),
+                )
             })
         });
         from_state = own.map(without_http2);
@@ -86,14 +106,21 @@ pub(crate) async fn obtain(
             use meltemi_proxy_config::cluster::UpstreamProtocol::{Auto, Downstream, Http1, Http2};
             let list = match (cluster.entry.cluster.protocol, http2) {
                 (Http2, _) | (Downstream | Auto, true) => &overrides.http2,
-                (Http1, _) | (Downstream | Auto, false) if head.version == HttpVersion::Http10 => &overrides.http10,
+                (Http1, _) | (Downstream | Auto, false) if head.version == HttpVersion::Http10 => {
+                    &overrides.http10
+                }
                 _ => &overrides.http11,
             };
             (!list.is_empty()).then_some(list)
         }
         (None, None) => None,
     };
-    let server_name: Option<Box<str>> = run.info.state.filter_state.upstream_server_name().map(Into::into);
+    let server_name: Option<Box<str>> = run
+        .info
+        .state
+        .filter_state
+        .upstream_server_name()
+        .map(Into::into);
     let ask = Ask {
         cluster,
         host,
@@ -101,7 +128,10 @@ pub(crate) async fn obtain(
         server_name: server_name.as_deref(),
         http2_downstream: http2,
         authority: match &cluster.entry.cluster.http.auto_sni_header {
-            Some(name) => head.get_str(name).filter(|host| !host.is_empty()).unwrap_or(head.authority()),
+            Some(name) => head
+                .get_str(name)
+                .filter(|host| !host.is_empty())
+                .unwrap_or(head.authority()),
             None => head.authority(),
         },
         http1_only: plan.upgrade,
@@ -120,7 +150,8 @@ pub(crate) async fn obtain(
             Ok(Acquired::H2(shared)) => shared,
             Err(error) => return Err(AttemptEnd::Failed(not_acquired(plan, host, &error))),
         };
-        let request = heads::request_to(head).map_err(|bad| AttemptEnd::Failed(cannot_cross(bad.details)))?;
+        let request =
+            heads::request_to(head).map_err(|bad| AttemptEnd::Failed(cannot_cross(bad.details)))?;
         let opened = tokio::select! {
             biased;
             opened = shared.connection.open(request, is_bodyless(body, tee)) => opened,
@@ -128,15 +159,19 @@ pub(crate) async fn obtain(
             () = responder.left(body) => return Err(gone(run)),
         };
         match opened {
-            Ok((response, send, active)) => return Ok(Carrier::H2(response, send, active, shared.facts.clone())),
-            // It said goodbye since somebody used it last. Nothing was sent and nobody is to blame; it is not found again.
+            Ok((response, send, active)) => {
+                return Ok(Carrier::H2(response, send, active, shared.facts.clone()));
+            }
+            // It said goodbye since somebody used it last. Nothing was sent and nobody is to blame;
+            // it is not found again.
             Err(_) if shared.connection.is_spent() => {}
             Err(error) => return Err(AttemptEnd::Failed(h2_failure(plan, host, &error))),
         }
     }
 }
 
-/// What may be offered where HTTP/1.1 will be spoken. An empty list stays one: whoever offers nothing agrees on nothing.
+/// What may be offered where HTTP/1.1 will be spoken. An empty list stays one: whoever offers
+/// nothing agrees on nothing.
 fn without_http2(mut list: Vec<Box<str>>) -> Vec<Box<str>> {
     let had_any = !list.is_empty();
     list.retain(|name| !is_http2(name.as_bytes()));

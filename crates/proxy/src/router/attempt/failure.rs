@@ -39,7 +39,9 @@ impl Failure {
         // A client that has not sent all yet is itself the slow one.
         let waits_for_client = !clocks.is_uploaded();
         Self {
-            kind: limit.is_of_attempt().then_some(AttemptFailure::PerTryTimeout),
+            kind: limit
+                .is_of_attempt()
+                .then_some(AttemptFailure::PerTryTimeout),
             flag: limit.flag(),
             reason: "",
             transport: String::new(),
@@ -74,7 +76,8 @@ impl Failure {
 
     /// The answer, in Envoy's words.
     pub fn reply(self, retries: u32) -> Box<LocalReply> {
-        let (status, body, details): (u16, Cow<'static, str>, Cow<'static, str>) = match self.limit {
+        let (status, body, details): (u16, Cow<'static, str>, Cow<'static, str>) = match self.limit
+        {
             Some((limit, slow)) => {
                 let status = match limit {
                     Limit::Total | Limit::PerTry | Limit::PerTryIdle => 504,
@@ -88,16 +91,30 @@ impl Failure {
                 (400, "Bad Request".into(), "http1.codec_error".into())
             }
             None => {
-                let how = if retries > 0 { "retried and the latest reset reason: " } else { "reset reason: " };
-                let body = format!("upstream connect error or disconnect/reset before headers. {how}{}", self.reason);
-                let mut details = format!("upstream_reset_before_response_started{{{}", self.reason.replace(' ', "_"));
+                let how = if retries > 0 {
+                    "retried and the latest reset reason: "
+                } else {
+                    "reset reason: "
+                };
+                let body = format!(
+                    "upstream connect error or disconnect/reset before headers. {how}{}",
+                    self.reason
+                );
+                let mut details = format!(
+                    "upstream_reset_before_response_started{{{}",
+                    self.reason.replace(' ', "_")
+                );
                 // Why a transport failed is for us to know: not in the body.
                 if !self.transport.is_empty() {
                     details.push('|');
                     details.push_str(&self.transport.replace(' ', "_"));
                 }
                 details.push('}');
-                let status = if self.flag == ResponseFlag::UpstreamProtocolError { 502 } else { 503 };
+                let status = if self.flag == ResponseFlag::UpstreamProtocolError {
+                    502
+                } else {
+                    503
+                };
                 (status, body.into(), details.into())
             }
         };
@@ -136,7 +153,11 @@ pub(super) fn read_failure(
         NoResponse::H1(error) => {
             let stale = reused && matches!(error, ReadError::Closed | ReadError::Io(_));
             // Once a byte has gone out the upstream may have acted on it.
-            let kind = if nothing_sent { AttemptFailure::ResetBeforeRequest } else { AttemptFailure::Reset };
+            let kind = if nothing_sent {
+                AttemptFailure::ResetBeforeRequest
+            } else {
+                AttemptFailure::Reset
+            };
             let how = write_error.unwrap_or_else(|| error.to_string());
             let failure = Failure::of(
                 plan,
@@ -153,15 +174,32 @@ pub(super) fn read_failure(
 
 /// An HTTP/2 stream failed.
 pub(super) fn h2_failure(plan: &Plan<'_>, host: &WorkerHost, error: &h2::Error) -> Failure {
-    let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM) || (error.is_go_away() && error.is_remote());
+    let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM)
+        || (error.is_go_away() && error.is_remote());
     let (kind, flag, reason) = if refused {
-        (AttemptFailure::Refused, ResponseFlag::UpstreamRemoteReset, "remote refused stream reset")
+        (
+            AttemptFailure::Refused,
+            ResponseFlag::UpstreamRemoteReset,
+            "remote refused stream reset",
+        )
     } else if error.is_reset() && error.is_remote() {
-        (AttemptFailure::Reset, ResponseFlag::UpstreamRemoteReset, "remote reset")
+        (
+            AttemptFailure::Reset,
+            ResponseFlag::UpstreamRemoteReset,
+            "remote reset",
+        )
     } else if error.is_io() {
-        (AttemptFailure::Reset, ResponseFlag::UpstreamConnectionTermination, "connection termination")
+        (
+            AttemptFailure::Reset,
+            ResponseFlag::UpstreamConnectionTermination,
+            "connection termination",
+        )
     } else {
-        (AttemptFailure::Reset, ResponseFlag::UpstreamProtocolError, "protocol error")
+        (
+            AttemptFailure::Reset,
+            ResponseFlag::UpstreamProtocolError,
+            "protocol error",
+        )
     };
     Failure::of(plan, host, kind, flag, reason, error.to_string())
 }

@@ -15,7 +15,8 @@ use crate::respond::Responder;
 use crate::router::Plan;
 use crate::router::timeout::Clocks;
 
-/// After a 101: bytes both ways, until either side ends, a limit of the stream has passed, or the connection has to end.
+/// After a 101: bytes both ways, until either side ends, a limit of the stream has passed, or the
+/// connection has to end.
 pub(super) async fn tunnel(
     run: &mut Run<'_>,
     plan: &Plan<'_>,
@@ -29,22 +30,37 @@ pub(super) async fn tunnel(
     if responder.switch(&run.response).await.is_err() {
         return gone(run);
     }
-    let BodyIn::H1(downstream) = body else { return gone(run) };
+    let BodyIn::H1(downstream) = body else {
+        return gone(run);
+    };
     let first = (downstream.input.take(), upstream_input.take());
     let meter = Meter::default();
     let (mut down, mut up) = (IoRef(downstream.io), IoRef(upstream));
     clocks.tunnelled();
     let limit = {
         let options = CopyOptions::default();
-        let mut copy = pin!(copy_both_ways(&mut down, &mut up, first, options, &run.worker.buffers, &meter));
+        let mut copy = pin!(copy_both_ways(
+            &mut down,
+            &mut up,
+            first,
+            options,
+            &run.worker.buffers,
+            &meter
+        ));
         poll_fn(|cx| match copy.as_mut().poll(cx) {
             Poll::Ready(_) => Poll::Ready(None),
-            Poll::Pending => clocks.poll(cx, meter.received.get() + meter.sent.get()).map(Some),
+            Poll::Pending => clocks
+                .poll(cx, meter.received.get() + meter.sent.get())
+                .map(Some),
         })
         .await
     };
     if let Some(limit) = limit {
-        run.info.end(limit.flag(), limit.details(), Some(clocks.cause(limit, plan)));
+        run.info.end(
+            limit.flag(),
+            limit.details(),
+            Some(clocks.cause(limit, plan)),
+        );
     }
     run.info.received.set(meter.received.get());
     run.info.sent.set(meter.sent.get());

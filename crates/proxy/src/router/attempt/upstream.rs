@@ -15,8 +15,13 @@ use crate::io::Io;
 
 /// What the upstream half is, once the request is on its way.
 pub(super) enum Upstream<'u> {
-    H1 { io: &'u Io, input: &'u mut Input },
-    H2 { response: h2::client::ResponseFuture },
+    H1 {
+        io: &'u Io,
+        input: &'u mut Input,
+    },
+    H2 {
+        response: h2::client::ResponseFuture,
+    },
 }
 
 /// A response head, and where its body comes from.
@@ -50,14 +55,30 @@ impl Upstream<'_> {
     ) -> Result<Arrived, NoResponse> {
         match self {
             Self::H1 { io, input } => {
-                let terms = client::read_head(io, input, method, limits, head).await.map_err(NoResponse::H1)?;
-                Ok(Arrived { terms, stream: None })
+                let terms = client::read_head(io, input, method, limits, head)
+                    .await
+                    .map_err(NoResponse::H1)?;
+                Ok(Arrived {
+                    terms,
+                    stream: None,
+                })
             }
             Self::H2 { response } => {
                 let (parts, stream) = response.await.map_err(NoResponse::H2)?.into_parts();
-                heads::response_from(&parts, limits.fields, head).map_err(|bad| NoResponse::BadHead(bad.details))?;
-                let framing = if stream.is_end_stream() { Framing::Empty } else { Framing::UntilClose };
-                Ok(Arrived { terms: ResponseTerms { framing, keep_alive: true }, stream: Some(stream) })
+                heads::response_from(&parts, limits.fields, head)
+                    .map_err(|bad| NoResponse::BadHead(bad.details))?;
+                let framing = if stream.is_end_stream() {
+                    Framing::Empty
+                } else {
+                    Framing::UntilClose
+                };
+                Ok(Arrived {
+                    terms: ResponseTerms {
+                        framing,
+                        keep_alive: true,
+                    },
+                    stream: Some(stream),
+                })
             }
         }
     }
@@ -76,7 +97,9 @@ pub(super) async fn send_body(
     received: &Cell<u64>,
     messages: Option<&Cell<MessageCount>>,
 ) -> Result<(), PumpError> {
-    let kept = tee.map(|tee| Bytes::copy_from_slice(&tee.borrow().bytes)).filter(|kept| !kept.is_empty());
+    let kept = tee
+        .map(|tee| Bytes::copy_from_slice(&tee.borrow().bytes))
+        .filter(|kept| !kept.is_empty());
     if let Some(kept) = kept {
         to.data(Data::Owned(kept)).await.map_err(PumpError::Write)?;
     }
@@ -87,7 +110,12 @@ pub(super) async fn send_body(
 }
 
 /// Writes a request's head for HTTP/1.1, to its end; whether the body goes in chunks.
-pub(super) fn write_head(head: &RequestHead, no_body: bool, upgrade: bool, out: &mut Vec<u8>) -> bool {
+pub(super) fn write_head(
+    head: &RequestHead,
+    no_body: bool,
+    upgrade: bool,
+    out: &mut Vec<u8>,
+) -> bool {
     head.write_h1(out);
     let sized = head.fields().has(Known::ContentLength);
     let chunked = !no_body && !sized;

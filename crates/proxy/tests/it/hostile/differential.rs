@@ -1,5 +1,6 @@
-//! Odd names, paths and heads through stock Envoy and through us, under the options that Istio and operators set: what
-//! Envoy refuses we refuse, and what both let pass arrives in the same form. Where we are stricter the case says why.
+//! Odd names, paths and heads through stock Envoy and through us, under the options that Istio and
+//! operators set: what Envoy refuses we refuse, and what both let pass arrives in the same form.
+//! Where we are stricter the case says why.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,7 +17,11 @@ use crate::envoy::{self, Envoy};
 use crate::peers::{self, Client};
 
 /// Headers that differ from request to request.
-const VOLATILE: [&str; 3] = ["x-request-id", "x-forwarded-for", "x-envoy-external-address"];
+const VOLATILE: [&str; 3] = [
+    "x-request-id",
+    "x-forwarded-for",
+    "x-envoy-external-address",
+];
 
 /// Answers with the request line and the sorted fields that it saw.
 async fn witness() -> SocketAddr {
@@ -25,11 +30,17 @@ async fn witness() -> SocketAddr {
         let first = lines.next().unwrap_or_default().to_owned();
         let mut fields: Vec<String> = lines
             .map(str::to_ascii_lowercase)
-            .filter(|line| !VOLATILE.iter().any(|name| line.starts_with(name)) && line != "content-length: 0")
+            .filter(|line| {
+                !VOLATILE.iter().any(|name| line.starts_with(name)) && line != "content-length: 0"
+            })
             .collect();
         fields.sort_unstable();
         let text = format!("{first}\n{}", fields.join("\n"));
-        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len()).into_bytes()
+        format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}",
+            text.len()
+        )
+        .into_bytes()
     })
     .await
 }
@@ -49,7 +60,10 @@ fn listeners() -> Vec<Listener> {
         listener(name, vec![http_chain(&manager)])
     };
     let underscores = |action: Underscores| {
-        Some(core::HttpProtocolOptions { headers_with_underscores_action: action as i32, ..Default::default() })
+        Some(core::HttpProtocolOptions {
+            headers_with_underscores_action: action as i32,
+            ..Default::default()
+        })
     };
     vec![
         with("default", &|_| {}),
@@ -71,7 +85,10 @@ fn listeners() -> Vec<Listener> {
         }),
         with("refuse", &|m| {
             m.path_with_escaped_slashes_action = Slashes::RejectRequest as i32;
-            m.http_protocol_options = Some(core::Http1ProtocolOptions { accept_http_10: true, ..Default::default() });
+            m.http_protocol_options = Some(core::Http1ProtocolOptions {
+                accept_http_10: true,
+                ..Default::default()
+            });
         }),
     ]
 }
@@ -261,68 +278,174 @@ const LINES: &[&str] = &[
 
 /// Where we decide otherwise than Envoy: how the case ends, our status, and why that is right.
 const OTHERWISE: &[(&str, u16, &str)] = &[
-    ("target http://b.example?x", 200, "RFC 9112 §3.2.2: the path is empty, which is /"),
-    ("target http://u@b.example/a", 400, "whose host is read how is anybody's guess"),
-    ("sidecar: target /%%32%65/a", 400, "decoded twice it is another path"),
-    ("edge: target /%%32%65/a", 400, "decoded twice it is another path"),
-    ("fold: target /%%32%65/a", 400, "decoded twice it is another path"),
-    ("edge: target https://b.example/a", 200, "what is said of the scheme is not believed, and says nothing"),
+    (
+        "target http://b.example?x",
+        200,
+        "RFC 9112 §3.2.2: the path is empty, which is /",
+    ),
+    (
+        "target http://u@b.example/a",
+        400,
+        "whose host is read how is anybody's guess",
+    ),
+    (
+        "sidecar: target /%%32%65/a",
+        400,
+        "decoded twice it is another path",
+    ),
+    (
+        "edge: target /%%32%65/a",
+        400,
+        "decoded twice it is another path",
+    ),
+    (
+        "fold: target /%%32%65/a",
+        400,
+        "decoded twice it is another path",
+    ),
+    (
+        "edge: target https://b.example/a",
+        200,
+        "what is said of the scheme is not believed, and says nothing",
+    ),
     ("host a@b", 400, "whose host is read how is anybody's guess"),
-    ("fold: host a.example:", 200, "the port is empty; what is the same host is written the same"),
-    ("fold: host a.example:http", 200, "no port, and none is left"),
-    ("fields expect: 200-ok", 417, "RFC 9110 §10.1.1: nobody here meets it"),
+    (
+        "fold: host a.example:",
+        200,
+        "the port is empty; what is the same host is written the same",
+    ),
+    (
+        "fold: host a.example:http",
+        200,
+        "no port, and none is left",
+    ),
+    (
+        "fields expect: 200-ok",
+        417,
+        "RFC 9110 §10.1.1: nobody here meets it",
+    ),
     ("fields host: other.example", 400, "RFC 9112 §3.2: one host"),
-    ("fields x-forwarded-proto: gopher", 200, "no scheme, so it is replaced by ours"),
-    ("fields connection: x-forwarded-for\nx-forwarded-for: 1.1.1.1", 200, "what proxies have set stays"),
-    ("fields connection: authorization\nauthorization: x", 200, "what policies are about stays"),
-    ("fields connection: cookie\ncookie: a=b", 200, "what policies are about stays"),
+    (
+        "fields x-forwarded-proto: gopher",
+        200,
+        "no scheme, so it is replaced by ours",
+    ),
+    (
+        "fields connection: x-forwarded-for\nx-forwarded-for: 1.1.1.1",
+        200,
+        "what proxies have set stays",
+    ),
+    (
+        "fields connection: authorization\nauthorization: x",
+        200,
+        "what policies are about stays",
+    ),
+    (
+        "fields connection: cookie\ncookie: a=b",
+        200,
+        "what policies are about stays",
+    ),
     ("fields connection: host", 200, "the host stays"),
     ("fields connection: :path", 200, "no field has that name"),
-    ("line FOO / HTTP/1.1", 200, "RFC 9110 §9: methods are for servers to know"),
+    (
+        "line FOO / HTTP/1.1",
+        200,
+        "RFC 9110 §9: methods are for servers to know",
+    ),
     ("line GET / HTTP/0.9", 400, "no such version"),
     ("line GET / HTTP/1.2", 400, "no such version"),
     ("line GET / HTTP/2.0", 400, "no such version in these words"),
     ("line GET /", 400, "no version"),
     ("line GET  / HTTP/1.1", 400, "RFC 9112 §3: one blank"),
-    ("line GET / HTTP/1.1 ", 400, "RFC 9112 §3: nothing after the version"),
-    ("line PRI * HTTP/2.0", 400, "half a preface is an answer's worth"),
+    (
+        "line GET / HTTP/1.1 ",
+        400,
+        "RFC 9112 §3: nothing after the version",
+    ),
+    (
+        "line PRI * HTTP/2.0",
+        400,
+        "half a preface is an answer's worth",
+    ),
 ];
 
-/// The status, and what arrived or where the client is sent; 0 for a connection that ends without an answer.
+/// The status, and what arrived or where the client is sent; 0 for a connection that ends without
+/// an answer.
 async fn outcome(at: SocketAddr, request: &str) -> (u16, String) {
     let mut client = Client::connect(at).await;
-    let _ = client.stream.write_all(request.replace('\n', "\r\n").as_bytes()).await;
+    let _ = client
+        .stream
+        .write_all(request.replace('\n', "\r\n").as_bytes())
+        .await;
     let answer = tokio::time::timeout(Duration::from_secs(5), client.receive()).await;
-    let Some((head, body)) = answer.unwrap_or_else(|_| panic!("no answer and no end: {request:?}")) else {
+    let Some((head, body)) = answer.unwrap_or_else(|_| panic!("no answer and no end: {request:?}"))
+    else {
         return (0, String::new());
     };
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-    let location = head.lines().find(|line| line.starts_with("location: ")).unwrap_or_default();
-    (status, if status == 200 { String::from_utf8_lossy(&body).into_owned() } else { location.to_owned() })
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .expect("a status");
+    let location = head
+        .lines()
+        .find(|line| line.starts_with("location: "))
+        .unwrap_or_default();
+    (
+        status,
+        if status == 200 {
+            String::from_utf8_lossy(&body).into_owned()
+        } else {
+            location.to_owned()
+        },
+    )
 }
 
 #[tokio::test]
 async fn envoy_and_we_refuse_alike() {
-    let Some(program) = envoy::program("envoy_and_we_refuse_alike") else { return };
+    let Some(program) = envoy::program("envoy_and_we_refuse_alike") else {
+        return;
+    };
     let clusters = vec![static_cluster("up", &[witness().await])];
     let theirs = Envoy::start(program, clusters.clone(), |_| listeners()).await;
     let ours = Running::start(ProxyOptions::default());
     ours.apply(clusters, listeners()).await;
     let targets = TARGETS.iter().map(|target| {
-        (format!("target {target}"), format!("GET {target} HTTP/1.1\nhost: a.example\nconnection: close\n\n"))
+        (
+            format!("target {target}"),
+            format!("GET {target} HTTP/1.1\nhost: a.example\nconnection: close\n\n"),
+        )
     });
-    let hosts = HOSTS
-        .iter()
-        .map(|host| (format!("host {host}"), format!("GET / HTTP/1.1\nhost: {host}\nconnection: close\n\n")));
+    let hosts = HOSTS.iter().map(|host| {
+        (
+            format!("host {host}"),
+            format!("GET / HTTP/1.1\nhost: {host}\nconnection: close\n\n"),
+        )
+    });
     let fields = FIELDS.iter().map(|fields| {
-        let body = if fields.contains("transfer-encoding: ") { "0\n\n" } else { "" };
-        (format!("fields {fields}"), format!("GET / HTTP/1.1\nhost: a.example\n{fields}\n\n{body}"))
+        let body = if fields.contains("transfer-encoding: ") {
+            "0\n\n"
+        } else {
+            ""
+        };
+        (
+            format!("fields {fields}"),
+            format!("GET / HTTP/1.1\nhost: a.example\n{fields}\n\n{body}"),
+        )
     });
-    let lines = LINES.iter().map(|line| (format!("line {line}"), format!("{line}\nhost: a.example\n\n")));
+    let lines = LINES.iter().map(|line| {
+        (
+            format!("line {line}"),
+            format!("{line}\nhost: a.example\n\n"),
+        )
+    });
     let all: Vec<(String, String)> = targets.chain(hosts).chain(fields).chain(lines).collect();
     let mut different = Vec::new();
     for listener in listeners() {
-        let (their, our) = (theirs.at(&listener.name).await, ours.at(&listener.name).await);
+        let (their, our) = (
+            theirs.at(&listener.name).await,
+            ours.at(&listener.name).await,
+        );
         for (case, request) in &all {
             let case = format!("{}: {case}", listener.name);
             let (envoy, we) = (outcome(their, request).await, outcome(our, request).await);
@@ -336,5 +459,10 @@ async fn envoy_and_we_refuse_alike() {
             }
         }
     }
-    assert!(different.is_empty(), "{} differ:\n{}", different.len(), different.join("\n"));
+    assert!(
+        different.is_empty(),
+        "{} differ:\n{}",
+        different.len(),
+        different.join("\n")
+    );
 }

@@ -80,19 +80,32 @@ pub fn remembered(name: &[u8], value: &[u8]) -> Vec<u8> {
 
 /// A header block of these fields.
 pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
-    fields.iter().flat_map(|(name, value)| field(name.as_bytes(), value.as_bytes())).collect()
+    fields
+        .iter()
+        .flat_map(|(name, value)| field(name.as_bytes(), value.as_bytes()))
+        .collect()
 }
 
 /// The header block of an ordinary request, with more fields.
 pub fn request(method: &str, path: &str, more: &[(&str, &str)]) -> Vec<u8> {
-    let mut out = block(&[(":method", method), (":scheme", "http"), (":authority", "a"), (":path", path)]);
+    let mut out = block(&[
+        (":method", method),
+        (":scheme", "http"),
+        (":authority", "a"),
+        (":path", path),
+    ]);
     out.extend(block(more));
     out
 }
 
 /// HEADERS of a whole GET.
 pub fn get(stream: u32, path: &str) -> Vec<u8> {
-    frame(HEADERS, END_HEADERS | END, stream, &request("GET", path, &[]))
+    frame(
+        HEADERS,
+        END_HEADERS | END,
+        stream,
+        &request("GET", path, &[]),
+    )
 }
 
 /// HEADERS of a POST whose body is still to come.
@@ -125,9 +138,18 @@ pub struct Said {
 
 impl Said {
     fn hear(&mut self, kind: u8, stream: u32, payload: &[u8]) {
-        let word = |at: usize| payload.get(at..at + 4).map(|b| b.iter().fold(0, |n, b| n << 8 | u32::from(*b)));
+        let word = |at: usize| {
+            payload
+                .get(at..at + 4)
+                .map(|b| b.iter().fold(0, |n, b| n << 8 | u32::from(*b)))
+        };
         match kind {
-            HEADERS => _ = self.statuses.entry(stream).or_insert_with(|| status(payload)),
+            HEADERS => {
+                _ = self
+                    .statuses
+                    .entry(stream)
+                    .or_insert_with(|| status(payload))
+            }
             RST_STREAM => _ = self.resets.insert(stream, word(0).expect("a code")),
             GOAWAY => self.goodbye = word(4),
             _ => {}
@@ -136,7 +158,11 @@ impl Said {
 
     /// What became of a stream: its status, else its reset, else the end of the connection.
     pub fn outcome(&self, stream: u32) -> Outcome {
-        match (self.statuses.get(&stream), self.resets.get(&stream), self.goodbye) {
+        match (
+            self.statuses.get(&stream),
+            self.resets.get(&stream),
+            self.goodbye,
+        ) {
             (Some(status), ..) => Outcome::Status(*status),
             (None, Some(code), _) => Outcome::Reset(*code),
             (None, None, Some(code)) => Outcome::Goodbye(code),
@@ -154,20 +180,29 @@ pub enum Outcome {
     Nothing,
 }
 
-/// The status at the beginning of a response's header block; digits may be in Huffman's code. RFC 7541. 0: it was said
-/// before, and is only referred to.
+/// The status at the beginning of a response's header block; digits may be in Huffman's code. RFC
+/// 7541. 0: it was said before, and is only referred to.
 fn status(block: &[u8]) -> u16 {
     // A change of the table's size may come first.
-    let start = block.iter().position(|b| b & 0xe0 != 0x20).expect("a field");
+    let start = block
+        .iter()
+        .position(|b| b & 0xe0 != 0x20)
+        .expect("a field");
     let block = &block[start..];
     if block[0] & 0x80 != 0 {
         let known = [200, 204, 206, 304, 400, 404, 500];
-        return known.get(usize::from(block[0] & 0x7f) - 8).copied().unwrap_or(0);
+        return known
+            .get(usize::from(block[0] & 0x7f) - 8)
+            .copied()
+            .unwrap_or(0);
     }
     let length = usize::from(block[1] & 0x7f);
     let value = &block[2..2 + length];
     if block[1] & 0x80 == 0 {
-        return std::str::from_utf8(value).expect("digits").parse().expect("a status");
+        return std::str::from_utf8(value)
+            .expect("digits")
+            .parse()
+            .expect("a status");
     }
     let bits: String = value.iter().map(|byte| format!("{byte:08b}")).collect();
     let (mut rest, mut status) = (bits.as_str(), 0);
@@ -176,7 +211,10 @@ fn status(block: &[u8]) -> u16 {
             "00000" => (0, 5),
             "00001" => (1, 5),
             "00010" => (2, 5),
-            _ => (u16::from_str_radix(&rest[..6], 2).expect("bits") - 0b011001 + 3, 6),
+            _ => (
+                u16::from_str_radix(&rest[..6], 2).expect("bits") - 0b011001 + 3,
+                6,
+            ),
         };
         status = status * 10 + digit;
         rest = &rest[used..];
@@ -200,7 +238,10 @@ impl Raw {
     pub async fn with(at: SocketAddr, settings: &[(u16, u32)]) -> Self {
         let mut stream = TcpStream::connect(at).await.expect("connects");
         stream.write_all(&preface(settings)).await.expect("written");
-        Self { stream, waiting: Vec::new() }
+        Self {
+            stream,
+            waiting: Vec::new(),
+        }
     }
 
     /// Sends frames as they are.
@@ -208,8 +249,8 @@ impl Raw {
         self.stream.write_all(bytes).await.expect("written");
     }
 
-    /// Sends `make(0)`, `make(1)`, … up to `most` of them or until the proxy has had enough, then ends its own side;
-    /// listens all the while.
+    /// Sends `make(0)`, `make(1)`, … up to `most` of them or until the proxy has had enough, then
+    /// ends its own side; listens all the while.
     pub async fn flood(self, most: u32, mut make: impl FnMut(u32) -> Vec<u8>) -> Said {
         let (mut read, mut write) = self.stream.into_split();
         let writing = async {
@@ -238,11 +279,13 @@ impl Raw {
         Said { cut, ..said }
     }
 
-    /// Sends frames, and then listens to the end of the connection, or until a stream has its outcome.
+    /// Sends frames, and then listens to the end of the connection, or until a stream has its
+    /// outcome.
     pub async fn ask(&mut self, bytes: &[u8], stream: u32) -> Said {
         // Closed already: what was said before is still to be heard.
         let _ = self.stream.write_all(bytes).await;
-        self.hear_until(|said| said.outcome(stream) != Outcome::Nothing).await
+        self.hear_until(|said| said.outcome(stream) != Outcome::Nothing)
+            .await
     }
 
     /// Listens until it has heard enough, or the connection ends.
@@ -263,8 +306,13 @@ impl Raw {
 
 /// Takes whole frames off.
 fn hear_all(said: &mut Said, waiting: &mut Vec<u8>) {
-    while let Some(length) = waiting.get(..3).map(|b| b.iter().fold(0, |n, b| n << 8 | usize::from(*b))) {
-        let Some(whole) = waiting.get(..9 + length) else { return };
+    while let Some(length) = waiting
+        .get(..3)
+        .map(|b| b.iter().fold(0, |n, b| n << 8 | usize::from(*b)))
+    {
+        let Some(whole) = waiting.get(..9 + length) else {
+            return;
+        };
         let stream = u32::from_be_bytes([whole[5], whole[6], whole[7], whole[8]]);
         said.hear(whole[3], stream, &whole[9..]);
         waiting.drain(..9 + length);

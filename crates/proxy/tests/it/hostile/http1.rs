@@ -12,11 +12,17 @@ use crate::config::*;
 use crate::peers::{self, Client};
 
 /// A proxy in front of an application.
-async fn in_front(app: &App, change: impl FnOnce(&mut HttpConnectionManager)) -> (Running, Bystander) {
+async fn in_front(
+    app: &App,
+    change: impl FnOnce(&mut HttpConnectionManager),
+) -> (Running, Bystander) {
     let mut manager = manager(inline(table("r", vec![forward("/", "up")])));
     change(&mut manager);
-    let running =
-        Running::with(vec![static_cluster("up", &[app.at])], vec![listener("in", vec![http_chain(&manager)])]).await;
+    let running = Running::with(
+        vec![static_cluster("up", &[app.at])],
+        vec![listener("in", vec![http_chain(&manager)])],
+    )
+    .await;
     let bystander = Bystander::at(running.at("in").await).await;
     (running, bystander)
 }
@@ -30,10 +36,18 @@ async fn pour(client: &mut Client, bytes: &[u8]) {
 async fn is_refused(bystander: &Bystander, name: &str, request: &[u8], status: &str) {
     let mut client = Client::connect(bystander.at).await;
     pour(&mut client, request).await;
-    let (head, _) = soon(client.receive()).await.unwrap_or_else(|| panic!("{name}: closed without an answer"));
-    assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{name}: {head}");
+    let (head, _) = soon(client.receive())
+        .await
+        .unwrap_or_else(|| panic!("{name}: closed without an answer"));
+    assert!(
+        head.starts_with(&format!("HTTP/1.1 {status} ")),
+        "{name}: {head}"
+    );
     assert!(head.contains("\r\nconnection: close\r\n"), "{name}: {head}");
-    assert!(soon(client.receive()).await.is_none(), "{name}: a second answer");
+    assert!(
+        soon(client.receive()).await.is_none(),
+        "{name}: a second answer"
+    );
 }
 
 /// Name, request head with what follows it, status.
@@ -48,63 +62,231 @@ const HEADS: &[(&str, &str, &str)] = &[
         "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ncontent-length: 4\r\n\r\n0\r\n\r\n",
         "400",
     ),
-    ("A2 two lengths", "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\ncontent-length: 37\r\n\r\n", "400"),
+    (
+        "A2 two lengths",
+        "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\ncontent-length: 37\r\n\r\n",
+        "400",
+    ),
     (
         "A2 the same length twice",
         "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\ncontent-length: 0\r\n\r\n",
         "400",
     ),
-    ("A2 signed length", "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: +5\r\n\r\n", "400"),
-    ("A2 negative length", "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n", "400"),
-    ("A2 list of lengths", "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 5,5\r\n\r\n", "400"),
-    ("A2 hexadecimal length", "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 0x5\r\n\r\n", "400"),
-    ("A2 length with a blank inside", "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 1 0\r\n\r\n", "400"),
-    ("A2 length above 64 bits", "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 18446744073709551616\r\n\r\n", "400"),
-    ("A2 empty length", "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: \r\n\r\n", "400"),
-    ("A3 xchunked", "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: xchunked\r\n\r\n", "501"),
-    ("A3 chunked, identity", "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, identity\r\n\r\n", "501"),
-    ("A3 gzip, chunked", "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n", "501"),
-    ("A3 identity", "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: identity\r\n\r\n", "501"),
+    (
+        "A2 signed length",
+        "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: +5\r\n\r\n",
+        "400",
+    ),
+    (
+        "A2 negative length",
+        "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n",
+        "400",
+    ),
+    (
+        "A2 list of lengths",
+        "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 5,5\r\n\r\n",
+        "400",
+    ),
+    (
+        "A2 hexadecimal length",
+        "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 0x5\r\n\r\n",
+        "400",
+    ),
+    (
+        "A2 length with a blank inside",
+        "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 1 0\r\n\r\n",
+        "400",
+    ),
+    (
+        "A2 length above 64 bits",
+        "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 18446744073709551616\r\n\r\n",
+        "400",
+    ),
+    (
+        "A2 empty length",
+        "POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: \r\n\r\n",
+        "400",
+    ),
+    (
+        "A3 xchunked",
+        "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: xchunked\r\n\r\n",
+        "501",
+    ),
+    (
+        "A3 chunked, identity",
+        "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, identity\r\n\r\n",
+        "501",
+    ),
+    (
+        "A3 gzip, chunked",
+        "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
+        "501",
+    ),
+    (
+        "A3 identity",
+        "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: identity\r\n\r\n",
+        "501",
+    ),
     (
         "A3 chunked twice",
         "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n",
         "501",
     ),
-    ("A3 quoted", "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: \"chunked\"\r\n\r\n", "501"),
-    ("A3 vertical tab", "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: \x0bchunked\r\n\r\n", "400"),
-    ("A3 blank before the colon", "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding : chunked\r\n\r\n", "400"),
-    ("A3 folded", "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding:\r\n chunked\r\n\r\n", "400"),
-    ("A5 NUL in a value", "GET /a HTTP/1.1\r\nhost: a\r\nx: a\0b\r\n\r\n", "400"),
-    ("A5 NUL in a name", "GET /a HTTP/1.1\r\nhost: a\r\nx\0: b\r\n\r\n", "400"),
-    ("A5 NUL in the target", "GET /a\0b HTTP/1.1\r\nhost: a\r\n\r\n", "400"),
-    ("A5 bare CR in a value", "GET /a HTTP/1.1\r\nhost: a\r\nx: a\rb: c\r\n\r\n", "400"),
-    ("A5 bare LF ends a line", "GET /a HTTP/1.1\r\nhost: a\r\nx: a\nb: c\r\n\r\n", "400"),
-    ("A5 bare LF ends the head", "GET /a HTTP/1.1\r\nhost: a\r\n\n", "400"),
-    ("A5 bare LF after the request line", "GET /a HTTP/1.1\nhost: a\r\n\r\n", "400"),
-    ("A5 folded value", "GET /a HTTP/1.1\r\nhost: a\r\nx: a\r\n b\r\n\r\n", "400"),
-    ("A5 fold after the request line", "GET /a HTTP/1.1\r\n host: a\r\n\r\n", "400"),
-    ("A5 blank before a colon", "GET /a HTTP/1.1\r\nhost : a\r\n\r\n", "400"),
-    ("A5 no name", "GET /a HTTP/1.1\r\nhost: a\r\n: b\r\n\r\n", "400"),
-    ("A5 no colon", "GET /a HTTP/1.1\r\nhost: a\r\nx\r\n\r\n", "400"),
-    ("A5 two blanks in the request line", "GET  /a HTTP/1.1\r\nhost: a\r\n\r\n", "400"),
-    ("A5 tab in the request line", "GET\t/a\tHTTP/1.1\r\nhost: a\r\n\r\n", "400"),
-    ("A5 a third part of the target", "GET /a b HTTP/1.1\r\nhost: a\r\n\r\n", "400"),
-    ("D12 lower-case method", "get /a HTTP/1.1\r\nhost: a\r\n\r\n", "400"),
-    ("A5 lower-case version", "GET /a http/1.1\r\nhost: a\r\n\r\n", "400"),
+    (
+        "A3 quoted",
+        "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: \"chunked\"\r\n\r\n",
+        "501",
+    ),
+    (
+        "A3 vertical tab",
+        "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: \x0bchunked\r\n\r\n",
+        "400",
+    ),
+    (
+        "A3 blank before the colon",
+        "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding : chunked\r\n\r\n",
+        "400",
+    ),
+    (
+        "A3 folded",
+        "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding:\r\n chunked\r\n\r\n",
+        "400",
+    ),
+    (
+        "A5 NUL in a value",
+        "GET /a HTTP/1.1\r\nhost: a\r\nx: a\0b\r\n\r\n",
+        "400",
+    ),
+    (
+        "A5 NUL in a name",
+        "GET /a HTTP/1.1\r\nhost: a\r\nx\0: b\r\n\r\n",
+        "400",
+    ),
+    (
+        "A5 NUL in the target",
+        "GET /a\0b HTTP/1.1\r\nhost: a\r\n\r\n",
+        "400",
+    ),
+    (
+        "A5 bare CR in a value",
+        "GET /a HTTP/1.1\r\nhost: a\r\nx: a\rb: c\r\n\r\n",
+        "400",
+    ),
+    (
+        "A5 bare LF ends a line",
+        "GET /a HTTP/1.1\r\nhost: a\r\nx: a\nb: c\r\n\r\n",
+        "400",
+    ),
+    (
+        "A5 bare LF ends the head",
+        "GET /a HTTP/1.1\r\nhost: a\r\n\n",
+        "400",
+    ),
+    (
+        "A5 bare LF after the request line",
+        "GET /a HTTP/1.1\nhost: a\r\n\r\n",
+        "400",
+    ),
+    (
+        "A5 folded value",
+        "GET /a HTTP/1.1\r\nhost: a\r\nx: a\r\n b\r\n\r\n",
+        "400",
+    ),
+    (
+        "A5 fold after the request line",
+        "GET /a HTTP/1.1\r\n host: a\r\n\r\n",
+        "400",
+    ),
+    (
+        "A5 blank before a colon",
+        "GET /a HTTP/1.1\r\nhost : a\r\n\r\n",
+        "400",
+    ),
+    (
+        "A5 no name",
+        "GET /a HTTP/1.1\r\nhost: a\r\n: b\r\n\r\n",
+        "400",
+    ),
+    (
+        "A5 no colon",
+        "GET /a HTTP/1.1\r\nhost: a\r\nx\r\n\r\n",
+        "400",
+    ),
+    (
+        "A5 two blanks in the request line",
+        "GET  /a HTTP/1.1\r\nhost: a\r\n\r\n",
+        "400",
+    ),
+    (
+        "A5 tab in the request line",
+        "GET\t/a\tHTTP/1.1\r\nhost: a\r\n\r\n",
+        "400",
+    ),
+    (
+        "A5 a third part of the target",
+        "GET /a b HTTP/1.1\r\nhost: a\r\n\r\n",
+        "400",
+    ),
+    (
+        "D12 lower-case method",
+        "get /a HTTP/1.1\r\nhost: a\r\n\r\n",
+        "400",
+    ),
+    (
+        "A5 lower-case version",
+        "GET /a http/1.1\r\nhost: a\r\n\r\n",
+        "400",
+    ),
     ("A5 HTTP/1.2", "GET /a HTTP/1.2\r\nhost: a\r\n\r\n", "400"),
     ("A5 HTTP/2.0", "GET /a HTTP/2.0\r\nhost: a\r\n\r\n", "400"),
     ("A5 no version", "GET /a\r\n\r\n", "400"),
     ("A9 HTTP/1.0", "POST /a HTTP/1.0\r\nhost: a\r\n\r\n", "426"),
     ("A10 no host", "GET /a HTTP/1.1\r\n\r\n", "400"),
-    ("A10 two hosts", "GET /a HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", "400"),
-    ("A10 the same host twice", "GET /a HTTP/1.1\r\nhost: a\r\nhost: a\r\n\r\n", "400"),
-    ("A10 user information", "GET /a HTTP/1.1\r\nhost: b@a\r\n\r\n", "400"),
-    ("A10 a path in the host", "GET /a HTTP/1.1\r\nhost: a/b\r\n\r\n", "400"),
-    ("A10 user information in the target", "GET http://b@a/a HTTP/1.1\r\nhost: a\r\n\r\n", "400"),
-    ("A10 no authority in the target", "GET http:///a HTTP/1.1\r\nhost: a\r\n\r\n", "400"),
-    ("A10 another scheme", "GET ftp://a/a HTTP/1.1\r\nhost: a\r\n\r\n", "400"),
-    ("A10 authority form without CONNECT", "GET a:80 HTTP/1.1\r\nhost: a\r\n\r\n", "400"),
-    ("A16 unknown expectation", "POST /a HTTP/1.1\r\nhost: a\r\nexpect: 200-ok\r\ncontent-length: 4\r\n\r\n", "417"),
+    (
+        "A10 two hosts",
+        "GET /a HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+        "400",
+    ),
+    (
+        "A10 the same host twice",
+        "GET /a HTTP/1.1\r\nhost: a\r\nhost: a\r\n\r\n",
+        "400",
+    ),
+    (
+        "A10 user information",
+        "GET /a HTTP/1.1\r\nhost: b@a\r\n\r\n",
+        "400",
+    ),
+    (
+        "A10 a path in the host",
+        "GET /a HTTP/1.1\r\nhost: a/b\r\n\r\n",
+        "400",
+    ),
+    (
+        "A10 user information in the target",
+        "GET http://b@a/a HTTP/1.1\r\nhost: a\r\n\r\n",
+        "400",
+    ),
+    (
+        "A10 no authority in the target",
+        "GET http:///a HTTP/1.1\r\nhost: a\r\n\r\n",
+        "400",
+    ),
+    (
+        "A10 another scheme",
+        "GET ftp://a/a HTTP/1.1\r\nhost: a\r\n\r\n",
+        "400",
+    ),
+    (
+        "A10 authority form without CONNECT",
+        "GET a:80 HTTP/1.1\r\nhost: a\r\n\r\n",
+        "400",
+    ),
+    (
+        "A16 unknown expectation",
+        "POST /a HTTP/1.1\r\nhost: a\r\nexpect: 200-ok\r\ncontent-length: 4\r\n\r\n",
+        "417",
+    ),
 ];
 
 #[tokio::test]
@@ -112,7 +294,13 @@ async fn heads_with_two_readings_are_refused_and_nothing_is_forwarded() {
     let app = App::start().await;
     let (_running, mut bystander) = in_front(&app, |_| {}).await;
     for (name, request, status) in HEADS {
-        is_refused(&bystander, name, format!("{request}{SMUGGLED}").as_bytes(), status).await;
+        is_refused(
+            &bystander,
+            name,
+            format!("{request}{SMUGGLED}").as_bytes(),
+            status,
+        )
+        .await;
     }
     bystander.is_served().await;
     assert!(!app.saw("/a ") && !app.saw("smuggled"));
@@ -122,16 +310,26 @@ async fn heads_with_two_readings_are_refused_and_nothing_is_forwarded() {
 async fn a3_http_1_0_has_no_chunks_even_where_it_is_served() {
     let app = App::start().await;
     let accepts = |m: &mut HttpConnectionManager| {
-        m.http_protocol_options = Some(core::Http1ProtocolOptions { accept_http_10: true, ..Default::default() });
+        m.http_protocol_options = Some(core::Http1ProtocolOptions {
+            accept_http_10: true,
+            ..Default::default()
+        });
     };
     let (_running, mut bystander) = in_front(&app, accepts).await;
-    let chunked = format!("POST /a HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{SMUGGLED}");
+    let chunked = format!(
+        "POST /a HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{SMUGGLED}"
+    );
     is_refused(&bystander, "chunked", chunked.as_bytes(), "400").await;
     // A9: without a length there is no body, and what looks like one is not the next request.
     let mut client = Client::connect(bystander.at).await;
-    client.send(format!("POST /ten HTTP/1.0\r\nhost: a\r\n\r\n{SMUGGLED}")).await;
+    client
+        .send(format!("POST /ten HTTP/1.0\r\nhost: a\r\n\r\n{SMUGGLED}"))
+        .await;
     let (head, _) = soon(client.receive()).await.expect("an answer");
-    assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("connection: close"), "{head}");
+    assert!(
+        head.starts_with("HTTP/1.1 200 ") && head.contains("connection: close"),
+        "{head}"
+    );
     assert!(soon(client.receive()).await.is_none());
     bystander.is_served().await;
     assert!(app.saw("/ten") && !app.saw("/a ") && !app.saw("smuggled"));
@@ -156,13 +354,18 @@ async fn a4_broken_chunks_end_the_request_on_both_sides() {
         ("LF after the last size", "0\n\r\n"),
         ("CR alone", "1\r\na\r0\r\n\r\n"),
         ("more data than said", "1\r\nab\r\n0\r\n\r\n"),
-        ("a quoted line feed in an extension", "1;x=\"\n\"\r\na\r\n0\r\n\r\n"),
+        (
+            "a quoted line feed in an extension",
+            "1;x=\"\n\"\r\na\r\n0\r\n\r\n",
+        ),
         ("an extension without end", extension.as_str()),
         ("trailers without end", trailers.as_str()),
         ("a trailer without colon", "0\r\nx\r\n\r\n"),
         ("LF ends a trailer", "0\r\nx: y\n\r\n\r\n"),
     ] {
-        let request = format!("POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{body}{SMUGGLED}");
+        let request = format!(
+            "POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{body}{SMUGGLED}"
+        );
         is_refused(&bystander, name, request.as_bytes(), "400").await;
     }
     bystander.is_served().await;
@@ -176,24 +379,48 @@ async fn a6_a7_bytes_for_another_protocol_are_never_a_request() {
     let (_running, mut bystander) = in_front(&app, |_| {}).await;
     for (name, request, status) in [
         // The application answers 200 where 101 was asked for.
-        ("A6 upgrade", "GET /ws HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n", "200"),
-        ("A6 not allowed", "GET /a HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: spdy\r\n\r\n", "403"),
+        (
+            "A6 upgrade",
+            "GET /ws HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+            "200",
+        ),
+        (
+            "A6 not allowed",
+            "GET /a HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: spdy\r\n\r\n",
+            "403",
+        ),
         (
             "A6 with a body",
             "POST /a HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\ntransfer-encoding: chunked\r\n\r\n",
             "400",
         ),
-        ("A7 connect", "CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\n", "404"),
+        (
+            "A7 connect",
+            "CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\n",
+            "404",
+        ),
     ] {
-        is_refused(&bystander, name, format!("{request}{SMUGGLED}").as_bytes(), status).await;
+        is_refused(
+            &bystander,
+            name,
+            format!("{request}{SMUGGLED}").as_bytes(),
+            status,
+        )
+        .await;
     }
     bystander.is_served().await;
     // The upgrade to HTTP/2 is nothing that anybody has to take up, and many clients ask for it.
     let request = "GET /h2c HTTP/1.1\nhost: a\nconnection: Upgrade, HTTP2-Settings\nupgrade: h2c\n\
                    http2-settings: AAMAAABk\n\n";
     let (head, seen) = Client::connect(bystander.at).await.ask(request).await;
-    assert!(head.starts_with("HTTP/1.1 200 ") && !head.contains("connection: close"), "{head}");
-    assert!(!seen.to_ascii_lowercase().contains("upgrade") && !seen.contains("settings"), "{seen}");
+    assert!(
+        head.starts_with("HTTP/1.1 200 ") && !head.contains("connection: close"),
+        "{head}"
+    );
+    assert!(
+        !seen.to_ascii_lowercase().contains("upgrade") && !seen.contains("settings"),
+        "{seen}"
+    );
     assert!(app.saw("GET /ws ") && !app.saw("/a ") && !app.saw("smuggled") && !app.saw("CONNECT"));
 }
 
@@ -201,7 +428,10 @@ async fn a6_a7_bytes_for_another_protocol_are_never_a_request() {
 async fn a8_a16_a_body_nobody_read_is_not_the_next_request() {
     let app = App::start().await;
     let routes = vec![forward("/bystander", "up")];
-    let (running, mut bystander) = in_front(&app, |m| m.route_specifier = Some(inline(table("r", routes)))).await;
+    let (running, mut bystander) = in_front(&app, |m| {
+        m.route_specifier = Some(inline(table("r", routes)))
+    })
+    .await;
     let at = bystander.at;
     // What fits is read and thrown away, what does not ends the connection.
     let large = 1 << 20;
@@ -213,35 +443,60 @@ async fn a8_a16_a_body_nobody_read_is_not_the_next_request() {
     let (head, _) = soon(client.receive()).await.expect("an answer");
     assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
     assert!(soon(client.receive()).await.is_none(), "read from a body");
-    // A client that waits for a 100 and gets a final answer may send its body or not: either way it ends here.
+    // A client that waits for a 100 and gets a final answer may send its body or not: either way it
+    // ends here.
     let expecting = format!(
         "POST /expects HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: {}\r\n\r\n",
         SMUGGLED.len()
     );
     is_refused(&bystander, "A16", expecting.as_bytes(), "404").await;
-    is_refused(&bystander, "A16 with its body", format!("{expecting}{SMUGGLED}").as_bytes(), "404").await;
+    is_refused(
+        &bystander,
+        "A16 with its body",
+        format!("{expecting}{SMUGGLED}").as_bytes(),
+        "404",
+    )
+    .await;
     bystander.is_served().await;
     running.log.line_with(" /large ").await;
     let metrics = running.handle.metrics();
-    assert!(metrics.contains("meltemi_local_replies_total{cause_kind=\"no_route\",flag=\"NR\"} 3\n"), "{metrics}");
+    assert!(
+        metrics.contains("meltemi_local_replies_total{cause_kind=\"no_route\",flag=\"NR\"} 3\n"),
+        "{metrics}"
+    );
 }
 
 #[tokio::test]
 async fn a11_a_client_cannot_have_fields_of_others_taken_away() {
     let app = App::start().await;
-    let (_running, mut bystander) = in_front(&app, |m| m.use_remote_address = Some(BoolValue { value: true })).await;
+    let (_running, mut bystander) = in_front(&app, |m| {
+        m.use_remote_address = Some(BoolValue { value: true })
+    })
+    .await;
     let mut client = Client::connect(bystander.at).await;
-    let nominated = "authorization, x-forwarded-for, x-request-id, x-forwarded-proto, cookie, x-hop, close";
+    let nominated =
+        "authorization, x-forwarded-for, x-request-id, x-forwarded-proto, cookie, x-hop, close";
     let (_, seen) = client
         .ask(&format!(
             "GET /a HTTP/1.1\nhost: a\nauthorization: Bearer t\ncookie: a=b\nX-Hop: 1\nconnection: {nominated}\nkeep-alive: 1\n\
              proxy-connection: x\nte: gzip\n\n"
         ))
         .await;
-    for kept in ["authorization: Bearer t", "cookie: a=b", "x-forwarded-for: 127.0.0.1", "x-forwarded-proto: http"] {
+    for kept in [
+        "authorization: Bearer t",
+        "cookie: a=b",
+        "x-forwarded-for: 127.0.0.1",
+        "x-forwarded-proto: http",
+    ] {
         assert!(seen.contains(&format!("\r\n{kept}\r\n")), "{kept}: {seen}");
     }
-    for gone in ["\r\nconnection:", "\r\nkeep-alive:", "\r\nproxy-connection:", "\r\nte:", "\r\nx-hop:"] {
+    for gone in [
+        "\r\nconnection:",
+        "\r\nkeep-alive:",
+        "\r\nproxy-connection:",
+        "\r\nte:",
+        "\r\nx-hop:",
+    ] {
         assert!(!seen.contains(gone), "{gone}: {seen}");
     }
     bystander.is_served().await;
@@ -252,12 +507,24 @@ async fn a12_heads_without_measure_are_refused() {
     let app = App::start().await;
     let (_running, mut bystander) = in_front(&app, |_| {}).await;
     let line = format!("GET /{} HTTP/1.1\r\nhost: a\r\n\r\n", "a".repeat(64 * 1024));
-    let many = format!("GET /a HTTP/1.1\r\nhost: a\r\n{}\r\n", "x: y\r\n".repeat(10_000));
-    let few = format!("GET /a HTTP/1.1\r\nhost: a\r\n{}\r\n", "x: y\r\n".repeat(101));
-    let large = format!("GET /a HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "y".repeat(1 << 20));
+    let many = format!(
+        "GET /a HTTP/1.1\r\nhost: a\r\n{}\r\n",
+        "x: y\r\n".repeat(10_000)
+    );
+    let few = format!(
+        "GET /a HTTP/1.1\r\nhost: a\r\n{}\r\n",
+        "x: y\r\n".repeat(101)
+    );
+    let large = format!(
+        "GET /a HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n",
+        "y".repeat(1 << 20)
+    );
     let method = format!("{} /a HTTP/1.1\r\nhost: a\r\n\r\n", "G".repeat(64 * 1024));
     let host = format!("GET /a HTTP/1.1\r\nhost: {}\r\n\r\n", "a".repeat(8 * 1024));
-    let options = format!("GET /a HTTP/1.1\r\nhost: a\r\nconnection: {}\r\n\r\n", "x,".repeat(20_000));
+    let options = format!(
+        "GET /a HTTP/1.1\r\nhost: a\r\nconnection: {}\r\n\r\n",
+        "x,".repeat(20_000)
+    );
     for (name, request, status) in [
         ("line", line, "414"),
         ("many", many, "431"),
@@ -277,7 +544,13 @@ async fn a12_heads_without_measure_are_refused() {
 async fn a12_empty_lines_and_nothing_else_are_refused_at_once() {
     let app = App::start().await;
     let (_running, mut bystander) = in_front(&app, |_| {}).await;
-    is_refused(&bystander, "empty lines", "\r\n".repeat(30_000).as_bytes(), "400").await;
+    is_refused(
+        &bystander,
+        "empty lines",
+        "\r\n".repeat(30_000).as_bytes(),
+        "400",
+    )
+    .await;
     let mut client = Client::connect(bystander.at).await;
     let (head, _) = client.ask("\n\nGET /bystander HTTP/1.1\nhost: a\n\n").await;
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
@@ -288,7 +561,8 @@ async fn a12_empty_lines_and_nothing_else_are_refused_at_once() {
 async fn a13_many_slow_heads_cost_nobody_else_anything() {
     let app = App::start().await;
     let limit = Duration::from_millis(200);
-    let (running, mut bystander) = in_front(&app, |m| m.request_headers_timeout = Some(duration(limit))).await;
+    let (running, mut bystander) =
+        in_front(&app, |m| m.request_headers_timeout = Some(duration(limit))).await;
     let at = bystander.at;
     let slow = async move {
         let mut clients = Vec::new();
@@ -319,7 +593,10 @@ async fn a13_many_slow_heads_cost_nobody_else_anything() {
     };
     bystander.while_under(slow).await;
     assert!(!app.saw("slow"));
-    until("only the bystander is left", || running.handle.connections() == 1).await;
+    until("only the bystander is left", || {
+        running.handle.connections() == 1
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -340,7 +617,10 @@ async fn a14_ten_thousand_pipelined_requests_are_answered_in_order() {
     let reading = async {
         for n in 0..REQUESTS {
             let body = peers::read_body(&mut read).await;
-            assert!(body.starts_with(&format!("GET /pipelined-{n} HTTP/1.1\r\n")), "{n}: {body}");
+            assert!(
+                body.starts_with(&format!("GET /pipelined-{n} HTTP/1.1\r\n")),
+                "{n}: {body}"
+            );
         }
     };
     bystander.while_under(reading).await;
@@ -351,18 +631,28 @@ async fn a14_ten_thousand_pipelined_requests_are_answered_in_order() {
 async fn a17_clients_that_reset_leave_nothing_behind() {
     let app = App::start().await;
     let routes = vec![forward("/bystander", "up"), forward("/up", "up")];
-    let (running, mut bystander) = in_front(&app, |m| m.route_specifier = Some(inline(table("r", routes)))).await;
+    let (running, mut bystander) = in_front(&app, |m| {
+        m.route_specifier = Some(inline(table("r", routes)))
+    })
+    .await;
     let at = bystander.at;
     let attack = async move {
         for n in 0..500 {
             let mut client = Client::connect(at).await;
             let path = if n % 2 == 0 { "/none" } else { "/up" };
-            client.send(format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\nabc")).await;
+            client
+                .send(format!(
+                    "POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\nabc"
+                ))
+                .await;
             // Answered locally or half forwarded: a reset either way.
             meltemi_net::socket::reset_on_close(&client.stream);
         }
     };
     bystander.while_under(attack).await;
-    until("only the bystander is left", || running.handle.connections() == 1).await;
+    until("only the bystander is left", || {
+        running.handle.connections() == 1
+    })
+    .await;
     assert!(!app.saw("/up"), "half a body is no request");
 }

@@ -1,5 +1,5 @@
-//! Names and paths: one canonical form for routing, authorization and forwarding, and nothing from outside that passes
-//! for the mesh's own.
+//! Names and paths: one canonical form for routing, authorization and forwarding, and nothing from
+//! outside that passes for the mesh's own.
 
 use matcher::string_matcher::MatchPattern;
 use meltemi_proto::envoy::config::core::v3 as core;
@@ -21,7 +21,10 @@ fn on() -> Option<BoolValue> {
 }
 
 fn string(pattern: MatchPattern) -> matcher::StringMatcher {
-    matcher::StringMatcher { match_pattern: Some(pattern), ..Default::default() }
+    matcher::StringMatcher {
+        match_pattern: Some(pattern),
+        ..Default::default()
+    }
 }
 
 /// An authorization that denies what one rule says.
@@ -32,27 +35,46 @@ fn denies(rule: rbac::permission::Rule) -> hcm::HttpFilter {
 fn authorizes(action: rbac::rbac::Action, rule: rbac::permission::Rule) -> hcm::HttpFilter {
     let policy = rbac::Policy {
         permissions: vec![rbac::Permission { rule: Some(rule) }],
-        principals: vec![rbac::Principal { identifier: Some(rbac::principal::Identifier::Any(true)) }],
+        principals: vec![rbac::Principal {
+            identifier: Some(rbac::principal::Identifier::Any(true)),
+        }],
         ..Default::default()
     };
-    let rules =
-        rbac::Rbac { action: action as i32, policies: [("policy".to_owned(), policy)].into(), ..Default::default() };
-    http_filter("envoy.filters.http.rbac", pack(&Rbac { rules: Some(rules), ..Default::default() }))
+    let rules = rbac::Rbac {
+        action: action as i32,
+        policies: [("policy".to_owned(), policy)].into(),
+        ..Default::default()
+    };
+    http_filter(
+        "envoy.filters.http.rbac",
+        pack(&Rbac {
+            rules: Some(rules),
+            ..Default::default()
+        }),
+    )
 }
 
 fn header(name: &str, pattern: MatchPattern) -> rbac::permission::Rule {
     rbac::permission::Rule::Header(route::HeaderMatcher {
         name: name.into(),
-        header_match_specifier: Some(route::header_matcher::HeaderMatchSpecifier::StringMatch(string(pattern))),
+        header_match_specifier: Some(route::header_matcher::HeaderMatchSpecifier::StringMatch(
+            string(pattern),
+        )),
         ..Default::default()
     })
 }
 
-async fn in_front(app: &App, change: impl FnOnce(&mut hcm::HttpConnectionManager)) -> (Running, Bystander) {
+async fn in_front(
+    app: &App,
+    change: impl FnOnce(&mut hcm::HttpConnectionManager),
+) -> (Running, Bystander) {
     let mut manager = manager(inline(table("r", vec![forward("/", "up")])));
     change(&mut manager);
-    let running =
-        Running::with(vec![static_cluster("up", &[app.at])], vec![listener("in", vec![http_chain(&manager)])]).await;
+    let running = Running::with(
+        vec![static_cluster("up", &[app.at])],
+        vec![listener("in", vec![http_chain(&manager)])],
+    )
+    .await;
     let bystander = Bystander::at(running.at("in").await).await;
     (running, bystander)
 }
@@ -106,7 +128,9 @@ const ADMINS: &[&str] = &[
 async fn d1_d2_no_spelling_of_a_path_passes_a_policy() {
     let app = App::start().await;
     let path = rbac::permission::Rule::UrlPath(matcher::PathMatcher {
-        rule: Some(matcher::path_matcher::Rule::Path(string(MatchPattern::Prefix("/admin".into())))),
+        rule: Some(matcher::path_matcher::Rule::Path(string(
+            MatchPattern::Prefix("/admin".into()),
+        ))),
     });
     let (_running, mut bystander) = in_front(&app, |m| {
         m.http_filters.insert(0, denies(path));
@@ -123,16 +147,27 @@ async fn d1_d2_no_spelling_of_a_path_passes_a_policy() {
     bystander.is_served().await;
     assert!(!app.saw("admin"));
     // What was judged is what is forwarded.
-    assert_eq!(status(bystander.at, "GET /a/./b//c/%2e%2e/%64?q=//../ HTTP/1.1\nhost: a\n\n").await, "200");
+    assert_eq!(
+        status(
+            bystander.at,
+            "GET /a/./b//c/%2e%2e/%64?q=//../ HTTP/1.1\nhost: a\n\n"
+        )
+        .await,
+        "200"
+    );
     assert!(app.saw("GET /a/b/d?q=//../ HTTP/1.1"));
 }
 
 #[tokio::test]
 async fn d1_escaped_slashes_can_be_refused_or_sent_back() {
     use hcm::http_connection_manager::PathWithEscapedSlashesAction as Action;
-    for (action, status_wanted) in [(Action::RejectRequest, "400"), (Action::UnescapeAndRedirect, "307")] {
+    for (action, status_wanted) in [
+        (Action::RejectRequest, "400"),
+        (Action::UnescapeAndRedirect, "307"),
+    ] {
         let app = App::start().await;
-        let (_running, mut bystander) = in_front(&app, |m| m.path_with_escaped_slashes_action = action as i32).await;
+        let (_running, mut bystander) =
+            in_front(&app, |m| m.path_with_escaped_slashes_action = action as i32).await;
         for path in ["/x%2fadmin", "/x%5Cadmin?y"] {
             let status = status(bystander.at, &format!("GET {path} HTTP/1.1\nhost: a\n\n")).await;
             assert_eq!(status, status_wanted, "{path}");
@@ -163,7 +198,8 @@ async fn d3_hosts_are_folded_before_every_decision() {
     let (_running, mut bystander) = in_front(&app, |m| {
         m.route_specifier = Some(inline(routes));
         m.strip_trailing_host_dot = true;
-        m.strip_port_mode = Some(hcm::http_connection_manager::StripPortMode::StripAnyHostPort(true));
+        m.strip_port_mode =
+            Some(hcm::http_connection_manager::StripPortMode::StripAnyHostPort(true));
     })
     .await;
     for host in [
@@ -174,7 +210,11 @@ async fn d3_hosts_are_folded_before_every_decision() {
         "SECRET.example.:443",
         "secret.example:",
     ] {
-        let status = status(bystander.at, &format!("GET /host HTTP/1.1\nhost: {host}\n\n")).await;
+        let status = status(
+            bystander.at,
+            &format!("GET /host HTTP/1.1\nhost: {host}\n\n"),
+        )
+        .await;
         assert!(matches!(status.as_str(), "404" | "400"), "{host}: {status}");
         // The target decides, whatever Host says.
         let request = format!("GET http://{host}/host HTTP/1.1\nhost: other.example\n\n");
@@ -188,9 +228,13 @@ async fn d3_hosts_are_folded_before_every_decision() {
 #[tokio::test]
 async fn d4_each_of_several_values_is_judged() {
     let app = App::start().await;
-    let (_running, mut bystander) =
-        in_front(&app, |m| m.http_filters.insert(0, denies(header("x-role", MatchPattern::Exact("admin".into())))))
-            .await;
+    let (_running, mut bystander) = in_front(&app, |m| {
+        m.http_filters.insert(
+            0,
+            denies(header("x-role", MatchPattern::Exact("admin".into()))),
+        )
+    })
+    .await;
     for (fields, wanted) in [
         ("x-role: admin", "403"),
         ("X-ROLE: admin", "403"),
@@ -200,7 +244,11 @@ async fn d4_each_of_several_values_is_judged() {
         ("x-role: user", "200"),
         ("x-role: administrator", "200"),
     ] {
-        let status = status(bystander.at, &format!("GET /d4 HTTP/1.1\nhost: a\n{fields}\n\n")).await;
+        let status = status(
+            bystander.at,
+            &format!("GET /d4 HTTP/1.1\nhost: a\n{fields}\n\n"),
+        )
+        .await;
         assert_eq!(status, wanted, "{fields:?}");
     }
     bystander.is_served().await;
@@ -215,7 +263,8 @@ async fn d4_all_of_several_values_must_be_allowed() {
         let mut manager = manager(inline(table("r", vec![forward("/", "up")])));
         manager.http_filters.insert(0, allows);
         let up = static_cluster("up", &[app.at]);
-        let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
+        let running =
+            Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
         let at = running.at("in").await;
         (running, at)
     };
@@ -237,9 +286,11 @@ async fn d4_all_of_several_values_must_be_allowed() {
 #[tokio::test]
 async fn d5_underscores_are_refused_or_dropped_where_that_is_asked_for() {
     use core::http_protocol_options::HeadersWithUnderscoresAction as Action;
-    for (action, wanted, arrives) in
-        [(Action::RejectRequest, "400", false), (Action::DropHeader, "200", false), (Action::Allow, "200", true)]
-    {
+    for (action, wanted, arrives) in [
+        (Action::RejectRequest, "400", false),
+        (Action::DropHeader, "200", false),
+        (Action::Allow, "200", true),
+    ] {
         let app = App::start().await;
         let (_running, mut bystander) = in_front(&app, |m| {
             m.common_http_protocol_options = Some(core::HttpProtocolOptions {
@@ -249,7 +300,11 @@ async fn d5_underscores_are_refused_or_dropped_where_that_is_asked_for() {
         })
         .await;
         for name in ["x_user", "X_User", "_x", "x_"] {
-            let status = status(bystander.at, &format!("GET /d5 HTTP/1.1\nhost: a\n{name}: root\n\n")).await;
+            let status = status(
+                bystander.at,
+                &format!("GET /d5 HTTP/1.1\nhost: a\n{name}: root\n\n"),
+            )
+            .await;
             assert_eq!(status, wanted, "{name}: {action:?}");
         }
         bystander.is_served().await;
@@ -275,10 +330,16 @@ async fn d6_a_gateway_believes_nothing_that_a_stranger_says() {
         m.use_remote_address = on();
         m.forward_client_cert_details = Details::SanitizeSet as i32;
         m.set_current_client_cert_details =
-            Some(hcm::http_connection_manager::SetCurrentClientCertDetails { uri: true, ..Default::default() });
+            Some(hcm::http_connection_manager::SetCurrentClientCertDetails {
+                uri: true,
+                ..Default::default()
+            });
     })
     .await;
-    let (head, seen) = Client::connect(bystander.at).await.ask(&format!("GET /d6 HTTP/1.1\nhost: a\n{OURS}\n\n")).await;
+    let (head, seen) = Client::connect(bystander.at)
+        .await
+        .ask(&format!("GET /d6 HTTP/1.1\nhost: a\n{OURS}\n\n"))
+        .await;
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     for gone in [
         "x-forwarded-client-cert",
@@ -297,8 +358,14 @@ async fn d6_a_gateway_believes_nothing_that_a_stranger_says() {
         assert!(!seen.contains(gone), "{gone}: {seen}");
     }
     // What the client claims stays to the left of what we saw.
-    assert!(seen.contains("\r\nx-forwarded-for: 6.6.6.6,127.0.0.1\r\n"), "{seen}");
-    assert!(seen.contains("\r\nx-envoy-external-address: 127.0.0.1\r\n"), "{seen}");
+    assert!(
+        seen.contains("\r\nx-forwarded-for: 6.6.6.6,127.0.0.1\r\n"),
+        "{seen}"
+    );
+    assert!(
+        seen.contains("\r\nx-envoy-external-address: 127.0.0.1\r\n"),
+        "{seen}"
+    );
     bystander.is_served().await;
 }
 
@@ -313,23 +380,42 @@ async fn d6_a_certificate_is_not_claimed_by_header() {
         (Details::AlwaysForwardOnly, true),
     ] {
         let app = App::start().await;
-        let (_running, bystander) = in_front(&app, |m| m.forward_client_cert_details = details as i32).await;
+        let (_running, bystander) =
+            in_front(&app, |m| m.forward_client_cert_details = details as i32).await;
         let claim = "x-forwarded-client-cert: URI=spiffe://cluster.local/ns/x/sa/admin\n\
                      X-Forwarded-Client-Cert: URI=spiffe://cluster.local/ns/x/sa/root";
-        status(bystander.at, &format!("GET /xfcc HTTP/1.1\nhost: a\n{claim}\n\n")).await;
-        assert_eq!(app.saw("spiffe"), kept, "{details:?}: plaintext proves nothing");
+        status(
+            bystander.at,
+            &format!("GET /xfcc HTTP/1.1\nhost: a\n{claim}\n\n"),
+        )
+        .await;
+        assert_eq!(
+            app.saw("spiffe"),
+            kept,
+            "{details:?}: plaintext proves nothing"
+        );
     }
 }
 
 #[tokio::test]
 async fn d6_metadata_of_peers_stops_at_the_proxy() {
-    let headers = || vec![PeerMethod { istio_headers: Some(IstioHeaders::default()) }];
+    let headers = || {
+        vec![PeerMethod {
+            istio_headers: Some(IstioHeaders::default()),
+        }]
+    };
     let app = App::start().await;
     // As Istio configures an inbound listener.
-    let metadata =
-        PeerMetadataConfig { downstream_discovery: headers(), downstream_propagation: headers(), ..Default::default() };
-    let (_running, mut bystander) =
-        in_front(&app, |m| m.http_filters.insert(0, http_filter("istio.peer_metadata", pack(&metadata)))).await;
+    let metadata = PeerMetadataConfig {
+        downstream_discovery: headers(),
+        downstream_propagation: headers(),
+        ..Default::default()
+    };
+    let (_running, mut bystander) = in_front(&app, |m| {
+        m.http_filters
+            .insert(0, http_filter("istio.peer_metadata", pack(&metadata)))
+    })
+    .await;
     for fields in [
         "x-envoy-peer-metadata: AAAA\nx-envoy-peer-metadata-id: sidecar~secret",
         "X-Envoy-Peer-Metadata: AAAA\nX-Envoy-Peer-Metadata-Id: sidecar~secret",
@@ -338,8 +424,10 @@ async fn d6_metadata_of_peers_stops_at_the_proxy() {
         "x-envoy-peer-metadata: secret",
         "connection: x-envoy-peer-metadata\nx-envoy-peer-metadata: secret",
     ] {
-        let (head, _) =
-            Client::connect(bystander.at).await.ask(&format!("GET /peer HTTP/1.1\nhost: a\n{fields}\n\n")).await;
+        let (head, _) = Client::connect(bystander.at)
+            .await
+            .ask(&format!("GET /peer HTTP/1.1\nhost: a\n{fields}\n\n"))
+            .await;
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     }
     bystander.is_served().await;
@@ -368,21 +456,37 @@ async fn d11_with_n_trusted_proxies_the_nth_from_the_right_is_the_client() {
         .await;
         let request = format!("GET /xff HTTP/1.1\nhost: a\nx-forwarded-for: {forwarded}\n\n");
         let (_, seen) = Client::connect(bystander.at).await.ask(&request).await;
-        assert!(seen.contains(&format!("\r\nx-envoy-external-address: {client}\r\n")), "{forwarded:?}: {seen}");
+        assert!(
+            seen.contains(&format!("\r\nx-envoy-external-address: {client}\r\n")),
+            "{forwarded:?}: {seen}"
+        );
     }
 }
 
 #[tokio::test]
 async fn d12_methods_are_words_of_their_own() {
     let app = App::start().await;
-    let (_running, mut bystander) =
-        in_front(&app, |m| m.http_filters.insert(0, denies(header(":method", MatchPattern::Exact("PUT".into())))))
-            .await;
+    let (_running, mut bystander) = in_front(&app, |m| {
+        m.http_filters.insert(
+            0,
+            denies(header(":method", MatchPattern::Exact("PUT".into()))),
+        )
+    })
+    .await;
     let long = "M".repeat(1024);
-    for (method, wanted) in
-        [("PUT", "403"), ("TRACE", "200"), ("put", "400"), ("Put", "400"), ("PUTS", "200"), (&long, "200")]
-    {
-        let status = status(bystander.at, &format!("{method} /d12 HTTP/1.1\nhost: a\n\n")).await;
+    for (method, wanted) in [
+        ("PUT", "403"),
+        ("TRACE", "200"),
+        ("put", "400"),
+        ("Put", "400"),
+        ("PUTS", "200"),
+        (&long, "200"),
+    ] {
+        let status = status(
+            bystander.at,
+            &format!("{method} /d12 HTTP/1.1\nhost: a\n\n"),
+        )
+        .await;
         assert_eq!(status, wanted, "{method}");
     }
     bystander.is_served().await;

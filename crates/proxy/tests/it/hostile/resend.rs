@@ -1,5 +1,5 @@
-//! Upstreams that end a connection under a request: it is sent again only whole, and only where nothing of it has
-//! arrived, or where it may arrive twice.
+//! Upstreams that end a connection under a request: it is sent again only whole, and only where
+//! nothing of it has arrived, or where it may arrive twice.
 
 use std::net::SocketAddr;
 
@@ -16,7 +16,8 @@ use crate::peers::{self, Client};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
-/// Tells of every head that arrives. The first connection serves one request, reads the second, and ends.
+/// Tells of every head that arrives. The first connection serves one request, reads the second, and
+/// ends.
 async fn forgetful() -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
     let (book, arrived) = mpsc::unbounded_channel();
     let at = peers::server(move |mut stream, number| {
@@ -49,12 +50,27 @@ async fn forgetful() -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
 #[tokio::test]
 async fn a_body_that_was_not_kept_is_not_left_out_of_a_second_attempt() {
     let cases = [
-        ("PUT /length HTTP/1.1\nhost: a\ncontent-length: 5\n\nhello", "503"),
-        ("DELETE /length HTTP/1.1\nhost: a\ncontent-length: 5\n\nhello", "503"),
-        ("PUT /chunks HTTP/1.1\nhost: a\ntransfer-encoding: chunked\n\n5\nhello\n0\n\n", "503"),
-        ("POST /nothing HTTP/1.1\nhost: a\ncontent-length: 0\n\n", "503"),
+        (
+            "PUT /length HTTP/1.1\nhost: a\ncontent-length: 5\n\nhello",
+            "503",
+        ),
+        (
+            "DELETE /length HTTP/1.1\nhost: a\ncontent-length: 5\n\nhello",
+            "503",
+        ),
+        (
+            "PUT /chunks HTTP/1.1\nhost: a\ntransfer-encoding: chunked\n\n5\nhello\n0\n\n",
+            "503",
+        ),
+        (
+            "POST /nothing HTTP/1.1\nhost: a\ncontent-length: 0\n\n",
+            "503",
+        ),
         // Without a body it is the same request once more.
-        ("PUT /nothing HTTP/1.1\nhost: a\ncontent-length: 0\n\n", "200"),
+        (
+            "PUT /nothing HTTP/1.1\nhost: a\ncontent-length: 0\n\n",
+            "200",
+        ),
         ("GET /nothing HTTP/1.1\nhost: a\n\n", "200"),
     ];
     for (request, status) in cases {
@@ -63,7 +79,10 @@ async fn a_body_that_was_not_kept_is_not_left_out_of_a_second_attempt() {
         let mut client = Client::connect(at).await;
         assert_eq!(client.ask("GET / HTTP/1.1\nhost: a\n\n").await.1, "ok");
         let (head, body) = soon(client.ask(request)).await;
-        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {head}{body}");
+        assert!(
+            head.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{request}: {head}{body}"
+        );
         let times = std::iter::from_fn(|| arrived.try_recv().ok()).count();
         assert_eq!(times, if status == "200" { 2 } else { 1 }, "{request}");
     }
@@ -84,10 +103,13 @@ async fn a_request_of_which_a_part_has_arrived_is_not_sent_again() {
     let up = static_cluster("up", &[app.local_addr().expect("bound")]);
     let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
     let at = running.at("in").await;
-    // The reset and the rest of the body come together: which of them is noticed first differs from round to round.
+    // The reset and the rest of the body come together: which of them is noticed first differs from
+    // round to round.
     for round in 0..300 {
         let mut client = Client::connect(at).await;
-        client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nfirst").await;
+        client
+            .send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nfirst")
+            .await;
         let (mut up, _) = soon(app.accept()).await.expect("asked");
         let mut seen = Vec::new();
         while !seen.ends_with(b"first") {
@@ -118,7 +140,9 @@ fn frames_in(seen: &[u8]) -> Vec<(u8, u8)> {
     let (mut rest, mut found) = (seen.get(24..).unwrap_or_default(), Vec::new());
     while rest.len() >= 9 {
         let length = rest[..3].iter().fold(0, |n, b| n << 8 | usize::from(*b));
-        let Some(after) = rest.get(9 + length..) else { break };
+        let Some(after) = rest.get(9 + length..) else {
+            break;
+        };
         found.push((rest[3], rest[4]));
         rest = after;
     }
@@ -132,9 +156,14 @@ async fn a_goodbye_costs_no_request() {
         let heard = heard.clone();
         async move {
             if number > 0 {
-                let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+                let Ok(mut connection) = h2::server::handshake(stream).await else {
+                    return;
+                };
                 while let Some(Ok((_, mut respond))) = connection.accept().await {
-                    let response = http::Response::builder().header("x-name", "next").body(()).expect("good");
+                    let response = http::Response::builder()
+                        .header("x-name", "next")
+                        .body(())
+                        .expect("good");
                     let _ = respond.send_response(response, true);
                 }
                 return;
@@ -144,10 +173,13 @@ async fn a_goodbye_costs_no_request() {
             while !frames_in(&seen).iter().any(|(kind, _)| *kind == HEADERS) {
                 assert!(stream.read_buf(&mut seen).await.is_ok_and(|n| n > 0));
             }
-            // A response that does not end, a goodbye to everybody else, and a question that is answered after both.
+            // A response that does not end, a goodbye to everybody else, and a question that is
+            // answered after both.
             let answer = frame(HEADERS, END_HEADERS, 1, &block(&[(":status", "200")]));
             let goodbye = frame(GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0]);
-            let _ = stream.write_all(&[answer, goodbye, frame(PING, 0, 0, &[7; 8])].concat()).await;
+            let _ = stream
+                .write_all(&[answer, goodbye, frame(PING, 0, 0, &[7; 8])].concat())
+                .await;
             while !frames_in(&seen).contains(&(PING, END)) {
                 assert!(stream.read_buf(&mut seen).await.is_ok_and(|n| n > 0));
             }
@@ -158,21 +190,39 @@ async fn a_goodbye_costs_no_request() {
     .await;
     let manager = manager(inline(table("r", vec![forward("/", "up")])));
     let up = http2(static_cluster("up", &[up]));
-    let options = meltemi_proxy::ProxyOptions { admin: Some(([127, 0, 0, 1], 0).into()), ..Default::default() };
+    let options = meltemi_proxy::ProxyOptions {
+        admin: Some(([127, 0, 0, 1], 0).into()),
+        ..Default::default()
+    };
     let running = Running::start(options);
-    running.apply(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
+    running
+        .apply(vec![up], vec![listener("in", vec![http_chain(&manager)])])
+        .await;
     let at = running.at("in").await;
     let mut long = Client::connect(at).await;
     long.send("GET /long HTTP/1.1\r\nhost: a\r\n\r\n").await;
     soon(goodbye_heard.recv()).await.expect("said");
     // A body does not matter: nothing of it was read.
-    let (head, _) = soon(Client::connect(at).await.ask("POST /next HTTP/1.1\nhost: a\ncontent-length: 2\n\nhi")).await;
-    assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("x-name: next"), "{head}");
+    let (head, _) = soon(
+        Client::connect(at)
+            .await
+            .ask("POST /next HTTP/1.1\nhost: a\ncontent-length: 2\n\nhi"),
+    )
+    .await;
+    assert!(
+        head.starts_with("HTTP/1.1 200 ") && head.contains("x-name: next"),
+        "{head}"
+    );
     running.log.line_with("200 - via_upstream /next").await;
     running.handle.ready().await;
     let mut admin = Client::connect(running.handle.admin_addresses()[0]).await;
-    let (_, page) = admin.ask("GET /clusters HTTP/1.1\nhost: localhost\n\n").await;
-    assert!(page.contains("::rq_error::0\n") && page.contains("::rq_total::2\n"), "nobody is to blame: {page}");
+    let (_, page) = admin
+        .ask("GET /clusters HTTP/1.1\nhost: localhost\n\n")
+        .await;
+    assert!(
+        page.contains("::rq_error::0\n") && page.contains("::rq_total::2\n"),
+        "nobody is to blame: {page}"
+    );
 }
 
 #[tokio::test]
@@ -202,5 +252,8 @@ async fn a_client_that_leaves_ends_the_wait_for_another_attempt() {
     client.send("GET /left HTTP/1.1\r\nhost: a\r\n\r\n").await;
     soon(arrived.recv()).await.expect("asked");
     drop(client);
-    running.log.line_with("downstream_remote_disconnect /left up ").await;
+    running
+        .log
+        .line_with("downstream_remote_disconnect /left up ")
+        .await;
 }

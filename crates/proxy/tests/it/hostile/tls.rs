@@ -43,22 +43,36 @@ async fn strict(app: &App, handshake_within: Duration) -> Strict {
             ..Default::default()
         };
         let name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-        cluster.typed_extension_protocol_options.insert(name.into(), pack(&options));
+        cluster
+            .typed_extension_protocol_options
+            .insert(name.into(), pack(&options));
     })
     .await;
     let bystander = Bystander::at(client.at("outbound").await).await;
-    Strict { server, at, bystander, _client: client }
+    Strict {
+        server,
+        at,
+        bystander,
+        _client: client,
+    }
 }
 
 /// Handshakes that failed for a reason.
 fn failed(running: &Running, reason: &str) -> usize {
     let start = format!("meltemi_downstream_tls_errors_total{{reason=\"{reason}\"}} ");
     let metrics = running.handle.metrics();
-    metrics.lines().find_map(|line| line.strip_prefix(&start)).map_or(0, |count| count.parse().expect("a count"))
+    metrics
+        .lines()
+        .find_map(|line| line.strip_prefix(&start))
+        .map_or(0, |count| count.parse().expect("a count"))
 }
 
 fn sized(bytes: &[u8]) -> Vec<u8> {
-    [&u16::try_from(bytes.len()).expect("short").to_be_bytes()[..], bytes].concat()
+    [
+        &u16::try_from(bytes.len()).expect("short").to_be_bytes()[..],
+        bytes,
+    ]
+    .concat()
 }
 
 fn extension(kind: u16, body: &[u8]) -> Vec<u8> {
@@ -67,12 +81,18 @@ fn extension(kind: u16, body: &[u8]) -> Vec<u8> {
 
 /// A list of server names of type 0. RFC 6066 §3.
 fn names(names: &[&[u8]]) -> Vec<u8> {
-    let list: Vec<u8> = names.iter().flat_map(|name| [&[0][..], &sized(name)].concat()).collect();
+    let list: Vec<u8> = names
+        .iter()
+        .flat_map(|name| [&[0][..], &sized(name)].concat())
+        .collect();
     extension(0, &sized(&list))
 }
 
 fn protocols(list: &[&[u8]]) -> Vec<u8> {
-    let list: Vec<u8> = list.iter().flat_map(|name| [&[name.len() as u8][..], name].concat()).collect();
+    let list: Vec<u8> = list
+        .iter()
+        .flat_map(|name| [&[name.len() as u8][..], name].concat())
+        .collect();
     extension(16, &sized(&list))
 }
 
@@ -97,7 +117,10 @@ fn hello(version: u16, extensions: &[Vec<u8>]) -> Vec<u8> {
 
 /// Handshake bytes in records of so many bytes.
 fn records(handshake: &[u8], size: usize) -> Vec<u8> {
-    handshake.chunks(size).flat_map(|piece| [&[0x16, 3, 1][..], &sized(piece)].concat()).collect()
+    handshake
+        .chunks(size)
+        .flat_map(|piece| [&[0x16, 3, 1][..], &sized(piece)].concat())
+        .collect()
 }
 
 /// A hello as an honest library sends it.
@@ -133,7 +156,11 @@ async fn c8_old_versions_are_refused() {
     let app = App::start().await;
     let mut strict = strict(&app, Duration::from_secs(10)).await;
     for (name, version) in [("SSL 3.0", 0x300), ("TLS 1.0", 0x301), ("TLS 1.1", 0x302)] {
-        let first = answer(strict.at, &records(&hello(version, &[names(&[b"server"])]), 16_000)).await;
+        let first = answer(
+            strict.at,
+            &records(&hello(version, &[names(&[b"server"])]), 16_000),
+        )
+        .await;
         assert!(is_refusal(first), "{name}: {first:?}");
         // Whatever it also claims to speak.
         let claims = extension(43, &[2, (version >> 8) as u8, version as u8]);
@@ -141,9 +168,14 @@ async fn c8_old_versions_are_refused() {
         assert!(is_refusal(first), "{name} in supported_versions: {first:?}");
     }
     // SSL 2.0 has another form altogether.
-    let first = answer(strict.at, &[0x80, 0x2e, 1, 0, 2, 0, 0x15, 0, 0, 0, 0x10, 1, 0, 0x80]).await;
+    let first = answer(
+        strict.at,
+        &[0x80, 0x2e, 1, 0, 2, 0, 0x15, 0, 0, 0, 0x10, 1, 0, 0x80],
+    )
+    .await;
     assert!(is_refusal(first), "SSL 2.0: {first:?}");
-    let counted = || failed(&strict.server, "incompatible") == 6 && failed(&strict.server, "plaintext") == 1;
+    let counted =
+        || failed(&strict.server, "incompatible") == 6 && failed(&strict.server, "plaintext") == 1;
     until("each is counted", counted).await;
     strict.bystander.is_served().await;
 }
@@ -159,9 +191,17 @@ async fn c7_a_hello_is_one_however_it_is_cut() {
     for byte in &whole {
         bytewise.send([*byte]).await;
     }
-    assert_eq!(soon(bytewise.stream.read_u8()).await.ok(), HANDSHAKE, "in single bytes");
+    assert_eq!(
+        soon(bytewise.stream.read_u8()).await.ok(),
+        HANDSHAKE,
+        "in single bytes"
+    );
     for size in [1, 2, 3, 5, 100] {
-        assert_eq!(answer(strict.at, &records(handshake, size)).await, HANDSHAKE, "in records of {size}");
+        assert_eq!(
+            answer(strict.at, &records(handshake, size)).await,
+            HANDSHAKE,
+            "in records of {size}"
+        );
     }
     strict.bystander.is_served().await;
 }
@@ -170,7 +210,9 @@ async fn c7_a_hello_is_one_however_it_is_cut() {
 async fn c7_odd_hellos_are_refused_and_cost_nothing() {
     let app = App::start().await;
     let mut strict = strict(&app, Duration::from_secs(2)).await;
-    let many: Vec<Vec<u8>> = (0..1000).map(|n: u32| format!("p{n}").into_bytes()).collect();
+    let many: Vec<Vec<u8>> = (0..1000)
+        .map(|n: u32| format!("p{n}").into_bytes())
+        .collect();
     let many: Vec<&[u8]> = many.iter().map(Vec::as_slice).collect();
     let large = hello(0x303, &[extension(21, &[0; 60_000])]);
     let mut long = hello(0x303, &[]);
@@ -179,29 +221,75 @@ async fn c7_odd_hellos_are_refused_and_cost_nothing() {
     zeros.extend([0; 16_384]);
     for (name, bytes) in [
         ("64 KiB", records(&large, 16_000)),
-        ("a length of 16 MiB", [records(&long, 16_000), vec![0; 64 * 1024]].concat()),
+        (
+            "a length of 16 MiB",
+            [records(&long, 16_000), vec![0; 64 * 1024]].concat(),
+        ),
         ("junk in a record", zeros),
-        ("a record of 64 KiB", [&[0x16, 3, 1, 0xff, 0xff][..], &[1; 70_000]].concat()),
+        (
+            "a record of 64 KiB",
+            [&[0x16, 3, 1, 0xff, 0xff][..], &[1; 70_000]].concat(),
+        ),
         ("records without bytes", [0x16, 3, 1, 0, 0].repeat(10_000)),
         ("junk", vec![0xff; 1000]),
-        ("application data", [0x17, 3, 3, 0, 5, 1, 2, 3, 4, 5].to_vec()),
+        (
+            "application data",
+            [0x17, 3, 3, 0, 5, 1, 2, 3, 4, 5].to_vec(),
+        ),
         ("an alert", [0x15, 3, 3, 0, 2, 2, 40].to_vec()),
-        ("an empty protocol", records(&hello(0x303, &[extension(16, &sized(&[0]))]), 16_000)),
-        ("a list that lies", records(&hello(0x303, &[extension(16, &[0xff, 0xff, 1, b'x'])]), 16_000)),
-        ("the same extension twice", records(&hello(0x303, &[names(&[b"a"]), names(&[b"b"])]), 16_000)),
-        ("two names", records(&hello(0x303, &[names(&[b"a", b"b"])]), 16_000)),
-        ("no name in the list", records(&hello(0x303, &[names(&[])]), 16_000)),
+        (
+            "an empty protocol",
+            records(&hello(0x303, &[extension(16, &sized(&[0]))]), 16_000),
+        ),
+        (
+            "a list that lies",
+            records(
+                &hello(0x303, &[extension(16, &[0xff, 0xff, 1, b'x'])]),
+                16_000,
+            ),
+        ),
+        (
+            "the same extension twice",
+            records(&hello(0x303, &[names(&[b"a"]), names(&[b"b"])]), 16_000),
+        ),
+        (
+            "two names",
+            records(&hello(0x303, &[names(&[b"a", b"b"])]), 16_000),
+        ),
+        (
+            "no name in the list",
+            records(&hello(0x303, &[names(&[])]), 16_000),
+        ),
         ("cut off", records(&hello(0x303, &[])[..60], 16_000)),
     ] {
         let first = answer(strict.at, &bytes).await;
         assert!(is_refusal(first), "{name}: {first:?}");
     }
     // Many protocols are many, and none of ours.
-    let first = answer(strict.at, &records(&hello(0x303, &[protocols(&many)]), 16_000)).await;
+    let first = answer(
+        strict.at,
+        &records(&hello(0x303, &[protocols(&many)]), 16_000),
+    )
+    .await;
     assert_eq!(first, HANDSHAKE, "1000 protocols");
     // Names that are none: nobody is served under them, whether or not they are an error.
-    for name in [&b""[..], b"a\0b", b"10.0.0.1", b".", b"a..b", b"\xff\xfe", b"-", &[b'a'; 300], b"a b", b"*.example"] {
-        let _ = answer(strict.at, &records(&hello(0x303, &[names(&[name])]), 16_000)).await;
+    for name in [
+        &b""[..],
+        b"a\0b",
+        b"10.0.0.1",
+        b".",
+        b"a..b",
+        b"\xff\xfe",
+        b"-",
+        &[b'a'; 300],
+        b"a b",
+        b"*.example",
+    ] {
+        let _ = answer(
+            strict.at,
+            &records(&hello(0x303, &[names(&[name])]), 16_000),
+        )
+        .await;
     }
     strict.bystander.is_served().await;
     until("nobody is left", || strict.server.handle.connections() <= 1).await;
@@ -216,7 +304,12 @@ async fn c8_half_open_handshakes_end_and_cost_nobody_else_anything() {
     let whole = honest("server");
     let attack = async {
         let mut held = Vec::new();
-        for bytes in [&whole[..0], &whole[..1], &whole[..whole.len() / 2], &whole[..]] {
+        for bytes in [
+            &whole[..0],
+            &whole[..1],
+            &whole[..whole.len() / 2],
+            &whole[..],
+        ] {
             for _ in 0..EACH {
                 let mut client = Client::connect(at).await;
                 client.send(bytes).await;
@@ -230,7 +323,10 @@ async fn c8_half_open_handshakes_end_and_cost_nobody_else_anything() {
         }
     };
     strict.bystander.while_under(attack).await;
-    until("each is counted", || failed(&strict.server, "timeout") == 4 * EACH).await;
+    until("each is counted", || {
+        failed(&strict.server, "timeout") == 4 * EACH
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -249,14 +345,21 @@ async fn c12_plaintext_to_a_strict_port_reaches_nobody() {
     }
     strict.bystander.is_served().await;
     assert!(!app.saw("secret"));
-    until("each is counted", || failed(&strict.server, "plaintext") == 6).await;
+    until("each is counted", || {
+        failed(&strict.server, "plaintext") == 6
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn bytes_that_are_no_part_of_the_handshake_end_it() {
     let app = App::start().await;
     let mut strict = strict(&app, Duration::from_secs(10)).await;
-    for junk in [&b"GET /secret HTTP/1.1\r\nhost: a\r\n\r\n"[..], &[0x17, 3, 3, 0, 20], &[0x16; 64]] {
+    for junk in [
+        &b"GET /secret HTTP/1.1\r\nhost: a\r\n\r\n"[..],
+        &[0x17, 3, 3, 0, 20],
+        &[0x16; 64],
+    ] {
         let mut client = Client::connect(strict.at).await;
         client.send(honest("server")).await;
         assert_eq!(soon(client.stream.read_u8()).await.ok(), HANDSHAKE);
@@ -292,11 +395,16 @@ async fn c7_a_name_is_found_in_any_case_and_nothing_else_passes_for_it() {
     let mut sniffing = listener("in", vec![secret, tcp_chain("other")]);
     sniffing.listener_filters = vec![proto::ListenerFilter {
         name: "envoy.filters.listener.tls_inspector".into(),
-        config_type: Some(proto::listener_filter::ConfigType::TypedConfig(pack(&TlsInspector::default()))),
+        config_type: Some(proto::listener_filter::ConfigType::TypedConfig(pack(
+            &TlsInspector::default(),
+        ))),
         ..Default::default()
     }];
     sniffing.listener_filters_timeout = Some(duration(Duration::from_secs(2)));
-    let clusters = vec![static_cluster("secret", &[named("S").await]), static_cluster("other", &[named("O").await])];
+    let clusters = vec![
+        static_cluster("secret", &[named("S").await]),
+        static_cluster("other", &[named("O").await]),
+    ];
     let running = Running::with(clusters, vec![sniffing]).await;
     let at = running.at("in").await;
     let of = |name: &[u8]| records(&hello(0x303, &[names(&[name])]), 16_000);
@@ -312,7 +420,13 @@ async fn c7_a_name_is_found_in_any_case_and_nothing_else_passes_for_it() {
     ] {
         assert_eq!(answer(at, &bytes).await, chain, "{name}");
     }
-    for name in [&b"secret.example."[..], b"secret.example\0", b" secret.example", b"secret.example\0.other", b""] {
+    for name in [
+        &b"secret.example."[..],
+        b"secret.example\0",
+        b" secret.example",
+        b"secret.example\0.other",
+        b"",
+    ] {
         assert_ne!(answer(at, &of(name)).await, Some(b'S'), "{name:?}");
     }
 }

@@ -1,4 +1,5 @@
-//! Upstreams that break the protocol: the client gets an answer of the proxy's own, and the connection is not used again.
+//! Upstreams that break the protocol: the client gets an answer of the proxy's own, and the
+//! connection is not used again.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -14,8 +15,14 @@ use crate::config::*;
 use crate::peers::{self, Client};
 
 /// A proxy with `/evil` on one upstream and the rest on an application.
-async fn beside(app: &App, evil: meltemi_proto::envoy::config::cluster::v3::Cluster) -> (Running, Bystander) {
-    let manager = manager(inline(table("r", vec![forward("/evil", "evil"), forward("/", "up")])));
+async fn beside(
+    app: &App,
+    evil: meltemi_proto::envoy::config::cluster::v3::Cluster,
+) -> (Running, Bystander) {
+    let manager = manager(inline(table(
+        "r",
+        vec![forward("/evil", "evil"), forward("/", "up")],
+    )));
     let clusters = vec![static_cluster("up", &[app.at]), evil];
     let running = Running::with(clusters, vec![listener("in", vec![http_chain(&manager)])]).await;
     let bystander = Bystander::at(running.at("in").await).await;
@@ -26,28 +33,104 @@ async fn beside(app: &App, evil: meltemi_proto::envoy::config::cluster::v3::Clus
 fn answers() -> Vec<(&'static str, Vec<u8>, Option<&'static str>)> {
     let ok = "HTTP/1.1 200 OK\r\n";
     vec![
-        ("/evil/fold", format!("{ok}x: a\r\n b\r\ncontent-length: 0\r\n\r\n").into(), Some("502")),
-        ("/evil/bare-cr", format!("{ok}x: a\rb\r\ncontent-length: 0\r\n\r\n").into(), Some("502")),
-        ("/evil/nul", format!("{ok}x: a\0b\r\ncontent-length: 0\r\n\r\n").into(), Some("502")),
-        ("/evil/blank", format!("{ok}x : a\r\ncontent-length: 0\r\n\r\n").into(), Some("502")),
-        ("/evil/lengths", format!("{ok}content-length: 0\r\ncontent-length: 1\r\n\r\n").into(), Some("502")),
-        ("/evil/signed", format!("{ok}content-length: +1\r\n\r\na").into(), Some("502")),
-        ("/evil/both", format!("{ok}content-length: 1\r\ntransfer-encoding: chunked\r\n\r\n").into(), Some("502")),
-        ("/evil/coding", format!("{ok}transfer-encoding: gzip\r\n\r\n").into(), Some("502")),
-        ("/evil/status", "HTTP/1.1 99 Low\r\n\r\n".into(), Some("502")),
-        ("/evil/status-word", "HTTP/1.1 OK\r\n\r\n".into(), Some("502")),
-        ("/evil/version", "HTTP/3.0 200 OK\r\n\r\n".into(), Some("502")),
+        (
+            "/evil/fold",
+            format!("{ok}x: a\r\n b\r\ncontent-length: 0\r\n\r\n").into(),
+            Some("502"),
+        ),
+        (
+            "/evil/bare-cr",
+            format!("{ok}x: a\rb\r\ncontent-length: 0\r\n\r\n").into(),
+            Some("502"),
+        ),
+        (
+            "/evil/nul",
+            format!("{ok}x: a\0b\r\ncontent-length: 0\r\n\r\n").into(),
+            Some("502"),
+        ),
+        (
+            "/evil/blank",
+            format!("{ok}x : a\r\ncontent-length: 0\r\n\r\n").into(),
+            Some("502"),
+        ),
+        (
+            "/evil/lengths",
+            format!("{ok}content-length: 0\r\ncontent-length: 1\r\n\r\n").into(),
+            Some("502"),
+        ),
+        (
+            "/evil/signed",
+            format!("{ok}content-length: +1\r\n\r\na").into(),
+            Some("502"),
+        ),
+        (
+            "/evil/both",
+            format!("{ok}content-length: 1\r\ntransfer-encoding: chunked\r\n\r\n").into(),
+            Some("502"),
+        ),
+        (
+            "/evil/coding",
+            format!("{ok}transfer-encoding: gzip\r\n\r\n").into(),
+            Some("502"),
+        ),
+        (
+            "/evil/status",
+            "HTTP/1.1 99 Low\r\n\r\n".into(),
+            Some("502"),
+        ),
+        (
+            "/evil/status-word",
+            "HTTP/1.1 OK\r\n\r\n".into(),
+            Some("502"),
+        ),
+        (
+            "/evil/version",
+            "HTTP/3.0 200 OK\r\n\r\n".into(),
+            Some("502"),
+        ),
         ("/evil/http2", preface(&[]), Some("502")),
         ("/evil/not-http", b"\0\xff\xfe".repeat(100), Some("502")),
-        ("/evil/large", format!("{ok}x: {}\r\n\r\n", "y".repeat(1 << 20)).into(), Some("502")),
-        ("/evil/many", format!("{ok}{}\r\n", "x: y\r\n".repeat(10_000)).into(), Some("502")),
-        ("/evil/interim", "HTTP/1.1 100 Continue\r\n\r\n".repeat(10_000).into(), Some("502")),
-        ("/evil/switch", "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n".into(), Some("502")),
-        ("/evil/half-a-head", "HTTP/1.1 200 OK\r\ncontent-le".into(), Some("503")),
+        (
+            "/evil/large",
+            format!("{ok}x: {}\r\n\r\n", "y".repeat(1 << 20)).into(),
+            Some("502"),
+        ),
+        (
+            "/evil/many",
+            format!("{ok}{}\r\n", "x: y\r\n".repeat(10_000)).into(),
+            Some("502"),
+        ),
+        (
+            "/evil/interim",
+            "HTTP/1.1 100 Continue\r\n\r\n".repeat(10_000).into(),
+            Some("502"),
+        ),
+        (
+            "/evil/switch",
+            "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n".into(),
+            Some("502"),
+        ),
+        (
+            "/evil/half-a-head",
+            "HTTP/1.1 200 OK\r\ncontent-le".into(),
+            Some("503"),
+        ),
         ("/evil/nothing", Vec::new(), Some("503")),
-        ("/evil/short", format!("{ok}content-length: 10\r\n\r\nabc").into(), None),
-        ("/evil/chunk", format!("{ok}transfer-encoding: chunked\r\n\r\n3\r\nabc\r\nxyz\r\n").into(), None),
-        ("/evil/no-last-chunk", format!("{ok}transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n").into(), None),
+        (
+            "/evil/short",
+            format!("{ok}content-length: 10\r\n\r\nabc").into(),
+            None,
+        ),
+        (
+            "/evil/chunk",
+            format!("{ok}transfer-encoding: chunked\r\n\r\n3\r\nabc\r\nxyz\r\n").into(),
+            None,
+        ),
+        (
+            "/evil/no-last-chunk",
+            format!("{ok}transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n").into(),
+            None,
+        ),
     ]
 }
 
@@ -55,7 +138,9 @@ fn answers() -> Vec<(&'static str, Vec<u8>, Option<&'static str>)> {
 async fn a15_broken_answers_are_the_proxys_own_errors() {
     let evil = peers::server(|mut stream, _| async move {
         let mut waiting = Vec::new();
-        let Some((head, _)) = peers::read_message(&mut stream, &mut waiting).await else { return };
+        let Some((head, _)) = peers::read_message(&mut stream, &mut waiting).await else {
+            return;
+        };
         let path = head.split(' ').nth(1).expect("a path");
         if let Some((_, answer, _)) = answers().into_iter().find(|(name, ..)| *name == path) {
             let _ = stream.write_all(&answer).await;
@@ -67,14 +152,19 @@ async fn a15_broken_answers_are_the_proxys_own_errors() {
     let mut wrong = Vec::new();
     for (path, _, status) in answers() {
         let mut client = Client::connect(bystander.at).await;
-        client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n")).await;
+        client
+            .send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"))
+            .await;
         let answer = soon(client.receive()).await;
         let got = answer.as_ref().and_then(|(head, _)| head.split(' ').nth(1));
         if got != status {
             wrong.push(format!("{path}: {answer:?}"));
         }
         if status.is_none() {
-            assert!(soon(client.closed()).await, "{path}: or the client waits for the rest");
+            assert!(
+                soon(client.closed()).await,
+                "{path}: or the client waits for the rest"
+            );
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
@@ -107,7 +197,8 @@ async fn a15_bytes_after_an_answer_are_nobodys_answer() {
     assert_eq!(seen.lock().expect("no writer panics").len(), 20);
 }
 
-/// An HTTP/2 server that answers the first request of a connection with these frames and then waits for the end.
+/// An HTTP/2 server that answers the first request of a connection with these frames and then waits
+/// for the end.
 pub async fn h2(answer: Vec<u8>) -> SocketAddr {
     let answer = Arc::new(answer);
     peers::server(move |mut stream, _| {
@@ -143,23 +234,68 @@ fn has_headers(seen: &[u8]) -> bool {
 }
 
 fn ok(stream: u32, flags: u8, more: &[(&str, &str)]) -> Vec<u8> {
-    frame(HEADERS, END_HEADERS | flags, stream, &[block(&[(":status", "200")]), block(more)].concat())
+    frame(
+        HEADERS,
+        END_HEADERS | flags,
+        stream,
+        &[block(&[(":status", "200")]), block(more)].concat(),
+    )
 }
 
 #[tokio::test]
 async fn broken_answers_over_http2_are_the_proxys_own_errors() {
     let cases: Vec<(&str, Vec<u8>, &[&str])> = vec![
-        ("no status", frame(HEADERS, END_HEADERS | END, 1, &block(&[("x", "y")])), &["502", "503"]),
-        ("a status of letters", frame(HEADERS, END_HEADERS | END, 1, &block(&[(":status", "abc")])), &["502", "503"]),
-        ("a connection field", ok(1, END, &[("connection", "close")]), &["502", "503"]),
-        ("a line feed", ok(1, END, &[("x", "y\r\nz: a")]), &["502", "503"]),
-        ("an upper-case name", ok(1, END, &[("X", "y")]), &["502", "503"]),
+        (
+            "no status",
+            frame(HEADERS, END_HEADERS | END, 1, &block(&[("x", "y")])),
+            &["502", "503"],
+        ),
+        (
+            "a status of letters",
+            frame(HEADERS, END_HEADERS | END, 1, &block(&[(":status", "abc")])),
+            &["502", "503"],
+        ),
+        (
+            "a connection field",
+            ok(1, END, &[("connection", "close")]),
+            &["502", "503"],
+        ),
+        (
+            "a line feed",
+            ok(1, END, &[("x", "y\r\nz: a")]),
+            &["502", "503"],
+        ),
+        (
+            "an upper-case name",
+            ok(1, END, &[("X", "y")]),
+            &["502", "503"],
+        ),
         ("no head", frame(DATA, END, 1, b"abc"), &["502", "503"]),
-        ("a pushed stream", frame(PUSH_PROMISE, END_HEADERS, 1, &[0, 0, 0, 2]), &["502", "503"]),
-        ("a broken header block", frame(HEADERS, END_HEADERS | END, 1, &[0xff; 20]), &["502", "503"]),
-        ("a refused stream", frame(RST_STREAM, 0, 1, &7_u32.to_be_bytes()), &["503"]),
-        ("a goodbye", frame(GOAWAY, 0, 0, &[0, 0, 0, 0, 0, 0, 0, 0]), &["503"]),
-        ("an error", frame(GOAWAY, 0, 0, &[0, 0, 0, 0, 0, 0, 0, 2]), &["502", "503"]),
+        (
+            "a pushed stream",
+            frame(PUSH_PROMISE, END_HEADERS, 1, &[0, 0, 0, 2]),
+            &["502", "503"],
+        ),
+        (
+            "a broken header block",
+            frame(HEADERS, END_HEADERS | END, 1, &[0xff; 20]),
+            &["502", "503"],
+        ),
+        (
+            "a refused stream",
+            frame(RST_STREAM, 0, 1, &7_u32.to_be_bytes()),
+            &["503"],
+        ),
+        (
+            "a goodbye",
+            frame(GOAWAY, 0, 0, &[0, 0, 0, 0, 0, 0, 0, 0]),
+            &["503"],
+        ),
+        (
+            "an error",
+            frame(GOAWAY, 0, 0, &[0, 0, 0, 0, 0, 0, 0, 2]),
+            &["502", "503"],
+        ),
         (
             "CONTINUATION without end",
             {
@@ -183,10 +319,18 @@ async fn broken_answers_over_http2_are_the_proxys_own_errors() {
     let app = App::start().await;
     let mut wrong = Vec::new();
     for (name, answer, statuses) in cases {
-        let (_running, mut bystander) = beside(&app, http2(static_cluster("evil", &[h2(answer).await]))).await;
-        let answer = tokio::time::timeout(std::time::Duration::from_secs(5), peers::get(bystander.at, "/evil")).await;
+        let (_running, mut bystander) =
+            beside(&app, http2(static_cluster("evil", &[h2(answer).await]))).await;
+        let answer = tokio::time::timeout(
+            std::time::Duration::from_secs(5),
+            peers::get(bystander.at, "/evil"),
+        )
+        .await;
         let (head, body) = answer.unwrap_or_else(|_| ("never".to_owned(), String::new()));
-        if !statuses.iter().any(|status| head.starts_with(&format!("HTTP/1.1 {status} "))) {
+        if !statuses
+            .iter()
+            .any(|status| head.starts_with(&format!("HTTP/1.1 {status} ")))
+        {
             wrong.push(format!("{name}: {head}{body}"));
         }
         bystander.is_served().await;
@@ -197,9 +341,31 @@ async fn broken_answers_over_http2_are_the_proxys_own_errors() {
 #[tokio::test]
 async fn broken_bodies_over_http2_break_off() {
     let cases = [
-        ("shorter than said", [ok(1, 0, &[("content-length", "10")]), frame(DATA, END, 1, b"abc")].concat()),
-        ("longer than said", [ok(1, 0, &[("content-length", "2")]), frame(DATA, END, 1, b"abc")].concat()),
-        ("reset", [ok(1, 0, &[]), frame(DATA, 0, 1, b"abc"), frame(RST_STREAM, 0, 1, &[0, 0, 0, 2])].concat()),
+        (
+            "shorter than said",
+            [
+                ok(1, 0, &[("content-length", "10")]),
+                frame(DATA, END, 1, b"abc"),
+            ]
+            .concat(),
+        ),
+        (
+            "longer than said",
+            [
+                ok(1, 0, &[("content-length", "2")]),
+                frame(DATA, END, 1, b"abc"),
+            ]
+            .concat(),
+        ),
+        (
+            "reset",
+            [
+                ok(1, 0, &[]),
+                frame(DATA, 0, 1, b"abc"),
+                frame(RST_STREAM, 0, 1, &[0, 0, 0, 2]),
+            ]
+            .concat(),
+        ),
         ("beyond the window", {
             let mut all = ok(1, 0, &[]);
             (0..2000).for_each(|_| all.extend(frame(DATA, 0, 1, &[0; 16_384])));
@@ -208,14 +374,18 @@ async fn broken_bodies_over_http2_break_off() {
     ];
     let app = App::start().await;
     for (name, answer) in cases {
-        let (_running, mut bystander) = beside(&app, http2(static_cluster("evil", &[h2(answer).await]))).await;
+        let (_running, mut bystander) =
+            beside(&app, http2(static_cluster("evil", &[h2(answer).await]))).await;
         let mut client = Client::connect(bystander.at).await;
         client.send("GET /evil HTTP/1.1\r\nhost: a\r\n\r\n").await;
         let mut all = Vec::new();
         // To the end of the connection: a reset, or what is visibly not whole.
         let end = soon(client.stream.read_to_end(&mut all)).await;
         let text = String::from_utf8_lossy(&all);
-        assert!(end.is_err() || !text.ends_with("0\r\n\r\n"), "{name}: {text}");
+        assert!(
+            end.is_err() || !text.ends_with("0\r\n\r\n"),
+            "{name}: {text}"
+        );
         bystander.is_served().await;
     }
 }
@@ -227,11 +397,17 @@ async fn what_has_no_body_brings_none_over_http2_either() {
     for (method, status) in [("GET", "204"), ("GET", "304"), ("HEAD", "200")] {
         let head = frame(HEADERS, END_HEADERS, 1, &block(&[(":status", status)]));
         let answer = [head, frame(DATA, END, 1, poison)].concat();
-        let (_running, mut bystander) = beside(&app, http2(static_cluster("evil", &[h2(answer).await]))).await;
+        let (_running, mut bystander) =
+            beside(&app, http2(static_cluster("evil", &[h2(answer).await]))).await;
         let mut client = Client::connect(bystander.at).await;
-        client.send(format!("{method} /evil HTTP/1.1\r\nhost: a\r\n\r\n")).await;
+        client
+            .send(format!("{method} /evil HTTP/1.1\r\nhost: a\r\n\r\n"))
+            .await;
         let (head, _) = soon(client.receive()).await.expect("an answer");
-        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{method} {status}: {head}");
+        assert!(
+            head.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{method} {status}: {head}"
+        );
         // On the same connection the next answer is that of the next request.
         client.send("GET /next HTTP/1.1\r\nhost: a\r\n\r\n").await;
         let (_, body) = soon(client.receive()).await.expect("an answer");
@@ -244,11 +420,21 @@ async fn what_has_no_body_brings_none_over_http2_either() {
 #[tokio::test]
 async fn b13_an_upstream_that_takes_no_streams_is_passed_by() {
     // Says goodbye, then forbids all streams.
-    let full = h2([frame(GOAWAY, 0, 0, &[0; 8]), frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 0])].concat()).await;
+    let full = h2([
+        frame(GOAWAY, 0, 0, &[0; 8]),
+        frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 0]),
+    ]
+    .concat())
+    .await;
     let good = peers::server(|stream, _| async move {
-        let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+        let Ok(mut connection) = h2::server::handshake(stream).await else {
+            return;
+        };
         while let Some(Ok((_, mut respond))) = connection.accept().await {
-            let response = http::Response::builder().header("x-name", "good").body(()).expect("good");
+            let response = http::Response::builder()
+                .header("x-name", "good")
+                .body(())
+                .expect("good");
             let _ = respond.send_response(response, true);
         }
     })
@@ -273,11 +459,17 @@ async fn b13_an_upstream_that_takes_no_streams_is_passed_by() {
     let mut bystander = Bystander::at(running.at("in").await).await;
     for _ in 0..20 {
         let (head, body) = soon(peers::get(bystander.at, "/evil")).await;
-        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("x-name: good"), "{head}{body}");
+        assert!(
+            head.starts_with("HTTP/1.1 200 ") && head.contains("x-name: good"),
+            "{head}{body}"
+        );
     }
     bystander.is_served().await;
     // With nobody else it is an answer with a cause.
-    let alone = http2(static_cluster("evil", &[h2(frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 0])).await]));
+    let alone = http2(static_cluster(
+        "evil",
+        &[h2(frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 0])).await],
+    ));
     let (running, mut bystander) = beside(&app, alone).await;
     let mut clients = Vec::new();
     for _ in 0..5 {

@@ -1,4 +1,5 @@
-//! Configuration that is broken, too large or contradicts itself: it is refused by name, and the last good one serves.
+//! Configuration that is broken, too large or contradicts itself: it is refused by name, and the
+//! last good one serves.
 
 use meltemi_proto::envoy::config::cluster::v3 as cluster;
 use meltemi_proto::envoy::config::rbac::v3 as rbac;
@@ -25,13 +26,19 @@ async fn serving() -> (App, Running, Bystander) {
 
 /// Applies one resource, which must be refused by its name.
 async fn is_refused(running: &Running, what: &str, type_url: &'static str, name: &str, any: Any) {
-    let refused = running.handle.apply(type_url, vec![(name.into(), any)], Vec::new()).await;
+    let refused = running
+        .handle
+        .apply(type_url, vec![(name.into(), any)], Vec::new())
+        .await;
     let reason = refused.expect_err(what);
     assert!(reason.starts_with(&format!("{name}: ")), "{what}: {reason}");
 }
 
 fn any(type_url: &str, value: &[u8]) -> Any {
-    Any { type_url: type_url.to_owned(), value: value.to_vec() }
+    Any {
+        type_url: type_url.to_owned(),
+        value: value.to_vec(),
+    }
 }
 
 #[tokio::test]
@@ -40,13 +47,24 @@ async fn h1_resources_that_cannot_be_read_are_refused_and_the_last_good_ones_ser
     let good = pack(&static_cluster("up", &[]));
     let mut cut = good.clone();
     cut.value.truncate(cut.value.len() - 1);
-    for (type_url, name) in [(CLUSTER, "up"), (LISTENER, "in"), (ROUTE, "r"), (ENDPOINT, "up")] {
+    for (type_url, name) in [
+        (CLUSTER, "up"),
+        (LISTENER, "in"),
+        (ROUTE, "r"),
+        (ENDPOINT, "up"),
+    ] {
         for (what, broken) in [
             ("junk", any(type_url, &[0xff; 100])),
-            ("a length that lies", any(type_url, &[0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f])),
+            (
+                "a length that lies",
+                any(type_url, &[0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f]),
+            ),
             ("no UTF-8", any(type_url, &[0x0a, 2, 0xff, 0xfe])),
             ("groups without end", any(type_url, &[0x0b; 10_000])),
-            ("another type inside", any("type.googleapis.com/google.protobuf.Struct", &good.value)),
+            (
+                "another type inside",
+                any("type.googleapis.com/google.protobuf.Struct", &good.value),
+            ),
             ("no type", any("", &good.value)),
             ("a type that is none", any("\u{0}/\u{202e}", &good.value)),
             ("cut off", any(type_url, &cut.value)),
@@ -55,7 +73,14 @@ async fn h1_resources_that_cannot_be_read_are_refused_and_the_last_good_ones_ser
         }
         bystander.is_served().await;
     }
-    let unknown = running.handle.apply("type.googleapis.com/x.Y", vec![("x".into(), good)], Vec::new()).await;
+    let unknown = running
+        .handle
+        .apply(
+            "type.googleapis.com/x.Y",
+            vec![("x".into(), good)],
+            Vec::new(),
+        )
+        .await;
     assert!(unknown.expect_err("unknown").contains("x.Y"));
     bystander.is_served().await;
 }
@@ -67,9 +92,15 @@ async fn h1_what_contradicts_itself_is_refused() {
     let mut no_name = up();
     no_name.name.clear();
     let mut bad_address = up();
-    bad_address.load_assignment.as_mut().expect("static").endpoints.push(Default::default());
+    bad_address
+        .load_assignment
+        .as_mut()
+        .expect("static")
+        .endpoints
+        .push(Default::default());
     let mut eds_without_name = up();
-    eds_without_name.cluster_discovery_type = Some(cluster::cluster::ClusterDiscoveryType::Type(99));
+    eds_without_name.cluster_discovery_type =
+        Some(cluster::cluster::ClusterDiscoveryType::Type(99));
     let mut no_chain = listener("in", vec![]);
     no_chain.default_filter_chain = None;
     let mut empty_chain = listener("in", vec![tcp_chain("up")]);
@@ -90,30 +121,42 @@ async fn h1_what_contradicts_itself_is_refused() {
         nowhere
     };
     let port = {
-        use meltemi_proto::envoy::config::core::v3::{address::Address, socket_address::PortSpecifier};
+        use meltemi_proto::envoy::config::core::v3::{
+            address::Address, socket_address::PortSpecifier,
+        };
         let mut port = listener("in", vec![tcp_chain("up")]);
-        if let Some(Address::SocketAddress(socket)) = port.address.as_mut().and_then(|a| a.address.as_mut()) {
+        if let Some(Address::SocketAddress(socket)) =
+            port.address.as_mut().and_then(|a| a.address.as_mut())
+        {
             socket.port_specifier = Some(PortSpecifier::PortValue(70_000));
         }
         port
     };
     let regex = {
         let mut one = forward("/", "up");
-        one.r#match.as_mut().expect("set").path_specifier =
-            Some(route::route_match::PathSpecifier::SafeRegex(matcher::RegexMatcher {
+        one.r#match.as_mut().expect("set").path_specifier = Some(
+            route::route_match::PathSpecifier::SafeRegex(matcher::RegexMatcher {
                 regex: "a(((((((((".into(),
                 ..Default::default()
-            }));
-        listener("in", vec![http_chain(&manager(inline(table("r", vec![one]))))])
+            }),
+        );
+        listener(
+            "in",
+            vec![http_chain(&manager(inline(table("r", vec![one]))))],
+        )
     };
     let huge_regex = {
         let mut one = forward("/", "up");
-        one.r#match.as_mut().expect("set").path_specifier =
-            Some(route::route_match::PathSpecifier::SafeRegex(matcher::RegexMatcher {
+        one.r#match.as_mut().expect("set").path_specifier = Some(
+            route::route_match::PathSpecifier::SafeRegex(matcher::RegexMatcher {
                 regex: "((((a{1000}){1000}){1000}){1000})".into(),
                 ..Default::default()
-            }));
-        listener("in", vec![http_chain(&manager(inline(table("r", vec![one]))))])
+            }),
+        );
+        listener(
+            "in",
+            vec![http_chain(&manager(inline(table("r", vec![one]))))],
+        )
     };
     let weights = {
         let one = tune(forward("/", "up"), |action| {
@@ -122,13 +165,17 @@ async fn h1_what_contradicts_itself_is_refused() {
                 weight: Some(meltemi_proto::google::protobuf::UInt32Value { value: weight }),
                 ..Default::default()
             };
-            action.cluster_specifier =
-                Some(route::route_action::ClusterSpecifier::WeightedClusters(route::WeightedCluster {
+            action.cluster_specifier = Some(
+                route::route_action::ClusterSpecifier::WeightedClusters(route::WeightedCluster {
                     clusters: vec![share(u32::MAX), share(u32::MAX)],
                     ..Default::default()
-                }));
+                }),
+            );
         });
-        listener("in", vec![http_chain(&manager(inline(table("r", vec![one]))))])
+        listener(
+            "in",
+            vec![http_chain(&manager(inline(table("r", vec![one]))))],
+        )
     };
     for (what, type_url, name, message) in [
         ("no name", CLUSTER, "up", pack(&no_name)),
@@ -147,23 +194,53 @@ async fn h1_what_contradicts_itself_is_refused() {
         bystander.is_served().await;
     }
     // An empty locality is nothing, and no error.
-    let _ = running.handle.apply(CLUSTER, vec![("other".into(), pack(&bad_address))], Vec::new()).await;
+    let _ = running
+        .handle
+        .apply(
+            CLUSTER,
+            vec![("other".into(), pack(&bad_address))],
+            Vec::new(),
+        )
+        .await;
     bystander.is_served().await;
 }
 
 #[tokio::test]
 async fn h1_rules_within_rules_without_end_are_refused() {
     let (app, running, mut bystander) = serving().await;
-    let mut rule = rbac::Permission { rule: Some(rbac::permission::Rule::Any(true)) };
+    let mut rule = rbac::Permission {
+        rule: Some(rbac::permission::Rule::Any(true)),
+    };
     for _ in 0..5000 {
-        rule = rbac::Permission { rule: Some(rbac::permission::Rule::NotRule(Box::new(rule))) };
+        rule = rbac::Permission {
+            rule: Some(rbac::permission::Rule::NotRule(Box::new(rule))),
+        };
     }
-    let policy = rbac::Policy { permissions: vec![rule], ..Default::default() };
-    let rules = rbac::Rbac { policies: [("deep".to_owned(), policy)].into(), ..Default::default() };
-    let filter = http_filter("envoy.filters.http.rbac", pack(&Rbac { rules: Some(rules), ..Default::default() }));
+    let policy = rbac::Policy {
+        permissions: vec![rule],
+        ..Default::default()
+    };
+    let rules = rbac::Rbac {
+        policies: [("deep".to_owned(), policy)].into(),
+        ..Default::default()
+    };
+    let filter = http_filter(
+        "envoy.filters.http.rbac",
+        pack(&Rbac {
+            rules: Some(rules),
+            ..Default::default()
+        }),
+    );
     let mut manager = manager(inline(table("r", vec![forward("/", "up")])));
     manager.http_filters.insert(0, filter);
-    is_refused(&running, "deep", LISTENER, "in", pack(&listener("in", vec![http_chain(&manager)]))).await;
+    is_refused(
+        &running,
+        "deep",
+        LISTENER,
+        "in",
+        pack(&listener("in", vec![http_chain(&manager)])),
+    )
+    .await;
     bystander.is_served().await;
     drop(app);
 }
@@ -171,15 +248,29 @@ async fn h1_rules_within_rules_without_end_are_refused() {
 #[tokio::test]
 async fn h1_what_is_large_is_applied_while_others_are_served() {
     let (app, running, mut bystander) = serving().await;
-    let many: Vec<_> =
-        (0..50_000_u32).map(|n| std::net::SocketAddr::from((std::net::Ipv4Addr::from(0x0a00_0000 + n), 80))).collect();
+    let many: Vec<_> = (0..50_000_u32)
+        .map(|n| std::net::SocketAddr::from((std::net::Ipv4Addr::from(0x0a00_0000 + n), 80)))
+        .collect();
     let large = vec![("large".to_owned(), pack(&static_cluster("large", &many)))];
-    let routes: Vec<_> = (0..10_000).map(|n| forward(&format!("/route-{n}/"), "up")).collect();
-    let mut wide = listener("wide", vec![http_chain(&manager(inline(table("wide", routes))))]);
+    let routes: Vec<_> = (0..10_000)
+        .map(|n| forward(&format!("/route-{n}/"), "up"))
+        .collect();
+    let mut wide = listener(
+        "wide",
+        vec![http_chain(&manager(inline(table("wide", routes))))],
+    );
     wide.bind_to_port = Some(meltemi_proto::google::protobuf::BoolValue { value: true });
     let apply = async {
-        running.handle.apply(CLUSTER, large, Vec::new()).await.expect("applied");
-        running.handle.apply(LISTENER, vec![("wide".into(), pack(&wide))], Vec::new()).await.expect("applied");
+        running
+            .handle
+            .apply(CLUSTER, large, Vec::new())
+            .await
+            .expect("applied");
+        running
+            .handle
+            .apply(LISTENER, vec![("wide".into(), pack(&wide))], Vec::new())
+            .await
+            .expect("applied");
     };
     bystander.while_under(apply).await;
     let (head, _) = peers::get(running.at("wide").await, "/route-9999/x").await;
@@ -192,10 +283,27 @@ async fn h1_a_listener_that_cannot_have_its_address_takes_nobody_elses() {
     let (app, running, mut bystander) = serving().await;
     let mut same = listener("same", vec![tcp_chain("up")]);
     same.address = Some(address(bystander.at));
-    let _ = running.handle.apply(LISTENER, vec![("same".into(), pack(&same))], Vec::new()).await;
+    let _ = running
+        .handle
+        .apply(LISTENER, vec![("same".into(), pack(&same))], Vec::new())
+        .await;
     bystander.is_served().await;
-    assert!(running.handle.addresses().await.iter().all(|(name, _)| &**name != "same"));
-    assert!(running.handle.status().await.bind_errors.contains_key("same"));
+    assert!(
+        running
+            .handle
+            .addresses()
+            .await
+            .iter()
+            .all(|(name, _)| &**name != "same")
+    );
+    assert!(
+        running
+            .handle
+            .status()
+            .await
+            .bind_errors
+            .contains_key("same")
+    );
     drop(app);
 }
 
@@ -204,7 +312,10 @@ async fn h1_a_server_that_sends_nonsense_is_refused_each_time_and_believed_again
     let one = peers::echo("one").await;
     let two = peers::echo("two").await;
     let mut server = Server::start(set("1", one)).await;
-    let running = Running::start(ProxyOptions { xds: Some(server.client()), ..Default::default() });
+    let running = Running::start(ProxyOptions {
+        xds: Some(server.client()),
+        ..Default::default()
+    });
     soon(running.handle.ready()).await;
     let at = running.at("in").await;
     says(at, "one").await;
@@ -212,9 +323,13 @@ async fn h1_a_server_that_sends_nonsense_is_refused_each_time_and_believed_again
     for n in 0..100 {
         let mut bad = set(&format!("bad-{n}"), one);
         bad.insert(CLUSTER, "up", format!("bad-{n}"), any(CLUSTER, &[0xff; 10]));
-        server.resources.send_replace(Some(std::sync::Arc::new(bad)));
+        server
+            .resources
+            .send_replace(Some(std::sync::Arc::new(bad)));
         loop {
-            let verdict = soon(server.verdicts.recv()).await.expect("the server lives");
+            let verdict = soon(server.verdicts.recv())
+                .await
+                .expect("the server lives");
             if format!("{verdict:?}").contains("up: ") {
                 break;
             }
@@ -225,12 +340,19 @@ async fn h1_a_server_that_sends_nonsense_is_refused_each_time_and_believed_again
     // A push beyond any measure: the stream may break, the proxy does not.
     let mut huge = set("huge", one);
     huge.insert(CLUSTER, "huge", "huge", any(CLUSTER, &vec![0; 64 << 20]));
-    server.resources.send_replace(Some(std::sync::Arc::new(huge)));
+    server
+        .resources
+        .send_replace(Some(std::sync::Arc::new(huge)));
     for _ in 0..50 {
         says(at, "one").await;
     }
     // An older version, and everything else anew: it is what the server says now.
-    server.resources.send_replace(Some(std::sync::Arc::new(set("0", two))));
+    server
+        .resources
+        .send_replace(Some(std::sync::Arc::new(set("0", two))));
     soon(says(at, "two")).await;
-    while !matches!(server.verdicts.try_recv(), Err(TryRecvError::Empty | TryRecvError::Disconnected)) {}
+    while !matches!(
+        server.verdicts.try_recv(),
+        Err(TryRecvError::Empty | TryRecvError::Disconnected)
+    ) {}
 }

@@ -6,7 +6,9 @@ use meltemi_proto::envoy::config::route::v3::{
 };
 use meltemi_proto::envoy::r#type::matcher::v3::StringMatcher;
 
-use super::{boolv, caller, exact, host, matches, prefix, regex, route, translated, virtual_service};
+use super::{
+    boolv, caller, exact, host, matches, prefix, regex, route, translated, virtual_service,
+};
 
 fn any_path() -> RouteMatch {
     RouteMatch {
@@ -17,7 +19,10 @@ fn any_path() -> RouteMatch {
 }
 
 fn path(specifier: PathSpecifier) -> RouteMatch {
-    RouteMatch { path_specifier: Some(specifier), ..any_path() }
+    RouteMatch {
+        path_specifier: Some(specifier),
+        ..any_path()
+    }
 }
 
 fn header(name: &str, condition: StringMatcher) -> HeaderMatcher {
@@ -37,13 +42,21 @@ fn present(name: &str) -> HeaderMatcher {
 }
 
 fn with(headers: Vec<HeaderMatcher>) -> RouteMatch {
-    RouteMatch { headers, ..any_path() }
+    RouteMatch {
+        headers,
+        ..any_path()
+    }
 }
 
 fn asking(name: &str, specifier: QueryParameterMatchSpecifier) -> RouteMatch {
-    let query_parameters =
-        vec![QueryParameterMatcher { name: name.to_owned(), query_parameter_match_specifier: Some(specifier) }];
-    RouteMatch { query_parameters, ..any_path() }
+    let query_parameters = vec![QueryParameterMatcher {
+        name: name.to_owned(),
+        query_parameter_match_specifier: Some(specifier),
+    }];
+    RouteMatch {
+        query_parameters,
+        ..any_path()
+    }
 }
 
 #[test]
@@ -55,33 +68,96 @@ fn every_kind_of_condition() {
         ..matcher
     };
     for (condition, wanted) in [
-        ("uri: {prefix: /a}", path(PathSpecifier::Prefix("/a".to_owned()))),
-        ("uri: {exact: /a}", path(PathSpecifier::Path("/a".to_owned()))),
-        ("uri: {regex: '/a/[0-9]+'}", path(PathSpecifier::SafeRegex(regex("/a/[0-9]+")))),
+        (
+            "uri: {prefix: /a}",
+            path(PathSpecifier::Prefix("/a".to_owned())),
+        ),
+        (
+            "uri: {exact: /a}",
+            path(PathSpecifier::Path("/a".to_owned())),
+        ),
+        (
+            "uri: {regex: '/a/[0-9]+'}",
+            path(PathSpecifier::SafeRegex(regex("/a/[0-9]+"))),
+        ),
         (
             "{uri: {prefix: /a}, ignoreUriCase: true}",
-            RouteMatch { case_sensitive: boolv(false), ..path(PathSpecifier::Prefix("/a".to_owned())) },
+            RouteMatch {
+                case_sensitive: boolv(false),
+                ..path(PathSpecifier::Prefix("/a".to_owned()))
+            },
         ),
-        ("method: {exact: GET}", with(vec![header(":method", exact("GET"))])),
-        ("method: {regex: 'GET|HEAD'}", with(vec![header(":method", matches("GET|HEAD"))])),
-        ("scheme: {exact: https}", with(vec![header(":scheme", exact("https"))])),
-        ("authority: {prefix: web.}", with(vec![header(":authority", prefix("web."))])),
-        ("headers: {End-User: {exact: anna}}", with(vec![header("end-user", exact("anna"))])),
-        ("headers: {end-user: {prefix: an}}", with(vec![header("end-user", prefix("an"))])),
-        ("headers: {end-user: {regex: 'a.+'}}", with(vec![header("end-user", matches("a.+"))])),
+        (
+            "method: {exact: GET}",
+            with(vec![header(":method", exact("GET"))]),
+        ),
+        (
+            "method: {regex: 'GET|HEAD'}",
+            with(vec![header(":method", matches("GET|HEAD"))]),
+        ),
+        (
+            "scheme: {exact: https}",
+            with(vec![header(":scheme", exact("https"))]),
+        ),
+        (
+            "authority: {prefix: web.}",
+            with(vec![header(":authority", prefix("web."))]),
+        ),
+        (
+            "headers: {End-User: {exact: anna}}",
+            with(vec![header("end-user", exact("anna"))]),
+        ),
+        (
+            "headers: {end-user: {prefix: an}}",
+            with(vec![header("end-user", prefix("an"))]),
+        ),
+        (
+            "headers: {end-user: {regex: 'a.+'}}",
+            with(vec![header("end-user", matches("a.+"))]),
+        ),
         ("headers: {end-user: {}}", with(vec![present("end-user")])),
-        ("headers: {end-user: {exact: ''}}", with(vec![header("end-user", exact(""))])),
+        (
+            "headers: {end-user: {exact: ''}}",
+            with(vec![header("end-user", exact(""))]),
+        ),
         // Who does not send the header does not send the value.
-        ("withoutHeaders: {x-no: {exact: '1'}}", with(vec![without(header("x-no", exact("1")), true)])),
-        ("withoutHeaders: {x-no: {}}", with(vec![without(present("x-no"), false)])),
-        ("queryParams: {Page: {exact: '1'}}", asking("Page", Query::StringMatch(exact("1")))),
-        ("queryParams: {page: {prefix: '1'}}", asking("page", Query::StringMatch(prefix("1")))),
-        ("queryParams: {page: {regex: '[0-9]+'}}", asking("page", Query::StringMatch(matches("[0-9]+")))),
-        ("queryParams: {page: {}}", asking("page", Query::PresentMatch(true))),
-        ("queryParams: {debug: {exact: ''}}", asking("debug", Query::StringMatch(exact("")))),
+        (
+            "withoutHeaders: {x-no: {exact: '1'}}",
+            with(vec![without(header("x-no", exact("1")), true)]),
+        ),
+        (
+            "withoutHeaders: {x-no: {}}",
+            with(vec![without(present("x-no"), false)]),
+        ),
+        (
+            "queryParams: {Page: {exact: '1'}}",
+            asking("Page", Query::StringMatch(exact("1"))),
+        ),
+        (
+            "queryParams: {page: {prefix: '1'}}",
+            asking("page", Query::StringMatch(prefix("1"))),
+        ),
+        (
+            "queryParams: {page: {regex: '[0-9]+'}}",
+            asking("page", Query::StringMatch(matches("[0-9]+"))),
+        ),
+        (
+            "queryParams: {page: {}}",
+            asking("page", Query::PresentMatch(true)),
+        ),
+        (
+            "queryParams: {debug: {exact: ''}}",
+            asking("debug", Query::StringMatch(exact(""))),
+        ),
     ] {
-        let condition = if condition.starts_with('{') { condition.to_owned() } else { format!("{{{condition}}}") };
-        let found = route(&format!("{{match: [{condition}], route: [{{destination: {{host: web}}}}]}}"));
+        let condition = if condition.starts_with('{') {
+            condition.to_owned()
+        } else {
+            format!("{{{condition}}}")
+        };
+        let found = route(&format!(
+            "{{match: [{condition}], route: [{{destination: {{host: web}}}}]}}"
+        ));
         assert_eq!(found.r#match, Some(wanted), "{condition}");
     }
 }
@@ -95,8 +171,14 @@ fn conditions_of_one_match_hold_together_and_matches_are_alternatives() {
         ..path(PathSpecifier::Prefix("/a".to_owned()))
     };
     assert_eq!(found[0].r#match, Some(first));
-    assert_eq!(found[1].r#match, Some(path(PathSpecifier::Path("/b".to_owned()))));
-    let names: Vec<_> = found.iter().map(|route| (route.name.as_str(), route.stat_prefix.as_str())).collect();
+    assert_eq!(
+        found[1].r#match,
+        Some(path(PathSpecifier::Path("/b".to_owned())))
+    );
+    let names: Vec<_> = found
+        .iter()
+        .map(|route| (route.name.as_str(), route.stat_prefix.as_str()))
+        .collect();
     assert_eq!(names, [("both.first", ""), ("both", "b")]);
 }
 
@@ -106,7 +188,10 @@ fn is_there(condition: &str, port: &str) -> bool {
         "  - {{name: asked, match: [{{{condition}}}], route: [{{destination: {{host: spare, port: {{number: 80}}}}}}]}}"
     );
     let translated = translated(&caller(), &virtual_service(&http));
-    host(&translated, port, "web.shop.svc.cluster.local").routes.iter().any(|route| route.name == "asked")
+    host(&translated, port, "web.shop.svc.cluster.local")
+        .routes
+        .iter()
+        .any(|route| route.name == "asked")
 }
 
 #[test]
@@ -121,7 +206,11 @@ fn whom_a_match_is_for_is_decided_before() {
         ("gateways: [mesh]", true, true),
         ("gateways: [shop/entry]", false, false),
     ] {
-        assert_eq!((is_there(condition, "80"), is_there(condition, "81")), (at_80, at_81), "{condition}");
+        assert_eq!(
+            (is_there(condition, "80"), is_there(condition, "81")),
+            (at_80, at_81),
+            "{condition}"
+        );
     }
 }
 
@@ -130,8 +219,11 @@ fn a_match_for_a_gateway_is_served_there_alone() {
     let gateway = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: entry, namespace: shop}\nspec:\n  selector: {istio: ingressgateway}\n  servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]\n";
     let service = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web, namespace: shop}\nspec:\n  hosts: [web.example]\n  gateways: [entry, mesh]\n  http:\n  - {name: outside, match: [{gateways: [entry]}], route: [{destination: {host: web, port: {number: 80}}}]}\n  - {name: inside, match: [{gateways: [mesh]}], route: [{destination: {host: web, port: {number: 81}}}]}\n";
     let world = format!("{gateway}---\n{service}");
-    let router =
-        crate::proxy("router~10.44.0.9~entry-1.edge~edge.svc.cluster.local", "entry", &[("istio", "ingressgateway")]);
+    let router = crate::proxy(
+        "router~10.44.0.9~entry-1.edge~edge.svc.cluster.local",
+        "entry",
+        &[("istio", "ingressgateway")],
+    );
     let of = |proxy, table: &str| -> Vec<String> {
         let routes = host(&translated(&proxy, &world), table, "web.example").routes;
         routes.into_iter().map(|route| route.name).collect()
