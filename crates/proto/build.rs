@@ -26,10 +26,12 @@ fn package_folder(name: &str) -> PathBuf {
         variable("CARGO_MANIFEST_DIR"),
         variable("OUT_DIR").join("question"),
     );
+
     let lock = here
         .ancestors()
         .map(|folder| folder.join("Cargo.lock"))
         .find(|lock| lock.is_file());
+
     let lock = lock.expect("the workspace has a lock file");
     println!("cargo::rerun-if-changed={}", lock.display());
     let manifest = format!(
@@ -56,12 +58,15 @@ fn package_folder(name: &str) -> PathBuf {
         .current_dir(here)
         .output()
         .expect("cargo runs");
+
     assert!(
         output.status.success(),
         "cargo metadata: {}",
         String::from_utf8_lossy(&output.stderr)
     );
+
     let text = String::from_utf8(output.stdout).expect("cargo metadata prints UTF-8");
+
     // One field of a well-known document: not worth a JSON parser in every build.
     let manifest = text
         .split("\"manifest_path\":\"")
@@ -69,6 +74,7 @@ fn package_folder(name: &str) -> PathBuf {
         .filter_map(|rest| rest.split('"').next())
         .find(|path| path.contains(&format!("/{name}-")) || path.contains(&format!("/{name}/")))
         .unwrap_or_else(|| panic!("{name} is not among the dependencies"));
+
     PathBuf::from(manifest)
         .parent()
         .expect("a manifest lies in a folder")

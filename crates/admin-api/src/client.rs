@@ -75,6 +75,7 @@ impl Client {
             ("ns", namespace),
             ("dry_run", if dry_run { "true" } else { "" }),
         ]);
+
         let (status, body) = self
             .call(Method::POST, &format!("/apis/apply?{query}"), text)
             .await?;
@@ -107,6 +108,7 @@ impl Client {
             ("name", name),
             ("dry_run", if dry_run { "true" } else { "" }),
         ]);
+
         let (status, body) = self
             .call(
                 Method::DELETE,
@@ -114,6 +116,7 @@ impl Client {
                 String::new(),
             )
             .await?;
+
         match status {
             StatusCode::OK | StatusCode::UNPROCESSABLE_ENTITY => Ok(serde_json::from_slice(&body)?),
             _ => Err(refused(status, &body)),
@@ -163,6 +166,7 @@ impl Client {
                     path: self.path.clone(),
                     error,
                 })?;
+
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| transport(&error))?;
@@ -172,17 +176,21 @@ impl Client {
             .uri(path)
             .header("host", "localhost")
             .body(Full::new(Bytes::from(body)));
+
         let request = request.map_err(|error| transport(&error))?;
         let response = sender
             .send_request(request)
             .await
             .map_err(|error| transport(&error))?;
+
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_BODY)
             .collect()
             .await
             .map_err(|error| transport(&error))?;
+
         driver.abort();
+
         Ok((status, body.to_bytes()))
     }
 }

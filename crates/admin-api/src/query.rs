@@ -20,6 +20,7 @@ pub fn encode(pairs: &[(&str, &str)]) -> String {
             }
         }
     }
+
     out
 }
 
@@ -42,6 +43,7 @@ fn plain(text: &str) -> String {
                 .get(at)
                 .and_then(|byte| char::from(*byte).to_digit(16))
         };
+
         match (bytes[at], hex(at + 1), hex(at + 2)) {
             (b'%', Some(high), Some(low)) => {
                 out.push((high * 16 + low) as u8);
@@ -57,6 +59,7 @@ fn plain(text: &str) -> String {
             }
         }
     }
+
     String::from_utf8_lossy(&out).into_owned()
 }
 
@@ -71,6 +74,7 @@ mod tests {
             ("name", "a&b=c %/ä+"),
             ("ns", ""),
         ];
+
         let decoded = decode(&encode(&pairs));
         assert_eq!(
             decoded,

@@ -144,10 +144,12 @@ impl ControlPlane {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(4 << 20);
+
         let channel: Channel = endpoint
             .connect_with_connector(Once(Some(stream)))
             .await
             .map_err(failed)?;
+
         let mut metadata = MetadataMap::new();
         if let Ok(cluster) = self.options.cluster_id.parse() {
             metadata.insert("clusterid", cluster);
@@ -155,6 +157,7 @@ impl ControlPlane {
         if let Some(token) = token {
             metadata.insert("authorization", token);
         }
+
         Ok(Connection { channel, metadata })
     }
 
@@ -169,6 +172,7 @@ impl ControlPlane {
                 Err(error) => return Err(error),
             }
         }
+
         match (self.token()?, refused) {
             (Some(token), refused) => {
                 if let Some(error) = refused {
@@ -200,6 +204,7 @@ impl ControlPlane {
                 (newest(&text).to_owned(), path_text)
             }
         };
+
         let mut value: MetadataValue<Ascii> =
             format!("Bearer {}", text.trim())
                 .parse()
@@ -207,7 +212,9 @@ impl ControlPlane {
                     path,
                     reason: "the token holds characters that a header cannot carry".to_owned(),
                 })?;
+
         value.set_sensitive(true);
+
         Ok(Some(value))
     }
 
@@ -218,6 +225,7 @@ impl ControlPlane {
             path: path.clone(),
             reason,
         };
+
         let roots = std::fs::read(&options.roots).map_err(|error| material(error.to_string()))?;
         let trust =
             TrustBundle::from_pem(&roots).map_err(|error: TlsError| material(error.to_string()))?;
@@ -226,6 +234,7 @@ impl ControlPlane {
             rule: ServerRule::Host(options.server_name.clone()),
             ..ClientTerms::default()
         };
+
         let config =
             client_config(&terms, identity, &trust).map_err(|error| material(error.to_string()))?;
         let name = ServerName::try_from(options.server_name.clone())
@@ -234,6 +243,7 @@ impl ControlPlane {
             address: options.address.clone(),
             reason: cause_of_io(&error),
         };
+
         let late = |step: &str| self.unreachable(format!("{step} took more than {STEP_TIMEOUT:?}"));
 
         let tcp = tokio::time::timeout(STEP_TIMEOUT, self.tcp())
@@ -245,6 +255,7 @@ impl ControlPlane {
             tls.map_err(|_| late("the TLS handshake"))?
                 .map_err(refused)?,
         );
+
         // In TLS 1.3 a server judges the client's certificate after the handshake is over for the
         // client. Its HTTP/2 preface, which comes unasked, says that it was taken.
         match tokio::time::timeout(STEP_TIMEOUT, stream.fill_buf())
@@ -262,6 +273,7 @@ impl ControlPlane {
             mark: self.options.mark,
             ..ConnectOptions::default()
         };
+
         let addresses = tokio::net::lookup_host(&self.options.address)
             .await
             .map_err(|error| self.unreachable(error.to_string()))?;
@@ -272,6 +284,7 @@ impl ControlPlane {
                 Err(error) => last = self.unreachable(format!("{address}: {error}")),
             }
         }
+
         Err(last)
     }
 
@@ -294,17 +307,20 @@ impl CertificateSource for ControlPlane {
                 .connect()
                 .await
                 .map_err(|error| FetchError::Unreachable(error.to_string()))?;
+
             let mut request = tonic::Request::new(CertificateRequest {
                 csr: csr_pem.to_owned(),
                 validity_duration: i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX),
                 metadata: None,
             });
+
             *request.metadata_mut() = connection.metadata;
             let call = async {
                 CertificateServiceClient::new(connection.channel)
                     .create_certificate(request)
                     .await
             };
+
             let answer = tokio::time::timeout(CSR_TIMEOUT, call).await.map_err(|_| {
                 FetchError::Unreachable(format!("the CA gave no answer within {CSR_TIMEOUT:?}"))
             })?;
@@ -393,6 +409,7 @@ mod tests {
             },
             SecretStore::new(),
         );
+
         let shown = || plane.token().unwrap().unwrap().to_str().unwrap().to_owned();
         std::fs::write(file.path(), "first\n").unwrap();
         assert_eq!(shown(), "Bearer first");

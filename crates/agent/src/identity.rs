@@ -149,15 +149,18 @@ impl IdentityAgent {
                         .options
                         .rotation
                         .delay(now, identity.not_after(), random());
+
                     tracing::info!(
                         serial = %identity.info().serial, sha256 = %&identity.info().sha256[..16],
                         identity = %self.options.identity, rotation_in = ?delay, "certificate obtained"
                     );
+
                     self.update(|state| {
                         state.certificate = Some(identity.info().clone());
                         state.issued += 1;
                         (state.failures, state.last_error) = (0, None);
                     });
+
                     now + delay
                 }
                 Err(error) => {
@@ -172,6 +175,7 @@ impl IdentityAgent {
                     now + delay
                 }
             };
+
             self.update(|state| state.next_attempt = Some(due));
             self.wait_until(due).await;
         }
@@ -181,6 +185,7 @@ impl IdentityAgent {
     /// does not.
     async fn wait_until(&self, due: SystemTime) {
         const SLICE: Duration = Duration::from_secs(30);
+
         loop {
             let now = self.clock.now();
             if self
@@ -192,6 +197,7 @@ impl IdentityAgent {
                     .cert_expiry
                     .set(i64::try_from(self.left(now).as_secs()).unwrap_or(i64::MAX));
             }
+
             match due.duration_since(now) {
                 Ok(left) if !left.is_zero() => self.clock.sleep(left.min(SLICE)).await,
                 _ => return,
@@ -247,6 +253,7 @@ fn request(identity: &SpiffeId) -> Result<(String, String), FetchError> {
     let failed = |error: rcgen::Error| FetchError::Unusable(format!("making a key: {error}"));
     let key = KeyPair::generate().map_err(failed)?;
     let mut params = CertificateParams::default();
+
     params.distinguished_name = DistinguishedName::new();
     params.subject_alt_names = vec![SanType::URI(
         identity.to_string().try_into().map_err(failed)?,
@@ -255,6 +262,7 @@ fn request(identity: &SpiffeId) -> Result<(String, String), FetchError> {
         .serialize_request(&key)
         .and_then(|csr| csr.pem())
         .map_err(failed)?;
+
     Ok((key.serialize_pem(), csr))
 }
 
@@ -274,6 +282,7 @@ fn accept(
     let key = key_from_pem(key_pem.as_bytes()).map_err(|error| unusable(&error))?;
     let trust = TrustBundle::from_pem(roots.as_bytes()).map_err(|error| unusable(&error))?;
     let identity = Identity::new(links, key).map_err(|error| unusable(&error))?;
+
     match identity.spiffe() {
         Some(id) if id == expected => {}
         _ => {
@@ -283,7 +292,9 @@ fn accept(
             )));
         }
     }
+
     verify_workload(identity.chain(), &trust, now).map_err(|error| unusable(&error))?;
+
     Ok((identity, trust))
 }
 

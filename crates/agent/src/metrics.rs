@@ -70,6 +70,7 @@ impl Default for AgentMetrics {
         let registry = Arc::new(Registry::default());
         let shard = registry.shard();
         let csr = || vec![("request_type", Arc::from("csr"))];
+
         Self {
             cert_expiry: shard.gauge(
                 "istio_agent_cert_expiry_seconds",

@@ -22,8 +22,10 @@ pub async fn follow_names(
     let initial = vec![(type_url::NAME_TABLE.to_owned(), Subscription::wildcard())];
     let (handle, mut events) =
         Client::spawn(ClientConfig::new(control_plane.connector(), node, initial));
+
     // Usually one table; a server may cut it into several.
     let mut tables: BTreeMap<String, NameTable> = BTreeMap::new();
+
     while let Some(event) = events.recv().await {
         match event {
             ClientEvent::Connected => _ = connected.send_replace(true),
@@ -41,6 +43,7 @@ pub async fn follow_names(
                             .map(|table| (resource.name.clone(), table))
                     })
                     .collect();
+
                 match parsed {
                     Ok(parsed) => {
                         if update.full {

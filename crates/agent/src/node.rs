@@ -64,6 +64,7 @@ impl Workload {
             .ips
             .first()
             .map_or_else(|| "127.0.0.1".to_owned(), ToString::to_string);
+
         let namespace = self.identity.namespace();
         format!(
             "{}~{ip}~{}.{namespace}~{namespace}.svc.{}",
@@ -95,6 +96,7 @@ impl Workload {
                 kind: Some(Kind::StructValue(Struct { fields })),
             }
         };
+
         let namespace = self.identity.namespace();
         let ips = self
             .ips
@@ -102,6 +104,7 @@ impl Workload {
             .map(ToString::to_string)
             .collect::<Vec<_>>()
             .join(",");
+
         let mut pairs = vec![
             text("NAME", &self.pod),
             text("NAMESPACE", namespace),
@@ -125,7 +128,9 @@ impl Workload {
             text("DNS_AUTO_ALLOCATE", "true"),
             text("ISTIO_VERSION", env!("CARGO_PKG_VERSION")),
         ];
+
         pairs.extend(self.extra.iter().map(|(key, value)| text(key, value)));
+
         pairs
     }
 
@@ -146,6 +151,7 @@ pub fn node_of(workload: &Workload) -> Node {
         zone,
         subzone,
     } = workload.locality.clone();
+
     Node {
         id: workload.node_id(),
         cluster: workload.service_cluster(),
@@ -191,9 +197,11 @@ pub(crate) mod tests {
             node.id,
             "sidecar~10.44.0.7~sleep-1.default~default.svc.cluster.local"
         );
+
         assert_eq!(node.cluster, "sleep.default");
         let metadata = node.metadata.expect("metadata");
         use meltemi_proto::istio::StructExt as _;
+
         assert_eq!(metadata.text("SERVICE_ACCOUNT"), Some("sleep"));
         assert_eq!(metadata.text("INSTANCE_IPS"), Some("10.44.0.7"));
         assert_eq!(

@@ -113,14 +113,17 @@ pub async fn run(
         termination_drain,
         proxy,
     } = options;
+
     let (secrets, metrics, names) = (
         SecretStore::new(),
         AgentMetrics::default(),
         Names::default(),
     );
+
     let mark = control_plane.mark;
     let control_plane = ControlPlane::new(control_plane, secrets.clone());
     let mut node = node_of(&workload);
+
     if matches!(proxy, ProxyChoice::Embedded(_)) {
         // By this the control plane knows which filters it may send.
         node.user_agent_name = "meltemi".to_owned();
@@ -128,6 +131,7 @@ pub async fn run(
             env!("CARGO_PKG_VERSION").to_owned(),
         ));
     }
+
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
 
     // Sockets first: a port that is taken must be known before anything else starts.
@@ -152,11 +156,13 @@ pub async fn run(
         secrets.clone(),
         metrics.clone(),
     );
+
     let identity = agent.state();
     tasks.spawn(async move {
         agent.run().await;
         Ok(())
     });
+
     if wants_names {
         let (control_plane, node, names) = (control_plane.clone(), node.clone(), names.clone());
         let mut issued = secrets.watch(DEFAULT_SECRET);
@@ -189,6 +195,7 @@ pub async fn run(
             status_port: status.port(),
         },
     };
+
     let mut proxy = match proxy {
         ProxyChoice::Embedded(embedded) => embedded.start(parts)?,
         ProxyChoice::Envoy(envoy) => envoy.start(parts, &mut tasks)?,
@@ -209,12 +216,14 @@ pub async fn run(
         quit: quit.clone(),
         drain: drain.clone(),
     };
+
     for (address, pages) in [(Some(status), Pages::All), (health, Pages::Probes)] {
         let Some(address) = address else { continue };
         let options = StatusOptions {
             pages,
             ..StatusOptions::default()
         };
+
         let server = StatusServer::bind(address, sources.clone(), options)
             .await
             .with_context(|| format!("status server on {address}"))?;
@@ -236,10 +245,13 @@ pub async fn run(
             Err(panic) => Err(panic.into()),
         },
     };
+
     tracing::info!(grace = ?termination_drain, "draining");
+
     // DNS and secrets go on: open requests may need them.
     proxy.drain_and_stop(termination_drain).await;
     tasks.shutdown().await;
+
     ended
 }
 
@@ -258,6 +270,7 @@ fn readiness(
                     .unwrap_or_else(|| "asking for it".to_owned());
                 return Err(format!("no certificate yet: {reason}"));
             }
+
             if names.is_some_and(|names| names.get().is_none()) {
                 return Err("no name table from the control plane yet".to_owned());
             }

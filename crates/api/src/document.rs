@@ -55,6 +55,7 @@ pub fn chunks(text: &str) -> Vec<Chunk> {
         end: 0,
         line: 1,
     };
+
     let (mut at, mut number) = (0, 1);
     for line in text.split_inclusive('\n') {
         let separates = line
@@ -68,10 +69,13 @@ pub fn chunks(text: &str) -> Vec<Chunk> {
                 line: number,
             };
         }
+
         at += line.len();
         number += 1;
     }
+
     found.push(Chunk { end: at, ..open });
+
     found
 }
 
@@ -108,6 +112,7 @@ pub fn parse_in(file: &str, text: &str, namespace: &str) -> Parsed {
             }
         }
     }
+
     parsed
 }
 
@@ -137,6 +142,7 @@ fn guess(text: &str) -> ObjectRef {
             line.strip_prefix(key)
                 .map(|rest| rest.trim().trim_matches(['"', '\'']).to_owned())
         };
+
         if let (Some(kind), true) = (value("kind:"), object.kind.is_empty()) {
             object.kind = kind;
         } else if let (Some(name), true) = (value("  name:"), object.name.is_empty()) {
@@ -146,9 +152,11 @@ fn guess(text: &str) -> ObjectRef {
             object.namespace = namespace;
         }
     }
+
     if !object.kind.is_empty() && !object.name.is_empty() && object.namespace.is_empty() {
         object.namespace = "default".to_owned();
     }
+
     object
 }
 
@@ -164,6 +172,7 @@ fn read_document(
         positions,
         duplicates,
     } = document;
+
     if value.is_null() {
         return;
     }
@@ -173,11 +182,13 @@ fn read_document(
         item: None,
         positions,
     };
+
     let is_list = value
         .get("kind")
         .and_then(Value::as_str)
         .is_some_and(|kind| kind.ends_with("List"))
         && value.get("items").is_some_and(Value::is_array);
+
     if !is_list {
         return read_object(value, source, duplicates, namespace, parsed);
     }
@@ -187,6 +198,7 @@ fn read_document(
     let Some(Value::Array(items)) = list.remove("items") else {
         return;
     };
+
     for (index, item) in items.into_iter().enumerate() {
         let prefix = format!("items[{index}]");
         let positions = source.positions.below(&prefix).cloned().unwrap_or_else(|| {
@@ -197,10 +209,12 @@ fn read_document(
                 ..Positions::default()
             }
         });
+
         let inside = |(path, line, column): &(String, u32, u32)| {
             path.strip_prefix(&prefix)
                 .map(|rest| (rest.trim_start_matches('.').to_owned(), *line, *column))
         };
+
         let duplicates = duplicates.iter().filter_map(inside).collect();
         let source = Source {
             file: source.file.clone(),
@@ -208,6 +222,7 @@ fn read_document(
             item: Some(index),
             positions,
         };
+
         read_object(item, source, duplicates, namespace, parsed);
     }
 }
@@ -229,6 +244,7 @@ fn read_object(
             message,
             remedy: remedy.to_owned(),
         };
+
     let Some(map) = value.as_object() else {
         parsed.unreadable += 1;
         parsed.diagnostics.push(nameless(
@@ -240,6 +256,7 @@ fn read_object(
         ));
         return;
     };
+
     let word = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default();
     let (api_version, kind_word) = (word("apiVersion").to_owned(), word("kind").to_owned());
     for (key, value) in [("apiVersion", &api_version), ("kind", &kind_word)] {
@@ -253,9 +270,11 @@ fn read_object(
                 message,
                 "every object has apiVersion and kind",
             ));
+
             return;
         }
     }
+
     let (kind, version_fault) = match Kind::recognise(&api_version, &kind_word) {
         Recognised::Kind(kind) => (kind, None),
         Recognised::WrongVersion(versions) => {
@@ -284,12 +303,14 @@ fn read_object(
     } else {
         UnknownFields::Ignore
     };
+
     let mut report = Report::new("", policy);
     if let Some(fault) = version_fault {
         report.field("apiVersion", |report| {
             report.error("MEL0106", fault, "correct apiVersion")
         });
     }
+
     let meta = read_meta(map, &kind, namespace, &mut report);
     if meta.name.is_empty() {
         let foreign = matches!(kind, Kind::Other(_));
@@ -303,9 +324,11 @@ fn read_object(
             let position = source.position(&finding.field);
             attach(finding, ObjectRef::new(kind_word.clone(), "", ""), position)
         });
+
         parsed.diagnostics.extend(diagnostics);
         return;
     }
+
     let spec = read_spec(&kind, &api_version, &kind_word, map, &mut report);
 
     if let Kind::Other(_) = &kind {
@@ -315,6 +338,7 @@ fn read_object(
             Some(word) if word != kind_word => format!("did you mean {word}?"),
             _ => "it may stay: it is kept and has no effect".to_owned(),
         };
+
         report.field("kind", |report| {
             report.warn(
                 "MEL0106",
@@ -327,12 +351,14 @@ fn read_object(
     let key = ObjectKey::new(kind.clone(), meta.namespace.clone(), meta.name.clone());
     let object = key.object_ref();
     let faulty = report.has_errors();
+
     for finding in report.into_findings() {
         let position = source.position(&finding.field);
         parsed
             .diagnostics
             .push(attach(finding, object.clone(), position));
     }
+
     let mut doubled = false;
     for (field, line, column) in duplicates {
         doubled |= kind.is_mesh();
@@ -347,6 +373,7 @@ fn read_object(
             message: "this field is written twice".to_owned(),
             remedy: "remove one of them".to_owned(),
         };
+
         parsed.diagnostics.push(attach(
             finding,
             object.clone(),
@@ -357,10 +384,12 @@ fn read_object(
             },
         ));
     }
+
     if faulty || doubled {
         parsed.refused.push(key);
         return;
     }
+
     if kind.is_namespaced()
         && let Some(Value::Object(written)) = value.get_mut("metadata")
     {
@@ -369,6 +398,7 @@ fn read_object(
             Value::String(meta.namespace.clone()),
         );
     }
+
     parsed.objects.push(Object {
         kind,
         api_version,
@@ -385,6 +415,7 @@ fn read_meta(map: &Map<String, Value>, kind: &Kind, namespace: &str, report: &mu
         report.required("metadata");
         return meta;
     };
+
     // Kubernetes adds fields to metadata with every version, and none of them is the mesh's.
     let mut inner = Report::new("metadata", UnknownFields::Ignore);
     meta.read(written, &mut inner);
@@ -407,6 +438,7 @@ fn read_meta(map: &Map<String, Value>, kind: &Kind, namespace: &str, report: &mu
             report.error("MEL0110", message, "choose another name")
         });
     }
+
     if kind.is_namespaced() {
         if meta.namespace.is_empty() {
             namespace.clone_into(&mut meta.namespace);
@@ -422,9 +454,11 @@ fn read_meta(map: &Map<String, Value>, kind: &Kind, namespace: &str, report: &mu
     } else {
         meta.namespace.clear();
     }
+
     for finding in inner.into_findings() {
         report.push(finding);
     }
+
     meta
 }
 
@@ -448,6 +482,7 @@ fn is_object_name(name: &str, kind: &Kind) -> bool {
     if matches!(kind, Kind::Other(_)) {
         return !name.contains(['/', '%', '\0']) && name != "." && name != "..";
     }
+
     name.bytes().all(inner)
         && name.as_bytes().first().is_some_and(edge)
         && name.as_bytes().last().is_some_and(edge)
@@ -467,6 +502,7 @@ fn body<T: Field + Default>(
         }
         Some(value) => report.field("spec", |report| spec.read(value, report)),
     }
+
     Arc::new(spec)
 }
 
@@ -493,6 +529,7 @@ fn read_spec(
             }
         }
     }
+
     match kind {
         Kind::Namespace => Spec::Namespace,
         Kind::ServiceAccount => Spec::ServiceAccount,

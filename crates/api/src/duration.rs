@@ -48,9 +48,11 @@ impl Duration {
                 "h" => 3_600_000_000_000,
                 _ => return None,
             };
+
             total = total.checked_add(nanoseconds(number, unit)?)?;
             rest = tail;
         }
+
         // Go's limit is an i64 of nanoseconds.
         u64::try_from(total)
             .ok()
@@ -70,6 +72,7 @@ fn nanoseconds(number: &str, unit: u128) -> Option<u128> {
     } else {
         whole.parse().ok()?
     };
+
     let mut nanos = whole.checked_mul(unit)?;
     let mut scale = unit;
     for digit in fraction.bytes() {
@@ -78,6 +81,7 @@ fn nanoseconds(number: &str, unit: u128) -> Option<u128> {
         nanos += digit * scale / 10;
         scale /= 10;
     }
+
     Some(nanos)
 }
 
@@ -155,6 +159,7 @@ mod tests {
         assert_eq!(millis(".5s"), Some(500));
         assert_eq!(millis("0"), Some(0));
         assert_eq!(millis("0s"), Some(0));
+
         for wrong in [
             "",
             "s",

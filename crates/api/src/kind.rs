@@ -251,6 +251,7 @@ impl Kind {
                 Recognised::WrongVersion(row.3)
             };
         }
+
         // A VirtualService of `istio.io` is a slip, a Gateway of `gateway.networking.k8s.io` is
         // not.
         if let Some(row) = TABLE.iter().find(|row| row.1 == kind)
@@ -258,6 +259,7 @@ impl Kind {
         {
             return Recognised::WrongGroup(row.2);
         }
+
         Recognised::Kind(Self::other(group, kind))
     }
 
@@ -440,19 +442,23 @@ mod tests {
             Kind::recognise("networking.istio.io/v1", "Gateway"),
             Recognised::Kind(Kind::Gateway)
         );
+
         let foreign = Recognised::Kind(Kind::Other("gateway.networking.k8s.io/Gateway".into()));
         assert_eq!(
             Kind::recognise("gateway.networking.k8s.io/v1", "Gateway"),
             foreign
         );
+
         assert_eq!(
             Kind::recognise("networking.istio.io/v2", "Gateway"),
             Recognised::WrongVersion(ISTIO_NETWORKING)
         );
+
         assert_eq!(
             Kind::recognise("v1", "VirtualService"),
             Recognised::WrongGroup("networking.istio.io")
         );
+
         assert_eq!(Kind::recognise("v1", "Pod"), Recognised::Kind(Kind::Pod));
     }
 
@@ -466,6 +472,7 @@ mod tests {
         ] {
             assert_eq!(Kind::from_word(word), Some(Kind::VirtualService), "{word}");
         }
+
         assert_eq!(Kind::from_word("services"), Some(Kind::Service));
         assert_eq!(Kind::from_word("gizmo"), None);
         let foreign = Kind::Other("gateway.networking.k8s.io/GatewayClass".into());
@@ -479,6 +486,7 @@ mod tests {
                 "{word}"
             );
         }
+
         assert!(!foreign.is_called("gatewayclasses.example.com"));
         let gateway = Kind::Other("gateway.networking.k8s.io/Gateway".into());
         assert_eq!(
@@ -488,6 +496,7 @@ mod tests {
             ),
             ("gateways.gateway.networking.k8s.io", None)
         );
+
         for kind in Kind::all() {
             assert_eq!(Kind::from_word(&kind.resource()), Some(kind));
         }

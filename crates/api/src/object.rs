@@ -221,6 +221,7 @@ pub(crate) fn attach(finding: Finding, object: ObjectRef, position: Position) ->
         message,
         remedy,
     } = finding;
+
     Diagnostic {
         code: code.to_owned(),
         severity,

@@ -73,16 +73,19 @@ impl<'a> Iterator for Steps<'a> {
             self.0 = &quoted[end + 2..];
             return Some(Step::Key(&quoted[..end]));
         }
+
         if let Some(inner) = rest.strip_prefix('[') {
             let (index, after) = inner.split_once(']')?;
             self.0 = after;
             return index.parse().ok().map(Step::Index);
         }
+
         let end = rest.find(['.', '[']).unwrap_or(rest.len());
         if end == 0 {
             return None;
         }
         self.0 = &rest[end..];
+
         Some(Step::Key(&rest[..end]))
     }
 }
@@ -102,6 +105,7 @@ mod tests {
             Step::Key("a.b[0]"),
             Step::Key("exact"),
         ];
+
         assert_eq!(steps, expected);
         assert_eq!(
             Steps("[").count() + Steps("[\"x").count() + Steps("").count() + Steps("[x]").count(),

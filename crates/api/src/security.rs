@@ -246,6 +246,7 @@ impl Field for PortLevelMtls {
             );
             return report.error("MEL0110", message, "name a port, or remove the field");
         }
+
         for (key, value) in map {
             report.field(key, |report| {
                 let mut mode = MutualTls::default();

@@ -79,6 +79,7 @@ impl Field for StringMatch {
             *self = Self::Present;
             return;
         }
+
         let Some(map) = report.object(value) else {
             return;
         };
@@ -93,6 +94,7 @@ impl Field for StringMatch {
                     continue;
                 }
             };
+
             if value.is_null() {
                 continue;
             }
@@ -101,6 +103,7 @@ impl Field for StringMatch {
             *self = form(text);
             chosen += 1;
         }
+
         if chosen > 1 {
             report.error(
                 "MEL0112",

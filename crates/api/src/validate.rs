@@ -63,6 +63,7 @@ pub fn validate(object: &Object) -> Vec<Diagnostic> {
         | Spec::Pod(_)
         | Spec::Other { .. } => {}
     }
+
     report
         .into_findings()
         .into_iter()

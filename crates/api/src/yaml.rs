@@ -64,6 +64,7 @@ pub(crate) fn parse_all(text: &str, first_line: u32) -> Result<Vec<Document>, Fa
         flow_nesting_limit: MAX_NESTING,
         block_nesting_limit: MAX_NESTING,
     };
+
     let parser = Parser::new_from_str_with_options(text, options);
     let mut builder = Builder {
         parser,
@@ -74,7 +75,9 @@ pub(crate) fn parse_all(text: &str, first_line: u32) -> Result<Vec<Document>, Fa
         path: String::new(),
         duplicates: Vec::new(),
     };
+
     let mut documents = Vec::new();
+
     loop {
         match builder.next()? {
             (Event::StreamEnd, _) => return Ok(documents),
@@ -155,6 +158,7 @@ impl<'t> Builder<'t> {
             column,
             children,
         };
+
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let value = scalar_value(&text, style, tag.as_deref(), place)?;
@@ -182,6 +186,7 @@ impl<'t> Builder<'t> {
                     items.push(item.value);
                     places.push(item.positions);
                 }
+
                 self.open_anchors.pop();
                 let value = Value::Array(items);
                 self.define(anchor, &value, weight);
@@ -206,6 +211,7 @@ impl<'t> Builder<'t> {
                     .anchors
                     .get(&id)
                     .ok_or_else(|| place.fault("an alias refers to no anchor"))?;
+
                 let weight = *weight;
                 self.budget = self.budget.checked_sub(weight).ok_or_else(|| {
                     place.fault(format!(
@@ -213,6 +219,7 @@ impl<'t> Builder<'t> {
                         ALIAS_BUDGET >> 20
                     ))
                 })?;
+
                 Ok(Node {
                     value: value.clone(),
                     positions: positions(Children::None),
@@ -236,6 +243,7 @@ impl<'t> Builder<'t> {
         let mut fields: Vec<(Box<str>, Positions)> = Vec::new();
         let mut merges: Vec<Value> = Vec::new();
         let mut weight = NODE_WEIGHT;
+
         loop {
             let (event, key_place) = self.next()?;
             if matches!(event, Event::MappingEnd) {
@@ -261,19 +269,23 @@ impl<'t> Builder<'t> {
                 }
                 continue;
             }
+
             let below = Positions {
                 line: key_place.line,
                 column: key_place.column,
                 children: value.positions.children,
             };
+
             if map.insert(key_text.clone(), value.value).is_some() {
                 self.duplicates
                     .push((self.path.clone(), key_place.line, key_place.column));
                 fields.retain(|(name, _)| **name != *key_text);
             }
+
             fields.push((key_text.into_boxed_str(), below));
             self.path.truncate(length);
         }
+
         for merge in merges {
             let Value::Object(merged) = merge else {
                 return Err(place.fault("a merge key needs a mapping or a list of mappings"));
@@ -282,11 +294,13 @@ impl<'t> Builder<'t> {
                 map.entry(key).or_insert(value);
             }
         }
+
         let positions = Positions {
             line: place.line,
             column: place.column,
             children: Children::Fields(fields),
         };
+
         Ok(Node {
             value: Value::Object(map),
             positions,
@@ -325,6 +339,7 @@ fn scalar_value(
                 "float" => value.is_number(),
                 _ => true,
             };
+
             if fits {
                 Ok(value)
             } else {
@@ -355,6 +370,7 @@ mod tests {
             document.value,
             json!({"a": {"b": [{"x": 1}, {"x": 2, "y.z": 3}]}})
         );
+
         assert_eq!(document.positions.find("a"), (1, 1));
         assert_eq!(document.positions.find("a.b"), (2, 3));
         assert_eq!(document.positions.find("a.b[1]"), (4, 7));
@@ -391,12 +407,14 @@ mod tests {
             let before = format!("*a{},", level - 1).repeat(10);
             bomb.push_str(&format!("a{level}: &a{level} [{before}]\n"));
         }
+
         assert!(
             parse_one(&bomb)
                 .expect_err("a bomb")
                 .message
                 .contains("aliases expand")
         );
+
         assert!(parse_one("a: &a [*a]\n").is_err());
         assert!(parse_one(&"[".repeat(100_000)).is_err());
         assert!(parse_one(&"- ".repeat(100_000)).is_err());

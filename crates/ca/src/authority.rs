@@ -105,6 +105,7 @@ impl CertificateAuthority {
                 key
             }
         };
+
         let root = match read_if_there(&root_path)? {
             Some(text) => text,
             // Also after a crash between the two files: the key stays, so what it signed stays
@@ -115,7 +116,9 @@ impl CertificateAuthority {
                 root
             }
         };
+
         let certificate = first_certificate(&root, &root_path)?;
+
         Self::assemble(
             trust_domain,
             Origin::SelfSigned(folder.to_owned()),
@@ -133,6 +136,7 @@ impl CertificateAuthority {
         let root = make_root(&key, &trust_domain)?;
         let here = Path::new("memory");
         let certificate = first_certificate(&root, here)?;
+
         Self::assemble(
             trust_domain,
             Origin::Memory,
@@ -151,6 +155,7 @@ impl CertificateAuthority {
             let path = folder.join(name);
             std::fs::read_to_string(&path).map_err(|error| AuthorityError::Io { path, error })
         };
+
         let key = parse_key(&read(KEY_FILE)?, &folder.join(KEY_FILE))?;
         let certificate =
             first_certificate(&read(CERTIFICATE_FILE)?, &folder.join(CERTIFICATE_FILE))?;
@@ -160,8 +165,10 @@ impl CertificateAuthority {
                 error,
             })
         };
+
         let roots_pem = read(ROOT_FILE)?;
         let roots = material(ROOT_FILE, &roots_pem)?;
+
         // The chain file may or may not begin with the issuing certificate and end with the root;
         // normalise it.
         let chain_text = read_if_there(&folder.join(CHAIN_FILE))?.unwrap_or_default();
@@ -169,10 +176,12 @@ impl CertificateAuthority {
             true => Vec::new(),
             false => material(CHAIN_FILE, &chain_text)?,
         };
+
         if !chain.contains(&certificate) {
             chain.insert(0, certificate.clone());
         }
         chain.retain(|link| !roots.contains(link));
+
         Self::assemble(
             trust_domain,
             Origin::PlugIn(folder.to_owned()),
@@ -197,6 +206,7 @@ impl CertificateAuthority {
             folder: folder.to_owned(),
             reason,
         };
+
         let info = info_of(&certificate).map_err(|error| mismatch(error.to_string()))?;
         let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(&certificate)
             .map_err(|error| mismatch(error.to_string()))?;
@@ -206,18 +216,21 @@ impl CertificateAuthority {
                 info.subject
             )));
         }
+
         if parsed.public_key().raw != key.subject_public_key_info() {
             return Err(mismatch(format!(
                 "{KEY_FILE} is not the key of certificate {:?}",
                 info.subject
             )));
         }
+
         if info.not_after <= SystemTime::now() {
             return Err(mismatch(format!(
                 "certificate {:?} has expired; replace it",
                 info.subject
             )));
         }
+
         let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
         let authority = Self {
             trust_domain,
@@ -227,12 +240,14 @@ impl CertificateAuthority {
             intermediates,
             roots_pem,
         };
+
         // One leaf to prove that what we sign is accepted under the roots that we hand out.
         authority.prove().map_err(|error| {
             mismatch(format!(
                 "certificates it signs do not verify under {ROOT_FILE}: {error}"
             ))
         })?;
+
         Ok(authority)
     }
 
@@ -287,15 +302,18 @@ impl CertificateAuthority {
                 ours: self.trust_domain.to_string(),
             });
         }
+
         let key = read_request(csr_pem, identity)?;
         let uri = identity
             .to_string()
             .try_into()
             .map_err(|error: rcgen::Error| SignError::Crypto(error.to_string()))?;
+
         let usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
+
         let leaf = self.leaf(&key, vec![SanType::URI(uri)], usages, ttl, now)?;
         let mut chain = vec![leaf.pem()];
         chain.extend(
@@ -303,7 +321,9 @@ impl CertificateAuthority {
                 .iter()
                 .map(|link| certificates_to_pem(std::slice::from_ref(link))),
         );
+
         chain.push(self.roots_pem.clone());
+
         Ok(chain)
     }
 
@@ -317,6 +337,7 @@ impl CertificateAuthority {
         let crypto = |error: rcgen::Error| SignError::Crypto(error.to_string());
         let key = KeyPair::generate().map_err(crypto)?;
         let mut names = Vec::with_capacity(dns.len() + ips.len());
+
         for name in dns {
             names.push(SanType::DnsName(name.as_str().try_into().map_err(crypto)?));
         }
@@ -328,10 +349,12 @@ impl CertificateAuthority {
             ttl,
             SystemTime::now(),
         )?;
+
         let mut chain = vec![leaf.der().clone()];
         chain.extend(self.intermediates.iter().cloned());
         let key = meltemi_tls::key_from_pem(key.serialize_pem().as_bytes())
             .map_err(|error| SignError::Crypto(error.to_string()))?;
+
         Identity::new(chain, key).map_err(|error| SignError::Crypto(error.to_string()))
     }
 
@@ -347,18 +370,22 @@ impl CertificateAuthority {
             true => DEFAULT_TTL,
             false => ttl.min(MAX_TTL),
         };
+
         if now >= self.info.not_after {
             return Err(SignError::Expired {
                 issuer: self.info.subject.clone(),
             });
         }
+
         let mut params = CertificateParams::default();
+
         // An empty subject makes the alternative names critical (RFC 5280 §4.2.1.6): nobody may
         // overlook them.
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = names;
         params.serial_number = Some(random_serial()?);
         params.not_before = whole_seconds(now - BACKDATE);
+
         // X.509 counts seconds; the fraction goes to the holder, or a lifetime of two seconds could
         // be one.
         params.not_after =
@@ -368,8 +395,10 @@ impl CertificateAuthority {
             KeyUsagePurpose::DigitalSignature,
             KeyUsagePurpose::KeyEncipherment,
         ];
+
         params.extended_key_usages = usages;
         params.use_authority_key_identifier_extension = true;
+
         params
             .signed_by(key, &self.issuer)
             .map_err(|error| SignError::Crypto(error.to_string()))
@@ -383,6 +412,7 @@ impl CertificateAuthority {
             .serialize_request(&key)
             .and_then(|csr| csr.pem())
             .map_err(|error| error.to_string())?;
+
         let mut chain = self
             .sign(&csr, &id, Duration::from_secs(60))
             .map_err(|error| error.to_string())?;
@@ -390,6 +420,7 @@ impl CertificateAuthority {
         let trust = self.trust().map_err(|error| error.to_string())?;
         let certificates =
             certificates_from_pem(chain.concat().as_bytes()).map_err(|error| error.to_string())?;
+
         meltemi_tls::verify_workload(&certificates, &trust, SystemTime::now())
             .map_err(|error| error.to_string())
     }
@@ -421,10 +452,12 @@ fn make_root(key: &KeyPair, trust_domain: &TrustDomain) -> Result<String, Author
         KeyUsagePurpose::CrlSign,
         KeyUsagePurpose::DigitalSignature,
     ];
+
     params.serial_number = Some(random_serial().map_err(|_| rcgen::Error::RingUnspecified)?);
     let now = SystemTime::now();
     params.not_before = whole_seconds(now - BACKDATE);
     params.not_after = whole_seconds(now + ROOT_TTL);
+
     Ok(params.self_signed(key)?.pem())
 }
 

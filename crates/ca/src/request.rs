@@ -66,10 +66,12 @@ pub(crate) fn read_request(
             csr_pem.len()
         )));
     }
+
     let csr = CertificateSigningRequestParams::from_pem(csr_pem)
         .map_err(|error| SignError::Request(error.to_string()))?;
     for name in &csr.params.subject_alt_names {
         let SanType::URI(uri) = name else { continue };
+
         // Agents may not know the mesh's trust domain, so only namespace and account are compared;
         // a name that is no SPIFFE identity is ignored, as every name of a request is.
         let Ok(asked) = uri.as_str().parse::<SpiffeId>() else {
@@ -84,15 +86,18 @@ pub(crate) fn read_request(
             });
         }
     }
+
     let bits = csr.public_key.der_bytes().len() * 8;
     let rsa = [
         &rcgen::PKCS_RSA_SHA256,
         &rcgen::PKCS_RSA_SHA384,
         &rcgen::PKCS_RSA_SHA512,
     ];
+
     // The encoding adds a few bytes to the modulus, so these bounds are a little wide.
     if rsa.contains(&csr.public_key.algorithm()) && !(2048..=8192 + 256).contains(&bits) {
         return Err(SignError::Key(format!("an RSA key of about {bits} bits")));
     }
+
     Ok(csr.public_key)
 }

@@ -30,6 +30,7 @@ fn request(names: &[&str]) -> (String, KeyPair) {
         .iter()
         .map(|name| SanType::URI((*name).try_into().expect("IA5")))
         .collect();
+
     (
         params
             .serialize_request(&key)
@@ -56,6 +57,7 @@ fn a_certificate_names_the_caller_alone_and_verifies() {
     let authority = CertificateAuthority::in_memory(TrustDomain::default()).expect("authority");
     let (csr, key) = request(&["https://evil.example", ID]);
     let chain = authority.sign(&csr, &id(), Duration::ZERO).expect("signed");
+
     assert_eq!(chain.len(), 2, "leaf and root");
     assert_eq!(chain[1], authority.roots_pem());
     let identity = Identity::from_pem(chain[0].as_bytes(), key.serialize_pem().as_bytes())
@@ -69,16 +71,19 @@ fn a_certificate_names_the_caller_alone_and_verifies() {
         ),
         (&[ID.to_owned()][..], 0, "")
     );
+
     verify_workload(
         identity.chain(),
         &authority.trust().expect("roots"),
         SystemTime::now(),
     )
     .expect("verifies");
+
     let lifetime = info
         .not_after
         .duration_since(info.not_before)
         .expect("in order");
+
     assert!(
         lifetime >= DEFAULT_TTL && lifetime <= DEFAULT_TTL + Duration::from_secs(122),
         "{lifetime:?}"
@@ -109,11 +114,13 @@ fn lifetimes_are_clamped_at_both_ends() {
             .expect("a certificate");
         info.not_after.duration_since(at).expect("later")
     };
+
     let short = lifetime(Duration::from_secs(2));
     assert!(
         short >= Duration::from_secs(2) && short < Duration::from_secs(3),
         "{short:?}"
     );
+
     assert!(lifetime(Duration::from_secs(400 * 86_400)) < MAX_TTL + Duration::from_secs(1));
     let late = at + Duration::from_secs(3650 * 86_400 - 60);
     let chain = authority
@@ -125,6 +132,7 @@ fn lifetimes_are_clamped_at_both_ends() {
         info.not_after <= authority.info().not_after,
         "a leaf must not outlive its issuer"
     );
+
     let over = authority.sign_at(&csr, &id(), DEFAULT_TTL, late + Duration::from_secs(3600));
     assert!(matches!(over, Err(SignError::Expired { .. })), "{over:?}");
 }
@@ -134,10 +142,12 @@ fn c13_a_request_for_somebody_else_is_refused() {
     let authority = CertificateAuthority::in_memory(TrustDomain::default()).expect("authority");
     let (csr, _) = request(&["spiffe://cluster.local/ns/kube-system/sa/admin"]);
     let refused = authority.sign(&csr, &id(), Duration::ZERO);
+
     assert!(
         matches!(&refused, Err(SignError::ForeignIdentity { asked, .. }) if asked.contains("kube-system")),
         "{refused:?}"
     );
+
     let foreign: SpiffeId = "spiffe://other.example/ns/default/sa/sleep"
         .parse()
         .expect("an identity");
@@ -153,24 +163,29 @@ fn broken_requests_are_refused() {
     let authority = CertificateAuthority::in_memory(TrustDomain::default()).expect("authority");
     let (good, _) = request(&[]);
     let (other, _) = request(&[]);
+
     // The signature of another request under this one's key: no proof of possession.
     let der = |pem: &str| {
         pem.lines()
             .filter(|line| !line.starts_with('-'))
             .collect::<String>()
     };
+
     use base64::Engine as _;
+
     let engine = base64::engine::general_purpose::STANDARD;
     let (mut one, two) = (
         engine.decode(der(&good)).expect("base64"),
         engine.decode(der(&other)).expect("base64"),
     );
+
     let tail = one.len() - 20;
     one[tail..].copy_from_slice(&two[two.len() - 20..]);
     let forged = format!(
         "-----BEGIN CERTIFICATE REQUEST-----\n{}\n-----END CERTIFICATE REQUEST-----\n",
         engine.encode(one)
     );
+
     for bad in [
         "",
         "hello",
@@ -194,6 +209,7 @@ fn a_root_of_our_own_survives_a_restart_and_is_private() {
     let (csr, _) = request(&[]);
     let chain = first.sign(&csr, &id(), Duration::ZERO).expect("signed");
     let again = CertificateAuthority::self_signed(&home, TrustDomain::default()).expect("loaded");
+
     assert_eq!(first.roots_pem(), again.roots_pem());
     let leaf = certificates_from_pem(chain[0].as_bytes()).expect("PEM");
     verify_workload(&leaf, &again.trust().expect("roots"), SystemTime::now()).expect("still good");
@@ -201,7 +217,9 @@ fn a_root_of_our_own_survives_a_restart_and_is_private() {
         .expect("the key")
         .permissions()
         .mode();
+
     assert_eq!(mode & 0o777, 0o600);
+
     // A crash between the two files: the key is kept, the certificate is made anew.
     std::fs::remove_file(home.join("root-cert.pem")).expect("removed");
     CertificateAuthority::self_signed(&home, TrustDomain::default()).expect("healed");
@@ -209,6 +227,7 @@ fn a_root_of_our_own_survives_a_restart_and_is_private() {
         .expect("folder")
         .map(|entry| entry.expect("entry").file_name())
         .collect();
+
     assert_eq!(left.len(), 2, "{left:?}");
 }
 
@@ -223,6 +242,7 @@ fn plug_in(folder: &Path, key: &str, chain_with_root: bool) {
     let root = Issuer::new(root, root_key);
     let ca_key = KeyPair::generate().expect("key");
     let mut ca = CertificateParams::default();
+
     ca.distinguished_name
         .push(DnType::CommonName, "intermediate");
     ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -230,15 +250,18 @@ fn plug_in(folder: &Path, key: &str, chain_with_root: bool) {
         KeyUsagePurpose::KeyCertSign,
         KeyUsagePurpose::DigitalSignature,
     ];
+
     let ca_pem = ca.signed_by(&ca_key, &root).expect("intermediate").pem();
     let chain = match chain_with_root {
         true => format!("{ca_pem}{root_pem}"),
         false => ca_pem.clone(),
     };
+
     let key = match key {
         "" => ca_key.serialize_pem(),
         other => other.to_owned(),
     };
+
     for (name, text) in [
         ("ca-cert.pem", &ca_pem),
         ("ca-key.pem", &key),
@@ -272,17 +295,20 @@ fn plug_in_certificates_that_do_not_fit_are_refused() {
         CertificateAuthority::plug_in(folder.path(), TrustDomain::default()),
         Err(AuthorityError::Io { .. })
     ));
+
     plug_in(
         folder.path(),
         &KeyPair::generate().expect("key").serialize_pem(),
         false,
     );
+
     let wrong_key = CertificateAuthority::plug_in(folder.path(), TrustDomain::default())
         .expect_err("another key");
     assert!(
         wrong_key.to_string().contains("is not the key of"),
         "{wrong_key}"
     );
+
     plug_in(folder.path(), "", false);
     let stranger = CertificateAuthority::in_memory(TrustDomain::default()).expect("authority");
     std::fs::write(folder.path().join("root-cert.pem"), stranger.roots_pem()).expect("written");
@@ -300,6 +326,7 @@ fn plug_in_certificates_that_do_not_fit_are_refused() {
 fn plug_in_keys_may_be_pkcs1() {
     let pair =
         KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).expect("key");
+
     // RFC 5958: version, algorithm and the header of the octet string are 26 bytes for this size.
     let pkcs1 = rustls_pki_types::PrivateKeyDer::Pkcs1(pair.serialize_der()[26..].to_vec().into());
     let text = meltemi_tls::key_to_pem(&pkcs1);
@@ -318,6 +345,7 @@ fn plug_in_keys_may_be_pkcs1() {
     ] {
         std::fs::write(folder.path().join(name), text).expect("written");
     }
+
     let authority =
         CertificateAuthority::plug_in(folder.path(), TrustDomain::default()).expect("authority");
     let (csr, _) = request(&[]);
@@ -340,6 +368,7 @@ fn the_control_planes_certificate_is_for_its_names() {
             Duration::ZERO,
         )
         .expect("issued");
+
     assert_eq!(identity.info().dns_sans, ["istiod.istio-system.svc"]);
     assert_eq!(identity.info().ip_sans.len(), 1);
     assert!(identity.spiffe().is_none());
@@ -382,6 +411,7 @@ fn wrong_tokens_are_refused() {
         "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.{}.",
         rest.split_once('.').expect("three parts").0
     );
+
     // HS256 with the public key as the secret: the classic confusion.
     let confused = jsonwebtoken::encode(
         &jsonwebtoken::Header::new(jsonwebtoken::Algorithm::HS256),
@@ -390,6 +420,7 @@ fn wrong_tokens_are_refused() {
         &jsonwebtoken::EncodingKey::from_secret(signer.public_key_pem().as_bytes()),
     )
     .expect("token");
+
     for (bad, why) in [
         (
             signer.sign_at(&sleep(), hour, past).expect("token"),

@@ -115,10 +115,12 @@ impl TokenSigner {
             service_account,
             pod,
         } = caller;
+
         let now = now
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default()
             .as_secs();
+
         let claims = Claims {
             iss: ISSUER.to_owned(),
             sub: format!("system:serviceaccount:{namespace}:{service_account}"),
@@ -134,6 +136,7 @@ impl TokenSigner {
                 pod: pod.clone().map(|name| Named { name }),
             },
         };
+
         jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &self.key)
             .map_err(|error| TokenError::Key(error.to_string()))
     }
@@ -161,6 +164,7 @@ impl JwtTokenReview {
     pub fn new(public_key_pem: &str) -> Result<Self, TokenError> {
         let key = DecodingKey::from_ec_pem(public_key_pem.as_bytes())
             .map_err(|error| TokenError::Key(error.to_string()))?;
+
         // The algorithm is ours to choose, never the token's.
         let mut validation = Validation::new(Algorithm::ES256);
         validation.set_issuer(&[ISSUER]);
@@ -168,6 +172,7 @@ impl JwtTokenReview {
         validation.set_required_spec_claims(&["exp", "nbf", "aud", "iss", "sub"]);
         validation.validate_nbf = true;
         validation.leeway = LEEWAY_SECONDS;
+
         Ok(Self { key, validation })
     }
 
@@ -177,6 +182,7 @@ impl JwtTokenReview {
                 "longer than {MAX_TOKEN} bytes"
             )));
         }
+
         let claims = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation)
             .map_err(|error| ReviewError::Refused(error.to_string()))?
             .claims;
@@ -185,6 +191,7 @@ impl JwtTokenReview {
             serviceaccount,
             pod,
         } = claims.kubernetes;
+
         let subject = format!("system:serviceaccount:{namespace}:{}", serviceaccount.name);
         if claims.sub != subject {
             return Err(ReviewError::Refused(format!(
@@ -192,6 +199,7 @@ impl JwtTokenReview {
                 claims.sub
             )));
         }
+
         Ok(Caller {
             namespace,
             service_account: serviceaccount.name,

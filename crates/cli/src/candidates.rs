@@ -38,6 +38,7 @@ impl Typed {
                 }
                 _ => (word.clone(), None),
             };
+
             match flag.as_str() {
                 "--mesh" => typed.mesh = inline.or_else(|| rest.next()),
                 "--run-dir" => typed.run_dir = inline.or_else(|| rest.next()).map(PathBuf::from),
@@ -53,6 +54,7 @@ impl Typed {
                 _ => typed.words.push(word),
             }
         }
+
         typed
     }
 
@@ -66,15 +68,18 @@ impl Typed {
                 .ok()
                 .filter(|value: &String| !value.is_empty())
         };
+
         let name = self
             .mesh
             .clone()
             .or_else(|| variable("MELTEMI_MESH"))
             .unwrap_or_else(|| "default".to_owned());
+
         let run_dir = self
             .run_dir
             .clone()
             .or_else(|| variable("MELTEMI_RUN_DIR").map(PathBuf::from));
+
         Mesh::new(&name, run_dir.as_deref())
     }
 
@@ -95,6 +100,7 @@ fn ask<T: Default>(question: impl Future<Output = T>) -> T {
     else {
         return T::default();
     };
+
     runtime.block_on(async {
         tokio::time::timeout(PATIENCE, question)
             .await
@@ -122,15 +128,18 @@ pub(crate) fn meshes(current: &OsStr) -> Vec<CompletionCandidate> {
 pub(crate) fn workloads(current: &OsStr) -> Vec<CompletionCandidate> {
     let typed = Typed::here();
     let all = ask(async { typed.mesh().node().list().await.unwrap_or_default() });
+
     // `status` looks at every namespace.
     let is_status = typed
         .words
         .first()
         .is_some_and(|word| matches!(word.as_str(), "status" | "ps" | "proxy-status"));
+
     let everywhere = is_status && typed.namespace.is_none();
     let here = all
         .into_iter()
         .filter(|workload| everywhere || workload.key.namespace == typed.namespace());
+
     beginning(
         current,
         here.flat_map(|workload| [workload.workload, workload.key.pod]),
@@ -146,6 +155,7 @@ pub(crate) fn containers(current: &OsStr) -> Vec<CompletionCandidate> {
         .get(1)
         .map(|word| names::workload(word).to_owned())
         .unwrap_or_default();
+
     let is_meant = |one: &meltemi_node::api::WorkloadStatus| {
         one.key.namespace == typed.namespace() && (one.workload == name || one.key.pod == name)
     };
@@ -153,7 +163,9 @@ pub(crate) fn containers(current: &OsStr) -> Vec<CompletionCandidate> {
         .into_iter()
         .find(is_meant)
         .map(|workload| workload.container);
+
     let known = ["app", "proxy", "istio-proxy"].map(str::to_owned);
+
     beginning(
         current,
         known.into_iter().chain(own).filter(|word| !word.is_empty()),
@@ -171,6 +183,7 @@ pub(crate) fn namespaces(current: &OsStr) -> Vec<CompletionCandidate> {
             .unwrap_or_default();
         (mesh.node().list().await.unwrap_or_default(), configured)
     });
+
     let configured = configured
         .items
         .into_iter()
@@ -178,10 +191,12 @@ pub(crate) fn namespaces(current: &OsStr) -> Vec<CompletionCandidate> {
             "Namespace" => item.object.name,
             _ => item.object.namespace,
         });
+
     let all = running
         .into_iter()
         .map(|workload| workload.key.namespace)
         .chain(configured);
+
     beginning(current, all.filter(|namespace| !namespace.is_empty()))
 }
 
@@ -193,6 +208,7 @@ impl ValueCompleter for Objects {
     fn complete(&self, current: &OsStr) -> Vec<CompletionCandidate> {
         let typed = Typed::here();
         let text = current.to_str().unwrap_or_default();
+
         // The last word is the one that is being typed.
         let before: Vec<&String> = typed
             .words
@@ -200,6 +216,7 @@ impl ValueCompleter for Objects {
             .skip(1)
             .filter(|word| *word != text)
             .collect();
+
         let (kind, prefix) = match (text.split_once('/'), before.first()) {
             (Some((kind, _)), _) => (kind.to_owned(), format!("{kind}/")),
             (None, Some(kind)) if !kind.contains('/') => ((*kind).clone(), String::new()),
@@ -210,11 +227,13 @@ impl ValueCompleter for Objects {
                 return beginning(current, kinds);
             }
         };
+
         let selector = ObjectSelector {
             kind,
             ns: typed.namespace().to_owned(),
             name: String::new(),
         };
+
         let list = ask(async {
             typed
                 .mesh()
@@ -223,6 +242,7 @@ impl ValueCompleter for Objects {
                 .await
                 .unwrap_or_default()
         });
+
         beginning(
             current,
             list.items
@@ -247,12 +267,14 @@ mod tests {
             (typed.mesh.as_deref(), typed.namespace()),
             (Some("shop"), "web")
         );
+
         assert_eq!(typed.words, ["logs", "rev"]);
         let typed = read("meltemi -- meltemi get --namespace=web -A vs -o yaml reviews");
         assert_eq!(
             (typed.namespace(), typed.words.as_slice()),
             ("", &["get".into(), "vs".into(), "reviews".into()][..])
         );
+
         assert_eq!(read("meltemi -- meltemi exec a -- b").words, ["exec", "a"]);
         assert_eq!(read("meltemi status").words, Vec::<String>::new());
     }

@@ -59,6 +59,7 @@ pub(crate) fn columns(item: &ObjectView, live: &Live, wide: bool) -> Vec<(&'stat
         "Deployment" => deployment(item, live),
         _ => Vec::new(),
     };
+
     columns.push(("AGE", since(item)));
     if wide {
         columns.extend(match item.object.kind.as_str() {
@@ -81,11 +82,13 @@ pub(crate) fn columns(item: &ObjectView, live: &Live, wide: bool) -> Vec<(&'stat
             ],
             _ => Vec::new(),
         });
+
         columns.extend([
             ("FROM", from(item)),
             ("FINDINGS", item.diagnostics.len().to_string()),
         ]);
     }
+
     columns
 }
 
@@ -120,6 +123,7 @@ fn since(item: &ObjectView) -> String {
                 .as_secs()
         }
     };
+
     age(seconds)
 }
 
@@ -133,10 +137,12 @@ fn service(item: &ObjectView, live: &Live) -> Vec<(&'static str, String)> {
             .find(|service| service.hostname.starts_with(&full))?;
         service.addresses.first().cloned()
     };
+
     let address = match word(&spec["clusterIP"]) {
         written if written.is_empty() => allocated().unwrap_or_else(|| "<none>".to_owned()),
         written => written,
     };
+
     let port = |port: &Value| {
         let node = port["nodePort"]
             .as_u64()
@@ -147,6 +153,7 @@ fn service(item: &ObjectView, live: &Live) -> Vec<(&'static str, String)> {
             or(word(&port["protocol"]), "TCP")
         )
     };
+
     vec![
         ("TYPE", or(word(&spec["type"]), "ClusterIP")),
         ("CLUSTER-IP", address),
@@ -172,6 +179,7 @@ fn pod(item: &ObjectView, live: &Live) -> Vec<(&'static str, String)> {
                 .as_array()
                 .into_iter()
                 .flatten();
+
             let is_ready = conditions
                 .into_iter()
                 .any(|c| c["type"] == "Ready" && c["status"] == "True");
@@ -205,6 +213,7 @@ fn deployment(item: &ObjectView, live: &Live) -> Vec<(&'static str, String)> {
     let all: Vec<_> = live.workloads.iter().filter(own).collect();
     let ready = all.iter().filter(|workload| workload.ready).count();
     let wanted = item.value["spec"]["replicas"].as_u64().unwrap_or(1);
+
     vec![
         ("READY", format!("{ready}/{wanted}")),
         ("UP-TO-DATE", all.len().to_string()),
@@ -292,6 +301,7 @@ mod tests {
             value,
             ..ObjectView::default()
         };
+
         let cells = columns(&item, live, false);
         cells
             .into_iter()
@@ -313,10 +323,12 @@ mod tests {
             ),
             r#"GATEWAYS=["mesh"] HOSTS=["a","b"] AGE=<unknown>"#
         );
+
         assert_eq!(
             plain("DestinationRule", json!({"host": "reviews"})),
             "HOST=reviews AGE=<unknown>"
         );
+
         assert_eq!(
             plain(
                 "ServiceEntry",
@@ -324,6 +336,7 @@ mod tests {
             ),
             r#"HOSTS=["x.org"] LOCATION=MESH_EXTERNAL RESOLUTION=DNS AGE=<unknown>"#
         );
+
         let server = json!({"port": {"number": 8080, "protocol": "HTTP"}, "hosts": ["*"]});
         assert_eq!(
             plain(
@@ -332,10 +345,12 @@ mod tests {
             ),
             r#"SELECTOR=istio=ingressgateway PORTS=8080/HTTP HOSTS=["*"] AGE=<unknown>"#
         );
+
         assert_eq!(
             plain("AuthorizationPolicy", json!({})),
             "ACTION=ALLOW AGE=<unknown>"
         );
+
         assert_eq!(plain("Sidecar", json!({})), "AGE=<unknown>");
     }
 
@@ -349,11 +364,13 @@ mod tests {
             }],
             ..Live::default()
         };
+
         let value = json!({"spec": {"ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}]}});
         assert_eq!(
             shown("Service", value, &live),
             "TYPE=ClusterIP CLUSTER-IP=10.45.0.7 PORT(S)=80/TCP,53/UDP AGE=<unknown>"
         );
+
         let headless = json!({"spec": {"clusterIP": "None", "ports": []}});
         assert_eq!(
             shown("Service", headless, &live),
@@ -369,20 +386,24 @@ mod tests {
             "proxy_kind": "meltemi", "app": {"running": true, "pid": 7, "restarts": 2, "last_exit": null},
             "proxy": {"running": true, "pid": 8, "restarts": 0, "last_exit": null}, "message": null,
         });
+
         let mut live = Live {
             workloads: vec![serde_json::from_value(workload).unwrap()],
             ..Live::default()
         };
+
         assert_eq!(
             shown("Pod", json!({}), &live),
             "READY=1/2 STATUS=Starting RESTARTS=2 AGE=<unknown>"
         );
+
         live.workloads[0].ready = true;
         let deployment = json!({"spec": {"replicas": 2}});
         assert_eq!(
             shown("Deployment", deployment, &live),
             "READY=1/2 UP-TO-DATE=1 AVAILABLE=1 AGE=<unknown>"
         );
+
         assert_eq!(
             shown("Pod", json!({}), &Live::default()),
             "READY=0/0 STATUS=Unknown RESTARTS=0 AGE=<unknown>"

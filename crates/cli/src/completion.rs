@@ -30,12 +30,14 @@ pub fn print_completion(shell: Shell) -> Result<i32> {
             .to_string(),
         false => "meltemi".to_owned(),
     };
+
     let mut script = Vec::new();
     let shells = Shells::builtins();
     let completer = shells
         .completer(&shell.to_string())
         .with_context(|| format!("no completion for {shell}"))?;
     completer.write_registration(VARIABLE, "meltemi", "meltemi", &program, &mut script)?;
+
     match output::bytes(&script) {
         Err(error) if error.is::<output::ReaderLeft>() => Ok(output::READER_LEFT),
         other => other.map(|()| 0),

@@ -28,6 +28,7 @@ pub use output::Output;
 /// Whatever keeps the command from being done, as a sentence for the user.
 pub fn run(mesh: &Mesh, command: args::MeshCommand) -> anyhow::Result<i32> {
     use args::MeshCommand as C;
+
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -44,6 +45,7 @@ pub fn run(mesh: &Mesh, command: args::MeshCommand) -> anyhow::Result<i32> {
             C::Restart(args) => workloads::restart(mesh, args).await,
         }
     });
+
     match done {
         Err(error) if error.is::<output::ReaderLeft>() => Ok(output::READER_LEFT),
         other => other,

@@ -64,11 +64,13 @@ impl Mesh {
                 self.run_dir.display()
             );
         }
+
         let mut text = format!(
             "no mesh {:?} is running (there is no socket in {})",
             self.name,
             self.run_dir.display()
         );
+
         let others = running();
         match others.as_slice() {
             [] => text.push_str("; start one with `meltemi demo` or `meltemi up -f DIR`"),
@@ -80,6 +82,7 @@ impl Mesh {
                 )
             }
         }
+
         Error::msg(text)
     }
 }
@@ -95,7 +98,9 @@ pub(crate) fn running() -> Vec<String> {
         .filter(|entry| is_alive(&entry.path()))
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect();
+
     names.sort();
+
     names
 }
 
@@ -124,15 +129,18 @@ mod tests {
             path: folder.clone(),
             error: std::io::ErrorKind::NotFound.into(),
         };
+
         let text = mesh.control_error(error).to_string();
         assert!(
             text.starts_with("no mesh \"shop\" is running") && text.contains("meltemi-cli-nobody"),
             "{text}"
         );
+
         let refused = ClientError::Refused {
             status: 404,
             message: "not there".into(),
         };
+
         assert_eq!(mesh.control_error(refused).to_string(), "not there");
     }
 }

@@ -35,11 +35,13 @@ pub(crate) fn wanted(words: &[String]) -> Result<Vec<Wanted>> {
         };
         return words.iter().map(pair).collect();
     }
+
     let kinds: Vec<&str> = first
         .split(',')
         .map(str::trim)
         .filter(|kind| !kind.is_empty())
         .collect();
+
     ensure!(!kinds.is_empty(), "{first:?} names no kind");
     if names.is_empty() {
         return Ok(kinds
@@ -47,6 +49,7 @@ pub(crate) fn wanted(words: &[String]) -> Result<Vec<Wanted>> {
             .map(|kind| Wanted::new(kind, ""))
             .collect());
     }
+
     Ok(kinds
         .iter()
         .flat_map(|kind| names.iter().map(|name| Wanted::new(kind, name)))
@@ -67,6 +70,7 @@ pub(crate) fn workload(word: &str) -> &str {
         "workload",
         "workloads",
     ];
+
     match word.split_once('/') {
         Some((kind, name)) if TYPES.contains(&kind.to_ascii_lowercase().as_str()) => name,
         _ => word,
@@ -95,16 +99,19 @@ impl LabelFilter {
             } else {
                 (term, None, true)
             };
+
             ensure!(
                 !key.trim().is_empty() && !key.contains(['(', ' ']),
                 "--selector {term:?}: expected KEY=VALUE, KEY!=VALUE or KEY"
             );
+
             terms.push((
                 key.trim().to_owned(),
                 value.map(|value| value.trim().to_owned()),
                 is_wanted,
             ));
         }
+
         Ok(Self(terms))
     }
 
@@ -145,10 +152,12 @@ mod tests {
             read(&["vs", "a", "b"]).unwrap(),
             pairs(&[("vs", "a"), ("vs", "b")])
         );
+
         assert_eq!(
             read(&["vs/a", "dr/b"]).unwrap(),
             pairs(&[("vs", "a"), ("dr", "b")])
         );
+
         for slip in [&["vs/a", "b"][..], &["vs/"], &[","]] {
             assert!(read(slip).is_err(), "{slip:?}");
         }
@@ -165,6 +174,7 @@ mod tests {
         ] {
             assert_eq!(workload(word), "reviews-v1");
         }
+
         assert_eq!(workload("svc/reviews"), "svc/reviews");
     }
 
@@ -185,6 +195,7 @@ mod tests {
                 "{selector}"
             );
         }
+
         assert!(LabelFilter::parse("app in (a, b)").is_err());
     }
 }

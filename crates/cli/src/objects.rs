@@ -23,6 +23,7 @@ pub(crate) async fn apply(mesh: &Mesh, args: ApplyArgs) -> Result<i32> {
         .control()
         .apply(sources.text.clone(), &args.namespace, args.dry_run)
         .await;
+
     let mut response = answer.map_err(|error| mesh.control_error(error))?;
     sources.place(&mut response.diagnostics);
     match args.output {
@@ -38,11 +39,13 @@ pub(crate) async fn apply(mesh: &Mesh, args: ApplyArgs) -> Result<i32> {
                     applied.object.name
                 ))?;
             }
+
             output::diagnostics(&response.diagnostics);
         }
         form if output::machine(form, &response)? => {}
         _ => print(&response)?,
     }
+
     Ok(i32::from(!response.ok))
 }
 
@@ -56,6 +59,7 @@ pub(crate) async fn delete(mesh: &Mesh, args: DeleteArgs) -> Result<i32> {
             ns: args.namespace.clone(),
             name,
         };
+
         let all: Vec<_> = wanted(&args.what)?.into_iter().map(of).collect();
         for one in &all {
             ensure!(
@@ -64,8 +68,10 @@ pub(crate) async fn delete(mesh: &Mesh, args: DeleteArgs) -> Result<i32> {
                 kind = one.kind
             );
         }
+
         all
     };
+
     let mut code = 0;
     for selector in &which {
         match mesh.control().delete(selector, args.dry_run).await {
@@ -83,6 +89,7 @@ pub(crate) async fn delete(mesh: &Mesh, args: DeleteArgs) -> Result<i32> {
             Err(error) => return Err(mesh.control_error(error)),
         }
     }
+
     Ok(code)
 }
 
@@ -92,6 +99,7 @@ pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
     } else {
         args.namespace.as_str()
     };
+
     let which = if args.what.is_empty() {
         selectors(&Sources::read(&args.files)?, ns)?
     } else {
@@ -102,14 +110,17 @@ pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
         };
         wanted(&args.what)?.into_iter().map(of).collect()
     };
+
     let filter = args
         .selector
         .as_deref()
         .map(LabelFilter::parse)
         .transpose()?;
+
     let is_named = which.iter().all(|one| !one.name.is_empty());
     let mut items: Vec<ObjectView> = Vec::new();
     let mut code = 0;
+
     for one in &which {
         let found = objects(mesh, one).await?;
         if found.is_empty() && !one.name.is_empty() {
@@ -119,6 +130,7 @@ pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
                 "error: {}",
                 not_found(&resource, &one.ns, &one.name)
             ));
+
             if let Some(elsewhere) = objects(
                 mesh,
                 &ObjectSelector {
@@ -134,8 +146,10 @@ pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
                     "there is one in namespace {namespace} (-n {namespace})"
                 ));
             }
+
             code = 1;
         }
+
         for item in found {
             if filter
                 .as_ref()
@@ -146,6 +160,7 @@ pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
             }
         }
     }
+
     match args.output {
         Some(Output::Name) => {
             for item in &items {
@@ -178,6 +193,7 @@ pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
                 || items
                     .iter()
                     .any(|item| item.object.namespace != items[0].object.namespace);
+
             output::text(&tables(
                 &items,
                 &live,
@@ -186,6 +202,7 @@ pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
             ))?;
         }
     }
+
     Ok(code)
 }
 
@@ -195,10 +212,12 @@ async fn objects(mesh: &Mesh, one: &ObjectSelector) -> Result<Vec<ObjectView>> {
     } else {
         one.kind.clone()
     };
+
     let selector = ObjectSelector {
         kind,
         ..one.clone()
     };
+
     Ok(mesh
         .control()
         .objects(&selector)
@@ -254,19 +273,23 @@ fn tables(items: &[ObjectView], live: &Live, all_namespaces: bool, wide: bool) -
                 true => format!("{}/{}", object.kind.to_lowercase(), object.name),
                 false => object.name.clone(),
             };
+
             let namespace = all_namespaces.then(|| ("NAMESPACE", object.namespace.clone()));
             let columns = namespace
                 .into_iter()
                 .chain([("NAME", name)])
                 .chain(columns(item, live, wide));
+
             let (headings, cells): (Vec<&str>, Vec<String>) = columns.unzip();
             if index == 0 {
                 table = Table::new(&headings);
             }
             table.row(cells);
         }
+
         table.render()
     };
+
     of_one_kind.iter().map(one).collect::<Vec<_>>().join("\n")
 }
 
@@ -283,13 +306,16 @@ fn print(response: &ApplyResponse) -> Result<()> {
         } else {
             String::new()
         };
+
         let (kind, name) = (applied.object.kind.to_lowercase(), &applied.object.name);
         output::line(format_args!(
             "{kind}/{name} {}{place}{suffix}",
             applied.action
         ))?;
     }
+
     output::diagnostics(&response.diagnostics);
+
     Ok(())
 }
 
@@ -304,12 +330,14 @@ fn selectors(sources: &Sources, namespace: &str) -> Result<Vec<ObjectSelector>> 
             namespace,
             name,
         } = object.key();
+
         ObjectSelector {
             kind: kind.resource(),
             ns: namespace,
             name,
         }
     };
+
     Ok(parsed.objects.iter().map(of).collect())
 }
 
@@ -334,10 +362,12 @@ mod tests {
             item("DestinationRule", "bb"),
             item("Sidecar", "c"),
         ];
+
         assert_eq!(
             tables(&items[..2], &Live::default(), false, false),
             "NAME   HOST   AGE\na      x      0s\nbb     x      0s\n"
         );
+
         assert_eq!(
             tables(&items[1..], &Live::default(), true, false),
             "NAMESPACE   NAME                 HOST   AGE\nshop        destinationrule/bb   x      0s\n\n\

@@ -39,6 +39,7 @@ impl Sources {
                 all.push_file(file)?;
             }
         }
+
         Ok(all)
     }
 
@@ -56,6 +57,7 @@ impl Sources {
             }
             self.text.push_str("---\n");
         }
+
         let before = self.text.bytes().filter(|byte| *byte == b'\n').count();
         self.parts
             .push((name.to_owned(), u32::try_from(before).unwrap_or(u32::MAX)));
@@ -79,6 +81,7 @@ impl Sources {
             .iter()
             .rev()
             .find(|(_, before)| position.line == 0 || position.line > *before);
+
         if let Some((name, before)) = within.filter(|_| position.line > 0 || self.parts.len() == 1)
         {
             position.file.clone_from(name);
@@ -96,12 +99,14 @@ fn inside(folder: &Path) -> Result<Vec<PathBuf>> {
                 .is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
         })
         .collect();
+
     inside.sort();
     ensure!(
         !inside.is_empty(),
         "{} holds no .yaml, .yml or .json file",
         folder.display()
     );
+
     Ok(inside)
 }
 
@@ -124,6 +129,7 @@ mod tests {
             sources.place_one(&mut position);
             position.to_string()
         };
+
         assert_eq!(place(2), "a.yaml:2:3");
         assert_eq!(place(5), "b.yaml:2:3");
         let mut elsewhere = Position {
@@ -131,6 +137,7 @@ mod tests {
             line: 5,
             column: 1,
         };
+
         sources.place_one(&mut elsewhere);
         assert_eq!(elsewhere.to_string(), "/etc/mesh/vs.yaml:5:1");
     }

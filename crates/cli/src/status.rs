@@ -34,6 +34,7 @@ pub(crate) async fn status(mesh: &Mesh, args: StatusArgs) -> Result<i32> {
         .list()
         .await
         .map_err(|error| mesh.node_error(error))?;
+
     // The control plane may be starting again; the workloads are worth showing all the same.
     let control = match tokio::time::timeout(PATIENCE, mesh.control().status()).await {
         Ok(answer) => answer.map_err(|error| mesh.control_error(error)),
@@ -42,6 +43,7 @@ pub(crate) async fn status(mesh: &Mesh, args: StatusArgs) -> Result<i32> {
             PATIENCE.as_secs()
         )),
     };
+
     if let Some(namespace) = &args.namespace {
         workloads.retain(|workload| workload.key.namespace == *namespace);
     }
@@ -54,6 +56,7 @@ pub(crate) async fn status(mesh: &Mesh, args: StatusArgs) -> Result<i32> {
             bail!("no workload {name:?}{place}");
         }
     }
+
     // A part of the mesh: what is wrong elsewhere is not asked for.
     let is_whole = args.namespace.is_none() && args.workload.is_none();
     let problems = if is_whole {
@@ -61,12 +64,14 @@ pub(crate) async fn status(mesh: &Mesh, args: StatusArgs) -> Result<i32> {
     } else {
         Vec::new()
     };
+
     let problem = control.as_ref().err().map(ToString::to_string);
     let mut whole = Whole {
         workloads,
         problems,
         control: control.ok(),
     };
+
     if (args.namespace.is_some() || args.workload.is_some())
         && let Some(control) = &mut whole.control
     {
@@ -77,6 +82,7 @@ pub(crate) async fn status(mesh: &Mesh, args: StatusArgs) -> Result<i32> {
                 .any(|workload| is_of(proxy, workload))
         });
     }
+
     match args.output {
         Some(Output::Name) => {
             for workload in &whole.workloads {
@@ -91,6 +97,7 @@ pub(crate) async fn status(mesh: &Mesh, args: StatusArgs) -> Result<i32> {
             remarks(&whole);
         }
     }
+
     match problem {
         Some(problem) => {
             output::note(format_args!("warning: {problem}"));
@@ -107,17 +114,20 @@ fn remarks(whole: &Whole) {
             refusals(proxy).iter().for_each(output::note);
         }
         output::diagnostics(&control.diagnostics);
+
         // What translation leaves out, it leaves out for many proxies alike.
         let left_out: BTreeSet<_> = control
             .proxies
             .iter()
             .flat_map(|proxy| &proxy.diagnostics)
             .collect();
+
         left_out
             .into_iter()
             .filter(|finding| !control.diagnostics.contains(finding))
             .for_each(output::note);
     }
+
     for problem in &whole.problems {
         output::note(format_args!("warning: {problem}"));
     }
@@ -141,6 +151,7 @@ fn refusals(proxy: &ProxyStatus) -> Vec<String> {
             None => by_reason.push((&rejection.short, &rejection.reason, vec![&rejection.name])),
         }
     }
+
     let line = |(short, reason, mut names): (&str, &str, Vec<&str>)| {
         names.sort_unstable();
         names.dedup();
@@ -151,6 +162,7 @@ fn refusals(proxy: &ProxyStatus) -> Vec<String> {
             reason.trim_end()
         )
     };
+
     by_reason.into_iter().map(line).collect()
 }
 
@@ -169,6 +181,7 @@ fn table(whole: &Whole, wide: bool) -> String {
         "CONFIG",
         "CERTIFICATE",
     ];
+
     if wide {
         header.extend([
             "VERSION",
@@ -181,12 +194,14 @@ fn table(whole: &Whole, wide: bool) -> String {
             "LAST EXIT",
         ]);
     }
+
     let mut table = Table::new(&header);
     for workload in &whole.workloads {
         let proxy = whole
             .control
             .as_ref()
             .and_then(|control| control.proxies.iter().find(|proxy| is_of(proxy, workload)));
+
         let mut row = vec![
             workload.key.namespace.clone(),
             workload.key.pod.clone(),
@@ -199,12 +214,14 @@ fn table(whole: &Whole, wide: bool) -> String {
                 .and_then(|proxy| certificate(whole, proxy))
                 .map_or_else(String::new, lifetime),
         ];
+
         if wide {
             let of = |short: &str| {
                 proxy
                     .and_then(|proxy| proxy.types.iter().find(|t| t.short == short))
                     .map_or_else(String::new, sync)
             };
+
             let version = |of: fn(&TypeSync) -> &str| {
                 proxy.map_or_else(String::new, |proxy| version(proxy, of))
             };
@@ -222,8 +239,10 @@ fn table(whole: &Whole, wide: bool) -> String {
                 last_exit(workload),
             ]);
         }
+
         table.row(row);
     }
+
     table.render()
 }
 
@@ -236,6 +255,7 @@ fn ways_in(workloads: &[WorkloadStatus]) -> String {
             .map(|port| format!("{} {port}\n", workload.workload))
             .collect::<String>()
     };
+
     workloads
         .iter()
         .map(one)
@@ -302,6 +322,7 @@ fn sync(sync: &TypeSync) -> String {
             if wanted.is_empty() { "none" } else { wanted }
         ),
     };
+
     format!("{} {}{versions}", word(sync.state), sync.resources)
 }
 
@@ -317,6 +338,7 @@ fn version(proxy: &ProxyStatus, of: fn(&TypeSync) -> &str) -> String {
         .iter()
         .map(|t| (t.type_url.as_str(), of(t)))
         .collect();
+
     known.retain(|(_, version)| !version.is_empty());
     if known.is_empty() {
         return String::new();
@@ -324,6 +346,7 @@ fn version(proxy: &ProxyStatus, of: fn(&TypeSync) -> &str) -> String {
     known.sort_unstable();
     let mut hasher = DefaultHasher::new();
     known.hash(&mut hasher);
+
     short(&format!("{:016x}", hasher.finish())).to_owned()
 }
 
@@ -345,6 +368,7 @@ fn certificate<'a>(whole: &'a Whole, proxy: &ProxyStatus) -> Option<&'a Certific
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
         })
     };
+
     certificates
         .iter()
         .filter(|c| c.identity == proxy.identity && from(&c.peer))
@@ -400,6 +424,7 @@ mod tests {
             state: SyncState::Stale,
             ..ProxyStatus::default()
         };
+
         let certificate = |peer: &str, issued_at_ms| CertificateStatus {
             identity: identity.clone(),
             peer: peer.into(),
@@ -407,21 +432,25 @@ mod tests {
             expires_at_ms: issued_at_ms,
             ..CertificateStatus::default()
         };
+
         // 10.44.0.21 begins with the same digits and is another's.
         let certificates = vec![
             certificate("10.44.0.2:5000", 1),
             certificate("10.44.0.21:5000", u64::MAX),
         ];
+
         let control = Status {
             proxies: vec![proxy],
             certificates,
             ..Status::default()
         };
+
         let whole = Whole {
             workloads: vec![workload()],
             problems: Vec::new(),
             control: Some(control),
         };
+
         assert_eq!(
             row(&whole),
             [
@@ -448,28 +477,33 @@ mod tests {
             wanted: wanted.into(),
             ..TypeSync::default()
         };
+
         let (same, old) = ("0123456789abcdef", "fedcba9876543210");
         let mut types = vec![
             of("CDS", SyncState::Synced, same, same),
             of("LDS", SyncState::Stale, old, same),
             of("RDS", SyncState::Stale, "", same),
         ];
+
         let proxy = |types: &[TypeSync]| ProxyStatus {
             name: "reviews-v1-0".into(),
             namespace: "shop".into(),
             types: types.to_vec(),
             ..ProxyStatus::default()
         };
+
         let cells = |types: &[TypeSync]| {
             let control = Status {
                 proxies: vec![proxy(types)],
                 ..Status::default()
             };
+
             let whole = Whole {
                 workloads: vec![workload()],
                 problems: Vec::new(),
                 control: Some(control),
             };
+
             let text = table(&whole, true);
             let (header, row) = text.split_once('\n').unwrap();
             let begins = |column: &str| header.find(column).unwrap();
@@ -481,18 +515,22 @@ mod tests {
                     .trim()
                     .to_owned()
             };
+
             ["VERSION", "WANTED", "CDS", "EDS", "LDS", "RDS"].map(cell)
         };
+
         let [version, wanted, cds, eds, lds, rds] = cells(&types);
         assert_eq!((cds.as_str(), eds.as_str()), ("SYNCED 3 01234567", "-"));
         assert_eq!(
             (lds.as_str(), rds.as_str()),
             ("STALE 3 fedcba98->01234567", "STALE 3 none->01234567")
         );
+
         assert!(
             version != wanted && version.len() == 8 && wanted.len() == 8,
             "{version} {wanted}"
         );
+
         // It catches up: what it has is what was wanted, whatever the order in which the types are
         // told.
         types.reverse();
@@ -511,16 +549,19 @@ mod tests {
             reason: reason.into(),
             ..Rejection::default()
         };
+
         let rejections = vec![
             rejection("b", "no %CAUSE%\n"),
             rejection("a", "no %CAUSE%\n"),
             rejection("c", "other"),
         ];
+
         let proxy = ProxyStatus {
             name: "web-0".into(),
             rejections,
             ..ProxyStatus::default()
         };
+
         assert_eq!(
             refusals(&proxy),
             [
@@ -540,6 +581,7 @@ mod tests {
             {"port": 31400, "address": "127.0.0.1:31400", "gateway_ports": [31400], "protocol": "Tcp"},
         ]))
         .unwrap();
+
         assert_eq!(
             ways_in(&[workload(), gateway]),
             "\nistio-ingressgateway port 8080 (Gateway port 80): http://127.0.0.1:8080\n\
@@ -554,6 +596,7 @@ mod tests {
             problems: Vec::new(),
             control: None,
         };
+
         assert_eq!(row(&whole)[5..], ["meltemi", "UNKNOWN", "-"]);
         whole.control = Some(Status::default());
         assert_eq!(row(&whole)[5..], ["meltemi", "NOT CONNECTED", "-"]);

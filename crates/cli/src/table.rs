@@ -27,6 +27,7 @@ impl Table {
                 .max()
                 .unwrap_or(0)
         };
+
         let widths: Vec<usize> = (0..columns).map(width).collect();
         let mut out = String::new();
         for row in &self.rows {
@@ -39,9 +40,11 @@ impl Table {
                     width.saturating_sub(cell.chars().count()) + 3,
                 ));
             }
+
             out.push_str(line.trim_end());
             out.push('\n');
         }
+
         out
     }
 }

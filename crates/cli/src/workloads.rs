@@ -31,6 +31,7 @@ async fn explained(mesh: &Mesh, namespace: &str, error: ClientError) -> anyhow::
         .filter(|one| one.key.namespace == namespace)
         .map(|one| one.workload)
         .collect();
+
     match here.len() {
         0 => anyhow!("{message}"),
         _ => anyhow!(
@@ -47,12 +48,14 @@ pub(crate) async fn run(mesh: &Mesh, args: RunArgs) -> Result<i32> {
         (false, Some(_)) => Some(ProxyKind::Meltemi),
         (false, None) => None,
     };
+
     if let Some(missing) = not_a_program(&args.command) {
         note(format_args!(
             "error: {missing}: no such program; is it installed and on the PATH?"
         ));
         return Ok(NOT_FOUND);
     }
+
     let mut env = environment();
     env.extend(pairs(&args.env, "--env")?);
     let run = Run {
@@ -70,23 +73,27 @@ pub(crate) async fn run(mesh: &Mesh, args: RunArgs) -> Result<i32> {
         cwd: std::env::current_dir().context("the working directory is gone")?,
         detach: args.detach,
     };
+
     let detached = run.detach;
     let (keys, mut output) = mesh
         .node()
         .run(run)
         .await
         .map_err(|error| mesh.node_error(error))?;
+
     for key in &keys {
         note(format_args!(
             "workload {} runs in namespace {}",
             key.pod, key.namespace
         ));
     }
+
     if detached {
         return Ok(0);
     }
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+
     loop {
         tokio::select! {
             piece = output.output() => match piece? {
@@ -102,6 +109,7 @@ pub(crate) async fn run(mesh: &Mesh, args: RunArgs) -> Result<i32> {
 
 pub(crate) async fn logs(mesh: &Mesh, args: LogsArgs) -> Result<i32> {
     let proxy = is_proxy(mesh, &args).await?;
+
     // Below zero means all, as with kubectl.
     let tail = usize::try_from(args.tail).ok();
     let print = async {
@@ -120,14 +128,17 @@ pub(crate) async fn logs(mesh: &Mesh, args: LogsArgs) -> Result<i32> {
                 )),
             });
         }
+
         let mut output = mesh.node().logs(target, proxy, tail, args.follow).await?;
         while let Some(piece) = output.output().await? {
             if let Err(error) = bytes(&piece) {
                 return Ok(Err(error));
             }
         }
+
         Ok(Ok(0))
     };
+
     match print.await {
         Ok(outcome) => outcome,
         Err(error) => Err(explained(mesh, &args.namespace, error).await),
@@ -141,15 +152,18 @@ async fn is_proxy(mesh: &Mesh, args: &LogsArgs) -> Result<bool> {
         "proxy" | "istio-proxy" => return Ok(true),
         _ => {}
     }
+
     let name = names::workload(&args.workload);
     let all = mesh
         .node()
         .list()
         .await
         .map_err(|error| mesh.node_error(error))?;
+
     let meant = all.iter().find(|one| {
         one.key.namespace == args.namespace && (one.workload == name || one.key.pod == name)
     });
+
     match meant {
         // That there is no such workload is told by whoever looks for its log.
         Some(workload) if workload.container != args.container => bail!(
@@ -173,9 +187,11 @@ fn before_the_last_end(log: &[u8], tail: Option<usize>) -> Option<&[u8]> {
         .iter()
         .rposition(|line| is_end(line))
         .map_or(0, |end| end + 1);
+
     let start = tail.map_or(start, |tail| start.max(last.saturating_sub(tail)));
     let length = |lines: &[&[u8]]| lines.iter().map(|line| line.len()).sum::<usize>();
     let begin = length(&lines[..start]);
+
     Some(&log[begin..begin + length(&lines[start..last])])
 }
 
@@ -245,6 +261,7 @@ fn environment() -> Vec<(String, String)> {
         }
         pair
     };
+
     std::env::vars_os().filter_map(text).collect()
 }
 

@@ -106,6 +106,7 @@ impl Authenticator {
                 proof: Proof::Certificate,
             });
         }
+
         let header = match metadata.get("authorization") {
             Some(value) => value
                 .to_str()
@@ -122,7 +123,9 @@ impl Authenticator {
                 ));
             }
         };
+
         let identity = self.review(header).await?;
+
         Ok(Authenticated {
             identity: Some(identity),
             proof: Proof::Token,
@@ -140,6 +143,7 @@ impl Authenticator {
                 ));
             }
         };
+
         let caller = self
             .tokens
             .review(token)
@@ -148,6 +152,7 @@ impl Authenticator {
                 ReviewError::Refused(_) => Status::unauthenticated(error.to_string()),
                 ReviewError::Unavailable(_) => Status::unavailable(error.to_string()),
             })?;
+
         caller
             .identity(&self.trust_domain)
             .map_err(|error| Status::unauthenticated(error.to_string()))
@@ -165,6 +170,7 @@ pub fn authorize(proxy: &Proxy, node: &Node, identity: Option<&SpiffeId>) -> Res
             "the node says {what} {said:?}, but the caller proved to be {identity}, {what} {proven:?}; a proxy can only ask as itself"
         )))
     };
+
     if proxy.namespace != identity.namespace() {
         return deny("namespace", &proxy.namespace, identity.namespace());
     }
@@ -175,8 +181,10 @@ pub fn authorize(proxy: &Proxy, node: &Node, identity: Option<&SpiffeId>) -> Res
             identity.service_account(),
         );
     }
+
     // The id may contradict the metadata; other parts of the mesh read the id.
     let pod = node.id.split('~').nth(2).unwrap_or_default();
+
     match pod.rsplit_once('.') {
         Some((_, namespace)) if namespace != identity.namespace() => {
             deny("namespace", namespace, identity.namespace())
@@ -235,6 +243,7 @@ mod tests {
                 && other_account.contains("/sa/cart"),
             "{other_account}"
         );
+
         assert!(allowed(id, &[("NAMESPACE", "bank"), ("SERVICE_ACCOUNT", "cart")]).is_err());
         let other_id = "sidecar~10.0.0.1~cart-1.bank~bank.svc.cluster.local";
         assert!(
@@ -244,6 +253,7 @@ mod tests {
             )
             .is_err()
         );
+
         // Without a service account a node means `default`, which is another identity.
         assert!(allowed(id, &[("NAMESPACE", "shop")]).is_err());
     }

@@ -51,11 +51,13 @@ impl Issued {
             info,
             millis_of(info.not_before),
         );
+
         let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         let held = newest
             .get(&(new.identity.clone(), new.peer.clone()))
             .map(|held| held.expires_at_ms);
         drop(newest);
+
         if held.is_none_or(|held| held < new.expires_at_ms) {
             self.record(new);
         }
@@ -92,10 +94,12 @@ impl CertificateService for Csr {
             .as_ref()
             .map(|peer| peer.address.ip().to_string())
             .unwrap_or_default();
+
         let authenticated = self
             .authenticator
             .authenticate(peer.as_ref(), request.metadata())
             .await;
+
         let identity = match authenticated {
             Ok(authenticated) => authenticated.identity,
             Err(status) => {
@@ -104,12 +108,14 @@ impl CertificateService for Csr {
                 return Err(status);
             }
         };
+
         let Some(identity) = identity else {
             self.metrics.csr_unauthenticated.add(1);
             return Err(Status::unauthenticated(
                 "a certificate needs a token or a client certificate",
             ));
         };
+
         let request = request.into_inner();
         if let Some(metadata) = &request.metadata
             && let Some(key) = ["ImpersonatedIdentity", "CertSigner"]
@@ -121,7 +127,9 @@ impl CertificateService for Csr {
                 "{key} is not offered: a certificate names its caller, signed by the mesh"
             )));
         }
+
         let ttl = Duration::from_secs(u64::try_from(request.validity_duration).unwrap_or(0));
+
         match self.authority.sign(&request.csr, &identity, ttl) {
             Ok(cert_chain) => {
                 self.metrics.csr_issued.add(1);
@@ -134,6 +142,7 @@ impl CertificateService for Csr {
                     tracing::warn!(target: "audit", caller = %identity, peer = %address, %error, "certificate of another workload asked for");
                     return Err(Status::permission_denied(error.to_string()));
                 }
+
                 tracing::warn!(caller = %identity, peer = %address, %error, "no certificate issued");
                 Err(match error.is_callers_fault() {
                     true => Status::invalid_argument(error.to_string()),

@@ -85,6 +85,7 @@ pub(crate) async fn serve_tcp(listener: TcpListener, api: Arc<Api>, stop: Cancel
                 Err(error) => { pause(error).await; continue }
             },
         };
+
         let (api, stop) = (api.clone(), stop.clone());
         tokio::spawn(async move {
             connection(stream, api, Door::Tcp(address.ip()), stop).await;
@@ -105,11 +106,13 @@ pub(crate) fn bind_socket(path: &Path) -> std::io::Result<UnixListener> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(_) => _ = std::fs::remove_file(path),
     }
+
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+
     Ok(listener)
 }
 
@@ -127,6 +130,7 @@ pub(crate) async fn serve_socket(listener: UnixListener, api: Arc<Api>, stop: Ca
                 Err(error) => { pause(error).await; continue }
             },
         };
+
         let (api, stop) = (api.clone(), stop.clone());
         tokio::spawn(async move {
             connection(stream, api, Door::Socket, stop).await;
@@ -150,10 +154,12 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let api = api.clone();
         async move { Ok::<_, Infallible>(api.answer(request, door).await) }
     });
+
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
+
     tokio::pin!(serving);
     tokio::select! {
         // What goes wrong on one debugging connection is the client's to see.
@@ -176,6 +182,7 @@ impl Api {
                 .map(|(_, value)| value.clone())
                 .unwrap_or_default()
         };
+
         let is_open = matches!(path.as_str(), "/ready" | "/metrics" | "/version");
         if !is_open && let Err(refused) = self.admit(&request, door).await {
             return refused;
@@ -187,7 +194,9 @@ impl Api {
                 "objects are served on the Unix socket only",
             );
         }
+
         let world = self.worlds.borrow().clone();
+
         match (request.method(), path.as_str()) {
             (&Method::POST, "/apis/apply") => {
                 let dry_run = is_true(&of("dry_run"));
@@ -200,6 +209,7 @@ impl Api {
                         );
                     }
                 };
+
                 let Ok(text) = std::str::from_utf8(&body) else {
                     return error(StatusCode::BAD_REQUEST, "the text is not UTF-8");
                 };
@@ -230,6 +240,7 @@ impl Api {
                     ns: of("ns"),
                     name: of("name"),
                 };
+
                 match self.objects.delete(&which, is_true(&of("dry_run"))).await {
                     Ok(response) if response.ok => json(StatusCode::OK, &response),
                     Ok(response) => json(StatusCode::UNPROCESSABLE_ENTITY, &response),
@@ -291,6 +302,7 @@ impl Api {
                 .get(http::header::HOST)
                 .and_then(|host| host.to_str().ok())
                 .unwrap_or_default();
+
             return match is_local_host(host) {
                 true => Ok(()),
                 false => Err(error(
@@ -299,19 +311,23 @@ impl Api {
                 )),
             };
         }
+
         let Some(header) = request.headers().get(http::header::AUTHORIZATION) else {
             return Err(error(
                 StatusCode::UNAUTHORIZED,
                 "from elsewhere than this host this endpoint needs a bearer token",
             ));
         };
+
         let identity = self
             .authenticator
             .review(header.to_str().unwrap_or_default())
             .await
             .map_err(|status| error(StatusCode::UNAUTHORIZED, status.message()))?;
+
         let world = self.worlds.borrow().clone();
         let root = world.snapshot.root_namespace();
+
         match identity.namespace() == root {
             true => Ok(()),
             false => Err(error(
@@ -363,11 +379,13 @@ impl Api {
                     || proxy.name == proxy_id
                     || format!("{}.{}", proxy.name, proxy.namespace) == proxy_id)
         };
+
         let Some(connection) = all.iter().find(fits) else {
             return Err(format!(
                 "no connected proxy {proxy_id:?}; say ?proxyID=POD.NAMESPACE"
             ));
         };
+
         let set = connection.session.resources();
         let mut types: Vec<DumpedType> = Vec::new();
         for (url, resources) in set.iter().flat_map(|set| set.types()) {
@@ -380,18 +398,22 @@ impl Api {
                     BASE64.encode(&resource.content.any().value)
                 },
             });
+
             types.push(DumpedType {
                 type_url: url.to_owned(),
                 resources: resources.collect(),
             });
         }
+
         let rank = |url: &str| {
             type_url::PUSH_ORDER
                 .iter()
                 .position(|known| *known == url)
                 .unwrap_or(usize::MAX)
         };
+
         types.sort_by_key(|dumped| rank(&dumped.type_url));
+
         Ok(ConfigDump {
             proxy: connection.proxy.id.clone(),
             types,
@@ -411,6 +433,7 @@ fn registry(snapshot: &Snapshot) -> Vec<RegistryService> {
             .collect(),
         resolution: format!("{:?}", service.resolution),
     });
+
     services.collect()
 }
 
@@ -437,6 +460,7 @@ fn endpoints(snapshot: &Snapshot) -> Vec<EndpointView> {
             );
         }
     }
+
     all
 }
 
@@ -483,9 +507,11 @@ fn reply(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Reply
         http::header::CONTENT_TYPE,
         http::HeaderValue::from_static(content_type),
     );
+
     headers.insert(
         http::header::X_CONTENT_TYPE_OPTIONS,
         http::HeaderValue::from_static("nosniff"),
     );
+
     reply
 }

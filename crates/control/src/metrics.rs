@@ -111,6 +111,7 @@ impl Histogram {
             total += count.load(Relaxed);
             _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {total}");
         }
+
         _ = writeln!(
             out,
             "{name}_sum {}\n{name}_count {total}",
@@ -185,12 +186,14 @@ impl Metrics {
             "pilot_info{{version=\"{}\"}} 1",
             env!("CARGO_PKG_VERSION")
         );
+
         gauge(
             out,
             "istiod_uptime_seconds",
             "Seconds since the start.",
             self.started.elapsed().as_secs(),
         );
+
         gauge(out, "pilot_xds", "Connected proxies.", gauges.connected);
         head(out, "pilot_xds_pushes", "counter", "Responses sent.");
         self.pushes.write(out, "pilot_xds_pushes");
@@ -200,6 +203,7 @@ impl Metrics {
             "counter",
             "Responses that a proxy refused.",
         );
+
         self.rejects.write(out, "pilot_total_xds_rejects");
         for (label, proxies) in &gauges.rejecting {
             gauge(
@@ -209,6 +213,7 @@ impl Metrics {
                 proxies,
             );
         }
+
         head(out, "pilot_push_triggers", "counter", "What made pushes.");
         for (label, counter) in [
             ("config", &self.triggers_config),
@@ -221,21 +226,25 @@ impl Metrics {
                 counter.get()
             );
         }
+
         self.convergence.write(
             out,
             "pilot_proxy_convergence_time",
             "Seconds from a change to a response on its way.",
         );
+
         self.queue.write(
             out,
             "pilot_proxy_queue_time",
             "Seconds that a proxy waits for its translation.",
         );
+
         self.push_time.write(
             out,
             "pilot_xds_push_time",
             "Seconds that a translation takes.",
         );
+
         self.sizes
             .write(out, "pilot_xds_config_size_bytes", "Bytes of a response.");
         counter(
@@ -244,6 +253,7 @@ impl Metrics {
             "Translations that broke off; the proxy keeps what it has.",
             &self.translation_failures,
         );
+
         gauge(out, "pilot_services", "Services known.", gauges.services);
         gauge(
             out,
@@ -251,71 +261,83 @@ impl Metrics {
             "Virtual services known.",
             gauges.virtual_services,
         );
+
         gauge(
             out,
             "meltemi_objects",
             "Configuration objects in force.",
             gauges.objects,
         );
+
         counter(
             out,
             "galley_validation_passed",
             "Applied objects that were valid.",
             &self.validated,
         );
+
         counter(
             out,
             "galley_validation_failed",
             "Applied objects that were refused.",
             &self.invalid,
         );
+
         gauge(
             out,
             "xds_cache_size",
             "Built resources that proxies share.",
             gauges.cache_entries,
         );
+
         head(
             out,
             "xds_cache_reads",
             "counter",
             "Look-ups of built resources.",
         );
+
         _ = writeln!(
             out,
             "xds_cache_reads{{type=\"hit\"}} {}\nxds_cache_reads{{type=\"miss\"}} {}",
             gauges.cache_hits, gauges.cache_misses
         );
+
         counter(
             out,
             "citadel_server_csr_count",
             "Certificate requests.",
             &self.csr_count,
         );
+
         counter(
             out,
             "citadel_server_authentication_failure_count",
             "Certificate requests without proof.",
             &self.csr_unauthenticated,
         );
+
         counter(
             out,
             "citadel_server_success_cert_issuance_count",
             "Certificates issued.",
             &self.csr_issued,
         );
+
         counter(
             out,
             "citadel_server_csr_sign_err_count",
             "Certificate requests refused.",
             &self.csr_refused,
         );
+
         gauge(
             out,
             "citadel_server_root_cert_expiry_timestamp",
             "End of the issuing certificate, seconds since 1970.",
             gauges.root_expiry_seconds,
         );
+
         std::mem::take(out)
     }
 }

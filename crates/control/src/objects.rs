@@ -48,6 +48,7 @@ impl Objects {
         } else {
             namespace
         };
+
         let world = self.worlds.borrow().clone();
         let meltemi_api::Parsed {
             objects,
@@ -55,6 +56,7 @@ impl Objects {
             mut diagnostics,
             ..
         } = meltemi_api::parse_in("applied", text, namespace);
+
         if objects.is_empty() && diagnostics.is_empty() {
             let remedy = "give YAML or JSON with apiVersion, kind and metadata.name";
             diagnostics.push(about(
@@ -63,14 +65,17 @@ impl Objects {
                 remedy,
             ));
         }
+
         let is_error = |finding: &Diagnostic| finding.severity == Severity::Error;
         let mut sound = Vec::new();
         let mut planned = Vec::new();
         let mut earlier: BTreeMap<ObjectKey, &Object> = BTreeMap::new();
+
         for object in &objects {
             let key = object.key();
             let held = world.tables.get(&key);
             let mut findings = meltemi_api::validate(object);
+
             findings.extend(self.forbidden(&world, object));
             let action = if findings.iter().any(is_error) {
                 Action::Refused
@@ -86,19 +91,24 @@ impl Objects {
                     Some(_) => Action::Configured,
                 }
             };
+
             planned.push(Applied {
                 action,
                 ..self.described(&key, held)
             });
+
             diagnostics.extend(findings);
         }
+
         for key in &refused {
             planned.push(Applied {
                 action: Action::Refused,
                 ..self.described(key, world.tables.get(key))
             });
         }
+
         let ok = !diagnostics.iter().any(is_error);
+
         // Some of it validation has said already.
         let consequences = self.consequences(&world, &sound).into_iter();
         let news: Vec<Diagnostic> = consequences
@@ -115,9 +125,11 @@ impl Objects {
             objects: planned,
             diagnostics,
         };
+
         if !dry_run {
             self.write(sound, text, &mut response).await;
         }
+
         response
     }
 
@@ -128,6 +140,7 @@ impl Objects {
             let sound = sound.clone();
             move || store.apply(&sound, &owned)
         });
+
         let written = match written.await {
             Ok(written) => written,
             Err(error) => {
@@ -140,11 +153,13 @@ impl Objects {
                 ));
             }
         };
+
         let mut taken: BTreeMap<ObjectKey, &Object> = BTreeMap::new();
         let planned = response
             .objects
             .iter_mut()
             .filter(|planned| planned.action != Action::Refused);
+
         for ((planned, object), outcome) in planned.zip(&*sound).zip(written) {
             match outcome {
                 Ok(outcome) => {
@@ -163,6 +178,7 @@ impl Objects {
                 }
             }
         }
+
         self.taken_up(|tables| {
             taken
                 .iter()
@@ -194,6 +210,7 @@ impl Objects {
                     object: reference,
                 }
             });
+
         Ok(ObjectList {
             items: items.collect(),
         })
@@ -210,11 +227,13 @@ impl Objects {
             let what = "say which object: kind and name, and ns where it is not default";
             return Err(Refusal::Unclear(what.to_owned()));
         };
+
         let namespace = match (kind.is_namespaced(), which.ns.as_str()) {
             (false, _) => "",
             (true, "") => "default",
             (true, named) => named,
         };
+
         let key = ObjectKey::new(kind, namespace, &which.name);
         let held = self.worlds.borrow().tables.get(&key).cloned();
         let mut response = ApplyResponse {
@@ -223,10 +242,12 @@ impl Objects {
             objects: Vec::new(),
             diagnostics: Vec::new(),
         };
+
         let planned = Applied {
             action: Action::Deleted,
             ..self.described(&key, held.as_ref())
         };
+
         if let Some(finding) = held.as_ref().and_then(|object| self.brought(object)) {
             response.ok = false;
             response.objects.push(Applied {
@@ -236,6 +257,7 @@ impl Objects {
             response.diagnostics.push(finding);
             return Ok(response);
         }
+
         if dry_run {
             return match held {
                 Some(_) => Ok(ApplyResponse {
@@ -245,6 +267,7 @@ impl Objects {
                 None => Err(Refusal::NotFound(ApplyError::NotFound(key).to_string())),
             };
         }
+
         let (store, wanted) = (self.applied.clone(), key.clone());
         let deleted = tokio::task::spawn_blocking(move || store.delete(&wanted)).await;
         match deleted.map_err(|error| Refusal::Unclear(format!("deleting broke off: {error}")))? {
@@ -255,6 +278,7 @@ impl Objects {
                         held.as_ref().is_some_and(|held| !Arc::ptr_eq(held, next))
                     })
                 };
+
                 self.taken_up(is_gone).await;
                 response.objects.push(told(&outcome));
                 let next = self.worlds.borrow().tables.get(&key).cloned();
@@ -263,6 +287,7 @@ impl Objects {
                         "the one that the mesh brings ({}) is in force again",
                         next.source.file
                     );
+
                     let finding =
                         about(key.object_ref(), message, "to change it, apply another one");
                     response.diagnostics.push(Diagnostic {
@@ -283,6 +308,7 @@ impl Objects {
                 response.diagnostics.push(failed(&error));
             }
         }
+
         Ok(response)
     }
 
@@ -333,6 +359,7 @@ impl Objects {
                     "to change it, apply another one of this name",
                 ),
             };
+
             about(object.object_ref(), format!("{message} ({file})"), remedy)
         })
     }
@@ -346,6 +373,7 @@ impl Objects {
         }
         let concerned: BTreeSet<ObjectRef> = sound.iter().map(Object::object_ref).collect();
         let build = Snapshot::build(Some(&world.snapshot), &tables, &self.options);
+
         build
             .diagnostics
             .into_iter()
@@ -365,13 +393,16 @@ impl Objects {
 
 fn told(outcome: &Outcome) -> Applied {
     use meltemi_store::Action as Done;
+
     let action = match outcome.action {
         Done::Created => Action::Created,
         Done::Configured => Action::Configured,
         Done::Unchanged => Action::Unchanged,
         Done::Deleted => Action::Deleted,
     };
+
     let file = outcome.file.display().to_string();
+
     Applied {
         object: outcome.key.object_ref(),
         action,
@@ -382,6 +413,7 @@ fn told(outcome: &Outcome) -> Applied {
 
 fn failed(error: &ApplyError) -> Diagnostic {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+
     let (key, file, remedy) = match error {
         ApplyError::NotFound(key) => (key, None, "name another object".to_owned()),
         ApplyError::NotEditable { key, file, .. } => {
@@ -398,12 +430,14 @@ fn failed(error: &ApplyError) -> Diagnostic {
             (key, Some(file), remedy)
         }
     };
+
     let position = Position {
         file: file
             .map(|file| file.display().to_string())
             .unwrap_or_default(),
         ..Position::default()
     };
+
     Diagnostic {
         position,
         ..about(key.object_ref(), error.to_string(), &remedy)
@@ -438,6 +472,7 @@ fn kind_of(world: &World, word: &str) -> Result<Option<Kind>, String> {
     if word.is_empty() {
         return Ok(None);
     }
+
     // Objects of kinds that the mesh does not read are kept, and go by their name as well.
     let held = || {
         world
@@ -447,6 +482,7 @@ fn kind_of(world: &World, word: &str) -> Result<Option<Kind>, String> {
             .find(|kind| kind.is_called(word))
             .cloned()
     };
+
     Kind::from_word(word)
         .or_else(held)
         .map(Some)
@@ -478,5 +514,6 @@ fn shown(object: &Object) -> serde_json::Value {
             }
         }
     }
+
     value
 }

@@ -135,7 +135,9 @@ impl Source for Pusher {
                     .unwrap_or_default();
                 tracing::warn!(%peer, reason = status.message(), "stream refused");
             })?;
+
         extensions.insert(authenticated);
+
         Ok(())
     }
 
@@ -146,6 +148,7 @@ impl Source for Pusher {
             mut extensions,
             session,
         } = opening;
+
         let Some(authenticated) = extensions.remove::<Authenticated>() else {
             return Err(Status::internal("nobody has looked at who comes"));
         };
@@ -157,6 +160,7 @@ impl Source for Pusher {
             tracing::warn!(node = %node.id, peer = %address, reason = status.message(), "proxy refused");
             status
         };
+
         let proxy = Proxy::from_node(&node)
             .map_err(|error| refused(Status::invalid_argument(error.to_string())))?;
         authorize(&proxy, &node, authenticated.identity.as_ref()).map_err(refused)?;
@@ -177,6 +181,7 @@ impl Source for Pusher {
             state: Mutex::default(),
             proxy,
         });
+
         let registered = self.connections.add(connection.clone());
         self.metrics.triggers_proxy.add(1);
         let follower = Follower {
@@ -188,12 +193,14 @@ impl Source for Pusher {
             sender,
             version: 0,
         };
+
         tokio::spawn(follower.run());
         let observer = Watcher {
             connection,
             metrics: self.metrics.clone(),
             _registered: registered,
         };
+
         Ok(Feed {
             resources: receiver,
             observer: Box::new(observer),
@@ -236,6 +243,7 @@ impl Follower {
             let world = self.worlds.borrow();
             world.is_ready() && (self.version == 0 || !world.changes_since(self.version).is_empty())
         };
+
         if !is_news {
             return true;
         }
@@ -246,6 +254,7 @@ impl Follower {
             return false;
         };
         self.metrics.queue.time(seen.elapsed());
+
         // The newest at the time of the turn, not of the change.
         let world = self.worlds.borrow_and_update().clone();
         self.version = world.version;
@@ -257,6 +266,7 @@ impl Follower {
             let set = resource_set(&translated, connection.authenticated.proof);
             (set, translated.diagnostics)
         });
+
         match translated.await {
             Ok((set, diagnostics)) => {
                 self.metrics.push_time.time(started.elapsed());
@@ -265,6 +275,7 @@ impl Follower {
                     .borrow()
                     .as_ref()
                     .is_some_and(|before| before.is_same(&set));
+
                 let mut state = self.connection.state();
                 state.diagnostics = diagnostics;
                 if is_same {
@@ -281,6 +292,7 @@ impl Follower {
                 tracing::error!(proxy = %self.connection.proxy.id, %error, "translation broke off; the proxy keeps what it has");
             }
         }
+
         true
     }
 }
@@ -312,6 +324,7 @@ fn resource_set(translated: &Translated, proof: Proof) -> ResourceSet {
             );
         }
     }
+
     set
 }
 
@@ -392,6 +405,7 @@ fn text(node: &meltemi_proto::envoy::config::core::v3::Node, key: &str) -> Strin
 
 fn user_agent(node: &meltemi_proto::envoy::config::core::v3::Node) -> String {
     use meltemi_proto::envoy::config::core::v3::node::UserAgentVersionType;
+
     let version = match &node.user_agent_version_type {
         Some(UserAgentVersionType::UserAgentVersion(version)) => version.clone(),
         Some(UserAgentVersionType::UserAgentBuildVersion(build)) => match &build.version {
@@ -400,6 +414,7 @@ fn user_agent(node: &meltemi_proto::envoy::config::core::v3::Node) -> String {
         },
         None => String::new(),
     };
+
     format!("{} {version}", node.user_agent_name)
         .trim()
         .to_owned()
@@ -418,15 +433,18 @@ mod tests {
             version: 1,
             any: Any::default(),
         };
+
         let resources = [
             (SECRET, vec![Arc::new(resource.clone())]),
             (CLUSTER, vec![Arc::new(resource)]),
         ]
         .into();
+
         let translated = Translated {
             resources,
             diagnostics: Vec::new(),
         };
+
         for proof in [Proof::Certificate, Proof::Token] {
             assert!(
                 resource_set(&translated, proof)
@@ -434,6 +452,7 @@ mod tests {
                     .is_some_and(|secrets| !secrets.is_empty())
             );
         }
+
         let set = resource_set(&translated, Proof::Nothing);
         assert!(
             set.of(SECRET).is_none()

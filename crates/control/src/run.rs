@@ -75,10 +75,12 @@ impl ControlPlane {
             Some(address) => Some(bind(address, "plaintext xDS (15010)").await?),
             None => None,
         };
+
         let http = match options.http {
             Some(address) => Some(bind(address, "HTTP (15014)").await?),
             None => None,
         };
+
         let socket = match &options.socket {
             Some(path) => Some(
                 bind_socket(path)
@@ -86,6 +88,7 @@ impl ControlPlane {
             ),
             None => None,
         };
+
         let addresses = Addresses {
             secure: secure.local_addr()?,
             plaintext: plaintext
@@ -94,6 +97,7 @@ impl ControlPlane {
                 .transpose()?,
             http: http.as_ref().map(TcpListener::local_addr).transpose()?,
         };
+
         let (sources, applied) = start_store(&options)?;
         let worlds = sources.store.worlds();
 
@@ -101,6 +105,7 @@ impl ControlPlane {
         let trust_domain = authority.trust_domain().clone();
         let authenticator = Arc::new(Authenticator::new(options.tokens.clone(), trust_domain));
         let mut names = options.server_addresses.clone();
+
         names.push(addresses.secure.ip());
         let certificate = ServerCertificate::new(
             authority.clone(),
@@ -109,6 +114,7 @@ impl ControlPlane {
             options.server_lifetime,
         )
         .context("cannot issue the control plane's own certificate")?;
+
         let certificate = Arc::new(certificate);
 
         let (metrics, memo) = (Arc::new(Metrics::new()), Arc::new(Memo::new()));
@@ -116,6 +122,7 @@ impl ControlPlane {
             Arc::new(Connections::default()),
             Arc::new(Issued::default()),
         );
+
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let pusher = Arc::new(Pusher {
             worlds: worlds.clone(),
@@ -126,10 +133,12 @@ impl ControlPlane {
             metrics: metrics.clone(),
             turns: Arc::new(Semaphore::new(cores)),
         });
+
         let terms = ServerTerms {
             max_age: options.stream_age,
             ..ServerTerms::default()
         };
+
         let csr = || Csr {
             authority: authority.clone(),
             authenticator: authenticator.clone(),
@@ -140,6 +149,7 @@ impl ControlPlane {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let incoming = accept_tls(secure, certificate.clone(), stop.clone());
+
         tasks.spawn(serve(incoming, pusher.clone(), terms, csr(), stop.clone()));
         if let Some(listener) = plaintext {
             tracing::warn!(address = ?addresses.plaintext, "xDS is served in plaintext, without authentication");
@@ -151,11 +161,13 @@ impl ControlPlane {
                 stop.clone(),
             ));
         }
+
         tasks.spawn(certificate.rotate(stop.clone()));
         tasks.spawn(until(
             stop.clone(),
             account(worlds.clone(), memo.clone(), metrics.clone()),
         ));
+
         let api = Arc::new(Api {
             worlds: worlds.clone(),
             connections,
@@ -174,6 +186,7 @@ impl ControlPlane {
             },
             started_at_ms: now_ms(),
         });
+
         if let Some(listener) = http {
             tasks.spawn(serve_tcp(listener, api.clone(), stop.clone()));
         }
@@ -181,6 +194,7 @@ impl ControlPlane {
             tasks.spawn(serve_socket(listener, api, stop.clone()));
         }
         tracing::info!(secure = %addresses.secure, http = ?addresses.http, "control plane serves");
+
         Ok(Self {
             addresses,
             worlds,
@@ -228,6 +242,7 @@ fn start_store(options: &ControlOptions) -> anyhow::Result<(Sources, AppliedStor
     let files =
         FileSource::start(source, sender).context("cannot start reading the configuration")?;
     let store = builder.start().context("cannot start the store")?;
+
     Ok((
         Sources {
             store,
@@ -267,6 +282,7 @@ async fn serve<S>(
         .initial_connection_window_size(2 << 20)
         .add_service(AdsServer::service(pusher, terms))
         .add_service(CertificateServiceServer::new(csr));
+
     // Streams live for ever, so a graceful end would never come: the transport is cut and clients
     // connect again.
     until(stop, async {

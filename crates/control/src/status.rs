@@ -45,6 +45,7 @@ fn merge(held: &mut ProxyStatus, mut new: ProxyStatus) {
             held.types.push(sync);
         }
     }
+
     held.rejections.append(&mut new.rejections);
 }
 
@@ -55,6 +56,7 @@ fn proxy(connection: &Arc<Connection>, with_versions: bool) -> ProxyStatus {
         .iter()
         .map(|status| type_sync(status, with_versions))
         .collect();
+
     ProxyStatus {
         id: proxy.id.clone(),
         kind: kind(proxy.kind).to_owned(),
@@ -108,6 +110,7 @@ fn type_sync(status: &TypeStatus, with_versions: bool) -> TypeSync {
     } else {
         SyncState::Stale
     };
+
     let versions = |status: &TypeStatus| {
         let text = |version: &Option<Arc<str>>| version.as_deref().map(ToOwned::to_owned);
         let one = |resource: &ResourceStatus| {
@@ -117,12 +120,14 @@ fn type_sync(status: &TypeStatus, with_versions: bool) -> TypeSync {
                 text(&resource.acked),
             ]
         };
+
         status
             .resources
             .iter()
             .map(|(name, resource)| (name.clone(), one(resource)))
             .collect()
     };
+
     TypeSync {
         type_url: status.type_url.clone(),
         short: type_url::short(&status.type_url).to_owned(),
@@ -171,6 +176,7 @@ fn digest(status: &TypeStatus, version: impl Fn(&ResourceStatus) -> &Option<Arc<
             (name, version).hash(&mut hasher);
         }
     }
+
     if any {
         format!("{:016x}", hasher.finish())
     } else {
@@ -193,11 +199,13 @@ pub(crate) fn syncz(connections: &Connections) -> Vec<SyncStatus> {
                 sync.map(|sync| (sync.sent.clone(), sync.acked.clone()))
                     .unwrap_or_default()
             };
+
             let (cluster_sent, cluster_acked) = of(type_url::CLUSTER);
             let (listener_sent, listener_acked) = of(type_url::LISTENER);
             let (route_sent, route_acked) = of(type_url::ROUTE);
             let (endpoint_sent, endpoint_acked) = of(type_url::ENDPOINT);
             let (extensionconfig_sent, extensionconfig_acked) = of(type_url::EXTENSION_CONFIG);
+
             SyncStatus {
                 cluster_id: connection
                     .map(|connection| connection.proxy.cluster_id.clone())
@@ -238,5 +246,6 @@ pub(crate) fn rejecting(connections: &Connections) -> Vec<(&'static str, usize)>
             }
         }
     }
+
     counts.into_iter().collect()
 }

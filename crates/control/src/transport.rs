@@ -59,6 +59,7 @@ impl ServerCertificate {
             .iter()
             .map(|&name| name.to_owned())
             .chain(extra_names.iter().cloned());
+
         let mut names: Vec<String> = names.collect();
         names.dedup();
         addresses.retain(|address| !address.is_unspecified());
@@ -66,9 +67,11 @@ impl ServerCertificate {
             IpAddr::from([127, 0, 0, 1]),
             IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
         ]);
+
         addresses.sort();
         addresses.dedup();
         let (config, expires) = issue(&authority, &names, &addresses, lifetime)?;
+
         Ok(Self {
             authority,
             names,
@@ -96,6 +99,7 @@ impl ServerCertificate {
                 () = stop.cancelled() => return,
                 () = wait_until(clock() + wait.max(RETRY), &clock) => {}
             }
+
             match issue(&self.authority, &self.names, &self.addresses, self.lifetime) {
                 Ok((config, expires)) => {
                     self.config.store(config);
@@ -136,7 +140,9 @@ fn issue(
         rule: PeerRule::Spiffe,
         ..ServerTerms::default()
     };
+
     let config = meltemi_tls::server_config(&terms, &identity, Some(&authority.trust()?))?;
+
     Ok((config, identity.not_after()))
 }
 
@@ -181,6 +187,7 @@ pub(crate) fn accept_tls(
             });
         }
     });
+
     ReceiverStream::new(receiver)
 }
 
@@ -211,6 +218,7 @@ pub(crate) fn accept_plaintext(
             }
         }
     });
+
     ReceiverStream::new(receiver)
 }
 
@@ -299,22 +307,26 @@ mod tests {
         let lifetime = Duration::from_secs(24 * 3600);
         let certificate =
             Arc::new(ServerCertificate::new(authority, &[], Vec::new(), lifetime).unwrap());
+
         // The wall clock goes on while the machine sleeps; the runtime's does not.
         let (slept, started) = (
             Arc::new(std::sync::Mutex::new(Duration::ZERO)),
             tokio::time::Instant::now(),
         );
+
         let wall = SystemTime::now();
         let clock = {
             let slept = Arc::clone(&slept);
             move || wall + started.elapsed() + *slept.lock().unwrap()
         };
+
         let (stop, first) = (CancellationToken::new(), certificate.config.load_full());
         let is_first = || Arc::ptr_eq(&first, &certificate.config.load_full());
         let rotating = {
             let (certificate, stop) = (Arc::clone(&certificate), stop.clone());
             tokio::spawn(async move { certificate.rotate_by(clock, stop).await })
         };
+
         tokio::time::sleep(lifetime / 4).await;
         assert!(is_first(), "a quarter of its life is no time to renew it");
         *slept.lock().unwrap() = lifetime;

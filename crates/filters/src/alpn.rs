@@ -26,6 +26,7 @@ impl AlpnOverrides {
                 .iter()
                 .map(|name| name.as_str().into())
                 .collect();
+
             match entry.upstream_protocol {
                 0 => overrides.http10 = list,
                 1 => overrides.http11 = list,
@@ -36,6 +37,7 @@ impl AlpnOverrides {
                 ),
             }
         }
+
         Ok(overrides)
     }
 }

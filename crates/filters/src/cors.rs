@@ -70,6 +70,7 @@ impl CorsPolicy {
             let route::cors_policy::EnabledSpecifier::FilterEnabled(enabled) = specifier;
             enabled.clone()
         });
+
         let message = filter::CorsPolicy {
             allow_origin_string_match: message.allow_origin_string_match.clone(),
             allow_methods: message.allow_methods.clone(),
@@ -82,6 +83,7 @@ impl CorsPolicy {
             allow_private_network_access: message.allow_private_network_access,
             forward_not_matching_preflights: message.forward_not_matching_preflights,
         };
+
         Self::compile(&message, scope)
     }
 
@@ -98,17 +100,20 @@ impl CorsPolicy {
                 .head
                 .get("access-control-request-method")
                 .is_some_and(|method| !method.is_empty());
+
         if !self.origins.iter().any(|allowed| allowed.is_match(origin)) {
             return match is_preflight && !self.forward_unmatched {
                 true => LocalReply::new(200, "", "cors_response", Cause::Cors).step(),
                 false => Step::Continue,
             };
         }
+
         let origin = Bytes::copy_from_slice(origin);
         if !is_preflight {
             cx.state.cors = Some(CorsRequest { origin });
             return Step::Continue;
         }
+
         let mut reply = LocalReply::new(200, "", "cors_response", Cause::Cors)
             .header("access-control-allow-origin", origin);
         let permissions = [
@@ -121,16 +126,19 @@ impl CorsPolicy {
             ("access-control-expose-headers", &self.expose),
             ("access-control-max-age", &self.max_age),
         ];
+
         for (name, value) in permissions
             .into_iter()
             .filter(|(_, value)| !value.is_empty())
         {
             reply = reply.header(name, value.as_bytes().to_vec());
         }
+
         let wants_private = cx.head.get("access-control-request-private-network") == Some(b"true");
         if self.private_network && wants_private {
             reply = reply.header("access-control-allow-private-network", "true");
         }
+
         reply.step()
     }
 
@@ -143,6 +151,7 @@ impl CorsPolicy {
         if self.credentials {
             cx.head.set("access-control-allow-credentials", b"true");
         }
+
         if !self.expose.is_empty() {
             cx.head
                 .set("access-control-expose-headers", self.expose.as_bytes());

@@ -89,6 +89,7 @@ pub fn civil(days: u64) -> (u32, u32, u32) {
     let mp = (5 * doy + 2) / 153;
     let month = if mp < 10 { mp + 3 } else { mp - 9 };
     let year = yoe + era * 400 + u64::from(month <= 2);
+
     (
         u32::try_from(year).unwrap_or(u32::MAX),
         month as u32,
@@ -118,6 +119,7 @@ mod tests {
             assert_eq!(text(|out| address(parsed, out)), given);
             assert_eq!(text(|out| ip(parsed.ip(), out)), parsed.ip().to_string());
         }
+
         assert_eq!(text(|out| integer(u64::MAX, out)), u64::MAX.to_string());
         assert_eq!(text(|out| padded(7, 3, out)), "007");
         assert_eq!(text(|out| padded(1234, 3, out)), "1234");

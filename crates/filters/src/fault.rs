@@ -68,12 +68,14 @@ impl Fault {
                     Some(FaultDelaySecifier::HeaderDelay(_)) => Delay::Header,
                     None => return scope.refuse("delay without fixed_delay or header_delay"),
                 };
+
                 Some((
                     kind,
                     Fraction::from_option(delay.percentage.as_ref(), Fraction::NONE),
                 ))
             }
         };
+
         let abort = match &message.abort {
             None => None,
             Some(abort) => {
@@ -91,21 +93,25 @@ impl Fault {
                     Some(proto::fault_abort::ErrorType::HeaderAbort(_)) => Abort::Header,
                     None => return scope.refuse("abort without status"),
                 };
+
                 Some((
                     kind,
                     Fraction::from_option(abort.percentage.as_ref(), Fraction::NONE),
                 ))
             }
         };
+
         if !message.downstream_nodes.is_empty() {
             // Leaving the condition out would inject faults into requests of others.
             return scope.refuse("downstream_nodes is unknown");
         }
+
         let body = message
             .abort
             .as_ref()
             .map(|abort| abort.response_body.clone())
             .unwrap_or_default();
+
         Ok(Self {
             delay,
             abort,
@@ -137,6 +143,7 @@ impl Fault {
             cx.flag(ResponseFlag::DelayInjected);
             return Step::Call(Call::Sleep(delay));
         }
+
         self.after_delay(cx)
     }
 
@@ -159,11 +166,13 @@ impl Fault {
             Abort::Grpc(status) => (200, Some(status)),
             Abort::Header => return Step::Continue,
         };
+
         let cause = Cause::Fault("envoy.filters.http.fault".into());
         let mut reply =
             LocalReply::new(status, self.abort_body.clone(), "fault_filter_abort", cause)
                 .flagged(ResponseFlag::FaultInjected);
         reply.grpc_status = grpc_status;
+
         reply.step()
     }
 
@@ -175,9 +184,11 @@ impl Fault {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
                 (n < max).then_some(n + 1)
             });
+
         if counted.is_ok() {
             cx.state.fault = Some(FaultGuard(self.active.clone()));
         }
+
         counted.is_ok()
     }
 }

@@ -68,12 +68,14 @@ impl SetFilterState {
                     }
                     _ => return scope.refuse("only a text format is known"),
                 };
+
                 for gap in template.gaps(Place::FilterRequest) {
                     scope.warn("value", gap);
                 }
                 Ok((key.as_str().into(), template, value.skip_if_empty))
             },
         )?;
+
         Ok(Self { values })
     }
 

@@ -56,14 +56,17 @@ impl Scope {
         compile: impl FnOnce(&mut Self) -> T,
     ) -> T {
         use fmt::Write;
+
         let parent = self.path.len();
         if parent > 0 {
             self.path.push('.');
         }
+
         // Writing to a String cannot fail.
         let _ = write!(self.path, "{field}");
         let result = compile(self);
         self.path.truncate(parent);
+
         result
     }
 
@@ -190,6 +193,7 @@ mod tests {
                 scope.within("rules", |scope| scope.refuse::<()>("bad"))
             })
             .expect_err("refused");
+
         assert_eq!(error.to_string(), "filters[1].rules: bad");
         assert_eq!(
             scope.into_warnings()[0].to_string(),

@@ -150,6 +150,7 @@ impl fmt::Display for ResponseFlags {
             }
             f.write_str(flag.short())?;
         }
+
         Ok(())
     }
 }

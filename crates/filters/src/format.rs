@@ -76,11 +76,13 @@ impl Template {
                 vec!["format string is too long".to_owned()],
             );
         }
+
         let mut reasons = Vec::new();
         let read = Self::read(format, |reason| {
             reasons.push(reason);
             Ok(())
         });
+
         (read.unwrap_or_default(), reasons)
     }
 
@@ -92,6 +94,7 @@ impl Template {
         let mut parts = Vec::new();
         let mut text = String::new();
         let mut rest = format;
+
         while let Some(at) = rest.find('%') {
             text.push_str(&rest[..at]);
             rest = &rest[at + 1..];
@@ -100,6 +103,7 @@ impl Template {
                 rest = tail;
                 continue;
             }
+
             match parse_operator(rest) {
                 Ok((operator, length, tail)) => {
                     if !text.is_empty() {
@@ -111,11 +115,13 @@ impl Template {
                 Err(reason) => {
                     on_error(reason)?;
                     text.push('%');
+
                     // Its closing sign begins no other one.
                     let word = rest
                         .bytes()
                         .take_while(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')
                         .count();
+
                     text.push_str(&rest[..word]);
                     rest = &rest[word..];
                     if let Some(tail) = rest.strip_prefix('%').filter(|_| word > 0) {
@@ -125,10 +131,12 @@ impl Template {
                 }
             }
         }
+
         text.push_str(rest);
         if !text.is_empty() {
             parts.push(Part::Text(text.into()));
         }
+
         Ok(Self { parts })
     }
 
@@ -168,6 +176,7 @@ impl Template {
             self.render(facts, "-", out);
             return Shape::Text;
         };
+
         let start = out.len();
         if let Operator::Metadata(of, filter, path) = operator {
             return match facts.metadata(*of, filter, path) {
@@ -184,14 +193,17 @@ impl Template {
                 }
             };
         }
+
         if !operator.render(facts, out) {
             out.truncate(start);
             return Shape::Nothing;
         }
+
         if operator.is_number() {
             return Shape::Json;
         }
         cut(out, start, *length);
+
         Shape::Text
     }
 
@@ -240,10 +252,12 @@ fn cut(out: &mut Vec<u8>, start: usize, length: Option<usize>) {
 /// Quotes, backslashes and everything that is not printable ASCII become `\xNN`.
 fn escape_from(out: &mut Vec<u8>, start: usize) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
+
     let plain = |byte: u8| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
     let Some(first) = out[start..].iter().position(|byte| !plain(*byte)) else {
         return;
     };
+
     for byte in out.split_off(start + first) {
         if plain(byte) {
             out.push(byte);
@@ -277,6 +291,7 @@ impl Operator {
             }
             None => false,
         };
+
         match self {
             Self::Header(head, name, alternative) => {
                 let value = facts.header(*head, name);
@@ -323,6 +338,7 @@ impl Operator {
                     Precision::Microseconds => between.as_micros(),
                     Precision::Nanoseconds => between.as_nanos(),
                 };
+
                 digits::integer(count, out);
                 true
             }

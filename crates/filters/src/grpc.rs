@@ -67,6 +67,7 @@ impl MessageCount {
                 self.left -= passed as u32;
                 continue;
             }
+
             let byte = bytes[0];
             bytes = &bytes[1..];
             if self.read == 0 {
@@ -77,6 +78,7 @@ impl MessageCount {
             } else {
                 self.length = self.length << 8 | u32::from(byte);
             }
+
             self.read += 1;
             if self.read == PREFIX && !self.lost {
                 self.messages += 1;

@@ -42,14 +42,17 @@ impl HeaderMutation {
             "query_parameter_mutations",
             !message.query_parameter_mutations.is_empty(),
         );
+
         scope.unsupported(
             "request_trailers_mutations",
             !message.request_trailers_mutations.is_empty(),
         );
+
         scope.unsupported(
             "response_trailers_mutations",
             !message.response_trailers_mutations.is_empty(),
         );
+
         Ok(Self {
             request: HeaderOps::compile_mutations(
                 Place::FilterRequest,

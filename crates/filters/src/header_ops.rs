@@ -125,6 +125,7 @@ impl HeaderOps {
                 ops.push(Op::Remove(name));
             }
         }
+
         ops.extend(
             scope
                 .each(field, add, |scope, option| {
@@ -133,6 +134,7 @@ impl HeaderOps {
                 .into_iter()
                 .flatten(),
         );
+
         Ok(Self { ops: ops.into() })
     }
 
@@ -145,6 +147,7 @@ impl HeaderOps {
     ) -> Result<Self, Rejection> {
         let ops = scope.each(field, list, |scope, mutation| {
             use rules::header_mutation::Action;
+
             match scope.required("action", mutation.action.as_ref())? {
                 Action::Remove(name) => {
                     let name = checked_name(name, scope)?;
@@ -159,6 +162,7 @@ impl HeaderOps {
                 }
             }
         })?;
+
         Ok(Self {
             ops: ops.into_iter().flatten().collect(),
         })
@@ -197,6 +201,7 @@ impl HeaderOps {
                         Value::Template(template) => {
                             rendered.clear();
                             template.render(facts, "", &mut rendered);
+
                             // A certificate's subject may hold anything. RFC 9110 §5.5.
                             for byte in rendered
                                 .iter_mut()
@@ -204,9 +209,11 @@ impl HeaderOps {
                             {
                                 *byte = b' ';
                             }
+
                             rendered.as_slice()
                         }
                     };
+
                     if value.is_empty() && !keep_empty {
                         continue;
                     }
@@ -236,6 +243,7 @@ fn compile_write(
     scope: &mut Scope,
 ) -> Result<Option<Op>, Rejection> {
     use core::header_value_option::HeaderAppendAction;
+
     let header = scope.required("header", option.header.as_ref())?;
     #[allow(deprecated)]
     let action = match (
@@ -253,6 +261,7 @@ fn compile_write(
         (_, Ok(HeaderAppendAction::OverwriteIfExistsOrAdd)) => AppendAction::Overwrite,
         (_, Ok(HeaderAppendAction::OverwriteIfExists)) => AppendAction::OverwriteIfExists,
     };
+
     let name = checked_name(&header.key, scope)?;
     if is_framing(&name, scope) {
         return Ok(None);
@@ -272,6 +281,7 @@ fn compile_write(
         },
         raw => Value::Constant(raw.into()),
     };
+
     if let Value::Constant(constant) = &value
         && constant
             .iter()
@@ -279,6 +289,7 @@ fn compile_write(
     {
         return scope.refuse(format!("value of {name:?} holds a line break or NUL"));
     }
+
     Ok(Some(Op::Write {
         name,
         value,
@@ -292,6 +303,7 @@ fn checked_name(name: &str, scope: &Scope) -> Result<Box<str>, Rejection> {
     let lower = name.to_ascii_lowercase();
     let bare = lower.strip_prefix(':').unwrap_or(&lower);
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+
     if bare.is_empty() || !bare.bytes().all(token) {
         return scope.refuse(format!("{name:?} is not a header name"));
     }
@@ -303,6 +315,7 @@ fn checked_name(name: &str, scope: &Scope) -> Result<Box<str>, Rejection> {
     {
         return scope.refuse(format!("unknown pseudo-header {name:?}"));
     }
+
     Ok(lower.into())
 }
 
@@ -347,6 +360,7 @@ mod tests {
     #[test]
     fn the_four_actions() {
         use HeaderAppendAction::*;
+
         let ops = compile(
             &[
                 option("X-Append", "2", AppendIfExistsOrAdd),
@@ -359,6 +373,7 @@ mod tests {
             &["x-gone"],
         )
         .expect("compiles");
+
         let mut head = RequestHead::of("GET", "host", "/");
         for name in ["x-append", "x-absent", "x-over", "x-gone"] {
             head.append(name, b"1");
@@ -375,6 +390,7 @@ mod tests {
             ),
             (None, None, None)
         );
+
         assert_eq!(head.authority(), "other");
     }
 
@@ -387,11 +403,13 @@ mod tests {
                 true
             }
         }
+
         let add = option(
             "x",
             "%DOWNSTREAM_PEER_SUBJECT%",
             HeaderAppendAction::OverwriteIfExistsOrAdd,
         );
+
         let mut head = RequestHead::of("GET", "host", "/");
         compile(&[add], &[])
             .expect("compiles")
@@ -408,6 +426,7 @@ mod tests {
             "%REQ(none)%",
             HeaderAppendAction::OverwriteIfExistsOrAdd,
         );
+
         for (keep, wanted) in [(false, b"forged".as_slice()), (true, b"")] {
             add.keep_empty_value = keep;
             let mut head = RequestHead::of("GET", "host", "/");
@@ -433,6 +452,7 @@ mod tests {
                 HeaderAppendAction::OverwriteIfExistsOrAdd,
             ),
         ];
+
         for (place, wanted) in [(Place::RouteRequest, 2), (Place::RouteResponse, 1)] {
             let mut scope = Scope::new();
             HeaderOps::compile(place, "add", &add, &[], &mut scope).expect("compiles");
@@ -441,6 +461,7 @@ mod tests {
                 .iter()
                 .map(ToString::to_string)
                 .collect();
+
             assert_eq!(warnings.len(), wanted, "{warnings:?}");
             assert!(
                 warnings[0].starts_with("add[0]: value of \"x\": %TRACE_ID%"),
@@ -461,6 +482,7 @@ mod tests {
                 &[],
             )
         };
+
         assert!(set("Content-Length", "0").expect("left out").is_empty());
         assert!(set("x", "a\r\nb: c").is_err());
         assert!(set("a b", "x").is_err());

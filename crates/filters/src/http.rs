@@ -372,11 +372,13 @@ fn run_rbac(rbac: &Rbac, cx: &mut RequestContext<'_>) -> Step {
         metadata: &cx.state.metadata,
         route_metadata: cx.route_metadata,
     };
+
     let mut told = Vec::new();
     let step = rbac.on_request(&facts, &mut told);
     for (filter, key, value) in told {
         cx.state.metadata.set(filter, &key, value);
     }
+
     step
 }
 

@@ -129,6 +129,7 @@ impl Metadata {
             Some(slot) => slot,
             None => self.filters.entry(filter.into()).or_default(),
         };
+
         if !matches!(slot, Value::Struct(_)) {
             *slot = Value::Struct(BTreeMap::new());
         }

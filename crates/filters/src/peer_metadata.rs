@@ -64,6 +64,7 @@ impl PeerInfo {
             "name" => &self.name,
             _ => return None,
         };
+
         Some(&**text).filter(|text| !text.is_empty())
     }
 
@@ -82,7 +83,9 @@ impl PeerInfo {
                 .collect(),
             _ => Labels::default(),
         };
+
         let workload = text("WORKLOAD_NAME");
+
         Self {
             name: text("NAME"),
             namespace: text("NAMESPACE"),
@@ -108,6 +111,7 @@ impl PeerInfo {
                 .map(|(key, value)| ((*key).to_owned(), text(value)))
                 .collect(),
         };
+
         let labels = fields(&[
             ("app", &self.app),
             ("version", &self.version),
@@ -117,6 +121,7 @@ impl PeerInfo {
                 &self.canonical_revision,
             ),
         ]);
+
         let mut metadata = fields(&[
             ("NAME", &self.name),
             ("NAMESPACE", &self.namespace),
@@ -124,12 +129,14 @@ impl PeerInfo {
             ("WORKLOAD_NAME", &self.workload),
             ("OWNER", &self.owner),
         ]);
+
         metadata.fields.insert(
             "LABELS".to_owned(),
             Value {
                 kind: Some(Kind::StructValue(labels)),
             },
         );
+
         metadata
     }
 
@@ -147,7 +154,9 @@ impl PeerInfo {
             .strip_suffix(b"==")
             .or_else(|| header.strip_suffix(b"="))
             .unwrap_or(header);
+
         let bytes = STANDARD_NO_PAD.decode(trimmed).ok()?;
+
         Struct::decode(bytes.as_slice())
             .ok()
             .map(|metadata| Self::from_struct(&metadata))
@@ -168,6 +177,7 @@ impl PeerCache {
     /// The peer of these headers.
     pub fn decode(&mut self, id: &[u8], header: &[u8]) -> Option<Arc<PeerInfo>> {
         use std::hash::{DefaultHasher, Hash, Hasher};
+
         let mut hasher = DefaultHasher::new();
         header.hash(&mut hasher);
         let hash = hasher.finish();
@@ -176,6 +186,7 @@ impl PeerCache {
         {
             return Some(peer.clone());
         }
+
         let peer = Arc::new(PeerInfo::decode(header)?);
         if !id.is_empty() && id.len() <= 1024 {
             if self.peers.len() >= MAX_PEERS {
@@ -183,6 +194,7 @@ impl PeerCache {
             }
             self.peers.insert(id.into(), (hash, peer.clone()));
         }
+
         Some(peer)
     }
 }
@@ -211,6 +223,7 @@ impl PeerMetadata {
             }
             methods.iter().any(|method| method.istio_headers.is_some())
         };
+
         Ok(Self {
             downstream_discovery: headers("downstream_discovery", &message.downstream_discovery),
             upstream_discovery: headers("upstream_discovery", &message.upstream_discovery),
@@ -238,11 +251,13 @@ impl PeerMetadata {
                 cx.state.downstream_peer = Some(peer);
             }
         }
+
         if self.downstream_discovery || self.upstream_propagation {
             // What others said of themselves is not passed on as ours.
             cx.head.remove(HEADER);
             cx.head.remove(HEADER_ID);
         }
+
         if self.upstream_propagation && (cx.upstream_in_mesh || !self.skip_external) {
             cx.head.append(HEADER, cx.local.encoded.as_bytes());
             cx.head.append(HEADER_ID, cx.local.id.as_bytes());
@@ -259,10 +274,12 @@ impl PeerMetadata {
                 cx.state.upstream_peer = Some(peer);
             }
         }
+
         if self.upstream_discovery || self.downstream_propagation {
             cx.head.remove(HEADER);
             cx.head.remove(HEADER_ID);
         }
+
         if self.downstream_propagation && cx.state.downstream_exchanges {
             cx.head.append(HEADER, cx.local.encoded.as_bytes());
             cx.head.append(HEADER_ID, cx.local.id.as_bytes());
@@ -310,6 +327,7 @@ pub mod preamble {
             return Read::Absent;
         }
         let end = HEADER_LEN + length;
+
         match bytes.get(HEADER_LEN..end) {
             None => Read::More(end),
             Some(body) => Read::Peer(end, peer_of(body)),
@@ -341,10 +359,13 @@ pub mod preamble {
             value: outer.encode_to_vec(),
         }
         .encode_to_vec();
+
         let mut out = MAGIC.to_be_bytes().to_vec();
+
         // A node's metadata is far below 4 GiB.
         out.extend_from_slice(&(body.len() as u32).to_be_bytes());
         out.extend_from_slice(&body);
+
         out
     }
 }

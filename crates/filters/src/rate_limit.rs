@@ -65,6 +65,7 @@ impl TokenBucket {
     /// Takes a token, if there is one.
     pub fn take(&self, now: Duration) -> bool {
         let interval = self.spec.interval.as_nanos().max(1);
+
         // Fills are counted modulo 2^32; the first call after a very long pause may see a bucket as
         // less full.
         let fills = (now.as_nanos() / interval) as u32;
@@ -81,10 +82,12 @@ impl TokenBucket {
                         (fills, gained.min(u64::from(self.spec.max)) as u32)
                     }
                 };
+
                 tokens
                     .checked_sub(1)
                     .map(|left| u64::from(seen) << 32 | u64::from(left))
             });
+
         taken.is_ok()
     }
 }
@@ -104,6 +107,7 @@ impl Buckets {
             .0
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
+
         let key = (owner.to_owned(), spec);
         if let Some(bucket) = buckets.get(&key).and_then(Weak::upgrade) {
             return bucket;
@@ -111,6 +115,7 @@ impl Buckets {
         buckets.retain(|_, bucket| bucket.strong_count() > 0);
         let bucket = Arc::new(TokenBucket::new(spec));
         buckets.insert(key, Arc::downgrade(&bucket));
+
         bucket
     }
 }
@@ -129,14 +134,17 @@ impl LocalRateLimit {
             "local_rate_limit_per_downstream_connection",
             message.local_rate_limit_per_downstream_connection,
         );
+
         scope.unsupported(
             "local_cluster_rate_limit",
             message.local_cluster_rate_limit.is_some(),
         );
+
         scope.unsupported(
             "enable_x_ratelimit_headers",
             message.enable_x_ratelimit_headers != 0,
         );
+
         let bucket = match &message.token_bucket {
             None => None,
             Some(bucket) => Some(buckets.get(
@@ -144,10 +152,12 @@ impl LocalRateLimit {
                 compile_bucket(bucket, scope)?,
             )),
         };
+
         let status = message
             .status
             .as_ref()
             .and_then(|status| u16::try_from(status.code).ok());
+
         Ok(Self {
             stat_prefix: message.stat_prefix.as_str().into(),
             status: status
@@ -187,6 +197,7 @@ impl LocalRateLimit {
             cx.change(&self.request_headers_not_enforced);
             return Step::Continue;
         }
+
         cx.flag(ResponseFlag::RateLimited);
         cx.state.rate_limited = true;
         let cause = Cause::RateLimit(self.stat_prefix.clone());
@@ -197,12 +208,14 @@ impl LocalRateLimit {
             cause,
         )
         .flagged(ResponseFlag::RateLimited);
+
         if self.as_resource_exhausted {
             reply.grpc_status = Some(8);
         }
         if self.status == 429 {
             reply = reply.header("x-envoy-ratelimited", "true");
         }
+
         reply.step()
     }
 
@@ -222,13 +235,16 @@ fn compile_bucket(message: &ProtoBucket, scope: &mut Scope) -> Result<BucketSpec
         return scope
             .refuse("token_bucket needs max_tokens above 0 and a fill_interval of 50 ms or more");
     }
+
     let per_fill = message
         .tokens_per_fill
         .as_ref()
         .map_or(1, |tokens| tokens.value);
+
     if per_fill == 0 {
         return scope.refuse("token_bucket.tokens_per_fill is 0");
     }
+
     Ok(BucketSpec {
         max: message.max_tokens,
         per_fill,

@@ -152,6 +152,7 @@ impl Rbac {
             let result = Value::string(if verdict.allowed { "allowed" } else { "denied" });
             metadata.push((METADATA_NAMESPACE, key("shadow_engine_result"), result));
         }
+
         let Some(rules) = &self.rules else {
             return Step::Continue;
         };
@@ -163,6 +164,7 @@ impl Rbac {
                 Value::Bool(verdict.policy.is_some()),
             ));
         }
+
         match verdict.allowed {
             true => Step::Continue,
             false => verdict.into_reply().step(),
@@ -197,8 +199,10 @@ impl Verdict {
             details,
             Cause::Policy(self.policy),
         );
+
         // Envoy sets no flag here.
         reply.flag = None::<ResponseFlag>;
+
         reply
     }
 }

@@ -115,6 +115,7 @@ impl Balancer {
                     .filter(|host| subsets.default.admits(&hosts[*host as usize]));
                 group(&admitted.collect::<Vec<_>>())
             });
+
         let subsets = subsets
             .map(|subsets| {
                 members(subsets, hosts)
@@ -123,6 +124,7 @@ impl Balancer {
                     .collect()
             })
             .unwrap_or_default();
+
         Self {
             all: group(&everyone),
             subsets,
@@ -146,6 +148,7 @@ impl Balancer {
                 Resolved::Nothing => return None,
             },
         };
+
         let mut state = context.random;
         let mut fallback = None;
         for attempt in 0..context.attempts.max(1) {
@@ -159,11 +162,13 @@ impl Balancer {
                 priority: *self.priorities.get(host as usize)?,
                 panic,
             };
+
             if !(context.avoid)(host) {
                 return Some(pick);
             }
             fallback = Some(pick);
         }
+
         fallback
     }
 
@@ -209,6 +214,7 @@ impl Balancer {
                     1 => lists.first()?,
                     _ => lists.get(localities.draw(next(state))? as usize)?,
                 };
+
                 match self.config.policy {
                     Policy::RoundRobin => {
                         let turn = context.cursor.0;
@@ -240,6 +246,7 @@ impl Balancer {
         let load = |host: u32| u64::from(active(host));
         let weight = |host: u32| u64::from(self.weights.get(host as usize).copied().unwrap_or(1));
         let mut best_load = load(best);
+
         for _ in 1..choices.max(2) {
             let other = list.draw(next(state))?;
             if other == best {
@@ -250,6 +257,7 @@ impl Balancer {
                 (best, best_load) = (other, other_load);
             }
         }
+
         Some(best)
     }
 }
@@ -268,11 +276,13 @@ impl Group {
             .map(|number| host(*number).priority as usize + 1)
             .max()
             .unwrap_or(0);
+
         // Priorities come from configuration; a gap costs an empty entry, a huge number must cost
         // no more than that.
         let count = count.min(128);
         let mut tallies = vec![Tally::default(); count];
         let mut by_priority: Vec<Vec<u32>> = vec![Vec::new(); count];
+
         for number in members {
             let priority = (host(*number).priority as usize).min(count.saturating_sub(1));
             tallies[priority].count(health[*number as usize]);
@@ -280,16 +290,19 @@ impl Group {
                 by_priority[priority].push(*number);
             }
         }
+
         let loads = spread(
             &tallies,
             config.overprovisioning_factor,
             config.panic_threshold,
         );
+
         let priorities = by_priority.iter().zip(&loads).map(|(members, load)| {
             let having = |wanted: Health| -> Vec<u32> {
                 let admitted = |number: &u32| load.panic || health[*number as usize] == wanted;
                 members.iter().copied().filter(admitted).collect()
             };
+
             Priority {
                 healthy: Chooser::build(
                     config,
@@ -313,6 +326,7 @@ impl Group {
                 },
             }
         });
+
         Self {
             priorities: priorities.collect(),
             loads,
@@ -328,6 +342,7 @@ impl Group {
                 false => Some((&only.healthy, load.panic)),
             };
         }
+
         let usable = |priority: usize| !failed.contains(&(priority as u32));
         let total = |usable: &dyn Fn(usize) -> bool| -> u32 {
             let loads = self
@@ -337,21 +352,25 @@ impl Group {
                 .filter(|(priority, _)| usable(*priority));
             loads.map(|(_, load)| load.healthy + load.degraded).sum()
         };
+
         if !failed.is_empty() {
             let left = total(&usable);
             if left > 0 {
                 return self.at(point % u64::from(left), &usable);
             }
+
             // Load that the failed priorities had goes to the first other one with endpoints.
             let other = self
                 .priorities
                 .iter()
                 .enumerate()
                 .find(|(at, priority)| usable(*at) && !priority.healthy.is_empty());
+
             if let Some((at, priority)) = other {
                 return Some((&priority.healthy, self.loads[at].panic));
             }
         }
+
         self.at(point % 100, &|_| true)
     }
 
@@ -365,12 +384,14 @@ impl Group {
                     true => (load.healthy, &priority.healthy),
                     false => (load.degraded, &priority.degraded),
                 };
+
                 match point.checked_sub(u64::from(share)) {
                     None => return Some((chooser, load.panic)),
                     Some(rest) => point = rest,
                 }
             }
         }
+
         None
     }
 }
@@ -410,10 +431,12 @@ impl Chooser {
                                 .map(|n| (*n, share * f64::from(weight(n)) / within, key(n))),
                         );
                     }
+
                     list
                 }
             }
         };
+
         match config.policy {
             Policy::RingHash {
                 min_size,
@@ -441,6 +464,7 @@ impl Chooser {
                             .iter()
                             .enumerate()
                             .map(|(at, (_, share, _))| (at as u32, *share));
+
                         let localities = Weighted::new(numbered, false);
                         let lists: Vec<Weighted> =
                             shares.iter().map(|(_, _, members)| list(members)).collect();
@@ -486,14 +510,17 @@ fn locality_shares(
             .copied()
             .filter(|number| locality(number) == own)
             .collect();
+
         let total = everyone
             .iter()
             .filter(|number| locality(number) == own)
             .count() as u64;
+
         let weight = u64::from(localities.get(own as usize).map_or(0, |spec| spec.weight));
         let usable = (u64::from(config.overprovisioning_factor) * members.len() as u64)
             .checked_div(total)
             .unwrap_or(0);
+
         // Times 100, so that a light locality that is half well is not rounded away; then brought
         // into range.
         let effective = if members.is_empty() {
@@ -501,6 +528,7 @@ fn locality_shares(
         } else {
             weight * usable.min(100)
         };
+
         (
             own,
             u32::try_from(effective / 2)
@@ -509,6 +537,7 @@ fn locality_shares(
             members,
         )
     };
+
     numbers.into_iter().map(share).collect()
 }
 

@@ -13,14 +13,17 @@ pub const STD_HASH_SEED: u64 = 0xc70f_6907;
 /// Murmur hash 2, 64 bits, as in libstdc++ (`murmurHash2_64` in Envoy).
 pub fn murmur2(bytes: &[u8], seed: u64) -> u64 {
     const MUL: u64 = (0xc6a4_a793 << 32) + 0x5bd1_e995;
+
     let shift_mix = |value: u64| value ^ value >> 47;
     let mut hash = seed ^ (bytes.len() as u64).wrapping_mul(MUL);
     let mut words = bytes.chunks_exact(8);
+
     for word in &mut words {
         let word = u64::from_le_bytes(word.try_into().unwrap_or_default());
         hash ^= shift_mix(word.wrapping_mul(MUL)).wrapping_mul(MUL);
         hash = hash.wrapping_mul(MUL);
     }
+
     let rest = words.remainder();
     if !rest.is_empty() {
         let mut word = [0; 8];
@@ -28,6 +31,7 @@ pub fn murmur2(bytes: &[u8], seed: u64) -> u64 {
         hash ^= u64::from_le_bytes(word);
         hash = hash.wrapping_mul(MUL);
     }
+
     shift_mix(shift_mix(hash).wrapping_mul(MUL))
 }
 

@@ -33,6 +33,7 @@ impl Maglev {
             .iter()
             .map(|(_, weight, _)| *weight)
             .fold(0.0, f64::max);
+
         let mut entries: Vec<Entry> = hosts
             .iter()
             .filter(|(_, weight, _)| *weight > 0.0)
@@ -45,12 +46,14 @@ impl Maglev {
                 target: 0.0,
             })
             .collect();
+
         if entries.is_empty() {
             return Self::default();
         }
         let mut table = vec![EMPTY; size as usize];
         let mut filled = 0;
         let mut round = 1.0;
+
         loop {
             for entry in &mut entries {
                 // The heaviest is served every round, the others as often as their weight lets
@@ -64,6 +67,7 @@ impl Maglev {
                     entry.next += 1;
                     slot = entry.slot(size);
                 }
+
                 table[slot as usize] = entry.host;
                 entry.next += 1;
                 filled += 1;
@@ -71,6 +75,7 @@ impl Maglev {
                     return Self { table };
                 }
             }
+
             round += 1.0;
         }
     }

@@ -48,23 +48,28 @@ pub(crate) fn spread(tallies: &[Tally], factor: u32, panic_threshold: f64) -> Ve
         0 => 0,
         total => (u64::from(factor) * u64::from(usable) / u64::from(total)).min(100) as u32,
     };
+
     let healthy: Vec<u32> = tallies
         .iter()
         .map(|tally| availability(tally.healthy, tally.total))
         .collect();
+
     let degraded: Vec<u32> = tallies
         .iter()
         .map(|tally| availability(tally.degraded, tally.total))
         .collect();
+
     let total = healthy
         .iter()
         .chain(&degraded)
         .fold(0u32, |sum, part| sum.saturating_add(*part))
         .min(100);
+
     let panic: Vec<bool> = tallies
         .iter()
         .map(|tally| total < 100 && tally.in_panic(panic_threshold))
         .collect();
+
     if !tallies.is_empty() && panic.iter().all(|panic| *panic) {
         return in_total_panic(tallies);
     }
@@ -75,6 +80,7 @@ pub(crate) fn spread(tallies: &[Tally], factor: u32, panic_threshold: f64) -> Ve
             ..Default::default()
         })
         .collect();
+
     if total == 0 {
         // Nobody can take it; the first priority shall say so.
         if let Some(first) = loads.first_mut() {
@@ -82,21 +88,25 @@ pub(crate) fn spread(tallies: &[Tally], factor: u32, panic_threshold: f64) -> Ve
         }
         return loads;
     }
+
     let mut left = 100;
     for (load, part) in loads.iter_mut().zip(&healthy) {
         load.healthy = left.min(part * 100 / total);
         left -= load.healthy;
     }
+
     for (load, part) in loads.iter_mut().zip(&degraded) {
         load.degraded = left.min(part * 100 / total);
         left -= load.degraded;
     }
+
     // What rounding left over goes to the first that takes anything.
     if let Some(load) = loads.iter_mut().find(|load| load.healthy > 0) {
         load.healthy += left;
     } else if let Some(load) = loads.iter_mut().find(|load| load.degraded > 0) {
         load.degraded += left;
     }
+
     loads
 }
 
@@ -118,10 +128,12 @@ fn in_total_panic(tallies: &[Tally]) -> Vec<PriorityLoad> {
             }
         })
         .collect();
+
     let first = loads.iter().position(|load| load.healthy > 0).unwrap_or(0);
     if let Some(load) = loads.get_mut(first) {
         load.healthy += left;
     }
+
     loads
 }
 
@@ -164,10 +176,12 @@ mod tests {
             !spread(&[tally(1, 10), tally(10, 10)], 140, 50.0)[0].panic,
             "the next priority takes it"
         );
+
         assert!(
             !spread(&[tally(0, 10)], 140, 0.0)[0].panic,
             "0 turns it off"
         );
+
         assert!(!spread(&[tally(5, 10)], 140, 50.0)[0].panic);
     }
 

@@ -26,15 +26,18 @@ impl Ring {
             .iter()
             .map(|(_, weight, _)| *weight)
             .fold(f64::INFINITY, f64::min);
+
         if !min_weight.is_finite() || min_weight <= 0.0 {
             return Self::default();
         }
         let max_size = max_size.min(MAX_RING);
+
         // Scale so that the lightest endpoint gets a whole number of entries, within the bounds.
         let scale = ((min_weight * min_size as f64).ceil() / min_weight).min(max_size as f64);
         let mut entries = Vec::with_capacity(scale.ceil() as usize);
         let (mut current, mut target) = (0.0, 0.0);
         let mut key = Vec::new();
+
         for (host, weight, name) in hosts {
             key.clear();
             key.extend_from_slice(name.as_bytes());
@@ -44,18 +47,22 @@ impl Ring {
             let mut number = 0u64;
             while current < target {
                 key.truncate(stem);
+
                 // Writing to memory cannot fail.
                 let _ = write!(key, "{number}");
                 let hash = match function {
                     RingHashFunction::XxHash => xxh64(&key, 0),
                     RingHashFunction::Murmur2 => murmur2(&key, STD_HASH_SEED),
                 };
+
                 entries.push((hash, *host));
                 number += 1;
                 current += 1.0;
             }
         }
+
         entries.sort_unstable();
+
         Self { entries }
     }
 

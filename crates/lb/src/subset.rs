@@ -107,12 +107,14 @@ pub(crate) fn members(config: &SubsetConfig, hosts: &[Host]) -> HashMap<SubsetMa
                 own.push(SubsetMatch(pairs));
             }
         }
+
         own.sort_by(|a, b| a.0.cmp(&b.0));
         own.dedup();
         for subset in own {
             subsets.entry(subset).or_default().push(number as u32);
         }
     }
+
     subsets
 }
 
@@ -143,6 +145,7 @@ pub(crate) fn resolve<'a>(
             .selectors
             .iter()
             .find(|selector| wanted.has_keys(&selector.keys));
+
         if let Some(own) = selector.and_then(|selector| selector.fallback.as_ref()) {
             fallback = own;
         }
@@ -154,6 +157,7 @@ pub(crate) fn resolve<'a>(
             };
         }
     }
+
     match fallback {
         Fallback::None | Fallback::Keys(_) => Resolved::Nothing,
         Fallback::Any => Resolved::Any,

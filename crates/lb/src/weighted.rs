@@ -27,17 +27,20 @@ impl Weighted {
                 ..Self::default()
             };
         }
+
         let mut sum = 0;
         let bounds = weights.iter().map(|weight| {
             sum += u64::from(*weight);
             sum
         });
+
         let bounds: Vec<u64> = bounds.collect();
         let divisor = weights.iter().fold(0, |a, b| gcd(a, *b)).max(1);
         let round = match in_turn && sum / u64::from(divisor) <= MAX_ROUND {
             true => smooth_round(&items, &weights, divisor),
             false => Vec::new(),
         };
+
         Self {
             items,
             bounds,
@@ -81,6 +84,7 @@ impl Weighted {
         if !self.round.is_empty() {
             return Some(self.round[(turn % self.round.len() as u64) as usize]);
         }
+
         // A Weyl sequence spreads turns as evenly as weights allow, whatever their sum.
         self.draw(turn.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
@@ -93,14 +97,17 @@ fn smooth_round(items: &[u32], weights: &[u32], divisor: u32) -> Vec<u32> {
         .iter()
         .map(|weight| i64::from(weight / divisor))
         .collect();
+
     let total: i64 = weights.iter().sum();
     let mut current = vec![0i64; weights.len()];
+
     (0..total)
         .map(|_| {
             current
                 .iter_mut()
                 .zip(&weights)
                 .for_each(|(current, weight)| *current += weight);
+
             // The first of equals, so that the order of endpoints is the order of turns.
             let best = (0..current.len())
                 .max_by_key(|at| (current[*at], std::cmp::Reverse(*at)))

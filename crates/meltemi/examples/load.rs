@@ -71,6 +71,7 @@ async fn serve(port: u16, version: String) -> Result<()> {
                     .body(Full::new(Bytes::from_static(BODY.as_bytes())));
                 async move { answer }
             });
+
             // The proxy in front may end an idle connection as it likes.
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), answer)
@@ -159,11 +160,13 @@ async fn run(plan: Plan) -> Result<()> {
         kept,
         multiplexed,
     } = plan;
+
     let counters = [("new", new), ("keep-alive", kept), ("http2", multiplexed)]
         .map(|(kind, rate)| Counter::new(kind, rate * seconds));
     let [of_new, of_kept, of_multiplexed] = counters.clone();
     let mut tasks = JoinSet::new();
     let (host, name) = (target.clone(), target.clone());
+
     tasks.spawn(async move { fresh(target, new, new * seconds, of_new).await });
     for share in shares(kept, KEPT) {
         tasks.spawn(keep_alive(
@@ -173,6 +176,7 @@ async fn run(plan: Plan) -> Result<()> {
             of_kept.clone(),
         ));
     }
+
     for share in shares(multiplexed, MULTIPLEXED) {
         tasks.spawn(streams(
             name.clone(),
@@ -181,6 +185,7 @@ async fn run(plan: Plan) -> Result<()> {
             of_multiplexed.clone(),
         ));
     }
+
     while let Some(done) = tasks.join_next().await {
         done?;
     }
@@ -205,11 +210,13 @@ async fn run(plan: Plan) -> Result<()> {
             },
         );
     }
+
     let seconds = started.elapsed().as_secs_f64();
     println!(
         "{}",
         json!({ "kinds": kinds, "failures": told, "steps": steps, "seconds": seconds })
     );
+
     Ok(())
 }
 
@@ -241,8 +248,10 @@ async fn fresh(target: String, rate: u32, count: u32, counter: Counter) {
             };
             counter.outcome(within(outcome).await);
         });
+
         while requests.try_join_next().is_some() {}
     }
+
     while requests.join_next().await.is_some() {}
 }
 
@@ -255,6 +264,7 @@ async fn keep_alive(target: String, rate: u32, count: u32, counter: Counter) {
                 None => connect1(&target).await?,
                 Some(held) => held,
             };
+
             let request = Request::get("/kept")
                 .header(HOST, &target)
                 .body(Empty::new())?;
@@ -262,6 +272,7 @@ async fn keep_alive(target: String, rate: u32, count: u32, counter: Counter) {
             let farewell = answer.headers().get(CONNECTION).cloned();
             anyhow::Ok((held, farewell, check(answer).await?))
         };
+
         match within(outcome).await {
             Ok((held, farewell, step)) => {
                 counter.outcome(Ok(step));
@@ -278,6 +289,7 @@ async fn keep_alive(target: String, rate: u32, count: u32, counter: Counter) {
             }
             Err(error) => counter.outcome(Err(error)),
         }
+
         // Between two requests nobody may end it either.
         if let Some(held) = &mut connection
             && let Err(error) = held.0.ready().await
@@ -299,6 +311,7 @@ async fn streams(target: String, rate: u32, count: u32, counter: Counter) {
             counter.closed("HTTP/2");
             connection = None;
         }
+
         if connection.is_none() {
             match within(connect2(&target)).await {
                 Ok(new) => connection = Some(new),
@@ -308,6 +321,7 @@ async fn streams(target: String, rate: u32, count: u32, counter: Counter) {
                 }
             }
         }
+
         let Some((sender, _)) = &connection else {
             continue;
         };
@@ -319,8 +333,10 @@ async fn streams(target: String, rate: u32, count: u32, counter: Counter) {
             };
             counter.outcome(within(outcome).await);
         });
+
         while requests.try_join_next().is_some() {}
     }
+
     while requests.join_next().await.is_some() {}
 }
 
@@ -332,12 +348,15 @@ async fn dial(target: &str) -> Result<TokioIo<TcpStream>> {
         .await
         .context("name")?
         .collect();
+
     let address = addresses
         .into_iter()
         .next()
         .context("the name has no address")?;
+
     let stream = TcpStream::connect(address).await.context("connect")?;
     stream.set_nodelay(true)?;
+
     Ok(TokioIo::new(stream))
 }
 
@@ -358,6 +377,7 @@ async fn check(answer: Response<Incoming>) -> Result<Option<String>> {
         .get("x-step")
         .and_then(|value| value.to_str().ok())
         .map(str::to_owned);
+
     let status = answer.status();
     let body = answer
         .into_body()
@@ -365,16 +385,19 @@ async fn check(answer: Response<Incoming>) -> Result<Option<String>> {
         .await
         .context("body")?
         .to_bytes();
+
     ensure!(
         status == StatusCode::OK,
         "status {status}: {}",
         String::from_utf8_lossy(&body)
     );
+
     ensure!(
         body == BODY,
         "another body: {:?}",
         String::from_utf8_lossy(&body)
     );
+
     Ok(step)
 }
 

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         return exit_code(code);
     }
     meltemi_cli::answer_shell();
+
     match run(&arguments) {
         Ok(code) => exit_code(code),
         Err(error) => {
@@ -54,7 +55,9 @@ fn run(arguments: &[OsString]) -> anyhow::Result<i32> {
         }
         _ => {}
     }
+
     let cli = Cli::from_arg_matches(&Cli::command().get_matches_from(arguments))?;
+
     match cli.command {
         Command::Demo(args) => up::demo(&cli.mesh, cli.run_dir, args),
         Command::Up(args) => up::up(&cli.mesh, cli.run_dir, args),

@@ -17,15 +17,18 @@ use tracing_subscriber::{EnvFilter, reload};
 /// levels. `None`: somebody else logs for this process already.
 fn log(default: &str) -> Option<Arc<dyn Levels>> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
+
     // Whoever reads may leave: to complain about that, in the same place, would end the thread that
     // logs.
     let writer = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .log_internal_errors(false);
+
     let logger = writer.with_env_filter(filter).with_filter_reloading();
     let levels = Arc::new(Reload(logger.reload_handle()));
     logger.try_init().ok()?;
+
     Some(levels)
 }
 

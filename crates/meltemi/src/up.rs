@@ -32,12 +32,14 @@ pub(crate) fn demo(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result
         .iter()
         .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
         .collect();
+
     options
         .images
         .push(ImageMap::parse("demo/images.yaml", DEMO_IMAGES)?);
     say!(
         "Bookinfo is starting: six workloads, each in a network namespace of its own with a sidecar beside it."
     );
+
     run(options, Some(mesh.to_owned()))
 }
 
@@ -59,6 +61,7 @@ fn options(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<UpOptio
                 .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'),
         "--mesh {mesh:?}: a mesh's name is of letters, digits, - and _"
     );
+
     let mut options = UpOptions::new(mesh);
     for dir in &args.dirs {
         ensure!(
@@ -67,6 +70,7 @@ fn options(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<UpOptio
             dir.display()
         );
     }
+
     options.dirs = args.dirs;
     options.image_files = args.images;
     if let Some(file) = &args.dial_map {
@@ -74,6 +78,7 @@ fn options(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<UpOptio
             .with_context(|| format!("cannot read {}", file.display()))?;
         options.dial_map = DialMap::parse(&text).with_context(|| format!("{}", file.display()))?;
     }
+
     options.run_dir = run_dir;
     options.state_dir = args.state_dir;
     options.publish_address = args.publish_address;
@@ -87,6 +92,7 @@ fn options(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<UpOptio
             format!("{}s", lifetime.as_secs_f64()),
         ]);
     }
+
     if args.plaintext_xds {
         options.control_args.push("--plaintext".to_owned());
     }
@@ -95,6 +101,7 @@ fn options(mesh: &str, run_dir: Option<PathBuf>, args: UpArgs) -> Result<UpOptio
             .sidecar_args
             .extend(["--concurrency".to_owned(), workers.to_string()]);
     }
+
     Ok(options)
 }
 
@@ -102,6 +109,7 @@ fn run(mut options: UpOptions, demo: Option<String>) -> Result<i32> {
     let mut published: Vec<(u16, SocketAddr)> = Vec::new();
     let started = std::time::Instant::now();
     let mut was_ready = false;
+
     options.on_event = Box::new(move |event| match event {
         Event::Published { gateway, port } => {
             // A node that follows another publishes the same.
@@ -123,7 +131,9 @@ fn run(mut options: UpOptions, demo: Option<String>) -> Result<i32> {
         Event::Failed(_) => {}
         Event::NodeUp | Event::ControlUp | Event::WorkloadReady { .. } => {}
     });
+
     meltemi_node::up(options)?;
+
     Ok(0)
 }
 
@@ -137,6 +147,7 @@ fn hints(mesh: &str, published: &[(u16, SocketAddr)]) {
         "default" => "meltemi".to_owned(),
         other => format!("meltemi --mesh {other}"),
     };
+
     say!(
         "
 {page}Try, in another terminal:

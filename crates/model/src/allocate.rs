@@ -16,6 +16,7 @@ pub(crate) fn allocate(
 ) -> BTreeMap<ServiceKey, Option<IpAddr>> {
     let mut used: BTreeSet<IpAddr> = taken.clone();
     let mut given = BTreeMap::new();
+
     // Who has an address keeps it, before anybody new chooses.
     for key in wanting {
         if let Some(ip) = held.get(key)
@@ -25,6 +26,7 @@ pub(crate) fn allocate(
             given.insert(key.clone(), Some(*ip));
         }
     }
+
     for key in wanting {
         if !given.contains_key(key) {
             let ip = probe(pool, key, &used);
@@ -32,6 +34,7 @@ pub(crate) fn allocate(
             given.insert(key.clone(), ip);
         }
     }
+
     given
 }
 
@@ -39,13 +42,16 @@ fn probe(pool: Cidr, key: &ServiceKey, used: &BTreeSet<IpAddr>) -> Option<IpAddr
     let IpAddr::V4(base) = pool.address else {
         return None;
     };
+
     // Neither the first address (the network's) nor the last (broadcast, where that means
     // anything).
     let size = 1_u64
         .checked_shl(32 - u32::from(pool.prefix))?
         .checked_sub(2)
         .filter(|size| *size > 0)?;
+
     let start = hash(key) % size;
+
     (0..size)
         .map(|step| {
             let offset = 1 + (start + step) % size;
@@ -64,10 +70,12 @@ fn hash(key: &ServiceKey) -> u64 {
         .bytes()
         .chain([b'/'])
         .chain(key.namespace.bytes());
+
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
     let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+
     hash ^ (hash >> 33)
 }
 
@@ -96,14 +104,17 @@ mod tests {
             &BTreeMap::new(),
             &BTreeSet::new(),
         );
+
         let all: BTreeSet<_> = (0..100)
             .map(|i| key(&format!("s{i}")))
             .chain([key("reviews")])
             .collect();
+
         let held = one
             .iter()
             .filter_map(|(key, ip)| Some((key.clone(), (*ip)?)))
             .collect();
+
         let many = allocate(net, &all, &held, &BTreeSet::new());
         assert_eq!(many[&key("reviews")], one[&key("reviews")]);
         let distinct: BTreeSet<_> = many.values().flatten().collect();
@@ -120,6 +131,7 @@ mod tests {
             &BTreeMap::new(),
             &taken,
         );
+
         assert_eq!(given.values().filter(|ip| ip.is_some()).count(), 1);
         assert_eq!(
             given.values().flatten().next().map(ToString::to_string),

@@ -62,6 +62,7 @@ impl ChangeSet {
             endpoints,
             workloads,
         } = later;
+
         self.is_first |= is_first;
         self.mesh |= mesh;
         self.objects.extend(objects.iter().cloned());

@@ -80,11 +80,13 @@ impl Server {
                 } else {
                     continue;
                 };
+
                 if !found.contains(narrower) {
                     found.push(narrower.clone());
                 }
             }
         }
+
         found
     }
 }

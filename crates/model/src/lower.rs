@@ -70,12 +70,14 @@ impl<T> Lowered<T> {
                 .get(name)
                 .is_some_and(|entry| Arc::ptr_eq(&entry.object, object))
         };
+
         if let Some(prev) = prev
             && prev.entries.len() == table.len()
             && table.iter().all(|pair| is_held(pair, prev))
         {
             return prev.clone();
         }
+
         let entries = table.iter().map(|(name, object)| {
             if let Some(entry) = prev
                 .and_then(|prev| prev.entries.get(name))
@@ -83,6 +85,7 @@ impl<T> Lowered<T> {
             {
                 return (name.clone(), entry.clone());
             }
+
             let mut findings = Findings::new(object);
             let value = Arc::new(lower(object, &mut findings));
             (
@@ -94,6 +97,7 @@ impl<T> Lowered<T> {
                 },
             )
         });
+
         Arc::new(Self {
             entries: entries.collect(),
         })
@@ -200,6 +204,7 @@ pub(crate) fn visibility(export_to: &[String], default: &[String], namespace: &s
     } else {
         export_to
     };
+
     if scopes.is_empty() || scopes.iter().any(|scope| scope == "*") {
         return Visibility::Public;
     }
@@ -208,6 +213,7 @@ pub(crate) fn visibility(export_to: &[String], default: &[String], namespace: &s
         "." => Some(namespace.to_owned()),
         name => Some(name.to_owned()),
     };
+
     Visibility::Namespaces(scopes.iter().filter_map(own).collect::<BTreeSet<_>>())
 }
 

@@ -70,6 +70,7 @@ impl RouteContext<'_> {
         } else {
             &source.gateways
         };
+
         let is_mesh = *self.gateway == GatewayRef::Mesh;
         gateways.contains(self.gateway)
             && (self.port == 0 || source.port.is_none_or(|port| port == self.port))
@@ -188,12 +189,14 @@ impl HttpMatch {
             source: _,
             stat_prefix: _,
         } = self;
+
         let any_path = match uri {
             None => true,
             Some(StringMatch::Prefix(prefix)) => prefix == "/",
             Some(StringMatch::Regex(regex)) => regex == ".*" || regex == "*",
             Some(_) => false,
         };
+
         any_path
             && scheme.is_none()
             && method.is_none()

@@ -203,6 +203,7 @@ impl Cidr {
             }
             _ => return None,
         };
+
         Some(Self { address, prefix })
     }
 

@@ -28,6 +28,7 @@ impl Tables {
             namespace,
             name,
         } = object.key();
+
         let name = NamespacedName { namespace, name };
         let table = self.by_kind.entry(kind).or_default();
         if table
@@ -36,7 +37,9 @@ impl Tables {
         {
             return false;
         }
+
         Arc::make_mut(table).insert(name, object);
+
         true
     }
 
@@ -95,10 +98,12 @@ impl Tables {
                     .get(name)
                     .is_some_and(|held| Arc::ptr_eq(held, object))
             };
+
             let newer = own
                 .iter()
                 .filter(|(name, object)| !is_held(name, object))
                 .map(|(name, _)| name);
+
             let gone = others.keys().filter(|name| !own.contains_key(*name));
             changed.extend(
                 newer
@@ -106,6 +111,7 @@ impl Tables {
                     .map(|name| ObjectKey::new(kind.clone(), &name.namespace, &name.name)),
             );
         }
+
         changed
     }
 }

@@ -55,6 +55,7 @@ fn merge_policy(base: PolicySettings, over: &TrafficPolicy, port: u16) -> Policy
         proxy_protocol: settings.proxy_protocol.or(base.proxy_protocol),
         retry_budget: settings.retry_budget.or(base.retry_budget),
     };
+
     if let Some(level) = over.ports.get(&port) {
         // Port-level settings replace: what they leave out is the default, not the host's value.
         merged.load_balancer = level.load_balancer.clone();
@@ -62,6 +63,7 @@ fn merge_policy(base: PolicySettings, over: &TrafficPolicy, port: u16) -> Policy
         merged.outlier = level.outlier.clone();
         merged.tls = level.tls.clone();
     }
+
     merged
 }
 

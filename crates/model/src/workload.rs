@@ -130,6 +130,7 @@ impl EndpointAddress {
         {
             return Self::Unix(path.to_owned());
         }
+
         match text.parse() {
             Ok(ip) => Self::Ip(ip),
             Err(_) => Self::Dns(Hostname::new(text)),

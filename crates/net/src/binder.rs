@@ -27,15 +27,18 @@ impl Binder for OsBinder {
                 format!("{} is taken", options.address),
             ));
         }
+
         let first = listen(options)?;
         let address = first.local_addr()?;
         let mut sockets = vec![first];
+
         for _ in 1..count {
             sockets.push(listen(&ListenOptions {
                 address,
                 ..options.clone()
             })?);
         }
+
         Ok(sockets)
     }
 }
@@ -67,6 +70,7 @@ impl Binder for PublishingBinder {
                 tracing::warn!(address = %options.address, %error, "the port is not published")
             }
         }
+
         Ok(sockets)
     }
 }
@@ -93,6 +97,7 @@ mod tests {
             .iter()
             .map(|s| s.local_addr().expect("bound").port())
             .collect();
+
         assert!(ports.iter().all(|port| *port == ports[0]));
         let taken = ListenOptions::new(sockets[0].local_addr().expect("bound"));
         assert_eq!(

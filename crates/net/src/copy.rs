@@ -105,14 +105,17 @@ impl Direction {
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(Side::Writer(error))),
                     }
                 }
+
                 buffers.give(buffer);
                 self.at = 0;
             }
+
             if self.ended {
                 ready!(Pin::new(&mut *writer).poll_shutdown(cx)).map_err(Side::Writer)?;
                 self.done = true;
                 continue;
             }
+
             let mut buffer = buffers.take();
             match poll_read_buf(Pin::new(&mut *reader), cx, &mut buffer) {
                 Poll::Pending => {
@@ -182,9 +185,11 @@ where
     let mut timer = options
         .idle
         .map(|idle| (idle, Box::pin(tokio::time::sleep(idle)), u64::MAX));
+
     // How it will end, and how long the side that is left may take to hear what it has still to be
     // told.
     let mut failure: Option<(CopyEnd, Pin<Box<Sleep>>)> = None;
+
     poll_fn(|cx| {
         if failure.is_none() {
             let forth_state = forth.poll(cx, downstream, upstream, buffers, &meter.received);
@@ -197,18 +202,22 @@ where
             };
             failure = end.map(|end| (end, Box::pin(tokio::time::sleep(LAST_WORDS))));
         }
+
         if let Some((end, timer)) = &mut failure {
             let told = match end {
                 CopyEnd::Upstream(_) => back.finish(cx, upstream, downstream, buffers, &meter.sent),
                 _ => forth.finish(cx, downstream, upstream, buffers, &meter.received),
             };
+
             ready!(if told.is_ready() {
                 Poll::Ready(())
             } else {
                 timer.as_mut().poll(cx)
             });
+
             return Poll::Ready(failure.take().map_or(CopyEnd::Closed, |(end, _)| end));
         }
+
         if forth.done && back.done {
             return Poll::Ready(CopyEnd::Closed);
         }
@@ -218,6 +227,7 @@ where
                 return Poll::Ready(CopyEnd::Idle);
             }
         }
+
         Poll::Pending
     })
     .await
@@ -265,6 +275,7 @@ mod tests {
             &buffers,
             &meter,
         );
+
         let talk = async {
             client.write_all(b"question").await.expect("written");
             client.shutdown().await.expect("half-closed");
@@ -273,24 +284,29 @@ mod tests {
                 .read_to_string(&mut heard)
                 .await
                 .expect("read to the end");
+
             server
                 .write_all(b"late answer")
                 .await
                 .expect("the way back is open");
+
             server.shutdown().await.expect("closed");
             let mut answer = String::new();
             client
                 .read_to_string(&mut answer)
                 .await
                 .expect("read to the end");
+
             (heard, answer)
         };
+
         let (end, (heard, answer)) = tokio::join!(copy, talk);
         assert!(matches!(end, CopyEnd::Closed));
         assert_eq!(
             (heard.as_str(), answer.as_str()),
             ("first question", "late answer")
         );
+
         assert_eq!((meter.received.get(), meter.sent.get()), (14, 11));
     }
 
@@ -310,6 +326,7 @@ mod tests {
             &Meter::default(),
         )
         .await;
+
         assert!(matches!(end, CopyEnd::Idle));
     }
 
@@ -327,6 +344,7 @@ mod tests {
             &Meter::default(),
         )
         .await;
+
         assert!(matches!(end, CopyEnd::Upstream(_)), "{end:?}");
         drop(client);
     }
@@ -416,6 +434,7 @@ mod tests {
                 &buffers,
                 &meter,
             );
+
             let mut heard = Vec::new();
             let (end, read) = tokio::join!(copy, client.read_to_end(&mut heard));
             read.expect("an end in order");
@@ -439,6 +458,7 @@ mod tests {
             &meter,
         )
         .await;
+
         assert!(matches!(end, CopyEnd::Upstream(_)), "{end:?}");
     }
 }

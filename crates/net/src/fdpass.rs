@@ -136,6 +136,7 @@ pub fn send(socket: impl AsFd, packet: &[u8], fds: &[BorrowedFd<'_>]) -> io::Res
         &mut control,
         SendFlags::NOSIGNAL,
     )?;
+
     Ok(())
 }
 
@@ -151,6 +152,7 @@ pub fn receive(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
         &mut control,
         RecvFlags::CMSG_CLOEXEC,
     )?;
+
     if received.flags.contains(rustix::net::ReturnFlags::TRUNC) {
         return Err(bad("message too long"));
     }
@@ -161,6 +163,7 @@ pub fn receive(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
             fds.extend(rights);
         }
     }
+
     Ok((packet, fds))
 }
 
@@ -296,6 +299,7 @@ mod tests {
                 .await
                 .expect("sent");
         };
+
         let ask = async {
             let channel = Channel::connect(&path).expect("connects");
             channel
@@ -303,6 +307,7 @@ mod tests {
                 .await
                 .expect("a reply")
         };
+
         let ((), (reply, fd)) = tokio::join!(serve, ask);
         let listener = std::net::TcpListener::from(fd.expect("a descriptor"));
         assert_eq!(

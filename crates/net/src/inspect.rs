@@ -49,6 +49,7 @@ impl TlsSniffer {
             [0x16, 0x03, ..] => {}
             _ => return TlsSniff::NotTls,
         }
+
         let mut rest = &bytes[self.fed..];
         while !rest.is_empty() {
             match self.acceptor.read_tls(&mut rest) {
@@ -56,12 +57,14 @@ impl TlsSniffer {
                 Ok(n) => self.fed += n,
                 Err(_) => return TlsSniff::Broken("ClientHello too long"),
             }
+
             match self.acceptor.accept() {
                 Ok(None) => {}
                 Ok(Some(accepted)) => return TlsSniff::Hello(Box::new(Hello::read(accepted))),
                 Err(_) => return TlsSniff::Broken("malformed ClientHello"),
             }
         }
+
         if self.fed >= MAX_HELLO {
             TlsSniff::Broken("ClientHello too long")
         } else {
@@ -87,6 +90,7 @@ impl Hello {
                     .collect()
             })
             .unwrap_or_default();
+
         Self {
             server_name,
             alpn,
@@ -135,6 +139,7 @@ pub fn sniff_http(bytes: &[u8]) -> HttpSniff {
             HttpSniff::NeedMore
         };
     }
+
     let Some(end) = bytes.iter().position(|b| *b == b'\n') else {
         return if bytes.len() < MAX_FIRST_LINE && could_be_request_line(bytes) {
             HttpSniff::NeedMore
@@ -142,11 +147,13 @@ pub fn sniff_http(bytes: &[u8]) -> HttpSniff {
             HttpSniff::Other
         };
     };
+
     let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
     if !could_be_request_line(line) {
         return HttpSniff::Other;
     }
     let mut words = line.split(|b| *b == b' ');
+
     match (words.next(), words.next(), words.next(), words.next()) {
         (Some(_), Some(target), Some(b"HTTP/1.1"), None) if !target.is_empty() => HttpSniff::Http11,
         (Some(_), Some(target), Some(b"HTTP/1.0"), None) if !target.is_empty() => HttpSniff::Http10,
@@ -191,12 +198,14 @@ mod tests {
             }
             assert_eq!(sniff_http(line), wanted, "{line:?}");
         }
+
         assert_eq!(sniff_http(b"\x00\x01"), HttpSniff::Other);
         assert_eq!(
             sniff_http(b"hello"),
             HttpSniff::Other,
             "who speaks without line feeds is not kept waiting"
         );
+
         assert_eq!(sniff_http(b"*1\r\n$4\r\n"), HttpSniff::Other);
     }
 
@@ -207,6 +216,7 @@ mod tests {
             .expect("versions")
             .with_root_certificates(rustls::RootCertStore::empty())
             .with_no_client_auth();
+
         let mut config = config;
         config.alpn_protocols = vec![b"istio-http/1.1".to_vec(), b"istio".to_vec()];
         let name = "Reviews.Default".to_owned().try_into().expect("a name");
@@ -221,6 +231,7 @@ mod tests {
                 "at {cut}"
             );
         }
+
         let TlsSniff::Hello(read) = sniffer.feed(&hello) else {
             panic!("a whole hello")
         };
@@ -235,6 +246,7 @@ mod tests {
             TlsSniffer::default().feed(b"GET"),
             TlsSniff::NotTls
         ));
+
         let mut junk = vec![0x16, 0x03, 0x01, 0x00, 0x05];
         junk.extend_from_slice(&[0xff; 5]);
         assert!(matches!(

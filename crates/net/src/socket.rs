@@ -64,6 +64,7 @@ pub fn listen(options: &ListenOptions) -> io::Result<std::net::TcpListener> {
         Type::STREAM.nonblocking(),
         Some(Protocol::TCP),
     )?;
+
     socket.set_reuse_address(true)?;
     if options.reuse_port {
         socket.set_reuse_port(true)?;
@@ -85,8 +86,10 @@ pub fn listen(options: &ListenOptions) -> io::Result<std::net::TcpListener> {
             }
         }
     }
+
     socket.bind(&options.address.into())?;
     socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
+
     Ok(socket.into())
 }
 
@@ -107,6 +110,7 @@ pub fn is_taken(address: SocketAddr) -> bool {
         socket.bind(&address.into())?;
         socket.listen(1)
     });
+
     matches!(probe, Err(error) if error.kind() == io::ErrorKind::AddrInUse)
 }
 
@@ -117,6 +121,7 @@ pub async fn connect(to: SocketAddr, options: &ConnectOptions) -> io::Result<Tcp
         Type::STREAM.nonblocking(),
         Some(Protocol::TCP),
     )?;
+
     if let Some(mark) = options.mark {
         socket.set_mark(mark)?;
     }
@@ -128,10 +133,12 @@ pub async fn connect(to: SocketAddr, options: &ConnectOptions) -> io::Result<Tcp
         bind_address_no_port(&socket);
         socket.bind(&SocketAddr::new(source, 0).into())?;
     }
+
     if let Some(keepalive) = &options.keepalive {
         set_keepalive(SockRef::from(&socket), keepalive)?;
     }
     socket.set_tcp_nodelay(true)?;
+
     TcpSocket::from_std_stream(socket.into()).connect(to).await
 }
 
@@ -140,7 +147,9 @@ pub async fn connect(to: SocketAddr, options: &ConnectOptions) -> io::Result<Tcp
 #[allow(unsafe_code)]
 fn bind_address_no_port(socket: &Socket) {
     use std::os::fd::AsRawFd;
+
     let on: libc::c_int = 1;
+
     // SAFETY: the descriptor is open for as long as `socket` is borrowed, and the option takes an
     // int of that size. Failing leaves the early choice of a port, which is no error.
     unsafe {
@@ -167,6 +176,7 @@ pub fn set_keepalive(socket: SockRef<'_>, keepalive: &Keepalive) -> io::Result<(
         params = params.with_retries(probes);
     }
     socket.set_keepalive(true)?;
+
     socket.set_tcp_keepalive(&params)
 }
 
@@ -182,6 +192,7 @@ pub fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
         }
         SocketAddr::V6(_) => socket.original_dst_v6(),
     };
+
     // Without connection tracking the kernel answers ENOENT or ENOPROTOOPT: the connection was not
     // redirected.
     address.ok()?.as_socket()
@@ -217,6 +228,7 @@ mod tests {
             source: Some("127.0.0.6".parse().expect("literal")),
             ..Default::default()
         };
+
         let (client, served) = tokio::join!(connect(address, &options), listener.accept());
         let (served, peer) = served.expect("accepted");
         assert_eq!(peer.ip().to_string(), "127.0.0.6");
@@ -224,6 +236,7 @@ mod tests {
             client.expect("connected").peer_addr().expect("peer"),
             address
         );
+
         let original = original_destination(&served);
         assert!(
             original.is_none() || original == Some(address),

@@ -27,6 +27,7 @@ fn main() -> anyhow::Result<()> {
         .skip(1)
         .filter_map(|word| word.to_str())
         .collect();
+
     if let ["up", dir, maps @ ..] = &words[..] {
         let mut options = UpOptions::new("example");
         options.dirs = vec![(*dir).into()];
@@ -42,6 +43,7 @@ fn main() -> anyhow::Result<()> {
         options.on_event = Box::new(|event| println!("{event:?}"));
         return meltemi_node::up(options);
     }
+
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -57,6 +59,7 @@ fn main() -> anyhow::Result<()> {
             _ => client(Client::new(&folder("RUN").unwrap_or_default()), &words).await,
         }
     })?;
+
     exit(code)
 }
 
@@ -86,6 +89,7 @@ async fn sidecar(flags: &BTreeMap<&str, &str>) -> anyhow::Result<i32> {
             path.as_ref(),
             &meltemi_net::fdpass::Request::Listen(wanted),
         )?;
+
         println!("host socket: {reply:?}");
         if let Some(fd) = fd {
             let listener = std::net::TcpListener::from(fd);
@@ -98,14 +102,18 @@ async fn sidecar(flags: &BTreeMap<&str, &str>) -> anyhow::Result<i32> {
             "outbound",
             None,
         ));
+
         tokio::spawn(pass_on(
             TcpListener::bind("0.0.0.0:15006").await?,
             "inbound",
             Some(Ipv4Addr::new(127, 0, 0, 6)),
         ));
+
         tokio::spawn(forward_dns(UdpSocket::bind("127.0.0.1:15053").await?));
     }
+
     println!("sidecar {} up", flags["pod"]);
+
     greet(ready, "ready").await
 }
 
@@ -143,6 +151,7 @@ async fn pass_on(
                 .original_dst_v4()
                 .ok()
                 .and_then(|a| a.as_socket());
+
             println!("{side} to {to:?}");
             let Some(to) = to else { return };
             let connect = async {
@@ -153,6 +162,7 @@ async fn pass_on(
                 }
                 socket.connect(to).await
             };
+
             match connect.await {
                 Ok(mut outer) => {
                     let _: Result<_, _> =
@@ -187,6 +197,7 @@ async fn client(client: Client, words: &[&str]) -> anyhow::Result<i32> {
             name: name.into(),
         }
     };
+
     match words {
         ["list"] => println!("{}", serde_json::to_string_pretty(&client.list().await?)?),
         ["logs", name, rest @ ..] => {
@@ -223,6 +234,7 @@ async fn client(client: Client, words: &[&str]) -> anyhow::Result<i32> {
                 cwd: std::env::current_dir()?,
                 detach: false,
             };
+
             let (keys, mut stream) = client.run(run).await?;
             println!("started {}", keys[0]);
             while let Some(bytes) = stream.output().await? {
@@ -244,5 +256,6 @@ async fn client(client: Client, words: &[&str]) -> anyhow::Result<i32> {
         }
         other => anyhow::bail!("what is {other:?}?"),
     }
+
     Ok(0)
 }

@@ -31,6 +31,7 @@ impl Addresses {
         known.retain(|_, address| {
             (FIRST..=LAST).contains(&u32::from(*address)) && seen.insert(*address)
         });
+
         Self {
             file: file.to_owned(),
             known,
@@ -46,6 +47,7 @@ impl Addresses {
             self.save();
             return Some(address);
         }
+
         let held: BTreeSet<Ipv4Addr> = self.known.values().copied().collect();
         let free = (FIRST..=LAST)
             .map(Ipv4Addr::from)
@@ -59,9 +61,11 @@ impl Addresses {
                 .cloned()?;
             self.known.remove(&gone)
         })?;
+
         self.known.insert(workload.to_owned(), address);
         self.unsaved = true;
         self.save();
+
         Some(address)
     }
 
@@ -102,17 +106,21 @@ mod tests {
         let mut table = Addresses::load(&file);
         let a = table.take("default/a").unwrap();
         let b = table.take("default/b").unwrap();
+
         assert_eq!(
             (a, b),
             (Ipv4Addr::new(10, 44, 0, 2), Ipv4Addr::new(10, 44, 0, 3))
         );
+
         table.release("default/a");
         let mut again = Addresses::load(&file);
         assert_eq!(
             again.take("default/c").unwrap(),
             Ipv4Addr::new(10, 44, 0, 4)
         );
+
         assert_eq!(again.take("default/a").unwrap(), a);
+
         // What could not be written is written with the next chance.
         let beside = dir.path().join("away");
         fs::rename(&file, &beside).unwrap();

@@ -30,6 +30,7 @@ pub(crate) fn spawn(spec: &LaunchSpec, title: &str, output: Output) -> anyhow::R
         .arg0(format!("{TITLE} {title}"))
         .arg(LAUNCH_ROLE)
         .arg(told.as_raw_fd().to_string());
+
     let mut fds: Vec<RawFd> = vec![told.as_raw_fd()];
     fds.extend(spec.netns);
     fds.extend(spec.join);
@@ -48,6 +49,7 @@ pub(crate) fn spawn(spec: &LaunchSpec, title: &str, output: Output) -> anyhow::R
             None
         }
     };
+
     let mut child = tokio::process::Command::from(command)
         .kill_on_drop(true)
         .spawn()?;
@@ -59,6 +61,7 @@ pub(crate) fn spawn(spec: &LaunchSpec, title: &str, output: Output) -> anyhow::R
             tokio::spawn(log.copy(err));
         }
     }
+
     Ok(child)
 }
 

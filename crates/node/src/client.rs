@@ -130,6 +130,7 @@ impl Client {
                 &[],
             )
             .await?;
+
         Ok(Stream { socket })
     }
 
@@ -146,9 +147,11 @@ impl Client {
             rustix::stdio::stdout(),
             rustix::stdio::stderr(),
         );
+
         let fds = [input.as_fd(), output.as_fd(), errors.as_fd()];
         let mut signals = Signals::new()?;
         let socket = self.ask(&Request::Exec { target, argv, env }, &fds).await?;
+
         loop {
             tokio::select! {
                 reply = receive(&socket) => return match reply? {
@@ -220,6 +223,7 @@ impl Signals {
             libc::SIGUSR1,
             libc::SIGUSR2,
         ];
+
         numbers
             .into_iter()
             .map(|n| Ok((n, signal(SignalKind::from_raw(n))?)))

@@ -97,6 +97,7 @@ pub fn state_dir(name: &str) -> PathBuf {
             .map_or_else(|| PathBuf::from("/tmp"), PathBuf::from)
             .join(".local/state")
     };
+
     std::env::var_os("XDG_STATE_HOME")
         .map(PathBuf::from)
         .filter(|dir| dir.is_absolute())

@@ -60,13 +60,16 @@ impl Context {
             "TERM",
             "LD_LIBRARY_PATH",
         ];
+
         let passed = self
             .base_env
             .iter()
             .filter(|(name, _)| PASSED.contains(&name.as_str()) || name.starts_with("LC_"));
+
         let mut env: BTreeMap<String, String> =
             passed.map(|(k, v)| (k.clone(), v.clone())).collect();
         env.insert("HOSTNAME".into(), spec.key.pod.clone());
+
         env
     }
 
@@ -107,7 +110,9 @@ fn rfc3339(seconds: u64) -> String {
     } else {
         shifted - 9
     };
+
     let year = year_of_era + era * 400 + u64::from(month <= 2);
+
     format!(
         "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
         rest / 3600,

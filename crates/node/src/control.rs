@@ -25,6 +25,7 @@ pub(crate) async fn keep_running(context: Arc<Context>, up: watch::Sender<bool>)
         surroundings::write(&folder, "istio-system", "istiod", ROUTER, ROUTER).unwrap_or_default();
     let mut part = Part::default();
     part.start_now();
+
     loop {
         let awaits = part.is_running() && !*up.borrow();
         tokio::select! {
@@ -87,6 +88,7 @@ fn arguments(config: &NodeConfig) -> Vec<String> {
     let mut argv = vec![String::new(), "control".to_owned()];
     let mut flag = |name: &str, value: String| argv.extend([format!("--{name}"), value]);
     let path = |path: PathBuf| path.display().to_string();
+
     flag("address", ROUTER.to_string());
     flag("run-dir", path(config.run_dir.clone()));
     flag("state-dir", path(config.state_dir.clone()));
@@ -98,6 +100,7 @@ fn arguments(config: &NodeConfig) -> Vec<String> {
     flag("dir", path(config.objects_dir()));
     flag("dir", path(config.pods_dir()));
     argv.extend(config.control_args.iter().cloned());
+
     argv
 }
 

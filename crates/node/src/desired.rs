@@ -36,6 +36,7 @@ pub(crate) fn desired<'a>(
         })
         .map(|o| o.meta.name.as_str())
         .collect();
+
     for object in objects {
         if let Spec::Deployment(deployment) = &object.spec {
             let is_meshed = !unmeshed.contains(&object.meta.namespace.as_str());
@@ -49,6 +50,7 @@ pub(crate) fn desired<'a>(
             );
         }
     }
+
     (specs, problems)
 }
 
@@ -67,7 +69,9 @@ fn replicas(
             at.file, at.line, object.meta.namespace, object.meta.name
         )
     };
+
     let template = &deployment.template;
+
     // One process tree a workload: the first container that is no proxy.
     let Some(container) = template
         .spec
@@ -81,6 +85,7 @@ fn replicas(
         ));
         return;
     };
+
     if template.spec.containers.len() > 1 {
         problems.push(format!(
             "{}: only its first container, {}, is started; on one machine a workload is one program",
@@ -88,6 +93,7 @@ fn replicas(
             container.name
         ));
     }
+
     let Some(program) = program(container, images) else {
         problems.push(format!(
             "{}: image {} is no program of this machine; add it to the image map, or give the container a command",
@@ -96,6 +102,7 @@ fn replicas(
         ));
         return;
     };
+
     let wanted = deployment.replicas.unwrap_or(1);
     let count = wanted.clamp(0, MAX_REPLICAS);
     if count != wanted {
@@ -104,6 +111,7 @@ fn replicas(
             place("spec.replicas")
         ));
     }
+
     let labels = &template.metadata.labels;
     let annotations = &template.metadata.annotations;
     let inject = labels
@@ -118,11 +126,13 @@ fn replicas(
         (_, Some("envoy")) => ProxyKind::Envoy,
         _ => proxies.of(&object.meta.name),
     };
+
     for index in 0..count {
         let key = WorkloadKey {
             namespace: object.meta.namespace.clone(),
             pod: format!("{}-{index}", object.meta.name),
         };
+
         let spec = WorkloadSpec {
             key: key.clone(),
             workload: object.meta.name.clone(),
@@ -136,6 +146,7 @@ fn replicas(
             container: container.name.clone(),
             image: container.image.clone(),
         };
+
         specs.insert(key.clone(), with_pod_env(spec, container));
     }
 }
@@ -148,11 +159,13 @@ fn ports(container: &Container) -> Vec<ContainerPort> {
             text.to_owned()
         }
     };
+
     let port = |p: &meltemi_api::core::ContainerPort| ContainerPort {
         name: p.name.clone(),
         number: p.container_port,
         protocol: protocol(&p.protocol),
     };
+
     container.ports.iter().map(port).collect()
 }
 
@@ -167,10 +180,12 @@ fn program(container: &Container, images: &[ImageMap]) -> Option<Program> {
         ([], None) => return None,
         (command, None) => command.to_vec(),
     };
+
     match entry {
         Some(_) if !container.command.is_empty() => {}
         _ => argv.extend(container.args.iter().cloned()),
     }
+
     if argv.first().is_some_and(|program| program == "meltemi") {
         argv[0].clear();
     }
@@ -179,6 +194,7 @@ fn program(container: &Container, images: &[ImageMap]) -> Option<Program> {
         ("", None) => None,
         (dir, None) => Some(dir.into()),
     };
+
     Some(Program {
         argv,
         env: entry.map(|e| e.env.clone()).unwrap_or_default(),
@@ -194,6 +210,7 @@ fn with_pod_env(mut spec: WorkloadSpec, container: &Container) -> WorkloadSpec {
         .as_ref()
         .map(|app| app.env.clone())
         .unwrap_or_default();
+
     for EnvVar {
         name,
         value,
@@ -210,12 +227,14 @@ fn with_pod_env(mut spec: WorkloadSpec, container: &Container) -> WorkloadSpec {
         };
         env.insert(name.clone(), value);
     }
+
     if let Some(app) = &mut spec.app {
         for word in &mut app.argv {
             *word = expand(word, &env);
         }
         app.env = env;
     }
+
     spec
 }
 
@@ -255,6 +274,7 @@ fn expand(text: &str, env: &BTreeMap<String, String>) -> String {
             out.push('$');
         }
     }
+
     out + rest
 }
 
@@ -303,6 +323,7 @@ spec:
             DEPLOYMENT,
             "images: [{image: examples-bookinfo-reviews-v1, command: [meltemi, sample, reviews], env: {LOG_DIR: /x}}]",
         );
+
         assert_eq!(problems, Vec::<String>::new());
         let names: Vec<_> = specs.keys().map(ToString::to_string).collect();
         assert_eq!(names, ["shop/reviews-v1-0", "shop/reviews-v1-1"]);
@@ -319,6 +340,7 @@ spec:
             ),
             ("bookinfo", ProxyKind::Meltemi, 9080)
         );
+
         assert_eq!(spec.capture().0.exclude_outbound_ports, [25, 26]);
     }
 
@@ -331,10 +353,12 @@ spec:
                 && problems[0].contains("reviews-v1:1.20.3 is no program"),
             "{problems:?}"
         );
+
         let with_command = DEPLOYMENT.replace(
             "        env:",
             "        command: [python3, -m, http.server]\n        args: ['9080']\n        env:",
         );
+
         let (specs, _) = plan(&with_command, "images: []");
         assert_eq!(
             specs.values().next().unwrap().app.as_ref().unwrap().argv,
@@ -348,6 +372,7 @@ spec:
             "version: v1}",
             "version: v1, sidecar.istio.io/inject: 'false'}",
         );
+
         let map = "images: [{image: '*', command: [x]}]";
         assert!(
             plan(&label, map)
@@ -355,6 +380,7 @@ spec:
                 .values()
                 .all(|s| s.proxy == ProxyKind::None)
         );
+
         let namespace = format!(
             "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{istio-injection: disabled}}}}\n---{DEPLOYMENT}"
         );
@@ -364,6 +390,7 @@ spec:
                 .values()
                 .all(|s| s.proxy == ProxyKind::None)
         );
+
         let envoy = DEPLOYMENT.replace("annotations: {", "annotations: {meltemi.io/proxy: envoy, ");
         assert!(
             plan(&envoy, map)
@@ -371,6 +398,7 @@ spec:
                 .values()
                 .all(|s| s.proxy == ProxyKind::Envoy)
         );
+
         let chosen = DEPLOYMENT.replace("name: reviews-v1,", "name: chosen,");
         assert!(
             plan(&chosen, map)
@@ -378,6 +406,7 @@ spec:
                 .values()
                 .all(|s| s.proxy == ProxyKind::Envoy)
         );
+
         assert!(
             ProxyChoice::parse(&["nginx".to_owned()])
                 .unwrap_err()

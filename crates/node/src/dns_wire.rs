@@ -35,6 +35,7 @@ pub(crate) fn question(query: &[u8]) -> Option<Question> {
     let flags = *query.get(2)?;
     let is_query = flags & 0x80 == 0;
     let is_standard = flags & 0x78 == 0;
+
     if !is_query || !is_standard || query.get(4..6)? != [0, 1] {
         return None;
     }
@@ -55,17 +56,21 @@ pub(crate) fn question(query: &[u8]) -> Option<Question> {
                         .iter()
                         .map(|byte| char::from(byte.to_ascii_lowercase())),
                 );
+
                 at += length;
             }
             // A compressed name has nothing before it to point at in a question.
             _ => return None,
         }
+
         if name.len() > MAX_NAME {
             return None;
         }
     }
+
     let kind = u16::from_be_bytes(query.get(at..at + 2)?.try_into().ok()?);
     query.get(at + 2..at + 4)?;
+
     Some(Question {
         name,
         kind,
@@ -110,12 +115,15 @@ pub(crate) fn answer_alias(
         *used += 12 + data.len();
         (*used <= room).then_some(data)
     });
+
     let mut count = 1_u16;
     for data in fits.collect::<Vec<_>>() {
         record(&mut out, owner, question.kind, data);
         count += 1;
     }
+
     out[6..8].copy_from_slice(&count.to_be_bytes());
+
     Some(out)
 }
 
@@ -152,7 +160,9 @@ fn encode(name: &str) -> Option<Vec<u8>> {
         out.push(length);
         out.extend_from_slice(label.as_bytes());
     }
+
     out.push(0);
+
     (out.len() <= MAX_NAME).then_some(out)
 }
 
@@ -172,6 +182,7 @@ pub(crate) fn found(answer: &[u8], kind: u16) -> Option<(u8, Vec<Vec<u8>>)> {
     let number = |at: usize| Some(u16::from_be_bytes(answer.get(at..at + 2)?.try_into().ok()?));
     let (code, questions, records) = (*answer.get(3)? & 0x0f, number(4)?, number(6)?);
     let mut at = 12;
+
     for _ in 0..questions {
         at = behind_name(answer, at)? + 4;
     }
@@ -185,6 +196,7 @@ pub(crate) fn found(answer: &[u8], kind: u16) -> Option<(u8, Vec<Vec<u8>>)> {
         }
         at += 10 + length;
     }
+
     Some((code, data))
 }
 
@@ -224,6 +236,7 @@ mod tests {
             (asked.name.as_str(), asked.kind),
             ("reviews.default.svc", A)
         );
+
         let out = answer(&bytes, &asked, NO_ERROR, &[Ipv4Addr::new(10, 45, 0, 1)]);
         assert_eq!(&out[..8], [7, 7, 0x85, 0x80, 0, 1, 0, 1]);
         assert_eq!(&out[out.len() - 6..], [0, 4, 10, 45, 0, 1]);
@@ -239,6 +252,7 @@ mod tests {
             &[0, 0, 41, 16, 0, 0, 0, 0, 0, 0, 0],
         ]
         .concat();
+
         let asked = question(&bytes).unwrap();
         let outside = ask(&bytes, &asked, "www.example.org").unwrap();
         assert_eq!(
@@ -246,6 +260,7 @@ mod tests {
             query("www.example.org", A),
             "without what the client had appended"
         );
+
         // As a resolver answers: an alias of its own first, names as pointers.
         let upstream = answer_alias(
             &outside,
@@ -254,12 +269,14 @@ mod tests {
             "cdn.example",
             &[vec![192, 0, 2, 1]],
         );
+
         let upstream = upstream.unwrap();
         let (code, addresses) = found(&upstream, A).unwrap();
         assert_eq!(
             (code, &addresses[..]),
             (NO_ERROR, &[vec![192, 0, 2, 1]][..])
         );
+
         for end in 0..upstream.len() {
             assert_eq!(found(&upstream[..end], A), None, "{end}");
         }
@@ -268,14 +285,17 @@ mod tests {
             (&out[..4], &out[6..12]),
             (&[7, 7, 0x85, 0x80][..], &[0, 2, 0, 0, 0, 0][..])
         );
+
         assert_eq!(
             found(&out, CNAME).unwrap().1,
             [encode("www.example.org").unwrap()]
         );
+
         assert_eq!(found(&out, A).unwrap().1, addresses);
         let many = vec![vec![0; 4]; 100];
         let out = answer_alias(&bytes, &asked, code, "www.example.org", &many).unwrap();
         assert!(out.len() <= 512 && found(&out, A).unwrap().1.len() > 20);
+
         for none in ["", "a..b", &"a".repeat(64), &["a"; 128].join(".")] {
             assert!(
                 encode(none).is_none() && ask(&bytes, &asked, none).is_none(),

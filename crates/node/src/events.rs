@@ -29,6 +29,7 @@ impl fmt::Display for PublishedPort {
         if !others.is_empty() {
             write!(f, " (Gateway port {})", others.join(", "))?;
         }
+
         match self.protocol {
             Some(protocol) if protocol.is_http() => write!(f, ": http://{}", self.address),
             Some(Protocol::Https) => write!(f, ": https://{}", self.address),
@@ -87,22 +88,27 @@ mod tests {
             }
             .to_string()
         };
+
         assert_eq!(
             shown(8080, &[80, 8080], Some(Protocol::Http2)),
             "port 8080 (Gateway port 80): http://127.0.0.1:18080"
         );
+
         assert_eq!(
             shown(8443, &[8443], Some(Protocol::Https)),
             "port 8443: https://127.0.0.1:18080"
         );
+
         assert_eq!(
             shown(15443, &[15443], Some(Protocol::Tls)),
             "port 15443: 127.0.0.1:18080, TLS"
         );
+
         assert_eq!(
             shown(31400, &[31400], Some(Protocol::Mongo)),
             "port 31400: 127.0.0.1:18080, TCP"
         );
+
         assert_eq!(shown(9, &[], None), "port 9: 127.0.0.1:18080");
     }
 }

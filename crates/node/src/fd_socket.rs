@@ -45,12 +45,14 @@ pub fn send<T: Serialize>(
             "too many descriptors for one message",
         ));
     }
+
     sendmsg(
         socket,
         &[IoSlice::new(&bytes)],
         &mut ancillary,
         SendFlags::NOSIGNAL,
     )?;
+
     Ok(())
 }
 
@@ -65,15 +67,18 @@ pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, 
         &mut ancillary,
         RecvFlags::CMSG_CLOEXEC,
     )?;
+
     let mut fds = Vec::new();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(received) = message {
             fds.extend(received);
         }
     }
+
     if got.bytes == 0 {
         return Ok(None);
     }
+
     Ok(Some((serde_json::from_slice(&bytes[..got.bytes])?, fds)))
 }
 

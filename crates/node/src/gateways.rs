@@ -25,6 +25,7 @@ pub(crate) fn workload(name: &str) -> WorkloadSpec {
         ("istio", role),
         ("service.istio.io/canonical-name", name),
     ];
+
     WorkloadSpec {
         key: WorkloadKey {
             namespace: NAMESPACE.into(),

@@ -62,6 +62,7 @@ async fn serve(context: Arc<Context>, channel: Channel) {
             ),
             Err(error) => (Reply::Refused(error.to_string()), None),
         };
+
         let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();
         if channel.send(&reply.encode(), &fds).await.is_err() {
             return;
@@ -76,6 +77,7 @@ async fn tell(context: &Context, port: u16, address: SocketAddr) {
         .lock()
         .expect("nothing panics while it holds the table")
         .insert(port, address);
+
     if before != Some(address) {
         let port = describe(&context.worlds.borrow().snapshot, port, address);
         context
@@ -142,6 +144,7 @@ fn servers(snapshot: &Snapshot) -> impl Iterator<Item = (u16, BTreeSet<u16>, Pro
         .flat_map(|gateway| &gateway.servers)
         .map(|server| (server.port, server.protocol))
         .collect();
+
     servers
         .into_iter()
         .map(move |(port, protocol)| (port, of(port), protocol))
@@ -163,6 +166,7 @@ mod tests {
              - {{port: {{number: 31400, name: tcp, protocol: TCP}}, hosts: ['*']}}\n",
             gateways::OBJECTS
         );
+
         let (objects, diagnostics) = meltemi_api::parse_documents("t.yaml", &text);
         assert!(diagnostics.is_empty(), "{diagnostics:?}");
         let tables: Tables = objects.into_iter().map(Arc::new).collect();
@@ -172,10 +176,12 @@ mod tests {
             asked_for(&snapshot, 8080),
             (BTreeSet::from([80, 8080]), Some(Protocol::Http))
         );
+
         assert_eq!(
             asked_for(&snapshot, 31400),
             (BTreeSet::from([31400]), Some(Protocol::Tcp))
         );
+
         assert_eq!(asked_for(&snapshot, 9), (BTreeSet::new(), None));
     }
 }

@@ -38,6 +38,7 @@ pub(crate) fn follow(
                     )))
                     .await;
             }
+
             told = problems;
             let now = known.maps(&fixed);
             maps.send_if_modified(|held| {
@@ -46,10 +47,12 @@ pub(crate) fn follow(
                 is_new
             });
         }
+
         // Without a file there is nothing to look at, and the maps stay as long as somebody reads
         // them.
         maps.closed().await;
     });
+
     followed
 }
 
@@ -86,6 +89,7 @@ impl Known {
                 Err(error) => known.problem = Some(format!("{error:#}")),
             }
         }
+
         files
             .iter()
             .filter_map(|file| self.files[file].problem.clone())
@@ -134,15 +138,18 @@ mod tests {
             };
             (problems.len(), found("a"), found("b"))
         };
+
         let word = |text: &str| Some(text.to_owned());
         assert_eq!(
             write("images: [{image: a, command: [one]}]"),
             (0, word("one"), word("fixed"))
         );
+
         assert_eq!(
             write("images: [{image: a, com"),
             (1, word("one"), word("fixed"))
         );
+
         assert_eq!(
             write("images: [{image: b, command: [another]}]"),
             (0, None, word("another"))

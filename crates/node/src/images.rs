@@ -76,6 +76,7 @@ impl ImageMap {
             {
                 *program = folder.join(&*program).display().to_string();
             }
+
             entry.cwd = Some(
                 entry
                     .cwd
@@ -83,6 +84,7 @@ impl ImageMap {
                     .map_or_else(|| folder.to_owned(), |cwd| folder.join(cwd)),
             );
         }
+
         self
     }
 
@@ -105,6 +107,7 @@ fn spellings(image: &str) -> [&str; 4] {
             .find([':', '@'])
             .map_or(reference.len(), |at| name + at)
     };
+
     let short = image.rsplit('/').next().unwrap_or(image);
     [
         image,
@@ -134,11 +137,13 @@ mod tests {
             "images:\n- {image: 'examples-bookinfo-reviews-*', command: [a]}\n- {image: nginx, command: [b]}\n- {image: 'reg.io/x/*', command: [c]}",
         )
         .unwrap();
+
         let command = |image| map.find(image).map(|entry| entry.command[0].as_str());
         assert_eq!(
             command("docker.io/istio/examples-bookinfo-reviews-v2:1.20.3"),
             Some("a")
         );
+
         assert_eq!(command("nginx:1.27"), Some("b"));
         assert_eq!(command("localhost:5000/nginx@sha256:00"), Some("b"));
         assert_eq!(command("reg.io/x/y:1"), Some("c"));

@@ -19,8 +19,10 @@ use crate::{dialler, fd_socket, kernel, memfd, node};
 pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
     let config: NodeConfig = memfd::read_json(fd)?;
     let channel = sys::inherited(config.channel).context("channel to the supervisor")?;
+
     // Ctrl-C at the terminal is the supervisor's to hear.
     let _ = rustix::process::setsid();
+
     if let Err(error) = enter_namespaces() {
         let why = kernel::explain(&error);
         let _ = fd_socket::send(
@@ -30,11 +32,13 @@ pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
         );
         return Ok(1);
     }
+
     // After the change of credentials, which would clear it. A signal that can be handled: the
     // keeper cleans up.
     set_parent_process_death_signal(Some(Signal::TERM))?;
     let lifeline = Lifeline::new()?;
     sys::block_signals();
+
     match sys::fork()? {
         Fork::Parent(child) => {
             drop(channel);
@@ -53,6 +57,7 @@ pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
                 );
                 sys::exit_now(1);
             }
+
             run_as_init()?; // process 1 stays init; here: the node
             Ok(node::run(config, channel))
         }
@@ -72,6 +77,7 @@ fn keep(config: &NodeConfig, child: Pid) -> i32 {
         rustix::process::getppid()
             .is_none_or(|parent| parent.as_raw_nonzero().get() != config.supervisor)
     };
+
     let mut code = None;
     if is_orphan() {
         sys::kill(child, libc::SIGKILL);
@@ -90,6 +96,7 @@ fn keep(config: &NodeConfig, child: Pid) -> i32 {
             signal => sys::kill(child, signal),
         }
     }
+
     // The node hears of the supervisor's death a moment before this process gets another parent.
     for _ in 0..100 {
         if code != Some(node::SUPERVISOR_GONE) || is_orphan() {
@@ -97,9 +104,11 @@ fn keep(config: &NodeConfig, child: Pid) -> i32 {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+
     // A supervisor that lives removes the folder itself, or starts another node over it.
     if is_orphan() {
         let _ = fs::remove_dir_all(&config.run_dir);
     }
+
     code.unwrap_or(1)
 }

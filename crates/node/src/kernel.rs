@@ -13,6 +13,7 @@ pub(crate) fn explain(error: &anyhow::Error) -> String {
             .ok()
             .map(|text| text.trim().to_owned())
     };
+
     let is = |path: &str, value: &str| read(path).as_deref() == Some(value);
     let reason = if is(
         "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
@@ -32,6 +33,7 @@ pub(crate) fn explain(error: &anyhow::Error) -> String {
     } else {
         "a security policy (seccomp, SELinux, a limit in /proc/sys/user) forbids it"
     };
+
     format!("{error:#}: {reason}")
 }
 

@@ -20,6 +20,7 @@ pub fn raise_open_files() -> Option<u64> {
     {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
+
     current
 }
 

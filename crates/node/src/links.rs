@@ -39,10 +39,12 @@ pub(crate) fn set_up_router(address: Ipv4Addr, prefix: u8, second: Ipv4Addr) -> 
                 a.text(1, "bridge");
             });
     });
+
     route.request(m)?;
     up(&route, BRIDGE)?;
     add_address(&route, BRIDGE, address, prefix)?;
     add_address(&route, BRIDGE, second, 32)?;
+
     // Processes of the router's namespace reach the outside by the relay: a packet needs a route
     // before it can be redirected.
     default_route(&route, BRIDGE, None)
@@ -60,6 +62,7 @@ pub(crate) fn connect_workload(
     let fd: RawFd = netns.raw();
     let bridge = sys::interface_index(BRIDGE)?;
     let mut m = Messages::default();
+
     m.push(NEW_LINK, NLM_F_CREATE | NLM_F_EXCL, &link(0, true), |a| {
         a.text(IFLA_IFNAME, &name)
             .ne32(IFLA_MASTER, bridge)
@@ -74,7 +77,9 @@ pub(crate) fn connect_workload(
                 });
             });
     });
+
     route.request(m)?;
+
     netns.run(|| {
         let route = Socket::open(Family::Route)?;
         up(&route, "lo")?;
@@ -157,5 +162,6 @@ fn default_route(route: &Socket, name: &str, gateway: Option<Ipv4Addr>) -> io::R
             }
         },
     );
+
     route.request(m)
 }

@@ -42,12 +42,14 @@ impl Log {
             .as_ref()
             .and_then(|file| file.metadata().ok())
             .map_or(0, |found| found.len());
+
         let state = State {
             ring: VecDeque::new(),
             total: 0,
             file,
             file_length,
         };
+
         Arc::new(Self {
             state: Mutex::new(state),
             more: Notify::new(),
@@ -61,6 +63,7 @@ impl Log {
             .state
             .lock()
             .expect("nothing panics while it holds the log");
+
         let newest = &bytes[bytes.len().saturating_sub(RING)..];
         let excess = (state.ring.len() + newest.len()).saturating_sub(RING);
         state.ring.drain(..excess);
@@ -73,11 +76,13 @@ impl Log {
             }
             state.file_length += bytes.len() as u64;
         }
+
         if state.file_length > FILE {
             let _ = fs::rename(&self.path, self.path.with_extension("log.1"));
             state.file = File::create(&self.path).ok();
             state.file_length = 0;
         }
+
         drop(state);
         self.more.notify_waiters();
     }
@@ -102,6 +107,7 @@ impl Log {
             .state
             .lock()
             .expect("nothing panics while it holds the log");
+
         let oldest = state.total - state.ring.len() as u64;
         if lines == 0 {
             return state.total;
@@ -116,6 +122,7 @@ impl Log {
                 }
             }
         }
+
         oldest
     }
 
@@ -134,6 +141,7 @@ impl Log {
             {
                 return;
             }
+
             more.await;
         }
     }
@@ -167,6 +175,7 @@ mod tests {
             },
             async { log.write(b"four\n") }
         );
+
         assert_eq!(waited, b"four\n");
         log.write(&vec![b'x'; 2 * RING]);
         assert_eq!(log.read(0).0.len(), RING);

@@ -47,6 +47,7 @@ pub(crate) fn run(config: NodeConfig, channel: OwnedFd) -> i32 {
         Ok(runtime) => runtime,
         Err(_) => return 1,
     };
+
     runtime.block_on(async {
         let Ok((dialler, supervisor)) = Dialler::start(channel) else {
             return 1;
@@ -55,6 +56,7 @@ pub(crate) fn run(config: NodeConfig, channel: OwnedFd) -> i32 {
             outcome = serve(config, Arc::clone(&dialler)) => outcome,
             _ = supervisor => return SUPERVISOR_GONE,
         };
+
         match outcome {
             Ok(()) => 0,
             Err(error) => {
@@ -94,6 +96,7 @@ fn clear(config: &NodeConfig) -> std::io::Result<()> {
             _ => {}
         }
     }
+
     Ok(())
 }
 
@@ -108,6 +111,7 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
         relay_port: RELAY_PORT,
         dns_port: 53,
     };
+
     apply(&plan.rules())?;
 
     clear(&config).context("removing what an earlier node left")?;
@@ -119,12 +123,14 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
             ""
         },
     )?;
+
     let view = objects::View::start(&config).context("reading the configuration")?;
     let mut worlds = view.worlds();
     worlds
         .wait_for(|world| world.is_ready())
         .await
         .context("reading the configuration")?;
+
     let services = services::follow(view.worlds());
     let listener = TcpListener::bind(("0.0.0.0", RELAY_PORT))
         .await
@@ -135,6 +141,7 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
         services: services.clone(),
         turn: AtomicUsize::new(0),
     };
+
     tokio::spawn(relay::serve(listener, relay));
     tokio::spawn(reporter::tell(view.worlds(), Arc::clone(&dialler)));
     let mut images = image_files::follow(
@@ -142,6 +149,7 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
         config.images.clone(),
         Arc::clone(&dialler),
     );
+
     for address in [ROUTER, PROXY_RESOLVER, std::net::Ipv4Addr::LOCALHOST] {
         // Each by itself: an answer from a socket bound to any address would not leave from the
         // address that was asked.
@@ -150,6 +158,7 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
             dialler: Arc::clone(&dialler),
             domain: DOMAIN.into(),
         };
+
         resolver
             .start(SocketAddr::from((address, 53)))
             .await
@@ -164,7 +173,9 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
         config.run_dir.join("token-public.pem"),
         signer.public_key_pem(),
     )?;
+
     let (control_up, control_ready) = watch::channel(false);
+
     // What is no text cannot be passed on as text.
     let base_env = std::env::vars_os()
         .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
@@ -180,6 +191,7 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
         ending: AtomicBool::new(false),
         base_env,
     });
+
     let node = Node::new(Arc::clone(&context));
     tokio::spawn(control::keep_running(Arc::clone(&context), control_up));
     host_sockets::start(&context)?;
@@ -189,15 +201,18 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
     let mut addresses = Addresses::load(&context.config.state_dir.join("addresses.json"));
     let mut told = BTreeSet::new();
     let mut announced = false;
+
     loop {
         let world = worlds.borrow_and_update().clone();
         let maps = images.borrow_and_update().clone();
         let wanted = wanted(&node, &world, &maps, &mut told).await;
+
         reconcile(&node, wanted, &mut addresses).await;
         if !announced {
             announced = true;
             tokio::spawn(announce(Arc::clone(&node)));
         }
+
         tokio::select! {
             changed = worlds.changed() => changed.context("the configuration is no longer followed")?,
             () = node.changed.notified() => {}
@@ -205,8 +220,10 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
             _ = terminate.recv() => break,
         }
     }
+
     node.context.ending.store(true, Ordering::Relaxed);
     let none = BTreeMap::new();
     reconcile(&node, none, &mut addresses).await;
+
     Ok(())
 }

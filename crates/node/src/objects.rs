@@ -24,6 +24,7 @@ impl View {
         let mut builder = Store::builder(BuildOptions::default());
         let sender = builder.source("files");
         let mut directories: Vec<_> = config.dirs.iter().map(Directory::of_users).collect();
+
         // In the control plane's order: of an object that is written twice the first counts.
         directories.push(Directory::of_users(config.applied_dir()));
         directories.push(Directory::of_programs(config.objects_dir()));
@@ -33,6 +34,7 @@ impl View {
             FileSourceOptions::new(directories, Some(remembered)),
             sender,
         )?;
+
         Ok(Self {
             _files: files,
             store: builder.start()?,

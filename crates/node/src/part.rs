@@ -168,16 +168,19 @@ mod tests {
             part.ended(ExitStatus::from_raw(1 << 8));
             delays.push(part.due.unwrap() - Instant::now());
         }
+
         assert_eq!(delays[..3], [FIRST, FIRST * 2, FIRST * 4]);
         assert_eq!(delays[8], LONGEST);
         assert_eq!(
             (part.restarts, part.failures(), part.last_exit.as_deref()),
             (9, 9, Some("exit code 1"))
         );
+
         assert!(
             part.complaint()
                 .is_some_and(|text| text.contains("(exit code 1)") && text.contains("after 30s"))
         );
+
         part.start_now();
         assert!(matches!(part.next().await, PartEvent::Due));
         assert_eq!((part.restarts, part.failures()), (9, 0));
@@ -196,12 +199,14 @@ mod tests {
             (None, true),
             "once may be chance"
         );
+
         part.failed("no such file".into());
         let told = part.complaint().expect("twice is not");
         assert!(
             told.contains("(no such file)") && told.contains("after 500ms"),
             "{told}"
         );
+
         part.ended(ExitStatus::from_raw(3 << 8));
         assert_eq!(part.complaint(), None, "not for every restart");
     }

@@ -45,37 +45,44 @@ pub(crate) fn labels(spec: &WorkloadSpec) -> Map<String, Value> {
         .iter()
         .map(|(k, v)| (k.clone(), v.clone().into()))
         .collect();
+
     let first = |names: &[&str]| {
         names
             .iter()
             .find_map(|name| spec.labels.value(name))
             .map(str::to_owned)
     };
+
     let canonical = first(&[
         "service.istio.io/canonical-name",
         "app.kubernetes.io/name",
         "app",
     ])
     .unwrap_or_else(|| spec.workload.clone());
+
     let revision = first(&[
         "service.istio.io/canonical-revision",
         "app.kubernetes.io/version",
         "version",
     ]);
+
     labels.insert("service.istio.io/canonical-name".into(), canonical.into());
     labels.insert(
         "service.istio.io/canonical-revision".into(),
         revision.unwrap_or_else(|| "latest".into()).into(),
     );
+
     labels.insert(
         "service.istio.io/workload-name".into(),
         spec.workload.clone().into(),
     );
+
     // A gateway's servers decide for themselves what they accept. Source: Istio's template
     // `gateway`, which sets no mode.
     if has_sidecar(spec) {
         labels.insert("security.istio.io/tlsMode".into(), "istio".into());
     }
+
     labels
 }
 
@@ -98,6 +105,7 @@ fn pod(spec: &WorkloadSpec, address: Ipv4Addr, ready: bool, created: &str) -> Va
         labels: _,
         proxy: _,
     } = spec;
+
     let mut annotations = annotations.clone();
     if has_sidecar(spec) {
         annotations.insert(
@@ -105,6 +113,7 @@ fn pod(spec: &WorkloadSpec, address: Ipv4Addr, ready: bool, created: &str) -> Va
             json!({ "containers": ["istio-proxy"] }).to_string(),
         );
     }
+
     let mut containers = Vec::new();
     if app.is_some() {
         let ports: Vec<Value> = ports
@@ -116,16 +125,20 @@ fn pod(spec: &WorkloadSpec, address: Ipv4Addr, ready: bool, created: &str) -> Va
             .collect();
         containers.push(json!({ "name": container, "image": image, "ports": ports }));
     }
+
     if spec.is_meshed() {
         let own_ports =
             json!([{ "name": "http-envoy-prom", "containerPort": 15090, "protocol": "TCP" }]);
         containers.push(json!({ "name": "istio-proxy", "image": "meltemi", "ports": own_ports }));
     }
+
     let (api_version, kind) = match origin {
         Origin::Deployment | Origin::Gateway => ("apps/v1", "Deployment"),
         Origin::Run => ("meltemi.io/v1", "Run"),
     };
+
     let status = if ready { "True" } else { "False" };
+
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -165,9 +178,11 @@ mod tests {
             "2026-01-01T00:00:00Z",
         )
         .unwrap();
+
         let path = file(dir.path(), &spec.key);
         let text = fs::read_to_string(&path).unwrap();
         let (objects, diagnostics) = meltemi_api::parse_documents("pod.yaml", &text);
+
         assert!(diagnostics.is_empty(), "{diagnostics:?}");
         let meltemi_api::Spec::Pod(pod) = &objects[0].spec else {
             panic!("no pod")
@@ -178,6 +193,7 @@ mod tests {
             objects[0].meta.labels.value("istio"),
             Some("ingressgateway")
         );
+
         remove(dir.path(), &spec.key);
         assert!(!path.exists());
     }
@@ -192,6 +208,7 @@ mod tests {
             origin: Origin::Run,
             ..gateway.clone()
         };
+
         let of = |spec| {
             let meta = written(spec);
             let mode = meta["labels"]["security.istio.io/tlsMode"]
@@ -202,6 +219,7 @@ mod tests {
                 meta["annotations"].get("sidecar.istio.io/status").is_some(),
             )
         };
+
         assert_eq!(of(&gateway), (None, false));
         assert_eq!(of(&sidecar), (Some("istio".to_owned()), true));
     }

@@ -24,6 +24,7 @@ pub(crate) fn app_spec(
         *value = sandbox.address.to_string();
     }
     let own = program.argv.first().is_some_and(String::is_empty);
+
     Some(LaunchSpec {
         argv: program.argv.clone(),
         title: own.then(|| format!("meltemi: {} {}", spec.container, spec.key.pod)),
@@ -60,17 +61,20 @@ pub(crate) fn proxy_arguments(
         .iter()
         .map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default()))
         .collect();
+
     let config = &context.config;
     let node_type = if spec.is_gateway() {
         "router"
     } else {
         "sidecar"
     };
+
     let id = format!(
         "{node_type}~{address}~{}.{ns}~{ns}.svc.cluster.local",
         spec.key.pod,
         ns = spec.key.namespace
     );
+
     let mut argv: Vec<String> = vec![String::new(), "sidecar".into()];
     let mut flag = |name: &str, value: String| argv.extend([format!("--{name}"), value]);
     flag("id", id);
@@ -85,15 +89,18 @@ pub(crate) fn proxy_arguments(
             serde_json::json!(spec.annotations).to_string(),
         );
     }
+
     flag("ip", address.to_string());
     flag(
         "control",
         SocketAddr::from((ROUTER, CONTROL_PORT)).to_string(),
     );
+
     flag(
         "root-cert",
         config.run_dir.join("root-cert.pem").display().to_string(),
     );
+
     flag("token-fd", token.to_string());
     flag("mark", meltemi_redirect::plan::PROXY_MARK.to_string());
     flag("run-dir", own_folder.display().to_string());
@@ -108,6 +115,8 @@ pub(crate) fn proxy_arguments(
             flag("envoy-path", envoy.display().to_string());
         }
     }
+
     argv.extend(config.sidecar_args.iter().cloned());
+
     argv
 }

@@ -57,6 +57,7 @@ async fn ask_ready(address: Ipv4Addr) -> bool {
         stream.read_exact(&mut status).await?;
         std::io::Result::Ok(&status[8..] == b" 200")
     };
+
     ask.await.unwrap_or(false)
 }
 
@@ -72,13 +73,16 @@ pub(crate) async fn listens(sandbox: &OnceLock<Sandbox>, spec: &WorkloadSpec) ->
         .filter(|p| p.protocol == "TCP")
         .map(|p| p.number)
         .collect();
+
     let until = tokio::time::Instant::now() + LISTEN_PATIENCE;
     let mut pause = Duration::from_millis(10);
+
     loop {
         let silent = netns
             .run(|| Ok(ports.iter().copied().find(|port| !is_listening(*port))))
             .ok()
             .flatten();
+
         match silent {
             None => return None,
             Some(port) if tokio::time::Instant::now() >= until => {
@@ -88,6 +92,7 @@ pub(crate) async fn listens(sandbox: &OnceLock<Sandbox>, spec: &WorkloadSpec) ->
             }
             Some(_) => tokio::time::sleep(pause).await,
         }
+
         pause = (pause * 2).min(Duration::from_millis(200));
     }
 }

@@ -40,6 +40,7 @@ pub(crate) async fn serve(listener: TcpListener, relay: Relay) {
             .acquire_owned()
             .await
             .expect("the semaphore is never closed");
+
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -48,6 +49,7 @@ pub(crate) async fn serve(listener: TcpListener, relay: Relay) {
                 continue;
             }
         };
+
         let relay = Arc::clone(&relay);
         tokio::spawn(async move {
             relay.carry(stream).await;
@@ -86,12 +88,14 @@ impl Relay {
             .services
             .borrow()
             .endpoint(to, self.turn.fetch_add(1, Ordering::Relaxed));
+
         if let Some(endpoint) = endpoint {
             return TcpStream::connect(endpoint).await;
         }
         if self.inside.iter().any(|block| block.contains(to.ip())) || is_own(inner, to.ip()) {
             return Err(std::io::ErrorKind::AddrNotAvailable.into());
         }
+
         self.dialler.connect(to).await.and_then(TcpStream::from_std)
     }
 }
@@ -137,10 +141,12 @@ mod tests {
             socket.tcp_keepalive_time().unwrap(),
             Duration::from_secs(60)
         );
+
         assert_eq!(
             socket.tcp_keepalive_interval().unwrap(),
             Duration::from_secs(10)
         );
+
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
     }
 }

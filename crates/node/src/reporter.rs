@@ -29,6 +29,7 @@ pub(crate) async fn tell(mut worlds: watch::Receiver<Arc<World>>, dialler: Arc<D
             Ok(Err(_)) => return,
             Err(_) => {}
         }
+
         for news in news(&world.diagnostics, &mut told, Severity::Warning) {
             dialler.tell(Event::Finding(news)).await;
         }
@@ -70,6 +71,7 @@ mod tests {
             message: "not YAML".to_owned(),
             remedy: String::new(),
         };
+
         let both = [finding(Severity::Error, 1), finding(Severity::Warning, 2)];
         let mut told = BTreeSet::new();
         assert_eq!(news(&both, &mut told, Severity::Error).len(), 1);
@@ -77,11 +79,13 @@ mod tests {
             news(&both, &mut told, Severity::Error),
             Vec::<String>::new()
         );
+
         assert_eq!(news(&both, &mut told, Severity::Warning).len(), 1);
         assert_eq!(
             news(&both[1..], &mut told, Severity::Error),
             Vec::<String>::new()
         );
+
         assert_eq!(news(&both, &mut told, Severity::Error).len(), 1);
     }
 }

@@ -54,6 +54,7 @@ impl Resolver {
                     continue;
                 }
             };
+
             let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
                 continue;
             };
@@ -62,6 +63,7 @@ impl Resolver {
                 Arc::clone(&socket),
                 buffer[..length].to_vec(),
             );
+
             tokio::spawn(async move {
                 if let Some(answer) = resolver.answer(query, false).await {
                     let _ = socket.send_to(&answer, from).await;
@@ -82,6 +84,7 @@ impl Resolver {
                     continue;
                 }
             };
+
             let Ok(connection) = Arc::clone(&connections).try_acquire_owned() else {
                 continue;
             };
@@ -100,6 +103,7 @@ impl Resolver {
                 stream.read_exact(&mut query).await?;
                 io::Result::Ok(query)
             };
+
             let query = tokio::time::timeout(TCP_IDLE, read).await??;
             let permit = tokio::time::timeout(TCP_IDLE, permits.acquire())
                 .await?
@@ -125,15 +129,18 @@ impl Resolver {
             };
             return Some(dns_wire::answer(&query, &question, NO_ERROR, &addresses));
         }
+
         let target = self.services.borrow().target(&question.name);
         if let Some(target) = target {
             return Some(self.answer_alias(&query, &question, &target, tcp).await);
         }
+
         // Search domains make every outside name pass here first; the machine's resolver knows none
         // of these.
         if self.is_ours(&question.name) {
             return Some(dns_wire::answer(&query, &question, NO_SUCH_NAME, &[]));
         }
+
         match self.dialler.dns(query.clone(), tcp).await {
             Ok(answer) => Some(answer),
             Err(error) => {
@@ -173,6 +180,7 @@ impl Resolver {
             None if self.is_ours(target) => Some((NO_SUCH_NAME, Vec::new())),
             None => self.ask_outside(query, question, target, tcp).await,
         };
+
         outcome
             .and_then(|(code, found)| dns_wire::answer_alias(query, question, code, target, &found))
             .unwrap_or_else(|| dns_wire::answer(query, question, SERVER_FAILURE, &[]))
@@ -191,12 +199,15 @@ impl Resolver {
             .dialler
             .dns(dns_wire::ask(query, question, name)?, tcp)
             .await;
+
         let answer = answer
             .inspect_err(
                 |error| tracing::debug!(name, %error, "the machine's resolver did not answer"),
             )
             .ok()?;
+
         let (code, found) = dns_wire::found(&answer, question.kind)?;
+
         Some((
             code,
             if matches!(question.kind, A | AAAA) {
@@ -220,16 +231,19 @@ mod tests {
             names: [("a.test".to_owned(), vec![Ipv4Addr::new(10, 45, 0, 3)])].into(),
             ..Services::default()
         };
+
         let (_keep, services) = watch::channel(Arc::new(services));
         let resolver = Arc::new(Resolver {
             services,
             dialler: Dialler::start(socket).unwrap().0,
             domain: "cluster.local".into(),
         });
+
         let udp = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (udp_address, tcp_address) = (udp.local_addr().unwrap(), tcp.local_addr().unwrap());
         let permits = Arc::new(Semaphore::new(1));
+
         tokio::spawn(Arc::clone(&resolver).serve_udp(udp, Arc::clone(&permits)));
         tokio::spawn(resolver.serve_tcp(tcp, permits));
 
@@ -238,6 +252,7 @@ mod tests {
             b"\x01a\x04test\x00\x00\x01\x00\x01",
         ]
         .concat();
+
         let mut idle = TcpStream::connect(tcp_address).await.unwrap();
         let length = u16::try_from(query.len()).unwrap();
         idle.write_all(&[&length.to_be_bytes()[..], &query].concat())

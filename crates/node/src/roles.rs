@@ -21,16 +21,19 @@ pub fn dispatch(arguments: &[OsString]) -> Option<i32> {
         let short = title.trim_start().replace(' ', ":");
         let _ = rustix::thread::set_name(&std::ffi::CString::new(short).unwrap_or_default());
     }
+
     let role = word(1)?;
     let run: fn(RawFd) -> anyhow::Result<i32> = match role {
         NODE_ROLE => keeper::run,
         LAUNCH_ROLE => launch::run,
         _ => return None,
     };
+
     let outcome = word(2)
         .and_then(|fd| fd.parse().ok())
         .context("a hidden role takes the number of a file descriptor")
         .and_then(run);
+
     Some(match outcome {
         Ok(code) => code,
         Err(error) => {

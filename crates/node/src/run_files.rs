@@ -13,6 +13,7 @@ use crate::spec::{WorkloadKey, WorkloadSpec};
 pub(crate) fn keep(dir: &Path, spec: &WorkloadSpec) -> io::Result<()> {
     let path = file(dir, &spec.key);
     let new = path.with_extension("new");
+
     // Its environment may hold anything.
     let out = fs::File::options()
         .write(true)
@@ -20,7 +21,9 @@ pub(crate) fn keep(dir: &Path, spec: &WorkloadSpec) -> io::Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(&new)?;
+
     serde_json::to_writer(out, spec)?;
+
     fs::rename(new, path)
 }
 
@@ -36,12 +39,15 @@ pub(crate) fn load(dir: &Path) -> BTreeMap<WorkloadKey, WorkloadSpec> {
         .flatten()
         .flatten()
         .map(|entry| entry.path());
+
     let whole = files.filter(|path| {
         path.extension()
             .is_some_and(|extension| extension == "json")
     });
+
     let specs =
         whole.filter_map(|path| serde_json::from_slice::<WorkloadSpec>(&fs::read(path).ok()?).ok());
+
     specs.map(|spec| (spec.key.clone(), spec)).collect()
 }
 
@@ -67,6 +73,7 @@ mod tests {
             load(dir.path()).into_values().collect::<Vec<_>>().len(),
             specs.len()
         );
+
         forget(dir.path(), &specs[0].key);
         assert_eq!(
             load(dir.path()),

@@ -29,20 +29,24 @@ pub(crate) fn missing(
         if is_served(world, namespace, app, &spec.labels) {
             continue;
         }
+
         // Undeclared protocols: the first bytes decide.
         let ports: Vec<Value> = spec
             .ports
             .iter()
             .map(|p| json!({ "name": format!("p-{}", p.number), "port": p.number }))
             .collect();
+
         let service = json!({
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": { "name": app, "namespace": namespace, "labels": { "app": app, LABEL: spec.workload } },
             "spec": { "selector": { "app": app }, "ports": ports },
         });
+
         out.insert(format!("run_{namespace}_{app}.yaml"), service);
     }
+
     out
 }
 
@@ -70,6 +74,7 @@ pub(crate) fn write(dir: &Path, wanted: &BTreeMap<String, Value>) -> std::io::Re
             fs::remove_file(entry.path())?;
         }
     }
+
     for (name, service) in wanted {
         let path = dir.join(name);
         let text = serde_json::to_vec_pretty(service)?;
@@ -79,5 +84,6 @@ pub(crate) fn write(dir: &Path, wanted: &BTreeMap<String, Value>) -> std::io::Re
             fs::rename(new, path)?;
         }
     }
+
     Ok(())
 }

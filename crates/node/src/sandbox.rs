@@ -34,6 +34,7 @@ impl Sandbox {
         folder: &Path,
     ) -> anyhow::Result<Self> {
         let netns = Netns::create().context("creating its network namespace")?;
+
         // Left over from a workload of this name that has just ended.
         let _ = links::disconnect_workload(address);
         links::connect_workload(&netns, address, POD_PREFIX, ROUTER)
@@ -47,6 +48,7 @@ impl Sandbox {
             }
             apply_within(&netns, &plan.rules()).context("applying its capture rules")?;
         }
+
         let files = |name: &str, resolver| {
             surroundings::write(
                 &folder.join(name),
@@ -57,6 +59,7 @@ impl Sandbox {
             )
             .context("writing its resolver's files")
         };
+
         Ok(Self {
             address,
             files: files("etc", ROUTER)?,

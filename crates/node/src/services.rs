@@ -33,6 +33,7 @@ impl Services {
             aliases: aliases(objects),
             ..Self::default()
         };
+
         for service in snapshot
             .services()
             .filter(|service| service.registry == Registry::Kubernetes)
@@ -43,6 +44,7 @@ impl Services {
                 .filter(|cidr| cidr.is_host())
                 .map(|cidr| cidr.address)
                 .collect();
+
             let mut named = own.clone();
             for port in &service.ports {
                 let endpoints = endpoints(snapshot, service, port);
@@ -54,6 +56,7 @@ impl Services {
                 } else {
                     Transport::Tcp
                 };
+
                 out.rules
                     .extend(own.iter().filter(|_| !endpoints.is_empty()).map(|address| {
                         ServiceRule {
@@ -64,6 +67,7 @@ impl Services {
                         }
                     }));
             }
+
             named.sort_unstable();
             named.dedup();
             let named = named.into_iter().filter_map(|ip| {
@@ -73,11 +77,13 @@ impl Services {
                     None
                 }
             });
+
             let named: Vec<Ipv4Addr> = named.collect();
             if !named.is_empty() {
                 out.names.insert(service.host().as_str().to_owned(), named);
             }
         }
+
         out
     }
 
@@ -134,6 +140,7 @@ fn aliases(objects: &Tables) -> HashMap<String, String> {
             }
             _ => None,
         });
+
     services.collect()
 }
 
@@ -164,6 +171,7 @@ pub(crate) fn follow(mut worlds: watch::Receiver<Arc<World>>) -> watch::Receiver
             });
         }
     });
+
     services
 }
 
@@ -211,6 +219,7 @@ metadata: {name: reviews-0, namespace: shop, labels: {app: reviews}}
 spec: {containers: [{name: reviews}]}
 status: {phase: Running, podIP: 10.44.0.7, conditions: [{type: Ready, status: 'True'}]}
 ";
+
         let (objects, diagnostics) = meltemi_api::parse_documents("t.yaml", yaml);
         assert!(diagnostics.is_empty(), "{diagnostics:?}");
         let mut tables = Tables::default();
@@ -221,10 +230,12 @@ status: {phase: Running, podIP: 10.44.0.7, conditions: [{type: Ready, status: 'T
             &Snapshot::build(None, &tables, &BuildOptions::default()).snapshot,
             &tables,
         );
+
         assert_eq!(
             services.addresses("db.shop.svc.cluster.local").unwrap(),
             [Ipv4Addr::new(10, 44, 0, 7)]
         );
+
         let [rule] = &services.rules[..] else {
             panic!("{:?}", services.rules)
         };
@@ -234,15 +245,18 @@ status: {phase: Running, podIP: 10.44.0.7, conditions: [{type: Ready, status: 'T
                 .unwrap(),
             [rule.address.to_string().parse::<Ipv4Addr>().unwrap()]
         );
+
         assert_eq!(
             (rule.port, &rule.endpoints[..]),
             (80, &["10.44.0.7:9080".parse().unwrap()][..])
         );
+
         let service = |port| SocketAddr::new(rule.address, port);
         assert_eq!(
             services.endpoint(service(80), 7),
             Some("10.44.0.7:9080".parse().unwrap())
         );
+
         assert_eq!(services.endpoint(service(81), 7), None);
         assert_eq!(services.addresses("nobody.shop.svc.cluster.local"), None);
         let target = |name: &str| services.target(&format!("{name}.shop.svc.cluster.local"));
@@ -257,6 +271,7 @@ status: {phase: Running, podIP: 10.44.0.7, conditions: [{type: Ready, status: 'T
                 "{alias}"
             );
         }
+
         assert_eq!(
             (target("world").as_deref(), target("reviews")),
             (Some("www.example.org"), None)

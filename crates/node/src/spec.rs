@@ -51,6 +51,7 @@ impl ProxyChoice {
             all: ProxyKind::Meltemi,
             of: BTreeMap::new(),
         };
+
         for word in words {
             let (workload, kind) = word
                 .split_once('=')
@@ -64,11 +65,13 @@ impl ProxyChoice {
                     ));
                 }
             };
+
             match workload {
                 Some(workload) => _ = choice.of.insert(workload.to_owned(), kind),
                 None => choice.all = kind,
             }
         }
+
         Ok(choice)
     }
 
@@ -157,10 +160,12 @@ impl WorkloadSpec {
             let name = format!("traffic.sidecar.istio.io/{suffix}");
             self.annotations.get(&name).map(|text| (name, text.trim()))
         };
+
         let mut read_ports = |found: Option<(String, &str)>| -> Option<Vec<u16>> {
             let (name, text) = found?;
             list(text, &name, "port", &mut problems)
         };
+
         if let Some(ports) = read_ports(value("excludeInboundPorts")) {
             plan.exclude_inbound_ports.extend(ports);
         }
@@ -177,10 +182,12 @@ impl WorkloadSpec {
             plan.include_outbound =
                 list::<Cidr>(text, &name, "address block", &mut problems).or(plan.include_outbound);
         }
+
         if let Some((name, text)) = value("excludeOutboundIPRanges") {
             plan.exclude_outbound =
                 list(text, &name, "address block", &mut problems).unwrap_or_default();
         }
+
         (plan, problems)
     }
 }
@@ -195,6 +202,7 @@ fn list<T: std::str::FromStr>(
         .split(',')
         .map(str::trim)
         .filter(|word| !word.is_empty());
+
     match words.map(|word| word.parse().map_err(|_| word)).collect() {
         Ok(values) => Some(values),
         Err(word) => {

@@ -41,12 +41,14 @@ pub(crate) async fn supervise(
         tell,
         serving: None,
     };
+
     let mut ends = Ends::listen()?;
     let mut news = News {
         on_event,
         was_up: false,
         failed: None,
     };
+
     let mut node = Part::default();
     node.start_now();
     loop {
@@ -65,11 +67,13 @@ pub(crate) async fn supervise(
             },
         }
     }
+
     let Some(child) = node.take() else {
         return Ok(());
     };
     let stopping = child::stop(child, STOP_TIMEOUT);
     tokio::pin!(stopping);
+
     loop {
         tokio::select! {
             () = &mut stopping => return Ok(()),
@@ -97,6 +101,7 @@ impl Supervisor {
             .arg0(format!("{TITLE} node {}", self.config.name))
             .arg(NODE_ROLE)
             .arg(told.as_raw_fd().to_string());
+
         command.stdin(Stdio::null());
         sys::inherit(&mut command, vec![told.as_raw_fd(), theirs.as_raw_fd()]);
         let child = tokio::process::Command::from(command)
@@ -108,6 +113,7 @@ impl Supervisor {
                 let _ = tell.send(Event::Failed(format!("channel to the node: {error}")));
             }
         }));
+
         Ok(child)
     }
 
@@ -145,6 +151,7 @@ impl News<'_> {
             .failed
             .take()
             .unwrap_or_else(|| format!("the node ended by itself ({how})"));
+
         if !self.was_up {
             bail!("{why}");
         }
@@ -155,6 +162,7 @@ impl News<'_> {
             "{why}, and with it everything in the mesh; it is started again with the same configuration and ports (what `run` \
              added without -d does not come back)"
         )));
+
         Ok(())
     }
 }
@@ -185,6 +193,7 @@ impl Ends {
                 None => std::future::pending().await,
             }
         };
+
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

@@ -25,12 +25,14 @@ pub(crate) fn write(
         ),
         ("/etc/nsswitch.conf", nsswitch(&machine)),
     ];
+
     let mut shown = Vec::new();
     for (target, text) in files {
         let source = folder.join(target.rsplit('/').next().unwrap_or(target));
         fs::write(&source, text)?;
         shown.push((source, PathBuf::from(target)));
     }
+
     Ok(shown)
 }
 

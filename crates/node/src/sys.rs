@@ -19,6 +19,7 @@ pub(crate) enum Fork {
 /// Forks a process that has one thread.
 pub(crate) fn fork() -> io::Result<Fork> {
     debug_assert_eq!(thread_count(), 1, "forking a process with threads");
+
     // SAFETY: the launcher's processes have one thread, so no lock is held by a thread that the
     // child lacks.
     match unsafe { libc::fork() } {
@@ -40,6 +41,7 @@ fn thread_count() -> usize {
 /// inherits them. The caller keeps the descriptors open until the command was spawned.
 pub(crate) fn inherit(command: &mut Command, fds: Vec<RawFd>) {
     use std::os::unix::process::CommandExt as _;
+
     // SAFETY: fcntl on numbers that were copied before the fork is async-signal-safe.
     unsafe {
         command.pre_exec(move || {

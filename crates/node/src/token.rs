@@ -137,6 +137,7 @@ mod tests {
             panic!("another one behind it")
         };
         assert_eq!(review.review(new).await.unwrap(), caller());
+
         // Long ago was when the machine fell asleep; now the next one is due after half of a life.
         assert!(file.due > now + life / 4 && file.due <= SystemTime::now() + life / 2);
     }
@@ -148,10 +149,12 @@ mod tests {
             Duration::from_secs(100),
             SystemTime::now(),
         );
+
         let file = TokenFile::with(&signer, caller(), life, now).unwrap();
         let started = tokio::time::Instant::now();
         file.wait_by(|| now + started.elapsed()).await;
         assert_eq!(started.elapsed().as_secs(), 50);
+
         // Slept through, and set back.
         for moved in [now + life, now - life] {
             tokio::time::timeout(SLICE, file.wait_by(|| moved))

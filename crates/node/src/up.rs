@@ -43,6 +43,7 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         envoy,
         mut on_event,
     } = options;
+
     let run = run.unwrap_or_else(|| run_dir(&name));
     let state = state.unwrap_or_else(|| state_dir(&name));
     let proxies = ProxyChoice::parse(&proxies).map_err(anyhow::Error::msg)?;
@@ -52,6 +53,7 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         }
         None => on_path("envoy"),
     };
+
     if envoy.is_none() && proxies.names_envoy() {
         bail!("{NO_ENVOY}");
     }
@@ -71,12 +73,14 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
 
     private_dir(&state)?;
     let lock = lock(&state, &name)?;
+
     // A supervisor that was killed together with its keeper leaves the folder behind; the lock says
     // nobody uses it.
     if run.exists() {
         fs::remove_dir_all(&run)
             .with_context(|| format!("removing what an earlier run left in {}", run.display()))?;
     }
+
     private_dir(&run)?;
     check_run_dir(&run, &name)?;
     let config = NodeConfig {
@@ -97,6 +101,7 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         gid: rustix::process::getegid().as_raw(),
         open_files: raise_open_files(),
     };
+
     for dir in [
         config.pods_dir(),
         config.objects_dir(),
@@ -105,6 +110,7 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
     ] {
         private_dir(&dir)?;
     }
+
     for (file, text) in &embedded {
         let path = config.objects_dir().join(file);
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
@@ -118,14 +124,17 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         publish,
         map: dial_map,
     };
+
     let outcome = runtime.block_on(supervise(config, server_options, &mut *on_event));
     drop(runtime);
+
     // The keeper has done so already, unless it was killed.
     let _ = fs::remove_dir_all(&run);
     if let Some(parent) = run.parent().filter(|p| p.starts_with("/tmp")) {
         let _ = fs::remove_dir(parent);
     }
     drop(lock);
+
     outcome
 }
 
@@ -147,7 +156,9 @@ fn private_dir(path: &Path) -> anyhow::Result<()> {
 /// 107 bytes.
 fn check_run_dir(run: &Path, name: &str) -> anyhow::Result<()> {
     use std::os::unix::fs::MetadataExt as _;
+
     let own = rustix::process::geteuid().as_raw();
+
     // A folder that the user chose is in a place that the user knows.
     let parent = run.parent().filter(|_| run == run_dir(name));
     for dir in std::iter::once(run).chain(parent) {
@@ -159,12 +170,14 @@ fn check_run_dir(run: &Path, name: &str) -> anyhow::Result<()> {
             );
         }
     }
+
     if run.join("control.sock").as_os_str().len() > 107 {
         bail!(
             "{} is too long a path for Unix sockets; choose a shorter one with --run-dir",
             run.display()
         );
     }
+
     Ok(())
 }
 
@@ -176,7 +189,9 @@ fn lock(state: &Path, name: &str) -> anyhow::Result<fs::File> {
         .create(true)
         .truncate(false)
         .open(&path);
+
     let mut file = file.with_context(|| format!("creating {}", path.display()))?;
+
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {
             // For whoever comes later. On a full disk the lock holds all the same.

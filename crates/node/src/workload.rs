@@ -72,10 +72,12 @@ pub(crate) fn start(context: Arc<Context>, spec: WorkloadSpec, address: Ipv4Addr
         .run_dir
         .join("workloads")
         .join(format!("{}_{}", spec.key.namespace, spec.key.pod));
+
     let (app_log, proxy_log) = (
         Log::new(&folder.join("app.log")),
         Log::new(&folder.join("proxy.log")),
     );
+
     let (commands, orders) = mpsc::unbounded_channel();
     let (status, seen) = watch::channel(WorkloadStatus::new(&spec, address));
     let sandbox = Arc::new(OnceLock::new());
@@ -99,7 +101,9 @@ pub(crate) fn start(context: Arc<Context>, spec: WorkloadSpec, address: Ipv4Addr
         status,
         context,
     };
+
     tokio::spawn(workload.run(orders));
+
     Handle {
         spec,
         status: seen,
@@ -141,6 +145,7 @@ impl Workload {
             Ok(sandbox) => _ = self.sandbox.set(sandbox),
             Err(error) => return self.fail(error, orders).await,
         }
+
         if self.spec.is_meshed() {
             self.proxy.start_now();
         } else {
@@ -148,7 +153,9 @@ impl Workload {
             self.proxy_ready = true;
             self.app.start_now();
         }
+
         let mut control = self.context.control_ready.clone();
+
         loop {
             self.publish();
             self.complain().await;
@@ -162,6 +169,7 @@ impl Workload {
                     None => std::future::pending().await,
                 }
             };
+
             tokio::select! {
                 order = orders.recv() => match order {
                     Some(Command::Stop(done)) => {
@@ -230,6 +238,7 @@ impl Workload {
             .warn(format!("workload {}: {error:#}", self.spec.key))
             .await;
         self.publish();
+
         while let Some(order) = orders.recv().await {
             if let Command::Stop(done) = order {
                 return self.tear_down(done);
@@ -244,6 +253,7 @@ impl Workload {
             "default" => String::new(),
             name => format!(" --mesh {name}"),
         };
+
         for (part, what, flag) in [
             (&mut self.app, "its program", ""),
             (&mut self.proxy, "its proxy", " -c proxy"),
@@ -283,16 +293,19 @@ impl Workload {
 
     fn try_start_proxy(&mut self) -> anyhow::Result<tokio::process::Child> {
         use anyhow::Context as _;
+
         let sandbox = self.sandbox.get().context("it has no network namespace")?;
         let token = self.context.token(&self.spec)?;
         let descriptor = token.descriptor();
         let own = self.folder.join("proxy");
+
         std::fs::create_dir_all(&own)?;
         let role = if self.spec.is_gateway() {
             "gateway"
         } else {
             "sidecar"
         };
+
         let spec = LaunchSpec {
             argv: proxy_arguments(
                 &self.context,
@@ -317,12 +330,15 @@ impl Workload {
             keep: vec![descriptor],
             ..LaunchSpec::default()
         };
+
         let child = child::spawn(
             &spec,
             &format!("{role} {}", self.spec.key.pod),
             Output::Log(Arc::clone(&self.proxy_log)),
         )?;
+
         self.token = Some(token);
+
         Ok(child)
     }
 
@@ -347,6 +363,7 @@ impl Workload {
                     Output::Log(Arc::clone(&self.app_log)),
                 )
             });
+
         match started {
             Ok(child) => self.app.started(child),
             Err(error) => self.app.failed(format!("{error:#}")),
@@ -366,6 +383,7 @@ impl Workload {
                                 .as_bytes(),
                         );
                     }
+
                     self.app_ready = false;
                     self.app.start_now();
                 }
@@ -437,18 +455,21 @@ impl Workload {
                 }
             }
         }
+
         let part = |part: &Part| PartStatus {
             running: part.is_running(),
             pid: part.pid(),
             restarts: part.restarts,
             last_exit: part.last_exit.clone(),
         };
+
         let phase = match () {
             () if self.sandbox.get().is_none() => Phase::Failed,
             () if self.app.is_crashing() || self.proxy.is_crashing() => Phase::BackOff,
             () if ready || self.proxy_silent => Phase::Running,
             () => Phase::Starting,
         };
+
         let new = WorkloadStatus {
             phase,
             ready,
@@ -461,6 +482,7 @@ impl Workload {
                 .or_else(|| self.message.clone()),
             ..WorkloadStatus::new(&self.spec, self.address)
         };
+
         self.status.send_if_modified(|old| {
             let changed = *old != new;
             *old = new;

@@ -63,6 +63,7 @@ impl Reflection {
                 .serialize_with_options(serde_json::value::Serializer, &options)
                 .ok()
         });
+
         match opened {
             Some(Value::Object(fields)) => {
                 let mut whole = serde_json::Map::new();
@@ -94,6 +95,7 @@ impl Reflection {
 
 fn base64(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
         let word = u32::from_be_bytes([
@@ -102,6 +104,7 @@ fn base64(bytes: &[u8]) -> String {
             *chunk.get(1).unwrap_or(&0),
             *chunk.get(2).unwrap_or(&0),
         ]);
+
         for place in 0..4 {
             let letter = LETTERS[(word >> (18 - 6 * place) & 63) as usize];
             out.push(if place <= chunk.len() {
@@ -111,12 +114,14 @@ fn base64(bytes: &[u8]) -> String {
             });
         }
     }
+
     out
 }
 
 /// Descriptors of the messages that are written by hand in [`crate::istio`].
 fn own_files() -> Vec<FileDescriptorProto> {
     use Type::{Bool, Int32, Message as Msg, String as Str};
+
     let one = Label::Optional;
     let many = Label::Repeated;
     let typed_struct = || {
@@ -128,6 +133,7 @@ fn own_files() -> Vec<FileDescriptorProto> {
             ],
         )
     };
+
     vec![
         file(
             "stats",
@@ -307,14 +313,17 @@ mod tests {
                     "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", "sni": "example"}}
             }]}
         });
+
         let bootstrap: Bootstrap = reflection.from_json(&value).expect("a good bootstrap");
         let dumped = reflection.to_json(&crate::pack(&bootstrap));
         let cluster = &dumped["static_resources"]["clusters"][0];
+
         assert_eq!(cluster["connect_timeout"], "1s");
         assert_eq!(
             cluster["transport_socket"]["typed_config"]["sni"],
             "example"
         );
+
         let wrong = reflection.from_json::<Bootstrap>(&serde_json::json!({"nodee": {}}));
         assert!(
             wrong
@@ -331,10 +340,12 @@ mod tests {
             disable_host_header_fallback: true,
             tcp_reporting_duration: None,
         };
+
         assert_eq!(
             reflection.to_json(&crate::pack(&stats))["disable_host_header_fallback"],
             true
         );
+
         let exchange = crate::istio::MetadataExchange {
             protocol: "istio-peer-exchange".to_owned(),
         };
@@ -342,6 +353,7 @@ mod tests {
             reflection.to_json(&crate::pack(&exchange))["protocol"],
             "istio-peer-exchange"
         );
+
         let table = crate::istio::NameTable {
             table: [(
                 "a.b".to_owned(),
@@ -352,14 +364,17 @@ mod tests {
             )]
             .into(),
         };
+
         assert_eq!(
             reflection.to_json(&crate::pack(&table))["table"]["a.b"]["ips"][0],
             "1.2.3.4"
         );
+
         let unknown = Any {
             type_url: "type.googleapis.com/no.Such".to_owned(),
             value: b"ab".to_vec(),
         };
+
         assert_eq!(reflection.to_json(&unknown)["value"], "YWI=");
     }
 }

@@ -53,6 +53,7 @@ pub fn unpack<M: Message + Name + Default>(any: &Any) -> Result<M, UnpackError> 
             found: any.type_url.clone(),
         });
     }
+
     M::decode(any.value.as_slice()).map_err(|error| UnpackError::Decode {
         wanted,
         reason: error.to_string(),

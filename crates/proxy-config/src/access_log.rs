@@ -139,6 +139,7 @@ impl JsonFormat {
                     out.push(b':');
                     value.render(facts, out);
                 }
+
                 out.push(b'}');
             }
             Self::Array(items) => {
@@ -289,11 +290,13 @@ mod tests {
                 constant => JsonFormat::Constant(constant),
             }
         }
+
         let mut out = Vec::new();
         LogFormat::Json(compile(format)).render(
             &Example(Value::List(vec![Value::Number(1.0), Value::Bool(true)])),
             &mut out,
         );
+
         String::from_utf8(out).expect("JSON")
     }
 

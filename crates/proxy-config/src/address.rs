@@ -59,6 +59,7 @@ impl Address {
             "network_namespace_filepath",
             !message.network_namespace_filepath.is_empty(),
         );
+
         let port = match &message.port_specifier {
             Some(core::socket_address::PortSpecifier::PortValue(port)) => {
                 u16::try_from(*port).map_err(|_| scope.reject(format!("{port} is not a port")))?
@@ -68,9 +69,11 @@ impl Address {
             }
             None => 0,
         };
+
         if message.address.is_empty() {
             return scope.refuse("an empty address");
         }
+
         Ok(match message.address.parse::<IpAddr>() {
             Ok(ip) => Self::Socket(SocketAddr::new(conn::canonical(ip), port)),
             Err(_) => Self::Name(message.address.as_str().into(), port),

@@ -89,6 +89,7 @@ impl SecretContent {
                     return scope
                         .refuse("private key providers, PKCS #12 and encrypted keys are unknown");
                 }
+
                 let chain =
                     scope.required("certificate_chain", certificate.certificate_chain.as_ref())?;
                 let key = scope.required("private_key", certificate.private_key.as_ref())?;
@@ -121,12 +122,14 @@ impl Bootstrap {
                 |listener| &listener.name,
                 |scope, listener| Listener::compile(listener, compiler, scope).map(Arc::new),
             )?;
+
             let clusters = scope.each_named(
                 "clusters",
                 &resources.clusters,
                 |cluster| &cluster.name,
                 |scope, cluster| Cluster::compile(cluster, scope).map(Arc::new),
             )?;
+
             let secrets = scope.each_named(
                 "secrets",
                 &resources.secrets,
@@ -139,8 +142,10 @@ impl Bootstrap {
                     })
                 },
             )?;
+
             Ok::<_, Rejection>((listeners, clusters, secrets))
         })?;
+
         let dynamic = message.dynamic_resources.clone().unwrap_or_default();
         let ads = match &dynamic.ads_config {
             None => None,
@@ -148,6 +153,7 @@ impl Bootstrap {
                 compile_ads(ads, scope)
             })?),
         };
+
         let over_ads =
             |field: &str, source: Option<&core::ConfigSource>| -> Result<bool, Rejection> {
                 use core::config_source::ConfigSourceSpecifier;
@@ -160,6 +166,7 @@ impl Bootstrap {
                     Some(_) => scope.refuse(format!("{field}: only ADS is known")),
                 }
             };
+
         let lds = over_ads("lds_config", dynamic.lds_config.as_ref())?;
         let cds = over_ads("cds_config", dynamic.cds_config.as_ref())?;
         if let Some(ads) = &ads
@@ -170,11 +177,14 @@ impl Bootstrap {
                 ads.cluster
             ));
         }
+
         let bind = message
             .cluster_manager
             .as_ref()
             .and_then(|manager| manager.upstream_bind_config.as_ref());
+
         scope.unsupported("cluster_manager.upstream_bind_config", bind.is_some());
+
         Ok(Self {
             node: message.node.clone().unwrap_or_default(),
             admin: match message
@@ -200,11 +210,13 @@ impl Bootstrap {
 
 fn compile_ads(message: &core::ApiConfigSource, scope: &Scope) -> Result<Ads, Rejection> {
     use core::api_config_source::ApiType;
+
     let delta = match ApiType::try_from(message.api_type) {
         Ok(ApiType::DeltaGrpc | ApiType::AggregatedDeltaGrpc) => true,
         Ok(ApiType::Grpc | ApiType::AggregatedGrpc) => false,
         _ => return scope.refuse("only gRPC is known"),
     };
+
     match grpc_cluster(message) {
         Some(cluster) => Ok(Ads {
             cluster: cluster.into(),

@@ -136,23 +136,27 @@ impl ChainTree {
             Some(port) => Some(port_of(port.value, scope)?),
             None => None,
         };
+
         let destinations = ranges("prefix_ranges", &message.prefix_ranges, scope)?;
         let direct = ranges(
             "direct_source_prefix_ranges",
             &message.direct_source_prefix_ranges,
             scope,
         )?;
+
         let sources = ranges("source_prefix_ranges", &message.source_prefix_ranges, scope)?;
         let source_ports = or_any(scope.each(
             "source_ports",
             &message.source_ports,
             |scope, port| port_of(*port, scope),
         )?);
+
         let names = or_any(
             scope.each("server_names", &message.server_names, |scope, name| {
                 server_name(name, scope)
             })?,
         );
+
         let applications: Vec<Option<Box<str>>> = or_any(
             message
                 .application_protocols
@@ -160,6 +164,7 @@ impl ChainTree {
                 .map(|name| name.as_str().into())
                 .collect(),
         );
+
         let transport = match message.transport_protocol.as_str() {
             "" => None,
             "raw_buffer" => Some(TransportKey::Known(TransportProtocol::RawBuffer)),
@@ -167,6 +172,7 @@ impl ChainTree {
             "quic" => Some(TransportKey::Known(TransportProtocol::Quic)),
             other => Some(TransportKey::Unknown(other.into())),
         };
+
         let kind = ConnectionSourceType::try_from(message.source_type)
             .map_err(|_| scope.reject(format!("unknown source_type {}", message.source_type)))?;
         let leaves = [
@@ -177,6 +183,7 @@ impl ChainTree {
             sources.len(),
             source_ports.len(),
         ];
+
         if leaves
             .iter()
             .try_fold(1usize, |product, length| product.checked_mul(*length))
@@ -186,6 +193,7 @@ impl ChainTree {
                 "filter_chain_match stands for more than {MAX_LEAVES} combinations"
             ));
         }
+
         for destination in &destinations {
             let by_name = self.ports.entry(port).entry(*destination);
             for name in &names {
@@ -196,6 +204,7 @@ impl ChainTree {
                     }
                     None => by_name.any.get_or_insert_default(),
                 };
+
                 for application in &applications {
                     let by_direct = transports
                         .entry(transport.clone())
@@ -214,6 +223,7 @@ impl ChainTree {
                                 kinds.external.get_or_insert_default()
                             }
                         };
+
                         for source in &sources {
                             for port in &source_ports {
                                 let leaf = by_source.entry(*source).entry(*port);
@@ -229,6 +239,7 @@ impl ChainTree {
                 }
             }
         }
+
         Ok(())
     }
 
@@ -240,6 +251,7 @@ impl ChainTree {
             .exact
             .get(&conn.local.port())
             .or(self.ports.any.as_deref())?;
+
         let transports = by_address
             .find(destination)?
             .find(conn.server_name.as_deref().unwrap_or_default())?;
@@ -250,9 +262,11 @@ impl ChainTree {
             .iter()
             .find_map(|protocol| applications.exact.get(&**protocol))
             .or(applications.any.as_deref())?;
+
         let kinds = by_direct.find(conn.direct_remote.ip())?;
         let by_source = kinds.find(conn)?;
         let ports = by_source.find(conn.remote.ip())?;
+
         ports
             .exact
             .get(&conn.remote.port())
@@ -268,6 +282,7 @@ impl Names {
             if let Some(found) = self.exact.get(name) {
                 return Some(found);
             }
+
             // The wildcard stands for at least one character.
             let found = memchr::memchr_iter(b'.', name.as_bytes())
                 .filter(|at| *at > 0)
@@ -276,6 +291,7 @@ impl Names {
                 return found;
             }
         }
+
         self.any.as_deref()
     }
 }
@@ -293,6 +309,7 @@ impl Kinds {
                 return chosen.as_ref();
             }
         }
+
         self.has_any.then_some(&self.any)
     }
 }

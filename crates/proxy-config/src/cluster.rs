@@ -148,6 +148,7 @@ impl Cluster {
                 .iter()
                 .all(|(key, wanted)| own.and_then(|own| own.field(key)) == Some(wanted))
         };
+
         match self.transport_matches.iter().find(admits) {
             Some(matcher) => (&matcher.transport, Some(&matcher.name)),
             None => (&self.transport, None),

@@ -62,6 +62,7 @@ pub(crate) fn keepalive(message: &core::TcpKeepalive) -> Keepalive {
             .as_ref()
             .map(|value| Duration::from_secs(u64::from(value.value)))
     };
+
     Keepalive {
         probes: message.keepalive_probes.as_ref().map(|probes| probes.value),
         time: seconds(&message.keepalive_time),
@@ -83,6 +84,7 @@ pub(crate) fn http1_options(
         "default_host_for_http_10",
         !message.default_host_for_http_10.is_empty(),
     );
+
     Http1Options {
         accept_http_10: message.accept_http_10,
         trailers: message.enable_trailers,
@@ -101,6 +103,7 @@ pub(crate) fn http2_options(
     let keepalive = message.connection_keepalive.as_ref();
     scope.unsupported("hpack_table_size", message.hpack_table_size.is_some());
     scope.unsupported("allow_connect", message.allow_connect);
+
     Ok(Http2Options {
         max_concurrent_streams: value(&message.max_concurrent_streams),
         initial_stream_window: value(&message.initial_stream_window_size),

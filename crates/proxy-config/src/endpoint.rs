@@ -105,6 +105,7 @@ impl EndpointSet {
             overprovisioning_factor: 140,
             ..Self::default()
         };
+
         if let Some(policy) = &message.policy {
             if let Some(factor) = &policy.overprovisioning_factor {
                 set.overprovisioning_factor = factor.value.max(1);
@@ -113,6 +114,7 @@ impl EndpointSet {
                 "policy.endpoint_stale_after",
                 policy.endpoint_stale_after.is_some(),
             );
+
             set.drops = policy
                 .drop_overloads
                 .iter()
@@ -123,9 +125,11 @@ impl EndpointSet {
                 })
                 .collect();
         }
+
         scope.each("endpoints", &message.endpoints, |scope, group| {
             set.compile_locality(group, scope)
         })?;
+
         Ok(set)
     }
 
@@ -141,6 +145,7 @@ impl EndpointSet {
                 group.priority
             ));
         }
+
         let number = u32::try_from(self.localities.len())
             .map_err(|_| scope.reject("too many localities"))?;
         let locality = group.locality.clone().unwrap_or_default();
@@ -157,6 +162,7 @@ impl EndpointSet {
                 .map_or(0, |weight| weight.value),
             metadata: Metadata::from_option(group.metadata.as_ref()),
         });
+
         let endpoints = match &group.lb_config {
             None => &group.lb_endpoints,
             Some(proto::locality_lb_endpoints::LbConfig::LoadBalancerEndpoints(list)) => {
@@ -166,10 +172,12 @@ impl EndpointSet {
                 return scope.refuse("LEDS is not supported");
             }
         };
+
         let compiled = scope.each("lb_endpoints", endpoints, |scope, endpoint| {
             Endpoint::compile(endpoint, number, group.priority, scope).map(Arc::new)
         })?;
         self.endpoints.extend(compiled);
+
         Ok(())
     }
 
@@ -193,6 +201,7 @@ impl EndpointSet {
             overprovisioning_factor: self.overprovisioning_factor,
             ..config.clone()
         };
+
         let localities: Vec<LocalitySpec> = self
             .localities
             .iter()
@@ -200,6 +209,7 @@ impl EndpointSet {
                 weight: locality.weight,
             })
             .collect();
+
         Balancer::build(&config, &self.hosts(hash_by_hostname), &localities, health)
     }
 
@@ -228,17 +238,20 @@ impl Endpoint {
             }
             None => return scope.refuse("an endpoint without address"),
         };
+
         let address = Address::compile_required(endpoint.address.as_ref(), scope)?;
         let additional_addresses = scope.each(
             "additional_addresses",
             &endpoint.additional_addresses,
             |scope, more| Address::compile_required(more.address.as_ref(), scope),
         )?;
+
         let metadata = Metadata::from_option(message.metadata.as_ref());
         let hash_key = metadata
             .at("envoy.lb", &["hash_key"])
             .and_then(Value::as_str)
             .filter(|key| !key.is_empty());
+
         let status = match HealthStatus::try_from(message.health_status) {
             Ok(HealthStatus::Unknown | HealthStatus::Healthy) => EndpointStatus::Healthy,
             Ok(HealthStatus::Unhealthy) | Err(_) => EndpointStatus::Unhealthy,
@@ -246,6 +259,7 @@ impl Endpoint {
             Ok(HealthStatus::Timeout) => EndpointStatus::Timeout,
             Ok(HealthStatus::Degraded) => EndpointStatus::Degraded,
         };
+
         Ok(Self {
             hash_key: hash_key.map_or_else(|| address.to_string().into(), Into::into),
             additional_addresses,
@@ -267,8 +281,10 @@ impl Endpoint {
     pub fn resolved(&self, ip: IpAddr) -> Self {
         let port = self.address.port().unwrap_or(0);
         let address = Address::Socket(std::net::SocketAddr::new(ip, port));
+
         // Logical names keep hashing by address, as Envoy does.
         let own_key = *self.hash_key != *self.address.to_string();
+
         Self {
             hash_key: if own_key {
                 self.hash_key.clone()
@@ -297,6 +313,7 @@ impl Endpoint {
                 .collect(),
             _ => Vec::new(),
         };
+
         Host {
             weight: self.weight,
             priority: self.priority,

@@ -23,6 +23,7 @@ impl Hasher for Fast {
             self.mix(u64::from_le_bytes(word.try_into().unwrap_or_default()));
         }
         let rest = words.remainder();
+
         if !rest.is_empty() {
             let mut word = [0; 8];
             word[..rest.len()].copy_from_slice(rest);

@@ -71,6 +71,7 @@ fn compile_slot(
         }
         None => &Any::default(),
     };
+
     if kind_of(any, &message.name, scope)? == GRPC_WEB {
         // Nothing here translates it: its requests pass as the HTTP that they are.
         scope.warn(
@@ -82,6 +83,7 @@ fn compile_slot(
         );
         return Ok(None);
     }
+
     let filter = match compile_filter(&message.name, any, owner, compiler, scope)? {
         Some(filter) => filter,
         None if message.is_optional => {
@@ -103,6 +105,7 @@ fn compile_slot(
             ));
         }
     };
+
     Ok(Some(HttpFilterSlot {
         name: message.name.as_str().into(),
         filter,
@@ -202,6 +205,7 @@ const GRPC_WEB: &str = "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
 /// or as a name alone.
 fn without_host(any: &Any, scope: &Scope) -> Result<bool, Rejection> {
     use meltemi_proto::google::protobuf::value::Kind;
+
     match type_name(any) {
         "stats.PluginConfig" => Ok(scope
             .unpack::<StatsConfig>(any)?
@@ -234,7 +238,9 @@ pub(crate) fn compile_overrides(
             settings.push((name.as_str().into(), setting));
         }
     }
+
     settings.sort_by(|(a, _): &(Box<str>, _), (b, _)| a.cmp(b));
+
     Ok(Overrides::new(settings))
 }
 
@@ -258,6 +264,7 @@ fn compile_override(
             None => return Ok(Some(Override::Enabled)),
         }
     }
+
     Ok(Some(match type_name(any) {
         "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => {
             let config: proto::rbac::v3::RbacPerRoute = scope.unpack(any)?;

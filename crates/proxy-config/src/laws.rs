@@ -56,6 +56,7 @@ fn changed(mut bytes: Vec<u8>, changes: &[Change]) -> Vec<u8> {
                 .index(bytes.len() + 1)
                 .min(bytes.len().saturating_sub(1))
         };
+
         match change {
             _ if bytes.is_empty() => {}
             Change::Set(index, to) => {
@@ -77,6 +78,7 @@ fn changed(mut bytes: Vec<u8>, changes: &[Change]) -> Vec<u8> {
             }
         }
     }
+
     bytes
 }
 
@@ -100,10 +102,12 @@ fn header(name: &str) -> route::HeaderMatcher {
 fn rules() -> rbac::Rbac {
     use rbac::permission::Rule;
     use rbac::principal::Identifier;
+
     let range = core::CidrRange {
         address_prefix: "10.0.0.0".into(),
         prefix_len: Some(UInt32Value { value: 8 }),
     };
+
     let permission = |rule| rbac::Permission { rule: Some(rule) };
     let principal = |identifier| rbac::Principal {
         identifier: Some(identifier),
@@ -115,6 +119,7 @@ fn rules() -> rbac::Rbac {
         permission(Rule::NotRule(Box::new(permission(Rule::Any(true))))),
         permission(Rule::RequestedServerName(text("a"))),
     ];
+
     let identities = vec![
         principal(Identifier::DirectRemoteIp(range)),
         principal(Identifier::Header(header("x-user"))),
@@ -122,6 +127,7 @@ fn rules() -> rbac::Rbac {
             principal_name: Some(text("spiffe://")),
         })),
     ];
+
     let policy = rbac::Policy {
         permissions: vec![permission(Rule::AndRules(rbac::permission::Set {
             rules: all,
@@ -131,6 +137,7 @@ fn rules() -> rbac::Rbac {
         }))],
         ..Default::default()
     };
+
     rbac::Rbac {
         policies: [("p".to_owned(), policy)].into(),
         ..Default::default()
@@ -140,11 +147,13 @@ fn rules() -> rbac::Rbac {
 fn table() -> route::RouteConfiguration {
     use route::route::Action;
     use route::route_action::ClusterSpecifier;
+
     let share = |name: &str, weight| route::weighted_cluster::ClusterWeight {
         name: name.into(),
         weight: Some(UInt32Value { value: weight }),
         ..Default::default()
     };
+
     let forward = route::RouteAction {
         cluster_specifier: Some(ClusterSpecifier::WeightedClusters(route::WeightedCluster {
             clusters: vec![share("a", 30), share("b", 70)],
@@ -176,6 +185,7 @@ fn table() -> route::RouteConfiguration {
         }],
         ..Default::default()
     };
+
     let on = |path, action| route::Route {
         r#match: Some(route::RouteMatch {
             path_specifier: Some(path),
@@ -193,11 +203,14 @@ fn table() -> route::RouteConfiguration {
         }],
         ..Default::default()
     };
+
     use route::route_match::PathSpecifier;
+
     let regex = matcher::RegexMatcher {
         regex: "/a/[0-9]+".into(),
         ..Default::default()
     };
+
     route::RouteConfiguration {
         name: "r".into(),
         virtual_hosts: vec![route::VirtualHost {
@@ -225,6 +238,7 @@ fn table() -> route::RouteConfiguration {
 
 fn rich_cluster() -> cluster::Cluster {
     use cluster::circuit_breakers::Thresholds;
+
     cluster::Cluster {
         connect_timeout: Some(Duration {
             seconds: 1,
@@ -277,10 +291,12 @@ fn http_filters() -> Vec<(&'static str, Any)> {
             istio_headers: Some(IstioHeaders::default()),
         }]
     };
+
     let percentage = Some(FractionalPercent {
         numerator: 5,
         ..Default::default()
     });
+
     vec![
         (
             "envoy.filters.http.rbac",
@@ -332,6 +348,7 @@ fn listeners(inside: &[Change]) -> Vec<listener::Listener> {
         value: changed(any.value, inside),
         ..any
     };
+
     let mut all: Vec<listener::Listener> = http_filters()
         .into_iter()
         .map(|(name, any)| {
@@ -343,15 +360,18 @@ fn listeners(inside: &[Change]) -> Vec<listener::Listener> {
             )
         })
         .collect();
+
     let limit = ConnectionLimit {
         stat_prefix: "x".into(),
         ..Default::default()
     };
+
     let network_rbac = meltemi_proto::envoy::extensions::filters::network::rbac::v3::Rbac {
         stat_prefix: "x".into(),
         rules: Some(rules()),
         ..Default::default()
     };
+
     let mut tcp = simple(
         "l",
         "10.0.0.1",
@@ -365,6 +385,7 @@ fn listeners(inside: &[Change]) -> Vec<listener::Listener> {
             tcp_proxy("c"),
         ],
     );
+
     tcp.filter_chains[0].transport_socket = Some(downstream_tls(false, None));
     tcp.filter_chains[0].filter_chain_match = Some(listener::FilterChainMatch {
         server_names: vec!["a.example".into(), "*.b.example".into()],
@@ -372,10 +393,12 @@ fn listeners(inside: &[Change]) -> Vec<listener::Listener> {
         transport_protocol: "tls".into(),
         ..Default::default()
     });
+
     let log = file::FileAccessLog {
         path: "/dev/stdout".into(),
         ..Default::default()
     };
+
     tcp.access_log = vec![meltemi_proto::envoy::config::accesslog::v3::AccessLog {
         name: "envoy.access_loggers.file".into(),
         config_type: Some(
@@ -385,7 +408,9 @@ fn listeners(inside: &[Change]) -> Vec<listener::Listener> {
         ),
         ..Default::default()
     }];
+
     all.push(tcp);
+
     all
 }
 
@@ -403,13 +428,16 @@ fn endpoints() -> endpoint::ClusterLoadAssignment {
 /// Compiles bytes as each of the types that a server may send; what compiles is used, too.
 fn compile_all(any: &dyn Fn(&str) -> Any) {
     use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
+
     let compiler = Compiler::default();
     if let Ok((compiled, _)) = compiler.listener_from(&any(LISTENER)) {
         let address = "10.0.0.1:80".parse().expect("an address");
         compiled.chains.select(&ConnInfo::plain(address, address));
     }
+
     let _ = compiler.cluster_from(&any(CLUSTER));
     let _ = compiler.route_from(&any(ROUTE));
+
     if let Ok((set, _)) = compiler.endpoints_from(&any(ENDPOINT)) {
         set.balancer(&meltemi_lb::Config::default(), false, |_| {
             meltemi_lb::Health::Healthy

@@ -43,6 +43,7 @@ impl Memo {
         T: Dynamic + Send + Sync,
     {
         let key = fingerprint::<M>(any);
+
         // Nobody panics with the lock held, and what it guards is whole at all times.
         if let Some(part) = self
             .0
@@ -55,6 +56,7 @@ impl Memo {
         {
             return Ok((value, part.warnings.clone()));
         }
+
         let message: M = Scope::new().unpack(any)?;
         let (value, warnings) = compile(&message)?;
         let shared: Arc<dyn Dynamic + Send + Sync> = value.clone();
@@ -62,12 +64,15 @@ impl Memo {
             value: Arc::downgrade(&shared),
             warnings: warnings.clone(),
         };
+
         let mut parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if parts.known.len() >= parts.sweep_at {
             parts.known.retain(|_, part| part.value.strong_count() > 0);
             parts.sweep_at = (parts.known.len() * 2).max(64);
         }
+
         parts.known.insert(key, part);
+
         Ok((value, warnings))
     }
 }

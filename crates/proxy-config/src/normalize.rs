@@ -51,6 +51,7 @@ impl PathNormalization {
     pub fn apply(&self, path: &str, out: &mut Vec<u8>) -> PathOutcome {
         out.clear();
         let bytes = path.as_bytes();
+
         // A fragment must not reach a server that reads it otherwise than the policies do.
         if memchr::memchr(b'#', bytes).is_some() {
             return PathOutcome::Reject("path_with_fragment_rejected");
@@ -73,22 +74,26 @@ impl PathNormalization {
             }
             current = unescape_slashes(path).into();
         }
+
         if self.normalize && needs_canonical(&current) {
             match canonical(&current) {
                 Some(canonical) => current = canonical.into(),
                 None => return PathOutcome::Reject(NORMALIZATION_FAILED),
             }
         }
+
         if self.merge_slashes && current.windows(2).any(|pair| pair == b"//") {
             let mut merged = current.into_owned();
             merged.dedup_by(|next, last| *next == b'/' && *last == b'/');
             current = merged.into();
         }
+
         if *current == *path {
             return PathOutcome::Unchanged;
         }
         out.extend_from_slice(&current);
         out.extend_from_slice(query);
+
         if redirect {
             PathOutcome::Redirect
         } else {
@@ -120,6 +125,7 @@ fn unescape_slashes(path: &[u8]) -> Vec<u8> {
             rest = tail;
         }
     }
+
     out
 }
 
@@ -181,6 +187,7 @@ fn canonical(path: &[u8]) -> Option<Vec<u8>> {
                         // As it came: Envoy leaves the digits' case to the client.
                         _ => decoded.extend_from_slice(&rest[..3]),
                     }
+
                     rest = &rest[3..];
                     continue;
                 }
@@ -195,8 +202,10 @@ fn canonical(path: &[u8]) -> Option<Vec<u8>> {
             byte if is_encoded(*byte) => encode(*byte, &mut decoded),
             byte => decoded.push(*byte),
         }
+
         rest = tail;
     }
+
     let mut out: Vec<u8> = Vec::with_capacity(decoded.len());
     let mut segments = decoded[1..].split(|byte| *byte == b'/').peekable();
     while let Some(segment) = segments.next() {
@@ -221,9 +230,11 @@ fn canonical(path: &[u8]) -> Option<Vec<u8>> {
             }
         }
     }
+
     if out.is_empty() {
         out.push(b'/');
     }
+
     Some(out)
 }
 
@@ -278,6 +289,7 @@ mod tests {
                 ),
             }
         }
+
         for path in [
             "/",
             "/a/b",
@@ -298,6 +310,7 @@ mod tests {
                 "{path}"
             );
         }
+
         assert_eq!(apply(ISTIO, "/a//b").0, PathOutcome::Unchanged);
     }
 
@@ -318,16 +331,19 @@ mod tests {
                 "{path}"
             );
         }
+
         let reject = PathNormalization {
             escaped_slashes: EscapedSlashes::Reject,
             ..ISTIO
         };
+
         assert!(matches!(apply(reject, "/a%2Fb").0, PathOutcome::Reject(_)));
         let redirect = PathNormalization {
             escaped_slashes: EscapedSlashes::Redirect,
             merge_slashes: true,
             ..ISTIO
         };
+
         assert_eq!(
             apply(redirect, "/a%2F%5cb"),
             (PathOutcome::Redirect, "/a/b".to_owned())

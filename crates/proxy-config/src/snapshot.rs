@@ -91,6 +91,7 @@ impl ProxySnapshot {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
+
         self.by_destination
             .get(&destination)
             .or_else(|| {
@@ -186,6 +187,7 @@ impl SnapshotBuilder {
                 .values()
                 .filter(|listener| !listener.bind_to_port)
                 .collect();
+
             unbound.sort_by(|a, b| b.name.cmp(&a.name));
             let mut by_destination =
                 HashMap::with_capacity_and_hasher(unbound.len(), FastHash::default());
@@ -197,8 +199,10 @@ impl SnapshotBuilder {
                     by_destination.insert(address, listener.clone());
                 }
             }
+
             self.next.by_destination = by_destination;
         }
+
         self.next
     }
 }

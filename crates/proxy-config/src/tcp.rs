@@ -68,6 +68,7 @@ impl TcpProxy {
                     .table
                     .partition_point(|(bound, _)| *bound <= point)
                     .min(weights.table.len() - 1);
+
                 let chosen = &weights.table[at].1;
                 (
                     &chosen.cluster,

@@ -79,6 +79,7 @@ pub(crate) fn manager(filters: Vec<hcm::HttpFilter>) -> listener::Filter {
         normalize_path: Some(BoolValue { value: true }),
         ..Default::default()
     };
+
     network(
         "envoy.filters.network.http_connection_manager",
         pack(&message),
@@ -125,6 +126,7 @@ fn unknown_filters_refuse_the_listener_unless_optional() {
                 .into(),
         value: vec![],
     };
+
     assert!(
         compile(vec![
             http_filter("envoy.filters.http.jwt_authn", jwt),
@@ -132,6 +134,7 @@ fn unknown_filters_refuse_the_listener_unless_optional() {
         ])
         .is_err()
     );
+
     let mut optional = http_filter("oauth2", unknown());
     optional.is_optional = true;
     let (compiled, warnings) = compile(vec![optional, router()]).expect("left out");
@@ -144,12 +147,14 @@ fn unknown_filters_refuse_the_listener_unless_optional() {
         compile(vec![]).is_err(),
         "without a router nothing is served"
     );
+
     let other = compile_listener(&simple(
         "l",
         "0.0.0.0",
         80,
         vec![network("x", unknown()), tcp_proxy("c")],
     ));
+
     assert!(other.is_err(), "nor are unknown network filters left out");
     assert!(compile_listener(&simple("l", "0.0.0.0", 80, vec![])).is_err());
     assert!(
@@ -184,6 +189,7 @@ pub(crate) fn downstream_tls(
         )),
         ..Default::default()
     };
+
     let context = tls::DownstreamTlsContext {
         common_tls_context: Some(tls::CommonTlsContext {
             tls_certificate_sds_secret_configs: vec![tls::SdsSecretConfig {
@@ -197,6 +203,7 @@ pub(crate) fn downstream_tls(
         require_client_certificate: Some(BoolValue { value: require }),
         ..Default::default()
     };
+
     core::TransportSocket {
         name: "envoy.transport_sockets.tls".into(),
         config_type: Some(core::transport_socket::ConfigType::TypedConfig(pack(
@@ -208,15 +215,18 @@ pub(crate) fn downstream_tls(
 #[test]
 fn tls_terms_are_plain_data_and_never_left_out() {
     use tls::common_tls_context::ValidationContextType;
+
     let compile = |socket| {
         let mut message = simple("l", "0.0.0.0", 443, vec![tcp_proxy("c")]);
         message.filter_chains[0].transport_socket = Some(socket);
         compile_listener(&message)
     };
+
     let root = ValidationContextType::ValidationContextSdsSecretConfig(tls::SdsSecretConfig {
         name: "ROOTCA".into(),
         sds_config: None,
     });
+
     let (compiled, _) = compile(downstream_tls(true, Some(root))).expect("compiles");
     let terms = compiled.chains.all[0].transport.tls().expect("TLS");
     assert!(terms.require_client_certificate);
@@ -228,18 +238,22 @@ fn tls_terms_are_plain_data_and_never_left_out() {
         .secrets()
         .map(|secret| (&*secret.name, &secret.source))
         .collect();
+
     assert_eq!(
         secrets[0],
         ("default", &SecretSource::Cluster("sds-grpc".into()))
     );
+
     assert!(
         compile(downstream_tls(true, None)).is_err(),
         "nothing to verify the client by"
     );
+
     let unknown = core::TransportSocket {
         name: "x".into(),
         config_type: Some(core::transport_socket::ConfigType::TypedConfig(unknown())),
     };
+
     assert!(
         compile(unknown).is_err(),
         "an unknown transport is not plaintext"
@@ -251,10 +265,12 @@ fn a_peer_goes_on_under_terms_that_it_would_meet() {
     use crate::tls::DownstreamTls;
     use meltemi_proto::envoy::r#type::matcher::v3::{StringMatcher, string_matcher};
     use tls::common_tls_context::ValidationContextType;
+
     let inline = |text: &str| core::DataSource {
         specifier: Some(core::data_source::Specifier::InlineString(text.to_owned())),
         ..Default::default()
     };
+
     let terms = |roots: &str, domains: &[&str]| {
         let sans = domains.iter().map(|domain| tls::SubjectAltNameMatcher {
             san_type: tls::subject_alt_name_matcher::SanType::Uri as i32,
@@ -266,11 +282,13 @@ fn a_peer_goes_on_under_terms_that_it_would_meet() {
             }),
             ..Default::default()
         });
+
         let validation = tls::CertificateValidationContext {
             trusted_ca: Some(inline(roots)),
             match_typed_subject_alt_names: sans.collect(),
             ..Default::default()
         };
+
         let message = tls::DownstreamTlsContext {
             common_tls_context: Some(tls::CommonTlsContext {
                 tls_certificates: vec![tls::TlsCertificate {
@@ -284,8 +302,10 @@ fn a_peer_goes_on_under_terms_that_it_would_meet() {
             require_client_certificate: Some(BoolValue { value: true }),
             ..Default::default()
         };
+
         DownstreamTls::compile(&message, &mut meltemi_filters::Scope::new()).expect("compiles")
     };
+
     let old = terms("roots", &["one"]);
     let peer = meltemi_filters::TlsPeer {
         presented: true,
@@ -293,22 +313,27 @@ fn a_peer_goes_on_under_terms_that_it_would_meet() {
         uri_sans: vec!["spiffe://one/ns/a/sa/b".into()],
         ..Default::default()
     };
+
     assert!(
         terms("roots", &["one", "two"]).goes_on_with(&old, &peer),
         "one more domain is trusted"
     );
+
     assert!(
         terms("roots", &[]).goes_on_with(&old, &peer),
         "every domain is"
     );
+
     assert!(
         !terms("roots", &["two"]).goes_on_with(&old, &peer),
         "its own is no longer"
     );
+
     assert!(
         !terms("others", &["one"]).goes_on_with(&old, &peer),
         "others vouch now"
     );
+
     let nobody = meltemi_filters::TlsPeer::default();
     assert!(
         !terms("roots", &["one"]).goes_on_with(&old, &nobody),
@@ -319,6 +344,7 @@ fn a_peer_goes_on_under_terms_that_it_would_meet() {
 #[test]
 fn verification_that_cannot_be_done_refuses_and_pins_are_read() {
     use tls::common_tls_context::ValidationContextType;
+
     let compile =
         |change: &dyn Fn(&mut tls::CommonTlsContext, &mut tls::CertificateValidationContext)| {
             let mut validation = tls::CertificateValidationContext {
@@ -328,6 +354,7 @@ fn verification_that_cannot_be_done_refuses_and_pins_are_read() {
                 }),
                 ..Default::default()
             };
+
             let mut common = tls::CommonTlsContext::default();
             change(&mut common, &mut validation);
             common.validation_context_type =
@@ -336,17 +363,20 @@ fn verification_that_cannot_be_done_refuses_and_pins_are_read() {
                 common_tls_context: Some(common),
                 ..Default::default()
             };
+
             let socket = core::TransportSocket {
                 name: "envoy.transport_sockets.tls".into(),
                 config_type: Some(core::transport_socket::ConfigType::TypedConfig(pack(
                     &context,
                 ))),
             };
+
             compile_cluster(&cluster::Cluster {
                 transport_socket: Some(socket),
                 ..eds("c")
             })
         };
+
     let spki = "NvqYIYSbgK2vCJpQhObf77vv+bQWtc5ek5RIOwPiC9A=";
     let hash = "DF:6F:F7:2F:E9:11:65:21:26:8F:6F:2D:D4:96:6F:51:DF:47:98:83:FE:70:37:B3:9F:75:91:6A:C3:04:9D:1A";
     let (pinned, warnings) = compile(&|_, validation| {
@@ -355,6 +385,7 @@ fn verification_that_cannot_be_done_refuses_and_pins_are_read() {
             vec![hash.into(), hash.replace(':', "").to_lowercase()];
     })
     .expect("good pins");
+
     let validation = &pinned.transport.tls().expect("TLS").common.validation;
     assert_eq!(
         (
@@ -363,17 +394,21 @@ fn verification_that_cannot_be_done_refuses_and_pins_are_read() {
         ),
         (1, 0xdf)
     );
+
     assert_eq!(
         validation.certificate_pins[0],
         validation.certificate_pins[1]
     );
+
     assert!(
         validation.accepts_pin(&validation.certificate_pins[0], &[0; 32])
             && validation.accepts_pin(&[0; 32], &validation.spki_pins[0])
     );
+
     assert!(!validation.accepts_pin(&[0; 32], &[0; 32]));
     assert!(warnings.is_empty());
     type Change = fn(&mut tls::CommonTlsContext, &mut tls::CertificateValidationContext);
+
     let refused: [(&str, Change); 9] = [
         ("verify_certificate_spki[0]", |_, v| {
             v.verify_certificate_spki = vec!["AAAA".into()]
@@ -423,10 +458,12 @@ fn verification_that_cannot_be_done_refuses_and_pins_are_read() {
             })
         }),
     ];
+
     for (wanted, change) in refused {
         let rejection = compile(&change).expect_err(wanted).to_string();
         assert!(rejection.contains(wanted), "{wanted}: {rejection}");
     }
+
     let (_, warnings) =
         compile(&|_, v| v.only_verify_leaf_cert_crl = true).expect("stricter than asked for");
     assert_eq!(warnings.len(), 1);
@@ -440,6 +477,7 @@ fn original_destinations_find_their_listener() {
         15001,
         vec![tcp_proxy("PassthroughCluster")],
     );
+
     outbound.use_original_dst = Some(BoolValue { value: true });
     outbound.bind_to_port = None;
     let compiler = Compiler::default();
@@ -461,6 +499,7 @@ fn original_destinations_find_their_listener() {
     ] {
         builder.set_listener(compiler.listener(&message).expect("compiles").0);
     }
+
     let snapshot = builder.build();
     let at = snapshot.listener("virtualOutbound").expect("is there");
     let name = |destination: &str| {
@@ -470,10 +509,12 @@ fn original_destinations_find_their_listener() {
         assert!(Arc::ptr_eq(chain, &listener.chains.all[0]));
         listener.name.clone()
     };
+
     assert_eq!(&*name("10.45.0.7:9080"), "0.0.0.0_9080");
     assert_eq!(&*name("10.45.0.1:3306"), "10.45.0.1_3306");
     assert_eq!(&*name("10.45.0.2:3306"), "virtualOutbound");
     assert_eq!(&*name("[::ffff:10.45.0.1]:3306"), "10.45.0.1_3306");
+
     // What a push does not name stays the same value.
     let mut builder = snapshot.edit();
     builder.remove_listener("10.45.0.1_3306");
@@ -482,12 +523,14 @@ fn original_destinations_find_their_listener() {
         next.find_original_dst("10.45.0.1:3306".parse().expect("address"))
             .is_none()
     );
+
     let same = |name: &str| {
         Arc::ptr_eq(
             snapshot.listener(name).expect("old"),
             next.listener(name).expect("new"),
         )
     };
+
     assert!(same("0.0.0.0_9080") && same("virtualOutbound"));
 }
 
@@ -497,12 +540,14 @@ fn the_same_bytes_are_the_same_value() {
     let any = pack(&simple("l", "0.0.0.0", 80, vec![tcp_proxy("a")]));
     let (first, _) = compiler.listener_from(&any).expect("compiles");
     let (second, _) = compiler.listener_from(&any).expect("compiles");
+
     assert!(Arc::ptr_eq(&first, &second));
     let other = pack(&simple("l", "0.0.0.0", 80, vec![tcp_proxy("b")]));
     assert!(!Arc::ptr_eq(
         &first,
         &compiler.listener_from(&other).expect("compiles").0
     ));
+
     assert!(
         compiler.cluster_from(&any).is_err(),
         "another type is refused"
@@ -535,12 +580,14 @@ fn auto_mtls_goes_by_the_endpoints_metadata() {
         sni: "outbound_.9080_._.details".into(),
         ..Default::default()
     };
+
     let socket = |any: Any| {
         Some(core::TransportSocket {
             name: String::new(),
             config_type: Some(core::transport_socket::ConfigType::TypedConfig(any)),
         })
     };
+
     let raw =
         meltemi_proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer::default();
     let message = cluster::Cluster {
@@ -558,6 +605,7 @@ fn auto_mtls_goes_by_the_endpoints_metadata() {
         ],
         ..eds("outbound|9080||details")
     };
+
     let (compiled, warnings) = compile_cluster(&message).expect("compiles");
     assert_eq!(warnings, []);
     let mut meshed = Metadata::default();
@@ -566,12 +614,14 @@ fn auto_mtls_goes_by_the_endpoints_metadata() {
         "tlsMode",
         Value::string("istio"),
     );
+
     let (transport, name) = compiled.transport_for(&meshed);
     assert_eq!(name.map(|name| &**name), Some("tlsMode-istio"));
     assert_eq!(
         transport.tls().map(|tls| &*tls.sni),
         Some("outbound_.9080_._.details")
     );
+
     let (transport, name) = compiled.transport_for(&Metadata::default());
     assert_eq!(name.map(|name| &**name), Some("tlsMode-disabled"));
     assert!(matches!(transport, UpstreamTransport::Plaintext));
@@ -589,6 +639,7 @@ fn clusters_have_envoys_defaults_and_say_what_they_want() {
     use upstream::http_protocol_options::{
         ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config,
     };
+
     let http2 = upstream::HttpProtocolOptions {
         upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(
             ExplicitHttpConfig {
@@ -599,23 +650,28 @@ fn clusters_have_envoys_defaults_and_say_what_they_want() {
         )),
         ..Default::default()
     };
+
     let mut message = eds("c");
     message.typed_extension_protocol_options.insert(
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(),
         pack(&http2),
     );
+
     assert_eq!(
         compile_cluster(&message).expect("compiles").0.protocol,
         UpstreamProtocol::Http2
     );
+
     let maglev = cluster::Cluster {
         lb_policy: cluster::cluster::LbPolicy::Maglev as i32,
         ..eds("c")
     };
+
     assert_eq!(
         compile_cluster(&maglev).expect("compiles").0.lb.policy,
         Policy::Maglev { table_size: 65537 }
     );
+
     let not_prime = cluster::Cluster {
         lb_config: Some(cluster::cluster::LbConfig::MaglevLbConfig(
             cluster::cluster::MaglevLbConfig {
@@ -624,6 +680,7 @@ fn clusters_have_envoys_defaults_and_say_what_they_want() {
         )),
         ..maglev
     };
+
     assert!(compile_cluster(&not_prime).is_err());
     let original = cluster::Cluster {
         name: "PassthroughCluster".into(),
@@ -633,6 +690,7 @@ fn clusters_have_envoys_defaults_and_say_what_they_want() {
         lb_policy: cluster::cluster::LbPolicy::ClusterProvided as i32,
         ..Default::default()
     };
+
     assert!(matches!(
         compile_cluster(&original).expect("compiles").0.discovery,
         Discovery::OriginalDst(_)
@@ -660,12 +718,14 @@ pub(crate) fn lb_endpoint(
 #[test]
 fn endpoints_are_balanced_by_weight_health_and_priority() {
     use core::HealthStatus::{Draining, Healthy, Unknown};
+
     let group = |priority, endpoints| endpoint::LocalityLbEndpoints {
         priority,
         lb_endpoints: endpoints,
         load_balancing_weight: Some(UInt32Value { value: 1 }),
         ..Default::default()
     };
+
     let message = endpoint::ClusterLoadAssignment {
         cluster_name: "c".into(),
         endpoints: vec![
@@ -681,6 +741,7 @@ fn endpoints_are_balanced_by_weight_health_and_priority() {
         ],
         ..Default::default()
     };
+
     let (set, _) = compile_endpoints(&message).expect("compiles");
     assert_eq!(&*set.endpoints[0].hash_key, "10.0.0.1:9080");
     let (compiled, _) = compile_cluster(&eds("c")).expect("compiles");
@@ -700,12 +761,15 @@ fn endpoints_are_balanced_by_weight_health_and_priority() {
             attempts: 1,
             failed_priorities: &[],
         };
+
         counts[balancer.pick(&mut context).expect("somebody").host as usize] += 1;
     }
+
     assert!(
         counts[0] > 700 && counts[1] > 700 && counts[2] == 0,
         "{counts:?}"
     );
+
     assert!(
         (50..250).contains(&counts[3]),
         "7 % spill over, for two thirds times 140 % are 93 %: {counts:?}"
@@ -727,12 +791,14 @@ fn a_bootstrap_says_how_to_begin() {
         }],
         ..Default::default()
     };
+
     let over_ads = Some(core::ConfigSource {
         config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::Ads(
             Default::default(),
         )),
         ..Default::default()
     });
+
     let mut message = bootstrap::Bootstrap {
         node: Some(core::Node {
             id: "sidecar~1.2.3.4~a.b~b.svc.cluster.local".into(),
@@ -757,12 +823,14 @@ fn a_bootstrap_says_how_to_begin() {
         }),
         ..Default::default()
     };
+
     let compiled = Bootstrap::compile(&message, &Compiler::default()).expect("compiles");
     assert!(compiled.lds && compiled.cds);
     assert_eq!(
         compiled.ads.map(|ads| (ads.cluster, ads.delta)),
         Some(("xds-grpc".into(), true))
     );
+
     assert_eq!(compiled.admin.and_then(|admin| admin.port()), Some(15000));
     let mut bad = message.clone();
     let resources = bad.static_resources.as_mut().expect("set");
@@ -771,10 +839,12 @@ fn a_bootstrap_says_how_to_begin() {
         lb_policy: 99,
         ..Default::default()
     });
+
     resources.clusters.push(cluster::Cluster {
         lb_policy: 99,
         ..Default::default()
     });
+
     let refused = Bootstrap::compile(&bad, &Compiler::default()).expect_err("refused");
     assert!(
         refused
@@ -782,16 +852,19 @@ fn a_bootstrap_says_how_to_begin() {
             .starts_with("static_resources.clusters[\"reviews\"]"),
         "{refused}"
     );
+
     bad.static_resources
         .as_mut()
         .expect("set")
         .clusters
         .remove(1);
+
     let refused = Bootstrap::compile(&bad, &Compiler::default()).expect_err("refused");
     assert!(
         refused.path.starts_with("static_resources.clusters[1]"),
         "it has no name: {refused}"
     );
+
     message.static_resources = None;
     assert!(
         Bootstrap::compile(&message, &Compiler::default()).is_err(),

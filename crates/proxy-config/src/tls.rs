@@ -36,6 +36,7 @@ impl DownstreamTls {
                     .iter()
                     .any(|name| matcher.value.is_match(name.as_bytes()))
             };
+
             match matcher.kind {
                 SanKind::Uri => among(&peer.uri_sans),
                 SanKind::Dns => among(&peer.dns_sans),
@@ -44,6 +45,7 @@ impl DownstreamTls {
                 SanKind::Ip | SanKind::Email => false,
             }
         };
+
         (peer.validated || !self.require_client_certificate)
             && new.trust == old.trust
             && new.crl == old.crl
@@ -249,10 +251,12 @@ impl CommonTls {
                 CertificateSource::Secret(secret) => Some(secret),
                 CertificateSource::Inline { .. } => None,
             });
+
         let trust = match &self.validation.trust {
             Trust::Secret(secret) => Some(secret),
             _ => None,
         };
+
         own.chain(trust)
     }
 }

@@ -41,12 +41,14 @@ pub async fn serve(socket: std::net::TcpListener, inspector: Inspector, only_met
             return;
         }
     };
+
     let limit = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
+
         // Metrics are for everybody in the network: nobody takes the descriptors that requests
         // need.
         let Ok(permit) = limit.clone().try_acquire_owned() else {
@@ -59,11 +61,13 @@ pub async fn serve(socket: std::net::TcpListener, inspector: Inspector, only_met
                 let inspector = inspector.clone();
                 async move { Ok::<_, Infallible>(answer(&inspector, request, only_metrics).await) }
             });
+
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(SILENCE)
                 .max_buf_size(64 * 1024)
                 .serve_connection(TokioIo::new(stream), service);
+
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "admin connection ended");
             }
@@ -81,14 +85,17 @@ fn page(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Page 
         http::header::CONTENT_TYPE,
         http::HeaderValue::from_static(kind),
     );
+
     headers.insert(
         "x-content-type-options",
         http::HeaderValue::from_static("nosniff"),
     );
+
     headers.insert(
         http::header::CACHE_CONTROL,
         http::HeaderValue::from_static("no-cache, max-age=0"),
     );
+
     response
 }
 
@@ -131,6 +138,7 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
             "only /stats/prometheus is served here\n",
         );
     }
+
     if !only_metrics && !is_local_host(&request) {
         return page(
             StatusCode::FORBIDDEN,
@@ -138,11 +146,13 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
             "the host must be an address or localhost\n",
         );
     }
+
     let changes = match path {
         "/drain_listeners" | "/quitquitquit" | "/healthcheck/fail" | "/healthcheck/ok" => true,
         "/logging" => query.pairs().next().is_some(),
         _ => false,
     };
+
     if changes && request.method() != Method::POST {
         return page(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -150,8 +160,10 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
             "POST, please: this changes the proxy\n",
         );
     }
+
     let wants_json = query.get("format") == Some("json");
     let common = &inspector.common;
+
     match path {
         "/" | "/help" => text(pages::HELP),
         "/ready" => match common.state() {
@@ -204,6 +216,7 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
             } else {
                 Drained::All
             };
+
             match (query.has("graceful"), query.has("skip_exit")) {
                 (false, true) => return refused("skip_exit requires graceful\n".to_owned()),
                 (true, true) => inspector.ask(Ask::Drain(drained)).await,
@@ -213,6 +226,7 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
                     inspector.ask(Ask::Drain(drained)).await;
                 }
             }
+
             text("OK\n")
         }
         "/healthcheck/fail" | "/healthcheck/ok" => {
@@ -251,10 +265,12 @@ fn logging(levels: Option<&dyn Levels>, query: &Query<'_>) -> Page {
             ),
             target => with_targets(&levels.show(), std::iter::once((target, value))),
         };
+
         if let Err(reason) = levels.set(&filter) {
             return refused(format!("{reason}\n"));
         }
     }
+
     text(format!("active loggers: {}\n", levels.show()))
 }
 
@@ -265,10 +281,12 @@ fn with_targets<'a>(filter: &str, changes: impl Iterator<Item = (&'a str, &'a st
         .filter(|part| !part.is_empty())
         .map(str::to_owned)
         .collect();
+
     for (target, level) in changes {
         parts.retain(|part| part.split_once('=').is_none_or(|(name, _)| name != target));
         parts.push(format!("{target}={level}"));
     }
+
     parts.join(",")
 }
 
@@ -290,10 +308,12 @@ mod tests {
             change("info", "meltemi_proxy", "debug"),
             "info,meltemi_proxy=debug"
         );
+
         assert_eq!(
             change("info,h2=off,meltemi_proxy=debug", "meltemi_proxy", "warn"),
             "info,h2=off,meltemi_proxy=warn"
         );
+
         assert_eq!(change("", "h2", "off"), "h2=off");
     }
 }

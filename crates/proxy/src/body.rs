@@ -120,6 +120,7 @@ impl<'a> BodyIn<'a> {
                         .await?;
                     body.wants_continue.set(false);
                 }
+
                 let n = body.reader.ready(body.io, body.input).await?;
                 body.lent = n;
                 Ok((n > 0).then(|| Data::Lent(&body.input.bytes()[..n])))
@@ -130,6 +131,7 @@ impl<'a> BodyIn<'a> {
                     let _ = body.stream.flow_control().release_capacity(body.held);
                     body.held = 0;
                 }
+
                 match poll_fn(|cx| body.stream.poll_data(cx)).await {
                     None => Ok(None),
                     Some(Ok(bytes)) => {
@@ -164,6 +166,7 @@ impl<'a> BodyIn<'a> {
                 return;
             }
         }
+
         std::future::pending().await
     }
 
@@ -238,6 +241,7 @@ impl BodyOut<'_> {
                 } else {
                     io.write_all([head, bytes, b""]).await?;
                 }
+
                 head.clear();
                 Ok(())
             }
@@ -262,9 +266,11 @@ impl BodyOut<'_> {
                 head.extend_from_slice(chunk_size(bytes.len(), &mut digits));
                 io.write_all([head, bytes, b"\r\n0\r\n\r\n"]).await?;
             }
+
             head.clear();
             return Ok(());
         }
+
         self.data(data).await?;
         self.finish(None).await
     }
@@ -338,12 +344,14 @@ async fn send_h2(stream: &mut h2::SendStream<Bytes>, mut bytes: Bytes) -> io::Re
             },
             n => n,
         };
+
         if n == 0 {
             continue;
         }
         let piece = bytes.split_to(n.min(bytes.len()));
         stream.send_data(piece, false).map_err(gone)?;
     }
+
     Ok(())
 }
 
@@ -415,6 +423,7 @@ pub async fn pump(
                     .await?
                 }
             };
+
             match piece.map_err(PumpError::Read)? {
                 Some(data) => {
                     moved.set(moved.get() + data.as_slice().len() as u64);
@@ -423,6 +432,7 @@ pub async fn pump(
                         count.see(data.as_slice());
                         messages.set(count);
                     }
+
                     if let Some(tee) = tee {
                         tee.borrow_mut().see(data.as_slice());
                     }
@@ -432,6 +442,7 @@ pub async fn pump(
                 None => true,
             }
         };
+
         if ended {
             let mut trailers = from.trailers().await.map_err(PumpError::Read)?;
             if let Some(tee) = tee {

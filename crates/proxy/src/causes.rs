@@ -161,6 +161,7 @@ mod tests {
                 Some(ResponseFlag::NoHealthyUpstream),
             );
         }
+
         causes.refusal(&Cause::Policy(Some("p".into())), None);
         causes.handshake(TlsReason::Plaintext);
         let text = prometheus::encode(&registry, HELP);
@@ -170,12 +171,14 @@ mod tests {
             ),
             "{text}"
         );
+
         assert!(
             text.contains(
                 "meltemi_refused_connections_total{cause_kind=\"policy\",flag=\"-\"} 1\n"
             ),
             "{text}"
         );
+
         assert!(
             text.contains("meltemi_downstream_tls_errors_total{reason=\"plaintext\"} 1\n"),
             "{text}"

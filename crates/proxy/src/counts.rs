@@ -254,6 +254,7 @@ impl Known {
             std::collections::HashSet::new(),
             std::collections::HashSet::new(),
         );
+
         for (name, listener) in listeners {
             names.insert(name.clone());
             prefixes.extend(
@@ -266,6 +267,7 @@ impl Known {
                     }),
             );
         }
+
         self.listeners
             .borrow_mut()
             .retain(|name, counts| names.contains(name) || Rc::strong_count(counts) > 1);
@@ -282,6 +284,7 @@ impl Known {
                 .map(|(name, counts)| (name.clone(), (**counts).clone()))
                 .collect()
         }
+
         Copied {
             clusters,
             http: all(&self.http),
@@ -350,6 +353,7 @@ mod tests {
             one.classes().collect::<Vec<_>>(),
             [(1, 0), (2, 2), (3, 0), (4, 1), (5, 2)]
         );
+
         assert_eq!(
             one.codes().collect::<Vec<_>>(),
             [(200, 2), (503, 2), (404, 1)]

@@ -87,6 +87,7 @@ impl Downstream {
         let own_principal = own
             .and_then(|uri| uri.strip_prefix("spiffe://"))
             .map(Arc::from);
+
         Self {
             principal,
             own_principal,
@@ -141,12 +142,14 @@ impl Downstream {
         {
             return element.clone();
         }
+
         let parts = http.client_cert_parts;
         let fields = XfccFields {
             subject: parts.subject,
             uri: parts.uri,
             dns: parts.dns,
         };
+
         let own = tls.local_uri_sans.first().map(String::as_str);
         let certificate = CertificateInfo {
             subject: tls.subject.clone(),
@@ -160,8 +163,10 @@ impl Downstream {
             not_after: SystemTime::UNIX_EPOCH,
             sha256: tls.fingerprint.clone(),
         };
+
         let element: Rc<str> = meltemi_tls::xfcc_element(own, &certificate, fields).into();
         *self.xfcc.borrow_mut() = Some((key, element.clone()));
+
         element
     }
 
@@ -244,11 +249,14 @@ impl ChainView {
             Terminal::Http(http) => Some(http.clone()),
             Terminal::Tcp(_) => None,
         };
+
         let routes = http.as_ref().and_then(|http| match &http.routes {
             RouteSource::Inline(table) => Some(table.clone()),
             RouteSource::Rds(name) => table(name),
         });
+
         let counts = http.as_ref().map(|http| known.http(&http.stat_prefix));
+
         Self {
             generation,
             listener,

@@ -142,6 +142,7 @@ impl<'a> Run<'a> {
             in_mesh: self.in_mesh,
             counts: self.view.counts.as_deref(),
         };
+
         steps::response(
             &self.http.filters,
             around,
@@ -150,6 +151,7 @@ impl<'a> Run<'a> {
             &mut self.info,
             is_local,
         );
+
         prepare::response(self.worker, self.http, request, &mut response);
         self.info.status = response.status;
         if let Some(status) = response.fields().known_str(Known::GrpcStatus) {
@@ -166,11 +168,13 @@ impl<'a> Run<'a> {
             worker: Some(self.worker),
             ..LogFacts::new(&self.info, self.conn, self.view)
         };
+
         self.worker.log(&self.http.access_logs, &self.info, facts);
         report::http(self, request);
         if let Some(counts) = &self.info.counts {
             counts.codes.note(self.info.status);
         }
+
         if let Some(counts) = &self.view.counts {
             counts.codes.note(self.info.status);
         }
@@ -188,6 +192,7 @@ pub async fn serve(exchange: Exchange<'_>) -> Ended {
         body,
         responder,
     } = exchange;
+
     let Some(http) = view.http.clone() else {
         return Ended::Broken;
     };
@@ -205,7 +210,9 @@ pub async fn serve(exchange: Exchange<'_>) -> Ended {
             Ended::Broken
         }
     };
+
     run.log(head);
+
     ended
 }
 
@@ -228,6 +235,7 @@ async fn stages(
         }
         Err(reply) => return answer(run, None, head, responder, *reply).await,
     }
+
     let table = run.view.routes.clone();
     if let Some(table) = &table {
         if !internal {
@@ -239,6 +247,7 @@ async fn stages(
             return answer(run, None, head, responder, reply).await;
         }
     }
+
     let decision = table.as_ref().and_then(|table| {
         let context = RouteContext {
             random: run.info.random,
@@ -247,11 +256,13 @@ async fn stages(
         };
         table.select(head, &context)
     });
+
     if let Some(decision) = &decision {
         run.info.route = Some(decision.route.name.clone());
         run.info.position = Some(decision.position);
         run.info.host = Some(decision.host.name.clone());
     }
+
     let named = match decision.as_ref().map(|decision| decision.chosen) {
         Some(Chosen::Forward(forward)) => match forward.cluster_name() {
             Some(name) => Some(name.clone()),
@@ -259,6 +270,7 @@ async fn stages(
         },
         _ => None,
     };
+
     // Whoever answers from here on: this is where the request was going.
     run.info.cluster = named
         .clone()
@@ -276,6 +288,7 @@ async fn stages(
             in_mesh: run.in_mesh,
             counts: run.view.counts.as_deref(),
         };
+
         let left = responder.left(&mut body);
         match steps::request(&run.http.filters, around, head, &mut run.info, left).await {
             Ok(()) => {}
@@ -285,6 +298,7 @@ async fn stages(
             Err(Stop::Gone) => return run.gone(),
         }
     }
+
     let Some(decision) = decision else {
         let table = table
             .as_ref()
@@ -293,6 +307,7 @@ async fn stages(
             .flagged(ResponseFlag::NoRouteFound);
         return answer(run, None, head, responder, reply).await;
     };
+
     match decision.chosen {
         Chosen::Forward(forward) => {
             let Some(cluster) = named else {
@@ -306,12 +321,14 @@ async fn stages(
                 .flagged(ResponseFlag::NoClusterFound);
                 return answer(run, Some(&decision), head, responder, reply).await;
             };
+
             let plan = router::Plan {
                 decision: &decision,
                 forward,
                 cluster_name: cluster,
                 upgrade,
             };
+
             match router::forward(run, &plan, head, body, &mut responder).await {
                 Ok(ended) => ended,
                 Err(mut reply) => {
@@ -325,6 +342,7 @@ async fn stages(
                             .headers
                             .push(("x-envoy-attempt-count".into(), attempts.into()));
                     }
+
                     answer(run, Some(&decision), head, responder, *reply).await
                 }
             }
@@ -362,10 +380,12 @@ fn insists_on_tls(table: &RouteTable, head: &RequestHead, internal: bool) -> Opt
         RequireTls::External => !internal,
         RequireTls::All => true,
     };
+
     if !insists || head.scheme() == "https" {
         return None;
     }
     let location = format!("https://{}{}", head.authority(), head.path());
+
     Some(
         LocalReply::new(301, "", "direct_response", Cause::Route(host.name.clone()))
             .header("location", location),
@@ -384,6 +404,7 @@ async fn answer(
         // What the client has sent for the other protocol must not be read as a request (A6, A7).
         responder.close_after();
     }
+
     run.info.note(&reply);
     run.worker.causes.reply(&reply.cause, reply.flag);
     let mut body = reply.body.clone();
@@ -402,6 +423,7 @@ async fn answer(
             run.response
                 .append("grpc-message", percent(&body).as_bytes());
         }
+
         body = Bytes::new();
     } else {
         if !body.is_empty() {
@@ -412,6 +434,7 @@ async fn answer(
                 .append("content-length", body.len().to_string().as_bytes());
         }
     }
+
     for (name, value) in &reply.headers {
         run.response.set(name, value);
     }
@@ -420,12 +443,14 @@ async fn answer(
     {
         router::apply_response_headers(run, decision, head);
     }
+
     run.finish_head(decision, head, true);
     let follows = match head.method() == "HEAD" || matches!(reply.status, 204 | 304) {
         true => Follows::Nothing,
         false if body.is_empty() => Follows::Empty,
         false => Follows::Body,
     };
+
     let sent = async {
         let mut out = responder.start(&mut run.response, follows)?;
         if follows == Follows::Body {
@@ -435,11 +460,13 @@ async fn answer(
             out.finish(None).await
         }
     };
+
     // A client that reads nothing holds its stream no longer than one that says nothing (B7).
     let sent = match run.http.stream_idle_timeout {
         None => Ok(sent.await),
         Some(idle) => tokio::time::timeout(idle, sent).await,
     };
+
     match sent {
         Ok(Ok(())) => Ended::Whole,
         Ok(Err(_)) => {

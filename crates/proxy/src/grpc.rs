@@ -33,6 +33,7 @@ pub fn http_of_grpc(status: &str) -> u16 {
 /// gRPC's percent encoding of messages.
 pub fn percent(text: &[u8]) -> String {
     use std::fmt::Write;
+
     text.iter()
         .fold(String::with_capacity(text.len()), |mut out, byte| {
             match byte {

@@ -46,6 +46,7 @@ impl HalfOpen {
         }
         *own += 1;
         counts.all += 1;
+
         Some(Place {
             counts: self.clone(),
             client,
@@ -85,6 +86,7 @@ mod tests {
             counts.admit_within(b, 3, 2).is_none(),
             "but not for everybody"
         );
+
         drop(held);
         assert!(counts.admit_within(a, 3, 2).is_some());
         drop(other);

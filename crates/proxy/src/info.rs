@@ -267,6 +267,7 @@ fn uuid(random: u64, out: &mut Vec<u8>) -> bool {
         bits >> 64 & 0xffff,
         bits >> 48 & 0xffff,
     ];
+
     put(
         format_args!(
             "{a:08x}-{b:04x}-{c:04x}-{d:04x}-{:012x}",
@@ -314,6 +315,7 @@ impl Facts for LogFacts<'_> {
         {
             return is_known;
         }
+
         let address = |address: Option<SocketAddr>, out: &mut Vec<u8>| {
             address.map(|a| digits::address(a, out)).is_some()
         };
@@ -329,6 +331,7 @@ impl Facts for LogFacts<'_> {
                 None => number(status, out),
             })
         };
+
         match fact {
             Fact::Protocol => info
                 .protocol
@@ -499,6 +502,7 @@ mod tests {
             (out[8], out[13], out[14], out[18], out[23]),
             (b'-', b'-', b'4', b'-', b'-')
         );
+
         assert!(b"89ab".contains(&out[19]));
         let mut other = Vec::new();
         uuid(8, &mut other);

@@ -165,28 +165,35 @@ impl Io {
                             used += 1;
                         }
                     }
+
                     let taken = match &slices[..used] {
                         [one] => ready!(Pin::new(&mut *stream).poll_write(cx, one)),
                         several => ready!(Pin::new(&mut *stream).poll_write_vectored(cx, several)),
                     };
+
                     if self.tls && taken.is_err() {
                         // Some of its records may have gone out before.
                         self.sent.set(self.sent.get() + 1);
                     }
+
                     taken?
                 };
+
                 if n == 0 {
                     return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
                 }
                 written += n;
                 self.sent.set(self.sent.get() + n as u64);
             }
+
             Poll::Ready(io::Result::Ok(()))
         })
         .await?;
+
         if self.tls {
             poll_fn(|cx| Pin::new(&mut *self.stream.borrow_mut()).poll_flush(cx)).await?;
         }
+
         Ok(())
     }
 
@@ -264,6 +271,7 @@ impl AsyncRead for Prefixed {
             }
             return Poll::Ready(Ok(()));
         }
+
         Pin::new(&mut this.stream).poll_read(cx, buf)
     }
 }

@@ -44,6 +44,7 @@ pub async fn accept(worker: Rc<Worker>, name: Arc<str>, socket: std::net::TcpLis
             return;
         }
     };
+
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
@@ -81,6 +82,7 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
         );
         return;
     };
+
     let Ok(mut local) = stream.local_addr() else {
         return;
     };
@@ -93,14 +95,17 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
             time,
             interval,
         } = *keepalive;
+
         let keepalive = meltemi_net::Keepalive {
             probes,
             time,
             interval,
         };
+
         // A connection without probes is still a connection.
         let _ = meltemi_net::socket::set_keepalive((&stream).into(), &keepalive);
     }
+
     let mut info = ConnInfo::plain(local, peer);
     if listener.use_original_dst
         && let Some(other) = worker.listener_for(info.local)
@@ -108,6 +113,7 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
     {
         listener = other;
     }
+
     let counts = worker.counts.listener(&listener.name);
     counts.connections.inc();
     let mut inspected = Inspected::default();
@@ -116,6 +122,7 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
         None => Some(inspection.await),
         Some(limit) => tokio::time::timeout(limit, inspection).await.ok(),
     };
+
     match finished {
         Some(Ok(())) => {}
         None if listener.filters.continue_on_timeout => {}
@@ -132,6 +139,7 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
                     cause,
                 );
             }
+
             return;
         }
         None => {
@@ -145,9 +153,11 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
                 "listener_filter_timeout",
                 cause,
             );
+
             return;
         }
     }
+
     let Some(chain) = listener.chains.select(&info).cloned() else {
         counts.no_chain.inc();
         let cause = Cause::NoFilterChain(listener.name.clone());
@@ -160,8 +170,10 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
             "filter_chain_not_found",
             cause,
         );
+
         return;
     };
+
     let stream = match chain.transport.tls().cloned() {
         None => Stream::Plain(stream),
         Some(terms) => {
@@ -182,20 +194,24 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
                         "",
                         Cause::Tls(why.into()),
                     );
+
                     return;
                 }
             }
         }
     };
+
     drop(half_open);
     let view = Rc::new(worker.view_for(&listener, &chain));
     let registered = worker.register(info, view);
     let conn = registered.conn.clone();
+
     // The handshake took its time: what holds is the newest.
     let view = conn.view(&worker);
     let chain = view.chain.clone();
     let _open = OpenConnection::of(&counts, view.counts.as_ref());
     let refused = refused_now(&chain, &conn.info);
+
     if chain
         .filters
         .iter()
@@ -208,10 +224,12 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
             allowed.inc()
         }
     }
+
     if let Some(policy) = refused {
         tcp::refuse(&worker, &conn, &view, policy);
         return;
     }
+
     let _places = match tcp::Limits::of(&worker, &view) {
         Ok(places) => places,
         Err(prefix) => {
@@ -219,10 +237,12 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
             return;
         }
     };
+
     match &chain.terminal {
         Terminal::Tcp(_) => tcp::serve(worker, conn, view, stream, inspected.bytes).await,
         Terminal::Http(http) => serve_http(worker, conn, http.codec, stream, inspected).await,
     }
+
     drop(registered);
 }
 
@@ -238,11 +258,13 @@ async fn inspect(
         listener.filters.inspects_tls(port),
         listener.filters.inspects_http(port),
     );
+
     if !tls && !http {
         return Ok(());
     }
     let mut sniffer = TlsSniffer::default();
     let mut may_be_tls = tls;
+
     loop {
         let mut more = false;
         if may_be_tls {
@@ -262,6 +284,7 @@ async fn inspect(
                 }
             }
         }
+
         if !more && http {
             match sniff_http(&inspected.bytes) {
                 HttpSniff::NeedMore => more = true,
@@ -271,9 +294,11 @@ async fn inspect(
                 }
             }
         }
+
         if !more || inspected.closed || inspected.bytes.len() >= MAX_INSPECTED {
             return Ok(());
         }
+
         // A client that closes early is served with what it said.
         if stream.read_buf(&mut inspected.bytes).await? == 0 {
             inspected.closed = true;
@@ -296,6 +321,7 @@ async fn terminate(
             Some(hello) => hello,
             None => hello(&mut stream, &mut inspected.bytes).await?,
         };
+
         inspected.bytes = Vec::new();
         if terms.require_sni && hello.server_name.is_none() {
             return Err((
@@ -303,14 +329,17 @@ async fn terminate(
                 "the client sent no server name".to_owned(),
             ));
         }
+
         let config = worker
             .tls
             .server(terms, &hello.alpn)
             .map_err(|error| (TlsReason::Unready, error.to_string()))?;
+
         let start = StartHandshake::from_parts(hello.accepted, stream);
         let stream = start.into_stream(config).await;
         stream.map_err(|error| (TlsReason::of(&error), meltemi_tls::cause_of_io(&error)))
     };
+
     let late = |_| (TlsReason::Timeout, "handshake timeout".to_owned());
     let stream = tokio::time::timeout(limit, handshake)
         .await
@@ -326,6 +355,7 @@ async fn terminate(
             .server_name()
             .map(|name| name.to_ascii_lowercase().into());
     }
+
     Ok(Stream::Tls(Box::new(stream.into())))
 }
 
@@ -346,6 +376,7 @@ async fn hello(
             TlsSniff::Broken(reason) => return Err((TlsReason::Malformed, reason.to_owned())),
             TlsSniff::NeedMore => {}
         }
+
         match stream.read_buf(bytes).await {
             Ok(0) => return Err((TlsReason::Closed, "closed before a ClientHello".to_owned())),
             Ok(_) => {}
@@ -359,6 +390,7 @@ fn peer(session: &rustls::ServerConnection, local_uri_sans: Vec<String>) -> TlsP
         Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
         _ => "TLSv1.3",
     };
+
     let base = TlsPeer {
         local_uri_sans,
         alpn: session
@@ -371,7 +403,9 @@ fn peer(session: &rustls::ServerConnection, local_uri_sans: Vec<String>) -> TlsP
             .unwrap_or_default(),
         ..TlsPeer::default()
     };
+
     let leaf: Option<&CertificateDer<'_>> = session.peer_certificates().and_then(<[_]>::first);
+
     match leaf.map(meltemi_tls::info_of) {
         Some(Ok(certificate)) => TlsPeer {
             presented: true,
@@ -418,6 +452,7 @@ fn refuse(
     let view = Rc::new(worker.view_for(listener, any));
     let conn = Rc::new(Downstream::new(0, info, view.clone()));
     let mut record = StreamInfo::new(worker.random());
+
     if let Some(flag) = flag {
         record.state.flags.insert(flag);
     }
@@ -427,6 +462,7 @@ fn refuse(
         log_type: Some(NO_LOG_TYPE),
         ..LogFacts::new(&record, &conn, &view)
     };
+
     worker.log(&listener.access_logs, &record, facts);
 }
 
@@ -452,6 +488,7 @@ async fn serve_http(
             },
         },
     };
+
     if http2 {
         if first.is_empty() {
             http2::server::serve(worker, conn, stream).await;
@@ -476,6 +513,7 @@ async fn prior_knowledge(
         .http
         .as_ref()
         .and_then(|http| http.idle_timeout);
+
     loop {
         let preface = meltemi_net::inspect::H2_PREFACE;
         let common = first.len().min(preface.len());
@@ -491,11 +529,13 @@ async fn prior_knowledge(
             }
             stream.read_buf(first).await
         };
+
         let read = tokio::select! {
             read = io_read => read,
             () = conn.draining() => return None,
             () = sleep(idle) => return None,
         };
+
         if !matches!(read, Ok(n) if n > 0) {
             return None;
         }

@@ -42,6 +42,7 @@ impl Logs {
             Place::Stderr => "/dev/stderr",
             Place::File(path) => path,
         };
+
         let sink = open.entry(place.clone()).or_insert_with(|| match LogSink::open(path) {
             Ok(sink) => Some(sink),
             Err(error) => {
@@ -49,6 +50,7 @@ impl Logs {
                 None
             }
         });
+
         sink.as_ref().map(LogSink::writer)
     }
 
@@ -93,6 +95,7 @@ impl WorkerLogs {
             return;
         };
         writer.write(|out| log.format.render(facts, out));
+
         if !self.waiting.replace(true) {
             self.wake.notify_one();
         }

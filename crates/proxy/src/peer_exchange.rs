@@ -54,6 +54,7 @@ where
             }
         }
     };
+
     // Cancelled between two reads nothing is lost: what was read is in `bytes`.
     tokio::time::timeout(PATIENCE, reading)
         .await
@@ -112,8 +113,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Late<'_, S> {
                     }
                 }
             };
+
             *due = Due::Rest(begun.split_off(length));
         }
+
         if let Due::Rest(rest) = due {
             let count = rest.len().min(buf.remaining());
             buf.put_slice(&rest[..count]);
@@ -125,6 +128,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Late<'_, S> {
                 return Poll::Ready(Ok(()));
             }
         }
+
         Pin::new(&mut **stream).poll_read(cx, buf)
     }
 }
@@ -157,6 +161,7 @@ mod tests {
             namespace: "default".into(),
             ..PeerInfo::default()
         };
+
         LocalPeer {
             id: workload.into(),
             encoded: info.encode().into(),
@@ -176,11 +181,13 @@ mod tests {
             a.write_all(b"question").await.expect("written");
             heard
         };
+
         let (seen, heard) = tokio::join!(ask, exchange(&mut b, &mut from_client, &server));
         let name = |heard| match heard {
             Heard::Peer(Some(peer)) => peer.workload.to_string(),
             other => panic!("{other:?}"),
         };
+
         assert_eq!(name(seen), "server");
         assert_eq!(name(heard.expect("exchanged")), "client");
         let mut question = from_client;
@@ -222,6 +229,7 @@ mod tests {
             b.write_all(&said[already + later..])
                 .await
                 .expect("written");
+
             // Bytes of the application may look like anything.
             b.write_all(&said[..12]).await.expect("written");
             b.shutdown().await.expect("shut");
@@ -233,8 +241,10 @@ mod tests {
                 .is_ok()
                 && heard.last() != Some(&0)
             {}
+
             assert_eq!(heard.iter().sum::<usize>(), 12, "{already} {later}");
         }
+
         // A first byte that only begins like it.
         let (mut a, mut b) = tokio::io::duplex(64);
         b.write_all(&said[..1]).await.expect("written");
@@ -244,6 +254,7 @@ mod tests {
             .read_to_end(&mut heard)
             .await
             .expect("read");
+
         assert_eq!(heard, said[..1]);
     }
 }

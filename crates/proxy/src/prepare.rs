@@ -49,6 +49,7 @@ pub fn request(
                 client.remote.ip().to_string().as_bytes(),
             );
         }
+
         // Only the mesh itself may tune how we forward (D6).
         for known in [
             Known::XEnvoyInternal,
@@ -63,6 +64,7 @@ pub fn request(
             fields.remove_known(known);
         }
     }
+
     let scheme = if tls { "https" } else { "http" };
     let known = head.fields().known(Known::XForwardedProto);
     let trusted = known.is_some_and(|value| {
@@ -76,6 +78,7 @@ pub fn request(
         let https = known.is_some_and(|value| value.eq_ignore_ascii_case(b"https"));
         head.set_scheme(if https { "https" } else { "http" });
     }
+
     if let Some(scheme) = &http.scheme_overwrite {
         head.set_scheme(scheme);
     }
@@ -85,6 +88,7 @@ pub fn request(
         head.fields_mut()
             .append_joined("via", b", ", http.via.as_bytes());
     }
+
     Ok(client)
 }
 
@@ -115,6 +119,7 @@ fn host(http: &HttpConnectionManager, conn: &Downstream, head: &mut RequestHead)
     let host = head.authority();
     let mut kept = host;
     let port_at = host.rfind(':').filter(|at| !host[*at..].contains(']'));
+
     if let Some(at) = port_at {
         let strips = match http.strip_port {
             StripPort::Keep => false,
@@ -125,6 +130,7 @@ fn host(http: &HttpConnectionManager, conn: &Downstream, head: &mut RequestHead)
             kept = &host[..at];
         }
     }
+
     if http.strip_trailing_host_dot {
         if let Some(shorter) = kept.strip_suffix('.') {
             kept = shorter;
@@ -134,6 +140,7 @@ fn host(http: &HttpConnectionManager, conn: &Downstream, head: &mut RequestHead)
             return;
         }
     }
+
     if kept.len() != host.len() {
         let kept = kept.to_owned();
         head.set_authority(&kept);
@@ -169,6 +176,7 @@ fn path(
 
 fn forwarded(http: &HttpConnectionManager, conn: &Downstream, head: &mut RequestHead) -> Client {
     let direct = conn.info.remote;
+
     // Nobody is, unless configuration says so: that a client comes from a private network proves
     // nothing.
     let internal = |ip: IpAddr| {
@@ -176,6 +184,7 @@ fn forwarded(http: &HttpConnectionManager, conn: &Downstream, head: &mut Request
             .iter()
             .any(|range| range.contains(ip))
     };
+
     if http.use_remote_address {
         let hops = http.xff_trusted_hops as usize;
         let had = head.fields().has(Known::XForwardedFor);
@@ -183,6 +192,7 @@ fn forwarded(http: &HttpConnectionManager, conn: &Downstream, head: &mut Request
             0 => direct.ip(),
             hops => nth_last(head, hops - 1).unwrap_or(direct.ip()),
         };
+
         let remote = SocketAddr::new(
             remote,
             if remote == direct.ip() {
@@ -191,24 +201,30 @@ fn forwarded(http: &HttpConnectionManager, conn: &Downstream, head: &mut Request
                 0
             },
         );
+
         let client = Client {
             remote,
             internal: !had && internal(direct.ip()),
         };
+
         if !http.skip_xff_append {
             let text = direct.ip().to_string();
             head.fields_mut()
                 .append_joined("x-forwarded-for", b",", text.as_bytes());
         }
+
         return client;
     }
+
     let Some(last) = nth_last(head, http.xff_trusted_hops as usize) else {
         return Client {
             remote: direct,
             internal: false,
         };
     };
+
     let single = forwarded_for(head).count() == 1;
+
     Client {
         remote: SocketAddr::new(last, 0),
         internal: single && internal(last),
@@ -259,10 +275,12 @@ fn uuid(high: u64, low: u64) -> [u8; 36] {
         };
         b"0123456789abcdef"[(nibble & 15) as usize]
     });
+
     let places = (0..36).filter(|at| !matches!(at, 8 | 13 | 18 | 23));
     for (place, digit) in places.zip(digits) {
         out[place] = digit;
     }
+
     out
 }
 
@@ -272,6 +290,7 @@ fn client_cert(http: &HttpConnectionManager, conn: &Downstream, head: &mut Reque
         .tls
         .as_deref()
         .filter(|tls| tls.presented && tls.validated);
+
     let keep = match http.client_cert {
         ForwardClientCert::AlwaysForwardOnly => return,
         ForwardClientCert::Sanitize => false,
@@ -284,6 +303,7 @@ fn client_cert(http: &HttpConnectionManager, conn: &Downstream, head: &mut Reque
         ForwardClientCert::AppendForward => mutual.is_some(),
         ForwardClientCert::SanitizeSet => false,
     };
+
     if !keep {
         head.fields_mut().remove_known(Known::XForwardedClientCert);
     }
@@ -291,6 +311,7 @@ fn client_cert(http: &HttpConnectionManager, conn: &Downstream, head: &mut Reque
         http.client_cert,
         ForwardClientCert::AppendForward | ForwardClientCert::SanitizeSet
     );
+
     let (Some(tls), true) = (mutual, sets) else {
         return;
     };
@@ -315,12 +336,14 @@ pub fn response(
         }
         ServerHeader::AppendIfAbsent | ServerHeader::PassThrough => {}
     }
+
     if !fields.has(Known::Date) {
         worker.with_date(|date| fields.append("date", date));
     }
     if !http.via.is_empty() {
         fields.append_joined("via", b", ", http.via.as_bytes());
     }
+
     if http.request_id_in_response
         && let Some(id) = request.fields().known(Known::XRequestId)
     {

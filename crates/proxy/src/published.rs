@@ -64,6 +64,7 @@ impl ClusterEntry {
             .iter()
             .map(|endpoint| Some(live.host(address(endpoint)?)))
             .collect();
+
         let known: std::collections::HashSet<SocketAddr> =
             endpoints.endpoints.iter().filter_map(address).collect();
         if matches!(cluster.discovery, Discovery::OriginalDst(_)) {
@@ -71,6 +72,7 @@ impl ClusterEntry {
         } else {
             live.keep_hosts(|address| known.contains(address));
         }
+
         Self {
             cluster,
             endpoints,

@@ -83,6 +83,7 @@ impl Series {
             info.map_or(0, |info| Arc::as_ptr(info) as usize),
             principal.cloned(),
         );
+
         let mut peers = self.peers.borrow_mut();
         if let Some((_, peer)) = peers.get(&key) {
             return peer.clone();
@@ -92,6 +93,7 @@ impl Series {
         }
         let peer = Arc::new(labels_of(info.map(|info| &**info), principal));
         peers.insert(key, (info.cloned(), peer.clone()));
+
         peer
     }
 
@@ -115,8 +117,10 @@ impl Series {
             cluster: next(),
             ..PeerInfo::default()
         };
+
         let info = Arc::new(info);
         workloads.insert(text.clone(), info.clone());
+
         info
     }
 
@@ -133,6 +137,7 @@ impl Series {
         {
             return service.clone();
         }
+
         if services.len() >= MAX_CACHED {
             services.clear();
         }
@@ -140,7 +145,9 @@ impl Series {
             entry.as_ref().map(|entry| &entry.entry.cluster.metadata),
             &name,
         ));
+
         services.insert(name, (version, service.clone()));
+
         service
     }
 
@@ -171,12 +178,15 @@ impl Series {
         } else {
             unknown.name.clone()
         };
+
         let service = Arc::new(ServiceName {
             host: text,
             name,
             namespace: unknown.namespace.clone(),
         });
+
         hosts.insert(host.into(), service.clone());
+
         service
     }
 }
@@ -187,6 +197,7 @@ fn service_of(metadata: Option<&Metadata>, cluster: &Arc<str>) -> ServiceName {
         Value::List(services) => services.first(),
         _ => None,
     });
+
     match first {
         Some(service) => {
             let field = |name: &str| match service.field(name) {
@@ -221,6 +232,7 @@ fn labels_of(info: Option<&PeerInfo>, principal: Option<&Arc<str>>) -> Peer {
             text.into()
         }
     };
+
     let principal: Arc<str> =
         principal.map_or_else(|| UNKNOWN.into(), |p| format!("spiffe://{p}").into());
     match info {
@@ -331,6 +343,7 @@ pub fn http(run: &Run<'_>, request: &RequestHead) {
         .upstream_peer
         .clone()
         .or_else(|| info.workload.clone());
+
     let (source, destination) = sides(
         worker,
         conn,
@@ -339,6 +352,7 @@ pub fn http(run: &Run<'_>, request: &RequestHead) {
         upstream.as_ref(),
         info.upstream_principal.as_ref(),
     );
+
     let series = &worker.series;
     let mut service = series.service(worker, info.cluster.as_ref());
     if stats.host_header_fallback && *service.host == *UNKNOWN {
@@ -360,11 +374,13 @@ pub fn http(run: &Run<'_>, request: &RequestHead) {
         flags: info.state.flags,
         mutual,
     };
+
     let found = series
         .http
         .borrow()
         .get(&key)
         .map(|(series, _)| series.clone());
+
     let found = found.unwrap_or_else(|| {
         let labels = HttpLabels {
             reporter,
@@ -382,6 +398,7 @@ pub fn http(run: &Run<'_>, request: &RequestHead) {
                 .map_or_else(|| "".into(), |s| s.to_string().into()),
             connection_security_policy: security(reporter, mutual),
         };
+
         let made = Rc::new(HttpSeries::resolve(&worker.shard, &labels));
         let mut all = series.http.borrow_mut();
         if all.len() >= MAX_CACHED {
@@ -394,17 +411,21 @@ pub fn http(run: &Run<'_>, request: &RequestHead) {
                 (source.clone(), destination.clone(), service.clone()),
             ),
         );
+
         made
     });
+
     let heads = (
         request.fields().byte_len() as u64,
         run.response.fields().byte_len() as u64,
     );
+
     found.record(
         info.start.elapsed(),
         info.received.get() + heads.0,
         info.sent.get() + heads.1,
     );
+
     if let Some(messages) = &info.messages {
         found.record_messages(
             messages.requests.get().messages(),
@@ -434,12 +455,14 @@ impl TcpReport {
             NetworkFilter::Stats { interval } => Some(*interval),
             _ => None,
         })?;
+
         let reporter = reporter(view);
         let upstream = info
             .state
             .upstream_peer
             .clone()
             .or_else(|| info.workload.clone());
+
         let (source, destination) = sides(
             worker,
             conn,
@@ -448,6 +471,7 @@ impl TcpReport {
             upstream.as_ref(),
             info.upstream_principal.as_ref(),
         );
+
         let service = worker.series.service(worker, info.cluster.as_ref());
         let labels = TcpLabels {
             reporter,
@@ -459,8 +483,10 @@ impl TcpReport {
             response_flags: info.state.flags.to_string().into(),
             connection_security_policy: security(reporter, is_mutual(conn)),
         };
+
         let series = TcpSeries::resolve(&worker.shard, &labels);
         series.opened.inc();
+
         Some(Self {
             labels: Box::new(labels),
             series,
@@ -491,10 +517,12 @@ impl TcpReport {
             self.series.closed.inc();
             return;
         }
+
         let labels = TcpLabels {
             response_flags: flags.into(),
             ..*self.labels
         };
+
         TcpSeries::resolve(&worker.shard, &labels).closed.inc();
     }
 }

@@ -63,6 +63,7 @@ impl<'a> Responder<'a> {
                     // could be either (A16).
                     to.keep_alive.set(false);
                 }
+
                 if to.conn.is_draining() {
                     to.keep_alive.set(false);
                 }

@@ -92,6 +92,7 @@ pub async fn forward(
             ResponseFlag::NoClusterFound,
         ));
     };
+
     run.info.counts = Some(cluster.counts.clone());
     if cluster.entry.endpoints.drops(run.worker.random()).is_some() {
         let cause = Cause::Drop(name.clone());
@@ -103,11 +104,13 @@ pub async fn forward(
             ResponseFlag::DropOverload,
         ));
     }
+
     if head.method() == "CONNECT" {
         // Nothing here turns a request into a tunnel.
         let cause = Cause::Upgrade(plan.decision.label().clone());
         return Err(Box::new(LocalReply::new(403, "", "upgrade_failed", cause)));
     }
+
     if plan.upgrade {
         let protocol = head.fields().known_str(Known::Upgrade).unwrap_or_default();
         if !action.allows_upgrade(protocol, run.http) {
@@ -115,6 +118,7 @@ pub async fn forward(
             return Err(Box::new(LocalReply::new(403, "", "upgrade_failed", cause)));
         }
     }
+
     let router = steps::router(&run.http.filters)
         .cloned()
         .unwrap_or_default();
@@ -122,6 +126,7 @@ pub async fn forward(
     let timeouts = Timeouts::of(run, plan, head, &cluster, &router);
     timeouts.tell(head, Duration::ZERO, router.suppress_envoy_headers);
     rewrite(run, plan, head, router.suppress_envoy_headers);
+
     // What binds a client is its request as it is forwarded.
     let hash = if action.hash.is_empty() {
         None
@@ -133,11 +138,13 @@ pub async fn forward(
             .map(|(cookie, value)| cookie.header_value(&value));
         outcome.hash
     };
+
     let live = &cluster.entry.live;
     let Some(_place) = live.admit(action.high_priority, Resource::Requests) else {
         let cause = Cause::Breaker(name.clone(), Resource::Requests.threshold());
         return Err(overflow(cause));
     };
+
     let mirrors = mirror::chosen(action, run.worker.random(), head);
     let has_body = !body.is_empty();
     let mut retries = Retries {
@@ -151,6 +158,7 @@ pub async fn forward(
         stale: false,
         has_body,
     };
+
     let keeps = (policy.is_some() || !mirrors.is_empty()) && has_body;
     let tee = keeps.then(|| RefCell::new(Tee::new(REPLAY_BYTES)));
     let clocks = Clocks::new(timeouts, !has_body, run.info.start)
@@ -169,6 +177,7 @@ pub async fn forward(
         &router,
     )
     .await;
+
     body.settle();
     if !mirrors.is_empty() {
         mirror::fire(
@@ -179,6 +188,7 @@ pub async fn forward(
             tee.map(RefCell::into_inner),
         );
     }
+
     result
 }
 
@@ -190,6 +200,7 @@ fn overflow(cause: Cause) -> Reply {
         "upstream_reset_before_response_started{overflow}",
         cause,
     );
+
     // Envoy tells a client that looks for it why.
     Box::new(
         reply
@@ -216,6 +227,7 @@ async fn attempts(
     let name = &plan.cluster_name;
     let live = cluster.entry.live.clone();
     let subset = plan.forward.metadata_match();
+
     loop {
         let now = epoch_ms(Instant::now());
         let picked = cluster.pick(&Wish {
@@ -237,6 +249,7 @@ async fn attempts(
             original: Some(run.conn.info.local),
             now,
         });
+
         let Some((host, priority)) = picked else {
             let cause = Cause::NoEndpoint(name.clone());
             return Err(reply(
@@ -247,6 +260,7 @@ async fn attempts(
                 ResponseFlag::NoHealthyUpstream,
             ));
         };
+
         run.info.attempts += 1;
         run.info.upstream = Some(host.address);
         if action.request_attempt_count {
@@ -255,6 +269,7 @@ async fn attempts(
                 run.info.attempts.to_string().as_bytes(),
             );
         }
+
         rewrite_host(plan, head, &host, router.suppress_envoy_headers);
         clocks.begin_attempt(
             action
@@ -262,15 +277,18 @@ async fn attempts(
                 .as_ref()
                 .and_then(|policy| policy.per_try_idle_timeout),
         );
+
         let end = one(
             run, plan, head, body, tee, responder, cluster, &host, retries, clocks, router,
         )
         .await;
+
         let failure = match end {
             AttemptEnd::Ended(ended) => return Ok(ended),
             AttemptEnd::Again => None,
             AttemptEnd::Failed(failure) => Some(failure),
         };
+
         if let Some(failure) = failure {
             if failure.blames_host {
                 live.report(
@@ -279,11 +297,13 @@ async fn attempts(
                     epoch_ms(Instant::now()),
                 );
             }
+
             if let Some((limit, _)) = failure.limit {
                 limit.count(&cluster.counts);
             }
             run.info.transport_failure.clone_from(&failure.transport);
             let replayable = tee.map_or(!retries.has_body, |tee| !tee.borrow().lost);
+
             // RFC 9112 §9.3.1: an idempotent request may be sent again by itself if a connection
             // that had been used before turns out to be closed.
             if failure.stale && !retries.stale && replayable && is_idempotent(head.method()) {
@@ -291,6 +311,7 @@ async fn attempts(
                 run.info.attempts -= 1;
                 continue;
             }
+
             if !(replayable
                 && may_retry(retries, cluster, action.high_priority, |policy| {
                     failure
@@ -308,6 +329,7 @@ async fn attempts(
                 return Err(failure.reply(retries.done));
             }
         }
+
         retries.tried.push(host.address);
         retries.done += 1;
         if let Some(every) = retries.policy.and_then(|policy| policy.previous_priorities)
@@ -316,6 +338,7 @@ async fn attempts(
         {
             retries.failed_priorities.push(priority);
         }
+
         if let Some(policy) = retries.policy {
             let pause = policy.backoff(retries.done, run.worker.random());
             let limit = tokio::select! {
@@ -323,10 +346,12 @@ async fn attempts(
                 limit = clocks.sleep(pause) => limit,
                 () = responder.left(body) => return Ok(run.gone()),
             };
+
             if let Some(limit) = limit {
                 limit.count(&cluster.counts);
                 return Err(Failure::limit(limit, plan, clocks).reply(0));
             }
+
             clocks
                 .timeouts()
                 .tell(head, clocks.elapsed(), router.suppress_envoy_headers);
@@ -352,6 +377,7 @@ pub(crate) fn may_retry(
         cluster.counts.retry_limit_exceeded.inc();
         return false;
     }
+
     // The place of the retry before is given back first.
     retries.permit = None;
     let live = &cluster.entry.live;
@@ -369,10 +395,12 @@ pub(crate) fn may_retry(
         }
         None => live.admit(high, Resource::Retries),
     };
+
     let Some(permit) = permit else { return false };
     retries.permit = Some(permit);
     retries.left -= 1;
     cluster.counts.retries.inc();
+
     true
 }
 
@@ -395,6 +423,7 @@ async fn one(
             Ok(carrier) => carrier,
             Err(end) => return end,
         };
+
     cluster.entry.live.totals.requests.fetch_add(1, Relaxed);
     let _active = host.live.begin();
     let facts = carrier.facts();
@@ -402,6 +431,7 @@ async fn one(
     run.info.upstream_protocol = Some(carrier.version());
     run.info.upstream_local = facts.local;
     run.info.upstream_principal.clone_from(&facts.principal);
+
     attempt::run(
         run, plan, head, body, tee, responder, cluster, host, carrier, retries, clocks, router,
     )
@@ -428,6 +458,7 @@ fn rewrite(run: &Run<'_>, plan: &Plan<'_>, head: &mut RequestHead, suppress: boo
         };
         ops.apply(head, &facts);
     }
+
     {
         let mut scratch = run.worker.scratch.borrow_mut();
         scratch.clear();
@@ -438,6 +469,7 @@ fn rewrite(run: &Run<'_>, plan: &Plan<'_>, head: &mut RequestHead, suppress: boo
             head.set_path(path);
         }
     }
+
     if let (Some(original), false) = (original, suppress) {
         head.fields_mut()
             .set("x-envoy-original-path", original.as_bytes());
@@ -454,8 +486,10 @@ fn rewrite_host(plan: &Plan<'_>, head: &mut RequestHead, host: &WorkerHost, supp
     {
         return;
     }
+
     let endpoint = host.endpoint.as_ref().map(|endpoint| &*endpoint.hostname);
     let mut new = Vec::new();
+
     if action.rewrite_host(plan.forward.weighted, head, endpoint, &mut new)
         && let Ok(new) = std::str::from_utf8(&new)
         && new != head.authority()
@@ -465,10 +499,12 @@ fn rewrite_host(plan: &Plan<'_>, head: &mut RequestHead, host: &WorkerHost, supp
             head.fields_mut()
                 .set("x-envoy-original-host", old.as_bytes());
         }
+
         if action.append_x_forwarded_host {
             head.fields_mut()
                 .append_joined("x-forwarded-host", b",", old.as_bytes());
         }
+
         head.set_authority(new);
     }
 }
@@ -503,5 +539,6 @@ pub fn apply_response_headers(
         };
         ops.apply(&mut response, &facts);
     }
+
     run.response = response;
 }

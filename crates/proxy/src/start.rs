@@ -111,6 +111,7 @@ impl Discover {
                 Subscription::default()
             }
         };
+
         vec![
             (CLUSTER.to_owned(), all(self.clusters)),
             (ENDPOINT.to_owned(), Subscription::default()),
@@ -156,11 +157,13 @@ impl Proxy {
             drain_time,
             levels,
         } = options;
+
         let info = node
             .metadata
             .as_ref()
             .map(PeerInfo::from_struct)
             .unwrap_or_default();
+
         let common = Arc::new(Common {
             mark,
             secrets,
@@ -182,6 +185,7 @@ impl Proxy {
             levels,
             limited: Default::default(),
         });
+
         let mut threads = Vec::new();
         let mut senders = Vec::new();
         for number in 0..workers.max(1) {
@@ -189,6 +193,7 @@ impl Proxy {
             threads.push(worker_thread(common.clone(), number as u64, commands)?);
             senders.push(sender);
         }
+
         if let Some(config) = &mut xds {
             config.initial = discover.subscriptions();
         }
@@ -206,15 +211,18 @@ impl Proxy {
                 admin_sockets.push((socket, only_metrics));
             }
         }
+
         let admin = admin_sockets
             .iter()
             .filter_map(|(socket, _)| socket.local_addr().ok())
             .collect();
+
         let inspector = Inspector {
             common: common.clone(),
             requests: requests.clone(),
             workers: senders,
         };
+
         threads.push(control_thread(
             driver,
             inbox,
@@ -223,6 +231,7 @@ impl Proxy {
             admin_sockets,
             inspector,
         )?);
+
         Ok(ProxyHandle {
             common,
             requests,
@@ -305,6 +314,7 @@ fn apply_bootstrap(
         .iter()
         .map(|cluster| (cluster.name.clone(), meltemi_proto::pack(cluster)))
         .collect();
+
     driver.apply_static(CLUSTER, &clusters)?;
     let listeners: Vec<(String, Any)> = resources
         .listeners
@@ -319,6 +329,7 @@ fn apply_bootstrap(
             (name, meltemi_proto::pack(listener))
         })
         .collect();
+
     driver.apply_static(LISTENER, &listeners)
 }
 
@@ -484,6 +495,7 @@ impl ProxyHandle {
             .requests
             .send(Request::StopListening(Drained::All))
             .await;
+
         let _ = self.requests.send(Request::Drain(Drained::All)).await;
         let end = tokio::time::Instant::now() + time;
         while self.connections() > 0 && tokio::time::Instant::now() < end {

@@ -91,11 +91,13 @@ pub async fn request(
                         details: &info.details,
                     },
                 };
+
                 match resumed {
                     false => slot.filter.on_request(setting, &mut cx),
                     true => slot.filter.resume(setting, &mut cx),
                 }
             };
+
             if let (HttpFilter::Rbac(rbac), Some(counts)) = (&slot.filter, around.counts)
                 && (rbac.rules.is_some() || setting.is_some())
             {
@@ -105,6 +107,7 @@ pub async fn request(
                     counts.allowed.inc()
                 }
             }
+
             match step {
                 Step::Continue => break,
                 Step::Reply(reply) => return Err(Stop::Reply(reply)),
@@ -113,9 +116,11 @@ pub async fn request(
                     () = &mut left => return Err(Stop::Gone),
                 },
             }
+
             resumed = true;
         }
     }
+
     Ok(())
 }
 
@@ -135,6 +140,7 @@ pub fn response(
         ) {
             continue;
         }
+
         let setting = around
             .decision
             .and_then(|decision| decision.setting(&slot.name));
@@ -161,6 +167,7 @@ pub fn response(
                 details: &info.details,
             },
         };
+
         slot.filter.on_response(setting, &mut cx);
     }
 }
@@ -198,6 +205,8 @@ pub fn network_rbac(rbac: &Rbac, conn: &ConnInfo) -> Option<Option<Arc<str>>> {
         metadata: &nothing,
         route_metadata: None,
     };
+
     let verdict = rbac.enforce(&facts);
+
     (!verdict.allowed).then_some(verdict.policy)
 }

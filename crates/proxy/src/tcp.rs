@@ -47,6 +47,7 @@ pub async fn serve(
     let mut info = StreamInfo::new(worker.random());
     let (mut stream, mut first) = (stream, first);
     let mut begun = None;
+
     if exchanges(&view, &conn) {
         match peer_exchange::exchange(&mut stream, &mut first, &worker.common.local).await {
             Ok(Heard::Peer(peer)) => info.state.downstream_peer = peer,
@@ -54,6 +55,7 @@ pub async fn serve(
             Err(_) => return,
         }
     }
+
     let mut stream = Late::new(&mut stream, begun);
     let name = cluster_name(&view, proxy, &conn, info.random);
     let (cluster_name, subset) = match &name {
@@ -68,10 +70,12 @@ pub async fn serve(
                 "cluster_not_found",
                 Some(cause),
             );
+
             finish(&worker, &conn, &view, proxy, &info);
             return;
         }
     };
+
     info.cluster = Some(cluster_name.clone());
     let connected = connect(&worker, &conn, proxy, &cluster_name, subset, &mut info).await;
     let Connected {
@@ -89,6 +93,7 @@ pub async fn serve(
             return;
         }
     };
+
     let mut upstream = Late::new(&mut upstream, upstream_begun);
     let report = TcpReport::of(&worker, &conn, &view, &info);
     let meter = Meter::default();
@@ -105,12 +110,15 @@ pub async fn serve(
             &worker.buffers,
             &meter,
         );
+
         let interval = report.as_ref().map(TcpReport::interval);
+
         // It has a stated time to end by itself.
         let told_to_end = conn.overdue(worker.common.drain_time);
         let mut copy = std::pin::pin!(copy);
         let mut told_to_end = std::pin::pin!(told_to_end);
         let mut too_long = std::pin::pin!(sleep(proxy.max_duration));
+
         loop {
             tokio::select! {
                 end = &mut copy => break Some(end),
@@ -130,6 +138,7 @@ pub async fn serve(
             }
         }
     };
+
     info.received.set(meter.received.get());
     info.sent.set(meter.sent.get());
     match end {
@@ -155,6 +164,7 @@ pub async fn serve(
         }
         Some(CopyEnd::Closed) | None => {}
     }
+
     if let Some(report) = report {
         report.close(&worker, &meter, &info);
     }
@@ -169,6 +179,7 @@ fn exchanges(view: &ChainView, conn: &Downstream) -> bool {
         .tls
         .as_ref()
         .is_some_and(|tls| tls.alpn.as_deref() == Some(peer_exchange::ALPN));
+
     agreed
         && view
             .chain
@@ -199,6 +210,7 @@ fn cluster_name<'a>(
             None => Named::Missing("(no server name)".into()),
         };
     }
+
     let (name, subset) = proxy.select(random);
     Named::Cluster(name.clone(), subset)
 }
@@ -227,6 +239,7 @@ async fn connect(
             transport: String::new(),
         });
     };
+
     let mut tried: Vec<SocketAddr> = Vec::new();
     let hash = proxy
         .hash_source_ip
@@ -243,6 +256,7 @@ async fn connect(
             original: Some(conn.info.local),
             now: epoch_ms(Instant::now()),
         };
+
         let Some((host, _)) = cluster.pick(&wish) else {
             return Err(Failed {
                 flag: ResponseFlag::NoHealthyUpstream,
@@ -251,6 +265,7 @@ async fn connect(
                 transport: String::new(),
             });
         };
+
         let Some(permit) = cluster.entry.live.admit(false, Resource::Connections) else {
             return Err(Failed {
                 flag: ResponseFlag::UpstreamOverflow,
@@ -259,6 +274,7 @@ async fn connect(
                 transport: String::new(),
             });
         };
+
         info.attempts += 1;
         info.upstream = Some(host.address);
         let opened = open(worker, conn, &cluster, &host).await;
@@ -282,12 +298,14 @@ async fn connect(
                         Err(_) => {}
                     }
                 }
+
                 info.upstream_local = dialled.stream.socket().local_addr().ok();
                 info.upstream_principal = dialled.principal;
                 cluster
                     .entry
                     .live
                     .report(&host.live, HostResult::Status(200), wish.now);
+
                 let active = host.live.begin();
                 info.workload = crate::report::workload(worker, &host);
                 let permit = (permit, active);
@@ -308,7 +326,9 @@ async fn connect(
             }
         }
     }
+
     let (address, error) = last.map_or((conn.info.local, DialError::Timeout), |last| last);
+
     Err(Failed {
         flag: ResponseFlag::UpstreamConnectionFailure,
         details: "upstream_connection_failure",
@@ -335,6 +355,7 @@ async fn open(
         options: &options,
         timeout: cluster.entry.cluster.connect_timeout,
     };
+
     dial(dialling, &worker.tls).await
 }
 
@@ -364,11 +385,13 @@ pub fn connect_options(
         .as_ref()
         .and_then(|bind| bind.source_for(address))
         .map(|source| source.ip());
+
     let keepalive = terms.keepalive.map(|keepalive| meltemi_net::Keepalive {
         probes: keepalive.probes,
         time: keepalive.time,
         interval: keepalive.interval,
     });
+
     ConnectOptions {
         mark: worker.common.mark,
         source: source.filter(|source| !source.is_unspecified()),
@@ -417,6 +440,7 @@ fn refused(
         Terminal::Tcp(proxy) => &proxy.access_logs,
         Terminal::Http(http) => &http.access_logs,
     };
+
     if let Some(report) = TcpReport::of(worker, conn, view, &info) {
         report.close(worker, &Meter::default(), &info);
     }
@@ -466,8 +490,10 @@ impl Limits {
                 count.fetch_sub(1, Relaxed);
                 return Err((&*limit.stat_prefix).into());
             }
+
             taken.0.push(count);
         }
+
         Ok(taken)
     }
 }

@@ -26,6 +26,7 @@ impl LazyTimer {
         if sleep.deadline() > deadline {
             sleep.as_mut().reset(deadline);
         }
+
         loop {
             match sleep.as_mut().poll(cx) {
                 Poll::Pending => return Poll::Pending,
@@ -48,11 +49,13 @@ mod tests {
         let mut timer = LazyTimer::default();
         let start = Instant::now();
         let at = |seconds| Some(start + Duration::from_secs(seconds));
+
         poll_fn(|cx| {
             assert!(timer.poll(cx, at(10)).is_pending());
             Poll::Ready(())
         })
         .await;
+
         poll_fn(|cx| timer.poll(cx, at(20))).await;
         assert_eq!(start.elapsed().as_secs(), 20);
         poll_fn(|cx| {
@@ -60,6 +63,7 @@ mod tests {
             Poll::Ready(())
         })
         .await;
+
         poll_fn(|cx| timer.poll(cx, at(30))).await;
         assert_eq!(start.elapsed().as_secs(), 30);
     }

@@ -160,6 +160,7 @@ impl Worker {
             metadata: &info.state.metadata,
             random: info.random,
         };
+
         for log in logs.iter().filter(|log| log.wants(&record)) {
             self.logs.write(log, &facts);
         }
@@ -177,6 +178,7 @@ impl Worker {
             date.1.clear();
             meltemi_filters::format::write_http_date(second, &mut date.1);
         }
+
         use_it(&date.1)
     }
 
@@ -212,10 +214,12 @@ impl Worker {
         let published = self.published.borrow();
         let (name, entry) = published.clusters.get_key_value(name)?;
         let cluster = Rc::new(WorkerCluster::new(entry.clone(), None, self.random()));
+
         sweep_often(&cluster);
         self.clusters
             .borrow_mut()
             .insert(name.clone(), cluster.clone());
+
         Some(cluster)
     }
 
@@ -246,7 +250,9 @@ impl Worker {
             }
             chain
         };
+
         let table = |name: &str| published.routes.get(name).cloned();
+
         Some(ChainView::new(
             published.generation,
             listener.clone(),
@@ -265,7 +271,9 @@ impl Worker {
             .listeners
             .get(&listener.name)
             .is_some_and(|newest| Arc::ptr_eq(newest, listener));
+
         let generation = if is_newest { published.generation } else { 0 };
+
         ChainView::new(
             generation,
             listener.clone(),
@@ -293,10 +301,12 @@ impl Worker {
                     }
                 })
         };
+
         let found = published
             .listeners
             .values()
             .find(|listener| serves(listener, true));
+
         found
             .or_else(|| {
                 published
@@ -326,16 +336,19 @@ impl Worker {
                 }
             }
         }
+
         let listeners_changed = before.listeners.len() != published.listeners.len()
             || before
                 .listeners
                 .iter()
                 .zip(&published.listeners)
                 .any(|(a, b)| a.0 != b.0 || !Arc::ptr_eq(a.1, b.1));
+
         if !listeners_changed && published.draining.is_none() {
             return;
         }
         self.counts.keep(published.listeners.iter());
+
         for conn in self.connections.borrow().values() {
             let view = conn.view(self);
             if published
@@ -345,6 +358,7 @@ impl Worker {
                 conn.ask_to_drain(DrainReason::Draining);
                 continue;
             }
+
             if let Some(policy) = listener::refused_now(&view.chain, &conn.info) {
                 conn.ask_to_drain(DrainReason::Forbidden(policy));
             }
@@ -376,6 +390,7 @@ impl Worker {
         let mut accepting: HashMap<(Arc<str>, SocketAddr), Vec<AbortHandle>> = HashMap::new();
         let mut sweep = tokio::time::interval(SWEEP);
         let mut flushing = std::pin::pin!(self.logs.keep_flushing());
+
         loop {
             let command = tokio::select! {
                 command = commands.recv() => command,
@@ -385,6 +400,7 @@ impl Worker {
                     continue;
                 }
             };
+
             match command {
                 Some(Command::Publish(published)) => self.publish(published),
                 Some(Command::Listen(name, address, socket)) => {
@@ -452,6 +468,7 @@ fn sweep_often(cluster: &Rc<WorkerCluster>) {
 /// field; only when configuration changes.
 fn same_terms(new: &FilterChain, old: &FilterChain, info: &ConnInfo) -> bool {
     use meltemi_proxy_config::listener::Terminal;
+
     let transport = match (new.transport.tls(), old.transport.tls()) {
         (None, None) => true,
         (Some(new), Some(old)) => {
@@ -464,10 +481,12 @@ fn same_terms(new: &FilterChain, old: &FilterChain, info: &ConnInfo) -> bool {
         }
         _ => false,
     };
+
     let kind = matches!(
         (&new.terminal, &old.terminal),
         (Terminal::Http(_), Terminal::Http(_)) | (Terminal::Tcp(_), Terminal::Tcp(_))
     );
+
     new.name == old.name && transport && kind
 }
 

@@ -32,6 +32,7 @@ impl ApplyError {
         const ENOENT: i32 = 2;
         const EPROTONOSUPPORT: i32 = 93;
         const EOPNOTSUPP: i32 = 95;
+
         match error.raw_os_error() {
             _ if error.kind() == io::ErrorKind::PermissionDenied => Self::Forbidden,
             Some(ENOENT | EPROTONOSUPPORT | EOPNOTSUPP) => Self::Unsupported(error),

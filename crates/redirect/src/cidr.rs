@@ -30,6 +30,7 @@ impl Cidr {
             }
             _ => return None,
         };
+
         Some(Self { address, prefix })
     }
 
@@ -111,9 +112,11 @@ mod tests {
             "10.44.3.9/16".parse::<Cidr>().unwrap(),
             Cidr::v4(10, 44, 0, 0, 16)
         );
+
         assert_eq!("10.1.2.3".parse::<Cidr>().unwrap().prefix(), 32);
         assert_eq!("0.0.0.0/0".parse::<Cidr>().unwrap().mask(), [0; 4]);
         assert_eq!("fd00::1/8".parse::<Cidr>().unwrap().to_string(), "fd00::/8");
+
         for bad in [
             "",
             "10.0.0.0/33",

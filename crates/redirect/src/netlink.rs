@@ -56,6 +56,7 @@ impl Messages {
         let length = u32::try_from(self.bytes.len() - start).unwrap_or(u32::MAX);
         self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
         self.last = Some((start, self.sequence));
+
         self
     }
 
@@ -147,12 +148,14 @@ impl Socket {
             Family::Route => None,
             Family::Netfilter => Some(netlink::NETFILTER),
         };
+
         let fd = socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
             SocketFlags::CLOEXEC,
             protocol,
         )?;
+
         Ok(Self(fd))
     }
 
@@ -171,11 +174,13 @@ impl Socket {
     pub fn transaction(&self, subsystem: u16, messages: &Messages) -> io::Result<()> {
         const BATCH_BEGIN: u16 = 0x10;
         const BATCH_END: u16 = 0x11;
+
         let Some((start, sequence)) = messages.last else {
             return Ok(());
         };
         let mut inner = messages.clone();
         inner.acknowledge(start);
+
         // nfgenmsg: family, version, resource id (the subsystem, network order).
         let mark = [0, 0, subsystem.to_be_bytes()[0], subsystem.to_be_bytes()[1]];
         let mut begin = Messages::default();
@@ -184,8 +189,10 @@ impl Socket {
             sequence: sequence.wrapping_add(1),
             ..Messages::default()
         };
+
         end.push(BATCH_END, 0, &mark, |_| {});
         let all = [begin.bytes(), inner.bytes(), end.bytes()].concat();
+
         self.exchange(&all, sequence)
     }
 
@@ -196,6 +203,7 @@ impl Socket {
         }
         send(&self.0, bytes, SendFlags::empty())?;
         let mut answer = vec![0_u8; 32 * 1024];
+
         loop {
             let (_, length) = recv(&self.0, &mut answer[..], RecvFlags::empty())?;
             if let Some(verdict) = verdict(&answer[..length.min(answer.len())], sequence) {
@@ -213,6 +221,7 @@ fn verdict(mut answers: &[u8], sequence: u32) -> Option<io::Result<()>> {
             .and_then(|b| b.try_into().ok())
             .map(u32::from_ne_bytes)
     };
+
     while let (Some(length), Some(kind_flags), Some(of)) =
         (word(answers, 0), word(answers, 4), word(answers, 8))
     {
@@ -230,8 +239,10 @@ fn verdict(mut answers: &[u8], sequence: u32) -> Option<io::Result<()>> {
                 return Some(Ok(()));
             }
         }
+
         answers = &answers[length.next_multiple_of(4).min(answers.len())..];
     }
+
     None
 }
 
@@ -247,12 +258,14 @@ mod tests {
                 a.be32(1, 7);
             });
         });
+
         let bytes = m.bytes();
         assert_eq!(bytes.len() % 4, 0);
         assert_eq!(
             u32::from_ne_bytes(bytes[..4].try_into().unwrap()) as usize,
             bytes.len()
         );
+
         assert_eq!(&bytes[20..28], [7, 0, 3, 0, b'l', b'o', 0, 0]);
         assert_eq!(&bytes[28..40], [12, 0, 4, 0x80, 8, 0, 1, 0, 0, 0, 0, 7]);
     }

@@ -110,15 +110,19 @@ impl SidecarPlan {
             exclude_outbound,
             ipv6,
         } = self;
+
         let tcp = Match::Transport(Transport::Tcp);
         let own = exempt.matches();
+
         // Source: Istio's istio-iptables returns excluded ports, of TCP and UDP, before it
         // redirects DNS.
         let dns_port = &dns_port.filter(|_| !exclude_outbound_ports.contains(&53));
 
         let mut entry = Vec::new();
+
         for transport in dns_port.map_or(&[][..], |_| &[Transport::Udp, Transport::Tcp]) {
             let query = [Match::Transport(*transport), Match::Port(53)];
+
             // The resolver's own forwarded queries must leave, or they would come back to it for
             // ever.
             for mine in &own {
@@ -130,29 +134,35 @@ impl SidecarPlan {
                     Verdict::Return,
                 ));
             }
+
             entry.push(rule(
                 &query,
                 Verdict::Redirect(dns_port.expect("iterated only with a DNS port")),
             ));
         }
+
         entry.push(rule([&tcp], Verdict::Jump("outbound")));
 
         let lo = Match::Out("lo");
+
         // Before connections back to the own pod are redirected, as on Istio.
         let mut outbound: Vec<Rule> = exclude_outbound_ports
             .iter()
             .map(|port| rule([&tcp, &Match::Port(*port)], Verdict::Return))
             .collect();
+
         outbound.push(rule(
             [&lo, &Match::From(Cidr::host(PASSTHROUGH_V4.into()))],
             Verdict::Return,
         ));
+
         if *ipv6 {
             outbound.push(rule(
                 [&lo, &Match::From(Cidr::host(PASSTHROUGH_V6.into()))],
                 Verdict::Return,
             ));
         }
+
         for mine in &own {
             // The application called its own service and the balancer chose this very pod: the
             // proxy's call takes the loopback device and must still pass the inbound side, as it
@@ -161,6 +171,7 @@ impl SidecarPlan {
                 [&tcp, &lo, &Match::NotTo(Cidr::v4(127, 0, 0, 0, 8)), mine],
                 Verdict::Jump("inbound_redirect"),
             ));
+
             if *ipv6 {
                 let v6_loopback = Cidr::host(Ipv6Addr::LOCALHOST.into());
                 outbound.push(rule(
@@ -169,9 +180,11 @@ impl SidecarPlan {
                 ));
             }
         }
+
         for mine in &own {
             outbound.push(rule([mine], Verdict::Return));
         }
+
         // An application that speaks to itself is nobody's business.
         outbound.push(rule([&lo], Verdict::Return));
         for block in exclude_outbound {
@@ -232,6 +245,7 @@ impl SidecarPlan {
                 vec![rule([&tcp], Verdict::Jump("inbound"))],
             ),
         ]);
+
         RuleSet {
             ipv6: *ipv6,
             chains,
@@ -247,22 +261,27 @@ impl SidecarPlan {
 fn dns_zones(own: &[Match], dns_port: u16) -> [Chain; 2] {
     const RESOLVERS: u16 = 1;
     const APPLICATIONS: u16 = 2;
+
     let udp = Match::Transport(Transport::Udp);
     let query = [udp.clone(), Match::Port(53)];
+
     // The zone that is set first holds.
     let mut sent: Vec<Rule> = own
         .iter()
         .map(|mine| rule(query.iter().chain([mine]), Verdict::Zone(RESOLVERS)))
         .collect();
+
     sent.push(rule(&query, Verdict::Zone(APPLICATIONS)));
     sent.push(rule(
         [&udp, &Match::SourcePort(dns_port)],
         Verdict::Zone(APPLICATIONS),
     ));
+
     let arriving = vec![rule(
         [&udp, &Match::SourcePort(53)],
         Verdict::Zone(RESOLVERS),
     )];
+
     [
         chain("zones_output", Some(Hook::RawOutput), sent),
         chain("zones_prerouting", Some(Hook::RawPrerouting), arriving),
@@ -292,21 +311,26 @@ impl RouterPlan {
             relay_port,
             dns_port,
         } = *self;
+
         let tcp = Match::Transport(Transport::Tcp);
         let outside = Match::NotTo(pods);
         let mut relay = Vec::new();
+
         for transport in [Transport::Udp, Transport::Tcp] {
             relay.push(rule(
                 [&Match::Transport(transport), &Match::Port(53), &outside],
                 Verdict::Redirect(dns_port),
             ));
         }
+
         relay.push(rule([&tcp, &outside], Verdict::Redirect(relay_port)));
         let own = vec![
             rule([&Match::Out("lo")], Verdict::Return),
             rule([], Verdict::Jump("relay")),
         ];
+
         let arriving = vec![rule([&Match::In(bridge)], Verdict::Jump("relay"))];
+
         RuleSet {
             ipv6: false,
             chains: vec![
@@ -348,6 +372,7 @@ impl ServicePlan {
                 Match::To(Cidr::host(service.address)),
                 Match::Port(service.port),
             ];
+
             let count = service.endpoints.len();
             for (index, endpoint) in service.endpoints.iter().enumerate() {
                 let left = u32::try_from(count - index).unwrap_or(u32::MAX);
@@ -355,7 +380,9 @@ impl ServicePlan {
                 rules.push(rule(to.iter().chain(turn.iter()), Verdict::Dnat(*endpoint)));
             }
         }
+
         let ipv6 = self.services.iter().any(|s| s.address.is_ipv6());
+
         RuleSet {
             ipv6,
             chains: vec![chain("output", Some(Hook::Output), rules)],

@@ -53,6 +53,7 @@ pub(crate) async fn get_json(
         .ok()
         .and_then(|answer| answer.as_ref().ok())
         .map(|(status, _)| status.as_u16());
+
     metrics::count(service, status.unwrap_or_default());
     let (status, body) =
         answer.with_context(|| format!("{service} did not answer within {deadline:?}"))??;
@@ -61,6 +62,7 @@ pub(crate) async fn get_json(
         "{service} answered {status}: {}",
         String::from_utf8_lossy(&body)
     );
+
     Ok(serde_json::from_slice(&body)?)
 }
 
@@ -79,6 +81,7 @@ async fn get(service: &str, path: &str, from: &HeaderMap) -> anyhow::Result<(Sta
             request = request.header(*name, value);
         }
     }
+
     let answer = sender
         .send_request(request.body(Empty::<Bytes>::new())?)
         .await?;
@@ -88,5 +91,6 @@ async fn get(service: &str, path: &str, from: &HeaderMap) -> anyhow::Result<(Sta
         .await
         .map_err(anyhow::Error::from_boxed)?
         .to_bytes();
+
     Ok((status, body))
 }

@@ -51,6 +51,7 @@ pub fn run(options: SampleOptions) -> anyhow::Result<()> {
         version,
         port,
     } = options;
+
     runtime.block_on(async move {
         match service {
             Service::Productpage => serve::serve(port, productpage::answer).await,

@@ -28,5 +28,6 @@ pub(crate) fn text() -> String {
             "request_result_total{{destination_app=\"{service}\",response_code=\"{status}\"}} {calls}"
         );
     }
+
     out
 }

@@ -48,6 +48,7 @@ pub(crate) async fn answer(request: Request<Incoming>) -> Answer {
             {
                 return api(reviews(id, &headers).await);
             }
+
             if let Some(id) = rest
                 .strip_suffix("/ratings")
                 .and_then(|head| id_of(head, ""))
@@ -56,6 +57,7 @@ pub(crate) async fn answer(request: Request<Incoming>) -> Answer {
                     get_json("ratings", &format!("/ratings/{id}"), &headers, DEADLINE).await,
                 );
             }
+
             match id_of(rest, "") {
                 Some(id) => api(details(id, &headers).await),
                 None => not_found(),
@@ -126,16 +128,19 @@ async fn login(request: Request<Incoming>) -> Answer {
             );
         }
     };
+
     let form = String::from_utf8_lossy(&body).into_owned();
     let name = form
         .split('&')
         .find_map(|field| field.strip_prefix("username="))
         .unwrap_or_default();
+
     let name: String = name
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || ".-_@".contains(*c))
         .take(64)
         .collect();
+
     go_to_page(format!("session={name}; Path=/; HttpOnly; SameSite=Lax"))
 }
 
@@ -173,6 +178,7 @@ fn frame(user: Option<&str>, body: &str) -> String {
                  <button>Sign in</button></form>"
             .to_owned(),
     };
+
     format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>Simple Bookstore App</title>\
          <style>{STYLE}</style></head><body><header><strong>Bookinfo</strong>{account}</header>{body}</body></html>"
@@ -197,6 +203,7 @@ fn page(
         product["title"].as_str().unwrap_or_default(),
         product["descriptionHtml"].as_str().unwrap_or_default()
     );
+
     body.push_str("<section><h2>Book Details</h2>");
     match details {
         Ok(details) => {
@@ -215,6 +222,7 @@ fn page(
                 };
                 body.push_str(&format!("<dt>{key}</dt><dd>{}</dd>", escape(&value)));
             }
+
             body.push_str("</dl>");
         }
         Err(error) => {
@@ -222,6 +230,7 @@ fn page(
             body.push_str("<p class=\"sorry\"><b>Error fetching product details!</b> Sorry, product details are currently unavailable for this book.</p>");
         }
     }
+
     body.push_str("</section><section><h2>Book Reviews</h2>");
     match reviews {
         Ok(reviews) => {
@@ -234,6 +243,7 @@ fn page(
                     stars(&review["rating"])
                 ));
             }
+
             let text = |key: &str| escape(reviews[key].as_str().unwrap_or_default());
             body.push_str(&format!(
                 "<p class=\"by\">reviews {} on {}</p>",
@@ -246,7 +256,9 @@ fn page(
             body.push_str("<p class=\"sorry\"><b>Error fetching product reviews!</b> Sorry, product reviews are currently unavailable for this book.</p>");
         }
     }
+
     body.push_str("</section></main>");
+
     frame(user, &body)
 }
 
@@ -262,8 +274,10 @@ fn stars(rating: &Value) -> String {
     } else {
         "black"
     };
+
     let filled = "\u{2605}".repeat(stars.min(5) as usize);
     let empty = "\u{2606}".repeat(5 - stars.min(5) as usize);
+
     format!(
         "<p class=\"stars\" style=\"color:{color}\" aria-label=\"{stars} of 5 stars\">{filled}{empty}</p>"
     )

@@ -59,6 +59,7 @@ pub(crate) async fn answer(flavour: Flavour, request: Request<Incoming>) -> Answ
             .await,
         ),
     };
+
     let texts = [
         (
             "Reviewer1",
@@ -69,6 +70,7 @@ pub(crate) async fn answer(flavour: Flavour, request: Request<Incoming>) -> Answ
             "Short, loud and kind. The later plays are deeper, but none runs faster.",
         ),
     ];
+
     let reviews: Vec<Value> = texts
         .iter()
         .map(|(reviewer, text)| {
@@ -82,10 +84,13 @@ pub(crate) async fn answer(flavour: Flavour, request: Request<Incoming>) -> Answ
                     }
                 };
             }
+
             review
         })
         .collect();
+
     let host = std::env::var("HOSTNAME").unwrap_or_default();
+
     answer_json(
         StatusCode::OK,
         &json!({"id": id.to_string(), "podname": host, "version": flavour.version, "reviews": reviews}),

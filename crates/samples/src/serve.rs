@@ -35,12 +35,14 @@ where
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                 continue;
             };
+
             let _ = stream.set_nodelay(true);
             let handler = handler.clone();
             let service = service_fn(move |request| {
                 let answer = handler(request);
                 async move { Ok::<_, Infallible>(answer.await) }
             });
+
             tokio::task::spawn_local(async move {
                 let mut builder = hyper::server::conn::http1::Builder::new();
                 let _ = builder
@@ -50,6 +52,7 @@ where
             });
         }
     };
+
     tokio::task::LocalSet::new()
         .run_until(async {
             tokio::select! {
@@ -59,6 +62,7 @@ where
             }
         })
         .await;
+
     Ok(())
 }
 

@@ -123,11 +123,13 @@ impl AppliedStore {
         } else {
             write(&located.file, &rest)
         };
+
         written.map_err(|error| ApplyError::Io {
             key: key.clone(),
             file: located.file.clone(),
             error,
         })?;
+
         Ok(Outcome {
             key: key.clone(),
             action: Action::Deleted,
@@ -144,6 +146,7 @@ impl AppliedStore {
             Some((located, is_users)) => (located.file.clone(), *is_users),
             None => (self.directory.join(file_name(&key)), false),
         };
+
         let (action, content) = match &held {
             Some((located, _)) if located.says(object) => (Action::Unchanged, None),
             // The user's own file says what the user writes.
@@ -160,6 +163,7 @@ impl AppliedStore {
                 Some(stamped(object, &document, &rfc3339(SystemTime::now()))),
             ),
         };
+
         if let Some(content) = content {
             write(&file, &content).map_err(|error| ApplyError::Io {
                 key: key.clone(),
@@ -167,6 +171,7 @@ impl AppliedStore {
                 error,
             })?;
         }
+
         Ok(Outcome {
             key,
             action,
@@ -201,6 +206,7 @@ fn document_text(object: &Object, text: &str) -> String {
         && let Some(chunk) = chunks(text).get(object.source.document)
     {
         let lines = edit::body(&text[chunk.start..chunk.end]);
+
         // JSON, several documents in a chunk, and an object whose namespace was given beside the
         // text, are written anew.
         let again = parse("", lines);
@@ -213,6 +219,7 @@ fn document_text(object: &Object, text: &str) -> String {
             return lines;
         }
     }
+
     to_yaml(&object.raw)
 }
 
@@ -227,6 +234,7 @@ fn stamped(object: &Object, document: &str, created: &str) -> String {
     {
         metadata.insert("creationTimestamp".to_owned(), created.into());
     }
+
     // A line of its own, where metadata is written in lines.
     let metadata = document
         .find("\nmetadata:\n")
@@ -236,6 +244,7 @@ fn stamped(object: &Object, document: &str, created: &str) -> String {
             .starts_with("metadata:\n")
             .then_some("metadata:\n".len())
     });
+
     if let (Some(at), None) = (metadata, &object.meta.creation) {
         let indent: String = document[at..].chars().take_while(|c| *c == ' ').collect();
         let text = format!(
@@ -243,11 +252,13 @@ fn stamped(object: &Object, document: &str, created: &str) -> String {
             &document[..at],
             &document[at..]
         );
+
         let again = parse("", &text);
         if again.objects.len() == 1 && again.objects[0] == wanted {
             return text;
         }
     }
+
     to_yaml(&wanted.raw)
 }
 
@@ -273,16 +284,19 @@ fn file_name(key: &ObjectKey) -> String {
         group if key.kind.is_mesh() || group.is_empty() => String::new(),
         group => format!("+{}+", group.replace('/', "_")),
     };
+
     let readable = format!(
         "{}{group}.{}.{}",
         key.kind.word().to_ascii_lowercase(),
         key.namespace,
         key.name
     );
+
     if readable.len() <= 200 && !readable.contains('/') {
         return format!("{readable}.yaml");
     }
     let start: String = readable.chars().filter(|c| *c != '/').take(150).collect();
+
     format!("{start}-{:016x}.yaml", fnv1a(readable.as_bytes()))
 }
 

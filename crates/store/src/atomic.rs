@@ -18,6 +18,7 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
+
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
     let temporary = directory.join(format!(".meltemi-{}-{number}.tmp", std::process::id()));
     let written = (|| {
@@ -26,21 +27,26 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
             .create_new(true)
             .mode(0o600)
             .open(&temporary)?;
+
         if let Ok(existing) = fs::metadata(path) {
             file.set_permissions(Permissions::from_mode(
                 existing.permissions().mode() & 0o7777,
             ))?;
         }
+
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&temporary, path)
     })();
+
     if written.is_err() {
         // Whatever went wrong (a full disk, mostly), the half-written file is of no use to anyone.
         let _ = fs::remove_file(&temporary);
         return written;
     }
+
     sync_directory(directory);
+
     Ok(())
 }
 
@@ -104,6 +110,7 @@ mod tests {
             .flatten()
             .map(|e| e.file_name())
             .collect();
+
         assert_eq!(left, ["a.yaml"]);
     }
 
@@ -112,6 +119,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("a.yaml");
         write(&file, b"before").expect("written");
+
         // A directory in the way of the rename, the last step: everything before it is undone.
         let taken = directory.path().join("taken");
         fs::create_dir_all(taken.join("full")).expect("made");

@@ -109,6 +109,7 @@ impl FileSource {
         let thread = std::thread::Builder::new()
             .name("file-source".to_owned())
             .spawn(run)?;
+
         Ok(Self {
             wake,
             thread: Some(thread),
@@ -164,6 +165,7 @@ impl Runner {
             if !self.scan(watch_findings, sender) {
                 return debug!("the store has ended");
             }
+
             // What was written to a link's target before it was watched is found by looking once
             // more.
             if self
@@ -172,6 +174,7 @@ impl Runner {
             {
                 continue;
             }
+
             // Nothing reports that a disk has room again.
             let is_quiet = self.watch.is_complete() && !self.last_good.has_work();
             let patience = if is_quiet {
@@ -179,6 +182,7 @@ impl Runner {
             } else {
                 UNWATCHED_RESCAN.min(self.options.rescan)
             };
+
             let patience = next_writer.map_or(patience, |next| patience.min(next));
             match self.wait(woken, patience) {
                 Ok(wake) => {
@@ -189,6 +193,7 @@ impl Runner {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+
             let first = Instant::now();
             loop {
                 match woken.recv_timeout(self.options.settle) {
@@ -222,6 +227,7 @@ impl Runner {
             } else {
                 left
             };
+
             match woken.recv_timeout(slice) {
                 Err(RecvTimeoutError::Timeout)
                     if slice < left && !self.watch.is_elsewhere(&self.options.directories) => {}
@@ -248,12 +254,14 @@ impl Runner {
         {
             return true;
         }
+
         for change in changes {
             let remembers = self
                 .options
                 .directories
                 .get(change.file.directory)
                 .is_some_and(|directory| directory.remembers);
+
             self.set.change(
                 change,
                 if remembers {
@@ -263,13 +271,16 @@ impl Runner {
                 },
             );
         }
+
         let deltas = self.set.deltas(first);
         findings.extend(self.scanner.findings().iter().cloned());
         findings.extend(self.set.findings(&self.options.directories));
         let alive = self.tell(deltas, findings.clone(), sender);
+
         // After sending: a proxy does not wait for our disk. What the disk says is told at once,
         // and so is its recovery.
         self.last_good.write();
+
         alive && self.tell(Vec::new(), findings, sender)
     }
 
@@ -292,8 +303,10 @@ impl Runner {
             findings = findings.len(),
             "files read"
         );
+
         let diagnostics = changed.then(|| findings.clone());
         self.sent = Some(findings);
+
         sender.send_blocking(SourceUpdate {
             deltas,
             diagnostics,

@@ -44,10 +44,12 @@ impl World {
                 ..ChangeSet::default()
             };
         }
+
         let mut changes = ChangeSet::default();
         for (_, later) in self.recent.iter().filter(|(number, _)| *number > version) {
             changes.merge(later);
         }
+
         changes
     }
 
@@ -114,6 +116,7 @@ impl Drop for Store {
                 std::thread::yield_now();
             }
         }
+
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -140,11 +143,13 @@ impl StoreBuilder {
             sender,
             mut receiver,
         } = self;
+
         let mut merger = Merger::new(names, options);
         let (publish, worlds) = watch::channel(Arc::new(merger.world()));
         let run = move || {
             while let Some(update) = receiver.blocking_recv() {
                 let mut open = merger.take(update);
+
                 // Whatever has arrived meanwhile goes into the same snapshot.
                 while open && let Ok(update) = receiver.try_recv() {
                     open = merger.take(update);
@@ -157,9 +162,11 @@ impl StoreBuilder {
                 }
             }
         };
+
         let thread = std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(run)?;
+
         Ok(Store {
             worlds,
             stop: Some(sender),
@@ -202,6 +209,7 @@ impl Merger {
                 ..SourceState::default()
             })
             .collect();
+
         let Build { snapshot, .. } = Snapshot::build(None, &Tables::default(), &options);
         Self {
             options,
@@ -254,19 +262,23 @@ impl Merger {
                             .filter(|key| !listing.contains(*key))
                             .cloned()
                             .collect();
+
                         for key in gone {
                             state.objects.remove(&key);
                             self.touched.insert(key);
                         }
                     }
+
                     state.is_listed = true;
                 }
             }
         }
+
         if let Some(diagnostics) = update.diagnostics {
             self.told |= state.diagnostics != diagnostics;
             state.diagnostics = diagnostics;
         }
+
         true
     }
 
@@ -286,6 +298,7 @@ impl Merger {
                 None => self.tables.remove(&key),
             };
         }
+
         let told = std::mem::take(&mut self.told);
         if self.built && !changed && !told {
             return None;
@@ -296,6 +309,7 @@ impl Merger {
             mut diagnostics,
             changes,
         } = Snapshot::build(previous.as_deref(), &self.tables, &self.options);
+
         self.built = true;
         self.snapshot = Arc::new(snapshot);
         self.version += 1;
@@ -309,6 +323,7 @@ impl Merger {
         diagnostics.extend(self.shadowed());
         diagnostics.sort();
         diagnostics.dedup();
+
         Some(World {
             version: self.version,
             tables: self.tables.clone(),
@@ -335,6 +350,7 @@ impl Merger {
                 } else {
                     format!(" ({place})")
                 };
+
                 findings.push(Diagnostic {
                     code: "MEL0402".to_owned(),
                     severity: Severity::Error,
@@ -349,6 +365,7 @@ impl Merger {
                 });
             }
         }
+
         findings
     }
 }
@@ -382,12 +399,14 @@ mod tests {
             vec!["files".to_owned(), "cluster".to_owned()],
             BuildOptions::default(),
         );
+
         let (ours, theirs) = (object("a", 1), object("a", 2));
         assert!(merger.take((0, listing(std::slice::from_ref(&ours)))));
         assert!(
             merger.build().is_none(),
             "the second source has listed nothing yet"
         );
+
         assert!(merger.take((1, listing(&[theirs.clone(), object("b", 3)]))));
         let first = merger.build().expect("both have listed");
         assert_eq!((first.version, first.tables.len()), (1, 2));
@@ -395,6 +414,7 @@ mod tests {
             first.tables.get(&ours.key()).expect("a"),
             &ours
         ));
+
         assert_eq!(
             first
                 .diagnostics
@@ -403,6 +423,7 @@ mod tests {
                 .count(),
             1
         );
+
         assert!(first.changes_since(0).is_first);
 
         merger.take((
@@ -412,11 +433,13 @@ mod tests {
                 diagnostics: None,
             },
         ));
+
         let second = merger.build().expect("a change");
         assert!(Arc::ptr_eq(
             second.tables.get(&ours.key()).expect("a"),
             &theirs
         ));
+
         assert_eq!(
             second
                 .diagnostics
@@ -435,6 +458,7 @@ mod tests {
             !changes.is_first && changes.objects.len() == 2,
             "{changes:?}"
         );
+
         assert!(third.changes_since(3).is_empty());
         assert!(merger.build().is_none(), "nothing is new");
     }

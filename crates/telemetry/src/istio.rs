@@ -163,6 +163,7 @@ fn peer_labels(labels: &mut LabelSet, names: [&'static str; 8], peer: &Peer) {
         &peer.canonical_revision,
         &peer.cluster,
     ];
+
     labels.extend(names.into_iter().zip(values.into_iter().cloned()));
 }
 
@@ -213,6 +214,7 @@ impl HttpLabels {
             &self.destination_service_name,
             &self.destination_service_namespace,
         ];
+
         let mut labels = base(
             self.reporter,
             &self.source,
@@ -220,6 +222,7 @@ impl HttpLabels {
             service,
             self.request_protocol,
         );
+
         labels.push(("response_code", Arc::from(self.response_code.to_string())));
         labels.push(("grpc_response_status", self.grpc_response_status.clone()));
         labels.push(("response_flags", self.response_flags.clone()));
@@ -227,6 +230,7 @@ impl HttpLabels {
             "connection_security_policy",
             Arc::from(self.connection_security_policy),
         ));
+
         labels
     }
 }
@@ -238,6 +242,7 @@ impl TcpLabels {
             &self.destination_service_name,
             &self.destination_service_namespace,
         ];
+
         let mut labels = base(
             self.reporter,
             &self.source,
@@ -245,11 +250,13 @@ impl TcpLabels {
             service,
             "tcp",
         );
+
         labels.push(("response_flags", self.response_flags.clone()));
         labels.push((
             "connection_security_policy",
             Arc::from(self.connection_security_policy),
         ));
+
         labels
     }
 }
@@ -348,6 +355,7 @@ mod tests {
             grpc_response_status: Arc::from(""),
             connection_security_policy: "mutual_tls",
         };
+
         HttpSeries::resolve(&registry.shard(), &labels).record(Duration::from_millis(3), 10, 20);
         let text = crate::prometheus::encode(&registry, HELP);
         assert!(
@@ -356,10 +364,12 @@ mod tests {
             ),
             "{text}"
         );
+
         assert!(
             text.contains("connection_security_policy=\"mutual_tls\"} 1\n"),
             "{text}"
         );
+
         assert!(
             !text.contains("messages_total"),
             "plain HTTP has no gRPC messages: {text}"

@@ -165,6 +165,7 @@ impl Shard {
                 .map(|(name, _)| (name, Arc::from("other")))
                 .collect()
         };
+
         table
             .series
             .entry((family, labels))
@@ -249,6 +250,7 @@ impl Registry {
                         Sample::Histogram(Box::new(counts), sum)
                     }
                 };
+
                 match merged.get_mut(key) {
                     None => {
                         merged.insert(key.clone(), sample);
@@ -257,11 +259,14 @@ impl Registry {
                 }
             }
         }
+
         let mut all: Vec<_> = merged
             .into_iter()
             .map(|((family, labels), sample)| (family, labels, sample))
             .collect();
+
         all.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+
         all
     }
 
@@ -331,6 +336,7 @@ mod tests {
                 .any(|(_, labels, sample)| &*labels[0].1 == "other"
                     && *sample == Sample::Counter(990))
         );
+
         assert_eq!(registry.folded(), 990);
     }
 }

@@ -21,11 +21,14 @@ pub fn encode(registry: &Registry, help: &[(&str, &str)]) -> String {
                 Sample::Gauge(_) => Kind::Gauge,
                 Sample::Histogram(..) => Kind::Histogram,
             };
+
             let _ = writeln!(out, "# TYPE {family} {}", word(kind));
             last = family;
         }
+
         write_sample(&mut out, family, &labels, &sample);
     }
+
     out
 }
 
@@ -57,6 +60,7 @@ fn write_sample(out: &mut String, family: &str, labels: &LabelSet, sample: &Samp
                     cumulative as f64,
                 );
             }
+
             line(out, family, "_sum", labels, None, *sum);
             line(out, family, "_count", labels, None, cumulative as f64);
         }
@@ -78,6 +82,7 @@ fn line(
             .iter()
             .map(|(name, value)| (*name, &**value))
             .chain(bound.map(|bound| ("le", bound)));
+
         for (i, (name, value)) in pairs.enumerate() {
             if i > 0 {
                 out.push(',');
@@ -86,8 +91,10 @@ fn line(
             escape(out, value);
             out.push('"');
         }
+
         out.push('}');
     }
+
     let _ = writeln!(out, " {value}");
 }
 
@@ -123,6 +130,7 @@ mod tests {
             ),
             "{text}"
         );
+
         assert!(text.contains("took_bucket{le=\"0.5\"} 1\n"), "{text}");
         assert!(
             text.contains("took_bucket{le=\"+Inf\"} 1\ntook_sum 0.25\ntook_count 1\n"),

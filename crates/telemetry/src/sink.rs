@@ -164,15 +164,19 @@ mod tests {
                 Ok(())
             }
         }
+
         let (tell, told) = channel();
         let sink = LogSink::to(Box::new(Full(tell))).expect("a thread starts");
         let writer = sink.writer();
+
         for _ in 0..2 {
             writer.write(|out| out.extend_from_slice(b"one\ntwo\n"));
             writer.flush();
             told.recv().expect("the sink tried");
         }
+
         drop(writer);
+
         // The second attempt began after the first was counted.
         assert!(sink.dropped() >= 2);
     }

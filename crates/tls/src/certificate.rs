@@ -48,12 +48,14 @@ impl CertificateInfo {
                 presented: self.names(),
             });
         };
+
         if self.foreign_sans > 0 {
             return Err(PeerError::Malformed(format!(
                 "{} subject alternative names beside {uri:?} are of a kind that a workload certificate never has",
                 self.foreign_sans
             )));
         }
+
         uri.parse()
             .map_err(|error: meltemi_types::SpiffeError| PeerError::NotSpiffe {
                 presented: uri.clone(),
@@ -65,6 +67,7 @@ impl CertificateInfo {
     /// thousands.
     pub fn names(&self) -> String {
         const SHOWN: usize = 8;
+
         let uris = self.uri_sans.iter().map(|name| format!("URI:{name}"));
         let dns = self.dns_sans.iter().map(|name| format!("DNS:{name}"));
         let ips = self.ip_sans.iter().map(|name| format!("IP:{name}"));
@@ -76,12 +79,14 @@ impl CertificateInfo {
             .take(SHOWN)
             .map(|name| name.chars().take(256).collect::<String>())
             .collect();
+
         let rest = total - shown.len();
         match (total, rest) {
             (0, _) => return "no subject alternative name".to_owned(),
             (_, 0) => {}
             _ => shown.push(format!("{rest} more")),
         }
+
         shown.join(", ")
     }
 
@@ -104,6 +109,7 @@ pub fn info_of(certificate: &CertificateDer<'_>) -> Result<CertificateInfo, Peer
             rest.len()
         )));
     }
+
     let mut info = CertificateInfo {
         subject: rfc2253(parsed.subject()),
         issuer: rfc2253(parsed.issuer()),
@@ -116,6 +122,7 @@ pub fn info_of(certificate: &CertificateDer<'_>) -> Result<CertificateInfo, Peer
         not_after: system_time(parsed.validity().not_after.timestamp()),
         sha256: sha256_hex(certificate),
     };
+
     let mut extensions = 0;
     for extension in parsed.extensions() {
         match extension.parsed_extension() {
@@ -137,6 +144,7 @@ pub fn info_of(certificate: &CertificateDer<'_>) -> Result<CertificateInfo, Peer
             _ => {}
         }
     }
+
     match extensions {
         0 | 1 => Ok(info),
         more => Err(malformed(format!(
@@ -154,6 +162,7 @@ fn read_name(name: &GeneralName<'_>, info: &mut CertificateInfo) -> Result<(), P
             "its name {text:?} holds a character that no name has"
         ))),
     };
+
     match name {
         GeneralName::URI(text) => info.uri_sans.push(plain(text)?),
         GeneralName::DNSName(text) => info.dns_sans.push(plain(text)?),
@@ -166,6 +175,7 @@ fn read_name(name: &GeneralName<'_>, info: &mut CertificateInfo) -> Result<(), P
         }
         _ => info.foreign_sans += 1,
     }
+
     Ok(())
 }
 

@@ -40,11 +40,13 @@ pub fn server_config_with(
         max_version,
         algorithms,
     } = terms;
+
     if identities.is_empty() {
         return Err(TlsError::Certificate(
             "a server needs a certificate".to_owned(),
         ));
     }
+
     let builder = ServerConfig::builder_with_provider(narrowed(algorithms)?)
         .with_protocol_versions(&versions(*min_version, *max_version)?)
         .map_err(|error| TlsError::Terms(error.to_string()))?;
@@ -62,6 +64,7 @@ pub fn server_config_with(
             )))
         }
     };
+
     let mut config = builder.with_cert_resolver(Arc::new(BySignature(
         identities.iter().map(Identity::certified_key).collect(),
     )));
@@ -73,6 +76,7 @@ pub fn server_config_with(
         config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;
     }
+
     Ok(Arc::new(config))
 }
 
@@ -91,6 +95,7 @@ pub fn client_config(
         max_version,
         algorithms,
     } = terms;
+
     if *rule != ServerRule::Insecure && trust.is_empty() {
         return Err(TlsError::NoRoots);
     }
@@ -103,17 +108,20 @@ pub fn client_config(
             trust.clone(),
             san.clone(),
         )));
+
     let mut config = match identity {
         Some(identity) => {
             builder.with_client_cert_resolver(Arc::new(OneIdentity(identity.certified_key())))
         }
         None => builder.with_no_client_auth(),
     };
+
     config.alpn_protocols = protocols(alpn);
     config.enable_sni = !no_sni;
     if identity.is_some() || *rule == ServerRule::Spiffe {
         config.resumption = Resumption::disabled();
     }
+
     Ok(Arc::new(config))
 }
 
@@ -127,6 +135,7 @@ fn narrowed(algorithms: &Algorithms) -> Result<Arc<CryptoProvider>, TlsError> {
         tls12_suites,
         groups,
     } = algorithms;
+
     let whole = provider();
     if tls12_suites.is_empty() && groups.is_empty() {
         return Ok(whole);
@@ -139,6 +148,7 @@ fn narrowed(algorithms: &Algorithms) -> Result<Arc<CryptoProvider>, TlsError> {
         };
         narrow.cipher_suites.retain(allowed);
     }
+
     if !groups.is_empty() {
         let find = |number: &u16| {
             whole
@@ -149,6 +159,7 @@ fn narrowed(algorithms: &Algorithms) -> Result<Arc<CryptoProvider>, TlsError> {
         };
         narrow.kx_groups = groups.iter().filter_map(find).collect();
     }
+
     match narrow.kx_groups.is_empty() || narrow.cipher_suites.is_empty() {
         true => Err(TlsError::Terms(
             "none of the wanted cipher suites or groups is there".to_owned(),
@@ -165,15 +176,18 @@ fn versions(
         min.unwrap_or(TlsVersion::V1_2),
         max.unwrap_or(TlsVersion::V1_3),
     );
+
     let all = [
         (TlsVersion::V1_3, &rustls::version::TLS13),
         (TlsVersion::V1_2, &rustls::version::TLS12),
     ];
+
     let chosen: Vec<_> = all
         .into_iter()
         .filter(|(version, _)| (min..=max).contains(version))
         .map(|(_, known)| known)
         .collect();
+
     match chosen.is_empty() {
         true => Err(TlsError::Terms(format!(
             "maximum version {max:?} is below minimum version {min:?}"

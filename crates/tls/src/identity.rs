@@ -39,6 +39,7 @@ impl Identity {
         let spiffe = info.spiffe().ok();
         let certified = CertifiedKey::from_der(chain, key.clone_key(), &provider())
             .map_err(|error| TlsError::Key(error.to_string()))?;
+
         Ok(Self {
             inner: Arc::new(Inner {
                 certified: Arc::new(certified),

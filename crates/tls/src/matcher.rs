@@ -117,12 +117,14 @@ impl SanMatcher {
                 .iter()
                 .any(|name| self.compare_dns(name))
         };
+
         let ip = || {
             certificate
                 .ip_sans
                 .iter()
                 .any(|address| self.compare(&address.to_string()))
         };
+
         match self.kind {
             SanKind::Uri => uri(),
             SanKind::Dns => dns(),
@@ -141,6 +143,7 @@ impl SanMatcher {
     fn compare_dns(&self, name: &str) -> bool {
         let name = name.to_ascii_lowercase();
         let text = self.text.lower();
+
         // Envoy: an exact matcher is the host name, so a wildcard in the certificate applies to it
         // (RFC 6125 §6.4.3).
         let wildcard = match (&text, name.strip_prefix("*.")) {
@@ -149,6 +152,7 @@ impl SanMatcher {
                 .is_some_and(|(label, rest)| !label.is_empty() && rest == parent),
             _ => false,
         };
+
         wildcard || text.matches(&name)
     }
 }

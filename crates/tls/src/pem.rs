@@ -51,7 +51,9 @@ fn pem_error(what: &'static str, error: &PemError) -> TlsError {
 /// RFC 7468: base64 in lines of 64.
 fn block(label: &str, der: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
     let mut out = format!("-----BEGIN {label}-----\n");
+
     // 48 bytes are one line of 64 characters.
     for line in der.chunks(48) {
         for group in line.chunks(3) {
@@ -59,6 +61,7 @@ fn block(label: &str, der: &[u8]) -> String {
                 .iter()
                 .fold(0u32, |word, byte| word << 8 | u32::from(*byte))
                 << (8 * (3 - group.len()));
+
             for position in 0..4 {
                 out.push(match position <= group.len() {
                     true => char::from(ALPHABET[(word >> (18 - 6 * position)) as usize & 63]),
@@ -66,11 +69,14 @@ fn block(label: &str, der: &[u8]) -> String {
                 });
             }
         }
+
         out.push('\n');
     }
+
     out.push_str("-----END ");
     out.push_str(label);
     out.push_str("-----\n");
+
     out
 }
 

@@ -148,6 +148,7 @@ impl SecretStore {
             let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
             *files.entry(name.to_owned()).or_default()
         };
+
         match file.read(before) {
             Ok(None) => {}
             Ok(Some((secret, hash))) => {
@@ -189,6 +190,7 @@ mod tests {
         let store = SecretStore::new();
         let mut early = store.watch(DEFAULT_SECRET);
         let mut changes = store.changes();
+
         assert!(early.borrow_and_update().is_none());
         store.set(DEFAULT_SECRET, Secret::trust(TrustBundle::web_pki()));
         assert!(early.has_changed().expect("the store lives"));

@@ -54,6 +54,7 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let pem = params.self_signed(&key).expect("root").pem();
+
         Self {
             issuer: Issuer::new(params, key),
             pem,
@@ -89,11 +90,13 @@ impl Authority {
                 "root@evil".into(),
             )));
         }
+
         params.extended_key_usages = spec.usages.to_vec();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.serial_number = Some(SerialNumber::from(spec.serial));
         params.not_before = OffsetDateTime::now_utc() + spec.from;
         params.not_after = OffsetDateTime::now_utc() + spec.until;
+
         (params.signed_by(&key, &self.issuer).expect("leaf"), key)
     }
 

@@ -53,6 +53,7 @@ impl Roots {
             roots.certificates.push(certificate);
             roots.anchors.push(anchor);
         }
+
         Ok(roots)
     }
 }
@@ -93,10 +94,12 @@ impl TrustBundle {
                 Ok(Arc::new(CertRevocationList::from(owned)))
             })
             .collect::<Result<Vec<_>, TlsError>>()?;
+
         if crls.is_empty() {
             return Err(TlsError::Crl("no X509 CRL block found".to_owned()));
         }
         Arc::make_mut(&mut self.inner).crls.extend(crls);
+
         Ok(self)
     }
 
@@ -123,6 +126,7 @@ impl TrustBundle {
             .map(String::as_str)
             .chain(SYSTEM_BUNDLES.iter().copied())
             .filter_map(|path| std::fs::read(path).ok());
+
         for text in texts {
             // Distributions ship roots that webpki cannot read; one of them must not take the
             // others away.
@@ -134,6 +138,7 @@ impl TrustBundle {
                         .to_owned();
                     Some((certificate, anchor))
                 });
+
             let (certificates, anchors): (Vec<_>, Vec<_>) = read.unzip();
             if !anchors.is_empty() {
                 return Self {
@@ -147,6 +152,7 @@ impl TrustBundle {
                 };
             }
         }
+
         Self::web_pki()
     }
 
@@ -177,6 +183,7 @@ impl TrustBundle {
             .domains
             .values()
             .flat_map(|roots| roots.anchors.iter());
+
         self.inner
             .any
             .anchors

@@ -48,6 +48,7 @@ impl Rules {
         } else {
             trust.all_anchors()
         };
+
         Self {
             trust,
             san,
@@ -66,12 +67,14 @@ impl Rules {
         let info = info_of(leaf)?;
         let id = info.spiffe()?;
         let anchors = self.trust.anchors_for(id.trust_domain());
+
         if anchors.is_empty() {
             return Err(PeerError::TrustDomain {
                 expected: self.trust.domains(),
                 presented: id.to_string(),
             });
         }
+
         self.chain(
             side,
             &info,
@@ -81,6 +84,7 @@ impl Rules {
             id.trust_domain().as_str(),
             now,
         )?;
+
         self.names(&info)
     }
 
@@ -117,12 +121,14 @@ impl Rules {
                 presented: rest.len() + 1,
             });
         }
+
         let certificate = EndEntityCert::try_from(leaf)
             .map_err(|error| PeerError::Malformed(error.to_string()))?;
         let usage = match side {
             Side::Client => KeyUsage::client_auth(),
             Side::Server => KeyUsage::server_auth(),
         };
+
         let crls = self.trust.crls();
         let revocation = RevocationOptionsBuilder::new(&crls).ok().map(|options| {
             options
@@ -131,6 +137,7 @@ impl Rules {
                 .with_expiration_policy(ExpirationPolicy::Enforce)
                 .build()
         });
+
         certificate
             .verify_for_usage(
                 self.algorithms.all,
@@ -153,6 +160,7 @@ impl Rules {
         if self.san.len() > expected.len() {
             expected.push(format!("{} more", self.san.len() - expected.len()));
         }
+
         Err(PeerError::Name {
             expected: expected.join(" or "),
             presented: info.names(),
@@ -162,6 +170,7 @@ impl Rules {
 
 fn refusal(side: Side, info: &CertificateInfo, domain: &str, error: &webpki::Error) -> PeerError {
     use webpki::Error as E;
+
     let presented = info.names();
     match error {
         E::CertExpired { time, not_after } => PeerError::Validity {
@@ -320,6 +329,7 @@ impl ServerVerifier {
                     expected: host.clone(),
                     presented,
                 };
+
                 let name = ServerName::try_from(host.as_str())
                     .map_err(|_| refused("nothing: it is not a host name".to_owned()))?;
                 let certificate = EndEntityCert::try_from(leaf)

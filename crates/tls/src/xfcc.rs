@@ -32,6 +32,7 @@ pub fn xfcc_element(local: Option<&str>, peer: &CertificateInfo, fields: XfccFie
             peer.subject.replace('\\', "\\\\").replace('"', "\\\"")
         ));
     }
+
     if uri {
         parts.extend(
             peer.uri_sans
@@ -39,6 +40,7 @@ pub fn xfcc_element(local: Option<&str>, peer: &CertificateInfo, fields: XfccFie
                 .map(|name| format!("URI={}", plain(name))),
         );
     }
+
     if dns {
         parts.extend(
             peer.dns_sans
@@ -46,6 +48,7 @@ pub fn xfcc_element(local: Option<&str>, peer: &CertificateInfo, fields: XfccFie
                 .map(|name| format!("DNS={}", plain(name))),
         );
     }
+
     parts.join(";")
 }
 
@@ -74,6 +77,7 @@ pub(crate) fn rfc2253(name: &X509Name<'_>) -> String {
             pairs.join("+")
         })
         .collect();
+
     sets.into_iter().rev().collect::<Vec<_>>().join(",")
 }
 
@@ -110,6 +114,7 @@ fn escape(value: &str) -> String {
             c => out.push(c),
         }
     }
+
     out
 }
 
@@ -127,6 +132,7 @@ mod tests {
             common_name: Some("x,\"y\""),
             ..LeafSpec::default()
         });
+
         let info = leaf.info().clone();
         let element = xfcc_element(
             Some("spiffe://cluster.local/ns/c/sa/d"),
@@ -137,10 +143,12 @@ mod tests {
                 dns: true,
             },
         );
+
         let expected = format!(
             "By=spiffe://cluster.local/ns/c/sa/d;Hash={};Subject=\"CN=x\\\\,\\\\\\\"y\\\\\\\"\";URI=spiffe://cluster.local/ns/a/sa/b;DNS=b.a",
             info.sha256
         );
+
         assert_eq!(element, expected);
     }
 
@@ -151,6 +159,7 @@ mod tests {
             uris: &["spiffe://x/a,By=evil;URI=b"],
             ..LeafSpec::default()
         });
+
         let element = xfcc_element(
             None,
             leaf.info(),
@@ -159,6 +168,7 @@ mod tests {
                 ..XfccFields::default()
             },
         );
+
         assert!(
             element.ends_with(";URI=\"spiffe://x/a,By=evil;URI=b\""),
             "{element}"

@@ -77,6 +77,7 @@ pub(crate) fn messages(logs: &[AccessLog], place: Place) -> Vec<accesslog::Acces
 
 fn message(input: &AccessLog, place: Place) -> accesslog::AccessLog {
     use accesslog::access_log_filter::FilterSpecifier;
+
     let AccessLog {
         provider: _,
         path,
@@ -84,11 +85,13 @@ fn message(input: &AccessLog, place: Place) -> accesslog::AccessLog {
         filter,
         sources: _,
     } = input;
+
     let expression = filter.as_ref().map(|expression| {
         let config = ExpressionFilter {
             expression: expression.clone(),
             ..Default::default()
         };
+
         FilterSpecifier::ExtensionFilter(accesslog::ExtensionFilter {
             name: "envoy.access_loggers.extension_filters.cel".to_owned(),
             config_type: Some(accesslog::extension_filter::ConfigType::TypedConfig(pack(
@@ -96,11 +99,13 @@ fn message(input: &AccessLog, place: Place) -> accesslog::AccessLog {
             ))),
         })
     });
+
     let no_route = (place == Place::Listener).then(|| {
         FilterSpecifier::ResponseFlagFilter(accesslog::ResponseFlagFilter {
             flags: vec!["NR".to_owned()],
         })
     });
+
     let wrap = |specifier| accesslog::AccessLogFilter {
         filter_specifier: Some(specifier),
     };
@@ -112,10 +117,12 @@ fn message(input: &AccessLog, place: Place) -> accesslog::AccessLog {
         }
         (one, other) => one.or(other).map(wrap),
     };
+
     let config = FileAccessLog {
         path: path.clone(),
         access_log_format: Some(AccessLogFormat::LogFormat(format_message(format))),
     };
+
     accesslog::AccessLog {
         name: "envoy.access_loggers.file".to_owned(),
         filter,
@@ -127,18 +134,21 @@ fn message(input: &AccessLog, place: Place) -> accesslog::AccessLog {
 
 fn format_message(input: &LogFormat) -> core::SubstitutionFormatString {
     use core::substitution_format_string::Format;
+
     let text = |line: &str| {
         Format::TextFormatSource(core::DataSource {
             specifier: Some(core::data_source::Specifier::InlineString(line.to_owned())),
             ..Default::default()
         })
     };
+
     let defaults = || {
         DEFAULT_JSON
             .iter()
             .map(|(key, format)| ((*key).to_owned(), value_of(*format)))
             .collect()
     };
+
     let (format, formatters) = match input {
         LogFormat::DefaultText => (text(DEFAULT_TEXT), Vec::new()),
         LogFormat::DefaultJson => (
@@ -157,6 +167,7 @@ fn format_message(input: &LogFormat) -> core::SubstitutionFormatString {
             )
         }
     };
+
     core::SubstitutionFormatString {
         format: Some(format),
         formatters,
@@ -185,6 +196,7 @@ fn wire(value: &Value) -> wkt::Value {
         }),
         Value::Object(fields) => Kind::StructValue(object(fields)),
     };
+
     wkt::Value { kind: Some(kind) }
 }
 
@@ -206,23 +218,27 @@ fn formatters<'a>(formats: impl Iterator<Item = &'a str>) -> Vec<core::TypedExte
         metadata |= format.contains("%METADATA(");
         cel |= format.contains("%CEL(");
     }
+
     let mut needed = Vec::new();
     if without_query {
         let config = formatter::req_without_query::v3::ReqWithoutQuery {};
         needed.push(extension("envoy.formatter.req_without_query", &config));
     }
+
     if metadata {
         needed.push(extension(
             "envoy.formatter.metadata",
             &formatter::metadata::v3::Metadata {},
         ));
     }
+
     if cel {
         needed.push(extension(
             "envoy.formatter.cel",
             &formatter::cel::v3::Cel::default(),
         ));
     }
+
     needed
 }
 
@@ -242,6 +258,7 @@ mod tests {
             ]
             .into(),
         };
+
         let fields = [(
             "n".to_owned(),
             wkt::Value {
@@ -249,6 +266,7 @@ mod tests {
             },
         )]
         .into();
+
         let wanted = core::substitution_format_string::Format::JsonFormat(wkt::Struct { fields });
         assert_eq!(format_message(&json).format, Some(wanted));
         let names: Vec<_> = format_message(&json)
@@ -256,6 +274,7 @@ mod tests {
             .into_iter()
             .map(|f| f.name)
             .collect();
+
         assert_eq!(names, ["envoy.formatter.req_without_query"]);
         assert!(
             format_message(&LogFormat::DefaultText)
@@ -273,6 +292,7 @@ mod tests {
             filter: Some("response.code >= 400".into()),
             sources: Vec::new(),
         };
+
         let of = |place| {
             message(&log, place)
                 .filter
@@ -280,7 +300,9 @@ mod tests {
                 .filter_specifier
                 .unwrap()
         };
+
         use accesslog::access_log_filter::FilterSpecifier;
+
         assert!(matches!(of(Place::Listener), FilterSpecifier::AndFilter(_)));
         assert!(matches!(
             of(Place::Chain),

@@ -91,6 +91,7 @@ fn build(input: &AuthzInput, layer: Layer) -> Vec<Built> {
         allow,
         audit,
     } = &input.policies;
+
     let mut filters = Vec::new();
     if !custom.is_empty() {
         let mut rules = rules_of(rbac::rbac::Action::Deny);
@@ -103,6 +104,7 @@ fn build(input: &AuthzInput, layer: Layer) -> Vec<Built> {
             shadow_prefix: "istio_dry_run_deny_",
         });
     }
+
     for (policies, action) in [
         (audit, rbac::rbac::Action::Log),
         (deny, rbac::rbac::Action::Deny),
@@ -115,6 +117,7 @@ fn build(input: &AuthzInput, layer: Layer) -> Vec<Built> {
             } else {
                 &mut enforced
             };
+
             add_policy(
                 slot.get_or_insert_with(|| rules_of(action)),
                 policy,
@@ -122,6 +125,7 @@ fn build(input: &AuthzInput, layer: Layer) -> Vec<Built> {
                 layer,
             );
         }
+
         let is_denial = action == rbac::rbac::Action::Deny && shadow.is_some();
         if enforced.is_some() || shadow.is_some() {
             let shadow_prefix = if is_denial {
@@ -129,6 +133,7 @@ fn build(input: &AuthzInput, layer: Layer) -> Vec<Built> {
             } else {
                 "istio_dry_run_allow_"
             };
+
             filters.push(Built {
                 rules: enforced,
                 shadow,
@@ -136,6 +141,7 @@ fn build(input: &AuthzInput, layer: Layer) -> Vec<Built> {
             });
         }
     }
+
     filters
 }
 
@@ -162,6 +168,7 @@ fn add_policy(
             }
             _ => plain,
         };
+
         if let Ok(built) = rule_message(rule, &policy.action, input, layer) {
             rules.policies.insert(key, built);
         }
@@ -180,6 +187,7 @@ fn rule_message(
         (Err(HttpOnly), _) => Ok(None),
         (Ok(condition), _) => Ok(Some(condition)),
     };
+
     let mut conditions = condition::Conditions::default();
     for one in when {
         let split = condition::of_key(one, input, layer);
@@ -188,6 +196,7 @@ fn rule_message(
             conditions.principals.extend(more.principals);
         }
     }
+
     let mut permissions = Vec::new();
     for operation in to {
         let mut all = Vec::new();
@@ -200,6 +209,7 @@ fn rule_message(
         }
         permissions.push(all);
     }
+
     let mut principals = Vec::new();
     for source in from {
         let mut all = Vec::new();
@@ -212,12 +222,14 @@ fn rule_message(
         }
         principals.push(all);
     }
+
     if permissions.is_empty() {
         permissions.push(Vec::new());
     }
     if principals.is_empty() {
         principals.push(Vec::new());
     }
+
     Ok(rbac::Policy {
         permissions: permissions
             .into_iter()

@@ -38,6 +38,7 @@ pub(crate) struct Chain {
 /// The chains of one port, or of every port that has none of its own (`port` is `None`).
 pub(crate) fn inbound(mode: MtlsMode, protocol: Protocol, port: Option<u16>) -> Vec<Chain> {
     use Reads::{Http, Tcp};
+
     let chain = |reads, terminates, transport, alpn: &[&str]| Chain {
         matched: ChainMatch {
             destination_port: port,
@@ -48,6 +49,7 @@ pub(crate) fn inbound(mode: MtlsMode, protocol: Protocol, port: Option<u16>) -> 
         reads,
         terminates,
     };
+
     let (tls, raw) = (Some(Transport::Tls), Some(Transport::Raw));
     if protocol.is_sniffed() {
         return match mode {
@@ -71,7 +73,9 @@ pub(crate) fn inbound(mode: MtlsMode, protocol: Protocol, port: Option<u16>) -> 
             ],
         };
     }
+
     let reads = if protocol.is_http() { Http } else { Tcp };
+
     match (mode, reads) {
         (MtlsMode::Strict, _) => vec![chain(reads, true, tls, &[])],
         (MtlsMode::Permissive, Http) => {
@@ -114,11 +118,13 @@ mod tests {
                     Some(Transport::Raw) => "raw",
                     None => "any",
                 };
+
                 let reads = if chain.reads == Reads::Http {
                     "http"
                 } else {
                     "tcp"
                 };
+
                 let tls = if chain.terminates { "+mtls" } else { "" };
                 format!("{} {transport} -> {reads}{tls}", chain.matched.alpn.len())
             })
@@ -145,18 +151,22 @@ mod tests {
     #[test]
     fn the_matrix_is_istios() {
         use MtlsMode::{Disable, Permissive, Strict};
+
         assert_eq!(
             summary(Permissive, Protocol::Http),
             ["5 tls -> http+mtls", "0 raw -> http"]
         );
+
         assert_eq!(
             summary(Permissive, Protocol::Tcp),
             ["5 tls -> tcp+mtls", "0 tls -> tcp", "0 raw -> tcp"]
         );
+
         assert_eq!(
             summary(Strict, Protocol::Unsupported),
             ["3 tls -> http+mtls", "0 tls -> tcp+mtls"]
         );
+
         assert_eq!(
             summary(Permissive, Protocol::Unsupported),
             [
@@ -167,6 +177,7 @@ mod tests {
                 "0 tls -> tcp"
             ]
         );
+
         assert_eq!(
             summary(Disable, Protocol::Unsupported),
             ["2 raw -> http", "0 raw -> tcp", "0 tls -> tcp"]

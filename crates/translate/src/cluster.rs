@@ -181,6 +181,7 @@ fn cluster_message(input: &ClusterInput) -> cluster::Cluster {
     use cluster::cluster::{
         ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, EdsClusterConfig, LbPolicy,
     };
+
     let ClusterInput {
         name,
         discovery,
@@ -191,6 +192,7 @@ fn cluster_message(input: &ClusterInput) -> cluster::Cluster {
         subset,
         bind_source,
     } = input;
+
     let (kind, assignment) = match discovery {
         Discovery::Eds => (DiscoveryType::Eds, None),
         Discovery::StrictDns(groups) => (DiscoveryType::StrictDns, Some(groups)),
@@ -198,6 +200,7 @@ fn cluster_message(input: &ClusterInput) -> cluster::Cluster {
         Discovery::Static(groups) => (DiscoveryType::Static, Some(groups)),
         Discovery::OriginalDst => (DiscoveryType::OriginalDst, None),
     };
+
     let mut message = cluster::Cluster {
         name: name.clone(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(kind as i32)),
@@ -233,6 +236,7 @@ fn cluster_message(input: &ClusterInput) -> cluster::Cluster {
         }),
         ..Default::default()
     };
+
     match discovery {
         Discovery::Eds => {
             message.eds_cluster_config = Some(EdsClusterConfig {
@@ -247,6 +251,7 @@ fn cluster_message(input: &ClusterInput) -> cluster::Cluster {
         }
         Discovery::Static(_) | Discovery::OriginalDst => {}
     }
+
     message.lb_policy = match (&policy.lb, kind) {
         (_, DiscoveryType::OriginalDst) => LbPolicy::ClusterProvided,
         (Lb::LeastRequest, _) => LbPolicy::LeastRequest,
@@ -257,6 +262,7 @@ fn cluster_message(input: &ClusterInput) -> cluster::Cluster {
         // A passthrough policy on anything but ORIGINAL_DST is refused by Envoy.
         (Lb::ClusterProvided, _) => LbPolicy::LeastRequest,
     } as i32;
+
     message.lb_config = lb_config(policy);
     apply_http(&mut message, *http, policy, tls);
     apply_upstream_tls(&mut message, tls, policy.proxy_protocol);
@@ -267,6 +273,7 @@ fn cluster_message(input: &ClusterInput) -> cluster::Cluster {
             ..Default::default()
         });
     }
+
     message
 }
 
@@ -274,6 +281,7 @@ fn lb_config(policy: &ClusterPolicy) -> Option<cluster::cluster::LbConfig> {
     use cluster::cluster::{
         LbConfig, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig, RoundRobinLbConfig,
     };
+
     let slow_start = policy
         .warmup
         .map(|warmup| cluster::cluster::SlowStartConfig {
@@ -287,6 +295,7 @@ fn lb_config(policy: &ClusterPolicy) -> Option<cluster::cluster::LbConfig> {
                 value: f64::from(warmup.minimum_percent),
             }),
         });
+
     match &policy.lb {
         Lb::LeastRequest => slow_start.map(|slow_start| {
             LbConfig::LeastRequestLbConfig(LeastRequestLbConfig {
@@ -318,6 +327,7 @@ fn breakers(input: &Breakers) -> cluster::CircuitBreakers {
         max_retries,
         retry_budget,
     } = input;
+
     let limit = |value: &Option<u32>| u32v(value.unwrap_or(UNLIMITED));
     cluster::CircuitBreakers {
         thresholds: vec![cluster::circuit_breakers::Thresholds {
@@ -350,11 +360,14 @@ fn outlier(input: &Outlier) -> cluster::OutlierDetection {
         base_ejection,
         max_ejection_percent,
     } = input;
+
     // Each detector that is set is enforced; 0 switches it off.
     let enforce =
         |value: &Option<u32>| value.and_then(|value| u32v(if value > 0 { 100 } else { 0 }));
+
     // Envoy takes no 0 here: the enforcement of 0 has already switched the detector off.
     let count = |value: &Option<u32>| value.filter(|value| *value > 0).and_then(u32v);
+
     cluster::OutlierDetection {
         consecutive_5xx: count(consecutive_5xx),
         enforcing_consecutive_5xx: enforce(consecutive_5xx),
@@ -395,6 +408,7 @@ fn apply_http(
         ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
         explicit_http_config::ProtocolConfig,
     };
+
     let HttpPool {
         max_requests_per_connection,
         idle_timeout,
@@ -402,6 +416,7 @@ fn apply_http(
         max_concurrent_streams,
         http2_keepalive,
     } = &policy.pool;
+
     let auto_sni = tls.auto_sni();
     let has_common = max_requests_per_connection.is_some()
         || idle_timeout.is_some()
@@ -420,11 +435,13 @@ fn apply_http(
         }),
         ..Default::default()
     };
+
     let explicit = |config| {
         UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
             protocol_config: Some(config),
         })
     };
+
     let options = upstream_http::HttpProtocolOptions {
         common_http_protocol_options: has_common.then(|| core::HttpProtocolOptions {
             idle_timeout: idle_timeout.and_then(duration),
@@ -452,6 +469,7 @@ fn apply_http(
         }),
         ..Default::default()
     };
+
     let name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
     let packed = extension(name, &options).typed_config.unwrap_or_default();
     message
@@ -472,16 +490,19 @@ fn metadata_of(
                 name,
                 namespace,
             } = service;
+
             struct_value(text_struct([
                 ("host", host),
                 ("name", name),
                 ("namespace", namespace),
             ]))
         });
+
         fields
             .fields
             .insert("services".to_owned(), list_value(services.collect()));
     }
+
     if let Some(subset) = subset {
         fields.fields.insert("subset".to_owned(), value_of(subset));
     }
@@ -492,5 +513,6 @@ fn metadata_of(
             .fields
             .insert("alpn_override".to_owned(), value_of("false"));
     }
+
     metadata(BTreeMap::from([("istio", fields)]))
 }

@@ -76,6 +76,7 @@ fn locality_message(group: &LocalityGroup) -> endpoint::LocalityLbEndpoints {
         weight,
         endpoints,
     } = group;
+
     endpoint::LocalityLbEndpoints {
         locality: (*locality != Locality::default()).then(|| core::Locality {
             region: locality.region.clone(),
@@ -91,6 +92,7 @@ fn locality_message(group: &LocalityGroup) -> endpoint::LocalityLbEndpoints {
 
 fn endpoint_message(input: &EndpointInput) -> endpoint::LbEndpoint {
     use endpoint::lb_endpoint::HostIdentifier;
+
     let EndpointInput {
         address: at,
         weight,
@@ -98,10 +100,12 @@ fn endpoint_message(input: &EndpointInput) -> endpoint::LbEndpoint {
         mesh_tls,
         workload,
     } = input;
+
     let status = match health {
         Health::Healthy => core::HealthStatus::Healthy,
         Health::Unhealthy => core::HealthStatus::Unhealthy,
     };
+
     let mut parts: BTreeMap<&str, wkt::Struct> = BTreeMap::new();
     if *mesh_tls {
         parts.insert(
@@ -109,6 +113,7 @@ fn endpoint_message(input: &EndpointInput) -> endpoint::LbEndpoint {
             text_struct([("tlsMode", "istio")]),
         );
     }
+
     if !workload.is_empty() {
         let fields = [("workload".to_owned(), value_of(workload.as_str()))];
         parts.insert(
@@ -118,6 +123,7 @@ fn endpoint_message(input: &EndpointInput) -> endpoint::LbEndpoint {
             },
         );
     }
+
     endpoint::LbEndpoint {
         health_status: status as i32,
         load_balancing_weight: u32v((*weight).max(1)),
@@ -147,6 +153,7 @@ mod tests {
             mesh_tls,
             workload: "reviews-v1;default;reviews;v1;Kubernetes".into(),
         };
+
         let input = EndpointsInput {
             cluster: "outbound|9080||reviews".into(),
             groups: vec![LocalityGroup {
@@ -156,6 +163,7 @@ mod tests {
                 endpoints: vec![endpoint(true), endpoint(false)],
             }],
         };
+
         let built: endpoint::ClusterLoadAssignment = unpack(&build_endpoints(&input)).unwrap();
         let of = |index: usize, namespace: &str| {
             let metadata = built.endpoints[0].lb_endpoints[index]
@@ -164,17 +172,20 @@ mod tests {
                 .unwrap();
             metadata.filter_metadata.get(namespace).cloned()
         };
+
         assert_eq!(
             of(0, "envoy.transport_socket_match")
                 .unwrap()
                 .text("tlsMode"),
             Some("istio")
         );
+
         assert_eq!(of(1, "envoy.transport_socket_match"), None);
         assert_eq!(
             of(1, "istio").unwrap().text("workload"),
             Some("reviews-v1;default;reviews;v1;Kubernetes")
         );
+
         assert_eq!(
             built.endpoints[0].lb_endpoints[0].load_balancing_weight,
             u32v(1),

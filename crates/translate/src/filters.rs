@@ -142,6 +142,7 @@ pub(crate) fn http_chain(input: &HttpInput) -> Vec<listener::Filter> {
 
 fn manager_message(input: &HttpInput) -> hcm::HttpConnectionManager {
     use hcm::http_connection_manager as m;
+
     let HttpInput {
         stat_prefix,
         direction,
@@ -153,6 +154,7 @@ fn manager_message(input: &HttpInput) -> hcm::HttpConnectionManager {
         paths,
         upstream_alpn: _,
     } = input;
+
     let mut message = connection_manager(stat_prefix);
     message.normalize_path = boolv(paths.normalize);
     message.merge_slashes = paths.merge_slashes;
@@ -160,6 +162,7 @@ fn manager_message(input: &HttpInput) -> hcm::HttpConnectionManager {
         message.path_with_escaped_slashes_action =
             m::PathWithEscapedSlashesAction::UnescapeAndForward as i32;
     }
+
     message.http_filters = http_filters(input);
     message.access_log = accesslog::messages(logs, Place::Chain);
     message.route_specifier = Some(match routes {
@@ -169,6 +172,7 @@ fn manager_message(input: &HttpInput) -> hcm::HttpConnectionManager {
         }),
         RouteSource::Inline(table) => m::RouteSpecifier::RouteConfig(table_message(table)),
     });
+
     message.use_remote_address = boolv(*direction == Direction::Gateway);
     let client_certificate = |with_certificate| m::SetCurrentClientCertDetails {
         subject: boolv(true),
@@ -177,6 +181,7 @@ fn manager_message(input: &HttpInput) -> hcm::HttpConnectionManager {
         cert: with_certificate,
         ..Default::default()
     };
+
     match direction {
         Direction::Inbound => {
             message.forward_client_cert_details = m::ForwardClientCertDetails::AppendForward as i32;
@@ -190,6 +195,7 @@ fn manager_message(input: &HttpInput) -> hcm::HttpConnectionManager {
         // envoy`.
         Direction::Outbound => message.server_name.clear(),
     }
+
     message
 }
 
@@ -205,6 +211,7 @@ fn http_filters(input: &HttpInput) -> Vec<hcm::HttpFilter> {
         paths: _,
         upstream_alpn,
     } = input;
+
     let mut filters = Vec::new();
     if abilities.peer_metadata {
         filters.push(http_filter(
@@ -212,6 +219,7 @@ fn http_filters(input: &HttpInput) -> Vec<hcm::HttpFilter> {
             &peer_metadata(*direction),
         ));
     }
+
     // A client without the filter would let everything through; leaving it out is not an option,
     // and it refuses the listener instead.
     filters.extend(authz::http_filters(authz));
@@ -221,8 +229,10 @@ fn http_filters(input: &HttpInput) -> Vec<hcm::HttpFilter> {
             &grpc_web::v3::GrpcWeb {},
         ));
     }
+
     if abilities.grpc_stats {
         use grpc_stats::v3::filter_config::PerMethodStatSpecifier;
+
         filters.push(http_filter(
             "envoy.filters.http.grpc_stats",
             &grpc_stats::v3::FilterConfig {
@@ -233,6 +243,7 @@ fn http_filters(input: &HttpInput) -> Vec<hcm::HttpFilter> {
             },
         ));
     }
+
     if *direction != Direction::Inbound {
         if abilities.istio_alpn {
             filters.push(http_filter("istio.alpn", &alpn_overrides()));
@@ -246,6 +257,7 @@ fn http_filters(input: &HttpInput) -> Vec<hcm::HttpFilter> {
             ));
         }
     }
+
     if abilities.fault {
         filters.push(http_filter(FAULT_FILTER, &fault::v3::HttpFault::default()));
     }
@@ -259,6 +271,7 @@ fn http_filters(input: &HttpInput) -> Vec<hcm::HttpFilter> {
         "envoy.filters.http.router",
         &router::v3::Router::default(),
     ));
+
     filters
 }
 
@@ -270,6 +283,7 @@ fn peer_metadata(direction: Direction) -> PeerMetadataConfig {
             }),
         }]
     };
+
     match direction {
         Direction::Inbound => PeerMetadataConfig {
             downstream_discovery: headers(false),
@@ -307,6 +321,7 @@ fn alpn_overrides() -> AlpnConfig {
         upstream_protocol,
         alpn_override: [own, "istio", plain].map(str::to_owned).to_vec(),
     };
+
     AlpnConfig {
         alpn_override: vec![
             entry(0, "istio-http/1.0", "http/1.0"),
@@ -319,12 +334,14 @@ fn alpn_overrides() -> AlpnConfig {
 /// Filter state that replaces the cluster's ALPN for one request or connection.
 fn offered_protocols(protocols: &[String]) -> filter_state::FilterStateValue {
     use filter_state::filter_state_value::{Key, SharedWithUpstream, Value};
+
     let text = core::DataSource {
         specifier: Some(core::data_source::Specifier::InlineString(
             protocols.join(","),
         )),
         ..Default::default()
     };
+
     filter_state::FilterStateValue {
         key: Some(Key::ObjectKey(
             "envoy.network.application_protocols".to_owned(),
@@ -353,6 +370,7 @@ pub(crate) fn tcp_chain(input: &TcpInput) -> Vec<listener::Filter> {
         hash_source,
         upstream_alpn,
     } = input;
+
     let mut filters = Vec::new();
     if abilities.peer_exchange && *direction == Direction::Inbound {
         filters.push(network_filter(
@@ -360,6 +378,7 @@ pub(crate) fn tcp_chain(input: &TcpInput) -> Vec<listener::Filter> {
             pack(&metadata_exchange()),
         ));
     }
+
     filters.extend(authz::network_filters(authz));
     if abilities.istio_stats {
         filters.push(network_filter("istio.stats", pack(&stats(*direction))));
@@ -373,6 +392,7 @@ pub(crate) fn tcp_chain(input: &TcpInput) -> Vec<listener::Filter> {
             }),
         ));
     }
+
     filters.push(network_filter(
         "envoy.filters.network.tcp_proxy",
         pack(&tcp_proxy::v3::TcpProxy {
@@ -388,6 +408,7 @@ pub(crate) fn tcp_chain(input: &TcpInput) -> Vec<listener::Filter> {
             ..Default::default()
         }),
     ));
+
     filters
 }
 
@@ -402,6 +423,7 @@ fn cluster_specifier(target: &TcpTarget) -> tcp_proxy::v3::tcp_proxy::ClusterSpe
     use tcp_proxy::v3::tcp_proxy::{
         ClusterSpecifier, WeightedCluster, weighted_cluster::ClusterWeight,
     };
+
     match target {
         TcpTarget::Cluster(name) => ClusterSpecifier::Cluster(name.clone()),
         TcpTarget::Weighted(shares) => ClusterSpecifier::WeightedClusters(WeightedCluster {

@@ -100,6 +100,7 @@ fn listener_message(input: &ListenerInput) -> listener::Listener {
         default_chain,
         logs,
     } = input;
+
     let waits = inspect.tls || inspect.http;
     listener::Listener {
         name: name.clone(),
@@ -129,6 +130,7 @@ fn inspectors(input: &Inspect) -> Vec<listener::ListenerFilter> {
         not_tls_on,
         not_http_on,
     } = input;
+
     let mut filters = Vec::new();
     if *original_destination {
         filters.push(listener_filter(
@@ -136,6 +138,7 @@ fn inspectors(input: &Inspect) -> Vec<listener::ListenerFilter> {
             &OriginalDst {},
         ));
     }
+
     if *tls {
         let config = TlsInspector {
             initial_read_buffer_size: u32v(512),
@@ -145,17 +148,20 @@ fn inspectors(input: &Inspect) -> Vec<listener::ListenerFilter> {
         filter.filter_disabled = on_ports(not_tls_on);
         filters.push(filter);
     }
+
     if *http {
         let mut filter =
             listener_filter("envoy.filters.listener.http_inspector", &HttpInspector {});
         filter.filter_disabled = on_ports(not_http_on);
         filters.push(filter);
     }
+
     filters
 }
 
 fn on_ports(ports: &[u16]) -> Option<listener::ListenerFilterChainMatchPredicate> {
     use listener::listener_filter_chain_match_predicate::{MatchSet, Rule};
+
     let predicate = |rule| listener::ListenerFilterChainMatchPredicate { rule: Some(rule) };
     let mut rules: Vec<_> = ports
         .iter()
@@ -167,6 +173,7 @@ fn on_ports(ports: &[u16]) -> Option<listener::ListenerFilterChainMatchPredicate
             }))
         })
         .collect();
+
     match rules.len() {
         0 => None,
         1 => rules.pop(),
@@ -182,6 +189,7 @@ fn chain_message(input: &ChainInput) -> listener::FilterChain {
         tls,
         filters,
     } = input;
+
     let is_gateway =
         matches!(filters, ChainFilters::Http(http) if http.direction == Direction::Gateway);
     listener::FilterChain {
@@ -205,6 +213,7 @@ fn match_message(input: &ChainMatch) -> listener::FilterChainMatch {
         transport,
         alpn,
     } = input;
+
     listener::FilterChainMatch {
         destination_port: destination_port.and_then(|port| u32v(u32::from(port))),
         prefix_ranges: destinations

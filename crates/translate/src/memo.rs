@@ -83,18 +83,21 @@ impl Memo {
             version,
             check: hash_with(0x6d65_6c74_656d_6900, BUILDER, input),
         };
+
         let generation = self.generation.load(Ordering::Relaxed);
         if let Some(entry) = self.lock().get_mut(&key) {
             entry.generation = generation;
             self.hits.fetch_add(1, Ordering::Relaxed);
             return entry.resource.clone();
         }
+
         self.misses.fetch_add(1, Ordering::Relaxed);
         let built = Arc::new(Resource {
             name: name.to_owned(),
             version,
             any: build(input),
         });
+
         self.lock()
             .entry(key)
             .or_insert(Entry {
@@ -151,6 +154,7 @@ mod tests {
         let memo = Memo::new();
         let first = build(&memo, "a");
         let second = build(&memo, "a");
+
         assert!(Arc::ptr_eq(&first, &second));
         assert_ne!(first.version, build(&memo, "b").version);
         assert_eq!(

@@ -31,6 +31,7 @@ pub(crate) fn build_name_table(input: &NameTableInput) -> Any {
             registry,
             short,
         } = entry;
+
         let (shortname, namespace) = short.clone().unwrap_or_default();
         let info = NameInfo {
             ips: ips.iter().map(ToString::to_string).collect(),
@@ -43,8 +44,10 @@ pub(crate) fn build_name_table(input: &NameTableInput) -> Any {
             namespace,
             alt_hosts: Vec::new(),
         };
+
         (host.to_string(), info)
     });
+
     pack(&NameTable {
         table: entries.collect::<HashMap<_, _>>(),
     })

@@ -53,6 +53,8 @@ pub(crate) fn plan(snapshot: &Snapshot, proxy: &Proxy) -> Plan {
             gateway::plan(&view, &mut plan);
         }
     }
+
     plan.names = Some(crate::name_table::plan(&view));
+
     plan
 }

@@ -70,6 +70,7 @@ impl Proxy {
                 node.id
             )));
         };
+
         let kind = match *kind {
             "sidecar" => ProxyKind::Sidecar,
             "router" => ProxyKind::Router,
@@ -79,6 +80,7 @@ impl Proxy {
                 )));
             }
         };
+
         let metadata = node.metadata.as_ref();
         let text = |key: &str| {
             metadata
@@ -86,6 +88,7 @@ impl Proxy {
                 .unwrap_or_default()
                 .to_owned()
         };
+
         let (pod_name, pod_namespace) = pod.rsplit_once('.').unwrap_or((pod, ""));
         let mut ips: Vec<IpAddr> = ip.parse().into_iter().collect();
         for address in text("INSTANCE_IPS")
@@ -96,6 +99,7 @@ impl Proxy {
                 ips.push(address);
             }
         }
+
         let or = |first: String, second: &str| {
             if first.is_empty() {
                 second.to_owned()
@@ -103,6 +107,7 @@ impl Proxy {
                 first
             }
         };
+
         let namespace = or(text("NAMESPACE"), pod_namespace);
         let namespace = or(namespace, domain.split('.').next().unwrap_or_default());
         if namespace.is_empty() {
@@ -111,6 +116,7 @@ impl Proxy {
                 node.id
             )));
         }
+
         let name = or(text("NAME"), pod_name);
         let locality = node
             .locality
@@ -120,6 +126,7 @@ impl Proxy {
                 zone: l.zone.clone(),
                 subzone: l.sub_zone.clone(),
             });
+
         Ok(Self {
             id: node.id.clone(),
             kind,
@@ -178,6 +185,7 @@ fn labels_of(metadata: &Struct) -> Labels {
     else {
         return Labels::default();
     };
+
     labels
         .fields
         .keys()
@@ -204,12 +212,14 @@ mod tests {
             "sidecar~10.44.0.7~reviews-v1-x.shop~shop.svc.cluster.local",
         ))
         .unwrap();
+
         assert_eq!(proxy.kind, ProxyKind::Sidecar);
         assert_eq!(proxy.ips, ["10.44.0.7".parse::<IpAddr>().unwrap()]);
         assert_eq!(
             (proxy.name.as_str(), proxy.namespace.as_str()),
             ("reviews-v1-x", "shop")
         );
+
         assert_eq!(proxy.service_account, "default");
     }
 
@@ -221,6 +231,7 @@ mod tests {
                 .into_iter()
                 .collect(),
         };
+
         let fields = [
             ("NAMESPACE".to_owned(), value_of("istio-system")),
             ("SERVICE_ACCOUNT".to_owned(), value_of("gw")),
@@ -232,6 +243,7 @@ mod tests {
                 },
             ),
         ];
+
         described.metadata = Some(Struct {
             fields: fields.into_iter().collect(),
         });
@@ -240,6 +252,7 @@ mod tests {
             (proxy.namespace.as_str(), proxy.service_account.as_str()),
             ("istio-system", "gw")
         );
+
         assert_eq!(proxy.ips.len(), 2);
         assert_eq!(proxy.labels.value("istio"), Some("ingressgateway"));
     }
@@ -266,6 +279,7 @@ mod tests {
             name: "envoy.filters.http.router".into(),
             ..Extension::default()
         }];
+
         let stock = Proxy::from_node(&described).unwrap();
         assert!(stock.has("envoy.filters.http.router") && !stock.has("envoy.filters.http.fault"));
         described.extensions.clear();

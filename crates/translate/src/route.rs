@@ -168,6 +168,7 @@ pub(crate) fn table_message(input: &RouteTableInput) -> route::RouteConfiguratio
         hosts,
         ignore_port,
     } = input;
+
     route::RouteConfiguration {
         name: name.clone(),
         virtual_hosts: hosts.iter().map(|host| host_message(host)).collect(),
@@ -182,12 +183,14 @@ pub(crate) fn table_message(input: &RouteTableInput) -> route::RouteConfiguratio
 
 fn host_message(input: &VirtualHostInput) -> route::VirtualHost {
     use route::virtual_host::TlsRequirementType;
+
     let VirtualHostInput {
         name,
         domains,
         routes,
         require_tls,
     } = input;
+
     route::VirtualHost {
         name: name.clone(),
         domains: domains.clone(),
@@ -234,6 +237,7 @@ fn route_message(input: &RouteInput) -> route::Route {
                         num_retries: crate::envoy::value::u32v(retries.attempts),
                         ..Default::default()
                     });
+
             everything("default", action, "")
         }
         RouteInput::Passthrough { cluster } => everything("allow_any", forward(cluster), ""),
@@ -317,6 +321,7 @@ mod tests {
             })
             .include_request_attempt_count
         };
+
         let cluster = || "c".to_owned();
         assert!(counts(RouteInput::Passthrough { cluster: cluster() }));
         assert!(!counts(RouteInput::Inbound {

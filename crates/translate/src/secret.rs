@@ -47,6 +47,7 @@ pub(crate) fn build_secret(input: &SecretInput) -> Any {
             ..Default::default()
         })
     };
+
     let kind = match input {
         SecretInput::Certificate {
             name: _,
@@ -65,6 +66,7 @@ pub(crate) fn build_secret(input: &SecretInput) -> Any {
             })
         }
     };
+
     pack(&tls::Secret {
         name: input.name().to_owned(),
         r#type: Some(kind),

@@ -99,6 +99,7 @@ fn mesh_upstream(input: &MeshTls) -> tls::UpstreamTlsContext {
         .iter()
         .map(|identity| uri_name(identity))
         .collect();
+
     tls::UpstreamTlsContext {
         sni: input.sni.clone(),
         common_tls_context: Some(tls::CommonTlsContext {
@@ -130,6 +131,7 @@ fn foreign_upstream(input: &ForeignTls) -> tls::UpstreamTlsContext {
         roots,
         alpn: protocols,
     } = input;
+
     let names = names.iter().map(|name| any_name(name)).collect();
     tls::UpstreamTlsContext {
         sni: sni.clone(),
@@ -154,11 +156,13 @@ fn with_proxy_protocol(
     version: Option<ProxyProtocol>,
 ) -> core::TransportSocket {
     use core::proxy_protocol_config::Version;
+
     let Some(version) = version else { return inner };
     let version = match version {
         ProxyProtocol::V1 => Version::V1,
         ProxyProtocol::V2 => Version::V2,
     };
+
     let config = ProxyProtocolUpstreamTransport {
         config: Some(core::ProxyProtocolConfig {
             version: version as i32,
@@ -167,6 +171,7 @@ fn with_proxy_protocol(
         transport_socket: Some(inner),
         ..Default::default()
     };
+
     transport_socket(
         "envoy.transport_sockets.upstream_proxy_protocol",
         pack(&config),
@@ -185,6 +190,7 @@ pub(crate) fn apply_upstream_tls(
             r#match: Some(criteria),
             transport_socket: Some(socket),
         };
+
     match input {
         UpstreamTls::Off => {
             if proxy_protocol.is_some() {
@@ -288,6 +294,7 @@ pub(crate) fn downstream_transport(input: &DownstreamTls) -> Option<core::Transp
                 .iter()
                 .map(|prefix| uri_prefix(prefix))
                 .collect();
+
             Some(downstream_socket(&tls::DownstreamTlsContext {
                 common_tls_context: Some(tls::CommonTlsContext {
                     tls_params: Some(mesh_parameters()),
@@ -316,15 +323,18 @@ fn server_context(input: &ServerTls) -> tls::DownstreamTlsContext {
         spki_hashes,
         certificate_hashes,
     } = input;
+
     let (roots, is_required) = match client {
         ClientCertificate::None => (None, false),
         ClientCertificate::Optional(roots) => (Some(roots), false),
         ClientCertificate::Required(roots) => (Some(roots), true),
     };
+
     let validation = roots.map(|roots| {
         use tls::common_tls_context::{
             CombinedCertificateValidationContext, ValidationContextType,
         };
+
         ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
             default_validation_context: Some(tls::CertificateValidationContext {
                 match_typed_subject_alt_names: names.iter().map(|name| any_name(name)).collect(),
@@ -336,6 +346,7 @@ fn server_context(input: &ServerTls) -> tls::DownstreamTlsContext {
             ..Default::default()
         })
     });
+
     tls::DownstreamTlsContext {
         common_tls_context: Some(tls::CommonTlsContext {
             tls_params: Some(tls::TlsParameters {

@@ -32,6 +32,7 @@ pub(crate) fn cluster_policy(settings: &PolicySettings, mesh: MeshDefaults) -> C
         proxy_protocol,
         retry_budget,
     } = settings;
+
     let mut policy = ClusterPolicy::defaults(mesh.connect_timeout);
     policy.keepalive = mesh.keepalive;
     if let Some(load_balancer) = load_balancer {
@@ -44,15 +45,18 @@ pub(crate) fn cluster_policy(settings: &PolicySettings, mesh: MeshDefaults) -> C
         policy.panic_percent = outlier.min_health_percent.min(100);
         policy.outlier = Some(outlier_of(outlier));
     }
+
     policy.proxy_protocol = proxy_protocol.map(|version| match version {
         ModelProxyProtocol::V1 => ProxyProtocol::V1,
         ModelProxyProtocol::V2 => ProxyProtocol::V2,
     });
+
     policy.breakers.retry_budget = retry_budget.map(|budget| RetryBudget {
         percent_permille: budget.percent.0 / 1000,
         min_concurrency: budget.min_retry_concurrency,
         interval: budget.interval,
     });
+
     policy
 }
 
@@ -62,6 +66,7 @@ fn apply_load_balancer(policy: &mut ClusterPolicy, input: &LoadBalancer) {
         locality: _,
         warmup,
     } = input;
+
     policy.lb = match algorithm {
         LbPolicy::Default | LbPolicy::LeastRequest => Lb::LeastRequest,
         LbPolicy::RoundRobin => Lb::RoundRobin,
@@ -72,6 +77,7 @@ fn apply_load_balancer(policy: &mut ClusterPolicy, input: &LoadBalancer) {
             HashAlgorithm::Maglev { table_size } => Lb::Maglev { table_size },
         },
     };
+
     policy.warmup = warmup.map(|warmup| Warmup {
         window: warmup.duration,
         minimum_percent: warmup.minimum.0 / 10_000,
@@ -97,6 +103,7 @@ fn apply_pool(policy: &mut ClusterPolicy, input: &ConnectionPool) {
         max_concurrent_streams,
         http2_keepalive,
     } = input;
+
     policy.breakers = Breakers {
         max_connections: *max_connections,
         max_pending_requests: *http1_max_pending_requests,
@@ -104,6 +111,7 @@ fn apply_pool(policy: &mut ClusterPolicy, input: &ConnectionPool) {
         max_retries: *max_retries,
         retry_budget: None,
     };
+
     if let Some(connect_timeout) = connect_timeout.filter(|timeout| !timeout.is_zero()) {
         policy.connect_timeout = connect_timeout;
     }
@@ -113,12 +121,14 @@ fn apply_pool(policy: &mut ClusterPolicy, input: &ConnectionPool) {
             keepalive_of(keepalive),
             policy.keepalive.unwrap_or_default(),
         );
+
         policy.keepalive = Some(Keepalive {
             probes: own.probes.or(mesh.probes),
             time: own.time.or(mesh.time),
             interval: own.interval.or(mesh.interval),
         });
     }
+
     policy.tcp_idle_timeout = *tcp_idle_timeout;
     policy.pool = HttpPool {
         // 0 is unlimited, which is Envoy's default and which it does not take as a value.
@@ -171,11 +181,13 @@ pub(crate) fn upstream_http(
     if pool.is_some_and(|pool| pool.use_client_protocol) {
         return UpstreamHttp::UseDownstream;
     }
+
     // Whoever writes an upgrade for a sniffed port knows what it speaks; the mesh's setting is for
     // declared ones.
     if protocol.is_http2() || written == Some(true) {
         return UpstreamHttp::Http2;
     }
+
     match protocol.is_sniffed() {
         true => UpstreamHttp::UseDownstream,
         false if written.unwrap_or(mesh_upgrades) => UpstreamHttp::Http2,
@@ -222,6 +234,7 @@ pub(crate) fn upstream_tls(tls: Option<&ClientTls>, context: TlsContext<'_>) -> 
         http,
         credential,
     } = context;
+
     let names = |written: &[String], fallback: &[String]| {
         if written.is_empty() {
             fallback.to_vec()
@@ -229,18 +242,21 @@ pub(crate) fn upstream_tls(tls: Option<&ClientTls>, context: TlsContext<'_>) -> 
             written.to_vec()
         }
     };
+
     let Some(tls) = tls else {
         let mesh = MeshTls {
             sni: default_sni,
             identities: identities.to_vec(),
             alpn,
         };
+
         return match auto {
             AutoTls::Off => UpstreamTls::Off,
             AutoTls::PerEndpoint => UpstreamTls::Auto(mesh),
             AutoTls::Always => UpstreamTls::Mesh(mesh),
         };
     };
+
     let ClientTls {
         mode,
         client_certificate,
@@ -252,12 +268,14 @@ pub(crate) fn upstream_tls(tls: Option<&ClientTls>, context: TlsContext<'_>) -> 
         sni,
         insecure_skip_verify,
     } = tls;
+
     let skip = *insecure_skip_verify == Some(true);
     let foreign_alpn = if http == UpstreamHttp::Http2 {
         vec!["h2".to_owned()]
     } else {
         Vec::new()
     };
+
     let foreign = |certificate: Option<SecretName>| {
         let roots = match (&credential, ca_certificates.as_str()) {
             _ if skip => None,
@@ -265,6 +283,7 @@ pub(crate) fn upstream_tls(tls: Option<&ClientTls>, context: TlsContext<'_>) -> 
             (None, "") => Some(SecretName::Agent("file-root:system".to_owned())),
             (None, file) => Some(SecretName::Agent(format!("file-root:{file}"))),
         };
+
         UpstreamTls::Foreign(ForeignTls {
             sni: sni.clone(),
             names: names(written_names, foreign_names),
@@ -273,6 +292,7 @@ pub(crate) fn upstream_tls(tls: Option<&ClientTls>, context: TlsContext<'_>) -> 
             alpn: foreign_alpn.clone(),
         })
     };
+
     match mode {
         ClientTlsMode::Disable => UpstreamTls::Off,
         ClientTlsMode::IstioMutual => UpstreamTls::Mesh(MeshTls {
@@ -298,6 +318,7 @@ pub(crate) fn hash_policies(settings: &PolicySettings) -> Vec<HashPolicy> {
     else {
         return Vec::new();
     };
+
     vec![match &hash.key {
         HashKey::Header(name) => HashPolicy::Header(name.clone()),
         HashKey::Cookie {

@@ -50,6 +50,7 @@ pub fn translate(snapshot: &Snapshot, proxy: &Proxy, memo: &Memo) -> Translated 
         secrets,
         mut diagnostics,
     } = plan(snapshot, proxy);
+
     let mut resources = BTreeMap::new();
     let names: Vec<_> = names.into_iter().collect();
     resources.insert(
@@ -62,6 +63,7 @@ pub fn translate(snapshot: &Snapshot, proxy: &Proxy, memo: &Memo) -> Translated 
             build_cluster,
         ),
     );
+
     resources.insert(
         type_url::ENDPOINT,
         built(
@@ -72,6 +74,7 @@ pub fn translate(snapshot: &Snapshot, proxy: &Proxy, memo: &Memo) -> Translated 
             build_endpoints,
         ),
     );
+
     resources.insert(
         type_url::LISTENER,
         built(
@@ -82,6 +85,7 @@ pub fn translate(snapshot: &Snapshot, proxy: &Proxy, memo: &Memo) -> Translated 
             build_listener,
         ),
     );
+
     resources.insert(
         type_url::ROUTE,
         built(
@@ -92,6 +96,7 @@ pub fn translate(snapshot: &Snapshot, proxy: &Proxy, memo: &Memo) -> Translated 
             |input| build_route_table(input),
         ),
     );
+
     resources.insert(
         type_url::SECRET,
         built(
@@ -102,6 +107,7 @@ pub fn translate(snapshot: &Snapshot, proxy: &Proxy, memo: &Memo) -> Translated 
             build_secret,
         ),
     );
+
     resources.insert(
         type_url::NAME_TABLE,
         built(
@@ -112,8 +118,10 @@ pub fn translate(snapshot: &Snapshot, proxy: &Proxy, memo: &Memo) -> Translated 
             build_name_table,
         ),
     );
+
     diagnostics.sort();
     diagnostics.dedup();
+
     Translated {
         resources,
         diagnostics,

@@ -110,6 +110,7 @@ impl fmt::Display for Diagnostic {
             write!(f, "{}: ", self.position)?;
         }
         write!(f, "{}[{}]: ", self.severity, self.code)?;
+
         // A whole directory, or a text that is no object, has neither.
         if !self.object.kind.is_empty() {
             write!(f, "{}: ", self.object)?;
@@ -121,6 +122,7 @@ impl fmt::Display for Diagnostic {
         if !self.remedy.is_empty() {
             write!(f, " ({})", self.remedy)?;
         }
+
         Ok(())
     }
 }
@@ -140,10 +142,12 @@ mod tests {
             message: "the disk is full".into(),
             remedy: "free space".into(),
         };
+
         assert_eq!(
             finding.to_string(),
             "warning[MEL0405]: the disk is full (free space)"
         );
+
         finding.field = "spec.hosts".into();
         finding.object = ObjectRef::new("Gateway", "shop", "");
         finding.position = Position {
@@ -151,6 +155,7 @@ mod tests {
             line: 3,
             column: 0,
         };
+
         assert_eq!(
             finding.to_string(),
             "a.yaml:3: warning[MEL0405]: Gateway: spec.hosts: the disk is full (free space)"

@@ -28,6 +28,7 @@ mod tests {
         ] {
             assert!(is_local_host(local), "{local}");
         }
+
         for foreign in [
             "",
             "evil.example",

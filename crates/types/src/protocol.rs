@@ -72,6 +72,7 @@ impl Protocol {
         if let Some(declared) = Self::from_word(prefix) {
             return declared;
         }
+
         match number {
             25 | 53 | 3306 | 27017 => Self::Tcp,
             _ => Self::Unsupported,
@@ -137,18 +138,22 @@ mod tests {
             Protocol::of_port(9080, "http2-web", None, "TCP"),
             Protocol::Http2
         );
+
         assert_eq!(
             Protocol::of_port(9080, "grpc-web-x", None, "TCP"),
             Protocol::GrpcWeb
         );
+
         assert_eq!(
             Protocol::of_port(9080, "tcp", Some("http"), "TCP"),
             Protocol::Http
         );
+
         assert_eq!(
             Protocol::of_port(9080, "web", None, "TCP"),
             Protocol::Unsupported
         );
+
         assert_eq!(Protocol::of_port(3306, "db", None, "TCP"), Protocol::Tcp);
         assert_eq!(Protocol::of_port(53, "dns", None, "UDP"), Protocol::Udp);
     }

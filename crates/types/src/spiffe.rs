@@ -96,6 +96,7 @@ impl SpiffeId {
                 return Err(SpiffeError::Path(segment.to_owned()));
             }
         }
+
         Ok(Self {
             trust_domain,
             namespace: namespace.to_owned(),
@@ -145,12 +146,14 @@ impl FromStr for SpiffeId {
         let (domain, path) = rest
             .split_once('/')
             .ok_or_else(|| SpiffeError::Path(text.to_owned()))?;
+
         // The rule that `@` means `.` is for configuration, not for identities on the wire.
         if domain.contains('@') {
             return Err(SpiffeError::TrustDomain(domain.to_owned()));
         }
         let trust_domain = TrustDomain::new(domain)?;
         let mut segments = path.split('/');
+
         match (
             segments.next(),
             segments.next(),
@@ -205,6 +208,7 @@ mod tests {
             id.to_string(),
             "spiffe://cluster.local/ns/default/sa/bookinfo-reviews"
         );
+
         assert_eq!(
             id.principal(),
             "cluster.local/ns/default/sa/bookinfo-reviews"

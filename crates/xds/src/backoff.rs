@@ -52,11 +52,13 @@ mod tests {
             first: Duration::from_millis(100),
             longest: Duration::from_secs(2),
         };
+
         for failures in 1..200 {
             let least = backoff.delay(failures, 0);
             let most = backoff.delay(failures, u64::MAX - 1);
             assert!(least <= most && most <= backoff.longest);
         }
+
         assert_eq!(backoff.delay(1, 0), Duration::from_millis(50));
         assert_eq!(backoff.delay(60, 0), Duration::from_secs(1));
     }

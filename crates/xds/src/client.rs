@@ -233,10 +233,12 @@ impl Client {
             session: Mutex::new(session),
             wake: Notify::new(),
         });
+
         let handle = ClientHandle {
             shared: shared.clone(),
         };
         tokio::spawn(drive(config, shared, events));
+
         (handle, receiver)
     }
 }
@@ -268,6 +270,7 @@ async fn drive(config: ClientConfig, shared: Arc<Shared>, events: mpsc::Sender<C
             },
             () = events.closed() => return,
         };
+
         shared.session().disconnected();
         failures = if answered { 1 } else { failures + 1 };
         tracing::debug!(%reason, failures, "xds stream ended");
@@ -278,6 +281,7 @@ async fn drive(config: ClientConfig, shared: Arc<Shared>, events: mpsc::Sender<C
         {
             return;
         }
+
         tokio::select! {
             () = tokio::time::sleep(config.backoff.delay(failures, jitter())) => {}
             () = events.closed() => return,
@@ -298,16 +302,19 @@ async fn one_stream(
             Ok(Err(error)) => return Ok(format!("cannot connect: {}", chain(error.as_ref()))),
             Err(_) => return Ok(format!("no connection within {:?}", config.connect_timeout)),
         };
+
     let epoch = shared.session().connected();
     let mut client = AggregatedDiscoveryServiceClient::new(connection.channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
+
     match config.variant {
         Variant::Delta => {
             let outbound = requests(shared.clone(), epoch, |request| match request {
                 ClientRequest::Delta(request) => Some(request),
                 ClientRequest::Sotw(_) => None,
             });
+
             let call = client.delta_aggregated_resources(with(connection.metadata, outbound));
             match call.await {
                 Ok(response) => {
@@ -328,6 +335,7 @@ async fn one_stream(
                 ClientRequest::Sotw(request) => Some(request),
                 ClientRequest::Delta(_) => None,
             });
+
             let call = client.stream_aggregated_resources(with(connection.metadata, outbound));
             match call.await {
                 Ok(response) => {
@@ -371,6 +379,7 @@ fn requests<R>(
                 }
                 session.next_request()
             };
+
             match next {
                 Some(request) => return pick(request).map(|request| (request, shared)),
                 // A wake-up between the look and this wait is kept, so none is missed.
@@ -391,6 +400,7 @@ async fn read<M>(
         .send(ClientEvent::Connected)
         .await
         .map_err(|_| Unheard)?;
+
     loop {
         match inbound.message().await {
             Ok(Some(message)) => {

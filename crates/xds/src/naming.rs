@@ -46,6 +46,7 @@ fn first_string(mut bytes: &[u8]) -> Option<String> {
             _ => return None,
         }
     }
+
     Some(found)
 }
 
@@ -62,6 +63,7 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
             return Some(value);
         }
     }
+
     None
 }
 

@@ -61,6 +61,7 @@ impl ResourceSet {
             version: version.into(),
             content: Arc::new(content),
         };
+
         match self.types.get_mut(type_url) {
             Some(set) => _ = set.insert(name.into(), resource),
             None => {
@@ -94,6 +95,7 @@ impl ResourceSet {
                         .all(|((a, x), (b, y))| a == b && x.version == y.version)
             })
         };
+
         self.types.len() == other.types.len() && self.types.iter().all(of_type)
     }
 

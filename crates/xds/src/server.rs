@@ -119,6 +119,7 @@ impl AdsServer {
         request: Request<Streaming<S::Request>>,
     ) -> Response<Outbound<S::Response>> {
         let (metadata, extensions, inbound) = request.into_parts();
+
         // One response waits for the transport; what changes meanwhile merges in the session.
         let (outbound, receiver) = mpsc::channel(1);
         let stream = Stream::<S> {
@@ -127,12 +128,14 @@ impl AdsServer {
             inbound,
             outbound: outbound.clone(),
         };
+
         tokio::spawn(async move {
             if let Err(status) = stream.run(metadata, extensions).await {
                 // A client that does not read learns nothing, as after a reset.
                 _ = tokio::time::timeout(Duration::from_secs(5), outbound.send(Err(status))).await;
             }
         });
+
         Response::new(Box::pin(ReceiverStream::new(receiver)))
     }
 }
@@ -179,11 +182,13 @@ impl<S: ServerSession> Stream<S> {
             Ok(Ok(None)) | Ok(Err(_)) => return Ok(()),
             Err(_) => return Err(Status::deadline_exceeded("no request came on this stream")),
         };
+
         let Some(node) = S::node(&first).cloned() else {
             return Err(Status::invalid_argument(
                 "the first request of a stream must carry its node",
             ));
         };
+
         let session = Arc::new(Mutex::new(S::new()));
         let opening = Opening {
             node,
@@ -191,6 +196,7 @@ impl<S: ServerSession> Stream<S> {
             extensions,
             session: Arc::new(Look(session.clone())),
         };
+
         let mut feed = self.source.open(opening).await?;
         take::<S>(&session, &mut feed, first)?;
         let current = feed.resources.borrow_and_update().clone();
@@ -199,6 +205,7 @@ impl<S: ServerSession> Stream<S> {
         }
         let end = tokio::time::sleep(age(self.terms.max_age));
         tokio::pin!(end);
+
         loop {
             tokio::select! {
                 // Requests first: what a client asks for in one breath is answered in the right
@@ -239,6 +246,7 @@ fn take<S: ServerSession>(
             ProtocolError::NoType => Status::invalid_argument(error.to_string()),
             ProtocolError::Limit(_) => Status::resource_exhausted(error.to_string()),
         })?;
+
     if let Some(verdict) = verdict {
         feed.observer.verdict(&verdict);
     }

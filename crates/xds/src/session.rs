@@ -129,8 +129,10 @@ impl Core {
                 "a stream carries at most {MAX_TYPES} types"
             )));
         }
+
         let state = self.types.entry(type_url.to_owned()).or_default();
         state.stale = true;
+
         Ok((state, first))
     }
 
@@ -152,6 +154,7 @@ impl Core {
         let state = self.types.get_mut(type_url)?;
         let flight = state.in_flight.take_if(|flight| flight.nonce == nonce)?;
         let (type_url, nonce) = (type_url.to_owned(), nonce.to_owned());
+
         match error {
             None => {
                 state.acked(flight);
@@ -179,16 +182,19 @@ impl Core {
                 state.refresh(set.of(url).unwrap_or(&none));
             }
         }
+
         let others = self
             .types
             .keys()
             .filter(|url| !PUSH_ORDER.contains(&url.as_str()))
             .cloned();
+
         let order: Vec<String> = PUSH_ORDER
             .iter()
             .map(|&url| url.to_owned())
             .chain(others)
             .collect();
+
         order
             .into_iter()
             .find_map(|url| self.push_of(&url, set.of(&url).unwrap_or(&none)))
@@ -199,6 +205,7 @@ impl Core {
         let whole = self.variant == Variant::Sotw && is_full_type(url);
         let silent_removals = self.variant == Variant::Sotw && !whole;
         let state = self.types.get_mut(url)?;
+
         if state.in_flight.is_some() {
             return None;
         }
@@ -208,12 +215,14 @@ impl Core {
         let mut names = state.sets_to_send(hold_sets);
         let removed = state.removals_to_send(hold_removals);
         let must_answer = state.must_answer && !hold_sets;
+
         if names.is_empty() && removed.is_empty() && !must_answer {
             return None;
         }
         let changed = names.clone();
         let fresh = state.is_fresh(&names, &removed);
         let mut lingering = Vec::new();
+
         if whole {
             names = set
                 .keys()
@@ -222,6 +231,7 @@ impl Core {
                 .collect();
             lingering = state.lingering(&removed);
         }
+
         self.nonces += 1;
         let nonce = self.nonces.to_string();
         let mut content: Vec<Sending> = names
@@ -231,6 +241,7 @@ impl Core {
                     .map(|r| (name, r.version.clone(), r.content.clone()))
             })
             .collect();
+
         content.extend(lingering);
         let version = match self.variant {
             Variant::Delta => nonce.clone(),
@@ -241,6 +252,7 @@ impl Core {
             ),
             Variant::Sotw => state.version(set),
         };
+
         let flight = InFlight {
             nonce: nonce.clone(),
             set: content
@@ -250,6 +262,7 @@ impl Core {
             removed: removed.clone(),
             fresh,
         };
+
         state.sent(flight, &content, &changed);
         if url == CLUSTER
             && let Some(endpoints) = self.types.get_mut(ENDPOINT)
@@ -258,6 +271,7 @@ impl Core {
             // not change.
             endpoints.request_again(&changed);
         }
+
         Some(Push {
             type_url: url.to_owned(),
             nonce,
@@ -295,6 +309,7 @@ impl Core {
             }
             _ => &[],
         };
+
         users
             .iter()
             .any(|user| self.types.get(*user).is_some_and(TypeState::is_unsettled))
@@ -307,12 +322,15 @@ impl Core {
                 .position(|known| *known == url)
                 .unwrap_or(PUSH_ORDER.len())
         };
+
         let mut all: Vec<TypeStatus> = self
             .types
             .iter()
             .map(|(url, state)| state.status(url, self.set.as_ref().and_then(|set| set.of(url))))
             .collect();
+
         all.sort_by_key(|status| rank(&status.type_url));
+
         all
     }
 }
@@ -344,11 +362,13 @@ fn check_names(names: &[String]) -> Result<(), ProtocolError> {
             "at most {MAX_NAMES} names per type"
         )));
     }
+
     if names.iter().any(|name| name.len() > MAX_NAME_BYTES) {
         return Err(ProtocolError::Limit(format!(
             "a name has at most {MAX_NAME_BYTES} bytes"
         )));
     }
+
     Ok(())
 }
 

@@ -117,6 +117,7 @@ impl Options {
             slice: Duration::from_secs(4),
             write: false,
         };
+
         let mut words = words.iter();
         while let Some(word) = words.next() {
             let mut number = || -> Result<u64> {
@@ -127,6 +128,7 @@ impl Options {
                 ensure!(number > 0, "{word} {number}: at least 1");
                 Ok(number)
             };
+
             match word.as_str() {
                 "h1" => options.cases.push(Case::H1),
                 "pair" => options.cases.push(Case::Pair),
@@ -141,11 +143,13 @@ impl Options {
                 other => bail!("what is {other:?}?\n\n{USAGE}"),
             }
         }
+
         if options.cases.is_empty() {
             options.cases = vec![Case::H1, Case::Pair, Case::Rss];
         }
         options.cases.sort_unstable();
         options.cases.dedup();
+
         Ok(options)
     }
 }
@@ -159,18 +163,22 @@ pub fn run(words: &[String]) -> Result<()> {
         print!("{USAGE}");
         return Ok(());
     }
+
     let options = Options::parse(words)?;
     ensure!(
         machine::cores() > LOAD_CORE,
         "one core for the proxies and one for the load: this machine has a single one"
     );
+
     let peers = peers::set_up()?;
     let (meltemi, programs) = build()?;
     let mesh = Mesh::start(&meltemi, &programs, &peers)?;
     let sidecars = mesh.sidecars()?;
+
     mesh.pin(&sidecars)?;
 
     let mut report = report::Report::new(words);
+
     // Idle is before any load.
     if options.cases.contains(&Case::Rss) {
         report.add(rss::measure(&sidecars)?);
@@ -180,6 +188,7 @@ pub fn run(words: &[String]) -> Result<()> {
             report.add(load::measure(case, &mesh, &sidecars, &options)?);
         }
     }
+
     if options.cases.contains(&Case::Propagation) {
         report.add(propagation::measure(&mesh)?);
     }
@@ -188,6 +197,7 @@ pub fn run(words: &[String]) -> Result<()> {
     if options.write {
         report.write()?;
     }
+
     Ok(())
 }
 
@@ -205,7 +215,9 @@ fn build() -> Result<(PathBuf, PathBuf)> {
         "--package",
         "xtask",
     ]))?;
+
     let release = target().join("release");
+
     Ok((release.join("meltemi"), release.join("xtask")))
 }
 

@@ -26,6 +26,7 @@ fn main() -> Result<()> {
         Some((chore, rest)) => (chore.as_str(), rest),
         None => ("", &[][..]),
     };
+
     match chore {
         "test" => test::run(rest),
         "tidy" => tidy::run(),

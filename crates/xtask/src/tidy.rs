@@ -57,14 +57,17 @@ fn findings() -> Result<Vec<String>> {
         .current_dir(crate::shell::root())
         .no_deps()
         .exec()?;
+
     let names: BTreeSet<&str> = metadata
         .packages
         .iter()
         .map(|package| short(&package.name))
         .collect();
+
     let page = fs::read_to_string(crate::shell::root().join("ARCHITECTURE.md"))?;
     let layers = layers(&page, &names);
     let mut found = Vec::new();
+
     for package in &metadata.packages {
         let name = short(&package.name).to_owned();
         if !page
@@ -75,6 +78,7 @@ fn findings() -> Result<Vec<String>> {
                 "crate {name} has no row in ARCHITECTURE.md's table of crates"
             ));
         }
+
         let layer = match layers.get(name.as_str()).map(Vec::as_slice) {
             Some([layer]) => layer,
             None if name == CHORES => &u8::MAX,
@@ -85,6 +89,7 @@ fn findings() -> Result<Vec<String>> {
                 continue;
             }
         };
+
         for dependency in package
             .dependencies
             .iter()
@@ -116,15 +121,18 @@ fn findings() -> Result<Vec<String>> {
                 None => {}
             }
         }
+
         let folder = package
             .manifest_path
             .parent()
             .expect("a manifest lies in a folder")
             .join("src");
+
         for file in sources(folder.as_std_path())? {
             check_source(&name, &file, &mut found)?;
         }
     }
+
     Ok(found)
 }
 
@@ -140,11 +148,13 @@ fn layers<'a>(page: &str, names: &BTreeSet<&'a str>) -> BTreeMap<&'a str, Vec<u8
         else {
             continue;
         };
+
         let Ok(number) = number.parse() else { continue };
         for name in crates.split_whitespace().filter_map(|word| names.get(word)) {
             layers.entry(name).or_default().push(number);
         }
     }
+
     layers
 }
 
@@ -154,10 +164,12 @@ fn check_source(name: &str, file: &Path, found: &mut Vec<String>) -> Result<()> 
         .strip_prefix(crate::shell::root())
         .unwrap_or(file)
         .display();
+
     let is_front = file.ends_with("src/lib.rs") || file.ends_with("src/main.rs");
     if is_front && !text.starts_with("//!") {
         found.push(format!("{shown} has no front page (//! ...)"));
     }
+
     // Tests stand at the end of a file, or in one of their own.
     let is_test = file.file_stem().is_some_and(|stem| stem == "tests");
     let code = text.split("#[cfg(test)]").next().unwrap_or_default();
@@ -170,6 +182,7 @@ fn check_source(name: &str, file: &Path, found: &mut Vec<String>) -> Result<()> 
                 line.trim()
             ));
         }
+
         if !UNSAFE.contains(&name)
             && (line.contains("unsafe {")
                 || line.contains("unsafe fn")
@@ -178,6 +191,7 @@ fn check_source(name: &str, file: &Path, found: &mut Vec<String>) -> Result<()> 
             found.push(format!("{shown}:{}: unsafe outside {UNSAFE:?}", number + 1));
         }
     }
+
     Ok(())
 }
 
@@ -191,7 +205,9 @@ fn sources(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
             all.push(path);
         }
     }
+
     all.sort();
+
     Ok(all)
 }
 

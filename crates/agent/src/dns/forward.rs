@@ -43,6 +43,7 @@ impl UpstreamForwarder {
             .lines()
             .filter_map(|line| line.trim().strip_prefix("nameserver"))
             .filter_map(|rest| rest.trim().parse().ok());
+
         Self::new(
             servers
                 .map(|ip: IpAddr| SocketAddr::new(ip, 53))
@@ -66,6 +67,7 @@ impl UpstreamForwarder {
             Type::DGRAM.nonblocking(),
             Some(Protocol::UDP),
         )?;
+
         if let Some(mark) = self.mark {
             socket.set_mark(mark)?;
         }
@@ -74,11 +76,13 @@ impl UpstreamForwarder {
         } else {
             Ipv6Addr::UNSPECIFIED.into()
         };
+
         socket.bind(&SocketAddr::new(any, 0).into())?;
         let socket = UdpSocket::from_std(socket.into())?;
         socket.connect(upstream).await?;
         socket.send(query).await?;
         let mut buffer = vec![0; 65_535];
+
         loop {
             let length = socket.recv(&mut buffer).await?;
             // Anything but the answer to this query is ignored, not an error: it may be a late one,
@@ -96,6 +100,7 @@ impl UpstreamForwarder {
             mark: self.mark,
             ..ConnectOptions::default()
         };
+
         let mut stream = meltemi_net::connect(upstream, &options).await?;
         stream
             .write_all(&[&length.to_be_bytes(), query].concat())
@@ -103,6 +108,7 @@ impl UpstreamForwarder {
         let length = stream.read_u16().await?;
         let mut answer = vec![0; usize::from(length)];
         stream.read_exact(&mut answer).await?;
+
         Ok(answer)
     }
 }
@@ -126,12 +132,14 @@ impl Forwarder for UpstreamForwarder {
                         false => self.over_udp(upstream, query).await,
                     }
                 };
+
                 match tokio::time::timeout(self.timeout, attempt).await {
                     Ok(Ok(answer)) => return Ok(answer),
                     Ok(Err(error)) => last = error,
                     Err(_) => last = io::ErrorKind::TimedOut.into(),
                 }
             }
+
             Err(last)
         })
     }

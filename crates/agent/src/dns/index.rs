@@ -47,12 +47,14 @@ impl NameIndex {
                 known.extend(addresses);
             }
         }
+
         for addresses in hosts.values_mut() {
             // A client must not see the same address twice, nor an order that depends on the
             // server's hash map.
             addresses.sort_unstable();
             addresses.dedup();
         }
+
         Self { hosts }
     }
 
@@ -89,6 +91,7 @@ impl NameIndex {
             }
             rest = parent;
         }
+
         None
     }
 
@@ -103,6 +106,7 @@ impl NameIndex {
         if let Some(addresses) = self.find(name) {
             return Some((None, addresses));
         }
+
         // Only short names: `a.b.c` is left to the client's own search, or a typo could reach
         // somebody else's service.
         if name.split('.').count() <= 3
@@ -112,6 +116,7 @@ impl NameIndex {
         {
             return Some((None, addresses));
         }
+
         search.iter().find_map(|domain| {
             let real = name.strip_suffix(domain.as_str())?.strip_suffix('.')?;
             // One label is a service that does not exist in this namespace, not a host of the
@@ -153,6 +158,7 @@ impl Names {
             name.strip_suffix(zone.as_str())
                 .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
         });
+
         let index = self.current.load();
         let Some(index) = index.as_ref() else {
             return if in_zone {
@@ -161,6 +167,7 @@ impl Names {
                 Answer::Foreign
             };
         };
+
         match (index.resolve(name, search), record) {
             (Some((alias, addresses)), RecordType::A | RecordType::Aaaa) => {
                 let wanted = addresses
@@ -171,6 +178,7 @@ impl Names {
                     let turn = self.turn.fetch_add(1, Ordering::Relaxed) % addresses.len();
                     addresses.rotate_left(turn);
                 }
+
                 Answer::Known {
                     alias: alias.map(str::to_owned),
                     addresses,
@@ -208,8 +216,10 @@ mod tests {
                 )
             })
             .collect();
+
         let names = Names::default();
         names.set(NameIndex::from_tables([&NameTable { table }]));
+
         names
     }
 
@@ -243,6 +253,7 @@ mod tests {
             ("reviews.default.svc.cluster.local", &["10.45.0.2"]),
             ("ratings.prod.svc.cluster.local", &["10.45.0.3"]),
         ]);
+
         for name in [
             "reviews.default.svc.cluster.local",
             "reviews",
@@ -255,15 +266,18 @@ mod tests {
                 "{name}"
             );
         }
+
         assert_eq!(
             ask(&names, "ratings.prod", RecordType::A),
             known(&["10.45.0.3"])
         );
+
         assert_eq!(
             ask(&names, "ratings", RecordType::A),
             Answer::Foreign,
             "another namespace's short name"
         );
+
         assert_eq!(
             ask(&names, "ratings.default.svc.cluster.local", RecordType::A),
             Answer::Absent
@@ -276,6 +290,7 @@ mod tests {
             ("a.default.svc.cluster.local", &["10.45.0.2"]),
             ("b.default.svc.cluster.local", &["10.45.0.3", "fd00::3"]),
         ]);
+
         assert_eq!(ask(&names, "a", RecordType::Aaaa), known(&[]));
         assert_eq!(ask(&names, "b", RecordType::Aaaa), known(&["fd00::3"]));
         assert_eq!(
@@ -291,18 +306,22 @@ mod tests {
             ("*.eu.example.com", &["240.240.0.2"]),
             ("www.example.com", &["240.240.0.3"]),
         ]);
+
         assert_eq!(
             ask(&names, "a.b.example.com", RecordType::A),
             known(&["240.240.0.1"])
         );
+
         assert_eq!(
             ask(&names, "x.eu.example.com", RecordType::A),
             known(&["240.240.0.2"])
         );
+
         assert_eq!(
             ask(&names, "www.example.com", RecordType::A),
             known(&["240.240.0.3"])
         );
+
         assert_eq!(ask(&names, "example.com", RecordType::A), Answer::Foreign);
         assert_eq!(
             ask(&names, "www.example.com", RecordType::Other(15)),
@@ -319,6 +338,7 @@ mod tests {
             "httpbin.org.default.svc.cluster.local",
             RecordType::A,
         );
+
         assert_eq!(
             answer,
             Answer::Known {
@@ -344,10 +364,12 @@ mod tests {
             "a.default.svc.cluster.local",
             &["10.0.0.2", "10.0.0.1", "10.0.0.1"],
         )]);
+
         assert_eq!(
             ask(&names, "a", RecordType::A),
             known(&["10.0.0.1", "10.0.0.2"])
         );
+
         assert_eq!(
             ask(&names, "a", RecordType::A),
             known(&["10.0.0.2", "10.0.0.1"])

@@ -75,6 +75,7 @@ pub fn parse(bytes: &[u8]) -> Parsed {
         // A response: answering it could start a loop between two servers.
         return Parsed::Malformed(None);
     }
+
     if flags & 0x7800 != 0 {
         return Parsed::Foreign;
     }
@@ -95,7 +96,9 @@ pub fn parse(bytes: &[u8]) -> Parsed {
         28 => RecordType::Aaaa,
         other => RecordType::Other(other),
     };
+
     let question = bytes[12..end + 4].to_vec();
+
     // An OPT record with an empty owner, alone in the additional section, is what every client
     // sends.
     let udp_size = match (
@@ -108,6 +111,7 @@ pub fn parse(bytes: &[u8]) -> Parsed {
         (0, 0, Some(&[0, 0, 41, s0, s1])) => Some(u16::from_be_bytes([s0, s1])),
         _ => None,
     };
+
     Parsed::Query(Query {
         id,
         name,
@@ -129,6 +133,7 @@ fn read_name(bytes: &[u8], mut at: usize) -> Option<(String, usize)> {
         if length == 0 {
             return Some((name, at));
         }
+
         // The two high bits are pointers and other extensions; 255 bytes is the limit of §2.3.4.
         if length > 63 || at + length - start > 254 {
             return None;
@@ -145,6 +150,7 @@ fn read_name(bytes: &[u8], mut at: usize) -> Option<(String, usize)> {
                 other => name.push_str(&format!("\\{other:03}")),
             }
         }
+
         at += length;
     }
 }
@@ -170,10 +176,13 @@ impl Query {
         } else {
             usize::from(u16::MAX)
         };
+
         let mut out = self.header(Rcode::NoError);
         let mut count = 0u16;
+
         // The owner of the addresses: the question's name, at offset 12.
         let mut owner = 0xc00cu16;
+
         if let Some(target) = alias.and_then(encode_name) {
             out.extend(0xc00cu16.to_be_bytes());
             push_words(&mut out, 5, ttl, target.len());
@@ -181,27 +190,32 @@ impl Query {
             out.extend(target);
             count += 1;
         }
+
         let mut truncated = false;
         for address in addresses {
             let (kind, data) = match address {
                 IpAddr::V4(v4) => (1, v4.octets().to_vec()),
                 IpAddr::V6(v6) => (28, v6.octets().to_vec()),
             };
+
             // 2 + 2 + 2 + 4 + 2 bytes before the address, 11 for the OPT record after all.
             if out.len() + 12 + data.len() + 11 > limit || count == u16::MAX {
                 truncated = true;
                 break;
             }
+
             out.extend(owner.to_be_bytes());
             push_words(&mut out, kind, ttl, data.len());
             out.extend(data);
             count += 1;
         }
+
         out[6..8].copy_from_slice(&count.to_be_bytes());
         if truncated {
             out[2] |= 0x02;
         }
         self.push_opt(&mut out);
+
         out
     }
 
@@ -251,7 +265,9 @@ fn encode_name(name: &str) -> Option<Vec<u8>> {
         out.push(length);
         out.extend(label.bytes());
     }
+
     out.push(0);
+
     (out.len() <= 255).then_some(out)
 }
 
@@ -285,6 +301,7 @@ pub(crate) mod tests {
             .into_iter()
             .flat_map(u16::to_be_bytes)
             .collect();
+
         out.extend(encode_name(name).expect("a name"));
         out.extend(kind.to_be_bytes());
         out.extend(1u16.to_be_bytes());
@@ -293,6 +310,7 @@ pub(crate) mod tests {
             out.extend(size.to_be_bytes());
             out.extend([0; 6]);
         }
+
         out
     }
 
@@ -311,12 +329,14 @@ pub(crate) mod tests {
             (query.name.as_str(), query.record),
             ("reviews.default", RecordType::A)
         );
+
         let answer = query.answer(None, &["10.45.0.7".parse().expect("an address")], 30, true);
         assert_eq!(
             answer[12..bytes.len()],
             bytes[12..],
             "the question comes back byte by byte"
         );
+
         assert_eq!(answer[6..8], [0, 1]);
         assert_eq!(answer[answer.len() - 4..], [10, 45, 0, 7]);
     }
@@ -341,6 +361,7 @@ pub(crate) mod tests {
             parse(&good[..good.len() - 1]),
             Parsed::Malformed(Some(0x1234))
         );
+
         let mut response = good.clone();
         response[2] |= 0x80;
         assert_eq!(
@@ -348,6 +369,7 @@ pub(crate) mod tests {
             Parsed::Malformed(None),
             "responses are never answered"
         );
+
         let mut chaos = good.clone();
         let end = chaos.len();
         chaos[end - 1] = 3;
@@ -359,6 +381,7 @@ pub(crate) mod tests {
             Parsed::Malformed(Some(0x1234)),
             "a pointer in a question"
         );
+
         let mut long: Vec<u8> = query("a", 1, None)[..12].to_vec();
         long.extend(std::iter::repeat_n([63u8; 64], 5).flatten());
         assert_eq!(parse(&long), Parsed::Malformed(Some(0x1234)));

@@ -90,10 +90,12 @@ impl DnsServer {
                 Err(error) => return Err(error),
             }
         };
+
         let (in_flight, connections) = (
             Arc::new(Semaphore::new(options.in_flight)),
             Arc::new(Semaphore::new(options.connections)),
         );
+
         let shared = Shared {
             options,
             names,
@@ -102,6 +104,7 @@ impl DnsServer {
             in_flight,
             connections,
         };
+
         Ok(Self {
             shared: Arc::new(shared),
             udp: Arc::new(udp),
@@ -176,6 +179,7 @@ impl Shared {
             Parsed::Malformed(None) => return Local::Silence,
             Parsed::Malformed(Some(id)) => return Local::Reply(error_reply(id, Rcode::FormErr)),
         };
+
         let options = &self.options;
         match self
             .names
@@ -212,6 +216,7 @@ async fn converse(shared: Arc<Shared>, mut stream: TcpStream, _permit: OwnedSema
             stream.read_exact(&mut query).await?;
             io::Result::Ok(query)
         };
+
         let Ok(Ok(query)) = tokio::time::timeout(shared.options.idle, read).await else {
             return;
         };
@@ -224,6 +229,7 @@ async fn converse(shared: Arc<Shared>, mut stream: TcpStream, _permit: OwnedSema
                 Err(_) => error_for(&query, Rcode::ServFail),
             },
         };
+
         let Some(answer) = answer.filter(|answer| answer.len() <= usize::from(u16::MAX)) else {
             return;
         };

@@ -55,9 +55,11 @@ impl AdsRelay {
             tracing::warn!(%error, "xds: no connection to the control plane, the proxy will try again");
             Status::unavailable(error.to_string())
         })?;
+
         let client = AggregatedDiscoveryServiceClient::new(connection.channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
+
         Ok((client, connection.metadata))
     }
 
@@ -76,6 +78,7 @@ fn passed_on<M: Send + 'static>(
     mut inbound: Streaming<M>,
 ) -> Request<ReceiverStream<M>> {
     let (sender, receiver) = mpsc::channel(1);
+
     // Ends with either side: `message` when the client goes, `send` when the upstream stream is
     // dropped.
     tokio::spawn(async move {
@@ -91,8 +94,10 @@ fn passed_on<M: Send + 'static>(
             }
         }
     });
+
     let mut request = Request::new(ReceiverStream::new(receiver));
     *request.metadata_mut() = metadata;
+
     request
 }
 

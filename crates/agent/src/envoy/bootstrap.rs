@@ -30,6 +30,7 @@ impl StatsInclusion {
                 .map(str::to_owned)
                 .collect()
         };
+
         Self {
             prefixes: list("Prefixes"),
             suffixes: list("Suffixes"),
@@ -128,6 +129,7 @@ pub fn render(bootstrap: &Bootstrap) -> Value {
         mark,
         stats,
     } = bootstrap;
+
     let mut out = json!({
         "node": node_json(node),
         "layered_runtime": { "layers": [
@@ -168,12 +170,14 @@ pub fn render(bootstrap: &Bootstrap) -> Value {
             ],
         },
     });
+
     if let Some(mark) = mark {
         out["cluster_manager"] = json!({ "upstream_bind_config": { "socket_options": [{
             "description": "past the capture rules",
             "level": SOL_SOCKET, "name": SO_MARK, "int_value": mark, "state": "STATE_PREBIND",
         }] } });
     }
+
     out
 }
 
@@ -189,12 +193,14 @@ fn patterns(stats: &StatsInclusion) -> Vec<Value> {
         suffixes,
         regexps,
     } = stats;
+
     let all = |kept: &[&'static str], wanted: &[String]| -> Vec<String> {
         kept.iter()
             .map(|text| (*text).to_owned())
             .chain(wanted.iter().cloned())
             .collect()
     };
+
     let prefixes = all(KEPT_PREFIXES, prefixes)
         .into_iter()
         .map(|text| json!({ "prefix": text }));
@@ -204,6 +210,7 @@ fn patterns(stats: &StatsInclusion) -> Vec<Value> {
     let regexps = all(KEPT_REGEXPS, regexps)
         .into_iter()
         .map(|text| json!({ "safe_regex": { "regex": text } }));
+
     prefixes.chain(suffixes).chain(regexps).collect()
 }
 
@@ -274,6 +281,7 @@ fn node_json(node: &Node) -> Value {
     {
         out["locality"] = json!({ "region": locality.region, "zone": locality.zone, "sub_zone": locality.sub_zone });
     }
+
     out
 }
 
@@ -339,32 +347,38 @@ mod tests {
             out["node"]["id"],
             "sidecar~10.44.0.7~sleep-1.default~default.svc.cluster.local"
         );
+
         assert_eq!(out["node"]["metadata"]["LABELS"]["app"], "sleep");
         let option = &out["cluster_manager"]["upstream_bind_config"]["socket_options"][0];
         assert_eq!(
             (&option["level"], &option["name"], &option["int_value"]),
             (&json!(1), &json!(36), &json!(1337))
         );
+
         let clusters: Vec<_> = out["static_resources"]["clusters"]
             .as_array()
             .expect("a list")
             .iter()
             .map(|c| c["name"].as_str().unwrap_or(""))
             .collect();
+
         assert_eq!(
             clusters,
             ["prometheus_stats", "agent", "sds-grpc", "xds-grpc"]
         );
+
         let kept = out
             .pointer("/stats_config/stats_matcher/inclusion_list/patterns")
             .expect("a list")
             .to_string();
+
         let wanted = [
             r#"{"prefix":"cluster.outbound"}"#,
             r#"{"suffix":"rbac.denied"}"#,
             r#"{"suffix":"downstream_cx_active"}"#,
             r#"{"safe_regex":{"regex":"vhost\\.*\\.route\\.*"}}"#,
         ];
+
         for pattern in wanted {
             assert!(kept.contains(pattern), "{pattern} is missing in {kept}");
         }

@@ -59,6 +59,7 @@ impl EnvoyProcess {
             .env_clear()
             .stdin(std::process::Stdio::null())
             .kill_on_drop(true);
+
         if options.concurrency > 0 {
             command.args(["--concurrency", &options.concurrency.to_string()]);
         }
@@ -68,6 +69,7 @@ impl EnvoyProcess {
                 format!("{}: {error}", options.program.display()),
             )
         })?;
+
         Ok(Self {
             child,
             admin: SocketAddr::from(([127, 0, 0, 1], options.admin_port)),
@@ -90,11 +92,13 @@ impl EnvoyProcess {
         if let Err(error) = post(self.admin, "/drain_listeners?graceful&skip_exit").await {
             tracing::warn!(%error, "envoy: drain");
         }
+
         // Early if Envoy ends on its own.
         if tokio::time::timeout(grace, self.child.wait()).await.is_ok() {
             return;
         }
         let _ = post(self.admin, "/quitquitquit").await;
+
         if tokio::time::timeout(Duration::from_secs(2), self.child.wait())
             .await
             .is_err()
@@ -127,11 +131,13 @@ async fn post(address: SocketAddr, path: &str) -> io::Result<()> {
             .header(header::HOST, "admin")
             .body(Empty::<Bytes>::new())
             .map_err(io::Error::other)?;
+
         tokio::select! {
             answer = sender.send_request(request) => answer.map(|_| ()).map_err(io::Error::other),
             ended = connection => ended.map_err(io::Error::other),
         }
     };
+
     tokio::time::timeout(Duration::from_secs(2), exchange)
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?

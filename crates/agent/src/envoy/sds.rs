@@ -80,6 +80,7 @@ async fn stream<S: ServerSession>(
     let lock = || session.lock().unwrap_or_else(PoisonError::into_inner);
     let mut changes = secrets.changes();
     changes.mark_changed();
+
     loop {
         tokio::select! {
             biased;
@@ -128,6 +129,7 @@ async fn send_next<S: ServerSession>(
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .next_response();
+
     match next {
         Some(response) => {
             place.send(Ok(response));
@@ -153,6 +155,7 @@ pub fn sds_resources(secrets: &SecretStore) -> ResourceSet {
             set.insert(type_url::SECRET, name, version, pack(&resource));
         }
     }
+
     set
 }
 
@@ -163,6 +166,7 @@ fn resource(name: &str, secret: &Secret) -> Option<(SecretResource, String)> {
             ..DataSource::default()
         })
     };
+
     let (kind, version) = match (&secret.identity, &secret.trust) {
         (Some(identity), _) => {
             let chain = identity.chain_pem();
@@ -185,6 +189,7 @@ fn resource(name: &str, secret: &Secret) -> Option<(SecretResource, String)> {
         }
         (None, None) => return None,
     };
+
     Some((
         SecretResource {
             name: name.to_owned(),

@@ -30,6 +30,7 @@ pub fn serve_sockets(
     let sds = Server::builder()
         .add_service(SdsServer::service(secrets))
         .serve_with_incoming(UnixListenerStream::new(sds));
+
     Ok(async move {
         tokio::try_join!(xds, sds)?;
         Ok(())
@@ -42,9 +43,11 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
+
     let named =
         |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     let listener = UnixListener::bind(path).map_err(named)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(named)?;
+
     Ok(listener)
 }

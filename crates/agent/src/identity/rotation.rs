@@ -41,6 +41,7 @@ impl Rotation {
 /// in no hurry.
 pub fn retry_delay(failures: u32, left: Duration, random: u64) -> Duration {
     const LEAST: Duration = Duration::from_millis(250);
+
     let bound = Duration::from_millis(500)
         .saturating_mul(1 << failures.saturating_sub(1).min(8))
         .min(Duration::from_secs(15));
@@ -50,10 +51,12 @@ pub fn retry_delay(failures: u32, left: Duration, random: u64) -> Duration {
     } else {
         (left / 2).max(LEAST)
     };
+
     let random = random
         % (u64::try_from(half.as_millis())
             .unwrap_or(u64::MAX)
             .saturating_add(1));
+
     (half + Duration::from_millis(random)).min(most)
 }
 
@@ -72,10 +75,12 @@ mod tests {
                     Rotation::default().delay(now, now + life, step.wrapping_mul(u64::MAX / 999));
                 (least, most) = (least.min(delay), most.max(delay));
             }
+
             assert!(
                 least >= life.mul_f64(0.489) && least < life.mul_f64(0.4925),
                 "{least:?} of {life:?}"
             );
+
             assert!(
                 most <= life.mul_f64(0.511) && most > life.mul_f64(0.5075),
                 "{most:?} of {life:?}"
@@ -113,6 +118,7 @@ mod tests {
                 delay <= (left / 2).max(Duration::from_millis(250)),
                 "{delay:?} of {left:?}"
             );
+
             let Some(next) = left.checked_sub(delay).filter(|next| !next.is_zero()) else {
                 assert!(
                     left <= Duration::from_millis(500),
@@ -120,6 +126,7 @@ mod tests {
                 );
                 break;
             };
+
             left = next;
         }
     }

@@ -59,12 +59,14 @@ impl Embedded {
             options,
             ..
         } = parts;
+
         let proxy = (self.0)(EmbeddedFeed {
             node,
             control_plane,
             secrets,
             mark: options.mark,
         })?;
+
         Ok(Box::new(RunningEmbedded(proxy)))
     }
 }

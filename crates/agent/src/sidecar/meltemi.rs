@@ -26,11 +26,13 @@ impl Embedded {
                 secrets,
                 mark,
             } = feed;
+
             let xds = ClientConfig::new(
                 patient(control_plane, secrets.clone()),
                 node.clone(),
                 Vec::new(),
             );
+
             let handle = Proxy::start(ProxyOptions {
                 node,
                 mark,
@@ -39,6 +41,7 @@ impl Embedded {
                 ..options
             })
             .context("starting the proxy")?;
+
             Ok(Arc::new(Meltemi {
                 metrics: Box::new(handle.metrics_source()),
                 handle: RwLock::new(Some(handle)),
@@ -87,6 +90,7 @@ impl EmbeddedProxy for Meltemi {
                 .iter()
                 .map(|(url, name)| format!("{} {name}", meltemi_proto::type_url::short(url)))
                 .collect();
+
             Err(match waiting.is_empty() {
                 true => "the proxy waits for its first configuration".to_owned(),
                 false => format!("the proxy waits for {}", waiting.join(", ")),
@@ -129,15 +133,18 @@ mod tests {
             ..ProxyOptions::default()
         })
         .expect("started");
+
         let proxy = Meltemi {
             metrics: Box::new(handle.metrics_source()),
             handle: RwLock::new(Some(handle)),
         };
+
         assert!(!proxy.metrics().await.is_empty());
         {
             let _somebody_changes_it = proxy.handle.write().await;
             assert!(!proxy.metrics().await.is_empty());
         }
+
         proxy.shutdown(Duration::ZERO).await;
         assert!(!proxy.metrics().await.is_empty());
         assert!(proxy.ready().await.is_err() && !proxy.is_running());

@@ -65,16 +65,19 @@ impl EnvoySidecar {
             metrics,
             options,
         } = parts;
+
         let (xds, sds, config) = (
             self.folder.join("XDS"),
             self.folder.join("SDS"),
             self.folder.join("envoy.json"),
         );
+
         let streams = watch::Sender::new(0);
         tasks.spawn(
             serve_sockets(&xds, &sds, control_plane, secrets, metrics, streams.clone())
                 .context("sockets for Envoy")?,
         );
+
         let bootstrap = render(&Bootstrap {
             node,
             xds_socket: xds,
@@ -86,6 +89,7 @@ impl EnvoySidecar {
             mark: options.mark,
             stats: StatsInclusion::from_annotations(&options.workload.annotations),
         });
+
         write_bootstrap(&config, &bootstrap).with_context(|| format!("{}", config.display()))?;
         let process = EnvoyProcess::start(&EnvoyOptions {
             program: self.program,
@@ -96,6 +100,7 @@ impl EnvoySidecar {
             admin_port: self.admin_port,
         })
         .context("starting Envoy")?;
+
         Ok(Box::new(RunningEnvoy {
             process,
             admin: SocketAddr::from(([127, 0, 0, 1], self.admin_port)),

@@ -34,6 +34,7 @@ impl AppMetrics {
         {
             return None;
         }
+
         // An agent cannot speak TLS to the application on its behalf.
         if value("prometheus.io/scheme").is_some_and(|scheme| scheme != "http") {
             return None;
@@ -43,6 +44,7 @@ impl AppMetrics {
             .parse()
             .ok()
             .filter(|port| !matches!(port, 0 | 15020))?;
+
         let path = value("prometheus.io/path")
             .filter(|path| !path.is_empty())
             .unwrap_or("/metrics");
@@ -51,6 +53,7 @@ impl AppMetrics {
         } else {
             format!("/{path}")
         };
+
         Some(Self { port, path })
     }
 }
@@ -68,11 +71,13 @@ pub async fn fetch(address: SocketAddr, path: &str, within: Duration) -> io::Res
             .header(header::CONNECTION, "close")
             .body(Empty::<Bytes>::new())
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+
         let exchange = async {
             let response = sender
                 .send_request(request)
                 .await
                 .map_err(io::Error::other)?;
+
             if response.status() != StatusCode::OK {
                 return Err(io::Error::other(format!("status {}", response.status())));
             }
@@ -80,8 +85,10 @@ pub async fn fetch(address: SocketAddr, path: &str, within: Duration) -> io::Res
                 .collect()
                 .await
                 .map_err(io::Error::other)?;
+
             Ok(body.to_bytes())
         };
+
         // The connection is driven here, not in a task: it ends when the caller stops waiting.
         let mut exchange = std::pin::pin!(exchange);
         let mut connection = std::pin::pin!(connection);
@@ -93,6 +100,7 @@ pub async fn fetch(address: SocketAddr, path: &str, within: Duration) -> io::Res
             }
         }
     };
+
     tokio::time::timeout(within, exchange)
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
@@ -129,11 +137,13 @@ mod tests {
                 path: "/metrics".into()
             })
         );
+
         let full = app(&[
             ("prometheus.io/scrape", "true"),
             ("prometheus.io/port", "9080"),
             ("prometheus.io/path", "stats"),
         ]);
+
         assert_eq!(
             full,
             Some(AppMetrics {
@@ -141,6 +151,7 @@ mod tests {
                 path: "/stats".into()
             })
         );
+
         assert_eq!(
             app(&[
                 ("prometheus.io/scrape", "true"),
@@ -148,6 +159,7 @@ mod tests {
             ]),
             None
         );
+
         assert_eq!(
             app(&[
                 ("prometheus.io/scrape", "true"),
@@ -156,6 +168,7 @@ mod tests {
             None,
             "a loop"
         );
+
         assert_eq!(
             app(&[
                 ("prometheus.io/scrape", "true"),

@@ -230,6 +230,7 @@ async fn scrape(sources: &StatusSources, options: StatusOptions) -> Reply {
             None => None,
         }
     };
+
     let (proxy, app) = tokio::join!(proxy, app);
     let mut out = String::new();
     match proxy {
@@ -237,12 +238,15 @@ async fn scrape(sources: &StatusSources, options: StatusOptions) -> Reply {
         Ok(Err(error)) => failed(sources, "envoy", &error),
         Err(_) => failed(sources, "envoy", &io::ErrorKind::TimedOut.into()),
     }
+
     match app {
         Some(Ok(part)) => append(&mut out, &String::from_utf8_lossy(&part)),
         Some(Err(error)) => failed(sources, "application", &error),
         None => {}
     }
+
     append(&mut out, &sources.metrics.encode());
+
     reply(StatusCode::OK, prometheus::CONTENT_TYPE, out)
 }
 
@@ -262,6 +266,7 @@ fn certificates(sources: &StatusSources) -> Reply {
             .unwrap_or_default()
             .as_secs()
     };
+
     let certificate = state.certificate.map(|info| {
         serde_json::json!({
             "serial_number": info.serial,
@@ -273,6 +278,7 @@ fn certificates(sources: &StatusSources) -> Reply {
             "days_until_expiration": info.days_until_expiration(SystemTime::now()),
         })
     });
+
     let body = serde_json::json!({
         "certificate": certificate,
         "issued": state.issued,
@@ -280,6 +286,7 @@ fn certificates(sources: &StatusSources) -> Reply {
         "last_error": state.last_error,
         "next_attempt": state.next_attempt.map(unix),
     });
+
     reply(StatusCode::OK, "application/json", body.to_string())
 }
 
@@ -295,6 +302,7 @@ fn names(sources: &StatusSources) -> Reply {
                 .into_iter()
                 .map(|(host, ips)| (host.to_owned(), serde_json::json!(ips)))
                 .collect();
+
             reply(
                 StatusCode::OK,
                 "application/json",

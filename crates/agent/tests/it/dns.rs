@@ -16,13 +16,16 @@ fn query(name: &str, kind: u16) -> Vec<u8> {
         .into_iter()
         .flat_map(u16::to_be_bytes)
         .collect();
+
     for label in name.split('.') {
         out.push(u8::try_from(label.len()).expect("short"));
         out.extend(label.bytes());
     }
+
     out.push(0);
     out.extend(kind.to_be_bytes());
     out.extend(1u16.to_be_bytes());
+
     out
 }
 
@@ -33,6 +36,7 @@ fn read(answer: &[u8]) -> (u8, u16, [u8; 4]) {
         answer.len() >= 12 && answer[..2] == [0x42, 0x42] && answer[2] & 0x80 != 0,
         "{answer:?}"
     );
+
     let tail = answer[answer.len() - 4..].try_into().expect("four bytes");
     (
         answer[3] & 15,
@@ -46,6 +50,7 @@ fn names() -> Names {
         ips: ips.iter().map(|ip| (*ip).to_owned()).collect(),
         ..NameInfo::default()
     };
+
     let many: Vec<String> = (0..120).map(|i| format!("10.44.1.{i}")).collect();
     let table = NameTable {
         table: [
@@ -61,8 +66,10 @@ fn names() -> Names {
         ]
         .into(),
     };
+
     let names = Names::default();
     names.set(NameIndex::from_tables([&table]));
+
     names
 }
 
@@ -74,6 +81,7 @@ fn options() -> DnsOptions {
     ]
     .map(str::to_owned)
     .to_vec();
+
     DnsOptions {
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
         zones: vec!["cluster.local".into()],
@@ -109,10 +117,12 @@ async fn ask_tcp(stream: &mut TcpStream, query: &[u8]) -> Vec<u8> {
         query,
     ]
     .concat();
+
     stream.write_all(&framed).await.expect("sent");
     let length = stream.read_u16().await.expect("an answer");
     let mut answer = vec![0; usize::from(length)];
     stream.read_exact(&mut answer).await.expect("an answer");
+
     answer
 }
 
@@ -130,6 +140,7 @@ async fn upstream() -> (SocketAddr, tokio::task::JoinHandle<()>) {
             let _ = socket.send_to(&answer, peer).await;
         }
     });
+
     (address, task)
 }
 
@@ -148,10 +159,12 @@ async fn mesh_names_are_answered_here_and_others_upstream() {
             "{name}"
         );
     }
+
     assert_eq!(
         read(&ask(server, &query("x.wild.example", 1)).await),
         (0, 1, [240, 240, 0, 1])
     );
+
     let (code, count, _) = read(&ask(server, &query("details", 28)).await);
     assert_eq!((code, count), (0, 0), "no IPv6, and no error");
     let (code, count, _) = read(&ask(server, &query("nobody.default.svc.cluster.local", 1)).await);
@@ -160,6 +173,7 @@ async fn mesh_names_are_answered_here_and_others_upstream() {
         read(&ask(server, &query("example.com", 1)).await),
         (0, 1, [9, 9, 9, 9])
     );
+
     task.abort();
 }
 
@@ -170,16 +184,19 @@ async fn what_is_truncated_over_udp_is_whole_over_tcp() {
         Arc::new(UpstreamForwarder::new(Vec::new(), None)),
     )
     .await;
+
     let udp = ask(server, &query("many", 1)).await;
     assert!(udp.len() <= 512 && udp[2] & 2 == 2);
     let mut stream = TcpStream::connect(server).await.expect("connected");
     let (code, count, _) = read(&ask_tcp(&mut stream, &query("many", 1)).await);
     assert_eq!((code, count), (0, 120));
+
     // The same connection serves the next query.
     assert_eq!(
         read(&ask_tcp(&mut stream, &query("details", 1)).await),
         (0, 1, [10, 45, 0, 3])
     );
+
     task.abort();
 }
 
@@ -215,6 +232,7 @@ async fn a_flood_of_foreign_names_does_not_stop_the_mesh() {
         Arc::new(Silent),
     )
     .await;
+
     let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bound");
     for _ in 0..100 {
         socket
@@ -222,9 +240,11 @@ async fn a_flood_of_foreign_names_does_not_stop_the_mesh() {
             .await
             .expect("sent");
     }
+
     assert_eq!(
         read(&ask(server, &query("details", 1)).await),
         (0, 1, [10, 45, 0, 3])
     );
+
     task.abort();
 }

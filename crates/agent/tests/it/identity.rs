@@ -50,16 +50,19 @@ impl Bench {
         let (asleep, sleeps) = mpsc::unbounded_channel();
         let ahead_ms = Arc::new(AtomicU64::new(0));
         let started = SystemTime::now();
+
         *peers.csr.now.lock().expect("lock") = Some(started);
         let clock = StepClock {
             ahead_ms: ahead_ms.clone(),
             started,
             asleep,
         };
+
         let options = IdentityOptions {
             ttl,
             ..IdentityOptions::new(sleep_id())
         };
+
         let source = Arc::new(peers.control_plane(&secrets));
         let agent = IdentityAgent::new(
             options,
@@ -68,8 +71,10 @@ impl Bench {
             secrets.clone(),
             AgentMetrics::default(),
         );
+
         let view = agent.state();
         let agent = tokio::spawn(agent.run());
+
         Self {
             peers,
             secrets,
@@ -120,13 +125,16 @@ async fn two_second_certificates_rotate_at_half_of_their_life() {
             serials.insert(identity.info().serial.clone()),
             "round {round}: the same certificate twice"
         );
+
         assert_eq!(identity.spiffe(), Some(&sleep_id()));
+
         // Two to three seconds of life, since X.509 counts whole ones: half of it, and one per
         // cent.
         assert!(
             slept >= Duration::from_millis(950) && slept <= Duration::from_millis(1530),
             "round {round}: {slept:?}"
         );
+
         assert!(
             bench
                 .secrets
@@ -136,6 +144,7 @@ async fn two_second_certificates_rotate_at_half_of_their_life() {
                 .is_some()
         );
     }
+
     let _parked = bench.asleep().await;
     assert_eq!(bench.view.get().issued, 6);
     let proofs = bench.peers.csr.proofs.lock().expect("lock").clone();
@@ -151,6 +160,7 @@ async fn two_second_certificates_rotate_at_half_of_their_life() {
 async fn a_failing_authority_takes_nothing_away() {
     let mut bench = Bench::start(Duration::from_secs(30)).await;
     bench.pass().await;
+
     // Up to the rotation everything is well; then the CA is out of order for a while.
     let (_, wake) = bench.asleep().await;
     let before = bench.current().expect("a certificate");
@@ -166,17 +176,20 @@ async fn a_failing_authority_takes_nothing_away() {
             state.failures >= failures
                 && state.last_error.expect("a reason").contains("out of order")
         );
+
         assert_eq!(
             bench.current().expect("still there").info().serial,
             before.info().serial
         );
     }
+
     *bench.peers.csr.failing.lock().expect("lock") = None;
     until("a new certificate", async || {
         bench.pass().await;
         (bench.current()?.info().serial != before.info().serial).then_some(())
     })
     .await;
+
     let state = bench.view.get();
     assert_eq!((state.failures, state.last_error), (0, None));
 }
@@ -187,16 +200,19 @@ async fn a_control_plane_that_is_away_is_waited_for() {
     bench.pass().await;
     let first = bench.current().expect("a certificate");
     bench.peers.stop();
+
     // Thirty seconds later, in slices or not, the attempt fails.
     until("a failure", async || {
         bench.pass().await;
         (bench.view.get().failures > 0).then_some(())
     })
     .await;
+
     assert_eq!(
         bench.current().expect("kept").info().serial,
         first.info().serial
     );
+
     bench.peers.restart().await;
     until("a new certificate", async || {
         bench.pass().await;
@@ -215,12 +231,14 @@ async fn a_certificate_for_somebody_else_is_not_used() {
         started: SystemTime::now(),
         asleep,
     };
+
     // The token says sleep, the agent believes to be httpbin: whoever mixed them up must be told.
     let options = IdentityOptions::new(
         "spiffe://cluster.local/ns/default/sa/httpbin"
             .parse()
             .expect("an identity"),
     );
+
     let agent = IdentityAgent::new(
         options,
         Arc::new(peers.control_plane(&secrets)),
@@ -228,14 +246,17 @@ async fn a_certificate_for_somebody_else_is_not_used() {
         secrets.clone(),
         AgentMetrics::default(),
     );
+
     let view = agent.state();
     let agent = tokio::spawn(agent.run());
     let _parked = sleeps.recv().await;
     let error = view.get().last_error.expect("refused");
+
     assert!(
         error.contains("sa/httpbin") && error.contains("sa/sleep"),
         "{error}"
     );
+
     assert!(secrets.get(DEFAULT_SECRET).is_none());
     agent.abort();
 }
@@ -244,6 +265,7 @@ async fn a_certificate_for_somebody_else_is_not_used() {
 async fn a_new_authority_is_reached_with_the_token() {
     let peers = Peers::start().await;
     let secrets = SecretStore::new();
+
     // A certificate of an authority that is no more.
     let gone = meltemi_ca::CertificateAuthority::in_memory(meltemi_types::TrustDomain::default())
         .expect("authority");
@@ -253,6 +275,7 @@ async fn a_new_authority_is_reached_with_the_token() {
         .expect("CSR")
         .pem()
         .expect("PEM");
+
     let chain = gone
         .sign(&csr, &sleep_id(), Duration::ZERO)
         .expect("signed");
@@ -264,6 +287,7 @@ async fn a_new_authority_is_reached_with_the_token() {
         .connect()
         .await
         .expect("with the token");
+
     assert!(connection.metadata.get("authorization").is_some());
 }
 
@@ -272,11 +296,13 @@ async fn a_token_that_has_ended_is_followed_by_the_next_one_of_its_file() {
     let peers = Peers::start().await;
     let (secrets, file) = (SecretStore::new(), peers.folder().join("token"));
     let ended = peers.token_made(SystemTime::now() - Duration::from_secs(2 * 3600));
+
     std::fs::write(&file, format!("{ended}\n")).expect("a writable folder");
     let options = ControlPlaneOptions {
         token: Some(Token::File(file.clone())),
         ..peers.options()
     };
+
     let source = Arc::new(ControlPlane::new(options, secrets.clone()));
     let options = IdentityOptions::new(sleep_id());
     let agent = IdentityAgent::new(
@@ -286,9 +312,11 @@ async fn a_token_that_has_ended_is_followed_by_the_next_one_of_its_file() {
         secrets.clone(),
         AgentMetrics::default(),
     );
+
     let view = agent.state();
     let agent = tokio::spawn(agent.run());
     let refused = until("a refusal", async || view.get().last_error).await;
+
     assert!(refused.contains("ExpiredSignature"), "{refused}");
 
     // As the node renews it; half of a line is not taken for a token.
@@ -298,17 +326,20 @@ async fn a_token_that_has_ended_is_followed_by_the_next_one_of_its_file() {
         .append(true)
         .open(&file)
         .expect("there");
+
     appended.write_all(half.as_bytes()).expect("written");
     let failures = view.get().failures;
     until("another refusal", async || {
         (view.get().failures > failures).then_some(())
     })
     .await;
+
     assert!(
         view.get()
             .last_error
             .is_some_and(|error| error.contains("ExpiredSignature"))
     );
+
     appended
         .write_all(format!("{rest}\n").as_bytes())
         .expect("written");

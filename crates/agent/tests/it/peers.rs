@@ -71,6 +71,7 @@ impl Peers {
             failing: Mutex::new(None),
             proofs: Mutex::default(),
         });
+
         let (resources, nodes) = (watch::Sender::new(None), Arc::new(Mutex::default()));
         let address = listener.local_addr().expect("bound");
         let server = serve(
@@ -80,6 +81,7 @@ impl Peers {
             resources.clone(),
             nodes.clone(),
         );
+
         Self {
             authority,
             signer,
@@ -105,6 +107,7 @@ impl Peers {
             std::net::TcpListener::bind(self.address).ok()
         })
         .await;
+
         self.server = Some(serve(
             listener,
             self.authority.clone(),
@@ -162,6 +165,7 @@ impl Peers {
                 )
             })
             .collect();
+
         let mut set = ResourceSet::new();
         set.insert(
             type_url::NAME_TABLE,
@@ -169,6 +173,7 @@ impl Peers {
             version,
             pack(&NameTable { table }),
         );
+
         self.resources.send_replace(Some(Arc::new(set)));
     }
 }
@@ -188,6 +193,7 @@ fn serve(
         client_auth: ClientAuth::Optional,
         ..ServerTerms::default()
     };
+
     let config =
         server_config(&terms, &identity, Some(&authority.trust().expect("roots"))).expect("terms");
     let acceptor = TlsAcceptor::from(config);
@@ -196,6 +202,7 @@ fn serve(
         .enable_all()
         .build()
         .expect("runtime");
+
     runtime.spawn(async move {
         listener.set_nonblocking(true).expect("non-blocking");
         let listener = TcpListener::from_std(listener).expect("registered");
@@ -208,6 +215,7 @@ fn serve(
                 meltemi_xds::ServerTerms::default(),
             ))
             .serve_with_incoming(ReceiverStream::new(receiver));
+
         let mut handshakes = tokio::task::JoinSet::new();
         let accept = async {
             loop {
@@ -225,11 +233,13 @@ fn serve(
                 });
             }
         };
+
         tokio::select! {
             served = server => served.expect("serves"),
             () = accept => {}
         }
     });
+
     runtime
 }
 
@@ -277,16 +287,19 @@ impl CertificateService for Shared {
                     .metadata()
                     .get("authorization")
                     .ok_or_else(|| Status::unauthenticated("no proof"))?;
+
                 let token = header
                     .to_str()
                     .ok()
                     .and_then(|text| text.strip_prefix("Bearer "))
                     .unwrap_or_default();
+
                 let caller = this
                     .review
                     .review(token)
                     .await
                     .map_err(|error| Status::unauthenticated(error.to_string()))?;
+
                 (
                     caller
                         .identity(&TrustDomain::default())
@@ -295,6 +308,7 @@ impl CertificateService for Shared {
                 )
             }
         };
+
         this.proofs.lock().expect("lock").push(proof);
         let request = request.into_inner();
         let asked = Duration::from_secs(request.validity_duration.unsigned_abs());
@@ -304,10 +318,12 @@ impl CertificateService for Shared {
             .lock()
             .expect("lock")
             .unwrap_or_else(SystemTime::now);
+
         let chain = this
             .authority
             .sign_at(&request.csr, &identity, ttl, now)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
+
         Ok(Response::new(CertificateResponse { cert_chain: chain }))
     }
 }
@@ -403,6 +419,7 @@ pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
+
     tokio::time::timeout(Duration::from_secs(10), wait)
         .await
         .unwrap_or_else(|_| panic!("in vain: {what}"))

@@ -61,10 +61,12 @@ fn from_agent(name: &str) -> tls::SdsSecretConfig {
         cluster_name: "sds-grpc".into(),
         ..Default::default()
     };
+
     let service = core::GrpcService {
         target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(envoy)),
         ..Default::default()
     };
+
     let source = core::ApiConfigSource {
         api_type: core::api_config_source::ApiType::Grpc.into(),
         transport_api_version: core::ApiVersion::V3.into(),
@@ -72,6 +74,7 @@ fn from_agent(name: &str) -> tls::SdsSecretConfig {
         grpc_services: vec![service],
         ..Default::default()
     };
+
     tls::SdsSecretConfig {
         name: name.into(),
         sds_config: Some(core::ConfigSource {
@@ -91,11 +94,13 @@ fn secure_listener(port: u16) -> Any {
         specifier: Some(core::data_source::Specifier::InlineString("meshed".into())),
         ..Default::default()
     };
+
     let direct = route::DirectResponseAction {
         status: 200,
         body: Some(body),
         ..Default::default()
     };
+
     let everything = route::Route {
         r#match: Some(route::RouteMatch {
             path_specifier: Some(route::route_match::PathSpecifier::Prefix("/".into())),
@@ -104,17 +109,20 @@ fn secure_listener(port: u16) -> Any {
         action: Some(route::route::Action::DirectResponse(direct)),
         ..Default::default()
     };
+
     let host = route::VirtualHost {
         name: "all".into(),
         domains: vec!["*".into()],
         routes: vec![everything],
         ..Default::default()
     };
+
     let table = route::RouteConfiguration {
         name: "table".into(),
         virtual_hosts: vec![host],
         ..Default::default()
     };
+
     let manager = hcm::HttpConnectionManager {
         stat_prefix: "test".into(),
         route_specifier: Some(hcm::http_connection_manager::RouteSpecifier::RouteConfig(
@@ -129,6 +137,7 @@ fn secure_listener(port: u16) -> Any {
         }],
         ..Default::default()
     };
+
     let context = tls::DownstreamTlsContext {
         require_client_certificate: Some(meltemi_proto::google::protobuf::BoolValue {
             value: true,
@@ -144,6 +153,7 @@ fn secure_listener(port: u16) -> Any {
         }),
         ..Default::default()
     };
+
     pack(&listener::Listener {
         name: "secure".into(),
         address: address(port),
@@ -178,6 +188,7 @@ async fn ask(
         .connect(name, tcp)
         .await
         .ok()?;
+
     let serial = info_of(&stream.get_ref().1.peer_certificates()?[0])
         .ok()?
         .serial;
@@ -185,8 +196,10 @@ async fn ask(
         .write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         .await
         .ok()?;
+
     let mut text = Vec::new();
     stream.read_to_end(&mut text).await.ok()?;
+
     Some((String::from_utf8_lossy(&text).into_owned(), serial))
 }
 
@@ -225,6 +238,7 @@ async fn bench(
         termination_drain: Duration::from_millis(100),
         proxy: choose(&peers),
     };
+
     (peers, options)
 }
 
@@ -245,6 +259,7 @@ async fn serves_and_rotates(peers: &Peers, port: u16) {
         san: vec![SanMatcher::uri(sleep_id().to_string())],
         ..ClientTerms::default()
     };
+
     let client = client_config(&terms, Some(&client_id), &trust).expect("terms");
     let (answer, first) = until("an answer", async || ask(port, client.clone()).await).await;
     assert!(answer.ends_with("meshed"), "{answer}");
@@ -254,6 +269,7 @@ async fn serves_and_rotates(peers: &Peers, port: u16) {
             .filter(|(_, serial)| *serial != first)
     })
     .await;
+
     let nobody = client_config(&terms, None, &trust).expect("terms");
     assert!(
         ask(port, nobody)
@@ -272,12 +288,14 @@ async fn envoy_serves_with_a_certificate_that_rotates_under_it() {
         );
         return;
     };
+
     let (port, admin, prometheus, health) = (
         free_port().await,
         free_port().await,
         free_port().await,
         free_port().await,
     );
+
     let status = SocketAddr::from(([127, 0, 0, 1], free_port().await));
     let (peers, options) = bench(port, status, |peers| {
         let mut envoy = EnvoySidecar::new(program, peers.folder());
@@ -290,9 +308,11 @@ async fn envoy_serves_with_a_certificate_that_rotates_under_it() {
         ProxyChoice::Envoy(envoy)
     })
     .await;
+
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let sidecar = tokio::spawn(run(options, async move { _ = stopped.await }));
     is_ready(status).await;
+
     // The probe's own way, through Envoy to the agent and back.
     assert_eq!(
         http(
@@ -304,12 +324,14 @@ async fn envoy_serves_with_a_certificate_that_rotates_under_it() {
         .0,
         200
     );
+
     assert!(
         http(status, "GET", "/stats/prometheus")
             .await
             .1
             .contains("envoy_server_live")
     );
+
     serves_and_rotates(&peers, port).await;
     stop.send(()).expect("it runs");
     sidecar.await.expect("no panic").expect("a good end");
@@ -329,6 +351,7 @@ async fn our_proxy_serves_with_a_certificate_that_rotates_under_it() {
         ProxyChoice::Embedded(Embedded::meltemi(ProxyOptions::default()))
     })
     .await;
+
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let sidecar = tokio::spawn(run(options, async move { _ = stopped.await }));
     is_ready(status).await;

@@ -65,11 +65,13 @@ async fn a_sidecar_becomes_ready_and_drains_when_told_to_end() {
         domain_suffix: "cluster.local".into(),
         extra: Default::default(),
     };
+
     let status = free_port().await;
     let dns = DnsOptions {
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
         ..DnsOptions::new(workload.search_domains())
     };
+
     let proxy = Arc::new(Idle::default());
     let started = proxy.clone();
     let options = SidecarOptions {
@@ -88,17 +90,20 @@ async fn a_sidecar_becomes_ready_and_drains_when_told_to_end() {
             Ok(started)
         })),
     };
+
     let sidecar = tokio::spawn(run(options, std::future::pending()));
 
     until("the status port", async || {
         tokio::net::TcpStream::connect(status).await.ok()
     })
     .await;
+
     let missing = until("the certificate", async || {
         let (code, body) = http(status, "GET", "/healthz/ready").await;
         (code == 503 && !body.contains("certificate")).then_some(body)
     })
     .await;
+
     assert_eq!(missing, "no name table from the control plane yet\n");
     let secrets = proxy.secrets.lock().expect("lock").clone().expect("fed");
     assert!(secrets.get(DEFAULT_SECRET).is_some());
@@ -108,18 +113,21 @@ async fn a_sidecar_becomes_ready_and_drains_when_told_to_end() {
         (http(status, "GET", "/healthz/ready").await.0 == 200).then_some(())
     })
     .await;
+
     assert!(
         http(status, "GET", "/debug/ndsz")
             .await
             .1
             .contains("details.default.svc.cluster.local")
     );
+
     assert!(
         http(status, "GET", "/certs")
             .await
             .1
             .contains("spiffe://cluster.local/ns/default/sa/sleep")
     );
+
     assert!(http(status, "GET", "/metrics").await.1.contains("idle 1"));
     assert_eq!(
         peers.nodes.lock().expect("lock").as_slice(),

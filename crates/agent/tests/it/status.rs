@@ -25,6 +25,7 @@ pub(crate) async fn http(address: SocketAddr, method: &str, path: &str) -> (u16,
         .nth(1)
         .and_then(|code| code.parse().ok())
         .expect("a status");
+
     (
         code,
         text.split_once("\r\n\r\n")
@@ -45,6 +46,7 @@ async fn application() -> u16 {
                 .await;
         }
     });
+
     port
 }
 
@@ -77,11 +79,13 @@ async fn start_as(
         quit,
         drain: Arc::default(),
     };
+
     let server = StatusServer::bind(SocketAddr::from(([127, 0, 0, 1], 0)), sources, options)
         .await
         .expect("bound");
     let address = server.address().expect("bound");
     tokio::spawn(server.run());
+
     address
 }
 
@@ -102,6 +106,7 @@ async fn the_port_of_probes_answers_nothing_else() {
         pages: Pages::Probes,
         ..StatusOptions::default()
     };
+
     let address = start_as(
         options,
         None,
@@ -109,7 +114,9 @@ async fn the_port_of_probes_answers_nothing_else() {
         Arc::default(),
     )
     .await;
+
     assert_eq!(http(address, "GET", "/healthz/ready").await.0, 200);
+
     for (method, path) in [
         ("GET", "/metrics"),
         ("GET", "/certs"),
@@ -128,8 +135,10 @@ async fn whoever_never_reads_loses_its_connection() {
         scrape_timeout: short,
         ..StatusOptions::default()
     };
+
     let address = start_as(options, None, Arc::default(), Arc::default()).await;
     let mut stream = TcpStream::connect(address).await.expect("connected");
+
     // Until the answers fill every buffer, and nothing more is read there; then it is ended.
     while stream
         .write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n")
@@ -144,6 +153,7 @@ async fn metrics_of_all_three_come_in_one_scrape() {
         port: application().await,
         path: "/metrics".into(),
     };
+
     let address = start(Some(app), Arc::default(), Arc::default()).await;
     for path in ["/metrics", "/stats/prometheus"] {
         let (code, body) = http(address, "GET", path).await;
@@ -155,6 +165,7 @@ async fn metrics_of_all_three_come_in_one_scrape() {
         ] {
             assert!(body.contains(line), "{line} is missing in {body}");
         }
+
         assert!(!body.contains("# EOF"));
     }
 }
@@ -173,11 +184,13 @@ async fn an_application_that_is_away_hides_nothing_else() {
         Arc::default(),
     )
     .await;
+
     let (code, body) = http(address, "GET", "/metrics").await;
     assert!(
         code == 200 && body.contains("istio_requests_total 5"),
         "{body}"
     );
+
     assert!(
         body.contains("istio_agent_scrape_failures_total{type=\"application\"} 1"),
         "{body}"

@@ -58,9 +58,11 @@ pub(crate) fn certificate(authority: &CertificateAuthority) -> Identity {
         .expect("CSR")
         .pem()
         .expect("PEM");
+
     let chain = authority
         .sign(&csr, &sleep_id(), Duration::ZERO)
         .expect("signed");
+
     Identity::from_pem(chain[0].as_bytes(), key.serialize_pem().as_bytes()).expect("an identity")
 }
 
@@ -80,7 +82,9 @@ fn sockets(
         streams.clone(),
     )
     .expect("bound");
+
     tokio::spawn(served);
+
     (xds, sds, streams)
 }
 
@@ -101,17 +105,21 @@ async fn secrets_come_in_both_variants_and_rotate() {
         resource_names_subscribe: vec![DEFAULT_SECRET.into()],
         ..DeltaDiscoveryRequest::default()
     };
+
     delta.send(subscribe).await.expect("sent");
+
     // The subscription comes before the certificate does: it waits.
     let opening = client.delta_secrets(ReceiverStream::new(requests));
     let mut inbound = opening.await.expect("a stream").into_inner();
     let first = certificate(&peers.authority);
+
     secrets.set(
         ROOT_SECRET,
         Secret::trust(
             TrustBundle::from_pem(peers.authority.roots_pem().as_bytes()).expect("roots"),
         ),
     );
+
     secrets.set(DEFAULT_SECRET, Secret::identity(first.clone()));
 
     let mut serials = Vec::new();
@@ -121,6 +129,7 @@ async fn secrets_come_in_both_variants_and_rotate() {
             .await
             .expect("a response")
             .expect("the stream lives");
+
         assert!(response.removed_resources.is_empty());
         let secret: SecretResource =
             unpack(response.resources[0].resource.as_ref().expect("a resource")).expect("a secret");
@@ -134,6 +143,7 @@ async fn secrets_come_in_both_variants_and_rotate() {
                 Some(Specifier::InlineBytes(bytes)) => bytes,
                 other => panic!("{other:?}"),
             };
+
         let identity = Identity::from_pem(&bytes(tls.certificate_chain), &bytes(tls.private_key))
             .expect("chain and key belong together");
         serials.push(identity.info().serial.clone());
@@ -142,6 +152,7 @@ async fn secrets_come_in_both_variants_and_rotate() {
             response_nonce: response.nonce,
             ..DeltaDiscoveryRequest::default()
         };
+
         delta.send(ack).await.expect("sent");
         if round == 0 {
             secrets.set(
@@ -150,6 +161,7 @@ async fn secrets_come_in_both_variants_and_rotate() {
             );
         }
     }
+
     assert!(serials[0] == first.info().serial && serials[1] != serials[0]);
 
     let (sotw, requests) = mpsc::channel(8);
@@ -162,17 +174,20 @@ async fn secrets_come_in_both_variants_and_rotate() {
         resource_names: vec![ROOT_SECRET.into()],
         ..DiscoveryRequest::default()
     };
+
     sotw.send(subscribe).await.expect("sent");
     let mut inbound = client
         .stream_secrets(ReceiverStream::new(requests))
         .await
         .expect("a stream")
         .into_inner();
+
     let response = inbound
         .message()
         .await
         .expect("a response")
         .expect("the stream lives");
+
     let secret: SecretResource = unpack(&response.resources[0]).expect("a secret");
     assert!(
         secret.name == ROOT_SECRET && matches!(secret.r#type, Some(Type::ValidationContext(_)))
@@ -189,14 +204,17 @@ async fn roots_that_are_files_are_served_by_name() {
         DEFAULT_SECRET,
         Secret::identity(certificate(&peers.authority)),
     );
+
     let file = peers.folder().join("roots.pem");
     std::fs::write(&file, peers.authority.roots_pem()).expect("written");
     let names = [
         format!("file-root:{}", file.display()),
         "file-root:system".to_owned(),
     ];
+
     let (_, sds, _) = sockets(&peers, &secrets, peers.control_plane(&secrets));
     let mut client = SecretDiscoveryServiceClient::new(channel(sds).await);
+
     for name in names {
         let (delta, requests) = mpsc::channel(1);
         let subscribe = DeltaDiscoveryRequest {
@@ -208,17 +226,20 @@ async fn roots_that_are_files_are_served_by_name() {
             resource_names_subscribe: vec![name.clone()],
             ..DeltaDiscoveryRequest::default()
         };
+
         delta.send(subscribe).await.expect("sent");
         let mut inbound = client
             .delta_secrets(ReceiverStream::new(requests))
             .await
             .expect("a stream")
             .into_inner();
+
         let response = inbound
             .message()
             .await
             .expect("a response")
             .expect("the stream lives");
+
         let secret: SecretResource =
             unpack(response.resources[0].resource.as_ref().expect("a resource")).expect("a secret");
         let Some(Type::ValidationContext(context)) = secret.r#type else {
@@ -228,6 +249,7 @@ async fn roots_that_are_files_are_served_by_name() {
         else {
             panic!("{name}")
         };
+
         let is_there = TrustBundle::from_pem(&roots).is_ok_and(|roots| !roots.is_empty());
         assert!(secret.name == name && is_there, "{name}");
     }
@@ -249,6 +271,7 @@ async fn discovery_goes_through_with_the_agents_credential_and_comes_back_after_
         resource_names_subscribe: vec!["*".into()],
         ..DeltaDiscoveryRequest::default()
     };
+
     for round in 1..=2 {
         let (sender, requests) = mpsc::channel(8);
         sender.send(subscribe()).await.expect("sent");
@@ -257,15 +280,18 @@ async fn discovery_goes_through_with_the_agents_credential_and_comes_back_after_
             .await
             .expect("a stream")
             .into_inner();
+
         let response = inbound
             .message()
             .await
             .expect("a response")
             .expect("the stream lives");
+
         assert_eq!(
             (response.type_url.as_str(), response.resources.len()),
             (type_url::NAME_TABLE, 1)
         );
+
         assert_eq!(*streams.borrow(), 1);
         assert_eq!(peers.nodes.lock().expect("lock").len(), round);
         if round == 1 {
@@ -274,17 +300,20 @@ async fn discovery_goes_through_with_the_agents_credential_and_comes_back_after_
                 !matches!(inbound.message().await, Ok(Some(_))),
                 "the stream ends with the control plane"
             );
+
             drop(inbound);
             until("the stream is counted out", async || {
                 (*streams.borrow() == 0).then_some(())
             })
             .await;
+
             let (sender, requests) = mpsc::channel(8);
             sender.send(subscribe()).await.expect("sent");
             let refused = client
                 .delta_aggregated_resources(ReceiverStream::new(requests))
                 .await
                 .expect_err("nobody there");
+
             assert_eq!(refused.code(), tonic::Code::Unavailable);
             peers.restart().await;
         }

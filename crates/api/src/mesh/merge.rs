@@ -37,6 +37,7 @@ impl MeshConfig {
         let mut report = Report::new("", UnknownFields::Warn);
         let mut merged = self.clone();
         let mut positions = Positions::default();
+
         match yaml::parse_one(text) {
             Ok(document) => {
                 if !document.value.is_null() {
@@ -53,27 +54,34 @@ impl MeshConfig {
                 );
             }
         }
+
         let refused = report.has_errors();
         if !refused {
             fixed
                 .iter()
                 .for_each(|field| field.hold(&mut merged, self, &mut report));
         }
+
         let place = |mut finding: crate::schema::Finding| {
             let mut position = position.clone();
+
             // The key's value is a block scalar, so its first line is the next one of the file; its
             // indentation is unknown.
             if position.line > 0 {
                 position.line += positions.find(&finding.field).0;
                 position.column = 0;
             }
+
             finding.field = match finding.field.as_str() {
                 "" => format!("data.{MESH_CONFIG_KEY}"),
                 field => format!("data.{MESH_CONFIG_KEY}: {field}"),
             };
+
             attach(finding, object.clone(), position)
         };
+
         let diagnostics = report.into_findings().into_iter().map(place).collect();
+
         (if refused { self.clone() } else { merged }, diagnostics)
     }
 
@@ -92,6 +100,7 @@ impl MeshConfig {
             return;
         };
         let previous = self.clone();
+
         // What a message or map of the top level held before must not shine through, so it starts
         // empty.
         let blank = Self::default();
@@ -114,6 +123,7 @@ impl MeshConfig {
                 _ => {}
             }
         }
+
         self.read(value, report);
         self.extension_providers =
             merge_providers(previous.extension_providers, &self.extension_providers);
@@ -121,6 +131,7 @@ impl MeshConfig {
             &mut self.trust_domain_aliases,
             &previous.trust_domain_aliases,
         );
+
         if let (Some(merged), Some(before)) =
             (&mut self.default_providers, &previous.default_providers)
         {
@@ -128,6 +139,7 @@ impl MeshConfig {
             merge_set(&mut merged.metrics, &before.metrics);
             merge_set(&mut merged.access_logging, &before.access_logging);
         }
+
         if self.access_log_encoding == AccessLogEncoding::Json && !self.access_log_format.is_empty()
         {
             let parsed =
@@ -144,6 +156,7 @@ impl MeshConfig {
                 });
             }
         }
+
         check(self, report);
     }
 }
@@ -197,6 +210,7 @@ fn hold<T: Clone + PartialEq + Display>(key: &str, written: &mut T, runs: &T, re
                 format!("remove the field, or write {runs}"),
             )
         });
+
         written.clone_from(runs);
     }
 }
@@ -215,6 +229,7 @@ fn merge_providers(
             None => providers.push(provider.clone()),
         }
     }
+
     providers
 }
 
@@ -241,11 +256,13 @@ fn check(mesh: &MeshConfig, report: &mut Report) {
             });
         }
     }
+
     if let Err(error) = meltemi_types::TrustDomain::new(&mesh.trust_domain) {
         report.field("trustDomain", |report| {
             report.error("MEL0210", error.to_string(), "write a lower-case DNS name")
         });
     }
+
     if mesh.root_namespace.is_empty() {
         report.field("rootNamespace", |report| {
             report.error(
@@ -288,18 +305,21 @@ mod tests {
              localityLbSetting: {failoverPriority: [a]}\ndefaultConfig:\n  concurrency: 4\n  proxyMetadata: {A: b}\n\
              extensionProviders:\n- name: envoy\n  envoyFileAccessLog: {path: /tmp/log}\n- name: mine\n  prometheus: {}\n",
         );
+
         assert_eq!(diagnostics, vec![]);
         assert_eq!(mesh.access_log_encoding, AccessLogEncoding::Json);
         assert_eq!(
             mesh.outbound_traffic_policy.mode,
             OutboundTrafficMode::RegistryOnly
         );
+
         assert_eq!(
             mesh.locality_lb_setting
                 .as_ref()
                 .and_then(|locality| locality.enabled),
             None
         );
+
         assert_eq!(mesh.default_config.concurrency, Some(4));
         assert_eq!(mesh.default_config.status_port, 15020);
         let names: Vec<_> = mesh
@@ -307,11 +327,13 @@ mod tests {
             .iter()
             .map(|provider| provider.name.as_str())
             .collect();
+
         assert_eq!(names, ["prometheus", "stackdriver", "envoy", "mine"]);
         let log = mesh.extension_providers[2]
             .envoy_file_access_log
             .as_ref()
             .expect("a file log");
+
         assert_eq!(log.path, "/tmp/log");
     }
 
@@ -323,6 +345,7 @@ mod tests {
             .iter()
             .map(|d| (d.code.as_str(), d.field.as_str()))
             .collect();
+
         assert_eq!(told, [("MEL0210", "data.mesh: accessLogFormat")]);
         let (mesh, diagnostics) =
             read("accessLogEncoding: JSON\naccessLogFormat: '{\"took\": \"%DURATION%\"}'\n");
@@ -337,11 +360,13 @@ mod tests {
             FixedField::ListenPort,
             FixedField::InboundListenPort,
         ];
+
         let place = Position {
             file: "mesh.yaml".into(),
             line: 10,
             column: 1,
         };
+
         let object = ObjectRef::new("ConfigMap", "istio-system", "istio");
         let (mesh, diagnostics) =
             MeshConfig::istio_default().overlay(text, &fixed, &object, &place);
@@ -352,6 +377,7 @@ mod tests {
                 ..MeshConfig::istio_default()
             }
         );
+
         let told: Vec<_> = diagnostics
             .iter()
             .map(|d| {
@@ -363,6 +389,7 @@ mod tests {
                 )
             })
             .collect();
+
         assert_eq!(
             told,
             [
@@ -380,6 +407,7 @@ mod tests {
                 ),
             ]
         );
+
         let (mesh, _) = MeshConfig::istio_default().overlay(text, &[], &object, &place);
         assert_eq!(
             (mesh.trust_domain.as_str(), mesh.proxy_inbound_listen_port),
@@ -399,6 +427,7 @@ mod tests {
             .iter()
             .map(|finding| finding.remedy.as_str())
             .collect();
+
         let fields = MeshConfig::FIELDS.len();
         assert_eq!(
             remedies,

@@ -245,6 +245,7 @@ impl ExtensionProvider {
             name: name.to_owned(),
             ..Self::default()
         };
+
         vec![
             Self {
                 prometheus: Some(Empty {}),

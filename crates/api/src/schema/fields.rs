@@ -237,10 +237,12 @@ impl Serialize for Base64Bytes {
 impl Field for Base64Bytes {
     fn read(&mut self, value: &Value, report: &mut Report) {
         use base64::Engine as _;
+
         let Some(text) = value.as_str() else {
             return report.wrong_type("string", value);
         };
         let compact: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+
         match base64::engine::general_purpose::STANDARD.decode(compact) {
             Ok(bytes) => self.0 = bytes,
             Err(error) => report.error(

@@ -151,6 +151,7 @@ impl Report {
                 remedy,
             });
         }
+
         self.has_errors |= severity == Severity::Error;
     }
 
@@ -212,6 +213,7 @@ impl Report {
             self.wrong_type("string", value);
             return None;
         };
+
         let index = words.iter().position(|word| *word == text);
         if index.is_none() {
             let supported = words
@@ -219,10 +221,12 @@ impl Report {
                 .map(|word| format!("{word:?}"))
                 .collect::<Vec<_>>()
                 .join(", ");
+
             let remedy = match closest(text, words) {
                 Some(word) => format!("did you mean {word}?"),
                 None => "use one of the supported values".to_owned(),
             };
+
             self.error(
                 "MEL0105",
                 format!(
@@ -232,6 +236,7 @@ impl Report {
                 remedy,
             );
         }
+
         index
     }
 
@@ -253,6 +258,7 @@ impl Report {
             Value::Array(_) => ("array", format!("write a value of type {expected}, not a list")),
             Value::Object(_) => ("object", format!("write a value of type {expected}, not a mapping")),
         };
+
         self.error(
             "MEL0102",
             format!(
@@ -270,6 +276,7 @@ impl Report {
             UnknownFields::Warn => Severity::Warning,
             UnknownFields::Ignore => return,
         };
+
         if !self.has_room(severity) {
             return;
         }
@@ -284,6 +291,7 @@ impl Report {
                 ),
             },
         };
+
         self.field(key, |report| {
             report.add(
                 severity,

@@ -38,8 +38,10 @@ fn distance(a: &str, b: &str) -> usize {
             }
             row.push(best);
         }
+
         before = std::mem::replace(&mut previous, row);
     }
+
     previous[b.len()]
 }
 

@@ -31,6 +31,7 @@ pub(super) fn check(spec: &AuthorizationPolicy, at: &mut Report) {
         action,
         provider,
     } = spec;
+
     check_targets(selector, target_ref, target_refs, at);
     let named = provider
         .as_ref()
@@ -54,6 +55,7 @@ pub(super) fn check(spec: &AuthorizationPolicy, at: &mut Report) {
             at.error(CONFLICT, message, "remove provider, or use action CUSTOM");
         });
     }
+
     if rules.is_empty() && *action != AuthorizationAction::Allow {
         at.warn(
             DOUBTFUL,
@@ -61,6 +63,7 @@ pub(super) fn check(spec: &AuthorizationPolicy, at: &mut Report) {
             "add rules; `- {}` matches everything",
         );
     }
+
     if rules.len() > 512 {
         at.field("rules", |at| {
             at.error(
@@ -70,6 +73,7 @@ pub(super) fn check(spec: &AuthorizationPolicy, at: &mut Report) {
             )
         });
     }
+
     at.each("rules", rules, check_rule);
 }
 
@@ -85,6 +89,7 @@ fn check_rule(rule: &Rule, at: &mut Report) {
             "add for example principals or namespaces",
         ),
     });
+
     at.each("to", to, |to, at| match &to.operation {
         Some(operation) if *operation != Operation::default() => {
             at.field("operation", |at| check_operation(operation, at))
@@ -95,6 +100,7 @@ fn check_rule(rule: &Rule, at: &mut Report) {
             "add for example methods or paths",
         ),
     });
+
     at.each("when", when, check_condition);
 }
 
@@ -115,6 +121,7 @@ fn check_source(source: &Source, at: &mut Report) {
         trust_domains,
         not_trust_domains,
     } = source;
+
     let by_account = !service_accounts.is_empty() || !not_service_accounts.is_empty();
     let by_identity = [principals, not_principals, namespaces, not_namespaces]
         .iter()
@@ -126,6 +133,7 @@ fn check_source(source: &Source, at: &mut Report) {
             "write two sources, or use principals alone",
         );
     }
+
     for (key, list) in [
         ("principals", principals),
         ("notPrincipals", not_principals),
@@ -147,6 +155,7 @@ fn check_source(source: &Source, at: &mut Report) {
             }
         });
     }
+
     for (key, list) in [
         ("serviceAccounts", service_accounts),
         ("notServiceAccounts", not_service_accounts),
@@ -167,6 +176,7 @@ fn check_source(source: &Source, at: &mut Report) {
             }
         });
     }
+
     for (key, list) in [
         ("ipBlocks", ip_blocks),
         ("notIpBlocks", not_ip_blocks),
@@ -188,6 +198,7 @@ fn check_operation(operation: &Operation, at: &mut Report) {
         paths,
         not_paths,
     } = operation;
+
     for (key, list) in [
         ("hosts", hosts),
         ("notHosts", not_hosts),
@@ -208,9 +219,11 @@ fn check_operation(operation: &Operation, at: &mut Report) {
             }
         });
     }
+
     for (key, list) in [("ports", ports), ("notPorts", not_ports)] {
         at.each(key, list, |port, at| check_port_text(port, at));
     }
+
     for (key, list) in [("paths", paths), ("notPaths", not_paths)] {
         at.each(key, list, |path, at| {
             check_value(path, at);
@@ -258,7 +271,9 @@ fn check_path_template(path: &str, at: &mut Report) {
             remedy,
         );
     }
+
     let mut deep = false;
+
     for segment in path.split('/') {
         let fault = match segment {
             "{*}" if deep => Some("{*} must not follow {**}"),
@@ -272,6 +287,7 @@ fn check_path_template(path: &str, at: &mut Report) {
             plain if plain.contains('*') => Some("* cannot be used beside {*} or {**}"),
             _ => None,
         };
+
         if let Some(fault) = fault {
             return at.error(
                 INVALID,
@@ -288,16 +304,19 @@ fn check_condition(condition: &Condition, at: &mut Report) {
         values,
         not_values,
     } = condition;
+
     let bracketed = |prefix: &str| {
         key.strip_prefix(prefix)
             .is_some_and(|rest| rest.starts_with('[') && rest.ends_with(']') && rest.len() > 2)
     };
+
     let known = KEYS.contains(&key.as_str())
         || bracketed("request.headers")
         || bracketed("request.auth.claims")
         || (key.starts_with("experimental.envoy.filters.")
             && key.ends_with(']')
             && key.contains('['));
+
     if !known {
         let remedy = match closest(key, KEYS) {
             Some(word) => format!("did you mean {word}?"),
@@ -306,13 +325,16 @@ fn check_condition(condition: &Condition, at: &mut Report) {
                 KEYS.join(", ")
             ),
         };
+
         let message = if key.is_empty() {
             "`key` must not be empty".to_owned()
         } else {
             format!("unknown attribute: {:?}", shorten(key))
         };
+
         at.field("key", |at| at.error(INVALID, message, remedy));
     }
+
     if values.is_empty() && not_values.is_empty() {
         at.error(
             MISSING,
@@ -323,6 +345,7 @@ fn check_condition(condition: &Condition, at: &mut Report) {
             "add values; * is any",
         );
     }
+
     for (list_key, list) in [("values", values), ("notValues", not_values)] {
         at.each(list_key, list, |value, at| match key.as_str() {
             "source.ip" | "remote.ip" | "destination.ip" => check_ip_or_cidr(value, at),
@@ -344,6 +367,7 @@ mod tests {
             check_path_template(path, &mut report);
             report.has_errors()
         };
+
         for good in ["/a", "/a/*", "*", "/a/{*}/b", "/{**}", "/{*}/{**}/x"] {
             assert!(!faulty(good), "{good}");
         }

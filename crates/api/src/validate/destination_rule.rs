@@ -16,6 +16,7 @@ pub(super) fn check(spec: &DestinationRule, at: &mut Report) {
         export_to,
         workload_selector,
     } = spec;
+
     at.field("host", |at| check_wildcard_host(host, at));
     at.some("trafficPolicy", traffic_policy, check_policy);
     let mut names = Once::new();
@@ -35,8 +36,10 @@ pub(super) fn check(spec: &DestinationRule, at: &mut Report) {
             });
         }
     });
+
     check_export_to(export_to, at);
     check_selector("workloadSelector", workload_selector, at);
+
     if workload_selector
         .as_ref()
         .is_some_and(|selector| selector.match_labels.is_empty())
@@ -57,6 +60,7 @@ fn check_subset(subset: &Subset, at: &mut Report) {
         labels,
         traffic_policy,
     } = subset;
+
     if !crate::document::is_dns_label(&name.to_ascii_lowercase()) {
         let message = if name.is_empty() {
             "subset name cannot be empty".to_owned()
@@ -67,6 +71,7 @@ fn check_subset(subset: &Subset, at: &mut Report) {
             at.error(INVALID, message, "write a DNS label, for example v1")
         });
     }
+
     check_labels("labels", &labels.0, at);
     at.some("trafficPolicy", traffic_policy, check_policy);
 }
@@ -82,6 +87,7 @@ fn check_policy(policy: &TrafficPolicy, at: &mut Report) {
         proxy_protocol: _,
         retry_budget,
     } = policy;
+
     if *policy == TrafficPolicy::default() {
         at.error(
             MISSING,
@@ -89,6 +95,7 @@ fn check_policy(policy: &TrafficPolicy, at: &mut Report) {
             "add a field, or remove trafficPolicy",
         );
     }
+
     at.some("loadBalancer", load_balancer, check_load_balancer);
     at.some("connectionPool", connection_pool, check_pool);
     at.some("outlierDetection", outlier_detection, check_outlier);
@@ -101,6 +108,7 @@ fn check_policy(policy: &TrafficPolicy, at: &mut Report) {
             outlier_detection,
             tls,
         } = settings;
+
         match port {
             None => at.field("port", |at| {
                 at.error(
@@ -113,11 +121,13 @@ fn check_policy(policy: &TrafficPolicy, at: &mut Report) {
                 at.field("number", |at| check_port(port.number, at))
             }),
         }
+
         at.some("loadBalancer", load_balancer, check_load_balancer);
         at.some("connectionPool", connection_pool, check_pool);
         at.some("outlierDetection", outlier_detection, check_outlier);
         at.some("tls", tls, check_tls);
     });
+
     at.some(
         "tunnel",
         tunnel,
@@ -136,14 +146,17 @@ fn check_policy(policy: &TrafficPolicy, at: &mut Report) {
                     )
                 });
             }
+
             at.field("targetHost", |at| {
                 if !is_ip(target_host) {
                     check_host(target_host, at);
                 }
             });
+
             at.field("targetPort", |at| check_port(*target_port, at));
         },
     );
+
     at.some("retryBudget", retry_budget, |budget, at| {
         if budget
             .percent
@@ -166,6 +179,7 @@ fn check_load_balancer(settings: &LoadBalancerSettings, at: &mut Report) {
         warmup_duration_secs,
         warmup,
     } = settings;
+
     let chosen = usize::from(simple.is_some())
         + usize::from(consistent_hash.is_some())
         + usize::from(backend_utilization.is_some());
@@ -176,6 +190,7 @@ fn check_load_balancer(settings: &LoadBalancerSettings, at: &mut Report) {
             "keep one of them",
         );
     }
+
     at.some("consistentHash", consistent_hash, check_hash);
     at.some("localityLbSetting", locality_lb_setting, check_locality);
     if let Some(zone) = zone_aware_lb_setting {
@@ -186,6 +201,7 @@ fn check_load_balancer(settings: &LoadBalancerSettings, at: &mut Report) {
                 "keep one of them",
             );
         }
+
         if zone.min_cluster_size == Some(0) {
             at.field("zoneAwareLbSetting", |at| {
                 at.error(
@@ -196,6 +212,7 @@ fn check_load_balancer(settings: &LoadBalancerSettings, at: &mut Report) {
             });
         }
     }
+
     check_duration("warmupDurationSecs", *warmup_duration_secs, at);
     if warmup_duration_secs.is_some() || warmup.is_some() {
         let suits = consistent_hash.is_none()
@@ -208,6 +225,7 @@ fn check_load_balancer(settings: &LoadBalancerSettings, at: &mut Report) {
                         | SimpleLb::LeastConn
                 )
             );
+
         if !suits {
             at.error(
                 CONFLICT,
@@ -215,6 +233,7 @@ fn check_load_balancer(settings: &LoadBalancerSettings, at: &mut Report) {
                 "choose one of these, or remove the warm-up",
             );
         }
+
         if warmup_duration_secs.is_some() && warmup.is_some() {
             at.error(
                 CONFLICT,
@@ -223,6 +242,7 @@ fn check_load_balancer(settings: &LoadBalancerSettings, at: &mut Report) {
             );
         }
     }
+
     at.some("warmup", warmup, |warmup, at| {
         check_duration("duration", warmup.duration, at);
         if warmup
@@ -237,6 +257,7 @@ fn check_load_balancer(settings: &LoadBalancerSettings, at: &mut Report) {
                 )
             });
         }
+
         if warmup.aggression.is_some_and(|aggression| aggression < 1.0) {
             at.field("aggression", |at| {
                 at.error(
@@ -259,10 +280,12 @@ fn check_hash(hash: &ConsistentHashLb, at: &mut Report) {
         maglev,
         minimum_ring_size,
     } = hash;
+
     let keys = usize::from(http_header_name.is_some())
         + usize::from(http_cookie.is_some())
         + usize::from(use_source_ip.is_some())
         + usize::from(http_query_parameter_name.is_some());
+
     let remedy = "keep one of httpHeaderName, httpCookie, useSourceIp and httpQueryParameterName";
     match keys {
         0 => at.error(
@@ -277,6 +300,7 @@ fn check_hash(hash: &ConsistentHashLb, at: &mut Report) {
             remedy,
         ),
     }
+
     for (key, name) in [
         ("httpHeaderName", http_header_name),
         ("httpQueryParameterName", http_query_parameter_name),
@@ -287,12 +311,14 @@ fn check_hash(hash: &ConsistentHashLb, at: &mut Report) {
             });
         }
     }
+
     at.some("httpCookie", http_cookie, |cookie, at| {
         if cookie.name.is_empty() {
             at.field("name", |at| {
                 at.error(MISSING, "name required for HttpCookie", "name the cookie")
             });
         }
+
         at.each("attributes", &cookie.attributes, |attribute, at| {
             if attribute.name.is_empty() {
                 at.field("name", |at| {
@@ -305,6 +331,7 @@ fn check_hash(hash: &ConsistentHashLb, at: &mut Report) {
             }
         });
     });
+
     if ring_hash.is_some() && maglev.is_some() {
         at.error(
             CONFLICT,
@@ -312,6 +339,7 @@ fn check_hash(hash: &ConsistentHashLb, at: &mut Report) {
             "keep one of them",
         );
     }
+
     if *minimum_ring_size > 0 && ring_hash.is_some() {
         at.field("minimumRingSize", |at| {
             at.error(
@@ -321,6 +349,7 @@ fn check_hash(hash: &ConsistentHashLb, at: &mut Report) {
             );
         });
     }
+
     if ring_hash
         .as_ref()
         .is_some_and(|ring| ring.minimum_ring_size > 8 << 20)
@@ -332,6 +361,7 @@ fn check_hash(hash: &ConsistentHashLb, at: &mut Report) {
             "use a smaller ring",
         );
     }
+
     at.some("maglev", maglev, |maglev, at| {
         if maglev.table_size != 0 && (maglev.table_size > 5_000_011 || !is_prime(maglev.table_size))
         {
@@ -360,6 +390,7 @@ fn check_locality(locality: &LocalityLbSetting, at: &mut Report) {
         failover,
         failover_priority,
     } = locality;
+
     if !distribute.is_empty() && (!failover.is_empty() || !failover_priority.is_empty()) {
         at.error(
             CONFLICT,
@@ -367,6 +398,7 @@ fn check_locality(locality: &LocalityLbSetting, at: &mut Report) {
             "keep one of distribute, failover and failoverPriority",
         );
     }
+
     at.each("distribute", distribute, |distribute, at| {
         if distribute.from.is_empty() {
             at.field("from", |at| {
@@ -377,11 +409,13 @@ fn check_locality(locality: &LocalityLbSetting, at: &mut Report) {
                 )
             });
         }
+
         let total: u64 = distribute
             .to
             .values()
             .map(|weight| u64::from(*weight))
             .sum();
+
         if !distribute.to.is_empty() && total != 100 {
             at.field("to", |at| {
                 at.error(
@@ -391,6 +425,7 @@ fn check_locality(locality: &LocalityLbSetting, at: &mut Report) {
                 )
             });
         }
+
         at.field("to", |at| {
             for (region, weight) in &distribute.to {
                 if *weight == 0 {
@@ -405,6 +440,7 @@ fn check_locality(locality: &LocalityLbSetting, at: &mut Report) {
             }
         });
     });
+
     at.each("failover", failover, |failover, at| {
         if failover.from == failover.to {
             at.error(
@@ -413,6 +449,7 @@ fn check_locality(locality: &LocalityLbSetting, at: &mut Report) {
                 "name another region in to",
             );
         }
+
         for (key, region) in [("from", &failover.from), ("to", &failover.to)] {
             if region.contains(['*', '/']) {
                 at.field(key, |at| {
@@ -436,6 +473,7 @@ pub(super) fn check_pool(pool: &ConnectionPoolSettings, at: &mut Report) {
             "add tcp or http, or remove connectionPool",
         );
     }
+
     at.some("tcp", tcp, |tcp, at| {
         let TcpSettings {
             max_connections,
@@ -444,6 +482,7 @@ pub(super) fn check_pool(pool: &ConnectionPoolSettings, at: &mut Report) {
             max_connection_duration,
             idle_timeout: _,
         } = tcp;
+
         check_not_negative("maxConnections", "max connections", *max_connections, at);
         check_duration("connectTimeout", *connect_timeout, at);
         check_duration("maxConnectionDuration", *max_connection_duration, at);
@@ -452,6 +491,7 @@ pub(super) fn check_pool(pool: &ConnectionPoolSettings, at: &mut Report) {
             check_duration("interval", keepalive.interval, at);
         });
     });
+
     at.some("http", http, |http, at| {
         let HttpSettings {
             http1_max_pending_requests,
@@ -464,24 +504,28 @@ pub(super) fn check_pool(pool: &ConnectionPoolSettings, at: &mut Report) {
             max_concurrent_streams,
             http2_keep_alive,
         } = http;
+
         check_not_negative(
             "http1MaxPendingRequests",
             "http1 max pending requests",
             *http1_max_pending_requests,
             at,
         );
+
         check_not_negative(
             "http2MaxRequests",
             "http2 max requests",
             *http2_max_requests,
             at,
         );
+
         check_not_negative(
             "maxRequestsPerConnection",
             "max requests per connection",
             *max_requests_per_connection,
             at,
         );
+
         check_not_negative("maxRetries", "max retries", *max_retries, at);
         check_not_negative(
             "maxConcurrentStreams",
@@ -489,6 +533,7 @@ pub(super) fn check_pool(pool: &ConnectionPoolSettings, at: &mut Report) {
             *max_concurrent_streams,
             at,
         );
+
         check_duration("idleTimeout", *idle_timeout, at);
         if *use_client_protocol && *h2_upgrade_policy == H2UpgradePolicy::Upgrade {
             at.field("useClientProtocol", |at| {
@@ -499,6 +544,7 @@ pub(super) fn check_pool(pool: &ConnectionPoolSettings, at: &mut Report) {
                 );
             });
         }
+
         at.some("http2KeepAlive", http2_keep_alive, |keepalive, at| {
             check_duration("interval", keepalive.interval, at);
             check_duration("timeout", keepalive.timeout, at);
@@ -531,6 +577,7 @@ fn check_outlier(outlier: &OutlierDetection, at: &mut Report) {
         min_health_percent,
         outlier_detection_http_error_codes,
     } = outlier;
+
     if *consecutive_errors != 0 {
         at.field("consecutiveErrors", |at| {
             at.warn(
@@ -540,6 +587,7 @@ fn check_outlier(outlier: &OutlierDetection, at: &mut Report) {
             );
         });
     }
+
     if !split_external_local_origin_errors
         && consecutive_local_origin_failures.is_some_and(|failures| failures > 0)
     {
@@ -551,6 +599,7 @@ fn check_outlier(outlier: &OutlierDetection, at: &mut Report) {
             );
         });
     }
+
     check_duration("interval", *interval, at);
     check_duration("baseEjectionTime", *base_ejection_time, at);
     for (key, percent) in [
@@ -567,6 +616,7 @@ fn check_outlier(outlier: &OutlierDetection, at: &mut Report) {
             });
         }
     }
+
     at.each(
         "outlierDetectionHttpErrorCodes",
         outlier_detection_http_error_codes,
@@ -594,6 +644,7 @@ fn check_tls(tls: &ClientTlsSettings, at: &mut Report) {
         sni: _,
         insecure_skip_verify,
     } = tls;
+
     if *insecure_skip_verify == Some(true)
         && (!ca_certificates.is_empty() || !subject_alt_names.is_empty())
         && *mode != ClientTlsMode::IstioMutual
@@ -604,6 +655,7 @@ fn check_tls(tls: &ClientTlsSettings, at: &mut Report) {
             "remove insecureSkipVerify",
         );
     }
+
     if matches!(mode, ClientTlsMode::Simple | ClientTlsMode::Mutual) && !credential_name.is_empty()
     {
         if !client_certificate.is_empty() || !ca_certificates.is_empty() || !private_key.is_empty()
@@ -616,6 +668,7 @@ fn check_tls(tls: &ClientTlsSettings, at: &mut Report) {
         }
         return;
     }
+
     match mode {
         ClientTlsMode::Mutual => {
             if client_certificate.is_empty() {
@@ -627,6 +680,7 @@ fn check_tls(tls: &ClientTlsSettings, at: &mut Report) {
                     )
                 });
             }
+
             if private_key.is_empty() {
                 at.field("privateKey", |at| {
                     at.error(

@@ -14,6 +14,7 @@ pub(super) fn check_envoy_filter(spec: &EnvoyFilter, at: &mut Report) {
         priority: _,
         config_patches,
     } = spec;
+
     if workload_selector.is_some() && !target_refs.is_empty() {
         at.error(
             CONFLICT,
@@ -21,6 +22,7 @@ pub(super) fn check_envoy_filter(spec: &EnvoyFilter, at: &mut Report) {
             "keep one of them",
         );
     }
+
     if let Some(selector) = workload_selector {
         check_label_selector(&selector.labels.0, at);
     }
@@ -34,6 +36,7 @@ fn check_patch(patch: &EnvoyConfigObjectPatch, at: &mut Report) {
         r#match: matcher,
         patch,
     } = patch;
+
     if *apply_to == ApplyTo::Invalid {
         at.field("applyTo", |at| {
             at.error(
@@ -43,6 +46,7 @@ fn check_patch(patch: &EnvoyConfigObjectPatch, at: &mut Report) {
             )
         });
     }
+
     match patch {
         None => at.field("patch", |at| {
             at.error(
@@ -61,6 +65,7 @@ fn check_patch(patch: &EnvoyConfigObjectPatch, at: &mut Report) {
                     )
                 });
             }
+
             if !matches!(
                 patch.operation,
                 PatchOperation::Remove | PatchOperation::Invalid
@@ -76,11 +81,13 @@ fn check_patch(patch: &EnvoyConfigObjectPatch, at: &mut Report) {
             }
         }),
     }
+
     at.some("match", matcher, |matcher, at| {
         let chosen = usize::from(matcher.listener.is_some())
             + usize::from(matcher.route_configuration.is_some())
             + usize::from(matcher.cluster.is_some())
             + usize::from(matcher.waypoint.is_some());
+
         if chosen > 1 {
             at.error(
                 CONFLICT,
@@ -88,6 +95,7 @@ fn check_patch(patch: &EnvoyConfigObjectPatch, at: &mut Report) {
                 "keep one of them",
             );
         }
+
         if matcher.waypoint.is_some() && matcher.context != PatchContext::Waypoint {
             at.error(
                 CONFLICT,
@@ -95,11 +103,13 @@ fn check_patch(patch: &EnvoyConfigObjectPatch, at: &mut Report) {
                 "use context WAYPOINT",
             );
         }
+
         at.some("proxy", &matcher.proxy, |proxy, at| {
             if !proxy.proxy_version.is_empty() {
                 at.field("proxyVersion", |at| check_regex(&proxy.proxy_version, at));
             }
         });
+
         let suits = match apply_to {
             ApplyTo::Listener
             | ApplyTo::FilterChain
@@ -114,6 +124,7 @@ fn check_patch(patch: &EnvoyConfigObjectPatch, at: &mut Report) {
             ApplyTo::Cluster => matcher.listener.is_none() && matcher.route_configuration.is_none(),
             ApplyTo::Invalid | ApplyTo::ExtensionConfig | ApplyTo::Bootstrap => true,
         };
+
         if !suits {
             let message = format!(
                 "Envoy filter: applyTo for {} cannot have this kind of match",
@@ -152,6 +163,7 @@ pub(super) fn check_traffic_extension(spec: &TrafficExtension, at: &mut Report) 
             "keep one of them",
         );
     }
+
     at.some("wasm", &spec.wasm, |wasm, at| {
         check_module(&wasm.url, &wasm.sha256, &wasm.vm_config, at)
     });
@@ -166,6 +178,7 @@ pub(super) fn check_traffic_extension(spec: &TrafficExtension, at: &mut Report) 
             });
         }
     });
+
     check_traffic(&spec.r#match, at);
 }
 
@@ -181,17 +194,20 @@ fn check_module(url: &str, sha256: &str, vm_config: &Option<VmConfig>, at: &mut 
             )
         });
     }
+
     let is_sum = sha256.is_empty()
         || (sha256.len() == 64
             && sha256
                 .bytes()
                 .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)));
+
     if !is_sum {
         at.field("sha256", |at| {
             let message = format!("{} in body should match '(^$|^[a-f0-9]{{64}}$)'", at.path());
             at.error(INVALID, message, "write 64 lower-case hexadecimal digits");
         });
     }
+
     at.some("vmConfig", vm_config, |vm, at| {
         let mut names = Once::new();
         at.field("env", |at| {
@@ -204,6 +220,7 @@ fn check_module(url: &str, sha256: &str, vm_config: &Option<VmConfig>, at: &mut 
                             "remove one of them",
                         );
                     }
+
                     if variable.value_from == EnvValueSource::Host && variable.value.is_some() {
                         at.error(
                             CONFLICT,

@@ -21,6 +21,7 @@ pub(super) fn check(spec: &Gateway, at: &mut Report) {
             )
         });
     }
+
     let mut names = Once::new();
     at.field("servers", |at| {
         for (index, server) in servers.iter().enumerate() {
@@ -51,6 +52,7 @@ fn check_server(server: &Server, at: &mut Report) {
         tls,
         default_endpoint,
     } = server;
+
     if hosts.is_empty() {
         at.field("hosts", |at| {
             at.error(
@@ -60,6 +62,7 @@ fn check_server(server: &Server, at: &mut Report) {
             )
         });
     }
+
     let mut seen = Once::new();
     at.field("hosts", |at| {
         for (index, host) in hosts.iter().enumerate() {
@@ -75,6 +78,7 @@ fn check_server(server: &Server, at: &mut Report) {
             });
         }
     });
+
     at.field("port", |at| check_server_port(port, bind, at));
     if !bind.is_empty() && !is_ip(bind) && !bind.starts_with("unix://") {
         at.field("bind", |at| {
@@ -85,6 +89,7 @@ fn check_server(server: &Server, at: &mut Report) {
             )
         });
     }
+
     if !default_endpoint.is_empty() {
         at.field("defaultEndpoint", |at| {
             at.warn(
@@ -94,11 +99,13 @@ fn check_server(server: &Server, at: &mut Report) {
             )
         });
     }
+
     let is_tls = matches!(port.protocol.to_ascii_uppercase().as_str(), "HTTPS" | "TLS");
     let is_http = matches!(
         port.protocol.to_ascii_uppercase().as_str(),
         "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB"
     );
+
     match tls {
         None if is_tls => {
             at.field("tls", |at| {
@@ -130,6 +137,7 @@ fn check_server(server: &Server, at: &mut Report) {
                     });
                 });
             }
+
             at.field("tls", |at| check_tls(tls, at));
         }
         _ => {}
@@ -150,6 +158,7 @@ fn check_server_port(port: &Port, bind: &str, at: &mut Report) {
         name,
         target_port,
     } = port;
+
     if !bind.starts_with("unix://") || *number != 0 {
         at.field("number", |at| check_port(*number, at));
     }
@@ -160,6 +169,7 @@ fn check_server_port(port: &Port, bind: &str, at: &mut Report) {
         );
         at.field("protocol", |at| at.error(INVALID, format!("invalid protocol {:?}, supported protocols are HTTP, HTTP2, GRPC, GRPC-WEB, MONGO, TCP, TLS, HTTPS", shorten(protocol)), remedy));
     }
+
     if name.is_empty() {
         at.field("name", |at| {
             at.error(
@@ -169,6 +179,7 @@ fn check_server_port(port: &Port, bind: &str, at: &mut Report) {
             )
         });
     }
+
     if *target_port != 0 {
         at.field("targetPort", |at| {
             at.warn(
@@ -195,6 +206,7 @@ fn check_scoped_host(host: &str, at: &mut Report) {
             "write NAMESPACE/HOST, ./HOST or */HOST",
         );
     }
+
     if !is_ip(host) {
         check_wildcard_host(host, at);
     }
@@ -221,6 +233,7 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
         ecdh_curves: _,
         insecure_skip_verify: _,
     } = tls;
+
     let remedy =
         "keep one of credentialName, credentialNames, tlsCertificates and serverCertificate";
     if !tls_certificates.is_empty() && !credential_names.is_empty() {
@@ -230,6 +243,7 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
             remedy,
         );
     }
+
     if !credential_name.is_empty() && !credential_names.is_empty() {
         at.error(
             CONFLICT,
@@ -237,6 +251,7 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
             remedy,
         );
     }
+
     for (key, count) in [
         ("credentialNames", credential_names.len()),
         ("tlsCertificates", tls_certificates.len()),
@@ -251,6 +266,7 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
             });
         }
     }
+
     let from_secret = !credential_name.is_empty() || !credential_names.is_empty();
     let from_files =
         !server_certificate.is_empty() || !private_key.is_empty() || !tls_certificates.is_empty();
@@ -292,6 +308,7 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
                     remedy,
                 );
             }
+
             if !from_secret && tls_certificates.is_empty() {
                 let advice = "add credentialName with the name of a Secret";
                 if server_certificate.is_empty() {
@@ -301,6 +318,7 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
                         advice,
                     );
                 }
+
                 if private_key.is_empty() {
                     at.error(
                         MISSING,
@@ -309,12 +327,14 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
                     );
                 }
             }
+
             let has_roots = from_secret
                 || !ca_cert_credential_name.is_empty()
                 || !ca_certificates.is_empty()
                 || tls_certificates
                     .iter()
                     .any(|certificate| !certificate.ca_certificates.is_empty());
+
             if *mode != ServerTlsMode::Simple && !has_roots {
                 at.error(
                     MISSING,
@@ -324,6 +344,7 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
             }
         }
     }
+
     if *min_protocol_version != TlsProtocol::Auto
         && *max_protocol_version != TlsProtocol::Auto
         && min_protocol_version > max_protocol_version
@@ -336,6 +357,7 @@ pub(super) fn check_tls(tls: &ServerTlsSettings, at: &mut Report) {
             )
         });
     }
+
     let mut seen = Once::new();
     at.field("cipherSuites", |at| {
         for (index, suite) in cipher_suites.iter().enumerate() {

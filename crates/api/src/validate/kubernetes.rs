@@ -28,6 +28,7 @@ pub(super) fn check_service(spec: &ServiceSpec, at: &mut Report) {
                         )
                     });
                 }
+
                 if !matches!(port.protocol.as_str(), "" | "TCP" | "UDP" | "SCTP") {
                     at.field("protocol", |at| {
                         at.error(
@@ -37,6 +38,7 @@ pub(super) fn check_service(spec: &ServiceSpec, at: &mut Report) {
                         );
                     });
                 }
+
                 if !numbers.insert((
                     port.port,
                     if port.protocol.is_empty() {
@@ -56,6 +58,7 @@ pub(super) fn check_service(spec: &ServiceSpec, at: &mut Report) {
             });
         }
     });
+
     let address = spec.cluster_ip.as_str();
     if !address.is_empty() && address != "None" && !is_ip(address) {
         at.field("clusterIP", |at| {
@@ -66,6 +69,7 @@ pub(super) fn check_service(spec: &ServiceSpec, at: &mut Report) {
             )
         });
     }
+
     if spec.r#type == "ExternalName" {
         at.field("externalName", |at| check_host(&spec.external_name, at));
     } else if spec.ports.is_empty() && address != "None" {
@@ -85,6 +89,7 @@ pub(super) fn check_deployment(spec: &DeploymentSpec, at: &mut Report) {
             )
         });
     }
+
     at.field("template", |at| {
         at.field("spec", |at| {
             if spec.template.spec.containers.is_empty() {
@@ -94,6 +99,7 @@ pub(super) fn check_deployment(spec: &DeploymentSpec, at: &mut Report) {
             }
         });
     });
+
     if !spec.selector.match_labels.is_empty()
         && !spec
             .selector

@@ -41,6 +41,7 @@ pub(super) fn host_fault(host: &str) -> Option<String> {
             shorten(host)
         ));
     }
+
     name.split('.')
         .find(|label| !is_host_label(label))
         .map(|label| {
@@ -185,10 +186,12 @@ pub(super) fn check_regex(text: &str, at: &mut Report) {
             "use a prefix match, or several shorter matches",
         );
     }
+
     let compiled = regex::RegexBuilder::new(text)
         .size_limit(4 << 20)
         .nest_limit(64)
         .build();
+
     if let Err(error) = compiled {
         let reason = match error {
             regex::Error::CompiledTooBig(_) => "it is too large when compiled".to_owned(),
@@ -200,10 +203,12 @@ pub(super) fn check_regex(text: &str, at: &mut Report) {
                 .trim_start_matches("error: ")
                 .to_owned(),
         };
+
         let message = format!(
             "{:?}: {reason}; Istio uses RE2 style regex-based match",
             shorten(text)
         );
+
         at.error(
             INVALID,
             message,
@@ -221,6 +226,7 @@ pub(super) fn check_string_match(matcher: &StringMatch, at: &mut Report) {
         StringMatch::Prefix(text) => ("prefix", text),
         StringMatch::Regex(text) => ("regex", text),
     };
+
     at.field(key, |at| {
         if text.is_empty() && key != "exact" {
             at.error(
@@ -255,6 +261,7 @@ pub(super) fn check_export_to(export_to: &[String], at: &mut Report) {
                 }
             });
         }
+
         if export_to.len() > 1
             && seen
                 .iter()
@@ -292,6 +299,7 @@ fn check_selector_pair(label: &str, value: &str, at: &mut Report) {
     if value.contains('*') {
         at.error(INVALID, "wildcard not allowed in label value match", remedy);
     }
+
     if value.len() > 63 {
         at.error(INVALID, "may not be more than 63 bytes", remedy);
     }
@@ -310,6 +318,7 @@ pub(super) fn check_label_selector(labels: &BTreeMap<String, String>, at: &mut R
                             "write the label as the pods have it",
                         );
                     }
+
                     if label.is_empty() {
                         at.error(
                             INVALID,
@@ -338,6 +347,7 @@ pub(super) fn check_labels(key: &str, labels: &BTreeMap<String, String>, at: &mu
                         "letters, digits, - _ and ., at most 63 of them",
                     );
                 }
+
                 if !is_label_part(value) {
                     at.error(
                         INVALID,
@@ -377,9 +387,11 @@ pub(super) fn check_targets(
             "keep one of selector, targetRef and targetRefs",
         );
     }
+
     check_selector("selector", selector, at);
     at.some("targetRef", target_ref, check_target);
     at.each("targetRefs", target_refs, check_target);
+
     if target_refs.len() > 16 {
         at.field("targetRefs", |at| {
             at.error(
@@ -398,6 +410,7 @@ fn check_target(target: &TargetReference, at: &mut Report) {
         name,
         namespace,
     } = target;
+
     let is_group = group.is_empty() || group.split('.').all(is_dns_label);
     if !is_group {
         at.field("group", |at| {
@@ -412,10 +425,12 @@ fn check_target(target: &TargetReference, at: &mut Report) {
             );
         });
     }
+
     let is_kind = kind.as_bytes().first().is_none_or(u8::is_ascii_alphabetic)
         && kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
         && !kind.ends_with('-')
         && kind.len() <= 63;
+
     if !is_kind {
         at.field("kind", |at| {
             let message = format!(
@@ -435,6 +450,7 @@ fn check_target(target: &TargetReference, at: &mut Report) {
                 | ("gateway.networking.k8s.io", "Gateway" | "GatewayClass")
                 | ("networking.istio.io", "ServiceEntry")
         );
+
         if !known {
             at.warn(
                 DOUBTFUL,
@@ -443,6 +459,7 @@ fn check_target(target: &TargetReference, at: &mut Report) {
             );
         }
     }
+
     if name.len() > 253 {
         at.field("name", |at| {
             at.error(
@@ -452,6 +469,7 @@ fn check_target(target: &TargetReference, at: &mut Report) {
             )
         });
     }
+
     if !namespace.is_empty() {
         at.field("namespace", |at| {
             at.error(
@@ -501,6 +519,7 @@ mod tests {
         ] {
             assert_eq!(host_fault(good), None, "{good}");
         }
+
         for bad in [
             "",
             ".",
@@ -515,6 +534,7 @@ mod tests {
         ] {
             assert!(host_fault(bad).is_some(), "{bad}");
         }
+
         for good in ["*", "*.com", "*x", "*-x.com", "a.com"] {
             assert_eq!(wildcard_host_fault(good), None, "{good}");
         }
@@ -524,6 +544,7 @@ mod tests {
         for good in ["10.0.0.1", "10.0.0.0/8", "::1", "fe80::/10", "0.0.0.0/0"] {
             assert!(is_ip_or_cidr(good), "{good}");
         }
+
         for bad in [
             "10.0.0",
             "10.0.0.1/33",

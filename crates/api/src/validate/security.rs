@@ -10,10 +10,12 @@ pub(super) fn check_peer_authentication(spec: &PeerAuthentication, at: &mut Repo
         mtls: _,
         port_level_mtls,
     } = spec;
+
     check_selector("selector", selector, at);
     let selects = selector
         .as_ref()
         .is_some_and(|selector| !selector.match_labels.is_empty());
+
     if !port_level_mtls.is_empty() && !selects {
         at.error(
             MISSING,
@@ -50,6 +52,7 @@ fn check_rule(rule: &JwtRule, at: &mut Report) {
         space_delimited_claims,
         presence: _,
     } = rule;
+
     if issuer.is_empty() {
         at.field("issuer", |at| {
             at.warn(
@@ -59,6 +62,7 @@ fn check_rule(rule: &JwtRule, at: &mut Report) {
             )
         });
     }
+
     if !jwks_uri.is_empty() && !jwks.is_empty() {
         at.error(
             CONFLICT,
@@ -66,6 +70,7 @@ fn check_rule(rule: &JwtRule, at: &mut Report) {
             "keep one of them",
         );
     }
+
     let has_scheme = ["http://", "https://"]
         .iter()
         .any(|scheme| jwks_uri.starts_with(scheme));
@@ -78,6 +83,7 @@ fn check_rule(rule: &JwtRule, at: &mut Report) {
             )
         });
     }
+
     if jwks_uri.len() > 2048 {
         at.field("jwksUri", |at| {
             at.error(
@@ -87,6 +93,7 @@ fn check_rule(rule: &JwtRule, at: &mut Report) {
             )
         });
     }
+
     if !jwks.is_empty() {
         at.field("jwks", |at| {
             let keys = serde_json::from_str::<serde_json::Value>(jwks);
@@ -102,6 +109,7 @@ fn check_rule(rule: &JwtRule, at: &mut Report) {
             }
         });
     }
+
     at.each("fromHeaders", from_headers, |header, at| {
         if !header.name.is_empty() && !is_header_name(&header.name) {
             at.field("name", |at| {
@@ -113,11 +121,13 @@ fn check_rule(rule: &JwtRule, at: &mut Report) {
             });
         }
     });
+
     if !output_payload_to_header.is_empty() && !is_header_name(output_payload_to_header) {
         at.field("outputPayloadToHeader", |at| {
             at.error(INVALID, "not a header name", "letters, digits, - _ and .")
         });
     }
+
     at.each(
         "outputClaimToHeaders",
         output_claim_to_headers,
@@ -126,6 +136,7 @@ fn check_rule(rule: &JwtRule, at: &mut Report) {
                 .header
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
+
             if !plain {
                 at.field("header", |at| {
                     let message = format!("{} in body should match '^[-_A-Za-z0-9]+$'", at.path());
@@ -134,7 +145,9 @@ fn check_rule(rule: &JwtRule, at: &mut Report) {
             }
         },
     );
+
     check_duration("timeout", *timeout, at);
+
     if space_delimited_claims.len() > 64 {
         at.field("spaceDelimitedClaims", |at| {
             at.error(INVALID, "must have at most 64 items", "name fewer claims")

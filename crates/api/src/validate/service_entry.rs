@@ -17,6 +17,7 @@ pub(super) fn check(spec: &ServiceEntry, at: &mut Report) {
         export_to,
         subject_alt_names: _,
     } = spec;
+
     if hosts.is_empty() {
         at.field("hosts", |at| {
             at.error(
@@ -26,6 +27,7 @@ pub(super) fn check(spec: &ServiceEntry, at: &mut Report) {
             )
         });
     }
+
     at.each("hosts", hosts, |host, at| {
         if host == "*" {
             at.error(
@@ -37,6 +39,7 @@ pub(super) fn check(spec: &ServiceEntry, at: &mut Report) {
             check_wildcard_host(host, at);
         }
     });
+
     at.each("addresses", addresses, |address, at| {
         check_ip_or_cidr(address, at);
         if address.contains('/') && !matches!(resolution, Resolution::None | Resolution::Static) {
@@ -47,6 +50,7 @@ pub(super) fn check(spec: &ServiceEntry, at: &mut Report) {
             );
         }
     });
+
     check_ports(spec, at);
     if workload_selector.is_some() && !endpoints.is_empty() {
         at.error(
@@ -55,6 +59,7 @@ pub(super) fn check(spec: &ServiceEntry, at: &mut Report) {
             "keep one of them",
         );
     }
+
     if let Some(selector) = workload_selector {
         check_label_selector(&selector.labels.0, at);
         if selector.labels.is_empty() {
@@ -67,6 +72,7 @@ pub(super) fn check(spec: &ServiceEntry, at: &mut Report) {
             });
         }
     }
+
     check_resolution(spec, at);
     at.each("endpoints", endpoints, |endpoint, at| {
         check_endpoint(endpoint, at);
@@ -87,6 +93,7 @@ pub(super) fn check(spec: &ServiceEntry, at: &mut Report) {
             }
         });
     });
+
     let is_tcp = |protocol: &str| matches!(protocol.to_ascii_uppercase().as_str(), "" | "TCP");
     if *location == Location::MeshExternal
         && addresses.is_empty()
@@ -102,6 +109,7 @@ pub(super) fn check(spec: &ServiceEntry, at: &mut Report) {
             );
         });
     }
+
     check_export_to(export_to, at);
 }
 
@@ -115,6 +123,7 @@ fn check_ports(spec: &ServiceEntry, at: &mut Report) {
             )
         });
     }
+
     let (mut names, mut numbers) = (Once::new(), std::collections::BTreeSet::new());
     at.field("ports", |at| {
         for (index, port) in spec.ports.iter().enumerate() {
@@ -129,6 +138,7 @@ fn check_ports(spec: &ServiceEntry, at: &mut Report) {
                         );
                     }
                 });
+
                 at.field("name", |at| {
                     if !names.insert(&port.name) {
                         at.error(
@@ -144,6 +154,7 @@ fn check_ports(spec: &ServiceEntry, at: &mut Report) {
                         );
                     }
                 });
+
                 at.field("targetPort", |at| check_optional_port(port.target_port, at));
                 at.field("protocol", |at| {
                     if !port.protocol.is_empty()
@@ -168,6 +179,7 @@ fn check_resolution(spec: &ServiceEntry, at: &mut Report) {
         endpoints,
         ..
     } = spec;
+
     let wildcard = hosts.iter().any(|host| host.starts_with('*'));
     match resolution {
         Resolution::None => {
@@ -199,6 +211,7 @@ fn check_resolution(spec: &ServiceEntry, at: &mut Report) {
                     });
                 }
             });
+
             if endpoints.is_empty() && spec.workload_selector.is_none() {
                 at.field("endpoints", |at| {
                     at.warn(
@@ -223,6 +236,7 @@ fn check_resolution(spec: &ServiceEntry, at: &mut Report) {
                     );
                 });
             }
+
             if *resolution == Resolution::DnsRoundRobin && endpoints.len() > 1 {
                 at.field("endpoints", |at| {
                     at.error(
@@ -232,6 +246,7 @@ fn check_resolution(spec: &ServiceEntry, at: &mut Report) {
                     )
                 });
             }
+
             at.each("endpoints", endpoints, |endpoint, at| {
                 if endpoint.address.starts_with("unix://") {
                     at.field("address", |at| {
@@ -252,6 +267,7 @@ fn check_resolution(spec: &ServiceEntry, at: &mut Report) {
                     "remove them, or use resolution DNS",
                 );
             }
+
             if spec.location == Location::MeshInternal {
                 at.field("location", |at| {
                     at.error(

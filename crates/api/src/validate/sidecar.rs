@@ -17,6 +17,7 @@ pub(super) fn check(spec: &Sidecar, at: &mut Report) {
         inbound_connection_pool,
         outbound_traffic_policy,
     } = spec;
+
     if let Some(selector) = workload_selector {
         check_label_selector(&selector.labels.0, at);
     }
@@ -31,6 +32,7 @@ pub(super) fn check(spec: &Sidecar, at: &mut Report) {
             "add ingress, egress or outboundTrafficPolicy",
         );
     }
+
     let mut ports = std::collections::BTreeSet::new();
     at.field("ingress", |at| {
         for (index, listener) in ingress.iter().enumerate() {
@@ -48,6 +50,7 @@ pub(super) fn check(spec: &Sidecar, at: &mut Report) {
             });
         }
     });
+
     let mut bound = std::collections::BTreeSet::new();
     at.field("egress", |at| {
         for (index, listener) in egress.iter().enumerate() {
@@ -60,6 +63,7 @@ pub(super) fn check(spec: &Sidecar, at: &mut Report) {
                         "move it to the end",
                     );
                 }
+
                 if let Some(port) = &listener.port
                     && !bound.insert((port.number, listener.bind.as_str()))
                 {
@@ -74,6 +78,7 @@ pub(super) fn check(spec: &Sidecar, at: &mut Report) {
             });
         }
     });
+
     at.some("inboundConnectionPool", inbound_connection_pool, check_pool);
     at.some("outboundTrafficPolicy", outbound_traffic_policy, |policy, at| {
         at.some("egressProxy", &policy.egress_proxy, |proxy, at| {
@@ -84,6 +89,7 @@ pub(super) fn check(spec: &Sidecar, at: &mut Report) {
                     "use mode ALLOW_ANY",
                 );
             }
+
             if proxy.port.is_none() {
                 at.field("port", |at| at.error(MISSING, "sidecar: egress_proxy port must be set", "add port.number"));
             }
@@ -99,6 +105,7 @@ fn check_listener_port(port: &SidecarPort, at: &mut Report) {
         name: _,
         target_port,
     } = port;
+
     at.field("number", |at| check_port(*number, at));
     if !protocol.is_empty() && meltemi_types::Protocol::from_word(protocol).is_none() {
         at.field("protocol", |at| {
@@ -109,6 +116,7 @@ fn check_listener_port(port: &SidecarPort, at: &mut Report) {
             )
         });
     }
+
     if *target_port != 0 {
         at.field("targetPort", |at| {
             at.warn(
@@ -129,6 +137,7 @@ fn check_ingress(listener: &IstioIngressListener, at: &mut Report) {
         tls,
         connection_pool,
     } = listener;
+
     at.field("port", |at| check_listener_port(port, at));
     if !bind.is_empty() && !is_ip(bind) {
         at.field("bind", |at| {
@@ -139,11 +148,13 @@ fn check_ingress(listener: &IstioIngressListener, at: &mut Report) {
             )
         });
     }
+
     if !default_endpoint.is_empty() {
         at.field("defaultEndpoint", |at| {
             check_default_endpoint(default_endpoint, at)
         });
     }
+
     at.some("tls", tls, super::gateway::check_tls);
     at.some("connectionPool", connection_pool, check_pool);
 }
@@ -160,12 +171,14 @@ fn check_default_endpoint(endpoint: &str, at: &mut Report) {
         }
         return;
     }
+
     let Some((host, port)) = endpoint.rsplit_once(':') else {
         return at.error(INVALID, "sidecar: defaultEndpoint must be of form 127.0.0.1:<port>, 0.0.0.0:<port>, [::1]:<port>, [::]:<port> or unix://filepath", remedy);
     };
     if !matches!(host, "127.0.0.1" | "0.0.0.0" | "[::1]" | "[::]") {
         at.error(INVALID, "sidecar: defaultEndpoint must be of form 127.0.0.1:<port>, 0.0.0.0:<port>, [::1]:<port>, [::]:<port> or unix://filepath", remedy);
     }
+
     if !port.parse::<u16>().is_ok_and(|port| port > 0) {
         at.error(
             INVALID,
@@ -185,6 +198,7 @@ fn check_egress(listener: &IstioEgressListener, at: &mut Report) {
         capture_mode,
         hosts,
     } = listener;
+
     if !bind.is_empty() && !is_ip(bind) && !bind.starts_with("unix://") {
         at.field("bind", |at| {
             at.error(
@@ -194,6 +208,7 @@ fn check_egress(listener: &IstioEgressListener, at: &mut Report) {
             )
         });
     }
+
     match port {
         Some(port) if bind.starts_with("unix://") && port.number != 0 => {
             at.field("port", |at| {
@@ -226,6 +241,7 @@ fn check_egress(listener: &IstioEgressListener, at: &mut Report) {
         }
         None => {}
     }
+
     if hosts.is_empty() {
         at.field("hosts", |at| {
             at.error(
@@ -235,6 +251,7 @@ fn check_egress(listener: &IstioEgressListener, at: &mut Report) {
             )
         });
     }
+
     let mut seen = Once::new();
     at.field("hosts", |at| {
         for (index, host) in hosts.iter().enumerate() {
@@ -263,6 +280,7 @@ fn check_namespaced_host(host: &str, at: &mut Report) {
             "write ./HOST, */HOST or NAMESPACE/HOST",
         );
     };
+
     if !matches!(namespace, "." | "*" | "~") && !crate::document::is_dns_label(namespace) {
         at.error(
             INVALID,
@@ -270,5 +288,6 @@ fn check_namespaced_host(host: &str, at: &mut Report) {
             "write a namespace, . for this one, * for all, ~ for none",
         );
     }
+
     check_wildcard_host(name, at);
 }

@@ -13,6 +13,7 @@ pub(super) fn check(spec: &Telemetry, at: &mut Report) {
         metrics,
         access_logging,
     } = spec;
+
     check_targets(selector, target_ref, target_refs, at);
     if tracing.len() > 1 {
         at.field("tracing", |at| {
@@ -23,6 +24,7 @@ pub(super) fn check(spec: &Telemetry, at: &mut Report) {
             )
         });
     }
+
     if metrics.len() > 1 {
         at.field("metrics", |at| {
             at.warn(
@@ -32,6 +34,7 @@ pub(super) fn check(spec: &Telemetry, at: &mut Report) {
             )
         });
     }
+
     at.each("tracing", tracing, check_tracing);
     at.each("metrics", metrics, check_metrics);
     at.each(
@@ -71,6 +74,7 @@ fn check_tracing(tracing: &Tracing, at: &mut Report) {
             );
         });
     }
+
     if tracing
         .random_sampling_percentage
         .is_some_and(|percent| !(0.0..=100.0).contains(&percent))
@@ -79,6 +83,7 @@ fn check_tracing(tracing: &Tracing, at: &mut Report) {
             at.error(INVALID, "must be in range [0..100]", "write 0 to 100")
         });
     }
+
     at.field("customTags", |at| {
         for (name, tag) in &tracing.custom_tags {
             at.field(name, |at| {
@@ -98,10 +103,12 @@ fn check_tag(tag: &CustomTag, at: &mut Report) {
         header,
         formatter,
     } = tag;
+
     let chosen = usize::from(literal.is_some())
         + usize::from(environment.is_some())
         + usize::from(header.is_some())
         + usize::from(formatter.is_some());
+
     match chosen {
         0 => at.error(
             MISSING,
@@ -129,6 +136,7 @@ fn check_metrics(metrics: &Metrics, at: &mut Report) {
                 );
             }
         });
+
         at.field("tagOverrides", |at| {
             for (name, tag) in &overrides.tag_overrides {
                 at.field(name, |at| match (tag.operation, &tag.value) {
@@ -182,5 +190,6 @@ fn unbalanced(expression: &str) -> Option<&'static str> {
             _ => {}
         }
     }
+
     (!open.is_empty()).then_some("a bracket does not close")
 }

@@ -25,6 +25,7 @@ pub(super) fn check(spec: &VirtualService, at: &mut Report) {
         tcp,
         export_to,
     } = spec;
+
     let for_mesh = gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh");
     let is_delegate = hosts.is_empty();
     if is_delegate {
@@ -37,6 +38,7 @@ pub(super) fn check(spec: &VirtualService, at: &mut Report) {
             "add a route",
         );
     }
+
     let mut seen = Once::new();
     at.each("hosts", hosts, |host, at| {
         if host == "*" && for_mesh {
@@ -48,6 +50,7 @@ pub(super) fn check(spec: &VirtualService, at: &mut Report) {
         } else if !is_ip(host) {
             check_wildcard_host(host, at);
         }
+
         if !host.contains('.') && host != "*" && !for_mesh {
             at.warn(
                 DOUBTFUL,
@@ -56,6 +59,7 @@ pub(super) fn check(spec: &VirtualService, at: &mut Report) {
             );
         }
     });
+
     at.field("hosts", |at| {
         for (index, host) in hosts.iter().enumerate() {
             if !seen.insert(host) {
@@ -69,6 +73,7 @@ pub(super) fn check(spec: &VirtualService, at: &mut Report) {
             }
         }
     });
+
     at.each("gateways", gateways, |gateway, at| {
         check_gateway_name(gateway, at)
     });
@@ -85,15 +90,18 @@ pub(super) fn check(spec: &VirtualService, at: &mut Report) {
                 )
             });
         }
+
         at.each("match", &route.r#match, |matcher, at| {
             check_tls_match(matcher, hosts, at)
         });
         check_l4_routes(&route.route, "TLS", at);
     });
+
     at.each("tcp", tcp, |route, at| {
         at.each("match", &route.r#match, check_tcp_match);
         check_l4_routes(&route.route, "TCP", at);
     });
+
     check_unreachable(http, at);
     check_export_to(export_to, at);
 }
@@ -109,6 +117,7 @@ fn check_delegate(spec: &VirtualService, at: &mut Report) {
             )
         });
     }
+
     if !spec.gateways.is_empty() {
         at.field("gateways", |at| {
             at.error(
@@ -118,6 +127,7 @@ fn check_delegate(spec: &VirtualService, at: &mut Report) {
             )
         });
     }
+
     if !spec.tls.is_empty() {
         at.field("tls", |at| {
             at.error(
@@ -127,6 +137,7 @@ fn check_delegate(spec: &VirtualService, at: &mut Report) {
             )
         });
     }
+
     if !spec.tcp.is_empty() {
         at.field("tcp", |at| {
             at.error(
@@ -157,6 +168,7 @@ fn check_http_route(route: &HttpRoute, is_delegate: bool, at: &mut Report) {
         cors_policy,
         headers,
     } = route;
+
     check_action(route, at);
     at.each("match", matches, check_http_match);
     at.some("redirect", redirect, check_redirect);
@@ -170,6 +182,7 @@ fn check_http_route(route: &HttpRoute, is_delegate: bool, at: &mut Report) {
                 )
             });
         }
+
         at.some("body", &direct.body, |body, at| {
             if body.string.is_some() && body.bytes.is_some() {
                 at.error(
@@ -178,11 +191,13 @@ fn check_http_route(route: &HttpRoute, is_delegate: bool, at: &mut Report) {
                     "keep one of them",
                 );
             }
+
             let length = body
                 .string
                 .as_ref()
                 .map_or(0, String::len)
                 .max(body.bytes.as_ref().map_or(0, |bytes| bytes.0.len()));
+
             if length > 1 << 20 {
                 at.error(
                     INVALID,
@@ -195,6 +210,7 @@ fn check_http_route(route: &HttpRoute, is_delegate: bool, at: &mut Report) {
             }
         });
     });
+
     at.some("delegate", delegate, |delegate, at| {
         if is_delegate {
             at.error(
@@ -203,6 +219,7 @@ fn check_http_route(route: &HttpRoute, is_delegate: bool, at: &mut Report) {
                 "name the last one directly",
             );
         }
+
         if delegate.name.is_empty() {
             at.field("name", |at| {
                 at.error(
@@ -213,6 +230,7 @@ fn check_http_route(route: &HttpRoute, is_delegate: bool, at: &mut Report) {
             });
         }
     });
+
     at.some("rewrite", rewrite, check_rewrite);
     check_duration("timeout", *timeout, at);
     at.some("retries", retries, check_retries);
@@ -224,6 +242,7 @@ fn check_http_route(route: &HttpRoute, is_delegate: bool, at: &mut Report) {
         });
         check_percent("percentage", &mirror.percentage, at);
     });
+
     if mirror.is_some() && !mirrors.is_empty() {
         at.error(
             CONFLICT,
@@ -231,6 +250,7 @@ fn check_http_route(route: &HttpRoute, is_delegate: bool, at: &mut Report) {
             "move mirror into mirrors",
         );
     }
+
     if mirror_percent.is_some_and(|percent| percent > 100) {
         at.field("mirrorPercent", |at| {
             at.error(
@@ -240,6 +260,7 @@ fn check_http_route(route: &HttpRoute, is_delegate: bool, at: &mut Report) {
             )
         });
     }
+
     check_percent("mirrorPercentage", mirror_percentage, at);
     at.some("corsPolicy", cors_policy, check_cors);
     at.some("headers", headers, check_headers);
@@ -255,11 +276,13 @@ fn check_action(route: &HttpRoute, at: &mut Report) {
         ("direct_response", route.direct_response.is_some()),
         ("delegate", route.delegate.is_some()),
     ];
+
     let chosen: Vec<&str> = actions
         .iter()
         .filter(|(_, set)| *set)
         .map(|(name, _)| *name)
         .collect();
+
     match chosen.as_slice() {
         [] => at.error(
             MISSING,
@@ -273,6 +296,7 @@ fn check_action(route: &HttpRoute, at: &mut Report) {
             remedy,
         ),
     }
+
     for (name, answered) in [
         ("redirect", route.redirect.is_some()),
         ("direct_response", route.direct_response.is_some()),
@@ -289,6 +313,7 @@ fn check_action(route: &HttpRoute, at: &mut Report) {
                 )
             });
         }
+
         if route.fault.is_some() && name == "redirect" {
             at.field("fault", |at| {
                 at.error(
@@ -309,10 +334,12 @@ fn check_weights(destinations: &[HttpRouteDestination], at: &mut Report) {
         check_weight(route.weight, at);
         at.some("headers", &route.headers, check_headers);
     });
+
     let total: i64 = destinations
         .iter()
         .map(|route| i64::from(route.weight))
         .sum();
+
     check_total(destinations.len(), total, at);
 }
 
@@ -334,6 +361,7 @@ fn check_total(count: usize, total: i64, at: &mut Report) {
             )
         });
     }
+
     if total > i64::from(u32::MAX) {
         at.field("route", |at| {
             at.error(
@@ -355,12 +383,14 @@ fn check_l4_routes(routes: &[RouteDestination], what: &str, at: &mut Report) {
             )
         });
     }
+
     at.each("route", routes, |route, at| {
         at.field("destination", |at| {
             check_destination(&route.destination, at)
         });
         check_weight(route.weight, at);
     });
+
     check_total(
         routes.len(),
         routes.iter().map(|route| i64::from(route.weight)).sum(),
@@ -379,6 +409,7 @@ pub(super) fn check_destination(destination: &Destination, at: &mut Report) {
             at.error(INVALID, "empty domain name not allowed", "name a host");
         }
     });
+
     if !subset.is_empty() && !crate::document::is_dns_label(&subset.to_ascii_lowercase()) {
         at.field("subset", |at| {
             at.error(
@@ -388,6 +419,7 @@ pub(super) fn check_destination(destination: &Destination, at: &mut Report) {
             )
         });
     }
+
     at.some("port", port, |PortSelector { number }, at| {
         at.field("number", |at| check_port(*number, at))
     });

@@ -26,12 +26,14 @@ fn check_common(entry: &WorkloadEntry, at: &mut Report) {
         weight: _,
         service_account,
     } = entry;
+
     at.field("address", |at| check_address(address, at));
     if address.starts_with("unix://") && !ports.is_empty() {
         at.field("ports", |at| {
             at.error(CONFLICT, "UDS may not include ports", "remove ports")
         });
     }
+
     at.field("ports", |at| {
         for (name, port) in ports {
             at.field(name, |at| {
@@ -48,11 +50,14 @@ fn check_common(entry: &WorkloadEntry, at: &mut Report) {
                         "letters, digits and -, fewer than 63",
                     );
                 }
+
                 check_port(*port, at);
             });
         }
     });
+
     check_labels("labels", &labels.0, at);
+
     if service_account.len() > 253 {
         at.field("serviceAccount", |at| {
             at.error(
@@ -71,6 +76,7 @@ fn check_address(address: &str, at: &mut Report) {
         }
         return;
     };
+
     if !path.starts_with(['/', '@']) {
         at.error(
             INVALID,
@@ -78,6 +84,7 @@ fn check_address(address: &str, at: &mut Report) {
             "write unix:///path or unix://@name",
         );
     }
+
     if path.ends_with('/') {
         at.error(INVALID, "UDS may not be a dir", "write the socket's path");
     }
@@ -89,6 +96,7 @@ pub(super) fn check_group(group: &WorkloadGroup, at: &mut Report) {
         template,
         probe,
     } = group;
+
     at.some("metadata", metadata, |metadata, at| {
         check_labels("labels", &metadata.labels.0, at)
     });
@@ -108,6 +116,7 @@ fn check_probe(probe: &ReadinessProbe, at: &mut Report) {
         exec,
         grpc,
     } = probe;
+
     for (key, value) in [
         ("initialDelaySeconds", initial_delay_seconds),
         ("timeoutSeconds", timeout_seconds),
@@ -125,10 +134,12 @@ fn check_probe(probe: &ReadinessProbe, at: &mut Report) {
             });
         }
     }
+
     let chosen = usize::from(http_get.is_some())
         + usize::from(tcp_socket.is_some())
         + usize::from(exec.is_some())
         + usize::from(grpc.is_some());
+
     if chosen > 1 {
         at.error(
             CONFLICT,
@@ -136,6 +147,7 @@ fn check_probe(probe: &ReadinessProbe, at: &mut Report) {
             "keep one of them",
         );
     }
+
     at.some("httpGet", http_get, |http, at| {
         at.field("port", |at| check_port(http.port, at));
         if !matches!(http.scheme.as_str(), "" | "HTTP" | "HTTPS") {
@@ -147,6 +159,7 @@ fn check_probe(probe: &ReadinessProbe, at: &mut Report) {
                 )
             });
         }
+
         at.each("httpHeaders", &http.http_headers, |header, at| {
             if header.name.is_empty()
                 || !header
@@ -161,6 +174,7 @@ fn check_probe(probe: &ReadinessProbe, at: &mut Report) {
             }
         });
     });
+
     at.some("tcpSocket", tcp_socket, |tcp, at| {
         at.field("port", |at| check_port(tcp.port, at))
     });

@@ -15,6 +15,7 @@ pub fn to_yaml(value: &Value) -> String {
             out.push('\n');
         }
     }
+
     out
 }
 
@@ -142,6 +143,7 @@ fn is_plain(text: &str) -> bool {
                 b'_' | b'-' | b'.' | b'/' | b'+' | b'~' | b'(' | b')' | b'^' | b'$' | b' ' | b':'
             )
     };
+
     let first = text.as_bytes().first().copied();
     first.is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'_' | b'.'))
         && text.len() < 512
@@ -170,9 +172,11 @@ mod tests {
             "emptyList": [], "emptyMap": {}, "list": [1, "2", [3, [4]], {"a": [{"b": 1, "c": {"d": []}}]}, [], {}, null, true, 1.5, -3],
             "": 1, "yes": 2, "80": 3, "a b": 4, "- x": 5, "<<": "no merge",
         });
+
         let text = to_yaml(&value);
         let read = parse_one(&text).unwrap_or_else(|fault| panic!("{fault:?}\n{text}"));
         assert_eq!(read.value, value, "{text}");
+
         for scalar in [json!("x"), json!(null), json!([]), json!({}), json!("a\nb")] {
             let text = to_yaml(&scalar);
             assert_eq!(parse_one(&text).expect("valid").value, scalar, "{text}");

@@ -14,11 +14,14 @@ pub(super) fn resolve(text: &str) -> Value {
         }
         _ => {}
     }
+
     let string = || Value::String(text.to_owned());
+
     // The longest number that anything here can hold is far shorter.
     if text.len() > 64 {
         return string();
     }
+
     match text.as_bytes()[0] {
         b'0'..=b'9' | b'+' | b'-' => {
             // A date stays a string.
@@ -39,6 +42,7 @@ fn integer(text: &str) -> Option<Number> {
         b'+' => (false, &text[1..]),
         _ => (false, text),
     };
+
     // "+-1" and "-" are not numbers.
     if !digits.as_bytes().first()?.is_ascii_digit() {
         return None;
@@ -51,10 +55,12 @@ fn integer(text: &str) -> Option<Number> {
         [b'0', _, ..] => (8, &lower[1..]),
         _ => (10, lower.as_str()),
     };
+
     if digits.starts_with(['+', '-']) {
         return None;
     }
     let magnitude = u64::from_str_radix(digits, radix).ok()?;
+
     if negative {
         0i64.checked_sub_unsigned(magnitude).map(Number::from)
     } else {
@@ -69,6 +75,7 @@ fn float(text: &str) -> Option<Number> {
         Some(at) => (&unsigned[..at], Some(&unsigned[at + 1..])),
         None => (unsigned, None),
     };
+
     let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
     if !digits(whole) || !digits(fraction) || (whole.is_empty() && fraction.is_empty()) {
@@ -80,11 +87,14 @@ fn float(text: &str) -> Option<Number> {
             return None;
         }
     }
+
     let number: f64 = text.parse().ok()?;
+
     // kubectl goes through JSON, where 1.0 is 1.
     if number.fract() == 0.0 && number.abs() < 9e15 {
         return Some(Number::from(number as i64));
     }
+
     Number::from_f64(number)
 }
 

@@ -41,6 +41,7 @@ fn all_faults_are_told_at_once() {
         "spec.http[0].retries.attempts",
         "spec.http[0].fault.abort.percentage.value",
     ];
+
     assert_eq!(fields, expected);
 }
 
@@ -76,6 +77,7 @@ fn virtual_services_rules() {
         let hit = all.iter().find(|d| d.severity == Severity::Error && d.message.contains(wanted));
         assert!(hit.is_some_and(|d| d.position.line > 4), "{spec}: wants {wanted:?}, has {all:?}");
     }
+
     let fine = findings(&virtual_service(&format!(
         "  hosts: [a]\n  http: [{{{route}}}, {{{route}}}]\n"
     )));
@@ -90,6 +92,7 @@ fn other_kinds_rules() {
             "apiVersion: {group}.istio.io/v1\nkind: {kind}\nmetadata: {{name: x}}\nspec: {spec}\n"
         )
     };
+
     for (text, wanted) in [
         (
             object(
@@ -285,10 +288,12 @@ fn a_broken_document_leaves_the_others_alone() {
             ObjectKey::new(Kind::ServiceAccount, "c", "b")
         ]
     );
+
     assert_eq!(
         (parsed.unreadable, parsed.refused),
         (1, vec![ObjectKey::new(Kind::Sidecar, "default", "d")])
     );
+
     assert_eq!(parsed.diagnostics.len(), 2, "{:?}", parsed.diagnostics);
     assert_eq!(parsed.diagnostics[0].object.name, "broken");
     assert_eq!(
@@ -337,6 +342,7 @@ fn hostile_sizes_end_soon() {
         "x.yaml",
         &virtual_service(&format!("  hosts: [a]\n  http:\n{}", route.repeat(10_000))),
     );
+
     let Spec::VirtualService(spec) = &parsed.objects[0].spec else {
         panic!("a VirtualService")
     };
@@ -348,6 +354,7 @@ fn hostile_sizes_end_soon() {
         "  hosts: [a]\n  http:\n{}",
         wrong.repeat(10_000)
     )));
+
     assert_eq!(all.len(), 100);
 }
 
@@ -358,6 +365,7 @@ fn an_exact_match_may_be_empty() {
             "  hosts: [a]\n  http: [{{match: [{{{matcher}}}], route: [{{destination: {{host: reviews}}}}]}}]\n"
         )))
     };
+
     for valid in [
         "queryParams: {debug: {exact: ''}}",
         "headers: {x-a: {exact: ''}}",
@@ -365,6 +373,7 @@ fn an_exact_match_may_be_empty() {
     ] {
         assert_eq!(with(valid), vec![], "{valid}");
     }
+
     for invalid in [
         "queryParams: {debug: {prefix: ''}}",
         "headers: {x-a: {regex: ''}}",

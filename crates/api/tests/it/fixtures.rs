@@ -13,6 +13,7 @@ fn istios_fixtures_agree() {
         let text = std::fs::read_to_string(&file).expect("text");
         let mut expected = None;
         let mut stripped = String::new();
+
         for line in text.lines() {
             match line.strip_prefix("_err:") {
                 Some(text) => {
@@ -22,11 +23,13 @@ fn istios_fixtures_agree() {
             }
             stripped.push('\n');
         }
+
         let name = file
             .file_name()
             .expect("a name")
             .to_string_lossy()
             .into_owned();
+
         let parsed = parse(&name, &stripped);
         let mut found = parsed.diagnostics;
         found.extend(parsed.objects.iter().flat_map(validate));
@@ -35,6 +38,7 @@ fn istios_fixtures_agree() {
             .filter(|d| d.severity == Severity::Error)
             .map(ToString::to_string)
             .collect();
+
         for diagnostic in &found {
             assert!(
                 diagnostic.severity != Severity::Error || !diagnostic.remedy.is_empty(),
@@ -42,6 +46,7 @@ fn istios_fixtures_agree() {
             );
             assert!(diagnostic.position.line > 0, "{diagnostic}");
         }
+
         cases += 1;
         match &expected {
             None if !errors.is_empty() => {
@@ -53,11 +58,13 @@ fn istios_fixtures_agree() {
             _ => {}
         }
     }
+
     assert!(
         disagreements.is_empty(),
         "{} of {cases} disagree:\n{}",
         disagreements.len(),
         disagreements.join("\n")
     );
+
     assert!(cases > 40, "{cases} cases");
 }

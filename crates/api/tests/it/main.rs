@@ -16,6 +16,7 @@ fn shared(below: &str) -> Option<PathBuf> {
         Some(root) => PathBuf::from(root),
         None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),
     };
+
     let folder = root.join(below);
     if folder.is_dir() {
         return Some(folder);
@@ -25,6 +26,7 @@ fn shared(below: &str) -> Option<PathBuf> {
         test.name().unwrap_or(below),
         &format!("{} is not there (MELTEMI_SHARED)", folder.display()),
     );
+
     None
 }
 
@@ -42,6 +44,8 @@ fn files(folder: &std::path::Path) -> Vec<PathBuf> {
             }
         }
     }
+
     found.sort();
+
     found
 }

@@ -50,10 +50,12 @@ fn any_damage_is_survived() {
         state ^= state << 17;
         usize::try_from(state % limit as u64).unwrap_or(0)
     };
+
     let alphabet: Vec<char> = "-:[]{}&*!|>'\"%@`#,?~ \n\t\\<a0.é\u{0}\u{feff}\u{2028}"
         .chars()
         .collect();
     let characters: Vec<char> = TEXT.chars().collect();
+
     for _ in 0..3000 {
         let mut damaged = characters.clone();
         for _ in 0..=random(4) {
@@ -67,6 +69,7 @@ fn any_damage_is_survived() {
                 _ => damaged.truncate(at.max(1)),
             }
         }
+
         let text: String = damaged.into_iter().collect();
         let parsed = parse("x.yaml", &text);
         for object in &parsed.objects {
@@ -79,6 +82,7 @@ fn any_damage_is_survived() {
                 "{text}\n=>\n{written}"
             );
         }
+
         for finding in &parsed.diagnostics {
             assert!(finding.position.line > 0, "{finding}\n{text}");
         }

@@ -16,7 +16,9 @@ fn istios_samples_are_read_without_an_error() {
         {
             continue;
         }
+
         let text = std::fs::read_to_string(&file).expect("text");
+
         // Templates of helm and of shells, Prometheus' own configuration, values of charts: not
         // Kubernetes objects.
         if text.contains("{{") || !text.contains("apiVersion:") {
@@ -29,6 +31,7 @@ fn istios_samples_are_read_without_an_error() {
                 .into_iter()
                 .filter(|d| d.severity == Severity::Error),
         );
+
         for object in &parsed.objects {
             objects += 1;
             mesh += usize::from(object.kind.is_mesh());
@@ -39,6 +42,7 @@ fn istios_samples_are_read_without_an_error() {
             );
         }
     }
+
     let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
     assert!(
         errors.is_empty(),
@@ -46,6 +50,7 @@ fn istios_samples_are_read_without_an_error() {
         errors.len(),
         errors.join("\n")
     );
+
     assert!(
         objects > 200 && mesh > 50,
         "{objects} objects, {mesh} of the mesh"
@@ -67,6 +72,7 @@ fn bookinfo_says_what_it_says() {
             .filter(|object| object.kind == kind)
             .count()
     };
+
     assert_eq!(
         (
             count(Kind::Service),
@@ -75,6 +81,7 @@ fn bookinfo_says_what_it_says() {
         ),
         (4, 4, 6)
     );
+
     let keys: Vec<ObjectKey> = parsed.objects.iter().map(|object| object.key()).collect();
     assert!(keys.contains(&ObjectKey::new(Kind::Deployment, "default", "reviews-v2")));
 }

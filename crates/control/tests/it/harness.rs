@@ -72,6 +72,7 @@ impl Mesh {
             service("reviews"),
         )
         .expect("written");
+
         let signer = TokenSigner::generate().expect("a key");
         let authority = Arc::new(
             CertificateAuthority::in_memory(TrustDomain::default()).expect("an authority"),
@@ -79,6 +80,7 @@ impl Mesh {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let options = options(folder.path(), &signer, authority.clone(), any);
         let control = ControlPlane::start(options).await.expect("starts");
+
         Self {
             folder,
             signer,
@@ -95,6 +97,7 @@ impl Mesh {
             authority,
             control,
         } = self;
+
         let secure = control.addresses().secure;
         control.shutdown().await;
         let control = loop {
@@ -106,6 +109,7 @@ impl Mesh {
                 Err(_) => tokio::task::yield_now().await,
             }
         };
+
         Self {
             folder,
             signer,
@@ -232,16 +236,19 @@ impl Mesh {
             self.control.addresses().secure,
             self.authority.roots_pem().to_owned(),
         );
+
         let connect = move || dial(address, roots.clone(), token.clone(), identity.clone());
         let backoff = Backoff {
             first: Duration::from_millis(1),
             longest: Duration::from_millis(50),
         };
+
         let (handle, events) = Client::spawn(ClientConfig {
             variant,
             backoff,
             ..ClientConfig::new(connect, node, initial)
         });
+
         Proxy { handle, events }
     }
 
@@ -272,11 +279,13 @@ async fn dial(
         rule: ServerRule::Host(name.into()),
         ..ClientTerms::default()
     };
+
     let config = meltemi_tls::client_config(
         &terms,
         identity.as_ref(),
         &TrustBundle::from_pem(roots.as_bytes())?,
     )?;
+
     let tcp = TcpStream::connect(address).await?;
     let stream = TlsConnector::from(config)
         .connect(ServerName::try_from(name)?, tcp)
@@ -289,6 +298,7 @@ async fn dial(
             .metadata
             .insert("authorization", format!("Bearer {token}").parse()?);
     }
+
     Ok(connection)
 }
 
@@ -322,10 +332,12 @@ pub fn proxy_node(namespace: &str, account: &str) -> Node {
         ("SERVICE_ACCOUNT", account),
         ("INSTANCE_IPS", "10.44.0.9"),
     ];
+
     let fields = fields
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value_of(value)))
         .collect();
+
     Node {
         id: format!("sidecar~10.44.0.9~productpage-1.{namespace}~{namespace}.svc.cluster.local"),
         metadata: Some(Struct { fields }),
@@ -355,6 +367,7 @@ pub fn request(name: Option<&str>) -> (String, String) {
         .expect("a request")
         .pem()
         .expect("PEM");
+
     (key.serialize_pem(), csr)
 }
 
@@ -371,6 +384,7 @@ pub async fn update(events: &mut mpsc::Receiver<ClientEvent>) -> Update {
             }
         }
     };
+
     tokio::time::timeout(PATIENCE, next)
         .await
         .expect("an update comes")
@@ -391,6 +405,7 @@ pub async fn http_status(address: SocketAddr, path: &str, host: &str) -> u16 {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.expect("answered");
     let text = String::from_utf8_lossy(&answer);
+
     text.split(' ')
         .nth(1)
         .and_then(|code| code.parse().ok())

@@ -25,6 +25,7 @@ async fn start_up(client: &mut harness::Proxy) -> Vec<(String, Vec<String>)> {
             .iter()
             .map(|resource| resource.name.clone())
             .collect();
+
         if got.type_url == CLUSTER {
             client.handle.subscribe(
                 ENDPOINT,
@@ -34,9 +35,11 @@ async fn start_up(client: &mut harness::Proxy) -> Vec<(String, Vec<String>)> {
                     .cloned(),
             );
         }
+
         client.handle.ack(&got.type_url, &got.nonce);
         seen.push((got.type_url, names));
     }
+
     seen
 }
 
@@ -50,6 +53,7 @@ async fn a_proxy_gets_its_configuration(variant: Variant) {
             .flat_map(|(_, names)| names.clone())
             .collect::<Vec<_>>()
     };
+
     assert!(of(CLUSTER).contains(&REVIEWS.to_owned()), "{seen:?}");
     assert!(of(ENDPOINT).contains(&REVIEWS.to_owned()), "{seen:?}");
     assert!(
@@ -57,6 +61,7 @@ async fn a_proxy_gets_its_configuration(variant: Variant) {
             && of(LISTENER).contains(&"virtualInbound".to_owned()),
         "{seen:?}"
     );
+
     let types: Vec<&str> = seen.iter().map(|(url, _)| url.as_str()).collect();
     let first = |url: &str| types.iter().position(|seen| *seen == url);
     assert!(
@@ -79,6 +84,7 @@ async fn a_proxy_gets_its_configuration(variant: Variant) {
             .iter()
             .any(|cluster| cluster.name.contains("ratings"))
     );
+
     mesh.shutdown().await;
 }
 
@@ -116,6 +122,7 @@ async fn a_proxy_can_only_ask_as_itself() {
             "token refused",
         ),
     ];
+
     for (token, node, code, words) in cases {
         let mut client = mesh.connect(token, None, node, Variant::Delta);
         let reason = loop {
@@ -127,6 +134,7 @@ async fn a_proxy_can_only_ask_as_itself() {
         };
         assert!(reason.contains(code) && reason.contains(words), "{reason}");
     }
+
     mesh.shutdown().await;
 }
 
@@ -135,11 +143,13 @@ async fn a_refusal_is_visible_with_resource_and_reason() {
     let mesh = Mesh::start().await;
     let mut client = mesh.proxy("default", "bookinfo-productpage", Variant::Delta);
     let clusters = update(&mut client.events).await;
+
     client.handle.nack(
         CLUSTER,
         &clusters.nonce,
         format!("cluster {REVIEWS}: I do not like it"),
     );
+
     let admin = mesh.admin();
     let proxy = loop {
         let status = admin.status().await.expect("the socket answers");
@@ -148,11 +158,13 @@ async fn a_refusal_is_visible_with_resource_and_reason() {
             _ => tokio::task::yield_now().await,
         }
     };
+
     assert_eq!(proxy.state, SyncState::Rejected);
     assert_eq!(
         (proxy.namespace.as_str(), proxy.service_account.as_str()),
         ("default", "bookinfo-productpage")
     );
+
     assert_eq!(proxy.authenticated_by, "token");
     assert_eq!(proxy.rejections.len(), 1);
     assert_eq!(proxy.rejections[0].name, REVIEWS);
@@ -164,14 +176,17 @@ async fn a_refusal_is_visible_with_resource_and_reason() {
             && metrics.contains("pilot_total_xds_rejects{type=\"cds\"} 1"),
         "{metrics}"
     );
+
     let dump: meltemi_admin_api::ConfigDump = admin
         .get("/debug/config_dump?proxyID=productpage-1.default")
         .await
         .expect("the proxy is connected");
+
     assert!(
         dump.types.iter().any(|dumped| dumped.type_url == CLUSTER
             && dumped.resources.iter().any(|r| r.name == REVIEWS))
     );
+
     mesh.shutdown().await;
 }
 
@@ -186,6 +201,7 @@ async fn a_certificate_names_its_caller_and_opens_a_stream() {
         .channel(Some(token.clone()), None)
         .await
         .expect("connects");
+
     let mut ca = CertificateServiceClient::new(connection.channel.clone());
     let ask = |csr: String| {
         let message = CertificateRequest {
@@ -197,12 +213,14 @@ async fn a_certificate_names_its_caller_and_opens_a_stream() {
         *request.metadata_mut() = connection.metadata.clone();
         request
     };
+
     let chain = ca
         .create_certificate(ask(csr))
         .await
         .expect("issued")
         .into_inner()
         .cert_chain;
+
     assert_eq!(chain.len(), 2, "leaf and root");
 
     // Somebody else's name in the request is refused.
@@ -211,13 +229,16 @@ async fn a_certificate_names_its_caller_and_opens_a_stream() {
         .create_certificate(ask(foreign))
         .await
         .expect_err("not the caller's");
+
     assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+
     // No proof, no certificate.
     let anonymous = tonic::Request::new(CertificateRequest {
         csr: harness::request(None).1,
         validity_duration: 0,
         metadata: None,
     });
+
     assert_eq!(
         ca.create_certificate(anonymous)
             .await
@@ -233,6 +254,7 @@ async fn a_certificate_names_its_caller_and_opens_a_stream() {
         identity.spiffe().expect("an identity").service_account(),
         "bookinfo-productpage"
     );
+
     let node = proxy_node("default", "bookinfo-productpage");
     let mut client = mesh.connect(None, Some(identity), node, Variant::Delta);
     assert_eq!(update(&mut client.events).await.type_url, CLUSTER);
@@ -255,11 +277,13 @@ async fn a_certificate_names_its_caller_and_opens_a_stream() {
             false => break status.certificates,
         }
     };
+
     assert_eq!(shown.len(), 1);
     assert_eq!(
         (&shown[0].serial, &shown[0].peer),
         (&issued.serial, &issued.peer)
     );
+
     assert_eq!(shown[0].expires_at_ms, issued.expires_at_ms);
     mesh.shutdown().await;
 }
@@ -277,6 +301,7 @@ async fn a_restart_sends_nothing_again() {
             ClientEvent::Update(update) => panic!("{} was sent again", update.type_url),
         }
     }
+
     // What does not exist yet is the first thing to come.
     let admin = mesh.admin();
     while !admin
@@ -289,6 +314,7 @@ async fn a_restart_sends_nothing_again() {
     {
         tokio::task::yield_now().await;
     }
+
     nothing_more(&mut client.events);
     mesh.write("ratings.yaml", &harness::service("ratings"));
     let pushed = update(&mut client.events).await;
@@ -300,6 +326,7 @@ async fn a_restart_sends_nothing_again() {
         "{:?}",
         pushed.set
     );
+
     mesh.shutdown().await;
 }
 
@@ -317,6 +344,7 @@ async fn objects_are_applied_shown_and_deleted() {
         .apply(harness::service("ratings"), "default", true)
         .await
         .expect("answers");
+
     assert!(dry.ok && dry.dry_run && dry.objects[0].action == Action::Created);
     assert!(
         admin
@@ -331,12 +359,14 @@ async fn objects_are_applied_shown_and_deleted() {
         .apply(harness::service("ratings"), "default", false)
         .await
         .expect("answers");
+
     assert!(applied.ok, "{applied:?}");
     assert_eq!(admin.objects(&which).await.expect("answers").items.len(), 1);
     let again = admin
         .apply(harness::service("ratings"), "default", false)
         .await
         .expect("answers");
+
     assert_eq!(again.objects[0].action, Action::Unchanged);
 
     // What a file of the user's holds is changed there, and the answer says which file.
@@ -344,20 +374,24 @@ async fn objects_are_applied_shown_and_deleted() {
         "name: reviews\nspec",
         "name: reviews\n  labels: {tier: one}\nspec",
     );
+
     let changed = admin
         .apply(labelled, "default", false)
         .await
         .expect("answers");
+
     assert!(
         changed.ok
             && changed.objects[0].action == Action::Configured
             && changed.objects[0].in_users_file,
         "{changed:?}"
     );
+
     assert!(
         changed.objects[0].file.ends_with("config/reviews.yaml"),
         "{changed:?}"
     );
+
     assert!(mesh.read("reviews.yaml").contains("tier: one"));
 
     // It survives a restart, and goes when it is told to.
@@ -375,6 +409,7 @@ async fn objects_are_applied_shown_and_deleted() {
             .items
             .is_empty()
     );
+
     mesh.shutdown().await;
 }
 
@@ -387,11 +422,13 @@ async fn each_object_of_a_text_stands_for_itself() {
             "apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}, labels: {{is: {label}}}}}\n"
         )
     };
+
     let virtual_service = |name: &str, field: &str| {
         format!(
             "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}}}\nspec: {{{field}: [{name}]}}\n"
         )
     };
+
     let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: way}\nspec: {x: y}\n";
     let parts = [
         account("a", "first"),
@@ -401,12 +438,14 @@ async fn each_object_of_a_text_stands_for_itself() {
         account("a", "second"),
         account("b", "only"),
     ];
+
     let text = parts.join("---\n");
     let tell = |response: &meltemi_admin_api::ApplyResponse| {
         let line =
             |applied: &meltemi_admin_api::Applied| format!("{} {}", applied.object, applied.action);
         response.objects.iter().map(line).collect::<Vec<_>>()
     };
+
     let expected = [
         "ServiceAccount/a.default created",
         "HTTPRoute/way.default created",
@@ -414,27 +453,32 @@ async fn each_object_of_a_text_stands_for_itself() {
         "ServiceAccount/b.default created",
         "VirtualService/bad.default refused",
     ];
+
     for dry_run in [true, false] {
         let response = admin
             .apply(text.clone(), "default", dry_run)
             .await
             .expect("answers");
+
         assert_eq!(
             (response.ok, tell(&response)),
             (false, expected.map(str::to_owned).to_vec()),
             "{dry_run}"
         );
+
         let codes: Vec<_> = response
             .diagnostics
             .iter()
             .map(|d| (d.code.as_str(), d.severity.to_string()))
             .collect();
+
         let expected = [
             ("MEL0101", "error"),
             ("MEL0103", "error"),
             ("MEL0106", "warning"),
             ("MEL0601", "warning"),
         ];
+
         assert_eq!(
             codes,
             expected.map(|(code, severity)| (code, severity.to_owned())),
@@ -442,6 +486,7 @@ async fn each_object_of_a_text_stands_for_itself() {
             response.diagnostics
         );
     }
+
     let find = |kind: &str, name: &str| {
         let which = ObjectSelector {
             kind: kind.into(),
@@ -451,11 +496,13 @@ async fn each_object_of_a_text_stands_for_itself() {
         let admin = mesh.admin();
         async move { admin.objects(&which).await.map(|list| list.items) }
     };
+
     let a = find("sa", "a").await.expect("answers");
     assert_eq!(
         a[0].value["metadata"]["labels"]["is"], "second",
         "the last one counts"
     );
+
     assert_eq!(find("vs", "bad").await.expect("answers"), []);
 
     // An unread kind is kept, told about, listed and deleted like any other; alone it is no
@@ -464,10 +511,12 @@ async fn each_object_of_a_text_stands_for_itself() {
         .apply(route.to_owned(), "default", false)
         .await
         .expect("answers");
+
     assert_eq!(
         (again.ok, tell(&again)),
         (true, vec!["HTTPRoute/way.default unchanged".to_owned()])
     );
+
     assert_eq!(again.diagnostics[0].code, "MEL0106");
     assert_eq!(find("httproutes", "way").await.expect("answers").len(), 1);
     let kind = "httproutes.gateway.networking.k8s.io";
@@ -476,14 +525,17 @@ async fn each_object_of_a_text_stands_for_itself() {
         ns: "default".into(),
         name: "way".into(),
     };
+
     assert_eq!(
         admin.delete(&which, false).await.expect("answers").objects[0].action,
         Action::Deleted
     );
+
     let slip = find("virtualservics", "")
         .await
         .expect_err("no kind")
         .to_string();
+
     assert!(slip.contains("did you mean virtualservices?"), "{slip}");
     assert!(
         find("httproutes", "way")
@@ -497,10 +549,12 @@ async fn each_object_of_a_text_stands_for_itself() {
         ns: "default".into(),
         name: "bad".into(),
     };
+
     let error = admin
         .delete(&gone, false)
         .await
         .expect_err("it is not there");
+
     let meltemi_admin_api::ClientError::Refused {
         status: 404,
         message,
@@ -508,18 +562,22 @@ async fn each_object_of_a_text_stands_for_itself() {
     else {
         panic!("{error}")
     };
+
     assert_eq!(
         message,
         "virtualservices.networking.istio.io \"bad\" not found in namespace \"default\""
     );
+
     let nonsense = ObjectSelector {
         kind: "gizmo".into(),
         ..gone
     };
+
     let error = admin
         .delete(&nonsense, false)
         .await
         .expect_err("no such kind");
+
     assert!(
         matches!(
             error,
@@ -532,10 +590,12 @@ async fn each_object_of_a_text_stands_for_itself() {
         .apply("# nothing\n".to_owned(), "default", false)
         .await
         .expect("answers");
+
     assert!(
         !empty.ok && empty.diagnostics[0].message.contains("holds no object"),
         "{empty:?}"
     );
+
     mesh.shutdown().await;
 }
 
@@ -549,15 +609,18 @@ async fn what_is_built_into_the_mesh_cannot_be_configured() {
         .apply(text.to_owned(), "", false)
         .await
         .expect("answers");
+
     assert!(
         applied.ok && applied.objects[0].action == Action::Created,
         "{applied:?}"
     );
+
     let told: Vec<_> = applied
         .diagnostics
         .iter()
         .map(|finding| (finding.code.as_str(), &*finding.field))
         .collect();
+
     assert_eq!(
         told,
         [
@@ -565,6 +628,7 @@ async fn what_is_built_into_the_mesh_cannot_be_configured() {
             ("MEL0313", "data.mesh: trustDomain")
         ]
     );
+
     let world = mesh.world();
     assert_eq!(world.snapshot.mesh.access_log_file, "/dev/stdout");
     assert_eq!(world.snapshot.trust_domain.as_str(), "cluster.local");
@@ -579,6 +643,7 @@ async fn what_the_mesh_brings_is_replaced_and_comes_back_but_pods_are_as_they_ar
             "apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: own, labels: {{is: {label}}}}}\n"
         )
     };
+
     let pod = |ip: &str| {
         format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nstatus: {{podIP: {ip}}}\n")
     };
@@ -586,6 +651,7 @@ async fn what_the_mesh_brings_is_replaced_and_comes_back_but_pods_are_as_they_ar
         "own.yaml",
         &format!("{}---\n{}", account("brought"), pod("10.44.0.8")),
     );
+
     let label = |world: &meltemi_store::World| {
         let key =
             meltemi_model::ObjectKey::new(meltemi_model::Kind::ServiceAccount, "default", "own");
@@ -594,6 +660,7 @@ async fn what_the_mesh_brings_is_replaced_and_comes_back_but_pods_are_as_they_ar
             .get(&key)
             .and_then(|own| own.meta.labels.value("is").map(str::to_owned))
     };
+
     mesh.see(|world| label(world).as_deref() == Some("brought"))
         .await;
     let admin = mesh.admin();
@@ -604,23 +671,27 @@ async fn what_the_mesh_brings_is_replaced_and_comes_back_but_pods_are_as_they_ar
         .iter()
         .map(|applied| applied.action)
         .collect();
+
     assert_eq!(
         (response.ok, actions),
         (false, vec![Action::Configured, Action::Refused]),
         "{response:?}"
     );
+
     assert!(
         response
             .diagnostics
             .iter()
             .any(|finding| finding.remedy == "change the workload instead")
     );
+
     assert_eq!(
         label(&mesh.world()).as_deref(),
         Some("applied"),
         "{:?}",
         mesh.world().diagnostics
     );
+
     assert!(
         mesh.world()
             .diagnostics
@@ -634,21 +705,25 @@ async fn what_the_mesh_brings_is_replaced_and_comes_back_but_pods_are_as_they_ar
         ns: "default".into(),
         name: "own".into(),
     };
+
     let deleted = admin.delete(&which, false).await.expect("answers");
     assert_eq!(
         (deleted.ok, deleted.objects[0].action),
         (true, Action::Deleted)
     );
+
     assert!(
         deleted.diagnostics[0].message.contains("is in force again"),
         "{deleted:?}"
     );
+
     assert_eq!(label(&mesh.world()).as_deref(), Some("brought"));
     let refused = admin.delete(&which, false).await.expect("answers");
     assert_eq!(
         (refused.ok, refused.objects[0].action),
         (false, Action::Refused)
     );
+
     mesh.shutdown().await;
 }
 
@@ -662,12 +737,14 @@ async fn the_oldest_applied_object_comes_first() {
              http: [{{route: [{{destination: {{host: reviews}}}}], name: {name}}}]\n"
         )
     };
+
     // As if it had been applied long ago: it is kept through a change, and counts before a lesser
     // name.
     admin
         .apply(text("z"), "default", false)
         .await
         .expect("answers");
+
     mesh.age_applied("2001-02-03T04:05:06Z");
     mesh.see(|world| {
         format!(
@@ -681,6 +758,7 @@ async fn the_oldest_applied_object_comes_first() {
         .contains("2001")
     })
     .await;
+
     admin
         .apply(
             text("z").replace("name: z}]", "name: again}]"),
@@ -689,10 +767,12 @@ async fn the_oldest_applied_object_comes_first() {
         )
         .await
         .expect("answers");
+
     admin
         .apply(text("a"), "default", false)
         .await
         .expect("answers");
+
     let order: Vec<String> = {
         let applied = mesh
             .world()
@@ -703,12 +783,14 @@ async fn the_oldest_applied_object_comes_first() {
             .map(|one| one.origin.object.name.clone())
             .collect()
     };
+
     assert_eq!(order, ["z", "a"]);
     let which = ObjectSelector {
         kind: "vs".into(),
         ns: "default".into(),
         name: "z".into(),
     };
+
     let shown = admin
         .objects(&which)
         .await
@@ -716,10 +798,12 @@ async fn the_oldest_applied_object_comes_first() {
         .items
         .remove(0)
         .value;
+
     assert_eq!(
         shown["metadata"]["creationTimestamp"],
         "2001-02-03T04:05:06Z"
     );
+
     assert_eq!(shown["spec"]["http"][0]["name"], "again");
     mesh.shutdown().await;
 }
@@ -729,6 +813,7 @@ async fn an_agent_gets_its_name_table_on_a_stream_of_its_own() {
     let mesh = Mesh::start().await;
     let mut client = mesh.subscribe_to("default", "bookinfo-productpage", NAME_TABLE);
     let names = update(&mut client.events).await;
+
     assert_eq!(names.type_url, NAME_TABLE);
     let table: meltemi_proto::istio::NameTable =
         meltemi_proto::unpack(&names.set[0].any).expect("a name table");
@@ -739,6 +824,7 @@ async fn an_agent_gets_its_name_table_on_a_stream_of_its_own() {
         "{:?}",
         table.table.keys()
     );
+
     mesh.shutdown().await;
 }
 
@@ -749,6 +835,7 @@ async fn debugging_is_not_for_everybody() {
         let address = mesh.http();
         async move { harness::http_status(address, path, host).await }
     };
+
     mesh.ready().await;
     assert_eq!(ask("/ready", "anything").await, 200);
     assert_eq!(ask("/debug/syncz", "localhost").await, 200);

@@ -19,6 +19,7 @@ pub fn connection_fact(
         out.extend_from_slice(value.as_bytes());
         !value.is_empty()
     };
+
     let joined = |names: &[String], out: &mut Vec<u8>| text(&names.join(","), out);
     let mut known = true;
     match fact {
@@ -51,5 +52,6 @@ pub fn connection_fact(
         }
         _ => return None,
     }
+
     Some(known)
 }

@@ -17,6 +17,7 @@ pub(super) fn parse_operator(rest: &str) -> Result<(Operator, Option<usize>, &st
         parameter = Some(&inner[..end]);
         tail = &inner[end + 1..];
     }
+
     let mut length = None;
     if let Some(inner) = tail.strip_prefix(':') {
         let end = inner
@@ -29,9 +30,11 @@ pub(super) fn parse_operator(rest: &str) -> Result<(Operator, Option<usize>, &st
         );
         tail = &inner[end..];
     }
+
     let tail = tail
         .strip_prefix('%')
         .ok_or_else(|| format!("%{word}: the operator is not closed"))?;
+
     Ok((operator(word, parameter)?, length, tail))
 }
 
@@ -44,6 +47,7 @@ fn operator(word: &str, parameter: Option<&str>) -> Result<Operator, String> {
             None => (name.into(), None),
         })
     };
+
     let header =
         |head| names().map(|(name, alternative)| Operator::Header(head, name, alternative));
     let metadata = |of| {
@@ -51,11 +55,13 @@ fn operator(word: &str, parameter: Option<&str>) -> Result<Operator, String> {
         let filter = segments.next().unwrap_or_default();
         Ok::<_, String>(Operator::Metadata(of, filter, segments.collect()))
     };
+
     let time = |moment| {
         let format = TimeFormat::parse(parameter.unwrap_or_default())
             .map_err(|reason| format!("%{word}%: {reason}"))?;
         Ok::<_, String>(Operator::Time(moment, format))
     };
+
     match word {
         "REQ" => header(Head::Request),
         "RESP" => header(Head::Response),
@@ -75,6 +81,7 @@ fn operator(word: &str, parameter: Option<&str>) -> Result<Operator, String> {
                     "LISTENER_FILTER_CHAIN" => MetadataOf::ListenerFilterChain,
                     other => return Err(format!("%METADATA({other}:...)%: unknown kind")),
                 };
+
                 match metadata(of_whom)? {
                     Operator::Metadata(of, _, path) => {
                         let mut path = path.into_vec().into_iter();
@@ -108,6 +115,7 @@ fn operator(word: &str, parameter: Option<&str>) -> Result<Operator, String> {
             else {
                 return Err("%COMMON_DURATION% needs from:to or from:to:precision".to_owned());
             };
+
             let precision = match precision {
                 None | Some("ms") => Precision::Milliseconds,
                 Some("us") => Precision::Microseconds,
@@ -118,6 +126,7 @@ fn operator(word: &str, parameter: Option<&str>) -> Result<Operator, String> {
                     ));
                 }
             };
+
             Ok(Operator::CommonDuration(
                 Point::from_word(from),
                 Point::from_word(to),
@@ -162,6 +171,7 @@ fn path(parameter: &str) -> Result<Operator, String> {
             ));
         }
     };
+
     match query {
         "" | "WQ" => Ok(Operator::Header(Head::Request, name, alternative)),
         "NQ" => Ok(Operator::WithoutQuery(name, alternative)),

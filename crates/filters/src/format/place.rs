@@ -48,6 +48,7 @@ impl Template {
                     operator.word()
                 ));
             }
+
             if let Operator::Time(_, format) = operator {
                 let unknown = format.unknown().iter();
                 gaps.extend(unknown.map(|word| {
@@ -55,6 +56,7 @@ impl Template {
                 }));
             }
         }
+
         gaps
     }
 }

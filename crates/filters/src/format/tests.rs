@@ -40,6 +40,7 @@ impl Facts for Example {
             Fact::Cause => "policy p",
             _ => return false,
         };
+
         out.extend_from_slice(text.as_bytes());
         !matches!(fact, Fact::RequestedServerName) || self.0.is_empty()
     }
@@ -85,10 +86,12 @@ fn operators_are_rendered() {
         render("100%% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%"),
         "100% /very/long/path?x=1"
     );
+
     assert_eq!(
         render("%REQ(User-Agent):4% %RESPONSE_CODE% %RESP(X)%"),
         "curl 200 -"
     );
+
     assert_eq!(render("%REQ(X-ENVOY-ORIGINAL-PATH?:PATH):5%"), "/very");
     assert_eq!(render("%CAUSE%"), "policy p");
     assert_eq!(
@@ -104,10 +107,12 @@ fn queries_are_left_out_where_that_is_asked_for() {
         render("%REQ_WITHOUT_QUERY(X-ENVOY-ORIGINAL-PATH?:PATH):5%"),
         "/very"
     );
+
     assert_eq!(
         render("%PATH(NQ)% %PATH% %PATH(WQ:ORIG)%"),
         "/very/long/path /very/long/path?x=1 -"
     );
+
     let rewritten = Example(&[(":path", "/new?y"), ("x-envoy-original-path", "/old?x")]);
     assert_eq!(
         line_of(
@@ -134,16 +139,19 @@ fn bytes_from_the_wire_cannot_forge_a_line() {
         line_of("\"%REQ(USER-AGENT)%\"\n", &hostile),
         "\"a\\x22\\x0d\\x0a[x]\\x1b[31m\\x00\\x7f\\x5c\\xc2\\x9b\"\n"
     );
+
     assert_eq!(
         line_of("%REQ(USER-AGENT):3%", &hostile),
         "a\\x22\\x0d",
         "a cut does not go through an escape"
     );
+
     // Not headers alone: a server name, a subject and a cause are the peer's words as well.
     assert_eq!(
         line_of("%REQUESTED_SERVER_NAME%", &Example(&[])),
         "a\\x22b\\x5cc"
     );
+
     assert_eq!(
         typed("%REQ(USER-AGENT)%", &hostile).1.as_bytes(),
         hostile.0[0].1.as_bytes(),
@@ -157,11 +165,13 @@ fn types_are_kept_where_there_are_types() {
         typed("%RESPONSE_CODE%", &REQUEST),
         (Shape::Json, "200".to_owned())
     );
+
     assert_eq!(typed("%REQ(X)%", &REQUEST), (Shape::Nothing, String::new()));
     assert_eq!(
         typed("%REQ(USER-AGENT):4%", &REQUEST),
         (Shape::Text, "curl".to_owned())
     );
+
     assert_eq!(
         typed("%PROTOCOL% %BYTES_SENT% %REQ(X)%", &REQUEST),
         (Shape::Text, "HTTP/1.1 51 -".to_owned())
@@ -176,14 +186,17 @@ fn what_is_unknown_stays_as_it_is_written() {
         template.render_line(&REQUEST, &mut out);
         (String::from_utf8(out).expect("text"), reasons.len())
     };
+
     assert_eq!(
         read("%NOPE% %START_TIME(%F)% %RESPONSE_CODE%"),
         ("%NOPE% 2023-11-14 200".to_owned(), 1)
     );
+
     assert_eq!(
         read("%NOPE%%PROTOCOL% 100% %NOPE(%F)%"),
         ("%NOPE%HTTP/1.1 100% %NOPE(%F)%".to_owned(), 5)
     );
+
     assert_eq!(read("%PROTOCOL%%"), ("HTTP/1.1%".to_owned(), 1));
 }
 
@@ -201,11 +214,13 @@ fn broken_formats_are_refused() {
     ] {
         assert!(Template::parse(format).is_err(), "{format}");
     }
+
     assert!(
         Template::parse("%NOPE%")
             .expect_err("unknown")
             .contains("%NOPE%")
     );
+
     for format in [
         "%GRPC_STATUS(WORDS)%",
         "%COMMON_DURATION(DS_RX_BEG)%",
@@ -214,6 +229,7 @@ fn broken_formats_are_refused() {
     ] {
         assert!(Template::parse(format).is_err(), "{format}");
     }
+
     assert!(Template::parse("%PATH(XQ)%").is_err() && Template::parse("%PATH(NQ:X)%").is_err());
 }
 
@@ -223,10 +239,12 @@ fn time_between_two_points_is_a_number() {
         render("%COMMON_DURATION(DS_RX_BEG:DS_RX_END)% %COMMON_DURATION(DS_RX_END:DS_TX_END:us)%"),
         "1 3500"
     );
+
     assert_eq!(
         render("%COMMON_DURATION(DS_TX_END:DS_RX_END)% %COMMON_DURATION(DS_RX_BEG:US_RX_BEG)%"),
         "- -"
     );
+
     assert_eq!(
         typed("%COMMON_DURATION(DS_RX_BEG:DS_RX_END:ns)%", &REQUEST),
         (Shape::Json, "1500000".to_owned())
@@ -247,6 +265,7 @@ fn what_cannot_be_answered_is_told() {
             "%q in a time format is unknown and printed as it is"
         ]
     );
+
     let headers = "%START_TIME% %UPSTREAM_HOST% %RESP(x)%";
     assert_eq!(gaps(headers, Place::RouteResponse), Vec::<String>::new());
     let wanted = ["UPSTREAM_HOST", "RESP"]
@@ -278,6 +297,7 @@ fn fields_of_filter_state_are_asked_for_by_name() {
             Some(format!("{key}/{}", field.unwrap_or("whole")).into())
         }
     }
+
     for (text, shown) in [
         (
             "%FILTER_STATE(upstream_peer:FIELD:workload)%",

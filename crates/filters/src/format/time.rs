@@ -117,6 +117,7 @@ impl TimeFormat {
                         self.text("%");
                         self.text(letter.encode_utf8(&mut [0; 4]));
                     }
+
                     letter.len_utf8()
                 }
                 (None, ..) => {
@@ -124,9 +125,12 @@ impl TimeFormat {
                     0
                 }
             };
+
             rest = &rest[used..];
         }
+
         self.text(rest);
+
         Ok(())
     }
 
@@ -224,6 +228,7 @@ impl Day {
         let before = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
         let of_year =
             before[(month as usize + 11) % 12] + day - 1 + u32::from(month > 2 && is_leap(year));
+
         Self {
             seconds: since.as_secs(),
             nanos: since.subsec_nanos(),
@@ -243,6 +248,7 @@ impl Day {
         let week = (self.of_year + 10 - from_monday) / 7;
         let first = |of_year: u32| (from_monday + 371 - of_year) % 7;
         let is_long = |first: u32, year: u32| first == 3 || (first == 2 && is_leap(year));
+
         if week == 0 {
             let before = self.year.saturating_sub(1);
             let length = 365 + u32::from(is_leap(before));
@@ -251,9 +257,11 @@ impl Day {
                 52 + u32::from(is_long((first(self.of_year) + 371 - length) % 7, before)),
             );
         }
+
         if week == 53 && !is_long(first(self.of_year), self.year) {
             return (self.year + 1, 1);
         }
+
         (self.year, week)
     }
 
@@ -264,6 +272,7 @@ impl Day {
             MONTHS[(self.month as usize + 11) % 12],
             DAYS[self.weekday as usize % 7],
         );
+
         let two = |value: u32, out: &mut Vec<u8>| digits::padded(value, 2, out);
         let spaced = |value: u32, out: &mut Vec<u8>| {
             if value < 10 {
@@ -271,6 +280,7 @@ impl Day {
             }
             digits::integer(value, out);
         };
+
         match letter {
             'a' => out.extend_from_slice(&weekday.as_bytes()[..3]),
             'A' => out.extend_from_slice(weekday.as_bytes()),
@@ -319,6 +329,7 @@ pub fn write_http_date(seconds: u64, out: &mut Vec<u8>) {
         day.field(letter, out);
         text(after, out);
     };
+
     field('a', b", ", out);
     field('d', b" ", out);
     field('b', b" ", out);
@@ -355,18 +366,22 @@ mod tests {
             at("%d %b %F %T %z %Z %q %"),
             "29 Feb 2024-02-29 12:34:56 +0000 UTC %q %"
         );
+
         assert_eq!(
             at("%a %A %B %h %C %D %R %e %I %p %P %j %y"),
             "Thu Thursday February Feb 20 02/29/24 12:34 29 12 PM pm 060 24"
         );
+
         assert_eq!(
             at("%c|%x|%X|%r"),
             "Thu Feb 29 12:34:56 2024|02/29/24|12:34:56|12:34:56 PM"
         );
+
         assert_eq!(
             at("%E3S %E0S %E*S %E2f %E*f %E4Y %ET %Ez %E*z"),
             "56.007 56 56.007 00 007 2024 T +00:00 +00:00:00"
         );
+
         assert_eq!(at("%é"), "%é");
         assert_eq!(show(0, "%E*S %E*f %k|%l"), "00 0  0|12");
     }
@@ -384,6 +399,7 @@ mod tests {
     #[test]
     fn weeks_and_days_are_as_date_has_them() {
         let format = "%a %j %u %w %U %W %V %G %g %e %k %l";
+
         // Around the turn of years that begin on every weekday, leap years among them.
         let mut moments: Vec<u64> = Vec::new();
         for year in [
@@ -397,6 +413,7 @@ mod tests {
                     .map(|day| day * 86_400 + 7 * 3600),
             );
         }
+
         let input: String = moments.iter().map(|at| format!("@{at}\n")).collect();
         let mut date = std::process::Command::new("date");
         date.args(["-u", "-f", "-"])
@@ -407,17 +424,20 @@ mod tests {
             .stdout(Stdio::piped())
             .spawn()
             .expect("date runs");
+
         date.stdin
             .take()
             .expect("piped")
             .write_all(input.as_bytes())
             .expect("written");
+
         let output = date.wait_with_output().expect("date ends");
         let theirs = String::from_utf8(output.stdout).expect("text");
         let ours: String = moments
             .iter()
             .map(|at| show(at * 1000, format) + "\n")
             .collect();
+
         assert!(!theirs.is_empty());
         assert_eq!(ours, theirs);
     }

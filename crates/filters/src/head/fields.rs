@@ -219,8 +219,10 @@ impl Fields {
         self.index[first] = new;
         let known = new.known;
         let mut at = 0;
+
         // Only the lines after the first can be further ones.
         let (arena, lower) = (&self.arena, name);
+
         self.index.retain(|f| {
             let keep = at <= first
                 || !(f.known == known
@@ -245,12 +247,14 @@ impl Fields {
             f.name_len as usize == name.len()
                 && self.name_of(f).eq_ignore_ascii_case(name.as_bytes())
         });
+
         let Some(last) = last else {
             return self.append(name, value);
         };
         let old = self.index[last];
         let at = self.arena.len();
         let (from, to) = (old.value as usize, (old.value + old.value_len) as usize);
+
         self.arena.extend_from_slice(name.as_bytes());
         self.arena.extend_from_slice(b": ");
         let value_at = self.arena.len();
@@ -260,6 +264,7 @@ impl Fields {
         let value_len = self.arena.len() - value_at;
         self.arena.extend_from_slice(b"\r\n");
         self.push_loaded(at, name.len(), value_at, value_len);
+
         if let Some(new) = self.index.pop() {
             self.index[last] = new;
         }
@@ -277,9 +282,11 @@ impl Fields {
                 && arena[f.name as usize..f.name as usize + f.name_len as usize]
                     .eq_ignore_ascii_case(name.as_bytes()))
         });
+
         if known != Known::Other {
             self.present &= !(1 << known as u8);
         }
+
         true
     }
 
@@ -306,6 +313,7 @@ impl Fields {
             }
             stays
         });
+
         self.present = present;
     }
 
@@ -322,6 +330,7 @@ impl Fields {
                 out.extend_from_slice(b"\r\n");
                 continue;
             }
+
             let start = field.name as usize;
             let mut end = (field.value + field.value_len) as usize + 2;
             while let Some(next) = self.index.get(at) {
@@ -331,6 +340,7 @@ impl Fields {
                 end = (next.value + next.value_len) as usize + 2;
                 at += 1;
             }
+
             out.extend_from_slice(&self.arena[start..end]);
         }
     }

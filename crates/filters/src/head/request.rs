@@ -48,6 +48,7 @@ impl RequestHead {
             at: method.0 as u32,
             len: method.1 as u32,
         };
+
         self.path = Span {
             at: target.0 as u32,
             len: target.1 as u32,
@@ -165,6 +166,7 @@ impl RequestHead {
             b'h' | b'H' if name.eq_ignore_ascii_case("host") => self.authority(),
             _ => return None,
         };
+
         Some(Some(value).filter(|v| !v.is_empty()))
     }
 
@@ -178,6 +180,7 @@ impl RequestHead {
             else {
                 return;
             };
+
             match name {
                 ":method" => self.set_method(text),
                 ":path" => self.set_path(text),
@@ -219,6 +222,7 @@ impl RequestHead {
         } else {
             out.extend_from_slice(self.fields.span(self.path));
         }
+
         out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
         out.extend_from_slice(self.fields.span(self.authority));
         out.extend_from_slice(b"\r\n");

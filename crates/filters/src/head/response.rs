@@ -103,6 +103,7 @@ impl ResponseHead {
             b'0' + (status % 10) as u8,
             b' ',
         ]);
+
         out.extend_from_slice(reason(status).as_bytes());
         out.extend_from_slice(b"\r\n");
         self.fields.write_h1(out);

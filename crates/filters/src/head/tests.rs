@@ -51,11 +51,13 @@ fn every_line_is_shown() {
         fields.get_all("X-Forwarded-For").collect::<Vec<_>>(),
         [&b"1.1.1.1"[..], b"2.2.2.2"]
     );
+
     fields.append_joined("x-forwarded-for", b",", b"3.3.3.3");
     assert_eq!(
         fields.get_all("x-forwarded-for").collect::<Vec<_>>(),
         [&b"1.1.1.1"[..], b"2.2.2.2,3.3.3.3"]
     );
+
     assert_eq!(fields.len(), 2);
 }
 

@@ -59,15 +59,18 @@ impl Facts for HeaderFacts<'_> {
 
     fn fact(&self, fact: Fact, out: &mut Vec<u8>) -> bool {
         use std::io::Write;
+
         let text = |value: Option<&str>, out: &mut Vec<u8>| {
             let value = value.filter(|value| !value.is_empty());
             value
                 .inspect(|value| out.extend_from_slice(value.as_bytes()))
                 .is_some()
         };
+
         if let Some(is_known) = connection_fact(self.conn, self.remote, fact, out) {
             return is_known;
         }
+
         match fact {
             Fact::Protocol => text(Some(self.request.version.as_str()), out),
             Fact::ResponseCode => self
@@ -137,6 +140,7 @@ impl ResponseContext<'_> {
             route_metadata: self.route_metadata,
             stream: self.stream,
         };
+
         ops.apply(self.head, &facts);
     }
 }
@@ -190,12 +194,14 @@ mod tests {
             cipher: "x".into(),
             ..Default::default()
         };
+
         let address: SocketAddr = "10.0.0.1:80".parse().expect("an address");
         let mut conn = ConnInfo::plain(address, address);
         conn.tls = Some(Arc::new(tls));
         conn.server_name = Some("a".into());
         let (mut request, response) = (RequestHead::of("GET", "a", "/"), ResponseHead::of(200));
         request.set("x-request-id", b"1");
+
         for (place, response) in [
             (Place::FilterRequest, None),
             (Place::FilterResponse, Some(&response)),
@@ -221,6 +227,7 @@ mod tests {
                     },
                 },
             };
+
             for fact in Fact::ALL {
                 assert_eq!(
                     facts.fact(*fact, &mut Vec::new()),

@@ -98,6 +98,7 @@ impl Stream {
                 ..STREAM
             },
         };
+
         filter.on_response(setting, &mut cx);
     }
 }
@@ -136,6 +137,7 @@ fn user(name: &str) -> route::HeaderMatcher {
         ignore_case: false,
         match_pattern: Some(MatchPattern::Exact(name.into())),
     };
+
     route::HeaderMatcher {
         name: "end-user".into(),
         header_match_specifier: Some(route::header_matcher::HeaderMatchSpecifier::StringMatch(
@@ -148,17 +150,20 @@ fn user(name: &str) -> route::HeaderMatcher {
 #[test]
 fn a_delay_then_an_abort_and_both_flags() {
     use proto::fault::v3::fault_abort::ErrorType;
+
     let filter = fault(proto::fault::v3::HttpFault {
         delay: delay(7),
         abort: abort(ErrorType::HttpStatus(555)),
         headers: vec![user("jason")],
         ..Default::default()
     });
+
     let mut stream = Stream::new(RequestHead::of("GET", "ratings", "/"));
     assert!(
         matches!(stream.request(&filter, None), Step::Continue),
         "others are left alone"
     );
+
     stream.head.append("end-user", b"jason");
     assert!(
         matches!(stream.request(&filter, None), Step::Call(Call::Sleep(time)) if time == Duration::from_secs(7))
@@ -179,6 +184,7 @@ fn active_faults_are_counted_until_the_stream_ends() {
         max_active_faults: Some(UInt32Value { value: 1 }),
         ..Default::default()
     });
+
     let head = || RequestHead::of("GET", "h", "/");
     let mut first = Stream::new(head());
     assert!(matches!(first.request(&filter, None), Step::Call(_)));
@@ -186,6 +192,7 @@ fn active_faults_are_counted_until_the_stream_ends() {
         matches!(Stream::new(head()).request(&filter, None), Step::Continue),
         "one at a time"
     );
+
     first.state.clear();
     assert!(matches!(
         Stream::new(head()).request(&filter, None),
@@ -196,37 +203,44 @@ fn active_faults_are_counted_until_the_stream_ends() {
 #[test]
 fn a_grpc_abort_keeps_its_status() {
     use proto::fault::v3::fault_abort::ErrorType;
+
     let filter = fault(proto::fault::v3::HttpFault {
         abort: abort(ErrorType::GrpcStatus(14)),
         ..Default::default()
     });
+
     let Step::Reply(reply) =
         Stream::new(RequestHead::of("POST", "h", "/s/m")).request(&filter, None)
     else {
         panic!("aborted")
     };
+
     assert_eq!((reply.status, reply.grpc_status), (200, Some(14)));
 }
 
 #[test]
 fn a_route_can_turn_a_fault_off() {
     use proto::fault::v3::fault_abort::ErrorType;
+
     let abort = abort(ErrorType::HttpStatus(500));
     let filter = fault(proto::fault::v3::HttpFault {
         abort,
         ..Default::default()
     });
+
     let none = Fault::compile(&Default::default(), &mut Scope::new()).expect("compiles");
     let setting = Override::Fault(Box::new(none));
     assert!(matches!(
         Stream::new(RequestHead::of("GET", "h", "/")).request(&filter, Some(&setting)),
         Step::Continue
     ));
+
     let slot = HttpFilterSlot {
         name: "f".into(),
         filter,
         disabled: false,
     };
+
     assert!(slot.settings(Some(&Override::Disabled)).is_none());
     assert!(slot.settings(None).is_some());
 }
@@ -236,6 +250,7 @@ fn cors() -> Override {
         ignore_case: false,
         match_pattern: Some(MatchPattern::Exact("https://a.example".into())),
     };
+
     let message = proto::cors::v3::CorsPolicy {
         allow_origin_string_match: vec![origin],
         allow_methods: "GET,POST".into(),
@@ -245,6 +260,7 @@ fn cors() -> Override {
         allow_credentials: Some(BoolValue { value: true }),
         ..Default::default()
     };
+
     Override::Cors(Box::new(
         CorsPolicy::compile(&message, &mut Scope::new()).expect("compiles"),
     ))
@@ -259,11 +275,13 @@ fn preflights_are_answered_and_others_are_marked() {
         head.append("access-control-request-method", b"POST");
         Stream::new(head)
     };
+
     let Step::Reply(reply) =
         request("OPTIONS", "https://a.example").request(&HttpFilter::Cors, Some(&setting))
     else {
         panic!("answered")
     };
+
     assert_eq!(reply.status, 200);
     let value = |name: &str| {
         reply
@@ -272,18 +290,22 @@ fn preflights_are_answered_and_others_are_marked() {
             .find(|(own, _)| own == name)
             .map(|(_, value)| value.clone())
     };
+
     assert_eq!(
         value("access-control-allow-origin").as_deref(),
         Some(b"https://a.example".as_slice())
     );
+
     assert_eq!(
         value("access-control-allow-methods").as_deref(),
         Some(b"GET,POST".as_slice())
     );
+
     assert_eq!(
         value("access-control-max-age").as_deref(),
         Some(b"86400".as_slice())
     );
+
     let mut stream = request("OPTIONS", "https://b.example");
     assert!(
         matches!(
@@ -292,20 +314,24 @@ fn preflights_are_answered_and_others_are_marked() {
         ),
         "forwarded by default"
     );
+
     let mut stream = request("GET", "https://a.example");
     assert!(matches!(
         stream.request(&HttpFilter::Cors, Some(&setting)),
         Step::Continue
     ));
+
     stream.respond(&HttpFilter::Cors, Some(&setting));
     assert_eq!(
         stream.response.get_str("access-control-expose-headers"),
         Some("x-b")
     );
+
     assert_eq!(
         stream.response.get_str("access-control-allow-credentials"),
         Some("true")
     );
+
     let mut stream = request("GET", "https://b.example");
     stream.request(&HttpFilter::Cors, Some(&setting));
     stream.respond(&HttpFilter::Cors, Some(&setting));
@@ -318,6 +344,7 @@ fn a_bucket_refuses_when_empty_and_fills_with_time() {
         default_value: all(),
         runtime_key: String::new(),
     };
+
     let message = proto::local_ratelimit::v3::LocalRateLimit {
         stat_prefix: "http_local_rate_limiter".into(),
         token_bucket: Some(ProtoBucket {
@@ -340,6 +367,7 @@ fn a_bucket_refuses_when_empty_and_fills_with_time() {
         }],
         ..Default::default()
     };
+
     let buckets = Buckets::default();
     let compile = || {
         let limit =
@@ -347,6 +375,7 @@ fn a_bucket_refuses_when_empty_and_fills_with_time() {
                 .expect("compiles");
         HttpFilter::LocalRateLimit(Box::new(limit))
     };
+
     let filter = compile();
     let mut stream = Stream::new(RequestHead::of("GET", "h", "/"));
     assert!(matches!(stream.request(&filter, None), Step::Continue));
@@ -359,6 +388,7 @@ fn a_bucket_refuses_when_empty_and_fills_with_time() {
         (reply.status, reply.flag),
         (429, Some(ResponseFlag::RateLimited))
     );
+
     stream.respond(&again, None);
     assert_eq!(stream.response.get_str("x-limited"), Some("yes"));
     stream.now = Duration::from_secs(61);
@@ -366,6 +396,7 @@ fn a_bucket_refuses_when_empty_and_fills_with_time() {
         matches!(stream.request(&filter, None), Step::Continue),
         "one token came"
     );
+
     assert!(matches!(stream.request(&filter, None), Step::Reply(_)));
 }
 
@@ -381,11 +412,13 @@ fn peers_introduce_each_other() {
         canonical_revision: "v1".into(),
         ..PeerInfo::default()
     };
+
     let inbound = HttpFilter::PeerMetadata(PeerMetadata {
         downstream_discovery: true,
         downstream_propagation: true,
         ..PeerMetadata::default()
     });
+
     let mut head = RequestHead::of("GET", "h", "/");
     head.append("x-envoy-peer-metadata", info.encode().as_bytes());
     head.append("x-envoy-peer-metadata-id", b"sidecar~10.0.0.1");
@@ -397,17 +430,20 @@ fn peers_introduce_each_other() {
         None,
         "the application does not see it"
     );
+
     stream.respond(&inbound, None);
     assert_eq!(
         stream.response.get_str("x-envoy-peer-metadata-id"),
         Some("sidecar~10.0.0.2")
     );
+
     let outbound = HttpFilter::PeerMetadata(PeerMetadata {
         upstream_discovery: true,
         upstream_propagation: true,
         skip_external: true,
         ..PeerMetadata::default()
     });
+
     let mut stream = Stream::new(RequestHead::of("GET", "h", "/"));
     stream.request(&outbound, None);
     assert_eq!(
@@ -415,6 +451,7 @@ fn peers_introduce_each_other() {
         None,
         "nothing leaves the mesh"
     );
+
     stream
         .response
         .append("x-envoy-peer-metadata", info.encode().as_bytes());
@@ -432,6 +469,7 @@ fn the_preamble_is_read_in_any_pieces() {
         canonical_revision: "latest".into(),
         ..PeerInfo::default()
     };
+
     let mut bytes = preamble::write("id", &info);
     let length = bytes.len();
     bytes.extend_from_slice(b"payload");
@@ -441,10 +479,12 @@ fn the_preamble_is_read_in_any_pieces() {
             "{cut}"
         );
     }
+
     assert_eq!(
         preamble::read(&bytes),
         preamble::Read::Peer(length, Some(Arc::new(info)))
     );
+
     assert_eq!(preamble::read(b"GET / HTTP/1.1"), preamble::Read::Absent);
     assert_eq!(
         preamble::read(&[0x3d, 0x23, 0x04, 0x67, 0xff, 0xff, 0xff, 0xff]),
@@ -455,6 +495,7 @@ fn the_preamble_is_read_in_any_pieces() {
 #[test]
 fn filter_state_sets_alpn() {
     use meltemi_proto::envoy::extensions::filters::common::set_filter_state::v3 as common;
+
     #[allow(deprecated)]
     let format =
         core::substitution_format_string::Format::TextFormat("istio-%REQ(x-kind)%,istio".into());
@@ -470,10 +511,12 @@ fn filter_state_sets_alpn() {
         )),
         ..Default::default()
     };
+
     let message = proto::set_filter_state::v3::Config {
         on_request_headers: vec![value],
         ..Default::default()
     };
+
     let set = SetFilterState::compile(&message, &mut Scope::new()).expect("compiles");
     let mut head = RequestHead::of("GET", "h", "/");
     head.append("x-kind", b"h2");
@@ -485,6 +528,7 @@ fn filter_state_sets_alpn() {
         .upstream_alpn()
         .expect("set")
         .collect();
+
     assert_eq!(alpn, ["istio-h2", "istio"]);
 }
 
@@ -514,6 +558,7 @@ proptest! {
 #[test]
 fn header_mutations_and_rate_limits_fill_in_templates() {
     use meltemi_proto::envoy::config::common::mutation_rules::v3 as rules;
+
     let append = |name: &str, value: &str| core::HeaderValueOption {
         header: Some(core::HeaderValue {
             key: name.into(),
@@ -522,6 +567,7 @@ fn header_mutations_and_rate_limits_fill_in_templates() {
         }),
         ..Default::default()
     };
+
     let mutation = |name: &str, value: &str| rules::HeaderMutation {
         action: Some(rules::header_mutation::Action::Append(append(name, value))),
     };
@@ -539,6 +585,7 @@ fn header_mutations_and_rate_limits_fill_in_templates() {
         }),
         ..Default::default()
     };
+
     let mut scope = Scope::new();
     let filter = HttpFilter::HeaderMutation(Box::new(
         HeaderMutation::compile(&message, &mut scope).expect("compiles"),
@@ -548,11 +595,13 @@ fn header_mutations_and_rate_limits_fill_in_templates() {
         .iter()
         .map(ToString::to_string)
         .collect();
+
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(
         warnings[0].contains("%UPSTREAM_HOST%") && warnings[1].contains("%TRACE_ID%"),
         "{warnings:?}"
     );
+
     let mut stream = Stream::new(RequestHead::of("GET", "a", "/"));
     stream.request(&filter, None);
     stream.respond(&filter, None);
@@ -560,6 +609,7 @@ fn header_mutations_and_rate_limits_fill_in_templates() {
         stream.head.get("x-start"),
         Some(b"t=0.000 a route ".as_slice())
     );
+
     assert_eq!(
         stream.response.get("x-up").as_deref(),
         Some(b"10.0.0.3:80 via_upstream ".as_slice())
@@ -585,6 +635,7 @@ fn header_mutations_and_rate_limits_fill_in_templates() {
         response_headers_to_add: vec![append("x-limited", "%REQ(:PATH)%")],
         ..Default::default()
     };
+
     let limit = LocalRateLimit::compile(&message, "t", &Buckets::default(), &mut Scope::new());
     let filter = HttpFilter::LocalRateLimit(Box::new(limit.expect("compiles")));
     stream.request(&filter, None);

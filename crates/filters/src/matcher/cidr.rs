@@ -25,6 +25,7 @@ impl Cidr {
             }
             (original, _) => (original, length),
         };
+
         let (v6, bits, width) = spread(address);
         (length <= width).then(|| Self {
             v6,

@@ -97,9 +97,11 @@ impl HeaderMatch {
                 Kind::Value(StringMatch::compile(value, scope)?)
             }
         };
+
         if message.name.is_empty() {
             return scope.refuse("a header matcher without name");
         }
+
         Ok(Self {
             name: message.name.to_ascii_lowercase().into(),
             kind,
@@ -186,6 +188,7 @@ impl QueryMatch {
             Some(QueryParameterMatchSpecifier::PresentMatch(present)) => (None, *present),
             None => (None, true),
         };
+
         Ok(Self {
             name: message.name.as_str().into(),
             value,
@@ -291,15 +294,18 @@ mod tests {
         let exact = || Some(HeaderMatchSpecifier::ExactMatch("v".into()));
         let present = |yes| Some(HeaderMatchSpecifier::PresentMatch(yes));
         let none = head(&[]);
+
         assert!(!matcher(exact(), false, false).is_match(&none));
         assert!(
             !matcher(exact(), true, false).is_match(&none),
             "inverting does not make absence match"
         );
+
         assert!(
             matcher(exact(), true, true).is_match(&none),
             "unless absence counts as empty"
         );
+
         assert!(matcher(present(true), true, false).is_match(&none));
         assert!(matcher(present(false), false, false).is_match(&none));
         assert!(!matcher(present(true), false, false).is_match(&none));
@@ -317,6 +323,7 @@ mod tests {
             false,
             false,
         );
+
         assert!(range.is_match(&head(&["-1"])) && range.is_match(&head(&["9"])));
         assert!(!range.is_match(&head(&["10"])) && !range.is_match(&head(&["9x"])));
     }
@@ -328,35 +335,42 @@ mod tests {
             false,
             false,
         );
+
         let twice = head(&["good", "bad"]);
         assert!(exact.is_match(&twice), "routing takes any line");
         assert!(
             exact.is_match_judged(&twice, Judge::Any),
             "a DENY sees the bad one"
         );
+
         assert!(
             !exact.is_match_judged(&twice, Judge::All),
             "an ALLOW wants all of them"
         );
+
         assert!(exact.is_match_judged(&head(&["bad", "bad"]), Judge::All));
         let not = matcher(
             Some(HeaderMatchSpecifier::ExactMatch("bad".into())),
             true,
             false,
         );
+
         assert!(
             !not.is_match(&twice) && !not.is_match_judged(&twice, Judge::All),
             "nor does an inverted condition"
         );
+
         let joined = matcher(
             Some(HeaderMatchSpecifier::ExactMatch("good,bad".into())),
             false,
             false,
         );
+
         assert!(
             !joined.is_match(&twice),
             "and no line is what the lines are together"
         );
+
         let present = matcher(None, false, false);
         assert!(
             present.is_match_judged(&twice, Judge::All)
@@ -372,10 +386,12 @@ mod tests {
             head.append("cookie", b"c=3");
             head
         };
+
         assert_eq!(
             query_parameter(head.query().expect("query"), "a"),
             Some("1")
         );
+
         assert_eq!(query_parameter(head.query().expect("query"), "b"), Some(""));
         assert_eq!(cookie(&head, "b"), Some(b"2".as_slice()));
         assert_eq!(cookie(&head, "c"), Some(b"3".as_slice()));

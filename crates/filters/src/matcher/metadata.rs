@@ -51,6 +51,7 @@ impl MetadataMatch {
                 None => scope.refuse("a path segment without key"),
             }
         })?;
+
         let value = scope.required("value", message.value.as_ref())?;
         Ok(Self {
             filter: message.filter.as_str().into(),
@@ -141,10 +142,12 @@ mod tests {
             "groups",
             Value::List(vec![Value::string("a"), Value::string("b")]),
         );
+
         let string = |text: &str| proto::StringMatcher {
             ignore_case: false,
             match_pattern: Some(proto::string_matcher::MatchPattern::Exact(text.to_owned())),
         };
+
         let element = proto::ValueMatcher {
             match_pattern: Some(MatchPattern::StringMatch(string("b"))),
         };
@@ -163,6 +166,7 @@ mod tests {
             }),
             invert: false,
         };
+
         let compile =
             |message: &_| MetadataMatch::compile(message, &mut Scope::new()).expect("compiles");
         assert!(compile(&message).is_match(&metadata));

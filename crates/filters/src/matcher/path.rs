@@ -37,6 +37,7 @@ impl PathTemplate {
         let mut pattern = String::with_capacity(template.len() * 2);
         let mut rest_seen = false;
         translate(template, &mut pattern, &mut rest_seen, true)?;
+
         FullRegex::new(&pattern).map(Self)
     }
 
@@ -72,11 +73,13 @@ fn translate(
                     "a variable within a variable, or an empty one, in a path template".to_owned(),
                 );
             }
+
             // `{*}` and `{**}` are Istio's spelling, `{name}` and `{name=pattern}` are Envoy's.
             let inner = match variable {
                 "*" | "**" => variable,
                 _ => variable.split_once('=').map_or("*", |(_, inner)| inner),
             };
+
             translate(inner, pattern, rest_seen, false)?;
             text = tail;
         } else if next == '}' {
@@ -90,6 +93,7 @@ fn translate(
             text = tail;
         }
     }
+
     Ok(())
 }
 

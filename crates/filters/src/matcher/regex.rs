@@ -74,11 +74,13 @@ impl Substitution {
         let mut parts = Vec::new();
         let mut literal = Vec::new();
         let mut bytes = substitution.bytes();
+
         while let Some(byte) = bytes.next() {
             if byte != b'\\' {
                 literal.push(byte);
                 continue;
             }
+
             match bytes.next() {
                 Some(digit @ b'0'..=b'9') => {
                     let group = usize::from(digit - b'0');
@@ -87,6 +89,7 @@ impl Substitution {
                             "substitution refers to group {group}, which the pattern does not have"
                         ));
                     }
+
                     if !literal.is_empty() {
                         parts.push(Part::Literal(std::mem::take(&mut literal)));
                     }
@@ -101,9 +104,11 @@ impl Substitution {
                 }
             }
         }
+
         if !literal.is_empty() {
             parts.push(Part::Literal(literal));
         }
+
         Ok(Self { pattern, parts })
     }
 
@@ -128,11 +133,14 @@ impl Substitution {
                     }
                 }
             }
+
             copied = whole.end();
         }
+
         if matched {
             out.extend_from_slice(&text[copied..]);
         }
+
         matched
     }
 }
@@ -145,6 +153,7 @@ fn build(pattern: &str) -> Result<regex::bytes::Regex, String> {
             pattern.len()
         ));
     }
+
     let build = |unicode| {
         regex::bytes::RegexBuilder::new(pattern)
             .unicode(unicode)
@@ -153,6 +162,7 @@ fn build(pattern: &str) -> Result<regex::bytes::Regex, String> {
             .nest_limit(100)
             .build()
     };
+
     match build(false) {
         Ok(regex) => Ok(regex),
         Err(regex::Error::CompiledTooBig(limit)) => {
@@ -190,6 +200,7 @@ mod tests {
             FullRegex::new("a)|(b").is_err(),
             "anchors must not be escaped"
         );
+
         assert!(
             !FullRegex::new("a(?m)$")
                 .expect("compiles")
@@ -205,11 +216,13 @@ mod tests {
             !digits.is_match("١٢٣".as_bytes()),
             "Arabic-Indic digits are not \\d in RE2"
         );
+
         assert!(
             FullRegex::new(r"\pL+")
                 .expect("falls back to Unicode")
                 .is_match("é".as_bytes())
         );
+
         assert!(
             FullRegex::new("[^/]+")
                 .expect("compiles")

@@ -43,6 +43,7 @@ impl StringMatch {
         let bytes = |text: &String| text.as_bytes().into();
         let fold = message.ignore_case;
         let pattern = scope.required("match_pattern", message.match_pattern.as_ref())?;
+
         Ok(match pattern {
             MatchPattern::Exact(text) if fold => Self::IgnoreCase(IgnoreCase::Exact(bytes(text))),
             MatchPattern::Prefix(text) if fold => Self::IgnoreCase(IgnoreCase::Prefix(bytes(text))),
@@ -137,12 +138,14 @@ mod tests {
                 "{value}"
             )
         };
+
         let no = |pattern, value: &str| {
             assert!(
                 !compiled(pattern, false).is_match(value.as_bytes()),
                 "{value}"
             )
         };
+
         yes(MatchPattern::Exact("a.b".into()), "a.b");
         no(MatchPattern::Exact("a.b".into()), "axb");
         yes(MatchPattern::Prefix("/api".into()), "/api/x");
@@ -165,6 +168,7 @@ mod tests {
                 "{value}"
             );
         }
+
         assert!(!compiled(MatchPattern::Prefix("abc".into()), true).is_match(b"ab"));
     }
 

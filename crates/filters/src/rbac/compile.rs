@@ -67,19 +67,23 @@ impl Rules {
             Ok(proto::rbac::Action::Log) => Action::Log,
             Err(_) => return scope.refuse(format!("unknown action {}", message.action)),
         };
+
         scope.unsupported(
             "audit_logging_options",
             message.audit_logging_options.is_some(),
         );
+
         let mut policies = Vec::with_capacity(message.policies.len());
         for (id, policy) in &message.policies {
             policies.push(scope.within(format_args!("policies[{id}]"), |scope| {
                 compile_policy(id, policy, scope)
             })?);
         }
+
         // The message is a map; Envoy keeps it sorted, and the first match is the one that is
         // named.
         policies.sort_by(|a: &Policy, b| a.id.cmp(&b.id));
+
         Ok(Self { action, policies })
     }
 }
@@ -200,6 +204,7 @@ fn principal(
             Identifier::FilterState(matcher) => {
                 // Istio's waypoints know the peer by this; on sidecars it is the certificate's URI.
                 use meltemi_proto::envoy::r#type::matcher::v3::filter_state_matcher::Matcher;
+
                 match (&*matcher.key, &matcher.matcher) {
                     ("io.istio.peer_principal", Some(Matcher::StringMatch(matcher))) => {
                         Condition::Validated(Some((
@@ -227,12 +232,15 @@ fn custom_principal(
             false => scope.refuse("mtls_authenticated without san_matcher"),
         };
     };
+
     let kind = match SanType::try_from(san.san_type) {
         Ok(SanType::Uri) => NameKind::Uri,
         Ok(SanType::Dns) => NameKind::Dns,
         _ => return scope.refuse("only URI and DNS names can be matched"),
     };
+
     let matcher = scope.required("matcher", san.matcher.as_ref())?;
+
     Ok(Condition::Validated(Some((
         kind,
         StringMatch::compile(matcher, scope)?,

@@ -13,10 +13,12 @@ impl Rules {
         } else {
             Judge::Any
         };
+
         let matched = self
             .policies
             .iter()
             .find(|policy| policy.matches(facts, judge));
+
         Verdict {
             allowed: match self.action {
                 Action::Allow => matched.is_some(),
@@ -80,6 +82,7 @@ impl Condition {
                     return false;
                 };
                 let Some(matcher) = matcher else { return true };
+
                 // Envoy: URI names, then DNS names, then the subject.
                 peer.uri_sans
                     .iter()
@@ -98,6 +101,7 @@ impl Condition {
                     NameKind::Uri => &peer.uri_sans,
                     NameKind::Dns => &peer.dns_sans,
                 };
+
                 names.iter().any(|name| matcher.is_match(name.as_bytes()))
             }
         }

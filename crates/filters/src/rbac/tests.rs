@@ -77,11 +77,13 @@ fn rules(
             (id.to_owned(), policy)
         })
         .collect();
+
     let message = proto::Rbac {
         action: action as i32,
         policies,
         audit_logging_options: None,
     };
+
     Rules::compile(&message, &mut Scope::new()).expect("compiles")
 }
 
@@ -96,6 +98,7 @@ fn conn(identity: Option<&str>) -> ConnInfo {
             ..TlsPeer::default()
         })
     });
+
     conn
 }
 
@@ -118,12 +121,14 @@ fn allow_needs_a_match_and_names_it() {
         proto::rbac::Action::Allow,
         vec![("ns[a]-policy[p]-rule[0]", path("/api"), identity(BOB))],
     );
+
     let head = RequestHead::of("GET", "h", "/api/x?y");
     let verdict = judge(&rules, &conn(Some(BOB)), Some(&head));
     assert_eq!(
         (verdict.allowed, verdict.policy.as_deref()),
         (true, Some("ns[a]-policy[p]-rule[0]"))
     );
+
     for (conn, path) in [
         (conn(None), "/api"),
         (conn(Some(BOB)), "/ap"),
@@ -141,10 +146,12 @@ fn deny_names_the_policy_in_the_reply() {
         proto::rbac::Action::Deny,
         vec![("ns[a] p", path("/admin"), anyone())],
     );
+
     let rbac = Rbac {
         rules: Some(rules),
         ..Rbac::default()
     };
+
     let (conn, metadata) = (conn(None), Metadata::default());
     let head = RequestHead::of("GET", "h", "/admin");
     let facts = Facts {
@@ -154,6 +161,7 @@ fn deny_names_the_policy_in_the_reply() {
         metadata: &metadata,
         route_metadata: None,
     };
+
     let Step::Reply(reply) = rbac.on_request(&facts, &mut Vec::new()) else {
         panic!("denied")
     };
@@ -161,6 +169,7 @@ fn deny_names_the_policy_in_the_reply() {
         (reply.status, &reply.body[..]),
         (403, b"RBAC: access denied".as_slice())
     );
+
     assert_eq!(reply.details, "rbac_access_denied_matched_policy[ns[a]_p]");
     assert_eq!(reply.cause, Cause::Policy(Some("ns[a] p".into())));
 }
@@ -184,30 +193,37 @@ fn repeating_a_header_is_no_way_around() {
         proto::rbac::Action::Deny,
         vec![("d", header("x-role", "banned"), anyone())],
     );
+
     assert!(
         !judge(&deny, &conn, Some(&head)).allowed,
         "any line that is denied denies"
     );
+
     let allow = rules(
         proto::rbac::Action::Allow,
         vec![("a", header("x-role", "guest"), anyone())],
     );
+
     assert!(
         !judge(&allow, &conn, Some(&head)).allowed,
         "every line must be allowed"
     );
+
     let allow_not = rules(
         proto::rbac::Action::Allow,
         vec![("a", not(header("x-role", "banned")), anyone())],
     );
+
     assert!(
         !judge(&allow_not, &conn, Some(&head)).allowed,
         "also from within a negation"
     );
+
     let deny_not = rules(
         proto::rbac::Action::Deny,
         vec![("d", not(header("x-role", "guest")), anyone())],
     );
+
     assert!(!judge(&deny_not, &conn, Some(&head)).allowed);
 }
 
@@ -223,6 +239,7 @@ fn mapped_addresses_are_canonical() {
         address_prefix: "10.0.0.0".into(),
         prefix_len: Some(meltemi_proto::google::protobuf::UInt32Value { value: 8 }),
     };
+
     let principal = proto::Principal {
         identifier: Some(Identifier::DirectRemoteIp(range)),
     };
@@ -234,6 +251,7 @@ fn mapped_addresses_are_canonical() {
         "[::1]:1".parse().expect("address"),
         "[::ffff:10.1.2.3]:5".parse().expect("address"),
     );
+
     assert!(!judge(&deny, &conn, None).allowed);
 }
 
@@ -245,6 +263,7 @@ fn shadow_rules_only_tell() {
         shadow_stat_prefix: "istio_dry_run_deny_".into(),
         ..Rbac::default()
     };
+
     let (conn, metadata) = (conn(None), Metadata::default());
     let head = RequestHead::of("GET", "h", "/");
     let facts = Facts {
@@ -254,6 +273,7 @@ fn shadow_rules_only_tell() {
         metadata: &metadata,
         route_metadata: None,
     };
+
     let mut told = Vec::new();
     assert!(matches!(rbac.on_request(&facts, &mut told), Step::Continue));
     assert_eq!(told[0].1, "istio_dry_run_deny_shadow_effective_policy_id");
@@ -268,6 +288,7 @@ fn unknown_conditions_are_refused() {
         principals: vec![anyone()],
         ..Default::default()
     };
+
     for policy in [empty, unknown] {
         let message = proto::Rbac {
             policies: [("p".to_owned(), policy)].into(),

@@ -65,6 +65,7 @@ impl Ask {
             attempts: 1,
             failed_priorities: &[],
         };
+
         balancer.pick(&mut context).map(|pick| pick.host)
     }
 
@@ -121,21 +122,25 @@ fn nobody_to_pick_is_none() {
             Ask::new(0).pick(&build(policy, &[], |_| Health::Healthy), &|_| 0),
             None
         );
+
         let no_panic = Config {
             panic_threshold: 0.0,
             ..config(policy)
         };
+
         let balancer = Balancer::build(&no_panic, &hosts(&[1, 1]), &[], |_| Health::Unhealthy);
         assert_eq!(
             Ask::new(0).pick(&balancer, &|_| 0),
             None,
             "{policy:?}: without panic the unhealthy take nothing"
         );
+
         let balancer = build(policy, &hosts(&[1, 1]), |_| Health::Unhealthy);
         assert!(
             Ask::new(0).pick(&balancer, &|_| 0).is_some(),
             "{policy:?}: in panic they do"
         );
+
         let balancer = build(policy, &hosts(&[1, 1]), |_| Health::Excluded);
         assert_eq!(
             Ask::new(0).pick(&balancer, &|_| 0),
@@ -152,10 +157,12 @@ fn least_request_avoids_the_busy() {
         &hosts(&[1; 10]),
         |_| Health::Healthy,
     );
+
     let mut ask = Ask::new(5);
     let busy = (0..10_000)
         .filter(|_| ask.pick(&balancer, &|host| u32::from(host == 3) * 100) == Some(3))
         .count();
+
     // It is taken only if it is drawn twice: one in a hundred.
     assert!((50..200).contains(&busy), "{busy}");
     let balancer = build(Policy::LeastRequest { choices: 2 }, &hosts(&[3, 1]), |_| {
@@ -179,16 +186,19 @@ fn localities_take_their_weight() {
             locality_weighted: true,
             ..config(policy)
         };
+
         let balancer = Balancer::build(&weighted, &hosts, &localities, |_| Health::Healthy);
         let first = Ask::new(3).counts(&balancer, 20_000)[0];
         assert!(
             (14_500..17_500).contains(&first),
             "{policy:?}: {first} of 20000"
         );
+
         let balancer = Balancer::build(&weighted, &hosts, &localities, |host| match host {
             0 => Health::Unhealthy,
             _ => Health::Healthy,
         });
+
         assert_eq!(
             Ask::new(3).counts(&balancer, 1000)[0],
             0,
@@ -211,6 +221,7 @@ fn the_next_priority_takes_over() {
             Health::Healthy
         }
     });
+
     assert_eq!(Ask::new(1).counts(&balancer, 100), [0, 0, 50, 50]);
     let balancer = build(Policy::Random, &hosts, |host| {
         if host == 0 {
@@ -219,11 +230,13 @@ fn the_next_priority_takes_over() {
             Health::Healthy
         }
     });
+
     let counts = Ask::new(1).counts(&balancer, 10_000);
     assert!(
         counts[0] == 0 && (6_700..7_300).contains(&counts[1]),
         "140 % of a half is 70 %: {counts:?}"
     );
+
     // A retry leaves the priority that failed.
     let balancer = build(Policy::RoundRobin, &hosts, |_| Health::Healthy);
     let pick = balancer.pick(&mut PickContext {
@@ -236,6 +249,7 @@ fn the_next_priority_takes_over() {
         attempts: 1,
         failed_priorities: &[0],
     });
+
     assert_eq!(pick.expect("somebody").priority, 1);
 }
 
@@ -260,6 +274,7 @@ fn a_retry_avoids_what_was_tried() {
                 attempts: 30,
                 failed_priorities: &[],
             });
+
             assert_eq!(pick.expect("somebody").host, 1, "{policy:?} {seed}");
         }
     }
@@ -286,11 +301,13 @@ fn subsets_and_their_fallbacks() {
         fallback,
         default: SubsetMatch::new([pair("version", "v1")]),
     };
+
     let pick = |subsets: SubsetConfig, wanted: &[(&str, &str)]| {
         let config = Config {
             subsets: Some(subsets),
             ..config(Policy::RoundRobin)
         };
+
         let balancer = Balancer::build(&config, &all, &[], |_| Health::Healthy);
         let wanted = SubsetMatch::new(wanted.iter().map(|(key, value)| pair(key, value)));
         let mut context = PickContext {
@@ -303,8 +320,10 @@ fn subsets_and_their_fallbacks() {
             attempts: 1,
             failed_priorities: &[],
         };
+
         balancer.pick(&mut context).map(|pick| pick.host)
     };
+
     assert_eq!(
         pick(
             subsets(Fallback::None, None),
@@ -312,18 +331,22 @@ fn subsets_and_their_fallbacks() {
         ),
         Some(2)
     );
+
     assert_eq!(
         pick(subsets(Fallback::None, None), &[("version", "v1")]),
         Some(0)
     );
+
     assert_eq!(
         pick(subsets(Fallback::None, None), &[("version", "v3")]),
         None
     );
+
     assert_eq!(
         pick(subsets(Fallback::Default, None), &[("version", "v3")]),
         Some(0)
     );
+
     assert!(pick(subsets(Fallback::Any, None), &[("version", "v3")]).is_some());
     let keys = Some(Fallback::Keys(vec!["version".into()]));
     assert_eq!(

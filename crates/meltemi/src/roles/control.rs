@@ -55,6 +55,7 @@ pub(crate) fn control(args: ControlArgs) -> Result<i32> {
         .dirs
         .into_iter()
         .partition(|dir| dir.starts_with(&args.run_dir));
+
     // The node's capture rules lead to the usual ports.
     options.build.mesh_fixed = vec![FixedField::ListenPort, FixedField::InboundListenPort];
     options.secure.set_ip(args.address);
@@ -62,6 +63,7 @@ pub(crate) fn control(args: ControlArgs) -> Result<i32> {
     options.http = Some((args.address, 15014).into());
     options.socket = Some(args.run_dir.join("control.sock"));
     options.server_addresses = vec![args.address];
+
     // Whole or not at all: agents read it as soon as it is there.
     let next = args.run_dir.join("root-cert.pem.next");
     std::fs::write(&next, root)
@@ -71,12 +73,14 @@ pub(crate) fn control(args: ControlArgs) -> Result<i32> {
         .worker_threads(2)
         .enable_all()
         .build()?;
+
     runtime.block_on(async {
         let stop = CancellationToken::new();
         let (mut terminate, mut interrupt) = (
             signal(SignalKind::terminate())?,
             signal(SignalKind::interrupt())?,
         );
+
         let asked = stop.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -85,7 +89,9 @@ pub(crate) fn control(args: ControlArgs) -> Result<i32> {
             }
             asked.cancel();
         });
+
         meltemi_control::run(options, stop).await
     })?;
+
     Ok(0)
 }

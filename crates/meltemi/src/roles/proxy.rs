@@ -33,6 +33,7 @@ pub(crate) fn proxy(args: ProxyArgs) -> Result<i32> {
         .map(socket)
         .transpose()
         .with_context(|| format!("{file}: admin.address"))?;
+
     let xds = match &bootstrap.ads {
         Some(ads) => Some(
             server(ads, &bootstrap)
@@ -40,14 +41,17 @@ pub(crate) fn proxy(args: ProxyArgs) -> Result<i32> {
         ),
         None => None,
     };
+
     if args.validate {
         println!("configuration '{file}' OK");
         return Ok(0);
     }
+
     let workers = args
         .concurrency
         .or_else(|| std::thread::available_parallelism().ok().map(usize::from))
         .unwrap_or(1);
+
     let options = ProxyOptions {
         node: bootstrap.node,
         workers,
@@ -62,15 +66,18 @@ pub(crate) fn proxy(args: ProxyArgs) -> Result<i32> {
         levels,
         ..ProxyOptions::default()
     };
+
     let handle = Proxy::start(options).with_context(|| format!("{file}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+
     runtime.block_on(async {
         let (mut terminate, mut interrupt) = (
             signal(SignalKind::terminate())?,
             signal(SignalKind::interrupt())?,
         );
+
         for (name, address) in handle.addresses().await {
             tracing::info!(listener = %name, %address, "listening");
         }
@@ -80,6 +87,7 @@ pub(crate) fn proxy(args: ProxyArgs) -> Result<i32> {
             // `/quitquitquit` on the admin interface, or a thread's own end.
             () = ended(&handle) => handle.was_asked_to_end(),
         };
+
         handle.shutdown(Duration::from_secs(5)).await;
         Ok(i32::from(!in_order))
     })
@@ -115,11 +123,13 @@ fn server(ads: &Ads, bootstrap: &Bootstrap) -> Result<ClientConfig> {
         .clusters
         .iter()
         .find(|cluster| cluster.name == ads.cluster);
+
     let cluster = cluster.context("does not exist")?;
     ensure!(
         matches!(cluster.transport, UpstreamTransport::Plaintext),
         "a transport_socket towards the server of configuration is not supported; use an agent or a Unix socket",
     );
+
     let server = match address(cluster).context("has no endpoint; it needs a load_assignment")? {
         Address::Pipe(path) => format!("unix:{path}"),
         Address::Socket(address) => format!("http://{address}"),
@@ -128,15 +138,18 @@ fn server(ads: &Ads, bootstrap: &Bootstrap) -> Result<ClientConfig> {
             bail!("internal listener {name:?}: the endpoint must be a socket_address or a pipe")
         }
     };
+
     let endpoint = Endpoint::from_shared(server)?.connect_timeout(cluster.connect_timeout);
     let connector = move || {
         let endpoint = endpoint.clone();
         async move { Ok(Connection::from(endpoint.connect().await?)) }
     };
+
     let mut config = ClientConfig::new(connector, bootstrap.node.clone(), Vec::new());
     if !ads.delta {
         config.variant = Variant::Sotw;
     }
+
     Ok(config)
 }
 

@@ -80,6 +80,7 @@ pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
         &args.namespace,
         &args.service_account,
     )?;
+
     let workload = Workload {
         kind: if args.router {
             NodeKind::Router
@@ -102,6 +103,7 @@ pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
         domain_suffix: "cluster.local".to_owned(),
         extra: std::collections::BTreeMap::new(),
     };
+
     let mut issue = IdentityOptions::new(identity);
     if let Some(seconds) = args
         .certificate_lifetime
@@ -111,6 +113,7 @@ pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
         issue.ttl =
             Duration::try_from_secs_f64(seconds.parse().context("--certificate-lifetime")?)?;
     }
+
     let router = args.control.ip();
     let proxy = match args.proxy.as_str() {
         "envoy" => {
@@ -124,6 +127,7 @@ pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
                 Some(path) => Arc::new(PublishingBinder { path }),
                 None => Arc::new(OsBinder),
             };
+
             ProxyChoice::Embedded(Embedded::meltemi(ProxyOptions {
                 workers: args.concurrency.unwrap_or(2),
                 admin: Some(([127, 0, 0, 1], 15000).into()),
@@ -134,6 +138,7 @@ pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
             }))
         }
     };
+
     let dns = (!args.router).then(|| {
         // No zone is ours alone: the node's resolver also knows the services that a Sidecar hides
         // from this proxy.
@@ -143,6 +148,7 @@ pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
             upstreams: vec![(router, 53).into()],
         }
     });
+
     let own_health = !matches!(proxy, ProxyChoice::Envoy(_));
     let options = SidecarOptions {
         control_plane: ControlPlaneOptions {
@@ -164,6 +170,7 @@ pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
         termination_drain: Duration::from_secs(5),
         proxy,
     };
+
     // The proxy's workers have threads of their own; what is left is little.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -173,13 +180,16 @@ pub(crate) fn sidecar(args: SidecarArgs) -> Result<i32> {
             signal(SignalKind::terminate())?,
             signal(SignalKind::interrupt())?,
         );
+
         let shutdown = async move {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
         };
+
         meltemi_agent::sidecar::run(options, shutdown).await
     })?;
+
     Ok(0)
 }

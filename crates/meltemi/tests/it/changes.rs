@@ -27,6 +27,7 @@ fn workloads_come_and_go_and_no_call_fails_or_hangs() {
         .argument("--no-gateways")
         .file("inside.yaml", &yaml(&[caller]))
         .file("web.yaml", &replicated(&web, 3));
+
     let mesh = plan.start();
     let count = |wanted: usize| {
         let pods = mesh.cli_ok(&["get", "pods"]);
@@ -36,6 +37,7 @@ fn workloads_come_and_go_and_no_call_fails_or_hangs() {
             .collect();
         web.len() == wanted && web.iter().all(|line| line.contains("Running"))
     };
+
     mesh.wait("three replicas run", || count(3));
 
     // One connection after the other; curl's own limit stands for "hangs".
@@ -44,6 +46,7 @@ fn workloads_come_and_go_and_no_call_fails_or_hangs() {
         "while [ ! -e {} ]; do curl -s -m 8 -o /dev/null -w '%{{http_code}}\\n' http://web:9080/; done",
         stop.display()
     );
+
     let mut load = mesh.cli_command();
     load.args(["exec", "inside", "--", "sh", "-c", &script])
         .stdin(Stdio::null())
@@ -53,6 +56,7 @@ fn workloads_come_and_go_and_no_call_fails_or_hangs() {
         mesh.write("web.yaml", &replicated(&web, replicas));
         mesh.wait("the replicas that are wanted run", || count(replicas));
     }
+
     fs::write(&stop, "").expect("a writable folder");
     let said = load.wait_with_output().expect("it is a child");
     let said = String::from_utf8_lossy(&said.stdout);
@@ -62,6 +66,7 @@ fn workloads_come_and_go_and_no_call_fails_or_hangs() {
             .filter(|line| *line != "200")
             .collect::<Vec<_>>(),
     );
+
     assert!(
         all > 0 && bad.is_empty(),
         "{} of {all} failed: {bad:?}",
@@ -76,6 +81,7 @@ fn mistakes_are_told_where_the_mesh_runs_and_an_image_map_may_be_mended() {
     else {
         return;
     };
+
     let apps = [peers.recorder("web"), App::idle("inside")];
     let late = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: late}\nspec:\n  template:\n    metadata: {labels: {app: late}}\n    \
                 spec: {containers: [{name: late, image: 'late:1'}]}\n";
@@ -83,6 +89,7 @@ fn mistakes_are_told_where_the_mesh_runs_and_an_image_map_may_be_mended() {
         .argument("--no-gateways")
         .file("apps.yaml", &yaml(&apps))
         .file("late.yaml", late);
+
     let mut mesh = plan.start();
     let status = || both(&mesh.cli(&["status"]));
     assert!(
@@ -90,6 +97,7 @@ fn mistakes_are_told_where_the_mesh_runs_and_an_image_map_may_be_mended() {
         "{:?}",
         mesh.lines()
     );
+
     assert!(
         status().contains("image late:1 is no program of this machine"),
         "{}",
@@ -108,6 +116,7 @@ fn mistakes_are_told_where_the_mesh_runs_and_an_image_map_may_be_mended() {
         format!("{good}- {{image: late, command: [sleep, infinity]}}\n"),
     )
     .expect("a writable folder");
+
     mesh.wait("the image has a program", || {
         mesh.cli(&["exec", "late", "--", "true"]).status.success()
     });
@@ -118,6 +127,7 @@ fn mistakes_are_told_where_the_mesh_runs_and_an_image_map_may_be_mended() {
         "late.yaml",
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: late}\nspec:\n  replicas: 1\n",
     );
+
     mesh.wait("the mistake is told", || {
         mesh.said("Deployment/late.default: spec.template.spec.containers")
     });
@@ -141,25 +151,30 @@ fn a_service_that_a_sidecar_hides_is_called_as_an_unknown_one() {
     else {
         return;
     };
+
     let apps = [
         peers.recorder("web"),
         peers.recorder("diary"),
         App::idle("inside"),
     ];
+
     let hiding = |mode: &str| {
         format!(
             "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {{name: inside}}\nspec:\n  workloadSelector: {{labels: {{app: inside}}}}\n  \
              outboundTrafficPolicy: {{mode: {mode}}}\n  egress: [{{hosts: ['./web.default.svc.cluster.local']}}]\n"
         )
     };
+
     let mesh = Plan::new()
         .argument("--no-gateways")
         .file("apps.yaml", &yaml(&apps))
         .start();
+
     let call = |name: &str| curl(&mesh, "inside", &[&format!("http://{name}:9080/")]).status;
     mesh.wait("both are called", || {
         call("web") == 200 && call("diary") == 200
     });
+
     // On Kubernetes its name resolves and kube-proxy finds an endpoint: plaintext, through
     // PassthroughCluster.
     let clusters = || mesh.exec("inside", &["curl", "-s", "localhost:15000/clusters"]);
@@ -170,6 +185,7 @@ fn a_service_that_a_sidecar_hides_is_called_as_an_unknown_one() {
     mesh.write("sidecar.yaml", &hiding("REGISTRY_ONLY"));
     mesh.wait("what is not known is refused", || call("diary") == 502);
     assert_eq!(call("web"), 200);
+
     // As the balancer PASSTHROUGH has it: to the address that was called.
     let originals = || {
         let dump = mesh.exec("inside", &["curl", "-s", "localhost:15000/config_dump"]);
@@ -177,11 +193,13 @@ fn a_service_that_a_sidecar_hides_is_called_as_an_unknown_one() {
             .matches("ORIGINAL_DST")
             .count()
     };
+
     let before = originals();
     mesh.write(
         "rule.yaml",
         "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web}\nspec: {host: web, trafficPolicy: {loadBalancer: {simple: PASSTHROUGH}}}\n",
     );
+
     mesh.wait("the rule is in force", || originals() > before);
     assert_eq!(call("web"), 200);
 }

@@ -24,9 +24,11 @@ fn commands_and_flags_do_what_they_say() {
         App::idle("inside"),
         App::idle("outside").unmeshed(),
     ];
+
     let beyond = "apiVersion: v1\nkind: Service\nmetadata: {name: beyond}\nspec: {type: ExternalName, externalName: beyond.example.test}\n";
     let plan = Plan::new();
     let dial_map = plan.path("dial-map.yaml");
+
     fs::write(&dial_map, "beyond.example.test: 127.0.0.1:9\n").expect("a writable folder");
     let plan = plan
         .argument("--dial-map")
@@ -38,11 +40,13 @@ fn commands_and_flags_do_what_they_say() {
         .file("apps.yaml", &yaml(&apps))
         .file("gateway.yaml", GATEWAY)
         .file("beyond.yaml", beyond);
+
     let mut mesh = plan.start();
     mesh.wait("the way in", || {
         mesh.published(8080)
             .is_some_and(|at| at.ip() == IpAddr::from(PUBLISHED))
     });
+
     mesh.wait("an answer from outside", || {
         mesh.get("/", &[]).status == 200
     });
@@ -52,12 +56,14 @@ fn commands_and_flags_do_what_they_say() {
     status(&mesh);
     runs(&mesh);
     completion(&mesh);
+
     // A name that stands for one outside: of the world, where the dial map says where that is.
     for from in ["inside", "outside"] {
         let found = mesh.exec(from, &["getent", "ahostsv4", "beyond"]);
         let text = String::from_utf8_lossy(&found.stdout).into_owned();
         assert!(text.starts_with("198.18."), "{from}: {found:?}");
     }
+
     assert!(mesh.stop().success());
 }
 
@@ -68,17 +74,20 @@ fn logs_and_restarts(mesh: &Mesh) {
             curl(mesh, "inside", &[&url]).status == 200
         });
     };
+
     let follower = Dialogue::start(mesh.cli_command().args(["logs", "-f", "ledger"]));
     let hears = |word: &str| while !follower.hear_or_fail(word).contains(word) {};
     for path in ["/first", "/second"] {
         call(path);
         hears(path);
     }
+
     let all = mesh.cli_ok(&["logs", "ledger"]);
     assert!(
         all.find("/first") < all.find("/second") && all.contains("/first"),
         "{all}"
     );
+
     assert_eq!(mesh.cli_ok(&["logs", "ledger", "--tail", "0"]), "");
     mesh.wait("the log has ended", || {
         let all = mesh.cli_ok(&["logs", "ledger"]);
@@ -92,10 +101,12 @@ fn logs_and_restarts(mesh: &Mesh) {
         none.status.code() == Some(1) && both(&none).contains("has not ended so far"),
         "{none:?}"
     );
+
     let pids = |mesh: &Mesh| {
         let now = workload(mesh, "ledger-0").expect("it runs");
         (now["ready"] == true).then(|| ["app", "proxy"].map(|part| now[part]["pid"].as_u64()))
     };
+
     let before = pids(mesh).expect("it is ready");
     let done = mesh.cli_ok(&["restart", "ledger"]);
     assert!(done.contains("ledger"), "{done}");
@@ -106,6 +117,7 @@ fn logs_and_restarts(mesh: &Mesh) {
                 .all(|(now, before)| now.is_some() && now != before)
         })
     });
+
     // Whoever follows goes on with the one that follows.
     call("/third");
     hears("/third");
@@ -116,8 +128,10 @@ fn logs_and_restarts(mesh: &Mesh) {
             && !previous.contains("meltemi:"),
         "{previous}"
     );
+
     let proxy = mesh.cli_ok(&["logs", "ledger", "-c", "proxy", "--previous"]);
     assert!(proxy.contains("certificate obtained"), "{proxy}");
+
     // One that ends by itself, and what it said last but one.
     mesh.cli_ok(&[
         "run",
@@ -130,10 +144,12 @@ fn logs_and_restarts(mesh: &Mesh) {
         "-c",
         "echo said by $PPID; exit 3",
     ]);
+
     mesh.wait("what it said before", || {
         let said = mesh.cli(&["logs", "short-v1", "--previous", "--tail", "1"]);
         said.status.success() && both(&said).starts_with("said by ")
     });
+
     mesh.cli_ok(&["stop", "short-v1"]);
 }
 
@@ -144,6 +160,7 @@ fn objects(mesh: &Mesh) {
             &format!("metadata:\n  labels: {{tier: {tier}}}\n"),
         )
     };
+
     // From standard input, and all of a directory.
     let mut apply = mesh.cli_command();
     let mut apply = apply
@@ -152,23 +169,27 @@ fn objects(mesh: &Mesh) {
         .stdout(Stdio::piped())
         .spawn()
         .expect("the binary starts");
+
     apply
         .stdin
         .take()
         .expect("piped")
         .write_all(labelled("typed", "front").as_bytes())
         .expect("it reads");
+
     let output = apply.wait_with_output().expect("it ends");
     assert!(
         output.status.success() && both(&output).contains("virtualservice/typed created"),
         "{output:?}"
     );
+
     let folder = mesh.path("objects");
     fs::create_dir(&folder).expect("a writable folder");
     for (name, tier) in [("one", "front"), ("two", "back")] {
         fs::write(folder.join(format!("{name}.yaml")), labelled(name, tier))
             .expect("a writable folder");
     }
+
     fs::write(folder.join("notes.txt"), "no YAML: [").expect("a writable folder");
     let told = mesh.cli_ok(&["apply", "-f", &folder.display().to_string()]);
     for name in ["one", "two"] {
@@ -184,6 +205,7 @@ fn objects(mesh: &Mesh) {
             .map(|line| line.trim_start_matches("virtualservice/").to_owned())
             .collect::<Vec<_>>()
     };
+
     assert_eq!(names(&[]), ["one", "two", "way-in"]);
     assert_eq!(names(&["-A"]), ["one", "two", "way-in", "typed"]);
     assert_eq!(names(&["-l", "tier=front"]), ["one"]);
@@ -194,10 +216,12 @@ fn objects(mesh: &Mesh) {
         .lines()
         .find(|line| line.contains("typed"))
         .expect("a line of its own");
+
     assert!(
         table.starts_with("NAMESPACE") && line.starts_with("elsewhere"),
         "{table}"
     );
+
     mesh.cli_ok(&["delete", "-f", &folder.display().to_string()]);
     assert_eq!(names(&["-A"]), ["way-in", "typed"]);
 }
@@ -210,6 +234,7 @@ fn status(mesh: &Mesh) {
             .lines()
             .find(|line| line.contains("ledger-0"))
             .expect("a line of its own");
+
         let cell = |column: &str| {
             let at = header
                 .find(column)
@@ -221,6 +246,7 @@ fn status(mesh: &Mesh) {
                 .trim()
                 .to_owned()
         };
+
         let types = ["CDS", "EDS", "LDS", "RDS"].map(cell);
         cell("VERSION").len() == 8
             && cell("VERSION") == cell("WANTED")
@@ -229,6 +255,7 @@ fn status(mesh: &Mesh) {
                 .all(|cell| cell.starts_with("SYNCED ") && cell.split(' ').count() == 3)
             && cell("IDENTITY") == "spiffe://cluster.local/ns/default/sa/ledger"
     });
+
     let yaml = mesh.cli_ok(&["status", "ledger", "-o", "yaml"]);
     for line in [
         "workloads:",
@@ -244,6 +271,7 @@ fn status(mesh: &Mesh) {
             "{line:?} in {yaml}"
         );
     }
+
     assert!(
         !yaml.contains("inside-0"),
         "one workload was asked for: {yaml}"
@@ -263,6 +291,7 @@ fn runs(mesh: &Mesh) {
         "--labels",
         "tier=back,role=spare",
     ];
+
     let more = ["--env", "WORD=hello", "--service-account", "robot", "-d"];
     mesh.cli_ok(&[&flags[..], &more, &program].concat());
     for pod in ["pair-0", "pair-1"] {
@@ -278,14 +307,17 @@ fn runs(mesh: &Mesh) {
         ] {
             assert_eq!(found["labels"][label], json!(value), "{found}");
         }
+
         assert_eq!(
             (&found["workload"], &found["service_account"]),
             (&json!("pair"), &json!("robot"))
         );
+
         mesh.wait("its environment", || {
             mesh.cli_ok(&["logs", pod]) == "hello\n"
         });
     }
+
     mesh.wait("both are who they were said to be", || {
         let status: Value =
             serde_json::from_str(&mesh.cli_ok(&["status", "pair", "-o", "json"])).expect("JSON");
@@ -297,6 +329,7 @@ fn runs(mesh: &Mesh) {
             |proxy: &Value| proxy["identity"] == "spiffe://cluster.local/ns/default/sa/robot";
         proxies.len() == 2 && proxies.iter().all(is_robot)
     });
+
     mesh.cli_ok(&["stop", "pair"]);
     mesh.wait("both are gone", || {
         workload(mesh, "pair-0").is_none() && workload(mesh, "pair-1").is_none()
@@ -315,12 +348,14 @@ fn completion(mesh: &Mesh) {
                 .get_envs()
                 .filter_map(|(name, value)| Some((name, value?))),
         );
+
         command
             .env_remove("MELTEMI_MESH")
             .args(arguments)
             .arg(&script)
             .output()
     };
+
     let checked = match bash(&["-n"]) {
         Ok(checked) => checked,
         Err(_) => {
@@ -330,7 +365,9 @@ fn completion(mesh: &Mesh) {
             );
         }
     };
+
     assert!(checked.status.success(), "{checked:?}");
+
     for (words, wanted) in [
         (&["sta"][..], &["status"][..]),
         (&["restart", "led"], &["ledger"]),
@@ -345,6 +382,7 @@ fn completion(mesh: &Mesh) {
             count = words.len(),
             last = words.last().expect("one at least"),
         );
+
         let output = bash(&["-c", &line]).expect("bash starts");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let found: Vec<&str> = text.split_whitespace().collect();

@@ -36,6 +36,7 @@ fn a_node_that_is_killed_is_followed_by_another() {
         .file("apps.yaml", &yaml(&apps))
         .file("gateway.yaml", GATEWAY)
         .start();
+
     mesh.wait("the way in", || {
         mesh.published(8080).is_some() && mesh.get("/", &[]).status == 200
     });
@@ -50,10 +51,12 @@ fn a_node_that_is_killed_is_followed_by_another() {
             ]
             .concat(),
         );
+
         mesh.wait("the added one runs", || {
             is_ready(&mesh, &format!("{app}-v1-0"))
         });
     }
+
     mesh.cli_ok(&["stop", "short-v1"]);
     let address = |mesh: &Mesh| workload(mesh, "ledger-0").expect("it runs")["ip"].clone();
     let before = address(&mesh);
@@ -69,6 +72,7 @@ fn a_node_that_is_killed_is_followed_by_another() {
         mesh.wait("everything is ready again", || {
             said(&mesh, "ready again") == round + 1
         });
+
         // The socket is the same: nobody had to wait for a free port, and no line names another.
         mesh.wait("an answer from outside", || {
             http::get(gateway, "/", &[]).is_ok_and(|answer| answer.status == 200)
@@ -77,6 +81,7 @@ fn a_node_that_is_killed_is_followed_by_another() {
             (mesh.published(8080), address(&mesh)),
             (Some(gateway), before.clone())
         );
+
         mesh.wait("a call to what was added", || {
             curl(&mesh, "inside", &["http://added:9080/"]).status == 200
         });
@@ -85,6 +90,7 @@ fn a_node_that_is_killed_is_followed_by_another() {
             "what was stopped stays away"
         );
     }
+
     assert!(
         mesh.said("warning: the node ended by itself (killed by signal 9)"),
         "{:?}",
@@ -103,6 +109,7 @@ fn a_node_that_is_killed_is_followed_by_another() {
         node.inspect(|pid| signal(*pid, "KILL"));
         family.is_empty()
     });
+
     assert_eq!(mesh.supervisor().wait().expect("a child").code(), Some(1));
     mesh.wait("it says why", || {
         mesh.said("error: the node ended by itself") && mesh.said("6th time in a row")
@@ -115,6 +122,7 @@ fn a_node_that_is_killed_is_followed_by_another() {
 #[test]
 fn an_envoy_ends_with_its_agent() {
     const TEST: &str = "an_envoy_ends_with_its_agent";
+
     let (Some(peers), Some(envoy)) = (Peers::of(TEST), envoy(TEST)) else {
         return;
     };
@@ -122,12 +130,14 @@ fn an_envoy_ends_with_its_agent() {
         .argument("--no-gateways")
         .argument("--envoy")
         .argument(&envoy.display().to_string());
+
     let plan = ["added-v1=envoy", "other-v1=envoy"]
         .iter()
         .fold(plan, |plan, word| plan.argument("--proxy").argument(word));
     let mut mesh = plan.file("apps.yaml", &App::idle("inside").yaml()).start();
     let command = peers.program("recorder.py", &["added", "9080"]);
     let words: Vec<&str> = command.iter().map(String::as_str).collect();
+
     for (app, own) in [("added", &[][..]), ("other", &["--proxy", "meltemi"])] {
         mesh.cli_ok(
             &[
@@ -138,10 +148,12 @@ fn an_envoy_ends_with_its_agent() {
             ]
             .concat(),
         );
+
         mesh.wait("a call to it", || {
             curl(&mesh, "inside", &[&format!("http://{app}:9080/")]).status == 200
         });
     }
+
     let kind = |name: &str| workload(&mesh, name).map(|found| found["proxy_kind"].clone());
     assert_eq!(
         (kind("added-v1-0"), kind("other-v1-0")),
@@ -153,6 +165,7 @@ fn an_envoy_ends_with_its_agent() {
     let restarts = |mesh: &Mesh| {
         workload(mesh, "added-v1-0").map_or(Value::Null, |w| w["proxy"]["restarts"].clone())
     };
+
     // The process in front of the agent, then the agent itself.
     for round in 0..2 {
         let old = envoys(&mut mesh);
@@ -171,6 +184,7 @@ fn an_envoy_ends_with_its_agent() {
             "the old Envoy is gone: {old:?}, {new:?}"
         );
     }
+
     assert_eq!(restarts(&mesh), json!(2), "each next one came up at once");
 
     // Envoy alone: its agent does not stay behind with nothing to serve.
@@ -202,6 +216,7 @@ fn stands_still(process: u32) -> bool {
 #[test]
 fn a_gateway_that_is_killed_loses_no_waiting_connection() {
     const WAITING: usize = 16;
+
     let Some(peers) = Peers::of("a_gateway_that_is_killed_loses_no_waiting_connection") else {
         return;
     };
@@ -209,13 +224,16 @@ fn a_gateway_that_is_killed_loses_no_waiting_connection() {
         .file("apps.yaml", &peers.recorder("ledger").yaml())
         .file("gateway.yaml", GATEWAY)
         .start();
+
     mesh.wait("the way in", || {
         mesh.published(8080).is_some() && mesh.get("/", &[]).status == 200
     });
     let gateway = mesh.published(8080).expect("published");
+
     for round in 0..3 {
         let victims = processes(&mut mesh, "meltemi: gateway istio-ingressgateway-0");
         assert!(!victims.is_empty(), "the gateway's processes");
+
         // It does not get to accept what comes from now on, and dies.
         victims.iter().for_each(|pid| signal(*pid, "STOP"));
         mesh.wait("it stands still", || {
@@ -236,10 +254,12 @@ fn a_gateway_that_is_killed_loses_no_waiting_connection() {
                 answer.body
             );
         }
+
         mesh.wait("it is told", || {
             workload(&mesh, "istio-ingressgateway-0")
                 .is_some_and(|w| w["proxy"]["restarts"] == json!(round + 1))
         });
+
         assert_eq!(mesh.published(8080), Some(gateway));
     }
 }
@@ -263,6 +283,7 @@ fn a_mesh_outlives_its_terminal_and_its_reader() {
     let plan = Plan::new()
         .nohup_read_until("ready after")
         .environment("NO_TEXT", no_text.as_ref());
+
     // The directory is a release; another one takes its place later.
     fs::rename(plan.path("config"), plan.path("first")).expect("a folder of our own");
     symlink("first", plan.path("config")).expect("a folder of our own");
@@ -288,12 +309,14 @@ fn a_mesh_outlives_its_terminal_and_its_reader() {
         String::from_utf8_lossy(&output.stderr).contains("NO_TEXT is not UTF-8"),
         "{output:?}"
     );
+
     mesh.wait("it goes on", || is_ready(&mesh, "added-v1-0"));
     let wrong = mesh
         .cli_command()
         .args([OsStr::new("status"), no_text])
         .output()
         .expect("the binary starts");
+
     assert_eq!(
         wrong.status.code(),
         Some(2),
@@ -305,6 +328,7 @@ fn a_mesh_outlives_its_terminal_and_its_reader() {
         mesh.path("second"),
         mesh.path("next-link"),
     );
+
     fs::create_dir(&second).expect("a folder of our own");
     fs::copy(first.join("apps.yaml"), second.join("apps.yaml")).expect("a folder of our own");
     fs::write(second.join("second.yaml"), SECOND).expect("a folder of our own");

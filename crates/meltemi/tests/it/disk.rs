@@ -47,11 +47,13 @@ fn a_full_disk_is_told_and_nothing_is_lost() {
         peers.recorder("memo"),
         App::idle("inside"),
     ];
+
     let mut mesh = Plan::new()
         .argument("--no-gateways")
         .file("apps.yaml", &yaml(&apps))
         .state_of("512k")
         .start();
+
     // The file system is the mesh's alone; its processes show it.
     let home = mesh.path("state/meltemi/default");
     let state = PathBuf::from(format!("/proc/{}/root", mesh.supervisor().id()))
@@ -63,11 +65,13 @@ fn a_full_disk_is_told_and_nothing_is_lost() {
         fs::write(&file, text).expect("a writable folder");
         mesh.cli(&["apply", "-f", &file.display().to_string()])
     };
+
     mesh.wait("everybody answers", || {
         ["ledger", "diary", "memo"]
             .iter()
             .all(|host| status(&mesh, host) == 200)
     });
+
     assert!(apply(&mesh, &teapot("ledger", 418)).status.success());
     mesh.wait("what was applied is in force", || {
         status(&mesh, "ledger") == 418
@@ -80,6 +84,7 @@ fn a_full_disk_is_told_and_nothing_is_lost() {
         "inside",
         &peers.program("load.py", &["memo", "9080", "/"]),
     );
+
     assert_eq!(load.hear(), "started");
     fill(&state.join("filler"));
 
@@ -100,16 +105,19 @@ fn a_full_disk_is_told_and_nothing_is_lost() {
         ] {
             assert!(told.contains(words), "{words:?} in {told}");
         }
+
         assert!(
             !told.contains("created") && !told.contains("configured"),
             "{told}"
         );
     }
+
     assert_eq!(
         names(&state.join("applied")),
         kept,
         "no half-written file is left"
     );
+
     assert_eq!(mesh.cli(&["get", "vs", "diary"]).status.code(), Some(1));
     assert_eq!(
         (status(&mesh, "ledger"), status(&mesh, "diary")),
@@ -128,6 +136,7 @@ fn a_full_disk_is_told_and_nothing_is_lost() {
             && told.contains("No space left on device")
             && told.contains("free space")
     };
+
     mesh.wait("status tells of the disk", || says_full(&mesh));
 
     // A control plane that starts on a full disk finds everything again.
@@ -143,6 +152,7 @@ fn a_full_disk_is_told_and_nothing_is_lost() {
         object["spec"]["http"][0]["fault"]["abort"]["httpStatus"],
         418
     );
+
     mesh.wait("its proxies are", || {
         !both(&mesh.cli(&["status"])).contains("NOT CONNECTED")
     });

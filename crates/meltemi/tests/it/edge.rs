@@ -46,6 +46,7 @@ fn secret(folder: &Path, name: &str) -> String {
             .expect("base64 starts");
         String::from_utf8(output.stdout).expect("ASCII")
     };
+
     format!(
         "apiVersion: v1\nkind: Secret\nmetadata: {{name: site, namespace: istio-system}}\ntype: kubernetes.io/tls\n\
          data:\n  tls.crt: {}\n  tls.key: {}\n  ca.crt: {}\n",
@@ -150,6 +151,7 @@ fn tls_ends_at_the_gateway_and_begins_at_a_sidecar() {
         App::idle("inside"),
         App::idle("outside").unmeshed(),
     ];
+
     let plan = plan
         .file("apps.yaml", &yaml(&apps))
         .file("site.yaml", &gateway("SIMPLE"));
@@ -169,10 +171,12 @@ fn at_the_gateway(mesh: &Mesh, folder: &Path) {
         folder.join("ca.pem").display().to_string(),
         format!("{HOST}:{port}:127.0.0.1"),
     );
+
     let (url, common) = (
         format!("https://{HOST}:{port}/secure"),
         ["--cacert", &authority, "--resolve", &resolve],
     );
+
     let call = |more: &[&str]| -> Curl { curl_here(&[&common[..], more, &[&url]].concat()) };
     mesh.wait("HTTPS with the Secret's certificate", || {
         call(&[]).status == 200
@@ -187,6 +191,7 @@ fn at_the_gateway(mesh: &Mesh, folder: &Path) {
         &nobody,
         &format!("https://nobody.example.test:{port}/"),
     ]);
+
     assert_eq!(
         other.status, 0,
         "no certificate for another name: {other:?}"
@@ -200,6 +205,7 @@ fn at_the_gateway(mesh: &Mesh, folder: &Path) {
         &resolve,
         &format!("http://{HOST}:{plain}/secure"),
     ]);
+
     assert!(
         moved.status == 301 && moved.text.contains(&format!("location: https://{HOST}")),
         "{moved:?}"
@@ -219,6 +225,7 @@ fn at_the_gateway(mesh: &Mesh, folder: &Path) {
         folder.join("caller.pem").display().to_string(),
         folder.join("caller.key").display().to_string(),
     );
+
     let proven = ["--cert", &certificate, "--key", &key];
     mesh.wait("a caller without a certificate is refused", || {
         call(&[]).status == 0
@@ -235,6 +242,7 @@ fn at_the_sidecar(mesh: &Mesh, authority: &str) {
         call().text,
         "vault sni=vault.example.test host=vault.example.test path=/path"
     );
+
     // A server that is somebody else is not spoken to.
     let other = origination(&server, authority)
         .replace("subjectAltNames: [vault", "subjectAltNames: [other");

@@ -21,6 +21,7 @@ impl Outside {
         let at = listener.local_addr().expect("it is bound");
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
         let heard = Arc::clone(&asked);
+
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let mut reader = BufReader::new(stream);
@@ -30,11 +31,13 @@ impl Outside {
                     .lock()
                     .expect("nothing panics while it holds the lines")
                     .push(head);
+
                 let answer =
                     "HTTP/1.1 200 OK\r\ncontent-length: 7\r\nconnection: close\r\n\r\noutside";
                 let _ = reader.get_mut().write_all(answer.as_bytes());
             }
         });
+
         Self { at, asked }
     }
 
@@ -150,6 +153,7 @@ fn passed(mesh: &Mesh, gateway: &str, path: &str) -> bool {
         "-c",
         "proxy",
     ]);
+
     log.lines()
         .any(|line| line.contains(&format!("GET {path} ")) && line.contains(" 200 "))
 }
@@ -162,12 +166,14 @@ fn gateways_are_called_from_inside_the_mesh() {
     let outside = Outside::start();
     let plan = Plan::new();
     let dial_map = plan.path("dial-map.yaml");
+
     fs::write(&dial_map, format!("away.test: {}\n", outside.at)).expect("a writable folder");
     let apps = [
         peers.recorder("ledger"),
         App::idle("sleep"),
         App::idle("stranger").unmeshed(),
     ];
+
     let plan = plan
         .argument("--dial-map")
         .argument(&dial_map.display().to_string());
@@ -175,6 +181,7 @@ fn gateways_are_called_from_inside_the_mesh() {
         .file("mesh.yaml", ACCESS_LOG)
         .file("apps.yaml", &yaml(&apps))
         .file("wide.yaml", MESH_WIDE);
+
     let mesh = plan
         .file("ingress.yaml", INGRESS)
         .file("egress.yaml", &through_the_gateway(PLAIN, ""))
@@ -187,12 +194,14 @@ fn gateways_are_called_from_inside_the_mesh() {
             answer.status == 200 && passed(&mesh, gateway, path)
         });
     };
+
     called(
         "a call through the egress gateway",
         "http://away.test",
         "istio-egressgateway",
         "/plain",
     );
+
     assert!(outside.was_asked("/plain"));
     let ingress = "http://istio-ingressgateway.istio-system";
     called(
@@ -214,11 +223,13 @@ fn gateways_are_called_from_inside_the_mesh() {
             ],
         )
     };
+
     assert_eq!(
         direct().status,
         200,
         "in plaintext, whoever comes is let out"
     );
+
     mesh.write("egress.yaml", &through_the_gateway(MUTUAL, TO_MUTUAL));
     mesh.wait("the gateway asks for a certificate", || direct().code != 0);
     called(
@@ -227,6 +238,7 @@ fn gateways_are_called_from_inside_the_mesh() {
         "istio-egressgateway",
         "/mutual",
     );
+
     assert!(outside.was_asked("/mutual"));
     assert_ne!(direct().code, 0);
 }

@@ -9,6 +9,7 @@ use crate::tour;
 #[test]
 fn bookinfo_with_envoy_beside_reviews_and_productpage() {
     const TEST: &str = "bookinfo_with_envoy_beside_reviews_and_productpage";
+
     let Some(shared) = crate::shared() else {
         return crate::skip(TEST, "Istio's samples are not beside the workspace");
     };
@@ -23,15 +24,18 @@ fn bookinfo_with_envoy_beside_reviews_and_productpage() {
             .argument("--proxy")
             .argument(&format!("{workload}=envoy"));
     }
+
     tour::tour(&shared.join("istio/samples"), plan);
 }
 
 #[test]
 fn envoy_and_our_proxy_speak_mutual_tls_in_both_directions() {
     const TEST: &str = "envoy_and_our_proxy_speak_mutual_tls_in_both_directions";
+
     let (Some(peers), Some(envoy)) = (Peers::of(TEST), envoy(TEST)) else {
         return;
     };
+
     // Declared HTTP, declared TCP, and a name that declares nothing; plaintext is refused
     // everywhere.
     let ports = [("http", 9080), ("tcp", 9081), ("data", 9082)];
@@ -42,25 +46,30 @@ fn envoy_and_our_proxy_speak_mutual_tls_in_both_directions() {
             peers.program("recorder.py", &[name, "9080", "9081", "9082"]),
         )
     };
+
     let apps = [
         recorder("ours"),
         recorder("theirs").with_envoy(),
         App::idle("outside").unmeshed(),
     ];
+
     let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default}\nspec: {mtls: {mode: STRICT}}\n";
     let only = |who: &str, whom: &str| {
         format!(
             "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {whom}}}\nspec:\n  selector: {{matchLabels: {{app: {whom}}}}}\n  rules:\n  - from: [{{source: {{principals: [cluster.local/ns/default/sa/{who}]}}}}]\n"
         )
     };
+
     let plan = Plan::new()
         .argument("--no-gateways")
         .argument("--envoy")
         .argument(&envoy.display().to_string());
+
     let plan = plan.file("strict.yaml", strict).file(
         "policies.yaml",
         &(only("ours", "theirs") + &only("theirs", "ours")),
     );
+
     let mesh = plan.file("apps.yaml", &yaml(&apps)).start();
     for (from, to) in [("ours", "theirs"), ("theirs", "ours")] {
         for port in [9080, 9082] {
@@ -69,6 +78,7 @@ fn envoy_and_our_proxy_speak_mutual_tls_in_both_directions() {
                 curl(&mesh, from, &[&url]).status == 200
             });
         }
+
         // STRICT holds and the policies want the caller's identity: what passes is mutual TLS.
         for port in [9081, 9082] {
             let mut held = Dialogue::talk(&mesh, &peers, from, to, port);
@@ -80,6 +90,7 @@ fn envoy_and_our_proxy_speak_mutual_tls_in_both_directions() {
                 "{from} to {to}:{port}"
             );
         }
+
         assert_ne!(
             curl(&mesh, "outside", &[&format!("http://{to}:9080/")]).code,
             0,
@@ -100,17 +111,20 @@ fn envoy_and_our_proxy_speak_mutual_tls_in_both_directions() {
             "{proxy:#}"
         );
     }
+
     let envoys = proxies.iter().filter(|proxy| {
         proxy["user_agent"]
             .as_str()
             .is_some_and(|agent| agent.contains("envoy"))
     });
+
     assert_eq!(envoys.count(), 1, "{proxies:#?}");
     let table = mesh.cli_ok(&["status"]);
     let line = table
         .lines()
         .find(|line| line.contains("theirs-0"))
         .expect("a line of its own");
+
     assert!(
         line.contains("envoy") && line.contains("SYNCED") && !table.contains("REJECTED"),
         "{table}"

@@ -49,6 +49,7 @@ fn answer(mut stream: TcpStream, name: &str) -> std::io::Result<()> {
                 return Ok(());
             }
         }
+
         write!(
             stream,
             "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}",
@@ -84,12 +85,14 @@ impl Server {
                 &port.unwrap_or(0).to_string(),
             ],
         );
+
         let dialogue = Dialogue::start(Command::new(&words[0]).args(&words[1..]));
         let said = dialogue.hear();
         let port = said
             .strip_prefix("port ")
             .and_then(|port| port.parse().ok())
             .unwrap_or_else(|| panic!("it said {said:?}"));
+
         Self {
             dialogue,
             file,
@@ -131,6 +134,7 @@ fn bootstrap(variant: &str, xds: u16, admin: u16) -> Value {
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": { "http2_protocol_options": {} },
     } });
+
     json!({
         "node": { "id": "alone", "cluster": "test" },
         "admin": { "address": { "socket_address": { "address": "127.0.0.1", "port_value": admin } } },
@@ -158,10 +162,12 @@ impl Proxy {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+
         let mut child = command.spawn().expect("the binary starts");
         let said = Arc::new(Mutex::new(String::new()));
         collect(child.stdout.take().expect("piped"), Arc::clone(&said));
         collect(child.stderr.take().expect("piped"), Arc::clone(&said));
+
         Self {
             child,
             said,
@@ -219,6 +225,7 @@ fn listener(name: &str, port: u16, routes: &Value) -> Value {
         "stat_prefix": name,
         "http_filters": [{ "name": "envoy.filters.http.router", "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" } }],
     });
+
     for (key, value) in routes.as_object().expect("an object") {
         hcm[key] = value.clone();
     }
@@ -245,6 +252,7 @@ fn scenarios(test: &str, variant: &str) {
     let (port, admin) = (free_port(), free_port());
     let all = |prefix: &str, to: &str| json!({ "match": { "prefix": prefix }, "route": { "cluster": to } });
     let mut world = json!({});
+
     world[CLUSTER] = json!([cluster("first"), cluster("second")]);
     world[ENDPOINT] = json!([assignment("first", &[one]), assignment("second", &[two])]);
     world[LISTENER] = json!([listener("way-in", port, &by_rds("routes"))]);
@@ -257,10 +265,12 @@ fn scenarios(test: &str, variant: &str) {
             .map(|answer| answer.body)
             .unwrap_or_default()
     };
+
     wait(
         "listener, route, cluster and endpoints are in force",
         || body("/") == "one",
     );
+
     wait("the proxy says so", || {
         http::get(proxy.admin, "/ready", &[]).is_ok_and(|answer| answer.status == 200)
     });
@@ -270,6 +280,7 @@ fn scenarios(test: &str, variant: &str) {
             .map(|answer| answer.body)
             .unwrap_or_else(|error| format!("failed: {error}"))
     };
+
     assert_eq!(on_kept("/"), "one");
 
     // A change of routes, on the open connection too.
@@ -281,6 +292,7 @@ fn scenarios(test: &str, variant: &str) {
             all("/", "first"),
         ])
     )]);
+
     server.push(&world);
     wait("a changed route is taken", || body("/second") == "two");
     assert_eq!(
@@ -306,11 +318,13 @@ fn scenarios(test: &str, variant: &str) {
         assignment("second", &[one]),
         assignment("third", &[one, two])
     ]);
+
     let third = json!([
         all("/third", "third"),
         all("/second", "second"),
         all("/", "first")
     ]);
+
     world[ROUTE] = json!([routes("routes", &third)]);
     server.push(&world);
     wait("a new cluster is used", || body("/third") == "one");
@@ -338,6 +352,7 @@ fn scenarios(test: &str, variant: &str) {
         listener("broken", free_port(), &inline),
         listener("way-in", port, &by_rds("others"))
     ]);
+
     world[ROUTE] = json!([routes("others", &json!([all("/", "second")]))]);
     server.push(&world);
     let (url, reason) = server.refusal();
@@ -346,6 +361,7 @@ fn scenarios(test: &str, variant: &str) {
         reason.contains("broken") && !reason.contains("way-in"),
         "{reason}"
     );
+
     wait("the good listener is taken", || body("/") == "one");
 
     // A bad cluster: named; calls to it fail, others do not.
@@ -362,6 +378,7 @@ fn scenarios(test: &str, variant: &str) {
         ["one", "two"].contains(&body("/third").as_str()),
         "the old cluster stays"
     );
+
     server.push(&good);
 
     // The server dies: traffic goes on, old connections and new ones. It comes back with other
@@ -379,14 +396,17 @@ fn scenarios(test: &str, variant: &str) {
             Some("two"),
             "without a server"
         );
+
         assert_eq!(body("/second"), "one", "without a server");
     }
+
     world = good.clone();
     world[ENDPOINT] = json!([
         assignment("first", &[one]),
         assignment("second", &[two]),
         assignment("third", &[one])
     ]);
+
     let _server = Server::start(&peers, &world, Some(xds));
     wait("what the new server says is taken", || {
         body("/") == "one" && body("/second") == "two"
@@ -408,11 +428,13 @@ fn scenarios(test: &str, variant: &str) {
             .all(|name| dump.contains(name)),
         "{dump}"
     );
+
     let clusters = proxy.admin("/clusters");
     assert!(
         clusters.contains("first::") && clusters.contains(&one.to_string()),
         "{clusters}"
     );
+
     assert!(
         proxy
             .admin("/listeners")
@@ -444,12 +466,14 @@ fn a_bootstrap_is_validated_without_serving() {
             .arg(&file)
             .output()
             .expect("the binary starts");
+
         (
             output.status.code(),
             String::from_utf8_lossy(&output.stderr).into_owned()
                 + &String::from_utf8_lossy(&output.stdout),
         )
     };
+
     let sound = bootstrap("DELTA_GRPC", 1, 2);
     let (code, told) = check("sound.json", &sound.to_string());
     assert_eq!(code, Some(0), "{told}");
@@ -460,6 +484,7 @@ fn a_bootstrap_is_validated_without_serving() {
         "name": "tls",
         "typed_config": { "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext" },
     });
+
     let (code, told) = check("secured.json", &secured.to_string());
     assert!(
         code == Some(1)
@@ -467,6 +492,7 @@ fn a_bootstrap_is_validated_without_serving() {
             && told.contains("transport_socket"),
         "{told}"
     );
+
     let mut bad = sound;
     bad["static_resources"]["clusters"][0]["connect_timeout"] = json!("-1s");
     let (code, told) = check("cluster.json", &bad.to_string());

@@ -56,6 +56,7 @@ impl Client {
         {
             text.push_str(&format!("host: {}\r\n", self.host));
         }
+
         for (name, value) in headers {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -65,6 +66,7 @@ impl Client {
         text.push_str("\r\n");
         text.push_str(body);
         self.reader.get_mut().write_all(text.as_bytes())?;
+
         self.read()
     }
 
@@ -85,6 +87,7 @@ impl Client {
             .nth(1)
             .and_then(|code| code.parse().ok())
             .ok_or_else(|| bad(&start))?;
+
         let mut headers = Vec::new();
         loop {
             let line = self.line()?;
@@ -94,11 +97,13 @@ impl Client {
             let (name, value) = line.split_once(':').ok_or_else(|| bad(&line))?;
             headers.push((name.trim().to_owned(), value.trim().to_owned()));
         }
+
         let mut answer = Answer {
             status,
             headers,
             body: String::new(),
         };
+
         let mut body = Vec::new();
         if answer
             .header("transfer-encoding")
@@ -122,7 +127,9 @@ impl Client {
         } else if status >= 200 && status != 204 && status != 304 {
             self.reader.read_to_end(&mut body)?;
         }
+
         answer.body = String::from_utf8_lossy(&body).into_owned();
+
         Ok(answer)
     }
 }

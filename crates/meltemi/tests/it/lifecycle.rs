@@ -37,12 +37,14 @@ pub fn below(process: u32) -> Vec<(u32, u64)> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter_map(|pid| stat(pid).map(|(parent, start)| (pid, parent, start)))
         .collect();
+
     // Outermost first.
     let mut family: Vec<(u32, u64)> = all
         .iter()
         .filter(|(pid, ..)| *pid == process)
         .map(|(pid, _, start)| (*pid, *start))
         .collect();
+
     let mut next = 0;
     while next < family.len() {
         let parent = family[next].0;
@@ -53,6 +55,7 @@ pub fn below(process: u32) -> Vec<(u32, u64)> {
         );
         next += 1;
     }
+
     family
 }
 
@@ -76,11 +79,13 @@ fn whatever_dies_comes_back_and_the_rest_goes_on() {
         App::idle("inside"),
         App::idle("outside").unmeshed(),
     ];
+
     let alias = "apiVersion: v1\nkind: Service\nmetadata: {name: alias}\nspec: {type: ExternalName, externalName: ledger.default.svc.cluster.local}\n";
     let plan = Plan::new()
         .argument("--no-gateways")
         .file("apps.yaml", &yaml(&apps))
         .file("alias.yaml", alias);
+
     let mut mesh = plan.start();
     let calls = |mesh: &Mesh, from: &str, host: &str| {
         curl(mesh, from, &[&format!("http://{host}:9080/")]).status
@@ -101,6 +106,7 @@ fn whatever_dies_comes_back_and_the_rest_goes_on() {
         ] {
             assert_eq!(calls(&mesh, from, host), 200, "{from} calls {host}");
         }
+
         let found = mesh.exec(from, &["getent", "ahostsv4", "ledger"]);
         let text = String::from_utf8_lossy(&found.stdout).into_owned();
         let address = text
@@ -108,16 +114,19 @@ fn whatever_dies_comes_back_and_the_rest_goes_on() {
             .next()
             .unwrap_or_else(|| panic!("{from} resolves ledger: {found:?}"))
             .to_owned();
+
         assert!(
             address.starts_with("10.45."),
             "a Service address: {address}"
         );
+
         assert_eq!(calls(&mesh, from, &address), 200, "{from} calls {address}");
         let pod = workload(&mesh, "ledger-0")
             .and_then(|w| w["ip"].as_str().map(str::to_owned))
             .expect("an address");
         assert_eq!(calls(&mesh, from, &pod), 200, "{from} calls {pod}");
     }
+
     let outside = workload(&mesh, "outside-0").expect("it runs");
     assert!(
         outside["proxy"].is_null() && outside["ready"] == true,
@@ -129,6 +138,7 @@ fn whatever_dies_comes_back_and_the_rest_goes_on() {
         "inside",
         &peers.program("load.py", &["diary", "9080", "/"]),
     );
+
     assert_eq!(load.hear(), "started");
     let mut held = Dialogue::talk(&mesh, &peers, "inside", "diary", 9081);
     assert_eq!(held.ask("send before"), "received before");
@@ -159,6 +169,7 @@ fn whatever_dies_comes_back_and_the_rest_goes_on() {
             200,
             "without a control plane"
         );
+
         mesh.wait(
             "the certificates that go on are known to the new one",
             || {
@@ -173,6 +184,7 @@ fn whatever_dies_comes_back_and_the_rest_goes_on() {
                         .all(|line| line.contains("SYNCED") && line.contains("valid for "))
             },
         );
+
         let status = [418, 451, 429][round];
         mesh.write("ledger.yaml", &teapot("ledger", status));
         mesh.wait("a change after the restart is taken", || {
@@ -181,6 +193,7 @@ fn whatever_dies_comes_back_and_the_rest_goes_on() {
         mesh.take_out("ledger.yaml");
         mesh.wait("and taken back", || calls(&mesh, "inside", "ledger") == 200);
     }
+
     assert_eq!(held.ask("send after"), "received after");
     let counts: Value = serde_json::from_str(&load.end()).expect("JSON");
     assert_eq!(
@@ -188,6 +201,7 @@ fn whatever_dies_comes_back_and_the_rest_goes_on() {
         serde_json::json!([]),
         "what did not die is not hurt: {counts}"
     );
+
     assert_eq!(
         workload(&mesh, "diary-0").expect("it runs")["proxy"]["restarts"],
         0
@@ -199,6 +213,7 @@ fn whatever_dies_comes_back_and_the_rest_goes_on() {
 #[test]
 fn programs_of_root_may_become_somebody_else() {
     const TEST: &str = "programs_of_root_may_become_somebody_else";
+
     if Peers::of(TEST).is_none() {
         return;
     }
@@ -215,6 +230,7 @@ fn programs_of_root_may_become_somebody_else() {
         .argument("--no-gateways")
         .file("apps.yaml", &App::idle("inside").yaml())
         .start();
+
     for place in ["@router", "inside"] {
         let output = mesh.exec(place, &become_guest);
         let told = both(&output);
@@ -234,16 +250,19 @@ fn commands_behave_as_in_a_shell(mesh: &Mesh) {
             Some(code)
         );
     }
+
     assert_eq!(
         mesh.exec("inside", &["sh", "-c", "kill -9 $$"])
             .status
             .code(),
         Some(137)
     );
+
     assert_eq!(
         mesh.exec("inside", &["no-such-program"]).status.code(),
         Some(127)
     );
+
     let mut cat = mesh.cli_command();
     let mut cat = cat
         .args(["exec", "inside-0", "--", "cat"])
@@ -251,15 +270,18 @@ fn commands_behave_as_in_a_shell(mesh: &Mesh) {
         .stdout(Stdio::piped())
         .spawn()
         .expect("it starts");
+
     let text: Vec<u8> = (0..200_000_u32).map(|n| n as u8).collect();
     let mut input = cat.stdin.take().expect("piped");
     let sent = text.clone();
+
     std::thread::spawn(move || std::io::Write::write_all(&mut input, &sent));
     let output = cat.wait_with_output().expect("it ends");
     assert!(
         output.status.success() && output.stdout == text,
         "stdin comes out of stdout, byte by byte"
     );
+
     let split = mesh.exec("inside", &["sh", "-c", "echo out; echo err >&2"]);
     assert_eq!(
         (&split.stdout[..], &split.stderr[..]),
@@ -297,6 +319,7 @@ fn commands_behave_as_in_a_shell(mesh: &Mesh) {
             "{arguments:?}: {output:?}"
         );
     }
+
     let completion = mesh.cli_ok(&["completion", "bash"]);
     assert!(completion.contains("meltemi"), "{completion}");
 }
@@ -333,13 +356,16 @@ impl Traces {
             processes.len() > 6 && namespaces.len() > 6,
             "{processes:?} {namespaces:?}"
         );
+
         // USER_HZ is 100 on every architecture that the mesh runs on.
         let uptime = fs::read_to_string("/proc/uptime")
             .expect("/proc")
             .split(' ')
             .next()
             .map(str::parse::<f64>);
+
         let at = (uptime.expect("a number").expect("a number") * 100.0) as u64;
+
         Self {
             at,
             processes,
@@ -360,10 +386,12 @@ impl Traces {
                 ));
             }
         }
+
         let numbers = fs::read_dir("/proc")
             .expect("/proc")
             .flatten()
             .filter_map(|e| e.file_name().into_string().ok());
+
         // The kernel gives a namespace's number to the next one: whoever began later is somebody
         // else's.
         let began_before = |pid: &String| {
@@ -372,6 +400,7 @@ impl Traces {
                 .and_then(stat)
                 .is_some_and(|(_, began)| began <= self.at)
         };
+
         for pid in numbers.filter(began_before) {
             let shared: Vec<_> = namespaces_of(&pid)
                 .intersection(&self.namespaces)
@@ -381,6 +410,7 @@ impl Traces {
                 left.push(format!("process {pid} in {shared:?}"));
             }
         }
+
         let home = self.home.display().to_string();
         for table in ["/proc/self/mountinfo", "/proc/net/unix"] {
             let text = fs::read_to_string(table).unwrap_or_default();
@@ -390,9 +420,11 @@ impl Traces {
                     .map(|line| format!("{table}: {line}")),
             );
         }
+
         if self.run_dir.exists() {
             left.push(format!("{}", self.run_dir.display()));
         }
+
         left
     }
 }
@@ -435,6 +467,7 @@ fn nothing_is_left_whichever_way_the_supervisor_ends() {
         .file("apps.yaml", &yaml(&apps))
         .file("gateway.yaml", GATEWAY)
         .start();
+
     for (name, is_orderly) in [("INT", true), ("KILL", false), ("TERM", true)] {
         mesh.wait("the way in", || mesh.published(8080).is_some());
         mesh.wait("an answer from outside", || {
@@ -447,6 +480,7 @@ fn nothing_is_left_whichever_way_the_supervisor_ends() {
             "{:?}",
             mesh.lines()
         );
+
         // Somebody is inside, and a program was added: they end as well.
         let mut guest = Dialogue::inside(&mesh, "ledger", &["cat".to_owned()]);
         assert_eq!(guest.ask("hello"), "hello");
@@ -470,15 +504,18 @@ fn nothing_is_left_whichever_way_the_supervisor_ends() {
             &format!("nothing is left after {name}: {:?}", traces.left()),
             || traces.left().is_empty(),
         );
+
         assert!(
             TcpStream::connect(gateway).is_err(),
             "{name}: the port is free"
         );
+
         assert_eq!(
             interfaces(),
             before,
             "the machine's own network is not touched"
         );
+
         if name != "TERM" {
             mesh.start_again();
         }
@@ -500,15 +537,18 @@ fn a_port_that_is_taken_is_named_and_the_rest_runs() {
         .file("apps.yaml", &yaml(&apps))
         .file("gateway.yaml", GATEWAY)
         .launch();
+
     mesh.wait("the port is named", || {
         mesh.said(&format!(
             "port {port} of 127.0.0.1 is taken by another program"
         ))
     });
+
     assert!(mesh.said("--publish 8080=OTHER"), "{:?}", mesh.lines());
     mesh.wait("the rest runs", || {
         curl(&mesh, "inside", &["http://ledger:9080/"]).status == 200
     });
+
     // Another program of the same user that shares its port must be noticed as well.
     assert!(mesh.published(8080).is_none(), "{:?}", mesh.lines());
     drop(taken);
@@ -517,10 +557,12 @@ fn a_port_that_is_taken_is_named_and_the_rest_runs() {
 #[test]
 fn namespaces_that_are_forbidden_are_explained() {
     const TEST: &str = "namespaces_that_are_forbidden_are_explained";
+
     if Peers::of(TEST).is_none() {
         return;
     }
     let home = tempfile::tempdir().expect("a temporary folder");
+
     // In a user namespace whose own limit of user namespaces is 0, as an administrator would set
     // it.
     let script = format!(
@@ -528,12 +570,14 @@ fn namespaces_that_are_forbidden_are_explained() {
         crate::binary().display(),
         home.path().display()
     );
+
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "sh", "-c", &script]);
     command
         .env("XDG_RUNTIME_DIR", home.path())
         .env("XDG_STATE_HOME", home.path())
         .stdin(Stdio::null());
+
     let output = command.output().expect("unshare starts");
     let told = both(&output);
     if told.contains("max_user_namespaces: ") && told.contains("denied") {
@@ -544,5 +588,6 @@ fn namespaces_that_are_forbidden_are_explained() {
         told.contains("user namespace") && told.contains("max_user_namespaces"),
         "what is missing, and what to do: {told}"
     );
+
     assert!(!home.path().join("meltemi/default/node.sock").exists());
 }

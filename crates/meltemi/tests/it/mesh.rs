@@ -57,10 +57,12 @@ impl Plan {
             .prefix("mesh")
             .tempdir()
             .expect("a temporary folder");
+
         for folder in ["config", "run", "state"] {
             fs::create_dir(home.path().join(folder)).expect("a fresh folder");
         }
         fs::write(home.path().join("images.yaml"), BOOKINFO_IMAGES).expect("a writable folder");
+
         Self {
             home,
             command: "up",
@@ -142,6 +144,7 @@ impl Plan {
         } else {
             Machine::shared()
         };
+
         let (supervisor, said) = self.spawn();
         Mesh {
             supervisor,
@@ -174,6 +177,7 @@ impl Plan {
                 at_home(command, self.home.path())
             }
         };
+
         command
             .args([self.command, "--publish", "8080=0", "-f"])
             .arg(self.path("config"));
@@ -181,24 +185,29 @@ impl Plan {
             .arg("--images")
             .arg(self.path("images.yaml"))
             .args(&self.arguments);
+
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+
         let mut supervisor = command.spawn().expect("the binary starts");
         let said = Arc::new(Mutex::new(Vec::new()));
         let until = self.is_read_until;
+
         collect(
             supervisor.stdout.take().expect("its output is piped"),
             Arc::clone(&said),
             until,
         );
+
         collect(
             supervisor.stderr.take().expect("its errors are piped"),
             Arc::clone(&said),
             until,
         );
+
         (supervisor, said)
     }
 }
@@ -249,6 +258,7 @@ impl Mesh {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+
         self.gateway = self.published(8080).unwrap_or(self.gateway);
     }
 

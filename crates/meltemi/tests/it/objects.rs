@@ -49,13 +49,16 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
         peers.recorder("diary"),
         App::idle("inside"),
     ];
+
     let plan = Plan::new()
         .argument("--no-gateways")
         .file("apps.yaml", &yaml(&apps))
         .file("diary.yaml", &teapot("diary", 418));
+
     let mut mesh = plan.start();
     let ledger = |mesh: &Mesh| curl(mesh, "inside", &["http://ledger:9080/"]).status;
     let diary = |mesh: &Mesh| curl(mesh, "inside", &["http://diary:9080/"]).status;
+
     mesh.wait("a file of the directory is in force", || {
         ledger(&mesh) == 200 && diary(&mesh) == 418
     });
@@ -67,11 +70,13 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
         mesh.cli_ok(&["apply", "--dry-run", "-f", &dry.display().to_string()])
             .contains("virtualservice/ledger created (dry run)")
     );
+
     assert_eq!(
         mesh.cli(&["get", "virtualservice", "ledger"]).status.code(),
         Some(1),
         "a dry run changes nothing"
     );
+
     for (status, word) in [(418, "created"), (418, "unchanged"), (451, "configured")] {
         let output = apply(&mesh, &teapot("ledger", status));
         assert!(
@@ -87,8 +92,10 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
         mesh.cli_ok(&["get", "vs", "-o", "name"]),
         "virtualservice/diary\nvirtualservice/ledger\n"
     );
+
     let json =
         |arguments: &[&str]| serde_json::from_str::<Value>(&mesh.cli_ok(arguments)).expect("JSON");
+
     // The file still says 418.
     for arguments in [
         &["get", "vs/ledger", "-o", "json"][..],
@@ -100,28 +107,34 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
             "{arguments:?}"
         );
     }
+
     assert!(
         mesh.cli_ok(&["get", "virtualservices", "-o", "yaml"])
             .contains("kind: List")
     );
+
     let wide = mesh.cli_ok(&["get", "virtualservices", "-o", "wide"]);
     assert!(
         wide.contains("diary.yaml") && wide.contains("applied"),
         "{wide}"
     );
+
     let one = json(&["get", "vs/ledger", "-o", "json"]);
     let created = one["metadata"]["creationTimestamp"]
         .as_str()
         .expect("when it was applied")
         .to_owned();
+
     assert!(
         mesh.cli_ok(&["get", "vs/ledger", "-o", "yaml"])
             .contains(&created)
     );
+
     assert!(
         both(&mesh.cli(&["get", "vs", "-n", "elsewhere"]))
             .contains("No objects found in namespace \"elsewhere\"")
     );
+
     let unknown = mesh.cli(&["get", "virtualservice", "nobody"]);
     assert_eq!(unknown.status.code(), Some(1));
     assert!(both(&unknown).contains("not found"), "{unknown:?}");
@@ -132,6 +145,7 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
         output.status.success() && both(&output).contains("diary.yaml"),
         "{output:?}"
     );
+
     mesh.wait("the directory's object is changed", || diary(&mesh) == 451);
     let text = fs::read_to_string(mesh.config().join("diary.yaml")).expect("it is still there");
     assert!(text.contains("451"), "{text}");
@@ -141,11 +155,13 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
         &mesh,
         &teapot("ledger", 418).replace("httpStatus", "httpStats"),
     );
+
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(
         both(&output).contains("httpStats") && both(&output).contains("did you mean httpStatus?"),
         "{output:?}"
     );
+
     assert_eq!(ledger(&mesh), 451);
 
     mesh.stop();
@@ -166,6 +182,7 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
         mesh.cli_ok(&["delete", "-f", &file])
             .contains("virtualservice/ledger deleted")
     );
+
     mesh.wait("the deleted object is gone", || ledger(&mesh) == 200);
     let again = mesh.cli(&["delete", "virtualservice", "ledger"]);
     assert!(
@@ -175,16 +192,19 @@ fn objects_are_applied_shown_deleted_and_survive_a_restart() {
             ),
         "{again:?}"
     );
+
     assert_eq!(
         both(&again),
         both(&unknown).replace("nobody", "ledger"),
         "one wording"
     );
+
     assert!(
         mesh.cli(&["delete", "vs", "ledger", "--ignore-not-found"])
             .status
             .success()
     );
+
     mesh.cli_ok(&["delete", "vs/diary"]);
     mesh.wait("deleted from the directory", || diary(&mesh) == 200);
     let left = fs::read_to_string(mesh.config().join("diary.yaml")).unwrap_or_default();
@@ -198,11 +218,13 @@ fn mistakes_are_told_with_their_place_and_the_last_good_object_stays() {
     else {
         return;
     };
+
     let apps = [peers.recorder("ledger"), App::idle("inside")];
     let plan = Plan::new()
         .argument("--no-gateways")
         .file("apps.yaml", &yaml(&apps))
         .file("ledger.yaml", &teapot("ledger", 418));
+
     let mut mesh = plan.start();
     let ledger = |mesh: &Mesh| curl(mesh, "inside", &["http://ledger:9080/"]).status;
     let told = |mesh: &Mesh| both(&mesh.cli(&["status"]));
@@ -212,6 +234,7 @@ fn mistakes_are_told_with_their_place_and_the_last_good_object_stays() {
             words.iter().all(|word| told.contains(word))
         });
     };
+
     mesh.wait("the good object is in force", || ledger(&mesh) == 418);
 
     // Not YAML at all, in line 6.
@@ -219,22 +242,26 @@ fn mistakes_are_told_with_their_place_and_the_last_good_object_stays() {
         "ledger.yaml",
         &teapot("ledger", 451).replace("hosts: [ledger]", "hosts: [ledger"),
     );
+
     says(&mesh, "broken YAML", &["ledger.yaml:", "error"]);
     let line = told(&mesh)
         .lines()
         .find(|line| line.contains("ledger.yaml:"))
         .map(str::to_owned)
         .expect("a line");
+
     let place: Vec<&str> = line
         .split("ledger.yaml:")
         .nth(1)
         .expect("a place")
         .splitn(3, ':')
         .collect();
+
     assert!(
         place.len() == 3 && place[..2].iter().all(|n| n.parse::<u32>().is_ok()),
         "file:line:column in {line:?}"
     );
+
     assert_eq!(ledger(&mesh), 418, "the last good object stays");
 
     // Across a restart, too.
@@ -250,11 +277,13 @@ fn mistakes_are_told_with_their_place_and_the_last_good_object_stays() {
         "ledger.yaml",
         &teapot("ledger", 451).replace("httpStatus", "httpStats"),
     );
+
     says(
         &mesh,
         "unknown field",
         &["ledger.yaml:10:9", "httpStats", "did you mean httpStatus?"],
     );
+
     assert_eq!(ledger(&mesh), 418);
 
     // A value that cannot be.
@@ -283,6 +312,7 @@ fn mistakes_are_told_with_their_place_and_the_last_good_object_stays() {
         "unknown.yaml",
         "apiVersion: networking.istio.io/v1\nkind: VirtualServise\nmetadata: {name: x}\nspec: {}\n",
     );
+
     says(
         &mesh,
         "unknown kind",
@@ -292,6 +322,7 @@ fn mistakes_are_told_with_their_place_and_the_last_good_object_stays() {
             "did you mean VirtualService?",
         ],
     );
+
     mesh.write("unknown.yaml", &teapot("diary", 418));
     says(&mesh, "reference to nothing", &["unknown.yaml:", "diary"]);
     mesh.take_out("unknown.yaml");
@@ -301,11 +332,13 @@ fn mistakes_are_told_with_their_place_and_the_last_good_object_stays() {
         "        image: none\n",
         "        image: registry.example/other:1\n",
     );
+
     let without_command: String = deployment
         .lines()
         .filter(|line| !line.contains("command:"))
         .flat_map(|line| [line, "\n"])
         .collect();
+
     mesh.write("other.yaml", &without_command);
     mesh.wait("the image is named", || {
         mesh.said("registry.example/other:1 is no program of this machine")
@@ -327,6 +360,7 @@ fn mistakes_are_told_with_their_place_and_the_last_good_object_stays() {
         )
         .yaml()
     };
+
     mesh.write("crasher.yaml", &crasher(&["no-such-program"]));
     let state = |mesh: &Mesh| workload(mesh, "crasher-0");
     mesh.wait("a missing program is told", || {
@@ -336,17 +370,20 @@ fn mistakes_are_told_with_their_place_and_the_last_good_object_stays() {
                 .is_some_and(|text| text.contains("not found"))
         })
     });
+
     mesh.write("crasher.yaml", &crasher(&["sh", "-c", "echo oops; exit 3"]));
     mesh.wait("it is started again and again", || {
         state(&mesh).is_some_and(|w| {
             w["app"]["restarts"].as_u64() >= Some(3) && w["app"]["last_exit"] == "exit code 3"
         })
     });
+
     mesh.wait("its status shows it", || {
         mesh.cli_ok(&["status"])
             .lines()
             .any(|line| line.contains("crasher-0") && line.contains("CrashLoopBackOff"))
     });
+
     assert!(mesh.cli_ok(&["logs", "crasher"]).contains("oops"));
     let told = |text: &str| {
         mesh.lines()
@@ -354,17 +391,20 @@ fn mistakes_are_told_with_their_place_and_the_last_good_object_stays() {
             .filter(|line| line.contains(text))
             .count()
     };
+
     assert_eq!(
         told("workload default/crasher-0: its program fails again and again (exit code 3)"),
         1,
         "told once"
     );
+
     assert_eq!(
         told("`meltemi logs -n default crasher-0` shows what it said"),
         1,
         "{:?}",
         mesh.lines()
     );
+
     assert_eq!(ledger(&mesh), 451, "the rest keeps running");
 }
 
@@ -379,6 +419,7 @@ fn the_demo_gives_way_to_what_the_user_says() {
              gateways: [bookinfo-gateway]\n  http: [{{directResponse: {{status: {status}}}}}]\n"
         )
     };
+
     let mesh = Plan::new().demo().file("way-in.yaml", &way_in(418)).start();
     mesh.wait("the directory's object counts", || {
         mesh.get("/productpage", &[]).status == 418
@@ -388,6 +429,7 @@ fn the_demo_gives_way_to_what_the_user_says() {
         !told.contains("MEL0402") && !told.contains("bookinfo"),
         "{told}"
     );
+
     mesh.take_out("way-in.yaml");
     mesh.wait("without it the demo's own does", || {
         mesh.get("/productpage", &[]).status == 200
@@ -404,6 +446,7 @@ fn the_demo_gives_way_to_what_the_user_says() {
             && deleted.contains("is in force again"),
         "{deleted}"
     );
+
     mesh.wait("the demo's own is back", || {
         mesh.get("/productpage", &[]).status == 200
     });
@@ -419,6 +462,7 @@ fn the_demo_gives_way_to_what_the_user_says() {
         output.status.success() && told.contains("configmap/istio configured"),
         "{told}"
     );
+
     for words in [
         "applied.yaml:6: error[MEL0313]: ConfigMap/istio.istio-system: data.mesh: trustDomain: example.org",
         "applied.yaml:7: error[MEL0313]: ConfigMap/istio.istio-system: data.mesh: proxyListenPort: 16001",
@@ -427,6 +471,7 @@ fn the_demo_gives_way_to_what_the_user_says() {
     ] {
         assert!(told.contains(words), "{words:?} in {told}");
     }
+
     mesh.wait("the rest of it is in force", || {
         let call = [
             "curl",
@@ -437,15 +482,18 @@ fn the_demo_gives_way_to_what_the_user_says() {
             "%{http_code}",
             "http://reviews:9080/reviews/0",
         ];
+
         let answer = mesh.exec("productpage-v1", &call);
         assert_eq!(
             String::from_utf8_lossy(&answer.stdout),
             "200",
             "calls go on: {answer:?}"
         );
+
         mesh.cli_ok(&["logs", "productpage-v1", "-c", "proxy"])
             .contains("\ncounted 200")
     });
+
     assert!(both(&mesh.cli(&["status"])).contains("MEL0313"));
 }
 

@@ -63,7 +63,9 @@ impl Scrape {
                 .map(|(name, value)| (name.clone(), text(value)))
                 .collect()
         };
+
         let samples = said["samples"].as_array().expect("a list").iter();
+
         Self {
             families: said["families"]
                 .as_array()
@@ -88,6 +90,7 @@ impl Scrape {
                 .iter()
                 .all(|(label, value)| sample.labels.get(*label).is_some_and(|v| v == value))
         };
+
         self.samples
             .iter()
             .filter(|sample| sample.name == name)
@@ -113,6 +116,7 @@ fn counts_of_pages(mesh: &Mesh, peers: &Peers) -> [f64; 5] {
         "istio_request_duration_milliseconds",
         "request_result",
     ];
+
     let page = Scrape::of(mesh, peers, "productpage-v1", 15020, &families);
     let details = Scrape::of(mesh, peers, "details-v1", 15090, &families);
     let to_page = [
@@ -132,6 +136,7 @@ fn counts_of_pages(mesh: &Mesh, peers: &Peers) -> [f64; 5] {
         ("response_flags", "-"),
         ("connection_security_policy", "mutual_tls"),
     ];
+
     let to_details = |reporter| {
         [
             ("reporter", reporter),
@@ -147,6 +152,7 @@ fn counts_of_pages(mesh: &Mesh, peers: &Peers) -> [f64; 5] {
             ("response_code", "200"),
         ]
     };
+
     [
         page.sum("istio_requests_total", &to_page),
         page.sum("istio_request_duration_milliseconds_count", &to_page),
@@ -162,6 +168,7 @@ fn counts_of_pages(mesh: &Mesh, peers: &Peers) -> [f64; 5] {
 #[test]
 fn metrics_and_admin_are_read_by_others() {
     const TEST: &str = "metrics_and_admin_are_read_by_others";
+
     let (Some(shared), Some(peers)) = (crate::shared(), Peers::of(TEST)) else {
         return crate::skip(TEST, "Istio's samples are not beside the workspace");
     };
@@ -170,10 +177,12 @@ fn metrics_and_admin_are_read_by_others() {
         .sample(&samples.join("platform/kube/bookinfo.yaml"))
         .sample(&samples.join("networking/bookinfo-gateway.yaml"))
         .start();
+
     let whole = |mesh: &Mesh| {
         let page = mesh.get("/productpage", &[]);
         page.status == 200 && page.body.contains("1234567890")
     };
+
     mesh.wait("a whole page", || whole(&mesh));
 
     let before = counts_of_pages(&mesh, &peers);
@@ -182,6 +191,7 @@ fn metrics_and_admin_are_read_by_others() {
         let now = counts_of_pages(&mesh, &peers);
         std::array::from_fn::<f64, 5, _>(|i| now[i] - before[i])
     };
+
     mesh.wait("every page is counted once, everywhere", || {
         added() == [PAGES as f64; 5]
     });
@@ -197,6 +207,7 @@ fn metrics_and_admin_are_read_by_others() {
             LABELS
         );
     }
+
     let own = Scrape::of(&mesh, &peers, "productpage-v1", 15090, &[]);
     for family in [
         "istio_requests",
@@ -209,12 +220,14 @@ fn metrics_and_admin_are_read_by_others() {
             "{family}: {:?}",
             own.families
         );
+
         assert!(
             merged.families.iter().any(|name| name == family),
             "{family}: {:?}",
             merged.families
         );
     }
+
     for (family, of) in [
         ("istio_agent_cert_expiry_seconds", "the agent"),
         ("request_result", "the application"),
@@ -224,12 +237,14 @@ fn metrics_and_admin_are_read_by_others() {
             "{of}: {:?}",
             merged.families
         );
+
         assert!(
             !own.families.iter().any(|name| name == family),
             "15090 is the proxy's alone: {:?}",
             own.families
         );
     }
+
     let details = Scrape::of(&mesh, &peers, "details-v1", 15020, &[]);
     assert!(
         !details.families.iter().any(|name| name == "request_result"),
@@ -246,6 +261,7 @@ fn admin(mesh: &Mesh, peers: &Peers) {
         "productpage-v1",
         &peers.program("admin.py", &["127.0.0.1:15000"]),
     );
+
     assert_eq!(said["state"], "LIVE");
     assert_eq!(said["certs"], 2, "the chain and the roots: {said}");
     let has = |list: &str, name: &str| {
@@ -255,6 +271,7 @@ fn admin(mesh: &Mesh, peers: &Peers) {
             .iter()
             .any(|item| item == name)
     };
+
     for part in [
         "ClustersConfigDump",
         "ListenersConfigDump",
@@ -263,6 +280,7 @@ fn admin(mesh: &Mesh, peers: &Peers) {
     ] {
         assert!(has("config_dump", part), "{part}: {said}");
     }
+
     for cluster in [
         "outbound|9080||reviews.default.svc.cluster.local",
         "inbound|9080||",
@@ -270,6 +288,7 @@ fn admin(mesh: &Mesh, peers: &Peers) {
     ] {
         assert!(has("clusters", cluster), "{cluster}: {said}");
     }
+
     for listener in ["virtualOutbound", "virtualInbound"] {
         assert!(has("listeners", listener), "{listener}: {said}");
     }
@@ -278,6 +297,7 @@ fn admin(mesh: &Mesh, peers: &Peers) {
         .expect("a list")
         .iter()
         .filter_map(Value::as_str);
+
     for name in foreign {
         assert!(
             [
@@ -301,17 +321,20 @@ fn admin(mesh: &Mesh, peers: &Peers) {
         !filtered.text.is_empty() && filtered.text.lines().all(|line| line.starts_with("cds.")),
         "{filtered:?}"
     );
+
     assert_eq!(get("/stats?filter=(").status, 400, "no regular expression");
     assert_eq!(
         get("/logging?level=debug").status,
         405,
         "it changes something"
     );
+
     assert!(
         ask(&["-XPOST", "http://127.0.0.1:15000/logging?level=debug"])
             .text
             .contains("debug")
     );
+
     assert!(
         ask(&["-XPOST", "http://127.0.0.1:15000/logging?level=info"])
             .text
@@ -322,11 +345,13 @@ fn admin(mesh: &Mesh, peers: &Peers) {
         ask(&["-XPOST", "http://127.0.0.1:15000/healthcheck/fail"]).status,
         200
     );
+
     assert_eq!(get("/ready").status, 503);
     assert_eq!(
         ask(&["-XPOST", "http://127.0.0.1:15000/healthcheck/ok"]).status,
         200
     );
+
     assert_eq!(get("/ready").status, 200);
 
     // The end of a proxy by its own command; the node starts another one.
@@ -341,11 +366,13 @@ fn admin(mesh: &Mesh, peers: &Peers) {
             .clone();
         page["proxy"]["pid"].as_u64()
     };
+
     let first = pid(mesh).expect("it runs");
     assert_eq!(
         ask(&["-XPOST", "http://127.0.0.1:15000/quitquitquit"]).status,
         200
     );
+
     mesh.wait("another proxy", || {
         pid(mesh).is_some_and(|now| now != first)
     });

@@ -35,6 +35,7 @@ impl Peers {
             crate::skip(test, why);
             None
         };
+
         if !has_namespaces(test) {
             return None;
         }
@@ -44,6 +45,7 @@ impl Peers {
         {
             return missing(&format!("{program} is not installed"));
         }
+
         Self::python(test)
     }
 
@@ -60,6 +62,7 @@ impl Peers {
             );
             return None;
         }
+
         Some(Self {
             python: python.display().to_string(),
         })
@@ -93,10 +96,12 @@ pub fn has_namespaces(test: &str) -> bool {
         "--fork",
         "true",
     ];
+
     let has = succeeds(Command::new("unshare").args(namespaces));
     if !has {
         crate::skip(test, "this machine forbids user namespaces");
     }
+
     has
 }
 
@@ -155,6 +160,7 @@ impl App {
             .iter()
             .map(|(name, port)| ((*name).to_owned(), *port))
             .collect();
+
         Self {
             name: name.to_owned(),
             ports,
@@ -190,6 +196,7 @@ impl App {
             labels,
             annotations,
         } = self;
+
         let list = |item: &dyn Fn(&str, u16) -> String| {
             ports
                 .iter()
@@ -197,6 +204,7 @@ impl App {
                 .collect::<Vec<_>>()
                 .join(", ")
         };
+
         let mut text =
             format!("---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}}}\n");
         if !ports.is_empty() {
@@ -206,6 +214,7 @@ impl App {
                 "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{selector: {{app: {name}}}, ports: [{ports}]}}\n"
             );
         }
+
         let ports = list(&|_, port| format!("{{containerPort: {port}}}"));
         let command = serde_json::to_string(command).expect("words are JSON");
         let _ = write!(
@@ -229,6 +238,7 @@ spec:
         ports: [{ports}]
 "
         );
+
         text
     }
 }
@@ -253,6 +263,7 @@ impl Dialogue {
             .stdout(Stdio::piped())
             .spawn()
             .expect("the program starts");
+
         let (send, lines) = channel();
         let output = BufReader::new(child.stdout.take().expect("its output is piped"));
         std::thread::spawn(move || {
@@ -261,6 +272,7 @@ impl Dialogue {
                 .map_while(Result::ok)
                 .try_for_each(|line| send.send(line))
         });
+
         Self {
             input: child.stdin.take(),
             child,
@@ -385,12 +397,14 @@ pub fn certificates(folder: &Path, name: &str, hosts: &[&str]) {
             .args(arguments)
             .output()
             .expect("openssl starts");
+
         assert!(
             output.status.success(),
             "openssl {arguments:?}: {}",
             String::from_utf8_lossy(&output.stderr)
         );
     };
+
     let key = [
         "-newkey",
         "ec",
@@ -398,6 +412,7 @@ pub fn certificates(folder: &Path, name: &str, hosts: &[&str]) {
         "ec_paramgen_curve:P-256",
         "-nodes",
     ];
+
     if !folder.join("ca.pem").exists() {
         let authority = [
             "-x509",
@@ -410,18 +425,22 @@ pub fn certificates(folder: &Path, name: &str, hosts: &[&str]) {
             "-out",
             "ca.pem",
         ];
+
         run(&[&["req"][..], &key, &authority].concat());
     }
+
     let names: Vec<String> = hosts.iter().map(|host| format!("DNS:{host}")).collect();
     let (subject, names) = (
         format!("/CN={name}"),
         format!("subjectAltName={}", names.join(",")),
     );
+
     let (key_file, certificate) = (format!("{name}.key"), format!("{name}.pem"));
     let issued = [
         "-x509", "-days", "2", "-CA", "ca.pem", "-CAkey", "ca.key", "-subj", &subject, "-addext",
         &names,
     ];
+
     let files = [
         "-addext",
         "basicConstraints=critical,CA:FALSE",
@@ -430,5 +449,6 @@ pub fn certificates(folder: &Path, name: &str, hosts: &[&str]) {
         "-out",
         &certificate,
     ];
+
     run(&[&["req"][..], &key, &issued, &files].concat());
 }

@@ -87,6 +87,7 @@ fn protocols_between_programs_that_are_not_ours() {
             &[name, &format!("{name}.example.test")],
         );
     }
+
     let tls = |name: &str| {
         let file = |suffix: &str| plan.path(&format!("{name}.{suffix}")).display().to_string();
         App::new(
@@ -98,6 +99,7 @@ fn protocols_between_programs_that_are_not_ours() {
             ),
         )
     };
+
     // `data` declares nothing: what it carries is found out.
     let ports = [
         ("http", 9080),
@@ -105,6 +107,7 @@ fn protocols_between_programs_that_are_not_ours() {
         ("data", 9082),
         ("tcp-greeting", 9083),
     ];
+
     let plain = App::new(
         "plain",
         &ports,
@@ -113,6 +116,7 @@ fn protocols_between_programs_that_are_not_ours() {
             &["plain", "9080", "9081", "9082", "9083:greet"],
         ),
     );
+
     let apps = [
         plain,
         App::new("speaker", &[("grpc", 50051), ("undeclared", 50052)], {
@@ -146,12 +150,14 @@ fn protocols_between_programs_that_are_not_ours() {
         tls("beta"),
         App::idle("inside"),
     ];
+
     let (apps, authority) = (yaml(&apps), plan.path("ca.pem").display().to_string());
     let plan = plan
         .file("apps.yaml", &apps)
         .file("strict.yaml", STRICT)
         .file("tls.yaml", PASS_THROUGH)
         .file("teapot.yaml", TEAPOT);
+
     let mesh = plan.start();
     mesh.wait("a first answer", || {
         curl(&mesh, "inside", &["http://plain:9080/"]).status == 200
@@ -176,12 +182,14 @@ fn http1(mesh: &Mesh) {
             (200, "plain GET /x"),
             "{url}"
         );
+
         let answer = curl(mesh, "inside", &["-H", "x-teapot: yes", &url]);
         assert_eq!(
             (answer.status, answer.text.as_str()),
             (418, "short and stout"),
             "{url} is HTTP, declared or found out"
         );
+
         // The same host by its absolute name: no way around a route, or a policy.
         let absolute = format!("host: plain.default.svc.cluster.local.:{port}");
         assert_eq!(
@@ -194,11 +202,13 @@ fn http1(mesh: &Mesh) {
             418,
             "{absolute}"
         );
+
         let head = curl(mesh, "inside", &["-I", &url]);
         assert!(
             head.status == 200 && head.text.contains("content-length"),
             "{head:?}"
         );
+
         // A body with its length, one in chunks, one that is asked for first (Expect).
         let file = mesh.path("body");
         fs::write(&file, vec![b'x'; 3_000_000]).expect("a writable folder");
@@ -213,6 +223,7 @@ fn http1(mesh: &Mesh) {
                 "inside",
                 &[extra, &["--data-binary", &body, &url]].concat(),
             );
+
             assert_eq!(
                 (answer.status, answer.text.as_str()),
                 (200, "plain POST /x"),
@@ -233,16 +244,19 @@ fn tcp(mesh: &Mesh, peers: &Peers) {
             );
         }
     }
+
     // On a port declared as TCP the server may speak first.
     let mut talk = Dialogue::talk(mesh, peers, "inside", "plain", 9083);
     assert_eq!(talk.ask("hear"), "received plain greets");
     assert_eq!(talk.ask("send thanks"), "received thanks");
+
     // Declared as TCP, its HTTP is nobody's business.
     let answer = curl(
         mesh,
         "inside",
         &["-H", "x-teapot: yes", "http://plain:9081/x"],
     );
+
     assert_eq!((answer.status, answer.text.as_str()), (200, "plain GET /x"));
 }
 
@@ -252,6 +266,7 @@ fn http2(mesh: &Mesh) {
         let answer = curl(mesh, "inside", &["--http2-prior-knowledge", &url]);
         assert_eq!((answer.status, answer.text.as_str()), (200, text));
     }
+
     // HTTP/1.1 is carried to a service that declares HTTP/2, and HTTP/2 to one that speaks
     // HTTP/1.1.
     let answer = curl(mesh, "inside", &["--http1.1", "http://two:8082/"]);
@@ -261,6 +276,7 @@ fn http2(mesh: &Mesh) {
         "inside",
         &["--http2-prior-knowledge", "http://plain:9080/h2"],
     );
+
     assert_eq!(
         (answer.status, answer.text.as_str()),
         (200, "plain GET /h2")
@@ -274,6 +290,7 @@ fn grpc(mesh: &Mesh, peers: &Peers) {
             "inside",
             &peers.program("grpc_peer.py", &["client", &format!("speaker:{port}")]),
         ));
+
         let wanted = json!({
             "unary": ["said word 0", "said word 1", "said word 2"],
             "status": "NOT_FOUND: nobody of that name",
@@ -282,6 +299,7 @@ fn grpc(mesh: &Mesh, peers: &Peers) {
             "trailer": "at the end",
             "big": 1_000_005,
         });
+
         assert_eq!(told, wanted, "port {port}");
     }
 }
@@ -297,6 +315,7 @@ fn counted(mesh: &Mesh, peers: &Peers) {
             15090,
             &["istio_tcp_connections_opened"],
         );
+
         let labels = [
             ("reporter", reporter),
             ("source_workload", source),
@@ -313,13 +332,16 @@ fn counted(mesh: &Mesh, peers: &Peers) {
             ("destination_app", "plain"),
             ("destination_service_name", "plain"),
         ];
+
         scrape.sum("istio_tcp_connections_opened_total", &labels)
     };
+
     // Two that were asked, one that was greeted, one of curl.
     for (workload, reporter) in [("inside", "source"), ("plain", "destination")] {
         assert_eq!(opened(workload, reporter, "inside"), 4.0, "at {workload}");
         assert_eq!(opened(workload, reporter, "unknown"), 0.0, "at {workload}");
     }
+
     let messages = |workload: &str, reporter: &str| {
         let families = ["istio_request_messages", "istio_response_messages"];
         let scrape = Scrape::of(mesh, peers, workload, 15090, &families);
@@ -330,6 +352,7 @@ fn counted(mesh: &Mesh, peers: &Peers) {
         ];
         families.map(|family| scrape.sum(&format!("{family}_total"), &labels))
     };
+
     mesh.wait("messages of both sides, counted alike at both ends", || {
         let (one, other) = (
             messages("inside", "source"),
@@ -360,12 +383,14 @@ fn pass_through(mesh: &Mesh, authority: &str) {
         "{:?}",
         mesh.lines()
     );
+
     for name in ["alpha", "beta"] {
         let host = format!("{name}.example.test");
         let (url, resolve) = (
             format!("https://{host}:{port}/from-outside"),
             format!("{host}:{port}:127.0.0.1"),
         );
+
         let call = || curl_here(&["--cacert", authority, "--resolve", &resolve, &url]);
         mesh.wait(&format!("{host} from outside"), || call().status == 200);
         assert_eq!(
@@ -374,6 +399,7 @@ fn pass_through(mesh: &Mesh, authority: &str) {
             "its own certificate, unopened"
         );
     }
+
     let nobody = format!("nobody.example.test:{port}:127.0.0.1");
     assert_eq!(
         curl_here(&[
@@ -392,10 +418,12 @@ fn pass_through(mesh: &Mesh, authority: &str) {
         "inside",
         &["--cacert", authority, "https://alpha:8443/"],
     );
+
     assert_eq!(
         (answer.status, answer.text.as_str()),
         (200, "alpha sni=alpha host=alpha:8443 path=/")
     );
+
     let address =
         String::from_utf8_lossy(&mesh.exec("inside", &["getent", "ahostsv4", "alpha"]).stdout)
             .into_owned();
@@ -404,6 +432,7 @@ fn pass_through(mesh: &Mesh, authority: &str) {
         .next()
         .expect("an address")
         .to_owned();
+
     let resolve = format!("beta.example.test:8443:{address}");
     let answer = curl(
         mesh,
@@ -416,6 +445,7 @@ fn pass_through(mesh: &Mesh, authority: &str) {
             "https://beta.example.test:8443/",
         ],
     );
+
     assert_eq!(
         (answer.status, answer.text.split(' ').next()),
         (200, Some("beta")),
@@ -433,6 +463,7 @@ fn programs_added_by_hand(mesh: &Mesh) {
         command.arg("run").args(words).current_dir(&folder);
         command
     };
+
     let python = [
         "--app",
         "files",
@@ -445,11 +476,13 @@ fn programs_added_by_hand(mesh: &Mesh) {
         "http.server",
         "8000",
     ];
+
     let started = run(&python).output().expect("it starts");
     assert!(
         started.status.success() && String::from_utf8_lossy(&started.stderr).contains("files-v1-0"),
         "{started:?}"
     );
+
     mesh.wait("it is called by name from inside the mesh", || {
         curl(mesh, "inside", &["http://files:8000/page.txt"]).status == 200
     });
@@ -466,11 +499,13 @@ fn programs_added_by_hand(mesh: &Mesh) {
         "--retry-all-errors",
         "http://files:8000/page.txt",
     ];
+
     let dialogue = Dialogue::start(&mut run(&caller));
     assert_eq!(
         dialogue.hear().split("server").next(),
         Some("a page of a file ")
     );
+
     let status = mesh.cli_ok(&["status"]);
     assert!(
         ["caller-v1-0", "files-v1-0"]
@@ -478,6 +513,7 @@ fn programs_added_by_hand(mesh: &Mesh) {
             .all(|name| status.contains(name)),
         "{status}"
     );
+
     signal(dialogue.process(), "INT");
     mesh.wait("it leaves with its client", || {
         !mesh.cli_ok(&["status"]).contains("caller-v1-0")
@@ -486,6 +522,7 @@ fn programs_added_by_hand(mesh: &Mesh) {
         mesh.cli_ok(&["stop", "files-v1"])
             .contains("stopped files-v1-0")
     );
+
     mesh.wait("stopped", || {
         !mesh.cli_ok(&["status"]).contains("files-v1-0")
     });
@@ -500,6 +537,7 @@ fn programs_added_by_hand(mesh: &Mesh) {
 #[test]
 fn egress_with_istios_rule_for_google_apis() {
     const TEST: &str = "egress_with_istios_rule_for_google_apis";
+
     let Some(shared) = crate::shared() else {
         return crate::skip(TEST, "Istio's samples are not beside the workspace");
     };
@@ -517,21 +555,26 @@ fn egress_with_istios_rule_for_google_apis() {
                 .display()
                 .to_string()
         };
+
         let words = peers.program(
             "tls_server.py",
             &["127.0.0.1", "0", name, &file("pem"), &file("key")],
         );
+
         let dialogue = Dialogue::start(Command::new(&words[0]).args(&words[1..]));
         let port = dialogue
             .hear()
             .strip_prefix("port ")
             .expect("it listens")
             .to_owned();
+
         (dialogue, port)
     };
+
     let (_google, google) = server("google");
     let (impostor_says, impostor) = server("impostor");
     let map = plan.path("dial.yaml");
+
     fs::write(
         &map,
         format!(
@@ -539,8 +582,10 @@ fn egress_with_istios_rule_for_google_apis() {
         ),
     )
     .expect("a writable folder");
+
     let rule = shared.join("istio/samples/bookinfo/networking/egress-rule-google-apis.yaml");
     let text = fs::read_to_string(&rule).expect("Istio's file");
+
     // The same for a host whose server shows another name's certificate.
     let impostor_rule = text
         .replace("www.googleapis.com", "impostor.test")
@@ -550,6 +595,7 @@ fn egress_with_istios_rule_for_google_apis() {
         .argument("--dial-map")
         .argument(&map.display().to_string())
         .environment("SSL_CERT_FILE", &authority);
+
     let plan = plan
         .argument("--no-gateways")
         .argument("--envoy")
@@ -559,7 +605,9 @@ fn egress_with_istios_rule_for_google_apis() {
             &yaml(&[App::idle("inside"), App::idle("beside-envoy").with_envoy()]),
         )
         .file("impostor.yaml", &impostor_rule);
+
     let mesh = plan.start();
+
     // Behind our proxy and behind Envoy.
     let callers = ["inside", "beside-envoy"];
     let everywhere = |url: &str, holds: &dyn Fn(&Curl) -> bool| {
@@ -576,12 +624,14 @@ fn egress_with_istios_rule_for_google_apis() {
             answer.status == 200
         })
     });
+
     for from in callers {
         let answer = curl(&mesh, from, &["http://www.googleapis.com/books?q=isbn"]);
         assert_eq!(
             answer.text, "google sni=www.googleapis.com host=www.googleapis.com path=/books?q=isbn",
             "{from}"
         );
+
         // SIMPLE verifies the server's name.
         let refused = curl(&mesh, from, &["http://impostor.test/"]);
         assert_eq!(refused.status, 503, "{from}: {refused:?}");

@@ -43,6 +43,7 @@ fn xds_in_plaintext_is_for_whoever_asks() {
         } else {
             plan
         };
+
         let file = plan.path("bootstrap.json");
         fs::write(&file, bootstrap()).expect("a writable folder");
         let words = [
@@ -51,9 +52,11 @@ fn xds_in_plaintext_is_for_whoever_asks() {
             "-c",
             &file.display().to_string(),
         ];
+
         let guest = App::new("guest", &[], words.map(str::to_owned).to_vec()).unmeshed();
         let apps = [peers.recorder("ledger"), App::idle("inside"), guest];
         let mesh = plan.file("apps.yaml", &yaml(&apps)).start();
+
         if !is_wanted {
             let refused = curl(&mesh, "guest", &["http://10.44.0.1:15010/"]);
             assert_eq!(
@@ -64,6 +67,7 @@ fn xds_in_plaintext_is_for_whoever_asks() {
             );
             continue;
         }
+
         mesh.wait("a proxy without any proof gets configuration", || {
             let clusters = curl(&mesh, "guest", &["http://127.0.0.1:19000/clusters"]);
             clusters.status == 200
@@ -71,12 +75,14 @@ fn xds_in_plaintext_is_for_whoever_asks() {
                     .text
                     .contains("outbound|9080||ledger.default.svc.cluster.local")
         });
+
         // Through a sidecar as well, which passes on what is not the mesh's.
         let answered = curl(
             &mesh,
             "inside",
             &["--http2-prior-knowledge", "http://10.44.0.1:15010/"],
         );
+
         assert_eq!(
             (answered.status, answered.code),
             (200, 0),

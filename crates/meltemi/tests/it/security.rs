@@ -51,15 +51,18 @@ fn strict_refuses_plaintext_and_nothing_of_it_reaches_the_application() {
     else {
         return;
     };
+
     let apps = [
         peers.recorder("ledger"),
         peers.recorder("diary"),
         App::idle("inside"),
     ];
+
     let mesh = Plan::new()
         .argument("--no-gateways")
         .file("apps.yaml", &yaml(&apps))
         .start();
+
     mesh.cli_ok(&[
         "run",
         "--app",
@@ -70,6 +73,7 @@ fn strict_refuses_plaintext_and_nothing_of_it_reaches_the_application() {
         "sleep",
         "86400",
     ]);
+
     let reaches = |url: &str| curl(&mesh, "outside-v1", &[url]).status == 200;
     for url in [
         "http://ledger:9080/",
@@ -80,6 +84,7 @@ fn strict_refuses_plaintext_and_nothing_of_it_reaches_the_application() {
             reaches(url)
         });
     }
+
     for case in CASES {
         strict(&mesh, &peers, case);
     }
@@ -92,15 +97,18 @@ fn strict(mesh: &Mesh, peers: &Peers, case: &Case) {
         refuses: (http, tcp),
         refuses_diary,
     } = case;
+
     println!("case: {name}");
     let talk = |from, host, port| Dialogue::talk(mesh, peers, from, host, port);
     let outside = |url: &str| curl(mesh, "outside-v1", &[url]);
+
     // Open before the policy comes: plaintext, and mutual TLS.
     let mut plain_http = talk("outside-v1", "ledger", 9080);
     let mut plain_tcp = talk("outside-v1", "ledger", 9081);
     let mut plain_diary = talk("outside-v1", "diary", 9080);
     let mut meshed_http = talk("inside", "ledger", 9080);
     let mut meshed_tcp = talk("inside", "ledger", 9081);
+
     for held in [&mut plain_http, &mut plain_diary, &mut meshed_http] {
         assert!(held.ask("get /before").starts_with("200 "), "{name}");
     }
@@ -113,6 +121,7 @@ fn strict(mesh: &Mesh, peers: &Peers, case: &Case) {
         "policy.yaml",
         &format!("apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n{policy}\n"),
     );
+
     let shut: Vec<&str> = [
         ("http://ledger:9080/probe", http),
         ("http://ledger:9081/probe", tcp),
@@ -121,11 +130,13 @@ fn strict(mesh: &Mesh, peers: &Peers, case: &Case) {
     .into_iter()
     .filter_map(|(url, refused)| refused.then_some(url))
     .collect();
+
     for url in &shut {
         mesh.wait(&format!("{name}: {url} refuses plaintext"), || {
             outside(url).code != 0
         });
     }
+
     // Connections that the policy would not accept any more have ended; all others go on.
     let lives_on = |held: &mut Dialogue, refused: bool, say: &str, answer: &str| {
         let heard = if refused {
@@ -133,12 +144,14 @@ fn strict(mesh: &Mesh, peers: &Peers, case: &Case) {
         } else {
             held.ask(say)
         };
+
         let wanted = if refused { "closed" } else { answer };
         assert!(
             heard.starts_with(wanted),
             "{name}: {say}: {heard:?} instead of {wanted:?}"
         );
     };
+
     lives_on(&mut plain_http, *http, "get /plain-lives-on", "200 ");
     lives_on(
         &mut plain_tcp,
@@ -146,12 +159,14 @@ fn strict(mesh: &Mesh, peers: &Peers, case: &Case) {
         "send plain-lives-on",
         "received plain-lives-on",
     );
+
     lives_on(
         &mut plain_diary,
         *refuses_diary,
         "get /plain-lives-on",
         "200 ",
     );
+
     lives_on(&mut meshed_http, false, "get /meshed-lives-on", "200 ");
     lives_on(
         &mut meshed_tcp,
@@ -167,11 +182,13 @@ fn strict(mesh: &Mesh, peers: &Peers, case: &Case) {
         200,
         "{name}"
     );
+
     mesh.wait("the fence is in the log", || {
         app_log(mesh, "ledger")
             .iter()
             .any(|line| line.contains("/fence-1"))
     });
+
     let seen = app_log(mesh, "ledger");
     for (url, refused) in [("http://ledger:9080", http), ("http://ledger:9081", tcp)] {
         for attempt in 0..3 {
@@ -179,38 +196,45 @@ fn strict(mesh: &Mesh, peers: &Peers, case: &Case) {
             assert_eq!(answer.status == 200, !refused, "{name}: {url}: {answer:?}");
         }
     }
+
     assert_eq!(
         curl(mesh, "inside", &["http://ledger:9080/fence-2"]).status,
         200,
         "{name}"
     );
+
     mesh.wait("the second fence is in the log", || {
         app_log(mesh, "ledger")
             .iter()
             .any(|line| line.contains("/fence-2"))
     });
+
     let log = app_log(mesh, "ledger");
     let new = &log[seen.len()..];
     let smuggled: Vec<&String> = new
         .iter()
         .filter(|line| line.contains("smuggled"))
         .collect();
+
     match (*http, *tcp) {
         (true, true) => {
             assert!(
                 smuggled.is_empty(),
                 "{name}: plaintext reached the application: {smuggled:?}"
             );
+
             let ids = |what: &str| -> BTreeSet<&str> {
                 new.iter()
                     .filter(|line| line.contains(what))
                     .filter_map(|line| line.split(' ').next())
                     .collect()
             };
+
             let strangers: Vec<_> = ids(" accepted ")
                 .difference(&ids("/fence-"))
                 .copied()
                 .collect();
+
             assert!(
                 strangers.is_empty(),
                 "{name}: connections without a request reached the application: {strangers:?} of {new:#?}"
@@ -222,6 +246,7 @@ fn strict(mesh: &Mesh, peers: &Peers, case: &Case) {
             "{name}: only the open port's: {smuggled:?}"
         ),
     }
+
     assert!(log.len() > before);
 
     mesh.take_out("policy.yaml");
@@ -230,6 +255,7 @@ fn strict(mesh: &Mesh, peers: &Peers, case: &Case) {
             outside(url).status == 200
         });
     }
+
     assert!(
         meshed_http.ask("get /still-here").starts_with("200 "),
         "{name}"
@@ -288,10 +314,12 @@ fn policies_deny_the_wrong_identity_also_on_open_connections() {
         App::idle("friend"),
         App::idle("foe"),
     ];
+
     let plan = Plan::new()
         .argument("--no-gateways")
         .file("mesh.yaml", ACCESS_LOG)
         .file("apps.yaml", &yaml(&apps));
+
     let mesh = plan.start();
     let denied = "403 RBAC: access denied";
     let call = |from: &str, method: &str, path: &str| {
@@ -301,11 +329,13 @@ fn policies_deny_the_wrong_identity_also_on_open_connections() {
             &["-X", method, &format!("http://ledger:9080{path}")],
         )
     };
+
     mesh.wait("everybody may call", || {
         ["friend", "foe"]
             .iter()
             .all(|from| call(from, "GET", "/public").status == 200)
     });
+
     let mut foe = Dialogue::talk(&mesh, &peers, "foe", "ledger", 9080);
     let mut friend = Dialogue::talk(&mesh, &peers, "friend", "ledger", 9080);
     for held in [&mut foe, &mut friend] {
@@ -322,6 +352,7 @@ fn policies_deny_the_wrong_identity_also_on_open_connections() {
         );
         answer == denied
     });
+
     assert!(friend.ask("get /public/during").starts_with("200 "));
     assert_eq!(friend.ask("get /private"), denied);
     assert_eq!(friend.ask("get /public POST"), denied);
@@ -329,11 +360,13 @@ fn policies_deny_the_wrong_identity_also_on_open_connections() {
         friend.ask("get /public/again").starts_with("200 "),
         "a denial leaves the connection as it is"
     );
+
     let answer = call("foe", "GET", "/public/new");
     assert_eq!(
         (answer.status, answer.text.as_str()),
         (403, "RBAC: access denied")
     );
+
     log_names(&mesh, "rbac_access_denied_matched_policy[none]");
     let reached = app_log(&mesh, "ledger");
     assert!(
@@ -374,10 +407,12 @@ fn policies_deny_the_wrong_identity_also_on_open_connections() {
             .iter()
             .any(|line| line.contains("late"))
     );
+
     assert!(
         foe.ask("get /other-port").starts_with("200 "),
         "the policy is about another port"
     );
+
     log_names(&mesh, "policy[no-foes]");
 
     // Out again.
@@ -410,11 +445,13 @@ fn identity_is_ones_own(mesh: &Mesh, peers: &Peers) {
             .unwrap_or_else(|| panic!("{pod} is in {workloads}"));
         format!("sidecar~{ip}~{pod}.default~default.svc.cluster.local")
     };
+
     let (run_dir, own, other) = (
         mesh.run_dir().display().to_string(),
         node_id("friend-0"),
         node_id("ledger-0"),
     );
+
     let ledger = "spiffe://cluster.local/ns/default/sa/ledger";
     let asked = peers.program(
         "csr.py",
@@ -427,6 +464,7 @@ fn identity_is_ones_own(mesh: &Mesh, peers: &Peers) {
             &own,
         ],
     );
+
     let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
     let output = mesh.exec("@router", &asked);
     assert!(
@@ -434,15 +472,18 @@ fn identity_is_ones_own(mesh: &Mesh, peers: &Peers) {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+
     let told: Vec<Value> = String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|line| serde_json::from_str(line).ok())
         .collect();
+
     let attempt = |name: &str| {
         told.iter()
             .find(|t| t["attempt"] == name)
             .unwrap_or_else(|| panic!("{name}: {told:#?}"))
     };
+
     let friend = "spiffe://cluster.local/ns/default/sa/friend";
     assert_eq!(attempt("own identity")["identity"], friend, "{told:#?}");
     for name in ["identity of another", "impersonation"] {
@@ -452,6 +493,7 @@ fn identity_is_ones_own(mesh: &Mesh, peers: &Peers) {
             "{name}: {came}"
         );
     }
+
     for name in ["no token", "forged token", "configuration without token"] {
         assert_eq!(attempt(name)["code"], "UNAUTHENTICATED", "{told:#?}");
     }
@@ -480,10 +522,12 @@ fn the_bridge_carries_no_plaintext_between_meshed_workloads() {
         App::idle("inside"),
         App::idle("outside").unmeshed(),
     ];
+
     let mesh = Plan::new()
         .argument("--no-gateways")
         .file("apps.yaml", &yaml(&apps))
         .start();
+
     let address = |pod: &str| {
         let status = status(&mesh);
         let found = status["workloads"]
@@ -493,16 +537,19 @@ fn the_bridge_carries_no_plaintext_between_meshed_workloads() {
             .and_then(|w| w["ip"].as_str().map(str::to_owned))
             .expect("an address")
     };
+
     let (ledger, inside, outside) = (
         address("ledger-0"),
         address("inside-0"),
         address("outside-0"),
     );
+
     let mut capture = Dialogue::inside(&mesh, "@router", &peers.program("sniff.py", &[]));
     assert_eq!(capture.hear(), "capturing");
 
     let seen =
         |capture: &mut Dialogue, line: &str| capture.ask(line).parse::<u32>().expect("a number");
+
     // By name and by address, over HTTP and TCP.
     let found = mesh.exec("inside", &["getent", "ahostsv4", "ledger"]);
     let service = String::from_utf8_lossy(&found.stdout)
@@ -510,6 +557,7 @@ fn the_bridge_carries_no_plaintext_between_meshed_workloads() {
         .next()
         .map(str::to_owned)
         .expect("an address");
+
     let direct = format!("http://{service}:9080/open-sesame");
     for url in [
         "http://ledger:9080/open-sesame",
@@ -521,6 +569,7 @@ fn the_bridge_carries_no_plaintext_between_meshed_workloads() {
             "inside",
             &["-H", "x-word: open-sesame", "-d", "open-sesame", url],
         );
+
         assert_eq!(answer.status, 200, "{url}: {answer:?}");
         assert_eq!(
             seen(&mut capture, "count open-sesame"),
@@ -528,6 +577,7 @@ fn the_bridge_carries_no_plaintext_between_meshed_workloads() {
             "plaintext of {url} between meshed workloads"
         );
     }
+
     let mut tcp = Dialogue::talk(&mesh, &peers, "inside", "ledger", 9081);
     assert_eq!(tcp.ask("send open-sesame"), "received open-sesame");
     assert_eq!(
@@ -535,6 +585,7 @@ fn the_bridge_carries_no_plaintext_between_meshed_workloads() {
         0,
         "plaintext between meshed workloads"
     );
+
     assert!(
         seen(&mut capture, &format!("between {inside} {ledger}")) >= 8,
         "the conversation went over this bridge"
@@ -550,6 +601,7 @@ fn the_bridge_carries_no_plaintext_between_meshed_workloads() {
             "http://ledger:9080/open-sesame",
         ],
     );
+
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(seen(&mut capture, "count open-sesame") >= 1);
     assert!(seen(&mut capture, &format!("between {outside} {ledger}")) >= 1);
@@ -566,10 +618,12 @@ fn certificates_rotate_without_a_failing_request() {
         .argument("--no-gateways")
         .argument("--certificate-lifetime")
         .argument("30s");
+
     let mesh = plan
         .file("strict.yaml", strict)
         .file("apps.yaml", &yaml(&apps))
         .start();
+
     mesh.wait("a first answer", || {
         curl(&mesh, "inside", &["http://ledger:9080/"]).status == 200
     });
@@ -580,12 +634,14 @@ fn certificates_rotate_without_a_failing_request() {
             .zip(c["issued_at_ms"].as_u64())
             .map(|(end, start)| end - start)
     };
+
     assert!(
         first
             .iter()
             .all(|c| lifetime(c).is_some_and(|ms| ms <= 90_000)),
         "{first:#?}"
     );
+
     let mut held = Dialogue::talk(&mesh, &peers, "inside", "ledger", 9081);
     assert_eq!(held.ask("send before"), "received before");
     let mut load = Dialogue::inside(
@@ -593,6 +649,7 @@ fn certificates_rotate_without_a_failing_request() {
         "inside",
         &peers.program("load.py", &["ledger", "9080", "/"]),
     );
+
     assert_eq!(load.hear(), "started");
 
     // Until the first certificates have run out and both sides have others.
@@ -601,6 +658,7 @@ fn certificates_rotate_without_a_failing_request() {
         .filter_map(|c| c["expires_at_ms"].as_u64())
         .max()
         .expect("certificates");
+
     mesh.wait(
         "both sides have new certificates, the old ones have run out",
         || {
@@ -614,11 +672,13 @@ fn certificates_rotate_without_a_failing_request() {
                     .all(|new| !first.iter().any(|old| old["serial"] == new["serial"]))
         },
     );
+
     assert_eq!(
         held.ask("send after"),
         "received after",
         "an open connection outlives the certificate that it began with"
     );
+
     let counts: Value = serde_json::from_str(&load.end()).expect("JSON");
     println!("load over a rotation: {counts}");
     assert_eq!(counts["failures"], serde_json::json!([]), "{counts}");
@@ -635,6 +695,7 @@ fn certificates(mesh: &Mesh) -> Vec<Value> {
         .as_array()
         .cloned()
         .unwrap_or_default();
+
     ["ledger", "inside"]
         .iter()
         .map(|account| {

@@ -43,6 +43,7 @@ spec:
 "
             )
         };
+
     let serve = |version: &str| {
         let command = serde_json::json!([load, "serve", "8080", version]);
         let name = format!("target-{version}");
@@ -55,11 +56,13 @@ spec:
             ", ports: [{containerPort: 8080}]",
         )
     };
+
     let service = |name: &str, port: &str| {
         format!(
             "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{selector: {{app: {name}}}, ports: [{port}]}}\n"
         )
     };
+
     [
         serve("v1"),
         serve("v2"),
@@ -82,6 +85,7 @@ fn subsets(with_canary: bool, balancer: &str) -> Change {
     } else {
         ""
     };
+
     let text = format!(
         "apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -96,6 +100,7 @@ spec:
   - {{name: v2, labels: {{version: v2}}}}{canary}
 "
     );
+
     ("subsets.yaml", Some(text))
 }
 
@@ -107,6 +112,7 @@ fn route(step: u32, weights: &[(&str, u32)], more: &str) -> Change {
             format!("{{destination: {{host: target, subset: {subset}}}, weight: {weight}}}")
         })
         .collect();
+
     let text = format!(
         "apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -120,6 +126,7 @@ spec:
 ",
         destinations.join(", ")
     );
+
     (ROUTE, Some(text))
 }
 
@@ -135,6 +142,7 @@ spec:
   - from: [{{source: {{principals: [cluster.local/ns/default/sa/client, cluster.local/ns/default/sa/step-{step}]}}}}]
 "
     );
+
     ("allow.yaml", Some(text))
 }
 
@@ -150,6 +158,7 @@ spec:
   - from: [{{source: {{notPrincipals: [\"*\"]}}}}]
 "
     );
+
     ("deny.yaml", Some(text))
 }
 
@@ -176,6 +185,7 @@ spec:
 "
         )
     };
+
     ("streams.yaml", Some(one("websocket") + &one("stream")))
 }
 
@@ -213,11 +223,13 @@ fn load() -> PathBuf {
         .nth(2)
         .expect("tests lie in a folder of the profile")
         .join("examples/load");
+
     assert!(
         built.exists(),
         "{} is missing: build it with cargo build --package meltemi --example load",
         built.display()
     );
+
     built
 }
 
@@ -239,13 +251,16 @@ fn control_plane(supervisor: u32) -> Option<u32> {
             .parse()
             .ok()
     };
+
     let descends = |pid: u32| {
         let mut ancestors =
             std::iter::successors(Some(pid), |pid| parent(*pid).filter(|parent| *parent > 1));
         ancestors.any(|ancestor| ancestor == supervisor)
     };
+
     let processes = fs::read_dir("/proc").expect("Linux").flatten();
     let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+
     pids.find(|pid| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         line.starts_with(b"meltemi: control plane\0") && descends(*pid)
@@ -277,11 +292,13 @@ fn certificates(mesh: &Mesh) -> String {
             .stdout,
     )
     .expect("JSON");
+
     let certs: Value =
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
     let chains = certs["certificates"].as_array().expect("a list").iter();
     let serials =
         chains.flat_map(|entry| entry["cert_chain"].as_array().cloned().unwrap_or_default());
+
     serials
         .map(|cert| {
             cert["serial_number"]
@@ -299,6 +316,7 @@ fn step_in_force(mesh: &Mesh) -> String {
         "client",
         &["curl", "-sS", "-D-", "-o/dev/null", "http://target:8080/"],
     );
+
     let text = String::from_utf8_lossy(&answer.stdout).to_lowercase();
     text.lines()
         .find_map(|line| line.strip_prefix("x-step: "))
@@ -328,6 +346,7 @@ fn nothing_fails_while_everything_changes() {
         .file("subsets.yaml", &first_subsets)
         .file(ROUTE, &first_route)
         .start();
+
     let streams = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/foreign/streams.py");
     let (python, streams) = (python.as_str(), streams.to_str().expect("a readable path"));
     for (app, port, role) in [
@@ -338,6 +357,7 @@ fn nothing_fails_while_everything_changes() {
             "run", "--detach", "--app", app, "--port", port, "--", python, streams, role, port,
         ]);
     }
+
     mesh.wait("the load's target answers", || step_in_force(&mesh) == "0");
     for (role, target) in [("websocket", WEBSOCKET), ("grpc", GRPC)] {
         mesh.wait(role, || {
@@ -362,18 +382,21 @@ fn nothing_fails_while_everything_changes() {
             &rates[2],
         ],
     );
+
     let websocket = inside(&mesh, &[python, streams, "websocket", WEBSOCKET, &time]);
     let grpc = inside(&mesh, &[python, streams, "grpc", GRPC, &time]);
 
     let started = Instant::now();
     let pace = Duration::from_secs(seconds.into()) / (CHANGES + 1);
     let mut killed = Vec::new();
+
     for step in 1..=CHANGES {
         std::thread::sleep((started + pace * step).saturating_duration_since(Instant::now()));
         match change(step) {
             (name, Some(text)) => mesh.write(name, &text),
             (name, None) => mesh.take_out(name),
         }
+
         // In the middle of changes, so that some are made while nobody listens.
         if step % (CHANGES / (KILLS + 1)) == 0 && killed.len() < KILLS as usize {
             let supervisor = mesh.supervisor().id();
@@ -387,6 +410,7 @@ fn nothing_fails_while_everything_changes() {
             killed.push(victim);
         }
     }
+
     let (_, Some(last_route)) = route(CHANGES + 1, &[("v1", 50), ("v2", 50)], "") else {
         unreachable!("it has a text")
     };
@@ -398,6 +422,7 @@ fn nothing_fails_while_everything_changes() {
         output(websocket, "the WebSocket"),
         output(grpc, "the gRPC stream"),
     );
+
     println!(
         "soak: {report}\nsoak: WebSocket messages {websocket}soak: gRPC messages {grpc}soak: killed {killed:?}"
     );
@@ -412,14 +437,17 @@ fn nothing_fails_while_everything_changes() {
             "{kind}: {}",
             report["failures"]
         );
+
         assert_eq!(of["ok"].as_u64(), Some(wanted), "{kind}: {of}");
         all += wanted;
     }
+
     assert!(all >= 1_000 * u64::from(seconds));
     for (what, count) in [("WebSocket", websocket), ("gRPC", grpc)] {
         let count: u32 = count.trim().parse().expect("a number");
         assert!(count > 0, "{what}: no message came back");
     }
+
     // Changes made while nobody listens become one; the others were in force one by one.
     let seen = report["steps"].as_array().expect("a list").len();
     let routes = (1..=CHANGES)
@@ -430,15 +458,18 @@ fn nothing_fails_while_everything_changes() {
         "of {routes} routes {seen} were seen in answers: {}",
         report["steps"]
     );
+
     killed.dedup();
     assert_eq!(
         killed.len(),
         KILLS as usize,
         "each time it had been started again: {killed:?}"
     );
+
     mesh.wait("the last change is in force", || {
         step_in_force(&mesh) == (CHANGES + 1).to_string()
     });
+
     if seconds >= 30 {
         assert_ne!(
             certificates(&mesh),

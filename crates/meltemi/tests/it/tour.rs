@@ -37,6 +37,7 @@ fn page(mesh: &Mesh, user: Option<&str>) -> (Shown, String) {
         .iter()
         .map(|cookie| ("cookie", cookie.as_str()))
         .collect();
+
     let answer = mesh.get("/productpage", &headers);
     assert_eq!(answer.status, 200, "{}", answer.body);
     let has = |text: &str| answer.body.contains(text);
@@ -51,6 +52,7 @@ fn page(mesh: &Mesh, user: Option<&str>) -> (Shown, String) {
     } else {
         Shown::None
     };
+
     (shown, answer.body)
 }
 
@@ -98,11 +100,14 @@ fn log_in(mesh: &Mesh, user: &str) -> String {
             &format!("username={user}&passwd=x"),
         )
         .expect("an answer");
+
     assert_eq!(
         (answer.status, answer.header("location")),
         (302, Some("/productpage"))
     );
+
     let cookie = answer.header("set-cookie").expect("a session").to_owned();
+
     cookie.split(';').next().expect("a cookie").to_owned()
 }
 
@@ -113,6 +118,7 @@ fn demands_mutual_tls(mesh: &Mesh, subset: &str) -> bool {
         "productpage-v1",
         &["curl", "-sf", "http://127.0.0.1:15000/config_dump"],
     );
+
     let dump: Value = serde_json::from_slice(&dump.stdout).expect("JSON");
     let name = format!("outbound|9080|{subset}|reviews.default.svc.cluster.local");
     let configs = dump["configs"].as_array().expect("configs").iter();
@@ -122,6 +128,7 @@ fn demands_mutual_tls(mesh: &Mesh, subset: &str) -> bool {
             .into_iter()
             .flatten()
     });
+
     clusters.any(|one| {
         one["cluster"]["name"] == *name && one["cluster"]["transport_socket"].is_object()
     })
@@ -140,19 +147,23 @@ pub fn tour(samples: &Path, plan: Plan) {
             .iter()
             .all(|version| tally.contains_key(version))
     };
+
     mesh.wait("all three versions take turns", || versions_rotate(&mesh));
     assert!(
         page(&mesh, None).1.contains("1234567890"),
         "details are on the page"
     );
+
     assert_eq!(
         mesh.get("/nowhere", &[]).status,
         404,
         "the gateway routes what bookinfo-gateway.yaml names"
     );
+
     assert_eq!(mesh.get("/api/v1/products/0/ratings", &[]).status, 200);
 
     let file = |name: &str| networking(samples, name);
+
     // One after the other: in, the effect, out, the effect gone.
     let through = |name: &str, effect: &dyn Fn(&Mesh)| {
         println!("tour: {name}");
@@ -169,6 +180,7 @@ pub fn tour(samples: &Path, plan: Plan) {
             BTreeMap::from([(Shown::None, 30)])
         );
     });
+
     for (name, first, second, share) in [
         (
             "virtual-service-reviews-80-20.yaml",
@@ -201,6 +213,7 @@ pub fn tour(samples: &Path, plan: Plan) {
                     .keys()
                     .all(|shown| [first, second].contains(shown))
             });
+
             let n = 400;
             let tally = tally(mesh, None, n);
             assert_eq!(tally.values().sum::<usize>(), n);
@@ -208,10 +221,12 @@ pub fn tour(samples: &Path, plan: Plan) {
                 tally.keys().all(|shown| [first, second].contains(shown)),
                 "{name}: {tally:?}"
             );
+
             let count = tally.get(&second).copied().unwrap_or_default();
             assert!(is_share(count, n, share), "{name}: {tally:?}");
         });
     }
+
     through("certmanager-gateway.yaml", &|mesh| {
         // A second Gateway on the same port; what its route leads to does not run.
         let status = |path: &str| mesh.get(path, &[]).status;
@@ -224,6 +239,7 @@ pub fn tour(samples: &Path, plan: Plan) {
             "the first gateway's routes stay"
         );
     });
+
     mesh.wait("no such route", || {
         mesh.get("/.well-known/acme-challenge/token", &[]).status == 404
     });
@@ -237,6 +253,7 @@ pub fn tour(samples: &Path, plan: Plan) {
             tally(mesh, Some("anna"), 20),
             BTreeMap::from([(Shown::None, 20)])
         );
+
         // As with a browser.
         let cookie = log_in(mesh, "jason");
         let body = mesh.get("/productpage", &[("cookie", &cookie)]).body;
@@ -245,6 +262,7 @@ pub fn tour(samples: &Path, plan: Plan) {
             "{body}"
         );
     });
+
     through("virtual-service-reviews-jason-v2-v3.yaml", &|mesh| {
         settles(mesh, "jason sees v2", Some("jason"), Shown::Black);
         settles(mesh, "everybody else sees v3", None, Shown::Red);
@@ -260,10 +278,12 @@ pub fn tour(samples: &Path, plan: Plan) {
         BTreeMap::from([(Shown::Red, 30)]),
         "nobody else is hit"
     );
+
     mesh.take_out("virtual-service-ratings-test-abort.yaml");
     settles(&mesh, "the abort is gone", Some("jason"), Shown::Red);
 
     mesh.put(&file("virtual-service-ratings-test-delay.yaml"));
+
     // The page waits twice 3 s for reviews, which waits 7 s for ratings.
     mesh.wait("a delay for jason", || {
         shown(&mesh, Some("jason")) == Shown::NoReviews
@@ -292,10 +312,12 @@ pub fn tour(samples: &Path, plan: Plan) {
                     .contains("product details are currently unavailable")
             });
         });
+
         mesh.wait("details are back", || {
             page(&mesh, None).1.contains("1234567890")
         });
     }
+
     for name in [
         "virtual-service-ratings-mysql.yaml",
         "virtual-service-ratings-mysql-vm.yaml",
@@ -315,6 +337,7 @@ pub fn tour(samples: &Path, plan: Plan) {
         None,
         Shown::NoReviews,
     );
+
     for (name, mutual_tls) in [
         ("destination-rule-all-mtls.yaml", true),
         ("destination-rule-reviews.yaml", false),

@@ -30,14 +30,17 @@ fn virtual_service_hosts(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             by_host.entry(host).or_default().push(vs);
         }
     }
+
     for (host, claims) in by_host {
         for (index, vs) in claims.iter().enumerate() {
             let own = &vs.origin.object.namespace;
+
             // Only those that some sidecar would see together with this one.
             let rival = claims[..index].iter().find(|older| {
                 older.export_to.includes(own)
                     || vs.export_to.includes(&older.origin.object.namespace)
             });
+
             let Some(older) = rival else { continue };
             let message = format!(
                 "The VirtualServices {} and {} both define host {host} for the mesh gateway; the older one, {}, counts",
@@ -45,6 +48,7 @@ fn virtual_service_hosts(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                 vs.origin.name(),
                 older.origin.name()
             );
+
             tell(
                 snapshot,
                 &vs.origin.object,
@@ -64,6 +68,7 @@ fn gateway_hosts(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
     for vs in snapshot.virtual_services() {
         let namespace = vs.origin.object.namespace.as_str();
         let mut served = BTreeSet::new();
+
         // Where a host may be meant for sidecars, or for a gateway that is missing (which is told
         // already).
         let mut may_be_elsewhere = false;
@@ -73,10 +78,12 @@ fn gateway_hosts(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             } else {
                 None
             };
+
             let Some(gateway) = known else {
                 may_be_elsewhere = true;
                 continue;
             };
+
             let serves = |host: &&Hostname| {
                 gateway.servers.iter().any(|server| {
                     !server
@@ -84,6 +91,7 @@ fn gateway_hosts(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                         .is_empty()
                 })
             };
+
             let of_gateway: Vec<&Hostname> = vs.hosts.iter().filter(serves).collect();
             if of_gateway.is_empty() {
                 let hosts = vs
@@ -92,10 +100,12 @@ fn gateway_hosts(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                     .map(Hostname::as_str)
                     .collect::<Vec<_>>()
                     .join(" ");
+
                 let message = format!(
                     "one or more host [{hosts}] defined in VirtualService {} not found in Gateway {reference}.",
                     vs.origin.name()
                 );
+
                 tell(
                     snapshot,
                     &vs.origin.object,
@@ -106,8 +116,10 @@ fn gateway_hosts(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                     found,
                 );
             }
+
             served.extend(of_gateway);
         }
+
         for host in vs
             .hosts
             .iter()
@@ -117,6 +129,7 @@ fn gateway_hosts(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                 "host {host} defined in VirtualService {} is not found in any of its Gateways",
                 vs.origin.name()
             );
+
             tell(
                 snapshot,
                 &vs.origin.object,
@@ -143,6 +156,7 @@ fn sidecars(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             .or_default()
             .push(sidecar);
     }
+
     for (namespace, list) in whole.iter_mut().filter(|(_, list)| list.len() > 1) {
         list.sort_by(|a, b| a.origin.age.cmp(&b.origin.age));
         for younger in &list[1..] {
@@ -150,6 +164,7 @@ fn sidecars(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                 "The Sidecars [{}] in namespace {namespace:?} have no workload selector; the oldest counts",
                 names(list.iter().map(|s| &s.origin.object))
             );
+
             tell(
                 snapshot,
                 &younger.origin.object,
@@ -161,6 +176,7 @@ fn sidecars(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             );
         }
     }
+
     for (namespace, list) in selecting.iter_mut().filter(|(_, list)| list.len() > 1) {
         list.sort_by(|a, b| a.origin.age.cmp(&b.origin.age));
         let selects = |sidecar: &crate::Sidecar, labels| {
@@ -169,6 +185,7 @@ fn sidecars(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                 .as_ref()
                 .is_some_and(|selector| selector.selects(labels))
         };
+
         for (index, younger) in list.iter().enumerate().skip(1) {
             let shared = snapshot
                 .workloads
@@ -180,6 +197,7 @@ fn sidecars(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                     })?;
                     Some((older, workload))
                 });
+
             if let Some((older, workload)) = shared {
                 let message = format!(
                     "The Sidecars {} and {} both select workload {}; the older one counts",
@@ -187,6 +205,7 @@ fn sidecars(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                     younger.origin.name(),
                     workload.key()
                 );
+
                 tell(
                     snapshot,
                     &younger.origin.object,
@@ -213,6 +232,7 @@ fn peer_authentications(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             .or_default()
             .push(pa);
     }
+
     for list in scopes.values_mut().filter(|list| list.len() > 1) {
         list.sort_by(|a, b| a.origin.age.cmp(&b.origin.age));
         for younger in &list[1..] {
@@ -220,6 +240,7 @@ fn peer_authentications(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                 "{} has the same scope and is older, so this object has no effect",
                 list[0].origin.object
             );
+
             tell(
                 snapshot,
                 &younger.origin.object,

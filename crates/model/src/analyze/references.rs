@@ -22,6 +22,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                 "Referenced host not found: {:?}",
                 written_host(&entry.object).unwrap_or_default()
             );
+
             warn(
                 found,
                 &entry.object,
@@ -32,6 +33,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             );
         }
     }
+
     for entry in snapshot.lowered.gateways.entries.values() {
         for (index, server) in entry.value.servers.iter().enumerate() {
             let credentials = server.tls.iter().flat_map(|tls| &tls.credential_names);
@@ -42,6 +44,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                     .workloads()
                     .filter(|workload| entry.value.selector.selects(&workload.labels))
                     .map(|workload| workload.namespace.as_str());
+
                 let home = homes.next().unwrap_or(&entry.object.meta.namespace);
                 if snapshot
                     .credential(&NamespacedName::new(home, name))
@@ -60,6 +63,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             }
         }
     }
+
     for entry in snapshot.lowered.authorization_policies.entries.values() {
         if let crate::AuthzAction::Custom { provider } = &entry.value.action
             && !snapshot
@@ -78,6 +82,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             );
         }
     }
+
     for entry in snapshot.lowered.telemetries.entries.values() {
         for (index, rule) in entry.value.access_logging.iter().enumerate() {
             for provider in &rule.providers {
@@ -134,6 +139,7 @@ fn virtual_service(snapshot: &Snapshot, object: &Object, found: &mut Vec<Diagnos
             );
         }
     }
+
     let mut check = |field: String, written: &meltemi_api::networking::Destination| {
         destination(snapshot, object, &field, written, found)
     };
@@ -144,6 +150,7 @@ fn virtual_service(snapshot: &Snapshot, object: &Object, found: &mut Vec<Diagnos
                 &to.destination,
             );
         }
+
         if let Some(mirror) = &route.mirror {
             check(format!("spec.http[{index}].mirror"), mirror);
         }
@@ -154,6 +161,7 @@ fn virtual_service(snapshot: &Snapshot, object: &Object, found: &mut Vec<Diagnos
             );
         }
     }
+
     for (index, route) in spec.tls.iter().enumerate() {
         for (at, to) in route.route.iter().enumerate() {
             check(
@@ -162,6 +170,7 @@ fn virtual_service(snapshot: &Snapshot, object: &Object, found: &mut Vec<Diagnos
             );
         }
     }
+
     for (index, route) in spec.tcp.iter().enumerate() {
         for (at, to) in route.route.iter().enumerate() {
             check(
@@ -184,6 +193,7 @@ fn destination(
         &object.meta.namespace,
         &snapshot.options.domain,
     );
+
     for namespace in viewers(snapshot, object) {
         let Some(service) = snapshot.service_for(&namespace, &host) else {
             if !is_known_host(snapshot, &namespace, &host) {
@@ -197,8 +207,10 @@ fn destination(
                     "correct the host, or declare a Service or ServiceEntry for it",
                 );
             }
+
             continue;
         };
+
         match written
             .port
             .as_ref()
@@ -209,6 +221,7 @@ fn destination(
                     "Referenced host:port not found: \"{}:{port}\"",
                     written.host
                 );
+
                 warn(
                     found,
                     object,
@@ -224,6 +237,7 @@ fn destination(
                     written.host,
                     ports(service)
                 );
+
                 warn(
                     found,
                     object,
@@ -236,6 +250,7 @@ fn destination(
             _ => {}
         }
     }
+
     if !written.subset.is_empty()
         && !is_known_subset(snapshot, &object.meta.namespace, &host, &written.subset)
     {
@@ -243,6 +258,7 @@ fn destination(
             "Referenced host+subset in destinationrule not found: \"{}+{}\"",
             written.host, written.subset
         );
+
         warn(
             found,
             object,

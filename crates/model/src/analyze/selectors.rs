@@ -15,6 +15,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
     let mut check = |object: &Object, field: &str, selector: Option<&Selector>| {
         let Some(selector) = selector else { return };
         let namespace = object.meta.namespace.as_str();
+
         // Policies of the root namespace select across namespaces.
         let in_scope = |of: &str| of == namespace || namespace == snapshot.root_namespace();
         if !snapshot
@@ -27,6 +28,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                 .map(|(key, value)| format!("{key}={value}"))
                 .collect::<Vec<_>>()
                 .join(",");
+
             let message = format!(
                 "No matching workloads for this resource with the following labels: {pairs}"
             );
@@ -40,6 +42,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             ));
         }
     };
+
     for entry in lowered.sidecars.entries.values() {
         check(
             &entry.object,
@@ -47,6 +50,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             entry.value.selector.as_ref(),
         );
     }
+
     for entry in lowered.peer_authentications.entries.values() {
         check(
             &entry.object,
@@ -54,6 +58,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             entry.value.selector.as_ref(),
         );
     }
+
     for entry in lowered.telemetries.entries.values() {
         check(
             &entry.object,
@@ -61,6 +66,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             entry.value.selector.as_ref(),
         );
     }
+
     let mut empty = Vec::new();
     let of_target = |target: &PolicyTarget| {
         if let PolicyTarget::Workloads(selector) = target {
@@ -69,6 +75,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             None
         }
     };
+
     for entry in lowered.authorization_policies.entries.values() {
         let namespace = entry.object.meta.namespace.as_str();
         if entry.value.target == PolicyTarget::All
@@ -86,12 +93,14 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                 "correct the namespace, or start a workload",
             ));
         }
+
         check(
             &entry.object,
             "spec.selector",
             of_target(&entry.value.target).as_ref(),
         );
     }
+
     for entry in lowered.request_authentications.entries.values() {
         check(
             &entry.object,
@@ -99,7 +108,9 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             of_target(&entry.value.target).as_ref(),
         );
     }
+
     found.append(&mut empty);
+
     // A Gateway is served by proxies of any namespace.
     for entry in lowered.gateways.entries.values() {
         let selector = &entry.value.selector;
@@ -114,6 +125,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                 .map(|(key, value)| format!("{key}={value}"))
                 .collect::<Vec<_>>()
                 .join(",");
+
             let message = format!("Referenced selector not found: {pairs:?}");
             found.push(finding(
                 &entry.object,

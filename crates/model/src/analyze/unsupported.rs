@@ -58,6 +58,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                     let is = Protocol::of_port(number, &port.name, declared, "TCP");
                     grpc_web(object, &format!("spec.ports[{index}]"), Some(is), found);
                 }
+
                 for (index, endpoint) in spec.endpoints.iter().enumerate() {
                     network(
                         object,
@@ -79,6 +80,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                         "bind {:?} has no effect: captured traffic comes in at every address",
                         ingress.bind
                     );
+
                     tell(
                         object,
                         &format!("spec.ingress[{index}].bind"),
@@ -96,6 +98,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                     .traffic_policy
                     .as_ref()
                     .and_then(|policy| policy.tls.as_ref());
+
                 if spec.workload_selector.is_some()
                     && tls.is_some_and(|tls| !tls.credential_name.is_empty())
                 {
@@ -109,6 +112,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                         found,
                     );
                 }
+
                 for (index, subset) in spec.subsets.iter().enumerate() {
                     if let Some(policy) = &subset.traffic_policy {
                         traffic_policy(
@@ -140,6 +144,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                         Protocol::from_word(&server.port.protocol),
                         found,
                     );
+
                     let Some(tls) = &server.tls else { continue };
                     let field = |name: &str| format!("spec.servers[{index}].tls.{name}");
                     if !tls.ca_crl.is_empty() {
@@ -150,6 +155,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
                         ("tlsCertificates", !tls.tls_certificates.is_empty()),
                         ("insecureSkipVerify", tls.insecure_skip_verify.is_some()),
                     ];
+
                     for (name, _) in rest.iter().filter(|(_, is_set)| *is_set) {
                         let message = format!("{name} is not supported yet and has no effect");
                         tell(
@@ -195,6 +201,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             _ => {}
         }
     }
+
     if let Some(object) = snapshot
         .tables
         .table(&Kind::ConfigMap)
@@ -218,6 +225,7 @@ fn authorization(object: &Object, spec: &AuthorizationPolicy, found: &mut Vec<Di
         let message = "no external authorizer is asked yet: what the rules select is denied";
         tell(object, "spec.action", message, "use ALLOW or DENY", found);
     }
+
     for (field, is_set) in [
         ("spec.targetRef", spec.target_ref.is_some()),
         ("spec.targetRefs", !spec.target_refs.is_empty()),
@@ -233,6 +241,7 @@ fn authorization(object: &Object, spec: &AuthorizationPolicy, found: &mut Vec<Di
             );
         }
     }
+
     for (index, rule) in spec.rules.iter().enumerate() {
         for (at, from) in rule.from.iter().enumerate() {
             let is_named = |source: &Source| {
@@ -243,6 +252,7 @@ fn authorization(object: &Object, spec: &AuthorizationPolicy, found: &mut Vec<Di
                 tell(object, &field, NO_TOKENS, "use principals", found);
             }
         }
+
         for (at, condition) in rule.when.iter().enumerate() {
             if condition.key.starts_with("request.auth.") {
                 tell(
@@ -273,6 +283,7 @@ fn traffic_policy(
             found,
         );
     }
+
     let mut one = |field: &str, tls: Option<&ClientTlsSettings>, codes: Option<&[u32]>| {
         if tls.is_some_and(|tls| !tls.ca_crl.is_empty()) {
             revocation(object, &format!("{field}.tls.caCrl"), found);
@@ -283,11 +294,14 @@ fn traffic_policy(
             tell(object, &field, message, "use consecutive5xxErrors", found);
         }
     };
+
     let codes = policy
         .outlier_detection
         .as_ref()
         .map(|outlier| outlier.outlier_detection_http_error_codes.as_slice());
+
     one(field, policy.tls.as_ref(), codes);
+
     for (index, level) in policy.port_level_settings.iter().enumerate() {
         let codes = level
             .outlier_detection
@@ -414,6 +428,7 @@ fn unread(mesh: &MeshConfig) -> Vec<&'static str> {
             mesh.verify_certificate_at_client.is_some(),
         ),
     ];
+
     settings
         .into_iter()
         .filter(|(_, is_set)| *is_set)

@@ -39,6 +39,7 @@ pub(crate) fn lower_service(
                 .collect()
         })
         .unwrap_or_default();
+
     let is_headless = spec.cluster_ip.eq_ignore_ascii_case("None");
     let is_external_name = spec.r#type == "ExternalName";
     let addresses = addresses(spec, findings);
@@ -77,7 +78,9 @@ pub(crate) fn lower_service(
         publish_not_ready: spec.publish_not_ready_addresses,
         addresses,
     };
+
     let alias_of = is_external_name.then(|| Hostname::new(&spec.external_name));
+
     vec![LoweredService {
         wants_address: !is_headless && !is_external_name && service.addresses.is_empty(),
         service,
@@ -112,6 +115,7 @@ fn addresses(spec: &ServiceSpec, findings: &mut Findings<'_>) -> Vec<Cidr> {
             ),
         }
     }
+
     found
 }
 
@@ -126,10 +130,12 @@ fn lower_port(
         Some(IntOrString::Int(target)) => TargetPort::Number(port(*target).unwrap_or(number)),
         _ => TargetPort::Number(number),
     };
+
     let is_repeated = all
         .iter()
         .take_while(|other| !std::ptr::eq(*other, spec))
         .any(|other| other.port == spec.port && other.protocol == spec.protocol);
+
     if is_repeated {
         findings.warn(
             "MEL0303",
@@ -139,12 +145,14 @@ fn lower_port(
         );
         return None;
     }
+
     let protocol = Protocol::of_port(
         number,
         &spec.name,
         spec.app_protocol.as_deref(),
         &spec.protocol,
     );
+
     Some(ServicePort {
         name: spec.name.clone(),
         number,

@@ -38,12 +38,14 @@ pub(crate) fn lower_service_entry(
         api::Resolution::DnsRoundRobin => Resolution::DnsRoundRobin,
         api::Resolution::DynamicDns => Resolution::DynamicDns,
     };
+
     let ports: Vec<ServicePort> = entry.ports.iter().filter_map(lower_port).collect();
     let is_allocatable = object
         .meta
         .labels
         .value("networking.istio.io/enable-autoallocate-ip")
         != Some("false");
+
     let services = entry.hosts.iter().map(|host| {
         let host = Hostname::new(host);
         let service = Service {
@@ -78,16 +80,19 @@ pub(crate) fn lower_service_entry(
             traffic_distribution: TrafficDistribution::Any,
             publish_not_ready: false,
         };
+
         let wants_address = addresses.is_empty()
             && is_allocatable
             && resolution != Resolution::Passthrough
             && !host.is_wildcard();
+
         LoweredService {
             service,
             wants_address,
             alias_of: None,
         }
     });
+
     LoweredEntry {
         services: services.collect(),
         endpoints: endpoints(context, object, entry, resolution, findings),
@@ -107,6 +112,7 @@ fn addresses(entry: &api::ServiceEntry, findings: &mut Findings<'_>) -> Vec<Cidr
             ),
         }
     }
+
     found
 }
 
@@ -153,12 +159,16 @@ fn endpoints(
                     ),
                     "write an IP address, or use resolution: DNS",
                 );
+
                 return None;
             }
+
             Some(lower_endpoint(context, &object.meta.namespace, endpoint, &spec.name, default_target))
         });
+
         by_port.push((number, endpoints.collect()));
     }
+
     by_port
 }
 
@@ -175,7 +185,9 @@ fn lower_endpoint(
         .get(port_name)
         .and_then(|number| port(*number))
         .unwrap_or(default_target);
+
     let account = entry.service_account.as_str();
+
     Endpoint {
         port: if matches!(address, EndpointAddress::Unix(_)) {
             0

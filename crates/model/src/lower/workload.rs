@@ -29,6 +29,7 @@ pub(crate) fn lower_pod(
     let ips = pod_ips(pod);
     let account = pod.spec.account();
     let (workload_name, workload_kind) = controller(object);
+
     Some(Workload {
         origin: origin(object),
         name: meta.name.clone(),
@@ -90,6 +91,7 @@ pub(crate) fn lower_workload_entry(
         return None;
     };
     let meta = &object.meta;
+
     // The entry's own labels are the workload's; those of its metadata fill up, as in Istio.
     let mut labels = meta.labels.clone();
     labels.extend(
@@ -98,12 +100,14 @@ pub(crate) fn lower_workload_entry(
             .iter()
             .map(|(key, value)| (key.clone(), value.clone())),
     );
+
     let address = (!entry.address.is_empty()).then(|| EndpointAddress::parse(&entry.address));
     let account = if entry.service_account.is_empty() {
         "default"
     } else {
         entry.service_account.as_str()
     };
+
     Some(Workload {
         origin: origin(object),
         name: meta.name.clone(),
@@ -177,6 +181,7 @@ fn pod_ips(pod: &Pod) -> Vec<IpAddr> {
             ips.push(ip);
         }
     }
+
     ips
 }
 
@@ -186,6 +191,7 @@ fn container_ports(spec: &PodSpec) -> Vec<WorkloadPort> {
         .iter()
         .chain(&spec.init_containers)
         .flat_map(|container| &container.ports);
+
     declared
         .filter_map(|spec| {
             let number = port(spec.container_port)?;
@@ -206,6 +212,7 @@ fn pod_health(object: &Object, pod: &Pod) -> Health {
     {
         return Health::Draining;
     }
+
     // A Pod written by hand has no conditions; it counts as ready unless its phase says that it has
     // not started.
     let is_started = matches!(pod.status.phase.as_str(), "" | "Running");
@@ -222,6 +229,7 @@ fn entry_health(object: &Object) -> Health {
         .raw
         .pointer("/status/conditions")
         .and_then(|value| value.as_array());
+
     let healthy =
         conditions.and_then(|list| list.iter().find(|condition| condition["type"] == "Healthy"));
     if healthy.is_some_and(|condition| condition["status"] != "True") {
@@ -235,6 +243,7 @@ fn entry_health(object: &Object) -> Health {
 /// for its CronJob. Source: Istio `pkg/kube/namespace`, `GetWorkloadNameFromPod`.
 fn controller(object: &Object) -> (String, String) {
     let (name, kind) = owner(object);
+
     // The label names the workload where its name had to be cut; the kind is still the owner's.
     match object.meta.labels.value("service.istio.io/workload-name") {
         Some(label) => (
@@ -257,6 +266,7 @@ fn owner(object: &Object) -> (String, String) {
         .iter()
         .find(|owner| owner.controller)
         .or(owners.first());
+
     let (name, kind) = owner.map_or(("", ""), |owner| (owner.name.as_str(), owner.kind.as_str()));
     let hash = labels.value("pod-template-hash");
     let without_hash = |name: &str| {
@@ -266,6 +276,7 @@ fn owner(object: &Object) -> (String, String) {
                 .map(str::to_owned)
         })
     };
+
     match kind {
         "" => {
             // No owner is written: a template hash inside the name still tells the Deployment.
@@ -274,6 +285,7 @@ fn owner(object: &Object) -> (String, String) {
                     .rsplit_once(&format!("-{hash}-"))
                     .map(|(name, _)| name.to_owned())
             });
+
             match deployment {
                 Some(name) => (name, "Deployment".to_owned()),
                 None => (meta.name.clone(), "Pod".to_owned()),

@@ -28,6 +28,7 @@ impl fmt::Debug for Credential {
             ca,
             crl,
         } = self;
+
         f.debug_struct("Credential")
             .field("certificate_chain", &certificate_chain.is_some())
             .field("private_key", &private_key.is_some())
@@ -51,12 +52,14 @@ impl Snapshot {
                 .filter(|bytes| !bytes.is_empty())
                 .map(<[u8]>::to_vec)
         };
+
         let credential = Credential {
             certificate_chain: value(["tls.crt", "cert"]),
             private_key: value(["tls.key", "key"]),
             ca: value(["ca.crt", "cacert"]),
             crl: value(["ca.crl", "crl"]),
         };
+
         (credential.certificate_chain.is_some() || credential.ca.is_some()).then_some(credential)
     }
 }

@@ -41,6 +41,7 @@ impl Snapshot {
             .filter(|cidr| cidr.is_host())
             .map(|cidr| cidr.address)
             .collect();
+
         if ips.is_empty() && service.is_headless() {
             for port in &service.ports {
                 for endpoint in
@@ -63,12 +64,14 @@ impl Snapshot {
                     else {
                         continue;
                     };
+
                     if *subdomain == service.name {
                         let host = Hostname::new(&format!("{pod}.{}", service.host()));
                         let short = Some((
                             format!("{pod}.{}", service.name),
                             service.namespace().to_owned(),
                         ));
+
                         names.entry(host.clone()).or_insert(NameEntry {
                             host,
                             ips: vec![ip],
@@ -78,8 +81,10 @@ impl Snapshot {
                     }
                 }
             }
+
             ips.sort();
         }
+
         // Without address there is nothing to say: wildcards and resolution NONE are left to the
         // upstream resolver.
         if ips.is_empty()
@@ -87,6 +92,7 @@ impl Snapshot {
         {
             return;
         }
+
         let mut insert = |host: &Hostname, short| {
             names.insert(
                 host.clone(),
@@ -98,10 +104,12 @@ impl Snapshot {
                 },
             );
         };
+
         insert(
             service.host(),
             is_kubernetes.then(|| (service.name.clone(), service.namespace().to_owned())),
         );
+
         for alias in &service.aliases {
             let name = alias
                 .host

@@ -18,6 +18,7 @@ impl Snapshot {
         service: &Service,
     ) -> Option<Arc<DestinationRule>> {
         let root = self.root_namespace();
+
         // Rules of the root namespace are for the whole mesh: for its own proxies, which gateways
         // are, they come last, too, unless they are private. Source: Istio
         // `PushContext.destinationRule`.
@@ -27,6 +28,7 @@ impl Snapshot {
             self.destination_rules
                 .of_namespace(namespace, service.host())
         };
+
         let candidates = own
             .or_else(|| {
                 self.destination_rules
@@ -36,6 +38,7 @@ impl Snapshot {
                 self.destination_rules
                     .exported_from(root, service.host(), namespace)
             })?;
+
         let selected = candidates.iter().find(|rule| {
             rule.origin.object.namespace == namespace
                 && rule
@@ -43,6 +46,7 @@ impl Snapshot {
                     .as_ref()
                     .is_some_and(|selector| selector.selects(labels))
         });
+
         selected
             .or_else(|| {
                 candidates

@@ -29,14 +29,17 @@ impl Snapshot {
             .by_gateway
             .get(gateway)
             .map_or(&[][..], Vec::as_slice);
+
         let rank = |vs: &VirtualService| match &vs.export_to {
             export if !export.includes(namespace) => None,
             crate::Visibility::Public => Some(2),
             export if export.is_private_to(&vs.origin.object.namespace) => Some(0),
             crate::Visibility::Namespaces(_) => Some(1),
         };
+
         let mut ranked: Vec<_> = all.iter().filter_map(|vs| Some((rank(vs)?, vs))).collect();
         ranked.sort_by_key(|(rank, _)| *rank);
+
         ranked.into_iter().map(|(_, vs)| vs.clone()).collect()
     }
 

@@ -20,6 +20,7 @@ impl Snapshot {
                 .filter(|sidecar| fits(sidecar))
                 .min_by(|a, b| a.origin.age.cmp(&b.origin.age))
         };
+
         let is_in = |sidecar: &Sidecar, ns: &str| sidecar.origin.object.namespace == ns;
         oldest(&|sidecar| {
             is_in(sidecar, namespace)
@@ -41,6 +42,7 @@ impl Snapshot {
             namespace.to_owned(),
             sidecar.map(|sidecar| sidecar.origin.name()),
         );
+
         // A poisoned cache holds whole entries only, since they are made before they are inserted.
         let cached = self
             .scopes
@@ -49,10 +51,12 @@ impl Snapshot {
             .unwrap_or_else(PoisonError::into_inner)
             .get(&key)
             .cloned();
+
         if let Some(scope) = cached {
             return scope;
         }
         let scope = Arc::new(self.build_scope(namespace, sidecar));
+
         self.scopes
             .0
             .lock()
@@ -76,6 +80,7 @@ impl Snapshot {
                 .map(|listener| self.scope_listener(namespace, listener))
                 .collect()
         };
+
         let mut services: BTreeMap<_, Arc<Service>> = BTreeMap::new();
         for service in egress.iter().flat_map(|listener| &listener.services) {
             // The whole service, not the one narrowed to a listener's port.
@@ -85,6 +90,7 @@ impl Snapshot {
                     .or_insert_with(|| service.clone());
             }
         }
+
         // A route that is imported works only if what it leads to is known as well.
         for host in egress
             .iter()
@@ -98,6 +104,7 @@ impl Snapshot {
                 services.insert(host.clone(), service.clone());
             }
         }
+
         let default = OutboundPolicy {
             mode: match self.mesh.outbound_traffic_policy.mode {
                 OutboundTrafficMode::RegistryOnly => OutboundMode::RegistryOnly,
@@ -106,6 +113,7 @@ impl Snapshot {
             },
             egress_proxy: None,
         };
+
         SidecarScope {
             sidecar: sidecar.cloned(),
             namespace: namespace.to_owned(),
@@ -124,6 +132,7 @@ impl Snapshot {
                 .iter()
                 .any(|own| own.namespace.includes(of) && host.is_within(&own.host))
         };
+
         let mut services: Vec<Arc<Service>> = Vec::new();
         let visible = self.services().filter(|service| {
             service.export_to.includes(namespace) && imports(service.namespace(), service.host())
@@ -139,13 +148,16 @@ impl Snapshot {
                 Some(_) => {}
             }
         }
+
         if let Some(port) = listener.port.as_ref().filter(|port| port.number != 0) {
             services = services
                 .iter()
                 .filter_map(|service| narrow(service, port.number))
                 .collect();
         }
+
         let virtual_services = self.virtual_services_for(&GatewayRef::Mesh, namespace);
+
         // A route counts if some name is both its own and imported.
         let touches = |vs: &VirtualService| {
             let of = vs.origin.object.namespace.as_str();
@@ -156,6 +168,7 @@ impl Snapshot {
                     .any(|own| own.namespace.includes(of) && host.overlaps(&own.host))
             })
         };
+
         ScopedEgress {
             listener: Some(listener.clone()),
             services,
@@ -192,11 +205,13 @@ pub(crate) fn destination_hosts(vs: &VirtualService) -> impl Iterator<Item = &cr
             .map(|weighted| &weighted.destination.host)
             .chain(mirrors)
     });
+
     let l4 = vs.tls.iter().chain(&vs.tcp).flat_map(|route| {
         route
             .destinations
             .iter()
             .map(|weighted| &weighted.destination.host)
     });
+
     http.chain(l4)
 }

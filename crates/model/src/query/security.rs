@@ -23,6 +23,7 @@ impl Snapshot {
                 .filter(|pa| fits(pa))
                 .min_by(|a, b| a.origin.age.cmp(&b.origin.age))
         };
+
         let root = self.root_namespace();
         let of_mesh = oldest(&|pa| pa.selector.is_none() && pa.origin.object.namespace == root);
         let of_namespace = oldest(&|pa| {
@@ -48,11 +49,13 @@ impl Snapshot {
                     .collect()
             })
             .unwrap_or_default();
+
         let sources = [of_workload, of_namespace, of_mesh]
             .into_iter()
             .flatten()
             .map(|pa| pa.origin.object.clone())
             .collect();
+
         EffectivePeerAuthentication {
             mode,
             ports,
@@ -73,6 +76,7 @@ impl Snapshot {
             .values()
             .filter(|policy| self.is_attached(&policy.origin, &policy.target, namespace, labels))
             .collect();
+
         applicable.sort_by_key(|policy| self.policy_order(&policy.origin));
         let mut found = AuthorizationPolicies::default();
         for policy in applicable {
@@ -84,6 +88,7 @@ impl Snapshot {
             };
             list.push(policy.clone());
         }
+
         found
     }
 

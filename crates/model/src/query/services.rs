@@ -43,6 +43,7 @@ impl Snapshot {
                 .of_host(host)
                 .filter(|service| service.export_to.includes(namespace))
         };
+
         visible()
             .find(|service| service.namespace() == namespace)
             .or_else(|| visible().find(|service| service.registry == Registry::Kubernetes))
@@ -62,6 +63,7 @@ impl Snapshot {
             }
             visible.extend(self.service_for(namespace, &service.key.host).cloned());
         }
+
         visible
     }
 
@@ -93,6 +95,7 @@ impl Snapshot {
             .filter(|target| target.port.number == port)
             .map(|target| target.target_port)
             .collect();
+
         if mapped.is_empty() {
             BTreeSet::from([port])
         } else {
@@ -145,6 +148,7 @@ impl Snapshot {
                 }));
             }
         }
+
         for service in self.services.with_listed_endpoints() {
             for port in &service.ports {
                 let endpoints = self.endpoints(&service.key, port.number);
@@ -152,6 +156,7 @@ impl Snapshot {
                     endpoint.workload.is_none()
                         && endpoint.address.ip().is_some_and(|ip| ips.contains(&ip))
                 });
+
                 targets.extend(own.map(|endpoint| ServiceTarget {
                     service: service.clone(),
                     port: port.clone(),
@@ -159,6 +164,7 @@ impl Snapshot {
                 }));
             }
         }
+
         targets.sort_by(|a, b| {
             (a.target_port, &a.service.origin.age, a.port.number).cmp(&(
                 b.target_port,
@@ -166,6 +172,7 @@ impl Snapshot {
                 b.port.number,
             ))
         });
+
         targets
     }
 }

@@ -23,11 +23,13 @@ impl Snapshot {
             .iter()
             .flat_map(|telemetry| &telemetry.access_logging)
             .collect();
+
         let default: &[String] = self
             .mesh
             .default_providers
             .as_ref()
             .map_or(&[], |providers| &providers.access_logging);
+
         if rules.is_empty() && default.is_empty() {
             return self.mesh_access_log().into_iter().collect();
         }
@@ -37,6 +39,7 @@ impl Snapshot {
         // goes with its provider.
         let mut in_scope: BTreeSet<&str> = default.iter().map(String::as_str).collect();
         let mut filters: BTreeMap<&str, Option<&str>> = BTreeMap::new();
+
         for telemetry in &scopes {
             let mut named = BTreeSet::new();
             for rule in telemetry
@@ -49,15 +52,18 @@ impl Snapshot {
                     filters.insert(provider, rule.filter.as_deref());
                 }
             }
+
             if !named.is_empty() {
                 in_scope = named;
             }
         }
+
         let mut enabled: BTreeSet<&str> = if rules.is_empty() {
             in_scope.clone()
         } else {
             BTreeSet::new()
         };
+
         let mut parents: Vec<&str> = default.iter().map(String::as_str).collect();
         for rule in rules {
             if !rule.providers.is_empty() {
@@ -81,14 +87,17 @@ impl Snapshot {
                 }
             }
         }
+
         let sources: Vec<ObjectRef> = scopes
             .iter()
             .filter(|telemetry| !telemetry.access_logging.is_empty())
             .map(|telemetry| telemetry.origin.object.clone())
             .collect();
+
         let written = enabled.into_iter().filter_map(|name| {
             self.provider_log(name, filters.get(name).copied().flatten(), &sources)
         });
+
         written.collect()
     }
 
@@ -102,6 +111,7 @@ impl Snapshot {
                 .min_by(|a, b| a.origin.age.cmp(&b.origin.age))
                 .map(|telemetry| &**telemetry)
         };
+
         let root = self.root_namespace();
         let whole = |telemetry: &Telemetry, ns: &str| {
             telemetry.selector.is_none() && telemetry.origin.object.namespace == ns
@@ -117,6 +127,7 @@ impl Snapshot {
                         .is_some_and(|selector| selector.selects(labels))
             }),
         ];
+
         scopes.into_iter().flatten().collect()
     }
 
@@ -158,11 +169,13 @@ impl Snapshot {
             .extension_providers
             .iter()
             .find(|provider| provider.name == name)?;
+
         let FileAccessLog {
             path,
             log_format,
             omit_empty_values: _,
         } = provider.envoy_file_access_log.as_ref()?;
+
         let format = match log_format
             .as_ref()
             .map(|format| (&format.text, &format.labels))
@@ -174,11 +187,13 @@ impl Snapshot {
             _ if name == "envoy" => self.mesh_log_format(),
             _ => LogFormat::DefaultText,
         };
+
         let path = if path.is_empty() {
             "/dev/stdout".to_owned()
         } else {
             path.clone()
         };
+
         Some(AccessLog {
             provider: name.to_owned(),
             path,

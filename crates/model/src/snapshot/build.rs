@@ -114,19 +114,23 @@ impl LoweredKinds {
             authorization_policies,
             telemetries,
         } = self;
+
         let all = services
             .diagnostics()
             .chain(service_entries.diagnostics())
             .chain(pods.diagnostics())
             .chain(workload_entries.diagnostics());
+
         let all = all
             .chain(virtual_services.diagnostics())
             .chain(destination_rules.diagnostics())
             .chain(gateways.diagnostics());
+
         let all = all
             .chain(sidecars.diagnostics())
             .chain(peer_authentications.diagnostics())
             .chain(request_authentications.diagnostics());
+
         all.chain(authorization_policies.diagnostics())
             .chain(telemetries.diagnostics())
             .cloned()
@@ -140,6 +144,7 @@ pub(super) fn build(prev: Option<&Snapshot>, tables: &Tables, options: &BuildOpt
         .map(|prev| prev.options.clone());
     let (mesh, mesh_diagnostics) =
         build_mesh(prev.filter(|_| options_kept.is_some()), tables, options);
+
     // Under another MeshConfig every object may mean something else: then nothing lowered before is
     // taken over.
     let same_mesh = prev.filter(|prev| options_kept.is_some() && Arc::ptr_eq(&prev.mesh, &mesh));
@@ -163,12 +168,14 @@ pub(super) fn build(prev: Option<&Snapshot>, tables: &Tables, options: &BuildOpt
             &lowered.virtual_services,
         )),
     };
+
     let destination_rules = match same_mesh
         .filter(|prev| Arc::ptr_eq(&prev.lowered.destination_rules, &lowered.destination_rules))
     {
         Some(prev) => prev.destination_rules.clone(),
         None => Arc::new(DestinationRuleTable::build(&lowered.destination_rules)),
     };
+
     let scopes = match same_mesh {
         Some(prev)
             if Arc::ptr_eq(&prev.services, &services)
@@ -179,6 +186,7 @@ pub(super) fn build(prev: Option<&Snapshot>, tables: &Tables, options: &BuildOpt
         }
         _ => Arc::new(ScopeCache(Mutex::default())),
     };
+
     let options = options_kept.unwrap_or_else(|| Arc::new(options.clone()));
     let tables = tables.clone();
     let snapshot = Snapshot {
@@ -207,6 +215,7 @@ pub(super) fn build(prev: Option<&Snapshot>, tables: &Tables, options: &BuildOpt
     });
     diagnostics.dedup();
     let changes = changes(prev, same_mesh.is_some(), &snapshot);
+
     Build {
         snapshot,
         diagnostics,
@@ -226,18 +235,22 @@ fn build_mesh(
             .tables
             .table(&Kind::ConfigMap)
             .get(&options.mesh_config_map);
+
         let is_same = match (held, config_map) {
             (Some(held), Some(object)) => Arc::ptr_eq(held, object),
             (None, None) => true,
             _ => false,
         };
+
         if is_same {
             return (prev.mesh.clone(), prev.mesh_diagnostics.clone());
         }
     }
+
     let (mesh, diagnostics) =
         mesh::lower_mesh_config(config_map, &options.mesh_defaults, &options.mesh_fixed);
     let held = prev.map(|prev| &prev.mesh).filter(|held| ***held == mesh);
+
     (
         held.cloned().unwrap_or_else(|| Arc::new(mesh)),
         diagnostics.into(),
@@ -258,6 +271,7 @@ fn build_services(
     {
         return prev.services.clone();
     }
+
     Arc::new(ServiceTable::build(
         prev.map(|prev| &*prev.services),
         &lowered.services,
@@ -273,6 +287,7 @@ fn build_workloads(prev: Option<&Snapshot>, lowered: &LoweredKinds) -> Arc<Workl
     {
         return prev.workloads.clone();
     }
+
     Arc::new(WorkloadTable::build(
         prev.map(|prev| &*prev.workloads),
         &lowered.pods,
@@ -293,15 +308,18 @@ fn build_endpoints(
             &BTreeSet::new(),
         ));
     };
+
     let changed = if Arc::ptr_eq(&prev.workloads, workloads) {
         Vec::new()
     } else {
         workloads.changed_since(&prev.workloads)
     };
+
     if changed.is_empty() && Arc::ptr_eq(&prev.services, services) {
         return prev.endpoints.clone();
     }
     let namespaces = changed.iter().map(|name| name.namespace.as_str()).collect();
+
     Arc::new(EndpointTable::build(
         Some((&prev.endpoints, &prev.services)),
         services,
@@ -319,11 +337,13 @@ fn changes(prev: Option<&Snapshot>, is_same_mesh: bool, next: &Snapshot) -> Chan
             ..ChangeSet::default()
         };
     };
+
     let mut changes = ChangeSet {
         mesh: !is_same_mesh,
         objects: next.tables.changed_since(&prev.tables),
         ..ChangeSet::default()
     };
+
     // A ConfigMap that is not the mesh's means nothing to proxies, nor does the mesh's when it says
     // the same.
     changes
@@ -334,6 +354,7 @@ fn changes(prev: Option<&Snapshot>, is_same_mesh: bool, next: &Snapshot) -> Chan
             .workloads
             .extend(next.workloads.changed_since(&prev.workloads));
     }
+
     if !Arc::ptr_eq(&prev.services, &next.services) {
         let (old, new) = (&prev.services.by_key, &next.services.by_key);
         let newer = new
@@ -347,6 +368,7 @@ fn changes(prev: Option<&Snapshot>, is_same_mesh: bool, next: &Snapshot) -> Chan
             .services
             .extend(next.services.aliased_otherwise(&prev.services));
     }
+
     if !Arc::ptr_eq(&prev.endpoints, &next.endpoints) {
         for key in next.endpoints.changed_since(&prev.endpoints) {
             if changes.services.contains(key) {
@@ -360,6 +382,7 @@ fn changes(prev: Option<&Snapshot>, is_same_mesh: bool, next: &Snapshot) -> Chan
             set.insert(key.clone());
         }
     }
+
     changes
 }
 

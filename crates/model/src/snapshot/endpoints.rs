@@ -43,8 +43,10 @@ impl EndpointTable {
     ) -> Self {
         let mut table = Self::default();
         let mut index: Option<(&str, LabelIndex<'_>)> = None;
+
         // By namespace, so that one index at a time is enough.
         let mut ordered: Vec<&Arc<Service>> = services.by_key.values().collect();
+
         ordered.sort_by(|a, b| a.key.namespace.cmp(&b.key.namespace));
         for service in ordered {
             let namespace = service.key.namespace.as_str();
@@ -60,16 +62,19 @@ impl EndpointTable {
                 table.by_service.insert(service.key.clone(), held.clone());
                 continue;
             }
+
             if index.as_ref().is_none_or(|(of, _)| *of != namespace) {
                 index = Some((
                     namespace,
                     LabelIndex::new(workloads.in_namespace(namespace)),
                 ));
             }
+
             let selected = match (&service.selector, &index) {
                 (Some(selector), Some((_, index))) => index.select(selector),
                 _ => Vec::new(),
             };
+
             let held = prev.and_then(|(prev, _)| prev.by_service.get(&service.key));
             let ports: BTreeMap<u16, EndpointSet> = service
                 .ports
@@ -86,17 +91,20 @@ impl EndpointTable {
                     (port.number, held.cloned().unwrap_or_else(|| set.into()))
                 })
                 .collect();
+
             let same = held.filter(|held| {
                 held.len() == ports.len()
                     && ports
                         .iter()
                         .all(|(port, set)| held.get(port).is_some_and(|h| Arc::ptr_eq(h, set)))
             });
+
             table.by_service.insert(
                 service.key.clone(),
                 same.cloned().unwrap_or_else(|| Arc::new(ports)),
             );
         }
+
         table
     }
 
@@ -107,10 +115,12 @@ impl EndpointTable {
                 .get(key)
                 .is_none_or(|held| !Arc::ptr_eq(held, sets))
         });
+
         let gone = prev
             .by_service
             .keys()
             .filter(|key| !self.by_service.contains_key(key));
+
         newer.map(|(key, _)| key).chain(gone)
     }
 }
@@ -136,10 +146,12 @@ fn endpoint_of(
     workload: &Arc<Workload>,
 ) -> Option<Endpoint> {
     let address = workload.address.clone()?;
+
     // A name can be an endpoint only where the client asks DNS.
     if matches!(address, EndpointAddress::Dns(_)) && !service.resolution.is_dns() {
         return None;
     }
+
     // A WorkloadEntry maps ports by the service port's name; a Pod by the target's name.
     let by_port_name = (workload.workload_kind == "WorkloadEntry")
         .then(|| workload.port_named(&port.name))
@@ -150,11 +162,13 @@ fn endpoint_of(
         (_, None, TargetPort::Number(number)) => *number,
         (_, None, TargetPort::Name(name)) => workload.port_named(name)?,
     };
+
     let health = if service.publish_not_ready {
         crate::Health::Healthy
     } else {
         workload.health
     };
+
     Some(Endpoint {
         address,
         port: number,
@@ -185,6 +199,7 @@ impl<'a> LabelIndex<'a> {
                     .push(workload);
             }
         }
+
         Self { by_label }
     }
 
@@ -195,6 +210,7 @@ impl<'a> LabelIndex<'a> {
                 .get(&(key.as_str(), value.as_str()))
                 .map_or(&[][..], Vec::as_slice)
         });
+
         let fewest = candidates.min_by_key(|list| list.len()).unwrap_or(&[]);
         fewest
             .iter()

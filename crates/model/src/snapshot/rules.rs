@@ -26,6 +26,7 @@ impl RouteTable {
             .flat_map(|prev| &prev.all)
             .map(|vs| (&vs.origin.object, vs))
             .collect();
+
         for entry in lowered.entries.values() {
             if entry.value.is_delegate() {
                 continue;
@@ -38,6 +39,7 @@ impl RouteTable {
                 .all
                 .push(held.copied().cloned().unwrap_or_else(|| Arc::new(merged)));
         }
+
         table.all.sort_by(|a, b| a.origin.age.cmp(&b.origin.age));
         for vs in &table.all {
             for gateway in &vs.gateways {
@@ -48,6 +50,7 @@ impl RouteTable {
                 }
             }
         }
+
         table
     }
 }
@@ -76,11 +79,13 @@ impl DestinationRuleTable {
             let rule = &entry.value;
             let namespace = rule.origin.object.namespace.as_str();
             let repeated = merge(table.local.entry(namespace.to_owned()).or_default(), rule);
+
             for subset in repeated {
                 let message = format!(
                     "subset {subset:?} of host {} is defined by an older DestinationRule already, which counts",
                     rule.host
                 );
+
                 table.diagnostics.push(finding(
                     &entry.object,
                     Severity::Warning,
@@ -90,13 +95,16 @@ impl DestinationRuleTable {
                     "rename or remove one of the subsets",
                 ));
             }
+
             let visible = if rule.export_to.is_private_to(namespace) {
                 &mut table.private
             } else {
                 &mut table.exported
             };
+
             merge(visible.entry(namespace.to_owned()).or_default(), rule);
         }
+
         table
     }
 
@@ -170,6 +178,7 @@ fn merge(rules: &mut HostRules, rule: &Arc<DestinationRule>) -> Vec<String> {
         of_host.push(rule.clone());
         return Vec::new();
     };
+
     let held = Arc::make_mut(held);
     let mut repeated = Vec::new();
     for subset in &rule.subsets {
@@ -179,9 +188,11 @@ fn merge(rules: &mut HostRules, rule: &Arc<DestinationRule>) -> Vec<String> {
             held.subsets.push(subset.clone());
         }
     }
+
     if held.policy == crate::TrafficPolicy::default() {
         held.policy = rule.policy.clone();
     }
     held.sources.extend(rule.sources.iter().cloned());
+
     repeated
 }

@@ -62,6 +62,7 @@ impl ServiceTable {
                 .map(|service| service.key.clone())
                 .collect()
         };
+
         [one_sided(self, prev), one_sided(prev, self)].concat()
     }
 
@@ -104,6 +105,7 @@ impl ServiceTable {
                 .iter()
                 .map(move |lowered| (entry.object.as_ref(), lowered))
         });
+
         let of_entries = entries.entries.values().flat_map(|entry| {
             entry
                 .value
@@ -111,6 +113,7 @@ impl ServiceTable {
                 .iter()
                 .map(move |lowered| (entry.object.as_ref(), lowered))
         });
+
         // Kubernetes first: what it declares no ServiceEntry of the same namespace takes away.
         // Entries: oldest first.
         let mut of_entries: Vec<_> = of_entries.collect();
@@ -121,6 +124,7 @@ impl ServiceTable {
                 aliases.push((object, lowered, alias_of));
                 continue;
             }
+
             match drafts.get_mut(key) {
                 None => {
                     if lowered.wants_address {
@@ -133,6 +137,7 @@ impl ServiceTable {
                         "host {} is declared by {} already; ports that it does not have are added, the rest is ignored",
                         key.host, first.origin.object
                     );
+
                     table.diagnostics.push(finding(
                         object,
                         Severity::Warning,
@@ -141,6 +146,7 @@ impl ServiceTable {
                         message,
                         "declare a host once in a namespace",
                     ));
+
                     let more: Vec<_> = lowered
                         .service
                         .ports
@@ -148,20 +154,24 @@ impl ServiceTable {
                         .filter(|port| first.port(port.number).is_none())
                         .cloned()
                         .collect();
+
                     first.ports.extend(more);
                 }
             }
         }
+
         let next: BTreeMap<&Hostname, &Hostname> = aliases
             .iter()
             .map(|(_, lowered, alias_of)| (lowered.service.host(), *alias_of))
             .collect();
+
         for (object, lowered, alias_of) in &aliases {
             let concrete = follow(alias_of, &next);
             let target = drafts
                 .values_mut()
                 .filter(|service| service.key.host == *concrete)
                 .min_by_key(|service| service.registry);
+
             match target {
                 Some(target) => {
                     target.aliases.push(lowered.service.key.clone());
@@ -169,6 +179,7 @@ impl ServiceTable {
                         [only] => Some(only.number),
                         _ => None,
                     };
+
                     table.aliases.insert(
                         lowered.service.host().clone(),
                         Alias {
@@ -193,6 +204,7 @@ impl ServiceTable {
                 }
             }
         }
+
         table.listed = listed_endpoints(entries, &drafts);
         table.allocate(prev, &mut drafts, &wanting, services, entries, options);
         for (key, draft) in drafts {
@@ -206,8 +218,10 @@ impl ServiceTable {
                 .entry(key.namespace.clone())
                 .or_default()
                 .push(service.clone());
+
             table.by_key.insert(key, service);
         }
+
         table
     }
 
@@ -226,8 +240,10 @@ impl ServiceTable {
             .filter(|cidr| cidr.is_host())
             .map(|cidr| cidr.address)
             .collect();
+
         let nothing = BTreeMap::new();
         let held = prev.map_or(&nothing, |prev| &prev.allocated);
+
         for (registry, pool) in [
             (Registry::Kubernetes, options.service_cidr),
             (Registry::ServiceEntry, options.service_entry_cidr),
@@ -237,6 +253,7 @@ impl ServiceTable {
                     .get(key)
                     .is_some_and(|service| service.registry == registry)
             };
+
             let wanting: BTreeSet<ServiceKey> =
                 wanting.iter().filter(of_registry).cloned().collect();
             for (key, ip) in allocate(pool, &wanting, held, &taken) {
@@ -259,11 +276,13 @@ impl ServiceTable {
                                 entries.entries.get(&name).map(|entry| &entry.object)
                             }
                         };
+
                         if let Some(object) = object {
                             let message = format!(
                                 "no address is left in {pool} for {}; it is reached by its endpoints' addresses only",
                                 key.host
                             );
+
                             self.diagnostics.push(finding(
                                 object,
                                 Severity::Warning,
@@ -297,6 +316,7 @@ fn listed_endpoints(
     for entry in entries.values() {
         for lowered in &entry.services {
             let service = &lowered.service;
+
             // Selected endpoints come from workloads; both at once is refused by validation.
             if service.selector.is_some() || !drafts.contains_key(&service.key) {
                 continue;
@@ -307,17 +327,20 @@ fn listed_endpoints(
                     .or_default()
                     .entry(*number)
                     .or_default();
+
                 of_port.extend(endpoints.iter().cloned());
                 let is_dns = matches!(
                     service.resolution,
                     Resolution::Dns | Resolution::DnsRoundRobin
                 );
+
                 if endpoints.is_empty() && is_dns && !service.host().is_wildcard() {
                     of_port.push(host_endpoint(service, *number));
                 }
             }
         }
     }
+
     listed
 }
 
@@ -326,6 +349,7 @@ fn host_endpoint(service: &Service, number: u16) -> Endpoint {
         Some(crate::TargetPort::Number(target)) => *target,
         _ => number,
     };
+
     Endpoint {
         address: EndpointAddress::Dns(service.host().clone()),
         port: target,

@@ -32,6 +32,7 @@ impl WorkloadTable {
             let workload = held.cloned().unwrap_or_else(|| Arc::new(workload.clone()));
             table.by_name.insert(name.clone(), workload);
         }
+
         for workload in table.by_name.values() {
             for ip in &workload.ips {
                 // An address that was given anew belongs to who is alive.
@@ -40,12 +41,14 @@ impl WorkloadTable {
                     table.by_ip.insert(*ip, workload.clone());
                 }
             }
+
             table
                 .by_namespace
                 .entry(workload.namespace.clone())
                 .or_default()
                 .push(workload.clone());
         }
+
         table
     }
 
@@ -62,16 +65,19 @@ impl WorkloadTable {
                 .get(name)
                 .is_some_and(|held| Arc::ptr_eq(held, workload))
         };
+
         let newer = self
             .by_name
             .iter()
             .filter(|(name, workload)| !is_held(name, workload, prev))
             .map(|(name, _)| name.clone());
+
         let gone = prev
             .by_name
             .keys()
             .filter(|name| !self.by_name.contains_key(*name))
             .cloned();
+
         newer.chain(gone).collect()
     }
 }

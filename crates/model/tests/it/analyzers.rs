@@ -45,6 +45,7 @@ fn shared() -> Option<PathBuf> {
     }
     let why = format!("{} is not there (MELTEMI_SHARED)", folder.display());
     crate::skip("the_same_objects_get_the_same_codes", &why);
+
     None
 }
 
@@ -54,12 +55,14 @@ fn the_same_objects_get_the_same_codes() {
     let cases = fs::read_to_string(folder.join("cases.jsonl")).expect("part of the fixtures");
     let mut wrong = Vec::new();
     let mut seen = 0;
+
     for line in cases.lines() {
         let case: Value = serde_json::from_str(line).expect("JSON");
         let analyzer = case["analyzer"].as_str().unwrap_or_default();
         let Some((_, codes)) = COVERED.iter().find(|(name, _)| *name == analyzer) else {
             continue;
         };
+
         // Gateways of the Gateway API are not lowered yet.
         if case["inputs"]
             .as_array()
@@ -69,6 +72,7 @@ fn the_same_objects_get_the_same_codes() {
         {
             continue;
         }
+
         seen += 1;
         let mut tables = Tables::default();
         let inputs = case["inputs"]
@@ -76,6 +80,7 @@ fn the_same_objects_get_the_same_codes() {
             .into_iter()
             .flatten()
             .filter_map(Value::as_str);
+
         let texts = inputs
             .map(|input| fs::read_to_string(folder.join(input)).expect("part of the fixtures"));
         for text in texts.chain([HARNESS.to_owned()]) {
@@ -83,6 +88,7 @@ fn the_same_objects_get_the_same_codes() {
                 tables.apply(object.into());
             }
         }
+
         let known: BTreeSet<String> = tables
             .iter()
             .map(|object| {
@@ -94,6 +100,7 @@ fn the_same_objects_get_the_same_codes() {
                 )
             })
             .collect();
+
         let build = Snapshot::build(None, &tables, &BuildOptions::default());
         let kind = if analyzer.starts_with("virtualservice.") {
             "VirtualService"
@@ -102,6 +109,7 @@ fn the_same_objects_get_the_same_codes() {
         } else {
             "Gateway"
         };
+
         let found: BTreeSet<_> = build
             .diagnostics
             .iter()
@@ -120,6 +128,7 @@ fn the_same_objects_get_the_same_codes() {
                 )
             })
             .collect();
+
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let expected: BTreeSet<_> = case["expected"]
             .as_array()
@@ -134,6 +143,7 @@ fn the_same_objects_get_the_same_codes() {
             // What cannot be read at all is refused before the model sees it.
             .filter(|(code, resource)| codes.contains(&code.as_str()) && known.contains(resource))
             .collect();
+
         if found != expected {
             wrong.push(format!(
                 "{}:\n  found {found:?}\n  expected {expected:?}",
@@ -141,6 +151,7 @@ fn the_same_objects_get_the_same_codes() {
             ));
         }
     }
+
     assert!(seen > 0, "the fixtures name no analyzer that is covered");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
@@ -239,10 +250,12 @@ data:
     meshMTLS: {minProtocolVersion: TLSV1_3}
 ",
     );
+
     let told: Vec<_> = super::codes(&build)
         .into_iter()
         .filter(|line| line.starts_with("MEL0307"))
         .collect();
+
     assert_eq!(
         told,
         [
@@ -284,10 +297,12 @@ metadata: {name: door}
 spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: web, protocol: GRPC-Web}, hosts: ['*']}]}
 ",
     );
+
     let told: Vec<_> = super::codes(&build)
         .into_iter()
         .filter(|line| line.starts_with("MEL0307"))
         .collect();
+
     assert_eq!(
         told,
         [

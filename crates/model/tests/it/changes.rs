@@ -58,19 +58,23 @@ fn a_pod_that_becomes_ready_changes_endpoints_only() {
         "status: \"False\"",
         "status: \"True\"",
     ));
+
     let build = rebuild(&snapshot, &tables);
     assert!(build.changes.is_endpoints_only(), "{:?}", build.changes);
     assert_eq!(build.changes.endpoints, [catalogue()].into());
     assert_eq!(build.changes.workloads.len(), 1);
+
     // What did not change is the same allocation.
     let db = ServiceKey {
         host: Hostname::new("db.shop.svc.cluster.local"),
         namespace: "shop".to_owned(),
     };
+
     assert!(Arc::ptr_eq(
         &snapshot.endpoints(&db, 3306),
         &build.snapshot.endpoints(&db, 3306)
     ));
+
     let service = |snapshot: &Snapshot| snapshot.service(&catalogue()).cloned().expect("declared");
     assert!(Arc::ptr_eq(&service(&snapshot), &service(&build.snapshot)));
 }
@@ -84,6 +88,7 @@ fn another_identity_behind_a_service_is_more_than_endpoints() {
         "serviceAccountName: catalogue",
         "serviceAccountName: thief",
     ));
+
     let build = rebuild(&snapshot, &tables);
     assert!(!build.changes.is_endpoints_only());
     assert_eq!(build.changes.services, [catalogue()].into());
@@ -115,6 +120,7 @@ fn a_route_changes_itself_alone() {
         "weight: 80",
         "weight: 70",
     ));
+
     let build = rebuild(&snapshot, &tables);
     assert_eq!(build.changes.kinds(), [Kind::VirtualService].into());
     assert!(build.changes.services.is_empty() && build.changes.endpoints.is_empty());
@@ -137,6 +143,7 @@ fn a_service_that_goes_is_told_and_its_endpoints_with_it() {
         "shop",
         "catalogue"
     )));
+
     let build = rebuild(&snapshot, &tables);
     assert_eq!(build.changes.services, [catalogue()].into());
     assert!(build.changes.endpoints.is_empty());
@@ -158,6 +165,7 @@ fn another_mesh_config_is_another_mesh() {
         "shop.example",
         "mall.example",
     ));
+
     let build = rebuild(&snapshot, &tables);
     assert!(build.changes.mesh);
     assert_eq!(build.snapshot.trust_domain.as_str(), "mall.example");
@@ -166,7 +174,9 @@ fn another_mesh_config_is_another_mesh() {
         .workloads()
         .find_map(|workload| workload.identity.clone())
         .expect("one has an identity");
+
     assert_eq!(identity.trust_domain().as_str(), "mall.example");
+
     // Allocated addresses stay: clients hold them.
     let addresses = |snapshot: &Snapshot| {
         snapshot
@@ -174,6 +184,7 @@ fn another_mesh_config_is_another_mesh() {
             .map(|service| service.addresses.clone())
             .collect::<Vec<_>>()
     };
+
     assert_eq!(addresses(&snapshot), addresses(&build.snapshot));
 }
 
@@ -190,7 +201,9 @@ fn a_step_is_the_same_as_a_fresh_start() {
             scope_facts(&build.snapshot),
         )
     };
+
     let before = facts(&fresh(&all));
+
     for object in all.iter() {
         // Asked before the step, so that a cache that is kept wrongly shows.
         scope_facts(&full);
@@ -203,11 +216,13 @@ fn a_step_is_the_same_as_a_fresh_start() {
             "without {}",
             object.key()
         );
+
         assert!(
             !step.changes.is_empty() || object.kind == Kind::ConfigMap,
             "without {}",
             object.key()
         );
+
         let mut again = without.clone();
         again.apply(object.clone());
         assert_eq!(
@@ -226,10 +241,12 @@ fn scope_facts(snapshot: &Snapshot) -> Vec<String> {
         .iter()
         .flat_map(|listener| &listener.virtual_services)
         .map(|vs| vs.origin.name().to_string());
+
     let names = snapshot
         .name_table("shop", &super::labels(&[]))
         .into_iter()
         .map(|entry| format!("{} {:?}", entry.host, entry.ips));
+
     scope
         .services
         .iter()

@@ -42,6 +42,7 @@ fn the_clients_rule_beats_the_services_and_that_the_roots() {
             &format!("{{host: {host}, trafficPolicy: {{loadBalancer: {{simple: {lb}}}}}{extra}}}"),
         )
     };
+
     let text = format!(
         "{SERVICE}{}{}{}{}",
         rule("client", "client", "RANDOM", ""),
@@ -54,12 +55,14 @@ fn the_clients_rule_beats_the_services_and_that_the_roots() {
             "{host: \"*.shop.svc.cluster.local\", trafficPolicy: {loadBalancer: {simple: PASSTHROUGH}}}"
         ),
     );
+
     let snapshot = clean(&text);
     let of = |ns: &str| {
         snapshot
             .destination_rule(ns, &labels(&[]), &web(&snapshot))
             .map(|rule| rule.origin.object.name.clone())
     };
+
     assert_eq!(of("client").as_deref(), Some("client"));
     assert_eq!(of("shop").as_deref(), Some("hidden"));
     assert_eq!(of("stranger").as_deref(), Some("root"));
@@ -75,21 +78,26 @@ fn a_mesh_wide_rule_does_not_hide_a_services_own_from_gateways() {
         "shop",
         "{host: web, subsets: [{name: v1, labels: {version: v1}}]}",
     );
+
     let of = |text: &str| {
         let snapshot = clean(&format!("{SERVICE}{text}"));
         let rule = snapshot.destination_rule("istio-system", &labels(&[]), &web(&snapshot));
         rule.map(|rule| rule.origin.object.name.clone())
     };
+
     let mesh_wide = rule("wide", "istio-system", &format!("{{{wide}}}"));
     assert_eq!(of(&format!("{mesh_wide}{own}")).as_deref(), Some("own"));
     assert_eq!(of(&mesh_wide).as_deref(), Some("wide"));
+
     // For the proxies of istio-system alone, it is meant to come first.
     let private = rule(
         "private",
         "istio-system",
         &format!("{{{wide}, exportTo: [\".\"]}}"),
     );
+
     assert_eq!(of(&format!("{private}{own}")).as_deref(), Some("private"));
+
     // So is a rule for some workloads, whoever else it is exported to.
     let selected = "host: \"*.local\", workloadSelector: {matchLabels: {istio: egressgateway}}";
     let selected = rule("selected", "istio-system", &format!("{{{selected}}}"));
@@ -99,10 +107,12 @@ fn a_mesh_wide_rule_does_not_hide_a_services_own_from_gateways() {
             .destination_rule(ns, &labels(client), &web(&snapshot))
             .map(|rule| rule.origin.object.name.clone())
     };
+
     assert_eq!(
         of("istio-system", &[("istio", "egressgateway")]).as_deref(),
         Some("selected")
     );
+
     assert_eq!(
         of("stranger", &[("istio", "egressgateway")]).as_deref(),
         Some("own")
@@ -132,11 +142,13 @@ fn rules_of_one_host_merge_and_selected_clients_have_their_own() {
             "{host: web, workloadSelector: {matchLabels: {app: special}}, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}}"
         ),
     );
+
     let build = build(&text);
     assert_eq!(
         codes(&build),
         ["MEL0320 DestinationRule/b.shop spec.subsets"]
     );
+
     let snapshot = &build.snapshot;
     let rule = snapshot
         .destination_rule("shop", &labels(&[]), &web(snapshot))
@@ -148,10 +160,12 @@ fn rules_of_one_host_merge_and_selected_clients_have_their_own() {
             .collect::<Vec<_>>(),
         ["v1", "v2"]
     );
+
     assert_eq!(
         rule.subset("v1").expect("the older").labels.0["version"],
         "v1"
     );
+
     assert_eq!(
         rule.effective(None, 80)
             .load_balancer
@@ -159,6 +173,7 @@ fn rules_of_one_host_merge_and_selected_clients_have_their_own() {
             .policy,
         LbPolicy::Random
     );
+
     assert_eq!(rule.sources.len(), 2);
     let special = snapshot
         .destination_rule("shop", &labels(&[("app", "special")]), &web(snapshot))
@@ -173,6 +188,7 @@ fn port_level_settings_replace_and_subsets_override_by_block() {
         host: Hostname::new("catalogue.shop.svc.cluster.local"),
         namespace: "shop".to_owned(),
     };
+
     let service = snapshot.service(&key).expect("declared").clone();
     let rule = snapshot
         .destination_rule("shop", &labels(&[]), &service)
@@ -185,18 +201,21 @@ fn port_level_settings_replace_and_subsets_override_by_block() {
             .and_then(|pool| pool.max_connections),
         Some(10)
     );
+
     assert!(plain.load_balancer.is_none());
     let of_port = rule.effective(None, 9090);
     assert_eq!(
         of_port.load_balancer.expect("written").policy,
         LbPolicy::Random
     );
+
     assert!(of_port.connection_pool.is_none() && of_port.outlier.is_none());
     let of_subset = rule.effective(Some("v2"), 9080);
     assert!(matches!(
         of_subset.load_balancer.expect("written").policy,
         LbPolicy::ConsistentHash(_)
     ));
+
     assert_eq!(of_subset.outlier, plain.outlier);
 }
 
@@ -223,20 +242,24 @@ fn mutual_tls_is_decided_by_the_narrowest_scope() {
             "{selector: {matchLabels: {app: web}}, mtls: {mode: UNSET}, portLevelMtls: {\"8080\": {mode: PERMISSIVE}, \"9090\": {mode: UNSET}}}"
         ),
     );
+
     let snapshot = clean(&text);
     assert_eq!(
         snapshot.peer_authentication("other", &labels(&[])).mode,
         MtlsMode::Strict
     );
+
     assert_eq!(
         snapshot.peer_authentication("shop", &labels(&[])).mode,
         MtlsMode::Disable
     );
+
     let web = snapshot.peer_authentication("shop", &labels(&[("app", "web")]));
     assert_eq!(
         (web.of_port(80), web.of_port(8080), web.of_port(9090)),
         (MtlsMode::Disable, MtlsMode::Permissive, MtlsMode::Disable)
     );
+
     assert_eq!(web.sources.len(), 3);
     assert_eq!(
         clean("").peer_authentication("x", &labels(&[])).mode,
@@ -269,6 +292,7 @@ fn authorization_is_sorted_by_action_root_first() {
         ),
         object("AuthorizationPolicy", "d", "other", "{}"),
     );
+
     let snapshot = clean(&text);
     let found = snapshot.authorization_policies("shop", &labels(&[("app", "web")]));
     let names = |list: &[std::sync::Arc<meltemi_model::AuthorizationPolicy>]| {
@@ -276,6 +300,7 @@ fn authorization_is_sorted_by_action_root_first() {
             .map(|policy| policy.origin.object.name.clone())
             .collect::<Vec<_>>()
     };
+
     assert_eq!(names(&found.deny), ["z-mesh", "a"]);
     assert_eq!(names(&found.allow), ["b"]);
     assert_eq!(names(&found.audit), ["c"]);
@@ -284,6 +309,7 @@ fn authorization_is_sorted_by_action_root_first() {
         found.deny[1].rules[0].from[0].service_accounts.any,
         ["shop/thief", "far/thief"]
     );
+
     let condition = &found.deny[1].rules[0].when[0].values;
     assert_eq!(
         (&condition.any[..], &condition.none[..]),
@@ -292,6 +318,7 @@ fn authorization_is_sorted_by_action_root_first() {
             &["shop/friend".to_owned()][..]
         )
     );
+
     assert_eq!(
         names(&snapshot.authorization_policies("third", &labels(&[])).deny),
         ["z-mesh"]
@@ -310,6 +337,7 @@ data:
     - name: mine
       envoyFileAccessLog: {path: /dev/stderr, logFormat: {text: 'hi %PROTOCOL%'}}
 ";
+
     let text = format!(
         "{mesh}{}{}{}",
         object(
@@ -331,12 +359,15 @@ data:
             "{selector: {matchLabels: {app: quiet}}, accessLogging: [{match: {mode: CLIENT}, disabled: true}]}"
         ),
     );
+
     let build = build(&text);
+
     // That the filter is for Envoy alone.
     assert_eq!(
         codes(&build),
         ["MEL0307 Telemetry/shop.shop spec.accessLogging[0].filter"]
     );
+
     let snapshot = build.snapshot;
     let of =
         |ns: &str, pairs: &[(&str, &str)], mode| snapshot.access_logs(ns, &labels(pairs), mode);
@@ -345,6 +376,7 @@ data:
         (mesh[0].path.as_str(), &mesh[0].format, &mesh[0].filter),
         ("/dev/stdout", &LogFormat::DefaultText, &None)
     );
+
     let shop = of("shop", &[], WorkloadMode::Client);
     assert_eq!(shop.len(), 1);
     assert_eq!(
@@ -354,19 +386,23 @@ data:
             &LogFormat::Text("hi %PROTOCOL%\n".to_owned())
         )
     );
+
     assert_eq!(shop[0].filter.as_deref(), Some("response.code >= 400"));
     assert_eq!(
         of("shop", &[("app", "quiet")], WorkloadMode::Client),
         vec![]
     );
+
     assert_eq!(
         of("shop", &[("app", "quiet")], WorkloadMode::Server).len(),
         1
     );
+
     assert_eq!(
         clean("").access_logs("x", &labels(&[]), WorkloadMode::Client),
         vec![]
     );
+
     assert_eq!(
         clean(&data("shop.yaml"))
             .access_logs("shop", &labels(&[]), WorkloadMode::Client)
@@ -394,11 +430,13 @@ fn a_telemetry_for_something_else_hides_none() {
             "{accessLogging: [{providers: [{name: envoy}]}]}"
         ),
     );
+
     let build = build(&text);
     let unserved = [
         "MEL0307 Telemetry/a-attached.istio-system spec.targetRefs",
         "MEL0307 Telemetry/b-attached.shop spec.targetRefs",
     ];
+
     assert_eq!(codes(&build), unserved);
     assert_eq!(
         build
@@ -417,6 +455,7 @@ fn selectors_that_select_nobody_are_told_once_somebody_is_there() {
         "shop",
         "{selector: {matchLabels: {app: catalog}}}",
     );
+
     assert_eq!(codes(&build(&policy)), Vec::<String>::new());
     assert_eq!(
         codes(&build(&format!("{}\n{policy}", data("shop.yaml")))),

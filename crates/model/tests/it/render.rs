@@ -15,6 +15,7 @@ pub fn snapshot(snapshot: &Snapshot) -> String {
             .as_ref()
             .map(ToString::to_string)
             .unwrap_or_default();
+
         let _ = writeln!(
             out,
             "workload {} of {} {}: {identity} {:?} {:?} {}",
@@ -26,6 +27,7 @@ pub fn snapshot(snapshot: &Snapshot) -> String {
             workload.locality
         );
     }
+
     for vs in snapshot.virtual_services() {
         virtual_service(vs, &mut out);
     }
@@ -40,6 +42,7 @@ pub fn snapshot(snapshot: &Snapshot) -> String {
             let _ = writeln!(out, "  subset {} {:?}", subset.name, subset.labels.0);
         }
     }
+
     for gateway in snapshot.gateways() {
         for server in &gateway.servers {
             let _ = writeln!(
@@ -52,6 +55,7 @@ pub fn snapshot(snapshot: &Snapshot) -> String {
             );
         }
     }
+
     out
 }
 
@@ -62,6 +66,7 @@ fn service(snapshot: &Snapshot, service: &Service, out: &mut String) {
     } else {
         ""
     };
+
     let _ = writeln!(
         out,
         "service {} {:?} {:?} [{}]{allocated}",
@@ -70,6 +75,7 @@ fn service(snapshot: &Snapshot, service: &Service, out: &mut String) {
         service.location,
         addresses.join(" ")
     );
+
     for port in &service.ports {
         let _ = writeln!(
             out,
@@ -88,6 +94,7 @@ pub fn endpoint(endpoint: &Endpoint) -> String {
         .as_ref()
         .map(|workload| workload.name.clone())
         .unwrap_or_default();
+
     format!(
         "{}:{} {workload} {:?} {:?} weight {} {}",
         endpoint.address,
@@ -109,12 +116,14 @@ fn virtual_service(vs: &VirtualService, out: &mut String) {
         hosts.join(" "),
         gateways.join(" ")
     );
+
     for route in &vs.http {
         let _ = writeln!(
             out,
             "  http {:?} timeout {:?} {:?} fault {:?}",
             route.name, route.timeout, route.retries, route.fault
         );
+
         for matcher in &route.matches {
             let _ = writeln!(
                 out,
@@ -122,6 +131,7 @@ fn virtual_service(vs: &VirtualService, out: &mut String) {
                 matcher.uri, matcher.headers, matcher.source.labels.0
             );
         }
+
         match &route.action {
             HttpAction::Forward(destinations) => {
                 for to in destinations {

@@ -33,6 +33,7 @@ fn conditions_on_the_client_are_decided_for_each_proxy() {
         .iter()
         .find(|vs| vs.origin.object.name == "catalogue")
         .expect("for sidecars");
+
     let (front, other) = (labels(&[("app", "front")]), labels(&[("app", "other")]));
     let count = |labels| {
         let context = RouteContext {
@@ -41,12 +42,14 @@ fn conditions_on_the_client_are_decided_for_each_proxy() {
             gateway: &GatewayRef::Mesh,
             port: 9080,
         };
+
         catalogue
             .http
             .iter()
             .filter(|route| route.matches_for(&context, catalogue).is_some())
             .count()
     };
+
     assert_eq!(count(&front), 2);
     assert_eq!(count(&other), 1);
     let Retries::Explicit(retries) = &catalogue.http[1].retries else {
@@ -56,6 +59,7 @@ fn conditions_on_the_client_are_decided_for_each_proxy() {
         (retries.retry_on.as_str(), retries.status_codes.as_slice()),
         ("5xx,connect-failure", &[409][..])
     );
+
     assert_eq!(catalogue.http[1].timeout, Some(Duration::from_millis(1500)));
     assert_eq!(catalogue.http[0].retries, Retries::Default);
 }
@@ -76,6 +80,7 @@ fn a_gateway_serves_the_narrower_host_to_the_right_namespace() {
             .map(ToString::to_string)
             .collect::<Vec<_>>()
     };
+
     assert_eq!(hosts("shop", "*"), ["*.shop.example"]);
     assert_eq!(hosts("shop", "admin.example"), Vec::<String>::new());
     assert_eq!(hosts("other", "admin.example"), ["admin.example"]);
@@ -95,6 +100,7 @@ http:
   delegate: {name: api, namespace: team}
 - route: [{destination: {host: web}}]",
     );
+
     let delegate = virtual_service(
         "api",
         "team",
@@ -108,11 +114,13 @@ http:
 - timeout: 1s
   route: [{destination: {host: web.shop.svc.cluster.local}}]",
     );
+
     let build = build(&format!("{SERVICE}{root}{delegate}"));
     assert_eq!(
         codes(&build),
         ["MEL0306 VirtualService/root.shop spec.http[0].delegate"]
     );
+
     let routes: Vec<_> = build.snapshot.virtual_services().collect();
     let [root] = routes.as_slice() else {
         panic!("the delegate is not one of its own")
@@ -128,6 +136,7 @@ http:
             )
         })
         .collect();
+
     assert_eq!(
         facts,
         [
@@ -140,6 +149,7 @@ http:
             ("", None, None),
         ]
     );
+
     assert_eq!(root.http[0].source, NamespacedName::new("team", "api"));
 }
 
@@ -150,10 +160,12 @@ fn of_two_for_the_same_host_the_older_is_first_and_it_is_told() {
         "namespace: shop}",
         "namespace: shop, creationTimestamp: \"2024-01-01T00:00:00Z\"}",
     );
+
     let younger = virtual_service("a", "shop", rule).replace(
         "namespace: shop}",
         "namespace: shop, creationTimestamp: \"2025-01-01T00:00:00Z\"}",
     );
+
     let build = build(&format!("{SERVICE}{younger}{older}"));
     assert_eq!(codes(&build), ["IST0109 VirtualService/a.shop spec.hosts"]);
     let order: Vec<_> = build
@@ -162,6 +174,7 @@ fn of_two_for_the_same_host_the_older_is_first_and_it_is_told() {
         .iter()
         .map(|vs| vs.origin.object.name.clone())
         .collect();
+
     assert_eq!(order, ["z", "a"]);
 }
 
@@ -180,6 +193,7 @@ fn what_is_private_to_a_namespace_wins_there_and_is_unseen_elsewhere() {
             .map(|vs| vs.origin.object.name.clone())
             .collect::<Vec<_>>()
     };
+
     assert_eq!(order("team"), ["b", "c", "a"]);
     assert_eq!(order("shop"), ["a"]);
 }
@@ -198,6 +212,7 @@ http:
   - {destination: {host: web, subset: v9}, weight: 50}
   mirror: {host: web, port: {number: 81}}",
     );
+
     let rule = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: lost, namespace: shop}\nspec: {host: gone}\n";
     let build = build(&format!("{SERVICE}{broken}{rule}"));
     assert_eq!(
@@ -210,6 +225,7 @@ http:
             "IST0101 VirtualService/broken.shop spec.http[0].route[1].destination.subset",
         ]
     );
+
     assert!(
         build
             .diagnostics
@@ -218,16 +234,19 @@ http:
         "{:#?}",
         build.diagnostics
     );
+
     assert_eq!(
         build.diagnostics[3].message,
         "Referenced host not found: \"webb\""
     );
+
     // It is kept nevertheless: the host may come later.
     let HttpAction::Forward(destinations) =
         &build.snapshot.virtual_services().next().expect("kept").http[0].action
     else {
         panic!("forwards")
     };
+
     assert_eq!(destinations.len(), 2);
 }
 
@@ -238,6 +257,7 @@ fn a_single_destination_takes_all_and_zero_attempts_switch_retries_off() {
         "shop",
         "hosts: [web]\nhttp:\n- retries: {attempts: 0}\n  route: [{destination: {host: web}}]",
     );
+
     let snapshot = clean(&format!("{SERVICE}{vs}"));
     let route = &snapshot.virtual_services().next().expect("one").http[0];
     let HttpAction::Forward(destinations) = &route.action else {
@@ -248,5 +268,6 @@ fn a_single_destination_takes_all_and_zero_attempts_switch_retries_off() {
         destinations[0].destination.host.as_str(),
         "web.shop.svc.cluster.local"
     );
+
     assert_eq!(route.retries, Retries::Off);
 }

@@ -20,6 +20,7 @@ fn shared() -> Option<PathBuf> {
         "every_networking_file_of_bookinfo_builds_over_its_platform",
         &why,
     );
+
     None
 }
 
@@ -35,9 +36,11 @@ fn every_networking_file_of_bookinfo_builds_over_its_platform() {
         .flatten()
         .map(|entry| entry.path())
         .collect();
+
     files.retain(|path| path.extension().is_some_and(|ext| ext == "yaml"));
     files.sort();
     assert!(files.len() > 10);
+
     for path in files {
         let text = fs::read_to_string(&path).expect("readable");
         let mut tables = Tables::default();
@@ -50,11 +53,14 @@ fn every_networking_file_of_bookinfo_builds_over_its_platform() {
                 "{}: {diagnostics:#?}",
                 path.display()
             );
+
             objects.into_iter().for_each(|object| {
                 tables.apply(object.into());
             });
         }
+
         let build = Snapshot::build(None, &tables, &BuildOptions::default());
+
         // Some samples need Services that only a cluster with other samples has; nothing worse than
         // that.
         let worse: Vec<_> = build
@@ -62,6 +68,7 @@ fn every_networking_file_of_bookinfo_builds_over_its_platform() {
             .iter()
             .filter(|found| found.severity == Severity::Error)
             .collect();
+
         assert!(worse.is_empty(), "{}: {worse:#?}", path.display());
         assert!(build.snapshot.services().count() >= 4);
         assert!(

@@ -57,10 +57,12 @@ fn without_a_sidecar_all_that_is_exported_is_known() {
             .service(&Hostname::new("b.two.svc.cluster.local"))
             .is_some()
     );
+
     assert_eq!(
         hosts(&snapshot.sidecar_scope("three", &labels(&[])).services),
         ["a", "b", "c"]
     );
+
     assert!(Arc::ptr_eq(
         &scope,
         &snapshot.sidecar_scope("one", &labels(&[("app", "x")]))
@@ -83,12 +85,14 @@ fn the_narrowest_sidecar_applies_and_routes_bring_what_they_lead_to() {
             "{workloadSelector: {labels: {app: x}}, egress: [{port: {number: 90, protocol: TCP, name: tcp}, hosts: ['one/*']}, {hosts: ['two/*']}]}"
         ),
     );
+
     let snapshot = clean(&text);
     let name = |ns: &str, pairs: &[(&str, &str)]| {
         snapshot
             .sidecar_for(ns, &labels(pairs))
             .map(|sidecar| sidecar.origin.object.name.clone())
     };
+
     assert_eq!(name("two", &[]).as_deref(), Some("root"));
     assert_eq!(name("one", &[]).as_deref(), Some("all"));
     assert_eq!(name("one", &[("app", "x")]).as_deref(), Some("some"));
@@ -99,6 +103,7 @@ fn the_narrowest_sidecar_applies_and_routes_bring_what_they_lead_to() {
             .services
             .is_empty()
     );
+
     let all = snapshot.sidecar_scope("one", &labels(&[]));
     assert_eq!(hosts(&all.egress[0].services), ["a"]);
     assert_eq!(
@@ -106,6 +111,7 @@ fn the_narrowest_sidecar_applies_and_routes_bring_what_they_lead_to() {
         ["a", "b"],
         "the route of a leads to b"
     );
+
     assert_eq!(all.outbound_policy.mode, OutboundMode::RegistryOnly);
 
     let some = snapshot.sidecar_scope("one", &labels(&[("app", "x")]));
@@ -117,6 +123,7 @@ fn the_narrowest_sidecar_applies_and_routes_bring_what_they_lead_to() {
             .collect::<Vec<_>>(),
         [90]
     );
+
     assert_eq!(hosts(&some.egress[1].services), ["b"]);
     let whole = some
         .service(&Hostname::new("a.one.svc.cluster.local"))

@@ -25,18 +25,21 @@ fn an_allocated_address_survives_every_neighbour() {
         .map(|i| service(&format!("s{i}"), ""))
         .chain([service("a", "")])
         .collect();
+
     let two = Snapshot::build(Some(&one), &tables(&many), &options).snapshot;
     let at = |snapshot: &Snapshot| {
         snapshot
             .service(&key("a.default.svc.cluster.local", "default"))
             .and_then(|service| service.address())
     };
+
     assert!(at(&one).is_some());
     assert_eq!(at(&one), at(&two));
     let all: std::collections::BTreeSet<_> = two
         .services()
         .filter_map(|service| service.address())
         .collect();
+
     assert_eq!(all.len(), 301);
     assert!(all.iter().all(|ip| options.service_cidr.contains(*ip)));
 }
@@ -52,16 +55,19 @@ fn an_external_name_is_another_name_of_a_known_service() {
         target.aliases,
         [key("old.default.svc.cluster.local", "default")]
     );
+
     assert!(
         snapshot
             .service(&key("old.default.svc.cluster.local", "default"))
             .is_none()
     );
+
     let names: Vec<_> = snapshot
         .name_table("default", &labels(&[]))
         .into_iter()
         .map(|entry| entry.host.to_string())
         .collect();
+
     assert_eq!(
         names,
         [
@@ -88,6 +94,7 @@ fn chains_of_external_names_are_followed_and_circles_lead_nowhere() {
         external_name("pong", &full("ping"), ""),
     ]
     .concat();
+
     let build = build(&text);
     assert_eq!(
         codes(&build),
@@ -96,6 +103,7 @@ fn chains_of_external_names_are_followed_and_circles_lead_nowhere() {
             "MEL0312 Service/pong.default spec.externalName"
         ]
     );
+
     let snapshot = build.snapshot;
     let host = |name: &str| Hostname::new(&full(name));
     for name in ["new", "middle", "old"] {
@@ -104,6 +112,7 @@ fn chains_of_external_names_are_followed_and_circles_lead_nowhere() {
             .expect("it leads to new");
         assert_eq!(service.host().as_str(), full("new"));
     }
+
     assert!(snapshot.service_for("default", &host("ping")).is_none());
     assert_eq!(snapshot.concrete_host(&host("old")), &host("new"));
 }
@@ -118,9 +127,11 @@ fn an_alias_that_leads_elsewhere_changes_what_it_leads_to() {
             external_name("old", &full("new"), ports)
         )
     };
+
     let options = BuildOptions::default();
     let first = Snapshot::build(None, &tables(&world("{port: 80}")), &options).snapshot;
     let second = Snapshot::build(Some(&first), &tables(&world("{port: 81}")), &options);
+
     assert!(
         second
             .changes
@@ -166,6 +177,7 @@ spec:
   ports: [{number: 9000, name: tcp, protocol: TCP}]
 ",
     );
+
     let render = |host: &str, port| {
         let endpoints = snapshot.endpoints(&key(host, "default"), port);
         endpoints
@@ -173,10 +185,12 @@ spec:
             .map(super::render::endpoint)
             .collect::<Vec<_>>()
     };
+
     assert_eq!(
         render("dns.example", 443),
         ["dns.example:8443  Disabled Healthy weight 1 "]
     );
+
     assert_eq!(
         render("static.example", 80),
         [
@@ -185,12 +199,14 @@ spec:
             "unix:///run/app.sock:0  Disabled Healthy weight 1 ",
         ]
     );
+
     assert_eq!(render("none.example", 9000), Vec::<String>::new());
     let identities: Vec<_> = snapshot
         .identities(&key("static.example", "default"))
         .into_iter()
         .map(|id| id.to_string())
         .collect();
+
     assert_eq!(identities, ["spiffe://cluster.local/ns/default/sa/them"]);
     let of = |host| {
         snapshot
@@ -198,6 +214,7 @@ spec:
             .expect("declared")
             .clone()
     };
+
     assert_eq!(of("none.example").resolution, Resolution::Passthrough);
     assert!(!of("none.example").is_address_allocated);
     assert!(of("dns.example").is_address_allocated);
@@ -216,17 +233,20 @@ fn a_client_means_its_own_namespaces_service_first() {
              spec:\n  hosts: [x.example]\n  resolution: DNS\n  ports: [{{number: 80, name: http, protocol: HTTP}}]\n{extra}"
         )
     };
+
     let snapshot = clean(&format!(
         "{}{}{}",
         entry("m", "a", ""),
         entry("m", "b", ""),
         entry("m", "hidden", "  exportTo: [\".\"]\n")
     ));
+
     let of = |ns: &str| {
         snapshot
             .service_for(ns, &Hostname::new("x.example"))
             .map(|service| service.namespace().to_owned())
     };
+
     assert_eq!(of("a").as_deref(), Some("a"));
     assert_eq!(of("b").as_deref(), Some("b"));
     assert_eq!(of("c").as_deref(), Some("a"));
@@ -242,6 +262,7 @@ fn a_workload_serves_what_selects_it_by_name_or_number() {
         &labels(&[("app", "front")]),
         &["10.44.0.2".parse().expect("an address")],
     );
+
     let targets: Vec<_> = targets
         .iter()
         .map(|target| {
@@ -252,12 +273,14 @@ fn a_workload_serves_what_selects_it_by_name_or_number() {
             )
         })
         .collect();
+
     assert_eq!(targets, [("front", 80, 8080)]);
     let targets = snapshot.service_targets("shop", &labels(&[("app", "catalogue")]), &[]);
     let targets: Vec<_> = targets
         .iter()
         .map(|target| (target.port.number, target.target_port))
         .collect();
+
     assert_eq!(targets, [(9080, 9080), (9090, 9191)]);
 }
 
@@ -269,12 +292,14 @@ fn a_host_that_is_declared_twice_is_told() {
              spec:\n  hosts: [x.example]\n  resolution: DNS\n  ports: [{{number: {port}, name: p{port}, protocol: HTTP}}]\n"
         )
     };
+
     let build = build(&format!("{}{}", entry("a", 80), entry("b", 81)));
     assert_eq!(codes(&build), ["MEL0310 ServiceEntry/b.default spec.hosts"]);
     let service = build
         .snapshot
         .service(&key("x.example", "default"))
         .expect("declared");
+
     assert_eq!(
         service
             .ports

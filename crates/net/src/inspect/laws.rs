@@ -17,6 +17,7 @@ fn first_bytes() -> impl Strategy<Value = Vec<u8>> {
         b"\x16\x03\x01\x00\x10\x01\x00\x00\x0c\x03\x03",
         b"\x16\x03\x03\xff\xff",
     ]);
+
     (start, prop::collection::vec(any::<u8>(), 0..200))
         .prop_map(|(start, more)| [start, &more].concat())
 }
@@ -47,6 +48,7 @@ fn tls_in_pieces(bytes: &[u8], ends: &[usize]) -> String {
             }
         }
     }
+
     "more".to_owned()
 }
 
@@ -56,12 +58,14 @@ fn hello(name: &str, protocols: Vec<Vec<u8>>) -> Vec<u8> {
         .expect("versions")
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();
+
     config.alpn_protocols = protocols;
     let name = name.to_owned().try_into().expect("a name");
     let mut client =
         rustls::ClientConnection::new(std::sync::Arc::new(config), name).expect("a client");
     let mut hello = Vec::new();
     client.write_tls(&mut hello).expect("to memory");
+
     hello
 }
 

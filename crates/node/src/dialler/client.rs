@@ -59,6 +59,7 @@ impl Dialler {
                 }
             }
         }
+
         // Whoever still waits is told by its sender being dropped.
         self.waiting
             .lock()
@@ -73,6 +74,7 @@ impl Dialler {
             .lock()
             .expect("nothing panics while it holds the table")
             .insert(id, answer);
+
         let exchange = async {
             self.socket
                 .send(&ToSupervisor::Ask(id, request), &[])
@@ -81,13 +83,16 @@ impl Dialler {
                 .await
                 .map_err(|_| io::Error::other("the supervisor is gone"))
         };
+
         let outcome = tokio::time::timeout(ANSWER_TIMEOUT, exchange).await;
         let outcome = outcome.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         self.waiting
             .lock()
             .expect("nothing panics while it holds the table")
             .remove(&id);
+
         let (answer, fds) = outcome?;
+
         answer
             .map(|answer| (answer, fds))
             .map_err(|failure| match failure.os_error {

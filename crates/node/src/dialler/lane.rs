@@ -71,6 +71,7 @@ mod tests {
             second.turn().await.unwrap_err().kind(),
             io::ErrorKind::TimedOut
         );
+
         drop((turn, first));
         drop(second.turn().await.unwrap());
         lane.enter().unwrap();

@@ -49,6 +49,7 @@ impl DialMap {
                 Err(_) => return Err(DialMapError::Value { key, value }),
             };
         }
+
         Ok(Self {
             entries,
             ..Self::default()
@@ -61,6 +62,7 @@ impl DialMap {
             .entries
             .keys()
             .any(|key| covers(key.rsplit_once(':').map_or(key.as_str(), |(n, _)| n), name));
+
         if !is_mapped {
             return None;
         }
@@ -73,6 +75,7 @@ impl DialMap {
         let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 1)) + index);
         self.assigned.insert(address, name.to_owned());
         self.by_name.insert(name.to_owned(), address);
+
         Some(address)
     }
 
@@ -84,18 +87,21 @@ impl DialMap {
             .get(v4.ip())
             .cloned()
             .unwrap_or_else(|| v4.ip().to_string());
+
         let port = to.port().to_string();
         let matches = |key: &str, with_port: bool| match (key.rsplit_once(':'), with_port) {
             (Some((name, p)), true) => p == port && covers(name, &called),
             (None, false) => covers(key, &called),
             _ => false,
         };
+
         let find = |with_port| {
             self.entries
                 .iter()
                 .find(|(key, _)| matches(key, with_port))
                 .map(|(_, to)| *to)
         };
+
         find(true).or_else(|| find(false))
     }
 }
@@ -121,6 +127,7 @@ mod tests {
         let at = |address, port| SocketAddr::from((address, port));
         let local = |port| Some(SocketAddr::from(([127, 0, 0, 1], port)));
         let httpbin = map.address_of("httpbin.org").unwrap();
+
         assert_eq!(map.address_of("httpbin.org"), Some(httpbin));
         assert_eq!(map.target_of(at(httpbin, 443)), local(1443));
         assert_eq!(map.target_of(at(httpbin, 80)), local(1080));

@@ -74,12 +74,14 @@ impl Server {
                 }
                 ToSupervisor::Ask(id, request) => (id, request),
             };
+
             let place = match &request {
                 Request::Connect(_) => Some(self.connects.enter()),
                 Request::Dns { .. } => Some(self.lookups.enter()),
                 // At once, and as few as there are gateways.
                 Request::Listen { .. } => None,
             };
+
             let server = Arc::clone(&self);
             tokio::spawn(async move {
                 let outcome = async {
@@ -90,10 +92,12 @@ impl Server {
                     };
                     server.machine.answer(request).await
                 };
+
                 let outcome = outcome.await;
                 server.reply(id, outcome).await;
             });
         }
+
         Ok(())
     }
 
@@ -105,11 +109,14 @@ impl Server {
                 os_error: e.raw_os_error(),
             })
         };
+
         let (answer, fds) = match outcome {
             Ok((answer, fds)) => (Ok(answer), fds),
             Err(e) => (failed(&e), Vec::new()),
         };
+
         let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+
         if let Err(error) = self.socket.send(&Reply { id, answer }, &borrowed).await {
             // Fails again where the node is gone, and then nobody waits.
             let _ = self
@@ -163,11 +170,13 @@ impl Machine {
             .lock()
             .expect("nothing panics while it holds the map")
             .target_of(to);
+
         // 0.0.0.0 would reach the machine itself, and its loopback is not the workload's to call.
         let forbidden = to.ip().is_unspecified() || to.ip().is_loopback() || to.ip().is_multicast();
         if mapped.is_none() && forbidden {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
+
         tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(mapped.unwrap_or(to)))
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
@@ -184,6 +193,7 @@ impl Machine {
             .published
             .lock()
             .expect("nothing panics while it holds the table");
+
         if let Some((address, sockets)) = published.get_mut(&port) {
             while sockets.len() < count {
                 sockets.push(listener(*address, true)?.into());
@@ -195,10 +205,12 @@ impl Machine {
                 .collect::<io::Result<_>>()?;
             return Ok((*address, copies));
         }
+
         let own: Vec<u16> = published
             .values()
             .map(|(address, _)| address.port())
             .collect();
+
         let chosen = self.options.publish.get(&port).copied();
         let outer = chosen.unwrap_or_else(|| published_port(port, others, &own));
         let wanted = SocketAddr::new(self.options.publish_address, outer);
@@ -209,12 +221,14 @@ impl Machine {
             )),
             _ => io::Error::new(e.kind(), format!("cannot listen on {wanted}: {e}")),
         };
+
         // With SO_REUSEPORT a second program of the same user would share the port unnoticed: so
         // look first without it.
         let address = {
             let probe = listener(wanted, false).map_err(taken)?;
             probe.local_addr()?.as_socket().unwrap_or(wanted)
         };
+
         let sockets: Vec<OwnedFd> = (0..count)
             .map(|_| Ok(listener(address, true).map_err(taken)?.into()))
             .collect::<io::Result<_>>()?;
@@ -222,7 +236,9 @@ impl Machine {
             .iter()
             .map(OwnedFd::try_clone)
             .collect::<io::Result<_>>()?;
+
         published.insert(port, (address, sockets));
+
         Ok((address, copies))
     }
 
@@ -233,12 +249,14 @@ impl Machine {
                 .lock()
                 .expect("nothing panics while it holds the map")
                 .address_of(&question.name);
+
             if let Some(address) = mapped {
                 let addresses: &[Ipv4Addr] = if question.kind == dns_wire::A {
                     &[address]
                 } else {
                     &[]
                 };
+
                 return Ok(dns_wire::answer(
                     query,
                     &question,
@@ -247,6 +265,7 @@ impl Machine {
                 ));
             }
         }
+
         let mut last = io::Error::other("the machine's /etc/resolv.conf names no server");
         for server in host_resolvers() {
             let asked = async {
@@ -256,12 +275,14 @@ impl Machine {
                     ask_udp(server, query).await
                 }
             };
+
             match tokio::time::timeout(DNS_TIMEOUT, asked).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(e)) => last = e,
                 Err(_) => last = io::ErrorKind::TimedOut.into(),
             }
         }
+
         Err(last)
     }
 }
@@ -287,6 +308,7 @@ fn listener(address: SocketAddr, shared: bool) -> io::Result<Socket> {
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
+
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     socket.bind(&address.into())?;
@@ -294,6 +316,7 @@ fn listener(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     if shared {
         socket.listen(1024)?;
     }
+
     Ok(socket)
 }
 
@@ -318,11 +341,14 @@ async fn ask_udp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
     } else {
         "[::]:0".parse().expect("an address")
     };
+
     let socket = UdpSocket::bind(any).await?;
+
     // Connected: answers of anybody else are dropped by the kernel.
     socket.connect(server).await?;
     socket.send(query).await?;
     let mut answer = vec![0; 65_535];
+
     loop {
         let length = socket.recv(&mut answer).await?;
         if answer[..length].get(..2) == query.get(..2) {
@@ -376,22 +402,26 @@ mod tests {
             "outside.test: {}",
             server.local_addr().unwrap()
         )));
+
         let query = [
             &[1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..],
             b"\x07outside\x04test\x00\x00\x01\x00\x01",
         ]
         .concat();
+
         let answer = dialler.dns(query, false).await.unwrap();
         let octets: [u8; 4] = answer[answer.len() - 4..].try_into().unwrap();
         dialler
             .connect(SocketAddr::from((octets, 443)))
             .await
             .unwrap();
+
         server.accept().unwrap();
         let refused = dialler
             .connect(server.local_addr().unwrap())
             .await
             .unwrap_err();
+
         assert_eq!(refused.to_string(), "permission denied");
     }
 
@@ -415,6 +445,7 @@ mod tests {
     async fn connections_that_nobody_answers_hold_nothing_else_up() {
         let (ours, theirs) = fd_socket::pair().unwrap();
         let connects = Lane::new(1, 1);
+
         // Somebody whom nobody answers: the one behind waits.
         let ahead = connects.enter().unwrap();
         let _turn = ahead.turn().await.unwrap();
@@ -424,6 +455,7 @@ mod tests {
             connects,
             lookups: Lane::new(1, 1),
         };
+
         let (told, mut events) = tokio::sync::mpsc::unbounded_channel();
         tokio::spawn(Arc::new(server).serve(move |event| _ = told.send(event)));
         let node = FdSocket::new(theirs).unwrap();
@@ -432,6 +464,7 @@ mod tests {
                 .await
                 .unwrap()
         };
+
         let to = SocketAddr::from(([127, 0, 0, 1], 1));
         ask(1, Request::Connect(to)).await;
         ask(2, Request::Connect(to)).await;
@@ -440,6 +473,7 @@ mod tests {
             b"\x07outside\x04test\x00\x00\x01\x00\x01",
         ]
         .concat();
+
         ask(3, Request::Dns { query, tcp: false }).await;
         ask(
             4,
@@ -450,6 +484,7 @@ mod tests {
             },
         )
         .await;
+
         node.send(&ToSupervisor::Tell(Event::NodeUp), &[])
             .await
             .unwrap();
@@ -458,6 +493,7 @@ mod tests {
             let (reply, _) = node.receive::<Reply>().await.unwrap().unwrap();
             answers.insert(reply.id, reply.answer.is_ok());
         }
+
         assert_eq!(answers, [(2, false), (3, true), (4, true)].into());
         assert!(matches!(events.recv().await, Some(Event::NodeUp)));
     }
@@ -467,6 +503,7 @@ mod tests {
         let machine = machine("");
         let dialler = start(&machine);
         let (address, sockets) = dialler.listen(80, 2, Vec::new()).await.unwrap();
+
         assert_eq!(sockets.len(), 2);
         drop(sockets);
         assert_eq!(dialler.listen(80, 3, Vec::new()).await.unwrap().0, address);
@@ -495,6 +532,7 @@ mod tests {
             all.map(|port| published_port(port, &all, &[])),
             [18025, 18080, 8025, 8080]
         );
+
         assert_eq!(published_port(25, &[8025], &[18025]), 28025);
         assert_eq!(published_port(8025, &[25], &[8025]), 18025, "it came later");
         assert_eq!(

@@ -25,6 +25,7 @@ pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
         move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
             .context("entering the network namespace")?;
     }
+
     if let Some(process) = spec.join {
         let process = sys::inherited(process).context("process to join")?;
         let all = ThreadNameSpaceType::USER
@@ -45,13 +46,16 @@ pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
             mounts::hide(target)?;
         }
     }
+
     if spec.ends_together {
         sys::unshare(UnshareFlags::NEWPID).context("a PID namespace of its own")?;
         init::run_as_init()?; // the waiting parent in front; here: process 1, which takes the others with it
     }
+
     if let Some(identity) = &spec.isolate {
         isolate(identity)?;
     }
+
     execute(&spec)
 }
 
@@ -63,6 +67,7 @@ fn isolate(identity: &Identity) -> anyhow::Result<()> {
         UnshareFlags::NEWPID | UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
     users::enter(flags, identity.uid, identity.gid)
         .context("user and PID namespaces of its own")?;
+
     // Entering a user namespace changes credentials, which clears the request to die with the
     // parent.
     set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -73,7 +78,9 @@ fn isolate(identity: &Identity) -> anyhow::Result<()> {
         // table's files.
         tracing::warn!(error = %e, "no process table of its own");
     }
+
     init::run_as_init()?; // process 1 stays init; here: the program
+
     Ok(())
 }
 
@@ -91,6 +98,7 @@ fn execute(spec: &LaunchSpec) -> anyhow::Result<i32> {
         .args(arguments)
         .env_clear()
         .envs(spec.env.iter().map(|(k, v)| (k, v)));
+
     if let Some(title) = &spec.title {
         command.arg0(title);
     }
@@ -101,13 +109,16 @@ fn execute(spec: &LaunchSpec) -> anyhow::Result<i32> {
         let short = program.rsplit('/').next().unwrap_or(program);
         let _ = rustix::thread::set_name(&CString::new(short).unwrap_or_default());
     }
+
     let error = command.exec();
     let hint = match error.kind() {
         std::io::ErrorKind::NotFound => "; is it installed and on the PATH?",
         std::io::ErrorKind::PermissionDenied => "; is it executable?",
         _ => "",
     };
+
     eprintln!("meltemi: cannot start {program}: {error}{hint}");
+
     // As a shell: 127 not found, 126 not executable.
     Ok(if error.kind() == std::io::ErrorKind::NotFound {
         127

@@ -63,9 +63,11 @@ impl Lifeline {
                 tv_nsec: 0,
             }),
         )?;
+
         if fds[0].revents().contains(PollFlags::HUP) {
             sys::exit_now(1);
         }
+
         Ok(())
     }
 }

@@ -22,6 +22,7 @@ pub(crate) fn enter(further: UnshareFlags, uid: u32, gid: u32) -> anyhow::Result
     } else {
         None
     };
+
     sys::unshare(UnshareFlags::NEWUSER | further)?;
     if outside.is_some_and(Outside::map_everybody) {
         return Ok(());
@@ -31,6 +32,7 @@ pub(crate) fn enter(further: UnshareFlags, uid: u32, gid: u32) -> anyhow::Result
         .context("writing the user map")?;
     fs::write("/proc/self/gid_map", format!("{gid} {} 1", own.1))
         .context("writing the group map")?;
+
     Ok(())
 }
 

@@ -45,6 +45,7 @@ pub(super) fn start(node: Arc<Node>) -> anyhow::Result<()> {
             }
         }
     });
+
     Ok(())
 }
 
@@ -85,6 +86,7 @@ impl Client {
             Request::Restart { target, part } => requests::restart(node, &target, part),
             Request::Proxy { target, kind } => requests::set_proxy(node, &target, kind),
         };
+
         match outcome {
             Ok(reply) => self.send(reply).await,
             Err(refusal) => self.refuse(refusal).await,
@@ -147,6 +149,7 @@ impl Client {
             Ok(child) => child,
             Err(refusal) => return self.refuse(refusal).await,
         };
+
         loop {
             tokio::select! {
                 status = child.wait() => {
@@ -170,6 +173,7 @@ impl Client {
             Ok(keys) => keys,
             Err(refusal) => return self.refuse(refusal).await,
         };
+
         self.send(Reply::Started(keys.clone())).await?;
         if detach {
             return Ok(());
@@ -178,7 +182,9 @@ impl Client {
             outcome = self.follow(node, &keys) => outcome,
             () = self.left() => Ok(()),
         };
+
         node.end_runs(&keys);
+
         outcome
     }
 
@@ -193,17 +199,20 @@ impl Client {
                 .get(first)
                 .map(|handle| Arc::clone(&handle.app_log))
         };
+
         let log = loop {
             if let Some(log) = started() {
                 break log;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         };
+
         let stopped = async {
             while node.state().runs.contains_key(first) {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
+
         tokio::select! {
             outcome = self.copy_log(&log, 0, true) => outcome,
             () = stopped => Ok(()),

@@ -28,6 +28,7 @@ pub(super) fn spawn(
         child::spawn(spec, &title, Output::Given(fds))
             .or_else(|error| refused(format!("{error:#}")))
     };
+
     if target.name == ROUTER_TARGET {
         let all = node
             .context
@@ -36,6 +37,7 @@ pub(super) fn spawn(
             .into_iter()
             .chain(env)
             .collect();
+
         let open_files = node.context.config.open_files;
         return spawn(
             &LaunchSpec {
@@ -47,6 +49,7 @@ pub(super) fn spawn(
             "exec in the router".into(),
         );
     }
+
     let key = one(node, target)?;
     let state = node.state();
     let Some(handle) = state.handles.get(&key) else {
@@ -62,6 +65,7 @@ pub(super) fn spawn(
     let Some(mut spec) = app_spec(&node.context, &in_place, sandbox) else {
         return refused("no program to run");
     };
+
     // Beside the running application; if it does not run just now, in namespaces made as its own
     // were.
     let application = handle
@@ -71,6 +75,7 @@ pub(super) fn spawn(
         .as_ref()
         .and_then(|app| app.pid)
         .and_then(first_process);
+
     if let Some(process) = &application {
         spec.join = Some(process.as_raw_fd());
         spec.isolate = None;
@@ -78,6 +83,7 @@ pub(super) fn spawn(
         spec.hide = Vec::new();
         spec.cwd = spec.cwd.or_else(|| Some("/".into()));
     }
+
     spawn(&spec, format!("exec {}", key.pod))
 }
 
@@ -88,15 +94,19 @@ fn first_process(launcher: u32) -> Option<OwnedFd> {
         // The name in parentheses may hold anything, also a parenthesis.
         stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
     };
+
     let pids = std::fs::read_dir("/proc")
         .ok()?
         .flatten()
         .filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+
     let child = pids
         .into_iter()
         .find(|pid| parent(*pid) == Some(launcher))?;
     let fd = pidfd_open(Pid::from_raw(child.cast_signed())?, PidfdFlags::empty()).ok()?;
+
     // Opened by number: still the same process?
     (parent(child) == Some(launcher)).then_some(())?;
+
     Some(fd)
 }

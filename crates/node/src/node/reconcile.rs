@@ -29,6 +29,7 @@ pub(super) async fn wanted(
         let lacking = specs.values().filter(|spec| spec.proxy == ProxyKind::Envoy);
         problems.extend(lacking.map(|spec| format!("workload {}: {NO_ENVOY}", spec.key)));
     }
+
     if config.gateways {
         specs.extend(
             gateways::workloads()
@@ -36,6 +37,7 @@ pub(super) async fn wanted(
                 .map(|spec| (spec.key.clone(), spec)),
         );
     }
+
     for problem in problems.iter().filter(|p| !told.contains(*p)) {
         node.context.warn(problem.clone()).await;
     }
@@ -51,6 +53,7 @@ pub(super) async fn wanted(
     ) {
         tracing::warn!(%error, "Services of added programs cannot be written");
     }
+
     specs
 }
 
@@ -66,6 +69,7 @@ pub(super) async fn reconcile(
             .handles
             .iter()
             .filter(|(key, handle)| wanted.get(key) != Some(&*handle.spec));
+
         stale
             .map(|(key, handle)| {
                 let (done, ended) = oneshot::channel();
@@ -74,11 +78,13 @@ pub(super) async fn reconcile(
             })
             .collect()
     };
+
     for (key, ended) in ending {
         let _ = ended.await;
         node.state().handles.remove(&key);
         addresses.release(&key.to_string());
     }
+
     for (key, spec) in wanted {
         let mut state = node.state();
         if state.handles.contains_key(&key) {
@@ -104,6 +110,7 @@ pub(super) async fn announce(node: Arc<Node>) {
             .map(|(key, handle)| (key.clone(), handle.status.clone()))
             .collect()
     };
+
     while !statuses.is_empty() {
         let mut waiting = Vec::new();
         for (key, status) in statuses {
@@ -119,10 +126,12 @@ pub(super) async fn announce(node: Arc<Node>) {
                 waiting.push((key, status));
             }
         }
+
         statuses = waiting;
         if !statuses.is_empty() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+
     node.context.dialler.tell(Event::AllReady).await;
 }

@@ -36,12 +36,14 @@ pub(super) fn list(node: &Node) -> Vec<WorkloadStatus> {
         .values()
         .map(|handle| handle.status.borrow().clone())
         .collect();
+
     if let Some(ingress) = all
         .iter_mut()
         .find(|w| w.origin == Origin::Gateway && w.workload == gateways::INGRESS)
     {
         ingress.published = host_sockets::published(&node.context);
     }
+
     all
 }
 
@@ -52,6 +54,7 @@ fn find(node: &Node, target: &Target) -> Result<Vec<WorkloadKey>, Refusal> {
         namespace: target.namespace.clone(),
         pod: target.name.clone(),
     };
+
     if state.handles.contains_key(&own) {
         return Ok(vec![own]);
     }
@@ -59,6 +62,7 @@ fn find(node: &Node, target: &Target) -> Result<Vec<WorkloadKey>, Refusal> {
         (key.namespace == target.namespace && handle.spec.workload == target.name)
             .then(|| key.clone())
     };
+
     let found: Vec<_> = state.handles.iter().filter_map(of).collect();
     if !found.is_empty() {
         return Ok(found);
@@ -67,12 +71,14 @@ fn find(node: &Node, target: &Target) -> Result<Vec<WorkloadKey>, Refusal> {
         .handles
         .iter()
         .find(|(key, handle)| handle.spec.workload == target.name || key.pod == target.name);
+
     let hint = elsewhere.map_or_else(String::new, |(key, _)| {
         format!(
             "; there is one in namespace {} (-n {})",
             key.namespace, key.namespace
         )
     });
+
     Err(Refusal {
         not_found: true,
         message: format!(
@@ -92,6 +98,7 @@ pub(super) fn one(node: &Node, target: &Target) -> Result<WorkloadKey, Refusal> 
             .get(key)
             .is_some_and(|h| h.status.borrow().ready)
     });
+
     Ok(ready
         .or(found.first())
         .cloned()
@@ -124,6 +131,7 @@ pub(super) fn restart(
             handle.send(Command::RestartApp);
         }
     }
+
     Ok(Reply::Done(format!("restarted {}", names(&found))))
 }
 
@@ -134,6 +142,7 @@ pub(super) fn set_proxy(node: &Node, target: &Target, kind: ProxyKind) -> Result
             "a workload leaves the mesh by its label `sidecar.istio.io/inject: \"false\"`, not by its proxy",
         );
     }
+
     if kind == ProxyKind::Envoy && node.context.config.envoy.is_none() {
         return refused(NO_ENVOY);
     }
@@ -143,6 +152,7 @@ pub(super) fn set_proxy(node: &Node, target: &Target, kind: ProxyKind) -> Result
         .iter()
         .filter_map(|key| state.handles.get(key))
         .collect();
+
     for Handle { spec, .. } in &handles {
         if spec.is_gateway() {
             return refused(
@@ -153,6 +163,7 @@ pub(super) fn set_proxy(node: &Node, target: &Target, kind: ProxyKind) -> Result
             return refused(format!("{} is outside the mesh and has no proxy", spec.key));
         }
     }
+
     for handle in handles {
         handle.send(Command::RestartProxy(Some(kind)));
     }
@@ -161,6 +172,7 @@ pub(super) fn set_proxy(node: &Node, target: &Target, kind: ProxyKind) -> Result
     } else {
         "Meltemi's proxy"
     };
+
     Ok(Reply::Done(format!(
         "{} now has {proxy} beside it",
         target.name
@@ -177,15 +189,19 @@ pub(super) fn stop(node: &Node, target: &Target) -> Result<Reply, Refusal> {
             .get(key)
             .is_some_and(|handle| handle.spec.origin == Origin::Run)
     };
+
     if !found.iter().any(is_added) {
         return refused(format!(
             "{} comes from the configuration; change it there",
             target.name
         ));
     }
+
     drop(state);
+
     // One that was stopped a moment ago, and is still ending, is stopped.
     node.end_runs(&found);
+
     Ok(Reply::Done(format!("stopped {}", names(&found))))
 }
 
@@ -213,6 +229,7 @@ pub(super) fn add(node: &Node, run: Run) -> Result<Vec<WorkloadKey>, Refusal> {
         cwd,
         detach,
     } = run;
+
     if argv.is_empty() {
         return refused("no program to run");
     }
@@ -221,6 +238,7 @@ pub(super) fn add(node: &Node, run: Run) -> Result<Vec<WorkloadKey>, Refusal> {
             .as_ref()
             .map_or_else(|| app.clone(), |version| format!("{app}-{version}"))
     });
+
     let proxy = proxy.unwrap_or_else(|| node.context.config.proxies.of(&name));
     if proxy == ProxyKind::Envoy && node.context.config.envoy.is_none() {
         return refused(NO_ENVOY);
@@ -232,23 +250,28 @@ pub(super) fn add(node: &Node, run: Run) -> Result<Vec<WorkloadKey>, Refusal> {
             ));
         }
     }
+
     let own: BTreeMap<String, String> = [("app".to_owned(), app.clone())]
         .into_iter()
         .chain(version.map(|v| ("version".to_owned(), v)))
         .collect();
+
     let labels: Labels = labels.0.into_iter().chain(own).collect();
     let mut state = node.state();
     let mut specs = Vec::new();
+
     for index in 0..replicas.clamp(1, MAX_REPLICAS) {
         let key = WorkloadKey {
             namespace: namespace.clone(),
             pod: format!("{name}-{index}"),
         };
+
         if state.handles.contains_key(&key) || state.runs.contains_key(&key) {
             return refused(format!(
                 "there is a workload {key} already; stop it first, or choose another --name"
             ));
         }
+
         specs.push(WorkloadSpec {
             key,
             workload: name.clone(),
@@ -274,17 +297,20 @@ pub(super) fn add(node: &Node, run: Run) -> Result<Vec<WorkloadKey>, Refusal> {
             image: argv[0].clone(),
         });
     }
+
     for spec in specs.iter().filter(|_| detach) {
         if let Err(error) = run_files::keep(&node.context.config.runs_dir(), spec) {
             tracing::warn!(workload = %spec.key, %error, "it will not be known to a node that follows this one");
         }
     }
+
     let keys: Vec<_> = specs.iter().map(|spec| spec.key.clone()).collect();
     state
         .runs
         .extend(specs.into_iter().map(|spec| (spec.key.clone(), spec)));
     drop(state);
     node.changed.notify_one();
+
     Ok(keys)
 }
 

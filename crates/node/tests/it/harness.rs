@@ -55,17 +55,20 @@ impl Mesh {
             .prefix("meltemi-node-")
             .tempdir()
             .unwrap();
+
         for dir in ["", "conf", "empty"] {
             let path = folder.path().join(dir);
             fs::create_dir_all(&path).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
         }
+
         let own = std::env::current_exe().unwrap();
         let mut program = own
             .parent()
             .and_then(Path::parent)
             .unwrap()
             .join("examples/mesh");
+
         if user.is_some() {
             // Others may not look into root's folders. `cp`, because a file that this process wrote
             // could still be open in a child that another test is starting, and would be "busy".
@@ -77,6 +80,7 @@ impl Mesh {
             assert!(copied.success());
             program = folder.path().join("mesh");
         }
+
         Self {
             user,
             folder,
@@ -137,6 +141,7 @@ impl Mesh {
             format!("images:\n- {{image: hello, command: [meltemi, answer, '9080', {token}]}}\n- {{image: broken, command: [sh, -c, 'echo oops; exit 3']}}\n"),
         )
         .unwrap();
+
         if !self.path("dial.yaml").exists() {
             fs::write(self.path("dial.yaml"), "").unwrap();
         }
@@ -145,24 +150,28 @@ impl Mesh {
             self.path("images.yaml"),
             self.path("dial.yaml"),
         );
+
         let words = [
             "up",
             conf.to_str().unwrap(),
             images.to_str().unwrap(),
             dial.to_str().unwrap(),
         ];
+
         // A soft limit of open files below the hard one, as users have it.
         let mut limited = Command::new("sh");
         limited.args([
             "-c",
             &format!("ulimit -Sn {OPEN_FILES}; exec \"$0\" \"$@\""),
         ]);
+
         let mut child = self
             .configured(limited.arg(&self.program), &words)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
+
         let (sender, events) = channel();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         std::thread::spawn(move || {
@@ -170,6 +179,7 @@ impl Mesh {
                 .map_while(Result::ok)
                 .try_for_each(|line| sender.send(line))
         });
+
         self.supervisor = Some(child);
         self.events = Some(events);
         self.seen.clear();
@@ -185,8 +195,10 @@ impl Mesh {
                 ));
                 return false;
             }
+
             panic!("the mesh did not start: {why}");
         }
+
         true
     }
 
@@ -198,12 +210,14 @@ impl Mesh {
             .args(["--user", "--map-root-user", "sh", "-c", script])
             .arg(&self.program)
             .arg(self.path("conf"));
+
         command
             .env("RUN", self.path("run"))
             .env("STATE", self.path("state"));
         if let Some(user) = self.user {
             command.uid(user).gid(user);
         }
+
         match command.output() {
             Ok(output) if !output.status.success() && !output.stderr.starts_with(b"unshare:") => {
                 Some(String::from_utf8_lossy(&output.stderr).into_owned())
@@ -305,6 +319,7 @@ impl Mesh {
             .unwrap()
             .flatten()
             .filter_map(|e| e.file_name().to_str()?.parse().ok());
+
         all.filter(|pid: &u32| {
             let line = fs::read_to_string(format!("/proc/{pid}/cmdline"))
                 .unwrap_or_default()
@@ -326,6 +341,7 @@ impl Mesh {
             );
             std::thread::sleep(Duration::from_millis(10));
         }
+
         assert!(
             !fs::read_to_string("/proc/self/mountinfo")
                 .unwrap()

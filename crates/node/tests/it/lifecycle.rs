@@ -27,10 +27,12 @@ fn calls_are_captured_and_nothing_is_left() {
             String::from_utf8_lossy(&answer.stdout).contains(&token),
             "{answer:?}"
         );
+
         assert!(
             mesh.ok(&["logs", "hello-0", "proxy"])
                 .contains(&format!("outbound to Some({to})"))
         );
+
         mesh.until("the inbound side saw it", |m| {
             m.ok(&["logs", "hello-1", "proxy"])
                 .contains(&format!("inbound to Some({to})"))
@@ -41,6 +43,7 @@ fn calls_are_captured_and_nothing_is_left() {
             let answer = m.get("outside-0", "hello:80");
             String::from_utf8_lossy(&answer.stdout).contains(&token)
         });
+
         assert!(mesh.workload("outside-0").unwrap()["proxy"].is_null());
 
         // The published port.
@@ -49,11 +52,13 @@ fn calls_are_captured_and_nothing_is_left() {
             .iter()
             .find(|line| line.contains("Published"))
             .expect("the gateway's port is published");
+
         let at = published
             .split("address: ")
             .nth(1)
             .and_then(|rest| rest.split([',', ' ']).next())
             .unwrap();
+
         let mut stream = std::net::TcpStream::connect(at).unwrap();
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
         let mut text = String::new();
@@ -68,6 +73,7 @@ fn calls_are_captured_and_nothing_is_left() {
             Some(13),
             "an application marked its socket as the proxy's: {forbidden:?}"
         );
+
         let run = mesh.path("run");
         let seen = mesh.ok(&[
             "exec",
@@ -77,6 +83,7 @@ fn calls_are_captured_and_nothing_is_left() {
             run.to_str().unwrap(),
             mesh.path("state").to_str().unwrap(),
         ]);
+
         assert!(!seen.contains("sock") && !seen.contains("pem"), "{seen}");
         let processes = mesh.ok(&[
             "exec",
@@ -85,6 +92,7 @@ fn calls_are_captured_and_nothing_is_left() {
             "-c",
             "cat /proc/[0-9]*/cmdline | tr '\\0' ' '",
         ]);
+
         assert!(!processes.contains("sidecar"), "{processes}");
 
         // Proxies may have many files open; applications find the limit that the user has.
@@ -93,6 +101,7 @@ fn calls_are_captured_and_nothing_is_left() {
                 .trim(),
             OPEN_FILES.to_string()
         );
+
         let sidecars = mesh.processes("meltemi: sidecar hello-0");
         assert!(!sidecars.is_empty());
         for pid in sidecars {
@@ -114,11 +123,13 @@ fn calls_are_captured_and_nothing_is_left() {
                 .code(),
             Some(7)
         );
+
         // 126 where a folder of the PATH may not be looked into.
         let absent = mesh
             .client(&["exec", "hello", "no-such-program"])
             .status
             .code();
+
         assert!(matches!(absent, Some(126 | 127)), "{absent:?}");
         assert!(!mesh.get("outside-0", "10.45.255.1:80").status.success());
     });
@@ -134,12 +145,14 @@ fn the_outside_is_reached_through_the_supervisor() {
             let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nfar away");
         }
     });
+
     let mut mesh = Mesh::ordinary();
     std::fs::write(
         mesh.path("dial.yaml"),
         format!("outside.test:80: {at}\n203.0.113.7: {at}\n"),
     )
     .unwrap();
+
     mesh.deployment("hello", 1, "", "hello");
     mesh.deployment("bare", 1, ", sidecar.istio.io/inject: 'false'", "hello");
     if !mesh.start() {
@@ -154,6 +167,7 @@ fn the_outside_is_reached_through_the_supervisor() {
             );
         }
     }
+
     mesh.interrupt();
     mesh.assert_nothing_is_left();
 }
@@ -170,6 +184,7 @@ fn what_ends_is_started_again() {
                 w["app"]["restarts"].as_u64() >= Some(2) && w["app"]["last_exit"] == "exit code 3"
             })
         });
+
         assert!(mesh.ok(&["logs", "broken"]).contains("oops"));
         for (what, word) in [
             ("app", "meltemi: hello"),
@@ -183,6 +198,7 @@ fn what_ends_is_started_again() {
                     && m.workload("hello-0").unwrap()[what]["restarts"].as_u64() >= Some(1)
             });
         }
+
         for pid in mesh.processes("meltemi: control plane") {
             signal(pid, "KILL");
         }
@@ -232,7 +248,9 @@ fn a_program_is_added_and_leaves_with_its_client() {
             "7000",
             "added",
         ]);
+
         mesh.until("it is ready", |m| ready(m, &["extra-0"]));
+
         // No Service selected it, so it got one, and is called by name.
         mesh.until("it is called by name", |m| {
             String::from_utf8_lossy(&m.get("bare", "extra:7000").stdout).contains("added")
@@ -245,6 +263,7 @@ fn a_program_is_added_and_leaves_with_its_client() {
             String::from_utf8_lossy(&refused.stderr).contains("comes from the configuration"),
             "{refused:?}"
         );
+
         let unknown = mesh.client(&["restart", "nobody"]);
         assert!(
             String::from_utf8_lossy(&unknown.stderr).contains("no workload \"nobody\""),
@@ -286,6 +305,7 @@ fn a_mesh_of_the_same_name_is_refused() {
         String::from_utf8_lossy(&second.stderr).contains("is already running"),
         "{second:?}"
     );
+
     assert!(!mesh.list().is_empty(), "the first one goes on");
     mesh.interrupt();
     mesh.assert_nothing_is_left();

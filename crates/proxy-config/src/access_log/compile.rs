@@ -71,10 +71,12 @@ impl AccessLog {
                 return Ok(None);
             }
         };
+
         let filter = match &message.filter {
             None => None,
             Some(filter) => scope.within("filter", |scope| LogFilter::compile(filter, scope, 0))?,
         };
+
         Ok(Some(Self {
             sink,
             format,
@@ -86,6 +88,7 @@ impl AccessLog {
 #[allow(deprecated)] // the older forms of formats are still sent
 fn file_format(config: &file::FileAccessLog, scope: &mut Scope) -> Result<LogFormat, Rejection> {
     use file::file_access_log::AccessLogFormat;
+
     match &config.access_log_format {
         None => Ok(LogFormat::Text(template(DEFAULT_FORMAT, scope))),
         Some(AccessLogFormat::Format(text)) if text.is_empty() => {
@@ -106,6 +109,7 @@ fn substitution(
 ) -> Result<LogFormat, Rejection> {
     use core::data_source::Specifier;
     use core::substitution_format_string::Format;
+
     match format.and_then(|format| format.format.as_ref()) {
         None => Ok(LogFormat::Text(template(DEFAULT_FORMAT, scope))),
         Some(Format::TextFormat(text)) => Ok(LogFormat::Text(template(text, scope))),
@@ -125,6 +129,7 @@ fn substitution(
 /// that this proxy has no answer to as `-`; either is warned of.
 fn template(text: &str, scope: &mut Scope) -> Template {
     let (template, reasons) = Template::parse_what_is_known(text);
+
     // After the first one, a sign may only seem to begin something.
     let told = |(at, reason): &(usize, String)| *at == 0 || reason.starts_with("unknown operator");
     for (_, reason) in reasons.into_iter().enumerate().filter(told) {
@@ -133,6 +138,7 @@ fn template(text: &str, scope: &mut Scope) -> Template {
     for gap in template.gaps(Place::Log) {
         scope.warn("log_format", gap);
     }
+
     template
 }
 
@@ -178,6 +184,7 @@ impl LogFilter {
                 Ok(proto::comparison_filter::Op::Ne) => ComparisonOp::Ne,
                 Err(_) => return scope.refuse(format!("unknown op {}", comparison.op)),
             };
+
             Ok(Comparison {
                 op,
                 value: comparison
@@ -186,11 +193,13 @@ impl LogFilter {
                     .map_or(0, |value| value.default_value),
             })
         };
+
         let list = |filters: &[proto::AccessLogFilter], scope: &mut Scope| {
             scope.each("filters", filters, |scope, filter| {
                 Self::compile(filter, scope, depth + 1)
             })
         };
+
         Ok(
             match scope.required("filter_specifier", message.filter_specifier.as_ref())? {
                 FilterSpecifier::StatusCodeFilter(filter) => {
@@ -289,13 +298,16 @@ mod tests {
                 },
             )),
         };
+
         let message = proto::AccessLog {
             config_type: Some(proto::access_log::ConfigType::TypedConfig(
                 meltemi_proto::pack(&config),
             )),
             ..Default::default()
         };
+
         AccessLog::compile(&message, &mut scope).expect("compiles");
+
         scope
             .into_warnings()
             .iter()

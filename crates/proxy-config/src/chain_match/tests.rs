@@ -62,10 +62,12 @@ fn istios_permissive_inbound_chains() {
         port(15006),
         FilterChainMatch::default(),
     ]);
+
     assert_eq!(
         tree.find(&tls("10.0.0.1:9080", None, &["istio-h2", "istio", "h2"])),
         Some(0)
     );
+
     assert_eq!(
         tree.find(&tls(
             "10.0.0.1:9080",
@@ -74,11 +76,13 @@ fn istios_permissive_inbound_chains() {
         )),
         Some(2)
     );
+
     assert_eq!(
         tree.find(&tls("10.0.0.1:9080", None, &["h2"])),
         Some(4),
         "TLS of the application passes through"
     );
+
     let mut http = conn("10.0.0.1:9080");
     http.application_protocols = std::iter::once("http/1.1".into()).collect();
     assert_eq!(tree.find(&http), Some(1));
@@ -100,12 +104,14 @@ fn server_names_go_from_exact_to_short_wildcards() {
         server_names: names.iter().map(|name| (*name).to_owned()).collect(),
         ..Default::default()
     };
+
     let tree = tree(&[
         names(&["a.b.com"]),
         names(&["*.b.com"]),
         names(&["*.com", "X.org"]),
         names(&[]),
     ]);
+
     for (name, chain) in [
         (Some("a.b.com"), 0),
         (Some("x.b.com"), 1),
@@ -132,11 +138,13 @@ fn there_is_no_way_back_from_a_branch() {
         prefix_ranges: vec![range("10.0.0.0", 8)],
         ..Default::default()
     };
+
     let exact = FilterChainMatch {
         prefix_ranges: vec![range("10.0.0.1", 32)],
         transport_protocol: "tls".into(),
         ..Default::default()
     };
+
     let chain = tree(&[longest, exact]);
     assert_eq!(chain.find(&conn("10.0.0.2:1")), Some(0));
     assert_eq!(chain.find(&conn("10.0.0.1:1")), None);
@@ -152,6 +160,7 @@ fn sources_by_kind_range_and_port() {
             source_ports: ports,
             ..Default::default()
         };
+
     let tree = tree(&[
         source(ConnectionSourceType::SameIpOrLoopback, vec![], vec![]),
         source(
@@ -166,12 +175,14 @@ fn sources_by_kind_range_and_port() {
         ),
         source(ConnectionSourceType::Any, vec![], vec![]),
     ]);
+
     let from = |remote: &str| {
         ConnInfo::plain(
             "10.0.0.1:80".parse().expect("address"),
             remote.parse().expect("address"),
         )
     };
+
     assert_eq!(tree.find(&from("127.0.0.1:1")), Some(0));
     assert_eq!(tree.find(&from("10.0.0.1:1")), Some(0));
     assert_eq!(tree.find(&from("10.9.1.1:5000")), Some(1));
@@ -186,6 +197,7 @@ fn equal_matches_are_refused() {
         tree.insert(Some(&with(port(1), "tls", &["b"])), 1, &mut Scope::new())
             .is_err()
     );
+
     assert!(
         tree.insert(
             Some(&with(port(1), "raw_buffer", &["b"])),
@@ -194,14 +206,17 @@ fn equal_matches_are_refused() {
         )
         .is_ok()
     );
+
     assert!(
         tree.insert(Some(&port(70_000)), 2, &mut Scope::new())
             .is_err()
     );
+
     let partial = FilterChainMatch {
         server_names: vec!["a*.com".into()],
         ..Default::default()
     };
+
     assert!(tree.insert(Some(&partial), 2, &mut Scope::new()).is_err());
 }
 

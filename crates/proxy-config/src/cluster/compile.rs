@@ -17,17 +17,21 @@ impl Cluster {
             return scope
                 .refuse("transport_socket_matcher is unknown; use transport_socket_matches");
         }
+
         let discovery = Discovery::compile(message, scope)?;
         let exchanges_metadata = compile_filters(message, scope)?;
         let (protocol, http) = upstream_http::compile(message, scope)?;
         let common = message.common_lb_config.clone().unwrap_or_default();
         let hashing = common.consistent_hashing_lb_config.as_ref();
+
         scope.unsupported(
             "common_lb_config.consistent_hashing_lb_config.hash_balance_factor",
             hashing.is_some_and(|hashing| hashing.hash_balance_factor.is_some()),
         );
+
         scope.unsupported("preconnect_policy", message.preconnect_policy.is_some());
         scope.unsupported("upstream_config", message.upstream_config.is_some());
+
         // Endpoints are as healthy as EDS and outlier detection say; nobody is probed.
         scope.unsupported("health_checks", !message.health_checks.is_empty());
         scope.unsupported("alt_stat_name", !message.alt_stat_name.is_empty());
@@ -35,15 +39,19 @@ impl Cluster {
             "per_connection_buffer_limit_bytes",
             message.per_connection_buffer_limit_bytes.is_some(),
         );
+
         scope.unsupported(
             "close_connections_on_host_health_failure",
             message.close_connections_on_host_health_failure,
         );
+
         scope.unsupported(
             "ignore_health_on_host_removal",
             message.ignore_health_on_host_removal,
         );
+
         let (lb, hash_by_hostname) = load_balancing::compile(message, &common, scope)?;
+
         Ok(Self {
             name: message.name.as_str().into(),
             discovery,
@@ -74,6 +82,7 @@ impl Cluster {
                         .map(|fields| fields.fields.iter())
                         .into_iter()
                         .flatten();
+
                     let mut criteria: Vec<(Box<str>, Value)> = criteria
                         .map(|(key, value)| (key.as_str().into(), Value::from_proto(value)))
                         .collect();
@@ -114,6 +123,7 @@ fn compile_filters(message: &proto::Cluster, scope: &mut Scope) -> Result<bool, 
             .typed_config
             .as_ref()
             .map_or(filter.name.as_str(), type_name);
+
         match (kind, filter.name.as_str()) {
             (_, "istio.metadata_exchange" | "envoy.filters.network.upstream.metadata_exchange")
             | ("envoy.tcp.metadataexchange.config.MetadataExchange", _) => exchanges = true,
@@ -124,6 +134,7 @@ fn compile_filters(message: &proto::Cluster, scope: &mut Scope) -> Result<bool, 
             }
         }
     }
+
     Ok(exchanges)
 }
 
@@ -140,6 +151,7 @@ fn compile_breakers(message: Option<&proto::CircuitBreakers>, scope: &mut Scope)
             "circuit_breakers.max_connection_pools",
             thresholds.max_connection_pools.is_some(),
         );
+
         *own = Breakers {
             max_connections: number(thresholds.max_connections.as_ref(), default.max_connections),
             max_pending: number(
@@ -158,10 +170,12 @@ fn compile_breakers(message: Option<&proto::CircuitBreakers>, scope: &mut Scope)
             }),
         };
     }
+
     scope.unsupported(
         "circuit_breakers.per_host_thresholds",
         !message.per_host_thresholds.is_empty(),
     );
+
     breakers
 }
 
@@ -175,16 +189,20 @@ impl UpstreamBind {
                 Address::Socket(address) => Ok(address),
                 _ => scope.refuse("a source address must be an IP address"),
             };
+
         let source = match &message.source_address {
             None => None,
             Some(address) => Some(socket(address, scope)?),
         };
+
         let extra = scope.each(
             "extra_source_addresses",
             &message.extra_source_addresses,
             |scope, extra| socket(scope.required("address", extra.address.as_ref())?, scope),
         )?;
+
         scope.unsupported("socket_options", !message.socket_options.is_empty());
+
         Ok(Self {
             source,
             extra,

@@ -73,6 +73,7 @@ impl Discovery {
                 return scope.refuse(format!("unknown cluster type {:?}", custom.name));
             }
         };
+
         let own = |scope: &mut Scope| -> Result<Arc<EndpointSet>, Rejection> {
             let Some(assignment) = &message.load_assignment else {
                 return Ok(Arc::default());
@@ -83,6 +84,7 @@ impl Discovery {
                 })
                 .map(Arc::new)
         };
+
         Ok(match kind {
             DiscoveryType::Static => {
                 let set = own(scope)?;
@@ -100,6 +102,7 @@ impl Discovery {
                     .eds_cluster_config
                     .as_ref()
                     .map(|config| config.service_name.as_str());
+
                 Discovery::Eds(
                     service
                         .filter(|name| !name.is_empty())
@@ -125,6 +128,7 @@ impl Discovery {
                 {
                     return scope.refuse("an ORIGINAL_DST cluster has no endpoints of its own");
                 }
+
                 let Some(LbConfig::OriginalDstLbConfig(config)) = &message.lb_config else {
                     return Ok(Discovery::OriginalDst(OriginalDst::default()));
                 };
@@ -132,10 +136,12 @@ impl Discovery {
                     "" => "x-envoy-original-dst-host",
                     name => name,
                 };
+
                 scope.unsupported(
                     "original_dst_lb_config.metadata_key",
                     config.metadata_key.is_some(),
                 );
+
                 Discovery::OriginalDst(OriginalDst {
                     header: config
                         .use_http_header
@@ -156,11 +162,13 @@ impl Discovery {
 
 fn compile_dns(message: &proto::Cluster, scope: &mut Scope) -> Result<Dns, Rejection> {
     use proto::cluster::DnsLookupFamily as Family;
+
     scope.unsupported("dns_resolvers", !dns_resolvers(message).is_empty());
     scope.unsupported(
         "typed_dns_resolver_config",
         message.typed_dns_resolver_config.is_some(),
     );
+
     #[allow(deprecated)]
     let (refresh, failure, respect_ttl, family) = (
         message.dns_refresh_rate.as_ref(),
@@ -168,6 +176,7 @@ fn compile_dns(message: &proto::Cluster, scope: &mut Scope) -> Result<Dns, Rejec
         message.respect_dns_ttl,
         message.dns_lookup_family,
     );
+
     scope.unsupported("respect_dns_ttl", respect_ttl);
     let refresh = limit(
         "dns_refresh_rate",
@@ -175,16 +184,19 @@ fn compile_dns(message: &proto::Cluster, scope: &mut Scope) -> Result<Dns, Rejec
         Some(Duration::from_secs(5)),
         scope,
     )?;
+
     let refresh = refresh.unwrap_or(Duration::from_secs(5));
     let base = scope.duration(
         "dns_failure_refresh_rate",
         failure.and_then(|f| f.base_interval.as_ref()),
     )?;
+
     let base = base.filter(|base| !base.is_zero()).unwrap_or(refresh);
     let max = scope.duration(
         "dns_failure_refresh_rate",
         failure.and_then(|f| f.max_interval.as_ref()),
     )?;
+
     Ok(Dns {
         refresh,
         failure_refresh: (base, max.filter(|max| *max >= base).unwrap_or(base * 10)),

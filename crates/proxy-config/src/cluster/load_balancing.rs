@@ -19,6 +19,7 @@ pub(super) fn compile(
     scope: &mut Scope,
 ) -> Result<(meltemi_lb::Config, bool), Rejection> {
     use proto::cluster::common_lb_config::LocalityConfigSpecifier as Locality;
+
     let mut config = meltemi_lb::Config {
         panic_threshold: common
             .healthy_panic_threshold
@@ -30,6 +31,7 @@ pub(super) fn compile(
         ),
         ..meltemi_lb::Config::default()
     };
+
     scope.unsupported(
         "common_lb_config.zone_aware_lb_config",
         matches!(
@@ -37,6 +39,7 @@ pub(super) fn compile(
             Some(Locality::ZoneAwareLbConfig(_))
         ),
     );
+
     let mut by_hostname = false;
     let policy = LbPolicy::try_from(message.lb_policy);
     config.policy = match (&message.load_balancing_policy, policy) {
@@ -57,10 +60,12 @@ pub(super) fn compile(
                 Some(LbConfig::LeastRequestLbConfig(own)) => own.clone(),
                 _ => Default::default(),
             };
+
             scope.unsupported(
                 "least_request_lb_config.slow_start_config",
                 own.slow_start_config.is_some(),
             );
+
             Policy::LeastRequest {
                 choices: choices(own.choice_count.as_ref()),
             }
@@ -71,6 +76,7 @@ pub(super) fn compile(
                 Some(LbConfig::RingHashLbConfig(own)) => *own,
                 _ => Default::default(),
             };
+
             let murmur = proto::cluster::ring_hash_lb_config::HashFunction::MurmurHash2 as i32;
             ring(
                 own.minimum_ring_size.as_ref().map(|size| size.value),
@@ -94,6 +100,7 @@ pub(super) fn compile(
         }
         (_, Err(_)) => return scope.refuse(format!("unknown lb_policy {}", message.lb_policy)),
     };
+
     if !(0.0..=100.0).contains(&config.panic_threshold) {
         return scope.refuse("healthy_panic_threshold is not a percentage");
     }
@@ -101,6 +108,7 @@ pub(super) fn compile(
         config.subsets =
             Some(scope.within("lb_subset_config", |scope| compile_subsets(subsets, scope))?);
     }
+
     Ok((config, by_hostname))
 }
 
@@ -115,17 +123,20 @@ fn ring(
     scope: &Scope,
 ) -> Result<Policy, Rejection> {
     const LIMIT: u64 = 8 << 20;
+
     let (min_size, max_size) = (min.unwrap_or(1024), max.unwrap_or(LIMIT));
     if min_size > max_size || max_size > LIMIT {
         return scope.refuse(format!(
             "ring sizes {min_size} and {max_size} are out of order or above {LIMIT}"
         ));
     }
+
     let function = if murmur {
         RingHashFunction::Murmur2
     } else {
         RingHashFunction::XxHash
     };
+
     Ok(Policy::RingHash {
         min_size,
         max_size,
@@ -158,6 +169,7 @@ fn compile_policies(
     scope: &mut Scope,
 ) -> Result<Policy, Rejection> {
     use policies::common::v3::locality_lb_config::LocalityConfigSpecifier as Locality;
+
     let mut locality =
         |own: Option<&policies::common::v3::LocalityLbConfig>, scope: &mut Scope| match own
             .and_then(|own| own.locality_config_specifier.as_ref())
@@ -168,6 +180,7 @@ fn compile_policies(
             }
             None => {}
         };
+
     for policy in &list.policies {
         let Some(any) = policy
             .typed_extension_config
@@ -176,6 +189,7 @@ fn compile_policies(
         else {
             continue;
         };
+
         match type_name(any) {
             "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin" => {
                 let own: policies::round_robin::v3::RoundRobin = scope.unpack(any)?;
@@ -202,6 +216,7 @@ fn compile_policies(
                     .consistent_hashing_lb_config
                     .as_ref()
                     .is_some_and(|c| c.use_hostname_for_hashing);
+
                 config.locality_weighted |= own.locality_weighted_lb_config.is_some();
                 let murmur = policies::ring_hash::v3::ring_hash::HashFunction::MurmurHash2 as i32;
                 return ring(
@@ -229,6 +244,7 @@ fn compile_policies(
             ),
         }
     }
+
     scope.refuse("no policy of load_balancing_policy is known")
 }
 
@@ -238,6 +254,7 @@ fn compile_subsets(
 ) -> Result<SubsetConfig, Rejection> {
     use proto::cluster::lb_subset_config::LbSubsetFallbackPolicy as General;
     use proto::cluster::lb_subset_config::lb_subset_selector::LbSubsetSelectorFallbackPolicy as Own;
+
     scope.unsupported("locality_weight_aware", message.locality_weight_aware);
     scope.unsupported("list_as_any", message.list_as_any);
     scope.unsupported("panic_mode_any", message.panic_mode_any);
@@ -247,6 +264,7 @@ fn compile_subsets(
         keys.dedup();
         keys
     };
+
     let selectors = scope.each(
         "subset_selectors",
         &message.subset_selectors,
@@ -274,6 +292,7 @@ fn compile_subsets(
             })
         },
     )?;
+
     Ok(SubsetConfig {
         selectors,
         fallback: match General::try_from(message.fallback_policy) {

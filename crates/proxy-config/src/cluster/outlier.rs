@@ -83,12 +83,14 @@ impl OutlierDetection {
             "detect_degraded_hosts",
             boolean(message.detect_degraded_hosts.as_ref(), false),
         );
+
         let time = |field: &str, value: Option<&_>, default: Duration| {
             Ok(scope
                 .duration(field, value)?
                 .filter(|time| !time.is_zero())
                 .unwrap_or(default))
         };
+
         let second = Duration::from_secs(1);
         let interval = time("interval", message.interval.as_ref(), 10 * second)?;
         let base_ejection = time(
@@ -96,17 +98,21 @@ impl OutlierDetection {
             message.base_ejection_time.as_ref(),
             30 * second,
         )?;
+
         let max_ejection = time(
             "max_ejection_time",
             message.max_ejection_time.as_ref(),
             300 * second,
         )?;
+
         let jitter = time(
             "max_ejection_time_jitter",
             message.max_ejection_time_jitter.as_ref(),
             Duration::ZERO,
         )?;
+
         let percent = |value: Option<&UInt32Value>, default| number(value, default).min(100);
+
         Ok(Self {
             consecutive_5xx: number(message.consecutive_5xx.as_ref(), 5),
             enforcing_5xx: percent(message.enforcing_consecutive_5xx.as_ref(), 100),

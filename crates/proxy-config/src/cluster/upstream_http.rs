@@ -79,6 +79,7 @@ pub(super) fn compile(
 ) -> Result<(UpstreamProtocol, UpstreamHttp), Rejection> {
     use upstream::http_protocol_options::UpstreamProtocolOptions as Options;
     use upstream::http_protocol_options::explicit_http_config::ProtocolConfig;
+
     let mut protocol = UpstreamProtocol::Http1;
     let mut http = UpstreamHttp::default();
     #[allow(deprecated)] // the older fields mean the same where there is no HttpProtocolOptions
@@ -89,11 +90,13 @@ pub(super) fn compile(
         message.protocol_selection,
         message.max_requests_per_connection.as_ref(),
     );
+
     let options: Option<upstream::HttpProtocolOptions> =
         match message.typed_extension_protocol_options.get(HTTP_OPTIONS) {
             Some(any) => Some(scope.within(HTTP_OPTIONS, |scope| scope.unpack(any))?),
             None => None,
         };
+
     if let Some(any) = message
         .typed_extension_protocol_options
         .keys()
@@ -104,6 +107,7 @@ pub(super) fn compile(
             format!("{any:?} is not honoured"),
         );
     }
+
     let (common, upstream_options) = match &options {
         Some(options) => {
             if options
@@ -113,6 +117,7 @@ pub(super) fn compile(
             {
                 return scope.refuse("upstream HTTP filters are unknown");
             }
+
             (
                 options.common_http_protocol_options.as_ref(),
                 options.upstream_http_protocol_options.as_ref(),
@@ -120,6 +125,7 @@ pub(super) fn compile(
         }
         None => (old_common, old_upstream),
     };
+
     match options
         .as_ref()
         .and_then(|options| options.upstream_protocol_options.as_ref())
@@ -153,6 +159,7 @@ pub(super) fn compile(
             http.http2 = http2_options(old_http2, scope)?;
         }
     }
+
     if let Some(common) = common {
         http.idle_timeout = limit(
             "idle_timeout",
@@ -160,22 +167,26 @@ pub(super) fn compile(
             http.idle_timeout,
             scope,
         )?;
+
         http.max_connection_duration = limit(
             "max_connection_duration",
             common.max_connection_duration.as_ref(),
             None,
             scope,
         )?;
+
         http.max_stream_duration = limit(
             "max_stream_duration",
             common.max_stream_duration.as_ref(),
             None,
             scope,
         )?;
+
         http.max_requests_per_connection = number(common.max_requests_per_connection.as_ref(), 0);
         http.max_head_fields =
             number(common.max_headers_count.as_ref(), http.max_head_fields).max(1);
     }
+
     if http.max_requests_per_connection == 0 {
         http.max_requests_per_connection = number(old_max_requests, 0);
     }
@@ -186,5 +197,6 @@ pub(super) fn compile(
             .filter(|name| !name.is_empty())
             .map(Into::into);
     }
+
     Ok((protocol, http))
 }

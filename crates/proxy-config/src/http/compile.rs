@@ -28,6 +28,7 @@ impl HttpConnectionManager {
             Ok(hcm::CodecType::Http3) => return scope.refuse("HTTP/3 is not spoken"),
             Err(_) => return Err(unknown("codec_type", message.codec_type, scope)),
         };
+
         let routes = match scope.required("route_specifier", message.route_specifier.as_ref())? {
             hcm::RouteSpecifier::RouteConfig(config) => {
                 let table = scope.within("route_config", |scope| {
@@ -45,6 +46,7 @@ impl HttpConnectionManager {
                 return scope.refuse("scoped routes are unknown");
             }
         };
+
         if message.forward_client_cert_matcher.is_some() {
             return scope.refuse("forward_client_cert_matcher is unknown");
         }
@@ -55,29 +57,35 @@ impl HttpConnectionManager {
             "early_header_mutation_extensions",
             !message.early_header_mutation_extensions.is_empty(),
         );
+
         scope.unsupported("local_reply_config", message.local_reply_config.is_some());
         scope.unsupported(
             "request_id_extension",
             message.request_id_extension.is_some(),
         );
+
         scope.unsupported("proxy_status_config", message.proxy_status_config.is_some());
         scope.unsupported(
             "path_normalization_options",
             message.path_normalization_options.is_some(),
         );
+
         scope.unsupported(
             "typed_header_validation_config",
             message.typed_header_validation_config.is_some(),
         );
+
         if message.forward_proto_config.is_some() {
             return scope.refuse(
                 "forward_proto_config is unknown, so x-forwarded-proto would be trusted otherwise than is meant",
             );
         }
+
         scope.unsupported(
             "stream_flush_timeout",
             message.stream_flush_timeout.is_some(),
         );
+
         // A connection that is to end is told so at once, and by HTTP/2 as soon as the client has
         // heard it for certain.
         scope.unsupported("drain_timeout", message.drain_timeout.is_some());
@@ -85,6 +93,7 @@ impl HttpConnectionManager {
             "delayed_close_timeout",
             message.delayed_close_timeout.is_some(),
         );
+
         scope.unsupported("access_log_options", message.access_log_options.is_some());
         scope.unsupported("append_local_overload", message.append_local_overload);
         scope.unsupported("append_x_forwarded_port", message.append_x_forwarded_port);
@@ -95,11 +104,13 @@ impl HttpConnectionManager {
             "common_http_protocol_options.max_connection_duration_jitter",
             common.max_connection_duration_jitter.is_some(),
         );
+
         let filters = compile_slots(&message.http_filters, owner, compiler, scope)?;
         #[allow(deprecated)]
         let parts = message.set_current_client_cert_details.unwrap_or_default();
         scope.unsupported("set_current_client_cert_details.cert", parts.cert);
         scope.unsupported("set_current_client_cert_details.chain", parts.chain);
+
         Ok(Self {
             codec,
             stat_prefix: message.stat_prefix.as_str().into(),
@@ -246,6 +257,7 @@ fn path_normalization(
     scope: &Scope,
 ) -> Result<PathNormalization, Rejection> {
     use hcm::PathWithEscapedSlashesAction as Action;
+
     let escaped_slashes = match Action::try_from(message.path_with_escaped_slashes_action) {
         Ok(Action::ImplementationSpecificDefault | Action::KeepUnchanged) => EscapedSlashes::Keep,
         Ok(Action::RejectRequest) => EscapedSlashes::Reject,
@@ -253,6 +265,7 @@ fn path_normalization(
         Ok(Action::UnescapeAndForward) => EscapedSlashes::Forward,
         Err(_) => return scope.refuse("unknown path_with_escaped_slashes_action"),
     };
+
     Ok(PathNormalization {
         normalize: boolean(message.normalize_path.as_ref(), false),
         merge_slashes: message.merge_slashes,

@@ -35,12 +35,14 @@ impl Listener {
             "per_connection_buffer_limit_bytes",
             message.per_connection_buffer_limit_bytes.is_some(),
         );
+
         let address = match &message.listener_specifier {
             Some(proto::listener::ListenerSpecifier::InternalListener(_)) => {
                 Address::Internal(message.name.as_str().into())
             }
             None => Address::compile_required(message.address.as_ref(), scope)?,
         };
+
         if matches!(address, Address::Name(..)) {
             return scope.refuse("a listener needs an IP address");
         }
@@ -49,6 +51,7 @@ impl Listener {
             &message.additional_addresses,
             |scope, more| Address::compile_required(more.address.as_ref(), scope),
         )?;
+
         let chains = FilterChains::compile(message, compiler, scope)?;
         if chains.all.is_empty() && chains.default.is_none() {
             return scope.refuse("no filter chain");
@@ -58,6 +61,7 @@ impl Listener {
             .deprecated_v1
             .as_ref()
             .and_then(|v1| v1.bind_to_port.as_ref());
+
         Ok(Self {
             name: match message.name.as_str() {
                 "" => address.to_string().into(),
@@ -100,11 +104,13 @@ impl ListenerFilters {
             continue_on_timeout: message.continue_on_listener_filters_timeout,
             ..Self::default()
         };
+
         for (index, filter) in message.listener_filters.iter().enumerate() {
             scope.within(format_args!("listener_filters[{index}]"), |scope| {
                 filters.add(filter, scope)
             })?;
         }
+
         Ok(filters)
     }
 
@@ -113,6 +119,7 @@ impl ListenerFilters {
             None => PortPredicate::Never,
             Some(predicate) => PortPredicate::compile(predicate, scope, 0)?,
         };
+
         let any = match &filter.config_type {
             Some(proto::listener_filter::ConfigType::TypedConfig(any)) => Some(any),
             Some(proto::listener_filter::ConfigType::ConfigDiscovery(_)) => {
@@ -120,6 +127,7 @@ impl ListenerFilters {
             }
             None => None,
         };
+
         let kind = any.map_or(filter.name.as_str(), type_name);
         match kind {
             "envoy.filters.listener.original_dst"
@@ -149,6 +157,7 @@ impl ListenerFilters {
             }
             other => return scope.refuse(format!("unknown listener filter {other:?}")),
         }
+
         Ok(())
     }
 }
@@ -168,6 +177,7 @@ impl PortPredicate {
                 Self::compile(rule, scope, depth + 1)
             })
         };
+
         Ok(
             match scope.required("filter_disabled.rule", message.rule.as_ref())? {
                 Rule::AnyMatch(true) => Self::Always,
@@ -202,12 +212,14 @@ impl FilterChains {
             })?;
             chains.all.push(Arc::new(compiled));
         }
+
         if let Some(chain) = &message.default_filter_chain {
             let compiled = scope.within("default_filter_chain", |scope| {
                 FilterChain::compile(chain, &message.name, usize::MAX, compiler, scope)
             })?;
             chains.default = Some(Arc::new(compiled));
         }
+
         Ok(chains)
     }
 }
@@ -230,9 +242,11 @@ impl FilterChain {
             ("", index) => format!("{listener}/{index}").into(),
             (name, _) => name.into(),
         };
+
         let owner = format!("{listener}/{name}");
         let mut filters = Vec::new();
         let mut terminal = None;
+
         for (index, filter) in message.filters.iter().enumerate() {
             scope.within(format_args!("filters[{index}]"), |scope| {
                 if terminal.is_some() {
@@ -246,11 +260,13 @@ impl FilterChain {
                 Ok(())
             })?;
         }
+
         let Some(terminal) = terminal else {
             return scope.refuse(
                 "a filter chain without terminal filter (tcp_proxy or http_connection_manager)",
             );
         };
+
         Ok(Self {
             name,
             transport: DownstreamTransport::compile(message.transport_socket.as_ref(), scope)?,
@@ -287,6 +303,7 @@ impl NetworkItem {
             }
             None => &Any::default(),
         };
+
         let kind = match type_name(any) {
             "" => message.name.as_str(),
             // Istio sends some filters by URL alone.
@@ -295,6 +312,7 @@ impl NetworkItem {
             }
             name => name,
         };
+
         Ok(match kind {
             "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
                 let config: network::http_connection_manager::v3::HttpConnectionManager =
@@ -337,10 +355,12 @@ impl NetworkItem {
                     "stats.PluginConfig" => scope.unpack(any)?,
                     _ => StatsConfig::default(),
                 };
+
                 let interval = scope.duration(
                     "tcp_reporting_duration",
                     config.tcp_reporting_duration.as_ref(),
                 )?;
+
                 Self::Filter(NetworkFilter::Stats {
                     interval: interval
                         .filter(|i| !i.is_zero())

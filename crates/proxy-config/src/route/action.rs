@@ -188,6 +188,7 @@ impl<'a> Forward<'a> {
             (None, ClusterChoice::Header(header)) => header,
             (None, ClusterChoice::Weighted(_)) => return None,
         };
+
         head.get_str(header)
     }
 
@@ -254,11 +255,13 @@ impl RouteAction {
                 }
             }
         }
+
         for mirror in &self.mirrors {
             if let ClusterRef::Name(name) = &mirror.cluster {
                 names.push(name);
             }
         }
+
         names
     }
 
@@ -288,6 +291,7 @@ impl RouteAction {
             out.extend_from_slice(host.as_bytes());
             return true;
         }
+
         match &self.host_rewrite {
             None => false,
             Some(HostRewrite::Literal(host)) => {

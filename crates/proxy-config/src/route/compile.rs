@@ -44,6 +44,7 @@ impl RouteTable {
             "cluster_specifier_plugins",
             !message.cluster_specifier_plugins.is_empty(),
         );
+
         scope.unsupported("vhds", message.vhds.is_some());
         let limit = message
             .max_direct_response_body_size_bytes
@@ -51,6 +52,7 @@ impl RouteTable {
             .map_or(MAX_DIRECT_BODY, |limit| {
                 usize::try_from(limit.value).unwrap_or(MAX_DIRECT_BODY)
             });
+
         let settings = RouteSettings {
             request_headers: HeaderOps::compile(
                 Place::RouteRequest,
@@ -81,11 +83,13 @@ impl RouteTable {
             )?,
             metadata: Metadata::from_option(message.metadata.as_ref()),
         };
+
         let general = mirrors(&message.request_mirror_policies, scope)?;
         scope.unsupported("request_mirror_policies", !general.is_empty());
         let hosts = scope.each("virtual_hosts", &message.virtual_hosts, |scope, host| {
             VirtualHost::compile_limited(host, &message.name, limit, compiler, scope).map(Arc::new)
         })?;
+
         Self::assemble(
             message.name.as_str().into(),
             Arc::new(settings),
@@ -114,6 +118,7 @@ impl VirtualHost {
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
         use proto::virtual_host::TlsRequirementType;
+
         if message.matcher.is_some() {
             return scope.refuse("matcher trees are unknown; use routes");
         }
@@ -126,6 +131,7 @@ impl VirtualHost {
             "request_body_buffer_limit",
             message.request_body_buffer_limit.is_some(),
         );
+
         let owner = format!("{table}/{}", message.name);
         let retry = match &message.retry_policy {
             None => None,
@@ -135,6 +141,7 @@ impl VirtualHost {
                 })?))
             }
         };
+
         let general = HostWide {
             retry,
             mirrors: &message.request_mirror_policies,
@@ -142,6 +149,7 @@ impl VirtualHost {
             response_attempt_count: message.include_attempt_count_in_response,
             body_limit,
         };
+
         let domains = scope.each("domains", &message.domains, |scope, domain| {
             let lower = domain.to_ascii_lowercase();
             let stars = lower.matches('*').count();
@@ -157,11 +165,13 @@ impl VirtualHost {
                 _ => Ok(Box::from(lower)),
             }
         })?;
+
         if domains.is_empty() {
             return scope.refuse("a virtual host without domains");
         }
         #[allow(deprecated)]
         let cors = compile_cors(message.cors.as_ref(), scope)?;
+
         Ok(Self {
             name: message.name.as_str().into(),
             domains,
@@ -256,7 +266,9 @@ impl Route {
                 return scope.refuse("filter_action is unknown");
             }
         };
+
         scope.unsupported("tracing", message.tracing.is_some());
+
         Ok(Self {
             name: message.name.as_str().into(),
             matcher,

@@ -54,7 +54,9 @@ impl CookieSpec {
                 false => text.push_str(&format!("; {name}={value}")),
             }
         }
+
         text.push_str("; HttpOnly");
+
         text
     }
 }
@@ -75,6 +77,7 @@ impl HashPolicy {
         scope: &mut Scope,
     ) -> Result<Option<Self>, Rejection> {
         use proto::hash_policy::PolicySpecifier;
+
         let source = match scope.required("policy_specifier", message.policy_specifier.as_ref())? {
             PolicySpecifier::Header(header) => {
                 let rewrite = match &header.regex_rewrite {
@@ -105,6 +108,7 @@ impl HashPolicy {
                 return Ok(None);
             }
         };
+
         Ok(Some(Self {
             source,
             terminal: message.terminal,
@@ -145,14 +149,17 @@ pub(super) fn combine<'a>(
                 }
             }
         };
+
         if let Some(new) = new {
             // Rotating keeps two equal policies from cancelling each other out.
             outcome.hash = Some(outcome.hash.map_or(0, |old| old.rotate_left(1)) ^ new);
         }
+
         if policy.terminal && outcome.hash.is_some() {
             break;
         }
     }
+
     outcome
 }
 
@@ -161,9 +168,11 @@ fn hash_header(head: &RequestHead, name: &str, rewrite: Option<&Substitution>) -
     if values.is_empty() {
         return None;
     }
+
     // The order of lines must not decide.
     values.sort_unstable();
     let mut rewritten = Vec::new();
+
     Some(values.iter().fold(0, |seed, value| {
         rewritten.clear();
         let value = match rewrite {
@@ -200,6 +209,7 @@ mod tests {
                 .expect("compiles")
                 .expect("honoured")
         };
+
         specifiers.into_iter().map(compile).collect()
     }
 
@@ -226,6 +236,7 @@ mod tests {
             ENDS,
         )
         .hash;
+
         assert!(twice.is_some_and(|hash| hash != 0) && twice != once);
     }
 
@@ -239,6 +250,7 @@ mod tests {
             combine(&policies, &head, IP, ENDS).hash,
             Some(xxh64(b"10.0.0.1", 0))
         );
+
         head.append("x-user", b"ann");
         assert_eq!(
             combine(&policies, &head, IP, ENDS).hash,
@@ -254,6 +266,7 @@ mod tests {
             path: "/p".into(),
             attributes: vec![],
         };
+
         let policies = compile(vec![(PolicySpecifier::Cookie(spec), false)]);
         let mut head = RequestHead::of("GET", "h", "/");
         let outcome = combine(&policies, &head, IP, ENDS);
@@ -262,6 +275,7 @@ mod tests {
             "s=\"{:016x}\"; Path=/p; HttpOnly",
             xxh64(b"10.0.0.1:471110.0.0.1:80", 0)
         );
+
         assert_eq!(spec.header_value(&value), wanted);
         let other = (SocketAddr::new(IP, 4712), ENDS.1);
         assert_ne!(
@@ -269,6 +283,7 @@ mod tests {
             outcome.hash,
             "another connection, another cookie"
         );
+
         head.append("cookie", format!("s={value}").as_bytes());
         assert_eq!(
             combine(&policies, &head, IP, other).hash,

@@ -51,11 +51,13 @@ impl Redirect {
                 return scope.refuse(format!("unknown response_code {}", message.response_code));
             }
         };
+
         let scheme = match &message.scheme_rewrite_specifier {
             Some(SchemeRewriteSpecifier::HttpsRedirect(true)) => Some("https".into()),
             Some(SchemeRewriteSpecifier::HttpsRedirect(false)) | None => None,
             Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) => Some(scheme.as_str().into()),
         };
+
         let path = match &message.path_rewrite_specifier {
             None => RedirectPath::Keep,
             Some(PathRewriteSpecifier::PathRedirect(path)) if path.is_empty() => RedirectPath::Keep,
@@ -72,6 +74,7 @@ impl Redirect {
                 return scope.refuse("path_rewrite with formatters is unknown");
             }
         };
+
         Ok(Self {
             status,
             scheme,
@@ -97,6 +100,7 @@ impl Redirect {
         let scheme = self.scheme.as_deref().unwrap_or(original);
         let (host, own_port) = split_port(head.authority());
         let mut location = String::with_capacity(64);
+
         location.push_str(scheme);
         location.push_str("://");
         location.push_str(self.host.as_deref().unwrap_or(host));
@@ -110,6 +114,7 @@ impl Redirect {
             },
             _ => {}
         }
+
         let path = head.path_only();
         let mut replaced = Vec::new();
         let new_path: std::borrow::Cow<'_, str> = match &self.path {
@@ -125,6 +130,7 @@ impl Redirect {
                 }
             }
         };
+
         let has_query = new_path.contains('?');
         if !new_path.starts_with('/') {
             location.push('/');
@@ -134,6 +140,7 @@ impl Redirect {
             location.push('?');
             location.push_str(query);
         }
+
         location
     }
 }
@@ -186,13 +193,16 @@ impl DirectResponse {
                     .refuse("a direct response takes its body from the configuration only");
             }
         };
+
         if body.len() > limit {
             return scope.refuse(format!(
                 "direct response of {} bytes is longer than {limit}",
                 body.len()
             ));
         }
+
         scope.unsupported("body_format", message.body_format.is_some());
+
         Ok(Self { status, body })
     }
 }
@@ -211,6 +221,7 @@ mod tests {
             scheme_rewrite_specifier: Some(SchemeRewriteSpecifier::HttpsRedirect(true)),
             ..Default::default()
         };
+
         let redirect = redirect(message);
         let any = PathMatch::Prefix("/".into());
         let location =
@@ -221,6 +232,7 @@ mod tests {
             location("example.com:8080"),
             "https://example.com:8080/a?b=c"
         );
+
         assert_eq!(location("[::1]:8080"), "https://[::1]:8080/a?b=c");
         assert_eq!(location("[::1]"), "https://[::1]/a?b=c");
     }
@@ -235,12 +247,14 @@ mod tests {
             strip_query: true,
             ..Default::default()
         };
+
         let redirect = redirect(message);
         assert_eq!(redirect.status, 308);
         let location = redirect.location(
             &RequestHead::of("GET", "h:1", "/old/x?q"),
             &PathMatch::Prefix("/old".into()),
         );
+
         assert_eq!(location, "http://other:8443/new/x");
     }
 }

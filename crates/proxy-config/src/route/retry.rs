@@ -126,6 +126,7 @@ impl RetryPolicy {
             .iter()
             .filter_map(|c| u16::try_from(*c).ok())
             .collect();
+
         let mut unknown = Vec::new();
         let mut on = RetryOn::parse(&message.retry_on, |word| unknown.push(word.to_owned()));
         for word in unknown {
@@ -142,6 +143,7 @@ impl RetryPolicy {
                 None => scope.warn("retry_on", format!("unknown condition {word:?}")),
             }
         }
+
         let mut avoid_previous_hosts = false;
         for (index, predicate) in message.retry_host_predicate.iter().enumerate() {
             match predicate.name.as_str() {
@@ -152,6 +154,7 @@ impl RetryPolicy {
                 ),
             }
         }
+
         let previous_priorities = match &message.retry_priority {
             Some(priority) if priority.name.ends_with("previous_priorities") => {
                 use proto::retry_policy::retry_priority::ConfigType;
@@ -173,14 +176,17 @@ impl RetryPolicy {
             }
             None => None,
         };
+
         scope.unsupported(
             "rate_limited_retry_back_off",
             message.rate_limited_retry_back_off.is_some(),
         );
+
         scope.unsupported(
             "retry_options_predicates",
             !message.retry_options_predicates.is_empty(),
         );
+
         let backoff = message.retry_back_off.as_ref();
         let base = scope
             .duration(
@@ -189,13 +195,16 @@ impl RetryPolicy {
             )?
             .filter(|base| !base.is_zero())
             .unwrap_or(Duration::from_millis(25));
+
         let max = scope.duration(
             "retry_back_off.max_interval",
             backoff.and_then(|b| b.max_interval.as_ref()),
         )?;
+
         if max.is_some_and(|max| max < base) {
             return scope.refuse("retry_back_off.max_interval is less than base_interval");
         }
+
         Ok(Self {
             on,
             num_retries: message.num_retries.as_ref().map_or(1, |n| n.value),
@@ -241,6 +250,7 @@ impl RetryPolicy {
     /// Whether an attempt that failed without a response is retried.
     pub fn retries_failure(&self, failure: AttemptFailure) -> bool {
         let any = |set: &[RetryOn]| set.iter().any(|one| self.on.contains(*one));
+
         // Envoy counts a reset as a 5xx, since it would become one.
         let reset = any(&[RetryOn::RESET, RetryOn::FIVE_XX, RetryOn::GATEWAY_ERROR]);
         reset
@@ -259,6 +269,7 @@ impl RetryPolicy {
     /// Whether a response is thrown away for another attempt.
     pub fn retries_response(&self, head: &ResponseHead) -> bool {
         let on = |one| self.on.contains(one);
+
         // It comes from a proxy, which has said what it is. Of one that is overloaded Envoy thinks
         // no such thing.
         if head.get("x-envoy-ratelimited").is_some() {
@@ -277,10 +288,13 @@ impl RetryPolicy {
         {
             return true;
         }
+
         const GRPC: RetryOn = RetryOn(0b11111 << 11);
+
         if self.on.0 & GRPC.0 == 0 {
             return false;
         }
+
         // Only a trailers-only response can still be retried.
         match head.get_str("grpc-status") {
             Some("1") => on(RetryOn::GRPC_CANCELLED),

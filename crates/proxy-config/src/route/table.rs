@@ -114,6 +114,7 @@ impl RouteTable {
                 })?;
             }
         }
+
         Ok(Self {
             name,
             settings,
@@ -146,6 +147,7 @@ impl RouteTable {
             .routes
             .iter()
             .position(|route| route.matcher.is_match(head, context))?;
+
         let weighted = match &host.routes[route_at].target {
             Target::Forward(action) => match &action.cluster {
                 ClusterChoice::Weighted(clusters) => {
@@ -162,6 +164,7 @@ impl RouteTable {
             },
             _ => None,
         };
+
         self.at(Position {
             host: host_at,
             route: u32::try_from(route_at).ok()?,
@@ -187,6 +190,7 @@ impl RouteTable {
             Target::Direct(direct) => Chosen::Direct(direct),
             Target::NonForwarding => Chosen::NonForwarding,
         };
+
         Some(RouteDecision {
             table: self,
             host,
@@ -209,6 +213,7 @@ impl RouteTable {
         {
             return self.index.any;
         }
+
         if authority.is_empty() {
             return None;
         }
@@ -217,11 +222,13 @@ impl RouteTable {
         } else {
             authority
         };
+
         if !host.bytes().any(|byte| byte.is_ascii_uppercase()) {
             return self.index.find(host);
         }
         let mut lower: SmallVec<[u8; 128]> = SmallVec::from_slice(host.as_bytes());
         lower.make_ascii_lowercase();
+
         self.index.find(std::str::from_utf8(&lower).ok()?)
     }
 
@@ -242,6 +249,7 @@ impl HostIndex {
                 Some(_) => Err(()),
             };
         }
+
         let (groups, key) = match (domain.strip_prefix('*'), domain.strip_suffix('*')) {
             (Some(suffix), _) => (&mut self.suffixes, suffix),
             (None, Some(prefix)) => (&mut self.prefixes, prefix),
@@ -252,6 +260,7 @@ impl HostIndex {
                     .map_or(Ok(()), |_| Err(()));
             }
         };
+
         let at = match groups.iter().position(|(length, _)| *length <= key.len()) {
             Some(at) if groups[at].0 == key.len() => at,
             at => {
@@ -260,6 +269,7 @@ impl HostIndex {
                 at
             }
         };
+
         groups[at]
             .1
             .insert(key.into(), host)
@@ -277,6 +287,7 @@ impl HostIndex {
 
     fn find_wildcard(&self, host: &str) -> Option<u32> {
         let bytes = host.as_bytes();
+
         // The wildcard stands for at least one character.
         let suffix = self
             .suffixes
@@ -286,6 +297,7 @@ impl HostIndex {
                 host.get(bytes.len() - length..)
                     .and_then(|suffix| group.get(suffix))
             });
+
         let prefix = || {
             self.prefixes
                 .iter()
@@ -294,6 +306,7 @@ impl HostIndex {
                     host.get(..*length).and_then(|prefix| group.get(prefix))
                 })
         };
+
         suffix.or_else(prefix).copied()
     }
 }
@@ -317,6 +330,7 @@ impl<'a> RouteDecision<'a> {
         {
             return Some(found);
         }
+
         self.route
             .overrides
             .find(filter)
@@ -333,6 +347,7 @@ impl<'a> RouteDecision<'a> {
             }) => Some(&weighted.request_headers),
             _ => None,
         };
+
         self.ordered([
             weighted,
             Some(&self.route.request_headers),
@@ -350,6 +365,7 @@ impl<'a> RouteDecision<'a> {
             }) => Some(&weighted.response_headers),
             _ => None,
         };
+
         self.ordered([
             weighted,
             Some(&self.route.response_headers),

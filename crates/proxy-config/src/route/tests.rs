@@ -66,7 +66,9 @@ fn cluster_of(table: &RouteTable, head: &RequestHead, random: u64) -> Option<Str
             conn: None,
         },
     )?;
+
     assert!(table.at(decision.position).is_some());
+
     match decision.chosen {
         Chosen::Forward(forward) => forward.cluster(head).map(str::to_owned),
         _ => None,
@@ -96,6 +98,7 @@ fn hosts_are_found_in_envoys_order() {
         host_of("exact", "Www.Example.com"),
         host_of("port", "www.example.com:8080"),
     ]);
+
     for (authority, wanted) in [
         ("www.example.com", "exact"),
         ("WWW.EXAMPLE.COM", "exact"),
@@ -126,6 +129,7 @@ fn ports_are_stripped_where_the_table_says_so() {
         ignore_port_in_host_matching: true,
         ..Default::default()
     };
+
     let (table, _) = compile_route(&message).expect("compiles");
     for authority in ["a.com", "a.com:80", "A.com:9", "[::1]:80", "[::1]"] {
         assert_eq!(
@@ -134,6 +138,7 @@ fn ports_are_stripped_where_the_table_says_so() {
             "{authority}"
         );
     }
+
     assert_eq!(get(&table, "b.com:80", "/"), None);
     assert_eq!(get(&table, "a.com.:80", "/"), None);
 }
@@ -144,6 +149,7 @@ fn two_hosts_cannot_have_one_domain() {
         virtual_hosts: vec![host("a", &["x"], vec![]), host("b", &["X"], vec![])],
         ..Default::default()
     };
+
     assert!(
         compile_route(&message)
             .expect_err("refused")
@@ -160,6 +166,7 @@ fn the_first_route_that_matches_is_taken() {
         }
         route
     };
+
     let table = table(vec![host(
         "h",
         &["*"],
@@ -181,6 +188,7 @@ fn the_first_route_that_matches_is_taken() {
             prefix("/se", "rest"),
         ],
     )]);
+
     for (path, wanted) in [
         ("/exact", Some("exact")),
         ("/exact?q=1", Some("exact")),
@@ -194,6 +202,7 @@ fn the_first_route_that_matches_is_taken() {
     ] {
         assert_eq!(get(&table, "h", path).as_deref(), wanted, "{path}");
     }
+
     assert_eq!(
         cluster_of(&table, &RequestHead::of("CONNECT", "h:443", ""), 0).as_deref(),
         Some("connect")
@@ -203,6 +212,7 @@ fn the_first_route_that_matches_is_taken() {
 #[test]
 fn conditions_beyond_the_path() {
     use proto::header_matcher::HeaderMatchSpecifier;
+
     let mut by_header = prefix("/", "jason");
     let mut by_share = prefix("/", "share");
     if let (Some(header), Some(share)) = (&mut by_header.r#match, &mut by_share.r#match) {
@@ -212,6 +222,7 @@ fn conditions_beyond_the_path() {
             header_match_specifier: Some(HeaderMatchSpecifier::ExactMatch("jason".into())),
             ..Default::default()
         });
+
         share.runtime_fraction = Some(core::RuntimeFractionalPercent {
             default_value: Some(meltemi_proto::envoy::r#type::v3::FractionalPercent {
                 numerator: 30,
@@ -220,11 +231,13 @@ fn conditions_beyond_the_path() {
             runtime_key: String::new(),
         });
     }
+
     let table = table(vec![host(
         "h",
         &["*"],
         vec![by_header, by_share, prefix("/", "rest")],
     )]);
+
     let mut head = RequestHead::of("GET", "h", "/");
     let shares = (0..100)
         .filter(|random| cluster_of(&table, &head, *random).as_deref() == Some("share"))
@@ -250,10 +263,12 @@ fn weighted(clusters: &[(&str, u32)]) -> proto::RouteAction {
             }],
             ..Default::default()
         });
+
     let weighted = proto::WeightedCluster {
         clusters: clusters.collect(),
         ..Default::default()
     };
+
     proto::RouteAction {
         cluster_specifier: Some(proto::route_action::ClusterSpecifier::WeightedClusters(
             weighted,
@@ -270,6 +285,7 @@ fn weights_are_exact_over_a_cycle() {
         &["*"],
         vec![route(PathSpecifier::Prefix("/".into()), split)],
     )]);
+
     let head = RequestHead::of("GET", "h", "/");
     let v2 = (0..1000)
         .filter(|random| cluster_of(&table, &head, *random).as_deref() == Some("v2"))
@@ -286,6 +302,7 @@ fn weights_are_exact_over_a_cycle() {
             },
         )
         .expect("route");
+
     let mut changed = head.clone();
     decision
         .request_headers()
@@ -302,6 +319,7 @@ fn weights_are_exact_over_a_cycle() {
         )],
         ..Default::default()
     };
+
     assert!(compile_route(&broken).is_err());
 }
 
@@ -316,6 +334,7 @@ fn paths_and_hosts_are_rewritten() {
         pattern: Some(regex("^/service/([^/]+)(/.*)$")),
         substitution: r"\2/instance/\1".into(),
     });
+
     let table = table(vec![host(
         "h",
         &["*"],
@@ -325,6 +344,7 @@ fn paths_and_hosts_are_rewritten() {
             prefix("/", "c"),
         ],
     )]);
+
     let rewrite = |path: &str| {
         let head = RequestHead::of("GET", "h", path);
         let metadata = Metadata::default();
@@ -338,15 +358,18 @@ fn paths_and_hosts_are_rewritten() {
                 },
             )
             .expect("route");
+
         let mut out = Vec::new();
         let changed = decision.route.rewrite_path(&head, &mut out);
         (changed, String::from_utf8(out).expect("text"))
     };
+
     assert_eq!(rewrite("/old/x?q=/old"), (true, "/new/x?q=/old".to_owned()));
     assert_eq!(
         rewrite("/service/foo/v1/api"),
         (true, "/v1/api/instance/foo".to_owned())
     );
+
     assert!(!rewrite("/z").0);
     let mut host = Vec::new();
     let action = table.hosts[0].routes[0].action().expect("forwards");
@@ -357,6 +380,7 @@ fn paths_and_hosts_are_rewritten() {
 #[test]
 fn timeouts_and_retries_have_envoys_defaults() {
     use std::time::Duration;
+
     let seconds = |seconds| Some(meltemi_proto::google::protobuf::Duration { seconds, nanos: 0 });
     let compile = |action: proto::RouteAction| {
         let table = table(vec![host(
@@ -364,12 +388,14 @@ fn timeouts_and_retries_have_envoys_defaults() {
             &["*"],
             vec![route(PathSpecifier::Prefix("/".into()), action)],
         )]);
+
         let action = table.hosts[0].routes[0].action().expect("forwards");
         (
             action.timeouts.request,
             action.retry.as_ref().map(|retry| retry.num_retries),
         )
     };
+
     assert_eq!(compile(action("a")), (Some(Duration::from_secs(15)), None));
     assert_eq!(
         compile(proto::RouteAction {
@@ -378,28 +404,33 @@ fn timeouts_and_retries_have_envoys_defaults() {
         }),
         (None, None)
     );
+
     let retry = proto::RetryPolicy {
         retry_on: "connect-failure".into(),
         num_retries: Some(UInt32Value { value: 2 }),
         ..Default::default()
     };
+
     let with_retry = proto::RouteAction {
         timeout: seconds(3),
         retry_policy: Some(retry),
         ..action("a")
     };
+
     assert_eq!(compile(with_retry), (Some(Duration::from_secs(3)), Some(2)));
 }
 
 #[test]
 fn the_most_specific_setting_wins() {
     use meltemi_proto::pack;
+
     let disabled = |disabled| {
         pack(&proto::FilterConfig {
             disabled,
             ..Default::default()
         })
     };
+
     let name = "envoy.filters.http.fault".to_owned();
     let mut off = prefix("/off", "a");
     off.typed_per_filter_config
@@ -422,10 +453,12 @@ fn the_most_specific_setting_wins() {
                 },
             )
             .expect("route");
+
         decision
             .setting(&name)
             .map(|setting| matches!(setting, Override::Disabled))
     };
+
     assert_eq!(setting("/off"), Some(true));
     assert_eq!(setting("/"), Some(false));
 }
@@ -444,6 +477,7 @@ fn unknown_conditions_and_settings_are_refused() {
             value: vec![],
         },
     );
+
     for route in [with_state, with_setting, proto::Route::default()] {
         let message = proto::RouteConfiguration {
             virtual_hosts: vec![host("h", &["*"], vec![route])],
@@ -465,6 +499,7 @@ fn virtual_hosts_can_arrive_one_by_one() {
         vhds: Some(Default::default()),
         ..Default::default()
     };
+
     let (empty, _) = compiler.route(&message).expect("compiles");
     assert!(empty.uses_vhds && get(&empty, "a", "/").is_none());
     let (host, _) = compiler

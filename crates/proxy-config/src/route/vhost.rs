@@ -157,6 +157,7 @@ impl PathMatch {
             }
             Self::Connect => 0,
         };
+
         // Paths are ASCII, so every length is a boundary; be sure of it all the same.
         if path.is_char_boundary(length.min(path.len())) {
             length.min(path.len())
@@ -230,10 +231,12 @@ impl Route {
             }
             super::PathRewrite::Full(full) => out.extend_from_slice(full.as_bytes()),
         }
+
         if let Some(query) = head.query() {
             out.push(b'?');
             out.extend_from_slice(query.as_bytes());
         }
+
         true
     }
 

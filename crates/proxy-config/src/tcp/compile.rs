@@ -11,11 +11,13 @@ impl TcpProxy {
     /// Compiles Envoy's message.
     pub fn compile(message: &proto::TcpProxy, scope: &mut Scope) -> Result<Self, Rejection> {
         use meltemi_proto::envoy::r#type::v3::hash_policy::PolicySpecifier;
+
         scope.unsupported("on_demand", message.on_demand.is_some());
         scope.unsupported(
             "proxy_protocol_tlvs",
             !message.proxy_protocol_tlvs.is_empty(),
         );
+
         scope.unsupported("upstream_connect_mode", message.upstream_connect_mode != 0);
         let metadata_match = subset_match(message.metadata_match.as_ref());
         let destination =
@@ -31,6 +33,7 @@ impl TcpProxy {
                             (Some(own), Some(general)) => Some(own.over(general)),
                             (own, general) => own.or_else(|| general.clone()),
                         };
+
                         table.push((
                             total,
                             TcpWeight {
@@ -39,16 +42,19 @@ impl TcpProxy {
                             },
                         ));
                     }
+
                     if total == 0 {
                         return scope.refuse("the weights of weighted_clusters sum to 0");
                     }
                     TcpDestination::Weighted(TcpWeights { table, total })
                 }
             };
+
         if message.tunneling_config.is_some() {
             return scope.refuse("tunneling_config is unknown: connections would go out bare");
         }
         let hour = Some(Duration::from_secs(3600));
+
         Ok(Self {
             stat_prefix: message.stat_prefix.as_str().into(),
             destination,

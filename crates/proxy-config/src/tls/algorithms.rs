@@ -68,6 +68,7 @@ const GROUPS: [(&[&str], u16); 4] = [
 /// suites.
 pub(super) fn cipher_suites(names: &[String], scope: &mut Scope) -> Result<Box<[u16]>, Rejection> {
     let mut numbers = Vec::new();
+
     // BoringSSL: suites in brackets are wanted equally.
     for name in names
         .iter()
@@ -85,6 +86,7 @@ pub(super) fn cipher_suites(names: &[String], scope: &mut Scope) -> Result<Box<[
             ),
         }
     }
+
     match numbers.is_empty() && !names.is_empty() {
         true => scope.refuse("tls_params.cipher_suites names no suite that is spoken"),
         false => Ok(numbers.into()),
@@ -106,6 +108,7 @@ pub(super) fn groups(names: &[String], scope: &mut Scope) -> Result<Box<[u16]>, 
             ),
         }
     }
+
     match numbers.is_empty() && !names.is_empty() {
         true => scope.refuse("tls_params.ecdh_curves names no group that is spoken"),
         false => Ok(numbers.into()),
@@ -128,14 +131,17 @@ mod tests {
             "[ECDHE-RSA-AES256-GCM-SHA384|ECDHE-ECDSA-AES128-GCM-SHA256]",
             "AES256-GCM-SHA384",
         ];
+
         assert_eq!(
             &*cipher_suites(&names(&istio), &mut scope).expect("spoken"),
             [0xc02c, 0xc030, 0xc02b]
         );
+
         assert_eq!(
             &*groups(&names(&["P-256", "X25519"]), &mut scope).expect("spoken"),
             [0x17, 0x1d]
         );
+
         assert!(cipher_suites(&[], &mut scope).expect("all").is_empty());
         assert!(
             scope.into_warnings().is_empty(),

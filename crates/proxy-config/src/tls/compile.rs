@@ -48,6 +48,7 @@ impl UpstreamTransport {
             None => Ok(Self::Plaintext),
             Some(socket) => Self::compile_socket(socket, scope, depth + 1),
         };
+
         match type_name(any) {
             "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" => Ok(Self::Plaintext),
             "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext" => {
@@ -63,6 +64,7 @@ impl UpstreamTransport {
                 } else {
                     1
                 };
+
                 Ok(Self::ProxyProtocol(
                     version,
                     Box::new(inner(&config.transport_socket, scope)?),
@@ -136,6 +138,7 @@ impl DownstreamTls {
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
         use proto::downstream_tls_context::SessionTicketKeysType;
+
         let common = scope.required("common_tls_context", message.common_tls_context.as_ref())?;
         let common = scope.within("common_tls_context", |scope| {
             CommonTls::compile(common, scope)
@@ -156,6 +159,7 @@ impl DownstreamTls {
         {
             return scope.refuse("OCSP stapling is unknown, so MUST_STAPLE cannot be kept");
         }
+
         scope.unsupported("session_timeout", message.session_timeout.is_some());
         let disable_tickets = match &message.session_ticket_keys_type {
             Some(SessionTicketKeysType::DisableStatelessSessionResumption(disable)) => *disable,
@@ -165,6 +169,7 @@ impl DownstreamTls {
             }
             None => false,
         };
+
         Ok(Self {
             common,
             require_client_certificate,
@@ -191,7 +196,9 @@ impl UpstreamTls {
                 "auto_sni_san_validation without anything that vouches for the certificate",
             );
         }
+
         scope.unsupported("allow_renegotiation", message.allow_renegotiation);
+
         Ok(Self {
             common,
             sni: message.sni.as_str().into(),
@@ -207,6 +214,7 @@ impl CommonTls {
         {
             return scope.refuse("custom handshakers and certificate selectors are unknown");
         }
+
         scope.unsupported("key_log", message.key_log.is_some());
         let mut certificates =
             scope.each("tls_certificates", &message.tls_certificates, certificate)?;
@@ -215,6 +223,7 @@ impl CommonTls {
             &message.tls_certificate_sds_secret_configs,
             |scope, config| secret(config, scope).map(CertificateSource::Secret),
         )?);
+
         let validation = match &message.validation_context_type {
             None => Validation::none(),
             Some(ValidationContextType::ValidationContext(context)) => scope
@@ -232,6 +241,7 @@ impl CommonTls {
                         .default_validation_context
                         .as_ref()
                         .unwrap_or(&default);
+
                     let mut validation = Validation::compile(context, scope)?;
                     if let Some(config) = &combined.validation_context_sds_secret_config {
                         validation.trust = Trust::Secret(secret(config, scope)?);
@@ -241,6 +251,7 @@ impl CommonTls {
             }
             Some(_) => return scope.refuse("certificate providers are unknown"),
         };
+
         validation.check(scope)?;
         let parameters = message.tls_params.clone().unwrap_or_default();
         let version = |value: i32, default: TlsVersion, lowest: bool, scope: &Scope| {
@@ -253,27 +264,32 @@ impl CommonTls {
                 _ => scope.refuse("versions of TLS below 1.2 are not spoken"),
             }
         };
+
         let min_version = version(
             parameters.tls_minimum_protocol_version,
             TlsVersion::V12,
             true,
             scope,
         )?;
+
         let max_version = version(
             parameters.tls_maximum_protocol_version,
             TlsVersion::V13,
             false,
             scope,
         )?;
+
         if min_version > max_version {
             return scope.refuse("tls_minimum_protocol_version is above the maximum");
         }
+
         // Both narrow what may be agreed on: without them more would be accepted than is meant.
         if !parameters.signature_algorithms.is_empty() || !parameters.compliance_policies.is_empty()
         {
             return scope
                 .refuse("tls_params.signature_algorithms and compliance_policies are unknown");
         }
+
         if message.tls_certificate_provider_instance.is_some() {
             return scope.refuse("certificate providers are unknown");
         }
@@ -282,6 +298,7 @@ impl CommonTls {
             TlsVersion::V13 => Box::default(),
             TlsVersion::V12 => algorithms::cipher_suites(&parameters.cipher_suites, scope)?,
         };
+
         Ok(Self {
             certificates,
             validation,
@@ -321,11 +338,13 @@ impl Validation {
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
         use proto::subject_alt_name_matcher::SanType;
+
         if message.custom_validator_config.is_some()
             || message.ca_certificate_provider_instance.is_some()
         {
             return scope.refuse("custom validators and certificate providers are unknown");
         }
+
         if boolean(message.require_signed_certificate_timestamp.as_ref(), false) {
             return scope.refuse("signed certificate timestamps are unknown");
         }
@@ -333,6 +352,7 @@ impl Validation {
             return scope
                 .refuse("max_verify_depth is unknown; chains have at most 10 certificates");
         }
+
         // Without these more is refused than is meant, which is safe.
         let untrusted =
             proto::certificate_validation_context::TrustChainVerification::AcceptUntrusted as i32;
@@ -340,14 +360,17 @@ impl Validation {
             "allow_expired_certificate",
             message.allow_expired_certificate,
         );
+
         scope.unsupported(
             "trust_chain_verification",
             message.trust_chain_verification == untrusted,
         );
+
         scope.unsupported(
             "only_verify_leaf_cert_crl",
             message.only_verify_leaf_cert_crl,
         );
+
         let mut san_matchers = scope.each(
             "match_typed_subject_alt_names",
             &message.match_typed_subject_alt_names,
@@ -359,6 +382,7 @@ impl Validation {
                     Ok(SanType::Email) => SanKind::Email,
                     _ => return scope.refuse("unknown san_type"),
                 };
+
                 let value = scope.required("matcher", san.matcher.as_ref())?;
                 Ok(SanMatch {
                     kind,
@@ -366,6 +390,7 @@ impl Validation {
                 })
             },
         )?;
+
         #[allow(deprecated)] // what Istio sends
         let untyped = &message.match_subject_alt_names;
         san_matchers.extend(
@@ -376,11 +401,13 @@ impl Validation {
                 })
             })?,
         );
+
         let trust = match (&message.trusted_ca, &message.system_root_certs) {
             (Some(source), _) => Trust::Inline(data_source(source, scope)?),
             (None, Some(_)) => Trust::System,
             (None, None) => Trust::None,
         };
+
         let spki_pins = scope.each(
             "verify_certificate_spki",
             &message.verify_certificate_spki,
@@ -392,6 +419,7 @@ impl Validation {
                 bytes.ok_or_else(|| scope.reject("not the SHA-256 of a public key in base64"))
             },
         )?;
+
         let certificate_pins = scope.each(
             "verify_certificate_hash",
             &message.verify_certificate_hash,
@@ -400,6 +428,7 @@ impl Validation {
                     .ok_or_else(|| scope.reject("not the SHA-256 of a certificate in hexadecimal"))
             },
         )?;
+
         Ok(Self {
             trust,
             san_matchers,
@@ -423,6 +452,7 @@ impl Validation {
         if self.crl.is_some() {
             return scope.refuse("a crl without trusted_ca");
         }
+
         Ok(())
     }
 }
@@ -450,9 +480,11 @@ fn certificate(
     {
         return scope.refuse("private key providers, PKCS #12 and encrypted keys are unknown");
     }
+
     scope.unsupported("ocsp_staple", message.ocsp_staple.is_some());
     let chain = scope.required("certificate_chain", message.certificate_chain.as_ref())?;
     let key = scope.required("private_key", message.private_key.as_ref())?;
+
     Ok(CertificateSource::Inline {
         chain: data_source(chain, scope)?,
         key: data_source(key, scope)?,
@@ -476,6 +508,7 @@ pub(crate) fn data_source(
 
 fn secret(message: &proto::SdsSecretConfig, scope: &Scope) -> Result<SecretRef, Rejection> {
     use core::config_source::ConfigSourceSpecifier;
+
     if message.name.is_empty() {
         return scope.refuse("a secret without name");
     }
@@ -498,6 +531,7 @@ fn secret(message: &proto::SdsSecretConfig, scope: &Scope) -> Result<SecretRef, 
         #[allow(deprecated)]
         Some(ConfigSourceSpecifier::Path(_)) => SecretSource::Static,
     };
+
     Ok(SecretRef {
         name: message.name.as_str().into(),
         source,

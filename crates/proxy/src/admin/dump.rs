@@ -25,6 +25,7 @@ pub async fn config(inspector: &Inspector, query: &Query<'_>) -> Result<Value, S
         })
         .await
         .unwrap_or_default();
+
     let shown = tokio::task::spawn_blocking(move || {
         // Large and rarely wanted: made for one dump and dropped after it.
         let reflection = match Reflection::new() {
@@ -34,6 +35,7 @@ pub async fn config(inspector: &Inspector, query: &Query<'_>) -> Result<Value, S
                 return Vec::new();
             }
         };
+
         let mut configs = Vec::new();
         for (type_url, mut list) in all {
             if type_url == ENDPOINT && !with_endpoints {
@@ -44,10 +46,13 @@ pub async fn config(inspector: &Inspector, query: &Query<'_>) -> Result<Value, S
             }
             configs.push(one_type(&reflection, type_url, &list));
         }
+
         configs
     });
+
     let mut configs = shown.await.unwrap_or_default();
     configs.push(secrets(inspector));
+
     Ok(match wanted {
         None => json!({ "configs": configs }),
         Some(wanted) => {
@@ -90,6 +95,7 @@ fn one_type(reflection: &Reflection, type_url: &str, list: &[Received]) -> Value
             "dynamic_endpoint_configs",
         ),
     };
+
     let show = |received: &Received| {
         let mut entry = Map::new();
         if !received.version.is_empty() {
@@ -111,14 +117,17 @@ fn one_type(reflection: &Reflection, type_url: &str, list: &[Received]) -> Value
                 entry.insert("not_honoured".to_owned(), json!(warnings));
             }
         }
+
         entry
     };
+
     let of = |origin: Origin| {
         list.iter()
             .filter(|received| received.origin == origin)
             .map(show)
             .collect::<Vec<_>>()
     };
+
     json!({
         "@type": format!("type.googleapis.com/envoy.admin.v3.{dump}"),
         fixed: of(Origin::Static),
@@ -137,6 +146,7 @@ fn secrets(inspector: &Inspector) -> Value {
             "@type".to_owned(),
             json!("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"),
         );
+
         if let Some(identity) = &secret.identity {
             message.insert(
                 "tls_certificate".to_owned(),
@@ -146,14 +156,17 @@ fn secrets(inspector: &Inspector) -> Value {
                 }),
             );
         }
+
         if let Some(trust) = &secret.trust {
             message.insert(
                 "validation_context".to_owned(),
                 json!({ "trusted_ca": { "inline_string": trust.to_pem() } }),
             );
         }
+
         Some(json!({ "name": name, "secret": message }))
     });
+
     json!({
         "@type": "type.googleapis.com/envoy.admin.v3.SecretsConfigDump",
         "dynamic_active_secrets": each.collect::<Vec<_>>(),

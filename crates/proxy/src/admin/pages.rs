@@ -52,10 +52,12 @@ pub fn own_metrics(common: &Common, out: &mut String) {
             common.logs.dropped().to_string(),
         ),
     ];
+
     for (name, kind, value) in rows {
         // Writing to a String cannot fail.
         let _ = writeln!(out, "# TYPE {name} {kind}\n{name} {value}");
     }
+
     let version = env!("CARGO_PKG_VERSION");
     let _ = writeln!(
         out,
@@ -75,6 +77,7 @@ async fn entries(inspector: &Inspector) -> (Entries, HashMap<(Arc<str>, SocketAd
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
     });
+
     let all = all.await.unwrap_or_default();
     let now = epoch_ms(Instant::now());
     all.iter().for_each(|(_, entry)| entry.live.look(now));
@@ -82,6 +85,7 @@ async fn entries(inspector: &Inspector) -> (Entries, HashMap<(Arc<str>, SocketAd
     for (cluster, address, count) in inspector.pools().await {
         *open.entry((cluster, address)).or_default() += count;
     }
+
     (all, open)
 }
 
@@ -111,22 +115,26 @@ pub async fn clusters_text(inspector: &Inspector) -> String {
                 "{name}::{priority}::max_connections::{}",
                 breakers.max_connections
             );
+
             let _ = writeln!(
                 out,
                 "{name}::{priority}::max_pending_requests::{}",
                 breakers.max_pending
             );
+
             let _ = writeln!(
                 out,
                 "{name}::{priority}::max_requests::{}",
                 breakers.max_requests
             );
+
             let _ = writeln!(
                 out,
                 "{name}::{priority}::max_retries::{}",
                 breakers.max_retries
             );
         }
+
         for (endpoint, live) in entry.endpoints.endpoints.iter().zip(&entry.hosts) {
             let at = endpoint.address.to_string();
             let place = entry.endpoints.localities.get(endpoint.locality as usize);
@@ -135,6 +143,7 @@ pub async fn clusters_text(inspector: &Inspector) -> String {
                     .get(&(name.clone(), live.address))
                     .copied()
                     .unwrap_or_default();
+
                 let _ = writeln!(out, "{name}::{at}::cx_active::{connections}");
                 let _ = writeln!(out, "{name}::{at}::rq_total::{}", live.total.load(Relaxed));
                 let _ = writeln!(out, "{name}::{at}::rq_error::{}", live.errors.load(Relaxed));
@@ -143,22 +152,27 @@ pub async fn clusters_text(inspector: &Inspector) -> String {
                     "{name}::{at}::rq_active::{}",
                     live.active.load(Relaxed)
                 );
+
                 let flags = match (live.is_ejected(), endpoint.status) {
                     (true, _) => "/failed_outlier_check",
                     (false, EndpointStatus::Healthy | EndpointStatus::Degraded) => "healthy",
                     (false, _) => "/failed_eds_health",
                 };
+
                 let _ = writeln!(out, "{name}::{at}::health_flags::{flags}");
             }
+
             let _ = writeln!(out, "{name}::{at}::weight::{}", endpoint.weight);
             if let Some(place) = place {
                 let _ = writeln!(out, "{name}::{at}::region::{}", place.locality.region);
                 let _ = writeln!(out, "{name}::{at}::zone::{}", place.locality.zone);
                 let _ = writeln!(out, "{name}::{at}::sub_zone::{}", place.locality.subzone);
             }
+
             let _ = writeln!(out, "{name}::{at}::priority::{}", endpoint.priority);
         }
     }
+
     out
 }
 
@@ -204,6 +218,7 @@ pub async fn clusters_json(inspector: &Inspector) -> Value {
                     }))
                 })
                 .collect();
+
             let thresholds: Vec<Value> = ["DEFAULT", "HIGH"]
                 .iter()
                 .zip(&entry.cluster.breakers)
@@ -217,6 +232,7 @@ pub async fn clusters_json(inspector: &Inspector) -> Value {
                     })
                 })
                 .collect();
+
             json!({
                 "name": name,
                 "observability_name": name,
@@ -225,6 +241,7 @@ pub async fn clusters_json(inspector: &Inspector) -> Value {
             })
         })
         .collect();
+
     json!({ "cluster_statuses": statuses })
 }
 
@@ -251,6 +268,7 @@ pub async fn listeners_json(inspector: &Inspector) -> Value {
             json!({ "envoy_internal_address": { "server_listener_name": name } })
         }
     };
+
     let all = inspector.listeners().await;
     let each = all.iter().map(|(name, addresses)| {
         let mut status = json!({ "name": name });
@@ -262,6 +280,7 @@ pub async fn listeners_json(inspector: &Inspector) -> Value {
         }
         status
     });
+
     json!({ "listener_statuses": each.collect::<Vec<_>>() })
 }
 
@@ -281,12 +300,14 @@ pub fn certs(common: &Common) -> Value {
                 "expiration_time": time(info.not_after),
             })
         };
+
         let chain = secret.identity.as_ref().map(|identity| vec![show(identity.info())]);
         let roots = secret.trust.as_ref().map(|trust| {
             trust.certificates().filter_map(|root| Some(show(&meltemi_tls::info_of(root).ok()?))).collect::<Vec<_>>()
         });
         Some(json!({ "ca_cert": roots.unwrap_or_default(), "cert_chain": chain.unwrap_or_default() }))
     });
+
     json!({ "certificates": each.collect::<Vec<_>>() })
 }
 

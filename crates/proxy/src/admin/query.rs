@@ -61,11 +61,13 @@ mod tests {
             (query.get("filter"), query.get("format")),
             (Some("^cds\\."), Some("json"))
         );
+
         assert!(query.has("usedonly") && !query.has("") && !query.has("json"));
         let filter = query
             .regex("filter")
             .expect("it is one")
             .expect("it is there");
+
         assert!(filter.is_match("cds.update_success") && !filter.is_match("a.cds."));
         assert!(
             Query::of("filter=%28")
@@ -73,6 +75,7 @@ mod tests {
                 .expect_err("it is none")
                 .starts_with("filter=( is no")
         );
+
         assert!(
             query
                 .regex("name_regex")

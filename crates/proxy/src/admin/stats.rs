@@ -57,10 +57,12 @@ impl Stat {
             Of::Http(prefix) => ("http_", Some(("http_conn_manager_prefix", prefix))),
             Of::Listener(address) => ("listener_", Some(("listener_address", address))),
         };
+
         let mut labels: Vec<_> = label
             .into_iter()
             .map(|(label, value)| (label, value.to_string()))
             .collect();
+
         let mut name = self.name.clone().into_owned();
         if let Some((before, code)) = self.name.rsplit_once("_rq_") {
             if let Some(class) = code.strip_suffix("xx") {
@@ -71,7 +73,9 @@ impl Stat {
                 name = format!("{before}_rq");
             }
         }
+
         let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+
         (
             format!("envoy_{of}{}", name.chars().map(word).collect::<String>()),
             labels,
@@ -119,6 +123,7 @@ impl Rows<'_> {
             "upstream_rq_completed",
             counts.codes.classes().map(|(_, count)| count).sum(),
         );
+
         self.codes("upstream_rq", &counts.codes, true);
         self.gauge("upstream_rq_active", in_use(Resource::Requests));
         self.counter("upstream_rq_pending_total", counts.pending.get());
@@ -131,10 +136,12 @@ impl Rows<'_> {
             "upstream_rq_retry_overflow",
             live.refused(Resource::Retries),
         );
+
         self.counter(
             "upstream_rq_retry_limit_exceeded",
             counts.retry_limit_exceeded.get(),
         );
+
         self.counter("upstream_rq_timeout", counts.timeout.get());
         self.counter("upstream_rq_per_try_timeout", counts.per_try_timeout.get());
         self.counter("upstream_cx_total", totals.connections.load(Relaxed));
@@ -143,10 +150,12 @@ impl Rows<'_> {
             "upstream_cx_connect_fail",
             totals.connect_fail.load(Relaxed),
         );
+
         self.counter(
             "upstream_cx_connect_timeout",
             totals.connect_timeout.load(Relaxed),
         );
+
         self.counter("upstream_cx_overflow", live.refused(Resource::Connections));
         self.counter("ssl.handshake", totals.handshakes.load(Relaxed));
         self.counter("ssl.connection_error", totals.tls_errors.load(Relaxed));
@@ -156,6 +165,7 @@ impl Rows<'_> {
                 "outlier_detection.ejections_overflow",
                 outlier.overflow.load(Relaxed),
             );
+
             let mut total = 0;
             for (reason, name) in Reason::ALL {
                 let (detected, enforced) = outlier.ejections(reason);
@@ -164,13 +174,16 @@ impl Rows<'_> {
                     format!("outlier_detection.ejections_detected_{name}"),
                     detected,
                 );
+
                 self.counter(
                     format!("outlier_detection.ejections_enforced_{name}"),
                     enforced,
                 );
             }
+
             self.counter("outlier_detection.ejections_enforced_total", total);
         }
+
         let all = entry.endpoints.endpoints.iter().zip(&entry.hosts);
         let is_healthy = |status| matches!(status, EndpointStatus::Healthy);
         let healthy = all
@@ -178,6 +191,7 @@ impl Rows<'_> {
                 is_healthy(endpoint.status) && live.as_ref().is_none_or(|live| !live.is_ejected())
             })
             .count();
+
         self.gauge("membership_total", entry.endpoints.endpoints.len() as u64);
         self.gauge("membership_healthy", healthy as u64);
     }
@@ -189,6 +203,7 @@ impl Rows<'_> {
             "downstream_rq_completed",
             counts.codes.classes().map(|(_, count)| count).sum(),
         );
+
         self.codes("downstream_rq", &counts.codes, false);
         self.counter("downstream_cx_total", counts.connections.get());
         self.gauge("downstream_cx_active", counts.open.get());
@@ -213,10 +228,12 @@ impl Rows<'_> {
             self.counter(format!("{short}.update_success"), *taken);
             self.counter(format!("{short}.update_rejected"), *refused);
         }
+
         self.gauge(
             "listener_manager.total_listeners_active",
             published.listeners.len() as u64,
         );
+
         self.gauge(
             "cluster_manager.active_clusters",
             published.clusters.len() as u64,
@@ -231,16 +248,19 @@ pub async fn stats(inspector: &Inspector, filter: Option<&Regex>, used: bool) ->
     let mut rows = rows.await.unwrap_or_default();
     let common = &inspector.common;
     let mut process = Rows(&mut rows, Of::Process);
+
     process.gauge("server.uptime", common.since.elapsed().as_secs());
     process.gauge("server.live", u64::from(common.ready.load(Relaxed)));
     process.gauge(
         "server.total_connections",
         u64::try_from(common.connections.get()).unwrap_or(0),
     );
+
     rows.retain(|stat| {
         (!used || stat.value != 0) && filter.is_none_or(|filter| filter.is_match(&stat.full()))
     });
     rows.sort_by_cached_key(Stat::full);
+
     rows
 }
 
@@ -251,9 +271,11 @@ fn gather(published: &Published, status: &Status, counts: &Copied) -> Vec<Stat> 
         let counts = counts.clusters.get(name).unwrap_or(&nothing);
         Rows(&mut rows, Of::Cluster(name.clone())).cluster(entry, counts);
     }
+
     for (prefix, counts) in &counts.http {
         Rows(&mut rows, Of::Http(prefix.clone())).http(counts);
     }
+
     // Two listeners of one address, as one takes the other's place, count together.
     let mut by_address: HashMap<Arc<str>, ListenerCounts> = HashMap::new();
     for (name, listener) in &published.listeners {
@@ -264,6 +286,7 @@ fn gather(published: &Published, status: &Status, counts: &Copied) -> Vec<Stat> 
             sum.add(counts);
         }
     }
+
     for (address, counts) in by_address {
         Rows(&mut rows, Of::Listener(address)).listener(&counts);
     }
@@ -271,6 +294,7 @@ fn gather(published: &Published, status: &Status, counts: &Copied) -> Vec<Stat> 
     process.counter("tcp.rbac.allowed", counts.network_rbac.0.get());
     process.counter("tcp.rbac.denied", counts.network_rbac.1.get());
     process.process(published, status);
+
     rows
 }
 
@@ -308,6 +332,7 @@ pub fn prometheus(rows: &[Stat]) -> String {
                 if stat.is_gauge { "gauge" } else { "counter" }
             );
         }
+
         let labels: Vec<String> = labels
             .iter()
             .map(|(name, value)| {
@@ -317,9 +342,11 @@ pub fn prometheus(rows: &[Stat]) -> String {
                 )
             })
             .collect();
+
         let _ = writeln!(out, "{family}{{{}}} {}", labels.join(","), stat.value);
         last = family;
     }
+
     out
 }
 
@@ -336,6 +363,7 @@ pub fn filtered(text: &str, filter: Option<&Regex>, used: bool) -> String {
         let is_zero = comment.is_none() && line.rsplit(' ').next() == Some("0");
         filter.is_none_or(|filter| filter.is_match(name)) && !(used && is_zero)
     };
+
     text.lines()
         .filter(stays)
         .fold(String::new(), |mut out, line| {
@@ -367,6 +395,7 @@ mod tests {
             stat(Of::Http("inbound_0.0.0.0_80;".into()), "rbac.denied", 1),
             stat(Of::Listener("0.0.0.0_15006".into()), "ssl.handshake", 3),
         ];
+
         assert_eq!(
             text(&rows),
             "cluster.outbound|9080||reviews.default.svc.cluster.local.upstream_rq_503: 2\n\
@@ -374,6 +403,7 @@ mod tests {
              http.inbound_0.0.0.0_80;.rbac.denied: 1\n\
              listener.0.0.0.0_15006.ssl.handshake: 3\n"
         );
+
         assert_eq!(
             prometheus(&rows),
             "# TYPE envoy_cluster_upstream_rq counter\n\
@@ -396,10 +426,12 @@ mod tests {
             filtered(all, Some(&only), false),
             "# HELP a Things.\n# TYPE a counter\na{x=\"1\"} 2\na{x=\"2\"} 0\n"
         );
+
         assert_eq!(
             filtered(all, Some(&only), true),
             "# HELP a Things.\n# TYPE a counter\na{x=\"1\"} 2\n"
         );
+
         assert_eq!(filtered(all, None, false), all);
     }
 }

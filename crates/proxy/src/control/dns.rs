@@ -18,8 +18,10 @@ pub async fn keep(cluster: Arc<Cluster>, answers: mpsc::Sender<(Arc<Cluster>, En
         Discovery::LogicalDns(set, dns) => (set, dns, true),
         _ => return,
     };
+
     let mut known = Known::default();
     let mut pause = dns.failure_refresh.0;
+
     loop {
         let lookups = set
             .endpoints
@@ -34,6 +36,7 @@ pub async fn keep(cluster: Arc<Cluster>, answers: mpsc::Sender<(Arc<Cluster>, En
                         .ok(),
                 )
             });
+
         let failed = known.take_in(join_all(lookups).await);
         if answers
             .send((cluster.clone(), known.endpoints(set, dns.family, logical)))
@@ -42,6 +45,7 @@ pub async fn keep(cluster: Arc<Cluster>, answers: mpsc::Sender<(Arc<Cluster>, En
         {
             return;
         }
+
         if failed {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(dns.failure_refresh.1.max(dns.failure_refresh.0));
@@ -78,6 +82,7 @@ impl Known {
                 endpoints.push(endpoint.clone());
                 continue;
             };
+
             let addresses = of_family(self.0.get(name).cloned().unwrap_or_default(), family);
             let count = if logical { 1 } else { addresses.len() };
             endpoints.extend(
@@ -87,6 +92,7 @@ impl Known {
                     .map(|ip| Arc::new(endpoint.resolved(ip))),
             );
         }
+
         EndpointSet {
             name: set.name.clone(),
             endpoints,
@@ -139,11 +145,13 @@ mod tests {
             use meltemi_proto::envoy::config::endpoint::v3::{
                 Endpoint, LbEndpoint, lb_endpoint::HostIdentifier,
             };
+
             let socket = core::SocketAddress {
                 address: name.to_owned(),
                 port_specifier: Some(core::socket_address::PortSpecifier::PortValue(80)),
                 ..Default::default()
             };
+
             let address = core::Address {
                 address: Some(core::address::Address::SocketAddress(socket)),
             };
@@ -151,11 +159,13 @@ mod tests {
                 address: Some(address),
                 ..Default::default()
             };
+
             LbEndpoint {
                 host_identifier: Some(HostIdentifier::Endpoint(endpoint)),
                 ..Default::default()
             }
         };
+
         let assignment = meltemi_proto::envoy::config::endpoint::v3::ClusterLoadAssignment {
             cluster_name: "c".to_owned(),
             endpoints: vec![
@@ -170,6 +180,7 @@ mod tests {
             ],
             ..Default::default()
         };
+
         let compiled = meltemi_proxy_config::Compiler::default()
             .endpoints_from(&meltemi_proto::pack(&assignment));
         let (set, _) = compiled.expect("it compiles");
@@ -180,10 +191,12 @@ mod tests {
                     .map(|last| IpAddr::from([10, 0, 0, *last]))
                     .collect()
             };
+
             let failed = known.take_in(vec![
                 ("one.test".into(), one.map(ips)),
                 ("two.test".into(), two.map(ips)),
             ]);
+
             let endpoints = known.endpoints(&set, DnsFamily::Auto, false).endpoints;
             let last = |endpoint: &Arc<Endpoint>| match endpoint
                 .address
@@ -193,13 +206,16 @@ mod tests {
                 Some(IpAddr::V4(ip)) => ip.octets()[3],
                 _ => 0,
             };
+
             (failed, endpoints.iter().map(last).collect::<Vec<_>>())
         };
+
         assert_eq!(look(None, Some(&[2])), (true, vec![2, 9]));
         assert_eq!(
             look(Some(&[3, 1, 3]), Some(&[2])),
             (false, vec![1, 3, 2, 9])
         );
+
         assert_eq!(look(None, Some(&[4])), (true, vec![1, 3, 4, 9]));
         assert_eq!(look(Some(&[]), None), (true, vec![4, 9]));
     }

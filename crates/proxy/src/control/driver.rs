@@ -117,6 +117,7 @@ impl Driver {
             stopped: None,
             stops: None,
         };
+
         (driver, resolved)
     }
 
@@ -150,6 +151,7 @@ impl Driver {
             self.xds = Some(handle);
             events
         });
+
         let mut secrets = self.common.secrets.changes();
         self.reconcile();
         loop {
@@ -181,6 +183,7 @@ impl Driver {
                 },
             }
         }
+
         for worker in &self.workers {
             let _ = worker.send(Command::Stop);
         }
@@ -236,6 +239,7 @@ impl Driver {
             .listeners
             .iter()
             .filter(|(name, _)| !self.status.bind_errors.contains_key(*name));
+
         let addressed = serves.map(|(name, listener)| {
             let bound = self.bound.get(name).map(Vec::as_slice).unwrap_or_default();
             let actual = |address: &Address| {
@@ -245,6 +249,7 @@ impl Driver {
                     .find(|(wanted, _)| *wanted == asked)
                     .map(|(_, actual)| Address::Socket(*actual))
             };
+
             let all = std::iter::once(&listener.address).chain(&listener.additional_addresses);
             (
                 name.clone(),
@@ -252,6 +257,7 @@ impl Driver {
                     .collect(),
             )
         });
+
         addressed.collect()
     }
 
@@ -282,6 +288,7 @@ impl Driver {
                     applied.refused.push((resource.name.clone(), reason));
                 }
             }
+
             for name in &update.removed {
                 self.common.secrets.remove(name);
             }
@@ -294,7 +301,9 @@ impl Driver {
             self.state
                 .apply(&update.type_url, set, &update.removed, Origin::Dynamic)
         };
+
         self.awaited.remove(&update.type_url);
+
         // Subscriptions first: a server that sees the ACK then knows what we wait for.
         self.reconcile();
         let Some(xds) = &self.xds else { return };
@@ -303,6 +312,7 @@ impl Driver {
             .updates
             .entry(update.type_url.clone())
             .or_default();
+
         match applied.nack() {
             None => {
                 count.0 += 1;
@@ -338,7 +348,9 @@ impl Driver {
             // A worker that is gone has been told to stop.
             let _ = worker.send(Command::Publish(published.clone()));
         }
+
         self.listen(&published);
+
         if self.awaited.is_empty() && self.state.is_warm() && !self.common.ready.swap(true, Relaxed)
         {
             self.ready.send_replace(true);
@@ -352,10 +364,12 @@ impl Driver {
             .difference(asked)
             .map(|name| name.to_string())
             .collect();
+
         let old: Vec<String> = asked
             .difference(&wanted)
             .map(|name| name.to_string())
             .collect();
+
         if !new.is_empty() {
             xds.subscribe(type_url, new);
         }
@@ -371,6 +385,7 @@ impl Driver {
             .to_resolve()
             .map(|cluster| (cluster.name.clone(), cluster.clone()))
             .collect();
+
         self.resolving.retain(|name, (cluster, task)| {
             let stays = wanted
                 .get(name)
@@ -380,6 +395,7 @@ impl Driver {
             }
             stays
         });
+
         for (name, cluster) in wanted {
             self.resolving.entry(name).or_insert_with(|| {
                 let task = tokio::spawn(dns::keep(cluster.clone(), self.answers.clone()));
@@ -397,12 +413,14 @@ impl Driver {
             .listeners
             .iter()
             .filter(|(_, listener)| listener.bind_to_port && stays(listener));
+
         for (name, listener) in listening {
             let addresses =
                 std::iter::once(&listener.address).chain(&listener.additional_addresses);
             let sockets = addresses.filter_map(|address| Some((listener, address.socket()?)));
             wanted.insert(name, sockets.collect());
         }
+
         self.status
             .bind_errors
             .retain(|name, _| wanted.contains_key(name));
@@ -419,8 +437,10 @@ impl Driver {
                 }
                 stays
             });
+
             !bound.is_empty()
         });
+
         for (name, sockets) in wanted {
             for (listener, address) in sockets {
                 if self
@@ -430,6 +450,7 @@ impl Driver {
                 {
                     continue;
                 }
+
                 let mut options = ListenOptions::new(address);
                 options.transparent = listener.transparent;
                 options.freebind = listener.freebind;
@@ -441,6 +462,7 @@ impl Driver {
                             .first()
                             .and_then(|socket| socket.local_addr().ok())
                             .unwrap_or(address);
+
                         for (worker, socket) in workers.iter().cycle().zip(sockets) {
                             let _ = worker.send(Command::Listen(name.clone(), actual, socket));
                         }
@@ -448,6 +470,7 @@ impl Driver {
                             .entry(name.clone())
                             .or_default()
                             .push((address, actual));
+
                         tracing::info!(listener = %name, address = %actual, "listening");
                     }
                     Err(error) => {

@@ -29,12 +29,14 @@ pub fn apply(store: &SecretStore, name: &str, any: &Any) -> Result<(), String> {
                 trust_chain_verification: context.trust_chain_verification,
                 ..Default::default()
             };
+
             if known != *context {
                 return Err(
                     "of a validation context only trusted_ca and crl may come in a secret"
                         .to_owned(),
                 );
             }
+
             let mut trust = TrustBundle::from_pem(&bytes(context.trusted_ca.as_ref())?)
                 .map_err(|error| error.to_string())?;
             if let Some(crl) = &context.crl {
@@ -42,13 +44,16 @@ pub fn apply(store: &SecretStore, name: &str, any: &Any) -> Result<(), String> {
                     .with_crls(&bytes(Some(crl))?)
                     .map_err(|error| error.to_string())?;
             }
+
             Secret::trust(trust)
         }
         Some(_) | None => {
             return Err("only certificates and validation contexts are known".to_owned());
         }
     };
+
     store.set(name, secret);
+
     Ok(())
 }
 
@@ -78,21 +83,25 @@ mod tests {
                 ..Default::default()
             })
         };
+
         let context = CertificateValidationContext {
             trusted_ca: inline("x"),
             verify_certificate_hash: vec!["00".repeat(32)],
             ..Default::default()
         };
+
         let message = Message {
             name: "ROOTCA".into(),
             r#type: Some(Type::ValidationContext(context)),
         };
+
         let reason = apply(
             &SecretStore::new(),
             "ROOTCA",
             &meltemi_proto::pack(&message),
         )
         .expect_err("refused");
+
         assert!(reason.contains("trusted_ca"), "{reason}");
     }
 }

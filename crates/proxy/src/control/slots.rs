@@ -67,6 +67,7 @@ pub(super) fn set<T: std::fmt::Debug>(
             return Err(reason);
         }
     };
+
     let count = warnings.len();
     let received = received(name, version, any, origin, warnings);
     let Some(slot) = slots.get_mut(name) else {
@@ -78,10 +79,12 @@ pub(super) fn set<T: std::fmt::Debug>(
         slots.insert(name.into(), slot);
         return Ok(count);
     };
+
     if slot.received.origin == Origin::Static && origin == Origin::Dynamic {
         // The bootstrap's own word stands.
         return Ok(0);
     }
+
     // Sent again without a change: what serves, with its pools and connections, stays. The same
     // bytes are the same allocation. Other bytes may still say the same, since maps have no order
     // on the wire; the debug form shows every field, in order.
@@ -91,6 +94,7 @@ pub(super) fn set<T: std::fmt::Debug>(
     let same = slot.active.as_ref().is_some_and(same);
     slot.warming = (!same).then_some(value);
     slot.received = received;
+
     Ok(count)
 }
 

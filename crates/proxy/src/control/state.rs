@@ -86,14 +86,17 @@ impl State {
                 ROUTE => self.set_route(name, version, any, origin),
                 other => Err(format!("resources of type {other} are not served")),
             };
+
             match result {
                 Ok(warnings) => applied.warnings += warnings,
                 Err(reason) => applied.refused.push((name.to_owned(), reason)),
             }
         }
+
         for name in removed {
             self.remove(type_url, name);
         }
+
         applied
     }
 
@@ -108,6 +111,7 @@ impl State {
             .compiler
             .cluster_from(any)
             .map_err(|rejection| rejection.to_string());
+
         let usable = compiled.and_then(|(cluster, warnings)| {
             cluster
                 .transports()
@@ -115,6 +119,7 @@ impl State {
                 .try_for_each(check)?;
             Ok((cluster, warnings))
         });
+
         set(&mut self.clusters, name, version, any, origin, usable)
     }
 
@@ -129,6 +134,7 @@ impl State {
             .compiler
             .listener_from(any)
             .map_err(|rejection| rejection.to_string());
+
         let usable = compiled.and_then(|(listener, warnings)| {
             listener
                 .chains
@@ -137,6 +143,7 @@ impl State {
                 .try_for_each(|terms| check(&terms.common))?;
             Ok((listener, warnings))
         });
+
         set(&mut self.listeners, name, version, any, origin, usable)
     }
 
@@ -174,11 +181,13 @@ impl State {
             Ok((endpoints, warnings)) => {
                 let count = warnings.len();
                 let received = received(name, version, any, origin, warnings);
+
                 // The same endpoints again must not cost a balancer.
                 let same = self
                     .endpoints
                     .get(name)
                     .filter(|(before, _)| *before == endpoints);
+
                 let endpoints = same.map_or(endpoints, |(before, _)| before.clone());
                 self.endpoints
                     .insert(received.name.clone(), (endpoints, Some(received)));
@@ -230,6 +239,7 @@ impl State {
                         None,
                     )
                 };
+
                 self.endpoints.entry(name.into()).or_insert_with(none);
             }
             _ => {}
@@ -246,6 +256,7 @@ impl State {
                 .chain(&slot.active)
                 .any(|used| Arc::ptr_eq(used, cluster))
         });
+
         if is_used
             && self
                 .resolved(cluster)
@@ -298,6 +309,7 @@ impl State {
                 }
             }
         };
+
         for listener in used(&self.listeners) {
             for chain in listener.chains.iter() {
                 if let Some(terms) = chain.transport.tls() {
@@ -305,6 +317,7 @@ impl State {
                 }
             }
         }
+
         for cluster in used(&self.clusters) {
             for transport in cluster.transports() {
                 if let Some(terms) = terms_of(transport) {
@@ -312,6 +325,7 @@ impl State {
                 }
             }
         }
+
         wanted
     }
 
@@ -343,10 +357,12 @@ impl State {
                     }
                     Discovery::Static(_) | Discovery::OriginalDst(_) => true,
                 });
+
             if ready {
                 slot.active = slot.warming.take();
             }
         }
+
         for slot in self.listeners.values_mut() {
             let ready = slot.warming.as_ref().is_some_and(|listener| {
                 tables(listener).all(|name| self.routes.contains_key(&name))
@@ -355,11 +371,14 @@ impl State {
                         .iter()
                         .all(|chain| secrets_of(chain).all(|secret| has_secret(&secret.name)))
             });
+
             if ready {
                 slot.active = slot.warming.take();
             }
         }
+
         self.generation += 1;
+
         Published {
             generation: self.generation,
             listeners: actives(&self.listeners)
@@ -390,10 +409,12 @@ impl State {
                 }
                 Discovery::OriginalDst(_) => nothing(),
             };
+
             let before = self
                 .entries
                 .get(name)
                 .filter(|entry| Arc::ptr_eq(&entry.cluster, cluster));
+
             let entry = match before {
                 Some(entry)
                     if Arc::ptr_eq(&entry.endpoints, &endpoints)
@@ -418,9 +439,12 @@ impl State {
                     ))
                 }
             };
+
             entries.insert(name.clone(), entry);
         }
+
         self.entries.clone_from(&entries);
+
         entries
     }
 
@@ -436,10 +460,12 @@ impl State {
             .clusters
             .iter()
             .filter(|(_, slot)| slot.warming.is_some());
+
         let listeners = self
             .listeners
             .iter()
             .filter(|(_, slot)| slot.warming.is_some());
+
         clusters
             .map(|(name, _)| ("cluster", name.clone()))
             .chain(listeners.map(|(name, _)| ("listener", name.clone())))
@@ -543,6 +569,7 @@ mod tests {
                 .map(|n| (format!("key{n}"), text("value")))
                 .collect(),
         };
+
         cluster::Cluster {
             name: "c".to_owned(),
             connect_timeout: Some(meltemi_proto::google::protobuf::Duration {
@@ -570,12 +597,14 @@ mod tests {
     #[test]
     fn what_serves_keeps_its_endpoints_while_its_successor_waits() {
         use meltemi_proto::envoy::config::endpoint::v3 as endpoint;
+
         let mut state = State::default();
         let kind = |kind: cluster::cluster::DiscoveryType| {
             let assignment = endpoint::ClusterLoadAssignment {
                 cluster_name: "c".to_owned(),
                 ..Default::default()
             };
+
             meltemi_proto::pack(&cluster::Cluster {
                 load_assignment: (kind == cluster::cluster::DiscoveryType::StrictDns)
                     .then_some(assignment),
@@ -585,6 +614,7 @@ mod tests {
                 ..message(1)
             })
         };
+
         let apply = |state: &mut State, type_url: &str, any: &Any| {
             assert_eq!(
                 state
@@ -593,6 +623,7 @@ mod tests {
                 None
             );
         };
+
         let count = |state: &mut State| {
             state.forget_unused();
             state.publish(|_| true).clusters["c"]
@@ -600,11 +631,13 @@ mod tests {
                 .endpoints
                 .len()
         };
+
         apply(
             &mut state,
             CLUSTER,
             &kind(cluster::cluster::DiscoveryType::Eds),
         );
+
         let address = core::Address {
             address: Some(core::address::Address::SocketAddress(core::SocketAddress {
                 address: "10.0.0.1".to_owned(),
@@ -612,6 +645,7 @@ mod tests {
                 ..Default::default()
             })),
         };
+
         let host = endpoint::LbEndpoint {
             host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(
                 endpoint::Endpoint {
@@ -621,6 +655,7 @@ mod tests {
             )),
             ..Default::default()
         };
+
         let endpoints = endpoint::ClusterLoadAssignment {
             cluster_name: "c".to_owned(),
             endpoints: vec![endpoint::LocalityLbEndpoints {
@@ -629,6 +664,7 @@ mod tests {
             }],
             ..Default::default()
         };
+
         apply(&mut state, ENDPOINT, &meltemi_proto::pack(&endpoints));
         assert_eq!(count(&mut state), 1);
         apply(
@@ -636,6 +672,7 @@ mod tests {
             CLUSTER,
             &kind(cluster::cluster::DiscoveryType::StrictDns),
         );
+
         assert_eq!(
             (count(&mut state), state.wanted_endpoints().len()),
             (1, 1),
@@ -653,6 +690,7 @@ mod tests {
             });
             meltemi_proto::pack(&message)
         };
+
         apply(&mut state, CLUSTER, &again);
         state.set_resolved(&first, EndpointSet::default());
         assert_eq!(count(&mut state), 1);
@@ -666,12 +704,15 @@ mod tests {
         let mut state = State::default();
         let one = meltemi_proto::pack(&message(1));
         let first = served(&mut state, &one);
+
         assert!(Arc::ptr_eq(&first, &served(&mut state, &one)));
+
         // Maps are written in any order: other bytes, the same cluster.
         let other = (0..1000)
             .map(|_| meltemi_proto::pack(&message(1)))
             .find(|any| *any != one)
             .expect("another order");
+
         assert!(Arc::ptr_eq(&first, &served(&mut state, &other)));
         let changed = served(&mut state, &meltemi_proto::pack(&message(2)));
         assert!(!Arc::ptr_eq(&first.cluster, &changed.cluster));

@@ -79,6 +79,7 @@ impl BodyReader {
             Framing::Chunked => State::Size { digits: 0, size: 0 },
             Framing::UntilClose => State::UntilClose,
         };
+
         Self {
             state,
             extension_bytes: 0,
@@ -108,6 +109,7 @@ impl BodyReader {
                         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
                         read => read?,
                     };
+
                     if read == 0 {
                         if self.state == State::UntilClose {
                             self.state = State::Done;
@@ -157,6 +159,7 @@ impl BodyReader {
                 State::Trailers => return self.trailers(input),
                 _ => {}
             }
+
             let Some(&byte) = input.bytes().first() else {
                 return Ok(None);
             };
@@ -209,6 +212,7 @@ impl BodyReader {
             self.state = State::Done;
             return Ok(Some(0));
         }
+
         match memchr::memmem::find(bytes, b"\r\n\r\n") {
             Some(end) => {
                 let mut fields = [httparse::EMPTY_HEADER; 64];
@@ -219,6 +223,7 @@ impl BodyReader {
                     Ok(httparse::Status::Complete(_)) if !bare => {}
                     _ => return Err(BodyError::Malformed("bad trailers")),
                 }
+
                 input.consume(end + 4);
                 self.state = State::Done;
                 Ok(Some(0))
@@ -253,8 +258,10 @@ mod tests {
                     None => break,
                 }
             }
+
             waiting = input.take();
         }
+
         Err(BodyError::Truncated)
     }
 

@@ -94,9 +94,11 @@ pub async fn read_head(
                     };
                     return Err(ReadError::Malformed(refusal));
                 }
+
                 continue;
             }
         }
+
         let began = !input.is_empty();
         if input.fill(io).await? == 0 {
             return Err(if began {

@@ -98,6 +98,7 @@ fn first_line(bytes: &[u8]) -> Result<usize, Refusal> {
         .take(MAX_EMPTY + 1)
         .take_while(|b| matches!(b, b'\r' | b'\n'))
         .count();
+
     if empty > MAX_EMPTY {
         Err(refuse("http1.codec_error"))
     } else {
@@ -120,7 +121,9 @@ fn head_end(bytes: &[u8], start: usize, from: &mut usize) -> Result<Option<usize
         }
         at = lf + 1;
     }
+
     *from = at;
+
     Ok(None)
 }
 
@@ -140,6 +143,7 @@ fn too_large(bytes: &[u8], limits: &Limits) -> Refusal {
     } else {
         431
     };
+
     Refusal {
         status,
         details: "http1.headers_too_large",
@@ -163,6 +167,7 @@ pub fn read_request(
             false => Err(refuse("http1.codec_error")),
         };
     };
+
     if end > limits.head_bytes {
         return Err(too_large(bytes, limits));
     }
@@ -170,6 +175,7 @@ pub fn read_request(
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let allowed = limits.fields.min(MAX_FIELDS);
     let mut request = httparse::Request::new(&mut []);
+
     match request.parse_with_uninit_headers(bytes, &mut fields[..allowed]) {
         Ok(httparse::Status::Complete(n)) if n == end => {}
         Err(httparse::Error::TooManyHeaders) => {
@@ -180,16 +186,19 @@ pub fn read_request(
         }
         Ok(_) | Err(_) => return Err(refuse("http1.codec_error")),
     }
+
     let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version)
     else {
         return Err(refuse("http1.codec_error"));
     };
+
     if minor == 0 && !limits.http10 {
         return Err(Refusal {
             status: 426,
             details: "low_version",
         });
     }
+
     if !target.bytes().all(|b| b > 0x20 && b < 0x7f) {
         return Err(refuse("http1.invalid_url"));
     }
@@ -202,6 +211,7 @@ pub fn read_request(
         (at(method.as_bytes()), method.len()),
         (at(target.as_bytes()), target.len()),
     );
+
     head.version = if minor == 0 {
         HttpVersion::Http10
     } else {
@@ -211,8 +221,10 @@ pub fn read_request(
     let mut connection = Connection::default();
     let mut body = Lengths::default();
     let (mut host, mut expects_continue, mut upgrade) = (None, false, None);
+
     for field in request.headers.iter() {
         let (name, value) = (field.name.as_bytes(), field.value);
+
         // The name as it came; a switch on its length keeps this cheap for the many that are of no
         // interest.
         match name.len() {
@@ -257,9 +269,11 @@ pub fn read_request(
             }
             _ => {}
         }
+
         head.fields_mut()
             .push_loaded(at(name), name.len(), at(value), value.len());
     }
+
     if connection.nominated > MAX_NOMINATED {
         return Err(refuse("http1.connection_header_rejected"));
     }
@@ -272,6 +286,7 @@ pub fn read_request(
             remove_nominated(head.fields_mut(), field.value);
         }
     }
+
     place(head, method, target, host, minor)?;
     if body.chunked && minor == 0 {
         return Err(refuse("http1.transfer_encoding_in_http10"));
@@ -283,6 +298,7 @@ pub fn read_request(
         }
         _ => false,
     };
+
     let terms = RequestTerms {
         framing: body.framing(Framing::Empty),
         keep_alive: if minor == 1 {
@@ -293,9 +309,11 @@ pub fn read_request(
         expects_continue,
         upgrade,
     };
+
     if upgrade && body.chunked {
         return Err(refuse("http1.upgrade_with_body"));
     }
+
     Ok(Some((end, terms)))
 }
 
@@ -315,6 +333,7 @@ fn place(
         None if minor == 1 => return Err(refuse("missing_host_header")),
         None => "",
     };
+
     if method == "CONNECT" {
         if !is_authority(target) || target.is_empty() {
             return Err(refuse("http1.invalid_url"));
@@ -323,10 +342,12 @@ fn place(
         head.set_path("");
         return Ok(());
     }
+
     if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
         head.set_authority(host);
         return Ok(());
     }
+
     // Absolute form: its authority replaces Host, RFC 9112 §3.2.2.
     let Some((scheme, rest)) = target.split_once("://") else {
         return Err(refuse("http1.invalid_url"));
@@ -346,6 +367,7 @@ fn place(
         let path = format!("/{path}");
         head.set_path(&path);
     }
+
     Ok(())
 }
 

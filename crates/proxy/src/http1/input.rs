@@ -66,15 +66,19 @@ impl Input {
                 }
                 _ => self.buffers.give(buffer),
             }
+
             return read;
         }
+
         if self.at > 0 && self.buffer.capacity() - self.buffer.len() < self.buffers.size() / 4 {
             self.buffer.drain(..self.at);
             self.at = 0;
         }
+
         if self.buffer.capacity() == self.buffer.len() {
             self.buffer.reserve(self.buffers.size());
         }
+
         io.poll_read(cx, &mut self.buffer)
     }
 

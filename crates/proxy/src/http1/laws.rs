@@ -102,6 +102,7 @@ fn request(bytes: &[u8], ends: &[usize]) -> Read {
         http10: true,
         ..Limits::default()
     };
+
     in_pieces(bytes, ends, |bytes, scanned| {
         let mut head = RequestHead::new();
         let read = codec::read_request(bytes, scanned, &limits, &mut head)?;
@@ -151,8 +152,10 @@ fn body(
                 Ok(None) => break,
             }
         }
+
         waiting = input.take();
     }
+
     (payload, Ok(None))
 }
 

@@ -43,6 +43,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
     let mut input = Input::new(worker.buffers.clone(), first);
     let mut timer = LazyTimer::default();
     let mut head = worker.take_head();
+
     loop {
         let view = conn.view(&worker);
         let Some(http) = view.http.clone() else { break };
@@ -51,6 +52,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
             fields: http.max_head_fields as usize,
             http10: http.http1.accept_http_10,
         };
+
         let expires = http
             .max_connection_duration
             .map(|longest| Instant::from_std(conn.since) + longest);
@@ -60,6 +62,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
             stream_idle: http.stream_idle_timeout,
             expires,
         };
+
         let terms = match next(
             &conn, &io, &mut input, &mut timer, &limits, waits, &mut head,
         )
@@ -78,6 +81,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
                     reply.flagged(ResponseFlag::DownstreamProtocolError),
                 )
                 .await;
+
                 linger(&io, &mut input).await;
                 return;
             }
@@ -93,6 +97,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
                 return;
             }
         };
+
         // The head may have been long in coming: what it runs under is the newest.
         let view = conn.view(&worker);
         conn.requests.set(conn.requests.get() + 1);
@@ -105,6 +110,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
         let mut reader = BodyReader::new(terms.framing);
         let http10 = head.version == meltemi_filters::head::HttpVersion::Http10;
         let buffers = worker.buffers.clone();
+
         // Boxed, so that an idle connection does not carry the room that a request needs.
         let ended = Box::pin(exchange::serve(Exchange {
             worker: &worker,
@@ -129,6 +135,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
             }),
         }))
         .await;
+
         match ended {
             Ended::Whole if keep_alive.get() => {
                 // The next request must not be read from this one's body.
@@ -148,6 +155,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
             Ended::Switched => break,
         }
     }
+
     worker.give_head(head);
     let _ = tokio::time::timeout(LINGER, io.shutdown()).await;
 }
@@ -212,6 +220,7 @@ async fn next(
     let mut started = None;
     let asked = Instant::now();
     let mut draining = std::pin::pin!(conn.draining());
+
     loop {
         if !input.is_empty() {
             match codec::read_request(input.bytes(), &mut scanned, limits, head) {
@@ -224,6 +233,7 @@ async fn next(
             }
             started.get_or_insert_with(Instant::now);
         }
+
         let deadline = waits.deadline(asked, started);
         let filled = poll_fn(|cx| {
             if let Poll::Ready(filled) = input.poll_fill(cx, io) {
@@ -235,6 +245,7 @@ async fn next(
             timer.poll(cx, deadline).map(|()| Err(started.is_some()))
         })
         .await;
+
         match filled {
             Ok(Ok(0) | Err(_)) => return Next::Quiet,
             Ok(Ok(_)) => {}
@@ -262,6 +273,7 @@ async fn refuse(
         http10: false,
         buffers: &buffers,
     });
+
     let view = conn.view(worker);
     exchange::reply_only(worker, conn, view, &mut head, responder, reply).await;
 }
@@ -281,6 +293,7 @@ async fn drain(io: &Io, input: &mut Input, reader: &mut BodyReader) -> bool {
             }
         }
     });
+
     drained.await.unwrap_or(false)
 }
 

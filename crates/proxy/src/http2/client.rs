@@ -90,17 +90,20 @@ impl H2Connection {
                 settings.connection_window,
             ))
             .max_concurrent_reset_streams(REMEMBERED_RESETS);
+
         let alarm = Rc::new(Alarm::default());
         let watched = Metered::upstream(stream, alarm.clone());
         let (send, mut connection) = builder
             .handshake::<_, Bytes>(watched)
             .await
             .map_err(other)?;
+
         let state = Rc::new(State {
             closed: Cell::new(false),
             active: Cell::new(0),
             freed,
         });
+
         let ended = state.clone();
         let mut ping = settings
             .keepalive_interval
@@ -114,6 +117,7 @@ impl H2Connection {
                     Some((interval, ping)) => keep_alive(ping, *interval, timeout).await,
                 }
             };
+
             tokio::select! {
                 biased;
                 end = &mut connection => {
@@ -124,8 +128,10 @@ impl H2Connection {
                 () = std::future::poll_fn(|_| alarm.poll()) => tracing::debug!("upstream HTTP/2 connection floods"),
                 () = alive => tracing::debug!("upstream HTTP/2 keepalive failed"),
             }
+
             ended.closed.set(true);
         });
+
         Ok(Rc::new(Self {
             send,
             state,
@@ -171,8 +177,10 @@ impl H2Connection {
                 return Err(error);
             }
         };
+
         let (response, body) = send.send_request(request, end)?;
         self.requests.set(self.requests.get() + 1);
+
         Ok((response, body, active))
     }
 

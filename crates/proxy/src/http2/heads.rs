@@ -39,6 +39,7 @@ fn add_fields(
             details: "http2.too_many_headers",
         });
     }
+
     let mut cookies: Vec<u8> = Vec::new();
     for (name, value) in headers {
         match *name {
@@ -53,9 +54,11 @@ fn add_fields(
             _ => fields.append(name.as_str(), value.as_bytes()),
         }
     }
+
     if !cookies.is_empty() {
         fields.append("cookie", &cookies);
     }
+
     Ok(())
 }
 
@@ -78,9 +81,11 @@ pub fn request_from(
         }
         head.set_scheme(scheme);
     }
+
     let named = parts.uri.authority().map(Authority::as_str);
     let mut hosts = parts.headers.get_all(http::header::HOST).iter();
     let host = hosts.next();
+
     if hosts.next().is_some() {
         return Err(bad("http2.duplicate_host"));
     }
@@ -88,6 +93,7 @@ pub fn request_from(
         Some(host) => Some(host.to_str().map_err(|_| bad("http2.invalid_host"))?),
         None => None,
     };
+
     let authority = match (named, host) {
         (Some(named), Some(host)) if !named.eq_ignore_ascii_case(host) => {
             return Err(bad("http2.authority_and_host_differ"));
@@ -95,6 +101,7 @@ pub fn request_from(
         (Some(authority), _) | (None, Some(authority)) => authority,
         (None, None) => return Err(bad("missing_host_header")),
     };
+
     if authority.is_empty() || !is_authority(authority) {
         return Err(bad("http2.invalid_host"));
     }
@@ -109,6 +116,7 @@ pub fn request_from(
         None if parts.method == Method::CONNECT => head.set_path(""),
         None => return Err(bad("http2.missing_path")),
     }
+
     Ok(())
 }
 
@@ -125,6 +133,7 @@ fn header_map(fields: &Fields) -> HeaderMap {
             Known::Te if value != b"trailers" => continue,
             _ => {}
         }
+
         if let (Ok(name), Ok(value)) = (
             HeaderName::from_bytes(name.as_bytes()),
             HeaderValue::from_bytes(value),
@@ -132,6 +141,7 @@ fn header_map(fields: &Fields) -> HeaderMap {
             map.append(name, value);
         }
     }
+
     map
 }
 
@@ -147,20 +157,24 @@ pub fn request_to(head: &RequestHead) -> Result<Request<()>, BadHead> {
             .parse()
             .map_err(|_| bad("http2.invalid_host"))?,
     );
+
     if !head.path().is_empty() {
         parts.scheme = Some(if head.scheme() == "https" {
             Scheme::HTTPS
         } else {
             Scheme::HTTP
         });
+
         parts.path_and_query = Some(
             head.path()
                 .parse::<PathAndQuery>()
                 .map_err(|_| bad("http2.invalid_path"))?,
         );
     }
+
     *request.uri_mut() = Uri::from_parts(parts).map_err(|_| bad("http2.invalid_path"))?;
     *request.headers_mut() = header_map(head.fields());
+
     Ok(request)
 }
 
@@ -201,6 +215,7 @@ mod tests {
             .header("cookie", "a=1")
             .header("cookie", "b=2")
             .header("x", "y");
+
         let mut head = RequestHead::new();
         request_from(&parts(request), 100, &mut head).expect("accepted");
         assert_eq!((head.authority(), head.path()), ("reviews:9080", "/a?b"));

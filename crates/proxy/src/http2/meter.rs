@@ -56,6 +56,7 @@ impl Scanner {
                 bytes = &bytes[n..];
                 continue;
             }
+
             let n = (FRAME_HEAD - self.filled).min(bytes.len());
             self.head[self.filled..self.filled + n].copy_from_slice(&bytes[..n]);
             self.filled += n;
@@ -102,7 +103,9 @@ impl Balance {
             since: Some(now),
             ..Self::default()
         };
+
         sent.set(0);
+
         fast
     }
 }
@@ -151,6 +154,7 @@ impl<S> Metered<S> {
             since: Some(Instant::now()),
             ..Balance::default()
         };
+
         Self {
             stream,
             scanner: Scanner::after(preface),
@@ -185,6 +189,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
                 this.alarm.raised.set(true);
             }
         }
+
         read
     }
 }
@@ -233,6 +238,7 @@ mod tests {
         bytes.extend([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         bytes.extend([0, 0, 0, 0, 1, 0, 0, 0, 1]);
         bytes.extend([0, 0, 2, 1, 5, 0, 0, 0, 1, 9, 9]);
+
         for size in 1..=bytes.len() {
             let (mut scanner, mut found) = (Scanner::after(H2_PREFACE.len()), Vec::new());
             for piece in bytes.chunks(size) {
@@ -248,6 +254,7 @@ mod tests {
             since: Some(start),
             ..Balance::default()
         };
+
         (0..rounds).any(|round| {
             frames
                 .iter()
@@ -261,17 +268,20 @@ mod tests {
     fn what_carries_nothing_is_a_flood_only_if_it_is_fast_and_alone() {
         const PING: (u8, usize) = (6, 8);
         const WINDOW_UPDATE: (u8, usize) = (8, 4);
+
         let (fast, slow) = (Duration::from_millis(10), Duration::from_secs(3600));
         assert!(
             after(&[PING], 10_000, 17, fast),
             "answers do not pay for more questions"
         );
+
         assert!(!after(&[PING], 10_000, 17, slow), "keep-alive");
         assert!(after(&[WINDOW_UPDATE], 10_000, 0, fast));
         assert!(
             !after(&[WINDOW_UPDATE], 100_000, 16_384, fast),
             "a large download"
         );
+
         assert!(
             !after(
                 &[(HEADERS, 20), PING, WINDOW_UPDATE, (3, 4)],
@@ -281,6 +291,7 @@ mod tests {
             ),
             "many requests"
         );
+
         assert!(
             !after(&[(DATA, 10), WINDOW_UPDATE], 100_000, 0, fast),
             "a chat"

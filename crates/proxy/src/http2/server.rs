@@ -67,6 +67,7 @@ fn builder(http: &HttpConnectionManager) -> Builder {
     let stream_window = options.initial_stream_window.unwrap_or(256 * 1024);
     let connection_window = options.initial_connection_window.unwrap_or(1024 * 1024);
     let mut builder = Builder::new();
+
     // The codec's own limit is kept for streams that are reset because of the peer's errors
     // (MadeYouReset).
     builder
@@ -78,6 +79,7 @@ fn builder(http: &HttpConnectionManager) -> Builder {
         .max_concurrent_reset_streams(REMEMBERED_RESETS)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_send_buffer_size(MAX_SEND_BUFFER);
+
     builder
 }
 
@@ -96,6 +98,7 @@ where
         .request_headers_timeout
         .or(http.idle_timeout)
         .unwrap_or(Duration::from_secs(60));
+
     let Ok(Ok(mut connection)) = tokio::time::timeout(limit, handshake).await else {
         return;
     };
@@ -105,14 +108,17 @@ where
         abandoned: Cell::new(0),
         ended: Notify::new(),
     });
+
     let mut ping = http
         .http2
         .keepalive_interval
         .and_then(|interval| Some((interval, connection.ping_pong()?)));
+
     let ping_timeout = http
         .http2
         .keepalive_timeout
         .unwrap_or(Duration::from_secs(20));
+
     let mut keepalive = std::pin::pin!(async move {
         match &mut ping {
             None => std::future::pending::<()>().await,
@@ -125,6 +131,7 @@ where
             },
         }
     });
+
     let mut draining = false;
     let expires = http
         .max_connection_duration
@@ -135,6 +142,7 @@ where
             None => std::future::pending().await,
         }
     });
+
     let drain_time = worker.common.drain_time;
     let flood = loop {
         // A peer that was asked to go and does not even answer has the idle time once more.
@@ -152,6 +160,7 @@ where
                 }
             }
         };
+
         tokio::select! {
             biased;
             accepted = connection.accept() => match accepted {
@@ -207,6 +216,7 @@ where
             () = &mut keepalive => return,
         }
     };
+
     let reason = match flood {
         Some(flood) => {
             tracing::debug!(conn = conn.id, flood);
@@ -223,15 +233,19 @@ where
                     streams.ended.notified().await;
                 }
             };
+
             tokio::select! {
                 biased;
                 _ = tokio::time::timeout(GOODBYE, last) => {}
                 () = async { while let Some(Ok(_)) = connection.accept().await {} } => return,
             }
+
             h2::Reason::NO_ERROR
         }
     };
+
     connection.abrupt_shutdown(reason);
+
     // Says goodbye, as far as the peer listens.
     let _ = tokio::time::timeout(GOODBYE, connection.accept()).await;
 }
@@ -247,6 +261,7 @@ async fn one(
         .http
         .as_ref()
         .map_or(0, |http| http.max_head_fields as usize);
+
     let (parts, body) = request.into_parts();
     let mut head: RequestHead = worker.take_head();
     let responder = Responder::H2(respond);
@@ -273,6 +288,8 @@ async fn one(
         })
         .await
     };
+
     worker.give_head(head);
+
     ended
 }

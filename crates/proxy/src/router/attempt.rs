@@ -95,6 +95,7 @@ pub(crate) async fn run(
         fields: cluster.entry.cluster.http.max_head_fields as usize,
         ..Limits::default()
     };
+
     let no_body = is_bodyless(body, tee);
     let (mut pooled, lane, reused, opened) = match carrier {
         Carrier::H1(pooled, lane, reused) => (Some(pooled), lane, reused, None),
@@ -105,6 +106,7 @@ pub(crate) async fn run(
             Some((response, send, active)),
         ),
     };
+
     let (mut upstream, mut to, _stream) = match (&mut pooled, opened) {
         (Some(pooled), _) => {
             let mut out = run.worker.buffers.take();
@@ -158,9 +160,11 @@ pub(crate) async fn run(
                 return UploadEnd::Broken(error);
             }
         }
+
         body.gone().await;
         UploadEnd::Gone
     });
+
     let first = {
         let mut read = pin!(upstream.head(head.method(), &limits, &mut response));
         poll_fn(|cx| {
@@ -178,12 +182,14 @@ pub(crate) async fn run(
         })
         .await
     };
+
     run.info.received.set(received.get());
     if uploaded.get() {
         run.info.request_end.set(Some(
             run.info.request_end.get().unwrap_or_else(Instant::now),
         ));
     }
+
     let arrived = match first {
         First::Head(Ok(arrived)) => arrived,
         First::Head(Err(error)) => {
@@ -216,8 +222,10 @@ pub(crate) async fn run(
                     stale: false,
                     blames_host: false,
                 };
+
                 return AttemptEnd::Failed(failure);
             }
+
             return gone(run);
         }
         First::Limit(limit) => {
@@ -236,11 +244,13 @@ pub(crate) async fn run(
         .entry
         .live
         .report(&host.live, HostResult::Status(judged(head, &response)), now);
+
     let switching = arrived.terms.framing == Framing::Empty && response.status == 101;
     let replayable = match tee {
         Some(tee) => !tee.borrow().lost,
         None => no_body,
     };
+
     let mut wanted = false;
     if !switching && replayable {
         let again = may_retry(
@@ -252,12 +262,14 @@ pub(crate) async fn run(
                 wanted
             },
         );
+
         if again {
             drop(upload);
             run.response = response;
             return AttemptEnd::Again;
         }
     }
+
     if retries.done > 0 && !wanted {
         cluster.counts.retry_success.inc();
     }
@@ -267,6 +279,7 @@ pub(crate) async fn run(
             .flags
             .insert(ResponseFlag::UpstreamRetryLimitExceeded);
     }
+
     if let Some(tee) = tee
         && !tee.borrow().whole
     {
@@ -275,6 +288,7 @@ pub(crate) async fn run(
             tee.borrow_mut().give_up();
         }
     }
+
     clocks.responded();
     run.info.response_start = Some(Instant::now());
     run.info.details = Cow::Borrowed("via_upstream");
@@ -291,6 +305,7 @@ pub(crate) async fn run(
             how,
         ));
     }
+
     if !router.suppress_envoy_headers {
         let took = started.elapsed().as_millis();
         let mut digits = itoa::Buffer::new();
@@ -299,12 +314,14 @@ pub(crate) async fn run(
             digits.format(took).as_bytes(),
         );
     }
+
     if plan.forward.action.response_attempt_count {
         response.fields_mut().set(
             "x-envoy-attempt-count",
             run.info.attempts.to_string().as_bytes(),
         );
     }
+
     if let Some(cookie) = run.info.set_cookie.take() {
         response.append("set-cookie", cookie.as_bytes());
     }
@@ -319,6 +336,7 @@ pub(crate) async fn run(
         };
         return tunnel(run, plan, body, responder, io, input, clocks).await;
     }
+
     if plan.upgrade {
         // Bytes that the client sent for the other protocol must not be read as a request (A6).
         responder.close_after();
@@ -331,10 +349,12 @@ pub(crate) async fn run(
         Framing::Empty => Follows::Empty,
         _ => Follows::Body,
     };
+
     let mut out = match responder.start(&mut run.response, follows) {
         Ok(out) => out,
         Err(_) => return gone(run),
     };
+
     let mut reader = BodyReader::new(arrived.terms.framing);
     let no_continue = Cell::new(false);
     let trailers: RefCell<Option<http::HeaderMap>> = RefCell::default();
@@ -356,19 +376,23 @@ pub(crate) async fn run(
         }
         (Upstream::H2 { .. }, _) => (None, BodyIn::Empty),
     };
+
     enum Second {
         Down(Result<(), PumpError>),
         Limit(Limit),
         Gone,
         UploadBroken,
     }
+
     let second = {
         let mut upload_over = false;
+
         // What is no gRPC has no messages.
         let counted = messages
             .as_deref()
             .filter(|_| run.response.is_grpc())
             .map(|messages| &messages.responses);
+
         let mut down = pin!(pump(&mut from, &mut out, &sent, counted, None, |map| {
             *trailers.borrow_mut() = Some(map.clone());
         }));
@@ -385,12 +409,14 @@ pub(crate) async fn run(
                     }
                 }
             }
+
             clocks
                 .poll(cx, received.get() + sent.get())
                 .map(Second::Limit)
         })
         .await
     };
+
     let whole_upload = uploaded.get();
     drop(upload);
     from.settle();
@@ -403,6 +429,7 @@ pub(crate) async fn run(
         }
         run.trailers = Some(map);
     }
+
     if let BodyOut::H1 { head, .. } = &mut out {
         run.worker.buffers.give(std::mem::take(head));
     }
@@ -420,20 +447,24 @@ pub(crate) async fn run(
                     "connection_termination",
                 ),
             };
+
             let cause = Cause::Endpoint(
                 plan.cluster_name.clone(),
                 host.address,
                 error.to_string().into(),
             );
+
             run.info.end(
                 flag,
                 format!("upstream_reset_after_response_started{{{reason}}}"),
                 Some(cause),
             );
+
             cluster
                 .entry
                 .live
                 .report(&host.live, HostResult::LocalFailure, now);
+
             out.abort(h2::Reason::INTERNAL_ERROR);
             Ended::Broken
         }
@@ -455,6 +486,7 @@ pub(crate) async fn run(
             Ended::Gone
         }
     };
+
     h1_rest.take();
     if let Some(pooled) = pooled {
         let usable = ended == Ended::Whole
@@ -467,5 +499,6 @@ pub(crate) async fn run(
             host.pool.give_h1(lane, *pooled, Instant::now());
         }
     }
+
     AttemptEnd::Ended(ended)
 }

@@ -43,6 +43,7 @@ impl Timeouts {
         let own = &action.timeouts;
         let max_grpc = own.max_grpc.filter(|_| head.is_grpc());
         let mut total = own.request.unwrap_or_default();
+
         if let Some(max) = max_grpc {
             total = of_grpc(
                 head.fields()
@@ -52,6 +53,7 @@ impl Timeouts {
                 max,
             );
         }
+
         let asked = |known| millis(head.fields().known_str(known)?);
         let expected =
             asked(Known::XEnvoyExpectedRqTimeoutMs).filter(|_| router.respect_expected_timeout);
@@ -64,12 +66,14 @@ impl Timeouts {
                 .as_ref()
                 .and_then(|policy| policy.per_try_timeout)
         });
+
         head.fields_mut()
             .remove_known(Known::XEnvoyUpstreamRqTimeoutMs);
         head.fields_mut()
             .remove_known(Known::XEnvoyUpstreamRqPerTryTimeoutMs);
         let set = |limit: &Duration| !limit.is_zero();
         let total = Some(total).filter(set);
+
         Self {
             total,
             per_try: per_try
@@ -98,6 +102,7 @@ impl Timeouts {
             Some(total) => limit.min(total - elapsed),
             None => limit,
         };
+
         let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
         if left == 0 {
             return;
@@ -109,6 +114,7 @@ impl Timeouts {
                 digits.format(left).as_bytes(),
             );
         }
+
         if self.tells_grpc {
             let (number, unit) = to_grpc(left);
             let mut value = [0; 24];
@@ -156,6 +162,7 @@ fn grpc_timeout(value: &[u8]) -> Option<Duration> {
         return None;
     }
     let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+
     Some(match unit {
         b'H' => Duration::from_secs(number * 3600),
         b'M' => Duration::from_secs(number * 60),
@@ -185,6 +192,7 @@ mod tests {
             (600_000_000_000, (10_000_000, b'M')),
             (u64::MAX, (99_999_999, b'H')),
         ];
+
         for (ms, wanted) in units {
             assert_eq!(to_grpc(ms), wanted, "{ms}");
         }

@@ -46,6 +46,7 @@ pub fn chosen(action: &RouteAction, random: u64, head: &RequestHead) -> Vec<Shot
             host,
         })
     };
+
     action.mirrors.iter().filter(hit).filter_map(shot).collect()
 }
 
@@ -80,6 +81,7 @@ pub fn fire(
             return;
         }
     };
+
     for shot in shots {
         let mut head = head.clone();
         if let Some(host) = &shot.host {
@@ -91,6 +93,7 @@ pub fn fire(
             shot.cluster.clone(),
             body.clone(),
         );
+
         tokio::task::spawn_local(async move {
             let _ = tokio::time::timeout(LIMIT, send(&worker, &conn, &cluster, &head, body)).await;
         });
@@ -116,6 +119,7 @@ async fn send(
         original: None,
         now: epoch_ms(Instant::now()),
     };
+
     let (host, _) = cluster.pick(&wish)?;
     let ask = Ask {
         cluster: &cluster,
@@ -128,6 +132,7 @@ async fn send(
         high: false,
         conn,
     };
+
     let _active = host.live.begin();
     match acquire(worker, &ask).await.ok()? {
         Acquired::H1(mut pooled, lane, _) => {
@@ -149,6 +154,7 @@ async fn send(
                 &limits,
                 &mut response,
             );
+
             let terms = read.await.ok()?;
             let mut reader = BodyReader::new(terms.framing);
             loop {
@@ -161,6 +167,7 @@ async fn send(
                     n => reader.consume(&mut connection.input, n),
                 }
             }
+
             if terms.keep_alive && connection.input.is_empty() {
                 host.pool.give_h1(lane, *pooled, Instant::now());
             }
@@ -172,6 +179,7 @@ async fn send(
                 .open(request, body.is_empty())
                 .await
                 .ok()?;
+
             if !body.is_empty() {
                 send.send_data(body, true).ok()?;
             }
@@ -182,6 +190,7 @@ async fn send(
             }
         }
     }
+
     Some(())
 }
 

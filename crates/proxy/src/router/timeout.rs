@@ -150,9 +150,11 @@ impl Clocks {
             drain: None,
             timer: RefCell::default(),
         };
+
         if whole {
             clocks.uploaded();
         }
+
         clocks
     }
 
@@ -192,6 +194,7 @@ impl Clocks {
             self.total_at
                 .set(self.timeouts.total.map(|limit| Instant::now() + limit));
         }
+
         if self.try_at.get().is_none() {
             self.try_at
                 .set(self.per_try.get().map(|limit| Instant::now() + limit));
@@ -241,15 +244,18 @@ impl Clocks {
             .get()
             .zip(self.timeouts.idle)
             .map(|(at, idle)| at + idle);
+
         let idle_in_try = self
             .moved_in_try
             .get()
             .zip(self.per_try_idle.get())
             .map(|(at, idle)| at + idle);
+
         let drain = self
             .drain
             .as_ref()
             .and_then(|(conn, time)| conn.overdue_at(*time));
+
         let all = [
             (drain.map(Instant::from_std), Limit::Drain),
             (self.total_at.get(), Limit::Total),
@@ -260,6 +266,7 @@ impl Clocks {
             (self.request_at.get(), Limit::Request),
             (self.upstream_at.get(), Limit::Upstream),
         ];
+
         all.into_iter()
             .filter_map(|(at, limit)| Some((at?, limit)))
             .min_by_key(|(at, _)| *at)
@@ -274,6 +281,7 @@ impl Clocks {
             self.moved.set(now.filter(|_| self.timeouts.idle.is_some()));
             self.moved_in_try.set(now.filter(|_| in_try));
         }
+
         match self.next() {
             None => Poll::Pending,
             Some((at, limit)) => self.timer.borrow_mut().poll(cx, Some(at)).map(|()| limit),
@@ -309,6 +317,7 @@ mod tests {
             per_try,
             ..Timeouts::default()
         };
+
         let clocks = Clocks::new(timeouts, false, std::time::Instant::now());
         clocks.begin_attempt(None);
         tokio::time::sleep(Duration::from_secs(60)).await;
@@ -326,6 +335,7 @@ mod tests {
             request: Some(Duration::from_secs(9)),
             ..Timeouts::default()
         };
+
         let clocks = Clocks::new(timeouts, false, start.into_std());
         assert_eq!(clocks.expired().await, Limit::Request);
         assert_eq!(start.elapsed().as_secs(), 9);
@@ -337,12 +347,14 @@ mod tests {
                 .await
                 .is_pending()
         );
+
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert!(
             poll_fn(|cx| Poll::Ready(clocks.poll(cx, 2)))
                 .await
                 .is_pending()
         );
+
         assert_eq!(poll_fn(|cx| clocks.poll(cx, 2)).await, Limit::PerTryIdle);
         assert_eq!(began.elapsed().as_secs(), 5, "every byte starts it anew");
     }

@@ -110,6 +110,7 @@ fn lane(ask: &Ask<'_>) -> LaneKey {
         .transport
         .tls()
         .map_or(0, |terms| Arc::as_ptr(terms) as usize);
+
     let own =
         ask.cluster.entry.cluster.pool_per_downstream || carries_addresses(&ask.host.transport);
     let mut words = hash_of(ask.alpn.into_iter().flatten().map(|name| &**name));
@@ -120,12 +121,14 @@ fn lane(ask: &Ask<'_>) -> LaneKey {
         // A connection that says who the downstream is belongs to that downstream.
         words = words ^ (ask.conn.id as usize) << 1 | 1;
     }
+
     let protocol = match ask.cluster.entry.cluster.protocol {
         _ if ask.http1_only => UpstreamProtocol::Http1,
         UpstreamProtocol::Downstream if ask.http2_downstream => UpstreamProtocol::Http2,
         UpstreamProtocol::Downstream => UpstreamProtocol::Http1,
         protocol => protocol,
     };
+
     LaneKey {
         terms,
         words,
@@ -143,6 +146,7 @@ fn server_name<'a>(ask: &Ask<'a>) -> Option<(&'a str, bool)> {
         return own;
     }
     let host = host_of(ask.authority);
+
     match ServerName::try_from(host) {
         Ok(ServerName::DnsName(_)) => Some((host, http.auto_san_validation)),
         // An address is checked and never sent.
@@ -212,6 +216,7 @@ pub async fn acquire(worker: &Rc<Worker>, ask: &Ask<'_>) -> Result<Acquired, Not
         }
         changed.map_err(NotAcquired::Dial)?;
     };
+
     let name = server_name(ask);
     if name.is_some_and(|(name, _)| ServerName::try_from(name).is_err()) {
         return Err(NotAcquired::Name);
@@ -230,8 +235,10 @@ pub async fn acquire(worker: &Rc<Worker>, ask: &Ask<'_>) -> Result<Acquired, Not
         open,
         freed: places.freed(),
     };
+
     let (mut tell, made) = oneshot::channel();
     let host = ask.host.clone();
+
     // A task of its own, which the connect timeout ends: as with Envoy, a request that gives up
     // leaves the connection to others. A connection that takes longer than a request would wait
     // would otherwise never be.
@@ -245,6 +252,7 @@ pub async fn acquire(worker: &Rc<Worker>, ask: &Ask<'_>) -> Result<Acquired, Not
                 making.await
             }
         };
+
         let made = match made {
             Ok(made) => Ok((made, connecting)),
             Err(error) => {
@@ -252,12 +260,14 @@ pub async fn acquire(worker: &Rc<Worker>, ask: &Ask<'_>) -> Result<Acquired, Not
                 Err(error)
             }
         };
+
         match tell.send(made) {
             Err(Ok((Acquired::H1(pooled, key, _), _))) => host.pool.keep_h1(key, *pooled),
             Err(Ok((Acquired::H2(pooled), _))) => host.pool.give_h2(key, pooled),
             Ok(()) | Err(Err(_)) => {}
         }
     });
+
     // An error: the worker ends.
     let made = made
         .await
@@ -268,7 +278,9 @@ pub async fn acquire(worker: &Rc<Worker>, ask: &Ask<'_>) -> Result<Acquired, Not
         pooled.count_request();
         pool.give_h2(key, pooled.clone());
     }
+
     drop(connecting);
+
     Ok(acquired)
 }
 
@@ -279,11 +291,13 @@ fn pooled(pool: &HostPool, key: LaneKey) -> Option<Acquired> {
     {
         return Some(Acquired::H2(pooled));
     }
+
     if key.protocol != UpstreamProtocol::Http2
         && let Some(pooled) = pool.take_h1(key)
     {
         return Some(Acquired::H1(Box::new(pooled), key, true));
     }
+
     None
 }
 

@@ -94,6 +94,7 @@ impl WorkerCluster {
         {
             pools.insert(host.address, host.pool.clone());
         }
+
         let hosts = entry
             .endpoints
             .endpoints
@@ -110,11 +111,14 @@ impl WorkerCluster {
                     live,
                 }))
             });
+
         let hosts = hosts.collect();
         let now = super::live::epoch_ms(Instant::now());
+
         // First: it may bring endpoints back.
         let generation = entry.live.health_generation(now);
         let balancer = balancer(&entry);
+
         Self {
             balancer: RefCell::new(Rc::new(balancer)),
             balancer_of: Cell::new(generation),
@@ -141,21 +145,25 @@ impl WorkerCluster {
             }
             return Some((self.original(address), 0));
         }
+
         let generation = self.entry.live.health_generation(wish.now);
         if generation != self.balancer_of.get() {
             *self.balancer.borrow_mut() = Rc::new(balancer(&self.entry));
             self.balancer_of.set(generation);
         }
+
         let balancer = self.balancer.borrow();
         let mut cursor = self.cursor.get();
         let active = |host: u32| match self.hosts.get(host as usize) {
             Some(Some(host)) => host.live.active.load(std::sync::atomic::Ordering::Relaxed),
             _ => u32::MAX,
         };
+
         let avoid = |host: u32| match self.hosts.get(host as usize) {
             Some(Some(host)) => wish.tried.contains(&host.address),
             _ => true,
         };
+
         let picked = balancer.pick(&mut PickContext {
             random: wish.random,
             hash: wish.hash,
@@ -170,9 +178,11 @@ impl WorkerCluster {
             },
             failed_priorities: wish.failed_priorities,
         });
+
         self.cursor.set(cursor);
         let picked = picked?;
         let host = self.hosts.get(picked.host as usize)?.clone()?;
+
         Some((host, picked.priority))
     }
 
@@ -188,7 +198,9 @@ impl WorkerCluster {
             pool: Rc::default(),
             transport: self.entry.cluster.transport.clone(),
         });
+
         original.insert(address, host.clone());
+
         host
     }
 
@@ -201,6 +213,7 @@ impl WorkerCluster {
         let mut original = self.original.borrow_mut();
         let before = original.len();
         original.retain(|_, host| host.pool.sweep(now, idle) || Rc::strong_count(host) > 1);
+
         if original.len() < before {
             // Other workers may still call them.
             self.entry.live.forget_unused_hosts();
@@ -235,12 +248,14 @@ fn balancer(entry: &ClusterEntry) -> Balancer {
             // An address that cannot be connected to (a name that has not been resolved).
             return Health::Excluded;
         };
+
         if live.is_ejected() {
             Health::Unhealthy
         } else {
             endpoint.status.health()
         }
     };
+
     entry
         .endpoints
         .balancer(&entry.cluster.lb, entry.cluster.hash_by_hostname, health)
@@ -255,6 +270,7 @@ impl WorkerCluster {
             .values()
             .map(|host| (host.address, host.pool.len()))
             .collect();
+
         self.hosts
             .iter()
             .flatten()
@@ -290,11 +306,13 @@ mod tests {
             lb_policy: proto::cluster::LbPolicy::ClusterProvided as i32,
             ..Default::default()
         });
+
         let known = || {
             let mut ports: Vec<_> = entry.live.hosts().keys().map(SocketAddr::port).collect();
             ports.sort_unstable();
             ports
         };
+
         let [one, other] = [1, 2].map(|seed| WorkerCluster::new(entry.clone(), None, seed));
         for port in 1..=1000 {
             called(&one, port);
@@ -305,6 +323,7 @@ mod tests {
         drop(busy);
         one.sweep(Instant::now());
         assert_eq!(known(), [8], "another worker calls it");
+
         // Endpoints of other clusters are forgotten when configuration no longer has them; here it
         // never had any.
         ClusterEntry::new(entry.cluster.clone(), Arc::default(), entry.live.clone());
@@ -312,6 +331,7 @@ mod tests {
             &elsewhere.live,
             &entry.live.host(elsewhere.address)
         ));
+
         drop(elsewhere);
         other.sweep(Instant::now());
         assert_eq!(known(), [0_u16; 0]);
@@ -336,8 +356,10 @@ mod tests {
                 ),
                 ..Default::default()
             });
+
             WorkerCluster::new(entry, None, 1).sweep_every(longest)
         };
+
         // 0 is no timeout.
         assert_eq!(
             [0, 1, 2000, 3_600_000].map(every),

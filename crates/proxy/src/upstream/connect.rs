@@ -101,6 +101,7 @@ async fn dial_unbounded(dial: &Dial<'_>, tls: &TlsConfigs) -> Result<Dialled, Di
             }
         }
     };
+
     // Before the connection: a missing certificate must not cost the upstream one.
     let (name, config) = match terms {
         None => ("", None),
@@ -115,6 +116,7 @@ async fn dial_unbounded(dial: &Dial<'_>, tls: &TlsConfigs) -> Result<Dialled, Di
             )
         }
     };
+
     let mut stream = meltemi_net::connect(dial.address, dial.options)
         .await
         .map_err(DialError::Connect)?;
@@ -124,6 +126,7 @@ async fn dial_unbounded(dial: &Dial<'_>, tls: &TlsConfigs) -> Result<Dialled, Di
             .await
             .map_err(DialError::Connect)?;
     }
+
     let (Some(terms), Some(config)) = (terms, config) else {
         return Ok(Dialled {
             stream: Stream::Plain(stream),
@@ -131,15 +134,18 @@ async fn dial_unbounded(dial: &Dial<'_>, tls: &TlsConfigs) -> Result<Dialled, Di
             principal: None,
         });
     };
+
     let name = match name {
         "" => ServerName::IpAddress(dial.address.ip().into()),
         name => ServerName::try_from(name.to_owned())
             .map_err(|_| DialError::Tls(format!("{name:?} is not a name")))?,
     };
+
     let stream = tokio_rustls::TlsConnector::from(config)
         .connect(name, stream)
         .await
         .map_err(|error| DialError::Tls(meltemi_tls::cause_of_io(&error)))?;
+
     let (_, session) = stream.get_ref();
     super::tls::check_pins(&terms.common.validation, session.peer_certificates())
         .map_err(DialError::Tls)?;
@@ -148,6 +154,7 @@ async fn dial_unbounded(dial: &Dial<'_>, tls: &TlsConfigs) -> Result<Dialled, Di
         .peer_certificates()
         .and_then(|chain| meltemi_tls::peer_spiffe(chain).ok())
         .map(|id| Arc::from(id.principal()));
+
     Ok(Dialled {
         stream: Stream::Tls(Box::new(stream.into())),
         alpn,
@@ -168,6 +175,7 @@ fn proxy_header(version: u8, source: SocketAddr, destination: SocketAddr) -> Vec
         );
         return line.into_bytes();
     }
+
     let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
     match (source, destination) {
         (SocketAddr::V4(source), SocketAddr::V4(destination)) => {
@@ -185,8 +193,10 @@ fn proxy_header(version: u8, source: SocketAddr, destination: SocketAddr) -> Vec
             header.extend_from_slice(&six(destination));
         }
     }
+
     header.extend_from_slice(&source.port().to_be_bytes());
     header.extend_from_slice(&destination.port().to_be_bytes());
+
     header
 }
 
@@ -200,10 +210,12 @@ mod tests {
             "10.0.0.1:1000".parse().expect("a"),
             "10.0.0.2:80".parse().expect("b"),
         );
+
         assert_eq!(
             proxy_header(1, a, b),
             b"PROXY TCP4 10.0.0.1 10.0.0.2 1000 80\r\n"
         );
+
         let two = proxy_header(2, a, b);
         assert_eq!(&two[..16], b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c");
         assert_eq!(two.len(), 28);

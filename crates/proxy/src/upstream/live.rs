@@ -198,11 +198,13 @@ impl ClusterLive {
             Resource::Requests => thresholds.requests,
             Resource::Retries => thresholds.retries,
         };
+
         let count = self.count(high, resource);
         if count.fetch_add(1, Relaxed) >= limit {
             count.fetch_sub(1, Relaxed);
             return self.refuse(resource);
         }
+
         Some(Permit {
             cluster: self.clone(),
             high,
@@ -342,9 +344,11 @@ mod tests {
             requests: 2,
             ..Thresholds::default()
         };
+
         let cluster = Arc::new(ClusterLive::new([thresholds; 2], None));
         let first = cluster.admit(false, Resource::Requests);
         let second = cluster.admit(false, Resource::Requests);
+
         assert!(first.is_some() && second.is_some());
         assert!(cluster.admit(false, Resource::Requests).is_none());
         assert_eq!(
@@ -354,10 +358,12 @@ mod tests {
             ),
             (1, 0)
         );
+
         assert!(
             cluster.admit(true, Resource::Requests).is_some(),
             "the other priority has a breaker of its own"
         );
+
         drop(first);
         assert!(cluster.admit(false, Resource::Requests).is_some());
     }

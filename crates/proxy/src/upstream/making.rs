@@ -65,6 +65,7 @@ impl Making {
             }
             UpstreamProtocol::Http1 | UpstreamProtocol::Downstream => false,
         };
+
         if http2 {
             self.http2(dialled).await
         } else {
@@ -85,6 +86,7 @@ impl Making {
             options: &self.options,
             timeout: self.entry.cluster.connect_timeout,
         };
+
         dial(terms, &self.worker.tls).await
     }
 
@@ -132,6 +134,7 @@ impl Making {
                 .unwrap_or(defaults.keepalive_timeout),
             ..defaults
         };
+
         let facts = self.facts(&mut dialled);
         let connection = H2Connection::start(
             dialled.stream,
@@ -140,7 +143,9 @@ impl Making {
             (self.permit, self.open),
         )
         .await;
+
         let connection = connection.map_err(|error| Rc::new(DialError::Connect(error)))?;
+
         Ok(Acquired::H2(Rc::new(PooledH2::new(
             connection,
             facts,

@@ -129,10 +129,12 @@ impl Record {
             }
             return false;
         }
+
         let reached = limit > 0 && row.fetch_add(1, Relaxed) + 1 >= limit && !self.is_ejected();
         if reached {
             row.store(0, Relaxed);
         }
+
         reached
     }
 }
@@ -176,20 +178,24 @@ impl Outlier {
                 failed,
                 terms.consecutive_local,
             );
+
             if failed {
                 return [by_local, None];
             }
         }
+
         let status = match result {
             // Envoy makes a 503 or a 504 of it.
             HostResult::LocalFailure => 503,
             HostResult::Status(status) => status,
         };
+
         let failed = (500..600).contains(&status);
         if self.rated[0] {
             record.rates[0].count(!failed);
         }
         let is_gateway = matches!(status, 502..=504);
+
         [
             row(
                 Reason::ConsecutiveGatewayFailure,
@@ -229,11 +235,13 @@ impl Outlier {
             all.clone().count(),
             all.filter(|record| record.is_ejected()).count(),
         );
+
         let fits = (out + 1) * 100 <= self.terms.max_ejection_percent as usize * count;
         if !(fits || out == 0 && self.terms.always_eject_one) {
             self.overflow.fetch_add(1, Relaxed);
             return false;
         }
+
         if self.draw(100) >= u64::from(self.enforcing(reason)) {
             return false;
         }
@@ -243,17 +251,21 @@ impl Outlier {
         {
             record.backoff.store(backoff + 1, Relaxed);
         }
+
         let length = self
             .terms
             .base_ejection
             .saturating_mul(record.backoff.load(Relaxed))
             .min(self.terms.max_ejection);
+
         record.returns_at.store(
             now + millis(length) + self.draw(millis(self.terms.jitter) + 1),
             Relaxed,
         );
+
         record.ejected_at.store(now.max(1), Relaxed);
         self.enforced[reason as usize].fetch_add(1, Relaxed);
+
         true
     }
 
@@ -282,6 +294,7 @@ impl Outlier {
                 changed = true;
             }
         }
+
         let kinds = [
             (Reason::SuccessRate, Reason::FailurePercentage),
             (
@@ -289,6 +302,7 @@ impl Outlier {
                 Reason::LocalOriginFailurePercentage,
             ),
         ];
+
         for (index, (by_comparison, by_share)) in kinds
             .into_iter()
             .enumerate()
@@ -296,12 +310,14 @@ impl Outlier {
         {
             changed |= self.look_at_rates(index, by_comparison, by_share, now, all.clone());
         }
+
         // Every interval in service makes the next ejection shorter by one base.
         for record in all.filter(|record| !record.is_ejected()) {
             let (since, backoff) = (
                 record.returned_at.load(Relaxed),
                 record.backoff.load(Relaxed),
             );
+
             if since != 0 && backoff != 0 {
                 let intervals = (now - since.min(now)) / self.interval();
                 record.backoff.store(
@@ -313,6 +329,7 @@ impl Outlier {
                     .store(since + intervals * self.interval(), Relaxed);
             }
         }
+
         changed
     }
 
@@ -330,6 +347,7 @@ impl Outlier {
             .filter(|(record, (_, volume))| !record.is_ejected() && *volume > 0)
             .map(|(record, (rate, volume))| (record, rate, volume))
             .collect();
+
         let enough = |volume: u32, hosts: u32| {
             let enough: Vec<_> = rated
                 .iter()
@@ -341,6 +359,7 @@ impl Outlier {
                 Vec::new()
             }
         };
+
         let mut changed = false;
         let terms = &self.terms.success_rate;
         let hosts = enough(terms.request_volume, terms.minimum_hosts);
@@ -350,6 +369,7 @@ impl Outlier {
             .map(|(_, rate, _)| (rate - mean).powi(2))
             .sum::<f64>()
             / hosts.len() as f64;
+
         let bound = mean - f64::from(terms.stdev_factor) / 1000.0 * variance.sqrt();
         for (record, ..) in hosts.iter().filter(|(_, rate, _)| *rate < bound) {
             changed |= self.eject(record, by_comparison, now, all.clone());
@@ -362,6 +382,7 @@ impl Outlier {
         {
             changed |= self.eject(record, by_share, now, all.clone());
         }
+
         changed
     }
 

@@ -94,6 +94,7 @@ impl Places {
         let promised = u64::from(room.saturating_sub(1));
         self.promised.set(self.promised.get() + promised);
         self.open.set(self.open.get() + 1);
+
         (
             Connecting {
                 places: self.clone(),

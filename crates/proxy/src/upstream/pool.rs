@@ -166,8 +166,10 @@ impl HostPool {
             h2: Vec::new(),
             places: Rc::default(),
         };
+
         let places = lane.places.clone();
         self.lanes.borrow_mut().push(lane);
+
         places
     }
 
@@ -248,8 +250,10 @@ impl HostPool {
                 pooled.is_open() && !idle.is_some_and(|idle| pooled.is_idle(idle, now))
             });
         }
+
         // A connection in use and whoever waits for one hold the lane's places.
         lanes.retain(|lane| Rc::strong_count(&lane.places) > 1);
+
         !lanes.is_empty()
     }
 

@@ -111,11 +111,13 @@ impl TlsConfigs {
             name.is_some(),
             checked.map(Into::into),
         );
+
         if let Some((_, config)) = made.clients.get(&key) {
             return Ok(config.clone());
         }
         let config = client_config(&self.secrets, terms, alpn, name.is_some(), checked)?;
         made.clients.insert(key, (terms.clone(), config.clone()));
+
         Ok(config)
     }
 
@@ -134,6 +136,7 @@ impl TlsConfigs {
                 .alpn
                 .iter()
                 .any(|own| offered.iter().any(|one| **one == **own));
+
         let key = (Arc::as_ptr(terms) as usize, agrees);
         if let Some((_, config)) = made.servers.get(&key) {
             return Ok(config.clone());
@@ -144,7 +147,9 @@ impl TlsConfigs {
             without.alpn_protocols.clear();
             config = Arc::new(without);
         }
+
         made.servers.insert(key, (terms.clone(), config.clone()));
+
         Ok(config)
     }
 }
@@ -176,6 +181,7 @@ fn identities(secrets: &SecretStore, common: &CommonTls) -> Result<Vec<Identity>
             Identity::from_pem(&read(chain)?, &read(key)?).map_err(unusable)
         }
     };
+
     common.certificates.iter().map(one).collect()
 }
 
@@ -190,6 +196,7 @@ fn trust(secrets: &SecretStore, common: &CommonTls) -> Result<Option<TrustBundle
         Trust::Inline(source) => TrustBundle::from_pem(&read(source)?).map_err(unusable)?,
         Trust::System => TrustBundle::system(),
     };
+
     match &validation.crl {
         Some(crl) => bundle.with_crls(&read(crl)?).map(Some).map_err(unusable),
         None => Ok(Some(bundle)),
@@ -230,6 +237,7 @@ fn client_config(
         }
         (Some(_), None) => ServerRule::Chain,
     };
+
     let client = ClientTerms {
         // Who connects without naming protocols does not send the preamble that this one promises.
         alpn: match alpn {
@@ -248,7 +256,9 @@ fn client_config(
         max_version: Some(version(common.max_version)),
         algorithms: algorithms(common),
     };
+
     let trust = trust.unwrap_or_default();
+
     meltemi_tls::client_config(&client, identity.as_ref(), &trust).map_err(unusable)
 }
 
@@ -264,6 +274,7 @@ fn server_config(
         (false, Some(_)) => ClientAuth::Optional,
         (false, None) => ClientAuth::None,
     };
+
     let server = ServerTerms {
         alpn: common.alpn.iter().map(|name| name.to_string()).collect(),
         client_auth,
@@ -277,15 +288,18 @@ fn server_config(
         max_version: Some(version(common.max_version)),
         algorithms: algorithms(common),
     };
+
     let config =
         meltemi_tls::server_config_with(&server, &identities, trust.as_ref()).map_err(unusable)?;
     if !terms.disable_tickets && !terms.disable_sessions {
         return Ok(config);
     }
     let mut config = (*config).clone();
+
     // rustls resumes from one store, whichever way the client asks.
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+
     Ok(Arc::new(config))
 }
 
@@ -304,6 +318,7 @@ pub fn check(common: &CommonTls) -> Result<(), TlsUnready> {
             Identity::from_pem(&read(chain)?, &read(key)?).map_err(unusable)?;
         }
     }
+
     if let Trust::Inline(source) = &common.validation.trust {
         TrustBundle::from_pem(&read(source)?).map_err(unusable)?;
     }
@@ -312,6 +327,7 @@ pub fn check(common: &CommonTls) -> Result<(), TlsUnready> {
             .with_crls(&read(crl)?)
             .map_err(unusable)?;
     }
+
     san(&common.validation.san_matchers).map(|_| ())
 }
 
@@ -324,11 +340,13 @@ pub fn check_pins(
     if !validation.is_pinned() {
         return Ok(());
     }
+
     // A client that shows nothing where it need not has been let in by the terms themselves.
     let Some(leaf) = chain.and_then(<[_]>::first) else {
         return Ok(());
     };
     let (certificate, key) = meltemi_tls::pin_digests(leaf).map_err(|error| error.to_string())?;
+
     match validation.accepts_pin(&certificate, &key) {
         true => Ok(()),
         false => Err(format!(
@@ -340,6 +358,7 @@ pub fn check_pins(
 
 fn san_matcher(matcher: &SanMatch) -> Result<SanMatcher, TlsUnready> {
     use meltemi_filters::matcher::{IgnoreCase, StringMatch};
+
     let kind = match matcher.kind {
         SanKind::Any => meltemi_tls::SanKind::Any,
         SanKind::Dns => meltemi_tls::SanKind::Dns,
@@ -347,6 +366,7 @@ fn san_matcher(matcher: &SanMatch) -> Result<SanMatcher, TlsUnready> {
         SanKind::Ip => meltemi_tls::SanKind::Ip,
         SanKind::Email => return Err(unusable("e-mail names are not supported")),
     };
+
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (value, fold) = match &matcher.value {
         StringMatch::Exact(value) => (TextMatch::Exact(text(value)), false),
@@ -365,7 +385,9 @@ fn san_matcher(matcher: &SanMatch) -> Result<SanMatcher, TlsUnready> {
             (TextMatch::Contains(text(value)), true)
         }
     };
+
     let matcher = SanMatcher::new(kind, value);
+
     Ok(if fold {
         matcher.ignoring_case()
     } else {

@@ -24,16 +24,19 @@ fn by(specifier: hash_policy::PolicySpecifier) -> HashPolicy {
 /// By a header, by one that is not forwarded as it came, and by a cookie.
 fn in_front() -> Listener {
     use hash_policy::{Cookie, Header, PolicySpecifier};
+
     let header = by(PolicySpecifier::Header(Header {
         header_name: "x-user".into(),
         ..Default::default()
     }));
+
     let cookie = by(PolicySpecifier::Cookie(Cookie {
         name: "session".into(),
         path: "/".into(),
         ttl: Some(Default::default()),
         ..Default::default()
     }));
+
     let by_header = tune(forward("/header", "up"), |action| {
         action.hash_policy = vec![header.clone()]
     });
@@ -49,6 +52,7 @@ fn in_front() -> Listener {
         append_action: core::header_value_option::HeaderAppendAction::OverwriteIfExistsOrAdd as i32,
         ..Default::default()
     }];
+
     let by_cookie = tune(forward("/cookie", "up"), |action| {
         action.hash_policy = vec![cookie]
     });
@@ -56,7 +60,9 @@ fn in_front() -> Listener {
         "r",
         vec![by_header, by_set_header, by_cookie],
     )));
+
     manager.access_log.clear();
+
     listener("in", vec![http_chain(&manager)])
 }
 
@@ -89,6 +95,7 @@ async fn cookies_of(at: SocketAddr) {
     let value = meltemi_lb::hash::xxh64(format!("{own}{at}").as_bytes(), 0);
     let expected = format!("session=\"{value:016x}\"; Path=/; HttpOnly");
     let mut endpoints = BTreeSet::new();
+
     for _ in 0..3 {
         let (head, _) = client
             .ask("GET /cookie HTTP/1.1\nhost: a\ncookie: session=; other=1\n\n")
@@ -96,6 +103,7 @@ async fn cookies_of(at: SocketAddr) {
         assert_eq!(field(&head, "set-cookie"), Some(&*expected));
         endpoints.insert(field(&head, "x-name").expect("an endpoint").to_owned());
     }
+
     let request = format!("GET /cookie HTTP/1.1\nhost: a\ncookie: session={value:016x}\n\n");
     let (head, _) = Client::connect(at).await.ask(&request).await;
     assert_eq!(field(&head, "set-cookie"), None);
@@ -129,6 +137,7 @@ async fn envoy_and_we_bind_alike() {
     let clusters = vec![upstream().await];
     let theirs = Envoy::start(program, clusters.clone(), |_| vec![in_front()]).await;
     let ours = Running::start(ProxyOptions::default());
+
     ours.apply(clusters, vec![in_front()]).await;
     let (their, our) = (theirs.at("in").await, ours.at("in").await);
     for path in ["/header", "/set"] {
@@ -140,6 +149,7 @@ async fn envoy_and_we_bind_alike() {
             );
         }
     }
+
     cookies_of(their).await;
     cookies_of(our).await;
 }

@@ -21,6 +21,7 @@ fn nobody_may() -> rbac::Rbac {
         }],
         ..Default::default()
     };
+
     rbac::Rbac {
         action: rbac::rbac::Action::Deny as i32,
         policies: [("ns[a]-policy[secret-name]-rule[0]".to_owned(), any)].into(),
@@ -41,17 +42,20 @@ async fn answers_name_their_cause_in_the_log_and_a_counter_and_not_to_the_client
         )),
         ..Default::default()
     };
+
     let routes = vec![
         forward("/none", "secret-name"),
         forward("/missing", "missing"),
         direct,
     ];
+
     let manager = manager(inline(table("secret-table", routes)));
     let running = Running::with(
         vec![static_cluster("secret-name", &[])],
         vec![listener("in", vec![http_chain(&manager)])],
     )
     .await;
+
     let at = running.at("in").await;
     for (path, cause) in [
         ("/none", "<no usable endpoint in secret-name>"),
@@ -64,6 +68,7 @@ async fn answers_name_their_cause_in_the_log_and_a_counter_and_not_to_the_client
         let line = running.log.line_with(&format!(" {path} ")).await;
         assert!(line.ends_with(cause), "{line}");
     }
+
     let mut client = Client::connect(at).await;
     client
         .ask("GET /none HTTP/1.1\nhost: a\nconnection: upgrade\nupgrade: spdy\n\n")
@@ -72,19 +77,24 @@ async fn answers_name_their_cause_in_the_log_and_a_counter_and_not_to_the_client
         .log
         .line_with("<route to-secret-name does not allow the upgrade>")
         .await;
+
     assert!(
         client.closed().await,
         "what follows may be in the other protocol"
     );
+
     Client::connect(at)
         .await
         .send("GET / HTTP/1.1\r\nhost : a\r\n\r\n")
         .await;
+
     running
         .log
         .line_with("<protocol error: http1.codec_error>")
         .await;
+
     let metrics = running.handle.metrics();
+
     for (kind, flag, count) in [
         ("no_endpoint", "UH", 1),
         ("no_cluster", "NC", 1),
@@ -108,26 +118,31 @@ async fn refused_connections_name_their_cause() {
         rules: Some(nobody_may()),
         ..Default::default()
     };
+
     denied.filters.insert(
         0,
         network_filter("envoy.filters.network.rbac", pack(&rules)),
     );
+
     let mut limited = tcp_chain("up");
     let limit = ConnectionLimit {
         stat_prefix: "few".into(),
         max_connections: Some(UInt64Value { value: 1 }),
         ..Default::default()
     };
+
     limited.filters.insert(
         0,
         network_filter("envoy.filters.network.connection_limit", pack(&limit)),
     );
+
     // The limit is one for HTTP as well.
     let mut web = http_chain(&manager(inline(table("r", vec![forward("/", "up")]))));
     web.filters.insert(
         0,
         network_filter("envoy.filters.network.connection_limit", pack(&limit)),
     );
+
     let mut elsewhere = tcp_chain("up");
     elsewhere.filter_chain_match = Some(
         meltemi_proto::envoy::config::listener::v3::FilterChainMatch {
@@ -135,6 +150,7 @@ async fn refused_connections_name_their_cause() {
             ..Default::default()
         },
     );
+
     let mut unmatched = listener("unmatched", vec![elsewhere]);
     unmatched.access_log = vec![log()];
     let up = peers::echo("up").await;
@@ -148,18 +164,21 @@ async fn refused_connections_name_their_cause() {
         ],
     )
     .await;
+
     let mut refused = Client::connect(running.at("denied").await).await;
     assert!(refused.closed().await);
     running
         .log
         .line_with("<policy ns[a]-policy[secret-name]-rule[0]>")
         .await;
+
     let mut unknown = Client::connect(running.at("unmatched").await).await;
     assert!(unknown.closed().await);
     running
         .log
         .line_with("0 NR filter_chain_not_found - - 0 <no filter chain in unmatched>")
         .await;
+
     for name in ["limited", "web"] {
         let at = running.at(name).await;
         let mut first = Client::connect(at).await;
@@ -167,8 +186,10 @@ async fn refused_connections_name_their_cause() {
         let mut second = Client::connect(at).await;
         assert!(second.closed().await, "{name}");
     }
+
     running.log.line_with("<connection limit few>").await;
     let metrics = running.handle.metrics();
+
     for (kind, flag, count) in [
         ("policy", "-", 1),
         ("no_filter_chain", "NR", 1),
@@ -195,6 +216,7 @@ async fn istios_line_is_whole_and_no_client_can_forge_one() {
         vec![listener("in", vec![http_chain(&manager)])],
     )
     .await;
+
     let at = running.at("in").await;
     let mut client = Client::connect(at).await;
     let from = client.stream.local_addr().expect("connected");
@@ -204,23 +226,27 @@ async fn istios_line_is_whole_and_no_client_can_forge_one() {
     client.send(request).await;
     client.receive().await.expect("a response");
     let line = running.log.line_with("GET /a?b").await;
+
     // What differs from run to run is taken out.
     let (start, rest) = line.split_once("] ").expect("a time");
     assert!(
         start.len() == "[2023-11-14T22:13:20.123Z".len() && start.ends_with('Z'),
         "{start}"
     );
+
     let words: Vec<&str> = rest.split(' ').collect();
     let (took, waited, local) = (words[10], words[11], words[words.len() - 5]);
     assert!(
         took.parse::<u32>().is_ok() && waited.parse::<u32>().is_ok(),
         "{rest}"
     );
+
     assert!(local.starts_with("127.0.0.1:"), "{rest}");
     let wanted = format!(
         "\"GET /a?b HTTP/1.1\" 200 - via_upstream - \"-\" 0 2 {took} {waited} \"-\" \
          \"a\\x22 200 - \\x5c\\x09b\\xff\\xc2\\x9b31m\" \
          \"one\" \"details:9080\" \"{up}\" up {local} {at} {from} - to-up"
     );
+
     assert_eq!(rest, wanted);
 }

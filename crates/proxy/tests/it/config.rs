@@ -44,6 +44,7 @@ pub fn assignment(name: &str, endpoints: &[SocketAddr]) -> endpoint::ClusterLoad
         )),
         ..Default::default()
     };
+
     endpoint::ClusterLoadAssignment {
         cluster_name: name.into(),
         endpoints: vec![endpoint::LocalityLbEndpoints {
@@ -72,6 +73,7 @@ pub fn http2(mut cluster: cluster::Cluster) -> cluster::Cluster {
         ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
     };
     use meltemi_proto::envoy::extensions::upstreams::http::v3 as http;
+
     let options = http::HttpProtocolOptions {
         upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(
             ExplicitHttpConfig {
@@ -80,10 +82,12 @@ pub fn http2(mut cluster: cluster::Cluster) -> cluster::Cluster {
         )),
         ..Default::default()
     };
+
     cluster.typed_extension_protocol_options.insert(
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(),
         pack(&options),
     );
+
     cluster
 }
 
@@ -181,6 +185,7 @@ pub fn log_as(path: &str, format: &str) -> meltemi_proto::envoy::config::accessl
     use core::substitution_format_string::Format;
     use meltemi_proto::envoy::config::accesslog::v3::{AccessLog, access_log::ConfigType};
     use meltemi_proto::envoy::extensions::access_loggers::file::v3 as file;
+
     let config = file::FileAccessLog {
         path: path.into(),
         access_log_format: Some(file::file_access_log::AccessLogFormat::LogFormat(
@@ -193,6 +198,7 @@ pub fn log_as(path: &str, format: &str) -> meltemi_proto::envoy::config::accessl
             },
         )),
     };
+
     AccessLog {
         name: "envoy.access_loggers.file".into(),
         config_type: Some(ConfigType::TypedConfig(pack(&config))),
@@ -227,6 +233,7 @@ pub fn tcp_chain(cluster: &str) -> listener::FilterChain {
         access_log: vec![log()],
         ..Default::default()
     };
+
     listener::FilterChain {
         name: "tcp".into(),
         filters: vec![network_filter(
@@ -274,6 +281,7 @@ impl LogBook {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+
         panic!(
             "no line with {text:?}: {}",
             String::from_utf8_lossy(&self.0.lock().expect("no writer panics"))
@@ -315,10 +323,12 @@ impl Running {
             .apply(CLUSTER, clusters, Vec::new())
             .await
             .expect("clusters are good");
+
         let listeners = listeners
             .iter()
             .map(|l| (l.name.clone(), pack(l)))
             .collect();
+
         self.handle
             .apply(LISTENER, listeners, Vec::new())
             .await
@@ -337,8 +347,10 @@ impl Running {
             {
                 return address;
             }
+
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+
         panic!(
             "{name} does not listen; warming: {:?}",
             self.handle.warming().await

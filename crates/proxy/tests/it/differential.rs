@@ -43,6 +43,7 @@ async fn witness(name: &'static str) -> SocketAddr {
             // Envoy says that an OPTIONS request has no body; there is no need to.
             *line != "content-length: 0" && !VOLATILE.iter().any(|name| line.starts_with(name))
         };
+
         let mut fields: Vec<&str> = lines.filter(is_shown).collect();
         fields.sort_unstable();
         let text = format!(
@@ -50,10 +51,12 @@ async fn witness(name: &'static str) -> SocketAddr {
             fields.join("\n"),
             String::from_utf8_lossy(body)
         );
+
         let head = format!(
             "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nx-drop: me\r\nserver: app\r\n\r\n",
             text.len()
         );
+
         [head, text].concat().into_bytes()
     })
     .await
@@ -95,6 +98,7 @@ fn on(path: PathSpecifier, action: Action) -> route::Route {
         PathSpecifier::Path(path) | PathSpecifier::Prefix(path) => path.clone(),
         _ => "regex".to_owned(),
     };
+
     route::Route {
         name,
         r#match: Some(route::RouteMatch {
@@ -138,11 +142,13 @@ fn always() -> Option<FractionalPercent> {
 
 fn set(name: &str, value: &str, overwrite: bool) -> core::HeaderValueOption {
     use core::header_value_option::HeaderAppendAction as Append;
+
     let action = if overwrite {
         Append::OverwriteIfExistsOrAdd
     } else {
         Append::AppendIfExistsOrAdd
     };
+
     core::HeaderValueOption {
         header: Some(core::HeaderValue {
             key: name.into(),
@@ -213,21 +219,25 @@ fn cors_policy() -> cors::CorsPolicy {
 
 fn routes() -> Vec<route::Route> {
     use cluster_names::{BAD, DOWN, FULL, LIMITED, NONE, ONE, OVERLOADED, RESET, SILENT, TWO};
+
     let weights = |one: u32, two: u32| {
         let weight = |name: &str, weight: u32| route::weighted_cluster::ClusterWeight {
             name: name.into(),
             weight: Some(UInt32Value { value: weight }),
             ..Default::default()
         };
+
         let clusters = vec![weight(ONE, one), weight(TWO, two)];
         let weighted = route::WeightedCluster {
             clusters,
             ..Default::default()
         };
+
         to_with("", |action| {
             action.cluster_specifier = Some(ClusterSpecifier::WeightedClusters(weighted))
         })
     };
+
     let query = |name: &str, value: &str| route::QueryParameterMatcher {
         name: name.into(),
         query_parameter_match_specifier: Some(
@@ -236,6 +246,7 @@ fn routes() -> Vec<route::Route> {
             )),
         ),
     };
+
     let retrying = |on: &str| {
         let policy = route::RetryPolicy {
             retry_on: on.into(),
@@ -244,12 +255,14 @@ fn routes() -> Vec<route::Route> {
         };
         move |action: &mut route::RouteAction| action.retry_policy = Some(policy)
     };
+
     let seconds = |n: u64| duration(Duration::from_secs(n));
     let per_try = |n: u64| route::RetryPolicy {
         retry_on: "connect-failure".into(),
         per_try_timeout: Some(seconds(n)),
         ..Default::default()
     };
+
     #[allow(deprecated)] // what Istio sends
     let grpc = |max: Option<u64>, offset: Option<u64>| {
         move |action: &mut route::RouteAction| {
@@ -258,6 +271,7 @@ fn routes() -> Vec<route::Route> {
             action.grpc_timeout_offset = offset.map(|offset| duration(Duration::from_secs(offset)));
         }
     };
+
     let aborts = fault::HttpFault {
         abort: Some(fault::FaultAbort {
             percentage: always(),
@@ -272,6 +286,7 @@ fn routes() -> Vec<route::Route> {
         }),
         ..Default::default()
     };
+
     let allow = http_rbac::RbacPerRoute {
         rbac: Some(authorization(
             rbac::rbac::Action::Allow,
@@ -279,6 +294,7 @@ fn routes() -> Vec<route::Route> {
             "x-ok",
         )),
     };
+
     let mut headers = on(exact("/operations"), to(ONE));
     headers.request_headers_to_add = vec![
         set("x-added", "by route", false),
@@ -286,12 +302,15 @@ fn routes() -> Vec<route::Route> {
         set("x-set", "anew", true),
         set("x-about", "%REQ(:PATH)% %PROTOCOL% 100%%", true),
     ];
+
     headers.request_headers_to_remove = vec!["x-gone".into()];
     headers.response_headers_to_add = vec![
         set("x-answer", "%RESPONSE_CODE%", false),
         set("x-drop", "set", true),
     ];
+
     headers.response_headers_to_remove = vec!["x-envoy-upstream-service-time".into()];
+
     vec![
         on(exact("/exact"), to(ONE)),
         on(
@@ -464,6 +483,7 @@ async fn refusing(why: &'static str) -> SocketAddr {
 
 async fn clusters() -> Vec<cluster::Cluster> {
     use cluster_names::*;
+
     let bad =
         peers::http_server(|_, _| b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy".to_vec())
             .await;
@@ -471,11 +491,13 @@ async fn clusters() -> Vec<cluster::Cluster> {
         peers::read_message(&mut stream, &mut Vec::new()).await;
     })
     .await;
+
     let silent = peers::server(|mut stream, _| async move {
         peers::read_message(&mut stream, &mut Vec::new()).await;
         std::future::pending::<()>().await;
     })
     .await;
+
     let mut full = static_cluster(FULL, &[witness("full").await]);
     full.circuit_breakers = Some(cluster::CircuitBreakers {
         thresholds: vec![cluster::circuit_breakers::Thresholds {
@@ -485,6 +507,7 @@ async fn clusters() -> Vec<cluster::Cluster> {
         }],
         ..Default::default()
     });
+
     vec![
         static_cluster(ONE, &[witness("one").await]),
         static_cluster(TWO, &[witness("two").await]),
@@ -506,6 +529,7 @@ fn in_front(log: &str) -> meltemi_proto::envoy::config::listener::v3::Listener {
         routes: vec![on(exact("/here"), direct(200, "narrow"))],
         ..Default::default()
     };
+
     let any = route::VirtualHost {
         name: "any".into(),
         domains: vec!["*".into()],
@@ -514,18 +538,21 @@ fn in_front(log: &str) -> meltemi_proto::envoy::config::listener::v3::Listener {
         include_attempt_count_in_response: true,
         ..Default::default()
     };
+
     let table = route::RouteConfiguration {
         name: "table".into(),
         virtual_hosts: vec![narrow, any],
         validate_clusters: Some(BoolValue { value: false }),
         ..Default::default()
     };
+
     let mut manager = manager(inline(table));
     let denied = authorization(
         rbac::rbac::Action::Deny,
         "ns[a]-policy[no]-rule[0]",
         "x-deny",
     );
+
     manager.http_filters.splice(
         0..0,
         [
@@ -537,12 +564,14 @@ fn in_front(log: &str) -> meltemi_proto::envoy::config::listener::v3::Listener {
             ),
         ],
     );
+
     manager.normalize_path = Some(BoolValue { value: true });
     manager.merge_slashes = true;
     manager.use_remote_address = Some(BoolValue { value: true });
     let format = "case=%REQ(X-CASE)% %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% route=%ROUTE_NAME% \
                   cluster=%UPSTREAM_CLUSTER% received=%BYTES_RECEIVED% sent=%BYTES_SENT%\n";
     manager.access_log = vec![log_as(log, format)];
+
     listener("in", vec![http_chain(&manager)])
 }
 
@@ -724,11 +753,13 @@ async fn ask(
     } else {
         format!("{more}\n")
     };
+
     let length = if body.is_empty() {
         String::new()
     } else {
         format!("content-length: {}\n", body.len())
     };
+
     let text = format!("{first} HTTP/1.1\nhost: {host}\nx-case: {case}\n{more}{length}\n{body}");
     let (head, body) = Client::connect(at).await.ask(&text).await;
     let mut lines = head.trim_end().split("\r\n");
@@ -737,22 +768,26 @@ async fn ask(
         .and_then(|line| line.split(' ').nth(1))
         .unwrap_or_default()
         .to_owned();
+
     let mut headers = BTreeMap::new();
     for (name, value) in lines.filter_map(|line| line.split_once(": ")) {
         if name == "connection" {
             // After an answer of its own Envoy closes where we read on to the end of the request.
             continue;
         }
+
         let value = if PRESENT.contains(&name) {
             "(present)"
         } else {
             value
         };
+
         headers
             .entry(name.to_owned())
             .and_modify(|all: &mut String| *all = format!("{all}|{value}"))
             .or_insert(value.to_owned());
     }
+
     (status, headers, body)
 }
 
@@ -767,6 +802,7 @@ async fn envoy_and_we_answer_alike() {
         vec![in_front(&folder.join(log).display().to_string())]
     })
     .await;
+
     let ours = Running::start(ProxyOptions::default());
     ours.apply(clusters, vec![in_front("/dev/stdout")]).await;
     let (their_address, our_address) = (theirs.at("in").await, ours.at("in").await);
@@ -778,6 +814,7 @@ async fn envoy_and_we_answer_alike() {
         ("authority-dot-port", "narrow.example.:80"),
         ("authority-dot-wildcard", "x.narrow.example."),
     ];
+
     let by_host = hosts
         .iter()
         .map(|(case, host)| (*case, *host, "GET /here", ""));
@@ -795,6 +832,7 @@ async fn envoy_and_we_answer_alike() {
             body: text,
             line: in_order(&theirs.line(log, &start).await),
         };
+
         let (status, headers, text) = ask(our_address, host, case, request, body).await;
         let we = Seen {
             status,
@@ -802,10 +840,12 @@ async fn envoy_and_we_answer_alike() {
             body: text,
             line: in_order(&ours.log.line_with(&start).await),
         };
+
         if envoy != we {
             different.push(format!("{case}:\nEnvoy {envoy:#?}\nwe    {we:#?}"));
         }
     }
+
     assert!(
         different.is_empty(),
         "{} differ:\n{}",

@@ -46,6 +46,7 @@ impl Envoy {
             folder.path().join("envoy.json"),
             folder.path().join("admin"),
         );
+
         let reflection = Reflection::new().expect("descriptors");
         let show = |any: Any| match reflection.to_json(&any) {
             Value::Object(mut fields) => {
@@ -54,6 +55,7 @@ impl Envoy {
             }
             other => panic!("not a message: {other}"),
         };
+
         let bootstrap = json!({
             "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}},
             "static_resources": {
@@ -61,6 +63,7 @@ impl Envoy {
                 "listeners": listeners(folder.path()).iter().map(|one| show(pack(one))).collect::<Vec<_>>(),
             }
         });
+
         std::fs::write(&config, bootstrap.to_string()).expect("written");
         let errors = std::fs::File::create(folder.path().join("errors")).expect("a file");
         let mut child = Command::new(program)
@@ -84,26 +87,31 @@ impl Envoy {
             .kill_on_drop(true)
             .spawn()
             .expect("Envoy starts");
+
         let address = loop {
             if let Some(status) = child.try_wait().expect("a child") {
                 let errors =
                     std::fs::read_to_string(folder.path().join("errors")).unwrap_or_default();
                 panic!("Envoy ended with {status}: {errors}");
             }
+
             let written = std::fs::read_to_string(&admin).unwrap_or_default();
             if let Ok(address) = written.trim().parse() {
                 break address;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         };
+
         let envoy = Self {
             folder,
             admin: address,
             _child: child,
         };
+
         while envoy.admin("/ready").await != "LIVE\n" {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+
         envoy
     }
 
@@ -122,12 +130,14 @@ impl Envoy {
             .iter()
             .find(|status| status["name"] == name)
             .expect("it listens");
+
         let socket = &own["local_address"]["socket_address"];
         let ip = socket["address"]
             .as_str()
             .expect("an address")
             .parse()
             .expect("an address");
+
         SocketAddr::new(
             ip,
             socket["port_value"]

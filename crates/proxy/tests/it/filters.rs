@@ -36,6 +36,7 @@ fn text(value: &str) -> Value {
 pub fn delay(time: Duration, below: Option<&str>) -> HttpFilter {
     use meltemi_proto::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
     use route::header_matcher::HeaderMatchSpecifier::StringMatch;
+
     let prefix = |path: &str| route::HeaderMatcher {
         name: ":path".into(),
         header_match_specifier: Some(StringMatch(StringMatcher {
@@ -44,6 +45,7 @@ pub fn delay(time: Duration, below: Option<&str>) -> HttpFilter {
         })),
         ..Default::default()
     };
+
     let config = fault::HttpFault {
         delay: Some(fault_common::FaultDelay {
             percentage: all(),
@@ -54,6 +56,7 @@ pub fn delay(time: Duration, below: Option<&str>) -> HttpFilter {
         headers: below.map(prefix).into_iter().collect(),
         ..Default::default()
     };
+
     http_filter("envoy.filters.http.fault", pack(&config))
 }
 
@@ -65,11 +68,13 @@ fn service(host: &str, name: &str, namespace: &str) -> core::Metadata {
             .map(|(key, value)| (key.to_owned(), text(value)))
             .into(),
     };
+
     let list = meltemi_proto::google::protobuf::ListValue {
         values: vec![Value {
             kind: Some(Kind::StructValue(service)),
         }],
     };
+
     let istio = Struct {
         fields: [(
             "services".to_owned(),
@@ -79,6 +84,7 @@ fn service(host: &str, name: &str, namespace: &str) -> core::Metadata {
         )]
         .into(),
     };
+
     core::Metadata {
         filter_metadata: [("istio".to_owned(), istio)].into(),
         ..Default::default()
@@ -103,6 +109,7 @@ async fn requests_are_counted_with_istios_labels_and_denied_by_policy() {
         }],
         ..Default::default()
     };
+
     let deny = Rbac {
         rules: Some(rbac::Rbac {
             action: rbac::rbac::Action::Deny as i32,
@@ -111,6 +118,7 @@ async fn requests_are_counted_with_istios_labels_and_denied_by_policy() {
         }),
         ..Default::default()
     };
+
     manager
         .http_filters
         .insert(0, http_filter("envoy.filters.http.rbac", pack(&deny)));
@@ -123,6 +131,7 @@ async fn requests_are_counted_with_istios_labels_and_denied_by_policy() {
         "reviews",
         "default",
     ));
+
     let mut inbound = listener("in", vec![http_chain(&manager)]);
     inbound.traffic_direction = core::TrafficDirection::Inbound as i32;
     let running = Running::with(vec![up], vec![inbound]).await;
@@ -136,10 +145,12 @@ async fn requests_are_counted_with_istios_labels_and_denied_by_policy() {
         head.starts_with("HTTP/1.1 403 ") && body == "RBAC: access denied",
         "{head}{body}"
     );
+
     running
         .log
         .line_with("403 - rbac_access_denied_matched_policy[ns[a]-policy[private]-rule[0]] ")
         .await;
+
     let metrics = running.handle.metrics();
     let wanted = |code: &str, count: &str| {
         metrics.lines().any(|line| {
@@ -149,12 +160,14 @@ async fn requests_are_counted_with_istios_labels_and_denied_by_policy() {
                 && line.ends_with(&format!("}} {count}"))
         })
     };
+
     assert!(wanted("200", "3") && wanted("403", "1"), "{metrics}");
     assert!(
         metrics
             .contains("destination_service=\"reviews.default.svc.cluster.local\",destination_service_name=\"reviews\""),
         "{metrics}"
     );
+
     assert!(
         metrics.contains("connection_security_policy=\"none\""),
         "{metrics}"
@@ -178,6 +191,7 @@ async fn faults_delay_and_abort() {
         }),
         ..Default::default()
     };
+
     manager
         .http_filters
         .insert(0, http_filter("envoy.filters.http.fault", pack(&config)));
@@ -186,16 +200,19 @@ async fn faults_delay_and_abort() {
         vec![listener("in", vec![http_chain(&manager)])],
     )
     .await;
+
     let start = Instant::now();
     let (head, body) = peers::get(running.at("in").await, "/").await;
     assert!(
         start.elapsed() >= Duration::from_millis(50),
         "the delay comes first"
     );
+
     assert!(
         head.starts_with("HTTP/1.1 418 ") && body == "fault filter abort",
         "{head}{body}"
     );
+
     running.log.line_with("418 DI,FI fault_filter_abort").await;
 }
 
@@ -209,6 +226,7 @@ async fn a_client_that_leaves_ends_its_delay() {
     let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
     let at = running.at("in").await;
     let mut client = peers::Client::connect(at).await;
+
     client.send("GET /left HTTP/1.1\r\nhost: a\r\n\r\n").await;
     drop(client);
     running
@@ -221,6 +239,7 @@ async fn a_client_that_leaves_ends_its_delay() {
 async fn a_mirror_gets_the_clients_protocol_and_no_body_that_is_too_long() {
     use meltemi_proto::envoy::extensions::upstreams::http::v3 as upstreams;
     use upstreams::http_protocol_options::{UpstreamProtocolOptions, UseDownstreamHttpConfig};
+
     let (sender, mut copies) = mpsc::unbounded_channel();
     let shadow = peers::server(move |stream, _| {
         let sender = sender.clone();
@@ -245,6 +264,7 @@ async fn a_mirror_gets_the_clients_protocol_and_no_body_that_is_too_long() {
         }
     })
     .await;
+
     let mirrored = tune(forward("/", "up"), |action| {
         action.request_mirror_policies = vec![route::route_action::RequestMirrorPolicy {
             cluster: "shadow".into(),
@@ -255,6 +275,7 @@ async fn a_mirror_gets_the_clients_protocol_and_no_body_that_is_too_long() {
             ..Default::default()
         }];
     });
+
     let mut shadow = static_cluster("shadow", &[shadow]);
     let options = upstreams::HttpProtocolOptions {
         upstream_protocol_options: Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(
@@ -262,10 +283,12 @@ async fn a_mirror_gets_the_clients_protocol_and_no_body_that_is_too_long() {
         )),
         ..Default::default()
     };
+
     shadow.typed_extension_protocol_options.insert(
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(),
         pack(&options),
     );
+
     let manager = manager(inline(table("r", vec![mirrored])));
     let clusters = vec![static_cluster("up", &[peers::echo("up").await]), shadow];
     let running = Running::with(clusters, vec![listener("in", vec![http_chain(&manager)])]).await;
@@ -283,15 +306,18 @@ async fn a_mirror_gets_the_clients_protocol_and_no_body_that_is_too_long() {
         body.send_data(vec![b'x'; size].into(), true).expect("sent");
         assert_eq!(response.await.expect("a response").status(), 200);
     }
+
     assert_eq!(
         copies.recv().await.expect("a copy"),
         ("/short".to_owned(), 64 * 1024)
     );
+
     let metrics = running.handle.metrics();
     assert!(
         metrics.contains("meltemi_unmirrored_requests_total{reason=\"body_too_long\"} 1\n"),
         "{metrics}"
     );
+
     connection.abort();
 }
 
@@ -303,6 +329,7 @@ async fn a_mirror_gets_a_copy_and_nobody_waits_for_it() {
         b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n".to_vec()
     })
     .await;
+
     let mirrored = tune(forward("/", "up"), |action| {
         action.request_mirror_policies = vec![route::route_action::RequestMirrorPolicy {
             cluster: "shadow".into(),
@@ -313,6 +340,7 @@ async fn a_mirror_gets_a_copy_and_nobody_waits_for_it() {
             ..Default::default()
         }];
     });
+
     let manager = manager(inline(table("r", vec![mirrored])));
     let running = Running::with(
         vec![
@@ -322,6 +350,7 @@ async fn a_mirror_gets_a_copy_and_nobody_waits_for_it() {
         vec![listener("in", vec![http_chain(&manager)])],
     )
     .await;
+
     let mut client = peers::Client::connect(running.at("in").await).await;
     let (head, _) = client
         .ask("POST /a HTTP/1.1\nhost: svc:80\ncontent-length: 4\n\nbody")
@@ -337,6 +366,7 @@ async fn a_mirror_gets_a_copy_and_nobody_waits_for_it() {
 #[tokio::test]
 async fn an_original_destination_is_where_the_client_was_going() {
     use meltemi_proto::envoy::config::cluster::v3 as cluster;
+
     let up = peers::echo("up").await;
     let mut passthrough = static_cluster("PassthroughCluster", &[]);
     passthrough.load_assignment = None;
@@ -352,6 +382,7 @@ async fn an_original_destination_is_where_the_client_was_going() {
             ..Default::default()
         },
     ));
+
     let mut outbound = listener("in", vec![tcp_chain("PassthroughCluster")]);
     outbound.listener_filters = vec![proto::ListenerFilter {
         name: "envoy.filters.listener.original_dst".into(),
@@ -360,6 +391,7 @@ async fn an_original_destination_is_where_the_client_was_going() {
         ))),
         ..Default::default()
     }];
+
     let running = Running::with(vec![passthrough], vec![outbound]).await;
     let (head, _) = peers::get(running.at("in").await, "/").await;
     assert!(head.contains("x-name: up"), "{head}");

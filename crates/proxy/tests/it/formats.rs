@@ -24,11 +24,13 @@ async fn mirror() -> SocketAddr {
             .nth(1)
             .and_then(|path| path.strip_prefix("/grpc/"))
             .unwrap_or_default();
+
         let grpc = if status.is_empty() {
             String::new()
         } else {
             format!("grpc-status: {status}\r\n")
         };
+
         format!(
             "HTTP/1.1 200 OK\r\n{grpc}content-length: {}\r\n\r\n{head}",
             head.len()
@@ -138,6 +140,7 @@ fn unnamed(text: &str) -> String {
             8 | 13 | 18 | 23 => byte == b'-',
             _ => byte.is_ascii_hexdigit(),
         });
+
     if is_uuid {
         "(uuid)".to_owned()
     } else {
@@ -154,7 +157,9 @@ async fn cluster() -> Cluster {
         .expect("endpoints")
         .endpoints[0]
         .lb_endpoints;
+
     endpoints[0].metadata = metadata("endpoint");
+
     cluster
 }
 
@@ -169,6 +174,7 @@ fn in_front(log: &str, format: &str) -> Vec<Listener> {
             .map(|(at, operator)| set(at, operator))
             .collect::<Vec<_>>()
     };
+
     route.request_headers_to_add = numbered();
     route.response_headers_to_add = numbered();
     let mut table = table("table", vec![route]);
@@ -177,6 +183,7 @@ fn in_front(log: &str, format: &str) -> Vec<Listener> {
     manager.access_log = vec![log_as(log, format)];
     let mut front = listener("in", vec![http_chain(&manager)]);
     front.metadata = metadata("listener");
+
     vec![front]
 }
 
@@ -190,6 +197,7 @@ async fn both(test: &str, format: &str) -> Option<(Envoy, Running, [SocketAddr; 
     ours.apply(vec![cluster], in_front("/dev/stdout", format))
         .await;
     let at = [theirs.at("in").await, ours.at("in").await];
+
     Some((theirs, ours, at))
 }
 
@@ -201,12 +209,14 @@ fn values(head: &str) -> Vec<String> {
             .lines()
             .filter_map(|line| line.strip_prefix(&name))
             .collect();
+
         if lines.is_empty() {
             "(none)".to_owned()
         } else {
             unnamed(&lines.join("|"))
         }
     };
+
     (0..OPERATORS.len()).map(of).collect()
 }
 
@@ -217,6 +227,7 @@ async fn headers_are_filled_in_as_envoy_fills_them_in() {
     else {
         return;
     };
+
     let forged: String = (0..OPERATORS.len())
         .map(|at| format!("x-op-{at:02}: forged\n"))
         .collect();
@@ -226,6 +237,7 @@ async fn headers_are_filled_in_as_envoy_fills_them_in() {
         let (head, body) = Client::connect(at).await.ask(&request).await;
         seen.push((values(&body), values(&head)));
     }
+
     let mut different = Vec::new();
     for (at, operator) in OPERATORS.iter().enumerate() {
         for (message, theirs, ours) in [
@@ -240,7 +252,9 @@ async fn headers_are_filled_in_as_envoy_fills_them_in() {
             }
         }
     }
+
     assert!(different.is_empty(), "{}", different.join("\n"));
+
     // A header that would be set to nothing is left as it came; Envoy leaves it, too.
     let of = |operator: &str| {
         OPERATORS
@@ -248,6 +262,7 @@ async fn headers_are_filled_in_as_envoy_fills_them_in() {
             .position(|own| *own == operator)
             .expect("listed")
     };
+
     assert_eq!(seen[1].0[of("%REQ(x-none)%")], "forged");
     assert_eq!(seen[1].1[of("%UPSTREAM_METADATA(test:who)%")], "endpoint");
     assert!(
@@ -265,6 +280,7 @@ async fn logs_name_what_envoys_name() {
                   %COMMON_DURATION(DS_TX_END:DS_RX_BEG)% %ROUNDTRIP_DURATION% %TRACE_ID% %RESPONSE_CODE% %GRPC_STATUS% \
                   %GRPC_STATUS(CAMEL_STRING)% %GRPC_STATUS(SNAKE_STRING)% %GRPC_STATUS(NUMBER)% %GRPC_STATUS_NUMBER% \
                   %DOWNSTREAM_PEER_CERT_V_START% %UPSTREAM_TLS_VERSION% %UPSTREAM_PEER_SUBJECT%\n";
+
     let Some((theirs, ours, at)) = both("logs_name_what_envoys_name", format).await else {
         return;
     };
@@ -280,6 +296,7 @@ async fn logs_name_what_envoys_name() {
         ("user", "/grpc/99", grpc),
         ("none", "/", grpc),
     ];
+
     for (case, path, more) in cases {
         let start = format!("case={case} ");
         let mut lines = Vec::new();
@@ -287,6 +304,7 @@ async fn logs_name_what_envoys_name() {
             let request = format!("GET {path} HTTP/1.1\nhost: a\nx-case: {case}\n{more}\n");
             Client::connect(at).await.ask(&request).await;
         }
+
         for line in [
             theirs.line("log", &start).await,
             ours.log.line_with(&start).await,
@@ -300,8 +318,10 @@ async fn logs_name_what_envoys_name() {
                     unnamed(word)
                 }
             };
+
             lines.push(words.map(word).collect::<Vec<_>>().join(" "));
         }
+
         assert_eq!(lines[1], lines[0], "ours, and Envoy's");
     }
 }
@@ -311,15 +331,18 @@ async fn logs_name_what_envoys_name() {
 async fn times_are_written_as_envoy_writes_them() {
     const TIMES: &str = "%a %A %b %B %C %d %D %e %F %g %G %h %H %I %j %k %l %m %M %p %P %r %R %S %s %3f %6f %T %u %U %V %w %W \
                          %x %X %y %Y %z %Z %E3S %E*S %E0S %E3f %E4Y %ET %Ez %E*z %c %% %q";
+
     let format = format!("at=%START_TIME(%s|%9f)%|%START_TIME({TIMES})%\n");
     let Some((theirs, _ours, at)) = both("times_are_written_as_envoy_writes_them", &format).await
     else {
         return;
     };
+
     Client::connect(at[0])
         .await
         .ask("GET / HTTP/1.1\nhost: a\n\n")
         .await;
+
     let line = theirs.line("log", "at=").await;
     let mut parts = line["at=".len()..].splitn(3, '|');
     let mut number = || {
@@ -328,6 +351,7 @@ async fn times_are_written_as_envoy_writes_them() {
             .and_then(|number| number.parse::<u64>().ok())
             .expect("a number")
     };
+
     let moment =
         SystemTime::UNIX_EPOCH + Duration::from_secs(number()) + Duration::from_nanos(number());
     let mut ours = Vec::new();

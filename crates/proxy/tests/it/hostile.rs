@@ -45,6 +45,7 @@ impl App {
             )
             .into_bytes()
         });
+
         Self {
             at: at.await,
             asked,
@@ -85,6 +86,7 @@ impl Bystander {
             head.starts_with("HTTP/1.1 200 "),
             "on an old connection: {head}{body}"
         );
+
         let (head, body) = soon(peers::get(self.at, "/bystander")).await;
         assert!(
             head.starts_with("HTTP/1.1 200 "),
@@ -100,13 +102,16 @@ impl Bystander {
             over.set(true);
             result
         };
+
         let asking = async {
             while !over.get() {
                 self.is_served().await;
             }
         };
+
         let (result, ()) = tokio::join!(attack, asking);
         self.is_served().await;
+
         result
     }
 }

@@ -21,15 +21,18 @@ async fn a_request_reaches_its_upstream_and_the_answer_comes_back() {
         head.contains("server: istio-envoy\r\n") && head.contains("x-name: up\r\n"),
         "{head}"
     );
+
     assert!(head.contains("x-envoy-upstream-service-time: "), "{head}");
     assert!(
         body.contains("GET /a?b HTTP/1.1\r\nhost: reviews\r\nx-y: z\r\n"),
         "{body}"
     );
+
     assert!(
         body.contains("x-forwarded-proto: http\r\n") && body.contains("x-request-id: "),
         "{body}"
     );
+
     let (_, second) = client
         .ask("POST /b HTTP/1.1\nHost: reviews\nContent-Length: 3\n\nabc")
         .await;
@@ -43,6 +46,7 @@ async fn pipelined_requests_are_answered_in_order_and_bodies_in_chunks_pass() {
     let (_running, at) = simple(peers::echo("up").await).await;
     let mut client = Client::connect(at).await;
     let mut all = String::new();
+
     for n in 0..50 {
         all.push_str(&format!("GET /{n} HTTP/1.1\r\nhost: a\r\n\r\n"));
     }
@@ -54,6 +58,7 @@ async fn pipelined_requests_are_answered_in_order_and_bodies_in_chunks_pass() {
         let (_, body) = client.receive().await.expect("a response");
         assert!(String::from_utf8_lossy(&body).contains(&format!("GET /{n} HTTP")));
     }
+
     let (_, body) = client.receive().await.expect("a response");
     assert!(body.ends_with(b"abcde"));
 }
@@ -74,6 +79,7 @@ async fn large_bodies_stream_both_ways() {
         .await,
     )
     .await;
+
     let body: Vec<u8> = (0..1_000_000u32).map(|n| n as u8).collect();
     let mut client = Client::connect(at).await;
     client
@@ -82,6 +88,7 @@ async fn large_bodies_stream_both_ways() {
             body.len()
         ))
         .await;
+
     client.send(&body).await;
     let (head, answer) = client.receive().await.expect("a response");
     assert!(head.contains("transfer-encoding: chunked"), "{head}");
@@ -108,11 +115,13 @@ async fn what_is_ambiguous_is_refused_and_the_connection_ends() {
             head.starts_with(&format!("HTTP/1.1 {status} ")),
             "{request:?}: {head}"
         );
+
         if status != "400" || !request.contains('#') {
             assert!(head.contains("connection: close"), "{head}");
             assert!(client.closed().await);
         }
     }
+
     running
         .log
         .line_with(" DPE http1.content_length_and_chunked_not_allowed")
@@ -149,12 +158,14 @@ async fn local_replies_say_what_envoy_says() {
             },
         ],
     )));
+
     let down = peers::nobody().await;
     let running = Running::with(
         vec![static_cluster("down", &[down]), static_cluster("none", &[])],
         vec![listener("in", vec![http_chain(&manager)])],
     )
     .await;
+
     let at = running.at("in").await;
     for (path, status, body, log) in [
         (
@@ -182,6 +193,7 @@ async fn local_replies_say_what_envoy_says() {
         assert!(text.starts_with(body), "{path}: {text}");
         running.log.line_with(log).await;
     }
+
     let (head, _) = get(at, "/redirect").await;
     assert!(
         head.contains("location: http://other/redirect\r\n"),
@@ -203,10 +215,12 @@ async fn a_broken_upstream_is_a_502_or_503_and_its_connection_is_not_used_again(
             } else {
                 &format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{number:02}").into_bytes()
             };
+
             let _ = stream.write_all(answer).await;
         }
     })
     .await;
+
     let (running, at) = simple(upstream).await;
     assert!(get(at, "/split").await.0.starts_with("HTTP/1.1 502 "));
     running.log.line_with("502 UPE ").await;
@@ -215,10 +229,12 @@ async fn a_broken_upstream_is_a_502_or_503_and_its_connection_is_not_used_again(
         head.starts_with("HTTP/1.1 503 ") && body.ends_with("reset reason: connection termination"),
         "{head}{body}"
     );
+
     running
         .log
         .line_with("503 UC upstream_reset_before_response_started{connection_termination}")
         .await;
+
     assert_eq!(get(at, "/extra").await.1, "a");
     let (_, first) = get(at, "/ok").await;
     assert_ne!(first, "evil");
@@ -233,22 +249,26 @@ async fn a_slow_upstream_is_a_504() {
         std::future::pending::<()>().await;
     })
     .await;
+
     let manager = manager(inline(table(
         "r",
         vec![tune(forward("/", "up"), |action| {
             action.timeout = Some(duration(Duration::from_millis(50)))
         })],
     )));
+
     let running = Running::with(
         vec![static_cluster("up", &[upstream])],
         vec![listener("in", vec![http_chain(&manager)])],
     )
     .await;
+
     let (head, body) = get(running.at("in").await, "/").await;
     assert!(
         head.starts_with("HTTP/1.1 504 ") && body == "upstream request timeout",
         "{head}{body}"
     );
+
     running.log.line_with("504 UT response_timeout").await;
 }
 
@@ -276,6 +296,7 @@ async fn what_may_be_retried_is_retried_with_its_body() {
         })
         .await
     };
+
     let manager = manager(inline(table(
         "r",
         vec![tune(forward("/", "up"), |action| {
@@ -283,11 +304,13 @@ async fn what_may_be_retried_is_retried_with_its_body() {
             // What `include_attempt_count_in_response` asks for sits on the virtual host.
         })],
     )));
+
     let running = Running::with(
         vec![static_cluster("up", &[upstream])],
         vec![listener("in", vec![http_chain(&manager)])],
     )
     .await;
+
     let at = running.at("in").await;
     let mut client = Client::connect(at).await;
     let (head, body) = client
@@ -309,27 +332,32 @@ async fn retries_end_with_the_last_answer_and_say_so() {
             action.retry_policy = Some(retrying("503", 1))
         })],
     )));
+
     let running = Running::with(
         vec![static_cluster("up", &[upstream])],
         vec![listener("in", vec![http_chain(&manager)])],
     )
     .await;
+
     let (head, body) = get(running.at("in").await, "/").await;
     assert!(
         head.starts_with("HTTP/1.1 503 ") && body == "no",
         "{head}{body}"
     );
+
     running.log.line_with("503 URX via_upstream").await;
 }
 
 #[tokio::test]
 async fn a_full_breaker_answers_at_once() {
     use meltemi_proto::envoy::config::cluster::v3 as cluster;
+
     let upstream = peers::server(|mut stream, _| async move {
         let _ = stream.read(&mut [0; 1024]).await;
         std::future::pending::<()>().await;
     })
     .await;
+
     let mut up = static_cluster("up", &[upstream]);
     up.circuit_breakers = Some(cluster::CircuitBreakers {
         thresholds: vec![cluster::circuit_breakers::Thresholds {
@@ -338,10 +366,12 @@ async fn a_full_breaker_answers_at_once() {
         }],
         ..Default::default()
     });
+
     let manager = manager(inline(table("r", vec![forward("/", "up")])));
     let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
     let at = running.at("in").await;
     let mut first = Client::connect(at).await;
+
     first.send("GET /1 HTTP/1.1\r\nhost: a\r\n\r\n").await;
     let head = loop {
         // The first request may not have its place yet.
@@ -350,10 +380,12 @@ async fn a_full_breaker_answers_at_once() {
             break head;
         }
     };
+
     assert!(
         head.starts_with("HTTP/1.1 503 ") && head.contains("x-envoy-overloaded: true"),
         "{head}"
     );
+
     running.log.line_with("503 UO ").await;
 }
 
@@ -370,6 +402,7 @@ async fn expectations_are_answered_and_early_answers_do_not_desynchronise() {
         .read_exact(&mut interim)
         .await
         .expect("an interim response");
+
     assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
     client.send("abc").await;
     let (_, body) = client.receive().await.expect("a response");
@@ -378,6 +411,7 @@ async fn expectations_are_answered_and_early_answers_do_not_desynchronise() {
     let direct = manager(inline(table("r", vec![])));
     let running = Running::with(vec![], vec![listener("in", vec![http_chain(&direct)])]).await;
     let mut client = Client::connect(running.at("in").await).await;
+
     client.send("POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 27\r\n\r\nGET /evil HTTP/1.1\r\nhost: a").await;
     let (head, _) = client.receive().await.expect("an answer");
     assert!(head.starts_with("HTTP/1.1 404 "));
@@ -403,6 +437,7 @@ async fn a_websocket_becomes_a_tunnel() {
         }
     })
     .await;
+
     let (running, at) = simple(upstream).await;
     let mut client = Client::connect(at).await;
     let (head, _) = client
@@ -412,10 +447,12 @@ async fn a_websocket_becomes_a_tunnel() {
         head.starts_with("HTTP/1.1 101 ") && head.contains("connection: upgrade"),
         "{head}"
     );
+
     let (down, mut read) = (&mut client.stream, String::new());
     down.write_all(b" world").await.expect("written");
     down.shutdown().await.expect("half-closed");
     down.read_to_string(&mut read).await.expect("to the end");
+
     // "hello" may have been read with the head by the client's own buffer.
     assert!(read.ends_with(" world"), "{read}");
     running.log.line_with("101 - via_upstream /ws").await;
@@ -424,6 +461,7 @@ async fn a_websocket_becomes_a_tunnel() {
 #[tokio::test]
 async fn endpoints_that_fail_are_left_out() {
     use meltemi_proto::envoy::config::cluster::v3 as cluster;
+
     let bad =
         peers::http_server(|_, _| b"HTTP/1.1 500 No\r\ncontent-length: 3\r\n\r\nbad".to_vec())
             .await;
@@ -437,10 +475,12 @@ async fn endpoints_that_fail_are_left_out() {
         base_ejection_time: Some(duration(Duration::from_secs(600))),
         ..Default::default()
     });
+
     let manager = manager(inline(table("r", vec![forward("/", "up")])));
     let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
     let at = running.at("in").await;
     let mut answers = Vec::new();
+
     for _ in 0..20 {
         answers.push(get(at, "/").await.1);
     }
@@ -459,6 +499,7 @@ async fn a_host_for_https_only_sends_others_there_before_any_route() {
     let up = static_cluster("up", &[peers::echo("up").await]);
     let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
     let (head, _) = get(running.at("in").await, "/a?b").await;
+
     assert!(
         head.starts_with("HTTP/1.1 301 ") && head.contains("location: https://example/a?b\r\n"),
         "{head}"

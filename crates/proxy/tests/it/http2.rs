@@ -62,6 +62,7 @@ async fn grpc_passes_with_its_trailers() {
     let (response, mut body) = send
         .send_request(request.body(()).expect("good"), false)
         .expect("sent");
+
     // A conversation: the response begins before the request has ended.
     let response = response.await.expect("a response");
     assert_eq!(response.headers()["x-path"], "/pkg.Service/Method");
@@ -95,6 +96,7 @@ async fn http2_in_front_of_http1_and_the_other_way_round() {
         text.contains("POST /x HTTP/1.1\r\nhost: svc\r\n") && text.contains("cookie: a=1; b=2\r\n"),
         "{text}"
     );
+
     assert!(text.ends_with("payload"), "{text}");
 
     let manager = manager(inline(table("r", vec![forward("/", "up")])));
@@ -108,6 +110,7 @@ async fn http2_in_front_of_http1_and_the_other_way_round() {
         head.contains("x-path: /y\r\n") && head.contains("transfer-encoding: chunked"),
         "{head}"
     );
+
     assert_eq!(body, "ping");
 }
 
@@ -116,6 +119,7 @@ async fn many_streams_share_a_connection() {
     let (running, at) = simple(peers::echo("up").await).await;
     let send = connect(at).await;
     let mut tasks = Vec::new();
+
     for n in 0..100 {
         let mut send = send.clone().ready().await.expect("ready");
         let request = Request::get(format!("http://svc/{n}"))
@@ -128,10 +132,12 @@ async fn many_streams_share_a_connection() {
                 .0
         }));
     }
+
     for (n, task) in tasks.into_iter().enumerate() {
         let text = String::from_utf8(task.await.expect("done")).expect("text");
         assert!(text.contains(&format!("GET /{n} HTTP/1.1")), "{text}");
     }
+
     assert_eq!(running.handle.connections(), 1);
 }
 
@@ -143,11 +149,13 @@ async fn refusals_over_grpc_are_trailers_only() {
         vec![listener("in", vec![http_chain(&manager)])],
     )
     .await;
+
     let mut send = connect(running.at("in").await).await;
     let request = Request::post("http://svc/a")
         .header("content-type", "application/grpc")
         .body(())
         .expect("good");
+
     let (response, _) = send.send_request(request, true).expect("sent");
     let response = response.await.expect("a response");
     assert_eq!(response.status(), 200);
@@ -161,6 +169,7 @@ async fn a_flood_of_resets_ends_the_connection() {
         let _held = stream;
         std::future::pending::<()>().await;
     });
+
     let (_running, at) = simple(silent.await).await;
     let stream = TcpStream::connect(at).await.expect("connects");
     let (send, connection) = h2::client::Builder::new()
@@ -168,6 +177,7 @@ async fn a_flood_of_resets_ends_the_connection() {
         .handshake::<_, Bytes>(stream)
         .await
         .expect("handshake");
+
     let driver = tokio::spawn(connection);
     let mut failed = false;
     for _ in 0..20_000 {
@@ -175,6 +185,7 @@ async fn a_flood_of_resets_ends_the_connection() {
             failed = true;
             break;
         };
+
         let request = Request::get("http://svc/").body(()).expect("good");
         match send.send_request(request, true) {
             // Dropping both halves resets the stream.
@@ -189,11 +200,13 @@ async fn a_flood_of_resets_ends_the_connection() {
                 break;
             }
         }
+
         if driver.is_finished() {
             failed = true;
             break;
         }
     }
+
     assert!(failed, "20,000 resets went through");
 }
 
@@ -224,9 +237,11 @@ async fn chatty(small: usize) -> (SocketAddr, std::sync::Arc<std::sync::atomic::
                             send.send_data(Bytes::from_static(&[b'x'; 15]), false)
                                 .expect("sent");
                         }
+
                         said.notify_one();
                         std::future::pending::<()>().await;
                     }
+
                     said.notified().await;
                     let _ = respond.send_response(Response::new(()), true);
                 });
@@ -234,6 +249,7 @@ async fn chatty(small: usize) -> (SocketAddr, std::sync::Arc<std::sync::atomic::
         }
     })
     .await;
+
     (at, connections)
 }
 
@@ -243,16 +259,20 @@ const SMALL: usize = 17_000;
 #[tokio::test]
 async fn small_messages_that_wait_to_be_read_cost_no_other_stream_anything() {
     use crate::hostile::frames::{Outcome, Raw, get};
+
     let (at, connections) = chatty(SMALL).await;
     let manager = manager(inline(table("r", vec![forward("/", "up")])));
     let up = http2(static_cluster("up", &[at]));
     let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
+
     // SETTINGS_INITIAL_WINDOW_SIZE: nothing may be sent to this client.
     let mut raw = Raw::with(running.at("in").await, &[(4, 0)]).await;
+
     assert_eq!(
         raw.ask(&get(1, "/many"), 1).await.outcome(1),
         Outcome::Status(200)
     );
+
     let said = raw.ask(&get(3, "/other"), 3).await;
     assert_eq!(said.outcome(3), Outcome::Status(200));
     assert!(said.resets.is_empty(), "{said:?}");
@@ -262,6 +282,7 @@ async fn small_messages_that_wait_to_be_read_cost_no_other_stream_anything() {
 #[tokio::test]
 async fn small_messages_that_wait_to_be_sent_cost_no_other_stream_anything() {
     use crate::hostile::frames::{DATA, END, Outcome, Raw, SETTINGS, frame, get, post};
+
     // An application that takes nothing.
     let full = peers::server(|stream, _| async move {
         let mut builder = h2::server::Builder::new();
@@ -270,26 +291,31 @@ async fn small_messages_that_wait_to_be_sent_cost_no_other_stream_anything() {
             .handshake::<_, Bytes>(stream)
             .await
             .expect("handshake");
+
         let mut held = Vec::new();
         while let Some(Ok(request)) = connection.accept().await {
             held.push(request);
         }
     })
     .await;
+
     let routes = vec![forward("/full", "full"), forward("/", "up")];
     let manager = manager(inline(table("r", routes)));
     let clusters = vec![
         http2(static_cluster("full", &[full])),
         static_cluster("up", &[peers::echo("up").await]),
     ];
+
     let running = Running::with(clusters, vec![listener("in", vec![http_chain(&manager)])]).await;
     let mut raw = Raw::connect(running.at("in").await).await;
+
     // The proxy's windows hold once its settings are acknowledged; by its first answer they have
     // come.
     assert_eq!(
         raw.ask(&get(1, "/first"), 1).await.outcome(1),
         Outcome::Status(200)
     );
+
     let small = frame(DATA, 0, 3, &[b'x'; 15]).repeat(SMALL);
     let said = raw
         .ask(
@@ -303,5 +329,6 @@ async fn small_messages_that_wait_to_be_sent_cost_no_other_stream_anything() {
             5,
         )
         .await;
+
     assert_eq!(said.outcome(5), Outcome::Status(200), "{said:?}");
 }

@@ -56,7 +56,9 @@ async fn is_answered(
         head.starts_with(&format!("HTTP/1.1 {status} ")) && text == body,
         "{head}{text}"
     );
+
     running.log.line_with(line).await;
+
     if status == "408" {
         assert!(head.contains("connection: close"), "{head}");
         assert!(client.closed().await);
@@ -69,6 +71,7 @@ async fn a_head_has_its_time() {
         m.request_headers_timeout = Some(duration(SHORT))
     })
     .await;
+
     let line = "408 - request_header_timeout - - 22 <request headers timeout of http>";
     is_answered(
         at,
@@ -79,11 +82,13 @@ async fn a_head_has_its_time() {
         line,
     )
     .await;
+
     // Without a limit of its own it has the stream's.
     let (running, at) = with(silent().await, |m| {
         m.stream_idle_timeout = Some(duration(SHORT))
     })
     .await;
+
     let line = "408 - stream_idle_timeout - - 14 <stream idle timeout of http>";
     is_answered(
         at,
@@ -113,6 +118,7 @@ async fn silence_ends_a_stream_and_the_status_says_whose_it_was() {
         m.stream_idle_timeout = Some(duration(SHORT))
     })
     .await;
+
     let line = "504 SI stream_idle_timeout /upstream up 14 <stream idle timeout of to-up>";
     is_answered(
         at,
@@ -123,6 +129,7 @@ async fn silence_ends_a_stream_and_the_status_says_whose_it_was() {
         line,
     )
     .await;
+
     let request = "POST /client HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nabc";
     let line = "408 SI stream_idle_timeout /client up 14 <stream idle timeout of to-up>";
     is_answered(at, request, "408", "stream timeout", &running, line).await;
@@ -139,6 +146,7 @@ async fn a_client_that_does_not_read_is_let_go() {
         while stream.write_all(&[b'x'; 65_536]).await.is_ok() {}
     })
     .await;
+
     let (running, at) = with(endless, |m| m.stream_idle_timeout = Some(duration(SHORT))).await;
     let mut client = Client::connect(at).await;
     client
@@ -162,6 +170,7 @@ async fn silence_in_an_attempt_moves_on_to_the_next() {
         }
     })
     .await;
+
     let retrying = tune(forward("/", "up"), |action| {
         action.retry_policy = Some(route::RetryPolicy {
             retry_on: "5xx".into(),
@@ -170,23 +179,27 @@ async fn silence_in_an_attempt_moves_on_to_the_next() {
             ..Default::default()
         });
     });
+
     let manager = manager(inline(table("r", vec![retrying])));
     let running = Running::with(
         vec![static_cluster("up", &[up])],
         vec![listener("in", vec![http_chain(&manager)])],
     )
     .await;
+
     let at = running.at("in").await;
     let (head, body) = peers::get(at, "/second").await;
     assert!(
         head.starts_with("HTTP/1.1 200 ") && body == "ok",
         "{head}{body}"
     );
+
     let (head, body) = peers::get(at, "/never").await;
     assert!(
         head.starts_with("HTTP/1.1 504 ") && body == "upstream request timeout",
         "{head}{body}"
     );
+
     let line =
         "504 UT,URX upstream_per_try_idle_timeout /never up 24 <per-try idle timeout of to-up>";
     running.log.line_with(line).await;
@@ -205,18 +218,22 @@ async fn a_downstream_connection_lives_its_time() {
         m.common_http_protocol_options = Some(lives_no_longer())
     })
     .await;
+
     let mut client = Client::connect(at).await;
+
     // Either the request came first and is the last one, or the connection ended first.
     let _ = client
         .stream
         .write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
         .await;
+
     if let Some((head, _)) = client.receive().await {
         assert!(head.contains("connection: close"), "{head}");
     }
     assert!(client.closed().await);
     let stream = tokio::net::TcpStream::connect(at).await.expect("connects");
     let (_send, connection) = h2::client::handshake(stream).await.expect("handshake");
+
     // GOAWAY without an error.
     connection.await.expect("ends in order");
 }
@@ -234,18 +251,22 @@ async fn an_upstream_connection_lives_its_time() {
         }
     })
     .await;
+
     let mut up = static_cluster("up", &[numbered]);
     let options = meltemi_proto::envoy::extensions::upstreams::http::v3::HttpProtocolOptions {
         common_http_protocol_options: Some(lives_no_longer()),
         ..Default::default()
     };
+
     up.typed_extension_protocol_options.insert(
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(),
         pack(&options),
     );
+
     let manager = manager(inline(table("r", vec![forward("/", "up")])));
     let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
     let mut client = Client::connect(running.at("in").await).await;
+
     for number in ["00", "01", "02"] {
         assert_eq!(client.ask("GET / HTTP/1.1\nhost: a\n\n").await.1, number);
     }
@@ -254,20 +275,24 @@ async fn an_upstream_connection_lives_its_time() {
 #[tokio::test]
 async fn a_connection_limit_is_one_for_all_workers() {
     const MOST: usize = 5;
+
     let mut chain = http_chain(&manager(inline(table("r", vec![forward("/", "up")]))));
     let limit = ConnectionLimit {
         stat_prefix: "few".into(),
         max_connections: Some(UInt64Value { value: MOST as u64 }),
         ..Default::default()
     };
+
     chain.filters.insert(
         0,
         network_filter("envoy.filters.network.connection_limit", pack(&limit)),
     );
+
     let running = Running::start(ProxyOptions {
         workers: 4,
         ..Default::default()
     });
+
     let up = static_cluster("up", &[peers::echo("up").await]);
     running
         .apply(vec![up], vec![listener("in", vec![chain])])
@@ -275,6 +300,7 @@ async fn a_connection_limit_is_one_for_all_workers() {
     let at = running.at("in").await;
     let request = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
     let mut held = Vec::new();
+
     // Enough for every worker to be asked, wherever the kernel sends them.
     for n in 0..40 {
         let mut client = Client::connect(at).await;
@@ -285,9 +311,12 @@ async fn a_connection_limit_is_one_for_all_workers() {
             None => assert!(held.len() == MOST, "refused as number {n}"),
         }
     }
+
     assert_eq!(held.len(), MOST);
+
     // A place that is given back is there for whoever comes next, at any worker.
     held.pop();
+
     loop {
         let mut client = Client::connect(at).await;
         let _ = client.stream.write_all(request.as_bytes()).await;

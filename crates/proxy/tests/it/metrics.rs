@@ -27,11 +27,13 @@ async fn grpc_server() -> SocketAddr {
                     .header("content-type", "application/grpc")
                     .body(())
                     .expect("good");
+
                 let mut send = respond.send_response(response, false).expect("sent");
                 for piece in [&b"\0\0\0\0\x03abc\0\0"[..], b"\0\0\x05he", b"llo"] {
                     send.send_data(Bytes::from_static(piece), false)
                         .expect("sent");
                 }
+
                 let mut trailers = HeaderMap::new();
                 trailers.insert("grpc-status", "0".parse().expect("a value"));
                 send.send_trailers(trailers).expect("sent");
@@ -54,10 +56,12 @@ async fn messages_of_grpc_are_counted_both_ways() {
         "r",
         vec![forward("/web", "web"), forward("/", "up")],
     )));
+
     let grpc = GrpcStats {
         emit_filter_state: true,
         ..Default::default()
     };
+
     manager
         .http_filters
         .insert(0, http_filter("istio.stats", pack(&StatsConfig::default())));
@@ -71,6 +75,7 @@ async fn messages_of_grpc_are_counted_both_ways() {
         vec![listener("in", vec![http_chain(&manager)])],
     )
     .await;
+
     let at = running.at("in").await;
     let mut send = connect(at).await;
     let request =
@@ -78,6 +83,7 @@ async fn messages_of_grpc_are_counted_both_ways() {
     let (response, mut body) = send
         .send_request(request.body(()).expect("good"), false)
         .expect("sent");
+
     // Three messages: an empty one, one in two pieces, one that follows in the same piece.
     for (piece, is_last) in [
         (&b"\0\0\0\0\0"[..], false),
@@ -87,22 +93,26 @@ async fn messages_of_grpc_are_counted_both_ways() {
         body.send_data(Bytes::from_static(piece), is_last)
             .expect("sent");
     }
+
     let mut stream = response.await.expect("a response").into_body();
     while let Some(piece) = stream.data().await {
         let _ = stream
             .flow_control()
             .release_capacity(piece.expect("data").len());
     }
+
     running
         .log
         .line_with("200 - via_upstream /pkg.Service/Method up 18")
         .await;
+
     let metrics = running.handle.metrics();
     assert_eq!(
         value(&metrics, "istio_request_messages_total"),
         Some(3),
         "{metrics}"
     );
+
     assert_eq!(
         value(&metrics, "istio_response_messages_total"),
         Some(2),
@@ -133,6 +143,7 @@ async fn messages_of_grpc_are_counted_both_ways() {
             })
             .sum::<u64>()
     };
+
     assert_eq!(
         (
             all("istio_request_messages_total"),
@@ -151,6 +162,7 @@ async fn unknown_destinations_are_named_by_the_host_that_was_asked_for() {
             disable_host_header_fallback: disabled,
             ..Default::default()
         };
+
         manager
             .http_filters
             .insert(0, http_filter("istio.stats", pack(&stats)));
@@ -159,6 +171,7 @@ async fn unknown_destinations_are_named_by_the_host_that_was_asked_for() {
         let up = static_cluster("PassthroughCluster", &[peers::echo("up").await]);
         let running = Running::with(vec![up], vec![outbound]).await;
         let mut client = Client::connect(running.at("out").await).await;
+
         client
             .ask("GET /x HTTP/1.1\nhost: example.org:8080\n\n")
             .await;

@@ -54,21 +54,25 @@ fn chain(cluster: &str, exchanges: bool) -> FilterChain {
             )) => meltemi_proto::unpack(any).expect("a TCP proxy"),
             _ => unreachable!("made with one"),
         };
+
     let format = "peers %FILTER_STATE(downstream_peer:FIELD:workload)% %FILTER_STATE(upstream_peer:FIELD:workload)%\n";
     proxy.access_log = vec![log_as("/dev/stdout", format)];
     chain.filters = vec![network_filter(
         "envoy.filters.network.tcp_proxy",
         pack(&proxy),
     )];
+
     chain.filters.insert(
         0,
         network_filter("istio.stats", pack(&StatsConfig::default())),
     );
+
     if exchanges {
         chain
             .filters
             .insert(0, network_filter("istio.metadata_exchange", exchange()));
     }
+
     chain
 }
 
@@ -91,6 +95,7 @@ fn server_cluster(to: std::net::SocketAddr, alpn: &[&str]) -> cluster::Cluster {
         sni: "outbound_.9000_._.server.default.svc.cluster.local".into(),
         ..Default::default()
     })));
+
     if alpn.contains(&"istio-peer-exchange") {
         up.filters = vec![cluster::Filter {
             name: "istio.metadata_exchange".into(),
@@ -98,6 +103,7 @@ fn server_cluster(to: std::net::SocketAddr, alpn: &[&str]) -> cluster::Cluster {
             ..Default::default()
         }];
     }
+
     up
 }
 
@@ -135,6 +141,7 @@ async fn talk(at: std::net::SocketAddr) {
         .read_exact(&mut heard)
         .await
         .expect("the server speaks first");
+
     assert_eq!(&heard, b"welcome\n");
     client.send("question").await;
     client.stream.read_exact(&mut heard).await.expect("an echo");
@@ -146,6 +153,7 @@ async fn talk(at: std::net::SocketAddr) {
         .read_to_end(&mut rest)
         .await
         .expect("to the end");
+
     assert!(rest.is_empty(), "{rest:?}");
 }
 
@@ -167,6 +175,7 @@ async fn both_ends_name_their_peer_in_metrics_and_logs() {
             vec![inbound("app", EXCHANGING, true)],
         )
         .await;
+
     let client = Running::start(options(&authority, "client"));
     client
         .apply(
@@ -174,6 +183,7 @@ async fn both_ends_name_their_peer_in_metrics_and_logs() {
             vec![outbound()],
         )
         .await;
+
     talk(client.at("out").await).await;
     assert_eq!(server.log.line_with("peers ").await, "peers client -");
     assert_eq!(client.log.line_with("peers ").await, "peers - server");
@@ -182,6 +192,7 @@ async fn both_ends_name_their_peer_in_metrics_and_logs() {
         "destination_workload=\"server\"",
         "source_workload_namespace=\"default\"",
     ];
+
     let (at_server, at_client) = (server.handle.metrics(), client.handle.metrics());
     assert!(
         counted(
@@ -190,15 +201,18 @@ async fn both_ends_name_their_peer_in_metrics_and_logs() {
         ),
         "{at_server}"
     );
+
     assert!(
         counted(&at_client, &[&both[..], &["reporter=\"source\""]].concat()),
         "{at_client}"
     );
+
     // Named by the address that was configured, which has no port yet.
     assert_eq!(
         page(&server, "/stats?filter=ssl&usedonly").await,
         "listener.127.0.0.1_0.ssl.handshake: 1\n"
     );
+
     assert_eq!(
         page(&client, "/stats?filter=ssl&usedonly").await,
         "cluster.server.ssl.handshake: 1\n"
@@ -208,6 +222,7 @@ async fn both_ends_name_their_peer_in_metrics_and_logs() {
 #[tokio::test]
 async fn a_peer_without_the_exchange_is_served_without_it() {
     let authority = Authority::new();
+
     // As Envoy without Istio's filter is configured, on either side.
     for (selected, exchanges, offered) in [
         (&["h2", "http/1.1", "istio"][..], false, OFFERED),
@@ -220,6 +235,7 @@ async fn a_peer_without_the_exchange_is_served_without_it() {
                 vec![inbound("app", selected, exchanges)],
             )
             .await;
+
         let client = Running::start(options(&authority, "client"));
         client
             .apply(
@@ -227,6 +243,7 @@ async fn a_peer_without_the_exchange_is_served_without_it() {
                 vec![outbound()],
             )
             .await;
+
         talk(client.at("out").await).await;
         assert_eq!(server.log.line_with("peers ").await, "peers - -");
         let metrics = server.handle.metrics();
@@ -248,12 +265,14 @@ async fn requests_never_offer_the_exchange() {
     let authority = Authority::new();
     let server = Running::start(options(&authority, "server"));
     let app = peers::echo("app").await;
+
     server
         .apply(
             vec![static_cluster("app", &[app])],
             vec![inbound("app", EXCHANGING, true)],
         )
         .await;
+
     let client = Running::start(options(&authority, "client"));
     let http = listener(
         "http",
@@ -262,12 +281,14 @@ async fn requests_never_offer_the_exchange() {
             vec![forward("/", "server")],
         ))))],
     );
+
     client
         .apply(
             vec![server_cluster(server.at("in").await, OFFERED)],
             vec![http],
         )
         .await;
+
     let (head, body) = peers::get(client.at("http").await, "/").await;
     assert!(
         head.starts_with("HTTP/1.1 200 ") && body.starts_with("app\n"),

@@ -22,6 +22,7 @@ where
             tokio::spawn(serve(stream, number));
         }
     });
+
     address
 }
 
@@ -38,10 +39,12 @@ pub async fn read_message(
             return None;
         }
     };
+
     let head: Vec<u8> = waiting.drain(..end).collect();
     let head = String::from_utf8_lossy(&head).into_owned();
     let lower = head.to_ascii_lowercase();
     let mut body = Vec::new();
+
     if let Some(length) = lower
         .split("content-length: ")
         .nth(1)
@@ -61,10 +64,12 @@ pub async fn read_message(
                     return None;
                 }
             }
+
             let line = waiting
                 .windows(2)
                 .position(|w| w == b"\r\n")
                 .expect("just seen");
+
             let size =
                 usize::from_str_radix(std::str::from_utf8(&waiting[..line]).expect("hex"), 16)
                     .expect("hex");
@@ -73,6 +78,7 @@ pub async fn read_message(
                     return None;
                 }
             }
+
             body.extend_from_slice(&waiting[line + 2..line + 2 + size]);
             waiting.drain(..line + 2 + size + 2);
             if size == 0 {
@@ -80,12 +86,14 @@ pub async fn read_message(
             }
         }
     }
+
     Some((head, body))
 }
 
 /// Reads one response with a length, from a stream of many.
 pub async fn read_body(stream: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> String {
     use tokio::io::AsyncBufReadExt;
+
     let mut length = 0;
     loop {
         let mut line = String::new();
@@ -97,8 +105,10 @@ pub async fn read_body(stream: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> S
             break;
         }
     }
+
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.expect("a body");
+
     String::from_utf8(body).expect("text")
 }
 

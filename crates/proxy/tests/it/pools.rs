@@ -55,6 +55,7 @@ impl Numbered {
                     gate.acquire().await.expect("nobody closes it").forget();
                 }
             };
+
             async move {
                 let mut first = [0; 3];
                 while matches!(stream.peek(&mut first).await, Ok(n) if (1..3).contains(&n)) {}
@@ -83,10 +84,12 @@ impl Numbered {
                         let _ = stream.write_all(answer.as_bytes()).await;
                     }
                 }
+
                 let _ = tell.send(Event::Ended(number));
             }
         })
         .await;
+
         Self { at, gate, events }
     }
 
@@ -120,10 +123,12 @@ fn explicit(cluster: Cluster, streams: Option<u32>, common: core::HttpProtocolOp
     use upstream::http_protocol_options::{
         ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
     };
+
     let http2 = core::Http2ProtocolOptions {
         max_concurrent_streams: streams.map(|value| UInt32Value { value }),
         ..Default::default()
     };
+
     with_options(cluster, |options| {
         options.common_http_protocol_options = Some(common);
         options.upstream_protocol_options = Some(UpstreamProtocolOptions::ExplicitHttpConfig(
@@ -139,6 +144,7 @@ fn http1(cluster: Cluster, common: core::HttpProtocolOptions) -> Cluster {
     use upstream::http_protocol_options::{
         ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
     };
+
     with_options(cluster, |options| {
         options.common_http_protocol_options = Some(common);
         options.upstream_protocol_options = Some(UpstreamProtocolOptions::ExplicitHttpConfig(
@@ -204,10 +210,13 @@ impl Proxy {
             )),
             ..Default::default()
         };
+
         let mut manager = manager(inline(table("r", vec![direct, forward("/", "up")])));
+
         // Ours has an operator that Envoy does not know.
         manager.access_log.clear();
         let listeners = vec![listener("in", vec![http_chain(&manager)])];
+
         match program {
             Some(program) => Self::Envoy(Envoy::start(program, vec![cluster], |_| listeners).await),
             None => {
@@ -241,8 +250,10 @@ impl Proxy {
             }
             Self::Envoy(envoy) => envoy.admin("/stats").await,
         };
+
         let start = format!("cluster.up.{name}: ");
         let line = page.lines().find_map(|line| line.strip_prefix(&start));
+
         line.unwrap_or_else(|| panic!("no {name} in {page}"))
             .parse()
             .expect("a number")
@@ -283,15 +294,18 @@ async fn a_connection_of_the_other_protocol_is_not_waited_for() {
             connections(as_downstream(static_cluster("up", &[server.at])), 1),
         )
         .await;
+
         let at = running.at().await;
         let send = connect(at).await;
         assert_eq!(number(ask(&send, "/").await).await, 0);
+
         // The only connection that the breaker allows cannot carry it.
         let (head, _) = soon(peers::get(at, "/")).await;
         assert!(
             head.starts_with("HTTP/1.1 200 ") && head.contains("x-number: 1\r\n"),
             "{head}"
         );
+
         assert_eq!(running.figure("upstream_cx_active").await, 2);
     }
 }
@@ -309,9 +323,11 @@ async fn whoever_waits_for_a_connection_was_not_refused() {
         } else {
             cluster
         };
+
         let running = Proxy::start(program, cluster).await;
         let send = connect(running.at().await).await;
         let first = ask(&send, "/held").await;
+
         assert_eq!(server.event().await, Event::Asked(0, "/held".into()));
         let second = ask(&send, "/second").await;
         running.until("upstream_rq_pending_active", 1).await;
@@ -332,11 +348,13 @@ async fn an_http2_connection_carries_so_many_requests_and_ends_with_the_last() {
             max_requests_per_connection: Some(UInt32Value { value: 2 }),
             ..Default::default()
         };
+
         let running = Proxy::start(
             program,
             explicit(static_cluster("up", &[server.at]), None, common),
         )
         .await;
+
         let send = connect(running.at().await).await;
         let held = ask(&send, "/held").await;
         assert_eq!(server.event().await, Event::Asked(0, "/held".into()));
@@ -346,12 +364,14 @@ async fn an_http2_connection_carries_so_many_requests_and_ends_with_the_last() {
             1,
             "two were the most"
         );
+
         server.gate.add_permits(1);
         assert_eq!(
             number(held).await,
             0,
             "a stream on a connection that takes no more goes on"
         );
+
         assert_eq!(server.event().await, Event::Asked(0, "/second".into()));
         assert_eq!(server.event().await, Event::Asked(1, "/third".into()));
         assert_eq!(server.event().await, Event::Ended(0));
@@ -367,10 +387,12 @@ async fn an_http1_connection_carries_so_many_requests() {
             max_requests_per_connection: Some(UInt32Value { value: 2 }),
             ..Default::default()
         };
+
         let cluster = static_cluster("up", &[server.at]);
         let cluster = http1(cluster, common);
         let running = Proxy::start(program, cluster).await;
         let send = connect(running.at().await).await;
+
         for of in [0, 0, 1, 1, 2] {
             assert_eq!(number(ask(&send, "/").await).await, of);
         }
@@ -390,6 +412,7 @@ async fn an_http2_connection_carries_so_many_streams_at_a_time() {
             ),
         )
         .await;
+
         let send = connect(running.at().await).await;
         let mut held = Vec::new();
         for _ in 0..5 {
@@ -402,6 +425,7 @@ async fn an_http2_connection_carries_so_many_streams_at_a_time() {
             };
             of[number] += 1;
         }
+
         of.sort_unstable();
         assert_eq!(of, [1, 2, 2]);
         server.gate.add_permits(5);
@@ -422,12 +446,14 @@ async fn idle_connections_end() {
             idle_timeout: Some(duration(Duration::from_millis(200))),
             ..Default::default()
         };
+
         let cluster = static_cluster("up", &[server.at]);
         let cluster = if http2 {
             explicit(cluster, None, common)
         } else {
             http1(cluster, common)
         };
+
         let running = Proxy::start(program, cluster).await;
         let send = connect(running.at().await).await;
         number(ask(&send, "/").await).await;
@@ -448,6 +474,7 @@ async fn connections_of_a_cluster_that_goes_end() {
         } else {
             cluster
         };
+
         let running = Proxy::start(None, cluster).await;
         let send = connect(running.at().await).await;
         number(ask(&send, "/").await).await;
@@ -460,6 +487,7 @@ async fn connections_of_a_cluster_that_goes_end() {
             .apply(meltemi_proto::type_url::CLUSTER, vec![], vec!["up".into()])
             .await
             .expect("a cluster that routes name may go");
+
         assert_eq!(server.event().await, Event::Ended(0));
     }
 }
@@ -478,6 +506,7 @@ async fn unfinished() -> (Cluster, Arc<Semaphore>, mpsc::UnboundedReceiver<usize
         }
     })
     .await;
+
     let mut cluster = explicit(static_cluster("up", &[at]), None, Default::default());
     cluster.connect_timeout = Some(duration(Duration::from_secs(20)));
     cluster.transport_socket = Some(core::TransportSocket {
@@ -489,6 +518,7 @@ async fn unfinished() -> (Cluster, Arc<Semaphore>, mpsc::UnboundedReceiver<usize
             },
         ))),
     });
+
     (cluster, gate, opened)
 }
 
@@ -510,6 +540,7 @@ async fn a_connection_that_fails_fails_all_who_wait_for_it() {
         let running = Proxy::start(program, cluster).await;
         let send = connect(running.at().await).await;
         let mut responses = Vec::new();
+
         for _ in 0..8 {
             responses.push(ask(&send, "/").await);
         }
@@ -537,10 +568,13 @@ async fn a_connection_outlives_the_request_that_asked_for_it() {
         } else {
             http1(cluster, Default::default())
         };
+
         let running = Proxy::start(program, cluster).await;
         let send = connect(running.at().await).await;
         let first = ask(&send, "/first").await;
+
         assert_eq!(soon(opened.recv()).await, Some(0));
+
         // Resets the stream.
         drop(first);
         running.until("upstream_rq_pending_active", 0).await;

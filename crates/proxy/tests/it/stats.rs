@@ -54,6 +54,7 @@ fn deny() -> Rbac {
         )),
         ..Default::default()
     });
+
     let policy = rbac::Policy {
         permissions: vec![rbac::Permission { rule: Some(has) }],
         principals: vec![rbac::Principal {
@@ -61,6 +62,7 @@ fn deny() -> Rbac {
         }],
         ..Default::default()
     };
+
     Rbac {
         rules: Some(rbac::Rbac {
             action: rbac::rbac::Action::Deny as i32,
@@ -83,10 +85,12 @@ async fn served() -> (Running, std::net::SocketAddr) {
             "200 OK"
         })
     });
+
     let silent = peers::server(|stream, _| async move {
         std::future::pending::<()>().await;
         drop(stream);
     });
+
     let mut full = static_cluster("full", &[peers::echo("full").await]);
     full.circuit_breakers = Some(cluster::CircuitBreakers {
         thresholds: vec![cluster::circuit_breakers::Thresholds {
@@ -95,6 +99,7 @@ async fn served() -> (Running, std::net::SocketAddr) {
         }],
         ..Default::default()
     });
+
     let slow = tune(forward("/slow", "silent"), |action| {
         action.timeout = Some(duration(Duration::from_millis(20)))
     });
@@ -106,12 +111,14 @@ async fn served() -> (Running, std::net::SocketAddr) {
             ..Default::default()
         });
     });
+
     let routes = vec![
         slow,
         impatient,
         forward("/full", "full"),
         retried(forward("/", "flaky")),
     ];
+
     let mut manager = manager(inline(table("r", routes)));
     manager
         .http_filters
@@ -122,10 +129,12 @@ async fn served() -> (Running, std::net::SocketAddr) {
         static_cluster("silent", &[silent.await]),
         full,
     ];
+
     running
         .apply(clusters, vec![listener("in", vec![http_chain(&manager)])])
         .await;
     let at = running.at("in").await;
+
     (running, at)
 }
 
@@ -145,10 +154,12 @@ async fn retries_breakers_timeouts_and_policies_are_counted() {
             "{path}: {head}"
         );
     }
+
     let (head, _) = Client::connect(at)
         .await
         .ask("GET / HTTP/1.1\nhost: a\nx-deny: 1\n\n")
         .await;
+
     assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
     running.log.line_with("403 ").await;
     let stats = page(&running, "/stats").await;
@@ -186,6 +197,7 @@ async fn retries_breakers_timeouts_and_policies_are_counted() {
             "{line} is not in\n{stats}"
         );
     }
+
     // A change of the cluster's configuration begins nothing anew.
     let mut changed = static_cluster("flaky", &[peers::echo("other").await]);
     changed.connect_timeout = Some(duration(Duration::from_secs(7)));
@@ -203,6 +215,7 @@ async fn statistics_come_in_three_formats_whole_or_in_part() {
     let (running, at) = served().await;
     peers::get(at, "/").await;
     running.log.line_with("200 ").await;
+
     // The connection ends, and is no longer active then.
     let mut open = true;
     while open {
@@ -213,6 +226,7 @@ async fn statistics_come_in_three_formats_whole_or_in_part() {
         );
         open = rows.contains("downstream_cx_active: 1\n");
     }
+
     let json: serde_json::Value = serde_json::from_str(
         &page(
             &running,
@@ -221,15 +235,18 @@ async fn statistics_come_in_three_formats_whole_or_in_part() {
         .await,
     )
     .expect("JSON");
+
     assert_eq!(
         json,
         serde_json::json!({ "stats": [{ "name": "cluster.flaky.upstream_rq_retry", "value": 1 }] })
     );
+
     let prometheus = page(
         &running,
         "/stats?format=prometheus&filter=flaky.*_rq_(2xx|200)$",
     )
     .await;
+
     assert_eq!(
         prometheus,
         "# TYPE envoy_cluster_upstream_rq counter\n\
@@ -237,11 +254,13 @@ async fn statistics_come_in_three_formats_whole_or_in_part() {
          # TYPE envoy_cluster_upstream_rq_xx counter\n\
          envoy_cluster_upstream_rq_xx{cluster_name=\"flaky\",response_code_class=\"2\"} 1\n"
     );
+
     let all = page(&running, "/stats?format=prometheus").await;
     let families: Vec<_> = all
         .lines()
         .filter(|line| line.starts_with("# TYPE "))
         .collect();
+
     let mut unique = families.clone();
     unique.sort_unstable();
     unique.dedup();
@@ -250,6 +269,7 @@ async fn statistics_come_in_three_formats_whole_or_in_part() {
         unique.len(),
         "a family stands once: {families:?}"
     );
+
     let used = page(&running, "/stats?format=prometheus&usedonly&filter=server").await;
     assert!(
         used.contains("envoy_server_live 1\n") && !used.lines().any(|line| line.ends_with(" 0")),

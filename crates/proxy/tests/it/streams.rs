@@ -71,6 +71,7 @@ async fn is_free(at: SocketAddr) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+
     panic!("the place is never given back");
 }
 
@@ -80,6 +81,7 @@ async fn a_client_that_leaves_a_silent_stream_frees_all_that_it_held() {
         http2(static_cluster("up", &[silent_streams().await])),
         static_cluster("up", &[events().await]),
     ];
+
     for up in upstreams {
         let manager = manager(inline(table("r", vec![forward("/", "up")])));
         let running = Running::with(
@@ -87,6 +89,7 @@ async fn a_client_that_leaves_a_silent_stream_frees_all_that_it_held() {
             vec![listener("in", vec![http_chain(&manager)])],
         )
         .await;
+
         let at = running.at("in").await;
         for closes in [false, true] {
             let stream = tokio::net::TcpStream::connect(at).await.expect("connects");
@@ -106,9 +109,11 @@ async fn a_client_that_leaves_a_silent_stream_frees_all_that_it_held() {
             } else {
                 body.send_reset(h2::Reason::CANCEL);
             }
+
             is_free(at).await;
             drop(response);
         }
+
         running
             .log
             .line_with("200 DC downstream_remote_disconnect /watch")
@@ -122,13 +127,16 @@ async fn busy_connections_end_when_their_listener_has_gone_for_the_time_to_drain
         "r",
         vec![forward("/grpc", "grpc"), forward("/events", "events")],
     )));
+
     let clusters = vec![
         http2(static_cluster("grpc", &[silent_streams().await])),
         static_cluster("events", &[events().await]),
     ];
+
     let running = Running::with(clusters, vec![listener("in", vec![http_chain(&manager)])]).await;
     let at = running.at("in").await;
     let mut client = Client::connect(at).await;
+
     client.send("GET /events HTTP/1.1\r\nhost: a\r\n\r\n").await;
     let mut tick = Vec::new();
     while !tick.ends_with(b"tick\r\n") {
@@ -141,17 +149,20 @@ async fn busy_connections_end_when_their_listener_has_gone_for_the_time_to_drain
             false,
         )
         .expect("sent");
+
     let mut body = response.await.expect("a head").into_body();
     running
         .handle
         .apply(LISTENER, vec![], vec!["in".into()])
         .await
         .expect("removed");
+
     soon(client.closed()).await;
     assert!(
         soon(body.data()).await.is_none_or(|piece| piece.is_err()),
         "the stream ends"
     );
+
     for path in ["/events", "/grpc"] {
         let line = running.log.line_with(&format!(" {path} ")).await;
         assert!(
@@ -160,6 +171,7 @@ async fn busy_connections_end_when_their_listener_has_gone_for_the_time_to_drain
             "{line}"
         );
     }
+
     crate::hostile::until("nobody is left", || running.handle.connections() == 0).await;
 }
 
@@ -176,10 +188,12 @@ async fn requests_without_an_answer_end_after_the_time_to_drain_too() {
         }
     })
     .await;
+
     let (running, at) = simple(silent).await;
     let mut client = Client::connect(at).await;
     client.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n").await;
     soon(asked.notified()).await;
+
     // What only drains has all the time that the process has; what is not accepted any more has
     // not.
     running.handle.drain().await;
@@ -188,19 +202,23 @@ async fn requests_without_an_answer_end_after_the_time_to_drain_too() {
         .apply(LISTENER, Vec::new(), vec!["in".into()])
         .await
         .expect("removed");
+
     let (head, _) = soon(client.receive()).await.expect("an answer");
     assert!(
         head.starts_with("HTTP/1.1 503 ") && head.contains("connection: close\r\n"),
         "{head}"
     );
+
     let line = running
         .log
         .line_with("503 LR connection_drained /slow")
         .await;
+
     assert!(
         line.ends_with("<filter chain changed: filter chain http>"),
         "{line}"
     );
+
     assert!(soon(client.closed()).await);
 }
 
@@ -225,10 +243,12 @@ async fn whoever_is_answered_while_the_proxy_drains_is_told_that_this_was_the_la
         }
     })
     .await;
+
     let running = Running::start_with(ProxyOptions {
         drain_time: Duration::from_secs(3600),
         ..Default::default()
     });
+
     let manager = manager(inline(table("r", vec![forward("/", "up")])));
     running
         .apply(
@@ -236,6 +256,7 @@ async fn whoever_is_answered_while_the_proxy_drains_is_told_that_this_was_the_la
             vec![listener("in", vec![http_chain(&manager)])],
         )
         .await;
+
     let at = running.at("in").await;
     let mut idle = Client::connect(at).await;
     assert!(
@@ -245,6 +266,7 @@ async fn whoever_is_answered_while_the_proxy_drains_is_told_that_this_was_the_la
             .0
             .contains("connection: close")
     );
+
     let mut client = Client::connect(at).await;
     client.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n").await;
     crate::hostile::until("it was asked", || asked.load(Ordering::Relaxed) == 1).await;
@@ -276,6 +298,7 @@ const UPGRADE: &str = "connection: Upgrade\nupgrade: websocket\n\n";
 #[tokio::test]
 async fn tunnels_have_the_limits_of_their_route() {
     use meltemi_proto::envoy::config::route::v3::route_action::MaxStreamDuration;
+
     let limit = Some(duration(Duration::from_millis(100)));
     let idle = tune(forward("/idle", "up"), |action| action.idle_timeout = limit);
     let longest = tune(forward("/longest", "up"), |action| {
@@ -284,6 +307,7 @@ async fn tunnels_have_the_limits_of_their_route() {
             ..Default::default()
         });
     });
+
     let manager = manager(inline(table("r", vec![idle, longest])));
     let up = static_cluster("up", &[silent_tunnels().await]);
     let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
@@ -298,10 +322,12 @@ async fn tunnels_have_the_limits_of_their_route() {
         .log
         .line_with("101 SI stream_idle_timeout /idle")
         .await;
+
     let mut client = Client::connect(at).await;
     client
         .ask(&format!("GET /longest HTTP/1.1\nhost: a\n{UPGRADE}"))
         .await;
+
     // One that talks all the time ends too.
     let (mut read, mut write) = client.stream.split();
     let talking = async {
@@ -310,11 +336,13 @@ async fn tunnels_have_the_limits_of_their_route() {
         }
         std::future::pending::<()>().await;
     };
+
     let mut end = [0; 1];
     tokio::select! {
         read = soon(read.read(&mut end)) => assert!(!read.is_ok_and(|n| n > 0)),
         () = talking => {}
     }
+
     running
         .log
         .line_with("101 DT max_duration_timeout /longest")
@@ -333,6 +361,7 @@ async fn tunnels_end_with_the_terms_that_they_were_begun_under() {
         .apply(LISTENER, vec![], vec!["in".into()])
         .await
         .expect("removed");
+
     assert!(soon(client.closed()).await);
     let line = running.log.line_with(" /ws ").await;
     assert!(
@@ -358,9 +387,11 @@ async fn endpoints_that_fail_in_the_words_of_grpc_are_left_out() {
         base_ejection_time: Some(duration(Duration::from_secs(600))),
         ..Default::default()
     });
+
     let manager = manager(inline(table("r", vec![forward("/", "up")])));
     let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
     let at = running.at("in").await;
+
     // What is no gRPC is judged by its status.
     for _ in 0..10 {
         peers::get(at, "/").await;
@@ -371,6 +402,7 @@ async fn endpoints_that_fail_in_the_words_of_grpc_are_left_out() {
             "POST / HTTP/1.1\nhost: a\ncontent-type: application/grpc\ncontent-length: 0\n\n";
         answers.push(Client::connect(at).await.ask(request).await.1);
     }
+
     assert_eq!(
         answers.iter().filter(|answer| *answer == "bad").count(),
         2,

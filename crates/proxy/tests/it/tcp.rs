@@ -24,6 +24,7 @@ async fn bytes_pass_and_each_direction_ends_by_itself() {
         vec![listener("in", vec![tcp_chain("up")])],
     )
     .await;
+
     let mut client = Client::connect(running.at("in").await).await;
     client.send("quiet").await;
     client.stream.shutdown().await.expect("half-closed");
@@ -33,6 +34,7 @@ async fn bytes_pass_and_each_direction_ends_by_itself() {
         .read_to_string(&mut answer)
         .await
         .expect("to the end");
+
     assert_eq!(answer, "QUIET");
     running.log.line_with("0 - - - up 5").await;
 }
@@ -44,6 +46,7 @@ async fn an_endpoint_that_refuses_is_a_closed_connection_and_a_flag() {
         vec![listener("in", vec![tcp_chain("up")])],
     )
     .await;
+
     let mut client = Client::connect(running.at("in").await).await;
     assert!(client.closed().await);
     running
@@ -56,18 +59,21 @@ async fn an_endpoint_that_refuses_is_a_closed_connection_and_a_flag() {
 async fn sniffing_tells_http_from_bytes() {
     use meltemi_proto::envoy::config::listener::v3 as proto;
     use meltemi_proto::envoy::extensions::filters::listener as filters;
+
     let manager = manager(inline(table("r", vec![forward("/", "http")])));
     let mut http = http_chain(&manager);
     http.filter_chain_match = Some(proto::FilterChainMatch {
         application_protocols: vec!["http/1.1".into(), "h2c".into()],
         ..Default::default()
     });
+
     let mut sniffing = listener("in", vec![http, tcp_chain("up")]);
     let filter = |name: &str, config| proto::ListenerFilter {
         name: name.into(),
         config_type: Some(proto::listener_filter::ConfigType::TypedConfig(config)),
         ..Default::default()
     };
+
     sniffing.listener_filters = vec![
         filter(
             "envoy.filters.listener.tls_inspector",
@@ -78,6 +84,7 @@ async fn sniffing_tells_http_from_bytes() {
             meltemi_proto::pack(&filters::http_inspector::v3::HttpInspector::default()),
         ),
     ];
+
     let running = Running::with(
         vec![
             static_cluster("up", &[shout().await]),
@@ -86,6 +93,7 @@ async fn sniffing_tells_http_from_bytes() {
         vec![sniffing],
     )
     .await;
+
     let at = running.at("in").await;
     let (head, _) = peers::get(at, "/").await;
     assert!(head.contains("x-name: web"), "{head}");
@@ -98,6 +106,7 @@ async fn sniffing_tells_http_from_bytes() {
         .read_to_string(&mut answer)
         .await
         .expect("to the end");
+
     assert_eq!(answer, "NOT HTTP\n");
 }
 
@@ -105,6 +114,7 @@ async fn sniffing_tells_http_from_bytes() {
 async fn network_authorization_refuses_and_a_later_change_ends_what_is_open() {
     use meltemi_proto::envoy::config::rbac::v3 as rbac;
     use meltemi_proto::envoy::extensions::filters::network::rbac::v3::Rbac;
+
     let upstream = peers::server(|mut stream, _| async move {
         let mut byte = [0; 16];
         while let Ok(n) = stream.read(&mut byte).await {
@@ -114,6 +124,7 @@ async fn network_authorization_refuses_and_a_later_change_ends_what_is_open() {
         }
     })
     .await;
+
     let deny = |deny: bool| {
         let mut chain = tcp_chain("up");
         let any = rbac::Policy {
@@ -125,6 +136,7 @@ async fn network_authorization_refuses_and_a_later_change_ends_what_is_open() {
             }],
             ..Default::default()
         };
+
         if deny {
             let rules = Rbac {
                 stat_prefix: "tcp.".into(),
@@ -135,16 +147,20 @@ async fn network_authorization_refuses_and_a_later_change_ends_what_is_open() {
                 }),
                 ..Default::default()
             };
+
             chain.filters.insert(
                 0,
                 network_filter("envoy.filters.network.rbac", meltemi_proto::pack(&rules)),
             );
         }
+
         listener("in", vec![chain])
     };
+
     let running = Running::with(vec![static_cluster("up", &[upstream])], vec![deny(false)]).await;
     let at = running.at("in").await;
     let mut open = Client::connect(at).await;
+
     open.send("ping").await;
     let mut echo = [0; 4];
     open.stream.read_exact(&mut echo).await.expect("served");

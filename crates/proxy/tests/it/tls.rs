@@ -43,9 +43,11 @@ impl Authority {
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
+
         params.not_after = time::OffsetDateTime::now_utc() + time::Duration::hours(1);
         params.not_before = time::OffsetDateTime::now_utc() - time::Duration::hours(1);
         let certificate = params.signed_by(&key, &self.issuer).expect("leaf");
+
         Identity::from_pem(certificate.pem().as_bytes(), key.serialize_pem().as_bytes())
             .expect("own leaf")
     }
@@ -91,6 +93,7 @@ fn sds(name: &str) -> tls::SdsSecretConfig {
 
 pub fn common(alpn: &[&str], sans: &[&str]) -> tls::CommonTlsContext {
     use meltemi_proto::envoy::r#type::matcher::v3 as matcher;
+
     let san = |name: &&str| tls::SubjectAltNameMatcher {
         san_type: tls::subject_alt_name_matcher::SanType::Uri as i32,
         matcher: Some(matcher::StringMatcher {
@@ -99,6 +102,7 @@ pub fn common(alpn: &[&str], sans: &[&str]) -> tls::CommonTlsContext {
         }),
         ..Default::default()
     };
+
     tls::CommonTlsContext {
         alpn_protocols: alpn.iter().map(|name| (*name).into()).collect(),
         tls_certificate_sds_secret_configs: vec![sds("default")],
@@ -137,12 +141,14 @@ pub async fn inbound_with(
     change: impl FnOnce(&mut FilterChain),
 ) -> Running {
     use meltemi_proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as hcm;
+
     let mut manager = manager(inline(table("r", vec![forward("/", "app")])));
     manager.forward_client_cert_details = hcm::ForwardClientCertDetails::AppendForward as i32;
     manager.set_current_client_cert_details = Some(hcm::SetCurrentClientCertDetails {
         uri: true,
         ..Default::default()
     });
+
     let mut chain = http_chain(&manager);
     chain.transport_socket = Some(socket(pack(&tls::DownstreamTlsContext {
         common_tls_context: Some(common(&["h2", "http/1.1"], &[])),
@@ -151,18 +157,21 @@ pub async fn inbound_with(
         }),
         ..Default::default()
     })));
+
     change(&mut chain);
     let secrets = authority.secrets("spiffe://cluster.local/ns/default/sa/server");
     let running = Running::start(ProxyOptions {
         secrets,
         ..Default::default()
     });
+
     running
         .apply(
             vec![static_cluster("app", &[upstream])],
             vec![listener("inbound", vec![chain])],
         )
         .await;
+
     running
 }
 
@@ -184,6 +193,7 @@ pub async fn outbound_with(
         sni: "outbound_.9080_._.server.default.svc.cluster.local".into(),
         ..Default::default()
     })));
+
     change(&mut up);
     let manager = manager(inline(table("r", vec![forward("/", "server")])));
     let secrets = authority.secrets("spiffe://cluster.local/ns/default/sa/client");
@@ -191,12 +201,14 @@ pub async fn outbound_with(
         secrets,
         ..Default::default()
     });
+
     running
         .apply(
             vec![up],
             vec![listener("outbound", vec![http_chain(&manager)])],
         )
         .await;
+
     running
 }
 
@@ -211,6 +223,7 @@ async fn identities_are_proved_both_ways() {
         "spiffe://cluster.local/ns/default/sa/server",
     )
     .await;
+
     let (head, body) = peers::get(client.at("outbound").await, "/secret").await;
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}{body}");
     assert!(
@@ -219,6 +232,7 @@ async fn identities_are_proved_both_ways() {
         ),
         "{body}"
     );
+
     assert!(
         body.contains(";URI=spiffe://cluster.local/ns/default/sa/client\r\n"),
         "{body}"
@@ -230,6 +244,7 @@ async fn identities_are_proved_both_ways() {
         head.starts_with("HTTP/1.1 503 ") && !body.contains("TLS"),
         "{head}{body}"
     );
+
     assert!(wrong.log.line_with(" UF ").await.contains("TLS_error"));
 
     let stranger = Authority::new();
@@ -256,12 +271,14 @@ async fn a_listener_waits_for_its_secrets_and_rotation_cuts_nothing() {
     let to = server.at("inbound").await;
 
     let mut manager = manager(inline(table("r", vec![forward("/", "server")])));
+
     manager.stat_prefix = "late".into();
     let secrets = SecretStore::new();
     let late = Running::start(ProxyOptions {
         secrets: secrets.clone(),
         ..Default::default()
     });
+
     let mut chain = http_chain(&manager);
     chain.transport_socket = Some(socket(pack(&tls::DownstreamTlsContext {
         common_tls_context: Some(common(&["http/1.1"], &[])),
@@ -270,15 +287,18 @@ async fn a_listener_waits_for_its_secrets_and_rotation_cuts_nothing() {
         }),
         ..Default::default()
     })));
+
     late.apply(
         vec![static_cluster("server", &[])],
         vec![listener("late", vec![chain])],
     )
     .await;
+
     assert!(
         late.handle.addresses().await.is_empty(),
         "no certificate yet, so nobody is let in"
     );
+
     let full = authority.secrets("spiffe://cluster.local/ns/default/sa/late");
     for name in full.names() {
         secrets.set(&name, (*full.get(&name).expect("set")).clone());
@@ -295,14 +315,17 @@ async fn a_listener_waits_for_its_secrets_and_rotation_cuts_nothing() {
         sni: "server".into(),
         ..Default::default()
     })));
+
     let plain = http_chain(&crate::config::manager(inline(table(
         "r",
         vec![forward("/", "server")],
     ))));
+
     let client = Running::start(ProxyOptions {
         secrets: client_secrets.clone(),
         ..Default::default()
     });
+
     client
         .apply(vec![up], vec![listener("outbound", vec![plain])])
         .await;
@@ -314,10 +337,12 @@ async fn a_listener_waits_for_its_secrets_and_rotation_cuts_nothing() {
             .0
             .starts_with("HTTP/1.1 200 ")
     );
+
     client_secrets.set(
         "default",
         Secret::identity(authority.identity("spiffe://cluster.local/ns/default/sa/renewed")),
     );
+
     let (head, body) = connection.ask("GET /2 HTTP/1.1\nhost: a\n\n").await;
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     assert!(
@@ -341,6 +366,7 @@ async fn pinned_certificates_are_the_only_ones_that_are_taken() {
             .sha256
             .clone()
     };
+
     let (servers, clients) = (pin_of(&inbound_secrets), pin_of(&outbound_secrets));
     let pinned = |pin: &str| {
         use tls::common_tls_context::ValidationContextType::CombinedValidationContext;
@@ -352,11 +378,13 @@ async fn pinned_certificates_are_the_only_ones_that_are_taken() {
         }
         context
     };
+
     let cases = [
         (&clients, &servers, "200"),
         (&servers, &servers, "503"),
         (&clients, &clients, "503"),
     ];
+
     for (client_pin, server_pin, status) in cases {
         let mut chain = http_chain(&manager(inline(table("r", vec![forward("/", "app")]))));
         chain.transport_socket = Some(socket(pack(&tls::DownstreamTlsContext {
@@ -366,10 +394,12 @@ async fn pinned_certificates_are_the_only_ones_that_are_taken() {
             }),
             ..Default::default()
         })));
+
         let server = Running::start(ProxyOptions {
             secrets: inbound_secrets.clone(),
             ..Default::default()
         });
+
         let app = static_cluster("app", &[peers::echo("app").await]);
         server
             .apply(vec![app], vec![listener("inbound", vec![chain])])
@@ -380,10 +410,12 @@ async fn pinned_certificates_are_the_only_ones_that_are_taken() {
             sni: "server".into(),
             ..Default::default()
         })));
+
         let client = Running::start(ProxyOptions {
             secrets: outbound_secrets.clone(),
             ..Default::default()
         });
+
         let plain = http_chain(&manager(inline(table("r", vec![forward("/", "server")]))));
         client
             .apply(vec![up], vec![listener("outbound", vec![plain])])
@@ -393,6 +425,7 @@ async fn pinned_certificates_are_the_only_ones_that_are_taken() {
             head.starts_with(&format!("HTTP/1.1 {status} ")),
             "{head}{body}"
         );
+
         if client_pin == &servers {
             // The client's proxy may know before the server's has counted.
             let counted = "meltemi_downstream_tls_errors_total{reason=\"certificate\"} 1\n";
@@ -400,6 +433,7 @@ async fn pinned_certificates_are_the_only_ones_that_are_taken() {
                 tokio::task::yield_now().await;
             }
         }
+
         if server_pin == &clients {
             assert!(client.log.line_with(" UF ").await.contains("pinned"));
         }
@@ -412,6 +446,7 @@ async fn handshakes_that_fail_are_counted_by_reason() {
     let server = inbound(&authority, peers::echo("app").await).await;
     let to = server.at("inbound").await;
     let mut plain = peers::Client::connect(to).await;
+
     plain.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     assert!(plain.closed().await);
     let mut gone = peers::Client::connect(to).await;
@@ -423,6 +458,7 @@ async fn handshakes_that_fail_are_counted_by_reason() {
     let stranger = Authority::new();
     let foreign = outbound(&stranger, to, "spiffe://cluster.local/ns/default/sa/server").await;
     peers::get(foreign.at("outbound").await, "/").await;
+
     // The stranger ends the handshake, since it does not know us either; the alert may come a
     // moment later.
     let all = "meltemi_refused_connections_total{cause_kind=\"tls\",flag=\"-\"} 3\n";
@@ -433,6 +469,7 @@ async fn handshakes_that_fail_are_counted_by_reason() {
         }
         tokio::task::yield_now().await;
     };
+
     for reason in ["plaintext", "closed", "alert"] {
         let line = format!("meltemi_downstream_tls_errors_total{{reason=\"{reason}\"}} 1\n");
         assert!(metrics.contains(&line), "{line}{metrics}");
@@ -442,10 +479,12 @@ async fn handshakes_that_fail_are_counted_by_reason() {
 /// Answers with the server name that it was asked for.
 async fn named_server(authority: &Authority) -> std::net::SocketAddr {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     let identity = authority.identity_of(SanType::DnsName("a.example".try_into().expect("IA5")));
     let config = meltemi_tls::server_config(&meltemi_tls::ServerTerms::default(), &identity, None)
         .expect("a server");
     let acceptor = tokio_rustls::TlsAcceptor::from(config);
+
     peers::server(move |stream, _| {
         let acceptor = acceptor.clone();
         async move {
@@ -487,6 +526,7 @@ async fn the_requests_host_is_the_server_name_and_the_certificate_must_be_for_it
             trusted_ca: Some(inline_source(&authority.pem)),
             ..Default::default()
         };
+
         up.transport_socket = Some(socket(pack(&tls::UpstreamTlsContext {
             common_tls_context: Some(tls::CommonTlsContext {
                 validation_context_type: Some(
@@ -496,6 +536,7 @@ async fn the_requests_host_is_the_server_name_and_the_certificate_must_be_for_it
             }),
             ..Default::default()
         })));
+
         let options = meltemi_proto::envoy::extensions::upstreams::http::v3::HttpProtocolOptions {
             upstream_http_protocol_options: Some(core::UpstreamHttpProtocolOptions {
                 auto_sni: true,
@@ -504,17 +545,21 @@ async fn the_requests_host_is_the_server_name_and_the_certificate_must_be_for_it
             }),
             ..Default::default()
         };
+
         up.typed_extension_protocol_options.insert(
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(),
             pack(&options),
         );
+
         up
     };
+
     let routes = vec![
         forward("/checked", "checked"),
         forward("/header", "header"),
         forward("/free", "free"),
     ];
+
     let running = Running::with(
         vec![
             up("checked", true, ""),
@@ -527,11 +572,13 @@ async fn the_requests_host_is_the_server_name_and_the_certificate_must_be_for_it
         )],
     )
     .await;
+
     let to = running.at("in").await;
     let ask = async |path: &str, host: &str| {
         let request = format!("GET {path} HTTP/1.1\nhost: {host}\nx-name: a.example\n\n");
         peers::Client::connect(to).await.ask(&request).await
     };
+
     assert_eq!(ask("/checked", "a.example:443").await.1, "a.example");
     assert_eq!(ask("/header", "other.example").await.1, "a.example");
     assert_eq!(ask("/free", "other.example").await.1, "other.example");
@@ -540,9 +587,11 @@ async fn the_requests_host_is_the_server_name_and_the_certificate_must_be_for_it
         "-",
         "an address is never sent"
     );
+
     // B12
     let long = "a".repeat(300);
     assert_eq!(ask("/free", &long).await.1, "-", "nor what is no name");
+
     for host in ["other.example", "10.0.0.1", "[::1]:443", long.as_str()] {
         let (head, body) = ask("/checked", host).await;
         assert!(head.starts_with("HTTP/1.1 503 "), "{host}: {head}{body}");
@@ -564,16 +613,19 @@ async fn certificates_that_cannot_be_read_refuse_the_resource() {
         }),
         ..Default::default()
     })));
+
     let message = listener("in", vec![chain]);
     let resources = vec![("in".into(), pack(&message))];
     let refused = running
         .handle
         .apply(meltemi_proto::type_url::LISTENER, resources, vec![])
         .await;
+
     let reason = refused.expect_err("refused");
     assert!(
         reason.starts_with("in: ") && reason.contains("PEM"),
         "{reason}"
     );
+
     assert!(running.handle.addresses().await.is_empty());
 }

@@ -25,9 +25,11 @@ where
         alpn: alpn.iter().map(|name| (*name).into()).collect(),
         ..Default::default()
     };
+
     let config = meltemi_tls::server_config(&terms, &identity, None).expect("a server");
     let acceptor = tokio_rustls::TlsAcceptor::from(config);
     let answer = std::sync::Arc::new(answer);
+
     peers::server(move |stream, _| {
         let (acceptor, answer) = (acceptor.clone(), answer.clone());
         async move {
@@ -63,21 +65,25 @@ async fn an_end_without_farewell_is_the_end_of_a_body_without_length_and_of_no_o
                 return;
             }
         }
+
         let length = if seen.starts_with(b"GET /sized") {
             "content-length: 100\r\n"
         } else {
             ""
         };
+
         let answer = format!("HTTP/1.1 200 OK\r\n{length}\r\nold but whole");
         let _ = stream.write_all(answer.as_bytes()).await;
         let _ = stream.flush().await;
     })
     .await;
+
     let manager = manager(inline(table("r", vec![forward("/", "up")])));
     let up = under_tls(static_cluster("up", &[at]), &[]);
     let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
     let to = running.at("in").await;
     let mut client = Client::connect(to).await;
+
     client
         .send("GET /old HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
         .await;
@@ -105,12 +111,14 @@ async fn a_websocket_to_a_cluster_of_http2_is_spoken_as_it_was_agreed() {
                 return;
             }
         }
+
         let head = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\r\n";
         let _ = stream.write_all(head).await;
         let _ = stream.flush().await;
         let _ = stream.read_buf(&mut seen).await;
     })
     .await;
+
     let only_http2 = server(&["h2"], |_, mut stream| async move {
         // The preface would be the first thing to come.
         let mut first = Vec::new();
@@ -118,6 +126,7 @@ async fn a_websocket_to_a_cluster_of_http2_is_spoken_as_it_was_agreed() {
         assert!(first.is_empty() || first.starts_with(b"PRI "), "{first:?}");
     })
     .await;
+
     let routes = vec![forward("/both", "both"), forward("/only", "only")];
     let clusters = [("both", both), ("only", only_http2)]
         .map(|(name, at)| under_tls(http2(static_cluster(name, &[at])), &["h2", "http/1.1"]));
@@ -127,17 +136,20 @@ async fn a_websocket_to_a_cluster_of_http2_is_spoken_as_it_was_agreed() {
         vec![listener("in", vec![http_chain(&manager)])],
     )
     .await;
+
     let at = running.at("in").await;
     let upgrade = "HTTP/1.1\nhost: a\nconnection: Upgrade\nupgrade: websocket\n\n";
     let (head, _) = Client::connect(at)
         .await
         .ask(&format!("GET /both {upgrade}"))
         .await;
+
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     let (head, _) = Client::connect(at)
         .await
         .ask(&format!("GET /only {upgrade}"))
         .await;
+
     assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
     running.log.line_with("503 UF ").await;
 }

@@ -67,6 +67,7 @@ impl Server {
             }),
             ServerTerms::default(),
         );
+
         let task = tokio::spawn(async move {
             let server = tonic::transport::Server::builder().add_service(service);
             server
@@ -74,6 +75,7 @@ impl Server {
                 .await
                 .expect("serves");
         });
+
         Self {
             address,
             resources,
@@ -93,6 +95,7 @@ impl Server {
                 Ok::<_, Box<dyn std::error::Error + Send + Sync>>(Connection::from(channel))
             }
         };
+
         ClientConfig::new(
             connect,
             Node {
@@ -112,6 +115,7 @@ pub fn eds_cluster(name: &str) -> cluster::Cluster {
         resource_api_version: core::ApiVersion::V3 as i32,
         ..Default::default()
     };
+
     cluster::Cluster {
         cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(
             cluster::cluster::DiscoveryType::Eds as i32,
@@ -135,18 +139,21 @@ pub fn set(version: &str, endpoint: SocketAddr) -> ResourceSet {
         version,
         pack(&assignment("up", &[endpoint])),
     );
+
     set.insert(
         LISTENER,
         "in",
         version,
         pack(&listener("in", vec![http_chain(&manager(rds("9080")))])),
     );
+
     set.insert(
         ROUTE,
         "9080",
         version,
         pack(&table("9080", vec![forward("/", "up")])),
     );
+
     set
 }
 
@@ -161,6 +168,7 @@ pub async fn says(at: SocketAddr, name: &str) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+
     panic!("{name} never answered");
 }
 
@@ -172,6 +180,7 @@ async fn a_proxy_serves_what_its_server_tells_and_goes_on_without_it() {
         xds: Some(server.client()),
         ..Default::default()
     });
+
     running.handle.ready().await;
     let at = running.at("in").await;
     says(at, "one").await;
@@ -192,6 +201,7 @@ async fn a_proxy_serves_what_its_server_tells_and_goes_on_without_it() {
             break text;
         }
     };
+
     assert!(refusal.contains("Listener"), "{refusal}");
     says(at, "two").await;
     assert!(
@@ -211,6 +221,7 @@ async fn a_proxy_serves_what_its_server_tells_and_goes_on_without_it() {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+
     says(at, "two").await;
 }
 
@@ -219,6 +230,7 @@ async fn a_listener_waits_for_its_routes_and_a_cluster_for_its_endpoints() {
     let up = peers::echo("up").await;
     let whole = set("1", up);
     let mut part = ResourceSet::new();
+
     part.insert(CLUSTER, "up", "1", pack(&eds_cluster("up")));
     part.insert(
         LISTENER,
@@ -226,11 +238,13 @@ async fn a_listener_waits_for_its_routes_and_a_cluster_for_its_endpoints() {
         "1",
         pack(&listener("in", vec![http_chain(&manager(rds("9080")))])),
     );
+
     let server = Server::start(part).await;
     let running = Running::start(ProxyOptions {
         xds: Some(server.client()),
         ..Default::default()
     });
+
     server.resources.send_replace(Some(Arc::new(whole)));
     running.handle.ready().await;
     says(running.at("in").await, "up").await;
@@ -256,6 +270,7 @@ async fn what_the_bootstrap_does_not_discover_is_neither_asked_for_nor_awaited()
         }),
         ..Default::default()
     });
+
     running.handle.ready().await;
     says(running.at("own").await, "up").await;
     let served: Vec<_> = running
@@ -265,6 +280,7 @@ async fn what_the_bootstrap_does_not_discover_is_neither_asked_for_nor_awaited()
         .into_iter()
         .map(|(name, _)| name)
         .collect();
+
     assert_eq!(
         served,
         ["own".into()],

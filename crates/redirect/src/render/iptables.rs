@@ -37,8 +37,10 @@ pub fn iptables(rules: &RuleSet, ipv6: bool, entry: Entry) -> String {
                 let _ = writeln!(out, "-I {} -j {}", builtin(hook), name(chain.name));
             }
         }
+
         out.push_str("COMMIT\n");
     }
+
     out
 }
 
@@ -56,14 +58,17 @@ pub fn iptables_remove(rules: &RuleSet) -> String {
                 let _ = writeln!(out, "-D {} -j {}", builtin(hook), name(chain.name));
             }
         }
+
         // Emptied before any is deleted: a chain that is still jumped to cannot go.
         for command in ["-F", "-X"] {
             for chain in chains() {
                 let _ = writeln!(out, "{command} {}", name(chain.name));
             }
         }
+
         out.push_str("COMMIT\n");
     }
+
     out
 }
 
@@ -109,6 +114,7 @@ fn arguments(rule: &Rule) -> String {
             Match::Every(n) => write!(out, " -m statistic --mode nth --every {n} --packet 0"),
         };
     }
+
     let _ = match &rule.verdict {
         Verdict::Return => write!(out, " -j RETURN"),
         Verdict::Jump(chain) => write!(out, " -j {}", name(chain)),
@@ -116,5 +122,6 @@ fn arguments(rule: &Rule) -> String {
         Verdict::Dnat(to) => write!(out, " -j DNAT --to-destination {to}"),
         Verdict::Zone(zone) => write!(out, " -j CT --zone {zone}"),
     };
+
     out
 }

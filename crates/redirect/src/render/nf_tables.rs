@@ -36,6 +36,7 @@ pub fn replace(rules: &RuleSet) -> Messages {
             }
         }
     }
+
     out
 }
 
@@ -76,6 +77,7 @@ fn new_chain(out: &mut Messages, chain: &Chain, ipv6: bool) {
             } else {
                 ("nat", -100)
             };
+
             a.nest(4, |a| {
                 a.be32(1, number).be32(2, priority.cast_unsigned());
             });
@@ -104,6 +106,7 @@ fn expression(list: &mut Attributes<'_>, name: &str, data: impl FnOnce(&mut Attr
 fn condition(list: &mut Attributes<'_>, condition: &Match) {
     const EQUAL: u32 = 0;
     const DIFFERENT: u32 = 1;
+
     match condition {
         Match::Transport(t) => {
             meta(list, 16);
@@ -176,6 +179,7 @@ fn address(list: &mut Attributes<'_>, block: &Cidr, v4_offset: u32, v6_offset: u
         IpAddr::V4(a) => (v4_offset, a.octets().to_vec()),
         IpAddr::V6(a) => (v6_offset, a.octets().to_vec()),
     };
+
     let length = u32::try_from(value.len()).expect("an address has 4 or 16 bytes");
     payload(list, 1, offset, length);
     let mask = block.mask();
@@ -190,6 +194,7 @@ fn address(list: &mut Attributes<'_>, block: &Cidr, v4_offset: u32, v6_offset: u
             });
         });
     }
+
     compare(list, operator, &value);
 }
 
@@ -206,6 +211,7 @@ fn interface(list: &mut Attributes<'_>, key: u32, name: &str) {
 fn verdict(list: &mut Attributes<'_>, verdict: &Verdict, ipv6: bool) {
     const JUMP: i32 = -3;
     const RETURN: i32 = -5;
+
     let code = |list: &mut Attributes<'_>, code: i32, chain: Option<&str>| {
         expression(list, "immediate", |a| {
             a.be32(1, 0).nest(2, |a| {
@@ -218,6 +224,7 @@ fn verdict(list: &mut Attributes<'_>, verdict: &Verdict, ipv6: bool) {
             });
         });
     };
+
     match verdict {
         Verdict::Return => code(list, RETURN, None),
         Verdict::Jump(chain) => code(list, JUMP, Some(chain)),
@@ -238,6 +245,7 @@ fn verdict(list: &mut Attributes<'_>, verdict: &Verdict, ipv6: bool) {
                 SocketAddr::V4(to) => to.ip().octets().to_vec(),
                 SocketAddr::V6(to) => to.ip().octets().to_vec(),
             };
+
             load(list, REGISTER, &ip);
             load(list, SECOND_REGISTER, &to.port().to_be_bytes());
             expression(list, "nat", |a| {

@@ -11,11 +11,13 @@ pub fn nft(rules: &RuleSet) -> String {
     let mut out = String::new();
     for ipv6 in [false, true].into_iter().take(1 + usize::from(rules.ipv6)) {
         let family = if ipv6 { "ip6" } else { "ip" };
+
         // Declared first so that the deletion succeeds on a fresh machine as well.
         let _ = writeln!(
             out,
             "table {family} {TABLE}\ndelete table {family} {TABLE}\ntable {family} {TABLE} {{"
         );
+
         for chain in &rules.chains {
             let _ = writeln!(out, "\tchain {} {{", chain.name);
             if let Some(hook) = chain.hook {
@@ -24,23 +26,28 @@ pub fn nft(rules: &RuleSet) -> String {
                 } else {
                     "output"
                 };
+
                 let (kind, priority) = if hook.is_raw() {
                     ("filter", -300)
                 } else {
                     ("nat", -100)
                 };
+
                 let _ = writeln!(
                     out,
                     "\t\ttype {kind} hook {name} priority {priority}; policy accept;"
                 );
             }
+
             for rule in chain.rules.iter().filter(|r| RuleSet::fits(r, ipv6)) {
                 let _ = writeln!(out, "\t\t{}", statement(rule, family));
             }
             out.push_str("\t}\n");
         }
+
         out.push_str("}\n");
     }
+
     out
 }
 
@@ -65,6 +72,7 @@ fn condition(condition: &Match, family: &str) -> String {
             c.to_string()
         }
     };
+
     match condition {
         Match::Transport(t) => format!("meta l4proto {}", t.name()),
         Match::Port(p) => format!("th dport {p}"),

@@ -11,12 +11,14 @@ fn check(name: &str, rules: &RuleSet) {
         "\n# iptables-restore --noflush\n{}",
         iptables(rules, false, Entry::Absent)
     );
+
     if rules.ipv6 {
         text += &format!(
             "\n# ip6tables-restore --noflush\n{}",
             iptables(rules, true, Entry::Absent)
         );
     }
+
     insta::with_settings!({ prepend_module_to_snapshot => false, snapshot_path => "../golden", omit_expression => true }, {
         insta::assert_snapshot!(name, text);
     });
@@ -45,6 +47,7 @@ fn sidecar_with_exceptions() {
         uids: vec![1337],
         gids: vec![],
     });
+
     plan.dns_port = None;
     plan.include_inbound_ports = Some(vec![9080, 9443]);
     plan.include_outbound_ports = vec![5432];
@@ -62,6 +65,7 @@ fn a_port_of_dns_that_is_left_alone_is_not_redirected() {
         nft(&plan.rules()).contains("redirect to :15053"),
         "a block around the resolver changes nothing for names"
     );
+
     plan.exclude_outbound_ports = vec![53];
     let text = nft(&plan.rules());
     assert!(!text.contains("15053") && !text.contains("zone"), "{text}");
@@ -90,15 +94,18 @@ fn services() {
         transport,
         endpoints: endpoints.iter().map(|e| e.parse().unwrap()).collect(),
     };
+
     let three = rule(
         Transport::Tcp,
         &["10.44.0.2:8080", "10.44.0.3:8080", "10.44.0.4:8080"],
     );
+
     let services = vec![
         three,
         rule(Transport::Udp, &["10.44.0.2:53"]),
         rule(Transport::Tcp, &[]),
     ];
+
     check("services", &ServicePlan { services }.rules());
 }
 
@@ -107,6 +114,7 @@ fn removal_undoes_what_was_added() {
     let rules = SidecarPlan::new(Exempt::Mark(1)).rules();
     let added = iptables(&rules, false, Entry::Absent);
     let removed = iptables_remove(&rules);
+
     for line in added.lines().filter_map(|l| l.strip_prefix("-I ")) {
         assert!(removed.contains(&format!("-D {line}")), "{line}");
     }
@@ -116,5 +124,6 @@ fn removal_undoes_what_was_added() {
     {
         assert!(removed.contains(&format!("-X {chain}\n")), "{chain}");
     }
+
     assert!(!iptables(&rules, false, Entry::Present).contains("-I "));
 }

@@ -39,6 +39,7 @@ fn in_namespaces(test: &str, body: fn()) {
             CString::new(format!("0 {} 1", unsafe { libc::getegid() })).unwrap(),
         ),
     ];
+
     // SAFETY: only system calls on memory prepared before the fork.
     unsafe {
         command.pre_exec(move || {
@@ -53,9 +54,11 @@ fn in_namespaces(test: &str, body: fn()) {
                 }
                 libc::close(fd);
             }
+
             Ok(())
         });
     }
+
     match command.status() {
         Ok(status) => assert!(
             status.success(),
@@ -73,6 +76,7 @@ fn pod_network() {
     const NEW_LINK: u16 = 16;
     const NEW_ADDRESS: u16 = 20;
     const NEW_ROUTE: u16 = 24;
+
     let route = Socket::open(Family::Route).unwrap();
     let create = NLM_F_CREATE | NLM_F_EXCL;
     let link = |index: i32, up: bool| {
@@ -82,6 +86,7 @@ fn pod_network() {
         header[12] = u8::from(up);
         header
     };
+
     let mut m = Messages::default();
     m.push(NEW_LINK, create, &link(0, false), |a| {
         a.text(3, "eth0").nest(18, |a| {
@@ -92,17 +97,20 @@ fn pod_network() {
             });
         });
     });
+
     route.request(m).unwrap();
     let index = |name: &str| {
         let name = CString::new(name).unwrap();
         // SAFETY: a zero-terminated name that lives through the call.
         unsafe { libc::if_nametoindex(name.as_ptr()) }.cast_signed()
     };
+
     for name in ["lo", "eth0", "far"] {
         let mut m = Messages::default();
         m.push(NEW_LINK, 0, &link(index(name), true), |_| {});
         route.request(m).unwrap();
     }
+
     let mut m = Messages::default();
     let mut header = [2, 16, 0, 0, 0, 0, 0, 0];
     header[4..8].copy_from_slice(&index("eth0").to_ne_bytes());
@@ -111,6 +119,7 @@ fn pod_network() {
     });
     route.request(m).unwrap();
     let mut m = Messages::default();
+
     // rtmsg: AF_INET, no prefix, table main, protocol boot, scope link, unicast.
     m.push(
         NEW_ROUTE,
@@ -120,6 +129,7 @@ fn pod_network() {
             a.ne32(4, index("eth0").cast_unsigned());
         },
     );
+
     route.request(m).unwrap();
 }
 
@@ -153,6 +163,7 @@ fn call(
         .original_dst_v4()
         .ok()
         .and_then(|a| a.as_socket());
+
     (peer, original)
 }
 
@@ -161,6 +172,7 @@ fn a_sidecar_is_captured_and_its_proxy_is_not() {
     in_namespaces("kernel::a_sidecar_is_captured_and_its_proxy_is_not", || {
         pod_network();
         let plan = SidecarPlan::new(Exempt::Mark(1337));
+
         // Twice: the second run replaces the first.
         apply(&plan.rules()).unwrap();
         apply(&plan.rules()).unwrap();
@@ -175,18 +187,22 @@ fn a_sidecar_is_captured_and_its_proxy_is_not() {
             call("10.45.0.7:9080", None, 0, &outbound).1,
             to("10.45.0.7:9080")
         );
+
         assert_eq!(
             call("203.0.113.9:443", None, 0, &outbound).1,
             to("203.0.113.9:443")
         );
+
         // The application to itself, by loopback and by the pod's address.
         call("127.0.0.1:9080", None, 0, &application);
         call("10.44.0.2:9080", None, 0, &application);
+
         // The proxy to its own pod passes the inbound side.
         assert_eq!(
             call("10.44.0.2:9080", None, 1337, &inbound).1,
             to("10.44.0.2:9080")
         );
+
         // The inbound side to the application does not.
         let (peer, _) = call(
             "10.44.0.2:9080",
@@ -194,6 +210,7 @@ fn a_sidecar_is_captured_and_its_proxy_is_not() {
             1337,
             &application,
         );
+
         assert_eq!(peer.ip(), Ipv4Addr::new(127, 0, 0, 6));
 
         // DNS of the application goes to the proxy and is answered as if by the one who was asked.
@@ -240,6 +257,7 @@ fn a_router_relays_what_is_not_a_pod() {
             relay_port: 15001,
             dns_port: 53,
         };
+
         apply(&plan.rules()).unwrap();
         let relay = listen("0.0.0.0:15001");
         let own = listen("10.44.0.2:15012");
@@ -247,6 +265,7 @@ fn a_router_relays_what_is_not_a_pod() {
             call("203.0.113.9:443", None, 0, &relay).1,
             "203.0.113.9:443".parse().ok()
         );
+
         call("10.44.0.2:15012", None, 0, &own);
     });
 }
@@ -262,6 +281,7 @@ fn services_are_dealt_round_robin() {
             transport: Transport::Tcp,
             endpoints: endpoints.iter().map(|l| l.local_addr().unwrap()).collect(),
         };
+
         apply(
             &ServicePlan {
                 services: vec![rule],
@@ -269,6 +289,7 @@ fn services_are_dealt_round_robin() {
             .rules(),
         )
         .unwrap();
+
         for _ in 0..3 {
             for endpoint in &endpoints {
                 call("10.45.0.7:80", None, 0, endpoint);

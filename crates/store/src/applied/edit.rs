@@ -28,6 +28,7 @@ impl Located {
     /// replaced.
     pub fn find(file: &Path, key: &ObjectKey) -> Option<Self> {
         let text = fs::read_to_string(file).ok()?;
+
         // Most files hold other objects; parsing each of them for every object would be quadratic.
         if !text.contains(&key.name) {
             return None;
@@ -44,6 +45,7 @@ impl Located {
                 .objects
                 .into_iter()
                 .find(|object| object.key() == *key);
+
             if let Some(held) = held {
                 return Some(Self {
                     file: file.to_owned(),
@@ -54,11 +56,13 @@ impl Located {
                     text: text.clone(),
                 });
             }
+
             let broken = parsed.unreadable == 1
                 && parsed
                     .diagnostics
                     .iter()
                     .any(|finding| finding.object == key.object_ref());
+
             if parsed.refused.contains(key) || broken {
                 let item = list_index(document, key);
                 return Some(Self {
@@ -71,6 +75,7 @@ impl Located {
                 });
             }
         }
+
         None
     }
 
@@ -117,12 +122,14 @@ impl Located {
         }
         self.sole(key)?;
         let (before, after) = (&self.text[..self.chunk.start], &self.text[self.chunk.end..]);
+
         // The first document's separator would be left over in front of the next one.
         let after = if before.trim().is_empty() {
             body(after)
         } else {
             after
         };
+
         Ok(format!("{before}{after}"))
     }
 
@@ -168,11 +175,13 @@ impl Located {
             (None, Some(object)) => value = object.clone(),
             (None, None) => {}
         }
+
         let text = if self.is_json() {
             format!("{value:#}\n")
         } else {
             to_yaml(&value)
         };
+
         Ok(self.replace(&text))
     }
 
@@ -197,6 +206,7 @@ pub(super) fn body(chunk: &str) -> &str {
     };
     let line_end = rest.find('\n').map_or(rest.len(), |at| at + 1);
     let line = rest[..line_end].trim();
+
     if line.is_empty() || line.starts_with('#') {
         &rest[line_end..]
     } else {

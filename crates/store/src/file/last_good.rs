@@ -41,6 +41,7 @@ impl LastGood {
                     .filter(|path| path.extension().is_some_and(|ext| ext == "json")),
             );
         }
+
         Self {
             directory,
             pending: BTreeMap::new(),
@@ -62,6 +63,7 @@ impl LastGood {
             warn!(path = %path.display(), "state file is damaged and not used");
             return Vec::new();
         };
+
         // Two files whose names hash alike would share a state file.
         if state.get("file").and_then(Value::as_str) != Some(&file.to_string_lossy()) {
             return Vec::new();
@@ -73,6 +75,7 @@ impl LastGood {
         let objects = objects
             .into_iter()
             .flat_map(|value| object_from_value(value).objects);
+
         objects
             .map(|mut object| {
                 object.source.file = name.clone();
@@ -92,6 +95,7 @@ impl LastGood {
                 .to_string()
                 .into_bytes()
         });
+
         self.pending.insert(file.to_owned(), state);
     }
 
@@ -116,6 +120,7 @@ impl LastGood {
                 let _ = atomic::remove(&orphan);
             }
         }
+
         if self.pending.is_empty() {
             return;
         }
@@ -130,11 +135,13 @@ impl LastGood {
                 },
                 None => atomic::remove(&path),
             };
+
             if let Err(error) = result {
                 first_error.get_or_insert(error);
                 failed.insert(file, state);
             }
         }
+
         if let Some(error) = first_error.filter(|_| !failed.is_empty()) {
             let finding = Diagnostic {
                 code: "MEL0405".to_owned(),
@@ -152,6 +159,7 @@ impl LastGood {
                 remedy: "free space on the disk, or make the directory writable; it is tried again"
                     .to_owned(),
             };
+
             if before.first() != Some(&finding) {
                 warn!(%error, files = failed.len(), "last good versions cannot be written");
             }
@@ -159,6 +167,7 @@ impl LastGood {
         } else if !before.is_empty() {
             info!("last good versions can be written again");
         }
+
         self.pending = failed;
     }
 
@@ -186,5 +195,6 @@ fn is_orphan(state: &Path) -> bool {
     let Some(file) = state.get("file").and_then(Value::as_str).map(Path::new) else {
         return true;
     };
+
     !file.exists() && file.parent().is_some_and(Path::is_dir)
 }

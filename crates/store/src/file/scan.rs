@@ -108,6 +108,7 @@ impl Scanner {
         let mut present = BTreeSet::new();
         let mut unknown = BTreeSet::new();
         let mut links = BTreeSet::new();
+
         for (index, directory) in self.directories.iter().enumerate() {
             let mut walk = Walk {
                 directory: index,
@@ -117,11 +118,13 @@ impl Scanner {
                 visited: BTreeSet::new(),
                 complete: true,
             };
+
             walk.walk(&directory.path, 0);
             if !walk.complete {
                 unknown.insert(index);
             }
         }
+
         self.links = links;
         let mut changes = Vec::new();
         for file in present
@@ -136,6 +139,7 @@ impl Scanner {
                 });
             }
         }
+
         // What lies in a directory that could not be listed is not gone: nobody knows.
         let gone: Vec<FileKey> = self
             .seen
@@ -143,6 +147,7 @@ impl Scanner {
             .filter(|file| !present.contains(*file) && !unknown.contains(&file.directory))
             .cloned()
             .collect();
+
         for file in gone {
             self.seen.remove(&file);
             changes.push(FileChange {
@@ -150,8 +155,10 @@ impl Scanner {
                 content: Content::Gone,
             });
         }
+
         self.findings_changed = findings != self.findings;
         self.findings = findings;
+
         changes
     }
 
@@ -165,6 +172,7 @@ impl Scanner {
             return None;
         }
         let now = SystemTime::now();
+
         match read(&file.path) {
             Ok(text) => {
                 let mut hasher = DefaultHasher::new();
@@ -184,6 +192,7 @@ impl Scanner {
                         hash: None,
                     },
                 );
+
                 Some(Content::Unreadable(finding(
                     &file.path,
                     Severity::Error,
@@ -226,12 +235,15 @@ pub(crate) fn list(directory: &Path) -> Vec<PathBuf> {
         visited: BTreeSet::new(),
         complete: true,
     };
+
     walk.walk(directory, 0);
+
     present.into_iter().map(|file| file.path).collect()
 }
 
 fn read(path: &Path) -> Result<String, String> {
     let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
+
     // Before it is opened: a named pipe without a writer would make us wait for ever.
     if !fs::metadata(path).map_err(unreadable)?.is_file() {
         return Err("is not a regular file".to_owned());
@@ -244,6 +256,7 @@ fn read(path: &Path) -> Result<String, String> {
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(format!("is larger than {} MiB", MAX_FILE_BYTES >> 20));
     }
+
     String::from_utf8(bytes).map_err(|error| {
         format!(
             "is not UTF-8, from byte {} on",
@@ -285,12 +298,15 @@ impl Walk<'_> {
             Ok(_) => {}
             Err(error) => return self.fail(path, &error),
         }
+
         let entries = match fs::read_dir(path) {
             Ok(entries) => entries,
             Err(error) => return self.fail(path, &error),
         };
+
         for entry in entries {
             let Ok(entry) = entry else { continue };
+
             // A dot hides: editors' files, and the ..data of mounted ConfigMaps, which the visible
             // names link to.
             if entry.file_name().as_encoded_bytes().starts_with(b".") {
@@ -302,6 +318,7 @@ impl Walk<'_> {
                 self.links
                     .insert(fs::canonicalize(&path).unwrap_or_else(|_| path.clone()));
             }
+
             // Follows links. A link to nothing is told when it is read.
             let is_directory = fs::metadata(&path).is_ok_and(|metadata| metadata.is_dir());
             if is_directory {
@@ -327,6 +344,7 @@ impl Walk<'_> {
                         "put several objects into one file",
                     ));
                 }
+
                 self.present.insert(FileKey {
                     directory: self.directory,
                     path,

@@ -49,6 +49,7 @@ impl FileSet {
                 .collect(),
             (None, None) => Objects::new(),
         };
+
         let state = match content {
             Content::Gone => {
                 if let Some(last_good) = last_good {
@@ -63,6 +64,7 @@ impl FileSet {
             },
             Content::Text(text) => read(&file, &text, before),
         };
+
         if let Some(last_good) = last_good {
             last_good.note(&file.path, state.objects.values());
         }
@@ -79,6 +81,7 @@ impl FileSet {
                     .or_insert_with(|| (file.directory, object.clone()));
             }
         }
+
         let mut deltas = Vec::new();
         if listing {
             deltas.push(Delta::Init);
@@ -93,6 +96,7 @@ impl FileSet {
                 .winners
                 .keys()
                 .filter(|key| !winners.contains_key(*key));
+
             deltas.extend(gone.cloned().map(Delta::Delete));
             for (key, (_, object)) in &winners {
                 if !self
@@ -104,7 +108,9 @@ impl FileSet {
                 }
             }
         }
+
         self.winners = winners;
+
         deltas
     }
 
@@ -125,6 +131,7 @@ impl FileSet {
                 }
             }
         }
+
         findings
     }
 }
@@ -151,6 +158,7 @@ fn read(file: &FileKey, text: &str, before: Objects) -> FileState {
     let mut broken: BTreeSet<ObjectKey> = parsed.refused.into_iter().collect();
     let mut objects = Objects::new();
     let mut doubles = Vec::new();
+
     for object in parsed.objects {
         let key = object.key();
         let faults = validate(&object);
@@ -168,10 +176,12 @@ fn read(file: &FileKey, text: &str, before: Objects) -> FileState {
             }
         }
     }
+
     for (key, object) in before {
         if objects.contains_key(&key) {
             continue;
         }
+
         // A document that does not parse may be any of those that are missing now; if its lines
         // show which, it is that one.
         if broken.contains(&key)
@@ -181,6 +191,7 @@ fn read(file: &FileKey, text: &str, before: Objects) -> FileState {
                 .iter()
                 .find(|finding| finding.object == key.object_ref())
                 .map(|finding| finding.position.clone());
+
             findings.push(Diagnostic {
                 code: "MEL0403".to_owned(),
                 severity: Severity::Warning,
@@ -193,9 +204,11 @@ fn read(file: &FileKey, text: &str, before: Objects) -> FileState {
                 message: "the last good version stays in force".to_owned(),
                 remedy: "correct the errors, or remove the object".to_owned(),
             });
+
             objects.insert(key, object);
         }
     }
+
     FileState {
         objects,
         doubles,
@@ -225,10 +238,12 @@ fn may_be_unreadable(key: &ObjectKey, findings: &[Diagnostic], unreadable: usize
                 && !finding.object.kind.is_empty()
         })
         .collect();
+
     let fits = |finding: &&Diagnostic| {
         finding.object.kind == key.kind.word()
             && finding.object.name == key.name
             && (finding.object.namespace == key.namespace || !key.kind.is_namespaced())
     };
+
     named.len() < unreadable || named.iter().any(fits)
 }

@@ -75,6 +75,7 @@ impl Watch {
                 let _ = events.send(wake);
             }
         });
+
         let watcher = watcher
             .inspect_err(|error| warn!(%error, "directories are not watched but looked at"))
             .ok();
@@ -115,6 +116,7 @@ impl Watch {
         for (directory, watched) in directories.iter().zip(&mut self.watched) {
             is_watched |= directory.path == *path && watched.take().is_some();
         }
+
         if is_watched {
             let _ = watcher.unwatch(path);
         }
@@ -138,6 +140,7 @@ impl Watch {
                 // The directory was removed or renamed; whatever takes its name is another one.
                 let _ = watcher.unwatch(path);
             }
+
             // That it is missing, the scan tells.
             let Some(now) = now else { continue };
             let result = match &mut self.watcher {
@@ -146,11 +149,13 @@ impl Watch {
                     .map_err(|error| error.to_string()),
                 None => Err("the kernel's file watch is not available".to_owned()),
             };
+
             *watched = result.is_ok().then_some(now);
             if let Err(error) = result {
                 findings.push(unwatched(path, &error));
             }
         }
+
         findings
     }
 
@@ -165,10 +170,12 @@ impl Watch {
         else {
             return false;
         };
+
         let roots: Vec<PathBuf> = directories
             .iter()
             .filter_map(|one| fs::canonicalize(&one.path).ok())
             .collect();
+
         // One inode has one watch: what lies below a watched directory must not be named a second
         // time.
         let is_covered = |path: &Path| {
@@ -178,12 +185,14 @@ impl Watch {
                 .any(|above| targets.contains(above) && above.is_dir());
             above || roots.iter().any(|root| path.starts_with(root))
         };
+
         let mut wanted = BTreeMap::new();
         for target in targets.iter().filter(|target| !is_covered(target)) {
             if let Some(identity) = identity(target) {
                 wanted.insert(target.clone(), identity);
             }
         }
+
         self.outside.retain(|path, identity| {
             let stays = wanted.get(path) == Some(identity);
             if !stays {
@@ -191,6 +200,7 @@ impl Watch {
             }
             stays
         });
+
         let mut is_more = false;
         for (path, identity) in wanted {
             if self.outside.contains_key(&path) {
@@ -206,6 +216,7 @@ impl Watch {
                 }
             }
         }
+
         is_more
     }
 }
@@ -299,18 +310,21 @@ mod tests {
             PathBuf::from("/x/a.yaml"),
             Instant::now(),
         );
+
         assert!(writers.note(Wake::Written(path.clone()), start));
         assert!(writers.has(&path, false) && !writers.has(Path::new("/x/b.yaml"), true));
         assert_eq!(
             writers.expire(start + Duration::from_secs(1)),
             Some(Duration::from_secs(4))
         );
+
         // It goes on.
         writers.note(Wake::Written(path.clone()), start + Duration::from_secs(4));
         assert_eq!(
             writers.expire(start + Duration::from_secs(8)),
             Some(Duration::from_secs(1))
         );
+
         assert!(writers.has(&path, false));
         writers.note(Wake::Closed(path.clone()), start);
         assert!(!writers.has(&path, false));

@@ -16,6 +16,7 @@ fn apply(store: &AppliedStore, text: &str, namespace: &str) -> Vec<Outcome> {
             .iter()
             .all(|finding| finding.severity != Severity::Error)
     });
+
     store
         .apply(&objects, text)
         .into_iter()
@@ -37,6 +38,7 @@ async fn applied_objects_take_effect_and_survive() {
     let own = root.path().join("state/applied");
     let store = AppliedStore::open(&own, vec![]).expect("opened");
     let mut running = Running::start(vec![store.source()], None);
+
     running.wait(|world| world.is_ready()).await;
 
     let text = format!("# mine\n{}", virtual_service("a", "1s"));
@@ -45,6 +47,7 @@ async fn applied_objects_take_effect_and_survive() {
         (outcomes[0].action, outcomes[0].is_users),
         (Action::Created, false)
     );
+
     running.wait(|world| timeout(world, "a") == Some(1)).await;
     let kept = fs::read_to_string(&outcomes[0].file).expect("kept");
     assert_eq!(ageless(&kept), text);
@@ -55,6 +58,7 @@ async fn applied_objects_take_effect_and_survive() {
         apply(&store, &virtual_service("a", "2s"), "default")[0].action,
         Action::Configured
     );
+
     running.wait(|world| timeout(world, "a") == Some(2)).await;
 
     // A namespace beside the text is written into it.
@@ -63,6 +67,7 @@ async fn applied_objects_take_effect_and_survive() {
         outcomes[0].key,
         ObjectKey::new(Kind::VirtualService, "other", "b")
     );
+
     running
         .wait(|world| world.tables.get(&outcomes[0].key).is_some())
         .await;
@@ -75,10 +80,12 @@ async fn applied_objects_take_effect_and_survive() {
         store.delete(&key("a")).expect("deleted").action,
         Action::Deleted
     );
+
     assert!(matches!(
         store.delete(&key("a")),
         Err(ApplyError::NotFound(_))
     ));
+
     running.wait(|world| timeout(world, "a").is_none()).await;
 }
 
@@ -95,12 +102,14 @@ fn an_applied_object_keeps_the_time_of_its_creation() {
             .creation
             .expect("a time")
     };
+
     let flow = |timeout: &str| {
         format!(
             "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: f, creationTimestamp: '1999-01-01T00:00:00Z'}}\n\
              spec: {{hosts: [f], http: [{{timeout: {timeout}, route: [{{destination: {{host: f}}}}]}}]}}\n"
         )
     };
+
     for text in [|timeout: &str| virtual_service("a", timeout), flow] as [fn(&str) -> String; 2] {
         let outcome = apply(&open(), &text("1s"), "default").remove(0);
         let first = created(&outcome);
@@ -108,6 +117,7 @@ fn an_applied_object_keeps_the_time_of_its_creation() {
             first.len() == "2026-01-01T00:00:00Z".len() && !first.starts_with("1999"),
             "{first}"
         );
+
         // As if it had been made long ago: every later version, also after a restart, is as old.
         let aged = fs::read_to_string(&outcome.file)
             .expect("kept")
@@ -121,6 +131,7 @@ fn an_applied_object_keeps_the_time_of_its_creation() {
             );
         }
     }
+
     // Kept by an earlier program, without a time: the file's own.
     let outcome = apply(&open(), &virtual_service("old", "1s"), "default").remove(0);
     fs::write(&outcome.file, virtual_service("old", "1s")).expect("written");
@@ -128,6 +139,7 @@ fn an_applied_object_keeps_the_time_of_its_creation() {
         .write(true)
         .open(&outcome.file)
         .expect("there");
+
     file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(86_400))
         .expect("set");
     assert_eq!(
@@ -148,6 +160,7 @@ fn an_object_of_the_users_directory_is_changed_there() {
         virtual_service("b", "1s"),
         virtual_service("c", "1s")
     );
+
     fs::write(&file, &before).expect("written");
     let store = AppliedStore::open(root.path().join("applied"), vec![users]).expect("opened");
 
@@ -156,6 +169,7 @@ fn an_object_of_the_users_directory_is_changed_there() {
         (outcomes[0].action, outcomes[0].is_users, &outcomes[0].file),
         (Action::Configured, true, &file)
     );
+
     let expected = before.replacen(&virtual_service("b", "1s"), &virtual_service("b", "2s"), 1);
     assert_eq!(fs::read_to_string(&file).expect("there"), expected);
     assert_eq!(
@@ -181,6 +195,7 @@ fn an_object_of_the_users_directory_is_changed_there() {
             virtual_service("c", "1s")
         )
     );
+
     store.delete(&key("b")).expect("deleted");
     store.delete(&key("c")).expect("deleted");
     assert!(!file.exists());
@@ -195,12 +210,14 @@ fn objects_of_unread_kinds_never_share_a_file() {
             "apiVersion: {group}/v1\nkind: Thing\nmetadata: {{name: {name}, namespace: {namespace}}}\n"
         )
     };
+
     for (group, namespace, name) in [("a.b", "c", "d"), ("a", "b", "c.d")] {
         assert_eq!(
             apply(&store, &object(group, namespace, name), "default")[0].action,
             Action::Created
         );
     }
+
     assert_eq!(
         fs::read_dir(root.path().join("applied"))
             .expect("there")
@@ -223,16 +240,19 @@ fn lists_json_and_links_are_changed_too() {
         ),
     )
     .expect("written");
+
     fs::write(
         users.join("one.json"),
         "{\"apiVersion\": \"v1\", \"kind\": \"ServiceAccount\", \"metadata\": {\"name\": \"j\"}}",
     )
     .expect("written");
+
     fs::write(
         elsewhere.join("linked"),
         "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: l}\n",
     )
     .expect("written");
+
     std::os::unix::fs::symlink(elsewhere.join("linked"), users.join("linked.yaml"))
         .expect("linked");
     let store =
@@ -243,6 +263,7 @@ fn lists_json_and_links_are_changed_too() {
             "apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}, labels: {{new: label}}}}\n"
         )
     };
+
     for name in ["x", "j", "l"] {
         let outcomes = apply(&store, &labelled(name), "default");
         assert_eq!(
@@ -250,27 +271,32 @@ fn lists_json_and_links_are_changed_too() {
             (Action::Configured, true),
             "{name}"
         );
+
         assert_eq!(
             apply(&store, &labelled(name), "default")[0].action,
             Action::Unchanged,
             "{name}"
         );
     }
+
     assert!(
         fs::read_to_string(users.join("list.yaml"))
             .expect("there")
             .starts_with("# first\napiVersion: v1\nkind: Namespace\n")
     );
+
     assert!(
         fs::read_to_string(users.join("one.json"))
             .expect("there")
             .starts_with('{')
     );
+
     assert!(
         fs::symlink_metadata(users.join("linked.yaml"))
             .expect("there")
             .is_symlink()
     );
+
     assert!(
         fs::read_to_string(elsewhere.join("linked"))
             .expect("there")
@@ -288,6 +314,7 @@ fn lists_json_and_links_are_changed_too() {
     .iter()
     .map(|object| object.meta.name.clone())
     .collect();
+
     assert_eq!(keys, ["first", "z"]);
 }
 
@@ -307,9 +334,12 @@ fn hostile_names_stay_in_the_directory() {
     ] {
         apply(&store, &text, "default");
     }
+
     assert_eq!(fs::read_dir(root.path()).expect("there").count(), 1);
+
     // The longest names that there are, and two that differ at their end alone.
     let long = "a".repeat(252);
+
     for end in ["b", "c"] {
         let outcomes = apply(
             &store,

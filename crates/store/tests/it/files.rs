@@ -36,10 +36,12 @@ async fn what_is_written_is_in_force_and_what_is_broken_changes_nothing() {
         .iter()
         .find(|finding| finding.code == "MEL0111")
         .expect("the fault");
+
     assert_eq!(
         (refusal.position.line, refusal.position.file.as_str()),
         (8, &*file.to_string_lossy())
     );
+
     fs::write(&file, virtual_service("a", "[")).expect("written");
     let world = running.wait(|world| has(world, "MEL0101", "a")).await;
     assert_eq!(timeout(&world, "a"), Some(2));
@@ -52,6 +54,7 @@ async fn what_is_written_is_in_force_and_what_is_broken_changes_nothing() {
                 .any(|finding| finding.code == "MEL0401")
         })
         .await;
+
     assert_eq!(timeout(&world, "a"), Some(2));
 
     // Corrected; then more files, below too; then gone.
@@ -65,6 +68,7 @@ async fn what_is_written_is_in_force_and_what_is_broken_changes_nothing() {
         "{:?}",
         world.diagnostics
     );
+
     fs::create_dir_all(dir.path().join("x/y")).expect("made");
     fs::write(dir.path().join("x/y/b.yml"), virtual_service("b", "4s")).expect("written");
     fs::write(
@@ -72,6 +76,7 @@ async fn what_is_written_is_in_force_and_what_is_broken_changes_nothing() {
         virtual_service("c", "4s"),
     )
     .expect("written");
+
     let world = running.wait(|world| timeout(world, "b") == Some(4)).await;
     assert_eq!(timeout(&world, "c"), None);
     fs::remove_file(&file).expect("removed");
@@ -85,6 +90,7 @@ async fn the_last_good_version_survives_a_restart() {
         tempfile::tempdir().expect("a directory"),
         tempfile::tempdir().expect("a directory"),
     );
+
     let state = state.path().join("last-good");
     let file = dir.path().join("a.yaml");
     fs::write(
@@ -96,6 +102,7 @@ async fn the_last_good_version_survives_a_restart() {
         ),
     )
     .expect("written");
+
     let mut running = Running::start(vec![Directory::of_users(dir.path())], Some(&state));
     running.wait(|world| world.is_ready()).await;
     drop(running);
@@ -110,12 +117,14 @@ async fn the_last_good_version_survives_a_restart() {
         ),
     )
     .expect("written");
+
     let mut running = Running::start(vec![Directory::of_users(dir.path())], Some(&state));
     let world = running.wait(|world| world.is_ready()).await;
     assert_eq!(
         (timeout(&world, "a"), timeout(&world, "b")),
         (Some(1), Some(1))
     );
+
     assert!(has(&world, "MEL0403", "a") && has(&world, "MEL0403", "b"));
     drop(running);
 
@@ -135,6 +144,7 @@ async fn the_last_good_version_survives_a_restart() {
         running.wait(|world| timeout(world, "a") == Some(5)).await;
         running
     });
+
     fs::remove_file(&file).expect("removed");
     let mut running = Running::start(vec![Directory::of_users(dir.path())], Some(&state));
     let world = running.wait(|world| world.is_ready()).await;
@@ -157,7 +167,9 @@ async fn a_state_that_cannot_be_written_is_told_and_hurts_nothing() {
             .iter()
             .any(|finding| finding.code == "MEL0405")
     };
+
     running.wait(|world| is_told(world)).await;
+
     // As soon as it can be written, it is, and nothing is left to say.
     fs::remove_file(&occupied).expect("removed");
     running.wait(|world| !is_told(world)).await;
@@ -172,6 +184,7 @@ async fn a_half_broken_file_yields_its_good_half() {
         virtual_service("a", "1s"),
         virtual_service("b", "2s")
     );
+
     fs::write(dir.path().join("a.yaml"), text).expect("written");
     let mut running = Running::start(vec![Directory::of_users(dir.path())], None);
     let world = running.wait(|world| world.is_ready()).await;
@@ -179,6 +192,7 @@ async fn a_half_broken_file_yields_its_good_half() {
         (timeout(&world, "a"), timeout(&world, "b")),
         (Some(1), Some(2))
     );
+
     assert_eq!(
         world
             .diagnostics
@@ -195,6 +209,7 @@ async fn of_two_the_first_file_counts_and_both_are_named() {
         tempfile::tempdir().expect("a directory"),
         tempfile::tempdir().expect("a directory"),
     );
+
     let (one, two) = (dir.path().join("1.yaml"), dir.path().join("2.yaml"));
     fs::write(&one, virtual_service("a", "1s")).expect("written");
     fs::write(&two, virtual_service("a", "2s")).expect("written");
@@ -206,6 +221,7 @@ async fn of_two_the_first_file_counts_and_both_are_named() {
         ],
         None,
     );
+
     let world = running.wait(|world| world.is_ready()).await;
     assert_eq!(timeout(&world, "a"), Some(1));
     let doubles: Vec<_> = world
@@ -213,6 +229,7 @@ async fn of_two_the_first_file_counts_and_both_are_named() {
         .iter()
         .filter(|finding| finding.code == "MEL0402")
         .collect();
+
     assert_eq!(doubles.len(), 2, "{doubles:?}");
     assert!(
         doubles
@@ -220,12 +237,14 @@ async fn of_two_the_first_file_counts_and_both_are_named() {
             .all(|double| double.message.contains(&*one.to_string_lossy())),
         "{doubles:?}"
     );
+
     assert!(
         doubles
             .iter()
             .any(|double| double.position.file == two.to_string_lossy()),
         "{doubles:?}"
     );
+
     fs::remove_file(&one).expect("removed");
     running.wait(|world| timeout(world, "a") == Some(2)).await;
 }
@@ -236,6 +255,7 @@ async fn what_a_program_brings_gives_way_without_a_word() {
         tempfile::tempdir().expect("a directory"),
         tempfile::tempdir().expect("a directory"),
     );
+
     let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {}\n";
     for (folder, timeout) in [(dir.path(), "1s"), (program.path(), "2s")] {
         fs::write(
@@ -244,6 +264,7 @@ async fn what_a_program_brings_gives_way_without_a_word() {
         )
         .expect("written");
     }
+
     let mut running = Running::start(
         vec![
             Directory::of_users(dir.path()),
@@ -251,16 +272,20 @@ async fn what_a_program_brings_gives_way_without_a_word() {
         ],
         None,
     );
+
     let world = running.wait(|world| world.is_ready()).await;
     assert_eq!(timeout(&world, "a"), Some(1));
+
     // A Pod that runs is another matter.
     assert!(
         !has(&world, "MEL0402", "a") && has(&world, "MEL0402", "p"),
         "{:?}",
         world.diagnostics
     );
+
     fs::remove_file(dir.path().join("a.yaml")).expect("removed");
     running.wait(|world| timeout(world, "a") == Some(2)).await;
+
     // Twice in one place is a slip of the program's.
     fs::write(program.path().join("b.yaml"), virtual_service("a", "3s")).expect("written");
     running.wait(|world| has(world, "MEL0402", "a")).await;
@@ -275,6 +300,7 @@ async fn a_mounted_config_map_is_swapped_by_its_link() {
         symlink(version, dir.path().join("..data_tmp")).expect("linked");
         fs::rename(dir.path().join("..data_tmp"), dir.path().join("..data")).expect("swapped");
     };
+
     swap("..1", &virtual_service("a", "1s"));
     symlink("..data/a.yaml", dir.path().join("a.yaml")).expect("linked");
     let mut running = Running::start(vec![Directory::of_users(dir.path())], None);
@@ -290,6 +316,7 @@ async fn a_directory_may_come_later_and_loop() {
     let later = dir.path().join("later");
     let mut running = Running::start(vec![Directory::of_users(&later)], None);
     let world = running.wait(|world| world.is_ready()).await;
+
     assert!(
         world
             .diagnostics
@@ -298,6 +325,7 @@ async fn a_directory_may_come_later_and_loop() {
         "{:?}",
         world.diagnostics
     );
+
     fs::create_dir(&later).expect("made");
     symlink(&later, later.join("loop")).expect("linked");
     fs::write(later.join("a.yaml"), virtual_service("a", "1s")).expect("written");
@@ -319,6 +347,7 @@ async fn a_file_is_read_when_its_writer_has_closed_it() {
     let text = virtual_service("a", "2s");
     let (half, rest) = text.split_at(text.find("spec:").expect("there"));
     let mut writer = fs::File::create(&file).expect("emptied");
+
     for (number, part) in [(1, half), (2, rest)] {
         // What is seen after the emptying, and after each part, is the old object: another file's
         // change tells that it was looked.
@@ -328,6 +357,7 @@ async fn a_file_is_read_when_its_writer_has_closed_it() {
             virtual_service(&other, "1s"),
         )
         .expect("written");
+
         let world = running.wait(|world| timeout(world, &other).is_some()).await;
         assert_eq!(timeout(&world, "a"), Some(1), "{:?}", world.diagnostics);
         assert!(
@@ -338,8 +368,10 @@ async fn a_file_is_read_when_its_writer_has_closed_it() {
             "{:?}",
             world.diagnostics
         );
+
         writer.write_all(part.as_bytes()).expect("written");
     }
+
     drop(writer);
     running.wait(|world| timeout(world, "a") == Some(2)).await;
 }
@@ -352,6 +384,7 @@ async fn what_links_lead_to_is_watched() {
         root.path().join("a.yaml"),
         root.path().join("folder"),
     );
+
     fs::create_dir_all(folder.join("deep")).expect("made");
     fs::create_dir(&dir).expect("made");
     let deep = folder.join("deep/b.yaml");
@@ -359,6 +392,7 @@ async fn what_links_lead_to_is_watched() {
     fs::write(&deep, virtual_service("b", "1s")).expect("written");
     symlink(&outside, dir.join("a.yaml")).expect("linked");
     symlink(&folder, dir.join("folder")).expect("linked");
+
     // Nobody looks by himself within the time of this test.
     let mut running = Running::start(vec![Directory::of_users(&dir)], None);
     running
@@ -369,6 +403,7 @@ async fn what_links_lead_to_is_watched() {
     running.wait(|world| timeout(world, "a") == Some(2)).await;
     fs::write(&deep, virtual_service("b", "2s")).expect("written");
     running.wait(|world| timeout(world, "b") == Some(2)).await;
+
     // Replaced as editors do, and more than once: the next one is a file that was not there when
     // the first was watched. The kernel says that a file is gone when nobody has it open any more,
     // which is after its successor was found.
@@ -382,6 +417,7 @@ async fn what_links_lead_to_is_watched() {
             .await;
         drop(old);
     }
+
     // Gone for a while, and the link leads to nothing.
     fs::remove_file(&outside).expect("removed");
     running
@@ -392,8 +428,10 @@ async fn what_links_lead_to_is_watched() {
                 .any(|finding| finding.position.file.ends_with("a.yaml"))
         })
         .await;
+
     fs::write(&outside, virtual_service("a", "7s")).expect("written");
     running.wait(|world| timeout(world, "a") == Some(7)).await;
+
     // The directory itself is another one.
     fs::rename(&dir, root.path().join("old")).expect("renamed");
     fs::create_dir(&dir).expect("made");
@@ -415,15 +453,18 @@ async fn a_directory_that_a_link_leads_to_may_be_another_one() {
         )
         .expect("written");
     };
+
     // As `ln -sfn releases/2 current` does; the link is the directory itself, and on the way to it.
     let point = |number: u64| {
         let new = root.path().join("new");
         symlink(format!("releases/{number}"), &new).expect("linked");
         fs::rename(&new, root.path().join("current")).expect("swapped");
     };
+
     for directory in ["current", "current/conf"] {
         (1..=3).for_each(release);
         point(1);
+
         // Nobody looks at everything within the time of this test.
         let mut running =
             Running::start(vec![Directory::of_users(root.path().join(directory))], None);
@@ -433,20 +474,24 @@ async fn a_directory_that_a_link_leads_to_may_be_another_one() {
             running
                 .wait(|world| timeout(world, "a") == Some(number))
                 .await;
+
             // What the link leads to now is watched, and what it led to is of no interest.
             let file = |number: u64| {
                 root.path()
                     .join(format!("releases/{number}/conf/deep/a.yaml"))
             };
+
             fs::write(
                 file(number),
                 virtual_service("a", &format!("{}s", number + 10)),
             )
             .expect("written");
+
             running
                 .wait(|world| timeout(world, "a") == Some(number + 10))
                 .await;
         }
+
         // It leads to nothing for a while: nobody has removed the objects on purpose, but the
         // directory is gone.
         fs::remove_file(root.path().join("current")).expect("removed");
@@ -458,6 +503,7 @@ async fn a_directory_that_a_link_leads_to_may_be_another_one() {
                     .any(|found| found.message.contains("does not exist"))
             })
             .await;
+
         point(2);
         running.wait(|world| timeout(world, "a") == Some(12)).await;
     }
@@ -470,6 +516,7 @@ async fn what_is_no_file_is_told_and_holds_nothing_up() {
         .arg(dir.path().join("pipe.yaml"))
         .status()
         .expect("mkfifo");
+
     assert!(made.success());
     fs::write(dir.path().join("z.yaml"), virtual_service("z", "1s")).expect("written");
     let mut running = Running::start(vec![Directory::of_users(dir.path())], None);

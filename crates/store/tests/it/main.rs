@@ -26,6 +26,7 @@ impl Running {
         let store = builder.start().expect("a thread");
         let options = FileSourceOptions::new(directories, state.map(Path::to_owned));
         let source = FileSource::start(options, sender).expect("a thread");
+
         Self {
             worlds: store.worlds(),
             source,

@@ -38,6 +38,7 @@ impl<'a> FileName<'a> {
             Self::Root(path) => vec![file(path)?],
             Self::Certificate(certificate, key) => vec![file(certificate)?, file(key)?],
         };
+
         let mut hasher = DefaultHasher::new();
         texts.hash(&mut hasher);
         let hash = hasher.finish();
@@ -53,6 +54,7 @@ impl<'a> FileName<'a> {
             ),
             _ => Secret::trust(TrustBundle::system()),
         };
+
         Ok(Some((secret, hash)))
     }
 }
@@ -67,14 +69,17 @@ mod tests {
             FileName::of("file-root:system"),
             Some(FileName::Root("system"))
         );
+
         assert_eq!(
             FileName::of("file-root:/a/b.pem"),
             Some(FileName::Root("/a/b.pem"))
         );
+
         assert_eq!(
             FileName::of("file-cert:/c~/k"),
             Some(FileName::Certificate("/c", "/k"))
         );
+
         assert_eq!(FileName::of("default"), None);
     }
 
@@ -85,12 +90,14 @@ mod tests {
             .read(None)
             .expect("always there")
             .expect("new");
+
         assert!(
             FileName::Root(SYSTEM)
                 .read(Some(first))
                 .expect("always there")
                 .is_none()
         );
+
         let error = FileName::Root("/no/such/file")
             .read(None)
             .expect_err("it does not exist");

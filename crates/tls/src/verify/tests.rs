@@ -52,6 +52,7 @@ fn c1_other_names_and_control_characters_are_refused() {
             ..LeafSpec::default()
         },
     );
+
     assert!(matches!(other, Err(PeerError::Malformed(_))), "{other:?}");
     let nul = as_client(
         &authority,
@@ -60,6 +61,7 @@ fn c1_other_names_and_control_characters_are_refused() {
             ..LeafSpec::default()
         },
     );
+
     assert!(matches!(nul, Err(PeerError::Malformed(_))), "{nul:?}");
 }
 
@@ -73,6 +75,7 @@ fn c2_identity_tricks_are_refused() {
             ..LeafSpec::default()
         },
     );
+
     let Err(PeerError::UriCount { presented }) = &two else {
         panic!("{two:?}")
     };
@@ -80,6 +83,7 @@ fn c2_identity_tricks_are_refused() {
         presented.contains(ID) && presented.contains("kube-system"),
         "{presented}"
     );
+
     assert!(matches!(
         as_client(
             &authority,
@@ -90,6 +94,7 @@ fn c2_identity_tricks_are_refused() {
         ),
         Err(PeerError::UriCount { .. })
     ));
+
     for trick in [
         "spiffe://cluster.local/ns/default/sa/sleep/",
         "spiffe://cluster.local/ns/default/sa/sl%65ep",
@@ -103,11 +108,13 @@ fn c2_identity_tricks_are_refused() {
                 ..LeafSpec::default()
             },
         );
+
         assert!(
             matches!(refused, Err(PeerError::NotSpiffe { .. })),
             "{trick}: {refused:?}"
         );
     }
+
     // A longer account must not pass for a shorter one.
     let matcher = SanMatcher::uri(ID);
     let verifier = ClientVerifier::new(
@@ -116,10 +123,12 @@ fn c2_identity_tricks_are_refused() {
         authority.trust(),
         vec![matcher],
     );
+
     let longer = authority.leaf(LeafSpec {
         uris: &["spiffe://cluster.local/ns/default/sa/sleepy"],
         ..LeafSpec::default()
     });
+
     let refused = verifier.judge(&longer.chain()[0], &[], UnixTime::now());
     assert!(
         matches!(&refused, Err(PeerError::Name { expected, presented }) if expected.contains(ID) && presented.contains("sleepy")),
@@ -139,10 +148,12 @@ fn c4_outside_their_time_or_revoked_is_refused() {
             ..LeafSpec::default()
         },
     );
+
     assert!(
         matches!(&expired, Err(PeerError::Validity { reason, .. }) if reason.contains("expired")),
         "{expired:?}"
     );
+
     let future = as_client(
         &authority,
         LeafSpec {
@@ -152,6 +163,7 @@ fn c4_outside_their_time_or_revoked_is_refused() {
             ..LeafSpec::default()
         },
     );
+
     assert!(
         matches!(&future, Err(PeerError::Validity { reason, .. }) if reason.contains("valid only in")),
         "{future:?}"
@@ -163,25 +175,30 @@ fn c4_outside_their_time_or_revoked_is_refused() {
             serial,
             ..LeafSpec::default()
         });
+
         ClientVerifier::new(PeerRule::Spiffe, ClientAuth::Required, trust, Vec::new()).judge(
             &leaf.chain()[0],
             &[],
             UnixTime::now(),
         )
     };
+
     let current = authority
         .trust()
         .with_crls(authority.crl(&[66], Duration::hours(1)).as_bytes())
         .expect("CRL");
+
     assert_eq!(judge(current.clone(), 65), Ok(()));
     assert!(
         matches!(judge(current, 66), Err(PeerError::Validity { reason, .. }) if reason == "revoked")
     );
+
     // Fail closed: a list out of date proves nothing, and one that cannot be read makes no bundle.
     let stale = authority
         .trust()
         .with_crls(authority.crl(&[66], Duration::minutes(-5)).as_bytes())
         .expect("CRL");
+
     assert!(matches!(judge(stale, 65), Err(PeerError::Validity { .. })));
     let garbage = "-----BEGIN X509 CRL-----\nMAAA\n-----END X509 CRL-----\n";
     assert!(authority.trust().with_crls(garbage.as_bytes()).is_err());
@@ -198,6 +215,7 @@ fn c9_a_server_only_certificate_is_no_client() {
             ..LeafSpec::default()
         },
     );
+
     assert!(
         matches!(
             &refused,
@@ -220,10 +238,12 @@ fn another_trust_domain_is_refused_even_under_the_same_root() {
             ..LeafSpec::default()
         },
     );
+
     assert!(
         matches!(&foreign, Err(PeerError::TrustDomain { expected, .. }) if expected == "cluster.local"),
         "{foreign:?}"
     );
+
     // Two federated domains: the root of one cannot speak for the other.
     let other = Authority::new("other");
     let trust = TrustBundle::for_domain(domain(), authority.pem.as_bytes())
@@ -234,10 +254,12 @@ fn another_trust_domain_is_refused_even_under_the_same_root() {
             )
         })
         .expect("roots");
+
     let leaf = other.leaf(LeafSpec {
         uris: &[ID],
         ..LeafSpec::default()
     });
+
     let refused = ClientVerifier::new(PeerRule::Spiffe, ClientAuth::Required, trust, Vec::new())
         .judge(&leaf.chain()[0], &[], UnixTime::now());
     assert!(
@@ -253,6 +275,7 @@ fn a_hundred_certificates_are_not_looked_at() {
         uris: &[ID],
         ..LeafSpec::default()
     });
+
     let padding = vec![leaf.chain()[0].clone(); 99];
     let verifier = ClientVerifier::new(
         PeerRule::Spiffe,
@@ -260,6 +283,7 @@ fn a_hundred_certificates_are_not_looked_at() {
         authority.trust(),
         Vec::new(),
     );
+
     assert!(matches!(
         verifier.judge(&leaf.chain()[0], &padding, UnixTime::now()),
         Err(PeerError::TooMany { presented: 100, .. })
@@ -273,6 +297,7 @@ fn hosts_are_verified_by_name() {
         dns: &["*.example.com"],
         ..LeafSpec::default()
     });
+
     let judge = |rule| {
         ServerVerifier::new(rule, authority.trust(), Vec::new()).judge(
             &leaf.chain()[0],
@@ -280,19 +305,23 @@ fn hosts_are_verified_by_name() {
             UnixTime::now(),
         )
     };
+
     assert_eq!(judge(ServerRule::Host("api.example.com".into())), Ok(()));
     assert!(matches!(
         judge(ServerRule::Host("example.com".into())),
         Err(PeerError::Name { .. })
     ));
+
     assert!(matches!(
         judge(ServerRule::Host("a.b.example.com".into())),
         Err(PeerError::Name { .. })
     ));
+
     assert!(matches!(
         judge(ServerRule::Spiffe),
         Err(PeerError::UriCount { .. })
     ));
+
     assert_eq!(judge(ServerRule::Chain), Ok(()));
 }
 
@@ -304,43 +333,52 @@ fn patterns_of_all_kinds_match_names() {
         dns: &["*.Example.com"],
         ..LeafSpec::default()
     });
+
     let matches = |kind, text| SanMatcher::new(kind, text).matches(leaf.info());
     assert!(matches(
         SanKind::Uri,
         TextMatch::Prefix("spiffe://cluster.local/".into())
     ));
+
     assert!(matches(SanKind::Uri, TextMatch::Suffix("/sa/sleep".into())));
     assert!(matches(
         SanKind::Uri,
         TextMatch::Contains("/ns/default/".into())
     ));
+
     assert!(matches(
         SanKind::Uri,
         TextMatch::regex("spiffe://.*/sleep").expect("a pattern")
     ));
+
     assert!(
         !matches(SanKind::Uri, TextMatch::regex("sleep").expect("a pattern")),
         "the whole name must match"
     );
+
     assert!(!matches(SanKind::Dns, TextMatch::Exact(ID.into())));
     assert!(matches(
         SanKind::Dns,
         TextMatch::Exact("api.example.COM".into())
     ));
+
     assert!(!matches(
         SanKind::Dns,
         TextMatch::Exact("a.api.example.com".into())
     ));
+
     assert!(matches(SanKind::Any, TextMatch::Exact(ID.into())));
     assert!(!matches(
         SanKind::Uri,
         TextMatch::Exact(ID.to_ascii_uppercase())
     ));
+
     assert!(
         SanMatcher::uri(ID.to_ascii_uppercase())
             .ignoring_case()
             .matches(leaf.info())
     );
+
     assert!(TextMatch::regex("(").is_err());
 }
 
@@ -357,6 +395,7 @@ fn handshake(
     let name = ServerName::try_from("outbound.example").expect("a name");
     let mut client = rustls::ClientConnection::new(client, name).expect("client");
     let mut server = rustls::ServerConnection::new(server).expect("server");
+
     client.writer().write_all(b"hello").expect("buffered");
     for _ in 0..8 {
         let mut wire = Vec::new();
@@ -370,6 +409,7 @@ fn handshake(
                 .process_new_packets()
                 .map_err(|error| cause_of_io(&std::io::Error::other(error)))?;
         }
+
         let mut wire = Vec::new();
         while server.wants_write() {
             server.write_tls(&mut wire).expect("memory");
@@ -382,12 +422,15 @@ fn handshake(
             })?;
         }
     }
+
     let mut message = [0; 5];
     server
         .reader()
         .read_exact(&mut message)
         .map_err(|error| error.to_string())?;
+
     assert_eq!(&message, b"hello");
+
     Ok(server)
 }
 
@@ -398,15 +441,18 @@ fn a_mesh_handshake_gives_both_identities_and_no_ticket() {
         uris: &["spiffe://cluster.local/ns/default/sa/httpbin"],
         ..LeafSpec::default()
     });
+
     let client_id = authority.leaf(LeafSpec {
         uris: &[ID],
         ..LeafSpec::default()
     });
+
     let server = ServerTerms {
         alpn: vec!["istio-http/1.1".into(), "h2".into()],
         client_auth: ClientAuth::Required,
         ..ServerTerms::default()
     };
+
     let client = ClientTerms {
         alpn: vec!["h2".into()],
         san: vec![SanMatcher::uri(
@@ -414,6 +460,7 @@ fn a_mesh_handshake_gives_both_identities_and_no_ticket() {
         )],
         ..ClientTerms::default()
     };
+
     let done = handshake(
         server.clone(),
         &server_id,
@@ -422,6 +469,7 @@ fn a_mesh_handshake_gives_both_identities_and_no_ticket() {
         &authority.trust(),
     )
     .expect("handshake");
+
     assert_eq!(done.alpn_protocol(), Some(&b"h2"[..]));
     assert_eq!(done.server_name(), Some("outbound.example"));
     assert_eq!(
@@ -430,12 +478,14 @@ fn a_mesh_handshake_gives_both_identities_and_no_ticket() {
             .to_string(),
         ID
     );
+
     for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
         let client = ClientTerms {
             min_version: Some(version),
             max_version: Some(version),
             ..client.clone()
         };
+
         handshake(
             server.clone(),
             &server_id,
@@ -453,16 +503,19 @@ fn a_mesh_handshake_gives_both_identities_and_no_ticket() {
         None,
         &authority.trust(),
     );
+
     assert_eq!(
         nobody.err().as_deref(),
         Some("the peer presented no certificate")
     );
+
     let wrong = ClientTerms {
         san: vec![SanMatcher::uri(
             "spiffe://cluster.local/ns/default/sa/other",
         )],
         ..client
     };
+
     let refused = handshake(
         server,
         &server_id,
@@ -472,6 +525,7 @@ fn a_mesh_handshake_gives_both_identities_and_no_ticket() {
     )
     .err()
     .unwrap_or_default();
+
     assert!(
         refused.starts_with("client: expected a subject alternative name")
             && refused.contains("sa/httpbin"),
@@ -486,10 +540,12 @@ fn a_key_of_another_certificate_makes_no_identity() {
         uris: &[ID],
         ..LeafSpec::default()
     });
+
     let two = authority.leaf(LeafSpec {
         uris: &[ID],
         ..LeafSpec::default()
     });
+
     assert!(Identity::from_pem(one.chain_pem().as_bytes(), two.key_pem().as_bytes()).is_err());
     assert!(Identity::from_pem(one.chain_pem().as_bytes(), one.key_pem().as_bytes()).is_ok());
 }
@@ -501,23 +557,27 @@ fn what_may_be_agreed_on_can_be_narrowed() {
         uris: &[ID],
         ..LeafSpec::default()
     });
+
     let (min_version, max_version) = (Some(TlsVersion::V1_2), Some(TlsVersion::V1_2));
     let narrow = |suites: &[u16], groups: &[u16]| crate::Algorithms {
         tls12_suites: suites.into(),
         groups: groups.into(),
     };
+
     let server = |algorithms| ServerTerms {
         min_version,
         max_version,
         algorithms,
         ..ServerTerms::default()
     };
+
     let client = |algorithms| ClientTerms {
         min_version,
         max_version,
         algorithms,
         ..ClientTerms::default()
     };
+
     let shake = |ours, theirs| {
         handshake(
             server(ours),
@@ -527,6 +587,7 @@ fn what_may_be_agreed_on_can_be_narrowed() {
             &authority.trust(),
         )
     };
+
     let done = shake(narrow(&[0xc02b], &[0x18]), narrow(&[], &[]))
         .expect("one suite and one group are enough");
     assert_eq!(
@@ -534,19 +595,23 @@ fn what_may_be_agreed_on_can_be_narrowed() {
             .map(|suite| u16::from(suite.suite())),
         Some(0xc02b)
     );
+
     assert_eq!(
         done.negotiated_key_exchange_group()
             .map(|group| u16::from(group.name())),
         Some(0x18)
     );
+
     assert!(
         shake(narrow(&[0xc02b], &[]), narrow(&[0xc02c], &[])).is_err(),
         "nothing in common"
     );
+
     assert!(
         shake(narrow(&[], &[0x17]), narrow(&[], &[0x18])).is_err(),
         "nothing in common"
     );
+
     assert!(
         server_config(&server(narrow(&[], &[0x19])), &server_id, None).is_err(),
         "P-521 is not there"

@@ -65,14 +65,17 @@ fn permissions(values: &Values, build: impl Fn(&str) -> Option<Rule>) -> Vec<Per
             .filter_map(|value| build(value))
             .map(permission)
             .collect();
+
         // Without a readable value nothing can match; an empty set is refused by Envoy.
         let rules = if rules.is_empty() {
             vec![nothing()]
         } else {
             rules
         };
+
         permission(Rule::OrRules(PermissionSet { rules }))
     };
+
     let mut both = Vec::new();
     if !any.is_empty() {
         both.push(or(any));
@@ -80,6 +83,7 @@ fn permissions(values: &Values, build: impl Fn(&str) -> Option<Rule>) -> Vec<Per
     if !none.is_empty() {
         both.push(permission(Rule::NotRule(Box::new(or(none)))));
     }
+
     both
 }
 
@@ -98,6 +102,7 @@ fn principals(values: &Values, build: impl Fn(&str) -> Option<Identifier>) -> Ve
         let ids = if ids.is_empty() { vec![nobody()] } else { ids };
         principal(Identifier::OrIds(PrincipalSet { ids }))
     };
+
     let mut both = Vec::new();
     if !any.is_empty() {
         both.push(or(any));
@@ -105,6 +110,7 @@ fn principals(values: &Values, build: impl Fn(&str) -> Option<Identifier>) -> Ve
     if !none.is_empty() {
         both.push(principal(Identifier::NotId(Box::new(or(none)))));
     }
+
     both
 }
 
@@ -126,6 +132,7 @@ fn metadata_principals(values: &Values, build: impl Fn(&[String]) -> Identifier)
             none,
         ))))));
     }
+
     both
 }
 
@@ -152,6 +159,7 @@ pub(super) fn operation(
         methods,
         paths,
     } = input;
+
     [
         http_only(layer, hosts, || {
             permissions(hosts, |host| Some(value::host(host)))
@@ -183,6 +191,7 @@ pub(super) fn source(
         remote_ip_blocks,
         trust_domains,
     } = input;
+
     [
         Ok(principals(&with_aliases(peers, authz), |peer| {
             Some(value::peer(peer))
@@ -253,6 +262,7 @@ pub(super) fn of_key(
                     principals(values, |text| Some(value::header_identifier(header, text)))
                 })?));
             }
+
             if let Some(path) = value::nested(key, "request.auth.claims") {
                 return Ok(peer(claim(layer, values, &path)?));
             }
@@ -267,6 +277,7 @@ pub(super) fn of_key(
                 }
                 return Ok(operation(both));
             }
+
             // A key of a later version: nothing is known to hold.
             operation(vec![nothing()])
         }
@@ -291,6 +302,7 @@ fn with_aliases(values: &Values, authz: &AuthzInput) -> Values {
         }
         wide
     };
+
     Values {
         any: each(&values.any),
         none: each(&values.none),

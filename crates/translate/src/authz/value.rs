@@ -54,6 +54,7 @@ pub(super) fn path(text: &str) -> Rule {
             &UriTemplateMatchConfig { path_template },
         ));
     }
+
     Rule::UrlPath(matcher::PathMatcher {
         rule: Some(matcher::path_matcher::Rule::Path(wildcard(text))),
     })
@@ -114,10 +115,12 @@ pub(super) fn under_aliases(text: &str, domains: &[String]) -> Vec<String> {
         Some(ending) => known.ends_with(ending),
         None => known == *domain,
     };
+
     if *domain == "*" || !domains.iter().any(|known| names(known)) {
         return vec![text.to_owned()];
     }
     let rest = &text[domain.len()..];
+
     domains
         .iter()
         .map(|known| {
@@ -145,10 +148,12 @@ fn string_value(text: matcher::StringMatcher) -> matcher::ValueMatcher {
 
 fn any_value(values: &[String]) -> matcher::ValueMatcher {
     use matcher::value_matcher::MatchPattern;
+
     let value_matchers: Vec<_> = values
         .iter()
         .map(|value| string_value(wildcard(value)))
         .collect();
+
     match value_matchers.as_slice() {
         [one] => one.clone(),
         _ => matcher::ValueMatcher {
@@ -180,6 +185,7 @@ fn payload_identifier(path: &[&str], value: matcher::ValueMatcher) -> Identifier
 pub(super) fn claim(path: &[&str], values: &[String]) -> Identifier {
     use matcher::list_matcher::MatchPattern as ListPattern;
     use matcher::value_matcher::MatchPattern;
+
     let list = matcher::ListMatcher {
         match_pattern: Some(ListPattern::OneOf(Box::new(any_value(values)))),
     };
@@ -189,6 +195,7 @@ pub(super) fn claim(path: &[&str], values: &[String]) -> Identifier {
         },
         any_value(values),
     ];
+
     payload_identifier(
         path,
         matcher::ValueMatcher {
@@ -216,9 +223,11 @@ pub(super) fn request_principal(text: &str) -> Identifier {
             (exact(issuer), exact(subject))
         }
     };
+
     let ids = [("iss", issuer), ("sub", subject)].map(|(name, text)| Principal {
         identifier: Some(payload_identifier(&[name], string_value(text))),
     });
+
     Identifier::AndIds(Set { ids: ids.to_vec() })
 }
 
@@ -242,6 +251,7 @@ pub(super) fn experimental(key: &str) -> Option<impl Fn(&[String]) -> Rule + use
     let (filter, path) = key.strip_prefix("experimental.")?.split_once('[')?;
     let path: Vec<_> = path.strip_suffix(']')?.split("][").map(segment).collect();
     let filter = filter.to_owned();
+
     Some(move |values: &[String]| {
         Rule::Metadata(matcher::MetadataMatcher {
             filter: filter.clone(),
@@ -264,6 +274,7 @@ mod tests {
             under("td1/ns/a/sa/b"),
             ["td1/ns/a/sa/b", "foobar/ns/a/sa/b"]
         );
+
         assert_eq!(under("*bar/ns/a/sa/b"), ["td1/ns/a/sa/b", "*bar/ns/a/sa/b"]);
         assert_eq!(under("*/ns/a/sa/b"), ["*/ns/a/sa/b"]);
         assert_eq!(under("else/ns/a/sa/b"), ["else/ns/a/sa/b"]);

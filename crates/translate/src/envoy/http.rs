@@ -39,6 +39,7 @@ pub(crate) fn http_filter<M: Message + Name>(name: &str, config: &M) -> hcm::Htt
 /// policies alike.
 pub(crate) fn connection_manager(stat_prefix: &str) -> hcm::HttpConnectionManager {
     use hcm::http_connection_manager as m;
+
     hcm::HttpConnectionManager {
         stat_prefix: stat_prefix.to_owned(),
         codec_type: m::CodecType::Auto as i32,

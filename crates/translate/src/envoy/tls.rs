@@ -68,11 +68,13 @@ pub(crate) fn uri_prefix(text: &str) -> tls::SubjectAltNameMatcher {
 /// A name as a user writes it into `subjectAltNames`: a URI or a DNS name.
 pub(crate) fn any_name(text: &str) -> tls::SubjectAltNameMatcher {
     use tls::subject_alt_name_matcher::SanType;
+
     let san_type = match () {
         () if text.contains("://") => SanType::Uri,
         () if text.parse::<std::net::IpAddr>().is_ok() => SanType::IpAddress,
         () => SanType::Dns,
     };
+
     tls::SubjectAltNameMatcher {
         san_type: san_type as i32,
         matcher: Some(matcher::exact(text)),
@@ -91,6 +93,7 @@ pub(crate) fn alpn<S: AsRef<str>>(protocols: &[S]) -> Vec<String> {
 /// fall-backs.
 pub(crate) fn mesh_parameters() -> tls::TlsParameters {
     use tls::tls_parameters::TlsProtocol;
+
     let suites = [
         "ECDHE-ECDSA-AES256-GCM-SHA384",
         "ECDHE-RSA-AES256-GCM-SHA384",
@@ -99,6 +102,7 @@ pub(crate) fn mesh_parameters() -> tls::TlsParameters {
         "AES256-GCM-SHA384",
         "AES128-GCM-SHA256",
     ];
+
     tls::TlsParameters {
         tls_minimum_protocol_version: TlsProtocol::TlSv12 as i32,
         tls_maximum_protocol_version: TlsProtocol::TlSv13 as i32,

@@ -61,6 +61,7 @@ pub(crate) fn cidr(text: &str) -> Option<core::CidrRange> {
         Some((host, length)) => (host, Some(length)),
         None => (text, None),
     };
+
     let ip: IpAddr = host.parse().ok()?;
     let most = if ip.is_ipv4() { 32 } else { 128 };
     let length = match length {
@@ -70,6 +71,7 @@ pub(crate) fn cidr(text: &str) -> Option<core::CidrRange> {
             .filter(|length| *length <= most)?,
         None => most,
     };
+
     Some(core::CidrRange {
         address_prefix: host.to_owned(),
         prefix_len: u32v(length),
@@ -144,6 +146,7 @@ pub(crate) fn ads() -> Option<core::ConfigSource> {
 pub(crate) fn sds_grpc() -> Option<core::ConfigSource> {
     use core::config_source::ConfigSourceSpecifier;
     use core::grpc_service::{EnvoyGrpc, TargetSpecifier};
+
     Some(core::ConfigSource {
         config_source_specifier: Some(ConfigSourceSpecifier::ApiConfigSource(
             core::ApiConfigSource {
@@ -169,6 +172,7 @@ pub(crate) fn sds_grpc() -> Option<core::ConfigSource> {
 /// A share of a million parts, for percentages with fractions.
 pub(crate) fn fraction(parts_per_million: u32) -> types::v3::FractionalPercent {
     use types::v3::fractional_percent::DenominatorType;
+
     if parts_per_million.is_multiple_of(10_000) {
         let numerator = parts_per_million / 10_000;
         return types::v3::FractionalPercent {
@@ -176,6 +180,7 @@ pub(crate) fn fraction(parts_per_million: u32) -> types::v3::FractionalPercent {
             denominator: DenominatorType::Hundred as i32,
         };
     }
+
     types::v3::FractionalPercent {
         numerator: parts_per_million,
         denominator: DenominatorType::Million as i32,

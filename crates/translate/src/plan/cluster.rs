@@ -58,6 +58,7 @@ pub(super) fn plan_outbound(view: &View<'_>, plan: &mut Plan) {
                 ));
                 break;
             }
+
             let rule = view.destination_rule(service.host());
             let rule = rule.as_deref();
             plan_cluster(view, plan, &service, port, rule, None);
@@ -66,6 +67,7 @@ pub(super) fn plan_outbound(view: &View<'_>, plan: &mut Plan) {
             }
         }
     }
+
     plan.clusters
         .push(special(view, BLACK_HOLE, Discovery::Static(Vec::new())));
     if view.proxy.kind == ProxyKind::Sidecar {
@@ -119,12 +121,14 @@ fn plan_cluster(
         settings: &settings,
         selector,
     };
+
     let (discovery, locality_weighted) = discovery(view, plan, &name, &selection);
     policy.locality_weighted = locality_weighted;
     if discovery == Discovery::OriginalDst {
         policy.lb = Lb::ClusterProvided;
         policy.warmup = None;
     }
+
     let http = upstream_http(port.protocol, &settings, view.upgrades_to_h2());
     let identities = view.identities(service);
     let auto = auto_tls(view, service, port, discovery == Discovery::OriginalDst);
@@ -132,6 +136,7 @@ fn plan_cluster(
         .tls
         .as_ref()
         .and_then(|tls| view.credential(&tls.credential_name, plan));
+
     let tls = upstream_tls(
         settings.tls.as_ref(),
         TlsContext {
@@ -148,6 +153,7 @@ fn plan_cluster(
             credential,
         },
     );
+
     plan.clusters.push(ClusterInput {
         name,
         discovery,
@@ -182,6 +188,7 @@ fn discovery(
         settings.load_balancer.as_ref().map(|lb| &lb.policy),
         Some(LbPolicy::Passthrough)
     ) || service.resolution == Resolution::Passthrough;
+
     // A gateway's connections have no original destination: it takes the endpoints. Source: Istio
     // `convertResolution`.
     if is_passthrough && view.proxy.kind == ProxyKind::Sidecar {
@@ -192,12 +199,14 @@ fn discovery(
         Resolution::Dns => Discovery::StrictDns(found.groups),
         Resolution::DnsRoundRobin => {
             let mut groups = found.groups;
+
             // Envoy takes exactly one endpoint in a LOGICAL_DNS cluster.
             groups.truncate(1);
             if let Some(group) = groups.first_mut() {
                 group.endpoints.truncate(1);
                 group.priority = 0;
             }
+
             if groups.is_empty() {
                 Discovery::StrictDns(groups)
             } else {
@@ -212,6 +221,7 @@ fn discovery(
             Discovery::Eds
         }
     };
+
     (discovery, found.locality_weighted)
 }
 
@@ -227,6 +237,7 @@ fn auto_tls(
     if !is_original_destination {
         return AutoTls::PerEndpoint;
     }
+
     // Without endpoints of its own the cluster cannot match by endpoint: mutual TLS only if all of
     // them have a proxy.
     let endpoints = view.endpoints(service, port);
@@ -234,6 +245,7 @@ fn auto_tls(
         && endpoints
             .iter()
             .all(|endpoint| view.takes_mutual_tls(endpoint));
+
     if all_meshed {
         AutoTls::Always
     } else {
@@ -254,6 +266,7 @@ fn mesh_alpn(view: &View<'_>, protocol: Protocol, http: UpstreamHttp) -> Vec<Str
         UpstreamHttp::Default if protocol.is_http() => &["istio-http/1.1", "istio", "http/1.1"],
         UpstreamHttp::Default | UpstreamHttp::UseDownstream => &["istio"],
     };
+
     list.iter().map(|protocol| (*protocol).to_owned()).collect()
 }
 
@@ -278,6 +291,7 @@ pub(super) fn expected_identities(
             ));
         }
     }
+
     all.into_iter().collect()
 }
 

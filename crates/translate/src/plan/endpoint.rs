@@ -66,6 +66,7 @@ impl<'a> Place<'a> {
             topology::NETWORK if written.is_empty() => self.network,
             _ => "",
         };
+
         if derived.is_empty() { written } else { derived }
     }
 }
@@ -77,12 +78,14 @@ pub(super) fn groups(view: &View<'_>, selection: &Selection<'_>) -> Found {
         settings,
         selector,
     } = selection;
+
     // Unhealthy endpoints are sent only to clients that count them. Source: Istio
     // `SupportsUnhealthyEndpoints`.
     let counts_unhealthy = settings
         .outlier
         .as_ref()
         .is_some_and(|outlier| outlier.min_health_percent > 0);
+
     let preference = preference(view, service, settings);
     let node = view.node();
     let own = Place {
@@ -92,11 +95,13 @@ pub(super) fn groups(view: &View<'_>, selection: &Selection<'_>) -> Found {
         cluster: &view.proxy.cluster_id,
         node: &node,
     };
+
     let mut grouped: BTreeMap<(u32, Locality), Vec<EndpointInput>> = BTreeMap::new();
     for endpoint in view.endpoints(service, port).iter() {
         let is_ready = endpoint.health == ModelHealth::Healthy || service.publish_not_ready;
         let is_counted = endpoint.health == ModelHealth::Unhealthy && counts_unhealthy;
         let fits = selector.is_none_or(|selector| selector.selects(&endpoint.labels));
+
         if !fits || !(is_ready || is_counted) {
             continue;
         }
@@ -108,6 +113,7 @@ pub(super) fn groups(view: &View<'_>, selection: &Selection<'_>) -> Found {
             .or_default()
             .push(input(view, endpoint, is_ready));
     }
+
     if grouped.is_empty()
         && selector.is_none()
         && service.resolution.is_dns()
@@ -123,6 +129,7 @@ pub(super) fn groups(view: &View<'_>, selection: &Selection<'_>) -> Found {
         };
         grouped.insert((0, Locality::default()), vec![endpoint]);
     }
+
     let mut groups: Vec<LocalityGroup> = grouped
         .into_iter()
         .map(|((priority, locality), endpoints)| LocalityGroup {
@@ -132,6 +139,7 @@ pub(super) fn groups(view: &View<'_>, selection: &Selection<'_>) -> Found {
             endpoints,
         })
         .collect();
+
     if let Some(Preference { setting, .. }) = &preference {
         distribute(&mut groups, &view.proxy.locality, setting);
     }
@@ -146,6 +154,7 @@ pub(super) fn groups(view: &View<'_>, selection: &Selection<'_>) -> Found {
                     && !(setting.failover.is_empty() && setting.failover_priority.is_empty()))
         },
     );
+
     Found {
         groups,
         locality_weighted,
@@ -159,6 +168,7 @@ fn preference(view: &View<'_>, service: &Service, settings: &PolicySettings) -> 
         .load_balancer
         .as_ref()
         .and_then(|lb| lb.locality.clone());
+
     let of_service: &[&str] = match service.traffic_distribution {
         TrafficDistribution::Any => &[],
         TrafficDistribution::PreferSameZone => {
@@ -172,6 +182,7 @@ fn preference(view: &View<'_>, service: &Service, settings: &PolicySettings) -> 
             topology::NODE,
         ],
     };
+
     if written.is_none() && !of_service.is_empty() {
         let failover_priority = of_service.iter().map(|key| (*key).to_owned()).collect();
         return Some(Preference {
@@ -182,9 +193,11 @@ fn preference(view: &View<'_>, service: &Service, settings: &PolicySettings) -> 
             fails_over: true,
         });
     }
+
     let setting = written
         .or_else(|| view.locality_lb())
         .filter(|setting| setting.enabled != Some(false))?;
+
     // Without ejection a failing locality would never be left. Source: Istio
     // `ApplyLocalityLoadBalancer`.
     Some(Preference {
@@ -200,6 +213,7 @@ fn priority(own: &Place<'_>, preference: &Preference, endpoint: &Endpoint) -> u3
         failover,
         failover_priority,
     } = &preference.setting;
+
     if !preference.fails_over || !distribute.is_empty() {
         return 0;
     }
@@ -210,6 +224,7 @@ fn priority(own: &Place<'_>, preference: &Preference, endpoint: &Endpoint) -> u3
     if failover.is_empty() {
         return by_labels;
     }
+
     // Both: within each rank of the labels, near ones first.
     by_labels * 5 + locality_priority(own.locality, &endpoint.locality, failover)
 }
@@ -223,6 +238,7 @@ fn locality_priority(own: &Locality, theirs: &Locality, failover: &[(String, Str
             .any(|(from, to)| *from == own.region && *to == theirs.region);
         return if is_named { 3 } else { 4 };
     }
+
     match (own.zone == theirs.zone, own.subzone == theirs.subzone) {
         (true, true) => 0,
         (true, false) => 1,
@@ -245,10 +261,12 @@ fn label_priority(own: &Place<'_>, endpoint: &Endpoint, labels: &[String]) -> u3
             .unwrap_or(own.cluster),
         node: workload.map(|one| one.node.as_str()).unwrap_or_default(),
     };
+
     let agrees = |label: &String| match label.split_once('=') {
         Some((key, value)) => theirs.value(key) == value,
         None => theirs.value(label) == own.value(label),
     };
+
     let other_network = labels
         .first()
         .is_some_and(|label| label == topology::NETWORK && !agrees(label));
@@ -258,7 +276,9 @@ fn label_priority(own: &Place<'_>, endpoint: &Endpoint, labels: &[String]) -> u3
             .iter()
             .take_while(|label| agrees(label))
             .count();
+
     let base = if other_network { labels.len() } else { 0 };
+
     u32::try_from(base + labels.len() - agreeing).unwrap_or(u32::MAX / 5)
 }
 
@@ -271,6 +291,7 @@ fn distribute(groups: &mut Vec<LocalityGroup>, own: &Locality, lb: &LocalityLb) 
     else {
         return;
     };
+
     let mut kept = Vec::new();
     for (to, share) in shares {
         let members: Vec<usize> = (0..groups.len())
@@ -280,6 +301,7 @@ fn distribute(groups: &mut Vec<LocalityGroup>, own: &Locality, lb: &LocalityLb) 
             .iter()
             .map(|index| u64::from(groups[*index].weight.max(1)))
             .sum();
+
         for index in members {
             let part =
                 u64::from(*share) * 1000 * u64::from(groups[index].weight.max(1)) / total.max(1);
@@ -287,6 +309,7 @@ fn distribute(groups: &mut Vec<LocalityGroup>, own: &Locality, lb: &LocalityLb) 
             kept.push(index);
         }
     }
+
     let mut index = 0;
     groups.retain(|_| {
         index += 1;
@@ -305,6 +328,7 @@ fn locality_fits(locality: &Locality, pattern: &str) -> bool {
             return false;
         }
     }
+
     true
 }
 
@@ -342,6 +366,7 @@ fn input(view: &View<'_>, endpoint: &Endpoint, is_ready: bool) -> EndpointInput 
                 } else {
                     &workload.cluster
                 };
+
                 format!(
                     "{};{};{};{};{cluster}",
                     workload.workload_name,
@@ -377,12 +402,14 @@ mod tests {
             weight,
             endpoints: Vec::new(),
         };
+
         let mut groups = vec![
             group("eu/a", 1),
             group("eu/b", 3),
             group("us/a", 1),
             group("ap/a", 1),
         ];
+
         let lb = LocalityLb {
             distribute: vec![(
                 "eu/*".into(),
@@ -390,6 +417,7 @@ mod tests {
             )],
             ..LocalityLb::default()
         };
+
         distribute(&mut groups, &Locality::parse("eu/a"), &lb);
         let weights: Vec<_> = groups.iter().map(|group| group.weight).collect();
         assert_eq!(weights, [20_000, 60_000, 20_000]);

@@ -43,6 +43,7 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
             }
         }
     }
+
     for ((bind, port), servers) in ports {
         plan_port(view, &bind, port, &servers, plan);
     }
@@ -73,6 +74,7 @@ fn plan_port(view: &View<'_>, bind: &str, port: u16, servers: &[Declared], plan:
         .first()
         .map(|(_, server)| kind(server))
         .unwrap_or_default();
+
     let is_plain_tcp = decided == (false, false);
     let mut usable = Vec::new();
     for (gateway, server) in servers {
@@ -82,6 +84,7 @@ fn plan_port(view: &View<'_>, bind: &str, port: u16, servers: &[Declared], plan:
             || usable
                 .first()
                 .is_none_or(|(first, _): &(&Arc<Gateway>, _)| first.name() == gateway.name());
+
         if kind(server) == decided && is_shared {
             usable.push((gateway, server));
         } else {
@@ -97,18 +100,21 @@ fn plan_port(view: &View<'_>, bind: &str, port: u16, servers: &[Declared], plan:
             ));
         }
     }
+
     let name = format!("{bind}_{port}");
     let suffix = if bind == "0.0.0.0" {
         String::new()
     } else {
         format!(".{bind}")
     };
+
     let mut listener = Chains {
         view,
         name: name.clone(),
         chains: Vec::new(),
         claimed: BTreeSet::new(),
     };
+
     match decided {
         (false, true) => {
             let table = format!("http.{port}{suffix}");
@@ -131,6 +137,7 @@ fn plan_port(view: &View<'_>, bind: &str, port: u16, servers: &[Declared], plan:
             }
         }
     }
+
     let chains = listener.chains;
     if chains.is_empty() {
         return;
@@ -172,6 +179,7 @@ fn add_tls_server(
         ));
         return;
     };
+
     match tls.mode {
         ServerTlsMode::Passthrough => listener.add_sni(gateway, server),
         ServerTlsMode::AutoPassthrough => {
@@ -192,6 +200,7 @@ fn add_tls_server(
                     "credential {missing:?} is not in namespace {:?}; this server is left out",
                     view.proxy.namespace
                 );
+
                 let remedy = "create the Secret in the namespace of the gateway's proxy";
                 plan.diagnostics.push(finding(
                     gateway,
@@ -200,13 +209,16 @@ fn add_tls_server(
                     message,
                     remedy,
                 ));
+
                 return;
             }
+
             let hosts: Vec<Hostname> = server.hosts.iter().map(|host| host.host.clone()).collect();
             let matched = ChainMatch {
                 server_names: server_names(&hosts),
                 ..ChainMatch::default()
             };
+
             let socket = downstream_tls(view, tls, server.is_http(), plan);
             if server.is_http() {
                 let of = gateway.name();
@@ -231,6 +243,7 @@ fn missing_credential(view: &View<'_>, tls: &ModelTls, plan: &mut Plan) -> Optio
         tls.mode,
         ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual
     );
+
     for name in &tls.credential_names {
         view.add_secrets(name, &tls.ca_credential_name, plan);
         let has = |wanted: &str| plan.secrets.iter().any(|secret| secret.name() == wanted);
@@ -245,6 +258,7 @@ fn missing_credential(view: &View<'_>, tls: &ModelTls, plan: &mut Plan) -> Optio
             });
         }
     }
+
     None
 }
 
@@ -274,6 +288,7 @@ pub(super) fn downstream_tls(
             trust_domains,
         };
     }
+
     for name in &tls.credential_names {
         view.add_secrets(name, &tls.ca_credential_name, plan);
     }
@@ -288,10 +303,12 @@ pub(super) fn downstream_tls(
             .map(|name| SecretName::Pushed(secret_name(name)))
             .collect()
     };
+
     let roots = match tls.credential_names.first() {
         Some(name) => SecretName::Pushed(roots_name(tls, name)),
         None => SecretName::Agent(format!("file-root:{}", tls.ca_certificates)),
     };
+
     let version = |bound: ModelVersion| match bound {
         ModelVersion::Auto => TlsVersion::Auto,
         ModelVersion::V1_0 => TlsVersion::V10,
@@ -299,6 +316,7 @@ pub(super) fn downstream_tls(
         ModelVersion::V1_2 => TlsVersion::V12,
         ModelVersion::V1_3 => TlsVersion::V13,
     };
+
     DownstreamTls::Server(ServerTls {
         certificates,
         client: match tls.mode {
@@ -341,6 +359,7 @@ impl Chains<'_, '_> {
             .iter()
             .map(ToString::to_string)
             .collect();
+
         let scope = networks.join(",");
         if matched.server_names.is_empty() {
             if !self.claimed.insert(format!("{scope}/")) {
@@ -354,6 +373,7 @@ impl Chains<'_, '_> {
                 return;
             }
         }
+
         self.chains.push(ChainInput {
             name: self.name.clone(),
             matched,
@@ -440,6 +460,7 @@ impl Chains<'_, '_> {
                         transport: Some(Transport::Tls),
                         ..ChainMatch::default()
                     };
+
                     let tcp = l4::route(self.view, route, server.port, Direction::Gateway);
                     self.push(matched, DownstreamTls::Off, self.tcp(tcp));
                 }
@@ -467,6 +488,7 @@ fn route_table(
     let mut hosts: BTreeMap<Hostname, (u16, Vec<RouteInput>, bool)> = BTreeMap::new();
     let mut seen: BTreeSet<(Hostname, *const VirtualService, String)> = BTreeSet::new();
     let mut order: Vec<Hostname> = Vec::new();
+
     for (gateway, server) in servers {
         let bound = GatewayRef::Gateway(gateway.name());
         let context = context(view, &bound, server.port);
@@ -489,10 +511,12 @@ fn route_table(
                     order.push(host.clone());
                     (server.port, Vec::new(), false)
                 });
+
                 entry.1.extend(routes.iter().cloned());
                 entry.2 |= redirects;
             }
         }
+
         if redirects {
             for host in &server.hosts {
                 let entry = hosts.entry(host.host.clone()).or_insert_with(|| {
@@ -503,11 +527,13 @@ fn route_table(
             }
         }
     }
+
     let mut list: Vec<Arc<VirtualHostInput>> = Vec::new();
     for host in order {
         let Some((port, mut routes, require_tls)) = hosts.remove(&host) else {
             continue;
         };
+
         // Routes that take everything come last, whichever VirtualService they are of. Source:
         // Istio `SortVHostRoutes`.
         routes.sort_by_key(RouteInput::takes_everything);
@@ -518,6 +544,7 @@ fn route_table(
             require_tls,
         }));
     }
+
     if list.is_empty() {
         let port = servers.first().map_or(0, |(_, server)| server.port);
         list.push(Arc::new(VirtualHostInput {
@@ -530,6 +557,7 @@ fn route_table(
             require_tls: false,
         }));
     }
+
     RouteTableInput {
         name: name.to_owned(),
         hosts: list,

@@ -26,27 +26,33 @@ pub(super) fn rules(
             service: of.clone(),
             index,
         };
+
         if held.is_empty() {
             routes.push(rule_input(view, rule, None, context.port, is_tls));
             break;
         }
+
         let mut takes_all = false;
         for condition in held {
             let at = route
                 .matches
                 .iter()
                 .position(|one| std::ptr::eq(one, condition));
+
             routes.push(rule_input(view, rule.clone(), at, context.port, is_tls));
+
             // What follows a route that matches everything is never reached.
             if condition.is_catch_all() {
                 takes_all = true;
                 break;
             }
         }
+
         if takes_all {
             break;
         }
     }
+
     routes
 }
 
@@ -82,11 +88,13 @@ fn rule_input(
             }
         }
     }
+
     let mirrors = rule
         .mirrors
         .iter()
         .map(|mirror| view.cluster_of(&mirror.destination, port).0)
         .collect();
+
     RouteInput::Rule(Box::new(RuleInput {
         rule,
         matched,
@@ -124,11 +132,13 @@ pub(super) fn domains(view: &View<'_>, host: &Hostname, service: Option<&Service
         names.push(stem.to_owned());
         names.push(format!("{stem}.svc"));
     }
+
     let Some(service) = service else { return names };
     if service.is_headless() {
         let pods: Vec<_> = names.iter().map(|name| format!("*.{name}")).collect();
         names.extend(pods);
     }
+
     names.extend(
         service
             .addresses
@@ -139,5 +149,6 @@ pub(super) fn domains(view: &View<'_>, host: &Hostname, service: Option<&Service
                 std::net::IpAddr::V6(ip) => format!("[{ip}]"),
             }),
     );
+
     names
 }

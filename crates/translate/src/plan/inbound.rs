@@ -46,6 +46,7 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
         .as_deref()
         .map(|sidecar| sidecar.ingress.as_slice())
         .unwrap_or_default();
+
     let pool = sidecar
         .as_deref()
         .and_then(|sidecar| sidecar.inbound_connection_pool.as_ref());
@@ -54,6 +55,7 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
     } else {
         of_ingress(view, ingress, pool, &sidecar, plan)
     };
+
     plan.listeners.push(virtual_inbound(view, &served));
 }
 
@@ -74,11 +76,13 @@ fn of_services(view: &View<'_>, pool: Option<&ConnectionPool>, plan: &mut Plan) 
         {
             continue;
         }
+
         let services: Vec<ServiceRef> = targets
             .iter()
             .filter(|other| other.target_port == target.target_port)
             .map(|other| super::cluster::service_ref(&other.service))
             .collect();
+
         let cluster = format!("inbound|{}||", target.target_port);
         plan.clusters.push(application(
             view,
@@ -88,6 +92,7 @@ fn of_services(view: &View<'_>, pool: Option<&ConnectionPool>, plan: &mut Plan) 
             services,
             pool,
         ));
+
         served.push(Served {
             port: target.target_port,
             protocol: target.port.protocol,
@@ -95,6 +100,7 @@ fn of_services(view: &View<'_>, pool: Option<&ConnectionPool>, plan: &mut Plan) 
             tls: None,
         });
     }
+
     served
 }
 
@@ -118,6 +124,7 @@ fn of_ingress(
             tls,
             connection_pool,
         } = listener;
+
         if *capture == CaptureMode::None
             && let Some(sidecar) = sidecar
         {
@@ -129,6 +136,7 @@ fn of_ingress(
                 "leave captureMode away",
             ));
         }
+
         if served.iter().any(|held| held.port == *port) {
             continue;
         }
@@ -144,6 +152,7 @@ fn of_ingress(
             },
             Some(IngressEndpoint::Unix(path)) => fixed(EndpointAddress::Pipe(path.clone())),
         };
+
         let pool = connection_pool.as_ref().or(shared_pool);
         plan.clusters.push(application(
             view,
@@ -153,6 +162,7 @@ fn of_ingress(
             Vec::new(),
             pool,
         ));
+
         let own_tls = tls
             .as_ref()
             .filter(|tls| {
@@ -162,6 +172,7 @@ fn of_ingress(
                 )
             })
             .map(|tls| gateway::downstream_tls(view, tls, protocol.is_http(), plan));
+
         served.push(Served {
             port: *port,
             protocol: *protocol,
@@ -169,7 +180,9 @@ fn of_ingress(
             tls: own_tls,
         });
     }
+
     served.sort_by_key(|one| one.port);
+
     served
 }
 
@@ -201,6 +214,7 @@ fn application(
         connection_pool: pool.cloned(),
         ..PolicySettings::default()
     };
+
     let mut policy = cluster_policy(&settings, view.defaults);
     let is_original = discovery == Discovery::OriginalDst;
     policy.lb = if is_original {
@@ -208,6 +222,7 @@ fn application(
     } else {
         Lb::RoundRobin
     };
+
     ClusterInput {
         name: name.to_owned(),
         discovery,
@@ -229,6 +244,7 @@ fn virtual_inbound(view: &View<'_>, served: &[Served]) -> ListenerInput {
         .ok()
         .filter(|port| *port != 0)
         .unwrap_or(15006);
+
     let accepted = view.peer_authentication();
     let shared = Shared {
         view,
@@ -236,6 +252,7 @@ fn virtual_inbound(view: &View<'_>, served: &[Served]) -> ListenerInput {
         logs: view.access_logs(WorkloadMode::Server),
         retries: view.inbound_retries(),
     };
+
     let mut chains = vec![ChainInput {
         name: "virtualInbound-blackhole".to_owned(),
         // Someone calls the capture port itself: to forward that would be a loop.
@@ -256,6 +273,7 @@ fn virtual_inbound(view: &View<'_>, served: &[Served]) -> ListenerInput {
             upstream_alpn: Vec::new(),
         })),
     }];
+
     // What no service claims: every port, and those for which a policy says something else.
     shared.add_passthrough(&mut chains, None, accepted.mode);
     for (port, mode) in &accepted.ports {
@@ -263,6 +281,7 @@ fn virtual_inbound(view: &View<'_>, served: &[Served]) -> ListenerInput {
             shared.add_passthrough(&mut chains, Some(*port), *mode);
         }
     }
+
     let mut not_tls_on = Vec::new();
     let mut not_http_on = Vec::new();
     for one in served {
@@ -275,6 +294,7 @@ fn virtual_inbound(view: &View<'_>, served: &[Served]) -> ListenerInput {
         }
         shared.add_served(&mut chains, one, mode);
     }
+
     ListenerInput {
         name: "virtualInbound".to_owned(),
         address: wildcard(view.proxy.ips.first()),
@@ -310,6 +330,7 @@ impl Shared<'_, '_> {
             .iter()
             .map(|domain| format!("spiffe://{domain}/"))
             .collect();
+
         let exchanges = reads == Reads::Tcp && self.view.abilities.peer_exchange;
         DownstreamTls::Mesh {
             alpn: chains::server_alpn(exchanges),
@@ -323,6 +344,7 @@ impl Shared<'_, '_> {
                 Reads::Http => "virtualInbound-catchall-http",
                 Reads::Tcp => "virtualInbound",
             };
+
             chains.push(ChainInput {
                 name: name.to_owned(),
                 tls: if chain.terminates {
@@ -344,6 +366,7 @@ impl Shared<'_, '_> {
             } else {
                 Reads::Tcp
             };
+
             chains.push(ChainInput {
                 name,
                 matched: ChainMatch {
@@ -354,8 +377,10 @@ impl Shared<'_, '_> {
                 tls: tls.clone(),
                 filters: self.filters(reads, &served.cluster, served.protocol, served.port),
             });
+
             return;
         }
+
         for chain in chains::inbound(mode, served.protocol, Some(served.port)) {
             chains.push(ChainInput {
                 name: name.clone(),

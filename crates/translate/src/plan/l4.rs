@@ -40,10 +40,12 @@ pub(super) fn destinations(
             &weighted.destination.subset,
             port,
         );
+
         idle_timeout = idle_timeout.or(cluster_policy(&settings, view.defaults).tcp_idle_timeout);
         hash_source |= hashes_source(&settings);
         shares.push((cluster, weighted.weight));
     }
+
     let (stat_prefix, target) = match shares.as_slice() {
         [] => (
             super::cluster::BLACK_HOLE.to_owned(),
@@ -52,9 +54,11 @@ pub(super) fn destinations(
         [(cluster, _)] => (cluster.clone(), TcpTarget::Cluster(cluster.clone())),
         _ => (shares[0].0.clone(), TcpTarget::Weighted(shares)),
     };
+
     let mut input = towards(view, "", direction);
     (input.stat_prefix, input.target) = (stat_prefix, target);
     (input.idle_timeout, input.hash_source) = (idle_timeout, hash_source);
+
     input
 }
 

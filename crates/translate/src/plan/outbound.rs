@@ -45,6 +45,7 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
         .filter_map(|egress| egress.listener.as_ref()?.port.as_ref())
         .map(|port| port.number)
         .collect();
+
     let mut ports: BTreeMap<(String, u16), PortPlan> = BTreeMap::new();
     let mut tables: BTreeMap<u16, Vec<&ScopedEgress>> = BTreeMap::new();
     for egress in &view.scope.egress {
@@ -53,6 +54,7 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
             .listener
             .as_ref()
             .and_then(|listener| listener.port.as_ref());
+
         for service in &egress.services {
             for port in service
                 .ports
@@ -68,6 +70,7 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
                 }
             }
         }
+
         // An HTTP port that a Sidecar names is served even if no service has it.
         if let Some(port) = only.filter(|port| port.protocol.is_http() && port.number != 0) {
             let entry = ports.entry((WILDCARD.to_owned(), port.number)).or_default();
@@ -78,11 +81,14 @@ pub(super) fn plan(view: &View<'_>, plan: &mut Plan) {
             }
         }
     }
+
     for (number, scopes) in &tables {
         plan.routes
             .push(Arc::new(port_table(view, *number, scopes)));
     }
+
     plan.listeners.push(virtual_outbound(view));
+
     for ((address, port), port_plan) in ports {
         plan.listeners
             .push(listener(view, address, port, port_plan));
@@ -103,6 +109,7 @@ fn report_unserved(view: &View<'_>, egress: &ScopedEgress, plan: &mut Plan) {
     } else {
         return;
     };
+
     let remedy = "leave captureMode and bind away, so that traffic is captured";
     plan.diagnostics.push(view.warning(
         &sidecar.origin.object,
@@ -138,16 +145,19 @@ fn add_port<'a>(
         }
         return;
     }
+
     let chains = tcp_chains(view, egress, service, port);
     let own_addresses = addresses(view, service, port);
     let table = port
         .protocol
         .is_sniffed()
         .then(|| format!("{}:{number}", service.host()));
+
     if let Some(name) = &table {
         plan.routes
             .push(Arc::new(service_table(view, name, egress, service, number)));
     }
+
     let hosts = own_addresses.iter().filter(|network| network.is_host());
     for network in hosts {
         let entry = ports.entry(key(&network.address.to_string())).or_default();
@@ -159,11 +169,13 @@ fn add_port<'a>(
             add_chain(entry, port.protocol, condition.clone(), tcp.clone());
         }
     }
+
     let networks: Vec<Cidr> = own_addresses
         .iter()
         .filter(|network| !network.is_host())
         .copied()
         .collect();
+
     if own_addresses.is_empty() || !networks.is_empty() {
         let entry = ports.entry(key(WILDCARD)).or_default();
         for (condition, tcp) in chains {
@@ -171,6 +183,7 @@ fn add_port<'a>(
             if condition.destinations.is_empty() {
                 condition.destinations.clone_from(&networks);
             }
+
             // On the shared address, the server's name tells services apart.
             if port.protocol.is_tls()
                 && condition.server_names.is_empty()
@@ -178,6 +191,7 @@ fn add_port<'a>(
             {
                 condition.server_names = vec![service.host().to_string()];
             }
+
             add_chain(entry, port.protocol, condition, tcp);
         }
     }
@@ -194,6 +208,7 @@ fn addresses(view: &View<'_>, service: &Service, port: &ServicePort) -> Vec<Cidr
         let EndpointAddress::Ip(ip) = endpoint.address else {
             continue;
         };
+
         // The proxy's own address is its application's: such a call is not to come round again.
         if endpoint.port == port.number
             && !view.proxy.ips.contains(&ip)
@@ -202,6 +217,7 @@ fn addresses(view: &View<'_>, service: &Service, port: &ServicePort) -> Vec<Cidr
             found.push(Cidr::host(ip));
         }
     }
+
     found
 }
 
@@ -216,6 +232,7 @@ fn add_chain(entry: &mut PortPlan, protocol: Protocol, condition: ChainMatch, tc
             return;
         }
     };
+
     if !list.iter().any(|(held, _)| *held == condition) {
         list.push((condition, tcp));
     }
@@ -235,6 +252,7 @@ fn tcp_chains(
         .iter()
         .filter(|vs| vs.hosts.iter().any(|host| service.host().is_within(host)))
         .find(|vs| !vs.tcp.is_empty() || !vs.tls.is_empty());
+
     if let Some(vs) = applying {
         if port.protocol.is_tls() {
             for route in &vs.tls {
@@ -254,6 +272,7 @@ fn tcp_chains(
                 }
             }
         }
+
         let by_name = port.protocol.is_tls() && !chains.is_empty();
         for route in vs.tcp.iter().filter(|_| !by_name) {
             let Some(held) = route.matches_for(&context, vs) else {
@@ -264,6 +283,7 @@ fn tcp_chains(
                 chains.push((ChainMatch::default(), tcp));
                 break;
             }
+
             let mut takes_all = false;
             for one in held {
                 takes_all |= one.destination_subnets.is_empty();
@@ -273,17 +293,20 @@ fn tcp_chains(
                 };
                 chains.push((condition, tcp.clone()));
             }
+
             if takes_all {
                 break;
             }
         }
     }
+
     if chains.is_empty() {
         chains.push((
             ChainMatch::default(),
             service_tcp(view, service, port.number),
         ));
     }
+
     chains
 }
 
@@ -305,6 +328,7 @@ fn service_tcp(view: &View<'_>, service: &Service, port: u16) -> TcpInput {
         weight: 100,
         headers: Default::default(),
     };
+
     l4::destinations(view, &[destination], port, Direction::Outbound)
 }
 
@@ -341,8 +365,10 @@ fn virtual_outbound(view: &View<'_>) -> ListenerInput {
         .ok()
         .filter(|port| *port != 0)
         .unwrap_or(15001);
+
     let mut catch_all = l4::towards(view, &unknown_destination(view), Direction::Outbound);
     catch_all.stat_prefix.clone_from(&unknown_destination(view));
+
     ListenerInput {
         name: "virtualOutbound".to_owned(),
         address: WILDCARD.to_owned(),
@@ -381,6 +407,7 @@ fn listener(view: &View<'_>, address: String, port: u16, plan: PortPlan) -> List
         by_network,
         tcp,
     } = plan;
+
     let name = format!("{address}_{port}");
     let mut chains = Vec::new();
     let inspect = Inspect {
@@ -388,6 +415,7 @@ fn listener(view: &View<'_>, address: String, port: u16, plan: PortPlan) -> List
         http: routes.is_some(),
         ..Inspect::default()
     };
+
     let mut names: BTreeSet<(Vec<Cidr>, String)> = BTreeSet::new();
     for (mut matched, tcp) in tls {
         // A server name leads to one chain only: Envoy refuses a listener where two claim it.
@@ -399,6 +427,7 @@ fn listener(view: &View<'_>, address: String, port: u16, plan: PortPlan) -> List
             chains.push(tcp_chain(&name, matched, tcp));
         }
     }
+
     let mut networks: BTreeSet<Cidr> = BTreeSet::new();
     for (mut matched, tcp) in by_network {
         matched
@@ -408,6 +437,7 @@ fn listener(view: &View<'_>, address: String, port: u16, plan: PortPlan) -> List
             chains.push(tcp_chain(&name, matched, tcp));
         }
     }
+
     if let Some(table) = routes {
         let http = |upstream_alpn: &[&str]| HttpInput {
             stat_prefix: format!("outbound_{name};"),
@@ -423,6 +453,7 @@ fn listener(view: &View<'_>, address: String, port: u16, plan: PortPlan) -> List
                 .map(|protocol| (*protocol).to_owned())
                 .collect(),
         };
+
         let http_chain = |alpn: &[&str], input| ChainInput {
             name: name.clone(),
             matched: ChainMatch {
@@ -433,6 +464,7 @@ fn listener(view: &View<'_>, address: String, port: u16, plan: PortPlan) -> List
             tls: DownstreamTls::Off,
             filters: ChainFilters::Http(Box::new(input)),
         };
+
         if all_sniffed && !view.abilities.istio_alpn && view.abilities.http_filter_state {
             // Upstream speaks what downstream spoke: each chain knows which ALPN that is.
             chains.push(http_chain(
@@ -444,6 +476,7 @@ fn listener(view: &View<'_>, address: String, port: u16, plan: PortPlan) -> List
             chains.push(http_chain(&["http/1.1", "h2c"], http(&[])));
         }
     }
+
     // TLS to a declared TCP port, and what is no HTTP on an HTTP port, goes on as it is.
     let fallback = match tcp {
         Some(tcp) => tcp_chain(&name, ChainMatch::default(), tcp),
@@ -456,6 +489,7 @@ fn listener(view: &View<'_>, address: String, port: u16, plan: PortPlan) -> List
             )
         }
     };
+
     ListenerInput {
         name,
         address,

@@ -42,6 +42,7 @@ impl<'a> View<'a> {
             .iter()
             .filter(|alias| **alias != own)
             .cloned();
+
         Self {
             snapshot,
             proxy,
@@ -103,8 +104,10 @@ impl<'a> View<'a> {
         let port = self
             .snapshot
             .destination_port(destination, service.as_deref(), listener_port);
+
         // An ExternalName Service has no cluster of its own: what it stands for has.
         let host = self.snapshot.concrete_host(&destination.host);
+
         (
             outbound_name(port, &destination.subset, host.as_str()),
             port,
@@ -127,10 +130,12 @@ impl<'a> View<'a> {
             .identities(&service.key)
             .into_iter()
             .chain(spiffe);
+
         let mut all = expected_identities(found, &self.trust_domains);
         all.extend(others.into_iter().cloned());
         all.sort();
         all.dedup();
+
         all
     }
 
@@ -150,6 +155,7 @@ impl<'a> View<'a> {
                     .peer_authentication(&workload.namespace, &workload.labels),
             )
         });
+
         policy.of_port(endpoint.port) != MtlsMode::Disable
     }
 
@@ -267,6 +273,7 @@ impl<'a> View<'a> {
                 Some((namespace, name)) => (namespace.to_owned(), name.to_owned()),
                 None => (self.proxy.namespace.clone(), bare_name(name).to_owned()),
             };
+
             // A gateway reads secrets of its own namespace and no other.
             if namespace != self.proxy.namespace {
                 return None;
@@ -274,11 +281,13 @@ impl<'a> View<'a> {
             self.snapshot
                 .credential(&NamespacedName::new(namespace, name))
         };
+
         let mut add = |input: SecretInput| {
             if !plan.secrets.contains(&input) {
                 plan.secrets.push(input);
             }
         };
+
         let held = of(name);
         if let Some((chain, key)) = held
             .as_ref()
@@ -290,11 +299,13 @@ impl<'a> View<'a> {
                 key,
             });
         }
+
         let roots_name = if ca_name.is_empty() {
             format!("{}-cacert", bare_name(name))
         } else {
             ca_name.to_owned()
         };
+
         let roots = of(&roots_name)
             .filter(|held| held.ca.is_some())
             .or_else(|| held.clone());
@@ -306,6 +317,7 @@ impl<'a> View<'a> {
             };
             add(SecretInput::Roots { name, ca, crl });
         }
+
         held.is_some()
     }
 

@@ -24,7 +24,9 @@ pub(super) fn port_table(
             hosts.add_service(service);
         }
     }
+
     hosts.add_fallback();
+
     RouteTableInput {
         name: number.to_string(),
         hosts: hosts.list,
@@ -49,12 +51,14 @@ pub(super) fn service_table(
         .map(|vs| http_route::rules(view, vs, &context, false))
         .find(|routes| !routes.is_empty())
         .unwrap_or_else(|| vec![http_route::default_route(view, service, number)]);
+
     let host = VirtualHostInput {
         name: format!("{}:{number}", service.host()),
         domains: vec!["*".to_owned()],
         routes,
         require_tls: false,
     };
+
     RouteTableInput {
         name: name.to_owned(),
         hosts: vec![Arc::new(host)],
@@ -93,14 +97,17 @@ impl<'a, 'v> Hosts<'a, 'v> {
                 claims.extend(vs.hosts.iter().map(|host| (host, routes.clone())));
             }
         }
+
         // Stable: of equal hosts the first VirtualService stays first.
         claims
             .sort_by_key(|(host, _)| (host.is_wildcard(), std::cmp::Reverse(host.as_str().len())));
+
         for (host, routes) in claims {
             let covered: Vec<_> = services
                 .iter()
                 .filter(|service| service.host().is_within(host))
                 .collect();
+
             for service in covered
                 .iter()
                 .filter(|service| self.serves_http(service))
@@ -108,6 +115,7 @@ impl<'a, 'v> Hosts<'a, 'v> {
             {
                 self.add(service.host(), Some(service), routes.clone());
             }
+
             if host.is_wildcard() || covered.is_empty() {
                 self.add(host, None, routes);
             }
@@ -138,6 +146,7 @@ impl<'a, 'v> Hosts<'a, 'v> {
                 domains.extend(http_route::domains(self.view, &alias.host, None));
             }
         }
+
         domains.retain(|domain| self.domains.insert(domain.clone()));
         if domains.is_empty() {
             return;
@@ -177,6 +186,7 @@ impl<'a, 'v> Hosts<'a, 'v> {
                 },
             ),
         };
+
         self.list.push(Arc::new(VirtualHostInput {
             name: name.to_owned(),
             domains: vec!["*".to_owned()],

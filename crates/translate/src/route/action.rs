@@ -40,6 +40,7 @@ pub(super) fn rule_message(input: &RuleInput) -> route::Route {
         has_fault,
         has_cors,
     } = input;
+
     let condition = matched.and_then(|index| rule.matches.get(index));
     let HttpRoute {
         name,
@@ -54,6 +55,7 @@ pub(super) fn rule_message(input: &RuleInput) -> route::Route {
         headers,
         source,
     } = &**rule;
+
     let mut message = route::Route {
         name: match condition
             .map(|condition| condition.name.as_str())
@@ -69,11 +71,13 @@ pub(super) fn rule_message(input: &RuleInput) -> route::Route {
             .unwrap_or_default(),
         ..Default::default()
     };
+
     message.action = Some(match action {
         HttpAction::Forward(destinations) => {
             message.decorator = super::decorator(operation);
             let mut action = forward_action(destinations, clusters, &mut message);
             apply_timeout(&mut action, *timeout);
+
             // Shares over several clusters keep no affinity that a retry could break. Source:
             // Istio.
             action.retry_policy = retry_policy(retries, !hash.is_empty() && clusters.len() == 1);
@@ -83,12 +87,14 @@ pub(super) fn rule_message(input: &RuleInput) -> route::Route {
                 .zip(mirrors)
                 .map(|(rule, cluster)| mirror_policy(cluster, rule.percent))
                 .collect();
+
             // rewrite.authority before headers.request.set of the route, before that of the
             // destination.
             if let Some(host) = authority_change(&headers.request) {
                 action.host_rewrite_specifier =
                     Some(route::route_action::HostRewriteSpecifier::HostRewriteLiteral(host));
             }
+
             if let Some(rewrite) = rewrite {
                 apply_rewrite(&mut action, rewrite);
             }
@@ -110,6 +116,7 @@ pub(super) fn rule_message(input: &RuleInput) -> route::Route {
             route::route::Action::DirectResponse(direct_response(answer))
         }
     });
+
     add_header_changes(&mut message, headers);
     let mut filters: HashMap<String, Any> = HashMap::new();
     if let Some(faults) = faults.as_ref().filter(|_| *has_fault) {
@@ -119,6 +126,7 @@ pub(super) fn rule_message(input: &RuleInput) -> route::Route {
         filters.insert(CORS_FILTER.to_owned(), pack(&cors_message(cors)));
     }
     message.typed_per_filter_config = filters;
+
     message
 }
 
@@ -136,11 +144,13 @@ fn forward_action(
 ) -> route::RouteAction {
     use route::route_action::{ClusterSpecifier, HostRewriteSpecifier};
     use route::weighted_cluster::{ClusterWeight, cluster_weight};
+
     let taking: Vec<_> = destinations
         .iter()
         .zip(clusters)
         .filter(|(destination, _)| destination.weight > 0)
         .collect();
+
     if let [(destination, cluster)] = taking.as_slice() {
         add_header_changes(message, &destination.headers);
         let mut action = super::forward(cluster);
@@ -148,6 +158,7 @@ fn forward_action(
             .map(HostRewriteSpecifier::HostRewriteLiteral);
         return action;
     }
+
     let weights = taking.into_iter().map(|(destination, cluster)| {
         let changes = header_messages(&destination.headers);
         ClusterWeight {
@@ -162,11 +173,13 @@ fn forward_action(
             ..Default::default()
         }
     });
+
     let mut action = super::forward("");
     action.cluster_specifier = Some(ClusterSpecifier::WeightedClusters(route::WeightedCluster {
         clusters: weights.collect(),
         ..Default::default()
     }));
+
     action
 }
 
@@ -190,6 +203,7 @@ fn apply_rewrite(action: &mut route::RouteAction, rewrite: &Rewrite) {
             action.regex_rewrite = Some(substitute(pattern, substitution));
         }
     }
+
     if let Some(authority) = authority {
         action.host_rewrite_specifier =
             Some(route::route_action::HostRewriteSpecifier::HostRewriteLiteral(authority.clone()));
@@ -229,6 +243,7 @@ fn retry_policy(retries: &Retries, is_hashed: bool) -> Option<route::RetryPolicy
         Retries::Off => return None,
         Retries::Explicit(policy) => policy,
     };
+
     let RetryPolicy {
         attempts,
         per_try_timeout,
@@ -238,6 +253,7 @@ fn retry_policy(retries: &Retries, is_hashed: bool) -> Option<route::RetryPolicy
         ignore_previous_hosts,
         backoff,
     } = policy;
+
     let mut message = default_retries(is_hashed);
     message.num_retries = u32v(*attempts);
     message.per_try_timeout = per_try_timeout.and_then(duration);
@@ -256,11 +272,13 @@ fn retry_policy(retries: &Retries, is_hashed: bool) -> Option<route::RetryPolicy
             message.retry_on.push_str(named);
         }
     }
+
     match ignore_previous_hosts {
         Some(false) => message.retry_host_predicate.clear(),
         Some(true) => message.retry_host_predicate = vec![previous_hosts()],
         None => {}
     }
+
     if *remote_localities == Some(true) {
         message.retry_priority = Some(route::retry_policy::RetryPriority {
             name: "envoy.retry_priorities.previous_priorities".to_owned(),
@@ -273,10 +291,12 @@ fn retry_policy(retries: &Retries, is_hashed: bool) -> Option<route::RetryPolicy
             ),
         });
     }
+
     message.retry_back_off = backoff.map(|base| route::retry_policy::RetryBackOff {
         base_interval: duration(base),
         max_interval: None,
     });
+
     Some(message)
 }
 
@@ -291,6 +311,7 @@ fn mirror_policy(cluster: &str, percent: Percent) -> route::route_action::Reques
 
 pub(super) fn hash_policy(input: &HashPolicy) -> route::route_action::HashPolicy {
     use route::route_action::hash_policy as h;
+
     let specifier = match input {
         HashPolicy::Header(name) => h::PolicySpecifier::Header(h::Header {
             header_name: name.clone(),
@@ -320,6 +341,7 @@ pub(super) fn hash_policy(input: &HashPolicy) -> route::route_action::HashPolicy
             h::PolicySpecifier::QueryParameter(h::QueryParameter { name: name.clone() })
         }
     };
+
     route::route_action::HashPolicy {
         terminal: false,
         policy_specifier: Some(specifier),
@@ -330,6 +352,7 @@ fn redirect_action(input: &Redirect, listener_port: u16, is_tls: bool) -> route:
     use route::redirect_action::{
         PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
     };
+
     let Redirect {
         path,
         authority,
@@ -337,18 +360,21 @@ fn redirect_action(input: &Redirect, listener_port: u16, is_tls: bool) -> route:
         scheme,
         code,
     } = input;
+
     let port = match port {
         // Envoy drops a default port when the scheme changes.
         RedirectPort::Keep | RedirectPort::SchemeDefault => 0,
         RedirectPort::Number(number) => *number,
         RedirectPort::RequestPort => listener_port,
     };
+
     // A scheme's own port is not written. Source: Istio `ApplyRedirect`.
     let own_scheme = if is_tls { "https" } else { "http" };
     let is_default = matches!(
         (scheme.as_deref().unwrap_or(own_scheme), port),
         ("http", 80) | ("https", 443)
     );
+
     route::RedirectAction {
         host_redirect: authority.clone().unwrap_or_default(),
         port_redirect: if is_default { 0 } else { u32::from(port) },
@@ -373,11 +399,13 @@ fn redirect_action(input: &Redirect, listener_port: u16, is_tls: bool) -> route:
 
 fn direct_response(input: &DirectResponse) -> route::DirectResponseAction {
     use core::data_source::Specifier;
+
     let DirectResponse { status, body } = input;
     let specifier = match String::from_utf8(body.clone()) {
         Ok(text) => Specifier::InlineString(text),
         Err(bytes) => Specifier::InlineBytes(bytes.into_bytes()),
     };
+
     route::DirectResponseAction {
         status: u32::from(*status),
         body: (!body.is_empty()).then(|| core::DataSource {
@@ -420,6 +448,7 @@ fn cors_message(input: &Cors) -> CorsPolicy {
         allow_credentials,
         forward_unmatched_preflights,
     } = input;
+
     CorsPolicy {
         allow_origin_string_match: allow_origins.iter().map(string_condition).collect(),
         allow_methods: allow_methods.join(","),
@@ -466,14 +495,17 @@ fn add_header_changes(message: &mut route::Route, input: &HeaderOps) {
 
 fn additions(changes: &HeaderChanges) -> Vec<core::HeaderValueOption> {
     use core::header_value_option::HeaderAppendAction;
+
     let set = changes
         .set
         .iter()
         .map(|pair| (pair, HeaderAppendAction::OverwriteIfExistsOrAdd));
+
     let add = changes
         .add
         .iter()
         .map(|pair| (pair, HeaderAppendAction::AppendIfExistsOrAdd));
+
     // The authority is rewritten by the action: Envoy refuses it among headers to add.
     set.chain(add)
         .filter(|((name, _), _)| !is_authority(name))

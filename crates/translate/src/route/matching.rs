@@ -14,6 +14,7 @@ pub(super) fn match_message(input: Option<&HttpMatch>) -> RouteMatch {
     let Some(input) = input else {
         return super::any_path();
     };
+
     // `source` was decided when the table was planned, names go into the route's.
     let HttpMatch {
         name: _,
@@ -28,10 +29,12 @@ pub(super) fn match_message(input: Option<&HttpMatch>) -> RouteMatch {
         source: _,
         stat_prefix: _,
     } = input;
+
     let mut held: Vec<HeaderMatcher> = headers
         .iter()
         .map(|(name, condition)| header_condition(name, condition))
         .collect();
+
     for (name, condition) in without_headers {
         let mut matcher = header_condition(name, condition);
         matcher.invert_match = true;
@@ -39,6 +42,7 @@ pub(super) fn match_message(input: Option<&HttpMatch>) -> RouteMatch {
         matcher.treat_missing_header_as_empty = *condition != StringMatch::Present;
         held.push(matcher);
     }
+
     for (name, condition) in [
         (":method", method),
         (":authority", authority),
@@ -50,6 +54,7 @@ pub(super) fn match_message(input: Option<&HttpMatch>) -> RouteMatch {
                 .map(|condition| header_condition(name, condition)),
         );
     }
+
     RouteMatch {
         path_specifier: Some(match uri {
             None | Some(StringMatch::Present) => PathSpecifier::Prefix("/".to_owned()),

@@ -39,12 +39,14 @@ fn istios_cases_give_equivalent_filters() {
         );
         return;
     };
+
     let mut cases = 0;
     let mut wrong = Vec::new();
     let mut files: Vec<_> = std::fs::read_dir(&folder)
         .expect("a folder")
         .map(|entry| entry.expect("an entry").path())
         .collect();
+
     files.sort();
     for file in files {
         let name = file
@@ -52,9 +54,11 @@ fn istios_cases_give_equivalent_filters() {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
+
         let Some(case) = name.strip_suffix("-in.yaml") else {
             continue;
         };
+
         // CUSTOM is refused as a whole here; `before-111` is what old proxies were sent.
         if case.contains("custom") || case.contains("before-111") {
             continue;
@@ -67,6 +71,7 @@ fn istios_cases_give_equivalent_filters() {
             .map(|text| serde_saphyr::from_str(&text).expect("YAML"))
             .map(|filter: Value| normal(filter["typedConfig"].clone()))
             .collect();
+
         let found = translated(&std::fs::read_to_string(&file).expect("a file"), case);
         if expected != found {
             wrong.push(format!(
@@ -74,8 +79,10 @@ fn istios_cases_give_equivalent_filters() {
                 difference(&json!(expected), &json!(found), String::new())
             ));
         }
+
         cases += 1;
     }
+
     assert!(cases > 10, "only {cases} cases were found");
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
@@ -87,21 +94,25 @@ fn a_bare_service_account_is_of_the_policys_namespace() {
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: foo}}\nspec: {{action: DENY, rules: [{rule}]}}\n"
         )
     };
+
     let of = |rule: &str| translated(&policy(rule), "http-service-account");
     let from = of("{from: [{source: {serviceAccounts: [sleep]}}]}");
     assert_eq!(
         of("{when: [{key: source.serviceAccount, values: [sleep]}]}"),
         from
     );
+
     assert_eq!(
         of("{when: [{key: source.serviceAccount, values: [foo/sleep]}]}"),
         from
     );
+
     let not_from = of("{from: [{source: {notServiceAccounts: [sleep]}}]}");
     assert_eq!(
         of("{when: [{key: source.serviceAccount, notValues: [sleep]}]}"),
         not_from
     );
+
     assert_ne!(from, not_from);
 }
 
@@ -135,6 +146,7 @@ fn translated(policies: &str, case: &str) -> Vec<Value> {
         }
         _ => "trustDomain: cluster.local",
     };
+
     let text = format!(
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    {mesh}\n---\n{policies}"
     );
@@ -144,7 +156,9 @@ fn translated(policies: &str, case: &str) -> Vec<Value> {
         "httpbin",
         &[("app", "httpbin"), ("version", "v1")],
     );
+
     let translated = translate(&snapshot, &proxy, &Memo::new());
+
     if case.starts_with("tcp") {
         super::summary::inbound_filters(&translated, "envoy.filters.network.rbac")
             .iter()
@@ -186,6 +200,7 @@ fn normal(filter: Value) -> Value {
             other => other,
         }
     }
+
     let one = |key: &str| match &filter[key] {
         Value::Null => Value::Null,
         rules => json!({
@@ -193,6 +208,7 @@ fn normal(filter: Value) -> Value {
             "policies": rules.get("policies").cloned().unwrap_or(json!({})),
         }),
     };
+
     sorted(json!({ "rules": one("rules"), "shadowRules": one("shadowRules") }))
 }
 
@@ -209,6 +225,7 @@ fn rbac(rules: &Rbac) -> Value {
             )
         })
         .collect();
+
     let action = ["ALLOW", "DENY", "LOG"][usize::try_from(rules.action).expect("an action")];
     json!({ "action": action, "policies": policies })
 }
@@ -216,6 +233,7 @@ fn rbac(rules: &Rbac) -> Value {
 #[allow(deprecated)]
 fn permission_json(input: &Permission) -> Value {
     use permission::Rule;
+
     let all = |set: &permission::Set| set.rules.iter().map(permission_json).collect::<Vec<_>>();
     match input.rule.as_ref().expect("a rule") {
         Rule::AndRules(set) => json!({ "andRules": { "rules": all(set) } }),
@@ -246,6 +264,7 @@ fn permission_json(input: &Permission) -> Value {
 #[allow(deprecated)]
 fn principal_json(input: &Principal) -> Value {
     use principal::Identifier;
+
     let all = |set: &principal::Set| set.ids.iter().map(principal_json).collect::<Vec<_>>();
     match input.identifier.as_ref().expect("an identifier") {
         Identifier::AndIds(set) => json!({ "andIds": { "ids": all(set) } }),
@@ -275,6 +294,7 @@ fn string(input: &StringMatcher) -> Value {
         MatchPattern::SafeRegex(regex) => json!({ "safeRegex": { "regex": regex.regex } }),
         other => panic!("{other:?}"),
     };
+
     if input.ignore_case {
         value["ignoreCase"] = json!(true);
     }
@@ -304,6 +324,7 @@ fn metadata(input: &MetadataMatcher) -> Value {
             json!({ "key": key })
         })
         .collect();
+
     json!({ "filter": input.filter, "path": path, "value": value(input.value.as_ref().expect("a value")) })
 }
 

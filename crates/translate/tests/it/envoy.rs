@@ -53,9 +53,11 @@ fn real_envoy_accepts_every_resource() {
         );
         return;
     };
+
     let folder = tempfile::tempdir().expect("a folder");
     let logs = "\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    accessLogFile: /dev/stdout\n    accessLogEncoding: JSON\n    pathNormalization: {normalization: MERGE_SLASHES}\n";
     let snapshot = super::snapshot_of(&format!("{}{logs}", super::SHOP));
+
     for proxy in [super::front(), super::ledger(), super::entry()] {
         assert_accepted(
             &envoy,
@@ -76,6 +78,7 @@ fn real_envoy_accepts_the_seldom_used_settings() {
         );
         return;
     };
+
     let folder = tempfile::tempdir().expect("a folder");
     for (name, policy) in [
         (
@@ -117,6 +120,7 @@ fn real_envoy_accepts_what_istios_samples_become() {
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),
         PathBuf::from,
     );
+
     let samples = shared.join("istio/samples/bookinfo");
     let (Some(envoy), true) = (envoy(), samples.is_dir()) else {
         super::skip(
@@ -125,6 +129,7 @@ fn real_envoy_accepts_what_istios_samples_become() {
         );
         return;
     };
+
     let read = |path: PathBuf| std::fs::read_to_string(path).expect("a file");
     let base = read(samples.join("platform/kube/bookinfo.yaml"));
     let rules = read(samples.join("networking/destination-rule-all.yaml"));
@@ -135,7 +140,9 @@ fn real_envoy_accepts_what_istios_samples_become() {
         .map(|entry| entry.expect("an entry").path())
         .filter(|path| path.extension().is_some_and(|ending| ending == "yaml"))
         .collect();
+
     files.sort();
+
     for file in files {
         let snapshot = super::snapshot_of(
             &[base.as_str(), &rules, &gateway, &read(file.clone())].join("\n---\n"),
@@ -167,6 +174,7 @@ fn assert_accepted(envoy: &Path, file: &Path, snapshot: &Snapshot, mut proxy: Pr
         .arg(file)
         .output()
         .expect("Envoy runs");
+
     let is_accepted =
         output.status.success() && String::from_utf8_lossy(&output.stdout).contains("OK");
     assert!(
@@ -183,18 +191,21 @@ fn bootstrap(translated: &Translated, id: &str) -> Bootstrap {
         .iter()
         .map(|one| unpack(&one.any).expect("a cluster"))
         .collect();
+
     clusters.extend(["sds-grpc", "xds-grpc"].map(agent));
     let mut listeners: Vec<Listener> = translated
         .of(type_url::LISTENER)
         .iter()
         .map(|one| unpack(&one.any).expect("a listener"))
         .collect();
+
     for (index, table) in translated.of(type_url::ROUTE).iter().enumerate() {
         listeners.push(serving(
             unpack(&table.any).expect("a table"),
             20_000 + index,
         ));
     }
+
     Bootstrap {
         node: Some(Node {
             id: id.to_owned(),
@@ -233,10 +244,12 @@ fn agent(name: &str) -> Cluster {
         path: "./agent.sock".to_owned(),
         mode: 0,
     });
+
     let endpoint = Endpoint {
         address: Some(Address { address: Some(at) }),
         ..Default::default()
     };
+
     Cluster {
         name: name.to_owned(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32)),
@@ -273,6 +286,7 @@ fn serving(table: RouteConfiguration, port: usize) -> Listener {
         route_specifier: Some(RouteSpecifier::RouteConfig(table)),
         ..Default::default()
     };
+
     let at = address::Address::SocketAddress(SocketAddress {
         address: "127.0.0.1".to_owned(),
         port_specifier: Some(PortSpecifier::PortValue(
@@ -280,6 +294,7 @@ fn serving(table: RouteConfiguration, port: usize) -> Listener {
         )),
         ..Default::default()
     });
+
     Listener {
         name: format!("table_{port}"),
         address: Some(Address { address: Some(at) }),

@@ -35,6 +35,7 @@ pub fn proxy(id: &str, account: &str, labels: &[(&str, &str)]) -> Proxy {
             .map(|(key, value)| ((*key).to_owned(), value_of(*value)))
             .collect(),
     };
+
     let fields = [
         ("SERVICE_ACCOUNT".to_owned(), value_of(account)),
         (
@@ -44,6 +45,7 @@ pub fn proxy(id: &str, account: &str, labels: &[(&str, &str)]) -> Proxy {
             },
         ),
     ];
+
     Proxy::from_node(&Node {
         id: id.to_owned(),
         user_agent_name: "meltemi".to_owned(),
@@ -91,6 +93,7 @@ fn stock(mut proxy: Proxy) -> Proxy {
         "envoy.filters.network.rbac",
         "envoy.filters.network.tcp_proxy",
     ];
+
     proxy.extensions = names
         .map(|name| {
             Extension {
@@ -100,6 +103,7 @@ fn stock(mut proxy: Proxy) -> Proxy {
             .name
         })
         .into();
+
     proxy
 }
 
@@ -142,11 +146,13 @@ fn stock_envoy_is_sent_nothing_that_it_has_not() {
             assert!(!text.contains(foreign), "{foreign} in {}", resource.name);
         }
     }
+
     let text = summary::of(&translated);
     assert!(
         text.contains(r#"alpn=["istio-http/1.1", "istio", "http/1.1"]"#),
         "{text}"
     );
+
     assert!(
         text.contains("set_filter_state"),
         "sniffed ports decide their ALPN per request: {text}"
@@ -160,6 +166,7 @@ fn both_ends_of_tcp_are_told_to_say_who_they_are_where_both_can() {
         ours.contains("istio-peer-exchange\", \"istio\"]"),
         "the client offers: {ours}"
     );
+
     let chains = |proxy: &Proxy| {
         let translated = shop(proxy);
         let list = translated.of(type_url::LISTENER);
@@ -171,6 +178,7 @@ fn both_ends_of_tcp_are_told_to_say_who_they_are_where_both_can() {
             meltemi_proto::unpack(&inbound.any).expect("a listener");
         message.filter_chains
     };
+
     for (proxy, exchanges) in [(ledger(), true), (stock(ledger()), false)] {
         let mut seen = false;
         for chain in chains(&proxy) {
@@ -178,10 +186,12 @@ fn both_ends_of_tcp_are_told_to_say_who_they_are_where_both_can() {
                 .filters
                 .iter()
                 .any(|filter| filter.name == "envoy.filters.network.tcp_proxy");
+
             let has_filter = chain
                 .filters
                 .iter()
                 .any(|filter| filter.name == "istio.metadata_exchange");
+
             assert_eq!(has_filter, is_tcp && exchanges, "{}", chain.name);
             let Some(tls) = &chain.transport_socket else {
                 continue;
@@ -191,6 +201,7 @@ fn both_ends_of_tcp_are_told_to_say_who_they_are_where_both_can() {
             assert_eq!(selects, is_tcp && exchanges, "{}", chain.name);
             seen |= is_tcp;
         }
+
         assert!(seen, "a chain that ends mutual TLS for bytes");
     }
 }
@@ -206,6 +217,7 @@ fn grpc_web_is_translated_by_envoy_alone() {
             String::from_utf8_lossy(&resource.any.value).contains("envoy.filters.http.grpc_web")
         })
     };
+
     let mut envoy = stock(front());
     envoy
         .extensions
@@ -219,7 +231,9 @@ fn the_same_world_gives_the_same_versions_and_builds_nothing_twice() {
     let first = translate(&snapshot_of(SHOP), &front(), &memo);
     let built = memo.stats().misses;
     let second = translate(&snapshot_of(SHOP), &front(), &memo);
+
     assert_eq!(memo.stats().misses, built);
+
     for (url, resources) in &first.resources {
         for (one, other) in resources.iter().zip(second.of(url)) {
             assert!(Arc::ptr_eq(one, other), "{}", one.name);
@@ -240,17 +254,21 @@ fn one_weight_changes_one_table() {
                     .map(move |one| (format!("{url} {}", one.name), one.version))
             })
             .collect();
+
         all
     };
+
     let (before, after) = (
         versions(SHOP),
         versions(&SHOP.replace("weight: 80", "weight: 79")),
     );
+
     let changed: Vec<_> = before
         .iter()
         .filter(|pair| !after.contains(pair))
         .map(|(name, _)| name.clone())
         .collect();
+
     assert_eq!(changed, [format!("{} 9080", type_url::ROUTE)]);
 }
 
@@ -286,6 +304,7 @@ fn a_plaintext_tcp_port_belongs_to_one_gateway() {
             "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: gw, namespace: {namespace}}}\nspec:\n  selector: {{istio: ingressgateway}}\n  servers:\n  - port: {{number: 3306, name: tcp, protocol: TCP}}\n    hosts: [\"*\"]\n"
         )
     };
+
     let route = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: sql, namespace: bank}\nspec:\n  hosts: [\"*\"]\n  gateways: [bank/gw]\n  tcp:\n  - route: [{destination: {host: ledger, port: {number: 5432}}}]\n";
     let text = |older: &str| {
         let world = format!(
@@ -295,10 +314,12 @@ fn a_plaintext_tcp_port_belongs_to_one_gateway() {
         );
         summary::of(&translate(&snapshot_of(&world), &entry(), &Memo::new()))
     };
+
     assert!(
         text("zoo").contains("listener 0.0.0.0_3306"),
         "bank/gw comes first"
     );
+
     assert!(
         !text("ark").contains("listener 0.0.0.0_3306"),
         "ark/gw comes first, and has no route"
@@ -313,6 +334,7 @@ fn a_redirect_to_https_needs_no_route() {
         &entry(),
         &Memo::new(),
     ));
+
     assert!(
         text.contains(r#"host a.example.com:8000 ["a.example.com"] https-only"#),
         "{text}"
@@ -330,13 +352,16 @@ fn a_bind_that_is_not_honoured_is_told() {
             &front(),
             &Memo::new(),
         );
+
         let codes: Vec<_> = translated
             .diagnostics
             .into_iter()
             .map(|finding| finding.code)
             .collect();
+
         codes
     };
+
     assert_eq!(told(""), Vec::<String>::new());
     assert_eq!(told("    bind: 127.0.0.9\n"), ["MEL0502"]);
     assert_eq!(
@@ -353,9 +378,11 @@ fn a_workload_that_refuses_tls_is_called_in_plaintext() {
         &front(),
         &Memo::new(),
     ));
+
     let endpoint = text
         .lines()
         .find(|line| line.contains("10.44.0.3"))
         .expect("an endpoint");
+
     assert!(endpoint.ends_with("tls=false"), "{endpoint}");
 }

@@ -52,6 +52,7 @@ pub fn of(translated: &Translated) -> String {
     for diagnostic in &translated.diagnostics {
         writeln!(out, "! {diagnostic}").unwrap();
     }
+
     out
 }
 
@@ -62,6 +63,7 @@ fn cluster(out: &mut String, message: &Cluster) {
         }
         _ => "?",
     };
+
     let lb = LbPolicy::try_from(message.lb_policy)
         .expect("known")
         .as_str_name();
@@ -70,6 +72,7 @@ fn cluster(out: &mut String, message: &Cluster) {
         use meltemi_proto::envoy::extensions::upstreams::http::v3::{
             HttpProtocolOptions, http_protocol_options as o,
         };
+
         let options: HttpProtocolOptions = unpack(options).expect("options");
         let dialect = match options.upstream_protocol_options {
             Some(o::UpstreamProtocolOptions::UseDownstreamProtocolConfig(_)) => "as-downstream",
@@ -81,6 +84,7 @@ fn cluster(out: &mut String, message: &Cluster) {
             }
             _ => "?",
         };
+
         write!(out, " http={dialect}").unwrap();
         if options
             .upstream_http_protocol_options
@@ -89,6 +93,7 @@ fn cluster(out: &mut String, message: &Cluster) {
             out.push_str(" auto-sni");
         }
     }
+
     if message.outlier_detection.is_some() {
         out.push_str(" ejects");
     }
@@ -99,6 +104,7 @@ fn cluster(out: &mut String, message: &Cluster) {
     {
         write!(out, " from={}", bind.address).unwrap();
     }
+
     out.push('\n');
     for one in &message.transport_socket_matches {
         writeln!(
@@ -109,9 +115,11 @@ fn cluster(out: &mut String, message: &Cluster) {
         )
         .unwrap();
     }
+
     if let Some(transport) = &message.transport_socket {
         writeln!(out, "  {}", socket(transport)).unwrap();
     }
+
     if let Some(assignment) = &message.load_assignment {
         endpoints(out, assignment);
     }
@@ -128,6 +136,7 @@ fn socket(message: &TransportSocket) -> String {
             common(context.common_tls_context.as_ref().expect("a context"))
         );
     }
+
     if let Ok(context) = unpack::<DownstreamTlsContext>(config) {
         let asks = context
             .require_client_certificate
@@ -137,6 +146,7 @@ fn socket(message: &TransportSocket) -> String {
             common(context.common_tls_context.as_ref().expect("a context"))
         );
     }
+
     message.name.clone()
 }
 
@@ -146,6 +156,7 @@ fn common(context: &CommonTlsContext) -> String {
         .iter()
         .map(|secret| secret.name.as_str())
         .collect();
+
     let (mut roots, mut names) = (String::new(), Vec::new());
     if let Some(ValidationContextType::CombinedValidationContext(combined)) =
         &context.validation_context_type
@@ -155,10 +166,12 @@ fn common(context: &CommonTlsContext) -> String {
             .as_ref()
             .map(|secret| secret.name.clone())
             .unwrap_or_default();
+
         let context = combined
             .default_validation_context
             .as_ref()
             .expect("a context");
+
         names = context
             .match_typed_subject_alt_names
             .iter()
@@ -173,6 +186,7 @@ fn common(context: &CommonTlsContext) -> String {
             })
             .collect();
     }
+
     format!(
         "cert={secrets:?} roots={roots} alpn={:?} names={names:?}",
         context.alpn_protocols
@@ -196,11 +210,13 @@ fn endpoints(out: &mut String, message: &ClusterLoadAssignment) {
                 }
                 other => format!("{other:?}"),
             };
+
             let metadata = endpoint.metadata.as_ref();
             let is_tls = metadata.is_some_and(|m| {
                 m.filter_metadata
                     .contains_key("envoy.transport_socket_match")
             });
+
             writeln!(out, "  p{} {at} tls={is_tls}", group.priority).unwrap();
         }
     }
@@ -220,6 +236,7 @@ fn listener(out: &mut String, message: &Listener) {
         );
         write!(out, " {}", one.name.rsplit('.').next().unwrap_or_default()).unwrap();
     }
+
     out.push('\n');
     let mut seen = Vec::new();
     for one in &message.filter_chains {
@@ -231,6 +248,7 @@ fn listener(out: &mut String, message: &Listener) {
         seen.push(&one.filter_chain_match);
         chain(out, "chain", one);
     }
+
     if let Some(one) = &message.default_filter_chain {
         chain(out, "default", one);
     }
@@ -247,6 +265,7 @@ fn chain(out: &mut String, word: &str, message: &FilterChain) {
                 write!(out, " {name}={list:?}").unwrap();
             }
         }
+
         if !m.transport_protocol.is_empty() {
             write!(out, " {}", m.transport_protocol).unwrap();
         }
@@ -254,10 +273,12 @@ fn chain(out: &mut String, word: &str, message: &FilterChain) {
             write!(out, " to={}/{:?}", range.address_prefix, range.prefix_len).unwrap();
         }
     }
+
     out.push('\n');
     if let Some(transport) = &message.transport_socket {
         writeln!(out, "    {}", socket(transport)).unwrap();
     }
+
     for one in &message.filters {
         filter_line(out, one);
     }
@@ -273,6 +294,7 @@ fn filter_line(out: &mut String, message: &Filter) {
             .iter()
             .map(|one| one.name.rsplit('.').next().unwrap_or_default())
             .collect();
+
         match manager.route_specifier.as_ref().expect("routes") {
             RouteSpecifier::Rds(rds) => {
                 writeln!(out, "    http rds={} {names:?}", rds.route_config_name).unwrap()
@@ -308,12 +330,14 @@ fn table(out: &mut String, indent: &str, message: &RouteConfiguration) {
         } else {
             " https-only"
         };
+
         writeln!(
             out,
             "{indent}  host {} {:?}{redirects}",
             host.name, host.domains
         )
         .unwrap();
+
         for one in &host.routes {
             writeln!(out, "{indent}    {}", route(one)).unwrap();
         }
@@ -328,10 +352,12 @@ fn route(message: &Route) -> String {
         PathSpecifier::SafeRegex(regex) => format!("~{}", regex.regex),
         other => format!("{other:?}"),
     };
+
     for header in &condition.headers {
         let not = if header.invert_match { "!" } else { "" };
         write!(line, " {not}{}", header.name).unwrap();
     }
+
     for parameter in &condition.query_parameters {
         write!(line, " ?{}", parameter.name).unwrap();
     }
@@ -352,10 +378,12 @@ fn route(message: &Route) -> String {
                             )
                         })
                         .collect();
+
                     write!(line, "{shares:?}").unwrap();
                 }
                 other => write!(line, "{other:?}").unwrap(),
             }
+
             if let Some(retry) = &action.retry_policy {
                 let times = retry.num_retries.as_ref().map_or(0, |n| n.value);
                 write!(
@@ -365,6 +393,7 @@ fn route(message: &Route) -> String {
                 )
                 .unwrap();
             }
+
             let timeout = action.timeout.as_ref().map_or(0, |timeout| timeout.seconds);
             write!(line, " timeout={timeout}s").unwrap();
             if !action.prefix_rewrite.is_empty() {
@@ -384,11 +413,13 @@ fn route(message: &Route) -> String {
         Action::DirectResponse(answer) => write!(line, "answer {}", answer.status).unwrap(),
         other => write!(line, "{other:?}").unwrap(),
     }
+
     let mut filters: Vec<_> = message
         .typed_per_filter_config
         .keys()
         .map(String::as_str)
         .collect();
+
     filters.sort_unstable();
     if !filters.is_empty() {
         write!(line, " {filters:?}").unwrap();
@@ -396,6 +427,7 @@ fn route(message: &Route) -> String {
     if !message.name.is_empty() {
         write!(line, " ({})", message.name).unwrap();
     }
+
     line
 }
 
@@ -409,6 +441,7 @@ pub fn inbound_filters(translated: &Translated, name: &str) -> Vec<Any> {
         .filter(|one| one.name == "virtualInbound")
     {
         let message: Listener = unpack(&resource.any).expect("a listener");
+
         // The first HTTP and the first TCP chain that serve: all have the same policies.
         for chain in &message.filter_chains[1..] {
             let mut of_chain = Vec::new();
@@ -429,11 +462,13 @@ pub fn inbound_filters(translated: &Translated, name: &str) -> Vec<Any> {
                     }
                 }
             }
+
             if !of_chain.is_empty() {
                 found = of_chain;
                 break;
             }
         }
     }
+
     found
 }

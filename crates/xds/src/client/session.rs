@@ -108,6 +108,7 @@ impl ClientSession {
             .into_iter()
             .map(|(type_url, wanted)| TypeState::new(type_url, wanted))
             .collect();
+
         Self {
             variant,
             node,
@@ -193,6 +194,7 @@ impl ClientSession {
         if !self.connected {
             return None;
         }
+
         // Subscriptions of all types before any answer: a server that waits with routes until new
         // clusters have their endpoints must hear of the endpoints before it hears that the
         // clusters were taken.
@@ -201,6 +203,7 @@ impl ClientSession {
             .types
             .iter_mut()
             .find_map(|state| state.next_subscription(variant, epoch));
+
         let mut request = match announced {
             Some(request) => request,
             None => self
@@ -208,6 +211,7 @@ impl ClientSession {
                 .iter_mut()
                 .find_map(|state| state.next_answer(variant))?,
         };
+
         if !self.node_sent {
             self.node_sent = true;
             let node = Some(self.node.clone());
@@ -216,6 +220,7 @@ impl ClientSession {
                 ClientRequest::Sotw(request) => request.node = node,
             }
         }
+
         Some(request)
     }
 
@@ -231,6 +236,7 @@ impl ClientSession {
                 (r.type_url.clone(), r.nonce.clone(), r.version_info.clone())
             }
         };
+
         let epoch = self.epoch;
         let Some(state) = self
             .types
@@ -243,11 +249,13 @@ impl ClientSession {
                 reason: "nobody asked for this type".to_owned(),
             };
         };
+
         state.nonce.clone_from(&nonce);
         let parsed = match response {
             ClientResponse::Delta(response) => parse_delta(response),
             ClientResponse::Sotw(response) => parse_sotw(response).map(|set| (set, Vec::new())),
         };
+
         let (set, mut removed) =
             match parsed.and_then(|(set, removed)| unique(set).map(|set| (set, removed))) {
                 Ok(parsed) => parsed,
@@ -259,6 +267,7 @@ impl ClientSession {
                     return Received::Refused { type_url, reason };
                 }
             };
+
         let full = self.variant == Variant::Sotw && is_full_type(&type_url);
         if full {
             let named: BTreeSet<&str> = set.iter().map(|resource| resource.name.as_str()).collect();
@@ -271,6 +280,7 @@ impl ClientSession {
                 .collect();
             state.given.extend(named.into_iter().map(str::to_owned));
         }
+
         let applied = Applied {
             epoch,
             nonce: nonce.clone(),
@@ -281,10 +291,12 @@ impl ClientSession {
             removed: removed.clone(),
             version: version.clone(),
         };
+
         // Servers may count nonces from 1 on every stream; the owner's answer must not hit a later
         // stream's update.
         let ticket = format!("{epoch}/{nonce}");
         state.unanswered.insert(ticket.clone(), applied);
+
         Received::Update(Update {
             type_url,
             set,
@@ -315,6 +327,7 @@ impl ClientSession {
         else {
             return;
         };
+
         let Some(applied) = state.unanswered.remove(nonce) else {
             return;
         };
@@ -324,6 +337,7 @@ impl ClientSession {
                     state.held.insert(name, version);
                 }
             }
+
             for name in &applied.removed {
                 state.held.remove(name);
                 // Unless it has come back since.
@@ -335,8 +349,10 @@ impl ClientSession {
                     state.given.remove(name);
                 }
             }
+
             state.version = applied.version;
         }
+
         // An answer to a connection that is gone has nobody to go to, but what was applied stays
         // applied.
         if applied.epoch == epoch {
@@ -357,6 +373,7 @@ impl ClientSession {
                     .push(TypeState::new(type_url.to_owned(), Subscription::default()));
                 self.types.len() - 1
             });
+
         &mut self.types[at]
     }
 }
@@ -390,10 +407,12 @@ impl TypeState {
 
     fn next_subscription(&mut self, variant: Variant, epoch: u64) -> Option<ClientRequest> {
         let first = !self.announced;
+
         // An empty first request would mean the wildcard.
         if (first && self.wanted.is_empty()) || (!first && !self.changed) {
             return None;
         }
+
         // In state of the world an unanswered response makes every other nonce stale; the answer
         // will carry the names.
         if variant == Variant::Sotw
@@ -404,10 +423,12 @@ impl TypeState {
         {
             return None;
         }
+
         self.announced = true;
         self.changed = false;
         let subscribe = std::mem::take(&mut self.subscribe);
         let unsubscribe = std::mem::take(&mut self.unsubscribe);
+
         Some(match variant {
             Variant::Sotw => ClientRequest::Sotw(self.sotw(None)),
             Variant::Delta if first => ClientRequest::Delta(DeltaDiscoveryRequest {
@@ -450,6 +471,7 @@ impl TypeState {
                 Variant::Sotw => {}
             }
         }
+
         None
     }
 
@@ -506,6 +528,7 @@ fn parse_delta(
             Some(named) if resource.name.is_empty() => named.name,
             _ => resource.name,
         };
+
         match resource.resource {
             Some(any) => set.push(NamedResource {
                 any: checked(any, &response.type_url, &name)?,
@@ -517,6 +540,7 @@ fn parse_delta(
             None => return Err(format!("resource {name:?} has no content")),
         }
     }
+
     let mut removed = response.removed_resources;
     removed.extend(
         response
@@ -524,6 +548,7 @@ fn parse_delta(
             .into_iter()
             .map(|named| named.name),
     );
+
     Ok((set, removed))
 }
 
@@ -542,6 +567,7 @@ fn parse_sotw(response: DiscoveryResponse) -> Result<Vec<NamedResource>, String>
             } else {
                 name
             };
+
             (name, any)
         } else {
             let name = name_of(&any).ok_or_else(|| {
@@ -549,6 +575,7 @@ fn parse_sotw(response: DiscoveryResponse) -> Result<Vec<NamedResource>, String>
             })?;
             (name, any)
         };
+
         let any = checked(any, &response.type_url, &name)?;
         set.push(NamedResource {
             name,
@@ -556,6 +583,7 @@ fn parse_sotw(response: DiscoveryResponse) -> Result<Vec<NamedResource>, String>
             any,
         });
     }
+
     Ok(set)
 }
 
@@ -581,6 +609,8 @@ fn unique(set: Vec<NamedResource>) -> Result<Vec<NamedResource>, String> {
             twice.name
         ));
     }
+
     drop(names);
+
     Ok(set)
 }

@@ -17,6 +17,7 @@ fn session(variant: Variant) -> ClientSession {
         (CLUSTER.to_owned(), Subscription::wildcard()),
         (ENDPOINT.to_owned(), Subscription::names::<String>([])),
     ];
+
     ClientSession::new(
         variant,
         Node {
@@ -46,6 +47,7 @@ fn named(name: &str, version: &str) -> Resource {
         name: name.into(),
         ..Cluster::default()
     });
+
     Resource {
         name: name.into(),
         version: version.into(),
@@ -86,12 +88,14 @@ fn a_type_without_names_is_announced_with_its_first_name() {
         delta(&mut session).is_none(),
         "an empty first request would be the wildcard"
     );
+
     session.subscribe(ENDPOINT, ["a".to_owned()].into_iter());
     let second = delta(&mut session).expect("endpoints");
     assert_eq!(
         (second.type_url.as_str(), second.resource_names_subscribe),
         (ENDPOINT, vec!["a".to_owned()])
     );
+
     assert!(second.node.is_none());
 }
 
@@ -136,6 +140,7 @@ fn a_late_answer_does_not_hit_the_next_stream() {
         delta(&mut session).is_none(),
         "the old stream's answer has nowhere to go"
     );
+
     assert_eq!(session.held(CLUSTER).collect::<Vec<_>>(), [("a", "1")]);
     session.nack(CLUSTER, &new.nonce, "no".into());
     assert!(
@@ -158,6 +163,7 @@ fn subscriptions_go_before_answers() {
         delta(&mut session).expect("the subscription").type_url,
         ENDPOINT
     );
+
     assert_eq!(delta(&mut session).expect("the answer").type_url, CLUSTER);
 }
 
@@ -173,28 +179,34 @@ fn malformed_responses_are_refused_by_the_session() {
         name: "a".into(),
         ..Resource::default()
     };
+
     let response = DeltaDiscoveryResponse {
         type_url: CLUSTER.into(),
         resources: vec![empty],
         ..Default::default()
     };
+
     assert!(matches!(
         session.response(ClientResponse::Delta(response)),
         Received::Refused { .. }
     ));
+
     let foreign = DeltaDiscoveryResponse {
         type_url: "example.com/T".into(),
         ..Default::default()
     };
+
     assert!(matches!(
         session.response(ClientResponse::Delta(foreign)),
         Received::Refused { .. }
     ));
+
     let wrong = DeltaDiscoveryResponse {
         type_url: ENDPOINT.into(),
         resources: vec![named("a", "1")],
         ..Default::default()
     };
+
     assert!(matches!(
         session.response(ClientResponse::Delta(wrong)),
         Received::Refused { .. }
@@ -220,6 +232,7 @@ fn state_of_the_world_finds_removals_and_keeps_the_accepted_version() {
             ..DiscoveryResponse::default()
         })
     };
+
     let mut session = session(Variant::Sotw);
     session.connected();
     sotw(&mut session);
@@ -230,6 +243,7 @@ fn state_of_the_world_finds_removals_and_keeps_the_accepted_version() {
         (answer.version_info.as_str(), answer.response_nonce.as_str()),
         ("v1", "1")
     );
+
     let second = updated(session.response(list("v2", "2", &["b", "c"])));
     assert!(second.full);
     assert_eq!(second.removed, ["a"]);
@@ -239,6 +253,7 @@ fn state_of_the_world_finds_removals_and_keeps_the_accepted_version() {
         (answer.version_info.as_str(), answer.response_nonce.as_str()),
         ("v1", "2")
     );
+
     assert!(answer.error_detail.is_some());
     session.disconnected();
     session.connected();
@@ -247,12 +262,14 @@ fn state_of_the_world_finds_removals_and_keeps_the_accepted_version() {
         (again.version_info.as_str(), again.response_nonce.as_str()),
         ("v1", "")
     );
+
     // Of what was refused as a whole, the owner may have taken c.
     let third = updated(session.response(list("v3", "1", &["b"])));
     assert_eq!(third.removed, ["a", "c"]);
     session.ack(CLUSTER, &third.nonce);
     let fourth = updated(session.response(list("v4", "2", &[])));
     assert_eq!(fourth.removed, ["b"]);
+
     // What comes back before the answer stays.
     let fifth = updated(session.response(list("v5", "3", &["b"])));
     session.ack(CLUSTER, &fourth.nonce);

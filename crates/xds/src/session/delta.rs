@@ -43,6 +43,7 @@ impl ServerSession for DeltaSession {
                 request.error_detail.map(|status| status.message),
             )
         };
+
         let (state, first) = self.core.subscribed(url)?;
         if first {
             let fresh = request.initial_resource_versions.is_empty();
@@ -53,6 +54,7 @@ impl ServerSession for DeltaSession {
             // Naming nothing at first means everything, for types that know the wildcard.
             state.wildcard = request.resource_names_subscribe.is_empty() && has_wildcard(url);
         }
+
         for name in request.resource_names_subscribe {
             if name == "*" {
                 state.must_answer |= !state.wildcard && !first;
@@ -64,6 +66,7 @@ impl ServerSession for DeltaSession {
                 state.add(name, answer)?;
             }
         }
+
         for name in request.resource_names_unsubscribe {
             if name == "*" {
                 state.drop_wildcard();
@@ -71,10 +74,12 @@ impl ServerSession for DeltaSession {
                 state.drop_name(&name);
             }
         }
+
         if first && !state.wildcard {
             // What it holds but no longer asks for is its own affair.
             state.drop_wildcard();
         }
+
         Ok(verdict)
     }
 
@@ -93,6 +98,7 @@ impl ServerSession for DeltaSession {
                 resource: Some(content.any().clone()),
                 ..Resource::default()
             });
+
         Some(DeltaDiscoveryResponse {
             system_version_info: push.version,
             resources: resources.collect(),

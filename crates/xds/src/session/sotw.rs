@@ -38,6 +38,7 @@ impl ServerSession for SotwSession {
         if known && !nonce.is_empty() && self.nonces.get(&url) != Some(nonce) {
             return Ok(None);
         }
+
         // A nonce on a type's first request is left over from an earlier stream; it answers
         // nothing.
         let verdict = if known && !nonce.is_empty() {
@@ -49,6 +50,7 @@ impl ServerSession for SotwSession {
         } else {
             None
         };
+
         let (state, first) = self.core.subscribed(&url)?;
         let star = request.resource_names.iter().any(|name| name == "*");
         let names: BTreeSet<String> = request
@@ -56,6 +58,7 @@ impl ServerSession for SotwSession {
             .into_iter()
             .filter(|name| name != "*")
             .collect();
+
         let legacy = names.is_empty()
             && has_wildcard(&url)
             && (first || (state.wildcard && state.names.is_empty()));
@@ -69,6 +72,7 @@ impl ServerSession for SotwSession {
         } else if !wildcard && state.wildcard {
             state.drop_wildcard();
         }
+
         let gone: Vec<String> = state.names.difference(&names).cloned().collect();
         for name in gone {
             state.drop_name(&name);
@@ -77,6 +81,7 @@ impl ServerSession for SotwSession {
         for name in new {
             state.add(name, true)?;
         }
+
         Ok(verdict)
     }
 

@@ -33,6 +33,7 @@ fn set(resources: &[(&str, &str, &str)]) -> Arc<ResourceSet> {
             },
         );
     }
+
     Arc::new(set)
 }
 
@@ -111,10 +112,12 @@ fn text(response: &DeltaDiscoveryResponse) -> String {
         .resources
         .iter()
         .map(|resource| format!(" {}@{}", resource.name, resource.version));
+
     let removed = response
         .removed_resources
         .iter()
         .map(|name| format!(" -{name}"));
+
     meltemi_proto::type_url::short(&response.type_url).to_owned()
         + &set.chain(removed).collect::<String>()
 }
@@ -171,9 +174,11 @@ fn names_beside_the_wildcard() {
     let mut session = delta(&[(CLUSTER, "a", "1"), (CLUSTER, "b", "1")]);
     tell(&mut session, ask(CLUSTER, &["*", "a"]));
     assert_eq!(settle(&mut session), ["CDS a@1 b@1"]);
+
     // Dropping a name that the wildcard covers: the client forgot it, so it is told again.
     tell(&mut session, drop_names(CLUSTER, &["a"]));
     assert_eq!(settle(&mut session), ["CDS a@1"]);
+
     // Dropping the wildcard leaves the names.
     tell(&mut session, ask(CLUSTER, &["b"]));
     settle(&mut session);
@@ -190,6 +195,7 @@ fn unsubscribed_names_are_not_spoken_of_again() {
     tell(&mut session, drop_names(ROUTE, &["80"]));
     session.set_resources(set(&[(ROUTE, "80", "2"), (ROUTE, "90", "2")]));
     assert_eq!(settle(&mut session), ["RDS 90@2"]);
+
     // Dropping the last name does not turn into the wildcard.
     tell(&mut session, drop_names(ROUTE, &["90"]));
     session.set_resources(set(&[(ROUTE, "80", "3"), (ROUTE, "90", "3")]));
@@ -204,12 +210,14 @@ fn a_client_that_comes_back_gets_differences_only() {
         (ENDPOINT, "a", "1"),
         (ENDPOINT, "b", "1"),
     ];
+
     let mut same = delta(&world);
     tell(&mut same, holding(CLUSTER, &[], &[("a", "1"), ("b", "2")]));
     tell(
         &mut same,
         holding(ENDPOINT, &["a", "b"], &[("a", "1"), ("b", "1")]),
     );
+
     assert_eq!(settle(&mut same), Vec::<String>::new());
     assert!(same.status().iter().all(TypeStatus::is_synced));
 
@@ -218,6 +226,7 @@ fn a_client_that_comes_back_gets_differences_only() {
         &mut changed,
         holding(CLUSTER, &[], &[("a", "1"), ("b", "1"), ("gone", "1")]),
     );
+
     tell(&mut changed, holding(ENDPOINT, &["a", "b"], &[("a", "1")]));
     assert_eq!(settle(&mut changed), ["CDS b@2 -gone", "EDS b@1"]);
 }
@@ -233,6 +242,7 @@ fn one_response_is_in_flight_and_what_follows_merges() {
         session.next_response().is_none(),
         "the first is not answered yet"
     );
+
     tell(&mut session, ack(&first));
     assert_eq!(settle(&mut session), ["CDS a@3 b@1"]);
 }
@@ -246,6 +256,7 @@ fn a_stale_nonce_settles_nothing_but_its_names_count() {
         response_nonce: "stale".into(),
         ..ask(ENDPOINT, &["b"])
     };
+
     assert_eq!(tell(&mut session, stale), None);
     assert!(session.next_response().is_none());
     tell(&mut session, ack(&flight));
@@ -259,13 +270,16 @@ fn a_refused_resource_waits_for_its_next_version() {
         (CLUSTER, "bad", "1"),
         (CLUSTER, "ba", "1"),
     ]);
+
     tell(&mut session, ask(CLUSTER, &[]));
     let response = session.next_response().expect("an answer");
     let verdict = tell(
         &mut session,
         nack(&response, "cluster bad: no such transport socket."),
     );
+
     assert!(matches!(verdict, Some(Verdict::Nacked { names, .. }) if names == ["bad"]));
+
     // What the reason does not name goes out again, without the culprit.
     assert_eq!(settle(&mut session), ["CDS ba@1 good@1"]);
     let status = session.status();
@@ -276,10 +290,12 @@ fn a_refused_resource_waits_for_its_next_version() {
         .nack
         .as_ref()
         .expect("bad was refused");
+
     assert_eq!(
         (&*bad.version, bad.reason.as_str()),
         ("1", "cluster bad: no such transport socket.")
     );
+
     assert!(status.resources["good"].nack.is_none());
 
     session.set_resources(set(&[
@@ -287,6 +303,7 @@ fn a_refused_resource_waits_for_its_next_version() {
         (CLUSTER, "bad", "2"),
         (CLUSTER, "ba", "1"),
     ]));
+
     assert_eq!(settle(&mut session), ["CDS bad@2"]);
     assert!(of(&session.status(), CLUSTER).is_synced());
 }
@@ -316,6 +333,7 @@ fn listeners_and_routes_wait_for_clusters_and_their_endpoints() {
         (ROUTE, "r", "1"),
         (NAME_TABLE, "", "1"),
     ]);
+
     for url in [NAME_TABLE, LISTENER, CLUSTER] {
         tell(&mut session, ask(url, &[]));
     }
@@ -329,7 +347,9 @@ fn listeners_and_routes_wait_for_clusters_and_their_endpoints() {
         ),
         "NDS @1"
     );
+
     assert!(session.next_response().is_none());
+
     // The client learns of cluster a, asks for its endpoints, then takes the cluster.
     tell(&mut session, ask(ENDPOINT, &["a"]));
     tell(&mut session, ack(&clusters));
@@ -339,9 +359,11 @@ fn listeners_and_routes_wait_for_clusters_and_their_endpoints() {
         session.next_response().is_none(),
         "listeners wait for the endpoints"
     );
+
     tell(&mut session, ack(&endpoints));
     let listeners = session.next_response().expect("now the listeners");
     assert_eq!(text(&listeners), "LDS l@1");
+
     // A route that is asked for by name is answered at once.
     tell(&mut session, ask(ROUTE, &["r"]));
     assert_eq!(
@@ -357,6 +379,7 @@ fn a_cluster_goes_after_the_route_that_named_it() {
         (ENDPOINT, "v1", "1"),
         (ROUTE, "r", "to-v1"),
     ]);
+
     tell(&mut session, ask(CLUSTER, &[]));
     tell(&mut session, ask(ENDPOINT, &["v1"]));
     tell(&mut session, ask(ROUTE, &["r"]));
@@ -366,6 +389,7 @@ fn a_cluster_goes_after_the_route_that_named_it() {
         (ENDPOINT, "v2", "1"),
         (ROUTE, "r", "to-v2"),
     ]));
+
     let new_cluster = session.next_response().expect("the new cluster");
     assert_eq!(text(&new_cluster), "CDS v2@1");
     assert!(session.next_response().is_none(), "the route waits");
@@ -390,6 +414,7 @@ fn a_refused_route_keeps_the_cluster_of_its_predecessor() {
         session.next_response().is_none(),
         "the client still routes to v1"
     );
+
     session.set_resources(set(&[(ROUTE, "r", "3")]));
     assert_eq!(settle(&mut session), ["RDS r@3", "CDS -v1"]);
 }
@@ -401,6 +426,7 @@ fn a_replaced_cluster_gets_its_endpoints_again() {
         (ENDPOINT, "a", "1"),
         (ENDPOINT, "b", "1"),
     ]);
+
     tell(&mut session, ask(CLUSTER, &[]));
     tell(&mut session, ask(ENDPOINT, &["a", "b"]));
     settle(&mut session);
@@ -409,6 +435,7 @@ fn a_replaced_cluster_gets_its_endpoints_again() {
         (ENDPOINT, "a", "1"),
         (ENDPOINT, "b", "1"),
     ]));
+
     assert_eq!(settle(&mut session), ["CDS a@2", "EDS a@1"]);
 }
 
@@ -421,11 +448,13 @@ fn a_client_cannot_ask_without_bounds() {
             .on_request(ask(CLUSTER, &[&"x".repeat(5000)]))
             .is_err()
     );
+
     let refused = (0..100).any(|n| {
         session
             .on_request(ask(&format!("example.com/T{n}"), &[]))
             .is_err()
     });
+
     assert!(refused, "the number of types is limited");
 }
 
@@ -463,6 +492,7 @@ fn state_of_the_world_lists_all_clusters_but_only_changed_endpoints() {
         (ENDPOINT, "a", "1"),
         (ENDPOINT, "b", "1"),
     ]);
+
     session.on_request(want(CLUSTER, &[], None)).expect("fine");
     let clusters = session.next_response().expect("an answer");
     assert_eq!(names(&clusters), ["a", "b"]);
@@ -485,18 +515,21 @@ fn state_of_the_world_lists_all_clusters_but_only_changed_endpoints() {
         (ENDPOINT, "a", "2"),
         (ENDPOINT, "b", "1"),
     ]));
+
     let clusters = session.next_response().expect("a change");
     assert_eq!(
         names(&clusters),
         ["a", "b"],
         "the unchanged cluster is in the list"
     );
+
     let endpoints = session.next_response().expect("a change");
     assert_eq!(
         names(&endpoints),
         ["a", "b"],
         "a changed; b warms anew with its cluster"
     );
+
     session
         .on_request(want(ENDPOINT, &["a", "b"], Some(&endpoints)))
         .expect("fine");
@@ -506,6 +539,7 @@ fn state_of_the_world_lists_all_clusters_but_only_changed_endpoints() {
         (ENDPOINT, "a", "3"),
         (ENDPOINT, "b", "1"),
     ]));
+
     assert_eq!(names(&session.next_response().expect("a change")), ["a"]);
 }
 
@@ -584,11 +618,13 @@ fn state_of_the_world_refusal_is_recorded_with_what_was_new() {
         message: "no".into(),
         details: Vec::new(),
     });
+
     let refusal = DiscoveryRequest {
         error_detail,
         version_info: first.version_info.clone(),
         ..want(CLUSTER, &[], Some(&second))
     };
+
     session.on_request(refusal).expect("fine");
     let status = session.status();
     let status = of(&status, CLUSTER);
@@ -596,6 +632,7 @@ fn state_of_the_world_refusal_is_recorded_with_what_was_new() {
         status.resources["a"].nack.is_none(),
         "a was taken long before"
     );
+
     assert!(status.resources["b"].nack.is_some());
     assert!(
         session.next_response().is_none(),
@@ -617,12 +654,14 @@ fn state_of_the_world_sends_again_what_a_refused_part_may_have_cost() {
         message: "route bad: no".into(),
         details: Vec::new(),
     });
+
     session
         .on_request(DiscoveryRequest {
             error_detail,
             ..want(ROUTE, &wanted, Some(&first))
         })
         .expect("fine");
+
     let again = session
         .next_response()
         .expect("Envoy takes the tables of a response one by one, until one is bad");
@@ -634,6 +673,7 @@ fn state_of_the_world_sends_again_what_a_refused_part_may_have_cost() {
         session.next_response().is_none(),
         "the refused version is not repeated"
     );
+
     let status = session.status();
     let status = of(&status, ROUTE);
     assert!(status.resources["bad"].nack.is_some() && status.resources["80"].acked.is_some());

@@ -74,11 +74,13 @@ impl TypeState {
                 "at most {MAX_NAMES} names per type"
             )));
         }
+
         if answer {
             self.requested.insert(name.clone());
         }
         self.names.insert(name);
         self.stale = true;
+
         Ok(())
     }
 
@@ -103,6 +105,7 @@ impl TypeState {
             .filter(|name| !self.names.contains(*name))
             .cloned()
             .collect();
+
         for name in unwanted {
             self.forget(&name);
             self.requested.remove(&name);
@@ -134,6 +137,7 @@ impl TypeState {
                     .get(name)
                     .is_none_or(|known| known.version != *version)
         };
+
         self.sets = if self.wildcard {
             set.iter()
                 .filter(|(name, r)| changed(name, &r.version))
@@ -149,11 +153,13 @@ impl TypeState {
                 .map(|(name, _)| name.clone())
                 .collect()
         };
+
         let gone = self
             .known
             .keys()
             .chain(&self.requested)
             .filter(|name| !set.contains_key(*name));
+
         self.removals = gone.cloned().collect();
     }
 
@@ -241,15 +247,18 @@ impl TypeState {
                 },
             );
         }
+
         for name in &flight.removed {
             self.known.remove(name);
             self.removals.remove(name);
             self.requested.remove(name);
         }
+
         for name in changed {
             self.requested.remove(name);
             self.sets.remove(name);
         }
+
         self.must_answer = false;
         self.pushes += 1;
         self.in_flight = Some(flight);
@@ -263,6 +272,7 @@ impl TypeState {
                 self.acked.insert(name, version);
             }
         }
+
         for name in flight.removed {
             self.acked.remove(&name);
             self.nacks.remove(&name);
@@ -278,6 +288,7 @@ impl TypeState {
             .set
             .into_iter()
             .partition(|(name, _)| names_it(reason, name));
+
         if at_fault.is_empty() {
             at_fault = innocent;
         } else if resend {
@@ -294,6 +305,7 @@ impl TypeState {
                 );
             }
         }
+
         self.stale = true;
         let names: Vec<String> = at_fault.iter().map(|(name, _)| name.clone()).collect();
         for (name, version) in at_fault {
@@ -309,6 +321,7 @@ impl TypeState {
                 );
             }
         }
+
         names
     }
 
@@ -321,6 +334,7 @@ impl TypeState {
         {
             resources.entry(name.clone()).or_default().wanted = Some(resource.version.clone());
         }
+
         for (name, known) in &self.known {
             resources.entry(name.clone()).or_default().sent = Some(known.version.clone());
         }
@@ -330,6 +344,7 @@ impl TypeState {
         for (name, nack) in &self.nacks {
             resources.entry(name.clone()).or_default().nack = Some(nack.clone());
         }
+
         TypeStatus {
             type_url: url.to_owned(),
             wildcard: self.wildcard,

@@ -78,6 +78,7 @@ impl Server {
             verdicts: verdict_sender,
             sessions: sessions.clone(),
         });
+
         let service = AdsServer::service(source, ServerTerms::default());
         let task = tokio::spawn(async move {
             let server = tonic::transport::Server::builder().add_service(service);
@@ -86,6 +87,7 @@ impl Server {
                 .await
                 .expect("serves");
         });
+
         Self {
             address,
             resources,
@@ -148,18 +150,22 @@ fn client(address: SocketAddr, variant: Variant) -> (ClientHandle, mpsc::Receive
             .insert("authorization", "Bearer x".parse()?);
         Ok(connection)
     };
+
     let initial = vec![
         (CLUSTER.to_owned(), Subscription::wildcard()),
         (ENDPOINT.to_owned(), Subscription::names::<String>([])),
     ];
+
     let node = Node {
         id: "me".into(),
         ..Node::default()
     };
+
     let backoff = Backoff {
         first: std::time::Duration::from_millis(1),
         longest: std::time::Duration::from_millis(20),
     };
+
     Client::spawn(ClientConfig {
         variant,
         backoff,
@@ -187,10 +193,12 @@ async fn a_change_a_refusal_and_a_restart(variant: Variant) {
     let mut server = Server::start("127.0.0.1:0", world(&[("a", "1"), ("b", "1")])).await;
     let (handle, mut events) = client(server.address, variant);
     let first = update(&mut events).await;
+
     assert_eq!(
         (first.type_url.as_str(), names(&first)),
         (CLUSTER, vec!["a", "b"])
     );
+
     assert_eq!(first.full, variant == Variant::Sotw);
     handle.subscribe(ENDPOINT, ["a", "b"]);
     handle.ack(CLUSTER, &first.nonce);
@@ -199,11 +207,13 @@ async fn a_change_a_refusal_and_a_restart(variant: Variant) {
         (endpoints.type_url.as_str(), names(&endpoints)),
         (ENDPOINT, vec!["a", "b"])
     );
+
     handle.ack(ENDPOINT, &endpoints.nonce);
     for url in [CLUSTER, ENDPOINT] {
         let verdict = server.verdicts.recv().await.expect("the stream lives");
         assert!(matches!(verdict, Verdict::Acked { type_url, .. } if type_url == url));
     }
+
     assert!(server.status(CLUSTER).is_synced());
 
     // A removal and a bad cluster.
@@ -234,6 +244,7 @@ async fn a_change_a_refusal_and_a_restart(variant: Variant) {
             ClientEvent::Connected => {}
         }
     }
+
     let server = Server::start(&address.to_string(), world(&[("a", "1"), ("c", "2")])).await;
     let third = update(&mut events).await;
     assert_eq!(third.type_url, CLUSTER);
@@ -242,6 +253,7 @@ async fn a_change_a_refusal_and_a_restart(variant: Variant) {
         Variant::Delta => assert_eq!(names(&third), ["c"]),
         Variant::Sotw => assert_eq!(names(&third), ["a", "c"]),
     }
+
     handle.ack(CLUSTER, &third.nonce);
     drop(events);
     drop(server);
@@ -268,6 +280,7 @@ async fn a_refused_stream_says_why() {
                 .await?,
         ))
     };
+
     let initial = vec![(CLUSTER.to_owned(), Subscription::wildcard())];
     let (_handle, mut events) = Client::spawn(ClientConfig::new(connect, Node::default(), initial));
     let reason = loop {
@@ -276,6 +289,7 @@ async fn a_refused_stream_says_why() {
             break reason;
         }
     };
+
     assert!(reason.contains("no token"), "{reason}");
 }
 
@@ -286,6 +300,7 @@ async fn nobody_is_listened_to_before_it_is_known_who_it_is() {
         .expect("a URI");
     let mut client =
         AggregatedDiscoveryServiceClient::new(endpoint.connect().await.expect("connected"));
+
     // The stream never says a word, and is refused all the same.
     let answer = client
         .delta_aggregated_resources(tokio_stream::pending::<DeltaDiscoveryRequest>())
@@ -294,5 +309,6 @@ async fn nobody_is_listened_to_before_it_is_known_who_it_is() {
         Ok(answer) => answer.into_inner().message().await.expect_err("refused"),
         Err(refusal) => refusal,
     };
+
     assert_eq!(refusal.code(), tonic::Code::Unauthenticated);
 }

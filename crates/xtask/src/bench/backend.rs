@@ -29,15 +29,18 @@ pub fn run(words: &[String]) -> Result<()> {
         EventData::new_u64(LISTENER),
         EventFlags::IN,
     )?;
+
     let mut connections: Vec<Option<Connection>> = Vec::new();
     let mut free: Vec<usize> = Vec::new();
     let mut events = Vec::with_capacity(256);
     let mut buffer = vec![0; 64 * 1024];
+
     loop {
         match epoll::wait(&poll, spare_capacity(&mut events), None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
+
         for event in events.drain(..) {
             let at = event.data.u64();
             if at == LISTENER {
@@ -48,6 +51,7 @@ pub fn run(words: &[String]) -> Result<()> {
                         connections.push(None);
                         connections.len() - 1
                     });
+
                     // Edges: each turn reads and writes until the socket says no.
                     let interest =
                         EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
@@ -89,6 +93,7 @@ impl Connection {
                     if !self.flush() || self.pending.len() > MAX_PENDING {
                         return false;
                     }
+
                     // A short read has emptied the socket: whatever comes next is a new edge.
                     if length < buffer.len() {
                         return true;
@@ -111,6 +116,7 @@ impl Connection {
                 Err(_) => return false,
             }
         }
+
         true
     }
 }
@@ -136,6 +142,7 @@ impl HeadCounter {
                 _ => 0,
             };
         }
+
         heads
     }
 }
@@ -155,6 +162,7 @@ mod tests {
                 "cut at {cut}"
             );
         }
+
         assert_eq!(HeadCounter::default().count(b"\r\r\n\r\r\n\r\n"), 1);
     }
 }

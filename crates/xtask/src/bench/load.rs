@@ -38,6 +38,7 @@ pub fn measure(case: Case, mesh: &Mesh, sidecars: &Sidecars, options: &Options) 
             "a pair of sidecars: client, its sidecar, mutual TLS, the server's sidecar, server",
         ),
     };
+
     let slice = |peer: Peer| -> Result<Slice> {
         let [client, server] = sidecars.of(peer);
         let (url, proxies) = match case {
@@ -47,6 +48,7 @@ pub fn measure(case: Case, mesh: &Mesh, sidecars: &Sidecars, options: &Options) 
                 vec![client, server],
             ),
         };
+
         let slice = run(
             mesh,
             &peer.client(),
@@ -54,6 +56,7 @@ pub fn measure(case: Case, mesh: &Mesh, sidecars: &Sidecars, options: &Options) 
             &proxies,
             options.slice.as_secs(),
         )?;
+
         println!(
             "{title} {:12} {:>8.0} requests/s {:>8.0} per CPU second, core {:>3.0} % busy, {:.0} % stolen",
             peer.name(),
@@ -62,8 +65,10 @@ pub fn measure(case: Case, mesh: &Mesh, sidecars: &Sidecars, options: &Options) 
             slice.busy * 100.0,
             slice.steal * 100.0
         );
+
         Ok(slice)
     };
+
     let counted = |peer: Peer| mesh.metric(&peer.client(), "istio_requests_total");
     for peer in Peer::ALL {
         slice(peer).with_context(|| format!("warming up {title} with {}", peer.name()))?;
@@ -73,19 +78,23 @@ pub fn measure(case: Case, mesh: &Mesh, sidecars: &Sidecars, options: &Options) 
     let others = [Peer::Meltemi, Peer::EnvoyLogged];
     let mut reference = vec![slice(Peer::Envoy)?];
     let mut measured: [Vec<Slice>; 2] = Default::default();
+
     for _ in 0..options.rounds {
         for (peer, slices) in others.into_iter().zip(&mut measured) {
             slices.push(slice(peer)?);
             reference.push(slice(Peer::Envoy)?);
         }
     }
+
     let [ours, logged] = measured;
     let sent: f64 = ours.iter().map(|slice| slice.requests).sum();
     let metered = counted(Peer::Meltemi)? - before;
+
     ensure!(
         metered >= sent,
         "{title}: {sent} requests, but our metrics count {metered}: the comparison would not be fair"
     );
+
     for (peer, writes) in [
         (Peer::Meltemi, true),
         (Peer::Envoy, false),
@@ -99,12 +108,14 @@ pub fn measure(case: Case, mesh: &Mesh, sidecars: &Sidecars, options: &Options) 
             peer.name()
         );
     }
+
     let lost = mesh.metric(&Peer::Meltemi.client(), "meltemi_access_log_dropped_total")?;
     let rows = vec![
         row(Peer::Envoy, &reference, None),
         row(Peer::EnvoyLogged, &logged, Some(&around(&reference, 1))),
         row(Peer::Meltemi, &ours, Some(&around(&reference, 0))),
     ];
+
     Ok(Section {
         title: format!("{title}: {what}"),
         header: [
@@ -153,11 +164,14 @@ fn row(peer: Peer, slices: &[Slice], around: Option<&[[Slice; 2]]>) -> Vec<Strin
                 .collect(),
         )
     };
+
     let spread = |all: Vec<f64>| {
         let (low, high) = (quantile(&all, 0.25), quantile(&all, 0.75));
         format!("**{:.2}** ({low:.2} to {high:.2})", median(all))
     };
+
     let one = || "1".to_owned();
+
     vec![
         peer.title().to_owned(),
         number(middle(|slice| slice.per_cpu)),
@@ -180,6 +194,7 @@ fn run(mesh: &Mesh, client: &str, url: &str, proxies: &[&Tree], seconds: u64) ->
         client,
         &["wrk", "-t1", "-c32", &format!("-d{seconds}s"), url],
     )?;
+
     let (Cpu { user, system }, steal) = (cpu()?.since(before), steal.since()?);
     let Counted {
         requests,
@@ -187,10 +202,12 @@ fn run(mesh: &Mesh, client: &str, url: &str, proxies: &[&Tree], seconds: u64) ->
         rate,
         errors,
     } = Counted::parse(&text).with_context(|| format!("wrk said:\n{text}"))?;
+
     ensure!(errors == 0, "{url}: requests failed; wrk said:\n{text}");
     let [user, kernel] = [user, system].map(|time| time.as_secs_f64());
     let all = user + kernel;
     let [user, kernel] = [user, kernel].map(|time| time * 1e6 / requests);
+
     Ok(Slice {
         requests,
         rate,
@@ -217,6 +234,7 @@ impl Counted {
             text.lines()
                 .find_map(|line| line.trim().strip_prefix(start))
         };
+
         // "  176123 requests in 4.00s, 26.54MB read"
         let (requests, rest) = text
             .lines()
@@ -226,14 +244,17 @@ impl Counted {
             Some(milliseconds) => milliseconds.parse::<f64>().ok()? / 1000.0,
             None => took.strip_suffix('s')?.parse().ok()?,
         };
+
         // "Socket errors: connect 0, read 4, write 0, timeout 0"
         let sockets = line("Socket errors:")
             .unwrap_or_default()
             .split([' ', ','])
             .filter_map(|word| word.parse::<u64>().ok())
             .sum::<u64>();
+
         let statuses = line("Non-2xx or 3xx responses:")
             .map_or(Some(0), |count| count.trim().parse::<u64>().ok())?;
+
         Some(Self {
             requests: requests.parse().ok()?,
             seconds,
@@ -259,6 +280,7 @@ Running 4s test @ http://server:8080/
 Requests/sec:  43921.91
 Transfer/sec:      6.62MB
 ";
+
         let counted = Counted::parse(text).unwrap();
         assert_eq!(
             counted,
@@ -269,10 +291,12 @@ Transfer/sec:      6.62MB
                 errors: 0
             }
         );
+
         let failed = text.replace(
             "Requests/sec:",
             "  Socket errors: connect 0, read 2, write 0, timeout 1\n  Non-2xx or 3xx responses: 40\nRequests/sec:",
         );
+
         assert_eq!(Counted::parse(&failed).unwrap().errors, 43);
         assert_eq!(Counted::parse("unable to connect"), None);
     }

@@ -16,6 +16,7 @@ pub fn description() -> String {
         .lines()
         .find_map(|line| line.strip_prefix("model name"))
         .and_then(|rest| rest.split_once(':'));
+
     let model = model
         .map_or("unknown processor", |(_, name)| name.trim())
         .to_owned();
@@ -27,8 +28,10 @@ pub fn description() -> String {
             .parse::<f64>()
             .ok()
     });
+
     let gigabytes = kilobytes.unwrap_or_default() / 1024.0 / 1024.0;
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+
     format!(
         "{model}, {} cores, {gigabytes:.0} GiB, Linux {}",
         cores(),
@@ -54,6 +57,7 @@ impl Steal {
             .skip(1)
             .filter_map(|f| f.parse().ok())
             .collect();
+
         // proc(5): steal is the eighth; guest times behind it are counted in user time already.
         Ok(Self {
             stolen: fields.get(7).copied().unwrap_or_default(),

@@ -73,10 +73,12 @@ impl Mesh {
             "--concurrency",
             "1",
         ]);
+
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::create(&errors)?);
+
         println!("$ {}", shown(&command));
         let supervisor = command.spawn().with_context(|| shown(&command))?;
         let (meltemi, programs) = (meltemi.to_owned(), programs.to_owned());
@@ -87,10 +89,12 @@ impl Mesh {
             programs,
             peers: peers.clone(),
         };
+
         if let Err(error) = mesh.wait_until_ready() {
             let said = fs::read_to_string(&errors).unwrap_or_default();
             bail!("{error:#}\n{said}");
         }
+
         Ok(mesh)
     }
 
@@ -100,6 +104,7 @@ impl Mesh {
             .stdout
             .take()
             .context("its output is piped")?;
+
         let (ready, wait) = channel();
         std::thread::spawn(move || {
             // To its end, so that the mesh never waits for us.
@@ -113,6 +118,7 @@ impl Mesh {
                 }
             }
         });
+
         wait.recv_timeout(PATIENCE)
             .context("the mesh did not come up")
     }
@@ -124,6 +130,7 @@ impl Mesh {
         for peer in Peer::ALL {
             let one = |workload: String| all.named(&format!("meltemi: sidecar {workload}-0"));
             let both = [one(peer.client())?, one(peer.server())?];
+
             // Envoy has its agent beside it, and before both stands what ends them together.
             let processes = if peer == Peer::Meltemi { 1 } else { 3 };
             ensure!(
@@ -131,8 +138,10 @@ impl Mesh {
                 "sidecars of {}: {both:?}",
                 peer.name()
             );
+
             sidecars.insert(peer, both);
         }
+
         Ok(Sidecars(sidecars))
     }
 
@@ -163,6 +172,7 @@ impl Mesh {
                 &LOAD_CORE.to_string(),
             ])
             .args(program);
+
         command
     }
 
@@ -177,6 +187,7 @@ impl Mesh {
             workload,
             &["curl", "-sSf", "http://127.0.0.1:15090/stats/prometheus"],
         )?;
+
         let lines = text
             .lines()
             .filter_map(|line| line.strip_prefix(name)?.rsplit_once(' '));
@@ -209,6 +220,7 @@ impl Drop for Mesh {
             {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
             }
+
             let deadline = Instant::now() + Duration::from_secs(15);
             while matches!(self.supervisor.try_wait(), Ok(None)) && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(20));
@@ -216,6 +228,7 @@ impl Drop for Mesh {
             let _ = self.supervisor.kill();
             let _ = self.supervisor.wait();
         }
+
         let _ = fs::remove_dir_all(&self.home);
     }
 }
@@ -238,6 +251,7 @@ fn output(command: &mut Command) -> Result<String> {
         stdout,
         stderr,
     } = command.stdin(Stdio::null()).output()?;
+
     let text = String::from_utf8_lossy(&stdout).into_owned();
     ensure!(
         status.success(),
@@ -245,6 +259,7 @@ fn output(command: &mut Command) -> Result<String> {
         shown(command),
         String::from_utf8_lossy(&stderr)
     );
+
     Ok(text)
 }
 
@@ -259,11 +274,13 @@ fn workloads(programs: &Path) -> String {
         all += &deployment(&peer.server(), &server, &proxy);
         all += &service(&peer.server());
     }
+
     for workload in [Peer::Envoy.client(), Peer::Envoy.server()] {
         all += &without_log(&workload);
     }
     all += &deployment(PLAIN, &server, "sidecar.istio.io/inject: \"false\"");
     all += &service(PLAIN);
+
     all
 }
 
@@ -277,6 +294,7 @@ fn deployment(name: &str, command: &str, annotation: &str) -> String {
     } else {
         String::new()
     };
+
     format!(
         "---
 apiVersion: apps/v1

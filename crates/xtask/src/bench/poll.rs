@@ -29,16 +29,20 @@ pub fn run(words: &[String]) -> Result<()> {
                 reader.get_mut(),
                 "GET / HTTP/1.1\r\nhost: {address}\r\n\r\n"
             );
+
             let Some(generation) = sent.and_then(|()| answer(&mut reader)).unwrap_or_default()
             else {
                 break;
             };
+
             if generation != seen {
                 println!("{generation} {}", now());
                 seen = generation;
             }
+
             std::thread::sleep(PAUSE);
         }
+
         println!("closed");
     }
 }
@@ -66,14 +70,17 @@ fn answer(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<String>> 
             }
             continue;
         };
+
         if name.eq_ignore_ascii_case(HEADER) {
             generation = value.trim().to_owned();
         } else if name.eq_ignore_ascii_case("content-length") {
             length = value.trim().parse().unwrap_or_default();
         }
     }
+
     let mut body = vec![0; length];
     reader.read_exact(&mut body)?;
+
     Ok(Some(generation))
 }
 

@@ -48,12 +48,14 @@ impl Tree {
                 children.entry(parent).or_default().push(pid);
             }
         }
+
         let mut pids = vec![root];
         let mut next = 0;
         while let Some(pid) = pids.get(next) {
             pids.extend(children.remove(pid).unwrap_or_default());
             next += 1;
         }
+
         Ok(Self { pids })
     }
 
@@ -66,16 +68,19 @@ impl Tree {
             .copied()
             .filter(|pid| argv0(*pid).as_deref() == Some(title))
             .collect();
+
         let whole = Self::of(
             *found
                 .first()
                 .with_context(|| format!("no process is called {title:?}"))?,
         )?;
+
         ensure!(
             found.iter().all(|pid| whole.pids.contains(pid)),
             "{} processes are called {title:?}",
             found.len()
         );
+
         Ok(whole)
     }
 
@@ -115,6 +120,7 @@ impl Tree {
                     .to_str()
                     .and_then(|id| id.parse().ok())
                     .and_then(Pid::from_raw);
+
                 match sched_setaffinity(id, &set) {
                     Ok(()) | Err(rustix::io::Errno::SRCH) => {}
                     Err(error) => {
@@ -124,6 +130,7 @@ impl Tree {
                 }
             }
         }
+
         Ok(())
     }
 }
@@ -146,6 +153,7 @@ fn parent(pid: i32) -> Option<i32> {
 
 fn cpu(pid: i32) -> Result<Cpu> {
     let fields = stat(pid).with_context(|| format!("process {pid} has ended"))?;
+
     // proc(5): utime and stime are fields 14 and 15; the name is the second.
     let ticks = |at: usize| {
         fields
@@ -153,6 +161,7 @@ fn cpu(pid: i32) -> Result<Cpu> {
             .and_then(|field| field.parse::<u32>().ok())
             .context("/proc/PID/stat")
     };
+
     Ok(Cpu {
         user: TICK * ticks(14)?,
         system: TICK * ticks(15)?,
@@ -170,6 +179,7 @@ fn memory(pid: i32) -> Result<Memory> {
         let kilobytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
         anyhow::Ok(kilobytes / 1024.0)
     };
+
     Ok(Memory {
         rss: field("Rss")?,
         pss: field("Pss")?,

@@ -39,13 +39,16 @@ pub fn measure(mesh: &Mesh) -> Result<Section> {
         .into_iter()
         .flat_map(|peer| [(peer, peer.client()), (peer, peer.server())])
         .collect();
+
     let _pollers = workloads
         .iter()
         .map(|(_, workload)| poller(mesh, workload, send.clone()))
         .collect::<Result<Vec<_>>>()?;
+
     drop(send);
     let mut took: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     let mut closed = 0;
+
     // The first change makes every poller say that it is there.
     for generation in 0..=CHANGES {
         let written = poll::now();
@@ -62,14 +65,17 @@ pub fn measure(mesh: &Mesh) -> Result<Section> {
                 format!("{} {workload}", peer.name())
             );
         }
+
         std::thread::sleep(PAUSE);
     }
+
     let row = |name: &str, which: &dyn Fn(Peer) -> bool| {
         let proxies: Vec<&Vec<f64>> = workloads
             .iter()
             .filter(|(peer, _)| which(*peer))
             .filter_map(|(_, w)| took.get(w.as_str()))
             .collect();
+
         let last: Vec<f64> = (0..CHANGES as usize)
             .map(|at| proxies.iter().map(|times| times[at]).fold(0.0, f64::max))
             .collect();
@@ -81,6 +87,7 @@ pub fn measure(mesh: &Mesh) -> Result<Section> {
             shown(0.99),
         ]
     };
+
     Ok(Section {
         title: "propagation: from a file's write until every proxy routes by it".to_owned(),
         header: ["sidecars", "how many", "p50", "p99"]
@@ -111,6 +118,7 @@ fn poller(
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;
+
     let stdout = child.stdout.take().context("its output is piped")?;
     let workload = workload.to_owned();
     std::thread::spawn(move || {
@@ -121,6 +129,7 @@ fn poller(
             let _ = words.send((workload.clone(), Word::parse(&line)));
         }
     });
+
     Ok(Poller { child })
 }
 
@@ -139,6 +148,7 @@ fn everyone(
                 seen.keys().collect::<Vec<_>>()
             );
         };
+
         match word.with_context(|| workload.clone())? {
             Some(Word::Seen(generation, when)) if generation == wanted => {
                 _ = seen.insert(workload, when)
@@ -147,6 +157,7 @@ fn everyone(
             Some(Word::Seen(..)) | None => {}
         }
     }
+
     Ok(seen)
 }
 

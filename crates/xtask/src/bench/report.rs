@@ -54,12 +54,14 @@ impl Report {
             commit()?,
             self.command
         );
+
         text += "\nAll get their configuration from the same control plane. Ours writes Istio's access log to standard output and keeps \
                  Istio's metrics. Stock Envoy lacks Istio's own filters (`istio.stats`, `istio.alpn`, \
                  `envoy.filters.http.peer_metadata`) and is sent none of them; plain means that it writes no access log either.\n";
         for section in &self.sections {
             text += &section.markdown();
         }
+
         Ok(text)
     }
 
@@ -84,6 +86,7 @@ impl Section {
         for note in &self.notes {
             text += &format!("\n{note}\n");
         }
+
         text
     }
 }
@@ -110,6 +113,7 @@ fn commit() -> Result<String> {
         (changed, ", with changes"),
         (given, ", binary built earlier (MELTEMI_BIN)"),
     ];
+
     Ok(notes
         .into_iter()
         .filter(|(holds, _)| *holds)

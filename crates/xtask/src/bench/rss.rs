@@ -15,12 +15,14 @@ pub fn measure(sidecars: &Sidecars) -> Result<Section> {
             .iter()
             .map(part)
             .collect::<Result<Vec<_>>>()?;
+
         let (count, sum) = (both.len() as f64, both.into_iter().sum::<Memory>());
         Ok(Memory {
             rss: sum.rss / count,
             pss: sum.pss / count,
         })
     };
+
     let whole = |tree: &Tree| -> Result<Memory> {
         Ok(tree.memory()?.into_iter().map(|(_, memory)| memory).sum())
     };
@@ -31,6 +33,7 @@ pub fn measure(sidecars: &Sidecars) -> Result<Section> {
         mean(Peer::Envoy, child)?,
         mean(Peer::Meltemi, whole)?,
     );
+
     let row = |name: &str, memory: Memory| {
         let ratio = |value: f64, of: f64| format!("{:.2}", value / of);
         let shown = |value: f64| format!("{value:.1}");
@@ -42,6 +45,7 @@ pub fn measure(sidecars: &Sidecars) -> Result<Section> {
             ratio(memory.pss, alone.pss),
         ]
     };
+
     Ok(Section {
         title: "rss: memory of an idle sidecar, MiB".to_owned(),
         header: ["", "resident (RSS)", "ratio", "proportional (PSS)", "ratio"]

@@ -17,6 +17,7 @@ pub(super) fn check_redirect(redirect: &HttpRedirect, at: &mut Report) {
         scheme,
         redirect_code,
     } = redirect;
+
     if uri.is_empty()
         && prefix_rewrite.is_empty()
         && authority.is_empty()
@@ -30,6 +31,7 @@ pub(super) fn check_redirect(redirect: &HttpRedirect, at: &mut Report) {
             "say what the new URL is",
         );
     }
+
     if !uri.is_empty() && !prefix_rewrite.is_empty() {
         at.error(
             CONFLICT,
@@ -37,6 +39,7 @@ pub(super) fn check_redirect(redirect: &HttpRedirect, at: &mut Report) {
             "keep one of them",
         );
     }
+
     if port.is_some() && derive_port.is_some() {
         at.error(
             CONFLICT,
@@ -44,6 +47,7 @@ pub(super) fn check_redirect(redirect: &HttpRedirect, at: &mut Report) {
             "keep one of them",
         );
     }
+
     if let Some(port) = port {
         at.field("port", |at| check_port(*port, at));
     }
@@ -56,6 +60,7 @@ pub(super) fn check_redirect(redirect: &HttpRedirect, at: &mut Report) {
             )
         });
     }
+
     if !matches!(redirect_code, 0 | 301 | 302 | 303 | 307 | 308) {
         at.field("redirectCode", |at| {
             at.error(
@@ -73,6 +78,7 @@ pub(super) fn check_rewrite(rewrite: &HttpRewrite, at: &mut Report) {
         authority,
         uri_regex_rewrite,
     } = rewrite;
+
     if uri.is_empty() && authority.is_empty() && uri_regex_rewrite.is_none() {
         at.error(
             MISSING,
@@ -80,6 +86,7 @@ pub(super) fn check_rewrite(rewrite: &HttpRewrite, at: &mut Report) {
             "add one of them, or remove rewrite",
         );
     }
+
     if !uri.is_empty() && uri_regex_rewrite.is_some() {
         at.error(
             CONFLICT,
@@ -87,6 +94,7 @@ pub(super) fn check_rewrite(rewrite: &HttpRewrite, at: &mut Report) {
             "keep one of them",
         );
     }
+
     at.some("uriRegexRewrite", uri_regex_rewrite, |rewrite, at| {
         if rewrite.r#match.is_empty() || rewrite.rewrite.is_empty() {
             at.error(
@@ -128,6 +136,7 @@ pub(super) fn check_retries(retries: &HttpRetry, at: &mut Report) {
         retry_ignore_previous_hosts: _,
         backoff,
     } = retries;
+
     if *attempts < 0 {
         at.field("attempts", |at| {
             at.error(
@@ -137,6 +146,7 @@ pub(super) fn check_retries(retries: &HttpRetry, at: &mut Report) {
             )
         });
     }
+
     if *attempts == 0
         && (per_try_timeout.is_some()
             || !retry_on.is_empty()
@@ -149,8 +159,10 @@ pub(super) fn check_retries(retries: &HttpRetry, at: &mut Report) {
             "write attempts, or remove the other fields",
         );
     }
+
     check_duration("perTryTimeout", *per_try_timeout, at);
     check_duration("backoff", *backoff, at);
+
     for policy in retry_on
         .split(',')
         .map(str::trim)
@@ -164,6 +176,7 @@ pub(super) fn check_retries(retries: &HttpRetry, at: &mut Report) {
                 || format!("use status codes or {}", RETRY_ON.join(", ")),
                 |word| format!("did you mean {word}?"),
             );
+
             at.field("retryOn", |at| {
                 at.error(
                     INVALID,
@@ -183,6 +196,7 @@ pub(super) fn check_fault(fault: &HttpFaultInjection, at: &mut Report) {
             "add one of them, or remove fault",
         );
     }
+
     at.some("delay", &fault.delay, |delay, at| {
         let FaultDelay {
             fixed_delay,
@@ -190,6 +204,7 @@ pub(super) fn check_fault(fault: &HttpFaultInjection, at: &mut Report) {
             percent,
             percentage,
         } = delay;
+
         if exponential_delay.is_some() {
             at.field("exponentialDelay", |at| {
                 at.error(
@@ -205,6 +220,7 @@ pub(super) fn check_fault(fault: &HttpFaultInjection, at: &mut Report) {
                 "add fixedDelay",
             );
         }
+
         check_duration("fixedDelay", *fixed_delay, at);
         if !(0..=100).contains(percent) {
             at.field("percent", |at| {
@@ -215,6 +231,7 @@ pub(super) fn check_fault(fault: &HttpFaultInjection, at: &mut Report) {
                 )
             });
         }
+
         check_percent("percentage", percentage, at);
         if *percent == 0 && percentage.is_none() {
             at.warn(
@@ -224,6 +241,7 @@ pub(super) fn check_fault(fault: &HttpFaultInjection, at: &mut Report) {
             );
         }
     });
+
     at.some("abort", &fault.abort, |abort, at| {
         let FaultAbort {
             http_status,
@@ -231,6 +249,7 @@ pub(super) fn check_fault(fault: &HttpFaultInjection, at: &mut Report) {
             http2_error,
             percentage,
         } = abort;
+
         if http_status.is_some() && grpc_status.is_some() {
             at.error(
                 CONFLICT,
@@ -238,6 +257,7 @@ pub(super) fn check_fault(fault: &HttpFaultInjection, at: &mut Report) {
                 "keep one of them",
             );
         }
+
         if http2_error.is_some() {
             at.field("http2Error", |at| {
                 at.error(
@@ -253,6 +273,7 @@ pub(super) fn check_fault(fault: &HttpFaultInjection, at: &mut Report) {
                 "add one of them",
             );
         }
+
         if let Some(status) = http_status
             && !(200..=599).contains(status)
         {
@@ -264,6 +285,7 @@ pub(super) fn check_fault(fault: &HttpFaultInjection, at: &mut Report) {
                 )
             });
         }
+
         if let Some(status) = grpc_status
             && !is_grpc_status(status)
         {
@@ -275,6 +297,7 @@ pub(super) fn check_fault(fault: &HttpFaultInjection, at: &mut Report) {
                 );
             });
         }
+
         check_percent("percentage", percentage, at);
     });
 }
@@ -299,6 +322,7 @@ fn is_grpc_status(status: &str) -> bool {
         "DATA_LOSS",
         "UNAUTHENTICATED",
     ];
+
     NAMES.contains(&status) || status.parse::<u8>().is_ok_and(|code| code <= 16)
 }
 
@@ -313,6 +337,7 @@ pub(super) fn check_cors(cors: &CorsPolicy, at: &mut Report) {
         allow_credentials: _,
         unmatched_preflights: _,
     } = cors;
+
     if !allow_origin.is_empty() {
         at.field("allowOrigin", |at| {
             at.warn(
@@ -322,6 +347,7 @@ pub(super) fn check_cors(cors: &CorsPolicy, at: &mut Report) {
             )
         });
     }
+
     at.each("allowOrigins", allow_origins, check_string_match);
     at.each("allowMethods", allow_methods, |method, at| {
         if method != "*"
@@ -334,6 +360,7 @@ pub(super) fn check_cors(cors: &CorsPolicy, at: &mut Report) {
             );
         }
     });
+
     for (key, names) in [
         ("allowHeaders", allow_headers),
         ("exposeHeaders", expose_headers),
@@ -348,6 +375,7 @@ pub(super) fn check_cors(cors: &CorsPolicy, at: &mut Report) {
             }
         });
     }
+
     if max_age.is_some_and(|age| age.subsec_nanos() != 0) {
         at.field("maxAge", |at| {
             at.error(
@@ -377,6 +405,7 @@ pub(super) fn check_headers(headers: &Headers, at: &mut Report) {
                                     key == "set" && direction == "request",
                                     at,
                                 );
+
                                 if value.contains(['\r', '\n', '\0']) {
                                     at.error(
                                         INVALID,
@@ -388,6 +417,7 @@ pub(super) fn check_headers(headers: &Headers, at: &mut Report) {
                         }
                     });
                 }
+
                 at.each("remove", remove, |name, at| {
                     check_header_operation(name, false, at)
                 });

@@ -22,6 +22,7 @@ pub(super) fn check_http_match(matcher: &HttpMatchRequest, at: &mut Report) {
         gateways,
         stat_prefix: _,
     } = matcher;
+
     for (key, part) in [
         ("uri", uri),
         ("scheme", scheme),
@@ -39,6 +40,7 @@ pub(super) fn check_http_match(matcher: &HttpMatchRequest, at: &mut Report) {
             });
         }
     }
+
     if *ignore_uri_case && matches!(uri, Some(StringMatch::Regex(_))) {
         at.field("ignoreUriCase", |at| {
             at.warn(
@@ -48,6 +50,7 @@ pub(super) fn check_http_match(matcher: &HttpMatchRequest, at: &mut Report) {
             )
         });
     }
+
     for (key, matches) in [("headers", headers), ("withoutHeaders", without_headers)] {
         at.field(key, |at| {
             for (name, matcher) in matches {
@@ -61,16 +64,19 @@ pub(super) fn check_http_match(matcher: &HttpMatchRequest, at: &mut Report) {
                             "letters, digits, - _ and .",
                         );
                     }
+
                     check_string_match(matcher, at);
                 });
             }
         });
     }
+
     at.field("queryParams", |at| {
         for (name, matcher) in query_params {
             at.field(name, |at| check_string_match(matcher, at));
         }
     });
+
     at.field("port", |at| check_optional_port(*port, at));
     check_labels("sourceLabels", &source_labels.0, at);
     at.each("gateways", gateways, |gateway, at| {
@@ -87,6 +93,7 @@ pub(super) fn check_tls_match(matcher: &TlsMatchAttributes, hosts: &[String], at
         source_namespace: _,
         gateways,
     } = matcher;
+
     if sni_hosts.is_empty() {
         at.field("sniHosts", |at| {
             at.error(
@@ -96,6 +103,7 @@ pub(super) fn check_tls_match(matcher: &TlsMatchAttributes, hosts: &[String], at
             )
         });
     }
+
     at.each("sniHosts", sni_hosts, |sni, at| {
         check_wildcard_host(sni, at);
         if !hosts.iter().any(|host| covers(host, sni)) {
@@ -106,6 +114,7 @@ pub(super) fn check_tls_match(matcher: &TlsMatchAttributes, hosts: &[String], at
             at.error(CONFLICT, message, "add it to hosts");
         }
     });
+
     check_l4(destination_subnets, *port, gateways, at);
     check_labels("sourceLabels", &source_labels.0, at);
 }
@@ -131,6 +140,7 @@ pub(super) fn check_tcp_match(matcher: &L4MatchAttributes, at: &mut Report) {
         source_namespace: _,
         gateways,
     } = matcher;
+
     if !source_subnet.is_empty() {
         at.field("sourceSubnet", |at| {
             at.warn(
@@ -140,6 +150,7 @@ pub(super) fn check_tcp_match(matcher: &L4MatchAttributes, at: &mut Report) {
             )
         });
     }
+
     check_l4(destination_subnets, *port, gateways, at);
     check_labels("sourceLabels", &source_labels.0, at);
 }
@@ -178,14 +189,17 @@ fn is_catch_all(route: &HttpRoute) -> bool {
             stat_prefix: matcher.stat_prefix.clone(),
             ..HttpMatchRequest::default()
         };
+
         let whole = match &matcher.uri {
             None => true,
             Some(StringMatch::Prefix(prefix)) => prefix == "/",
             Some(StringMatch::Regex(regex)) => regex == ".*",
             Some(_) => false,
         };
+
         whole && *matcher == blank
     };
+
     route.r#match.is_empty() || route.r#match.iter().any(everything)
 }
 

@@ -28,6 +28,7 @@ pub(crate) fn merge_delegates(
             }
             HttpRule::Delegate { root, to, field } => (root, to, field),
         };
+
         let mut tell = |code: &str, message: String, remedy: &str| {
             diagnostics.push(finding(
                 &root.object,
@@ -38,6 +39,7 @@ pub(crate) fn merge_delegates(
                 remedy,
             ));
         };
+
         let Some(delegate) = all.entries.get(to) else {
             tell(
                 "IST0101",
@@ -46,6 +48,7 @@ pub(crate) fn merge_delegates(
             );
             continue;
         };
+
         if !delegate.value.is_delegate() {
             tell(
                 "MEL0306",
@@ -54,6 +57,7 @@ pub(crate) fn merge_delegates(
             );
             continue;
         }
+
         if !delegate.value.base.export_to.includes(&own_namespace) {
             tell(
                 "MEL0306",
@@ -62,6 +66,7 @@ pub(crate) fn merge_delegates(
             );
             continue;
         }
+
         for inner in &delegate.value.http {
             match inner {
                 // One level only, as in Istio.
@@ -85,6 +90,7 @@ pub(crate) fn merge_delegates(
             }
         }
     }
+
     merged
 }
 
@@ -94,6 +100,7 @@ fn merge_route(outer: &HttpRoute, inner: &HttpRoute) -> Option<HttpRoute> {
     let matches = merge_matches(&outer.matches, &inner.matches)?;
     let inner = inner.clone();
     let outer = outer.clone();
+
     Some(HttpRoute {
         name: join(&outer.name, &inner.name),
         matches,
@@ -145,10 +152,12 @@ fn merge_matches(outer: &[HttpMatch], inner: &[HttpMatch]) -> Option<Vec<HttpMat
                 .filter(|outer| fits(outer, inner))
                 .map(|outer| merge_match(outer, inner)),
         );
+
         if merged.len() == before {
             return None;
         }
     }
+
     Some(merged)
 }
 
@@ -158,6 +167,7 @@ fn merge_match(outer: &HttpMatch, inner: &HttpMatch) -> HttpMatch {
         all.extend(inner.clone());
         all
     };
+
     let mut source = inner.source.clone();
     source.port = source.port.or(outer.source.port);
     source.namespace = source.namespace.or_else(|| outer.source.namespace.clone());
@@ -165,6 +175,7 @@ fn merge_match(outer: &HttpMatch, inner: &HttpMatch) -> HttpMatch {
     if source.gateways.is_empty() {
         source.gateways.clone_from(&outer.source.gateways);
     }
+
     HttpMatch {
         name: join(&outer.name, &inner.name),
         uri: inner.uri.clone().or_else(|| outer.uri.clone()),
@@ -192,6 +203,7 @@ fn fits(outer: &HttpMatch, inner: &HttpMatch) -> bool {
         (&outer.method, &inner.method),
         (&outer.authority, &inner.authority),
     ];
+
     let strings_fit = strings
         .iter()
         .all(|(outer, inner)| string_fits(outer.as_ref(), inner.as_ref()));
@@ -200,12 +212,15 @@ fn fits(outer: &HttpMatch, inner: &HttpMatch) -> bool {
         (&outer.without_headers, &inner.without_headers),
         (&outer.query_params, &inner.query_params),
     ];
+
     let maps_fit = maps.iter().all(|(outer, inner)| {
         inner
             .iter()
             .all(|(name, inner)| string_fits(outer.get(name), Some(inner)))
     });
+
     let (from, to) = (&outer.source, &inner.source);
+
     strings_fit
         && maps_fit
         && outer.ignore_uri_case == inner.ignore_uri_case

@@ -23,6 +23,7 @@ pub(crate) fn lower_destination_rule(
     } else {
         &empty
     };
+
     let namespace = object.meta.namespace.as_str();
     let origin = origin(object);
     let workload_selector = spec
@@ -30,6 +31,7 @@ pub(crate) fn lower_destination_rule(
         .as_ref()
         .map(|selector| selector.match_labels.clone())
         .filter(|labels| !labels.is_empty());
+
     // A rule for some workloads is for those of its own namespace. Source: Istio
     // `setDestinationRules`.
     let export_to = match &workload_selector {
@@ -40,6 +42,7 @@ pub(crate) fn lower_destination_rule(
             namespace,
         ),
     };
+
     DestinationRule {
         sources: vec![origin.name()],
         origin,
@@ -91,9 +94,11 @@ fn lower_policy(
                 tls: level.tls.as_ref().map(lower_client_tls),
                 ..PolicySettings::default()
             };
+
             Some((number, settings))
         })
         .collect();
+
     let settings = PolicySettings {
         load_balancer: block(field, written.load_balancer.as_ref()),
         connection_pool: written.connection_pool.as_ref().map(lower_connection_pool),
@@ -113,6 +118,7 @@ fn lower_policy(
             interval: budget.budget_interval.map(|interval| interval.0),
         }),
     };
+
     TrafficPolicy { settings, ports }
 }
 
@@ -137,6 +143,7 @@ fn lower_load_balancer(
             );
         }
     }
+
     let policy = match (&written.consistent_hash, written.simple) {
         (Some(hash), _) => lower_hash(hash).map_or(LbPolicy::Default, LbPolicy::ConsistentHash),
         (None, None | Some(api::SimpleLb::Unspecified)) => LbPolicy::Default,
@@ -147,6 +154,7 @@ fn lower_load_balancer(
         (None, Some(api::SimpleLb::Passthrough)) => LbPolicy::Passthrough,
         (None, Some(api::SimpleLb::RoundRobin)) => LbPolicy::RoundRobin,
     };
+
     let warmup = match (&written.warmup, written.warmup_duration_secs) {
         (Some(warmup), _) => warmup.duration.map(|duration| Warmup {
             duration: duration.0,
@@ -161,6 +169,7 @@ fn lower_load_balancer(
         }),
         (None, None) => None,
     };
+
     LoadBalancer {
         policy,
         locality: written.locality_lb_setting.as_ref().map(lower_locality),
@@ -189,6 +198,7 @@ fn lower_hash(written: &api::ConsistentHashLb) -> Option<ConsistentHash> {
     } else {
         return None;
     };
+
     let algorithm = match (&written.maglev, &written.ring_hash) {
         (Some(maglev), _) => HashAlgorithm::Maglev {
             table_size: Some(maglev.table_size).filter(|size| *size > 0),
@@ -208,6 +218,7 @@ fn lower_hash(written: &api::ConsistentHashLb) -> Option<ConsistentHash> {
             },
         },
     };
+
     Some(ConsistentHash { key, algorithm })
 }
 
@@ -243,6 +254,7 @@ pub(crate) fn lower_connection_pool(written: &api::ConnectionPoolSettings) -> Co
         pool.max_connection_duration = tcp.max_connection_duration.map(|duration| duration.0);
         pool.tcp_idle_timeout = tcp.idle_timeout.map(|timeout| timeout.0);
     }
+
     if let Some(http) = &written.http {
         pool.http1_max_pending_requests = positive(http.http1_max_pending_requests);
         pool.http2_max_requests = positive(http.http2_max_requests);
@@ -254,6 +266,7 @@ pub(crate) fn lower_connection_pool(written: &api::ConnectionPoolSettings) -> Co
             api::H2UpgradePolicy::DoNotUpgrade => Some(false),
             api::H2UpgradePolicy::Upgrade => Some(true),
         };
+
         pool.use_client_protocol = http.use_client_protocol;
         pool.max_concurrent_streams = positive(http.max_concurrent_streams);
         pool.http2_keepalive = http.http2_keep_alive.as_ref().and_then(|keepalive| {
@@ -263,6 +276,7 @@ pub(crate) fn lower_connection_pool(written: &api::ConnectionPoolSettings) -> Co
             ))
         });
     }
+
     pool
 }
 

@@ -16,6 +16,7 @@ pub(crate) fn lower_gateway(object: &Object, findings: &mut Findings<'_>) -> Gat
     } else {
         &empty
     };
+
     let namespace = object.meta.namespace.as_str();
     let mut servers = Vec::new();
     for (index, server) in spec.servers.iter().enumerate() {
@@ -36,10 +37,12 @@ pub(crate) fn lower_gateway(object: &Object, findings: &mut Findings<'_>) -> Gat
                         ),
                         "write an IP address",
                     );
+
                     None
                 }
             },
         };
+
         servers.push(Server {
             name: server.name.clone(),
             port: number,
@@ -54,6 +57,7 @@ pub(crate) fn lower_gateway(object: &Object, findings: &mut Findings<'_>) -> Gat
             tls: server.tls.as_ref().map(lower_server_tls),
         });
     }
+
     Gateway {
         origin: origin(object),
         selector: spec.selector.clone(),
@@ -84,6 +88,7 @@ pub(crate) fn lower_server_tls(written: &api::ServerTlsSettings) -> ServerTls {
         api::TlsProtocol::V1_2 => TlsVersion::V1_2,
         api::TlsProtocol::V1_3 => TlsVersion::V1_3,
     };
+
     ServerTls {
         https_redirect: written.https_redirect,
         mode: match written.mode {

@@ -74,9 +74,11 @@ pub(crate) fn lower_http_route(
                 );
                 return None;
             }
+
             HttpAction::Forward(destinations)
         }
     };
+
     Some(HttpRoute {
         name: route.name.clone(),
         matches: route
@@ -143,6 +145,7 @@ fn lower_match(names: &RouteNames<'_>, written: &api::HttpMatchRequest) -> HttpM
             })
             .collect()
     };
+
     // Headers are case-insensitive, but `@request.auth.claims.Sub` names a claim, which is not.
     let headers = |matches: &BTreeMap<String, ApiMatch>| {
         let (claims, plain): (BTreeMap<_, _>, BTreeMap<_, _>) = matches
@@ -153,6 +156,7 @@ fn lower_match(names: &RouteNames<'_>, written: &api::HttpMatchRequest) -> HttpM
         folded.extend(all(&claims, false) as BTreeMap<String, StringMatch>);
         folded
     };
+
     HttpMatch {
         name: written.name.clone(),
         uri: written.uri.as_ref().and_then(present_is_any),
@@ -220,6 +224,7 @@ fn lower_direct_response(written: &api::HttpDirectResponse) -> DirectResponse {
             (None, Some(bytes)) => bytes.0.clone(),
             (None, None) => Vec::new(),
         });
+
     DirectResponse {
         status: u16::try_from(written.status).unwrap_or(500),
         body: body.unwrap_or_default(),
@@ -257,10 +262,12 @@ pub(crate) fn lower_retries(written: Option<&api::HttpRetry>) -> Retries {
             .map(str::trim)
             .filter(|token| !token.is_empty())
     };
+
     let status_codes: Vec<u16> = tokens().filter_map(|token| token.parse().ok()).collect();
     let words: Vec<&str> = tokens()
         .filter(|token| token.parse::<u16>().is_err())
         .collect();
+
     Retries::Explicit(RetryPolicy {
         attempts,
         per_try_timeout: written
@@ -286,12 +293,14 @@ fn lower_fault(written: &api::HttpFaultInjection) -> Fault {
         };
         Some(FaultDelay { fixed, percent })
     });
+
     let abort = written.abort.as_ref().and_then(|abort| {
         let status = match (abort.http_status, &abort.grpc_status) {
             (Some(status), _) => AbortStatus::Http(u16::try_from(status).ok()?),
             (None, Some(status)) => AbortStatus::Grpc(grpc_status(status)?),
             (None, None) => return None,
         };
+
         // Absent is none here, other than for a mirror.
         let percent = Percent::from_percent(
             abort
@@ -299,8 +308,10 @@ fn lower_fault(written: &api::HttpFaultInjection) -> Fault {
                 .as_ref()
                 .map_or(0.0, |percentage| percentage.value),
         );
+
         Some(FaultAbort { status, percent })
     });
+
     Fault { delay, abort }
 }
 
@@ -330,6 +341,7 @@ pub(crate) fn grpc_status(text: &str) -> Option<u32> {
         "DATA_LOSS",
         "UNAUTHENTICATED",
     ];
+
     match NAMES
         .iter()
         .position(|name| name.eq_ignore_ascii_case(text))
@@ -347,6 +359,7 @@ fn mirrors(names: &RouteNames<'_>, route: &api::HttpRoute) -> Vec<Mirror> {
         });
         return all.filter(|mirror| mirror.percent.0 > 0).collect();
     }
+
     let Some(mirror) = &route.mirror else {
         return Vec::new();
     };
@@ -355,6 +368,7 @@ fn mirrors(names: &RouteNames<'_>, route: &api::HttpRoute) -> Vec<Mirror> {
         (None, Some(percent)) => Percent::from_percent(f64::from(percent)),
         (None, None) => Percent::ALL,
     };
+
     if percent.0 == 0 {
         Vec::new()
     } else {
@@ -371,11 +385,13 @@ fn lower_cors(written: &api::CorsPolicy) -> Cors {
         .allow_origin
         .iter()
         .map(|origin| StringMatch::Exact(origin.clone()));
+
     let written_origins: Vec<StringMatch> = if written.allow_origins.is_empty() {
         older.collect()
     } else {
         written.allow_origins.iter().map(string_match).collect()
     };
+
     // What takes the origin `*` takes all. Source: Envoy's filter `cors`.
     let all = StringMatch::Exact("*".to_owned());
     let of = |origin| {
@@ -385,7 +401,9 @@ fn lower_cors(written: &api::CorsPolicy) -> Cors {
             origin
         }
     };
+
     let allow_origins = written_origins.into_iter().map(of).collect();
+
     Cors {
         allow_origins,
         allow_methods: written.allow_methods.clone(),
@@ -411,6 +429,7 @@ fn lower_headers(written: Option<&api::Headers>) -> HeaderOps {
                 .map(|(name, value)| (name.to_ascii_lowercase(), value.clone()))
                 .collect()
         };
+
         HeaderChanges {
             set: fold(set),
             add: fold(add),
@@ -420,6 +439,7 @@ fn lower_headers(written: Option<&api::Headers>) -> HeaderOps {
                 .collect(),
         }
     };
+
     match written {
         Some(headers) => HeaderOps {
             request: changes(headers.request.as_ref()),
@@ -445,6 +465,7 @@ pub(crate) fn lower_tls_route(
         ) else {
             continue;
         };
+
         matches.push(L4Match {
             sni_hosts: written
                 .sni_hosts
@@ -460,6 +481,7 @@ pub(crate) fn lower_tls_route(
             ),
         });
     }
+
     // Without any match that holds the rule would match everything.
     (!matches.is_empty())
         .then(|| l4_route(names, matches, &route.route, field, findings))
@@ -482,6 +504,7 @@ pub(crate) fn lower_tcp_route(
         ) else {
             continue;
         };
+
         matches.push(L4Match {
             sni_hosts: Vec::new(),
             destination_subnets,
@@ -493,9 +516,11 @@ pub(crate) fn lower_tcp_route(
             ),
         });
     }
+
     if matches.is_empty() && !route.r#match.is_empty() {
         return None;
     }
+
     l4_route(names, matches, &route.route, field, findings)
 }
 
@@ -515,12 +540,14 @@ fn l4_route(
         );
         return None;
     }
+
     let is_single = routes.len() == 1;
     let destinations = routes.iter().map(|route| WeightedDestination {
         destination: names.destination(&route.destination),
         weight: weight(route.weight, is_single),
         headers: HeaderOps::default(),
     });
+
     Some(L4Route {
         matches,
         destinations: destinations.collect(),

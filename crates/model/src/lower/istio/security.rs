@@ -20,12 +20,14 @@ pub(crate) fn lower_peer_authentication(
     } else {
         &empty
     };
+
     let mode = |written: &api::MutualTls| match written.mode {
         api::MutualTlsMode::Unset => None,
         api::MutualTlsMode::Disable => Some(MtlsMode::Disable),
         api::MutualTlsMode::Permissive => Some(MtlsMode::Permissive),
         api::MutualTlsMode::Strict => Some(MtlsMode::Strict),
     };
+
     PeerAuthentication {
         origin: origin(object),
         selector: selector(spec.selector.as_ref()),
@@ -64,6 +66,7 @@ fn target(
             },
         })
         .collect();
+
     match (references.is_empty(), selector(workloads)) {
         (false, _) => PolicyTarget::References(references),
         (true, Some(labels)) => PolicyTarget::Workloads(labels),
@@ -81,7 +84,9 @@ pub(crate) fn lower_authorization_policy(
     } else {
         &empty
     };
+
     let namespace = object.meta.namespace.as_str();
+
     AuthorizationPolicy {
         origin: origin(object),
         target: target(
@@ -183,6 +188,7 @@ fn lower_source(source: &api::Source, namespace: &str) -> AuthzSource {
         trust_domains,
         not_trust_domains,
     } = source;
+
     AuthzSource {
         principals: values(principals, not_principals),
         request_principals: values(request_principals, not_request_principals),
@@ -205,6 +211,7 @@ fn lower_operation(operation: &api::Operation) -> AuthzOperation {
         paths,
         not_paths,
     } = operation;
+
     AuthzOperation {
         hosts: values(hosts, not_hosts),
         ports: values(ports, not_ports),
@@ -223,6 +230,7 @@ pub(crate) fn lower_request_authentication(
     } else {
         &empty
     };
+
     RequestAuthentication {
         origin: origin(object),
         target: target(
@@ -251,6 +259,7 @@ fn lower_jwt_rule(rule: &api::JwtRule) -> JwtRule {
         space_delimited_claims,
         presence,
     } = rule;
+
     JwtRule {
         issuer: issuer.clone(),
         audiences: audiences.clone(),

@@ -25,6 +25,7 @@ pub(crate) fn lower_sidecar(
     } else {
         &empty
     };
+
     let namespace = object.meta.namespace.as_str();
     let ingress = spec
         .ingress
@@ -33,6 +34,7 @@ pub(crate) fn lower_sidecar(
         .filter_map(|(index, listener)| {
             lower_ingress(listener, &format!("spec.ingress[{index}]"), findings)
         });
+
     Sidecar {
         origin: origin(object),
         selector: spec
@@ -103,10 +105,12 @@ fn lower_ingress(
                     message,
                     "write one of these forms",
                 );
+
                 return None;
             }
         },
     };
+
     Some(IngressListener {
         port: number,
         port_name: written.port.name.clone(),
@@ -130,7 +134,9 @@ fn ingress_endpoint(text: &str) -> Option<IngressEndpoint> {
             .and_then(|number: u16| port(number))
             .map(IngressEndpoint::Instance);
     }
+
     let address: SocketAddr = text.parse().ok()?;
+
     match address.ip() {
         _ if address.port() == 0 => None,
         ip if ip.is_unspecified() => Some(IngressEndpoint::Instance(address.port())),

@@ -13,6 +13,7 @@ pub(crate) fn lower_telemetry(object: &Object, findings: &mut Findings<'_>) -> T
     } else {
         &empty
     };
+
     for (is_set, name) in [
         (!spec.tracing.is_empty(), "tracing"),
         (!spec.metrics.is_empty(), "metrics"),
@@ -26,6 +27,7 @@ pub(crate) fn lower_telemetry(object: &Object, findings: &mut Findings<'_>) -> T
             );
         }
     }
+
     for (index, rule) in spec.access_logging.iter().enumerate() {
         if rule
             .filter
@@ -41,6 +43,7 @@ pub(crate) fn lower_telemetry(object: &Object, findings: &mut Findings<'_>) -> T
             );
         }
     }
+
     let access_logging = spec.access_logging.iter().map(|rule| AccessLoggingRule {
         mode: match rule.r#match.as_ref().map(|matcher| matcher.mode) {
             None | Some(api::WorkloadMode::ClientAndServer) => None,
@@ -59,6 +62,7 @@ pub(crate) fn lower_telemetry(object: &Object, findings: &mut Findings<'_>) -> T
             .map(|filter| filter.expression.clone())
             .filter(|expression| !expression.is_empty()),
     });
+
     Telemetry {
         origin: origin(object),
         selector: spec

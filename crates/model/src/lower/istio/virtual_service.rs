@@ -45,6 +45,7 @@ pub(crate) fn lower_virtual_service(
     } else {
         &empty
     };
+
     let namespace = object.meta.namespace.as_str();
     let origin = origin(object);
     let source = origin.name();
@@ -53,6 +54,7 @@ pub(crate) fn lower_virtual_service(
         domain: context.domain,
         source: &source,
     };
+
     let mut http = Vec::new();
     for (index, route) in spec.http.iter().enumerate() {
         let field = format!("spec.http[{index}]");
@@ -66,6 +68,7 @@ pub(crate) fn lower_virtual_service(
                 } else {
                     delegate.namespace.as_str()
                 };
+
                 HttpRule::Delegate {
                     root: lowered,
                     to: NamespacedName::new(of, &delegate.name),
@@ -75,6 +78,7 @@ pub(crate) fn lower_virtual_service(
             None => HttpRule::Route(lowered),
         });
     }
+
     let l4 = |(index, kind): (usize, &str)| format!("spec.{kind}[{index}]");
     let tls = spec
         .tls
@@ -82,12 +86,14 @@ pub(crate) fn lower_virtual_service(
         .enumerate()
         .filter_map(|(index, route)| lower_tls_route(&names, route, &l4((index, "tls")), findings))
         .collect();
+
     let tcp = spec
         .tcp
         .iter()
         .enumerate()
         .filter_map(|(index, route)| lower_tcp_route(&names, route, &l4((index, "tcp")), findings))
         .collect();
+
     let gateways = if spec.gateways.is_empty() {
         vec![GatewayRef::Mesh]
     } else {
@@ -96,6 +102,7 @@ pub(crate) fn lower_virtual_service(
             .map(|name| gateway_ref(name, namespace))
             .collect()
     };
+
     let base = VirtualService {
         origin,
         hosts: spec
@@ -113,6 +120,7 @@ pub(crate) fn lower_virtual_service(
         tls,
         tcp,
     };
+
     LoweredVirtualService { base, http }
 }
 
@@ -130,5 +138,6 @@ pub(crate) fn gateway_ref(name: &str, namespace: &str) -> GatewayRef {
             None => (namespace, name),
         },
     };
+
     GatewayRef::Gateway(NamespacedName::new(of, name))
 }

@@ -28,6 +28,7 @@ pub(super) fn mirrors(
             "request_headers_mutations",
             !mirror.request_headers_mutations.is_empty(),
         );
+
         Ok(Mirror {
             cluster: match (mirror.cluster.as_str(), mirror.cluster_header.as_str()) {
                 ("", "") => return scope.refuse("a mirror without cluster"),
@@ -59,6 +60,7 @@ impl RouteAction {
             "internal_redirect_policy",
             message.internal_redirect_policy.is_some(),
         );
+
         scope.unsupported(
             "upgrade_configs.connect_config",
             message
@@ -66,6 +68,7 @@ impl RouteAction {
                 .iter()
                 .any(|upgrade| upgrade.connect_config.is_some()),
         );
+
         scope.unsupported("rate_limits", !message.rate_limits.is_empty());
         let metadata_match = subset_match(message.metadata_match.as_ref());
         let mut weight_header = None;
@@ -83,6 +86,7 @@ impl RouteAction {
                 }
                 ClusterSpecifier::WeightedClusters(weighted) => {
                     use proto::weighted_cluster::RandomValueSpecifier;
+
                     match &weighted.random_value_specifier {
                         Some(RandomValueSpecifier::HeaderName(name)) => {
                             weight_header = Some(name.to_ascii_lowercase().into());
@@ -92,13 +96,16 @@ impl RouteAction {
                         }
                         None => {}
                     }
+
                     ClusterChoice::Weighted(scope.within("weighted_clusters", |scope| {
                         compile_weighted(weighted, metadata_match.as_ref(), owner, compiler, scope)
                     })?)
                 }
                 _ => return scope.refuse("cluster specifier plugins are unknown"),
             };
+
         let own_mirrors = mirrors(&message.request_mirror_policies, scope)?;
+
         Ok(Self {
             cluster,
             cluster_not_found_status: match ClusterNotFoundResponseCode::try_from(
@@ -199,6 +206,7 @@ fn compile_timeouts(
         message.max_grpc_timeout.as_ref(),
         message.grpc_timeout_offset.as_ref(),
     );
+
     let max_grpc = stream
         .and_then(|stream| stream.grpc_timeout_header_max.as_ref())
         .or(max_grpc);
@@ -206,6 +214,7 @@ fn compile_timeouts(
         .and_then(|stream| stream.grpc_timeout_header_offset.as_ref())
         .or(grpc_offset);
     let zero_is_none = |duration: Duration| Some(duration).filter(|duration| !duration.is_zero());
+
     Ok(Timeouts {
         request: limit(
             "timeout",
@@ -237,6 +246,7 @@ fn compile_weighted(
     scope: &mut Scope,
 ) -> Result<WeightedClusters, Rejection> {
     use proto::weighted_cluster::cluster_weight::HostRewriteSpecifier;
+
     let clusters = scope.each("clusters", &message.clusters, |scope, cluster| {
         let own = subset_match(cluster.metadata_match.as_ref());
         Ok(WeightedCluster {
@@ -276,6 +286,7 @@ fn compile_weighted(
             }),
         })
     })?;
+
     let mut sum = 0u64;
     let bounds: Vec<u64> = clusters
         .iter()
@@ -284,6 +295,7 @@ fn compile_weighted(
             sum
         })
         .collect();
+
     match sum {
         0 => scope.refuse("weights sum to 0"),
         sum if sum > u64::from(u32::MAX) => scope.refuse("weights sum to more than 4294967295"),

@@ -67,6 +67,7 @@ impl Lengths {
             .ok()
             .filter(|_| digits)
             .and_then(|text| text.parse().ok());
+
         match (parsed, self.length, self.chunked) {
             (Some(length), None, false) => {
                 self.length = Some(length);
@@ -87,7 +88,9 @@ impl Lengths {
                 details: "http1.invalid_transfer_encoding",
             });
         }
+
         self.chunked = true;
+
         Ok(())
     }
 

@@ -24,6 +24,7 @@ pub fn read_response(
             false => Err(refuse("http1.codec_error")),
         };
     };
+
     if end > limits.head_bytes {
         return Err(refuse("http1.headers_too_large"));
     }
@@ -36,11 +37,13 @@ pub fn read_response(
         bytes,
         &mut fields[..allowed],
     );
+
     match parsed {
         Ok(httparse::Status::Complete(n)) if n == end => {}
         Err(httparse::Error::TooManyHeaders) => return Err(refuse("http1.too_many_headers")),
         Ok(_) | Err(_) => return Err(refuse("http1.codec_error")),
     }
+
     let (Some(status), Some(minor)) = (response.code, response.version) else {
         return Err(refuse("http1.codec_error"));
     };
@@ -54,6 +57,7 @@ pub fn read_response(
     } else {
         HttpVersion::Http11
     };
+
     let mut connection = Connection::default();
     let mut body = Lengths::default();
     for field in response.headers.iter() {
@@ -81,22 +85,27 @@ pub fn read_response(
             }
             _ => {}
         }
+
         head.fields_mut()
             .push_loaded(at(name), name.len(), at(value), value.len());
     }
+
     let no_body = method == "HEAD" || status < 200 || status == 204 || status == 304;
     let framing = if no_body {
         Framing::Empty
     } else {
         body.framing(Framing::UntilClose)
     };
+
     // RFC 9112 §6.1: chunks of HTTP/1.0 are read, as Envoy does, and then the connection is done.
     let may_persist = if minor == 1 {
         true
     } else {
         connection.keep_alive && !body.chunked
     };
+
     let persistent = may_persist && !connection.close;
+
     Ok(Some((
         end,
         ResponseTerms {
@@ -121,7 +130,9 @@ fn head_end(bytes: &[u8], start: usize, from: &mut usize) -> Option<usize> {
         }
         at += step + 1;
     }
+
     *from = at;
+
     None
 }
 

@@ -26,6 +26,7 @@ fn an_ordinary_request_passes_with_its_fields_in_order() {
         (head.method(), head.path(), head.authority()),
         ("GET", "/a?b", "reviews:9080")
     );
+
     assert!(terms.keep_alive && terms.framing == Framing::Empty);
     let mut out = Vec::new();
     head.write_h1(&mut out);
@@ -40,6 +41,7 @@ fn a_head_in_single_bytes_is_the_same_head() {
     let text = b"\r\nPOST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc";
     let (mut scanned, mut head, limits) = (0, RequestHead::new(), Limits::default());
     let mut got = None;
+
     for n in 1..=text.len() {
         if let Some(read) =
             read_request(&text[..n], &mut scanned, &limits, &mut head).expect("accepted")
@@ -48,6 +50,7 @@ fn a_head_in_single_bytes_is_the_same_head() {
             break;
         }
     }
+
     let (end, terms) = got.expect("whole");
     assert_eq!((end, terms.framing), (text.len() - 3, Framing::Length(3)));
 }
@@ -59,18 +62,21 @@ fn a_few_empty_lines_may_come_first_and_no_more() {
         ResponseHead::default(),
         Limits::default(),
     );
+
     for lines in [1, 2] {
         let empty = "\r\n".repeat(lines);
         assert_eq!(
             status(format!("{empty}GET / HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()),
             200
         );
+
         let answer = format!("{empty}HTTP/1.1 200 OK\r\n\r\n");
         assert!(
             read_response(answer.as_bytes(), &mut 0, &limits, "GET", &mut response)
                 .is_ok_and(|read| read.is_some())
         );
     }
+
     // Whoever sends nothing else is refused long before the limit of a head, and looked at no
     // further.
     for pieces in [&["\r\n"; 10][..], &["\n"; 30], &["\r\n\r\n"; 5]] {
@@ -86,8 +92,10 @@ fn a_few_empty_lines_may_come_first_and_no_more() {
                 "GET",
                 &mut response,
             );
+
             refused_response |= read.is_err();
         }
+
         assert!(refused && refused_response, "{pieces:?}");
     }
 }
@@ -167,21 +175,25 @@ fn responses_are_read_as_strictly() {
         read_response(text, &mut 0, &Limits::default(), method, &mut head)
             .map(|r| r.map(|(_, terms)| (head, terms)))
     };
+
     let (head, terms) = read(
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: y\r\n\r\n",
         "GET",
     )
     .expect("ok")
     .expect("whole");
+
     assert_eq!(
         (head.status, terms.framing, terms.keep_alive),
         (200, Framing::Length(5), true)
     );
+
     let framing = |text: &[u8], method: &str| read(text, method).expect("ok").expect("whole").1;
     assert_eq!(
         framing(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", "HEAD").framing,
         Framing::Empty
     );
+
     assert_eq!(
         framing(
             b"HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n",
@@ -190,6 +202,7 @@ fn responses_are_read_as_strictly() {
         .framing,
         Framing::Empty
     );
+
     assert_eq!(
         framing(
             b"HTTP/1.1 200 OK\ncontent-length: 5\r\nx: y\n\nhello",
@@ -198,6 +211,7 @@ fn responses_are_read_as_strictly() {
         .framing,
         Framing::Length(5)
     );
+
     let until_close = framing(b"HTTP/1.1 200\r\n\r\n", "GET");
     assert!(until_close.framing == Framing::UntilClose && !until_close.keep_alive);
     assert!(!framing(b"HTTP/1.0 200 OK\r\ncontent-length: 1\r\n\r\n", "GET").keep_alive);
@@ -205,6 +219,7 @@ fn responses_are_read_as_strictly() {
         b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 1\r\n\r\n",
         "GET",
     );
+
     assert!(alive.keep_alive);
     let chunks = b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ntransfer-encoding: chunked\r\n\r\n";
     let chunked = framing(chunks, "GET");
@@ -212,12 +227,14 @@ fn responses_are_read_as_strictly() {
         chunked.framing == Framing::Chunked && !chunked.keep_alive,
         "RFC 9112 §6.1"
     );
+
     let fields = |n: usize| format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: y\r\n".repeat(n)).into_bytes();
     assert!(read(&fields(100), "GET").is_ok());
     assert_eq!(
         read(&fields(101), "GET").expect_err("too many").details,
         "http1.too_many_headers"
     );
+
     for bad in [
         &b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n"[..],
         b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",

@@ -76,6 +76,7 @@ pub(crate) async fn obtain(
         .filter_state
         .upstream_alpn()
         .map(|list| list.map(Into::into).collect());
+
     let overrides = run.info.state.alpn.clone();
     if plan.upgrade {
         // What is spoken here is HTTP/1.1, whatever the cluster's requests are carried by
@@ -86,6 +87,7 @@ pub(crate) async fn obtain(
                 .map(|overrides| overrides.http11.to_vec());
             listed.filter(|list| !list.is_empty()).or_else(|| {
                 let terms = host.transport.tls()?;
+
                 // The preamble that this one promises is for bytes, not for requests.
                 Some(
                     terms
@@ -98,8 +100,10 @@ pub(crate) async fn obtain(
                 )
             })
         });
+
         from_state = own.map(without_http2);
     }
+
     let alpn: Option<&[Box<str>]> = match (&from_state, overrides.as_deref()) {
         (Some(list), _) => Some(list),
         (None, Some(overrides)) => {
@@ -115,12 +119,14 @@ pub(crate) async fn obtain(
         }
         (None, None) => None,
     };
+
     let server_name: Option<Box<str>> = run
         .info
         .state
         .filter_state
         .upstream_server_name()
         .map(Into::into);
+
     let ask = Ask {
         cluster,
         host,
@@ -138,6 +144,7 @@ pub(crate) async fn obtain(
         high: plan.forward.action.high_priority,
         conn: run.conn,
     };
+
     loop {
         let acquired = tokio::select! {
             biased;
@@ -145,11 +152,13 @@ pub(crate) async fn obtain(
             limit = clocks.expired() => return Err(AttemptEnd::Failed(Failure::limit(limit, plan, clocks))),
             () = responder.left(body) => return Err(gone(run)),
         };
+
         let shared = match acquired {
             Ok(Acquired::H1(pooled, lane, reused)) => return Ok(Carrier::H1(pooled, lane, reused)),
             Ok(Acquired::H2(shared)) => shared,
             Err(error) => return Err(AttemptEnd::Failed(not_acquired(plan, host, &error))),
         };
+
         let request =
             heads::request_to(head).map_err(|bad| AttemptEnd::Failed(cannot_cross(bad.details)))?;
         let opened = tokio::select! {
@@ -158,6 +167,7 @@ pub(crate) async fn obtain(
             limit = clocks.expired() => return Err(AttemptEnd::Failed(Failure::limit(limit, plan, clocks))),
             () = responder.left(body) => return Err(gone(run)),
         };
+
         match opened {
             Ok((response, send, active)) => {
                 return Ok(Carrier::H2(response, send, active, shared.facts.clone()));

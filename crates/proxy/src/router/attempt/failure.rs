@@ -96,28 +96,34 @@ impl Failure {
                 } else {
                     "reset reason: "
                 };
+
                 let body = format!(
                     "upstream connect error or disconnect/reset before headers. {how}{}",
                     self.reason
                 );
+
                 let mut details = format!(
                     "upstream_reset_before_response_started{{{}",
                     self.reason.replace(' ', "_")
                 );
+
                 // Why a transport failed is for us to know: not in the body.
                 if !self.transport.is_empty() {
                     details.push('|');
                     details.push_str(&self.transport.replace(' ', "_"));
                 }
+
                 details.push('}');
                 let status = if self.flag == ResponseFlag::UpstreamProtocolError {
                     502
                 } else {
                     503
                 };
+
                 (status, body.into(), details.into())
             }
         };
+
         let body = Bytes::from(body.into_owned());
         Box::new(LocalReply::new(status, body, details, self.cause).flagged(self.flag))
     }
@@ -152,12 +158,14 @@ pub(super) fn read_failure(
         ),
         NoResponse::H1(error) => {
             let stale = reused && matches!(error, ReadError::Closed | ReadError::Io(_));
+
             // Once a byte has gone out the upstream may have acted on it.
             let kind = if nothing_sent {
                 AttemptFailure::ResetBeforeRequest
             } else {
                 AttemptFailure::Reset
             };
+
             let how = write_error.unwrap_or_else(|| error.to_string());
             let failure = Failure::of(
                 plan,
@@ -167,6 +175,7 @@ pub(super) fn read_failure(
                 "connection termination",
                 how,
             );
+
             Failure { stale, ..failure }
         }
     }
@@ -201,5 +210,6 @@ pub(super) fn h2_failure(plan: &Plan<'_>, host: &WorkerHost, error: &h2::Error) 
             "protocol error",
         )
     };
+
     Failure::of(plan, host, kind, flag, reason, error.to_string())
 }

@@ -36,6 +36,7 @@ pub(super) async fn tunnel(
     let first = (downstream.input.take(), upstream_input.take());
     let meter = Meter::default();
     let (mut down, mut up) = (IoRef(downstream.io), IoRef(upstream));
+
     clocks.tunnelled();
     let limit = {
         let options = CopyOptions::default();
@@ -47,6 +48,7 @@ pub(super) async fn tunnel(
             &run.worker.buffers,
             &meter
         ));
+
         poll_fn(|cx| match copy.as_mut().poll(cx) {
             Poll::Ready(_) => Poll::Ready(None),
             Poll::Pending => clocks
@@ -55,6 +57,7 @@ pub(super) async fn tunnel(
         })
         .await
     };
+
     if let Some(limit) = limit {
         run.info.end(
             limit.flag(),
@@ -62,7 +65,9 @@ pub(super) async fn tunnel(
             Some(clocks.cause(limit, plan)),
         );
     }
+
     run.info.received.set(meter.received.get());
     run.info.sent.set(meter.sent.get());
+
     AttemptEnd::Ended(Ended::Switched)
 }

@@ -72,6 +72,7 @@ impl Upstream<'_> {
                 } else {
                     Framing::UntilClose
                 };
+
                 Ok(Arrived {
                     terms: ResponseTerms {
                         framing,
@@ -106,6 +107,7 @@ pub(super) async fn send_body(
     if tee.is_some_and(|tee| tee.borrow().whole) || matches!(body, BodyIn::Empty) {
         return to.finish(None).await.map_err(PumpError::Write);
     }
+
     pump(body, to, received, messages, tee, |_| {}).await
 }
 
@@ -125,6 +127,8 @@ pub(super) fn write_head(
         // RFC 9110 §8.6: a method that usually has a body says so when it has none.
         out.extend_from_slice(b"content-length: 0\r\n");
     }
+
     end_head(out, chunked, false);
+
     chunked
 }

@@ -4,6 +4,7 @@ const S: u64 = 1000;
 
 fn terms() -> OutlierDetection {
     use meltemi_proxy_config::cluster::{FailurePercentage, SuccessRate};
+
     let (minimum_hosts, request_volume) = (5, 10);
     OutlierDetection {
         consecutive_5xx: 3,
@@ -61,6 +62,7 @@ impl Cluster {
             self.outlier
                 .eject(&self.records[host], reason, now, self.records.iter())
         };
+
         reasons
             .into_iter()
             .flatten()
@@ -97,6 +99,7 @@ fn failures_in_a_row_eject_until_an_interval_ends_and_longer_each_time() {
         !cluster.statuses(0, &[500, 500, 200, 500, 500], 5 * S),
         "a success ends the row"
     );
+
     assert!(cluster.statuses(0, &[500], 5 * S));
     assert_eq!(cluster.until(30 * S), [0]);
     assert_eq!(
@@ -104,12 +107,14 @@ fn failures_in_a_row_eject_until_an_interval_ends_and_longer_each_time() {
         [0_usize; 0],
         "35 s, at the next look"
     );
+
     assert!(cluster.statuses(0, &[500, 500, 500], 45 * S));
     assert_eq!(cluster.until(100 * S), [0], "twice as long");
     assert_eq!(cluster.until(110 * S), [0_usize; 0]);
     assert!(cluster.statuses(0, &[500, 500, 500], 111 * S));
     assert_eq!(cluster.until(180 * S), [0]);
     assert_eq!(cluster.until(190 * S), [0_usize; 0], "70 s are the most");
+
     // Three intervals in service forgive three ejections.
     cluster.until(240 * S);
     assert!(cluster.statuses(0, &[500, 500, 500], 241 * S));
@@ -122,11 +127,13 @@ fn a_share_of_the_endpoints_stays() {
     let cluster = Cluster::new(2, terms());
     assert!(cluster.statuses(0, &three, S) && !cluster.statuses(1, &three, S));
     assert_eq!(cluster.outlier.overflow.load(Relaxed), 1);
+
     // Envoy's default of 10 % lets none of three go, unless one always may.
     let tenth = OutlierDetection {
         max_ejection_percent: 10,
         ..terms()
     };
+
     assert!(!Cluster::new(3, tenth.clone()).statuses(0, &three, S));
     let cluster = Cluster::new(
         3,
@@ -135,6 +142,7 @@ fn a_share_of_the_endpoints_stays() {
             ..tenth
         },
     );
+
     assert!(cluster.statuses(0, &three, S) && !cluster.statuses(1, &three, S));
 }
 
@@ -146,10 +154,12 @@ fn what_is_not_enforced_is_only_detected() {
         cluster.outlier.ejections(Reason::ConsecutiveGatewayFailure),
         (1, 0)
     );
+
     assert!(
         cluster.report(0, HostResult::LocalFailure, S),
         "a local failure counts as a 503"
     );
+
     assert_eq!(cluster.outlier.ejections(Reason::Consecutive5xx), (1, 1));
 
     let half = OutlierDetection {
@@ -157,6 +167,7 @@ fn what_is_not_enforced_is_only_detected() {
         max_ejection_percent: 100,
         ..terms()
     };
+
     let cluster = Cluster::new(1000, half);
     let ejected = (0..1000)
         .filter(|host| cluster.statuses(*host, &[500, 500, 500], S))
@@ -173,12 +184,14 @@ fn local_failures_can_be_counted_by_themselves() {
             ..terms()
         },
     );
+
     let fail = || cluster.report(0, HostResult::LocalFailure, S);
     assert!(!fail());
     assert!(
         !cluster.statuses(0, &[500], S),
         "an answer ends the row of local failures"
     );
+
     assert!(!fail() && fail());
     assert_eq!(
         cluster
@@ -194,15 +207,18 @@ fn what_is_worse_than_the_others_or_fails_too_often_is_ejected_at_the_next_look(
         consecutive_5xx: 0,
         ..terms()
     };
+
     by_rate.success_rate.enforcing = 100;
     let of_ten = |cluster: &Cluster, host, failures: usize| {
         (0..10)
             .for_each(|n| _ = cluster.statuses(host, &[if n < failures { 500 } else { 200 }], S));
     };
+
     // Success rates of 50, 100, 100, 100, 100: mean 90, deviation 20, bound 52.
     let cluster = Cluster::new(5, by_rate.clone());
     (0..5).for_each(|host| of_ten(&cluster, host, if host == 2 { 5 } else { 0 }));
     assert_eq!(cluster.until(10 * S), [2]);
+
     // With fewer endpoints nobody is compared.
     let cluster = Cluster::new(4, by_rate.clone());
     (0..4).for_each(|host| of_ten(&cluster, host, if host == 2 { 10 } else { 0 }));
@@ -212,10 +228,12 @@ fn what_is_worse_than_the_others_or_fails_too_often_is_ejected_at_the_next_look(
         consecutive_5xx: 0,
         ..terms()
     };
+
     by_share.failure_percentage.enforcing = 100;
     let cluster = Cluster::new(5, by_share);
     (0..5).for_each(|host| of_ten(&cluster, host, if host < 2 { 9 } else { 8 }));
     assert_eq!(cluster.until(10 * S), [0, 1]);
+
     // Another interval begins at nothing.
     assert_eq!(cluster.until(50 * S), [0_usize; 0]);
 }

@@ -85,6 +85,7 @@ fn answers1() -> Vec<(&'static str, String, Vec<u8>)> {
             "HTTP/1.1 099 Odd\r\ncontent-length: 3\r\n\r\nabc".to_owned(),
         ),
     ];
+
     for n in [97, 98, 99, 100, 101, 102] {
         let head = format!(
             "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n{}\r\n",
@@ -92,6 +93,7 @@ fn answers1() -> Vec<(&'static str, String, Vec<u8>)> {
         );
         all.push(("GET", format!("/fields-{n}"), head));
     }
+
     all.into_iter()
         .map(|(method, path, answer)| (method, path, answer.into_bytes()))
         .collect()
@@ -103,11 +105,13 @@ fn answers2() -> Vec<(&'static str, String, Vec<u8>)> {
         let head = frame(HEADERS, END_HEADERS, 1, &block(&[(":status", status)]));
         [head, frame(DATA, END, 1, POISON.as_bytes())].concat()
     };
+
     let mut all = vec![
         ("GET", "/h2/204".to_owned(), with_data("204")),
         ("GET", "/h2/304".to_owned(), with_data("304")),
         ("HEAD", "/h2/head".to_owned(), with_data("200")),
     ];
+
     for n in [97, 98, 99, 100, 101, 102] {
         let mut head = block(&[(":status", "200")]);
         (0..n).for_each(|n| head.extend(field(format!("x-{n}").as_bytes(), b"y")));
@@ -117,6 +121,7 @@ fn answers2() -> Vec<(&'static str, String, Vec<u8>)> {
             frame(HEADERS, END_HEADERS | END, 1, &head),
         ));
     }
+
     all
 }
 
@@ -148,6 +153,7 @@ async fn outcome(at: std::net::SocketAddr, method: &str, path: &str) -> String {
             "{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
         ))
         .await;
+
     let mut all = Vec::new();
     let read =
         tokio::time::timeout(Duration::from_secs(5), client.stream.read_to_end(&mut all)).await;
@@ -156,8 +162,10 @@ async fn outcome(at: std::net::SocketAddr, method: &str, path: &str) -> String {
         Ok(Err(_)) => " and a reset",
         Err(_) => " and no end",
     };
+
     let text = String::from_utf8_lossy(&all).into_owned();
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+
     format!("{} | {body}{end}", head.lines().next().unwrap_or_default())
 }
 
@@ -177,6 +185,7 @@ async fn envoy_and_we_pass_the_same_answers_on() {
         }
     })
     .await;
+
     let mut clusters = vec![static_cluster("one", &[one])];
     let mut routes = Vec::new();
     for (_, path, answer) in answers2() {
@@ -186,12 +195,14 @@ async fn envoy_and_we_pass_the_same_answers_on() {
         )));
         routes.push(forward(&path, &path));
     }
+
     routes.push(forward("/", "one"));
     let mut manager = manager(inline(table("r", routes)));
     manager.access_log.clear();
     let listeners = vec![listener("in", vec![http_chain(&manager)])];
     let theirs = Envoy::start(program, clusters.clone(), |_| listeners.clone()).await;
     let ours = Running::start(ProxyOptions::default());
+
     ours.apply(clusters, listeners.clone()).await;
     let (their, our) = (theirs.at("in").await, ours.at("in").await);
     let mut different = Vec::new();
@@ -200,16 +211,19 @@ async fn envoy_and_we_pass_the_same_answers_on() {
             outcome(their, method, &path).await,
             outcome(our, method, &path).await,
         );
+
         let right = match OTHERWISE.iter().find(|(name, ..)| *name == path) {
             Some((_, start, _)) => we.starts_with(start),
             None => envoy == we,
         };
+
         if !right {
             different.push(format!(
                 "{method} {path}:\n  Envoy {envoy:?}\n  we    {we:?}"
             ));
         }
     }
+
     assert!(
         different.is_empty(),
         "{} differ:\n{}",

@@ -34,6 +34,7 @@ async fn witness() -> SocketAddr {
                 !VOLATILE.iter().any(|name| line.starts_with(name)) && line != "content-length: 0"
             })
             .collect();
+
         fields.sort_unstable();
         let text = format!("{first}\n{}", fields.join("\n"));
         format!(
@@ -53,18 +54,21 @@ fn on() -> Option<BoolValue> {
 fn listeners() -> Vec<Listener> {
     use core::http_protocol_options::HeadersWithUnderscoresAction as Underscores;
     use hcm::http_connection_manager::{PathWithEscapedSlashesAction as Slashes, StripPortMode};
+
     let with = |name: &str, change: &dyn Fn(&mut hcm::HttpConnectionManager)| {
         let mut manager = manager(inline(table("r", vec![forward("/", "up")])));
         manager.access_log.clear();
         change(&mut manager);
         listener(name, vec![http_chain(&manager)])
     };
+
     let underscores = |action: Underscores| {
         Some(core::HttpProtocolOptions {
             headers_with_underscores_action: action as i32,
             ..Default::default()
         })
     };
+
     vec![
         with("default", &|_| {}),
         with("sidecar", &|m| m.normalize_path = on()),
@@ -377,20 +381,24 @@ async fn outcome(at: SocketAddr, request: &str) -> (u16, String) {
         .stream
         .write_all(request.replace('\n', "\r\n").as_bytes())
         .await;
+
     let answer = tokio::time::timeout(Duration::from_secs(5), client.receive()).await;
     let Some((head, body)) = answer.unwrap_or_else(|_| panic!("no answer and no end: {request:?}"))
     else {
         return (0, String::new());
     };
+
     let status = head
         .split(' ')
         .nth(1)
         .and_then(|status| status.parse().ok())
         .expect("a status");
+
     let location = head
         .lines()
         .find(|line| line.starts_with("location: "))
         .unwrap_or_default();
+
     (
         status,
         if status == 200 {
@@ -409,6 +417,7 @@ async fn envoy_and_we_refuse_alike() {
     let clusters = vec![static_cluster("up", &[witness().await])];
     let theirs = Envoy::start(program, clusters.clone(), |_| listeners()).await;
     let ours = Running::start(ProxyOptions::default());
+
     ours.apply(clusters, listeners()).await;
     let targets = TARGETS.iter().map(|target| {
         (
@@ -416,12 +425,14 @@ async fn envoy_and_we_refuse_alike() {
             format!("GET {target} HTTP/1.1\nhost: a.example\nconnection: close\n\n"),
         )
     });
+
     let hosts = HOSTS.iter().map(|host| {
         (
             format!("host {host}"),
             format!("GET / HTTP/1.1\nhost: {host}\nconnection: close\n\n"),
         )
     });
+
     let fields = FIELDS.iter().map(|fields| {
         let body = if fields.contains("transfer-encoding: ") {
             "0\n\n"
@@ -433,12 +444,14 @@ async fn envoy_and_we_refuse_alike() {
             format!("GET / HTTP/1.1\nhost: a.example\n{fields}\n\n{body}"),
         )
     });
+
     let lines = LINES.iter().map(|line| {
         (
             format!("line {line}"),
             format!("{line}\nhost: a.example\n\n"),
         )
     });
+
     let all: Vec<(String, String)> = targets.chain(hosts).chain(fields).chain(lines).collect();
     let mut different = Vec::new();
     for listener in listeners() {
@@ -446,6 +459,7 @@ async fn envoy_and_we_refuse_alike() {
             theirs.at(&listener.name).await,
             ours.at(&listener.name).await,
         );
+
         for (case, request) in &all {
             let case = format!("{}: {case}", listener.name);
             let (envoy, we) = (outcome(their, request).await, outcome(our, request).await);
@@ -454,11 +468,13 @@ async fn envoy_and_we_refuse_alike() {
                 Some((_, status, _)) => we.0 == *status,
                 None => envoy == we,
             };
+
             if !right {
                 different.push(format!("{case:?}:\n  Envoy {envoy:?}\n  we    {we:?}"));
             }
         }
     }
+
     assert!(
         different.is_empty(),
         "{} differ:\n{}",

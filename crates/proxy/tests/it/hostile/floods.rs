@@ -126,13 +126,16 @@ async fn floods_end_the_connection_and_only_that() {
     let (running, mut bystander) = in_front(&app, |_| {}).await;
     let at = bystander.at;
     let mut wrong = Vec::new();
+
     for (name, open, more) in FLOODS {
         let attack = async {
             let mut raw = Raw::connect(at).await;
             raw.send(&open()).await;
             raw.flood(200_000, more).await
         };
+
         let said = bystander.while_under(attack).await;
+
         // Where one such frame is an error of the connection already, that is as good. Whoever
         // sends and does not listen may miss the reason.
         if !matches!(
@@ -142,11 +145,13 @@ async fn floods_end_the_connection_and_only_that() {
             wrong.push(format!("{name}: {:?}", said.goodbye));
         }
     }
+
     assert!(wrong.is_empty(), "{wrong:#?}");
     until("only the bystander is left", || {
         running.handle.connections() == 1
     })
     .await;
+
     let metrics = running.handle.metrics();
     assert!(
         metrics.contains("meltemi_refused_connections_total{cause_kind=\"overload\",flag=\"OM\"}"),
@@ -164,14 +169,17 @@ async fn b1_resets_of_requests_that_a_fault_delays_are_a_flood_too() {
         );
     })
     .await;
+
     let at = bystander.at;
     let reset = frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes());
     let mut one = Raw::connect(at).await;
+
     one.send(&[get(1, "/delayed/one"), reset].concat()).await;
     running
         .log
         .line_with("0 DI,DC downstream_remote_disconnect /delayed/one up ")
         .await;
+
     drop(one);
     let attack = async {
         Raw::connect(at)
@@ -185,12 +193,14 @@ async fn b1_resets_of_requests_that_a_fault_delays_are_a_flood_too() {
             })
             .await
     };
+
     let said = bystander.while_under(attack).await;
     assert!(
         matches!((said.goodbye, said.cut), (Some(CALM), _) | (None, true)),
         "{:?}",
         said.goodbye
     );
+
     until("only the bystander is left", || {
         running.handle.connections() == 1
     })
@@ -201,6 +211,7 @@ async fn b1_resets_of_requests_that_a_fault_delays_are_a_flood_too() {
 async fn what_looks_busy_and_is_honest_is_no_flood() {
     let app = App::start().await;
     let (_running, mut bystander) = in_front(&app, |_| {}).await;
+
     // As many frames of control as of payload, for a long time.
     let mut raw = Raw::connect(bystander.at).await;
     for n in 0..2000 {
@@ -212,8 +223,10 @@ async fn what_looks_busy_and_is_honest_is_no_flood() {
             frame(DATA, END, nth(n), b""),
             frame(WINDOW_UPDATE, 0, 0, &1000_u32.to_be_bytes()),
         ];
+
         let said = raw.ask(&busy.concat(), nth(n)).await;
         assert_eq!(said.outcome(nth(n)), Outcome::Status(200), "{n}: {said:?}");
     }
+
     bystander.is_served().await;
 }

@@ -48,12 +48,14 @@ fn number(out: &mut Vec<u8>, prefix: u8, first: u8, value: usize) {
         out.push(first | value as u8);
         return;
     }
+
     out.push(first | max as u8);
     let mut rest = value - max;
     while rest >= 128 {
         out.push(rest as u8 | 0x80);
         rest >>= 7;
     }
+
     out.push(rest as u8);
 }
 
@@ -143,6 +145,7 @@ impl Said {
                 .get(at..at + 4)
                 .map(|b| b.iter().fold(0, |n, b| n << 8 | u32::from(*b)))
         };
+
         match kind {
             HEADERS => {
                 _ = self
@@ -188,6 +191,7 @@ fn status(block: &[u8]) -> u16 {
         .iter()
         .position(|b| b & 0xe0 != 0x20)
         .expect("a field");
+
     let block = &block[start..];
     if block[0] & 0x80 != 0 {
         let known = [200, 204, 206, 304, 400, 404, 500];
@@ -196,6 +200,7 @@ fn status(block: &[u8]) -> u16 {
             .copied()
             .unwrap_or(0);
     }
+
     let length = usize::from(block[1] & 0x7f);
     let value = &block[2..2 + length];
     if block[1] & 0x80 == 0 {
@@ -204,6 +209,7 @@ fn status(block: &[u8]) -> u16 {
             .parse()
             .expect("a status");
     }
+
     let bits: String = value.iter().map(|byte| format!("{byte:08b}")).collect();
     let (mut rest, mut status) = (bits.as_str(), 0);
     for _ in 0..3 {
@@ -216,9 +222,11 @@ fn status(block: &[u8]) -> u16 {
                 6,
             ),
         };
+
         status = status * 10 + digit;
         rest = &rest[used..];
     }
+
     status
 }
 
@@ -264,9 +272,11 @@ impl Raw {
                     batch.clear();
                 }
             }
+
             let _ = write.shutdown().await;
             false
         };
+
         let listening = async {
             let mut said = Said::default();
             let mut waiting = self.waiting;
@@ -275,7 +285,9 @@ impl Raw {
             }
             said
         };
+
         let (cut, said) = soon(async { tokio::join!(writing, listening) }).await;
+
         Said { cut, ..said }
     }
 
@@ -300,6 +312,7 @@ impl Raw {
             }
         })
         .await;
+
         said
     }
 }

@@ -43,6 +43,7 @@ async fn is_refused(bystander: &Bystander, name: &str, request: &[u8], status: &
         head.starts_with(&format!("HTTP/1.1 {status} ")),
         "{name}: {head}"
     );
+
     assert!(head.contains("\r\nconnection: close\r\n"), "{name}: {head}");
     assert!(
         soon(client.receive()).await.is_none(),
@@ -302,6 +303,7 @@ async fn heads_with_two_readings_are_refused_and_nothing_is_forwarded() {
         )
         .await;
     }
+
     bystander.is_served().await;
     assert!(!app.saw("/a ") && !app.saw("smuggled"));
 }
@@ -315,11 +317,13 @@ async fn a3_http_1_0_has_no_chunks_even_where_it_is_served() {
             ..Default::default()
         });
     };
+
     let (_running, mut bystander) = in_front(&app, accepts).await;
     let chunked = format!(
         "POST /a HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{SMUGGLED}"
     );
     is_refused(&bystander, "chunked", chunked.as_bytes(), "400").await;
+
     // A9: without a length there is no body, and what looks like one is not the next request.
     let mut client = Client::connect(bystander.at).await;
     client
@@ -330,6 +334,7 @@ async fn a3_http_1_0_has_no_chunks_even_where_it_is_served() {
         head.starts_with("HTTP/1.1 200 ") && head.contains("connection: close"),
         "{head}"
     );
+
     assert!(soon(client.receive()).await.is_none());
     bystander.is_served().await;
     assert!(app.saw("/ten") && !app.saw("/a ") && !app.saw("smuggled"));
@@ -341,6 +346,7 @@ async fn a4_broken_chunks_end_the_request_on_both_sides() {
     let (running, mut bystander) = in_front(&app, |_| {}).await;
     let extension = format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(1 << 20));
     let trailers = format!("0\r\nx: {}\r\n\r\n", "x".repeat(1 << 20));
+
     for (name, body) in [
         ("size above 64 bits", "10000000000000000\r\n"),
         ("size just below 64 bits", "fffffffffffffffe\r\n"),
@@ -368,6 +374,7 @@ async fn a4_broken_chunks_end_the_request_on_both_sides() {
         );
         is_refused(&bystander, name, request.as_bytes(), "400").await;
     }
+
     bystander.is_served().await;
     assert!(!app.saw("POST /a ") && !app.saw("smuggled"));
     running.log.line_with("400 DPE ").await;
@@ -408,7 +415,9 @@ async fn a6_a7_bytes_for_another_protocol_are_never_a_request() {
         )
         .await;
     }
+
     bystander.is_served().await;
+
     // The upgrade to HTTP/2 is nothing that anybody has to take up, and many clients ask for it.
     let request = "GET /h2c HTTP/1.1\nhost: a\nconnection: Upgrade, HTTP2-Settings\nupgrade: h2c\n\
                    http2-settings: AAMAAABk\n\n";
@@ -417,10 +426,12 @@ async fn a6_a7_bytes_for_another_protocol_are_never_a_request() {
         head.starts_with("HTTP/1.1 200 ") && !head.contains("connection: close"),
         "{head}"
     );
+
     assert!(
         !seen.to_ascii_lowercase().contains("upgrade") && !seen.contains("settings"),
         "{seen}"
     );
+
     assert!(app.saw("GET /ws ") && !app.saw("/a ") && !app.saw("smuggled") && !app.saw("CONNECT"));
 }
 
@@ -432,10 +443,13 @@ async fn a8_a16_a_body_nobody_read_is_not_the_next_request() {
         m.route_specifier = Some(inline(table("r", routes)))
     })
     .await;
+
     let at = bystander.at;
+
     // What fits is read and thrown away, what does not ends the connection.
     let large = 1 << 20;
     let mut body = SMUGGLED.repeat(large / SMUGGLED.len() + 1).into_bytes();
+
     body.truncate(large);
     let mut client = Client::connect(at).await;
     let head = format!("POST /large HTTP/1.1\r\nhost: a\r\ncontent-length: {large}\r\n\r\n");
@@ -443,12 +457,14 @@ async fn a8_a16_a_body_nobody_read_is_not_the_next_request() {
     let (head, _) = soon(client.receive()).await.expect("an answer");
     assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
     assert!(soon(client.receive()).await.is_none(), "read from a body");
+
     // A client that waits for a 100 and gets a final answer may send its body or not: either way it
     // ends here.
     let expecting = format!(
         "POST /expects HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: {}\r\n\r\n",
         SMUGGLED.len()
     );
+
     is_refused(&bystander, "A16", expecting.as_bytes(), "404").await;
     is_refused(
         &bystander,
@@ -457,6 +473,7 @@ async fn a8_a16_a_body_nobody_read_is_not_the_next_request() {
         "404",
     )
     .await;
+
     bystander.is_served().await;
     running.log.line_with(" /large ").await;
     let metrics = running.handle.metrics();
@@ -473,6 +490,7 @@ async fn a11_a_client_cannot_have_fields_of_others_taken_away() {
         m.use_remote_address = Some(BoolValue { value: true })
     })
     .await;
+
     let mut client = Client::connect(bystander.at).await;
     let nominated =
         "authorization, x-forwarded-for, x-request-id, x-forwarded-proto, cookie, x-hop, close";
@@ -482,6 +500,7 @@ async fn a11_a_client_cannot_have_fields_of_others_taken_away() {
              proxy-connection: x\nte: gzip\n\n"
         ))
         .await;
+
     for kept in [
         "authorization: Bearer t",
         "cookie: a=b",
@@ -490,6 +509,7 @@ async fn a11_a_client_cannot_have_fields_of_others_taken_away() {
     ] {
         assert!(seen.contains(&format!("\r\n{kept}\r\n")), "{kept}: {seen}");
     }
+
     for gone in [
         "\r\nconnection:",
         "\r\nkeep-alive:",
@@ -499,6 +519,7 @@ async fn a11_a_client_cannot_have_fields_of_others_taken_away() {
     ] {
         assert!(!seen.contains(gone), "{gone}: {seen}");
     }
+
     bystander.is_served().await;
 }
 
@@ -511,20 +532,24 @@ async fn a12_heads_without_measure_are_refused() {
         "GET /a HTTP/1.1\r\nhost: a\r\n{}\r\n",
         "x: y\r\n".repeat(10_000)
     );
+
     let few = format!(
         "GET /a HTTP/1.1\r\nhost: a\r\n{}\r\n",
         "x: y\r\n".repeat(101)
     );
+
     let large = format!(
         "GET /a HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n",
         "y".repeat(1 << 20)
     );
+
     let method = format!("{} /a HTTP/1.1\r\nhost: a\r\n\r\n", "G".repeat(64 * 1024));
     let host = format!("GET /a HTTP/1.1\r\nhost: {}\r\n\r\n", "a".repeat(8 * 1024));
     let options = format!(
         "GET /a HTTP/1.1\r\nhost: a\r\nconnection: {}\r\n\r\n",
         "x,".repeat(20_000)
     );
+
     for (name, request, status) in [
         ("line", line, "414"),
         ("many", many, "431"),
@@ -536,6 +561,7 @@ async fn a12_heads_without_measure_are_refused() {
     ] {
         is_refused(&bystander, name, request.as_bytes(), status).await;
     }
+
     bystander.is_served().await;
     assert!(!app.saw("/a"));
 }
@@ -551,6 +577,7 @@ async fn a12_empty_lines_and_nothing_else_are_refused_at_once() {
         "400",
     )
     .await;
+
     let mut client = Client::connect(bystander.at).await;
     let (head, _) = client.ask("\n\nGET /bystander HTTP/1.1\nhost: a\n\n").await;
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
@@ -570,6 +597,7 @@ async fn a13_many_slow_heads_cost_nobody_else_anything() {
             clients.push(tokio::spawn(async move {
                 let mut client = Client::connect(at).await;
                 client.send(format!("GET /slow-{n} HTTP/1.1\r\n")).await;
+
                 // One byte at a time: the head has its time, not each of its bytes.
                 let (mut read, mut write) = client.stream.split();
                 let mut answer = [0; 12];
@@ -584,13 +612,16 @@ async fn a13_many_slow_heads_cost_nobody_else_anything() {
                         std::future::pending::<()>().await;
                     } => {}
                 }
+
                 answer
             }));
         }
+
         for client in clients {
             assert_eq!(&soon(client).await.expect("no panic"), b"HTTP/1.1 408");
         }
     };
+
     bystander.while_under(slow).await;
     assert!(!app.saw("slow"));
     until("only the bystander is left", || {
@@ -602,6 +633,7 @@ async fn a13_many_slow_heads_cost_nobody_else_anything() {
 #[tokio::test]
 async fn a14_ten_thousand_pipelined_requests_are_answered_in_order() {
     const REQUESTS: usize = 10_000;
+
     let app = App::start().await;
     let (_running, mut bystander) = in_front(&app, |_| {}).await;
     let client = Client::connect(bystander.at).await;
@@ -613,6 +645,7 @@ async fn a14_ten_thousand_pipelined_requests_are_answered_in_order() {
         }
         write
     });
+
     let mut read = tokio::io::BufReader::new(read);
     let reading = async {
         for n in 0..REQUESTS {
@@ -623,6 +656,7 @@ async fn a14_ten_thousand_pipelined_requests_are_answered_in_order() {
             );
         }
     };
+
     bystander.while_under(reading).await;
     writing.await.expect("no panic");
 }
@@ -635,6 +669,7 @@ async fn a17_clients_that_reset_leave_nothing_behind() {
         m.route_specifier = Some(inline(table("r", routes)))
     })
     .await;
+
     let at = bystander.at;
     let attack = async move {
         for n in 0..500 {
@@ -649,10 +684,12 @@ async fn a17_clients_that_reset_leave_nothing_behind() {
             meltemi_net::socket::reset_on_close(&client.stream);
         }
     };
+
     bystander.while_under(attack).await;
     until("only the bystander is left", || {
         running.handle.connections() == 1
     })
     .await;
+
     assert!(!app.saw("/up"), "half a body is no request");
 }

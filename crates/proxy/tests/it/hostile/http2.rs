@@ -22,17 +22,21 @@ pub async fn in_front(
         while stream.read(&mut all).await.is_ok_and(|n| n > 0) {}
     })
     .await;
+
     let mut manager = manager(inline(table(
         "r",
         vec![forward("/silent", "silent"), forward("/", "up")],
     )));
+
     change(&mut manager);
     let clusters = vec![
         static_cluster("up", &[app.at]),
         static_cluster("silent", &[silent]),
     ];
+
     let running = Running::with(clusters, vec![listener("in", vec![http_chain(&manager)])]).await;
     let bystander = Bystander::at(running.at("in").await).await;
+
     (running, bystander)
 }
 
@@ -46,6 +50,7 @@ async fn b4_heads_that_grow_when_they_are_read_are_refused() {
     let app = App::start().await;
     let (_running, mut bystander) = in_front(&app, |_| {}).await;
     let mut bomb = request("GET", "/a", &[]);
+
     bomb.extend(remembered(b"x", &[b'y'; 4000]));
     bomb.extend([0x80 | 62; 40]);
     let mut crumbs = request("GET", "/a", &[]);
@@ -68,6 +73,7 @@ async fn b4_heads_that_grow_when_they_are_read_are_refused() {
             .ask(&frame(HEADERS, END_HEADERS | END, 1, &head), 1)
             .await;
         assert_eq!(said.outcome(1), outcome, "{name}: {said:?}");
+
         // The connection goes on: whoever sent too much by mistake may ask again.
         assert_eq!(
             raw.ask(&get(3, "/after"), 3).await.outcome(3),
@@ -75,6 +81,7 @@ async fn b4_heads_that_grow_when_they_are_read_are_refused() {
             "{name}"
         );
     }
+
     // A browser sends each of its cookies as a field.
     let mut cookies = request("GET", "/cookies", &[]);
     for n in 0..180 {
@@ -109,16 +116,19 @@ async fn b7_streams_that_nobody_reads_are_let_go() {
         }
     })
     .await;
+
     let app = App::start().await;
     let mut manager = manager(inline(table(
         "r",
         vec![forward("/bystander", "up"), forward("/large", "large")],
     )));
+
     manager.stream_idle_timeout = Some(duration(Duration::from_secs(1)));
     let clusters = vec![
         static_cluster("up", &[app.at]),
         static_cluster("large", &[large]),
     ];
+
     let running = Running::with(clusters, vec![listener("in", vec![http_chain(&manager)])]).await;
     let mut bystander = Bystander::at(running.at("in").await).await;
     let at = bystander.at;
@@ -132,9 +142,11 @@ async fn b7_streams_that_nobody_reads_are_let_go() {
             said.resets.len() == 100 && said.goodbye.is_none(),
             "{said:?}"
         );
+
         // Others may come after them.
         raw.ask(&get(301, "/bystander"), 301).await.outcome(301)
     };
+
     // Its body may not be sent either, but its head may.
     assert_eq!(bystander.while_under(attack).await, Outcome::Status(200));
 }
@@ -289,6 +301,7 @@ async fn b8_broken_frames_end_with_the_right_error() {
     let app = App::start().await;
     let (_running, mut bystander) = in_front(&app, |_| {}).await;
     let mut wrong = Vec::new();
+
     for (name, frames, outcomes) in BROKEN {
         let mut raw = Raw::connect(bystander.at).await;
         let said = raw.ask(&frames(), 1).await;
@@ -296,6 +309,7 @@ async fn b8_broken_frames_end_with_the_right_error() {
             wrong.push(format!("{name}: {said:?}"));
         }
     }
+
     assert!(wrong.is_empty(), "{wrong:#?}");
     bystander.is_served().await;
     assert!(!app.saw("/a "));
@@ -306,6 +320,7 @@ async fn mistakes_that_are_rare_end_no_connection_however_long_it_lives() {
     let app = App::start().await;
     let (_running, mut bystander) = in_front(&app, |_| {}).await;
     let mut raw = Raw::connect(bystander.at).await;
+
     for n in 0..400 {
         let mistake = frame(
             HEADERS,
@@ -313,12 +328,14 @@ async fn mistakes_that_are_rare_end_no_connection_however_long_it_lives() {
             nth(2 * n),
             &request("GET", "/a", &[("connection", "close")]),
         );
+
         let said = raw.ask(&mistake, nth(2 * n)).await;
         assert_eq!(
             said.outcome(nth(2 * n)),
             Outcome::Reset(PROTOCOL_ERROR),
             "{n}: {said:?}"
         );
+
         let said = raw
             .ask(&get(nth(2 * n + 1), "/after"), nth(2 * n + 1))
             .await;
@@ -328,6 +345,7 @@ async fn mistakes_that_are_rare_end_no_connection_however_long_it_lives() {
             "{n}: {said:?}"
         );
     }
+
     bystander.is_served().await;
     assert!(!app.saw("/a "));
 }
@@ -646,6 +664,7 @@ async fn b9_b11_heads_that_mean_something_else_in_http1_are_never_written_there(
     let app = App::start().await;
     let (_running, mut bystander) = in_front(&app, |_| {}).await;
     let mut wrong = Vec::new();
+
     for (name, head, body, outcomes) in HEADS {
         let mut raw = Raw::connect(bystander.at).await;
         let frames = match body {
@@ -656,20 +675,24 @@ async fn b9_b11_heads_that_mean_something_else_in_http1_are_never_written_there(
             .concat(),
             false => frame(HEADERS, END_HEADERS | END, 1, &head()),
         };
+
         let said = raw.ask(&frames, 1).await;
         if !outcomes.contains(&said.outcome(1)) {
             wrong.push(format!("{name}: {said:?}"));
         }
     }
+
     assert!(wrong.is_empty(), "{wrong:#?}");
     bystander.is_served().await;
     assert!(!app.saw("/a") && !app.saw("CONNECT"));
+
     // D2: whatever decides, decides without the fragment.
     let mut raw = Raw::connect(bystander.at).await;
     assert_eq!(
         raw.ask(&get(1, "/public#/admin"), 1).await.outcome(1),
         Outcome::Status(200)
     );
+
     assert!(app.saw("GET /public HTTP/1.1\r\n") && !app.saw("admin"));
 }
 
@@ -715,8 +738,10 @@ async fn b11_schemes_are_one_in_any_case_and_there_is_one_authority() {
             app.saw(&format!("GET {path} HTTP/1.1\r\nhost: one.example\r\n")),
             "{name}"
         );
+
         assert!(!app.saw("x-forwarded-proto: https"), "{name}");
     }
+
     bystander.is_served().await;
 }
 
@@ -735,13 +760,16 @@ async fn b14_trailers_that_pretend_to_be_more_are_reset() {
             frame(DATA, 0, 1, b"abc"),
             frame(HEADERS, END_HEADERS | END, 1, &trailers),
         ];
+
         let said = raw.ask(&frames.concat(), 1).await;
         assert!(
             MALFORMED_HEAD.contains(&said.outcome(1)),
             "{name}: {said:?}"
         );
     }
+
     assert!(!app.saw("/a "));
+
     // What a client says in a request's trailers does not arrive: neither another path nor a status
     // it cannot know.
     let mut raw = Raw::connect(bystander.at).await;
@@ -751,15 +779,18 @@ async fn b14_trailers_that_pretend_to_be_more_are_reset() {
         ("grpc-status", "0"),
         ("x-forwarded-for", "6.6.6.6"),
     ]);
+
     let frames = [
         post(1, "/forged"),
         frame(DATA, 0, 1, b"abc"),
         frame(HEADERS, END_HEADERS | END, 1, &forged),
     ];
+
     assert_eq!(
         raw.ask(&frames.concat(), 1).await.outcome(1),
         Outcome::Status(200)
     );
+
     assert!(
         app.saw("/forged") && !app.saw("grpc-status") && !app.saw("6.6.6.6") && !app.saw("/b ")
     );
@@ -780,6 +811,7 @@ async fn junk_after_the_preface_and_half_a_preface_are_let_go() {
         );
     })
     .await;
+
     let at: SocketAddr = bystander.at;
     let mut held = Vec::new();
     for bytes in [
@@ -794,6 +826,7 @@ async fn junk_after_the_preface_and_half_a_preface_are_let_go() {
             held.push(client);
         }
     }
+
     bystander.is_served().await;
     for mut client in held {
         while !super::soon(client.closed()).await {}

@@ -40,11 +40,13 @@ fn authorizes(action: rbac::rbac::Action, rule: rbac::permission::Rule) -> hcm::
         }],
         ..Default::default()
     };
+
     let rules = rbac::Rbac {
         action: action as i32,
         policies: [("policy".to_owned(), policy)].into(),
         ..Default::default()
     };
+
     http_filter(
         "envoy.filters.http.rbac",
         pack(&Rbac {
@@ -132,6 +134,7 @@ async fn d1_d2_no_spelling_of_a_path_passes_a_policy() {
             MatchPattern::Prefix("/admin".into()),
         ))),
     });
+
     let (_running, mut bystander) = in_front(&app, |m| {
         m.http_filters.insert(0, denies(path));
         m.normalize_path = on();
@@ -140,12 +143,15 @@ async fn d1_d2_no_spelling_of_a_path_passes_a_policy() {
             hcm::http_connection_manager::PathWithEscapedSlashesAction::UnescapeAndForward as i32;
     })
     .await;
+
     for path in ADMINS {
         let status = status(bystander.at, &format!("GET {path} HTTP/1.1\nhost: a\n\n")).await;
         assert!(matches!(status.as_str(), "403" | "400"), "{path}: {status}");
     }
+
     bystander.is_served().await;
     assert!(!app.saw("admin"));
+
     // What was judged is what is forwarded.
     assert_eq!(
         status(
@@ -155,12 +161,14 @@ async fn d1_d2_no_spelling_of_a_path_passes_a_policy() {
         .await,
         "200"
     );
+
     assert!(app.saw("GET /a/b/d?q=//../ HTTP/1.1"));
 }
 
 #[tokio::test]
 async fn d1_escaped_slashes_can_be_refused_or_sent_back() {
     use hcm::http_connection_manager::PathWithEscapedSlashesAction as Action;
+
     for (action, status_wanted) in [
         (Action::RejectRequest, "400"),
         (Action::UnescapeAndRedirect, "307"),
@@ -186,6 +194,7 @@ async fn d3_hosts_are_folded_before_every_decision() {
         routes,
         ..Default::default()
     };
+
     let routes = route::RouteConfiguration {
         name: "r".into(),
         virtual_hosts: vec![
@@ -195,6 +204,7 @@ async fn d3_hosts_are_folded_before_every_decision() {
         ],
         ..Default::default()
     };
+
     let (_running, mut bystander) = in_front(&app, |m| {
         m.route_specifier = Some(inline(routes));
         m.strip_trailing_host_dot = true;
@@ -202,6 +212,7 @@ async fn d3_hosts_are_folded_before_every_decision() {
             Some(hcm::http_connection_manager::StripPortMode::StripAnyHostPort(true));
     })
     .await;
+
     for host in [
         "secret.example",
         "Secret.Example",
@@ -215,12 +226,15 @@ async fn d3_hosts_are_folded_before_every_decision() {
             &format!("GET /host HTTP/1.1\nhost: {host}\n\n"),
         )
         .await;
+
         assert!(matches!(status.as_str(), "404" | "400"), "{host}: {status}");
+
         // The target decides, whatever Host says.
         let request = format!("GET http://{host}/host HTTP/1.1\nhost: other.example\n\n");
         let status = self::status(bystander.at, &request).await;
         assert!(matches!(status.as_str(), "404" | "400"), "{host}: {status}");
     }
+
     bystander.is_served().await;
     assert!(!app.saw("/host"));
 }
@@ -235,6 +249,7 @@ async fn d4_each_of_several_values_is_judged() {
         )
     })
     .await;
+
     for (fields, wanted) in [
         ("x-role: admin", "403"),
         ("X-ROLE: admin", "403"),
@@ -251,6 +266,7 @@ async fn d4_each_of_several_values_is_judged() {
         .await;
         assert_eq!(status, wanted, "{fields:?}");
     }
+
     bystander.is_served().await;
 }
 
@@ -268,6 +284,7 @@ async fn d4_all_of_several_values_must_be_allowed() {
         let at = running.at("in").await;
         (running, at)
     };
+
     for (fields, wanted) in [
         ("x-role: user", "200"),
         ("x-role: user\nx-role: user", "200"),
@@ -280,12 +297,14 @@ async fn d4_all_of_several_values_must_be_allowed() {
         let status = status(at, &format!("GET /d4 HTTP/1.1\nhost: a\n{fields}\n\n")).await;
         assert_eq!(status, wanted, "{fields:?}");
     }
+
     assert!(!app.saw("admin"));
 }
 
 #[tokio::test]
 async fn d5_underscores_are_refused_or_dropped_where_that_is_asked_for() {
     use core::http_protocol_options::HeadersWithUnderscoresAction as Action;
+
     for (action, wanted, arrives) in [
         (Action::RejectRequest, "400", false),
         (Action::DropHeader, "200", false),
@@ -299,6 +318,7 @@ async fn d5_underscores_are_refused_or_dropped_where_that_is_asked_for() {
             });
         })
         .await;
+
         for name in ["x_user", "X_User", "_x", "x_"] {
             let status = status(
                 bystander.at,
@@ -307,6 +327,7 @@ async fn d5_underscores_are_refused_or_dropped_where_that_is_asked_for() {
             .await;
             assert_eq!(status, wanted, "{name}: {action:?}");
         }
+
         bystander.is_served().await;
         assert_eq!(app.saw("root"), arrives, "{action:?}");
     }
@@ -324,7 +345,9 @@ const OURS: &str = "x-forwarded-client-cert: By=spiffe://a;URI=spiffe://cluster.
 #[tokio::test]
 async fn d6_a_gateway_believes_nothing_that_a_stranger_says() {
     use hcm::http_connection_manager::ForwardClientCertDetails as Details;
+
     let app = App::start().await;
+
     // As Istio configures its gateways.
     let (_running, mut bystander) = in_front(&app, |m| {
         m.use_remote_address = on();
@@ -336,10 +359,12 @@ async fn d6_a_gateway_believes_nothing_that_a_stranger_says() {
             });
     })
     .await;
+
     let (head, seen) = Client::connect(bystander.at)
         .await
         .ask(&format!("GET /d6 HTTP/1.1\nhost: a\n{OURS}\n\n"))
         .await;
+
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     for gone in [
         "x-forwarded-client-cert",
@@ -357,21 +382,25 @@ async fn d6_a_gateway_believes_nothing_that_a_stranger_says() {
     ] {
         assert!(!seen.contains(gone), "{gone}: {seen}");
     }
+
     // What the client claims stays to the left of what we saw.
     assert!(
         seen.contains("\r\nx-forwarded-for: 6.6.6.6,127.0.0.1\r\n"),
         "{seen}"
     );
+
     assert!(
         seen.contains("\r\nx-envoy-external-address: 127.0.0.1\r\n"),
         "{seen}"
     );
+
     bystander.is_served().await;
 }
 
 #[tokio::test]
 async fn d6_a_certificate_is_not_claimed_by_header() {
     use hcm::http_connection_manager::ForwardClientCertDetails as Details;
+
     for (details, kept) in [
         (Details::Sanitize, false),
         (Details::ForwardOnly, false),
@@ -389,6 +418,7 @@ async fn d6_a_certificate_is_not_claimed_by_header() {
             &format!("GET /xfcc HTTP/1.1\nhost: a\n{claim}\n\n"),
         )
         .await;
+
         assert_eq!(
             app.saw("spiffe"),
             kept,
@@ -404,18 +434,22 @@ async fn d6_metadata_of_peers_stops_at_the_proxy() {
             istio_headers: Some(IstioHeaders::default()),
         }]
     };
+
     let app = App::start().await;
+
     // As Istio configures an inbound listener.
     let metadata = PeerMetadataConfig {
         downstream_discovery: headers(),
         downstream_propagation: headers(),
         ..Default::default()
     };
+
     let (_running, mut bystander) = in_front(&app, |m| {
         m.http_filters
             .insert(0, http_filter("istio.peer_metadata", pack(&metadata)))
     })
     .await;
+
     for fields in [
         "x-envoy-peer-metadata: AAAA\nx-envoy-peer-metadata-id: sidecar~secret",
         "X-Envoy-Peer-Metadata: AAAA\nX-Envoy-Peer-Metadata-Id: sidecar~secret",
@@ -430,6 +464,7 @@ async fn d6_metadata_of_peers_stops_at_the_proxy() {
             .await;
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     }
+
     bystander.is_served().await;
     assert!(app.saw("GET /peer") && !app.saw("peer-metadata") && !app.saw("secret"));
 }
@@ -454,6 +489,7 @@ async fn d11_with_n_trusted_proxies_the_nth_from_the_right_is_the_client() {
             m.xff_num_trusted_hops = hops;
         })
         .await;
+
         let request = format!("GET /xff HTTP/1.1\nhost: a\nx-forwarded-for: {forwarded}\n\n");
         let (_, seen) = Client::connect(bystander.at).await.ask(&request).await;
         assert!(
@@ -473,6 +509,7 @@ async fn d12_methods_are_words_of_their_own() {
         )
     })
     .await;
+
     let long = "M".repeat(1024);
     for (method, wanted) in [
         ("PUT", "403"),
@@ -489,6 +526,7 @@ async fn d12_methods_are_words_of_their_own() {
         .await;
         assert_eq!(status, wanted, "{method}");
     }
+
     bystander.is_served().await;
     assert!(app.saw("TRACE /d12 ") && app.saw("PUTS /d12 ") && !app.saw("PUT /d12 "));
 }

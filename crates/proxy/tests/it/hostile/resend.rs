@@ -32,18 +32,21 @@ async fn forgetful() -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
                 }
                 return;
             }
+
             // Does not wait for the body: whatever is sent again is answered.
             while !waiting.windows(4).any(|w| w == b"\r\n\r\n") {
                 if !stream.read_buf(&mut waiting).await.is_ok_and(|n| n > 0) {
                     return;
                 }
             }
+
             let _ = book.send(String::from_utf8_lossy(&waiting).into_owned());
             let _ = stream.write_all(OK).await;
             while stream.read_buf(&mut waiting).await.is_ok_and(|n| n > 0) {}
         }
     })
     .await;
+
     (at, arrived)
 }
 
@@ -73,16 +76,19 @@ async fn a_body_that_was_not_kept_is_not_left_out_of_a_second_attempt() {
         ),
         ("GET /nothing HTTP/1.1\nhost: a\n\n", "200"),
     ];
+
     for (request, status) in cases {
         let (up, mut arrived) = forgetful().await;
         let (_running, at) = simple(up).await;
         let mut client = Client::connect(at).await;
+
         assert_eq!(client.ask("GET / HTTP/1.1\nhost: a\n\n").await.1, "ok");
         let (head, body) = soon(client.ask(request)).await;
         assert!(
             head.starts_with(&format!("HTTP/1.1 {status} ")),
             "{request}: {head}{body}"
         );
+
         let times = std::iter::from_fn(|| arrived.try_recv().ok()).count();
         assert_eq!(times, if status == "200" { 2 } else { 1 }, "{request}");
     }
@@ -91,6 +97,7 @@ async fn a_body_that_was_not_kept_is_not_left_out_of_a_second_attempt() {
 #[tokio::test]
 async fn a_request_of_which_a_part_has_arrived_is_not_sent_again() {
     let app = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+
     // The policy of inbound routes where nothing is said.
     let retrying = tune(forward("/", "up"), |action| {
         action.retry_policy = Some(route::RetryPolicy {
@@ -99,10 +106,12 @@ async fn a_request_of_which_a_part_has_arrived_is_not_sent_again() {
             ..Default::default()
         });
     });
+
     let manager = manager(inline(table("r", vec![retrying])));
     let up = static_cluster("up", &[app.local_addr().expect("bound")]);
     let running = Running::with(vec![up], vec![listener("in", vec![http_chain(&manager)])]).await;
     let at = running.at("in").await;
+
     // The reset and the rest of the body come together: which of them is noticed first differs from
     // round to round.
     for round in 0..300 {
@@ -123,6 +132,7 @@ async fn a_request_of_which_a_part_has_arrived_is_not_sent_again() {
             client.send("later").await;
             drop(up);
         }
+
         let answer = soon(async {
             tokio::select! {
                 answer = client.receive() => answer,
@@ -130,6 +140,7 @@ async fn a_request_of_which_a_part_has_arrived_is_not_sent_again() {
             }
         })
         .await;
+
         let (head, _) = answer.expect("an answer");
         assert!(head.starts_with("HTTP/1.1 503 "), "round {round}: {head}");
     }
@@ -146,6 +157,7 @@ fn frames_in(seen: &[u8]) -> Vec<(u8, u8)> {
         found.push((rest[3], rest[4]));
         rest = after;
     }
+
     found
 }
 
@@ -166,13 +178,16 @@ async fn a_goodbye_costs_no_request() {
                         .expect("good");
                     let _ = respond.send_response(response, true);
                 }
+
                 return;
             }
+
             let mut seen = Vec::new();
             let _ = stream.write_all(&frame(SETTINGS, 0, 0, &[])).await;
             while !frames_in(&seen).iter().any(|(kind, _)| *kind == HEADERS) {
                 assert!(stream.read_buf(&mut seen).await.is_ok_and(|n| n > 0));
             }
+
             // A response that does not end, a goodbye to everybody else, and a question that is
             // answered after both.
             let answer = frame(HEADERS, END_HEADERS, 1, &block(&[(":status", "200")]));
@@ -188,12 +203,14 @@ async fn a_goodbye_costs_no_request() {
         }
     })
     .await;
+
     let manager = manager(inline(table("r", vec![forward("/", "up")])));
     let up = http2(static_cluster("up", &[up]));
     let options = meltemi_proxy::ProxyOptions {
         admin: Some(([127, 0, 0, 1], 0).into()),
         ..Default::default()
     };
+
     let running = Running::start(options);
     running
         .apply(vec![up], vec![listener("in", vec![http_chain(&manager)])])
@@ -202,6 +219,7 @@ async fn a_goodbye_costs_no_request() {
     let mut long = Client::connect(at).await;
     long.send("GET /long HTTP/1.1\r\nhost: a\r\n\r\n").await;
     soon(goodbye_heard.recv()).await.expect("said");
+
     // A body does not matter: nothing of it was read.
     let (head, _) = soon(
         Client::connect(at)
@@ -209,10 +227,12 @@ async fn a_goodbye_costs_no_request() {
             .ask("POST /next HTTP/1.1\nhost: a\ncontent-length: 2\n\nhi"),
     )
     .await;
+
     assert!(
         head.starts_with("HTTP/1.1 200 ") && head.contains("x-name: next"),
         "{head}"
     );
+
     running.log.line_with("200 - via_upstream /next").await;
     running.handle.ready().await;
     let mut admin = Client::connect(running.handle.admin_addresses()[0]).await;
@@ -233,6 +253,7 @@ async fn a_client_that_leaves_ends_the_wait_for_another_attempt() {
         b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n".to_vec()
     })
     .await;
+
     let hour = duration(std::time::Duration::from_secs(3600));
     let retrying = tune(forward("/", "up"), |action| {
         action.retry_policy = Some(route::RetryPolicy {
@@ -245,10 +266,12 @@ async fn a_client_that_leaves_ends_the_wait_for_another_attempt() {
             ..Default::default()
         });
     });
+
     let manager = manager(inline(table("r", vec![retrying])));
     let clusters = vec![static_cluster("up", &[busy])];
     let running = Running::with(clusters, vec![listener("in", vec![http_chain(&manager)])]).await;
     let mut client = Client::connect(running.at("in").await).await;
+
     client.send("GET /left HTTP/1.1\r\nhost: a\r\n\r\n").await;
     soon(arrived.recv()).await.expect("asked");
     drop(client);

@@ -33,6 +33,7 @@ async fn strict(app: &App, handshake_within: Duration) -> Strict {
         chain.transport_socket_connect_timeout = Some(duration(handshake_within));
     })
     .await;
+
     let at = server.at("inbound").await;
     let client = outbound_with(&authority, at, SERVER, |cluster| {
         let options = HttpProtocolOptions {
@@ -42,13 +43,16 @@ async fn strict(app: &App, handshake_within: Duration) -> Strict {
             }),
             ..Default::default()
         };
+
         let name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
         cluster
             .typed_extension_protocol_options
             .insert(name.into(), pack(&options));
     })
     .await;
+
     let bystander = Bystander::at(client.at("outbound").await).await;
+
     Strict {
         server,
         at,
@@ -105,6 +109,7 @@ fn hello(version: u16, extensions: &[Vec<u8>]) -> Vec<u8> {
         extension(23, &[]),
     ]
     .concat();
+
     let mut body = version.to_be_bytes().to_vec();
     body.extend([7; 32]);
     body.push(0);
@@ -112,6 +117,7 @@ fn hello(version: u16, extensions: &[Vec<u8>]) -> Vec<u8> {
     body.extend([1, 0]);
     body.extend(sized(&[common, extensions.concat()].concat()));
     let length = u32::try_from(body.len()).expect("short").to_be_bytes();
+
     [&[1][..], &length[1..], &body].concat()
 }
 
@@ -130,10 +136,13 @@ fn honest(name: &'static str) -> Vec<u8> {
         .expect("versions")
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();
+
     let name = name.try_into().expect("a name");
     let mut client = rustls::ClientConnection::new(Arc::new(config), name).expect("a client");
     let mut out = Vec::new();
+
     client.write_tls(&mut out).expect("to memory");
+
     out
 }
 
@@ -161,18 +170,22 @@ async fn c8_old_versions_are_refused() {
             &records(&hello(version, &[names(&[b"server"])]), 16_000),
         )
         .await;
+
         assert!(is_refusal(first), "{name}: {first:?}");
+
         // Whatever it also claims to speak.
         let claims = extension(43, &[2, (version >> 8) as u8, version as u8]);
         let first = answer(strict.at, &records(&hello(0x303, &[claims]), 16_000)).await;
         assert!(is_refusal(first), "{name} in supported_versions: {first:?}");
     }
+
     // SSL 2.0 has another form altogether.
     let first = answer(
         strict.at,
         &[0x80, 0x2e, 1, 0, 2, 0, 0x15, 0, 0, 0, 0x10, 1, 0, 0x80],
     )
     .await;
+
     assert!(is_refusal(first), "SSL 2.0: {first:?}");
     let counted =
         || failed(&strict.server, "incompatible") == 6 && failed(&strict.server, "plaintext") == 1;
@@ -187,6 +200,7 @@ async fn c7_a_hello_is_one_however_it_is_cut() {
     let whole = honest("server");
     let handshake = &whole[5..];
     let mut bytewise = Client::connect(strict.at).await;
+
     bytewise.stream.set_nodelay(true).expect("an option");
     for byte in &whole {
         bytewise.send([*byte]).await;
@@ -196,6 +210,7 @@ async fn c7_a_hello_is_one_however_it_is_cut() {
         HANDSHAKE,
         "in single bytes"
     );
+
     for size in [1, 2, 3, 5, 100] {
         assert_eq!(
             answer(strict.at, &records(handshake, size)).await,
@@ -203,6 +218,7 @@ async fn c7_a_hello_is_one_however_it_is_cut() {
             "in records of {size}"
         );
     }
+
     strict.bystander.is_served().await;
 }
 
@@ -216,6 +232,7 @@ async fn c7_odd_hellos_are_refused_and_cost_nothing() {
     let many: Vec<&[u8]> = many.iter().map(Vec::as_slice).collect();
     let large = hello(0x303, &[extension(21, &[0; 60_000])]);
     let mut long = hello(0x303, &[]);
+
     long[1..4].copy_from_slice(&[0xff; 3]);
     let mut zeros = vec![0x16, 3, 1, 0x40, 0];
     zeros.extend([0; 16_384]);
@@ -265,13 +282,16 @@ async fn c7_odd_hellos_are_refused_and_cost_nothing() {
         let first = answer(strict.at, &bytes).await;
         assert!(is_refusal(first), "{name}: {first:?}");
     }
+
     // Many protocols are many, and none of ours.
     let first = answer(
         strict.at,
         &records(&hello(0x303, &[protocols(&many)]), 16_000),
     )
     .await;
+
     assert_eq!(first, HANDSHAKE, "1000 protocols");
+
     // Names that are none: nobody is served under them, whether or not they are an error.
     for name in [
         &b""[..],
@@ -291,6 +311,7 @@ async fn c7_odd_hellos_are_refused_and_cost_nothing() {
         )
         .await;
     }
+
     strict.bystander.is_served().await;
     until("nobody is left", || strict.server.handle.connections() <= 1).await;
 }
@@ -298,6 +319,7 @@ async fn c7_odd_hellos_are_refused_and_cost_nothing() {
 #[tokio::test]
 async fn c8_half_open_handshakes_end_and_cost_nobody_else_anything() {
     const EACH: usize = 100;
+
     let app = App::start().await;
     let mut strict = strict(&app, Duration::from_millis(300)).await;
     let at = strict.at;
@@ -316,12 +338,14 @@ async fn c8_half_open_handshakes_end_and_cost_nobody_else_anything() {
                 held.push(client);
             }
         }
+
         for mut client in held {
             // What was said before the end may be read: a ServerHello, for whoever asked.
             let mut all = Vec::new();
             let _ = soon(client.stream.read_to_end(&mut all)).await;
         }
     };
+
     strict.bystander.while_under(attack).await;
     until("each is counted", || {
         failed(&strict.server, "timeout") == 4 * EACH
@@ -343,6 +367,7 @@ async fn c12_plaintext_to_a_strict_port_reaches_nobody() {
     ] {
         assert_eq!(answer(strict.at, bytes).await, None, "not a byte");
     }
+
     strict.bystander.is_served().await;
     assert!(!app.saw("secret"));
     until("each is counted", || {
@@ -367,6 +392,7 @@ async fn bytes_that_are_no_part_of_the_handshake_end_it() {
         let mut all = Vec::new();
         let _ = soon(client.stream.read_to_end(&mut all)).await;
     }
+
     strict.bystander.is_served().await;
     assert!(!app.saw("secret"));
 }
@@ -392,6 +418,7 @@ async fn c7_a_name_is_found_in_any_case_and_nothing_else_passes_for_it() {
         transport_protocol: "tls".into(),
         ..Default::default()
     });
+
     let mut sniffing = listener("in", vec![secret, tcp_chain("other")]);
     sniffing.listener_filters = vec![proto::ListenerFilter {
         name: "envoy.filters.listener.tls_inspector".into(),
@@ -400,15 +427,18 @@ async fn c7_a_name_is_found_in_any_case_and_nothing_else_passes_for_it() {
         ))),
         ..Default::default()
     }];
+
     sniffing.listener_filters_timeout = Some(duration(Duration::from_secs(2)));
     let clusters = vec![
         static_cluster("secret", &[named("S").await]),
         static_cluster("other", &[named("O").await]),
     ];
+
     let running = Running::with(clusters, vec![sniffing]).await;
     let at = running.at("in").await;
     let of = |name: &[u8]| records(&hello(0x303, &[names(&[name])]), 16_000);
     let fragmented = records(&hello(0x303, &[names(&[b"secret.example"])]), 3);
+
     for (name, bytes, chain) in [
         ("the name", of(b"secret.example"), Some(b'S')),
         ("in capitals", of(b"SECRET.Example"), Some(b'S')),
@@ -420,6 +450,7 @@ async fn c7_a_name_is_found_in_any_case_and_nothing_else_passes_for_it() {
     ] {
         assert_eq!(answer(at, &bytes).await, chain, "{name}");
     }
+
     for name in [
         &b"secret.example."[..],
         b"secret.example\0",

@@ -147,9 +147,11 @@ async fn a15_broken_answers_are_the_proxys_own_errors() {
         }
     })
     .await;
+
     let app = App::start().await;
     let (_running, mut bystander) = beside(&app, static_cluster("evil", &[evil])).await;
     let mut wrong = Vec::new();
+
     for (path, _, status) in answers() {
         let mut client = Client::connect(bystander.at).await;
         client
@@ -167,6 +169,7 @@ async fn a15_broken_answers_are_the_proxys_own_errors() {
             );
         }
     }
+
     assert!(wrong.is_empty(), "{wrong:#?}");
     bystander.is_served().await;
 }
@@ -188,6 +191,7 @@ async fn a15_bytes_after_an_answer_are_nobodys_answer() {
         }
     })
     .await;
+
     let app = App::start().await;
     let (_running, mut bystander) = beside(&app, static_cluster("evil", &[evil])).await;
     for _ in 0..20 {
@@ -206,12 +210,14 @@ pub async fn h2(answer: Vec<u8>) -> SocketAddr {
         async move {
             let mut seen = Vec::new();
             let _ = stream.write_all(&frame(SETTINGS, 0, 0, &[])).await;
+
             // The preface, SETTINGS and a HEADERS frame.
             while !has_headers(&seen) {
                 if !stream.read_buf(&mut seen).await.is_ok_and(|n| n > 0) {
                     return;
                 }
             }
+
             let _ = stream.write_all(&answer).await;
             while stream.read_buf(&mut seen).await.is_ok_and(|n| n > 0) {
                 seen.clear();
@@ -316,6 +322,7 @@ async fn broken_answers_over_http2_are_the_proxys_own_errors() {
             &["502", "503"],
         ),
     ];
+
     let app = App::start().await;
     let mut wrong = Vec::new();
     for (name, answer, statuses) in cases {
@@ -326,6 +333,7 @@ async fn broken_answers_over_http2_are_the_proxys_own_errors() {
             peers::get(bystander.at, "/evil"),
         )
         .await;
+
         let (head, body) = answer.unwrap_or_else(|_| ("never".to_owned(), String::new()));
         if !statuses
             .iter()
@@ -333,8 +341,10 @@ async fn broken_answers_over_http2_are_the_proxys_own_errors() {
         {
             wrong.push(format!("{name}: {head}{body}"));
         }
+
         bystander.is_served().await;
     }
+
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
@@ -372,6 +382,7 @@ async fn broken_bodies_over_http2_break_off() {
             all
         }),
     ];
+
     let app = App::start().await;
     for (name, answer) in cases {
         let (_running, mut bystander) =
@@ -379,13 +390,16 @@ async fn broken_bodies_over_http2_break_off() {
         let mut client = Client::connect(bystander.at).await;
         client.send("GET /evil HTTP/1.1\r\nhost: a\r\n\r\n").await;
         let mut all = Vec::new();
+
         // To the end of the connection: a reset, or what is visibly not whole.
         let end = soon(client.stream.read_to_end(&mut all)).await;
         let text = String::from_utf8_lossy(&all);
+
         assert!(
             end.is_err() || !text.ends_with("0\r\n\r\n"),
             "{name}: {text}"
         );
+
         bystander.is_served().await;
     }
 }
@@ -408,6 +422,7 @@ async fn what_has_no_body_brings_none_over_http2_either() {
             head.starts_with(&format!("HTTP/1.1 {status} ")),
             "{method} {status}: {head}"
         );
+
         // On the same connection the next answer is that of the next request.
         client.send("GET /next HTTP/1.1\r\nhost: a\r\n\r\n").await;
         let (_, body) = soon(client.receive()).await.expect("an answer");
@@ -426,6 +441,7 @@ async fn b13_an_upstream_that_takes_no_streams_is_passed_by() {
     ]
     .concat())
     .await;
+
     let good = peers::server(|stream, _| async move {
         let Ok(mut connection) = h2::server::handshake(stream).await else {
             return;
@@ -439,6 +455,7 @@ async fn b13_an_upstream_that_takes_no_streams_is_passed_by() {
         }
     })
     .await;
+
     let app = App::start().await;
     let retrying = tune(forward("/evil", "evil"), |action| {
         action.retry_policy = Some(route::RetryPolicy {
@@ -452,11 +469,13 @@ async fn b13_an_upstream_that_takes_no_streams_is_passed_by() {
             ..Default::default()
         });
     });
+
     let manager = manager(inline(table("r", vec![retrying, forward("/", "up")])));
     let evil = http2(static_cluster("evil", &[full, good]));
     let clusters = vec![static_cluster("up", &[app.at]), evil];
     let running = Running::with(clusters, vec![listener("in", vec![http_chain(&manager)])]).await;
     let mut bystander = Bystander::at(running.at("in").await).await;
+
     for _ in 0..20 {
         let (head, body) = soon(peers::get(bystander.at, "/evil")).await;
         assert!(
@@ -464,12 +483,15 @@ async fn b13_an_upstream_that_takes_no_streams_is_passed_by() {
             "{head}{body}"
         );
     }
+
     bystander.is_served().await;
+
     // With nobody else it is an answer with a cause.
     let alone = http2(static_cluster(
         "evil",
         &[h2(frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 0])).await],
     ));
+
     let (running, mut bystander) = beside(&app, alone).await;
     let mut clients = Vec::new();
     for _ in 0..5 {
@@ -477,6 +499,7 @@ async fn b13_an_upstream_that_takes_no_streams_is_passed_by() {
         client.send("GET /evil HTTP/1.1\r\nhost: a\r\n\r\n").await;
         clients.push(client);
     }
+
     bystander.is_served().await;
     drop(clients);
     super::until("nobody waits", || running.handle.connections() == 1).await;

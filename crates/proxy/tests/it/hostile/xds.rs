@@ -46,6 +46,7 @@ async fn h1_resources_that_cannot_be_read_are_refused_and_the_last_good_ones_ser
     let (_app, running, mut bystander) = serving().await;
     let good = pack(&static_cluster("up", &[]));
     let mut cut = good.clone();
+
     cut.value.truncate(cut.value.len() - 1);
     for (type_url, name) in [
         (CLUSTER, "up"),
@@ -71,8 +72,10 @@ async fn h1_resources_that_cannot_be_read_are_refused_and_the_last_good_ones_ser
         ] {
             is_refused(&running, what, type_url, name, broken).await;
         }
+
         bystander.is_served().await;
     }
+
     let unknown = running
         .handle
         .apply(
@@ -81,6 +84,7 @@ async fn h1_resources_that_cannot_be_read_are_refused_and_the_last_good_ones_ser
             Vec::new(),
         )
         .await;
+
     assert!(unknown.expect_err("unknown").contains("x.Y"));
     bystander.is_served().await;
 }
@@ -90,6 +94,7 @@ async fn h1_what_contradicts_itself_is_refused() {
     let (_app, running, mut bystander) = serving().await;
     let up = || static_cluster("up", &[]);
     let mut no_name = up();
+
     no_name.name.clear();
     let mut bad_address = up();
     bad_address
@@ -98,6 +103,7 @@ async fn h1_what_contradicts_itself_is_refused() {
         .expect("static")
         .endpoints
         .push(Default::default());
+
     let mut eds_without_name = up();
     eds_without_name.cluster_discovery_type =
         Some(cluster::cluster::ClusterDiscoveryType::Type(99));
@@ -110,28 +116,34 @@ async fn h1_what_contradicts_itself_is_refused() {
         chain.filters.extend(tcp_chain("up").filters);
         listener("in", vec![chain])
     };
+
     let twice = {
         let mut one = tcp_chain("up");
         one.filter_chain_match = Some(Default::default());
         listener("in", vec![one.clone(), one])
     };
+
     let nowhere = {
         let mut nowhere = listener("in", vec![tcp_chain("up")]);
         nowhere.address = Some(Default::default());
         nowhere
     };
+
     let port = {
         use meltemi_proto::envoy::config::core::v3::{
             address::Address, socket_address::PortSpecifier,
         };
+
         let mut port = listener("in", vec![tcp_chain("up")]);
         if let Some(Address::SocketAddress(socket)) =
             port.address.as_mut().and_then(|a| a.address.as_mut())
         {
             socket.port_specifier = Some(PortSpecifier::PortValue(70_000));
         }
+
         port
     };
+
     let regex = {
         let mut one = forward("/", "up");
         one.r#match.as_mut().expect("set").path_specifier = Some(
@@ -140,11 +152,13 @@ async fn h1_what_contradicts_itself_is_refused() {
                 ..Default::default()
             }),
         );
+
         listener(
             "in",
             vec![http_chain(&manager(inline(table("r", vec![one]))))],
         )
     };
+
     let huge_regex = {
         let mut one = forward("/", "up");
         one.r#match.as_mut().expect("set").path_specifier = Some(
@@ -153,11 +167,13 @@ async fn h1_what_contradicts_itself_is_refused() {
                 ..Default::default()
             }),
         );
+
         listener(
             "in",
             vec![http_chain(&manager(inline(table("r", vec![one]))))],
         )
     };
+
     let weights = {
         let one = tune(forward("/", "up"), |action| {
             let share = |weight| route::weighted_cluster::ClusterWeight {
@@ -165,6 +181,7 @@ async fn h1_what_contradicts_itself_is_refused() {
                 weight: Some(meltemi_proto::google::protobuf::UInt32Value { value: weight }),
                 ..Default::default()
             };
+
             action.cluster_specifier = Some(
                 route::route_action::ClusterSpecifier::WeightedClusters(route::WeightedCluster {
                     clusters: vec![share(u32::MAX), share(u32::MAX)],
@@ -172,11 +189,13 @@ async fn h1_what_contradicts_itself_is_refused() {
                 }),
             );
         });
+
         listener(
             "in",
             vec![http_chain(&manager(inline(table("r", vec![one]))))],
         )
     };
+
     for (what, type_url, name, message) in [
         ("no name", CLUSTER, "up", pack(&no_name)),
         ("unknown discovery", CLUSTER, "up", pack(&eds_without_name)),
@@ -193,6 +212,7 @@ async fn h1_what_contradicts_itself_is_refused() {
         is_refused(&running, what, type_url, name, message).await;
         bystander.is_served().await;
     }
+
     // An empty locality is nothing, and no error.
     let _ = running
         .handle
@@ -202,6 +222,7 @@ async fn h1_what_contradicts_itself_is_refused() {
             Vec::new(),
         )
         .await;
+
     bystander.is_served().await;
 }
 
@@ -216,14 +237,17 @@ async fn h1_rules_within_rules_without_end_are_refused() {
             rule: Some(rbac::permission::Rule::NotRule(Box::new(rule))),
         };
     }
+
     let policy = rbac::Policy {
         permissions: vec![rule],
         ..Default::default()
     };
+
     let rules = rbac::Rbac {
         policies: [("deep".to_owned(), policy)].into(),
         ..Default::default()
     };
+
     let filter = http_filter(
         "envoy.filters.http.rbac",
         pack(&Rbac {
@@ -231,6 +255,7 @@ async fn h1_rules_within_rules_without_end_are_refused() {
             ..Default::default()
         }),
     );
+
     let mut manager = manager(inline(table("r", vec![forward("/", "up")])));
     manager.http_filters.insert(0, filter);
     is_refused(
@@ -241,6 +266,7 @@ async fn h1_rules_within_rules_without_end_are_refused() {
         pack(&listener("in", vec![http_chain(&manager)])),
     )
     .await;
+
     bystander.is_served().await;
     drop(app);
 }
@@ -259,6 +285,7 @@ async fn h1_what_is_large_is_applied_while_others_are_served() {
         "wide",
         vec![http_chain(&manager(inline(table("wide", routes))))],
     );
+
     wide.bind_to_port = Some(meltemi_proto::google::protobuf::BoolValue { value: true });
     let apply = async {
         running
@@ -266,12 +293,14 @@ async fn h1_what_is_large_is_applied_while_others_are_served() {
             .apply(CLUSTER, large, Vec::new())
             .await
             .expect("applied");
+
         running
             .handle
             .apply(LISTENER, vec![("wide".into(), pack(&wide))], Vec::new())
             .await
             .expect("applied");
     };
+
     bystander.while_under(apply).await;
     let (head, _) = peers::get(running.at("wide").await, "/route-9999/x").await;
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
@@ -287,6 +316,7 @@ async fn h1_a_listener_that_cannot_have_its_address_takes_nobody_elses() {
         .handle
         .apply(LISTENER, vec![("same".into(), pack(&same))], Vec::new())
         .await;
+
     bystander.is_served().await;
     assert!(
         running
@@ -296,6 +326,7 @@ async fn h1_a_listener_that_cannot_have_its_address_takes_nobody_elses() {
             .iter()
             .all(|(name, _)| &**name != "same")
     );
+
     assert!(
         running
             .handle
@@ -304,6 +335,7 @@ async fn h1_a_listener_that_cannot_have_its_address_takes_nobody_elses() {
             .bind_errors
             .contains_key("same")
     );
+
     drop(app);
 }
 
@@ -316,9 +348,11 @@ async fn h1_a_server_that_sends_nonsense_is_refused_each_time_and_believed_again
         xds: Some(server.client()),
         ..Default::default()
     });
+
     soon(running.handle.ready()).await;
     let at = running.at("in").await;
     says(at, "one").await;
+
     // A storm of versions that are all refused.
     for n in 0..100 {
         let mut bad = set(&format!("bad-{n}"), one);
@@ -335,8 +369,10 @@ async fn h1_a_server_that_sends_nonsense_is_refused_each_time_and_believed_again
             }
         }
     }
+
     says(at, "one").await;
     assert!(running.handle.status().await.refusals.contains_key(CLUSTER));
+
     // A push beyond any measure: the stream may break, the proxy does not.
     let mut huge = set("huge", one);
     huge.insert(CLUSTER, "huge", "huge", any(CLUSTER, &vec![0; 64 << 20]));
@@ -346,11 +382,13 @@ async fn h1_a_server_that_sends_nonsense_is_refused_each_time_and_believed_again
     for _ in 0..50 {
         says(at, "one").await;
     }
+
     // An older version, and everything else anew: it is what the server says now.
     server
         .resources
         .send_replace(Some(std::sync::Arc::new(set("0", two))));
     soon(says(at, "two")).await;
+
     while !matches!(
         server.verdicts.try_recv(),
         Err(TryRecvError::Empty | TryRecvError::Disconnected)

@@ -68,6 +68,7 @@ fn every_limit_has_its_place() {
         }),
         ..Default::default()
     };
+
     assert_eq!(thresholds(&limited), wanted);
     let open = Thresholds {
         max_connections: u32v(UNLIMITED),
@@ -76,6 +77,7 @@ fn every_limit_has_its_place() {
         max_retries: u32v(UNLIMITED),
         ..Default::default()
     };
+
     assert_eq!(thresholds(&cluster(&translated(&caller(), ""), WEB)), open);
 }
 
@@ -88,11 +90,13 @@ fn timeouts_and_keepalive_of_connections() {
         );
         cluster(&translated, WEB)
     };
+
     let keepalive = |cluster: &Cluster| {
         cluster
             .upstream_connection_options
             .and_then(|one| one.tcp_keepalive)
     };
+
     let written = "{connectionPool: {tcp: {connectTimeout: 1.5s, tcpKeepalive: {probes: 3, time: 7200s, interval: 75s}}}}";
     let own = of(written, "connectTimeout: 4s");
     assert_eq!(own.connect_timeout, millis(1500));
@@ -101,22 +105,26 @@ fn timeouts_and_keepalive_of_connections() {
         keepalive_time: u32v(7200),
         keepalive_interval: u32v(75),
     };
+
     assert_eq!(keepalive(&own), Some(wanted));
     let none = of("{}", "connectTimeout: 4s");
     assert_eq!(
         (none.connect_timeout, keepalive(&none)),
         (millis(4000), None)
     );
+
     // Each for itself over the mesh's.
     let part = of(
         "{connectionPool: {tcp: {tcpKeepalive: {time: 60s}}}}",
         "tcpKeepalive: {probes: 9, time: 10s}",
     );
+
     let wanted = TcpKeepalive {
         keepalive_probes: u32v(9),
         keepalive_time: u32v(60),
         keepalive_interval: None,
     };
+
     assert_eq!(keepalive(&part), Some(wanted));
     assert_eq!(cluster_under("{}").connect_timeout, millis(10_000));
 }
@@ -133,17 +141,20 @@ fn pools_of_http_connections() {
         max_connection_duration: millis(30_000),
         ..Default::default()
     };
+
     assert_eq!(common.common_http_protocol_options, Some(wanted));
     let idle = |fields: &str| {
         of(fields)
             .common_http_protocol_options
             .and_then(|common| common.idle_timeout)
     };
+
     assert_eq!(idle("{tcp: {idleTimeout: 5s}}"), millis(5_000));
     assert_eq!(
         idle("{tcp: {idleTimeout: 5s}, http: {idleTimeout: 6s}}"),
         millis(6_000)
     );
+
     let upgraded = of(
         "{http: {h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 19, http2KeepAlive: {interval: 20s, timeout: 21s}}}",
     );
@@ -152,6 +163,7 @@ fn pools_of_http_connections() {
     else {
         panic!("not explicit")
     };
+
     let wanted = Http2ProtocolOptions {
         max_concurrent_streams: u32v(19),
         connection_keepalive: Some(KeepaliveSettings {
@@ -161,6 +173,7 @@ fn pools_of_http_connections() {
         }),
         ..Default::default()
     };
+
     assert_eq!(
         explicit.protocol_config,
         Some(ProtocolConfig::Http2ProtocolOptions(wanted))
@@ -175,9 +188,11 @@ fn dialect(port: u16, pool: &str, mesh: &str) -> &'static str {
         &translated,
         &format!("outbound|{port}||web.shop.svc.cluster.local"),
     );
+
     if cluster.typed_extension_protocol_options.is_empty() {
         return "h1";
     }
+
     match http(&cluster).upstream_protocol_options {
         Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(_)) => "as-client",
         Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
@@ -193,6 +208,7 @@ fn dialect(port: u16, pool: &str, mesh: &str) -> &'static str {
 #[test]
 fn dialects_of_declared_and_sniffed_ports() {
     const MAX: &str = "maxRetries: 1";
+
     for (port, pool, mesh, wanted) in [
         (80, MAX, "h2UpgradePolicy: DO_NOT_UPGRADE", "h1"),
         (80, MAX, "h2UpgradePolicy: UPGRADE", "h2"),
@@ -259,14 +275,17 @@ fn outlier_detection() {
         enforcing_local_origin_success_rate: u32v(0),
         ..Default::default()
     };
+
     assert_eq!(cluster.outlier_detection, Some(wanted));
     let panic = |cluster: Cluster| {
         cluster
             .common_lb_config
             .and_then(|common| common.healthy_panic_threshold)
     };
+
     assert_eq!(panic(cluster), Some(Percent { value: 9.0 }));
     assert_eq!(panic(of("interval: 1s")), Some(Percent { value: 0.0 }));
+
     // 0 switches a detector off; what is not written stays Envoy's.
     let off = of("consecutive5xxErrors: 0")
         .outlier_detection
@@ -278,6 +297,7 @@ fn outlier_detection() {
         ),
         (u32v(0), None)
     );
+
     assert_eq!(cluster_under("{}").outlier_detection, None);
 }
 
@@ -290,6 +310,7 @@ fn simple_balancers_and_warmup() {
             cluster.lb_config,
         )
     };
+
     for (simple, wanted) in [
         ("ROUND_ROBIN", LbPolicy::RoundRobin),
         ("LEAST_REQUEST", LbPolicy::LeastRequest),
@@ -303,6 +324,7 @@ fn simple_balancers_and_warmup() {
             "{simple}"
         );
     }
+
     let slow = SlowStartConfig {
         slow_start_window: millis(60_000),
         aggression: Some(RuntimeDouble {
@@ -311,10 +333,12 @@ fn simple_balancers_and_warmup() {
         }),
         min_weight_percent: Some(Percent { value: 20.0 }),
     };
+
     let wanted = LeastRequestLbConfig {
         slow_start_config: Some(slow),
         ..Default::default()
     };
+
     let found =
         of("{simple: LEAST_REQUEST, warmup: {duration: 60s, minimumPercent: 20, aggression: 1.5}}");
     assert_eq!(
@@ -338,6 +362,7 @@ fn consistent_hashes() {
         else {
             panic!("no route")
         };
+
         let keys = action.hash_policy.into_iter().map(
             |HashPolicy {
                  terminal,
@@ -347,6 +372,7 @@ fn consistent_hashes() {
                 policy_specifier.expect("a key")
             },
         );
+
         let cluster = cluster(&translated, WEB);
         (
             keys.collect::<Vec<_>>(),
@@ -354,6 +380,7 @@ fn consistent_hashes() {
             cluster.lb_config,
         )
     };
+
     let ring = |size| {
         (
             LbPolicy::RingHash,
@@ -363,6 +390,7 @@ fn consistent_hashes() {
             })),
         )
     };
+
     let maglev = |size: Option<u64>| {
         let table_size = size.and_then(u64v);
         (
@@ -370,6 +398,7 @@ fn consistent_hashes() {
             Some(LbConfig::MaglevLbConfig(MaglevLbConfig { table_size })),
         )
     };
+
     let cookie = |ttl, path: &str, attributes| {
         PolicySpecifier::Cookie(Cookie {
             name: "user".to_owned(),
@@ -378,13 +407,16 @@ fn consistent_hashes() {
             attributes,
         })
     };
+
     let same_site = vec![CookieAttribute {
         name: "SameSite".to_owned(),
         value: "Lax".to_owned(),
     }];
+
     let query = PolicySpecifier::QueryParameter(QueryParameter {
         name: "User".to_owned(),
     });
+
     for (written, key, (policy, config)) in [
         (
             "httpHeaderName: x-user",
@@ -443,6 +475,7 @@ fn names(cluster: &Cluster) -> Vec<String> {
             .as_ref()
             .expect("a socket"),
     };
+
     let Some(transport_socket::ConfigType::TypedConfig(config)) = &socket.config_type else {
         panic!("no config")
     };
@@ -453,10 +486,12 @@ fn names(cluster: &Cluster) -> Vec<String> {
     else {
         panic!("not validated")
     };
+
     let wanted = combined
         .default_validation_context
         .expect("a context")
         .match_typed_subject_alt_names;
+
     let mut names: Vec<_> = wanted
         .into_iter()
         .filter_map(|one| match one.matcher?.match_pattern? {
@@ -474,7 +509,9 @@ fn names(cluster: &Cluster) -> Vec<String> {
             )
         })
         .collect();
+
     names.sort();
+
     names
 }
 
@@ -485,16 +522,19 @@ fn a_service_entrys_names_are_added_to_its_endpoints_identities() {
         let translated = translated(&caller(), &format!("{entry}---\n{more}"));
         names(&cluster(&translated, "outbound|80||ours.example"))
     };
+
     let both = [
         "spiffe://cluster.local/ns/shop/sa/elsewhere",
         "spiffe://cluster.local/ns/shop/sa/web",
     ];
+
     assert_eq!(of(""), both);
     let rule = |tls: &str| {
         format!(
             "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: ours, namespace: shop}}\nspec: {{host: ours.example, trafficPolicy: {{tls: {tls}}}}}\n"
         )
     };
+
     assert_eq!(of(&rule("{mode: ISTIO_MUTUAL}")), both);
     assert_eq!(
         of(&rule(
@@ -502,6 +542,7 @@ fn a_service_entrys_names_are_added_to_its_endpoints_identities() {
         )),
         ["spiffe://cluster.local/ns/x/sa/y"]
     );
+
     let aliased = of(&mesh_config("trustDomainAliases: [old.local]"));
     assert!(
         aliased.contains(&"spiffe://old.local/ns/shop/sa/elsewhere".to_owned()),

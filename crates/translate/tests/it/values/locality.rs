@@ -19,6 +19,7 @@ fn places(translated: &Translated) -> BTreeMap<String, (u32, u32)> {
         .iter()
         .find(|one| one.name == WEB)
         .expect("an assignment");
+
     let assignment: ClusterLoadAssignment = unpack(&found.any).expect("an assignment");
     let mut places = BTreeMap::new();
     for group in &assignment.endpoints {
@@ -31,16 +32,19 @@ fn places(translated: &Translated) -> BTreeMap<String, (u32, u32)> {
             else {
                 panic!("no address")
             };
+
             let weight = group
                 .load_balancing_weight
                 .as_ref()
                 .map_or(0, |weight| weight.value);
+
             places.insert(
                 at.address.replace("10.44.1.", "web-"),
                 (group.priority, weight),
             );
         }
     }
+
     places
 }
 
@@ -75,12 +79,14 @@ fn failover_needs_outlier_detection_and_can_be_switched_off() {
         [0, 1, 2, 3],
         "the mesh's default"
     );
+
     assert_eq!(
         priorities(&destination_rule(
             "{loadBalancer: {localityLbSetting: {enabled: true}}}"
         )),
         [0; 4]
     );
+
     assert!(!is_weighted(&under("")));
     let elsewhere = under("failover: [{from: eu, to: ap}]");
     assert_eq!(priorities(&elsewhere), [0, 1, 2, 3]);
@@ -91,6 +97,7 @@ fn failover_needs_outlier_detection_and_can_be_switched_off() {
 fn topology_is_labels() {
     const REGION: &str = "topology.kubernetes.io/region";
     const ZONE: &str = "topology.kubernetes.io/zone";
+
     for (keys, wanted) in [
         (
             format!("{REGION}, {ZONE}, kubernetes.io/hostname"),
@@ -117,6 +124,7 @@ fn topology_is_labels() {
             "{keys}"
         );
     }
+
     // Within one rank of the labels by locality.
     let both = under("failoverPriority: [version], failover: [{from: eu, to: us}]");
     assert_eq!(priorities(&both), [2, 0, 1, 3]);
@@ -132,6 +140,7 @@ fn a_services_own_preference_counts_without_outlier_detection() {
             1,
         )
     };
+
     let of = |field: &str, annotation: &str| {
         let snapshot = crate::snapshot_of(&service(field, annotation));
         let translated =
@@ -139,7 +148,9 @@ fn a_services_own_preference_counts_without_outlier_detection() {
         let places = places(&translated);
         ["web-1", "web-2", "web-3", "web-4"].map(|name| places[name].0)
     };
+
     const ANNOTATION: &str = "networking.istio.io/traffic-distribution";
+
     assert_eq!(of("type: ClusterIP", ""), [0; 4]);
     assert_eq!(of("trafficDistribution: PreferClose", ""), [0, 0, 1, 2]);
     assert_eq!(of("trafficDistribution: PreferSameZone", ""), [0, 0, 1, 2]);
@@ -148,6 +159,7 @@ fn a_services_own_preference_counts_without_outlier_detection() {
         of("type: ClusterIP", &format!("{ANNOTATION}: preferclose")),
         [0, 0, 1, 2]
     );
+
     assert_eq!(
         of(
             "trafficDistribution: PreferSameNode",
@@ -161,6 +173,7 @@ fn a_services_own_preference_counts_without_outlier_detection() {
 fn shares_by_locality() {
     let rule = under("distribute: [{from: eu/a/*, to: {eu/a/*: 70, us/c/*: 30}}]");
     let shares = places(&translated(&caller(), &rule));
+
     // The pattern's share is split among the localities that it names; a locality without share
     // gets nothing.
     let wanted = [
@@ -168,11 +181,14 @@ fn shares_by_locality() {
         ("web-2", (0, 35_000)),
         ("web-4", (0, 30_000)),
     ];
+
     assert_eq!(
         shares,
         wanted.map(|(name, place)| (name.to_owned(), place)).into()
     );
+
     assert!(is_weighted(&rule));
+
     // Of the mesh, unless the rule says otherwise.
     let of_mesh = mesh_config("localityLbSetting: {distribute: [{from: eu/*, to: {us/*: 100}}]}");
     let far: Vec<_> = places(&translated(&caller(), &of_mesh))

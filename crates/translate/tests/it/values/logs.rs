@@ -23,11 +23,13 @@ fn log(mesh: &str) -> (String, Format) {
         .iter()
         .find(|one| one.name == "0.0.0.0_80")
         .expect("a listener");
+
     let listener: Listener = unpack(&found.any).expect("a listener");
     let chains = listener
         .filter_chains
         .iter()
         .chain(&listener.default_filter_chain);
+
     let managers =
         chains
             .flat_map(|chain| &chain.filters)
@@ -37,9 +39,11 @@ fn log(mesh: &str) -> (String, Format) {
                 }
                 _ => None,
             });
+
     let manager = managers.into_iter().next().expect("an HTTP chain");
     assert_eq!(manager.access_log.len(), 1);
     use meltemi_proto::envoy::config::accesslog::v3::access_log::ConfigType;
+
     let Some(ConfigType::TypedConfig(config)) = &manager.access_log[0].config_type else {
         panic!("no config")
     };
@@ -47,6 +51,7 @@ fn log(mesh: &str) -> (String, Format) {
     let Some(AccessLogFormat::LogFormat(format)) = file.access_log_format else {
         panic!("no format")
     };
+
     (file.path, format.format.expect("a format"))
 }
 
@@ -70,6 +75,7 @@ fn keys(mesh: &str) -> BTreeMap<String, String> {
         Some(Kind::StringValue(text)) => text,
         other => panic!("{other:?}"),
     };
+
     object
         .fields
         .into_iter()
@@ -86,6 +92,7 @@ fn the_default_line() {
         text("{accessLogFile: /dev/stdout, accessLogEncoding: TEXT}"),
         wanted
     );
+
     assert_eq!(
         text("{accessLogFile: /dev/stdout, accessLogFormat: 'hi %PROTOCOL%'}"),
         "hi %PROTOCOL%\n"
@@ -130,6 +137,7 @@ fn the_default_keys() {
         ("user_agent", "%REQ(USER-AGENT)%"),
         ("x_forwarded_for", "%REQ(X-FORWARDED-FOR)%"),
     ];
+
     let wanted: BTreeMap<_, _> = wanted
         .map(|(key, format)| (key.to_owned(), format.to_owned()))
         .into();
@@ -137,6 +145,7 @@ fn the_default_keys() {
         keys("{accessLogFile: /dev/stdout, accessLogEncoding: JSON}"),
         wanted
     );
+
     let own = keys(
         "{accessLogFile: /dev/stdout, accessLogEncoding: JSON, accessLogFormat: '{\"code\": \"%RESPONSE_CODE%\"}'}",
     );

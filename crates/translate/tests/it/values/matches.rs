@@ -62,11 +62,13 @@ fn asking(name: &str, specifier: QueryParameterMatchSpecifier) -> RouteMatch {
 #[test]
 fn every_kind_of_condition() {
     use QueryParameterMatchSpecifier as Query;
+
     let without = |matcher: HeaderMatcher, missing_is_empty| HeaderMatcher {
         invert_match: true,
         treat_missing_header_as_empty: missing_is_empty,
         ..matcher
     };
+
     for (condition, wanted) in [
         (
             "uri: {prefix: /a}",
@@ -170,15 +172,18 @@ fn conditions_of_one_match_hold_together_and_matches_are_alternatives() {
         headers: vec![header("x-a", exact("1")), header(":method", exact("GET"))],
         ..path(PathSpecifier::Prefix("/a".to_owned()))
     };
+
     assert_eq!(found[0].r#match, Some(first));
     assert_eq!(
         found[1].r#match,
         Some(path(PathSpecifier::Path("/b".to_owned())))
     );
+
     let names: Vec<_> = found
         .iter()
         .map(|route| (route.name.as_str(), route.stat_prefix.as_str()))
         .collect();
+
     assert_eq!(names, [("both.first", ""), ("both", "b")]);
 }
 
@@ -224,10 +229,12 @@ fn a_match_for_a_gateway_is_served_there_alone() {
         "entry",
         &[("istio", "ingressgateway")],
     );
+
     let of = |proxy, table: &str| -> Vec<String> {
         let routes = host(&translated(&proxy, &world), table, "web.example").routes;
         routes.into_iter().map(|route| route.name).collect()
     };
+
     assert_eq!(of(router, "http.80"), ["outside"]);
     assert_eq!(of(caller(), "80"), ["inside"]);
 }

@@ -63,10 +63,12 @@ fn redirects() {
         scheme_rewrite_specifier: Some(SchemeRewriteSpecifier::SchemeRedirect("https".to_owned())),
         strip_query: false,
     };
+
     assert_eq!(
         to("uri: /new, authority: new.example, port: 8443, scheme: https, redirectCode: 308"),
         all
     );
+
     let code =
         |fields: &str| RedirectResponseCode::try_from(to(fields).response_code).expect("known");
     assert_eq!(code("uri: /new"), RedirectResponseCode::MovedPermanently);
@@ -74,14 +76,17 @@ fn redirects() {
         code("uri: /new, redirectCode: 302"),
         RedirectResponseCode::Found
     );
+
     assert_eq!(
         code("uri: /new, redirectCode: 303"),
         RedirectResponseCode::SeeOther
     );
+
     assert_eq!(
         code("uri: /new, redirectCode: 307"),
         RedirectResponseCode::TemporaryRedirect
     );
+
     for (fields, port) in [
         ("uri: /new", 0),
         ("uri: /new, port: 8080", 8080),
@@ -95,6 +100,7 @@ fn redirects() {
     ] {
         assert_eq!(to(fields).port_redirect, port, "{fields}");
     }
+
     let world = virtual_service("  - {redirect: {uri: /new, derivePort: FROM_REQUEST_PORT}}");
     let at_81 = host(
         &translated(&caller(), &world),
@@ -102,6 +108,7 @@ fn redirects() {
         "web.shop.svc.cluster.local",
     )
     .routes;
+
     assert_eq!(redirect_of(&at_81[0]).port_redirect, 81);
 }
 
@@ -113,22 +120,26 @@ fn rewrites() {
         (both.prefix_rewrite.as_str(), both.host_rewrite_specifier),
         ("/b", literal("b.example"))
     );
+
     assert_eq!(both.regex_rewrite, None);
     let by_regex = action("rewrite: {uriRegexRewrite: {match: '^/a/([^/]+)', rewrite: '/b/\\1'}}");
     let wanted = RegexMatchAndSubstitute {
         pattern: Some(regex("^/a/([^/]+)")),
         substitution: "/b/\\1".to_owned(),
     };
+
     assert_eq!(
         (by_regex.prefix_rewrite.as_str(), by_regex.regex_rewrite),
         ("", Some(wanted))
     );
+
     // The rewrite is said for the authority; a header is a header.
     let header = "headers: {request: {set: {host: header.example}}}";
     assert_eq!(
         action(header).host_rewrite_specifier,
         literal("header.example")
     );
+
     let written_twice = action(&format!(
         "rewrite: {{authority: rewrite.example}}, {header}"
     ));
@@ -160,16 +171,19 @@ fn add(name: &str, value: &str) -> HeaderValueOption {
 #[test]
 fn header_changes_of_routes_and_destinations() {
     const CHANGES: &str = "headers: {request: {set: {x-a: '1', host: a.example}, add: {x-b: '2'}, remove: [x-c]}, response: {set: {x-d: '3'}, add: {x-e: '4'}, remove: [x-f]}}";
+
     let of_route = route(&format!("{{{CHANGES}, {TO_WEB}}}"));
     assert_eq!(
         of_route.request_headers_to_add,
         [set("x-a", "1"), add("x-b", "2")]
     );
+
     assert_eq!(of_route.request_headers_to_remove, ["x-c"]);
     assert_eq!(
         of_route.response_headers_to_add,
         [set("x-d", "3"), add("x-e", "4")]
     );
+
     assert_eq!(of_route.response_headers_to_remove, ["x-f"]);
     let destination = |weight, extra: &str| {
         format!("{{destination: {{host: web, port: {{number: 80}}}}, weight: {weight}{extra}}}")
@@ -178,35 +192,42 @@ fn header_changes_of_routes_and_destinations() {
         "{{route: [{}]}}",
         destination(100, &format!(", {CHANGES}"))
     ));
+
     assert_eq!(
         alone.request_headers_to_add,
         of_route.request_headers_to_add
     );
+
     assert_eq!(alone.response_headers_to_remove, ["x-f"]);
     let shared = route(&format!(
         "{{route: [{}, {}]}}",
         destination(30, &format!(", {CHANGES}")),
         destination(70, "")
     ));
+
     assert!(shared.request_headers_to_add.is_empty());
     let Some(ClusterSpecifier::WeightedClusters(shares)) = action_of(&shared).cluster_specifier
     else {
         panic!("shares")
     };
+
     let first = &shares.clusters[0];
     assert_eq!(
         (&first.weight, &shares.clusters[1].weight),
         (&u32v(30), &u32v(70))
     );
+
     assert_eq!(
         first.request_headers_to_add,
         [set("x-a", "1"), add("x-b", "2")]
     );
+
     assert_eq!(first.request_headers_to_remove, ["x-c"]);
     assert_eq!(
         first.response_headers_to_add,
         [set("x-d", "3"), add("x-e", "4")]
     );
+
     assert_eq!(first.response_headers_to_remove, ["x-f"]);
     assert!(shares.clusters[1].request_headers_to_add.is_empty());
 }
@@ -238,6 +259,7 @@ fn cors() {
         let route = route(&format!("{{corsPolicy: {{{fields}}}, {TO_WEB}}}"));
         unpack(&route.typed_per_filter_config["envoy.filters.http.cors"]).expect("a policy")
     };
+
     let wanted = CorsPolicy {
         allow_origin_string_match: vec![
             exact("https://a.example"),
@@ -253,6 +275,7 @@ fn cors() {
         filter_enabled: always_of(hundredths(100)),
         ..Default::default()
     };
+
     let written = "allowOrigins: [{exact: 'https://a.example'}, {prefix: 'https://b.'}, {regex: 'https://c.+'}], allowMethods: [GET, POST], allowHeaders: [x-a, x-b], exposeHeaders: [x-c, x-d], maxAge: 24h, allowCredentials: true, unmatchedPreflights: IGNORE";
     assert_eq!(of(written), wanted);
     let little = of("allowOrigins: [{exact: '*'}]");
@@ -260,6 +283,7 @@ fn cors() {
         (little.allow_credentials, little.max_age.as_str()),
         (None, "")
     );
+
     assert_eq!(little.forward_not_matching_preflights, boolv(true));
     assert_eq!(
         little.allow_origin_string_match,
@@ -276,19 +300,23 @@ fn mirrors() {
         trace_sampled: boolv(false),
         ..Default::default()
     };
+
     let one = |fields: &str| action(fields).request_mirror_policies;
     assert_eq!(
         one("mirror: {host: spare}"),
         [policy("spare", hundredths(100))]
     );
+
     assert_eq!(
         one("mirror: {host: spare}, mirrorPercentage: {value: 12.5}"),
         [policy("spare", millionths(125_000))]
     );
+
     assert_eq!(
         one("mirror: {host: spare}, mirrorPercentage: {value: 0}"),
         []
     );
+
     let two = "mirrors: [{destination: {host: spare}, percentage: {value: 5}}, {destination: {host: web, port: {number: 80}}}]";
     assert_eq!(
         one(two),
@@ -305,15 +333,18 @@ fn faults() {
         let route = route(&format!("{{fault: {{{fields}}}, {TO_WEB}}}"));
         unpack(&route.typed_per_filter_config["envoy.filters.http.fault"]).expect("a fault")
     };
+
     let delay = FaultDelay {
         percentage: Some(hundredths(10)),
         fault_delay_secifier: millis(7500).map(FaultDelaySecifier::FixedDelay),
     };
+
     let abort = |percentage, error| FaultAbort {
         percentage: Some(percentage),
         error_type: Some(error),
         ..Default::default()
     };
+
     let both = of(
         "delay: {percentage: {value: 10}, fixedDelay: 7.5s}, abort: {percentage: {value: 0.5}, httpStatus: 503}",
     );
@@ -322,13 +353,16 @@ fn faults() {
         abort: Some(abort(millionths(5_000), ErrorType::HttpStatus(503))),
         ..Default::default()
     };
+
     assert_eq!(both, wanted);
     let grpc = of("abort: {percentage: {value: 100}, grpcStatus: UNAVAILABLE}");
     assert_eq!(
         grpc.abort,
         Some(abort(hundredths(100), ErrorType::GrpcStatus(14)))
     );
+
     assert_eq!(grpc.delay, None);
+
     // Without a percentage, nobody is hit.
     assert_eq!(
         of("abort: {httpStatus: 400}")
@@ -347,6 +381,7 @@ fn timeouts() {
         (timed.timeout, timed.max_grpc_timeout),
         (millis(1500), millis(1500))
     );
+
     let plain = action_of(&route(&format!("{{{TO_WEB}}}")));
     assert_eq!(
         (plain.timeout, plain.max_grpc_timeout),
@@ -382,6 +417,7 @@ fn retries() {
         action_of(&route(&format!("{{{TO_WEB}}}"))).retry_policy,
         Some(default_retries())
     );
+
     assert_eq!(of("attempts: 0"), None);
     let priorities = retry_policy::RetryPriority {
         name: "envoy.retry_priorities.previous_priorities".to_owned(),
@@ -391,6 +427,7 @@ fn retries() {
             },
         ))),
     };
+
     let written = RetryPolicy {
         retry_on: "5xx,reset,retriable-status-codes".to_owned(),
         retriable_status_codes: vec![404, 409],
@@ -403,6 +440,7 @@ fn retries() {
         }),
         ..default_retries()
     };
+
     let fields = "attempts: 7, perTryTimeout: 250ms, retryOn: '5xx, 404,reset,409', retryRemoteLocalities: true, backoff: 40ms";
     assert_eq!(of(fields), Some(written));
     let same_host = RetryPolicy {
@@ -410,10 +448,12 @@ fn retries() {
         retry_host_predicate: Vec::new(),
         ..default_retries()
     };
+
     assert_eq!(
         of("attempts: 1, retryIgnorePreviousHosts: false"),
         Some(same_host)
     );
+
     assert_eq!(
         of("attempts: 1, retryRemoteLocalities: false")
             .expect("retries")
@@ -441,13 +481,16 @@ fn an_external_name_leads_to_what_it_stands_for() {
         "{alias}---\n{}",
         virtual_service("  - {route: [{destination: {host: old}}], mirror: {host: old}}")
     );
+
     let translated = translated(&caller(), &world);
     let action = action_of(&host(&translated, "80", "web.shop.svc.cluster.local").routes[0]);
     let spare = "outbound|80||spare.shop.svc.cluster.local";
+
     assert_eq!(
         action.cluster_specifier,
         Some(ClusterSpecifier::Cluster(spare.to_owned()))
     );
+
     assert_eq!(action.request_mirror_policies[0].cluster, spare);
     super::cluster(&translated, spare);
 }
