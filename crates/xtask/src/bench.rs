@@ -7,6 +7,8 @@
 //! load and backend on another. What counts is requests per second of CPU that the proxies took.
 
 pub mod backend;
+mod before;
+mod instructions;
 mod load;
 mod machine;
 mod mesh;
@@ -27,7 +29,7 @@ use crate::shell::{cargo, execute, target};
 use mesh::Mesh;
 
 const USAGE: &str = "\
-cargo xtask bench [CASE..] [--rounds N] [--seconds N] [--write]
+cargo xtask bench [CASE..] [--rounds N] [--seconds N] [--write] [--before BINARY]
 
   h1           HTTP/1.1 keep-alive through the client's sidecar alone, plaintext behind it
   pair         both sidecars, mutual TLS between them
@@ -38,7 +40,14 @@ cargo xtask bench [CASE..] [--rounds N] [--seconds N] [--write]
   --rounds N   slices of ours for each load (8)
   --seconds N  length of a slice (4)
   --write      put the tables into docs/performance.md
+
+  --before BINARY  instead of the cases: an earlier build of meltemi beside today's, requests per CPU second
+                   (h1, pair) and instructions a request
 ";
+
+/// Debian packages that count instructions, and a program of each.
+const INSTRUCTION_TOOLS: &[(&str, &str)] =
+    &[("valgrind", "valgrind"), ("nghttp2-client", "h2load")];
 
 /// Core of the proxies, and core of everything else.
 const PROXY_CORE: usize = 0;
@@ -107,6 +116,8 @@ struct Options {
     rounds: usize,
     slice: Duration,
     write: bool,
+    /// An earlier build to compare today's with.
+    before: Option<PathBuf>,
 }
 
 impl Options {
@@ -116,6 +127,7 @@ impl Options {
             rounds: 8,
             slice: Duration::from_secs(4),
             write: false,
+            before: None,
         };
 
         let mut words = words.iter();
@@ -140,6 +152,10 @@ impl Options {
                 "--rounds" => options.rounds = usize::try_from(number()?)?,
                 "--seconds" => options.slice = Duration::from_secs(number()?),
                 "--write" => options.write = true,
+                "--before" => {
+                    let path = words.next().context("--before takes a binary")?;
+                    options.before = Some(path.into());
+                }
                 other => bail!("what is {other:?}?\n\n{USAGE}"),
             }
         }
@@ -170,14 +186,24 @@ pub fn run(words: &[String]) -> Result<()> {
         "one core for the proxies and one for the load: this machine has a single one"
     );
 
-    let peers = peers::set_up()?;
+    let peers = match options.before {
+        Some(_) => peers::set_up_with(INSTRUCTION_TOOLS)?,
+        None => peers::set_up()?,
+    };
     let (meltemi, programs) = build()?;
-    let mesh = Mesh::start(&meltemi, &programs, &peers)?;
+    let mut report = report::Report::new(words);
+    if let Some(before) = &options.before {
+        for section in before::measure(before, &meltemi, &programs, &peers, &options)? {
+            report.add(section);
+        }
+        print!("\n{}", report.markdown()?);
+        return Ok(());
+    }
+
+    let mesh = Mesh::start("peers", &meltemi, &programs, &peers, &Peer::ALL)?;
     let sidecars = mesh.sidecars()?;
 
     mesh.pin(&sidecars)?;
-
-    let mut report = report::Report::new(words);
 
     // Idle is before any load.
     if options.cases.contains(&Case::Rss) {

@@ -54,9 +54,14 @@ impl Peers {
 
 /// Sets up everything that is missing; quick when nothing is.
 pub fn set_up() -> Result<Peers> {
+    set_up_with(&[])
+}
+
+/// The same, with further Debian packages, each beside a program that proves it is there.
+pub fn set_up_with(further: &[(&str, &str)]) -> Result<Peers> {
     let home = target().join("peers");
     fs::create_dir_all(&home)?;
-    let debian = Debian::set_up(&home)?;
+    let debian = Debian::set_up(&home, &[DEBIAN, further].concat())?;
     let venv = home.join("python");
     let python = venv.join("bin/python");
     let stamp = venv.join("packages");
@@ -106,12 +111,12 @@ struct Debian {
 
 impl Debian {
     /// Installs or unpacks what is missing.
-    fn set_up(home: &Path) -> Result<Self> {
+    fn set_up(home: &Path, packages: &[(&str, &str)]) -> Result<Self> {
         let debian = Self {
             unpacked: home.join("debian"),
         };
         let has_venv = || succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"]));
-        let missing: Vec<&str> = DEBIAN
+        let missing: Vec<&str> = packages
             .iter()
             .filter(|(package, program)| {
                 !has(program) || (*package == "python3-venv" && !has_venv())

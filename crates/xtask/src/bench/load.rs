@@ -1,5 +1,7 @@
 //! Cases under load: `wrk` inside a client workload, the proxies' CPU time beside its count.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 
 use super::machine::Steal;
@@ -8,15 +10,15 @@ use super::process::{Cpu, Tree};
 use super::report::{Section, number};
 use super::{Case, Options, Peer, median, quantile};
 
-/// One slice.
+/// What one slice of load measured.
 #[derive(Debug, Clone, Copy)]
-struct Slice {
+pub struct Slice {
     /// Requests that were answered.
     requests: f64,
     /// Requests a second.
     rate: f64,
     /// Requests for each second of CPU time that the proxies took.
-    per_cpu: f64,
+    pub per_cpu: f64,
     /// Microseconds that a request took outside and inside the kernel.
     user: f64,
     kernel: f64,
@@ -39,36 +41,7 @@ pub fn measure(case: Case, mesh: &Mesh, sidecars: &Sidecars, options: &Options) 
         ),
     };
 
-    let slice = |peer: Peer| -> Result<Slice> {
-        let [client, server] = sidecars.of(peer);
-        let (url, proxies) = match case {
-            Case::H1 => (format!("http://{PLAIN}:{PORT}/"), vec![client]),
-            _ => (
-                format!("http://{}:{PORT}/", peer.server()),
-                vec![client, server],
-            ),
-        };
-
-        let slice = run(
-            mesh,
-            &peer.client(),
-            &url,
-            &proxies,
-            options.slice.as_secs(),
-        )?;
-
-        println!(
-            "{title} {:12} {:>8.0} requests/s {:>8.0} per CPU second, core {:>3.0} % busy, {:.0} % stolen",
-            peer.name(),
-            slice.rate,
-            slice.per_cpu,
-            slice.busy * 100.0,
-            slice.steal * 100.0
-        );
-
-        Ok(slice)
-    };
-
+    let slice = |peer: Peer| slice(case, mesh, sidecars, peer, options.slice, peer.name());
     let counted = |peer: Peer| mesh.metric(&peer.client(), "istio_requests_total");
     for peer in Peer::ALL {
         slice(peer).with_context(|| format!("warming up {title} with {}", peer.name()))?;
@@ -139,6 +112,37 @@ pub fn measure(case: Case, mesh: &Mesh, sidecars: &Sidecars, options: &Options) 
             number(lost)
         )],
     })
+}
+
+/// Loads one peer's client for `length` and prints the figures after `label`.
+pub fn slice(
+    case: Case,
+    mesh: &Mesh,
+    sidecars: &Sidecars,
+    peer: Peer,
+    length: Duration,
+    label: &str,
+) -> Result<Slice> {
+    let [client, server] = sidecars.of(peer);
+    let (title, url, proxies) = match case {
+        Case::H1 => ("h1", format!("http://{PLAIN}:{PORT}/"), vec![client]),
+        _ => (
+            "pair",
+            format!("http://{}:{PORT}/", peer.server()),
+            vec![client, server],
+        ),
+    };
+
+    let slice = run(mesh, &peer.client(), &url, &proxies, length.as_secs())?;
+    println!(
+        "{title} {label:12} {:>8.0} requests/s {:>8.0} per CPU second, core {:>3.0} % busy, {:.0} % stolen",
+        slice.rate,
+        slice.per_cpu,
+        slice.busy * 100.0,
+        slice.steal * 100.0
+    );
+
+    Ok(slice)
 }
 
 /// The two slices of the reference around each slice of one of the two others that take turns

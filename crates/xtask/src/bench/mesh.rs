@@ -44,6 +44,8 @@ pub struct Mesh {
     /// The binary with the helper programs.
     pub programs: PathBuf,
     peers: Peers,
+    /// The proxies that have a client and a server in this mesh.
+    compared: &'static [Peer],
 }
 
 /// The proxies that are compared, the client's and the server's, as process trees: for Envoy its
@@ -58,14 +60,25 @@ impl Sidecars {
 }
 
 impl Mesh {
-    /// Starts it and waits until everything is ready.
-    pub fn start(meltemi: &Path, programs: &Path, peers: &Peers) -> Result<Self> {
-        let home = std::env::temp_dir().join(format!("meltemi-bench-{}", std::process::id()));
+    /// Starts a mesh with a client and a server for each of the compared proxies, and waits until
+    /// everything is ready. `name` tells meshes apart that run at the same time.
+    pub fn start(
+        name: &str,
+        meltemi: &Path,
+        programs: &Path,
+        peers: &Peers,
+        compared: &'static [Peer],
+    ) -> Result<Self> {
+        let home =
+            std::env::temp_dir().join(format!("meltemi-bench-{name}-{}", std::process::id()));
         for folder in ["config", "run", "state"] {
             fs::create_dir_all(home.join(folder))?;
         }
         fs::write(home.join("config/mesh.yaml"), SETTINGS)?;
-        fs::write(home.join("config/workloads.yaml"), workloads(programs))?;
+        fs::write(
+            home.join("config/workloads.yaml"),
+            workloads(programs, compared),
+        )?;
         let errors = home.join("errors");
         let mut command = command(meltemi, &home, peers);
         command.arg("up").arg("-f").arg(home.join("config")).args([
@@ -88,6 +101,7 @@ impl Mesh {
             meltemi,
             programs,
             peers: peers.clone(),
+            compared,
         };
 
         if let Err(error) = mesh.wait_until_ready() {
@@ -127,7 +141,7 @@ impl Mesh {
     pub fn sidecars(&self) -> Result<Sidecars> {
         let all = self.processes()?;
         let mut sidecars = BTreeMap::new();
-        for peer in Peer::ALL {
+        for &peer in self.compared {
             let one = |workload: String| all.named(&format!("meltemi: sidecar {workload}-0"));
             let both = [one(peer.client())?, one(peer.server())?];
 
@@ -265,18 +279,20 @@ fn output(command: &mut Command) -> Result<String> {
 
 /// Clients that only wait to be used, and the same server once for each of them and once outside
 /// the mesh.
-fn workloads(programs: &Path) -> String {
+fn workloads(programs: &Path, compared: &[Peer]) -> String {
     let server = format!("[{}, bench-backend, \"{PORT}\"]", quoted(programs));
     let mut all = String::new();
-    for peer in Peer::ALL {
+    for &peer in compared {
         let proxy = format!("meltemi.io/proxy: {}", peer.proxy());
         all += &deployment(&peer.client(), "[sleep, infinity]", &proxy);
         all += &deployment(&peer.server(), &server, &proxy);
         all += &service(&peer.server());
     }
 
-    for workload in [Peer::Envoy.client(), Peer::Envoy.server()] {
-        all += &without_log(&workload);
+    if compared.contains(&Peer::Envoy) {
+        for workload in [Peer::Envoy.client(), Peer::Envoy.server()] {
+            all += &without_log(&workload);
+        }
     }
     all += &deployment(PLAIN, &server, "sidecar.istio.io/inject: \"false\"");
     all += &service(PLAIN);
