@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use smallvec::SmallVec;
 
 use crate::config::{Config, Health, Host, LocalitySpec, Policy};
-use crate::hash::{below, next};
 use crate::maglev::{MAX_TABLE, Maglev};
 use crate::priority::{PriorityLoad, Tally, spread};
+use crate::random::{below, next};
 use crate::ring::Ring;
 use crate::subset::{Resolved, SubsetMatch, members, resolve};
 use crate::weighted::Weighted;

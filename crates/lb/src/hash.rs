@@ -1,4 +1,4 @@
-//! Hashes, as Envoy computes them, and a source of numbers from one seed.
+//! Hashes, as Envoy computes them.
 
 use twox_hash::XxHash64;
 
@@ -35,20 +35,6 @@ pub fn murmur2(bytes: &[u8], seed: u64) -> u64 {
     shift_mix(shift_mix(hash).wrapping_mul(MUL))
 }
 
-/// The next number of a sequence (splitmix64): many draws from one random number.
-pub fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ z >> 31
-}
-
-/// A number below `bound` from 64 random bits, without the division.
-pub fn below(random: u64, bound: u64) -> u64 {
-    ((u128::from(random) * u128::from(bound)) >> 64) as u64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,11 +47,5 @@ mod tests {
         assert_eq!(xxh64(b"bar", 0), 5_234_164_152_756_840_025);
         assert_eq!(murmur2(b"foo", STD_HASH_SEED), 9_631_199_822_919_835_226);
         assert_eq!(murmur2(b"bar", STD_HASH_SEED), 11_474_628_671_133_349_555);
-    }
-
-    #[test]
-    fn below_covers_its_range() {
-        assert_eq!(below(0, 7), 0);
-        assert_eq!(below(u64::MAX, 7), 6);
     }
 }

@@ -14,6 +14,7 @@ mod config;
 pub mod hash;
 mod maglev;
 mod priority;
+pub mod random;
 mod ring;
 mod subset;
 mod weighted;

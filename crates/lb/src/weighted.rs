@@ -1,6 +1,6 @@
 //! Drawing one of several by weight.
 
-use crate::hash::below;
+use crate::random::below;
 
 /// Numbers with weights, as a cumulative table; a plain list where all weights are the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

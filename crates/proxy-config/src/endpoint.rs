@@ -219,7 +219,7 @@ impl EndpointSet {
         let hit = self
             .drops
             .iter()
-            .find(|(_, share)| share.hits(meltemi_lb::hash::next(&mut random)));
+            .find(|(_, share)| share.hits(meltemi_lb::random::next(&mut random)));
         hit.map(|(category, _)| &**category)
     }
 }

@@ -122,13 +122,10 @@ impl Worker {
 
     /// 64 random bits; not for secrets.
     pub fn random(&self) -> u64 {
-        // splitmix64
-        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut state = self.random.get();
+        let drawn = meltemi_lb::random::next(&mut state);
         self.random.set(state);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        drawn
     }
 
     /// Time since the process began to serve.

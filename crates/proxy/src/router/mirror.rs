@@ -34,7 +34,7 @@ pub fn chosen(action: &RouteAction, random: u64, head: &RequestHead) -> Vec<Shot
         return Vec::new();
     }
     let mut state = random;
-    let hit = |mirror: &&Mirror| mirror.fraction.hits(meltemi_lb::hash::next(&mut state));
+    let hit = |mirror: &&Mirror| mirror.fraction.hits(meltemi_lb::random::next(&mut state));
     let shot = |mirror: &Mirror| {
         let host = match (&mirror.host_rewrite, mirror.keep_host) {
             (Some(host), _) => Some(host.to_string()),

@@ -9,6 +9,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use meltemi_lb::random;
 use meltemi_proxy_config::cluster::OutlierDetection;
 
 /// How a request ended.
@@ -390,12 +391,9 @@ impl Outlier {
         millis(self.terms.interval).max(1)
     }
 
-    /// A number below `bound`. SplitMix64, Steele et al. 2014.
+    /// A random number below `bound`.
     fn draw(&self, bound: u64) -> u64 {
-        let mut z = self.noise.fetch_add(0x9e37_79b9_7f4a_7c15, Relaxed);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
+        random::mix(self.noise.fetch_add(random::STEP, Relaxed)) % bound
     }
 }
 
