@@ -13,18 +13,17 @@ pub(crate) mod workload;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use meltemi_api::{MeshConfig, Object};
-use meltemi_types::{Diagnostic, Severity, TrustDomain};
+use meltemi_api::Object;
+use meltemi_types::{Diagnostic, Severity};
 
 use crate::tables::Table;
-use crate::{Age, NamespacedName, Origin, Visibility};
+use crate::{Age, MeshSettings, NamespacedName, Origin, Visibility};
 
 /// What lowering may know besides the object itself. When any of it changes, everything is lowered
 /// again.
 pub(crate) struct Context<'a> {
-    pub mesh: &'a MeshConfig,
+    pub mesh: &'a MeshSettings,
     pub domain: &'a str,
-    pub trust_domain: TrustDomain,
 }
 
 /// The objects of one kind, each with what it was lowered to.

@@ -12,12 +12,12 @@ use std::sync::{Arc, Mutex};
 
 use meltemi_api::MeshConfig;
 use meltemi_api::mesh::FixedField;
-use meltemi_types::{Diagnostic, TrustDomain};
+use meltemi_types::Diagnostic;
 
 use crate::lower::Lowered;
 use crate::tables::Tables;
 use crate::{
-    AuthorizationPolicy, ChangeSet, Cidr, DestinationRule, Gateway, NamespacedName,
+    AuthorizationPolicy, ChangeSet, Cidr, DestinationRule, Gateway, MeshSettings, NamespacedName,
     PeerAuthentication, RequestAuthentication, Sidecar, SidecarScope, Telemetry,
 };
 use build::LoweredKinds;
@@ -65,10 +65,10 @@ impl Default for BuildOptions {
 pub struct Snapshot {
     /// What it was built with.
     pub options: Arc<BuildOptions>,
-    /// The effective MeshConfig.
-    pub mesh: Arc<MeshConfig>,
-    /// The mesh's own trust domain.
-    pub trust_domain: TrustDomain,
+    /// The settings of the whole mesh.
+    pub mesh: Arc<MeshSettings>,
+    /// MeshConfig as written over the defaults; analysis reports fields of it that have no effect.
+    pub(crate) mesh_config: Arc<MeshConfig>,
     pub(crate) mesh_diagnostics: Arc<[Diagnostic]>,
     pub(crate) tables: Tables,
     pub(crate) lowered: LoweredKinds,

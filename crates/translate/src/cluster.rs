@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use meltemi_model::{
+    ConnectionPool, HashAlgorithm, Keepalive, LbPolicy, OutlierDetection, ProxyProtocol,
+    RetryBudget, Warmup,
+};
 use meltemi_proto::{Any, pack, value_of};
 
 use crate::endpoint::{LocalityGroup, load_assignment};
@@ -66,108 +70,18 @@ pub(crate) enum UpstreamHttp {
     UseDownstream,
 }
 
-/// What a DestinationRule may say about a cluster, with Istio's defaults filled in.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// The settings of a DestinationRule that make a cluster, the mesh's defaults filled in.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct ClusterPolicy {
-    pub connect_timeout: Duration,
-    pub lb: Lb,
+    pub lb: LbPolicy,
     /// Locality weights count: a `distribute` setting is in force.
     pub locality_weighted: bool,
-    /// Seconds over which a new endpoint's share grows, with the starting share in percent and
-    /// 1000ths of aggression.
     pub warmup: Option<Warmup>,
-    pub breakers: Breakers,
-    pub outlier: Option<Outlier>,
-    pub panic_percent: u32,
-    pub keepalive: Option<Keepalive>,
-    pub pool: HttpPool,
-    pub tcp_idle_timeout: Option<Duration>,
+    /// `connect_timeout` and `keepalive` are the effective ones.
+    pub pool: ConnectionPool,
+    pub outlier: Option<OutlierDetection>,
     pub proxy_protocol: Option<ProxyProtocol>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Lb {
-    LeastRequest,
-    RoundRobin,
-    Random,
-    RingHash { minimum_size: u64 },
-    Maglev { table_size: Option<u64> },
-    ClusterProvided,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Warmup {
-    pub window: Duration,
-    pub minimum_percent: u32,
-    pub aggression_permille: u32,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Breakers {
-    pub max_connections: Option<u32>,
-    pub max_pending_requests: Option<u32>,
-    pub max_requests: Option<u32>,
-    pub max_retries: Option<u32>,
     pub retry_budget: Option<RetryBudget>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct RetryBudget {
-    pub percent_permille: u32,
-    pub min_concurrency: u32,
-    pub interval: Option<Duration>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Outlier {
-    pub consecutive_5xx: Option<u32>,
-    pub consecutive_gateway: Option<u32>,
-    pub split_local_origin: bool,
-    pub consecutive_local_origin: Option<u32>,
-    pub interval: Option<Duration>,
-    pub base_ejection: Option<Duration>,
-    pub max_ejection_percent: Option<u32>,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Keepalive {
-    pub probes: Option<u32>,
-    pub time: Option<Duration>,
-    pub interval: Option<Duration>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub(crate) struct HttpPool {
-    pub max_requests_per_connection: Option<u32>,
-    pub idle_timeout: Option<Duration>,
-    pub max_connection_duration: Option<Duration>,
-    pub max_concurrent_streams: Option<u32>,
-    pub http2_keepalive: Option<(Duration, Duration)>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum ProxyProtocol {
-    V1,
-    V2,
-}
-
-impl ClusterPolicy {
-    /// Istio's defaults under the mesh's connect timeout.
-    pub fn defaults(connect_timeout: Duration) -> Self {
-        Self {
-            connect_timeout,
-            lb: Lb::LeastRequest,
-            locality_weighted: false,
-            warmup: None,
-            breakers: Breakers::default(),
-            outlier: None,
-            panic_percent: 0,
-            keepalive: None,
-            pool: HttpPool::default(),
-            tcp_idle_timeout: None,
-            proxy_protocol: None,
-        }
-    }
 }
 
 /// Builds a cluster from its input alone.
@@ -179,7 +93,8 @@ pub(crate) fn build_cluster(input: &ClusterInput) -> Any {
 #[allow(deprecated)]
 fn cluster_message(input: &ClusterInput) -> cluster::Cluster {
     use cluster::cluster::{
-        ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, EdsClusterConfig, LbPolicy,
+        ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, EdsClusterConfig,
+        LbPolicy as Algorithm,
     };
 
     let ClusterInput {
@@ -201,11 +116,17 @@ fn cluster_message(input: &ClusterInput) -> cluster::Cluster {
         Discovery::OriginalDst => (DiscoveryType::OriginalDst, None),
     };
 
+    // Below `minHealthPercent` of healthy endpoints ejections are disregarded.
+    let panic_percent = policy
+        .outlier
+        .as_ref()
+        .map_or(0, |outlier| outlier.min_health_percent.min(100));
+
     let mut message = cluster::Cluster {
         name: name.clone(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(kind as i32)),
-        connect_timeout: duration(policy.connect_timeout),
-        circuit_breakers: Some(breakers(&policy.breakers)),
+        connect_timeout: policy.pool.connect_timeout.and_then(duration),
+        circuit_breakers: Some(breakers(&policy.pool, policy.retry_budget.as_ref())),
         outlier_detection: policy.outlier.as_ref().map(outlier),
         load_assignment: assignment.map(|groups| load_assignment(name, groups)),
         metadata: metadata_of(services, subset.as_deref(), tls),
@@ -216,7 +137,7 @@ fn cluster_message(input: &ClusterInput) -> cluster::Cluster {
             },
             ..Default::default()
         }),
-        upstream_connection_options: policy.keepalive.as_ref().map(|keepalive| {
+        upstream_connection_options: policy.pool.keepalive.as_ref().map(|keepalive| {
             cluster::UpstreamConnectionOptions {
                 tcp_keepalive: Some(tcp_keepalive(keepalive)),
                 ..Default::default()
@@ -224,7 +145,7 @@ fn cluster_message(input: &ClusterInput) -> cluster::Cluster {
         }),
         common_lb_config: Some(cluster::cluster::CommonLbConfig {
             healthy_panic_threshold: Some(types::v3::Percent {
-                value: f64::from(policy.panic_percent),
+                value: f64::from(panic_percent),
             }),
             locality_config_specifier: policy.locality_weighted.then(|| {
                 use cluster::cluster::common_lb_config::{
@@ -253,14 +174,17 @@ fn cluster_message(input: &ClusterInput) -> cluster::Cluster {
     }
 
     message.lb_policy = match (&policy.lb, kind) {
-        (_, DiscoveryType::OriginalDst) => LbPolicy::ClusterProvided,
-        (Lb::LeastRequest, _) => LbPolicy::LeastRequest,
-        (Lb::RoundRobin, _) => LbPolicy::RoundRobin,
-        (Lb::Random, _) => LbPolicy::Random,
-        (Lb::RingHash { .. }, _) => LbPolicy::RingHash,
-        (Lb::Maglev { .. }, _) => LbPolicy::Maglev,
-        // A passthrough policy on anything but ORIGINAL_DST is refused by Envoy.
-        (Lb::ClusterProvided, _) => LbPolicy::LeastRequest,
+        (_, DiscoveryType::OriginalDst) => Algorithm::ClusterProvided,
+        // Envoy refuses PASSTHROUGH on anything but ORIGINAL_DST.
+        (LbPolicy::Default | LbPolicy::LeastRequest | LbPolicy::Passthrough, _) => {
+            Algorithm::LeastRequest
+        }
+        (LbPolicy::RoundRobin, _) => Algorithm::RoundRobin,
+        (LbPolicy::Random, _) => Algorithm::Random,
+        (LbPolicy::ConsistentHash(hash), _) => match hash.algorithm {
+            HashAlgorithm::Ring { .. } => Algorithm::RingHash,
+            HashAlgorithm::Maglev { .. } => Algorithm::Maglev,
+        },
     } as i32;
 
     message.lb_config = lb_config(policy);
@@ -285,81 +209,83 @@ fn lb_config(policy: &ClusterPolicy) -> Option<cluster::cluster::LbConfig> {
     let slow_start = policy
         .warmup
         .map(|warmup| cluster::cluster::SlowStartConfig {
-            slow_start_window: duration(warmup.window),
+            slow_start_window: duration(warmup.duration),
             aggression: Some(core::RuntimeDouble {
-                default_value: f64::from(warmup.aggression_permille) / 1000.0,
+                default_value: f64::from(warmup.aggression_thousandths) / 1000.0,
                 // Envoy refuses an empty one.
                 runtime_key: "upstream.warmup_aggression".to_owned(),
             }),
             min_weight_percent: Some(types::v3::Percent {
-                value: f64::from(warmup.minimum_percent),
+                value: warmup.minimum.percent(),
             }),
         });
 
     match &policy.lb {
-        Lb::LeastRequest => slow_start.map(|slow_start| {
+        LbPolicy::Default | LbPolicy::LeastRequest => slow_start.map(|slow_start| {
             LbConfig::LeastRequestLbConfig(LeastRequestLbConfig {
                 slow_start_config: Some(slow_start),
                 ..Default::default()
             })
         }),
-        Lb::RoundRobin => slow_start.map(|slow_start| {
+        LbPolicy::RoundRobin => slow_start.map(|slow_start| {
             LbConfig::RoundRobinLbConfig(RoundRobinLbConfig {
                 slow_start_config: Some(slow_start),
             })
         }),
-        Lb::RingHash { minimum_size } => Some(LbConfig::RingHashLbConfig(RingHashLbConfig {
-            minimum_ring_size: u64v(*minimum_size),
-            ..Default::default()
-        })),
-        Lb::Maglev { table_size } => Some(LbConfig::MaglevLbConfig(MaglevLbConfig {
-            table_size: table_size.and_then(u64v),
-        })),
-        Lb::Random | Lb::ClusterProvided => None,
+        LbPolicy::ConsistentHash(hash) => Some(match hash.algorithm {
+            HashAlgorithm::Ring { minimum_size } => LbConfig::RingHashLbConfig(RingHashLbConfig {
+                minimum_ring_size: u64v(minimum_size),
+                ..Default::default()
+            }),
+            HashAlgorithm::Maglev { table_size } => LbConfig::MaglevLbConfig(MaglevLbConfig {
+                table_size: table_size.and_then(u64v),
+            }),
+        }),
+        LbPolicy::Random | LbPolicy::Passthrough => None,
     }
 }
 
-fn breakers(input: &Breakers) -> cluster::CircuitBreakers {
-    let Breakers {
-        max_connections,
-        max_pending_requests,
-        max_requests,
-        max_retries,
-        retry_budget,
-    } = input;
-
+fn breakers(pool: &ConnectionPool, budget: Option<&RetryBudget>) -> cluster::CircuitBreakers {
     let limit = |value: &Option<u32>| u32v(value.unwrap_or(UNLIMITED));
     cluster::CircuitBreakers {
         thresholds: vec![cluster::circuit_breakers::Thresholds {
-            max_connections: limit(max_connections),
-            max_pending_requests: limit(max_pending_requests),
-            max_requests: limit(max_requests),
-            max_retries: limit(max_retries),
-            retry_budget: retry_budget.as_ref().map(|budget| {
-                cluster::circuit_breakers::thresholds::RetryBudget {
+            max_connections: limit(&pool.max_connections),
+            max_pending_requests: limit(&pool.http1_max_pending_requests),
+            max_requests: limit(&pool.http2_max_requests),
+            max_retries: limit(&pool.max_retries),
+            retry_budget: budget.map(
+                |budget| cluster::circuit_breakers::thresholds::RetryBudget {
                     budget_percent: Some(types::v3::Percent {
-                        value: f64::from(budget.percent_permille) / 10.0,
+                        value: budget.percent.percent(),
                     }),
                     budget_interval: budget.interval.and_then(duration),
-                    min_retry_concurrency: u32v(budget.min_concurrency),
-                }
-            }),
+                    min_retry_concurrency: u32v(budget.min_retry_concurrency),
+                },
+            ),
             ..Default::default()
         }],
         ..Default::default()
     }
 }
 
-fn outlier(input: &Outlier) -> cluster::OutlierDetection {
-    let Outlier {
+fn outlier(input: &OutlierDetection) -> cluster::OutlierDetection {
+    let OutlierDetection {
         consecutive_5xx,
-        consecutive_gateway,
+        consecutive_gateway_errors,
         split_local_origin,
-        consecutive_local_origin,
+        consecutive_local_origin_failures,
         interval,
-        base_ejection,
+        base_ejection_time,
         max_ejection_percent,
+        // The cluster's panic threshold.
+        min_health_percent: _,
+        // Analysis warns that they are not supported.
+        error_codes: _,
     } = input;
+
+    // Source: Istio; without the split Envoy counts local failures as 5xx.
+    let local_origin_failures =
+        consecutive_local_origin_failures.filter(|count| *split_local_origin && *count > 0);
 
     // Each detector that is set is enforced; 0 switches it off.
     let enforce =
@@ -371,17 +297,19 @@ fn outlier(input: &Outlier) -> cluster::OutlierDetection {
     cluster::OutlierDetection {
         consecutive_5xx: count(consecutive_5xx),
         enforcing_consecutive_5xx: enforce(consecutive_5xx),
-        consecutive_gateway_failure: count(consecutive_gateway),
-        enforcing_consecutive_gateway_failure: enforce(consecutive_gateway),
+        consecutive_gateway_failure: count(consecutive_gateway_errors),
+        enforcing_consecutive_gateway_failure: enforce(consecutive_gateway_errors),
         split_external_local_origin_errors: *split_local_origin,
-        consecutive_local_origin_failure: count(consecutive_local_origin),
-        enforcing_consecutive_local_origin_failure: enforce(consecutive_local_origin),
+        consecutive_local_origin_failure: count(&local_origin_failures),
+        enforcing_consecutive_local_origin_failure: enforce(&local_origin_failures),
         // Ejection by success rate is nothing that a DestinationRule asks for; Envoy has it on.
         enforcing_success_rate: u32v(0),
         enforcing_local_origin_success_rate: split_local_origin.then(|| u32v(0)).flatten(),
         interval: interval.and_then(duration),
-        base_ejection_time: base_ejection.and_then(duration),
-        max_ejection_percent: max_ejection_percent.and_then(u32v),
+        base_ejection_time: base_ejection_time.and_then(duration),
+        max_ejection_percent: Some(*max_ejection_percent)
+            .filter(|percent| *percent > 0)
+            .and_then(|percent| u32v(percent.min(100))),
         ..Default::default()
     }
 }
@@ -409,13 +337,23 @@ fn apply_http(
         explicit_http_config::ProtocolConfig,
     };
 
-    let HttpPool {
-        max_requests_per_connection,
-        idle_timeout,
+    let ConnectionPool {
         max_connection_duration,
         max_concurrent_streams,
         http2_keepalive,
+        ..
     } = &policy.pool;
+
+    // 0 is unlimited, which is Envoy's default and which it does not take as a value.
+    let max_requests_per_connection = policy
+        .pool
+        .max_requests_per_connection
+        .filter(|limit| *limit > 0);
+    let max_concurrent_streams = max_concurrent_streams.filter(|limit| *limit > 0);
+    let idle_timeout = policy
+        .pool
+        .http_idle_timeout
+        .or(policy.pool.tcp_idle_timeout);
 
     let auto_sni = tls.auto_sni();
     let has_common = max_requests_per_connection.is_some()
@@ -430,7 +368,8 @@ fn apply_http(
         max_concurrent_streams: u32v(max_concurrent_streams.unwrap_or(1_073_741_824)),
         connection_keepalive: http2_keepalive.map(|(interval, timeout)| core::KeepaliveSettings {
             interval: duration(interval),
-            timeout: duration(timeout),
+            // Without a timeout of its own, as long as the interval.
+            timeout: duration(timeout.unwrap_or(interval)),
             ..Default::default()
         }),
         ..Default::default()

@@ -1,6 +1,6 @@
 //! Network and HTTP filters of a chain, in Istio's order, as far as the client has them.
 
-use meltemi_model::AccessLog;
+use meltemi_model::{AccessLog, PathNormalization};
 use meltemi_proto::istio::{
     AlpnConfig, AlpnOverride, IstioHeaders, MetadataExchange, PeerMetadataConfig, PeerMethod,
     StatsConfig,
@@ -62,18 +62,6 @@ impl Abilities {
     }
 }
 
-/// How paths are made canonical before anything decides on them. Source:
-/// MeshConfig.pathNormalization.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct PathRules {
-    /// RFC 3986: dot segments, case of percent encodings.
-    pub normalize: bool,
-    /// `//` is `/`.
-    pub merge_slashes: bool,
-    /// `%2F` and `%5C` are slashes.
-    pub unescape_slashes: bool,
-}
-
 /// Which way a chain's traffic goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Direction {
@@ -95,7 +83,7 @@ pub(crate) struct HttpInput {
     pub abilities: Abilities,
     pub logs: Vec<AccessLog>,
     pub is_grpc_web: bool,
-    pub paths: PathRules,
+    pub paths: PathNormalization,
     /// The ALPN that requests of this chain offer upstream, for clients that cannot decide it per
     /// request.
     pub upstream_alpn: Vec<String>,

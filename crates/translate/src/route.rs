@@ -9,7 +9,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meltemi_model::{HttpRoute, VirtualService};
+use meltemi_model::{HttpRoute, InboundRetries, VirtualService};
 use meltemi_proto::{Any, pack, value_of};
 
 use crate::envoy::value::{boolv, metadata, seconds};
@@ -65,22 +65,6 @@ impl RouteInput {
                 None => true,
             },
             _ => true,
-        }
-    }
-}
-
-/// MeshConfig.defaultInboundHttpRetryPolicy, or Istio's built-in one.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct InboundRetries {
-    pub attempts: u32,
-    pub retry_on: String,
-}
-
-impl Default for InboundRetries {
-    fn default() -> Self {
-        Self {
-            attempts: 2,
-            retry_on: "reset-before-request".to_owned(),
         }
     }
 }

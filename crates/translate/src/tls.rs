@@ -1,8 +1,8 @@
 //! Transport security of a cluster and of a filter chain.
 
+use meltemi_model::ProxyProtocol;
 use meltemi_proto::pack;
 
-use crate::cluster::ProxyProtocol;
 use crate::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use crate::envoy::extensions::transport_sockets::tls::v3 as tls;
 use crate::envoy::tls::{

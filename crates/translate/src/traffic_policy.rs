@@ -1,168 +1,56 @@
 //! What a DestinationRule settles for one cluster: policy, transport security, hash keys.
 
-use std::time::Duration;
-
 use meltemi_model::{
-    ClientTls, ClientTlsMode, ConnectionPool, HashAlgorithm, HashKey, Keepalive as ModelKeepalive,
-    LbPolicy, LoadBalancer, OutlierDetection, PolicySettings, ProxyProtocol as ModelProxyProtocol,
+    ClientTls, ClientTlsMode, HashKey, Keepalive, LbPolicy, MeshSettings, PolicySettings,
 };
 
-use crate::cluster::{
-    Breakers, ClusterPolicy, HttpPool, Keepalive, Lb, Outlier, ProxyProtocol, RetryBudget,
-    UpstreamHttp, Warmup,
-};
+use crate::cluster::{ClusterPolicy, UpstreamHttp};
 use crate::route::HashPolicy;
 use crate::tls::{ForeignTls, MeshTls, SecretName, UpstreamTls};
 
-/// What the mesh says where a DestinationRule does not.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct MeshDefaults {
-    pub connect_timeout: Duration,
-    pub keepalive: Option<Keepalive>,
-}
-
-/// The policy of a cluster.
-pub(crate) fn cluster_policy(settings: &PolicySettings, mesh: MeshDefaults) -> ClusterPolicy {
+/// The policy of a cluster: what a DestinationRule says, over the mesh's settings.
+pub(crate) fn cluster_policy(settings: &PolicySettings, mesh: &MeshSettings) -> ClusterPolicy {
     let PolicySettings {
         load_balancer,
         connection_pool,
         outlier,
+        // Decided with the endpoints' identities, in `upstream_tls`.
         tls: _,
+        // Analysis warns that it is not supported.
         tunnel: _,
         proxy_protocol,
         retry_budget,
     } = settings;
 
-    let mut policy = ClusterPolicy::defaults(mesh.connect_timeout);
-    policy.keepalive = mesh.keepalive;
-    if let Some(load_balancer) = load_balancer {
-        apply_load_balancer(&mut policy, load_balancer);
-    }
-    if let Some(pool) = connection_pool {
-        apply_pool(&mut policy, pool);
-    }
-    if let Some(outlier) = outlier {
-        policy.panic_percent = outlier.min_health_percent.min(100);
-        policy.outlier = Some(outlier_of(outlier));
-    }
+    let (lb, warmup) = load_balancer
+        .as_ref()
+        .map(|lb| (lb.policy.clone(), lb.warmup))
+        .unwrap_or_default();
 
-    policy.proxy_protocol = proxy_protocol.map(|version| match version {
-        ModelProxyProtocol::V1 => ProxyProtocol::V1,
-        ModelProxyProtocol::V2 => ProxyProtocol::V2,
-    });
+    let mut pool = connection_pool.clone().unwrap_or_default();
+    pool.connect_timeout = pool
+        .connect_timeout
+        .filter(|timeout| !timeout.is_zero())
+        .or(Some(mesh.connect_timeout));
 
-    policy.breakers.retry_budget = retry_budget.map(|budget| RetryBudget {
-        percent_permille: budget.percent.0 / 1000,
-        min_concurrency: budget.min_retry_concurrency,
-        interval: budget.interval,
-    });
-
-    policy
-}
-
-fn apply_load_balancer(policy: &mut ClusterPolicy, input: &LoadBalancer) {
-    let LoadBalancer {
-        policy: algorithm,
-        locality: _,
-        warmup,
-    } = input;
-
-    policy.lb = match algorithm {
-        LbPolicy::Default | LbPolicy::LeastRequest => Lb::LeastRequest,
-        LbPolicy::RoundRobin => Lb::RoundRobin,
-        LbPolicy::Random => Lb::Random,
-        LbPolicy::Passthrough => Lb::ClusterProvided,
-        LbPolicy::ConsistentHash(hash) => match hash.algorithm {
-            HashAlgorithm::Ring { minimum_size } => Lb::RingHash { minimum_size },
-            HashAlgorithm::Maglev { table_size } => Lb::Maglev { table_size },
-        },
-    };
-
-    policy.warmup = warmup.map(|warmup| Warmup {
-        window: warmup.duration,
-        minimum_percent: warmup.minimum.0 / 10_000,
-        aggression_permille: warmup.aggression_thousandths,
-    });
-}
-
-fn apply_pool(policy: &mut ClusterPolicy, input: &ConnectionPool) {
-    let ConnectionPool {
-        max_connections,
-        connect_timeout,
-        keepalive,
-        max_connection_duration,
-        tcp_idle_timeout,
-        http1_max_pending_requests,
-        http2_max_requests,
-        max_requests_per_connection,
-        max_retries,
-        http_idle_timeout,
-        // Decided with the port's protocol, in `upstream_http`.
-        h2_upgrade: _,
-        use_client_protocol: _,
-        max_concurrent_streams,
-        http2_keepalive,
-    } = input;
-
-    policy.breakers = Breakers {
-        max_connections: *max_connections,
-        max_pending_requests: *http1_max_pending_requests,
-        max_requests: *http2_max_requests,
-        max_retries: *max_retries,
-        retry_budget: None,
-    };
-
-    if let Some(connect_timeout) = connect_timeout.filter(|timeout| !timeout.is_zero()) {
-        policy.connect_timeout = connect_timeout;
-    }
-    if let Some(keepalive) = keepalive {
-        // One by one over the mesh's. Source: Istio `applyTCPKeepalive`.
-        let (own, mesh) = (
-            keepalive_of(keepalive),
-            policy.keepalive.unwrap_or_default(),
-        );
-
-        policy.keepalive = Some(Keepalive {
+    // Field by field over the mesh's. Source: Istio `applyTCPKeepalive`.
+    pool.keepalive = match (pool.keepalive, mesh.keepalive) {
+        (Some(own), Some(mesh)) => Some(Keepalive {
             probes: own.probes.or(mesh.probes),
             time: own.time.or(mesh.time),
             interval: own.interval.or(mesh.interval),
-        });
-    }
-
-    policy.tcp_idle_timeout = *tcp_idle_timeout;
-    policy.pool = HttpPool {
-        // 0 is unlimited, which is Envoy's default and which it does not take as a value.
-        max_requests_per_connection: max_requests_per_connection.filter(|limit| *limit > 0),
-        idle_timeout: http_idle_timeout.or(*tcp_idle_timeout),
-        max_connection_duration: *max_connection_duration,
-        max_concurrent_streams: max_concurrent_streams.filter(|limit| *limit > 0),
-        // Without a timeout of its own, as long as the interval.
-        http2_keepalive: http2_keepalive
-            .map(|(interval, timeout)| (interval, timeout.unwrap_or(interval))),
+        }),
+        (own, mesh) => own.or(mesh),
     };
-}
 
-pub(crate) fn keepalive_of(input: &ModelKeepalive) -> Keepalive {
-    Keepalive {
-        probes: input.probes,
-        time: input.time,
-        interval: input.interval,
-    }
-}
-
-fn outlier_of(input: &OutlierDetection) -> Outlier {
-    Outlier {
-        consecutive_5xx: input.consecutive_5xx,
-        consecutive_gateway: input.consecutive_gateway_errors,
-        split_local_origin: input.split_local_origin,
-        // Source: Istio; without the split Envoy counts local failures as 5xx.
-        consecutive_local_origin: input
-            .consecutive_local_origin_failures
-            .filter(|count| input.split_local_origin && *count > 0),
-        interval: input.interval,
-        base_ejection: input.base_ejection_time,
-        max_ejection_percent: Some(input.max_ejection_percent.min(100))
-            .filter(|percent| *percent > 0),
+    ClusterPolicy {
+        lb,
+        locality_weighted: false,
+        warmup,
+        pool,
+        outlier: outlier.clone(),
+        proxy_protocol: *proxy_protocol,
+        retry_budget: *retry_budget,
     }
 }
 

@@ -108,6 +108,9 @@ fn findings() -> Result<Vec<String>> {
                         "{name} is data plane and imports {on}: it may know xDS only"
                     ));
                 }
+                Some(_) if name == "translate" && on == "api" => {
+                    found.push(format!("{name} imports {on}: it reads the model alone"));
+                }
                 Some(_) => {}
                 None if PURE.contains(&name.as_str()) && IMPURE.contains(&on) => {
                     found.push(format!("{name} is pure and imports {on}"));

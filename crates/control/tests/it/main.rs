@@ -630,8 +630,17 @@ async fn what_is_built_into_the_mesh_cannot_be_configured() {
     );
 
     let world = mesh.world();
-    assert_eq!(world.snapshot.mesh.access_log_file, "/dev/stdout");
-    assert_eq!(world.snapshot.trust_domain.as_str(), "cluster.local");
+    assert_eq!(
+        world
+            .snapshot
+            .mesh
+            .access_logs
+            .file
+            .as_ref()
+            .map(|log| log.path.as_str()),
+        Some("/dev/stdout")
+    );
+    assert_eq!(world.snapshot.mesh.trust_domain.as_str(), "cluster.local");
     mesh.shutdown().await;
 }
 

@@ -67,7 +67,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
     for entry in snapshot.lowered.authorization_policies.entries.values() {
         if let crate::AuthzAction::Custom { provider } = &entry.value.action
             && !snapshot
-                .mesh
+                .mesh_config
                 .extension_providers
                 .iter()
                 .any(|known| known.name == *provider)
@@ -88,7 +88,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
             for provider in &rule.providers {
                 let field = format!("spec.accessLogging[{index}].providers");
                 match snapshot
-                    .mesh
+                    .mesh_config
                     .extension_providers
                     .iter()
                     .find(|known| known.name == *provider)

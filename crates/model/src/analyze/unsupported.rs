@@ -207,7 +207,7 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
         .table(&Kind::ConfigMap)
         .get(&snapshot.options.mesh_config_map)
     {
-        for name in unread(&snapshot.mesh) {
+        for name in unread(&snapshot.mesh_config) {
             let message = format!("{name} is not read yet and has no effect");
             tell(
                 object,

@@ -65,7 +65,7 @@ pub(crate) fn lower_service(
         location: Location::Internal,
         export_to: visibility(
             &export_to,
-            &context.mesh.default_service_export_to,
+            &context.mesh.default_export_to.services,
             namespace,
         ),
         selector: (!spec.selector.is_empty()).then(|| spec.selector.clone()),

@@ -66,7 +66,7 @@ pub(crate) fn lower_service_entry(
             },
             export_to: visibility(
                 &entry.export_to,
-                &context.mesh.default_service_export_to,
+                &context.mesh.default_export_to.services,
                 namespace,
             ),
             selector: entry
@@ -205,7 +205,7 @@ fn lower_endpoint(
         identity: if account.is_empty() {
             None
         } else {
-            SpiffeId::new(context.trust_domain.clone(), namespace, account).ok()
+            SpiffeId::new(context.mesh.trust_domain.clone(), namespace, account).ok()
         },
     }
 }

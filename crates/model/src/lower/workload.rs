@@ -37,7 +37,7 @@ pub(crate) fn lower_pod(
         address: ips.first().copied().map(EndpointAddress::Ip),
         ips,
         service_account: account.to_owned(),
-        identity: SpiffeId::new(context.trust_domain.clone(), &meta.namespace, account).ok(),
+        identity: SpiffeId::new(context.mesh.trust_domain.clone(), &meta.namespace, account).ok(),
         ports: container_ports(&pod.spec),
         health: pod_health(object, pod),
         // Kubernetes forbids '/' in label values, so Istio writes '.' there.
@@ -119,7 +119,7 @@ pub(crate) fn lower_workload_entry(
             .collect(),
         address,
         service_account: account.to_owned(),
-        identity: SpiffeId::new(context.trust_domain.clone(), &meta.namespace, account).ok(),
+        identity: SpiffeId::new(context.mesh.trust_domain.clone(), &meta.namespace, account).ok(),
         ports: entry
             .ports
             .iter()

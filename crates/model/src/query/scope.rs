@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
-use meltemi_api::mesh::OutboundTrafficMode;
 use meltemi_types::Labels;
 
 use crate::{
-    EgressListener, GatewayRef, HttpAction, OutboundMode, OutboundPolicy, ScopedEgress, Service,
-    Sidecar, SidecarScope, Snapshot, VirtualService,
+    EgressListener, GatewayRef, HttpAction, OutboundPolicy, ScopedEgress, Service, Sidecar,
+    SidecarScope, Snapshot, VirtualService,
 };
 
 impl Snapshot {
@@ -106,11 +105,7 @@ impl Snapshot {
         }
 
         let default = OutboundPolicy {
-            mode: match self.mesh.outbound_traffic_policy.mode {
-                OutboundTrafficMode::RegistryOnly => OutboundMode::RegistryOnly,
-                OutboundTrafficMode::AllowAny => OutboundMode::AllowAny,
-                OutboundTrafficMode::AllowAnyDynamicDns => OutboundMode::AllowAnyDynamicDns,
-            },
+            mode: self.mesh.outbound_mode,
             egress_proxy: None,
         };
 

@@ -2,11 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use meltemi_api::mesh::{AccessLogEncoding, FileAccessLog};
 use meltemi_types::{Labels, ObjectRef};
-use serde_json::Value;
 
-use crate::{AccessLog, LogFormat, Snapshot, Telemetry, WorkloadMode};
+use crate::{AccessLog, FileLog, Snapshot, Telemetry, WorkloadMode};
 
 impl Snapshot {
     /// The access logs of one side of a workload. Telemetry objects of the mesh, the namespace and
@@ -24,11 +22,7 @@ impl Snapshot {
             .flat_map(|telemetry| &telemetry.access_logging)
             .collect();
 
-        let default: &[String] = self
-            .mesh
-            .default_providers
-            .as_ref()
-            .map_or(&[], |providers| &providers.access_logging);
+        let default = &self.mesh.access_logs.default_providers;
 
         if rules.is_empty() && default.is_empty() {
             return self.mesh_access_log().into_iter().collect();
@@ -133,67 +127,24 @@ impl Snapshot {
 
     /// MeshConfig.accessLogFile; `None` if logging is off.
     pub fn mesh_access_log(&self) -> Option<AccessLog> {
-        let path = &self.mesh.access_log_file;
-        (!path.is_empty()).then(|| AccessLog {
+        let FileLog { path, format } = self.mesh.access_logs.file.clone()?;
+        Some(AccessLog {
             provider: "envoy".to_owned(),
-            path: path.clone(),
-            format: self.mesh_log_format(),
+            path,
+            format,
             filter: None,
             sources: Vec::new(),
         })
     }
 
-    fn mesh_log_format(&self) -> LogFormat {
-        let text = self.mesh.access_log_format.as_str();
-        match (self.mesh.access_log_encoding, text) {
-            (AccessLogEncoding::Text, "") => LogFormat::DefaultText,
-            (AccessLogEncoding::Text, text) => LogFormat::Text(with_newline(text)),
-            (AccessLogEncoding::Json, "") => LogFormat::DefaultJson,
-            // What is no object was refused when the settings were read.
-            (AccessLogEncoding::Json, text) => {
-                serde_json::from_str(text).map_or(LogFormat::DefaultJson, LogFormat::Json)
-            }
-        }
-    }
-
-    /// The log of a named provider; only file logs are written, others are told of when they are
-    /// referred to.
+    /// The log of a named provider; `None` for a name that no provider with a file log has.
     fn provider_log(
         &self,
         name: &str,
         filter: Option<&str>,
         sources: &[ObjectRef],
     ) -> Option<AccessLog> {
-        let provider = self
-            .mesh
-            .extension_providers
-            .iter()
-            .find(|provider| provider.name == name)?;
-
-        let FileAccessLog {
-            path,
-            log_format,
-            omit_empty_values: _,
-        } = provider.envoy_file_access_log.as_ref()?;
-
-        let format = match log_format
-            .as_ref()
-            .map(|format| (&format.text, &format.labels))
-        {
-            Some((Some(text), _)) if !text.is_empty() => LogFormat::Text(with_newline(text)),
-            Some((_, Some(Value::Object(map)))) if map.is_empty() => LogFormat::DefaultJson,
-            Some((_, Some(Value::Object(map)))) => LogFormat::Json(map.clone()),
-            // The built-in provider follows MeshConfig's encoding and format.
-            _ if name == "envoy" => self.mesh_log_format(),
-            _ => LogFormat::DefaultText,
-        };
-
-        let path = if path.is_empty() {
-            "/dev/stdout".to_owned()
-        } else {
-            path.clone()
-        };
-
+        let FileLog { path, format } = self.mesh.access_logs.providers.get(name)?.clone();
         Some(AccessLog {
             provider: name.to_owned(),
             path,
@@ -201,13 +152,5 @@ impl Snapshot {
             filter: filter.map(str::to_owned),
             sources: sources.to_vec(),
         })
-    }
-}
-
-fn with_newline(text: &str) -> String {
-    if text.ends_with('\n') {
-        text.to_owned()
-    } else {
-        format!("{text}\n")
     }
 }

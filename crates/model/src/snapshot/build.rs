@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use meltemi_api::{Kind, MeshConfig, ObjectKey};
-use meltemi_types::{Diagnostic, TrustDomain};
+use meltemi_types::Diagnostic;
 
 use super::endpoints::EndpointTable;
 use super::rules::{DestinationRuleTable, RouteTable};
@@ -16,7 +16,7 @@ use crate::lower::service_entry::LoweredEntry;
 use crate::lower::{Context, Lowered, istio, mesh, service, service_entry, workload};
 use crate::tables::Tables;
 use crate::{
-    AuthorizationPolicy, ChangeSet, DestinationRule, Gateway, PeerAuthentication,
+    AuthorizationPolicy, ChangeSet, DestinationRule, Gateway, MeshSettings, PeerAuthentication,
     RequestAuthentication, Resolution, ServiceKey, Sidecar, Telemetry, Workload, analyze,
 };
 use istio::virtual_service::LoweredVirtualService;
@@ -142,17 +142,18 @@ pub(super) fn build(prev: Option<&Snapshot>, tables: &Tables, options: &BuildOpt
     let options_kept = prev
         .filter(|prev| *prev.options == *options)
         .map(|prev| prev.options.clone());
-    let (mesh, mesh_diagnostics) =
-        build_mesh(prev.filter(|_| options_kept.is_some()), tables, options);
+    let Mesh {
+        config: mesh_config,
+        settings: mesh,
+        diagnostics: mesh_diagnostics,
+    } = build_mesh(prev.filter(|_| options_kept.is_some()), tables, options);
 
-    // Under another MeshConfig every object may mean something else: then nothing lowered before is
-    // taken over.
+    // Under other settings of the mesh every object may mean something else: then nothing lowered
+    // before is taken over.
     let same_mesh = prev.filter(|prev| options_kept.is_some() && Arc::ptr_eq(&prev.mesh, &mesh));
-    let trust_domain = TrustDomain::new(&mesh.trust_domain).unwrap_or_default();
     let context = Context {
         mesh: &mesh,
         domain: &options.domain,
-        trust_domain: trust_domain.clone(),
     };
 
     let lowered = LoweredKinds::update(same_mesh.map(|prev| &prev.lowered), tables, &context);
@@ -192,7 +193,7 @@ pub(super) fn build(prev: Option<&Snapshot>, tables: &Tables, options: &BuildOpt
     let snapshot = Snapshot {
         options,
         mesh,
-        trust_domain,
+        mesh_config,
         mesh_diagnostics,
         tables,
         lowered,
@@ -223,12 +224,15 @@ pub(super) fn build(prev: Option<&Snapshot>, tables: &Tables, options: &BuildOpt
     }
 }
 
-/// The effective MeshConfig: the same allocation as before if it says the same.
-fn build_mesh(
-    prev: Option<&Snapshot>,
-    tables: &Tables,
-    options: &BuildOptions,
-) -> (Arc<MeshConfig>, Arc<[Diagnostic]>) {
+/// MeshConfig in the forms that a snapshot keeps.
+struct Mesh {
+    config: Arc<MeshConfig>,
+    settings: Arc<MeshSettings>,
+    diagnostics: Arc<[Diagnostic]>,
+}
+
+/// Reads and lowers MeshConfig. What says the same as in `prev` keeps its allocation.
+fn build_mesh(prev: Option<&Snapshot>, tables: &Tables, options: &BuildOptions) -> Mesh {
     let config_map = tables.table(&Kind::ConfigMap).get(&options.mesh_config_map);
     if let Some(prev) = prev {
         let held = prev
@@ -243,18 +247,31 @@ fn build_mesh(
         };
 
         if is_same {
-            return (prev.mesh.clone(), prev.mesh_diagnostics.clone());
+            return Mesh {
+                config: prev.mesh_config.clone(),
+                settings: prev.mesh.clone(),
+                diagnostics: prev.mesh_diagnostics.clone(),
+            };
         }
     }
 
-    let (mesh, diagnostics) =
-        mesh::lower_mesh_config(config_map, &options.mesh_defaults, &options.mesh_fixed);
-    let held = prev.map(|prev| &prev.mesh).filter(|held| ***held == mesh);
+    let (config, diagnostics) =
+        mesh::read_mesh_config(config_map, &options.mesh_defaults, &options.mesh_fixed);
+    let settings = mesh::lower_mesh_config(&config);
 
-    (
-        held.cloned().unwrap_or_else(|| Arc::new(mesh)),
-        diagnostics.into(),
-    )
+    Mesh {
+        config: Arc::new(config),
+        settings: keep_equal(prev.map(|prev| &prev.mesh), settings),
+        diagnostics: diagnostics.into(),
+    }
+}
+
+/// The allocation held before if the new value equals it: later stages compare pointers.
+pub(crate) fn keep_equal<T: PartialEq>(held: Option<&Arc<T>>, value: T) -> Arc<T> {
+    match held {
+        Some(held) if **held == value => held.clone(),
+        _ => Arc::new(value),
+    }
 }
 
 /// The previous table where both inputs are the same, also by content; addresses are kept even when

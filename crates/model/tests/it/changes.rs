@@ -168,7 +168,7 @@ fn another_mesh_config_is_another_mesh() {
 
     let build = rebuild(&snapshot, &tables);
     assert!(build.changes.mesh);
-    assert_eq!(build.snapshot.trust_domain.as_str(), "mall.example");
+    assert_eq!(build.snapshot.mesh.trust_domain.as_str(), "mall.example");
     let identity = build
         .snapshot
         .workloads()

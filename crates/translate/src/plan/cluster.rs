@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use meltemi_model::{
-    DestinationRule, LbPolicy, PolicySettings, Registry, Resolution, Service, ServicePort, TlsMode,
+    ConnectionPool, DestinationRule, LbPolicy, PolicySettings, Registry, Resolution, Service,
+    ServicePort, TlsMode,
 };
 use meltemi_types::Protocol;
 
 use super::endpoint::{Selection, groups};
 use super::{Plan, View};
-use crate::cluster::{ClusterInput, ClusterPolicy, Discovery, Lb, ServiceRef, UpstreamHttp};
+use crate::cluster::{ClusterInput, ClusterPolicy, Discovery, ServiceRef, UpstreamHttp};
 use crate::endpoint::EndpointsInput;
 use crate::filters::PEER_EXCHANGE;
 use crate::proxy::ProxyKind;
@@ -82,10 +83,14 @@ pub(super) fn plan_outbound(view: &View<'_>, plan: &mut Plan) {
 }
 
 fn special(view: &View<'_>, name: &str, discovery: Discovery) -> ClusterInput {
-    let mut policy = ClusterPolicy::defaults(view.defaults.connect_timeout);
-    if discovery == Discovery::OriginalDst {
-        policy.lb = Lb::ClusterProvided;
-    }
+    let policy = ClusterPolicy {
+        pool: ConnectionPool {
+            connect_timeout: Some(view.mesh().connect_timeout),
+            ..ConnectionPool::default()
+        },
+        ..ClusterPolicy::default()
+    };
+
     ClusterInput {
         name: name.to_owned(),
         discovery,
@@ -114,7 +119,7 @@ fn plan_cluster(
         .map(|subset| &subset.labels);
     let subset_name = subset.unwrap_or_default();
     let name = outbound_name(port.number, subset_name, service.host().as_str());
-    let mut policy = cluster_policy(&settings, view.defaults);
+    let mut policy = cluster_policy(&settings, view.mesh());
     let selection = Selection {
         service,
         port,
@@ -125,11 +130,11 @@ fn plan_cluster(
     let (discovery, locality_weighted) = discovery(view, plan, &name, &selection);
     policy.locality_weighted = locality_weighted;
     if discovery == Discovery::OriginalDst {
-        policy.lb = Lb::ClusterProvided;
+        policy.lb = LbPolicy::Passthrough;
         policy.warmup = None;
     }
 
-    let http = upstream_http(port.protocol, &settings, view.upgrades_to_h2());
+    let http = upstream_http(port.protocol, &settings, view.mesh().h2_upgrade);
     let identities = view.identities(service);
     let auto = auto_tls(view, service, port, discovery == Discovery::OriginalDst);
     let credential = settings
@@ -231,7 +236,7 @@ fn auto_tls(
     port: &ServicePort,
     is_original_destination: bool,
 ) -> AutoTls {
-    if !view.auto_mtls() || service.is_external() {
+    if !view.mesh().auto_mtls || service.is_external() {
         return AutoTls::Off;
     }
     if !is_original_destination {

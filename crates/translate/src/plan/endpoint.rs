@@ -195,7 +195,7 @@ fn preference(view: &View<'_>, service: &Service, settings: &PolicySettings) -> 
     }
 
     let setting = written
-        .or_else(|| view.locality_lb())
+        .or_else(|| view.mesh().locality.clone())
         .filter(|setting| setting.enabled != Some(false))?;
 
     // Without ejection a failing locality would never be left. Source: Istio

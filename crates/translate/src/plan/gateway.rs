@@ -391,7 +391,7 @@ impl Chains<'_, '_> {
             abilities: self.view.abilities,
             logs: self.view.access_logs(WorkloadMode::Client),
             is_grpc_web: false,
-            paths: self.view.paths(),
+            paths: self.view.mesh().paths,
             upstream_alpn: Vec::new(),
         }))
     }

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use meltemi_model::{
-    CaptureMode, ConnectionPool, IngressEndpoint, IngressListener, MtlsMode, PolicySettings,
-    ServerTlsMode, Sidecar, WorkloadMode,
+    CaptureMode, ConnectionPool, InboundRetries, IngressEndpoint, IngressListener, LbPolicy,
+    MtlsMode, PolicySettings, ServerTlsMode, Sidecar, WorkloadMode,
 };
 use meltemi_types::{Locality, Protocol};
 
@@ -15,11 +15,11 @@ use super::cluster::{BLACK_HOLE, INBOUND_PASSTHROUGH, inbound_source};
 use super::{Plan, View, gateway};
 use crate::authz::AuthzInput;
 use crate::chains::{self, Reads};
-use crate::cluster::{ClusterInput, Discovery, Lb, ServiceRef, UpstreamHttp};
+use crate::cluster::{ClusterInput, Discovery, ServiceRef, UpstreamHttp};
 use crate::endpoint::{EndpointAddress, EndpointInput, Health, LocalityGroup};
 use crate::filters::{Direction, HttpInput, RouteSource, TcpInput, TcpTarget};
 use crate::listener::{ChainFilters, ChainInput, ChainMatch, Inspect, ListenerInput, Transport};
-use crate::route::{InboundRetries, RouteInput, RouteTableInput, VirtualHostInput};
+use crate::route::{RouteInput, RouteTableInput, VirtualHostInput};
 use crate::tls::{DownstreamTls, UpstreamTls};
 use crate::traffic_policy::cluster_policy;
 
@@ -215,12 +215,12 @@ fn application(
         ..PolicySettings::default()
     };
 
-    let mut policy = cluster_policy(&settings, view.defaults);
+    let mut policy = cluster_policy(&settings, view.mesh());
     let is_original = discovery == Discovery::OriginalDst;
     policy.lb = if is_original {
-        Lb::ClusterProvided
+        LbPolicy::Passthrough
     } else {
-        Lb::RoundRobin
+        LbPolicy::RoundRobin
     };
 
     ClusterInput {
@@ -240,17 +240,14 @@ fn application(
 }
 
 fn virtual_inbound(view: &View<'_>, served: &[Served]) -> ListenerInput {
-    let own_port = u16::try_from(view.snapshot.mesh.proxy_inbound_listen_port)
-        .ok()
-        .filter(|port| *port != 0)
-        .unwrap_or(15006);
+    let own_port = view.mesh().inbound_port;
 
     let accepted = view.peer_authentication();
     let shared = Shared {
         view,
         authz: view.authz(),
         logs: view.access_logs(WorkloadMode::Server),
-        retries: view.inbound_retries(),
+        retries: view.mesh().inbound_retries.clone(),
     };
 
     let mut chains = vec![ChainInput {
@@ -418,7 +415,7 @@ impl Shared<'_, '_> {
                 abilities: self.view.abilities,
                 logs: self.logs.clone(),
                 is_grpc_web: protocol == Protocol::GrpcWeb,
-                paths: self.view.paths(),
+                paths: self.view.mesh().paths,
                 upstream_alpn: Vec::new(),
             })),
             Reads::Tcp => ChainFilters::Tcp(Box::new(TcpInput {

@@ -6,7 +6,7 @@ use super::View;
 use super::cluster::destination_settings;
 use crate::authz::AuthzInput;
 use crate::filters::{Direction, TcpInput, TcpTarget};
-use crate::traffic_policy::{cluster_policy, hashes_source};
+use crate::traffic_policy::hashes_source;
 
 /// A TCP proxy towards a cluster that is no service's.
 pub(super) fn towards(view: &View<'_>, cluster: &str, direction: Direction) -> TcpInput {
@@ -41,7 +41,8 @@ pub(super) fn destinations(
             port,
         );
 
-        idle_timeout = idle_timeout.or(cluster_policy(&settings, view.defaults).tcp_idle_timeout);
+        let pool = settings.connection_pool.as_ref();
+        idle_timeout = idle_timeout.or(pool.and_then(|pool| pool.tcp_idle_timeout));
         hash_source |= hashes_source(&settings);
         shares.push((cluster, weighted.weight));
     }

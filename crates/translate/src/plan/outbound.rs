@@ -361,11 +361,7 @@ fn tcp_chain(name: &str, matched: ChainMatch, tcp: TcpInput) -> ChainInput {
 }
 
 fn virtual_outbound(view: &View<'_>) -> ListenerInput {
-    let port = u16::try_from(view.snapshot.mesh.proxy_listen_port)
-        .ok()
-        .filter(|port| *port != 0)
-        .unwrap_or(15001);
-
+    let port = view.mesh().outbound_port;
     let mut catch_all = l4::towards(view, &unknown_destination(view), Direction::Outbound);
     catch_all.stat_prefix.clone_from(&unknown_destination(view));
 
@@ -447,7 +443,7 @@ fn listener(view: &View<'_>, address: String, port: u16, plan: PortPlan) -> List
             abilities: view.abilities,
             logs: view.access_logs(WorkloadMode::Client),
             is_grpc_web,
-            paths: view.paths(),
+            paths: view.mesh().paths,
             upstream_alpn: upstream_alpn
                 .iter()
                 .map(|protocol| (*protocol).to_owned())

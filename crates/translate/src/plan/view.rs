@@ -6,19 +6,17 @@ use std::sync::Arc;
 
 use meltemi_model::{
     AccessLog, AuthorizationPolicies, Destination, DestinationRule, EffectivePeerAuthentication,
-    Endpoint, EndpointSet, Hostname, LocalityLb, MtlsMode, NamespacedName, OutboundPolicy, Service,
-    ServicePort, SidecarScope, Snapshot, WorkloadMode,
+    Endpoint, EndpointSet, Hostname, MeshSettings, MtlsMode, NamespacedName, OutboundPolicy,
+    Service, ServicePort, SidecarScope, Snapshot, WorkloadMode,
 };
 use meltemi_types::{Diagnostic, Labels, ObjectRef, Severity, SpiffeId};
 
 use super::Plan;
 use super::cluster::{expected_identities, has_proxy, outbound_name};
 use crate::authz::AuthzInput;
-use crate::filters::{Abilities, PathRules};
+use crate::filters::Abilities;
 use crate::proxy::{Proxy, ProxyKind};
-use crate::route::InboundRetries;
 use crate::secret::SecretInput;
-use crate::traffic_policy::{MeshDefaults, keepalive_of};
 
 /// What is looked up while planning for one proxy.
 pub(crate) struct View<'a> {
@@ -26,7 +24,6 @@ pub(crate) struct View<'a> {
     pub proxy: &'a Proxy,
     pub abilities: Abilities,
     pub scope: Arc<SidecarScope>,
-    pub defaults: MeshDefaults,
     /// The mesh's own first.
     pub trust_domains: Vec<String>,
     /// What the peers' servers accept, by workload: many endpoints are of few workloads.
@@ -36,35 +33,21 @@ pub(crate) struct View<'a> {
 impl<'a> View<'a> {
     pub fn new(snapshot: &'a Snapshot, proxy: &'a Proxy) -> Self {
         let mesh = &snapshot.mesh;
-        let own = snapshot.trust_domain.to_string();
-        let aliases = mesh
-            .trust_domain_aliases
-            .iter()
-            .filter(|alias| **alias != own)
-            .cloned();
+        let own = mesh.trust_domain.to_string();
+        let aliases = mesh.trust_domain_aliases.iter().cloned();
 
         Self {
             snapshot,
             proxy,
             abilities: Abilities::of(proxy),
             scope: snapshot.sidecar_scope(&proxy.namespace, &proxy.labels),
-            defaults: MeshDefaults {
-                connect_timeout: mesh
-                    .connect_timeout
-                    .map(Into::into)
-                    .filter(|timeout: &std::time::Duration| !timeout.is_zero())
-                    .unwrap_or(std::time::Duration::from_secs(10)),
-                keepalive: mesh.tcp_keepalive.as_ref().map(|keepalive| {
-                    keepalive_of(&meltemi_model::Keepalive {
-                        probes: Some(keepalive.probes).filter(|probes| *probes > 0),
-                        time: keepalive.time.map(Into::into),
-                        interval: keepalive.interval.map(Into::into),
-                    })
-                }),
-            },
-            trust_domains: std::iter::once(own.clone()).chain(aliases).collect(),
+            trust_domains: std::iter::once(own).chain(aliases).collect(),
             accepted: RefCell::default(),
         }
+    }
+
+    pub fn mesh(&self) -> &MeshSettings {
+        &self.snapshot.mesh
     }
 
     pub fn labels(&self) -> &Labels {
@@ -159,46 +142,6 @@ impl<'a> View<'a> {
         policy.of_port(endpoint.port) != MtlsMode::Disable
     }
 
-    pub fn auto_mtls(&self) -> bool {
-        self.snapshot.mesh.auto_mtls()
-    }
-
-    pub fn paths(&self) -> PathRules {
-        use meltemi_api::mesh::NormalizationType as Steps;
-        let steps = self.snapshot.mesh.path_normalization.normalization;
-        PathRules {
-            normalize: steps != Steps::None,
-            merge_slashes: matches!(steps, Steps::MergeSlashes | Steps::DecodeAndMergeSlashes),
-            unescape_slashes: steps == Steps::DecodeAndMergeSlashes,
-        }
-    }
-
-    pub fn upgrades_to_h2(&self) -> bool {
-        self.snapshot.mesh.h2_upgrade_policy == meltemi_api::networking::H2UpgradePolicy::Upgrade
-    }
-
-    /// MeshConfig.localityLbSetting.
-    pub fn locality_lb(&self) -> Option<LocalityLb> {
-        self.snapshot
-            .mesh
-            .locality_lb_setting
-            .as_ref()
-            .map(|setting| LocalityLb {
-                enabled: setting.enabled,
-                distribute: setting
-                    .distribute
-                    .iter()
-                    .map(|rule| (rule.from.clone(), rule.to.clone()))
-                    .collect(),
-                failover: setting
-                    .failover
-                    .iter()
-                    .map(|rule| (rule.from.clone(), rule.to.clone()))
-                    .collect(),
-                failover_priority: setting.failover_priority.clone(),
-            })
-    }
-
     /// The node that runs the proxy's own workload; empty if unknown.
     pub fn node(&self) -> String {
         let key = NamespacedName::new(&self.proxy.namespace, &self.proxy.name);
@@ -234,25 +177,10 @@ impl<'a> View<'a> {
 
     /// The access logs of listeners, for connections that find no chain.
     pub fn listener_logs(&self, mode: WorkloadMode) -> Vec<AccessLog> {
-        if self.snapshot.mesh.disable_envoy_listener_log {
+        if self.mesh().access_logs.omits_listeners {
             Vec::new()
         } else {
             self.access_logs(mode)
-        }
-    }
-
-    pub fn inbound_retries(&self) -> Option<InboundRetries> {
-        match &self.snapshot.mesh.default_inbound_http_retry_policy {
-            None => Some(InboundRetries::default()),
-            Some(policy) if policy.attempts <= 0 => None,
-            Some(policy) => Some(InboundRetries {
-                attempts: u32::try_from(policy.attempts).unwrap_or_default(),
-                retry_on: if policy.retry_on.is_empty() {
-                    InboundRetries::default().retry_on
-                } else {
-                    policy.retry_on.clone()
-                },
-            }),
         }
     }
 

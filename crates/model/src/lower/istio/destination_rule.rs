@@ -38,7 +38,7 @@ pub(crate) fn lower_destination_rule(
         Some(_) => Visibility::Namespaces([namespace.to_owned()].into()),
         None => visibility(
             &spec.export_to,
-            &context.mesh.default_destination_rule_export_to,
+            &context.mesh.default_export_to.destination_rules,
             namespace,
         ),
     };
@@ -240,17 +240,22 @@ pub(crate) fn lower_locality(written: &api::LocalityLbSetting) -> LocalityLb {
     }
 }
 
+/// Also MeshConfig.tcpKeepalive.
+pub(crate) fn lower_keepalive(written: &api::TcpKeepalive) -> Keepalive {
+    Keepalive {
+        probes: Some(written.probes).filter(|probes| *probes > 0),
+        time: written.time.map(|time| time.0),
+        interval: written.interval.map(|interval| interval.0),
+    }
+}
+
 /// Also Sidecar.inboundConnectionPool.
 pub(crate) fn lower_connection_pool(written: &api::ConnectionPoolSettings) -> ConnectionPool {
     let mut pool = ConnectionPool::default();
     if let Some(tcp) = &written.tcp {
         pool.max_connections = positive(tcp.max_connections);
         pool.connect_timeout = tcp.connect_timeout.map(|timeout| timeout.0);
-        pool.keepalive = tcp.tcp_keepalive.as_ref().map(|keepalive| Keepalive {
-            probes: Some(keepalive.probes).filter(|probes| *probes > 0),
-            time: keepalive.time.map(|time| time.0),
-            interval: keepalive.interval.map(|interval| interval.0),
-        });
+        pool.keepalive = tcp.tcp_keepalive.as_ref().map(lower_keepalive);
         pool.max_connection_duration = tcp.max_connection_duration.map(|duration| duration.0);
         pool.tcp_idle_timeout = tcp.idle_timeout.map(|timeout| timeout.0);
     }

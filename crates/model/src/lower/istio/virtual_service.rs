@@ -113,7 +113,7 @@ pub(crate) fn lower_virtual_service(
         gateways,
         export_to: visibility(
             &spec.export_to,
-            &context.mesh.default_virtual_service_export_to,
+            &context.mesh.default_export_to.virtual_services,
             namespace,
         ),
         http: Vec::new(),
