@@ -23,8 +23,9 @@ use crate::counts::OpenConnection;
 use crate::downstream::Downstream;
 use crate::http1;
 use crate::http2;
-use crate::info::{LogFacts, NO_LOG_TYPE, StreamInfo};
 use crate::io::{Io, Prefixed, Stream};
+use crate::log_facts::{LogFacts, NO_LOG_TYPE};
+use crate::record::StreamInfo;
 use crate::tcp;
 use crate::worker::Worker;
 

@@ -11,7 +11,7 @@ use meltemi_proxy_config::access_log::{AccessLog, LogSink as Place};
 use meltemi_telemetry::{LogSink, LogWriter};
 use tokio::sync::Notify;
 
-use crate::info::LogFacts;
+use crate::log_facts::LogFacts;
 
 /// A line waits no longer than this for the buffer to fill.
 const FLUSH: Duration = Duration::from_millis(50);

@@ -17,7 +17,7 @@ use meltemi_telemetry::{HttpLabels, HttpSeries, Peer, Reporter, TcpLabels, TcpSe
 
 use crate::downstream::{ChainView, Downstream};
 use crate::exchange::Run;
-use crate::info::StreamInfo;
+use crate::record::StreamInfo;
 use crate::steps;
 use crate::upstream::cluster::WorkerHost;
 use crate::worker::Worker;

@@ -17,7 +17,7 @@ use meltemi_proxy_config::route::{Forward, RetryPolicy, RouteDecision};
 
 use crate::body::{BodyIn, Tee};
 use crate::exchange::{Ended, Run};
-use crate::info::{LogFacts, NO_LOG_TYPE};
+use crate::log_facts::{LogFacts, NO_LOG_TYPE};
 use crate::respond::Responder;
 use crate::steps;
 use crate::upstream::cluster::{Wish, WorkerCluster, WorkerHost};

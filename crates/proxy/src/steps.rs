@@ -15,7 +15,7 @@ use meltemi_proxy_config::route::RouteDecision;
 
 use crate::counts::HttpCounts;
 use crate::downstream::Downstream;
-use crate::info::StreamInfo;
+use crate::record::StreamInfo;
 use crate::worker::Worker;
 
 /// What filters need beside the heads.

@@ -14,10 +14,11 @@ use meltemi_proxy_config::tcp::TcpProxy;
 use meltemi_proxy_config::tls::UpstreamTransport;
 
 use crate::downstream::{ChainView, Downstream};
-use crate::info::{LogFacts, StreamInfo};
 use crate::io::Stream;
 use crate::listener::sleep;
+use crate::log_facts::LogFacts;
 use crate::peer_exchange::{self, Heard, Late};
+use crate::record::StreamInfo;
 use crate::report::TcpReport;
 use crate::upstream::cluster::{Wish, WorkerCluster, WorkerHost};
 use crate::upstream::connect::{Dial, DialError, Dialled, dial};
