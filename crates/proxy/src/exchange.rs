@@ -170,7 +170,7 @@ impl<'a> Run<'a> {
             ..LogFacts::new(&self.info, self.conn, self.view)
         };
 
-        self.worker.log(&self.http.access_logs, &self.info, facts);
+        facts.write(self.worker, &self.http.access_logs);
         report::http(self, request);
         if let Some(counts) = &self.info.counts {
             counts.codes.note(self.info.status);

@@ -464,7 +464,7 @@ fn refuse(
         ..LogFacts::new(&record, &conn, &view)
     };
 
-    worker.log(&listener.access_logs, &record, facts);
+    facts.write(worker, &listener.access_logs);
 }
 
 async fn serve_http(

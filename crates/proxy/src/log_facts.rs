@@ -13,6 +13,7 @@ use meltemi_filters::head::{RequestHead, ResponseHead};
 use meltemi_filters::http::Entropy;
 use meltemi_filters::metadata::Value;
 use meltemi_filters::{Cause, ResponseFlag};
+use meltemi_proxy_config::access_log::{AccessLog, LogRecord};
 use meltemi_proxy_config::endpoint::Endpoint;
 use meltemi_proxy_config::route::RouteDecision;
 
@@ -59,6 +60,28 @@ impl<'a> LogFacts<'a> {
             view,
             worker: None,
             log_type: None,
+        }
+    }
+
+    /// Writes a line to each of the logs that wants this record.
+    pub fn write(&self, worker: &Worker, logs: &[Arc<AccessLog>]) {
+        if logs.is_empty() {
+            return;
+        }
+
+        let info = self.info;
+        let record = LogRecord {
+            request: self.request,
+            status: info.status,
+            duration_ms: u64::try_from(info.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            flags: info.state.flags,
+            grpc_status: info.grpc_status,
+            metadata: &info.state.metadata,
+            random: info.random,
+        };
+
+        for log in logs.iter().filter(|log| log.wants(&record)) {
+            worker.logs.write(log, self);
         }
     }
 

@@ -7,11 +7,10 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use meltemi_filters::format::Facts;
 use meltemi_proxy_config::access_log::{AccessLog, LogSink as Place};
 use meltemi_telemetry::{LogSink, LogWriter};
 use tokio::sync::Notify;
-
-use crate::log_facts::LogFacts;
 
 /// A line waits no longer than this for the buffer to fill.
 const FLUSH: Duration = Duration::from_millis(50);
@@ -86,7 +85,7 @@ impl WorkerLogs {
     }
 
     /// Writes a line.
-    pub fn write(&self, log: &AccessLog, facts: &LogFacts<'_>) {
+    pub fn write(&self, log: &AccessLog, facts: &dyn Facts) {
         let mut writers = self.writers.borrow_mut();
         if !writers.contains_key(&log.sink) {
             writers.insert(log.sink.clone(), self.logs.writer(&log.sink));

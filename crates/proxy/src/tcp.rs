@@ -445,14 +445,11 @@ fn refused(
     if let Some(report) = TcpReport::of(worker, conn, view, &info) {
         report.close(worker, &Meter::default(), &info);
     }
-    worker.log(
-        logs,
-        &info,
-        LogFacts {
-            worker: Some(worker),
-            ..LogFacts::new(&info, conn, view)
-        },
-    );
+    let facts = LogFacts {
+        worker: Some(worker),
+        ..LogFacts::new(&info, conn, view)
+    };
+    facts.write(worker, logs);
 }
 
 fn finish(
@@ -462,14 +459,11 @@ fn finish(
     proxy: &TcpProxy,
     info: &StreamInfo,
 ) {
-    worker.log(
-        &proxy.access_logs,
-        info,
-        LogFacts {
-            worker: Some(worker),
-            ..LogFacts::new(info, conn, view)
-        },
-    );
+    let facts = LogFacts {
+        worker: Some(worker),
+        ..LogFacts::new(info, conn, view)
+    };
+    facts.write(worker, &proxy.access_logs);
 }
 
 /// Places under `envoy.filters.network.connection_limit`: one count for all workers, by listener

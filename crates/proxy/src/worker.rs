@@ -12,7 +12,6 @@ use meltemi_filters::ConnInfo;
 use meltemi_filters::head::RequestHead;
 use meltemi_filters::peer_metadata::{PeerCache, PeerInfo};
 use meltemi_net::Buffers;
-use meltemi_proxy_config::access_log::{AccessLog, LogRecord};
 use meltemi_proxy_config::listener::{FilterChain, Listener};
 use meltemi_telemetry::Shard;
 use tokio::sync::mpsc;
@@ -24,10 +23,8 @@ use crate::counts::{Copied, Known};
 use crate::downstream::{ChainView, Downstream, DrainReason};
 use crate::halfopen::HalfOpen;
 use crate::listener;
-use crate::log_facts::LogFacts;
 use crate::logs::WorkerLogs;
 use crate::published::Published;
-use crate::record::StreamInfo;
 use crate::report::Series;
 use crate::upstream::cluster::WorkerCluster;
 use crate::upstream::tls::TlsConfigs;
@@ -77,9 +74,10 @@ pub struct Worker {
     pub half_open: HalfOpen,
     /// Peers that told who they are.
     pub peers: RefCell<PeerCache>,
+    /// Our buffers in front of the access logs.
+    pub logs: WorkerLogs,
     /// A buffer for paths and the like; nobody keeps anything in it.
     pub scratch: RefCell<Vec<u8>>,
-    logs: WorkerLogs,
     own_peer: Arc<PeerInfo>,
     date: RefCell<(u64, Vec<u8>)>,
     number: u64,
@@ -142,26 +140,6 @@ impl Worker {
     /// The identity of our own certificate, if there is one.
     pub fn own_principal(&self) -> Option<Arc<str>> {
         self.tls.own_principal()
-    }
-
-    /// Writes to the logs that want the record.
-    pub fn log(&self, logs: &[Arc<AccessLog>], info: &StreamInfo, facts: LogFacts<'_>) {
-        if logs.is_empty() {
-            return;
-        }
-        let record = LogRecord {
-            request: facts.request,
-            status: info.status,
-            duration_ms: u64::try_from(info.start.elapsed().as_millis()).unwrap_or(u64::MAX),
-            flags: info.state.flags,
-            grpc_status: info.grpc_status,
-            metadata: &info.state.metadata,
-            random: info.random,
-        };
-
-        for log in logs.iter().filter(|log| log.wants(&record)) {
-            self.logs.write(log, &facts);
-        }
     }
 
     /// The date as HTTP writes it; made once a second.
