@@ -14,7 +14,6 @@ use meltemi_tls::{CertificateInfo, XfccFields};
 use tokio::sync::Notify;
 
 use crate::counts::{HttpCounts, Known};
-use crate::worker::Worker;
 
 /// Why a connection is asked to end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,24 +103,15 @@ impl Downstream {
         }
     }
 
-    /// What the next request runs under: the newest version of the chain. If the chain is gone the
-    /// connection is asked to drain, and the last version serves what still comes.
-    pub fn view(&self, worker: &Worker) -> Rc<ChainView> {
-        let current = self.view.borrow().clone();
-        if current.generation == worker.generation() {
-            return current;
-        }
-        match worker.renew(&self.info, &current) {
-            Some(view) => {
-                let view = Rc::new(view);
-                *self.view.borrow_mut() = view.clone();
-                view
-            }
-            None => {
-                self.ask_to_drain(DrainReason::ChainChanged);
-                current
-            }
-        }
+    /// The version of the chain that the last request ran under; see `Worker::view_of` for the
+    /// next one's.
+    pub fn last_view(&self) -> Rc<ChainView> {
+        self.view.borrow().clone()
+    }
+
+    /// Sets the version of the chain that later requests run under.
+    pub fn set_view(&self, view: Rc<ChainView>) {
+        self.view.replace(view);
     }
 
     /// Who the peer proved to be, without the scheme.

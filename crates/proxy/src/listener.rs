@@ -208,7 +208,7 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
     let conn = registered.conn.clone();
 
     // The handshake took its time: what holds is the newest.
-    let view = conn.view(&worker);
+    let view = worker.view_of(&conn);
     let chain = view.chain.clone();
     let _open = OpenConnection::of(&counts, view.counts.as_ref());
     let refused = refused_now(&chain, &conn.info);
@@ -509,8 +509,8 @@ async fn prior_knowledge(
     stream: &mut Stream,
     first: &mut Vec<u8>,
 ) -> Option<bool> {
-    let idle = conn
-        .view(worker)
+    let idle = worker
+        .view_of(conn)
         .http
         .as_ref()
         .and_then(|http| http.idle_timeout);

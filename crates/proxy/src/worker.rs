@@ -212,9 +212,31 @@ impl Worker {
         }
     }
 
+    /// The chain that a connection's next request runs under: the newest version. If the chain is
+    /// gone, the connection is asked to drain, and the last version serves the requests that still
+    /// arrive.
+    pub fn view_of(&self, conn: &Downstream) -> Rc<ChainView> {
+        let current = conn.last_view();
+        if current.generation == self.generation() {
+            return current;
+        }
+
+        match self.renew(&conn.info, &current) {
+            Some(view) => {
+                let view = Rc::new(view);
+                conn.set_view(view.clone());
+                view
+            }
+            None => {
+                conn.ask_to_drain(DrainReason::ChainChanged);
+                current
+            }
+        }
+    }
+
     /// The newest version of a connection's chain; `None` if it would now be served by another one,
     /// or on other terms.
-    pub fn renew(&self, info: &ConnInfo, current: &ChainView) -> Option<ChainView> {
+    fn renew(&self, info: &ConnInfo, current: &ChainView) -> Option<ChainView> {
         let published = self.published.borrow();
         let listener = published.listeners.get(&current.listener.name)?;
         let chain = if Arc::ptr_eq(listener, &current.listener) {
@@ -326,7 +348,7 @@ impl Worker {
         self.counts.keep(published.listeners.iter());
 
         for conn in self.connections.borrow().values() {
-            let view = conn.view(self);
+            let view = self.view_of(conn);
             if published
                 .draining
                 .is_some_and(|drained| drained.has(&view.listener))

@@ -45,7 +45,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
     let mut head = worker.take_head();
 
     loop {
-        let view = conn.view(&worker);
+        let view = worker.view_of(&conn);
         let Some(http) = view.http.clone() else { break };
         let limits = Limits {
             head_bytes: http.max_head_bytes as usize,
@@ -99,7 +99,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
         };
 
         // The head may have been long in coming: what it runs under is the newest.
-        let view = conn.view(&worker);
+        let view = worker.view_of(&conn);
         conn.requests.set(conn.requests.get() + 1);
         let limit = http.max_requests_per_connection;
         let last = limit > 0 && conn.requests.get() >= u64::from(limit);
@@ -274,7 +274,7 @@ async fn refuse(
         buffers: &buffers,
     });
 
-    let view = conn.view(worker);
+    let view = worker.view_of(conn);
     exchange::reply_only(worker, conn, view, &mut head, responder, reply).await;
 }
 

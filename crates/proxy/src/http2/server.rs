@@ -88,7 +88,7 @@ pub async fn serve<S>(worker: Rc<Worker>, conn: Rc<Downstream>, stream: S)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
 {
-    let view = conn.view(&worker);
+    let view = worker.view_of(&conn);
     let Some(http) = view.http.clone() else {
         return;
     };
@@ -256,7 +256,7 @@ async fn one(
     request: http::Request<h2::RecvStream>,
     respond: h2::server::SendResponse<bytes::Bytes>,
 ) -> Ended {
-    let view = conn.view(&worker);
+    let view = worker.view_of(&conn);
     let limit = view
         .http
         .as_ref()
