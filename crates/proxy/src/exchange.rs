@@ -278,7 +278,7 @@ async fn stages(
         .filter(|name| run.worker.cluster(name).is_some());
     run.in_mesh = named
         .as_deref()
-        .is_some_and(|name| report::is_in_mesh(run.worker, name));
+        .is_some_and(|name| run.worker.is_in_mesh(name));
     {
         let around = Around {
             worker: run.worker,

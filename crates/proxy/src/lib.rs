@@ -35,6 +35,7 @@ pub mod record;
 pub mod report;
 pub mod respond;
 pub mod router;
+pub mod series;
 pub mod start;
 pub mod steps;
 pub mod tcp;

@@ -427,7 +427,7 @@ async fn one(
     cluster.entry.live.totals.requests.fetch_add(1, Relaxed);
     let _active = host.live.begin();
     let facts = carrier.facts();
-    run.info.workload = crate::report::workload(run.worker, host);
+    run.info.workload = run.worker.series.workload(host);
     run.info.upstream_protocol = Some(carrier.version());
     run.info.upstream_local = facts.local;
     run.info.upstream_principal.clone_from(&facts.principal);

@@ -308,7 +308,7 @@ async fn connect(
                     .report(&host.live, HostResult::Status(200), wish.now);
 
                 let active = host.live.begin();
-                info.workload = crate::report::workload(worker, &host);
+                info.workload = worker.series.workload(&host);
                 let permit = (permit, active);
                 return Ok(Connected {
                     upstream: dialled.stream,

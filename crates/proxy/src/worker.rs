@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use meltemi_filters::ConnInfo;
 use meltemi_filters::head::RequestHead;
+use meltemi_filters::metadata::Value;
 use meltemi_filters::peer_metadata::{PeerCache, PeerInfo};
 use meltemi_net::Buffers;
 use meltemi_proxy_config::listener::{FilterChain, Listener};
@@ -25,7 +26,7 @@ use crate::halfopen::HalfOpen;
 use crate::listener;
 use crate::logs::WorkerLogs;
 use crate::published::Published;
-use crate::report::Series;
+use crate::series::Series;
 use crate::upstream::cluster::WorkerCluster;
 use crate::upstream::tls::TlsConfigs;
 
@@ -197,6 +198,16 @@ impl Worker {
             .insert(name.clone(), cluster.clone());
 
         Some(cluster)
+    }
+
+    /// Whether a cluster leads into the mesh, so that its servers may be told who we are.
+    pub fn is_in_mesh(&self, cluster: &str) -> bool {
+        if cluster.ends_with("PassthroughCluster") || cluster == "BlackHoleCluster" {
+            return false;
+        }
+        self.cluster(cluster).is_some_and(|cluster| {
+            cluster.entry.cluster.metadata.at("istio", &["external"]) != Some(&Value::Bool(true))
+        })
     }
 
     /// Registers a connection for draining.
