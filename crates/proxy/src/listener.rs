@@ -27,6 +27,7 @@ use crate::io::{Io, Prefixed, Stream};
 use crate::log_facts::{LogFacts, NO_LOG_TYPE};
 use crate::record::StreamInfo;
 use crate::tcp;
+use crate::timer::sleep;
 use crate::worker::Worker;
 
 /// A TLS handshake takes no longer, unless configuration says otherwise.
@@ -540,13 +541,5 @@ async fn prior_knowledge(
         if !matches!(read, Ok(n) if n > 0) {
             return None;
         }
-    }
-}
-
-/// Sleeps, or for ever.
-pub async fn sleep(time: Option<Duration>) {
-    match time {
-        Some(time) => tokio::time::sleep(time).await,
-        None => std::future::pending().await,
     }
 }

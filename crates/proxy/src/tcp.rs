@@ -15,11 +15,11 @@ use meltemi_proxy_config::tls::UpstreamTransport;
 
 use crate::downstream::{ChainView, Downstream};
 use crate::io::Stream;
-use crate::listener::sleep;
 use crate::log_facts::LogFacts;
 use crate::peer_exchange::{self, Heard, Late};
 use crate::record::StreamInfo;
 use crate::report::TcpReport;
+use crate::timer::sleep;
 use crate::upstream::cluster::{Wish, WorkerCluster, WorkerHost};
 use crate::upstream::connect::{Dial, DialError, Dialled, dial};
 use crate::upstream::live::{Permit, Resource, epoch_ms};

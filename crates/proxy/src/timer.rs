@@ -1,11 +1,19 @@
-//! A timer for a connection that mostly does not fire: it stays registered and is moved only when
-//! it must.
+//! Timers of connections and requests, most of which never fire.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
+
+/// Sleeps for this time; `None` sleeps for ever.
+pub async fn sleep(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    }
+}
 
 /// Polls a moving deadline; costs a timer registration only when the deadline comes nearer or the
 /// old one fires.
@@ -39,10 +47,8 @@ impl LazyTimer {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-    use std::time::Duration;
-
     use super::*;
+    use std::future::poll_fn;
 
     #[tokio::test(start_paused = true)]
     async fn the_deadline_moves_both_ways() {
