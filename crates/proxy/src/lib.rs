@@ -40,6 +40,7 @@ pub mod start;
 pub mod steps;
 pub mod tcp;
 pub mod timer;
+pub mod tls;
 pub mod upstream;
 pub mod worker;
 

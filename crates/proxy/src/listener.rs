@@ -28,6 +28,7 @@ use crate::log_facts::{LogFacts, NO_LOG_TYPE};
 use crate::record::StreamInfo;
 use crate::tcp;
 use crate::timer::sleep;
+use crate::tls::{check_pins, is_http2};
 use crate::worker::Worker;
 
 /// A TLS handshake takes no longer, unless configuration says otherwise.
@@ -347,7 +348,7 @@ async fn terminate(
         .await
         .map_err(late)??;
     let (_, session) = stream.get_ref();
-    crate::upstream::tls::check_pins(&terms.common.validation, session.peer_certificates())
+    check_pins(&terms.common.validation, session.peer_certificates())
         .map_err(|why| (TlsReason::Certificate, why))?;
     let own = worker.tls.own_names(terms);
     info.tls = Some(Arc::new(peer(session, own)));
@@ -481,7 +482,7 @@ async fn serve_http(
     let http2 = match (codec, alpn) {
         (Codec::Http1, _) => false,
         (Codec::Http2, _) => true,
-        (Codec::Auto, Some(alpn)) => crate::upstream::connect::is_http2(alpn.as_bytes()),
+        (Codec::Auto, Some(alpn)) => is_http2(alpn.as_bytes()),
         (Codec::Auto, None) => match inspected.http {
             Some(found) => found == HttpSniff::Http2,
             None => match prior_knowledge(&worker, &conn, &mut stream, &mut first).await {

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use meltemi_filters::{Cause, ResponseFlag};
 use meltemi_lb::SubsetMatch;
-use meltemi_net::{ConnectOptions, CopyEnd, CopyOptions, Meter, copy_both_ways};
+use meltemi_net::{CopyEnd, CopyOptions, Meter, copy_both_ways};
 use meltemi_proxy_config::listener::{NetworkFilter, Terminal};
 use meltemi_proxy_config::tcp::TcpProxy;
 use meltemi_proxy_config::tls::UpstreamTransport;
@@ -21,7 +21,7 @@ use crate::record::StreamInfo;
 use crate::report::TcpReport;
 use crate::timer::sleep;
 use crate::upstream::cluster::{Wish, WorkerCluster, WorkerHost};
-use crate::upstream::connect::{Dial, DialError, Dialled, dial};
+use crate::upstream::connect::{Dial, DialError, Dialled, connect_options, dial};
 use crate::upstream::live::{Permit, Resource, epoch_ms};
 use crate::upstream::outlier::HostResult;
 use crate::worker::Worker;
@@ -344,7 +344,7 @@ async fn open(
     cluster: &WorkerCluster,
     host: &WorkerHost,
 ) -> Result<Dialled, DialError> {
-    let options = connect_options(worker, cluster, host.address);
+    let options = connect_options(&cluster.entry.cluster, worker.common.mark, host.address);
     let dialling = Dial {
         address: host.address,
         transport: &host.transport,
@@ -372,32 +372,6 @@ fn exchanging<'a>(
         .then(|| transport.tls())
         .flatten();
     terms.map(|terms| &*terms.common.alpn)
-}
-
-/// Socket options of a connection to an endpoint.
-pub fn connect_options(
-    worker: &Worker,
-    cluster: &WorkerCluster,
-    address: SocketAddr,
-) -> ConnectOptions {
-    let terms = &cluster.entry.cluster;
-    let source = terms
-        .bind
-        .as_ref()
-        .and_then(|bind| bind.source_for(address))
-        .map(|source| source.ip());
-
-    let keepalive = terms.keepalive.map(|keepalive| meltemi_net::Keepalive {
-        probes: keepalive.probes,
-        time: keepalive.time,
-        interval: keepalive.interval,
-    });
-
-    ConnectOptions {
-        mark: worker.common.mark,
-        source: source.filter(|source| !source.is_unspecified()),
-        keepalive,
-    }
 }
 
 /// Refuses a connection that network authorization forbids, as Envoy logs it.

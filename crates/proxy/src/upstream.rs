@@ -2,8 +2,8 @@
 //!
 //! [`cluster`] chooses; [`live`] is shared by all workers, with breakers and [`outlier`] detection;
 //! [`pool`] belongs to one worker, [`places`] counts its connections and has requests wait for
-//! them; [`tls`] makes rustls configurations of compiled terms and current secrets; [`connect`]
-//! opens connections; [`acquire`] gets one for a request, which [`making`] makes if there is none.
+//! them; [`connect`] opens connections; [`acquire`] gets one for a request, which [`making`] makes if
+//! there is none.
 
 pub mod acquire;
 pub mod cluster;
@@ -13,4 +13,3 @@ pub mod making;
 pub mod outlier;
 pub mod places;
 pub mod pool;
-pub mod tls;

@@ -27,8 +27,8 @@ use crate::listener;
 use crate::logs::WorkerLogs;
 use crate::published::Published;
 use crate::series::Series;
+use crate::tls::TlsConfigs;
 use crate::upstream::cluster::WorkerCluster;
-use crate::upstream::tls::TlsConfigs;
 
 /// How often pools are swept.
 const SWEEP: Duration = Duration::from_secs(5);

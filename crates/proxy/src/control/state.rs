@@ -525,7 +525,7 @@ fn secrets_of(chain: &FilterChain) -> impl Iterator<Item = &SecretRef> {
 
 /// Certificates and lists that stand in the configuration must be readable.
 fn check(terms: &CommonTls) -> Result<(), String> {
-    crate::upstream::tls::check(terms).map_err(|error| error.to_string())
+    crate::tls::check(terms).map_err(|error| error.to_string())
 }
 
 fn terms_of(transport: &UpstreamTransport) -> Option<&CommonTls> {

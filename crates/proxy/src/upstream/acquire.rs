@@ -11,7 +11,7 @@ use rustls_pki_types::ServerName;
 use tokio::sync::oneshot;
 
 use super::cluster::{WorkerCluster, WorkerHost};
-use super::connect::DialError;
+use super::connect::{DialError, connect_options};
 use super::live::Resource;
 use super::making::Making;
 use super::pool::{HostPool, LaneKey, PooledH1, PooledH2};
@@ -230,7 +230,11 @@ pub async fn acquire(worker: &Rc<Worker>, ask: &Ask<'_>) -> Result<Acquired, Not
         alpn: ask.alpn.map(Into::into),
         server_name: name.map(|(name, is_checked)| (name.into(), is_checked)),
         ends: (ask.conn.info.remote, ask.conn.info.local),
-        options: crate::tcp::connect_options(worker, ask.cluster, ask.host.address),
+        options: connect_options(
+            &ask.cluster.entry.cluster,
+            worker.common.mark,
+            ask.host.address,
+        ),
         permit,
         open,
         freed: places.freed(),

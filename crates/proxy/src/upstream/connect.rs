@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meltemi_net::ConnectOptions;
+use meltemi_proxy_config::cluster::Cluster;
 use meltemi_proxy_config::tls::UpstreamTransport;
 use rustls_pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
 
-use super::tls::{TlsConfigs, TlsUnready};
 use crate::io::Stream;
+use crate::tls::{TlsConfigs, TlsUnready, check_pins};
 
 /// What to connect to.
 #[derive(Debug)]
@@ -72,9 +73,30 @@ fn words(error: &io::Error) -> String {
         .to_owned()
 }
 
-/// Whether a name of ALPN means HTTP/2.
-pub fn is_http2(name: &[u8]) -> bool {
-    matches!(name, b"h2" | b"istio-h2")
+/// Socket options of a connection to an endpoint; `mark` is the SO_MARK that lets it pass the
+/// capture rules.
+pub fn connect_options(
+    cluster: &Cluster,
+    mark: Option<u32>,
+    address: SocketAddr,
+) -> ConnectOptions {
+    let source = cluster
+        .bind
+        .as_ref()
+        .and_then(|bind| bind.source_for(address))
+        .map(|source| source.ip());
+
+    let keepalive = cluster.keepalive.map(|keepalive| meltemi_net::Keepalive {
+        probes: keepalive.probes,
+        time: keepalive.time,
+        interval: keepalive.interval,
+    });
+
+    ConnectOptions {
+        mark,
+        source: source.filter(|source| !source.is_unspecified()),
+        keepalive,
+    }
 }
 
 /// Connects; cancellation closes what was opened.
@@ -147,8 +169,7 @@ async fn dial_unbounded(dial: &Dial<'_>, tls: &TlsConfigs) -> Result<Dialled, Di
         .map_err(|error| DialError::Tls(meltemi_tls::cause_of_io(&error)))?;
 
     let (_, session) = stream.get_ref();
-    super::tls::check_pins(&terms.common.validation, session.peer_certificates())
-        .map_err(DialError::Tls)?;
+    check_pins(&terms.common.validation, session.peer_certificates()).map_err(DialError::Tls)?;
     let alpn = session.alpn_protocol().map(<[u8]>::to_vec);
     let principal = session
         .peer_certificates()

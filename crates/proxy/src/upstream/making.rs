@@ -12,13 +12,14 @@ use tokio::sync::Notify;
 
 use super::acquire::Acquired;
 use super::cluster::WorkerHost;
-use super::connect::{Dial, DialError, Dialled, dial, is_http2};
+use super::connect::{Dial, DialError, Dialled, dial};
 use super::live::Permit;
 use super::places::OpenHere;
 use super::pool::{LaneKey, PooledH1, PooledH2, UpstreamFacts};
 use crate::http1::client::H1Connection;
 use crate::http2::client::{H2Connection, H2Settings};
 use crate::published::ClusterEntry;
+use crate::tls::is_http2;
 use crate::worker::Worker;
 
 /// All that it takes, and nothing of the request that asked.

@@ -20,9 +20,9 @@ use crate::peer_exchange;
 use crate::respond::Responder;
 use crate::router::Plan;
 use crate::router::timeout::Clocks;
+use crate::tls::is_http2;
 use crate::upstream::acquire::{Acquired, Ask, NotAcquired, acquire};
 use crate::upstream::cluster::{WorkerCluster, WorkerHost};
-use crate::upstream::connect::is_http2;
 use crate::upstream::pool::{LaneKey, PooledH1, UpstreamFacts};
 
 /// See the module.

@@ -18,6 +18,11 @@ use tokio::sync::watch;
 
 use crate::peer_exchange::ALPN;
 
+/// Whether a name of ALPN means HTTP/2.
+pub fn is_http2(name: &[u8]) -> bool {
+    matches!(name, b"h2" | b"istio-h2")
+}
+
 /// Why there is no configuration (yet).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TlsUnready {
