@@ -14,9 +14,10 @@ use crate::http1::body::BodyReader;
 use crate::http1::client::read_head;
 use crate::http1::codec::{self, Limits};
 use crate::http2::heads;
-use crate::upstream::acquire::{Acquired, Ask, acquire};
+use crate::upstream::acquire::{Ask, acquire};
 use crate::upstream::cluster::Wish;
 use crate::upstream::live::{Resource, epoch_ms};
+use crate::upstream::pool::Acquired;
 use crate::worker::Worker;
 
 /// A mirrored request may take so long.

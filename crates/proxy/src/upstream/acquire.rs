@@ -14,18 +14,9 @@ use super::cluster::{WorkerCluster, WorkerHost};
 use super::connect::{DialError, connect_options};
 use super::live::Resource;
 use super::making::Making;
-use super::pool::{HostPool, LaneKey, PooledH1, PooledH2};
+use super::pool::{Acquired, HostPool, LaneKey};
 use crate::downstream::Downstream;
 use crate::worker::Worker;
-
-/// A connection to use.
-#[derive(Debug)]
-pub enum Acquired {
-    /// Ours alone until the exchange ends; give it back to the lane if it stays usable.
-    H1(Box<PooledH1>, LaneKey, bool),
-    /// Shared.
-    H2(Rc<PooledH2>),
-}
 
 /// Why there is none.
 #[derive(Debug)]

@@ -10,12 +10,11 @@ use meltemi_net::ConnectOptions;
 use meltemi_proxy_config::cluster::UpstreamProtocol;
 use tokio::sync::Notify;
 
-use super::acquire::Acquired;
 use super::cluster::WorkerHost;
 use super::connect::{Dial, DialError, Dialled, dial};
 use super::live::Permit;
 use super::places::OpenHere;
-use super::pool::{LaneKey, PooledH1, PooledH2, UpstreamFacts};
+use super::pool::{Acquired, LaneKey, PooledH1, PooledH2, UpstreamFacts};
 use crate::http1::client::H1Connection;
 use crate::http2::client::{H2Connection, H2Settings};
 use crate::published::ClusterEntry;

@@ -132,6 +132,16 @@ impl PooledH2 {
     }
 }
 
+/// A connection to use for one request.
+#[derive(Debug)]
+pub enum Acquired {
+    /// The request's alone until its exchange ends: give it back to the lane if it stays usable.
+    /// `true`: it was used before.
+    H1(Box<PooledH1>, LaneKey, bool),
+    /// Shared with other requests.
+    H2(Rc<PooledH2>),
+}
+
 #[derive(Debug)]
 struct Lane {
     key: LaneKey,

@@ -21,9 +21,9 @@ use crate::respond::Responder;
 use crate::router::Plan;
 use crate::router::timeout::Clocks;
 use crate::tls::is_http2;
-use crate::upstream::acquire::{Acquired, Ask, NotAcquired, acquire};
+use crate::upstream::acquire::{Ask, NotAcquired, acquire};
 use crate::upstream::cluster::{WorkerCluster, WorkerHost};
-use crate::upstream::pool::{LaneKey, PooledH1, UpstreamFacts};
+use crate::upstream::pool::{Acquired, LaneKey, PooledH1, UpstreamFacts};
 
 /// See the module.
 pub(crate) enum Carrier {
