@@ -26,6 +26,7 @@ use crate::http2;
 use crate::io::{Io, Prefixed, Stream};
 use crate::log_facts::{LogFacts, NO_LOG_TYPE};
 use crate::record::StreamInfo;
+use crate::steps::refused_now;
 use crate::tcp;
 use crate::timer::sleep;
 use crate::tls::{check_pins, is_http2};
@@ -423,15 +424,6 @@ fn peer(session: &rustls::ServerConnection, local_uri_sans: Vec<String>) -> TlsP
         },
         _ => base,
     }
-}
-
-/// Whether the chain's network authorization refuses the connection; the policy that denies, if one
-/// does.
-pub fn refused_now(chain: &FilterChain, info: &ConnInfo) -> Option<Option<Arc<str>>> {
-    chain.filters.iter().find_map(|filter| match filter {
-        NetworkFilter::Rbac(rbac) => crate::steps::network_rbac(rbac, info),
-        _ => None,
-    })
 }
 
 /// Nobody serves this: counted, logged as Envoy logs it, and closed.

@@ -27,7 +27,7 @@ use crate::control::state::{State, apply_secrets};
 use crate::counts::Copied;
 use crate::logs::Logs;
 use crate::published::{Drained, Published};
-use crate::worker::{Command, Worker};
+use crate::worker::{Command, Worker, serve};
 
 /// What a proxy is started with.
 pub struct ProxyOptions {
@@ -261,7 +261,7 @@ fn worker_thread(
             match runtime {
                 Ok(runtime) => runtime.block_on(async {
                     let worker = Worker::new(common, number, seed());
-                    worker.run(commands).await;
+                    serve::run(worker, commands).await;
                 }),
                 Err(error) => tracing::error!(%error, "a worker cannot start"),
             }

@@ -11,6 +11,7 @@ use meltemi_filters::http::{
 use meltemi_filters::metadata::Metadata;
 use meltemi_filters::rbac::{self, Rbac};
 use meltemi_filters::{Call, ConnInfo, LocalReply, RequestHead, ResponseHead, Step};
+use meltemi_proxy_config::listener::{FilterChain, NetworkFilter};
 use meltemi_proxy_config::route::RouteDecision;
 
 use crate::counts::HttpCounts;
@@ -195,8 +196,17 @@ pub fn counts_messages(slots: &[HttpFilterSlot]) -> bool {
         .any(|slot| matches!(slot.filter, HttpFilter::GrpcStats))
 }
 
+/// Whether the chain's network authorization refuses the connection; the policy that denies, if one
+/// does.
+pub fn refused_now(chain: &FilterChain, info: &ConnInfo) -> Option<Option<Arc<str>>> {
+    chain.filters.iter().find_map(|filter| match filter {
+        NetworkFilter::Rbac(rbac) => network_rbac(rbac, info),
+        _ => None,
+    })
+}
+
 /// Judges a connection: the policy that refuses it, if one does.
-pub fn network_rbac(rbac: &Rbac, conn: &ConnInfo) -> Option<Option<Arc<str>>> {
+fn network_rbac(rbac: &Rbac, conn: &ConnInfo) -> Option<Option<Arc<str>>> {
     let nothing = Metadata::default();
     let facts = rbac::Facts {
         conn,
