@@ -24,8 +24,8 @@ use self::query::Query;
 use crate::causes;
 use crate::common::{Common, Levels, ServerState};
 use crate::control::driver::Request as Ask;
+use crate::control::inspect::Inspector;
 use crate::published::Drained;
-use crate::start::Inspector;
 
 /// Connections at a time, per port; readers and scrapers are few.
 const CONNECTIONS: usize = 64;

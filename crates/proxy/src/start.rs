@@ -14,7 +14,6 @@ use meltemi_proto::Any;
 use meltemi_proto::envoy::config::bootstrap::v3::Bootstrap;
 use meltemi_proto::envoy::config::core::v3::Node;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET};
-use meltemi_proxy_config::Address;
 use meltemi_telemetry::Registry;
 use meltemi_tls::SecretStore;
 use meltemi_xds::{ClientConfig, Subscription};
@@ -23,10 +22,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::admin;
 use crate::common::{Common, Levels, ServerState};
 use crate::control::driver::{Driver, Request, Status};
-use crate::control::state::{State, apply_secrets};
-use crate::counts::Copied;
+use crate::control::inspect::{Inspector, look};
+use crate::control::state::apply_secrets;
 use crate::logs::Logs;
-use crate::published::{Drained, Published};
+use crate::published::Drained;
 use crate::worker::{Command, Worker, serve};
 
 /// What a proxy is started with.
@@ -333,75 +332,6 @@ fn apply_bootstrap(
     driver.apply_static(LISTENER, &listeners)
 }
 
-/// How admin pages see the process.
-#[derive(Clone)]
-pub struct Inspector {
-    /// What is shared.
-    pub common: Arc<Common>,
-    requests: mpsc::Sender<Request>,
-    workers: Vec<mpsc::UnboundedSender<Command>>,
-}
-
-impl Inspector {
-    /// Runs a look on the control side and brings back what it saw.
-    pub async fn look<T: Send + 'static>(
-        &self,
-        look: impl FnOnce(&State, &Published, &Status) -> T + Send + 'static,
-    ) -> Option<T> {
-        look_through(&self.requests, look).await
-    }
-
-    /// The listeners that serve, and the addresses that lead to them.
-    pub async fn listeners(&self) -> Vec<(Arc<str>, Vec<Address>)> {
-        let (answer, receiver) = oneshot::channel();
-        let _ = self.requests.send(Request::Listeners(answer)).await;
-        receiver.await.unwrap_or_default()
-    }
-
-    /// Asks for something without answer.
-    pub async fn ask(&self, request: Request) {
-        let _ = self.requests.send(request).await;
-    }
-
-    /// What all workers have counted.
-    pub async fn counts(&self) -> Copied {
-        let mut all = Copied::default();
-        for worker in &self.workers {
-            let (answer, receiver) = oneshot::channel();
-            if worker.send(Command::Counts(answer)).is_ok() {
-                all.add(receiver.await.unwrap_or_default());
-            }
-        }
-        all
-    }
-
-    /// Open upstream connections, over all workers: cluster, endpoint, connections.
-    pub async fn pools(&self) -> Vec<(Arc<str>, SocketAddr, usize)> {
-        let mut all = Vec::new();
-        for worker in &self.workers {
-            let (answer, receiver) = oneshot::channel();
-            if worker.send(Command::Pools(answer)).is_ok() {
-                all.extend(receiver.await.unwrap_or_default());
-            }
-        }
-        all
-    }
-}
-
-async fn look_through<T: Send + 'static>(
-    requests: &mpsc::Sender<Request>,
-    look: impl FnOnce(&State, &Published, &Status) -> T + Send + 'static,
-) -> Option<T> {
-    let (answer, receiver) = oneshot::channel();
-    let look = Box::new(
-        move |state: &State, published: &Published, status: &Status| {
-            let _ = answer.send(look(state, published, status));
-        },
-    );
-    requests.send(Request::Inspect(look)).await.ok()?;
-    receiver.await.ok()
-}
-
 impl ProxyHandle {
     /// Applies resources without a server; `Err` names those that were refused, the others serve.
     pub async fn apply(
@@ -456,14 +386,14 @@ impl ProxyHandle {
 
     /// What still waits for endpoints, routes or secrets: type and name.
     pub async fn warming(&self) -> Vec<(&'static str, Arc<str>)> {
-        look_through(&self.requests, |state, _, _| state.warming())
+        look(&self.requests, |state, _, _| state.warming())
             .await
             .unwrap_or_default()
     }
 
     /// How it stands with its server.
     pub async fn status(&self) -> Status {
-        look_through(&self.requests, |_, _, status| status.clone())
+        look(&self.requests, |_, _, status| status.clone())
             .await
             .unwrap_or_default()
     }

@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 
 use super::pages::time;
 use super::query::Query;
+use crate::control::inspect::Inspector;
 use crate::control::state::{Origin, Received};
-use crate::start::Inspector;
 
 /// The dump. Endpoints only with `include_eds`; `resource=` picks one list, `name_regex=` resources
 /// by their names.

@@ -12,8 +12,8 @@ use meltemi_proxy_config::endpoint::EndpointStatus;
 use serde_json::{Value, json};
 
 use crate::common::Common;
+use crate::control::inspect::Inspector;
 use crate::published::ClusterEntry;
-use crate::start::Inspector;
 use crate::upstream::live::epoch_ms;
 
 /// What there is.

@@ -12,9 +12,9 @@ use regex::Regex;
 use serde_json::{Value, json};
 
 use crate::control::driver::Status;
+use crate::control::inspect::Inspector;
 use crate::counts::{ClusterCounts, Codes, Copied, HttpCounts, ListenerCounts, listener_name};
 use crate::published::{ClusterEntry, Published};
-use crate::start::Inspector;
 use crate::upstream::live::{Resource, epoch_ms};
 use crate::upstream::outlier::Reason;
 
