@@ -1,26 +1,26 @@
 //! One request and its response, whichever protocols carry them: prepare, filter, route, forward or
 //! answer, log.
 
-use std::net::SocketAddr;
+pub mod run;
+
 use std::rc::Rc;
 
 use bytes::Bytes;
-use meltemi_filters::head::{Known, RequestHead, ResponseHead};
+use meltemi_filters::head::{Known, RequestHead};
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
-use meltemi_proxy_config::http::HttpConnectionManager;
 use meltemi_proxy_config::route::{Chosen, RequireTls, RouteContext, RouteDecision, RouteTable};
 
+use self::run::{Ended, Run};
 use crate::body::{BodyIn, Data};
 use crate::counts::ActiveRequest;
 use crate::downstream::{ChainView, Downstream};
 use crate::grpc::{grpc_of_http, percent};
 use crate::log_facts::LogFacts;
 use crate::prepare;
-use crate::record::StreamInfo;
 use crate::report;
 use crate::respond::{Follows, Responder};
 use crate::router;
-use crate::steps::{self, Around, Stop};
+use crate::steps::{self, Stop};
 use crate::worker::Worker;
 
 /// A request that has come.
@@ -40,146 +40,6 @@ pub struct Exchange<'a> {
     pub body: BodyIn<'a>,
     /// The way back.
     pub responder: Responder<'a>,
-}
-
-/// How an exchange left the downstream connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// A whole response was sent.
-    Whole,
-    /// A response could not be finished; the connection must not look as if it had been.
-    Broken,
-    /// The downstream left before its response was whole.
-    Gone,
-    /// The connection spoke another protocol and is finished.
-    Switched,
-}
-
-/// What one exchange carries through its stages.
-#[derive(Debug)]
-pub struct Run<'a> {
-    /// The worker.
-    pub worker: &'a Rc<Worker>,
-    /// The connection.
-    pub conn: &'a Rc<Downstream>,
-    /// Configuration.
-    pub view: &'a ChainView,
-    /// HTTP settings.
-    pub http: &'a HttpConnectionManager,
-    /// The record.
-    pub info: StreamInfo,
-    /// The client.
-    pub remote: SocketAddr,
-    /// The response's head, as it was sent.
-    pub response: ResponseHead,
-    /// The response's trailers, if there were any.
-    pub trailers: Option<http::HeaderMap>,
-    /// The upstream is in the mesh.
-    pub in_mesh: bool,
-}
-
-impl<'a> Run<'a> {
-    fn new(
-        worker: &'a Rc<Worker>,
-        conn: &'a Rc<Downstream>,
-        view: &'a ChainView,
-        http: &'a HttpConnectionManager,
-    ) -> Self {
-        Self {
-            info: StreamInfo::new(worker.random()),
-            remote: conn.info.remote,
-            response: ResponseHead::default(),
-            trailers: None,
-            in_mesh: false,
-            worker,
-            conn,
-            view,
-            http,
-        }
-    }
-
-    /// What filters see beside the heads.
-    pub fn around<'b>(
-        &'b self,
-        decision: Option<&'b RouteDecision<'b>>,
-        cluster: Option<&'b str>,
-    ) -> Around<'b> {
-        Around {
-            worker: self.worker,
-            conn: self.conn,
-            remote: self.remote,
-            decision,
-            cluster,
-            in_mesh: self.in_mesh,
-            counts: self.view.counts.as_deref(),
-        }
-    }
-
-    /// Notes that the client left before it was answered.
-    pub fn gone(&mut self) -> Ended {
-        self.info.end(
-            ResponseFlag::DownstreamConnectionTermination,
-            "downstream_remote_disconnect",
-            None,
-        );
-        Ended::Gone
-    }
-
-    /// Lets filters and the connection manager finish a response head.
-    pub fn finish_head(
-        &mut self,
-        decision: Option<&RouteDecision<'_>>,
-        request: &RequestHead,
-        is_local: bool,
-    ) {
-        let mut response = std::mem::take(&mut self.response);
-        let cluster = self.info.cluster.clone();
-        let around = Around {
-            worker: self.worker,
-            conn: self.conn,
-            remote: self.remote,
-            decision,
-            cluster: cluster.as_deref(),
-            in_mesh: self.in_mesh,
-            counts: self.view.counts.as_deref(),
-        };
-
-        steps::response(
-            &self.http.filters,
-            around,
-            request,
-            &mut response,
-            &mut self.info,
-            is_local,
-        );
-
-        prepare::response(self.worker, self.http, request, &mut response);
-        self.info.status = response.status;
-        if let Some(status) = response.fields().known_str(Known::GrpcStatus) {
-            self.info.grpc_status = status.parse().ok();
-        }
-        self.response = response;
-    }
-
-    fn log(&mut self, request: &RequestHead) {
-        let facts = LogFacts {
-            request: Some(request),
-            response: Some(&self.response),
-            trailers: self.trailers.as_ref(),
-            worker: Some(self.worker),
-            ..LogFacts::new(&self.info, self.conn, self.view)
-        };
-
-        facts.write(self.worker, &self.http.access_logs);
-        report::http(self, request);
-        if let Some(counts) = &self.info.counts {
-            counts.codes.note(self.info.status);
-        }
-
-        if let Some(counts) = &self.view.counts {
-            counts.codes.note(self.info.status);
-        }
-    }
 }
 
 /// Serves one request to its end.
@@ -212,7 +72,7 @@ pub async fn serve(exchange: Exchange<'_>) -> Ended {
         }
     };
 
-    run.log(head);
+    log(&run, head);
 
     ended
 }
@@ -280,16 +140,7 @@ async fn stages(
         .as_deref()
         .is_some_and(|name| run.worker.is_in_mesh(name));
     {
-        let around = Around {
-            worker: run.worker,
-            conn: run.conn,
-            remote: run.remote,
-            decision: decision.as_ref(),
-            cluster: named.as_deref(),
-            in_mesh: run.in_mesh,
-            counts: run.view.counts.as_deref(),
-        };
-
+        let around = run.around(decision.as_ref(), named.as_deref());
         let left = responder.left(&mut body);
         match steps::request(&run.http.filters, around, head, &mut run.info, left).await {
             Ok(()) => {}
@@ -500,5 +351,26 @@ pub async fn reply_only(
     let mut run = Run::new(worker, conn, &view, &http);
     run.info.protocol = Some(head.version);
     answer(&mut run, None, head, responder, reply).await;
-    run.log(head);
+    log(&run, head);
+}
+
+/// Logs and counts a request that has ended.
+fn log(run: &Run<'_>, request: &RequestHead) {
+    let facts = LogFacts {
+        request: Some(request),
+        response: Some(&run.response),
+        trailers: run.trailers.as_ref(),
+        worker: Some(run.worker),
+        ..LogFacts::new(&run.info, run.conn, run.view)
+    };
+
+    facts.write(run.worker, &run.http.access_logs);
+    report::http(run, request);
+    if let Some(counts) = &run.info.counts {
+        counts.codes.note(run.info.status);
+    }
+
+    if let Some(counts) = &run.view.counts {
+        counts.codes.note(run.info.status);
+    }
 }

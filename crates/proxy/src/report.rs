@@ -12,7 +12,7 @@ use meltemi_proxy_config::listener::{Direction, NetworkFilter};
 use meltemi_telemetry::{HttpLabels, HttpSeries, Peer, Reporter, TcpLabels, TcpSeries};
 
 use crate::downstream::{ChainView, Downstream};
-use crate::exchange::Run;
+use crate::exchange::run::Run;
 use crate::record::StreamInfo;
 use crate::series::{RequestKey, Same, ServiceName, UNKNOWN};
 use crate::steps;

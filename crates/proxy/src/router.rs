@@ -16,7 +16,7 @@ use meltemi_filters::{Cause, LocalReply, ResponseFlag};
 use meltemi_proxy_config::route::{Forward, RetryPolicy, RouteDecision};
 
 use crate::body::{BodyIn, Tee};
-use crate::exchange::{Ended, Run};
+use crate::exchange::run::{Ended, Run};
 use crate::log_facts::{LogFacts, NO_LOG_TYPE};
 use crate::respond::Responder;
 use crate::steps;

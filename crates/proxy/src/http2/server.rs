@@ -14,7 +14,8 @@ use super::meter::{Alarm, Metered};
 use super::{REMEMBERED_RESETS, heads, small_frames};
 use crate::body::BodyIn;
 use crate::downstream::Downstream;
-use crate::exchange::{self, Ended, Exchange};
+use crate::exchange::run::Ended;
+use crate::exchange::{self, Exchange};
 use crate::respond::Responder;
 use crate::worker::Worker;
 

@@ -26,7 +26,7 @@ use upstream::{Arrived, NoResponse, Upstream, is_bodyless, send_body, write_head
 use super::timeout::{Clocks, Limit};
 use super::{Plan, Retries, apply_response_headers, may_retry};
 use crate::body::{BodyIn, BodyOut, H1BodyIn, H2BodyIn, PumpError, Tee, pump};
-use crate::exchange::{Ended, Run};
+use crate::exchange::run::{Ended, Run};
 use crate::grpc::http_of_grpc;
 use crate::http1::body::{BodyError, BodyReader};
 use crate::http1::codec::{Framing, Limits};

@@ -7,7 +7,7 @@ use meltemi_filters::head::{Known, RequestHead};
 use meltemi_filters::http::Router;
 
 use super::Plan;
-use crate::exchange::Run;
+use crate::exchange::run::Run;
 use crate::upstream::cluster::WorkerCluster;
 
 /// Durations, as configuration and the request's own headers set them.

@@ -13,7 +13,7 @@ use super::failure::h2_failure;
 use super::upstream::is_bodyless;
 use super::{AttemptEnd, Failure, gone};
 use crate::body::{BodyIn, Tee};
-use crate::exchange::Run;
+use crate::exchange::run::Run;
 use crate::http2::client::ActiveStream;
 use crate::http2::heads;
 use crate::peer_exchange;

@@ -8,7 +8,7 @@ use meltemi_net::{CopyOptions, Meter, copy_both_ways};
 
 use super::{AttemptEnd, gone};
 use crate::body::BodyIn;
-use crate::exchange::{Ended, Run};
+use crate::exchange::run::{Ended, Run};
 use crate::http1::input::Input;
 use crate::io::{Io, IoRef};
 use crate::respond::Responder;
