@@ -174,7 +174,7 @@ async fn stages(
                 return answer(run, Some(&decision), head, responder, reply).await;
             };
 
-            let plan = router::Plan {
+            let plan = router::plan::Plan {
                 decision: &decision,
                 forward,
                 cluster_name: cluster,
@@ -293,7 +293,7 @@ async fn answer(
     if let Some(decision) = decision
         && matches!(decision.chosen, Chosen::Direct(_) | Chosen::Redirect(_))
     {
-        router::apply_response_headers(run, decision, head);
+        router::headers::apply_response_headers(run, decision, head);
     }
 
     run.finish_head(decision, head, true);

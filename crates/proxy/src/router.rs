@@ -2,63 +2,35 @@
 
 pub mod attempt;
 pub mod durations;
+pub mod headers;
 pub mod mirror;
+pub mod plan;
 pub mod timeout;
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use meltemi_filters::head::{Known, RequestHead};
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
-use meltemi_proxy_config::route::{Forward, RetryPolicy, RouteDecision};
 
 use crate::body::{BodyIn, Tee};
 use crate::exchange::run::{Ended, Run};
-use crate::log_facts::{LogFacts, NO_LOG_TYPE};
 use crate::respond::Responder;
 use crate::steps;
 use crate::upstream::cluster::{Wish, WorkerCluster, WorkerHost};
 use crate::upstream::live::{Resource, epoch_ms};
 use crate::upstream::outlier::HostResult;
-use attempt::{AttemptEnd, Failure, carrier};
+use attempt::carrier;
+use attempt::failure::Failure;
 use durations::Timeouts;
+use headers::{rewrite, rewrite_host};
+use plan::{AttemptEnd, Plan, Retries, may_retry};
 use timeout::Clocks;
 
 /// How much of a request body is kept for another attempt or a mirror; `docs/configuration.md` says
 /// so of mirrors.
 const REPLAY_BYTES: usize = 64 * 1024;
-
-/// What was decided for a request.
-#[derive(Debug)]
-pub struct Plan<'a> {
-    /// The route.
-    pub decision: &'a RouteDecision<'a>,
-    /// What it does.
-    pub forward: Forward<'a>,
-    /// The cluster.
-    pub cluster_name: Arc<str>,
-    /// The client asks for an upgrade.
-    pub upgrade: bool,
-}
-
-/// Retries that are left, and what they cost.
-pub(crate) struct Retries<'a> {
-    policy: Option<&'a RetryPolicy>,
-    left: u32,
-    done: u32,
-    permit: Option<crate::upstream::live::Permit>,
-    tried: Vec<SocketAddr>,
-    failed_priorities: Vec<u32>,
-    /// Another attempt was wanted and there was none left.
-    exhausted: bool,
-    /// A pooled connection turned out to be dead once already.
-    stale: bool,
-    /// The request came with a body, whether or not that has been read since.
-    has_body: bool,
-}
 
 type Reply = Box<LocalReply>;
 
@@ -123,7 +95,7 @@ pub async fn forward(
         .cloned()
         .unwrap_or_default();
     let policy = action.retry.as_deref().filter(|policy| policy.admits(head));
-    let timeouts = Timeouts::of(run, plan, head, &cluster, &router);
+    let timeouts = Timeouts::of(run.http, action, head, &cluster, &router);
     timeouts.tell(head, Duration::ZERO, router.suppress_envoy_headers);
     rewrite(run, plan, head, router.suppress_envoy_headers);
 
@@ -349,7 +321,7 @@ async fn attempts(
 
             if let Some(limit) = limit {
                 limit.count(&cluster.counts);
-                return Err(Failure::limit(limit, plan, clocks).reply(0));
+                return Err(Failure::limit(limit, plan.label(), clocks).reply(0));
             }
 
             clocks
@@ -357,51 +329,6 @@ async fn attempts(
                 .tell(head, clocks.elapsed(), router.suppress_envoy_headers);
         }
     }
-}
-
-/// Whether another attempt may be made; takes it from what is left.
-pub(crate) fn may_retry(
-    retries: &mut Retries<'_>,
-    cluster: &WorkerCluster,
-    high: bool,
-    wants: impl FnOnce(&RetryPolicy) -> bool,
-) -> bool {
-    let Some(policy) = retries.policy else {
-        return false;
-    };
-    if !wants(policy) {
-        return false;
-    }
-    if retries.left == 0 {
-        retries.exhausted = true;
-        cluster.counts.retry_limit_exceeded.inc();
-        return false;
-    }
-
-    // The place of the retry before is given back first.
-    retries.permit = None;
-    let live = &cluster.entry.live;
-    let budget = cluster.entry.cluster.breakers[usize::from(high)].retry_budget;
-    let permit = match budget {
-        Some(budget) => {
-            let active =
-                u64::from(live.in_use(Resource::Requests) + live.in_use(Resource::Pending));
-            let free = u64::from(live.in_use(Resource::Retries)) < budget.allowed(active);
-            if free {
-                Some(live.admit_over(high, Resource::Retries))
-            } else {
-                live.refuse(Resource::Retries)
-            }
-        }
-        None => live.admit(high, Resource::Retries),
-    };
-
-    let Some(permit) = permit else { return false };
-    retries.permit = Some(permit);
-    retries.left -= 1;
-    cluster.counts.retries.inc();
-
-    true
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -443,102 +370,4 @@ fn is_idempotent(method: &str) -> bool {
         method,
         "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE"
     )
-}
-
-/// Request headers, path: once, before the first attempt.
-fn rewrite(run: &Run<'_>, plan: &Plan<'_>, head: &mut RequestHead, suppress: bool) {
-    let decision = plan.decision;
-    let mut original = None;
-    for ops in decision.request_headers() {
-        // Templates may name fields that the operations before have changed.
-        let before = head.clone();
-        let facts = LogFacts {
-            request: Some(&before),
-            ..header_facts(run)
-        };
-        ops.apply(head, &facts);
-    }
-
-    {
-        let mut scratch = run.worker.scratch.borrow_mut();
-        scratch.clear();
-        if decision.route.rewrite_path(head, &mut scratch)
-            && let Ok(path) = std::str::from_utf8(&scratch)
-        {
-            original = Some(head.path().to_owned());
-            head.set_path(path);
-        }
-    }
-
-    if let (Some(original), false) = (original, suppress) {
-        head.fields_mut()
-            .set("x-envoy-original-path", original.as_bytes());
-    }
-}
-
-fn rewrite_host(plan: &Plan<'_>, head: &mut RequestHead, host: &WorkerHost, suppress: bool) {
-    let action = plan.forward.action;
-    if action.host_rewrite.is_none()
-        && plan
-            .forward
-            .weighted
-            .is_none_or(|weighted| weighted.host_rewrite.is_none())
-    {
-        return;
-    }
-
-    let endpoint = host.endpoint.as_ref().map(|endpoint| &*endpoint.hostname);
-    let mut new = Vec::new();
-
-    if action.rewrite_host(plan.forward.weighted, head, endpoint, &mut new)
-        && let Ok(new) = std::str::from_utf8(&new)
-        && new != head.authority()
-    {
-        let old = head.authority().to_owned();
-        if !suppress {
-            head.fields_mut()
-                .set("x-envoy-original-host", old.as_bytes());
-        }
-
-        if action.append_x_forwarded_host {
-            head.fields_mut()
-                .append_joined("x-forwarded-host", b",", old.as_bytes());
-        }
-
-        head.set_authority(new);
-    }
-}
-
-/// What templates of headers can ask for.
-fn header_facts<'a>(run: &'a Run<'_>) -> LogFacts<'a> {
-    LogFacts {
-        worker: Some(run.worker),
-        log_type: Some(NO_LOG_TYPE),
-        ..LogFacts::new(&run.info, run.conn, run.view)
-    }
-}
-
-/// Response headers of route, virtual host, table and weighted cluster.
-pub fn apply_response_headers(
-    run: &mut Run<'_>,
-    decision: &RouteDecision<'_>,
-    request: &RequestHead,
-) {
-    let mut all = decision.response_headers().peekable();
-    if all.peek().is_none() {
-        return;
-    }
-    run.info.status = run.response.status;
-    let mut response = std::mem::take(&mut run.response);
-    for ops in all {
-        let before = response.clone();
-        let facts = LogFacts {
-            request: Some(request),
-            response: Some(&before),
-            ..header_facts(run)
-        };
-        ops.apply(&mut response, &facts);
-    }
-
-    run.response = response;
 }

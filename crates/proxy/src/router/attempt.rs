@@ -1,7 +1,7 @@
 //! One attempt on one connection: the request up, the response down, both at once.
 
 pub(crate) mod carrier;
-mod failure;
+pub(crate) mod failure;
 mod tunnel;
 mod upstream;
 
@@ -14,8 +14,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use carrier::Carrier;
-pub use failure::Failure;
-use failure::read_failure;
+use failure::{Failure, read_failure};
 use meltemi_filters::head::{Known, RequestHead, ResponseHead};
 use meltemi_filters::http::Router;
 use meltemi_filters::{Cause, ResponseFlag};
@@ -23,8 +22,9 @@ use meltemi_proxy_config::route::AttemptFailure;
 use tunnel::tunnel;
 use upstream::{Arrived, NoResponse, Upstream, is_bodyless, send_body, write_head};
 
+use super::headers::apply_response_headers;
+use super::plan::{AttemptEnd, Plan, Retries, may_retry};
 use super::timeout::{Clocks, Limit};
-use super::{Plan, Retries, apply_response_headers, may_retry};
 use crate::body::{BodyIn, BodyOut, H1BodyIn, H2BodyIn, PumpError, Tee, pump};
 use crate::exchange::run::{Ended, Run};
 use crate::grpc::http_of_grpc;
@@ -35,21 +35,6 @@ use crate::upstream::cluster::{WorkerCluster, WorkerHost};
 use crate::upstream::live::epoch_ms;
 use crate::upstream::outlier::HostResult;
 use crate::upstream::pool::LaneKey;
-
-/// How an attempt ended.
-pub enum AttemptEnd {
-    /// The exchange is over: a response went out, or nobody wants one any more.
-    Ended(Ended),
-    /// The response was thrown away; another attempt has been allowed.
-    Again,
-    /// There was no response.
-    Failed(Failure),
-}
-
-/// The downstream has gone; there is nobody to answer.
-pub fn gone(run: &mut Run<'_>) -> AttemptEnd {
-    AttemptEnd::Ended(run.gone())
-}
 
 enum UploadEnd {
     /// The request body broke off.
@@ -133,7 +118,7 @@ pub(crate) async fn run(
             };
             (Upstream::H2 { response }, to, Some(active))
         }
-        (None, None) => return gone(run),
+        (None, None) => return AttemptEnd::Ended(run.gone()),
     };
 
     let sent_before = upstream.sent();
@@ -197,7 +182,7 @@ pub(crate) async fn run(
             run.response = response;
             let nothing_sent = upstream.sent() == sent_before;
             return AttemptEnd::Failed(read_failure(
-                plan,
+                &plan.cluster_name,
                 host,
                 error,
                 write_failed.take(),
@@ -205,7 +190,7 @@ pub(crate) async fn run(
                 reused,
             ));
         }
-        First::Upload(UploadEnd::Gone) | First::Gone => return gone(run),
+        First::Upload(UploadEnd::Gone) | First::Gone => return AttemptEnd::Ended(run.gone()),
         First::Upload(UploadEnd::Broken(error)) => {
             drop(upload);
             run.response = response;
@@ -226,7 +211,7 @@ pub(crate) async fn run(
                 return AttemptEnd::Failed(failure);
             }
 
-            return gone(run);
+            return AttemptEnd::Ended(run.gone());
         }
         First::Limit(limit) => {
             drop(upload);
@@ -234,7 +219,7 @@ pub(crate) async fn run(
             if !uploaded.get() {
                 responder.close_after();
             }
-            return AttemptEnd::Failed(Failure::limit(limit, plan, clocks));
+            return AttemptEnd::Failed(Failure::limit(limit, plan.label(), clocks));
         }
     };
 
@@ -297,7 +282,7 @@ pub(crate) async fn run(
         run.response = response;
         let how = "unexpected 101".to_owned();
         return AttemptEnd::Failed(Failure::of(
-            plan,
+            &plan.cluster_name,
             host,
             AttemptFailure::Reset,
             ResponseFlag::UpstreamProtocolError,
@@ -332,7 +317,7 @@ pub(crate) async fn run(
     if switching {
         drop(upload);
         let Upstream::H1 { io, input } = upstream else {
-            return gone(run);
+            return AttemptEnd::Ended(run.gone());
         };
         return tunnel(run, plan, body, responder, io, input, clocks).await;
     }
@@ -352,7 +337,7 @@ pub(crate) async fn run(
 
     let mut out = match responder.start(&mut run.response, follows) {
         Ok(out) => out,
-        Err(_) => return gone(run),
+        Err(_) => return AttemptEnd::Ended(run.gone()),
     };
 
     let mut reader = BodyReader::new(arrived.terms.framing);
@@ -470,7 +455,7 @@ pub(crate) async fn run(
         }
         Second::Limit(limit) => {
             limit.count(&cluster.counts);
-            let failure = Failure::limit(limit, plan, clocks);
+            let failure = Failure::limit(limit, plan.label(), clocks);
             run.info
                 .end(failure.flag, limit.details(), Some(failure.cause));
             out.abort(h2::Reason::INTERNAL_ERROR);

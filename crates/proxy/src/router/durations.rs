@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use meltemi_filters::head::{Known, RequestHead};
 use meltemi_filters::http::Router;
+use meltemi_proxy_config::http::HttpConnectionManager;
+use meltemi_proxy_config::route::RouteAction;
 
-use super::Plan;
-use crate::exchange::run::Run;
 use crate::upstream::cluster::WorkerCluster;
 
 /// Durations, as configuration and the request's own headers set them.
@@ -33,13 +33,12 @@ impl Timeouts {
     /// For one request, whose headers that ask for limits are used up. They count only from inside;
     /// `prepare` has dropped the others. Source: Envoy `FilterUtility::finalTimeout`.
     pub fn of(
-        run: &Run<'_>,
-        plan: &Plan<'_>,
+        http: &HttpConnectionManager,
+        action: &RouteAction,
         head: &mut RequestHead,
         cluster: &WorkerCluster,
         router: &Router,
     ) -> Self {
-        let action = plan.forward.action;
         let own = &action.timeouts;
         let max_grpc = own.max_grpc.filter(|_| head.is_grpc());
         let mut total = own.request.unwrap_or_default();
@@ -80,12 +79,12 @@ impl Timeouts {
                 .filter(set)
                 .filter(|per_try| total.is_none_or(|total| *per_try < total)),
             tells_grpc: max_grpc.is_some(),
-            idle: own.idle.unwrap_or(run.http.stream_idle_timeout).filter(set),
+            idle: own.idle.unwrap_or(http.stream_idle_timeout).filter(set),
             stream: own
                 .max_stream
-                .unwrap_or(run.http.max_stream_duration)
+                .unwrap_or(http.max_stream_duration)
                 .filter(set),
-            request: run.http.request_timeout,
+            request: http.request_timeout,
             upstream: cluster.entry.cluster.http.max_stream_duration,
         }
     }

@@ -3,13 +3,13 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use meltemi_filters::{Cause, ResponseFlag};
 use tokio::time::Instant;
 
-use super::Plan;
 use super::durations::Timeouts;
 use crate::counts::ClusterCounts;
 use crate::downstream::Downstream;
@@ -226,10 +226,10 @@ impl Clocks {
     }
 
     /// What to name where a limit has passed.
-    pub fn cause(&self, limit: Limit, plan: &Plan<'_>) -> Cause {
+    pub fn cause(&self, limit: Limit, route: &Arc<str>) -> Cause {
         let drain = self.drain.as_ref().filter(|_| limit == Limit::Drain);
         let drain = drain.and_then(|(conn, _)| conn.drain_cause());
-        drain.unwrap_or_else(|| Cause::Timeout(limit.name(), plan.decision.label().clone()))
+        drain.unwrap_or_else(|| Cause::Timeout(limit.name(), route.clone()))
     }
 
     /// The response has begun: the attempt has succeeded in time.

@@ -9,16 +9,15 @@ use meltemi_filters::head::{HttpVersion, RequestHead};
 use meltemi_filters::{Cause, ResponseFlag};
 use meltemi_proxy_config::route::AttemptFailure;
 
-use super::failure::h2_failure;
+use super::failure::{Failure, h2_failure};
 use super::upstream::is_bodyless;
-use super::{AttemptEnd, Failure, gone};
 use crate::body::{BodyIn, Tee};
 use crate::exchange::run::Run;
 use crate::http2::client::ActiveStream;
 use crate::http2::heads;
 use crate::peer_exchange;
 use crate::respond::Responder;
-use crate::router::Plan;
+use crate::router::plan::{AttemptEnd, Plan};
 use crate::router::timeout::Clocks;
 use crate::tls::is_http2;
 use crate::upstream::acquire::{Ask, NotAcquired, acquire};
@@ -149,8 +148,8 @@ pub(crate) async fn obtain(
         let acquired = tokio::select! {
             biased;
             acquired = acquire(run.worker, &ask) => acquired,
-            limit = clocks.expired() => return Err(AttemptEnd::Failed(Failure::limit(limit, plan, clocks))),
-            () = responder.left(body) => return Err(gone(run)),
+            limit = clocks.expired() => return Err(AttemptEnd::Failed(Failure::limit(limit, plan.label(), clocks))),
+            () = responder.left(body) => return Err(AttemptEnd::Ended(run.gone())),
         };
 
         let shared = match acquired {
@@ -164,8 +163,8 @@ pub(crate) async fn obtain(
         let opened = tokio::select! {
             biased;
             opened = shared.connection.open(request, is_bodyless(body, tee)) => opened,
-            limit = clocks.expired() => return Err(AttemptEnd::Failed(Failure::limit(limit, plan, clocks))),
-            () = responder.left(body) => return Err(gone(run)),
+            limit = clocks.expired() => return Err(AttemptEnd::Failed(Failure::limit(limit, plan.label(), clocks))),
+            () = responder.left(body) => return Err(AttemptEnd::Ended(run.gone())),
         };
 
         match opened {
@@ -175,7 +174,13 @@ pub(crate) async fn obtain(
             // It said goodbye since somebody used it last. Nothing was sent and nobody is to blame;
             // it is not found again.
             Err(_) if shared.connection.is_spent() => {}
-            Err(error) => return Err(AttemptEnd::Failed(h2_failure(plan, host, &error))),
+            Err(error) => {
+                return Err(AttemptEnd::Failed(h2_failure(
+                    &plan.cluster_name,
+                    host,
+                    &error,
+                )));
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Why an attempt brought no response, and the answer that the client gets in its place.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
@@ -8,7 +9,6 @@ use meltemi_proxy_config::route::AttemptFailure;
 
 use super::upstream::NoResponse;
 use crate::http1::client::ReadError;
-use crate::router::Plan;
 use crate::router::timeout::{Clocks, Limit};
 use crate::upstream::cluster::WorkerHost;
 
@@ -35,7 +35,7 @@ pub struct Failure {
 
 impl Failure {
     /// A time limit passed.
-    pub fn limit(limit: Limit, plan: &Plan<'_>, clocks: &Clocks) -> Self {
+    pub fn limit(limit: Limit, route: &Arc<str>, clocks: &Clocks) -> Self {
         // A client that has not sent all yet is itself the slow one.
         let waits_for_client = !clocks.is_uploaded();
         Self {
@@ -45,7 +45,7 @@ impl Failure {
             flag: limit.flag(),
             reason: "",
             transport: String::new(),
-            cause: clocks.cause(limit, plan),
+            cause: clocks.cause(limit, route),
             limit: Some((limit, if waits_for_client { 408 } else { 504 })),
             stale: false,
             blames_host: limit == Limit::Total || limit.is_of_attempt(),
@@ -54,14 +54,14 @@ impl Failure {
 
     /// The upstream, or the way to it, failed.
     pub(super) fn of(
-        plan: &Plan<'_>,
+        cluster: &Arc<str>,
         host: &WorkerHost,
         kind: AttemptFailure,
         flag: ResponseFlag,
         reason: &'static str,
         how: String,
     ) -> Self {
-        let cause = Cause::Endpoint(plan.cluster_name.clone(), host.address, how.into());
+        let cause = Cause::Endpoint(cluster.clone(), host.address, how.into());
         Self {
             kind: Some(kind),
             flag,
@@ -131,7 +131,7 @@ impl Failure {
 
 /// No response head came.
 pub(super) fn read_failure(
-    plan: &Plan<'_>,
+    cluster: &Arc<str>,
     host: &WorkerHost,
     error: NoResponse,
     write_error: Option<String>,
@@ -139,9 +139,9 @@ pub(super) fn read_failure(
     reused: bool,
 ) -> Failure {
     match error {
-        NoResponse::H2(error) => h2_failure(plan, host, &error),
+        NoResponse::H2(error) => h2_failure(cluster, host, &error),
         NoResponse::BadHead(how) => Failure::of(
-            plan,
+            cluster,
             host,
             AttemptFailure::Reset,
             ResponseFlag::UpstreamProtocolError,
@@ -149,7 +149,7 @@ pub(super) fn read_failure(
             how.to_owned(),
         ),
         NoResponse::H1(ReadError::Malformed(refusal)) => Failure::of(
-            plan,
+            cluster,
             host,
             AttemptFailure::Reset,
             ResponseFlag::UpstreamProtocolError,
@@ -168,7 +168,7 @@ pub(super) fn read_failure(
 
             let how = write_error.unwrap_or_else(|| error.to_string());
             let failure = Failure::of(
-                plan,
+                cluster,
                 host,
                 kind,
                 ResponseFlag::UpstreamConnectionTermination,
@@ -182,7 +182,7 @@ pub(super) fn read_failure(
 }
 
 /// An HTTP/2 stream failed.
-pub(super) fn h2_failure(plan: &Plan<'_>, host: &WorkerHost, error: &h2::Error) -> Failure {
+pub(super) fn h2_failure(cluster: &Arc<str>, host: &WorkerHost, error: &h2::Error) -> Failure {
     let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM)
         || (error.is_go_away() && error.is_remote());
     let (kind, flag, reason) = if refused {
@@ -211,5 +211,5 @@ pub(super) fn h2_failure(plan: &Plan<'_>, host: &WorkerHost, error: &h2::Error) 
         )
     };
 
-    Failure::of(plan, host, kind, flag, reason, error.to_string())
+    Failure::of(cluster, host, kind, flag, reason, error.to_string())
 }

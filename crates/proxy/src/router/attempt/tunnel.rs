@@ -6,13 +6,12 @@ use std::task::Poll;
 
 use meltemi_net::{CopyOptions, Meter, copy_both_ways};
 
-use super::{AttemptEnd, gone};
 use crate::body::BodyIn;
 use crate::exchange::run::{Ended, Run};
 use crate::http1::input::Input;
 use crate::io::{Io, IoRef};
 use crate::respond::Responder;
-use crate::router::Plan;
+use crate::router::plan::{AttemptEnd, Plan};
 use crate::router::timeout::Clocks;
 
 /// After a 101: bytes both ways, until either side ends, a limit of the stream has passed, or the
@@ -28,10 +27,10 @@ pub(super) async fn tunnel(
 ) -> AttemptEnd {
     body.settle();
     if responder.switch(&run.response).await.is_err() {
-        return gone(run);
+        return AttemptEnd::Ended(run.gone());
     }
     let BodyIn::H1(downstream) = body else {
-        return gone(run);
+        return AttemptEnd::Ended(run.gone());
     };
     let first = (downstream.input.take(), upstream_input.take());
     let meter = Meter::default();
@@ -62,7 +61,7 @@ pub(super) async fn tunnel(
         run.info.end(
             limit.flag(),
             limit.details(),
-            Some(clocks.cause(limit, plan)),
+            Some(clocks.cause(limit, plan.label())),
         );
     }
 

@@ -1,0 +1,108 @@
+//! The headers, path and host that a route, its virtual host, its table and its weighted cluster
+//! change on the way up and down.
+
+use meltemi_filters::head::RequestHead;
+use meltemi_proxy_config::route::RouteDecision;
+
+use super::plan::Plan;
+use crate::exchange::run::Run;
+use crate::log_facts::{LogFacts, NO_LOG_TYPE};
+use crate::upstream::cluster::WorkerHost;
+
+/// Request headers, path: once, before the first attempt.
+pub fn rewrite(run: &Run<'_>, plan: &Plan<'_>, head: &mut RequestHead, suppress: bool) {
+    let decision = plan.decision;
+    let mut original = None;
+    for ops in decision.request_headers() {
+        // Templates may name fields that the operations before have changed.
+        let before = head.clone();
+        let facts = LogFacts {
+            request: Some(&before),
+            ..header_facts(run)
+        };
+        ops.apply(head, &facts);
+    }
+
+    {
+        let mut scratch = run.worker.scratch.borrow_mut();
+        scratch.clear();
+        if decision.route.rewrite_path(head, &mut scratch)
+            && let Ok(path) = std::str::from_utf8(&scratch)
+        {
+            original = Some(head.path().to_owned());
+            head.set_path(path);
+        }
+    }
+
+    if let (Some(original), false) = (original, suppress) {
+        head.fields_mut()
+            .set("x-envoy-original-path", original.as_bytes());
+    }
+}
+
+pub fn rewrite_host(plan: &Plan<'_>, head: &mut RequestHead, host: &WorkerHost, suppress: bool) {
+    let action = plan.forward.action;
+    if action.host_rewrite.is_none()
+        && plan
+            .forward
+            .weighted
+            .is_none_or(|weighted| weighted.host_rewrite.is_none())
+    {
+        return;
+    }
+
+    let endpoint = host.endpoint.as_ref().map(|endpoint| &*endpoint.hostname);
+    let mut new = Vec::new();
+
+    if action.rewrite_host(plan.forward.weighted, head, endpoint, &mut new)
+        && let Ok(new) = std::str::from_utf8(&new)
+        && new != head.authority()
+    {
+        let old = head.authority().to_owned();
+        if !suppress {
+            head.fields_mut()
+                .set("x-envoy-original-host", old.as_bytes());
+        }
+
+        if action.append_x_forwarded_host {
+            head.fields_mut()
+                .append_joined("x-forwarded-host", b",", old.as_bytes());
+        }
+
+        head.set_authority(new);
+    }
+}
+
+/// What templates of headers can ask for.
+fn header_facts<'a>(run: &'a Run<'_>) -> LogFacts<'a> {
+    LogFacts {
+        worker: Some(run.worker),
+        log_type: Some(NO_LOG_TYPE),
+        ..LogFacts::new(&run.info, run.conn, run.view)
+    }
+}
+
+/// Response headers of route, virtual host, table and weighted cluster.
+pub fn apply_response_headers(
+    run: &mut Run<'_>,
+    decision: &RouteDecision<'_>,
+    request: &RequestHead,
+) {
+    let mut all = decision.response_headers().peekable();
+    if all.peek().is_none() {
+        return;
+    }
+    run.info.status = run.response.status;
+    let mut response = std::mem::take(&mut run.response);
+    for ops in all {
+        let before = response.clone();
+        let facts = LogFacts {
+            request: Some(request),
+            response: Some(&before),
+            ..header_facts(run)
+        };
+        ops.apply(&mut response, &facts);
+    }
+
+    run.response = response;
+}
