@@ -6,46 +6,47 @@
 //! Decisions are made by `proxy-config`, `filters` and `lb`; this crate does the IO that they do
 //! not.
 //!
-//! [`start`] begins it all; [`worker`] is a thread's state; [`listener`] takes connections to
-//! [`http1`], [`http2`] or [`tcp`]; [`exchange`] serves a request, [`router`] forwards it over
-//! [`upstream`]; [`control`] applies configuration.
+//! It reads from the bottom up. `io`, `timer`, `record`, `counts`, `causes`, `logs` and `tls` know
+//! nothing of the others. `upstream` keeps pools and opens connections; `worker` is a thread's
+//! state. `exchange::run`, `prepare` and `steps` carry one request; `router` forwards it; `exchange`
+//! has its stages in order. `http1`, `http2` and `tcp` serve connections, which `listener` accepts
+//! in `worker::serve`. `control` applies configuration, `admin` shows it, `start` begins it all.
 //!
 //! Must never import: `api`, `model`, `translate`: it knows xDS only.
 
-pub mod admin;
-pub mod body;
-pub mod causes;
-pub mod common;
-pub mod control;
-pub mod counts;
-pub mod downstream;
-pub mod exchange;
-pub mod grpc;
-pub mod halfopen;
-pub mod http1;
-pub mod http2;
-pub mod io;
-pub mod listener;
-pub mod log_facts;
-pub mod logs;
-pub mod peer_exchange;
-pub mod prepare;
-pub mod published;
-pub mod record;
-pub mod report;
-pub mod respond;
-pub mod router;
-pub mod series;
-pub mod start;
-pub mod steps;
-pub mod tcp;
-pub mod timer;
-pub mod tls;
-pub mod upstream;
-pub mod worker;
+mod admin;
+mod body;
+mod causes;
+mod common;
+mod control;
+mod counts;
+mod downstream;
+mod exchange;
+mod grpc;
+mod halfopen;
+mod http1;
+mod http2;
+mod io;
+mod listener;
+mod log_facts;
+mod logs;
+mod peer_exchange;
+mod prepare;
+mod published;
+mod record;
+mod report;
+mod respond;
+mod router;
+mod series;
+mod start;
+mod steps;
+mod tcp;
+mod timer;
+mod tls;
+mod upstream;
+mod worker;
 
 pub use common::Levels;
 pub use control::driver::Status;
 pub use logs::Logs;
-use meltemi_filters::digits;
 pub use start::{Discover, Proxy, ProxyHandle, ProxyOptions};

@@ -12,12 +12,11 @@ use meltemi_filters::grpc;
 use meltemi_filters::head::{RequestHead, ResponseHead};
 use meltemi_filters::http::Entropy;
 use meltemi_filters::metadata::Value;
-use meltemi_filters::{Cause, ResponseFlag};
+use meltemi_filters::{Cause, ResponseFlag, digits};
 use meltemi_proxy_config::access_log::{AccessLog, LogRecord};
 use meltemi_proxy_config::endpoint::Endpoint;
 use meltemi_proxy_config::route::RouteDecision;
 
-use crate::digits;
 use crate::downstream::{ChainView, Downstream};
 use crate::grpc::grpc_of_http;
 use crate::record::StreamInfo;

@@ -325,6 +325,6 @@ pub fn server_info(common: &Common) -> Value {
 /// ISO 8601, UTC.
 pub fn time(at: SystemTime) -> String {
     let mut out = Vec::new();
-    crate::digits::timestamp(at, &mut out);
+    meltemi_filters::digits::timestamp(at, &mut out);
     String::from_utf8_lossy(&out).into_owned()
 }
