@@ -61,8 +61,6 @@ pub struct Downstream {
     pub id: u64,
     /// Addresses, what was sniffed, who the peer is.
     pub info: ConnInfo,
-    /// The name of the listener that serves it.
-    pub listener: Arc<str>,
     /// The chain that serves it.
     pub chain: Arc<str>,
     /// When it was accepted.
@@ -93,7 +91,6 @@ impl Downstream {
             xfcc: RefCell::default(),
             id,
             info,
-            listener: view.listener.name.clone(),
             chain: view.chain.name.clone(),
             since: Instant::now(),
             requests: Cell::new(0),

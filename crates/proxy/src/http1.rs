@@ -10,7 +10,3 @@ pub mod input;
 #[cfg(test)]
 mod laws;
 pub mod server;
-
-pub use body::BodyReader;
-pub use codec::{Framing, Limits, Refusal, RequestTerms, ResponseTerms};
-pub use input::Input;

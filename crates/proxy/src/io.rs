@@ -29,17 +29,6 @@ impl Stream {
             Self::Tls(stream) => stream.get_ref().0,
         }
     }
-
-    /// The TLS state, if there is one.
-    pub fn tls(&self) -> Option<&rustls::CommonState> {
-        match self {
-            Self::Plain(_) => None,
-            Self::Tls(stream) => Some(match &**stream {
-                TlsStream::Client(stream) => stream.get_ref().1,
-                TlsStream::Server(stream) => stream.get_ref().1,
-            }),
-        }
-    }
 }
 
 impl AsyncRead for Stream {
@@ -115,11 +104,6 @@ impl Io {
             tls,
             sent: Cell::new(0),
         }
-    }
-
-    /// Gives the stream back.
-    pub fn into_stream(self) -> Stream {
-        self.stream.into_inner()
     }
 
     /// Looks at the stream.

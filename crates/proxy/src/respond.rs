@@ -139,12 +139,4 @@ impl<'a> Responder<'a> {
             to.keep_alive.set(false);
         }
     }
-
-    /// Breaks off without a response.
-    pub fn reset(&mut self, reason: h2::Reason) {
-        match self {
-            Self::H1(to) => to.keep_alive.set(false),
-            Self::H2(to) => to.send_reset(reason),
-        }
-    }
 }

@@ -34,7 +34,7 @@ const MAX_CACHED: usize = 4096;
 
 /// A shared value as a part of a key: equal only to itself. The key keeps the value alive, so that
 /// its address cannot come to mean another one.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Same<T>(pub Arc<T>);
 
 impl<T> PartialEq for Same<T> {
@@ -52,7 +52,7 @@ impl<T> Hash for Same<T> {
 }
 
 /// What tells the series of requests apart.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub struct RequestKey {
     /// Whose side reports.
     pub reporter: Reporter,

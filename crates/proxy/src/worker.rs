@@ -9,4 +9,4 @@ pub mod serve;
 mod state;
 
 pub use command::Command;
-pub use state::{Registered, Worker};
+pub use state::Worker;

@@ -227,16 +227,6 @@ impl WorkerCluster {
             (idle / 4).clamp(SHORTEST_SWEEP.min(longest), longest)
         })
     }
-
-    /// How many endpoints there are.
-    pub fn len(&self) -> usize {
-        self.hosts.len()
-    }
-
-    /// Whether there is no endpoint.
-    pub fn is_empty(&self) -> bool {
-        self.hosts.is_empty()
-    }
 }
 
 fn balancer(entry: &ClusterEntry) -> Balancer {

@@ -109,8 +109,7 @@ impl Making {
             Box::new(PooledH1 {
                 connection,
                 facts,
-                permit: self.permit,
-                open: self.open,
+                _places: (self.permit, self.open),
             }),
             self.key,
             false,

@@ -64,10 +64,8 @@ pub struct PooledH1 {
     pub connection: H1Connection,
     /// What is known of it.
     pub facts: UpstreamFacts,
-    /// Its place.
-    pub permit: Permit,
-    /// Its place in its lane.
-    pub open: OpenHere,
+    /// Its places in the breaker and in its lane, which end with it.
+    pub _places: (Permit, OpenHere),
 }
 
 /// A pooled HTTP/2 connection; it holds its places in the breaker and in its lane itself.
@@ -274,10 +272,5 @@ impl HostPool {
             .iter()
             .map(|lane| lane.h1.len() + lane.h2.len())
             .sum()
-    }
-
-    /// Whether nothing is open.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }

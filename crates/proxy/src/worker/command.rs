@@ -15,8 +15,6 @@ pub enum Command {
     Listen(Arc<str>, SocketAddr, std::net::TcpListener),
     /// Stop accepting for this listener; its connections go on unless configuration says otherwise.
     Unlisten(Arc<str>, SocketAddr),
-    /// Tell how many connections there are.
-    Count(tokio::sync::oneshot::Sender<usize>),
     /// Tell what was counted.
     Counts(tokio::sync::oneshot::Sender<Copied>),
     /// Describe the upstream pools: cluster, address, open connections.

@@ -47,7 +47,6 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Comma
                 tasks.into_iter().flatten().for_each(|task| task.abort());
             }
             // Who asked may have gone meanwhile.
-            Some(Command::Count(answer)) => _ = answer.send(worker.connections()),
             Some(Command::Counts(answer)) => _ = answer.send(worker.copy_counts()),
             Some(Command::Pools(answer)) => _ = answer.send(worker.pools()),
             Some(Command::Stop) | None => {

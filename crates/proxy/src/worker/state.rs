@@ -233,11 +233,6 @@ impl Worker {
         self.counts.copy(each.collect())
     }
 
-    /// Open downstream connections.
-    pub fn connections(&self) -> usize {
-        self.connections.borrow().len()
-    }
-
     /// Calls `act` with every downstream connection. `act` must not open or close one.
     pub fn each_connection(&self, act: impl FnMut(&Rc<Downstream>)) {
         self.connections.borrow().values().for_each(act);
