@@ -1,4 +1,8 @@
-//! The architecture test: which crate may import which, and what some crates must never import.
+//! The architecture test: which crate may import which, what some crates must never import, and in
+//! which direction the files of a crate import each other.
+
+mod circles;
+mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -135,6 +139,8 @@ fn findings() -> Result<Vec<String>> {
             check_source(&name, &file, &mut found)?;
         }
     }
+
+    found.extend(circles::findings()?);
 
     Ok(found)
 }
