@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 use self::query::Query;
 use crate::causes;
 use crate::common::{Common, Levels, ServerState};
-use crate::control::driver::Request as Ask;
+use crate::control::driver::Request as Control;
 use crate::control::inspect::Inspector;
 use crate::published::Drained;
 
@@ -219,11 +219,11 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
 
             match (query.has("graceful"), query.has("skip_exit")) {
                 (false, true) => return refused("skip_exit requires graceful\n".to_owned()),
-                (true, true) => inspector.ask(Ask::Drain(drained)).await,
-                (true, false) => inspector.ask(Ask::DrainAndStop(drained)).await,
+                (true, true) => inspector.ask(Control::Drain(drained)).await,
+                (true, false) => inspector.ask(Control::DrainAndStop(drained)).await,
                 (false, false) => {
-                    inspector.ask(Ask::StopListening(drained)).await;
-                    inspector.ask(Ask::Drain(drained)).await;
+                    inspector.ask(Control::StopListening(drained)).await;
+                    inspector.ask(Control::Drain(drained)).await;
                 }
             }
 
@@ -240,7 +240,7 @@ async fn answer(inspector: &Inspector, request: Request<Incoming>, only_metrics:
             common
                 .quit
                 .store(true, std::sync::atomic::Ordering::Relaxed);
-            inspector.ask(Ask::Stop).await;
+            inspector.ask(Control::Stop).await;
             text("OK\n")
         }
         _ => page(StatusCode::NOT_FOUND, TEXT, pages::HELP),

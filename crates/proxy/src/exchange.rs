@@ -1,7 +1,7 @@
 //! One request and its response, whichever protocols carry them: prepare, filter, route, forward or
 //! answer, log.
 
-pub mod run;
+pub mod state;
 
 use std::rc::Rc;
 
@@ -10,7 +10,7 @@ use meltemi_filters::head::{Known, RequestHead};
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
 use meltemi_proxy_config::route::{Chosen, RequireTls, RouteContext, RouteDecision, RouteTable};
 
-use self::run::{Ended, Run};
+use self::state::{Ended, Exchange};
 use crate::body::{BodyIn, Data};
 use crate::counts::ActiveRequest;
 use crate::downstream::{ChainView, Downstream};
@@ -18,14 +18,14 @@ use crate::grpc::{grpc_of_http, percent};
 use crate::log_facts::LogFacts;
 use crate::prepare;
 use crate::report;
-use crate::respond::{Follows, Responder};
+use crate::respond::{BodyFraming, Responder};
 use crate::router;
 use crate::steps::{self, Stop};
 use crate::worker::Worker;
 
 /// A request that has come.
 #[derive(Debug)]
-pub struct Exchange<'a> {
+pub struct Incoming<'a> {
     /// The worker.
     pub worker: &'a Rc<Worker>,
     /// The connection.
@@ -43,8 +43,8 @@ pub struct Exchange<'a> {
 }
 
 /// Serves one request to its end.
-pub async fn serve(exchange: Exchange<'_>) -> Ended {
-    let Exchange {
+pub async fn serve(incoming: Incoming<'_>) -> Ended {
+    let Incoming {
         worker,
         conn,
         view,
@@ -52,52 +52,52 @@ pub async fn serve(exchange: Exchange<'_>) -> Ended {
         upgrade,
         body,
         responder,
-    } = exchange;
+    } = incoming;
 
     let Some(http) = view.http.clone() else {
         return Ended::Broken;
     };
     let _active = view.counts.clone().map(ActiveRequest::of);
-    let mut run = Run::new(worker, conn, &view, &http);
-    run.info.protocol = Some(head.version);
+    let mut exchange = Exchange::new(worker, conn, &view, &http);
+    exchange.info.protocol = Some(head.version);
     if head.is_grpc() && steps::counts_messages(&http.filters) {
-        run.info.messages = Some(Rc::default());
+        exchange.info.messages = Some(Rc::default());
     }
     let ended = tokio::select! {
         biased;
-        ended = stages(&mut run, head, upgrade, body, responder) => ended,
+        ended = stages(&mut exchange, head, upgrade, body, responder) => ended,
         () = conn.overdue(worker.common.drain_time) => {
-            run.info.end(ResponseFlag::LocalReset, "connection_drained", conn.drain_cause());
+            exchange.info.end(ResponseFlag::LocalReset, "connection_drained", conn.drain_cause());
             Ended::Broken
         }
     };
 
-    log(&run, head);
+    log(&exchange, head);
 
     ended
 }
 
 async fn stages(
-    run: &mut Run<'_>,
+    exchange: &mut Exchange<'_>,
     head: &mut RequestHead,
     upgrade: bool,
     mut body: BodyIn<'_>,
     mut responder: Responder<'_>,
 ) -> Ended {
     if body.is_empty() {
-        run.info.request_end.set(Some(run.info.start));
+        exchange.info.request_end.set(Some(exchange.info.start));
     }
     let internal;
-    match prepare::request(run.worker, run.http, run.conn, head) {
+    match prepare::request(exchange.worker, exchange.http, exchange.conn, head) {
         Ok(client) => {
-            run.remote = client.remote;
-            run.info.remote = Some(client.remote);
+            exchange.remote = client.remote;
+            exchange.info.remote = Some(client.remote);
             internal = client.internal;
         }
-        Err(reply) => return answer(run, None, head, responder, *reply).await,
+        Err(reply) => return answer(exchange, None, head, responder, *reply).await,
     }
 
-    let table = run.view.routes.clone();
+    let table = exchange.view.routes.clone();
     if let Some(table) = &table {
         if !internal {
             for name in &table.settings.internal_only_headers {
@@ -105,23 +105,23 @@ async fn stages(
             }
         }
         if let Some(reply) = insists_on_tls(table, head, internal) {
-            return answer(run, None, head, responder, reply).await;
+            return answer(exchange, None, head, responder, reply).await;
         }
     }
 
     let decision = table.as_ref().and_then(|table| {
         let context = RouteContext {
-            random: run.info.random,
-            metadata: &run.info.state.metadata,
-            conn: Some(&run.conn.info),
+            random: exchange.info.random,
+            metadata: &exchange.info.state.metadata,
+            conn: Some(&exchange.conn.info),
         };
         table.select(head, &context)
     });
 
     if let Some(decision) = &decision {
-        run.info.route = Some(decision.route.name.clone());
-        run.info.position = Some(decision.position);
-        run.info.host = Some(decision.host.name.clone());
+        exchange.info.route = Some(decision.route.name.clone());
+        exchange.info.position = Some(decision.position);
+        exchange.info.host = Some(decision.host.name.clone());
     }
 
     let named = match decision.as_ref().map(|decision| decision.chosen) {
@@ -133,21 +133,29 @@ async fn stages(
     };
 
     // Whoever answers from here on: this is where the request was going.
-    run.info.cluster = named
+    exchange.info.cluster = named
         .clone()
-        .filter(|name| run.worker.cluster(name).is_some());
-    run.in_mesh = named
+        .filter(|name| exchange.worker.cluster(name).is_some());
+    exchange.in_mesh = named
         .as_deref()
-        .is_some_and(|name| run.worker.is_in_mesh(name));
+        .is_some_and(|name| exchange.worker.is_in_mesh(name));
     {
-        let around = run.around(decision.as_ref(), named.as_deref());
+        let inputs = exchange.filter_inputs(decision.as_ref(), named.as_deref());
         let left = responder.left(&mut body);
-        match steps::request(&run.http.filters, around, head, &mut run.info, left).await {
+        match steps::request(
+            &exchange.http.filters,
+            inputs,
+            head,
+            &mut exchange.info,
+            left,
+        )
+        .await
+        {
             Ok(()) => {}
             Err(Stop::Reply(reply)) => {
-                return answer(run, decision.as_ref(), head, responder, *reply).await;
+                return answer(exchange, decision.as_ref(), head, responder, *reply).await;
             }
-            Err(Stop::Gone) => return run.gone(),
+            Err(Stop::Gone) => return exchange.gone(),
         }
     }
 
@@ -157,7 +165,7 @@ async fn stages(
             .map_or_else(|| "(not yet there)".into(), |table| table.name.clone());
         let reply = LocalReply::new(404, "", "route_not_found", Cause::NoRoute(table))
             .flagged(ResponseFlag::NoRouteFound);
-        return answer(run, None, head, responder, reply).await;
+        return answer(exchange, None, head, responder, reply).await;
     };
 
     match decision.chosen {
@@ -171,7 +179,7 @@ async fn stages(
                     cause,
                 )
                 .flagged(ResponseFlag::NoClusterFound);
-                return answer(run, Some(&decision), head, responder, reply).await;
+                return answer(exchange, Some(&decision), head, responder, reply).await;
             };
 
             let plan = router::plan::Plan {
@@ -181,7 +189,7 @@ async fn stages(
                 upgrade,
             };
 
-            match router::forward(run, &plan, head, body, &mut responder).await {
+            match router::forward(exchange, &plan, head, body, &mut responder).await {
                 Ok(ended) => ended,
                 Err(mut reply) => {
                     if forward.action.response_attempt_count
@@ -189,13 +197,13 @@ async fn stages(
                             .flag
                             .is_some_and(|flag| flag != ResponseFlag::NoClusterFound)
                     {
-                        let attempts = run.info.attempts.max(1).to_string();
+                        let attempts = exchange.info.attempts.max(1).to_string();
                         reply
                             .headers
                             .push(("x-envoy-attempt-count".into(), attempts.into()));
                     }
 
-                    answer(run, Some(&decision), head, responder, *reply).await
+                    answer(exchange, Some(&decision), head, responder, *reply).await
                 }
             }
         }
@@ -208,18 +216,18 @@ async fn stages(
                 Cause::Route(decision.label().clone()),
             )
             .header("location", location);
-            answer(run, Some(&decision), head, responder, reply).await
+            answer(exchange, Some(&decision), head, responder, reply).await
         }
         Chosen::Direct(direct) => {
             let cause = Cause::Route(decision.label().clone());
             let reply =
                 LocalReply::new(direct.status, direct.body.clone(), "direct_response", cause);
-            answer(run, Some(&decision), head, responder, reply).await
+            answer(exchange, Some(&decision), head, responder, reply).await
         }
         Chosen::NonForwarding => {
             let cause = Cause::Route(decision.label().clone());
             let reply = LocalReply::new(404, "", "non_forwarding_action", cause);
-            answer(run, Some(&decision), head, responder, reply).await
+            answer(exchange, Some(&decision), head, responder, reply).await
         }
     }
 }
@@ -246,7 +254,7 @@ fn insists_on_tls(table: &RouteTable, head: &RequestHead, internal: bool) -> Opt
 
 /// Sends a local reply.
 async fn answer(
-    run: &mut Run<'_>,
+    exchange: &mut Exchange<'_>,
     decision: Option<&RouteDecision<'_>>,
     head: &RequestHead,
     mut responder: Responder<'_>,
@@ -257,56 +265,61 @@ async fn answer(
         responder.close_after();
     }
 
-    run.info.note(&reply);
-    run.worker.causes.reply(&reply.cause, reply.flag);
+    exchange.info.note(&reply);
+    exchange.worker.causes.reply(&reply.cause, reply.flag);
     let mut body = reply.body.clone();
-    run.response.clear();
-    run.response.status = reply.status;
+    exchange.response.clear();
+    exchange.response.status = reply.status;
     if head.is_grpc() {
         // Errors of gRPC travel as status, not as body: a response of trailers only.
-        run.response.status = 200;
-        run.response.append("content-type", b"application/grpc");
+        exchange.response.status = 200;
+        exchange
+            .response
+            .append("content-type", b"application/grpc");
         let status = reply
             .grpc_status
             .unwrap_or_else(|| grpc_of_http(reply.status));
-        run.response
+        exchange
+            .response
             .append("grpc-status", status.to_string().as_bytes());
         if !body.is_empty() {
-            run.response
+            exchange
+                .response
                 .append("grpc-message", percent(&body).as_bytes());
         }
 
         body = Bytes::new();
     } else {
         if !body.is_empty() {
-            run.response.append("content-type", b"text/plain");
+            exchange.response.append("content-type", b"text/plain");
         }
         if !matches!(reply.status, 204 | 304) {
-            run.response
+            exchange
+                .response
                 .append("content-length", body.len().to_string().as_bytes());
         }
     }
 
     for (name, value) in &reply.headers {
-        run.response.set(name, value);
+        exchange.response.set(name, value);
     }
     if let Some(decision) = decision
         && matches!(decision.chosen, Chosen::Direct(_) | Chosen::Redirect(_))
     {
-        router::headers::apply_response_headers(run, decision, head);
+        router::headers::apply_response_headers(exchange, decision, head);
     }
 
-    run.finish_head(decision, head, true);
-    let follows = match head.method() == "HEAD" || matches!(reply.status, 204 | 304) {
-        true => Follows::Nothing,
-        false if body.is_empty() => Follows::Empty,
-        false => Follows::Body,
+    exchange.finish_head(decision, head, true);
+    let framing = match head.method() == "HEAD" || matches!(reply.status, 204 | 304) {
+        true => BodyFraming::Nothing,
+        false if body.is_empty() => BodyFraming::Empty,
+        false => BodyFraming::Body,
     };
 
     let sent = async {
-        let mut out = responder.start(&mut run.response, follows)?;
-        if follows == Follows::Body {
-            run.info.sent.set(body.len() as u64);
+        let mut out = responder.start(&mut exchange.response, framing)?;
+        if framing == BodyFraming::Body {
+            exchange.info.sent.set(body.len() as u64);
             out.last(Data::Owned(body)).await
         } else {
             out.finish(None).await
@@ -314,7 +327,7 @@ async fn answer(
     };
 
     // A client that reads nothing holds its stream no longer than one that says nothing (B7).
-    let sent = match run.http.stream_idle_timeout {
+    let sent = match exchange.http.stream_idle_timeout {
         None => Ok(sent.await),
         Some(idle) => tokio::time::timeout(idle, sent).await,
     };
@@ -322,14 +335,19 @@ async fn answer(
     match sent {
         Ok(Ok(())) => Ended::Whole,
         Ok(Err(_)) => {
-            run.info
+            exchange
+                .info
                 .state
                 .flags
                 .insert(ResponseFlag::DownstreamConnectionTermination);
             Ended::Gone
         }
         Err(_) => {
-            run.info.state.flags.insert(ResponseFlag::StreamIdleTimeout);
+            exchange
+                .info
+                .state
+                .flags
+                .insert(ResponseFlag::StreamIdleTimeout);
             Ended::Gone
         }
     }
@@ -348,29 +366,29 @@ pub async fn reply_only(
         return;
     };
     let _active = view.counts.clone().map(ActiveRequest::of);
-    let mut run = Run::new(worker, conn, &view, &http);
-    run.info.protocol = Some(head.version);
-    answer(&mut run, None, head, responder, reply).await;
-    log(&run, head);
+    let mut exchange = Exchange::new(worker, conn, &view, &http);
+    exchange.info.protocol = Some(head.version);
+    answer(&mut exchange, None, head, responder, reply).await;
+    log(&exchange, head);
 }
 
 /// Logs and counts a request that has ended.
-fn log(run: &Run<'_>, request: &RequestHead) {
+fn log(exchange: &Exchange<'_>, request: &RequestHead) {
     let facts = LogFacts {
         request: Some(request),
-        response: Some(&run.response),
-        trailers: run.trailers.as_ref(),
-        worker: Some(run.worker),
-        ..LogFacts::new(&run.info, run.conn, run.view)
+        response: Some(&exchange.response),
+        trailers: exchange.trailers.as_ref(),
+        worker: Some(exchange.worker),
+        ..LogFacts::new(&exchange.info, exchange.conn, exchange.view)
     };
 
-    facts.write(run.worker, &run.http.access_logs);
-    report::http(run, request);
-    if let Some(counts) = &run.info.counts {
-        counts.codes.note(run.info.status);
+    facts.write(exchange.worker, &exchange.http.access_logs);
+    report::http(exchange, request);
+    if let Some(counts) = &exchange.info.counts {
+        counts.codes.note(exchange.info.status);
     }
 
-    if let Some(counts) = &run.view.counts {
-        counts.codes.note(run.info.status);
+    if let Some(counts) = &exchange.view.counts {
+        counts.codes.note(exchange.info.status);
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! It reads from the bottom up. `io`, `timer`, `record`, `counts`, `causes`, `logs` and `tls` know
 //! nothing of the others. `upstream` keeps pools and opens connections; `worker` is a thread's
-//! state. `exchange::run`, `prepare` and `steps` carry one request; `router` forwards it; `exchange`
+//! state. `exchange::state`, `prepare` and `steps` carry one request; `router` forwards it; `exchange`
 //! has its stages in order. `http1`, `http2` and `tcp` serve connections, which `listener` accepts
 //! in `worker::serve`. `control` applies configuration, `admin` shows it, `start` begins it all.
 //!

@@ -19,22 +19,22 @@ pub const ALPN: &str = "istio-peer-exchange";
 /// on, and its part may come later.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What a peer said of itself.
+/// The peer's answer to our preamble.
 #[derive(Debug)]
-pub enum Heard {
-    /// Who it is, or something else altogether.
+pub enum PeerAnswer {
+    /// Its preamble; `None` if it sent something else, which belongs to the application.
     Peer(Option<Arc<PeerInfo>>),
-    /// Nothing yet, or not all of it: see [`Late`].
+    /// No whole preamble within [`PATIENCE`]: see [`LatePreamble`].
     NotYet,
 }
 
-/// Says who we are and reads who they are. `bytes` is what was read already; afterwards what is the
-/// application's, unless their part is not there yet.
+/// Writes our preamble and reads the peer's. `bytes` holds the bytes that were read before; on
+/// return it holds the application's, or the beginning of a preamble after [`PeerAnswer::NotYet`].
 pub async fn exchange<S>(
     stream: &mut S,
     bytes: &mut Vec<u8>,
     local: &LocalPeer,
-) -> io::Result<Heard>
+) -> io::Result<PeerAnswer>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -46,10 +46,10 @@ where
         loop {
             match preamble::read(bytes) {
                 Read::More(_) if stream.read_buf(bytes).await? > 0 => {}
-                Read::More(_) | Read::Absent => return Ok(Heard::Peer(None)),
+                Read::More(_) | Read::Absent => return Ok(PeerAnswer::Peer(None)),
                 Read::Peer(length, peer) => {
                     bytes.drain(..length);
-                    return Ok(Heard::Peer(peer));
+                    return Ok(PeerAnswer::Peer(peer));
                 }
             }
         }
@@ -58,46 +58,45 @@ where
     // Cancelled between two reads nothing is lost: what was read is in `bytes`.
     tokio::time::timeout(PATIENCE, reading)
         .await
-        .unwrap_or(Ok(Heard::NotYet))
+        .unwrap_or(Ok(PeerAnswer::NotYet))
 }
 
-/// A stream whose peer may still say who it is, before its first byte for the application; that
-/// part is dropped.
+/// Wraps a stream and drops a preamble that arrives after [`PATIENCE`].
 #[derive(Debug)]
-pub struct Late<'a, S> {
+pub struct LatePreamble<'a, S> {
     stream: &'a mut S,
-    due: Due,
+    first: FirstBytes,
 }
 
-/// What of the first bytes is not passed on yet.
+/// The peer's first bytes that the reader has not got yet.
 #[derive(Debug)]
-enum Due {
-    /// Everything was.
+enum FirstBytes {
+    /// None are left: reads go to the stream.
     Nothing,
-    /// The beginning of what may be the peer's part.
+    /// They may be the beginning of a preamble.
     Part(Vec<u8>),
-    /// The application's.
+    /// They are the application's.
     Rest(Vec<u8>),
 }
 
-impl<'a, S> Late<'a, S> {
-    /// `begun` is what was read of a part that is still due; `None` passes everything on.
+impl<'a, S> LatePreamble<'a, S> {
+    /// `begun` is the part of a preamble that was read before; `None`: no preamble is expected.
     pub fn new(stream: &'a mut S, begun: Option<Vec<u8>>) -> Self {
         Self {
             stream,
-            due: begun.map_or(Due::Nothing, Due::Part),
+            first: begun.map_or(FirstBytes::Nothing, FirstBytes::Part),
         }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Late<'_, S> {
+impl<S: AsyncRead + Unpin> AsyncRead for LatePreamble<'_, S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { stream, due } = &mut *self;
-        if let Due::Part(begun) = due {
+        let Self { stream, first } = &mut *self;
+        if let FirstBytes::Part(begun) = first {
             let length = loop {
                 match preamble::read(begun) {
                     Read::Peer(length, _) => break length,
@@ -114,15 +113,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Late<'_, S> {
                 }
             };
 
-            *due = Due::Rest(begun.split_off(length));
+            *first = FirstBytes::Rest(begun.split_off(length));
         }
 
-        if let Due::Rest(rest) = due {
+        if let FirstBytes::Rest(rest) = first {
             let count = rest.len().min(buf.remaining());
             buf.put_slice(&rest[..count]);
             rest.drain(..count);
             if rest.is_empty() {
-                *due = Due::Nothing;
+                *first = FirstBytes::Nothing;
             }
             if count > 0 {
                 return Poll::Ready(Ok(()));
@@ -133,7 +132,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Late<'_, S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Late<'_, S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for LatePreamble<'_, S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -184,7 +183,7 @@ mod tests {
 
         let (seen, heard) = tokio::join!(ask, exchange(&mut b, &mut from_client, &server));
         let name = |heard| match heard {
-            Heard::Peer(Some(peer)) => peer.workload.to_string(),
+            PeerAnswer::Peer(Some(peer)) => peer.workload.to_string(),
             other => panic!("{other:?}"),
         };
 
@@ -205,7 +204,7 @@ mod tests {
         let heard = exchange(&mut a, &mut bytes, &local("x"))
             .await
             .expect("goes on");
-        assert!(matches!(heard, Heard::Peer(None)));
+        assert!(matches!(heard, PeerAnswer::Peer(None)));
         assert_eq!(bytes, b"SSH-2.0");
     }
 
@@ -219,9 +218,9 @@ mod tests {
             let heard = exchange(&mut a, &mut bytes, &local("x"))
                 .await
                 .expect("goes on");
-            assert!(matches!(heard, Heard::NotYet));
+            assert!(matches!(heard, PeerAnswer::NotYet));
             assert_eq!(bytes, said[..already]);
-            let mut late = Late::new(&mut a, Some(bytes));
+            let mut late = LatePreamble::new(&mut a, Some(bytes));
             b.write_all(&said[already..already + later])
                 .await
                 .expect("written");
@@ -250,7 +249,7 @@ mod tests {
         b.write_all(&said[..1]).await.expect("written");
         b.shutdown().await.expect("shut");
         let mut heard = Vec::new();
-        Late::new(&mut a, Some(Vec::new()))
+        LatePreamble::new(&mut a, Some(Vec::new()))
             .read_to_end(&mut heard)
             .await
             .expect("read");

@@ -12,7 +12,7 @@ use meltemi_proxy_config::listener::{Direction, NetworkFilter};
 use meltemi_telemetry::{HttpLabels, HttpSeries, Peer, Reporter, TcpLabels, TcpSeries};
 
 use crate::downstream::{ChainView, Downstream};
-use crate::exchange::run::Run;
+use crate::exchange::state::Exchange;
 use crate::record::StreamInfo;
 use crate::series::{RequestKey, Same, ServiceName, UNKNOWN};
 use crate::steps;
@@ -82,12 +82,12 @@ fn service_of(worker: &Worker, info: &StreamInfo) -> Arc<ServiceName> {
 }
 
 /// Adds a finished request.
-pub fn http(run: &Run<'_>, request: &RequestHead) {
-    let Some(stats) = steps::stats(&run.http.filters) else {
+pub fn http(exchange: &Exchange<'_>, request: &RequestHead) {
+    let Some(stats) = steps::stats(&exchange.http.filters) else {
         return;
     };
-    let (worker, conn, info) = (run.worker, run.conn, &run.info);
-    let reporter = reporter(run.view);
+    let (worker, conn, info) = (exchange.worker, exchange.conn, &exchange.info);
+    let reporter = reporter(exchange.view);
     let upstream = info
         .state
         .upstream_peer
@@ -146,7 +146,7 @@ pub fn http(run: &Run<'_>, request: &RequestHead) {
 
     let heads = (
         request.fields().byte_len() as u64,
-        run.response.fields().byte_len() as u64,
+        exchange.response.fields().byte_len() as u64,
     );
 
     found.record(

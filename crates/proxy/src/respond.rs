@@ -41,9 +41,9 @@ pub struct H1Responder<'a> {
     pub buffers: &'a Buffers,
 }
 
-/// What follows a response head.
+/// The body that comes after a response head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Follows {
+pub enum BodyFraming {
     /// Nothing, and `content-length` is whatever the head says (HEAD, 204, 304).
     Nothing,
     /// An empty body.
@@ -55,7 +55,11 @@ pub enum Follows {
 impl<'a> Responder<'a> {
     /// Prepares the head; it goes out with the first piece of the body, or when the body is flushed
     /// or finished.
-    pub fn start(&mut self, head: &mut ResponseHead, follows: Follows) -> io::Result<BodyOut<'a>> {
+    pub fn start(
+        &mut self,
+        head: &mut ResponseHead,
+        framing: BodyFraming,
+    ) -> io::Result<BodyOut<'a>> {
         match self {
             Self::H1(to) => {
                 if to.wants_continue.replace(false) {
@@ -68,10 +72,11 @@ impl<'a> Responder<'a> {
                     to.keep_alive.set(false);
                 }
                 codec::strip_hop_by_hop(head.fields_mut());
-                if follows == Follows::Empty && !matches!(head.status, 204 | 304) {
+                if framing == BodyFraming::Empty && !matches!(head.status, 204 | 304) {
                     head.fields_mut().set("content-length", b"0");
                 }
-                let unknown = follows == Follows::Body && !head.fields().has(Known::ContentLength);
+                let unknown =
+                    framing == BodyFraming::Body && !head.fields().has(Known::ContentLength);
                 if unknown && to.http10 {
                     to.keep_alive.set(false);
                 }
@@ -89,7 +94,7 @@ impl<'a> Responder<'a> {
                 })
             }
             Self::H2(to) => {
-                let end = follows != Follows::Body;
+                let end = framing != BodyFraming::Body;
                 let sent = to.send_response(heads::response_to(head), end);
                 let stream =
                     sent.map_err(|error| io::Error::new(io::ErrorKind::BrokenPipe, error))?;

@@ -15,10 +15,10 @@ use meltemi_filters::head::{Known, RequestHead};
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
 
 use crate::body::{BodyIn, Tee};
-use crate::exchange::run::{Ended, Run};
+use crate::exchange::state::{Ended, Exchange};
 use crate::respond::Responder;
 use crate::steps;
-use crate::upstream::cluster::{Wish, WorkerCluster, WorkerHost};
+use crate::upstream::cluster::{PickRequest, WorkerCluster, WorkerHost};
 use crate::upstream::live::{Resource, epoch_ms};
 use crate::upstream::outlier::HostResult;
 use attempt::carrier;
@@ -46,7 +46,7 @@ fn reply(
 
 /// Forwards a request. `Err` is the answer instead of an upstream's.
 pub async fn forward(
-    run: &mut Run<'_>,
+    exchange: &mut Exchange<'_>,
     plan: &Plan<'_>,
     head: &mut RequestHead,
     mut body: BodyIn<'_>,
@@ -54,7 +54,7 @@ pub async fn forward(
 ) -> Result<Ended, Reply> {
     let action = plan.forward.action;
     let name = &plan.cluster_name;
-    let Some(cluster) = run.worker.cluster(name) else {
+    let Some(cluster) = exchange.worker.cluster(name) else {
         let cause = Cause::NoCluster(name.clone());
         return Err(reply(
             action.cluster_not_found_status,
@@ -65,8 +65,13 @@ pub async fn forward(
         ));
     };
 
-    run.info.counts = Some(cluster.counts.clone());
-    if cluster.entry.endpoints.drops(run.worker.random()).is_some() {
+    exchange.info.counts = Some(cluster.counts.clone());
+    if cluster
+        .entry
+        .endpoints
+        .drops(exchange.worker.random())
+        .is_some()
+    {
         let cause = Cause::Drop(name.clone());
         return Err(reply(
             503,
@@ -85,27 +90,27 @@ pub async fn forward(
 
     if plan.upgrade {
         let protocol = head.fields().known_str(Known::Upgrade).unwrap_or_default();
-        if !action.allows_upgrade(protocol, run.http) {
+        if !action.allows_upgrade(protocol, exchange.http) {
             let cause = Cause::Upgrade(plan.decision.label().clone());
             return Err(Box::new(LocalReply::new(403, "", "upgrade_failed", cause)));
         }
     }
 
-    let router = steps::router(&run.http.filters)
+    let router = steps::router(&exchange.http.filters)
         .cloned()
         .unwrap_or_default();
     let policy = action.retry.as_deref().filter(|policy| policy.admits(head));
-    let timeouts = Timeouts::of(run.http, action, head, &cluster, &router);
+    let timeouts = Timeouts::of(exchange.http, action, head, &cluster, &router);
     timeouts.tell(head, Duration::ZERO, router.suppress_envoy_headers);
-    rewrite(run, plan, head, router.suppress_envoy_headers);
+    rewrite(exchange, plan, head, router.suppress_envoy_headers);
 
     // What binds a client is its request as it is forwarded.
     let hash = if action.hash.is_empty() {
         None
     } else {
-        let ends = (run.conn.info.remote, run.conn.info.local);
-        let outcome = action.hash.hash(head, run.remote.ip(), ends);
-        run.info.set_cookie = outcome
+        let ends = (exchange.conn.info.remote, exchange.conn.info.local);
+        let outcome = action.hash.hash(head, exchange.remote.ip(), ends);
+        exchange.info.set_cookie = outcome
             .set_cookie
             .map(|(cookie, value)| cookie.header_value(&value));
         outcome.hash
@@ -117,7 +122,7 @@ pub async fn forward(
         return Err(overflow(cause));
     };
 
-    let mirrors = mirror::chosen(action, run.worker.random(), head);
+    let mirrors = mirror::chosen(action, exchange.worker.random(), head);
     let has_body = !body.is_empty();
     let mut retries = Retries {
         left: policy.map_or(0, |policy| policy.num_retries),
@@ -133,10 +138,10 @@ pub async fn forward(
 
     let keeps = (policy.is_some() || !mirrors.is_empty()) && has_body;
     let tee = keeps.then(|| RefCell::new(Tee::new(REPLAY_BYTES)));
-    let clocks = Clocks::new(timeouts, !has_body, run.info.start)
-        .ending_with(run.conn, run.worker.common.drain_time);
+    let clocks = Clocks::new(timeouts, !has_body, exchange.info.start)
+        .ending_with(exchange.conn, exchange.worker.common.drain_time);
     let result = attempts(
-        run,
+        exchange,
         plan,
         head,
         &mut body,
@@ -153,8 +158,8 @@ pub async fn forward(
     body.settle();
     if !mirrors.is_empty() {
         mirror::fire(
-            run.worker,
-            run.conn,
+            exchange.worker,
+            exchange.conn,
             &mirrors,
             head,
             tee.map(RefCell::into_inner),
@@ -183,7 +188,7 @@ fn overflow(cause: Cause) -> Reply {
 
 #[allow(clippy::too_many_arguments)]
 async fn attempts(
-    run: &mut Run<'_>,
+    exchange: &mut Exchange<'_>,
     plan: &Plan<'_>,
     head: &mut RequestHead,
     body: &mut BodyIn<'_>,
@@ -202,8 +207,8 @@ async fn attempts(
 
     loop {
         let now = epoch_ms(Instant::now());
-        let picked = cluster.pick(&Wish {
-            random: run.worker.random(),
+        let picked = cluster.pick(&PickRequest {
+            random: exchange.worker.random(),
             hash,
             subset,
             tried: if retries
@@ -218,7 +223,7 @@ async fn attempts(
                 .policy
                 .map_or(1, |policy| policy.host_selection_attempts),
             failed_priorities: &retries.failed_priorities,
-            original: Some(run.conn.info.local),
+            original: Some(exchange.conn.info.local),
             now,
         });
 
@@ -233,12 +238,12 @@ async fn attempts(
             ));
         };
 
-        run.info.attempts += 1;
-        run.info.upstream = Some(host.address);
+        exchange.info.attempts += 1;
+        exchange.info.upstream = Some(host.address);
         if action.request_attempt_count {
             head.fields_mut().set(
                 "x-envoy-attempt-count",
-                run.info.attempts.to_string().as_bytes(),
+                exchange.info.attempts.to_string().as_bytes(),
             );
         }
 
@@ -251,7 +256,7 @@ async fn attempts(
         );
 
         let end = one(
-            run, plan, head, body, tee, responder, cluster, &host, retries, clocks, router,
+            exchange, plan, head, body, tee, responder, cluster, &host, retries, clocks, router,
         )
         .await;
 
@@ -273,14 +278,17 @@ async fn attempts(
             if let Some((limit, _)) = failure.limit {
                 limit.count(&cluster.counts);
             }
-            run.info.transport_failure.clone_from(&failure.transport);
+            exchange
+                .info
+                .transport_failure
+                .clone_from(&failure.transport);
             let replayable = tee.map_or(!retries.has_body, |tee| !tee.borrow().lost);
 
             // RFC 9112 §9.3.1: an idempotent request may be sent again by itself if a connection
             // that had been used before turns out to be closed.
             if failure.stale && !retries.stale && replayable && is_idempotent(head.method()) {
                 retries.stale = true;
-                run.info.attempts -= 1;
+                exchange.info.attempts -= 1;
                 continue;
             }
 
@@ -293,7 +301,8 @@ async fn attempts(
             {
                 let exhausted = retries.exhausted && failure.kind.is_some();
                 if exhausted {
-                    run.info
+                    exchange
+                        .info
                         .state
                         .flags
                         .insert(ResponseFlag::UpstreamRetryLimitExceeded);
@@ -312,11 +321,11 @@ async fn attempts(
         }
 
         if let Some(policy) = retries.policy {
-            let pause = policy.backoff(retries.done, run.worker.random());
+            let pause = policy.backoff(retries.done, exchange.worker.random());
             let limit = tokio::select! {
                 biased;
                 limit = clocks.sleep(pause) => limit,
-                () = responder.left(body) => return Ok(run.gone()),
+                () = responder.left(body) => return Ok(exchange.gone()),
             };
 
             if let Some(limit) = limit {
@@ -333,7 +342,7 @@ async fn attempts(
 
 #[allow(clippy::too_many_arguments)]
 async fn one(
-    run: &mut Run<'_>,
+    exchange: &mut Exchange<'_>,
     plan: &Plan<'_>,
     head: &RequestHead,
     body: &mut BodyIn<'_>,
@@ -345,22 +354,28 @@ async fn one(
     clocks: &Clocks,
     router: &meltemi_filters::http::Router,
 ) -> AttemptEnd {
-    let carrier =
-        match carrier::obtain(run, plan, head, body, tee, responder, cluster, host, clocks).await {
-            Ok(carrier) => carrier,
-            Err(end) => return end,
-        };
+    let carrier = match carrier::obtain(
+        exchange, plan, head, body, tee, responder, cluster, host, clocks,
+    )
+    .await
+    {
+        Ok(carrier) => carrier,
+        Err(end) => return end,
+    };
 
     cluster.entry.live.totals.requests.fetch_add(1, Relaxed);
     let _active = host.live.begin();
     let facts = carrier.facts();
-    run.info.workload = run.worker.series.workload(host);
-    run.info.upstream_protocol = Some(carrier.version());
-    run.info.upstream_local = facts.local;
-    run.info.upstream_principal.clone_from(&facts.principal);
+    exchange.info.workload = exchange.worker.series.workload(host);
+    exchange.info.upstream_protocol = Some(carrier.version());
+    exchange.info.upstream_local = facts.local;
+    exchange
+        .info
+        .upstream_principal
+        .clone_from(&facts.principal);
 
     attempt::run(
-        run, plan, head, body, tee, responder, cluster, host, carrier, retries, clocks, router,
+        exchange, plan, head, body, tee, responder, cluster, host, carrier, retries, clocks, router,
     )
     .await
 }

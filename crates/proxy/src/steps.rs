@@ -19,9 +19,9 @@ use crate::downstream::Downstream;
 use crate::record::StreamInfo;
 use crate::worker::Worker;
 
-/// What filters need beside the heads.
+/// What filters see beside the heads.
 #[derive(Debug, Clone, Copy)]
-pub struct Around<'a> {
+pub struct FilterInputs<'a> {
     /// The worker.
     pub worker: &'a Worker,
     /// The connection.
@@ -51,7 +51,7 @@ pub enum Stop {
 /// when the client leaves.
 pub async fn request(
     slots: &[HttpFilterSlot],
-    around: Around<'_>,
+    inputs: FilterInputs<'_>,
     head: &mut RequestHead,
     info: &mut StreamInfo,
     left: impl Future<Output = ()>,
@@ -59,7 +59,7 @@ pub async fn request(
     let mut left = pin!(left);
     let mut entropy = Entropy::new(info.random);
     for slot in slots {
-        let setting = around
+        let setting = inputs
             .decision
             .and_then(|decision| decision.setting(&slot.name));
         let Some(setting) = slot.settings(setting) else {
@@ -71,22 +71,22 @@ pub async fn request(
         let mut resumed = false;
         loop {
             let step = {
-                let mut peers = around.worker.peers.borrow_mut();
+                let mut peers = inputs.worker.peers.borrow_mut();
                 let mut cx = RequestContext {
                     head,
-                    conn: &around.conn.info,
-                    remote: around.remote,
+                    conn: &inputs.conn.info,
+                    remote: inputs.remote,
                     state: &mut info.state,
                     entropy: &mut entropy,
-                    now: around.worker.uptime(),
-                    route_metadata: around.decision.map(|decision| &decision.route.metadata),
-                    cluster: around.cluster,
-                    upstream_in_mesh: around.in_mesh,
-                    local: &around.worker.common.local,
+                    now: inputs.worker.uptime(),
+                    route_metadata: inputs.decision.map(|decision| &decision.route.metadata),
+                    cluster: inputs.cluster,
+                    upstream_in_mesh: inputs.in_mesh,
+                    local: &inputs.worker.common.local,
                     peers: &mut peers,
                     stream: StreamFacts {
                         start: info.start_time,
-                        connection: around.conn.id,
+                        connection: inputs.conn.id,
                         route: info.route.as_deref(),
                         upstream: info.upstream,
                         details: &info.details,
@@ -99,7 +99,7 @@ pub async fn request(
                 }
             };
 
-            if let (HttpFilter::Rbac(rbac), Some(counts)) = (&slot.filter, around.counts)
+            if let (HttpFilter::Rbac(rbac), Some(counts)) = (&slot.filter, inputs.counts)
                 && (rbac.rules.is_some() || setting.is_some())
             {
                 if matches!(step, Step::Reply(_)) {
@@ -128,7 +128,7 @@ pub async fn request(
 /// Lets every filter see the response, last first.
 pub fn response(
     slots: &[HttpFilterSlot],
-    around: Around<'_>,
+    inputs: FilterInputs<'_>,
     request: &RequestHead,
     head: &mut ResponseHead,
     info: &mut StreamInfo,
@@ -142,27 +142,27 @@ pub fn response(
             continue;
         }
 
-        let setting = around
+        let setting = inputs
             .decision
             .and_then(|decision| decision.setting(&slot.name));
         let Some(setting) = slot.settings(setting) else {
             continue;
         };
-        let mut peers = around.worker.peers.borrow_mut();
+        let mut peers = inputs.worker.peers.borrow_mut();
         let mut cx = ResponseContext {
             head,
             request,
-            conn: &around.conn.info,
-            remote: around.remote,
+            conn: &inputs.conn.info,
+            remote: inputs.remote,
             state: &mut info.state,
             is_local,
-            local: &around.worker.common.local,
+            local: &inputs.worker.common.local,
             peers: &mut peers,
-            route_metadata: around.decision.map(|decision| &decision.route.metadata),
-            cluster: around.cluster,
+            route_metadata: inputs.decision.map(|decision| &decision.route.metadata),
+            cluster: inputs.cluster,
             stream: StreamFacts {
                 start: info.start_time,
-                connection: around.conn.id,
+                connection: inputs.conn.id,
                 route: info.route.as_deref(),
                 upstream: info.upstream,
                 details: &info.details,

@@ -16,11 +16,11 @@ use meltemi_proxy_config::tls::UpstreamTransport;
 use crate::downstream::{ChainView, Downstream};
 use crate::io::Stream;
 use crate::log_facts::LogFacts;
-use crate::peer_exchange::{self, Heard, Late};
+use crate::peer_exchange::{self, LatePreamble, PeerAnswer};
 use crate::record::StreamInfo;
 use crate::report::TcpReport;
 use crate::timer::sleep;
-use crate::upstream::cluster::{Wish, WorkerCluster, WorkerHost};
+use crate::upstream::cluster::{PickRequest, WorkerCluster, WorkerHost};
 use crate::upstream::connect::{Dial, DialError, Dialled, connect_options, dial};
 use crate::upstream::live::{Permit, Resource, epoch_ms};
 use crate::upstream::outlier::HostResult;
@@ -51,13 +51,13 @@ pub async fn serve(
 
     if exchanges(&view, &conn) {
         match peer_exchange::exchange(&mut stream, &mut first, &worker.common.local).await {
-            Ok(Heard::Peer(peer)) => info.state.downstream_peer = peer,
-            Ok(Heard::NotYet) => begun = Some(std::mem::take(&mut first)),
+            Ok(PeerAnswer::Peer(peer)) => info.state.downstream_peer = peer,
+            Ok(PeerAnswer::NotYet) => begun = Some(std::mem::take(&mut first)),
             Err(_) => return,
         }
     }
 
-    let mut stream = Late::new(&mut stream, begun);
+    let mut stream = LatePreamble::new(&mut stream, begun);
     let name = cluster_name(&view, proxy, &conn, info.random);
     let (cluster_name, subset) = match &name {
         Named::Cluster(name, subset) => (name.clone(), *subset),
@@ -95,7 +95,7 @@ pub async fn serve(
         }
     };
 
-    let mut upstream = Late::new(&mut upstream, upstream_begun);
+    let mut upstream = LatePreamble::new(&mut upstream, upstream_begun);
     let report = TcpReport::of(&worker, &conn, &view, &info);
     let meter = Meter::default();
     let options = CopyOptions {
@@ -247,7 +247,7 @@ async fn connect(
         .then(|| meltemi_lb::hash::xxh64(conn.info.remote.ip().to_string().as_bytes(), 0));
     let mut last = None;
     for _ in 0..proxy.max_connect_attempts.max(1) {
-        let wish = Wish {
+        let pick = PickRequest {
             random: worker.random(),
             hash,
             subset,
@@ -258,7 +258,7 @@ async fn connect(
             now: epoch_ms(Instant::now()),
         };
 
-        let Some((host, _)) = cluster.pick(&wish) else {
+        let Some((host, _)) = cluster.pick(&pick) else {
             return Err(Failed {
                 flag: ResponseFlag::NoHealthyUpstream,
                 details: "no_healthy_upstream",
@@ -290,8 +290,8 @@ async fn connect(
                     match peer_exchange::exchange(&mut dialled.stream, &mut upstream_first, own)
                         .await
                     {
-                        Ok(Heard::Peer(peer)) => info.state.upstream_peer = peer,
-                        Ok(Heard::NotYet) => {
+                        Ok(PeerAnswer::Peer(peer)) => info.state.upstream_peer = peer,
+                        Ok(PeerAnswer::NotYet) => {
                             upstream_begun = Some(std::mem::take(&mut upstream_first))
                         }
                         // An upstream that fails here fails again at the first byte, and is
@@ -305,7 +305,7 @@ async fn connect(
                 cluster
                     .entry
                     .live
-                    .report(&host.live, HostResult::Status(200), wish.now);
+                    .report(&host.live, HostResult::Status(200), pick.now);
 
                 let active = host.live.begin();
                 info.workload = worker.series.workload(&host);
@@ -321,7 +321,7 @@ async fn connect(
                 cluster
                     .entry
                     .live
-                    .report(&host.live, HostResult::LocalFailure, wish.now);
+                    .report(&host.live, HostResult::LocalFailure, pick.now);
                 tried.push(host.address);
                 last = Some((host.address, error));
             }

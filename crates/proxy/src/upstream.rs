@@ -2,14 +2,14 @@
 //!
 //! [`cluster`] chooses; [`live`] is shared by all workers, with breakers and [`outlier`] detection;
 //! [`pool`] belongs to one worker, [`places`] counts its connections and has requests wait for
-//! them; [`connect`] opens connections; [`acquire`] gets one for a request, which [`making`] makes if
+//! them; [`connect`] opens connections; [`acquire`] gets one for a request, which [`connecting`] makes if
 //! there is none.
 
 pub mod acquire;
 pub mod cluster;
 pub mod connect;
+pub mod connecting;
 pub mod live;
-pub mod making;
 pub mod outlier;
 pub mod places;
 pub mod pool;

@@ -15,8 +15,8 @@ use super::codec::{self, Limits, Refusal, RequestTerms};
 use super::input::Input;
 use crate::body::{BodyIn, H1BodyIn};
 use crate::downstream::Downstream;
-use crate::exchange::run::Ended;
-use crate::exchange::{self, Exchange};
+use crate::exchange::state::Ended;
+use crate::exchange::{self, Incoming};
 use crate::io::Io;
 use crate::respond::{H1Responder, Responder};
 use crate::timer::LazyTimer;
@@ -113,7 +113,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
         let buffers = worker.buffers.clone();
 
         // Boxed, so that an idle connection does not carry the room that a request needs.
-        let ended = Box::pin(exchange::serve(Exchange {
+        let ended = Box::pin(exchange::serve(Incoming {
             worker: &worker,
             conn: &conn,
             view,

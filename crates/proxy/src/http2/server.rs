@@ -14,8 +14,8 @@ use super::meter::{Alarm, Metered};
 use super::{REMEMBERED_RESETS, heads, small_frames};
 use crate::body::BodyIn;
 use crate::downstream::Downstream;
-use crate::exchange::run::Ended;
-use crate::exchange::{self, Exchange};
+use crate::exchange::state::Ended;
+use crate::exchange::{self, Incoming};
 use crate::respond::Responder;
 use crate::worker::Worker;
 
@@ -278,7 +278,7 @@ async fn one(
         Ended::Whole
     } else {
         drop(parts);
-        exchange::serve(Exchange {
+        exchange::serve(Incoming {
             worker: &worker,
             conn: &conn,
             view,

@@ -26,11 +26,11 @@ use super::headers::apply_response_headers;
 use super::plan::{AttemptEnd, Plan, Retries, may_retry};
 use super::timeout::{Clocks, Limit};
 use crate::body::{BodyIn, BodyOut, H1BodyIn, H2BodyIn, PumpError, Tee, pump};
-use crate::exchange::run::{Ended, Run};
+use crate::exchange::state::{Ended, Exchange};
 use crate::grpc::http_of_grpc;
 use crate::http1::body::{BodyError, BodyReader};
 use crate::http1::codec::{Framing, Limits};
-use crate::respond::{Follows, Responder};
+use crate::respond::{BodyFraming, Responder};
 use crate::upstream::cluster::{WorkerCluster, WorkerHost};
 use crate::upstream::live::epoch_ms;
 use crate::upstream::outlier::HostResult;
@@ -50,9 +50,9 @@ enum First {
     Gone,
 }
 
-/// The status that an answer is judged by: for gRPC what its own status comes to, if the head has
+/// The status that an answer is effective_status by: for gRPC what its own status comes to, if the head has
 /// it already.
-fn judged(request: &RequestHead, response: &ResponseHead) -> u16 {
+fn effective_status(request: &RequestHead, response: &ResponseHead) -> u16 {
     match response.fields().known_str(Known::GrpcStatus) {
         Some(status) if request.is_grpc() => http_of_grpc(status),
         _ => response.status,
@@ -62,7 +62,7 @@ fn judged(request: &RequestHead, response: &ResponseHead) -> u16 {
 /// Runs the attempt to its end.
 #[allow(clippy::too_many_arguments)]
 pub(crate) async fn run(
-    run: &mut Run<'_>,
+    exchange: &mut Exchange<'_>,
     plan: &Plan<'_>,
     head: &RequestHead,
     body: &mut BodyIn<'_>,
@@ -94,7 +94,7 @@ pub(crate) async fn run(
 
     let (mut upstream, mut to, _stream) = match (&mut pooled, opened) {
         (Some(pooled), _) => {
-            let mut out = run.worker.buffers.take();
+            let mut out = exchange.worker.buffers.take();
             let chunked = write_head(head, no_body, plan.upgrade, &mut out);
             let io = &pooled.connection.io;
             (
@@ -118,17 +118,17 @@ pub(crate) async fn run(
             };
             (Upstream::H2 { response }, to, Some(active))
         }
-        (None, None) => return AttemptEnd::Ended(run.gone()),
+        (None, None) => return AttemptEnd::Ended(exchange.gone()),
     };
 
     let sent_before = upstream.sent();
     let uploaded = Cell::new(false);
     let write_failed: Cell<Option<String>> = Cell::new(None);
-    let received = Cell::new(run.info.received.get());
+    let received = Cell::new(exchange.info.received.get());
     let sent = Cell::new(0_u64);
-    let messages = run.info.messages.clone();
+    let messages = exchange.info.messages.clone();
     let counted = messages.as_deref().map(|messages| &messages.requests);
-    let mut response = std::mem::take(&mut run.response);
+    let mut response = std::mem::take(&mut exchange.response);
     let mut upload = Box::pin(async {
         match send_body(body, &mut to, tee, &received, counted).await {
             Ok(()) => {
@@ -168,10 +168,10 @@ pub(crate) async fn run(
         .await
     };
 
-    run.info.received.set(received.get());
+    exchange.info.received.set(received.get());
     if uploaded.get() {
-        run.info.request_end.set(Some(
-            run.info.request_end.get().unwrap_or_else(Instant::now),
+        exchange.info.request_end.set(Some(
+            exchange.info.request_end.get().unwrap_or_else(Instant::now),
         ));
     }
 
@@ -179,7 +179,7 @@ pub(crate) async fn run(
         First::Head(Ok(arrived)) => arrived,
         First::Head(Err(error)) => {
             drop(upload);
-            run.response = response;
+            exchange.response = response;
             let nothing_sent = upstream.sent() == sent_before;
             return AttemptEnd::Failed(read_failure(
                 &plan.cluster_name,
@@ -190,10 +190,10 @@ pub(crate) async fn run(
                 reused,
             ));
         }
-        First::Upload(UploadEnd::Gone) | First::Gone => return AttemptEnd::Ended(run.gone()),
+        First::Upload(UploadEnd::Gone) | First::Gone => return AttemptEnd::Ended(exchange.gone()),
         First::Upload(UploadEnd::Broken(error)) => {
             drop(upload);
-            run.response = response;
+            exchange.response = response;
             if let BodyError::Malformed(how) = error {
                 responder.close_after();
                 let cause = Cause::Protocol(how.into());
@@ -211,11 +211,11 @@ pub(crate) async fn run(
                 return AttemptEnd::Failed(failure);
             }
 
-            return AttemptEnd::Ended(run.gone());
+            return AttemptEnd::Ended(exchange.gone());
         }
         First::Limit(limit) => {
             drop(upload);
-            run.response = response;
+            exchange.response = response;
             if !uploaded.get() {
                 responder.close_after();
             }
@@ -223,12 +223,13 @@ pub(crate) async fn run(
         }
     };
 
-    // A response: the endpoint is judged, and perhaps another one asked instead.
+    // A response: the endpoint is effective_status, and perhaps another one asked instead.
     let now = epoch_ms(Instant::now());
-    cluster
-        .entry
-        .live
-        .report(&host.live, HostResult::Status(judged(head, &response)), now);
+    cluster.entry.live.report(
+        &host.live,
+        HostResult::Status(effective_status(head, &response)),
+        now,
+    );
 
     let switching = arrived.terms.framing == Framing::Empty && response.status == 101;
     let replayable = match tee {
@@ -250,7 +251,7 @@ pub(crate) async fn run(
 
         if again {
             drop(upload);
-            run.response = response;
+            exchange.response = response;
             return AttemptEnd::Again;
         }
     }
@@ -259,7 +260,8 @@ pub(crate) async fn run(
         cluster.counts.retry_success.inc();
     }
     if wanted && retries.exhausted {
-        run.info
+        exchange
+            .info
             .state
             .flags
             .insert(ResponseFlag::UpstreamRetryLimitExceeded);
@@ -275,11 +277,11 @@ pub(crate) async fn run(
     }
 
     clocks.responded();
-    run.info.response_start = Some(Instant::now());
-    run.info.details = Cow::Borrowed("via_upstream");
+    exchange.info.response_start = Some(Instant::now());
+    exchange.info.details = Cow::Borrowed("via_upstream");
     if switching && !plan.upgrade {
         drop(upload);
-        run.response = response;
+        exchange.response = response;
         let how = "unexpected 101".to_owned();
         return AttemptEnd::Failed(Failure::of(
             &plan.cluster_name,
@@ -303,23 +305,23 @@ pub(crate) async fn run(
     if plan.forward.action.response_attempt_count {
         response.fields_mut().set(
             "x-envoy-attempt-count",
-            run.info.attempts.to_string().as_bytes(),
+            exchange.info.attempts.to_string().as_bytes(),
         );
     }
 
-    if let Some(cookie) = run.info.set_cookie.take() {
+    if let Some(cookie) = exchange.info.set_cookie.take() {
         response.append("set-cookie", cookie.as_bytes());
     }
-    run.response = response;
-    apply_response_headers(run, plan.decision, head);
-    run.finish_head(Some(plan.decision), head, false);
+    exchange.response = response;
+    apply_response_headers(exchange, plan.decision, head);
+    exchange.finish_head(Some(plan.decision), head, false);
 
     if switching {
         drop(upload);
         let Upstream::H1 { io, input } = upstream else {
-            return AttemptEnd::Ended(run.gone());
+            return AttemptEnd::Ended(exchange.gone());
         };
-        return tunnel(run, plan, body, responder, io, input, clocks).await;
+        return tunnel(exchange, plan, body, responder, io, input, clocks).await;
     }
 
     if plan.upgrade {
@@ -327,17 +329,17 @@ pub(crate) async fn run(
         responder.close_after();
     }
 
-    let follows = match arrived.terms.framing {
-        _ if head.method() == "HEAD" || matches!(run.response.status, 204 | 304) => {
-            Follows::Nothing
+    let framing = match arrived.terms.framing {
+        _ if head.method() == "HEAD" || matches!(exchange.response.status, 204 | 304) => {
+            BodyFraming::Nothing
         }
-        Framing::Empty => Follows::Empty,
-        _ => Follows::Body,
+        Framing::Empty => BodyFraming::Empty,
+        _ => BodyFraming::Body,
     };
 
-    let mut out = match responder.start(&mut run.response, follows) {
+    let mut out = match responder.start(&mut exchange.response, framing) {
         Ok(out) => out,
-        Err(_) => return AttemptEnd::Ended(run.gone()),
+        Err(_) => return AttemptEnd::Ended(exchange.gone()),
     };
 
     let mut reader = BodyReader::new(arrived.terms.framing);
@@ -356,7 +358,7 @@ pub(crate) async fn run(
         ),
         // What must not have a body brings none, whatever the stream still holds: no client could
         // tell it from an answer.
-        (Upstream::H2 { .. }, Some(stream)) if follows == Follows::Body => {
+        (Upstream::H2 { .. }, Some(stream)) if framing == BodyFraming::Body => {
             (None, BodyIn::H2(H2BodyIn { stream, held: 0 }))
         }
         (Upstream::H2 { .. }, _) => (None, BodyIn::Empty),
@@ -375,7 +377,7 @@ pub(crate) async fn run(
         // What is no gRPC has no messages.
         let counted = messages
             .as_deref()
-            .filter(|_| run.response.is_grpc())
+            .filter(|_| exchange.response.is_grpc())
             .map(|messages| &messages.responses);
 
         let mut down = pin!(pump(&mut from, &mut out, &sent, counted, None, |map| {
@@ -406,20 +408,20 @@ pub(crate) async fn run(
     drop(upload);
     from.settle();
     drop(from);
-    run.info.received.set(received.get());
-    run.info.sent.set(sent.get());
+    exchange.info.received.set(received.get());
+    exchange.info.sent.set(sent.get());
     if let Some(map) = trailers.take() {
         if let Some(status) = map.get("grpc-status").and_then(|value| value.to_str().ok()) {
-            run.info.grpc_status = status.parse().ok();
+            exchange.info.grpc_status = status.parse().ok();
         }
-        run.trailers = Some(map);
+        exchange.trailers = Some(map);
     }
 
     if let BodyOut::H1 { head, .. } = &mut out {
-        run.worker.buffers.give(std::mem::take(head));
+        exchange.worker.buffers.give(std::mem::take(head));
     }
     if let BodyOut::H1 { head, .. } = &mut to {
-        run.worker.buffers.give(std::mem::take(head));
+        exchange.worker.buffers.give(std::mem::take(head));
     }
     let ended = match second {
         Second::Down(Ok(())) => Ended::Whole,
@@ -439,7 +441,7 @@ pub(crate) async fn run(
                 error.to_string().into(),
             );
 
-            run.info.end(
+            exchange.info.end(
                 flag,
                 format!("upstream_reset_after_response_started{{{reason}}}"),
                 Some(cause),
@@ -456,13 +458,14 @@ pub(crate) async fn run(
         Second::Limit(limit) => {
             limit.count(&cluster.counts);
             let failure = Failure::limit(limit, plan.label(), clocks);
-            run.info
+            exchange
+                .info
                 .end(failure.flag, limit.details(), Some(failure.cause));
             out.abort(h2::Reason::INTERNAL_ERROR);
             Ended::Broken
         }
         Second::Down(Err(PumpError::Write(_))) | Second::Gone | Second::UploadBroken => {
-            run.info.end(
+            exchange.info.end(
                 ResponseFlag::DownstreamConnectionTermination,
                 "downstream_remote_disconnect",
                 None,

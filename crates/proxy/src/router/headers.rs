@@ -5,12 +5,12 @@ use meltemi_filters::head::RequestHead;
 use meltemi_proxy_config::route::RouteDecision;
 
 use super::plan::Plan;
-use crate::exchange::run::Run;
+use crate::exchange::state::Exchange;
 use crate::log_facts::{LogFacts, NO_LOG_TYPE};
 use crate::upstream::cluster::WorkerHost;
 
 /// Request headers, path: once, before the first attempt.
-pub fn rewrite(run: &Run<'_>, plan: &Plan<'_>, head: &mut RequestHead, suppress: bool) {
+pub fn rewrite(exchange: &Exchange<'_>, plan: &Plan<'_>, head: &mut RequestHead, suppress: bool) {
     let decision = plan.decision;
     let mut original = None;
     for ops in decision.request_headers() {
@@ -18,13 +18,13 @@ pub fn rewrite(run: &Run<'_>, plan: &Plan<'_>, head: &mut RequestHead, suppress:
         let before = head.clone();
         let facts = LogFacts {
             request: Some(&before),
-            ..header_facts(run)
+            ..header_facts(exchange)
         };
         ops.apply(head, &facts);
     }
 
     {
-        let mut scratch = run.worker.scratch.borrow_mut();
+        let mut scratch = exchange.worker.scratch.borrow_mut();
         scratch.clear();
         if decision.route.rewrite_path(head, &mut scratch)
             && let Ok(path) = std::str::from_utf8(&scratch)
@@ -74,17 +74,17 @@ pub fn rewrite_host(plan: &Plan<'_>, head: &mut RequestHead, host: &WorkerHost, 
 }
 
 /// What templates of headers can ask for.
-fn header_facts<'a>(run: &'a Run<'_>) -> LogFacts<'a> {
+fn header_facts<'a>(exchange: &'a Exchange<'_>) -> LogFacts<'a> {
     LogFacts {
-        worker: Some(run.worker),
+        worker: Some(exchange.worker),
         log_type: Some(NO_LOG_TYPE),
-        ..LogFacts::new(&run.info, run.conn, run.view)
+        ..LogFacts::new(&exchange.info, exchange.conn, exchange.view)
     }
 }
 
 /// Response headers of route, virtual host, table and weighted cluster.
 pub fn apply_response_headers(
-    run: &mut Run<'_>,
+    exchange: &mut Exchange<'_>,
     decision: &RouteDecision<'_>,
     request: &RequestHead,
 ) {
@@ -92,17 +92,17 @@ pub fn apply_response_headers(
     if all.peek().is_none() {
         return;
     }
-    run.info.status = run.response.status;
-    let mut response = std::mem::take(&mut run.response);
+    exchange.info.status = exchange.response.status;
+    let mut response = std::mem::take(&mut exchange.response);
     for ops in all {
         let before = response.clone();
         let facts = LogFacts {
             request: Some(request),
             response: Some(&before),
-            ..header_facts(run)
+            ..header_facts(exchange)
         };
         ops.apply(&mut response, &facts);
     }
 
-    run.response = response;
+    exchange.response = response;
 }

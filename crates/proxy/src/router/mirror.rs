@@ -14,8 +14,8 @@ use crate::http1::body::BodyReader;
 use crate::http1::client::read_head;
 use crate::http1::codec::{self, Limits};
 use crate::http2::heads;
-use crate::upstream::acquire::{Ask, acquire};
-use crate::upstream::cluster::Wish;
+use crate::upstream::acquire::{ConnectRequest, acquire};
+use crate::upstream::cluster::PickRequest;
 use crate::upstream::live::{Resource, epoch_ms};
 use crate::upstream::pool::Acquired;
 use crate::worker::Worker;
@@ -110,7 +110,7 @@ async fn send(
 ) -> Option<()> {
     let cluster = worker.cluster(name)?;
     let _place = cluster.entry.live.admit(false, Resource::Requests)?;
-    let wish = Wish {
+    let pick = PickRequest {
         random: worker.random(),
         hash: None,
         subset: None,
@@ -121,8 +121,8 @@ async fn send(
         now: epoch_ms(Instant::now()),
     };
 
-    let (host, _) = cluster.pick(&wish)?;
-    let ask = Ask {
+    let (host, _) = cluster.pick(&pick)?;
+    let request = ConnectRequest {
         cluster: &cluster,
         host: &host,
         alpn: None,
@@ -135,7 +135,7 @@ async fn send(
     };
 
     let _active = host.live.begin();
-    match acquire(worker, &ask).await.ok()? {
+    match acquire(worker, &request).await.ok()? {
         Acquired::H1(mut pooled, lane, _) => {
             let mut out = worker.buffers.take();
             head.write_h1(&mut out);

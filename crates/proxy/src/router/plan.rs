@@ -6,7 +6,7 @@ use std::sync::Arc;
 use meltemi_proxy_config::route::{Forward, RetryPolicy, RouteDecision};
 
 use super::attempt::failure::Failure;
-use crate::exchange::run::Ended;
+use crate::exchange::state::Ended;
 use crate::upstream::cluster::WorkerCluster;
 use crate::upstream::live::{Permit, Resource};
 

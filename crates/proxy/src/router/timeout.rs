@@ -1,4 +1,4 @@
-//! The limits of a forwarded request as they run: all of it, one attempt, silence.
+//! The limits of a forwarded request as they exchange: all of it, one attempt, silence.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -166,7 +166,7 @@ impl Clocks {
         }
     }
 
-    /// What they run for.
+    /// What they exchange for.
     pub fn timeouts(&self) -> &Timeouts {
         &self.timeouts
     }

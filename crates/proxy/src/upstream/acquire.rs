@@ -12,8 +12,8 @@ use tokio::sync::oneshot;
 
 use super::cluster::{WorkerCluster, WorkerHost};
 use super::connect::{DialError, connect_options};
+use super::connecting::Connecting;
 use super::live::Resource;
-use super::making::Making;
 use super::pool::{Acquired, HostPool, LaneKey};
 use crate::downstream::Downstream;
 use crate::worker::Worker;
@@ -74,7 +74,7 @@ impl NotAcquired {
 
 /// What the request asks of the connection.
 #[derive(Debug)]
-pub struct Ask<'a> {
+pub struct ConnectRequest<'a> {
     /// The cluster.
     pub cluster: &'a WorkerCluster,
     /// The endpoint.
@@ -95,27 +95,27 @@ pub struct Ask<'a> {
     pub conn: &'a Downstream,
 }
 
-fn lane(ask: &Ask<'_>) -> LaneKey {
-    let terms = ask
+fn lane(request: &ConnectRequest<'_>) -> LaneKey {
+    let terms = request
         .host
         .transport
         .tls()
         .map_or(0, |terms| Arc::as_ptr(terms) as usize);
 
-    let own =
-        ask.cluster.entry.cluster.pool_per_downstream || carries_addresses(&ask.host.transport);
-    let mut words = hash_of(ask.alpn.into_iter().flatten().map(|name| &**name));
-    if let Some((name, _)) = server_name(ask) {
+    let own = request.cluster.entry.cluster.pool_per_downstream
+        || carries_addresses(&request.host.transport);
+    let mut words = hash_of(request.alpn.into_iter().flatten().map(|name| &**name));
+    if let Some((name, _)) = server_name(request) {
         words ^= keyed(name);
     }
     if own {
         // A connection that says who the downstream is belongs to that downstream.
-        words = words ^ (ask.conn.id as usize) << 1 | 1;
+        words = words ^ (request.conn.id as usize) << 1 | 1;
     }
 
-    let protocol = match ask.cluster.entry.cluster.protocol {
-        _ if ask.http1_only => UpstreamProtocol::Http1,
-        UpstreamProtocol::Downstream if ask.http2_downstream => UpstreamProtocol::Http2,
+    let protocol = match request.cluster.entry.cluster.protocol {
+        _ if request.http1_only => UpstreamProtocol::Http1,
+        UpstreamProtocol::Downstream if request.http2_downstream => UpstreamProtocol::Http2,
         UpstreamProtocol::Downstream => UpstreamProtocol::Http1,
         protocol => protocol,
     };
@@ -130,13 +130,13 @@ fn lane(ask: &Ask<'_>) -> LaneKey {
 /// The SNI in place of the transport's, and whether the certificate must be for it. Envoy:
 /// `auto_sni` takes the request's host unless that is an address, `auto_san_validation` has the
 /// certificate checked against it, addresses too.
-fn server_name<'a>(ask: &Ask<'a>) -> Option<(&'a str, bool)> {
-    let http = &ask.cluster.entry.cluster.http;
-    let own = ask.server_name.map(|name| (name, false));
+fn server_name<'a>(request: &ConnectRequest<'a>) -> Option<(&'a str, bool)> {
+    let http = &request.cluster.entry.cluster.http;
+    let own = request.server_name.map(|name| (name, false));
     if !http.auto_sni {
         return own;
     }
-    let host = host_of(ask.authority);
+    let host = host_of(request.authority);
 
     match ServerName::try_from(host) {
         Ok(ServerName::DnsName(_)) => Some((host, http.auto_san_validation)),
@@ -185,20 +185,23 @@ fn carries_addresses(transport: &UpstreamTransport) -> bool {
 }
 
 /// Gets a connection. Cancellation-safe.
-pub async fn acquire(worker: &Rc<Worker>, ask: &Ask<'_>) -> Result<Acquired, NotAcquired> {
-    let key = lane(ask);
-    let pool = &ask.host.pool;
+pub async fn acquire(
+    worker: &Rc<Worker>,
+    request: &ConnectRequest<'_>,
+) -> Result<Acquired, NotAcquired> {
+    let key = lane(request);
+    let pool = &request.host.pool;
     if let Some(acquired) = pooled(pool, key) {
         return Ok(acquired);
     }
-    let live = &ask.cluster.entry.live;
+    let live = &request.cluster.entry.live;
     let _pending = live
-        .admit(ask.high, Resource::Pending)
+        .admit(request.high, Resource::Pending)
         .ok_or(NotAcquired::Overflow(Resource::Pending))?;
-    ask.cluster.counts.pending.inc();
+    request.cluster.counts.pending.inc();
     let places = pool.places(key);
     let permit = loop {
-        if let Some(permit) = places.admit(live, ask.high) {
+        if let Some(permit) = places.admit(live, request.high) {
             break permit;
         }
         let changed = places.changed().await;
@@ -208,23 +211,23 @@ pub async fn acquire(worker: &Rc<Worker>, ask: &Ask<'_>) -> Result<Acquired, Not
         changed.map_err(NotAcquired::Dial)?;
     };
 
-    let name = server_name(ask);
+    let name = server_name(request);
     if name.is_some_and(|(name, _)| ServerName::try_from(name).is_err()) {
         return Err(NotAcquired::Name);
     }
-    let (mut connecting, open) = places.connect(promise(ask, key));
-    let making = Making {
+    let (mut promised, open) = places.connect(promise(request, key));
+    let connecting = Connecting {
         worker: worker.clone(),
-        entry: ask.cluster.entry.clone(),
-        host: ask.host.clone(),
+        entry: request.cluster.entry.clone(),
+        host: request.host.clone(),
         key,
-        alpn: ask.alpn.map(Into::into),
+        alpn: request.alpn.map(Into::into),
         server_name: name.map(|(name, is_checked)| (name.into(), is_checked)),
-        ends: (ask.conn.info.remote, ask.conn.info.local),
+        ends: (request.conn.info.remote, request.conn.info.local),
         options: connect_options(
-            &ask.cluster.entry.cluster,
+            &request.cluster.entry.cluster,
             worker.common.mark,
-            ask.host.address,
+            request.host.address,
         ),
         permit,
         open,
@@ -232,26 +235,26 @@ pub async fn acquire(worker: &Rc<Worker>, ask: &Ask<'_>) -> Result<Acquired, Not
     };
 
     let (mut tell, made) = oneshot::channel();
-    let host = ask.host.clone();
+    let host = request.host.clone();
 
     // A task of its own, which the connect timeout ends: as with Envoy, a request that gives up
     // leaves the connection to others. A connection that takes longer than a request would wait
     // would otherwise never be.
     tokio::task::spawn_local(async move {
-        let mut making = pin!(making.make());
+        let mut connecting = pin!(connecting.make());
         let made = tokio::select! {
             biased;
-            made = &mut making => made,
+            made = &mut connecting => made,
             () = tell.closed() => {
-                connecting.abandon();
-                making.await
+                promised.abandon();
+                connecting.await
             }
         };
 
         let made = match made {
-            Ok(made) => Ok((made, connecting)),
+            Ok(made) => Ok((made, promised)),
             Err(error) => {
-                connecting.fail(error.clone());
+                promised.fail(error.clone());
                 Err(error)
             }
         };
@@ -267,14 +270,14 @@ pub async fn acquire(worker: &Rc<Worker>, ask: &Ask<'_>) -> Result<Acquired, Not
     let made = made
         .await
         .unwrap_or_else(|_| Err(Rc::new(DialError::Timeout)));
-    let (acquired, connecting) = made.map_err(NotAcquired::Dial)?;
+    let (acquired, promised) = made.map_err(NotAcquired::Dial)?;
     if let Acquired::H2(pooled) = &acquired {
         // Now, and not before: the stream that is opened at once is the first.
         pooled.count_request();
         pool.give_h2(key, pooled.clone());
     }
 
-    drop(connecting);
+    drop(promised);
 
     Ok(acquired)
 }
@@ -298,8 +301,8 @@ fn pooled(pool: &HostPool, key: LaneKey) -> Option<Acquired> {
 
 /// How many requests a new connection will carry at a time, for all that can be known before it
 /// stands.
-fn promise(ask: &Ask<'_>, key: LaneKey) -> u32 {
-    let http = &ask.cluster.entry.cluster.http;
+fn promise(request: &ConnectRequest<'_>, key: LaneKey) -> u32 {
+    let http = &request.cluster.entry.cluster.http;
     match (key.protocol, http.max_requests_per_connection) {
         (UpstreamProtocol::Http2, 0) => http.max_streams(),
         (UpstreamProtocol::Http2, most) => http.max_streams().min(most),

@@ -59,9 +59,9 @@ pub struct WorkerCluster {
     original: RefCell<HashMap<SocketAddr, Rc<WorkerHost>>>,
 }
 
-/// Whom to avoid and what to go by.
+/// What an endpoint is chosen by.
 #[derive(Debug)]
-pub struct Wish<'a> {
+pub struct PickRequest<'a> {
     /// 64 random bits.
     pub random: u64,
     /// What consistent hashing goes by.
@@ -137,16 +137,16 @@ impl WorkerCluster {
     }
 
     /// Chooses an endpoint; `None`: there is none that may be used.
-    pub fn pick(&self, wish: &Wish<'_>) -> Option<(Rc<WorkerHost>, u32)> {
+    pub fn pick(&self, request: &PickRequest<'_>) -> Option<(Rc<WorkerHost>, u32)> {
         if let Discovery::OriginalDst(terms) = &self.entry.cluster.discovery {
-            let mut address = wish.original?;
+            let mut address = request.original?;
             if let Some(port) = terms.port {
                 address.set_port(port);
             }
             return Some((self.original(address), 0));
         }
 
-        let generation = self.entry.live.health_generation(wish.now);
+        let generation = self.entry.live.health_generation(request.now);
         if generation != self.balancer_of.get() {
             *self.balancer.borrow_mut() = Rc::new(balancer(&self.entry));
             self.balancer_of.set(generation);
@@ -160,23 +160,23 @@ impl WorkerCluster {
         };
 
         let avoid = |host: u32| match self.hosts.get(host as usize) {
-            Some(Some(host)) => wish.tried.contains(&host.address),
+            Some(Some(host)) => request.tried.contains(&host.address),
             _ => true,
         };
 
         let picked = balancer.pick(&mut PickContext {
-            random: wish.random,
-            hash: wish.hash,
+            random: request.random,
+            hash: request.hash,
             active: &active,
             cursor: &mut cursor,
-            subset: wish.subset,
+            subset: request.subset,
             avoid: &avoid,
-            attempts: if wish.tried.is_empty() {
+            attempts: if request.tried.is_empty() {
                 1
             } else {
-                wish.attempts
+                request.attempts
             },
-            failed_priorities: wish.failed_priorities,
+            failed_priorities: request.failed_priorities,
         });
 
         self.cursor.set(cursor);

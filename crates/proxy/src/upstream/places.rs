@@ -37,14 +37,15 @@ impl Drop for OpenHere {
     }
 }
 
-/// A connection of the lane that is being made.
+/// The place of a connection of the lane that is being opened, with the requests that it will carry
+/// beside its maker's.
 #[derive(Debug)]
-pub struct Connecting {
+pub struct PromisedPlace {
     places: Rc<Places>,
     promised: u64,
 }
 
-impl Connecting {
+impl PromisedPlace {
     /// Its maker wants it no more: it has room for one more of the others.
     pub fn abandon(&mut self) {
         self.promised += 1;
@@ -59,7 +60,7 @@ impl Connecting {
     }
 }
 
-impl Drop for Connecting {
+impl Drop for PromisedPlace {
     fn drop(&mut self) {
         self.places
             .promised
@@ -90,13 +91,13 @@ impl Places {
     }
 
     /// Counts a connection that is about to be made and will carry so many requests.
-    pub fn connect(self: &Rc<Self>, room: u32) -> (Connecting, OpenHere) {
+    pub fn connect(self: &Rc<Self>, room: u32) -> (PromisedPlace, OpenHere) {
         let promised = u64::from(room.saturating_sub(1));
         self.promised.set(self.promised.get() + promised);
         self.open.set(self.open.get() + 1);
 
         (
-            Connecting {
+            PromisedPlace {
                 places: self.clone(),
                 promised,
             },

@@ -12,7 +12,7 @@ use meltemi_proxy_config::route::AttemptFailure;
 use super::failure::{Failure, h2_failure};
 use super::upstream::is_bodyless;
 use crate::body::{BodyIn, Tee};
-use crate::exchange::run::Run;
+use crate::exchange::state::Exchange;
 use crate::http2::client::ActiveStream;
 use crate::http2::heads;
 use crate::peer_exchange;
@@ -20,7 +20,7 @@ use crate::respond::Responder;
 use crate::router::plan::{AttemptEnd, Plan};
 use crate::router::timeout::Clocks;
 use crate::tls::is_http2;
-use crate::upstream::acquire::{Ask, NotAcquired, acquire};
+use crate::upstream::acquire::{ConnectRequest, NotAcquired, acquire};
 use crate::upstream::cluster::{WorkerCluster, WorkerHost};
 use crate::upstream::pool::{Acquired, LaneKey, PooledH1, UpstreamFacts};
 
@@ -58,7 +58,7 @@ impl Carrier {
 /// Gets one. `Err` is how the attempt ends without.
 #[allow(clippy::too_many_arguments)]
 pub(crate) async fn obtain(
-    run: &mut Run<'_>,
+    exchange: &mut Exchange<'_>,
     plan: &Plan<'_>,
     head: &RequestHead,
     body: &mut BodyIn<'_>,
@@ -69,14 +69,14 @@ pub(crate) async fn obtain(
     clocks: &Clocks,
 ) -> Result<Carrier, AttemptEnd> {
     let http2 = head.version == HttpVersion::Http2;
-    let mut from_state: Option<Vec<Box<str>>> = run
+    let mut from_state: Option<Vec<Box<str>>> = exchange
         .info
         .state
         .filter_state
         .upstream_alpn()
         .map(|list| list.map(Into::into).collect());
 
-    let overrides = run.info.state.alpn.clone();
+    let overrides = exchange.info.state.alpn.clone();
     if plan.upgrade {
         // What is spoken here is HTTP/1.1, whatever the cluster's requests are carried by
         // otherwise.
@@ -119,14 +119,14 @@ pub(crate) async fn obtain(
         (None, None) => None,
     };
 
-    let server_name: Option<Box<str>> = run
+    let server_name: Option<Box<str>> = exchange
         .info
         .state
         .filter_state
         .upstream_server_name()
         .map(Into::into);
 
-    let ask = Ask {
+    let connect = ConnectRequest {
         cluster,
         host,
         alpn,
@@ -141,15 +141,15 @@ pub(crate) async fn obtain(
         },
         http1_only: plan.upgrade,
         high: plan.forward.action.high_priority,
-        conn: run.conn,
+        conn: exchange.conn,
     };
 
     loop {
         let acquired = tokio::select! {
             biased;
-            acquired = acquire(run.worker, &ask) => acquired,
+            acquired = acquire(exchange.worker, &connect) => acquired,
             limit = clocks.expired() => return Err(AttemptEnd::Failed(Failure::limit(limit, plan.label(), clocks))),
-            () = responder.left(body) => return Err(AttemptEnd::Ended(run.gone())),
+            () = responder.left(body) => return Err(AttemptEnd::Ended(exchange.gone())),
         };
 
         let shared = match acquired {
@@ -164,7 +164,7 @@ pub(crate) async fn obtain(
             biased;
             opened = shared.connection.open(request, is_bodyless(body, tee)) => opened,
             limit = clocks.expired() => return Err(AttemptEnd::Failed(Failure::limit(limit, plan.label(), clocks))),
-            () = responder.left(body) => return Err(AttemptEnd::Ended(run.gone())),
+            () = responder.left(body) => return Err(AttemptEnd::Ended(exchange.gone())),
         };
 
         match opened {

@@ -7,7 +7,7 @@ use std::task::Poll;
 use meltemi_net::{CopyOptions, Meter, copy_both_ways};
 
 use crate::body::BodyIn;
-use crate::exchange::run::{Ended, Run};
+use crate::exchange::state::{Ended, Exchange};
 use crate::http1::input::Input;
 use crate::io::{Io, IoRef};
 use crate::respond::Responder;
@@ -17,7 +17,7 @@ use crate::router::timeout::Clocks;
 /// After a 101: bytes both ways, until either side ends, a limit of the stream has passed, or the
 /// connection has to end.
 pub(super) async fn tunnel(
-    run: &mut Run<'_>,
+    exchange: &mut Exchange<'_>,
     plan: &Plan<'_>,
     body: &mut BodyIn<'_>,
     responder: &mut Responder<'_>,
@@ -26,11 +26,11 @@ pub(super) async fn tunnel(
     clocks: &Clocks,
 ) -> AttemptEnd {
     body.settle();
-    if responder.switch(&run.response).await.is_err() {
-        return AttemptEnd::Ended(run.gone());
+    if responder.switch(&exchange.response).await.is_err() {
+        return AttemptEnd::Ended(exchange.gone());
     }
     let BodyIn::H1(downstream) = body else {
-        return AttemptEnd::Ended(run.gone());
+        return AttemptEnd::Ended(exchange.gone());
     };
     let first = (downstream.input.take(), upstream_input.take());
     let meter = Meter::default();
@@ -44,7 +44,7 @@ pub(super) async fn tunnel(
             &mut up,
             first,
             options,
-            &run.worker.buffers,
+            &exchange.worker.buffers,
             &meter
         ));
 
@@ -58,15 +58,15 @@ pub(super) async fn tunnel(
     };
 
     if let Some(limit) = limit {
-        run.info.end(
+        exchange.info.end(
             limit.flag(),
             limit.details(),
             Some(clocks.cause(limit, plan.label())),
         );
     }
 
-    run.info.received.set(meter.received.get());
-    run.info.sent.set(meter.sent.get());
+    exchange.info.received.set(meter.received.get());
+    exchange.info.sent.set(meter.sent.get());
 
     AttemptEnd::Ended(Ended::Switched)
 }

@@ -12,7 +12,7 @@ use meltemi_proxy_config::route::RouteDecision;
 use crate::downstream::{ChainView, Downstream};
 use crate::prepare;
 use crate::record::StreamInfo;
-use crate::steps::{self, Around};
+use crate::steps::{self, FilterInputs};
 use crate::worker::Worker;
 
 /// How an exchange left the downstream connection.
@@ -30,7 +30,7 @@ pub enum Ended {
 
 /// What one exchange carries through its stages.
 #[derive(Debug)]
-pub struct Run<'a> {
+pub struct Exchange<'a> {
     /// The worker.
     pub worker: &'a Rc<Worker>,
     /// The connection.
@@ -51,7 +51,7 @@ pub struct Run<'a> {
     pub in_mesh: bool,
 }
 
-impl<'a> Run<'a> {
+impl<'a> Exchange<'a> {
     /// Begins now.
     pub fn new(
         worker: &'a Rc<Worker>,
@@ -73,15 +73,15 @@ impl<'a> Run<'a> {
     }
 
     /// What filters see beside the heads.
-    pub fn around<'b>(
+    pub fn filter_inputs<'b>(
         &self,
         decision: Option<&'b RouteDecision<'b>>,
         cluster: Option<&'b str>,
-    ) -> Around<'b>
+    ) -> FilterInputs<'b>
     where
         'a: 'b,
     {
-        Around {
+        FilterInputs {
             worker: self.worker,
             conn: self.conn,
             remote: self.remote,
@@ -111,10 +111,10 @@ impl<'a> Run<'a> {
     ) {
         let mut response = std::mem::take(&mut self.response);
         let cluster = self.info.cluster.clone();
-        let around = self.around(decision, cluster.as_deref());
+        let inputs = self.filter_inputs(decision, cluster.as_deref());
         steps::response(
             &self.http.filters,
-            around,
+            inputs,
             request,
             &mut response,
             &mut self.info,

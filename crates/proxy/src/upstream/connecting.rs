@@ -1,5 +1,5 @@
-//! Makes one connection for a lane. Whoever asked for it may give up meanwhile: then it serves the
-//! next.
+//! Opens one connection for a lane. It outlives the request that started it: if that one gives up,
+//! the connection serves the next.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -21,9 +21,9 @@ use crate::published::ClusterEntry;
 use crate::tls::is_http2;
 use crate::worker::Worker;
 
-/// All that it takes, and nothing of the request that asked.
+/// Everything needed to connect; owns its data, so that it outlives the request that started it.
 #[derive(Debug)]
-pub struct Making {
+pub struct Connecting {
     /// The worker.
     pub worker: Rc<Worker>,
     /// The cluster.
@@ -48,7 +48,7 @@ pub struct Making {
     pub freed: Rc<Notify>,
 }
 
-impl Making {
+impl Connecting {
     /// Connects.
     pub async fn make(self) -> Result<Acquired, Rc<DialError>> {
         let dialled = self.dial().await;
