@@ -1,4 +1,4 @@
-//! What a balancer is built from.
+//! The input of a balancer: settings of a cluster, its endpoints and localities, their health.
 
 use std::sync::Arc;
 
@@ -9,15 +9,15 @@ use crate::subset::SubsetConfig;
 pub struct Config {
     /// How an endpoint is chosen among equals.
     pub policy: Policy,
-    /// Below this share of usable endpoints (0 to 100) all of them are used. Envoy's default is 50;
-    /// 0 is never.
+    /// Below this percentage of usable endpoints, all endpoints are used whatever their health.
+    /// Default 50; 0 turns this off. Envoy: `healthy_panic_threshold`.
     pub panic_threshold: f64,
-    /// A priority keeps all its load while its share of healthy endpoints times this (in percent)
-    /// is at least 100.
+    /// In percent: a priority keeps all its load while its share of healthy endpoints times this
+    /// factor is at least 100. Default 140. Envoy: `overprovisioning_factor`.
     pub overprovisioning_factor: u32,
-    /// Localities take load by their weight.
+    /// Localities take load by their weight. Envoy: `locality_weighted_lb_config`.
     pub locality_weighted: bool,
-    /// Subsets by metadata.
+    /// Subsets by metadata. Envoy: `lb_subset_config`.
     pub subsets: Option<SubsetConfig>,
 }
 
@@ -38,32 +38,32 @@ impl Default for Config {
 pub enum Policy {
     /// In turn, by weight.
     RoundRobin,
-    /// The one with the fewest active requests among so many drawn at random.
+    /// Draws `choices` endpoints at random and takes the one with the fewest active requests.
     LeastRequest {
-        /// At least 2.
+        /// Default and minimum 2.
         choices: u32,
     },
     /// At random, by weight.
     Random,
-    /// A ring of hashes.
+    /// Consistent hashing by a ring.
     RingHash {
-        /// At least so many entries. Default 1024.
+        /// Lower bound on the entries of the ring. Default 1024.
         min_size: u64,
-        /// At most so many. Default and bound 8 Mi.
+        /// Upper bound on the entries of the ring. Default and maximum 8 Mi.
         max_size: u64,
-        /// How entries are hashed.
+        /// Hashes the entries.
         function: RingHashFunction,
     },
-    /// A table of hashes.
+    /// Consistent hashing by a Maglev table.
     Maglev {
-        /// Its size, a prime. Default 65537.
+        /// The table's size, a prime. Default 65537.
         table_size: u64,
     },
-    /// The endpoint is where the connection was going; nothing is chosen here.
+    /// The caller takes the connection's original destination; the balancer chooses nothing.
     OriginalDst,
 }
 
-/// How entries of a ring are hashed.
+/// The hash function of a ring's entries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum RingHashFunction {
     /// xxHash64.
@@ -73,16 +73,16 @@ pub enum RingHashFunction {
     Murmur2,
 }
 
-/// An endpoint as a balancer sees it; its number is its place in the list.
+/// An endpoint as a balancer sees it. Its number is its index in the list of endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
     /// At least 1.
     pub weight: u32,
     /// 0 is served first.
     pub priority: u32,
-    /// Which of the localities it is in.
+    /// The index of its locality.
     pub locality: u32,
-    /// What consistent hashing hashes: the address as text, or the key that its metadata names.
+    /// The key for consistent hashing: the address as text, or the key that its metadata names.
     pub hash_key: Arc<str>,
     /// Metadata for subsets: key and canonical value.
     pub subset_values: Vec<(Arc<str>, Arc<str>)>,
@@ -91,17 +91,17 @@ pub struct Host {
 /// A locality within one priority.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LocalitySpec {
-    /// Its share, if localities are weighted; 0 takes nothing.
+    /// Its share of load where localities are weighted; 0 takes no load.
     pub weight: u32,
 }
 
-/// How well an endpoint is, from configuration, health checks and ejections together.
+/// An endpoint's health, from configuration, health checks and ejections together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Health {
     /// Takes load.
     #[default]
     Healthy,
-    /// Takes what the healthy ones do not.
+    /// Takes the load that the healthy endpoints cannot.
     Degraded,
     /// Takes load only in panic.
     Unhealthy,

@@ -5,7 +5,8 @@
 //! which costs no allocation and draws what it needs from one random number that the caller hands
 //! in. Same input, same endpoint: no clock, no randomness, no IO.
 //!
-//! What lives (round robin positions, active requests) is the caller's: a [`Cursor`] and a closure.
+//! The caller owns the state that changes: round robin's position as a [`Cursor`], counts of active
+//! requests behind a closure.
 //!
 //! Must never import: wire messages, tokio, anything of the proxy.
 

@@ -3,7 +3,7 @@
 
 use crate::hash::xxh64;
 
-/// The table.
+/// A table of `size` slots; a hash modulo `size` names the slot of its endpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Maglev {
     table: Vec<u32>,
@@ -56,8 +56,8 @@ impl Maglev {
 
         loop {
             for entry in &mut entries {
-                // The heaviest is served every round, the others as often as their weight lets
-                // them.
+                // The heaviest endpoint takes a slot in every round, the others in as many rounds as
+                // their weight allows.
                 if round * entry.weight < entry.target {
                     continue;
                 }
@@ -80,9 +80,9 @@ impl Maglev {
         }
     }
 
-    /// The endpoint of a hash. A further attempt looks elsewhere.
+    /// The endpoint of a hash. Each further attempt looks at another slot.
     pub(crate) fn find(&self, hash: u64, attempt: u32) -> Option<u32> {
-        // Envoy's way to another slot for a retry.
+        // Envoy perturbs the hash by the attempt's number in the same way.
         let hash = if attempt > 0 {
             hash ^ (u64::MAX - u64::from(attempt) + 1)
         } else {

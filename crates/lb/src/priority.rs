@@ -10,11 +10,11 @@ pub struct PriorityLoad {
     pub healthy: u32,
     /// Percent of requests that go to degraded endpoints.
     pub degraded: u32,
-    /// All endpoints are used, for too few are well.
+    /// Too few endpoints are usable, so all of them are used.
     pub panic: bool,
 }
 
-/// How many endpoints of one priority are how well.
+/// Counts of one priority's endpoints by health.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) healthy: u32,
@@ -42,7 +42,7 @@ impl Tally {
     }
 }
 
-/// The load of every priority; it sums to 100.
+/// Spreads 100 percent of load over the priorities.
 pub(crate) fn spread(tallies: &[Tally], factor: u32, panic_threshold: f64) -> Vec<PriorityLoad> {
     let availability = |usable: u32, total: u32| match total {
         0 => 0,
@@ -82,7 +82,7 @@ pub(crate) fn spread(tallies: &[Tally], factor: u32, panic_threshold: f64) -> Ve
         .collect();
 
     if total == 0 {
-        // Nobody can take it; the first priority shall say so.
+        // No endpoint can take load. The first priority gets it, finds no endpoint and says so.
         if let Some(first) = loads.first_mut() {
             first.healthy = 100;
         }
@@ -100,7 +100,7 @@ pub(crate) fn spread(tallies: &[Tally], factor: u32, panic_threshold: f64) -> Ve
         left -= load.degraded;
     }
 
-    // What rounding left over goes to the first that takes anything.
+    // Rounding leaves a few percent over: the first priority that takes load gets them.
     if let Some(load) = loads.iter_mut().find(|load| load.healthy > 0) {
         load.healthy += left;
     } else if let Some(load) = loads.iter_mut().find(|load| load.degraded > 0) {
@@ -110,7 +110,7 @@ pub(crate) fn spread(tallies: &[Tally], factor: u32, panic_threshold: f64) -> Ve
     loads
 }
 
-/// All priorities are in panic: each takes its share of all endpoints.
+/// The loads when every priority is in panic: in proportion to their numbers of endpoints.
 fn in_total_panic(tallies: &[Tally]) -> Vec<PriorityLoad> {
     let hosts: u64 = tallies.iter().map(|tally| u64::from(tally.total)).sum();
     let mut left = 100;

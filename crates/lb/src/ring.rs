@@ -1,11 +1,11 @@
-//! Ring hash. Source: Envoy `ring_hash_lb.cc`.
+//! Ring hash: endpoints own points of a ring, and a hash goes to the next point. Source: Envoy `ring_hash_lb.cc`.
 
 use std::io::Write;
 
 use crate::config::RingHashFunction;
 use crate::hash::{STD_HASH_SEED, murmur2, xxh64};
 
-/// Entries in order of their hash.
+/// Points of the ring, sorted: the point's hash and its endpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Ring {
     entries: Vec<(u64, u32)>,
@@ -15,7 +15,7 @@ pub(crate) struct Ring {
 pub(crate) const MAX_RING: u64 = 8 << 20;
 
 impl Ring {
-    /// A ring of endpoints: number, normalised weight (they sum to 1), key.
+    /// Builds a ring from endpoints: number, share of the load (shares sum to 1), hash key.
     pub(crate) fn new(
         hosts: &[(u32, f64, &str)],
         min_size: u64,
@@ -66,12 +66,12 @@ impl Ring {
         Self { entries }
     }
 
-    /// The endpoint at or after the hash, around the ring.
+    /// The endpoint of the first point at or after the hash, around the ring.
     pub(crate) fn find(&self, hash: u64) -> Option<u32> {
         self.walk(hash).next()
     }
 
-    /// Endpoints from the hash on, around the ring, with repetitions.
+    /// The endpoints of all points from the hash on, once around the ring; endpoints repeat.
     pub(crate) fn walk(&self, hash: u64) -> impl Iterator<Item = u32> {
         let at = self.entries.partition_point(|(entry, _)| *entry < hash);
         self.entries[at..]

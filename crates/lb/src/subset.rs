@@ -8,9 +8,9 @@ use crate::config::Host;
 /// Subset settings of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubsetConfig {
-    /// Which keys make subsets.
+    /// The combinations of keys that make subsets.
     pub selectors: Vec<SubsetSelector>,
-    /// What happens where no subset fits.
+    /// Where a request goes that no subset fits.
     pub fallback: Fallback,
     /// The subset of [`Fallback::Default`].
     pub default: SubsetMatch,
@@ -21,36 +21,36 @@ pub struct SubsetConfig {
 pub struct SubsetSelector {
     /// The keys, sorted.
     pub keys: Vec<Arc<str>>,
-    /// What happens where no subset of these keys fits; `None`: as the cluster says.
+    /// Where a request goes that no subset of these keys fits; `None` takes the cluster's fallback.
     pub fallback: Option<Fallback>,
 }
 
-/// What happens where no subset fits.
+/// Where a request goes that no subset fits. Envoy: `fallback_policy`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Fallback {
-    /// No endpoint.
+    /// The request fails.
     #[default]
     None,
     /// Any endpoint.
     Any,
     /// The default subset.
     Default,
-    /// The subset of these keys only (a part of the selector's).
+    /// The subset of these keys only, a part of the selector's keys. Envoy: `fallback_keys_subset`.
     Keys(Vec<Arc<str>>),
 }
 
-/// What an endpoint must have: keys, sorted, with canonical values.
+/// Metadata that an endpoint must have: sorted keys with canonical values.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct SubsetMatch(Vec<(Arc<str>, Arc<str>)>);
 
 impl SubsetMatch {
-    /// Criteria in any order; the last of equal keys counts.
+    /// Takes criteria in any order; the last of equal keys counts.
     pub fn new(pairs: impl IntoIterator<Item = (Arc<str>, Arc<str>)>) -> Self {
         let sorted: std::collections::BTreeMap<Arc<str>, Arc<str>> = pairs.into_iter().collect();
         Self(sorted.into_iter().collect())
     }
 
-    /// These criteria, and those of `other` where the keys are not among these.
+    /// Merges two sets of criteria; a key of `self` wins over the same key of `other`.
     pub fn over(&self, other: &Self) -> Self {
         Self::new(other.0.iter().chain(&self.0).cloned())
     }
@@ -91,7 +91,7 @@ impl SubsetMatch {
     }
 }
 
-/// The subsets of a cluster: which endpoints are in which.
+/// The subsets of a cluster with the endpoints of each.
 pub(crate) fn members(config: &SubsetConfig, hosts: &[Host]) -> HashMap<SubsetMatch, Vec<u32>> {
     let mut subsets: HashMap<SubsetMatch, Vec<u32>> = HashMap::new();
     for (number, host) in hosts.iter().enumerate() {
@@ -118,7 +118,7 @@ pub(crate) fn members(config: &SubsetConfig, hosts: &[Host]) -> HashMap<SubsetMa
     subsets
 }
 
-/// What a request's criteria lead to.
+/// The endpoints that a request's criteria lead to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Resolved<'a> {
     /// This subset.
@@ -131,6 +131,8 @@ pub(crate) enum Resolved<'a> {
     Nothing,
 }
 
+/// Finds the subset for a request's criteria, or the fallback that applies. `exists` says whether a
+/// subset has endpoints.
 pub(crate) fn resolve<'a>(
     config: &SubsetConfig,
     wanted: Option<&'a SubsetMatch>,

@@ -17,7 +17,7 @@ pub(crate) struct Weighted {
 const MAX_ROUND: u64 = 4096;
 
 impl Weighted {
-    /// A table; items of weight 0 are left out. `in_turn`: it will be asked for turns.
+    /// Builds a table without items of weight 0. `in_turn` also prepares [`Weighted::turn`].
     pub(crate) fn new(items: impl IntoIterator<Item = (u32, u32)>, in_turn: bool) -> Self {
         let (items, weights): (Vec<u32>, Vec<u32>) =
             items.into_iter().filter(|(_, weight)| *weight > 0).unzip();
@@ -61,7 +61,7 @@ impl Weighted {
         self.bounds.is_empty()
     }
 
-    /// One at random, by weight.
+    /// An item at random, by weight.
     pub(crate) fn draw(&self, random: u64) -> Option<u32> {
         let at = match self.bounds.last() {
             None => below(random, self.items.len() as u64) as usize,
@@ -73,7 +73,7 @@ impl Weighted {
         self.items.get(at).copied()
     }
 
-    /// The one whose turn it is.
+    /// The item of this turn: round robin by weight.
     pub(crate) fn turn(&self, turn: u64) -> Option<u32> {
         if self.items.is_empty() {
             return None;
@@ -90,8 +90,8 @@ impl Weighted {
     }
 }
 
-/// Smooth weighted round robin: each turn all gain their weight, the highest is taken and pays the
-/// sum.
+/// One round of smooth weighted round robin. In each turn every item gains its weight; the item with
+/// the highest sum is taken and pays the total weight.
 fn smooth_round(items: &[u32], weights: &[u32], divisor: u32) -> Vec<u32> {
     let weights: Vec<i64> = weights
         .iter()
@@ -108,7 +108,7 @@ fn smooth_round(items: &[u32], weights: &[u32], divisor: u32) -> Vec<u32> {
                 .zip(&weights)
                 .for_each(|(current, weight)| *current += weight);
 
-            // The first of equals, so that the order of endpoints is the order of turns.
+            // The first of equal items wins, so that turns keep the order of endpoints.
             let best = (0..current.len())
                 .max_by_key(|at| (current[*at], std::cmp::Reverse(*at)))
                 .unwrap_or(0);

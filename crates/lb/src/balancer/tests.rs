@@ -3,6 +3,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::RingHashFunction;
 use crate::hash::xxh64;
+use crate::maglev::Maglev;
+use crate::ring::Ring;
 use crate::subset::{Fallback, SubsetConfig, SubsetSelector};
 
 const RING: Policy = Policy::RingHash {
