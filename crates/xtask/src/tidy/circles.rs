@@ -24,7 +24,7 @@ pub fn findings() -> Result<Vec<String>> {
     for name in CRATES {
         let folder = crate::shell::root().join("crates").join(name).join("src");
         let mut files = BTreeMap::new();
-        for file in super::sources(&folder)? {
+        for file in super::source::rust_files(&folder)? {
             files.insert(module_of(&folder, &file), fs::read_to_string(&file)?);
         }
 
