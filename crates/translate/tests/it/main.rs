@@ -4,6 +4,7 @@ mod authz;
 mod envoy;
 mod summary;
 mod values;
+mod whole;
 
 use std::sync::Arc;
 
