@@ -6,6 +6,6 @@ mod provider;
 mod proxy;
 
 pub use config::*;
-pub use merge::{FixedField, MESH_CONFIG_KEY, MESH_CONFIG_NAME};
+pub use merge::{FixedField, MESH_CONFIG_KEY, MESH_CONFIG_NAME, provider_field};
 pub use provider::*;
 pub use proxy::*;

@@ -8,6 +8,7 @@ mod destination_rule;
 mod extensions;
 mod gateway;
 mod kubernetes;
+pub(crate) mod provider;
 mod rules;
 mod security;
 mod service_entry;

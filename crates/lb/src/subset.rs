@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::host::Host;
+use crate::config::Host;
 
 /// Subset settings of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]

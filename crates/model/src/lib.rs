@@ -12,6 +12,7 @@
 mod allocate;
 mod analyze;
 mod changes;
+mod ext_authz;
 mod gateway;
 mod host;
 mod lower;
@@ -29,6 +30,7 @@ mod traffic_policy;
 mod workload;
 
 pub use changes::ChangeSet;
+pub use ext_authz::*;
 pub use gateway::*;
 pub use host::Hostname;
 pub use meltemi_api::{Kind, Object, ObjectKey};

@@ -4,6 +4,7 @@
 //! What needs other objects (delegates, address allocation, merging) is done afterwards, where the
 //! table is put together.
 
+pub(crate) mod ext_authz;
 pub(crate) mod istio;
 pub(crate) mod mesh;
 pub(crate) mod service;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use meltemi_types::TrustDomain;
 
-use crate::{Keepalive, LocalityLb, LogFormat, OutboundMode};
+use crate::{Keepalive, LocalityLb, LogFormat, OutboundMode, Provider};
 
 /// What holds for every proxy unless an object says otherwise.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +40,8 @@ pub struct MeshSettings {
     pub inbound_retries: Option<InboundRetries>,
     /// Where access logs go, and in which form.
     pub access_logs: MeshAccessLogs,
+    /// extensionProviders, by name, for policies with action CUSTOM.
+    pub providers: BTreeMap<String, Provider>,
 }
 
 /// `defaultServiceExportTo` and its siblings, as written.

@@ -2,6 +2,7 @@
 //! one module a subject.
 
 pub(crate) mod credentials;
+pub(crate) mod ext_authz;
 pub(crate) mod names;
 pub(crate) mod policies;
 pub(crate) mod routes;

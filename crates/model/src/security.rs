@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use meltemi_types::{ObjectRef, Selector};
 
-use crate::Origin;
+use crate::{CustomAuthorization, Origin};
 
 /// What a server accepts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -63,7 +63,7 @@ pub struct AuthorizationPolicy {
     /// Any of these; an ALLOW without rules denies everything, other actions without rules do
     /// nothing.
     pub rules: Vec<AuthzRule>,
-    /// `istio.io/dry-run`: only counted and logged.
+    /// `istio.io/dry-run`: only counted and logged; for CUSTOM nothing at all.
     pub dry_run: bool,
 }
 
@@ -182,8 +182,8 @@ pub struct AuthzCondition {
 /// root namespace first, then by age.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct AuthorizationPolicies {
-    /// CUSTOM.
-    pub custom: Vec<Arc<AuthorizationPolicy>>,
+    /// CUSTOM, by provider.
+    pub custom: Vec<CustomAuthorization>,
     /// DENY.
     pub deny: Vec<Arc<AuthorizationPolicy>>,
     /// ALLOW.

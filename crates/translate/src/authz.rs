@@ -1,16 +1,19 @@
-//! Authorization policies as Envoy's RBAC filters, for HTTP and for TCP.
+//! Authorization policies as Envoy's RBAC and ext_authz filters, for HTTP and for TCP.
 //!
-//! One filter each for CUSTOM (refused: no external authorizer is served), AUDIT, DENY and ALLOW,
-//! in this order. On a TCP port, a condition that only HTTP can decide drops an ALLOW rule
-//! (narrower) and is left out of DENY and AUDIT rules (wider): a policy never permits more than it
-//! says.
+//! The filters of CUSTOM policies come first, then one RBAC filter each for AUDIT, DENY and ALLOW.
+//! On a TCP port, a condition that only HTTP can decide drops an ALLOW rule (narrower) and is left
+//! out of the other rules (wider): a policy never permits more than it says.
 
 mod condition;
+mod external;
 mod value;
 
 use std::collections::HashMap;
 
-use meltemi_model::{AuthorizationPolicies, AuthorizationPolicy, AuthzAction, AuthzRule};
+use meltemi_model::{
+    AuthorizationPolicies, AuthorizationPolicy, Authorizer, AuthzAction, AuthzRule,
+    CustomAuthorization,
+};
 use meltemi_proto::pack;
 
 use crate::envoy::extensions::filters::http::rbac::v3 as http_rbac;
@@ -18,6 +21,8 @@ use crate::envoy::extensions::filters::network::http_connection_manager::v3::Htt
 use crate::envoy::extensions::filters::network::rbac::v3 as network_rbac;
 use crate::envoy::http::{http_filter, network_filter};
 use crate::envoy::{listener, rbac};
+
+pub(crate) use external::{HTTP_FILTER as HTTP_EXT_AUTHZ, NETWORK_FILTER as NETWORK_EXT_AUTHZ};
 
 pub(crate) const HTTP_FILTER: &str = "envoy.filters.http.rbac";
 pub(crate) const NETWORK_FILTER: &str = "envoy.filters.network.rbac";
@@ -30,7 +35,7 @@ pub(crate) struct AuthzInput {
     pub trust_domains: Vec<String>,
 }
 
-/// What the rules are to be decided on.
+/// The protocol that rules are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layer {
     Http,
@@ -41,50 +46,66 @@ pub(super) enum Layer {
 #[derive(Debug)]
 pub(super) struct HttpOnly;
 
-struct Built {
+/// An RBAC filter, and after it perhaps the ext_authz filter that its shadow rules switch on.
+struct Built<'a> {
     rules: Option<rbac::Rbac>,
     shadow: Option<rbac::Rbac>,
     shadow_prefix: &'static str,
+    ask: Option<(&'a str, &'a Authorizer)>,
 }
 
-/// The HTTP filters, in order.
-pub(crate) fn http_filters(input: &AuthzInput) -> Vec<HttpFilter> {
-    build(input, Layer::Http)
-        .into_iter()
-        .map(|built| {
-            http_filter(
-                HTTP_FILTER,
-                &http_rbac::Rbac {
-                    rules: built.rules,
-                    shadow_rules: built.shadow,
-                    shadow_rules_stat_prefix: built.shadow_prefix.to_owned(),
-                    ..Default::default()
-                },
-            )
-        })
-        .collect()
+/// The HTTP filters, in order. `can_ask`: the client has the ext_authz filter.
+pub(crate) fn http_filters(input: &AuthzInput, can_ask: bool) -> Vec<HttpFilter> {
+    let mut filters = Vec::new();
+    for built in build(input, Layer::Http, can_ask) {
+        filters.push(http_filter(
+            HTTP_FILTER,
+            &http_rbac::Rbac {
+                rules: built.rules,
+                shadow_rules: built.shadow,
+                shadow_rules_stat_prefix: built.shadow_prefix.to_owned(),
+                ..Default::default()
+            },
+        ));
+
+        if let Some((provider, authorizer)) = built.ask {
+            filters.push(http_filter(
+                HTTP_EXT_AUTHZ,
+                &external::http(provider, authorizer),
+            ));
+        }
+    }
+
+    filters
 }
 
-/// The network filters, in order.
-pub(crate) fn network_filters(input: &AuthzInput) -> Vec<listener::Filter> {
-    build(input, Layer::Tcp)
-        .into_iter()
-        .map(|built| {
-            network_filter(
-                NETWORK_FILTER,
-                pack(&network_rbac::Rbac {
-                    rules: built.rules,
-                    shadow_rules: built.shadow,
-                    shadow_rules_stat_prefix: built.shadow_prefix.to_owned(),
-                    stat_prefix: "tcp.".to_owned(),
-                    ..Default::default()
-                }),
-            )
-        })
-        .collect()
+/// The network filters, in order. `can_ask`: the client has the ext_authz filter.
+pub(crate) fn network_filters(input: &AuthzInput, can_ask: bool) -> Vec<listener::Filter> {
+    let mut filters = Vec::new();
+    for built in build(input, Layer::Tcp, can_ask) {
+        filters.push(network_filter(
+            NETWORK_FILTER,
+            pack(&network_rbac::Rbac {
+                rules: built.rules,
+                shadow_rules: built.shadow,
+                shadow_rules_stat_prefix: built.shadow_prefix.to_owned(),
+                stat_prefix: "tcp.".to_owned(),
+                ..Default::default()
+            }),
+        ));
+
+        if let Some((provider, authorizer)) = built.ask {
+            filters.push(network_filter(
+                NETWORK_EXT_AUTHZ,
+                pack(&external::network(provider, authorizer)),
+            ));
+        }
+    }
+
+    filters
 }
 
-fn build(input: &AuthzInput, layer: Layer) -> Vec<Built> {
+fn build(input: &AuthzInput, layer: Layer, can_ask: bool) -> Vec<Built<'_>> {
     let AuthorizationPolicies {
         custom,
         deny,
@@ -92,18 +113,10 @@ fn build(input: &AuthzInput, layer: Layer) -> Vec<Built> {
         audit,
     } = &input.policies;
 
-    let mut filters = Vec::new();
-    if !custom.is_empty() {
-        let mut rules = rules_of(rbac::rbac::Action::Deny);
-        for policy in custom {
-            add_policy(&mut rules, policy, input, layer);
-        }
-        filters.push(Built {
-            rules: Some(rules),
-            shadow: None,
-            shadow_prefix: "istio_dry_run_deny_",
-        });
-    }
+    let mut filters: Vec<_> = custom
+        .iter()
+        .filter_map(|custom| build_custom(custom, input, layer, can_ask))
+        .collect();
 
     for (policies, action) in [
         (audit, rbac::rbac::Action::Log),
@@ -118,12 +131,8 @@ fn build(input: &AuthzInput, layer: Layer) -> Vec<Built> {
                 &mut enforced
             };
 
-            add_policy(
-                slot.get_or_insert_with(|| rules_of(action)),
-                policy,
-                input,
-                layer,
-            );
+            let rules = slot.get_or_insert_with(|| rules_of(action));
+            add_policy(rules, policy, input, layer, |rule| rule);
         }
 
         let is_denial = action == rbac::rbac::Action::Deny && shadow.is_some();
@@ -138,11 +147,69 @@ fn build(input: &AuthzInput, layer: Layer) -> Vec<Built> {
                 rules: enforced,
                 shadow,
                 shadow_prefix,
+                ask: None,
             });
         }
     }
 
     filters
+}
+
+/// The policies of one provider: shadow rules that select requests for the authorizer, or rules
+/// that deny them. `None` if the provider has no say here. Source: Istio `Builder.buildHTTP` and
+/// `buildTCP`.
+fn build_custom<'a>(
+    custom: &'a CustomAuthorization,
+    input: &AuthzInput,
+    layer: Layer,
+    can_ask: bool,
+) -> Option<Built<'a>> {
+    let CustomAuthorization {
+        provider,
+        authorizer,
+        policies,
+    } = custom;
+
+    if let Some(authorizer) = authorizer
+        && layer == Layer::Tcp
+        && !external::decides_on_connections(authorizer)
+    {
+        return None;
+    }
+
+    // A client without the ext_authz filter must not let through what it should ask about.
+    let ask = authorizer
+        .as_deref()
+        .filter(|_| can_ask)
+        .map(|authorizer| (provider.as_str(), authorizer));
+
+    // DENY, so that a condition that TCP cannot decide selects more connections, not fewer.
+    let mut rules = rules_of(rbac::rbac::Action::Deny);
+    for policy in policies {
+        add_policy(&mut rules, policy, input, layer, |rule| {
+            let selects = external::rule_name(provider, &rule);
+            match ask {
+                Some(_) => selects,
+                None => format!("{selects}-deny-due-to-bad-CUSTOM-action"),
+            }
+        });
+    }
+
+    let (rules, shadow) = match ask {
+        Some(_) => (None, Some(rules)),
+        None => (Some(rules), None),
+    };
+
+    Some(Built {
+        rules,
+        shadow_prefix: if shadow.is_some() {
+            external::SHADOW_PREFIX
+        } else {
+            ""
+        },
+        shadow,
+        ask,
+    })
 }
 
 fn rules_of(action: rbac::rbac::Action) -> rbac::Rbac {
@@ -153,24 +220,22 @@ fn rules_of(action: rbac::rbac::Action) -> rbac::Rbac {
     }
 }
 
+/// Adds the rules of a policy; `name` makes a rule's key of `ns[..]-policy[..]-rule[..]`.
 fn add_policy(
     rules: &mut rbac::Rbac,
     policy: &AuthorizationPolicy,
     input: &AuthzInput,
     layer: Layer,
+    name: impl Fn(String) -> String,
 ) {
-    let name = policy.origin.name();
+    let origin = policy.origin.name();
     for (index, rule) in policy.rules.iter().enumerate() {
-        let plain = format!("ns[{}]-policy[{}]-rule[{index}]", name.namespace, name.name);
-        let key = match &policy.action {
-            AuthzAction::Custom { provider } => {
-                format!("istio-ext-authz-{provider}-{plain}-deny-due-to-bad-CUSTOM-action")
-            }
-            _ => plain,
-        };
-
         if let Ok(built) = rule_message(rule, &policy.action, input, layer) {
-            rules.policies.insert(key, built);
+            let plain = format!(
+                "ns[{}]-policy[{}]-rule[{index}]",
+                origin.namespace, origin.name
+            );
+            rules.policies.insert(name(plain), built);
         }
     }
 }

@@ -36,6 +36,10 @@ pub(crate) struct Abilities {
     pub peer_metadata: bool,
     /// Both ends of a TCP connection say who they are, after ALPN `istio-peer-exchange`.
     pub peer_exchange: bool,
+    /// An external authorizer is asked about requests.
+    pub http_ext_authz: bool,
+    /// An external authorizer is asked about TCP connections.
+    pub network_ext_authz: bool,
     pub http_filter_state: bool,
     pub network_filter_state: bool,
 }
@@ -56,6 +60,9 @@ impl Abilities {
             // too.
             peer_exchange: proxy.has("envoy.filters.network.metadata_exchange")
                 && proxy.has("istio.alpn"),
+            // Our own proxy does not ask yet.
+            http_ext_authz: proxy.has(authz::HTTP_EXT_AUTHZ) && !proxy.is_meltemi,
+            network_ext_authz: proxy.has(authz::NETWORK_EXT_AUTHZ) && !proxy.is_meltemi,
             http_filter_state: proxy.has("envoy.filters.http.set_filter_state"),
             network_filter_state: proxy.has("envoy.filters.network.set_filter_state"),
         }
@@ -210,7 +217,7 @@ fn http_filters(input: &HttpInput) -> Vec<hcm::HttpFilter> {
 
     // A client without the filter would let everything through; leaving it out is not an option,
     // and it refuses the listener instead.
-    filters.extend(authz::http_filters(authz));
+    filters.extend(authz::http_filters(authz, abilities.http_ext_authz));
     if *is_grpc_web && abilities.grpc_web {
         filters.push(http_filter(
             "envoy.filters.http.grpc_web",
@@ -367,7 +374,7 @@ pub(crate) fn tcp_chain(input: &TcpInput) -> Vec<listener::Filter> {
         ));
     }
 
-    filters.extend(authz::network_filters(authz));
+    filters.extend(authz::network_filters(authz, abilities.network_ext_authz));
     if abilities.istio_stats {
         filters.push(network_filter("istio.stats", pack(&stats(*direction))));
     }

@@ -16,6 +16,7 @@ mod accesslog;
 mod authz;
 mod chains;
 mod cluster;
+mod cluster_name;
 mod endpoint;
 mod envoy;
 mod filters;

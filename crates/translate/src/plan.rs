@@ -2,6 +2,7 @@
 //!
 //! This is the only part that looks around; what it yields is all that the builders see.
 
+mod authz;
 mod cluster;
 mod endpoint;
 mod gateway;
@@ -54,6 +55,7 @@ pub(crate) fn plan(snapshot: &Snapshot, proxy: &Proxy) -> Plan {
         }
     }
 
+    authz::report_custom(&view, &mut plan);
     plan.names = Some(crate::name_table::plan(&view));
 
     plan

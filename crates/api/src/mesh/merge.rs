@@ -9,7 +9,8 @@ use super::{AccessLogEncoding, ExtensionProvider, MeshConfig};
 use crate::object::attach;
 use crate::positions::Positions;
 use crate::schema::{Field, Report, UnknownFields};
-use crate::yaml;
+use crate::validate::provider::check_provider;
+use crate::{Object, Spec, yaml};
 
 /// Name of the ConfigMap, in the root namespace.
 pub const MESH_CONFIG_NAME: &str = "istio";
@@ -63,15 +64,7 @@ impl MeshConfig {
         }
 
         let place = |mut finding: crate::schema::Finding| {
-            let mut position = position.clone();
-
-            // The key's value is a block scalar, so its first line is the next one of the file; its
-            // indentation is unknown.
-            if position.line > 0 {
-                position.line += positions.find(&finding.field).0;
-                position.column = 0;
-            }
-
+            let position = place_in_file(position, &positions, &finding.field);
             finding.field = match finding.field.as_str() {
                 "" => format!("data.{MESH_CONFIG_KEY}"),
                 field => format!("data.{MESH_CONFIG_KEY}: {field}"),
@@ -125,6 +118,16 @@ impl MeshConfig {
         }
 
         self.read(value, report);
+
+        // Checked before the merge: positions count the items that the text has.
+        if map.contains_key("extensionProviders") {
+            report.each(
+                "extensionProviders",
+                &self.extension_providers,
+                check_provider,
+            );
+        }
+
         self.extension_providers =
             merge_providers(previous.extension_providers, &self.extension_providers);
         merge_set(
@@ -159,6 +162,47 @@ impl MeshConfig {
 
         check(self, report);
     }
+}
+
+/// The place of a field of MeshConfig in the file of its ConfigMap. `key` is the place of the key
+/// `mesh`.
+fn place_in_file(key: &Position, positions: &Positions, field: &str) -> Position {
+    let mut place = key.clone();
+
+    // The key's value is a block scalar, so its first line is the next one of the file; its
+    // indentation is unknown.
+    if place.line > 0 {
+        place.line += positions.find(field).0;
+        place.column = 0;
+    }
+
+    place
+}
+
+/// The path and the place, in the mesh's ConfigMap, of a field of an extension provider. `field`
+/// begins at the provider, for example `envoyExtAuthzHttp.service`. `None` if the text does not
+/// declare the provider, because it is one of the defaults.
+pub fn provider_field(
+    config_map: &Object,
+    provider: &str,
+    field: &str,
+) -> Option<(String, Position)> {
+    let Spec::ConfigMap(map) = &config_map.spec else {
+        return None;
+    };
+    let document = yaml::parse_one(map.data.get(MESH_CONFIG_KEY)?).ok()?;
+    let providers = document.value.get("extensionProviders")?.as_array()?;
+
+    // The last provider of a name counts; see `merge_providers`.
+    let is_named = |item: &Value| item.get("name").and_then(Value::as_str) == Some(provider);
+    let index = providers.iter().rposition(is_named)?;
+
+    let field = format!("extensionProviders[{index}].{field}");
+    let key = config_map
+        .source
+        .position(&format!("data.{MESH_CONFIG_KEY}"));
+    let place = place_in_file(&key, &document.positions, &field);
+    Some((format!("data.{MESH_CONFIG_KEY}: {field}"), place))
 }
 
 /// A setting that a running mesh may be unable to change.

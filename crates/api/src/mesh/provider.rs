@@ -57,63 +57,63 @@ message! {
         name: String = "name",
     }
 
-    /// Authorization over HTTP.
+    /// An external authorizer that answers over HTTP: status 200 allows.
     pub struct ExtAuthzHttp {
-        /// `host` or `namespace/host`.
+        /// `host` or `namespace/host`; the host of a service, in full.
         service: String = "service" [required],
-        /// Port.
+        /// Port of the service.
         port: u32 = "port" [required],
-        /// Absent is 600 s.
+        /// Limit of one check; absent is 600 s.
         timeout: Option<Duration> = "timeout",
-        /// Before the request's path.
+        /// Put before the path of the request to make the path of the check.
         path_prefix: String = "pathPrefix",
-        /// Whether requests pass when the service fails.
+        /// Whether requests pass when the authorizer cannot be asked or answers with 5xx.
         fail_open: bool = "failOpen",
-        /// Answer when the service fails; empty is 403.
+        /// Status for the client when the authorizer cannot be asked; empty is 403.
         status_on_error: String = "statusOnError",
-        /// Whether the route is chosen again.
+        /// Whether the route is chosen again after the check; absent is no.
         clear_route_cache: Option<bool> = "clearRouteCache",
-        /// Deprecated: `includeRequestHeadersInCheck`.
+        /// Deprecated; counts if `includeRequestHeadersInCheck` is empty.
         include_headers_in_check: Vec<String> = "includeHeadersInCheck",
-        /// Headers that the check carries.
+        /// Request headers that the check carries, as names, `prefix*` or `*suffix`.
         include_request_headers_in_check: Vec<String> = "includeRequestHeadersInCheck",
-        /// Further headers of the check.
+        /// Headers with fixed values that the check carries.
         include_additional_headers_in_check: BTreeMap<String, String> = "includeAdditionalHeadersInCheck",
-        /// Whether the check carries the body.
+        /// Whether the check carries the body of the request.
         include_request_body_in_check: Option<ExtAuthzBody> = "includeRequestBodyInCheck",
-        /// Headers of the answer that go upstream.
+        /// Headers of an allowing answer that are set on the request.
         headers_to_upstream_on_allow: Vec<String> = "headersToUpstreamOnAllow",
-        /// Headers of the answer that go downstream, on refusal.
+        /// Headers of a denying answer that the client gets; empty is all.
         headers_to_downstream_on_deny: Vec<String> = "headersToDownstreamOnDeny",
-        /// Headers of the answer that go downstream, on success.
+        /// Headers of an allowing answer that are added to the response.
         headers_to_downstream_on_allow: Vec<String> = "headersToDownstreamOnAllow",
     }
 
-    /// Authorization over gRPC.
+    /// An external authorizer that answers `envoy.service.auth.v3.Authorization/Check`.
     pub struct ExtAuthzGrpc {
-        /// `host` or `namespace/host`.
+        /// `host` or `namespace/host`; the host of a service, in full.
         service: String = "service" [required],
-        /// Port.
+        /// Port of the service.
         port: u32 = "port" [required],
-        /// Absent is 600 s.
+        /// Limit of one check; absent is 600 s.
         timeout: Option<Duration> = "timeout",
-        /// Whether requests pass when the service fails.
+        /// Whether requests and connections pass when the authorizer cannot be asked.
         fail_open: bool = "failOpen",
-        /// Answer when the service fails; empty is 403.
+        /// Status for the client when the authorizer cannot be asked; empty is 403.
         status_on_error: String = "statusOnError",
-        /// Whether the route is chosen again.
+        /// Whether the route is chosen again after the check; absent is no.
         clear_route_cache: Option<bool> = "clearRouteCache",
-        /// Whether the check carries the body.
+        /// Whether the check carries the body of the request.
         include_request_body_in_check: Option<ExtAuthzBody> = "includeRequestBodyInCheck",
     }
 
-    /// The body in a check.
+    /// The body of a request in a check.
     pub struct ExtAuthzBody {
-        /// At most so much.
+        /// The most bytes that are held back and sent.
         max_request_bytes: u32 = "maxRequestBytes",
-        /// Whether a longer one is cut.
+        /// Whether the check of a longer body carries its beginning; else the client gets 413.
         allow_partial_message: bool = "allowPartialMessage",
-        /// Whether it goes as bytes.
+        /// Whether a gRPC check carries the body as bytes instead of UTF-8 text.
         pack_as_bytes: bool = "packAsBytes",
     }
 

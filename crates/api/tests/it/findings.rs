@@ -385,3 +385,78 @@ fn an_exact_match_may_be_empty() {
         );
     }
 }
+
+#[test]
+fn extension_providers_are_checked_where_they_are_written() {
+    let told = |fields: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    extensionProviders:\n    - name: fine\n      prometheus: {{}}\n    - name: mine\n      envoyExtAuthzHttp: {{service: a.b, port: 80, {fields}}}\n"
+        );
+        findings(&text)
+            .iter()
+            .map(|d| {
+                let field = d
+                    .field
+                    .replace("data.mesh: extensionProviders[1].envoyExtAuthzHttp", "");
+                assert_eq!(
+                    (d.severity, d.position.line),
+                    (Severity::Warning, 10),
+                    "{d}"
+                );
+                format!("{} {field} {}", d.code, d.message)
+            })
+            .collect::<Vec<_>>()
+    };
+
+    assert_eq!(
+        told(
+            "statusOnError: '503', pathPrefix: /x, includeRequestBodyInCheck: {maxRequestBytes: 1}"
+        ),
+        [""; 0]
+    );
+    for (fields, wanted) in [
+        ("service: ''", "MEL0201 .service service must not be empty"),
+        (
+            "service: a/b/c",
+            "MEL0201 .service service value \"a/b/c\" not in format [<namespace>/]<service>",
+        ),
+        (
+            "port: 65536",
+            "MEL0201 .port port must be in the range [1, 65535], found: 65536",
+        ),
+        (
+            "statusOnError: '0'",
+            "MEL0201 .statusOnError unsupported statusOnError value \"0\"",
+        ),
+        (
+            "statusOnError: Forbidden",
+            "MEL0201 .statusOnError unsupported statusOnError value \"Forbidden\"",
+        ),
+        (
+            "pathPrefix: check",
+            "MEL0201 .pathPrefix pathPrefix should begin with `/` but found \"check\"",
+        ),
+        (
+            "headersToUpstreamOnAllow: [x, '*']",
+            "MEL0201 .headersToUpstreamOnAllow[1] a single wildcard (\"*\") is not supported, change it to either prefix or suffix match",
+        ),
+        (
+            "includeAdditionalHeadersInCheck: {x-a: \"a\\nb\"}",
+            "MEL0201 .includeAdditionalHeadersInCheck.x-a a header value must be one line",
+        ),
+        (
+            "includeAdditionalHeadersInCheck: {'x a': b}",
+            "MEL0201 .includeAdditionalHeadersInCheck[\"x a\"] \"x a\" is not a header name",
+        ),
+        (
+            "includeRequestBodyInCheck: {allowPartialMessage: true}",
+            "MEL0201 .includeRequestBodyInCheck.maxRequestBytes maxRequestBytes must be greater than 0",
+        ),
+        (
+            "includeHeadersInCheck: [a], includeRequestHeadersInCheck: [b]",
+            "MEL0206 .includeHeadersInCheck includeRequestHeadersInCheck is set, and replaces this field",
+        ),
+    ] {
+        assert_eq!(told(fields), [wanted], "{fields}");
+    }
+}

@@ -2,8 +2,7 @@
 
 use smallvec::SmallVec;
 
-use crate::config::{Config, Policy};
-use crate::host::{Host, LocalitySpec};
+use crate::config::{Config, Host, LocalitySpec, Policy};
 use crate::maglev::{MAX_TABLE, Maglev};
 use crate::ring::Ring;
 use crate::weighted::Weighted;

@@ -64,25 +64,6 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
         }
     }
 
-    for entry in snapshot.lowered.authorization_policies.entries.values() {
-        if let crate::AuthzAction::Custom { provider } = &entry.value.action
-            && !snapshot
-                .mesh_config
-                .extension_providers
-                .iter()
-                .any(|known| known.name == *provider)
-        {
-            warn(
-                found,
-                &entry.object,
-                MISSING,
-                "spec.provider.name",
-                format!("Referenced provider not found: {provider:?}"),
-                "add it to extensionProviders of MeshConfig",
-            );
-        }
-    }
-
     for entry in snapshot.lowered.telemetries.entries.values() {
         for (index, rule) in entry.value.access_logging.iter().enumerate() {
             for provider in &rule.providers {

@@ -2,7 +2,7 @@
 //! policy seem to hold.
 
 use meltemi_api::networking::{ClientTlsSettings, TrafficPolicy};
-use meltemi_api::security::{AuthorizationAction, AuthorizationPolicy, Source};
+use meltemi_api::security::{AuthorizationPolicy, Source};
 use meltemi_api::{Kind, MeshConfig, Object, Spec};
 use meltemi_types::{Diagnostic, Protocol, Severity};
 
@@ -221,11 +221,6 @@ pub(super) fn analyze(snapshot: &Snapshot, found: &mut Vec<Diagnostic>) {
 }
 
 fn authorization(object: &Object, spec: &AuthorizationPolicy, found: &mut Vec<Diagnostic>) {
-    if spec.action == AuthorizationAction::Custom {
-        let message = "no external authorizer is asked yet: what the rules select is denied";
-        tell(object, "spec.action", message, "use ALLOW or DENY", found);
-    }
-
     for (field, is_set) in [
         ("spec.targetRef", spec.target_ref.is_some()),
         ("spec.targetRefs", !spec.target_refs.is_empty()),

@@ -14,7 +14,7 @@ use meltemi_types::{Diagnostic, Severity, TrustDomain};
 use serde_json::Value;
 
 use super::istio::destination_rule::{lower_keepalive, lower_locality};
-use super::{Findings, port};
+use super::{Findings, ext_authz, port};
 use crate::{
     DefaultExportTo, FileLog, InboundRetries, LogFormat, MeshAccessLogs, MeshSettings,
     OutboundMode, PathNormalization,
@@ -95,6 +95,11 @@ pub(crate) fn lower_mesh_config(config: &MeshConfig) -> MeshSettings {
         },
         inbound_retries: lower_inbound_retries(config),
         access_logs: lower_access_logs(config),
+        providers: config
+            .extension_providers
+            .iter()
+            .map(|provider| (provider.name.clone(), ext_authz::lower_provider(provider)))
+            .collect(),
     }
 }
 

@@ -1,12 +1,14 @@
 //! Which security policies hold for a workload.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use meltemi_types::Labels;
 
 use crate::{
-    AuthorizationPolicies, AuthzAction, EffectivePeerAuthentication, MtlsMode, Origin,
-    PeerAuthentication, PolicyTarget, RequestAuthentication, Snapshot,
+    AuthorizationPolicies, AuthorizationPolicy, AuthzAction, CustomAuthorization,
+    EffectivePeerAuthentication, MtlsMode, Origin, PeerAuthentication, PolicyTarget,
+    RequestAuthentication, Snapshot,
 };
 
 impl Snapshot {
@@ -79,9 +81,12 @@ impl Snapshot {
 
         applicable.sort_by_key(|policy| self.policy_order(&policy.origin));
         let mut found = AuthorizationPolicies::default();
+        let mut custom: BTreeMap<&str, Vec<Arc<AuthorizationPolicy>>> = BTreeMap::new();
         for policy in applicable {
-            let list = match policy.action {
-                AuthzAction::Custom { .. } => &mut found.custom,
+            let list = match &policy.action {
+                // To ask in a dry run would be an effect: authorizers count and remember.
+                AuthzAction::Custom { .. } if policy.dry_run => continue,
+                AuthzAction::Custom { provider } => custom.entry(provider).or_default(),
                 AuthzAction::Deny => &mut found.deny,
                 AuthzAction::Allow => &mut found.allow,
                 AuthzAction::Audit => &mut found.audit,
@@ -89,7 +94,33 @@ impl Snapshot {
             list.push(policy.clone());
         }
 
+        // A workload has one authorizer or none: policies of several deny. Source: Istio, without
+        // PILOT_ENABLE_MULTIPLE_CUSTOM_AUTHZ_PROVIDERS.
+        let is_single = custom.len() == 1;
+        let by_provider = custom
+            .into_iter()
+            .map(|(provider, policies)| CustomAuthorization {
+                provider: provider.to_owned(),
+                authorizer: self
+                    .authorizer(provider)
+                    .ok()
+                    .filter(|_| is_single)
+                    .cloned(),
+                policies,
+            });
+        found.custom = by_provider.collect();
+
         found
+    }
+
+    /// Whether a policy applies to a workload.
+    pub(crate) fn selects(
+        &self,
+        policy: &AuthorizationPolicy,
+        namespace: &str,
+        labels: &Labels,
+    ) -> bool {
+        self.is_attached(&policy.origin, &policy.target, namespace, labels)
     }
 
     /// The RequestAuthentications of a workload, in the same order.

@@ -2,6 +2,7 @@
 
 mod analyzers;
 mod changes;
+mod ext_authz;
 mod policies;
 mod render;
 mod routes;

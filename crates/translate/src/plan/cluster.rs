@@ -12,6 +12,7 @@ use meltemi_types::Protocol;
 use super::endpoint::{Selection, groups};
 use super::{Plan, View};
 use crate::cluster::{ClusterInput, ClusterPolicy, Discovery, ServiceRef, UpstreamHttp};
+use crate::cluster_name::{outbound_name, sni_name};
 use crate::endpoint::EndpointsInput;
 use crate::filters::PEER_EXCHANGE;
 use crate::proxy::ProxyKind;
@@ -21,16 +22,6 @@ use crate::traffic_policy::{AutoTls, TlsContext, cluster_policy, upstream_http, 
 pub(crate) const BLACK_HOLE: &str = "BlackHoleCluster";
 pub(crate) const PASSTHROUGH: &str = "PassthroughCluster";
 pub(crate) const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
-
-/// `outbound|port|subset|host`.
-pub(crate) fn outbound_name(port: u16, subset: &str, host: &str) -> String {
-    format!("outbound|{port}|{subset}|{host}")
-}
-
-/// `outbound_.port_.subset_.host`: the SNI of the mesh's own TLS.
-pub(crate) fn sni_name(port: u16, subset: &str, host: &str) -> String {
-    format!("outbound_.{port}_.{subset}_.{host}")
-}
 
 /// The source address by which an application, and the capture rules, know that its own proxy
 /// calls.

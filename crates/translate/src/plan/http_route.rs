@@ -5,7 +5,8 @@ use std::sync::Arc;
 use meltemi_model::{Hostname, HttpAction, RouteContext, Service, VirtualService};
 
 use super::View;
-use super::cluster::{destination_settings, outbound_name};
+use super::cluster::destination_settings;
+use crate::cluster_name::outbound_name;
 use crate::route::{DefaultInput, HashPolicy, RouteInput, Rule, RuleInput};
 use crate::traffic_policy::hash_policies;
 

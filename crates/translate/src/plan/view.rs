@@ -12,8 +12,9 @@ use meltemi_model::{
 use meltemi_types::{Diagnostic, Labels, ObjectRef, Severity, SpiffeId};
 
 use super::Plan;
-use super::cluster::{expected_identities, has_proxy, outbound_name};
+use super::cluster::{expected_identities, has_proxy};
 use crate::authz::AuthzInput;
+use crate::cluster_name::outbound_name;
 use crate::filters::Abilities;
 use crate::proxy::{Proxy, ProxyKind};
 use crate::secret::SecretInput;

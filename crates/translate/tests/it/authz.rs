@@ -22,7 +22,7 @@ use meltemi_proto::unpack;
 use meltemi_translate::{Memo, translate};
 use serde_json::{Value, json};
 
-fn golden() -> Option<PathBuf> {
+pub(super) fn golden() -> Option<PathBuf> {
     let shared = std::env::var_os("MELTEMI_SHARED").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),
         PathBuf::from,
@@ -59,7 +59,7 @@ fn istios_cases_give_equivalent_filters() {
             continue;
         };
 
-        // CUSTOM is refused as a whole here; `before-111` is what old proxies were sent.
+        // Module `ext_authz` has the cases of CUSTOM; `before-111` is what old proxies were sent.
         if case.contains("custom") || case.contains("before-111") {
             continue;
         }
@@ -160,28 +160,28 @@ fn translated(policies: &str, case: &str) -> Vec<Value> {
     let translated = translate(&snapshot, &proxy, &Memo::new());
 
     if case.starts_with("tcp") {
-        super::summary::inbound_filters(&translated, "envoy.filters.network.rbac")
+        super::summary::inbound_filters(&translated, &["envoy.filters.network.rbac"])
             .iter()
-            .map(|any| unpack::<NetworkRbac>(any).expect("a filter"))
+            .map(|(_, any)| unpack::<NetworkRbac>(any).expect("a filter"))
             .map(|filter| parts(filter.rules, filter.shadow_rules))
             .collect()
     } else {
-        super::summary::inbound_filters(&translated, "envoy.filters.http.rbac")
+        super::summary::inbound_filters(&translated, &["envoy.filters.http.rbac"])
             .iter()
-            .map(|any| unpack::<HttpRbac>(any).expect("a filter"))
+            .map(|(_, any)| unpack::<HttpRbac>(any).expect("a filter"))
             .map(|filter| parts(filter.rules, filter.shadow_rules))
             .collect()
     }
 }
 
-fn parts(rules: Option<Rbac>, shadow: Option<Rbac>) -> Value {
+pub(super) fn parts(rules: Option<Rbac>, shadow: Option<Rbac>) -> Value {
     normal(
         json!({ "rules": rules.map(|rules| rbac(&rules)), "shadowRules": shadow.map(|rules| rbac(&rules)) }),
     )
 }
 
 /// Only what decides, and lists whose order does not matter in one order.
-fn normal(filter: Value) -> Value {
+pub(super) fn normal(filter: Value) -> Value {
     fn sorted(value: Value) -> Value {
         match value {
             Value::Array(items) => {

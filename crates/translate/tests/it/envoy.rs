@@ -115,6 +115,41 @@ fn real_envoy_accepts_the_seldom_used_settings() {
 }
 
 #[test]
+fn real_envoy_accepts_external_authorizers() {
+    let Some(envoy) = envoy() else {
+        super::skip(
+            "real_envoy_accepts_external_authorizers",
+            "there is no Envoy (cargo xtask peers)",
+        );
+        return;
+    };
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let service = "service: ledger.bank.svc.cluster.local, port: 9080, statusOnError: '503', includeRequestBodyInCheck: {maxRequestBytes: 10}";
+    for provider in [
+        format!("envoyExtAuthzGrpc: {{{service}}}"),
+        format!(
+            "envoyExtAuthzHttp: {{{service}, pathPrefix: /check, includeRequestHeadersInCheck: [cookie], includeAdditionalHeadersInCheck: {{x-a: b}}, headersToUpstreamOnAllow: [x-*]}}"
+        ),
+    ] {
+        let mesh = format!(
+            "\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    extensionProviders: [{{name: mine, {provider}}}]\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: ask, namespace: istio-system}}\nspec: {{action: CUSTOM, provider: {{name: mine}}, rules: [{{}}]}}\n"
+        );
+        let snapshot = super::snapshot_of(&format!("{}{mesh}", super::SHOP));
+
+        for proxy in [super::front(), super::entry()] {
+            assert_accepted(
+                &envoy,
+                &folder.path().join("authz.pb"),
+                &snapshot,
+                proxy,
+                &provider,
+            );
+        }
+    }
+}
+
+#[test]
 fn real_envoy_accepts_what_istios_samples_become() {
     let shared = std::env::var_os("MELTEMI_SHARED").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),

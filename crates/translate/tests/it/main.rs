@@ -2,6 +2,7 @@
 
 mod authz;
 mod envoy;
+mod ext_authz;
 mod summary;
 mod values;
 mod whole;
@@ -89,9 +90,11 @@ fn stock(mut proxy: Proxy) -> Proxy {
         "envoy.filters.http.fault",
         "envoy.filters.http.cors",
         "envoy.filters.http.rbac",
+        "envoy.filters.http.ext_authz",
         "envoy.filters.http.grpc_stats",
         "envoy.filters.http.set_filter_state",
         "envoy.filters.network.rbac",
+        "envoy.filters.network.ext_authz",
         "envoy.filters.network.tcp_proxy",
     ];
 

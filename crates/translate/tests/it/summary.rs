@@ -431,9 +431,10 @@ fn route(message: &Route) -> String {
     line
 }
 
-/// The typed configuration of the HTTP or network filters with a name, wherever in the virtual
-/// inbound listener.
-pub fn inbound_filters(translated: &Translated, name: &str) -> Vec<Any> {
+/// Name and configuration of the HTTP or network filters with one of these names, in order, wherever
+/// in the virtual inbound listener.
+pub fn inbound_filters(translated: &Translated, names: &[&str]) -> Vec<(String, Any)> {
+    let is_wanted = |name: &str| names.contains(&name);
     let mut found = Vec::new();
     for resource in translated
         .of(type_url::LISTENER)
@@ -449,16 +450,18 @@ pub fn inbound_filters(translated: &Translated, name: &str) -> Vec<Any> {
                 let Some(filter::ConfigType::TypedConfig(config)) = &one.config_type else {
                     continue;
                 };
-                if one.name == name {
-                    of_chain.push(config.clone());
+                if is_wanted(&one.name) {
+                    of_chain.push((one.name.clone(), config.clone()));
                 }
                 let Ok(manager) = unpack::<HttpConnectionManager>(config) else {
                     continue;
                 };
-                for http in manager.http_filters.iter().filter(|http| http.name == name) {
+                for http in &manager.http_filters {
                     use meltemi_proto::envoy::extensions::filters::network::http_connection_manager::v3::http_filter;
-                    if let Some(http_filter::ConfigType::TypedConfig(config)) = &http.config_type {
-                        of_chain.push(config.clone());
+                    if let Some(http_filter::ConfigType::TypedConfig(config)) = &http.config_type
+                        && is_wanted(&http.name)
+                    {
+                        of_chain.push((http.name.clone(), config.clone()));
                     }
                 }
             }
