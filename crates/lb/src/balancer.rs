@@ -7,7 +7,8 @@ use std::collections::HashMap;
 
 use self::chooser::Chooser;
 use self::group::Group;
-use crate::config::{Config, Health, Host, LocalitySpec, Policy};
+use crate::config::{Config, Policy};
+use crate::host::{Health, Host, LocalitySpec};
 use crate::priority::PriorityLoad;
 use crate::random::{below, next};
 use crate::subset::{Resolved, SubsetMatch, members, resolve};

@@ -13,6 +13,7 @@
 mod balancer;
 mod config;
 pub mod hash;
+mod host;
 mod maglev;
 mod priority;
 pub mod random;
@@ -21,6 +22,7 @@ mod subset;
 mod weighted;
 
 pub use balancer::{Balancer, Cursor, Pick, PickContext};
-pub use config::{Config, Health, Host, LocalitySpec, Policy, RingHashFunction};
+pub use config::{Config, Policy, RingHashFunction};
+pub use host::{Health, Host, LocalitySpec};
 pub use priority::PriorityLoad;
 pub use subset::{Fallback, SubsetConfig, SubsetMatch, SubsetSelector};

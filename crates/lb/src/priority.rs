@@ -1,7 +1,7 @@
 //! How load is spread over priorities. Source: Envoy
 //! `LoadBalancerBase::recalculatePerPriorityState`.
 
-use crate::config::Health;
+use crate::host::Health;
 
 /// Load of one priority, in percent, and whether it is in panic.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

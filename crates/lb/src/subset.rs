@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::config::Host;
+use crate::host::Host;
 
 /// Subset settings of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]

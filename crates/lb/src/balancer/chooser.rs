@@ -2,7 +2,8 @@
 
 use smallvec::SmallVec;
 
-use crate::config::{Config, Host, LocalitySpec, Policy};
+use crate::config::{Config, Policy};
+use crate::host::{Host, LocalitySpec};
 use crate::maglev::{MAX_TABLE, Maglev};
 use crate::ring::Ring;
 use crate::weighted::Weighted;

@@ -2,7 +2,8 @@
 //! which priority takes a request.
 
 use super::chooser::Chooser;
-use crate::config::{Config, Health, Host, LocalitySpec};
+use crate::config::Config;
+use crate::host::{Health, Host, LocalitySpec};
 use crate::priority::{PriorityLoad, Tally, spread};
 
 /// Envoy's bound on priorities. A priority comes from configuration: a gap costs an empty entry,

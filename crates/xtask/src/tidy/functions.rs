@@ -44,6 +44,7 @@ const LONG: &[(&str, &str, &str)] = &[
     ("control/src/run.rs", "start", WIRING),
     ("filters/src/format/parse.rs", "operator", TABLE),
     ("meltemi/src/roles/sidecar.rs", "sidecar", WIRING),
+    ("model/src/analyze/references.rs", "analyze", TABLE),
     ("model/src/analyze/selectors.rs", "analyze", TABLE),
     ("model/src/analyze/unsupported.rs", "analyze", TABLE),
     ("model/src/snapshot/services.rs", "build", TO_CUT),
