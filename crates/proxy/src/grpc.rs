@@ -1,5 +1,7 @@
 //! What HTTP says in the words of gRPC, and the other way round.
 
+use meltemi_filters::head::{Known, ResponseHead};
+
 /// Source: gRPC "HTTP to gRPC status code mapping".
 pub fn grpc_of_http(status: u16) -> u32 {
     match status {
@@ -13,7 +15,7 @@ pub fn grpc_of_http(status: u16) -> u32 {
 }
 
 /// What a gRPC status would be in HTTP. Source: Envoy `Grpc::Utility::grpcToHttpStatus`.
-pub fn http_of_grpc(status: &str) -> u16 {
+fn http_of_grpc(status: &str) -> u16 {
     match status.trim() {
         "0" => 200,
         "1" => 499,
@@ -27,6 +29,15 @@ pub fn http_of_grpc(status: &str) -> u16 {
         "14" => 503,
         "16" => 401,
         _ => 500,
+    }
+}
+
+/// The status that a response is judged by: of gRPC the HTTP equivalent of its own status, if its
+/// head has one already.
+pub fn effective_status(is_grpc: bool, response: &ResponseHead) -> u16 {
+    match response.fields().known_str(Known::GrpcStatus) {
+        Some(status) if is_grpc => http_of_grpc(status),
+        _ => response.status,
     }
 }
 

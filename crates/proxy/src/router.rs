@@ -18,11 +18,13 @@ use crate::body::{BodyIn, Tee};
 use crate::exchange::state::{Ended, Exchange};
 use crate::respond::Responder;
 use crate::steps;
+use crate::upstream::carrier::is_idempotent;
 use crate::upstream::cluster::{PickRequest, WorkerCluster, WorkerHost};
 use crate::upstream::live::{Resource, epoch_ms};
 use crate::upstream::outlier::HostResult;
 use attempt::carrier;
 use attempt::failure::Failure;
+use attempt::send::is_bodyless;
 use durations::Timeouts;
 use headers::{rewrite, rewrite_host};
 use plan::{AttemptEnd, Plan, Retries, may_retry};
@@ -354,8 +356,9 @@ async fn one(
     clocks: &Clocks,
     router: &meltemi_filters::http::Router,
 ) -> AttemptEnd {
+    let bodyless = is_bodyless(body, tee);
     let carrier = match carrier::obtain(
-        exchange, plan, head, body, tee, responder, cluster, host, clocks,
+        exchange, plan, head, body, bodyless, responder, cluster, host, clocks,
     )
     .await
     {
@@ -375,14 +378,8 @@ async fn one(
         .clone_from(&facts.principal);
 
     attempt::run(
-        exchange, plan, head, body, tee, responder, cluster, host, carrier, retries, clocks, router,
+        exchange, plan, head, body, bodyless, tee, responder, cluster, host, carrier, retries,
+        clocks, router,
     )
     .await
-}
-
-fn is_idempotent(method: &str) -> bool {
-    matches!(
-        method,
-        "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE"
-    )
 }

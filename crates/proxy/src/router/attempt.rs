@@ -2,8 +2,8 @@
 
 pub(crate) mod carrier;
 pub(crate) mod failure;
+pub(crate) mod send;
 mod tunnel;
-mod upstream;
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
@@ -13,28 +13,28 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Instant;
 
-use carrier::Carrier;
 use failure::{Failure, read_failure};
-use meltemi_filters::head::{Known, RequestHead, ResponseHead};
+use meltemi_filters::head::RequestHead;
 use meltemi_filters::http::Router;
 use meltemi_filters::{Cause, ResponseFlag};
 use meltemi_proxy_config::route::AttemptFailure;
+use send::send_body;
 use tunnel::tunnel;
-use upstream::{Arrived, NoResponse, Upstream, is_bodyless, send_body, write_head};
 
 use super::headers::apply_response_headers;
 use super::plan::{AttemptEnd, Plan, Retries, may_retry};
 use super::timeout::{Clocks, Limit};
-use crate::body::{BodyIn, BodyOut, H1BodyIn, H2BodyIn, PumpError, Tee, pump};
+use crate::body::{BodyIn, BodyOut, PumpError, Tee, pump};
 use crate::exchange::state::{Ended, Exchange};
-use crate::grpc::http_of_grpc;
+use crate::grpc::effective_status;
 use crate::http1::body::{BodyError, BodyReader};
 use crate::http1::codec::{Framing, Limits};
 use crate::respond::{BodyFraming, Responder};
+use crate::upstream::carrier::Carrier;
 use crate::upstream::cluster::{WorkerCluster, WorkerHost};
 use crate::upstream::live::epoch_ms;
 use crate::upstream::outlier::HostResult;
-use crate::upstream::pool::LaneKey;
+use crate::upstream::response::{NoResponse, ResponseSource, ResponseStart};
 
 enum UploadEnd {
     /// The request body broke off.
@@ -44,19 +44,10 @@ enum UploadEnd {
 }
 
 enum First {
-    Head(Result<Arrived, NoResponse>),
+    Head(Result<ResponseStart, NoResponse>),
     Upload(UploadEnd),
     Limit(Limit),
     Gone,
-}
-
-/// The status that an answer is effective_status by: for gRPC what its own status comes to, if the head has
-/// it already.
-fn effective_status(request: &RequestHead, response: &ResponseHead) -> u16 {
-    match response.fields().known_str(Known::GrpcStatus) {
-        Some(status) if request.is_grpc() => http_of_grpc(status),
-        _ => response.status,
-    }
 }
 
 /// Runs the attempt to its end.
@@ -66,11 +57,12 @@ pub(crate) async fn run(
     plan: &Plan<'_>,
     head: &RequestHead,
     body: &mut BodyIn<'_>,
+    bodyless: bool,
     tee: Option<&RefCell<Tee>>,
     responder: &mut Responder<'_>,
     cluster: &WorkerCluster,
     host: &Rc<WorkerHost>,
-    carrier: Carrier,
+    mut carrier: Carrier,
     retries: &mut Retries<'_>,
     clocks: &Clocks,
     router: &Router,
@@ -81,46 +73,9 @@ pub(crate) async fn run(
         ..Limits::default()
     };
 
-    let no_body = is_bodyless(body, tee);
-    let (mut pooled, lane, reused, opened) = match carrier {
-        Carrier::H1(pooled, lane, reused) => (Some(pooled), lane, reused, None),
-        Carrier::H2(response, send, active, _) => (
-            None,
-            LaneKey::default(),
-            false,
-            Some((response, send, active)),
-        ),
-    };
-
-    let (mut upstream, mut to, _stream) = match (&mut pooled, opened) {
-        (Some(pooled), _) => {
-            let mut out = exchange.worker.buffers.take();
-            let chunked = write_head(head, no_body, plan.upgrade, &mut out);
-            let io = &pooled.connection.io;
-            (
-                Upstream::H1 {
-                    io,
-                    input: &mut pooled.connection.input,
-                },
-                BodyOut::H1 {
-                    io,
-                    head: out,
-                    chunked,
-                },
-                None,
-            )
-        }
-        (None, Some((response, send, active))) => {
-            let to = if no_body {
-                BodyOut::Discard
-            } else {
-                BodyOut::H2(send)
-            };
-            (Upstream::H2 { response }, to, Some(active))
-        }
-        (None, None) => return AttemptEnd::Ended(exchange.gone()),
-    };
-
+    let reused = carrier.is_reused();
+    let buffers = &exchange.worker.buffers;
+    let (mut upstream, mut to) = carrier.split(head, bodyless, plan.upgrade, buffers);
     let sent_before = upstream.sent();
     let uploaded = Cell::new(false);
     let write_failed: Cell<Option<String>> = Cell::new(None);
@@ -227,14 +182,14 @@ pub(crate) async fn run(
     let now = epoch_ms(Instant::now());
     cluster.entry.live.report(
         &host.live,
-        HostResult::Status(effective_status(head, &response)),
+        HostResult::Status(effective_status(head.is_grpc(), &response)),
         now,
     );
 
     let switching = arrived.terms.framing == Framing::Empty && response.status == 101;
     let replayable = match tee {
         Some(tee) => !tee.borrow().lost,
-        None => no_body,
+        None => bodyless,
     };
 
     let mut wanted = false;
@@ -318,7 +273,7 @@ pub(crate) async fn run(
 
     if switching {
         drop(upload);
-        let Upstream::H1 { io, input } = upstream else {
+        let ResponseSource::H1 { io, input } = upstream else {
             return AttemptEnd::Ended(exchange.gone());
         };
         return tunnel(exchange, plan, body, responder, io, input, clocks).await;
@@ -345,23 +300,12 @@ pub(crate) async fn run(
     let mut reader = BodyReader::new(arrived.terms.framing);
     let no_continue = Cell::new(false);
     let trailers: RefCell<Option<http::HeaderMap>> = RefCell::default();
-    let (mut h1_rest, mut from) = match (upstream, arrived.stream) {
-        (Upstream::H1 { io, input }, _) => (
-            Some(io),
-            BodyIn::H1(H1BodyIn {
-                io,
-                input,
-                reader: &mut reader,
-                wants_continue: &no_continue,
-                lent: 0,
-            }),
-        ),
-        // What must not have a body brings none, whatever the stream still holds: no client could
+    let keep_alive = arrived.terms.keep_alive;
+    let mut from = match upstream {
+        // A response without body brings none, whatever the stream still holds: a client could not
         // tell it from an answer.
-        (Upstream::H2 { .. }, Some(stream)) if framing == BodyFraming::Body => {
-            (None, BodyIn::H2(H2BodyIn { stream, held: 0 }))
-        }
-        (Upstream::H2 { .. }, _) => (None, BodyIn::Empty),
+        ResponseSource::H2 { .. } if framing != BodyFraming::Body => BodyIn::Empty,
+        upstream => upstream.body(arrived, &mut reader, &no_continue),
     };
 
     enum Second {
@@ -374,7 +318,7 @@ pub(crate) async fn run(
     let second = {
         let mut upload_over = false;
 
-        // What is no gRPC has no messages.
+        // Only gRPC has messages to count.
         let counted = messages
             .as_deref()
             .filter(|_| exchange.response.is_grpc())
@@ -475,17 +419,9 @@ pub(crate) async fn run(
         }
     };
 
-    h1_rest.take();
-    if let Some(pooled) = pooled {
-        let usable = ended == Ended::Whole
-            && whole_upload
-            && arrived.terms.keep_alive
-            && reader.is_done()
-            // Bytes after a response belong to no request of ours (A15).
-            && pooled.connection.input.is_empty();
-        if usable {
-            host.pool.give_h1(lane, *pooled, Instant::now());
-        }
+    drop(to);
+    if ended == Ended::Whole && whole_upload && keep_alive && reader.is_done() {
+        carrier.give_back(host);
     }
 
     AttemptEnd::Ended(ended)

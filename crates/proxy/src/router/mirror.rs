@@ -2,22 +2,15 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use meltemi_filters::head::{HttpVersion, RequestHead, ResponseHead};
+use meltemi_filters::head::RequestHead;
 use meltemi_proxy_config::route::{Mirror, RouteAction};
 
 use crate::body::Tee;
 use crate::downstream::Downstream;
-use crate::http1::body::BodyReader;
-use crate::http1::client::read_head;
-use crate::http1::codec::{self, Limits};
-use crate::http2::heads;
-use crate::upstream::acquire::{ConnectRequest, acquire};
-use crate::upstream::cluster::PickRequest;
-use crate::upstream::live::{Resource, epoch_ms};
-use crate::upstream::pool::Acquired;
+use crate::upstream::fetch::{FetchRequest, ResponseBody, fetch};
 use crate::worker::Worker;
 
 /// A mirrored request may take so long.
@@ -96,103 +89,19 @@ pub fn fire(
         );
 
         tokio::task::spawn_local(async move {
-            let _ = tokio::time::timeout(LIMIT, send(&worker, &conn, &cluster, &head, body)).await;
+            let request = FetchRequest {
+                head,
+                body,
+                timeout: LIMIT,
+                response_body: ResponseBody::Discard,
+                downstream: Some(&conn),
+            };
+            // Nobody waits for the answer: what failed is for whoever debugs the mirror.
+            if let Err(error) = fetch(&worker, &cluster, request).await {
+                tracing::debug!(%error, "mirror failed");
+            }
         });
     }
-}
-
-async fn send(
-    worker: &Rc<Worker>,
-    conn: &Downstream,
-    name: &str,
-    head: &RequestHead,
-    body: Bytes,
-) -> Option<()> {
-    let cluster = worker.cluster(name)?;
-    let _place = cluster.entry.live.admit(false, Resource::Requests)?;
-    let pick = PickRequest {
-        random: worker.random(),
-        hash: None,
-        subset: None,
-        tried: &[],
-        attempts: 1,
-        failed_priorities: &[],
-        original: None,
-        now: epoch_ms(Instant::now()),
-    };
-
-    let (host, _) = cluster.pick(&pick)?;
-    let request = ConnectRequest {
-        cluster: &cluster,
-        host: &host,
-        alpn: None,
-        server_name: None,
-        http2_downstream: head.version == HttpVersion::Http2,
-        authority: head.authority(),
-        http1_only: false,
-        high: false,
-        conn,
-    };
-
-    let _active = host.live.begin();
-    match acquire(worker, &request).await.ok()? {
-        Acquired::H1(mut pooled, lane, _) => {
-            let mut out = worker.buffers.take();
-            head.write_h1(&mut out);
-            if !body.is_empty() && !head.fields().contains("content-length") {
-                out.extend_from_slice(format!("content-length: {}\r\n", body.len()).as_bytes());
-            }
-            codec::end_head(&mut out, false, false);
-            let connection = &mut pooled.connection;
-            connection.io.write_all([&out, &body, b""]).await.ok()?;
-            worker.buffers.give(out);
-            let mut response = ResponseHead::default();
-            let limits = Limits::default();
-            let read = read_head(
-                &connection.io,
-                &mut connection.input,
-                head.method(),
-                &limits,
-                &mut response,
-            );
-
-            let terms = read.await.ok()?;
-            let mut reader = BodyReader::new(terms.framing);
-            loop {
-                match reader
-                    .ready(&connection.io, &mut connection.input)
-                    .await
-                    .ok()?
-                {
-                    0 => break,
-                    n => reader.consume(&mut connection.input, n),
-                }
-            }
-
-            if terms.keep_alive && connection.input.is_empty() {
-                host.pool.give_h1(lane, *pooled, Instant::now());
-            }
-        }
-        Acquired::H2(shared) => {
-            let request = heads::request_to(head).ok()?;
-            let (response, mut send, _active) = shared
-                .connection
-                .open(request, body.is_empty())
-                .await
-                .ok()?;
-
-            if !body.is_empty() {
-                send.send_data(body, true).ok()?;
-            }
-            let mut stream = response.await.ok()?.into_body();
-            while let Some(piece) = stream.data().await {
-                let n = piece.ok()?.len();
-                stream.flow_control().release_capacity(n).ok()?;
-            }
-        }
-    }
-
-    Some(())
 }
 
 #[cfg(test)]

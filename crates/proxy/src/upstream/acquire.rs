@@ -29,6 +29,9 @@ pub enum NotAcquired {
     Name,
 }
 
+/// Why [`NotAcquired::Name`] fails.
+pub const NO_NAME: &str = "the host is no name that a certificate could be for";
+
 impl NotAcquired {
     /// Envoy's flag for it.
     pub fn flag(&self) -> ResponseFlag {
@@ -48,7 +51,7 @@ impl NotAcquired {
         match self {
             Self::Dial(error) => error.to_string(),
             Self::Overflow(_) => String::new(),
-            Self::Name => "the host is no name that a certificate could be for".to_owned(),
+            Self::Name => NO_NAME.to_owned(),
         }
     }
 
@@ -91,8 +94,8 @@ pub struct ConnectRequest<'a> {
     pub http1_only: bool,
     /// High priority.
     pub high: bool,
-    /// The downstream connection.
-    pub conn: &'a Downstream,
+    /// The downstream connection; `None` for requests of the proxy's own.
+    pub downstream: Option<&'a Downstream>,
 }
 
 fn lane(request: &ConnectRequest<'_>) -> LaneKey {
@@ -110,7 +113,8 @@ fn lane(request: &ConnectRequest<'_>) -> LaneKey {
     }
     if own {
         // A connection that says who the downstream is belongs to that downstream.
-        words = words ^ (request.conn.id as usize) << 1 | 1;
+        let id = request.downstream.map_or(0, |conn| conn.id);
+        words = words ^ (id as usize) << 1 | 1;
     }
 
     let protocol = match request.cluster.entry.cluster.protocol {
@@ -223,7 +227,9 @@ pub async fn acquire(
         key,
         alpn: request.alpn.map(Into::into),
         server_name: name.map(|(name, is_checked)| (name.into(), is_checked)),
-        ends: (request.conn.info.remote, request.conn.info.local),
+        ends: request
+            .downstream
+            .map(|conn| (conn.info.remote, conn.info.local)),
         options: connect_options(
             &request.cluster.entry.cluster,
             worker.common.mark,

@@ -29,7 +29,8 @@ pub struct Dial<'a> {
     pub check_name: bool,
     /// The endpoint's own name, for transports that send it as SNI.
     pub hostname: Option<&'a str>,
-    /// For the PROXY protocol: source and destination of the downstream.
+    /// For the PROXY protocol: source and destination of the downstream; `None` for connections of
+    /// the proxy's own.
     pub ends: Option<(SocketAddr, SocketAddr)>,
     /// Socket options.
     pub options: &'a ConnectOptions,
@@ -116,9 +117,10 @@ async fn dial_unbounded(dial: &Dial<'_>, tls: &TlsConfigs) -> Result<Dialled, Di
             UpstreamTransport::Tls(terms) => break Some(terms),
             UpstreamTransport::Internal(inner) => transport = inner,
             UpstreamTransport::ProxyProtocol(version, inner) => {
-                prelude = dial
-                    .ends
-                    .map(|(source, destination)| proxy_header(*version, source, destination));
+                prelude = Some(match dial.ends {
+                    Some((source, destination)) => proxy_header(*version, source, destination),
+                    None => own_proxy_header(*version).to_vec(),
+                });
                 transport = inner;
             }
         }
@@ -221,6 +223,15 @@ fn proxy_header(version: u8, source: SocketAddr, destination: SocketAddr) -> Vec
     header
 }
 
+/// The header of a connection that is made for no client: `UNKNOWN` in version 1, `LOCAL` in
+/// version 2.
+fn own_proxy_header(version: u8) -> &'static [u8] {
+    match version {
+        1 => b"PROXY UNKNOWN\r\n",
+        _ => b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,5 +251,11 @@ mod tests {
         let two = proxy_header(2, a, b);
         assert_eq!(&two[..16], b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c");
         assert_eq!(two.len(), 28);
+
+        let local = own_proxy_header(2);
+        assert_eq!(
+            (&local[..12], &local[12..]),
+            (&two[..12], &[0x20, 0, 0, 0][..])
+        );
     }
 }

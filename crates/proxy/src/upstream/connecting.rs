@@ -36,8 +36,8 @@ pub struct Connecting {
     pub alpn: Option<Box<[Box<str>]>>,
     /// Replaces the transport's SNI, and whether the certificate must be for it.
     pub server_name: Option<(Box<str>, bool)>,
-    /// Source and destination of the downstream.
-    pub ends: (SocketAddr, SocketAddr),
+    /// Source and destination of the downstream, for the PROXY protocol.
+    pub ends: Option<(SocketAddr, SocketAddr)>,
     /// Socket options.
     pub options: ConnectOptions,
     /// Its place in the breaker.
@@ -82,7 +82,7 @@ impl Connecting {
             server_name: name.map(|(name, _)| &**name),
             check_name: name.is_some_and(|(_, is_checked)| *is_checked),
             hostname: self.host.hostname(),
-            ends: Some(self.ends),
+            ends: self.ends,
             options: &self.options,
             timeout: self.entry.cluster.connect_timeout,
         };

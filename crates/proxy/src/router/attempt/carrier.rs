@@ -1,68 +1,31 @@
-//! What carries an attempt: a connection of its own, or a stream of a shared one.
+//! How an attempt gets the connection or stream that carries it.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 
-use bytes::Bytes;
-use h2::client::ResponseFuture;
 use meltemi_filters::head::{HttpVersion, RequestHead};
 use meltemi_filters::{Cause, ResponseFlag};
 use meltemi_proxy_config::route::AttemptFailure;
 
 use super::failure::{Failure, h2_failure};
-use super::upstream::is_bodyless;
-use crate::body::{BodyIn, Tee};
+use crate::body::BodyIn;
 use crate::exchange::state::Exchange;
-use crate::http2::client::ActiveStream;
-use crate::http2::heads;
 use crate::peer_exchange;
 use crate::respond::Responder;
 use crate::router::plan::{AttemptEnd, Plan};
 use crate::router::timeout::Clocks;
 use crate::tls::is_http2;
-use crate::upstream::acquire::{ConnectRequest, NotAcquired, acquire};
+use crate::upstream::acquire::{ConnectRequest, NotAcquired};
+use crate::upstream::carrier::{Carrier, NotOpened};
 use crate::upstream::cluster::{WorkerCluster, WorkerHost};
-use crate::upstream::pool::{Acquired, LaneKey, PooledH1, UpstreamFacts};
 
-/// See the module.
-pub(crate) enum Carrier {
-    /// The connection, the lane that it goes back to, and whether it came from there.
-    H1(Box<PooledH1>, LaneKey, bool),
-    /// A stream on which the head has been sent, and what is known of its connection.
-    H2(
-        ResponseFuture,
-        h2::SendStream<Bytes>,
-        ActiveStream,
-        UpstreamFacts,
-    ),
-}
-
-impl Carrier {
-    /// What is spoken on it.
-    pub fn version(&self) -> HttpVersion {
-        match self {
-            Self::H1(..) => HttpVersion::Http11,
-            Self::H2(..) => HttpVersion::Http2,
-        }
-    }
-
-    /// What is known of the connection.
-    pub fn facts(&self) -> &UpstreamFacts {
-        match self {
-            Self::H1(pooled, ..) => &pooled.facts,
-            Self::H2(.., facts) => facts,
-        }
-    }
-}
-
-/// Gets one. `Err` is how the attempt ends without.
+/// Gets a connection or stream. `Err` is how the attempt ends without one.
 #[allow(clippy::too_many_arguments)]
 pub(crate) async fn obtain(
     exchange: &mut Exchange<'_>,
     plan: &Plan<'_>,
     head: &RequestHead,
     body: &mut BodyIn<'_>,
-    tee: Option<&RefCell<Tee>>,
+    bodyless: bool,
     responder: &mut Responder<'_>,
     cluster: &WorkerCluster,
     host: &Rc<WorkerHost>,
@@ -141,48 +104,17 @@ pub(crate) async fn obtain(
         },
         http1_only: plan.upgrade,
         high: plan.forward.action.high_priority,
-        conn: exchange.conn,
+        downstream: Some(exchange.conn),
     };
 
-    loop {
-        let acquired = tokio::select! {
-            biased;
-            acquired = acquire(exchange.worker, &connect) => acquired,
-            limit = clocks.expired() => return Err(AttemptEnd::Failed(Failure::limit(limit, plan.label(), clocks))),
-            () = responder.left(body) => return Err(AttemptEnd::Ended(exchange.gone())),
-        };
+    let opened = tokio::select! {
+        biased;
+        opened = Carrier::open(exchange.worker, &connect, head, bodyless) => opened,
+        limit = clocks.expired() => return Err(AttemptEnd::Failed(Failure::limit(limit, plan.label(), clocks))),
+        () = responder.left(body) => return Err(AttemptEnd::Ended(exchange.gone())),
+    };
 
-        let shared = match acquired {
-            Ok(Acquired::H1(pooled, lane, reused)) => return Ok(Carrier::H1(pooled, lane, reused)),
-            Ok(Acquired::H2(shared)) => shared,
-            Err(error) => return Err(AttemptEnd::Failed(not_acquired(plan, host, &error))),
-        };
-
-        let request =
-            heads::request_to(head).map_err(|bad| AttemptEnd::Failed(cannot_cross(bad.details)))?;
-        let opened = tokio::select! {
-            biased;
-            opened = shared.connection.open(request, is_bodyless(body, tee)) => opened,
-            limit = clocks.expired() => return Err(AttemptEnd::Failed(Failure::limit(limit, plan.label(), clocks))),
-            () = responder.left(body) => return Err(AttemptEnd::Ended(exchange.gone())),
-        };
-
-        match opened {
-            Ok((response, send, active)) => {
-                return Ok(Carrier::H2(response, send, active, shared.facts.clone()));
-            }
-            // It said goodbye since somebody used it last. Nothing was sent and nobody is to blame;
-            // it is not found again.
-            Err(_) if shared.connection.is_spent() => {}
-            Err(error) => {
-                return Err(AttemptEnd::Failed(h2_failure(
-                    &plan.cluster_name,
-                    host,
-                    &error,
-                )));
-            }
-        }
-    }
+    opened.map_err(|error| AttemptEnd::Failed(not_opened(plan, host, &error)))
 }
 
 /// What may be offered where HTTP/1.1 will be spoken. An empty list stays one: whoever offers
@@ -194,6 +126,14 @@ fn without_http2(mut list: Vec<Box<str>>) -> Vec<Box<str>> {
         list.push("http/1.1".into());
     }
     list
+}
+
+fn not_opened(plan: &Plan<'_>, host: &WorkerHost, error: &NotOpened) -> Failure {
+    match error {
+        NotOpened::Acquire(error) => not_acquired(plan, host, error),
+        NotOpened::Head(details) => cannot_cross(details),
+        NotOpened::Stream(error) => h2_failure(&plan.cluster_name, host, error),
+    }
 }
 
 fn not_acquired(plan: &Plan<'_>, host: &WorkerHost, error: &NotAcquired) -> Failure {

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
 use meltemi_proxy_config::route::AttemptFailure;
 
-use super::upstream::NoResponse;
 use crate::http1::client::ReadError;
 use crate::router::timeout::{Clocks, Limit};
 use crate::upstream::cluster::WorkerHost;
+use crate::upstream::response::NoResponse;
 
 /// Why there was no response.
 #[derive(Debug)]
