@@ -10,6 +10,7 @@ mod disk;
 mod edge;
 mod egress;
 mod envoy;
+mod ext_authz;
 mod foreign;
 mod http;
 mod lifecycle;
