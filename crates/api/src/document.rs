@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use meltemi_types::{Diagnostic, ObjectRef, Position, Severity};
+use meltemi_types::{Diagnostic, ObjectRef, Position, Severity, is_dns_label};
 use serde_json::{Map, Value};
 
 use crate::core::{ConfigMap, DeploymentSpec, Pod, Secret, ServiceSpec};
@@ -460,16 +460,6 @@ fn read_meta(map: &Map<String, Value>, kind: &Kind, namespace: &str, report: &mu
     }
 
     meta
-}
-
-/// RFC 1123 label.
-pub(crate) fn is_dns_label(text: &str) -> bool {
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    !text.is_empty()
-        && text.len() <= 63
-        && text.bytes().all(inner)
-        && !text.starts_with('-')
-        && !text.ends_with('-')
 }
 
 /// RFC 1123 subdomain; RBAC's names may hold `:` too, and none of them a path separator.

@@ -1,4 +1,4 @@
-//! What an interface for this machine lets itself be called.
+//! Names of hosts: DNS labels, and the names under which an interface for this machine answers.
 
 use std::net::IpAddr;
 
@@ -11,6 +11,16 @@ pub fn is_local_host(host: &str) -> bool {
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
     };
     name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+}
+
+/// Whether `text` is a DNS label as RFC 1123 §2.1 has it, in lower case: 1 to 63 letters, digits and
+/// inner hyphens.
+pub fn is_dns_label(text: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=63).contains(&text.len())
+        && text.bytes().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
 }
 
 #[cfg(test)]
@@ -36,6 +46,16 @@ mod tests {
             "localhost.evil.example",
         ] {
             assert!(!is_local_host(foreign), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn labels_have_1_to_63_letters_digits_and_inner_hyphens() {
+        for good in ["a", "0", "reviews-v1", &"a".repeat(63)] {
+            assert!(is_dns_label(good), "{good}");
+        }
+        for wrong in ["", "-a", "a-", "A", "a.b", "a_b", "é", &"a".repeat(64)] {
+            assert!(!is_dns_label(wrong), "{wrong}");
         }
     }
 }

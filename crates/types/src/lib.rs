@@ -12,7 +12,7 @@ mod protocol;
 mod spiffe;
 
 pub use diagnostic::{Diagnostic, ObjectRef, Position, Severity};
-pub use host::is_local_host;
+pub use host::{is_dns_label, is_local_host};
 pub use labels::{Labels, Selector};
 pub use locality::Locality;
 pub use protocol::Protocol;

@@ -1,5 +1,7 @@
 //! DestinationRule.
 
+use meltemi_types::is_dns_label;
+
 use super::rules::*;
 use crate::networking::{
     ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, ConsistentHashLb, DestinationRule,
@@ -61,7 +63,7 @@ fn check_subset(subset: &Subset, at: &mut Report) {
         traffic_policy,
     } = subset;
 
-    if !crate::document::is_dns_label(&name.to_ascii_lowercase()) {
+    if !is_dns_label(&name.to_ascii_lowercase()) {
         let message = if name.is_empty() {
             "subset name cannot be empty".to_owned()
         } else {

@@ -1,5 +1,7 @@
 //! Gateway.
 
+use meltemi_types::is_dns_label;
+
 use super::rules::*;
 use crate::networking::{Gateway, Port, Server, ServerTlsMode, ServerTlsSettings, TlsProtocol};
 use crate::schema::{Report, shorten};
@@ -198,7 +200,7 @@ fn check_scoped_host(host: &str, at: &mut Report) {
         .map_or((None, host), |(namespace, host)| (Some(namespace), host));
     if let Some(namespace) = namespace
         && !matches!(namespace, "." | "*")
-        && !crate::document::is_dns_label(namespace)
+        && !is_dns_label(namespace)
     {
         at.error(
             INVALID,

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::document::is_dns_label;
+use meltemi_types::is_dns_label;
+
 use crate::duration::Duration;
 use crate::schema::{Report, shorten};
 use crate::shared::{Percent, StringMatch, TargetReference, WorkloadSelector};

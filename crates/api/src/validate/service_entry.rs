@@ -1,5 +1,7 @@
 //! ServiceEntry.
 
+use meltemi_types::is_dns_label;
+
 use super::rules::*;
 use super::workload::check_endpoint;
 use crate::networking::{Location, Resolution, ServiceEntry};
@@ -146,7 +148,7 @@ fn check_ports(spec: &ServiceEntry, at: &mut Report) {
                             format!("Duplicate value: {:?}", shorten(&port.name)),
                             "rename one of the ports",
                         );
-                    } else if !crate::document::is_dns_label(&port.name.to_ascii_lowercase()) {
+                    } else if !is_dns_label(&port.name.to_ascii_lowercase()) {
                         at.error(
                             INVALID,
                             format!("invalid port name: {:?}", shorten(&port.name)),

@@ -1,5 +1,7 @@
 //! Sidecar.
 
+use meltemi_types::is_dns_label;
+
 use super::destination_rule::check_pool;
 use super::rules::*;
 use super::virtual_service::check_destination;
@@ -281,7 +283,7 @@ fn check_namespaced_host(host: &str, at: &mut Report) {
         );
     };
 
-    if !matches!(namespace, "." | "*" | "~") && !crate::document::is_dns_label(namespace) {
+    if !matches!(namespace, "." | "*" | "~") && !is_dns_label(namespace) {
         at.error(
             INVALID,
             format!("sidecar: namespace {:?} is not valid", shorten(namespace)),

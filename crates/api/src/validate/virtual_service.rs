@@ -9,6 +9,8 @@ use self::actions::{
 use self::matches::{
     check_gateway_name, check_http_match, check_tcp_match, check_tls_match, check_unreachable,
 };
+use meltemi_types::is_dns_label;
+
 use super::rules::*;
 use crate::networking::{
     Destination, HttpRoute, HttpRouteDestination, RouteDestination, VirtualService,
@@ -410,7 +412,7 @@ pub(super) fn check_destination(destination: &Destination, at: &mut Report) {
         }
     });
 
-    if !subset.is_empty() && !crate::document::is_dns_label(&subset.to_ascii_lowercase()) {
+    if !subset.is_empty() && !is_dns_label(&subset.to_ascii_lowercase()) {
         at.field("subset", |at| {
             at.error(
                 INVALID,

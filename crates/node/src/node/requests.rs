@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use meltemi_types::Labels;
+use meltemi_types::{Labels, is_dns_label};
 
 use super::state::Node;
 use crate::api::{PartName, Reply, Run, Target, WorkloadStatus};
@@ -312,12 +312,4 @@ pub(super) fn add(node: &Node, run: Run) -> Result<Vec<WorkloadKey>, Refusal> {
     node.changed.notify_one();
 
     Ok(keys)
-}
-
-fn is_dns_label(text: &str) -> bool {
-    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    (1..=63).contains(&text.len())
-        && text.chars().all(inner)
-        && !text.starts_with('-')
-        && !text.ends_with('-')
 }
