@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use meltemi_types::TrustDomain;
+use meltemi_types::{Keepalive, TrustDomain};
 
-use crate::{Keepalive, LocalityLb, LogFormat, OutboundMode, Provider};
+use crate::{LocalityLb, LogFormat, OutboundMode, Provider};
 
 /// What holds for every proxy unless an object says otherwise.
 #[derive(Debug, Clone, PartialEq)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use meltemi_types::Selector;
+use meltemi_types::{Keepalive, Selector};
 
 use crate::{Hostname, NamespacedName, Origin, Percent, Visibility};
 
@@ -236,17 +236,6 @@ pub struct ConnectionPool {
     pub max_concurrent_streams: Option<u32>,
     /// http.http2KeepAlive: interval and timeout of PING.
     pub http2_keepalive: Option<(Duration, Option<Duration>)>,
-}
-
-/// tcpKeepalive.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct Keepalive {
-    /// Probes before giving up.
-    pub probes: Option<u32>,
-    /// Idle time before the first.
-    pub time: Option<Duration>,
-    /// Between probes.
-    pub interval: Option<Duration>,
 }
 
 /// outlierDetection: what is not written does not eject.

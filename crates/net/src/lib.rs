@@ -16,4 +16,4 @@ pub use binder::{Binder, OsBinder, PublishingBinder};
 pub use buffers::Buffers;
 pub use copy::{CopyEnd, CopyOptions, Meter, copy_both_ways};
 pub use inspect::{HttpSniff, TlsSniff, TlsSniffer, sniff_http};
-pub use socket::{ConnectOptions, Keepalive, ListenOptions, connect, listen, original_destination};
+pub use socket::{ConnectOptions, ListenOptions, connect, listen, original_destination};

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use meltemi_types::Keepalive;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -33,17 +34,6 @@ impl ListenOptions {
             reuse_port: true,
         }
     }
-}
-
-/// TCP keepalive probes; `None` leaves the system's value.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct Keepalive {
-    /// Unanswered probes before the connection counts as dead.
-    pub probes: Option<u32>,
-    /// Idle time before the first probe.
-    pub time: Option<Duration>,
-    /// Time between probes.
-    pub interval: Option<Duration>,
 }
 
 /// How to connect.

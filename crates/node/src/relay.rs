@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use meltemi_redirect::Cidr;
-use socket2::{SockRef, TcpKeepalive};
+use meltemi_types::Keepalive;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
@@ -112,11 +113,12 @@ fn is_own(stream: &TcpStream, to: IpAddr) -> bool {
 /// Somebody who vanished, as over a suspend, is noticed within a minute and a half; else the
 /// connection would be kept for ever.
 fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
-    let probes = TcpKeepalive::new()
-        .with_time(Duration::from_secs(60))
-        .with_interval(Duration::from_secs(10))
-        .with_retries(3);
-    SockRef::from(stream).set_tcp_keepalive(&probes)
+    let probes = Keepalive {
+        probes: Some(3),
+        time: Some(Duration::from_secs(60)),
+        interval: Some(Duration::from_secs(10)),
+    };
+    meltemi_net::socket::set_keepalive(stream.into(), &probes)
 }
 
 /// The connection ends with a reset, as a refused one would.

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meltemi_filters::metadata::{Metadata, Value};
+use meltemi_types::Keepalive;
 
 use crate::address::Address;
-use crate::listener::Keepalive;
 use crate::tls::UpstreamTransport;
 pub use discovery::{Discovery, Dns, DnsFamily, OriginalDst};
 pub use outlier::{FailurePercentage, OutlierDetection, SuccessRate};

@@ -8,9 +8,9 @@ use meltemi_filters::{Rejection, Scope, format};
 use meltemi_lb::SubsetMatch;
 use meltemi_proto::envoy::config::core::v3 as core;
 use meltemi_proto::google::protobuf::{BoolValue, Duration as ProtoDuration, UInt32Value};
+use meltemi_types::Keepalive;
 
 use crate::http::{Http1Options, Http2Options};
-use crate::listener::Keepalive;
 
 /// A wrapped boolean with its default.
 pub(crate) fn boolean(value: Option<&BoolValue>, default: bool) -> bool {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use meltemi_filters::ConnInfo;
 use meltemi_filters::metadata::Metadata;
 use meltemi_filters::rbac::Rbac;
+use meltemi_types::Keepalive;
 
 use crate::access_log::AccessLog;
 use crate::address::Address;
@@ -62,17 +63,6 @@ pub enum Direction {
     Inbound,
     /// From the workload.
     Outbound,
-}
-
-/// TCP keepalive; unset parts are the system's.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct Keepalive {
-    /// Probes before the connection counts as dead.
-    pub probes: Option<u32>,
-    /// Idle time before the first probe.
-    pub time: Option<Duration>,
-    /// Time between probes.
-    pub interval: Option<Duration>,
 }
 
 /// What runs on an accepted socket before a chain is chosen, in this order.

@@ -11,7 +11,7 @@ use meltemi_filters::{Cause, ConnInfo, ResponseFlag, TlsPeer, TransportProtocol}
 use meltemi_net::inspect::Hello;
 use meltemi_net::{HttpSniff, TlsSniff, TlsSniffer, sniff_http};
 use meltemi_proxy_config::http::Codec;
-use meltemi_proxy_config::listener::{FilterChain, Keepalive, Listener, NetworkFilter, Terminal};
+use meltemi_proxy_config::listener::{FilterChain, Listener, NetworkFilter, Terminal};
 use meltemi_proxy_config::tls::DownstreamTls;
 use rustls_pki_types::CertificateDer;
 use tokio::io::AsyncReadExt;
@@ -94,20 +94,8 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
         local = meltemi_net::original_destination(&stream).unwrap_or(local);
     }
     if let Some(keepalive) = &listener.keepalive {
-        let Keepalive {
-            probes,
-            time,
-            interval,
-        } = *keepalive;
-
-        let keepalive = meltemi_net::Keepalive {
-            probes,
-            time,
-            interval,
-        };
-
         // A connection without probes is still a connection.
-        let _ = meltemi_net::socket::set_keepalive((&stream).into(), &keepalive);
+        let _ = meltemi_net::socket::set_keepalive((&stream).into(), keepalive);
     }
 
     let mut info = ConnInfo::plain(local, peer);

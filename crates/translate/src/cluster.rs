@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use meltemi_model::{
-    ConnectionPool, HashAlgorithm, Keepalive, LbPolicy, OutlierDetection, ProxyProtocol,
-    RetryBudget, Warmup,
+    ConnectionPool, HashAlgorithm, LbPolicy, OutlierDetection, ProxyProtocol, RetryBudget, Warmup,
 };
 use meltemi_proto::{Any, pack, value_of};
+use meltemi_types::Keepalive;
 
 use crate::endpoint::{LocalityGroup, load_assignment};
 use crate::envoy::extensions::upstreams::http::v3 as upstream_http;

@@ -1,8 +1,6 @@
 //! What a DestinationRule settles for one cluster: policy, transport security, hash keys.
 
-use meltemi_model::{
-    ClientTls, ClientTlsMode, HashKey, Keepalive, LbPolicy, MeshSettings, PolicySettings,
-};
+use meltemi_model::{ClientTls, ClientTlsMode, HashKey, LbPolicy, MeshSettings, PolicySettings};
 
 use crate::cluster::{ClusterPolicy, UpstreamHttp};
 use crate::route::HashPolicy;
@@ -35,11 +33,7 @@ pub(crate) fn cluster_policy(settings: &PolicySettings, mesh: &MeshSettings) -> 
 
     // Field by field over the mesh's. Source: Istio `applyTCPKeepalive`.
     pool.keepalive = match (pool.keepalive, mesh.keepalive) {
-        (Some(own), Some(mesh)) => Some(Keepalive {
-            probes: own.probes.or(mesh.probes),
-            time: own.time.or(mesh.time),
-            interval: own.interval.or(mesh.interval),
-        }),
+        (Some(own), Some(mesh)) => Some(own.or(mesh)),
         (own, mesh) => own.or(mesh),
     };
 

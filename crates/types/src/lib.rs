@@ -6,6 +6,7 @@
 
 mod diagnostic;
 mod host;
+mod keepalive;
 mod labels;
 mod locality;
 mod protocol;
@@ -13,6 +14,7 @@ mod spiffe;
 
 pub use diagnostic::{Diagnostic, ObjectRef, Position, Severity};
 pub use host::{is_dns_label, is_local_host};
+pub use keepalive::Keepalive;
 pub use labels::{Labels, Selector};
 pub use locality::Locality;
 pub use protocol::Protocol;

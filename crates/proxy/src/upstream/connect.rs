@@ -87,16 +87,10 @@ pub fn connect_options(
         .and_then(|bind| bind.source_for(address))
         .map(|source| source.ip());
 
-    let keepalive = cluster.keepalive.map(|keepalive| meltemi_net::Keepalive {
-        probes: keepalive.probes,
-        time: keepalive.time,
-        interval: keepalive.interval,
-    });
-
     ConnectOptions {
         mark,
         source: source.filter(|source| !source.is_unspecified()),
-        keepalive,
+        keepalive: cluster.keepalive,
     }
 }
 

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use meltemi_api::networking::{self as api};
 use meltemi_api::{Object, Spec};
+use meltemi_types::Keepalive;
 
 use crate::lower::{Context, Findings, origin, port, positive, visibility};
 use crate::{
     ClientTls, ClientTlsMode, ConnectionPool, ConsistentHash, DestinationRule, HashAlgorithm,
-    HashKey, Hostname, Keepalive, LbPolicy, LoadBalancer, LocalityLb, OutlierDetection, Percent,
+    HashKey, Hostname, LbPolicy, LoadBalancer, LocalityLb, OutlierDetection, Percent,
     PolicySettings, ProxyProtocol, RetryBudget, Subset, TrafficPolicy, Tunnel, Visibility, Warmup,
 };
 
