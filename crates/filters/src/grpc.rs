@@ -1,36 +1,5 @@
-//! gRPC: names of statuses, and counting of messages in a body that passes by. Source: gRPC over
-//! HTTP/2, "Length-Prefixed-Message".
-
-/// Statuses by number: gRPC's name and that of `absl::StatusCodeToString`.
-const STATUSES: [(&str, &str); 17] = [
-    ("OK", "OK"),
-    ("Canceled", "CANCELLED"),
-    ("Unknown", "UNKNOWN"),
-    ("InvalidArgument", "INVALID_ARGUMENT"),
-    ("DeadlineExceeded", "DEADLINE_EXCEEDED"),
-    ("NotFound", "NOT_FOUND"),
-    ("AlreadyExists", "ALREADY_EXISTS"),
-    ("PermissionDenied", "PERMISSION_DENIED"),
-    ("ResourceExhausted", "RESOURCE_EXHAUSTED"),
-    ("FailedPrecondition", "FAILED_PRECONDITION"),
-    ("Aborted", "ABORTED"),
-    ("OutOfRange", "OUT_OF_RANGE"),
-    ("Unimplemented", "UNIMPLEMENTED"),
-    ("Internal", "INTERNAL"),
-    ("Unavailable", "UNAVAILABLE"),
-    ("DataLoss", "DATA_LOSS"),
-    ("Unauthenticated", "UNAUTHENTICATED"),
-];
-
-/// A status in camel case; `None`: it has no name.
-pub fn camel_name(status: u32) -> Option<&'static str> {
-    STATUSES.get(status as usize).map(|(camel, _)| *camel)
-}
-
-/// A status in capitals; `None`: it has no name.
-pub fn snake_name(status: u32) -> Option<&'static str> {
-    STATUSES.get(status as usize).map(|(_, snake)| *snake)
-}
+//! gRPC: counting of messages in a body that passes by. Source: gRPC over HTTP/2,
+//! "Length-Prefixed-Message".
 
 /// The length of a message's prefix: one byte of flags, four of length.
 const PREFIX: u8 = 5;

@@ -9,7 +9,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use meltemi_types::{Labels, Selector};
+use meltemi_types::{GrpcCode, Labels, Selector};
 
 use crate::{Cidr, Hostname, NamespacedName, Origin, Percent, Visibility};
 
@@ -392,7 +392,7 @@ pub enum AbortStatus {
     /// An HTTP status.
     Http(u16),
     /// A gRPC status code.
-    Grpc(u32),
+    Grpc(GrpcCode),
 }
 
 /// A copy of the request, its answer ignored.

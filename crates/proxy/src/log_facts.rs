@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use meltemi_filters::format::{Fact, Facts, Head, MetadataOf, Moment, Point, connection_fact};
-use meltemi_filters::grpc;
 use meltemi_filters::head::{RequestHead, ResponseHead};
 use meltemi_filters::http::Entropy;
 use meltemi_filters::metadata::Value;
@@ -16,6 +15,7 @@ use meltemi_filters::{Cause, ResponseFlag, digits};
 use meltemi_proxy_config::access_log::{AccessLog, LogRecord};
 use meltemi_proxy_config::endpoint::Endpoint;
 use meltemi_proxy_config::route::RouteDecision;
+use meltemi_types::GrpcCode;
 
 use crate::downstream::{ChainView, Downstream};
 use crate::grpc::grpc_of_http;
@@ -211,11 +211,13 @@ impl Facts for LogFacts<'_> {
         let port = |address: Option<SocketAddr>, out: &mut Vec<u8>| {
             address.is_some_and(|a| number(a.port(), out))
         };
-        let grpc = |name: fn(u32) -> Option<&'static str>, out: &mut Vec<u8>| {
-            self.grpc_status().is_some_and(|status| match name(status) {
-                Some(name) => put_text(name, out),
-                None => number(status, out),
-            })
+        // Envoy writes the number of a code that the protocol does not define.
+        let grpc = |name: fn(GrpcCode) -> &'static str, out: &mut Vec<u8>| {
+            self.grpc_status()
+                .is_some_and(|status| match GrpcCode::from_number(status) {
+                    Some(code) => put_text(name(code), out),
+                    None => number(status, out),
+                })
         };
 
         match fact {
@@ -268,8 +270,8 @@ impl Facts for LogFacts<'_> {
             Fact::RouteName => info.route.as_ref().is_some_and(|name| put_text(name, out)),
             Fact::FilterChainName => put_text(&self.conn.chain, out),
             Fact::GrpcStatusNumber => self.grpc_status().is_some_and(|status| number(status, out)),
-            Fact::GrpcStatus => grpc(grpc::camel_name, out),
-            Fact::GrpcStatusSnake => grpc(grpc::snake_name, out),
+            Fact::GrpcStatus => grpc(GrpcCode::camel_name, out),
+            Fact::GrpcStatusSnake => grpc(GrpcCode::name, out),
             Fact::UpstreamProtocol => info
                 .upstream_protocol
                 .is_some_and(|version| put_text(version.as_str(), out)),

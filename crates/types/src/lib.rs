@@ -5,6 +5,7 @@
 //! formats, no wire messages; this crate imports nothing of ours.
 
 mod diagnostic;
+mod grpc;
 mod host;
 mod keepalive;
 mod labels;
@@ -13,6 +14,7 @@ mod protocol;
 mod spiffe;
 
 pub use diagnostic::{Diagnostic, ObjectRef, Position, Severity};
+pub use grpc::{GrpcCode, GrpcCodeError};
 pub use host::{is_dns_label, is_local_host};
 pub use keepalive::Keepalive;
 pub use labels::{Labels, Selector};

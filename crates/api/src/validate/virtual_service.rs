@@ -3,14 +3,14 @@
 mod actions;
 mod matches;
 
+use meltemi_types::is_dns_label;
+
 use self::actions::{
     check_cors, check_fault, check_headers, check_redirect, check_retries, check_rewrite,
 };
 use self::matches::{
     check_gateway_name, check_http_match, check_tcp_match, check_tls_match, check_unreachable,
 };
-use meltemi_types::is_dns_label;
-
 use super::rules::*;
 use crate::networking::{
     Destination, HttpRoute, HttpRouteDestination, RouteDestination, VirtualService,

@@ -430,7 +430,9 @@ fn fault_message(input: &Fault) -> fault::HttpFault {
                 AbortStatus::Http(status) => {
                     fault::fault_abort::ErrorType::HttpStatus(u32::from(status))
                 }
-                AbortStatus::Grpc(status) => fault::fault_abort::ErrorType::GrpcStatus(status),
+                AbortStatus::Grpc(status) => {
+                    fault::fault_abort::ErrorType::GrpcStatus(status.number())
+                }
             }),
             ..Default::default()
         }),

@@ -1,5 +1,7 @@
 //! What a route does to requests.
 
+use meltemi_types::GrpcCode;
+
 use super::super::rules::*;
 use crate::networking::{
     CorsPolicy, FaultAbort, FaultDelay, HeaderOperations, Headers, HttpFaultInjection,
@@ -287,7 +289,7 @@ pub(super) fn check_fault(fault: &HttpFaultInjection, at: &mut Report) {
         }
 
         if let Some(status) = grpc_status
-            && !is_grpc_status(status)
+            && status.parse::<GrpcCode>().is_err()
         {
             at.field("grpcStatus", |at| {
                 at.error(
@@ -300,30 +302,6 @@ pub(super) fn check_fault(fault: &HttpFaultInjection, at: &mut Report) {
 
         check_percent("percentage", percentage, at);
     });
-}
-
-fn is_grpc_status(status: &str) -> bool {
-    const NAMES: &[&str] = &[
-        "OK",
-        "CANCELLED",
-        "UNKNOWN",
-        "INVALID_ARGUMENT",
-        "DEADLINE_EXCEEDED",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "PERMISSION_DENIED",
-        "RESOURCE_EXHAUSTED",
-        "FAILED_PRECONDITION",
-        "ABORTED",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-        "INTERNAL",
-        "UNAVAILABLE",
-        "DATA_LOSS",
-        "UNAUTHENTICATED",
-    ];
-
-    NAMES.contains(&status) || status.parse::<u8>().is_ok_and(|code| code <= 16)
 }
 
 pub(super) fn check_cors(cors: &CorsPolicy, at: &mut Report) {

@@ -297,7 +297,7 @@ fn lower_fault(written: &api::HttpFaultInjection) -> Fault {
     let abort = written.abort.as_ref().and_then(|abort| {
         let status = match (abort.http_status, &abort.grpc_status) {
             (Some(status), _) => AbortStatus::Http(u16::try_from(status).ok()?),
-            (None, Some(status)) => AbortStatus::Grpc(grpc_status(status)?),
+            (None, Some(status)) => AbortStatus::Grpc(status.parse().ok()?),
             (None, None) => return None,
         };
 
@@ -318,37 +318,6 @@ fn lower_fault(written: &api::HttpFaultInjection) -> Fault {
 /// A share; everything if none is written.
 fn share(written: Option<&ApiPercent>) -> Percent {
     written.map_or(Percent::ALL, |percent| Percent::from_percent(percent.value))
-}
-
-/// gRPC status codes by name or number.
-pub(crate) fn grpc_status(text: &str) -> Option<u32> {
-    const NAMES: [&str; 17] = [
-        "OK",
-        "CANCELLED",
-        "UNKNOWN",
-        "INVALID_ARGUMENT",
-        "DEADLINE_EXCEEDED",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "PERMISSION_DENIED",
-        "RESOURCE_EXHAUSTED",
-        "FAILED_PRECONDITION",
-        "ABORTED",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-        "INTERNAL",
-        "UNAVAILABLE",
-        "DATA_LOSS",
-        "UNAUTHENTICATED",
-    ];
-
-    match NAMES
-        .iter()
-        .position(|name| name.eq_ignore_ascii_case(text))
-    {
-        Some(code) => u32::try_from(code).ok(),
-        None => text.parse().ok().filter(|code| *code <= 16),
-    }
 }
 
 fn mirrors(names: &RouteNames<'_>, route: &api::HttpRoute) -> Vec<Mirror> {
