@@ -39,14 +39,14 @@ pub(crate) fn allocate(
 }
 
 fn probe(pool: Cidr, key: &ServiceKey, used: &BTreeSet<IpAddr>) -> Option<IpAddr> {
-    let IpAddr::V4(base) = pool.address else {
+    let IpAddr::V4(base) = pool.address() else {
         return None;
     };
 
     // Neither the first address (the network's) nor the last (broadcast, where that means
     // anything).
     let size = 1_u64
-        .checked_shl(32 - u32::from(pool.prefix))?
+        .checked_shl(32 - u32::from(pool.prefix()))?
         .checked_sub(2)
         .filter(|size| *size > 0)?;
 

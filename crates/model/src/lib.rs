@@ -34,7 +34,7 @@ pub use ext_authz::*;
 pub use gateway::*;
 pub use host::Hostname;
 pub use meltemi_api::{Kind, Object, ObjectKey};
-pub use meltemi_types::{Diagnostic, Labels, Severity};
+pub use meltemi_types::{Cidr, Diagnostic, Labels, Severity};
 pub use mesh::*;
 pub use meta::*;
 pub use query::credentials::Credential;

@@ -1,10 +1,9 @@
 //! Services: what clients call by name, from a Kubernetes Service or a ServiceEntry.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::str::FromStr;
+use std::net::IpAddr;
 
-use meltemi_types::{Labels, Protocol, Selector};
+use meltemi_types::{Cidr, Labels, Protocol, Selector};
 
 use crate::{Hostname, Origin, Visibility};
 
@@ -84,7 +83,7 @@ impl Service {
         self.addresses
             .iter()
             .find(|cidr| cidr.is_host())
-            .map(|cidr| cidr.address)
+            .map(Cidr::address)
     }
 
     /// Whether it lies outside the mesh.
@@ -170,77 +169,4 @@ pub enum TrafficDistribution {
     PreferSameZone,
     /// The same network, region, zone, subzone, node first.
     PreferSameNode,
-}
-
-/// A network in CIDR form; a single address has the full prefix length. Host bits are zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Cidr {
-    /// The network's address.
-    pub address: IpAddr,
-    /// Bits of prefix.
-    pub prefix: u8,
-}
-
-impl Cidr {
-    /// A single address.
-    pub fn host(address: IpAddr) -> Self {
-        Self {
-            address,
-            prefix: if address.is_ipv4() { 32 } else { 128 },
-        }
-    }
-
-    /// A network; `None` if the prefix is longer than the address. Host bits are cleared.
-    pub fn new(address: IpAddr, prefix: u8) -> Option<Self> {
-        let address = match address {
-            IpAddr::V4(ip) if prefix <= 32 => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-                IpAddr::V4(Ipv4Addr::from(u32::from(ip) & mask))
-            }
-            IpAddr::V6(ip) if prefix <= 128 => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
-                IpAddr::V6(Ipv6Addr::from(u128::from(ip) & mask))
-            }
-            _ => return None,
-        };
-
-        Some(Self { address, prefix })
-    }
-
-    /// Whether it is a single address.
-    pub fn is_host(&self) -> bool {
-        self.prefix == if self.address.is_ipv4() { 32 } else { 128 }
-    }
-
-    /// Whether `ip` lies in it.
-    pub fn contains(&self, ip: IpAddr) -> bool {
-        ip.is_ipv4() == self.address.is_ipv4()
-            && Self::new(ip, self.prefix).is_some_and(|net| net.address == self.address)
-    }
-}
-
-impl FromStr for Cidr {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is neither an IP address nor a network in CIDR form");
-        match text.split_once('/') {
-            None => text.parse().map(Self::host).map_err(|_| wrong()),
-            Some((address, prefix)) => {
-                let address = address.parse().map_err(|_| wrong())?;
-                let prefix = prefix.parse().map_err(|_| wrong())?;
-                Self::new(address, prefix).ok_or_else(wrong)
-            }
-        }
-    }
-}
-
-impl fmt::Display for Cidr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_host() {
-            write!(f, "{}", self.address)
-        } else {
-            write!(f, "{}/{}", self.address, self.prefix)
-        }
-    }
 }

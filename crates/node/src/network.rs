@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use meltemi_redirect::Cidr;
+use meltemi_types::Cidr;
 
 /// Suffix of the names that the mesh alone decides about.
 pub(crate) const DOMAIN: &str = "cluster.local";

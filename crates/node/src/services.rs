@@ -42,7 +42,7 @@ impl Services {
                 .addresses
                 .iter()
                 .filter(|cidr| cidr.is_host())
-                .map(|cidr| cidr.address)
+                .map(|cidr| cidr.address())
                 .collect();
 
             let mut named = own.clone();

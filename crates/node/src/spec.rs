@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use meltemi_redirect::{Cidr, Exempt, SidecarPlan, plan};
+use meltemi_redirect::{Exempt, SidecarPlan, plan};
+use meltemi_types::Cidr;
 use meltemi_types::Labels;
 use serde::{Deserialize, Serialize};
 

@@ -9,13 +9,11 @@
 //! not services.
 
 pub mod apply;
-pub mod cidr;
 pub mod netlink;
 pub mod plan;
 pub mod render;
 pub mod rules;
 
 pub use apply::{ApplyError, apply, remove};
-pub use cidr::Cidr;
 pub use plan::{Exempt, RouterPlan, ServicePlan, ServiceRule, SidecarPlan};
 pub use rules::RuleSet;

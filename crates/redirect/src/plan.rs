@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::cidr::Cidr;
+use meltemi_types::Cidr;
+
 use crate::rules::{Chain, Hook, Match, Rule, RuleSet, Transport, Verdict};
 
 /// The source address from which a proxy calls its own application; such calls are never captured

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use crate::cidr::Cidr;
+use meltemi_types::Cidr;
 
 /// Name of the table that this crate owns; it is replaced as a whole.
 pub const TABLE: &str = "meltemi";

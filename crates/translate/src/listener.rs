@@ -10,7 +10,7 @@ use crate::envoy::extensions::filters::listener::{
     tls_inspector::v3::TlsInspector,
 };
 use crate::envoy::http::listener_filter;
-use crate::envoy::value::{address, boolv, cidr, seconds, u32v};
+use crate::envoy::value::{address, boolv, cidr_range, seconds, u32v};
 use crate::envoy::{listener, types};
 use crate::filters::{Direction, HttpInput, TcpInput, http_chain, tcp_chain};
 use crate::tls::{DownstreamTls, downstream_transport};
@@ -216,10 +216,7 @@ fn match_message(input: &ChainMatch) -> listener::FilterChainMatch {
 
     listener::FilterChainMatch {
         destination_port: destination_port.and_then(|port| u32v(u32::from(port))),
-        prefix_ranges: destinations
-            .iter()
-            .filter_map(|network| cidr(&format!("{}/{}", network.address, network.prefix)))
-            .collect(),
+        prefix_ranges: destinations.iter().map(cidr_range).collect(),
         server_names: server_names.clone(),
         transport_protocol: match transport {
             None => String::new(),

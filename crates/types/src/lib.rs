@@ -4,6 +4,7 @@
 //! and the [`Diagnostic`] that every stage of the control plane emits. No IO, no configuration
 //! formats, no wire messages; this crate imports nothing of ours.
 
+mod cidr;
 mod diagnostic;
 mod grpc;
 mod host;
@@ -13,6 +14,7 @@ mod locality;
 mod protocol;
 mod spiffe;
 
+pub use cidr::{Cidr, CidrError};
 pub use diagnostic::{Diagnostic, ObjectRef, Position, Severity};
 pub use grpc::{GrpcCode, GrpcCodeError};
 pub use host::{is_dns_label, is_local_host};

@@ -1,56 +1,47 @@
 //! Address ranges.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use meltemi_proto::envoy::config::core::v3::CidrRange;
+use meltemi_types::Cidr as Network;
 
 use crate::conn::canonical;
 use crate::finding::{Rejection, Scope};
 
 /// An address range. An IPv4-mapped IPv6 address counts as IPv4, on both sides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Cidr {
-    v6: bool,
-    length: u8,
-    bits: u128,
-}
+pub struct Cidr(Network);
 
 impl Cidr {
     /// A range; `None` if the prefix is longer than the address. Bits after the prefix are cleared.
     pub fn new(address: IpAddr, length: u8) -> Option<Self> {
-        let (address, length) = match (address, canonical(address)) {
+        let network = match (address, canonical(address)) {
             // A mapped range keeps its meaning only if it lies within the mapped block.
-            (IpAddr::V6(_), IpAddr::V4(mapped)) if length >= 96 => {
-                (IpAddr::V4(mapped), length - 96)
+            (IpAddr::V6(_), mapped @ IpAddr::V4(_)) if length >= 96 => {
+                Network::new(mapped, length - 96)
             }
-            (original, _) => (original, length),
+            (original, _) => Network::new(original, length),
         };
-
-        let (v6, bits, width) = spread(address);
-        (length <= width).then(|| Self {
-            v6,
-            length,
-            bits: bits & mask(length),
-        })
+        network.map(Self)
     }
 
     /// Exactly one address.
     pub fn host(address: IpAddr) -> Self {
-        let (v6, bits, length) = spread(canonical(address));
-        Self { v6, length, bits }
+        Self(Network::host(canonical(address)))
     }
 
     /// Compiles Envoy's message; an absent length is 0, as Envoy has it.
     pub fn compile(message: &CidrRange, scope: &mut Scope) -> Result<Self, Rejection> {
-        Self::parse(
-            &message.address_prefix,
-            message.prefix_len.as_ref().map_or(0, |length| length.value),
-        )
-        .ok_or_else(|| {
-            let length = message.prefix_len.as_ref().map_or(0, |length| length.value);
+        let CidrRange {
+            address_prefix,
+            prefix_len,
+        } = message;
+
+        let length = prefix_len.as_ref().map_or(0, |length| length.value);
+        Self::parse(address_prefix, length).ok_or_else(|| {
             scope.reject(format!(
-                "{:?}/{length} is not an address range",
-                message.address_prefix
+                "{address_prefix:?}/{length} is not an address range"
             ))
         })
     }
@@ -62,54 +53,25 @@ impl Cidr {
 
     /// Whether the address is in the range.
     pub fn contains(&self, address: IpAddr) -> bool {
-        let (v6, bits, _) = spread(canonical(address));
-        v6 == self.v6 && bits & mask(self.length) == self.bits
+        self.0.contains(canonical(address))
     }
 
     /// The length of the prefix.
     pub fn length(&self) -> u8 {
-        self.length
+        self.0.prefix()
     }
 
-    /// Whether the range is of IPv6 addresses.
-    pub fn is_v6(&self) -> bool {
-        self.v6
-    }
-
-    /// The range of this length that holds the address, for lookups by prefix.
+    /// The range of this length that holds the address, for lookups by prefix. A length beyond the
+    /// address's own is cut to it.
     pub fn containing(address: IpAddr, length: u8) -> Self {
-        let (v6, bits, width) = spread(canonical(address));
-        let length = length.min(width);
-        Self {
-            v6,
-            length,
-            bits: bits & mask(length),
-        }
+        let address = canonical(address);
+        Self(Network::new(address, length).unwrap_or_else(|| Network::host(address)))
     }
 }
 
-impl std::fmt::Display for Cidr {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let address = match self.v6 {
-            true => IpAddr::V6(self.bits.into()),
-            false => IpAddr::V4(((self.bits >> 96) as u32).into()),
-        };
-        write!(f, "{address}/{}", self.length)
-    }
-}
-
-/// The address' bits, left-aligned in 128, so that one mask serves both families.
-fn spread(address: IpAddr) -> (bool, u128, u8) {
-    match address {
-        IpAddr::V4(address) => (false, u128::from(u32::from(address)) << 96, 32),
-        IpAddr::V6(address) => (true, u128::from(address), 128),
-    }
-}
-
-fn mask(length: u8) -> u128 {
-    match length {
-        0 => 0,
-        length => u128::MAX << (128 - u32::from(length.min(128))),
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 

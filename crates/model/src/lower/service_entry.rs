@@ -102,12 +102,12 @@ pub(crate) fn lower_service_entry(
 fn addresses(entry: &api::ServiceEntry, findings: &mut Findings<'_>) -> Vec<Cidr> {
     let mut found = Vec::new();
     for (index, text) in entry.addresses.iter().enumerate() {
-        match text.parse() {
+        match text.parse::<Cidr>() {
             Ok(cidr) => found.push(cidr),
             Err(error) => findings.warn(
                 "MEL0302",
                 &format!("spec.addresses[{index}]"),
-                error,
+                error.to_string(),
                 "write an IP address or a network such as 10.1.0.0/16",
             ),
         }

@@ -39,7 +39,7 @@ impl Snapshot {
             .addresses
             .iter()
             .filter(|cidr| cidr.is_host())
-            .map(|cidr| cidr.address)
+            .map(|cidr| cidr.address())
             .collect();
 
         if ips.is_empty() && service.is_headless() {

@@ -238,7 +238,7 @@ impl ServiceTable {
             .values()
             .flat_map(|service| &service.addresses)
             .filter(|cidr| cidr.is_host())
-            .map(|cidr| cidr.address)
+            .map(|cidr| cidr.address())
             .collect();
 
         let nothing = BTreeMap::new();

@@ -6,6 +6,8 @@
 
 use std::fmt::Write as _;
 
+use meltemi_types::Cidr;
+
 use crate::rules::{Chain, Hook, Match, Rule, RuleSet, Verdict};
 
 /// Whether the built-in chains already jump to ours.
@@ -95,6 +97,11 @@ fn builtin(hook: Hook) -> &'static str {
     }
 }
 
+/// Always with the prefix length, as `iptables-save` prints it.
+fn block(block: &Cidr) -> String {
+    format!("{}/{}", block.address(), block.prefix())
+}
+
 fn arguments(rule: &Rule) -> String {
     let mut out = String::new();
     for condition in &rule.matches {
@@ -103,9 +110,9 @@ fn arguments(rule: &Rule) -> String {
             Match::Port(p) => write!(out, " --dport {p}"),
             Match::NotPort(p) => write!(out, " ! --dport {p}"),
             Match::SourcePort(p) => write!(out, " --sport {p}"),
-            Match::To(c) => write!(out, " -d {c}"),
-            Match::NotTo(c) => write!(out, " ! -d {c}"),
-            Match::From(c) => write!(out, " -s {c}"),
+            Match::To(c) => write!(out, " -d {}", block(c)),
+            Match::NotTo(c) => write!(out, " ! -d {}", block(c)),
+            Match::From(c) => write!(out, " -s {}", block(c)),
             Match::In(name) => write!(out, " -i {name}"),
             Match::Out(name) => write!(out, " -o {name}"),
             Match::Mark(mark) => write!(out, " -m mark --mark {mark}"),

@@ -5,7 +5,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::cidr::Cidr;
+use meltemi_types::Cidr;
+
 use crate::netlink::{Attributes, Messages, NLM_F_APPEND, NLM_F_CREATE};
 use crate::rules::{Chain, Match, Rule, RuleSet, TABLE, Verdict};
 
@@ -175,15 +176,16 @@ fn compare(list: &mut Attributes<'_>, operator: u32, value: &[u8]) {
 }
 
 fn address(list: &mut Attributes<'_>, block: &Cidr, v4_offset: u32, v6_offset: u32, operator: u32) {
-    let (offset, value) = match block.address() {
-        IpAddr::V4(a) => (v4_offset, a.octets().to_vec()),
-        IpAddr::V6(a) => (v6_offset, a.octets().to_vec()),
+    let offset = match block.address() {
+        IpAddr::V4(_) => v4_offset,
+        IpAddr::V6(_) => v6_offset,
     };
 
+    let value = octets(block.address());
     let length = u32::try_from(value.len()).expect("an address has 4 or 16 bytes");
     payload(list, 1, offset, length);
-    let mask = block.mask();
-    if mask.iter().any(|byte| *byte != 0xff) {
+    if !block.is_host() {
+        let mask = octets(block.mask());
         expression(list, "bitwise", |a| {
             a.be32(1, REGISTER).be32(2, REGISTER).be32(3, length);
             a.nest(4, |a| {
@@ -196,6 +198,13 @@ fn address(list: &mut Attributes<'_>, block: &Cidr, v4_offset: u32, v6_offset: u
     }
 
     compare(list, operator, &value);
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
 }
 
 fn interface(list: &mut Attributes<'_>, key: u32, name: &str) {

@@ -3,7 +3,6 @@
 
 use std::fmt::Write as _;
 
-use crate::cidr::Cidr;
 use crate::rules::{Match, Rule, RuleSet, TABLE, Verdict};
 
 /// The text for `nft -f`.
@@ -64,23 +63,14 @@ fn statement(rule: &Rule, family: &str) -> String {
 }
 
 fn condition(condition: &Match, family: &str) -> String {
-    let block = |c: &Cidr| {
-        let host = c.prefix() == if c.address().is_ipv4() { 32 } else { 128 };
-        if host {
-            c.address().to_string()
-        } else {
-            c.to_string()
-        }
-    };
-
     match condition {
         Match::Transport(t) => format!("meta l4proto {}", t.name()),
         Match::Port(p) => format!("th dport {p}"),
         Match::NotPort(p) => format!("th dport != {p}"),
         Match::SourcePort(p) => format!("th sport {p}"),
-        Match::To(c) => format!("{family} daddr {}", block(c)),
-        Match::NotTo(c) => format!("{family} daddr != {}", block(c)),
-        Match::From(c) => format!("{family} saddr {}", block(c)),
+        Match::To(c) => format!("{family} daddr {}", c),
+        Match::NotTo(c) => format!("{family} daddr != {}", c),
+        Match::From(c) => format!("{family} saddr {}", c),
         Match::In(name) => format!("iifname \"{name}\""),
         Match::Out(name) => format!("oifname \"{name}\""),
         Match::Mark(mark) => format!("meta mark {mark}"),

@@ -3,7 +3,8 @@
 use meltemi_redirect::render::iptables::{Entry, iptables, iptables_remove};
 use meltemi_redirect::render::nft::nft;
 use meltemi_redirect::rules::Transport;
-use meltemi_redirect::{Cidr, Exempt, RouterPlan, RuleSet, ServicePlan, ServiceRule, SidecarPlan};
+use meltemi_redirect::{Exempt, RouterPlan, RuleSet, ServicePlan, ServiceRule, SidecarPlan};
+use meltemi_types::Cidr;
 
 fn check(name: &str, rules: &RuleSet) {
     let mut text = format!("# nft -f\n{}", nft(rules));

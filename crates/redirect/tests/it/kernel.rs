@@ -12,9 +12,8 @@ use std::process::Command;
 
 use meltemi_redirect::netlink::{Family, Messages, NLM_F_CREATE, NLM_F_EXCL, Socket};
 use meltemi_redirect::rules::Transport;
-use meltemi_redirect::{
-    Cidr, Exempt, RouterPlan, ServicePlan, ServiceRule, SidecarPlan, apply, remove,
-};
+use meltemi_redirect::{Exempt, RouterPlan, ServicePlan, ServiceRule, SidecarPlan, apply, remove};
+use meltemi_types::Cidr;
 use socket2::{Domain, SockRef, Type};
 
 const INSIDE: &str = "MELTEMI_TEST_INSIDE";

@@ -1,5 +1,7 @@
 //! Single values of a policy as matchers.
 
+use meltemi_types::Cidr;
+
 use crate::envoy::core::CidrRange;
 use crate::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use crate::envoy::matcher::{
@@ -9,12 +11,19 @@ use crate::envoy::rbac::Principal;
 use crate::envoy::rbac::permission::Rule;
 use crate::envoy::rbac::principal::{Authenticated, Identifier, Set};
 use crate::envoy::types::matcher::v3 as matcher;
-use crate::envoy::value::{cidr, extension};
+use crate::envoy::value::{extension, u32v};
 
 const JWT: &str = "envoy.filters.http.jwt_authn";
 
 pub(super) fn block(text: &str) -> Option<CidrRange> {
-    cidr(text)
+    let network: Cidr = text.parse().ok()?;
+    // Istio sends the address as it is written, host bits included.
+    let address = text.split_once('/').map_or(text, |(address, _)| address);
+
+    Some(CidrRange {
+        address_prefix: address.to_owned(),
+        prefix_len: u32v(network.prefix().into()),
+    })
 }
 
 pub(super) fn port(text: &str) -> Option<Rule> {

@@ -145,7 +145,7 @@ pub(super) fn domains(view: &View<'_>, host: &Hostname, service: Option<&Service
             .addresses
             .iter()
             .filter(|network| network.is_host())
-            .map(|network| match network.address {
+            .map(|network| match network.address() {
                 std::net::IpAddr::V4(ip) => ip.to_string(),
                 std::net::IpAddr::V6(ip) => format!("[{ip}]"),
             }),

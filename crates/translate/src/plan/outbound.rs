@@ -160,7 +160,9 @@ fn add_port<'a>(
 
     let hosts = own_addresses.iter().filter(|network| network.is_host());
     for network in hosts {
-        let entry = ports.entry(key(&network.address.to_string())).or_default();
+        let entry = ports
+            .entry(key(&network.address().to_string()))
+            .or_default();
         if let Some(name) = &table {
             entry.all_sniffed = true;
             entry.routes.get_or_insert_with(|| name.clone());

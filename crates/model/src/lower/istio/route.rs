@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use meltemi_api::networking::{self as api};
 use meltemi_api::{Percent as ApiPercent, StringMatch as ApiMatch};
-use meltemi_types::Selector;
+use meltemi_types::{CidrError, Selector};
 
 use super::virtual_service::gateway_ref;
 use crate::lower::{Findings, port};
@@ -526,7 +526,7 @@ fn l4_route(
 /// All of them, or `None`: a match with one subnet fewer, or without any, would hold for more than
 /// was asked.
 fn subnets(written: &[String], field: &str, findings: &mut Findings<'_>) -> Option<Vec<Cidr>> {
-    let parsed: Result<Vec<Cidr>, String> = written.iter().map(|text| text.parse()).collect();
+    let parsed: Result<Vec<Cidr>, CidrError> = written.iter().map(|text| text.parse()).collect();
     match parsed {
         Ok(subnets) => Some(subnets),
         Err(error) => {
