@@ -21,6 +21,7 @@ use crate::downstream::{ChainView, Downstream};
 use crate::grpc::grpc_of_http;
 use crate::record::StreamInfo;
 use crate::upstream::cluster::WorkerCluster;
+use crate::uuid::uuid;
 use crate::worker::Worker;
 
 /// Everything a log line can name.
@@ -142,25 +143,11 @@ fn put(value: impl std::fmt::Display, out: &mut Vec<u8>) -> bool {
     write!(out, "{value}").is_ok()
 }
 
-/// A version 4 UUID from a stream's random number.
-fn uuid(random: u64, out: &mut Vec<u8>) -> bool {
+/// Writes the version 4 UUID that a stream's random number stands for.
+fn put_uuid(random: u64, out: &mut Vec<u8>) -> bool {
     let mut entropy = Entropy::new(random);
-    let bits = u128::from(entropy.draw()) << 64 | u128::from(entropy.draw());
-    let bits = bits & !(0xf << 76) & !(0b11 << 62) | 4 << 76 | 0b10 << 62;
-    let [a, b, c, d] = [
-        bits >> 96,
-        bits >> 80 & 0xffff,
-        bits >> 64 & 0xffff,
-        bits >> 48 & 0xffff,
-    ];
-
-    put(
-        format_args!(
-            "{a:08x}-{b:04x}-{c:04x}-{d:04x}-{:012x}",
-            bits & 0xffff_ffff_ffff
-        ),
-        out,
-    )
+    out.extend_from_slice(&uuid(entropy.draw(), entropy.draw()));
+    true
 }
 
 fn put_text(value: &str, out: &mut Vec<u8>) -> bool {
@@ -289,9 +276,9 @@ impl Facts for LogFacts<'_> {
                 .and_then(|request| request.get_str("x-request-id"))
             {
                 Some(id) => put_text(id, out),
-                None => uuid(info.random, out),
+                None => put_uuid(info.random, out),
             },
-            Fact::UniqueId => uuid(!info.random, out),
+            Fact::UniqueId => put_uuid(!info.random, out),
             Fact::AccessLogType => {
                 let of_stream = if self.request.is_some() {
                     "DownstreamEnd"
@@ -385,7 +372,7 @@ mod tests {
     #[test]
     fn identifiers_are_uuids_of_version_4() {
         let mut out = Vec::new();
-        assert!(uuid(7, &mut out) && out.len() == 36);
+        assert!(put_uuid(7, &mut out) && out.len() == 36);
         assert_eq!(
             (out[8], out[13], out[14], out[18], out[23]),
             (b'-', b'-', b'4', b'-', b'-')
@@ -393,7 +380,7 @@ mod tests {
 
         assert!(b"89ab".contains(&out[19]));
         let mut other = Vec::new();
-        uuid(8, &mut other);
+        put_uuid(8, &mut other);
         assert_ne!(out, other);
     }
 }

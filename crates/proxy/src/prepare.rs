@@ -11,6 +11,7 @@ use meltemi_proxy_config::http::{
 use meltemi_proxy_config::normalize::PathOutcome;
 
 use crate::downstream::Downstream;
+use crate::uuid::uuid;
 use crate::worker::Worker;
 
 /// What is known of the client after looking at `x-forwarded-for`.
@@ -262,28 +263,6 @@ fn request_id(worker: &Worker, http: &HttpConnectionManager, head: &mut RequestH
     }
 }
 
-/// A UUID of version 4 out of 128 random bits. RFC 9562 §5.4.
-fn uuid(high: u64, low: u64) -> [u8; 36] {
-    let high = (high & !0xf000) | 0x4000;
-    let low = (low & !(0b11 << 62)) | (0b10 << 62);
-    let mut out = [b'-'; 36];
-    let digits = (0..32).map(|at| {
-        let nibble = if at < 16 {
-            high >> (60 - at * 4)
-        } else {
-            low >> (60 - (at - 16) * 4)
-        };
-        b"0123456789abcdef"[(nibble & 15) as usize]
-    });
-
-    let places = (0..36).filter(|at| !matches!(at, 8 | 13 | 18 | 23));
-    for (place, digit) in places.zip(digits) {
-        out[place] = digit;
-    }
-
-    out
-}
-
 fn client_cert(http: &HttpConnectionManager, conn: &Downstream, head: &mut RequestHead) {
     let mutual = conn
         .info
@@ -354,13 +333,6 @@ pub fn response(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn request_ids_are_uuids_of_version_4() {
-        let id = uuid(u64::MAX, u64::MAX);
-        assert_eq!(&id, b"ffffffff-ffff-4fff-bfff-ffffffffffff");
-        assert_eq!(&uuid(0, 0), b"00000000-0000-4000-8000-000000000000");
-    }
 
     #[test]
     fn the_right_most_addresses_count() {
