@@ -3,6 +3,8 @@
 //! The descriptors cost some 17 MB and 100 ms: make a [`Reflection`] when one is needed, and drop
 //! it afterwards.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use prost::Message;
 use prost_reflect::prost_types::field_descriptor_proto::{Label, Type};
 use prost_reflect::prost_types::{
@@ -71,7 +73,7 @@ impl Reflection {
                 whole.extend(fields);
                 Value::Object(whole)
             }
-            _ => serde_json::json!({"@type": any.type_url, "value": base64(&any.value)}),
+            _ => serde_json::json!({"@type": any.type_url, "value": STANDARD.encode(&any.value)}),
         }
     }
 
@@ -91,31 +93,6 @@ impl Reflection {
             .map_err(|error| JsonError(error.to_string()))?;
         M::decode(message.encode_to_vec().as_slice()).map_err(|error| JsonError(error.to_string()))
     }
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let word = u32::from_be_bytes([
-            0,
-            chunk[0],
-            *chunk.get(1).unwrap_or(&0),
-            *chunk.get(2).unwrap_or(&0),
-        ]);
-
-        for place in 0..4 {
-            let letter = LETTERS[(word >> (18 - 6 * place) & 63) as usize];
-            out.push(if place <= chunk.len() {
-                char::from(letter)
-            } else {
-                '='
-            });
-        }
-    }
-
-    out
 }
 
 /// Descriptors of the messages that are written by hand in [`crate::istio`].
