@@ -4,7 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 
-use crate::fdpass::{self, Reply, Request};
+use crate::fdpass::{self, ListenReply, ListenRequest};
 use crate::socket::{ListenOptions, is_taken, listen};
 
 /// Opens listening sockets, one for each worker. Called rarely, off the workers' threads; may block
@@ -76,9 +76,9 @@ impl Binder for PublishingBinder {
 }
 
 fn ask(path: &std::path::Path, address: SocketAddr) -> io::Result<TcpListener> {
-    match fdpass::ask_blocking(path, &Request::Listen(address))? {
-        (Reply::Socket(_), Some(fd)) => Ok(TcpListener::from(fd)),
-        (Reply::Refused(why), _) => Err(io::Error::other(format!("{address}: {why}"))),
+    match fdpass::ask_blocking(path, ListenRequest(address))? {
+        (ListenReply::Socket(_), Some(fd)) => Ok(TcpListener::from(fd)),
+        (ListenReply::Refused(why), _) => Err(io::Error::other(format!("{address}: {why}"))),
         (other, _) => Err(io::Error::other(format!(
             "{address}: unexpected reply {other:?}"
         ))),

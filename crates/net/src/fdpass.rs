@@ -1,17 +1,14 @@
-//! Sockets handed over a Unix socket (SCM_RIGHTS): how a process inside a network namespace gets
-//! connections and listening sockets of another one, and answers to DNS queries from there.
+//! Descriptors handed over a Unix socket (SCM_RIGHTS), one packet at a time, and the one exchange
+//! in which a process inside a network namespace gets a listening socket of another one.
 //!
-//! The transport is SOCK_SEQPACKET, so a message is a packet: one [`Request`], one [`Reply`], in
-//! turn, any number of times on a connection. A reply of [`Reply::Socket`] carries exactly one
-//! descriptor.
+//! The transport is SOCK_SEQPACKET, so a message is a packet. The exchange is one
+//! [`ListenRequest`], one [`ListenReply`], in turn, any number of times on a connection. A reply of
+//! [`ListenReply::Socket`] carries exactly one descriptor.
 //!
 //! | bytes | message |
 //! |---|---|
-//! | `C` text | connect to `ip:port` or `name:port` |
-//! | `L` text | a listening socket at `ip:port` |
-//! | `D` bytes | a DNS message; the answer is the resolver's |
-//! | `S` text + descriptor | the socket, and its address as the server sees it |
-//! | `A` bytes | the DNS answer |
+//! | `L` text | a listening socket at `ip:port` is asked for |
+//! | `S` text + descriptor | the socket, and the address it listens on |
 //! | `E` text | refused, and why |
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -21,34 +18,25 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 use tokio::io::unix::AsyncFd;
 
-/// Longest message: a DNS message over TCP and one letter.
-pub const MAX_MESSAGE: usize = 65_536 + 1;
-/// Most descriptors in a message; what a peer sends beyond is closed by the kernel.
-const MAX_FDS: usize = 4;
+/// Longest packet in bytes; a socket's send buffer may refuse one of half this size.
+pub const MAX_MESSAGE: usize = 400 * 1024;
+/// Most descriptors in a packet; the kernel closes those that a peer sends beyond.
+pub const MAX_FDS: usize = 64;
 
-/// What a client asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Request {
-    /// A TCP connection to `ip:port` or `name:port`.
-    Connect(String),
-    /// A listening TCP socket at this address.
-    Listen(SocketAddr),
-    /// A DNS message in wire format.
-    Dns(Vec<u8>),
-}
+/// Asks for a listening TCP socket at this address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListenRequest(pub SocketAddr);
 
 /// What a client gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reply {
-    /// A socket, with its address: the peer's of a connection, the local one of a listener.
+pub enum ListenReply {
+    /// A socket travels beside the packet; it listens on this address.
     Socket(SocketAddr),
-    /// A DNS message in wire format.
-    Answer(Vec<u8>),
     /// Refused, and why; shown to users.
     Refused(String),
 }
@@ -64,59 +52,41 @@ fn split(packet: &[u8]) -> io::Result<(u8, &[u8])> {
         .ok_or_else(|| bad("empty message"))
 }
 
-fn text(bytes: &[u8]) -> io::Result<&str> {
-    std::str::from_utf8(bytes).map_err(|_| bad("message is not UTF-8"))
+fn address(bytes: &[u8]) -> io::Result<SocketAddr> {
+    std::str::from_utf8(bytes)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| bad("not an address"))
 }
 
-fn tagged(tag: u8, body: &[u8]) -> Vec<u8> {
-    let mut packet = Vec::with_capacity(body.len() + 1);
-    packet.push(tag);
-    packet.extend_from_slice(body);
-    packet
-}
-
-impl Request {
+impl ListenRequest {
     /// The packet.
     pub fn encode(&self) -> Vec<u8> {
-        match self {
-            Self::Connect(to) => tagged(b'C', to.as_bytes()),
-            Self::Listen(address) => tagged(b'L', address.to_string().as_bytes()),
-            Self::Dns(query) => tagged(b'D', query),
-        }
+        format!("L{}", self.0).into_bytes()
     }
 
     /// Reads a packet.
     pub fn decode(packet: &[u8]) -> io::Result<Self> {
         match split(packet)? {
-            (b'C', to) => Ok(Self::Connect(text(to)?.to_owned())),
-            (b'L', at) => text(at)?
-                .parse()
-                .map(Self::Listen)
-                .map_err(|_| bad("not an address")),
-            (b'D', query) => Ok(Self::Dns(query.to_vec())),
-            _ => Err(bad("unknown request")),
+            (b'L', at) => address(at).map(Self),
+            _ => Err(bad("only listening sockets are handed out here")),
         }
     }
 }
 
-impl Reply {
+impl ListenReply {
     /// The packet, without its descriptor.
     pub fn encode(&self) -> Vec<u8> {
         match self {
-            Self::Socket(address) => tagged(b'S', address.to_string().as_bytes()),
-            Self::Answer(answer) => tagged(b'A', answer),
-            Self::Refused(why) => tagged(b'E', why.as_bytes()),
+            Self::Socket(address) => format!("S{address}").into_bytes(),
+            Self::Refused(why) => format!("E{why}").into_bytes(),
         }
     }
 
     /// Reads a packet.
     pub fn decode(packet: &[u8]) -> io::Result<Self> {
         match split(packet)? {
-            (b'S', at) => text(at)?
-                .parse()
-                .map(Self::Socket)
-                .map_err(|_| bad("not an address")),
-            (b'A', answer) => Ok(Self::Answer(answer.to_vec())),
+            (b'S', at) => address(at).map(Self::Socket),
             (b'E', why) => Ok(Self::Refused(String::from_utf8_lossy(why).into_owned())),
             _ => Err(bad("unknown reply")),
         }
@@ -125,6 +95,9 @@ impl Reply {
 
 /// Sends one packet with descriptors; blocks if the socket does.
 pub fn send(socket: impl AsFd, packet: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    if packet.len() > MAX_MESSAGE {
+        return Err(rustix::io::Errno::MSGSIZE.into());
+    }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
@@ -153,7 +126,7 @@ pub fn receive(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
         RecvFlags::CMSG_CLOEXEC,
     )?;
 
-    if received.flags.contains(rustix::net::ReturnFlags::TRUNC) {
+    if received.flags.contains(ReturnFlags::TRUNC) {
         return Err(bad("message too long"));
     }
     packet.truncate(received.bytes);
@@ -167,41 +140,51 @@ pub fn receive(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     Ok((packet, fds))
 }
 
-fn seqpacket(flags: SocketFlags) -> io::Result<OwnedFd> {
-    Ok(rustix::net::socket_with(
+/// Two connected sockets, closed on exec.
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::net::socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC | flags,
+        SocketFlags::CLOEXEC,
         None,
     )?)
 }
 
-/// A blocking connection to a server at `path`.
-pub fn connect_blocking(path: &Path) -> io::Result<OwnedFd> {
-    let socket = seqpacket(SocketFlags::empty())?;
+fn seqpacket() -> io::Result<OwnedFd> {
+    Ok(rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
+}
+
+fn connect_blocking(path: &Path) -> io::Result<OwnedFd> {
+    let socket = seqpacket()?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(socket)
 }
 
-/// A blocking listener at `path`, which must not exist.
-pub fn listen_blocking(path: &Path) -> io::Result<OwnedFd> {
-    let socket = seqpacket(SocketFlags::empty())?;
+fn listen_blocking(path: &Path) -> io::Result<OwnedFd> {
+    let socket = seqpacket()?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     rustix::net::listen(&socket, 128)?;
     Ok(socket)
 }
 
-/// Accepts on [`listen_blocking`]'s socket.
-pub fn accept_blocking(listener: impl AsFd) -> io::Result<OwnedFd> {
+fn accept_blocking(listener: impl AsFd) -> io::Result<OwnedFd> {
     Ok(rustix::net::accept_with(listener, SocketFlags::CLOEXEC)?)
 }
 
 /// Asks once and waits, blocking: for start-up, before there is a runtime.
-pub fn ask_blocking(path: &Path, request: &Request) -> io::Result<(Reply, Option<OwnedFd>)> {
+pub fn ask_blocking(
+    path: &Path,
+    request: ListenRequest,
+) -> io::Result<(ListenReply, Option<OwnedFd>)> {
     let socket = connect_blocking(path)?;
     send(&socket, &request.encode(), &[])?;
     let (packet, fds) = receive(&socket)?;
-    Ok((Reply::decode(&packet)?, fds.into_iter().next()))
+    Ok((ListenReply::decode(&packet)?, fds.into_iter().next()))
 }
 
 #[allow(unsafe_code)]
@@ -245,13 +228,6 @@ impl Channel {
             }
         }
     }
-
-    /// One request, one reply. Not cancellation-safe: drop the channel with the future.
-    pub async fn ask(&self, request: &Request) -> io::Result<(Reply, Option<OwnedFd>)> {
-        self.send(&request.encode(), &[]).await?;
-        let (packet, fds) = self.receive().await?;
-        Ok((Reply::decode(&packet)?, fds.into_iter().next()))
-    }
 }
 
 /// A listener for [`Channel`]s inside a tokio runtime.
@@ -289,11 +265,9 @@ mod tests {
         let serve = async {
             let client = server.accept().await.expect("a client");
             let (packet, _) = client.receive().await.expect("a packet");
-            let Request::Listen(at) = Request::decode(&packet).expect("a request") else {
-                panic!("asked to listen")
-            };
+            let ListenRequest(at) = ListenRequest::decode(&packet).expect("a request");
             let listener = std::net::TcpListener::bind(at).expect("binds");
-            let reply = Reply::Socket(listener.local_addr().expect("bound"));
+            let reply = ListenReply::Socket(listener.local_addr().expect("bound"));
             client
                 .send(&reply.encode(), &[listener.as_fd()])
                 .await
@@ -302,30 +276,42 @@ mod tests {
 
         let ask = async {
             let channel = Channel::connect(&path).expect("connects");
-            channel
-                .ask(&Request::Listen("127.0.0.1:0".parse().expect("literal")))
-                .await
-                .expect("a reply")
+            let request = ListenRequest("127.0.0.1:0".parse().expect("literal"));
+            channel.send(&request.encode(), &[]).await.expect("sent");
+            let (packet, fds) = channel.receive().await.expect("a packet");
+            let reply = ListenReply::decode(&packet).expect("a reply");
+            (reply, fds.into_iter().next())
         };
 
         let ((), (reply, fd)) = tokio::join!(serve, ask);
         let listener = std::net::TcpListener::from(fd.expect("a descriptor"));
         assert_eq!(
             reply,
-            Reply::Socket(listener.local_addr().expect("still bound"))
+            ListenReply::Socket(listener.local_addr().expect("still bound"))
         );
     }
 
     #[test]
     fn junk_is_refused() {
-        assert!(Request::decode(b"").is_err());
-        assert!(Request::decode(b"L999.1.1.1:1").is_err());
-        assert!(Reply::decode(b"?").is_err());
-        for request in [Request::Connect("a:1".into()), Request::Dns(vec![1, 2])] {
+        assert!(ListenRequest::decode(b"").is_err());
+        assert!(ListenRequest::decode(b"L999.1.1.1:1").is_err());
+        assert!(ListenRequest::decode(b"Ca:1").is_err());
+        assert!(ListenReply::decode(b"?").is_err());
+
+        for reply in [
+            ListenReply::Refused("the port is taken".into()),
+            ListenReply::Socket("[::1]:80".parse().expect("literal")),
+        ] {
             assert_eq!(
-                Request::decode(&request.encode()).expect("round trip"),
-                request
+                ListenReply::decode(&reply.encode()).expect("round trip"),
+                reply
             );
         }
+    }
+
+    #[test]
+    fn a_packet_beyond_the_limit_is_not_sent() {
+        let (a, _b) = pair().expect("sockets");
+        assert!(send(&a, &vec![0; MAX_MESSAGE + 1], &[]).is_err());
     }
 }

@@ -87,7 +87,7 @@ async fn sidecar(flags: &BTreeMap<&str, &str>) -> anyhow::Result<i32> {
         let wanted = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080));
         let (reply, fd) = meltemi_net::fdpass::ask_blocking(
             path.as_ref(),
-            &meltemi_net::fdpass::Request::Listen(wanted),
+            meltemi_net::fdpass::ListenRequest(wanted),
         )?;
 
         println!("host socket: {reply:?}");

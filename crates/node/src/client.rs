@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use meltemi_net::fdpass;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api::{Further, PartName, Reply, Request, Run, Target, WorkloadStatus};
@@ -79,7 +78,7 @@ impl Client {
         request: &Request,
         fds: &[BorrowedFd<'_>],
     ) -> Result<FdSocket, ClientError> {
-        let connected = fdpass::connect_blocking(&self.path).and_then(FdSocket::new);
+        let connected = FdSocket::connect(&self.path);
         let socket = connected.map_err(|error| ClientError::NotRunning {
             path: self.path.clone(),
             error,

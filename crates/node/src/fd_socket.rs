@@ -1,31 +1,13 @@
 //! Messages with file descriptors over a `SOCK_SEQPACKET` Unix socket: one JSON value a message.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-};
+use meltemi_net::fdpass::{self, Channel};
+pub use meltemi_net::fdpass::{MAX_FDS, pair};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::unix::AsyncFd;
-
-/// Most descriptors that one message carries: one listener for each of the gateway's workers.
-pub const MAX_FDS: usize = 64;
-/// Largest message; a socket may refuse one of half this size.
-const MAX_MESSAGE: usize = 400 * 1024;
-
-/// Two connected ends, closed on exec.
-pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?)
-}
 
 /// Sends one message, blocking if the socket does.
 pub fn send<T: Serialize>(
@@ -33,84 +15,54 @@ pub fn send<T: Serialize>(
     message: &T,
     fds: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
-    let bytes = serde_json::to_vec(message)?;
-    if bytes.len() > MAX_MESSAGE {
-        return Err(rustix::io::Errno::MSGSIZE.into());
-    }
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "too many descriptors for one message",
-        ));
-    }
-
-    sendmsg(
-        socket,
-        &[IoSlice::new(&bytes)],
-        &mut ancillary,
-        SendFlags::NOSIGNAL,
-    )?;
-
-    Ok(())
+    fdpass::send(socket, &serde_json::to_vec(message)?, fds)
 }
 
 /// Receives one message, blocking if the socket does; `None` when the other end is closed.
+#[cfg(test)]
 pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    let mut bytes = vec![0; MAX_MESSAGE];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let got = recvmsg(
-        socket,
-        &mut [IoSliceMut::new(&mut bytes)],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
+    decode(fdpass::receive(socket)?)
+}
 
-    let mut fds = Vec::new();
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(received) = message {
-            fds.extend(received);
-        }
-    }
-
-    if got.bytes == 0 {
+fn decode<T: DeserializeOwned>(
+    (packet, fds): (Vec<u8>, Vec<OwnedFd>),
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    // A closed socket reads as an empty packet, and no JSON value is empty.
+    if packet.is_empty() {
         return Ok(None);
     }
-
-    Ok(Some((serde_json::from_slice(&bytes[..got.bytes])?, fds)))
+    Ok(Some((serde_json::from_slice(&packet)?, fds)))
 }
 
 /// The same within a runtime.
 #[derive(Debug)]
-pub struct FdSocket(AsyncFd<OwnedFd>);
+pub struct FdSocket(Channel);
 
 impl FdSocket {
     /// Takes a connected socket; must be called within a runtime.
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&socket, true)?;
-        crate::sys::register(socket).map(Self)
+        Channel::new(socket).map(Self)
+    }
+
+    /// Connects to the listener at `path`; must be called within a runtime.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        Channel::connect(path).map(Self)
     }
 
     /// Sends one message. Cancellation safe: it is sent whole or not at all.
     pub async fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        loop {
-            let mut guard = self.0.writable().await?;
-            if let Ok(done) = guard.try_io(|socket| send(socket.get_ref(), message, fds)) {
-                return done;
-            }
-        }
+        self.0.send(&serde_json::to_vec(message)?, fds).await
     }
 
     /// Receives one message; `None` when the other end is closed. Cancellation safe.
     pub async fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-        loop {
-            let mut guard = self.0.readable().await?;
-            if let Ok(done) = guard.try_io(|socket| receive(socket.get_ref())) {
-                return done;
-            }
-        }
+        decode(self.0.receive().await?)
+    }
+}
+
+impl From<Channel> for FdSocket {
+    fn from(channel: Channel) -> Self {
+        Self(channel)
     }
 }
 

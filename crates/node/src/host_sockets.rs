@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meltemi_model::Snapshot;
-use meltemi_net::fdpass::{Channel, ChannelListener, Reply, Request};
+use meltemi_net::fdpass::{Channel, ChannelListener, ListenReply, ListenRequest};
 use meltemi_types::Protocol;
 
 use crate::context::Context;
@@ -36,8 +36,8 @@ async fn serve(context: Arc<Context>, channel: Channel) {
         if packet.is_empty() {
             return;
         }
-        let (reply, fd) = match Request::decode(&packet) {
-            Ok(Request::Listen(wanted)) => {
+        let (reply, fd) = match ListenRequest::decode(&packet) {
+            Ok(ListenRequest(wanted)) => {
                 let mut worlds = context.worlds.clone();
                 let is_known = worlds
                     .wait_for(|world| !asked_for(&world.snapshot, wanted.port()).0.is_empty());
@@ -46,21 +46,17 @@ async fn serve(context: Arc<Context>, channel: Channel) {
                 match context.dialler.listen(wanted.port(), 1, others).await {
                     Ok((address, fds)) => {
                         tell(&context, wanted.port(), address).await;
-                        (Reply::Socket(address), fds.into_iter().next())
+                        (ListenReply::Socket(address), fds.into_iter().next())
                     }
                     Err(error) => {
                         context
                             .warn(format!("gateway port {}: {error}", wanted.port()))
                             .await;
-                        (Reply::Refused(error.to_string()), None)
+                        (ListenReply::Refused(error.to_string()), None)
                     }
                 }
             }
-            Ok(_) => (
-                Reply::Refused("only listening sockets are handed out here".into()),
-                None,
-            ),
-            Err(error) => (Reply::Refused(error.to_string()), None),
+            Err(error) => (ListenReply::Refused(error.to_string()), None),
         };
 
         let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();

@@ -179,11 +179,3 @@ pub(crate) fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
     // descriptor changes its meaning.
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
 }
-
-/// Watches a descriptor within the runtime.
-pub(crate) fn register(
-    fd: std::os::fd::OwnedFd,
-) -> io::Result<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>> {
-    // SAFETY: an OwnedFd keeps its descriptor open, and the same one, for as long as it lives.
-    Ok(unsafe { tokio::io::unix::AsyncFd::register(fd) }?)
-}

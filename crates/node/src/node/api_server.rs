@@ -6,16 +6,16 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meltemi_net::fdpass;
+use meltemi_net::fdpass::ChannelListener;
 
 use super::exec;
 use super::requests::{self, Refusal, refused};
 use super::state::Node;
 use crate::api::{Further, Reply, Request, Run, Target};
+use crate::child;
 use crate::fd_socket::FdSocket;
 use crate::log::Log;
 use crate::spec::WorkloadKey;
-use crate::{child, sys};
 
 /// Programs that a client left get this long to end by themselves.
 const GRACE: Duration = Duration::from_secs(2);
@@ -23,26 +23,23 @@ const CHUNK: usize = 32 * 1024;
 
 /// Serves for ever.
 pub(super) fn start(node: Arc<Node>) -> anyhow::Result<()> {
-    let listener = fdpass::listen_blocking(&node.context.config.run_dir.join("node.sock"))?;
-    rustix::io::ioctl_fionbio(&listener, true)?;
-    let listener = sys::register(listener)?;
+    let listener = ChannelListener::bind(&node.context.config.run_dir.join("node.sock"))?;
     tokio::spawn(async move {
         loop {
-            let Ok(mut ready) = listener.readable().await else {
-                return;
-            };
-            let Ok(accepted) = ready.try_io(|l| fdpass::accept_blocking(l.get_ref())) else {
+            let Ok(channel) = listener.accept().await else {
+                // Out of descriptors: others will close theirs.
+                tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
-            if let Ok(client) = accepted.and_then(FdSocket::new) {
-                let node = Arc::clone(&node);
-                tokio::spawn(async move {
-                    let client = Client { socket: client };
-                    if let Err(error) = client.serve(&node).await {
-                        tracing::debug!(%error, "a client left");
-                    }
-                });
-            }
+            let node = Arc::clone(&node);
+            tokio::spawn(async move {
+                let client = Client {
+                    socket: channel.into(),
+                };
+                if let Err(error) = client.serve(&node).await {
+                    tracing::debug!(%error, "a client left");
+                }
+            });
         }
     });
 
