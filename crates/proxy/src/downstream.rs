@@ -4,13 +4,13 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use meltemi_filters::{Cause, ConnInfo, TlsPeer};
 use meltemi_proxy_config::http::{HttpConnectionManager, RouteSource};
 use meltemi_proxy_config::listener::{FilterChain, Listener, Terminal};
 use meltemi_proxy_config::route::RouteTable;
-use meltemi_tls::{CertificateInfo, XfccFields};
+use meltemi_tls::{XfccFields, XfccPeer};
 use tokio::sync::Notify;
 
 use crate::counts::{HttpCounts, Known};
@@ -138,20 +138,14 @@ impl Downstream {
         };
 
         let own = tls.local_uri_sans.first().map(String::as_str);
-        let certificate = CertificateInfo {
-            subject: tls.subject.clone(),
-            issuer: tls.issuer.clone(),
-            serial: String::new(),
-            uri_sans: tls.uri_sans.clone(),
-            dns_sans: tls.dns_sans.clone(),
-            ip_sans: Vec::new(),
-            foreign_sans: 0,
-            not_before: SystemTime::UNIX_EPOCH,
-            not_after: SystemTime::UNIX_EPOCH,
-            sha256: tls.fingerprint.clone(),
+        let peer = XfccPeer {
+            sha256: &tls.fingerprint,
+            subject: &tls.subject,
+            uri_sans: &tls.uri_sans,
+            dns_sans: &tls.dns_sans,
         };
 
-        let element: Rc<str> = meltemi_tls::xfcc_element(own, &certificate, fields).into();
+        let element: Rc<str> = meltemi_tls::xfcc_element(own, peer, fields).into();
         *self.xfcc.borrow_mut() = Some((key, element.clone()));
 
         element

@@ -37,7 +37,7 @@ pub use terms::{
 };
 pub use trust::TrustBundle;
 pub use verify::verify_workload;
-pub use xfcc::{XfccFields, xfcc_element};
+pub use xfcc::{XfccFields, XfccPeer, xfcc_element};
 
 #[cfg(test)]
 mod testing;

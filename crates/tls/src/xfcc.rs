@@ -3,8 +3,6 @@
 
 use x509_parser::x509::X509Name;
 
-use crate::CertificateInfo;
-
 /// Which parts of an element are written; `By` (where known) and `Hash` always are.
 /// Source: Envoy `set_current_client_cert_details`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -17,9 +15,22 @@ pub struct XfccFields {
     pub dns: bool,
 }
 
+/// The parts of a client's certificate that an element can name.
+#[derive(Debug, Clone, Copy)]
+pub struct XfccPeer<'a> {
+    /// SHA-256 of the certificate, in hexadecimal digits.
+    pub sha256: &'a str,
+    /// The subject as RFC 2253 writes it.
+    pub subject: &'a str,
+    /// URI names.
+    pub uri_sans: &'a [String],
+    /// DNS names.
+    pub dns_sans: &'a [String],
+}
+
 /// The element that a proxy adds for the client in front of it. `local` is the URI name of the
 /// proxy's own certificate.
-pub fn xfcc_element(local: Option<&str>, peer: &CertificateInfo, fields: XfccFields) -> String {
+pub fn xfcc_element(local: Option<&str>, peer: XfccPeer<'_>, fields: XfccFields) -> String {
     let XfccFields { subject, uri, dns } = fields;
     let mut parts = Vec::with_capacity(5);
     if let Some(local) = local {
@@ -121,7 +132,17 @@ fn escape(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::CertificateInfo;
     use crate::testing::{Authority, LeafSpec};
+
+    fn peer(info: &CertificateInfo) -> XfccPeer<'_> {
+        XfccPeer {
+            sha256: &info.sha256,
+            subject: &info.subject,
+            uri_sans: &info.uri_sans,
+            dns_sans: &info.dns_sans,
+        }
+    }
 
     #[test]
     fn an_element_names_both_sides() {
@@ -136,7 +157,7 @@ mod tests {
         let info = leaf.info().clone();
         let element = xfcc_element(
             Some("spiffe://cluster.local/ns/c/sa/d"),
-            &info,
+            peer(&info),
             XfccFields {
                 subject: true,
                 uri: true,
@@ -162,7 +183,7 @@ mod tests {
 
         let element = xfcc_element(
             None,
-            leaf.info(),
+            peer(leaf.info()),
             XfccFields {
                 uri: true,
                 ..XfccFields::default()
