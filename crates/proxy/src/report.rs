@@ -5,11 +5,11 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
+use meltemi_filters::ResponseFlags;
 use meltemi_filters::head::RequestHead;
-use meltemi_filters::peer_metadata::PeerInfo;
 use meltemi_net::Meter;
 use meltemi_proxy_config::listener::{Direction, NetworkFilter};
-use meltemi_telemetry::{HttpLabels, HttpSeries, Peer, Reporter, TcpLabels, TcpSeries};
+use meltemi_telemetry::{HttpLabels, HttpSeries, Peer, Reporter, TcpSeries, TrafficLabels};
 
 use crate::downstream::{ChainView, Downstream};
 use crate::exchange::state::Exchange;
@@ -45,19 +45,21 @@ fn sides(
     worker: &Worker,
     conn: &Downstream,
     reporter: Reporter,
-    downstream: Option<&Arc<PeerInfo>>,
-    upstream: Option<&Arc<PeerInfo>>,
-    upstream_principal: Option<&Arc<str>>,
+    info: &StreamInfo,
 ) -> (Arc<Peer>, Arc<Peer>) {
     let series = &worker.series;
     let own = worker.own_peer();
+
     match reporter {
         Reporter::Source => {
+            // What the upstream says of itself wins over what its endpoint's metadata says.
+            let upstream = info.state.upstream_peer.as_ref().or(info.workload.as_ref());
+            let principal = info.upstream_principal.as_ref();
             let us = worker.own_principal();
-            let us = upstream_principal.and(us.as_ref());
+            let us = principal.and(us.as_ref());
             (
                 series.peer(Some(&own), us),
-                series.peer(upstream, upstream_principal),
+                series.peer(upstream, principal),
             )
         }
         Reporter::Destination => {
@@ -66,11 +68,39 @@ fn sides(
             } else {
                 None
             };
+            let downstream = info.state.downstream_peer.as_ref();
             (
                 series.peer(downstream, conn.peer_principal().as_ref()),
                 series.peer(Some(&own), us.as_ref()),
             )
         }
+    }
+}
+
+/// The labels that HTTP and TCP metrics have in common.
+fn traffic_labels(
+    reporter: Reporter,
+    source: &Peer,
+    destination: &Peer,
+    service: &ServiceName,
+    flags: ResponseFlags,
+    mutual: bool,
+) -> TrafficLabels {
+    let ServiceName {
+        host,
+        name,
+        namespace,
+    } = service;
+
+    TrafficLabels {
+        reporter,
+        source: source.clone(),
+        destination: destination.clone(),
+        destination_service: host.clone(),
+        destination_service_name: name.clone(),
+        destination_service_namespace: namespace.clone(),
+        response_flags: flags.to_string().into(),
+        connection_security_policy: security(reporter, mutual),
     }
 }
 
@@ -88,21 +118,7 @@ pub fn http(exchange: &Exchange<'_>, request: &RequestHead) {
     };
     let (worker, conn, info) = (exchange.worker, exchange.conn, &exchange.info);
     let reporter = reporter(exchange.view);
-    let upstream = info
-        .state
-        .upstream_peer
-        .clone()
-        .or_else(|| info.workload.clone());
-
-    let (source, destination) = sides(
-        worker,
-        conn,
-        reporter,
-        info.state.downstream_peer.as_ref(),
-        upstream.as_ref(),
-        info.upstream_principal.as_ref(),
-    );
-
+    let (source, destination) = sides(worker, conn, reporter, info);
     let series = &worker.series;
     let mut service = service_of(worker, info);
     if stats.host_header_fallback && *service.host == *UNKNOWN {
@@ -125,20 +141,19 @@ pub fn http(exchange: &Exchange<'_>, request: &RequestHead) {
     };
 
     let found = series.of_requests(key, |key| {
-        let service = &key.service.0;
         let labels = HttpLabels {
-            reporter,
-            source: (*key.source.0).clone(),
-            destination: (*key.destination.0).clone(),
-            destination_service: service.host.clone(),
-            destination_service_name: service.name.clone(),
-            destination_service_namespace: service.namespace.clone(),
+            traffic: traffic_labels(
+                reporter,
+                &key.source.0,
+                &key.destination.0,
+                &key.service.0,
+                key.flags,
+                mutual,
+            ),
             request_protocol: if grpc { "grpc" } else { "http" },
             response_code: key.code,
-            response_flags: key.flags.to_string().into(),
             grpc_response_status: grpc_status
                 .map_or_else(|| "".into(), |status| status.to_string().into()),
-            connection_security_policy: security(reporter, mutual),
         };
 
         HttpSeries::resolve(&worker.shard, &labels)
@@ -166,7 +181,7 @@ pub fn http(exchange: &Exchange<'_>, request: &RequestHead) {
 /// The metrics of one TCP connection.
 #[derive(Debug)]
 pub struct TcpReport {
-    labels: Box<TcpLabels>,
+    labels: Box<TrafficLabels>,
     series: TcpSeries,
     interval: Duration,
     told: (Cell<u64>, Cell<u64>),
@@ -186,32 +201,16 @@ impl TcpReport {
         })?;
 
         let reporter = reporter(view);
-        let upstream = info
-            .state
-            .upstream_peer
-            .clone()
-            .or_else(|| info.workload.clone());
-
-        let (source, destination) = sides(
-            worker,
-            conn,
-            reporter,
-            info.state.downstream_peer.as_ref(),
-            upstream.as_ref(),
-            info.upstream_principal.as_ref(),
-        );
-
+        let (source, destination) = sides(worker, conn, reporter, info);
         let service = service_of(worker, info);
-        let labels = TcpLabels {
+        let labels = traffic_labels(
             reporter,
-            source: (*source).clone(),
-            destination: (*destination).clone(),
-            destination_service: service.host.clone(),
-            destination_service_name: service.name.clone(),
-            destination_service_namespace: service.namespace.clone(),
-            response_flags: info.state.flags.to_string().into(),
-            connection_security_policy: security(reporter, is_mutual(conn)),
-        };
+            &source,
+            &destination,
+            &service,
+            info.state.flags,
+            is_mutual(conn),
+        );
 
         let series = TcpSeries::resolve(&worker.shard, &labels);
         series.opened.inc();
@@ -247,7 +246,7 @@ impl TcpReport {
             return;
         }
 
-        let labels = TcpLabels {
+        let labels = TrafficLabels {
             response_flags: flags.into(),
             ..*self.labels
         };

@@ -104,9 +104,9 @@ impl Default for Peer {
     }
 }
 
-/// Labels of the HTTP and gRPC metrics.
+/// Labels that every metric has. The TCP metrics have no others.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct HttpLabels {
+pub struct TrafficLabels {
     /// Our side.
     pub reporter: Reporter,
     /// The caller.
@@ -119,37 +119,23 @@ pub struct HttpLabels {
     pub destination_service_name: Arc<str>,
     /// The service's namespace.
     pub destination_service_namespace: Arc<str>,
-    /// `http` or `grpc`.
-    pub request_protocol: &'static str,
-    /// Status code; 0 if the request ended without one.
-    pub response_code: u16,
     /// Short strings of Envoy's response flags, `-` if none.
     pub response_flags: Arc<str>,
-    /// `grpc-status`, empty for other requests.
-    pub grpc_response_status: Arc<str>,
     /// `mutual_tls`, `none` or, at the source, `unknown`.
     pub connection_security_policy: &'static str,
 }
 
-/// Labels of the TCP metrics.
+/// Labels of the HTTP and gRPC metrics.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct TcpLabels {
-    /// Our side.
-    pub reporter: Reporter,
-    /// The caller.
-    pub source: Peer,
-    /// The called workload.
-    pub destination: Peer,
-    /// The service's FQDN, or `unknown`.
-    pub destination_service: Arc<str>,
-    /// The service's short name.
-    pub destination_service_name: Arc<str>,
-    /// The service's namespace.
-    pub destination_service_namespace: Arc<str>,
-    /// Short strings of Envoy's response flags, `-` if none.
-    pub response_flags: Arc<str>,
-    /// `mutual_tls`, `none` or, at the source, `unknown`.
-    pub connection_security_policy: &'static str,
+pub struct HttpLabels {
+    /// The labels that TCP metrics have too.
+    pub traffic: TrafficLabels,
+    /// `http` or `grpc`.
+    pub request_protocol: &'static str,
+    /// Status code; 0 if the request ended without one.
+    pub response_code: u16,
+    /// `grpc-status`, empty for other requests.
+    pub grpc_response_status: Arc<str>,
 }
 
 fn peer_labels(labels: &mut LabelSet, names: [&'static str; 8], peer: &Peer) {
@@ -189,75 +175,63 @@ const DESTINATION: [&str; 8] = [
     "destination_cluster",
 ];
 
-fn base(
-    reporter: Reporter,
-    source: &Peer,
-    destination: &Peer,
-    service: [&Arc<str>; 3],
-    protocol: &'static str,
-) -> LabelSet {
-    let mut labels = LabelSet::with_capacity(25);
-    labels.push(("reporter", Arc::from(reporter.as_str())));
-    peer_labels(&mut labels, SOURCE, source);
-    peer_labels(&mut labels, DESTINATION, destination);
-    labels.push(("destination_service", service[0].clone()));
-    labels.push(("destination_service_name", service[1].clone()));
-    labels.push(("destination_service_namespace", service[2].clone()));
-    labels.push(("request_protocol", Arc::from(protocol)));
-    labels
-}
+impl TrafficLabels {
+    /// Names and values, `of_http` among them where Istio's proxy puts them.
+    fn label_set(
+        &self,
+        protocol: &'static str,
+        of_http: impl IntoIterator<Item = (&'static str, Arc<str>)>,
+    ) -> LabelSet {
+        let Self {
+            reporter,
+            source,
+            destination,
+            destination_service,
+            destination_service_name,
+            destination_service_namespace,
+            response_flags,
+            connection_security_policy,
+        } = self;
 
-impl HttpLabels {
-    fn label_set(&self) -> LabelSet {
-        let service = [
-            &self.destination_service,
-            &self.destination_service_name,
-            &self.destination_service_namespace,
-        ];
+        let mut labels = LabelSet::with_capacity(25);
+        labels.push(("reporter", Arc::from(reporter.as_str())));
+        peer_labels(&mut labels, SOURCE, source);
+        peer_labels(&mut labels, DESTINATION, destination);
+        labels.push(("destination_service", destination_service.clone()));
+        labels.push(("destination_service_name", destination_service_name.clone()));
+        labels.push((
+            "destination_service_namespace",
+            destination_service_namespace.clone(),
+        ));
+        labels.push(("request_protocol", Arc::from(protocol)));
 
-        let mut labels = base(
-            self.reporter,
-            &self.source,
-            &self.destination,
-            service,
-            self.request_protocol,
-        );
-
-        labels.push(("response_code", Arc::from(self.response_code.to_string())));
-        labels.push(("grpc_response_status", self.grpc_response_status.clone()));
-        labels.push(("response_flags", self.response_flags.clone()));
+        labels.extend(of_http);
+        labels.push(("response_flags", response_flags.clone()));
         labels.push((
             "connection_security_policy",
-            Arc::from(self.connection_security_policy),
+            Arc::from(*connection_security_policy),
         ));
 
         labels
     }
 }
 
-impl TcpLabels {
+impl HttpLabels {
     fn label_set(&self) -> LabelSet {
-        let service = [
-            &self.destination_service,
-            &self.destination_service_name,
-            &self.destination_service_namespace,
-        ];
+        let Self {
+            traffic,
+            request_protocol,
+            response_code,
+            grpc_response_status,
+        } = self;
 
-        let mut labels = base(
-            self.reporter,
-            &self.source,
-            &self.destination,
-            service,
-            "tcp",
-        );
-
-        labels.push(("response_flags", self.response_flags.clone()));
-        labels.push((
-            "connection_security_policy",
-            Arc::from(self.connection_security_policy),
-        ));
-
-        labels
+        traffic.label_set(
+            request_protocol,
+            [
+                ("response_code", Arc::from(response_code.to_string())),
+                ("grpc_response_status", grpc_response_status.clone()),
+            ],
+        )
     }
 }
 
@@ -323,8 +297,8 @@ pub struct TcpSeries {
 
 impl TcpSeries {
     /// Looks the series up in a worker's shard; a cold call.
-    pub fn resolve(shard: &Shard, labels: &TcpLabels) -> Self {
-        let set = labels.label_set();
+    pub fn resolve(shard: &Shard, labels: &TrafficLabels) -> Self {
+        let set = labels.label_set("tcp", []);
         Self {
             opened: shard.counter("istio_tcp_connections_opened_total", set.clone()),
             closed: shard.counter("istio_tcp_connections_closed_total", set.clone()),
@@ -343,17 +317,19 @@ mod tests {
     fn a_request_carries_istios_labels() {
         let registry = Registry::default();
         let labels = HttpLabels {
-            reporter: Reporter::Destination,
-            source: Peer::unknown(),
-            destination: Peer::unknown(),
-            destination_service: Arc::from("reviews.default.svc.cluster.local"),
-            destination_service_name: Arc::from("reviews"),
-            destination_service_namespace: Arc::from("default"),
+            traffic: TrafficLabels {
+                reporter: Reporter::Destination,
+                source: Peer::unknown(),
+                destination: Peer::unknown(),
+                destination_service: Arc::from("reviews.default.svc.cluster.local"),
+                destination_service_name: Arc::from("reviews"),
+                destination_service_namespace: Arc::from("default"),
+                response_flags: Arc::from("-"),
+                connection_security_policy: "mutual_tls",
+            },
             request_protocol: "http",
             response_code: 200,
-            response_flags: Arc::from("-"),
             grpc_response_status: Arc::from(""),
-            connection_security_policy: "mutual_tls",
         };
 
         HttpSeries::resolve(&registry.shard(), &labels).record(Duration::from_millis(3), 10, 20);

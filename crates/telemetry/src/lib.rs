@@ -13,6 +13,6 @@ pub mod metrics;
 pub mod prometheus;
 pub mod sink;
 
-pub use istio::{HttpLabels, HttpSeries, Peer, Reporter, TcpLabels, TcpSeries};
+pub use istio::{HttpLabels, HttpSeries, Peer, Reporter, TcpSeries, TrafficLabels};
 pub use metrics::{Budget, Counter, Gauge, Histogram, Kind, Registry, Sample, Shard};
 pub use sink::{LogSink, LogWriter};
