@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
@@ -167,31 +166,18 @@ impl Client {
                     error,
                 })?;
 
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| transport(&error))?;
-        let driver = tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header("host", "localhost")
-            .body(Full::new(Bytes::from(body)));
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| transport(&error))?;
 
-        let request = request.map_err(|error| transport(&error))?;
-        let response = sender
-            .send_request(request)
+        let answer = meltemi_web::call(stream, request, MAX_BODY)
             .await
             .map_err(|error| transport(&error))?;
 
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_BODY)
-            .collect()
-            .await
-            .map_err(|error| transport(&error))?;
-
-        driver.abort();
-
-        Ok((status, body.to_bytes()))
+        Ok((answer.status(), answer.into_body()))
     }
 }
 

@@ -4,8 +4,7 @@
 //! Over TCP `/debug` and `/status` are for callers on the loopback address and for tokens of the
 //! root namespace; objects are never served there. Whoever may open the socket may do everything.
 
-use std::convert::Infallible;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,8 +16,6 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use meltemi_admin_api::{
     ConfigDump, DumpedResource, DumpedType, EndpointView, ErrorBody, ObjectSelector,
     RegistryService, Status, VersionInfo, decode,
@@ -29,10 +26,10 @@ use meltemi_proto::type_url;
 use meltemi_store::World;
 use meltemi_translate::Memo;
 use meltemi_types::is_local_host;
+use meltemi_web::{Limits, WhenFull};
 use serde::Serialize;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Authenticator;
@@ -44,10 +41,15 @@ use crate::status;
 
 /// Larger texts are not applied.
 const MAX_BODY: usize = 16 << 20;
-/// Connections at a time, per listener.
-const CONNECTIONS: usize = 256;
-/// A client that has not sent its request by then is cut off.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of each listener.
+const LIMITS: Limits = Limits {
+    connections: 256,
+    when_full: WhenFull::Wait,
+    header_timeout: Duration::from_secs(10),
+    head_bytes: 64 * 1024,
+    connection_time: None,
+    grace: Duration::from_secs(2),
+};
 
 type Reply = Response<Full<Bytes>>;
 
@@ -73,25 +75,11 @@ enum Door {
 
 /// Serves TCP until cancelled.
 pub(crate) async fn serve_tcp(listener: TcpListener, api: Arc<Api>, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return;
-        };
-        let (stream, address) = tokio::select! {
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => { pause(error).await; continue }
-            },
-        };
-
-        let (api, stop) = (api.clone(), stop.clone());
-        tokio::spawn(async move {
-            connection(stream, api, Door::Tcp(address.ip()), stop).await;
-            drop(place);
-        });
-    }
+    let handler = move |request, address: SocketAddr| {
+        let api = api.clone();
+        async move { api.answer(request, Door::Tcp(address.ip())).await }
+    };
+    meltemi_web::serve(listener, LIMITS, handler, stop.cancelled()).await;
 }
 
 /// Opens the socket, for its owner alone. What an earlier process left there is replaced.
@@ -118,57 +106,11 @@ pub(crate) fn bind_socket(path: &Path) -> std::io::Result<UnixListener> {
 
 /// Serves the socket until cancelled.
 pub(crate) async fn serve_socket(listener: UnixListener, api: Arc<Api>, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return;
-        };
-        let stream = tokio::select! {
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => { pause(error).await; continue }
-            },
-        };
-
-        let (api, stop) = (api.clone(), stop.clone());
-        tokio::spawn(async move {
-            connection(stream, api, Door::Socket, stop).await;
-            drop(place);
-        });
-    }
-}
-
-async fn pause(error: std::io::Error) {
-    tracing::warn!(%error, "cannot accept a connection");
-    tokio::time::sleep(Duration::from_millis(50)).await;
-}
-
-async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-    stream: S,
-    api: Arc<Api>,
-    door: Door,
-    stop: CancellationToken,
-) {
-    let service = service_fn(move |request| {
+    let handler = move |request, ()| {
         let api = api.clone();
-        async move { Ok::<_, Infallible>(api.answer(request, door).await) }
-    });
-
-    let serving = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service);
-
-    tokio::pin!(serving);
-    tokio::select! {
-        // What goes wrong on one debugging connection is the client's to see.
-        _ = &mut serving => {}
-        () = stop.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            _ = serving.await;
-        }
-    }
+        async move { api.answer(request, Door::Socket).await }
+    };
+    meltemi_web::serve(listener, LIMITS, handler, stop.cancelled()).await;
 }
 
 impl Api {

@@ -4,8 +4,8 @@ use std::net::Ipv4Addr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use http::{Request, StatusCode, header};
+use http_body_util::Full;
 
 use crate::netns::is_listening;
 use crate::sandbox::Sandbox;
@@ -19,10 +19,7 @@ const LISTEN_PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) async fn proxy_answers(address: Ipv4Addr) {
     let mut pause = Duration::from_millis(10);
     loop {
-        if tokio::time::timeout(Duration::from_secs(2), ask_ready(address))
-            .await
-            .unwrap_or(false)
-        {
+        if ask_ready(address, Duration::from_secs(2)).await {
             return;
         }
         tokio::time::sleep(pause).await;
@@ -34,31 +31,28 @@ pub(crate) async fn proxy_answers(address: Ipv4Addr) {
 const FAILURES: u32 = 3;
 const PERIOD: Duration = Duration::from_secs(5);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bytes of the answer's body: empty when ready, else what is missing.
+const MAX_ANSWER: usize = 64 * 1024;
 
 /// Waits until a proxy that was ready has not been so for a while: stopped, stuck, or draining.
 pub(crate) async fn proxy_falls_silent(address: Ipv4Addr) {
     let mut failures = 0;
     while failures < FAILURES {
         tokio::time::sleep(PERIOD).await;
-        let answers = tokio::time::timeout(PROBE_TIMEOUT, ask_ready(address))
-            .await
-            .unwrap_or(false);
+        let answers = ask_ready(address, PROBE_TIMEOUT).await;
         failures = if answers { 0 } else { failures + 1 };
     }
 }
 
-async fn ask_ready(address: Ipv4Addr) -> bool {
-    let ask = async {
-        let mut stream = TcpStream::connect((address, 15021)).await?;
-        stream
-            .write_all(b"GET /healthz/ready HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
-            .await?;
-        let mut status = [0; 12];
-        stream.read_exact(&mut status).await?;
-        std::io::Result::Ok(&status[8..] == b" 200")
-    };
+async fn ask_ready(address: Ipv4Addr, within: Duration) -> bool {
+    let request = Request::get("/healthz/ready")
+        .header(header::HOST, "node")
+        .body(Full::default())
+        .expect("a constant request is valid");
 
-    ask.await.unwrap_or(false)
+    meltemi_web::call_at((address, 15021).into(), request, MAX_ANSWER, within)
+        .await
+        .is_ok_and(|answer| answer.status() == StatusCode::OK)
 }
 
 /// Waits until somebody listens on each declared TCP port; answers what is still silent after some

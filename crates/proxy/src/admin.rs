@@ -6,19 +6,15 @@ mod pages;
 mod query;
 mod stats;
 
-use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use meltemi_telemetry::{istio, prometheus};
+use meltemi_web::{Limits, WhenFull};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
 use self::query::Query;
 use crate::causes;
@@ -27,10 +23,16 @@ use crate::control::driver::Request as Control;
 use crate::control::inspect::Inspector;
 use crate::published::Drained;
 
-/// Connections at a time, per port; readers and scrapers are few.
-const CONNECTIONS: usize = 64;
-/// A connection without a request for so long is closed.
-const SILENCE: Duration = Duration::from_secs(30);
+/// Metrics are for everybody in the network: readers are few, and nobody takes the descriptors
+/// that requests need.
+const LIMITS: Limits = Limits {
+    connections: 64,
+    when_full: WhenFull::Close,
+    header_timeout: Duration::from_secs(30),
+    head_bytes: 64 * 1024,
+    connection_time: None,
+    grace: Duration::ZERO,
+};
 
 /// Serves for as long as the task lives.
 pub async fn serve(socket: std::net::TcpListener, inspector: Inspector, only_metrics: bool) {
@@ -42,37 +44,11 @@ pub async fn serve(socket: std::net::TcpListener, inspector: Inspector, only_met
         }
     };
 
-    let limit = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-
-        // Metrics are for everybody in the network: nobody takes the descriptors that requests
-        // need.
-        let Ok(permit) = limit.clone().try_acquire_owned() else {
-            continue;
-        };
+    let handler = move |request, _peer| {
         let inspector = inspector.clone();
-        tokio::spawn(async move {
-            let _permit = permit;
-            let service = service_fn(move |request| {
-                let inspector = inspector.clone();
-                async move { Ok::<_, Infallible>(answer(&inspector, request, only_metrics).await) }
-            });
-
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(SILENCE)
-                .max_buf_size(64 * 1024)
-                .serve_connection(TokioIo::new(stream), service);
-
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "admin connection ended");
-            }
-        });
-    }
+        async move { answer(&inspector, request, only_metrics).await }
+    };
+    meltemi_web::serve(listener, LIMITS, handler, std::future::pending()).await;
 }
 
 type Page = Response<Full<Bytes>>;

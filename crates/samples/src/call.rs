@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::Full;
 use hyper::{HeaderMap, Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use crate::metrics;
@@ -72,9 +71,6 @@ async fn get(service: &str, path: &str, from: &HeaderMap) -> anyhow::Result<(Sta
         .await
         .with_context(|| format!("cannot reach {host}:{port}"))?;
     stream.set_nodelay(true)?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::task::spawn_local(connection);
     let mut request = Request::get(path).header("host", format!("{host}:{port}"));
     for name in PASSED_ON {
         if let Some(value) = from.get(*name) {
@@ -82,15 +78,7 @@ async fn get(service: &str, path: &str, from: &HeaderMap) -> anyhow::Result<(Sta
         }
     }
 
-    let answer = sender
-        .send_request(request.body(Empty::<Bytes>::new())?)
-        .await?;
-    let status = answer.status();
-    let body = Limited::new(answer.into_body(), LARGEST_ANSWER)
-        .collect()
-        .await
-        .map_err(anyhow::Error::from_boxed)?
-        .to_bytes();
-
-    Ok((status, body))
+    let request = request.body(Full::default())?;
+    let answer = meltemi_web::call(stream, request, LARGEST_ANSWER).await?;
+    Ok((answer.status(), answer.into_body()))
 }

@@ -1,67 +1,51 @@
 //! A plain HTTP/1.1 server: one handler, no middleware.
 
-use std::convert::Infallible;
-use std::future::Future;
+use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, header};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use meltemi_web::{Limits, WhenFull};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 
-/// What handlers answer with.
-pub(crate) type Answer = Response<Full<Bytes>>;
+pub(crate) use meltemi_web::Answer;
+
+/// As many as the system gives: nobody but the mesh in front limits these services.
+const LIMITS: Limits = Limits {
+    connections: Semaphore::MAX_PERMITS,
+    when_full: WhenFull::Wait,
+    header_timeout: Duration::from_secs(30),
+    head_bytes: 64 * 1024,
+    connection_time: None,
+    grace: Duration::ZERO,
+};
 
 /// Serves `handler` on every address until SIGTERM or SIGINT.
 pub(crate) async fn serve<H, F>(port: u16, handler: H) -> anyhow::Result<()>
 where
-    H: Fn(Request<Incoming>) -> F + Clone + 'static,
-    F: Future<Output = Answer> + 'static,
+    H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Answer> + Send + 'static,
 {
     let listener = TcpListener::bind(("0.0.0.0", port))
         .await
         .with_context(|| format!("cannot listen on port {port}"))?;
     println!("listening on port {port}");
+
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let accepts = async {
-        loop {
-            let Ok((stream, _)) = listener.accept().await else {
-                // Out of file descriptors: others will close theirs.
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-                continue;
-            };
-
-            let _ = stream.set_nodelay(true);
-            let handler = handler.clone();
-            let service = service_fn(move |request| {
-                let answer = handler(request);
-                async move { Ok::<_, Infallible>(answer.await) }
-            });
-
-            tokio::task::spawn_local(async move {
-                let mut builder = hyper::server::conn::http1::Builder::new();
-                let _ = builder
-                    .timer(TokioTimer::new())
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await;
-            });
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
     };
 
-    tokio::task::LocalSet::new()
-        .run_until(async {
-            tokio::select! {
-                () = accepts => {}
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        })
-        .await;
+    let handler = move |request, _peer| handler(request);
+    meltemi_web::serve(listener, LIMITS, handler, stop).await;
 
     Ok(())
 }

@@ -5,11 +5,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{Request, header};
-use http_body_util::Empty;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use http_body_util::Full;
 use tokio::process::{Child, Command};
 
 /// How Envoy is run.
@@ -121,24 +118,14 @@ pub(crate) fn write_bootstrap(path: &Path, json: &serde_json::Value) -> io::Resu
     file.write_all(json.to_string().as_bytes())
 }
 
+/// Bytes; the pages of Envoy that are called here answer with a word.
+const MAX_ANSWER: usize = 1 << 20;
+
 async fn post(address: SocketAddr, path: &str) -> io::Result<()> {
-    let exchange = async {
-        let stream = TcpStream::connect(address).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(io::Error::other)?;
-        let request = Request::post(path)
-            .header(header::HOST, "admin")
-            .body(Empty::<Bytes>::new())
-            .map_err(io::Error::other)?;
-
-        tokio::select! {
-            answer = sender.send_request(request) => answer.map(|_| ()).map_err(io::Error::other),
-            ended = connection => ended.map_err(io::Error::other),
-        }
-    };
-
-    tokio::time::timeout(Duration::from_secs(2), exchange)
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    let request = Request::post(path)
+        .header(header::HOST, "admin")
+        .body(Full::default())
+        .map_err(io::Error::other)?;
+    meltemi_web::call_at(address, request, MAX_ANSWER, Duration::from_secs(2)).await?;
+    Ok(())
 }

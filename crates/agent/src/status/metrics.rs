@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use http_body_util::Full;
 
 /// More text than this from one part is refused: it would be held in memory whole.
 const MAX_BODY: usize = 32 << 20;
@@ -60,50 +58,18 @@ impl AppMetrics {
 
 /// GET over plain HTTP/1.1; status 200 or an error.
 pub async fn fetch(address: SocketAddr, path: &str, within: Duration) -> io::Result<Bytes> {
-    let exchange = async {
-        let stream = TcpStream::connect(address).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(io::Error::other)?;
-        let request = Request::get(path)
-            .header(header::HOST, address.to_string())
-            .header(header::ACCEPT, "text/plain;version=0.0.4;q=1,*/*;q=0.1")
-            .header(header::CONNECTION, "close")
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    let request = Request::get(path)
+        .header(header::HOST, address.to_string())
+        .header(header::ACCEPT, "text/plain;version=0.0.4;q=1,*/*;q=0.1")
+        .header(header::CONNECTION, "close")
+        .body(Full::default())
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
 
-        let exchange = async {
-            let response = sender
-                .send_request(request)
-                .await
-                .map_err(io::Error::other)?;
-
-            if response.status() != StatusCode::OK {
-                return Err(io::Error::other(format!("status {}", response.status())));
-            }
-            let body = Limited::new(response.into_body(), MAX_BODY)
-                .collect()
-                .await
-                .map_err(io::Error::other)?;
-
-            Ok(body.to_bytes())
-        };
-
-        // The connection is driven here, not in a task: it ends when the caller stops waiting.
-        let mut exchange = std::pin::pin!(exchange);
-        let mut connection = std::pin::pin!(connection);
-        tokio::select! {
-            done = &mut exchange => done,
-            ended = &mut connection => {
-                ended.map_err(io::Error::other)?;
-                exchange.await
-            }
-        }
-    };
-
-    tokio::time::timeout(within, exchange)
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    let answer = meltemi_web::call_at(address, request, MAX_BODY, within).await?;
+    match answer.status() {
+        StatusCode::OK => Ok(answer.into_body()),
+        status => Err(io::Error::other(format!("status {status}"))),
+    }
 }
 
 /// Appends a part; the end mark of OpenMetrics may stand only at the very end, and this text is not

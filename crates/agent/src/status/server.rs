@@ -1,6 +1,5 @@
 //! The HTTP server behind both ports.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,20 +9,15 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use meltemi_telemetry::prometheus;
+use meltemi_web::{Limits, WhenFull};
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore};
-use tokio::task::JoinSet;
+use tokio::sync::Notify;
 
 use super::metrics::{AppMetrics, append, fetch};
 use crate::dns::Names;
 use crate::identity::IdentityView;
 use crate::{AgentMetrics, BoxFuture};
-
-/// Connections at a time, per port; probes and scrapers are few.
-const CONNECTIONS: usize = 256;
 
 /// Whether the workload may get traffic; the error says what is missing, for whoever reads the
 /// probe's answer.
@@ -115,38 +109,24 @@ impl StatusServer {
 
     /// Serves until it is dropped; its connections end with it.
     pub async fn run(self) {
-        let mut connections = JoinSet::new();
-        let limit = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            tokio::select! {
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, peer)) => {
-                        let Ok(permit) = limit.clone().try_acquire_owned() else { continue };
-                        let (sources, options) = (self.sources.clone(), self.options);
-                        connections.spawn(async move {
-                            let _permit = permit;
-                            let service = service_fn(move |request| answer(sources.clone(), options, peer, request));
-                            let served = hyper::server::conn::http1::Builder::new()
-                                .timer(TokioTimer::new())
-                                .header_read_timeout(options.header_timeout)
-                                .max_buf_size(32 * 1024)
-                                .serve_connection(TokioIo::new(stream), service);
-                            tokio::pin!(served);
-                            // What a prober does to its own connection is its business.
-                            if tokio::time::timeout(options.connection_time, served.as_mut()).await.is_err() {
-                                served.as_mut().graceful_shutdown();
-                                let _ = tokio::time::timeout(options.scrape_timeout, served).await;
-                            }
-                        });
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "status: accept");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
-                },
-                Some(_) = connections.join_next() => {}
-            }
-        }
+        let Self {
+            listener,
+            sources,
+            options,
+        } = self;
+
+        // Probes and scrapers are few.
+        let limits = Limits {
+            connections: 256,
+            when_full: WhenFull::Close,
+            header_timeout: options.header_timeout,
+            head_bytes: 32 * 1024,
+            connection_time: Some(options.connection_time),
+            grace: options.scrape_timeout,
+        };
+
+        let handler = move |request, peer| answer(sources.clone(), options, peer, request);
+        meltemi_web::serve(listener, limits, handler, std::future::pending()).await;
     }
 }
 
@@ -170,9 +150,9 @@ async fn answer(
     options: StatusOptions,
     peer: SocketAddr,
     request: Request<Incoming>,
-) -> Result<Reply, Infallible> {
+) -> Reply {
     let get = matches!(*request.method(), Method::GET | Method::HEAD);
-    Ok(match (request.uri().path(), get) {
+    match (request.uri().path(), get) {
         ("/healthz/ready", true) => match ready(&sources, options).await {
             Ok(()) => text(StatusCode::OK, ""),
             Err(missing) => text(StatusCode::SERVICE_UNAVAILABLE, missing + "\n"),
@@ -190,7 +170,7 @@ async fn answer(
             StatusCode::NOT_FOUND,
             "no such page; there are /healthz/ready, /metrics, /certs, /debug/ndsz\n",
         ),
-    })
+    }
 }
 
 async fn ready(sources: &StatusSources, options: StatusOptions) -> Result<(), String> {
