@@ -6,10 +6,8 @@
 
 mod forward;
 mod index;
-mod message;
 mod server;
 
 pub use forward::{Forwarder, UpstreamForwarder};
 pub use index::{Answer, NameIndex, Names};
-pub use message::{Query, Rcode, RecordType};
 pub use server::{DnsOptions, DnsServer};

@@ -20,7 +20,7 @@ mod context;
 mod control;
 mod desired;
 mod dialler;
-mod dns_wire;
+mod dns;
 mod events;
 mod fd_socket;
 mod gateways;

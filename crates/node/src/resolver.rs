@@ -2,16 +2,17 @@
 //! machine's resolver for all.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use meltemi_dns::{Parsed, Query, RecordType, ResponseCode, addresses_of, is_name, parse};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, watch};
 
 use crate::dialler::Dialler;
-use crate::dns_wire::{self, A, AAAA, NO_ERROR, NO_SUCH_NAME, Question, SERVER_FAILURE};
+use crate::dns;
 use crate::services::Services;
 
 /// Queries in flight; more are dropped, as a busy resolver does, and asked again.
@@ -118,34 +119,37 @@ impl Resolver {
         }
     }
 
-    async fn answer(&self, query: Vec<u8>, tcp: bool) -> Option<Vec<u8>> {
-        let question = dns_wire::question(&query)?;
-        let known: Option<Vec<Ipv4Addr>> = self.services.borrow().addresses(&question.name);
+    async fn answer(&self, bytes: Vec<u8>, tcp: bool) -> Option<Vec<u8>> {
+        let Parsed::Query(query) = parse(&bytes) else {
+            return None;
+        };
+        let reply = |code, addresses: &[IpAddr]| {
+            let answer = dns::answer(code, None, addresses);
+            Some(query.respond(&answer, dns::transport(tcp)))
+        };
+
+        let known = self.services.borrow().addresses(&query.name);
         if let Some(addresses) = known {
-            let addresses = if question.kind == A {
-                addresses
-            } else {
-                Vec::new()
-            };
-            return Some(dns_wire::answer(&query, &question, NO_ERROR, &addresses));
+            let addresses = dns::of_type(&addresses, query.record);
+            return reply(ResponseCode::NoError, &addresses);
         }
 
-        let target = self.services.borrow().target(&question.name);
+        let target = self.services.borrow().target(&query.name);
         if let Some(target) = target {
-            return Some(self.answer_alias(&query, &question, &target, tcp).await);
+            return Some(self.answer_alias(&query, &target, tcp).await);
         }
 
         // Search domains make every outside name pass here first; the machine's resolver knows none
         // of these.
-        if self.is_ours(&question.name) {
-            return Some(dns_wire::answer(&query, &question, NO_SUCH_NAME, &[]));
+        if self.is_ours(&query.name) {
+            return reply(ResponseCode::NXDomain, &[]);
         }
 
-        match self.dialler.dns(query.clone(), tcp).await {
+        match self.dialler.dns(bytes, tcp).await {
             Ok(answer) => Some(answer),
             Err(error) => {
-                tracing::debug!(name = question.name, %error, "the machine's resolver did not answer");
-                Some(dns_wire::answer(&query, &question, SERVER_FAILURE, &[]))
+                tracing::debug!(name = query.name, %error, "the machine's resolver did not answer");
+                reply(ResponseCode::ServFail, &[])
             }
         }
     }
@@ -160,67 +164,55 @@ impl Resolver {
 
     /// An ExternalName Service: the other name, with its addresses, be it of the mesh or of the
     /// world.
-    async fn answer_alias(
-        &self,
-        query: &[u8],
-        question: &Question,
-        target: &str,
-        tcp: bool,
-    ) -> Vec<u8> {
+    async fn answer_alias(&self, query: &Query, target: &str, tcp: bool) -> Vec<u8> {
         let known = self.services.borrow().addresses(target);
         let outcome = match known {
-            Some(addresses) if question.kind == A => Some((
-                NO_ERROR,
-                addresses
-                    .iter()
-                    .map(|address| address.octets().to_vec())
-                    .collect(),
+            _ if !is_name(target) => None,
+            Some(addresses) => Some((
+                ResponseCode::NoError,
+                dns::of_type(&addresses, query.record),
             )),
-            Some(_) => Some((NO_ERROR, Vec::new())),
-            None if self.is_ours(target) => Some((NO_SUCH_NAME, Vec::new())),
-            None => self.ask_outside(query, question, target, tcp).await,
+            None if self.is_ours(target) => Some((ResponseCode::NXDomain, Vec::new())),
+            None => self.ask_outside(query, target, tcp).await,
         };
 
-        outcome
-            .and_then(|(code, found)| dns_wire::answer_alias(query, question, code, target, &found))
-            .unwrap_or_else(|| dns_wire::answer(query, question, SERVER_FAILURE, &[]))
+        let answer = match &outcome {
+            Some((code, addresses)) => dns::answer(*code, Some(target), addresses),
+            None => dns::answer(ResponseCode::ServFail, None, &[]),
+        };
+        query.respond(&answer, dns::transport(tcp))
     }
 
-    /// What the machine's resolver finds for another name: addresses, since other data may be
-    /// names.
+    /// The addresses that the machine's resolver finds for another name, of the type that `query`
+    /// asks for. Data of other types may be names, so they are left away.
     async fn ask_outside(
         &self,
-        query: &[u8],
-        question: &Question,
+        query: &Query,
         name: &str,
         tcp: bool,
-    ) -> Option<(u8, Vec<Vec<u8>>)> {
-        let answer = self
-            .dialler
-            .dns(dns_wire::ask(query, question, name)?, tcp)
-            .await;
-
+    ) -> Option<(ResponseCode, Vec<IpAddr>)> {
+        let answer = self.dialler.dns(query.about(name)?, tcp).await;
         let answer = answer
             .inspect_err(
                 |error| tracing::debug!(name, %error, "the machine's resolver did not answer"),
             )
             .ok()?;
 
-        let (code, found) = dns_wire::found(&answer, question.kind)?;
+        let (code, mut addresses) = addresses_of(&answer)?;
+        addresses.retain(|address| match query.record {
+            RecordType::A => address.is_ipv4(),
+            RecordType::AAAA => address.is_ipv6(),
+            _ => false,
+        });
 
-        Some((
-            code,
-            if matches!(question.kind, A | AAAA) {
-                found
-            } else {
-                Vec::new()
-            },
-        ))
+        Some((code, addresses))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::fd_socket;
 

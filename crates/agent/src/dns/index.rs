@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwapOption;
+use meltemi_dns::RecordType;
 use meltemi_proto::istio::NameTable;
-
-use super::RecordType;
 
 /// A name table, ready for questions.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -169,7 +168,7 @@ impl Names {
         };
 
         match (index.resolve(name, search), record) {
-            (Some((alias, addresses)), RecordType::A | RecordType::Aaaa) => {
+            (Some((alias, addresses)), RecordType::A | RecordType::AAAA) => {
                 let wanted = addresses
                     .iter()
                     .filter(|address| address.is_ipv4() == (record == RecordType::A));
@@ -186,11 +185,11 @@ impl Names {
             }
             // The mesh knows addresses only. Saying "no such name" for another type would deny the
             // name as a whole.
-            (Some(_), RecordType::Other(_)) if in_zone => Answer::Known {
+            (Some(_), _) if in_zone => Answer::Known {
                 alias: None,
                 addresses: Vec::new(),
             },
-            (Some(_), RecordType::Other(_)) => Answer::Foreign,
+            (Some(_), _) => Answer::Foreign,
             (None, _) if in_zone => Answer::Absent,
             (None, _) => Answer::Foreign,
         }
@@ -291,10 +290,10 @@ mod tests {
             ("b.default.svc.cluster.local", &["10.45.0.3", "fd00::3"]),
         ]);
 
-        assert_eq!(ask(&names, "a", RecordType::Aaaa), known(&[]));
-        assert_eq!(ask(&names, "b", RecordType::Aaaa), known(&["fd00::3"]));
+        assert_eq!(ask(&names, "a", RecordType::AAAA), known(&[]));
+        assert_eq!(ask(&names, "b", RecordType::AAAA), known(&["fd00::3"]));
         assert_eq!(
-            ask(&names, "a.default.svc.cluster.local", RecordType::Other(65)),
+            ask(&names, "a.default.svc.cluster.local", RecordType::HTTPS),
             known(&[])
         );
     }
@@ -324,7 +323,7 @@ mod tests {
 
         assert_eq!(ask(&names, "example.com", RecordType::A), Answer::Foreign);
         assert_eq!(
-            ask(&names, "www.example.com", RecordType::Other(15)),
+            ask(&names, "www.example.com", RecordType::MX),
             Answer::Foreign,
             "mail goes where it always went"
         );

@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use meltemi_dns::{Parsed, ResponseCode, Transport, error_for, error_reply, parse};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
-use super::message::{Parsed, error_for, error_reply, parse};
-use super::{Answer, Forwarder, Names, Rcode};
+use super::{Answer, Forwarder, Names};
 use crate::AgentMetrics;
 
 /// How the server behaves.
@@ -145,7 +145,7 @@ impl DnsServer {
     fn datagram(&self, query: &[u8], peer: SocketAddr, tasks: &mut JoinSet<()>) {
         let shared = &self.shared;
         shared.metrics.dns_requests.add_shared(1);
-        match shared.local(query, true) {
+        match shared.local(query, Transport::Udp) {
             Local::Reply(answer) => _ = self.udp.try_send_to(&answer, peer),
             Local::Silence => {}
             Local::Forward => match shared.in_flight.clone().try_acquire_owned() {
@@ -172,26 +172,35 @@ enum Local {
 }
 
 impl Shared {
-    fn local(&self, bytes: &[u8], udp: bool) -> Local {
+    fn local(&self, bytes: &[u8], transport: Transport) -> Local {
         let query = match parse(bytes) {
             Parsed::Query(query) => query,
             Parsed::Foreign => return Local::Forward,
             Parsed::Malformed(None) => return Local::Silence,
-            Parsed::Malformed(Some(id)) => return Local::Reply(error_reply(id, Rcode::FormErr)),
+            Parsed::Malformed(Some(id)) => {
+                return Local::Reply(error_reply(id, ResponseCode::FormErr));
+            }
         };
 
         let options = &self.options;
-        match self
+        let known = self
             .names
-            .answer(&query.name, query.record, &options.search, &options.zones)
-        {
-            Answer::Known { alias, addresses } => {
-                Local::Reply(query.answer(alias.as_deref(), &addresses, options.ttl, udp))
-            }
-            Answer::Absent => Local::Reply(query.empty(Rcode::NxDomain)),
-            Answer::NotYet => Local::Reply(query.empty(Rcode::ServFail)),
-            Answer::Foreign => Local::Forward,
-        }
+            .answer(&query.name, query.record, &options.search, &options.zones);
+
+        let answer = match &known {
+            Answer::Foreign => return Local::Forward,
+            Answer::Absent => meltemi_dns::Answer::empty(ResponseCode::NXDomain),
+            Answer::NotYet => meltemi_dns::Answer::empty(ResponseCode::ServFail),
+            Answer::Known { alias, addresses } => meltemi_dns::Answer {
+                code: ResponseCode::NoError,
+                authoritative: false,
+                alias: alias.as_deref(),
+                addresses,
+                ttl: options.ttl,
+            },
+        };
+
+        Local::Reply(query.respond(&answer, transport))
     }
 
     async fn upstream(&self, query: &[u8], over_tcp: bool) -> Option<Vec<u8>> {
@@ -201,7 +210,7 @@ impl Shared {
             Err(error) => {
                 self.metrics.dns_upstream_failures.add_shared(1);
                 tracing::debug!(%error, "dns: upstream");
-                error_for(query, Rcode::ServFail)
+                error_for(query, ResponseCode::ServFail)
             }
         }
     }
@@ -221,12 +230,12 @@ async fn converse(shared: Arc<Shared>, mut stream: TcpStream, _permit: OwnedSema
             return;
         };
         shared.metrics.dns_requests.add_shared(1);
-        let answer = match shared.local(&query, false) {
+        let answer = match shared.local(&query, Transport::Tcp) {
             Local::Reply(answer) => Some(answer),
             Local::Silence => None,
             Local::Forward => match shared.in_flight.try_acquire() {
                 Ok(_in_flight) => shared.upstream(&query, true).await,
-                Err(_) => error_for(&query, Rcode::ServFail),
+                Err(_) => error_for(&query, ResponseCode::ServFail),
             },
         };
 

@@ -7,13 +7,14 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use meltemi_dns::{Parsed, ResponseCode, parse};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 
 use super::lane::Lane;
 use super::{Answer, DialMap, Failure, Reply, Request, ToSupervisor};
-use crate::dns_wire;
+use crate::dns;
 use crate::events::Event;
 use crate::fd_socket::{FdSocket, MAX_FDS};
 
@@ -243,26 +244,17 @@ impl Machine {
     }
 
     async fn resolve(&self, query: &[u8], tcp: bool) -> io::Result<Vec<u8>> {
-        if let Some(question) = dns_wire::question(query) {
+        if let Parsed::Query(asked) = parse(query) {
             let mapped = self
                 .map
                 .lock()
                 .expect("nothing panics while it holds the map")
-                .address_of(&question.name);
+                .address_of(&asked.name);
 
             if let Some(address) = mapped {
-                let addresses: &[Ipv4Addr] = if question.kind == dns_wire::A {
-                    &[address]
-                } else {
-                    &[]
-                };
-
-                return Ok(dns_wire::answer(
-                    query,
-                    &question,
-                    dns_wire::NO_ERROR,
-                    addresses,
-                ));
+                let addresses = dns::of_type(&[address], asked.record);
+                let answer = dns::answer(ResponseCode::NoError, None, &addresses);
+                return Ok(asked.respond(&answer, dns::transport(tcp)));
             }
         }
 
