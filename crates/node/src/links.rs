@@ -5,6 +5,12 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 
+use libc::{
+    AF_INET, IFA_ADDRESS, IFA_LOCAL, IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND,
+    IFLA_LINKINFO, IFLA_MASTER, IFLA_NET_NS_FD, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN,
+    RTA_GATEWAY, RTA_OIF, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTN_UNICAST,
+    RTPROT_BOOT,
+};
 use meltemi_redirect::netlink::{Family, Messages, NLM_F_CREATE, NLM_F_EXCL, Socket};
 
 use crate::netns::Netns;
@@ -13,16 +19,8 @@ use crate::sys;
 /// The bridge in the router's namespace.
 pub(crate) const BRIDGE: &str = "mesh";
 
-const NEW_LINK: u16 = 16;
-const DELETE_LINK: u16 = 17;
-const NEW_ADDRESS: u16 = 20;
-const NEW_ROUTE: u16 = 24;
-
-const IFLA_ADDRESS: u16 = 1;
-const IFLA_IFNAME: u16 = 3;
-const IFLA_MASTER: u16 = 10;
-const IFLA_LINKINFO: u16 = 18;
-const IFLA_NET_NS_FD: u16 = 28;
+/// `linux/veth.h`: the attributes of the other end.
+const VETH_INFO_PEER: u16 = 1;
 
 /// Brings up the router's side in the calling process's namespace, with a second address beside its
 /// own.
@@ -31,14 +29,19 @@ pub(crate) fn set_up_router(address: Ipv4Addr, prefix: u8, second: Ipv4Addr) -> 
     let route = Socket::open(Family::Route)?;
     up(&route, "lo")?;
     let mut m = Messages::default();
-    m.push(NEW_LINK, NLM_F_CREATE | NLM_F_EXCL, &link(0, false), |a| {
-        // Else it is the lowest of its ports' addresses, which come and go.
-        a.text(IFLA_IFNAME, BRIDGE)
-            .bytes(IFLA_ADDRESS, &hardware_address(address))
-            .nest(IFLA_LINKINFO, |a| {
-                a.text(1, "bridge");
-            });
-    });
+    m.push(
+        RTM_NEWLINK,
+        NLM_F_CREATE | NLM_F_EXCL,
+        &link(0, false),
+        |a| {
+            // Else it is the lowest of its ports' addresses, which come and go.
+            a.text(IFLA_IFNAME, BRIDGE)
+                .bytes(IFLA_ADDRESS, &hardware_address(address))
+                .nest(IFLA_LINKINFO, |a| {
+                    a.text(IFLA_INFO_KIND, "bridge");
+                });
+        },
+    );
 
     route.request(m)?;
     up(&route, BRIDGE)?;
@@ -63,20 +66,25 @@ pub(crate) fn connect_workload(
     let bridge = sys::interface_index(BRIDGE)?;
     let mut m = Messages::default();
 
-    m.push(NEW_LINK, NLM_F_CREATE | NLM_F_EXCL, &link(0, true), |a| {
-        a.text(IFLA_IFNAME, &name)
-            .ne32(IFLA_MASTER, bridge)
-            .nest(IFLA_LINKINFO, |a| {
-                a.text(1, "veth").nest(2, |a| {
-                    a.nest(1, |a| {
-                        a.raw(&link(0, false))
-                            .text(IFLA_IFNAME, "eth0")
-                            .bytes(IFLA_ADDRESS, &hardware_address(address));
-                        a.ne32(IFLA_NET_NS_FD, fd.cast_unsigned());
+    m.push(
+        RTM_NEWLINK,
+        NLM_F_CREATE | NLM_F_EXCL,
+        &link(0, true),
+        |a| {
+            a.text(IFLA_IFNAME, &name)
+                .ne32(IFLA_MASTER, bridge)
+                .nest(IFLA_LINKINFO, |a| {
+                    a.text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, |a| {
+                        a.nest(VETH_INFO_PEER, |a| {
+                            a.raw(&link(0, false))
+                                .text(IFLA_IFNAME, "eth0")
+                                .bytes(IFLA_ADDRESS, &hardware_address(address));
+                            a.ne32(IFLA_NET_NS_FD, fd.cast_unsigned());
+                        });
                     });
                 });
-            });
-    });
+        },
+    );
 
     route.request(m)?;
 
@@ -97,7 +105,7 @@ pub(crate) fn disconnect_workload(address: Ipv4Addr) -> io::Result<()> {
     let mut m = Messages::default();
     let mut header = link(0, false);
     header[4..8].copy_from_slice(&index.to_ne_bytes());
-    m.push(DELETE_LINK, 0, &header, |_| {});
+    m.push(RTM_DELLINK, 0, &header, |_| {});
     route.request(m)
 }
 
@@ -126,7 +134,7 @@ fn link(index: u32, up: bool) -> [u8; 16] {
 fn up(route: &Socket, name: &str) -> io::Result<()> {
     let mut m = Messages::default();
     m.push(
-        NEW_LINK,
+        RTM_NEWLINK,
         0,
         &link(sys::interface_index(name)?, true),
         |_| {},
@@ -135,33 +143,48 @@ fn up(route: &Socket, name: &str) -> io::Result<()> {
 }
 
 fn add_address(route: &Socket, name: &str, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
-    // ifaddrmsg: AF_INET, prefix length, flags, scope universe, index.
-    let mut header = [2, prefix, 0, 0, 0, 0, 0, 0];
+    // struct ifaddrmsg: family, prefix length, flags, scope, index.
+    let mut header = [AF_INET as u8, prefix, 0, RT_SCOPE_UNIVERSE, 0, 0, 0, 0];
     header[4..8].copy_from_slice(&sys::interface_index(name)?.to_ne_bytes());
     let mut m = Messages::default();
-    m.push(NEW_ADDRESS, NLM_F_CREATE | NLM_F_EXCL, &header, |a| {
-        a.bytes(1, &address.octets()).bytes(2, &address.octets());
+    m.push(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &header, |a| {
+        a.bytes(IFA_ADDRESS, &address.octets())
+            .bytes(IFA_LOCAL, &address.octets());
     });
     route.request(m)
 }
 
 fn default_route(route: &Socket, name: &str, gateway: Option<Ipv4Addr>) -> io::Result<()> {
-    // rtmsg: AF_INET, prefix 0, …, table main, protocol boot, scope link without a gateway,
-    // unicast.
-    let scope = if gateway.is_some() { 0 } else { 253 };
+    let scope = match gateway {
+        Some(_) => RT_SCOPE_UNIVERSE,
+        None => RT_SCOPE_LINK,
+    };
+
+    // struct rtmsg: family, prefix lengths of destination and source, type of service, table,
+    // protocol, scope, type, flags.
+    let header = [
+        AF_INET as u8,
+        0,
+        0,
+        0,
+        RT_TABLE_MAIN,
+        RTPROT_BOOT,
+        scope,
+        RTN_UNICAST,
+        0,
+        0,
+        0,
+        0,
+    ];
+
     let index = sys::interface_index(name)?;
     let mut m = Messages::default();
-    m.push(
-        NEW_ROUTE,
-        NLM_F_CREATE | NLM_F_EXCL,
-        &[2, 0, 0, 0, 254, 3, scope, 1, 0, 0, 0, 0],
-        |a| {
-            a.ne32(4, index);
-            if let Some(gateway) = gateway {
-                a.bytes(5, &gateway.octets());
-            }
-        },
-    );
+    m.push(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &header, |a| {
+        a.ne32(RTA_OIF, index);
+        if let Some(gateway) = gateway {
+            a.bytes(RTA_GATEWAY, &gateway.octets());
+        }
+    });
 
     route.request(m)
 }

@@ -53,12 +53,14 @@ pub fn apply(rules: &RuleSet) -> Result<(), ApplyError> {
 
 /// As [`apply`], through a netfilter socket that was opened in the wanted namespace.
 pub fn apply_on(socket: &Socket, rules: &RuleSet) -> io::Result<()> {
-    socket.transaction(nf_tables::SUBSYSTEM, &nf_tables::replace(rules))
+    socket.transaction(nf_tables::NFNL_SUBSYS_NFTABLES, &nf_tables::replace(rules))
 }
 
 /// Takes this crate's table away; no error when it is absent.
 pub fn remove(ipv6: bool) -> Result<(), ApplyError> {
     Socket::open(Family::Netfilter)
-        .and_then(|socket| socket.transaction(nf_tables::SUBSYSTEM, &nf_tables::remove(ipv6)))
+        .and_then(|socket| {
+            socket.transaction(nf_tables::NFNL_SUBSYS_NFTABLES, &nf_tables::remove(ipv6))
+        })
         .map_err(ApplyError::from_io)
 }

@@ -3,31 +3,24 @@
 //! The messages create the table, delete it and create it anew, so within one transaction whatever
 //! was there is replaced.
 
-use std::net::{IpAddr, SocketAddr};
+mod uapi;
+
+use std::net::IpAddr;
 
 use meltemi_types::Cidr;
 
+pub use self::uapi::NFNL_SUBSYS_NFTABLES;
+use self::uapi::*;
 use crate::netlink::{Attributes, Messages, NLM_F_APPEND, NLM_F_CREATE};
 use crate::rules::{Chain, Match, Rule, RuleSet, TABLE, Verdict};
-
-/// nf_tables' number among the netfilter subsystems.
-pub const SUBSYSTEM: u16 = 10;
-
-const NEW_TABLE: u16 = 0;
-const DELETE_TABLE: u16 = 2;
-const NEW_CHAIN: u16 = 3;
-const NEW_RULE: u16 = 6;
-
-const REGISTER: u32 = 1;
-const SECOND_REGISTER: u32 = 2;
 
 /// The messages that put `rules` in place of whatever the table held.
 pub fn replace(rules: &RuleSet) -> Messages {
     let mut out = Messages::default();
     for ipv6 in [false, true].into_iter().take(1 + usize::from(rules.ipv6)) {
-        table(&mut out, NEW_TABLE, NLM_F_CREATE, ipv6);
-        table(&mut out, DELETE_TABLE, 0, ipv6);
-        table(&mut out, NEW_TABLE, NLM_F_CREATE, ipv6);
+        table(&mut out, NFT_MSG_NEWTABLE, NLM_F_CREATE, ipv6);
+        table(&mut out, NFT_MSG_DELTABLE, 0, ipv6);
+        table(&mut out, NFT_MSG_NEWTABLE, NLM_F_CREATE, ipv6);
         for chain in &rules.chains {
             new_chain(&mut out, chain, ipv6);
         }
@@ -45,8 +38,8 @@ pub fn replace(rules: &RuleSet) -> Messages {
 pub fn remove(ipv6: bool) -> Messages {
     let mut out = Messages::default();
     for ipv6 in [false, true].into_iter().take(1 + usize::from(ipv6)) {
-        table(&mut out, NEW_TABLE, NLM_F_CREATE, ipv6);
-        table(&mut out, DELETE_TABLE, 0, ipv6);
+        table(&mut out, NFT_MSG_NEWTABLE, NLM_F_CREATE, ipv6);
+        table(&mut out, NFT_MSG_DELTABLE, 0, ipv6);
     }
     out
 }
@@ -58,141 +51,175 @@ fn push(
     ipv6: bool,
     attributes: impl FnOnce(&mut Attributes<'_>),
 ) {
-    let family = if ipv6 { 10 } else { 2 };
-    out.push(SUBSYSTEM << 8 | kind, flags, &[family, 0, 0, 0], attributes);
+    // struct nfgenmsg: family, version, resource id.
+    let header = [family(ipv6), 0, 0, 0];
+    out.push(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, &header, attributes);
+}
+
+fn family(ipv6: bool) -> u8 {
+    if ipv6 { NFPROTO_IPV6 } else { NFPROTO_IPV4 }
 }
 
 fn table(out: &mut Messages, kind: u16, flags: u16, ipv6: bool) {
     push(out, kind, flags, ipv6, |a| {
-        a.text(1, TABLE);
+        a.text(NFTA_TABLE_NAME, TABLE);
     });
 }
 
 fn new_chain(out: &mut Messages, chain: &Chain, ipv6: bool) {
-    push(out, NEW_CHAIN, NLM_F_CREATE, ipv6, |a| {
-        a.text(1, TABLE).text(3, chain.name);
-        if let Some(hook) = chain.hook {
-            let number = if hook.is_arriving() { 0 } else { 3 };
-            let (kind, priority) = if hook.is_raw() {
-                ("filter", -300_i32)
-            } else {
-                ("nat", -100)
-            };
+    push(out, NFT_MSG_NEWCHAIN, NLM_F_CREATE, ipv6, |a| {
+        a.text(NFTA_CHAIN_TABLE, TABLE)
+            .text(NFTA_CHAIN_NAME, chain.name);
+        let Some(hook) = chain.hook else {
+            return;
+        };
 
-            a.nest(4, |a| {
-                a.be32(1, number).be32(2, priority.cast_unsigned());
-            });
-            a.be32(5, 1).text(7, kind);
-        }
+        let number = if hook.is_arriving() {
+            NF_INET_PRE_ROUTING
+        } else {
+            NF_INET_LOCAL_OUT
+        };
+        let (kind, priority) = if hook.is_raw() {
+            ("filter", NF_IP_PRI_RAW)
+        } else {
+            ("nat", NF_IP_PRI_NAT_DST)
+        };
+
+        a.nest(NFTA_CHAIN_HOOK, |a| {
+            a.be32(NFTA_HOOK_HOOKNUM, number)
+                .be32(NFTA_HOOK_PRIORITY, priority.cast_unsigned());
+        });
+        a.be32(NFTA_CHAIN_POLICY, NF_ACCEPT)
+            .text(NFTA_CHAIN_TYPE, kind);
     });
 }
 
 fn new_rule(out: &mut Messages, chain: &str, rule: &Rule, ipv6: bool) {
-    push(out, NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, ipv6, |a| {
-        a.text(1, TABLE).text(2, chain).nest(4, |list| {
-            for condition in &rule.matches {
-                self::condition(list, condition);
-            }
-            verdict(list, &rule.verdict, ipv6);
-        });
-    });
+    push(
+        out,
+        NFT_MSG_NEWRULE,
+        NLM_F_CREATE | NLM_F_APPEND,
+        ipv6,
+        |a| {
+            a.text(NFTA_RULE_TABLE, TABLE).text(NFTA_RULE_CHAIN, chain);
+            a.nest(NFTA_RULE_EXPRESSIONS, |list| {
+                for condition in &rule.matches {
+                    self::condition(list, condition);
+                }
+                verdict(list, &rule.verdict, ipv6);
+            });
+        },
+    );
 }
 
 fn expression(list: &mut Attributes<'_>, name: &str, data: impl FnOnce(&mut Attributes<'_>)) {
-    list.nest(1, |a| {
-        a.text(1, name).nest(2, data);
+    list.nest(NFTA_LIST_ELEM, |a| {
+        a.text(NFTA_EXPR_NAME, name).nest(NFTA_EXPR_DATA, data);
     });
 }
 
 fn condition(list: &mut Attributes<'_>, condition: &Match) {
-    const EQUAL: u32 = 0;
-    const DIFFERENT: u32 = 1;
-
     match condition {
         Match::Transport(t) => {
-            meta(list, 16);
-            compare(list, EQUAL, &[t.number()]);
+            meta(list, NFT_META_L4PROTO);
+            compare(list, NFT_CMP_EQ, &[t.number()]);
         }
-        // Source and destination port lead the header of TCP and of UDP alike.
-        Match::Port(port) => {
-            payload(list, 2, 2, 2);
-            compare(list, EQUAL, &port.to_be_bytes());
+        Match::Port(number) => {
+            port(list, DESTINATION_PORT);
+            compare(list, NFT_CMP_EQ, &number.to_be_bytes());
         }
-        Match::NotPort(port) => {
-            payload(list, 2, 2, 2);
-            compare(list, DIFFERENT, &port.to_be_bytes());
+        Match::NotPort(number) => {
+            port(list, DESTINATION_PORT);
+            compare(list, NFT_CMP_NEQ, &number.to_be_bytes());
         }
-        Match::SourcePort(port) => {
-            payload(list, 2, 0, 2);
-            compare(list, EQUAL, &port.to_be_bytes());
+        Match::SourcePort(number) => {
+            port(list, SOURCE_PORT);
+            compare(list, NFT_CMP_EQ, &number.to_be_bytes());
         }
-        Match::To(block) => address(list, block, 16, 24, EQUAL),
-        Match::NotTo(block) => address(list, block, 16, 24, DIFFERENT),
-        Match::From(block) => address(list, block, 12, 8, EQUAL),
-        Match::In(name) => interface(list, 6, name),
-        Match::Out(name) => interface(list, 7, name),
+        Match::To(block) => address(list, block, DESTINATION, NFT_CMP_EQ),
+        Match::NotTo(block) => address(list, block, DESTINATION, NFT_CMP_NEQ),
+        Match::From(block) => address(list, block, SOURCE, NFT_CMP_EQ),
+        Match::In(name) => interface(list, NFT_META_IIFNAME, name),
+        Match::Out(name) => interface(list, NFT_META_OIFNAME, name),
         Match::Mark(mark) => {
-            meta(list, 3);
-            compare(list, EQUAL, &mark.to_ne_bytes());
+            meta(list, NFT_META_MARK);
+            compare(list, NFT_CMP_EQ, &mark.to_ne_bytes());
         }
         Match::Uid(id) => {
-            meta(list, 10);
-            compare(list, EQUAL, &id.to_ne_bytes());
+            meta(list, NFT_META_SKUID);
+            compare(list, NFT_CMP_EQ, &id.to_ne_bytes());
         }
         Match::Gid(id) => {
-            meta(list, 11);
-            compare(list, EQUAL, &id.to_ne_bytes());
+            meta(list, NFT_META_SKGID);
+            compare(list, NFT_CMP_EQ, &id.to_ne_bytes());
         }
         Match::Every(n) => {
             expression(list, "numgen", |a| {
-                a.be32(1, REGISTER).be32(2, *n).be32(3, 0).be32(4, 0);
+                a.be32(NFTA_NG_DREG, NFT_REG_1)
+                    .be32(NFTA_NG_MODULUS, *n)
+                    .be32(NFTA_NG_TYPE, NFT_NG_INCREMENTAL)
+                    .be32(NFTA_NG_OFFSET, 0);
             });
-            compare(list, EQUAL, &0_u32.to_ne_bytes());
+            compare(list, NFT_CMP_EQ, &0_u32.to_ne_bytes());
         }
     }
 }
 
 fn meta(list: &mut Attributes<'_>, key: u32) {
     expression(list, "meta", |a| {
-        a.be32(1, REGISTER).be32(2, key);
+        a.be32(NFTA_META_DREG, NFT_REG_1).be32(NFTA_META_KEY, key);
     });
 }
 
 fn payload(list: &mut Attributes<'_>, base: u32, offset: u32, length: u32) {
     expression(list, "payload", |a| {
-        a.be32(1, REGISTER)
-            .be32(2, base)
-            .be32(3, offset)
-            .be32(4, length);
+        a.be32(NFTA_PAYLOAD_DREG, NFT_REG_1)
+            .be32(NFTA_PAYLOAD_BASE, base)
+            .be32(NFTA_PAYLOAD_OFFSET, offset)
+            .be32(NFTA_PAYLOAD_LEN, length);
     });
+}
+
+/// Loads a port: the header of TCP and that of UDP have the ports in the same place.
+fn port(list: &mut Attributes<'_>, offset: u32) {
+    payload(list, NFT_PAYLOAD_TRANSPORT_HEADER, offset, 2);
 }
 
 fn compare(list: &mut Attributes<'_>, operator: u32, value: &[u8]) {
     expression(list, "cmp", |a| {
-        a.be32(1, REGISTER).be32(2, operator).nest(3, |a| {
-            a.bytes(1, value);
+        a.be32(NFTA_CMP_SREG, NFT_REG_1).be32(NFTA_CMP_OP, operator);
+        a.nest(NFTA_CMP_DATA, |a| {
+            a.bytes(NFTA_DATA_VALUE, value);
         });
     });
 }
 
-fn address(list: &mut Attributes<'_>, block: &Cidr, v4_offset: u32, v6_offset: u32, operator: u32) {
+/// The offsets of an address in the headers of IPv4 and IPv6.
+type Offsets = (u32, u32);
+
+const SOURCE: Offsets = (IPV4_SOURCE, IPV6_SOURCE);
+const DESTINATION: Offsets = (IPV4_DESTINATION, IPV6_DESTINATION);
+
+fn address(list: &mut Attributes<'_>, block: &Cidr, offsets: Offsets, operator: u32) {
     let offset = match block.address() {
-        IpAddr::V4(_) => v4_offset,
-        IpAddr::V6(_) => v6_offset,
+        IpAddr::V4(_) => offsets.0,
+        IpAddr::V6(_) => offsets.1,
     };
 
     let value = octets(block.address());
     let length = u32::try_from(value.len()).expect("an address has 4 or 16 bytes");
-    payload(list, 1, offset, length);
+    payload(list, NFT_PAYLOAD_NETWORK_HEADER, offset, length);
     if !block.is_host() {
         let mask = octets(block.mask());
         expression(list, "bitwise", |a| {
-            a.be32(1, REGISTER).be32(2, REGISTER).be32(3, length);
-            a.nest(4, |a| {
-                a.bytes(1, &mask);
+            a.be32(NFTA_BITWISE_SREG, NFT_REG_1)
+                .be32(NFTA_BITWISE_DREG, NFT_REG_1)
+                .be32(NFTA_BITWISE_LEN, length);
+            a.nest(NFTA_BITWISE_MASK, |a| {
+                a.bytes(NFTA_DATA_VALUE, &mask);
             });
-            a.nest(5, |a| {
-                a.bytes(1, &vec![0; mask.len()]);
+            a.nest(NFTA_BITWISE_XOR, |a| {
+                a.bytes(NFTA_DATA_VALUE, &vec![0; mask.len()]);
             });
         });
     }
@@ -214,20 +241,18 @@ fn interface(list: &mut Attributes<'_>, key: u32, name: &str) {
         *to = from;
     }
     meta(list, key);
-    compare(list, 0, &padded);
+    compare(list, NFT_CMP_EQ, &padded);
 }
 
 fn verdict(list: &mut Attributes<'_>, verdict: &Verdict, ipv6: bool) {
-    const JUMP: i32 = -3;
-    const RETURN: i32 = -5;
-
     let code = |list: &mut Attributes<'_>, code: i32, chain: Option<&str>| {
         expression(list, "immediate", |a| {
-            a.be32(1, 0).nest(2, |a| {
-                a.nest(2, |a| {
-                    a.be32(1, code.cast_unsigned());
+            a.be32(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
+            a.nest(NFTA_IMMEDIATE_DATA, |a| {
+                a.nest(NFTA_DATA_VERDICT, |a| {
+                    a.be32(NFTA_VERDICT_CODE, code.cast_unsigned());
                     if let Some(chain) = chain {
-                        a.text(2, chain);
+                        a.text(NFTA_VERDICT_CHAIN, chain);
                     }
                 });
             });
@@ -235,31 +260,29 @@ fn verdict(list: &mut Attributes<'_>, verdict: &Verdict, ipv6: bool) {
     };
 
     match verdict {
-        Verdict::Return => code(list, RETURN, None),
-        Verdict::Jump(chain) => code(list, JUMP, Some(chain)),
+        Verdict::Return => code(list, NFT_RETURN, None),
+        Verdict::Jump(chain) => code(list, NFT_JUMP, Some(chain)),
         Verdict::Redirect(port) => {
-            load(list, REGISTER, &port.to_be_bytes());
+            load(list, NFT_REG_1, &port.to_be_bytes());
             expression(list, "redir", |a| {
-                a.be32(1, REGISTER);
+                a.be32(NFTA_REDIR_REG_PROTO_MIN, NFT_REG_1);
             });
         }
         Verdict::Zone(zone) => {
-            load(list, REGISTER, &zone.to_ne_bytes());
+            load(list, NFT_REG_1, &zone.to_ne_bytes());
             expression(list, "ct", |a| {
-                a.be32(2, 17).be32(4, REGISTER);
+                a.be32(NFTA_CT_KEY, NFT_CT_ZONE)
+                    .be32(NFTA_CT_SREG, NFT_REG_1);
             });
         }
         Verdict::Dnat(to) => {
-            let ip = match to {
-                SocketAddr::V4(to) => to.ip().octets().to_vec(),
-                SocketAddr::V6(to) => to.ip().octets().to_vec(),
-            };
-
-            load(list, REGISTER, &ip);
-            load(list, SECOND_REGISTER, &to.port().to_be_bytes());
+            load(list, NFT_REG_1, &octets(to.ip()));
+            load(list, NFT_REG_2, &to.port().to_be_bytes());
             expression(list, "nat", |a| {
-                a.be32(1, 1).be32(2, if ipv6 { 10 } else { 2 });
-                a.be32(3, REGISTER).be32(5, SECOND_REGISTER);
+                a.be32(NFTA_NAT_TYPE, NFT_NAT_DNAT)
+                    .be32(NFTA_NAT_FAMILY, family(ipv6).into())
+                    .be32(NFTA_NAT_REG_ADDR_MIN, NFT_REG_1)
+                    .be32(NFTA_NAT_REG_PROTO_MIN, NFT_REG_2);
             });
         }
     }
@@ -267,8 +290,9 @@ fn verdict(list: &mut Attributes<'_>, verdict: &Verdict, ipv6: bool) {
 
 fn load(list: &mut Attributes<'_>, register: u32, value: &[u8]) {
     expression(list, "immediate", |a| {
-        a.be32(1, register).nest(2, |a| {
-            a.bytes(1, value);
+        a.be32(NFTA_IMMEDIATE_DREG, register);
+        a.nest(NFTA_IMMEDIATE_DATA, |a| {
+            a.bytes(NFTA_DATA_VALUE, value);
         });
     });
 }
