@@ -12,6 +12,7 @@ use meltemi_filters::matcher::{
 };
 use meltemi_filters::metadata::Metadata;
 use meltemi_filters::{Rejection, Scope};
+use meltemi_proto::envoy::config::core::v3 as core;
 use meltemi_proto::envoy::config::route::v3 as proto;
 use proto::route_match::PathSpecifier;
 
@@ -27,6 +28,36 @@ use crate::http_filter::{compile_overrides, with_cors};
 
 /// Envoy's default bound on bodies of direct responses.
 const MAX_DIRECT_BODY: usize = 4096;
+
+/// Compiles `request_headers_to_add` and `request_headers_to_remove`, which every level has.
+fn request_headers(
+    add: &[core::HeaderValueOption],
+    remove: &[String],
+    scope: &mut Scope,
+) -> Result<HeaderOps, Rejection> {
+    HeaderOps::compile(
+        Place::RouteRequest,
+        "request_headers_to_add",
+        add,
+        remove,
+        scope,
+    )
+}
+
+/// Compiles `response_headers_to_add` and `response_headers_to_remove`, which every level has.
+fn response_headers(
+    add: &[core::HeaderValueOption],
+    remove: &[String],
+    scope: &mut Scope,
+) -> Result<HeaderOps, Rejection> {
+    HeaderOps::compile(
+        Place::RouteResponse,
+        "response_headers_to_add",
+        add,
+        remove,
+        scope,
+    )
+}
 
 impl RouteTable {
     pub(crate) fn compile(
@@ -54,16 +85,12 @@ impl RouteTable {
             });
 
         let settings = RouteSettings {
-            request_headers: HeaderOps::compile(
-                Place::RouteRequest,
-                "request_headers_to_add",
+            request_headers: request_headers(
                 &message.request_headers_to_add,
                 &message.request_headers_to_remove,
                 scope,
             )?,
-            response_headers: HeaderOps::compile(
-                Place::RouteResponse,
-                "response_headers_to_add",
+            response_headers: response_headers(
                 &message.response_headers_to_add,
                 &message.response_headers_to_remove,
                 scope,
@@ -186,16 +213,12 @@ impl VirtualHost {
                     return scope.refuse(format!("unknown require_tls {}", message.require_tls));
                 }
             },
-            request_headers: HeaderOps::compile(
-                Place::RouteRequest,
-                "request_headers_to_add",
+            request_headers: request_headers(
                 &message.request_headers_to_add,
                 &message.request_headers_to_remove,
                 scope,
             )?,
-            response_headers: HeaderOps::compile(
-                Place::RouteResponse,
-                "response_headers_to_add",
+            response_headers: response_headers(
                 &message.response_headers_to_add,
                 &message.response_headers_to_remove,
                 scope,
@@ -273,16 +296,12 @@ impl Route {
             name: message.name.as_str().into(),
             matcher,
             target,
-            request_headers: HeaderOps::compile(
-                Place::RouteRequest,
-                "request_headers_to_add",
+            request_headers: request_headers(
                 &message.request_headers_to_add,
                 &message.request_headers_to_remove,
                 scope,
             )?,
-            response_headers: HeaderOps::compile(
-                Place::RouteResponse,
-                "response_headers_to_add",
+            response_headers: response_headers(
                 &message.response_headers_to_add,
                 &message.response_headers_to_remove,
                 scope,

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use meltemi_filters::format::Place;
 use meltemi_filters::matcher::{Fraction, Substitution};
 use meltemi_filters::{Rejection, Scope};
 use meltemi_proto::envoy::config::core::v3::RoutingPriority;
@@ -17,7 +16,7 @@ use crate::http_filter::compile_overrides;
 use crate::route::action::{
     HashPolicies, HostRewrite, Mirror, PathRewrite, Timeouts, WeightedCluster, WeightedClusters,
 };
-use crate::route::{ClusterChoice, ClusterRef, HashPolicy, HeaderOps, RetryPolicy, RouteAction};
+use crate::route::{ClusterChoice, ClusterRef, HashPolicy, RetryPolicy, RouteAction};
 
 pub(super) fn mirrors(
     messages: &[proto::route_action::RequestMirrorPolicy],
@@ -260,16 +259,12 @@ fn compile_weighted(
                 (Some(own), Some(general)) => Some(own.over(general)),
                 (own, general) => own.or_else(|| general.cloned()),
             },
-            request_headers: HeaderOps::compile(
-                Place::RouteRequest,
-                "request_headers_to_add",
+            request_headers: super::request_headers(
                 &cluster.request_headers_to_add,
                 &cluster.request_headers_to_remove,
                 scope,
             )?,
-            response_headers: HeaderOps::compile(
-                Place::RouteResponse,
-                "response_headers_to_add",
+            response_headers: super::response_headers(
                 &cluster.response_headers_to_add,
                 &cluster.response_headers_to_remove,
                 scope,
