@@ -316,19 +316,7 @@ async fn one_stream(
             });
 
             let call = client.delta_aggregated_resources(with(connection.metadata, outbound));
-            match call.await {
-                Ok(response) => {
-                    read(
-                        response.into_inner(),
-                        shared,
-                        events,
-                        answered,
-                        ClientResponse::Delta,
-                    )
-                    .await
-                }
-                Err(status) => Ok(said(&status)),
-            }
+            read(call.await, shared, events, answered, ClientResponse::Delta).await
         }
         Variant::Sotw => {
             let outbound = requests(shared.clone(), epoch, |request| match request {
@@ -337,19 +325,7 @@ async fn one_stream(
             });
 
             let call = client.stream_aggregated_resources(with(connection.metadata, outbound));
-            match call.await {
-                Ok(response) => {
-                    read(
-                        response.into_inner(),
-                        shared,
-                        events,
-                        answered,
-                        ClientResponse::Sotw,
-                    )
-                    .await
-                }
-                Err(status) => Ok(said(&status)),
-            }
+            read(call.await, shared, events, answered, ClientResponse::Sotw).await
         }
     }
 }
@@ -389,13 +365,19 @@ fn requests<R>(
     })
 }
 
+/// Reads responses until the stream ends; the result says why it ended.
 async fn read<M>(
-    mut inbound: tonic::Streaming<M>,
+    called: Result<tonic::Response<tonic::Streaming<M>>, tonic::Status>,
     shared: &Arc<Shared>,
     events: &mpsc::Sender<ClientEvent>,
     answered: &mut bool,
     wrap: fn(M) -> ClientResponse,
 ) -> Result<String, Unheard> {
+    let mut inbound = match called {
+        Ok(response) => response.into_inner(),
+        Err(status) => return Ok(said(&status)),
+    };
+
     events
         .send(ClientEvent::Connected)
         .await
