@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::{env, fs};
 
+use serde_json::Value;
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=Cargo.toml");
@@ -16,8 +18,9 @@ fn main() {
 
 /// Where cargo keeps a dependency's sources.
 ///
-/// Asked for a package that depends on it alone: of the whole workspace cargo could tell only with
-/// the tests' and the chores' dependencies downloaded, which a build of the binary does without.
+/// `cargo metadata` is asked about a package made up for the question, which depends on this one
+/// alone. Asked about the workspace, it would fail offline unless the dependencies of all tests and
+/// chores are downloaded, and a build of the binary does without them.
 fn package_folder(name: &str) -> PathBuf {
     let variable = |name: &str| {
         PathBuf::from(env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name}")))
@@ -65,14 +68,14 @@ fn package_folder(name: &str) -> PathBuf {
         String::from_utf8_lossy(&output.stderr)
     );
 
-    let text = String::from_utf8(output.stdout).expect("cargo metadata prints UTF-8");
-
-    // One field of a well-known document: not worth a JSON parser in every build.
-    let manifest = text
-        .split("\"manifest_path\":\"")
-        .skip(1)
-        .filter_map(|rest| rest.split('"').next())
-        .find(|path| path.contains(&format!("/{name}-")) || path.contains(&format!("/{name}/")))
+    let metadata: Value =
+        serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
+    let manifest = metadata["packages"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|package| package["name"] == name)
+        .and_then(|package| package["manifest_path"].as_str())
         .unwrap_or_else(|| panic!("{name} is not among the dependencies"));
 
     PathBuf::from(manifest)
