@@ -12,9 +12,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD as BASE64;
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use meltemi_admin_api::{
     ConfigDump, DumpedResource, DumpedType, EndpointView, ErrorBody, ObjectSelector,
@@ -26,7 +25,7 @@ use meltemi_proto::type_url;
 use meltemi_store::World;
 use meltemi_translate::Memo;
 use meltemi_types::is_local_host;
-use meltemi_web::{Limits, WhenFull};
+use meltemi_web::{Answer, Limits, WhenFull};
 use serde::Serialize;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
@@ -50,8 +49,6 @@ const LIMITS: Limits = Limits {
     connection_time: None,
     grace: Duration::from_secs(2),
 };
-
-type Reply = Response<Full<Bytes>>;
 
 /// What the endpoints look at.
 pub(crate) struct Api {
@@ -114,7 +111,7 @@ pub(crate) async fn serve_socket(listener: UnixListener, api: Arc<Api>, stop: Ca
 }
 
 impl Api {
-    async fn answer(&self, request: Request<Incoming>, door: Door) -> Reply {
+    async fn answer(&self, request: Request<Incoming>, door: Door) -> Answer {
         let path = request.uri().path().to_owned();
         let query = decode(request.uri().query().unwrap_or_default());
         let of = |key: &str| {
@@ -232,7 +229,7 @@ impl Api {
     }
 
     /// Lets callers of protected endpoints in.
-    async fn admit(&self, request: &Request<Incoming>, door: Door) -> Result<(), Reply> {
+    async fn admit(&self, request: &Request<Incoming>, door: Door) -> Result<(), Answer> {
         let Door::Tcp(address) = door else {
             return Ok(());
         };
@@ -417,14 +414,14 @@ fn is_true(value: &str) -> bool {
     matches!(value, "true" | "1" | "All")
 }
 
-fn json(status: StatusCode, value: &impl Serialize) -> Reply {
+fn json(status: StatusCode, value: &impl Serialize) -> Answer {
     match serde_json::to_vec(value) {
         Ok(body) => reply(status, "application/json", body),
         Err(reason) => error(StatusCode::INTERNAL_SERVER_ERROR, &reason.to_string()),
     }
 }
 
-fn text(body: String) -> Reply {
+fn text(body: String) -> Answer {
     reply(
         StatusCode::OK,
         "text/plain; version=0.0.4; charset=utf-8",
@@ -432,7 +429,7 @@ fn text(body: String) -> Reply {
     )
 }
 
-fn error(status: StatusCode, message: &str) -> Reply {
+fn error(status: StatusCode, message: &str) -> Answer {
     json(
         status,
         &ErrorBody {
@@ -441,16 +438,9 @@ fn error(status: StatusCode, message: &str) -> Reply {
     )
 }
 
-fn reply(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Reply {
-    let mut reply = Response::new(Full::new(Bytes::from(body)));
-    *reply.status_mut() = status;
-    let headers = reply.headers_mut();
-    headers.insert(
-        http::header::CONTENT_TYPE,
-        http::HeaderValue::from_static(content_type),
-    );
-
-    headers.insert(
+fn reply(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Answer {
+    let mut reply = meltemi_web::page(status, content_type, body);
+    reply.headers_mut().insert(
         http::header::X_CONTENT_TYPE_OPTIONS,
         http::HeaderValue::from_static("nosniff"),
     );

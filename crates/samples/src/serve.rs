@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::{Request, Response, StatusCode, header};
-use meltemi_web::{Limits, WhenFull};
+use hyper::{Request, StatusCode};
+use meltemi_web::{Limits, WhenFull, page};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
@@ -52,17 +50,17 @@ where
 
 /// A JSON answer.
 pub(crate) fn json(status: StatusCode, value: &serde_json::Value) -> Answer {
-    with_type(status, "application/json", value.to_string())
+    page(status, "application/json", value.to_string())
 }
 
 /// An HTML answer.
 pub(crate) fn html(status: StatusCode, text: String) -> Answer {
-    with_type(status, "text/html; charset=utf-8", text)
+    page(status, "text/html; charset=utf-8", text)
 }
 
 /// Metrics for Prometheus.
 pub(crate) fn metrics(text: String) -> Answer {
-    with_type(
+    page(
         StatusCode::OK,
         "text/plain; version=0.0.4; charset=utf-8",
         text,
@@ -75,16 +73,6 @@ pub(crate) fn not_found() -> Answer {
         StatusCode::NOT_FOUND,
         &serde_json::json!({"error": "no such page"}),
     )
-}
-
-fn with_type(status: StatusCode, content_type: &'static str, text: String) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from(text)));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static(content_type),
-    );
-    answer
 }
 
 /// The number after `/prefix/` in a path such as `/details/0`.

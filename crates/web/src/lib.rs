@@ -6,7 +6,9 @@
 //! Must never import: anything of ours.
 
 mod client;
+mod page;
 mod server;
 
 pub use client::{call, call_at};
-pub use server::{Accept, Answer, Limits, WhenFull, serve};
+pub use page::{Answer, page};
+pub use server::{Accept, Limits, WhenFull, serve};
