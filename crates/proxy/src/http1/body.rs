@@ -37,7 +37,11 @@ enum State {
         digits: u8,
         size: u64,
     },
-    /// After the digits, up to CR.
+    /// White space after the digits.
+    AfterSize {
+        size: u64,
+    },
+    /// After a semicolon, up to CR.
     Extension {
         size: u64,
     },
@@ -184,13 +188,21 @@ impl BodyReader {
             (State::Size { digits: 0, .. }, _) => {
                 return Err(BodyError::Malformed("chunk size is missing"));
             }
-            (State::Size { size, .. } | State::Extension { size }, b'\r') => State::SizeLf { size },
-            (State::Size { size, .. }, b';' | b' ' | b'\t') => State::Extension { size },
+            (
+                State::Size { size, .. } | State::AfterSize { size } | State::Extension { size },
+                b'\r',
+            ) => State::SizeLf { size },
+            // RFC 9112 §7.1.1: an extension begins with a semicolon. A size such as `0 2`, which
+            // two parsers may read differently, is refused.
+            (State::Size { size, .. } | State::AfterSize { size }, b';') => {
+                State::Extension { size }
+            }
+            (State::Size { size, .. } | State::AfterSize { size }, b' ' | b'\t') => {
+                self.count_extension_byte()?;
+                State::AfterSize { size }
+            }
             (State::Extension { size }, b) if b == b'\t' || (b >= 0x20 && b != 0x7f) => {
-                self.extension_bytes += 1;
-                if self.extension_bytes > MAX_EXTENSION_BYTES {
-                    return Err(BodyError::Malformed("chunk extensions are too long"));
-                }
+                self.count_extension_byte()?;
                 State::Extension { size }
             }
             (State::SizeLf { size: 0 }, b'\n') => State::Trailers,
@@ -202,6 +214,14 @@ impl BodyReader {
             (State::DataLf, b'\n') => State::Size { digits: 0, size: 0 },
             _ => return Err(BodyError::Malformed("bad chunk framing")),
         })
+    }
+
+    fn count_extension_byte(&mut self) -> Result<(), BodyError> {
+        self.extension_bytes += 1;
+        if self.extension_bytes > MAX_EXTENSION_BYTES {
+            return Err(BodyError::Malformed("chunk extensions are too long"));
+        }
+        Ok(())
     }
 
     /// Trailers are checked and dropped: Envoy does not forward them over HTTP/1.1 either.
@@ -279,6 +299,14 @@ mod tests {
     }
 
     #[test]
+    fn white_space_may_follow_a_size() {
+        let text = b"1 \r\na\r\n1 \t;x=y\r\nb\r\n0\r\n\r\n";
+        let (payload, _) = decode(&[text], Framing::Chunked).expect("well formed");
+
+        assert_eq!(payload, b"ab");
+    }
+
+    #[test]
     fn bad_chunks_are_refused() {
         let long = format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(1 << 20));
         for bad in [
@@ -289,6 +317,8 @@ mod tests {
             "11111111111111111\r\n",
             "-1\r\n",
             "1 \0\r\n",
+            "0 2\r\n\r\n",
+            "1 x=y\r\na\r\n0\r\n\r\n",
             "0\r\nx y\r\n\r\n",
             "0\r\nx: y\nz: z\r\n\r\n",
             long.as_str(),
