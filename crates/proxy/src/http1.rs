@@ -9,4 +9,6 @@ pub mod codec;
 pub mod input;
 #[cfg(test)]
 mod laws;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod replay;
 pub mod server;

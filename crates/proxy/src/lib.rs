@@ -51,3 +51,11 @@ pub use common::Levels;
 pub use control::driver::Status;
 pub use logs::Logs;
 pub use start::{Discover, Proxy, ProxyHandle, ProxyOptions};
+
+/// The parsers of foreign bytes, for the fuzz targets alone.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::http1::codec::Framing;
+    pub use crate::http1::replay::{body, naive_chunks, request, request_written_again, response};
+}

@@ -1,14 +1,11 @@
 //! Laws of the codec: no bytes are a panic, how they are cut does not change what they mean, and
 //! what was written is read back.
 
-use meltemi_filters::head::{RequestHead, ResponseHead};
-use meltemi_net::Buffers;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::body::BodyReader;
-use super::codec::{self, Framing, Limits, Refusal};
-use super::input::Input;
+use super::codec::Framing;
+use super::replay::{body, naive_chunks, request, request_written_again, response};
 
 /// Parts of messages, good and bad; put together at random they get further than noise does.
 const PARTS: &[&[u8]] = &[
@@ -79,86 +76,6 @@ fn ends(length: usize, cuts: &[Index]) -> Vec<usize> {
     ends
 }
 
-/// What is made of bytes that arrive in pieces: the first decision.
-fn in_pieces<T>(
-    bytes: &[u8],
-    ends: &[usize],
-    mut read: impl FnMut(&[u8], &mut usize) -> Result<Option<T>, Refusal>,
-) -> Result<Option<T>, Refusal> {
-    let mut scanned = 0;
-    for end in ends {
-        if let Some(decided) = read(&bytes[..*end], &mut scanned)? {
-            return Ok(Some(decided));
-        }
-    }
-    Ok(None)
-}
-
-/// How long a head is, its terms, and the head as we would write it.
-type Read = Result<Option<(usize, String, Vec<u8>)>, Refusal>;
-
-fn request(bytes: &[u8], ends: &[usize]) -> Read {
-    let limits = Limits {
-        http10: true,
-        ..Limits::default()
-    };
-
-    in_pieces(bytes, ends, |bytes, scanned| {
-        let mut head = RequestHead::new();
-        let read = codec::read_request(bytes, scanned, &limits, &mut head)?;
-        Ok(read.map(|(n, terms)| {
-            let mut written = Vec::new();
-            head.write_h1(&mut written);
-            (n, format!("{terms:?}"), written)
-        }))
-    })
-}
-
-fn response(bytes: &[u8], ends: &[usize], method: &str) -> Read {
-    let limits = Limits::default();
-    in_pieces(bytes, ends, |bytes, scanned| {
-        let mut head = ResponseHead::default();
-        let read = codec::read_response(bytes, scanned, &limits, method, &mut head)?;
-        Ok(read.map(|(n, terms)| {
-            let mut written = Vec::new();
-            head.write_h1(&mut written);
-            (n, format!("{terms:?}"), written)
-        }))
-    })
-}
-
-/// The payload and how it ended: with so many bytes left over, broken, or wanting more.
-fn body(
-    bytes: &[u8],
-    ends: &[usize],
-    framing: Framing,
-) -> (Vec<u8>, Result<Option<usize>, String>) {
-    let mut reader = BodyReader::new(framing);
-    let (mut payload, mut waiting, mut from) = (Vec::new(), Vec::new(), 0);
-    for end in ends {
-        waiting.extend_from_slice(&bytes[from..*end]);
-        from = *end;
-        let mut input = Input::new(Buffers::new(64), std::mem::take(&mut waiting));
-        loop {
-            match reader.advance(&mut input) {
-                Err(error) => return (payload, Err(error.to_string())),
-                Ok(Some(0)) => {
-                    return (payload, Ok(Some(input.bytes().len() + bytes.len() - from)));
-                }
-                Ok(Some(n)) => {
-                    payload.extend_from_slice(&input.bytes()[..n]);
-                    reader.consume(&mut input, n);
-                }
-                Ok(None) => break,
-            }
-        }
-
-        waiting = input.take();
-    }
-
-    (payload, Ok(None))
-}
-
 proptest! {
     #[test]
     fn a_request_is_the_same_however_it_is_cut(
@@ -190,6 +107,16 @@ proptest! {
     }
 
     #[test]
+    fn chunks_are_what_a_naive_parser_finds(
+        parts in prop::collection::vec(prop::sample::select(&PARTS[27..]), 0..8),
+    ) {
+        let bytes = parts.concat();
+        if let (payload, Ok(Some(left))) = body(&bytes, &[bytes.len()], Framing::Chunked) {
+            prop_assert_eq!(naive_chunks(&bytes), Some((payload, left)));
+        }
+    }
+
+    #[test]
     fn chunks_are_read_back_as_they_were_written(
         pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..50), 0..6),
         cuts in prop::collection::vec(any::<Index>(), 0..6),
@@ -211,19 +138,8 @@ proptest! {
     /// in two ways.
     #[test]
     fn a_head_that_was_written_is_read_back(bytes in whole_message()) {
-        let limits = Limits { http10: true, ..Limits::default() };
-        let mut head = RequestHead::new();
-        if let Ok(Some((_, terms))) = codec::read_request(&bytes, &mut 0, &limits, &mut head) {
-            let mut written = Vec::new();
-            head.write_h1(&mut written);
-            codec::end_head(&mut written, terms.framing == Framing::Chunked, false);
-            let mut again = RequestHead::new();
-            let read = codec::read_request(&written, &mut 0, &Limits::default(), &mut again);
-            let text = String::from_utf8_lossy(&written).into_owned();
-            let Ok(Some((n, terms_again))) = read else { return Err(TestCaseError::fail(format!("{text}: {read:?}"))) };
-            prop_assert_eq!(n, written.len());
-            prop_assert_eq!(terms_again.framing, terms.framing, "{}", text);
-            prop_assert_eq!((again.method(), again.path(), again.authority()), (head.method(), head.path(), head.authority()));
+        if let Some((first, again)) = request_written_again(&bytes) {
+            prop_assert_eq!(again, first, "{}", String::from_utf8_lossy(&bytes));
         }
     }
 }
