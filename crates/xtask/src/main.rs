@@ -4,6 +4,8 @@
 //! binary as users do and imports nothing of ours; nothing that ships depends on it.
 
 mod bench;
+mod dependencies;
+mod fuzz;
 mod peers;
 mod shell;
 mod test;
@@ -17,6 +19,8 @@ cargo xtask CHORE
   test [FILTER]   set up what the tests need, then run all of them; says what was skipped and why
   tidy            the architecture test: crate edges, forbidden imports, front pages
   bench [CASE..]  our proxy beside Envoy in one run, ratios printed (bench --help: cases and options)
+  dependencies    licences, refused crates, entries of Cargo.toml that nobody uses
+  fuzz [TARGET..] mutated input for the parsers of foreign bytes, guided by coverage (--seconds N)
   peers           only set up the peers that tests and benchmarks use, below target/peers
 ";
 
@@ -34,6 +38,8 @@ fn main() -> Result<()> {
         // Programs that the benchmark runs inside workloads.
         "bench-backend" => bench::backend::run(rest),
         "bench-poll" => bench::poll::run(rest),
+        "dependencies" => dependencies::run(),
+        "fuzz" => fuzz::run(rest),
         "peers" => peers::set_up().map(|peers| println!("{peers:#?}")),
         "" | "help" | "-h" | "--help" => {
             print!("{USAGE}");

