@@ -37,6 +37,20 @@ pub enum IgnoreCase {
     Contains(Box<[u8]>),
 }
 
+impl PartialEq for StringMatch {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(one), Self::Exact(two))
+            | (Self::Prefix(one), Self::Prefix(two))
+            | (Self::Suffix(one), Self::Suffix(two)) => one == two,
+            (Self::Contains(one), Self::Contains(two)) => one.needle() == two.needle(),
+            (Self::Regex(one), Self::Regex(two)) => one == two,
+            (Self::IgnoreCase(one), Self::IgnoreCase(two)) => one == two,
+            _ => false,
+        }
+    }
+}
+
 impl StringMatch {
     /// Compiles Envoy's message.
     pub fn compile(message: &StringMatcher, scope: &mut Scope) -> Result<Self, Rejection> {
