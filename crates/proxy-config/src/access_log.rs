@@ -1,4 +1,4 @@
-//! Access logs: where lines go, what they hold, which streams they tell of.
+//! Access logs: which streams are logged, in which format, and where the lines go.
 
 pub(crate) mod compile;
 
@@ -7,18 +7,18 @@ use meltemi_filters::matcher::{Fraction, HeaderMatch, MetadataMatch};
 use meltemi_filters::metadata::Metadata;
 use meltemi_filters::{RequestHead, ResponseFlags};
 
-/// One access log.
+/// An access log. Source: Envoy `config.accesslog.v3.AccessLog`.
 #[derive(Debug)]
 pub struct AccessLog {
-    /// Where lines go.
+    /// Where its lines go.
     pub sink: LogSink,
-    /// What they hold.
+    /// The format of a line.
     pub format: LogFormat,
-    /// Which streams are logged; all if `None`.
+    /// Which streams are logged; `None`: all of them.
     pub filter: Option<LogFilter>,
 }
 
-/// Where lines go.
+/// Where the lines of an access log go.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum LogSink {
     /// Standard output (also the file `/dev/stdout`).
@@ -29,25 +29,25 @@ pub enum LogSink {
     File(Box<str>),
 }
 
-/// What a line holds.
+/// The format of a line.
 #[derive(Debug)]
 pub enum LogFormat {
-    /// Text, as it is: the template ends in its own newline.
+    /// Text. No newline is added: a template brings its own.
     Text(Template),
-    /// A JSON object; each value is a template. A newline follows.
+    /// A JSON object with templates for values, and a newline.
     Json(JsonFormat),
 }
 
 /// A JSON value with templates in its leaves; fields in order of their names.
 #[derive(Debug)]
 pub enum JsonFormat {
-    /// Fields.
+    /// An object: names and values.
     Object(Vec<(Box<str>, JsonFormat)>),
-    /// Elements.
+    /// An array of values.
     Array(Vec<JsonFormat>),
-    /// A leaf; one that is a single numeric operator prints as a number.
+    /// A template. One that is a single operator with a numeric value prints as a number.
     Text(Template),
-    /// A constant that is not text.
+    /// A constant other than text.
     Constant(serde_json::Value),
 }
 
@@ -63,44 +63,44 @@ pub enum LogFilter {
     Status(Comparison),
     /// By duration in milliseconds.
     Duration(Comparison),
-    /// A share of all.
+    /// A random share of all streams.
     Share(Fraction),
-    /// All of these.
+    /// Streams that all of these admit.
     All(Vec<LogFilter>),
-    /// Any of these.
+    /// Streams that at least one of these admits.
     Any(Vec<LogFilter>),
     /// By a request header.
     Header(HeaderMatch),
     /// Streams with one of these flags; with any flag if empty.
     Flags(ResponseFlags),
-    /// By gRPC status; `exclude` turns it around.
+    /// By gRPC status.
     Grpc {
-        /// The codes.
+        /// The status codes that are logged.
         statuses: Vec<u32>,
-        /// Log the others instead.
+        /// All others are logged, not these.
         exclude: bool,
     },
-    /// By dynamic metadata; `or_missing`: also where it is not there.
+    /// By dynamic metadata.
     Metadata {
-        /// The condition.
+        /// The condition on the metadata.
         matcher: Box<MetadataMatch>,
-        /// Log where the key is missing.
+        /// Streams without the key are logged.
         or_missing: bool,
     },
-    /// Not the proxy's own health checks.
+    /// Every stream but health checks; this proxy serves none, so it admits all.
     NotHealthCheck,
 }
 
-/// A comparison with a constant.
+/// A comparison of a number with a constant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Comparison {
-    /// How.
+    /// How the number is compared.
     pub op: ComparisonOp,
-    /// With what.
+    /// The constant.
     pub value: u32,
 }
 
-/// How to compare.
+/// How a number is compared with a constant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ComparisonOp {
     /// Equal.
@@ -182,18 +182,18 @@ impl Comparison {
     }
 }
 
-/// What a filter decides on, when a stream or connection has ended.
+/// The facts about a stream or connection that has ended, by which filters decide.
 #[derive(Debug, Clone, Copy)]
 pub struct LogRecord<'a> {
-    /// The request; `None` for TCP.
+    /// The head of the request; `None` for TCP.
     pub request: Option<&'a RequestHead>,
-    /// The status, 0 if none was sent.
+    /// The status of the response; 0 if none was sent.
     pub status: u16,
-    /// Whole milliseconds.
+    /// How long it lasted, in whole milliseconds.
     pub duration_ms: u64,
     /// Response flags.
     pub flags: ResponseFlags,
-    /// The gRPC status, if there is one.
+    /// The gRPC status, if the response has one.
     pub grpc_status: Option<u32>,
     /// Dynamic metadata.
     pub metadata: &'a Metadata,
@@ -202,7 +202,7 @@ pub struct LogRecord<'a> {
 }
 
 impl AccessLog {
-    /// Whether this log tells of the stream.
+    /// Whether this log has a line for the stream.
     pub fn wants(&self, record: &LogRecord<'_>) -> bool {
         self.filter
             .as_ref()

@@ -5,41 +5,50 @@ use std::net::{IpAddr, SocketAddr};
 use meltemi_filters::{Rejection, Scope, conn};
 use meltemi_proto::envoy::config::core::v3 as core;
 
-/// Where to listen or to connect.
+use crate::convert::not_honoured;
+
+/// Where to listen or to connect. Source: Envoy `config.core.v3.Address`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Address {
     /// An IP address and port.
     Socket(SocketAddr),
-    /// A host name and port, to be resolved.
+    /// A host name, which is to be resolved, and a port.
     Name(Box<str>, u16),
-    /// A Unix socket; `@` at the start means the abstract namespace.
+    /// The path of a Unix socket; `@` at its start means the abstract namespace.
     Pipe(Box<str>),
-    /// An internal listener, by name.
+    /// The name of an internal listener.
     Internal(Box<str>),
 }
 
 impl Address {
-    /// Compiles Envoy's message.
-    pub fn compile(message: &core::Address, scope: &mut Scope) -> Result<Self, Rejection> {
+    pub(crate) fn compile(message: &core::Address, scope: &mut Scope) -> Result<Self, Rejection> {
+        use core::envoy_internal_address::AddressNameSpecifier;
+
         match scope.required("address", message.address.as_ref())? {
             core::address::Address::SocketAddress(socket) => Self::compile_socket(socket, scope),
-            core::address::Address::Pipe(pipe) if pipe.path.is_empty() => {
-                scope.refuse("a pipe without path")
-            }
-            core::address::Address::Pipe(pipe) => Ok(Self::Pipe(pipe.path.as_str().into())),
-            core::address::Address::EnvoyInternalAddress(internal) => match &internal
-                .address_name_specifier
-            {
-                Some(core::envoy_internal_address::AddressNameSpecifier::ServerListenerName(
-                    name,
-                )) => Ok(Self::Internal(name.as_str().into())),
+            core::address::Address::Pipe(core::Pipe {
+                path,
+                // Of a socket that somebody else listens on.
+                mode: _,
+            }) => match path.as_str() {
+                "" => scope.refuse("a pipe without path"),
+                path => Ok(Self::Pipe(path.into())),
+            },
+            core::address::Address::EnvoyInternalAddress(core::EnvoyInternalAddress {
+                address_name_specifier,
+                // Tells endpoints of one internal listener apart; their order does that here.
+                endpoint_id: _,
+            }) => match address_name_specifier {
+                Some(AddressNameSpecifier::ServerListenerName(name)) => {
+                    Ok(Self::Internal(name.as_str().into()))
+                }
                 None => scope.refuse("an internal address without listener name"),
             },
         }
     }
 
-    /// Compiles an optional message that must be there.
-    pub fn compile_required(
+    /// Compiles a message that must be there.
+    pub(crate) fn compile_required(
         message: Option<&core::Address>,
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
@@ -47,20 +56,33 @@ impl Address {
         scope.within("address", |scope| Self::compile(message, scope))
     }
 
-    /// Compiles a socket address.
-    pub fn compile_socket(
+    /// Either [`Address::Socket`] or [`Address::Name`].
+    pub(crate) fn compile_socket(
         message: &core::SocketAddress,
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
-        if message.protocol != core::socket_address::Protocol::Tcp as i32 {
+        let core::SocketAddress {
+            protocol,
+            address,
+            resolver_name,
+            ipv4_compat,
+            network_namespace_filepath,
+            port_specifier,
+        } = message;
+
+        if *protocol != core::socket_address::Protocol::Tcp as i32 {
             return scope.refuse("only TCP addresses are served");
         }
-        scope.unsupported(
-            "network_namespace_filepath",
-            !message.network_namespace_filepath.is_empty(),
+
+        // A socket of `[::]` takes IPv6 connections alone; see `ProxySnapshot::find_listener`.
+        not_honoured!(
+            scope,
+            resolver_name,
+            ipv4_compat,
+            network_namespace_filepath,
         );
 
-        let port = match &message.port_specifier {
+        let port = match port_specifier {
             Some(core::socket_address::PortSpecifier::PortValue(port)) => {
                 u16::try_from(*port).map_err(|_| scope.reject(format!("{port} is not a port")))?
             }
@@ -70,17 +92,17 @@ impl Address {
             None => 0,
         };
 
-        if message.address.is_empty() {
+        if address.is_empty() {
             return scope.refuse("an empty address");
         }
 
-        Ok(match message.address.parse::<IpAddr>() {
+        Ok(match address.parse::<IpAddr>() {
             Ok(ip) => Self::Socket(SocketAddr::new(conn::canonical(ip), port)),
-            Err(_) => Self::Name(message.address.as_str().into(), port),
+            Err(_) => Self::Name(address.as_str().into(), port),
         })
     }
 
-    /// The IP address and port, if it is one.
+    /// The IP address and port of an [`Address::Socket`].
     pub fn socket(&self) -> Option<SocketAddr> {
         match self {
             Self::Socket(address) => Some(*address),
@@ -88,7 +110,7 @@ impl Address {
         }
     }
 
-    /// The port, if it has one.
+    /// The port of an [`Address::Socket`] or [`Address::Name`].
     pub fn port(&self) -> Option<u16> {
         match self {
             Self::Socket(address) => Some(address.port()),

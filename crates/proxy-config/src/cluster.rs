@@ -1,50 +1,53 @@
 //! Clusters: how endpoints are found, chosen, spoken to and given up on.
 
+mod algorithms;
 mod compile;
 mod discovery;
 mod load_balancing;
 mod outlier;
+mod policies;
+mod subsets;
 mod upstream_http;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use meltemi_filters::metadata::{Metadata, Value};
 use meltemi_types::Keepalive;
 
-use crate::address::Address;
 use crate::tls::UpstreamTransport;
 pub use discovery::{Discovery, Dns, DnsFamily, OriginalDst};
 pub use outlier::{FailurePercentage, OutlierDetection, SuccessRate};
 pub use upstream_http::{UpstreamHttp, UpstreamProtocol};
 
 /// A cluster. Source: Envoy `config.cluster.v3.Cluster`.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Cluster {
     /// The resource's name.
     pub name: Arc<str>,
     /// How endpoints are found.
     pub discovery: Discovery,
-    /// How an endpoint is chosen; the over-provisioning factor comes with the endpoints.
+    /// How an endpoint is chosen. The over-provisioning factor in it is unused: it comes with the
+    /// endpoints.
     pub lb: meltemi_lb::Config,
-    /// What consistent hashing hashes of an endpoint.
+    /// Consistent hashing hashes the host names of endpoints, not their addresses.
     pub hash_by_hostname: bool,
-    /// A connection must be up by then. Default 5 s.
+    /// The time within which a connection must be established. Default 5 s.
     pub connect_timeout: Duration,
-    /// Circuit breakers: default priority, high priority.
+    /// Circuit breakers of default priority, and of high priority.
     pub breakers: [Breakers; 2],
-    /// Endpoints that fail are left out for a while.
+    /// When an endpoint that fails is ejected; `None`: never.
     pub outlier: Option<OutlierDetection>,
-    /// Which protocol is spoken.
+    /// The version of HTTP that its endpoints are spoken to in.
     pub protocol: UpstreamProtocol,
     /// HTTP settings of connections.
     pub http: UpstreamHttp,
-    /// How endpoints are spoken to that no match takes.
+    /// The transport of endpoints that none of `transport_matches` takes.
     pub transport: UpstreamTransport,
-    /// How endpoints with such metadata (`envoy.transport_socket_match`) are spoken to; the first
-    /// match is taken.
+    /// Transports of endpoints with certain metadata; the first that matches is taken.
     pub transport_matches: Vec<TransportMatch>,
-    /// The local address of connections.
+    /// The local address of connections; `None` leaves it to the system.
     pub bind: Option<UpstreamBind>,
     /// Keepalive of connections.
     pub keepalive: Option<Keepalive>,
@@ -56,16 +59,17 @@ pub struct Cluster {
     pub metadata: Metadata,
 }
 
-/// Limits of one priority. Envoy's defaults are 1024, 1024, 1024, 3; Istio sets all to 4294967295.
+/// Circuit breakers of one priority. Envoy's defaults are 1024, 1024, 1024, 3; Istio sets all to
+/// 4294967295.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Breakers {
-    /// Connections.
+    /// The most connections.
     pub max_connections: u32,
-    /// Requests that wait for a connection.
+    /// The most requests that wait for a connection.
     pub max_pending: u32,
-    /// Requests.
+    /// The most requests in flight.
     pub max_requests: u32,
-    /// Retries at a time.
+    /// The most retries in flight.
     pub max_retries: u32,
     /// Retries as a share of active requests, in place of `max_retries`.
     pub retry_budget: Option<RetryBudget>,
@@ -86,9 +90,9 @@ impl Default for Breakers {
 /// Retries as a share of active requests.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RetryBudget {
-    /// Percent of active and pending requests. Default 20.
+    /// The share of active and pending requests, in percent. Default 20.
     pub percent: f64,
-    /// So many are allowed in any case. Default 3.
+    /// The number of retries that are allowed however few requests are active. Default 3.
     pub min_concurrency: u32,
 }
 
@@ -101,31 +105,29 @@ impl RetryBudget {
 }
 
 /// A transport for endpoints with certain metadata.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct TransportMatch {
-    /// Its name: `tlsMode-istio`.
+    /// Its name, for example `tlsMode-istio`.
     pub name: Arc<str>,
-    /// Every pair must be in the endpoint's `envoy.transport_socket_match`; none matches all
-    /// endpoints.
+    /// Keys and values that an endpoint must have in its `envoy.transport_socket_match`. Without
+    /// any, every endpoint matches.
     pub criteria: Vec<(Box<str>, Value)>,
-    /// The transport.
+    /// The transport of these endpoints.
     pub transport: UpstreamTransport,
 }
 
 /// The local side of connections to endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamBind {
-    /// The address for endpoints of its family.
-    pub source: Option<std::net::SocketAddr>,
-    /// Further ones, for the other family.
-    pub extra: Vec<std::net::SocketAddr>,
-    /// The address need not be ours.
-    pub freebind: bool,
+    /// The local address of connections to endpoints of the same address family.
+    pub source: Option<SocketAddr>,
+    /// Further local addresses, for the other family.
+    pub extra: Vec<SocketAddr>,
 }
 
 impl UpstreamBind {
     /// The local address for a connection to this endpoint.
-    pub fn source_for(&self, endpoint: std::net::SocketAddr) -> Option<std::net::SocketAddr> {
+    pub fn source_for(&self, endpoint: SocketAddr) -> Option<SocketAddr> {
         self.source
             .iter()
             .chain(&self.extra)
@@ -155,7 +157,7 @@ impl Cluster {
         }
     }
 
-    /// The EDS resource that it needs, if any.
+    /// The name of the EDS resource that it needs, if it needs one.
     pub fn eds(&self) -> Option<&Arc<str>> {
         match &self.discovery {
             Discovery::Eds(name) => Some(name),
@@ -163,21 +165,11 @@ impl Cluster {
         }
     }
 
-    /// Every transport that it may use.
+    /// Every transport that its endpoints may have.
     pub fn transports(&self) -> impl Iterator<Item = &UpstreamTransport> {
         self.transport_matches
             .iter()
             .map(|matcher| &matcher.transport)
             .chain([&self.transport])
-    }
-
-    /// Addresses that are in the cluster itself, for discovery by DNS.
-    pub fn names_to_resolve(&self) -> impl Iterator<Item = &Address> {
-        let set = match &self.discovery {
-            Discovery::StrictDns(set, _) | Discovery::LogicalDns(set, _) => Some(set),
-            _ => None,
-        };
-        set.into_iter()
-            .flat_map(|set| set.endpoints.iter().map(|endpoint| &endpoint.address))
     }
 }

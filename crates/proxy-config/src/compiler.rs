@@ -2,86 +2,72 @@
 
 use std::sync::Arc;
 
-use meltemi_filters::rate_limit::Buckets;
-use meltemi_filters::{Rejection, Scope, Warning};
+use meltemi_filters::Scope;
 use meltemi_proto::Any;
 use meltemi_proto::envoy::config::cluster::v3::Cluster as ProtoCluster;
 use meltemi_proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use meltemi_proto::envoy::config::listener::v3::Listener as ProtoListener;
-use meltemi_proto::envoy::config::route::v3::{
-    RouteConfiguration, VirtualHost as ProtoVirtualHost,
-};
+use meltemi_proto::envoy::config::route::v3::RouteConfiguration;
 
 use crate::cluster::Cluster;
 use crate::endpoint::EndpointSet;
+use crate::http_filter::FilterShared;
 use crate::listener::Listener;
-use crate::memo::Memo;
-use crate::route::{RouteTable, VirtualHost};
+use crate::memo::{Compiled, Memo};
+use crate::route::RouteTable;
 
-/// What came of compiling a resource: the value and what was left out, or the reason for a NACK.
-pub type Compiled<T> = Result<(T, Vec<Warning>), Rejection>;
-
-/// Compiles resources. Keep one for the life of a proxy: token buckets survive in it from version
-/// to version, and a resource that arrives again with the same bytes is the same `Arc`.
+/// Compiles resources. Keep one for the life of a proxy: its token buckets survive from version to
+/// version, and a resource that arrives again with the same bytes is the same `Arc`.
 #[derive(Debug, Clone, Default)]
 pub struct Compiler {
-    pub(crate) buckets: Buckets,
+    shared: FilterShared,
     memo: Memo,
 }
 
 impl Compiler {
-    /// A listener as a server sends it. The same bytes give the same `Arc` for as long as it is in
-    /// use.
+    /// Compiles a listener as a server sends it. The same bytes give the same `Arc` for as long as
+    /// somebody keeps it.
     pub fn listener_from(&self, any: &Any) -> Compiled<Arc<Listener>> {
         self.memo.get(any, |message| self.listener(message))
     }
 
-    /// A cluster as a server sends it; see [`Compiler::listener_from`].
+    /// Compiles a cluster as a server sends it; see [`Compiler::listener_from`].
     pub fn cluster_from(&self, any: &Any) -> Compiled<Arc<Cluster>> {
         self.memo.get(any, |message| self.cluster(message))
     }
 
-    /// A route table as a server sends it; see [`Compiler::listener_from`].
+    /// Compiles a route table as a server sends it; see [`Compiler::listener_from`].
     pub fn route_from(&self, any: &Any) -> Compiled<Arc<RouteTable>> {
         self.memo.get(any, |message| self.route(message))
     }
 
-    /// Endpoints as a server sends them; see [`Compiler::listener_from`].
+    /// Compiles endpoints as a server sends them; see [`Compiler::listener_from`].
     pub fn endpoints_from(&self, any: &Any) -> Compiled<Arc<EndpointSet>> {
         self.memo.get(any, |message| self.endpoints(message))
     }
 
-    /// A listener.
-    pub fn listener(&self, message: &ProtoListener) -> Compiled<Arc<Listener>> {
-        run(|scope| Listener::compile(message, self, scope))
+    /// Compiles a listener.
+    pub(crate) fn listener(&self, message: &ProtoListener) -> Compiled<Arc<Listener>> {
+        run(|scope| Listener::compile(message, &self.shared, scope))
     }
 
-    /// A cluster.
-    pub fn cluster(&self, message: &ProtoCluster) -> Compiled<Arc<Cluster>> {
+    /// Compiles a cluster.
+    pub(crate) fn cluster(&self, message: &ProtoCluster) -> Compiled<Arc<Cluster>> {
         run(|scope| Cluster::compile(message, scope))
     }
 
-    /// A route table.
-    pub fn route(&self, message: &RouteConfiguration) -> Compiled<Arc<RouteTable>> {
-        run(|scope| RouteTable::compile(message, self, scope))
+    fn route(&self, message: &RouteConfiguration) -> Compiled<Arc<RouteTable>> {
+        run(|scope| RouteTable::compile(message, &self.shared, scope))
     }
 
-    /// One virtual host of a route table, as VHDS delivers it.
-    pub fn virtual_host(
-        &self,
-        table: &str,
-        message: &ProtoVirtualHost,
-    ) -> Compiled<Arc<VirtualHost>> {
-        run(|scope| VirtualHost::compile(message, table, self, scope))
-    }
-
-    /// The endpoints of a cluster.
-    pub fn endpoints(&self, message: &ClusterLoadAssignment) -> Compiled<Arc<EndpointSet>> {
+    fn endpoints(&self, message: &ClusterLoadAssignment) -> Compiled<Arc<EndpointSet>> {
         run(|scope| EndpointSet::compile(message, scope))
     }
 }
 
-fn run<T>(compile: impl FnOnce(&mut Scope) -> Result<T, Rejection>) -> Compiled<Arc<T>> {
+fn run<T>(
+    compile: impl FnOnce(&mut Scope) -> Result<T, meltemi_filters::Rejection>,
+) -> Compiled<Arc<T>> {
     let mut scope = Scope::new();
     let value = compile(&mut scope)?;
     Ok((Arc::new(value), scope.into_warnings()))

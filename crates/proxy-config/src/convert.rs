@@ -1,5 +1,11 @@
 //! Small conversions that several compilers share.
+//!
+//! A compile function takes its message apart field by field, without `..`: a field that is new in
+//! Envoy's API, or that was forgotten, does not compile until somebody decides what becomes of it.
+//! A field that this proxy does not honour goes to [`not_honoured!`]; a field that may be ignored
+//! without telling anybody is bound to `_`, with the reason beside it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +14,62 @@ use meltemi_filters::{Rejection, Scope, format};
 use meltemi_lb::SubsetMatch;
 use meltemi_proto::envoy::config::core::v3 as core;
 use meltemi_proto::google::protobuf::{BoolValue, Duration as ProtoDuration, UInt32Value};
-use meltemi_types::Keepalive;
 
-use crate::http::{Http1Options, Http2Options};
+/// Whether a protobuf field says anything: a field with its default value is not on the wire.
+pub(crate) trait IsSet {
+    /// False for an absent message, an empty list, map or text, 0 and false.
+    fn is_set(&self) -> bool;
+}
+
+impl<T> IsSet for Option<T> {
+    fn is_set(&self) -> bool {
+        self.is_some()
+    }
+}
+
+impl<T> IsSet for Vec<T> {
+    fn is_set(&self) -> bool {
+        !self.is_empty()
+    }
+}
+
+impl<K, V> IsSet for HashMap<K, V> {
+    fn is_set(&self) -> bool {
+        !self.is_empty()
+    }
+}
+
+impl IsSet for String {
+    fn is_set(&self) -> bool {
+        !self.is_empty()
+    }
+}
+
+impl IsSet for bool {
+    fn is_set(&self) -> bool {
+        *self
+    }
+}
+
+impl IsSet for i32 {
+    fn is_set(&self) -> bool {
+        *self != 0
+    }
+}
+
+impl IsSet for u32 {
+    fn is_set(&self) -> bool {
+        *self != 0
+    }
+}
+
+/// Warns of each of these fields that is set. The name of the binding is the name in the warning.
+macro_rules! not_honoured {
+    ($scope:expr, $($field:ident),+ $(,)?) => {
+        $($scope.unsupported(stringify!($field), $crate::convert::IsSet::is_set($field));)+
+    };
+}
+pub(crate) use not_honoured;
 
 /// A wrapped boolean with its default.
 pub(crate) fn boolean(value: Option<&BoolValue>, default: bool) -> bool {
@@ -22,7 +81,7 @@ pub(crate) fn number(value: Option<&UInt32Value>, default: u32) -> u32 {
     value.map_or(default, |value| value.value)
 }
 
-/// A duration of which zero means "none", with its default.
+/// A limit in time: absent means `default`, zero means no limit.
 pub(crate) fn limit(
     field: &str,
     value: Option<&ProtoDuration>,
@@ -35,6 +94,26 @@ pub(crate) fn limit(
     })
 }
 
+/// A duration for which absent and zero both mean `default`.
+pub(crate) fn duration_or(
+    field: &str,
+    value: Option<&ProtoDuration>,
+    default: Duration,
+    scope: &Scope,
+) -> Result<Duration, Rejection> {
+    Ok(limit(field, value, None, scope)?.unwrap_or(default))
+}
+
+/// Text that is empty where the message has none.
+pub(crate) fn non_empty<'m, T: From<&'m str>>(text: &'m str) -> Option<T> {
+    (!text.is_empty()).then(|| text.into())
+}
+
+/// The lower-case name of a header, as [`meltemi_filters::RequestHead`] looks it up.
+pub(crate) fn header_name(name: &str) -> Box<str> {
+    name.to_ascii_lowercase().into()
+}
+
 /// A metadata value as text, the same for equal values: text as it is, all else as JSON.
 pub(crate) fn canonical_value(value: &Value) -> Arc<str> {
     match value {
@@ -43,7 +122,7 @@ pub(crate) fn canonical_value(value: &Value) -> Arc<str> {
     }
 }
 
-/// What endpoints must have: `envoy.lb` of a `metadata_match`.
+/// The metadata that endpoints must have: `envoy.lb` of a `metadata_match`.
 pub(crate) fn subset_match(metadata: Option<&core::Metadata>) -> Option<SubsetMatch> {
     let fields = metadata?.filter_metadata.get("envoy.lb")?;
     let pairs = fields.fields.iter().map(|(key, value)| {
@@ -55,70 +134,28 @@ pub(crate) fn subset_match(metadata: Option<&core::Metadata>) -> Option<SubsetMa
     Some(SubsetMatch::new(pairs)).filter(|criteria| !criteria.is_empty())
 }
 
-/// Keepalive settings.
-pub(crate) fn keepalive(message: &core::TcpKeepalive) -> Keepalive {
-    let seconds = |value: &Option<UInt32Value>| {
-        value
-            .as_ref()
-            .map(|value| Duration::from_secs(u64::from(value.value)))
-    };
-
-    Keepalive {
-        probes: message.keepalive_probes.as_ref().map(|probes| probes.value),
-        time: seconds(&message.keepalive_time),
-        interval: seconds(&message.keepalive_interval),
+/// The `metadata_match` of a weighted cluster laid over the one of the whole action.
+pub(crate) fn weighted_subset_match(
+    own: Option<&core::Metadata>,
+    general: Option<&SubsetMatch>,
+) -> Option<SubsetMatch> {
+    match (subset_match(own), general) {
+        (Some(own), Some(general)) => Some(own.over(general)),
+        (own, general) => own.or_else(|| general.cloned()),
     }
 }
 
-/// HTTP/1 settings.
-pub(crate) fn http1_options(
-    message: Option<&core::Http1ProtocolOptions>,
-    scope: &mut Scope,
-) -> Http1Options {
-    let Some(message) = message else {
-        return Http1Options::default();
-    };
-    scope.unsupported("header_key_format", message.header_key_format.is_some());
-    scope.unsupported("allow_chunked_length", message.allow_chunked_length);
-    scope.unsupported(
-        "default_host_for_http_10",
-        !message.default_host_for_http_10.is_empty(),
-    );
+/// Refuses a resource that would come from elsewhere than the ADS stream: nobody would fetch it,
+/// and whatever needs it would wait for ever.
+pub(crate) fn require_ads(
+    field: &str,
+    source: Option<&core::ConfigSource>,
+    scope: &Scope,
+) -> Result<(), Rejection> {
+    use core::config_source::ConfigSourceSpecifier;
 
-    Http1Options {
-        accept_http_10: message.accept_http_10,
-        trailers: message.enable_trailers,
+    match source.and_then(|source| source.config_source_specifier.as_ref()) {
+        None | Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => Ok(()),
+        Some(_) => scope.refuse(format!("{field}: only ADS is known")),
     }
-}
-
-/// HTTP/2 settings.
-pub(crate) fn http2_options(
-    message: Option<&core::Http2ProtocolOptions>,
-    scope: &mut Scope,
-) -> Result<Http2Options, Rejection> {
-    let Some(message) = message else {
-        return Ok(Http2Options::default());
-    };
-    let value = |value: &Option<UInt32Value>| value.as_ref().map(|value| value.value);
-    let keepalive = message.connection_keepalive.as_ref();
-    scope.unsupported("hpack_table_size", message.hpack_table_size.is_some());
-    scope.unsupported("allow_connect", message.allow_connect);
-
-    Ok(Http2Options {
-        max_concurrent_streams: value(&message.max_concurrent_streams),
-        initial_stream_window: value(&message.initial_stream_window_size),
-        initial_connection_window: value(&message.initial_connection_window_size),
-        keepalive_interval: limit(
-            "keepalive.interval",
-            keepalive.and_then(|k| k.interval.as_ref()),
-            None,
-            scope,
-        )?,
-        keepalive_timeout: limit(
-            "keepalive.timeout",
-            keepalive.and_then(|k| k.timeout.as_ref()),
-            None,
-            scope,
-        )?,
-    })
 }

@@ -12,30 +12,32 @@ use meltemi_proto::envoy::config::endpoint::v3 as proto;
 use meltemi_types::Locality;
 
 use crate::address::Address;
+use crate::convert::number;
 
 /// The endpoints of a cluster. Source: Envoy `ClusterLoadAssignment`.
 #[derive(Debug, Default, PartialEq)]
 pub struct EndpointSet {
     /// The assignment's name: an EDS resource or the cluster.
     pub name: Arc<str>,
-    /// The endpoints; an endpoint's number is its place.
+    /// The endpoints. A balancer knows an endpoint by its place in this list.
     pub endpoints: Vec<Arc<Endpoint>>,
-    /// The localities that they are in.
+    /// The localities that the endpoints are in.
     pub localities: Vec<EndpointLocality>,
-    /// In percent. Default 140.
+    /// How much of a priority's endpoints may be unhealthy before load goes to the next priority,
+    /// in percent. Default 140.
     pub overprovisioning_factor: u32,
-    /// Load that is dropped: category and share.
+    /// The share of requests that each category drops.
     pub drops: Vec<(Box<str>, Fraction)>,
 }
 
 /// A locality within a priority.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EndpointLocality {
-    /// Where.
+    /// Region, zone and subzone.
     pub locality: Locality,
-    /// Its priority.
+    /// Its priority; 0 is served first.
     pub priority: u32,
-    /// Its share; 0 takes nothing where localities are weighted.
+    /// Its share of the load where localities are weighted; 0 takes none.
     pub weight: u32,
     /// Metadata of all its endpoints.
     pub metadata: Metadata,
@@ -44,44 +46,55 @@ pub struct EndpointLocality {
 /// An endpoint.
 #[derive(Debug, PartialEq)]
 pub struct Endpoint {
-    /// Where it is.
+    /// The address to connect to.
     pub address: Address,
-    /// Further addresses, for happy eyeballs.
+    /// Further addresses, which are tried where the first does not answer.
     pub additional_addresses: Vec<Address>,
-    /// Its name, for `auto_host_rewrite` and health checks.
+    /// Its host name, for `auto_host_rewrite`; empty if it has none.
     pub hostname: Arc<str>,
-    /// Its share. Default 1.
+    /// Its share of the load within its locality. Default 1.
     pub weight: u32,
-    /// What configuration says of its health.
+    /// Its health, according to the configuration.
     pub status: EndpointStatus,
     /// Its metadata: `envoy.lb`, `envoy.transport_socket_match`, `istio`.
     pub metadata: Metadata,
-    /// Which of the localities it is in.
+    /// The place of its locality in [`EndpointSet::localities`].
     pub locality: u32,
-    /// Its priority.
+    /// Its priority; 0 is served first.
     pub priority: u32,
-    /// What consistent hashing hashes: metadata `envoy.lb: hash_key`, else the address.
+    /// The text that consistent hashing hashes: metadata `envoy.lb: hash_key`, else the address.
     pub hash_key: Arc<str>,
 }
 
-/// What configuration says of an endpoint's health.
+/// The health of an endpoint, according to the configuration. Source: Envoy `HealthStatus`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum EndpointStatus {
-    /// It is well, or nothing is known.
+    /// It is healthy, or its health is unknown.
     #[default]
     Healthy,
-    /// It is not.
+    /// It is unhealthy.
     Unhealthy,
     /// It takes no new requests.
     Draining,
     /// A health check timed out.
     Timeout,
-    /// It takes what others do not.
+    /// It takes load only where healthy endpoints are too few.
     Degraded,
 }
 
 impl EndpointStatus {
-    /// As load balancing sees it.
+    /// A status that is unknown may be one that must take no load.
+    fn compile(status: i32) -> Self {
+        match HealthStatus::try_from(status) {
+            Ok(HealthStatus::Unknown | HealthStatus::Healthy) => Self::Healthy,
+            Ok(HealthStatus::Unhealthy) | Err(_) => Self::Unhealthy,
+            Ok(HealthStatus::Draining) => Self::Draining,
+            Ok(HealthStatus::Timeout) => Self::Timeout,
+            Ok(HealthStatus::Degraded) => Self::Degraded,
+        }
+    }
+
+    /// The health that load balancing goes by.
     pub fn health(self) -> Health {
         match self {
             Self::Healthy => Health::Healthy,
@@ -93,96 +106,123 @@ impl EndpointStatus {
 
 /// Envoy's bound on priorities.
 const MAX_PRIORITY: u32 = 128;
+/// Envoy's default for `overprovisioning_factor`, in percent.
+const DEFAULT_OVERPROVISIONING: u32 = 140;
 
 impl EndpointSet {
-    /// Compiles Envoy's message.
-    pub fn compile(
+    pub(crate) fn compile(
         message: &proto::ClusterLoadAssignment,
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
+        let proto::ClusterLoadAssignment {
+            cluster_name,
+            endpoints,
+            policy,
+            // An endpoint that would be one of these by name is refused.
+            named_endpoints: _,
+        } = message;
+
+        let proto::cluster_load_assignment::Policy {
+            drop_overloads,
+            overprovisioning_factor,
+            endpoint_stale_after,
+            weighted_priority_health,
+        } = policy.clone().unwrap_or_default();
+
+        scope.within("policy", |scope| {
+            let (stale_after, by_weight) = (&endpoint_stale_after, &weighted_priority_health);
+            scope.unsupported("endpoint_stale_after", stale_after.is_some());
+            scope.unsupported("weighted_priority_health", *by_weight);
+        });
+
+        let drops = drop_overloads.iter().map(|drop| {
+            let share = Fraction::from_option(drop.drop_percentage.as_ref(), Fraction::NONE);
+            (drop.category.as_str().into(), share)
+        });
+
         let mut set = Self {
-            name: message.cluster_name.as_str().into(),
-            overprovisioning_factor: 140,
+            name: cluster_name.as_str().into(),
+            overprovisioning_factor: number(
+                overprovisioning_factor.as_ref(),
+                DEFAULT_OVERPROVISIONING,
+            )
+            .max(1),
+            drops: drops.collect(),
             ..Self::default()
         };
-
-        if let Some(policy) = &message.policy {
-            if let Some(factor) = &policy.overprovisioning_factor {
-                set.overprovisioning_factor = factor.value.max(1);
-            }
-            scope.unsupported(
-                "policy.endpoint_stale_after",
-                policy.endpoint_stale_after.is_some(),
-            );
-
-            set.drops = policy
-                .drop_overloads
-                .iter()
-                .map(|drop| {
-                    let share =
-                        Fraction::from_option(drop.drop_percentage.as_ref(), Fraction::NONE);
-                    (drop.category.as_str().into(), share)
-                })
-                .collect();
-        }
-
-        scope.each("endpoints", &message.endpoints, |scope, group| {
-            set.compile_locality(group, scope)
+        scope.each("endpoints", endpoints, |scope, group| {
+            set.add_locality(group, scope)
         })?;
 
         Ok(set)
     }
 
-    #[allow(deprecated)] // the list in lb_config means the same as the older field
-    fn compile_locality(
+    fn add_locality(
         &mut self,
-        group: &proto::LocalityLbEndpoints,
+        message: &proto::LocalityLbEndpoints,
         scope: &mut Scope,
     ) -> Result<(), Rejection> {
-        if group.priority > MAX_PRIORITY {
-            return scope.refuse(format!(
-                "priority {} is above {MAX_PRIORITY}",
-                group.priority
-            ));
+        use proto::locality_lb_endpoints::LbConfig;
+
+        let proto::LocalityLbEndpoints {
+            locality,
+            metadata,
+            lb_endpoints,
+            load_balancing_weight,
+            priority,
+            lb_config,
+            // Envoy does not implement it either.
+            proximity: _,
+        } = message;
+
+        if *priority > MAX_PRIORITY {
+            return scope.refuse(format!("priority {priority} is above {MAX_PRIORITY}"));
         }
 
         let number = u32::try_from(self.localities.len())
             .map_err(|_| scope.reject("too many localities"))?;
-        let locality = group.locality.clone().unwrap_or_default();
+        let locality = locality.clone().unwrap_or_default();
         self.localities.push(EndpointLocality {
             locality: Locality {
                 region: locality.region,
                 zone: locality.zone,
                 subzone: locality.sub_zone,
             },
-            priority: group.priority,
-            weight: group
-                .load_balancing_weight
+            priority: *priority,
+            weight: load_balancing_weight
                 .as_ref()
                 .map_or(0, |weight| weight.value),
-            metadata: Metadata::from_option(group.metadata.as_ref()),
+            metadata: Metadata::from_option(metadata.as_ref()),
         });
 
-        let endpoints = match &group.lb_config {
-            None => &group.lb_endpoints,
-            Some(proto::locality_lb_endpoints::LbConfig::LoadBalancerEndpoints(list)) => {
-                &list.lb_endpoints
-            }
-            Some(proto::locality_lb_endpoints::LbConfig::LedsClusterLocalityConfig(_)) => {
+        #[expect(deprecated, reason = "the older list means the same as the newer one")]
+        let endpoints = match lb_config {
+            None => lb_endpoints,
+            Some(LbConfig::LoadBalancerEndpoints(list)) => &list.lb_endpoints,
+            Some(LbConfig::LedsClusterLocalityConfig(_)) => {
                 return scope.refuse("LEDS is not supported");
             }
         };
 
         let compiled = scope.each("lb_endpoints", endpoints, |scope, endpoint| {
-            Endpoint::compile(endpoint, number, group.priority, scope).map(Arc::new)
+            Endpoint::compile(endpoint, number, *priority, scope).map(Arc::new)
         })?;
         self.endpoints.extend(compiled);
 
         Ok(())
     }
 
+    /// A set without endpoints, for a resource that does not exist.
+    pub fn empty(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            overprovisioning_factor: DEFAULT_OVERPROVISIONING,
+            ..Self::default()
+        }
+    }
+
     /// The endpoints as a balancer sees them.
-    pub fn hosts(&self, hash_by_hostname: bool) -> Vec<Host> {
+    fn hosts(&self, hash_by_hostname: bool) -> Vec<Host> {
         self.endpoints
             .iter()
             .map(|endpoint| endpoint.host(hash_by_hostname))
@@ -213,8 +253,8 @@ impl EndpointSet {
         Balancer::build(&config, &self.hosts(hash_by_hostname), &localities, health)
     }
 
-    /// The share of requests that the endpoints' policy drops: the category, if this request is
-    /// dropped. Each category draws its own number from `random`.
+    /// The category that drops this request, if one does. Each category draws its own number from
+    /// `random`.
     pub fn drops(&self, mut random: u64) -> Option<&str> {
         let hit = self
             .drops
@@ -231,45 +271,53 @@ impl Endpoint {
         priority: u32,
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
-        let endpoint = match &message.host_identifier {
-            Some(proto::lb_endpoint::HostIdentifier::Endpoint(endpoint)) => endpoint,
-            Some(proto::lb_endpoint::HostIdentifier::EndpointName(_)) => {
+        use proto::lb_endpoint::HostIdentifier;
+
+        let proto::LbEndpoint {
+            health_status,
+            metadata,
+            load_balancing_weight,
+            host_identifier,
+        } = message;
+
+        let endpoint = match host_identifier {
+            Some(HostIdentifier::Endpoint(endpoint)) => endpoint,
+            Some(HostIdentifier::EndpointName(_)) => {
                 return scope.refuse("named endpoints are unknown");
             }
             None => return scope.refuse("an endpoint without address"),
         };
+        let proto::Endpoint {
+            address,
+            hostname,
+            additional_addresses,
+            // Concerns active health checks, of which there are none.
+            health_check_config: _,
+            // Names the endpoint in statistics of Envoy's.
+            observability_name: _,
+        } = endpoint;
 
-        let address = Address::compile_required(endpoint.address.as_ref(), scope)?;
+        let address = Address::compile_required(address.as_ref(), scope)?;
         let additional_addresses = scope.each(
             "additional_addresses",
-            &endpoint.additional_addresses,
-            |scope, more| Address::compile_required(more.address.as_ref(), scope),
+            additional_addresses,
+            |scope, proto::endpoint::AdditionalAddress { address }| {
+                Address::compile_required(address.as_ref(), scope)
+            },
         )?;
 
-        let metadata = Metadata::from_option(message.metadata.as_ref());
+        let metadata = Metadata::from_option(metadata.as_ref());
         let hash_key = metadata
             .at("envoy.lb", &["hash_key"])
             .and_then(Value::as_str)
             .filter(|key| !key.is_empty());
 
-        let status = match HealthStatus::try_from(message.health_status) {
-            Ok(HealthStatus::Unknown | HealthStatus::Healthy) => EndpointStatus::Healthy,
-            Ok(HealthStatus::Unhealthy) | Err(_) => EndpointStatus::Unhealthy,
-            Ok(HealthStatus::Draining) => EndpointStatus::Draining,
-            Ok(HealthStatus::Timeout) => EndpointStatus::Timeout,
-            Ok(HealthStatus::Degraded) => EndpointStatus::Degraded,
-        };
-
         Ok(Self {
             hash_key: hash_key.map_or_else(|| address.to_string().into(), Into::into),
             additional_addresses,
-            hostname: endpoint.hostname.as_str().into(),
-            weight: message
-                .load_balancing_weight
-                .as_ref()
-                .map_or(1, |weight| weight.value)
-                .max(1),
-            status,
+            hostname: hostname.as_str().into(),
+            weight: number(load_balancing_weight.as_ref(), 1).max(1),
+            status: EndpointStatus::compile(*health_status),
             metadata,
             locality,
             priority,
@@ -277,7 +325,7 @@ impl Endpoint {
         })
     }
 
-    /// This endpoint at another address: one that its name resolves to.
+    /// This endpoint at an address that its name resolves to.
     pub fn resolved(&self, ip: IpAddr) -> Self {
         let port = self.address.port().unwrap_or(0);
         let address = Address::Socket(std::net::SocketAddr::new(ip, port));

@@ -1,6 +1,7 @@
 //! The HTTP connection manager's settings.
 
 mod compile;
+mod options;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,161 +12,166 @@ use meltemi_filters::matcher::Cidr;
 use crate::access_log::AccessLog;
 use crate::normalize::PathNormalization;
 use crate::route::RouteTable;
+use crate::upgrade::Upgrades;
+pub use options::{Http1Options, Http2Options};
 
 /// `envoy.filters.network.http_connection_manager`, compiled.
 #[derive(Debug)]
 pub struct HttpConnectionManager {
-    /// Which versions of HTTP are spoken.
+    /// The versions of HTTP that a connection may speak.
     pub codec: Codec,
-    /// For metrics.
+    /// Names the connection manager in metrics.
     pub stat_prefix: Arc<str>,
-    /// Where routes come from.
+    /// Where its route table comes from.
     pub routes: RouteSource,
-    /// HTTP filters in order; the last is the router.
+    /// HTTP filters in order; the last one is the router.
     pub filters: Arc<[HttpFilterSlot]>,
-    /// Access logs.
+    /// Access logs of its requests.
     pub access_logs: Vec<Arc<AccessLog>>,
-    /// The `server` header of responses.
+    /// The value of the `server` header. Default `envoy`.
     pub server_name: Box<str>,
-    /// What happens to an upstream's `server` header.
+    /// Whether `server_name` replaces the `server` header of an upstream.
     pub server_header: ServerHeader,
-    /// The peer is the client: trust no `x-forwarded-for`, append to it.
+    /// The peer is the client itself: its `x-forwarded-for` is not trusted, and its address is
+    /// appended.
     pub use_remote_address: bool,
-    /// How many proxies in front are trusted to have appended to `x-forwarded-for`.
+    /// How many proxies in front of this one are trusted to have appended to `x-forwarded-for`.
     pub xff_trusted_hops: u32,
-    /// Append nothing to `x-forwarded-for`.
+    /// Nothing is appended to `x-forwarded-for`.
     pub skip_xff_append: bool,
-    /// Appended to `via`; empty appends nothing.
+    /// Appended to the `via` header; nothing is appended if empty.
     pub via: Box<str>,
-    /// Make an `x-request-id` where there is none.
+    /// A request without `x-request-id` is given one.
     pub generate_request_id: bool,
-    /// Keep the request id of a client outside.
+    /// The `x-request-id` of a client outside the mesh is kept.
     pub preserve_external_request_id: bool,
-    /// Tell the request id in the response.
+    /// The response carries the request's `x-request-id`.
     pub request_id_in_response: bool,
-    /// What happens to `x-forwarded-client-cert`.
+    /// What becomes of the header `x-forwarded-client-cert`.
     pub client_cert: ForwardClientCert,
-    /// What of the client's certificate is told in it.
+    /// The parts of a client's certificate that this header names.
     pub client_cert_parts: ClientCertParts,
-    /// How paths are made canonical.
+    /// How paths are normalized before routes and policies see them.
     pub path: PathNormalization,
-    /// Strip the port from the host; `Matching` only the listener's own.
+    /// Which ports are stripped from the host.
     pub strip_port: StripPort,
-    /// Strip a trailing dot from the host.
+    /// A trailing dot is stripped from the host.
     pub strip_trailing_host_dot: bool,
-    /// Protocols to upgrade to: lower-case names (`websocket`, `connect`) and whether they are on.
-    pub upgrades: Vec<(Box<str>, bool)>,
-    /// A stream without bytes for so long ends (408/504); `None`: never. Default 5 min.
+    /// Protocols that requests may upgrade to, unless their route says otherwise.
+    pub upgrades: Upgrades,
+    /// The longest time without bytes in a stream, after which it is answered 408 or 504; `None`:
+    /// no limit. Default 5 min.
     pub stream_idle_timeout: Option<Duration>,
-    /// A request must be complete by then; `None`: never.
+    /// The time within which a request must be complete; `None`: no limit.
     pub request_timeout: Option<Duration>,
-    /// The head of a request must be complete by then; `None`: never.
+    /// The time within which the head of a request must be complete; `None`: no limit.
     pub request_headers_timeout: Option<Duration>,
-    /// A connection without streams is closed after so long; `None`: never. Default 1 h.
+    /// The time after which a connection without streams is closed; `None`: never. Default 1 h.
     pub idle_timeout: Option<Duration>,
-    /// A connection is drained after so long.
+    /// The age at which a connection is drained; `None`: never.
     pub max_connection_duration: Option<Duration>,
-    /// A stream ends after so long.
+    /// The age at which a stream is ended; `None`: never.
     pub max_stream_duration: Option<Duration>,
-    /// A connection is drained after so many requests; 0: never.
+    /// The number of requests after which a connection is drained; 0: no limit.
     pub max_requests_per_connection: u32,
-    /// Bytes that a head may have. Default 60 KiB.
+    /// The longest head of a request, in bytes. Default 60 KiB.
     pub max_head_bytes: u32,
-    /// Fields that a head may have. Default 100.
+    /// The most header fields of a request. Default 100.
     pub max_head_fields: u32,
-    /// What happens to names with underscores.
+    /// What becomes of header names with underscores.
     pub underscores: Underscores,
-    /// HTTP/1.
+    /// Settings of HTTP/1 connections.
     pub http1: Http1Options,
-    /// HTTP/2.
+    /// Settings of HTTP/2 connections.
     pub http2: Http2Options,
-    /// Addresses that count as internal, so that their `x-envoy-*` headers are obeyed; none if
-    /// empty.
+    /// Addresses of the mesh itself: the `x-envoy-*` headers of clients there are obeyed.
     pub internal_addresses: Vec<Cidr>,
-    /// The scheme that requests are said to have.
+    /// The scheme of every request, whatever the connection says.
     pub scheme_overwrite: Option<Box<str>>,
 }
 
-/// Which versions of HTTP a connection may speak.
+/// The versions of HTTP that a connection may speak. Source: Envoy `codec_type`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Codec {
-    /// ALPN, else the first bytes decide.
+    /// Any: ALPN decides, and without ALPN the first bytes.
     #[default]
     Auto,
-    /// HTTP/1.
+    /// HTTP/1 alone.
     Http1,
-    /// HTTP/2.
+    /// HTTP/2 alone.
     Http2,
 }
 
-/// Where routes come from.
+/// Where the route table of a connection manager comes from.
 #[derive(Debug, Clone)]
 pub enum RouteSource {
-    /// In the listener itself.
+    /// The listener holds it.
     Inline(Arc<RouteTable>),
-    /// A resource by name.
+    /// RDS delivers the resource of this name.
     Rds(Arc<str>),
 }
 
-/// What happens to an upstream's `server` header.
+/// What becomes of the `server` header of an upstream's response. Source: Envoy
+/// `server_header_transformation`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ServerHeader {
-    /// Replaced.
+    /// The proxy's own name replaces it.
     #[default]
     Overwrite,
-    /// Kept; set where there is none.
+    /// It stays; where there is none, the proxy's own name is set.
     AppendIfAbsent,
-    /// Left alone.
+    /// It stays, and nothing is set.
     PassThrough,
 }
 
-/// What happens to `x-forwarded-client-cert`. Source: Envoy `ForwardClientCertDetails`.
+/// What becomes of the header `x-forwarded-client-cert`. Source: Envoy
+/// `forward_client_cert_details`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ForwardClientCert {
-    /// Removed.
+    /// It is removed.
     #[default]
     Sanitize,
-    /// Kept on mutual TLS, else removed.
+    /// It is forwarded from connections with mutual TLS, and removed from others.
     ForwardOnly,
-    /// Appended to on mutual TLS, else removed.
+    /// The client's certificate is appended on connections with mutual TLS; on others the header is
+    /// removed.
     AppendForward,
-    /// Replaced on mutual TLS, else removed.
+    /// The client's certificate replaces it on connections with mutual TLS; on others it is
+    /// removed.
     SanitizeSet,
-    /// Kept always.
+    /// It is forwarded from every connection.
     AlwaysForwardOnly,
 }
 
-/// Which parts of the client's certificate are told. The hash always is.
+/// The parts of a client's certificate that `x-forwarded-client-cert` names. The hash always is one
+/// of them. Source: Envoy `set_current_client_cert_details`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ClientCertParts {
     /// `Subject=`
     pub subject: bool,
-    /// `Cert=`
-    pub cert: bool,
-    /// `Chain=`
-    pub chain: bool,
     /// `DNS=`
     pub dns: bool,
     /// `URI=`
     pub uri: bool,
 }
 
-/// Which ports are stripped from the host.
+/// Which ports are stripped from the host of a request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum StripPort {
-    /// None.
+    /// No port.
     #[default]
     Keep,
-    /// The listener's own.
+    /// The listener's own port.
     Matching,
-    /// Any.
+    /// Every port.
     Any,
 }
 
-/// What happens to header names with underscores.
+/// What becomes of header names with underscores. Source: Envoy
+/// `headers_with_underscores_action`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Underscores {
-    /// Forwarded.
+    /// The field is forwarded.
     #[default]
     Allow,
     /// The request is refused.
@@ -174,39 +180,8 @@ pub enum Underscores {
     Drop,
 }
 
-/// HTTP/1 settings.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Http1Options {
-    /// HTTP/1.0 is spoken.
-    pub accept_http_10: bool,
-    /// Trailers are forwarded.
-    pub trailers: bool,
-}
-
-/// HTTP/2 settings; unset parts are the codec's.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Http2Options {
-    /// Streams at a time.
-    pub max_concurrent_streams: Option<u32>,
-    /// Window of a stream.
-    pub initial_stream_window: Option<u32>,
-    /// Window of a connection.
-    pub initial_connection_window: Option<u32>,
-    /// PING so often.
-    pub keepalive_interval: Option<Duration>,
-    /// A PING must be answered by then.
-    pub keepalive_timeout: Option<Duration>,
-}
-
 impl HttpConnectionManager {
-    /// Whether an upgrade is on for the connection manager; a route may say otherwise.
-    pub fn allows_upgrade(&self, protocol: &str) -> bool {
-        self.upgrades
-            .iter()
-            .any(|(name, on)| *on && name.eq_ignore_ascii_case(protocol))
-    }
-
-    /// The name of the route table to subscribe to, if it is not inline.
+    /// The name of the route table that RDS delivers; `None` for an inline one.
     pub fn rds(&self) -> Option<&Arc<str>> {
         match &self.routes {
             RouteSource::Inline(_) => None,

@@ -13,6 +13,8 @@ use meltemi_filters::filter_state::SetFilterState;
 use meltemi_filters::header_mutation::HeaderMutation;
 use meltemi_filters::http::{HttpFilter, HttpFilterSlot, Override, Overrides, Router, Stats};
 use meltemi_filters::peer_metadata::PeerMetadata;
+/// What HTTP filters keep from version to version of their configuration: token buckets.
+pub(crate) use meltemi_filters::rate_limit::Buckets as FilterShared;
 use meltemi_filters::rate_limit::LocalRateLimit;
 use meltemi_filters::rbac::Rbac;
 use meltemi_filters::{Rejection, Scope};
@@ -22,19 +24,18 @@ use meltemi_proto::envoy::extensions::filters::http as proto;
 use meltemi_proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use meltemi_proto::istio::{AlpnConfig, PeerMetadataConfig, StatsConfig};
 
-use crate::compiler::Compiler;
-use crate::listener::compile::{typed_struct, typed_struct_kind};
-use crate::tls::compile::type_name;
+use crate::any::{type_name, typed_struct, typed_struct_kind};
+use crate::convert::not_honoured;
 
 /// Compiles a connection manager's filters; the last must be the router.
 pub(crate) fn compile_slots(
     messages: &[hcm::HttpFilter],
     owner: &str,
-    compiler: &Compiler,
+    shared: &FilterShared,
     scope: &mut Scope,
 ) -> Result<Vec<HttpFilterSlot>, Rejection> {
     let slots = scope.each("http_filters", messages, |scope, message| {
-        compile_slot(message, owner, compiler, scope)
+        compile_slot(message, owner, shared, scope)
     })?;
     let slots: Vec<HttpFilterSlot> = slots.into_iter().flatten().collect();
     match slots.split_last() {
@@ -54,7 +55,7 @@ pub(crate) fn compile_slots(
 fn compile_slot(
     message: &hcm::HttpFilter,
     owner: &str,
-    compiler: &Compiler,
+    shared: &FilterShared,
     scope: &mut Scope,
 ) -> Result<Option<HttpFilterSlot>, Rejection> {
     let any = match &message.config_type {
@@ -84,7 +85,7 @@ fn compile_slot(
         return Ok(None);
     }
 
-    let filter = match compile_filter(&message.name, any, owner, compiler, scope)? {
+    let filter = match compile_filter(&message.name, any, owner, shared, scope)? {
         Some(filter) => filter,
         None if message.is_optional => {
             scope.warn(
@@ -118,21 +119,13 @@ fn compile_filter(
     name: &str,
     any: &Any,
     owner: &str,
-    compiler: &Compiler,
+    shared: &FilterShared,
     scope: &mut Scope,
 ) -> Result<Option<HttpFilter>, Rejection> {
     let kind = kind_of(any, name, scope)?;
     Ok(Some(match &*kind {
         "envoy.extensions.filters.http.router.v3.Router" => {
-            let config: proto::router::v3::Router = scope.unpack(any)?;
-            scope.unsupported("upstream_log", !config.upstream_log.is_empty());
-            if !config.upstream_http_filters.is_empty() {
-                return scope.refuse("upstream_http_filters are unknown");
-            }
-            HttpFilter::Router(Router {
-                suppress_envoy_headers: config.suppress_envoy_headers,
-                respect_expected_timeout: config.respect_expected_rq_timeout,
-            })
+            HttpFilter::Router(compile_router(&scope.unpack(any)?, scope)?)
         }
         "envoy.extensions.filters.http.rbac.v3.RBAC" => {
             HttpFilter::Rbac(Box::new(Rbac::compile_http(&scope.unpack(any)?, scope)?))
@@ -163,12 +156,48 @@ fn compile_filter(
             Box::new(SetFilterState::compile(&scope.unpack(any)?, scope)?),
         ),
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
-            let limit =
-                LocalRateLimit::compile(&scope.unpack(any)?, owner, &compiler.buckets, scope)?;
+            let limit = LocalRateLimit::compile(&scope.unpack(any)?, owner, shared, scope)?;
             HttpFilter::LocalRateLimit(Box::new(limit))
         }
         _ => return Ok(None),
     }))
+}
+
+fn compile_router(
+    message: &proto::router::v3::Router,
+    scope: &mut Scope,
+) -> Result<Router, Rejection> {
+    #[expect(deprecated, reason = "start_child_span is named to be ignored")]
+    let proto::router::v3::Router {
+        upstream_log,
+        upstream_log_options,
+        suppress_envoy_headers,
+        strict_check_headers,
+        respect_expected_rq_timeout,
+        upstream_http_filters,
+        // Concern statistics of Envoy's that are not kept here.
+        dynamic_stats: _,
+        suppress_grpc_request_failure_code_stats: _,
+        // No spans are made.
+        start_child_span: _,
+        // Concerns CONNECT in TLS early data, which is not accepted.
+        reject_connect_request_early_data: _,
+    } = message;
+
+    if !upstream_http_filters.is_empty() {
+        return scope.refuse("upstream_http_filters are unknown");
+    }
+    not_honoured!(
+        scope,
+        upstream_log,
+        upstream_log_options,
+        strict_check_headers,
+    );
+
+    Ok(Router {
+        suppress_envoy_headers: *suppress_envoy_headers,
+        respect_expected_timeout: *respect_expected_rq_timeout,
+    })
 }
 
 /// The type that decides: the message's, or the one that a `TypedStruct` stands for, or the
@@ -226,13 +255,13 @@ fn without_host(any: &Any, scope: &Scope) -> Result<bool, Rejection> {
 pub(crate) fn compile_overrides(
     messages: &HashMap<String, Any>,
     owner: &str,
-    compiler: &Compiler,
+    shared: &FilterShared,
     scope: &mut Scope,
 ) -> Result<Overrides, Rejection> {
     let mut settings = Vec::with_capacity(messages.len());
     for (name, any) in messages {
         let setting = scope.within(format_args!("typed_per_filter_config[{name}]"), |scope| {
-            compile_override(any, owner, compiler, scope)
+            compile_override(any, owner, shared, scope)
         })?;
         if let Some(setting) = setting {
             settings.push((name.as_str().into(), setting));
@@ -247,7 +276,7 @@ pub(crate) fn compile_overrides(
 fn compile_override(
     any: &Any,
     owner: &str,
-    compiler: &Compiler,
+    shared: &FilterShared,
     scope: &mut Scope,
 ) -> Result<Option<Override>, Rejection> {
     let mut any = any;
@@ -290,8 +319,7 @@ fn compile_override(
             Box::new(SetFilterState::compile(&scope.unpack(any)?, scope)?),
         ),
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
-            let limit =
-                LocalRateLimit::compile(&scope.unpack(any)?, owner, &compiler.buckets, scope)?;
+            let limit = LocalRateLimit::compile(&scope.unpack(any)?, owner, shared, scope)?;
             Override::LocalRateLimit(Box::new(limit))
         }
         other if is_optional => {

@@ -460,7 +460,7 @@ proptest! {
     fn no_noise_is_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         compile_all(&|type_url| Any { type_url: type_url.to_owned(), value: bytes.clone() });
         if let Ok(message) = bootstrap::Bootstrap::decode(bytes.as_slice()) {
-            let _ = Bootstrap::compile(&message, &Compiler::default());
+            let _ = Bootstrap::compile(&message);
         }
     }
 

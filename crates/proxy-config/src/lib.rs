@@ -13,6 +13,7 @@
 
 pub mod access_log;
 mod address;
+mod any;
 pub mod bootstrap;
 mod chain_match;
 pub mod cluster;
@@ -22,6 +23,7 @@ pub mod endpoint;
 mod fast_hash;
 pub mod http;
 mod http_filter;
+mod keepalive;
 pub mod listener;
 mod memo;
 pub mod normalize;
@@ -29,13 +31,14 @@ pub mod route;
 mod snapshot;
 pub mod tcp;
 pub mod tls;
+mod upgrade;
 
 pub use address::Address;
-pub use compiler::{
-    Compiled, Compiler, compile_cluster, compile_endpoints, compile_listener, compile_route,
-};
-pub use meltemi_filters::{ConnInfo, Rejection, Warning};
-pub use snapshot::{ProxySnapshot, SnapshotBuilder};
+pub use compiler::{Compiler, compile_cluster, compile_endpoints, compile_listener, compile_route};
+pub use meltemi_filters::{Rejection, Warning};
+pub use memo::Compiled;
+pub use snapshot::{ProxySnapshot, ServedCluster, SnapshotParts};
+pub use upgrade::Upgrades;
 
 #[cfg(test)]
 mod laws;

@@ -1,6 +1,7 @@
 //! Listeners: where connections arrive, what is sniffed, and which filter chain serves them.
 
-pub(crate) mod compile;
+mod compile;
+mod network;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,43 +21,48 @@ use crate::tls::DownstreamTransport;
 /// A listener. Source: Envoy `config.listener.v3.Listener`.
 #[derive(Debug)]
 pub struct Listener {
-    /// The resource's name.
+    /// The resource's name; the address as text where the message has none.
     pub name: Arc<str>,
-    /// Where it listens, or which original destination it serves.
+    /// The address that it listens on, or the original destination that it serves.
     pub address: Address,
-    /// Further addresses.
+    /// Further addresses, used like the first.
     pub additional_addresses: Vec<Address>,
-    /// Whether it has a socket of its own; else connections come from a listener with
-    /// `use_original_dst`.
+    /// Whether it has a socket of its own; without one it serves connections that a listener with
+    /// `use_original_dst` hands over.
     pub bind_to_port: bool,
     /// Whether connections are handed to the listener of their original destination.
     pub use_original_dst: bool,
-    /// For reports and access logs.
+    /// Which way its traffic goes, for metrics and access logs.
     pub direction: Direction,
-    /// What happens before a filter chain is chosen.
+    /// The listener filters, which run before a filter chain is chosen.
     pub filters: ListenerFilters,
-    /// The chains and how they are chosen.
+    /// The filter chains and how one is chosen.
     pub chains: FilterChains,
-    /// Logs of connections that no chain took.
+    /// Access logs of connections that no filter chain serves.
     pub access_logs: Vec<Arc<AccessLog>>,
     /// IP_TRANSPARENT.
     pub transparent: bool,
     /// IP_FREEBIND.
     pub freebind: bool,
-    /// The backlog; the system's if unset.
+    /// Connections that the system may hold before they are accepted; `None`: its default.
     pub backlog: Option<u32>,
-    /// Bytes a connection may buffer; Envoy's default is 1 MiB.
-    pub buffer_limit: u32,
     /// Keepalive of accepted sockets.
     pub keepalive: Option<Keepalive>,
     /// Static metadata.
     pub metadata: Metadata,
 }
 
-/// Which way traffic goes, seen from the workload.
+impl Listener {
+    /// Every address, the first one first.
+    pub fn addresses(&self) -> impl Iterator<Item = &Address> {
+        std::iter::once(&self.address).chain(&self.additional_addresses)
+    }
+}
+
+/// Which way traffic goes, seen from the workload. Source: Envoy `TrafficDirection`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Direction {
-    /// Not said.
+    /// The configuration does not say.
     #[default]
     Unspecified,
     /// To the workload.
@@ -65,18 +71,19 @@ pub enum Direction {
     Outbound,
 }
 
-/// What runs on an accepted socket before a chain is chosen, in this order.
-#[derive(Debug, Clone, Default)]
+/// Filters that run on an accepted socket before a filter chain is chosen, in this order. Each
+/// comes with the destination ports for which it is off.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ListenerFilters {
-    /// Restore the original destination.
+    /// Restores the original destination.
     pub original_dst: Option<PortPredicate>,
-    /// Peek for a ClientHello.
+    /// Peeks at the first bytes for a ClientHello.
     pub tls_inspector: Option<PortPredicate>,
-    /// Peek for HTTP in plaintext.
+    /// Peeks at the first bytes for HTTP in plaintext.
     pub http_inspector: Option<PortPredicate>,
-    /// How long all of that may take; `None`: for ever.
+    /// The time that all of them may take together; `None`: no limit. Envoy's default is 15 s.
     pub timeout: Option<Duration>,
-    /// Go on after the timeout with what is known; else close.
+    /// After the timeout the connection is served with what is known so far, not closed.
     pub continue_on_timeout: bool,
 }
 
@@ -95,7 +102,7 @@ impl ListenerFilters {
             .is_some_and(|disabled| !disabled.matches(port))
     }
 
-    /// Whether the original destination is restored.
+    /// Whether the original destination of connections is restored.
     pub fn restores_original_dst(&self) -> bool {
         self.original_dst.is_some()
     }
@@ -105,23 +112,23 @@ impl ListenerFilters {
 /// `ListenerFilterChainMatchPredicate`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum PortPredicate {
-    /// No port.
+    /// Matches no port.
     #[default]
     Never,
-    /// Every port.
+    /// Matches every port.
     Always,
-    /// At least the first, below the second.
+    /// Matches ports from the first to below the second.
     Range(u32, u32),
-    /// Any of these.
+    /// Matches where at least one of these does.
     Any(Vec<PortPredicate>),
-    /// All of these.
+    /// Matches where all of these do.
     All(Vec<PortPredicate>),
-    /// Not this.
+    /// Matches where this does not.
     Not(Box<PortPredicate>),
 }
 
 impl PortPredicate {
-    /// Whether the port is meant.
+    /// Whether the filter is off for this port.
     pub fn matches(&self, port: u16) -> bool {
         match self {
             Self::Never => false,
@@ -134,13 +141,13 @@ impl PortPredicate {
     }
 }
 
-/// A listener's chains.
+/// The filter chains of a listener.
 #[derive(Debug, Default)]
 pub struct FilterChains {
     pub(crate) tree: ChainTree,
-    /// Every chain in the order of the message, without the default.
+    /// Every filter chain in the order of the message, without the default one.
     pub all: Vec<Arc<FilterChain>>,
-    /// What serves connections that match nothing.
+    /// Serves connections that no filter chain matches.
     pub default: Option<Arc<FilterChain>>,
 }
 
@@ -153,7 +160,7 @@ impl FilterChains {
             .or(self.default.as_ref())
     }
 
-    /// A chain by name.
+    /// The filter chain of this name.
     pub fn named(&self, name: &str) -> Option<&Arc<FilterChain>> {
         self.iter().find(|chain| &*chain.name == name)
     }
@@ -167,15 +174,15 @@ impl FilterChains {
 /// A way to serve a connection. Source: Envoy `config.listener.v3.FilterChain`.
 #[derive(Debug)]
 pub struct FilterChain {
-    /// Its name; made from its place where the message has none.
+    /// Its name; `LISTENER/NUMBER` or `LISTENER/default` where the message has none.
     pub name: Arc<str>,
     /// Plaintext or TLS.
     pub transport: DownstreamTransport,
-    /// How long a TLS handshake may take.
+    /// The time that a TLS handshake may take.
     pub handshake_timeout: Option<Duration>,
-    /// What runs before the terminal filter, in order.
+    /// The network filters before the terminal one, in order.
     pub filters: Box<[NetworkFilter]>,
-    /// What serves the connection.
+    /// The network filter that serves the connection.
     pub terminal: Terminal,
     /// Static metadata.
     pub metadata: Metadata,
@@ -186,35 +193,34 @@ pub struct FilterChain {
 pub enum NetworkFilter {
     /// Authorization of the connection.
     Rbac(Arc<Rbac>),
-    /// The cluster is what SNI says.
+    /// The SNI of the connection names the cluster.
     SniCluster,
     /// Istio's exchange of peer metadata on connections with ALPN `istio-peer-exchange`.
     MetadataExchange,
-    /// Istio's standard metrics for TCP; how often open connections are reported.
+    /// Istio's standard metrics for TCP.
     Stats {
-        /// Default 5 s.
+        /// The time between reports on a connection that stays open. Default 5 s.
         interval: Duration,
     },
-    /// At most so many connections.
+    /// A limit on open connections.
     ConnectionLimit(Arc<ConnectionLimit>),
 }
 
-/// `envoy.filters.network.connection_limit`; the count of what is open lives here.
-#[derive(Debug)]
+/// `envoy.filters.network.connection_limit`. The proxy counts open connections by listener and
+/// `stat_prefix`.
+#[derive(Debug, PartialEq, Eq)]
 pub struct ConnectionLimit {
-    /// For metrics.
+    /// Names the limit in metrics and causes.
     pub stat_prefix: Box<str>,
-    /// The limit.
+    /// Connections that may be open at a time; the next one is closed.
     pub max: u64,
-    /// How long a refused connection is kept open before it is closed.
-    pub delay: Duration,
 }
 
-/// What serves a connection.
+/// The network filter that serves a connection.
 #[derive(Debug, Clone)]
 pub enum Terminal {
-    /// As HTTP.
+    /// Serves it as HTTP.
     Http(Arc<HttpConnectionManager>),
-    /// As bytes.
+    /// Forwards its bytes.
     Tcp(Arc<TcpProxy>),
 }

@@ -1,27 +1,28 @@
-//! Compiling the same bytes once: a resource that a server sends again keeps its `Arc`, and with it
-//! what lives in it.
+//! Compiling the same bytes once, so that a resource that a server sends again keeps its `Arc`.
 //!
-//! Equal bytes are equal resources. The reverse does not hold (maps have many encodings); then
-//! sharing is lost and nothing else.
+//! Equal bytes are equal resources. Equal resources may have different bytes, since maps have no
+//! order on the wire; then the resource is compiled a second time, and no harm is done.
 
 use std::any::Any as Dynamic;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use meltemi_filters::{Scope, Warning};
+use meltemi_filters::{Rejection, Scope, Warning};
 use meltemi_lb::hash::xxh64;
 use meltemi_proto::Any;
 
-use crate::compiler::Compiled;
+/// The result of compiling a resource: the value with a warning for each part that has no effect,
+/// or the reason for a NACK.
+pub type Compiled<T> = Result<(T, Vec<Warning>), Rejection>;
 
-/// What was compiled before and is still in use, by type and bytes.
+/// Compiled resources that somebody still keeps, by type and bytes.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Memo(Arc<Mutex<Parts>>);
 
 #[derive(Debug, Default)]
 struct Parts {
     known: HashMap<u128, Part>,
-    /// At this size the dead are swept out.
+    /// The number of entries at which those that nobody keeps are removed.
     sweep_at: usize,
 }
 
@@ -32,7 +33,8 @@ struct Part {
 }
 
 impl Memo {
-    /// The value of these bytes: known from before, or compiled now.
+    /// The value of these bytes: the one that was compiled before, if somebody keeps it, else a new
+    /// one.
     pub(crate) fn get<M, T>(
         &self,
         any: &Any,
@@ -44,7 +46,7 @@ impl Memo {
     {
         let key = fingerprint::<M>(any);
 
-        // Nobody panics with the lock held, and what it guards is whole at all times.
+        // A poisoned lock is no reason to stop: the table is consistent after every statement.
         if let Some(part) = self
             .0
             .lock()
@@ -77,7 +79,8 @@ impl Memo {
     }
 }
 
-/// 128 bits over type and bytes; servers are trusted not to look for collisions.
+/// A hash of type and bytes. A server is trusted not to look for collisions: it could as well send
+/// the configuration that it wants.
 fn fingerprint<M: prost::Name>(any: &Any) -> u128 {
     let kind = xxh64(M::full_name().as_bytes(), any.value.len() as u64);
     let half = |salt: u64| u128::from(xxh64(&any.value, kind ^ salt));

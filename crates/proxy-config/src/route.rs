@@ -1,6 +1,7 @@
-//! Routes: which virtual host and route a request takes, and what the route says.
+//! Routes: which virtual host and route a request takes, and what the route does with it.
 //!
-//! [`RouteTable::select`] decides; nothing in it allocates unless a host is longer than 128 bytes.
+//! [`RouteTable::select`] decides. It allocates only for a host of more than 128 bytes with capital
+//! letters.
 
 mod action;
 mod compile;
@@ -12,7 +13,7 @@ mod vhost;
 
 pub use action::{
     Chosen, ClusterChoice, ClusterRef, Forward, HashPolicies, HostRewrite, Mirror, PathRewrite,
-    RouteAction, Timeouts, WeightedCluster, WeightedClusters,
+    RouteAction, RouteLimit, Timeouts, WeightedCluster, WeightedClusters,
 };
 pub use hash::{CookieSpec, HashOutcome, HashPolicy};
 pub use meltemi_filters::header_ops::{AppendAction, HeaderOps};

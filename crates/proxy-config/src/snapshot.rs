@@ -1,78 +1,114 @@
-//! Everything that a proxy serves by, as one immutable value.
+//! The configuration that a proxy serves by, as one immutable value.
 //!
-//! A snapshot is swapped as a whole; its parts are shared. A part that a push did not name keeps
-//! its `Arc`, and [`Compiler::listener_from`](crate::Compiler::listener_from) and its kin give the
-//! same `Arc` for the same bytes: so "same `Arc`" means "same configuration", and connections need
-//! not care about pushes of others.
+//! A snapshot is swapped as a whole, and its parts are shared: a resource that did not change keeps
+//! its `Arc` from one snapshot to the next, and so does the table of all listeners. "The same `Arc`"
+//! means "the same configuration", so that a connection need not care about changes of others.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use meltemi_filters::ConnInfo;
+use meltemi_filters::conn::canonical_socket;
 
 use crate::address::Address;
 use crate::cluster::Cluster;
 use crate::endpoint::EndpointSet;
 use crate::fast_hash::FastHash;
-use crate::listener::{FilterChain, Listener};
+use crate::listener::Listener;
 use crate::route::RouteTable;
 
-/// Everything, by name.
+/// The configuration that a proxy serves by.
 #[derive(Debug, Clone, Default)]
 pub struct ProxySnapshot {
-    listeners: HashMap<Arc<str>, Arc<Listener>, FastHash>,
-    clusters: HashMap<Arc<str>, Arc<Cluster>, FastHash>,
-    routes: HashMap<Arc<str>, Arc<RouteTable>, FastHash>,
-    endpoints: HashMap<Arc<str>, Arc<EndpointSet>, FastHash>,
-    /// Listeners without a socket of their own, by the address that they serve.
-    by_destination: HashMap<SocketAddr, Arc<Listener>, FastHash>,
+    listeners: Arc<Listeners>,
+    clusters: ByName<ServedCluster>,
+    routes: ByName<Arc<RouteTable>>,
+}
+
+type ByName<T> = HashMap<Arc<str>, T, FastHash>;
+
+/// A cluster with the endpoints that it has at the moment.
+#[derive(Debug, Clone)]
+pub struct ServedCluster {
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+    /// Its endpoints, names resolved.
+    pub endpoints: Arc<EndpointSet>,
+}
+
+/// The resources of a snapshot.
+#[derive(Debug, Default)]
+pub struct SnapshotParts {
+    /// The listeners.
+    pub listeners: Vec<Arc<Listener>>,
+    /// The clusters.
+    pub clusters: Vec<ServedCluster>,
+    /// The route tables that RDS delivers, by the name under which listeners ask for them.
+    pub routes: Vec<(Arc<str>, Arc<RouteTable>)>,
 }
 
 impl ProxySnapshot {
-    /// A listener by name.
-    pub fn listener(&self, name: &str) -> Option<&Arc<Listener>> {
-        self.listeners.get(name)
+    /// The snapshot of these resources, which follows `self`: the table of listeners is shared if no
+    /// listener changed.
+    pub fn next(&self, parts: SnapshotParts) -> Self {
+        let SnapshotParts {
+            listeners,
+            clusters,
+            routes,
+        } = parts;
+
+        let named = |served: ServedCluster| (served.cluster.name.clone(), served);
+
+        Self {
+            listeners: match self.listeners.are(&listeners) {
+                true => self.listeners.clone(),
+                false => Arc::new(Listeners::new(listeners)),
+            },
+            clusters: clusters.into_iter().map(named).collect(),
+            routes: routes.into_iter().collect(),
+        }
     }
 
-    /// A cluster by name.
-    pub fn cluster(&self, name: &str) -> Option<&Arc<Cluster>> {
+    /// The listener of this name.
+    pub fn listener(&self, name: &str) -> Option<&Arc<Listener>> {
+        self.listeners.by_name.get(name)
+    }
+
+    /// The cluster of this name.
+    pub fn cluster(&self, name: &str) -> Option<&ServedCluster> {
         self.clusters.get(name)
     }
 
-    /// A route table by name.
+    /// The route table of this name.
     pub fn route(&self, name: &str) -> Option<&Arc<RouteTable>> {
         self.routes.get(name)
     }
 
-    /// Endpoints by EDS name.
-    pub fn endpoints(&self, name: &str) -> Option<&Arc<EndpointSet>> {
-        self.endpoints.get(name)
-    }
-
-    /// All listeners, in no order.
-    pub fn listeners(&self) -> impl Iterator<Item = &Arc<Listener>> {
-        self.listeners.values()
+    /// All listeners, in order of their names.
+    pub fn listeners(&self) -> impl ExactSizeIterator<Item = &Arc<Listener>> {
+        self.listeners.by_name.values()
     }
 
     /// All clusters, in no order.
-    pub fn clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+    pub fn clusters(&self) -> impl ExactSizeIterator<Item = &ServedCluster> {
         self.clusters.values()
     }
 
-    /// All route tables, in no order.
-    pub fn routes(&self) -> impl Iterator<Item = &Arc<RouteTable>> {
-        self.routes.values()
+    /// Whether both snapshots have the same listeners. Cheap; a snapshot that does not follow the
+    /// other has other listeners even where they are equal.
+    pub fn has_listeners_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.listeners, &other.listeners)
     }
 
-    /// All endpoint sets, in no order.
-    pub fn all_endpoints(&self) -> impl Iterator<Item = &Arc<EndpointSet>> {
-        self.endpoints.values()
-    }
-
-    /// The listener that serves a connection which arrived at `at`: with `use_original_dst` the one
-    /// for its original destination (address and port, then any address and the port), else, or if
-    /// there is none, `at` itself.
+    /// The listener that serves a connection which arrived at `at` and was going to `destination`.
+    ///
+    /// A listener with `use_original_dst` hands the connection to the listener of that address and
+    /// port, or else of the unspecified address (`0.0.0.0`, `[::]`) and that port. The unspecified
+    /// address stands for addresses of its own family alone: `[::]` does not serve IPv4, as a socket
+    /// of `[::]` does not accept it. Source: Envoy
+    /// `ConnectionHandlerImpl::getBalancedHandlerByAddress`, with the sockets that Envoy opens
+    /// unless `ipv4_compat` is set. Where there is no such listener, `at` serves the connection
+    /// itself.
     pub fn find_listener<'a>(
         &'a self,
         at: &'a Arc<Listener>,
@@ -81,128 +117,63 @@ impl ProxySnapshot {
         if !at.use_original_dst {
             return at;
         }
-        self.find_original_dst(destination).unwrap_or(at)
-    }
 
-    /// The listener for an original destination, if there is one.
-    pub fn find_original_dst(&self, destination: SocketAddr) -> Option<&Arc<Listener>> {
-        let destination = meltemi_filters::conn::canonical_socket(destination);
+        // A dual-stack socket would show an IPv4 destination in its IPv6 form.
+        let destination = canonical_socket(destination);
         let any: IpAddr = match destination {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
+        let serving = |address| self.listeners.by_destination.get(&address);
 
-        self.by_destination
-            .get(&destination)
-            .or_else(|| {
-                self.by_destination
-                    .get(&SocketAddr::new(any, destination.port()))
-            })
-            // A listener on [::] serves IPv4 as well.
-            .or_else(|| {
-                let dual = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), destination.port());
-                self.by_destination
-                    .get(&dual)
-                    .filter(|_| destination.is_ipv4())
-            })
-    }
-
-    /// The filter chain for a connection: the listener of its original destination, then its match.
-    pub fn select_filter_chain<'a>(
-        &'a self,
-        at: &'a Arc<Listener>,
-        conn: &ConnInfo,
-    ) -> Option<(&'a Arc<Listener>, &'a Arc<FilterChain>)> {
-        let listener = self.find_listener(at, conn.local);
-        listener.chains.select(conn).map(|chain| (listener, chain))
-    }
-
-    /// The next version of this snapshot. Every part that is not changed keeps its `Arc`.
-    pub fn edit(&self) -> SnapshotBuilder {
-        SnapshotBuilder {
-            next: self.clone(),
-            listeners_changed: false,
-        }
+        serving(destination)
+            .or_else(|| serving(SocketAddr::new(any, destination.port())))
+            .unwrap_or(at)
     }
 }
 
-/// The next version of a snapshot.
-#[derive(Debug)]
-pub struct SnapshotBuilder {
-    next: ProxySnapshot,
-    listeners_changed: bool,
+/// The listeners of a snapshot.
+#[derive(Debug, Default)]
+struct Listeners {
+    by_name: BTreeMap<Arc<str>, Arc<Listener>>,
+    /// By each address that a listener has, whether or not it has a socket.
+    by_destination: HashMap<SocketAddr, Arc<Listener>, FastHash>,
 }
 
-macro_rules! parts {
-    ($($set:ident, $remove:ident, $retain:ident, $field:ident: $type:ty, $what:literal;)*) => {
-        impl SnapshotBuilder {
-            $(
-                #[doc = concat!("Adds or replaces ", $what, ".")]
-                pub fn $set(&mut self, value: Arc<$type>) -> &mut Self {
-                    self.next.$field.insert(value.name.clone(), value);
-                    self.listeners_changed |= stringify!($field) == "listeners";
-                    self
-                }
+impl Listeners {
+    fn new(listeners: Vec<Arc<Listener>>) -> Self {
+        let by_name: BTreeMap<_, _> = listeners
+            .into_iter()
+            .map(|listener| (listener.name.clone(), listener))
+            .collect();
 
-                #[doc = concat!("Removes ", $what, ".")]
-                pub fn $remove(&mut self, name: &str) -> &mut Self {
-                    let removed = self.next.$field.remove(name).is_some();
-                    self.listeners_changed |= removed && stringify!($field) == "listeners";
-                    self
-                }
-
-                #[doc = concat!("Removes each that is not wanted: ", $what, ".")]
-                pub fn $retain(&mut self, keep: impl Fn(&str) -> bool) -> &mut Self {
-                    let before = self.next.$field.len();
-                    self.next.$field.retain(|name, _| keep(name));
-                    self.listeners_changed |= self.next.$field.len() != before && stringify!($field) == "listeners";
-                    self
-                }
-            )*
-        }
-    };
-}
-
-parts! {
-    set_listener, remove_listener, retain_listeners, listeners: Listener, "a listener";
-    set_cluster, remove_cluster, retain_clusters, clusters: Cluster, "a cluster";
-    set_route, remove_route, retain_routes, routes: RouteTable, "a route table";
-    set_endpoints, remove_endpoints, retain_endpoints, endpoints: EndpointSet, "a set of endpoints";
-}
-
-impl SnapshotBuilder {
-    /// The snapshot as it will be.
-    pub fn peek(&self) -> &ProxySnapshot {
-        &self.next
-    }
-
-    /// Finishes it.
-    pub fn build(mut self) -> ProxySnapshot {
-        if self.listeners_changed {
-            // Two listeners may claim an address while one replaces the other; the name decides,
-            // the same way each time.
-            let mut unbound: Vec<&Arc<Listener>> = self
-                .next
-                .listeners
-                .values()
-                .filter(|listener| !listener.bind_to_port)
-                .collect();
-
-            unbound.sort_by(|a, b| b.name.cmp(&a.name));
-            let mut by_destination =
-                HashMap::with_capacity_and_hasher(unbound.len(), FastHash::default());
-            for listener in unbound {
-                let addresses = [&listener.address]
-                    .into_iter()
-                    .chain(&listener.additional_addresses);
-                for address in addresses.filter_map(Address::socket) {
-                    by_destination.insert(address, listener.clone());
-                }
+        // Two listeners may claim an address while one replaces the other. The one whose name comes
+        // first serves it, whichever arrived first.
+        let mut by_destination = HashMap::default();
+        for listener in by_name.values() {
+            for address in listener.addresses().filter_map(Address::socket) {
+                by_destination
+                    .entry(address)
+                    .or_insert_with(|| listener.clone());
             }
-
-            self.next.by_destination = by_destination;
         }
 
-        self.next
+        Self {
+            by_name,
+            by_destination,
+        }
+    }
+
+    /// Whether these are the listeners of the table, each the same `Arc`.
+    fn are(&self, listeners: &[Arc<Listener>]) -> bool {
+        let is_known = |listener: &Arc<Listener>| {
+            self.by_name
+                .get(&listener.name)
+                .is_some_and(|known| Arc::ptr_eq(known, listener))
+        };
+        self.by_name.len() == listeners.len() && listeners.iter().all(is_known)
     }
 }
+
+#[cfg(test)]
+mod tests;

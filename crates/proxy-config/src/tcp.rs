@@ -9,56 +9,57 @@ use meltemi_lb::SubsetMatch;
 
 use crate::access_log::AccessLog;
 
-/// `envoy.filters.network.tcp_proxy`.
+/// `envoy.filters.network.tcp_proxy`, compiled.
 #[derive(Debug)]
 pub struct TcpProxy {
-    /// For metrics.
+    /// Names the filter in metrics.
     pub stat_prefix: Arc<str>,
-    /// Where to.
+    /// The cluster, or clusters, that connections go to.
     pub destination: TcpDestination,
-    /// A connection without bytes for so long is closed; `None`: never. Envoy's default is 1 h.
+    /// The longest time without bytes, after which a connection is closed; `None`: no limit.
+    /// Default 1 h.
     pub idle_timeout: Option<Duration>,
-    /// A connection is closed after so long.
+    /// The age at which a connection is closed; `None`: never.
     pub max_duration: Option<Duration>,
-    /// Attempts to connect; at least 1.
+    /// Attempts to connect, at least 1.
     pub max_connect_attempts: u32,
-    /// Access logs.
+    /// Access logs of its connections.
     pub access_logs: Vec<Arc<AccessLog>>,
-    /// Endpoints with this metadata, from `envoy.lb`.
+    /// Metadata (`envoy.lb`) that an endpoint must have.
     pub metadata_match: Option<SubsetMatch>,
-    /// The client's address decides the endpoint.
+    /// The client's address is hashed to choose the endpoint.
     pub hash_source_ip: bool,
 }
 
-/// Where a TCP connection goes.
+/// The cluster, or clusters, that connections go to.
 #[derive(Debug)]
 pub enum TcpDestination {
-    /// One cluster.
+    /// One cluster takes every connection.
     Cluster(Arc<str>),
-    /// Several, by weight.
+    /// Each cluster takes a share.
     Weighted(TcpWeights),
 }
 
 /// Clusters by weight, as a cumulative table.
 #[derive(Debug)]
 pub struct TcpWeights {
-    /// Upper bound (exclusive) of each cluster's share, and the cluster.
+    /// Each cluster with the upper bound (exclusive) of its share.
     pub(crate) table: Vec<(u64, TcpWeight)>,
+    /// The sum of all weights, at least 1.
     pub(crate) total: u64,
 }
 
 /// One of several clusters.
 #[derive(Debug)]
 pub struct TcpWeight {
-    /// Its name.
+    /// The cluster's name.
     pub cluster: Arc<str>,
-    /// Endpoints with this metadata.
+    /// Metadata that an endpoint must have, laid over the one of the whole filter.
     pub metadata_match: Option<SubsetMatch>,
 }
 
 impl TcpProxy {
-    /// The cluster for a connection with this random number, and the metadata that its endpoint
-    /// must have.
+    /// Draws the cluster for a connection, and the metadata that its endpoint must have.
     pub fn select(&self, random: u64) -> (&Arc<str>, Option<&SubsetMatch>) {
         match &self.destination {
             TcpDestination::Cluster(cluster) => (cluster, self.metadata_match.as_ref()),
@@ -79,17 +80,5 @@ impl TcpProxy {
                 )
             }
         }
-    }
-
-    /// Every cluster that it may choose.
-    pub fn clusters(&self) -> impl Iterator<Item = &Arc<str>> {
-        let (one, many) = match &self.destination {
-            TcpDestination::Cluster(cluster) => (Some(cluster), None),
-            TcpDestination::Weighted(weights) => (
-                None,
-                Some(weights.table.iter().map(|(_, weight)| &weight.cluster)),
-            ),
-        };
-        one.into_iter().chain(many.into_iter().flatten())
     }
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use meltemi_filters::ConnInfo;
 use meltemi_filters::http::HttpFilter;
 use meltemi_filters::metadata::{Metadata, Value};
 use meltemi_lb::{Cursor, PickContext, Policy};
@@ -24,7 +23,6 @@ use crate::bootstrap::Bootstrap;
 use crate::cluster::{Discovery, UpstreamProtocol};
 use crate::compiler::*;
 use crate::listener::Terminal;
-use crate::snapshot::ProxySnapshot;
 use crate::tls::{SecretSource, Trust, UpstreamTransport};
 
 fn socket(ip: &str, port: u32) -> Option<core::Address> {
@@ -470,71 +468,6 @@ fn verification_that_cannot_be_done_refuses_and_pins_are_read() {
 }
 
 #[test]
-fn original_destinations_find_their_listener() {
-    let mut outbound = simple(
-        "virtualOutbound",
-        "0.0.0.0",
-        15001,
-        vec![tcp_proxy("PassthroughCluster")],
-    );
-
-    outbound.use_original_dst = Some(BoolValue { value: true });
-    outbound.bind_to_port = None;
-    let compiler = Compiler::default();
-    let mut builder = ProxySnapshot::default().edit();
-    for message in [
-        outbound,
-        simple(
-            "0.0.0.0_9080",
-            "0.0.0.0",
-            9080,
-            vec![manager(vec![router()])],
-        ),
-        simple(
-            "10.45.0.1_3306",
-            "10.45.0.1",
-            3306,
-            vec![tcp_proxy("outbound|3306||mysql")],
-        ),
-    ] {
-        builder.set_listener(compiler.listener(&message).expect("compiles").0);
-    }
-
-    let snapshot = builder.build();
-    let at = snapshot.listener("virtualOutbound").expect("is there");
-    let name = |destination: &str| {
-        let destination = destination.parse().expect("address");
-        let conn = ConnInfo::plain(destination, "10.44.0.5:999".parse().expect("address"));
-        let (listener, chain) = snapshot.select_filter_chain(at, &conn).expect("is served");
-        assert!(Arc::ptr_eq(chain, &listener.chains.all[0]));
-        listener.name.clone()
-    };
-
-    assert_eq!(&*name("10.45.0.7:9080"), "0.0.0.0_9080");
-    assert_eq!(&*name("10.45.0.1:3306"), "10.45.0.1_3306");
-    assert_eq!(&*name("10.45.0.2:3306"), "virtualOutbound");
-    assert_eq!(&*name("[::ffff:10.45.0.1]:3306"), "10.45.0.1_3306");
-
-    // What a push does not name stays the same value.
-    let mut builder = snapshot.edit();
-    builder.remove_listener("10.45.0.1_3306");
-    let next = builder.build();
-    assert!(
-        next.find_original_dst("10.45.0.1:3306".parse().expect("address"))
-            .is_none()
-    );
-
-    let same = |name: &str| {
-        Arc::ptr_eq(
-            snapshot.listener(name).expect("old"),
-            next.listener(name).expect("new"),
-        )
-    };
-
-    assert!(same("0.0.0.0_9080") && same("virtualOutbound"));
-}
-
-#[test]
 fn the_same_bytes_are_the_same_value() {
     let compiler = Compiler::default();
     let any = pack(&simple("l", "0.0.0.0", 80, vec![tcp_proxy("a")]));
@@ -824,7 +757,7 @@ fn a_bootstrap_says_how_to_begin() {
         ..Default::default()
     };
 
-    let compiled = Bootstrap::compile(&message, &Compiler::default()).expect("compiles");
+    let compiled = Bootstrap::compile(&message).expect("compiles");
     assert!(compiled.lds && compiled.cds);
     assert_eq!(
         compiled.ads.map(|ads| (ads.cluster, ads.delta)),
@@ -845,7 +778,7 @@ fn a_bootstrap_says_how_to_begin() {
         ..Default::default()
     });
 
-    let refused = Bootstrap::compile(&bad, &Compiler::default()).expect_err("refused");
+    let refused = Bootstrap::compile(&bad).expect_err("refused");
     assert!(
         refused
             .path
@@ -859,7 +792,7 @@ fn a_bootstrap_says_how_to_begin() {
         .clusters
         .remove(1);
 
-    let refused = Bootstrap::compile(&bad, &Compiler::default()).expect_err("refused");
+    let refused = Bootstrap::compile(&bad).expect_err("refused");
     assert!(
         refused.path.starts_with("static_resources.clusters[1]"),
         "it has no name: {refused}"
@@ -867,7 +800,7 @@ fn a_bootstrap_says_how_to_begin() {
 
     message.static_resources = None;
     assert!(
-        Bootstrap::compile(&message, &Compiler::default()).is_err(),
+        Bootstrap::compile(&message).is_err(),
         "the control plane's cluster must be static"
     );
 }

@@ -1,33 +1,39 @@
-//! Terms of TLS, as plain data: what the proxy hands to the TLS crate once the named secrets are
-//! there.
+//! Terms of TLS and secrets, as plain data. The proxy makes rustls configurations of the terms once
+//! the secrets that they name have arrived.
 
 mod algorithms;
-pub(crate) mod compile;
+mod compile;
+mod secret;
+mod validation;
 
+use std::fmt;
 use std::sync::Arc;
 
 use meltemi_filters::TlsPeer;
 use meltemi_filters::matcher::StringMatch;
 
+pub use secret::SecretContent;
+pub(crate) use secret::grpc_cluster;
+
 /// The server side of a filter chain.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DownstreamTls {
-    /// Certificates, versions, ALPN, how peers are verified.
+    /// Certificates, versions, ALPN and how clients are verified.
     pub common: CommonTls,
     /// Whether a client must present a certificate.
     pub require_client_certificate: bool,
     /// Whether a client must send SNI.
     pub require_sni: bool,
-    /// No resumption by tickets.
+    /// Sessions are not resumed by tickets.
     pub disable_tickets: bool,
-    /// No resumption by session ids.
+    /// Sessions are not resumed by session ids.
     pub disable_sessions: bool,
 }
 
 impl DownstreamTls {
-    /// Whether a peer that was taken on older terms would be taken on these: who vouches and who is
-    /// revoked or pinned is the same, and its names are among those that are asked for. Our own
-    /// certificate, versions and protocols are for the next handshake.
+    /// Whether a peer that was accepted on older terms would be accepted on these: roots,
+    /// revocation list and pins are the same, and its names match. Our own certificate, versions and
+    /// ALPN only matter to the next handshake.
     pub fn goes_on_with(&self, older: &Self, peer: &TlsPeer) -> bool {
         let (new, old) = (&self.common.validation, &older.common.validation);
         let named = |matcher: &SanMatch| {
@@ -41,7 +47,7 @@ impl DownstreamTls {
                 SanKind::Uri => among(&peer.uri_sans),
                 SanKind::Dns => among(&peer.dns_sans),
                 SanKind::Any => among(&peer.uri_sans) || among(&peer.dns_sans),
-                // Not kept.
+                // A connection does not keep these names of its peer.
                 SanKind::Ip | SanKind::Email => false,
             }
         };
@@ -57,34 +63,34 @@ impl DownstreamTls {
 }
 
 /// The client side of a cluster or of one of its transport socket matches.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct UpstreamTls {
-    /// Certificates, versions, ALPN, how peers are verified.
+    /// Certificates, versions, ALPN and how servers are verified.
     pub common: CommonTls,
-    /// SNI to send; empty sends none.
+    /// The SNI to send; none if empty.
     pub sni: Box<str>,
-    /// Send the request's host as SNI instead.
+    /// The request's host is sent as SNI, not `sni`.
     pub auto_host_sni: bool,
     /// The peer's certificate must be for the SNI that was sent.
     pub auto_sni_san_validation: bool,
 }
 
-/// What both sides share. Source: Envoy `CommonTlsContext`.
-#[derive(Debug, Clone)]
+/// The terms that both sides share. Source: Envoy `CommonTlsContext`.
+#[derive(Debug, Clone, PartialEq)]
 pub struct CommonTls {
-    /// Our own certificate; empty presents none.
+    /// Certificates of our own to present; none if empty.
     pub certificates: Vec<CertificateSource>,
-    /// How the peer is verified.
+    /// How the peer's certificate is verified.
     pub validation: Validation,
-    /// Protocols to offer or accept, most wanted first.
+    /// ALPN protocols to offer or accept, in order of preference.
     pub alpn: Arc<[Box<str>]>,
-    /// The lowest version.
+    /// The lowest version that is spoken.
     pub min_version: TlsVersion,
-    /// The highest version.
+    /// The highest version that is spoken.
     pub max_version: TlsVersion,
-    /// Cipher suites of TLS 1.2 by their IANA numbers; empty means all that there are.
+    /// IANA numbers of the cipher suites of TLS 1.2; empty means all that this proxy has.
     pub cipher_suites: Box<[u16]>,
-    /// Key exchange groups by their IANA numbers, most wanted first; empty means the default.
+    /// IANA numbers of the key exchange groups, in order of preference; empty means the default.
     pub groups: Box<[u16]>,
 }
 
@@ -102,7 +108,7 @@ pub enum TlsVersion {
 pub enum CertificateSource {
     /// A secret that arrives over SDS.
     Secret(SecretRef),
-    /// Written in the configuration, or in files.
+    /// Data of the configuration itself, or files that it names.
     Inline {
         /// The chain in PEM, leaf first.
         chain: DataSource,
@@ -116,7 +122,7 @@ pub enum CertificateSource {
 pub struct SecretRef {
     /// For example `default` or `kubernetes://cert`.
     pub name: Arc<str>,
-    /// From whom.
+    /// Who delivers it.
     pub source: SecretSource,
 }
 
@@ -131,40 +137,51 @@ pub enum SecretSource {
     Static,
 }
 
-/// Bytes in the configuration or elsewhere.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// Bytes in the configuration or elsewhere. They may be a private key, so `Debug` does not show
+/// them.
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub enum DataSource {
-    /// A file.
+    /// The content of the file at this path.
     File(Box<str>),
     /// The bytes themselves.
     Inline(Box<[u8]>),
-    /// An environment variable.
+    /// The value of this environment variable.
     Environment(Box<str>),
 }
 
+impl fmt::Debug for DataSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Inline(bytes) => write!(f, "Inline({} bytes)", bytes.len()),
+            Self::Environment(name) => f.debug_tuple("Environment").field(name).finish(),
+        }
+    }
+}
+
 /// How the peer's certificate is verified.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Validation {
-    /// What vouches for the peer. None of them: the peer is not verified.
+    /// The roots that must have issued the certificate.
     pub trust: Trust,
-    /// Any of these must match a subject alternative name; empty accepts all.
+    /// One of these must match one of its subject alternative names; if empty, every name will do.
     pub san_matchers: Vec<SanMatch>,
     /// SHA-256 of accepted public keys (the whole SubjectPublicKeyInfo).
     pub spki_pins: Vec<[u8; 32]>,
-    /// SHA-256 of accepted certificates. Without pins of either kind every one is accepted, else
-    /// any of either kind.
+    /// SHA-256 of accepted certificates. A certificate needs one pin of either kind, unless there
+    /// are none at all.
     pub certificate_pins: Vec<[u8; 32]>,
-    /// Revoked certificates.
+    /// Revoked certificates, in PEM.
     pub crl: Option<DataSource>,
 }
 
 impl Validation {
-    /// Whether the peer's certificate must be one of those that are pinned.
+    /// Whether the certificate needs a pin.
     pub fn is_pinned(&self) -> bool {
         !self.spki_pins.is_empty() || !self.certificate_pins.is_empty()
     }
 
-    /// Whether a leaf with these SHA-256 digests is among those that are pinned, if any are.
+    /// Whether the pins accept a leaf certificate with these SHA-256 digests.
     pub fn accepts_pin(&self, certificate: &[u8; 32], spki: &[u8; 32]) -> bool {
         !self.is_pinned()
             || self.certificate_pins.contains(certificate)
@@ -175,9 +192,9 @@ impl Validation {
 /// Where trust roots come from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Trust {
-    /// Nothing is configured: no verification.
+    /// There are none: the certificate is not verified.
     None,
-    /// A secret that arrives over SDS, as `ROOTCA`.
+    /// A secret that arrives over SDS, for example `ROOTCA`.
     Secret(SecretRef),
     /// PEM in the configuration or a file.
     Inline(DataSource),
@@ -186,11 +203,11 @@ pub enum Trust {
 }
 
 /// A condition on one subject alternative name.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SanMatch {
-    /// Which kind of name.
+    /// The kind of name that it looks at.
     pub kind: SanKind,
-    /// The name.
+    /// The condition on the name.
     pub value: StringMatch,
 }
 
@@ -209,30 +226,30 @@ pub enum SanKind {
     Email,
 }
 
-/// How to speak to an endpoint.
-#[derive(Debug, Clone)]
+/// The transport of connections to an endpoint.
+#[derive(Debug, Clone, PartialEq)]
 pub enum UpstreamTransport {
     /// Plaintext.
     Plaintext,
     /// TLS.
     Tls(Arc<UpstreamTls>),
-    /// The PROXY protocol in front of the inner transport; the version is 1 or 2.
+    /// A header of the PROXY protocol, version 1 or 2, before the inner transport.
     ProxyProtocol(u8, Box<UpstreamTransport>),
     /// Through an internal listener.
     Internal(Box<UpstreamTransport>),
 }
 
-/// How a filter chain is spoken to.
-#[derive(Debug, Clone)]
+/// The transport of a filter chain's connections.
+#[derive(Debug, Clone, PartialEq)]
 pub enum DownstreamTransport {
-    /// Plaintext, or TLS that passes through.
+    /// Plaintext, or TLS that the proxy passes on without ending it.
     Plaintext,
-    /// TLS ends here.
+    /// The proxy ends TLS.
     Tls(Arc<DownstreamTls>),
 }
 
 impl DownstreamTransport {
-    /// The terms, if TLS ends here.
+    /// The terms of TLS, if the proxy ends it.
     pub fn tls(&self) -> Option<&Arc<DownstreamTls>> {
         match self {
             Self::Plaintext => None,
@@ -242,7 +259,7 @@ impl DownstreamTransport {
 }
 
 impl CommonTls {
-    /// Every secret that must arrive before these terms can be used.
+    /// Every secret without which these terms cannot be used.
     pub fn secrets(&self) -> impl Iterator<Item = &SecretRef> {
         let own = self
             .certificates

@@ -1,4 +1,5 @@
-//! Compiling access logs. A sink that is unknown is left out with a warning: a log is no guard.
+//! Compiling access logs. A sink that is unknown is left out with a warning: a missing log lets
+//! nobody in.
 
 use std::sync::Arc;
 
@@ -14,12 +15,13 @@ use meltemi_proto::google::protobuf::Struct;
 use proto::access_log_filter::FilterSpecifier;
 
 use super::*;
-use crate::tls::compile::type_name;
+use crate::any::type_name;
+use crate::convert::not_honoured;
 
-/// How deep filters and JSON may nest.
+/// The depth to which filters and JSON may nest.
 const MAX_DEPTH: usize = 16;
 
-/// Compiles a list of access logs; unknown ones are left out.
+/// Compiles a list of access logs, without those whose sink is unknown.
 pub(crate) fn compile_all(
     messages: &[proto::AccessLog],
     scope: &mut Scope,
@@ -31,24 +33,31 @@ pub(crate) fn compile_all(
 }
 
 impl AccessLog {
-    /// Compiles Envoy's message; `None` for a sink that is unknown.
-    pub fn compile(
-        message: &proto::AccessLog,
-        scope: &mut Scope,
-    ) -> Result<Option<Self>, Rejection> {
-        let Some(proto::access_log::ConfigType::TypedConfig(any)) = &message.config_type else {
+    /// `None`, with a warning, for a sink that is unknown.
+    fn compile(message: &proto::AccessLog, scope: &mut Scope) -> Result<Option<Self>, Rejection> {
+        let proto::AccessLog {
+            filter,
+            config_type,
+            // The type of `typed_config` says which sink it is.
+            name: _,
+        } = message;
+
+        let Some(proto::access_log::ConfigType::TypedConfig(any)) = config_type else {
             return scope.refuse("an access log without typed_config");
         };
         let (sink, format) = match type_name(any) {
             "envoy.extensions.access_loggers.file.v3.FileAccessLog" => {
-                let config: file::FileAccessLog = scope.unpack(any)?;
-                let sink = match config.path.as_str() {
+                let file::FileAccessLog {
+                    path,
+                    access_log_format,
+                } = scope.unpack(any)?;
+                let sink = match path.as_str() {
                     "" => return scope.refuse("a file access log without path"),
                     "/dev/stdout" => LogSink::Stdout,
                     "/dev/stderr" => LogSink::Stderr,
                     path => LogSink::File(path.into()),
                 };
-                (sink, file_format(&config, scope)?)
+                (sink, file_format(access_log_format.as_ref(), scope)?)
             }
             "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog" => {
                 let config: stream::StdoutAccessLog = scope.unpack(any)?;
@@ -72,7 +81,7 @@ impl AccessLog {
             }
         };
 
-        let filter = match &message.filter {
+        let filter = match filter {
             None => None,
             Some(filter) => scope.within("filter", |scope| LogFilter::compile(filter, scope, 0))?,
         };
@@ -85,11 +94,14 @@ impl AccessLog {
     }
 }
 
-#[allow(deprecated)] // the older forms of formats are still sent
-fn file_format(config: &file::FileAccessLog, scope: &mut Scope) -> Result<LogFormat, Rejection> {
+#[expect(deprecated, reason = "the older forms of formats are still sent")]
+fn file_format(
+    format: Option<&file::file_access_log::AccessLogFormat>,
+    scope: &mut Scope,
+) -> Result<LogFormat, Rejection> {
     use file::file_access_log::AccessLogFormat;
 
-    match &config.access_log_format {
+    match format {
         None => Ok(LogFormat::Text(template(DEFAULT_FORMAT, scope))),
         Some(AccessLogFormat::Format(text)) if text.is_empty() => {
             Ok(LogFormat::Text(template(DEFAULT_FORMAT, scope)))
@@ -102,7 +114,7 @@ fn file_format(config: &file::FileAccessLog, scope: &mut Scope) -> Result<LogFor
     }
 }
 
-#[allow(deprecated)] // text_format is what is sent
+#[expect(deprecated, reason = "text_format and sort_properties are still sent")]
 fn substitution(
     format: Option<&core::SubstitutionFormatString>,
     scope: &mut Scope,
@@ -110,7 +122,23 @@ fn substitution(
     use core::data_source::Specifier;
     use core::substitution_format_string::Format;
 
-    match format.and_then(|format| format.format.as_ref()) {
+    let Some(message) = format else {
+        return Ok(LogFormat::Text(template(DEFAULT_FORMAT, scope)));
+    };
+    let core::SubstitutionFormatString {
+        omit_empty_values,
+        formatters,
+        format,
+        // The fields of a JSON object are sorted by name in any case.
+        json_format_options: _,
+        // Concerns local replies.
+        content_type: _,
+    } = message;
+    scope.within("log_format", |scope| {
+        not_honoured!(scope, omit_empty_values, formatters);
+    });
+
+    match format {
         None => Ok(LogFormat::Text(template(DEFAULT_FORMAT, scope))),
         Some(Format::TextFormat(text)) => Ok(LogFormat::Text(template(text, scope))),
         Some(Format::JsonFormat(fields)) => Ok(LogFormat::Json(json(fields, scope))),
@@ -125,12 +153,13 @@ fn substitution(
     }
 }
 
-/// A format, or what is left of it: an operator that is unknown is printed as it is written, one
-/// that this proxy has no answer to as `-`; either is warned of.
+/// Compiles a format. An unknown operator is printed as it is written, and one whose value this
+/// proxy does not know as `-`; both with a warning.
 fn template(text: &str, scope: &mut Scope) -> Template {
     let (template, reasons) = Template::parse_what_is_known(text);
 
-    // After the first one, a sign may only seem to begin something.
+    // After a first unknown operator the parser may be out of step, so that only further unknown
+    // operators are worth a warning.
     let told = |(at, reason): &(usize, String)| *at == 0 || reason.starts_with("unknown operator");
     for (_, reason) in reasons.into_iter().enumerate().filter(told) {
         scope.warn("log_format", format!("{reason}; it is printed as it is"));
@@ -166,7 +195,7 @@ fn json_value(value: &Value, scope: &mut Scope, depth: usize) -> JsonFormat {
 }
 
 impl LogFilter {
-    /// Compiles Envoy's message; `None` where the filter is unknown, so that all is logged.
+    /// `None`, with a warning, for a filter that is unknown: then everything is logged.
     fn compile(
         message: &proto::AccessLogFilter,
         scope: &mut Scope,
@@ -213,8 +242,8 @@ impl LogFilter {
                     filter.percent_sampled.as_ref(),
                     Fraction::NONE,
                 ))),
-                // An unknown part of an AND is left out, an unknown part of an OR admits
-                // everything.
+                // An unknown part logs everything: within AND it is left out, and OR with such a
+                // part logs everything as well.
                 FilterSpecifier::AndFilter(and) => Some(Self::All(
                     list(&and.filters, scope)?.into_iter().flatten().collect(),
                 )),

@@ -1,52 +1,51 @@
-//! How a cluster's endpoints are found.
+//! How the endpoints of a cluster are found.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use meltemi_filters::{Rejection, Scope};
 use meltemi_proto::envoy::config::cluster::v3 as proto;
-use meltemi_proto::envoy::config::core::v3 as core;
 use proto::cluster::{ClusterDiscoveryType, DiscoveryType, LbConfig};
 
 use crate::address::Address;
-use crate::convert::limit;
+use crate::convert::{duration_or, header_name, not_honoured, require_ads};
 use crate::endpoint::EndpointSet;
 
-/// How endpoints are found.
-#[derive(Debug)]
+/// How the endpoints of a cluster are found. Source: Envoy `DiscoveryType`.
+#[derive(Debug, PartialEq)]
 pub enum Discovery {
-    /// Written in the cluster.
+    /// The cluster lists them.
     Static(Arc<EndpointSet>),
-    /// An EDS resource of this name.
+    /// The EDS resource of this name lists them.
     Eds(Arc<str>),
-    /// Every address that the names have.
+    /// Every address of every listed name is an endpoint.
     StrictDns(Arc<EndpointSet>, Dns),
-    /// One address that the name has, asked anew for new connections.
+    /// One address of the one listed name is the endpoint.
     LogicalDns(Arc<EndpointSet>, Dns),
-    /// Where the connection was going.
+    /// The endpoint is where the connection was going.
     OriginalDst(OriginalDst),
 }
 
 /// How names are resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dns {
-    /// How often. Default 5 s.
+    /// The time between two lookups. Default 5 s.
     pub refresh: Duration,
-    /// After failures: first and longest pause.
+    /// The shortest and the longest pause after lookups that failed.
     pub failure_refresh: (Duration, Duration),
-    /// Which kinds of addresses.
+    /// The address families that are looked up.
     pub family: DnsFamily,
 }
 
-/// Which kinds of addresses are looked up.
+/// The address families that are looked up. Source: Envoy `DnsLookupFamily`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum DnsFamily {
     /// IPv6, or IPv4 if there is none.
     #[default]
     Auto,
-    /// IPv4.
+    /// IPv4 alone.
     V4,
-    /// IPv6.
+    /// IPv6 alone.
     V6,
     /// IPv4, or IPv6 if there is none.
     V4Preferred,
@@ -54,12 +53,13 @@ pub enum DnsFamily {
     All,
 }
 
+/// How the destination of a connection becomes the endpoint. Source: Envoy
 /// `original_dst_lb_config`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OriginalDst {
-    /// A header that names the destination instead (`x-envoy-original-dst-host`).
+    /// A request header that names the destination, in place of the connection's own.
     pub header: Option<Box<str>>,
-    /// Another port than the original one.
+    /// Replaces the port of the destination.
     pub port: Option<u16>,
 }
 
@@ -74,144 +74,166 @@ impl Discovery {
             }
         };
 
-        let own = |scope: &mut Scope| -> Result<Arc<EndpointSet>, Rejection> {
-            let Some(assignment) = &message.load_assignment else {
-                return Ok(Arc::default());
-            };
-            scope
-                .within("load_assignment", |scope| {
-                    EndpointSet::compile(assignment, scope)
-                })
-                .map(Arc::new)
-        };
-
-        Ok(match kind {
+        match kind {
             DiscoveryType::Static => {
-                let set = own(scope)?;
+                let set = compile_assignment(message, scope)?;
+                let named = |address: &Address| matches!(address, Address::Name(..));
                 if set
                     .endpoints
                     .iter()
-                    .any(|endpoint| matches!(endpoint.address, Address::Name(..)))
+                    .any(|endpoint| named(&endpoint.address))
                 {
                     return scope.refuse("a STATIC cluster needs IP addresses");
                 }
-                Discovery::Static(set)
+                Ok(Self::Static(set))
             }
-            DiscoveryType::Eds => {
-                let service = message
-                    .eds_cluster_config
-                    .as_ref()
-                    .map(|config| config.service_name.as_str());
-
-                Discovery::Eds(
-                    service
-                        .filter(|name| !name.is_empty())
-                        .unwrap_or(&message.name)
-                        .into(),
-                )
-            }
-            DiscoveryType::StrictDns => {
-                Discovery::StrictDns(own(scope)?, compile_dns(message, scope)?)
-            }
+            DiscoveryType::Eds => compile_eds(message, scope).map(Self::Eds),
+            DiscoveryType::StrictDns => Ok(Self::StrictDns(
+                compile_assignment(message, scope)?,
+                Dns::compile(message, scope)?,
+            )),
             DiscoveryType::LogicalDns => {
-                let set = own(scope)?;
+                let set = compile_assignment(message, scope)?;
                 if set.endpoints.len() != 1 {
                     return scope.refuse("a LOGICAL_DNS cluster needs exactly one endpoint");
                 }
-                Discovery::LogicalDns(set, compile_dns(message, scope)?)
+                Ok(Self::LogicalDns(set, Dns::compile(message, scope)?))
             }
             DiscoveryType::OriginalDst => {
-                if message
-                    .load_assignment
-                    .as_ref()
-                    .is_some_and(|assignment| !assignment.endpoints.is_empty())
-                {
+                if !compile_assignment(message, scope)?.localities.is_empty() {
                     return scope.refuse("an ORIGINAL_DST cluster has no endpoints of its own");
                 }
-
-                let Some(LbConfig::OriginalDstLbConfig(config)) = &message.lb_config else {
-                    return Ok(Discovery::OriginalDst(OriginalDst::default()));
-                };
-                let header = match config.http_header_name.as_str() {
-                    "" => "x-envoy-original-dst-host",
-                    name => name,
-                };
-
-                scope.unsupported(
-                    "original_dst_lb_config.metadata_key",
-                    config.metadata_key.is_some(),
-                );
-
-                Discovery::OriginalDst(OriginalDst {
-                    header: config
-                        .use_http_header
-                        .then(|| header.to_ascii_lowercase().into()),
-                    port: match &config.upstream_port_override {
-                        None => None,
-                        Some(port) => {
-                            Some(u16::try_from(port.value).map_err(|_| {
-                                scope.reject(format!("{} is not a port", port.value))
-                            })?)
-                        }
-                    },
-                })
+                OriginalDst::compile(message, scope).map(Self::OriginalDst)
             }
+        }
+    }
+}
+
+/// The endpoints that stand in the cluster itself.
+fn compile_assignment(
+    message: &proto::Cluster,
+    scope: &mut Scope,
+) -> Result<Arc<EndpointSet>, Rejection> {
+    let Some(assignment) = &message.load_assignment else {
+        return Ok(Arc::default());
+    };
+    let set = scope.within("load_assignment", |scope| {
+        EndpointSet::compile(assignment, scope)
+    })?;
+    Ok(Arc::new(set))
+}
+
+/// The name of the EDS resource: the cluster's own unless it names another.
+fn compile_eds(message: &proto::Cluster, scope: &Scope) -> Result<Arc<str>, Rejection> {
+    let Some(config) = &message.eds_cluster_config else {
+        return Ok(message.name.as_str().into());
+    };
+    let proto::cluster::EdsClusterConfig {
+        eds_config,
+        service_name,
+    } = config;
+    require_ads("eds_cluster_config.eds_config", eds_config.as_ref(), scope)?;
+
+    Ok(match service_name.as_str() {
+        "" => message.name.as_str().into(),
+        name => name.into(),
+    })
+}
+
+impl OriginalDst {
+    fn compile(message: &proto::Cluster, scope: &mut Scope) -> Result<Self, Rejection> {
+        let Some(LbConfig::OriginalDstLbConfig(config)) = &message.lb_config else {
+            return Ok(Self::default());
+        };
+        let proto::cluster::OriginalDstLbConfig {
+            use_http_header,
+            http_header_name,
+            upstream_port_override,
+            metadata_key,
+        } = config;
+        scope.unsupported(
+            "original_dst_lb_config.metadata_key",
+            metadata_key.is_some(),
+        );
+
+        let header = match http_header_name.as_str() {
+            "" => "x-envoy-original-dst-host",
+            name => name,
+        };
+        let port = match upstream_port_override {
+            None => None,
+            Some(port) => Some(
+                u16::try_from(port.value)
+                    .map_err(|_| scope.reject(format!("{} is not a port", port.value)))?,
+            ),
+        };
+
+        Ok(Self {
+            header: use_http_header.then(|| header_name(header)),
+            port,
         })
     }
 }
 
-fn compile_dns(message: &proto::Cluster, scope: &mut Scope) -> Result<Dns, Rejection> {
-    use proto::cluster::DnsLookupFamily as Family;
+impl Dns {
+    fn compile(message: &proto::Cluster, scope: &mut Scope) -> Result<Self, Rejection> {
+        use proto::cluster::DnsLookupFamily as Family;
 
-    scope.unsupported("dns_resolvers", !dns_resolvers(message).is_empty());
-    scope.unsupported(
-        "typed_dns_resolver_config",
-        message.typed_dns_resolver_config.is_some(),
-    );
+        let proto::Cluster {
+            dns_lookup_family,
+            typed_dns_resolver_config,
+            ..
+        } = message;
+        #[expect(deprecated, reason = "Istio sends the older fields")]
+        let proto::Cluster {
+            dns_refresh_rate,
+            dns_jitter,
+            dns_failure_refresh_rate,
+            respect_dns_ttl,
+            dns_resolvers,
+            use_tcp_for_dns_lookups,
+            dns_resolution_config,
+            ..
+        } = message;
 
-    #[allow(deprecated)]
-    let (refresh, failure, respect_ttl, family) = (
-        message.dns_refresh_rate.as_ref(),
-        message.dns_failure_refresh_rate.as_ref(),
-        message.respect_dns_ttl,
-        message.dns_lookup_family,
-    );
+        not_honoured!(
+            scope,
+            dns_jitter,
+            respect_dns_ttl,
+            dns_resolvers,
+            use_tcp_for_dns_lookups,
+            dns_resolution_config,
+            typed_dns_resolver_config,
+        );
 
-    scope.unsupported("respect_dns_ttl", respect_ttl);
-    let refresh = limit(
-        "dns_refresh_rate",
-        refresh,
-        Some(Duration::from_secs(5)),
-        scope,
-    )?;
+        let refresh = duration_or(
+            "dns_refresh_rate",
+            dns_refresh_rate.as_ref(),
+            Duration::from_secs(5),
+            scope,
+        )?;
 
-    let refresh = refresh.unwrap_or(Duration::from_secs(5));
-    let base = scope.duration(
-        "dns_failure_refresh_rate",
-        failure.and_then(|f| f.base_interval.as_ref()),
-    )?;
+        let proto::cluster::RefreshRate {
+            base_interval,
+            max_interval,
+        } = dns_failure_refresh_rate.unwrap_or_default();
+        let field = "dns_failure_refresh_rate";
+        let base = duration_or(field, base_interval.as_ref(), refresh, scope)?;
+        let max = scope.duration(field, max_interval.as_ref())?;
 
-    let base = base.filter(|base| !base.is_zero()).unwrap_or(refresh);
-    let max = scope.duration(
-        "dns_failure_refresh_rate",
-        failure.and_then(|f| f.max_interval.as_ref()),
-    )?;
-
-    Ok(Dns {
-        refresh,
-        failure_refresh: (base, max.filter(|max| *max >= base).unwrap_or(base * 10)),
-        family: match Family::try_from(family) {
-            Ok(Family::Auto) => DnsFamily::Auto,
-            Ok(Family::V4Only) => DnsFamily::V4,
-            Ok(Family::V6Only) => DnsFamily::V6,
-            Ok(Family::V4Preferred) => DnsFamily::V4Preferred,
-            Ok(Family::All) => DnsFamily::All,
-            Err(_) => return scope.refuse(format!("unknown dns_lookup_family {family}")),
-        },
-    })
-}
-
-#[allow(deprecated)]
-fn dns_resolvers(message: &proto::Cluster) -> &[core::Address] {
-    &message.dns_resolvers
+        Ok(Self {
+            refresh,
+            failure_refresh: (base, max.filter(|max| *max >= base).unwrap_or(base * 10)),
+            family: match Family::try_from(*dns_lookup_family) {
+                Ok(Family::Auto) => DnsFamily::Auto,
+                Ok(Family::V4Only) => DnsFamily::V4,
+                Ok(Family::V6Only) => DnsFamily::V6,
+                Ok(Family::V4Preferred) => DnsFamily::V4Preferred,
+                Ok(Family::All) => DnsFamily::All,
+                Err(_) => {
+                    return scope.refuse(format!("unknown dns_lookup_family {dns_lookup_family}"));
+                }
+            },
+        })
+    }
 }

@@ -1,75 +1,78 @@
-//! When an endpoint is left out for a while.
+//! Outlier detection: when an endpoint that fails takes no load for a while.
 
 use std::time::Duration;
 
 use meltemi_filters::{Rejection, Scope};
 use meltemi_proto::envoy::config::cluster::v3 as proto;
-use meltemi_proto::google::protobuf::UInt32Value;
+use meltemi_proto::google::protobuf::{Duration as ProtoDuration, UInt32Value};
 
-use crate::convert::{boolean, number};
+use crate::convert::{boolean, duration_or, not_honoured, number};
 
-/// `OutlierDetection`, with Envoy's defaults (in brackets) filled in. Enforcing shares are percent.
+/// `OutlierDetection`, compiled, with Envoy's defaults (in brackets) filled in.
+///
+/// A field `enforcing_…` is the percentage of detected outliers that are ejected. Failures of local
+/// origin are those without a response, such as a refused connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutlierDetection {
-    /// Consecutive 5xx (5).
+    /// Consecutive responses with a status of 500 or above that make an outlier (5).
     pub consecutive_5xx: u32,
-    /// How often an ejection that these call for happens (100).
+    /// For `consecutive_5xx` (100).
     pub enforcing_5xx: u32,
-    /// Consecutive 502, 503, 504 (5).
+    /// Consecutive responses with status 502, 503 or 504 that make an outlier (5).
     pub consecutive_gateway: u32,
-    /// How often an ejection that these call for happens (0).
+    /// For `consecutive_gateway` (0).
     pub enforcing_gateway: u32,
-    /// Failures to connect and the like count apart from answers (no).
+    /// Failures of local origin are counted apart from responses (no).
     pub split_local: bool,
-    /// Consecutive failures of that kind (5).
+    /// Consecutive failures of local origin that make an outlier (5).
     pub consecutive_local: u32,
-    /// How often an ejection that these call for happens (100).
+    /// For `consecutive_local` (100).
     pub enforcing_local: u32,
-    /// How often ejections end and rates are looked at (10 s).
+    /// The time between two looks at rates and at ejections that are over (10 s).
     pub interval: Duration,
-    /// An ejection lasts so long times their number (30 s).
+    /// An ejection lasts for this time, times the number of ejections so far (30 s).
     pub base_ejection: Duration,
-    /// But no longer than this (300 s, or the base if that is longer).
+    /// The upper bound of an ejection (300 s, or the base if that is longer).
     pub max_ejection: Duration,
-    /// Up to this much is added at random (0).
+    /// The upper bound of a random time that is added to each ejection (0).
     pub jitter: Duration,
-    /// No ejection may bring the share of endpoints that are out above so many percent (10).
+    /// The percentage of endpoints that may be ejected at a time (10).
     pub max_ejection_percent: u32,
-    /// But one endpoint may always be out (no).
+    /// One endpoint may be ejected whatever that percentage allows (no).
     pub always_eject_one: bool,
-    /// Ejection of what is worse than the others.
+    /// Finds endpoints whose success rate is below that of the others.
     pub success_rate: SuccessRate,
-    /// Ejection of what fails too often.
+    /// Finds endpoints that fail more often than a threshold.
     pub failure_percentage: FailurePercentage,
 }
 
-/// Ejection of what is worse than the others.
+/// Finds endpoints whose success rate is below that of the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SuccessRate {
-    /// Percent of ejections that happen (100).
+    /// For responses (100).
     pub enforcing: u32,
-    /// The same where local failures count apart (100).
+    /// For failures of local origin, where they are counted apart (100).
     pub enforcing_local: u32,
-    /// Endpoints with enough requests that must be there (5).
+    /// The number of endpoints with enough requests without which none is an outlier (5).
     pub minimum_hosts: u32,
-    /// Requests in an interval that are enough (100).
+    /// The number of requests in an interval that are enough (100).
     pub request_volume: u32,
-    /// Standard deviations below the mean, times 1000 (1900).
+    /// How far below the mean an outlier is, in standard deviations times 1000 (1900).
     pub stdev_factor: u32,
 }
 
-/// Ejection of what fails too often.
+/// Finds endpoints that fail more often than a threshold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FailurePercentage {
-    /// Percent of requests that are too many (85).
+    /// The percentage of failed requests from which on an endpoint is an outlier (85).
     pub threshold: u32,
-    /// Percent of ejections that happen (0).
+    /// For responses (0).
     pub enforcing: u32,
-    /// The same where local failures count apart (0).
+    /// For failures of local origin, where they are counted apart (0).
     pub enforcing_local: u32,
-    /// Endpoints with enough requests that must be there (5).
+    /// The number of endpoints with enough requests without which none is an outlier (5).
     pub minimum_hosts: u32,
-    /// Requests in an interval that are enough (50).
+    /// The number of requests in an interval that are enough (50).
     pub request_volume: u32,
 }
 
@@ -78,74 +81,78 @@ impl OutlierDetection {
         message: &proto::OutlierDetection,
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
-        scope.unsupported("monitors", !message.monitors.is_empty());
+        let proto::OutlierDetection {
+            consecutive_5xx,
+            interval,
+            base_ejection_time,
+            max_ejection_percent,
+            enforcing_consecutive_5xx,
+            enforcing_success_rate,
+            success_rate_minimum_hosts,
+            success_rate_request_volume,
+            success_rate_stdev_factor,
+            consecutive_gateway_failure,
+            enforcing_consecutive_gateway_failure,
+            split_external_local_origin_errors,
+            consecutive_local_origin_failure,
+            enforcing_consecutive_local_origin_failure,
+            enforcing_local_origin_success_rate,
+            failure_percentage_threshold,
+            enforcing_failure_percentage,
+            enforcing_failure_percentage_local_origin,
+            failure_percentage_minimum_hosts,
+            failure_percentage_request_volume,
+            max_ejection_time,
+            max_ejection_time_jitter,
+            monitors,
+            always_eject_one_host,
+            detect_degraded_hosts,
+            // Concerns active health checks, of which there are none.
+            successful_active_health_check_uneject_host: _,
+        } = message;
+
+        not_honoured!(scope, monitors);
         scope.unsupported(
             "detect_degraded_hosts",
-            boolean(message.detect_degraded_hosts.as_ref(), false),
+            boolean(detect_degraded_hosts.as_ref(), false),
         );
 
-        let time = |field: &str, value: Option<&_>, default: Duration| {
-            Ok(scope
-                .duration(field, value)?
-                .filter(|time| !time.is_zero())
-                .unwrap_or(default))
+        let seconds = |field, value: &Option<ProtoDuration>, default| {
+            duration_or(field, value.as_ref(), Duration::from_secs(default), scope)
         };
+        let base_ejection = seconds("base_ejection_time", base_ejection_time, 30)?;
+        let max_ejection = seconds("max_ejection_time", max_ejection_time, 300)?;
 
-        let second = Duration::from_secs(1);
-        let interval = time("interval", message.interval.as_ref(), 10 * second)?;
-        let base_ejection = time(
-            "base_ejection_time",
-            message.base_ejection_time.as_ref(),
-            30 * second,
-        )?;
-
-        let max_ejection = time(
-            "max_ejection_time",
-            message.max_ejection_time.as_ref(),
-            300 * second,
-        )?;
-
-        let jitter = time(
-            "max_ejection_time_jitter",
-            message.max_ejection_time_jitter.as_ref(),
-            Duration::ZERO,
-        )?;
-
-        let percent = |value: Option<&UInt32Value>, default| number(value, default).min(100);
+        let count = |value: &Option<UInt32Value>, default| number(value.as_ref(), default);
+        let percent = |value: &Option<UInt32Value>, default| count(value, default).min(100);
 
         Ok(Self {
-            consecutive_5xx: number(message.consecutive_5xx.as_ref(), 5),
-            enforcing_5xx: percent(message.enforcing_consecutive_5xx.as_ref(), 100),
-            consecutive_gateway: number(message.consecutive_gateway_failure.as_ref(), 5),
-            enforcing_gateway: percent(message.enforcing_consecutive_gateway_failure.as_ref(), 0),
-            split_local: message.split_external_local_origin_errors,
-            consecutive_local: number(message.consecutive_local_origin_failure.as_ref(), 5),
-            enforcing_local: percent(
-                message.enforcing_consecutive_local_origin_failure.as_ref(),
-                100,
-            ),
-            interval,
+            consecutive_5xx: count(consecutive_5xx, 5),
+            enforcing_5xx: percent(enforcing_consecutive_5xx, 100),
+            consecutive_gateway: count(consecutive_gateway_failure, 5),
+            enforcing_gateway: percent(enforcing_consecutive_gateway_failure, 0),
+            split_local: *split_external_local_origin_errors,
+            consecutive_local: count(consecutive_local_origin_failure, 5),
+            enforcing_local: percent(enforcing_consecutive_local_origin_failure, 100),
+            interval: seconds("interval", interval, 10)?,
             base_ejection,
             max_ejection: max_ejection.max(base_ejection),
-            jitter,
-            max_ejection_percent: percent(message.max_ejection_percent.as_ref(), 10),
-            always_eject_one: boolean(message.always_eject_one_host.as_ref(), false),
+            jitter: seconds("max_ejection_time_jitter", max_ejection_time_jitter, 0)?,
+            max_ejection_percent: percent(max_ejection_percent, 10),
+            always_eject_one: boolean(always_eject_one_host.as_ref(), false),
             success_rate: SuccessRate {
-                enforcing: percent(message.enforcing_success_rate.as_ref(), 100),
-                enforcing_local: percent(message.enforcing_local_origin_success_rate.as_ref(), 100),
-                minimum_hosts: number(message.success_rate_minimum_hosts.as_ref(), 5),
-                request_volume: number(message.success_rate_request_volume.as_ref(), 100),
-                stdev_factor: number(message.success_rate_stdev_factor.as_ref(), 1900),
+                enforcing: percent(enforcing_success_rate, 100),
+                enforcing_local: percent(enforcing_local_origin_success_rate, 100),
+                minimum_hosts: count(success_rate_minimum_hosts, 5),
+                request_volume: count(success_rate_request_volume, 100),
+                stdev_factor: count(success_rate_stdev_factor, 1900),
             },
             failure_percentage: FailurePercentage {
-                threshold: percent(message.failure_percentage_threshold.as_ref(), 85),
-                enforcing: percent(message.enforcing_failure_percentage.as_ref(), 0),
-                enforcing_local: percent(
-                    message.enforcing_failure_percentage_local_origin.as_ref(),
-                    0,
-                ),
-                minimum_hosts: number(message.failure_percentage_minimum_hosts.as_ref(), 5),
-                request_volume: number(message.failure_percentage_request_volume.as_ref(), 50),
+                threshold: percent(failure_percentage_threshold, 85),
+                enforcing: percent(enforcing_failure_percentage, 0),
+                enforcing_local: percent(enforcing_failure_percentage_local_origin, 0),
+                minimum_hosts: count(failure_percentage_minimum_hosts, 5),
+                request_volume: count(failure_percentage_request_volume, 50),
             },
         })
     }

@@ -1,66 +1,50 @@
-//! Compiling listeners, their filter chains and network filters.
+//! Compiling listeners, their listener filters and filter chains.
 
 use meltemi_filters::{Rejection, Scope};
-use meltemi_proto::Any;
 use meltemi_proto::envoy::config::core::v3::TrafficDirection;
 use meltemi_proto::envoy::config::listener::v3 as proto;
-use meltemi_proto::envoy::extensions::filters::network;
-use meltemi_proto::istio::{StatsConfig, TypedStruct};
-use proto::listener_filter_chain_match_predicate::Rule;
+use meltemi_proto::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+use proto::listener_filter_chain_match_predicate::{MatchSet, Rule};
 
+use super::network::NetworkItem;
 use super::*;
-use crate::compiler::Compiler;
-use crate::convert::{boolean, keepalive, limit, number};
-use crate::tls::compile::type_name;
+use crate::any::type_name;
+use crate::convert::{boolean, limit, not_honoured};
+use crate::http_filter::FilterShared;
+use crate::keepalive::compile_keepalive;
 
-/// How deep predicates may nest.
+/// The depth to which predicates may nest.
 const MAX_DEPTH: usize = 16;
-/// Envoy's default.
-const BUFFER_LIMIT: u32 = 1 << 20;
 
 impl Listener {
     pub(crate) fn compile(
         message: &proto::Listener,
-        compiler: &Compiler,
+        shared: &FilterShared,
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
-        if message.filter_chain_matcher.is_some() || message.fcds_config.is_some() {
-            return scope.refuse("filter_chain_matcher and fcds_config are unknown");
-        }
-        if message.api_listener.is_some() || message.udp_listener_config.is_some() {
-            return scope.refuse("API and UDP listeners are not served");
-        }
-        scope.unsupported("socket_options", !message.socket_options.is_empty());
-        scope.unsupported(
-            "per_connection_buffer_limit_bytes",
-            message.per_connection_buffer_limit_bytes.is_some(),
-        );
+        check_fields(message, scope)?;
 
         let address = match &message.listener_specifier {
             Some(proto::listener::ListenerSpecifier::InternalListener(_)) => {
                 Address::Internal(message.name.as_str().into())
             }
-            None => Address::compile_required(message.address.as_ref(), scope)?,
+            None => compile_address(message.address.as_ref(), scope)?,
         };
-
-        if matches!(address, Address::Name(..)) {
-            return scope.refuse("a listener needs an IP address");
-        }
         let additional_addresses = scope.each(
             "additional_addresses",
             &message.additional_addresses,
-            |scope, more| Address::compile_required(more.address.as_ref(), scope),
+            compile_additional_address,
         )?;
 
-        let chains = FilterChains::compile(message, compiler, scope)?;
-        if chains.all.is_empty() && chains.default.is_none() {
-            return scope.refuse("no filter chain");
-        }
-        #[allow(deprecated)]
+        #[expect(
+            deprecated,
+            reason = "the older form counts where the newer one is absent"
+        )]
         let deprecated_bind = message
             .deprecated_v1
             .as_ref()
             .and_then(|v1| v1.bind_to_port.as_ref());
+        let bind_to_port = message.bind_to_port.as_ref().or(deprecated_bind);
 
         Ok(Self {
             name: match message.name.as_str() {
@@ -68,7 +52,7 @@ impl Listener {
                 name => name.into(),
             },
             additional_addresses,
-            bind_to_port: boolean(message.bind_to_port.as_ref().or(deprecated_bind), true),
+            bind_to_port: boolean(bind_to_port, true),
             use_original_dst: boolean(message.use_original_dst.as_ref(), false),
             direction: match TrafficDirection::try_from(message.traffic_direction) {
                 Ok(TrafficDirection::Inbound) => Direction::Inbound,
@@ -76,20 +60,118 @@ impl Listener {
                 Ok(TrafficDirection::Unspecified) | Err(_) => Direction::Unspecified,
             },
             filters: ListenerFilters::compile(message, scope)?,
-            chains,
+            chains: FilterChains::compile(message, shared, scope)?,
             access_logs: crate::access_log::compile::compile_all(&message.access_log, scope)?,
             transparent: boolean(message.transparent.as_ref(), false),
             freebind: boolean(message.freebind.as_ref(), false),
             backlog: message.tcp_backlog_size.as_ref().map(|size| size.value),
-            buffer_limit: number(
-                message.per_connection_buffer_limit_bytes.as_ref(),
-                BUFFER_LIMIT,
-            ),
-            keepalive: message.tcp_keepalive.as_ref().map(keepalive),
+            keepalive: message.tcp_keepalive.as_ref().map(compile_keepalive),
             metadata: Metadata::from_option(message.metadata.as_ref()),
             address,
         })
     }
+}
+
+/// Refuses, or warns of, the fields that have no effect here.
+fn check_fields(message: &proto::Listener, scope: &mut Scope) -> Result<(), Rejection> {
+    #[expect(deprecated, reason = "older fields are named like the newer ones")]
+    let proto::Listener {
+        stat_prefix,
+        stats_matcher,
+        fcds_config,
+        filter_chain_matcher,
+        per_connection_buffer_limit_bytes,
+        per_connection_buffer_high_watermark_timeout,
+        drain_type,
+        socket_options,
+        tcp_fast_open_queue_length,
+        udp_listener_config,
+        api_listener,
+        connection_balance_config,
+        enable_reuse_port,
+        enable_mptcp,
+        // Every worker has a socket of its own.
+        reuse_port: _,
+        // A matter of throughput alone.
+        max_connections_to_accept_per_socket_event: _,
+        // There is neither a global limit nor an overload manager to be excepted from.
+        ignore_global_conn_limit: _,
+        bypass_overload_manager: _,
+        // All others are compiled.
+        name: _,
+        address: _,
+        additional_addresses: _,
+        filter_chains: _,
+        use_original_dst: _,
+        default_filter_chain: _,
+        metadata: _,
+        deprecated_v1: _,
+        listener_filters: _,
+        listener_filters_timeout: _,
+        continue_on_listener_filters_timeout: _,
+        transparent: _,
+        freebind: _,
+        traffic_direction: _,
+        access_log: _,
+        tcp_backlog_size: _,
+        bind_to_port: _,
+        tcp_keepalive: _,
+        listener_specifier: _,
+    } = message;
+
+    if filter_chain_matcher.is_some() || fcds_config.is_some() {
+        return scope.refuse("filter_chain_matcher and fcds_config are unknown");
+    }
+    if api_listener.is_some() || udp_listener_config.is_some() {
+        return scope.refuse("API and UDP listeners are not served");
+    }
+
+    not_honoured!(
+        scope,
+        stat_prefix,
+        stats_matcher,
+        per_connection_buffer_limit_bytes,
+        per_connection_buffer_high_watermark_timeout,
+        drain_type,
+        socket_options,
+        tcp_fast_open_queue_length,
+        connection_balance_config,
+        enable_mptcp,
+    );
+    scope.unsupported(
+        "enable_reuse_port",
+        !boolean(enable_reuse_port.as_ref(), true),
+    );
+
+    Ok(())
+}
+
+/// An address to listen on. Envoy listens on Unix sockets as well; a listener that nobody can reach
+/// must not pass for one that serves.
+fn compile_address(
+    message: Option<&meltemi_proto::envoy::config::core::v3::Address>,
+    scope: &mut Scope,
+) -> Result<Address, Rejection> {
+    match Address::compile_required(message, scope)? {
+        Address::Name(..) => scope.refuse("a listener needs an IP address"),
+        Address::Pipe(_) => scope.refuse("listeners on Unix sockets are not served"),
+        address @ (Address::Socket(_) | Address::Internal(_)) => Ok(address),
+    }
+}
+
+fn compile_additional_address(
+    scope: &mut Scope,
+    message: &proto::AdditionalAddress,
+) -> Result<Address, Rejection> {
+    let proto::AdditionalAddress {
+        address,
+        socket_options,
+        tcp_keepalive,
+    } = message;
+
+    not_honoured!(scope, socket_options, tcp_keepalive);
+
+    compile_address(address.as_ref(), scope)
 }
 
 impl ListenerFilters {
@@ -104,23 +186,28 @@ impl ListenerFilters {
             continue_on_timeout: message.continue_on_listener_filters_timeout,
             ..Self::default()
         };
-
-        for (index, filter) in message.listener_filters.iter().enumerate() {
-            scope.within(format_args!("listener_filters[{index}]"), |scope| {
-                filters.add(filter, scope)
-            })?;
-        }
+        scope.each(
+            "listener_filters",
+            &message.listener_filters,
+            |scope, filter| filters.add(filter, scope),
+        )?;
 
         Ok(filters)
     }
 
-    fn add(&mut self, filter: &proto::ListenerFilter, scope: &mut Scope) -> Result<(), Rejection> {
-        let disabled = match &filter.filter_disabled {
+    fn add(&mut self, message: &proto::ListenerFilter, scope: &mut Scope) -> Result<(), Rejection> {
+        let proto::ListenerFilter {
+            name,
+            filter_disabled,
+            config_type,
+        } = message;
+
+        let disabled = match filter_disabled {
             None => PortPredicate::Never,
             Some(predicate) => PortPredicate::compile(predicate, scope, 0)?,
         };
 
-        let any = match &filter.config_type {
+        let any = match config_type {
             Some(proto::listener_filter::ConfigType::TypedConfig(any)) => Some(any),
             Some(proto::listener_filter::ConfigType::ConfigDiscovery(_)) => {
                 return scope.refuse("listener filters by discovery are unknown");
@@ -128,14 +215,16 @@ impl ListenerFilters {
             None => None,
         };
 
-        let kind = any.map_or(filter.name.as_str(), type_name);
-        match kind {
+        match any.map_or(name.as_str(), type_name) {
             "envoy.filters.listener.original_dst"
             | "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => {
                 self.original_dst = Some(disabled);
             }
             "envoy.filters.listener.tls_inspector"
             | "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => {
+                if let Some(any) = any {
+                    check_tls_inspector(&scope.unpack(any)?, scope);
+                }
                 self.tls_inspector = Some(disabled);
             }
             "envoy.filters.listener.http_inspector"
@@ -143,23 +232,42 @@ impl ListenerFilters {
                 self.http_inspector = Some(disabled);
             }
             "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol" => {
-                return scope.refuse("PROXY protocol is not read: every caller would have the load balancer's address");
-            }
-            "envoy.extensions.filters.listener.original_src.v3.OriginalSrc" => {
-                scope.warn(
-                    "",
-                    "original_src is not honoured: the workload sees the proxy's address",
+                return scope.refuse(
+                    "PROXY protocol is not read: every caller would have the load balancer's address",
                 );
             }
-            // Istio's waypoints; it sets what sidecars do not need.
+            "envoy.extensions.filters.listener.original_src.v3.OriginalSrc" => scope.warn(
+                "",
+                "original_src is not honoured: the workload sees the proxy's address",
+            ),
+            // Istio sets it for waypoints; a sidecar loses nothing without it.
             "envoy.extensions.filters.listener.set_filter_state.v3.Config" => {
-                scope.warn("", "set_filter_state is not honoured")
+                scope.warn("", "set_filter_state is not honoured");
             }
             other => return scope.refuse(format!("unknown listener filter {other:?}")),
         }
 
         Ok(())
     }
+}
+
+fn check_tls_inspector(message: &TlsInspector, scope: &mut Scope) {
+    let TlsInspector {
+        enable_ja3_fingerprinting,
+        enable_ja4_fingerprinting,
+        close_connection_on_client_hello_parsing_errors,
+        max_client_hello_size,
+        // The inspector reads as much as the ClientHello needs, up to its own bound.
+        initial_read_buffer_size: _,
+    } = message;
+
+    not_honoured!(
+        scope,
+        enable_ja3_fingerprinting,
+        enable_ja4_fingerprinting,
+        close_connection_on_client_hello_parsing_errors,
+        max_client_hello_size,
+    );
 }
 
 impl PortPredicate {
@@ -171,8 +279,8 @@ impl PortPredicate {
         if depth > MAX_DEPTH {
             return scope.refuse("filter_disabled is nested too deeply");
         }
-        let set = |set: &proto::listener_filter_chain_match_predicate::MatchSet,
-                   scope: &mut Scope| {
+
+        let each = |set: &MatchSet, scope: &mut Scope| {
             scope.each("rules", &set.rules, |scope, rule| {
                 Self::compile(rule, scope, depth + 1)
             })
@@ -182,8 +290,8 @@ impl PortPredicate {
             match scope.required("filter_disabled.rule", message.rule.as_ref())? {
                 Rule::AnyMatch(true) => Self::Always,
                 Rule::AnyMatch(false) => Self::Never,
-                Rule::OrMatch(rules) => Self::Any(set(rules, scope)?),
-                Rule::AndMatch(rules) => Self::All(set(rules, scope)?),
+                Rule::OrMatch(set) => Self::Any(each(set, scope)?),
+                Rule::AndMatch(set) => Self::All(each(set, scope)?),
                 Rule::NotMatch(rule) => Self::Not(Box::new(Self::compile(rule, scope, depth + 1)?)),
                 Rule::DestinationPortRange(range) => Self::Range(
                     u32::try_from(range.start).unwrap_or(0),
@@ -197,27 +305,32 @@ impl PortPredicate {
 impl FilterChains {
     fn compile(
         message: &proto::Listener,
-        compiler: &Compiler,
+        shared: &FilterShared,
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
+        let listener = &message.name;
         let mut chains = Self::default();
-        for (index, chain) in message.filter_chains.iter().enumerate() {
-            let compiled = scope.within(format_args!("filter_chains[{index}]"), |scope| {
+        for (index, message) in message.filter_chains.iter().enumerate() {
+            let chain = scope.within(format_args!("filter_chains[{index}]"), |scope| {
                 scope.within("filter_chain_match", |scope| {
                     chains
                         .tree
-                        .insert(chain.filter_chain_match.as_ref(), index, scope)
+                        .insert(message.filter_chain_match.as_ref(), index, scope)
                 })?;
-                FilterChain::compile(chain, &message.name, index, compiler, scope)
+                FilterChain::compile(message, listener, &index.to_string(), shared, scope)
             })?;
-            chains.all.push(Arc::new(compiled));
+            chains.all.push(Arc::new(chain));
         }
 
-        if let Some(chain) = &message.default_filter_chain {
-            let compiled = scope.within("default_filter_chain", |scope| {
-                FilterChain::compile(chain, &message.name, usize::MAX, compiler, scope)
+        if let Some(message) = &message.default_filter_chain {
+            let chain = scope.within("default_filter_chain", |scope| {
+                FilterChain::compile(message, listener, "default", shared, scope)
             })?;
-            chains.default = Some(Arc::new(compiled));
+            chains.default = Some(Arc::new(chain));
+        }
+
+        if chains.iter().next().is_none() {
+            return scope.refuse("no filter chain");
         }
 
         Ok(chains)
@@ -225,41 +338,49 @@ impl FilterChains {
 }
 
 impl FilterChain {
+    /// `place` names the chain within its listener where the message has no name.
     fn compile(
         message: &proto::FilterChain,
         listener: &str,
-        index: usize,
-        compiler: &Compiler,
+        place: &str,
+        shared: &FilterShared,
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
-        #[allow(deprecated)]
-        let proxy_proto = boolean(message.use_proxy_proto.as_ref(), false);
-        if proxy_proto {
+        #[expect(deprecated, reason = "use_proxy_proto is read to be refused")]
+        let proto::FilterChain {
+            filters,
+            use_proxy_proto,
+            metadata,
+            transport_socket,
+            transport_socket_connect_timeout,
+            name,
+            // The tree of the listener's chains has compiled it.
+            filter_chain_match: _,
+        } = message;
+
+        if boolean(use_proxy_proto.as_ref(), false) {
             return scope.refuse("use_proxy_proto is gone from Envoy; use the listener filter");
         }
-        let name: Arc<str> = match (message.name.as_str(), index) {
-            ("", usize::MAX) => format!("{listener}/default").into(),
-            ("", index) => format!("{listener}/{index}").into(),
-            (name, _) => name.into(),
+
+        let name: Arc<str> = match name.as_str() {
+            "" => format!("{listener}/{place}").into(),
+            name => name.into(),
         };
 
         let owner = format!("{listener}/{name}");
-        let mut filters = Vec::new();
+        let mut before = Vec::new();
         let mut terminal = None;
-
-        for (index, filter) in message.filters.iter().enumerate() {
-            scope.within(format_args!("filters[{index}]"), |scope| {
-                if terminal.is_some() {
-                    return scope.refuse("a filter after the terminal one");
-                }
-                match NetworkItem::compile(filter, &owner, compiler, scope)? {
-                    NetworkItem::Filter(filter) => filters.push(filter),
-                    NetworkItem::Terminal(found) => terminal = Some(found),
-                    NetworkItem::Nothing => {}
-                }
-                Ok(())
-            })?;
-        }
+        scope.each("filters", filters, |scope, filter| {
+            if terminal.is_some() {
+                return scope.refuse("a filter after the terminal one");
+            }
+            match NetworkItem::compile(filter, &owner, shared, scope)? {
+                NetworkItem::Filter(filter) => before.push(filter),
+                NetworkItem::Terminal(found) => terminal = Some(found),
+                NetworkItem::LeftOut => {}
+            }
+            Ok(())
+        })?;
 
         let Some(terminal) = terminal else {
             return scope.refuse(
@@ -269,126 +390,16 @@ impl FilterChain {
 
         Ok(Self {
             name,
-            transport: DownstreamTransport::compile(message.transport_socket.as_ref(), scope)?,
+            transport: DownstreamTransport::compile(transport_socket.as_ref(), scope)?,
             handshake_timeout: limit(
                 "transport_socket_connect_timeout",
-                message.transport_socket_connect_timeout.as_ref(),
+                transport_socket_connect_timeout.as_ref(),
                 None,
                 scope,
             )?,
-            filters: filters.into(),
+            filters: before.into(),
             terminal,
-            metadata: Metadata::from_option(message.metadata.as_ref()),
+            metadata: Metadata::from_option(metadata.as_ref()),
         })
     }
-}
-
-enum NetworkItem {
-    Filter(NetworkFilter),
-    Terminal(Terminal),
-    Nothing,
-}
-
-impl NetworkItem {
-    fn compile(
-        message: &proto::Filter,
-        owner: &str,
-        compiler: &Compiler,
-        scope: &mut Scope,
-    ) -> Result<Self, Rejection> {
-        let any = match &message.config_type {
-            Some(proto::filter::ConfigType::TypedConfig(any)) => any,
-            Some(proto::filter::ConfigType::ConfigDiscovery(_)) => {
-                return scope.refuse("network filters by discovery are unknown");
-            }
-            None => &Any::default(),
-        };
-
-        let kind = match type_name(any) {
-            "" => message.name.as_str(),
-            // Istio sends some filters by URL alone.
-            "udpa.type.v1.TypedStruct" | "xds.type.v3.TypedStruct" => {
-                &typed_struct_kind(any, scope)?
-            }
-            name => name,
-        };
-
-        Ok(match kind {
-            "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
-                let config: network::http_connection_manager::v3::HttpConnectionManager =
-                    scope.unpack(any)?;
-                let manager = HttpConnectionManager::compile(&config, owner, compiler, scope)?;
-                Self::Terminal(Terminal::Http(Arc::new(manager)))
-            }
-            "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {
-                let config: network::tcp_proxy::v3::TcpProxy = scope.unpack(any)?;
-                Self::Terminal(Terminal::Tcp(Arc::new(TcpProxy::compile(&config, scope)?)))
-            }
-            "envoy.extensions.filters.network.rbac.v3.RBAC" => {
-                let config: network::rbac::v3::Rbac = scope.unpack(any)?;
-                Self::Filter(NetworkFilter::Rbac(Arc::new(Rbac::compile_network(
-                    &config, scope,
-                )?)))
-            }
-            "envoy.extensions.filters.network.sni_cluster.v3.SniCluster"
-            | "envoy.filters.network.sni_cluster" => Self::Filter(NetworkFilter::SniCluster),
-            "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => {
-                let config: network::connection_limit::v3::ConnectionLimit = scope.unpack(any)?;
-                Self::Filter(NetworkFilter::ConnectionLimit(Arc::new(ConnectionLimit {
-                    stat_prefix: config.stat_prefix.as_str().into(),
-                    max: config
-                        .max_connections
-                        .as_ref()
-                        .map_or(u64::MAX, |max| max.value),
-                    delay: scope
-                        .duration("delay", config.delay.as_ref())?
-                        .unwrap_or_default(),
-                })))
-            }
-            "envoy.tcp.metadataexchange.config.MetadataExchange"
-            | "istio.metadata_exchange"
-            | "envoy.filters.network.metadata_exchange" => {
-                Self::Filter(NetworkFilter::MetadataExchange)
-            }
-            "stats.PluginConfig" | "istio.stats" => {
-                let config: StatsConfig = match type_name(any) {
-                    "stats.PluginConfig" => scope.unpack(any)?,
-                    _ => StatsConfig::default(),
-                };
-
-                let interval = scope.duration(
-                    "tcp_reporting_duration",
-                    config.tcp_reporting_duration.as_ref(),
-                )?;
-
-                Self::Filter(NetworkFilter::Stats {
-                    interval: interval
-                        .filter(|i| !i.is_zero())
-                        .unwrap_or(Duration::from_secs(5)),
-                })
-            }
-            // Set for waypoints and ambient; a sidecar loses nothing without it.
-            "envoy.extensions.filters.network.set_filter_state.v3.Config" => {
-                scope.warn("", "set_filter_state is not honoured on connections");
-                Self::Nothing
-            }
-            other => return scope.refuse(format!("unknown network filter {other:?}")),
-        })
-    }
-}
-
-/// A message that came as a struct with the type that it stands for.
-pub(crate) fn typed_struct(any: &Any, scope: &Scope) -> Result<TypedStruct, Rejection> {
-    use prost::Message;
-    TypedStruct::decode(any.value.as_slice()).map_err(|error| scope.reject(error.to_string()))
-}
-
-/// The type that a `TypedStruct` stands for, without its URL's host.
-pub(crate) fn typed_struct_kind(any: &Any, scope: &Scope) -> Result<String, Rejection> {
-    Ok(typed_struct(any, scope)?
-        .type_url
-        .rsplit('/')
-        .next()
-        .unwrap_or_default()
-        .to_owned())
 }

@@ -10,69 +10,71 @@ use meltemi_filters::matcher::{Fraction, Substitution};
 use meltemi_lb::SubsetMatch;
 
 use super::{HashOutcome, HashPolicy, HeaderOps, RetryPolicy};
+use crate::upgrade::Upgrades;
 
 /// `RouteAction`, compiled.
 #[derive(Debug)]
 pub struct RouteAction {
-    /// Where to.
+    /// The cluster, or how it is found for each request.
     pub cluster: ClusterChoice,
-    /// The status where the cluster is unknown: 503, 404 or 500.
+    /// The status of the response where the cluster is unknown: 503, 404 or 500.
     pub cluster_not_found_status: u16,
-    /// Endpoints with this metadata (`envoy.lb`).
+    /// Metadata (`envoy.lb`) that an endpoint must have.
     pub metadata_match: Option<SubsetMatch>,
-    /// How the path is rewritten.
+    /// How the path is rewritten; `None`: it stays.
     pub path_rewrite: Option<PathRewrite>,
-    /// How the host is rewritten.
+    /// How the host is rewritten; `None`: it stays.
     pub host_rewrite: Option<HostRewrite>,
-    /// Tell the host as it was in `x-forwarded-host`.
+    /// A host that is rewritten is kept in `x-forwarded-host`.
     pub append_x_forwarded_host: bool,
     /// Time limits.
     pub timeouts: Timeouts,
-    /// Retries; the virtual host's where the route has none.
+    /// When attempts are retried: the route's own policy, else its virtual host's.
     pub retry: Option<Arc<RetryPolicy>>,
-    /// What decides the endpoint under consistent hashing.
+    /// What consistent hashing hashes of a request.
     pub hash: HashPolicies,
-    /// Copies of requests.
+    /// Clusters that are sent copies of requests.
     pub mirrors: Vec<Mirror>,
-    /// Upgrades that differ from the connection manager's.
-    pub upgrades: Vec<(Box<str>, bool)>,
-    /// Which of the two sets of circuit breakers counts.
+    /// Protocols for which the route overrides the connection manager's upgrades.
+    pub upgrades: Upgrades,
+    /// The circuit breakers of high priority count, not those of default priority.
     pub high_priority: bool,
-    /// Tell the attempt's number to the upstream.
+    /// The upstream is told the number of the attempt, in `x-envoy-attempt-count`.
     pub request_attempt_count: bool,
-    /// Tell the number of attempts to the downstream.
+    /// The downstream is told how many attempts were made, in `x-envoy-attempt-count`.
     pub response_attempt_count: bool,
-    /// Hashed with `random` to pick a weighted cluster by header instead.
-    pub(crate) weight_header: Option<Box<str>>,
 }
 
-/// How the cluster is found.
+/// How the cluster of a request is found.
 #[derive(Debug)]
 pub enum ClusterChoice {
-    /// By name.
+    /// The cluster of this name takes every request.
     Name(Arc<str>),
-    /// A request header names it.
+    /// This request header names the cluster.
     Header(Box<str>),
-    /// By weight.
+    /// Each of several clusters takes a share.
     Weighted(WeightedClusters),
 }
 
 /// Clusters by weight, as a cumulative table.
 #[derive(Debug)]
 pub struct WeightedClusters {
+    /// The upper bound (exclusive) of each cluster's share.
     pub(crate) bounds: Vec<u64>,
     /// The clusters, in the order of the message.
     pub clusters: Vec<WeightedCluster>,
+    /// A request header whose number is used in place of a random one.
+    pub(crate) header: Option<Box<str>>,
 }
 
 /// One of several clusters.
 #[derive(Debug)]
 pub struct WeightedCluster {
-    /// Its name.
+    /// The cluster's name, or the header that has it.
     pub cluster: ClusterRef,
-    /// Its weight.
+    /// Its share, out of the sum of all weights.
     pub weight: u32,
-    /// Endpoints with this metadata, merged over the action's.
+    /// Metadata that an endpoint must have, laid over the action's.
     pub metadata_match: Option<SubsetMatch>,
     /// Request headers, applied before the route's.
     pub request_headers: HeaderOps,
@@ -80,90 +82,113 @@ pub struct WeightedCluster {
     pub response_headers: HeaderOps,
     /// Filter settings of this cluster's requests.
     pub overrides: Overrides,
-    /// Overrides the action's host rewrite.
+    /// Replaces the host, in place of the action's host rewrite.
     pub host_rewrite: Option<Arc<str>>,
 }
 
-/// A cluster by name, or by the header that names it.
+/// A cluster by name, or by the header that has the name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClusterRef {
-    /// By name.
+    /// The name stands in the configuration.
     Name(Arc<str>),
-    /// The value of this request header.
+    /// The value of this request header is the name.
     Header(Box<str>),
 }
 
-/// How a path is rewritten.
+/// How a path is rewritten. The query stays.
 #[derive(Debug)]
 pub enum PathRewrite {
-    /// What the route's prefix or path matched becomes this.
+    /// Replaces the part of the path that the route's prefix or path matched.
     Prefix(Box<str>),
-    /// Every match within the path (without query).
+    /// Replaces every match of a pattern.
     Regex(Box<Substitution>),
-    /// The whole path; the query stays.
+    /// Replaces the whole path.
     Full(Box<str>),
 }
 
 /// How a host is rewritten.
 #[derive(Debug)]
 pub enum HostRewrite {
-    /// To this.
+    /// To this host.
     Literal(Arc<str>),
-    /// To the name of the endpoint that is chosen.
+    /// To the host name of the endpoint that is chosen.
     Auto,
-    /// To the value of a request header.
+    /// To the value of this request header.
     Header(Box<str>),
-    /// From the path.
+    /// To the path, with every match of a pattern replaced.
     PathRegex(Box<Substitution>),
 }
 
-/// Time limits of a route. `None` means no limit.
+/// Time limits of a route.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Timeouts {
-    /// From the end of the request to the end of the response. Envoy's default of 15 s is applied
-    /// already.
+    /// From the end of the request to the end of the response; `None`: no limit. Default 15 s.
     pub request: Option<Duration>,
-    /// Without bytes in either direction; outer `None`: the connection manager's.
-    pub idle: Option<Option<Duration>>,
-    /// What `grpc-timeout` may ask for at most, in place of `request`; `Some(0)` means no bound.
+    /// The longest time without bytes in either direction.
+    pub idle: RouteLimit,
+    /// The upper bound of `grpc-timeout`, whose value then replaces `request`; zero means no bound,
+    /// and `None` that `grpc-timeout` is not looked at.
     pub max_grpc: Option<Duration>,
     /// Subtracted from `grpc-timeout`.
     pub grpc_offset: Duration,
-    /// The whole stream; outer `None`: the connection manager's.
-    pub max_stream: Option<Option<Duration>>,
+    /// The age at which the stream is ended.
+    pub max_stream: RouteLimit,
 }
 
-/// What decides the endpoint under consistent hashing, in order.
+/// A time limit that a route sets, lifts, or leaves to its connection manager.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum RouteLimit {
+    /// The connection manager's limit counts.
+    #[default]
+    Inherited,
+    /// There is no limit, whatever the connection manager says.
+    Off,
+    /// This limit counts.
+    After(Duration),
+}
+
+impl RouteLimit {
+    /// The limit that counts, given the connection manager's; `None`: no limit.
+    pub fn or(self, manager: Option<Duration>) -> Option<Duration> {
+        match self {
+            Self::Inherited => manager,
+            Self::Off => None,
+            Self::After(limit) => Some(limit),
+        }
+    }
+}
+
+/// What consistent hashing hashes of a request, in order.
 #[derive(Debug, Default)]
 pub struct HashPolicies(pub(crate) Vec<HashPolicy>);
 
-/// A copy of the request to another cluster, whose answer nobody waits for.
+/// A cluster that is sent copies of requests. Nobody waits for its responses.
 #[derive(Debug)]
 pub struct Mirror {
-    /// Where to.
+    /// The cluster's name, or the header that has it.
     pub cluster: ClusterRef,
-    /// How many.
+    /// The share of requests that are copied.
     pub fraction: Fraction,
-    /// Do not append `-shadow` to the host.
+    /// `-shadow` is not appended to the host.
     pub keep_host: bool,
-    /// The host instead.
+    /// Replaces the host of the copy.
     pub host_rewrite: Option<Arc<str>>,
 }
 
-/// What was chosen for one request.
+/// What the route of one request does with it.
 #[derive(Debug, Clone, Copy)]
 pub enum Chosen<'a> {
-    /// Forward it.
+    /// Forwards the request.
     Forward(Forward<'a>),
-    /// Answer with a redirect.
+    /// Answers with a redirect.
     Redirect(&'a super::Redirect),
-    /// Answer with this.
+    /// Answers with a response from the configuration.
     Direct(&'a super::DirectResponse),
-    /// Neither; a filter must have answered.
+    /// Does nothing: a filter must answer.
     NonForwarding,
 }
 
-/// Where a request is forwarded to.
+/// How one request is forwarded.
 #[derive(Debug, Clone, Copy)]
 pub struct Forward<'a> {
     /// The route's action.
@@ -173,8 +198,8 @@ pub struct Forward<'a> {
 }
 
 impl<'a> Forward<'a> {
-    /// The cluster's name; it may come from a header, so read it before headers change. `None`: the
-    /// header is missing.
+    /// The cluster's name; `None`: the header that should have it is missing. Read it before
+    /// anything changes the request's headers.
     pub fn cluster<'h>(&self, head: &'h RequestHead) -> Option<&'h str>
     where
         'a: 'h,
@@ -192,7 +217,7 @@ impl<'a> Forward<'a> {
         head.get_str(header)
     }
 
-    /// The cluster's name where configuration alone says it.
+    /// The cluster's name where it stands in the configuration.
     pub fn cluster_name(&self) -> Option<&'a Arc<str>> {
         match (self.weighted, &self.action.cluster) {
             (
@@ -207,8 +232,8 @@ impl<'a> Forward<'a> {
         }
     }
 
-    /// The metadata that endpoints must have: `(weighted cluster's, route's)`; a key in the first
-    /// wins.
+    /// The metadata that an endpoint must have: the weighted cluster's, which has the route's
+    /// beneath it, else the route's alone.
     pub fn metadata_match(&self) -> Option<&'a SubsetMatch> {
         self.weighted
             .and_then(|weighted| weighted.metadata_match.as_ref())
@@ -217,6 +242,7 @@ impl<'a> Forward<'a> {
 }
 
 impl WeightedClusters {
+    /// The cluster at a point of the sum of all weights, and its place in the list.
     pub(crate) fn pick(&self, point: u64) -> Option<(usize, &WeightedCluster)> {
         let total = *self.bounds.last()?;
         let point = point % total.max(1);
@@ -226,7 +252,7 @@ impl WeightedClusters {
 }
 
 impl ClusterRef {
-    /// The name; `None`: the header is missing.
+    /// The cluster's name; `None`: the header that should have it is missing.
     pub fn name<'h>(&'h self, head: &'h RequestHead) -> Option<&'h str> {
         match self {
             Self::Name(name) => Some(name),
@@ -236,50 +262,8 @@ impl ClusterRef {
 }
 
 impl RouteAction {
-    /// Every cluster that configuration names, mirrors included.
-    pub fn clusters(&self) -> Vec<&Arc<str>> {
-        let named = |cluster: &'_ ClusterRef| matches!(cluster, ClusterRef::Name(_));
-        let mut names = Vec::new();
-        match &self.cluster {
-            ClusterChoice::Name(name) => names.push(name),
-            ClusterChoice::Header(_) => {}
-            ClusterChoice::Weighted(weighted) => {
-                for cluster in weighted
-                    .clusters
-                    .iter()
-                    .filter(|cluster| named(&cluster.cluster))
-                {
-                    if let ClusterRef::Name(name) = &cluster.cluster {
-                        names.push(name);
-                    }
-                }
-            }
-        }
-
-        for mirror in &self.mirrors {
-            if let ClusterRef::Name(name) = &mirror.cluster {
-                names.push(name);
-            }
-        }
-
-        names
-    }
-
-    /// Whether an upgrade is on: the route's word, else the connection manager's.
-    pub fn allows_upgrade(
-        &self,
-        protocol: &str,
-        manager: &crate::http::HttpConnectionManager,
-    ) -> bool {
-        let own = self
-            .upgrades
-            .iter()
-            .find(|(name, _)| name.eq_ignore_ascii_case(protocol));
-        own.map_or_else(|| manager.allows_upgrade(protocol), |(_, on)| *on)
-    }
-
-    /// The host that the upstream is told, written to `out`; `false`: leave it. `endpoint` is the
-    /// chosen endpoint's name, for `Auto`.
+    /// Writes the rewritten host to `out`, and returns whether there is one: else the host stays.
+    /// `endpoint` is the host name of the chosen endpoint, for [`HostRewrite::Auto`].
     pub fn rewrite_host(
         &self,
         weighted: Option<&WeightedCluster>,
@@ -317,13 +301,14 @@ impl RouteAction {
 }
 
 impl HashPolicies {
-    /// Whether nothing decides.
+    /// Whether nothing is hashed.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The hash of a request, as Envoy combines them, and a cookie to set if one must be made: out
-    /// of the two ends of the client's connection, the client's own first.
+    /// The hash of a request, and the cookie that the response must set where a policy makes one.
+    /// The cookie's value comes from `ends`, the two addresses of the client's connection, the
+    /// client's own first.
     pub fn hash(
         &self,
         head: &RequestHead,

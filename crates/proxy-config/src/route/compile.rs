@@ -1,238 +1,226 @@
-//! Compiling route tables. A condition that is unknown refuses the table: without it the route
+//! Compiling route tables. An unknown condition refuses the table: without the condition the route
 //! would take requests that are not its own.
 
 mod action;
+mod matcher;
+mod weighted;
 
 use std::sync::Arc;
 
 use meltemi_filters::cors::CorsPolicy;
 use meltemi_filters::format::Place;
-use meltemi_filters::matcher::{
-    CookieMatch, Fraction, FullRegex, HeaderMatch, MetadataMatch, PathTemplate, QueryMatch,
-};
 use meltemi_filters::metadata::Metadata;
 use meltemi_filters::{Rejection, Scope};
-use meltemi_proto::envoy::config::core::v3 as core;
+use meltemi_proto::envoy::config::core::v3::HeaderValueOption;
 use meltemi_proto::envoy::config::route::v3 as proto;
-use proto::route_match::PathSpecifier;
 
-use self::action::mirrors;
 use super::vhost::RequireTls;
 use super::{
-    DirectResponse, HeaderOps, PathMatch, Redirect, RetryPolicy, Route, RouteAction, RouteMatch,
+    DirectResponse, HeaderOps, Redirect, RetryPolicy, Route, RouteAction, RouteMatch,
     RouteSettings, RouteTable, Target, VirtualHost,
 };
-use crate::compiler::Compiler;
-use crate::convert::boolean;
-use crate::http_filter::{compile_overrides, with_cors};
+use crate::convert::{boolean, not_honoured};
+use crate::http_filter::{FilterShared, compile_overrides, with_cors};
 
-/// Envoy's default bound on bodies of direct responses.
+/// Envoy's default bound on bodies of direct responses, in bytes.
 const MAX_DIRECT_BODY: usize = 4096;
-
-/// Compiles `request_headers_to_add` and `request_headers_to_remove`, which every level has.
-fn request_headers(
-    add: &[core::HeaderValueOption],
-    remove: &[String],
-    scope: &mut Scope,
-) -> Result<HeaderOps, Rejection> {
-    HeaderOps::compile(
-        Place::RouteRequest,
-        "request_headers_to_add",
-        add,
-        remove,
-        scope,
-    )
-}
-
-/// Compiles `response_headers_to_add` and `response_headers_to_remove`, which every level has.
-fn response_headers(
-    add: &[core::HeaderValueOption],
-    remove: &[String],
-    scope: &mut Scope,
-) -> Result<HeaderOps, Rejection> {
-    HeaderOps::compile(
-        Place::RouteResponse,
-        "response_headers_to_add",
-        add,
-        remove,
-        scope,
-    )
-}
 
 impl RouteTable {
     pub(crate) fn compile(
         message: &proto::RouteConfiguration,
-        compiler: &Compiler,
+        shared: &FilterShared,
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
-        if !message.vhost_header.is_empty() {
+        let proto::RouteConfiguration {
+            name,
+            virtual_hosts,
+            vhds,
+            internal_only_headers,
+            response_headers_to_add,
+            response_headers_to_remove,
+            request_headers_to_add,
+            request_headers_to_remove,
+            most_specific_header_mutations_wins,
+            validate_clusters,
+            max_direct_response_body_size_bytes,
+            cluster_specifier_plugins,
+            request_mirror_policies,
+            ignore_port_in_host_matching,
+            vhost_header,
+            ignore_path_parameters_in_path_matching,
+            typed_per_filter_config,
+            metadata,
+            route_specifiers,
+        } = message;
+
+        // Each of these changes which route a request takes.
+        if !vhost_header.is_empty() {
             return scope.refuse("vhost_header is unknown");
         }
-        if message.ignore_path_parameters_in_path_matching {
+        if *ignore_path_parameters_in_path_matching {
             return scope.refuse("ignore_path_parameters_in_path_matching is unknown");
         }
+        refuse_specifiers(route_specifiers, scope)?;
+
+        // A route that names a plugin is refused by itself. A route to an unknown cluster is
+        // answered 503, whatever `validate_clusters` says.
+        not_honoured!(
+            scope,
+            cluster_specifier_plugins,
+            vhds,
+            request_mirror_policies,
+        );
         scope.unsupported(
-            "cluster_specifier_plugins",
-            !message.cluster_specifier_plugins.is_empty(),
+            "validate_clusters",
+            boolean(validate_clusters.as_ref(), false),
         );
 
-        scope.unsupported("vhds", message.vhds.is_some());
-        let limit = message
-            .max_direct_response_body_size_bytes
+        let body_limit = max_direct_response_body_size_bytes
             .as_ref()
-            .map_or(MAX_DIRECT_BODY, |limit| {
-                usize::try_from(limit.value).unwrap_or(MAX_DIRECT_BODY)
-            });
+            .and_then(|limit| usize::try_from(limit.value).ok())
+            .unwrap_or(MAX_DIRECT_BODY);
 
         let settings = RouteSettings {
             request_headers: request_headers(
-                &message.request_headers_to_add,
-                &message.request_headers_to_remove,
+                request_headers_to_add,
+                request_headers_to_remove,
                 scope,
             )?,
             response_headers: response_headers(
-                &message.response_headers_to_add,
-                &message.response_headers_to_remove,
+                response_headers_to_add,
+                response_headers_to_remove,
                 scope,
             )?,
-            most_specific_wins: message.most_specific_header_mutations_wins,
-            internal_only_headers: message
-                .internal_only_headers
+            most_specific_wins: *most_specific_header_mutations_wins,
+            internal_only_headers: internal_only_headers
                 .iter()
-                .map(|name| name.to_ascii_lowercase().into())
+                .map(|name| crate::convert::header_name(name))
                 .collect(),
-            ignore_port: message.ignore_port_in_host_matching,
-            overrides: compile_overrides(
-                &message.typed_per_filter_config,
-                &message.name,
-                compiler,
-                scope,
-            )?,
-            metadata: Metadata::from_option(message.metadata.as_ref()),
+            ignore_port: *ignore_port_in_host_matching,
+            overrides: compile_overrides(typed_per_filter_config, name, shared, scope)?,
+            metadata: Metadata::from_option(metadata.as_ref()),
         };
 
-        let general = mirrors(&message.request_mirror_policies, scope)?;
-        scope.unsupported("request_mirror_policies", !general.is_empty());
-        let hosts = scope.each("virtual_hosts", &message.virtual_hosts, |scope, host| {
-            VirtualHost::compile_limited(host, &message.name, limit, compiler, scope).map(Arc::new)
+        let hosts = scope.each("virtual_hosts", virtual_hosts, |scope, host| {
+            VirtualHost::compile(host, name, body_limit, shared, scope).map(Arc::new)
         })?;
 
-        Self::assemble(
-            message.name.as_str().into(),
-            Arc::new(settings),
-            hosts,
-            message.vhds.is_some(),
-        )
-        .map_err(|reason| scope.reject(reason))
+        Self::assemble(name.as_str().into(), Arc::new(settings), hosts)
+            .map_err(|reason| scope.reject(reason))
     }
 }
 
 impl VirtualHost {
-    pub(crate) fn compile(
-        message: &proto::VirtualHost,
-        table: &str,
-        compiler: &Compiler,
-        scope: &mut Scope,
-    ) -> Result<Self, Rejection> {
-        Self::compile_limited(message, table, MAX_DIRECT_BODY, compiler, scope)
-    }
-
-    fn compile_limited(
+    fn compile(
         message: &proto::VirtualHost,
         table: &str,
         body_limit: usize,
-        compiler: &Compiler,
+        shared: &FilterShared,
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
-        use proto::virtual_host::TlsRequirementType;
+        #[expect(deprecated, reason = "cors is read, the older limit is warned of")]
+        let proto::VirtualHost {
+            name,
+            domains,
+            routes,
+            matcher,
+            require_tls,
+            virtual_clusters,
+            rate_limits,
+            request_headers_to_add,
+            request_headers_to_remove,
+            response_headers_to_add,
+            response_headers_to_remove,
+            cors,
+            typed_per_filter_config,
+            include_request_attempt_count,
+            include_attempt_count_in_response,
+            retry_policy,
+            retry_policy_typed_config,
+            hedge_policy,
+            include_is_timeout_retry_header,
+            per_request_buffer_limit_bytes,
+            request_body_buffer_limit,
+            request_mirror_policies,
+            metadata,
+            route_specifiers,
+        } = message;
 
-        if message.matcher.is_some() {
+        if matcher.is_some() {
             return scope.refuse("matcher trees are unknown; use routes");
         }
-        if message.retry_policy_typed_config.is_some() {
+        if retry_policy_typed_config.is_some() {
             return scope.refuse("retry_policy_typed_config is unknown");
         }
-        scope.unsupported("hedge_policy", message.hedge_policy.is_some());
-        scope.unsupported("rate_limits", !message.rate_limits.is_empty());
-        scope.unsupported(
-            "request_body_buffer_limit",
-            message.request_body_buffer_limit.is_some(),
+        refuse_specifiers(route_specifiers, scope)?;
+
+        not_honoured!(
+            scope,
+            virtual_clusters,
+            rate_limits,
+            hedge_policy,
+            include_is_timeout_retry_header,
+            per_request_buffer_limit_bytes,
+            request_body_buffer_limit,
         );
 
-        let owner = format!("{table}/{}", message.name);
-        let retry = match &message.retry_policy {
-            None => None,
-            Some(retry) => {
-                Some(Arc::new(scope.within("retry_policy", |scope| {
-                    RetryPolicy::compile(retry, scope)
-                })?))
-            }
-        };
-
+        let owner = format!("{table}/{name}");
         let general = HostWide {
-            retry,
-            mirrors: &message.request_mirror_policies,
-            request_attempt_count: message.include_request_attempt_count,
-            response_attempt_count: message.include_attempt_count_in_response,
+            retry: compile_retry(retry_policy.as_ref(), scope)?,
+            mirrors: request_mirror_policies,
+            request_attempt_count: *include_request_attempt_count,
+            response_attempt_count: *include_attempt_count_in_response,
             body_limit,
         };
 
-        let domains = scope.each("domains", &message.domains, |scope, domain| {
-            let lower = domain.to_ascii_lowercase();
-            let stars = lower.matches('*').count();
-            match lower.as_str() {
-                "" => scope.refuse("an empty domain"),
-                _ if stars > 1
-                    || stars == 1 && !lower.starts_with('*') && !lower.ends_with('*') =>
-                {
-                    scope.refuse(format!(
-                        "{domain:?}: a wildcard stands at the start or the end"
-                    ))
-                }
-                _ => Ok(Box::from(lower)),
-            }
+        let domains = scope.each("domains", domains, |scope, domain| {
+            compile_domain(domain, scope)
         })?;
-
         if domains.is_empty() {
             return scope.refuse("a virtual host without domains");
         }
-        #[allow(deprecated)]
-        let cors = compile_cors(message.cors.as_ref(), scope)?;
+        let cors = compile_cors(cors.as_ref(), scope)?;
 
         Ok(Self {
-            name: message.name.as_str().into(),
+            name: name.as_str().into(),
             domains,
-            routes: scope.each("routes", &message.routes, |scope, route| {
-                Route::compile(route, &owner, &general, compiler, scope)
+            routes: scope.each("routes", routes, |scope, route| {
+                Route::compile(route, &owner, &general, shared, scope)
             })?,
-            requires_tls: match TlsRequirementType::try_from(message.require_tls) {
-                Ok(TlsRequirementType::None) => RequireTls::No,
-                Ok(TlsRequirementType::ExternalOnly) => RequireTls::External,
-                Ok(TlsRequirementType::All) => RequireTls::All,
-                Err(_) => {
-                    return scope.refuse(format!("unknown require_tls {}", message.require_tls));
-                }
-            },
+            requires_tls: RequireTls::compile(*require_tls, scope)?,
             request_headers: request_headers(
-                &message.request_headers_to_add,
-                &message.request_headers_to_remove,
+                request_headers_to_add,
+                request_headers_to_remove,
                 scope,
             )?,
             response_headers: response_headers(
-                &message.response_headers_to_add,
-                &message.response_headers_to_remove,
+                response_headers_to_add,
+                response_headers_to_remove,
                 scope,
             )?,
             overrides: with_cors(
-                compile_overrides(&message.typed_per_filter_config, &owner, compiler, scope)?,
+                compile_overrides(typed_per_filter_config, &owner, shared, scope)?,
                 cors,
             ),
-            metadata: Metadata::from_option(message.metadata.as_ref()),
+            metadata: Metadata::from_option(metadata.as_ref()),
         })
     }
 }
 
-/// What a virtual host says for all its routes.
+impl RequireTls {
+    fn compile(requirement: i32, scope: &Scope) -> Result<Self, Rejection> {
+        use proto::virtual_host::TlsRequirementType;
+
+        match TlsRequirementType::try_from(requirement) {
+            Ok(TlsRequirementType::None) => Ok(Self::No),
+            Ok(TlsRequirementType::ExternalOnly) => Ok(Self::External),
+            Ok(TlsRequirementType::All) => Ok(Self::All),
+            Err(_) => scope.refuse(format!("unknown require_tls {requirement}")),
+        }
+    }
+}
+
+/// The settings of a virtual host that each of its routes takes over.
 struct HostWide<'m> {
     retry: Option<Arc<RetryPolicy>>,
     mirrors: &'m [proto::route_action::RequestMirrorPolicy],
@@ -241,37 +229,54 @@ struct HostWide<'m> {
     body_limit: usize,
 }
 
-fn compile_cors(
-    message: Option<&proto::CorsPolicy>,
-    scope: &mut Scope,
-) -> Result<Option<CorsPolicy>, Rejection> {
-    match message {
-        None => Ok(None),
-        Some(message) => scope
-            .within("cors", |scope| CorsPolicy::compile_route(message, scope))
-            .map(Some),
-    }
-}
-
 impl Route {
     fn compile(
         message: &proto::Route,
         host: &str,
         general: &HostWide<'_>,
-        compiler: &Compiler,
+        shared: &FilterShared,
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
-        let owner = format!("{host}/{}", message.name);
-        let matcher = scope.required("match", message.r#match.as_ref())?;
+        #[expect(deprecated, reason = "the older limit is warned of like the newer one")]
+        let proto::Route {
+            name,
+            r#match,
+            metadata,
+            typed_per_filter_config,
+            request_headers_to_add,
+            request_headers_to_remove,
+            response_headers_to_add,
+            response_headers_to_remove,
+            tracing,
+            per_request_buffer_limit_bytes,
+            stat_prefix,
+            request_body_buffer_limit,
+            route_specifiers,
+            action,
+            // Names spans, and no spans are made.
+            decorator: _,
+        } = message;
+
+        refuse_specifiers(route_specifiers, scope)?;
+        not_honoured!(
+            scope,
+            tracing,
+            per_request_buffer_limit_bytes,
+            stat_prefix,
+            request_body_buffer_limit,
+        );
+
+        let owner = format!("{host}/{name}");
+        let matcher = scope.required("match", r#match.as_ref())?;
         let matcher = scope.within("match", |scope| RouteMatch::compile(matcher, scope))?;
-        let mut overrides =
-            compile_overrides(&message.typed_per_filter_config, &owner, compiler, scope)?;
-        let target = match scope.required("action", message.action.as_ref())? {
+        let mut overrides = compile_overrides(typed_per_filter_config, &owner, shared, scope)?;
+
+        let target = match scope.required("action", action.as_ref())? {
             proto::route::Action::Route(action) => scope.within("route", |scope| {
-                #[allow(deprecated)]
+                #[expect(deprecated, reason = "CORS may still stand in the action")]
                 let cors = compile_cors(action.cors.as_ref(), scope)?;
                 overrides = with_cors(std::mem::take(&mut overrides), cors);
-                RouteAction::compile(action, &owner, general, compiler, scope)
+                RouteAction::compile(action, &owner, general, shared, scope)
                     .map(|action| Target::Forward(Box::new(action)))
             })?,
             proto::route::Action::Redirect(redirect) => {
@@ -290,97 +295,96 @@ impl Route {
             }
         };
 
-        scope.unsupported("tracing", message.tracing.is_some());
-
         Ok(Self {
-            name: message.name.as_str().into(),
+            name: name.as_str().into(),
             matcher,
             target,
             request_headers: request_headers(
-                &message.request_headers_to_add,
-                &message.request_headers_to_remove,
+                request_headers_to_add,
+                request_headers_to_remove,
                 scope,
             )?,
             response_headers: response_headers(
-                &message.response_headers_to_add,
-                &message.response_headers_to_remove,
+                response_headers_to_add,
+                response_headers_to_remove,
                 scope,
             )?,
             overrides,
-            metadata: Metadata::from_option(message.metadata.as_ref()),
-            stat_prefix: message.stat_prefix.as_str().into(),
+            metadata: Metadata::from_option(metadata.as_ref()),
         })
     }
 }
 
-impl RouteMatch {
-    /// Compiles Envoy's message.
-    pub fn compile(message: &proto::RouteMatch, scope: &mut Scope) -> Result<Self, Rejection> {
-        if !message.filter_state.is_empty() {
-            return scope.refuse("filter_state conditions are unknown");
-        }
-        let tls = message.tls_context.as_ref();
-        Ok(Self {
-            path: PathMatch::compile(message, scope)?,
-            headers: HeaderMatch::compile_all("headers", &message.headers, scope)?,
-            query: scope
-                .each("query_parameters", &message.query_parameters, |scope, m| {
-                    QueryMatch::compile(m, scope)
-                })?
-                .into(),
-            cookies: scope
-                .each("cookies", &message.cookies, |scope, m| {
-                    CookieMatch::compile(m, scope)
-                })?
-                .into(),
-            metadata: scope
-                .each("dynamic_metadata", &message.dynamic_metadata, |scope, m| {
-                    MetadataMatch::compile(m, scope)
-                })?
-                .into(),
-            fraction: message
-                .runtime_fraction
-                .as_ref()
-                .map(|fraction| Fraction::from_runtime(Some(fraction), Fraction::NONE)),
-            grpc: message.grpc.is_some(),
-            tls_presented: tls
-                .and_then(|tls| tls.presented.as_ref())
-                .map(|value| value.value),
-            tls_validated: tls
-                .and_then(|tls| tls.validated.as_ref())
-                .map(|value| value.value),
-        })
+/// Specifiers may replace the route that matched, or drop it.
+fn refuse_specifiers<T>(specifiers: &[T], scope: &Scope) -> Result<(), Rejection> {
+    match specifiers.is_empty() {
+        true => Ok(()),
+        false => scope.refuse("route_specifiers are unknown"),
     }
 }
 
-impl PathMatch {
-    fn compile(message: &proto::RouteMatch, scope: &mut Scope) -> Result<Self, Rejection> {
-        let case = boolean(message.case_sensitive.as_ref(), true);
-        Ok(
-            match scope.required("path_specifier", message.path_specifier.as_ref())? {
-                PathSpecifier::Prefix(prefix) if case => Self::Prefix(prefix.as_str().into()),
-                PathSpecifier::Prefix(prefix) => Self::PrefixIgnoreCase(prefix.as_str().into()),
-                PathSpecifier::Path(path) if case => Self::Exact(path.as_str().into()),
-                PathSpecifier::Path(path) => Self::ExactIgnoreCase(path.as_str().into()),
-                PathSpecifier::PathSeparatedPrefix(prefix) => {
-                    if !prefix.starts_with('/')
-                        || prefix.ends_with('/')
-                        || prefix.contains(['?', '#'])
-                    {
-                        return scope.refuse(format!(
-                            "path_separated_prefix {prefix:?} must begin and not end with a slash"
-                        ));
-                    }
-                    Self::Separated(prefix.as_str().into(), case)
-                }
-                PathSpecifier::SafeRegex(regex) => {
-                    Self::Regex(Box::new(FullRegex::compile(regex, scope)?))
-                }
-                PathSpecifier::ConnectMatcher(_) => Self::Connect,
-                PathSpecifier::PathMatchPolicy(policy) => {
-                    Self::Template(Box::new(PathTemplate::compile(policy, scope)?))
-                }
-            },
-        )
+/// A domain in lower case: a name, or one with a wildcard at its start or end.
+fn compile_domain(domain: &str, scope: &Scope) -> Result<Box<str>, Rejection> {
+    let lower = domain.to_ascii_lowercase();
+    let at_an_end = lower.starts_with('*') || lower.ends_with('*');
+
+    match lower.matches('*').count() {
+        _ if lower.is_empty() => scope.refuse("an empty domain"),
+        0 => Ok(lower.into()),
+        1 if at_an_end => Ok(lower.into()),
+        _ => scope.refuse(format!(
+            "{domain:?}: a wildcard stands at the start or the end"
+        )),
     }
+}
+
+fn compile_retry(
+    message: Option<&proto::RetryPolicy>,
+    scope: &mut Scope,
+) -> Result<Option<Arc<RetryPolicy>>, Rejection> {
+    let Some(message) = message else {
+        return Ok(None);
+    };
+    let policy = scope.within("retry_policy", |scope| RetryPolicy::compile(message, scope))?;
+    Ok(Some(Arc::new(policy)))
+}
+
+fn compile_cors(
+    message: Option<&proto::CorsPolicy>,
+    scope: &mut Scope,
+) -> Result<Option<CorsPolicy>, Rejection> {
+    match message {
+        None => Ok(None),
+        Some(message) => scope
+            .within("cors", |scope| CorsPolicy::compile_route(message, scope))
+            .map(Some),
+    }
+}
+
+fn request_headers(
+    add: &[HeaderValueOption],
+    remove: &[String],
+    scope: &mut Scope,
+) -> Result<HeaderOps, Rejection> {
+    HeaderOps::compile(
+        Place::RouteRequest,
+        "request_headers_to_add",
+        add,
+        remove,
+        scope,
+    )
+}
+
+fn response_headers(
+    add: &[HeaderValueOption],
+    remove: &[String],
+    scope: &mut Scope,
+) -> Result<HeaderOps, Rejection> {
+    HeaderOps::compile(
+        Place::RouteResponse,
+        "response_headers_to_add",
+        add,
+        remove,
+        scope,
+    )
 }

@@ -10,10 +10,11 @@ use meltemi_lb::hash::xxh64;
 use meltemi_proto::envoy::config::route::v3::route_action as proto;
 use smallvec::SmallVec;
 
-/// One thing that is hashed.
+/// One part of a request that is hashed.
 #[derive(Debug)]
 pub struct HashPolicy {
     source: Source,
+    /// Later policies do not count where this one finds something to hash.
     terminal: bool,
 }
 
@@ -28,13 +29,14 @@ enum Source {
 /// A cookie that binds a client to an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CookieSpec {
-    /// Its name.
+    /// The cookie's name.
     pub name: Box<str>,
-    /// Its path; empty sets none.
+    /// Its attribute `Path`; none if empty.
     pub path: Box<str>,
-    /// Its life; `None`: the proxy never makes one; zero: until the client forgets it.
+    /// How long the client keeps a cookie that the proxy makes, zero: for the client's session;
+    /// `None`: the proxy makes none.
     pub ttl: Option<Duration>,
-    /// Further attributes.
+    /// Further attributes: name and value.
     pub attributes: Vec<(Box<str>, Box<str>)>,
 }
 
@@ -61,37 +63,49 @@ impl CookieSpec {
     }
 }
 
-/// What came of hashing a request.
+/// The result of hashing a request.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct HashOutcome<'a> {
-    /// The hash, if anything was there to be hashed.
+    /// The hash; `None` where the request has nothing that a policy hashes.
     pub hash: Option<u64>,
-    /// A cookie that the response must set, and its value.
+    /// The cookie that the response must set, and its value.
     pub set_cookie: Option<(&'a CookieSpec, String)>,
 }
 
 impl HashPolicy {
-    /// Compiles Envoy's message; `None` (with a warning) for what this proxy does not honour.
-    pub fn compile(
+    /// `None`, with a warning, for a kind of policy that this proxy does not honour.
+    pub(super) fn compile(
         message: &proto::HashPolicy,
         scope: &mut Scope,
     ) -> Result<Option<Self>, Rejection> {
-        use proto::hash_policy::PolicySpecifier;
+        use proto::hash_policy::{Cookie, Header, PolicySpecifier};
 
-        let source = match scope.required("policy_specifier", message.policy_specifier.as_ref())? {
-            PolicySpecifier::Header(header) => {
-                let rewrite = match &header.regex_rewrite {
+        let proto::HashPolicy {
+            terminal,
+            policy_specifier,
+        } = message;
+
+        let source = match scope.required("policy_specifier", policy_specifier.as_ref())? {
+            PolicySpecifier::Header(Header {
+                header_name,
+                regex_rewrite,
+            }) => {
+                let rewrite = match regex_rewrite {
                     Some(rewrite) => Some(Box::new(Substitution::compile(rewrite, scope)?)),
                     None => None,
                 };
-                Source::Header(header.header_name.to_ascii_lowercase().into(), rewrite)
+                Source::Header(crate::convert::header_name(header_name), rewrite)
             }
-            PolicySpecifier::Cookie(cookie) => Source::Cookie(CookieSpec {
-                name: cookie.name.as_str().into(),
-                path: cookie.path.as_str().into(),
-                ttl: scope.duration("cookie.ttl", cookie.ttl.as_ref())?,
-                attributes: cookie
-                    .attributes
+            PolicySpecifier::Cookie(Cookie {
+                name,
+                ttl,
+                path,
+                attributes,
+            }) => Source::Cookie(CookieSpec {
+                name: name.as_str().into(),
+                path: path.as_str().into(),
+                ttl: scope.duration("cookie.ttl", ttl.as_ref())?,
+                attributes: attributes
                     .iter()
                     .map(|a| (a.name.as_str().into(), a.value.as_str().into()))
                     .collect(),
@@ -111,7 +125,7 @@ impl HashPolicy {
 
         Ok(Some(Self {
             source,
-            terminal: message.terminal,
+            terminal: *terminal,
         }))
     }
 }
@@ -135,8 +149,8 @@ pub(super) fn combine<'a>(
                 match cookie(head, &spec.name).filter(|value| !value.is_empty()) {
                     Some(value) => Some(xxh64(value, 0)),
                     None if spec.ttl.is_some() => {
-                        // The same for all requests of a connection: a client that keeps no cookies
-                        // stays where it is.
+                        // All requests of a connection get the same value, so that a client that
+                        // keeps no cookies stays at its endpoint.
                         let value = format!(
                             "{:016x}",
                             xxh64(format!("{}{}", ends.0, ends.1).as_bytes(), 0)
@@ -151,7 +165,7 @@ pub(super) fn combine<'a>(
         };
 
         if let Some(new) = new {
-            // Rotating keeps two equal policies from cancelling each other out.
+            // Without the rotation two equal policies would cancel each other out.
             outcome.hash = Some(outcome.hash.map_or(0, |old| old.rotate_left(1)) ^ new);
         }
 
@@ -169,7 +183,7 @@ fn hash_header(head: &RequestHead, name: &str, rewrite: Option<&Substitution>) -
         return None;
     }
 
-    // The order of lines must not decide.
+    // Proxies may reorder field lines of one name; the hash must not change with their order.
     values.sort_unstable();
     let mut rewritten = Vec::new();
 
@@ -183,8 +197,8 @@ fn hash_header(head: &RequestHead, name: &str, rewrite: Option<&Substitution>) -
     }))
 }
 
-/// The hash of an address' text, as Envoy has it.
-pub fn hash_ip(address: IpAddr) -> u64 {
+/// The hash of an address as text, as Envoy hashes it.
+fn hash_ip(address: IpAddr) -> u64 {
     let mut text = [0u8; 64];
     let mut rest = text.as_mut_slice();
     // An address is at most 45 characters.

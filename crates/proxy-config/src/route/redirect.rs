@@ -7,6 +7,7 @@ use meltemi_proto::envoy::config::route::v3 as proto;
 use proto::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
 
 use super::PathMatch;
+use crate::convert::{non_empty, not_honoured};
 
 /// `RedirectAction`, compiled.
 #[derive(Debug)]
@@ -20,10 +21,11 @@ pub struct Redirect {
     strip_query: bool,
 }
 
+/// The path of a redirect's `location`.
 #[derive(Debug)]
 enum RedirectPath {
     Keep,
-    /// May hold its own query.
+    /// May come with a query, which then replaces the request's.
     Full(Box<str>),
     Prefix(Box<str>),
     Regex(Box<Substitution>),
@@ -39,26 +41,37 @@ pub struct DirectResponse {
 }
 
 impl Redirect {
-    /// Compiles Envoy's message.
-    pub fn compile(message: &proto::RedirectAction, scope: &mut Scope) -> Result<Self, Rejection> {
-        let status = match RedirectResponseCode::try_from(message.response_code) {
+    pub(super) fn compile(
+        message: &proto::RedirectAction,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
+        let proto::RedirectAction {
+            host_redirect,
+            port_redirect,
+            response_code,
+            strip_query,
+            scheme_rewrite_specifier,
+            path_rewrite_specifier,
+        } = message;
+
+        let status = match RedirectResponseCode::try_from(*response_code) {
             Ok(RedirectResponseCode::MovedPermanently) => 301,
             Ok(RedirectResponseCode::Found) => 302,
             Ok(RedirectResponseCode::SeeOther) => 303,
             Ok(RedirectResponseCode::TemporaryRedirect) => 307,
             Ok(RedirectResponseCode::PermanentRedirect) => 308,
             Err(_) => {
-                return scope.refuse(format!("unknown response_code {}", message.response_code));
+                return scope.refuse(format!("unknown response_code {response_code}"));
             }
         };
 
-        let scheme = match &message.scheme_rewrite_specifier {
+        let scheme = match scheme_rewrite_specifier {
             Some(SchemeRewriteSpecifier::HttpsRedirect(true)) => Some("https".into()),
             Some(SchemeRewriteSpecifier::HttpsRedirect(false)) | None => None,
             Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) => Some(scheme.as_str().into()),
         };
 
-        let path = match &message.path_rewrite_specifier {
+        let path = match path_rewrite_specifier {
             None => RedirectPath::Keep,
             Some(PathRewriteSpecifier::PathRedirect(path)) if path.is_empty() => RedirectPath::Keep,
             Some(PathRewriteSpecifier::PathRedirect(path)) => {
@@ -78,10 +91,8 @@ impl Redirect {
         Ok(Self {
             status,
             scheme,
-            host: Some(message.host_redirect.as_str())
-                .filter(|host| !host.is_empty())
-                .map(Into::into),
-            port: match message.port_redirect {
+            host: non_empty(host_redirect),
+            port: match *port_redirect {
                 0 => None,
                 port => Some(
                     u16::try_from(port)
@@ -89,12 +100,12 @@ impl Redirect {
                 ),
             },
             path,
-            strip_query: message.strip_query,
+            strip_query: *strip_query,
         })
     }
 
-    /// The `location` of the answer. `matched` is the route's path condition, which a prefix
-    /// rewrite replaces.
+    /// The `location` header of the redirect. A prefix rewrite replaces the part of the path that
+    /// `matched`, the route's condition, stands for.
     pub fn location(&self, head: &RequestHead, matched: &PathMatch) -> String {
         let original = head.scheme();
         let scheme = self.scheme.as_deref().unwrap_or(original);
@@ -106,8 +117,8 @@ impl Redirect {
         location.push_str(self.host.as_deref().unwrap_or(host));
         match (self.port, own_port) {
             (Some(port), _) => push_port(&mut location, scheme, port),
-            // Where the host changes its port goes; where only the scheme does, a default port must
-            // not stay.
+            // A new host brings its own port. Where only the scheme changes, the default port of the
+            // old scheme must not stay.
             (None, Some(port)) if self.host.is_none() => match (self.scheme.as_deref(), port) {
                 (Some("https"), 80) | (Some("http"), 443) => {}
                 _ => location.push_str(&format!(":{port}")),
@@ -168,23 +179,25 @@ pub(crate) fn split_port(authority: &str) -> (&str, Option<u16>) {
 }
 
 impl DirectResponse {
-    /// Compiles Envoy's message. Files are not read: the body must be in the configuration.
-    pub fn compile(
+    /// Files are not read: the body must stand in the configuration, in at most `limit` bytes.
+    pub(super) fn compile(
         message: &proto::DirectResponseAction,
         limit: usize,
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
-        let status = u16::try_from(message.status)
+        let proto::DirectResponseAction {
+            status,
+            body,
+            body_format,
+        } = message;
+        not_honoured!(scope, body_format);
+
+        let status = u16::try_from(*status)
             .ok()
-            .filter(|status| (200..600).contains(status));
-        let Some(status) = status else {
-            return scope.refuse(format!("{} is not a status", message.status));
-        };
-        let body = match message
-            .body
-            .as_ref()
-            .and_then(|body| body.specifier.as_ref())
-        {
+            .filter(|status| (200..600).contains(status))
+            .ok_or_else(|| scope.reject(format!("{status} is not a status")))?;
+
+        let body = match body.as_ref().and_then(|body| body.specifier.as_ref()) {
             None => bytes::Bytes::new(),
             Some(Specifier::InlineBytes(bytes)) => bytes.clone().into(),
             Some(Specifier::InlineString(text)) => text.clone().into(),
@@ -200,8 +213,6 @@ impl DirectResponse {
                 body.len()
             ));
         }
-
-        scope.unsupported("body_format", message.body_format.is_some());
 
         Ok(Self { status, body })
     }

@@ -6,42 +6,45 @@ use meltemi_filters::matcher::HeaderMatch;
 use meltemi_filters::{Rejection, RequestHead, ResponseHead, Scope};
 use meltemi_proto::envoy::config::route::v3 as proto;
 
+use crate::convert::{duration_or, limit, not_honoured, number};
+
 /// `RetryPolicy`, compiled.
 #[derive(Debug, Clone)]
 pub struct RetryPolicy {
-    /// What is retried.
+    /// The conditions of which one must hold for another attempt.
     pub on: RetryOn,
     /// Attempts beyond the first. Default 1.
     pub num_retries: u32,
-    /// Limit of one attempt; `None`: the request's.
+    /// The time limit of one attempt; `None`: the request's limit alone counts.
     pub per_try_timeout: Option<Duration>,
-    /// Limit of silence within one attempt.
+    /// The longest time without bytes within one attempt; `None`: no limit.
     pub per_try_idle_timeout: Option<Duration>,
-    /// Statuses for `retriable-status-codes`.
+    /// The statuses that [`RetryOn::RETRIABLE_STATUS_CODES`] means.
     pub status_codes: Box<[u16]>,
-    /// Response headers for `retriable-headers`; any of them.
+    /// [`RetryOn::RETRIABLE_HEADERS`] means a response that matches one of these.
     pub response_headers: Box<[HeaderMatch]>,
-    /// Only requests with any of these are retried; all if empty.
+    /// A request must match one of these to be retried; if empty, every request is.
     pub request_headers: Box<[HeaderMatch]>,
-    /// Base of the back-off. Default 25 ms.
+    /// The bound of the first back-off; it doubles with each retry. Default 25 ms.
     pub backoff_base: Duration,
-    /// Its bound. Default ten times the base.
+    /// The upper bound of every back-off. Default ten times the base.
     pub backoff_max: Duration,
-    /// Endpoints that failed already are avoided.
+    /// Another endpoint than those that were tried is chosen, if there is one.
     pub avoid_previous_hosts: bool,
-    /// Priorities that failed are left after so many attempts at them.
+    /// The number of attempts at a priority after which the next one is used; `None`: priorities
+    /// are chosen as for a first attempt.
     pub previous_priorities: Option<u32>,
-    /// How often another endpoint is drawn before one that was tried is taken. Default 1.
+    /// How often an endpoint is drawn before one that was tried is accepted. Default 1.
     pub host_selection_attempts: u32,
 }
 
 macro_rules! retry_on {
     ($($name:ident = $bit:literal, $word:literal;)*) => {
-        /// Conditions for a retry, as a set.
+        /// A set of conditions for a retry. Each constant is the condition of Envoy's name.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
         pub struct RetryOn(u32);
 
-        #[allow(missing_docs)]
+        #[expect(missing_docs, reason = "the words of `retry_on` are Envoy's")]
         impl RetryOn {
             $(pub const $name: Self = Self(1 << $bit);)*
 
@@ -78,8 +81,8 @@ impl RetryOn {
         self.0 & other.0 == other.0
     }
 
-    /// Both sets.
-    pub fn union(self, other: Self) -> Self {
+    /// The conditions of both sets.
+    fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
@@ -88,7 +91,7 @@ impl RetryOn {
         self.0 == 0
     }
 
-    /// Reads a comma-separated list; unknown words are handed to `unknown`.
+    /// Reads a comma-separated list, and hands each unknown word to `unknown`.
     pub fn parse(list: &str, mut unknown: impl FnMut(&str)) -> Self {
         list.split(',')
             .map(str::trim)
@@ -103,12 +106,13 @@ impl RetryOn {
     }
 }
 
-/// How an attempt failed before a response came.
+/// How an attempt failed without a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttemptFailure {
     /// No connection could be made.
     Connect,
-    /// The stream was refused: it was never processed (REFUSED_STREAM, GOAWAY below its id).
+    /// The upstream refused the stream and has processed none of it (REFUSED_STREAM, or GOAWAY with
+    /// a lower stream id).
     Refused,
     /// The connection ended before a byte of the request was written to it.
     ResetBeforeRequest,
@@ -119,120 +123,63 @@ pub enum AttemptFailure {
 }
 
 impl RetryPolicy {
-    /// Compiles Envoy's message.
-    pub fn compile(message: &proto::RetryPolicy, scope: &mut Scope) -> Result<Self, Rejection> {
-        let mut codes: Vec<u16> = message
-            .retriable_status_codes
-            .iter()
-            .filter_map(|c| u16::try_from(*c).ok())
-            .collect();
+    pub(super) fn compile(
+        message: &proto::RetryPolicy,
+        scope: &mut Scope,
+    ) -> Result<Self, Rejection> {
+        let proto::RetryPolicy {
+            retry_on,
+            num_retries,
+            per_try_timeout,
+            per_try_idle_timeout,
+            retry_priority,
+            retry_host_predicate,
+            retry_options_predicates,
+            host_selection_retry_max_attempts,
+            retriable_status_codes,
+            retry_back_off,
+            rate_limited_retry_back_off,
+            retriable_headers,
+            retriable_request_headers,
+            refresh_cluster_on_retry,
+        } = message;
 
-        let mut unknown = Vec::new();
-        let mut on = RetryOn::parse(&message.retry_on, |word| unknown.push(word.to_owned()));
-        for word in unknown {
-            // Istio's spelling of a retriable status.
-            match word
-                .parse::<u16>()
-                .ok()
-                .filter(|code| (100..600).contains(code))
-            {
-                Some(code) => {
-                    codes.push(code);
-                    on = on.union(RetryOn::RETRIABLE_STATUS_CODES);
-                }
-                None => scope.warn("retry_on", format!("unknown condition {word:?}")),
-            }
-        }
-
-        let mut avoid_previous_hosts = false;
-        for (index, predicate) in message.retry_host_predicate.iter().enumerate() {
-            match predicate.name.as_str() {
-                "envoy.retry_host_predicates.previous_hosts" => avoid_previous_hosts = true,
-                name => scope.warn(
-                    &format!("retry_host_predicate[{index}]"),
-                    format!("{name:?} is not honoured"),
-                ),
-            }
-        }
-
-        let previous_priorities = match &message.retry_priority {
-            Some(priority) if priority.name.ends_with("previous_priorities") => {
-                use proto::retry_policy::retry_priority::ConfigType;
-                type Config = meltemi_proto::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
-                let update = match &priority.config_type {
-                    Some(ConfigType::TypedConfig(any)) => {
-                        scope.unpack::<Config>(any)?.update_frequency
-                    }
-                    None => 1,
-                };
-                Some(u32::try_from(update).unwrap_or(1).max(1))
-            }
-            Some(priority) => {
-                scope.warn(
-                    "retry_priority",
-                    format!("{:?} is not honoured", priority.name),
-                );
-                None
-            }
-            None => None,
-        };
-
-        scope.unsupported(
-            "rate_limited_retry_back_off",
-            message.rate_limited_retry_back_off.is_some(),
+        not_honoured!(
+            scope,
+            retry_options_predicates,
+            rate_limited_retry_back_off,
+            refresh_cluster_on_retry,
         );
 
-        scope.unsupported(
-            "retry_options_predicates",
-            !message.retry_options_predicates.is_empty(),
-        );
-
-        let backoff = message.retry_back_off.as_ref();
-        let base = scope
-            .duration(
-                "retry_back_off.base_interval",
-                backoff.and_then(|b| b.base_interval.as_ref()),
-            )?
-            .filter(|base| !base.is_zero())
-            .unwrap_or(Duration::from_millis(25));
-
-        let max = scope.duration(
-            "retry_back_off.max_interval",
-            backoff.and_then(|b| b.max_interval.as_ref()),
-        )?;
-
-        if max.is_some_and(|max| max < base) {
-            return scope.refuse("retry_back_off.max_interval is less than base_interval");
-        }
+        let (on, status_codes) = compile_conditions(retry_on, retriable_status_codes, scope);
+        let (backoff_base, backoff_max) = compile_backoff(retry_back_off.as_ref(), scope)?;
 
         Ok(Self {
             on,
-            num_retries: message.num_retries.as_ref().map_or(1, |n| n.value),
-            per_try_timeout: scope
-                .duration("per_try_timeout", message.per_try_timeout.as_ref())?
-                .filter(|t| !t.is_zero()),
-            per_try_idle_timeout: scope
-                .duration(
-                    "per_try_idle_timeout",
-                    message.per_try_idle_timeout.as_ref(),
-                )?
-                .filter(|t| !t.is_zero()),
-            status_codes: codes.into(),
+            num_retries: number(num_retries.as_ref(), 1),
+            per_try_timeout: limit("per_try_timeout", per_try_timeout.as_ref(), None, scope)?,
+            per_try_idle_timeout: limit(
+                "per_try_idle_timeout",
+                per_try_idle_timeout.as_ref(),
+                None,
+                scope,
+            )?,
+            status_codes,
             response_headers: HeaderMatch::compile_all(
                 "retriable_headers",
-                &message.retriable_headers,
+                retriable_headers,
                 scope,
             )?,
             request_headers: HeaderMatch::compile_all(
                 "retriable_request_headers",
-                &message.retriable_request_headers,
+                retriable_request_headers,
                 scope,
             )?,
-            backoff_base: base,
-            backoff_max: max.unwrap_or(base * 10),
-            avoid_previous_hosts,
-            previous_priorities,
-            host_selection_attempts: u32::try_from(message.host_selection_retry_max_attempts)
+            backoff_base,
+            backoff_max,
+            avoid_previous_hosts: compile_host_predicates(retry_host_predicate, scope),
+            previous_priorities: compile_priority(retry_priority.as_ref(), scope)?,
+            host_selection_attempts: u32::try_from(*host_selection_retry_max_attempts)
                 .unwrap_or(0)
                 .max(1),
         })
@@ -251,7 +198,7 @@ impl RetryPolicy {
     pub fn retries_failure(&self, failure: AttemptFailure) -> bool {
         let any = |set: &[RetryOn]| set.iter().any(|one| self.on.contains(*one));
 
-        // Envoy counts a reset as a 5xx, since it would become one.
+        // Without a retry the client would get a 503, so Envoy counts every such failure as a 5xx.
         let reset = any(&[RetryOn::RESET, RetryOn::FIVE_XX, RetryOn::GATEWAY_ERROR]);
         reset
             || match failure {
@@ -266,12 +213,12 @@ impl RetryPolicy {
             }
     }
 
-    /// Whether a response is thrown away for another attempt.
+    /// Whether a response is discarded for another attempt.
     pub fn retries_response(&self, head: &ResponseHead) -> bool {
         let on = |one| self.on.contains(one);
 
-        // It comes from a proxy, which has said what it is. Of one that is overloaded Envoy thinks
-        // no such thing.
+        // A rate-limited reply is retried only on `envoy-ratelimited`. Envoy has no such rule for
+        // `x-envoy-overloaded`.
         if head.get("x-envoy-ratelimited").is_some() {
             return on(RetryOn::ENVOY_RATELIMITED);
         }
@@ -295,7 +242,7 @@ impl RetryPolicy {
             return false;
         }
 
-        // Only a trailers-only response can still be retried.
+        // A gRPC status that follows a body comes too late: the response has been forwarded.
         match head.get_str("grpc-status") {
             Some("1") => on(RetryOn::GRPC_CANCELLED),
             Some("4") => on(RetryOn::GRPC_DEADLINE_EXCEEDED),
@@ -306,8 +253,8 @@ impl RetryPolicy {
         }
     }
 
-    /// How long to wait before the given retry (the first is 1): full jitter over an exponential
-    /// back-off.
+    /// The pause before a retry, the first of which is number 1: a random part of a bound that
+    /// doubles with each retry.
     pub fn backoff(&self, retry: u32, random: u64) -> Duration {
         let exponent = retry.saturating_sub(1).min(20);
         let bound = self
@@ -317,6 +264,105 @@ impl RetryPolicy {
         let nanos = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX).max(1);
         Duration::from_nanos(random % nanos)
     }
+}
+
+/// The conditions, and the statuses that are retried. Numbers among the words of `retry_on` are
+/// Istio's spelling of a retriable status.
+fn compile_conditions(
+    retry_on: &str,
+    statuses: &[u32],
+    scope: &mut Scope,
+) -> (RetryOn, Box<[u16]>) {
+    let mut codes: Vec<u16> = statuses
+        .iter()
+        .filter_map(|code| u16::try_from(*code).ok())
+        .collect();
+
+    let mut unknown = Vec::new();
+    let mut on = RetryOn::parse(retry_on, |word| unknown.push(word.to_owned()));
+    for word in unknown {
+        match word.parse().ok().filter(|code| (100..600).contains(code)) {
+            Some(code) => {
+                codes.push(code);
+                on = on.union(RetryOn::RETRIABLE_STATUS_CODES);
+            }
+            None => scope.warn("retry_on", format!("unknown condition {word:?}")),
+        }
+    }
+
+    (on, codes.into())
+}
+
+/// Whether endpoints that were tried are avoided.
+fn compile_host_predicates(
+    messages: &[proto::retry_policy::RetryHostPredicate],
+    scope: &mut Scope,
+) -> bool {
+    let mut avoid = false;
+    for (index, predicate) in messages.iter().enumerate() {
+        match predicate.name.as_str() {
+            "envoy.retry_host_predicates.previous_hosts" => avoid = true,
+            name => scope.warn(
+                &format!("retry_host_predicate[{index}]"),
+                format!("{name:?} is not honoured"),
+            ),
+        }
+    }
+
+    avoid
+}
+
+/// The number of attempts at a priority, if priorities that failed are left.
+fn compile_priority(
+    message: Option<&proto::retry_policy::RetryPriority>,
+    scope: &mut Scope,
+) -> Result<Option<u32>, Rejection> {
+    use meltemi_proto::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
+    use proto::retry_policy::retry_priority::ConfigType;
+
+    let Some(proto::retry_policy::RetryPriority { name, config_type }) = message else {
+        return Ok(None);
+    };
+    if !name.ends_with("previous_priorities") {
+        scope.warn("retry_priority", format!("{name:?} is not honoured"));
+        return Ok(None);
+    }
+
+    let update_frequency = match config_type {
+        Some(ConfigType::TypedConfig(any)) => {
+            scope
+                .unpack::<PreviousPrioritiesConfig>(any)?
+                .update_frequency
+        }
+        None => 1,
+    };
+
+    Ok(Some(u32::try_from(update_frequency).unwrap_or(1).max(1)))
+}
+
+/// The bound of the first back-off, and the bound of all.
+fn compile_backoff(
+    message: Option<&proto::retry_policy::RetryBackOff>,
+    scope: &Scope,
+) -> Result<(Duration, Duration), Rejection> {
+    let proto::retry_policy::RetryBackOff {
+        base_interval,
+        max_interval,
+    } = message.copied().unwrap_or_default();
+
+    let base = duration_or(
+        "retry_back_off.base_interval",
+        base_interval.as_ref(),
+        Duration::from_millis(25),
+        scope,
+    )?;
+    let max = scope.duration("retry_back_off.max_interval", max_interval.as_ref())?;
+
+    if max.is_some_and(|max| max < base) {
+        return scope.refuse("retry_back_off.max_interval is less than base_interval");
+    }
+
+    Ok((base, max.unwrap_or(base * 10)))
 }
 
 #[cfg(test)]

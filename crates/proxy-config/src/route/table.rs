@@ -13,33 +13,31 @@ use super::redirect::split_port;
 use super::{HeaderOps, Route, Target, VirtualHost};
 use crate::fast_hash::FastHash;
 
-/// A route table, from inline configuration, RDS, or RDS with VHDS. Source: Envoy
-/// `RouteConfiguration`.
+/// A route table, from a listener or over RDS. Source: Envoy `RouteConfiguration`.
 #[derive(Debug)]
 pub struct RouteTable {
-    /// Its name.
+    /// The resource's name.
     pub name: Arc<str>,
-    /// What holds for all hosts.
+    /// Settings of all virtual hosts.
     pub settings: Arc<RouteSettings>,
-    /// The hosts, in the order of the message.
+    /// The virtual hosts, in the order of the message.
     pub hosts: Vec<Arc<VirtualHost>>,
-    /// Hosts arrive as resources of their own.
-    pub uses_vhds: bool,
     index: HostIndex,
 }
 
-/// What a table says for all its hosts.
+/// Settings of all virtual hosts of a table.
 #[derive(Debug, Default)]
 pub struct RouteSettings {
     /// Request headers, applied after the virtual host's.
     pub request_headers: HeaderOps,
     /// Response headers, applied after the virtual host's.
     pub response_headers: HeaderOps,
-    /// Apply the table's headers first and the weighted cluster's last.
+    /// The table's headers are applied first and the weighted cluster's last; else the other way
+    /// round.
     pub most_specific_wins: bool,
-    /// Headers that only the mesh itself may set; removed from requests from outside.
+    /// Headers that are removed from requests from outside the mesh.
     pub internal_only_headers: Vec<Box<str>>,
-    /// The port of a host is not looked at.
+    /// The port of a request's host does not count when its virtual host is chosen.
     pub ignore_port: bool,
     /// Filter settings of all requests.
     pub overrides: Overrides,
@@ -50,11 +48,11 @@ pub struct RouteSettings {
 /// What choosing a route depends on beside the request's head.
 #[derive(Debug, Clone, Copy)]
 pub struct RouteContext<'a> {
-    /// One random number for the request: shares and weights are drawn from it.
+    /// The random number from which shares and weights of this request are drawn.
     pub random: u64,
-    /// What filters found out so far, for routes that ask (JWT claims).
+    /// The dynamic metadata that filters have set, for routes with conditions on it.
     pub metadata: &'a Metadata,
-    /// The connection, for routes that ask for client certificates.
+    /// The connection, for routes with conditions on the client's certificate.
     pub conn: Option<&'a ConnInfo>,
 }
 
@@ -67,13 +65,13 @@ pub struct RouteDecision<'a> {
     pub host: &'a VirtualHost,
     /// The route.
     pub route: &'a Route,
-    /// What it does with this request.
+    /// What the route does with this request.
     pub chosen: Chosen<'a>,
-    /// Where that is in the table, to find it again without borrowing.
+    /// The decision's place in the table, by which [`RouteTable::at`] finds it again.
     pub position: Position,
 }
 
-/// A decision as numbers; valid for the table that made it.
+/// A decision as numbers, which borrows nothing. Only the table that made it can read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Position {
     host: u32,
@@ -81,9 +79,10 @@ pub struct Position {
     weighted: Option<u32>,
 }
 
-/// Hosts by name, or by what is left of a wildcard.
+/// Numbers of virtual hosts, by a domain or by the fixed part of a wildcard.
 type Hosts = HashMap<Box<str>, u32, FastHash>;
 
+/// Finds the virtual host of a request's host.
 #[derive(Debug, Default)]
 struct HostIndex {
     exact: Hosts,
@@ -95,12 +94,11 @@ struct HostIndex {
 }
 
 impl RouteTable {
-    /// Puts a table together. Fails with the domain that two hosts claim.
-    pub fn assemble(
+    /// Puts a table together. Fails where two virtual hosts claim a domain.
+    pub(crate) fn assemble(
         name: Arc<str>,
         settings: Arc<RouteSettings>,
         hosts: Vec<Arc<VirtualHost>>,
-        uses_vhds: bool,
     ) -> Result<Self, String> {
         let mut index = HostIndex::default();
         for (number, host) in hosts.iter().enumerate() {
@@ -119,7 +117,6 @@ impl RouteTable {
             name,
             settings,
             hosts,
-            uses_vhds,
             index,
         })
     }
@@ -130,7 +127,6 @@ impl RouteTable {
             name: name.into(),
             settings: Arc::default(),
             hosts: Vec::new(),
-            uses_vhds: false,
             index: HostIndex::default(),
         }
     }
@@ -151,7 +147,7 @@ impl RouteTable {
         let weighted = match &host.routes[route_at].target {
             Target::Forward(action) => match &action.cluster {
                 ClusterChoice::Weighted(clusters) => {
-                    let point = match &action.weight_header {
+                    let point = match &clusters.header {
                         Some(header) => head
                             .get_str(header)
                             .and_then(|value| value.trim().parse().ok()),
@@ -200,7 +196,7 @@ impl RouteTable {
         })
     }
 
-    /// The virtual host for a request's authority.
+    /// The virtual host of a request with this authority.
     pub fn host(&self, authority: &str) -> Option<&Arc<VirtualHost>> {
         self.find_host(authority)
             .and_then(|at| self.hosts.get(at as usize))
@@ -230,14 +226,6 @@ impl RouteTable {
         lower.make_ascii_lowercase();
 
         self.index.find(std::str::from_utf8(&lower).ok()?)
-    }
-
-    /// Every cluster that configuration names.
-    pub fn clusters(&self) -> impl Iterator<Item = &Arc<str>> {
-        let routes = self.hosts.iter().flat_map(|host| &host.routes);
-        routes
-            .filter_map(Route::action)
-            .flat_map(super::RouteAction::clusters)
     }
 }
 
@@ -277,7 +265,8 @@ impl HostIndex {
     }
 
     fn find(&self, host: &str) -> Option<u32> {
-        // The name as it came, with its dot if it has one: policies on hosts see no other.
+        // A trailing dot is part of the name here as it is for policies on hosts: both must see the
+        // same host.
         self.exact
             .get(host)
             .copied()
@@ -312,7 +301,7 @@ impl HostIndex {
 }
 
 impl<'a> RouteDecision<'a> {
-    /// The route's name, or its virtual host's where it has none: what a cause names.
+    /// The name by which causes call the route: its own, or its virtual host's where it has none.
     pub fn label(&self) -> &'a Arc<str> {
         match self.route.name.is_empty() {
             true => &self.host.name,

@@ -10,7 +10,7 @@ use prost::Message;
 use proto::route_match::PathSpecifier;
 
 use super::*;
-use crate::compiler::{Compiler, compile_route};
+use crate::compiler::compile_route;
 
 fn host(name: &str, domains: &[&str], routes: Vec<proto::Route>) -> proto::VirtualHost {
     proto::VirtualHost {
@@ -72,6 +72,14 @@ fn cluster_of(table: &RouteTable, head: &RequestHead, random: u64) -> Option<Str
     match decision.chosen {
         Chosen::Forward(forward) => forward.cluster(head).map(str::to_owned),
         _ => None,
+    }
+}
+
+/// The action of the first route.
+fn action_of(table: &RouteTable) -> &RouteAction {
+    match &table.hosts[0].routes[0].target {
+        Target::Forward(action) => action,
+        other => panic!("{other:?} does not forward"),
     }
 }
 
@@ -372,7 +380,7 @@ fn paths_and_hosts_are_rewritten() {
 
     assert!(!rewrite("/z").0);
     let mut host = Vec::new();
-    let action = table.hosts[0].routes[0].action().expect("forwards");
+    let action = action_of(&table);
     assert!(action.rewrite_host(None, &RequestHead::of("GET", "h", "/"), None, &mut host));
     assert_eq!(host, b"other");
 }
@@ -389,7 +397,7 @@ fn timeouts_and_retries_have_envoys_defaults() {
             vec![route(PathSpecifier::Prefix("/".into()), action)],
         )]);
 
-        let action = table.hosts[0].routes[0].action().expect("forwards");
+        let action = action_of(&table);
         (
             action.timeouts.request,
             action.retry.as_ref().map(|retry| retry.num_retries),
@@ -489,25 +497,6 @@ fn unknown_conditions_and_settings_are_refused() {
             "{error}"
         );
     }
-}
-
-#[test]
-fn virtual_hosts_can_arrive_one_by_one() {
-    let compiler = Compiler::default();
-    let message = proto::RouteConfiguration {
-        name: "80".into(),
-        vhds: Some(Default::default()),
-        ..Default::default()
-    };
-
-    let (empty, _) = compiler.route(&message).expect("compiles");
-    assert!(empty.uses_vhds && get(&empty, "a", "/").is_none());
-    let (host, _) = compiler
-        .virtual_host("80", &host("80/a", &["a"], vec![prefix("/", "a")]))
-        .expect("compiles");
-    let table = RouteTable::assemble(empty.name.clone(), empty.settings.clone(), vec![host], true)
-        .expect("no conflict");
-    assert_eq!(get(&table, "a", "/").as_deref(), Some("a"));
 }
 
 proptest! {

@@ -14,13 +14,13 @@ use super::{DirectResponse, HeaderOps, Redirect, RouteAction, RouteContext};
 /// A virtual host: domains and the routes below them.
 #[derive(Debug)]
 pub struct VirtualHost {
-    /// Its name; over VHDS the resource's name.
+    /// Its name, for causes and metrics.
     pub name: Arc<str>,
     /// The domains, lower case: exact, `*.suffix`, `prefix.*` or `*`.
     pub domains: Vec<Box<str>>,
     /// Routes in order; the first that matches is taken.
     pub routes: Vec<Route>,
-    /// Plaintext requests are redirected to HTTPS.
+    /// Which plaintext requests are redirected to HTTPS.
     pub requires_tls: RequireTls,
     /// Request headers, applied after the route's.
     pub request_headers: HeaderOps,
@@ -32,15 +32,15 @@ pub struct VirtualHost {
     pub metadata: Metadata,
 }
 
-/// Whether a virtual host insists on TLS.
+/// Which plaintext requests a virtual host redirects to HTTPS. Source: Envoy `require_tls`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum RequireTls {
-    /// No.
+    /// None.
     #[default]
     No,
-    /// For requests from outside.
+    /// Requests from outside the mesh.
     External,
-    /// For all.
+    /// All of them.
     All,
 }
 
@@ -49,9 +49,9 @@ pub enum RequireTls {
 pub struct Route {
     /// Its name; empty if it has none.
     pub name: Arc<str>,
-    /// When it is taken.
+    /// The conditions that a request must meet.
     pub matcher: RouteMatch,
-    /// What it does.
+    /// What it does with a request.
     pub target: Target,
     /// Request headers, applied after the weighted cluster's.
     pub request_headers: HeaderOps,
@@ -61,27 +61,25 @@ pub struct Route {
     pub overrides: Overrides,
     /// Static metadata.
     pub metadata: Metadata,
-    /// For metrics of this route.
-    pub stat_prefix: Box<str>,
 }
 
-/// What a route does.
+/// What a route does with a request.
 #[derive(Debug)]
 pub enum Target {
-    /// Forward.
+    /// Forwards it.
     Forward(Box<RouteAction>),
-    /// Answer with a redirect.
+    /// Answers with a redirect.
     Redirect(Box<Redirect>),
-    /// Answer with this.
+    /// Answers with a response from the configuration.
     Direct(DirectResponse),
-    /// Neither; a filter must answer.
+    /// Does nothing: a filter must answer.
     NonForwarding,
 }
 
-/// When a route is taken: all of these.
+/// The conditions of a route. A request takes the route if it meets all of them.
 #[derive(Debug)]
 pub struct RouteMatch {
-    /// The path.
+    /// The condition on the path.
     pub path: PathMatch,
     pub(crate) headers: Box<[HeaderMatch]>,
     pub(crate) query: Box<[QueryMatch]>,
@@ -93,24 +91,24 @@ pub struct RouteMatch {
     pub(crate) tls_validated: Option<bool>,
 }
 
-/// The condition on the path (without query).
+/// The condition on a request's path, without its query.
 #[derive(Debug)]
 pub enum PathMatch {
-    /// It begins so.
+    /// The path begins with this.
     Prefix(Box<str>),
-    /// It begins so, ASCII case aside.
+    /// The path begins with this; ASCII case does not matter.
     PrefixIgnoreCase(Box<str>),
-    /// It is this.
+    /// The path equals this.
     Exact(Box<str>),
-    /// It is this, ASCII case aside.
+    /// The path equals this; ASCII case does not matter.
     ExactIgnoreCase(Box<str>),
-    /// It is this, or this and a slash and more. The flag: case matters.
+    /// The path equals this, or begins with this and a slash. The flag says whether case matters.
     Separated(Box<str>, bool),
-    /// All of it matches.
+    /// A pattern matches the whole path.
     Regex(Box<FullRegex>),
-    /// A template.
+    /// A template matches the path.
     Template(Box<PathTemplate>),
-    /// A CONNECT request.
+    /// The request is a CONNECT, whatever its path.
     Connect,
 }
 
@@ -146,7 +144,7 @@ impl PathMatch {
         }
     }
 
-    /// How much of a matching path is replaced by a prefix rewrite.
+    /// The length of the part of a matching path that a prefix rewrite replaces.
     pub(crate) fn matched_length(&self, path: &str) -> usize {
         let length = match self {
             Self::Prefix(prefix) | Self::PrefixIgnoreCase(prefix) | Self::Separated(prefix, _) => {
@@ -158,7 +156,7 @@ impl PathMatch {
             Self::Connect => 0,
         };
 
-        // Paths are ASCII, so every length is a boundary; be sure of it all the same.
+        // Paths are ASCII, so every length is a boundary. A path that is not must not panic.
         if path.is_char_boundary(length.min(path.len())) {
             length.min(path.len())
         } else {
@@ -210,7 +208,8 @@ impl RouteMatch {
 }
 
 impl Route {
-    /// The path and query that the upstream is told, written to `out`; `false`: leave it.
+    /// Writes the rewritten path and the query to `out`, and returns whether there is a rewritten
+    /// path: else the request's own stays.
     pub fn rewrite_path(&self, head: &RequestHead, out: &mut Vec<u8>) -> bool {
         let Target::Forward(action) = &self.target else {
             return false;
@@ -238,13 +237,5 @@ impl Route {
         }
 
         true
-    }
-
-    /// The action, if it forwards.
-    pub fn action(&self) -> Option<&RouteAction> {
-        match &self.target {
-            Target::Forward(action) => Some(action),
-            _ => None,
-        }
     }
 }

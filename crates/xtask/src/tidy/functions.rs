@@ -59,14 +59,7 @@ const LONG: &[(&str, &str, &str)] = &[
     ("proxy/src", "stages", TO_CUT),
     ("proxy/src/http1/codec.rs", "read_request", TO_CUT),
     ("proxy-config/src/chain_match.rs", "insert", TO_CUT),
-    (
-        "proxy-config/src/cluster/upstream_http.rs",
-        "compile",
-        TABLE,
-    ),
-    ("proxy-config/src/http/compile.rs", "compile", TABLE),
-    ("proxy-config/src/route/compile/action.rs", "compile", TABLE),
-    ("proxy-config/src/route/retry.rs", "compile", TABLE),
+    ("proxy-config/src/http/compile.rs", "check_fields", TABLE),
     ("redirect/src/plan.rs", "rules", TABLE),
 ];
 

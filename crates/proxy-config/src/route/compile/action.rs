@@ -1,7 +1,4 @@
-//! Compiling what a route does to requests.
-
-use std::sync::Arc;
-use std::time::Duration;
+//! Compiling what a route does with requests that it forwards.
 
 use meltemi_filters::matcher::{Fraction, Substitution};
 use meltemi_filters::{Rejection, Scope};
@@ -9,70 +6,31 @@ use meltemi_proto::envoy::config::core::v3::RoutingPriority;
 use meltemi_proto::envoy::config::route::v3 as proto;
 use proto::route_action::{ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier};
 
-use super::HostWide;
-use crate::compiler::Compiler;
-use crate::convert::{boolean, limit, subset_match};
-use crate::http_filter::compile_overrides;
+use super::{HostWide, compile_retry};
+use crate::convert::{boolean, header_name, limit, non_empty, not_honoured, subset_match};
+use crate::http_filter::FilterShared;
 use crate::route::action::{
-    HashPolicies, HostRewrite, Mirror, PathRewrite, Timeouts, WeightedCluster, WeightedClusters,
+    HashPolicies, HostRewrite, Mirror, PathRewrite, RouteLimit, Timeouts, WeightedClusters,
 };
-use crate::route::{ClusterChoice, ClusterRef, HashPolicy, RetryPolicy, RouteAction};
-
-pub(super) fn mirrors(
-    messages: &[proto::route_action::RequestMirrorPolicy],
-    scope: &mut Scope,
-) -> Result<Vec<Mirror>, Rejection> {
-    scope.each("request_mirror_policies", messages, |scope, mirror| {
-        scope.unsupported(
-            "request_headers_mutations",
-            !mirror.request_headers_mutations.is_empty(),
-        );
-
-        Ok(Mirror {
-            cluster: match (mirror.cluster.as_str(), mirror.cluster_header.as_str()) {
-                ("", "") => return scope.refuse("a mirror without cluster"),
-                ("", header) => ClusterRef::Header(header.to_ascii_lowercase().into()),
-                (cluster, _) => ClusterRef::Name(cluster.into()),
-            },
-            fraction: Fraction::from_runtime(mirror.runtime_fraction.as_ref(), Fraction::ALL),
-            keep_host: mirror.disable_shadow_host_suffix_append,
-            host_rewrite: Some(mirror.host_rewrite_literal.as_str())
-                .filter(|host| !host.is_empty())
-                .map(Into::into),
-        })
-    })
-}
+use crate::route::{ClusterChoice, ClusterRef, HashPolicy, RouteAction};
+use crate::upgrade::Upgrades;
 
 impl RouteAction {
     pub(super) fn compile(
         message: &proto::RouteAction,
         owner: &str,
         general: &HostWide<'_>,
-        compiler: &Compiler,
+        shared: &FilterShared,
         scope: &mut Scope,
     ) -> Result<Self, Rejection> {
-        if message.retry_policy_typed_config.is_some() || message.path_rewrite_policy.is_some() {
-            return scope.refuse("retry_policy_typed_config and path_rewrite_policy are unknown");
-        }
-        scope.unsupported("hedge_policy", message.hedge_policy.is_some());
-        scope.unsupported(
-            "internal_redirect_policy",
-            message.internal_redirect_policy.is_some(),
-        );
-
-        scope.unsupported(
-            "upgrade_configs.connect_config",
-            message
-                .upgrade_configs
-                .iter()
-                .any(|upgrade| upgrade.connect_config.is_some()),
-        );
-
-        scope.unsupported("rate_limits", !message.rate_limits.is_empty());
+        check_fields(message, scope)?;
         let metadata_match = subset_match(message.metadata_match.as_ref());
-        let mut weight_header = None;
-        let cluster =
-            match scope.required("cluster_specifier", message.cluster_specifier.as_ref())? {
+        let own_mirrors = compile_mirrors(&message.request_mirror_policies, scope)?;
+
+        Ok(Self {
+            cluster: match scope
+                .required("cluster_specifier", message.cluster_specifier.as_ref())?
+            {
                 ClusterSpecifier::Cluster(name) if name.is_empty() => {
                     return scope.refuse("an empty cluster name");
                 }
@@ -80,33 +38,18 @@ impl RouteAction {
                 ClusterSpecifier::ClusterHeader(name) if name.is_empty() => {
                     return scope.refuse("an empty cluster_header");
                 }
-                ClusterSpecifier::ClusterHeader(name) => {
-                    ClusterChoice::Header(name.to_ascii_lowercase().into())
-                }
+                ClusterSpecifier::ClusterHeader(name) => ClusterChoice::Header(header_name(name)),
                 ClusterSpecifier::WeightedClusters(weighted) => {
-                    use proto::weighted_cluster::RandomValueSpecifier;
-
-                    match &weighted.random_value_specifier {
-                        Some(RandomValueSpecifier::HeaderName(name)) => {
-                            weight_header = Some(name.to_ascii_lowercase().into());
-                        }
-                        Some(RandomValueSpecifier::UseHashPolicy(on)) => {
-                            scope.unsupported("weighted_clusters.use_hash_policy", on.value);
-                        }
-                        None => {}
-                    }
-
+                    let general = metadata_match.as_ref();
                     ClusterChoice::Weighted(scope.within("weighted_clusters", |scope| {
-                        compile_weighted(weighted, metadata_match.as_ref(), owner, compiler, scope)
+                        WeightedClusters::compile(weighted, general, owner, shared, scope)
                     })?)
                 }
-                _ => return scope.refuse("cluster specifier plugins are unknown"),
-            };
-
-        let own_mirrors = mirrors(&message.request_mirror_policies, scope)?;
-
-        Ok(Self {
-            cluster,
+                ClusterSpecifier::ClusterSpecifierPlugin(_)
+                | ClusterSpecifier::InlineClusterSpecifierPlugin(_) => {
+                    return scope.refuse("cluster specifier plugins are unknown");
+                }
+            },
             cluster_not_found_status: match ClusterNotFoundResponseCode::try_from(
                 message.cluster_not_found_response_code,
             ) {
@@ -114,55 +57,13 @@ impl RouteAction {
                 Ok(ClusterNotFoundResponseCode::InternalServerError) => 500,
                 Ok(ClusterNotFoundResponseCode::ServiceUnavailable) | Err(_) => 503,
             },
-            metadata_match,
-            path_rewrite: match (
-                &*message.prefix_rewrite,
-                &message.regex_rewrite,
-                &*message.path_rewrite,
-            ) {
-                ("", None, "") => None,
-                (prefix, None, "") => Some(PathRewrite::Prefix(prefix.into())),
-                ("", Some(rewrite), "") => Some(PathRewrite::Regex(Box::new(
-                    scope.within("regex_rewrite", |scope| {
-                        Substitution::compile(rewrite, scope)
-                    })?,
-                ))),
-                ("", None, path) => match path.contains('%') {
-                    true => return scope.refuse("path_rewrite with formatters is unknown"),
-                    false => Some(PathRewrite::Full(path.into())),
-                },
-                _ => {
-                    return scope
-                        .refuse("more than one of prefix_rewrite, regex_rewrite and path_rewrite");
-                }
-            },
-            host_rewrite: match &message.host_rewrite_specifier {
-                None => None,
-                Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
-                    Some(HostRewrite::Literal(host.as_str().into())).filter(|_| !host.is_empty())
-                }
-                Some(HostRewriteSpecifier::AutoHostRewrite(on)) => {
-                    on.value.then_some(HostRewrite::Auto)
-                }
-                Some(HostRewriteSpecifier::HostRewriteHeader(name)) => {
-                    Some(HostRewrite::Header(name.to_ascii_lowercase().into()))
-                }
-                Some(HostRewriteSpecifier::HostRewritePathRegex(rewrite)) => Some(
-                    HostRewrite::PathRegex(Box::new(Substitution::compile(rewrite, scope)?)),
-                ),
-                Some(HostRewriteSpecifier::HostRewrite(_)) => {
-                    return scope.refuse("host_rewrite is unknown");
-                }
-            },
+            path_rewrite: PathRewrite::compile(message, scope)?,
+            host_rewrite: HostRewrite::compile(message.host_rewrite_specifier.as_ref(), scope)?,
             append_x_forwarded_host: message.append_x_forwarded_host,
-            timeouts: compile_timeouts(message, scope)?,
-            retry: match &message.retry_policy {
-                Some(retry) => {
-                    Some(Arc::new(scope.within("retry_policy", |scope| {
-                        RetryPolicy::compile(retry, scope)
-                    })?))
-                }
+            timeouts: Timeouts::compile(message, scope)?,
+            retry: match compile_retry(message.retry_policy.as_ref(), scope)? {
                 None => general.retry.clone(),
+                own => own,
             },
             hash: HashPolicies(
                 scope
@@ -174,126 +75,224 @@ impl RouteAction {
                     .collect(),
             ),
             mirrors: match own_mirrors.is_empty() {
-                true => mirrors(general.mirrors, scope)?,
+                true => compile_mirrors(general.mirrors, scope)?,
                 false => own_mirrors,
             },
-            upgrades: message
-                .upgrade_configs
-                .iter()
-                .map(|upgrade| {
-                    (
-                        upgrade.upgrade_type.to_ascii_lowercase().into(),
-                        boolean(upgrade.enabled.as_ref(), true),
-                    )
-                })
-                .collect(),
+            upgrades: compile_upgrades(&message.upgrade_configs, scope),
             high_priority: message.priority == RoutingPriority::High as i32,
             request_attempt_count: general.request_attempt_count,
             response_attempt_count: general.response_attempt_count,
-            weight_header,
+            metadata_match,
         })
     }
 }
 
-fn compile_timeouts(
-    message: &proto::RouteAction,
-    scope: &mut Scope,
-) -> Result<Timeouts, Rejection> {
-    let stream = message.max_stream_duration.as_ref();
-    #[allow(deprecated)] // what Istio sends
-    let (max_grpc, grpc_offset) = (
-        message.max_grpc_timeout.as_ref(),
-        message.grpc_timeout_offset.as_ref(),
+/// Refuses, or warns of, the fields that have no effect here.
+fn check_fields(message: &proto::RouteAction, scope: &mut Scope) -> Result<(), Rejection> {
+    #[expect(deprecated, reason = "older fields are treated like the newer ones")]
+    let proto::RouteAction {
+        path_rewrite_policy,
+        flush_timeout,
+        retry_policy_typed_config,
+        rate_limits,
+        internal_redirect_policy,
+        internal_redirect_action,
+        max_internal_redirects,
+        hedge_policy,
+        // Concerns requests in TLS early data, which is not accepted.
+        early_data_policy: _,
+        // Concerns `rate_limits` of the virtual host, which have no effect either.
+        include_vh_rate_limits: _,
+        // All others are compiled.
+        cluster_not_found_response_code: _,
+        metadata_match: _,
+        prefix_rewrite: _,
+        regex_rewrite: _,
+        path_rewrite: _,
+        append_x_forwarded_host: _,
+        timeout: _,
+        idle_timeout: _,
+        retry_policy: _,
+        request_mirror_policies: _,
+        priority: _,
+        hash_policy: _,
+        cors: _,
+        max_grpc_timeout: _,
+        grpc_timeout_offset: _,
+        upgrade_configs: _,
+        max_stream_duration: _,
+        cluster_specifier: _,
+        host_rewrite_specifier: _,
+    } = message;
+
+    if retry_policy_typed_config.is_some() || path_rewrite_policy.is_some() {
+        return scope.refuse("retry_policy_typed_config and path_rewrite_policy are unknown");
+    }
+
+    not_honoured!(
+        scope,
+        flush_timeout,
+        rate_limits,
+        internal_redirect_policy,
+        internal_redirect_action,
+        max_internal_redirects,
+        hedge_policy,
     );
 
-    let max_grpc = stream
-        .and_then(|stream| stream.grpc_timeout_header_max.as_ref())
-        .or(max_grpc);
-    let grpc_offset = stream
-        .and_then(|stream| stream.grpc_timeout_header_offset.as_ref())
-        .or(grpc_offset);
-    let zero_is_none = |duration: Duration| Some(duration).filter(|duration| !duration.is_zero());
+    Ok(())
+}
 
-    Ok(Timeouts {
-        request: limit(
-            "timeout",
-            message.timeout.as_ref(),
-            Some(Duration::from_secs(15)),
-            scope,
-        )?,
-        idle: scope
-            .duration("idle_timeout", message.idle_timeout.as_ref())?
-            .map(zero_is_none),
-        max_grpc: scope.duration("max_grpc_timeout", max_grpc)?,
-        grpc_offset: scope
-            .duration("grpc_timeout_offset", grpc_offset)?
-            .unwrap_or_default(),
-        max_stream: scope
-            .duration(
-                "max_stream_duration",
-                stream.and_then(|stream| stream.max_stream_duration.as_ref()),
-            )?
-            .map(zero_is_none),
+/// A cluster that stands in the configuration by `name`, or else in the request's `header`.
+pub(super) fn compile_cluster_ref(
+    name: &str,
+    header: &str,
+    what: &str,
+    scope: &Scope,
+) -> Result<ClusterRef, Rejection> {
+    match (name, header) {
+        ("", "") => scope.refuse(format!("{what} without name")),
+        ("", header) => Ok(ClusterRef::Header(header_name(header))),
+        (name, _) => Ok(ClusterRef::Name(name.into())),
+    }
+}
+
+pub(super) fn compile_mirrors(
+    messages: &[proto::route_action::RequestMirrorPolicy],
+    scope: &mut Scope,
+) -> Result<Vec<Mirror>, Rejection> {
+    scope.each("request_mirror_policies", messages, |scope, message| {
+        let proto::route_action::RequestMirrorPolicy {
+            cluster,
+            cluster_header,
+            runtime_fraction,
+            disable_shadow_host_suffix_append,
+            request_headers_mutations,
+            host_rewrite_literal,
+            // Concerns spans, and no spans are made.
+            trace_sampled: _,
+        } = message;
+        not_honoured!(scope, request_headers_mutations);
+
+        Ok(Mirror {
+            cluster: compile_cluster_ref(
+                cluster,
+                cluster_header,
+                "the cluster of a mirror",
+                scope,
+            )?,
+            fraction: Fraction::from_runtime(runtime_fraction.as_ref(), Fraction::ALL),
+            keep_host: *disable_shadow_host_suffix_append,
+            host_rewrite: non_empty(host_rewrite_literal),
+        })
     })
 }
 
-fn compile_weighted(
-    message: &proto::WeightedCluster,
-    general: Option<&meltemi_lb::SubsetMatch>,
-    owner: &str,
-    compiler: &Compiler,
+fn compile_upgrades(
+    messages: &[proto::route_action::UpgradeConfig],
     scope: &mut Scope,
-) -> Result<WeightedClusters, Rejection> {
-    use proto::weighted_cluster::cluster_weight::HostRewriteSpecifier;
+) -> Upgrades {
+    let settings = messages.iter().map(|message| {
+        let proto::route_action::UpgradeConfig {
+            upgrade_type,
+            enabled,
+            connect_config,
+        } = message;
+        scope.unsupported("upgrade_configs.connect_config", connect_config.is_some());
 
-    let clusters = scope.each("clusters", &message.clusters, |scope, cluster| {
-        let own = subset_match(cluster.metadata_match.as_ref());
-        Ok(WeightedCluster {
-            cluster: match (cluster.name.as_str(), cluster.cluster_header.as_str()) {
-                ("", "") => return scope.refuse("a weighted cluster without name"),
-                ("", header) => ClusterRef::Header(header.to_ascii_lowercase().into()),
-                (name, _) => ClusterRef::Name(name.into()),
-            },
-            weight: cluster.weight.as_ref().map_or(0, |weight| weight.value),
-            metadata_match: match (own, general) {
-                (Some(own), Some(general)) => Some(own.over(general)),
-                (own, general) => own.or_else(|| general.cloned()),
-            },
-            request_headers: super::request_headers(
-                &cluster.request_headers_to_add,
-                &cluster.request_headers_to_remove,
-                scope,
-            )?,
-            response_headers: super::response_headers(
-                &cluster.response_headers_to_add,
-                &cluster.response_headers_to_remove,
-                scope,
-            )?,
-            overrides: compile_overrides(
-                &cluster.typed_per_filter_config,
-                &format!("{owner}/{}", cluster.name),
-                compiler,
-                scope,
-            )?,
-            host_rewrite: cluster.host_rewrite_specifier.as_ref().map(|specifier| {
-                let HostRewriteSpecifier::HostRewriteLiteral(host) = specifier;
-                host.as_str().into()
-            }),
+        (upgrade_type.as_str(), boolean(enabled.as_ref(), true))
+    });
+
+    settings.collect()
+}
+
+impl PathRewrite {
+    fn compile(message: &proto::RouteAction, scope: &mut Scope) -> Result<Option<Self>, Rejection> {
+        let fields = (
+            &*message.prefix_rewrite,
+            &message.regex_rewrite,
+            &*message.path_rewrite,
+        );
+
+        Ok(match fields {
+            ("", None, "") => None,
+            (prefix, None, "") => Some(Self::Prefix(prefix.into())),
+            ("", Some(rewrite), "") => {
+                let rewrite = scope.within("regex_rewrite", |scope| {
+                    Substitution::compile(rewrite, scope)
+                })?;
+                Some(Self::Regex(Box::new(rewrite)))
+            }
+            ("", None, path) if path.contains('%') => {
+                return scope.refuse("path_rewrite with formatters is unknown");
+            }
+            ("", None, path) => Some(Self::Full(path.into())),
+            _ => {
+                return scope
+                    .refuse("more than one of prefix_rewrite, regex_rewrite and path_rewrite");
+            }
         })
-    })?;
+    }
+}
 
-    let mut sum = 0u64;
-    let bounds: Vec<u64> = clusters
-        .iter()
-        .map(|cluster| {
-            sum += u64::from(cluster.weight);
-            sum
+impl HostRewrite {
+    fn compile(
+        message: Option<&HostRewriteSpecifier>,
+        scope: &mut Scope,
+    ) -> Result<Option<Self>, Rejection> {
+        Ok(match message {
+            None => None,
+            Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
+                non_empty(host).map(Self::Literal)
+            }
+            Some(HostRewriteSpecifier::AutoHostRewrite(on)) => on.value.then_some(Self::Auto),
+            Some(HostRewriteSpecifier::HostRewriteHeader(name)) => {
+                Some(Self::Header(header_name(name)))
+            }
+            Some(HostRewriteSpecifier::HostRewritePathRegex(rewrite)) => Some(Self::PathRegex(
+                Box::new(Substitution::compile(rewrite, scope)?),
+            )),
+            Some(HostRewriteSpecifier::HostRewrite(_)) => {
+                return scope.refuse("host_rewrite is unknown");
+            }
         })
-        .collect();
+    }
+}
 
-    match sum {
-        0 => scope.refuse("weights sum to 0"),
-        sum if sum > u64::from(u32::MAX) => scope.refuse("weights sum to more than 4294967295"),
-        _ => Ok(WeightedClusters { bounds, clusters }),
+impl Timeouts {
+    fn compile(message: &proto::RouteAction, scope: &Scope) -> Result<Self, Rejection> {
+        let proto::route_action::MaxStreamDuration {
+            max_stream_duration,
+            grpc_timeout_header_max,
+            grpc_timeout_header_offset,
+        } = message.max_stream_duration.unwrap_or_default();
+
+        #[expect(deprecated, reason = "Istio sends the older fields")]
+        let (max_grpc, grpc_offset) = (
+            grpc_timeout_header_max.or(message.max_grpc_timeout),
+            grpc_timeout_header_offset.or(message.grpc_timeout_offset),
+        );
+
+        let route_limit = |field: &str, value: Option<&_>| {
+            Ok(match scope.duration(field, value)? {
+                None => RouteLimit::Inherited,
+                Some(duration) if duration.is_zero() => RouteLimit::Off,
+                Some(duration) => RouteLimit::After(duration),
+            })
+        };
+
+        Ok(Self {
+            request: limit(
+                "timeout",
+                message.timeout.as_ref(),
+                Some(std::time::Duration::from_secs(15)),
+                scope,
+            )?,
+            idle: route_limit("idle_timeout", message.idle_timeout.as_ref())?,
+            max_grpc: scope.duration("max_grpc_timeout", max_grpc.as_ref())?,
+            grpc_offset: scope
+                .duration("grpc_timeout_offset", grpc_offset.as_ref())?
+                .unwrap_or_default(),
+            max_stream: route_limit("max_stream_duration", max_stream_duration.as_ref())?,
+        })
     }
 }
