@@ -12,8 +12,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD as BASE64;
-use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Limited};
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use meltemi_admin_api::{
     ConfigDump, DumpedResource, DumpedType, EndpointView, ErrorBody, ObjectSelector,
@@ -25,7 +26,7 @@ use meltemi_proto::type_url;
 use meltemi_store::World;
 use meltemi_translate::Memo;
 use meltemi_types::is_local_host;
-use meltemi_web::{Answer, Limits, WhenFull};
+use meltemi_web::{Limits, WhenFull};
 use serde::Serialize;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
@@ -49,6 +50,8 @@ const LIMITS: Limits = Limits {
     connection_time: None,
     grace: Duration::from_secs(2),
 };
+
+type Reply = Response<Full<Bytes>>;
 
 /// What the endpoints look at.
 pub(crate) struct Api {
@@ -111,7 +114,7 @@ pub(crate) async fn serve_socket(listener: UnixListener, api: Arc<Api>, stop: Ca
 }
 
 impl Api {
-    async fn answer(&self, request: Request<Incoming>, door: Door) -> Answer {
+    async fn answer(&self, request: Request<Incoming>, door: Door) -> Reply {
         let path = request.uri().path().to_owned();
         let query = decode(request.uri().query().unwrap_or_default());
         let of = |key: &str| {
@@ -229,7 +232,7 @@ impl Api {
     }
 
     /// Lets callers of protected endpoints in.
-    async fn admit(&self, request: &Request<Incoming>, door: Door) -> Result<(), Answer> {
+    async fn admit(&self, request: &Request<Incoming>, door: Door) -> Result<(), Reply> {
         let Door::Tcp(address) = door else {
             return Ok(());
         };
@@ -414,14 +417,14 @@ fn is_true(value: &str) -> bool {
     matches!(value, "true" | "1" | "All")
 }
 
-fn json(status: StatusCode, value: &impl Serialize) -> Answer {
+fn json(status: StatusCode, value: &impl Serialize) -> Reply {
     match serde_json::to_vec(value) {
         Ok(body) => reply(status, "application/json", body),
         Err(reason) => error(StatusCode::INTERNAL_SERVER_ERROR, &reason.to_string()),
     }
 }
 
-fn text(body: String) -> Answer {
+fn text(body: String) -> Reply {
     reply(
         StatusCode::OK,
         "text/plain; version=0.0.4; charset=utf-8",
@@ -429,7 +432,7 @@ fn text(body: String) -> Answer {
     )
 }
 
-fn error(status: StatusCode, message: &str) -> Answer {
+fn error(status: StatusCode, message: &str) -> Reply {
     json(
         status,
         &ErrorBody {
@@ -438,9 +441,16 @@ fn error(status: StatusCode, message: &str) -> Answer {
     )
 }
 
-fn reply(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Answer {
-    let mut reply = meltemi_web::page(status, content_type, body);
-    reply.headers_mut().insert(
+fn reply(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Reply {
+    let mut reply = Response::new(Full::new(Bytes::from(body)));
+    *reply.status_mut() = status;
+    let headers = reply.headers_mut();
+    headers.insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static(content_type),
+    );
+
+    headers.insert(
         http::header::X_CONTENT_TYPE_OPTIONS,
         http::HeaderValue::from_static("nosniff"),
     );

@@ -9,7 +9,8 @@ mod stats;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use meltemi_telemetry::{istio, prometheus};
 use meltemi_web::{Limits, WhenFull};
@@ -50,11 +51,17 @@ pub async fn serve(socket: std::net::TcpListener, inspector: Inspector, only_met
     meltemi_web::serve(listener, LIMITS, handler, std::future::pending()).await;
 }
 
-type Page = meltemi_web::Answer;
+type Page = Response<Full<Bytes>>;
 
 fn page(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Page {
-    let mut response = meltemi_web::page(status, kind, body);
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
     let headers = response.headers_mut();
+    headers.insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static(kind),
+    );
+
     headers.insert(
         "x-content-type-options",
         http::HeaderValue::from_static("nosniff"),

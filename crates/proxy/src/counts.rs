@@ -249,14 +249,14 @@ impl Known {
     }
 
     /// Forgets what no listener names and no connection uses any more.
-    pub fn keep<'a>(&self, listeners: impl Iterator<Item = (&'a Arc<str>, &'a Arc<Listener>)>) {
+    pub fn keep<'a>(&self, listeners: impl Iterator<Item = &'a Arc<Listener>>) {
         let (mut names, mut prefixes) = (
             std::collections::HashSet::new(),
             std::collections::HashSet::new(),
         );
 
-        for (name, listener) in listeners {
-            names.insert(name.clone());
+        for listener in listeners {
+            names.insert(listener.name.clone());
             prefixes.extend(
                 listener
                     .chains

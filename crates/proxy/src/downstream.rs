@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meltemi_filters::{Cause, ConnInfo, TlsPeer};
-use meltemi_proxy_config::http::{HttpConnectionManager, RouteSource};
+use meltemi_proxy_config::http::{ClientCertParts, HttpConnectionManager, RouteSource};
 use meltemi_proxy_config::listener::{FilterChain, Listener, Terminal};
 use meltemi_proxy_config::route::RouteTable;
 use meltemi_tls::{XfccFields, XfccPeer};
@@ -69,7 +69,8 @@ pub struct Downstream {
     pub requests: Cell<u64>,
     principal: Option<Arc<str>>,
     own_principal: Option<Arc<str>>,
-    xfcc: RefCell<Option<(usize, Rc<str>)>>,
+    /// The element of `x-forwarded-client-cert`, and the settings that it was made with.
+    xfcc: RefCell<Option<(ClientCertParts, Rc<str>)>>,
     view: RefCell<Rc<ChainView>>,
     /// Why it is asked to end, and since when.
     drain: RefCell<Option<(DrainReason, Instant)>>,
@@ -121,16 +122,15 @@ impl Downstream {
         self.own_principal.clone()
     }
 
-    /// This connection's element of `x-forwarded-client-cert`; the same for all its requests.
-    pub fn xfcc(&self, http: &HttpConnectionManager, tls: &TlsPeer) -> Rc<str> {
-        let key = std::ptr::from_ref(http) as usize;
-        if let Some((made_for, element)) = &*self.xfcc.borrow()
-            && *made_for == key
+    /// This connection's element of `x-forwarded-client-cert`. It is made once, and again only when
+    /// a newer configuration wants other parts in it.
+    pub fn xfcc(&self, parts: ClientCertParts, tls: &TlsPeer) -> Rc<str> {
+        if let Some((made_with, element)) = &*self.xfcc.borrow()
+            && *made_with == parts
         {
             return element.clone();
         }
 
-        let parts = http.client_cert_parts;
         let fields = XfccFields {
             subject: parts.subject,
             uri: parts.uri,
@@ -146,7 +146,7 @@ impl Downstream {
         };
 
         let element: Rc<str> = meltemi_tls::xfcc_element(own, peer, fields).into();
-        *self.xfcc.borrow_mut() = Some((key, element.clone()));
+        *self.xfcc.borrow_mut() = Some((parts, element.clone()));
 
         element
     }

@@ -76,7 +76,8 @@ struct Inspected {
 }
 
 async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: SocketAddr) {
-    let Some(mut listener) = worker.published().listeners.get(name).cloned() else {
+    let published = worker.published();
+    let Some(arrived) = published.snapshot.listener(name) else {
         return;
     };
     let Some(half_open) = worker.half_open.admit(peer.ip()) else {
@@ -90,21 +91,22 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
     let Ok(mut local) = stream.local_addr() else {
         return;
     };
-    if listener.filters.restores_original_dst() || listener.use_original_dst {
+    if arrived.filters.restores_original_dst() || arrived.use_original_dst {
         local = meltemi_net::original_destination(&stream).unwrap_or(local);
     }
-    if let Some(keepalive) = &listener.keepalive {
+    if let Some(keepalive) = &arrived.keepalive {
         // A connection without probes is still a connection.
         let _ = meltemi_net::socket::set_keepalive((&stream).into(), keepalive);
     }
 
     let mut info = ConnInfo::plain(local, peer);
-    if listener.use_original_dst
-        && let Some(other) = worker.listener_for(info.local)
-        && !Arc::ptr_eq(&other, &listener)
-    {
-        listener = other;
-    }
+    let listener = published
+        .snapshot
+        .find_listener(arrived, info.local)
+        .clone();
+
+    // The connection may outlive this configuration by hours.
+    drop(published);
 
     let counts = worker.counts.listener(&listener.name);
     counts.connections.inc();

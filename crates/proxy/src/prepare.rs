@@ -294,7 +294,7 @@ fn client_cert(http: &HttpConnectionManager, conn: &Downstream, head: &mut Reque
     let (Some(tls), true) = (mutual, sets) else {
         return;
     };
-    let element = conn.xfcc(http, tls);
+    let element = conn.xfcc(http.client_cert_parts, tls);
     head.fields_mut()
         .append_joined("x-forwarded-client-cert", b",", element.as_bytes());
 }

@@ -1,13 +1,14 @@
-//! What the control thread publishes and every worker serves from: immutable, swapped as a whole.
+//! What the control thread publishes and every worker serves from: a snapshot of the configuration,
+//! and the live records of its clusters. Immutable, and swapped as a whole.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use meltemi_proxy_config::ProxySnapshot;
 use meltemi_proxy_config::cluster::{Cluster, Discovery};
 use meltemi_proxy_config::endpoint::{Endpoint, EndpointSet};
 use meltemi_proxy_config::listener::{Direction, Listener};
-use meltemi_proxy_config::route::RouteTable;
 
 use crate::upstream::live::{ClusterLive, HostLive};
 
@@ -16,12 +17,10 @@ use crate::upstream::live::{ClusterLive, HostLive};
 pub struct Published {
     /// Grows by one with each publication.
     pub generation: u64,
-    /// Listeners by name.
-    pub listeners: BTreeMap<Arc<str>, Arc<Listener>>,
-    /// Clusters by name.
+    /// The configuration.
+    pub snapshot: ProxySnapshot,
+    /// The snapshot's clusters by name, each with its live record.
     pub clusters: HashMap<Arc<str>, Arc<ClusterEntry>>,
-    /// Named route tables.
-    pub routes: HashMap<Arc<str>, Arc<RouteTable>>,
     /// Connections of these listeners are asked to end.
     pub draining: Option<Drained>,
 }

@@ -92,7 +92,7 @@ pub async fn forward(
 
     if plan.upgrade {
         let protocol = head.fields().known_str(Known::Upgrade).unwrap_or_default();
-        if !action.allows_upgrade(protocol, exchange.http) {
+        if !action.upgrades.allow(protocol, &exchange.http.upgrades) {
             let cause = Cause::Upgrade(plan.decision.label().clone());
             return Err(Box::new(LocalReply::new(403, "", "upgrade_failed", cause)));
         }

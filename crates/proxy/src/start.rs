@@ -11,9 +11,9 @@ use meltemi_filters::http::LocalPeer;
 use meltemi_filters::peer_metadata::PeerInfo;
 use meltemi_net::{Binder, OsBinder};
 use meltemi_proto::Any;
-use meltemi_proto::envoy::config::bootstrap::v3::Bootstrap;
 use meltemi_proto::envoy::config::core::v3::Node;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET};
+use meltemi_proxy_config::bootstrap::Bootstrap;
 use meltemi_telemetry::Registry;
 use meltemi_tls::SecretStore;
 use meltemi_xds::{ClientConfig, Subscription};
@@ -22,8 +22,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::admin;
 use crate::common::{Common, Levels, ServerState};
 use crate::control::driver::{Driver, Request, Status};
+use crate::control::fixed;
 use crate::control::inspect::{Inspector, look};
-use crate::control::state::apply_secrets;
 use crate::logs::Logs;
 use crate::published::Drained;
 use crate::worker::{Command, Worker, serve};
@@ -48,7 +48,8 @@ pub struct ProxyOptions {
     pub xds: Option<ClientConfig>,
     /// What it is asked for.
     pub discover: Discover,
-    /// Static resources.
+    /// Static resources. Its other parts have no effect here: whoever starts the proxy has read them
+    /// into these options.
     pub bootstrap: Option<Bootstrap>,
     /// Metrics.
     pub registry: Arc<Registry>,
@@ -137,8 +138,14 @@ pub struct ProxyHandle {
 pub struct Proxy;
 
 impl Proxy {
+    /// Whether a proxy can start with this bootstrap: reads the certificates and secrets that it
+    /// names, and fails with the words of [`Proxy::start`].
+    pub fn validate(bootstrap: &Bootstrap) -> io::Result<()> {
+        fixed::load(bootstrap).map(drop).map_err(io::Error::other)
+    }
+
     /// Starts the threads. Fails if a thread or the admin socket cannot be had, or if a static
-    /// resource is refused.
+    /// resource cannot be used.
     pub fn start(options: ProxyOptions) -> io::Result<ProxyHandle> {
         let ProxyOptions {
             node,
@@ -156,6 +163,14 @@ impl Proxy {
             drain_time,
             levels,
         } = options;
+
+        let fixed = match bootstrap {
+            Some(bootstrap) => {
+                let secrets = fixed::load(&bootstrap).map_err(io::Error::other)?;
+                Some((bootstrap, secrets))
+            }
+            None => None,
+        };
 
         let info = node
             .metadata
@@ -198,8 +213,8 @@ impl Proxy {
         }
         let (ready_sender, ready) = watch::channel(false);
         let (mut driver, resolved) = Driver::new(common.clone(), senders.clone(), ready_sender);
-        if let Some(bootstrap) = &bootstrap {
-            apply_bootstrap(&mut driver, &common, bootstrap).map_err(io::Error::other)?;
+        if let Some((bootstrap, secrets)) = fixed {
+            driver.set_static(bootstrap, secrets);
         }
         let (requests, inbox) = mpsc::channel(64);
         let mut admin_sockets = Vec::new();
@@ -295,41 +310,6 @@ fn control_thread(
                 Err(error) => tracing::error!(%error, "the control thread cannot start"),
             }
         })
-}
-
-fn apply_bootstrap(
-    driver: &mut Driver,
-    common: &Common,
-    bootstrap: &Bootstrap,
-) -> Result<(), String> {
-    let Some(resources) = &bootstrap.static_resources else {
-        return Ok(());
-    };
-    for secret in &resources.secrets {
-        apply_secrets(&common.secrets, &secret.name, &meltemi_proto::pack(secret))?;
-    }
-    let clusters: Vec<(String, Any)> = resources
-        .clusters
-        .iter()
-        .map(|cluster| (cluster.name.clone(), meltemi_proto::pack(cluster)))
-        .collect();
-
-    driver.apply_static(CLUSTER, &clusters)?;
-    let listeners: Vec<(String, Any)> = resources
-        .listeners
-        .iter()
-        .enumerate()
-        .map(|(number, listener)| {
-            let name = if listener.name.is_empty() {
-                format!("listener_{number}")
-            } else {
-                listener.name.clone()
-            };
-            (name, meltemi_proto::pack(listener))
-        })
-        .collect();
-
-    driver.apply_static(LISTENER, &listeners)
 }
 
 impl ProxyHandle {

@@ -163,7 +163,8 @@ fn unusable(error: impl std::fmt::Display) -> TlsUnready {
     TlsUnready::Unusable(error.to_string())
 }
 
-fn read(source: &DataSource) -> Result<Vec<u8>, TlsUnready> {
+/// Reads the bytes that a data source stands for.
+pub fn read(source: &DataSource) -> Result<Vec<u8>, TlsUnready> {
     match source {
         DataSource::Inline(bytes) => Ok(bytes.to_vec()),
         // Rare and small: once for a configuration.

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use anyhow::Context;
+use bytes::Bytes;
+use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::{Request, StatusCode};
-use meltemi_web::{Limits, WhenFull, page};
+use hyper::{Request, Response, StatusCode, header};
+use meltemi_web::{Limits, WhenFull};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
@@ -50,17 +52,17 @@ where
 
 /// A JSON answer.
 pub(crate) fn json(status: StatusCode, value: &serde_json::Value) -> Answer {
-    page(status, "application/json", value.to_string())
+    with_type(status, "application/json", value.to_string())
 }
 
 /// An HTML answer.
 pub(crate) fn html(status: StatusCode, text: String) -> Answer {
-    page(status, "text/html; charset=utf-8", text)
+    with_type(status, "text/html; charset=utf-8", text)
 }
 
 /// Metrics for Prometheus.
 pub(crate) fn metrics(text: String) -> Answer {
-    page(
+    with_type(
         StatusCode::OK,
         "text/plain; version=0.0.4; charset=utf-8",
         text,
@@ -73,6 +75,16 @@ pub(crate) fn not_found() -> Answer {
         StatusCode::NOT_FOUND,
         &serde_json::json!({"error": "no such page"}),
     )
+}
+
+fn with_type(status: StatusCode, content_type: &'static str, text: String) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(text)));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(content_type),
+    );
+    answer
 }
 
 /// The number after `/prefix/` in a path such as `/details/0`.

@@ -6,9 +6,7 @@
 //! Must never import: anything of ours.
 
 mod client;
-mod page;
 mod server;
 
 pub use client::{call, call_at};
-pub use page::{Answer, page};
-pub use server::{Accept, Limits, WhenFull, serve};
+pub use server::{Accept, Answer, Limits, WhenFull, serve};

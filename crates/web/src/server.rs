@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Request;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -15,10 +17,11 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::Answer;
-
 /// How long the loop rests when the system hands out no connection: others will close theirs.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// The answer of a handler.
+pub type Answer = Response<Full<Bytes>>;
 
 /// How much a server takes on.
 #[derive(Debug, Clone, Copy)]

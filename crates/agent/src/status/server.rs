@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use meltemi_telemetry::prometheus;
-use meltemi_web::{Answer, Limits, WhenFull, page};
+use meltemi_web::{Limits, WhenFull};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
@@ -129,8 +130,19 @@ impl StatusServer {
     }
 }
 
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
-    page(status, "text/plain; charset=utf-8", body)
+type Reply = Response<Full<Bytes>>;
+
+fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Reply {
+    let mut reply = Response::new(Full::new(body.into()));
+    *reply.status_mut() = status;
+    reply
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    reply
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Reply {
+    reply(status, "text/plain; charset=utf-8", body)
 }
 
 async fn answer(
@@ -138,7 +150,7 @@ async fn answer(
     options: StatusOptions,
     peer: SocketAddr,
     request: Request<Incoming>,
-) -> Answer {
+) -> Reply {
     let get = matches!(*request.method(), Method::GET | Method::HEAD);
     match (request.uri().path(), get) {
         ("/healthz/ready", true) => match ready(&sources, options).await {
@@ -168,7 +180,7 @@ async fn ready(sources: &StatusSources, options: StatusOptions) -> Result<(), St
 }
 
 /// Only the workload itself, or who is in its pod, may end it.
-fn command(request: &Request<Incoming>, peer: SocketAddr, notify: &Notify) -> Answer {
+fn command(request: &Request<Incoming>, peer: SocketAddr, notify: &Notify) -> Reply {
     match (
         request.method() == Method::POST,
         peer.ip().to_canonical().is_loopback(),
@@ -182,7 +194,7 @@ fn command(request: &Request<Incoming>, peer: SocketAddr, notify: &Notify) -> An
     }
 }
 
-async fn scrape(sources: &StatusSources, options: StatusOptions) -> Answer {
+async fn scrape(sources: &StatusSources, options: StatusOptions) -> Reply {
     sources.metrics.scrapes.add_shared(1);
     let proxy = tokio::time::timeout(options.scrape_timeout, (sources.proxy_metrics)());
     let app = async {
@@ -215,7 +227,7 @@ async fn scrape(sources: &StatusSources, options: StatusOptions) -> Answer {
 
     append(&mut out, &sources.metrics.encode());
 
-    page(StatusCode::OK, prometheus::CONTENT_TYPE, out)
+    reply(StatusCode::OK, prometheus::CONTENT_TYPE, out)
 }
 
 /// One part that is missing must not hide the others.
@@ -224,7 +236,7 @@ fn failed(sources: &StatusSources, part: &'static str, error: &io::Error) {
     sources.metrics.scrape_failed(part);
 }
 
-fn certificates(sources: &StatusSources) -> Answer {
+fn certificates(sources: &StatusSources) -> Reply {
     let Some(view) = &sources.identity else {
         return text(StatusCode::NOT_FOUND, "no identity here\n");
     };
@@ -255,10 +267,10 @@ fn certificates(sources: &StatusSources) -> Answer {
         "next_attempt": state.next_attempt.map(unix),
     });
 
-    page(StatusCode::OK, "application/json", body.to_string())
+    reply(StatusCode::OK, "application/json", body.to_string())
 }
 
-fn names(sources: &StatusSources) -> Answer {
+fn names(sources: &StatusSources) -> Reply {
     match sources.names.get() {
         None => text(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -271,7 +283,7 @@ fn names(sources: &StatusSources) -> Answer {
                 .map(|(host, ips)| (host.to_owned(), serde_json::json!(ips)))
                 .collect();
 
-            page(
+            reply(
                 StatusCode::OK,
                 "application/json",
                 serde_json::Value::Object(table).to_string(),

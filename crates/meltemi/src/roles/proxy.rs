@@ -22,8 +22,8 @@ pub(crate) fn proxy(args: ProxyArgs) -> Result<i32> {
     meltemi_tls::install_default();
     let file = args.config.display();
     let message = read(&args.config).with_context(|| format!("{file}"))?;
-    let bootstrap = Bootstrap::compile(&message, &Default::default())
-        .map_err(|rejection| anyhow!("{file}: {rejection}"))?;
+    let bootstrap =
+        Bootstrap::compile(&message).map_err(|rejection| anyhow!("{file}: {rejection}"))?;
     for warning in &bootstrap.warnings {
         tracing::warn!(%warning, "{file}");
     }
@@ -43,6 +43,7 @@ pub(crate) fn proxy(args: ProxyArgs) -> Result<i32> {
     };
 
     if args.validate {
+        Proxy::validate(&bootstrap).with_context(|| format!("{file}"))?;
         println!("configuration '{file}' OK");
         return Ok(0);
     }
@@ -53,7 +54,7 @@ pub(crate) fn proxy(args: ProxyArgs) -> Result<i32> {
         .unwrap_or(1);
 
     let options = ProxyOptions {
-        node: bootstrap.node,
+        node: bootstrap.node.clone(),
         workers,
         admin,
         xds,
@@ -61,7 +62,7 @@ pub(crate) fn proxy(args: ProxyArgs) -> Result<i32> {
             clusters: bootstrap.cds,
             listeners: bootstrap.lds,
         },
-        bootstrap: Some(message),
+        bootstrap: Some(bootstrap),
         logs: Logs::default(),
         levels,
         ..ProxyOptions::default()
@@ -122,9 +123,9 @@ fn server(ads: &Ads, bootstrap: &Bootstrap) -> Result<ClientConfig> {
     let cluster = bootstrap
         .clusters
         .iter()
-        .find(|cluster| cluster.name == ads.cluster);
+        .find(|cluster| cluster.value.name == ads.cluster);
 
-    let cluster = cluster.context("does not exist")?;
+    let cluster = &cluster.context("does not exist")?.value;
     ensure!(
         matches!(cluster.transport, UpstreamTransport::Plaintext),
         "a transport_socket towards the server of configuration is not supported; use an agent or a Unix socket",

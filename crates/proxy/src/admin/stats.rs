@@ -231,7 +231,7 @@ impl Rows<'_> {
 
         self.gauge(
             "listener_manager.total_listeners_active",
-            published.listeners.len() as u64,
+            published.snapshot.listeners().len() as u64,
         );
 
         self.gauge(
@@ -278,11 +278,11 @@ fn gather(published: &Published, status: &Status, counts: &Copied) -> Vec<Stat> 
 
     // Two listeners of one address, as one takes the other's place, count together.
     let mut by_address: HashMap<Arc<str>, ListenerCounts> = HashMap::new();
-    for (name, listener) in &published.listeners {
+    for listener in published.snapshot.listeners() {
         let sum = by_address
             .entry(listener_name(listener).into())
             .or_default();
-        if let Some(counts) = counts.listeners.get(name) {
+        if let Some(counts) = counts.listeners.get(&listener.name) {
             sum.add(counts);
         }
     }

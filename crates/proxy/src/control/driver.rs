@@ -10,6 +10,7 @@ use meltemi_net::ListenOptions;
 use meltemi_proto::Any;
 use meltemi_proto::type_url::{ENDPOINT, ROUTE, SECRET};
 use meltemi_proxy_config::Address;
+use meltemi_proxy_config::bootstrap::Bootstrap;
 use meltemi_proxy_config::cluster::Cluster;
 use meltemi_proxy_config::endpoint::EndpointSet;
 use meltemi_proxy_config::listener::Listener;
@@ -20,7 +21,9 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::dns;
-use super::state::{Applied, Origin, State, apply_secrets};
+use super::fixed::NamedSecret;
+use super::secrets;
+use super::state::{Applied, State};
 use crate::common::Common;
 use crate::published::{Drained, Published};
 use crate::worker::Command;
@@ -121,17 +124,12 @@ impl Driver {
         (driver, resolved)
     }
 
-    /// Resources of the bootstrap; the first that is refused ends it.
-    pub fn apply_static(
-        &mut self,
-        type_url: &str,
-        resources: &[(String, Any)],
-    ) -> Result<(), String> {
-        let set = resources.iter().map(|(name, any)| (name.as_str(), "", any));
-        match self.state.apply(type_url, set, &[], Origin::Static).nack() {
-            Some(reason) => Err(reason),
-            None => Ok(()),
+    /// Takes over the static resources of a bootstrap and its secrets.
+    pub fn set_static(&mut self, bootstrap: Bootstrap, secrets: Vec<NamedSecret>) {
+        for (name, secret) in secrets {
+            self.common.secrets.set(&name, secret);
         }
+        self.state.set_static(bootstrap);
     }
 
     /// Runs until told to stop.
@@ -193,7 +191,7 @@ impl Driver {
         match request {
             Request::Apply(type_url, resources, removed, answer) => {
                 let set = resources.iter().map(|(name, any)| (name.as_str(), "", any));
-                let applied = self.state.apply(type_url, set, &removed, Origin::Dynamic);
+                let applied = self.state.apply(type_url, set, &removed);
                 self.reconcile();
                 let _ = answer.send(applied.nack().map_or(Ok(()), Err));
             }
@@ -236,11 +234,12 @@ impl Driver {
     fn listeners(&self) -> Vec<(Arc<str>, Vec<Address>)> {
         let serves = self
             .published
-            .listeners
-            .iter()
-            .filter(|(name, _)| !self.status.bind_errors.contains_key(*name));
+            .snapshot
+            .listeners()
+            .filter(|listener| !self.status.bind_errors.contains_key(&listener.name));
 
-        let addressed = serves.map(|(name, listener)| {
+        let addressed = serves.map(|listener| {
+            let name = &listener.name;
             let bound = self.bound.get(name).map(Vec::as_slice).unwrap_or_default();
             let actual = |address: &Address| {
                 let asked = address.socket()?;
@@ -250,10 +249,11 @@ impl Driver {
                     .map(|(_, actual)| Address::Socket(*actual))
             };
 
-            let all = std::iter::once(&listener.address).chain(&listener.additional_addresses);
             (
                 name.clone(),
-                all.map(|address| actual(address).unwrap_or_else(|| address.clone()))
+                listener
+                    .addresses()
+                    .map(|address| actual(address).unwrap_or_else(|| address.clone()))
                     .collect(),
             )
         });
@@ -283,7 +283,7 @@ impl Driver {
             let mut applied = Applied::default();
             for resource in &update.set {
                 if let Err(reason) =
-                    apply_secrets(&self.common.secrets, &resource.name, &resource.any)
+                    secrets::apply(&self.common.secrets, &resource.name, &resource.any)
                 {
                     applied.refused.push((resource.name.clone(), reason));
                 }
@@ -298,8 +298,7 @@ impl Driver {
                 .set
                 .iter()
                 .map(|r| (r.name.as_str(), r.version.as_str(), &r.any));
-            self.state
-                .apply(&update.type_url, set, &update.removed, Origin::Dynamic)
+            self.state.apply(&update.type_url, set, &update.removed)
         };
 
         self.awaited.remove(&update.type_url);
@@ -410,15 +409,14 @@ impl Driver {
         let stays =
             |listener: &Listener| !self.stopped.is_some_and(|stopped| stopped.has(listener));
         let listening = published
-            .listeners
-            .iter()
-            .filter(|(_, listener)| listener.bind_to_port && stays(listener));
+            .snapshot
+            .listeners()
+            .filter(|listener| listener.bind_to_port && stays(listener));
 
-        for (name, listener) in listening {
-            let addresses =
-                std::iter::once(&listener.address).chain(&listener.additional_addresses);
+        for listener in listening {
+            let addresses = listener.addresses();
             let sockets = addresses.filter_map(|address| Some((listener, address.socket()?)));
-            wanted.insert(name, sockets.collect());
+            wanted.insert(&listener.name, sockets.collect());
         }
 
         self.status

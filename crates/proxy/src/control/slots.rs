@@ -1,4 +1,4 @@
-//! Resources of one type as they were received: what serves, and what waits until it can.
+//! Resources of one type as they were received: which of them serve, and which wait until they can.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,20 +16,33 @@ pub enum Origin {
     Dynamic,
 }
 
+/// A resource as it arrives.
+#[derive(Debug, Clone, Copy)]
+pub struct Sent<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its version, as the server calls it; empty without a server.
+    pub version: &'a str,
+    /// The packed message.
+    pub any: &'a Any,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
 /// A resource as it was received, for `/config_dump`.
 #[derive(Debug, Clone)]
 pub struct Received {
     /// Its name.
     pub name: Arc<str>,
-    /// Its version in the server's words.
+    /// Its version, as the server calls it.
     pub version: String,
     /// The packed message.
     pub any: Any,
-    /// When it came.
+    /// When it arrived.
     pub at: SystemTime,
-    /// Where from.
+    /// Where it comes from.
     pub origin: Origin,
-    /// What is left out of it.
+    /// The parts of it that have no effect.
     pub warnings: Vec<Warning>,
     /// Why a newer version was refused, if one was.
     pub refused: Option<String>,
@@ -38,30 +51,33 @@ pub struct Received {
 /// One resource.
 #[derive(Debug)]
 pub(super) struct Slot<T> {
-    /// Serves.
+    /// The version that serves.
     pub active: Option<Arc<T>>,
-    /// Will serve in its place once what it needs is there.
+    /// The version that will serve in its place once everything that it needs has arrived.
     pub warming: Option<Arc<T>>,
     /// The newest version.
     pub received: Received,
 }
 
-/// What is known of one type.
+/// The resources of one type, by name.
 pub(super) type Slots<T> = BTreeMap<Arc<str>, Slot<T>>;
 
-/// Puts a resource that compiled into its slot, to be warmed; one that did not is noted in it.
-pub(super) fn set<T: std::fmt::Debug>(
+/// Puts a resource that compiled into its slot, to be warmed, and notes in the slot why one did not.
+/// Returns how many of its parts have no effect.
+///
+/// A resource that is sent again without a change must leave the active version alone, and with it
+/// pools and connections. The compiler gives the same `Arc` for the same bytes; `equal` compares
+/// values where other bytes say the same, since maps have no order on the wire.
+pub(super) fn set<T>(
     slots: &mut Slots<T>,
-    name: &str,
-    version: &str,
-    any: &Any,
-    origin: Origin,
+    sent: Sent<'_>,
     compiled: Result<(Arc<T>, Vec<Warning>), String>,
+    equal: impl Fn(&T, &T) -> bool,
 ) -> Result<usize, String> {
     let (value, warnings) = match compiled {
         Ok(compiled) => compiled,
         Err(reason) => {
-            if let Some(slot) = slots.get_mut(name) {
+            if let Some(slot) = slots.get_mut(sent.name) {
                 slot.received.refused = Some(reason.clone());
             }
             return Err(reason);
@@ -69,46 +85,44 @@ pub(super) fn set<T: std::fmt::Debug>(
     };
 
     let count = warnings.len();
-    let received = received(name, version, any, origin, warnings);
-    let Some(slot) = slots.get_mut(name) else {
+    let received = received(sent, warnings);
+    let Some(slot) = slots.get_mut(sent.name) else {
         let slot = Slot {
             active: None,
             warming: Some(value),
             received,
         };
-        slots.insert(name.into(), slot);
+        slots.insert(sent.name.into(), slot);
         return Ok(count);
     };
 
-    if slot.received.origin == Origin::Static && origin == Origin::Dynamic {
-        // The bootstrap's own word stands.
+    // Dynamic resources never replace static ones.
+    if slot.received.origin == Origin::Static && sent.origin == Origin::Dynamic {
         return Ok(0);
     }
 
-    // Sent again without a change: what serves, with its pools and connections, stays. The same
-    // bytes are the same allocation. Other bytes may still say the same, since maps have no order
-    // on the wire; the debug form shows every field, in order.
-    let same = |active: &Arc<T>| {
-        Arc::ptr_eq(active, &value) || format!("{active:?}") == format!("{value:?}")
-    };
-    let same = slot.active.as_ref().is_some_and(same);
-    slot.warming = (!same).then_some(value);
+    let is_active = slot
+        .active
+        .as_ref()
+        .is_some_and(|active| Arc::ptr_eq(active, &value) || equal(active, &value));
+    slot.warming = (!is_active).then_some(value);
     slot.received = received;
 
     Ok(count)
 }
 
-/// A resource as it has just come.
-pub(super) fn received(
-    name: &str,
-    version: &str,
-    any: &Any,
-    origin: Origin,
-    warnings: Vec<Warning>,
-) -> Received {
+/// A resource as it has just arrived.
+pub(super) fn received(sent: Sent<'_>, warnings: Vec<Warning>) -> Received {
+    let Sent {
+        name,
+        version,
+        any,
+        origin,
+    } = sent;
     for warning in &warnings {
         tracing::debug!(resource = name, %warning, "left out");
     }
+
     Received {
         name: name.into(),
         version: version.to_owned(),
@@ -120,23 +134,21 @@ pub(super) fn received(
     }
 }
 
-/// The newest version of each, whether it serves or waits.
+/// The newest version of each resource, whether it serves or waits.
 pub(super) fn newest<T>(slots: &Slots<T>) -> impl Iterator<Item = &Arc<T>> {
     slots
         .values()
         .filter_map(|slot| slot.warming.as_ref().or(slot.active.as_ref()))
 }
 
-/// What serves and what waits to: both need what they refer to.
+/// The versions that serve and those that wait: both need the resources that they name.
 pub(super) fn used<T>(slots: &Slots<T>) -> impl Iterator<Item = &Arc<T>> {
     slots
         .values()
         .flat_map(|slot| slot.warming.iter().chain(&slot.active))
 }
 
-/// What serves.
-pub(super) fn actives<T>(slots: &Slots<T>) -> impl Iterator<Item = (&Arc<str>, &Arc<T>)> {
-    slots
-        .iter()
-        .filter_map(|(name, slot)| Some((name, slot.active.as_ref()?)))
+/// The versions that serve.
+pub(super) fn actives<T>(slots: &Slots<T>) -> impl Iterator<Item = &Arc<T>> {
+    slots.values().filter_map(|slot| slot.active.as_ref())
 }

@@ -9,17 +9,18 @@ use std::sync::Arc;
 
 use meltemi_proto::Any;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
-use meltemi_proxy_config::Compiler;
+use meltemi_proxy_config::bootstrap::Bootstrap;
 use meltemi_proxy_config::cluster::{Cluster, Discovery};
 use meltemi_proxy_config::endpoint::EndpointSet;
 use meltemi_proxy_config::http::RouteSource;
 use meltemi_proxy_config::listener::{FilterChain, Listener, Terminal};
 use meltemi_proxy_config::route::RouteTable;
-use meltemi_proxy_config::tls::{CommonTls, SecretRef, UpstreamTransport};
+use meltemi_proxy_config::tls::{CommonTls, SecretRef};
+use meltemi_proxy_config::{Compiler, ProxySnapshot, ServedCluster, SnapshotParts};
 
-use super::secrets;
+use super::checks;
 pub use super::slots::{Origin, Received};
-use super::slots::{Slots, actives, newest, received, set, used};
+use super::slots::{Sent, Slots, actives, newest, received, set, used};
 use crate::published::{ClusterEntry, Drained, Published};
 use crate::upstream::live::{ClusterLive, Thresholds};
 use crate::upstream::outlier::Outlier;
@@ -36,6 +37,8 @@ pub struct State {
     /// stands here.
     resolved: HashMap<usize, (Arc<Cluster>, Arc<EndpointSet>)>,
     entries: HashMap<Arc<str>, Arc<ClusterEntry>>,
+    /// The configuration that was published last.
+    snapshot: ProxySnapshot,
     generation: u64,
     /// The listeners that drain.
     pub draining: Option<Drained>,
@@ -69,21 +72,27 @@ impl Applied {
 pub type Named<'a> = (&'a str, &'a str, &'a Any);
 
 impl State {
-    /// Applies new and changed resources of one type, then removals. Unknown types are refused.
+    /// Applies new and changed resources of one type from a server, then removals. Unknown types are
+    /// refused.
     pub fn apply<'a>(
         &mut self,
         type_url: &str,
         set: impl IntoIterator<Item = Named<'a>>,
         removed: &[String],
-        origin: Origin,
     ) -> Applied {
         let mut applied = Applied::default();
         for (name, version, any) in set {
+            let sent = Sent {
+                name,
+                version,
+                any,
+                origin: Origin::Dynamic,
+            };
             let result = match type_url {
-                CLUSTER => self.set_cluster(name, version, any, origin),
-                ENDPOINT => self.set_endpoints(name, version, any, origin),
-                LISTENER => self.set_listener(name, version, any, origin),
-                ROUTE => self.set_route(name, version, any, origin),
+                CLUSTER => self.set_cluster(sent),
+                ENDPOINT => self.set_endpoints(sent),
+                LISTENER => self.set_listener(sent),
+                ROUTE => self.set_route(sent),
                 other => Err(format!("resources of type {other} are not served")),
             };
 
@@ -100,69 +109,67 @@ impl State {
         applied
     }
 
-    fn set_cluster(
-        &mut self,
-        name: &str,
-        version: &str,
-        any: &Any,
-        origin: Origin,
-    ) -> Result<usize, String> {
+    /// Takes over the static resources of a bootstrap, which has been compiled and checked.
+    pub fn set_static(&mut self, bootstrap: Bootstrap) {
+        for cluster in bootstrap.clusters {
+            let name = cluster.value.name.clone();
+            let compiled = Ok((cluster.value, cluster.warnings));
+            let _ = set(
+                &mut self.clusters,
+                static_resource(&name, &cluster.message),
+                compiled,
+                Cluster::eq,
+            );
+        }
+
+        for listener in bootstrap.listeners {
+            let name = listener.value.name.clone();
+            let compiled = Ok((listener.value, listener.warnings));
+            let _ = set(
+                &mut self.listeners,
+                static_resource(&name, &listener.message),
+                compiled,
+                same_bytes_alone,
+            );
+        }
+    }
+
+    fn set_cluster(&mut self, sent: Sent<'_>) -> Result<usize, String> {
         let compiled = self
             .compiler
-            .cluster_from(any)
+            .cluster_from(sent.any)
             .map_err(|rejection| rejection.to_string());
-
         let usable = compiled.and_then(|(cluster, warnings)| {
-            cluster
-                .transports()
-                .filter_map(terms_of)
-                .try_for_each(check)?;
+            checks::cluster(&cluster)?;
             Ok((cluster, warnings))
         });
 
-        set(&mut self.clusters, name, version, any, origin, usable)
+        set(&mut self.clusters, sent, usable, Cluster::eq)
     }
 
-    fn set_listener(
-        &mut self,
-        name: &str,
-        version: &str,
-        any: &Any,
-        origin: Origin,
-    ) -> Result<usize, String> {
+    fn set_listener(&mut self, sent: Sent<'_>) -> Result<usize, String> {
         let compiled = self
             .compiler
-            .listener_from(any)
+            .listener_from(sent.any)
             .map_err(|rejection| rejection.to_string());
-
         let usable = compiled.and_then(|(listener, warnings)| {
-            listener
-                .chains
-                .iter()
-                .filter_map(|chain| chain.transport.tls())
-                .try_for_each(|terms| check(&terms.common))?;
+            checks::listener(&listener)?;
             Ok((listener, warnings))
         });
 
-        set(&mut self.listeners, name, version, any, origin, usable)
+        set(&mut self.listeners, sent, usable, same_bytes_alone)
     }
 
-    fn set_route(
-        &mut self,
-        name: &str,
-        version: &str,
-        any: &Any,
-        origin: Origin,
-    ) -> Result<usize, String> {
-        match self.compiler.route_from(any) {
+    fn set_route(&mut self, sent: Sent<'_>) -> Result<usize, String> {
+        match self.compiler.route_from(sent.any) {
             Ok((table, warnings)) => {
                 let count = warnings.len();
-                let received = received(name, version, any, origin, warnings);
+                let received = received(sent, warnings);
                 self.routes.insert(received.name.clone(), (table, received));
                 Ok(count)
             }
             Err(rejection) => {
-                if let Some((_, received)) = self.routes.get_mut(name) {
+                if let Some((_, received)) = self.routes.get_mut(sent.name) {
                     received.refused = Some(rejection.to_string());
                 }
                 Err(rejection.to_string())
@@ -170,22 +177,16 @@ impl State {
         }
     }
 
-    fn set_endpoints(
-        &mut self,
-        name: &str,
-        version: &str,
-        any: &Any,
-        origin: Origin,
-    ) -> Result<usize, String> {
-        match self.compiler.endpoints_from(any) {
+    fn set_endpoints(&mut self, sent: Sent<'_>) -> Result<usize, String> {
+        match self.compiler.endpoints_from(sent.any) {
             Ok((endpoints, warnings)) => {
                 let count = warnings.len();
-                let received = received(name, version, any, origin, warnings);
+                let received = received(sent, warnings);
 
                 // The same endpoints again must not cost a balancer.
                 let same = self
                     .endpoints
-                    .get(name)
+                    .get(sent.name)
                     .filter(|(before, _)| *before == endpoints);
 
                 let endpoints = same.map_or(endpoints, |(before, _)| before.clone());
@@ -221,7 +222,13 @@ impl State {
                 if let Some((table, _)) = self.routes.get_mut(name) {
                     *table = Arc::new(RouteTable::empty(name));
                 } else {
-                    let empty = received(name, "", &Any::default(), Origin::Dynamic, Vec::new());
+                    let sent = Sent {
+                        name,
+                        version: "",
+                        any: &Any::default(),
+                        origin: Origin::Dynamic,
+                    };
+                    let empty = received(sent, Vec::new());
                     self.routes
                         .insert(name.into(), (Arc::new(RouteTable::empty(name)), empty));
                 }
@@ -229,17 +236,7 @@ impl State {
             ENDPOINT => {
                 // It does not exist: nobody need wait for it. Endpoints that were there stay, as
                 // Envoy keeps them.
-                let none = || {
-                    (
-                        Arc::new(EndpointSet {
-                            name: name.into(),
-                            overprovisioning_factor: 140,
-                            ..Default::default()
-                        }),
-                        None,
-                    )
-                };
-
+                let none = || (Arc::new(EndpointSet::empty(name)), None);
                 self.endpoints.entry(name.into()).or_insert_with(none);
             }
             _ => {}
@@ -319,10 +316,8 @@ impl State {
         }
 
         for cluster in used(&self.clusters) {
-            for transport in cluster.transports() {
-                if let Some(terms) = terms_of(transport) {
-                    add(terms);
-                }
+            for terms in cluster.transports().filter_map(|transport| transport.tls()) {
+                add(&terms.common);
             }
         }
 
@@ -379,24 +374,34 @@ impl State {
 
         self.generation += 1;
 
-        Published {
-            generation: self.generation,
-            listeners: actives(&self.listeners)
-                .map(|(name, listener)| (name.clone(), listener.clone()))
-                .collect(),
-            clusters: self.cluster_entries(),
+        let clusters = self.cluster_entries();
+
+        let served = |entry: &Arc<ClusterEntry>| ServedCluster {
+            cluster: entry.cluster.clone(),
+            endpoints: entry.endpoints.clone(),
+        };
+        self.snapshot = self.snapshot.next(SnapshotParts {
+            listeners: actives(&self.listeners).cloned().collect(),
+            clusters: clusters.values().map(served).collect(),
             routes: self
                 .routes
                 .iter()
                 .map(|(name, (table, _))| (name.clone(), table.clone()))
                 .collect(),
+        });
+
+        Published {
+            generation: self.generation,
+            snapshot: self.snapshot.clone(),
+            clusters,
             draining: self.draining,
         }
     }
 
     fn cluster_entries(&mut self) -> HashMap<Arc<str>, Arc<ClusterEntry>> {
         let mut entries = HashMap::with_capacity(self.clusters.len());
-        for (name, cluster) in actives(&self.clusters) {
+        for cluster in actives(&self.clusters) {
+            let name = &cluster.name;
             let nothing = || Arc::new(EndpointSet::default());
             let endpoints = match &cluster.discovery {
                 Discovery::Static(endpoints) => endpoints.clone(),
@@ -523,19 +528,20 @@ fn secrets_of(chain: &FilterChain) -> impl Iterator<Item = &SecretRef> {
         .flat_map(|terms| terms.common.secrets())
 }
 
-/// Certificates and lists that stand in the configuration must be readable.
-fn check(terms: &CommonTls) -> Result<(), String> {
-    crate::tls::check(terms).map_err(|error| error.to_string())
+fn static_resource<'a>(name: &'a str, any: &'a Any) -> Sent<'a> {
+    Sent {
+        name,
+        version: "",
+        any,
+        origin: Origin::Static,
+    }
 }
 
-fn terms_of(transport: &UpstreamTransport) -> Option<&CommonTls> {
-    match transport {
-        UpstreamTransport::Plaintext => None,
-        UpstreamTransport::Tls(terms) => Some(&terms.common),
-        UpstreamTransport::ProxyProtocol(_, inner) | UpstreamTransport::Internal(inner) => {
-            terms_of(inner)
-        }
-    }
+/// Listeners are compared by their bytes, which the compiler has done. One that comes in other bytes
+/// takes the place of an equal one, which costs its connections nothing: they go on under the new
+/// one on the same terms.
+fn same_bytes_alone(_: &Listener, _: &Listener) -> bool {
+    false
 }
 
 fn live(cluster: &Cluster) -> ClusterLive {
@@ -548,9 +554,6 @@ fn live(cluster: &Cluster) -> ClusterLive {
     let outlier = cluster.outlier.clone().map(Outlier::new);
     ClusterLive::new(thresholds, outlier)
 }
-
-/// Reads secrets of an update into the store; see [`secrets::apply`].
-pub use secrets::apply as apply_secrets;
 
 #[cfg(test)]
 mod tests {
@@ -585,12 +588,7 @@ mod tests {
     }
 
     fn served(state: &mut State, any: &Any) -> Arc<ClusterEntry> {
-        assert_eq!(
-            state
-                .apply(CLUSTER, [("c", "", any)], &[], Origin::Dynamic)
-                .nack(),
-            None
-        );
+        assert_eq!(state.apply(CLUSTER, [("c", "", any)], &[]).nack(), None);
         state.publish(|_| true).clusters["c"].clone()
     }
 
@@ -616,12 +614,7 @@ mod tests {
         };
 
         let apply = |state: &mut State, type_url: &str, any: &Any| {
-            assert_eq!(
-                state
-                    .apply(type_url, [("c", "", any)], &[], Origin::Dynamic)
-                    .nack(),
-                None
-            );
+            assert_eq!(state.apply(type_url, [("c", "", any)], &[]).nack(), None);
         };
 
         let count = |state: &mut State| {

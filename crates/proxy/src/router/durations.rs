@@ -79,11 +79,8 @@ impl Timeouts {
                 .filter(set)
                 .filter(|per_try| total.is_none_or(|total| *per_try < total)),
             tells_grpc: max_grpc.is_some(),
-            idle: own.idle.unwrap_or(http.stream_idle_timeout).filter(set),
-            stream: own
-                .max_stream
-                .unwrap_or(http.max_stream_duration)
-                .filter(set),
+            idle: own.idle.or(http.stream_idle_timeout),
+            stream: own.max_stream.or(http.max_stream_duration),
             request: http.request_timeout,
             upstream: cluster.entry.cluster.http.max_stream_duration,
         }

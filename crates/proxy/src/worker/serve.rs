@@ -61,17 +61,11 @@ pub async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Comma
 /// accept.
 fn publish(worker: &Worker, published: Arc<Published>) {
     let before = worker.swap(published.clone());
-    let listeners_changed = before.listeners.len() != published.listeners.len()
-        || before
-            .listeners
-            .iter()
-            .zip(&published.listeners)
-            .any(|(a, b)| a.0 != b.0 || !Arc::ptr_eq(a.1, b.1));
-
-    if !listeners_changed && published.draining.is_none() {
+    let same_listeners = published.snapshot.has_listeners_of(&before.snapshot);
+    if same_listeners && published.draining.is_none() {
         return;
     }
-    worker.counts.keep(published.listeners.iter());
+    worker.counts.keep(published.snapshot.listeners());
 
     worker.each_connection(|conn| {
         let view = worker.view_of(conn);

@@ -287,7 +287,7 @@ impl Worker {
     /// or on other terms.
     fn renew(&self, info: &ConnInfo, current: &ChainView) -> Option<ChainView> {
         let published = self.published.borrow();
-        let listener = published.listeners.get(&current.listener.name)?;
+        let listener = published.snapshot.listener(&current.listener.name)?;
         let chain = if Arc::ptr_eq(listener, &current.listener) {
             &current.chain
         } else {
@@ -298,7 +298,7 @@ impl Worker {
             chain
         };
 
-        let table = |name: &str| published.routes.get(name).cloned();
+        let table = |name: &str| published.snapshot.route(name).cloned();
 
         Some(ChainView::new(
             published.generation,
@@ -313,10 +313,10 @@ impl Worker {
     /// older generation.
     pub fn view_for(&self, listener: &Arc<Listener>, chain: &Arc<FilterChain>) -> ChainView {
         let published = self.published.borrow();
-        let table = |name: &str| published.routes.get(name).cloned();
+        let table = |name: &str| published.snapshot.route(name).cloned();
         let is_newest = published
-            .listeners
-            .get(&listener.name)
+            .snapshot
+            .listener(&listener.name)
             .is_some_and(|newest| Arc::ptr_eq(newest, listener));
 
         let generation = if is_newest { published.generation } else { 0 };
@@ -328,40 +328,6 @@ impl Worker {
             table,
             &self.counts,
         )
-    }
-
-    /// The listener that serves an original destination: its own address, else the wildcard with
-    /// its port.
-    pub fn listener_for(&self, destination: SocketAddr) -> Option<Arc<Listener>> {
-        let published = self.published.borrow();
-        let serves = |listener: &&Arc<Listener>, exact: bool| {
-            let addresses =
-                std::iter::once(&listener.address).chain(&listener.additional_addresses);
-            addresses
-                .filter_map(|address| address.socket())
-                .any(|address| match exact {
-                    true => address == destination,
-                    false => {
-                        address.ip().is_unspecified()
-                            && address.port() == destination.port()
-                            && address.is_ipv4() == destination.is_ipv4()
-                    }
-                })
-        };
-
-        let found = published
-            .listeners
-            .values()
-            .find(|listener| serves(listener, true));
-
-        found
-            .or_else(|| {
-                published
-                    .listeners
-                    .values()
-                    .find(|listener| serves(listener, false))
-            })
-            .cloned()
     }
 }
 
@@ -395,7 +361,7 @@ fn same_terms(new: &FilterChain, old: &FilterChain, info: &ConnInfo) -> bool {
         (None, None) => true,
         (Some(new), Some(old)) => {
             Arc::ptr_eq(new, old)
-                || format!("{new:?}") == format!("{old:?}")
+                || new == old
                 || info
                     .tls
                     .as_ref()

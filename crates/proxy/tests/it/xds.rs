@@ -11,6 +11,7 @@ use meltemi_proto::envoy::config::core::v3::Node;
 use meltemi_proto::pack;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
 use meltemi_proxy::{Discover, ProxyOptions};
+use meltemi_proxy_config::bootstrap::Bootstrap;
 use meltemi_xds::{
     AdsServer, ClientConfig, Connection, Feed, Observer, Opening, ResourceSet, ServerTerms, Source,
     Verdict,
@@ -261,13 +262,16 @@ async fn what_the_bootstrap_does_not_discover_is_neither_asked_for_nor_awaited()
             listeners: false,
             ..Default::default()
         },
-        bootstrap: Some(bootstrap::Bootstrap {
-            static_resources: Some(bootstrap::bootstrap::StaticResources {
-                listeners,
+        bootstrap: Some(
+            Bootstrap::compile(&bootstrap::Bootstrap {
+                static_resources: Some(bootstrap::bootstrap::StaticResources {
+                    listeners,
+                    ..Default::default()
+                }),
                 ..Default::default()
-            }),
-            ..Default::default()
-        }),
+            })
+            .expect("compiles"),
+        ),
         ..Default::default()
     });
 
