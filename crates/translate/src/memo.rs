@@ -54,7 +54,7 @@ struct Entry {
 ///
 /// The lock is held for a look-up or an insertion, never while a resource is built: two threads may
 /// build the same one at the same time, and the first wins. [`Memo::sweep`] forgets what the last
-/// generations did not use.
+/// generations did not use and no proxy holds.
 #[derive(Debug, Default)]
 pub struct Memo {
     entries: Mutex<HashMap<Key, Entry>>,
@@ -108,12 +108,15 @@ impl Memo {
             .clone()
     }
 
-    /// Starts a new generation and forgets what neither this one nor the one before has used. To be
-    /// called once for each snapshot, after its pushes are planned.
+    /// Starts a new generation and forgets what neither this one nor the one before has used, and
+    /// no proxy holds. To be called once for each snapshot, after its pushes are planned.
     pub fn sweep(&self) {
         let current = self.generation.fetch_add(1, Ordering::Relaxed);
-        self.lock()
-            .retain(|_, entry| entry.generation + 1 >= current);
+        self.lock().retain(|_, entry| {
+            // A proxy that no change touched has looked nothing up; its next push will.
+            let is_held = Arc::strong_count(&entry.resource) > 1;
+            is_held || entry.generation + 1 >= current
+        });
     }
 
     /// Counters for metrics.
@@ -198,6 +201,22 @@ mod tests {
         memo.sweep();
         assert_eq!(memo.stats().entries, 1);
         memo.sweep();
+        assert_eq!(memo.stats().entries, 0);
+    }
+
+    #[test]
+    fn sweeping_keeps_what_a_proxy_holds() {
+        let memo = Memo::new();
+        let held = build(&memo, "a");
+        for _ in 0..4 {
+            memo.sweep();
+        }
+        assert!(Arc::ptr_eq(&held, &build(&memo, "a")));
+
+        drop(held);
+        for _ in 0..3 {
+            memo.sweep();
+        }
         assert_eq!(memo.stats().entries, 0);
     }
 }
