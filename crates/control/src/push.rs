@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use meltemi_model::{ChangeSet, ProxyScope, touches};
 use meltemi_proto::Any;
 use meltemi_proto::type_url::SECRET;
 use meltemi_store::World;
@@ -191,7 +192,7 @@ impl Source for Pusher {
             turns: self.turns.clone(),
             connection: connection.clone(),
             sender,
-            version: 0,
+            held: None,
         };
 
         tokio::spawn(follower.run());
@@ -216,8 +217,26 @@ struct Follower {
     turns: Arc<Semaphore>,
     connection: Arc<Connection>,
     sender: watch::Sender<Option<Arc<ResourceSet>>>,
-    /// The world that was last translated; 0 before the first.
+    /// What the proxy's resources were made of; `None` before the first translation, and after one
+    /// that failed.
+    held: Option<Held>,
+}
+
+/// What the resources of a proxy were made of.
+struct Held {
+    /// The newest world from which they cannot differ.
     version: u64,
+    scope: ProxyScope,
+}
+
+impl Held {
+    /// Whether a newer world may give the proxy other resources.
+    fn is_outdated(&self, world: &World) -> bool {
+        match world.changes_after(self.version) {
+            None => true,
+            Some(changes) => changes.iter().any(|change| touches(change, &self.scope)),
+        }
+    }
 }
 
 impl Follower {
@@ -234,19 +253,31 @@ impl Follower {
         }
     }
 
-    /// Translates the newest world; false when there is nothing to live for.
-    async fn follow(&mut self) -> bool {
-        // Before the sources were read once there is nothing to say: an empty set would take
-        // everything away from a proxy that comes back after a restart of ours. Findings alone (a
-        // file that became invalid) are no change.
-        let is_news = {
-            let world = self.worlds.borrow();
-            world.is_ready() && (self.version == 0 || !world.changes_since(self.version).is_empty())
-        };
+    /// Whether the newest world may give the proxy other resources.
+    fn needs_translation(&mut self) -> bool {
+        let world = self.worlds.borrow_and_update();
+        // An empty set would take everything away from a proxy that comes back after a restart of
+        // the control plane: nothing is sent before every source was read once.
+        if !world.is_ready() {
+            return false;
+        }
 
-        if !is_news {
+        match &mut self.held {
+            None => true,
+            Some(held) if held.is_outdated(&world) => true,
+            Some(held) => {
+                held.version = world.version;
+                false
+            }
+        }
+    }
+
+    /// Translates the newest world if it concerns the proxy; false when the server shuts down.
+    async fn follow(&mut self) -> bool {
+        if !self.needs_translation() {
             return true;
         }
+
         let seen = Instant::now();
         let waiting_since = self.connection.state().waiting_since;
         self.connection.state().waiting_since = waiting_since.or(Some(seen));
@@ -257,18 +288,20 @@ impl Follower {
 
         // The newest at the time of the turn, not of the change.
         let world = self.worlds.borrow_and_update().clone();
-        self.version = world.version;
+        let version = world.version;
         let (memo, connection) = (self.memo.clone(), self.connection.clone());
         let started = Instant::now();
         let translated = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             let translated = translate(&world.snapshot, &connection.proxy, &memo);
             let set = resource_set(&translated, connection.authenticated.proof);
-            (set, translated.diagnostics)
+            let scope = world.snapshot.proxy_scope(connection.proxy.facts());
+            (set, translated.diagnostics, scope)
         });
 
         match translated.await {
-            Ok((set, diagnostics)) => {
+            Ok((set, diagnostics, scope)) => {
+                self.held = Some(Held { version, scope });
                 self.metrics.push_time.time(started.elapsed());
                 let is_same = self
                     .sender
@@ -288,6 +321,8 @@ impl Follower {
             }
             Err(error) => {
                 // A bug in translation must not cost a proxy its connection; it keeps what it has.
+                // The next change is translated whomever it concerns.
+                self.held = None;
                 self.metrics.translation_failures.add(1);
                 tracing::error!(proxy = %self.connection.proxy.id, %error, "translation broke off; the proxy keeps what it has");
             }
@@ -383,12 +418,21 @@ pub(crate) async fn account(
     let mut version = 0;
     while worlds.changed().await.is_ok() {
         let world = worlds.borrow_and_update().clone();
-        let changes = world.changes_since(version);
+        let changes = world.changes_after(version);
         version = world.version;
-        match (changes.is_empty(), changes.is_endpoints_only()) {
-            (true, _) => continue,
-            (false, true) => metrics.triggers_endpoint.add(1),
-            (false, false) => metrics.triggers_config.add(1),
+
+        let all = |fits: fn(&ChangeSet) -> bool| {
+            let changes = changes.as_ref();
+            changes.is_some_and(|changes| changes.iter().all(|change| fits(change)))
+        };
+        if all(ChangeSet::is_empty) {
+            continue;
+        }
+
+        if all(ChangeSet::is_endpoints_only) {
+            metrics.triggers_endpoint.add(1);
+        } else {
+            metrics.triggers_config.add(1);
         }
         memo.sweep();
     }

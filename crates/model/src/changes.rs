@@ -1,91 +1,108 @@
-//! What differs between two snapshots: whom a push concerns.
+//! What differs between two snapshots, by value: text, order and positions of objects do not count.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
 
-use meltemi_api::{Kind, ObjectKey};
+use crate::{
+    AuthorizationPolicy, DestinationRule, Gateway, NamespacedName, PeerAuthentication, Service,
+    ServiceKey, Sidecar, Telemetry, VirtualService, Workload,
+};
 
-use crate::{NamespacedName, ServiceKey};
+/// The values that an object had: before and after a change. One of them if it came or went.
+pub type Versions<T> = Vec<Arc<T>>;
 
-/// What changed since the previous snapshot.
+/// Changed objects of one kind.
+pub type Changed<T> = BTreeMap<NamespacedName, Versions<T>>;
+
+/// What changed since the previous snapshot. Objects that no proxy's configuration depends on are
+/// not in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ChangeSet {
     /// There was no previous snapshot: everything is new.
     pub is_first: bool,
-    /// The effective MeshConfig changed.
+    /// The mesh's settings changed, so every object may mean something else.
     pub mesh: bool,
-    /// Objects added, replaced or gone.
-    pub objects: BTreeSet<ObjectKey>,
+    /// ExternalName Services stand for other hosts or ports than before.
+    pub aliases: bool,
     /// Services whose definition, or whose clusters, changed: added, gone, other ports or
     /// addresses, other identities of endpoints, or endpoints that stand in the cluster itself
     /// (DNS) or make listeners and names (headless).
-    pub services: BTreeSet<ServiceKey>,
+    pub services: BTreeMap<ServiceKey, ServiceChange>,
     /// Services whose endpoints changed, and nothing else of them.
-    pub endpoints: BTreeSet<ServiceKey>,
-    /// Workloads added, changed or gone.
-    pub workloads: BTreeSet<NamespacedName>,
+    pub endpoints: BTreeMap<ServiceKey, ServiceChange>,
+    /// Pods and WorkloadEntries.
+    pub workloads: Changed<Workload>,
+    /// VirtualServices with their delegates merged; delegates themselves are not among them.
+    pub virtual_services: Changed<VirtualService>,
+    /// DestinationRules as written, before those of one host are merged.
+    pub destination_rules: Changed<DestinationRule>,
+    /// Gateways.
+    pub gateways: Changed<Gateway>,
+    /// Sidecars.
+    pub sidecars: Changed<Sidecar>,
+    /// PeerAuthentications.
+    pub peer_authentications: Changed<PeerAuthentication>,
+    /// AuthorizationPolicies.
+    pub authorization_policies: Changed<AuthorizationPolicy>,
+    /// Telemetries.
+    pub telemetries: Changed<Telemetry>,
+    /// Secrets whose credential changed. The values are left out: a change must not keep old keys.
+    pub secrets: BTreeSet<NamespacedName>,
+}
+
+/// A service that changed, or whose endpoints did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServiceChange {
+    /// The service before and after; once if only its endpoints changed.
+    pub versions: Versions<Service>,
+    /// Addresses that ServiceEntries list as its endpoints, before and after. A proxy with one of
+    /// them serves the service.
+    pub listed: BTreeSet<IpAddr>,
 }
 
 impl ChangeSet {
-    /// Whether nothing that a proxy is sent can differ.
+    /// A change that concerns every proxy in every respect.
+    pub fn everything() -> Self {
+        Self {
+            is_first: true,
+            ..Self::default()
+        }
+    }
+
+    /// Whether no proxy's configuration can differ.
     pub fn is_empty(&self) -> bool {
-        !self.is_first
-            && !self.mesh
-            && self.objects.is_empty()
-            && self.services.is_empty()
-            && self.endpoints.is_empty()
-            && self.workloads.is_empty()
+        self.is_endpoints_only() && self.endpoints.is_empty() && self.workloads.is_empty()
     }
 
     /// Whether pushing endpoints is enough for every proxy, but those of `workloads` themselves.
     pub fn is_endpoints_only(&self) -> bool {
-        !self.is_first
-            && !self.mesh
-            && self.services.is_empty()
-            && self
-                .objects
-                .iter()
-                .all(|key| Self::only_feeds_services(&key.kind))
-    }
-
-    /// The kinds of the changed objects.
-    pub fn kinds(&self) -> BTreeSet<Kind> {
-        self.objects.iter().map(|key| key.kind.clone()).collect()
-    }
-
-    /// Merges a later change into this one, for pushes that wait.
-    pub fn merge(&mut self, later: &Self) {
         let Self {
             is_first,
             mesh,
-            objects,
+            aliases,
             services,
-            endpoints,
-            workloads,
-        } = later;
+            endpoints: _,
+            workloads: _,
+            virtual_services,
+            destination_rules,
+            gateways,
+            sidecars,
+            peer_authentications,
+            authorization_policies,
+            telemetries,
+            secrets,
+        } = self;
 
-        self.is_first |= is_first;
-        self.mesh |= mesh;
-        self.objects.extend(objects.iter().cloned());
-        self.services.extend(services.iter().cloned());
-        self.endpoints.extend(endpoints.iter().cloned());
-        self.workloads.extend(workloads.iter().cloned());
-    }
-
-    /// Kinds whose effect on others is wholly in `services`, `endpoints` and `workloads`, or that
-    /// have none.
-    fn only_feeds_services(kind: &Kind) -> bool {
-        matches!(
-            kind,
-            Kind::Pod
-                | Kind::WorkloadEntry
-                | Kind::Service
-                | Kind::ServiceEntry
-                | Kind::Deployment
-                | Kind::ServiceAccount
-                | Kind::Namespace
-                | Kind::WorkloadGroup
-                | Kind::ConfigMap
-                | Kind::Other(_)
-        )
+        !(*is_first || *mesh || *aliases)
+            && services.is_empty()
+            && virtual_services.is_empty()
+            && destination_rules.is_empty()
+            && gateways.is_empty()
+            && sidecars.is_empty()
+            && peer_authentications.is_empty()
+            && authorization_policies.is_empty()
+            && telemetries.is_empty()
+            && secrets.is_empty()
     }
 }

@@ -2,7 +2,8 @@
 //! translation wants them.
 //!
 //! In: [`Tables`] of typed objects (crate `api`) from any source, and the previous [`Snapshot`].
-//! Out: a [`Build`]: the next snapshot, what was found wrong, and what changed. A reference to
+//! Out: a [`Build`]: the next snapshot, diagnostics, and what changed;
+//! [`touches`] says whether a change concerns a proxy. A reference to
 //! nothing is a finding, never a failure. Every API is lowered to this one model in one place
 //! (`lower`); nothing downstream knows which API a route came from.
 //!
@@ -12,6 +13,7 @@
 mod allocate;
 mod analyze;
 mod changes;
+mod credential;
 mod ext_authz;
 mod gateway;
 mod host;
@@ -29,7 +31,8 @@ mod telemetry;
 mod traffic_policy;
 mod workload;
 
-pub use changes::ChangeSet;
+pub use changes::{ChangeSet, Changed, ServiceChange, Versions};
+pub use credential::Credential;
 pub use ext_authz::*;
 pub use gateway::*;
 pub use host::Hostname;
@@ -37,9 +40,9 @@ pub use meltemi_api::{Kind, Object, ObjectKey};
 pub use meltemi_types::{Cidr, Diagnostic, Labels, Severity};
 pub use mesh::*;
 pub use meta::*;
-pub use query::credentials::Credential;
 pub use query::names::NameEntry;
 pub use query::services::ServiceTarget;
+pub use query::touches::{ProxyFacts, ProxyScope, touches};
 pub use route::*;
 pub use security::*;
 pub use service::*;

@@ -4,6 +4,7 @@
 //! What needs other objects (delegates, address allocation, merging) is done afterwards, where the
 //! table is put together.
 
+pub(crate) mod credential;
 pub(crate) mod ext_authz;
 pub(crate) mod istio;
 pub(crate) mod mesh;
@@ -58,8 +59,10 @@ impl<T> Default for Lowered<T> {
     }
 }
 
-impl<T> Lowered<T> {
-    /// Lowers the objects of a table that differ from those of `prev`, and takes the others over.
+impl<T: PartialEq> Lowered<T> {
+    /// Lowers the objects of a table that are not the allocations of `prev`, and takes the others
+    /// over. A value that is the same as before keeps its allocation: the object may have changed
+    /// in its text, position or status alone.
     pub fn update(
         prev: Option<&Arc<Self>>,
         table: &Table,
@@ -87,12 +90,13 @@ impl<T> Lowered<T> {
             }
 
             let mut findings = Findings::new(object);
-            let value = Arc::new(lower(object, &mut findings));
+            let value = lower(object, &mut findings);
+            let held = prev.and_then(|prev| prev.entries.get(name));
             (
                 name.clone(),
                 Entry {
                     object: object.clone(),
-                    value,
+                    value: keep_equal(held.map(|entry| &entry.value), value),
                     diagnostics: findings.list.into(),
                 },
             )
@@ -101,6 +105,18 @@ impl<T> Lowered<T> {
         Arc::new(Self {
             entries: entries.collect(),
         })
+    }
+}
+
+impl<T> Lowered<T> {
+    /// Whether every value is the same allocation as in `other`, whatever became of the objects'
+    /// texts.
+    pub fn has_same_values(&self, other: &Self) -> bool {
+        self.entries.len() == other.entries.len()
+            && self.entries.iter().all(|(name, entry)| {
+                let held = other.entries.get(name);
+                held.is_some_and(|held| Arc::ptr_eq(&held.value, &entry.value))
+            })
     }
 
     /// The lowered values.
@@ -113,6 +129,14 @@ impl<T> Lowered<T> {
         self.entries
             .values()
             .flat_map(|entry| entry.diagnostics.iter())
+    }
+}
+
+/// The allocation held before if the new value equals it: later stages compare pointers.
+pub(crate) fn keep_equal<T: PartialEq>(held: Option<&Arc<T>>, value: T) -> Arc<T> {
+    match held {
+        Some(held) if **held == value => held.clone(),
+        _ => Arc::new(value),
     }
 }
 

@@ -10,3 +10,4 @@ pub(crate) mod scope;
 pub(crate) mod security;
 pub(crate) mod services;
 pub(crate) mod telemetry;
+pub(crate) mod touches;

@@ -1,12 +1,13 @@
 //! Sidecars: what a workload's proxy knows of the mesh, and which ports it serves.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use meltemi_types::{Protocol, Selector};
 
 use crate::{
-    ConnectionPool, Destination, Hostname, NamespaceScope, Origin, ServerTls, Service, ServiceKey,
+    ConnectionPool, Destination, Hostname, NamespaceScope, Origin, ServerTls, Service,
     VirtualService,
 };
 
@@ -70,6 +71,25 @@ pub struct EgressListener {
     pub capture: CaptureMode,
     /// What is reachable.
     pub hosts: Vec<EgressHost>,
+}
+
+impl EgressListener {
+    /// Whether it imports a host that `namespace` declares.
+    pub fn imports(&self, namespace: &str, host: &Hostname) -> bool {
+        self.hosts
+            .iter()
+            .any(|own| own.namespace.includes(namespace) && host.is_within(&own.host))
+    }
+
+    /// Whether it imports routes: some name is both the routes' and imported.
+    pub fn imports_routes(&self, routes: &VirtualService) -> bool {
+        let declared_in = routes.origin.object.namespace.as_str();
+        routes.hosts.iter().any(|host| {
+            self.hosts
+                .iter()
+                .any(|own| own.namespace.includes(declared_in) && host.overlaps(&own.host))
+        })
+    }
 }
 
 /// Sidecar.egress[].port.
@@ -136,6 +156,8 @@ pub struct SidecarScope {
     pub egress: Vec<ScopedEgress>,
     /// Every service of any egress listener, by host; one namespace's for each host.
     pub services: Vec<Arc<Service>>,
+    /// Hosts that imported routes lead to, aliases replaced: known without being imported.
+    pub destinations: BTreeSet<Hostname>,
     /// What happens to unknown destinations, the mesh's default applied.
     pub outbound_policy: OutboundPolicy,
 }
@@ -161,9 +183,30 @@ impl SidecarScope {
         self.services.get(at)
     }
 
-    /// Whether a change of the service matters to the proxy.
-    pub fn knows(&self, key: &ServiceKey) -> bool {
-        self.service(&key.host)
-            .is_some_and(|service| service.key == *key)
+    /// Every service that the proxy may call. A service may come several times, for one listener
+    /// narrowed to its port.
+    pub fn all_services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        let of_listeners = self.egress.iter().flat_map(|egress| &egress.services);
+        self.services.iter().chain(of_listeners)
+    }
+
+    /// Whether a service that is exported to the proxy's namespace would be known.
+    pub fn imports(&self, service: &Service) -> bool {
+        let is_imported =
+            |listener: &EgressListener| listener.imports(service.namespace(), service.host());
+
+        self.destinations.contains(service.host())
+            || self
+                .egress
+                .iter()
+                .any(|egress| egress.listener.as_ref().is_none_or(is_imported))
+    }
+
+    /// Whether routes that are exported to the proxy's namespace would be applied.
+    pub fn imports_routes(&self, routes: &VirtualService) -> bool {
+        self.egress.iter().any(|egress| {
+            let listener = egress.listener.as_ref();
+            listener.is_none_or(|listener| listener.imports_routes(routes))
+        })
     }
 }

@@ -2,7 +2,9 @@
 //! last.
 
 pub(crate) mod build;
+mod compare;
 pub(crate) mod endpoints;
+pub(crate) mod options;
 pub(crate) mod rules;
 pub(crate) mod services;
 pub(crate) mod workloads;
@@ -11,53 +13,20 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use meltemi_api::MeshConfig;
-use meltemi_api::mesh::FixedField;
 use meltemi_types::Diagnostic;
 
 use crate::lower::Lowered;
 use crate::tables::Tables;
 use crate::{
-    AuthorizationPolicy, ChangeSet, Cidr, DestinationRule, Gateway, MeshSettings, NamespacedName,
+    AuthorizationPolicy, ChangeSet, DestinationRule, Gateway, MeshSettings, NamespacedName,
     PeerAuthentication, RequestAuthentication, Sidecar, SidecarScope, Telemetry,
 };
 use build::LoweredKinds;
 use endpoints::EndpointTable;
+pub use options::BuildOptions;
 use rules::{DestinationRuleTable, RouteTable};
 use services::ServiceTable;
 use workloads::WorkloadTable;
-
-/// What a build needs besides objects.
-#[derive(Debug, Clone, PartialEq)]
-pub struct BuildOptions {
-    /// Domain of Kubernetes Services, `cluster.local`.
-    pub domain: String,
-    /// The ConfigMap that holds MeshConfig below `mesh`.
-    pub mesh_config_map: NamespacedName,
-    /// What holds where the ConfigMap says nothing.
-    pub mesh_defaults: Arc<MeshConfig>,
-    /// What the ConfigMap cannot change: it is built into what runs.
-    pub mesh_fixed: Vec<FixedField>,
-    /// Where Services without clusterIP get an address.
-    pub service_cidr: Cidr,
-    /// Where ServiceEntries without addresses get one.
-    pub service_entry_cidr: Cidr,
-    /// Name of this cluster.
-    pub cluster_id: String,
-}
-
-impl Default for BuildOptions {
-    fn default() -> Self {
-        Self {
-            domain: "cluster.local".to_owned(),
-            mesh_config_map: NamespacedName::new("istio-system", "istio"),
-            mesh_defaults: Arc::new(MeshConfig::istio_default()),
-            mesh_fixed: Vec::new(),
-            service_cidr: "10.45.0.0/16".parse().expect("a network"),
-            service_entry_cidr: "240.240.0.0/16".parse().expect("a network"),
-            cluster_id: "Kubernetes".to_owned(),
-        }
-    }
-}
 
 /// One consistent state of the mesh. All queries are methods (module `query`); clones share
 /// everything.

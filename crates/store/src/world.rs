@@ -23,34 +23,24 @@ pub struct World {
     pub snapshot: Arc<Snapshot>,
     /// Everything that is wrong now: from reading, validation, merging, lowering, analysis.
     pub diagnostics: Arc<Vec<Diagnostic>>,
-    /// What this version changed; the last ones before it too, newest last.
-    recent: VecDeque<(u64, Arc<ChangeSet>)>,
+    /// The changes of this version and of those before it, newest last.
+    recent: VecDeque<Arc<ChangeSet>>,
 }
 
 /// So many versions a slow reader may skip without losing track.
 const REMEMBERED_CHANGES: usize = 128;
 
 impl World {
-    /// Everything that changed after `version`. Who lags too far behind gets a first change:
-    /// everything is new.
-    pub fn changes_since(&self, version: u64) -> ChangeSet {
-        let missed = self.version.saturating_sub(version);
-        if version == 0
-            || usize::try_from(missed).is_ok_and(|missed| missed > self.recent.len())
-            || version > self.version
-        {
-            return ChangeSet {
-                is_first: true,
-                ..ChangeSet::default()
-            };
+    /// The changes after `version`, oldest first. `None` if some are forgotten: then everything may
+    /// have changed.
+    pub fn changes_after(&self, version: u64) -> Option<Vec<Arc<ChangeSet>>> {
+        let missed = usize::try_from(self.version.checked_sub(version)?).ok()?;
+        if version == 0 || missed > self.recent.len() {
+            return None;
         }
 
-        let mut changes = ChangeSet::default();
-        for (_, later) in self.recent.iter().filter(|(number, _)| *number > version) {
-            changes.merge(later);
-        }
-
-        changes
+        let from = self.recent.len() - missed;
+        Some(self.recent.iter().skip(from).cloned().collect())
     }
 
     /// Whether the sources have listed what they have.
@@ -197,7 +187,7 @@ struct Merger {
     snapshot: Arc<Snapshot>,
     built: bool,
     version: u64,
-    recent: VecDeque<(u64, Arc<ChangeSet>)>,
+    recent: VecDeque<Arc<ChangeSet>>,
 }
 
 impl Merger {
@@ -313,7 +303,7 @@ impl Merger {
         self.built = true;
         self.snapshot = Arc::new(snapshot);
         self.version += 1;
-        self.recent.push_back((self.version, Arc::new(changes)));
+        self.recent.push_back(Arc::new(changes));
         if self.recent.len() > REMEMBERED_CHANGES {
             self.recent.pop_front();
         }
@@ -424,7 +414,7 @@ mod tests {
             1
         );
 
-        assert!(first.changes_since(0).is_first);
+        assert_eq!(first.changes_after(0), None);
 
         merger.take((
             0,
@@ -453,13 +443,10 @@ mod tests {
         merger.take((1, listing(&[theirs])));
         let third = merger.build().expect("a change");
         assert_eq!(third.tables.len(), 1);
-        let changes = third.changes_since(1);
-        assert!(
-            !changes.is_first && changes.objects.len() == 2,
-            "{changes:?}"
-        );
-
-        assert!(third.changes_since(3).is_empty());
+        let changes = third.changes_after(1).expect("remembered");
+        let services: Vec<usize> = changes.iter().map(|change| change.services.len()).collect();
+        assert_eq!(services, [1, 1], "a is theirs, then b is gone");
+        assert_eq!(third.changes_after(3), Some(Vec::new()));
         assert!(merger.build().is_none(), "nothing is new");
     }
 }

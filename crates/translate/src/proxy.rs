@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use meltemi_model::ProxyFacts;
 use meltemi_proto::envoy::config::core::v3::Node;
 use meltemi_proto::google::protobuf::{Struct, Value, value::Kind};
 use meltemi_types::{Labels, Locality};
@@ -147,6 +148,17 @@ impl Proxy {
                 .collect(),
             is_meltemi: node.user_agent_name == "meltemi",
         })
+    }
+
+    /// What its configuration depends on, for [`meltemi_model::touches`].
+    pub fn facts(&self) -> ProxyFacts {
+        ProxyFacts {
+            is_gateway: self.kind == ProxyKind::Router,
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            labels: self.labels.clone(),
+            ips: self.ips.clone(),
+        }
     }
 
     /// Whether the client has an extension. Of Envoy's own, everything is assumed while the list is

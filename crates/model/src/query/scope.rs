@@ -1,6 +1,6 @@
 //! What a sidecar knows: its Sidecar object applied to the mesh.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 
 use meltemi_types::Labels;
@@ -91,12 +91,14 @@ impl Snapshot {
         }
 
         // A route that is imported works only if what it leads to is known as well.
+        let mut destinations = BTreeSet::new();
         for host in egress
             .iter()
             .flat_map(|listener| &listener.virtual_services)
             .flat_map(|vs| destination_hosts(vs))
         {
             let host = self.concrete_host(host);
+            destinations.insert(host.clone());
             if !services.contains_key(host)
                 && let Some(service) = self.service_for(namespace, host)
             {
@@ -114,6 +116,7 @@ impl Snapshot {
             namespace: namespace.to_owned(),
             egress,
             services: services.into_values().collect(),
+            destinations,
             outbound_policy: sidecar
                 .and_then(|sidecar| sidecar.outbound_policy.clone())
                 .unwrap_or(default),
@@ -121,16 +124,10 @@ impl Snapshot {
     }
 
     fn scope_listener(&self, namespace: &str, listener: &EgressListener) -> ScopedEgress {
-        let imports = |of: &str, host: &crate::Hostname| {
-            listener
-                .hosts
-                .iter()
-                .any(|own| own.namespace.includes(of) && host.is_within(&own.host))
-        };
-
         let mut services: Vec<Arc<Service>> = Vec::new();
         let visible = self.services().filter(|service| {
-            service.export_to.includes(namespace) && imports(service.namespace(), service.host())
+            service.export_to.includes(namespace)
+                && listener.imports(service.namespace(), service.host())
         });
         for service in visible {
             match services
@@ -153,23 +150,12 @@ impl Snapshot {
 
         let virtual_services = self.virtual_services_for(&GatewayRef::Mesh, namespace);
 
-        // A route counts if some name is both its own and imported.
-        let touches = |vs: &VirtualService| {
-            let of = vs.origin.object.namespace.as_str();
-            vs.hosts.iter().any(|host| {
-                listener
-                    .hosts
-                    .iter()
-                    .any(|own| own.namespace.includes(of) && host.overlaps(&own.host))
-            })
-        };
-
         ScopedEgress {
             listener: Some(listener.clone()),
             services,
             virtual_services: virtual_services
                 .into_iter()
-                .filter(|vs| touches(vs))
+                .filter(|vs| listener.imports_routes(vs))
                 .collect(),
         }
     }

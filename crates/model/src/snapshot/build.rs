@@ -3,21 +3,25 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-use meltemi_api::{Kind, MeshConfig, ObjectKey};
+use meltemi_api::{Kind, MeshConfig};
 use meltemi_types::Diagnostic;
 
+use super::compare::changes;
 use super::endpoints::EndpointTable;
+use super::options::BuildOptions;
 use super::rules::{DestinationRuleTable, RouteTable};
 use super::services::ServiceTable;
 use super::workloads::WorkloadTable;
-use super::{Build, BuildOptions, ScopeCache, Snapshot};
+use super::{Build, ScopeCache, Snapshot};
 use crate::lower::service::LoweredService;
 use crate::lower::service_entry::LoweredEntry;
-use crate::lower::{Context, Lowered, istio, mesh, service, service_entry, workload};
+use crate::lower::{
+    Context, Lowered, credential, istio, keep_equal, mesh, service, service_entry, workload,
+};
 use crate::tables::Tables;
 use crate::{
-    AuthorizationPolicy, ChangeSet, DestinationRule, Gateway, MeshSettings, PeerAuthentication,
-    RequestAuthentication, Resolution, ServiceKey, Sidecar, Telemetry, Workload, analyze,
+    AuthorizationPolicy, ChangeSet, Credential, DestinationRule, Gateway, MeshSettings,
+    PeerAuthentication, RequestAuthentication, Sidecar, Telemetry, Workload, analyze,
 };
 use istio::virtual_service::LoweredVirtualService;
 
@@ -36,6 +40,7 @@ pub(crate) struct LoweredKinds {
     pub request_authentications: Arc<Lowered<RequestAuthentication>>,
     pub authorization_policies: Arc<Lowered<AuthorizationPolicy>>,
     pub telemetries: Arc<Lowered<Telemetry>>,
+    pub secrets: Arc<Lowered<Option<Credential>>>,
 }
 
 impl LoweredKinds {
@@ -96,6 +101,11 @@ impl LoweredKinds {
                 table(&Kind::Telemetry),
                 istio::telemetry::lower_telemetry,
             ),
+            secrets: Lowered::update(
+                prev.map(|p| &p.secrets),
+                table(&Kind::Secret),
+                credential::lower_secret,
+            ),
         }
     }
 
@@ -113,6 +123,7 @@ impl LoweredKinds {
             request_authentications,
             authorization_policies,
             telemetries,
+            secrets,
         } = self;
 
         let all = services
@@ -133,6 +144,7 @@ impl LoweredKinds {
 
         all.chain(authorization_policies.diagnostics())
             .chain(telemetries.diagnostics())
+            .chain(secrets.diagnostics())
             .cloned()
             .collect()
     }
@@ -177,11 +189,12 @@ pub(super) fn build(prev: Option<&Snapshot>, tables: &Tables, options: &BuildOpt
         None => Arc::new(DestinationRuleTable::build(&lowered.destination_rules)),
     };
 
+    // A scope is made of services, routes and Sidecars: while their values stay, so does the cache.
     let scopes = match same_mesh {
         Some(prev)
-            if Arc::ptr_eq(&prev.services, &services)
-                && Arc::ptr_eq(&prev.routes, &routes)
-                && Arc::ptr_eq(&prev.lowered.sidecars, &lowered.sidecars) =>
+            if services.has_same_services(&prev.services)
+                && routes.has_same_routes(&prev.routes)
+                && lowered.sidecars.has_same_values(&prev.lowered.sidecars) =>
         {
             prev.scopes.clone()
         }
@@ -215,7 +228,7 @@ pub(super) fn build(prev: Option<&Snapshot>, tables: &Tables, options: &BuildOpt
         (&a.object, &a.field, &a.code, &a.message).cmp(&(&b.object, &b.field, &b.code, &b.message))
     });
     diagnostics.dedup();
-    let changes = changes(prev, same_mesh.is_some(), &snapshot);
+    let changes = prev.map_or_else(ChangeSet::everything, |prev| changes(prev, &snapshot));
 
     Build {
         snapshot,
@@ -263,14 +276,6 @@ fn build_mesh(prev: Option<&Snapshot>, tables: &Tables, options: &BuildOptions) 
         config: Arc::new(config),
         settings: keep_equal(prev.map(|prev| &prev.mesh), settings),
         diagnostics: diagnostics.into(),
-    }
-}
-
-/// The allocation held before if the new value equals it: later stages compare pointers.
-pub(crate) fn keep_equal<T: PartialEq>(held: Option<&Arc<T>>, value: T) -> Arc<T> {
-    match held {
-        Some(held) if **held == value => held.clone(),
-        _ => Arc::new(value),
     }
 }
 
@@ -343,71 +348,4 @@ fn build_endpoints(
         workloads,
         &namespaces,
     ))
-}
-
-fn changes(prev: Option<&Snapshot>, is_same_mesh: bool, next: &Snapshot) -> ChangeSet {
-    let Some(prev) = prev else {
-        let objects = next.tables.iter().map(|object| object.key()).collect();
-        return ChangeSet {
-            is_first: true,
-            objects,
-            ..ChangeSet::default()
-        };
-    };
-
-    let mut changes = ChangeSet {
-        mesh: !is_same_mesh,
-        objects: next.tables.changed_since(&prev.tables),
-        ..ChangeSet::default()
-    };
-
-    // A ConfigMap that is not the mesh's means nothing to proxies, nor does the mesh's when it says
-    // the same.
-    changes
-        .objects
-        .retain(|key: &ObjectKey| key.kind != Kind::ConfigMap || !is_same_mesh);
-    if !Arc::ptr_eq(&prev.workloads, &next.workloads) {
-        changes
-            .workloads
-            .extend(next.workloads.changed_since(&prev.workloads));
-    }
-
-    if !Arc::ptr_eq(&prev.services, &next.services) {
-        let (old, new) = (&prev.services.by_key, &next.services.by_key);
-        let newer = new
-            .iter()
-            .filter(|(key, service)| old.get(key).is_none_or(|held| !Arc::ptr_eq(held, service)));
-        let gone = old.keys().filter(|key| !new.contains_key(*key));
-        changes
-            .services
-            .extend(newer.map(|(key, _)| key).chain(gone).cloned());
-        changes
-            .services
-            .extend(next.services.aliased_otherwise(&prev.services));
-    }
-
-    if !Arc::ptr_eq(&prev.endpoints, &next.endpoints) {
-        for key in next.endpoints.changed_since(&prev.endpoints) {
-            if changes.services.contains(key) {
-                continue;
-            }
-            let set = if reaches_clusters(prev, next, key) {
-                &mut changes.services
-            } else {
-                &mut changes.endpoints
-            };
-            set.insert(key.clone());
-        }
-    }
-
-    changes
-}
-
-/// Whether other endpoints of a service mean other clusters, listeners or names, not just other
-/// load assignments.
-fn reaches_clusters(prev: &Snapshot, next: &Snapshot, key: &ServiceKey) -> bool {
-    let is_client_side = next
-        .service(key)
-        .is_some_and(|service| service.resolution == Resolution::ClientSide);
-    !is_client_side || prev.endpoints.identities(key) != next.endpoints.identities(key)
 }

@@ -53,6 +53,12 @@ impl RouteTable {
 
         table
     }
+
+    /// Whether the routes are those of `other`, the same allocations in the same order.
+    pub fn has_same_routes(&self, other: &Self) -> bool {
+        self.all.len() == other.all.len()
+            && std::iter::zip(&self.all, &other.all).all(|(own, held)| Arc::ptr_eq(own, held))
+    }
 }
 
 /// Merged rules by namespace and host.

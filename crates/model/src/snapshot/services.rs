@@ -8,7 +8,7 @@ use std::sync::Arc;
 use meltemi_api::Object;
 use meltemi_types::{Diagnostic, Severity};
 
-use super::BuildOptions;
+use super::options::BuildOptions;
 use crate::allocate::allocate;
 use crate::lower::service::LoweredService;
 use crate::lower::service_entry::LoweredEntry;
@@ -50,20 +50,24 @@ impl ServiceTable {
             .filter(|_| self.of_host(host).next().is_none())
     }
 
-    /// The services whose aliases are others than in `prev`, or lead elsewhere within them.
-    pub fn aliased_otherwise(&self, prev: &Self) -> Vec<ServiceKey> {
-        let one_sided = |one: &Self, other: &Self| -> Vec<ServiceKey> {
-            let differing = one
-                .aliases
-                .iter()
-                .filter(|(host, alias)| other.aliases.get(*host) != Some(alias));
-            differing
-                .flat_map(|(_, alias)| self.of_host(&alias.target))
-                .map(|service| service.key.clone())
-                .collect()
-        };
+    /// Whether every alias stands for the same host and port as in `other`.
+    pub fn has_same_aliases(&self, other: &Self) -> bool {
+        self.aliases == other.aliases
+    }
 
-        [one_sided(self, prev), one_sided(prev, self)].concat()
+    /// Whether an ExternalName Service has this name, perhaps hidden by a service of its own.
+    pub fn names_alias(&self, host: &Hostname) -> bool {
+        self.aliases.contains_key(host)
+    }
+
+    /// Whether services and aliases are those of `other`, the same allocations.
+    pub fn has_same_services(&self, other: &Self) -> bool {
+        self.by_key.len() == other.by_key.len()
+            && self.aliases == other.aliases
+            && self.by_key.iter().all(|(key, service)| {
+                let held = other.by_key.get(key);
+                held.is_some_and(|held| Arc::ptr_eq(held, service))
+            })
     }
 
     /// The services with this host, by namespace.

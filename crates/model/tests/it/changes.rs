@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use meltemi_model::{Build, BuildOptions, Hostname, Kind, ServiceKey, Snapshot, Tables};
+use meltemi_model::{
+    Build, BuildOptions, ChangeSet, Hostname, Kind, NamespacedName, Object, ServiceKey, Snapshot,
+    Tables,
+};
 
 use super::{data, objects, tables};
 
@@ -18,7 +21,7 @@ fn first() -> (Snapshot, Tables) {
 }
 
 /// The object of the shop with this kind and name, changed in its text.
-fn changed(name: &str, kind: &str, from: &str, to: &str) -> Arc<meltemi_model::Object> {
+fn changed(name: &str, kind: &str, from: &str, to: &str) -> Arc<Object> {
     let text = data("shop.yaml");
     let document = text
         .split("\n---\n")
@@ -41,12 +44,9 @@ fn catalogue() -> ServiceKey {
 fn nothing_is_nothing() {
     let (snapshot, tables) = first();
     assert!(rebuild(&snapshot, &tables).changes.is_empty());
-    // The same text read again is another object, with the same meaning.
+    // The same text read again makes other objects, with the same meaning.
     let again = rebuild(&snapshot, &super::tables(&data("shop.yaml"))).changes;
-    assert!(
-        again.services.is_empty() && again.endpoints.is_empty() && again.workloads.is_empty(),
-        "{again:?}"
-    );
+    assert!(again.is_empty(), "{again:?}");
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn a_pod_that_becomes_ready_changes_endpoints_only() {
 
     let build = rebuild(&snapshot, &tables);
     assert!(build.changes.is_endpoints_only(), "{:?}", build.changes);
-    assert_eq!(build.changes.endpoints, [catalogue()].into());
+    assert!(build.changes.endpoints.keys().eq([&catalogue()]));
     assert_eq!(build.changes.workloads.len(), 1);
 
     // What did not change is the same allocation.
@@ -91,7 +91,7 @@ fn another_identity_behind_a_service_is_more_than_endpoints() {
 
     let build = rebuild(&snapshot, &tables);
     assert!(!build.changes.is_endpoints_only());
-    assert_eq!(build.changes.services, [catalogue()].into());
+    assert!(build.changes.services.keys().eq([&catalogue()]));
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn a_headless_services_endpoints_are_its_names() {
         build
             .changes
             .services
-            .iter()
+            .keys()
             .map(|key| key.host.as_str())
             .collect::<Vec<_>>(),
         ["db.shop.svc.cluster.local"]
@@ -122,7 +122,12 @@ fn a_route_changes_itself_alone() {
     ));
 
     let build = rebuild(&snapshot, &tables);
-    assert_eq!(build.changes.kinds(), [Kind::VirtualService].into());
+    let name = NamespacedName::new("shop", "catalogue");
+    let only = ChangeSet {
+        virtual_services: [(name.clone(), build.changes.virtual_services[&name].clone())].into(),
+        ..ChangeSet::default()
+    };
+    assert_eq!(build.changes, only);
     assert!(build.changes.services.is_empty() && build.changes.endpoints.is_empty());
     assert!(!build.changes.is_endpoints_only());
     let routes = |snapshot: &Snapshot| snapshot.virtual_services().cloned().collect::<Vec<_>>();
@@ -145,7 +150,7 @@ fn a_service_that_goes_is_told_and_its_endpoints_with_it() {
     )));
 
     let build = rebuild(&snapshot, &tables);
-    assert_eq!(build.changes.services, [catalogue()].into());
+    assert!(build.changes.services.keys().eq([&catalogue()]));
     assert!(build.changes.endpoints.is_empty());
     assert!(build.snapshot.endpoints(&catalogue(), 9080).is_empty());
     assert!(
@@ -188,6 +193,11 @@ fn another_mesh_config_is_another_mesh() {
     assert_eq!(addresses(&snapshot), addresses(&build.snapshot));
 }
 
+/// The ConfigMap says what holds without it, and the Job's Pod has ended.
+fn is_without_effect(object: &Object) -> bool {
+    object.kind == Kind::ConfigMap || object.meta.name == "migrate-1"
+}
+
 /// The law of incremental builds: whatever goes or comes back, the result is that of a build from
 /// nothing.
 #[test]
@@ -218,7 +228,7 @@ fn a_step_is_the_same_as_a_fresh_start() {
         );
 
         assert!(
-            !step.changes.is_empty() || object.kind == Kind::ConfigMap,
+            !step.changes.is_empty() || is_without_effect(object),
             "without {}",
             object.key()
         );
@@ -254,4 +264,84 @@ fn scope_facts(snapshot: &Snapshot) -> Vec<String> {
         .chain(routes)
         .chain(names)
         .collect()
+}
+
+/// Every sort of diagnostic with a line: of reading a field, of merging tables, of references.
+const FAULTY: &str = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: routes, namespace: shop}
+spec:
+  hosts: [front]
+  http:
+  - delegate: {name: nobody}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: first, namespace: shop}
+spec:
+  host: front
+  subsets: [{name: v1, labels: {version: v1}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: second, namespace: shop}
+spec:
+  host: front
+  subsets: [{name: v1, labels: {version: v1}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: front, namespace: shop}
+spec:
+  selector: {app: front}
+  ports: [{port: 80, name: http}, {port: 81, name: grpc, targetPort: 8080}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: twice, namespace: shop}
+spec:
+  hosts: [front.shop.svc.cluster.local]
+  addresses: [nowhere]
+  resolution: NONE
+  ports: [{number: 80, name: http, protocol: HTTP}]
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data:
+  mesh: |
+    enableTracing: true
+";
+
+#[test]
+fn lines_that_move_change_diagnostics_and_nothing_else() {
+    let first = Snapshot::build(None, &tables(FAULTY), &BuildOptions::default());
+    let shifted = format!("# One line more,\n# and another.{FAULTY}");
+    let second = rebuild(&first.snapshot, &tables(&shifted));
+
+    assert!(second.changes.is_empty(), "{:?}", second.changes);
+    let fresh = Snapshot::build(None, &tables(&shifted), &BuildOptions::default());
+    assert_eq!(second.diagnostics, fresh.diagnostics);
+
+    // The second file begins with one line more than the first: the empty one was its line 1.
+    let lines = |build: &Build| -> Vec<u32> {
+        let found = build.diagnostics.iter();
+        found.map(|found| found.position.line).collect()
+    };
+    let moved: Vec<u32> = lines(&first).iter().map(|line| line + 1).collect();
+    assert_eq!(lines(&second), moved);
+    assert!(moved.len() >= 4, "{:#?}", first.diagnostics);
+}
+
+#[test]
+fn a_scope_survives_text_that_means_the_same() {
+    let (snapshot, _) = first();
+    let scope = snapshot.sidecar_scope("shop", &super::labels(&[]));
+    let again = rebuild(&snapshot, &tables(&data("shop.yaml"))).snapshot;
+
+    assert!(Arc::ptr_eq(
+        &scope,
+        &again.sidecar_scope("shop", &super::labels(&[]))
+    ));
 }

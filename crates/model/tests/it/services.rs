@@ -118,7 +118,7 @@ fn chains_of_external_names_are_followed_and_circles_lead_nowhere() {
 }
 
 #[test]
-fn an_alias_that_leads_elsewhere_changes_what_it_leads_to() {
+fn an_alias_with_another_port_is_a_change() {
     let full = |name: &str| format!("{name}.default.svc.cluster.local");
     let world = |ports: &str| {
         format!(
@@ -132,14 +132,7 @@ fn an_alias_that_leads_elsewhere_changes_what_it_leads_to() {
     let first = Snapshot::build(None, &tables(&world("{port: 80}")), &options).snapshot;
     let second = Snapshot::build(Some(&first), &tables(&world("{port: 81}")), &options);
 
-    assert!(
-        second
-            .changes
-            .services
-            .contains(&key(&full("new"), "default")),
-        "{:?}",
-        second.changes
-    );
+    assert!(second.changes.aliases, "{:?}", second.changes);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::symlink;
 
+use meltemi_model::NamespacedName;
 use meltemi_store::{Directory, World};
 
 use crate::{Running, has, key, timeout, virtual_service};
@@ -20,11 +21,13 @@ async fn what_is_written_is_in_force_and_what_is_broken_changes_nothing() {
     // Changed, in place, with as many bytes.
     fs::write(&file, virtual_service("a", "2s")).expect("written");
     let second = running.wait(|world| timeout(world, "a") == Some(2)).await;
+    let changes = second.changes_after(first.version).expect("remembered");
+    let name = key("a");
+    let name = NamespacedName::new(name.namespace, name.name);
     assert!(
-        second
-            .changes_since(first.version)
-            .objects
-            .contains(&key("a"))
+        changes
+            .iter()
+            .any(|change| change.virtual_services.contains_key(&name))
     );
 
     // Valid YAML, invalid object; then not YAML at all.

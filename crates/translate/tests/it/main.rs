@@ -4,6 +4,7 @@ mod authz;
 mod envoy;
 mod ext_authz;
 mod summary;
+mod touches;
 mod values;
 mod whole;
 

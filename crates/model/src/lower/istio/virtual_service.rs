@@ -8,7 +8,7 @@ use crate::lower::{Context, Findings, origin, visibility};
 use crate::{GatewayRef, Hostname, HttpRoute, NamespacedName, VirtualService};
 
 /// A VirtualService whose rules may still hand over to others.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct LoweredVirtualService {
     /// Everything but `http`.
     pub base: VirtualService,
@@ -17,7 +17,7 @@ pub(crate) struct LoweredVirtualService {
 
 /// One rule: complete, or the conditions and defaults under which another VirtualService's rules
 /// apply.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum HttpRule {
     Route(HttpRoute),
     Delegate {
