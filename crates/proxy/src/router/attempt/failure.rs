@@ -74,6 +74,20 @@ impl Failure {
         }
     }
 
+    /// The client's body breaks the protocol.
+    pub(super) fn bad_request_body(how: &'static str) -> Self {
+        Self {
+            kind: None,
+            flag: ResponseFlag::DownstreamProtocolError,
+            reason: "",
+            transport: String::new(),
+            cause: Cause::Protocol(how.into()),
+            limit: None,
+            stale: false,
+            blames_host: false,
+        }
+    }
+
     /// The answer, in Envoy's words.
     pub fn reply(self, retries: u32) -> Box<LocalReply> {
         let (status, body, details): (u16, Cow<'static, str>, Cow<'static, str>) = match self.limit

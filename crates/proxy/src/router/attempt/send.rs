@@ -1,34 +1,89 @@
-//! The request's body on its way to the upstream.
+//! The request on its way up.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
 
 use bytes::Bytes;
-use meltemi_filters::grpc::MessageCount;
+use meltemi_net::Buffers;
 
+use super::{Forwarding, Progress};
 use crate::body::{BodyIn, BodyOut, Data, PumpError, Tee, pump};
+use crate::http1::body::BodyError;
+use crate::record::Messages;
 
-/// Whether this attempt has nothing to send but a head.
+/// Sends the request and then watches the client, until the client leaves or its body breaks off.
+/// Boxed: it would make the future of every request larger.
+pub type Upload<'u> = Pin<Box<dyn Future<Output = UploadEnd> + 'u>>;
+
+/// How an upload ended before its response.
+#[derive(Debug)]
+pub enum UploadEnd {
+    /// The request body broke off.
+    Broken(BodyError),
+    /// The client closed after its request.
+    Gone,
+}
+
+/// Whether an attempt has nothing to send but a head.
 pub fn is_bodyless(body: &BodyIn<'_>, tee: Option<&RefCell<Tee>>) -> bool {
     body.is_empty() && tee.is_none_or(|tee| tee.borrow().bytes.is_empty())
 }
 
-/// Sends what was kept of the body, then the rest of it.
-pub async fn send_body(
+/// Sends the request up: the part of its body that was kept, then the rest from the client.
+pub fn upload<'u>(
+    forwarding: &'u Forwarding<'u>,
+    body: &'u mut BodyIn<'_>,
+    mut up: BodyOut<'u>,
+    progress: &'u Progress,
+    messages: Option<Rc<Messages>>,
+    buffers: &'u Buffers,
+) -> Upload<'u> {
+    Box::pin(async move {
+        let messages = messages.as_deref();
+        match send_body(body, &mut up, forwarding.tee, progress, messages).await {
+            Ok(()) => {
+                progress.is_uploaded.set(true);
+                forwarding.clocks.uploaded();
+                if let BodyOut::H1 { head, .. } = &mut up {
+                    buffers.give(std::mem::take(head));
+                }
+            }
+            Err(PumpError::Write(error)) => {
+                // The upstream may have answered early: its response, or its end, will tell.
+                progress.write_error.set(Some(error.to_string()));
+                std::future::pending::<()>().await;
+            }
+            Err(PumpError::Read(error)) => {
+                up.abort(h2::Reason::CANCEL);
+                return UploadEnd::Broken(error);
+            }
+        }
+
+        body.gone().await;
+        UploadEnd::Gone
+    })
+}
+
+async fn send_body(
     body: &mut BodyIn<'_>,
-    to: &mut BodyOut<'_>,
+    up: &mut BodyOut<'_>,
     tee: Option<&RefCell<Tee>>,
-    received: &Cell<u64>,
-    messages: Option<&Cell<MessageCount>>,
+    progress: &Progress,
+    messages: Option<&Messages>,
 ) -> Result<(), PumpError> {
     let kept = tee
         .map(|tee| Bytes::copy_from_slice(&tee.borrow().bytes))
         .filter(|kept| !kept.is_empty());
     if let Some(kept) = kept {
-        to.data(Data::Owned(kept)).await.map_err(PumpError::Write)?;
-    }
-    if tee.is_some_and(|tee| tee.borrow().whole) || matches!(body, BodyIn::Empty) {
-        return to.finish(None).await.map_err(PumpError::Write);
+        up.data(Data::Owned(kept)).await.map_err(PumpError::Write)?;
     }
 
-    pump(body, to, received, messages, tee, |_| {}).await
+    if tee.is_some_and(|tee| tee.borrow().whole) || matches!(body, BodyIn::Empty) {
+        return up.finish(None).await.map_err(PumpError::Write);
+    }
+
+    let messages = messages.map(|messages| &messages.requests);
+    pump(body, up, &progress.received, messages, tee, |_| {}).await
 }

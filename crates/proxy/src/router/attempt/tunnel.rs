@@ -6,35 +6,35 @@ use std::task::Poll;
 
 use meltemi_net::{CopyOptions, Meter, copy_both_ways};
 
+use super::{Client, Forwarding};
 use crate::body::BodyIn;
 use crate::exchange::state::{Ended, Exchange};
-use crate::http1::input::Input;
-use crate::io::{Io, IoRef};
-use crate::respond::Responder;
-use crate::router::plan::{AttemptEnd, Plan};
-use crate::router::timeout::Clocks;
+use crate::io::IoRef;
+use crate::upstream::response::ResponseSource;
 
 /// After a 101: bytes both ways, until either side ends, a limit of the stream has passed, or the
 /// connection has to end.
-pub(super) async fn tunnel(
+pub async fn tunnel(
+    forwarding: &Forwarding<'_>,
     exchange: &mut Exchange<'_>,
-    plan: &Plan<'_>,
-    body: &mut BodyIn<'_>,
-    responder: &mut Responder<'_>,
-    upstream: &Io,
-    upstream_input: &mut Input,
-    clocks: &Clocks,
-) -> AttemptEnd {
-    body.settle();
-    if responder.switch(&exchange.response).await.is_err() {
-        return AttemptEnd::Ended(exchange.gone());
-    }
-    let BodyIn::H1(downstream) = body else {
-        return AttemptEnd::Ended(exchange.gone());
+    client: &mut Client<'_, '_, '_>,
+    source: ResponseSource<'_>,
+) -> Ended {
+    let ResponseSource::H1 { io, input } = source else {
+        return exchange.gone();
     };
-    let first = (downstream.input.take(), upstream_input.take());
+    client.body.settle();
+    if client.responder.switch(&exchange.response).await.is_err() {
+        return exchange.gone();
+    }
+    let BodyIn::H1(downstream) = &mut *client.body else {
+        return exchange.gone();
+    };
+
+    let clocks = forwarding.clocks;
+    let first = (downstream.input.take(), input.take());
     let meter = Meter::default();
-    let (mut down, mut up) = (IoRef(downstream.io), IoRef(upstream));
+    let (mut down, mut up) = (IoRef(downstream.io), IoRef(io));
 
     clocks.tunnelled();
     let limit = {
@@ -57,16 +57,13 @@ pub(super) async fn tunnel(
         .await
     };
 
+    let info = &mut exchange.info;
     if let Some(limit) = limit {
-        exchange.info.end(
-            limit.flag(),
-            limit.details(),
-            Some(clocks.cause(limit, plan.label())),
-        );
+        let cause = clocks.cause(limit, forwarding.plan.label());
+        info.end(limit.flag(), limit.details(), Some(cause));
     }
+    info.received.set(meter.received.get());
+    info.sent.set(meter.sent.get());
 
-    exchange.info.received.set(meter.received.get());
-    exchange.info.sent.set(meter.sent.get());
-
-    AttemptEnd::Ended(Ended::Switched)
+    Ended::Switched
 }

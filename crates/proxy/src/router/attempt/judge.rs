@@ -1,0 +1,89 @@
+//! Whether a response goes to the client, or another attempt is made in its place.
+
+use std::time::Instant;
+
+use meltemi_filters::ResponseFlag;
+use meltemi_filters::head::ResponseHead;
+use meltemi_proxy_config::route::{AttemptFailure, RetryPolicy};
+
+use super::failure::Failure;
+use super::{Attempt, Forwarding};
+use crate::grpc::effective_status;
+use crate::http1::codec::Framing;
+use crate::router::retry::{Retries, Verdict, place};
+use crate::upstream::live::epoch_ms;
+use crate::upstream::outlier::HostResult;
+use crate::upstream::response::ResponseStart;
+
+/// What becomes of a response.
+#[derive(Debug)]
+pub enum Judgement {
+    /// The client gets it; the verdict says whether another attempt was wanted.
+    Deliver(Verdict),
+    /// It is dropped; another attempt has been granted.
+    Retry,
+    /// It cannot be passed on.
+    Refuse(Failure),
+}
+
+/// Whether this response leaves HTTP. RFC 9110 §15.2.2.
+pub fn switches(start: &ResponseStart, response: &ResponseHead) -> bool {
+    start.terms.framing == Framing::Empty && response.status == 101
+}
+
+impl Attempt<'_, '_> {
+    /// Tells outlier detection how the endpoint answered, and decides what becomes of the response.
+    pub fn judge(&self, start: &ResponseStart, retries: &mut Retries<'_>) -> Judgement {
+        let forwarding = self.forwarding;
+        let status = effective_status(self.head.is_grpc(), &self.response);
+        let result = HostResult::Status(status);
+        let now = epoch_ms(Instant::now());
+        let live = &forwarding.cluster.entry.live;
+        live.report(&self.host.live, result, now);
+
+        if switches(start, &self.response) {
+            return match forwarding.plan.upgrade {
+                true => Judgement::Deliver(Verdict::NotWanted),
+                false => Judgement::Refuse(Failure::of(
+                    &forwarding.plan.cluster_name,
+                    self.host,
+                    AttemptFailure::Reset,
+                    ResponseFlag::UpstreamProtocolError,
+                    "protocol error",
+                    "unexpected 101".to_owned(),
+                )),
+            };
+        }
+
+        if !forwarding.is_replayable() {
+            return Judgement::Deliver(Verdict::NotWanted);
+        }
+        match decide(forwarding, retries, |policy| {
+            policy.retries_response(&self.response)
+        }) {
+            Verdict::Granted => Judgement::Retry,
+            verdict => Judgement::Deliver(verdict),
+        }
+    }
+}
+
+/// Decides on another attempt, within the cluster's breaker or retry budget, and counts the
+/// decision as Envoy does.
+pub fn decide(
+    forwarding: &Forwarding<'_>,
+    retries: &mut Retries<'_>,
+    wants: impl FnOnce(&RetryPolicy) -> bool,
+) -> Verdict {
+    let cluster = forwarding.cluster;
+    let high = forwarding.high_priority();
+    let budget = cluster.entry.cluster.breakers[usize::from(high)].retry_budget;
+    let verdict = retries.decide(wants, || place(&cluster.entry.live, budget, high));
+
+    match verdict {
+        Verdict::Granted => cluster.counts.retries.inc(),
+        Verdict::Exhausted => cluster.counts.retry_limit_exceeded.inc(),
+        Verdict::NotWanted | Verdict::NoPlace => {}
+    }
+
+    verdict
+}
