@@ -51,7 +51,8 @@ pub fn request(
             );
         }
 
-        // Only the mesh itself may tune how we forward (D6).
+        // Only the mesh itself may tune how we forward. Envoy: mutateRequestHeaders removes these
+        // from external requests.
         for known in [
             Known::XEnvoyInternal,
             Known::XEnvoyRetriableStatusCodes,

@@ -63,8 +63,8 @@ impl<'a> Responder<'a> {
         match self {
             Self::H1(to) => {
                 if to.wants_continue.replace(false) {
-                    // The client may send its body now or not (RFC 9110 §10.1.1): what comes next
-                    // could be either (A16).
+                    // RFC 9110 §10.1.1: the client may send its body now or leave it out, so its next
+                    // bytes could be a body or a request.
                     to.keep_alive.set(false);
                 }
 

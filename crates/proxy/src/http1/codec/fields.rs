@@ -31,9 +31,8 @@ impl Connection {
     }
 }
 
-/// Removes the fields that are for this connection alone, RFC 9110 §7.6.1. Those that mean
-/// something to the mesh stay: no client takes away what proxies have set, or what policies are
-/// about (A11).
+/// Removes the fields that `connection` names, RFC 9110 §7.6.1. Fields of the mesh stay: a client
+/// could otherwise take away what proxies have set, or what policies match.
 pub(super) fn remove_nominated(fields: &mut Fields, value: &[u8]) {
     for token in value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
         let name = token.to_ascii_lowercase();

@@ -10,41 +10,41 @@ use super::{App, until};
 type Flood = (&'static str, fn() -> Vec<u8>, fn(u32) -> Vec<u8>);
 
 const FLOODS: &[Flood] = &[
-    ("B1 rapid reset", Vec::new, |n| {
+    ("rapid reset", Vec::new, |n| {
         [
             get(nth(n), "/silent"),
             frame(RST_STREAM, 0, nth(n), &8_u32.to_be_bytes()),
         ]
         .concat()
     }),
-    ("B1 rapid reset of uploads", Vec::new, |n| {
+    ("rapid reset of uploads", Vec::new, |n| {
         [
             post(nth(n), "/silent"),
             frame(RST_STREAM, 0, nth(n), &8_u32.to_be_bytes()),
         ]
         .concat()
     }),
-    ("B1 more streams than are allowed", Vec::new, |n| {
+    ("more streams than are allowed", Vec::new, |n| {
         post(nth(n), "/silent")
     }),
-    ("B2 empty window updates", Vec::new, |n| {
+    ("empty window updates", Vec::new, |n| {
         [
             post(nth(n), "/silent"),
             frame(WINDOW_UPDATE, 0, nth(n), &[0; 4]),
         ]
         .concat()
     }),
-    ("B2 windows beyond 2^31", Vec::new, |n| {
+    ("windows beyond 2^31", Vec::new, |n| {
         [
             post(nth(n), "/silent"),
             frame(WINDOW_UPDATE, 0, nth(n), &[0x7f, 0xff, 0xff, 0xff]),
         ]
         .concat()
     }),
-    ("B2 data after the end", Vec::new, |n| {
+    ("data after the end", Vec::new, |n| {
         [get(nth(n), "/silent"), frame(DATA, 0, nth(n), b"x")].concat()
     }),
-    ("B2 heads that break the protocol", Vec::new, |n| {
+    ("heads that break the protocol", Vec::new, |n| {
         frame(
             HEADERS,
             END_HEADERS | END,
@@ -52,7 +52,7 @@ const FLOODS: &[Flood] = &[
             &request("GET", "/silent", &[("connection", "close")]),
         )
     }),
-    ("B2 bodies that are not as long as said", Vec::new, |n| {
+    ("bodies that are not as long as said", Vec::new, |n| {
         let head = request("POST", "/silent", &[("content-length", "1")]);
         [
             frame(HEADERS, END_HEADERS, nth(n), &head),
@@ -61,17 +61,17 @@ const FLOODS: &[Flood] = &[
         .concat()
     }),
     (
-        "B3 CONTINUATION without bytes",
+        "CONTINUATION without bytes",
         || frame(HEADERS, END, 1, &request("GET", "/", &[])),
         |_| frame(CONTINUATION, 0, 1, b""),
     ),
     (
-        "B3 CONTINUATION with fields",
+        "CONTINUATION with fields",
         || frame(HEADERS, END, 1, &request("GET", "/", &[])),
         |_| frame(CONTINUATION, 0, 1, &block(&[("x", &"y".repeat(1000))])),
     ),
     (
-        "B4 a large field again and again",
+        "a large field again and again",
         || {
             let mut head = request("GET", "/", &[]);
             head.extend(remembered(b"x", &[b'y'; 4000]));
@@ -80,17 +80,17 @@ const FLOODS: &[Flood] = &[
         |_| frame(CONTINUATION, 0, 1, &[0x80 | 62; 16_000]),
     ),
     (
-        "B5 empty DATA",
+        "empty DATA",
         || post(1, "/silent"),
         |_| frame(DATA, 0, 1, b""),
     ),
     (
-        "B5 padding and nothing else",
+        "padding and nothing else",
         || post(1, "/silent"),
         |_| frame(DATA, 0x8, 1, &[0]),
     ),
-    ("B6 SETTINGS", Vec::new, |_| frame(SETTINGS, 0, 0, &[])),
-    ("B6 SETTINGS that change something", Vec::new, |n| {
+    ("SETTINGS", Vec::new, |_| frame(SETTINGS, 0, 0, &[])),
+    ("SETTINGS that change something", Vec::new, |n| {
         frame(
             SETTINGS,
             0,
@@ -98,24 +98,24 @@ const FLOODS: &[Flood] = &[
             &[&4_u16.to_be_bytes()[..], &(n & 0xffff).to_be_bytes()].concat(),
         )
     }),
-    ("B6 PING", Vec::new, |n| {
+    ("PING", Vec::new, |n| {
         frame(PING, 0, 0, &u64::from(n).to_be_bytes())
     }),
-    ("B6 PING answers", Vec::new, |n| {
+    ("PING answers", Vec::new, |n| {
         frame(PING, END, 0, &u64::from(n).to_be_bytes())
     }),
-    ("B6 PRIORITY", Vec::new, |n| {
+    ("PRIORITY", Vec::new, |n| {
         frame(PRIORITY, 0, nth(n % 1000), &[0, 0, 0, 0, 16])
     }),
-    ("B6 WINDOW_UPDATE", Vec::new, |_| {
+    ("WINDOW_UPDATE", Vec::new, |_| {
         frame(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes())
     }),
     (
-        "B6 WINDOW_UPDATE of a stream",
+        "WINDOW_UPDATE of a stream",
         || post(1, "/silent"),
         |_| frame(WINDOW_UPDATE, 0, 1, &1_u32.to_be_bytes()),
     ),
-    ("B6 frames of no known type", Vec::new, |_| {
+    ("frames of no known type", Vec::new, |_| {
         frame(0xfe, 0, 0, b"")
     }),
 ];
@@ -160,7 +160,7 @@ async fn floods_end_the_connection_and_only_that() {
 }
 
 #[tokio::test]
-async fn b1_resets_of_requests_that_a_fault_delays_are_a_flood_too() {
+async fn resets_of_requests_that_a_fault_delays_are_a_flood_too() {
     let app = App::start().await;
     let (running, mut bystander) = in_front(&app, |manager| {
         manager.http_filters.insert(

@@ -46,7 +46,7 @@ pub fn nth(n: u32) -> u32 {
 }
 
 #[tokio::test]
-async fn b4_heads_that_grow_when_they_are_read_are_refused() {
+async fn heads_that_grow_when_they_are_read_are_refused() {
     let app = App::start().await;
     let (_running, mut bystander) = in_front(&app, |_| {}).await;
     let mut bomb = request("GET", "/a", &[]);
@@ -97,7 +97,7 @@ async fn b4_heads_that_grow_when_they_are_read_are_refused() {
 }
 
 #[tokio::test]
-async fn b7_streams_that_nobody_reads_are_let_go() {
+async fn streams_that_nobody_reads_are_let_go() {
     let large = peers::server(|mut stream, _| async move {
         let mut waiting = Vec::new();
         while peers::read_message(&mut stream, &mut waiting)
@@ -159,17 +159,17 @@ const MALFORMED: &[Outcome] = &[Outcome::Goodbye(PROTOCOL_ERROR)];
 
 const BROKEN: &[Broken] = &[
     (
-        "B8 an even stream",
+        "an even stream",
         || get(2, "/a"),
         &[Outcome::Goodbye(PROTOCOL_ERROR)],
     ),
     (
-        "B8 stream 0",
+        "stream 0",
         || get(0, "/a"),
         &[Outcome::Goodbye(PROTOCOL_ERROR)],
     ),
     (
-        "B8 an older stream",
+        "an older stream",
         || [get(5, "/b"), get(1, "/a")].concat(),
         &[
             Outcome::Goodbye(PROTOCOL_ERROR),
@@ -177,7 +177,7 @@ const BROKEN: &[Broken] = &[
         ],
     ),
     (
-        "B8 HEADERS after the end",
+        "HEADERS after the end",
         || [get(1, "/silent"), get(1, "/a")].concat(),
         &[
             Outcome::Reset(STREAM_CLOSED),
@@ -186,27 +186,27 @@ const BROKEN: &[Broken] = &[
         ],
     ),
     (
-        "B8 DATA of an idle stream",
+        "DATA of an idle stream",
         || frame(DATA, END, 1, b"x"),
         &[Outcome::Goodbye(PROTOCOL_ERROR)],
     ),
     (
-        "B8 RST_STREAM of an idle stream",
+        "RST_STREAM of an idle stream",
         || frame(RST_STREAM, 0, 1, &[0; 4]),
         &[Outcome::Goodbye(PROTOCOL_ERROR)],
     ),
     (
-        "B8 WINDOW_UPDATE of an idle stream",
+        "WINDOW_UPDATE of an idle stream",
         || frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]),
         &[Outcome::Goodbye(PROTOCOL_ERROR)],
     ),
     (
-        "B8 CONTINUATION out of place",
+        "CONTINUATION out of place",
         || frame(CONTINUATION, END_HEADERS, 1, b""),
         &[Outcome::Goodbye(PROTOCOL_ERROR)],
     ),
     (
-        "B8 a frame amid a head",
+        "a frame amid a head",
         || {
             [
                 frame(HEADERS, END, 1, &request("GET", "/a", &[])),
@@ -217,47 +217,47 @@ const BROKEN: &[Broken] = &[
         &[Outcome::Goodbye(PROTOCOL_ERROR)],
     ),
     (
-        "B8 PUSH_PROMISE from a client",
+        "PUSH_PROMISE from a client",
         || frame(PUSH_PROMISE, END_HEADERS, 1, &[0, 0, 0, 2]),
         &[Outcome::Goodbye(PROTOCOL_ERROR)],
     ),
     (
-        "B8 SETTINGS of five bytes",
+        "SETTINGS of five bytes",
         || frame(SETTINGS, 0, 0, &[0; 5]),
         MALFORMED,
     ),
     (
-        "B8 SETTINGS of a stream",
+        "SETTINGS of a stream",
         || frame(SETTINGS, 0, 1, &[]),
         &[Outcome::Goodbye(PROTOCOL_ERROR)],
     ),
     (
-        "B8 a window of 2^31",
+        "a window of 2^31",
         || frame(SETTINGS, 0, 0, &[0, 4, 0x80, 0, 0, 0]),
         MALFORMED,
     ),
     (
-        "B8 PING of seven bytes",
+        "PING of seven bytes",
         || frame(PING, 0, 0, &[0; 7]),
         MALFORMED,
     ),
     (
-        "B8 a frame of 17 KiB",
+        "a frame of 17 KiB",
         || frame(DATA, 0, 1, &[0; 17 * 1024]),
         &[Outcome::Goodbye(FRAME_SIZE_ERROR)],
     ),
     (
-        "B8 a connection window beyond 2^31",
+        "a connection window beyond 2^31",
         || frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff]),
         &[Outcome::Goodbye(FLOW_CONTROL_ERROR)],
     ),
     (
-        "B8 padding longer than the frame",
+        "padding longer than the frame",
         || [post(1, "/silent"), frame(DATA, 0x8, 1, &[200, 0, 0])].concat(),
         &[Outcome::Goodbye(PROTOCOL_ERROR)],
     ),
     (
-        "B8 a stream that depends on itself",
+        "a stream that depends on itself",
         || frame(PRIORITY, 0, 1, &[0, 0, 0, 1, 16]),
         &[
             Outcome::Goodbye(PROTOCOL_ERROR),
@@ -265,7 +265,7 @@ const BROKEN: &[Broken] = &[
         ],
     ),
     (
-        "B8 more data than the window",
+        "more data than the window",
         || {
             let mut all = post(1, "/silent");
             for _ in 0..70 {
@@ -279,7 +279,7 @@ const BROKEN: &[Broken] = &[
         ],
     ),
     (
-        "B8 a broken header block",
+        "a broken header block",
         || frame(HEADERS, END_HEADERS | END, 1, &[0xff; 20]),
         &[
             Outcome::Goodbye(COMPRESSION_ERROR),
@@ -287,7 +287,7 @@ const BROKEN: &[Broken] = &[
         ],
     ),
     (
-        "B8 an index beyond the table",
+        "an index beyond the table",
         || frame(HEADERS, END_HEADERS | END, 1, &[0x80 | 70]),
         &[
             Outcome::Goodbye(COMPRESSION_ERROR),
@@ -297,7 +297,7 @@ const BROKEN: &[Broken] = &[
 ];
 
 #[tokio::test]
-async fn b8_broken_frames_end_with_the_right_error() {
+async fn broken_frames_end_with_the_right_error() {
     let app = App::start().await;
     let (_running, mut bystander) = in_front(&app, |_| {}).await;
     let mut wrong = Vec::new();
@@ -363,43 +363,43 @@ type Head = (&'static str, fn() -> Vec<u8>, bool, &'static [Outcome]);
 
 const HEADS: &[Head] = &[
     (
-        "B9 upper-case name",
+        "upper-case name",
         || request("GET", "/a", &[("X-Upper", "1")]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B9 two paths",
+        "two paths",
         || request("GET", "/a", &[(":path", "/b")]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B9 two methods",
+        "two methods",
         || request("GET", "/a", &[(":method", "PUT")]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B9 two authorities",
+        "two authorities",
         || request("GET", "/a", &[(":authority", "b")]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B9 unknown pseudo-header",
+        "unknown pseudo-header",
         || request("GET", "/a", &[(":other", "b")]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B9 a response's pseudo-header",
+        "a response's pseudo-header",
         || request("GET", "/a", &[(":status", "200")]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B9 pseudo-header after a field",
+        "pseudo-header after a field",
         || {
             block(&[
                 (":method", "GET"),
@@ -413,97 +413,97 @@ const HEADS: &[Head] = &[
         MALFORMED_HEAD,
     ),
     (
-        "B9 no path",
+        "no path",
         || block(&[(":method", "GET"), (":scheme", "http"), (":authority", "a")]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B9 empty path",
+        "empty path",
         || request("GET", "", &[]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B9 no method",
+        "no method",
         || block(&[(":scheme", "http"), (":authority", "a"), (":path", "/a")]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B9 empty method",
+        "empty method",
         || request("", "/a", &[]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B9 method of two words",
+        "method of two words",
         || request("GET /x", "/a", &[]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "D12 small letters in the method",
+        "small letters in the method",
         || request("get", "/a", &[]),
         false,
         BAD,
     ),
     (
-        "B9 line feed in a value",
+        "line feed in a value",
         || request("GET", "/a", &[("x", "y\r\nhost: b")]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B9 NUL in a value",
+        "NUL in a value",
         || request("GET", "/a", &[("x", "y\0")]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B9 line feed in a name",
+        "line feed in a name",
         || request("GET", "/a", &[("x\r\ny", "z")]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B9 colon in a name",
+        "colon in a name",
         || request("GET", "/a", &[("x:y", "z")]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B9 blank in a name",
+        "blank in a name",
         || request("GET", "/a", &[("x ", "z")]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B9 empty name",
+        "empty name",
         || request("GET", "/a", &[("", "z")]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B9 line feed in the path",
+        "line feed in the path",
         || request("GET", "/a HTTP/1.1\r\nhost: b\r\n\r\n", &[]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B9 blank in the path",
+        "blank in the path",
         || request("GET", "/a b", &[]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B9 path without slash",
+        "path without slash",
         || request("GET", "a", &[]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B9 line feed in the authority",
+        "line feed in the authority",
         || {
             block(&[
                 (":method", "GET"),
@@ -516,61 +516,61 @@ const HEADS: &[Head] = &[
         MALFORMED_HEAD,
     ),
     (
-        "B10 transfer-encoding",
+        "transfer-encoding",
         || request("POST", "/a", &[("transfer-encoding", "chunked")]),
         true,
         MALFORMED_HEAD,
     ),
     (
-        "B10 connection",
+        "connection",
         || request("POST", "/a", &[("connection", "close")]),
         true,
         MALFORMED_HEAD,
     ),
     (
-        "B10 keep-alive",
+        "keep-alive",
         || request("POST", "/a", &[("keep-alive", "1")]),
         true,
         MALFORMED_HEAD,
     ),
     (
-        "B10 proxy-connection",
+        "proxy-connection",
         || request("POST", "/a", &[("proxy-connection", "close")]),
         true,
         MALFORMED_HEAD,
     ),
     (
-        "B10 upgrade",
+        "upgrade",
         || request("POST", "/a", &[("upgrade", "websocket")]),
         true,
         MALFORMED_HEAD,
     ),
     (
-        "B10 te",
+        "te",
         || request("POST", "/a", &[("te", "gzip")]),
         true,
         MALFORMED_HEAD,
     ),
     (
-        "B10 a body shorter than said",
+        "a body shorter than said",
         || request("POST", "/a", &[("content-length", "5")]),
         true,
         MALFORMED_HEAD,
     ),
     (
-        "B10 a body longer than said",
+        "a body longer than said",
         || request("POST", "/a", &[("content-length", "2")]),
         true,
         MALFORMED_HEAD,
     ),
     (
-        "B10 a length and no body",
+        "a length and no body",
         || request("POST", "/a", &[("content-length", "2")]),
         false,
         MALFORMED_HEAD,
     ),
     (
-        "B10 two lengths",
+        "two lengths",
         || {
             request(
                 "POST",
@@ -582,13 +582,13 @@ const HEADS: &[Head] = &[
         MALFORMED_HEAD,
     ),
     (
-        "B10 a length that is none",
+        "a length that is none",
         || request("POST", "/a", &[("content-length", "+3")]),
         true,
         MALFORMED_HEAD,
     ),
     (
-        "B11 unknown scheme",
+        "unknown scheme",
         || {
             block(&[
                 (":method", "GET"),
@@ -601,13 +601,13 @@ const HEADS: &[Head] = &[
         BAD,
     ),
     (
-        "B11 authority and host differ",
+        "authority and host differ",
         || request("GET", "/a", &[("host", "b")]),
         false,
         BAD,
     ),
     (
-        "B11 two hosts",
+        "two hosts",
         || {
             block(&[
                 (":method", "GET"),
@@ -621,13 +621,13 @@ const HEADS: &[Head] = &[
         BAD,
     ),
     (
-        "B11 no host at all",
+        "no host at all",
         || block(&[(":method", "GET"), (":scheme", "http"), (":path", "/a")]),
         false,
         BAD,
     ),
     (
-        "B11 user information",
+        "user information",
         || {
             block(&[
                 (":method", "GET"),
@@ -640,19 +640,19 @@ const HEADS: &[Head] = &[
         BAD,
     ),
     (
-        "B15 a tunnel",
+        "a tunnel",
         || block(&[(":method", "CONNECT"), (":authority", "10.0.0.1:80")]),
         true,
         NO_ROUTE,
     ),
     (
-        "B15 a tunnel with a path",
+        "a tunnel with a path",
         || request("CONNECT", "/a", &[]),
         true,
         MALFORMED_HEAD,
     ),
     (
-        "B15 an extended tunnel that was not offered",
+        "an extended tunnel that was not offered",
         || request("CONNECT", "/a", &[(":protocol", "websocket")]),
         true,
         MALFORMED_HEAD,
@@ -660,7 +660,7 @@ const HEADS: &[Head] = &[
 ];
 
 #[tokio::test]
-async fn b9_b11_heads_that_mean_something_else_in_http1_are_never_written_there() {
+async fn heads_that_mean_something_else_in_http1_are_never_written_there() {
     let app = App::start().await;
     let (_running, mut bystander) = in_front(&app, |_| {}).await;
     let mut wrong = Vec::new();
@@ -686,7 +686,7 @@ async fn b9_b11_heads_that_mean_something_else_in_http1_are_never_written_there(
     bystander.is_served().await;
     assert!(!app.saw("/a") && !app.saw("CONNECT"));
 
-    // D2: whatever decides, decides without the fragment.
+    // Whatever decides, decides without the fragment.
     let mut raw = Raw::connect(bystander.at).await;
     assert_eq!(
         raw.ask(&get(1, "/public#/admin"), 1).await.outcome(1),
@@ -697,7 +697,7 @@ async fn b9_b11_heads_that_mean_something_else_in_http1_are_never_written_there(
 }
 
 #[tokio::test]
-async fn b11_schemes_are_one_in_any_case_and_there_is_one_authority() {
+async fn schemes_are_one_in_any_case_and_there_is_one_authority() {
     let app = App::start().await;
     let (_running, mut bystander) = in_front(&app, |_| {}).await;
     for (name, fields) in [
@@ -746,7 +746,7 @@ async fn b11_schemes_are_one_in_any_case_and_there_is_one_authority() {
 }
 
 #[tokio::test]
-async fn b14_trailers_that_pretend_to_be_more_are_reset() {
+async fn trailers_that_pretend_to_be_more_are_reset() {
     let app = App::start().await;
     let (_running, mut bystander) = in_front(&app, |_| {}).await;
     for (name, trailers) in [

@@ -127,7 +127,7 @@ const ADMINS: &[&str] = &[
 ];
 
 #[tokio::test]
-async fn d1_d2_no_spelling_of_a_path_passes_a_policy() {
+async fn no_spelling_of_a_path_passes_a_policy() {
     let app = App::start().await;
     let path = rbac::permission::Rule::UrlPath(matcher::PathMatcher {
         rule: Some(matcher::path_matcher::Rule::Path(string(
@@ -166,7 +166,7 @@ async fn d1_d2_no_spelling_of_a_path_passes_a_policy() {
 }
 
 #[tokio::test]
-async fn d1_escaped_slashes_can_be_refused_or_sent_back() {
+async fn escaped_slashes_can_be_refused_or_sent_back() {
     use hcm::http_connection_manager::PathWithEscapedSlashesAction as Action;
 
     for (action, status_wanted) in [
@@ -186,7 +186,7 @@ async fn d1_escaped_slashes_can_be_refused_or_sent_back() {
 }
 
 #[tokio::test]
-async fn d3_hosts_are_folded_before_every_decision() {
+async fn hosts_are_folded_before_every_decision() {
     let app = App::start().await;
     let exact = |domain: &str, routes| route::VirtualHost {
         name: domain.into(),
@@ -240,7 +240,7 @@ async fn d3_hosts_are_folded_before_every_decision() {
 }
 
 #[tokio::test]
-async fn d4_each_of_several_values_is_judged() {
+async fn each_of_several_values_is_judged() {
     let app = App::start().await;
     let (_running, mut bystander) = in_front(&app, |m| {
         m.http_filters.insert(
@@ -271,7 +271,7 @@ async fn d4_each_of_several_values_is_judged() {
 }
 
 #[tokio::test]
-async fn d4_all_of_several_values_must_be_allowed() {
+async fn all_of_several_values_must_be_allowed() {
     let app = App::start().await;
     let rule = header("x-role", MatchPattern::Exact("user".into()));
     let allows = authorizes(rbac::rbac::Action::Allow, rule);
@@ -302,7 +302,7 @@ async fn d4_all_of_several_values_must_be_allowed() {
 }
 
 #[tokio::test]
-async fn d5_underscores_are_refused_or_dropped_where_that_is_asked_for() {
+async fn underscores_are_refused_or_dropped_where_that_is_asked_for() {
     use core::http_protocol_options::HeadersWithUnderscoresAction as Action;
 
     for (action, wanted, arrives) in [
@@ -343,7 +343,7 @@ const OURS: &str = "x-forwarded-client-cert: By=spiffe://a;URI=spiffe://cluster.
                     x-forwarded-proto: https\nx-request-id: forged";
 
 #[tokio::test]
-async fn d6_a_gateway_believes_nothing_that_a_stranger_says() {
+async fn a_gateway_believes_nothing_that_a_stranger_says() {
     use hcm::http_connection_manager::ForwardClientCertDetails as Details;
 
     let app = App::start().await;
@@ -398,7 +398,7 @@ async fn d6_a_gateway_believes_nothing_that_a_stranger_says() {
 }
 
 #[tokio::test]
-async fn d6_a_certificate_is_not_claimed_by_header() {
+async fn a_certificate_is_not_claimed_by_header() {
     use hcm::http_connection_manager::ForwardClientCertDetails as Details;
 
     for (details, kept) in [
@@ -428,7 +428,7 @@ async fn d6_a_certificate_is_not_claimed_by_header() {
 }
 
 #[tokio::test]
-async fn d6_metadata_of_peers_stops_at_the_proxy() {
+async fn metadata_of_peers_stops_at_the_proxy() {
     let headers = || {
         vec![PeerMethod {
             istio_headers: Some(IstioHeaders::default()),
@@ -470,7 +470,7 @@ async fn d6_metadata_of_peers_stops_at_the_proxy() {
 }
 
 #[tokio::test]
-async fn d11_with_n_trusted_proxies_the_nth_from_the_right_is_the_client() {
+async fn with_n_trusted_proxies_the_nth_from_the_right_is_the_client() {
     for (hops, forwarded, client) in [
         (0, "6.6.6.6, 1.1.1.1", "127.0.0.1"),
         (1, "6.6.6.6, 1.1.1.1", "1.1.1.1"),
@@ -500,7 +500,7 @@ async fn d11_with_n_trusted_proxies_the_nth_from_the_right_is_the_client() {
 }
 
 #[tokio::test]
-async fn d12_methods_are_words_of_their_own() {
+async fn methods_are_words_of_their_own() {
     let app = App::start().await;
     let (_running, mut bystander) = in_front(&app, |m| {
         m.http_filters.insert(

@@ -161,7 +161,7 @@ fn is_refusal(first: Option<u8>) -> bool {
 }
 
 #[tokio::test]
-async fn c8_old_versions_are_refused() {
+async fn old_versions_are_refused() {
     let app = App::start().await;
     let mut strict = strict(&app, Duration::from_secs(10)).await;
     for (name, version) in [("SSL 3.0", 0x300), ("TLS 1.0", 0x301), ("TLS 1.1", 0x302)] {
@@ -194,7 +194,7 @@ async fn c8_old_versions_are_refused() {
 }
 
 #[tokio::test]
-async fn c7_a_hello_is_one_however_it_is_cut() {
+async fn a_hello_is_one_however_it_is_cut() {
     let app = App::start().await;
     let mut strict = strict(&app, Duration::from_secs(10)).await;
     let whole = honest("server");
@@ -223,7 +223,7 @@ async fn c7_a_hello_is_one_however_it_is_cut() {
 }
 
 #[tokio::test]
-async fn c7_odd_hellos_are_refused_and_cost_nothing() {
+async fn odd_hellos_are_refused_and_cost_nothing() {
     let app = App::start().await;
     let mut strict = strict(&app, Duration::from_secs(2)).await;
     let many: Vec<Vec<u8>> = (0..1000)
@@ -317,7 +317,7 @@ async fn c7_odd_hellos_are_refused_and_cost_nothing() {
 }
 
 #[tokio::test]
-async fn c8_half_open_handshakes_end_and_cost_nobody_else_anything() {
+async fn half_open_handshakes_end_and_cost_nobody_else_anything() {
     const EACH: usize = 100;
 
     let app = App::start().await;
@@ -354,7 +354,7 @@ async fn c8_half_open_handshakes_end_and_cost_nobody_else_anything() {
 }
 
 #[tokio::test]
-async fn c12_plaintext_to_a_strict_port_reaches_nobody() {
+async fn plaintext_to_a_strict_port_reaches_nobody() {
     let app = App::start().await;
     let mut strict = strict(&app, Duration::from_secs(10)).await;
     for bytes in [
@@ -410,7 +410,7 @@ async fn named(name: &'static str) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn c7_a_name_is_found_in_any_case_and_nothing_else_passes_for_it() {
+async fn a_name_is_found_in_any_case_and_nothing_else_passes_for_it() {
     let mut secret = tcp_chain("secret");
     secret.name = "secret".into();
     secret.filter_chain_match = Some(proto::FilterChainMatch {

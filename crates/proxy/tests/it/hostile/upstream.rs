@@ -135,7 +135,7 @@ fn answers() -> Vec<(&'static str, Vec<u8>, Option<&'static str>)> {
 }
 
 #[tokio::test]
-async fn a15_broken_answers_are_the_proxys_own_errors() {
+async fn broken_answers_are_the_proxys_own_errors() {
     let evil = peers::server(|mut stream, _| async move {
         let mut waiting = Vec::new();
         let Some((head, _)) = peers::read_message(&mut stream, &mut waiting).await else {
@@ -175,7 +175,7 @@ async fn a15_broken_answers_are_the_proxys_own_errors() {
 }
 
 #[tokio::test]
-async fn a15_bytes_after_an_answer_are_nobodys_answer() {
+async fn bytes_after_an_answer_are_nobodys_answer() {
     let seen = Arc::new(Mutex::new(BTreeSet::new()));
     let book = seen.clone();
     let evil = peers::server(move |mut stream, number| {
@@ -433,7 +433,7 @@ async fn what_has_no_body_brings_none_over_http2_either() {
 }
 
 #[tokio::test]
-async fn b13_an_upstream_that_takes_no_streams_is_passed_by() {
+async fn an_upstream_that_takes_no_streams_is_passed_by() {
     // Says goodbye, then forbids all streams.
     let full = h2([
         frame(GOAWAY, 0, 0, &[0; 8]),

@@ -42,7 +42,7 @@ fn any(type_url: &str, value: &[u8]) -> Any {
 }
 
 #[tokio::test]
-async fn h1_resources_that_cannot_be_read_are_refused_and_the_last_good_ones_serve() {
+async fn resources_that_cannot_be_read_are_refused_and_the_last_good_ones_serve() {
     let (_app, running, mut bystander) = serving().await;
     let good = pack(&static_cluster("up", &[]));
     let mut cut = good.clone();
@@ -90,7 +90,7 @@ async fn h1_resources_that_cannot_be_read_are_refused_and_the_last_good_ones_ser
 }
 
 #[tokio::test]
-async fn h1_what_contradicts_itself_is_refused() {
+async fn what_contradicts_itself_is_refused() {
     let (_app, running, mut bystander) = serving().await;
     let up = || static_cluster("up", &[]);
     let mut no_name = up();
@@ -227,7 +227,7 @@ async fn h1_what_contradicts_itself_is_refused() {
 }
 
 #[tokio::test]
-async fn h1_rules_within_rules_without_end_are_refused() {
+async fn rules_within_rules_without_end_are_refused() {
     let (app, running, mut bystander) = serving().await;
     let mut rule = rbac::Permission {
         rule: Some(rbac::permission::Rule::Any(true)),
@@ -272,7 +272,7 @@ async fn h1_rules_within_rules_without_end_are_refused() {
 }
 
 #[tokio::test]
-async fn h1_what_is_large_is_applied_while_others_are_served() {
+async fn what_is_large_is_applied_while_others_are_served() {
     let (app, running, mut bystander) = serving().await;
     let many: Vec<_> = (0..50_000_u32)
         .map(|n| std::net::SocketAddr::from((std::net::Ipv4Addr::from(0x0a00_0000 + n), 80)))
@@ -308,7 +308,7 @@ async fn h1_what_is_large_is_applied_while_others_are_served() {
 }
 
 #[tokio::test]
-async fn h1_a_listener_that_cannot_have_its_address_takes_nobody_elses() {
+async fn a_listener_that_cannot_have_its_address_takes_nobody_elses() {
     let (app, running, mut bystander) = serving().await;
     let mut same = listener("same", vec![tcp_chain("up")]);
     same.address = Some(address(bystander.at));
@@ -340,7 +340,7 @@ async fn h1_a_listener_that_cannot_have_its_address_takes_nobody_elses() {
 }
 
 #[tokio::test]
-async fn h1_a_server_that_sends_nonsense_is_refused_each_time_and_believed_again() {
+async fn a_server_that_sends_nonsense_is_refused_each_time_and_believed_again() {
     let one = peers::echo("one").await;
     let two = peers::echo("two").await;
     let mut server = Server::start(set("1", one)).await;
