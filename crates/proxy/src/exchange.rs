@@ -4,11 +4,14 @@
 pub mod state;
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use meltemi_filters::head::{Known, RequestHead};
+use meltemi_filters::head::{Known, RequestHead, ResponseHead};
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
-use meltemi_proxy_config::route::{Chosen, RequireTls, RouteContext, RouteDecision, RouteTable};
+use meltemi_proxy_config::route::{
+    Chosen, Forward, RequireTls, RouteContext, RouteDecision, RouteTable,
+};
 
 use self::state::{Ended, Exchange};
 use crate::body::{BodyIn, Data};
@@ -20,6 +23,7 @@ use crate::prepare;
 use crate::report;
 use crate::respond::{BodyFraming, Responder};
 use crate::router;
+use crate::router::plan::Plan;
 use crate::steps::{self, Stop};
 use crate::worker::Worker;
 
@@ -77,6 +81,7 @@ pub async fn serve(incoming: Incoming<'_>) -> Ended {
     ended
 }
 
+/// Prepares, filters and routes the request, and forwards or answers it.
 async fn stages(
     exchange: &mut Exchange<'_>,
     head: &mut RequestHead,
@@ -87,44 +92,115 @@ async fn stages(
     if body.is_empty() {
         exchange.info.request_end.set(Some(exchange.info.start));
     }
-    let internal;
-    match prepare::request(exchange.worker, exchange.http, exchange.conn, head) {
-        Ok(client) => {
-            exchange.remote = client.remote;
-            exchange.info.remote = Some(client.remote);
-            internal = client.internal;
-        }
-        Err(reply) => return answer(exchange, None, head, responder, *reply).await,
+    let table = exchange.view.routes.clone();
+    if let Err(reply) = sanitise(exchange, head, table.as_deref()) {
+        return answer(exchange, None, head, responder, *reply).await;
     }
 
-    let table = exchange.view.routes.clone();
-    if let Some(table) = &table {
-        if !internal {
-            for name in &table.settings.internal_only_headers {
-                head.remove(name);
+    let decision = table
+        .as_deref()
+        .and_then(|table| select_route(exchange, head, table));
+    let cluster = note_destination(exchange, head, decision.as_ref());
+    let inputs = exchange.filter_inputs(decision.as_ref(), cluster.as_deref());
+    let (filters, info) = (&exchange.http.filters, &mut exchange.info);
+    let left = responder.left(&mut body);
+
+    match steps::request(filters, inputs, head, info, left).await {
+        Ok(()) => {}
+        Err(Stop::Reply(reply)) => {
+            return answer(exchange, decision.as_ref(), head, responder, *reply).await;
+        }
+        Err(Stop::Gone) => return exchange.gone(),
+    }
+
+    let Some(decision) = decision else {
+        let reply = no_route(table.as_deref());
+        return answer(exchange, None, head, responder, reply).await;
+    };
+    let reply = match decision.chosen {
+        Chosen::Forward(forward) => {
+            let Some(cluster_name) = cluster else {
+                let reply = no_cluster_header(forward);
+                return answer(exchange, Some(&decision), head, responder, reply).await;
+            };
+            let plan = Plan {
+                decision: &decision,
+                forward,
+                cluster_name,
+                upgrade,
+            };
+
+            match router::forward(exchange, &plan, head, body, &mut responder).await {
+                Ok(ended) => return ended,
+                Err(reply) => with_attempts(*reply, exchange, forward),
             }
         }
-        if let Some(reply) = insists_on_tls(table, head, internal) {
-            return answer(exchange, None, head, responder, reply).await;
+        Chosen::Redirect(redirect) => {
+            let location = redirect.location(head, &decision.route.matcher.path);
+            of_route(&decision, redirect.status, "direct_response").header("location", location)
+        }
+        Chosen::Direct(direct) => LocalReply {
+            body: direct.body.clone(),
+            ..of_route(&decision, direct.status, "direct_response")
+        },
+        Chosen::NonForwarding => of_route(&decision, 404, "non_forwarding_action"),
+    };
+
+    answer(exchange, Some(&decision), head, responder, reply).await
+}
+
+/// Sanitises the request as the connection manager and the route table say. `Err` is the answer to
+/// a request that goes no further.
+fn sanitise(
+    exchange: &mut Exchange<'_>,
+    head: &mut RequestHead,
+    table: Option<&RouteTable>,
+) -> Result<(), Box<LocalReply>> {
+    let client = prepare::request(exchange.worker, exchange.http, exchange.conn, head)?;
+    exchange.remote = client.remote;
+    exchange.info.remote = Some(client.remote);
+    let Some(table) = table else { return Ok(()) };
+
+    if !client.internal {
+        for name in &table.settings.internal_only_headers {
+            head.remove(name);
         }
     }
 
-    let decision = table.as_ref().and_then(|table| {
-        let context = RouteContext {
-            random: exchange.info.random,
-            metadata: &exchange.info.state.metadata,
-            conn: Some(&exchange.conn.info),
-        };
-        table.select(head, &context)
-    });
-
-    if let Some(decision) = &decision {
-        exchange.info.route = Some(decision.route.name.clone());
-        exchange.info.position = Some(decision.position);
-        exchange.info.host = Some(decision.host.name.clone());
+    match insists_on_tls(table, head, client.internal) {
+        Some(reply) => Err(Box::new(reply)),
+        None => Ok(()),
     }
+}
 
-    let named = match decision.as_ref().map(|decision| decision.chosen) {
+/// The route of the request, noted in the record.
+fn select_route<'t>(
+    exchange: &mut Exchange<'_>,
+    head: &RequestHead,
+    table: &'t RouteTable,
+) -> Option<RouteDecision<'t>> {
+    let context = RouteContext {
+        random: exchange.info.random,
+        metadata: &exchange.info.state.metadata,
+        conn: Some(&exchange.conn.info),
+    };
+    let decision = table.select(head, &context)?;
+
+    exchange.info.route = Some(decision.route.name.clone());
+    exchange.info.position = Some(decision.position);
+    exchange.info.host = Some(decision.host.name.clone());
+
+    Some(decision)
+}
+
+/// The name of the cluster that the request goes to, noted in the record for whoever answers it
+/// from here on.
+fn note_destination(
+    exchange: &mut Exchange<'_>,
+    head: &RequestHead,
+    decision: Option<&RouteDecision<'_>>,
+) -> Option<Arc<str>> {
+    let cluster: Option<Arc<str>> = match decision.map(|decision| decision.chosen) {
         Some(Chosen::Forward(forward)) => match forward.cluster_name() {
             Some(name) => Some(name.clone()),
             None => forward.cluster(head).map(Into::into),
@@ -132,104 +208,52 @@ async fn stages(
         _ => None,
     };
 
-    // Whoever answers from here on: this is where the request was going.
-    exchange.info.cluster = named
-        .clone()
-        .filter(|name| exchange.worker.cluster(name).is_some());
-    exchange.in_mesh = named
-        .as_deref()
-        .is_some_and(|name| exchange.worker.is_in_mesh(name));
-    {
-        let inputs = exchange.filter_inputs(decision.as_ref(), named.as_deref());
-        let left = responder.left(&mut body);
-        match steps::request(
-            &exchange.http.filters,
-            inputs,
-            head,
-            &mut exchange.info,
-            left,
-        )
-        .await
-        {
-            Ok(()) => {}
-            Err(Stop::Reply(reply)) => {
-                return answer(exchange, decision.as_ref(), head, responder, *reply).await;
-            }
-            Err(Stop::Gone) => return exchange.gone(),
-        }
+    let is_known = |name: &Arc<str>| exchange.worker.cluster(name).is_some();
+    let in_mesh = |name: &str| exchange.worker.is_in_mesh(name);
+    let known = cluster.clone().filter(is_known);
+    exchange.in_mesh = cluster.as_deref().is_some_and(in_mesh);
+    exchange.info.cluster = known;
+
+    cluster
+}
+
+/// The answer where no route matches.
+fn no_route(table: Option<&RouteTable>) -> LocalReply {
+    let table = table.map_or_else(|| "(not yet there)".into(), |table| table.name.clone());
+    let reply = LocalReply::new(404, "", "route_not_found", Cause::NoRoute(table));
+    reply.flagged(ResponseFlag::NoRouteFound)
+}
+
+/// The answer where the header that names the cluster is missing.
+fn no_cluster_header(forward: Forward<'_>) -> LocalReply {
+    let status = forward.action.cluster_not_found_status;
+    let cause = Cause::NoCluster("(header missing)".into());
+    let reply = LocalReply::new(status, "", "cluster_not_found", cause);
+    reply.flagged(ResponseFlag::NoClusterFound)
+}
+
+/// The answer of a route itself, without a body.
+fn of_route(decision: &RouteDecision<'_>, status: u16, details: &'static str) -> LocalReply {
+    LocalReply::new(status, "", details, Cause::Route(decision.label().clone()))
+}
+
+/// Tells the number of attempts in an answer that stands in for an upstream's, where the route asks
+/// for it.
+fn with_attempts(
+    mut reply: LocalReply,
+    exchange: &Exchange<'_>,
+    forward: Forward<'_>,
+) -> LocalReply {
+    let is_of_upstream = reply
+        .flag
+        .is_some_and(|flag| flag != ResponseFlag::NoClusterFound);
+    if forward.action.response_attempt_count && is_of_upstream {
+        let attempts = exchange.info.attempts.max(1).to_string();
+        let header = ("x-envoy-attempt-count".into(), attempts.into());
+        reply.headers.push(header);
     }
 
-    let Some(decision) = decision else {
-        let table = table
-            .as_ref()
-            .map_or_else(|| "(not yet there)".into(), |table| table.name.clone());
-        let reply = LocalReply::new(404, "", "route_not_found", Cause::NoRoute(table))
-            .flagged(ResponseFlag::NoRouteFound);
-        return answer(exchange, None, head, responder, reply).await;
-    };
-
-    match decision.chosen {
-        Chosen::Forward(forward) => {
-            let Some(cluster) = named else {
-                let cause = Cause::NoCluster("(header missing)".into());
-                let reply = LocalReply::new(
-                    forward.action.cluster_not_found_status,
-                    "",
-                    "cluster_not_found",
-                    cause,
-                )
-                .flagged(ResponseFlag::NoClusterFound);
-                return answer(exchange, Some(&decision), head, responder, reply).await;
-            };
-
-            let plan = router::plan::Plan {
-                decision: &decision,
-                forward,
-                cluster_name: cluster,
-                upgrade,
-            };
-
-            match router::forward(exchange, &plan, head, body, &mut responder).await {
-                Ok(ended) => ended,
-                Err(mut reply) => {
-                    if forward.action.response_attempt_count
-                        && reply
-                            .flag
-                            .is_some_and(|flag| flag != ResponseFlag::NoClusterFound)
-                    {
-                        let attempts = exchange.info.attempts.max(1).to_string();
-                        reply
-                            .headers
-                            .push(("x-envoy-attempt-count".into(), attempts.into()));
-                    }
-
-                    answer(exchange, Some(&decision), head, responder, *reply).await
-                }
-            }
-        }
-        Chosen::Redirect(redirect) => {
-            let location = redirect.location(head, &decision.route.matcher.path);
-            let reply = LocalReply::new(
-                redirect.status,
-                "",
-                "direct_response",
-                Cause::Route(decision.label().clone()),
-            )
-            .header("location", location);
-            answer(exchange, Some(&decision), head, responder, reply).await
-        }
-        Chosen::Direct(direct) => {
-            let cause = Cause::Route(decision.label().clone());
-            let reply =
-                LocalReply::new(direct.status, direct.body.clone(), "direct_response", cause);
-            answer(exchange, Some(&decision), head, responder, reply).await
-        }
-        Chosen::NonForwarding => {
-            let cause = Cause::Route(decision.label().clone());
-            let reply = LocalReply::new(404, "", "non_forwarding_action", cause);
-            answer(exchange, Some(&decision), head, responder, reply).await
-        }
-    }
+    reply
 }
 
 /// A virtual host that is only for HTTPS sends others there.
@@ -261,45 +285,14 @@ async fn answer(
     reply: LocalReply,
 ) -> Ended {
     if head.fields().has(Known::Upgrade) || head.method() == "CONNECT" {
-        // What the client has sent for the other protocol must not be read as a request (A6, A7).
+        // RFC 9110 §7.8, §9.3.6: bytes that the client sent for the other protocol must not be read
+        // as a request.
         responder.close_after();
     }
 
     exchange.info.note(&reply);
     exchange.worker.causes.reply(&reply.cause, reply.flag);
-    let mut body = reply.body.clone();
-    exchange.response.clear();
-    exchange.response.status = reply.status;
-    if head.is_grpc() {
-        // Errors of gRPC travel as status, not as body: a response of trailers only.
-        exchange.response.status = 200;
-        exchange
-            .response
-            .append("content-type", b"application/grpc");
-        let status = reply
-            .grpc_status
-            .unwrap_or_else(|| grpc_of_http(reply.status));
-        exchange
-            .response
-            .append("grpc-status", status.to_string().as_bytes());
-        if !body.is_empty() {
-            exchange
-                .response
-                .append("grpc-message", percent(&body).as_bytes());
-        }
-
-        body = Bytes::new();
-    } else {
-        if !body.is_empty() {
-            exchange.response.append("content-type", b"text/plain");
-        }
-        if !matches!(reply.status, 204 | 304) {
-            exchange
-                .response
-                .append("content-length", body.len().to_string().as_bytes());
-        }
-    }
-
+    let body = write_reply(&reply, head.is_grpc(), &mut exchange.response);
     for (name, value) in &reply.headers {
         exchange.response.set(name, value);
     }
@@ -326,7 +319,8 @@ async fn answer(
         }
     };
 
-    // A client that reads nothing holds its stream no longer than one that says nothing (B7).
+    // A client that does not read its response may hold the stream no longer than a silent one.
+    // Envoy: HttpConnectionManager.stream_idle_timeout.
     let sent = match exchange.http.stream_idle_timeout {
         None => Ok(sent.await),
         Some(idle) => tokio::time::timeout(idle, sent).await,
@@ -351,6 +345,35 @@ async fn answer(
             Ended::Gone
         }
     }
+}
+
+/// Writes the head of a local reply, and returns its body.
+fn write_reply(reply: &LocalReply, is_grpc: bool, response: &mut ResponseHead) -> Bytes {
+    let body = &reply.body;
+    response.clear();
+    response.status = reply.status;
+
+    if !is_grpc {
+        if !body.is_empty() {
+            response.append("content-type", b"text/plain");
+        }
+        if !matches!(reply.status, 204 | 304) {
+            response.append("content-length", body.len().to_string().as_bytes());
+        }
+        return body.clone();
+    }
+
+    // Errors of gRPC travel as status, not as body: a response of trailers only.
+    response.status = 200;
+    response.append("content-type", b"application/grpc");
+    let status = reply.grpc_status;
+    let status = status.unwrap_or_else(|| grpc_of_http(reply.status));
+    response.append("grpc-status", status.to_string().as_bytes());
+    if !body.is_empty() {
+        response.append("grpc-message", percent(body).as_bytes());
+    }
+
+    Bytes::new()
 }
 
 /// Answers what never became a request.
