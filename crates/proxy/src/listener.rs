@@ -19,14 +19,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::server::StartHandshake;
 
 use crate::causes::TlsReason;
-use crate::counts::OpenConnection;
-use crate::downstream::Downstream;
+use crate::counts::{ListenerCounts, OpenConnection};
+use crate::downstream::{ChainView, Downstream};
 use crate::http1;
 use crate::http2;
 use crate::io::{Io, Prefixed, Stream};
 use crate::log_facts::{LogFacts, NO_LOG_TYPE};
 use crate::record::StreamInfo;
-use crate::steps::refused_now;
+use crate::steps::{Admission, admission};
 use crate::tcp;
 use crate::timer::sleep;
 use crate::tls::{check_pins, is_http2};
@@ -75,16 +75,22 @@ struct Inspected {
     closed: bool,
 }
 
+/// Why a connection is refused, as Envoy logs it.
+struct Refusal {
+    flag: Option<ResponseFlag>,
+    details: &'static str,
+    cause: Cause,
+}
+
 async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: SocketAddr) {
     let published = worker.published();
     let Some(arrived) = published.snapshot.listener(name) else {
         return;
     };
     let Some(half_open) = worker.half_open.admit(peer.ip()) else {
-        worker.causes.refusal(
-            &Cause::Overload("half-open connections"),
-            Some(ResponseFlag::OverloadManagerTerminated),
-        );
+        let cause = Cause::Overload("half-open connections");
+        let flag = ResponseFlag::OverloadManagerTerminated;
+        worker.causes.refusal(&cause, Some(flag));
         return;
     };
 
@@ -111,60 +117,23 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
     let counts = worker.counts.listener(&listener.name);
     counts.connections.inc();
     let mut inspected = Inspected::default();
-    let inspection = inspect(&listener, &mut stream, &mut info, &mut inspected);
-    let finished = match listener.filters.timeout {
-        None => Some(inspection.await),
-        Some(limit) => tokio::time::timeout(limit, inspection).await.ok(),
-    };
-
-    match finished {
-        Some(Ok(())) => {}
-        None if listener.filters.continue_on_timeout => {}
-        Some(Err(error)) => {
-            if error.kind() == io::ErrorKind::InvalidData {
-                let cause = Cause::Protocol(error.to_string().into());
-                refuse(
-                    &worker,
-                    &listener,
-                    None,
-                    info,
-                    Some(ResponseFlag::DownstreamProtocolError),
-                    "listener_filter_error",
-                    cause,
-                );
-            }
-
-            return;
-        }
-        None => {
-            let cause = Cause::Timeout("listener filters timeout", listener.name.clone());
-            refuse(
-                &worker,
-                &listener,
-                None,
-                info,
-                None,
-                "listener_filter_timeout",
-                cause,
-            );
-
+    match inspect_in_time(&listener, &mut stream, &mut info, &mut inspected).await {
+        Ok(()) => {}
+        Err(Uninspected::Gone) => return,
+        Err(Uninspected::Refused(refusal)) => {
+            refuse(&worker, &listener, None, info, refusal);
             return;
         }
     }
 
     let Some(chain) = listener.chains.select(&info).cloned() else {
         counts.no_chain.inc();
-        let cause = Cause::NoFilterChain(listener.name.clone());
-        refuse(
-            &worker,
-            &listener,
-            None,
-            info,
-            Some(ResponseFlag::NoRouteFound),
-            "filter_chain_not_found",
-            cause,
-        );
-
+        let refusal = Refusal {
+            flag: Some(ResponseFlag::NoRouteFound),
+            details: "filter_chain_not_found",
+            cause: Cause::NoFilterChain(listener.name.clone()),
+        };
+        refuse(&worker, &listener, None, info, refusal);
         return;
     };
 
@@ -179,16 +148,12 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
                 Err((reason, why)) => {
                     counts.failed_handshake(reason);
                     worker.causes.handshake(reason);
-                    refuse(
-                        &worker,
-                        &listener,
-                        Some(&chain),
-                        info,
-                        None,
-                        "",
-                        Cause::Tls(why.into()),
-                    );
-
+                    let refusal = Refusal {
+                        flag: None,
+                        details: "",
+                        cause: Cause::Tls(why.into()),
+                    };
+                    refuse(&worker, &listener, Some(&chain), info, refusal);
                     return;
                 }
             }
@@ -198,46 +163,100 @@ async fn serve(worker: Rc<Worker>, name: &str, mut stream: TcpStream, peer: Sock
     drop(half_open);
     let view = Rc::new(worker.view_for(&listener, &chain));
     let registered = worker.register(info, view);
-    let conn = registered.conn.clone();
+    serve_chain(worker, &registered.conn, &counts, stream, inspected).await;
+}
 
-    // The handshake took its time: what holds is the newest.
-    let view = worker.view_of(&conn);
-    let chain = view.chain.clone();
-    let _open = OpenConnection::of(&counts, view.counts.as_ref());
-    let refused = refused_now(&chain, &conn.info);
-
-    if chain
-        .filters
-        .iter()
-        .any(|filter| matches!(filter, NetworkFilter::Rbac(_)))
-    {
-        let (allowed, denied) = &worker.counts.network_rbac;
-        if refused.is_some() {
-            denied.inc()
-        } else {
-            allowed.inc()
-        }
-    }
-
-    if let Some(policy) = refused {
-        tcp::refuse(&worker, &conn, &view, policy);
+/// Serves a connection under the newest version of its filter chain, if network filters allow it.
+async fn serve_chain(
+    worker: Rc<Worker>,
+    conn: &Rc<Downstream>,
+    counts: &Rc<ListenerCounts>,
+    stream: Stream,
+    inspected: Inspected,
+) {
+    // The handshake took its time: the newest version holds.
+    let view = worker.view_of(conn);
+    let _open = OpenConnection::of(counts, view.counts.as_ref());
+    if let Admission::Refused(policy) = admit(&worker, &view, conn) {
+        tcp::refuse(&worker, conn, &view, policy);
         return;
     }
 
     let _places = match tcp::Limits::of(&worker, &view) {
         Ok(places) => places,
         Err(prefix) => {
-            tcp::refuse_over_limit(&worker, &conn, &view, prefix);
+            tcp::refuse_over_limit(&worker, conn, &view, prefix);
             return;
         }
     };
 
+    let conn = conn.clone();
+    let chain = view.chain.clone();
     match &chain.terminal {
         Terminal::Tcp(_) => tcp::serve(worker, conn, view, stream, inspected.bytes).await,
         Terminal::Http(http) => serve_http(worker, conn, http.codec, stream, inspected).await,
     }
+}
 
-    drop(registered);
+/// Asks the chain's network authorization, and counts its decision.
+fn admit(worker: &Worker, view: &ChainView, conn: &Downstream) -> Admission {
+    let chain = &view.chain;
+    let admission = admission(chain, &conn.info);
+    let asks = |filter: &NetworkFilter| matches!(filter, NetworkFilter::Rbac(_));
+
+    if chain.filters.iter().any(asks) {
+        let (allowed, denied) = &worker.counts.network_rbac;
+        match admission {
+            Admission::Allowed => allowed.inc(),
+            Admission::Refused(_) => denied.inc(),
+        }
+    }
+
+    admission
+}
+
+/// Why inspection brought no answer.
+enum Uninspected {
+    /// The connection failed: there is nobody to serve.
+    Gone,
+    /// The first bytes are bad, or came too late.
+    Refused(Refusal),
+}
+
+/// Inspects within the time that the listener allows.
+async fn inspect_in_time(
+    listener: &Listener,
+    stream: &mut TcpStream,
+    info: &mut ConnInfo,
+    inspected: &mut Inspected,
+) -> Result<(), Uninspected> {
+    let inspection = inspect(listener, stream, info, inspected);
+    let finished = match listener.filters.timeout {
+        None => Some(inspection.await),
+        Some(limit) => tokio::time::timeout(limit, inspection).await.ok(),
+    };
+
+    let (flag, details, cause) = match finished {
+        Some(Ok(())) => return Ok(()),
+        None if listener.filters.continue_on_timeout => return Ok(()),
+        Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => (
+            Some(ResponseFlag::DownstreamProtocolError),
+            "listener_filter_error",
+            Cause::Protocol(error.to_string().into()),
+        ),
+        Some(Err(_)) => return Err(Uninspected::Gone),
+        None => (
+            None,
+            "listener_filter_timeout",
+            Cause::Timeout("listener filters timeout", listener.name.clone()),
+        ),
+    };
+
+    Err(Uninspected::Refused(Refusal {
+        flag,
+        details,
+        cause,
+    }))
 }
 
 /// Reads first bytes until every sniffer that is on knows enough. They stay in `inspected`.
@@ -422,10 +441,13 @@ fn refuse(
     listener: &Arc<Listener>,
     chain: Option<&Arc<FilterChain>>,
     info: ConnInfo,
-    flag: Option<ResponseFlag>,
-    details: &'static str,
-    cause: Cause,
+    refusal: Refusal,
 ) {
+    let Refusal {
+        flag,
+        details,
+        cause,
+    } = refusal;
     tracing::debug!(listener = %listener.name, peer = %info.remote, destination = %info.local, %cause, "refused");
     worker.causes.refusal(&cause, flag);
     if listener.access_logs.is_empty() {
@@ -485,7 +507,7 @@ async fn serve_http(
     }
 }
 
-/// Reads until it is clear whether the client begins with the HTTP/2 preface; `None`: it went away,
+/// Reads until it is clear whether the client begins with the HTTP/2 preface; `None`: the client left,
 /// or is silent.
 async fn prior_knowledge(
     worker: &Worker,

@@ -196,17 +196,29 @@ pub fn counts_messages(slots: &[HttpFilterSlot]) -> bool {
         .any(|slot| matches!(slot.filter, HttpFilter::GrpcStats))
 }
 
-/// Whether the chain's network authorization refuses the connection; the policy that denies, if one
-/// does.
-pub fn refused_now(chain: &FilterChain, info: &ConnInfo) -> Option<Option<Arc<str>>> {
-    chain.filters.iter().find_map(|filter| match filter {
-        NetworkFilter::Rbac(rbac) => network_rbac(rbac, info),
-        _ => None,
-    })
+/// What a chain's network authorization says of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// It may be served.
+    Allowed,
+    /// It is refused, by this policy; `None`: no policy allows it.
+    Refused(Option<Arc<str>>),
 }
 
-/// Judges a connection: the policy that refuses it, if one does.
-fn network_rbac(rbac: &Rbac, conn: &ConnInfo) -> Option<Option<Arc<str>>> {
+/// Asks the chain's network authorization; the first filter that refuses decides.
+pub fn admission(chain: &FilterChain, conn: &ConnInfo) -> Admission {
+    let refused = chain.filters.iter().find_map(|filter| match filter {
+        NetworkFilter::Rbac(rbac) => match judge(rbac, conn) {
+            Admission::Allowed => None,
+            refused => Some(refused),
+        },
+        _ => None,
+    });
+
+    refused.unwrap_or(Admission::Allowed)
+}
+
+fn judge(rbac: &Rbac, conn: &ConnInfo) -> Admission {
     let nothing = Metadata::default();
     let facts = rbac::Facts {
         conn,
@@ -217,6 +229,8 @@ fn network_rbac(rbac: &Rbac, conn: &ConnInfo) -> Option<Option<Arc<str>>> {
     };
 
     let verdict = rbac.enforce(&facts);
-
-    (!verdict.allowed).then_some(verdict.policy)
+    match verdict.allowed {
+        true => Admission::Allowed,
+        false => Admission::Refused(verdict.policy),
+    }
 }

@@ -14,7 +14,7 @@ use super::state::{SWEEP, Worker};
 use crate::downstream::DrainReason;
 use crate::listener;
 use crate::published::Published;
-use crate::steps::refused_now;
+use crate::steps::{Admission, admission};
 
 /// Serves until told to stop.
 pub async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {
@@ -72,7 +72,7 @@ fn publish(worker: &Worker, published: Arc<Published>) {
         let drained = published.draining;
         if drained.is_some_and(|drained| drained.has(&view.listener)) {
             conn.ask_to_drain(DrainReason::Draining);
-        } else if let Some(policy) = refused_now(&view.chain, &conn.info) {
+        } else if let Admission::Refused(policy) = admission(&view.chain, &conn.info) {
             conn.ask_to_drain(DrainReason::Forbidden(policy));
         }
     });
