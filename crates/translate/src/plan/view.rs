@@ -1,4 +1,4 @@
-//! The snapshot as one proxy sees it: the only place that names its queries.
+//! The snapshot as one proxy sees it: its scope, and the queries that several plans share.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
