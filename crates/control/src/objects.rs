@@ -59,7 +59,7 @@ impl Objects {
 
         if objects.is_empty() && diagnostics.is_empty() {
             let remedy = "give YAML or JSON with apiVersion, kind and metadata.name";
-            diagnostics.push(about(
+            diagnostics.push(diagnostic(
                 ObjectRef::default(),
                 "the text holds no object".to_owned(),
                 remedy,
@@ -82,7 +82,7 @@ impl Objects {
             } else {
                 let before = earlier.insert(key.clone(), object);
                 if before.is_some() {
-                    findings.push(twice(object));
+                    findings.push(duplicate_object(object));
                 }
                 sound.push(object.clone());
                 match before.or(held.map(|held| &**held)) {
@@ -146,7 +146,7 @@ impl Objects {
             Err(error) => {
                 let message = format!("applying broke off: {error}");
                 response.ok = false;
-                return response.diagnostics.push(about(
+                return response.diagnostics.push(diagnostic(
                     ObjectRef::default(),
                     message,
                     "apply it again",
@@ -164,7 +164,7 @@ impl Objects {
             match outcome {
                 Ok(outcome) => {
                     let before = planned.action;
-                    *planned = told(&outcome);
+                    *planned = outcome_of(&outcome);
                     if planned.action == Action::Created {
                         // New in our state, and perhaps in the place of one that the mesh brings.
                         planned.action = before;
@@ -174,7 +174,7 @@ impl Objects {
                 Err(error) => {
                     planned.action = Action::Refused;
                     response.ok = false;
-                    response.diagnostics.push(failed(&error));
+                    response.diagnostics.push(apply_failed(&error));
                 }
             }
         }
@@ -280,7 +280,7 @@ impl Objects {
                 };
 
                 self.taken_up(is_gone).await;
-                response.objects.push(told(&outcome));
+                response.objects.push(outcome_of(&outcome));
                 let next = self.worlds.borrow().tables.get(&key).cloned();
                 if let Some(next) = next.filter(|next| self.brought(next).is_some()) {
                     let message = format!(
@@ -289,7 +289,7 @@ impl Objects {
                     );
 
                     let finding =
-                        about(key.object_ref(), message, "to change it, apply another one");
+                        diagnostic(key.object_ref(), message, "to change it, apply another one");
                     response.diagnostics.push(Diagnostic {
                         severity: Severity::Info,
                         ..finding
@@ -305,7 +305,7 @@ impl Objects {
                     action: Action::Refused,
                     ..planned
                 });
-                response.diagnostics.push(failed(&error));
+                response.diagnostics.push(apply_failed(&error));
             }
         }
 
@@ -360,7 +360,7 @@ impl Objects {
                 ),
             };
 
-            about(object.object_ref(), format!("{message} ({file})"), remedy)
+            diagnostic(object.object_ref(), format!("{message} ({file})"), remedy)
         })
     }
 
@@ -391,7 +391,7 @@ impl Objects {
     }
 }
 
-fn told(outcome: &Outcome) -> Applied {
+fn outcome_of(outcome: &Outcome) -> Applied {
     use meltemi_store::Action as Done;
 
     let action = match outcome.action {
@@ -411,7 +411,7 @@ fn told(outcome: &Outcome) -> Applied {
     }
 }
 
-fn failed(error: &ApplyError) -> Diagnostic {
+fn apply_failed(error: &ApplyError) -> Diagnostic {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
 
     let (key, file, remedy) = match error {
@@ -440,15 +440,15 @@ fn failed(error: &ApplyError) -> Diagnostic {
 
     Diagnostic {
         position,
-        ..about(key.object_ref(), error.to_string(), &remedy)
+        ..diagnostic(key.object_ref(), error.to_string(), &remedy)
     }
 }
 
 /// The same object twice in one text is applied twice, as with kubectl, and most likely a slip.
-fn twice(object: &Object) -> Diagnostic {
+fn duplicate_object(object: &Object) -> Diagnostic {
     let message = "the object stands twice in this text; this one counts".to_owned();
     let position = object.source.position("");
-    let finding = about(object.object_ref(), message, "keep one of them");
+    let finding = diagnostic(object.object_ref(), message, "keep one of them");
     Diagnostic {
         position,
         severity: Severity::Warning,
@@ -456,7 +456,7 @@ fn twice(object: &Object) -> Diagnostic {
     }
 }
 
-fn about(object: ObjectRef, message: String, remedy: &str) -> Diagnostic {
+fn diagnostic(object: ObjectRef, message: String, remedy: &str) -> Diagnostic {
     Diagnostic {
         code: "MEL0601".to_owned(),
         severity: Severity::Error,
