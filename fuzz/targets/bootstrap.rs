@@ -7,7 +7,6 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 use meltemi_proto::envoy::config::bootstrap::v3::Bootstrap as Message;
 use meltemi_proto::json::Reflection;
-use meltemi_proxy_config::Compiler;
 use meltemi_proxy_config::bootstrap::Bootstrap;
 
 static REFLECTION: LazyLock<Reflection> =
@@ -21,6 +20,6 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     };
 
-    let _ = Bootstrap::compile(&message, &Compiler::default());
+    let _ = Bootstrap::compile(&message);
     let _ = REFLECTION.to_json(&meltemi_proto::pack(&message));
 });

@@ -15,7 +15,7 @@ use meltemi_proto::envoy::config::route::v3::RouteConfiguration;
 use meltemi_proto::envoy::extensions::transport_sockets::tls::v3::Secret;
 use meltemi_proto::json::Reflection;
 use meltemi_proto::{Any, pack, type_url, unpack};
-use meltemi_proxy_config::bootstrap::SecretContent;
+use meltemi_proxy_config::tls::SecretContent;
 use meltemi_proxy_config::{Compiler, Rejection, Warning};
 use serde_json::Value;
 
