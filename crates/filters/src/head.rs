@@ -18,7 +18,7 @@ mod response;
 #[cfg(test)]
 mod tests;
 
-pub use fields::Fields;
+pub use fields::{Fields, MAX_NAME};
 pub use known::Known;
 pub use reason::reason;
 pub use request::RequestHead;

@@ -29,6 +29,9 @@ pub struct Fields {
     present: u64,
 }
 
+/// The longest name of a field, in bytes. Whoever reads heads refuses longer names.
+pub const MAX_NAME: usize = u16::MAX as usize;
+
 /// Above this much memory a cleared head gives its arena back.
 const KEEP_BYTES: usize = 16 * 1024;
 
@@ -75,6 +78,7 @@ impl Fields {
     /// Indexes a field of the loaded bytes and lower-cases its name in place. The caller has
     /// checked the syntax.
     pub fn push_loaded(&mut self, name: usize, name_len: usize, value: usize, value_len: usize) {
+        debug_assert!(name_len <= MAX_NAME, "a longer name would be cut");
         let name_end = name + name_len;
         self.arena[name..name_end].make_ascii_lowercase();
         let known = Known::of(&self.arena[name..name_end]);

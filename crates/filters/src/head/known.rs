@@ -9,6 +9,9 @@ macro_rules! known {
         #[allow(missing_docs)]
         pub enum Known { Other = 0, $($variant,)* }
 
+        // `Fields` has a bit for each name, and one for `Other`, in a u64.
+        const _: () = assert!([$($text),*].len() < u64::BITS as usize);
+
         impl Known {
             /// Which one it is; `name` must be lower case.
             pub fn of(name: &[u8]) -> Self {

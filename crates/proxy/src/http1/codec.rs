@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 
 use fields::{Connection, Lengths, MAX_NOMINATED, has_token, remove_nominated};
 pub use fields::{end_head, strip_hop_by_hop};
-use meltemi_filters::head::{HttpVersion, RequestHead};
+use meltemi_filters::head::{HttpVersion, MAX_NAME, RequestHead};
 pub use response::read_response;
 
 /// How much of a head a peer may make us hold.
@@ -266,6 +266,13 @@ pub fn read_request(
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
                 body.coding(value)?;
                 continue;
+            }
+            // `max_request_headers_kb` may allow more than a head can hold.
+            length if length > MAX_NAME => {
+                return Err(Refusal {
+                    status: 431,
+                    details: "http1.headers_too_large",
+                });
             }
             _ => {}
         }

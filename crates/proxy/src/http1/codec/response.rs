@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use meltemi_filters::head::{HttpVersion, ResponseHead};
+use meltemi_filters::head::{HttpVersion, MAX_NAME, ResponseHead};
 
 use super::fields::{Connection, Lengths};
 use super::{Framing, Limits, MAX_FIELDS, Refusal, ResponseTerms, first_line, refuse};
@@ -83,6 +83,7 @@ pub fn read_response(
                 body.coding(value)?;
                 continue;
             }
+            length if length > MAX_NAME => return Err(refuse("http1.headers_too_large")),
             _ => {}
         }
 

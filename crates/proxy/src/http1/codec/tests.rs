@@ -157,6 +157,29 @@ fn long_heads_end_with_414_or_431() {
 }
 
 #[test]
+fn a_name_that_a_head_cannot_hold_is_refused() {
+    // `max_request_headers_kb: 8192` lets it through; cut to 16 bits it would be `authorization`.
+    let limits = Limits {
+        head_bytes: 8192 * 1024,
+        ..Limits::default()
+    };
+    let mut name = b"authorization".to_vec();
+    name.resize(name.len() + (1 << 16), b'a');
+
+    let mut text = b"GET / HTTP/1.1\r\nhost: a\r\n".to_vec();
+    text.extend_from_slice(&name);
+    text.extend_from_slice(b": x\r\n\r\n");
+    let refusal = read_request(&text, &mut 0, &limits, &mut RequestHead::new()).err();
+    assert_eq!(refusal.map(|refusal| refusal.status), Some(431));
+
+    let mut text = b"HTTP/1.1 200 OK\r\n".to_vec();
+    text.extend_from_slice(&name);
+    text.extend_from_slice(b": x\r\n\r\n");
+    let mut head = ResponseHead::default();
+    assert!(read_response(&text, &mut 0, &limits, "GET", &mut head).is_err());
+}
+
+#[test]
 fn an_absolute_target_decides_the_one_host() {
     let (head, _) = request(b"GET http://b:80/x?y HTTP/1.1\r\nhost: a\r\n\r\n")
         .expect("accepted")
