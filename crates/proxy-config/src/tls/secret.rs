@@ -198,3 +198,69 @@ pub(crate) fn grpc_cluster(message: &core::ApiConfigSource) -> Option<&str> {
         TargetSpecifier::GoogleGrpc(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inline(text: &str) -> Option<core::DataSource> {
+        Some(core::DataSource {
+            specifier: Some(core::data_source::Specifier::InlineString(text.into())),
+            ..Default::default()
+        })
+    }
+
+    fn context(
+        change: impl FnOnce(&mut proto::CertificateValidationContext),
+    ) -> Compiled<SecretContent> {
+        let mut context = proto::CertificateValidationContext {
+            trusted_ca: inline("roots"),
+            ..Default::default()
+        };
+        change(&mut context);
+
+        SecretContent::compile(&proto::Secret {
+            name: "ROOTCA".into(),
+            r#type: Some(Type::ValidationContext(context)),
+        })
+    }
+
+    #[test]
+    fn a_context_that_narrows_whom_to_trust_is_refused() {
+        use meltemi_proto::envoy::r#type::matcher::v3::{StringMatcher, string_matcher};
+
+        assert!(context(|_| {}).is_ok());
+        assert!(context(|context| context.crl = inline("list")).is_ok());
+
+        let name = StringMatcher {
+            match_pattern: Some(string_matcher::MatchPattern::Exact("a".into())),
+            ..Default::default()
+        };
+        let typed = proto::SubjectAltNameMatcher {
+            san_type: proto::subject_alt_name_matcher::SanType::Dns as i32,
+            matcher: Some(name),
+            ..Default::default()
+        };
+        for refused in [
+            context(|context| context.verify_certificate_hash = vec!["00".repeat(32)]),
+            context(|context| {
+                context.verify_certificate_spki =
+                    vec!["AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".into()]
+            }),
+            context(|context| context.match_typed_subject_alt_names = vec![typed]),
+            context(|context| {
+                context.trusted_ca = None;
+                context.system_root_certs = Some(Default::default());
+            }),
+        ] {
+            let rejection = refused.expect_err("refused");
+            assert!(rejection.reason.contains("trusted_ca"), "{rejection}");
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_byte_of_a_secret() {
+        let (content, _) = context(|_| {}).expect("compiles");
+        assert!(!format!("{content:?}").contains("roots"), "{content:?}");
+    }
+}

@@ -1,6 +1,7 @@
 //! The proxy in process: real sockets on port 0, servers and clients of the test's own.
 
 mod affinity;
+mod bootstrap;
 mod causes;
 mod config;
 mod differential;
