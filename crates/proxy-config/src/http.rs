@@ -179,13 +179,3 @@ pub enum Underscores {
     /// The field is dropped.
     Drop,
 }
-
-impl HttpConnectionManager {
-    /// The name of the route table that RDS delivers; `None` for an inline one.
-    pub fn rds(&self) -> Option<&Arc<str>> {
-        match &self.routes {
-            RouteSource::Inline(_) => None,
-            RouteSource::Rds(name) => Some(name),
-        }
-    }
-}

@@ -160,11 +160,6 @@ impl FilterChains {
             .or(self.default.as_ref())
     }
 
-    /// The filter chain of this name.
-    pub fn named(&self, name: &str) -> Option<&Arc<FilterChain>> {
-        self.iter().find(|chain| &*chain.name == name)
-    }
-
     /// Every chain, the default last.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<FilterChain>> {
         self.all.iter().chain(&self.default)

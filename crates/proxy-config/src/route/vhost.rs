@@ -124,7 +124,7 @@ impl PathMatch {
     }
 
     /// Whether a path without query matches.
-    pub fn is_match_path(&self, path: &str) -> bool {
+    fn is_match_path(&self, path: &str) -> bool {
         match self {
             Self::Prefix(prefix) => path.starts_with(&**prefix),
             Self::PrefixIgnoreCase(prefix) => starts_with_ignore_case(path, prefix),
