@@ -1,6 +1,7 @@
 //! Connections served as bytes: TCP proxy, SNI passthrough, original destinations.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -22,7 +23,7 @@ use crate::report::TcpReport;
 use crate::timer::sleep;
 use crate::upstream::cluster::{PickRequest, WorkerCluster, WorkerHost};
 use crate::upstream::connect::{Dial, DialError, Dialled, connect_options, dial};
-use crate::upstream::live::{Permit, Resource, epoch_ms};
+use crate::upstream::live::{ActiveRequest, Permit, Resource, epoch_ms};
 use crate::upstream::outlier::HostResult;
 use crate::worker::Worker;
 
@@ -32,6 +33,36 @@ struct Failed {
     details: &'static str,
     cause: Cause,
     transport: String,
+}
+
+impl Failed {
+    fn no_cluster(name: Arc<str>) -> Self {
+        Self {
+            flag: ResponseFlag::NoClusterFound,
+            details: "cluster_not_found",
+            cause: Cause::NoCluster(name),
+            transport: String::new(),
+        }
+    }
+
+    fn no_endpoint(cluster: &Arc<str>) -> Self {
+        Self {
+            flag: ResponseFlag::NoHealthyUpstream,
+            details: "no_healthy_upstream",
+            cause: Cause::NoEndpoint(cluster.clone()),
+            transport: String::new(),
+        }
+    }
+
+    fn overflow(cluster: &Arc<str>) -> Self {
+        let threshold = Resource::Connections.threshold();
+        Self {
+            flag: ResponseFlag::UpstreamOverflow,
+            details: "upstream_overflow",
+            cause: Cause::Breaker(cluster.clone(), threshold),
+            transport: String::new(),
+        }
+    }
 }
 
 /// Serves one connection. `first` was read already.
@@ -58,33 +89,14 @@ pub async fn serve(
     }
 
     let mut stream = LatePreamble::new(&mut stream, begun);
-    let name = cluster_name(&view, proxy, &conn, info.random);
-    let (cluster_name, subset) = match &name {
-        Named::Cluster(name, subset) => (name.clone(), *subset),
-        Named::Missing(name) => {
-            let cause = Cause::NoCluster(name.clone());
-            worker
-                .causes
-                .refusal(&cause, Some(ResponseFlag::NoClusterFound));
-            info.end(
-                ResponseFlag::NoClusterFound,
-                "cluster_not_found",
-                Some(cause),
-            );
-
-            finish(&worker, &conn, &view, proxy, &info);
-            return;
+    let connected = match destination(&view, proxy, &conn, info.random) {
+        Err(failed) => Err(failed),
+        Ok((name, subset)) => {
+            info.cluster = Some(name.clone());
+            connect(&worker, &conn, proxy, &name, subset, &mut info).await
         }
     };
-
-    info.cluster = Some(cluster_name.clone());
-    let connected = connect(&worker, &conn, proxy, &cluster_name, subset, &mut info).await;
-    let Connected {
-        mut upstream,
-        upstream_first,
-        upstream_begun,
-        permit,
-    } = match connected {
+    let connected = match connected {
         Ok(connected) => connected,
         Err(failed) => {
             worker.causes.refusal(&failed.cause, Some(failed.flag));
@@ -95,82 +107,103 @@ pub async fn serve(
         }
     };
 
+    let Connected {
+        mut upstream,
+        upstream_first,
+        upstream_begun,
+        permit,
+    } = connected;
     let mut upstream = LatePreamble::new(&mut upstream, upstream_begun);
     let report = TcpReport::of(&worker, &conn, &view, &info);
     let meter = Meter::default();
     let options = CopyOptions {
         idle: proxy.idle_timeout,
     };
-    let timeout = |which| Cause::Timeout(which, conn.chain.clone());
-    let end = {
-        let copy = copy_both_ways(
-            &mut stream,
-            &mut upstream,
-            (first, upstream_first),
-            options,
-            &worker.buffers,
-            &meter,
-        );
+    let copy = copy_both_ways(
+        &mut stream,
+        &mut upstream,
+        (first, upstream_first),
+        options,
+        &worker.buffers,
+        &meter,
+    );
 
-        let interval = report.as_ref().map(TcpReport::interval);
-
-        // It has a stated time to end by itself.
-        let told_to_end = conn.overdue(worker.common.drain_time);
-        let mut copy = std::pin::pin!(copy);
-        let mut told_to_end = std::pin::pin!(told_to_end);
-        let mut too_long = std::pin::pin!(sleep(proxy.max_duration));
-
-        loop {
-            tokio::select! {
-                end = &mut copy => break Some(end),
-                () = &mut told_to_end => {
-                    info.end(ResponseFlag::LocalReset, "connection_drained", conn.drain_cause());
-                    break None;
-                }
-                () = &mut too_long => {
-                    info.end(ResponseFlag::DurationTimeout, "max_downstream_connection_duration", Some(timeout("max_downstream_connection_duration")));
-                    break None;
-                }
-                () = sleep(interval) => {
-                    if let Some(report) = &report {
-                        report.progress(&meter);
-                    }
-                }
-            }
-        }
-    };
-
+    let end = until_end(copy, &worker, &conn, proxy, report.as_ref(), &meter).await;
     info.received.set(meter.received.get());
     info.sent.set(meter.sent.get());
-    match end {
-        Some(CopyEnd::Idle) => info.end(
-            ResponseFlag::StreamIdleTimeout,
-            "idle_timeout",
-            Some(timeout("idle_timeout")),
-        ),
-        Some(CopyEnd::Upstream(error)) => {
-            info.end(
-                ResponseFlag::UpstreamConnectionTermination,
-                "upstream_connection_termination",
-                None,
-            );
-            info.transport_failure = error.to_string();
-        }
-        Some(CopyEnd::Downstream(_)) => {
-            info.end(
-                ResponseFlag::DownstreamConnectionTermination,
-                "downstream_remote_disconnect",
-                None,
-            );
-        }
-        Some(CopyEnd::Closed) | None => {}
-    }
-
+    note_end(&mut info, &conn, end);
     if let Some(report) = report {
         report.close(&worker, &meter, &info);
     }
     finish(&worker, &conn, &view, proxy, &info);
     drop(permit);
+}
+
+/// What ended a connection that was served.
+enum End {
+    /// Either side, or silence.
+    Copy(CopyEnd),
+    /// The drain time is over.
+    Drained,
+    /// Envoy: TcpProxy.max_downstream_connection_duration.
+    TooLong,
+}
+
+/// Waits for the end of a connection, and reports its bytes meanwhile.
+async fn until_end(
+    copy: impl Future<Output = CopyEnd>,
+    worker: &Worker,
+    conn: &Downstream,
+    proxy: &TcpProxy,
+    report: Option<&TcpReport>,
+    meter: &Meter,
+) -> End {
+    let interval = report.map(TcpReport::interval);
+    let mut copy = pin!(copy);
+    let mut drained = pin!(conn.overdue(worker.common.drain_time));
+    let mut too_long = pin!(sleep(proxy.max_duration));
+
+    loop {
+        tokio::select! {
+            end = &mut copy => return End::Copy(end),
+            () = &mut drained => return End::Drained,
+            () = &mut too_long => return End::TooLong,
+            () = sleep(interval) => {
+                if let Some(report) = report {
+                    report.progress(meter);
+                }
+            }
+        }
+    }
+}
+
+/// Notes in the record what ended the connection.
+fn note_end(info: &mut StreamInfo, conn: &Downstream, end: End) {
+    let timeout = |which| Some(Cause::Timeout(which, conn.chain.clone()));
+    match end {
+        End::Drained => {
+            let flag = ResponseFlag::LocalReset;
+            info.end(flag, "connection_drained", conn.drain_cause());
+        }
+        End::TooLong => {
+            let details = "max_downstream_connection_duration";
+            info.end(ResponseFlag::DurationTimeout, details, timeout(details));
+        }
+        End::Copy(CopyEnd::Idle) => {
+            let details = "idle_timeout";
+            info.end(ResponseFlag::StreamIdleTimeout, details, timeout(details));
+        }
+        End::Copy(CopyEnd::Upstream(error)) => {
+            let flag = ResponseFlag::UpstreamConnectionTermination;
+            info.end(flag, "upstream_connection_termination", None);
+            info.transport_failure = error.to_string();
+        }
+        End::Copy(CopyEnd::Downstream(_)) => {
+            let flag = ResponseFlag::DownstreamConnectionTermination;
+            info.end(flag, "downstream_remote_disconnect", None);
+        }
+        End::Copy(CopyEnd::Closed) => {}
+    }
 }
 
 /// Whether the client's proxy will say who it is first.
@@ -189,31 +222,23 @@ fn exchanges(view: &ChainView, conn: &Downstream) -> bool {
             .any(|filter| matches!(filter, NetworkFilter::MetadataExchange))
 }
 
-enum Named<'a> {
-    Cluster(Arc<str>, Option<&'a SubsetMatch>),
-    Missing(Arc<str>),
-}
-
-fn cluster_name<'a>(
+/// The cluster that the connection goes to, and the metadata that its endpoint must have.
+fn destination<'a>(
     view: &ChainView,
     proxy: &'a TcpProxy,
     conn: &Downstream,
     random: u64,
-) -> Named<'a> {
-    if view
-        .chain
-        .filters
-        .iter()
-        .any(|filter| matches!(filter, NetworkFilter::SniCluster))
-    {
-        return match &conn.info.server_name {
-            Some(name) => Named::Cluster((&**name).into(), None),
-            None => Named::Missing("(no server name)".into()),
-        };
+) -> Result<(Arc<str>, Option<&'a SubsetMatch>), Failed> {
+    let by_sni = |filter: &NetworkFilter| matches!(filter, NetworkFilter::SniCluster);
+    if !view.chain.filters.iter().any(by_sni) {
+        let (name, subset) = proxy.select(random);
+        return Ok((name.clone(), subset));
     }
 
-    let (name, subset) = proxy.select(random);
-    Named::Cluster(name.clone(), subset)
+    match &conn.info.server_name {
+        Some(name) => Ok(((&**name).into(), None)),
+        None => Err(Failed::no_cluster("(no server name)".into())),
+    }
 }
 
 struct Connected {
@@ -221,7 +246,7 @@ struct Connected {
     upstream_first: Vec<u8>,
     /// What was read of the peer's own part, if that is still due.
     upstream_begun: Option<Vec<u8>>,
-    permit: (Permit, crate::upstream::live::ActiveRequest),
+    permit: (Permit, ActiveRequest),
 }
 
 async fn connect(
@@ -233,12 +258,7 @@ async fn connect(
     info: &mut StreamInfo,
 ) -> Result<Connected, Failed> {
     let Some(cluster) = worker.cluster(name) else {
-        return Err(Failed {
-            flag: ResponseFlag::NoClusterFound,
-            details: "cluster_not_found",
-            cause: Cause::NoCluster(name.clone()),
-            transport: String::new(),
-        });
+        return Err(Failed::no_cluster(name.clone()));
     };
 
     let mut tried: Vec<SocketAddr> = Vec::new();
@@ -246,8 +266,10 @@ async fn connect(
         .hash_source_ip
         .then(|| meltemi_lb::hash::xxh64(conn.info.remote.ip().to_string().as_bytes(), 0));
     let mut last = None;
+
     for _ in 0..proxy.max_connect_attempts.max(1) {
-        let pick = PickRequest {
+        let now = epoch_ms(Instant::now());
+        let picked = cluster.pick(&PickRequest {
             random: worker.random(),
             hash,
             subset,
@@ -255,73 +277,29 @@ async fn connect(
             attempts: 3,
             failed_priorities: &[],
             original: Some(conn.info.local),
-            now: epoch_ms(Instant::now()),
+            now,
+        });
+        let Some((host, _)) = picked else {
+            return Err(Failed::no_endpoint(name));
         };
-
-        let Some((host, _)) = cluster.pick(&pick) else {
-            return Err(Failed {
-                flag: ResponseFlag::NoHealthyUpstream,
-                details: "no_healthy_upstream",
-                cause: Cause::NoEndpoint(name.clone()),
-                transport: String::new(),
-            });
-        };
-
-        let Some(permit) = cluster.entry.live.admit(false, Resource::Connections) else {
-            return Err(Failed {
-                flag: ResponseFlag::UpstreamOverflow,
-                details: "upstream_overflow",
-                cause: Cause::Breaker(name.clone(), Resource::Connections.threshold()),
-                transport: String::new(),
-            });
+        let live = &cluster.entry.live;
+        let Some(permit) = live.admit(false, Resource::Connections) else {
+            return Err(Failed::overflow(name));
         };
 
         info.attempts += 1;
         info.upstream = Some(host.address);
         let opened = open(worker, conn, &cluster, &host).await;
-        cluster.entry.live.connected(&opened);
+        live.connected(&opened);
         match opened {
-            Ok(mut dialled) => {
-                let (mut upstream_first, mut upstream_begun) = (Vec::new(), None);
-                if cluster.entry.cluster.exchanges_metadata
-                    && dialled.alpn.as_deref() == Some(peer_exchange::ALPN.as_bytes())
-                {
-                    let own = &worker.common.local;
-                    match peer_exchange::exchange(&mut dialled.stream, &mut upstream_first, own)
-                        .await
-                    {
-                        Ok(PeerAnswer::Peer(peer)) => info.state.upstream_peer = peer,
-                        Ok(PeerAnswer::NotYet) => {
-                            upstream_begun = Some(std::mem::take(&mut upstream_first))
-                        }
-                        // An upstream that fails here fails again at the first byte, and is
-                        // reported then.
-                        Err(_) => {}
-                    }
-                }
-
-                info.upstream_local = dialled.stream.socket().local_addr().ok();
-                info.upstream_principal = dialled.principal;
-                cluster
-                    .entry
-                    .live
-                    .report(&host.live, HostResult::Status(200), pick.now);
-
-                let active = host.live.begin();
+            Ok(dialled) => {
+                live.report(&host.live, HostResult::Status(200), now);
+                let permit = (permit, host.live.begin());
                 info.workload = worker.series.workload(&host);
-                let permit = (permit, active);
-                return Ok(Connected {
-                    upstream: dialled.stream,
-                    upstream_first,
-                    upstream_begun,
-                    permit,
-                });
+                return Ok(introduce(worker, &cluster, dialled, permit, info).await);
             }
             Err(error) => {
-                cluster
-                    .entry
-                    .live
-                    .report(&host.live, HostResult::LocalFailure, pick.now);
+                live.report(&host.live, HostResult::LocalFailure, now);
                 tried.push(host.address);
                 last = Some((host.address, error));
             }
@@ -336,6 +314,38 @@ async fn connect(
         cause: Cause::Endpoint(name.clone(), address, error.to_string().into()),
         transport: error.to_string(),
     })
+}
+
+/// Exchanges metadata with the peer, where both sides agreed to, and notes in the record who it is.
+async fn introduce(
+    worker: &Worker,
+    cluster: &WorkerCluster,
+    mut dialled: Dialled,
+    permit: (Permit, ActiveRequest),
+    info: &mut StreamInfo,
+) -> Connected {
+    let (mut upstream_first, mut upstream_begun) = (Vec::new(), None);
+    let agreed = dialled.alpn.as_deref() == Some(peer_exchange::ALPN.as_bytes());
+
+    if cluster.entry.cluster.exchanges_metadata && agreed {
+        let (stream, own) = (&mut dialled.stream, &worker.common.local);
+        match peer_exchange::exchange(stream, &mut upstream_first, own).await {
+            Ok(PeerAnswer::Peer(peer)) => info.state.upstream_peer = peer,
+            Ok(PeerAnswer::NotYet) => upstream_begun = Some(std::mem::take(&mut upstream_first)),
+            // An upstream that fails here fails again at the first byte, and is reported then.
+            Err(_) => {}
+        }
+    }
+
+    info.upstream_local = dialled.stream.socket().local_addr().ok();
+    info.upstream_principal = dialled.principal;
+
+    Connected {
+        upstream: dialled.stream,
+        upstream_first,
+        upstream_begun,
+        permit,
+    }
 }
 
 async fn open(

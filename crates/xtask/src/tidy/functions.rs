@@ -50,7 +50,6 @@ const LONG: &[(&str, &str, &str)] = &[
     ("node/src/node.rs", "serve", WIRING),
     ("proto/src/json.rs", "own_files", TABLE),
     ("proxy/src", "answer", TABLE),
-    ("proxy/src", "connect", TO_CUT),
     ("proxy/src", "fact", TABLE),
     ("proxy/src", "serve", TO_CUT),
     ("proxy/src/http1/codec.rs", "read_request", TO_CUT),
