@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use meltemi_filters::head::RequestHead;
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
+use meltemi_proxy_config::http::HttpConnectionManager;
 use tokio::time::Instant;
 
 use super::body::BodyReader;
@@ -53,46 +54,23 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
             fields: http.max_head_fields as usize,
             http10: http.http1.accept_http_10,
         };
+        let waits = Waits::of(&http, &conn);
 
-        let expires = http
-            .max_connection_duration
-            .map(|longest| Instant::from_std(conn.since) + longest);
-        let waits = Waits {
-            idle: http.idle_timeout,
-            headers: http.request_headers_timeout,
-            stream_idle: http.stream_idle_timeout,
-            expires,
-        };
-
-        let terms = match next(
+        let next = next(
             &conn, &io, &mut input, &mut timer, &limits, waits, &mut head,
-        )
-        .await
-        {
-            Next::Request(terms) => terms,
+        );
+        let reply = match next.await {
+            Next::Request(terms) => Ok(terms),
             Next::Quiet => break,
-            Next::Refused(Refusal { status, details }) => {
-                let body = meltemi_filters::head::reason(status);
-                let reply = LocalReply::new(status, body, details, Cause::Protocol(details.into()));
-                refuse(
-                    &worker,
-                    &conn,
-                    &io,
-                    head,
-                    reply.flagged(ResponseFlag::DownstreamProtocolError),
-                )
-                .await;
-
-                linger(&io, &mut input).await;
-                return;
-            }
+            Next::Refused(refusal) => Err(refused(refusal)),
             Next::Slow(which, body, details) => {
-                let reply = LocalReply::new(
-                    408,
-                    body,
-                    details,
-                    Cause::Timeout(which, conn.chain.clone()),
-                );
+                let cause = Cause::Timeout(which, conn.chain.clone());
+                Err(LocalReply::new(408, body, details, cause))
+            }
+        };
+        let terms = match reply {
+            Ok(terms) => terms,
+            Err(reply) => {
                 refuse(&worker, &conn, &io, head, reply).await;
                 linger(&io, &mut input).await;
                 return;
@@ -102,10 +80,7 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
         // The head may have been long in coming: what it runs under is the newest.
         let view = worker.view_of(&conn);
         conn.requests.set(conn.requests.get() + 1);
-        let limit = http.max_requests_per_connection;
-        let last = limit > 0 && conn.requests.get() >= u64::from(limit);
-        let is_old = expires.is_some_and(|expires| Instant::now() >= expires);
-        let keep_alive = Cell::new(terms.keep_alive && !last && !is_old && !conn.is_draining());
+        let keep_alive = Cell::new(terms.keep_alive && goes_on(&http, &conn, waits.expires));
         let wants_continue =
             Cell::new(terms.expects_continue && terms.framing != codec::Framing::Empty);
         let mut reader = BodyReader::new(terms.framing);
@@ -161,6 +136,23 @@ pub async fn serve(worker: Rc<Worker>, conn: Rc<Downstream>, io: Io, first: Vec<
     let _ = tokio::time::timeout(LINGER, io.shutdown()).await;
 }
 
+/// The answer to a head that cannot be read.
+fn refused(Refusal { status, details }: Refusal) -> LocalReply {
+    let body = meltemi_filters::head::reason(status);
+    let cause = Cause::Protocol(details.into());
+    let reply = LocalReply::new(status, body, details, cause);
+    reply.flagged(ResponseFlag::DownstreamProtocolError)
+}
+
+/// Whether a connection may carry another request after the one that it has just begun.
+fn goes_on(http: &HttpConnectionManager, conn: &Downstream, expires: Option<Instant>) -> bool {
+    let limit = u64::from(http.max_requests_per_connection);
+    let is_last = limit > 0 && conn.requests.get() >= limit;
+    let is_old = expires.is_some_and(|expires| Instant::now() >= expires);
+
+    !is_last && !is_old && !conn.is_draining()
+}
+
 #[derive(Clone, Copy)]
 struct Waits {
     idle: Option<Duration>,
@@ -170,6 +162,17 @@ struct Waits {
 }
 
 impl Waits {
+    /// The limits of a connection's next head.
+    fn of(http: &HttpConnectionManager, conn: &Downstream) -> Self {
+        let longest = http.max_connection_duration;
+        Self {
+            idle: http.idle_timeout,
+            headers: http.request_headers_timeout,
+            stream_idle: http.stream_idle_timeout,
+            expires: longest.map(|longest| Instant::from_std(conn.since) + longest),
+        }
+    }
+
     /// Until when a head that began at `started` must be whole, or else one must have begun.
     fn deadline(&self, asked: Instant, started: Option<Instant>) -> Option<Instant> {
         match started {
