@@ -6,6 +6,27 @@ pub mod heads;
 pub mod meter;
 pub mod server;
 
+use std::time::Duration;
+
+/// A PING must be answered within this time, where configuration says nothing.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Sends PINGs at this interval, and resolves when one is not answered in time; never without an
+/// interval.
+async fn keep_alive(ping: Option<(Duration, h2::PingPong)>, timeout: Duration) {
+    let Some((interval, mut ping)) = ping else {
+        return std::future::pending().await;
+    };
+
+    loop {
+        tokio::time::sleep(interval).await;
+        match tokio::time::timeout(timeout, ping.ping(h2::Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            _ => return,
+        }
+    }
+}
+
 /// What frames that carry little may cost a connection that has these windows, as the codec counts
 /// it: nearly 256 for each small one that waits to be read. A whole window of a stream may come in
 /// messages of gRPC without content, or one of the connection in messages of a dozen bytes, and no

@@ -15,6 +15,14 @@ pub async fn sleep(time: Option<Duration>) {
     }
 }
 
+/// Sleeps until then; `None` sleeps for ever.
+pub async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Polls a moving deadline; costs a timer registration only when the deadline comes nearer or the
 /// old one fires.
 #[derive(Debug, Default)]

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::meter::{Alarm, Metered};
-use super::{REMEMBERED_RESETS, small_frames};
+use super::{PING_TIMEOUT, REMEMBERED_RESETS, keep_alive, small_frames};
 use crate::io::Stream;
 
 /// Settings of upstream connections.
@@ -36,7 +36,7 @@ impl Default for H2Settings {
             connection_window: 1024 * 1024,
             head_bytes: 60 * 1024,
             keepalive_interval: None,
-            keepalive_timeout: Duration::from_secs(20),
+            keepalive_timeout: PING_TIMEOUT,
         }
     }
 }
@@ -105,19 +105,12 @@ impl H2Connection {
         });
 
         let ended = state.clone();
-        let mut ping = settings
+        let ping = settings
             .keepalive_interval
             .and_then(|interval| Some((interval, connection.ping_pong()?)));
-        let timeout = settings.keepalive_timeout;
+        let alive = keep_alive(ping, settings.keepalive_timeout);
         let driver = tokio::task::spawn_local(async move {
             let _guard = guard;
-            let alive = async {
-                match &mut ping {
-                    None => std::future::pending().await,
-                    Some((interval, ping)) => keep_alive(ping, *interval, timeout).await,
-                }
-            };
-
             tokio::select! {
                 biased;
                 end = &mut connection => {
@@ -187,16 +180,6 @@ impl H2Connection {
     /// Takes it out of service; its streams go on.
     pub fn retire(&self) {
         self.state.closed.set(true);
-    }
-}
-
-async fn keep_alive(ping: &mut h2::PingPong, interval: Duration, timeout: Duration) {
-    loop {
-        tokio::time::sleep(interval).await;
-        match tokio::time::timeout(timeout, ping.ping(h2::Ping::opaque())).await {
-            Ok(Ok(_)) => {}
-            _ => return,
-        }
     }
 }
 

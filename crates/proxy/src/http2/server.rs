@@ -1,22 +1,29 @@
 //! Serves one downstream HTTP/2 connection; every stream is a task of its own.
 
 use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use h2::server::Builder;
+use bytes::Bytes;
+use h2::server::{Builder, Connection};
 use meltemi_filters::head::{RequestHead, reason};
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
 use meltemi_proxy_config::http::HttpConnectionManager;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::meter::{Alarm, Metered};
-use super::{REMEMBERED_RESETS, heads, small_frames};
+use super::{PING_TIMEOUT, REMEMBERED_RESETS, heads, keep_alive, small_frames};
 use crate::body::BodyIn;
 use crate::downstream::Downstream;
 use crate::exchange::state::Ended;
 use crate::exchange::{self, Incoming};
 use crate::respond::Responder;
+use crate::timer::sleep_until;
 use crate::worker::Worker;
 
 /// Streams at a time where configuration says nothing. Envoy's own default is 2^31-1, which lets
@@ -39,6 +46,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 const MAX_SEND_BUFFER: usize = 256 * 1024;
 
 /// Counts the streams of a connection.
+#[derive(Default)]
 struct Streams {
     active: Cell<usize>,
     opened: Cell<usize>,
@@ -51,6 +59,13 @@ impl Streams {
     fn is_flood(&self) -> bool {
         let abandoned = self.abandoned.get();
         abandoned > MAX_ABANDONED && abandoned * 2 > self.opened.get()
+    }
+
+    /// Resolves when no stream is open.
+    async fn all_ended(&self) {
+        while self.active.get() > 0 {
+            self.ended.notified().await;
+        }
     }
 }
 
@@ -84,10 +99,32 @@ fn builder(http: &HttpConnectionManager) -> Builder {
     builder
 }
 
+/// A connection under way.
+struct Session<S> {
+    worker: Rc<Worker>,
+    conn: Rc<Downstream>,
+    http: Arc<HttpConnectionManager>,
+    connection: Connection<Metered<S>, Bytes>,
+    streams: Rc<Streams>,
+    alarm: Rc<Alarm>,
+    /// It was told to go, and takes no more streams than those that cross the GOAWAY.
+    is_draining: bool,
+}
+
+/// Why a connection takes no more streams.
+enum Close {
+    /// It has ended.
+    Ended,
+    /// Its time to drain is over.
+    Overdue,
+    /// The peer floods it.
+    Flood(&'static str),
+}
+
 /// Serves until the connection ends.
 pub async fn serve<S>(worker: Rc<Worker>, conn: Rc<Downstream>, stream: S)
 where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let view = worker.view_of(&conn);
     let Some(http) = view.http.clone() else {
@@ -100,162 +137,179 @@ where
         .or(http.idle_timeout)
         .unwrap_or(Duration::from_secs(60));
 
-    let Ok(Ok(mut connection)) = tokio::time::timeout(limit, handshake).await else {
+    let Ok(Ok(connection)) = tokio::time::timeout(limit, handshake).await else {
         return;
     };
-    let streams = Rc::new(Streams {
-        active: Cell::new(0),
-        opened: Cell::new(0),
-        abandoned: Cell::new(0),
-        ended: Notify::new(),
-    });
-
-    let mut ping = http
-        .http2
-        .keepalive_interval
-        .and_then(|interval| Some((interval, connection.ping_pong()?)));
-
-    let ping_timeout = http
-        .http2
-        .keepalive_timeout
-        .unwrap_or(Duration::from_secs(20));
-
-    let mut keepalive = std::pin::pin!(async move {
-        match &mut ping {
-            None => std::future::pending::<()>().await,
-            Some((interval, ping)) => loop {
-                tokio::time::sleep(*interval).await;
-                match tokio::time::timeout(ping_timeout, ping.ping(h2::Ping::opaque())).await {
-                    Ok(Ok(_)) => {}
-                    _ => return,
-                }
-            },
-        }
-    });
-
-    let mut draining = false;
-    let expires = http
-        .max_connection_duration
-        .map(|longest| tokio::time::Instant::from_std(conn.since) + longest);
-    let mut expired = std::pin::pin!(async move {
-        match expires {
-            Some(expires) => tokio::time::sleep_until(expires).await,
-            None => std::future::pending().await,
-        }
-    });
-
-    let drain_time = worker.common.drain_time;
-    let flood = loop {
-        // A peer that was asked to go and does not even answer has the idle time once more.
-        let limit = http.idle_timeout.or(draining.then_some(LONGEST_GOODBYE));
-        let idle = async {
-            // Idle means: no stream for so long. A stream that ends starts the time anew.
-            loop {
-                let ended = streams.ended.notified();
-                match (streams.active.get(), limit) {
-                    (0, Some(limit)) => match tokio::time::timeout(limit, ended).await {
-                        Ok(()) => {}
-                        Err(_) => return,
-                    },
-                    _ => ended.await,
-                }
-            }
-        };
-
-        tokio::select! {
-            biased;
-            accepted = connection.accept() => match accepted {
-                Some(Ok((request, respond))) => {
-                    streams.active.set(streams.active.get() + 1);
-                    streams.opened.set(streams.opened.get() + 1);
-                    if streams.is_flood() {
-                        break Some("flood of resets");
-                    }
-                    conn.requests.set(conn.requests.get() + 1);
-                    let limit = http.max_requests_per_connection;
-                    if !draining && limit > 0 && conn.requests.get() >= u64::from(limit) {
-                        draining = true;
-                        connection.graceful_shutdown();
-                    }
-                    let guard = ActiveGuard(streams.clone());
-                    let (worker, conn) = (worker.clone(), conn.clone());
-                    tokio::task::spawn_local(async move {
-                        let since = Instant::now();
-                        let ended = one(worker, conn, request, respond).await;
-                        if ended == Ended::Gone && since.elapsed() < ABANDONED_WITHIN {
-                            guard.0.abandoned.set(guard.0.abandoned.get() + 1);
-                        }
-                    });
-                }
-                Some(Err(error)) => {
-                    if !error.is_io() && !error.is_remote() {
-                        let cause = Cause::Protocol("HTTP/2 connection error".into());
-                        worker.causes.refusal(&cause, Some(ResponseFlag::DownstreamProtocolError));
-                    }
-                    tracing::debug!(%error, conn = conn.id, "downstream HTTP/2 connection ended");
-                    return;
-                }
-                None => return,
-            },
-            () = conn.draining(), if !draining => {
-                draining = true;
-                connection.graceful_shutdown();
-            }
-            () = conn.overdue(drain_time) => break None,
-            () = &mut expired, if !draining => {
-                draining = true;
-                connection.graceful_shutdown();
-            }
-            () = idle => {
-                if draining {
-                    return;
-                }
-                draining = true;
-                connection.graceful_shutdown();
-            }
-            () = std::future::poll_fn(|_| alarm.poll()) => break Some("flood of control frames"),
-            () = &mut keepalive => return,
-        }
+    let mut session = Session {
+        worker,
+        conn,
+        http,
+        connection,
+        streams: Rc::default(),
+        alarm,
+        is_draining: false,
     };
 
-    let reason = match flood {
-        Some(flood) => {
-            tracing::debug!(conn = conn.id, flood);
-            worker.causes.refusal(
-                &Cause::Overload(flood),
-                Some(ResponseFlag::OverloadManagerTerminated),
-            );
-            h2::Reason::ENHANCE_YOUR_CALM
-        }
-        None => {
-            // Its streams end by themselves, and say why in their logs.
-            let last = async {
-                while streams.active.get() > 0 {
-                    streams.ended.notified().await;
-                }
-            };
+    let close = session.accept_streams().await;
+    session.close(close).await;
+}
+
+impl<S> Session<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    /// Takes streams until the connection ends or must be closed.
+    async fn accept_streams(&mut self) -> Close {
+        let http = self.http.clone();
+        let options = &http.http2;
+        let ping_timeout = options.keepalive_timeout.unwrap_or(PING_TIMEOUT);
+        let ping = options
+            .keepalive_interval
+            .and_then(|interval| Some((interval, self.connection.ping_pong()?)));
+        let mut keepalive = pin!(keep_alive(ping, ping_timeout));
+
+        let longest = http.max_connection_duration;
+        let expires = longest.map(|longest| Instant::from_std(self.conn.since) + longest);
+        let mut expired = pin!(sleep_until(expires));
+        let drain_time = self.worker.common.drain_time;
+
+        loop {
+            // A peer that was told to go and does not answer has the idle time once more.
+            let limit = http
+                .idle_timeout
+                .or(self.is_draining.then_some(LONGEST_GOODBYE));
+            let idle = idle(&self.streams, limit);
 
             tokio::select! {
                 biased;
-                _ = tokio::time::timeout(GOODBYE, last) => {}
-                () = async { while let Some(Ok(_)) = connection.accept().await {} } => return,
+                accepted = self.connection.accept() => match accepted {
+                    Some(Ok((request, respond))) => {
+                        if let Err(flood) = self.start(request, respond) {
+                            return Close::Flood(flood);
+                        }
+                    }
+                    Some(Err(error)) => {
+                        self.note_error(&error);
+                        return Close::Ended;
+                    }
+                    None => return Close::Ended,
+                },
+                () = self.conn.draining(), if !self.is_draining => self.drain(),
+                () = self.conn.overdue(drain_time) => return Close::Overdue,
+                () = &mut expired, if !self.is_draining => self.drain(),
+                () = idle => {
+                    if self.is_draining {
+                        return Close::Ended;
+                    }
+                    self.drain();
+                }
+                () = poll_fn(|_| self.alarm.poll()) => {
+                    return Close::Flood("flood of control frames");
+                }
+                () = &mut keepalive => return Close::Ended,
             }
-
-            h2::Reason::NO_ERROR
         }
-    };
+    }
 
-    connection.abrupt_shutdown(reason);
+    /// Tells the peer to open no more streams: RFC 9113 §6.8.
+    fn drain(&mut self) {
+        self.is_draining = true;
+        self.connection.graceful_shutdown();
+    }
 
-    // Says goodbye, as far as the peer listens.
-    let _ = tokio::time::timeout(GOODBYE, connection.accept()).await;
+    /// Serves a stream in a task of its own. `Err`: the peer opens streams only to reset them.
+    fn start(
+        &mut self,
+        request: http::Request<h2::RecvStream>,
+        respond: h2::server::SendResponse<Bytes>,
+    ) -> Result<(), &'static str> {
+        let (streams, conn) = (&self.streams, &self.conn);
+        streams.active.set(streams.active.get() + 1);
+        streams.opened.set(streams.opened.get() + 1);
+        if streams.is_flood() {
+            return Err("flood of resets");
+        }
+
+        conn.requests.set(conn.requests.get() + 1);
+        let guard = ActiveGuard(streams.clone());
+        let (worker, conn) = (self.worker.clone(), conn.clone());
+        let limit = u64::from(self.http.max_requests_per_connection);
+        if !self.is_draining && limit > 0 && conn.requests.get() >= limit {
+            self.drain();
+        }
+
+        tokio::task::spawn_local(async move {
+            let since = Instant::now();
+            let ended = serve_stream(worker, conn, request, respond).await;
+            if ended == Ended::Gone && since.elapsed() < ABANDONED_WITHIN {
+                guard.0.abandoned.set(guard.0.abandoned.get() + 1);
+            }
+        });
+
+        Ok(())
+    }
+
+    /// Counts an end that the peer's breach of the protocol has caused.
+    fn note_error(&self, error: &h2::Error) {
+        if !error.is_io() && !error.is_remote() {
+            let cause = Cause::Protocol("HTTP/2 connection error".into());
+            let flag = ResponseFlag::DownstreamProtocolError;
+            self.worker.causes.refusal(&cause, Some(flag));
+        }
+        tracing::debug!(%error, conn = self.conn.id, "downstream HTTP/2 connection ended");
+    }
+
+    /// Says goodbye, as far as the peer listens.
+    async fn close(mut self, close: Close) {
+        let reason = match close {
+            Close::Ended => return,
+            Close::Flood(flood) => {
+                tracing::debug!(conn = self.conn.id, flood);
+                let flag = ResponseFlag::OverloadManagerTerminated;
+                let cause = Cause::Overload(flood);
+                self.worker.causes.refusal(&cause, Some(flag));
+                h2::Reason::ENHANCE_YOUR_CALM
+            }
+            Close::Overdue => {
+                // Its streams end by themselves, and say why in their logs.
+                let last = self.streams.all_ended();
+                let connection = &mut self.connection;
+                tokio::select! {
+                    biased;
+                    _ = tokio::time::timeout(GOODBYE, last) => {}
+                    () = async { while let Some(Ok(_)) = connection.accept().await {} } => {
+                        return;
+                    }
+                }
+                h2::Reason::NO_ERROR
+            }
+        };
+
+        self.connection.abrupt_shutdown(reason);
+        let _ = tokio::time::timeout(GOODBYE, self.connection.accept()).await;
+    }
 }
 
-async fn one(
+/// Resolves when no stream was open for this long. A stream that ends starts the time anew.
+async fn idle(streams: &Streams, limit: Option<Duration>) {
+    loop {
+        let ended = streams.ended.notified();
+        match (streams.active.get(), limit) {
+            (0, Some(limit)) => {
+                if tokio::time::timeout(limit, ended).await.is_err() {
+                    return;
+                }
+            }
+            _ => ended.await,
+        }
+    }
+}
+
+async fn serve_stream(
     worker: Rc<Worker>,
     conn: Rc<Downstream>,
     request: http::Request<h2::RecvStream>,
-    respond: h2::server::SendResponse<bytes::Bytes>,
+    respond: h2::server::SendResponse<Bytes>,
 ) -> Ended {
     let view = worker.view_of(&conn);
     let limit = view
