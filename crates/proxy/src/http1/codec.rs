@@ -150,6 +150,140 @@ fn too_large(bytes: &[u8], limits: &Limits) -> Refusal {
     }
 }
 
+/// Where a whole request head ends in `bytes`; `None`: more bytes are needed.
+fn whole_head(
+    bytes: &[u8],
+    scanned: &mut usize,
+    limits: &Limits,
+) -> Result<Option<usize>, Refusal> {
+    let start = first_line(bytes)?;
+    match head_end(bytes, start, scanned)? {
+        Some(end) if end > limits.head_bytes => Err(too_large(bytes, limits)),
+        Some(end) => Ok(Some(end)),
+        None if bytes.len() >= limits.head_bytes => Err(too_large(bytes, limits)),
+        None if could_be_request(&bytes[start..]) => Ok(None),
+        // A peer that speaks another protocol need not be waited for.
+        None => Err(refuse("http1.codec_error")),
+    }
+}
+
+/// Method, target and minor version of a request's first line.
+fn request_line<'b>(
+    request: &httparse::Request<'_, 'b>,
+    limits: &Limits,
+) -> Result<(&'b str, &'b str, u8), Refusal> {
+    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version)
+    else {
+        return Err(refuse("http1.codec_error"));
+    };
+
+    if minor == 0 && !limits.http10 {
+        return Err(Refusal {
+            status: 426,
+            details: "low_version",
+        });
+    }
+    if !target.bytes().all(|b| b > 0x20 && b < 0x7f) {
+        return Err(refuse("http1.invalid_url"));
+    }
+    if !is_method(method) {
+        return Err(refuse("http1.codec_error"));
+    }
+
+    Ok((method, target, minor))
+}
+
+/// What a request's fields say about its message and connection.
+#[derive(Default)]
+struct Seen<'b> {
+    connection: Connection,
+    body: Lengths,
+    host: Option<&'b [u8]>,
+    expects_continue: bool,
+    upgrade: Option<&'b [u8]>,
+}
+
+impl<'b> Seen<'b> {
+    /// Looks at one field. `false`: it is for this connection alone and does not stay in the head.
+    fn field(
+        &mut self,
+        name: &[u8],
+        value: &'b [u8],
+        minor: u8,
+        head: &mut RequestHead,
+    ) -> Result<bool, Refusal> {
+        // The name as it came; a switch on its length keeps this cheap for the many fields that are
+        // of no interest here.
+        match name.len() {
+            2 if name.eq_ignore_ascii_case(b"te") => {
+                if has_token(value, b"trailers") {
+                    head.fields_mut().append("te", b"trailers");
+                }
+            }
+            4 if name.eq_ignore_ascii_case(b"host") => {
+                if self.host.replace(value).is_some() {
+                    return Err(refuse("http1.duplicate_host"));
+                }
+            }
+            6 if name.eq_ignore_ascii_case(b"expect") => {
+                if !value.eq_ignore_ascii_case(b"100-continue") {
+                    return Err(Refusal {
+                        status: 417,
+                        details: "http1.unknown_expectation",
+                    });
+                }
+                self.expects_continue = minor == 1;
+            }
+            7 if name.eq_ignore_ascii_case(b"upgrade") => {
+                // RFC 9113 §3.1: `h2c` is obsolete, and RFC 9110 §7.8 lets us ignore it. Passed on
+                // it would be a way around every policy.
+                self.upgrade = (!value.eq_ignore_ascii_case(b"h2c")).then_some(value);
+            }
+            10 if name.eq_ignore_ascii_case(b"connection") => self.connection.read(value),
+            10 if name.eq_ignore_ascii_case(b"keep-alive") => {}
+            16 if name.eq_ignore_ascii_case(b"proxy-connection") => {}
+            14 if name.eq_ignore_ascii_case(b"content-length") => {
+                self.body.length(value)?;
+                return Ok(true);
+            }
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => self.body.coding(value)?,
+            // `max_request_headers_kb` may allow more than a head can hold.
+            length if length > MAX_NAME => {
+                return Err(Refusal {
+                    status: 431,
+                    details: "http1.headers_too_large",
+                });
+            }
+            _ => return Ok(true),
+        }
+
+        Ok(false)
+    }
+
+    /// The terms of the whole head. An upgrade that the connection agrees to stays in the head.
+    fn terms(self, minor: u8, head: &mut RequestHead) -> Result<RequestTerms, Refusal> {
+        let (connection, body) = (self.connection, self.body);
+        if body.chunked && minor == 0 {
+            return Err(refuse("http1.transfer_encoding_in_http10"));
+        }
+
+        let upgrade = self.upgrade.filter(|_| connection.upgrade);
+        if let Some(value) = upgrade {
+            if body.chunked {
+                return Err(refuse("http1.upgrade_with_body"));
+            }
+            head.fields_mut().append("upgrade", value);
+        }
+
+        Ok(RequestTerms {
+            framing: body.framing(Framing::Empty),
+            keep_alive: !connection.close && (minor == 1 || connection.keep_alive),
+            expects_continue: self.expects_continue,
+            upgrade: upgrade.is_some(),
+        })
+    }
+}
+
 /// Reads a request head from the beginning of `bytes`. `scanned` remembers how far earlier calls
 /// looked; start with 0. `None`: more bytes are needed. Otherwise how many bytes the head takes.
 pub fn read_request(
@@ -158,19 +292,9 @@ pub fn read_request(
     limits: &Limits,
     head: &mut RequestHead,
 ) -> Result<Option<(usize, RequestTerms)>, Refusal> {
-    let start = first_line(bytes)?;
-    let Some(end) = head_end(bytes, start, scanned)? else {
-        return match bytes.len() >= limits.head_bytes {
-            true => Err(too_large(bytes, limits)),
-            false if could_be_request(&bytes[start..]) => Ok(None),
-            // Whoever speaks something else need not be waited for.
-            false => Err(refuse("http1.codec_error")),
-        };
+    let Some(end) = whole_head(bytes, scanned, limits)? else {
+        return Ok(None);
     };
-
-    if end > limits.head_bytes {
-        return Err(too_large(bytes, limits));
-    }
     let bytes = &bytes[..end];
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let allowed = limits.fields.min(MAX_FIELDS);
@@ -187,139 +311,40 @@ pub fn read_request(
         Ok(_) | Err(_) => return Err(refuse("http1.codec_error")),
     }
 
-    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version)
-    else {
-        return Err(refuse("http1.codec_error"));
-    };
-
-    if minor == 0 && !limits.http10 {
-        return Err(Refusal {
-            status: 426,
-            details: "low_version",
-        });
-    }
-
-    if !target.bytes().all(|b| b > 0x20 && b < 0x7f) {
-        return Err(refuse("http1.invalid_url"));
-    }
-    if !is_method(method) {
-        return Err(refuse("http1.codec_error"));
-    }
+    let (method, target, minor) = request_line(&request, limits)?;
     let at = |part: &[u8]| part.as_ptr() as usize - bytes.as_ptr() as usize;
     head.load(
         bytes,
         (at(method.as_bytes()), method.len()),
         (at(target.as_bytes()), target.len()),
     );
-
-    head.version = if minor == 0 {
-        HttpVersion::Http10
-    } else {
-        HttpVersion::Http11
+    head.version = match minor {
+        0 => HttpVersion::Http10,
+        _ => HttpVersion::Http11,
     };
 
-    let mut connection = Connection::default();
-    let mut body = Lengths::default();
-    let (mut host, mut expects_continue, mut upgrade) = (None, false, None);
-
+    let mut seen = Seen::default();
     for field in request.headers.iter() {
         let (name, value) = (field.name.as_bytes(), field.value);
-
-        // The name as it came; a switch on its length keeps this cheap for the many that are of no
-        // interest.
-        match name.len() {
-            2 if name.eq_ignore_ascii_case(b"te") => {
-                if has_token(value, b"trailers") {
-                    head.fields_mut().append("te", b"trailers");
-                }
-                continue;
-            }
-            4 if name.eq_ignore_ascii_case(b"host") => {
-                if host.replace(value).is_some() {
-                    return Err(refuse("http1.duplicate_host"));
-                }
-                continue;
-            }
-            6 if name.eq_ignore_ascii_case(b"expect") => {
-                if !value.eq_ignore_ascii_case(b"100-continue") {
-                    return Err(Refusal {
-                        status: 417,
-                        details: "http1.unknown_expectation",
-                    });
-                }
-                expects_continue = minor == 1;
-                continue;
-            }
-            7 if name.eq_ignore_ascii_case(b"upgrade") => {
-                // RFC 9113 §3.1: `h2c` is obsolete, and RFC 9110 §7.8 lets us ignore it. Passed on
-                // it would be a way around every policy.
-                upgrade = (!value.eq_ignore_ascii_case(b"h2c")).then_some(value);
-                continue;
-            }
-            10 if name.eq_ignore_ascii_case(b"connection") => {
-                connection.read(value);
-                continue;
-            }
-            10 if name.eq_ignore_ascii_case(b"keep-alive") => continue,
-            16 if name.eq_ignore_ascii_case(b"proxy-connection") => continue,
-            14 if name.eq_ignore_ascii_case(b"content-length") => body.length(value)?,
-            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
-                body.coding(value)?;
-                continue;
-            }
-            // `max_request_headers_kb` may allow more than a head can hold.
-            length if length > MAX_NAME => {
-                return Err(Refusal {
-                    status: 431,
-                    details: "http1.headers_too_large",
-                });
-            }
-            _ => {}
+        if seen.field(name, value, minor, head)? {
+            let fields = head.fields_mut();
+            fields.push_loaded(at(name), name.len(), at(value), value.len());
         }
-
-        head.fields_mut()
-            .push_loaded(at(name), name.len(), at(value), value.len());
     }
 
-    if connection.nominated > MAX_NOMINATED {
+    if seen.connection.nominated > MAX_NOMINATED {
         return Err(refuse("http1.connection_header_rejected"));
     }
-    if connection.nominated > 0 {
-        for field in request
-            .headers
-            .iter()
-            .filter(|field| field.name.eq_ignore_ascii_case("connection"))
-        {
-            remove_nominated(head.fields_mut(), field.value);
+    if seen.connection.nominated > 0 {
+        for field in request.headers.iter() {
+            if field.name.eq_ignore_ascii_case("connection") {
+                remove_nominated(head.fields_mut(), field.value);
+            }
         }
     }
 
-    place(head, method, target, host, minor)?;
-    if body.chunked && minor == 0 {
-        return Err(refuse("http1.transfer_encoding_in_http10"));
-    }
-    let upgrade = match upgrade {
-        Some(value) if connection.upgrade => {
-            head.fields_mut().append("upgrade", value);
-            true
-        }
-        _ => false,
-    };
-
-    let terms = RequestTerms {
-        framing: body.framing(Framing::Empty),
-        keep_alive: if minor == 1 {
-            !connection.close
-        } else {
-            connection.keep_alive && !connection.close
-        },
-        expects_continue,
-        upgrade,
-    };
-
-    if upgrade && body.chunked {
-        return Err(refuse("http1.upgrade_with_body"));
-    }
+    place(head, method, target, seen.host, minor)?;
+    let terms = seen.terms(minor, head)?;
 
     Ok(Some((end, terms)))
 }

@@ -51,7 +51,6 @@ const LONG: &[(&str, &str, &str)] = &[
     ("proto/src/json.rs", "own_files", TABLE),
     ("proxy/src", "answer", TABLE),
     ("proxy/src", "fact", TABLE),
-    ("proxy/src/http1/codec.rs", "read_request", TO_CUT),
     ("proxy-config/src/chain_match.rs", "insert", TO_CUT),
     ("proxy-config/src/http/compile.rs", "check_fields", TABLE),
     ("redirect/src/plan.rs", "rules", TABLE),
