@@ -332,7 +332,7 @@ mod tests {
         let longest = Duration::from_secs(5);
         let every = |idle_ms: u64| {
             let idle = Duration::from_millis(idle_ms);
-            #[allow(deprecated)] // the short way
+            #[expect(deprecated, reason = "the short way to an idle timeout")]
             let entry = entry(&proto::Cluster {
                 name: "up".to_owned(),
                 common_http_protocol_options: Some(

@@ -1,8 +1,8 @@
 //! What all workers share of a cluster while it serves: breakers, and of each endpoint what is
 //! under way and how it went.
 //!
-//! Everything here is atomic and nothing is locked while a request is served. A cluster's record is
-//! found by name and configuration hash, so it survives changes elsewhere.
+//! Everything here is atomic and nothing is locked while a request is served. A cluster keeps its
+//! record for as long as its configuration stays the same; a new configuration takes over the totals.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

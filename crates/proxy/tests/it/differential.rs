@@ -263,7 +263,7 @@ fn routes() -> Vec<route::Route> {
         ..Default::default()
     };
 
-    #[allow(deprecated)] // what Istio sends
+    #[expect(deprecated, reason = "Istio sends these fields")]
     let grpc = |max: Option<u64>, offset: Option<u64>| {
         move |action: &mut route::RouteAction| {
             action.timeout = Some(duration(Duration::from_secs(77)));
