@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 
 /// How the first bytes look. Source: Envoy `FilterChainMatch.transport_protocol`.
@@ -92,6 +93,8 @@ pub struct TlsPeer {
     pub issuer: String,
     /// SHA-256 of the DER certificate, hexadecimal.
     pub fingerprint: String,
+    /// The peer's certificate, DER.
+    pub certificate: Bytes,
     /// URI subject alternative names of our own certificate.
     pub local_uri_sans: Vec<String>,
     /// The application protocol that both sides agreed on.

@@ -1,6 +1,19 @@
 //! gRPC: counting of messages in a body that passes by. Source: gRPC over HTTP/2,
 //! "Length-Prefixed-Message".
 
+/// The gRPC status that an HTTP status stands for. Source: gRPC "HTTP to gRPC Status Code Mapping",
+/// and Envoy for 429.
+pub fn status_of_http(status: u16) -> u32 {
+    match status {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502 | 503 | 504 => 14,
+        _ => 2,
+    }
+}
+
 /// The length of a message's prefix: one byte of flags, four of length.
 const PREFIX: u8 = 5;
 

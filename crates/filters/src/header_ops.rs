@@ -54,10 +54,51 @@ const FRAMING: [&str; 4] = [
     "upgrade",
 ];
 
+/// Whether a field frames its message. Names are lower case.
+pub(crate) fn is_framing(name: &str) -> bool {
+    FRAMING.contains(&name)
+}
+
+/// Whether this is a lower-case field name, or a pseudo-header that may be written.
+pub(crate) fn is_name(name: &str) -> bool {
+    let token = |byte: u8| {
+        byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    };
+    match name.strip_prefix(':') {
+        Some(_) => matches!(
+            name,
+            ":authority" | ":path" | ":method" | ":scheme" | ":status"
+        ),
+        None => !name.is_empty() && name.bytes().all(token),
+    }
+}
+
+impl AppendAction {
+    /// Writes a field.
+    pub(crate) fn write(self, head: &mut impl HeadMut, name: &str, value: &[u8]) {
+        match self {
+            Self::Append => head.append(name, value),
+            Self::AddIfAbsent => {
+                if !head.contains(name) {
+                    head.append(name, value);
+                }
+            }
+            Self::Overwrite => head.set(name, value),
+            Self::OverwriteIfExists => {
+                if head.contains(name) {
+                    head.set(name, value);
+                }
+            }
+        }
+    }
+}
+
 /// A head that can be changed.
 pub trait HeadMut {
     /// Whether the field is there.
     fn contains(&self, name: &str) -> bool;
+    /// The first line's value.
+    fn value(&self, name: &str) -> Option<Vec<u8>>;
     /// Replaces every line of a field by one.
     fn set(&mut self, name: &str, value: &[u8]);
     /// Adds a line.
@@ -71,6 +112,9 @@ pub trait HeadMut {
 impl HeadMut for RequestHead {
     fn contains(&self, name: &str) -> bool {
         self.get(name).is_some()
+    }
+    fn value(&self, name: &str) -> Option<Vec<u8>> {
+        self.get(name).map(<[u8]>::to_vec)
     }
     fn set(&mut self, name: &str, value: &[u8]) {
         Self::set(self, name, value);
@@ -89,6 +133,9 @@ impl HeadMut for RequestHead {
 impl HeadMut for ResponseHead {
     fn contains(&self, name: &str) -> bool {
         self.fields().contains(name)
+    }
+    fn value(&self, name: &str) -> Option<Vec<u8>> {
+        self.fields().get(name).map(<[u8]>::to_vec)
     }
     fn set(&mut self, name: &str, value: &[u8]) {
         Self::set(self, name, value);
@@ -121,7 +168,7 @@ impl HeaderOps {
                 return scope.refuse(format!("{field}: {name:?} cannot be removed"));
             }
             let name = checked_name(name, scope)?;
-            if !is_framing(&name, scope) {
+            if !is_left_alone(&name, scope) {
                 ops.push(Op::Remove(name));
             }
         }
@@ -151,7 +198,7 @@ impl HeaderOps {
             match scope.required("action", mutation.action.as_ref())? {
                 Action::Remove(name) => {
                     let name = checked_name(name, scope)?;
-                    Ok((!is_framing(&name, scope)).then_some(Op::Remove(name)))
+                    Ok((!is_left_alone(&name, scope)).then_some(Op::Remove(name)))
                 }
                 Action::Append(option) => compile_write(place, option, scope),
                 Action::RemoveOnMatch(on) => {
@@ -217,20 +264,7 @@ impl HeaderOps {
                     if value.is_empty() && !keep_empty {
                         continue;
                     }
-                    match action {
-                        AppendAction::Append => head.append(name, value),
-                        AppendAction::AddIfAbsent => {
-                            if !head.contains(name) {
-                                head.append(name, value);
-                            }
-                        }
-                        AppendAction::Overwrite => head.set(name, value),
-                        AppendAction::OverwriteIfExists => {
-                            if head.contains(name) {
-                                head.set(name, value);
-                            }
-                        }
-                    }
+                    action.write(head, name, value);
                 }
             }
         }
@@ -263,7 +297,7 @@ fn compile_write(
     };
 
     let name = checked_name(&header.key, scope)?;
-    if is_framing(&name, scope) {
+    if is_left_alone(&name, scope) {
         return Ok(None);
     }
     let value = match header.raw_value.as_slice() {
@@ -298,30 +332,18 @@ fn compile_write(
     }))
 }
 
-/// A lower-case field name, or a pseudo-header that may be written.
+/// The name in lower case.
 fn checked_name(name: &str, scope: &Scope) -> Result<Box<str>, Rejection> {
     let lower = name.to_ascii_lowercase();
-    let bare = lower.strip_prefix(':').unwrap_or(&lower);
-    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-
-    if bare.is_empty() || !bare.bytes().all(token) {
-        return scope.refuse(format!("{name:?} is not a header name"));
+    match is_name(&lower) {
+        true => Ok(lower.into()),
+        false => scope.refuse(format!("{name:?} is not a header name")),
     }
-    if lower.starts_with(':')
-        && !matches!(
-            lower.as_str(),
-            ":authority" | ":path" | ":method" | ":scheme" | ":status"
-        )
-    {
-        return scope.refuse(format!("unknown pseudo-header {name:?}"));
-    }
-
-    Ok(lower.into())
 }
 
 /// Fields that frame the message are left alone, with a warning.
-fn is_framing(name: &str, scope: &mut Scope) -> bool {
-    let framing = FRAMING.contains(&name);
+fn is_left_alone(name: &str, scope: &mut Scope) -> bool {
+    let framing = is_framing(name);
     if framing {
         scope.warn("", format!("{name:?} frames the message and is left alone"));
     }

@@ -12,29 +12,29 @@
 
 pub mod alpn;
 pub mod conn;
-pub mod cors;
+pub mod counter;
 pub mod digits;
-pub mod fault;
-pub mod filter_state;
+mod filter;
+mod filter_state;
 mod finding;
 mod flag;
 pub mod format;
 pub mod grpc;
 pub mod head;
-pub mod header_mutation;
 pub mod header_ops;
 pub mod http;
 pub mod matcher;
 pub mod metadata;
 pub mod peer_metadata;
-pub mod rate_limit;
-pub mod rbac;
 mod reply;
 
 pub use conn::{ConnInfo, TlsPeer, TransportProtocol};
+pub use filter::peer_metadata::PeerMetadata;
+pub use filter::{
+    buffer, cors, ext_authz, fault, header_mutation, rate_limit, rbac, set_filter_state,
+};
 pub use finding::{Rejection, Scope, Warning};
 pub use flag::{ResponseFlag, ResponseFlags};
 pub use head::{RequestHead, ResponseHead};
-pub use http::{HttpFilter, HttpFilterSlot};
 pub use metadata::{Metadata, Value};
-pub use reply::{Call, Cause, LocalReply, Step};
+pub use reply::{Cause, LocalReply};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use meltemi_proto::envoy::config::core::v3::Metadata as ProtoMetadata;
-use meltemi_proto::google::protobuf::{Struct, Value as ProtoValue, value::Kind};
+use meltemi_proto::google::protobuf::{ListValue, Struct, Value as ProtoValue, value::Kind};
 
 /// How deep a value may nest; deeper parts are null. Protobuf decoding stops at 100 anyway.
 const MAX_DEPTH: usize = 32;
@@ -60,6 +60,29 @@ impl Value {
         Self::lower_struct(fields, 0)
     }
 
+    /// As protobuf's struct, if it is one.
+    pub fn to_struct(&self) -> Option<Struct> {
+        match self {
+            Self::Struct(fields) => Some(raise_struct(fields)),
+            _ => None,
+        }
+    }
+
+    fn to_proto(&self) -> ProtoValue {
+        let kind = match self {
+            Self::Null => Kind::NullValue(0),
+            Self::Bool(value) => Kind::BoolValue(*value),
+            Self::Number(value) => Kind::NumberValue(*value),
+            Self::String(text) => Kind::StringValue(text.to_string()),
+            Self::List(values) => Kind::ListValue(ListValue {
+                values: values.iter().map(Self::to_proto).collect(),
+            }),
+            Self::Struct(fields) => Kind::StructValue(raise_struct(fields)),
+        };
+
+        ProtoValue { kind: Some(kind) }
+    }
+
     fn lower(value: &ProtoValue, depth: usize) -> Self {
         if depth > MAX_DEPTH {
             return Self::Null;
@@ -85,6 +108,15 @@ impl Value {
             .iter()
             .map(|(name, value)| (name.as_str().into(), Self::lower(value, depth + 1)));
         Self::Struct(fields.collect())
+    }
+}
+
+fn raise_struct(fields: &BTreeMap<Arc<str>, Value>) -> Struct {
+    Struct {
+        fields: fields
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_proto()))
+            .collect(),
     }
 }
 

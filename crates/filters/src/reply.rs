@@ -1,32 +1,12 @@
-//! What a filter's step says: go on, answer now, or ask for a call and be stepped again with its
-//! result.
+//! Responses that the proxy makes itself, and their causes.
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::flag::ResponseFlag;
-
-/// The result of one step of one filter.
-#[derive(Debug)]
-pub enum Step {
-    /// The next filter, please.
-    Continue,
-    /// The request ends here, with this answer.
-    Reply(Box<LocalReply>),
-    /// The proxy performs the call, then steps the filter with its result.
-    Call(Call),
-}
-
-/// What a filter cannot do itself, since it does no IO.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Call {
-    /// Wait, then resume the filter.
-    Sleep(Duration),
-}
 
 /// A response that the proxy makes itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,11 +59,6 @@ impl LocalReply {
         self.headers.push((name.into(), value.into()));
         self
     }
-
-    /// As a step.
-    pub fn step(self) -> Step {
-        Step::Reply(Box::new(self))
-    }
 }
 
 /// What made the proxy answer itself, or refuse a connection. Names are those of the configuration.
@@ -118,6 +93,10 @@ pub enum Cause {
     RateLimit(Arc<str>),
     /// A CORS preflight that the filter answers.
     Cors,
+    /// External authorization: the cluster that was asked, and what it or the call came to.
+    ExternalAuthorization(Arc<str>, Cow<'static, str>),
+    /// A body is longer than a filter holds; the filter's name.
+    BodyTooLarge(Arc<str>),
     /// A timeout: which one, and whose: a route, filter chain or listener.
     Timeout(&'static str, Arc<str>),
     /// The peer broke the protocol, and how.
@@ -148,6 +127,8 @@ impl Cause {
             Self::Fault(_) => "fault",
             Self::RateLimit(_) => "rate_limit",
             Self::Cors => "cors",
+            Self::ExternalAuthorization(..) => "external_authorization",
+            Self::BodyTooLarge(_) => "body_too_large",
             Self::Timeout(..) => "timeout",
             Self::Protocol(_) => "protocol",
             Self::Tls(_) => "tls",
@@ -179,6 +160,10 @@ impl std::fmt::Display for Cause {
             Self::Fault(filter) => write!(f, "fault injected by {filter}"),
             Self::RateLimit(prefix) => write!(f, "rate limit {prefix}"),
             Self::Cors => f.write_str("CORS preflight"),
+            Self::ExternalAuthorization(cluster, how) => {
+                write!(f, "external authorization by {cluster}: {how}")
+            }
+            Self::BodyTooLarge(filter) => write!(f, "body too large for {filter}"),
             Self::Timeout(which, whose) => write!(f, "{which} of {whose}"),
             Self::Protocol(how) => write!(f, "protocol error: {how}"),
             Self::Tls(why) => write!(f, "TLS: {why}"),

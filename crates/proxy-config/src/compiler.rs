@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use meltemi_filters::Scope;
+use meltemi_filters::http::{ExtensionFactory, FilterShared};
 use meltemi_proto::Any;
 use meltemi_proto::envoy::config::cluster::v3::Cluster as ProtoCluster;
 use meltemi_proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
@@ -11,7 +12,6 @@ use meltemi_proto::envoy::config::route::v3::RouteConfiguration;
 
 use crate::cluster::Cluster;
 use crate::endpoint::EndpointSet;
-use crate::http_filter::FilterShared;
 use crate::listener::Listener;
 use crate::memo::{Compiled, Memo};
 use crate::route::RouteTable;
@@ -25,6 +25,17 @@ pub struct Compiler {
 }
 
 impl Compiler {
+    /// A compiler that knows HTTP filters of optional crates beside the built-in ones.
+    pub fn with_extensions(extensions: Arc<[Arc<dyn ExtensionFactory>]>) -> Self {
+        Self {
+            shared: FilterShared {
+                extensions,
+                ..FilterShared::default()
+            },
+            memo: Memo::default(),
+        }
+    }
+
     /// Compiles a listener as a server sends it. The same bytes give the same `Arc` for as long as
     /// somebody keeps it.
     pub fn listener_from(&self, any: &Any) -> Compiled<Arc<Listener>> {

@@ -6,7 +6,7 @@ mod options;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meltemi_filters::http::HttpFilterSlot;
+use meltemi_filters::http::HttpChain;
 use meltemi_filters::matcher::Cidr;
 
 use crate::access_log::AccessLog;
@@ -24,8 +24,8 @@ pub struct HttpConnectionManager {
     pub stat_prefix: Arc<str>,
     /// Where its route table comes from.
     pub routes: RouteSource,
-    /// HTTP filters in order; the last one is the router.
-    pub filters: Arc<[HttpFilterSlot]>,
+    /// HTTP filters, and how requests are forwarded after them.
+    pub filters: HttpChain,
     /// Access logs of its requests.
     pub access_logs: Vec<Arc<AccessLog>>,
     /// The value of the `server` header. Default `envoy`.

@@ -7,17 +7,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use meltemi_filters::alpn::AlpnOverrides;
+use meltemi_filters::buffer::Buffer;
 use meltemi_filters::cors::CorsPolicy;
+use meltemi_filters::ext_authz::{CheckSettings, ExtAuthz, PerRoute};
 use meltemi_filters::fault::Fault;
-use meltemi_filters::filter_state::SetFilterState;
 use meltemi_filters::header_mutation::HeaderMutation;
-use meltemi_filters::http::{HttpFilter, HttpFilterSlot, Override, Overrides, Router, Stats};
-use meltemi_filters::peer_metadata::PeerMetadata;
-/// What HTTP filters keep from version to version of their configuration: token buckets.
-pub(crate) use meltemi_filters::rate_limit::Buckets as FilterShared;
+pub(crate) use meltemi_filters::http::FilterShared;
+use meltemi_filters::http::{
+    HttpChain, HttpFilter, HttpFilterSlot, Override, Overrides, Router, Stats,
+};
 use meltemi_filters::rate_limit::LocalRateLimit;
 use meltemi_filters::rbac::Rbac;
-use meltemi_filters::{Rejection, Scope};
+use meltemi_filters::set_filter_state::SetFilterState;
+use meltemi_filters::{PeerMetadata, Rejection, Scope};
 use meltemi_proto::Any;
 use meltemi_proto::envoy::config::route::v3::FilterConfig;
 use meltemi_proto::envoy::extensions::filters::http as proto;
@@ -27,29 +29,59 @@ use meltemi_proto::istio::{AlpnConfig, PeerMetadataConfig, StatsConfig};
 use crate::any::{type_name, typed_struct, typed_struct_kind};
 use crate::convert::not_honoured;
 
+/// One of a connection manager's filters.
+enum Compiled {
+    Filter(HttpFilter),
+    Router(Router),
+    Stats(Stats),
+    GrpcStats,
+}
+
+/// More filters than anybody has; their places fit into 16 bits.
+const MAX_FILTERS: usize = 1000;
+
 /// Compiles a connection manager's filters; the last must be the router.
-pub(crate) fn compile_slots(
+pub(crate) fn compile_chain(
     messages: &[hcm::HttpFilter],
     owner: &str,
     shared: &FilterShared,
     scope: &mut Scope,
-) -> Result<Vec<HttpFilterSlot>, Rejection> {
-    let slots = scope.each("http_filters", messages, |scope, message| {
-        compile_slot(message, owner, shared, scope)
+) -> Result<HttpChain, Rejection> {
+    if messages.len() > MAX_FILTERS {
+        return scope.refuse(format!("more than {MAX_FILTERS} HTTP filters"));
+    }
+    let compiled = scope.each("http_filters", messages, |scope, message| {
+        let compiled = compile_slot(message, owner, shared, scope)?;
+        Ok(compiled.map(|compiled| (message, compiled)))
     })?;
-    let slots: Vec<HttpFilterSlot> = slots.into_iter().flatten().collect();
-    match slots.split_last() {
-        Some((last, others)) if matches!(last.filter, HttpFilter::Router(_)) => {
-            match others
-                .iter()
-                .find(|slot| matches!(slot.filter, HttpFilter::Router(_)))
-            {
-                Some(_) => scope.refuse("a router that is not the last HTTP filter"),
-                None => Ok(slots),
+    let mut compiled: Vec<_> = compiled.into_iter().flatten().collect();
+
+    let Some((_, Compiled::Router(router))) = compiled.pop() else {
+        return scope.refuse("the last HTTP filter is not the router");
+    };
+    let (mut slots, mut stats, mut grpc_stats) = (Vec::new(), None, false);
+    for (message, compiled) in compiled {
+        match compiled {
+            Compiled::Filter(filter) => slots.push(HttpFilterSlot {
+                name: message.name.as_str().into(),
+                filter,
+                disabled: message.disabled,
+            }),
+            Compiled::Stats(own) => {
+                stats.get_or_insert(own);
+            }
+            Compiled::GrpcStats => grpc_stats = true,
+            Compiled::Router(_) => {
+                return scope.refuse("a router that is not the last HTTP filter");
             }
         }
-        _ => scope.refuse("the last HTTP filter is not the router"),
     }
+
+    let mut chain = HttpChain::new(slots, router);
+    chain.stats = stats;
+    chain.grpc_stats = grpc_stats;
+
+    Ok(chain)
 }
 
 fn compile_slot(
@@ -57,7 +89,7 @@ fn compile_slot(
     owner: &str,
     shared: &FilterShared,
     scope: &mut Scope,
-) -> Result<Option<HttpFilterSlot>, Rejection> {
+) -> Result<Option<Compiled>, Rejection> {
     let any = match &message.config_type {
         Some(hcm::http_filter::ConfigType::TypedConfig(any)) => any,
         Some(hcm::http_filter::ConfigType::ConfigDiscovery(_)) if message.is_optional => {
@@ -85,8 +117,8 @@ fn compile_slot(
         return Ok(None);
     }
 
-    let filter = match compile_filter(&message.name, any, owner, shared, scope)? {
-        Some(filter) => filter,
+    match compile_filter(&message.name, any, owner, shared, scope)? {
+        Some(compiled) => Ok(Some(compiled)),
         None if message.is_optional => {
             scope.warn(
                 "",
@@ -96,22 +128,14 @@ fn compile_slot(
                     type_name(any)
                 ),
             );
-            return Ok(None);
+            Ok(None)
         }
-        None => {
-            return scope.refuse(format!(
-                "unknown HTTP filter {:?} ({})",
-                message.name,
-                type_name(any)
-            ));
-        }
-    };
-
-    Ok(Some(HttpFilterSlot {
-        name: message.name.as_str().into(),
-        filter,
-        disabled: message.disabled,
-    }))
+        None => scope.refuse(format!(
+            "unknown HTTP filter {:?} ({})",
+            message.name,
+            type_name(any)
+        )),
+    }
 }
 
 /// `None`: unknown.
@@ -121,11 +145,12 @@ fn compile_filter(
     owner: &str,
     shared: &FilterShared,
     scope: &mut Scope,
-) -> Result<Option<HttpFilter>, Rejection> {
+) -> Result<Option<Compiled>, Rejection> {
     let kind = kind_of(any, name, scope)?;
-    Ok(Some(match &*kind {
+    let filter = match &*kind {
         "envoy.extensions.filters.http.router.v3.Router" => {
-            HttpFilter::Router(compile_router(&scope.unpack(any)?, scope)?)
+            let router = compile_router(&scope.unpack(any)?, scope)?;
+            return Ok(Some(Compiled::Router(router)));
         }
         "envoy.extensions.filters.http.rbac.v3.RBAC" => {
             HttpFilter::Rbac(Box::new(Rbac::compile_http(&scope.unpack(any)?, scope)?))
@@ -142,10 +167,21 @@ fn compile_filter(
             let config: PeerMetadataConfig = scope.unpack(any)?;
             HttpFilter::PeerMetadata(PeerMetadata::compile(&config, scope)?)
         }
-        "stats.PluginConfig" => HttpFilter::Stats(Stats {
-            host_header_fallback: !without_host(any, scope)?,
-        }),
-        "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => HttpFilter::GrpcStats,
+        "stats.PluginConfig" => {
+            return Ok(Some(Compiled::Stats(Stats {
+                host_header_fallback: !without_host(any, scope)?,
+            })));
+        }
+        "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => {
+            return Ok(Some(Compiled::GrpcStats));
+        }
+        "envoy.extensions.filters.http.buffer.v3.Buffer" => {
+            HttpFilter::Buffer(Buffer::compile(&scope.unpack(any)?, scope)?)
+        }
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz" => {
+            let authz = ExtAuthz::compile(&scope.unpack(any)?, &shared.counters, scope)?;
+            HttpFilter::ExtAuthz(Box::new(authz))
+        }
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation" => {
             HttpFilter::HeaderMutation(Box::new(HeaderMutation::compile(
                 &scope.unpack(any)?,
@@ -156,11 +192,17 @@ fn compile_filter(
             Box::new(SetFilterState::compile(&scope.unpack(any)?, scope)?),
         ),
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
-            let limit = LocalRateLimit::compile(&scope.unpack(any)?, owner, shared, scope)?;
+            let limit =
+                LocalRateLimit::compile(&scope.unpack(any)?, owner, &shared.buckets, scope)?;
             HttpFilter::LocalRateLimit(Box::new(limit))
         }
-        _ => return Ok(None),
-    }))
+        kind => match shared.extension(kind, any, scope) {
+            Some(extension) => HttpFilter::Extension(extension?),
+            None => return Ok(None),
+        },
+    };
+
+    Ok(Some(Compiled::Filter(filter)))
 }
 
 fn compile_router(
@@ -319,8 +361,22 @@ fn compile_override(
             Box::new(SetFilterState::compile(&scope.unpack(any)?, scope)?),
         ),
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
-            let limit = LocalRateLimit::compile(&scope.unpack(any)?, owner, shared, scope)?;
+            let limit =
+                LocalRateLimit::compile(&scope.unpack(any)?, owner, &shared.buckets, scope)?;
             Override::LocalRateLimit(Box::new(limit))
+        }
+        "envoy.extensions.filters.http.buffer.v3.BufferPerRoute" => {
+            match Buffer::compile_route(&scope.unpack(any)?, scope)? {
+                Some(buffer) => Override::Buffer(buffer),
+                None => Override::Disabled,
+            }
+        }
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute" => {
+            match CheckSettings::compile_route(&scope.unpack(any)?, scope)? {
+                PerRoute::Disabled => Override::Disabled,
+                PerRoute::Enabled => Override::Enabled,
+                PerRoute::Settings(settings) => Override::ExtAuthz(Box::new(settings)),
+            }
         }
         other if is_optional => {
             scope.warn(

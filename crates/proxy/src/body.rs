@@ -1,6 +1,8 @@
 //! Bodies on their way through: read from one protocol, written to either, in place where that can
 //! be.
 
+mod piped;
+
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
@@ -11,6 +13,8 @@ use bytes::Bytes;
 use http::HeaderMap;
 use meltemi_filters::grpc::MessageCount;
 
+pub use self::piped::PieceFilter;
+use self::piped::PipedBody;
 use crate::http1::body::{BodyError, BodyReader};
 use crate::http1::input::Input;
 use crate::io::Io;
@@ -51,6 +55,8 @@ pub enum BodyIn<'a> {
     H1(H1BodyIn<'a>),
     /// From an HTTP/2 stream.
     H2(H2BodyIn),
+    /// One of the others, of which filters hold a part or change the pieces.
+    Piped(Box<PipedBody<'a>>),
 }
 
 /// See [`BodyIn::H1`].
@@ -105,10 +111,24 @@ impl<'a> BodyIn<'a> {
             Self::Empty => true,
             Self::H1(body) => body.reader.is_done(),
             Self::H2(body) => body.stream.is_end_stream(),
+            Self::Piped(body) => body.is_empty(),
         }
     }
 
-    /// The next piece; `None` at the end. Cancellation-safe.
+    /// Puts bytes that were read already before the rest.
+    pub fn prepend(&mut self, bytes: Bytes) {
+        let rest = std::mem::replace(self, Self::Empty);
+        *self = Self::Piped(Box::new(PipedBody::held(bytes, rest)));
+    }
+
+    /// Sends every piece through filters.
+    pub fn pass_through(&mut self, filters: Box<dyn PieceFilter>) {
+        let rest = std::mem::replace(self, Self::Empty);
+        *self = Self::Piped(Box::new(PipedBody::filtered(rest, filters)));
+    }
+
+    /// The next piece; `None` at the end. Cancellation-safe, but for a piece that a filter is
+    /// working on.
     pub async fn next(&mut self) -> Result<Option<Data<'_>>, BodyError> {
         match self {
             Self::Empty => Ok(None),
@@ -141,6 +161,7 @@ impl<'a> BodyIn<'a> {
                     Some(Err(error)) => Err(h2_error(error)),
                 }
             }
+            Self::Piped(body) => body.next().await,
         }
     }
 
@@ -150,6 +171,7 @@ impl<'a> BodyIn<'a> {
             Self::H2(body) => poll_fn(|cx| body.stream.poll_trailers(cx))
                 .await
                 .map_err(h2_error),
+            Self::Piped(body) => body.trailers().await,
             Self::Empty | Self::H1(_) => Ok(None),
         }
     }
@@ -166,14 +188,19 @@ impl<'a> BodyIn<'a> {
                 return;
             }
         }
+        if let Self::Piped(body) = self {
+            body.gone().await;
+        }
 
         std::future::pending().await
     }
 
     /// Uses up what was lent last, for whoever stops reading here.
     pub fn settle(&mut self) {
-        if let Self::H1(body) = self {
-            settle_h1(body);
+        match self {
+            Self::H1(body) => settle_h1(body),
+            Self::Piped(body) => body.settle(),
+            Self::Empty | Self::H2(_) => {}
         }
     }
 }

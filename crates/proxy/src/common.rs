@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use meltemi_filters::http::LocalPeer;
+use meltemi_filters::peer_metadata::LocalPeer;
 use meltemi_net::Binder;
 use meltemi_telemetry::{Gauge, Registry};
 use meltemi_tls::SecretStore;

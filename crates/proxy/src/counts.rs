@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use meltemi_filters::counter::Tally;
 use meltemi_proxy_config::Address;
 use meltemi_proxy_config::listener::{Listener, Terminal};
 
@@ -125,10 +126,8 @@ pub struct HttpCounts {
     pub connections: Count,
     /// Open connections.
     pub open: Count,
-    /// Verdicts of authorization filters, which let the request pass.
-    pub allowed: Count,
-    /// Verdicts that did not.
-    pub denied: Count,
+    /// What filters count.
+    pub filters: Tally,
 }
 
 /// Of a listener.
@@ -173,7 +172,7 @@ macro_rules! sum {
 }
 
 sum!(ClusterCounts: codes, pending, retries, retry_success, retry_limit_exceeded, timeout, per_try_timeout);
-sum!(HttpCounts: requests, active, codes, connections, open, allowed, denied);
+sum!(HttpCounts: requests, active, codes, connections, open, filters);
 sum!(ListenerCounts: connections, open, no_chain, handshakes, tls_errors, no_certificate, bad_certificate);
 
 /// A connection that is open, as its listener and its connection manager count it.

@@ -7,7 +7,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use meltemi_filters::grpc::status_of_http;
 use meltemi_filters::head::{Known, RequestHead, ResponseHead};
+use meltemi_filters::http::Direction;
 use meltemi_filters::{Cause, LocalReply, ResponseFlag};
 use meltemi_proxy_config::route::{
     Chosen, Forward, RequireTls, RouteContext, RouteDecision, RouteTable,
@@ -17,14 +19,14 @@ use self::state::{Ended, Exchange};
 use crate::body::{BodyIn, Data};
 use crate::counts::ActiveRequest;
 use crate::downstream::{ChainView, Downstream};
-use crate::grpc::{grpc_of_http, percent};
+use crate::grpc::percent;
 use crate::log_facts::LogFacts;
 use crate::prepare;
 use crate::report;
 use crate::respond::{BodyFraming, Responder};
 use crate::router;
 use crate::router::plan::Plan;
-use crate::steps::{self, Stop};
+use crate::steps::{self, Progress, Stop};
 use crate::worker::Worker;
 
 /// A request that has come.
@@ -58,13 +60,13 @@ pub async fn serve(incoming: Incoming<'_>) -> Ended {
         responder,
     } = incoming;
 
-    let Some(http) = view.http.clone() else {
+    let (Some(http), Some(counts)) = (view.http.clone(), view.counts.clone()) else {
         return Ended::Broken;
     };
-    let _active = view.counts.clone().map(ActiveRequest::of);
-    let mut exchange = Exchange::new(worker, conn, &view, &http);
+    let _active = ActiveRequest::of(counts.clone());
+    let mut exchange = Exchange::new(worker, conn, &view, &http, &counts);
     exchange.info.protocol = Some(head.version);
-    if head.is_grpc() && steps::counts_messages(&http.filters) {
+    if http.filters.grpc_stats && head.is_grpc() {
         exchange.info.messages = Some(Rc::default());
     }
     let ended = tokio::select! {
@@ -76,6 +78,8 @@ pub async fn serve(incoming: Incoming<'_>) -> Ended {
         }
     };
 
+    let (response, info) = (&exchange.response, &mut exchange.info);
+    steps::done(&http.filters, &counts, head, response, info);
     log(&exchange, head);
 
     ended
@@ -97,20 +101,27 @@ async fn stages(
         return answer(exchange, None, head, responder, *reply).await;
     }
 
-    let decision = table
-        .as_deref()
-        .and_then(|table| select_route(exchange, head, table));
-    let cluster = note_destination(exchange, head, decision.as_ref());
-    let inputs = exchange.filter_inputs(decision.as_ref(), cluster.as_deref());
-    let (filters, info) = (&exchange.http.filters, &mut exchange.info);
-    let left = responder.left(&mut body);
-
-    match steps::request(filters, inputs, head, info, left).await {
-        Ok(()) => {}
-        Err(Stop::Reply(reply)) => {
-            return answer(exchange, decision.as_ref(), head, responder, *reply).await;
+    let (mut decision, mut cluster) = route(exchange, head, table.as_deref());
+    let mut place = 0;
+    loop {
+        let inputs = exchange.filter_inputs(decision.as_ref(), cluster.as_deref());
+        let info = &mut exchange.info;
+        match steps::request(inputs, place, head, &mut body, &mut responder, info).await {
+            Ok(Progress::Through) => break,
+            Ok(Progress::Reroute(next)) => {
+                place = next;
+                (decision, cluster) = route(exchange, head, table.as_deref());
+            }
+            Err(Stop::Reply(reply)) => {
+                return answer(exchange, decision.as_ref(), head, responder, *reply).await;
+            }
+            Err(Stop::Gone) => return exchange.gone(),
         }
-        Err(Stop::Gone) => return exchange.gone(),
+    }
+
+    if !upgrade {
+        let inputs = exchange.filter_inputs(decision.as_ref(), cluster.as_deref());
+        steps::data::filtered(Direction::Request, inputs, &mut body, &mut exchange.info);
     }
 
     let Some(decision) = decision else {
@@ -171,6 +182,17 @@ fn sanitise(
         Some(reply) => Err(Box::new(reply)),
         None => Ok(()),
     }
+}
+
+/// The route of the request and its cluster, both noted in the record.
+fn route<'t>(
+    exchange: &mut Exchange<'_>,
+    head: &RequestHead,
+    table: Option<&'t RouteTable>,
+) -> (Option<RouteDecision<'t>>, Option<Arc<str>>) {
+    let decision = table.and_then(|table| select_route(exchange, head, table));
+    let cluster = note_destination(exchange, head, decision.as_ref());
+    (decision, cluster)
 }
 
 /// The route of the request, noted in the record.
@@ -282,7 +304,7 @@ async fn answer(
     decision: Option<&RouteDecision<'_>>,
     head: &RequestHead,
     mut responder: Responder<'_>,
-    reply: LocalReply,
+    mut reply: LocalReply,
 ) -> Ended {
     if head.fields().has(Known::Upgrade) || head.method() == "CONNECT" {
         // RFC 9110 §7.8, §9.3.6: bytes that the client sent for the other protocol must not be read
@@ -290,19 +312,24 @@ async fn answer(
         responder.close_after();
     }
 
-    exchange.info.note(&reply);
-    exchange.worker.causes.reply(&reply.cause, reply.flag);
-    let body = write_reply(&reply, head.is_grpc(), &mut exchange.response);
-    for (name, value) in &reply.headers {
-        exchange.response.set(name, value);
-    }
-    if let Some(decision) = decision
-        && matches!(decision.chosen, Chosen::Direct(_) | Chosen::Redirect(_))
-    {
-        router::headers::apply_response_headers(exchange, decision, head);
-    }
+    let body = loop {
+        exchange.info.note(&reply);
+        exchange.worker.causes.reply(&reply.cause, reply.flag);
+        let body = write_reply(&reply, head.is_grpc(), &mut exchange.response);
+        add_headers(&reply, head.is_grpc(), &mut exchange.response);
+        if let Some(decision) = decision
+            && matches!(decision.chosen, Chosen::Direct(_) | Chosen::Redirect(_))
+        {
+            router::headers::apply_response_headers(exchange, decision, head);
+        }
 
-    exchange.finish_head(decision, head, true);
+        match exchange.finish_head(decision, head, None).await {
+            Ok(()) => break body,
+            // A filter answers in place of this answer; none does so twice.
+            Err(other) => reply = *other,
+        }
+    };
+
     let framing = match head.method() == "HEAD" || matches!(reply.status, 204 | 304) {
         true => BodyFraming::Nothing,
         false if body.is_empty() => BodyFraming::Empty,
@@ -367,13 +394,28 @@ fn write_reply(reply: &LocalReply, is_grpc: bool, response: &mut ResponseHead) -
     response.status = 200;
     response.append("content-type", b"application/grpc");
     let status = reply.grpc_status;
-    let status = status.unwrap_or_else(|| grpc_of_http(reply.status));
+    let status = status.unwrap_or_else(|| status_of_http(reply.status));
     response.append("grpc-status", status.to_string().as_bytes());
     if !body.is_empty() {
         response.append("grpc-message", percent(body).as_bytes());
     }
 
     Bytes::new()
+}
+
+/// Adds a local reply's own headers. They replace those of the proxy, but several may have one name;
+/// the content type of gRPC stays.
+fn add_headers(reply: &LocalReply, is_grpc: bool, response: &mut ResponseHead) {
+    let own = || {
+        let headers = reply.headers.iter();
+        headers.filter(move |(name, _)| !(is_grpc && name == "content-type"))
+    };
+    for (name, _) in own() {
+        response.remove(name);
+    }
+    for (name, value) in own() {
+        response.append(name, value);
+    }
 }
 
 /// Answers what never became a request.
@@ -385,11 +427,11 @@ pub async fn reply_only(
     responder: Responder<'_>,
     reply: LocalReply,
 ) {
-    let Some(http) = view.http.clone() else {
+    let (Some(http), Some(counts)) = (view.http.clone(), view.counts.clone()) else {
         return;
     };
-    let _active = view.counts.clone().map(ActiveRequest::of);
-    let mut exchange = Exchange::new(worker, conn, &view, &http);
+    let _active = ActiveRequest::of(counts.clone());
+    let mut exchange = Exchange::new(worker, conn, &view, &http, &counts);
     exchange.info.protocol = Some(head.version);
     answer(&mut exchange, None, head, responder, reply).await;
     log(&exchange, head);
@@ -411,7 +453,5 @@ fn log(exchange: &Exchange<'_>, request: &RequestHead) {
         counts.codes.note(exchange.info.status);
     }
 
-    if let Some(counts) = &exchange.view.counts {
-        counts.codes.note(exchange.info.status);
-    }
+    exchange.counts.codes.note(exchange.info.status);
 }

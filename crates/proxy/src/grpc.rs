@@ -2,18 +2,6 @@
 
 use meltemi_filters::head::{Known, ResponseHead};
 
-/// Source: gRPC "HTTP to gRPC status code mapping".
-pub fn grpc_of_http(status: u16) -> u32 {
-    match status {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        429 | 502 | 503 | 504 => 14,
-        _ => 2,
-    }
-}
-
 /// What a gRPC status would be in HTTP. Source: Envoy `Grpc::Utility::grpcToHttpStatus`.
 fn http_of_grpc(status: &str) -> u16 {
     match status.trim() {

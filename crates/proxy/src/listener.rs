@@ -25,8 +25,8 @@ use crate::http1;
 use crate::http2;
 use crate::io::{Io, Prefixed, Stream};
 use crate::log_facts::{LogFacts, NO_LOG_TYPE};
+use crate::network_rbac::{Admission, admission};
 use crate::record::StreamInfo;
-use crate::steps::{Admission, admission};
 use crate::tcp;
 use crate::timer::sleep;
 use crate::tls::{check_pins, is_http2};
@@ -429,6 +429,9 @@ fn peer(session: &rustls::ServerConnection, local_uri_sans: Vec<String>) -> TlsP
             subject: certificate.subject,
             issuer: certificate.issuer,
             fingerprint: certificate.sha256,
+            certificate: leaf
+                .map(|der| bytes::Bytes::copy_from_slice(der))
+                .unwrap_or_default(),
             ..base
         },
         _ => base,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use meltemi_filters::format::{Fact, Facts, Head, MetadataOf, Moment, Point, connection_fact};
+use meltemi_filters::grpc::status_of_http;
 use meltemi_filters::head::{RequestHead, ResponseHead};
 use meltemi_filters::http::Entropy;
 use meltemi_filters::metadata::Value;
@@ -18,7 +19,6 @@ use meltemi_proxy_config::route::RouteDecision;
 use meltemi_types::GrpcCode;
 
 use crate::downstream::{ChainView, Downstream};
-use crate::grpc::grpc_of_http;
 use crate::record::StreamInfo;
 use crate::upstream::cluster::WorkerCluster;
 use crate::uuid::uuid;
@@ -116,7 +116,7 @@ impl<'a> LogFacts<'a> {
     /// it.
     fn grpc_status(&self) -> Option<u32> {
         self.request.filter(|request| request.is_grpc())?;
-        let of_http = || (self.info.status != 0).then(|| grpc_of_http(self.info.status));
+        let of_http = || (self.info.status != 0).then(|| status_of_http(self.info.status));
         self.info.grpc_status.or_else(of_http)
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use meltemi_filters::http::LocalPeer;
+use meltemi_filters::peer_metadata::LocalPeer;
 use meltemi_filters::peer_metadata::PeerInfo;
 use meltemi_filters::peer_metadata::preamble::{self, Read};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};

@@ -15,7 +15,6 @@ use crate::downstream::{ChainView, Downstream};
 use crate::exchange::state::Exchange;
 use crate::record::StreamInfo;
 use crate::series::{RequestKey, Same, ServiceName, UNKNOWN};
-use crate::steps;
 use crate::worker::Worker;
 
 fn reporter(view: &ChainView) -> Reporter {
@@ -113,7 +112,7 @@ fn service_of(worker: &Worker, info: &StreamInfo) -> Arc<ServiceName> {
 
 /// Adds a finished request.
 pub fn http(exchange: &Exchange<'_>, request: &RequestHead) {
-    let Some(stats) = steps::stats(&exchange.http.filters) else {
+    let Some(stats) = exchange.http.filters.stats else {
         return;
     };
     let (worker, conn, info) = (exchange.worker, exchange.conn, &exchange.info);

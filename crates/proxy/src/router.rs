@@ -26,7 +26,6 @@ use self::timeout::Clocks;
 use crate::body::{BodyIn, Tee};
 use crate::exchange::state::{Ended, Exchange};
 use crate::respond::Responder;
-use crate::steps;
 use crate::upstream::cluster::WorkerCluster;
 use crate::upstream::live::Resource;
 
@@ -58,11 +57,10 @@ pub async fn forward(
     let cluster = find_cluster(exchange, plan)?;
     check_upgrade(exchange, plan, head)?;
 
-    let router = steps::router(&exchange.http.filters)
-        .cloned()
-        .unwrap_or_default();
+    let http = exchange.http;
+    let router = &http.filters.router;
     let policy = action.retry.as_deref().filter(|policy| policy.admits(head));
-    let timeouts = Timeouts::of(exchange.http, action, head, &cluster, &router);
+    let timeouts = Timeouts::of(exchange.http, action, head, &cluster, router);
     timeouts.tell(head, Duration::ZERO, router.suppress_envoy_headers);
     rewrite(exchange, plan, head, router.suppress_envoy_headers);
     let hash = hash(exchange, plan, head);
@@ -87,7 +85,7 @@ pub async fn forward(
         plan,
         cluster: &cluster,
         clocks: &clocks,
-        router: &router,
+        router,
         tee: tee.as_ref(),
         hash,
         has_body,

@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use meltemi_filters::http::LocalPeer;
-use meltemi_filters::peer_metadata::PeerInfo;
+use meltemi_filters::http::ExtensionFactory;
+use meltemi_filters::peer_metadata::{LocalPeer, PeerInfo};
 use meltemi_net::{Binder, OsBinder};
 use meltemi_proto::Any;
 use meltemi_proto::envoy::config::core::v3::Node;
 use meltemi_proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET};
+use meltemi_proxy_config::Compiler;
 use meltemi_proxy_config::bootstrap::Bootstrap;
 use meltemi_telemetry::Registry;
 use meltemi_tls::SecretStore;
@@ -60,6 +61,8 @@ pub struct ProxyOptions {
     /// The levels of the process's own log, for `/logging`; without them they cannot be changed
     /// there.
     pub levels: Option<Arc<dyn Levels>>,
+    /// HTTP filters of optional crates, beside the built-in ones.
+    pub extensions: Vec<Arc<dyn ExtensionFactory>>,
 }
 
 impl Default for ProxyOptions {
@@ -79,6 +82,7 @@ impl Default for ProxyOptions {
             logs: Logs::default(),
             drain_time: Duration::from_secs(5),
             levels: None,
+            extensions: Vec::new(),
         }
     }
 }
@@ -162,6 +166,7 @@ impl Proxy {
             logs,
             drain_time,
             levels,
+            extensions,
         } = options;
 
         let fixed = match bootstrap {
@@ -212,19 +217,14 @@ impl Proxy {
             config.initial = discover.subscriptions();
         }
         let (ready_sender, ready) = watch::channel(false);
-        let (mut driver, resolved) = Driver::new(common.clone(), senders.clone(), ready_sender);
+        let compiler = Compiler::with_extensions(extensions.into());
+        let (mut driver, resolved) =
+            Driver::new(common.clone(), senders.clone(), compiler, ready_sender);
         if let Some((bootstrap, secrets)) = fixed {
             driver.set_static(bootstrap, secrets);
         }
         let (requests, inbox) = mpsc::channel(64);
-        let mut admin_sockets = Vec::new();
-        for (address, only_metrics) in [(admin_address, false), (metrics, true)] {
-            if let Some(address) = address {
-                let socket = std::net::TcpListener::bind(address)?;
-                socket.set_nonblocking(true)?;
-                admin_sockets.push((socket, only_metrics));
-            }
-        }
+        let admin_sockets = bind_admin([(admin_address, false), (metrics, true)])?;
 
         let admin = admin_sockets
             .iter()
@@ -254,6 +254,22 @@ impl Proxy {
             admin,
         })
     }
+}
+
+/// Opens the sockets of the admin interface; each says whether it serves metrics alone.
+fn bind_admin(
+    addresses: [(Option<SocketAddr>, bool); 2],
+) -> io::Result<Vec<(std::net::TcpListener, bool)>> {
+    let mut sockets = Vec::new();
+    for (address, only_metrics) in addresses {
+        if let Some(address) = address {
+            let socket = std::net::TcpListener::bind(address)?;
+            socket.set_nonblocking(true)?;
+            sockets.push((socket, only_metrics));
+        }
+    }
+
+    Ok(sockets)
 }
 
 fn seed() -> u64 {

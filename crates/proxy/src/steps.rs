@@ -1,31 +1,40 @@
-//! Runs a chain's filters, phase by phase, and performs the calls that they ask for.
+//! Steps a chain's filters, phase by phase, and performs the calls that they ask for.
+
+mod call;
+pub mod data;
+mod hold;
 
 use std::net::SocketAddr;
-use std::pin::pin;
-use std::sync::Arc;
+use std::rc::Rc;
+use std::time::Instant;
 
 use meltemi_filters::http::{
-    Entropy, HttpFilter, HttpFilterSlot, RequestContext, ResponseContext, Router, Stats,
-    StreamFacts,
+    Activation, CallResult, DoneContext, Entropy, Event, FilterSettings, Hold, HttpChain,
+    HttpFilterSlot, RequestContext, ResponseContext, Step, StreamFacts,
 };
-use meltemi_filters::metadata::Metadata;
-use meltemi_filters::rbac::{self, Rbac};
-use meltemi_filters::{Call, ConnInfo, LocalReply, RequestHead, ResponseHead, Step};
-use meltemi_proxy_config::listener::{FilterChain, NetworkFilter};
+use meltemi_filters::{Cause, LocalReply, RequestHead, ResponseHead};
+use meltemi_proxy_config::http::HttpConnectionManager;
 use meltemi_proxy_config::route::RouteDecision;
 
+use self::hold::{Gathered, Held};
+use crate::body::BodyIn;
 use crate::counts::HttpCounts;
-use crate::downstream::Downstream;
+use crate::downstream::{ChainView, Downstream};
 use crate::record::StreamInfo;
+use crate::respond::Responder;
 use crate::worker::Worker;
 
 /// What filters see beside the heads.
 #[derive(Debug, Clone, Copy)]
 pub struct FilterInputs<'a> {
     /// The worker.
-    pub worker: &'a Worker,
+    pub worker: &'a Rc<Worker>,
     /// The connection.
-    pub conn: &'a Downstream,
+    pub conn: &'a Rc<Downstream>,
+    /// The configuration that the exchange runs under.
+    pub view: &'a Rc<ChainView>,
+    /// Its HTTP settings, with the chain of filters.
+    pub http: &'a HttpConnectionManager,
     /// The client.
     pub remote: SocketAddr,
     /// The route.
@@ -35,10 +44,18 @@ pub struct FilterInputs<'a> {
     /// The upstream is in the mesh.
     pub in_mesh: bool,
     /// What is counted of the connection manager.
-    pub counts: Option<&'a HttpCounts>,
+    pub counts: &'a HttpCounts,
 }
 
-/// Why a request goes no further.
+impl<'a> FilterInputs<'a> {
+    /// Whether a filter of the chain runs, and with what settings of the route.
+    fn activation(&self, slot: &HttpFilterSlot) -> Activation<'a> {
+        let settings = self.decision.map(|decision| decision.settings(&slot.name));
+        slot.activation(settings.unwrap_or_default())
+    }
+}
+
+/// Why an exchange goes no further.
 #[derive(Debug)]
 pub enum Stop {
     /// A filter answers it.
@@ -47,33 +64,49 @@ pub enum Stop {
     Gone,
 }
 
-/// Lets every filter see the request, in order; the first that answers ends it. `left` resolves
-/// when the client leaves.
+/// How far a request came.
+#[derive(Debug)]
+pub enum Progress {
+    /// Through the whole chain.
+    Through,
+    /// The filter before this place in the chain asks for another route.
+    Reroute(usize),
+}
+
+/// Lets filters see the request in order, from a place in the chain on; the first that answers ends
+/// it. What a filter holds of the body goes first when the body is read later.
 pub async fn request(
-    slots: &[HttpFilterSlot],
     inputs: FilterInputs<'_>,
+    from: usize,
     head: &mut RequestHead,
+    body: &mut BodyIn<'_>,
+    responder: &mut Responder<'_>,
     info: &mut StreamInfo,
-    left: impl Future<Output = ()>,
-) -> Result<(), Stop> {
-    let mut left = pin!(left);
+) -> Result<Progress, Stop> {
     let mut entropy = Entropy::new(info.random);
-    for slot in slots {
-        let setting = inputs
-            .decision
-            .and_then(|decision| decision.setting(&slot.name));
-        let Some(setting) = slot.settings(setting) else {
+    let mut held = Held::default();
+    let mut reroute = false;
+
+    for (number, slot) in inputs.http.filters.slots().skip(from) {
+        let Activation::On(route) = inputs.activation(slot) else {
             continue;
         };
-        if matches!(slot.filter, HttpFilter::Router(_)) {
-            break;
-        }
-        let mut resumed = false;
+
+        let mut next = Next::Head;
         loop {
             let step = {
                 let mut peers = inputs.worker.peers.borrow_mut();
+                let stream = StreamFacts {
+                    start: info.start_time,
+                    connection: inputs.conn.id,
+                    route: info.route.as_deref(),
+                    upstream: info.upstream,
+                    details: &info.details,
+                };
                 let mut cx = RequestContext {
+                    slot: number,
                     head,
+                    has_body: held.is_begun() || !body.is_empty(),
                     conn: &inputs.conn.info,
                     remote: inputs.remote,
                     state: &mut info.state,
@@ -84,153 +117,210 @@ pub async fn request(
                     upstream_in_mesh: inputs.in_mesh,
                     local: &inputs.worker.common.local,
                     peers: &mut peers,
-                    stream: StreamFacts {
-                        start: info.start_time,
-                        connection: inputs.conn.id,
-                        route: info.route.as_deref(),
-                        upstream: info.upstream,
-                        details: &info.details,
-                    },
+                    tally: &inputs.counts.filters,
+                    reroute: &mut reroute,
+                    stream,
                 };
 
-                match resumed {
-                    false => slot.filter.on_request(setting, &mut cx),
-                    true => slot.filter.resume(setting, &mut cx),
-                }
+                slot.filter.on_request(route, next.event(&held), &mut cx)
             };
-
-            if let (HttpFilter::Rbac(rbac), Some(counts)) = (&slot.filter, inputs.counts)
-                && (rbac.rules.is_some() || setting.is_some())
-            {
-                if matches!(step, Step::Reply(_)) {
-                    counts.denied.inc()
-                } else {
-                    counts.allowed.inc()
-                }
-            }
 
             match step {
                 Step::Continue => break,
                 Step::Reply(reply) => return Err(Stop::Reply(reply)),
-                Step::Call(Call::Sleep(time)) => tokio::select! {
-                    () = tokio::time::sleep(time) => {}
-                    () = &mut left => return Err(Stop::Gone),
-                },
+                Step::Call(call) => {
+                    next = Next::Called(tokio::select! {
+                        result = call::perform(inputs.worker, inputs.conn, call) => result,
+                        () = responder.left(body) => return Err(Stop::Gone),
+                    });
+                }
+                Step::Hold(hold) => {
+                    hold_request(inputs, slot, hold, &mut held, body, info).await?;
+                    next = Next::Held;
+                }
             }
-
-            resumed = true;
         }
+
+        if std::mem::take(&mut reroute) {
+            held.give_back(body);
+            return Ok(Progress::Reroute(usize::from(number) + 1));
+        }
+    }
+
+    held.give_back(body);
+
+    Ok(Progress::Through)
+}
+
+/// What a filter is stepped with next.
+enum Next {
+    Head,
+    Held,
+    Called(CallResult),
+}
+
+impl Next {
+    /// The event; a result is handed over once.
+    fn event<'h>(&mut self, held: &'h Held) -> Event<'h> {
+        match std::mem::replace(self, Self::Head) {
+            Self::Head => Event::Head,
+            Self::Held => held.event(),
+            Self::Called(result) => Event::Called(result),
+        }
+    }
+}
+
+/// Reads as much of a request's body as a filter asks for.
+async fn hold_request(
+    inputs: FilterInputs<'_>,
+    slot: &HttpFilterSlot,
+    hold: Hold,
+    held: &mut Held,
+    body: &mut BodyIn<'_>,
+    info: &mut StreamInfo,
+) -> Result<(), Stop> {
+    let http = inputs.http;
+    let limits = hold::Limits {
+        idle: http.stream_idle_timeout,
+        whole: [http.request_timeout, http.max_stream_duration]
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|limit| info.start + limit),
+    };
+
+    let gathered = held.gather(hold, body, limits).await;
+    if held.is_whole() {
+        let ended = info.request_end.get().unwrap_or_else(Instant::now);
+        info.request_end.set(Some(ended));
+    }
+    if matches!(gathered, Gathered::Enough) {
+        return Ok(());
+    }
+
+    // The body goes nowhere, so it is counted here.
+    info.received.set(info.received.get() + held.len() as u64);
+    Err(match gathered {
+        Gathered::TooLong => {
+            let cause = Cause::BodyTooLarge(slot.name.clone());
+            let details = "request_payload_too_large";
+            let reply = LocalReply::new(413, "Payload Too Large", details, cause);
+            Stop::Reply(Box::new(reply))
+        }
+        Gathered::Failed(error) => hold::failed(error),
+        Gathered::Enough | Gathered::Slow => {
+            Stop::Reply(Box::new(hold::too_slow(&limits, &inputs.conn.chain)))
+        }
+    })
+}
+
+/// Lets filters see the response, last first. `body` is the upstream's, if it comes from there.
+pub async fn response(
+    inputs: FilterInputs<'_>,
+    request: &RequestHead,
+    head: &mut ResponseHead,
+    mut body: Option<&mut BodyIn<'_>>,
+    info: &mut StreamInfo,
+) -> Result<(), Box<LocalReply>> {
+    let mut held = Held::default();
+    for (number, slot) in inputs.http.filters.response_slots() {
+        let Activation::On(route) = inputs.activation(slot) else {
+            continue;
+        };
+
+        let mut next = Next::Head;
+        loop {
+            let event = next.event(&held);
+            let step = on_response(inputs, number, slot, route, event, request, head, info);
+            match step {
+                Step::Continue => break,
+                Step::Reply(reply) => return Err(reply),
+                Step::Call(call) => {
+                    next = Next::Called(call::perform(inputs.worker, inputs.conn, call).await);
+                }
+                Step::Hold(hold) => {
+                    // A response of the proxy's own has a body that is there already.
+                    let Some(body) = body.as_deref_mut() else {
+                        break;
+                    };
+                    let limits = hold::Limits {
+                        idle: inputs.http.stream_idle_timeout,
+                        whole: None,
+                    };
+                    match held.gather(hold, body, limits).await {
+                        Gathered::Enough => next = Next::Held,
+                        other => return Err(hold::no_response(&other, &slot.name)),
+                    }
+                }
+            }
+        }
+    }
+
+    if let Some(body) = body {
+        held.give_back(body);
     }
 
     Ok(())
 }
 
-/// Lets every filter see the response, last first.
-pub fn response(
-    slots: &[HttpFilterSlot],
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one line of the loop above, with its borrows"
+)]
+fn on_response(
     inputs: FilterInputs<'_>,
+    number: u16,
+    slot: &HttpFilterSlot,
+    route: FilterSettings<'_>,
+    event: Event<'_>,
     request: &RequestHead,
     head: &mut ResponseHead,
     info: &mut StreamInfo,
-    is_local: bool,
-) {
-    for slot in slots.iter().rev() {
-        if matches!(
-            slot.filter,
-            HttpFilter::Router(_) | HttpFilter::Stats(_) | HttpFilter::Rbac(_)
-        ) {
-            continue;
-        }
-
-        let setting = inputs
-            .decision
-            .and_then(|decision| decision.setting(&slot.name));
-        let Some(setting) = slot.settings(setting) else {
-            continue;
-        };
-        let mut peers = inputs.worker.peers.borrow_mut();
-        let mut cx = ResponseContext {
-            head,
-            request,
-            conn: &inputs.conn.info,
-            remote: inputs.remote,
-            state: &mut info.state,
-            is_local,
-            local: &inputs.worker.common.local,
-            peers: &mut peers,
-            route_metadata: inputs.decision.map(|decision| &decision.route.metadata),
-            cluster: inputs.cluster,
-            stream: StreamFacts {
-                start: info.start_time,
-                connection: inputs.conn.id,
-                route: info.route.as_deref(),
-                upstream: info.upstream,
-                details: &info.details,
-            },
-        };
-
-        slot.filter.on_response(setting, &mut cx);
-    }
-}
-
-/// The router's settings.
-pub fn router(slots: &[HttpFilterSlot]) -> Option<&Router> {
-    slots.iter().rev().find_map(|slot| match &slot.filter {
-        HttpFilter::Router(router) => Some(router),
-        _ => None,
-    })
-}
-
-/// Istio's metrics, if they are wanted.
-pub fn stats(slots: &[HttpFilterSlot]) -> Option<Stats> {
-    slots.iter().find_map(|slot| match &slot.filter {
-        HttpFilter::Stats(stats) => Some(*stats),
-        _ => None,
-    })
-}
-
-/// Whether messages of gRPC are counted.
-pub fn counts_messages(slots: &[HttpFilterSlot]) -> bool {
-    slots
-        .iter()
-        .any(|slot| matches!(slot.filter, HttpFilter::GrpcStats))
-}
-
-/// What a chain's network authorization says of a connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Admission {
-    /// It may be served.
-    Allowed,
-    /// It is refused, by this policy; `None`: no policy allows it.
-    Refused(Option<Arc<str>>),
-}
-
-/// Asks the chain's network authorization; the first filter that refuses decides.
-pub fn admission(chain: &FilterChain, conn: &ConnInfo) -> Admission {
-    let refused = chain.filters.iter().find_map(|filter| match filter {
-        NetworkFilter::Rbac(rbac) => match judge(rbac, conn) {
-            Admission::Allowed => None,
-            refused => Some(refused),
-        },
-        _ => None,
-    });
-
-    refused.unwrap_or(Admission::Allowed)
-}
-
-fn judge(rbac: &Rbac, conn: &ConnInfo) -> Admission {
-    let nothing = Metadata::default();
-    let facts = rbac::Facts {
-        conn,
-        remote: conn.remote,
-        head: None,
-        metadata: &nothing,
-        route_metadata: None,
+) -> Step {
+    let mut peers = inputs.worker.peers.borrow_mut();
+    let stream = StreamFacts {
+        start: info.start_time,
+        connection: inputs.conn.id,
+        route: info.route.as_deref(),
+        upstream: info.upstream,
+        details: &info.details,
+    };
+    let mut cx = ResponseContext {
+        slot: number,
+        head,
+        request,
+        conn: &inputs.conn.info,
+        remote: inputs.remote,
+        state: &mut info.state,
+        local: &inputs.worker.common.local,
+        peers: &mut peers,
+        tally: &inputs.counts.filters,
+        route_metadata: inputs.decision.map(|decision| &decision.route.metadata),
+        cluster: inputs.cluster,
+        stream,
     };
 
-    let verdict = rbac.enforce(&facts);
-    match verdict.allowed {
-        true => Admission::Allowed,
-        false => Admission::Refused(verdict.policy),
+    slot.filter.on_response(route, event, &mut cx)
+}
+
+/// Tells filters that the exchange is over.
+pub fn done(
+    chain: &HttpChain,
+    counts: &HttpCounts,
+    request: &RequestHead,
+    response: &ResponseHead,
+    info: &mut StreamInfo,
+) {
+    if !chain.needs().done {
+        return;
+    }
+    for (slot, own) in chain.slots().filter(|(_, slot)| slot.filter.needs().done) {
+        own.filter.on_done(&mut DoneContext {
+            slot,
+            request,
+            response,
+            state: &mut info.state,
+            tally: &counts.filters,
+        });
     }
 }

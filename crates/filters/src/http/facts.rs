@@ -4,28 +4,13 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
-use super::{RequestContext, ResponseContext, StreamState};
+use super::context::{RequestContext, ResponseContext, StreamFacts, StreamState};
 use crate::conn::ConnInfo;
 use crate::digits;
 use crate::format::{Fact, Facts, Head, MetadataOf, Moment, connection_fact};
 use crate::head::{RequestHead, ResponseHead};
 use crate::header_ops::HeaderOps;
 use crate::metadata::{Metadata, Value};
-
-/// What the proxy has noted of a stream beside its heads, for format strings.
-#[derive(Debug, Clone, Copy)]
-pub struct StreamFacts<'a> {
-    /// When it began.
-    pub start: SystemTime,
-    /// The number of its connection.
-    pub connection: u64,
-    /// The route's name.
-    pub route: Option<&'a str>,
-    /// The endpoint.
-    pub upstream: Option<SocketAddr>,
-    /// `%RESPONSE_CODE_DETAILS%`.
-    pub details: &'a str,
-}
 
 /// What format strings of filters can ask for.
 #[derive(Debug, Clone, Copy)]

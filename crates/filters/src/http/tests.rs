@@ -10,11 +10,23 @@ use proptest::prelude::*;
 
 use std::time::SystemTime;
 
+use std::time::Duration;
+
+use super::chain::HttpFilterSlot;
+use super::context::{Entropy, StreamFacts, StreamState};
+use super::phase::{Call, CallResult};
+use super::settings::Activation;
 use super::*;
+use crate::conn::ConnInfo;
+use crate::counter::Tally;
+use crate::filter::cors::CorsPolicy;
+use crate::filter::rate_limit::{BucketSpec, Buckets, TokenBucket};
 use crate::finding::Scope;
-use crate::peer_metadata::preamble;
-use crate::rate_limit::{BucketSpec, Buckets, TokenBucket};
-use crate::reply::{Call, Cause};
+use crate::flag::ResponseFlag;
+use crate::head::{RequestHead, ResponseHead};
+use crate::metadata::Metadata;
+use crate::peer_metadata::{LocalPeer, PeerCache, PeerInfo, preamble};
+use crate::reply::Cause;
 
 /// What is known of every stream here.
 const STREAM: StreamFacts<'_> = StreamFacts {
@@ -26,25 +38,36 @@ const STREAM: StreamFacts<'_> = StreamFacts {
 };
 
 /// Everything that a context borrows.
-struct Stream {
-    head: RequestHead,
-    response: ResponseHead,
-    conn: ConnInfo,
-    state: StreamState,
+pub(crate) struct Stream {
+    pub(crate) head: RequestHead,
+    pub(crate) has_body: bool,
+    pub(crate) response: ResponseHead,
+    pub(crate) conn: ConnInfo,
+    pub(crate) state: StreamState,
+    pub(crate) tally: Tally,
+    pub(crate) reroute: bool,
+    pub(crate) now: Duration,
     entropy: Entropy,
-    now: Duration,
     local: LocalPeer,
     peers: PeerCache,
+    route_metadata: Metadata,
+}
+
+fn route_of(own: Option<&Override>) -> FilterSettings<'_> {
+    FilterSettings([None, own, None, None])
 }
 
 impl Stream {
-    fn new(head: RequestHead) -> Self {
+    pub(crate) fn new(head: RequestHead) -> Self {
         let address = |text: &str| text.parse().expect("address");
         Self {
             head,
+            has_body: false,
             response: ResponseHead::of(200),
             conn: ConnInfo::plain(address("10.0.0.2:80"), address("10.0.0.1:4000")),
             state: StreamState::default(),
+            tally: Tally::default(),
+            reroute: false,
             entropy: Entropy::new(1),
             now: Duration::ZERO,
             local: LocalPeer {
@@ -53,44 +76,60 @@ impl Stream {
                 info: PeerInfo::default(),
             },
             peers: PeerCache::default(),
+            route_metadata: Metadata::default(),
         }
     }
 
-    fn request(&mut self, filter: &HttpFilter, setting: Option<&Override>) -> Step {
-        self.with(|cx| filter.on_request(setting, cx))
+    fn request(&mut self, filter: &HttpFilter, own: Option<&Override>) -> Step {
+        self.step(filter, route_of(own), Event::Head)
     }
 
-    fn resume(&mut self, filter: &HttpFilter) -> Step {
-        self.with(|cx| filter.resume(None, cx))
+    fn slept(&mut self, filter: &HttpFilter) -> Step {
+        self.step(
+            filter,
+            FilterSettings::default(),
+            Event::Called(CallResult::Slept),
+        )
     }
 
-    fn with(&mut self, run: impl FnOnce(&mut RequestContext<'_>) -> Step) -> Step {
-        run(&mut RequestContext {
+    pub(crate) fn step(
+        &mut self,
+        filter: &HttpFilter,
+        route: FilterSettings<'_>,
+        event: Event<'_>,
+    ) -> Step {
+        let mut cx = RequestContext {
+            slot: 0,
             head: &mut self.head,
+            has_body: self.has_body,
             conn: &self.conn,
             remote: self.conn.remote,
             state: &mut self.state,
             entropy: &mut self.entropy,
             now: self.now,
-            route_metadata: None,
+            route_metadata: Some(&self.route_metadata),
             cluster: Some("outbound|80||a"),
             upstream_in_mesh: false,
             local: &self.local,
             peers: &mut self.peers,
+            tally: &self.tally,
+            reroute: &mut self.reroute,
             stream: STREAM,
-        })
+        };
+        filter.on_request(route, event, &mut cx)
     }
 
-    fn respond(&mut self, filter: &HttpFilter, setting: Option<&Override>) {
+    pub(crate) fn respond(&mut self, filter: &HttpFilter, own: Option<&Override>) {
         let mut cx = ResponseContext {
+            slot: 0,
             head: &mut self.response,
             request: &self.head,
             conn: &self.conn,
             remote: self.conn.remote,
             state: &mut self.state,
-            is_local: false,
             local: &self.local,
             peers: &mut self.peers,
+            tally: &self.tally,
             route_metadata: None,
             cluster: Some("outbound|80||a"),
             stream: StreamFacts {
@@ -99,7 +138,8 @@ impl Stream {
             },
         };
 
-        filter.on_response(setting, &mut cx);
+        let step = filter.on_response(route_of(own), Event::Head, &mut cx);
+        assert!(matches!(step, Step::Continue));
     }
 }
 
@@ -168,7 +208,7 @@ fn a_delay_then_an_abort_and_both_flags() {
     assert!(
         matches!(stream.request(&filter, None), Step::Call(Call::Sleep(time)) if time == Duration::from_secs(7))
     );
-    let Step::Reply(reply) = stream.resume(&filter) else {
+    let Step::Reply(reply) = stream.slept(&filter) else {
         panic!("aborted")
     };
     assert_eq!((reply.status, &*reply.details), (555, "fault_filter_abort"));
@@ -193,7 +233,7 @@ fn active_faults_are_counted_until_the_stream_ends() {
         "one at a time"
     );
 
-    first.state.clear();
+    drop(first);
     assert!(matches!(
         Stream::new(head()).request(&filter, None),
         Step::Call(_)
@@ -241,8 +281,9 @@ fn a_route_can_turn_a_fault_off() {
         disabled: false,
     };
 
-    assert!(slot.settings(Some(&Override::Disabled)).is_none());
-    assert!(slot.settings(None).is_some());
+    let off = slot.activation(route_of(Some(&Override::Disabled)));
+    assert!(matches!(off, Activation::Off));
+    assert!(matches!(slot.activation(route_of(None)), Activation::On(_)));
 }
 
 fn cors() -> Override {
@@ -645,4 +686,131 @@ fn header_mutations_and_rate_limits_fill_in_templates() {
         stream.response.get("x-limited").as_deref(),
         Some(b"/".as_slice())
     );
+}
+
+#[test]
+fn a_request_is_held_until_its_body_is_whole() {
+    let message = proto::buffer::v3::Buffer {
+        max_request_bytes: Some(UInt32Value { value: 9 }),
+    };
+    let buffer = Buffer::compile(&message, &mut Scope::new()).expect("compiles");
+    let filter = HttpFilter::Buffer(buffer);
+    let mut stream = Stream::new(RequestHead::of("POST", "h", "/"));
+    assert!(matches!(stream.request(&filter, None), Step::Continue));
+
+    stream.has_body = true;
+    let Step::Hold(hold) = stream.request(&filter, None) else {
+        panic!("held")
+    };
+    assert_eq!((hold.limit, hold.beyond), (9, Beyond::Refuse));
+    let held = Event::Held {
+        body: b"four",
+        ended: true,
+    };
+    let step = stream.step(&filter, FilterSettings::default(), held);
+    assert!(matches!(step, Step::Continue));
+    assert_eq!(stream.head.get_str("content-length"), Some("4"));
+}
+
+#[test]
+fn authorization_counts_and_tells_later_filters_of_shadow_rules() {
+    use meltemi_proto::envoy::config::rbac::v3 as rbac;
+
+    let anyone = rbac::Policy {
+        permissions: vec![rbac::Permission {
+            rule: Some(rbac::permission::Rule::Any(true)),
+        }],
+        principals: vec![rbac::Principal {
+            identifier: Some(rbac::principal::Identifier::Any(true)),
+        }],
+        ..Default::default()
+    };
+    let rules = |name: &str| rbac::Rbac {
+        action: rbac::rbac::Action::Deny as i32,
+        policies: [(name.to_owned(), anyone.clone())].into(),
+        ..Default::default()
+    };
+    let mut message = proto::rbac::v3::Rbac {
+        shadow_rules: Some(rules("istio-ext-authz-ns[a]-policy[p]-rule[0]")),
+        shadow_rules_stat_prefix: "istio_ext_authz_".into(),
+        ..Default::default()
+    };
+    let compile = |message: &proto::rbac::v3::Rbac| {
+        let rbac = Rbac::compile_http(message, &mut Scope::new()).expect("compiles");
+        HttpFilter::Rbac(Box::new(rbac))
+    };
+
+    let mut stream = Stream::new(RequestHead::of("GET", "h", "/"));
+    let step = stream.request(&compile(&message), None);
+    assert!(matches!(step, Step::Continue));
+    let key = ["istio_ext_authz_shadow_effective_policy_id"];
+    let told = stream.state.metadata.at("envoy.filters.http.rbac", &key);
+    assert!(told.and_then(|told| told.as_str()).is_some());
+    let counts = |stream: &Stream| {
+        stream
+            .tally
+            .values()
+            .into_iter()
+            .map(|(_, n)| n)
+            .sum::<u64>()
+    };
+    assert_eq!(counts(&stream), 0, "shadow rules count nothing");
+
+    message.rules = Some(rules("p"));
+    let step = stream.request(&compile(&message), None);
+    assert!(matches!(step, Step::Reply(_)));
+    assert_eq!(stream.tally.values()[1], ("rbac.denied".to_owned(), 1));
+}
+
+/// The open arm: a filter that another crate brings is stepped like those of this one.
+#[test]
+fn an_extension_is_stepped_in_the_phases_that_it_needs() {
+    #[derive(Debug)]
+    struct Shout;
+
+    impl Extension for Shout {
+        fn needs(&self) -> Needs {
+            Needs {
+                response_data: true,
+                ..Needs::default()
+            }
+        }
+
+        fn on_request(&self, _event: Event<'_>, cx: &mut RequestContext<'_>) -> Step {
+            cx.keep(3_usize);
+            Step::Continue
+        }
+
+        fn on_data(&self, _which: Direction, _event: DataEvent, cx: &mut DataContext<'_>) -> Step {
+            let left = cx.take::<usize>().expect("kept");
+            cx.data.make_ascii_uppercase();
+            cx.keep(left - 1);
+            Step::Continue
+        }
+    }
+
+    let filter = || HttpFilter::Extension(Arc::new(Shout));
+    let slot = HttpFilterSlot {
+        name: "shout".into(),
+        filter: filter(),
+        disabled: false,
+    };
+    let chain = HttpChain::new(vec![slot], Router::default());
+    assert!(chain.needs().data(Direction::Response) && !chain.needs().data(Direction::Request));
+
+    let mut stream = Stream::new(RequestHead::of("GET", "h", "/"));
+    stream.request(&filter(), None);
+    let mut data = b"quiet".to_vec();
+    let mut cx = DataContext {
+        slot: 0,
+        data: &mut data,
+        ended: true,
+        now: Duration::ZERO,
+        tally: &stream.tally,
+        own: &mut stream.state.own.share(),
+    };
+    let step = filter().on_data(Direction::Response, DataEvent::Piece, &mut cx);
+    assert!(matches!(step, Step::Continue));
+    assert_eq!(data, b"QUIET");
+    assert_eq!(stream.state.own.take::<usize>(0), Some(2));
 }

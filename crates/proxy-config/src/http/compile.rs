@@ -7,7 +7,7 @@ use proto::http_connection_manager as hcm;
 
 use super::*;
 use crate::convert::{boolean, limit, not_honoured, number, require_ads};
-use crate::http_filter::{FilterShared, compile_slots};
+use crate::http_filter::{FilterShared, compile_chain};
 use crate::normalize::EscapedSlashes;
 
 /// Envoy's bound on `max_request_headers_kb`.
@@ -29,7 +29,7 @@ impl HttpConnectionManager {
             codec: compile_codec(message.codec_type, scope)?,
             stat_prefix: message.stat_prefix.as_str().into(),
             routes: RouteSource::compile(message.route_specifier.as_ref(), shared, scope)?,
-            filters: compile_slots(&message.http_filters, owner, shared, scope)?.into(),
+            filters: compile_chain(&message.http_filters, owner, shared, scope)?,
             access_logs: crate::access_log::compile::compile_all(&message.access_log, scope)?,
             server_name: match message.server_name.as_str() {
                 "" => "envoy".into(),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use meltemi_filters::http::{Override, Overrides};
+use meltemi_filters::http::{FilterSettings, Overrides};
 use meltemi_filters::metadata::Metadata;
 use meltemi_filters::{ConnInfo, RequestHead};
 use smallvec::SmallVec;
@@ -309,22 +309,22 @@ impl<'a> RouteDecision<'a> {
         }
     }
 
-    /// The most specific setting for a filter: weighted cluster, route, virtual host, table.
-    pub fn setting(&self, filter: &str) -> Option<&'a Override> {
-        if let Chosen::Forward(Forward {
-            weighted: Some(weighted),
-            ..
-        }) = self.chosen
-            && let Some(found) = weighted.overrides.find(filter)
-        {
-            return Some(found);
-        }
+    /// The settings for a filter: of the weighted cluster, route, virtual host and table.
+    pub fn settings(&self, filter: &str) -> FilterSettings<'a> {
+        let weighted = match self.chosen {
+            Chosen::Forward(Forward {
+                weighted: Some(weighted),
+                ..
+            }) => weighted.overrides.find(filter),
+            _ => None,
+        };
 
-        self.route
-            .overrides
-            .find(filter)
-            .or_else(|| self.host.overrides.find(filter))
-            .or_else(|| self.table.settings.overrides.find(filter))
+        FilterSettings([
+            weighted,
+            self.route.overrides.find(filter),
+            self.host.overrides.find(filter),
+            self.table.settings.overrides.find(filter),
+        ])
     }
 
     /// Request header changes, in the order in which they apply.

@@ -463,7 +463,8 @@ fn the_most_specific_setting_wins() {
             .expect("route");
 
         decision
-            .setting(&name)
+            .settings(&name)
+            .most_specific()
             .map(|setting| matches!(setting, Override::Disabled))
     };
 

@@ -207,8 +207,9 @@ impl Rows<'_> {
         self.codes("downstream_rq", &counts.codes, false);
         self.counter("downstream_cx_total", counts.connections.get());
         self.gauge("downstream_cx_active", counts.open.get());
-        self.counter("rbac.allowed", counts.allowed.get());
-        self.counter("rbac.denied", counts.denied.get());
+        for (name, value) in counts.filters.values() {
+            self.counter(name, value);
+        }
     }
 
     fn listener(&mut self, counts: &ListenerCounts) {

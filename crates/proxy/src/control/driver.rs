@@ -9,12 +9,12 @@ use std::time::Duration;
 use meltemi_net::ListenOptions;
 use meltemi_proto::Any;
 use meltemi_proto::type_url::{ENDPOINT, ROUTE, SECRET};
-use meltemi_proxy_config::Address;
 use meltemi_proxy_config::bootstrap::Bootstrap;
 use meltemi_proxy_config::cluster::Cluster;
 use meltemi_proxy_config::endpoint::EndpointSet;
 use meltemi_proxy_config::listener::Listener;
 use meltemi_proxy_config::tls::SecretSource;
+use meltemi_proxy_config::{Address, Compiler};
 use meltemi_xds::{ClientEvent, ClientHandle, Update};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -101,13 +101,14 @@ impl Driver {
     pub fn new(
         common: Arc<Common>,
         workers: Vec<mpsc::UnboundedSender<Command>>,
+        compiler: Compiler,
         ready: watch::Sender<bool>,
     ) -> (Self, mpsc::Receiver<(Arc<Cluster>, EndpointSet)>) {
         let (answers, resolved) = mpsc::channel(64);
         let driver = Self {
             common,
             workers,
-            state: State::default(),
+            state: State::new(compiler),
             published: Arc::default(),
             status: Status::default(),
             bound: HashMap::new(),

@@ -72,6 +72,14 @@ impl Applied {
 pub type Named<'a> = (&'a str, &'a str, &'a Any);
 
 impl State {
+    /// Nothing received yet.
+    pub fn new(compiler: Compiler) -> Self {
+        Self {
+            compiler,
+            ..Self::default()
+        }
+    }
+
     /// Applies new and changed resources of one type from a server, then removals. Unknown types are
     /// refused.
     pub fn apply<'a>(

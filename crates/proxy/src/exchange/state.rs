@@ -4,11 +4,14 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use meltemi_filters::ResponseFlag;
 use meltemi_filters::head::{Known, RequestHead, ResponseHead};
+use meltemi_filters::http::Direction;
+use meltemi_filters::{LocalReply, ResponseFlag};
 use meltemi_proxy_config::http::HttpConnectionManager;
 use meltemi_proxy_config::route::RouteDecision;
 
+use crate::body::BodyIn;
+use crate::counts::HttpCounts;
 use crate::downstream::{ChainView, Downstream};
 use crate::prepare;
 use crate::record::StreamInfo;
@@ -36,9 +39,11 @@ pub struct Exchange<'a> {
     /// The connection.
     pub conn: &'a Rc<Downstream>,
     /// Configuration.
-    pub view: &'a ChainView,
+    pub view: &'a Rc<ChainView>,
     /// HTTP settings.
     pub http: &'a HttpConnectionManager,
+    /// What is counted of the connection manager.
+    pub counts: &'a HttpCounts,
     /// The record.
     pub info: StreamInfo,
     /// The client.
@@ -49,6 +54,8 @@ pub struct Exchange<'a> {
     pub trailers: Option<http::HeaderMap>,
     /// The upstream is in the mesh.
     pub in_mesh: bool,
+    /// A filter has answered in place of the response that it saw: its answer meets no filter.
+    pub is_replied: bool,
 }
 
 impl<'a> Exchange<'a> {
@@ -56,8 +63,9 @@ impl<'a> Exchange<'a> {
     pub fn new(
         worker: &'a Rc<Worker>,
         conn: &'a Rc<Downstream>,
-        view: &'a ChainView,
+        view: &'a Rc<ChainView>,
         http: &'a HttpConnectionManager,
+        counts: &'a HttpCounts,
     ) -> Self {
         Self {
             info: StreamInfo::new(worker.random()),
@@ -65,10 +73,12 @@ impl<'a> Exchange<'a> {
             response: ResponseHead::default(),
             trailers: None,
             in_mesh: false,
+            is_replied: false,
             worker,
             conn,
             view,
             http,
+            counts,
         }
     }
 
@@ -84,11 +94,13 @@ impl<'a> Exchange<'a> {
         FilterInputs {
             worker: self.worker,
             conn: self.conn,
+            view: self.view,
+            http: self.http,
             remote: self.remote,
             decision,
             cluster,
             in_mesh: self.in_mesh,
-            counts: self.view.counts.as_deref(),
+            counts: self.counts,
         }
     }
 
@@ -102,24 +114,25 @@ impl<'a> Exchange<'a> {
         Ended::Gone
     }
 
-    /// Lets filters and the connection manager finish a response head.
-    pub fn finish_head(
+    /// Lets filters and the connection manager finish a response head. `body` is the upstream's, if
+    /// it comes from there. A filter may answer in the response's place.
+    pub async fn finish_head(
         &mut self,
         decision: Option<&RouteDecision<'_>>,
         request: &RequestHead,
-        is_local: bool,
-    ) {
+        body: Option<&mut BodyIn<'_>>,
+    ) -> Result<(), Box<LocalReply>> {
         let mut response = std::mem::take(&mut self.response);
         let cluster = self.info.cluster.clone();
         let inputs = self.filter_inputs(decision, cluster.as_deref());
-        steps::response(
-            &self.http.filters,
-            inputs,
-            request,
-            &mut response,
-            &mut self.info,
-            is_local,
-        );
+        if !self.is_replied {
+            let step = steps::response(inputs, request, &mut response, body, &mut self.info);
+            if let Err(reply) = step.await {
+                self.is_replied = true;
+                self.response = response;
+                return Err(reply);
+            }
+        }
 
         prepare::response(self.worker, self.http, request, &mut response);
         self.info.status = response.status;
@@ -127,5 +140,13 @@ impl<'a> Exchange<'a> {
             self.info.grpc_status = status.parse().ok();
         }
         self.response = response;
+
+        Ok(())
+    }
+
+    /// Sends the body of a response through the filters that want to see it.
+    pub fn filter_response_body(&mut self, decision: &RouteDecision<'_>, body: &mut BodyIn<'_>) {
+        let inputs = self.filter_inputs(Some(decision), None);
+        steps::data::filtered(Direction::Response, inputs, body, &mut self.info);
     }
 }

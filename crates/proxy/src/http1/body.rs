@@ -4,6 +4,8 @@ use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
 
+use meltemi_filters::LocalReply;
+
 use super::codec::Framing;
 use super::input::Input;
 use crate::io::Io;
@@ -28,6 +30,9 @@ pub enum BodyError {
     /// The peer broke the protocol.
     #[error("malformed body: {0}")]
     Malformed(&'static str),
+    /// A filter does not let it pass.
+    #[error("refused by a filter: {}", .0.details)]
+    Refused(Box<LocalReply>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,6 +17,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Instant;
 
+use meltemi_filters::LocalReply;
 use meltemi_filters::head::{RequestHead, ResponseHead};
 use meltemi_filters::http::Router;
 
@@ -79,6 +80,8 @@ pub enum AttemptEnd {
     Again,
     /// There was no response.
     Failed(Failure),
+    /// A filter answers, in place of the request's body or of the response.
+    Replied(Box<LocalReply>),
 }
 
 /// Why an attempt has no response.
@@ -88,6 +91,8 @@ pub enum Unanswered {
     Gone,
     /// The upstream, a limit or the request itself failed.
     Failed(Failure),
+    /// A filter refuses the request's body, with this answer.
+    Refused(Box<LocalReply>),
 }
 
 /// A request that is on its way up one connection.

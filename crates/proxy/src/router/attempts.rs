@@ -46,6 +46,7 @@ pub async fn attempts(
         begin(forwarding, exchange, head, &host);
         match send_attempt(forwarding, exchange, head, client, &host, retries).await {
             AttemptEnd::Ended(ended) => return Ok(ended),
+            AttemptEnd::Replied(reply) => return Err(reply),
             AttemptEnd::Again => {}
             AttemptEnd::Failed(failure) => {
                 note_failure(forwarding, exchange, &host, &failure);
@@ -162,14 +163,19 @@ async fn send_attempt(
     // This response is chosen: from here on the exchange is its own.
     deliver::note_chosen(forwarding, exchange, retries, verdict);
     let is_switch = switches(&start, &attempt.response);
-    attempt.finish_head(exchange);
     if is_switch {
+        if let Err(reply) = attempt.finish_head(exchange).await {
+            return AttemptEnd::Replied(reply);
+        }
         let source = attempt.into_source();
         let tunnelled = tunnel(forwarding, exchange, client, source);
         return AttemptEnd::Ended(tunnelled.await);
     }
 
-    let delivered = attempt.deliver(exchange, client.responder, start).await;
+    let delivered = match attempt.deliver(exchange, client.responder, start).await {
+        Ok(delivered) => delivered,
+        Err(reply) => return AttemptEnd::Replied(reply),
+    };
     if delivered.reusable {
         carrier.give_back(host);
     }
@@ -181,6 +187,7 @@ fn end_of(exchange: &mut Exchange<'_>, unanswered: Unanswered) -> AttemptEnd {
     match unanswered {
         Unanswered::Gone => AttemptEnd::Ended(exchange.gone()),
         Unanswered::Failed(failure) => AttemptEnd::Failed(failure),
+        Unanswered::Refused(reply) => AttemptEnd::Replied(reply),
     }
 }
 

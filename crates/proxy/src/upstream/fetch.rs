@@ -59,13 +59,6 @@ pub enum ResponseBody {
     /// It is read, so that the connection can be used again, and dropped.
     Discard,
     /// It is kept up to so many bytes; a longer one is [`Failed::BodyTooLong`].
-    #[cfg_attr(
-        not(test),
-        expect(
-            dead_code,
-            reason = "mirrors discard what they get; filters that fetch read it"
-        )
-    )]
     UpTo(usize),
 }
 
@@ -75,22 +68,8 @@ pub struct FetchResponse {
     /// Status and fields.
     pub head: ResponseHead,
     /// The body; empty where it was discarded.
-    #[cfg_attr(
-        not(test),
-        expect(
-            dead_code,
-            reason = "mirrors discard what they get; filters that fetch read it"
-        )
-    )]
     pub body: Bytes,
     /// Trailers of HTTP/2; those of HTTP/1.1 are dropped.
-    #[cfg_attr(
-        not(test),
-        expect(
-            dead_code,
-            reason = "mirrors discard what they get; filters that fetch read it"
-        )
-    )]
     pub trailers: Option<HeaderMap>,
 }
 

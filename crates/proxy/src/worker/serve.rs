@@ -13,8 +13,8 @@ use super::command::Command;
 use super::state::{SWEEP, Worker};
 use crate::downstream::DrainReason;
 use crate::listener;
+use crate::network_rbac::{Admission, admission};
 use crate::published::Published;
-use crate::steps::{Admission, admission};
 
 /// Serves until told to stop.
 pub async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {

@@ -12,7 +12,7 @@ use anyhow::Result;
 use super::tokens::{Token, tokens};
 
 /// Crates whose files must import in one direction.
-const CRATES: &[&str] = &["lb", "proxy", "proxy-config"];
+const CRATES: &[&str] = &["filters", "lb", "proxy", "proxy-config"];
 
 /// A module's path below its crate; empty for `lib.rs`.
 type Module = Vec<String>;

@@ -42,6 +42,7 @@ const LONG: &[(&str, &str, &str)] = &[
     ("control/src/http.rs", "answer", TABLE),
     ("control/src/metrics.rs", "encode", TABLE),
     ("control/src/run.rs", "start", WIRING),
+    ("filters/src/filter/ext_authz/compile.rs", "compile", TABLE),
     ("filters/src/format/parse.rs", "operator", TABLE),
     ("meltemi/src/roles/sidecar.rs", "sidecar", WIRING),
     ("model/src/analyze/selectors.rs", "analyze", TABLE),

@@ -39,6 +39,9 @@ impl Attempt<'_, '_> {
                 responder.close_after();
                 Err(Unanswered::Failed(Failure::bad_request_body(how)))
             }
+            First::Upload(UploadEnd::Broken(BodyError::Refused(reply))) => {
+                Err(Unanswered::Refused(reply))
+            }
             First::Upload(UploadEnd::Broken(_) | UploadEnd::Gone) | First::Gone => {
                 Err(Unanswered::Gone)
             }

@@ -10,7 +10,7 @@ use std::time::Instant;
 use http::HeaderMap;
 use meltemi_filters::grpc::MessageCount;
 use meltemi_filters::head::RequestHead;
-use meltemi_filters::{Cause, ResponseFlag};
+use meltemi_filters::{Cause, LocalReply, ResponseFlag};
 
 use super::failure::Failure;
 use super::send::{Upload, UploadEnd};
@@ -74,9 +74,19 @@ pub fn note_chosen(
 }
 
 impl Attempt<'_, '_> {
-    /// Finishes the head for the client: the router's own fields, then those of the route, then
-    /// filters and connection manager. It is then in [`Exchange::response`].
-    pub fn finish_head(&mut self, exchange: &mut Exchange<'_>) {
+    /// Finishes the head of a response without a body, see [`Attempt::deliver`]. It is then in
+    /// [`Exchange::response`].
+    pub async fn finish_head(
+        &mut self,
+        exchange: &mut Exchange<'_>,
+    ) -> Result<(), Box<LocalReply>> {
+        self.write_head(exchange);
+        let decision = self.forwarding.plan.decision;
+        exchange.finish_head(Some(decision), self.head, None).await
+    }
+
+    /// Adds the router's own fields to the head, and makes the route's changes.
+    fn write_head(&mut self, exchange: &mut Exchange<'_>) {
         let mut response = std::mem::take(&mut self.response);
         let forwarding = self.forwarding;
         if !forwarding.router.suppress_envoy_headers {
@@ -98,16 +108,18 @@ impl Attempt<'_, '_> {
 
         exchange.response = response;
         apply_response_headers(exchange, plan.decision, self.head);
-        exchange.finish_head(Some(plan.decision), self.head, false);
     }
 
-    /// Passes head and body on to the client, while the rest of the request may still go up.
+    /// Finishes the head for the client (the router's own fields, then those of the route, then
+    /// filters and connection manager), and passes head and body on, while the rest of the request
+    /// may still go up. `Err` is a filter's answer in the response's place.
     pub async fn deliver(
-        self,
+        mut self,
         exchange: &mut Exchange<'_>,
         responder: &mut Responder<'_>,
         start: ResponseStart,
-    ) -> Delivered {
+    ) -> Result<Delivered, Box<LocalReply>> {
+        self.write_head(exchange);
         let Self {
             forwarding,
             head,
@@ -118,28 +130,37 @@ impl Attempt<'_, '_> {
             ..
         } = self;
 
+        let (keep_alive, upstream) = (start.terms.keep_alive, start.terms.framing);
+        let mut reader = BodyReader::new(upstream);
+        let no_continue = Cell::new(false);
+        let mut from = match source {
+            // A response without body brings none, whatever the stream still holds: a client could
+            // not tell it from another response.
+            ResponseSource::H2 { .. }
+                if framing(head, exchange.response.status, upstream) != BodyFraming::Body =>
+            {
+                BodyIn::Empty
+            }
+            source => source.body(start, &mut reader, &no_continue),
+        };
+
+        let decision = forwarding.plan.decision;
+        let finished = exchange.finish_head(Some(decision), head, Some(&mut from));
+        finished.await?;
+        exchange.filter_response_body(decision, &mut from);
+
         if forwarding.plan.upgrade {
             // RFC 9110 §7.8: bytes that the client sent for the other protocol must not be read as
             // a request.
             responder.close_after();
         }
 
-        let framing = framing(head, exchange.response.status, start.terms.framing);
+        let framing = framing(head, exchange.response.status, upstream);
         let Ok(mut out) = responder.start(&mut exchange.response, framing) else {
-            return Delivered {
+            return Ok(Delivered {
                 ended: exchange.gone(),
                 reusable: false,
-            };
-        };
-
-        let keep_alive = start.terms.keep_alive;
-        let mut reader = BodyReader::new(start.terms.framing);
-        let no_continue = Cell::new(false);
-        let mut from = match source {
-            // A response without body brings none, whatever the stream still holds: a client could
-            // not tell it from another response.
-            ResponseSource::H2 { .. } if framing != BodyFraming::Body => BodyIn::Empty,
-            source => source.body(start, &mut reader, &no_continue),
+            });
         };
 
         // Only gRPC has messages to count.
@@ -168,10 +189,10 @@ impl Attempt<'_, '_> {
         let ended = conclude(forwarding, host, exchange, &mut out, end);
         let is_whole = ended == Ended::Whole && progress.is_uploaded.get();
 
-        Delivered {
+        Ok(Delivered {
             ended,
             reusable: is_whole && keep_alive && reader.is_done(),
-        }
+        })
     }
 }
 
@@ -245,11 +266,17 @@ fn conclude(
     let cluster = forwarding.cluster;
     match end {
         BodyEnd::Down(Ok(())) => Ended::Whole,
+        // The client has the head of the response already: it can only be broken off.
+        BodyEnd::Down(Err(PumpError::Read(BodyError::Refused(reply)))) => {
+            exchange.info.note(&reply);
+            out.abort(h2::Reason::INTERNAL_ERROR);
+            Ended::Broken
+        }
         BodyEnd::Down(Err(PumpError::Read(error))) => {
             let (flag, reason) = match error {
                 BodyError::Reset => (ResponseFlag::UpstreamRemoteReset, "remote_reset"),
                 BodyError::Malformed(_) => (ResponseFlag::UpstreamProtocolError, "protocol_error"),
-                BodyError::Io(_) | BodyError::Truncated => (
+                BodyError::Io(_) | BodyError::Truncated | BodyError::Refused(_) => (
                     ResponseFlag::UpstreamConnectionTermination,
                     "connection_termination",
                 ),

@@ -3,8 +3,7 @@
 use std::io::{Read, Write};
 use std::sync::atomic::AtomicBool;
 
-use meltemi_filters::http::LocalPeer;
-use meltemi_filters::peer_metadata::PeerInfo;
+use meltemi_filters::peer_metadata::{LocalPeer, PeerInfo};
 use meltemi_net::OsBinder;
 use meltemi_proto::envoy::config::endpoint::v3 as endpoint;
 use meltemi_proto::envoy::config::{cluster::v3 as cluster, core::v3 as core};

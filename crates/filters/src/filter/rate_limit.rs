@@ -16,9 +16,10 @@ use crate::finding::{Rejection, Scope};
 use crate::flag::ResponseFlag;
 use crate::format::Place;
 use crate::header_ops::HeaderOps;
-use crate::http::{RequestContext, ResponseContext};
+use crate::http::context::{RequestContext, ResponseContext};
+use crate::http::phase::Step;
 use crate::matcher::Fraction;
-use crate::reply::{Cause, LocalReply, Step};
+use crate::reply::{Cause, LocalReply};
 
 /// A limit on the requests of one listener or route.
 #[derive(Debug)]
@@ -33,6 +34,9 @@ pub struct LocalRateLimit {
     request_headers_not_enforced: HeaderOps,
     as_resource_exhausted: bool,
 }
+
+/// Kept for a request that was refused: its answer gets the headers that are configured.
+struct Limited;
 
 /// Settings of a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -186,7 +190,7 @@ impl LocalRateLimit {
     }
 
     /// Takes a token, or refuses the request.
-    pub fn on_request(&self, cx: &mut RequestContext<'_>) -> Step {
+    pub(crate) fn on_request(&self, cx: &mut RequestContext<'_>) -> Step {
         let Some(bucket) = &self.bucket else {
             return Step::Continue;
         };
@@ -199,7 +203,7 @@ impl LocalRateLimit {
         }
 
         cx.flag(ResponseFlag::RateLimited);
-        cx.state.rate_limited = true;
+        cx.keep(Limited);
         let cause = Cause::RateLimit(self.stat_prefix.clone());
         let mut reply = LocalReply::new(
             self.status,
@@ -216,12 +220,12 @@ impl LocalRateLimit {
             reply = reply.header("x-envoy-ratelimited", "true");
         }
 
-        reply.step()
+        reply.into()
     }
 
     /// Adds headers to the answer of a refused request.
-    pub fn on_response(&self, cx: &mut ResponseContext<'_>) {
-        if cx.state.rate_limited {
+    pub(crate) fn on_response(&self, cx: &mut ResponseContext<'_>) {
+        if cx.take::<Limited>().is_some() {
             cx.change(&self.response_headers);
         }
     }

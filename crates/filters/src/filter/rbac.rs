@@ -11,11 +11,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::conn::ConnInfo;
-use crate::flag::ResponseFlag;
+use crate::counter::Counter;
 use crate::head::RequestHead;
+use crate::http::context::RequestContext;
+use crate::http::phase::Step;
 use crate::matcher::{Cidr, HeaderMatch, MetadataMatch, PathTemplate, StringMatch};
 use crate::metadata::{Metadata, Value};
-use crate::reply::{Cause, LocalReply, Step};
+use crate::reply::{Cause, LocalReply};
 
 /// Rules that are enforced, and rules that are only watched.
 #[derive(Debug, Clone, Default)]
@@ -117,8 +119,10 @@ pub struct Verdict {
     pub policy: Option<Arc<str>>,
 }
 
-/// Where results are told to later filters and logs.
+/// The metadata that results of shadow rules go to.
 const METADATA_NAMESPACE: &str = "envoy.filters.http.rbac";
+/// The metadata that results of LOG go to.
+const LOG_NAMESPACE: &str = "envoy.common";
 
 impl Rbac {
     /// Judges the enforced rules.
@@ -137,38 +141,51 @@ impl Rbac {
         self.shadow_rules.as_ref().map(|rules| rules.judge(facts))
     }
 
-    /// Judges a request. Results of shadow rules and of LOG go into `metadata`.
-    pub fn on_request(
-        &self,
-        facts: &Facts<'_>,
-        metadata: &mut Vec<(&'static str, String, Value)>,
-    ) -> Step {
-        if let Some(verdict) = self.shadow(facts) {
-            let key = |name: &str| format!("{}{name}", self.shadow_stat_prefix);
-            if let Some(policy) = &verdict.policy {
-                let value = Value::String(policy.clone());
-                metadata.push((METADATA_NAMESPACE, key("shadow_effective_policy_id"), value));
-            }
-            let result = Value::string(if verdict.allowed { "allowed" } else { "denied" });
-            metadata.push((METADATA_NAMESPACE, key("shadow_engine_result"), result));
+    /// Judges a request. Results of shadow rules and of LOG go into dynamic metadata.
+    pub(crate) fn on_request(&self, cx: &mut RequestContext<'_>) -> Step {
+        let facts = Facts {
+            conn: cx.conn,
+            remote: cx.remote,
+            head: Some(cx.head),
+            metadata: &cx.state.metadata,
+            route_metadata: cx.route_metadata,
+        };
+        let shadow = self.shadow(&facts);
+        let enforced = self.rules.as_ref().map(|rules| rules.judge(&facts));
+
+        if let Some(verdict) = shadow {
+            self.note_shadow(verdict, &mut cx.state.metadata);
         }
 
-        let Some(rules) = &self.rules else {
+        let (Some(rules), Some(verdict)) = (&self.rules, enforced) else {
             return Step::Continue;
         };
-        let verdict = rules.judge(facts);
         if rules.action == Action::Log {
-            metadata.push((
-                "envoy.common",
-                "access_log_hint".to_owned(),
-                Value::Bool(verdict.policy.is_some()),
-            ));
+            let hit = Value::Bool(verdict.policy.is_some());
+            cx.state.metadata.set(LOG_NAMESPACE, "access_log_hint", hit);
         }
 
-        match verdict.allowed {
-            true => Step::Continue,
-            false => verdict.into_reply().step(),
+        if verdict.allowed {
+            cx.count(&Counter::RBAC_ALLOWED);
+            Step::Continue
+        } else {
+            cx.count(&Counter::RBAC_DENIED);
+            verdict.into_reply().into()
         }
+    }
+
+    /// What later filters and logs learn of the shadow rules. Istio enables external authorization
+    /// by it.
+    fn note_shadow(&self, verdict: Verdict, metadata: &mut Metadata) {
+        let prefix = &self.shadow_stat_prefix;
+        if let Some(policy) = verdict.policy {
+            let key = format!("{prefix}shadow_effective_policy_id");
+            metadata.set(METADATA_NAMESPACE, &key, Value::String(policy));
+        }
+
+        let key = format!("{prefix}shadow_engine_result");
+        let result = Value::string(if verdict.allowed { "allowed" } else { "denied" });
+        metadata.set(METADATA_NAMESPACE, &key, result);
     }
 }
 
@@ -193,17 +210,10 @@ impl Verdict {
     /// The answer to a refused request.
     pub fn into_reply(self) -> LocalReply {
         let details = self.details();
-        let mut reply = LocalReply::new(
-            403,
-            "RBAC: access denied",
-            details,
-            Cause::Policy(self.policy),
-        );
+        let cause = Cause::Policy(self.policy);
 
         // Envoy sets no flag here.
-        reply.flag = None::<ResponseFlag>;
-
-        reply
+        LocalReply::new(403, "RBAC: access denied", details, cause)
     }
 }
 

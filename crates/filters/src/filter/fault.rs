@@ -10,9 +10,10 @@ use meltemi_proto::envoy::extensions::filters::http::fault::v3 as proto;
 
 use crate::finding::{Rejection, Scope};
 use crate::flag::ResponseFlag;
-use crate::http::RequestContext;
+use crate::http::context::RequestContext;
+use crate::http::phase::{Call, Event, Step};
 use crate::matcher::{Fraction, HeaderMatch};
-use crate::reply::{Call, Cause, LocalReply, Step};
+use crate::reply::{Cause, LocalReply};
 
 /// What is injected into which requests.
 #[derive(Debug)]
@@ -42,11 +43,10 @@ enum Abort {
     Header,
 }
 
-/// Counts an active fault for as long as the stream holds it.
-#[derive(Debug)]
-pub struct FaultGuard(Arc<AtomicU32>);
+/// Kept by a stream with an active fault: counts it for as long as the stream lives.
+struct ActiveFault(Arc<AtomicU32>);
 
-impl Drop for FaultGuard {
+impl Drop for ActiveFault {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -127,8 +127,19 @@ impl Fault {
         })
     }
 
-    /// Delays, or aborts at once.
-    pub fn on_request(&self, cx: &mut RequestContext<'_>) -> Step {
+    /// Delays, then aborts.
+    pub(crate) fn on_request(&self, event: Event<'_>, cx: &mut RequestContext<'_>) -> Step {
+        match event {
+            Event::Head => self.on_head(cx),
+            // The delay is over. Only a request that the fault is meant for was delayed.
+            Event::Called(_) | Event::Held { .. } => {
+                let active = cx.take();
+                self.abort(active, cx)
+            }
+        }
+    }
+
+    fn on_head(&self, cx: &mut RequestContext<'_>) -> Step {
         let wanted = (self.cluster.is_empty() || cx.cluster == Some(&self.cluster))
             && self.headers.iter().all(|matcher| matcher.is_match(cx.head));
         if !wanted {
@@ -138,27 +149,40 @@ impl Fault {
             && let Some(delay) = delay.of(cx)
             && !delay.is_zero()
             && fraction.hits(cx.entropy.draw())
-            && self.activate(cx)
+            && let Some(active) = self.activate()
         {
             cx.flag(ResponseFlag::DelayInjected);
+            cx.keep(active);
             return Step::Call(Call::Sleep(delay));
         }
 
-        self.after_delay(cx)
+        self.abort(None, cx)
     }
 
-    /// Aborts, or lets the request go on. Only called where [`Fault::on_request`] found the request
-    /// to be meant.
-    pub fn after_delay(&self, cx: &mut RequestContext<'_>) -> Step {
+    /// Aborts, or lets the request go on; `active` if it was delayed, which counts already.
+    fn abort(&self, active: Option<ActiveFault>, cx: &mut RequestContext<'_>) -> Step {
         let Some((abort, fraction)) = &self.abort else {
             return Step::Continue;
         };
         let Some(abort) = abort.of(cx) else {
             return Step::Continue;
         };
-        if !fraction.hits(cx.entropy.draw()) || !(cx.state.fault.is_some() || self.activate(cx)) {
+
+        let hit = fraction.hits(cx.entropy.draw());
+        let active = match active {
+            None if hit => self.activate(),
+            active => active,
+        };
+        let Some(active) = active else {
+            return Step::Continue;
+        };
+
+        // A delay counts as active until the stream ends, whether or not an abort follows.
+        cx.keep(active);
+        if !hit {
             return Step::Continue;
         }
+
         cx.flag(ResponseFlag::FaultInjected);
         let (status, grpc_status) = match abort {
             Abort::Http(status) => (status, None),
@@ -173,11 +197,11 @@ impl Fault {
                 .flagged(ResponseFlag::FaultInjected);
         reply.grpc_status = grpc_status;
 
-        reply.step()
+        reply.into()
     }
 
-    /// Counts the fault, unless too many are active.
-    fn activate(&self, cx: &mut RequestContext<'_>) -> bool {
+    /// Counts the fault; `None` if too many are active.
+    fn activate(&self) -> Option<ActiveFault> {
         let max = self.max_active.unwrap_or(u32::MAX);
         let counted = self
             .active
@@ -185,11 +209,7 @@ impl Fault {
                 (n < max).then_some(n + 1)
             });
 
-        if counted.is_ok() {
-            cx.state.fault = Some(FaultGuard(self.active.clone()));
-        }
-
-        counted.is_ok()
+        counted.is_ok().then(|| ActiveFault(self.active.clone()))
     }
 }
 

@@ -5,9 +5,10 @@ use meltemi_proto::envoy::config::route::v3 as route;
 use meltemi_proto::envoy::extensions::filters::http::cors::v3 as filter;
 
 use crate::finding::{Rejection, Scope};
-use crate::http::{RequestContext, ResponseContext};
+use crate::http::context::{RequestContext, ResponseContext};
+use crate::http::phase::Step;
 use crate::matcher::{Fraction, StringMatch};
-use crate::reply::{Cause, LocalReply, Step};
+use crate::reply::{Cause, LocalReply};
 
 /// Who may ask for what from where.
 #[derive(Debug, Clone)]
@@ -25,11 +26,8 @@ pub struct CorsPolicy {
     enabled: Fraction,
 }
 
-/// A cross-origin request from an origin that is allowed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CorsRequest {
-    origin: Bytes,
-}
+/// Kept for a cross-origin request from an origin that is allowed.
+struct AllowedOrigin(Bytes);
 
 impl CorsPolicy {
     /// Compiles the filter's message for a route.
@@ -88,7 +86,7 @@ impl CorsPolicy {
     }
 
     /// Answers preflights; notes other cross-origin requests.
-    pub fn on_request(&self, cx: &mut RequestContext<'_>) -> Step {
+    pub(crate) fn on_request(&self, cx: &mut RequestContext<'_>) -> Step {
         let Some(origin) = cx.head.get("origin").filter(|origin| !origin.is_empty()) else {
             return Step::Continue;
         };
@@ -103,14 +101,14 @@ impl CorsPolicy {
 
         if !self.origins.iter().any(|allowed| allowed.is_match(origin)) {
             return match is_preflight && !self.forward_unmatched {
-                true => LocalReply::new(200, "", "cors_response", Cause::Cors).step(),
+                true => LocalReply::new(200, "", "cors_response", Cause::Cors).into(),
                 false => Step::Continue,
             };
         }
 
         let origin = Bytes::copy_from_slice(origin);
         if !is_preflight {
-            cx.state.cors = Some(CorsRequest { origin });
+            cx.keep(AllowedOrigin(origin));
             return Step::Continue;
         }
 
@@ -139,15 +137,15 @@ impl CorsPolicy {
             reply = reply.header("access-control-allow-private-network", "true");
         }
 
-        reply.step()
+        reply.into()
     }
 
     /// Tells the browser that it may read the response.
-    pub fn on_response(&self, cx: &mut ResponseContext<'_>) {
-        let Some(request) = &cx.state.cors else {
+    pub(crate) fn on_response(&self, cx: &mut ResponseContext<'_>) {
+        let Some(AllowedOrigin(origin)) = cx.take() else {
             return;
         };
-        cx.head.set("access-control-allow-origin", &request.origin);
+        cx.head.set("access-control-allow-origin", &origin);
         if self.credentials {
             cx.head.set("access-control-allow-credentials", b"true");
         }

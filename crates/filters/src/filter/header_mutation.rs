@@ -5,7 +5,7 @@ use meltemi_proto::envoy::extensions::filters::http::header_mutation::v3 as prot
 use crate::finding::{Rejection, Scope};
 use crate::format::Place;
 use crate::header_ops::HeaderOps;
-use crate::http::{RequestContext, ResponseContext};
+use crate::http::context::{RequestContext, ResponseContext};
 
 /// Changes to the heads of requests and responses.
 #[derive(Debug, Clone, Default)]
@@ -72,14 +72,14 @@ impl HeaderMutation {
 
     /// Changes a request: the filter's changes first, the route's last, or the other way round as
     /// configured.
-    pub fn on_request(&self, route: Option<&Self>, cx: &mut RequestContext<'_>) {
+    pub(crate) fn on_request(&self, route: Option<&Self>, cx: &mut RequestContext<'_>) {
         for own in self.ordered(route).into_iter().flatten() {
             cx.change(&own.request);
         }
     }
 
     /// Changes a response likewise.
-    pub fn on_response(&self, route: Option<&Self>, cx: &mut ResponseContext<'_>) {
+    pub(crate) fn on_response(&self, route: Option<&Self>, cx: &mut ResponseContext<'_>) {
         for own in self.ordered(route).into_iter().flatten() {
             cx.change(&own.response);
         }

@@ -162,9 +162,7 @@ fn deny_names_the_policy_in_the_reply() {
         route_metadata: None,
     };
 
-    let Step::Reply(reply) = rbac.on_request(&facts, &mut Vec::new()) else {
-        panic!("denied")
-    };
+    let reply = rbac.enforce(&facts).into_reply();
     assert_eq!(
         (reply.status, &reply.body[..]),
         (403, b"RBAC: access denied".as_slice())
@@ -253,31 +251,6 @@ fn mapped_addresses_are_canonical() {
     );
 
     assert!(!judge(&deny, &conn, None).allowed);
-}
-
-#[test]
-fn shadow_rules_only_tell() {
-    let deny = rules(proto::rbac::Action::Deny, vec![("p", path("/"), anyone())]);
-    let rbac = Rbac {
-        shadow_rules: Some(deny),
-        shadow_stat_prefix: "istio_dry_run_deny_".into(),
-        ..Rbac::default()
-    };
-
-    let (conn, metadata) = (conn(None), Metadata::default());
-    let head = RequestHead::of("GET", "h", "/");
-    let facts = Facts {
-        conn: &conn,
-        remote: conn.remote,
-        head: Some(&head),
-        metadata: &metadata,
-        route_metadata: None,
-    };
-
-    let mut told = Vec::new();
-    assert!(matches!(rbac.on_request(&facts, &mut told), Step::Continue));
-    assert_eq!(told[0].1, "istio_dry_run_deny_shadow_effective_policy_id");
-    assert_eq!(told[1].2.as_str(), Some("denied"));
 }
 
 #[test]

@@ -1,0 +1,163 @@
+//! Bodies that wait at a filter.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use meltemi_filters::http::{Beyond, Event, Hold};
+use meltemi_filters::{Cause, LocalReply, ResponseFlag};
+
+use super::Stop;
+use crate::body::BodyIn;
+use crate::http1::body::BodyError;
+
+/// As much of a body as filters have asked for.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    bytes: Vec<u8>,
+    ended: bool,
+}
+
+/// How long a body may take to come.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Between two pieces.
+    pub idle: Option<Duration>,
+    /// All of it.
+    pub whole: Option<Instant>,
+}
+
+/// How gathering ended.
+#[derive(Debug)]
+pub(super) enum Gathered {
+    /// The filter can be stepped.
+    Enough,
+    /// The body is longer than the filter holds.
+    TooLong,
+    /// A limit of time passed.
+    Slow,
+    /// The body broke off.
+    Failed(BodyError),
+}
+
+impl Held {
+    /// Whether a part of the body has been read.
+    pub fn is_begun(&self) -> bool {
+        !self.bytes.is_empty()
+    }
+
+    /// Whether all of it has been read.
+    pub fn is_whole(&self) -> bool {
+        self.ended
+    }
+
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub fn event(&self) -> Event<'_> {
+        Event::Held {
+            body: &self.bytes,
+            ended: self.ended,
+        }
+    }
+
+    /// Reads until the body is whole or longer than the limit.
+    pub async fn gather(&mut self, hold: Hold, body: &mut BodyIn<'_>, limits: Limits) -> Gathered {
+        loop {
+            if self.bytes.len() > hold.limit {
+                return match hold.beyond {
+                    Beyond::Refuse => Gathered::TooLong,
+                    Beyond::Deliver => Gathered::Enough,
+                };
+            }
+            if self.ended {
+                return Gathered::Enough;
+            }
+
+            match within(limits, body.next()).await {
+                Some(Ok(Some(piece))) => self.bytes.extend_from_slice(piece.as_slice()),
+                Some(Ok(None)) => self.ended = true,
+                Some(Err(error)) => return Gathered::Failed(error),
+                None => return Gathered::Slow,
+            }
+        }
+    }
+
+    /// Puts what is held before the rest of the body.
+    pub fn give_back(self, body: &mut BodyIn<'_>) {
+        if self.is_begun() {
+            body.prepend(Bytes::from(self.bytes));
+        }
+    }
+}
+
+/// `None` if a limit passes first.
+async fn within<T>(limits: Limits, future: impl Future<Output = T>) -> Option<T> {
+    let idle = limits.idle.map(|idle| Instant::now() + idle);
+    match [idle, limits.whole].into_iter().flatten().min() {
+        None => Some(future.await),
+        Some(at) => tokio::time::timeout_at(at.into(), future).await.ok(),
+    }
+}
+
+/// Why a request whose body broke off goes no further.
+pub(super) fn failed(error: BodyError) -> Stop {
+    match error {
+        BodyError::Malformed(how) => {
+            let cause = Cause::Protocol(how.into());
+            let reply = LocalReply::new(400, "Bad Request", "http1.codec_error", cause);
+            Stop::Reply(Box::new(
+                reply.flagged(ResponseFlag::DownstreamProtocolError),
+            ))
+        }
+        BodyError::Refused(reply) => Stop::Reply(reply),
+        BodyError::Io(_) | BodyError::Truncated | BodyError::Reset => Stop::Gone,
+    }
+}
+
+/// The answer to a client that did not send its body in time, in Envoy's words.
+pub(super) fn too_slow(limits: &Limits, chain: &Arc<str>) -> LocalReply {
+    let is_whole = limits.whole.is_some_and(|whole| Instant::now() >= whole);
+    let (name, body, details, flag) = match is_whole {
+        true => (
+            "request timeout",
+            "request timeout",
+            "request_overall_timeout",
+            ResponseFlag::DurationTimeout,
+        ),
+        false => (
+            "stream idle timeout",
+            "stream timeout",
+            "stream_idle_timeout",
+            ResponseFlag::StreamIdleTimeout,
+        ),
+    };
+
+    LocalReply::new(408, body, details, Cause::Timeout(name, chain.clone())).flagged(flag)
+}
+
+/// The answer in place of a response whose body a filter could not hold.
+pub(super) fn no_response(gathered: &Gathered, filter: &Arc<str>) -> Box<LocalReply> {
+    let (details, cause) = match gathered {
+        Gathered::TooLong => (
+            "response_payload_too_large",
+            Cause::BodyTooLarge(filter.clone()),
+        ),
+        Gathered::Failed(error) => (
+            "response_body_broken",
+            Cause::Protocol(error.to_string().into()),
+        ),
+        Gathered::Enough | Gathered::Slow => (
+            "stream_idle_timeout",
+            Cause::Timeout("stream idle timeout", filter.clone()),
+        ),
+    };
+
+    Box::new(LocalReply::new(
+        500,
+        "Internal Server Error",
+        details,
+        cause,
+    ))
+}
