@@ -35,7 +35,7 @@ const VOLATILE: [&str; 2] = ["x-request-id", "x-forwarded-for"];
 const PRESENT: [&str; 2] = ["date", "x-envoy-upstream-service-time"];
 
 /// Answers with what it saw, one header a line, sorted.
-async fn witness(name: &'static str) -> SocketAddr {
+pub async fn witness(name: &'static str) -> SocketAddr {
     peers::http_server(move |head, body| {
         let mut lines = head.trim_end().split("\r\n");
         let first = lines.next().unwrap_or_default().to_owned();
@@ -722,15 +722,15 @@ const CASES: &[(&str, &str, &str)] = &[
 
 /// What a client and the log say of one request.
 #[derive(Debug, PartialEq)]
-struct Seen {
-    status: String,
-    headers: BTreeMap<String, String>,
-    body: String,
-    line: String,
+pub struct Seen {
+    pub status: String,
+    pub headers: BTreeMap<String, String>,
+    pub body: String,
+    pub line: String,
 }
 
 /// A line with its flags in order: Envoy prints them as they came.
-fn in_order(line: &str) -> String {
+pub fn in_order(line: &str) -> String {
     let mut words: Vec<String> = line.split(' ').map(str::to_owned).collect();
     if let Some(flags) = words.get_mut(2) {
         let mut each: Vec<&str> = flags.split(',').collect();
@@ -740,7 +740,7 @@ fn in_order(line: &str) -> String {
     words.join(" ")
 }
 
-async fn ask(
+pub async fn ask(
     at: SocketAddr,
     host: &str,
     case: &str,

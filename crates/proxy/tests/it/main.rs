@@ -1,11 +1,15 @@
 //! The proxy in process: real sockets on port 0, servers and clients of the test's own.
 
 mod affinity;
+mod authorizers;
+mod body_filters;
 mod bootstrap;
 mod causes;
 mod config;
 mod differential;
 mod envoy;
+mod ext_authz;
+mod extensions;
 mod filters;
 mod formats;
 mod hostile;
