@@ -1,5 +1,5 @@
-//! Istio's `istio.alpn`: what a request offers as ALPN upstream, by the protocol it will speak
-//! there.
+//! Istio's `istio.alpn`: the ALPN list that a request offers to its upstream, by the protocol that
+//! it will speak there.
 
 use meltemi_proto::istio::AlpnConfig;
 
@@ -8,16 +8,16 @@ use crate::finding::{Rejection, Scope};
 /// ALPN lists by upstream protocol.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AlpnOverrides {
-    /// HTTP/1.0.
+    /// For requests that go up as HTTP/1.0.
     pub http10: Box<[Box<str>]>,
-    /// HTTP/1.1.
+    /// For requests that go up as HTTP/1.1.
     pub http11: Box<[Box<str>]>,
-    /// HTTP/2.
+    /// For requests that go up as HTTP/2.
     pub http2: Box<[Box<str>]>,
 }
 
 impl AlpnOverrides {
-    /// Compiles Istio's message.
+    /// Compiles Istio's message; an unknown upstream protocol is warned of.
     pub fn compile(message: &AlpnConfig, scope: &mut Scope) -> Result<Self, Rejection> {
         let mut overrides = Self::default();
         for entry in &message.alpn_override {

@@ -1,5 +1,5 @@
-//! What is known of a downstream connection: addresses, what was sniffed, who the peer proved to
-//! be.
+//! The facts of a downstream connection: its addresses, the inspected first bytes and the peer's
+//! proven identity.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -7,20 +7,21 @@ use std::sync::Arc;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-/// How the first bytes look. Source: Envoy `FilterChainMatch.transport_protocol`.
+/// The transport protocol that the first bytes show. Source: Envoy
+/// `FilterChainMatch.transport_protocol`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum TransportProtocol {
-    /// Plaintext, or not inspected.
+    /// Plaintext, or no inspector has looked.
     #[default]
     RawBuffer,
-    /// A TLS ClientHello.
+    /// The connection began with a TLS ClientHello.
     Tls,
-    /// QUIC.
+    /// QUIC; no listener serves it yet.
     Quic,
 }
 
 impl TransportProtocol {
-    /// Envoy's word for it.
+    /// The value that Envoy's filter chain matches compare with.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::RawBuffer => "raw_buffer",
@@ -30,29 +31,29 @@ impl TransportProtocol {
     }
 }
 
-/// What filter chains, network filters and authorization look at. Addresses are canonical: an IPv4
-/// address in IPv6 clothes is IPv4 (see [`canonical`]).
+/// The facts that filter chain matches, network filters and authorization read. Addresses are
+/// canonical: an IPv4-mapped IPv6 address is IPv4 (see [`canonical`]).
 #[derive(Debug, Clone)]
 pub struct ConnInfo {
-    /// Where the peer wanted to go: the original destination if the listener restores it.
+    /// The address that the peer connected to: the original destination if the listener restores it.
     pub local: SocketAddr,
     /// The other end of the socket.
     pub direct_remote: SocketAddr,
     /// The client, as the PROXY protocol says; else the same as `direct_remote`.
     pub remote: SocketAddr,
-    /// What the TLS inspector found.
+    /// The transport protocol that the TLS inspector found.
     pub transport: TransportProtocol,
-    /// SNI, lower case.
+    /// The SNI of the ClientHello, in lower case.
     pub server_name: Option<Box<str>>,
-    /// The ALPN list of the ClientHello, or what the HTTP inspector found (`http/1.0`, `http/1.1`,
-    /// `h2c`).
+    /// The ALPN list of the ClientHello, or the protocol that the HTTP inspector found (`http/1.0`,
+    /// `http/1.1`, `h2c`).
     pub application_protocols: SmallVec<[Box<str>; 4]>,
     /// The peer, once a TLS handshake is done.
     pub tls: Option<Arc<TlsPeer>>,
 }
 
 impl ConnInfo {
-    /// A plaintext connection between two addresses, not inspected yet.
+    /// A plaintext connection between two addresses that no inspector has looked at.
     pub fn plain(local: SocketAddr, remote: SocketAddr) -> Self {
         let remote = canonical_socket(remote);
         Self {
@@ -66,7 +67,8 @@ impl ConnInfo {
         }
     }
 
-    /// The SPIFFE identity that the peer proved, without its scheme, as Istio writes principals.
+    /// The SPIFFE identity in the peer's certificate, without `spiffe://`, as Istio writes
+    /// principals.
     pub fn peer_principal(&self) -> Option<&str> {
         self.tls
             .as_ref()?
@@ -105,8 +107,8 @@ pub struct TlsPeer {
     pub cipher: String,
 }
 
-/// An IPv4 address in IPv6 clothes (`::ffff:10.0.0.1`) as IPv4, so that no rule is passed by
-/// spelling.
+/// Writes an IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) as IPv4, so that no rule for IPv4 is
+/// evaded.
 pub fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }

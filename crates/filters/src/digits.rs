@@ -4,12 +4,12 @@ use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
-/// Decimal.
+/// Writes a number in decimal.
 pub fn integer(value: impl itoa::Integer, out: &mut Vec<u8>) {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
-/// Decimal with leading zeros, for values that have no more than `width` digits.
+/// Writes a number in decimal with leading zeros, for values that have no more than `width` digits.
 pub fn padded(value: u32, width: usize, out: &mut Vec<u8>) {
     let mut text = itoa::Buffer::new();
     let text = text.format(value);
@@ -17,7 +17,7 @@ pub fn padded(value: u32, width: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(text.as_bytes());
 }
 
-/// Without a port.
+/// Writes an address without a port.
 pub fn ip(address: IpAddr, out: &mut Vec<u8>) {
     match address {
         IpAddr::V4(address) => {
@@ -33,7 +33,7 @@ pub fn ip(address: IpAddr, out: &mut Vec<u8>) {
     }
 }
 
-/// With the port, and brackets where RFC 3986 wants them.
+/// Writes an address with its port, and IPv6 in the brackets of RFC 3986.
 pub fn address(address: SocketAddr, out: &mut Vec<u8>) {
     match address {
         SocketAddr::V4(address) => {
@@ -45,7 +45,7 @@ pub fn address(address: SocketAddr, out: &mut Vec<u8>) {
     }
 }
 
-/// Envoy's own form of a time, in UTC: `2024-02-29T12:34:56.007Z`.
+/// Writes a time in UTC as Envoy's logs do: `2024-02-29T12:34:56.007Z`.
 pub fn timestamp(at: SystemTime, out: &mut Vec<u8>) {
     let since = at
         .duration_since(SystemTime::UNIX_EPOCH)

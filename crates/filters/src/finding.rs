@@ -1,20 +1,19 @@
-//! What compiling configuration finds: a [`Rejection`] refuses the resource (it becomes a NACK), a
-//! [`Warning`] says what is left out. [`Scope`] carries both and knows where in the message the
-//! compiler is.
+//! Findings of compilers: a [`Rejection`] refuses the resource and becomes a NACK, a [`Warning`]
+//! names a field that has no effect. [`Scope`] collects warnings and knows the path of the field that
+//! is being compiled.
 
 use std::fmt;
 
 use meltemi_proto::google::protobuf::Duration as ProtoDuration;
 use meltemi_proto::{Any, UnpackError};
 
-/// Why a resource is refused as a whole: leaving the part out would weaken security, or it makes no
-/// sense.
+/// Why a resource is refused: the field makes no sense, or ignoring it would weaken security.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {reason}")]
 pub struct Rejection {
     /// The field, as a path below the resource: `filter_chains[0].filters[1]`.
     pub path: String,
-    /// What is wrong, in a sentence.
+    /// A sentence for the operator.
     pub reason: String,
 }
 
@@ -23,7 +22,7 @@ pub struct Rejection {
 pub struct Warning {
     /// The field, as a path below the resource.
     pub path: String,
-    /// What is left out.
+    /// Why the field has no effect.
     pub reason: String,
 }
 
@@ -33,10 +32,10 @@ impl fmt::Display for Warning {
     }
 }
 
-/// How many warnings one resource may collect; what is beyond says nothing new.
+/// How many warnings one resource may collect; further ones are dropped.
 const MAX_WARNINGS: usize = 64;
 
-/// Where a compiler is in its message, and what it has found so far.
+/// The path of the field that is being compiled, and the warnings so far.
 #[derive(Debug, Default)]
 pub struct Scope {
     path: String,
@@ -44,12 +43,12 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// Starts at the root of a resource.
+    /// Begins at the root of a resource.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Runs `compile` one field deeper.
+    /// Runs `compile` with the field added to the path.
     pub fn within<T>(
         &mut self,
         field: impl fmt::Display,
@@ -88,8 +87,8 @@ impl Scope {
             .collect()
     }
 
-    /// Compiles every element of a repeated field whose elements have names: a place is told by its
-    /// name, which a reader finds in the file, or by its number if it has none.
+    /// Compiles every element of a repeated field whose elements have names. The path of an element
+    /// shows its name, which an operator can search for, or its index if the name is empty.
     pub fn each_named<'m, M, T>(
         &mut self,
         field: &str,
@@ -107,7 +106,7 @@ impl Scope {
         messages.iter().enumerate().map(compile_one).collect()
     }
 
-    /// A refusal at this place.
+    /// A rejection of the current field.
     pub fn reject(&self, reason: impl Into<String>) -> Rejection {
         Rejection {
             path: self.path.clone(),
@@ -115,12 +114,12 @@ impl Scope {
         }
     }
 
-    /// A refusal at this place, as the error of a compiler.
+    /// [`Scope::reject`] as the result of a compiler.
     pub fn refuse<T>(&self, reason: impl Into<String>) -> Result<T, Rejection> {
         Err(self.reject(reason))
     }
 
-    /// Notes that a field has no effect.
+    /// Warns that a field has no effect.
     pub fn warn(&mut self, field: &str, reason: impl Into<String>) {
         if self.warnings.len() < MAX_WARNINGS {
             let path = match (self.path.is_empty(), field.is_empty()) {
@@ -135,14 +134,14 @@ impl Scope {
         }
     }
 
-    /// Notes a set field that this proxy does not honour.
+    /// Warns of a field that is set and that this proxy does not honour.
     pub fn unsupported(&mut self, field: &str, is_set: bool) {
         if is_set {
             self.warn(field, "not honoured by this proxy");
         }
     }
 
-    /// Unpacks an `Any` that must hold this type.
+    /// Unpacks an `Any`; one of another type is rejected.
     pub fn unpack<M: prost::Message + prost::Name + Default>(
         &self,
         any: &Any,
@@ -150,12 +149,13 @@ impl Scope {
         meltemi_proto::unpack(any).map_err(|error: UnpackError| self.reject(error.to_string()))
     }
 
-    /// A message field that must be there.
+    /// The value of a field; an absent one is rejected.
     pub fn required<'m, M>(&self, field: &str, message: Option<&'m M>) -> Result<&'m M, Rejection> {
         message.ok_or_else(|| self.reject(format!("{field} is missing")))
     }
 
-    /// A protobuf duration; negative ones are refused.
+    /// Lowers a protobuf duration. Negative ones, and those above Envoy's limit of 10,000 years, are
+    /// rejected.
     pub fn duration(
         &self,
         field: &str,
@@ -174,7 +174,7 @@ impl Scope {
         }
     }
 
-    /// Ends compiling: what was left out.
+    /// The warnings, once the resource is compiled.
     pub fn into_warnings(self) -> Vec<Warning> {
         self.warnings
     }

@@ -1,4 +1,4 @@
-//! Envoy's response flags: one word on why a request or connection ended as it did.
+//! Envoy's response flags: short codes for why a request or connection ended.
 
 use std::fmt;
 
@@ -25,7 +25,7 @@ macro_rules! flags {
                 match self { $(ResponseFlag::$name => $long,)* }
             }
 
-            /// The flag of a short name.
+            /// Finds the flag with a short name.
             pub fn from_short(name: &str) -> Option<Self> {
                 match name { $($short => Some(ResponseFlag::$name),)* _ => None }
             }
@@ -38,7 +38,7 @@ flags! {
     FailedLocalHealthCheck = "LH", "FailedLocalHealthCheck";
     /// No healthy endpoint in the upstream cluster.
     NoHealthyUpstream = "UH", "NoHealthyUpstream";
-    /// The request or an attempt timed out.
+    /// The request or one of its attempts timed out.
     UpstreamRequestTimeout = "UT", "UpstreamRequestTimeout";
     /// The proxy reset the stream.
     LocalReset = "LR", "LocalReset";
@@ -64,7 +64,7 @@ flags! {
     RateLimitServiceError = "RLSE", "RateLimitServiceError";
     /// The downstream closed the connection.
     DownstreamConnectionTermination = "DC", "DownstreamConnectionTermination";
-    /// Attempts are used up.
+    /// The request failed after its last allowed attempt.
     UpstreamRetryLimitExceeded = "URX", "UpstreamRetryLimitExceeded";
     /// The stream was idle for too long.
     StreamIdleTimeout = "SI", "StreamIdleTimeout";
@@ -72,7 +72,7 @@ flags! {
     InvalidEnvoyRequestHeaders = "IH", "InvalidEnvoyRequestHeaders";
     /// The downstream broke the protocol.
     DownstreamProtocolError = "DPE", "DownstreamProtocolError";
-    /// A TCP proxy could not connect within its attempts.
+    /// The stream to the upstream lived as long as it may.
     UpstreamMaxStreamDurationReached = "UMSDR", "UpstreamMaxStreamDurationReached";
     /// The response came from a cache.
     ResponseFromCacheFilter = "RFCF", "ResponseFromCacheFilter";

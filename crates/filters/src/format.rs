@@ -1,8 +1,8 @@
 //! Envoy's `%...%` format strings: access logs, header values, filter state. Parsed once, rendered
 //! into a buffer.
 //!
-//! What an operator stands for is asked of [`Facts`]; what a caller does not know prints as nothing
-//! (headers) or `-` (logs). Source: Envoy "Access logging: command operators".
+//! [`Facts`] supplies the values of operators. A value that is unknown prints as nothing in headers and
+//! as `-` in logs. Source: Envoy "Access logging: command operators".
 
 mod connection;
 mod facts;
@@ -67,8 +67,8 @@ impl Template {
         Self::read(format, Err)
     }
 
-    /// Parses what can be parsed: an operator that is unknown or broken stays as it is written.
-    /// With the reasons.
+    /// Parses a format string whose unknown or broken operators stay as text; returns the reasons
+    /// beside it.
     pub fn parse_what_is_known(format: &str) -> (Self, Vec<String>) {
         if format.len() > MAX_FORMAT {
             return (
@@ -164,8 +164,8 @@ impl Template {
         self.render_each(facts, unknown, out, |_, _| {});
     }
 
-    /// Renders for a log of lines. Whatever an operator stands for may hold bytes from the wire,
-    /// and those must forge neither a line nor a quote: they are escaped.
+    /// Renders for a log of lines. Values may hold bytes from the wire, so they are escaped: they can
+    /// forge neither a line nor a quote.
     pub fn render_line(&self, facts: &dyn Facts, out: &mut Vec<u8>) {
         self.render_each(facts, "-", out, escape_from);
     }
@@ -235,7 +235,7 @@ impl Template {
 /// What [`Template::render_typed`] has written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
-    /// Nothing is known.
+    /// The value is unknown.
     Nothing,
     /// A number, or JSON as it stands.
     Json,

@@ -29,7 +29,7 @@ pub struct MessageCount {
     length: u32,
     /// Bytes of the prefix that have been read.
     read: u8,
-    /// Something else than messages passed: nothing that follows can be told apart.
+    /// The body is not made of messages: nothing after that point is counted.
     lost: bool,
 }
 

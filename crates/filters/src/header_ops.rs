@@ -35,18 +35,18 @@ enum Value {
 /// What happens where the field is there already. Source: Envoy `HeaderAppendAction`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum AppendAction {
-    /// Another line.
+    /// A further line is added.
     #[default]
     Append,
-    /// Nothing.
+    /// The existing field stays.
     AddIfAbsent,
-    /// The field is replaced, or added.
+    /// The field is replaced, or added if it is absent.
     Overwrite,
-    /// The field is replaced if it is there.
+    /// The field is replaced, and not added if it is absent.
     OverwriteIfExists,
 }
 
-/// Fields that no configuration may touch: who changes them changes where a message ends.
+/// Fields that no configuration may change: they decide where a message ends.
 const FRAMING: [&str; 4] = [
     "content-length",
     "transfer-encoding",
@@ -103,7 +103,7 @@ pub trait HeadMut {
     fn set(&mut self, name: &str, value: &[u8]);
     /// Adds a line.
     fn append(&mut self, name: &str, value: &[u8]);
-    /// Drops a field.
+    /// Removes every line of a field.
     fn remove(&mut self, name: &str);
     /// Names of all fields.
     fn names(&self) -> Vec<String>;
@@ -152,9 +152,9 @@ impl HeadMut for ResponseHead {
 }
 
 impl HeaderOps {
-    /// Compiles what routes have: names to remove, then values to add. Envoy removes first as well.
-    /// Operators without a value in this place are warned of: a header that they alone make up is
-    /// left as it came, as Envoy leaves it.
+    /// Compiles the lists of routes: names to remove, then values to add, in Envoy's order. A format
+    /// operator that never has a value in this place is warned of; a header whose value renders to
+    /// nothing is left as it came, as in Envoy.
     pub fn compile(
         place: Place,
         field: &str,
@@ -185,7 +185,7 @@ impl HeaderOps {
         Ok(Self { ops: ops.into() })
     }
 
-    /// Compiles what the header mutation filter has.
+    /// Compiles the list of the header mutation filter.
     pub fn compile_mutations(
         place: Place,
         field: &str,
@@ -215,7 +215,7 @@ impl HeaderOps {
         })
     }
 
-    /// Whether there is nothing to do.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty()
     }
@@ -249,7 +249,7 @@ impl HeaderOps {
                             rendered.clear();
                             template.render(facts, "", &mut rendered);
 
-                            // A certificate's subject may hold anything. RFC 9110 §5.5.
+                            // A certificate's subject may hold line breaks. RFC 9110 §5.5.
                             for byte in rendered
                                 .iter_mut()
                                 .filter(|byte| matches!(byte, b'\r' | b'\n' | 0))

@@ -1,5 +1,5 @@
-//! Metadata: values by filter name and path. Static on routes, clusters and endpoints; dynamic on a
-//! stream.
+//! Metadata: JSON-like values by filter name and path. Routes, clusters and endpoints have static
+//! metadata, a stream has dynamic metadata.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,13 +7,13 @@ use std::sync::Arc;
 use meltemi_proto::envoy::config::core::v3::Metadata as ProtoMetadata;
 use meltemi_proto::google::protobuf::{ListValue, Struct, Value as ProtoValue, value::Kind};
 
-/// How deep a value may nest; deeper parts are null. Protobuf decoding stops at 100 anyway.
+/// How deep a value may nest; deeper parts become null. Protobuf decoding allows 100 levels.
 const MAX_DEPTH: usize = 32;
 
-/// A JSON-like value, ordered, so that equal values are equal bytes.
+/// A JSON-like value. Fields are ordered by name, so equal values print alike.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub enum Value {
-    /// Nothing.
+    /// No value.
     #[default]
     Null,
     /// True or false.
@@ -127,7 +127,7 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// Lowers Envoy's message; typed metadata has no reader here and is left out.
+    /// Lowers Envoy's message. Typed metadata is left out: nothing here reads it.
     pub fn from_proto(metadata: &ProtoMetadata) -> Self {
         let filters = metadata.filter_metadata.iter();
         Self {
@@ -142,7 +142,7 @@ impl Metadata {
         metadata.map(Self::from_proto).unwrap_or_default()
     }
 
-    /// Everything that one filter has.
+    /// The whole value of one filter.
     pub fn filter(&self, filter: &str) -> Option<&Value> {
         self.filters.get(filter)
     }
@@ -170,17 +170,17 @@ impl Metadata {
         }
     }
 
-    /// Replaces everything that one filter has.
+    /// Replaces the whole value of one filter.
     pub fn replace(&mut self, filter: &str, value: Value) {
         self.filters.insert(filter.into(), value);
     }
 
-    /// Whether no filter has anything.
+    /// Whether no filter has a value.
     pub fn is_empty(&self) -> bool {
         self.filters.is_empty()
     }
 
-    /// Filters and what they have, by name.
+    /// Filter names and their values, in order of the names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.filters.iter().map(|(name, value)| (&**name, value))
     }

@@ -1,7 +1,7 @@
-//! Who the peer is, by Istio's means: headers between HTTP proxies, a preamble on TCP connections.
+//! Istio's peer metadata: HTTP proxies exchange it in headers, TCP proxies in a preamble.
 //!
-//! Both carry the node metadata as a protobuf `Struct`. What a peer says of itself is used for
-//! metrics and logs alone, never for authorization.
+//! Both carry the node metadata as a protobuf `Struct`. A peer's own statement serves metrics and logs
+//! alone, never authorization.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,31 +15,31 @@ use meltemi_proto::istio::StructExt;
 use meltemi_types::Labels;
 use prost::Message;
 
-/// The metadata, base64.
+/// The header with the node metadata, in base64.
 pub const HEADER: &str = "x-envoy-peer-metadata";
-/// The node's id.
+/// The header with the node's id.
 pub const HEADER_ID: &str = "x-envoy-peer-metadata-id";
 
-/// What Istio's metrics tell of a workload.
+/// The facts of a workload that Istio's metrics show.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct PeerInfo {
-    /// The pod.
+    /// The pod's name.
     pub name: Box<str>,
-    /// Its namespace.
+    /// The pod's namespace.
     pub namespace: Box<str>,
-    /// The cluster it runs in.
+    /// The Kubernetes cluster.
     pub cluster: Box<str>,
-    /// The workload, for example the Deployment.
+    /// The workload's name, for example that of the Deployment.
     pub workload: Box<str>,
-    /// Its owner, as a URI.
+    /// The workload's owner, as a URI.
     pub owner: Box<str>,
     /// Label `app`.
     pub app: Box<str>,
     /// Label `version`.
     pub version: Box<str>,
-    /// `service.istio.io/canonical-name` and what stands for it.
+    /// The label `service.istio.io/canonical-name`, or its fallback.
     pub canonical_service: Box<str>,
-    /// `service.istio.io/canonical-revision` and what stands for it.
+    /// The label `service.istio.io/canonical-revision`, or its fallback.
     pub canonical_revision: Box<str>,
 }
 
@@ -47,8 +47,8 @@ pub struct PeerInfo {
 const MAX_ENCODED: usize = 16 * 1024;
 
 impl PeerInfo {
-    /// One part of it by the name that Istio's `%FILTER_STATE(downstream_peer:FIELD:...)%` knows;
-    /// `None` if it is empty.
+    /// The value of a field of Istio's `%FILTER_STATE(downstream_peer:FIELD:...)%`; `None` if it is
+    /// unknown or empty.
     pub fn field(&self, name: &str) -> Option<&str> {
         let text = match name {
             "workload" => &self.workload,
@@ -65,7 +65,7 @@ impl PeerInfo {
         Some(&**text).filter(|text| !text.is_empty())
     }
 
-    /// From a node's metadata.
+    /// Reads a node's metadata.
     pub fn from_struct(metadata: &Struct) -> Self {
         let text = |key: &str| Box::<str>::from(metadata.text(key).unwrap_or_default());
         let labels: Labels = match metadata
@@ -96,7 +96,7 @@ impl PeerInfo {
         }
     }
 
-    /// As a node's metadata, with the labels that stand for what is told.
+    /// Writes a node's metadata from which [`PeerInfo::from_struct`] reads the same facts.
     pub fn to_struct(&self) -> Struct {
         let text = |value: &str| Value {
             kind: Some(Kind::StringValue(value.to_owned())),
@@ -137,12 +137,12 @@ impl PeerInfo {
         metadata
     }
 
-    /// As the header carries it.
+    /// The value of the header [`HEADER`].
     pub fn encode(&self) -> String {
         STANDARD.encode(self.to_struct().encode_to_vec())
     }
 
-    /// From the header; `None` if it is not what it should be.
+    /// Reads the header [`HEADER`]; `None` if it is malformed or longer than 16 KiB.
     pub fn decode(header: &[u8]) -> Option<Self> {
         if header.len() > MAX_ENCODED {
             return None;
@@ -160,18 +160,18 @@ impl PeerInfo {
     }
 }
 
-/// Peers by id, so that metadata is decoded once a peer and not once a request. One for each
-/// worker.
+/// Decoded peers by node id, so that a peer's metadata is decoded once and not on every request.
+/// Each worker has one.
 #[derive(Debug, Default)]
 pub struct PeerCache {
     peers: HashMap<Box<[u8]>, (u64, Arc<PeerInfo>)>,
 }
 
-/// How many peers are remembered, as Istio has it; then all are forgotten.
+/// How many peers are kept, as in Istio; then all are dropped.
 const MAX_PEERS: usize = 500;
 
 impl PeerCache {
-    /// The peer of these headers.
+    /// The peer whose headers these are; `None` if they are malformed.
     pub fn decode(&mut self, id: &[u8], header: &[u8]) -> Option<Arc<PeerInfo>> {
         use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -196,14 +196,14 @@ impl PeerCache {
     }
 }
 
-/// What this proxy tells its peers of itself.
+/// The peer metadata of this proxy.
 #[derive(Debug, Clone, Default)]
 pub struct LocalPeer {
     /// The node's id.
     pub id: Box<str>,
-    /// Who we are.
+    /// The facts of this proxy's workload.
     pub info: PeerInfo,
-    /// [`PeerInfo::encode`]d once.
+    /// The result of [`PeerInfo::encode`].
     pub encoded: Box<str>,
 }
 
@@ -212,14 +212,14 @@ pub struct LocalPeer {
 pub mod preamble {
     use super::*;
 
-    /// What it begins with.
+    /// The first four bytes.
     pub const MAGIC: u32 = 0x3d23_0467;
     /// Magic and length, both big-endian.
     pub const HEADER_LEN: usize = 8;
     /// The longest body that is read.
     pub const MAX_BODY: usize = 64 * 1024;
 
-    /// What reading found.
+    /// The result of [`read`].
     #[derive(Debug, Clone, PartialEq, Eq)]
     pub enum Read {
         /// More bytes are needed: this many in all.
@@ -263,7 +263,7 @@ pub mod preamble {
         }
     }
 
-    /// Writes our own.
+    /// Writes the preamble of this proxy.
     pub fn write(id: &str, info: &PeerInfo) -> Vec<u8> {
         let text = Value {
             kind: Some(Kind::StringValue(id.to_owned())),

@@ -25,7 +25,7 @@ pub struct LocalReply {
     pub flag: Option<ResponseFlag>,
     /// `%RESPONSE_CODE_DETAILS%`, in Envoy's words.
     pub details: Cow<'static, str>,
-    /// What in the configuration or the world caused it.
+    /// The part of the configuration, or the failure, that caused the reply.
     pub cause: Cause,
 }
 
@@ -61,7 +61,7 @@ impl LocalReply {
     }
 }
 
-/// What made the proxy answer itself, or refuse a connection. Names are those of the configuration.
+/// Why the proxy answered itself or refused a connection. Names are those of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
     /// An authorization policy: its id, or `None` if no ALLOW policy matched.
@@ -75,15 +75,15 @@ pub enum Cause {
     NoRoute(Arc<str>),
     /// No filter chain matches; the listener's name.
     NoFilterChain(Arc<str>),
-    /// A cluster that the route names is not there.
+    /// The route names a cluster that does not exist.
     NoCluster(Arc<str>),
-    /// A cluster without an endpoint that may be used.
+    /// The cluster has no usable endpoint.
     NoEndpoint(Arc<str>),
     /// A circuit breaker: the cluster and which threshold.
     Breaker(Arc<str>, &'static str),
     /// A limit on connections; its statistics prefix.
     ConnectionLimit(Arc<str>),
-    /// Load is dropped as the policy of a cluster's endpoints says; the cluster.
+    /// The `drop_overloads` of this cluster's endpoints dropped the request.
     Drop(Arc<str>),
     /// An endpoint failed: the cluster, the address and how.
     Endpoint(Arc<str>, std::net::SocketAddr, Cow<'static, str>),
@@ -105,12 +105,12 @@ pub enum Cause {
     Tls(Cow<'static, str>),
     /// The connection is asked to end: why, and its filter chain.
     Drain(&'static str, Arc<str>),
-    /// More than the proxy takes on at a time, and of what.
+    /// A limit of the proxy itself is reached; which one.
     Overload(&'static str),
 }
 
 impl Cause {
-    /// The kind alone, for labels of metrics: a fixed, short list.
+    /// The kind without names: a value from a short, fixed list, for labels of metrics.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Policy(_) => "policy",

@@ -10,7 +10,7 @@ use crate::http::phase::Step;
 use crate::matcher::{Fraction, StringMatch};
 use crate::reply::{Cause, LocalReply};
 
-/// Who may ask for what from where.
+/// The origins that may read responses, and the methods and headers that they may send.
 #[derive(Debug, Clone)]
 pub struct CorsPolicy {
     origins: Vec<StringMatch>,
@@ -59,7 +59,7 @@ impl CorsPolicy {
         })
     }
 
-    /// Compiles the older message that stands in routes themselves.
+    /// Compiles the older message, `RouteAction.cors`.
     pub fn compile_route(
         message: &route::CorsPolicy,
         scope: &mut Scope,
@@ -85,7 +85,7 @@ impl CorsPolicy {
         Self::compile(&message, scope)
     }
 
-    /// Answers preflights; notes other cross-origin requests.
+    /// Answers preflights, and keeps the origin of other cross-origin requests for their response.
     pub(crate) fn on_request(&self, cx: &mut RequestContext<'_>) -> Step {
         let Some(origin) = cx.head.get("origin").filter(|origin| !origin.is_empty()) else {
             return Step::Continue;
@@ -140,7 +140,7 @@ impl CorsPolicy {
         reply.into()
     }
 
-    /// Tells the browser that it may read the response.
+    /// Adds the headers by which a browser may read the response.
     pub(crate) fn on_response(&self, cx: &mut ResponseContext<'_>) {
         let Some(AllowedOrigin(origin)) = cx.take() else {
             return;

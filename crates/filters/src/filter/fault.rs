@@ -15,7 +15,7 @@ use crate::http::phase::{Call, Event, Step};
 use crate::matcher::{Fraction, HeaderMatch};
 use crate::reply::{Cause, LocalReply};
 
-/// What is injected into which requests.
+/// Delays and aborts, and the requests that they are injected into.
 #[derive(Debug)]
 pub struct Fault {
     delay: Option<(Delay, Fraction)>,
@@ -102,7 +102,7 @@ impl Fault {
         };
 
         if !message.downstream_nodes.is_empty() {
-            // Leaving the condition out would inject faults into requests of others.
+            // Without the condition, faults would be injected into the requests of other clients.
             return scope.refuse("downstream_nodes is unknown");
         }
 
@@ -186,7 +186,7 @@ impl Fault {
         cx.flag(ResponseFlag::FaultInjected);
         let (status, grpc_status) = match abort {
             Abort::Http(status) => (status, None),
-            // As Envoy: who speaks no gRPC gets 200 and the text.
+            // As Envoy: a client that does not speak gRPC gets 200 and the text.
             Abort::Grpc(status) => (200, Some(status)),
             Abort::Header => return Step::Continue,
         };

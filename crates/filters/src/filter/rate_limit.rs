@@ -41,11 +41,11 @@ struct Limited;
 /// Settings of a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BucketSpec {
-    /// Tokens when full.
+    /// The capacity, in tokens.
     pub max: u32,
-    /// Tokens that come at a time.
+    /// Tokens that each fill adds.
     pub per_fill: u32,
-    /// How often.
+    /// The time between two fills.
     pub interval: Duration,
 }
 
@@ -58,7 +58,7 @@ pub struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// A full bucket. Time is since any fixed point, the same for all calls.
+    /// Creates a full bucket.
     pub fn new(spec: BucketSpec) -> Self {
         Self {
             spec,
@@ -66,7 +66,8 @@ impl TokenBucket {
         }
     }
 
-    /// Takes a token, if there is one.
+    /// Takes a token; false if the bucket is empty. `now` is the time since a fixed point, the same for
+    /// all calls.
     pub fn take(&self, now: Duration) -> bool {
         let interval = self.spec.interval.as_nanos().max(1);
 
@@ -78,7 +79,7 @@ impl TokenBucket {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
                 let (seen, tokens) = ((state >> 32) as u32, state as u32);
                 let (seen, tokens) = match fills.wrapping_sub(seen) {
-                    // Another worker's clock is ahead: no fills are lost or had twice.
+                    // Another worker has read a later time and has added these fills already.
                     new if new == 0 || new > u32::MAX / 2 => (seen, tokens),
                     new => {
                         let gained =
@@ -96,15 +97,15 @@ impl TokenBucket {
     }
 }
 
-/// Buckets that are in use, by what they belong to and their settings: so that a push that changes
-/// something else does not fill them.
+/// The buckets in use, by owner and settings, so that a push that changes other settings does not
+/// refill them.
 #[derive(Debug, Clone, Default)]
 pub struct Buckets(Arc<Mutex<BucketMap>>);
 
 type BucketMap = HashMap<(String, BucketSpec), Weak<TokenBucket>>;
 
 impl Buckets {
-    /// The bucket, kept from before or new.
+    /// The bucket of an owner; a new one if none with these settings is in use.
     pub fn get(&self, owner: &str, spec: BucketSpec) -> Arc<TokenBucket> {
         // Only compilers lock this. A poisoned lock holds a map that is still whole.
         let mut buckets = self
@@ -168,7 +169,7 @@ impl LocalRateLimit {
                 .filter(|status| (400..600).contains(status))
                 .unwrap_or(429),
             bucket,
-            // Envoy's default for both is nothing.
+            // Envoy's default for both is no request.
             enabled: Fraction::from_runtime(message.filter_enabled.as_ref(), Fraction::NONE),
             enforced: Fraction::from_runtime(message.filter_enforced.as_ref(), Fraction::NONE),
             response_headers: HeaderOps::compile(

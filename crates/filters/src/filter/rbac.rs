@@ -1,8 +1,7 @@
 //! Authorization: `envoy.filters.http.rbac` and `envoy.filters.network.rbac`, on one engine.
 //!
-//! What is unknown in a policy refuses the whole resource: leaving a condition out would open a
-//! door. Where a header occurs more than once its lines are judged one by one, in the direction
-//! that refuses.
+//! An unknown condition in a policy refuses the resource: without the condition the policy would let
+//! more pass. The lines of a repeated header are matched one by one, in the direction that refuses.
 
 mod compile;
 mod engine;
@@ -19,20 +18,20 @@ use crate::matcher::{Cidr, HeaderMatch, MetadataMatch, PathTemplate, StringMatch
 use crate::metadata::{Metadata, Value};
 use crate::reply::{Cause, LocalReply};
 
-/// Rules that are enforced, and rules that are only watched.
+/// The rules of a filter: those that are enforced, and shadow rules without effect on the request.
 #[derive(Debug, Clone, Default)]
 pub struct Rbac {
     /// `None`: everything is allowed.
     pub rules: Option<Rules>,
-    /// For metrics of the rules.
+    /// Prefix of the enforced rules' statistics.
     pub rules_stat_prefix: Box<str>,
-    /// Judged, but without effect (dry run).
+    /// Rules whose result is only recorded (dry run).
     pub shadow_rules: Option<Rules>,
-    /// Before the names of the shadow rules' results in dynamic metadata and metrics.
+    /// Prefix of the shadow rules' results in dynamic metadata.
     pub shadow_stat_prefix: Box<str>,
 }
 
-/// An action and the policies it depends on, in order of their names.
+/// An action, and the policies whose match triggers it, in order of their names.
 #[derive(Debug, Clone)]
 pub struct Rules {
     /// What a match means.
@@ -43,20 +42,20 @@ pub struct Rules {
 /// What a match means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Only what matches may pass.
+    /// A request passes only if a policy matches.
     Allow,
-    /// What matches may not pass.
+    /// A request is refused if a policy matches.
     Deny,
-    /// Everything passes; what matches is marked for access logs.
+    /// Every request passes; a match sets `access_log_hint` for access logs.
     Log,
 }
 
 #[derive(Debug, Clone)]
 struct Policy {
     id: Arc<str>,
-    /// Any of these.
+    /// One of these must match.
     permissions: Vec<Condition>,
-    /// And any of these.
+    /// One of these must match as well.
     principals: Vec<Condition>,
 }
 
@@ -71,7 +70,7 @@ enum Condition {
     Path(StringMatch),
     PathTemplate(PathTemplate),
     DestinationIp(Cidr),
-    /// At least the first, below the second.
+    /// A port from the first to below the second.
     DestinationPort(u32, u32),
     ServerName(StringMatch),
     Metadata(MetadataMatch),
@@ -95,7 +94,7 @@ enum NameKind {
     Dns,
 }
 
-/// What is judged.
+/// The facts that policies are matched against.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
     /// The connection.
@@ -104,16 +103,16 @@ pub struct Facts<'a> {
     pub remote: SocketAddr,
     /// The request; `None` on connections, where conditions on requests do not match.
     pub head: Option<&'a RequestHead>,
-    /// What filters found out so far.
+    /// Dynamic metadata that earlier filters have set.
     pub metadata: &'a Metadata,
     /// The route's static metadata.
     pub route_metadata: Option<&'a Metadata>,
 }
 
-/// The judgement of one set of rules.
+/// The result of one set of rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
-    /// Whether it may pass.
+    /// Whether the request or connection may pass.
     pub allowed: bool,
     /// The policy that matched.
     pub policy: Option<Arc<str>>,
@@ -174,8 +173,8 @@ impl Rbac {
         }
     }
 
-    /// What later filters and logs learn of the shadow rules. Istio enables external authorization
-    /// by it.
+    /// Records the result of the shadow rules in dynamic metadata, for logs and later filters: Istio
+    /// enables external authorization by it.
     fn note_shadow(&self, verdict: Verdict, metadata: &mut Metadata) {
         let prefix = &self.shadow_stat_prefix;
         if let Some(policy) = verdict.policy {

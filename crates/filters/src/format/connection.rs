@@ -1,4 +1,4 @@
-//! What can be told of a downstream connection, to logs and headers alike.
+//! The facts of a downstream connection, for logs and headers.
 
 use std::net::SocketAddr;
 
@@ -6,8 +6,8 @@ use super::Fact;
 use crate::conn::ConnInfo;
 use crate::digits;
 
-/// Writes a fact of a connection, or of a request's client: `remote`. `Some(false)`: unknown;
-/// `None`: it is about something else.
+/// Writes a fact of a connection, or of the request's client `remote`. Returns `Some(false)` if it is
+/// unknown, and `None` for a fact that is not of the connection.
 pub fn connection_fact(
     conn: &ConnInfo,
     remote: SocketAddr,

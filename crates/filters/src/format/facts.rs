@@ -1,4 +1,4 @@
-//! What a format string can ask for, and who answers.
+//! The facts that format strings name, and the trait that supplies them.
 
 use std::borrow::Cow;
 use std::time::{Instant, SystemTime};
@@ -48,7 +48,7 @@ pub enum Point {
     RequestEnd,
     ResponseStart,
     End,
-    /// One that this proxy does not note.
+    /// A point that this proxy does not record.
     Other,
 }
 
@@ -64,7 +64,7 @@ impl Point {
     }
 }
 
-/// What `%COMMON_DURATION%` counts in.
+/// The unit of `%COMMON_DURATION%`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Precision {
@@ -186,7 +186,7 @@ facts! {
     AccessLogType = "ACCESS_LOG_TYPE";
 }
 
-/// What a renderer knows of an exchange. Everything is optional.
+/// The values of an exchange that a renderer can supply. Each is optional.
 pub trait Facts {
     /// A header's first line.
     fn header(&self, _head: Head, _name: &str) -> Option<Cow<'_, [u8]>> {

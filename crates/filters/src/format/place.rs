@@ -1,5 +1,5 @@
-//! Where a format is rendered, and which of its operators can never be answered there: for
-//! compilers to warn of.
+//! The places where format strings are rendered, and the operators that never have a value there, so
+//! that compilers can warn of them.
 
 use super::{Fact, Head, MetadataOf, Moment, Operator, Part, Point, Template};
 
@@ -12,9 +12,9 @@ pub enum Place {
     RouteRequest,
     /// Response headers that the router changes.
     RouteResponse,
-    /// What filters do to a request.
+    /// Changes that a filter makes to a request.
     FilterRequest,
-    /// What filters do to a response.
+    /// Changes that a filter makes to a response.
     FilterResponse,
 }
 
@@ -29,8 +29,8 @@ impl Place {
 }
 
 impl Template {
-    /// What this proxy cannot tell in this place, as warnings: operators that have no value there,
-    /// and parts of time formats that print as they are written.
+    /// Warnings for this place: operators that never have a value there, and unknown conversions of
+    /// time formats, which print as they are written.
     pub fn gaps(&self, place: Place) -> Vec<String> {
         let mut gaps = Vec::new();
         for part in &self.parts {
@@ -119,7 +119,7 @@ impl Operator {
 }
 
 impl Fact {
-    /// Whether this proxy ever tells it in this place.
+    /// Whether this proxy ever knows the fact in this place.
     pub fn is_known(self, place: Place) -> bool {
         match self {
             Self::UpstreamWireBytesSent

@@ -1,4 +1,4 @@
-//! The arena and its index.
+//! Header fields: the arena that holds their bytes, and the index of their places.
 
 use super::known::Known;
 
@@ -14,7 +14,7 @@ struct Field {
     verbatim: bool,
 }
 
-/// A stretch of the arena.
+/// A range of bytes in the arena.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Span {
     pub(super) at: u32,
@@ -32,16 +32,16 @@ pub struct Fields {
 /// The longest name of a field, in bytes. Whoever reads heads refuses longer names.
 pub const MAX_NAME: usize = u16::MAX as usize;
 
-/// Above this much memory a cleared head gives its arena back.
+/// A cleared head keeps an arena of at most this size.
 const KEEP_BYTES: usize = 16 * 1024;
 
 impl Fields {
-    /// No fields, no memory.
+    /// Creates an empty list, which owns no memory.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Forgets everything and keeps the memory, unless one large head has grown it beyond reason.
+    /// Removes all fields. The memory is kept, unless it is more than 16 KiB.
     pub fn clear(&mut self) {
         self.arena.clear();
         self.index.clear();
@@ -51,7 +51,7 @@ impl Fields {
         }
     }
 
-    /// How many field lines there are.
+    /// The number of field lines.
     pub fn len(&self) -> usize {
         self.index.len()
     }
@@ -69,7 +69,7 @@ impl Fields {
             .sum()
     }
 
-    /// Starts from bytes as read, to be indexed by [`Fields::push_loaded`]. Forgets what was there.
+    /// Replaces all fields by the bytes of a head as read; [`Fields::push_loaded`] indexes them.
     pub fn load(&mut self, bytes: &[u8]) {
         self.clear();
         self.arena.extend_from_slice(bytes);
@@ -134,8 +134,8 @@ impl Fields {
         self.find(name).map(|at| self.value_of(&self.index[at]))
     }
 
-    /// The first value as text. `None` also where the value is not UTF-8, so a decision that must
-    /// not be fooled uses [`Fields::get`] or [`Fields::get_all`].
+    /// The first value as text; `None` also if it is not UTF-8. A security decision uses
+    /// [`Fields::get`] or [`Fields::get_all`] instead.
     pub fn get_str(&self, name: &str) -> Option<&str> {
         self.get(name)
             .and_then(|value| std::str::from_utf8(value).ok())
@@ -189,9 +189,9 @@ impl Fields {
         })
     }
 
-    /// Adds a field line at the end, whatever is there already. The name is lower-cased. Bytes that
-    /// may not stand in a value (CR, LF, NUL and other controls) are written as spaces, so that no
-    /// caller can split a head.
+    /// Adds a field line at the end, even if the field is there already. The name is lower-cased.
+    /// Control characters in the value, CR and LF among them, become spaces, so that no value can add
+    /// a line to the head.
     pub fn append(&mut self, name: &str, value: &[u8]) {
         let at = self.arena.len();
         self.arena.extend_from_slice(name.as_bytes());
@@ -245,7 +245,7 @@ impl Fields {
         }
     }
 
-    /// Adds to the last line of a field, after `separator`, or makes the line.
+    /// Extends the last line of a field by `separator` and `value`; without such a line it is added.
     pub fn append_joined(&mut self, name: &str, separator: &[u8], value: &[u8]) {
         let last = self.index.iter().rposition(|f| {
             f.name_len as usize == name.len()
@@ -274,7 +274,7 @@ impl Fields {
         }
     }
 
-    /// Drops every line of a field; says whether there was one.
+    /// Removes every line of a field; returns whether there was one.
     pub fn remove(&mut self, name: &str) -> bool {
         let Some(first) = self.find(name) else {
             return false;
@@ -294,7 +294,7 @@ impl Fields {
         true
     }
 
-    /// Drops every line of a well-known field; free where there is none.
+    /// Removes every line of a well-known field; one bit test if there is none.
     pub fn remove_known(&mut self, known: Known) -> bool {
         if known == Known::Other || !self.has(known) {
             return false;
@@ -304,7 +304,7 @@ impl Fields {
         true
     }
 
-    /// Keeps the lines that `keep` wants.
+    /// Removes every line for which `keep` returns false.
     pub fn retain(&mut self, mut keep: impl FnMut(&str, &[u8]) -> bool) {
         let arena = &self.arena;
         let mut present = 0;
@@ -321,8 +321,7 @@ impl Fields {
         self.present = present;
     }
 
-    /// Writes the lines as HTTP/1.1 does, `name: value CRLF` each; untouched neighbours in one
-    /// copy.
+    /// Writes `name: value CRLF` for each line. Lines that are unchanged and adjacent are one copy.
     pub fn write_h1(&self, out: &mut Vec<u8>) {
         let mut at = 0;
         while let Some(field) = self.index.get(at) {

@@ -1,4 +1,4 @@
-//! Names that are known by number: a field with one of them is found without comparing text.
+//! Well-known field names, each with a number: such a field is found without comparing text.
 
 macro_rules! known {
     ($($variant:ident $text:literal,)*) => {
@@ -13,7 +13,7 @@ macro_rules! known {
         const _: () = assert!([$($text),*].len() < u64::BITS as usize);
 
         impl Known {
-            /// Which one it is; `name` must be lower case.
+            /// The number of a name in lower case; `Other` for names without one.
             pub fn of(name: &[u8]) -> Self {
                 // The compiler switches on the length first, so a miss costs one or two
                 // comparisons.

@@ -11,7 +11,7 @@ pub struct RequestHead {
     path: Span,
     authority: Span,
     https: bool,
-    /// The version it arrived with.
+    /// The HTTP version that the client spoke.
     pub version: HttpVersion,
 }
 
@@ -30,7 +30,7 @@ impl RequestHead {
         head
     }
 
-    /// Forgets everything and keeps the memory.
+    /// Removes everything and keeps the memory.
     pub fn clear(&mut self) {
         self.fields.clear();
         self.method = Span::default();
@@ -40,7 +40,8 @@ impl RequestHead {
         self.version = HttpVersion::default();
     }
 
-    /// Starts from a head's bytes as read; the offsets of method and target are relative to them.
+    /// Replaces everything by the bytes of a head as read. `method` and `target` are offset and length
+    /// in them.
     pub fn load(&mut self, bytes: &[u8], method: (usize, usize), target: (usize, usize)) {
         self.clear();
         self.fields.load(bytes);
@@ -99,7 +100,7 @@ impl RequestHead {
         self.text(self.authority)
     }
 
-    /// `http` or `https`: how the client spoke to the first proxy it met, as far as we know.
+    /// `http` or `https`: the protocol between the client and the first proxy, as far as is known.
     pub fn scheme(&self) -> &'static str {
         if self.https { "https" } else { "http" }
     }
@@ -119,7 +120,7 @@ impl RequestHead {
         self.authority = self.fields.store(authority.as_bytes());
     }
 
-    /// Points the path at a part of itself; for absolute-form targets, whose host goes elsewhere.
+    /// Removes the first bytes of the path: scheme and host of an absolute-form target.
     pub fn narrow_path(&mut self, skip: usize) {
         let skip = (skip as u32).min(self.path.len);
         self.path = Span {
@@ -201,7 +202,7 @@ impl RequestHead {
         }
     }
 
-    /// Drops a field; pseudo-fields and `host` stay, for a request cannot be without them.
+    /// Removes a field. Pseudo-fields and `host` stay: every request has them.
     pub fn remove(&mut self, name: &str) -> bool {
         self.fields.remove(name)
     }

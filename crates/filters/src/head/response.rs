@@ -11,7 +11,7 @@ pub struct ResponseHead {
     fields: Fields,
     /// 100 to 999.
     pub status: u16,
-    /// The version it arrived with.
+    /// The HTTP version that the upstream spoke.
     pub version: HttpVersion,
 }
 
@@ -24,14 +24,14 @@ impl ResponseHead {
         }
     }
 
-    /// Forgets everything and keeps the memory.
+    /// Removes everything and keeps the memory.
     pub fn clear(&mut self) {
         self.fields.clear();
         self.status = 0;
         self.version = HttpVersion::default();
     }
 
-    /// Starts from a head's bytes as read.
+    /// Replaces everything by the bytes of a head as read.
     pub fn load(&mut self, bytes: &[u8], status: u16) {
         self.clear();
         self.fields.load(bytes);
@@ -82,7 +82,7 @@ impl ResponseHead {
         }
     }
 
-    /// Drops a field.
+    /// Removes every line of a field.
     pub fn remove(&mut self, name: &str) -> bool {
         self.fields.remove(name)
     }

@@ -13,12 +13,12 @@ pub struct Fraction {
 }
 
 impl Fraction {
-    /// Everything.
+    /// All requests.
     pub const ALL: Self = Self {
         numerator: 100,
         denominator: 100,
     };
-    /// Nothing.
+    /// No request.
     pub const NONE: Self = Self {
         numerator: 0,
         denominator: 100,

@@ -9,7 +9,7 @@ use super::{FullRegex, StringMatch};
 use crate::finding::{Rejection, Scope};
 use crate::head::{Fields, RequestHead, ResponseHead};
 
-/// Whatever has header fields.
+/// A head whose fields can be matched.
 pub trait HeaderSource {
     /// Every line of a field, or a pseudo-field.
     fn lines<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a;
@@ -49,18 +49,18 @@ enum Kind {
     Value(StringMatch),
 }
 
-/// Which way to err where a field occurs more than once. A policy must not be passed by repeating a
-/// field: a DENY matches if any line does, an ALLOW only if all do.
+/// How many lines of a repeated field must match. Repeating a field must not evade a policy: a DENY
+/// matches if any line does, an ALLOW only if all do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Judge {
-    /// Any line.
+    /// One line is enough.
     Any,
-    /// Every line.
+    /// Every line must match.
     All,
 }
 
 impl Judge {
-    /// What is the cautious reading inside a negation.
+    /// The rule inside a negation, where any and all change places.
     pub fn flipped(self) -> Self {
         match self {
             Self::Any => Self::All,
@@ -123,7 +123,7 @@ impl HeaderMatch {
             .into())
     }
 
-    /// The field that is looked at, lower case.
+    /// The name of the field, in lower case.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -134,12 +134,12 @@ impl HeaderMatch {
         match (lines.peek().is_some(), self.missing_is_empty) {
             (true, _) => lines.any(|line| self.kind.is_match(line)) != self.invert,
             (false, true) => self.kind.is_match(b"") != self.invert,
-            // Absence satisfies nothing but a matcher that asks for it; inverting does not help.
+            // An absent field matches only a matcher for absence, whether or not it is inverted.
             (false, false) => matches!(self.kind, Kind::Present(present) if present == self.invert),
         }
     }
 
-    /// Whether the head matches where security hangs on it.
+    /// Whether the head matches, for a security decision on repeated fields.
     pub fn is_match_judged(&self, head: &impl HeaderSource, judge: Judge) -> bool {
         let mut lines = head.lines(&self.name).peekable();
         if lines.peek().is_none() {

@@ -32,7 +32,7 @@ pub enum ValueMatch {
     String(StringMatch),
     /// This boolean.
     Bool(bool),
-    /// Set (or not).
+    /// Whether the value is present.
     Present(bool),
     /// A list with an element that matches.
     OneOf(Box<ValueMatch>),
@@ -67,7 +67,7 @@ impl MetadataMatch {
         self.value.is_match(value.unwrap_or(&Value::Null)) != self.invert
     }
 
-    /// Whether the value is there at all.
+    /// Whether the metadata has a value at the path.
     pub fn finds(&self, metadata: &Metadata) -> bool {
         metadata.at(&self.filter, &self.path).is_some()
     }

@@ -4,7 +4,7 @@ use meltemi_proto::envoy::r#type::matcher::v3::{RegexMatchAndSubstitute, RegexMa
 
 use crate::finding::{Rejection, Scope};
 
-/// Longest pattern that is compiled; a longer one is refused before it costs anything.
+/// The longest pattern in bytes; a longer one is refused without being compiled.
 const MAX_PATTERN: usize = 64 * 1024;
 /// Largest compiled program in bytes, also of the lazily built automaton.
 const MAX_PROGRAM: usize = 2 << 20;
@@ -21,8 +21,7 @@ impl FullRegex {
 
     /// Compiles a pattern.
     pub fn new(pattern: &str) -> Result<Self, String> {
-        // The pattern alone first: `a)|(b` would otherwise escape from the group that the anchors
-        // are around.
+        // The pattern must be valid alone: `a)|(b` would otherwise close the group inside the anchors.
         build(pattern)?;
         build(&format!(r"\A(?:{pattern})\z")).map(Self)
     }

@@ -10,13 +10,13 @@ use crate::finding::{Rejection, Scope};
 /// A pattern for one value.
 #[derive(Debug, Clone)]
 pub enum StringMatch {
-    /// The value itself.
+    /// The value equals this text.
     Exact(Box<[u8]>),
-    /// The value begins so.
+    /// The value starts with this text.
     Prefix(Box<[u8]>),
-    /// The value ends so.
+    /// The value ends with this text.
     Suffix(Box<[u8]>),
-    /// The value holds it.
+    /// The value contains this text.
     Contains(Box<memmem::Finder<'static>>),
     /// The whole value matches.
     Regex(FullRegex),
@@ -27,13 +27,13 @@ pub enum StringMatch {
 /// The patterns that may ignore ASCII case.
 #[derive(Debug, Clone, PartialEq)]
 pub enum IgnoreCase {
-    /// The value itself.
+    /// The value equals this text.
     Exact(Box<[u8]>),
-    /// The value begins so.
+    /// The value starts with this text.
     Prefix(Box<[u8]>),
-    /// The value ends so.
+    /// The value ends with this text.
     Suffix(Box<[u8]>),
-    /// The value holds it.
+    /// The value contains this text.
     Contains(Box<[u8]>),
 }
 
@@ -80,17 +80,17 @@ impl StringMatch {
         })
     }
 
-    /// The value itself.
+    /// Matches a value that equals `text`.
     pub fn exact(text: &str) -> Self {
         Self::Exact(text.as_bytes().into())
     }
 
-    /// The value begins so.
+    /// Matches a value that starts with `text`.
     pub fn prefix(text: &str) -> Self {
         Self::Prefix(text.as_bytes().into())
     }
 
-    /// The value holds it.
+    /// Matches a value that contains `needle`.
     pub fn contains(needle: &[u8]) -> Self {
         Self::Contains(Box::new(memmem::Finder::new(needle).into_owned()))
     }

@@ -1,4 +1,4 @@
-//! Compiling Envoy's messages.
+//! Compiles Envoy's RBAC messages.
 
 use meltemi_proto::envoy::config::core::v3::TypedExtensionConfig;
 use meltemi_proto::envoy::config::rbac::v3 as proto;
@@ -80,8 +80,7 @@ impl Rules {
             })?);
         }
 
-        // The message is a map; Envoy keeps it sorted, and the first match is the one that is
-        // named.
+        // Envoy sorts the map of policies by name, and details name the first that matches.
         policies.sort_by(|a: &Policy, b| a.id.cmp(&b.id));
 
         Ok(Self { action, policies })

@@ -1,13 +1,13 @@
-//! Judging.
+//! Matches policies against a request or connection.
 
 use super::{Action, Condition, Facts, NameKind, Policy, Rules, Verdict};
 use crate::matcher::Judge;
 
 impl Rules {
-    /// Judges a request or connection. The first policy by name that matches is the one that is
-    /// named.
+    /// Matches the policies in order of their names; the verdict names the first that matches.
     pub fn judge(&self, facts: &Facts<'_>) -> Verdict {
-        // Where a header occurs more than once: a DENY wants to match, an ALLOW does not.
+        // A repeated header must not evade a policy: one line is enough to match a DENY, an ALLOW
+        // needs all of them.
         let judge = if self.action == Action::Allow {
             Judge::All
         } else {
