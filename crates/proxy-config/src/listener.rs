@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meltemi_filters::ConnInfo;
+use meltemi_filters::ext_authz::ConnectionAuthz;
 use meltemi_filters::metadata::Metadata;
 use meltemi_filters::rbac::Rbac;
 use meltemi_types::Keepalive;
@@ -188,6 +189,8 @@ pub struct FilterChain {
 pub enum NetworkFilter {
     /// Authorization of the connection.
     Rbac(Arc<Rbac>),
+    /// A service decides whether the connection may pass.
+    ExtAuthz(Arc<ConnectionAuthz>),
     /// The SNI of the connection names the cluster.
     SniCluster,
     /// Istio's exchange of peer metadata on connections with ALPN `istio-peer-exchange`.

@@ -30,6 +30,7 @@ mod io;
 mod listener;
 mod log_facts;
 mod logs;
+mod network_ext_authz;
 mod network_rbac;
 mod peer_exchange;
 mod prepare;

@@ -25,6 +25,7 @@ use crate::http1;
 use crate::http2;
 use crate::io::{Io, Prefixed, Stream};
 use crate::log_facts::{LogFacts, NO_LOG_TYPE};
+use crate::network_ext_authz::refused_by_service;
 use crate::network_rbac::{Admission, admission};
 use crate::record::StreamInfo;
 use crate::tcp;
@@ -179,6 +180,10 @@ async fn serve_chain(
     let _open = OpenConnection::of(counts, view.counts.as_ref());
     if let Admission::Refused(policy) = admit(&worker, &view, conn) {
         tcp::refuse(&worker, conn, &view, policy);
+        return;
+    }
+    if let Some(refusal) = refused_by_service(&worker, conn, &view.chain).await {
+        tcp::refuse_by_service(&worker, conn, &view, refusal);
         return;
     }
 

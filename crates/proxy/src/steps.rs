@@ -1,6 +1,6 @@
 //! Steps a chain's filters, phase by phase, and performs the calls that they ask for.
 
-mod call;
+pub mod call;
 pub mod data;
 mod hold;
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
+use meltemi_filters::ext_authz::ConnectionRefusal;
 use meltemi_filters::{Cause, ResponseFlag};
 use meltemi_lb::SubsetMatch;
 use meltemi_net::{CopyEnd, CopyOptions, Meter, copy_both_ways};
@@ -395,6 +396,22 @@ pub fn refuse(
     let name = policy.as_deref().unwrap_or("none");
     info.termination = format!("rbac_access_denied_matched_policy[{name}]").into();
     refused(worker, conn, view, info, Cause::Policy(policy));
+}
+
+/// Refuses a connection that an external authorizer does not let pass.
+pub fn refuse_by_service(
+    worker: &Rc<Worker>,
+    conn: &Rc<Downstream>,
+    view: &Rc<ChainView>,
+    refusal: ConnectionRefusal,
+) {
+    let ConnectionRefusal { details, cause } = refusal;
+    let mut info = StreamInfo::new(worker.random());
+    info.termination = details.into();
+    info.state
+        .flags
+        .insert(ResponseFlag::UnauthorizedExternalService);
+    refused(worker, conn, view, info, cause);
 }
 
 /// Refuses a connection beyond a limit.

@@ -2,10 +2,12 @@
 //! request may pass, over gRPC or HTTP.
 //!
 //! [`check`] makes the question, [`verdict`] reads the answer, [`mutation`] applies what the answer
-//! asks for; this file decides when to ask and what becomes of the request.
+//! asks for; this file decides when to ask and what becomes of the request. [`connection`] does the
+//! same for TCP connections.
 
 mod check;
 mod compile;
+mod connection;
 mod mutation;
 #[cfg(test)]
 mod tests;
@@ -16,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::check::Held;
+pub use self::connection::{ConnectionAuthz, ConnectionRefusal};
 use self::mutation::Mutation;
 use self::verdict::{Allowed, Refusal, Verdict};
 use crate::counter::Counter;

@@ -118,8 +118,10 @@ pub struct Verdict {
     pub policy: Option<Arc<str>>,
 }
 
-/// The metadata that results of shadow rules go to.
+/// The metadata that results of shadow rules go to, of requests.
 const METADATA_NAMESPACE: &str = "envoy.filters.http.rbac";
+/// The same, of connections.
+const CONNECTION_NAMESPACE: &str = "envoy.filters.network.rbac";
 /// The metadata that results of LOG go to.
 const LOG_NAMESPACE: &str = "envoy.common";
 
@@ -153,7 +155,7 @@ impl Rbac {
         let enforced = self.rules.as_ref().map(|rules| rules.judge(&facts));
 
         if let Some(verdict) = shadow {
-            self.note_shadow(verdict, &mut cx.state.metadata);
+            self.note_shadow(verdict, METADATA_NAMESPACE, &mut cx.state.metadata);
         }
 
         let (Some(rules), Some(verdict)) = (&self.rules, enforced) else {
@@ -173,18 +175,32 @@ impl Rbac {
         }
     }
 
+    /// Records the result of the shadow rules on a connection in dynamic metadata.
+    pub fn note_connection(&self, conn: &ConnInfo, metadata: &mut Metadata) {
+        let facts = Facts {
+            conn,
+            remote: conn.remote,
+            head: None,
+            metadata,
+            route_metadata: None,
+        };
+        if let Some(verdict) = self.shadow(&facts) {
+            self.note_shadow(verdict, CONNECTION_NAMESPACE, metadata);
+        }
+    }
+
     /// Records the result of the shadow rules in dynamic metadata, for logs and later filters: Istio
     /// enables external authorization by it.
-    fn note_shadow(&self, verdict: Verdict, metadata: &mut Metadata) {
+    fn note_shadow(&self, verdict: Verdict, namespace: &str, metadata: &mut Metadata) {
         let prefix = &self.shadow_stat_prefix;
         if let Some(policy) = verdict.policy {
             let key = format!("{prefix}shadow_effective_policy_id");
-            metadata.set(METADATA_NAMESPACE, &key, Value::String(policy));
+            metadata.set(namespace, &key, Value::String(policy));
         }
 
         let key = format!("{prefix}shadow_engine_result");
         let result = Value::string(if verdict.allowed { "allowed" } else { "denied" });
-        metadata.set(METADATA_NAMESPACE, &key, result);
+        metadata.set(namespace, &key, result);
     }
 }
 

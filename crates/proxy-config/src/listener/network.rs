@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use meltemi_filters::ext_authz::ConnectionAuthz;
 use meltemi_filters::rbac::Rbac;
 use meltemi_filters::{Rejection, Scope};
 use meltemi_proto::Any;
@@ -73,6 +74,10 @@ impl NetworkItem {
                 let config: network::rbac::v3::Rbac = scope.unpack(any)?;
                 let rbac = Rbac::compile_network(&config, scope)?;
                 Self::Filter(NetworkFilter::Rbac(Arc::new(rbac)))
+            }
+            "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz" => {
+                let authz = ConnectionAuthz::compile(&scope.unpack(any)?, scope)?;
+                Self::Filter(NetworkFilter::ExtAuthz(Arc::new(authz)))
             }
             "envoy.extensions.filters.network.sni_cluster.v3.SniCluster"
             | "envoy.filters.network.sni_cluster" => Self::Filter(NetworkFilter::SniCluster),

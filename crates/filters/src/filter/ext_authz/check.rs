@@ -11,6 +11,7 @@ use meltemi_proto::envoy::service::auth::v3 as auth;
 use meltemi_proto::google::protobuf::Timestamp;
 
 use super::{BodySettings, GrpcService, HttpService, PathRule, Question};
+use crate::conn::ConnInfo;
 use crate::head::RequestHead;
 use crate::header_ops::{HeaderOps, is_framing};
 use crate::http::context::RequestContext;
@@ -22,6 +23,8 @@ use crate::metadata::{Metadata, Value};
 const PARTIAL_BODY: &str = "x-envoy-auth-partial-body";
 /// The longest answer of an HTTP service that is read.
 const MAX_RESPONSE: usize = 1024 * 1024;
+/// The method that a gRPC service answers.
+pub(super) const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 
 /// As much of a body as a service is told.
 pub(super) struct Held<'a> {
@@ -81,19 +84,16 @@ impl Question {
             }
         }
 
-        let tls_session = || attributes::TlsSession {
-            sni: cx
-                .conn
-                .server_name
-                .as_deref()
-                .unwrap_or_default()
-                .to_owned(),
+        let service = head.get_str("x-envoy-downstream-service-cluster");
+        let source = attributes::Peer {
+            service: service.unwrap_or_default().to_owned(),
+            ..source(cx.conn, self.peer_certificate)
         };
 
         auth::CheckRequest {
             attributes: Some(auth::AttributeContext {
-                source: Some(self.source(cx)),
-                destination: Some(destination(cx)),
+                source: Some(source),
+                destination: Some(destination(cx.conn)),
                 request: Some(attributes::Request {
                     time: timestamp(cx.stream.start),
                     http: Some(http),
@@ -101,28 +101,8 @@ impl Question {
                 context_extensions: context_extensions.iter().cloned().collect(),
                 metadata_context: Some(excerpt(&self.metadata, Some(&cx.state.metadata))),
                 route_metadata_context: Some(excerpt(&self.route_metadata, cx.route_metadata)),
-                tls_session: self.tls_session.then(tls_session),
+                tls_session: self.tls_session.then(|| tls_session(cx.conn)),
             }),
-        }
-    }
-
-    fn source(&self, cx: &RequestContext<'_>) -> attributes::Peer {
-        let tls = cx.conn.tls.as_deref();
-        let principal = tls.map(|tls| {
-            let name = tls.uri_sans.first().or_else(|| tls.dns_sans.first());
-            name.unwrap_or(&tls.subject).clone()
-        });
-        let certificate = tls.filter(|tls| self.peer_certificate && tls.presented);
-        let service = cx.head.get_str("x-envoy-downstream-service-cluster");
-
-        attributes::Peer {
-            address: Some(address(cx.conn.remote)),
-            service: service.unwrap_or_default().to_owned(),
-            principal: principal.unwrap_or_default(),
-            certificate: certificate
-                .map(|tls| url_encoded_pem(&tls.certificate))
-                .unwrap_or_default(),
-            ..Default::default()
         }
     }
 
@@ -214,8 +194,6 @@ impl Question {
 
 impl GrpcService {
     pub(super) fn fetch(&self, message: &auth::CheckRequest, cx: &RequestContext<'_>) -> Fetch {
-        const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
-
         let (cluster, authority) = (&self.cluster, &self.authority);
         let mut fetch = grpc_call::call(cluster, authority, CHECK, message, self.timeout);
         add(&self.initial_metadata, &mut fetch.head, cx);
@@ -303,16 +281,38 @@ fn sanitized(bytes: &[u8]) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-fn destination(cx: &RequestContext<'_>) -> attributes::Peer {
-    let own = cx
-        .conn
-        .tls
-        .as_ref()
-        .and_then(|tls| tls.local_uri_sans.first());
+/// The client of a connection.
+pub(super) fn source(conn: &ConnInfo, with_certificate: bool) -> attributes::Peer {
+    let tls = conn.tls.as_deref();
+    let principal = tls.map(|tls| {
+        let name = tls.uri_sans.first().or_else(|| tls.dns_sans.first());
+        name.unwrap_or(&tls.subject).clone()
+    });
+    let certificate = tls.filter(|tls| with_certificate && tls.presented);
+
     attributes::Peer {
-        address: Some(address(cx.conn.local)),
+        address: Some(address(conn.remote)),
+        principal: principal.unwrap_or_default(),
+        certificate: certificate
+            .map(|tls| url_encoded_pem(&tls.certificate))
+            .unwrap_or_default(),
+        ..Default::default()
+    }
+}
+
+/// This side of a connection.
+pub(super) fn destination(conn: &ConnInfo) -> attributes::Peer {
+    let own = conn.tls.as_ref().and_then(|tls| tls.local_uri_sans.first());
+    attributes::Peer {
+        address: Some(address(conn.local)),
         principal: own.cloned().unwrap_or_default(),
         ..Default::default()
+    }
+}
+
+pub(super) fn tls_session(conn: &ConnInfo) -> attributes::TlsSession {
+    attributes::TlsSession {
+        sni: conn.server_name.as_deref().unwrap_or_default().to_owned(),
     }
 }
 

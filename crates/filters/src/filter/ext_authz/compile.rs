@@ -238,7 +238,10 @@ impl Counters {
     }
 }
 
-fn grpc(message: &core::GrpcService, scope: &mut Scope) -> Result<GrpcService, Rejection> {
+pub(super) fn grpc(
+    message: &core::GrpcService,
+    scope: &mut Scope,
+) -> Result<GrpcService, Rejection> {
     use core::grpc_service::TargetSpecifier;
 
     let core::GrpcService {
