@@ -60,9 +60,8 @@ impl Abilities {
             // too.
             peer_exchange: proxy.has("envoy.filters.network.metadata_exchange")
                 && proxy.has("istio.alpn"),
-            // Our own proxy does not ask yet.
-            http_ext_authz: proxy.has(authz::HTTP_EXT_AUTHZ) && !proxy.is_meltemi,
-            network_ext_authz: proxy.has(authz::NETWORK_EXT_AUTHZ) && !proxy.is_meltemi,
+            http_ext_authz: proxy.has(authz::HTTP_EXT_AUTHZ),
+            network_ext_authz: proxy.has(authz::NETWORK_EXT_AUTHZ),
             http_filter_state: proxy.has("envoy.filters.http.set_filter_state"),
             network_filter_state: proxy.has("envoy.filters.network.set_filter_state"),
         }

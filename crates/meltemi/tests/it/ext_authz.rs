@@ -9,7 +9,7 @@ use crate::mesh::{Mesh, Plan};
 use crate::peers::{App, Curl, Dialogue, Peers, curl, envoy, yaml};
 
 /// The workloads that are guarded, by their proxies.
-const SERVERS: &[&str] = &["envoy"];
+const SERVERS: &[&str] = &["ours", "envoy"];
 
 /// How a check is asked for; both kinds of provider have the same decisions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
