@@ -1,4 +1,4 @@
-//! What can be typed.
+//! The command line's grammar. Doc comments of fields are the help texts.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::output::Output;
 #[derive(Debug, Parser)]
 #[command(name = "meltemi", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
-    /// Which mesh of this machine; several may run beside each other
+    /// Name of the mesh; several meshes can run on one machine
     #[arg(
         long,
         global = true,
@@ -24,10 +24,10 @@ pub struct Cli {
         add = ArgValueCompleter::new(candidates::meshes)
     )]
     pub mesh: String,
-    /// Folder of the mesh's sockets and logs, where it was started with one
+    /// Folder of the mesh's sockets and logs, if the mesh was started with --run-dir
     #[arg(long, global = true, env = "MELTEMI_RUN_DIR", value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -35,27 +35,27 @@ pub struct Cli {
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 not found, refused, or no mesh; 2 the command line is not understood. \
                           `exec` ends with the code of its program.";
 
-/// Everything the binary does.
+/// All commands of the binary.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run Bookinfo in a mesh, with a web page at http://127.0.0.1:8080/productpage
     Demo(UpArgs),
-    /// Run a mesh from directories of YAML, watching them
+    /// Run a mesh from directories of YAML files, which are watched for changes
     Up(UpArgs),
-    /// Run our proxy alone, from an Envoy bootstrap file
+    /// Run only the proxy, from an Envoy bootstrap file
     Proxy(ProxyArgs),
-    /// Talk to a running mesh.
+    /// A command for a running mesh.
     #[command(flatten)]
     Mesh(MeshCommand),
     /// Print a completion script for a shell: `source <(meltemi completion bash)`
     Completion {
-        /// Which shell.
+        /// The shell.
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
 }
 
-/// Commands for a mesh that runs.
+/// Commands for a running mesh.
 #[derive(Debug, Subcommand)]
 pub enum MeshCommand {
     /// Add any program to the mesh as a workload
@@ -69,52 +69,52 @@ pub enum MeshCommand {
     /// Show workloads and proxies, their configuration and certificates
     #[command(alias = "ps", alias = "proxy-status")]
     Status(StatusArgs),
-    /// Print what a workload wrote
+    /// Print the output of a workload
     Logs(LogsArgs),
     /// Run a command inside a workload
     Exec(ExecArgs),
     /// End a workload that `run` added
     Stop(WorkloadArgs),
-    /// Start a workload's program and proxy anew
+    /// Restart a workload's program and its proxy
     Restart(WorkloadArgs),
 }
 
-/// `demo` and `up`.
+/// Arguments of `demo` and `up`.
 #[derive(Debug, Clone, Args)]
 pub struct UpArgs {
     /// A directory of YAML files; may be given several times
     #[arg(short = 'f', long = "filename", value_name = "DIR")]
     pub dirs: Vec<PathBuf>,
-    /// An image map: which container image is which program of this machine; may be given several
-    /// times
+    /// An image map, which names the program of this machine for each container image; may be given
+    /// several times
     #[arg(long, value_name = "FILE")]
     pub images: Vec<PathBuf>,
     /// The address on which gateway ports are published
     #[arg(long, default_value = "127.0.0.1")]
     pub publish_address: IpAddr,
-    /// Publish a gateway's port under another number: GATEWAY-PORT=MACHINE-PORT, 0 for any free one
+    /// Publish a gateway port under another number: GATEWAY-PORT=MACHINE-PORT; 0 picks a free port
     #[arg(long, value_name = "PORT=PORT", value_parser = port_pair)]
     pub publish: Vec<(u16, u16)>,
-    /// Which proxy sidecars are; WORKLOAD=envoy for one workload, may be given several times
+    /// Kind of the sidecars: meltemi or envoy for all workloads, WORKLOAD=envoy for one; may be
+    /// given several times
     #[arg(long, value_name = "[WORKLOAD=]PROXY")]
     pub proxy: Vec<String>,
     /// Path of an Envoy binary; without it `envoy` is looked up on the PATH
     #[arg(long, value_name = "FILE", env = "MELTEMI_ENVOY")]
     pub envoy: Option<PathBuf>,
-    /// Outside names and addresses that lead to this machine instead: a YAML mapping
+    /// A YAML mapping that redirects outside names and addresses to addresses of this machine
     #[arg(long, value_name = "FILE")]
     pub dial_map: Option<PathBuf>,
     /// Lifetime of workload certificates, 30s or more, such as 24h
     #[arg(long, value_name = "DURATION", value_parser = lifetime)]
     pub certificate_lifetime: Option<std::time::Duration>,
-    /// Where the mesh keeps what outlives it
+    /// Folder of everything that survives a restart: applied objects, addresses, keys
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
     /// Worker threads of every proxy
     #[arg(long, value_name = "N")]
     pub concurrency: Option<usize>,
-    /// Serve xDS on port 15010 as well, in plaintext and to every workload without proof of who it
-    /// is
+    /// Serve xDS on port 15010 as well: in plaintext, to every workload, without authentication
     #[arg(long)]
     pub plaintext_xds: bool,
     /// Do not start the ingress and egress gateways
@@ -122,7 +122,7 @@ pub struct UpArgs {
     pub no_gateways: bool,
 }
 
-/// `proxy`.
+/// Arguments of `proxy`.
 #[derive(Debug, Clone, Args)]
 pub struct ProxyArgs {
     /// Envoy bootstrap, YAML or JSON
@@ -131,42 +131,42 @@ pub struct ProxyArgs {
     /// Worker threads; default: one per core
     #[arg(long)]
     pub concurrency: Option<usize>,
-    /// Whether the bootstrap is sound; exits without serving
+    /// Check the bootstrap and exit without serving
     #[arg(long)]
     pub validate: bool,
 }
 
-/// `run`.
+/// Arguments of `run`.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
-    /// The label `app`, and the name of the Service that leads to it
+    /// Value of the label `app`, and name of the Service for it
     #[arg(long)]
     pub app: String,
-    /// The label `version`
+    /// Value of the label `version`
     #[arg(long, default_value = "v1")]
     pub version: String,
     /// The workload's name; default: APP-VERSION
     #[arg(long)]
     pub name: Option<String>,
-    /// How many replicas
+    /// Number of replicas
     #[arg(long, default_value_t = 1)]
     pub replicas: u32,
-    /// Go on in the background; `meltemi stop` ends it
+    /// Run in the background; `meltemi stop` ends the workload
     #[arg(short, long)]
     pub detach: bool,
-    /// A port that it serves; may be given several times
+    /// A TCP port that the program serves; may be given several times
     #[arg(long = "port", value_name = "PORT")]
     pub ports: Vec<u16>,
-    /// Its namespace
+    /// Namespace of the workload
     #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
     pub namespace: String,
-    /// Its service account, which is its identity
+    /// Service account of the workload, which is its identity
     #[arg(long, default_value = "default")]
     pub service_account: String,
-    /// Leave it outside the mesh
+    /// Run the workload without a sidecar, outside the mesh
     #[arg(long)]
     pub no_sidecar: bool,
-    /// Which proxy its sidecar is; default: as `up --proxy` says
+    /// Kind of the sidecar; default: as chosen by `up --proxy`
     #[arg(long, value_parser = ["meltemi", "envoy"])]
     pub proxy: Option<String>,
     /// Further labels, KEY=VALUE
@@ -180,54 +180,54 @@ pub struct RunArgs {
     pub command: Vec<String>,
 }
 
-/// `apply`.
+/// Arguments of `apply`.
 #[derive(Debug, Clone, Args)]
 pub struct ApplyArgs {
     /// A file, a directory, or - for standard input; may be given several times
     #[arg(short = 'f', long = "filename", value_name = "FILE", required = true)]
     pub files: Vec<PathBuf>,
-    /// Namespace of objects that name none
+    /// Namespace of objects without one
     #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
     pub namespace: String,
-    /// Only say what would be done
+    /// Print what would change, and change nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Output form
+    /// Output format
     #[arg(short, long, value_enum)]
     pub output: Option<Output>,
 }
 
-/// `get`.
+/// Arguments of `get`.
 #[derive(Debug, Clone, Args)]
 pub struct GetArgs {
-    /// KIND, KIND,KIND, KIND NAME..., or KIND/NAME...; kinds as kubectl knows them (vs,
-    /// virtualservices), or `all`
+    /// KIND, KIND,KIND, KIND NAME..., or KIND/NAME...; a KIND is a name that kubectl accepts (vs,
+    /// virtualservices) or `all`
     #[arg(required_unless_present = "files", value_name = "KIND [NAME]", add = ArgValueCompleter::new(candidates::Objects))]
     pub what: Vec<String>,
-    /// The objects that these files name, as they are in force
+    /// Show the objects that these files name, as they are in force
     #[arg(short = 'f', long = "filename", value_name = "FILE", conflicts_with_all = ["what", "all_namespaces"])]
     pub files: Vec<PathBuf>,
-    /// Their namespace
+    /// Namespace of the objects
     #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
     pub namespace: String,
-    /// Every namespace
+    /// Show objects of all namespaces
     #[arg(short = 'A', long)]
     pub all_namespaces: bool,
-    /// Only objects with these labels: KEY=VALUE, KEY!=VALUE or KEY, separated by commas
+    /// Show only objects with these labels: KEY=VALUE, KEY!=VALUE or KEY, separated by commas
     #[arg(short = 'l', long, value_name = "LABELS")]
     pub selector: Option<String>,
-    /// Output form
+    /// Output format
     #[arg(short, long, value_enum)]
     pub output: Option<Output>,
 }
 
-/// `delete`.
+/// Arguments of `delete`.
 #[derive(Debug, Clone, Args)]
 pub struct DeleteArgs {
     /// KIND NAME... or KIND/NAME...
     #[arg(required_unless_present = "files", value_name = "KIND NAME", add = ArgValueCompleter::new(candidates::Objects))]
     pub what: Vec<String>,
-    /// Their namespace
+    /// Namespace of the objects
     #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
     pub namespace: String,
     /// Delete the objects that these files name
@@ -238,32 +238,32 @@ pub struct DeleteArgs {
         conflicts_with = "what"
     )]
     pub files: Vec<PathBuf>,
-    /// An object that is not there is no failure
+    /// Succeed for an object that does not exist
     #[arg(long)]
     pub ignore_not_found: bool,
-    /// Only say what would be done
+    /// Print what would be deleted, and delete nothing
     #[arg(long)]
     pub dry_run: bool,
 }
 
-/// `status`.
+/// Arguments of `status`.
 #[derive(Debug, Clone, Args)]
 pub struct StatusArgs {
-    /// Only this workload: a Deployment's name, or one replica's
+    /// Show only this workload: the name of a Deployment or of one replica
     #[arg(add = ArgValueCompleter::new(candidates::workloads))]
     pub workload: Option<String>,
-    /// Only this namespace
+    /// Show only this namespace
     #[arg(short, long, value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
     pub namespace: Option<String>,
-    /// Every namespace, which is the default
+    /// Show all namespaces, which is the default
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub all_namespaces: bool,
-    /// Output form
+    /// Output format
     #[arg(short, long, value_enum)]
     pub output: Option<Output>,
 }
 
-/// `logs`.
+/// Arguments of `logs`.
 #[derive(Debug, Clone, Args)]
 pub struct LogsArgs {
     /// A Deployment's name, or one replica's
@@ -275,18 +275,18 @@ pub struct LogsArgs {
     /// `app` (or the container's own name), or `proxy` (or `istio-proxy`)
     #[arg(short, long, default_value = "app", add = ArgValueCompleter::new(candidates::containers))]
     pub container: String,
-    /// What it wrote before it was started again
+    /// Print the output of the run before the last restart
     #[arg(short, long, conflicts_with = "follow")]
     pub previous: bool,
-    /// Go on printing
+    /// Keep printing new output
     #[arg(short, long)]
     pub follow: bool,
-    /// Only the last lines; -1 is all that is kept
+    /// Print only this many lines from the end; -1 prints all that is kept
     #[arg(long, value_name = "LINES", default_value_t = -1, allow_negative_numbers = true)]
     pub tail: i64,
 }
 
-/// `exec`.
+/// Arguments of `exec`.
 #[derive(Debug, Clone, Args)]
 pub struct ExecArgs {
     /// A Deployment's name, or one replica's
@@ -295,13 +295,14 @@ pub struct ExecArgs {
     /// Its namespace
     #[arg(short, long, default_value = "default", value_name = "NAME", add = ArgValueCompleter::new(candidates::namespaces))]
     pub namespace: String,
-    /// As with kubectl; the command has this terminal's input in any case
+    /// Accepted as by kubectl; the command always has this terminal's input
     #[arg(short = 'i', long)]
     pub stdin: bool,
-    /// As with kubectl; the command has this terminal in any case
+    /// Accepted as by kubectl; the command always has this terminal
     #[arg(short = 't', long)]
     pub tty: bool,
-    /// As with kubectl; the command runs beside the application, whose network the proxy shares
+    /// Accepted as by kubectl; the command always runs beside the application, whose network the
+    /// proxy shares
     #[arg(short = 'c', long, add = ArgValueCompleter::new(candidates::containers))]
     pub container: Option<String>,
     /// The command and its arguments
@@ -309,7 +310,7 @@ pub struct ExecArgs {
     pub command: Vec<String>,
 }
 
-/// `stop` and `restart`.
+/// Arguments of `stop` and `restart`.
 #[derive(Debug, Clone, Args)]
 pub struct WorkloadArgs {
     /// A Deployment's name, or one replica's
@@ -331,8 +332,8 @@ fn port_pair(text: &str) -> Result<(u16, u16), String> {
     Ok((parse(gateway)?, parse(machine)?))
 }
 
-/// A duration as Istio and Go write it (`30s`, `1h30m`), long enough for a certificate to be
-/// rotated in.
+/// Parses a duration in Go's format (`30s`, `1h30m`). At least 30 s, so that certificates can be
+/// renewed in time.
 fn lifetime(text: &str) -> Result<std::time::Duration, String> {
     let shortest = std::time::Duration::from_secs(30);
     match meltemi_api::Duration::parse(text).map(|duration| duration.0) {
@@ -347,7 +348,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_and_ports_are_checked_where_they_are_typed() {
+    fn durations_and_port_pairs_are_validated() {
         assert_eq!(lifetime("1h30m"), Ok(std::time::Duration::from_secs(5400)));
         assert!(lifetime("29s").unwrap_err().contains("30s at least"));
         assert!(lifetime("soon").is_err());

@@ -1,5 +1,5 @@
-//! Candidates for completion: names from the running mesh, as far as the command line so far tells
-//! which are meant.
+//! Candidates for shell completion: names from the running mesh that the command line so far
+//! selects by `--mesh`, `--run-dir` and `--namespace`.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -13,22 +13,22 @@ use meltemi_admin_api::ObjectSelector;
 use crate::mesh::{Mesh, running};
 use crate::names;
 
-/// Somebody waits at a prompt.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Limit for asking the mesh, since the user waits at a prompt.
+const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The command line so far: the script passes it behind `--`.
+/// The command line so far, which the shell's script passes after `--`.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Typed {
     mesh: Option<String>,
     run_dir: Option<PathBuf>,
     namespace: Option<String>,
     all_namespaces: bool,
-    /// Subcommand and its positional arguments.
+    /// The subcommand and its positional arguments.
     words: Vec<String>,
 }
 
 impl Typed {
-    fn read(arguments: impl Iterator<Item = String>) -> Self {
+    fn parse(arguments: impl Iterator<Item = String>) -> Self {
         let mut typed = Self::default();
         let mut rest = arguments.skip_while(|word| word != "--").skip(2);
         while let Some(word) = rest.next() {
@@ -58,8 +58,8 @@ impl Typed {
         typed
     }
 
-    fn here() -> Self {
-        Self::read(std::env::args_os().map(|word| word.to_string_lossy().into_owned()))
+    fn from_process_arguments() -> Self {
+        Self::parse(std::env::args_os().map(|word| word.to_string_lossy().into_owned()))
     }
 
     fn mesh(&self) -> Mesh {
@@ -92,8 +92,9 @@ impl Typed {
     }
 }
 
-/// An answer of the mesh; none if there is no mesh, or no answer soon.
-fn ask<T: Default>(question: impl Future<Output = T>) -> T {
+/// Runs a query against the mesh; the default value if there is no mesh or no answer within
+/// [`TIMEOUT`].
+fn query<T: Default>(future: impl Future<Output = T>) -> T {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -102,12 +103,13 @@ fn ask<T: Default>(question: impl Future<Output = T>) -> T {
     };
 
     runtime.block_on(async {
-        tokio::time::timeout(PATIENCE, question)
+        tokio::time::timeout(TIMEOUT, future)
             .await
             .unwrap_or_default()
     })
 }
 
+/// The names that begin with the word being typed, sorted.
 fn beginning(current: &OsStr, names: impl IntoIterator<Item = String>) -> Vec<CompletionCandidate> {
     let Some(current) = current.to_str() else {
         return Vec::new();
@@ -119,49 +121,50 @@ fn beginning(current: &OsStr, names: impl IntoIterator<Item = String>) -> Vec<Co
     sorted.into_iter().map(CompletionCandidate::new).collect()
 }
 
-/// Meshes that run.
+/// Names of running meshes.
 pub(crate) fn meshes(current: &OsStr) -> Vec<CompletionCandidate> {
     beginning(current, running())
 }
 
-/// Deployments and replicas of the namespace.
+/// Names of Deployments and replicas in the namespace.
 pub(crate) fn workloads(current: &OsStr) -> Vec<CompletionCandidate> {
-    let typed = Typed::here();
-    let all = ask(async { typed.mesh().node().list().await.unwrap_or_default() });
+    let typed = Typed::from_process_arguments();
+    let all = query(async { typed.mesh().node().list().await.unwrap_or_default() });
 
-    // `status` looks at every namespace.
+    // `status` shows all namespaces unless one is given.
     let is_status = typed
         .words
         .first()
         .is_some_and(|word| matches!(word.as_str(), "status" | "ps" | "proxy-status"));
 
-    let everywhere = is_status && typed.namespace.is_none();
-    let here = all
+    let all_namespaces = is_status && typed.namespace.is_none();
+    let matching = all
         .into_iter()
-        .filter(|workload| everywhere || workload.key.namespace == typed.namespace());
+        .filter(|workload| all_namespaces || workload.key.namespace == typed.namespace());
 
     beginning(
         current,
-        here.flat_map(|workload| [workload.workload, workload.key.pod]),
+        matching.flat_map(|workload| [workload.workload, workload.key.pod]),
     )
 }
 
-/// The two containers of a workload, the first by its own name as well.
+/// Names of a workload's containers: `app` or the application's container name, `proxy` or
+/// `istio-proxy`.
 pub(crate) fn containers(current: &OsStr) -> Vec<CompletionCandidate> {
-    let typed = Typed::here();
-    let all = ask(async { typed.mesh().node().list().await.unwrap_or_default() });
+    let typed = Typed::from_process_arguments();
+    let all = query(async { typed.mesh().node().list().await.unwrap_or_default() });
     let name = typed
         .words
         .get(1)
         .map(|word| names::workload(word).to_owned())
         .unwrap_or_default();
 
-    let is_meant = |one: &meltemi_node::api::WorkloadStatus| {
+    let has_name = |one: &meltemi_node::api::WorkloadStatus| {
         one.key.namespace == typed.namespace() && (one.workload == name || one.key.pod == name)
     };
     let own = all
         .into_iter()
-        .find(is_meant)
+        .find(has_name)
         .map(|workload| workload.container);
 
     let known = ["app", "proxy", "istio-proxy"].map(str::to_owned);
@@ -172,10 +175,10 @@ pub(crate) fn containers(current: &OsStr) -> Vec<CompletionCandidate> {
     )
 }
 
-/// Namespaces of what runs and of what is configured.
+/// Namespaces of running workloads and of configured objects.
 pub(crate) fn namespaces(current: &OsStr) -> Vec<CompletionCandidate> {
-    let mesh = Typed::here().mesh();
-    let (running, configured) = ask(async {
+    let mesh = Typed::from_process_arguments().mesh();
+    let (running, configured) = query(async {
         let configured = mesh
             .control()
             .objects(&ObjectSelector::default())
@@ -200,16 +203,16 @@ pub(crate) fn namespaces(current: &OsStr) -> Vec<CompletionCandidate> {
     beginning(current, all.filter(|namespace| !namespace.is_empty()))
 }
 
-/// Kinds first, then names of objects of that kind.
+/// Completes kinds first, then names of objects of that kind.
 #[derive(Debug, Clone)]
 pub(crate) struct Objects;
 
 impl ValueCompleter for Objects {
     fn complete(&self, current: &OsStr) -> Vec<CompletionCandidate> {
-        let typed = Typed::here();
+        let typed = Typed::from_process_arguments();
         let text = current.to_str().unwrap_or_default();
 
-        // The last word is the one that is being typed.
+        // The word being typed is among the words: leave it out.
         let before: Vec<&String> = typed
             .words
             .iter()
@@ -234,7 +237,7 @@ impl ValueCompleter for Objects {
             name: String::new(),
         };
 
-        let list = ask(async {
+        let list = query(async {
             typed
                 .mesh()
                 .control()
@@ -256,26 +259,26 @@ impl ValueCompleter for Objects {
 mod tests {
     use super::*;
 
-    fn read(line: &str) -> Typed {
-        Typed::read(line.split(' ').map(str::to_owned))
+    fn parse(line: &str) -> Typed {
+        Typed::parse(line.split(' ').map(str::to_owned))
     }
 
     #[test]
-    fn what_was_typed_tells_mesh_namespace_and_words() {
-        let typed = read("/usr/bin/meltemi -- meltemi --mesh shop logs -n web --tail 5 rev");
+    fn mesh_namespace_and_words_are_found_on_the_command_line() {
+        let typed = parse("/usr/bin/meltemi -- meltemi --mesh shop logs -n web --tail 5 rev");
         assert_eq!(
             (typed.mesh.as_deref(), typed.namespace()),
             (Some("shop"), "web")
         );
 
         assert_eq!(typed.words, ["logs", "rev"]);
-        let typed = read("meltemi -- meltemi get --namespace=web -A vs -o yaml reviews");
+        let typed = parse("meltemi -- meltemi get --namespace=web -A vs -o yaml reviews");
         assert_eq!(
             (typed.namespace(), typed.words.as_slice()),
             ("", &["get".into(), "vs".into(), "reviews".into()][..])
         );
 
-        assert_eq!(read("meltemi -- meltemi exec a -- b").words, ["exec", "a"]);
-        assert_eq!(read("meltemi status").words, Vec::<String>::new());
+        assert_eq!(parse("meltemi -- meltemi exec a -- b").words, ["exec", "a"]);
+        assert_eq!(parse("meltemi status").words, Vec::<String>::new());
     }
 }

@@ -1,4 +1,5 @@
-//! The columns of `get`, kind by kind, as kubectl and Istio's definitions have them.
+//! The columns of `get` for each kind. They are those of kubectl, and for Istio's kinds the
+//! `additionalPrinterColumns` of its CRDs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,7 +14,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::status::{restarts, state};
 use crate::table::age;
 
-/// What runs, beside what is configured.
+/// The live state that some columns show beside the configured objects.
 #[derive(Debug, Default)]
 pub(crate) struct Live {
     pub(crate) workloads: Vec<WorkloadStatus>,
@@ -25,7 +26,7 @@ pub(crate) fn needs_live(kind: &str) -> bool {
     matches!(kind, "Pod" | "Deployment" | "Service")
 }
 
-/// Heading and content of each column behind NAME, for one object. All objects of a kind have the
+/// The heading and cell of each column after NAME, for one object. All objects of a kind have the
 /// same headings.
 pub(crate) fn columns(item: &ObjectView, live: &Live, wide: bool) -> Vec<(&'static str, String)> {
     let spec = &item.value["spec"];
@@ -60,7 +61,7 @@ pub(crate) fn columns(item: &ObjectView, live: &Live, wide: bool) -> Vec<(&'stat
         _ => Vec::new(),
     };
 
-    columns.push(("AGE", since(item)));
+    columns.push(("AGE", age_of(item)));
     if wide {
         columns.extend(match item.object.kind.as_str() {
             "Service" => vec![("SELECTOR", labels(&spec["selector"]))],
@@ -92,6 +93,7 @@ pub(crate) fn columns(item: &ObjectView, live: &Live, wide: bool) -> Vec<(&'stat
     columns
 }
 
+/// Where the object comes from: a file and line, `apply`, or the mesh.
 fn from(item: &ObjectView) -> String {
     match item.origin {
         Origin::File => item.position.to_string(),
@@ -100,8 +102,8 @@ fn from(item: &ObjectView) -> String {
     }
 }
 
-/// `metadata.creationTimestamp` where the object has one, else when its file was written last.
-fn since(item: &ObjectView) -> String {
+/// Age by `metadata.creationTimestamp`, else by the modification time of the object's file.
+fn age_of(item: &ObjectView) -> String {
     let text = item.value["metadata"]["creationTimestamp"]
         .as_str()
         .unwrap_or_default();
@@ -173,7 +175,7 @@ fn pod(item: &ObjectView, live: &Live) -> Vec<(&'static str, String)> {
                 ("RESTARTS", restarts(workload)),
             ]
         }
-        // A Pod that a file declares: nobody runs it here.
+        // A Pod from a user's file: the node does not run it, so show what the file says.
         None => {
             let conditions = item.value["status"]["conditions"]
                 .as_array()
@@ -197,13 +199,13 @@ fn pod(item: &ObjectView, live: &Live) -> Vec<(&'static str, String)> {
     }
 }
 
-/// Programs of the workload that run, of those that should. Readiness is known of the workload as a
-/// whole.
+/// Ready programs of the workload / all programs. The node knows the readiness of the workload only
+/// as a whole: if all programs run but the workload is not ready, one counts as not ready.
 fn ready(workload: &WorkloadStatus) -> String {
-    let parts: Vec<_> = workload.app.iter().chain(&workload.proxy).collect();
-    let running = parts.iter().filter(|part| part.running).count();
-    let short = usize::from(!workload.ready && running == parts.len());
-    format!("{}/{}", running.saturating_sub(short), parts.len())
+    let programs: Vec<_> = workload.app.iter().chain(&workload.proxy).collect();
+    let running = programs.iter().filter(|program| program.running).count();
+    let unready = usize::from(!workload.ready && running == programs.len());
+    format!("{}/{}", running.saturating_sub(unready), programs.len())
 }
 
 fn deployment(item: &ObjectView, live: &Live) -> Vec<(&'static str, String)> {
@@ -241,7 +243,7 @@ fn gateway_hosts(spec: &Value) -> String {
     serde_json::to_string(&hosts).unwrap_or_default()
 }
 
-/// A list as kubectl prints it: JSON.
+/// A value as JSON, which is how kubectl prints lists; empty for null.
 fn json(value: &Value) -> String {
     if value.is_null() {
         String::new()
@@ -250,15 +252,17 @@ fn json(value: &Value) -> String {
     }
 }
 
+/// A string; empty for any other value.
 fn word(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-/// A number, or a word that stands for one.
+/// A number or a string, as in `targetPort`.
 fn scalar(value: &Value) -> String {
     value.as_str().map_or_else(|| json(value), str::to_owned)
 }
 
+/// `text`, or `default` if it is empty.
 fn or(text: String, default: &str) -> String {
     if text.is_empty() {
         default.to_owned()
@@ -315,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_have_the_columns_of_their_definitions() {
+    fn kinds_have_the_columns_of_their_crds() {
         assert_eq!(
             plain(
                 "VirtualService",
@@ -355,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_shows_the_address_that_it_was_given() {
+    fn a_service_shows_its_allocated_address() {
         let live = Live {
             services: vec![RegistryService {
                 hostname: "reviews.shop.svc.cluster.local".into(),
@@ -379,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_and_deployments_show_what_runs() {
+    fn pods_and_deployments_show_live_state() {
         let workload = json!({
             "key": {"namespace": "shop", "pod": "reviews"}, "workload": "reviews", "origin": "deployment",
             "service_account": "default", "labels": {}, "ip": "10.44.0.2", "phase": "Starting", "ready": false,

@@ -1,4 +1,4 @@
-//! Completion: the script for the shell, and the answer when the script asks.
+//! Shell completion: prints the shell's script, and answers the script's requests for candidates.
 
 use anyhow::{Context as _, Result};
 use clap::CommandFactory as _;
@@ -8,20 +8,23 @@ use clap_complete::{CompleteEnv, Shell};
 use crate::args::Cli;
 use crate::output;
 
-/// The variable by which the shell's script asks for candidates.
+/// Environment variable that the script sets when it requests candidates.
 const VARIABLE: &str = "COMPLETE";
-/// Answers the shell's script and ends the process, if it is the script that calls.
+
+/// If the shell's script started this process, prints the candidates and exits. Otherwise does
+/// nothing.
 pub fn answer_shell() {
     CompleteEnv::with_factory(Cli::command)
         .var(VARIABLE)
         .complete();
 }
 
-/// Prints the script for a shell; it asks this very program for candidates.
+/// Prints the completion script for a shell. The script runs this program to get candidates.
 ///
 /// # Errors
-/// When the program's own path is not known.
+/// When the path of this program cannot be determined.
 pub fn print_completion(shell: Shell) -> Result<i32> {
+    // A program that was called by a path may not be on the PATH: let the script call it by path.
     let typed = std::env::args_os().next().unwrap_or_default();
     let program = match typed.as_encoded_bytes().contains(&b'/') {
         true => std::env::current_exe()

@@ -1,6 +1,6 @@
-//! The command line: what people type, and what they see.
+//! The command line: parses arguments and carries out the commands that talk to a running mesh.
 //!
-//! In: arguments, and the sockets of a running mesh. Out: tables, YAML or JSON, exit codes as
+//! In: arguments, and the sockets of a running mesh. Out: tables, YAML or JSON, and exit codes like
 //! kubectl's. Commands that start processes (`demo`, `up`, `proxy`) are only parsed here; the
 //! binary carries them out. Imports nothing of the data path.
 
@@ -22,17 +22,17 @@ pub use completion::{answer_shell, print_completion};
 pub use mesh::Mesh;
 pub use output::Output;
 
-/// Carries out a command that talks to a running mesh, and tells the exit code.
+/// Carries out a command that talks to a running mesh. Returns the exit code.
 ///
 /// # Errors
-/// Whatever keeps the command from being done, as a sentence for the user.
+/// When the command cannot be carried out; the error's text is for the user.
 pub fn run(mesh: &Mesh, command: args::MeshCommand) -> anyhow::Result<i32> {
     use args::MeshCommand as C;
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let done = runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         match command {
             C::Apply(args) => objects::apply(mesh, args).await,
             C::Get(args) => objects::get(mesh, args).await,
@@ -46,7 +46,7 @@ pub fn run(mesh: &Mesh, command: args::MeshCommand) -> anyhow::Result<i32> {
         }
     });
 
-    match done {
+    match outcome {
         Err(error) if error.is::<output::ReaderLeft>() => Ok(output::READER_LEFT),
         other => other,
     }

@@ -1,4 +1,4 @@
-//! Finding a running mesh, and saying what is the matter when there is none.
+//! Finds a running mesh by name, and explains to the user why it does not answer.
 
 use std::fmt::Write as _;
 use std::os::unix::net::UnixStream;
@@ -8,7 +8,7 @@ use anyhow::{Error, anyhow};
 use meltemi_admin_api::{Client, ClientError};
 use meltemi_node::ClientError as NodeError;
 
-/// A mesh of this machine, as the user names it.
+/// A mesh of this machine, running or not.
 #[derive(Debug, Clone)]
 pub struct Mesh {
     name: String,
@@ -16,7 +16,7 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// A mesh by name, or by the folder of its sockets where it was started with one.
+    /// Names a mesh by `name`, or by `run_dir` if the mesh was started with `--run-dir`.
     pub fn new(name: &str, run_dir: Option<&Path>) -> Self {
         let run_dir = run_dir.map_or_else(|| meltemi_node::config::run_dir(name), Path::to_owned);
         Self {
@@ -25,17 +25,18 @@ impl Mesh {
         }
     }
 
-    /// Its control plane.
+    /// A client of the control plane.
     pub(crate) fn control(&self) -> Client {
         Client::unix(self.run_dir.join("control.sock"))
     }
 
-    /// Its node.
+    /// A client of the node.
     pub(crate) fn node(&self) -> meltemi_node::Client {
         meltemi_node::Client::new(&self.run_dir)
     }
 
-    /// A failure of the control plane, with its reason as this machine shows it.
+    /// Turns an error of the control plane's client into a message: is there no mesh, or does only
+    /// the control plane not answer?
     pub(crate) fn control_error(&self, error: ClientError) -> Error {
         match error {
             ClientError::Connect { .. } if is_alive(&self.run_dir) => anyhow!(
@@ -43,20 +44,21 @@ impl Mesh {
                 self.name,
                 self.run_dir.join("control.log").display()
             ),
-            ClientError::Connect { .. } => self.absent(),
+            ClientError::Connect { .. } => self.not_running(),
             other => other.into(),
         }
     }
 
-    /// A failure of the node, with its reason as this machine shows it.
+    /// Turns an error of the node's client into a message: is there no mesh, or was the request
+    /// refused?
     pub(crate) fn node_error(&self, error: NodeError) -> Error {
         match error {
-            NodeError::NotRunning { .. } => self.absent(),
+            NodeError::NotRunning { .. } => self.not_running(),
             other => other.into(),
         }
     }
 
-    fn absent(&self) -> Error {
+    fn not_running(&self) -> Error {
         if self.run_dir.is_dir() {
             return anyhow!(
                 "the mesh {:?} does not answer: its node is being started (`meltemi up` says so), or everything was killed and left {}",
@@ -87,10 +89,10 @@ impl Mesh {
     }
 }
 
-/// The meshes of this user that run in the usual folder.
+/// Names of this user's meshes that run in the default folder.
 pub(crate) fn running() -> Vec<String> {
-    let one = meltemi_node::config::run_dir("default");
-    let Some(folder) = one.parent() else {
+    let default_mesh = meltemi_node::config::run_dir("default");
+    let Some(folder) = default_mesh.parent() else {
         return Vec::new();
     };
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -104,17 +106,18 @@ pub(crate) fn running() -> Vec<String> {
     names
 }
 
-/// A socket that nobody listens at is left by a mesh that was killed.
+/// Whether a node listens in the folder. A socket file alone proves nothing: a killed mesh leaves
+/// it behind.
 fn is_alive(run_dir: &Path) -> bool {
-    // The node's socket is of another type than a stream; that it is refused for its type shows
-    // that somebody listens.
+    // The node's socket is SOCK_SEQPACKET. Connecting with SOCK_STREAM fails with EPROTOTYPE if a
+    // process listens, and with ECONNREFUSED if none does.
     match UnixStream::connect(run_dir.join("node.sock")) {
         Ok(_) => true,
         Err(error) => error.raw_os_error() == Some(EPROTOTYPE),
     }
 }
 
-/// `EPROTOTYPE` on Linux: right address, wrong type of socket.
+/// Linux's error number for a connect with the wrong socket type.
 const EPROTOTYPE: i32 = 91;
 
 #[cfg(test)]
@@ -122,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mesh_that_does_not_run_is_named_with_its_folder() {
+    fn the_error_for_a_missing_mesh_names_the_mesh_and_its_folder() {
         let folder = std::env::temp_dir().join("meltemi-cli-nobody");
         let mesh = Mesh::new("shop", Some(&folder));
         let error = ClientError::Connect {

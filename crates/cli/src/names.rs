@@ -1,18 +1,18 @@
-//! Names as kubectl's users write them: `vs`, `vs,dr`, `vs reviews`, `vs/reviews`,
-//! `deploy/productpage-v1`, `app=reviews`.
+//! Parses names of objects, workloads and labels in kubectl's syntax: `vs`, `vs,dr`, `vs reviews`,
+//! `vs/reviews`, `deploy/productpage-v1`, `app=reviews`.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail, ensure};
 
-/// Kinds, or objects of a kind. An empty name means all of the kind.
+/// One object, or with an empty name all objects of a kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Wanted {
+pub(crate) struct NamedObject {
     pub(crate) kind: String,
     pub(crate) name: String,
 }
 
-impl Wanted {
+impl NamedObject {
     fn new(kind: &str, name: &str) -> Self {
         Self {
             kind: kind.to_owned(),
@@ -21,15 +21,15 @@ impl Wanted {
     }
 }
 
-/// What words such as `vs`, `vs,dr`, `vs a b` and `vs/a dr/b` ask for.
-pub(crate) fn wanted(words: &[String]) -> Result<Vec<Wanted>> {
+/// Parses the words of a command line: `vs`, `vs,dr`, `vs a b` or `vs/a dr/b`.
+pub(crate) fn parse_names(words: &[String]) -> Result<Vec<NamedObject>> {
     let Some((first, names)) = words.split_first() else {
         return Ok(Vec::new());
     };
     if words.iter().any(|word| word.contains('/')) {
         let pair = |word: &String| match word.split_once('/') {
             Some((kind, name)) if !kind.is_empty() && !name.is_empty() => {
-                Ok(Wanted::new(kind, name))
+                Ok(NamedObject::new(kind, name))
             }
             _ => bail!("{word:?}: where one object is written KIND/NAME, all of them are"),
         };
@@ -46,17 +46,17 @@ pub(crate) fn wanted(words: &[String]) -> Result<Vec<Wanted>> {
     if names.is_empty() {
         return Ok(kinds
             .into_iter()
-            .map(|kind| Wanted::new(kind, ""))
+            .map(|kind| NamedObject::new(kind, ""))
             .collect());
     }
 
     Ok(kinds
         .iter()
-        .flat_map(|kind| names.iter().map(|name| Wanted::new(kind, name)))
+        .flat_map(|kind| names.iter().map(|name| NamedObject::new(kind, name)))
         .collect())
 }
 
-/// A workload's name without the type that kubectl allows in front of it.
+/// Removes the type that kubectl allows before a workload's name, as in `deploy/reviews-v1`.
 pub(crate) fn workload(word: &str) -> &str {
     const TYPES: [&str; 10] = [
         "deploy",
@@ -77,12 +77,13 @@ pub(crate) fn workload(word: &str) -> &str {
     }
 }
 
-/// An equality-based label selector.
+/// An equality-based label selector: (key, value, whether they must be equal). Without a value the
+/// key must exist.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct LabelFilter(Vec<(String, Option<String>, bool)>);
 
 impl LabelFilter {
-    /// Reads `a=b,c!=d,e`.
+    /// Parses `a=b,c!=d,e`.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let mut terms = Vec::new();
         for term in text
@@ -90,7 +91,7 @@ impl LabelFilter {
             .map(str::trim)
             .filter(|term| !term.is_empty())
         {
-            let (key, value, is_wanted) = if let Some((key, value)) = term.split_once("!=") {
+            let (key, value, must_equal) = if let Some((key, value)) = term.split_once("!=") {
                 (key, Some(value), false)
             } else if let Some((key, value)) =
                 term.split_once("==").or_else(|| term.split_once('='))
@@ -108,18 +109,18 @@ impl LabelFilter {
             terms.push((
                 key.trim().to_owned(),
                 value.map(|value| value.trim().to_owned()),
-                is_wanted,
+                must_equal,
             ));
         }
 
         Ok(Self(terms))
     }
 
-    /// Whether labels fit.
-    pub(crate) fn fits(&self, labels: &BTreeMap<&str, &str>) -> bool {
+    /// Whether the labels satisfy every term.
+    pub(crate) fn matches(&self, labels: &BTreeMap<&str, &str>) -> bool {
         self.0.iter().all(
-            |(key, value, is_wanted)| match (labels.get(key.as_str()), value) {
-                (found, Some(value)) => (found == Some(&value.as_str())) == *is_wanted,
+            |(key, value, must_equal)| match (labels.get(key.as_str()), value) {
+                (found, Some(value)) => (found == Some(&value.as_str())) == *must_equal,
                 (found, None) => found.is_some(),
             },
         )
@@ -130,11 +131,11 @@ impl LabelFilter {
 mod tests {
     use super::*;
 
-    fn read(words: &[&str]) -> Result<Vec<(String, String)>> {
+    fn parse(words: &[&str]) -> Result<Vec<(String, String)>> {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        Ok(wanted(&words)?
+        Ok(parse_names(&words)?
             .into_iter()
-            .map(|wanted| (wanted.kind, wanted.name))
+            .map(|object| (object.kind, object.name))
             .collect())
     }
 
@@ -146,20 +147,20 @@ mod tests {
 
     #[test]
     fn objects_are_named_as_with_kubectl() {
-        assert_eq!(read(&["vs"]).unwrap(), pairs(&[("vs", "")]));
-        assert_eq!(read(&["vs,dr"]).unwrap(), pairs(&[("vs", ""), ("dr", "")]));
+        assert_eq!(parse(&["vs"]).unwrap(), pairs(&[("vs", "")]));
+        assert_eq!(parse(&["vs,dr"]).unwrap(), pairs(&[("vs", ""), ("dr", "")]));
         assert_eq!(
-            read(&["vs", "a", "b"]).unwrap(),
+            parse(&["vs", "a", "b"]).unwrap(),
             pairs(&[("vs", "a"), ("vs", "b")])
         );
 
         assert_eq!(
-            read(&["vs/a", "dr/b"]).unwrap(),
+            parse(&["vs/a", "dr/b"]).unwrap(),
             pairs(&[("vs", "a"), ("dr", "b")])
         );
 
         for slip in [&["vs/a", "b"][..], &["vs/"], &[","]] {
-            assert!(read(slip).is_err(), "{slip:?}");
+            assert!(parse(slip).is_err(), "{slip:?}");
         }
     }
 
@@ -179,9 +180,9 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_compared() {
+    fn selectors_match_labels() {
         let labels = BTreeMap::from([("app", "reviews"), ("version", "v1")]);
-        for (selector, fits) in [
+        for (selector, matches) in [
             ("app=reviews", true),
             ("app==reviews,version=v1", true),
             ("app=reviews,version!=v1", false),
@@ -190,8 +191,8 @@ mod tests {
             ("tier", false),
         ] {
             assert_eq!(
-                LabelFilter::parse(selector).unwrap().fits(&labels),
-                fits,
+                LabelFilter::parse(selector).unwrap().matches(&labels),
+                matches,
                 "{selector}"
             );
         }

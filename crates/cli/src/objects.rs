@@ -1,4 +1,5 @@
-//! `apply`, `get`, `delete`.
+//! The commands `apply`, `get` and `delete`, which work on configuration objects through the
+//! control plane.
 
 use std::collections::BTreeMap;
 
@@ -9,12 +10,12 @@ use meltemi_api::{Kind, not_found};
 use crate::args::{ApplyArgs, DeleteArgs, GetArgs};
 use crate::columns::{Live, columns, needs_live};
 use crate::mesh::Mesh;
-use crate::names::{LabelFilter, Wanted, wanted};
+use crate::names::{LabelFilter, NamedObject, parse_names};
 use crate::output::{self, Output};
 use crate::sources::Sources;
 use crate::table::Table;
 
-/// The status code of an answer about an object that is not there.
+/// HTTP status of the control plane's answer for an object that does not exist.
 const NOT_FOUND: u16 = 404;
 
 pub(crate) async fn apply(mesh: &Mesh, args: ApplyArgs) -> Result<i32> {
@@ -25,7 +26,8 @@ pub(crate) async fn apply(mesh: &Mesh, args: ApplyArgs) -> Result<i32> {
         .await;
 
     let mut response = answer.map_err(|error| mesh.control_error(error))?;
-    sources.place(&mut response.diagnostics);
+    sources.set_positions(&mut response.diagnostics);
+
     match args.output {
         Some(Output::Name) => {
             for applied in response
@@ -42,7 +44,7 @@ pub(crate) async fn apply(mesh: &Mesh, args: ApplyArgs) -> Result<i32> {
 
             output::diagnostics(&response.diagnostics);
         }
-        form if output::machine(form, &response)? => {}
+        format if output::structured(format, &response)? => {}
         _ => print(&response)?,
     }
 
@@ -50,17 +52,17 @@ pub(crate) async fn apply(mesh: &Mesh, args: ApplyArgs) -> Result<i32> {
 }
 
 pub(crate) async fn delete(mesh: &Mesh, args: DeleteArgs) -> Result<i32> {
-    let which = if args.what.is_empty() {
+    let selectors = if args.what.is_empty() {
         let sources = Sources::read(&args.files)?;
-        selectors(&sources, &args.namespace)?
+        selectors_of(&sources, &args.namespace)?
     } else {
-        let of = |Wanted { kind, name }| ObjectSelector {
+        let select = |NamedObject { kind, name }| ObjectSelector {
             kind,
             ns: args.namespace.clone(),
             name,
         };
 
-        let all: Vec<_> = wanted(&args.what)?.into_iter().map(of).collect();
+        let all: Vec<_> = parse_names(&args.what)?.into_iter().map(select).collect();
         for one in &all {
             ensure!(
                 !one.name.is_empty(),
@@ -73,13 +75,13 @@ pub(crate) async fn delete(mesh: &Mesh, args: DeleteArgs) -> Result<i32> {
     };
 
     let mut code = 0;
-    for selector in &which {
+    for selector in &selectors {
         match mesh.control().delete(selector, args.dry_run).await {
             Ok(response) => {
                 print(&response)?;
                 code |= i32::from(!response.ok);
             }
-            // One that is not there keeps nobody from deleting the others.
+            // A missing object does not keep the other ones from being deleted.
             Err(ClientError::Refused { message, status }) => {
                 if !(args.ignore_not_found && status == NOT_FOUND) {
                     output::note(format_args!("error: {message}"));
@@ -100,15 +102,15 @@ pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
         args.namespace.as_str()
     };
 
-    let which = if args.what.is_empty() {
-        selectors(&Sources::read(&args.files)?, ns)?
+    let selectors = if args.what.is_empty() {
+        selectors_of(&Sources::read(&args.files)?, ns)?
     } else {
-        let of = |Wanted { kind, name }| ObjectSelector {
+        let select = |NamedObject { kind, name }| ObjectSelector {
             kind,
             ns: ns.to_owned(),
             name,
         };
-        wanted(&args.what)?.into_iter().map(of).collect()
+        parse_names(&args.what)?.into_iter().map(select).collect()
     };
 
     let filter = args
@@ -117,43 +119,22 @@ pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
         .map(LabelFilter::parse)
         .transpose()?;
 
-    let is_named = which.iter().all(|one| !one.name.is_empty());
+    let is_named = selectors.iter().all(|selector| !selector.name.is_empty());
     let mut items: Vec<ObjectView> = Vec::new();
     let mut code = 0;
 
-    for one in &which {
-        let found = objects(mesh, one).await?;
-        if found.is_empty() && !one.name.is_empty() {
-            let resource =
-                Kind::from_word(&one.kind).map_or_else(|| one.kind.clone(), |kind| kind.resource());
-            output::note(format_args!(
-                "error: {}",
-                not_found(&resource, &one.ns, &one.name)
-            ));
-
-            if let Some(elsewhere) = objects(
-                mesh,
-                &ObjectSelector {
-                    ns: String::new(),
-                    ..one.clone()
-                },
-            )
-            .await?
-            .first()
-            {
-                let namespace = &elsewhere.object.namespace;
-                output::note(format_args!(
-                    "there is one in namespace {namespace} (-n {namespace})"
-                ));
-            }
-
+    for selector in &selectors {
+        let found = objects(mesh, selector).await?;
+        if found.is_empty() && !selector.name.is_empty() {
+            report_missing(mesh, selector).await?;
             code = 1;
         }
 
+        // Selectors may overlap, as in `get all vs`: list each object once.
         for item in found {
             if filter
                 .as_ref()
-                .is_none_or(|filter| filter.fits(&labels(&item)))
+                .is_none_or(|filter| filter.matches(&labels(&item)))
                 && !items.contains(&item)
             {
                 items.push(item);
@@ -161,6 +142,7 @@ pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
         }
     }
 
+    let is_single = is_named && selectors.len() == 1;
     match args.output {
         Some(Output::Name) => {
             for item in &items {
@@ -171,23 +153,11 @@ pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
                 ))?;
             }
         }
-        Some(form @ (Output::Json | Output::Yaml)) => {
-            match (items.as_slice(), is_named && which.len() == 1) {
-                ([only], true) => _ = output::machine(Some(form), &only.value)?,
-                ([], true) => {}
-                (all, _) => {
-                    let values: Vec<_> = all.iter().map(|item| &item.value).collect();
-                    output::machine(
-                        Some(form),
-                        &serde_json::json!({"apiVersion": "v1", "kind": "List", "items": values}),
-                    )?;
-                }
-            }
-        }
+        Some(format @ (Output::Json | Output::Yaml)) => print_values(&items, is_single, format)?,
         _ if items.is_empty() && !is_named => {
-            output::note(format_args!("No objects found{}.", place(ns)))
+            output::note(format_args!("No objects found{}.", in_namespace(ns)))
         }
-        form => {
+        format => {
             let live = live(mesh, &items).await;
             let namespaces = args.all_namespaces
                 || items
@@ -198,7 +168,7 @@ pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
                 &items,
                 &live,
                 namespaces,
-                form == Some(Output::Wide),
+                format == Some(Output::Wide),
             ))?;
         }
     }
@@ -206,6 +176,50 @@ pub(crate) async fn get(mesh: &Mesh, args: GetArgs) -> Result<i32> {
     Ok(code)
 }
 
+/// Prints that an object does not exist, and the namespace of one with the same
+/// name if there is one.
+async fn report_missing(mesh: &Mesh, selector: &ObjectSelector) -> Result<()> {
+    let resource = Kind::from_word(&selector.kind)
+        .map_or_else(|| selector.kind.clone(), |kind| kind.resource());
+    output::note(format_args!(
+        "error: {}",
+        not_found(&resource, &selector.ns, &selector.name)
+    ));
+
+    let anywhere = ObjectSelector {
+        ns: String::new(),
+        ..selector.clone()
+    };
+    if let Some(elsewhere) = objects(mesh, &anywhere).await?.first() {
+        let namespace = &elsewhere.object.namespace;
+        output::note(format_args!(
+            "there is one in namespace {namespace} (-n {namespace})"
+        ));
+    }
+
+    Ok(())
+}
+
+/// Prints objects as YAML or JSON: a single object by itself (nothing if it does
+/// not exist), several as a `List`.
+fn print_values(items: &[ObjectView], is_single: bool, format: Output) -> Result<()> {
+    match (items, is_single) {
+        ([only], true) => _ = output::structured(Some(format), &only.value)?,
+        ([], true) => {}
+        (all, _) => {
+            let values: Vec<_> = all.iter().map(|item| &item.value).collect();
+            output::structured(
+                Some(format),
+                &serde_json::json!({"apiVersion": "v1", "kind": "List", "items": values}),
+            )?;
+        }
+    }
+
+    Ok(())
+}
+
+/// Asks the control plane for the objects of a selector; the kind `all` selects
+/// every kind.
 async fn objects(mesh: &Mesh, one: &ObjectSelector) -> Result<Vec<ObjectView>> {
     let kind = if one.kind == "all" {
         String::new()
@@ -226,7 +240,8 @@ async fn objects(mesh: &Mesh, one: &ObjectSelector) -> Result<Vec<ObjectView>> {
         .items)
 }
 
-/// What runs, for the kinds that show it. Without an answer their columns show less.
+/// The live state, if a kind has columns for it. If node or control plane do not answer, the
+/// columns show less.
 async fn live(mesh: &Mesh, items: &[ObjectView]) -> Live {
     if !items.iter().any(|item| needs_live(&item.object.kind)) {
         return Live::default();
@@ -241,7 +256,7 @@ async fn live(mesh: &Mesh, items: &[ObjectView]) -> Live {
     }
 }
 
-fn place(ns: &str) -> String {
+fn in_namespace(ns: &str) -> String {
     if ns.is_empty() {
         String::new()
     } else {
@@ -259,13 +274,13 @@ fn labels(item: &ObjectView) -> BTreeMap<&str, &str> {
         .collect()
 }
 
-/// One table a kind; where there are several, names carry their kind.
+/// One table per kind. If there are several kinds, names are prefixed with their kind.
 fn tables(items: &[ObjectView], live: &Live, all_namespaces: bool, wide: bool) -> String {
-    let of_one_kind: Vec<&[ObjectView]> = items
+    let by_kind: Vec<&[ObjectView]> = items
         .chunk_by(|a, b| a.object.kind == b.object.kind)
         .collect();
-    let is_mixed = of_one_kind.len() > 1;
-    let one = |items: &&[ObjectView]| {
+    let is_mixed = by_kind.len() > 1;
+    let table_of = |items: &&[ObjectView]| {
         let mut table = Table::default();
         for (index, item) in items.iter().enumerate() {
             let object = &item.object;
@@ -290,9 +305,10 @@ fn tables(items: &[ObjectView], live: &Live, all_namespaces: bool, wide: bool) -
         table.render()
     };
 
-    of_one_kind.iter().map(one).collect::<Vec<_>>().join("\n")
+    by_kind.iter().map(table_of).collect::<Vec<_>>().join("\n")
 }
 
+/// Prints the result of an apply or delete: one line per object, then the diagnostics.
 fn print(response: &ApplyResponse) -> Result<()> {
     let suffix = if response.dry_run { " (dry run)" } else { "" };
     for applied in response
@@ -300,7 +316,7 @@ fn print(response: &ApplyResponse) -> Result<()> {
         .iter()
         .filter(|applied| applied.action != Action::Refused)
     {
-        // Whose file it is decides who has to know: the mesh's own state is nobody's to look into.
+        // Name only files of the user. The mesh's own state files are an internal matter.
         let place = if applied.in_users_file {
             format!(" in {}", applied.file)
         } else {
@@ -319,12 +335,14 @@ fn print(response: &ApplyResponse) -> Result<()> {
     Ok(())
 }
 
-fn selectors(sources: &Sources, namespace: &str) -> Result<Vec<ObjectSelector>> {
+/// Selectors of the objects that files define.
+fn selectors_of(sources: &Sources, namespace: &str) -> Result<Vec<ObjectSelector>> {
     let mut parsed = meltemi_api::parse_in("applied", &sources.text, namespace);
-    sources.place(&mut parsed.diagnostics);
+    sources.set_positions(&mut parsed.diagnostics);
     output::diagnostics(&parsed.diagnostics);
     ensure!(!parsed.objects.is_empty(), "the given files name no object");
-    let of = |object: &meltemi_api::Object| {
+
+    let select = |object: &meltemi_api::Object| {
         let meltemi_api::ObjectKey {
             kind,
             namespace,
@@ -338,7 +356,7 @@ fn selectors(sources: &Sources, namespace: &str) -> Result<Vec<ObjectSelector>> 
         }
     };
 
-    Ok(parsed.objects.iter().map(of).collect())
+    Ok(parsed.objects.iter().map(select).collect())
 }
 
 #[cfg(test)]

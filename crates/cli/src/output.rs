@@ -1,4 +1,4 @@
-//! Standard output and standard error: YAML, JSON, text, and readers that leave early.
+//! Writes to standard output and standard error, and recognises a reader that closed the pipe.
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
@@ -8,20 +8,21 @@ use clap::ValueEnum;
 use meltemi_types::Diagnostic;
 use serde::Serialize;
 
-/// How results are printed.
+/// The output format (`-o`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// A table with more columns.
+    /// A table with additional columns.
     Wide,
-    /// YAML.
+    /// The objects as YAML.
     Yaml,
-    /// JSON.
+    /// The objects as JSON.
     Json,
-    /// KIND/NAME only.
+    /// One `KIND/NAME` per line.
     Name,
 }
 
-/// Whoever read standard output has left (`| head`): no failure of ours, and nothing more to do.
+/// The reader of standard output closed the pipe, as `head` does. The command ends without an error
+/// message.
 #[derive(Debug)]
 pub(crate) struct ReaderLeft;
 
@@ -33,10 +34,10 @@ impl Display for ReaderLeft {
 
 impl std::error::Error for ReaderLeft {}
 
-/// Exit code when the reader left: 128 + SIGPIPE, as other commands end.
+/// Exit code after [`ReaderLeft`]: 128 + SIGPIPE, as for commands that the signal kills.
 pub(crate) const READER_LEFT: i32 = 141;
 
-/// Writes to standard output.
+/// Writes to standard output and flushes.
 pub(crate) fn bytes(bytes: &[u8]) -> Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
@@ -55,13 +56,13 @@ pub(crate) fn line(text: impl Display) -> Result<()> {
     bytes(format!("{text}\n").as_bytes())
 }
 
-/// Writes a line to standard error; nobody can be told when that fails.
+/// Writes a line to standard error. Errors are ignored, since there is nowhere left to report them.
 pub(crate) fn note(text: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// Prints a value in a machine's form; false if a table was asked for.
-pub(crate) fn machine(output: Option<Output>, value: &impl Serialize) -> Result<bool> {
+/// Prints a value as YAML or JSON. Returns false, and prints nothing, for any other format.
+pub(crate) fn structured(output: Option<Output>, value: &impl Serialize) -> Result<bool> {
     match output {
         Some(Output::Json) => line(serde_json::to_string_pretty(value)?)?,
         Some(Output::Yaml) => text(&serde_saphyr::to_string(value)?)?,
@@ -70,7 +71,7 @@ pub(crate) fn machine(output: Option<Output>, value: &impl Serialize) -> Result<
     Ok(true)
 }
 
-/// Findings go to standard error, one a line.
+/// Writes diagnostics to standard error, one per line.
 pub(crate) fn diagnostics(all: &[Diagnostic]) {
     all.iter().for_each(note);
 }

@@ -1,5 +1,5 @@
-//! The files of `-f` as one stream of documents, and the way back from a line of the stream to a
-//! line of a file.
+//! Joins the files of `-f` into one YAML stream for the control plane, and maps lines of the stream
+//! back to lines of the files.
 
 use std::fs;
 use std::io::Read;
@@ -8,20 +8,20 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use meltemi_types::{Diagnostic, Position};
 
-/// What the control plane calls a text that was applied.
+/// File name that the control plane uses in positions within an applied text.
 const STREAM: &str = "applied";
 
-/// Texts with the names that the user gave them.
+/// The stream, and the files that it consists of.
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
     pub(crate) text: String,
-    /// Name, and how many lines of the stream stand before it.
-    parts: Vec<(String, u32)>,
+    /// Name of each file, and the number of lines before it in the stream.
+    files: Vec<(String, u32)>,
 }
 
 impl Sources {
-    /// Reads files, directories (their YAML and JSON files, not what is below) and `-`, standard
-    /// input.
+    /// Reads files, directories (the YAML and JSON files directly in them) and `-`, which is
+    /// standard input.
     pub(crate) fn read(files: &[PathBuf]) -> Result<Self> {
         let mut all = Self::default();
         for file in files {
@@ -32,7 +32,7 @@ impl Sources {
                     .context("cannot read standard input")?;
                 all.push("stdin", &text);
             } else if file.is_dir() {
-                for path in inside(file)? {
+                for path in files_in(file)? {
                     all.push_file(&path)?;
                 }
             } else {
@@ -59,30 +59,35 @@ impl Sources {
         }
 
         let before = self.text.bytes().filter(|byte| *byte == b'\n').count();
-        self.parts
+        self.files
             .push((name.to_owned(), u32::try_from(before).unwrap_or(u32::MAX)));
+
+        // A byte order mark is only valid at the beginning of the whole stream.
         self.text
             .push_str(text.strip_prefix('\u{feff}').unwrap_or(text));
     }
 
-    /// Lets findings about the stream point into the file.
-    pub(crate) fn place(&self, diagnostics: &mut [Diagnostic]) {
+    /// Changes positions within the stream into positions within the user's files.
+    pub(crate) fn set_positions(&self, diagnostics: &mut [Diagnostic]) {
         diagnostics
             .iter_mut()
-            .for_each(|finding| self.place_one(&mut finding.position));
+            .for_each(|finding| self.map_position(&mut finding.position));
     }
 
-    fn place_one(&self, position: &mut Position) {
+    fn map_position(&self, position: &mut Position) {
         if position.file != STREAM {
             return;
         }
+
+        // The file is the last one that begins before the line. A position without a line (0) is
+        // mapped only if there is a single file.
         let within = self
-            .parts
+            .files
             .iter()
             .rev()
             .find(|(_, before)| position.line == 0 || position.line > *before);
 
-        if let Some((name, before)) = within.filter(|_| position.line > 0 || self.parts.len() == 1)
+        if let Some((name, before)) = within.filter(|_| position.line > 0 || self.files.len() == 1)
         {
             position.file.clone_from(name);
             position.line = position.line.saturating_sub(*before);
@@ -90,8 +95,9 @@ impl Sources {
     }
 }
 
-fn inside(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut inside: Vec<PathBuf> = fs::read_dir(folder)
+/// The YAML and JSON files of a folder, sorted. An error if there are none.
+fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files: Vec<PathBuf> = fs::read_dir(folder)
         .with_context(|| format!("cannot read {}", folder.display()))?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| {
@@ -100,14 +106,14 @@ fn inside(folder: &Path) -> Result<Vec<PathBuf>> {
         })
         .collect();
 
-    inside.sort();
+    files.sort();
     ensure!(
-        !inside.is_empty(),
+        !files.is_empty(),
         "{} holds no .yaml, .yml or .json file",
         folder.display()
     );
 
-    Ok(inside)
+    Ok(files)
 }
 
 #[cfg(test)]
@@ -115,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn findings_point_into_the_file_that_the_user_named() {
+    fn diagnostics_point_into_the_users_files() {
         let mut sources = Sources::default();
         sources.push("a.yaml", "kind: A\nname: a");
         sources.push("b.yaml", "\u{feff}kind: B\nname: b\n");
@@ -126,7 +132,7 @@ mod tests {
                 line,
                 column: 3,
             };
-            sources.place_one(&mut position);
+            sources.map_position(&mut position);
             position.to_string()
         };
 
@@ -138,7 +144,7 @@ mod tests {
             column: 1,
         };
 
-        sources.place_one(&mut elsewhere);
+        sources.map_position(&mut elsewhere);
         assert_eq!(elsewhere.to_string(), "/etc/mesh/vs.yaml:5:1");
     }
 }

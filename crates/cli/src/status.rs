@@ -1,4 +1,4 @@
-//! `status`: workloads as the node runs them beside proxies as the control plane sees them.
+//! The command `status`: joins the workloads of the node with the proxies of the control plane.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Result, anyhow, bail};
 use meltemi_admin_api::{CertificateStatus, ProxyStatus, Status, SyncState, TypeSync};
 use meltemi_node::ProxyKind;
-use meltemi_node::api::{PartStatus, Phase, WorkloadStatus};
+use meltemi_node::api::{Phase, ProgramStatus, WorkloadStatus};
 use serde::Serialize;
 
 use crate::args::StatusArgs;
@@ -16,17 +16,17 @@ use crate::names;
 use crate::output::{self, Output};
 use crate::table::{Table, age};
 
-/// Everything, for machines.
+/// All data of the command; printed as it is with `-o yaml` and `-o json`.
 #[derive(Serialize)]
-struct Whole {
+struct MeshStatus {
     workloads: Vec<WorkloadStatus>,
-    /// Deployments of which something does not run as it is written.
+    /// Messages about Deployments that run differently from what their YAML says.
     problems: Vec<String>,
     control: Option<Status>,
 }
 
-/// A control plane that does not answer by then is shown as one that does not.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Limit for the control plane's answer.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(crate) async fn status(mesh: &Mesh, args: StatusArgs) -> Result<i32> {
     let mut workloads = mesh
@@ -35,12 +35,12 @@ pub(crate) async fn status(mesh: &Mesh, args: StatusArgs) -> Result<i32> {
         .await
         .map_err(|error| mesh.node_error(error))?;
 
-    // The control plane may be starting again; the workloads are worth showing all the same.
-    let control = match tokio::time::timeout(PATIENCE, mesh.control().status()).await {
+    // Show the workloads even if the control plane does not answer: it may be restarting.
+    let control = match tokio::time::timeout(CONTROL_TIMEOUT, mesh.control().status()).await {
         Ok(answer) => answer.map_err(|error| mesh.control_error(error)),
         Err(_) => Err(anyhow!(
             "the control plane does not answer within {} s",
-            PATIENCE.as_secs()
+            CONTROL_TIMEOUT.as_secs()
         )),
     };
 
@@ -57,24 +57,22 @@ pub(crate) async fn status(mesh: &Mesh, args: StatusArgs) -> Result<i32> {
         }
     }
 
-    // A part of the mesh: what is wrong elsewhere is not asked for.
-    let is_whole = args.namespace.is_none() && args.workload.is_none();
-    let problems = if is_whole {
+    // Problems are not tied to a workload, so show them only for the whole mesh.
+    let is_filtered = args.namespace.is_some() || args.workload.is_some();
+    let problems = if !is_filtered {
         mesh.node().problems().await.unwrap_or_default()
     } else {
         Vec::new()
     };
 
-    let problem = control.as_ref().err().map(ToString::to_string);
-    let mut whole = Whole {
+    let control_problem = control.as_ref().err().map(ToString::to_string);
+    let mut whole = MeshStatus {
         workloads,
         problems,
         control: control.ok(),
     };
 
-    if (args.namespace.is_some() || args.workload.is_some())
-        && let Some(control) = &mut whole.control
-    {
+    if is_filtered && let Some(control) = &mut whole.control {
         control.proxies.retain(|proxy| {
             whole
                 .workloads
@@ -89,16 +87,16 @@ pub(crate) async fn status(mesh: &Mesh, args: StatusArgs) -> Result<i32> {
                 output::line(format_args!("workload/{}", workload.key.pod))?;
             }
         }
-        form if output::machine(form, &whole)? => {}
+        format if output::structured(format, &whole)? => {}
         _ if whole.workloads.is_empty() => output::note("No workloads found."),
-        form => {
-            output::text(&table(&whole, form == Some(Output::Wide)))?;
-            output::text(&ways_in(&whole.workloads))?;
-            remarks(&whole);
+        format => {
+            output::text(&table(&whole, format == Some(Output::Wide)))?;
+            output::text(&published_ports(&whole.workloads))?;
+            print_problems(&whole);
         }
     }
 
-    match problem {
+    match control_problem {
         Some(problem) => {
             output::note(format_args!("warning: {problem}"));
             Ok(1)
@@ -107,15 +105,16 @@ pub(crate) async fn status(mesh: &Mesh, args: StatusArgs) -> Result<i32> {
     }
 }
 
-/// What is wrong, below the table.
-fn remarks(whole: &Whole) {
+/// Prints rejections, diagnostics and problems below the table.
+fn print_problems(whole: &MeshStatus) {
     if let Some(control) = &whole.control {
         for proxy in &control.proxies {
-            refusals(proxy).iter().for_each(output::note);
+            rejection_lines(proxy).iter().for_each(output::note);
         }
         output::diagnostics(&control.diagnostics);
 
-        // What translation leaves out, it leaves out for many proxies alike.
+        // Translation often leaves the same resource out for many proxies: print each diagnostic
+        // once.
         let left_out: BTreeSet<_> = control
             .proxies
             .iter()
@@ -138,9 +137,9 @@ fn remarks(whole: &Whole) {
     }
 }
 
-/// What a proxy refuses. One answer of Envoy's is about many resources, and repeats itself for
-/// each: it is said once.
-fn refusals(proxy: &ProxyStatus) -> Vec<String> {
+/// The rejections of a proxy, one line per reason. Envoy sends one reason for all resources of a
+/// response, and the control plane records it for each resource.
+fn rejection_lines(proxy: &ProxyStatus) -> Vec<String> {
     let mut by_reason: Vec<(&str, &str, Vec<&str>)> = Vec::new();
     for rejection in &proxy.rejections {
         match by_reason
@@ -166,11 +165,12 @@ fn refusals(proxy: &ProxyStatus) -> Vec<String> {
     by_reason.into_iter().map(line).collect()
 }
 
+/// Whether the proxy belongs to the workload.
 fn is_of(proxy: &ProxyStatus, workload: &WorkloadStatus) -> bool {
     proxy.name == workload.key.pod && proxy.namespace == workload.key.namespace
 }
 
-fn table(whole: &Whole, wide: bool) -> String {
+fn table(whole: &MeshStatus, wide: bool) -> String {
     let mut header = vec![
         "NAMESPACE",
         "WORKLOAD",
@@ -246,9 +246,9 @@ fn table(whole: &Whole, wide: bool) -> String {
     table.render()
 }
 
-/// Where the machine listens for gateways.
-fn ways_in(workloads: &[WorkloadStatus]) -> String {
-    let one = |workload: &WorkloadStatus| {
+/// The published ports of gateways, one line each.
+fn published_ports(workloads: &[WorkloadStatus]) -> String {
+    let lines_of = |workload: &WorkloadStatus| {
         workload
             .published
             .iter()
@@ -258,12 +258,13 @@ fn ways_in(workloads: &[WorkloadStatus]) -> String {
 
     workloads
         .iter()
-        .map(one)
+        .map(lines_of)
         .filter(|lines| !lines.is_empty())
         .map(|lines| format!("\n{lines}"))
         .collect()
 }
 
+/// The cell STATE, in kubectl's words.
 pub(crate) fn state(workload: &WorkloadStatus) -> String {
     match (workload.phase, workload.ready) {
         (Phase::Running, true) => "Running",
@@ -275,20 +276,20 @@ pub(crate) fn state(workload: &WorkloadStatus) -> String {
     .to_owned()
 }
 
-fn parts(workload: &WorkloadStatus) -> impl Iterator<Item = &PartStatus> {
+fn programs(workload: &WorkloadStatus) -> impl Iterator<Item = &ProgramStatus> {
     workload.app.iter().chain(&workload.proxy)
 }
 
 pub(crate) fn restarts(workload: &WorkloadStatus) -> String {
-    parts(workload)
-        .map(|part| part.restarts)
+    programs(workload)
+        .map(|program| program.restarts)
         .sum::<u32>()
         .to_string()
 }
 
 fn last_exit(workload: &WorkloadStatus) -> String {
-    parts(workload)
-        .find_map(|part| part.last_exit.clone())
+    programs(workload)
+        .find_map(|program| program.last_exit.clone())
         .unwrap_or_default()
 }
 
@@ -300,25 +301,27 @@ fn kind(kind: ProxyKind) -> &'static str {
     }
 }
 
-/// Whether the proxy's configuration is the wanted one.
-fn config(workload: &WorkloadStatus, is_known: bool, proxy: Option<&ProxyStatus>) -> String {
+/// The cell CONFIG: whether the proxy has the newest configuration. `has_control` is false if the
+/// control plane did not answer.
+fn config(workload: &WorkloadStatus, has_control: bool, proxy: Option<&ProxyStatus>) -> String {
     match (workload.proxy_kind, proxy) {
         (ProxyKind::None, _) => String::new(),
-        (_, None) if !is_known => "UNKNOWN".to_owned(),
+        (_, None) if !has_control => "UNKNOWN".to_owned(),
         (_, None) => "NOT CONNECTED".to_owned(),
         (_, Some(proxy)) => word(proxy.state).to_owned(),
     }
 }
 
-/// State, number of resources, and the version that it has, or has and ought to have.
+/// The cell of one xDS type: state, number of resources, and the acknowledged version, or
+/// `ACKED->WANTED` if they differ.
 fn sync(sync: &TypeSync) -> String {
-    let (has, wanted) = (short(&sync.acked), short(&sync.wanted));
-    let versions = match (has == wanted, has.is_empty() && wanted.is_empty()) {
+    let (acked, wanted) = (short(&sync.acked), short(&sync.wanted));
+    let versions = match (acked == wanted, acked.is_empty() && wanted.is_empty()) {
         (_, true) => String::new(),
-        (true, _) => format!(" {has}"),
+        (true, _) => format!(" {acked}"),
         (false, _) => format!(
             " {}->{}",
-            if has.is_empty() { "none" } else { has },
+            if acked.is_empty() { "none" } else { acked },
             if wanted.is_empty() { "none" } else { wanted }
         ),
     };
@@ -326,26 +329,28 @@ fn sync(sync: &TypeSync) -> String {
     format!("{} {}{versions}", word(sync.state), sync.resources)
 }
 
-/// As much of a hash as tells a few versions apart.
+/// The first 8 digits of a hash, enough to tell a few versions apart.
 fn short(hash: &str) -> &str {
     hash.get(..8).unwrap_or(hash)
 }
 
-/// One version over all types: equal for proxies that have the same of everything.
+/// One version over all types, equal for proxies whose versions are equal in every type.
 fn version(proxy: &ProxyStatus, of: fn(&TypeSync) -> &str) -> String {
-    let mut known: Vec<(&str, &str)> = proxy
+    let mut versions: Vec<(&str, &str)> = proxy
         .types
         .iter()
         .map(|t| (t.type_url.as_str(), of(t)))
         .collect();
 
-    known.retain(|(_, version)| !version.is_empty());
-    if known.is_empty() {
+    versions.retain(|(_, version)| !version.is_empty());
+    if versions.is_empty() {
         return String::new();
     }
-    known.sort_unstable();
+
+    // The order in which the control plane lists the types must not matter.
+    versions.sort_unstable();
     let mut hasher = DefaultHasher::new();
-    known.hash(&mut hasher);
+    versions.hash(&mut hasher);
 
     short(&format!("{:016x}", hasher.finish())).to_owned()
 }
@@ -359,8 +364,9 @@ fn word(state: SyncState) -> &'static str {
     }
 }
 
-/// The newest certificate that is known of this proxy's address.
-fn certificate<'a>(whole: &'a Whole, proxy: &ProxyStatus) -> Option<&'a CertificateStatus> {
+/// The newest certificate that the control plane issued to this proxy: same identity, requested
+/// from the proxy's address.
+fn certificate<'a>(whole: &'a MeshStatus, proxy: &ProxyStatus) -> Option<&'a CertificateStatus> {
     let certificates = &whole.control.as_ref()?.certificates;
     let from = |peer: &str| {
         proxy.ips.iter().any(|ip| {
@@ -402,7 +408,7 @@ mod tests {
         .unwrap()
     }
 
-    fn row(whole: &Whole) -> Vec<String> {
+    fn row(whole: &MeshStatus) -> Vec<String> {
         let text = table(whole, false);
         text.lines()
             .nth(1)
@@ -433,7 +439,7 @@ mod tests {
             ..CertificateStatus::default()
         };
 
-        // 10.44.0.21 begins with the same digits and is another's.
+        // 10.44.0.21 begins with the same digits but belongs to another pod.
         let certificates = vec![
             certificate("10.44.0.2:5000", 1),
             certificate("10.44.0.21:5000", u64::MAX),
@@ -445,7 +451,7 @@ mod tests {
             ..Status::default()
         };
 
-        let whole = Whole {
+        let whole = MeshStatus {
             workloads: vec![workload()],
             problems: Vec::new(),
             control: Some(control),
@@ -467,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_proxy_has_stands_beside_what_it_ought_to_have() {
+    fn acknowledged_and_wanted_versions_are_shown() {
         let of = |short: &str, state, acked: &str, wanted: &str| TypeSync {
             type_url: format!("type/{short}"),
             short: short.into(),
@@ -498,7 +504,7 @@ mod tests {
                 ..Status::default()
             };
 
-            let whole = Whole {
+            let whole = MeshStatus {
                 workloads: vec![workload()],
                 problems: Vec::new(),
                 control: Some(control),
@@ -531,8 +537,7 @@ mod tests {
             "{version} {wanted}"
         );
 
-        // It catches up: what it has is what was wanted, whatever the order in which the types are
-        // told.
+        // The proxy catches up. The types are listed in another order, which must not matter.
         types.reverse();
         types
             .iter_mut()
@@ -542,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_proxy_says_of_many_resources_is_said_once() {
+    fn a_reason_for_many_resources_is_printed_once() {
         let rejection = |name: &str, reason: &str| Rejection {
             short: "LDS".into(),
             name: name.into(),
@@ -563,7 +568,7 @@ mod tests {
         };
 
         assert_eq!(
-            refusals(&proxy),
+            rejection_lines(&proxy),
             [
                 "warning: web-0 refuses LDS a, b: no %CAUSE%",
                 "warning: web-0 refuses LDS c: other"
@@ -572,9 +577,9 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_shows_where_the_machine_listens() {
+    fn a_gateways_published_ports_are_listed() {
         let mut gateway = workload();
-        assert_eq!(ways_in(std::slice::from_ref(&gateway)), "");
+        assert_eq!(published_ports(std::slice::from_ref(&gateway)), "");
         gateway.workload = "istio-ingressgateway".into();
         gateway.published = serde_json::from_value(serde_json::json!([
             {"port": 8080, "address": "127.0.0.1:8080", "gateway_ports": [80], "protocol": "Http"},
@@ -583,15 +588,15 @@ mod tests {
         .unwrap();
 
         assert_eq!(
-            ways_in(&[workload(), gateway]),
+            published_ports(&[workload(), gateway]),
             "\nistio-ingressgateway port 8080 (Gateway port 80): http://127.0.0.1:8080\n\
              istio-ingressgateway port 31400: 127.0.0.1:31400, TCP\n"
         );
     }
 
     #[test]
-    fn without_a_control_plane_nothing_is_claimed() {
-        let mut whole = Whole {
+    fn without_a_control_plane_the_configuration_is_unknown() {
+        let mut whole = MeshStatus {
             workloads: vec![workload()],
             problems: Vec::new(),
             control: None,

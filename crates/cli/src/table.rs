@@ -1,6 +1,7 @@
-//! Tables as kubectl prints them: columns of text, two or more spaces apart, no lines.
+//! Plain-text tables in kubectl's style: columns three spaces apart, no lines. An empty cell is
+//! printed as `-`.
 
-/// Rows under a header. Prints nothing but the header if there are none.
+/// A header and rows.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
@@ -49,7 +50,7 @@ impl Table {
     }
 }
 
-/// How long ago, in kubectl's words: `5s`, `3m`, `2h`, `4d`.
+/// A duration in kubectl's style: `5s`, `3m`, `2h`, `4d`.
 pub(crate) fn age(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds}s"),
@@ -64,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_align_and_nothing_trails() {
+    fn columns_align_without_trailing_spaces() {
         let mut table = Table::new(&["NAME", "AGE"]);
         table.row(vec!["reviews-v1".into(), age(7_300)]);
         table.row(vec!["x".into(), String::new()]);

@@ -1,4 +1,5 @@
-//! `run`, `logs`, `exec`: what goes on inside workloads.
+//! The commands `run`, `logs`, `exec`, `stop` and `restart`, which work on workloads through the
+//! node.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -20,8 +21,9 @@ fn target(namespace: &str, name: &str) -> Target {
     }
 }
 
-/// A failure of the node; where a name is wrong, with the names that there are.
-async fn explained(mesh: &Mesh, namespace: &str, error: ClientError) -> anyhow::Error {
+/// Turns an error of the node into a message. For an unknown workload, the message lists the
+/// workloads of the namespace.
+async fn explain(mesh: &Mesh, namespace: &str, error: ClientError) -> anyhow::Error {
     let ClientError::NotFound(message) = &error else {
         return mesh.node_error(error);
     };
@@ -49,11 +51,11 @@ pub(crate) async fn run(mesh: &Mesh, args: RunArgs) -> Result<i32> {
         (false, None) => None,
     };
 
-    if let Some(missing) = not_a_program(&args.command) {
+    if let Some(missing) = missing_program(&args.command) {
         note(format_args!(
             "error: {missing}: no such program; is it installed and on the PATH?"
         ));
-        return Ok(NOT_FOUND);
+        return Ok(PROGRAM_NOT_FOUND);
     }
 
     let mut env = environment();
@@ -100,7 +102,7 @@ pub(crate) async fn run(mesh: &Mesh, args: RunArgs) -> Result<i32> {
                 Some(piece) => bytes(&piece)?,
                 None => return Ok(0),
             },
-            // Leaving is what ends it.
+            // The node ends the workload when this client disconnects.
             _ = interrupt.recv() => return Ok(0),
             _ = terminate.recv() => return Ok(0),
         }
@@ -110,7 +112,7 @@ pub(crate) async fn run(mesh: &Mesh, args: RunArgs) -> Result<i32> {
 pub(crate) async fn logs(mesh: &Mesh, args: LogsArgs) -> Result<i32> {
     let proxy = is_proxy(mesh, &args).await?;
 
-    // Below zero means all, as with kubectl.
+    // As with kubectl, a negative number means all lines.
     let tail = usize::try_from(args.tail).ok();
     let print = async {
         let target = target(&args.namespace, &args.workload);
@@ -120,8 +122,8 @@ pub(crate) async fn logs(mesh: &Mesh, args: LogsArgs) -> Result<i32> {
             while let Some(piece) = output.output().await? {
                 all.extend(piece);
             }
-            return Ok(match before_the_last_end(&all, tail) {
-                Some(said) => bytes(said).map(|()| 0),
+            return Ok(match previous_run(&all, tail) {
+                Some(output) => bytes(output).map(|()| 0),
                 None => Err(anyhow!(
                     "{} has not ended so far, so nothing ran before",
                     args.workload
@@ -141,11 +143,11 @@ pub(crate) async fn logs(mesh: &Mesh, args: LogsArgs) -> Result<i32> {
 
     match print.await {
         Ok(outcome) => outcome,
-        Err(error) => Err(explained(mesh, &args.namespace, error).await),
+        Err(error) => Err(explain(mesh, &args.namespace, error).await),
     }
 }
 
-/// Whose output is asked for, by the names that kubectl's users know.
+/// Whether `--container` names the proxy. Accepts the application's own container name as well.
 async fn is_proxy(mesh: &Mesh, args: &LogsArgs) -> Result<bool> {
     match args.container.as_str() {
         "app" => return Ok(false),
@@ -160,12 +162,12 @@ async fn is_proxy(mesh: &Mesh, args: &LogsArgs) -> Result<bool> {
         .await
         .map_err(|error| mesh.node_error(error))?;
 
-    let meant = all.iter().find(|one| {
+    let workload = all.iter().find(|one| {
         one.key.namespace == args.namespace && (one.workload == name || one.key.pod == name)
     });
 
-    match meant {
-        // That there is no such workload is told by whoever looks for its log.
+    match workload {
+        // The request for the log will fail with a better message if there is no such workload.
         Some(workload) if workload.container != args.container => bail!(
             "no container {:?} in {name}; there: {} (app), istio-proxy (proxy)",
             args.container,
@@ -175,9 +177,10 @@ async fn is_proxy(mesh: &Mesh, args: &LogsArgs) -> Result<bool> {
     }
 }
 
-/// What a program that was started again had said before: up to the node's own word of its last
-/// end.
-fn before_the_last_end(log: &[u8], tail: Option<usize>) -> Option<&[u8]> {
+/// The output of a program's previous run. The node marks each end with a line `meltemi: NAME
+/// ended: REASON`, so the previous run is what lies before the last such line and after the one
+/// before it. `None` if the program has not ended yet.
+fn previous_run(log: &[u8], tail: Option<usize>) -> Option<&[u8]> {
     let is_end = |line: &[u8]| {
         line.starts_with(b"meltemi: ") && String::from_utf8_lossy(line).contains(" ended: ")
     };
@@ -190,17 +193,17 @@ fn before_the_last_end(log: &[u8], tail: Option<usize>) -> Option<&[u8]> {
 
     let start = tail.map_or(start, |tail| start.max(last.saturating_sub(tail)));
     let length = |lines: &[&[u8]]| lines.iter().map(|line| line.len()).sum::<usize>();
-    let begin = length(&lines[..start]);
+    let offset = length(&lines[..start]);
 
-    Some(&log[begin..begin + length(&lines[start..last])])
+    Some(&log[offset..offset + length(&lines[start..last])])
 }
 
-/// Exit code of shells for a program that is not there.
-const NOT_FOUND: i32 = 127;
+/// Exit code that shells use for a program that is not found.
+const PROGRAM_NOT_FOUND: i32 = 127;
 
-/// The program of a command line, if it is surely none: better told at once than by a workload that
-/// fails again and again.
-fn not_a_program(command: &[String]) -> Option<&str> {
+/// Returns the program of a command line if it does not exist, so that the user learns of it at
+/// once instead of from a workload that fails again and again.
+fn missing_program(command: &[String]) -> Option<&str> {
     let program = command.first()?;
     let is_there = |path: &std::path::Path| path.is_file();
     let found = match program.contains('/') {
@@ -223,7 +226,7 @@ pub(crate) async fn exec(mesh: &Mesh, args: ExecArgs) -> Result<i32> {
         .await
     {
         Ok(code) => Ok(code),
-        Err(error) => Err(explained(mesh, &args.namespace, error).await),
+        Err(error) => Err(explain(mesh, &args.namespace, error).await),
     }
 }
 
@@ -234,7 +237,7 @@ pub(crate) async fn stop(mesh: &Mesh, args: WorkloadArgs) -> Result<i32> {
         .await
     {
         Ok(done) => line(done).map(|()| 0),
-        Err(error) => Err(explained(mesh, &args.namespace, error).await),
+        Err(error) => Err(explain(mesh, &args.namespace, error).await),
     }
 }
 
@@ -245,11 +248,12 @@ pub(crate) async fn restart(mesh: &Mesh, args: WorkloadArgs) -> Result<i32> {
         .await
     {
         Ok(done) => line(done).map(|()| 0),
-        Err(error) => Err(explained(mesh, &args.namespace, error).await),
+        Err(error) => Err(explain(mesh, &args.namespace, error).await),
     }
 }
 
-/// This process's environment, as far as it is text, which the mesh passes on as such.
+/// This process's environment. Variables that are not UTF-8 are left out with a warning, since the
+/// protocol is JSON.
 fn environment() -> Vec<(String, String)> {
     let text = |(name, value): (OsString, OsString)| {
         let shown = name.display().to_string();
@@ -265,6 +269,7 @@ fn environment() -> Vec<(String, String)> {
     std::env::vars_os().filter_map(text).collect()
 }
 
+/// Parses `KEY=VALUE` words. As in kubectl, `--labels` takes several pairs separated by commas.
 fn pairs(words: &[String], flag: &str) -> Result<Vec<(String, String)>> {
     words
         .iter()
@@ -281,17 +286,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_previous_run_is_what_lies_between_two_ends() {
+    fn the_previous_run_lies_between_the_last_two_ends() {
         let log = b"one\nmeltemi: web ended: exit code 1\ntwo\nthree\nmeltemi: web ended: exit code 1\nfour\n";
-        assert_eq!(before_the_last_end(log, None), Some(&b"two\nthree\n"[..]));
-        assert_eq!(before_the_last_end(log, Some(1)), Some(&b"three\n"[..]));
-        assert_eq!(before_the_last_end(&log[..37], None), Some(&b"one\n"[..]));
-        assert_eq!(before_the_last_end(b"one\n", None), None);
+        assert_eq!(previous_run(log, None), Some(&b"two\nthree\n"[..]));
+        assert_eq!(previous_run(log, Some(1)), Some(&b"three\n"[..]));
+        assert_eq!(previous_run(&log[..37], None), Some(&b"one\n"[..]));
+        assert_eq!(previous_run(b"one\n", None), None);
     }
 
     #[test]
-    fn a_program_that_is_not_there_is_known_before_it_runs() {
-        let missing = |word: &str| not_a_program(&[word.to_owned()]).is_some();
+    fn a_missing_program_is_detected_before_it_runs() {
+        let missing = |word: &str| missing_program(&[word.to_owned()]).is_some();
         assert!(!missing("sh") && !missing("/bin/sh"));
         assert!(
             missing("no-such-program-anywhere") && missing("/no/such/program") && missing("/tmp/")

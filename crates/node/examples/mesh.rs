@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::exit;
 
-use meltemi_node::api::{PartName, Run, Target};
+use meltemi_node::api::{ProgramName, Run, Target};
 use meltemi_node::{Client, DialMap, ImageMap, UpOptions};
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -244,7 +244,7 @@ async fn client(client: Client, words: &[&str]) -> anyhow::Result<i32> {
         ["stop", name] => println!("{}", client.stop(target(name)).await?),
         ["restart", name, "app"] => println!(
             "{}",
-            client.restart(target(name), Some(PartName::App)).await?
+            client.restart(target(name), Some(ProgramName::App)).await?
         ),
         ["restart", name] => println!("{}", client.restart(target(name), None).await?),
         ["get", address] => {

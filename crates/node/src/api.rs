@@ -1,5 +1,5 @@
-//! What clients ask of a running node, over `RUN/node.sock`: packets of JSON, with file descriptors
-//! where a program's own input and output are handed over.
+//! The protocol between commands and a running node, over `RUN/node.sock`: one JSON value per
+//! packet. `exec` passes file descriptors beside its packet.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -10,198 +10,200 @@ use serde::{Deserialize, Serialize};
 use crate::events::PublishedPort;
 use crate::spec::{Origin, ProxyKind, WorkloadKey, WorkloadSpec};
 
-/// First packet of a connection.
+/// The first packet of a connection.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub enum Request {
-    /// Every workload: answered by [`Reply::Workloads`].
+pub enum NodeRequest {
+    /// List every workload; answered by [`NodeReply::Workloads`].
     List,
-    /// Deployments of which something does not run as it is written: [`Reply::Problems`].
+    /// List the Deployments that run differently from what their YAML says; answered by
+    /// [`NodeReply::Problems`].
     Problems,
-    /// Output of a container: [`Reply::Output`] until it ends.
+    /// Read the output of a container; answered by [`NodeReply::Output`] until the connection closes.
     Logs {
-        /// Whose.
+        /// The workload whose output is read.
         target: Target,
-        /// The proxy's instead of the application's.
+        /// Read the proxy's output instead of the application's.
         proxy: bool,
-        /// Begin with the last lines only.
+        /// Start at this many lines from the end; `None` starts at the oldest line in memory.
         tail: Option<usize>,
-        /// Go on until the client leaves.
+        /// Keep sending new output until the client closes the connection.
         follow: bool,
     },
-    /// Run a program where the application runs. Carries three descriptors: input, output, errors.
-    /// Answered by [`Reply::Exited`].
+    /// Run a program in the application's namespaces. The packet carries three descriptors:
+    /// standard input, output and error. Answered by [`NodeReply::Exited`].
     Exec {
-        /// Where.
+        /// The workload to run in; [`ROUTER_TARGET`] is the router's network namespace.
         target: Target,
         /// Program and arguments.
         argv: Vec<String>,
-        /// Further environment (such as `TERM`).
+        /// Variables added to the application's environment, such as `TERM`.
         env: Vec<(String, String)>,
     },
-    /// Add a program as a workload: [`Reply::Started`], then its output, until the client leaves or
-    /// it is stopped.
+    /// Add a program as a workload; answered by [`NodeReply::Started`], then by its output until the
+    /// client closes the connection or the workload is stopped.
     Run(Box<Run>),
-    /// End a workload that was added with [`Request::Run`].
+    /// End a workload that [`NodeRequest::Run`] added.
     Stop(Target),
-    /// Start application and proxy, or one of them, anew.
+    /// Restart the application, the proxy, or both.
     Restart {
-        /// Which workload.
+        /// The workload to restart.
         target: Target,
-        /// Which part; `None` is both.
-        part: Option<PartName>,
+        /// The program to restart; `None` restarts both.
+        part: Option<ProgramName>,
     },
-    /// Put another proxy beside a workload.
+    /// Replace the proxy of a workload by another kind.
     Proxy {
-        /// Which workload.
+        /// The workload whose proxy is replaced.
         target: Target,
-        /// Which proxy.
+        /// The new kind of proxy; [`ProxyKind::None`] is refused.
         kind: ProxyKind,
     },
 }
 
-/// Further packets of a client while its request is served.
+/// A packet that the client sends while its request is served.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub enum Further {
-    /// Pass this signal on to the program of an [`Request::Exec`].
+pub enum FollowUp {
+    /// Pass this signal on to the program of an [`NodeRequest::Exec`].
     Signal(i32),
 }
 
-/// Packets of the node.
+/// A packet that the node sends.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub enum Reply {
-    /// Every workload, by namespace and name.
+pub enum NodeReply {
+    /// Every workload, sorted by namespace and name.
     Workloads(Vec<WorkloadStatus>),
-    /// What does not run, and why.
+    /// One message per problem: the object, what is wrong, and the remedy.
     Problems(Vec<String>),
-    /// A piece of output.
+    /// A piece of output, at most 32 KiB.
     Output(Vec<u8>),
-    /// The workloads that were added.
+    /// The replicas that were added.
     Started(Vec<WorkloadKey>),
-    /// The program ended with this code (128 + signal, as shells say).
+    /// The exit code of the program; 128 + signal if a signal killed it.
     Exited(i32),
-    /// Done, in words.
+    /// The request succeeded; the text is shown to the user.
     Done(String),
-    /// Refused, in words.
+    /// The request was refused.
     Refused {
-        /// Nothing of that name exists.
+        /// True when no workload has the requested name.
         not_found: bool,
-        /// Why, and what to do.
+        /// The reason and the remedy, shown to the user.
         message: String,
     },
 }
 
-/// A workload as a user names it: a Deployment's name or one replica's.
+/// A workload as a user names it: by its Deployment or by one replica.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
-    /// Namespace.
+    /// Kubernetes namespace of the workload.
     pub namespace: String,
-    /// Name. [`ROUTER_TARGET`] is the router's own namespace.
+    /// Name of a Deployment or of a pod. [`ROUTER_TARGET`] is the router.
     pub name: String,
 }
 
-/// Target of `exec` that means the router's namespace: where the bridge is.
+/// The target name by which `exec` runs a program in the router's network namespace, where the
+/// bridge and the control plane are.
 pub const ROUTER_TARGET: &str = "@router";
 
-/// One of a workload's two programs.
+/// One of the two programs of a workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum PartName {
+pub enum ProgramName {
     /// The application.
     App,
     /// The proxy.
     Proxy,
 }
 
-/// A program to be added as a workload.
+/// A program to add as a workload (`meltemi run`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
-    /// Name of the workload; default `APP-VERSION`, or `APP`.
+    /// Name of the workload; by default `APP-VERSION`, or `APP` without a version.
     pub name: Option<String>,
-    /// Label `app`.
+    /// Value of the label `app`.
     pub app: String,
-    /// Label `version`.
+    /// Value of the label `version`.
     pub version: Option<String>,
-    /// TCP ports that it listens on.
+    /// TCP ports that the program wait_until_listening on.
     pub ports: Vec<u16>,
-    /// Namespace.
+    /// Kubernetes namespace of the workload.
     pub namespace: String,
-    /// Service account.
+    /// Service account, and so the SPIFFE identity, of the workload.
     pub service_account: String,
-    /// How many.
+    /// Number of replicas, 1 to 100.
     pub replicas: u32,
-    /// Further labels.
+    /// Labels beside `app` and `version`.
     pub labels: Labels,
-    /// What stands beside it; `None`: what the mesh has for a workload of its name.
+    /// The kind of proxy; `None` uses what `meltemi up --proxy` chose for this name.
     #[serde(default)]
     pub proxy: Option<ProxyKind>,
     /// Program and arguments.
     pub argv: Vec<String>,
-    /// Whole environment.
+    /// The whole environment of the program.
     pub env: Vec<(String, String)>,
-    /// Working directory.
+    /// Working directory of the program.
     pub cwd: PathBuf,
-    /// Goes on when the client leaves.
+    /// Keep the workload when the client closes the connection.
     pub detach: bool,
 }
 
-/// One replica, as it is now.
+/// The current state of one replica.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkloadStatus {
     /// Namespace and name of the replica.
     pub key: WorkloadKey,
-    /// The Deployment's name.
+    /// Name of the Deployment, or the name given to `run`.
     pub workload: String,
-    /// Who wants it.
+    /// The source that asked for the workload.
     pub origin: Origin,
-    /// Identity.
+    /// Service account, and so the SPIFFE identity, of the workload.
     pub service_account: String,
-    /// Name of the application's container.
+    /// Name of the application's container in the pod template.
     #[serde(default)]
     pub container: String,
     /// Labels of the pod.
     pub labels: Labels,
-    /// Address.
+    /// Pod address, in 10.44.0.0/16.
     pub ip: Ipv4Addr,
-    /// What it is doing.
+    /// Where the workload is in its life cycle.
     pub phase: Phase,
-    /// Whether it gets traffic.
+    /// Whether the workload is an endpoint that receives traffic.
     pub ready: bool,
-    /// What stands beside it.
+    /// The kind of proxy that runs beside the application.
     pub proxy_kind: ProxyKind,
-    /// The application; gateways have none.
-    pub app: Option<PartStatus>,
-    /// The proxy; workloads outside the mesh have none.
-    pub proxy: Option<PartStatus>,
-    /// What is wrong, if something is.
+    /// State of the application; `None` for gateways.
+    pub app: Option<ProgramStatus>,
+    /// State of the proxy; `None` outside the mesh.
+    pub proxy: Option<ProgramStatus>,
+    /// The problem to show to the user; `None` if there is none.
     pub message: Option<String>,
-    /// Ports of a gateway that the machine listens on.
+    /// Ports on which the machine wait_until_listening for this gateway.
     #[serde(default)]
     pub published: Vec<PublishedPort>,
 }
 
-/// What a workload is doing.
+/// Where a workload is in its life cycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     /// Not ready yet.
     Starting,
-    /// Ready.
+    /// Ready, or running with a proxy that stopped answering its readiness probe.
     Running,
-    /// A part of it ended and will start again.
+    /// The application or the proxy ended and waits for its restart.
     BackOff,
-    /// It could not be set up.
+    /// The node could not create the sandbox of the workload.
     Failed,
 }
 
-/// One of a workload's programs.
+/// State of one program of a workload.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PartStatus {
-    /// Whether it runs.
+pub struct ProgramStatus {
+    /// Whether the program runs now.
     pub running: bool,
-    /// Process id, as the node sees it.
+    /// Process id in the node's PID namespace.
     pub pid: Option<u32>,
-    /// How often it was started again.
+    /// Number of restarts since the workload started.
     pub restarts: u32,
-    /// How it ended last.
+    /// How the last run ended, such as `exit code 1`.
     pub last_exit: Option<String>,
 }
 

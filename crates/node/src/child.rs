@@ -1,4 +1,4 @@
-//! Starting programs through the launcher.
+//! Starts programs through the launcher (`crate::launch`) and stops them.
 
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::process::CommandExt as _;
@@ -11,40 +11,41 @@ use crate::launch::{LAUNCH_ROLE, LaunchSpec, TITLE};
 use crate::log::Log;
 use crate::{memfd, sys};
 
-/// Where a program's input comes from and its output goes.
-pub(crate) enum Output {
-    /// Into a log; no input.
+/// Standard input, output and error of a started program.
+pub(crate) enum ProgramIo {
+    /// Output and errors go to a log; input is empty.
     Log(Arc<Log>),
-    /// The caller's own three descriptors.
-    Given([std::os::fd::OwnedFd; 3]),
+    /// Input, output and error descriptors of the client that asked.
+    Client([std::os::fd::OwnedFd; 3]),
 }
 
-/// Starts a program; it dies with the returned handle, and with the node.
+/// Starts a program. The program is killed when the returned handle is dropped or the node ends.
 ///
-/// The descriptors that `spec` names must stay open until this returns. Must be called on the
-/// node's main thread: children are killed when the thread that started them ends.
-pub(crate) fn spawn(spec: &LaunchSpec, title: &str, output: Output) -> anyhow::Result<Child> {
-    let told = memfd::json(spec)?;
+/// The descriptors named in `spec` must stay open until this returns. Call this on the node's main
+/// thread: the kernel kills children when the thread that started them ends (`PR_SET_PDEATHSIG`).
+pub(crate) fn spawn(spec: &LaunchSpec, title: &str, io: ProgramIo) -> anyhow::Result<Child> {
+    let spec_file = memfd::json(spec)?;
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0(format!("{TITLE} {title}"))
         .arg(LAUNCH_ROLE)
-        .arg(told.as_raw_fd().to_string());
+        .arg(spec_file.as_raw_fd().to_string());
 
-    let mut fds: Vec<RawFd> = vec![told.as_raw_fd()];
+    let mut fds: Vec<RawFd> = vec![spec_file.as_raw_fd()];
     fds.extend(spec.netns);
     fds.extend(spec.join);
     fds.extend(&spec.keep);
     sys::inherit(&mut command, fds);
-    let log = match output {
-        Output::Log(log) => {
+
+    let log = match io {
+        ProgramIo::Log(log) => {
             command
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped());
             Some(log)
         }
-        Output::Given([input, out, err]) => {
+        ProgramIo::Client([input, out, err]) => {
             command.stdin(input).stdout(out).stderr(err);
             None
         }
@@ -53,6 +54,7 @@ pub(crate) fn spawn(spec: &LaunchSpec, title: &str, output: Output) -> anyhow::R
     let mut child = tokio::process::Command::from(command)
         .kill_on_drop(true)
         .spawn()?;
+
     if let Some(log) = log {
         if let Some(out) = child.stdout.take() {
             tokio::spawn(Arc::clone(&log).copy(out));
@@ -65,7 +67,7 @@ pub(crate) fn spawn(spec: &LaunchSpec, title: &str, output: Output) -> anyhow::R
     Ok(child)
 }
 
-/// Sends a signal to a child that has not been waited for.
+/// Sends a signal to a child; does nothing once the child was reaped.
 pub(crate) fn signal(child: &Child, signal: i32) {
     if let Some(pid) = child
         .id()
@@ -75,7 +77,7 @@ pub(crate) fn signal(child: &Child, signal: i32) {
     }
 }
 
-/// Asks a child to stop, then makes it.
+/// Sends SIGTERM, waits up to `grace`, then sends SIGKILL.
 pub(crate) async fn stop(mut child: Child, grace: std::time::Duration) {
     signal(&child, libc::SIGTERM);
     if tokio::time::timeout(grace, child.wait()).await.is_err() {

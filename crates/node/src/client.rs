@@ -1,4 +1,4 @@
-//! A client of a running node, for commands.
+//! The client that commands use to talk to a running node over `RUN/node.sock`.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -6,49 +6,49 @@ use std::path::{Path, PathBuf};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::api::{Further, PartName, Reply, Request, Run, Target, WorkloadStatus};
+use crate::api::{FollowUp, NodeReply, NodeRequest, ProgramName, Run, Target, WorkloadStatus};
 use crate::fd_socket::FdSocket;
 use crate::spec::{ProxyKind, WorkloadKey};
 
-/// Why there is no answer.
+/// Why a request to the node failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens there.
+    /// No node wait_until_listening on the socket.
     #[error(
         "no mesh is running at {path} ({error}); start one with `meltemi demo` or `meltemi up -f DIR`"
     )]
     NotRunning {
         /// The node's socket.
         path: PathBuf,
-        /// What the system says.
+        /// The error of `connect(2)`.
         error: io::Error,
     },
-    /// Nothing of that name exists.
+    /// No workload has the requested name; the text is the node's.
     #[error("{0}")]
     NotFound(String),
-    /// The node says no.
+    /// The node refused the request; the text is the node's.
     #[error("{0}")]
     Refused(String),
     /// The connection broke.
     #[error("talking to the node: {0}")]
     Io(#[from] io::Error),
-    /// The node went away before it answered.
+    /// The node closed the connection before it answered.
     #[error(
         "the node ended before it answered; `meltemi up` says why, and whether it is started again"
     )]
     Ended,
-    /// An answer that does not belong to the request.
+    /// The answer does not belong to the request: client and node differ in version.
     #[error("the node's answer is not understood; are both of the same version?")]
     Unexpected,
 }
 
-/// Calls a node: one connection a call.
+/// A client of one node. Each call opens a connection of its own.
 #[derive(Debug, Clone)]
 pub struct Client {
     path: PathBuf,
 }
 
-/// Packets that follow a request, until the node closes.
+/// The output that the node sends until it closes the connection.
 #[derive(Debug)]
 pub struct Stream {
     socket: FdSocket,
@@ -59,23 +59,25 @@ impl Stream {
     pub async fn output(&mut self) -> Result<Option<Vec<u8>>, ClientError> {
         match receive(&self.socket).await? {
             None => Ok(None),
-            Some(Reply::Output(bytes)) => Ok(Some(bytes)),
+            Some(NodeReply::Output(bytes)) => Ok(Some(bytes)),
             Some(_) => Err(ClientError::Unexpected),
         }
     }
 }
 
 impl Client {
-    /// For the mesh whose sockets are in `run_dir` (see [`crate::config::run_dir`]).
+    /// Creates a client for the mesh whose sockets are in `run_dir` (see
+    /// [`crate::config::run_dir`]). Does not connect yet.
     pub fn new(run_dir: &Path) -> Self {
         Self {
             path: run_dir.join("node.sock"),
         }
     }
 
-    async fn ask(
+    /// Connects and sends the request.
+    async fn send(
         &self,
-        request: &Request,
+        request: &NodeRequest,
         fds: &[BorrowedFd<'_>],
     ) -> Result<FdSocket, ClientError> {
         let connected = FdSocket::connect(&self.path);
@@ -87,30 +89,31 @@ impl Client {
         Ok(socket)
     }
 
-    async fn ask_done(&self, request: Request) -> Result<String, ClientError> {
-        match receive(&self.ask(&request, &[]).await?).await? {
-            Some(Reply::Done(text)) => Ok(text),
+    /// Sends a request whose answer is a text for the user.
+    async fn send_and_confirm(&self, request: NodeRequest) -> Result<String, ClientError> {
+        match receive(&self.send(&request, &[]).await?).await? {
+            Some(NodeReply::Done(text)) => Ok(text),
             _ => Err(ClientError::Unexpected),
         }
     }
 
-    /// Every replica of every workload, by namespace and name.
+    /// Lists every replica of every workload, sorted by namespace and name.
     pub async fn list(&self) -> Result<Vec<WorkloadStatus>, ClientError> {
-        match receive(&self.ask(&Request::List, &[]).await?).await? {
-            Some(Reply::Workloads(workloads)) => Ok(workloads),
+        match receive(&self.send(&NodeRequest::List, &[]).await?).await? {
+            Some(NodeReply::Workloads(workloads)) => Ok(workloads),
             _ => Err(ClientError::Unexpected),
         }
     }
 
-    /// Deployments of which something does not run as it is written, and why.
+    /// Lists the Deployments that run differently from what their YAML says, one message each.
     pub async fn problems(&self) -> Result<Vec<String>, ClientError> {
-        match receive(&self.ask(&Request::Problems, &[]).await?).await? {
-            Some(Reply::Problems(problems)) => Ok(problems),
+        match receive(&self.send(&NodeRequest::Problems, &[]).await?).await? {
+            Some(NodeReply::Problems(problems)) => Ok(problems),
             _ => Err(ClientError::Unexpected),
         }
     }
 
-    /// Output of an application (or its proxy, or a gateway).
+    /// Reads the output of an application, of its proxy, or of a gateway.
     pub async fn logs(
         &self,
         target: Target,
@@ -119,8 +122,8 @@ impl Client {
         follow: bool,
     ) -> Result<Stream, ClientError> {
         let socket = self
-            .ask(
-                &Request::Logs {
+            .send(
+                &NodeRequest::Logs {
                     target,
                     proxy,
                     tail,
@@ -133,8 +136,8 @@ impl Client {
         Ok(Stream { socket })
     }
 
-    /// Runs a program where an application runs, with this process's own input and output; passes
-    /// signals on. Answers its exit code.
+    /// Runs a program in an application's namespaces, with this process's standard input, output
+    /// and error, and forwards signals to it. Returns its exit code.
     pub async fn exec(
         &self,
         target: Target,
@@ -147,60 +150,66 @@ impl Client {
             rustix::stdio::stderr(),
         );
 
+        // Catch signals before the program exists: one that arrives now must not end this process.
+        let mut signals = ForwardedSignals::new()?;
         let fds = [input.as_fd(), output.as_fd(), errors.as_fd()];
-        let mut signals = Signals::new()?;
-        let socket = self.ask(&Request::Exec { target, argv, env }, &fds).await?;
+        let socket = self
+            .send(&NodeRequest::Exec { target, argv, env }, &fds)
+            .await?;
 
         loop {
             tokio::select! {
                 reply = receive(&socket) => return match reply? {
-                    Some(Reply::Exited(code)) => Ok(code),
+                    Some(NodeReply::Exited(code)) => Ok(code),
                     None => Err(ClientError::Ended),
                     Some(_) => Err(ClientError::Unexpected),
                 },
-                signal = signals.next() => socket.send(&Further::Signal(signal), &[]).await?,
+                signal = signals.next() => socket.send(&FollowUp::Signal(signal), &[]).await?,
             }
         }
     }
 
-    /// Adds a program as a workload. Unless it is detached it ends when the returned stream is
-    /// dropped.
+    /// Adds a program as a workload. Unless `run.detach` is set, the workload ends when the
+    /// returned stream is dropped.
     pub async fn run(&self, run: Run) -> Result<(Vec<WorkloadKey>, Stream), ClientError> {
-        let socket = self.ask(&Request::Run(Box::new(run)), &[]).await?;
+        let socket = self.send(&NodeRequest::Run(Box::new(run)), &[]).await?;
         match receive(&socket).await? {
-            Some(Reply::Started(keys)) => Ok((keys, Stream { socket })),
+            Some(NodeReply::Started(keys)) => Ok((keys, Stream { socket })),
             _ => Err(ClientError::Unexpected),
         }
     }
 
-    /// Ends a workload that was added with [`Client::run`].
+    /// Ends a workload that [`Client::run`] added. Returns a text for the user.
     pub async fn stop(&self, target: Target) -> Result<String, ClientError> {
-        self.ask_done(Request::Stop(target)).await
+        self.send_and_confirm(NodeRequest::Stop(target)).await
     }
 
-    /// Starts a workload's programs, or one of them, anew.
+    /// Restarts both programs of a workload, or one. Returns a text for the user.
     pub async fn restart(
         &self,
         target: Target,
-        part: Option<PartName>,
+        part: Option<ProgramName>,
     ) -> Result<String, ClientError> {
-        self.ask_done(Request::Restart { target, part }).await
+        self.send_and_confirm(NodeRequest::Restart { target, part })
+            .await
     }
 
-    /// Puts another proxy beside a workload.
+    /// Replaces the proxy of a workload. Returns a text for the user.
     pub async fn set_proxy(&self, target: Target, kind: ProxyKind) -> Result<String, ClientError> {
-        self.ask_done(Request::Proxy { target, kind }).await
+        self.send_and_confirm(NodeRequest::Proxy { target, kind })
+            .await
     }
 }
 
-/// The next reply; refusals are errors.
-async fn receive(socket: &FdSocket) -> Result<Option<Reply>, ClientError> {
-    match socket.receive::<Reply>().await?.map(|(reply, _)| reply) {
-        Some(Reply::Refused {
+/// Receives the next reply and turns a refusal into an error; `None` when the node closed the
+/// connection.
+async fn receive(socket: &FdSocket) -> Result<Option<NodeReply>, ClientError> {
+    match socket.receive::<NodeReply>().await?.map(|(reply, _)| reply) {
+        Some(NodeReply::Refused {
             not_found: true,
             message,
         }) => Err(ClientError::NotFound(message)),
-        Some(Reply::Refused {
+        Some(NodeReply::Refused {
             not_found: false,
             message,
         }) => Err(ClientError::Refused(message)),
@@ -208,10 +217,10 @@ async fn receive(socket: &FdSocket) -> Result<Option<Reply>, ClientError> {
     }
 }
 
-/// Signals that a terminal or a user sends and that are meant for the program.
-struct Signals(Vec<(i32, Signal)>);
+/// The signals that `exec` forwards to the program instead of obeying them itself.
+struct ForwardedSignals(Vec<(i32, Signal)>);
 
-impl Signals {
+impl ForwardedSignals {
     fn new() -> io::Result<Self> {
         let numbers = [
             libc::SIGINT,
@@ -230,7 +239,7 @@ impl Signals {
             .map(Self)
     }
 
-    /// Cancellation safe.
+    /// Waits for a signal and returns its number. Cancellation safe.
     async fn next(&mut self) -> i32 {
         std::future::poll_fn(|cx| {
             for (number, signal) in &mut self.0 {

@@ -1,4 +1,5 @@
-//! What the user asks for, and what of it the node needs to know.
+//! Options of `meltemi up`, the default folders, and the configuration that the supervisor passes
+//! to the node process.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -12,45 +13,46 @@ use crate::events::Event;
 use crate::images::ImageMap;
 use crate::spec::ProxyChoice;
 
-/// A mesh on this machine, as the user asks for it.
+/// Options of a mesh on this machine.
 pub struct UpOptions {
-    /// Name of the mesh: several may run beside each other.
+    /// Name of the mesh. Meshes with different names can run at the same time.
     pub name: String,
-    /// Directories of YAML, watched.
+    /// Directories of YAML files, watched for changes.
     pub dirs: Vec<PathBuf>,
-    /// YAML that comes with the program: (file name, text). Served as if it were a directory's.
+    /// YAML built into the program, as (file name, text). Treated like files of a directory.
     pub embedded: Vec<(String, String)>,
-    /// Which image is which program; earlier maps win.
+    /// Maps from container images to local programs; the first match wins.
     pub images: Vec<ImageMap>,
-    /// Files of further image maps, which count before those; a change of one is obeyed.
+    /// Files of further image maps, searched before `images` and watched for changes.
     pub image_files: Vec<PathBuf>,
-    /// Folder of sockets, logs and generated files; removed at the end. Default: [`run_dir`].
+    /// Folder of sockets, logs and generated files, removed at the end. Default: [`run_dir`].
     pub run_dir: Option<PathBuf>,
-    /// Folder of what outlives a restart: applied objects, addresses, keys. Default: [`state_dir`].
+    /// Folder of everything that survives a restart: applied objects, addresses, keys. Default:
+    /// [`state_dir`].
     pub state_dir: Option<PathBuf>,
-    /// Address of the machine on which gateways' ports are published.
+    /// Address of the machine on which gateway ports are published. Default: 127.0.0.1.
     pub publish_address: IpAddr,
-    /// Gateway ports published under another number; 0 lets the kernel choose.
+    /// Machine port by gateway port, for gateway ports published under another number; 0 lets the
+    /// kernel choose.
     pub publish: BTreeMap<u16, u16>,
-    /// Outside names and addresses that lead elsewhere.
+    /// Redirections of outside names and addresses.
     pub dial_map: DialMap,
-    /// Start the ingress and egress gateways.
+    /// Whether to start the ingress and egress gateways. Default: true.
     pub gateways: bool,
     /// Further arguments of the control plane.
     pub control_args: Vec<String>,
     /// Further arguments of every sidecar and gateway.
     pub sidecar_args: Vec<String>,
-    /// Which proxy sidecars are: `envoy` for all, `WORKLOAD=envoy` for one; later words win.
+    /// The kind of sidecar: `envoy` for all workloads, `WORKLOAD=envoy` for one; later words win.
     pub proxies: Vec<String>,
-    /// Path of an Envoy binary, for workloads that ask for it; else `envoy` is looked up on the
-    /// PATH.
+    /// Path of an Envoy binary, for workloads that use Envoy. `None` looks up `envoy` on the PATH.
     pub envoy: Option<PathBuf>,
-    /// Called for what the user should see.
+    /// Called with every event that the user should see.
     pub on_event: Box<dyn FnMut(Event) + Send>,
 }
 
 impl UpOptions {
-    /// A mesh with defaults and nothing in it.
+    /// Creates options with the documented defaults and no directories.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -73,7 +75,8 @@ impl UpOptions {
     }
 }
 
-/// Where a mesh of this name keeps its sockets: `$XDG_RUNTIME_DIR/meltemi/NAME`, else
+/// The default folder of a mesh's sockets: `$XDG_RUNTIME_DIR/meltemi/NAME`, else
+/// `/tmp/meltemi-UID/NAME`.
 /// `/tmp/meltemi-UID/NAME`.
 pub fn run_dir(name: &str) -> PathBuf {
     match std::env::var_os("XDG_RUNTIME_DIR")
@@ -89,7 +92,8 @@ pub fn run_dir(name: &str) -> PathBuf {
     }
 }
 
-/// Where a mesh of this name keeps what outlives it: `$XDG_STATE_HOME/meltemi/NAME`, else
+/// The default folder of everything that survives a restart: `$XDG_STATE_HOME/meltemi/NAME`, else
+/// `~/.local/state/meltemi/NAME`.
 /// `~/.local/state/meltemi/NAME`.
 pub fn state_dir(name: &str) -> PathBuf {
     let home = || {
@@ -106,7 +110,7 @@ pub fn state_dir(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// What the node is told, in a memory file.
+/// Configuration of the node process. The supervisor passes it in a memory file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct NodeConfig {
     pub(crate) name: String,
@@ -120,34 +124,35 @@ pub(crate) struct NodeConfig {
     pub(crate) sidecar_args: Vec<String>,
     pub(crate) proxies: ProxyChoice,
     pub(crate) envoy: Option<PathBuf>,
-    /// The supervisor's process id, as the machine sees it.
+    /// Process id of the supervisor in the machine's PID namespace.
     pub(crate) supervisor: i32,
-    /// Socket to the supervisor.
+    /// Inherited descriptor of the socket to the supervisor.
     pub(crate) channel: RawFd,
-    /// User and group whom the applications see themselves as.
+    /// User and group ids that applications see as their own.
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// Soft limit of open files that applications get; `None`: as the node's.
+    /// Soft limit of open files for applications; `None` keeps the node's limit.
     pub(crate) open_files: Option<u64>,
 }
 
 impl NodeConfig {
-    /// Pods as the node runs them, for the control plane to read.
+    /// Folder of the Pod objects that the node writes and the control plane reads.
     pub(crate) fn pods_dir(&self) -> PathBuf {
         self.run_dir.join("pods")
     }
 
-    /// Other objects that the node or the program brings.
+    /// Folder of the other objects that the node or the binary provides: gateways, generated
+    /// Services, embedded YAML.
     pub(crate) fn objects_dir(&self) -> PathBuf {
         self.run_dir.join("objects")
     }
 
-    /// What `run -d` added.
+    /// Folder of the workloads that `run -d` added.
     pub(crate) fn runs_dir(&self) -> PathBuf {
         self.run_dir.join("runs")
     }
 
-    /// Objects applied by the user.
+    /// Folder of the objects that the user applied.
     pub(crate) fn applied_dir(&self) -> PathBuf {
         self.state_dir.join("applied")
     }

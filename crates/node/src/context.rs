@@ -1,4 +1,5 @@
-//! What every workload of a node shares.
+//! State that all workloads of a node share: configuration, token signer, views of the mesh, and
+//! the channel to the supervisor.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -25,18 +26,18 @@ pub(crate) struct Context {
     pub(crate) signer: TokenSigner,
     pub(crate) services: watch::Receiver<Arc<Services>>,
     pub(crate) worlds: watch::Receiver<Arc<World>>,
-    /// Ports of the ingress gateway, and where the machine listens for them.
+    /// Machine address by port of the ingress gateway, for every published port.
     pub(crate) published: Mutex<BTreeMap<u16, SocketAddr>>,
-    /// True once the control plane's root certificate is there.
+    /// True once the control plane has written its root certificate and answers.
     pub(crate) control_ready: watch::Receiver<bool>,
-    /// Everything ends; nobody is left to be spared.
-    pub(crate) ending: AtomicBool,
+    /// The whole node is stopping: a workload that ends need not wait for its callers to notice.
+    pub(crate) is_stopping: AtomicBool,
     /// Environment of the mesh's own programs.
     pub(crate) base_env: BTreeMap<String, String>,
 }
 
 impl Context {
-    /// A token for a workload's proxy.
+    /// Creates the token file that a workload's proxy inherits.
     pub(crate) fn token(&self, spec: &WorkloadSpec) -> anyhow::Result<TokenFile> {
         let caller = Caller {
             namespace: spec.key.namespace.clone(),
@@ -46,7 +47,8 @@ impl Context {
         TokenFile::new(&self.signer, caller)
     }
 
-    /// Environment of an application, before its own.
+    /// The part of the environment that every application gets: selected variables of the user's
+    /// environment, and `HOSTNAME`. The container's own variables are added later.
     pub(crate) fn app_env(&self, spec: &WorkloadSpec) -> BTreeMap<String, String> {
         const PASSED: [&str; 10] = [
             "PATH",
@@ -73,18 +75,20 @@ impl Context {
         env
     }
 
-    /// Where a gateway asks for sockets of the machine. Only the ingress gateway is published.
+    /// Socket at which a gateway requests listening sockets of the machine; `None` for everything
+    /// but the ingress gateway, the only one that is published.
     pub(crate) fn host_socket(&self, spec: &WorkloadSpec) -> Option<PathBuf> {
         (spec.is_gateway() && spec.workload == gateways::INGRESS)
             .then(|| self.config.run_dir.join("host.sock"))
     }
 
+    /// Logs a warning and shows it to the user.
     pub(crate) async fn warn(&self, text: String) {
         tracing::warn!("{text}");
-        self.dialler.tell(Event::Warning(text)).await;
+        self.dialler.show(Event::Warning(text)).await;
     }
 
-    /// The time, as objects write it.
+    /// The current time in RFC 3339, for `creationTimestamp`.
     pub(crate) fn now(&self) -> String {
         rfc3339(
             SystemTime::now()
@@ -95,7 +99,8 @@ impl Context {
     }
 }
 
-/// Seconds since 1970 as RFC 3339, by Howard Hinnant's `civil_from_days`.
+/// Formats seconds since 1970 as RFC 3339. The calendar algorithm is Howard Hinnant's
+/// `civil_from_days`.
 fn rfc3339(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let z = days + 719_468;

@@ -1,4 +1,5 @@
-//! The control plane: a program in the router's namespace that is kept running.
+//! Starts the control plane as a program in the router's network namespace and restarts it when it
+//! ends.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,58 +7,62 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::child::{self, Output};
+use crate::child::{self, ProgramIo};
 use crate::config::NodeConfig;
 use crate::context::Context;
+use crate::etc_files;
 use crate::events::Event;
 use crate::launch::LaunchSpec;
 use crate::log::Log;
 use crate::network::ROUTER;
-use crate::part::{Part, PartEvent};
-use crate::surroundings;
+use crate::supervised::{ProgramEvent, SupervisedProgram};
 
-/// Starts the control plane and starts it again when it ends. `up` becomes true when workloads can
-/// ask it for certificates.
-pub(crate) async fn keep_running(context: Arc<Context>, up: watch::Sender<bool>) {
+/// Runs the control plane for ever, with back-off between restarts. Sets `is_up` to true the first
+/// time that it answers: from then on proxies can request certificates.
+pub(crate) async fn keep_running(context: Arc<Context>, is_up: watch::Sender<bool>) {
     let log = Log::new(&context.config.run_dir.join("control.log"));
     let folder = context.config.run_dir.join("workloads").join("control");
     let files =
-        surroundings::write(&folder, "istio-system", "istiod", ROUTER, ROUTER).unwrap_or_default();
-    let mut part = Part::default();
-    part.start_now();
+        etc_files::write(&folder, "istio-system", "istiod", ROUTER, ROUTER).unwrap_or_default();
+    let mut program = SupervisedProgram::default();
+    program.start_now();
 
     loop {
-        let awaits = part.is_running() && !*up.borrow();
+        let awaits_answer = program.is_running() && !*is_up.borrow();
         tokio::select! {
-            event = part.next() => match event {
-                PartEvent::Due => match start(&context, &log, &files) {
-                    Ok(child) => part.started(child),
-                    Err(error) => part.failed(format!("{error:#}")),
+            event = program.next() => match event {
+            ProgramEvent::StartDue => match start(&context, &log, &files) {
+            Ok(child) => program.started(child),
+            Err(error) => program.failed(format!("{error:#}")),
                 },
-                PartEvent::Exited(status) => {
-                    let why = part.ended(status).to_owned();
-                    let said = last_words(&log);
+                ProgramEvent::Exited(status) => {
+                    let why = program.ended(status).to_owned();
+                    let last_error = last_error(&log);
                     log.write(format!("meltemi: control plane ended: {why}\n").as_bytes());
+
+                    // Warn at the first failure and when a crash loop begins, not at every restart.
+                    let warning = program
+                    .take_crash_loop_message()
+                    .or_else(|| program.has_failed_once().then(|| format!("ended ({why}) and is started again")));
+                    if let Some(warning) = warning {
                     let path = context.config.run_dir.join("control.log");
-                    let what = match part.complaint() {
-                        Some(complaint) => Some(complaint),
-                        None => part.failed_once().then(|| format!("ended ({why}) and is started again")),
-                    };
-                    if let Some(what) = what {
-                        context.warn(format!("the control plane {what}{said}; its log is {}", path.display())).await;
+                    context
+                    .warn(format!("the control plane {warning}{last_error}; its log is {}", path.display()))
+                    .await;
                     }
                 }
             },
-            () = answers(&context.config), if awaits => {
-                let _ = up.send(true);
-                context.dialler.tell(Event::ControlUp).await;
+            () = wait_until_answering(&context.config), if awaits_answer => {
+            let _ = is_up.send(true);
+                context.dialler.show(Event::ControlUp).await;
             }
         }
     }
 }
 
-/// Its last line, where that is an error.
-fn last_words(log: &Log) -> String {
+/// The last line of the log as `: TEXT` if that line is an error, else empty. At most 400
+/// characters.
+fn last_error(log: &Log) -> String {
     let (bytes, _) = log.read(log.tail(1));
     match String::from_utf8_lossy(&bytes)
         .trim()
@@ -80,7 +85,7 @@ fn start(
         files: files.to_vec(),
         ..LaunchSpec::default()
     };
-    child::spawn(&spec, "control plane", Output::Log(Arc::clone(log)))
+    child::spawn(&spec, "control plane", ProgramIo::Log(Arc::clone(log)))
 }
 
 /// Command line of the control plane.
@@ -104,11 +109,11 @@ fn arguments(config: &NodeConfig) -> Vec<String> {
     argv
 }
 
-/// Waits for the root certificate and for the socket to answer.
-async fn answers(config: &NodeConfig) {
+/// Waits until the root certificate exists and the control plane's socket accepts a connection.
+async fn wait_until_answering(config: &NodeConfig) {
     loop {
-        let root = config.run_dir.join("root-cert.pem").exists();
-        if root
+        let has_root = config.run_dir.join("root-cert.pem").exists();
+        if has_root
             && tokio::net::UnixStream::connect(config.run_dir.join("control.sock"))
                 .await
                 .is_ok()

@@ -1,4 +1,5 @@
-//! From Deployments to replicas: pure.
+//! Turns Deployments into the replicas that the node should run, and reports what it cannot run.
+//! Pure: objects, image maps and proxy choice in, specifications and problems out.
 
 use std::collections::BTreeMap;
 
@@ -13,20 +14,24 @@ use crate::spec::{
     ContainerPort, Origin, POD_IP, Program, ProxyChoice, ProxyKind, WorkloadKey, WorkloadSpec,
 };
 
-/// More replicas than this are a slip on one machine.
+/// Replicas started for one Deployment at most: a larger number is taken for a mistake.
 const MAX_REPLICAS: i32 = 100;
+/// Label or annotation that turns sidecar injection off with `false`.
 const INJECT: &str = "sidecar.istio.io/inject";
 /// Annotation that chooses stock Envoy as the sidecar.
 pub(crate) const PROXY_ANNOTATION: &str = "meltemi.io/proxy";
 
-/// The replicas that the objects ask for, and what stands in the way of some.
-pub(crate) fn desired<'a>(
+/// Returns the replicas that the objects ask for, and a message for each Deployment that cannot run
+/// as written.
+pub(crate) fn plan_replicas<'a>(
     objects: impl IntoIterator<Item = &'a Object> + Clone,
     images: &[ImageMap],
     proxies: &ProxyChoice,
 ) -> (BTreeMap<WorkloadKey, WorkloadSpec>, Vec<String>) {
     let mut specs = BTreeMap::new();
     let mut problems = Vec::new();
+
+    // Istio: a namespace labelled `istio-injection: disabled` gets no sidecars.
     let unmeshed: Vec<&str> = objects
         .clone()
         .into_iter()
@@ -40,7 +45,7 @@ pub(crate) fn desired<'a>(
     for object in objects {
         if let Spec::Deployment(deployment) = &object.spec {
             let is_meshed = !unmeshed.contains(&object.meta.namespace.as_str());
-            replicas(
+            add_replicas(
                 object,
                 deployment,
                 is_meshed,
@@ -54,7 +59,7 @@ pub(crate) fn desired<'a>(
     (specs, problems)
 }
 
-fn replicas(
+fn add_replicas(
     object: &Object,
     deployment: &DeploymentSpec,
     is_meshed: bool,
@@ -62,7 +67,7 @@ fn replicas(
     specs: &mut BTreeMap<WorkloadKey, WorkloadSpec>,
     problems: &mut Vec<String>,
 ) {
-    let place = |field: &str| {
+    let position_of = |field: &str| {
         let at = object.source.position(field);
         format!(
             "{}:{}: Deployment {}/{}",
@@ -72,7 +77,7 @@ fn replicas(
 
     let template = &deployment.template;
 
-    // One process tree a workload: the first container that is no proxy.
+    // A workload is one process tree: run the first container that is not the injected proxy.
     let Some(container) = template
         .spec
         .containers
@@ -81,7 +86,7 @@ fn replicas(
     else {
         problems.push(format!(
             "{}: it has no container",
-            place("spec.template.spec")
+            position_of("spec.template.spec")
         ));
         return;
     };
@@ -89,7 +94,7 @@ fn replicas(
     if template.spec.containers.len() > 1 {
         problems.push(format!(
             "{}: only its first container, {}, is started; on one machine a workload is one program",
-            place("spec.template.spec.containers"),
+            position_of("spec.template.spec.containers"),
             container.name
         ));
     }
@@ -97,7 +102,7 @@ fn replicas(
     let Some(program) = program(container, images) else {
         problems.push(format!(
             "{}: image {} is no program of this machine; add it to the image map, or give the container a command",
-            place("spec.template.spec.containers"),
+            position_of("spec.template.spec.containers"),
             container.image
         ));
         return;
@@ -108,10 +113,11 @@ fn replicas(
     if count != wanted {
         problems.push(format!(
             "{}: {wanted} replicas; {count} are started",
-            place("spec.replicas")
+            position_of("spec.replicas")
         ));
     }
 
+    // The pod's own label or annotation overrides the namespace's label, as Istio's injector does.
     let labels = &template.metadata.labels;
     let annotations = &template.metadata.annotations;
     let inject = labels
@@ -124,7 +130,7 @@ fn replicas(
         (Some("false"), _) => ProxyKind::None,
         (None, _) if !is_meshed => ProxyKind::None,
         (_, Some("envoy")) => ProxyKind::Envoy,
-        _ => proxies.of(&object.meta.name),
+        _ => proxies.kind_of(&object.meta.name),
     };
 
     for index in 0..count {
@@ -169,23 +175,25 @@ fn ports(container: &Container) -> Vec<ContainerPort> {
     container.ports.iter().map(port).collect()
 }
 
-/// The image's program with the container's command and arguments in its place, as Kubernetes
-/// combines them.
+/// The program of a container: the image map's entry, else the container's `command` and `args` as
+/// Kubernetes combines them. `None` if neither names a program.
 fn program(container: &Container, images: &[ImageMap]) -> Option<Program> {
     let entry = images.iter().find_map(|map| map.find(&container.image));
     let mut argv = match (&container.command[..], entry) {
-        // A map's entry means: this is how the image runs here. The image's own paths do not exist
-        // on this machine.
+        // The entry replaces the container's command, whose paths exist only inside the image.
         (_, Some(entry)) => entry.command.clone(),
         ([], None) => return None,
         (command, None) => command.to_vec(),
     };
 
+    // Without a `command`, `args` are arguments of the image's entry point. With one, they belong
+    // to that command, which the entry replaced.
     match entry {
         Some(_) if !container.command.is_empty() => {}
         _ => argv.extend(container.args.iter().cloned()),
     }
 
+    // An empty program name stands for this binary, wherever it is installed.
     if argv.first().is_some_and(|program| program == "meltemi") {
         argv[0].clear();
     }
@@ -202,8 +210,8 @@ fn program(container: &Container, images: &[ImageMap]) -> Option<Program> {
     })
 }
 
-/// Adds the container's own environment; what refers to the pod's address is filled in when it has
-/// one.
+/// Adds the container's own environment. References to the pod's address become [`POD_IP`],
+/// replaced once the pod has an address.
 fn with_pod_env(mut spec: WorkloadSpec, container: &Container) -> WorkloadSpec {
     let mut env = spec
         .app
@@ -238,6 +246,8 @@ fn with_pod_env(mut spec: WorkloadSpec, container: &Container) -> WorkloadSpec {
     spec
 }
 
+/// The value of `valueFrom.fieldRef` (the downward API); `None` for a field that the node does not
+/// offer.
 fn field_reference(source: &Value, spec: &WorkloadSpec) -> Option<String> {
     let path = source.get("fieldRef")?.get("fieldPath")?.as_str()?;
     let labels: &Labels = &spec.labels;
@@ -255,7 +265,7 @@ fn field_reference(source: &Value, spec: &WorkloadSpec) -> Option<String> {
     })
 }
 
-/// `$(NAME)` as Kubernetes expands it; an unknown name stays as written, `$$` is a dollar.
+/// Expands `$(NAME)` as Kubernetes does: an unknown name stays as written, `$$` is a dollar sign.
 fn expand(text: &str, env: &BTreeMap<String, String>) -> String {
     let mut out = String::new();
     let mut rest = text;
@@ -286,7 +296,7 @@ mod tests {
         let (objects, diagnostics) = meltemi_api::parse_documents("t.yaml", yaml);
         assert!(diagnostics.is_empty(), "{diagnostics:?}");
         let proxies = ProxyChoice::parse(&["chosen=envoy".to_owned()]).unwrap();
-        desired(
+        plan_replicas(
             objects.iter(),
             &[ImageMap::parse("map", map).unwrap()],
             &proxies,

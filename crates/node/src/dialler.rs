@@ -1,10 +1,11 @@
-//! The way out of and into the node's namespaces: a process in the machine's own network opens
-//! sockets and hands them over.
+//! Sockets between the node's namespaces and the machine's network. The node ([`Dialler`]) requests
+//! connections, listening sockets and DNS answers; the supervisor ([`Server`]), which runs in the
+//! machine's network namespace, opens them and passes the descriptors over a Unix socket.
 
 mod bytes;
 mod client;
-mod lane;
 mod map;
+mod request_queue;
 mod server;
 
 pub(crate) use client::Dialler;
@@ -17,62 +18,61 @@ use serde::{Deserialize, Serialize};
 
 use crate::events::Event;
 
-/// From the node to the supervisor.
+/// A message from the node to the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToSupervisor {
-    /// Wants an answer with the same number.
-    Ask(u64, Request),
-    /// Something that the user should see.
-    Tell(Event),
+    /// A request with its id; the [`DiallerReply`] carries the same id.
+    Request(u64, DiallerRequest),
+    /// An event to show to the user; it has no reply.
+    Event(Event),
 }
 
-/// What the node may ask for.
+/// A request of the node.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum Request {
-    /// A connected TCP socket.
+pub(crate) enum DiallerRequest {
+    /// Open a TCP connection from the machine's network.
     Connect(SocketAddr),
-    /// Listening TCP sockets of the machine for a gateway's port.
+    /// Open listening TCP sockets on the machine for a gateway's port.
     Listen {
-        /// The port as the gateway's configuration names it.
+        /// The gateway's port number.
         port: u16,
-        /// How many sockets share it.
+        /// Number of sockets that share the port (`SO_REUSEPORT`).
         count: u16,
-        /// Every port of the gateway: the machine's ports of these numbers are theirs.
+        /// All ports of the gateway. A port published under another number avoids these.
         others: Vec<u16>,
     },
-    /// The machine's resolver's answer to a raw query.
+    /// Forward a raw DNS query to the machine's resolver.
     Dns {
-        /// The query.
         #[serde(with = "bytes")]
         query: Vec<u8>,
-        /// Ask over TCP.
+        /// Whether to query over TCP instead of UDP.
         tcp: bool,
     },
 }
 
-/// The supervisor's answer.
+/// The supervisor's reply to the request with the same id.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Reply {
+pub(crate) struct DiallerReply {
     pub(crate) id: u64,
     pub(crate) answer: Result<Answer, Failure>,
 }
 
-/// What accompanies a success; sockets travel beside it.
+/// A successful answer. The sockets of `Connect` and `Listen` are passed beside the message.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
-    /// Connected.
+    /// The connection is established.
     Done,
-    /// Listening on this address of the machine.
+    /// The sockets listen on this address of the machine.
     Listening(SocketAddr),
-    /// The resolver's raw answer.
+    /// The raw DNS answer of the machine's resolver.
     Dns(#[serde(with = "bytes")] Vec<u8>),
 }
 
-/// Why the supervisor could not.
+/// Why the supervisor could not serve a request.
 #[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct Failure {
     pub(crate) message: String,
-    /// The kernel's error number, where there is one.
+    /// `errno`, if a system call failed.
     pub(crate) os_error: Option<i32>,
 }

@@ -1,10 +1,10 @@
-//! Answers that the node gives itself.
+//! DNS answers about names of the mesh, which the node gives itself.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use meltemi_dns::{Answer, RecordType, ResponseCode, Transport};
 
-/// Seconds: clients soon see the addresses of a service that changed.
+/// Time to live in seconds. It is short, so that clients see changed addresses of a service soon.
 const TTL: u32 = 5;
 
 /// An answer about a name of the mesh.
@@ -22,7 +22,7 @@ pub(crate) fn answer<'a>(
     }
 }
 
-/// The addresses that a question of this type asks for: the node's network has IPv4 alone.
+/// The addresses of the queried type. The node's network has IPv4 only, so other types get none.
 pub(crate) fn of_type(addresses: &[Ipv4Addr], record: RecordType) -> Vec<IpAddr> {
     match record {
         RecordType::A => addresses.iter().copied().map(IpAddr::V4).collect(),

@@ -1,4 +1,4 @@
-//! What the node tells the user through the supervisor.
+//! Events that the node shows to the user through the supervisor.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,16 +7,17 @@ use std::net::SocketAddr;
 use meltemi_types::Protocol;
 use serde::{Deserialize, Serialize};
 
-/// A gateway's port, published on the machine.
+/// A gateway port that is published on the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishedPort {
-    /// What the gateway listens on.
+    /// Port that the gateway wait_until_listening on.
     pub port: u16,
-    /// Where the machine listens.
+    /// Address on which the machine wait_until_listening for it.
     pub address: SocketAddr,
-    /// The ports as the Gateways name them.
+    /// `port.number` of the Gateway servers behind this port; the Service may map 80 to 8080.
     pub gateway_ports: BTreeSet<u16>,
-    /// What is spoken there, as far as it is known.
+    /// Protocol of the oldest Gateway server on this port; `None` before its configuration is
+    /// known.
     pub protocol: Option<Protocol>,
 }
 
@@ -40,34 +41,34 @@ impl fmt::Display for PublishedPort {
     }
 }
 
-/// Something worth a line.
+/// One line of the output of `meltemi up`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
-    /// The node's namespaces and network stand, and its socket listens.
+    /// The node's network is set up and its socket accepts commands.
     NodeUp,
-    /// The control plane answers.
+    /// The control plane answers for the first time.
     ControlUp,
-    /// A workload is ready.
+    /// A workload became ready during the start.
     WorkloadReady {
-        /// Its namespace.
+        /// Kubernetes namespace of the workload.
         namespace: String,
-        /// Its name.
+        /// Name of the pod.
         name: String,
     },
-    /// A gateway's port is published on the machine.
+    /// The machine wait_until_listening on a port for a gateway.
     Published {
-        /// The gateway's workload.
+        /// Name of the gateway's workload.
         gateway: String,
-        /// What, and where.
+        /// The port and its address on the machine.
         port: PublishedPort,
     },
-    /// Every workload that was wanted at the start is ready.
+    /// Every workload that was configured at the start is ready.
     AllReady,
-    /// Something is wrong with the configuration: place, code, and what to do.
+    /// A diagnostic of the configuration: position, code, message and remedy.
     Finding(String),
-    /// Something is wrong but the rest goes on.
+    /// A problem that affects a part of the mesh; the rest keeps running.
     Warning(String),
-    /// The node cannot go on.
+    /// The node cannot continue and ends.
     Failed(String),
 }
 

@@ -1,4 +1,4 @@
-//! Messages with file descriptors over a `SOCK_SEQPACKET` Unix socket: one JSON value a message.
+//! Messages with file descriptors over a `SOCK_SEQPACKET` Unix socket: one JSON value per message.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,7 +9,7 @@ pub use meltemi_net::fdpass::{MAX_FDS, pair};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Sends one message, blocking if the socket does.
+/// Sends one message. Blocks if the socket is in blocking mode.
 pub fn send<T: Serialize>(
     socket: impl AsFd,
     message: &T,
@@ -18,7 +18,8 @@ pub fn send<T: Serialize>(
     fdpass::send(socket, &serde_json::to_vec(message)?, fds)
 }
 
-/// Receives one message, blocking if the socket does; `None` when the other end is closed.
+/// Receives one message; `None` when the peer closed its end. Blocks if the socket is in blocking
+/// mode.
 #[cfg(test)]
 pub fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     decode(fdpass::receive(socket)?)
@@ -34,12 +35,12 @@ fn decode<T: DeserializeOwned>(
     Ok(Some((serde_json::from_slice(&packet)?, fds)))
 }
 
-/// The same within a runtime.
+/// An asynchronous socket for these messages.
 #[derive(Debug)]
 pub struct FdSocket(Channel);
 
 impl FdSocket {
-    /// Takes a connected socket; must be called within a runtime.
+    /// Takes over a connected socket. Must be called within a tokio runtime.
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
         Channel::new(socket).map(Self)
     }
@@ -49,12 +50,12 @@ impl FdSocket {
         Channel::connect(path).map(Self)
     }
 
-    /// Sends one message. Cancellation safe: it is sent whole or not at all.
+    /// Sends one message. Cancellation safe: the message is sent whole or not at all.
     pub async fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.0.send(&serde_json::to_vec(message)?, fds).await
     }
 
-    /// Receives one message; `None` when the other end is closed. Cancellation safe.
+    /// Receives one message; `None` when the peer closed its end. Cancellation safe.
     pub async fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
         decode(self.0.receive().await?)
     }

@@ -1,4 +1,5 @@
-//! The gateways that the node brings: workloads without application, and their Services.
+//! The ingress and egress gateway that the node provides: workloads without an application, and the
+//! Services and service accounts that belong to them.
 
 use std::collections::BTreeMap;
 
@@ -6,18 +7,18 @@ use meltemi_types::Labels;
 
 use crate::spec::{Origin, ProxyKind, WorkloadKey, WorkloadSpec};
 
-/// Namespace of the gateways.
+/// Kubernetes namespace of the gateways.
 pub(crate) const NAMESPACE: &str = "istio-system";
 
-/// The one whose ports are published on the machine.
+/// Name of the ingress gateway, the only one whose ports are published on the machine.
 pub(crate) const INGRESS: &str = "istio-ingressgateway";
 
-/// The gateways' workloads.
+/// The workloads of both gateways.
 pub(crate) fn workloads() -> Vec<WorkloadSpec> {
     [INGRESS, "istio-egressgateway"].map(workload).to_vec()
 }
 
-/// One of them.
+/// The workload of the gateway with this name.
 pub(crate) fn workload(name: &str) -> WorkloadSpec {
     let role = name.strip_prefix("istio-").unwrap_or(name);
     let labels = [
@@ -44,7 +45,8 @@ pub(crate) fn workload(name: &str) -> WorkloadSpec {
     }
 }
 
-/// The gateways' Services and service accounts, for the control plane to read.
+/// Namespace, Services and service accounts of the gateways, written to a file that the control
+/// plane reads.
 pub(crate) const OBJECTS: &str = r#"apiVersion: v1
 kind: Namespace
 metadata:

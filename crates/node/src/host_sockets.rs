@@ -1,5 +1,6 @@
-//! Listening sockets of the machine for the ingress gateway: it asks as any process asks for
-//! sockets of another namespace (`meltemi_net::fdpass`), and the supervisor opens them.
+//! Passes listening sockets of the machine to the ingress gateway. The gateway sends a request over
+//! `RUN/host.sock` (`meltemi_net::fdpass`), and the supervisor opens the sockets. Refuses every
+//! other kind of request.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -15,11 +16,11 @@ use crate::context::Context;
 use crate::events::{Event, PublishedPort};
 use crate::gateways;
 
-/// How long our own view of the configuration may lag behind the control plane's, which made the
-/// gateway ask.
-const LAG: Duration = Duration::from_millis(500);
+/// How long to wait for the port to appear in the node's own view of the configuration. The gateway
+/// acts on the control plane's view, which may be ahead.
+const MAX_LAG: Duration = Duration::from_millis(500);
 
-/// Serves for ever at `RUN/host.sock`.
+/// Binds `RUN/host.sock` and serves it in the background.
 pub(crate) fn start(context: &Arc<Context>) -> anyhow::Result<()> {
     let listener = ChannelListener::bind(&context.config.run_dir.join("host.sock"))?;
     let context = Arc::clone(context);
@@ -38,14 +39,20 @@ async fn serve(context: Arc<Context>, channel: Channel) {
         }
         let (reply, fd) = match ListenRequest::decode(&packet) {
             Ok(ListenRequest(wanted)) => {
+                // The number chosen for a published port depends on the gateway's other ports: wait
+                // until the node knows them too.
                 let mut worlds = context.worlds.clone();
-                let is_known = worlds
-                    .wait_for(|world| !asked_for(&world.snapshot, wanted.port()).0.is_empty());
-                let _ = tokio::time::timeout(LAG, is_known).await;
-                let others = listening(&context.worlds.borrow().snapshot);
+                let is_known = worlds.wait_for(|world| {
+                    !gateway_servers_at(&world.snapshot, wanted.port())
+                        .0
+                        .is_empty()
+                });
+                let _ = tokio::time::timeout(MAX_LAG, is_known).await;
+                let others = listening_ports(&context.worlds.borrow().snapshot);
+
                 match context.dialler.listen(wanted.port(), 1, others).await {
                     Ok((address, fds)) => {
-                        tell(&context, wanted.port(), address).await;
+                        report_published(&context, wanted.port(), address).await;
                         (ListenReply::Socket(address), fds.into_iter().next())
                     }
                     Err(error) => {
@@ -66,8 +73,8 @@ async fn serve(context: Arc<Context>, channel: Channel) {
     }
 }
 
-/// Tells the user of a port, unless it is known: a gateway that starts again asks again.
-async fn tell(context: &Context, port: u16, address: SocketAddr) {
+/// Shows a published port to the user, once: a gateway that restarts requests its ports again.
+async fn report_published(context: &Context, port: u16, address: SocketAddr) {
     let before = context
         .published
         .lock()
@@ -78,7 +85,7 @@ async fn tell(context: &Context, port: u16, address: SocketAddr) {
         let port = describe(&context.worlds.borrow().snapshot, port, address);
         context
             .dialler
-            .tell(Event::Published {
+            .show(Event::Published {
                 gateway: gateways::INGRESS.to_owned(),
                 port,
             })
@@ -86,7 +93,7 @@ async fn tell(context: &Context, port: u16, address: SocketAddr) {
     }
 }
 
-/// Every published port, as the configuration has it now.
+/// Every published port, described by the current configuration.
 pub(crate) fn published(context: &Context) -> Vec<PublishedPort> {
     let world = context.worlds.borrow().clone();
     let table = context
@@ -100,7 +107,7 @@ pub(crate) fn published(context: &Context) -> Vec<PublishedPort> {
 }
 
 fn describe(snapshot: &Snapshot, port: u16, address: SocketAddr) -> PublishedPort {
-    let (gateway_ports, protocol) = asked_for(snapshot, port);
+    let (gateway_ports, protocol) = gateway_servers_at(snapshot, port);
     PublishedPort {
         port,
         address,
@@ -109,41 +116,43 @@ fn describe(snapshot: &Snapshot, port: u16, address: SocketAddr) -> PublishedPor
     }
 }
 
-/// The Gateways' own numbers of a port that the ingress gateway listens on, and what the oldest
-/// says is spoken there.
-fn asked_for(snapshot: &Snapshot, port: u16) -> (BTreeSet<u16>, Option<Protocol>) {
+/// The Gateway servers behind a port that the ingress gateway wait_until_listening on: their `port.number`s, and
+/// the protocol of the oldest.
+fn gateway_servers_at(snapshot: &Snapshot, port: u16) -> (BTreeSet<u16>, Option<Protocol>) {
     let mut protocol = None;
     let mut numbers = BTreeSet::new();
-    for (number, listening, spoken) in servers(snapshot) {
+    for (number, listening, server_protocol) in servers(snapshot) {
         if listening.contains(&port) {
             numbers.insert(number);
-            protocol = protocol.or(Some(spoken));
+            protocol = protocol.or(Some(server_protocol));
         }
     }
     (numbers, protocol)
 }
 
-/// Every port that the ingress gateway listens on.
-fn listening(snapshot: &Snapshot) -> Vec<u16> {
+/// Every port that the ingress gateway wait_until_listening on.
+fn listening_ports(snapshot: &Snapshot) -> Vec<u16> {
     let all: BTreeSet<u16> = servers(snapshot)
         .flat_map(|(_, listening, _)| listening)
         .collect();
     all.into_iter().collect()
 }
 
+/// The servers of all Gateways that select the ingress gateway: `port.number`, the ports that the
+/// gateway wait_until_listening on for it (the `targetPort`s of its Services), and the protocol.
 fn servers(snapshot: &Snapshot) -> impl Iterator<Item = (u16, BTreeSet<u16>, Protocol)> {
     let spec = gateways::workload(gateways::INGRESS);
-    let of = move |port| snapshot.gateway_ports(gateways::NAMESPACE, &spec.labels, &[], port);
-    let gateways = snapshot.gateways_for(&gateways::workload(gateways::INGRESS).labels);
+    let gateways = snapshot.gateways_for(&spec.labels);
     let servers: Vec<(u16, Protocol)> = gateways
         .iter()
         .flat_map(|gateway| &gateway.servers)
         .map(|server| (server.port, server.protocol))
         .collect();
 
-    servers
-        .into_iter()
-        .map(move |(port, protocol)| (port, of(port), protocol))
+    servers.into_iter().map(move |(port, protocol)| {
+        let listening = snapshot.gateway_ports(gateways::NAMESPACE, &spec.labels, &[], port);
+        (port, listening, protocol)
+    })
 }
 
 #[cfg(test)]
@@ -167,17 +176,17 @@ mod tests {
         assert!(diagnostics.is_empty(), "{diagnostics:?}");
         let tables: Tables = objects.into_iter().map(Arc::new).collect();
         let snapshot = Snapshot::build(None, &tables, &BuildOptions::default()).snapshot;
-        assert_eq!(listening(&snapshot), [81, 8080, 31400]);
+        assert_eq!(listening_ports(&snapshot), [81, 8080, 31400]);
         assert_eq!(
-            asked_for(&snapshot, 8080),
+            gateway_servers_at(&snapshot, 8080),
             (BTreeSet::from([80, 8080]), Some(Protocol::Http))
         );
 
         assert_eq!(
-            asked_for(&snapshot, 31400),
+            gateway_servers_at(&snapshot, 31400),
             (BTreeSet::from([31400]), Some(Protocol::Tcp))
         );
 
-        assert_eq!(asked_for(&snapshot, 9), (BTreeSet::new(), None));
+        assert_eq!(gateway_servers_at(&snapshot, 9), (BTreeSet::new(), None));
     }
 }

@@ -1,4 +1,5 @@
-//! Image maps in files, followed as the files change.
+//! Reads image maps from files and reads them again when the files change. A broken file keeps its
+//! last good map.
 
 use std::collections::BTreeMap;
 use std::fs::Metadata;
@@ -13,80 +14,87 @@ use crate::dialler::Dialler;
 use crate::events::Event;
 use crate::images::ImageMap;
 
-/// How often the files are looked at.
-const LOOK: Duration = Duration::from_millis(500);
+/// How often the files are checked for changes.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The maps of `files`, which count before `fixed`, now and whenever one of the files changes. What
-/// is broken in a file is told, and the last good map stays.
+/// Returns the maps of `files` followed by `fixed`, updated whenever a file changes. A broken file
+/// is reported once as a warning and keeps its last good map.
 pub(crate) fn follow(
     files: Vec<PathBuf>,
     fixed: Vec<ImageMap>,
     dialler: Arc<Dialler>,
 ) -> watch::Receiver<Arc<Vec<ImageMap>>> {
-    let mut known = Known::default();
-    let _ = known.look(&files);
-    let (maps, followed) = watch::channel(Arc::new(known.maps(&fixed)));
+    let mut followed = FollowedFiles::default();
+
+    // `up` has loaded every file once already and failed on errors: nothing to report here.
+    let _ = followed.reload_changed(&files);
+    let (maps, receiver) = watch::channel(Arc::new(followed.maps(&fixed)));
     tokio::spawn(async move {
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         while !(files.is_empty() || maps.is_closed()) {
-            tokio::time::sleep(LOOK).await;
-            let problems = known.look(&files);
-            for problem in problems.iter().filter(|problem| !told.contains(*problem)) {
+            tokio::time::sleep(POLL_INTERVAL).await;
+            let problems = followed.reload_changed(&files);
+            for problem in problems
+                .iter()
+                .filter(|problem| !reported.contains(*problem))
+            {
                 dialler
-                    .tell(Event::Warning(format!(
+                    .show(Event::Warning(format!(
                         "{problem}; the last good version of this map stays"
                     )))
                     .await;
             }
 
-            told = problems;
-            let now = known.maps(&fixed);
-            maps.send_if_modified(|held| {
-                let is_new = **held != now;
-                *held = Arc::new(now);
-                is_new
+            reported = problems;
+            let new = followed.maps(&fixed);
+            maps.send_if_modified(|old| {
+                let is_changed = **old != new;
+                *old = Arc::new(new);
+                is_changed
             });
         }
 
-        // Without a file there is nothing to look at, and the maps stay as long as somebody reads
-        // them.
+        // Without files nothing ever changes. Keep the sender alive, since its drop would look like
+        // an error to the receiver.
         maps.closed().await;
     });
 
-    followed
+    receiver
 }
 
-/// Files as they were last seen, each with its last good map and what is wrong with it now.
+/// The files as they were last read.
 #[derive(Debug, Default)]
-struct Known {
-    /// In the order in which they count.
+struct FollowedFiles {
+    /// Paths in the order in which their maps are searched.
     order: Vec<PathBuf>,
-    files: BTreeMap<PathBuf, KnownFile>,
+    files: BTreeMap<PathBuf, FollowedFile>,
 }
 
 #[derive(Debug, Default)]
-struct KnownFile {
+struct FollowedFile {
     stamp: Option<[i64; 5]>,
+    /// The last map that could be read.
     map: ImageMap,
+    /// Why the current content cannot be read.
     problem: Option<String>,
 }
 
-impl Known {
-    /// Reads what has changed; answers what is wrong.
-    fn look(&mut self, files: &[PathBuf]) -> Vec<String> {
+impl FollowedFiles {
+    /// Reads the files that have changed; returns the problems of all files.
+    fn reload_changed(&mut self, files: &[PathBuf]) -> Vec<String> {
         self.order = files.to_vec();
         for file in files {
             let stamp = std::fs::metadata(file)
                 .ok()
                 .map(|metadata| stamp(&metadata));
-            let known = self.files.entry(file.clone()).or_default();
-            if stamp.is_some() && known.stamp == stamp {
+            let followed = self.files.entry(file.clone()).or_default();
+            if stamp.is_some() && followed.stamp == stamp {
                 continue;
             }
-            known.stamp = stamp;
+            followed.stamp = stamp;
             match ImageMap::load(file) {
-                Ok(map) => (known.map, known.problem) = (map, None),
-                Err(error) => known.problem = Some(format!("{error:#}")),
+                Ok(map) => (followed.map, followed.problem) = (map, None),
+                Err(error) => followed.problem = Some(format!("{error:#}")),
             }
         }
 
@@ -105,7 +113,7 @@ impl Known {
     }
 }
 
-/// What tells two states of a file apart.
+/// A value that changes when the file's content changes or another file takes its place.
 fn stamp(metadata: &Metadata) -> [i64; 5] {
     let inode = metadata.ino().cast_signed();
     [
@@ -126,12 +134,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("images.yaml");
         let fixed = vec![ImageMap::parse("t", "images: [{image: b, command: [fixed]}]").unwrap()];
-        let mut known = Known::default();
+        let mut followed = FollowedFiles::default();
         let mut write = |text: &str| {
             std::fs::write(&file, text).unwrap();
-            let problems = known.look(std::slice::from_ref(&file));
+            let problems = followed.reload_changed(std::slice::from_ref(&file));
             let found = |image: &str| {
-                let maps = known.maps(&fixed);
+                let maps = followed.maps(&fixed);
                 maps.iter()
                     .find_map(|map| map.find(image))
                     .map(|entry| entry.command[0].clone())

@@ -1,27 +1,27 @@
-//! Which container image is which program of this machine.
+//! Maps container images to programs of this machine, since the node pulls no images.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// An image map: the first entry whose pattern fits decides.
+/// An image map. The first entry whose pattern matches wins.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageMap {
-    /// Entries, most specific first.
+    /// The entries, tried in order.
     pub images: Vec<ImageEntry>,
 }
 
-/// One pattern and its program.
+/// One pattern and the program that it stands for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageEntry {
-    /// Image reference; `*` stands for anything. Registry and tag may be left out.
+    /// Image reference; `*` matches any text. Registry and tag may be left out.
     pub image: String,
-    /// Program and arguments; the program `meltemi` is this very binary.
+    /// Program and arguments, at least one word; the program `meltemi` is this binary.
     pub command: Vec<String>,
-    /// Environment, overridden by the container's own.
+    /// Environment of the program; the container's own variables override it.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// Working directory; relative to the map's file once [`ImageMap::relative_to`] was called.
@@ -29,7 +29,7 @@ pub struct ImageEntry {
     pub cwd: Option<PathBuf>,
 }
 
-/// Why a text is no image map.
+/// Why a text is not an image map.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "image map {file}: {message}; it looks like `images: [{{image: my-app, command: [./my-server, --port, \"8080\"]}}]`"
@@ -40,7 +40,7 @@ pub struct ImageMapError {
 }
 
 impl ImageMap {
-    /// Reads a map; `file` names it in errors.
+    /// Parses a map; `file` names the map in errors.
     pub fn parse(file: &str, text: &str) -> Result<Self, ImageMapError> {
         let error = |message: String| ImageMapError {
             file: file.to_owned(),
@@ -53,7 +53,8 @@ impl ImageMap {
         }
     }
 
-    /// Reads a map from a file; programs and directories written with a path are relative to it.
+    /// Reads a map from a file. Relative programs and directories are resolved against the file's
+    /// folder.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
         use anyhow::Context as _;
         let text = std::fs::read_to_string(path)
@@ -65,7 +66,8 @@ impl ImageMap {
         Ok(Self::parse(&path.display().to_string(), &text)?.relative_to(&folder))
     }
 
-    /// Makes relative paths absolute. A program without a slash is looked up on the PATH.
+    /// Resolves relative programs and directories against `folder`. A program without a slash stays
+    /// as it is: it is looked up on the PATH.
     #[must_use]
     pub fn relative_to(mut self, folder: &Path) -> Self {
         for entry in &mut self.images {
@@ -88,7 +90,7 @@ impl ImageMap {
         self
     }
 
-    /// The entry for an image.
+    /// The first entry that matches an image reference.
     pub fn find(&self, image: &str) -> Option<&ImageEntry> {
         let spellings = spellings(image);
         self.images.iter().find(|entry| {
@@ -99,7 +101,8 @@ impl ImageMap {
     }
 }
 
-/// The reference itself, then without registry and folders, each without tag as well.
+/// The forms of a reference that a pattern may match: whole, without tag, without registry and
+/// path, and without both.
 fn spellings(image: &str) -> [&str; 4] {
     let untagged = |reference: &'_ str| -> usize {
         let name = reference.rfind('/').map_or(0, |slash| slash + 1);
@@ -117,6 +120,7 @@ fn spellings(image: &str) -> [&str; 4] {
     ]
 }
 
+/// Whether `pattern`, in which `*` matches any text, matches all of `text`.
 fn fits(pattern: &str, text: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == text,

@@ -1,5 +1,6 @@
-//! The keeper: between the supervisor and the node. It makes the node's namespaces, and when either
-//! of the two ends it ends the other; after the supervisor it removes what is left.
+//! The keeper, a process between the supervisor and the node. It creates the node's namespaces and
+//! starts the node in them. When the node ends, the keeper ends; when the supervisor dies, the
+//! keeper kills the node and removes the run folder.
 
 use std::fs;
 use std::os::fd::RawFd;
@@ -15,26 +16,27 @@ use crate::launch::{Lifeline, detach_mounts, enter_user_namespace, mount_proc, r
 use crate::sys::{self, Fork};
 use crate::{dialler, fd_socket, kernel, memfd, node};
 
-/// The hidden role: reads its configuration from `fd`.
+/// Entry point of the hidden role: reads [`NodeConfig`] from the inherited descriptor `fd` and
+/// returns the exit code.
 pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
     let config: NodeConfig = memfd::read_json(fd)?;
     let channel = sys::inherited(config.channel).context("channel to the supervisor")?;
 
-    // Ctrl-C at the terminal is the supervisor's to hear.
+    // Leave the terminal's session: Ctrl-C must reach the supervisor only, which stops the node.
     let _ = rustix::process::setsid();
 
     if let Err(error) = enter_namespaces() {
         let why = kernel::explain(&error);
         let _ = fd_socket::send(
             &channel,
-            &dialler::ToSupervisor::Tell(Event::Failed(why)),
+            &dialler::ToSupervisor::Event(Event::Failed(why)),
             &[],
         );
         return Ok(1);
     }
 
-    // After the change of credentials, which would clear it. A signal that can be handled: the
-    // keeper cleans up.
+    // Entering a user namespace changes credentials, which clears the parent-death signal: set it
+    // now. SIGTERM, unlike SIGKILL, lets the keeper clean up.
     set_parent_process_death_signal(Some(Signal::TERM))?;
     let lifeline = Lifeline::new()?;
     sys::block_signals();
@@ -52,13 +54,15 @@ pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
                     anyhow::Error::from(e).context("mounting /proc in the node's namespaces");
                 let _ = fd_socket::send(
                     &channel,
-                    &dialler::ToSupervisor::Tell(Event::Failed(kernel::explain(&error))),
+                    &dialler::ToSupervisor::Event(Event::Failed(kernel::explain(&error))),
                     &[],
                 );
                 sys::exit_now(1);
             }
 
-            run_as_init()?; // process 1 stays init; here: the node
+            // `run_as_init` forks: process 1 stays as the init of the PID namespace, its child is
+            // the node.
+            run_as_init()?;
             Ok(node::run(config, channel))
         }
     }
@@ -72,12 +76,14 @@ fn enter_namespaces() -> anyhow::Result<()> {
     detach_mounts()
 }
 
+/// Waits for the node to end, forwarding signals to it. Returns the node's exit code.
 fn keep(config: &NodeConfig, child: Pid) -> i32 {
     let is_orphan = || {
         rustix::process::getppid()
             .is_none_or(|parent| parent.as_raw_nonzero().get() != config.supervisor)
     };
 
+    // The supervisor may have died before the parent-death signal was set.
     let mut code = None;
     if is_orphan() {
         sys::kill(child, libc::SIGKILL);
@@ -91,13 +97,14 @@ fn keep(config: &NodeConfig, child: Pid) -> i32 {
                     }
                 }
             }
-            // Nobody is left to wait for an orderly end.
+            // The supervisor is dead, so an orderly stop serves nobody.
             _ if is_orphan() => sys::kill(child, libc::SIGKILL),
             signal => sys::kill(child, signal),
         }
     }
 
-    // The node hears of the supervisor's death a moment before this process gets another parent.
+    // The node sees its channel close slightly before this process is re-parented: wait up to 1 s
+    // for that, or the folder would stay.
     for _ in 0..100 {
         if code != Some(node::SUPERVISOR_GONE) || is_orphan() {
             break;
@@ -105,7 +112,7 @@ fn keep(config: &NodeConfig, child: Pid) -> i32 {
         std::thread::sleep(Duration::from_millis(10));
     }
 
-    // A supervisor that lives removes the folder itself, or starts another node over it.
+    // A living supervisor removes the folder itself, or starts another node that uses it.
     if is_orphan() {
         let _ = fs::remove_dir_all(&config.run_dir);
     }

@@ -1,4 +1,5 @@
-//! What the kernel must offer, and what to do where it does not.
+//! Checks the kernel features that the node needs, and explains to the user how to enable what is
+//! missing.
 
 use std::fs;
 
@@ -6,7 +7,8 @@ use crate::links;
 use crate::netns::Netns;
 use crate::network::{POD_PREFIX, ROUTER};
 
-/// A failure to set up namespaces, with its likely reason on this machine and the remedy.
+/// Describes a failure to set up namespaces: the error, its likely reason on this machine, and the
+/// remedy.
 pub(crate) fn explain(error: &anyhow::Error) -> String {
     let read = |path: &str| {
         fs::read_to_string(path)
@@ -37,7 +39,8 @@ pub(crate) fn explain(error: &anyhow::Error) -> String {
     format!("{error:#}: {reason}")
 }
 
-/// Tries each part that workloads need, so that one clear message comes before any workload fails.
+/// Creates and removes a network namespace with a veth pair, so that a missing kernel feature is
+/// one clear message instead of a failure of every workload.
 pub(crate) fn check() -> Result<(), String> {
     let netns = Netns::create()
         .map_err(|e| explain(&anyhow::Error::from(e).context("creating a network namespace")))?;
@@ -49,7 +52,7 @@ pub(crate) fn check() -> Result<(), String> {
     Ok(())
 }
 
-/// A failure to create the bridge.
+/// Describes a failure to create the bridge, with the remedy.
 pub(crate) fn explain_router(error: &std::io::Error) -> String {
     format!(
         "cannot set up the bridge ({error}): the kernel lacks it (CONFIG_BRIDGE); as root: `modprobe bridge`"

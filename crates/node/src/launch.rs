@@ -1,8 +1,8 @@
-//! What a process does before it becomes a sidecar, an application or the node: enter and make
-//! namespaces.
+//! The launcher: enters and creates namespaces, then executes a sidecar, an application or the
+//! node.
 //!
-//! A process with threads cannot enter a user or mount namespace, so these steps are hidden roles
-//! of the one binary, run before any runtime.
+//! A process with threads cannot enter a user or mount namespace. The launcher is therefore a
+//! hidden role of the binary that runs before any tokio runtime exists.
 
 mod enter;
 mod init;
@@ -16,13 +16,13 @@ pub(crate) use mounts::{detach as detach_mounts, proc as mount_proc};
 pub(crate) use spec::{Identity, LaunchSpec};
 pub(crate) use users::enter as enter_user_namespace;
 
-/// The role of the node's own processes.
+/// Command-line word that starts the keeper and the node.
 pub(crate) const NODE_ROLE: &str = "__node";
-/// The role that prepares a process and then becomes it.
+/// Command-line word that starts the launcher.
 pub(crate) const LAUNCH_ROLE: &str = "__launch";
 
-/// Every process of a mesh begins its command line with this.
+/// First word of the command line of every process of a mesh, as `ps` shows it.
 pub(crate) const TITLE: &str = "meltemi:";
 
-/// Exit code of a process that could not become what it should: as a shell's "cannot execute".
+/// Exit code of a launcher that failed; shells use 126 for "cannot execute".
 pub(crate) const LAUNCH_FAILED: i32 = 126;

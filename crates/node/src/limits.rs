@@ -1,12 +1,13 @@
-//! The limit of open files: high for whoever carries connections, as it was for applications.
+//! The limit of open files (`RLIMIT_NOFILE`).
 //!
-//! Programs that call `select` rely on the low soft limit that they usually find, so only our own
-//! processes, and Envoy, have the raised one.
+//! Meltemi's own processes and Envoy raise the soft limit, since every connection needs a
+//! descriptor. Applications keep the limit that the user had: programs that call `select` break
+//! with descriptors above 1023.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Raises this process's soft limit of open files to the hard one, for itself and what it starts;
-/// the soft limit as it was, `None` where there was none.
+/// Raises the soft limit of open files to the hard limit, for this process and its children.
+/// Returns the previous soft limit; `None` means unlimited.
 pub fn raise_open_files() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum
@@ -24,7 +25,7 @@ pub fn raise_open_files() -> Option<u64> {
     current
 }
 
-/// Sets the soft limit of open files, as far as the hard one lets it.
+/// Sets the soft limit of open files to `soft`, or to the hard limit if that is lower.
 pub(crate) fn set_open_files(soft: u64) -> std::io::Result<()> {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let current = Some(maximum.map_or(soft, |hard| soft.min(hard)));

@@ -1,5 +1,5 @@
-//! The node's network: a bridge in the router's namespace, a veth pair for every workload. By
-//! netlink: a user's machine need not have `ip`.
+//! The node's links: a bridge in the router's namespace and a veth pair for every workload, created
+//! by rtnetlink so that the machine need not have `ip`.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -16,14 +16,14 @@ use meltemi_redirect::netlink::{Family, Messages, NLM_F_CREATE, NLM_F_EXCL, Sock
 use crate::netns::Netns;
 use crate::sys;
 
-/// The bridge in the router's namespace.
+/// Name of the bridge in the router's namespace.
 pub(crate) const BRIDGE: &str = "mesh";
 
 /// `linux/veth.h`: the attributes of the other end.
 const VETH_INFO_PEER: u16 = 1;
 
-/// Brings up the router's side in the calling process's namespace, with a second address beside its
-/// own.
+/// Creates the bridge in the calling process's network namespace and gives it the addresses
+/// `address` and `second`.
 pub(crate) fn set_up_router(address: Ipv4Addr, prefix: u8, second: Ipv4Addr) -> io::Result<()> {
     crate::netns::settings();
     let route = Socket::open(Family::Route)?;
@@ -48,12 +48,13 @@ pub(crate) fn set_up_router(address: Ipv4Addr, prefix: u8, second: Ipv4Addr) -> 
     add_address(&route, BRIDGE, address, prefix)?;
     add_address(&route, BRIDGE, second, 32)?;
 
-    // Processes of the router's namespace reach the outside by the relay: a packet needs a route
-    // before it can be redirected.
+    // Connections of the router's own processes are redirected to the relay. The kernel looks up a
+    // route before it applies the redirect, so there must be one.
     default_route(&route, BRIDGE, None)
 }
 
-/// Connects a workload's namespace to the bridge and gives it its address.
+/// Creates a veth pair between the bridge and a workload's namespace, whose end is `eth0` with
+/// `address` and a default route to `router`.
 pub(crate) fn connect_workload(
     netns: &Netns,
     address: Ipv4Addr,
@@ -97,8 +98,8 @@ pub(crate) fn connect_workload(
     })
 }
 
-/// Takes a workload's cable out at once; a namespace whose last process just ended would do so only
-/// some time later.
+/// Deletes a workload's veth pair. The kernel would delete it with the namespace, but only some
+/// time after the last process ended.
 pub(crate) fn disconnect_workload(address: Ipv4Addr) -> io::Result<()> {
     let route = Socket::open(Family::Route)?;
     let index = sys::interface_index(&outer_name(address))?;
@@ -109,14 +110,15 @@ pub(crate) fn disconnect_workload(address: Ipv4Addr) -> io::Result<()> {
     route.request(m)
 }
 
-/// A workload that is made anew under its old address is found at once: the others' ARP caches hold
-/// what was true before, and would be believed for ten seconds.
+/// A hardware address derived from the IP address. A workload that is recreated with the same IP
+/// address keeps its hardware address, so ARP caches of other workloads stay valid.
 fn hardware_address(address: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = address.octets();
     [0x02, 0, a, b, c, d]
 }
 
-/// Name of the bridge's end of a workload's pair: the address tells whose it is.
+/// Name of the bridge's end of a workload's veth pair, derived from the address: `pod0.7` for
+/// 10.44.0.7.
 fn outer_name(address: Ipv4Addr) -> String {
     let [_, _, c, d] = address.octets();
     format!("pod{c}.{d}")

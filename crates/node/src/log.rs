@@ -1,4 +1,5 @@
-//! Output of a container: the newest part in memory, more in a file.
+//! The output of one program: the newest 256 KiB in memory for readers, and up to two files of 4
+//! MiB on disk.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -10,11 +11,12 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::Notify;
 
 /// Bytes kept in memory.
-const RING: usize = 256 * 1024;
-/// A file that has grown this far is renamed to `.1`, in place of the one before.
-const FILE: u64 = 4 * 1024 * 1024;
+const MAX_MEMORY: usize = 256 * 1024;
+/// Size in bytes at which the file is renamed to `.log.1`, replacing the previous one.
+const MAX_FILE: u64 = 4 * 1024 * 1024;
 
-/// The log of one container.
+/// The log of one program. Offsets count all bytes ever written, so they stay valid when old bytes
+/// leave the memory.
 #[derive(Debug)]
 pub(crate) struct Log {
     state: Mutex<State>,
@@ -25,14 +27,15 @@ pub(crate) struct Log {
 #[derive(Debug)]
 struct State {
     ring: VecDeque<u8>,
-    /// Bytes ever written.
+    /// Number of bytes ever written: the offset of the end.
     total: u64,
     file: Option<File>,
     file_length: u64,
 }
 
 impl Log {
-    /// A log with a file; a full disk or a forbidden folder leaves the memory.
+    /// Opens a log with the file at `path`. If the file cannot be opened, the log works in memory
+    /// only.
     pub(crate) fn new(path: &Path) -> Arc<Self> {
         if let Some(folder) = path.parent() {
             let _ = fs::create_dir_all(folder);
@@ -57,27 +60,29 @@ impl Log {
         })
     }
 
-    /// Appends.
+    /// Appends bytes and wakes the readers. Errors of the file are ignored.
     pub(crate) fn write(&self, bytes: &[u8]) {
         let mut state = self
             .state
             .lock()
             .expect("nothing panics while it holds the log");
 
-        let newest = &bytes[bytes.len().saturating_sub(RING)..];
-        let excess = (state.ring.len() + newest.len()).saturating_sub(RING);
+        let newest = &bytes[bytes.len().saturating_sub(MAX_MEMORY)..];
+        let excess = (state.ring.len() + newest.len()).saturating_sub(MAX_MEMORY);
         state.ring.drain(..excess);
         state.ring.extend(newest);
         state.total += bytes.len() as u64;
+
         if let Some(file) = &mut state.file {
             if file.write_all(bytes).is_err() {
-                // A full disk: the memory goes on, and the file is tried again with the next line.
+                // The disk may be full. Readers use the memory, and the next write tries the file
+                // again.
                 tracing::debug!(path = %self.path.display(), "log file cannot be written");
             }
             state.file_length += bytes.len() as u64;
         }
 
-        if state.file_length > FILE {
+        if state.file_length > MAX_FILE {
             let _ = fs::rename(&self.path, self.path.with_extension("log.1"));
             state.file = File::create(&self.path).ok();
             state.file_length = 0;
@@ -87,8 +92,8 @@ impl Log {
         self.more.notify_waiters();
     }
 
-    /// What is in memory from `offset` on, and the offset behind it. An offset from before the
-    /// memory begins starts with the oldest that is left.
+    /// Returns the bytes in memory from `offset` on, and the offset of the end. An `offset` that
+    /// has left the memory starts at the oldest byte.
     pub(crate) fn read(&self, offset: u64) -> (Vec<u8>, u64) {
         let state = self
             .state
@@ -101,7 +106,7 @@ impl Log {
         (state.ring.iter().skip(skip).copied().collect(), state.total)
     }
 
-    /// Where the last `lines` lines in memory begin.
+    /// The offset at which the last `lines` lines begin; the oldest byte if there are fewer.
     pub(crate) fn tail(&self, lines: usize) -> u64 {
         let state = self
             .state
@@ -112,8 +117,10 @@ impl Log {
         if lines == 0 {
             return state.total;
         }
+
+        // The line feed at the very end closes the last line and starts no other.
         let mut left = lines;
-        let body = state.ring.len().saturating_sub(1); // a closing line feed begins no further line
+        let body = state.ring.len().saturating_sub(1);
         for at in (0..body).rev() {
             if state.ring[at] == b'\n' {
                 left = left.saturating_sub(1);
@@ -126,7 +133,7 @@ impl Log {
         oldest
     }
 
-    /// Waits until there is something behind `offset`. Cancellation safe.
+    /// Waits until there are bytes beyond `offset`. Cancellation safe.
     pub(crate) async fn wait(&self, offset: u64) {
         loop {
             let more = self.more.notified();
@@ -146,7 +153,7 @@ impl Log {
         }
     }
 
-    /// Copies a stream into the log until it ends.
+    /// Copies a stream into the log until the stream ends or fails.
     pub(crate) async fn copy(self: Arc<Self>, mut from: impl AsyncRead + Unpin) {
         let mut buffer = vec![0; 16 * 1024];
         while let Ok(length @ 1..) = from.read(&mut buffer).await {
@@ -177,11 +184,11 @@ mod tests {
         );
 
         assert_eq!(waited, b"four\n");
-        log.write(&vec![b'x'; 2 * RING]);
-        assert_eq!(log.read(0).0.len(), RING);
+        log.write(&vec![b'x'; 2 * MAX_MEMORY]);
+        assert_eq!(log.read(0).0.len(), MAX_MEMORY);
         assert_eq!(
             fs::metadata(dir.path().join("app.log")).unwrap().len(),
-            19 + 2 * RING as u64
+            19 + 2 * MAX_MEMORY as u64
         );
     }
 

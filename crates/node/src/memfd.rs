@@ -1,4 +1,5 @@
-//! Memory files: what one process hands to another that it starts, without a trace on the disk.
+//! Memory files (`memfd_create`): pass configuration and secrets to a child process without a file
+//! on disk.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -9,7 +10,7 @@ use anyhow::{Context as _, bail};
 
 use crate::sys;
 
-/// A memory file of these bytes, to be inherited; `name` is what `/proc` shows.
+/// Creates a memory file with `bytes`, for a child to inherit. `/proc/PID/fd` shows it as `name`.
 pub(crate) fn holding(name: &CStr, bytes: &[u8]) -> anyhow::Result<File> {
     let mut file = File::from(rustix::fs::memfd_create(
         name,
@@ -20,12 +21,12 @@ pub(crate) fn holding(name: &CStr, bytes: &[u8]) -> anyhow::Result<File> {
     Ok(file)
 }
 
-/// A memory file with `value` as JSON, to be read with [`read_json`].
+/// Creates a memory file with `value` as JSON, for a child to read with [`read_json`].
 pub(crate) fn json<T: serde::Serialize>(value: &T) -> anyhow::Result<File> {
     holding(c"meltemi", &serde_json::to_vec(value)?)
 }
 
-/// Reads an inherited descriptor to its end as JSON.
+/// Reads JSON from an inherited descriptor and closes the descriptor. An empty file is an error.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(fd: RawFd) -> anyhow::Result<T> {
     let mut file = File::from(sys::inherited(fd).context("inherited descriptor")?);
     file.rewind()?;

@@ -1,4 +1,5 @@
-//! Network namespaces, held by a file descriptor: they live as long as it or a process in them.
+//! Network namespaces, each held by a file descriptor. A namespace lives until the descriptor is
+//! closed and the last process in it has ended.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,10 +14,10 @@ use crate::sys;
 pub(crate) struct Netns(OwnedFd);
 
 impl Netns {
-    /// Makes a new, empty namespace.
+    /// Creates an empty namespace and applies [`settings`] to it.
     pub(crate) fn create() -> io::Result<Self> {
-        // The thread that enters the namespace ends at once: the rest of the process stays where it
-        // is.
+        // Only the new thread enters the namespace, and it ends at once: all other threads stay in
+        // the router's namespace.
         on_a_thread(|| {
             sys::new_network_namespace()?;
             settings();
@@ -24,7 +25,7 @@ impl Netns {
         })
     }
 
-    /// Runs `work` with this namespace as the calling thread's.
+    /// Runs `work` on a thread of its own within this namespace.
     pub(crate) fn run<T: Send>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send,
@@ -35,7 +36,7 @@ impl Netns {
         })
     }
 
-    /// Its descriptor, to be inherited by a launcher.
+    /// The descriptor, for a launcher to inherit.
     pub(crate) fn raw(&self) -> RawFd {
         self.0.as_raw_fd()
     }
@@ -46,10 +47,10 @@ fn on_a_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Resu
         .unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
 }
 
-/// Kernel settings of the calling thread's network namespace.
+/// Applies kernel settings to the calling thread's network namespace.
 ///
-/// Each is best effort: what a kernel does not offer it does not need, and what matters shows in
-/// the rules or addresses.
+/// Every setting is best effort, since kernels differ in what they offer. A setting that matters
+/// and is missing shows later, when rules or addresses are applied.
 pub(crate) fn settings() {
     for (name, value) in [
         // A workload may bind port 80 without being root.
@@ -57,14 +58,16 @@ pub(crate) fn settings() {
         ("ipv4/ping_group_range", "0 0"),
         ("ipv6/conf/all/disable_ipv6", "1"),
         ("ipv6/conf/default/disable_ipv6", "1"),
-        // Values that a machine may have changed for itself, and new namespaces inherit.
+        // New namespaces inherit these from the machine, where an administrator may have changed
+        // them.
         ("ipv4/ip_forward", "0"),
         ("ipv4/conf/all/rp_filter", "0"),
         ("ipv4/conf/default/rp_filter", "0"),
-        // Without it bridged traffic between pods would pass the router's rules and be relayed.
+        // With 1, traffic between pods on the bridge would traverse the router's rules and be
+        // relayed.
         ("bridge/bridge-nf-call-iptables", "0"),
-        // Every captured connection is tracked; at many new ones a second the default of two
-        // minutes fills the table.
+        // Every captured connection takes an entry of the connection-tracking table. With the
+        // default of 120 s, thousands of new connections per second fill it.
         ("netfilter/nf_conntrack_tcp_timeout_time_wait", "5"),
         ("ipv4/tcp_tw_reuse", "1"),
         ("ipv4/ip_local_port_range", "20000 65000"),
@@ -75,7 +78,7 @@ pub(crate) fn settings() {
     }
 }
 
-/// True when a process of the calling thread's network namespace listens on a TCP port.
+/// Whether a process in the calling thread's network namespace wait_until_listening on a TCP port.
 pub(crate) fn is_listening(port: u16) -> bool {
     ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
         .iter()
@@ -83,7 +86,8 @@ pub(crate) fn is_listening(port: u16) -> bool {
         .any(|table| lists_listener(&table, port))
 }
 
-/// Reads the kernel's table: local address and port in hexadecimal, state 0A is LISTEN.
+/// Whether a table in the format of `/proc/net/tcp` lists a listener on `port`: addresses are
+/// hexadecimal, state 0A is `TCP_LISTEN`.
 fn lists_listener(table: &str, port: u16) -> bool {
     table.lines().skip(1).any(|line| {
         let mut words = line.split_ascii_whitespace().skip(1);

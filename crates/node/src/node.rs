@@ -1,5 +1,5 @@
-//! The node: brings up the network, the control plane and the workloads, and keeps them as the
-//! objects say.
+//! The node process: sets up the network, starts the control plane, and keeps the running workloads
+//! equal to the configured ones.
 
 mod api_server;
 mod exec;
@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use self::reconcile::{announce, reconcile, wanted};
+use self::reconcile::{announce_ready, reconcile, wanted_workloads};
 use self::state::Node;
 use crate::addresses::Addresses;
 use crate::config::NodeConfig;
@@ -30,14 +30,15 @@ use crate::events::Event;
 use crate::network::{DOMAIN, POD_PREFIX, PROXY_RESOLVER, RELAY_PORT, ROUTER, inside, pods};
 use crate::relay::Relay;
 use crate::resolver::Resolver;
+use crate::services::Services;
 use crate::{
     control, gateways, host_sockets, image_files, kernel, links, objects, relay, reporter, services,
 };
 
-/// Exit code of a node whose supervisor has ended.
+/// Exit code of a node whose channel to the supervisor closed.
 pub(crate) const SUPERVISOR_GONE: i32 = 3;
 
-/// Runs until told to stop; the exit code.
+/// Runs the node until SIGTERM or a failure; returns the exit code.
 pub(crate) fn run(config: NodeConfig, channel: OwnedFd) -> i32 {
     log_to_file(&config);
     let runtime = match tokio::runtime::Builder::new_current_thread()
@@ -60,7 +61,7 @@ pub(crate) fn run(config: NodeConfig, channel: OwnedFd) -> i32 {
         match outcome {
             Ok(()) => 0,
             Err(error) => {
-                dialler.tell(Event::Failed(format!("{error:#}"))).await;
+                dialler.show(Event::Failed(format!("{error:#}"))).await;
                 1
             }
         }
@@ -77,16 +78,15 @@ fn log_to_file(config: &NodeConfig) {
         let _ = tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
             .with_ansi(false)
-            // A full disk is no reason to write to whatever terminal the supervisor has, or had.
+            // A full disk must not make tracing print to the user's terminal.
             .log_internal_errors(false)
             .with_writer(Mutex::new(file))
             .try_init();
     }
 }
 
-/// Removes what a node that was killed said of itself: pods that run no more, sockets at which
-/// nobody listens.
-fn clear(config: &NodeConfig) -> std::io::Result<()> {
+/// Removes the Pod files and sockets of an earlier node that was killed: its pods run no more.
+fn remove_leftovers(config: &NodeConfig) -> std::io::Result<()> {
     let pods = std::fs::read_dir(config.pods_dir())?
         .flatten()
         .map(|entry| entry.path());
@@ -102,19 +102,8 @@ fn clear(config: &NodeConfig) -> std::io::Result<()> {
 
 async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
-    links::set_up_router(ROUTER, POD_PREFIX, PROXY_RESOLVER)
-        .map_err(|e| anyhow::anyhow!(kernel::explain_router(&e)))?;
-    kernel::check().map_err(anyhow::Error::msg)?;
-    let plan = RouterPlan {
-        bridge: links::BRIDGE,
-        pods: pods(),
-        relay_port: RELAY_PORT,
-        dns_port: 53,
-    };
-
-    apply(&plan.rules())?;
-
-    clear(&config).context("removing what an earlier node left")?;
+    set_up_network()?;
+    remove_leftovers(&config).context("removing what an earlier node left")?;
     std::fs::write(
         config.objects_dir().join("gateways.yaml"),
         if config.gateways {
@@ -124,7 +113,7 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
         },
     )?;
 
-    let view = objects::View::start(&config).context("reading the configuration")?;
+    let view = objects::ConfigView::start(&config).context("reading the configuration")?;
     let mut worlds = view.worlds();
     worlds
         .wait_for(|world| world.is_ready())
@@ -132,51 +121,22 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
         .context("reading the configuration")?;
 
     let services = services::follow(view.worlds());
-    let listener = TcpListener::bind(("0.0.0.0", RELAY_PORT))
-        .await
-        .context("binding the relay's port")?;
-    let relay = Relay {
-        dialler: Arc::clone(&dialler),
-        inside: inside(),
-        services: services.clone(),
-        turn: AtomicUsize::new(0),
-    };
-
-    tokio::spawn(relay::serve(listener, relay));
-    tokio::spawn(reporter::tell(view.worlds(), Arc::clone(&dialler)));
+    start_relay(&dialler, &services).await?;
+    start_resolvers(&dialler, &services).await?;
+    tokio::spawn(reporter::report_findings(
+        view.worlds(),
+        Arc::clone(&dialler),
+    ));
     let mut images = image_files::follow(
         config.image_files.clone(),
         config.images.clone(),
         Arc::clone(&dialler),
     );
 
-    for address in [ROUTER, PROXY_RESOLVER, std::net::Ipv4Addr::LOCALHOST] {
-        // Each by itself: an answer from a socket bound to any address would not leave from the
-        // address that was asked.
-        let resolver = Resolver {
-            services: services.clone(),
-            dialler: Arc::clone(&dialler),
-            domain: DOMAIN.into(),
-        };
-
-        resolver
-            .start(SocketAddr::from((address, 53)))
-            .await
-            .context("binding the resolver's port")?;
-    }
-
-    let key = config.state_dir.join("token-key.pem");
-    let signer = TokenSigner::load_or_create(&key).map_err(|error| {
-        anyhow::anyhow!("{} can be neither read nor made: {error}", key.display())
-    })?;
-    std::fs::write(
-        config.run_dir.join("token-public.pem"),
-        signer.public_key_pem(),
-    )?;
-
+    let signer = load_token_signer(&config)?;
     let (control_up, control_ready) = watch::channel(false);
 
-    // What is no text cannot be passed on as text.
+    // Child environments are passed on as JSON, which has no place for bytes that are not UTF-8.
     let base_env = std::env::vars_os()
         .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
         .collect();
@@ -188,7 +148,7 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
         worlds: view.worlds(),
         published: Mutex::default(),
         control_ready,
-        ending: AtomicBool::new(false),
+        is_stopping: AtomicBool::new(false),
         base_env,
     });
 
@@ -196,21 +156,23 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
     tokio::spawn(control::keep_running(Arc::clone(&context), control_up));
     host_sockets::start(&context)?;
     api_server::start(Arc::clone(&node))?;
-    dialler.tell(Event::NodeUp).await;
+    dialler.show(Event::NodeUp).await;
 
     let mut addresses = Addresses::load(&context.config.state_dir.join("addresses.json"));
-    let mut told = BTreeSet::new();
-    let mut announced = false;
+    let mut reported = BTreeSet::new();
+    let mut is_announcing = false;
 
     loop {
         let world = worlds.borrow_and_update().clone();
         let maps = images.borrow_and_update().clone();
-        let wanted = wanted(&node, &world, &maps, &mut told).await;
+        let wanted = wanted_workloads(&node, &world, &maps, &mut reported).await;
 
         reconcile(&node, wanted, &mut addresses).await;
-        if !announced {
-            announced = true;
-            tokio::spawn(announce(Arc::clone(&node)));
+
+        // Only the workloads of the start are announced, so their list is taken after the first round.
+        if !is_announcing {
+            is_announcing = true;
+            tokio::spawn(announce_ready(Arc::clone(&node)));
         }
 
         tokio::select! {
@@ -221,9 +183,84 @@ async fn serve(config: NodeConfig, dialler: Arc<Dialler>) -> anyhow::Result<()> 
         }
     }
 
-    node.context.ending.store(true, Ordering::Relaxed);
-    let none = BTreeMap::new();
-    reconcile(&node, none, &mut addresses).await;
+    // Wanting nothing stops every workload.
+    node.context.is_stopping.store(true, Ordering::Relaxed);
+    reconcile(&node, BTreeMap::new(), &mut addresses).await;
 
     Ok(())
+}
+
+/// Creates the bridge, checks that workloads can be connected to it, and applies the router's
+/// redirect rules.
+fn set_up_network() -> anyhow::Result<()> {
+    links::set_up_router(ROUTER, POD_PREFIX, PROXY_RESOLVER)
+        .map_err(|e| anyhow::anyhow!(kernel::explain_router(&e)))?;
+    kernel::check().map_err(anyhow::Error::msg)?;
+
+    let plan = RouterPlan {
+        bridge: links::BRIDGE,
+        pods: pods(),
+        relay_port: RELAY_PORT,
+        dns_port: 53,
+    };
+    apply(&plan.rules())?;
+
+    Ok(())
+}
+
+/// Starts the relay for connections that leave the mesh.
+async fn start_relay(
+    dialler: &Arc<Dialler>,
+    services: &watch::Receiver<Arc<Services>>,
+) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(("0.0.0.0", RELAY_PORT))
+        .await
+        .context("binding the relay's port")?;
+    let relay = Relay {
+        dialler: Arc::clone(dialler),
+        inside: inside(),
+        services: services.clone(),
+        turn: AtomicUsize::new(0),
+    };
+    tokio::spawn(relay::serve(listener, relay));
+
+    Ok(())
+}
+
+/// Starts the node's DNS server on every address of the router.
+async fn start_resolvers(
+    dialler: &Arc<Dialler>,
+    services: &watch::Receiver<Arc<Services>>,
+) -> anyhow::Result<()> {
+    // One socket per address: a UDP answer from a socket bound to 0.0.0.0 could leave from another
+    // address than the one that was queried, and clients would drop it.
+    for address in [ROUTER, PROXY_RESOLVER, std::net::Ipv4Addr::LOCALHOST] {
+        let resolver = Resolver {
+            services: services.clone(),
+            dialler: Arc::clone(dialler),
+            domain: DOMAIN.into(),
+        };
+
+        resolver
+            .start(SocketAddr::from((address, 53)))
+            .await
+            .context("binding the resolver's port")?;
+    }
+
+    Ok(())
+}
+
+/// Loads the key that signs workload tokens, creating it at the first start, and writes the
+/// public key for the control plane.
+fn load_token_signer(config: &NodeConfig) -> anyhow::Result<TokenSigner> {
+    let key = config.state_dir.join("token-key.pem");
+    let signer = TokenSigner::load_or_create(&key).map_err(|error| {
+        anyhow::anyhow!("{} can be neither read nor made: {error}", key.display())
+    })?;
+    std::fs::write(
+        config.run_dir.join("token-public.pem"),
+        signer.public_key_pem(),
+    )?;
+
+    Ok(signer)
 }

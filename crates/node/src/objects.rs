@@ -1,5 +1,5 @@
-//! The node's own view of the configuration: the same folders and the same model as the control
-//! plane's.
+//! The node's own view of the configuration. It reads the same folders in the same order as the
+//! control plane, so both see the same objects.
 
 use std::sync::Arc;
 
@@ -10,22 +10,21 @@ use tokio::sync::watch;
 
 use crate::config::NodeConfig;
 
-/// A running view; dropping it ends its threads.
-pub(crate) struct View {
-    // The source first: the store ends once its sources have.
+/// A running view. Dropping it ends its threads.
+pub(crate) struct ConfigView {
+    // Fields drop in order: the store ends only after its sources have ended.
     _files: FileSource,
     store: Store,
 }
 
-impl View {
-    /// Follows the user's folders, the applied objects and what runs. Findings are the control
-    /// plane's to tell.
+impl ConfigView {
+    /// Starts watching the user's folders, the applied objects, and the node's own objects and pods.
     pub(crate) fn start(config: &NodeConfig) -> std::io::Result<Self> {
         let mut builder = Store::builder(BuildOptions::default());
         let sender = builder.source("files");
         let mut directories: Vec<_> = config.dirs.iter().map(Directory::of_users).collect();
 
-        // In the control plane's order: of an object that is written twice the first counts.
+        // Keep the control plane's order: of an object that is defined twice, the first wins.
         directories.push(Directory::of_users(config.applied_dir()));
         directories.push(Directory::of_programs(config.objects_dir()));
         directories.push(Directory::of_programs(config.pods_dir()));
@@ -41,14 +40,14 @@ impl View {
         })
     }
 
-    /// The worlds, one after the other.
+    /// Receives the newest state of the configuration.
     pub(crate) fn worlds(&self) -> watch::Receiver<Arc<World>> {
         self.store.worlds()
     }
 }
 
-/// The objects that workloads are made of.
-pub(crate) fn of_workloads(world: &World) -> Vec<&Object> {
+/// The objects that decide which workloads run: Namespaces and Deployments.
+pub(crate) fn workload_objects(world: &World) -> Vec<&Object> {
     let kinds = [Kind::Namespace, Kind::Deployment];
     kinds
         .into_iter()

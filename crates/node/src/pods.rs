@@ -1,5 +1,5 @@
-//! What runs, as `core/v1` Pods in files: where the control plane's endpoints come from, as on
-//! Kubernetes.
+//! Writes a `core/v1` Pod file for every running replica. The control plane derives its endpoints
+//! from these Pods, as it does on Kubernetes.
 
 use std::fs;
 use std::io;
@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::network::ROUTER;
 use crate::spec::{Origin, WorkloadKey, WorkloadSpec};
 
-/// Writes the pod's file, in one step, so that a reader never sees half of it.
+/// Writes the pod's file under another name and renames it, so that a reader never sees half of it.
 pub(crate) fn write(
     dir: &Path,
     spec: &WorkloadSpec,
@@ -21,7 +21,7 @@ pub(crate) fn write(
 ) -> io::Result<()> {
     let path = file(dir, &spec.key);
     let new = path.with_extension("new");
-    // JSON is YAML.
+    // The file is named .yaml but holds JSON, which is a subset of YAML.
     fs::write(
         &new,
         serde_json::to_vec_pretty(&pod(spec, address, ready, created))?,
@@ -38,7 +38,7 @@ fn file(dir: &Path, key: &WorkloadKey) -> PathBuf {
     dir.join(format!("{}_{}.yaml", key.namespace, key.pod))
 }
 
-/// Labels of the pod: the template's, and those that an injector would add.
+/// Labels of the pod: those of the template, and those that Istio's sidecar injector adds.
 pub(crate) fn labels(spec: &WorkloadSpec) -> Map<String, Value> {
     let mut labels: Map<String, Value> = spec
         .labels
@@ -77,8 +77,8 @@ pub(crate) fn labels(spec: &WorkloadSpec) -> Map<String, Value> {
         spec.workload.clone().into(),
     );
 
-    // A gateway's servers decide for themselves what they accept. Source: Istio's template
-    // `gateway`, which sets no mode.
+    // Each server of a gateway decides whether it accepts mutual TLS, so the gateway as a whole has
+    // no mode. Source: Istio's injection template `gateway`.
     if has_sidecar(spec) {
         labels.insert("security.istio.io/tlsMode".into(), "istio".into());
     }
@@ -86,7 +86,7 @@ pub(crate) fn labels(spec: &WorkloadSpec) -> Map<String, Value> {
     labels
 }
 
-/// Whether a proxy stands before an application, which then accepts mutual TLS on every port.
+/// Whether a sidecar accepts mutual TLS on every port of the application.
 fn has_sidecar(spec: &WorkloadSpec) -> bool {
     spec.is_meshed() && !spec.is_gateway()
 }
@@ -167,7 +167,7 @@ mod tests {
     use crate::gateways;
 
     #[test]
-    fn the_control_plane_can_read_what_is_written() {
+    fn a_written_pod_parses_as_a_ready_pod() {
         let dir = tempfile::tempdir().unwrap();
         let spec = &gateways::workloads()[0];
         write(
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_is_not_said_to_accept_mutual_tls_on_every_port() {
+    fn a_gateway_gets_no_tls_mode_label() {
         let written = |spec: &WorkloadSpec| {
             pod(spec, Ipv4Addr::LOCALHOST, true, "2026-01-01T00:00:00Z")["metadata"].take()
         };

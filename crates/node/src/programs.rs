@@ -1,5 +1,4 @@
-//! How a workload's programs are launched: the application, isolated; the proxy beside it, with its
-//! command line.
+//! Builds the launch specification of a workload's application and the command line of its proxy.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -11,7 +10,8 @@ use crate::pods;
 use crate::sandbox::Sandbox;
 use crate::spec::{POD_IP, ProxyKind, WorkloadSpec};
 
-/// The launch of the application itself, or of a program in its place.
+/// How to launch the workload's application, or the program that `exec` put in its place. `None`
+/// for gateways, which have no application.
 pub(crate) fn app_spec(
     context: &Context,
     spec: &WorkloadSpec,
@@ -20,20 +20,23 @@ pub(crate) fn app_spec(
     let program = spec.app.as_ref()?;
     let mut env = context.app_env(spec);
     env.extend(program.env.clone());
+
+    // The address was unknown when the specification was made.
     for value in env.values_mut().filter(|value| *value == POD_IP) {
         *value = sandbox.address.to_string();
     }
-    let own = program.argv.first().is_some_and(String::is_empty);
+    // A program that is this binary would be shown by `ps` as `exe`: give it a title.
+    let is_this_binary = program.argv.first().is_some_and(String::is_empty);
 
     Some(LaunchSpec {
         argv: program.argv.clone(),
-        title: own.then(|| format!("meltemi: {} {}", spec.container, spec.key.pod)),
+        title: is_this_binary.then(|| format!("meltemi: {} {}", spec.container, spec.key.pod)),
         env: env.into_iter().collect(),
         cwd: program.cwd.clone(),
         netns: Some(sandbox.netns.raw()),
         files: sandbox.files.clone(),
-        // Sockets, logs, keys: an application runs as the same user, and files know no other
-        // difference.
+        // Applications run as the user who started the mesh, so file permissions do not protect the
+        // mesh's sockets, logs and keys. Hide the folders instead.
         hide: vec![
             context.config.run_dir.clone(),
             context.config.state_dir.clone(),
@@ -48,7 +51,8 @@ pub(crate) fn app_spec(
     })
 }
 
-/// Command line of a sidecar or gateway.
+/// Command line of a sidecar or gateway: identity, labels, control plane, and the inherited
+/// descriptor of its token.
 pub(crate) fn proxy_arguments(
     context: &Context,
     spec: &WorkloadSpec,

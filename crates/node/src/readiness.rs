@@ -1,4 +1,5 @@
-//! When a workload may get traffic.
+//! Probes that decide whether a workload receives traffic: the proxy's `/healthz/ready` on port
+//! 15021, and listeners on the application's declared ports.
 
 use std::net::Ipv4Addr;
 use std::sync::OnceLock;
@@ -11,15 +12,16 @@ use crate::netns::is_listening;
 use crate::sandbox::Sandbox;
 use crate::spec::WorkloadSpec;
 
-/// A declared port that nobody listens on makes the workload wait this long before it is called
-/// ready all the same.
+/// How long to wait for a listener on every declared port. After that the workload counts as ready,
+/// with a message about the silent port.
 const LISTEN_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Waits until the proxy says that it is ready, on the port that capture leaves alone.
-pub(crate) async fn proxy_answers(address: Ipv4Addr) {
+/// Waits until the proxy answers its readiness probe with 200. Capture rules leave port 15021
+/// alone.
+pub(crate) async fn wait_until_proxy_ready(address: Ipv4Addr) {
     let mut pause = Duration::from_millis(10);
     loop {
-        if ask_ready(address, Duration::from_secs(2)).await {
+        if is_proxy_ready(address, Duration::from_secs(2)).await {
             return;
         }
         tokio::time::sleep(pause).await;
@@ -27,24 +29,26 @@ pub(crate) async fn proxy_answers(address: Ipv4Addr) {
     }
 }
 
-/// A proxy that does not say that it is ready, asked this often in a row, is not.
-const FAILURES: u32 = 3;
-const PERIOD: Duration = Duration::from_secs(5);
+/// Failed probes in a row after which a proxy counts as not ready.
+const FAILURE_THRESHOLD: u32 = 3;
+const PROBE_PERIOD: Duration = Duration::from_secs(5);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Bytes of the answer's body: empty when ready, else what is missing.
+/// Maximum size of the answer in bytes. The body is empty when the proxy is ready, else it names
+/// what is missing.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// Waits until a proxy that was ready has not been so for a while: stopped, stuck, or draining.
-pub(crate) async fn proxy_falls_silent(address: Ipv4Addr) {
+/// Waits until a proxy that was ready fails [`FAILURE_THRESHOLD`] probes in a row: it is stopped,
+/// stuck or draining.
+pub(crate) async fn wait_until_proxy_unready(address: Ipv4Addr) {
     let mut failures = 0;
-    while failures < FAILURES {
-        tokio::time::sleep(PERIOD).await;
-        let answers = ask_ready(address, PROBE_TIMEOUT).await;
-        failures = if answers { 0 } else { failures + 1 };
+    while failures < FAILURE_THRESHOLD {
+        tokio::time::sleep(PROBE_PERIOD).await;
+        let is_ready = is_proxy_ready(address, PROBE_TIMEOUT).await;
+        failures = if is_ready { 0 } else { failures + 1 };
     }
 }
 
-async fn ask_ready(address: Ipv4Addr, within: Duration) -> bool {
+async fn is_proxy_ready(address: Ipv4Addr, within: Duration) -> bool {
     let request = Request::get("/healthz/ready")
         .header(header::HOST, "node")
         .body(Full::default())
@@ -55,11 +59,15 @@ async fn ask_ready(address: Ipv4Addr, within: Duration) -> bool {
         .is_ok_and(|answer| answer.status() == StatusCode::OK)
 }
 
-/// Waits until somebody listens on each declared TCP port; answers what is still silent after some
-/// patience.
+/// Waits until the application wait_until_listening on each declared TCP port. Returns a message about the first
+/// silent port after [`LISTEN_PATIENCE`].
 ///
-/// Looks at the kernel's table: a connection would reach the application as a request of nobody's.
-pub(crate) async fn listens(sandbox: &OnceLock<Sandbox>, spec: &WorkloadSpec) -> Option<String> {
+/// Reads the kernel's socket table instead of connecting: the application would see a probe
+/// connection as a client that sends nothing.
+pub(crate) async fn wait_until_listening(
+    sandbox: &OnceLock<Sandbox>,
+    spec: &WorkloadSpec,
+) -> Option<String> {
     let netns = &sandbox.get()?.netns;
     let ports: Vec<u16> = spec
         .ports
@@ -81,7 +89,7 @@ pub(crate) async fn listens(sandbox: &OnceLock<Sandbox>, spec: &WorkloadSpec) ->
             None => return None,
             Some(port) if tokio::time::Instant::now() >= until => {
                 return Some(format!(
-                    "nobody listens on port {port}, which the container declares"
+                    "nobody wait_until_listening on port {port}, which the container declares"
                 ));
             }
             Some(_) => tokio::time::sleep(pause).await,

@@ -1,9 +1,11 @@
-//! The way out for what no workload answers: connections that the router's rules redirected here
-//! are dialled from the machine's own network and copied both ways.
+//! Carries connections that leave the mesh. The router's rules redirect every connection to an
+//! address outside the mesh to this relay, which connects from the machine's own network and copies
+//! bytes in both directions.
 //!
-//! What is for a service's own address goes to one of its endpoints, as kube-proxy would have it: a
-//! proxy passes such connections on as they are when its configuration does not know the service
-//! (Sidecar, PASSTHROUGH, excluded ports).
+//! A connection to a Service's cluster IP goes to one of the Service's endpoints, as kube-proxy
+//! does. Sidecars send such connections unchanged when their configuration lacks the Service
+//! (Sidecar resource, PASSTHROUGH, excluded ports). The relay refuses all other addresses inside
+//! the mesh.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -18,20 +20,20 @@ use tokio::sync::{Semaphore, watch};
 use crate::dialler::Dialler;
 use crate::services::Services;
 
-/// Connections to the outside at a time; further ones wait in the listener's queue.
+/// Maximum number of relayed connections; further ones wait in the listener's backlog.
 const CONNECTIONS: usize = 4096;
 
-/// What connections are decided by.
+/// Decides where a redirected connection goes, and carries it there.
 pub(crate) struct Relay {
     pub(crate) dialler: Arc<Dialler>,
-    /// Blocks that are the mesh's own: nothing outside answers them.
+    /// Address blocks of the mesh, which are never dialled outside.
     pub(crate) inside: Vec<Cidr>,
     pub(crate) services: watch::Receiver<Arc<Services>>,
-    /// Deals connections to endpoints round robin.
+    /// Round-robin counter over the endpoints of Services.
     pub(crate) turn: AtomicUsize,
 }
 
-/// Accepts for ever.
+/// Accepts connections for ever.
 pub(crate) async fn serve(listener: TcpListener, relay: Relay) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     let relay = Arc::new(relay);
@@ -59,6 +61,8 @@ pub(crate) async fn serve(listener: TcpListener, relay: Relay) {
 }
 
 impl Relay {
+    /// Connects to the original destination and copies until both sides are closed. A failure on
+    /// either side resets both, so that the application sees an error instead of a clean end.
     async fn carry(&self, mut inner: TcpStream) {
         let Some(to) = original_destination(&inner) else {
             return reset(&inner);
@@ -77,7 +81,7 @@ impl Relay {
                 }
             }
             Err(error) => {
-                tracing::debug!(%to, %error, "nobody answered");
+                tracing::debug!(%to, %error, "cannot connect");
                 reset(&inner);
             }
         }
@@ -104,13 +108,14 @@ fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
     SockRef::from(stream).original_dst_v4().ok()?.as_socket()
 }
 
+/// Whether a connection was made to the relay's own address instead of being redirected to it.
+/// Dialling its destination would connect the relay to itself.
 fn is_own(stream: &TcpStream, to: IpAddr) -> bool {
-    // Called without a redirect: relaying it would call ourselves.
     stream.local_addr().is_ok_and(|own| own.ip() == to)
 }
 
-/// Somebody who vanished, as over a suspend, is noticed within a minute and a half; else the
-/// connection would be kept for ever.
+/// Enables TCP keepalive, which closes the connection about 90 s after the peer vanished (as over a
+/// suspend). Without it the connection would stay for ever.
 fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
     let probes = Keepalive {
         probes: Some(3),
@@ -120,7 +125,7 @@ fn keep_alive(stream: &TcpStream) -> std::io::Result<()> {
     meltemi_net::socket::set_keepalive(stream.into(), &probes)
 }
 
-/// The connection ends with a reset, as a refused one would.
+/// Makes the connection end with RST when it is dropped, as a refused connection does.
 fn reset(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

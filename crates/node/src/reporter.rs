@@ -1,5 +1,5 @@
-//! Tells whoever watches `meltemi up` what is wrong with the configuration, once each, until it is
-//! mended.
+//! Shows the diagnostics of the configuration in the output of `meltemi up`. Each is shown once;
+//! one that was fixed and comes back is shown again.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,26 +12,30 @@ use tokio::sync::watch;
 use crate::dialler::Dialler;
 use crate::events::Event;
 
-/// While objects come and go, references lead nowhere for a moment: a warning is told once nothing
-/// has changed for this long.
+/// Warnings are shown once the configuration has been unchanged for this long: while files are
+/// being written, references to missing objects are normal.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Follows the worlds for ever.
-pub(crate) async fn tell(mut worlds: watch::Receiver<Arc<World>>, dialler: Arc<Dialler>) {
-    let mut told = BTreeSet::new();
+/// Follows the configuration until its source ends.
+pub(crate) async fn report_findings(
+    mut worlds: watch::Receiver<Arc<World>>,
+    dialler: Arc<Dialler>,
+) {
+    let mut reported = BTreeSet::new();
     loop {
         let world = worlds.borrow_and_update().clone();
-        for news in news(&world.diagnostics, &mut told, Severity::Error) {
-            dialler.tell(Event::Finding(news)).await;
+        for finding in unreported(&world.diagnostics, &mut reported, Severity::Error) {
+            dialler.show(Event::Finding(finding)).await;
         }
+
         match tokio::time::timeout(QUIET, worlds.changed()).await {
             Ok(Ok(())) => continue,
             Ok(Err(_)) => return,
             Err(_) => {}
         }
 
-        for news in news(&world.diagnostics, &mut told, Severity::Warning) {
-            dialler.tell(Event::Finding(news)).await;
+        for finding in unreported(&world.diagnostics, &mut reported, Severity::Warning) {
+            dialler.show(Event::Finding(finding)).await;
         }
         if worlds.changed().await.is_err() {
             return;
@@ -39,16 +43,22 @@ pub(crate) async fn tell(mut worlds: watch::Receiver<Arc<World>>, dialler: Arc<D
     }
 }
 
-/// Findings of a severity that have not been told, or that had gone meanwhile.
-fn news(findings: &[Diagnostic], told: &mut BTreeSet<String>, severity: Severity) -> Vec<String> {
+/// Returns the findings of one severity that are not in `reported`, and adds them to it. Findings
+/// that no longer exist are removed from `reported` first.
+fn unreported(
+    findings: &[Diagnostic],
+    reported: &mut BTreeSet<String>,
+    severity: Severity,
+) -> Vec<String> {
     let all: BTreeSet<String> = findings.iter().map(ToString::to_string).collect();
-    told.retain(|finding| all.contains(finding));
+    reported.retain(|finding| all.contains(finding));
+
     let wanted = findings
         .iter()
         .filter(|finding| finding.severity == severity);
     wanted
         .map(ToString::to_string)
-        .filter(|finding| told.insert(finding.clone()))
+        .filter(|finding| reported.insert(finding.clone()))
         .collect()
 }
 
@@ -57,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_finding_is_told_once_until_it_goes_away() {
+    fn a_finding_is_reported_once_until_it_goes_away() {
         let finding = |severity, line| Diagnostic {
             code: "MEL0101".to_owned(),
             severity,
@@ -73,19 +83,19 @@ mod tests {
         };
 
         let both = [finding(Severity::Error, 1), finding(Severity::Warning, 2)];
-        let mut told = BTreeSet::new();
-        assert_eq!(news(&both, &mut told, Severity::Error).len(), 1);
+        let mut reported = BTreeSet::new();
+        assert_eq!(unreported(&both, &mut reported, Severity::Error).len(), 1);
         assert_eq!(
-            news(&both, &mut told, Severity::Error),
+            unreported(&both, &mut reported, Severity::Error),
             Vec::<String>::new()
         );
 
-        assert_eq!(news(&both, &mut told, Severity::Warning).len(), 1);
+        assert_eq!(unreported(&both, &mut reported, Severity::Warning).len(), 1);
         assert_eq!(
-            news(&both[1..], &mut told, Severity::Error),
+            unreported(&both[1..], &mut reported, Severity::Error),
             Vec::<String>::new()
         );
 
-        assert_eq!(news(&both, &mut told, Severity::Error).len(), 1);
+        assert_eq!(unreported(&both, &mut reported, Severity::Error).len(), 1);
     }
 }

@@ -1,5 +1,6 @@
-//! The node's DNS server: names of the mesh for workloads without sidecar, and the way to the
-//! machine's resolver for all.
+//! The node's DNS server on the router. It answers names of the mesh for workloads without a
+//! sidecar and forwards all other queries to the machine's resolver. Names below `cluster.local`
+//! and single-label names are never forwarded.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -15,25 +16,26 @@ use crate::dialler::Dialler;
 use crate::dns;
 use crate::services::Services;
 
-/// Queries in flight; more are dropped, as a busy resolver does, and asked again.
+/// Maximum number of queries in flight. UDP queries beyond it are dropped, and clients retry.
 const IN_FLIGHT: usize = 256;
-/// Connections over TCP; further ones are closed.
+/// Maximum number of TCP connections; further ones are closed at once.
 const CONNECTIONS: usize = 256;
-/// How long a connection may take for a whole query, for a turn, and for taking an answer.
+/// Limit for reading a whole query over TCP, for waiting until it may run, and for writing its
+/// answer; each may take this long.
 const TCP_IDLE: Duration = Duration::from_secs(10);
-/// After an error that may last.
+/// Pause after a failed accept or receive, since the error may last.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Answers queries.
+/// Answers DNS queries of the workloads.
 pub(crate) struct Resolver {
     pub(crate) services: watch::Receiver<Arc<Services>>,
     pub(crate) dialler: Arc<Dialler>,
-    /// Suffix of the names that the mesh alone decides about.
+    /// DNS suffix for which the mesh is authoritative.
     pub(crate) domain: String,
 }
 
 impl Resolver {
-    /// Binds UDP and TCP and serves for ever.
+    /// Binds UDP and TCP at `address` and serves in the background.
     pub(crate) async fn start(self, address: SocketAddr) -> io::Result<()> {
         let udp = Arc::new(UdpSocket::bind(address).await?);
         let tcp = TcpListener::bind(address).await?;
@@ -134,14 +136,14 @@ impl Resolver {
             return reply(ResponseCode::NoError, &addresses);
         }
 
-        let target = self.services.borrow().target(&query.name);
+        let target = self.services.borrow().alias_target(&query.name);
         if let Some(target) = target {
             return Some(self.answer_alias(&query, &target, tcp).await);
         }
 
-        // Search domains make every outside name pass here first; the machine's resolver knows none
-        // of these.
-        if self.is_ours(&query.name) {
+        // Search domains turn each lookup of an outside name into several names of the mesh. Answer
+        // those here: forwarding them would only be slower.
+        if self.is_mesh_name(&query.name) {
             return reply(ResponseCode::NXDomain, &[]);
         }
 
@@ -154,16 +156,16 @@ impl Resolver {
         }
     }
 
-    /// Names that the machine's resolver does not know.
-    fn is_ours(&self, name: &str) -> bool {
+    /// Whether a name belongs to the mesh: below its domain, or a single label.
+    fn is_mesh_name(&self, name: &str) -> bool {
         let below = name
             .strip_suffix(&self.domain)
             .is_some_and(|head| head.is_empty() || head.ends_with('.'));
         below || !name.contains('.')
     }
 
-    /// An ExternalName Service: the other name, with its addresses, be it of the mesh or of the
-    /// world.
+    /// Answers for an ExternalName Service: a CNAME record for `target`, and the addresses of
+    /// `target` whether it is a name of the mesh or an outside name.
     async fn answer_alias(&self, query: &Query, target: &str, tcp: bool) -> Vec<u8> {
         let known = self.services.borrow().addresses(target);
         let outcome = match known {
@@ -172,7 +174,7 @@ impl Resolver {
                 ResponseCode::NoError,
                 dns::of_type(&addresses, query.record),
             )),
-            None if self.is_ours(target) => Some((ResponseCode::NXDomain, Vec::new())),
+            None if self.is_mesh_name(target) => Some((ResponseCode::NXDomain, Vec::new())),
             None => self.ask_outside(query, target, tcp).await,
         };
 
@@ -183,8 +185,8 @@ impl Resolver {
         query.respond(&answer, dns::transport(tcp))
     }
 
-    /// The addresses that the machine's resolver finds for another name, of the type that `query`
-    /// asks for. Data of other types may be names, so they are left away.
+    /// Asks the machine's resolver for the addresses of `name`, of the type that `query` asks for.
+    /// Other record types may hold names and are left out.
     async fn ask_outside(
         &self,
         query: &Query,
@@ -217,7 +219,7 @@ mod tests {
     use crate::fd_socket;
 
     #[tokio::test]
-    async fn a_connection_that_asks_nothing_takes_nobodys_turn() {
+    async fn an_idle_tcp_connection_holds_no_permit() {
         let (_supervisor, socket) = fd_socket::pair().unwrap();
         let services = Services {
             names: [("a.test".to_owned(), vec![Ipv4Addr::new(10, 45, 0, 3)])].into(),
@@ -254,7 +256,7 @@ mod tests {
         idle.read_exact(&mut answer).await.unwrap();
         assert!(answer.ends_with(&[10, 45, 0, 3]));
 
-        // It stays, and asks no more.
+        // The idle connection stays open while a UDP query takes the only permit.
         let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         client.send_to(&query, udp_address).await.unwrap();
         let mut buffer = [0; 512];

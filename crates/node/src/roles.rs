@@ -1,4 +1,4 @@
-//! The hidden roles of the binary: which of the node's own processes this one is to be.
+//! The hidden roles of the binary, which start the node's own processes: keeper, node and launcher.
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
@@ -8,16 +8,17 @@ use anyhow::Context as _;
 use crate::keeper;
 use crate::launch::{self, LAUNCH_FAILED, LAUNCH_ROLE, NODE_ROLE, TITLE};
 
-/// Runs a hidden role; the exit code when `arguments` (with the program's name first) asks for one.
+/// Runs the hidden role that `arguments` (program name first) ask for and returns its exit code;
+/// `None` for every other command line.
 ///
-/// Must be called before threads exist. For every other command line it only makes the process's
-/// short name tell whose process it is, and returns `None`.
+/// Call this before any thread exists. If the program name carries a title, the process's short
+/// name (`comm`) is set from it in either case.
 pub fn dispatch(arguments: &[OsString]) -> Option<i32> {
     let word = |index: usize| arguments.get(index)?.to_str();
     let name = word(0).unwrap_or_default();
     if let Some(title) = name.strip_prefix(TITLE) {
-        // Started through /proc/self/exe: the kernel would call it "exe". Cut at 15 characters by
-        // the kernel.
+        // The process was started through /proc/self/exe, so its short name would be "exe". The
+        // kernel cuts the name at 15 characters.
         let short = title.trim_start().replace(' ', ":");
         let _ = rustix::thread::set_name(&std::ffi::CString::new(short).unwrap_or_default());
     }

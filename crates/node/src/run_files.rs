@@ -1,5 +1,5 @@
-//! Programs that `run -d` added, in files: a node that follows one that was killed runs them as
-//! well.
+//! Saves the workloads that `run -d` added to files. If the node is killed, the next node starts
+//! them again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 
 use crate::spec::{WorkloadKey, WorkloadSpec};
 
-/// Writes a workload's file, in one step.
-pub(crate) fn keep(dir: &Path, spec: &WorkloadSpec) -> io::Result<()> {
+/// Saves a workload. The file is written under another name and renamed, so that it is always
+/// whole.
+pub(crate) fn save(dir: &Path, spec: &WorkloadSpec) -> io::Result<()> {
     let path = file(dir, &spec.key);
     let new = path.with_extension("new");
 
-    // Its environment may hold anything.
+    // The environment may hold secrets: only the user may read the file.
     let out = fs::File::options()
         .write(true)
         .create(true)
@@ -27,12 +28,12 @@ pub(crate) fn keep(dir: &Path, spec: &WorkloadSpec) -> io::Result<()> {
     fs::rename(new, path)
 }
 
-/// Removes a workload's file, if it has one.
-pub(crate) fn forget(dir: &Path, key: &WorkloadKey) {
+/// Removes a workload's file if there is one.
+pub(crate) fn remove(dir: &Path, key: &WorkloadKey) {
     let _ = fs::remove_file(file(dir, key));
 }
 
-/// Every workload that has a file.
+/// Loads every saved workload; files that cannot be parsed are skipped.
 pub(crate) fn load(dir: &Path) -> BTreeMap<WorkloadKey, WorkloadSpec> {
     let files = fs::read_dir(dir)
         .into_iter()
@@ -40,6 +41,7 @@ pub(crate) fn load(dir: &Path) -> BTreeMap<WorkloadKey, WorkloadSpec> {
         .flatten()
         .map(|entry| entry.path());
 
+    // A file that is being written has the extension `new`.
     let whole = files.filter(|path| {
         path.extension()
             .is_some_and(|extension| extension == "json")
@@ -51,7 +53,8 @@ pub(crate) fn load(dir: &Path) -> BTreeMap<WorkloadKey, WorkloadSpec> {
     specs.map(|spec| (spec.key.clone(), spec)).collect()
 }
 
-/// Both parts of the name are without underscores.
+/// The file of a workload. Namespace and pod are DNS labels, so the underscore separates them
+/// without ambiguity.
 fn file(dir: &Path, key: &WorkloadKey) -> PathBuf {
     dir.join(format!("{}_{}.json", key.namespace, key.pod))
 }
@@ -62,11 +65,11 @@ mod tests {
     use crate::gateways;
 
     #[test]
-    fn what_is_kept_is_loaded_until_it_is_forgotten() {
+    fn a_saved_workload_is_loaded_until_it_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let specs = gateways::workloads();
         for spec in &specs {
-            keep(dir.path(), spec).unwrap();
+            save(dir.path(), spec).unwrap();
         }
         fs::write(dir.path().join("half.json"), "{").unwrap();
         assert_eq!(
@@ -74,7 +77,7 @@ mod tests {
             specs.len()
         );
 
-        forget(dir.path(), &specs[0].key);
+        remove(dir.path(), &specs[0].key);
         assert_eq!(
             load(dir.path()),
             [(specs[1].key.clone(), specs[1].clone())].into()

@@ -1,5 +1,5 @@
-//! Services for programs that were added by hand and that no Service selects: so that others can
-//! call them by name.
+//! Generates a Service for each program added with `meltemi run` that no other Service selects, so
+//! that other workloads can call it by name.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 
 use crate::spec::{WorkloadKey, WorkloadSpec};
 
+/// Label that marks a generated Service.
 const LABEL: &str = "meltemi.io/run";
 
-/// The Services that are missing, by file name.
+/// The Services to generate, by file name.
 pub(crate) fn missing(
     runs: &BTreeMap<WorkloadKey, WorkloadSpec>,
     world: &World,
@@ -30,7 +31,7 @@ pub(crate) fn missing(
             continue;
         }
 
-        // Undeclared protocols: the first bytes decide.
+        // The port names declare no protocol, so the proxies detect it from the first bytes.
         let ports: Vec<Value> = spec
             .ports
             .iter()
@@ -50,7 +51,7 @@ pub(crate) fn missing(
     out
 }
 
-/// True when a Service of somebody else's has the name, or selects the workload.
+/// Whether a Service that was not generated has the same name or selects the workload.
 fn is_served(world: &World, namespace: &str, app: &str, labels: &Labels) -> bool {
     let services = world.tables.table(&Kind::Service).values();
     services
@@ -64,7 +65,7 @@ fn is_served(world: &World, namespace: &str, app: &str, labels: &Labels) -> bool
         })
 }
 
-/// Makes the folder hold exactly `wanted` of these files.
+/// Writes the `wanted` files and removes every other generated Service from the folder.
 pub(crate) fn write(dir: &Path, wanted: &BTreeMap<String, Value>) -> std::io::Result<()> {
     for entry in fs::read_dir(dir)?.flatten() {
         let name = entry.file_name();

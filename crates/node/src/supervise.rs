@@ -1,5 +1,5 @@
-//! The supervisor's loop: one node at a time. One that is killed is followed by another over the
-//! same folders and the same published ports.
+//! The supervisor's main loop. It runs one node at a time; when a node is killed, the supervisor
+//! starts another with the same folders and the same published ports.
 
 use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
@@ -17,52 +17,54 @@ use crate::config::NodeConfig;
 use crate::dialler::{Machine, Server, ServerOptions};
 use crate::events::Event;
 use crate::launch::{NODE_ROLE, TITLE};
-use crate::part::{Part, PartEvent};
+use crate::supervised::{ProgramEvent, SupervisedProgram};
 use crate::{child, fd_socket, memfd, sys};
 
 /// How long the node may take to stop before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(8);
-/// A node that ended this often, each time soon after its start, will end again.
-const HOPELESS: u32 = 6;
+/// Number of early deaths in a row after which the supervisor gives up.
+const MAX_FAILURES: u32 = 6;
 
-/// Keeps a node running until somebody asks for the end.
+/// Keeps a node running until the user stops the mesh by a signal.
 ///
 /// # Errors
-/// When the first node could not come up, or none of several in a row stayed up.
+/// When the first node fails to start, or [`MAX_FAILURES`] nodes in a row end early.
 pub(crate) async fn supervise(
     config: NodeConfig,
     options: ServerOptions,
     on_event: &mut (dyn FnMut(Event) + Send),
 ) -> anyhow::Result<()> {
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (event_sender, mut events) = mpsc::unbounded_channel();
     let mut supervisor = Supervisor {
         config,
         machine: Machine::new(options),
-        tell,
+        event_sender,
         serving: None,
     };
 
-    let mut ends = Ends::listen()?;
-    let mut news = News {
+    let mut stop_signals = StopSignals::listen()?;
+    let mut history = NodeHistory {
         on_event,
         was_up: false,
         failed: None,
     };
 
-    let mut node = Part::default();
+    let mut node = SupervisedProgram::default();
     node.start_now();
     loop {
         tokio::select! {
-            () = ends.asked() => break,
-            Some(event) = told.recv() => news.take(event),
+            () = stop_signals.wait() => break,
+            Some(event) = events.recv() => history.record(event),
             event = node.next() => match event {
-                PartEvent::Due => node.started(supervisor.start()?),
-                PartEvent::Exited(status) => {
-                    supervisor.nothing_of_it_is_left().await;
-                    while let Ok(event) = told.try_recv() {
-                        news.take(event);
-                    }
-                    news.died(&mut node, status)?;
+            ProgramEvent::StartDue => node.started(supervisor.start_node()?),
+            ProgramEvent::Exited(status) => {
+            supervisor.wait_for_last_process().await;
+
+            // The reason of the failure may be among the events that are still queued.
+            while let Ok(event) = events.try_recv() {
+            history.record(event);
+            }
+            history.plan_restart(&mut node, status)?;
                 }
             },
         }
@@ -71,13 +73,15 @@ pub(crate) async fn supervise(
     let Some(child) = node.take() else {
         return Ok(());
     };
+
+    // Keep showing events while the node stops.
     let stopping = child::stop(child, STOP_TIMEOUT);
     tokio::pin!(stopping);
 
     loop {
         tokio::select! {
-            () = &mut stopping => return Ok(()),
-            Some(event) = told.recv() => news.take(event),
+        () = &mut stopping => return Ok(()),
+        Some(event) = events.recv() => history.record(event),
         }
     }
 }
@@ -85,57 +89,63 @@ pub(crate) async fn supervise(
 struct Supervisor {
     config: NodeConfig,
     machine: Arc<Machine>,
-    tell: mpsc::UnboundedSender<Event>,
-    /// Answers the node that runs.
+    event_sender: mpsc::UnboundedSender<Event>,
+    /// The task that serves the running node's requests.
     serving: Option<JoinHandle<()>>,
 }
 
 impl Supervisor {
-    fn start(&mut self) -> anyhow::Result<Child> {
+    fn start_node(&mut self) -> anyhow::Result<Child> {
         let (ours, theirs) = fd_socket::pair()?;
         let server = Server::new(ours, Arc::clone(&self.machine))?;
         self.config.channel = theirs.as_raw_fd();
-        let told = memfd::json(&self.config)?;
+        let config_file = memfd::json(&self.config)?;
         let mut command = Command::new("/proc/self/exe");
         command
             .arg0(format!("{TITLE} node {}", self.config.name))
             .arg(NODE_ROLE)
-            .arg(told.as_raw_fd().to_string());
+            .arg(config_file.as_raw_fd().to_string());
 
         command.stdin(Stdio::null());
-        sys::inherit(&mut command, vec![told.as_raw_fd(), theirs.as_raw_fd()]);
+        sys::inherit(
+            &mut command,
+            vec![config_file.as_raw_fd(), theirs.as_raw_fd()],
+        );
         let child = tokio::process::Command::from(command)
             .spawn()
             .context("starting the node")?;
-        let tell = self.tell.clone();
+
+        let sender = self.event_sender.clone();
         self.serving = Some(tokio::spawn(async move {
-            if let Err(error) = server.serve(|event| _ = tell.send(event)).await {
-                let _ = tell.send(Event::Failed(format!("channel to the node: {error}")));
+            if let Err(error) = server.serve(|event| _ = sender.send(event)).await {
+                let _ = sender.send(Event::Failed(format!("channel to the node: {error}")));
             }
         }));
 
         Ok(child)
     }
 
-    /// Whoever started it may end before it; its own end of the channel closes with its last
-    /// process.
-    async fn nothing_of_it_is_left(&mut self) {
+    /// Waits until the node's end of the channel is closed, which happens when its last process has
+    /// ended. The keeper, whose exit the supervisor observes, may end before the node.
+    async fn wait_for_last_process(&mut self) {
         if let Some(serving) = self.serving.take() {
             let _ = tokio::time::timeout(STOP_TIMEOUT, serving).await;
         }
     }
 }
 
-/// What the nodes have told, as far as it matters when one dies.
-struct News<'a> {
+/// What the supervisor remembers of the nodes' events to decide about a restart.
+struct NodeHistory<'a> {
     on_event: &'a mut (dyn FnMut(Event) + Send),
-    /// There was a node that came up: this machine can have one.
+    /// A node has come up before, so this machine can run one.
     was_up: bool,
+    /// The reason that the last node gave for its failure.
     failed: Option<String>,
 }
 
-impl News<'_> {
-    fn take(&mut self, event: Event) {
+impl NodeHistory<'_> {
+    /// Remembers an event and shows it to the user.
+    fn record(&mut self, event: Event) {
         match &event {
             Event::NodeUp => self.was_up = true,
             Event::Failed(why) => self.failed = Some(why.clone()),
@@ -144,21 +154,29 @@ impl News<'_> {
         (self.on_event)(event);
     }
 
-    /// Plans the next one, unless that is hopeless.
-    fn died(&mut self, node: &mut Part, status: ExitStatus) -> anyhow::Result<()> {
+    /// Plans the restart of a node that ended; fails if a restart would not help.
+    fn plan_restart(
+        &mut self,
+        node: &mut SupervisedProgram,
+        status: ExitStatus,
+    ) -> anyhow::Result<()> {
         let how = node.ended(status).to_owned();
         let why = self
             .failed
             .take()
             .unwrap_or_else(|| format!("the node ended by itself ({how})"));
 
+        // The very first node failed: the machine lacks something that a restart does not bring.
         if !self.was_up {
             bail!("{why}");
         }
-        if node.failures() >= HOPELESS {
-            bail!("{why}; it is not started again, since that was the {HOPELESS}th time in a row");
+        if node.failures() >= MAX_FAILURES {
+            bail!(
+                "{why}; it is not started again, since that was the {MAX_FAILURES}th time in a row"
+            );
         }
-        self.take(Event::Warning(format!(
+
+        self.record(Event::Warning(format!(
             "{why}, and with it everything in the mesh; it is started again with the same configuration and ports (what `run` \
              added without -d does not come back)"
         )));
@@ -167,15 +185,15 @@ impl News<'_> {
     }
 }
 
-/// The ways in which people ask for the end.
-struct Ends {
+/// The signals by which a user stops the mesh.
+struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
-    /// Of a terminal that closes; `nohup` keeps it from us.
+    /// Sent when the terminal closes; `None` under `nohup`, which ignores SIGHUP.
     hangup: Option<Signal>,
 }
 
-impl Ends {
+impl StopSignals {
     fn listen() -> std::io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -186,7 +204,8 @@ impl Ends {
         })
     }
 
-    async fn asked(&mut self) {
+    /// Waits for the first of the signals.
+    async fn wait(&mut self) {
         let hangup = async {
             match &mut self.hangup {
                 Some(hangup) => hangup.recv().await,

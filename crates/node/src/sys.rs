@@ -1,5 +1,4 @@
-//! The few system calls that have no safe wrapper: forking, signals, and handing file descriptors
-//! to a child.
+//! System calls without a safe wrapper: fork, signals, and inherited file descriptors.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -8,11 +7,11 @@ use std::process::Command;
 
 use rustix::process::Pid;
 
-/// Which side of a fork this is.
+/// The side of a fork on which the caller continues.
 pub(crate) enum Fork {
     /// The new process.
     Child,
-    /// The old one, with the new one's id.
+    /// The old process, with the id of the new one.
     Parent(Pid),
 }
 
@@ -35,10 +34,10 @@ fn thread_count() -> usize {
     std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
 }
 
-/// Keeps `fds` open, under their numbers, in the program that `command` starts.
+/// Lets the program that `command` starts inherit `fds` under the same numbers.
 ///
-/// The flag is cleared in the child alone, so that no other child that happens to start now
-/// inherits them. The caller keeps the descriptors open until the command was spawned.
+/// Close-on-exec is cleared in the child only, so that no other child that starts meanwhile
+/// inherits them. The caller must keep the descriptors open until the command was spawned.
 pub(crate) fn inherit(command: &mut Command, fds: Vec<RawFd>) {
     use std::os::unix::process::CommandExt as _;
 
@@ -53,7 +52,7 @@ pub(crate) fn inherit(command: &mut Command, fds: Vec<RawFd>) {
     }
 }
 
-/// Keeps `fd` open across this process's own exec.
+/// Keeps `fd` open when this process executes another program.
 pub(crate) fn keep_across_exec(fd: RawFd) -> io::Result<()> {
     // SAFETY: used for one call; a number that is not open answers EBADF.
     Ok(rustix::io::fcntl_setfd(
@@ -62,7 +61,7 @@ pub(crate) fn keep_across_exec(fd: RawFd) -> io::Result<()> {
     )?)
 }
 
-/// Takes ownership of an inherited descriptor.
+/// Takes ownership of a descriptor that the parent process passed, and sets close-on-exec.
 pub(crate) fn inherited(fd: RawFd) -> io::Result<std::os::fd::OwnedFd> {
     use std::os::fd::FromRawFd as _;
     // SAFETY: used for one call; a number that is not open answers EBADF.
@@ -75,7 +74,7 @@ pub(crate) fn inherited(fd: RawFd) -> io::Result<std::os::fd::OwnedFd> {
     Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
 }
 
-/// Blocks every signal in this process; what a parent of one child reads with [`next_signal`].
+/// Blocks every signal, for a process that reads them with [`next_signal`].
 pub(crate) fn block_signals() {
     // SAFETY: the set is initialised by sigfillset; changing the mask of the calling thread has no
     // other condition.
@@ -86,7 +85,7 @@ pub(crate) fn block_signals() {
     }
 }
 
-/// Gives signals back their default: nothing blocked, nothing ignored.
+/// Restores the default signal state: nothing blocked, nothing ignored.
 pub(crate) fn reset_signals() {
     // SAFETY: as above; SIG_DFL is valid for every signal, and refused ones (KILL, STOP) are left
     // alone.
@@ -110,7 +109,7 @@ pub(crate) fn is_ignored(signal: i32) -> bool {
     }
 }
 
-/// Waits for a blocked signal.
+/// Waits for a blocked signal and returns its number.
 pub(crate) fn next_signal() -> i32 {
     loop {
         // SAFETY: the set is initialised; a null info is allowed.
@@ -125,13 +124,14 @@ pub(crate) fn next_signal() -> i32 {
     }
 }
 
-/// Sends a signal by number, to a process of whatever namespace this process sees.
+/// Sends a signal by number. Errors are ignored: the process may have ended.
 pub(crate) fn kill(pid: Pid, signal: i32) {
     // SAFETY: no memory is involved; an id that is gone answers ESRCH.
     unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) };
 }
 
-/// Reaps one child that ended: its id and raw wait status. `None` when none has.
+/// Reaps one child that has ended and returns its id and raw wait status; `None` when none has
+/// ended.
 pub(crate) fn reap() -> Option<(Pid, i32)> {
     let mut status = 0;
     // SAFETY: status is a valid place for the answer.
@@ -143,7 +143,8 @@ pub(crate) fn reap() -> Option<(Pid, i32)> {
         .map(|pid| (pid, status))
 }
 
-/// The exit code that a shell would show for a raw wait status.
+/// The exit code that a shell reports for a raw wait status: 128 + signal if a signal killed the
+/// process.
 pub(crate) fn shell_code(status: i32) -> i32 {
     if libc::WIFEXITED(status) {
         libc::WEXITSTATUS(status)
@@ -152,7 +153,7 @@ pub(crate) fn shell_code(status: i32) -> i32 {
     }
 }
 
-/// Ends the process at once, without running anybody's destructors.
+/// Ends the process at once, without destructors or `atexit` handlers.
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: _exit never returns and touches no memory of ours.
     unsafe { libc::_exit(code) }
@@ -173,7 +174,7 @@ pub(crate) fn new_network_namespace() -> io::Result<()> {
     unshare(rustix::thread::UnshareFlags::NEWNET)
 }
 
-/// Leaves namespaces for new ones.
+/// Moves the calling thread into new namespaces of the given kinds.
 pub(crate) fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
     // SAFETY: only namespaces are unshared, never the table of file descriptors, so nobody's
     // descriptor changes its meaning.

@@ -1,8 +1,8 @@
-//! A workload's token: a memory file that its proxy inherits, renewed for as long as the proxy
-//! runs.
+//! The token by which a workload's proxy authenticates: a memory file that the proxy inherits and
+//! the node renews while the proxy runs.
 //!
-//! A renewed token is appended as a line of its own. Whoever reads the file meanwhile has the older
-//! one whole, and the beginning of the newer one at most: the last line that has an end counts.
+//! Each renewed token is appended as a line. Readers use the last line that ends with a line feed,
+//! so a reader that runs during the append sees the previous token whole.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd as _, RawFd};
@@ -13,32 +13,32 @@ use meltemi_ca::{Caller, TokenSigner};
 
 use crate::memfd;
 
-/// How long a token is good for. Source: Kubernetes, `expirationSeconds` of Istio's projected
-/// token.
+/// Validity of a token. Source: `expirationSeconds` of the projected token in Istio's sidecar
+/// template.
 const LIFETIME: Duration = Duration::from_secs(12 * 3600);
-/// How often the wall clock is looked at.
-const SLICE: Duration = Duration::from_secs(30);
-/// After a failure.
+/// How often the wall clock is checked.
+const CLOCK_CHECK: Duration = Duration::from_secs(30);
+/// Delay until a failed renewal is tried again.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// The file, and when it is to be renewed.
+/// A token file and the time of its next renewal.
 #[derive(Debug)]
 pub(crate) struct TokenFile {
     file: File,
     caller: Caller,
     lifetime: Duration,
-    /// When its newest token was made.
+    /// When the newest token was signed.
     made: SystemTime,
     due: SystemTime,
 }
 
 impl TokenFile {
-    /// With a first token.
+    /// Creates the file with a first token.
     pub(crate) fn new(signer: &TokenSigner, caller: Caller) -> anyhow::Result<Self> {
-        Self::with(signer, caller, LIFETIME, SystemTime::now())
+        Self::new_at(signer, caller, LIFETIME, SystemTime::now())
     }
 
-    fn with(
+    fn new_at(
         signer: &TokenSigner,
         caller: Caller,
         lifetime: Duration,
@@ -55,14 +55,14 @@ impl TokenFile {
         Ok(new)
     }
 
-    /// For the process that is to inherit it.
+    /// The descriptor that the proxy inherits.
     pub(crate) fn descriptor(&self) -> RawFd {
         self.file.as_raw_fd()
     }
 
-    /// Waits until half of the token's life is over, by the wall clock: a machine that sleeps stops
-    /// every other one. Cancellation safe.
-    pub(crate) async fn wait(&self) {
+    /// Waits until half of the token's validity has passed by the wall clock. Timers do not
+    /// suffice: they stop while the machine is suspended. Cancellation safe.
+    pub(crate) async fn wait_until_due(&self) {
         self.wait_by(SystemTime::now).await;
     }
 
@@ -70,17 +70,17 @@ impl TokenFile {
         loop {
             let now = clock();
             match self.due.duration_since(now) {
-                // A clock that was set back makes the newest token one of the future, which nobody
-                // takes.
+                // If the clock was set back, the newest token was signed in the future and
+                // verifiers reject it: renew at once.
                 Ok(left) if !left.is_zero() && now >= self.made => {
-                    tokio::time::sleep(left.min(SLICE)).await
+                    tokio::time::sleep(left.min(CLOCK_CHECK)).await
                 }
                 _ => return,
             }
         }
     }
 
-    /// Appends a new token.
+    /// Appends a new token. After a failure the next renewal is due in a minute.
     pub(crate) fn renew(&mut self, signer: &TokenSigner) -> anyhow::Result<()> {
         let now = SystemTime::now();
         self.append(signer, now)
@@ -89,7 +89,8 @@ impl TokenFile {
 
     fn append(&mut self, signer: &TokenSigner, now: SystemTime) -> anyhow::Result<()> {
         let token = signer.sign_at(&self.caller, self.lifetime, now)?;
-        // Never half of an earlier line before it, if that could not be written whole.
+        // Cut a line that could not be written whole: the next token must start on a line of its
+        // own.
         let end = self.file.metadata()?.len();
         if let Err(error) = self.file.write_all_at(format!("{token}\n").as_bytes(), end) {
             self.file.set_len(end)?;
@@ -114,7 +115,7 @@ mod tests {
         }
     }
 
-    /// As a proxy opens it: anew, by the number that it inherited.
+    /// Reads the file as a proxy does: opens it anew by the inherited number.
     fn lines(file: &TokenFile) -> Vec<String> {
         let text = std::fs::read_to_string(format!("/proc/self/fd/{}", file.descriptor())).unwrap();
         assert!(text.ends_with('\n'), "every line is whole");
@@ -126,38 +127,38 @@ mod tests {
         let signer = TokenSigner::generate().unwrap();
         let review = JwtTokenReview::new(signer.public_key_pem()).unwrap();
         let (life, now) = (Duration::from_secs(120), SystemTime::now());
-        let mut file = TokenFile::with(&signer, caller(), life, now - 2 * life).unwrap();
+        let mut file = TokenFile::new_at(&signer, caller(), life, now - 2 * life).unwrap();
         let [old] = &lines(&file)[..] else {
             panic!("one token at first")
         };
         assert!(review.review(old).await.is_err(), "its life is over");
-        file.wait().await;
+        file.wait_until_due().await;
         file.renew(&signer).unwrap();
         let [_, new] = &lines(&file)[..] else {
             panic!("another one behind it")
         };
         assert_eq!(review.review(new).await.unwrap(), caller());
 
-        // Long ago was when the machine fell asleep; now the next one is due after half of a life.
+        // The renewal counts from now, not from the time when the machine was suspended.
         assert!(file.due > now + life / 4 && file.due <= SystemTime::now() + life / 2);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_wall_clock_says_when() {
+    async fn renewal_follows_the_wall_clock() {
         let (signer, life, now) = (
             TokenSigner::generate().unwrap(),
             Duration::from_secs(100),
             SystemTime::now(),
         );
 
-        let file = TokenFile::with(&signer, caller(), life, now).unwrap();
+        let file = TokenFile::new_at(&signer, caller(), life, now).unwrap();
         let started = tokio::time::Instant::now();
         file.wait_by(|| now + started.elapsed()).await;
         assert_eq!(started.elapsed().as_secs(), 50);
 
-        // Slept through, and set back.
+        // The machine was suspended past the expiry; the clock was set back.
         for moved in [now + life, now - life] {
-            tokio::time::timeout(SLICE, file.wait_by(|| moved))
+            tokio::time::timeout(CLOCK_CHECK, file.wait_by(|| moved))
                 .await
                 .expect("it is due at once");
         }

@@ -1,5 +1,5 @@
-//! The supervisor's beginning and end: what the user asked for is looked at, folders are made, and
-//! in the end removed.
+//! The entry point of the supervisor: checks the options, locks the mesh's state folder, creates
+//! the run folder, supervises the node, and removes the run folder at the end.
 
 use std::fs;
 use std::io::Write as _;
@@ -15,14 +15,14 @@ use crate::limits::raise_open_files;
 use crate::spec::{NO_ENVOY, ProxyChoice};
 use crate::supervise::supervise;
 
-/// Runs a mesh until Ctrl-C, SIGTERM, SIGHUP (unless it is ignored), or a failure; afterwards
-/// nothing of it is left.
+/// Runs a mesh until Ctrl-C, SIGTERM, SIGHUP (unless ignored) or a failure. All processes and the
+/// run folder are gone when this returns.
 ///
-/// Called by a process without a runtime, from its main thread: the node dies with the thread that
-/// started it.
+/// Call this from the main thread of a process without a tokio runtime: the kernel kills the node
+/// when the thread that started it ends.
 ///
 /// # Errors
-/// When the mesh cannot start (the message says what is missing and what to do), or no node stays
+/// When the mesh cannot start (the message names what is missing and the remedy), or no node stays
 /// up.
 pub fn up(options: UpOptions) -> anyhow::Result<()> {
     let UpOptions {
@@ -47,25 +47,10 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
     let run = run.unwrap_or_else(|| run_dir(&name));
     let state = state.unwrap_or_else(|| state_dir(&name));
     let proxies = ProxyChoice::parse(&proxies).map_err(anyhow::Error::msg)?;
-    let envoy = match envoy {
-        Some(path) => {
-            Some(fs::canonicalize(&path).with_context(|| format!("Envoy at {}", path.display()))?)
-        }
-        None => on_path("envoy"),
-    };
+    let envoy = find_envoy(envoy, &proxies)?;
+    let dirs = absolute_dirs(&dirs)?;
 
-    if envoy.is_none() && proxies.names_envoy() {
-        bail!("{NO_ENVOY}");
-    }
-    let dirs = dirs
-        .iter()
-        // By the name that the user gave it: a link may lead elsewhere later.
-        .map(|dir| {
-            let named = fs::metadata(dir).and_then(|_| std::path::absolute(dir));
-            named.with_context(|| format!("directory {}", dir.display()))
-        })
-        .collect::<anyhow::Result<Vec<_>>>()?;
-
+    // Load each map once, so that a mistake ends the command instead of becoming a warning later.
     let image_files = image_files
         .iter()
         .map(|file| ImageMap::load(file).and_then(|_| Ok(std::path::absolute(file)?)))
@@ -74,8 +59,8 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
     private_dir(&state)?;
     let lock = lock(&state, &name)?;
 
-    // A supervisor that was killed together with its keeper leaves the folder behind; the lock says
-    // nobody uses it.
+    // A supervisor that was killed together with its keeper leaves the folder behind. Holding the
+    // lock proves that no other mesh uses it.
     if run.exists() {
         fs::remove_dir_all(&run)
             .with_context(|| format!("removing what an earlier run left in {}", run.display()))?;
@@ -102,20 +87,7 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
         open_files: raise_open_files(),
     };
 
-    for dir in [
-        config.pods_dir(),
-        config.objects_dir(),
-        config.runs_dir(),
-        config.applied_dir(),
-    ] {
-        private_dir(&dir)?;
-    }
-
-    for (file, text) in &embedded {
-        let path = config.objects_dir().join(file);
-        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-    }
-
+    create_folders(&config, &embedded)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -128,7 +100,7 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
     let outcome = runtime.block_on(supervise(config, server_options, &mut *on_event));
     drop(runtime);
 
-    // The keeper has done so already, unless it was killed.
+    // Usually the keeper has removed the folder; a keeper that was killed has not.
     let _ = fs::remove_dir_all(&run);
     if let Some(parent) = run.parent().filter(|p| p.starts_with("/tmp")) {
         let _ = fs::remove_dir(parent);
@@ -136,6 +108,52 @@ pub fn up(options: UpOptions) -> anyhow::Result<()> {
     drop(lock);
 
     outcome
+}
+
+/// The Envoy binary: the user's choice, else `envoy` on the PATH. An error if `proxies` needs one
+/// and there is none.
+fn find_envoy(chosen: Option<PathBuf>, proxies: &ProxyChoice) -> anyhow::Result<Option<PathBuf>> {
+    let envoy = match chosen {
+        Some(path) => {
+            Some(fs::canonicalize(&path).with_context(|| format!("Envoy at {}", path.display()))?)
+        }
+        None => on_path("envoy"),
+    };
+
+    if envoy.is_none() && proxies.names_envoy() {
+        bail!("{NO_ENVOY}");
+    }
+    Ok(envoy)
+}
+
+/// Checks that the directories exist and makes their paths absolute. Symbolic links stay
+/// unresolved: the user may point them elsewhere while the mesh runs.
+fn absolute_dirs(dirs: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    dirs.iter()
+        .map(|dir| {
+            let named = fs::metadata(dir).and_then(|_| std::path::absolute(dir));
+            named.with_context(|| format!("directory {}", dir.display()))
+        })
+        .collect()
+}
+
+/// Creates the folders of the mesh and writes the embedded YAML.
+fn create_folders(config: &NodeConfig, embedded: &[(String, String)]) -> anyhow::Result<()> {
+    for dir in [
+        config.pods_dir(),
+        config.objects_dir(),
+        config.runs_dir(),
+        config.applied_dir(),
+    ] {
+        private_dir(&dir)?;
+    }
+
+    for (file, text) in embedded {
+        let path = config.objects_dir().join(file);
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+
+    Ok(())
 }
 
 fn on_path(program: &str) -> Option<PathBuf> {
@@ -152,14 +170,15 @@ fn private_dir(path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("creating {}", path.display()))
 }
 
-/// In a folder that others may write to, somebody may have been here first; and a socket's path has
-/// 107 bytes.
+/// Refuses a run folder that belongs to another user (anyone may create folders in `/tmp`) or whose
+/// path is too long for Unix sockets (`sun_path` holds 107 bytes).
 fn check_run_dir(run: &Path, name: &str) -> anyhow::Result<()> {
     use std::os::unix::fs::MetadataExt as _;
 
     let own = rustix::process::geteuid().as_raw();
 
-    // A folder that the user chose is in a place that the user knows.
+    // The default folder's parent is ours as well. The parent of a folder that the user chose is
+    // not checked.
     let parent = run.parent().filter(|_| run == run_dir(name));
     for dir in std::iter::once(run).chain(parent) {
         let owner = fs::symlink_metadata(dir)?.uid();
@@ -181,6 +200,8 @@ fn check_run_dir(run: &Path, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Takes the lock of the mesh's state folder and writes this process's id into it. The lock is held
+/// until the returned file is closed.
 fn lock(state: &Path, name: &str) -> anyhow::Result<fs::File> {
     let path = state.join("lock");
     let file = fs::File::options()
@@ -194,7 +215,8 @@ fn lock(state: &Path, name: &str) -> anyhow::Result<fs::File> {
 
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {
-            // For whoever comes later. On a full disk the lock holds all the same.
+            // The process id is for the error message below, seen by the next `meltemi up`. If it
+            // cannot be written (full disk), the lock still holds.
             let _ = file
                 .set_len(0)
                 .and_then(|()| write!(file, "{}", std::process::id()));

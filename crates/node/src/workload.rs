@@ -1,70 +1,73 @@
-//! One workload: its sandbox, its proxy, its application, from start to end.
+//! The task of one replica: creates its sandbox, starts its proxy and then its application, watches
+//! both, and publishes its status and its Pod file until it is stopped.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::api::{PartStatus, Phase, WorkloadStatus};
-use crate::child::{self, Output};
+use crate::api::{Phase, ProgramStatus, WorkloadStatus};
+use crate::child::{self, ProgramIo};
 use crate::context::Context;
 use crate::launch::LaunchSpec;
 use crate::log::Log;
-use crate::part::{Part, PartEvent};
 use crate::pods;
 use crate::programs::{app_spec, proxy_arguments};
-use crate::readiness::{listens, proxy_answers, proxy_falls_silent};
+use crate::readiness::{wait_until_listening, wait_until_proxy_ready, wait_until_proxy_unready};
 use crate::sandbox::{self, Sandbox};
 use crate::services::Services;
 use crate::spec::{ProxyKind, WorkloadSpec};
+use crate::supervised::{ProgramEvent, SupervisedProgram};
 use crate::token::TokenFile;
 
-/// What a program gets to end by itself.
+/// Time between SIGTERM and SIGKILL for a program.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// What is said of a proxy that runs and does not answer.
+/// Status message of a proxy that runs and fails its readiness probe.
 const PROXY_SILENT: &str = "its proxy runs and does not say that it is ready (port 15021), so that it gets no traffic; `meltemi restart` starts it anew";
 
-/// What a log says of a program that was ended to be started anew.
+/// Reason written to the log of a program that the node ended for a restart.
 const ON_REQUEST: &str = "a restart was asked for";
 
-/// Callers get this long to learn that a workload goes away before it does.
+/// How long a workload keeps running after its Pod was removed or became unready, so that callers
+/// learn of it and stop sending requests.
 const WITHDRAWAL: Duration = Duration::from_millis(200);
 
-/// What others ask of a workload.
+/// A command to a workload's task.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// End; answered when everything is gone.
+    /// End the workload; the sender fires when its programs and sandbox are gone.
     Stop(oneshot::Sender<()>),
-    /// End the application and start it anew.
+    /// Restart the application.
     RestartApp,
-    /// End the proxy and start it anew, possibly as another one.
+    /// Restart the proxy, as another kind if one is given.
     RestartProxy(Option<ProxyKind>),
 }
 
-/// The node's view of a running workload.
+/// The node's handle of a running workload.
 #[derive(Debug)]
 pub(crate) struct Handle {
     pub(crate) spec: Arc<WorkloadSpec>,
     pub(crate) status: watch::Receiver<WorkloadStatus>,
     pub(crate) app_log: Arc<Log>,
     pub(crate) proxy_log: Arc<Log>,
-    /// Empty until it is made, and where it cannot be made.
+    /// Empty until the sandbox was created, and for ever if that failed.
     pub(crate) sandbox: Arc<OnceLock<Sandbox>>,
     commands: mpsc::UnboundedSender<Command>,
 }
 
 impl Handle {
-    /// Passes a command on; a workload that has just ended hears none.
+    /// Sends a command; ignored if the workload has already ended.
     pub(crate) fn send(&self, command: Command) {
         let _ = self.commands.send(command);
     }
 }
 
-/// Starts a workload.
+/// Starts the task of a workload.
 pub(crate) fn start(context: Arc<Context>, spec: WorkloadSpec, address: Ipv4Addr) -> Handle {
     let spec = Arc::new(spec);
     let folder = context
@@ -78,8 +81,8 @@ pub(crate) fn start(context: Arc<Context>, spec: WorkloadSpec, address: Ipv4Addr
         Log::new(&folder.join("proxy.log")),
     );
 
-    let (commands, orders) = mpsc::unbounded_channel();
-    let (status, seen) = watch::channel(WorkloadStatus::new(&spec, address));
+    let (commands, received) = mpsc::unbounded_channel();
+    let (status, status_receiver) = watch::channel(WorkloadStatus::new(&spec, address));
     let sandbox = Arc::new(OnceLock::new());
     let workload = Workload {
         proxy_kind: spec.proxy,
@@ -89,24 +92,24 @@ pub(crate) fn start(context: Arc<Context>, spec: WorkloadSpec, address: Ipv4Addr
         app_log: Arc::clone(&app_log),
         proxy_log: Arc::clone(&proxy_log),
         sandbox: Arc::clone(&sandbox),
-        app: Part::default(),
-        proxy: Part::default(),
+        app: SupervisedProgram::default(),
+        proxy: SupervisedProgram::default(),
         token: None,
         proxy_ready: false,
         proxy_silent: false,
         app_ready: false,
         message: None,
         created: context.now(),
-        written: None,
+        published_ready: None,
         status,
         context,
     };
 
-    tokio::spawn(workload.run(orders));
+    tokio::spawn(workload.run(received));
 
     Handle {
         spec,
-        status: seen,
+        status: status_receiver,
         app_log,
         proxy_log,
         sandbox,
@@ -123,29 +126,32 @@ struct Workload {
     app_log: Arc<Log>,
     proxy_log: Arc<Log>,
     sandbox: Arc<OnceLock<Sandbox>>,
-    app: Part,
-    proxy: Part,
-    /// What the proxy that runs shows when it has no certificate.
+    app: SupervisedProgram,
+    proxy: SupervisedProgram,
+    /// Token file of the running proxy, with which it requests its certificate.
     token: Option<TokenFile>,
     proxy_ready: bool,
-    /// It was ready, runs on, and says so no more.
+    /// The proxy was ready, still runs, and now fails its readiness probe.
     proxy_silent: bool,
     app_ready: bool,
     message: Option<String>,
     created: String,
-    /// Readiness as the pod's file says it.
-    written: Option<bool>,
+    /// Readiness in the Pod file; `None` before the file was first written.
+    published_ready: Option<bool>,
     status: watch::Sender<WorkloadStatus>,
 }
 
 impl Workload {
-    async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Command>) {
+    /// Runs the workload until it is stopped.
+    async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
         let mut services = self.context.services.clone();
         match Sandbox::create(&self.context, &self.spec, self.address, &self.folder).await {
             Ok(sandbox) => _ = self.sandbox.set(sandbox),
-            Err(error) => return self.fail(error, orders).await,
+            Err(error) => return self.fail(error, commands).await,
         }
 
+        // In the mesh the application starts only when its proxy is ready, since its first
+        // calls would fail otherwise.
         if self.spec.is_meshed() {
             self.proxy.start_now();
         } else {
@@ -158,66 +164,51 @@ impl Workload {
 
         loop {
             self.publish();
-            self.complain().await;
+            self.report_crash_loops().await;
+
+            // Each condition below switches one branch of the select on.
             let has_control = *control.borrow_and_update();
             let awaits_proxy =
                 self.spec.is_meshed() && self.proxy.is_running() && !self.proxy_ready;
             let awaits_app = self.app.is_running() && !self.app_ready;
             let renewal = async {
                 match &self.token {
-                    Some(token) => token.wait().await,
+                    Some(token) => token.wait_until_due().await,
                     None => std::future::pending().await,
                 }
             };
 
             tokio::select! {
-                order = orders.recv() => match order {
-                    Some(Command::Stop(done)) => {
-                        self.stop().await;
-                        self.tear_down(done);
-                        return;
-                    }
-                    Some(order) => self.obey(order).await,
+                command = commands.recv() => match command {
+                Some(Command::Stop(done)) => {
+                self.stop().await;
+                self.remove_sandbox(done);
+                return;
+                }
+                Some(command) => self.execute(command).await,
                     None => {
                         self.stop().await;
                         return;
                     }
                 },
-                // Without the control plane's root certificate a proxy could only fail.
+                // A proxy cannot start without the control plane's root certificate.
                 event = self.proxy.next(), if has_control => match event {
-                    PartEvent::Due => self.start_proxy(),
-                    PartEvent::Exited(status) => {
-                        let why = self.proxy.ended(status).to_owned();
-                        self.proxy_ready = false;
-                        self.proxy_silent = false;
-                        self.proxy_log.write(format!("meltemi: proxy ended: {why}\n").as_bytes());
-                        tracing::warn!(workload = %self.spec.key, why, "proxy ended");
-                    }
+                    ProgramEvent::StartDue => self.start_proxy(),
+                    ProgramEvent::Exited(status) => self.proxy_ended(status),
                 },
                 _ = control.changed(), if !has_control => {}
                 () = renewal => self.renew_token(),
-                () = proxy_answers(self.address), if awaits_proxy => {
-                    self.proxy_ready = true;
-                    self.proxy_silent = false;
-                    if self.spec.app.is_some() && !self.app.is_running() && self.app.due.is_none() {
-                        self.app.start_now();
-                    }
-                }
-                () = proxy_falls_silent(self.address), if self.spec.is_meshed() && self.proxy_ready => {
+                () = wait_until_proxy_ready(self.address), if awaits_proxy => self.proxy_became_ready(),
+                () = wait_until_proxy_unready(self.address), if self.spec.is_meshed() && self.proxy_ready => {
                     self.proxy_ready = false;
                     self.proxy_silent = true;
                     tracing::warn!(workload = %self.spec.key, "proxy does not say that it is ready");
                 }
                 event = self.app.next() => match event {
-                    PartEvent::Due => self.start_app(),
-                    PartEvent::Exited(status) => {
-                        let why = self.app.ended(status).to_owned();
-                        self.app_ready = false;
-                        self.app_log.write(format!("meltemi: {} ended: {why}\n", self.spec.container).as_bytes());
-                        tracing::info!(workload = %self.spec.key, why, "application ended");
-                    }
+                    ProgramEvent::StartDue => self.start_app(),
+                    ProgramEvent::Exited(status) => self.app_ended(status),
                 },
-                silent = listens(&self.sandbox, &self.spec), if awaits_app => {
+                silent = wait_until_listening(&self.sandbox, &self.spec), if awaits_app => {
                     self.app_ready = true;
                     self.message = silent;
                 }
@@ -231,23 +222,51 @@ impl Workload {
         }
     }
 
-    /// There is nothing to run in: says why, and waits to be told to go.
-    async fn fail(&mut self, error: anyhow::Error, mut orders: mpsc::UnboundedReceiver<Command>) {
+    fn proxy_ended(&mut self, status: ExitStatus) {
+        let why = self.proxy.ended(status).to_owned();
+        self.proxy_ready = false;
+        self.proxy_silent = false;
+        self.proxy_log
+            .write(format!("meltemi: proxy ended: {why}\n").as_bytes());
+        tracing::warn!(workload = %self.spec.key, why, "proxy ended");
+    }
+
+    fn app_ended(&mut self, status: ExitStatus) {
+        let why = self.app.ended(status).to_owned();
+        self.app_ready = false;
+        self.app_log
+            .write(format!("meltemi: {} ended: {why}\n", self.spec.container).as_bytes());
+        tracing::info!(workload = %self.spec.key, why, "application ended");
+    }
+
+    fn proxy_became_ready(&mut self) {
+        self.proxy_ready = true;
+        self.proxy_silent = false;
+
+        // Start the application the first time only: a proxy that comes back leaves it as it is.
+        if self.spec.app.is_some() && !self.app.is_running() && self.app.due.is_none() {
+            self.app.start_now();
+        }
+    }
+
+    /// Reports that the sandbox could not be created, then waits for [`Command::Stop`].
+    async fn fail(&mut self, error: anyhow::Error, mut commands: mpsc::UnboundedReceiver<Command>) {
         self.message = Some(format!("{error:#}"));
         self.context
             .warn(format!("workload {}: {error:#}", self.spec.key))
             .await;
         self.publish();
 
-        while let Some(order) = orders.recv().await {
-            if let Command::Stop(done) = order {
-                return self.tear_down(done);
+        while let Some(command) = commands.recv().await {
+            if let Command::Stop(done) = command {
+                return self.remove_sandbox(done);
             }
         }
     }
 
-    /// Tells of a program that fails again and again, and where its last words are.
-    async fn complain(&mut self) {
+    /// Shows a program that fails again and again to the user, with the command that shows its
+    /// log.
+    async fn report_crash_loops(&mut self) {
         let key = &self.spec.key;
         let mesh = match self.context.config.name.as_str() {
             "default" => String::new(),
@@ -258,17 +277,18 @@ impl Workload {
             (&mut self.app, "its program", ""),
             (&mut self.proxy, "its proxy", " -c proxy"),
         ] {
-            if let Some(complaint) = part.complaint() {
+            if let Some(take_crash_loop_message) = part.take_crash_loop_message() {
                 let logs = format!("meltemi{mesh} logs -n {} {}{flag}", key.namespace, key.pod);
                 self.context
                     .warn(format!(
-                        "workload {key}: {what} {complaint}; `{logs}` shows what it said"
+                        "workload {key}: {what} {take_crash_loop_message}; `{logs}` shows what it said"
                     ))
                     .await;
             }
         }
     }
 
+    /// Applies the DNAT rules of Services, for a workload without a sidecar.
     fn apply_services(&self, services: &Services) {
         let Some(sandbox) = self.sandbox.get() else {
             return;
@@ -325,7 +345,8 @@ impl Workload {
                 .collect(),
             netns: Some(sandbox.netns.raw()),
             files: sandbox.proxy_files.clone(),
-            // Its Envoy would hold the ports that the next one needs.
+            // If the agent dies, its Envoy must die too: it would keep the ports that the next one
+            // needs.
             ends_together: self.proxy_kind == ProxyKind::Envoy,
             keep: vec![descriptor],
             ..LaunchSpec::default()
@@ -334,7 +355,7 @@ impl Workload {
         let child = child::spawn(
             &spec,
             &format!("{role} {}", self.spec.key.pod),
-            Output::Log(Arc::clone(&self.proxy_log)),
+            ProgramIo::Log(Arc::clone(&self.proxy_log)),
         )?;
 
         self.token = Some(token);
@@ -360,7 +381,7 @@ impl Workload {
                 child::spawn(
                     &spec,
                     &format!("app {}", self.spec.key.pod),
-                    Output::Log(Arc::clone(&self.app_log)),
+                    ProgramIo::Log(Arc::clone(&self.app_log)),
                 )
             });
 
@@ -370,8 +391,8 @@ impl Workload {
         }
     }
 
-    async fn obey(&mut self, order: Command) {
-        match order {
+    async fn execute(&mut self, command: Command) {
+        match command {
             Command::Stop(_) => unreachable!("handled by the caller"),
             Command::RestartApp => {
                 if self.spec.app.is_some() {
@@ -404,9 +425,11 @@ impl Workload {
         }
     }
 
+    /// Removes the Pod, waits until callers have noticed, then stops the application and the proxy,
+    /// in this order: the application's last calls need the proxy.
     async fn stop(&mut self) {
         pods::remove(&self.context.config.pods_dir(), &self.spec.key);
-        self.until_withdrawn().await;
+        self.wait_for_withdrawal().await;
         if let Some(app) = self.app.take() {
             child::stop(app, GRACE).await;
         }
@@ -415,9 +438,9 @@ impl Workload {
         }
     }
 
-    /// Not ready from now on, which callers know when this ends.
+    /// Publishes that the workload is not ready and waits until callers have noticed.
     async fn withdraw(&mut self) {
-        let was_ready = self.written;
+        let was_ready = self.published_ready;
         self.app_ready = false;
         self.proxy_ready &= self.spec.app.is_some();
         self.publish();
@@ -426,15 +449,15 @@ impl Workload {
         }
     }
 
-    /// Lets callers turn away first: a connection to an address that nobody has any more hangs
-    /// until it times out.
-    async fn until_withdrawn(&self) {
-        if self.written == Some(true) && !self.context.ending.load(Ordering::Relaxed) {
+    /// Waits until callers have stopped using the workload's address. A connection to an address
+    /// that is gone would hang until it times out. Skipped when the whole node stops.
+    async fn wait_for_withdrawal(&self) {
+        if self.published_ready == Some(true) && !self.context.is_stopping.load(Ordering::Relaxed) {
             tokio::time::sleep(WITHDRAWAL).await;
         }
     }
 
-    fn tear_down(&self, done: oneshot::Sender<()>) {
+    fn remove_sandbox(&self, done: oneshot::Sender<()>) {
         sandbox::remove(self.address, &self.folder);
         let _ = done.send(());
     }
@@ -443,29 +466,29 @@ impl Workload {
         self.proxy_ready && (self.spec.app.is_none() || (self.app.is_running() && self.app_ready))
     }
 
-    /// Tells the control plane and whoever asks.
+    /// Writes the Pod file if the readiness changed, and publishes the status to commands.
     fn publish(&mut self) {
         let ready = self.is_ready();
-        if self.written != Some(ready) {
+        if self.published_ready != Some(ready) {
             let dir = self.context.config.pods_dir();
             match pods::write(&dir, &self.spec, self.address, ready, &self.created) {
-                Ok(()) => self.written = Some(ready),
+                Ok(()) => self.published_ready = Some(ready),
                 Err(error) => {
                     tracing::warn!(workload = %self.spec.key, %error, "the pod's file cannot be written")
                 }
             }
         }
 
-        let part = |part: &Part| PartStatus {
-            running: part.is_running(),
-            pid: part.pid(),
-            restarts: part.restarts,
-            last_exit: part.last_exit.clone(),
+        let status_of = |program: &SupervisedProgram| ProgramStatus {
+            running: program.is_running(),
+            pid: program.pid(),
+            restarts: program.restarts,
+            last_exit: program.last_exit.clone(),
         };
 
         let phase = match () {
             () if self.sandbox.get().is_none() => Phase::Failed,
-            () if self.app.is_crashing() || self.proxy.is_crashing() => Phase::BackOff,
+            () if self.app.is_backing_off() || self.proxy.is_backing_off() => Phase::BackOff,
             () if ready || self.proxy_silent => Phase::Running,
             () => Phase::Starting,
         };
@@ -474,8 +497,8 @@ impl Workload {
             phase,
             ready,
             proxy_kind: self.proxy_kind,
-            app: self.spec.app.as_ref().map(|_| part(&self.app)),
-            proxy: self.spec.is_meshed().then(|| part(&self.proxy)),
+            app: self.spec.app.as_ref().map(|_| status_of(&self.app)),
+            proxy: self.spec.is_meshed().then(|| status_of(&self.proxy)),
             message: self
                 .proxy_silent
                 .then(|| PROXY_SILENT.to_owned())

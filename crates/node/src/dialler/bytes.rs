@@ -1,5 +1,5 @@
-//! Bytes within a message's JSON: as base64, since a list of numbers would make a long answer
-//! larger than a socket takes.
+//! Serialises bytes as base64 within JSON. As a list of numbers, a long DNS answer would exceed the
+//! maximum size of a message.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde::{Deserialize as _, Deserializer, Serializer, de};

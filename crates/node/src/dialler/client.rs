@@ -1,4 +1,5 @@
-//! The node's end: many requests in flight over one socket.
+//! The node's end of the channel to the supervisor: many requests in flight over one socket,
+//! matched to their replies by id.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,16 +11,17 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{Answer, Failure, Reply, Request, ToSupervisor};
+use super::{Answer, DiallerReply, DiallerRequest, Failure, ToSupervisor};
 use crate::events::Event;
 use crate::fd_socket::FdSocket;
 
-/// More than the supervisor takes for anything: the wait for a turn and for whoever is called.
+/// Limit for one request. It exceeds the supervisor's own limits, 10 s in the queue and 10 s to
+/// connect, so that normally the supervisor's error arrives first.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Waiting = HashMap<u64, oneshot::Sender<(Result<Answer, Failure>, Vec<OwnedFd>)>>;
 
-/// Asks the supervisor for sockets and answers of the machine's own network.
+/// Requests sockets and DNS answers of the machine's network from the supervisor.
 #[derive(Debug)]
 pub(crate) struct Dialler {
     socket: FdSocket,
@@ -28,7 +30,8 @@ pub(crate) struct Dialler {
 }
 
 impl Dialler {
-    /// Starts reading answers; the second value ends when the supervisor does.
+    /// Starts the task that reads replies. The returned handle completes when the supervisor closes
+    /// its end.
     pub(crate) fn start(socket: OwnedFd) -> io::Result<(Arc<Self>, tokio::task::JoinHandle<()>)> {
         let dialler = Arc::new(Self {
             socket: FdSocket::new(socket)?,
@@ -41,7 +44,7 @@ impl Dialler {
 
     async fn read(self: Arc<Self>) {
         loop {
-            match self.socket.receive::<Reply>().await {
+            match self.socket.receive::<DiallerReply>().await {
                 Ok(Some((reply, fds))) => {
                     let waiting = self
                         .waiting
@@ -60,14 +63,15 @@ impl Dialler {
             }
         }
 
-        // Whoever still waits is told by its sender being dropped.
+        // Dropping the senders makes every request in flight fail.
         self.waiting
             .lock()
             .expect("nothing panics while it holds the table")
             .clear();
     }
 
-    async fn ask(&self, request: Request) -> io::Result<(Answer, Vec<OwnedFd>)> {
+    /// Sends a request and waits for its reply, at most [`ANSWER_TIMEOUT`].
+    async fn request(&self, request: DiallerRequest) -> io::Result<(Answer, Vec<OwnedFd>)> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         self.waiting
@@ -77,7 +81,7 @@ impl Dialler {
 
         let exchange = async {
             self.socket
-                .send(&ToSupervisor::Ask(id, request), &[])
+                .send(&ToSupervisor::Request(id, request), &[])
                 .await?;
             answered
                 .await
@@ -101,9 +105,9 @@ impl Dialler {
             })
     }
 
-    /// Connects from the machine's own network.
+    /// Opens a TCP connection from the machine's network.
     pub(crate) async fn connect(&self, to: SocketAddr) -> io::Result<std::net::TcpStream> {
-        let (_, fds) = self.ask(Request::Connect(to)).await?;
+        let (_, fds) = self.request(DiallerRequest::Connect(to)).await?;
         let fd = fds
             .into_iter()
             .next()
@@ -111,7 +115,8 @@ impl Dialler {
         Ok(fd.into())
     }
 
-    /// Listens on the machine.
+    /// Opens `count` listening sockets on the machine for the gateway port `port`; `others` are all
+    /// ports of the gateway. Returns the machine's address and the sockets.
     pub(crate) async fn listen(
         &self,
         port: u16,
@@ -119,7 +124,7 @@ impl Dialler {
         others: Vec<u16>,
     ) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
         match self
-            .ask(Request::Listen {
+            .request(DiallerRequest::Listen {
                 port,
                 count,
                 others,
@@ -131,17 +136,17 @@ impl Dialler {
         }
     }
 
-    /// Asks the machine's resolver.
+    /// Forwards a raw DNS query to the machine's resolver.
     pub(crate) async fn dns(&self, query: Vec<u8>, tcp: bool) -> io::Result<Vec<u8>> {
-        match self.ask(Request::Dns { query, tcp }).await? {
+        match self.request(DiallerRequest::Dns { query, tcp }).await? {
             (Answer::Dns(bytes), _) => Ok(bytes),
             _ => Err(io::Error::other("the supervisor answered something else")),
         }
     }
 
-    /// Shows the user something; lost when the supervisor is gone.
-    pub(crate) async fn tell(&self, event: Event) {
-        let _ = self.socket.send(&ToSupervisor::Tell(event), &[]).await;
+    /// Shows an event to the user; lost when the supervisor has ended.
+    pub(crate) async fn show(&self, event: Event) {
+        let _ = self.socket.send(&ToSupervisor::Event(event), &[]).await;
     }
 }
 
@@ -151,7 +156,7 @@ mod tests {
     use crate::fd_socket;
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_never_comes_is_not_awaited_for_ever() {
+    async fn a_request_without_a_reply_times_out() {
         let (silent, socket) = fd_socket::pair().unwrap();
         let (dialler, _) = Dialler::start(socket).unwrap();
         let error = dialler.dns(vec![0], false).await.unwrap_err();

@@ -1,14 +1,15 @@
-//! Outside names and addresses that lead elsewhere: how a machine without internet tests the way
-//! out.
+//! The dial map: redirects outside names and addresses to addresses of this machine, for tests
+//! without internet.
 //!
-//! A YAML mapping. Keys: a name (`*.` in front covers the names below it) or an IPv4 address, each
-//! with or without a port. Values: an address and port of this machine. A mapped name gets an
-//! address of the block for benchmarks (198.18.0.0/15), which is mapped back when it is called.
+//! The format is a YAML mapping. A key is a name (`*.example.org` covers all names below
+//! `example.org`) or an IPv4 address, with or without a port. A value is an address with a port. A
+//! mapped name resolves to an address of 198.18.0.0/15, the block for benchmarks (RFC 2544), and a
+//! connection to that address is redirected.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
 
-/// Where outside names and addresses lead instead.
+/// Redirections of outside names and addresses, and the addresses assigned to mapped names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DialMap {
     entries: BTreeMap<String, SocketAddr>,
@@ -16,26 +17,26 @@ pub struct DialMap {
     by_name: HashMap<String, Ipv4Addr>,
 }
 
-/// Why a text is no dialler map.
+/// Why a text is not a dial map.
 #[derive(Debug, thiserror::Error)]
 pub enum DialMapError {
-    /// Not a YAML mapping of strings.
+    /// The text is not a YAML mapping of strings.
     #[error("a dialler map is a YAML mapping like `httpbin.org:80: 127.0.0.1:18080`: {0}")]
     Syntax(String),
-    /// A value that is no socket address.
+    /// A value is not an address with a port.
     #[error(
         "dialler map: {key} leads to {value:?}, which is no address with port such as 127.0.0.1:18080"
     )]
     Value {
-        /// The entry's key.
+        /// Key of the entry.
         key: String,
-        /// What it leads to.
+        /// Value of the entry.
         value: String,
     },
 }
 
 impl DialMap {
-    /// Reads a map.
+    /// Parses a map; an empty text is an empty map.
     pub fn parse(text: &str) -> Result<Self, DialMapError> {
         if text.trim().is_empty() {
             return Ok(Self::default());
@@ -56,7 +57,8 @@ impl DialMap {
         })
     }
 
-    /// The address that stands for a mapped name; `None` for a name that is not mapped.
+    /// The address that a mapped name resolves to, assigned at the first call; `None` for a name
+    /// that is not mapped.
     pub(crate) fn address_of(&mut self, name: &str) -> Option<Ipv4Addr> {
         let is_mapped = self
             .entries
@@ -69,6 +71,8 @@ impl DialMap {
         if let Some(address) = self.by_name.get(name) {
             return Some(*address);
         }
+
+        // 198.18.0.1 to 198.19.255.254.
         let index = u32::try_from(self.by_name.len())
             .ok()
             .filter(|i| *i < 0x1_fffe)?;
@@ -79,7 +83,8 @@ impl DialMap {
         Some(address)
     }
 
-    /// Where a call to `to` leads instead, if it is mapped.
+    /// The redirected address of a connection to `to`; `None` if it is not mapped. An entry with a
+    /// port wins over one without.
     pub(crate) fn target_of(&self, to: SocketAddr) -> Option<SocketAddr> {
         let SocketAddr::V4(v4) = to else { return None };
         let called = self
@@ -120,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_addresses_lead_elsewhere() {
+    fn mapped_names_and_addresses_are_redirected() {
         let mut map =
             DialMap::parse("httpbin.org:443: 127.0.0.1:1443\nhttpbin.org: 127.0.0.1:1080\n'*.wiki.org': 127.0.0.1:2\n203.0.113.5:80: 127.0.0.1:3\n")
                 .unwrap();

@@ -1,4 +1,6 @@
-//! The supervisor's end, in the machine's own network namespace.
+//! The supervisor's end of the channel: opens sockets and forwards DNS queries in the machine's
+//! network namespace. Refuses connections to the machine's loopback, except where the dial map
+//! redirects.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,38 +14,39 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 
-use super::lane::Lane;
-use super::{Answer, DialMap, Failure, Reply, Request, ToSupervisor};
+use super::request_queue::RequestQueue;
+use super::{Answer, DialMap, DiallerReply, DiallerRequest, Failure, ToSupervisor};
 use crate::dns;
 use crate::events::Event;
 use crate::fd_socket::{FdSocket, MAX_FDS};
 
-/// Connections being made, and such as wait; together as many as the relay carries.
-const CONNECTING: (usize, usize) = (1024, 3072);
-/// Questions to the machine's resolver under way, and such as wait.
-const LOOKING_UP: (usize, usize) = (256, 768);
+/// Limits of connects: (running, waiting). Their sum is the number of connections that the relay
+/// carries.
+const CONNECTS: (usize, usize) = (1024, 3072);
+/// Limits of DNS queries: (running, waiting).
+const LOOKUPS: (usize, usize) = (256, 768);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const DNS_TIMEOUT: Duration = Duration::from_secs(2);
-/// A port that needs privileges is published this much higher.
+/// Added to a gateway port below 1024, since ordinary users cannot listen on it.
 const PRIVILEGED_OFFSET: u16 = 8000;
 
-/// What the machine's side decides.
+/// Options of the supervisor that concern the machine's network.
 #[derive(Debug, Clone)]
 pub(crate) struct ServerOptions {
-    /// Address on which gateways' ports are published.
+    /// Address on which gateway ports are published.
     pub(crate) publish_address: IpAddr,
-    /// Ports published under another number than their rule's.
+    /// Machine port by gateway port, where the user chose one.
     pub(crate) publish: BTreeMap<u16, u16>,
-    /// Outside names and addresses that lead elsewhere.
+    /// Redirections of outside names and addresses.
     pub(crate) map: DialMap,
 }
 
-/// The machine as nodes may use it: outlives them.
+/// The machine's network as nodes may use it. Outlives the nodes.
 pub(crate) struct Machine {
     options: ServerOptions,
     map: Mutex<DialMap>,
-    /// Sockets of every published port; kept so that a gateway that starts again takes up the same
-    /// queue.
+    /// Address and sockets by gateway port. The supervisor keeps the sockets open: connections
+    /// queue while a gateway restarts, and the restarted gateway accepts them.
     published: Mutex<BTreeMap<u16, (SocketAddr, Vec<OwnedFd>)>>,
 }
 
@@ -51,8 +54,8 @@ pub(crate) struct Machine {
 pub(crate) struct Server {
     socket: FdSocket,
     machine: Arc<Machine>,
-    connects: Lane,
-    lookups: Lane,
+    connects: RequestQueue,
+    lookups: RequestQueue,
 }
 
 impl Server {
@@ -60,27 +63,27 @@ impl Server {
         Ok(Arc::new(Self {
             socket: FdSocket::new(socket)?,
             machine,
-            connects: Lane::new(CONNECTING.0, CONNECTING.1),
-            lookups: Lane::new(LOOKING_UP.0, LOOKING_UP.1),
+            connects: RequestQueue::new(CONNECTS.0, CONNECTS.1),
+            lookups: RequestQueue::new(LOOKUPS.0, LOOKUPS.1),
         }))
     }
 
-    /// Answers until the node closes its end.
+    /// Serves requests until the node closes its end; passes events to `on_event`.
     pub(crate) async fn serve(self: Arc<Self>, mut on_event: impl FnMut(Event)) -> io::Result<()> {
         while let Some((message, _)) = self.socket.receive::<ToSupervisor>().await? {
             let (id, request) = match message {
-                ToSupervisor::Tell(event) => {
+                ToSupervisor::Event(event) => {
                     on_event(event);
                     continue;
                 }
-                ToSupervisor::Ask(id, request) => (id, request),
+                ToSupervisor::Request(id, request) => (id, request),
             };
 
             let place = match &request {
-                Request::Connect(_) => Some(self.connects.enter()),
-                Request::Dns { .. } => Some(self.lookups.enter()),
-                // At once, and as few as there are gateways.
-                Request::Listen { .. } => None,
+                DiallerRequest::Connect(_) => Some(self.connects.admit()),
+                DiallerRequest::Dns { .. } => Some(self.lookups.admit()),
+                // Listening never blocks, and there are only as many requests as gateway ports.
+                DiallerRequest::Listen { .. } => None,
             };
 
             let server = Arc::clone(&self);
@@ -88,7 +91,7 @@ impl Server {
                 let outcome = async {
                     let place = place.transpose()?;
                     let _turn = match &place {
-                        Some(place) => Some(place.turn().await?),
+                        Some(place) => Some(place.wait_for_turn().await?),
                         None => None,
                     };
                     server.machine.answer(request).await
@@ -102,7 +105,8 @@ impl Server {
         Ok(())
     }
 
-    /// Tells the node; also when what it asked for cannot be told, since it waits.
+    /// Sends the reply. If the reply cannot be sent (an answer too long for a message), sends the
+    /// error instead, since the node waits for a reply.
     async fn reply(&self, id: u64, outcome: io::Result<(Answer, Vec<OwnedFd>)>) {
         let failed = |e: &io::Error| {
             Err(Failure {
@@ -118,12 +122,16 @@ impl Server {
 
         let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
 
-        if let Err(error) = self.socket.send(&Reply { id, answer }, &borrowed).await {
-            // Fails again where the node is gone, and then nobody waits.
+        if let Err(error) = self
+            .socket
+            .send(&DiallerReply { id, answer }, &borrowed)
+            .await
+        {
+            // If the node is gone, this fails as well, and nobody waits for it.
             let _ = self
                 .socket
                 .send(
-                    &Reply {
+                    &DiallerReply {
                         id,
                         answer: failed(&error),
                     },
@@ -135,7 +143,7 @@ impl Server {
 }
 
 impl Machine {
-    /// With nothing published yet.
+    /// Creates the machine without published ports.
     pub(crate) fn new(options: ServerOptions) -> Arc<Self> {
         let map = Mutex::new(options.map.clone());
         Arc::new(Self {
@@ -145,13 +153,13 @@ impl Machine {
         })
     }
 
-    async fn answer(&self, request: Request) -> io::Result<(Answer, Vec<OwnedFd>)> {
+    async fn answer(&self, request: DiallerRequest) -> io::Result<(Answer, Vec<OwnedFd>)> {
         match request {
-            Request::Connect(to) => {
+            DiallerRequest::Connect(to) => {
                 let stream = self.connect(to).await?;
                 Ok((Answer::Done, vec![stream.into_std()?.into()]))
             }
-            Request::Listen {
+            DiallerRequest::Listen {
                 port,
                 count,
                 others,
@@ -159,7 +167,7 @@ impl Machine {
                 let (address, fds) = self.listen(port, count, &others)?;
                 Ok((Answer::Listening(address), fds))
             }
-            Request::Dns { query, tcp } => {
+            DiallerRequest::Dns { query, tcp } => {
                 Ok((Answer::Dns(self.resolve(&query, tcp).await?), Vec::new()))
             }
         }
@@ -172,7 +180,8 @@ impl Machine {
             .expect("nothing panics while it holds the map")
             .target_of(to);
 
-        // 0.0.0.0 would reach the machine itself, and its loopback is not the workload's to call.
+        // Workloads must not reach services on the machine's loopback; connecting to 0.0.0.0
+        // reaches the loopback as well.
         let forbidden = to.ip().is_unspecified() || to.ip().is_loopback() || to.ip().is_multicast();
         if mapped.is_none() && forbidden {
             return Err(io::ErrorKind::PermissionDenied.into());
@@ -183,6 +192,8 @@ impl Machine {
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
+    /// Returns copies of the sockets that listen for the gateway port `port`, opening them at the
+    /// first request.
     fn listen(
         &self,
         port: u16,
@@ -207,15 +218,15 @@ impl Machine {
             return Ok((*address, copies));
         }
 
-        let own: Vec<u16> = published
+        let taken_ports: Vec<u16> = published
             .values()
             .map(|(address, _)| address.port())
             .collect();
 
         let chosen = self.options.publish.get(&port).copied();
-        let outer = chosen.unwrap_or_else(|| published_port(port, others, &own));
+        let outer = chosen.unwrap_or_else(|| published_port(port, others, &taken_ports));
         let wanted = SocketAddr::new(self.options.publish_address, outer);
-        let taken = |e: io::Error| match e.kind() {
+        let explain = |e: io::Error| match e.kind() {
             io::ErrorKind::AddrInUse => io::Error::other(format!(
                 "port {outer} of {} is taken by another program (`ss -ltnp 'sport = :{outer}'` shows which); stop it, or publish gateway port {port} elsewhere with --publish {port}=OTHER",
                 wanted.ip()
@@ -223,15 +234,15 @@ impl Machine {
             _ => io::Error::new(e.kind(), format!("cannot listen on {wanted}: {e}")),
         };
 
-        // With SO_REUSEPORT a second program of the same user would share the port unnoticed: so
-        // look first without it.
+        // SO_REUSEPORT would share the port with another program of the same user without an error.
+        // Bind once without it to find out whether the port is free.
         let address = {
-            let probe = listener(wanted, false).map_err(taken)?;
+            let probe = listener(wanted, false).map_err(explain)?;
             probe.local_addr()?.as_socket().unwrap_or(wanted)
         };
 
         let sockets: Vec<OwnedFd> = (0..count)
-            .map(|_| Ok(listener(address, true).map_err(taken)?.into()))
+            .map(|_| Ok(listener(address, true).map_err(explain)?.into()))
             .collect::<io::Result<_>>()?;
         let copies = sockets
             .iter()
@@ -243,6 +254,8 @@ impl Machine {
         Ok((address, copies))
     }
 
+    /// Answers a mapped name from the dial map; otherwise asks the servers of `/etc/resolv.conf` in
+    /// turn.
     async fn resolve(&self, query: &[u8], tcp: bool) -> io::Result<Vec<u8>> {
         if let Parsed::Query(asked) = parse(query) {
             let mapped = self
@@ -279,9 +292,9 @@ impl Machine {
     }
 }
 
-/// The machine's port for a gateway's port: its own number, or a higher one where that needs
-/// privileges. Where that is the number of `others` of the gateway, or is published already, the
-/// next one 10,000 higher that is free; in the end, whatever the kernel gives.
+/// The machine's port for a gateway port: the same number, or 8000 more if that needs privileges.
+/// If the number belongs to another port of the gateway (`others`) or is published already, 10,000
+/// is added until a number is free; 0 (the kernel chooses) when none is.
 fn published_port(port: u16, others: &[u16], published: &[u16]) -> u16 {
     let first = if port < 1024 {
         port + PRIVILEGED_OFFSET
@@ -294,6 +307,8 @@ fn published_port(port: u16, others: &[u16], published: &[u16]) -> u16 {
     candidates.into_iter().find(is_free).unwrap_or(0)
 }
 
+/// Binds a socket. A `shared` socket listens and allows others on the same port; one that is not
+/// shared only tests whether the port is free.
 fn listener(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(address),
@@ -312,7 +327,8 @@ fn listener(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// The servers of /etc/resolv.conf, read each time: a laptop changes networks.
+/// The first three servers of `/etc/resolv.conf`. The file is read for every query, since it
+/// changes when a laptop changes networks.
 fn host_resolvers() -> Vec<SocketAddr> {
     let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     text.lines()
@@ -336,7 +352,7 @@ async fn ask_udp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
 
     let socket = UdpSocket::bind(any).await?;
 
-    // Connected: answers of anybody else are dropped by the kernel.
+    // On a connected socket the kernel drops answers from any other address.
     socket.connect(server).await?;
     socket.send(query).await?;
     let mut answer = vec![0; 65_535];
@@ -418,58 +434,62 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_as_large_as_dns_allows_arrives_and_a_larger_one_is_a_failure() {
+    async fn the_largest_dns_answer_fits_a_message_and_a_larger_one_is_an_error() {
         let (ours, theirs) = fd_socket::pair().unwrap();
         let server = Server::new(ours, machine("")).unwrap();
         server
             .reply(1, Ok((Answer::Dns(vec![255; 65_535]), Vec::new())))
             .await;
-        let (reply, _) = fd_socket::receive::<Reply>(&theirs).unwrap().unwrap();
+        let (reply, _) = fd_socket::receive::<DiallerReply>(&theirs)
+            .unwrap()
+            .unwrap();
         assert!(matches!(reply.answer, Ok(Answer::Dns(bytes)) if bytes == [255; 65_535]));
         server
             .reply(2, Ok((Answer::Dns(vec![255; 1 << 20]), Vec::new())))
             .await;
-        let (reply, _) = fd_socket::receive::<Reply>(&theirs).unwrap().unwrap();
+        let (reply, _) = fd_socket::receive::<DiallerReply>(&theirs)
+            .unwrap()
+            .unwrap();
         assert!(reply.id == 2 && reply.answer.is_err());
     }
 
     #[tokio::test]
-    async fn connections_that_nobody_answers_hold_nothing_else_up() {
+    async fn connects_that_hang_delay_no_other_request() {
         let (ours, theirs) = fd_socket::pair().unwrap();
-        let connects = Lane::new(1, 1);
+        let connects = RequestQueue::new(1, 1);
 
-        // Somebody whom nobody answers: the one behind waits.
-        let ahead = connects.enter().unwrap();
-        let _turn = ahead.turn().await.unwrap();
+        // A connect that hangs: the next one waits.
+        let ahead = connects.admit().unwrap();
+        let _turn = ahead.wait_for_turn().await.unwrap();
         let server = Server {
             socket: FdSocket::new(ours).unwrap(),
             machine: machine("outside.test: 127.0.0.1:1"),
             connects,
-            lookups: Lane::new(1, 1),
+            lookups: RequestQueue::new(1, 1),
         };
 
-        let (told, mut events) = tokio::sync::mpsc::unbounded_channel();
-        tokio::spawn(Arc::new(server).serve(move |event| _ = told.send(event)));
+        let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(Arc::new(server).serve(move |event| _ = sender.send(event)));
         let node = FdSocket::new(theirs).unwrap();
         let ask = async |id, request| {
-            node.send(&ToSupervisor::Ask(id, request), &[])
+            node.send(&ToSupervisor::Request(id, request), &[])
                 .await
                 .unwrap()
         };
 
         let to = SocketAddr::from(([127, 0, 0, 1], 1));
-        ask(1, Request::Connect(to)).await;
-        ask(2, Request::Connect(to)).await;
+        ask(1, DiallerRequest::Connect(to)).await;
+        ask(2, DiallerRequest::Connect(to)).await;
         let query = [
             &[1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..],
             b"\x07outside\x04test\x00\x00\x01\x00\x01",
         ]
         .concat();
 
-        ask(3, Request::Dns { query, tcp: false }).await;
+        ask(3, DiallerRequest::Dns { query, tcp: false }).await;
         ask(
             4,
-            Request::Listen {
+            DiallerRequest::Listen {
                 port: 80,
                 count: 1,
                 others: Vec::new(),
@@ -477,12 +497,12 @@ mod tests {
         )
         .await;
 
-        node.send(&ToSupervisor::Tell(Event::NodeUp), &[])
+        node.send(&ToSupervisor::Event(Event::NodeUp), &[])
             .await
             .unwrap();
         let mut answers = BTreeMap::new();
         for _ in 0..3 {
-            let (reply, _) = node.receive::<Reply>().await.unwrap().unwrap();
+            let (reply, _) = node.receive::<DiallerReply>().await.unwrap().unwrap();
             answers.insert(reply.id, reply.answer.is_ok());
         }
 
@@ -491,7 +511,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_gateway_that_asks_again_gets_the_same_port() {
+    async fn a_restarted_gateway_gets_the_same_port() {
         let machine = machine("");
         let dialler = start(&machine);
         let (address, sockets) = dialler.listen(80, 2, Vec::new()).await.unwrap();
@@ -518,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_names_itself_comes_before_one_that_was_moved() {
+    fn a_moved_port_avoids_the_other_ports_of_the_gateway() {
         let all = [25, 80, 8025, 8080];
         assert_eq!(
             all.map(|port| published_port(port, &all, &[])),

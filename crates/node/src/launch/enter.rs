@@ -1,4 +1,4 @@
-//! The launcher: surroundings first, then the program.
+//! The launcher process: enters or creates namespaces, mounts files, then executes the program.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd as _, RawFd};
@@ -16,7 +16,8 @@ use super::spec::{Identity, LaunchSpec};
 use super::{LAUNCH_FAILED, init, mounts, users};
 use crate::{limits, memfd, sys};
 
-/// Reads the specification and becomes the program; returns only on failure.
+/// Entry point of the hidden role: reads a [`LaunchSpec`] from the inherited descriptor `fd` and
+/// executes its program. Returns only on failure, with the exit code.
 pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
     let spec: LaunchSpec = memfd::read_json(fd)?;
     set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -34,7 +35,7 @@ pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
             | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME;
         move_into_thread_name_spaces(process.as_fd(), all)
             .context("entering the workload's namespaces")?;
-        // Only children are in the PID namespace.
+        // Entering a PID namespace affects children only, so the program must be a child.
         init::run_as_init()?;
     } else if !spec.files.is_empty() || !spec.hide.is_empty() || spec.isolate.is_some() {
         sys::unshare(UnshareFlags::NEWNS).context("a mount namespace of its own")?;
@@ -49,7 +50,9 @@ pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
 
     if spec.ends_together {
         sys::unshare(UnshareFlags::NEWPID).context("a PID namespace of its own")?;
-        init::run_as_init()?; // the waiting parent in front; here: process 1, which takes the others with it
+        // Continues in the child: process 1 of the new namespace. When it ends, the kernel kills
+        // every other process in it.
+        init::run_as_init()?;
     }
 
     if let Some(identity) = &spec.isolate {
@@ -59,31 +62,36 @@ pub(crate) fn run(fd: RawFd) -> anyhow::Result<i32> {
     execute(&spec)
 }
 
-/// New user, PID, mount and host-name namespaces below the current ones.
+/// Moves into new user, PID, mount, IPC and host-name namespaces.
 ///
-/// What was mounted before is locked for the program: it cannot take a cover away.
+/// Mounts made before this are locked for the program, since they belong to the outer user
+/// namespace: the program cannot unmount what hides the mesh's folders.
 fn isolate(identity: &Identity) -> anyhow::Result<()> {
     let flags =
         UnshareFlags::NEWPID | UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
     users::enter(flags, identity.uid, identity.gid)
         .context("user and PID namespaces of its own")?;
 
-    // Entering a user namespace changes credentials, which clears the request to die with the
-    // parent.
+    // Entering a user namespace changes credentials, which clears the parent-death signal.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let _ = rustix::system::sethostname(identity.hostname.as_bytes());
-    init::run_as_init()?; // the waiting parent in front; here: process 1
+    // Continues in the child: process 1 of the new PID namespace.
+    init::run_as_init()?;
+
     if let Err(e) = mounts::proc() {
-        // A machine that covers parts of /proc forbids a fresh one: the program then sees the outer
-        // table's files.
+        // The kernel forbids a new /proc where parts of the old one are covered, as in containers. The
+        // program then sees the processes of the outer namespace.
         tracing::warn!(error = %e, "no process table of its own");
     }
 
-    init::run_as_init()?; // process 1 stays init; here: the program
+    // Process 1 stays as init, which reaps orphans; the program is its child.
+    init::run_as_init()?;
 
     Ok(())
 }
 
+/// Executes the program in place of this process. Returns only on failure, with the exit code that
+/// a shell uses.
 fn execute(spec: &LaunchSpec) -> anyhow::Result<i32> {
     let (program, arguments) = spec.argv.split_first().context("no program to launch")?;
     for fd in &spec.keep {
@@ -92,8 +100,13 @@ fn execute(spec: &LaunchSpec) -> anyhow::Result<i32> {
     if let Some(soft) = spec.open_files {
         limits::set_open_files(soft).context("limit of open files")?;
     }
-    let own = program.is_empty();
-    let mut command = Command::new(if own { "/proc/self/exe" } else { program });
+
+    let is_this_binary = program.is_empty();
+    let mut command = Command::new(if is_this_binary {
+        "/proc/self/exe"
+    } else {
+        program
+    });
     command
         .args(arguments)
         .env_clear()
@@ -105,7 +118,7 @@ fn execute(spec: &LaunchSpec) -> anyhow::Result<i32> {
     if let Some(cwd) = &spec.cwd {
         command.current_dir(cwd);
     }
-    if !own {
+    if !is_this_binary {
         let short = program.rsplit('/').next().unwrap_or(program);
         let _ = rustix::thread::set_name(&CString::new(short).unwrap_or_default());
     }
@@ -119,7 +132,7 @@ fn execute(spec: &LaunchSpec) -> anyhow::Result<i32> {
 
     eprintln!("meltemi: cannot start {program}: {error}{hint}");
 
-    // As a shell: 127 not found, 126 not executable.
+    // Shells use 127 for a program that is not found and 126 for one that cannot be executed.
     Ok(if error.kind() == std::io::ErrorKind::NotFound {
         127
     } else {

@@ -1,4 +1,6 @@
-//! A tiny init: the first process of a PID namespace, and the waiting parent in front of one.
+//! A minimal init: a process that forks, forwards signals to its child, reaps orphans, and ends
+//! with the child's exit code. It serves as process 1 of a PID namespace and as the parent that
+//! waits outside of one.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,7 +10,7 @@ use rustix::process::{Pid, Signal, set_parent_process_death_signal};
 
 use crate::sys::{self, Fork};
 
-/// Forks. The child returns; the parent forwards signals to it, reaps, and ends with its exit code.
+/// Forks. Only the child returns. The parent becomes the init and never returns.
 pub(crate) fn run_as_init() -> io::Result<()> {
     let lifeline = Lifeline::new()?;
     sys::block_signals();
@@ -22,14 +24,14 @@ pub(crate) fn run_as_init() -> io::Result<()> {
     }
 }
 
-/// Forwards signals to `child` until it ends.
+/// Forwards signals to `child`, reaps all children, and exits when `child` ends.
 fn wait(child: Pid) -> ! {
     loop {
         match sys::next_signal() {
             libc::SIGCHLD => {
                 while let Some((pid, status)) = sys::reap() {
                     if pid == child {
-                        // A first process that ends takes its namespace with it.
+                        // If this is process 1, its exit ends all other processes of the namespace.
                         sys::exit_now(sys::shell_code(status));
                     }
                 }
@@ -39,7 +41,8 @@ fn wait(child: Pid) -> ! {
     }
 }
 
-/// Lets a child notice that its parent ended before it could ask to be killed with it.
+/// Closes the race between a fork and `PR_SET_PDEATHSIG`: a pipe whose write end the parent holds.
+/// A child whose parent died before the child set the signal sees the pipe closed.
 pub(crate) struct Lifeline {
     read: OwnedFd,
     write: OwnedFd,
@@ -51,7 +54,8 @@ impl Lifeline {
         Ok(Self { read, write })
     }
 
-    /// In the child: from here on the parent's death is its own.
+    /// Call in the child: from now on the kernel kills this process when its parent dies. Exits at
+    /// once if the parent is dead already.
     pub(crate) fn die_with_parent(self) -> io::Result<()> {
         drop(self.write);
         set_parent_process_death_signal(Some(Signal::KILL))?;

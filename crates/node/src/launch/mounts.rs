@@ -1,4 +1,4 @@
-//! Mounts of a process's own mount namespace.
+//! Mounts within a process's own mount namespace.
 
 use std::io;
 use std::path::Path;
@@ -6,13 +6,14 @@ use std::path::Path;
 use anyhow::Context as _;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
 
-/// Mounts of the machine still appear here; ours never appear there.
+/// Makes all mounts propagate one way: later mounts of the machine appear here, mounts made here
+/// stay here (`MS_SLAVE`).
 pub(crate) fn detach() -> anyhow::Result<()> {
     let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change("/", flags).context("making mounts private")
 }
 
-/// Shows `source` in place of `target`; answers false when there is no target to cover.
+/// Bind-mounts `source` over `target`. Returns false if `target` does not exist.
 pub(crate) fn cover(source: &Path, target: &Path) -> anyhow::Result<bool> {
     match mount_bind(source, target) {
         Ok(()) => Ok(true),
@@ -22,7 +23,7 @@ pub(crate) fn cover(source: &Path, target: &Path) -> anyhow::Result<bool> {
     }
 }
 
-/// Shows an empty read-only directory in place of `target`.
+/// Mounts an empty read-only directory over `target`, if `target` exists.
 pub(crate) fn hide(target: &Path) -> anyhow::Result<()> {
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     match mount("tmpfs", target, "tmpfs", flags, Some(c"size=4k,mode=555")) {
@@ -31,7 +32,7 @@ pub(crate) fn hide(target: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Mounts the process table of the current PID namespace.
+/// Mounts `/proc` of the current PID namespace.
 pub(crate) fn proc() -> io::Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     Ok(mount("proc", "/proc", "proc", flags, None)?)

@@ -1,47 +1,44 @@
-//! What to launch: written by the node into a memory file, read by the launcher.
+//! The specification of a launch. The node writes it to a memory file, and the launcher reads it.
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// A program and the surroundings that it is to have.
+/// A program, and the namespaces, mounts and limits that it gets.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LaunchSpec {
-    /// Program and arguments. Empty program name: this very binary.
+    /// Program and arguments. An empty program name means this binary.
     pub(crate) argv: Vec<String>,
-    /// What `ps` shows as the program's name, if not `argv[0]`.
+    /// Name that `ps` shows; `None` shows `argv[0]`.
     pub(crate) title: Option<String>,
     /// The whole environment.
     pub(crate) env: Vec<(String, String)>,
-    /// Working directory, if not the node's.
+    /// Working directory; `None` keeps the node's.
     pub(crate) cwd: Option<PathBuf>,
-    /// Network namespace to enter.
+    /// Descriptor of the network namespace to enter.
     pub(crate) netns: Option<RawFd>,
-    /// Files shown under another path: (source, target). A target that does not exist is left out.
+    /// Bind mounts, as (source, target). A target that does not exist is skipped.
     pub(crate) files: Vec<(PathBuf, PathBuf)>,
-    /// Directories shown empty and read-only.
+    /// Directories over which an empty read-only directory is mounted.
     pub(crate) hide: Vec<PathBuf>,
-    /// A user and PID namespace of its own, for programs that must not touch what stands beside
-    /// them.
+    /// Run in new user and PID namespaces, so that the program can neither see nor signal the proxy
+    /// beside it.
     pub(crate) isolate: Option<Identity>,
-    /// A process whose namespaces are entered (PID file descriptor), instead of new ones.
+    /// PID file descriptor of a process whose namespaces are entered; no new ones are created.
     pub(crate) join: Option<RawFd>,
-    /// Whatever the program starts ends when it does, however that comes about.
+    /// Run in a PID namespace, so that all descendants die with the program, even if it is killed.
     pub(crate) ends_together: bool,
-    /// Soft limit of open files, if not the node's.
+    /// Soft limit of open files; `None` keeps the node's.
     pub(crate) open_files: Option<u64>,
-    /// Descriptors that the program inherits.
+    /// Descriptors that the program inherits under the same numbers.
     pub(crate) keep: Vec<RawFd>,
 }
 
-/// Who an isolated program is to itself.
+/// The user, group and host name that an isolated program sees as its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
-    /// User id that it sees as its own.
     pub(crate) uid: u32,
-    /// Group id that it sees as its own.
     pub(crate) gid: u32,
-    /// Host name that it sees.
     pub(crate) hostname: String,
 }

@@ -1,4 +1,4 @@
-//! User namespaces, and who exists in them.
+//! User namespaces and their id maps.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -10,11 +10,11 @@ use rustix::thread::UnshareFlags;
 
 use crate::sys::{self, Fork};
 
-/// Moves this process into a new user namespace, and into the others that `further` names, where it
-/// is `uid` and `gid` to itself.
+/// Moves this process into a new user namespace and into the other new namespaces of `further`.
+/// Inside, the process has the ids `uid` and `gid`.
 ///
-/// Root that stays root brings everybody along, if it may: a program of root may want to be
-/// somebody else. Whoever is not root is alone there, since the kernel grants no more.
+/// If root stays root, all ids are mapped where the kernel permits it, since a program of root may
+/// switch to another user. Any other user can map only their own id (`user_namespaces(7)`).
 pub(crate) fn enter(further: UnshareFlags, uid: u32, gid: u32) -> anyhow::Result<()> {
     let own = (geteuid().as_raw(), getegid().as_raw());
     let outside = if own == (0, 0) && own == (uid, gid) {
@@ -36,8 +36,8 @@ pub(crate) fn enter(further: UnshareFlags, uid: u32, gid: u32) -> anyhow::Result
     Ok(())
 }
 
-/// A process that stays in the old user namespace: the map of more than oneself is written from
-/// there.
+/// A helper process that stays in the old user namespace. The kernel accepts a map of more than one
+/// id only from there.
 struct Outside {
     process: Pid,
     go: OwnedFd,
@@ -51,12 +51,12 @@ impl Outside {
             Fork::Child => {
                 drop(go);
                 let is_told = fs::File::from(wait).read_exact(&mut [0]).is_ok();
-                sys::exit_now(i32::from(!is_told || map_as_here(getppid()).is_err()));
+                sys::exit_now(i32::from(!is_told || map_same_ids(getppid()).is_err()));
             }
         }
     }
 
-    /// Whether everybody exists in the new namespace now.
+    /// Maps all ids of the old namespace; returns whether that succeeded.
     fn map_everybody(self) -> bool {
         let told = fs::File::from(self.go).write_all(&[0]);
         let status = waitpid(Some(self.process), WaitOptions::empty());
@@ -66,10 +66,11 @@ impl Outside {
     }
 }
 
-/// Gives a process's namespace the ids of ours, under the same numbers.
-fn map_as_here(process: Option<Pid>) -> anyhow::Result<()> {
+/// Maps every id of this process's user namespace to the same number in the namespace of `process`.
+fn map_same_ids(process: Option<Pid>) -> anyhow::Result<()> {
     let process = process.context("the process has ended")?.as_raw_nonzero();
-    // Groups first: a namespace whose groups cannot be mapped still takes a map of one user.
+    // Groups first: if they cannot be mapped, the user map is still unwritten and the caller can
+    // map a single id.
     for map in ["gid_map", "uid_map"] {
         let ours = fs::read_to_string(format!("/proc/self/{map}"))?;
         fs::write(format!("/proc/{process}/{map}"), same_numbers(&ours))?;
@@ -77,7 +78,8 @@ fn map_as_here(process: Option<Pid>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// From a namespace's map (inner, outer, count) the map of one below it.
+/// Turns a namespace's map (inner, outer, count per line) into a map for a child namespace with the
+/// same numbers.
 fn same_numbers(map: &str) -> String {
     let lines = map.lines().filter_map(|line| {
         let mut words = line.split_ascii_whitespace();

@@ -1,5 +1,4 @@
-//! Serves [`crate::api`] at `RUN/node.sock`: one connection a request, and what goes to and fro
-//! while it is served.
+//! Serves [`crate::api`] at `RUN/node.sock`, one request per connection.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,17 +10,18 @@ use meltemi_net::fdpass::ChannelListener;
 use super::exec;
 use super::requests::{self, Refusal, refused};
 use super::state::Node;
-use crate::api::{Further, Reply, Request, Run, Target};
+use crate::api::{FollowUp, NodeReply, NodeRequest, Run, Target};
 use crate::child;
 use crate::fd_socket::FdSocket;
 use crate::log::Log;
 use crate::spec::WorkloadKey;
 
-/// Programs that a client left get this long to end by themselves.
+/// Time between SIGTERM and SIGKILL for an `exec` program whose client has left.
 const GRACE: Duration = Duration::from_secs(2);
+/// Bytes of output in one packet.
 const CHUNK: usize = 32 * 1024;
 
-/// Serves for ever.
+/// Binds the socket and serves it in the background.
 pub(super) fn start(node: Arc<Node>) -> anyhow::Result<()> {
     let listener = ChannelListener::bind(&node.context.config.run_dir.join("node.sock"))?;
     tokio::spawn(async move {
@@ -33,11 +33,11 @@ pub(super) fn start(node: Arc<Node>) -> anyhow::Result<()> {
             };
             let node = Arc::clone(&node);
             tokio::spawn(async move {
-                let client = Client {
+                let client = ClientConnection {
                     socket: channel.into(),
                 };
                 if let Err(error) = client.serve(&node).await {
-                    tracing::debug!(%error, "a client left");
+                    tracing::debug!(%error, "the connection to a client failed");
                 }
             });
         }
@@ -46,28 +46,29 @@ pub(super) fn start(node: Arc<Node>) -> anyhow::Result<()> {
     Ok(())
 }
 
-struct Client {
+struct ClientConnection {
     socket: FdSocket,
 }
 
-impl Client {
-    async fn send(&self, reply: Reply) -> io::Result<()> {
+impl ClientConnection {
+    async fn send(&self, reply: NodeReply) -> io::Result<()> {
         self.socket.send(&reply, &[]).await
     }
 
-    /// Ends when the client closes its side; packets of its that nobody expects are dropped.
-    async fn left(&self) {
-        while let Ok(Some(_)) = self.socket.receive::<Further>().await {}
+    /// Waits until the client closes the connection; other packets are ignored.
+    async fn wait_until_closed(&self) {
+        while let Ok(Some(_)) = self.socket.receive::<FollowUp>().await {}
     }
 
+    /// Reads the request, serves it, and sends its reply.
     async fn serve(self, node: &Arc<Node>) -> io::Result<()> {
-        let Some((request, fds)) = self.socket.receive::<Request>().await? else {
+        let Some((request, fds)) = self.socket.receive::<NodeRequest>().await? else {
             return Ok(());
         };
         let outcome = match request {
-            Request::List => Ok(Reply::Workloads(requests::list(node))),
-            Request::Problems => Ok(Reply::Problems(node.state().problems.clone())),
-            Request::Logs {
+            NodeRequest::List => Ok(NodeReply::Workloads(requests::list(node))),
+            NodeRequest::Problems => Ok(NodeReply::Problems(node.state().problems.clone())),
+            NodeRequest::Logs {
                 target,
                 proxy,
                 tail,
@@ -75,13 +76,13 @@ impl Client {
             } => {
                 return self.logs(node, &target, proxy, tail, follow).await;
             }
-            Request::Exec { target, argv, env } => {
+            NodeRequest::Exec { target, argv, env } => {
                 return self.exec(node, &target, argv, env, fds).await;
             }
-            Request::Run(run) => return self.run(node, *run).await,
-            Request::Stop(target) => requests::stop(node, &target),
-            Request::Restart { target, part } => requests::restart(node, &target, part),
-            Request::Proxy { target, kind } => requests::set_proxy(node, &target, kind),
+            NodeRequest::Run(run) => return self.run(node, *run).await,
+            NodeRequest::Stop(target) => requests::stop(node, &target),
+            NodeRequest::Restart { target, part } => requests::restart(node, &target, part),
+            NodeRequest::Proxy { target, kind } => requests::set_proxy(node, &target, kind),
         };
 
         match outcome {
@@ -91,7 +92,7 @@ impl Client {
     }
 
     async fn refuse(&self, refusal: Refusal) -> io::Result<()> {
-        self.send(Reply::Refused {
+        self.send(NodeReply::Refused {
             not_found: refusal.not_found,
             message: refusal.message,
         })
@@ -112,17 +113,18 @@ impl Client {
         };
         let offset = tail.map_or(0, |lines| log.tail(lines));
         tokio::select! {
-            outcome = self.copy_log(&log, offset, follow) => outcome,
-            () = self.left() => Ok(()),
+        outcome = self.copy_log(&log, offset, follow) => outcome,
+        () = self.wait_until_closed() => Ok(()),
         }
     }
 
+    /// Sends the log from `offset` on; with `follow`, goes on for ever.
     async fn copy_log(&self, log: &Log, mut offset: u64, follow: bool) -> io::Result<()> {
         loop {
             let (bytes, end) = log.read(offset);
             offset = end;
             for chunk in bytes.chunks(CHUNK) {
-                self.send(Reply::Output(chunk.to_vec())).await?;
+                self.send(NodeReply::Output(chunk.to_vec())).await?;
             }
             if !follow {
                 return Ok(());
@@ -131,6 +133,8 @@ impl Client {
         }
     }
 
+    /// Runs a program with the client's descriptors, forwards its signals, and sends the exit code.
+    /// Stops the program if the client leaves.
     async fn exec(
         &self,
         node: &Node,
@@ -151,10 +155,10 @@ impl Client {
             tokio::select! {
                 status = child.wait() => {
                     let code = status.map_or(1, |s| s.code().unwrap_or(1));
-                    return self.send(Reply::Exited(code)).await;
+                    return self.send(NodeReply::Exited(code)).await;
                 }
-                further = self.socket.receive::<Further>() => match further {
-                    Ok(Some((Further::Signal(signal), _))) => child::signal(&child, signal),
+                follow_up = self.socket.receive::<FollowUp>() => match follow_up {
+                    Ok(Some((FollowUp::Signal(signal), _))) => child::signal(&child, signal),
                     _ => {
                         child::stop(child, GRACE).await;
                         return Ok(());
@@ -164,6 +168,8 @@ impl Client {
         }
     }
 
+    /// Adds a program. Unless it is detached, sends its output and removes it when the client
+    /// leaves.
     async fn run(&self, node: &Arc<Node>, run: Run) -> io::Result<()> {
         let detach = run.detach;
         let keys = match requests::add(node, run) {
@@ -171,21 +177,21 @@ impl Client {
             Err(refusal) => return self.refuse(refusal).await,
         };
 
-        self.send(Reply::Started(keys.clone())).await?;
+        self.send(NodeReply::Started(keys.clone())).await?;
         if detach {
             return Ok(());
         }
         let outcome = tokio::select! {
-            outcome = self.follow(node, &keys) => outcome,
-            () = self.left() => Ok(()),
+        outcome = self.follow(node, &keys) => outcome,
+        () = self.wait_until_closed() => Ok(()),
         };
 
-        node.end_runs(&keys);
+        node.remove_runs(&keys);
 
         outcome
     }
 
-    /// Output of the first replica, until the workload is stopped.
+    /// Sends the output of the first replica until the workload is stopped.
     async fn follow(&self, node: &Node, keys: &[WorkloadKey]) -> io::Result<()> {
         let Some(first) = keys.first() else {
             return Ok(());

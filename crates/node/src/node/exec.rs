@@ -1,19 +1,19 @@
-//! Programs run beside an application, at a client's request.
+//! `meltemi exec`: runs a program in an application's namespaces or in the router.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::process::Child;
 
-use super::requests::{Refusal, one, refused};
+use super::requests::{Refusal, choose_replica, refused};
 use super::state::Node;
 use crate::api::{ROUTER_TARGET, Target};
-use crate::child::{self, Output};
+use crate::child::{self, ProgramIo};
 use crate::launch::LaunchSpec;
 use crate::programs::app_spec;
 
-/// Starts a program in a workload, or in the router, with the client's own input, output and
-/// errors.
+/// Starts a program in a workload or in the router, with the client's standard input, output and
+/// error.
 pub(super) fn spawn(
     node: &Node,
     target: &Target,
@@ -25,7 +25,7 @@ pub(super) fn spawn(
         return refused("no program to run");
     }
     let spawn = |spec: &LaunchSpec, title: String| {
-        child::spawn(spec, &title, Output::Given(fds))
+        child::spawn(spec, &title, ProgramIo::Client(fds))
             .or_else(|error| refused(format!("{error:#}")))
     };
 
@@ -50,7 +50,7 @@ pub(super) fn spawn(
         );
     }
 
-    let key = one(node, target)?;
+    let key = choose_replica(node, target)?;
     let state = node.state();
     let Some(handle) = state.handles.get(&key) else {
         return refused("it has just ended");
@@ -58,16 +58,17 @@ pub(super) fn spawn(
     let Some(sandbox) = handle.sandbox.get() else {
         return refused(format!("{key} could not be set up"));
     };
-    let mut in_place = (*handle.spec).clone();
-    let program = in_place.app.get_or_insert_default();
+
+    // Launch the program as if it were the application: same environment, mounts and identity.
+    let mut workload = (*handle.spec).clone();
+    let program = workload.app.get_or_insert_default();
     program.argv = argv;
     program.env.extend(env);
-    let Some(mut spec) = app_spec(&node.context, &in_place, sandbox) else {
+    let Some(mut spec) = app_spec(&node.context, &workload, sandbox) else {
         return refused("no program to run");
     };
 
-    // Beside the running application; if it does not run just now, in namespaces made as its own
-    // were.
+    // If the application runs, join its namespaces. Otherwise `spec` creates equal ones.
     let application = handle
         .status
         .borrow()
@@ -87,11 +88,12 @@ pub(super) fn spawn(
     spawn(&spec, format!("exec {}", key.pod))
 }
 
-/// The first process of the namespaces below a launcher: its only child.
+/// Opens process 1 of the namespaces that a launcher created: the launcher's only child.
 fn first_process(launcher: u32) -> Option<OwnedFd> {
     let parent = |pid: u32| -> Option<u32> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name in parentheses may hold anything, also a parenthesis.
+        // The second field is the process's name in parentheses, which may contain parentheses
+        // itself: split at the last one.
         stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
     };
 
@@ -105,7 +107,7 @@ fn first_process(launcher: u32) -> Option<OwnedFd> {
         .find(|pid| parent(*pid) == Some(launcher))?;
     let fd = pidfd_open(Pid::from_raw(child.cast_signed())?, PidfdFlags::empty()).ok()?;
 
-    // Opened by number: still the same process?
+    // The id may have been reused before it was opened: check the parent again.
     (parent(child) == Some(launcher)).then_some(())?;
 
     Some(fd)

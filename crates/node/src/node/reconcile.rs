@@ -1,4 +1,5 @@
-//! Keeps the workloads as the objects, and those who add programs by hand, want them.
+//! Compares the configured workloads with the running ones, stops those that are superfluous or
+//! changed, and starts those that are missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,22 +10,24 @@ use tokio::sync::oneshot;
 
 use super::state::Node;
 use crate::addresses::Addresses;
-use crate::desired::desired;
+use crate::desired::plan_replicas;
 use crate::events::Event;
 use crate::images::ImageMap;
 use crate::spec::{NO_ENVOY, ProxyKind, WorkloadKey, WorkloadSpec};
 use crate::workload::{self, Command};
 use crate::{gateways, objects, run_services};
 
-/// Everything that should run now. Each problem is told once, until it goes away.
-pub(super) async fn wanted(
+/// Returns every workload that should run: Deployments, gateways, and programs added with `run`.
+/// Shows each problem to the user once, until it goes away.
+pub(super) async fn wanted_workloads(
     node: &Node,
     world: &World,
     images: &[ImageMap],
-    told: &mut BTreeSet<String>,
+    reported: &mut BTreeSet<String>,
 ) -> BTreeMap<WorkloadKey, WorkloadSpec> {
     let config = &node.context.config;
-    let (mut specs, mut problems) = desired(objects::of_workloads(world), images, &config.proxies);
+    let (mut specs, mut problems) =
+        plan_replicas(objects::workload_objects(world), images, &config.proxies);
     if config.envoy.is_none() {
         let lacking = specs.values().filter(|spec| spec.proxy == ProxyKind::Envoy);
         problems.extend(lacking.map(|spec| format!("workload {}: {NO_ENVOY}", spec.key)));
@@ -38,10 +41,11 @@ pub(super) async fn wanted(
         );
     }
 
-    for problem in problems.iter().filter(|p| !told.contains(*p)) {
+    for problem in problems.iter().filter(|p| !reported.contains(*p)) {
         node.context.warn(problem.clone()).await;
     }
-    *told = problems.iter().cloned().collect();
+    *reported = problems.iter().cloned().collect();
+
     let mut state = node.state();
     state.problems = problems;
     for (key, spec) in &state.runs {
@@ -57,7 +61,8 @@ pub(super) async fn wanted(
     specs
 }
 
-/// Ends what is not wanted, or wanted otherwise, then starts what is missing.
+/// Stops workloads that are not wanted or whose specification changed, waits for them, then starts
+/// the missing ones.
 pub(super) async fn reconcile(
     node: &Node,
     wanted: BTreeMap<WorkloadKey, WorkloadSpec>,
@@ -100,8 +105,9 @@ pub(super) async fn reconcile(
     }
 }
 
-/// Tells the user about each workload of the start as it becomes ready, and when all are.
-pub(super) async fn announce(node: Arc<Node>) {
+/// Shows each workload of the start to the user as it becomes ready, and finally
+/// [`Event::AllReady`].
+pub(super) async fn announce_ready(node: Arc<Node>) {
     let mut statuses: Vec<_> = {
         let state = node.state();
         state
@@ -117,7 +123,7 @@ pub(super) async fn announce(node: Arc<Node>) {
             if status.borrow().ready {
                 node.context
                     .dialler
-                    .tell(Event::WorkloadReady {
+                    .show(Event::WorkloadReady {
                         namespace: key.namespace,
                         name: key.pod,
                     })
@@ -133,5 +139,5 @@ pub(super) async fn announce(node: Arc<Node>) {
         }
     }
 
-    node.context.dialler.tell(Event::AllReady).await;
+    node.context.dialler.show(Event::AllReady).await;
 }

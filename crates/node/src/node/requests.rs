@@ -1,4 +1,5 @@
-//! What each request of [`crate::api`] does to the node's workloads.
+//! Executes the requests of [`crate::api`] on the node's workloads, or refuses them with a message
+//! for the user.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,17 +7,18 @@ use std::sync::Arc;
 use meltemi_types::{Labels, is_dns_label};
 
 use super::state::Node;
-use crate::api::{PartName, Reply, Run, Target, WorkloadStatus};
+use crate::api::{NodeReply, ProgramName, Run, Target, WorkloadStatus};
 use crate::log::Log;
 use crate::spec::{ContainerPort, NO_ENVOY, Origin, Program, ProxyKind, WorkloadKey, WorkloadSpec};
 use crate::workload::{Command, Handle};
 use crate::{gateways, host_sockets, run_files};
 
+/// Replicas of one `run` at most.
 const MAX_REPLICAS: u32 = 100;
 
-/// What a request is answered with when it cannot be done.
+/// Why a request cannot be executed.
 pub(super) struct Refusal {
-    /// Nothing of that name exists.
+    /// True when no workload has the requested name.
     pub(super) not_found: bool,
     pub(super) message: String,
 }
@@ -28,7 +30,7 @@ pub(super) fn refused<T>(message: impl Into<String>) -> Result<T, Refusal> {
     })
 }
 
-/// Every replica, as it is now.
+/// The current status of every replica.
 pub(super) fn list(node: &Node) -> Vec<WorkloadStatus> {
     let mut all: Vec<_> = node
         .state()
@@ -47,26 +49,30 @@ pub(super) fn list(node: &Node) -> Vec<WorkloadStatus> {
     all
 }
 
-/// Replicas that a name means: a replica's own name first, else all of a Deployment.
-fn find(node: &Node, target: &Target) -> Result<Vec<WorkloadKey>, Refusal> {
+/// Finds the replicas that a name refers to: the pod with this name, else all replicas of the
+/// workload with this name. Never returns an empty list.
+fn find_replicas(node: &Node, target: &Target) -> Result<Vec<WorkloadKey>, Refusal> {
     let state = node.state();
-    let own = WorkloadKey {
+    let as_pod = WorkloadKey {
         namespace: target.namespace.clone(),
         pod: target.name.clone(),
     };
 
-    if state.handles.contains_key(&own) {
-        return Ok(vec![own]);
+    if state.handles.contains_key(&as_pod) {
+        return Ok(vec![as_pod]);
     }
-    let of = |(key, handle): (&WorkloadKey, &Handle)| {
+
+    let matching_key = |(key, handle): (&WorkloadKey, &Handle)| {
         (key.namespace == target.namespace && handle.spec.workload == target.name)
             .then(|| key.clone())
     };
 
-    let found: Vec<_> = state.handles.iter().filter_map(of).collect();
+    let found: Vec<_> = state.handles.iter().filter_map(matching_key).collect();
     if !found.is_empty() {
         return Ok(found);
     }
+
+    // The user may have forgotten the namespace: name the one that has such a workload.
     let elsewhere = state
         .handles
         .iter()
@@ -88,9 +94,9 @@ fn find(node: &Node, target: &Target) -> Result<Vec<WorkloadKey>, Refusal> {
     })
 }
 
-/// One replica: the first that is ready, else the first.
-pub(super) fn one(node: &Node, target: &Target) -> Result<WorkloadKey, Refusal> {
-    let found = find(node, target)?;
+/// Chooses one replica: the first that is ready, else the first.
+pub(super) fn choose_replica(node: &Node, target: &Target) -> Result<WorkloadKey, Refusal> {
+    let found = find_replicas(node, target)?;
     let state = node.state();
     let ready = found.iter().find(|key| {
         state
@@ -102,12 +108,12 @@ pub(super) fn one(node: &Node, target: &Target) -> Result<WorkloadKey, Refusal> 
     Ok(ready
         .or(found.first())
         .cloned()
-        .expect("find never answers an empty list"))
+        .expect("find_replicas never returns an empty list"))
 }
 
 /// The log of a workload's application, or of its proxy.
 pub(super) fn log(node: &Node, target: &Target, proxy: bool) -> Result<Arc<Log>, Refusal> {
-    let key = one(node, target)?;
+    let key = choose_replica(node, target)?;
     match node.state().handles.get(&key) {
         Some(handle) if proxy || handle.spec.app.is_none() => Ok(Arc::clone(&handle.proxy_log)),
         Some(handle) => Ok(Arc::clone(&handle.app_log)),
@@ -115,28 +121,32 @@ pub(super) fn log(node: &Node, target: &Target, proxy: bool) -> Result<Arc<Log>,
     }
 }
 
-/// Starts a workload's programs, or one of them, anew.
+/// Restarts both programs of a workload, or one.
 pub(super) fn restart(
     node: &Node,
     target: &Target,
-    part: Option<PartName>,
-) -> Result<Reply, Refusal> {
-    let found = find(node, target)?;
+    part: Option<ProgramName>,
+) -> Result<NodeReply, Refusal> {
+    let found = find_replicas(node, target)?;
     let state = node.state();
     for handle in found.iter().filter_map(|key| state.handles.get(key)) {
-        if part != Some(PartName::App) {
+        if part != Some(ProgramName::App) {
             handle.send(Command::RestartProxy(None));
         }
-        if part != Some(PartName::Proxy) {
+        if part != Some(ProgramName::Proxy) {
             handle.send(Command::RestartApp);
         }
     }
 
-    Ok(Reply::Done(format!("restarted {}", names(&found))))
+    Ok(NodeReply::Done(format!("restarted {}", names(&found))))
 }
 
-/// Puts another proxy beside a workload.
-pub(super) fn set_proxy(node: &Node, target: &Target, kind: ProxyKind) -> Result<Reply, Refusal> {
+/// Replaces the proxy of a workload by another kind.
+pub(super) fn set_proxy(
+    node: &Node,
+    target: &Target,
+    kind: ProxyKind,
+) -> Result<NodeReply, Refusal> {
     if kind == ProxyKind::None {
         return refused(
             "a workload leaves the mesh by its label `sidecar.istio.io/inject: \"false\"`, not by its proxy",
@@ -146,7 +156,8 @@ pub(super) fn set_proxy(node: &Node, target: &Target, kind: ProxyKind) -> Result
     if kind == ProxyKind::Envoy && node.context.config.envoy.is_none() {
         return refused(NO_ENVOY);
     }
-    let found = find(node, target)?;
+
+    let found = find_replicas(node, target)?;
     let state = node.state();
     let handles: Vec<&Handle> = found
         .iter()
@@ -173,15 +184,15 @@ pub(super) fn set_proxy(node: &Node, target: &Target, kind: ProxyKind) -> Result
         "Meltemi's proxy"
     };
 
-    Ok(Reply::Done(format!(
+    Ok(NodeReply::Done(format!(
         "{} now has {proxy} beside it",
         target.name
     )))
 }
 
-/// Ends a workload that was added with [`add`].
-pub(super) fn stop(node: &Node, target: &Target) -> Result<Reply, Refusal> {
-    let found = find(node, target)?;
+/// Ends a workload that [`add`] added. Refuses workloads of the configuration.
+pub(super) fn stop(node: &Node, target: &Target) -> Result<NodeReply, Refusal> {
+    let found = find_replicas(node, target)?;
     let state = node.state();
     let is_added = |key: &WorkloadKey| {
         state
@@ -199,10 +210,11 @@ pub(super) fn stop(node: &Node, target: &Target) -> Result<Reply, Refusal> {
 
     drop(state);
 
-    // One that was stopped a moment ago, and is still ending, is stopped.
-    node.end_runs(&found);
+    // Stopping twice succeeds: a workload that was just stopped is still in the table while it
+    // ends.
+    node.remove_runs(&found);
 
-    Ok(Reply::Done(format!("stopped {}", names(&found))))
+    Ok(NodeReply::Done(format!("stopped {}", names(&found))))
 }
 
 fn names(keys: &[WorkloadKey]) -> String {
@@ -212,7 +224,7 @@ fn names(keys: &[WorkloadKey]) -> String {
         .join(", ")
 }
 
-/// Adds a program as a workload: the keys of its replicas.
+/// Adds a program as a workload. Returns the keys of its replicas.
 pub(super) fn add(node: &Node, run: Run) -> Result<Vec<WorkloadKey>, Refusal> {
     let Run {
         name,
@@ -239,7 +251,7 @@ pub(super) fn add(node: &Node, run: Run) -> Result<Vec<WorkloadKey>, Refusal> {
             .map_or_else(|| app.clone(), |version| format!("{app}-{version}"))
     });
 
-    let proxy = proxy.unwrap_or_else(|| node.context.config.proxies.of(&name));
+    let proxy = proxy.unwrap_or_else(|| node.context.config.proxies.kind_of(&name));
     if proxy == ProxyKind::Envoy && node.context.config.envoy.is_none() {
         return refused(NO_ENVOY);
     }
@@ -251,6 +263,7 @@ pub(super) fn add(node: &Node, run: Run) -> Result<Vec<WorkloadKey>, Refusal> {
         }
     }
 
+    // `app` and `version` override labels of the same names.
     let own: BTreeMap<String, String> = [("app".to_owned(), app.clone())]
         .into_iter()
         .chain(version.map(|v| ("version".to_owned(), v)))
@@ -299,8 +312,8 @@ pub(super) fn add(node: &Node, run: Run) -> Result<Vec<WorkloadKey>, Refusal> {
     }
 
     for spec in specs.iter().filter(|_| detach) {
-        if let Err(error) = run_files::keep(&node.context.config.runs_dir(), spec) {
-            tracing::warn!(workload = %spec.key, %error, "it will not be known to a node that follows this one");
+        if let Err(error) = run_files::save(&node.context.config.runs_dir(), spec) {
+            tracing::warn!(workload = %spec.key, %error, "cannot save the workload: it is lost if the node is restarted");
         }
     }
 

@@ -1,4 +1,4 @@
-//! What the node's main loop and its API share: what runs, and what was added by hand.
+//! The workload tables that the node's main loop and its API share.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -10,25 +10,27 @@ use crate::run_files;
 use crate::spec::{WorkloadKey, WorkloadSpec};
 use crate::workload::Handle;
 
-/// A running node.
+/// A running node: its context and its workloads.
 pub(crate) struct Node {
     pub(crate) context: Arc<Context>,
     state: Mutex<State>,
-    /// Something changed in [`State::runs`].
+    /// Wakes the main loop after a change of [`State::runs`].
     pub(crate) changed: Notify,
 }
 
-/// Its workloads.
+/// The node's workloads.
 #[derive(Default)]
 pub(crate) struct State {
+    /// Every running workload.
     pub(crate) handles: BTreeMap<WorkloadKey, Handle>,
+    /// Workloads added with `meltemi run`.
     pub(crate) runs: BTreeMap<WorkloadKey, WorkloadSpec>,
-    /// Deployments of which something does not run as it is written, and why.
+    /// Messages about Deployments that run differently from what their YAML says.
     pub(crate) problems: Vec<String>,
 }
 
 impl Node {
-    /// With no workload yet but what was added to the node before this one.
+    /// Creates the node with the workloads that `run -d` added to an earlier node.
     pub(crate) fn new(context: Arc<Context>) -> Arc<Self> {
         let state = State {
             runs: run_files::load(&context.config.runs_dir()),
@@ -41,18 +43,18 @@ impl Node {
         })
     }
 
-    /// The workloads, for as long as nothing is awaited.
+    /// Locks the tables. Do not hold the guard across an await.
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state
             .lock()
             .expect("nothing panics while it holds the state")
     }
 
-    /// Lets the main loop end what was added by hand.
-    pub(crate) fn end_runs(&self, keys: &[WorkloadKey]) {
+    /// Removes added workloads from the table and from disk; the main loop then stops them.
+    pub(crate) fn remove_runs(&self, keys: &[WorkloadKey]) {
         self.state().runs.retain(|key, _| !keys.contains(key));
         for key in keys {
-            run_files::forget(&self.context.config.runs_dir(), key);
+            run_files::remove(&self.context.config.runs_dir(), key);
         }
         self.changed.notify_one();
     }

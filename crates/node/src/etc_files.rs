@@ -1,13 +1,13 @@
-//! Files that a workload finds under other content than the machine has: resolver, hosts, name
-//! service switch.
+//! Files below `/etc` that differ for a workload: `resolv.conf`, `hosts` and `nsswitch.conf`. They
+//! are written to the run folder and mounted over the machine's own.
 
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-/// Writes the files of one workload below `folder`; `resolver` is asked for names. Answers what is
-/// to be shown where.
+/// Writes the files of one workload below `folder`, with `resolver` as its name server. Returns the
+/// mounts as (source, target).
 pub(crate) fn write(
     folder: &Path,
     namespace: &str,
@@ -37,15 +37,16 @@ pub(crate) fn write(
 }
 
 fn resolv_conf(namespace: &str, resolver: Ipv4Addr) -> String {
-    // As on Kubernetes. A captured workload's queries never arrive at the router: its sidecar
-    // answers in its place.
+    // The content that the kubelet writes. A workload with a sidecar queries the router's address
+    // too, but its queries are captured and the sidecar answers.
     format!(
         "nameserver {resolver}\nsearch {namespace}.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n"
     )
 }
 
-/// The machine's own, with names looked up by DNS alone: a local resolver daemon is asked over a
-/// Unix socket, which no network namespace stops, and it knows nothing of the mesh.
+/// The machine's `nsswitch.conf` with host names looked up in `/etc/hosts` and DNS only. Other
+/// sources, such as systemd-resolved, are reached over a Unix socket, which network namespaces do
+/// not isolate, and they do not know the mesh's names.
 fn nsswitch(machine: &str) -> String {
     let others = machine
         .lines()
@@ -60,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_go_by_dns_alone() {
+    fn host_names_are_looked_up_by_dns_alone() {
         assert_eq!(
             nsswitch("passwd: files\nhosts: files resolve [!UNAVAIL=return] dns\n"),
             "passwd: files\nhosts: files dns\n"
